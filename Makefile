@@ -1,0 +1,61 @@
+# The two commands that matter: `make demo` and `make test`. Each sets up what it needs, from nothing but
+# Python 3.11, a C compiler, make and a package index.
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV   := .venv
+BIN    := $(VENV)/bin
+PIP    := $(BIN)/python -m pip --disable-pip-version-check
+
+# llama-cpp-python ships as source only. These leave out what quantkit never uses and keep the build portable.
+export CMAKE_ARGS ?= -DLLAVA_BUILD=OFF -DLLAMA_OPENSSL=OFF -DGGML_NATIVE=OFF
+
+.PHONY: help demo test test-full bench lint format clean
+
+help:
+	@echo "make demo       convert real SmolLM2 weights to four GGUF types, check them, print perplexity"
+	@echo "make test       set up and run the tests (under 15 minutes on 2 cores)"
+	@echo "make test-full  the long checks too: llama.cpp's own converter in a venv of its own, every type, every kill"
+	@echo "make bench      side-by-side ratios against llama.cpp's convert + quantize"
+	@echo "make lint       ruff and mypy"
+	@echo "make format     let ruff rewrite the code"
+	@echo "make clean      remove the virtual environments and the caches"
+
+$(VENV)/core.stamp: pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) install -q -e .
+	@touch $@
+
+$(VENV)/run.stamp: $(VENV)/core.stamp
+	@echo "installing llama-cpp-python (builds llama.cpp from source: about 5 minutes on 2 cores, once)"
+	$(PIP) install -q -e '.[run]'
+	@touch $@
+
+$(VENV)/dev.stamp: $(VENV)/run.stamp
+	$(PIP) install -q -e '.[run,dev]'
+	@touch $@
+
+demo: $(VENV)/core.stamp
+	$(BIN)/python -m demo.convert
+	@$(MAKE) --no-print-directory $(VENV)/run.stamp
+	$(BIN)/python -m demo.perplexity
+
+lint: $(VENV)/dev.stamp
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+format: $(VENV)/dev.stamp
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+test: lint
+	$(BIN)/python -m pytest -m "not full"
+
+test-full: lint
+	$(BIN)/python -m pytest
+
+bench: $(VENV)/dev.stamp
+	$(BIN)/python -m benchmarks.run
+
+clean:
+	rm -rf $(VENV) .cache .pytest_cache .mypy_cache .ruff_cache .hypothesis

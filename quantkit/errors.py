@@ -1,0 +1,41 @@
+"""One tree of exceptions. A message is one sentence a user can act on: what, where, what to do next."""
+
+
+class QuantkitError(Exception):
+    """Anything quantkit can explain to the user; the command line prints the message and exits 1."""
+
+
+class UsageError(QuantkitError):
+    """The request itself is wrong (an unknown type, clashing options); exits 2."""
+
+
+class CheckpointError(QuantkitError):
+    """The source checkpoint is missing, malformed or inconsistent."""
+
+
+class HubError(CheckpointError):
+    """The hub could not give what was asked: not found, gated, unreachable, dropped."""
+
+
+class UnsupportedError(QuantkitError):
+    """A valid input that quantkit does not handle (architecture, tokenizer, dtype, type)."""
+
+
+class TokenizerError(QuantkitError):
+    """The tokenizer files are missing, malformed or at odds with the embedding."""
+
+
+class ImatrixError(QuantkitError):
+    """An importance matrix is malformed, missing where needed, or of the wrong size."""
+
+
+class OutputError(QuantkitError):
+    """The output cannot be written: no space, no permission, already there."""
+
+
+class MissingExtraError(QuantkitError):
+    """An optional dependency is not installed; the message names the pip command."""
+
+
+class VerificationError(QuantkitError):
+    """A written output failed a check; exits 3."""

@@ -1,0 +1,1 @@
+"""The GGUF format: type mix, kernels, vocabulary, metadata, layout."""

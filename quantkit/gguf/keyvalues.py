@@ -1,0 +1,81 @@
+"""GGUF key-values as plain data, and their bytes.
+
+Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md (version 3, little-endian).
+"""
+
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from gguf import GGUFValueType
+
+_SCALARS: dict[GGUFValueType, str] = {
+    GGUFValueType.UINT8: "<B",
+    GGUFValueType.INT8: "<b",
+    GGUFValueType.UINT16: "<H",
+    GGUFValueType.INT16: "<h",
+    GGUFValueType.UINT32: "<I",
+    GGUFValueType.INT32: "<i",
+    GGUFValueType.FLOAT32: "<f",
+    GGUFValueType.UINT64: "<Q",
+    GGUFValueType.INT64: "<q",
+    GGUFValueType.FLOAT64: "<d",
+    GGUFValueType.BOOL: "<?",
+}
+
+
+@dataclass(frozen=True)
+class KeyValue:
+    """One key of a GGUF header. `item` is the element type when `kind` is ARRAY.
+
+    A string value may be `str` or `bytes`; it is stored as UTF-8.
+    """
+
+    key: str
+    kind: GGUFValueType
+    value: Any
+    item: GGUFValueType | None = None
+
+    def pack(self) -> bytes:
+        """The key-value as it stands in a GGUF header."""
+        return _string(self.key) + struct.pack("<I", self.kind) + _value(self.kind, self.value, self.item)
+
+
+def string(key: str, value: str | bytes) -> KeyValue:
+    return KeyValue(key, GGUFValueType.STRING, value)
+
+
+def uint32(key: str, value: int) -> KeyValue:
+    return KeyValue(key, GGUFValueType.UINT32, int(value))
+
+
+def float32(key: str, value: float) -> KeyValue:
+    return KeyValue(key, GGUFValueType.FLOAT32, float(value))
+
+
+def boolean(key: str, value: bool) -> KeyValue:
+    return KeyValue(key, GGUFValueType.BOOL, bool(value))
+
+
+def array(key: str, item: GGUFValueType, values: Sequence[Any]) -> KeyValue:
+    return KeyValue(key, GGUFValueType.ARRAY, values, item)
+
+
+def _string(text: str | bytes) -> bytes:
+    data = text.encode("utf-8") if isinstance(text, str) else bytes(text)
+    return struct.pack("<Q", len(data)) + data
+
+
+def _value(kind: GGUFValueType, value: Any, item: GGUFValueType | None) -> bytes:
+    if kind == GGUFValueType.STRING:
+        return _string(value)
+    if kind != GGUFValueType.ARRAY:
+        return struct.pack(_SCALARS[kind], value)
+    if item is None or item == GGUFValueType.ARRAY:
+        raise ValueError("an array key needs an element type that is not itself an array")
+    head = struct.pack("<IQ", item, len(value))
+    if item == GGUFValueType.STRING:
+        return head + b"".join(_string(text) for text in value)
+    return head + np.asarray(value, dtype=np.dtype(_SCALARS[item][1:]).newbyteorder("<")).tobytes()
