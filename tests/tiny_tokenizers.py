@@ -1,0 +1,287 @@
+"""Small real tokenizers, trained on the spot with the real trainers, in the form each Llama family publishes.
+
+Byte-level BPE (Llama 3, SmolLM) is a tokenizer.json; SentencePiece (Llama 1 and 2, Mistral, Yi, TinyLlama) is a
+tokenizer.model, and beside it the tokenizer.json with the same merges. Training is deterministic.
+"""
+
+import io
+import json
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import sentencepiece
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+
+CORPUS = """The quick brown fox jumps over the lazy dog. Language models read text as a row of small pieces.
+Each piece has a number, and the model only understands the cut that it was trained with. Don't change it! It's fragile.
+def total(prices):\n    return sum(price * 1.19 for price in prices)  # 19% tax\n\n\nfor i in range(10):\n\tprint(i)
+In 1969 two people walked on the Moon; 12 people had walked there by 1972. The way is 384400 km, 21000 km more or less.
+Der schnelle braune Fuchs springt über den faulen Hund. Äpfel, Öl und Übermut: größer, schöner, süßer.
+Le cœur a ses raisons que la raison ne connaît point; où êtes-vous allés cet été, à la forêt ou à la plage ?
+El niño comió piñas y corrió más rápido que el pingüino. ¿Quién sabe por qué? ¡Nadie!
+Быстрая лиса прыгает через ленивую собаку, а собака всё спит и спит под старым дубом.
+人工智能模型把句子切成小块，每一块都有一个编号。今天天气很好，我们去公园散步吧。
+日本語の文章も同じように小さな単位に分けられます。カタカナとひらがなと漢字があります。
+한국어 문장도 작은 조각으로 나뉩니다. 오늘은 날씨가 참 좋습니다.
+اللغة العربية تكتب من اليمين إلى اليسار، وهذا نص قصير للتجربة.
+हर वाक्य छोटे टुकड़ों में बाँटा जाता है। Γρήγορη αλεπού πηδά πάνω από το σκυλί.
+Emoji count too: 🙂 🚀 🦙🦙 and so do   runs  of    spaces, <tags>, "quotes", 'single ones' and me@example.org/path?q=1.
+"""
+
+LLAMA3_SPLIT = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+LLAMA3_SPECIAL = [
+    "<|begin_of_text|>",
+    "<|end_of_text|>",
+    *(f"<|reserved_special_token_{i}|>" for i in range(2)),
+    "<|finetune_right_pad_id|>",
+    "<|start_header_id|>",
+    "<|end_header_id|>",
+    "<|eom_id|>",
+    "<|eot_id|>",
+    "<|python_tag|>",
+]
+SMOLLM_SPECIAL = [
+    "<|endoftext|>",
+    "<|im_start|>",
+    "<|im_end|>",
+    "<repo_name>",
+    "<reponame>",
+    "<file_sep>",
+    "<filename>",
+    "<gh_stars>",
+    "<issue_start>",
+    "<issue_comment>",
+    "<issue_closed>",
+    "<jupyter_start>",
+    "<jupyter_text>",
+    "<jupyter_code>",
+    "<jupyter_output>",
+    "<jupyter_script>",
+    "<empty_output>",
+]
+
+_CHATML = (
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+_LLAMA3_CHAT = (
+    "{{ bos_token }}{% for message in messages %}{{ '<|start_header_id|>' + message['role'] + '<|end_header_id|>\n\n'"
+    " + message['content'] | trim + '<|eot_id|>' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{% endif %}"
+)
+_LLAMA_CHAT = (
+    "{{ bos_token }}{% for message in messages %}{% if message['role'] == 'user' %}"
+    "{{ '[INST] ' + message['content'] + ' [/INST]' }}{% else %}"
+    "{{ message['content'] + eos_token }}{% endif %}{% endfor %}"
+)
+
+
+def write_byte_level_bpe(folder: Path, style: str, size: int) -> dict[str, Any]:
+    """Write tokenizer.json, tokenizer_config.json, special_tokens_map.json; return the bos and eos ids and the size."""
+    special = LLAMA3_SPECIAL if style == "llama3" else SMOLLM_SPECIAL
+    (folder / "tokenizer.json").write_text(_byte_level_bpe(style, size), encoding="utf-8")
+    first = size - len(special) if style == "llama3" else 0
+    names = {"llama3": ("<|begin_of_text|>", "<|eot_id|>"), "smollm": ("<|im_start|>", "<|im_end|>")}[style]
+    bos, eos = names
+    config: dict[str, Any] = {
+        "added_tokens_decoder": {str(first + i): _added(text) for i, text in enumerate(special)},
+        "bos_token": bos,
+        "chat_template": _LLAMA3_CHAT if style == "llama3" else _CHATML,
+        "clean_up_tokenization_spaces": style == "llama3",
+        "eos_token": eos,
+        "model_max_length": 131072 if style == "llama3" else 8192,
+        "tokenizer_class": "PreTrainedTokenizerFast",
+    }
+    special_map: dict[str, Any] = {"bos_token": bos, "eos_token": eos}
+    if style == "smollm":
+        config |= {
+            "add_prefix_space": False,
+            "pad_token": "<|im_end|>",
+            "unk_token": "<|endoftext|>",
+            "vocab_size": size,
+        }
+        special_map |= {"pad_token": "<|im_end|>", "unk_token": "<|endoftext|>"}
+    _write_tokenizer_config(folder, config, special_map)
+    if style == "smollm":
+        return {"bos": 1, "eos": 2, "size": size}
+    ids = {text: first + i for i, text in enumerate(special)}
+    return {
+        "bos": ids["<|begin_of_text|>"],
+        "eos": [ids["<|end_of_text|>"], ids["<|eom_id|>"], ids["<|eot_id|>"]],
+        "size": size,
+    }
+
+
+@cache
+def _byte_level_bpe(style: str, size: int) -> str:
+    special = LLAMA3_SPECIAL if style == "llama3" else SMOLLM_SPECIAL
+    tokenizer = Tokenizer(models.BPE(ignore_merges=style == "llama3"))
+    if style == "llama3":
+        tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+            [
+                pre_tokenizers.Split(Regex(LLAMA3_SPLIT), behavior="isolated", invert=False),
+                pre_tokenizers.ByteLevel(add_prefix_space=False, trim_offsets=True, use_regex=False),
+            ]
+        )
+    else:
+        tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+            [
+                pre_tokenizers.Digits(individual_digits=True),
+                pre_tokenizers.ByteLevel(add_prefix_space=False, trim_offsets=True, use_regex=True),
+            ]
+        )
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=size - len(special) if style == "llama3" else size,
+        show_progress=False,
+        special_tokens=[]
+        if style == "llama3"
+        else [AddedToken(text, special=True, normalized=False) for text in special],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+    )
+    tokenizer.train_from_iterator(CORPUS.split("\n\n"), trainer)
+    if style == "llama3":
+        tokenizer.add_special_tokens([AddedToken(text, special=True, normalized=False) for text in special])
+        bos = LLAMA3_SPECIAL[0]
+        start = processors.TemplateProcessing(
+            single=f"{bos} $A", pair=f"{bos} $A {bos} $B", special_tokens=[(bos, tokenizer.token_to_id(bos))]
+        )
+        tokenizer.post_processor = processors.Sequence([processors.ByteLevel(trim_offsets=False), start])
+    if tokenizer.get_vocab_size() != size:
+        raise ValueError(f"the training text gives {tokenizer.get_vocab_size()} tokens, {size} were asked")
+    return str(tokenizer.to_str(pretty=True))
+
+
+def write_sentencepiece(
+    folder: Path, style: str, size: int, *, model: bool, json_too: bool, unigram: bool
+) -> dict[str, Any]:
+    """Write tokenizer.model and/or tokenizer.json, and the configs beside them; return the bos and eos ids and the size."""
+    if model:
+        (folder / "tokenizer.model").write_bytes(_sentencepiece(style, size, unigram))
+    if json_too:
+        text = json.dumps(_sentencepiece_json(style, size), indent=2, ensure_ascii=False)
+        (folder / "tokenizer.json").write_text(text, encoding="utf-8")
+    bos, eos = _marks(style)
+    config: dict[str, Any] = {
+        "add_bos_token": style != "yi",
+        "add_eos_token": False,
+        "added_tokens_decoder": {str(i): _added(text) for i, text in enumerate(("<unk>", bos, eos))},
+        "bos_token": bos,
+        "chat_template": _LLAMA_CHAT,
+        "clean_up_tokenization_spaces": False,
+        "eos_token": eos,
+        "legacy": style == "yi",
+        "model_max_length": 4096,
+        "sp_model_kwargs": {},
+        "tokenizer_class": "LlamaTokenizer",
+        "unk_token": "<unk>",
+    }
+    if style == "yi":
+        config["pad_token"] = "<unk>"
+    _write_tokenizer_config(folder, config, {"bos_token": bos, "eos_token": eos, "unk_token": "<unk>"})
+    processor = sentencepiece.SentencePieceProcessor(model_proto=_sentencepiece(style, size, unigram))
+    return {"bos": 1, "eos": 2, "size": processor.GetPieceSize()}
+
+
+def _marks(style: str) -> tuple[str, str]:
+    return ("<|startoftext|>", "<|endoftext|>") if style == "yi" else ("<s>", "</s>")
+
+
+@cache
+def _sentencepiece(style: str, size: int, unigram: bool) -> bytes:
+    """Llama's training options: identity normalization, byte fallback, digits split, spaces kept."""
+    bos, eos = _marks(style)
+    trained = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(CORPUS.splitlines()),
+        model_writer=trained,
+        model_type="unigram" if unigram else "bpe",
+        vocab_size=size,
+        hard_vocab_limit=not unigram,
+        byte_fallback=True,
+        character_coverage=0.98,
+        split_digits=True,
+        allow_whitespace_only_pieces=True,
+        normalization_rule_name="identity",
+        remove_extra_whitespaces=False,
+        add_dummy_prefix=style != "yi",
+        unk_id=0,
+        bos_id=1,
+        eos_id=2,
+        pad_id=-1,
+        bos_piece=bos,
+        eos_piece=eos,
+        num_threads=1,
+        minloglevel=2,
+    )
+    return trained.getvalue()
+
+
+def _sentencepiece_json(style: str, size: int) -> dict[str, Any]:
+    """The fast form of the same tokenizer: its merges are every split of a piece into two pieces, best score first."""
+    processor = sentencepiece.SentencePieceProcessor(model_proto=_sentencepiece(style, size, False))
+    vocab = {processor.IdToPiece(i): i for i in range(processor.GetPieceSize())}
+    merges = [
+        (processor.GetScore(vocab[piece]), vocab[piece[:cut]], vocab[piece[cut:]], [piece[:cut], piece[cut:]])
+        for piece, token in vocab.items()
+        if not (processor.IsByte(token) or processor.IsControl(token) or processor.IsUnknown(token))
+        for cut in range(1, len(piece))
+        if piece[:cut] in vocab and piece[cut:] in vocab
+    ]
+    merges.sort(key=lambda merge: (-merge[0], merge[1], merge[2]))
+    bos, eos = _marks(style)
+    spaces: list[dict[str, Any]] = [{"type": "Replace", "pattern": {"String": " "}, "content": "▁"}]
+    decoding: list[dict[str, Any]] = [
+        {"type": "Replace", "pattern": {"String": "▁"}, "content": " "},
+        {"type": "ByteFallback"},
+        {"type": "Fuse"},
+    ]
+    template = None
+    if style != "yi":
+        spaces.insert(0, {"type": "Prepend", "prepend": "▁"})
+        decoding.append({"type": "Strip", "content": " ", "start": 1, "stop": 0})
+        start = {"SpecialToken": {"id": bos, "type_id": 0}}
+        text = {"Sequence": {"id": "A", "type_id": 0}}
+        second = [{"SpecialToken": {"id": bos, "type_id": 1}}, {"Sequence": {"id": "B", "type_id": 1}}]
+        template = {
+            "type": "TemplateProcessing",
+            "single": [start, text],
+            "pair": [start, text, *second],
+            "special_tokens": {bos: {"id": bos, "ids": [1], "tokens": [bos]}},
+        }
+    return {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": [{"id": i, **_added(mark)} for i, mark in enumerate(("<unk>", bos, eos))],
+        "normalizer": {"type": "Sequence", "normalizers": spaces},
+        "pre_tokenizer": None,
+        "post_processor": template,
+        "decoder": {"type": "Sequence", "decoders": decoding},
+        "model": {
+            "type": "BPE",
+            "dropout": None,
+            "unk_token": "<unk>",
+            "continuing_subword_prefix": None,
+            "end_of_word_suffix": None,
+            "fuse_unk": True,
+            "byte_fallback": True,
+            "ignore_merges": False,
+            "vocab": vocab,
+            "merges": [pair for *_, pair in merges],
+        },
+    }
+
+
+def _added(text: str) -> dict[str, Any]:
+    flags = {"lstrip": False, "normalized": False, "rstrip": False, "single_word": False, "special": True}
+    return {"content": text, **flags}
+
+
+def _write_tokenizer_config(folder: Path, config: dict[str, Any], special_map: dict[str, Any]) -> None:
+    for name, value in (("tokenizer_config.json", config), ("special_tokens_map.json", special_map)):
+        (folder / name).write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
