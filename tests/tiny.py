@@ -164,7 +164,8 @@ def tiny_llama(
     `variant` is a key of VARIANTS, `dtype` one of f32, f16, bf16. `vocab` is the tokenizer's size; the embedding has
     `extra_rows` more. `tokenizer_model` and `tokenizer_json` say which of the two SentencePiece-style files to write
     (byte-level families have tokenizer.json only). `unigram` trains a unigram tokenizer.model (no larger than
-    the training text allows, and with no tokenizer.json). `config` overrides keys of config.json, before the weights are made.
+    the training text allows, and with no tokenizer.json). `config` overrides keys of config.json, before the weights
+    are made.
     """
     kind = VARIANTS[variant]
     hidden = hidden or kind.hidden

@@ -159,7 +159,7 @@ def _byte_level_bpe(style: str, size: int) -> str:
 def write_sentencepiece(
     folder: Path, style: str, size: int, *, model: bool, json_too: bool, unigram: bool
 ) -> dict[str, Any]:
-    """Write tokenizer.model and/or tokenizer.json, and the configs beside them; return the bos and eos ids and the size."""
+    """Write tokenizer.model, tokenizer.json and the configs beside them; return the bos and eos ids and the size."""
     if model:
         (folder / "tokenizer.model").write_bytes(_sentencepiece(style, size, unigram))
     if json_too:

@@ -1,0 +1,77 @@
+"""Rotary position frequencies, as config.json asks for them: plain, linear, dynamic, llama3 and YaRN scaling.
+
+Sources: RoFormer (arXiv 2104.09864); position interpolation (2306.15595); YaRN (2309.00071); Llama 3.1's own code.
+"""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from quantkit.errors import UnsupportedError
+
+Frequencies = npt.NDArray[np.float64]
+
+
+def rope_frequencies(config: Mapping[str, Any], head_dim: int, length: int) -> tuple[Frequencies, float]:
+    """The angle per position of each pair, (head_dim / 2,) in radians, and the factor on cos and sin.
+
+    `length` is the sequence's, which dynamic scaling looks at. Both spellings of the settings are read: `rope_scaling`
+    beside `rope_theta`, and `rope_parameters` holding all. Raises UnsupportedError for another rope type.
+    """
+    scaling = {**(config.get("rope_scaling") or {}), **(config.get("rope_parameters") or {})}
+    theta = float(scaling.get("rope_theta") or config.get("rope_theta") or 10000.0)
+    kind = scaling.get("rope_type") or scaling.get("type") or "default"
+    pairs = np.arange(0, head_dim, 2) / head_dim
+    trained = int(config.get("max_position_embeddings") or length)
+    if kind == "dynamic":
+        stretch = float(scaling["factor"]) * max(length, trained) / trained - (float(scaling["factor"]) - 1)
+        theta *= stretch ** (head_dim / (head_dim - 2))
+    plain = theta**-pairs
+    if kind in ("default", "dynamic"):
+        return plain, 1.0
+    if kind == "linear":
+        return plain / float(scaling["factor"]), 1.0
+    if kind == "llama3":
+        return _llama3(plain, scaling), 1.0
+    if kind == "yarn":
+        return _yarn(plain, scaling, theta, trained)
+    raise UnsupportedError(f"the reference forward does not know the rope type '{kind}' of config.json")
+
+
+def _llama3(plain: Frequencies, scaling: Mapping[str, Any]) -> Frequencies:
+    """Long wavelengths are slowed by `factor`, short ones kept, those between blended."""
+    low, high = float(scaling["low_freq_factor"]), float(scaling["high_freq_factor"])
+    turns = float(scaling["original_max_position_embeddings"]) * plain / (2 * math.pi)
+    keep = np.clip((turns - low) / (high - low), 0.0, 1.0)
+    return plain * (keep + (1 - keep) / float(scaling["factor"]))
+
+
+def _yarn(plain: Frequencies, scaling: Mapping[str, Any], theta: float, trained: int) -> tuple[Frequencies, float]:
+    """YaRN's "NTK by parts": pairs below `low` keep their speed, above `high` they are interpolated, a ramp between."""
+    original = int(scaling.get("original_max_position_embeddings") or trained)
+    factor = float(scaling.get("factor") or trained / original)
+    dim = 2 * len(plain)
+
+    def pair_turning(turns: float) -> float:
+        return dim * math.log(original / (turns * 2 * math.pi)) / (2 * math.log(theta))
+
+    low, high = pair_turning(scaling.get("beta_fast") or 32), pair_turning(scaling.get("beta_slow") or 1)
+    if scaling.get("truncate", True):
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, dim - 1)
+    ramp = np.clip((np.arange(len(plain)) - low) / max(high - low, 0.001), 0.0, 1.0)
+    return plain * (1 - ramp) + plain / factor * ramp, _yarn_attention(scaling, factor)
+
+
+def _yarn_attention(scaling: Mapping[str, Any], factor: float) -> float:
+    def magnitude(scale: float) -> float:
+        return 0.1 * scale * math.log(factor) + 1.0 if factor > 1 else 1.0
+
+    if scaling.get("attention_factor") is not None:
+        return float(scaling["attention_factor"])
+    if scaling.get("mscale") and scaling.get("mscale_all_dim"):
+        return magnitude(float(scaling["mscale"])) / magnitude(float(scaling["mscale_all_dim"]))
+    return magnitude(1.0)
