@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from gguf import GGUFValueType
 
-_SCALARS: dict[GGUFValueType, str] = {
+SCALARS: dict[GGUFValueType, str] = {
     GGUFValueType.UINT8: "<B",
     GGUFValueType.INT8: "<b",
     GGUFValueType.UINT16: "<H",
@@ -72,10 +72,10 @@ def _value(kind: GGUFValueType, value: Any, item: GGUFValueType | None) -> bytes
     if kind == GGUFValueType.STRING:
         return _string(value)
     if kind != GGUFValueType.ARRAY:
-        return struct.pack(_SCALARS[kind], value)
+        return struct.pack(SCALARS[kind], value)
     if item is None or item == GGUFValueType.ARRAY:
         raise ValueError("an array key needs an element type that is not itself an array")
     head = struct.pack("<IQ", item, len(value))
     if item == GGUFValueType.STRING:
         return head + b"".join(_string(text) for text in value)
-    return head + np.asarray(value, dtype=np.dtype(_SCALARS[item][1:]).newbyteorder("<")).tobytes()
+    return head + np.asarray(value, dtype=np.dtype(SCALARS[item][1:]).newbyteorder("<")).tobytes()

@@ -1,0 +1,253 @@
+"""What is converted, seen one way: an unquantized GGUF that exists only as a description.
+
+A checkpoint or a GGUF file becomes a `Model`: the keys its unquantized GGUF would have, its tensors in llama.cpp's
+order with the types they would have there, and rows to read. Nothing of it is ever written.
+"""
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+from gguf import GGMLQuantizationType
+from numpy.typing import NDArray
+
+from quantkit.checkpoint import Checkpoint
+from quantkit.errors import CheckpointError, TokenizerError, UnsupportedError
+from quantkit.families import MappedTensor, Part, find_family, map_tensors, read_hyperparameters
+from quantkit.gguf.keyvalues import KeyValue
+from quantkit.gguf.metadata import QUANTIZATION_KEYS, SPLIT_KEYS, general_keys, plain_key
+from quantkit.gguf.mix import MixModel, sort_key
+from quantkit.gguf.reader import GgufHeader, read_header, shard_paths
+from quantkit.gguf.vocab import Vocabulary, load_vocabulary
+
+_TYPES: dict[Any, GGMLQuantizationType] = {
+    np.dtype(np.float32): GGMLQuantizationType.F32,
+    np.dtype(np.float16): GGMLQuantizationType.F16,
+    np.dtype(ml_dtypes.bfloat16): GGMLQuantizationType.BF16,
+}
+
+
+@dataclass(frozen=True)
+class ModelTensor:
+    """A tensor of the unquantized GGUF: numpy shape, type there, and the step in which rows may be read."""
+
+    name: str
+    shape: tuple[int, ...]
+    type: GGMLQuantizationType
+    row_step: int
+    source: str
+
+    @property
+    def n_rows(self) -> int:
+        return int(np.prod(self.shape[:-1], dtype=np.int64)) if len(self.shape) > 1 else 1
+
+    @property
+    def n_columns(self) -> int:
+        return self.shape[-1]
+
+    @property
+    def n_elements(self) -> int:
+        return self.n_rows * self.n_columns
+
+    @property
+    def matrix_rows(self) -> int:
+        """Rows of one matrix: of one expert where experts are stacked."""
+        return self.shape[-2] if len(self.shape) > 1 else 1
+
+
+@dataclass(frozen=True)
+class Model:
+    """A source, ready to be converted.
+
+    `read_rows(name, start, stop)` gives (stop - start, n_columns) in the tensor's own type, or uint8 rows of blocks
+    for a quantized source. `origin` is what the origin record says of it.
+    """
+
+    name: str
+    keys: tuple[KeyValue, ...]
+    tensors: tuple[ModelTensor, ...]
+    sizes: MixModel
+    read_rows: Callable[[str, int, int], NDArray[Any]]
+    origin: Mapping[str, Any]
+    family: str
+    quantized: bool = False
+    warnings: tuple[str, ...] = ()
+    vocabulary: Vocabulary | None = None
+    checkpoint: Checkpoint | None = None
+    close: Callable[[], None] = field(default=lambda: None)
+
+
+def model_from_checkpoint(
+    checkpoint: Checkpoint,
+    *,
+    pre: str | None = None,
+    chat_template: str | None = None,
+    title: str | None = None,
+) -> Model:
+    """A checkpoint as the GGUF that llama.cpp's converter would make of it, in the source's own precision.
+
+    Raises:
+        CheckpointError, TokenizerError, UnsupportedError: the checkpoint or its tokenizer cannot be converted.
+    """
+    config = checkpoint.config
+    family = find_family(config)
+    sizes = read_hyperparameters(config)
+    mapped = map_tensors(family, sizes, checkpoint.tensors)
+    vocabulary = load_vocabulary(checkpoint.folder, config, pre=pre, chat_template=chat_template)
+    if len(vocabulary.tokens) != sizes.vocab:
+        raise TokenizerError(
+            f"the tokenizer has {len(vocabulary.tokens)} tokens but the embedding {sizes.vocab} rows (config.json,"
+            " vocab_size); the tokenizer files and the weights do not belong together"
+        )
+    by_name = {tensor.name: tensor for tensor in mapped}
+    tensors = [_describe(tensor, checkpoint) for tensor in sorted(mapped, key=lambda tensor: sort_key(tensor.name))]
+    keys = general_keys(
+        checkpoint.folder, checkpoint.name, family.gguf_arch, [(t.name, t.shape) for t in mapped], title
+    )
+    keys += [plain_key(key.name, key.kind, key.value) for key in family.keys(family.gguf_arch, sizes)]
+
+    def read_rows(name: str, start: int, stop: int) -> NDArray[Any]:
+        return _mapped_rows(checkpoint, by_name[name], start, stop)
+
+    return Model(
+        name=checkpoint.name,
+        keys=(*keys, *vocabulary.keys),
+        tensors=tuple(tensors),
+        sizes=MixModel(
+            arch=family.gguf_arch,
+            n_layer=sizes.n_layer,
+            n_head=sizes.n_head,
+            n_head_kv=sizes.n_head_kv,
+            n_expert=sizes.n_expert,
+        ),
+        read_rows=read_rows,
+        origin={
+            "source": checkpoint.repo_id or checkpoint.folder.name,
+            "revision": checkpoint.revision,
+            "header_sha256": dict(checkpoint.header_sha256),
+        },
+        family=family.name,
+        warnings=tuple(vocabulary.warnings),
+        vocabulary=vocabulary,
+        checkpoint=checkpoint,
+        close=checkpoint.close,
+    )
+
+
+def _describe(tensor: MappedTensor, checkpoint: Checkpoint) -> ModelTensor:
+    if tensor.values is not None:
+        kind, source = GGMLQuantizationType.F32, "config.json"
+    else:
+        source = tensor.parts[0].source
+        dtypes = {np.dtype(checkpoint.tensors[part.source].read_dtype) for part in tensor.parts}
+        if len(dtypes) > 1 or not dtypes <= _TYPES.keys():
+            found = ", ".join(sorted(str(dtype) for dtype in dtypes))
+            raise UnsupportedError(
+                f"tensor {source} is stored as {found}; only float weights of one type are converted"
+            )
+        kind = GGMLQuantizationType.F32 if _stays_f32(tensor.name, tensor.shape) else _TYPES[dtypes.pop()]
+    return ModelTensor(tensor.name, tensor.shape, kind, tensor.row_step, source)
+
+
+def _stays_f32(name: str, shape: Sequence[int]) -> bool:
+    """Vectors, norms and routers are float32 in every GGUF (llama.cpp, conversion/base.py, prepare_tensors)."""
+    return len(shape) < 2 or name.endswith(("_norm.weight", "ffn_gate_inp.weight")) or not name.endswith(".weight")
+
+
+def _mapped_rows(checkpoint: Checkpoint, tensor: MappedTensor, start: int, stop: int) -> NDArray[Any]:
+    if tensor.values is not None:
+        return tensor.values.reshape(-1, tensor.shape[-1])[start:stop]
+    if len(tensor.shape) == 1:
+        part = tensor.parts[0]
+        whole = checkpoint.read_rows(part.source, 0, 1)
+        return whole if part.rows is None else whole[:, part.rows]
+    rows = tensor.shape[-2]
+    pieces = [
+        _part_rows(checkpoint, tensor.parts[index], max(start - index * rows, 0), min(stop - index * rows, rows))
+        for index in range(start // rows, -(-stop // rows))
+    ]
+    return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
+
+
+def _part_rows(checkpoint: Checkpoint, part: Part, start: int, stop: int) -> NDArray[Any]:
+    if part.rows is None:
+        return checkpoint.read_rows(part.source, start, stop)
+    wanted = part.rows[start:stop]
+    first, last = int(wanted.min()), int(wanted.max()) + 1
+    return checkpoint.read_rows(part.source, first, last)[wanted - first]
+
+
+def model_from_gguf(path: Path, *, title: str | None = None) -> Model:
+    """An existing GGUF (all its shards, when it is split) as a source.
+
+    Raises:
+        CheckpointError: the file is not a sound GGUF, or a shard is missing.
+    """
+    headers = [read_header(shard) for shard in shard_paths(path)]
+    first = headers[0]
+    arch = first.value("general.architecture")
+    if not isinstance(arch, str):
+        raise CheckpointError(f"{path.name} has no general.architecture; it is not a model")
+    where = {slot.name: (index, slot) for index, header in enumerate(headers) for slot in header.tensors}
+    expected = first.value("split.tensors.count")
+    if expected is not None and expected != len(where):
+        raise CheckpointError(f"{path.name} and its shards hold {len(where)} tensors, not the {expected} they claim")
+    files = [os.open(header.path, os.O_RDONLY) for header in headers]
+
+    def read_rows(name: str, start: int, stop: int) -> NDArray[Any]:
+        index, slot = where[name]
+        width = slot.row_bytes
+        data = os.pread(files[index], (stop - start) * width, slot.offset + start * width)
+        if len(data) != (stop - start) * width:
+            raise CheckpointError(f"{headers[index].path.name} ends inside tensor {name}; it is truncated")
+        rows = np.frombuffer(data, dtype=np.uint8).reshape(stop - start, width)
+        dtype = next((dtype for dtype, kind in _TYPES.items() if kind == slot.type), None)
+        return rows if dtype is None else rows.view(dtype)
+
+    names = sorted(where, key=sort_key)
+    keys = [key for key in first.keys if key.key not in (*QUANTIZATION_KEYS, *SPLIT_KEYS)]
+    if title is not None:
+        keys = [KeyValue(key.key, key.kind, title) if key.key == "general.name" else key for key in keys]
+    stem = path.name.removesuffix(".gguf")
+    return Model(
+        name=stem[:-15] if len(headers) > 1 else stem,
+        keys=tuple(keys),
+        tensors=tuple(ModelTensor(n, where[n][1].shape, where[n][1].type, 1, n) for n in names),
+        sizes=_sizes_of(first, arch),
+        read_rows=read_rows,
+        origin={
+            "source": path.name,
+            "revision": None,
+            "header_sha256": {h.path.name: _header_hash(h) for h in headers},
+        },
+        family=arch,
+        quantized=any(where[n][1].type not in _TYPES.values() for n in names),
+        close=lambda: [os.close(file) for file in files].clear(),
+    )
+
+
+def _sizes_of(header: GgufHeader, arch: str) -> MixModel:
+    def number(key: str) -> int:
+        value = header.value(f"{arch}.{key}", 0)
+        # Some architectures give one count per layer; llama.cpp's rules look at the first.
+        return int(value if np.ndim(value) == 0 else np.asarray(value).flat[0])
+
+    n_head = number("attention.head_count")
+    return MixModel(
+        arch=arch,
+        n_layer=number("block_count"),
+        n_head=n_head,
+        n_head_kv=number("attention.head_count_kv") or n_head,
+        n_expert=number("expert_count"),
+    )
+
+
+def _header_hash(header: GgufHeader) -> str:
+    import hashlib
+
+    with header.path.open("rb") as file:
+        return hashlib.sha256(file.read(header.header_bytes)).hexdigest()

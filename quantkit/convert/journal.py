@@ -1,0 +1,90 @@
+"""The journal of a pass: which tensors are wholly written, so that a kill costs one tensor.
+
+File `NAME.journal.partial` beside the outputs, JSON lines, format `quantkit-journal` version 1: first the plan's
+fingerprint, then a line a finished tensor, then `{"finishing": {file: sha256}}` once everything is written and checked.
+"""
+
+import fcntl
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from quantkit.errors import OutputError
+
+FORMAT, VERSION = "quantkit-journal", 1
+
+
+class Journal:
+    """An open, locked journal. `done` holds the names of the tensors an earlier run finished."""
+
+    def __init__(self, path: Path, fingerprint: str, *, force: bool) -> None:
+        """Open or create the journal of the run that `fingerprint` identifies.
+
+        Raises:
+            OutputError: another process holds it, or it belongs to another source or other options (unless `force`).
+        """
+        self.path = path
+        self.done: set[str] = set()
+        self.finishing: Mapping[str, str] | None = None
+        try:
+            self._file = path.open("a+b")
+        except OSError as error:
+            raise OutputError(f"cannot write into {path.parent}: {error.strerror or error}") from error
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            self._file.close()
+            raise OutputError(f"another quantkit is writing into {path.parent} right now; wait for it") from None
+        lines = self._load()
+        self.resumed = bool(lines) and lines[0].get("fingerprint") == fingerprint
+        if lines and not self.resumed and not force:
+            self._file.close()
+            raise OutputError(
+                f"{path.parent} holds an unfinished run of another source or of other options ({path.name});"
+                " finish it with the same command, or add --force to throw it away"
+            )
+        if self.resumed:
+            for line in lines[1:]:
+                self.done.update([line["tensor"]] if "tensor" in line else [])
+                self.finishing = line.get("finishing", self.finishing)
+        else:
+            self._file.truncate(0)
+            self._append({"format": FORMAT, "version": VERSION, "fingerprint": fingerprint})
+
+    def finished(self, tensor: str) -> None:
+        """Record that every byte of `tensor` stands in every output."""
+        self._append({"tensor": tensor})
+
+    def start_finishing(self, sha256: Mapping[str, str]) -> None:
+        """Record that all outputs are complete and checked: what is left is renaming them."""
+        self._file.flush()
+        self._append({"finishing": dict(sha256)})
+        os.fsync(self._file.fileno())
+
+    def remove(self) -> None:
+        self.path.unlink(missing_ok=True)
+        self._file.close()
+
+    def close(self) -> None:
+        self._file.close()
+
+    def _append(self, line: Mapping[str, Any]) -> None:
+        self._file.write(json.dumps(line, separators=(",", ":")).encode() + b"\n")
+        self._file.flush()
+
+    def _load(self) -> list[dict[str, Any]]:
+        """Whole lines only: a kill may tear the last one, which is cut off so that the next append starts clean."""
+        self._file.seek(0)
+        data = self._file.read()
+        whole = data[: data.rfind(b"\n") + 1]
+        if len(whole) != len(data):
+            self._file.truncate(len(whole))
+        try:
+            lines = [json.loads(line) for line in whole.splitlines()]
+        except ValueError:
+            return [{}]
+        if lines and (lines[0].get("format"), lines[0].get("version")) != (FORMAT, VERSION):
+            return [{}]
+        return lines

@@ -1,0 +1,137 @@
+"""Llama 1, 2 and 3, and everything published in its shape: Mistral, Yi, SmolLM, TinyLlama and many more.
+
+Shape of the GGUF: llama.cpp's `llama` architecture (src/models/llama.cpp); names of its converter.
+"""
+
+import math
+
+import numpy as np
+from numpy.typing import NDArray
+
+from quantkit.families.family import Computed, Family, Key, Rule
+from quantkit.families.hyperparameters import Hyperparameters
+
+ATTENTION = (
+    Rule("model.layers.{layer}.input_layernorm.weight", "blk.{layer}.attn_norm.weight", ("hidden",)),
+    Rule("model.layers.{layer}.self_attn.q_proj.weight", "blk.{layer}.attn_q.weight", ("q", "hidden"), heads="n_head"),
+    Rule("model.layers.{layer}.self_attn.q_proj.bias", "blk.{layer}.attn_q.bias", ("q",), "n_head", required=False),
+    Rule(
+        "model.layers.{layer}.self_attn.k_proj.weight", "blk.{layer}.attn_k.weight", ("kv", "hidden"), heads="n_head_kv"
+    ),
+    Rule("model.layers.{layer}.self_attn.k_proj.bias", "blk.{layer}.attn_k.bias", ("kv",), "n_head_kv", required=False),
+    Rule("model.layers.{layer}.self_attn.v_proj.weight", "blk.{layer}.attn_v.weight", ("kv", "hidden")),
+    Rule("model.layers.{layer}.self_attn.v_proj.bias", "blk.{layer}.attn_v.bias", ("kv",), required=False),
+    Rule("model.layers.{layer}.self_attn.o_proj.weight", "blk.{layer}.attn_output.weight", ("hidden", "q")),
+    Rule("model.layers.{layer}.self_attn.o_proj.bias", "blk.{layer}.attn_output.bias", ("hidden",), required=False),
+    Rule("model.layers.{layer}.post_attention_layernorm.weight", "blk.{layer}.ffn_norm.weight", ("hidden",)),
+)
+
+MLP = (
+    Rule("model.layers.{layer}.mlp.gate_proj.weight", "blk.{layer}.ffn_gate.weight", ("ffn", "hidden")),
+    Rule("model.layers.{layer}.mlp.gate_proj.bias", "blk.{layer}.ffn_gate.bias", ("ffn",), required=False),
+    Rule("model.layers.{layer}.mlp.up_proj.weight", "blk.{layer}.ffn_up.weight", ("ffn", "hidden")),
+    Rule("model.layers.{layer}.mlp.up_proj.bias", "blk.{layer}.ffn_up.bias", ("ffn",), required=False),
+    Rule("model.layers.{layer}.mlp.down_proj.weight", "blk.{layer}.ffn_down.weight", ("hidden", "ffn")),
+    Rule("model.layers.{layer}.mlp.down_proj.bias", "blk.{layer}.ffn_down.bias", ("hidden",), required=False),
+)
+
+ENDS = (
+    Rule("model.embed_tokens.weight", "token_embd.weight", ("vocab", "hidden")),
+    Rule("model.norm.weight", "output_norm.weight", ("hidden",)),
+    Rule("lm_head.weight", "output.weight", ("vocab", "hidden"), required=False, tied_to_embedding=True),
+)
+
+
+def llama_keys(arch: str, sizes: Hyperparameters) -> list[Key]:
+    """The architecture's keys, in the order llama.cpp's converter writes them for its LlamaModel."""
+    keys = [Key(f"{arch}.block_count", "u32", sizes.n_layer)]
+    if sizes.context is not None:
+        keys.append(Key(f"{arch}.context_length", "u32", sizes.context))
+    keys += [
+        Key(f"{arch}.embedding_length", "u32", sizes.hidden),
+        Key(f"{arch}.feed_forward_length", "u32", sizes.ffn),
+        Key(f"{arch}.attention.head_count", "u32", sizes.n_head),
+    ]
+    if sizes.n_head_kv_given:
+        keys.append(Key(f"{arch}.attention.head_count_kv", "u32", sizes.n_head_kv))
+    keys += rope_keys(arch, sizes)
+    if sizes.norm_eps is not None:
+        keys.append(Key(f"{arch}.attention.layer_norm_rms_epsilon", "f32", sizes.norm_eps))
+    if sizes.n_expert:
+        keys.append(Key(f"{arch}.expert_count", "u32", sizes.n_expert))
+    if sizes.n_expert_used:
+        keys.append(Key(f"{arch}.expert_used_count", "u32", sizes.n_expert_used))
+    if sizes.head_dim_given:
+        keys += [
+            Key(f"{arch}.attention.key_length", "u32", sizes.head_dim),
+            Key(f"{arch}.attention.value_length", "u32", sizes.head_dim),
+        ]
+    return [
+        *keys,
+        Key(f"{arch}.vocab_size", "u32", sizes.vocab),
+        Key(f"{arch}.rope.dimension_count", "u32", sizes.head_dim),
+    ]
+
+
+def rope_keys(arch: str, sizes: Hyperparameters) -> list[Key]:
+    """Rope base and scaling. `dynamic` has no key: a runtime that needs longer contexts asks for it itself."""
+    rope, keys = sizes.rope, []
+    kind = rope.get("rope_type")
+    if kind in ("linear", "yarn"):
+        keys += [
+            Key(f"{arch}.rope.scaling.type", "str", kind),
+            Key(f"{arch}.rope.scaling.factor", "f32", rope["factor"]),
+        ]
+    if kind == "yarn":
+        original = rope.get("original_max_position_embeddings") or sizes.context
+        keys.append(Key(f"{arch}.rope.scaling.original_context_length", "u32", original))
+        for name, key in (
+            ("extrapolation_factor", "yarn_ext_factor"),
+            ("attention_factor", "yarn_attn_factor"),
+            ("beta_fast", "yarn_beta_fast"),
+            ("beta_slow", "yarn_beta_slow"),
+        ):
+            value = rope.get(name, rope.get("attn_factor") if name == "attention_factor" else None)
+            if value is not None:
+                keys.append(Key(f"{arch}.rope.scaling.{key}", "f32", value))
+    if rope.get("rope_theta") is not None:
+        keys.append(Key(f"{arch}.rope.freq_base", "f32", rope["rope_theta"]))
+    return keys
+
+
+def llama3_rope_factors(sizes: Hyperparameters) -> NDArray[np.float32] | None:
+    """Llama 3.1's frequency divisors, float32 (head_dim / 2,), or None without that scaling.
+
+    Long wavelengths are slowed by `factor`, short ones kept, those between blended (Llama 3.1 reference code,
+    transformers' `_compute_llama3_parameters`). float32 where llama.cpp's converter has float32, so bytes agree.
+    """
+    rope = sizes.rope
+    if rope.get("rope_type") != "llama3":
+        return None
+    factor = rope["factor"]
+    low, high = rope.get("low_freq_factor", 1.0), rope.get("high_freq_factor", 4.0)
+    original = rope.get("original_max_position_embeddings", 8192)
+    exponent = np.arange(0, sizes.head_dim, 2, dtype=np.float32) / np.float32(sizes.head_dim)
+    frequencies = np.float32(1.0) / np.float32(rope.get("rope_theta", 10000.0)) ** exponent
+
+    def divisor(frequency: np.float32) -> np.float32:
+        wavelength = np.float32(2 * math.pi) / frequency
+        if wavelength < np.float32(original / high):
+            return np.float32(1)
+        if wavelength > np.float32(original / low):
+            return np.float32(factor)
+        smooth = (np.float32(original) / wavelength - np.float32(low)) / np.float32(high - low)
+        return np.float32(1) / ((np.float32(1) - smooth) / np.float32(factor) + smooth)
+
+    return np.array([divisor(frequency) for frequency in frequencies], dtype=np.float32)
+
+
+FAMILY = Family(
+    name="Llama",
+    models="Llama 1/2/3, Mistral, Yi, SmolLM, TinyLlama",
+    architectures=("LlamaForCausalLM", "LLaMAForCausalLM", "MistralForCausalLM"),
+    gguf_arch="llama",
+    rules=ATTENTION + MLP + ENDS,
+    keys=llama_keys,
+    computed=(Computed("rope_freqs.weight", llama3_rope_factors),),
+)

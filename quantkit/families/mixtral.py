@@ -1,0 +1,23 @@
+"""Mixtral: Llama's attention with a router over experts. llama.cpp keeps it under the `llama` architecture."""
+
+from quantkit.families.family import Computed, Family, Rule
+from quantkit.families.llama import ATTENTION, ENDS, llama3_rope_factors, llama_keys
+
+_MOE = "model.layers.{layer}.block_sparse_moe"
+
+EXPERTS = (
+    Rule(f"{_MOE}.gate.weight", "blk.{layer}.ffn_gate_inp.weight", ("n_expert", "hidden")),
+    Rule(f"{_MOE}.experts.{{expert}}.w1.weight", "blk.{layer}.ffn_gate_exps.weight", ("ffn", "hidden")),
+    Rule(f"{_MOE}.experts.{{expert}}.w2.weight", "blk.{layer}.ffn_down_exps.weight", ("hidden", "ffn")),
+    Rule(f"{_MOE}.experts.{{expert}}.w3.weight", "blk.{layer}.ffn_up_exps.weight", ("ffn", "hidden")),
+)
+
+FAMILY = Family(
+    name="Mixtral",
+    models="Mixtral 8x7B/8x22B",
+    architectures=("MixtralForCausalLM",),
+    gguf_arch="llama",
+    rules=ATTENTION + EXPERTS + ENDS,
+    keys=llama_keys,
+    computed=(Computed("rope_freqs.weight", llama3_rope_factors),),
+)

@@ -1,0 +1,124 @@
+"""The `general.*` keys: name, authors, licence, sampling hints, read from the model card as llama.cpp's converter does.
+
+The heuristics are those of the format's own package (gguf.Metadata); what its release lacks is added here.
+"""
+
+import json
+import struct
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import gguf
+import yaml
+from gguf import GGUFValueType
+
+from quantkit.errors import CheckpointError
+from quantkit.gguf.keyvalues import KeyValue
+
+_KINDS = {
+    "u32": GGUFValueType.UINT32,
+    "f32": GGUFValueType.FLOAT32,
+    "str": GGUFValueType.STRING,
+    "bool": GGUFValueType.BOOL,
+}
+
+# What a requantized or quantized file states anew, at its end (llama.cpp, llama_model_quantize_impl).
+QUANTIZATION_KEYS = ("general.quantization_version", "general.file_type")
+SPLIT_KEYS = ("split.no", "split.count", "split.tensors.count")
+QUANTIZATION_VERSION = 2
+
+
+def plain_key(name: str, kind: str, value: Any) -> KeyValue:
+    """A family's plain key as a GGUF key-value. `kind`: u32, f32, str or bool."""
+    return KeyValue(name, _KINDS[kind], value)
+
+
+def general_keys(
+    folder: Path, name: str, arch: str, shapes: Iterable[tuple[str, tuple[int, ...]]], title: str | None = None
+) -> list[KeyValue]:
+    """`general.*` keys of a model, in the converter's order, without the file type.
+
+    `name` is the model's folder or repository name, `shapes` its (GGUF name, numpy shape) pairs, `title` overrides
+    `general.name`.
+
+    Raises:
+        CheckpointError: the model card's front matter cannot be read.
+    """
+    writer = gguf.GGUFWriter(path=None, arch=arch)
+    for tensor, shape in shapes:
+        writer.tensors[0][tensor] = gguf.TensorInfo(shape=shape, dtype=gguf.GGMLQuantizationType.F32, nbytes=0)
+    total, shared, expert, n_expert = writer.get_total_parameter_count()
+    metadata = _load_metadata(folder, name, title, total)
+    if metadata.name is None:
+        metadata.name = name
+    if metadata.size_label is None and total > 0:
+        metadata.size_label = gguf.size_label(total, shared, expert, n_expert)
+    writer.add_type(gguf.GGUFType.MODEL)
+    try:
+        metadata.set_gguf_meta_model(writer)
+        keys = [
+            KeyValue(key, value.type, value.value, value.sub_type if value.type == GGUFValueType.ARRAY else None)
+            for key, value in writer.kv_data[0].items()
+        ]
+        for key in keys:
+            key.pack()
+    except (TypeError, ValueError, AttributeError, struct.error) as error:
+        raise CheckpointError(
+            f"README.md's front matter or generation_config.json holds a value of the wrong type ({error}); mend it"
+        ) from error
+    return keys
+
+
+def _load_metadata(folder: Path, name: str, title: str | None, total: int) -> gguf.Metadata:
+    try:
+        card = gguf.Metadata.load_model_card(folder)
+        parameters = gguf.Metadata.load_hf_parameters(folder)
+        # The folder of a hub snapshot is named by its commit; heuristics want the repository's name.
+        metadata = gguf.Metadata.apply_metadata_heuristic(gguf.Metadata(), card, parameters, Path(name), total)
+    except (yaml.YAMLError, UnicodeDecodeError, TypeError, AttributeError, ValueError) as error:
+        first = str(error).splitlines()[0]
+        raise CheckpointError(f"the front matter of README.md cannot be read ({first}); mend or remove it") from error
+    for field, names in _SAMPLING.items():
+        for key in names:
+            value = _generation_config(folder).get(key)
+            if value is not None:
+                setattr(metadata, field, value)
+                break
+    if title is not None:
+        metadata.name = title
+    return metadata
+
+
+_SAMPLING = {
+    "sampling_sequence": ("sequence",),
+    "sampling_top_k": ("top_k",),
+    "sampling_top_p": ("top_p",),
+    "sampling_min_p": ("min_p",),
+    "sampling_xtc_probability": ("xtc_probability",),
+    "sampling_xtc_threshold": ("xtc_threshold",),
+    "sampling_temp": ("temperature",),
+    "sampling_penalty_last_n": ("penalty_last_n",),
+    "sampling_penalty_repeat": ("penalty_repeat", "repetition_penalty"),
+    "sampling_mirostat": ("mirostat",),
+    "sampling_mirostat_tau": ("mirostat_tau",),
+    "sampling_mirostat_eta": ("mirostat_eta",),
+}
+
+
+def _generation_config(folder: Path) -> dict[str, Any]:
+    """generation_config.json, or nothing: many models ship none, or a broken one."""
+    try:
+        loaded = json.loads((folder / "generation_config.json").read_text("utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return loaded if isinstance(loaded, dict) else {}
+
+
+def quantization_keys(ftype: int) -> list[KeyValue]:
+    """The two keys a quantized file ends its key-values with."""
+    version, file_type = QUANTIZATION_KEYS
+    return [
+        KeyValue(version, GGUFValueType.UINT32, QUANTIZATION_VERSION),
+        KeyValue(file_type, GGUFValueType.UINT32, ftype),
+    ]
