@@ -13,6 +13,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from demo.safetensors_file import write_safetensors
 from tests.tiny_tokenizers import write_byte_level_bpe, write_sentencepiece
 
 DTYPES = {
@@ -207,22 +208,25 @@ def tiny_llama(
     _write_json(folder / "config.json", dict(sorted(settings.items())))
     generation = {"bos_token_id": special["bos"], "eos_token_id": special["eos"], "transformers_version": "4.43.0"}
     _write_json(folder / "generation_config.json", {"_from_model_config": True, **generation})
-    _write_weights(folder, dict(_weights(settings, np.random.default_rng(seed))), dtype, shards)
+    _write_weights(folder, dict(_weights(settings, np.random.RandomState(seed))), dtype, shards)
     return folder
 
 
-def _weights(config: Mapping[str, Any], rng: np.random.Generator) -> Iterator[tuple[str, np.ndarray]]:
-    """Every tensor under its Hugging Face name, float32, scaled so that activations and logits keep a sane size."""
+def _weights(config: Mapping[str, Any], rng: np.random.RandomState) -> Iterator[tuple[str, np.ndarray]]:
+    """Every tensor under its Hugging Face name, float32, scaled so that activations and logits keep a sane size.
+
+    RandomState is the generator whose stream numpy promises never to change, so expected numbers can be stored.
+    """
     hidden, inner = config["hidden_size"], config["intermediate_size"]
     heads = config["num_attention_heads"]
     kv_heads = config.get("num_key_value_heads", heads)
     head_dim = config.get("head_dim") or hidden // heads
 
     def linear(rows: int, columns: int, gain: float = 1.0) -> np.ndarray:
-        return rng.standard_normal((rows, columns), dtype=np.float32) * np.float32(gain / columns**0.5)
+        return rng.standard_normal((rows, columns)).astype(np.float32) * np.float32(gain / columns**0.5)
 
     def vector(size: int, mean: float, spread: float) -> np.ndarray:
-        return np.float32(mean) + np.float32(spread) * rng.standard_normal(size, dtype=np.float32)
+        return np.float32(mean) + np.float32(spread) * rng.standard_normal(size).astype(np.float32)
 
     yield "model.embed_tokens.weight", linear(config["vocab_size"], hidden, 2.0)
     for layer in range(config["num_hidden_layers"]):
@@ -275,21 +279,6 @@ def _write_weights(folder: Path, tensors: dict[str, np.ndarray], dtype: str, sha
         folder / "model.safetensors.index.json",
         {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))},
     )
-
-
-def write_safetensors(path: Path, tensors: Mapping[str, tuple[str, np.ndarray]]) -> None:
-    """A safetensors file from name -> (dtype tag, array). Format: 8-byte header length, JSON header, data."""
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    offset = 0
-    for name, (tag, data) in tensors.items():
-        header[name] = {"dtype": tag, "shape": list(data.shape), "data_offsets": [offset, offset + data.nbytes]}
-        offset += data.nbytes
-    head = json.dumps(header, separators=(",", ":")).encode()
-    head += b" " * (-len(head) % 8)
-    with path.open("wb") as file:
-        file.write(len(head).to_bytes(8, "little") + head)
-        for _, data in tensors.values():
-            file.write(np.ascontiguousarray(data).tobytes())
 
 
 def _write_json(path: Path, value: Any) -> None:

@@ -1,0 +1,1 @@
+"""What `make demo` runs: real weights from a package index, converted, checked and measured."""
