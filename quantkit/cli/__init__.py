@@ -1,0 +1,44 @@
+"""What the user types: this room registers the commands and is the only one that prints."""
+
+from typing import Annotated
+
+import typer
+
+from quantkit import __version__
+from quantkit.cli.errors import explain
+from quantkit.cli.gguf import gguf
+
+app = typer.Typer(
+    name="quantkit",
+    help="One Hugging Face checkpoint in, every quantized format out: one pass, the memory of a few rows, and nothing"
+    " unverified leaves.",
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="Exit codes: 0 done, 1 failed, 2 wrong usage, 3 done but a check fell short.",
+)
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"quantkit {__version__}")
+        raise typer.Exit()
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and leave.")
+    ] = False,
+) -> None:
+    del version
+
+
+app.command("gguf")(gguf)
+
+
+def main() -> None:
+    """Run the command line; every failure becomes one sentence on stderr and an exit code."""
+    with explain():
+        app()

@@ -8,7 +8,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from quantkit.convert.engine import Progress, partial_path, run_pass
@@ -31,6 +31,7 @@ class Result:
     seconds: dict[str, float]
     peak_memory: int
     resumed: int
+    quantize_seconds: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def failed(self) -> tuple[Verified, ...]:
@@ -62,8 +63,9 @@ def convert(
             _check_space(plan)
         started = time.monotonic()
         resumed = len(journal.done)
+        quantize_seconds: dict[str, float] = {}
         if journal.finishing is None:
-            run_pass(plan, journal, progress)
+            quantize_seconds = run_pass(plan, journal, progress)
         passed = time.monotonic()
         if journal.finishing is None:
             stage("checking what was written")
@@ -79,7 +81,7 @@ def convert(
             seconds = {"pass": 0.0, "verify": 0.0}
             verified = tuple(_as_journaled(output, journal.finishing) for output in plan.outputs)
         _rename(folder, verified)
-        result = Result(plan, verified, seconds, peak_memory(), resumed)
+        result = Result(plan, verified, seconds, peak_memory(), resumed, quantize_seconds)
         journal.remove()
     except (CheckpointError, UnsupportedError, ImatrixError):
         # The source is at fault: what was written is of no use to a resumed run.

@@ -6,6 +6,7 @@ at its place. Rows are quantized one by one, so neither chunks nor threads chang
 
 import os
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack
@@ -62,8 +63,10 @@ def partial_path(folder: Path, name: str) -> Path:
     return folder / f"{name}.partial"
 
 
-def run_pass(plan: Plan, journal: Journal, progress: Progress) -> None:
+def run_pass(plan: Plan, journal: Journal, progress: Progress) -> dict[str, float]:
     """Write every tensor that the journal does not hold yet, and the headers, into `*.partial` files.
+
+    Returns the CPU seconds of quantizing by output label; a tensor type two outputs share counts for the first.
 
     `progress(tensor, elements)` is called from worker threads as elements are finished.
 
@@ -90,11 +93,17 @@ def run_pass(plan: Plan, journal: Journal, progress: Progress) -> None:
             for chunk in _chunks(tensor, plan.chunk_elements, record)
         )
         pool = stack.enter_context(ThreadPoolExecutor(plan.threads, thread_name_prefix="quantize"))
-        _drain(pool, plan, work, progress)
+        seconds: dict[str, float] = dict.fromkeys((output.type.label for output in plan.outputs), 0.0)
+        _drain(pool, plan, work, seconds, progress)
+    return seconds
 
 
 def _drain(
-    pool: ThreadPoolExecutor, plan: Plan, work: Iterator[tuple[Chunk, list[Target]]], progress: Progress
+    pool: ThreadPoolExecutor,
+    plan: Plan,
+    work: Iterator[tuple[Chunk, list[Target]]],
+    seconds: dict[str, float],
+    progress: Progress,
 ) -> None:
     """Keep the pool fed with a bounded queue; the first failure stops the rest."""
     pending: set[Future[None]] = set()
@@ -104,7 +113,7 @@ def _drain(
                 done, pending = wait(pending, return_when=FIRST_COMPLETED)
                 for future in done:
                     future.result()
-            pending.add(pool.submit(_convert, plan, chunk, targets, progress))
+            pending.add(pool.submit(_convert, plan, chunk, targets, seconds, progress))
         for future in pending:
             future.result()
     except BaseException:
@@ -147,7 +156,7 @@ def _chunks(tensor: ModelTensor, elements: int, record: Callable[[str], None]) -
     return (Chunk(tensor, start, stop, countdown) for start, stop in ranges)
 
 
-def _convert(plan: Plan, chunk: Chunk, targets: list[Target], progress: Progress) -> None:
+def _convert(plan: Plan, chunk: Chunk, targets: list[Target], seconds: dict[str, float], progress: Progress) -> None:
     tensor = chunk.tensor
     rows = plan.model.read_rows(tensor.name, chunk.start, chunk.stop)
     floats = widen(rows, tensor)
@@ -162,7 +171,9 @@ def _convert(plan: Plan, chunk: Chunk, targets: list[Target], progress: Progress
     for target in targets:
         kind = target.slot.type
         if kind not in quantized:
+            started = time.thread_time()
             quantized[kind] = _quantize(kind, rows, floats, tensor, importance, target.label)
+            seconds[target.label] += time.thread_time() - started
         try:
             _write(target.descriptor, quantized[kind].data, target.slot.offset + chunk.start * target.slot.row_bytes)
         except OSError as error:

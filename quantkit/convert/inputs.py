@@ -86,7 +86,7 @@ def model_from_checkpoint(
     *,
     pre: str | None = None,
     chat_template: str | None = None,
-    title: str | None = None,
+    name: str | None = None,
 ) -> Model:
     """A checkpoint as the GGUF that llama.cpp's converter would make of it, in the source's own precision.
 
@@ -105,16 +105,14 @@ def model_from_checkpoint(
         )
     by_name = {tensor.name: tensor for tensor in mapped}
     tensors = [_describe(tensor, checkpoint) for tensor in sorted(mapped, key=lambda tensor: sort_key(tensor.name))]
-    keys = general_keys(
-        checkpoint.folder, checkpoint.name, family.gguf_arch, [(t.name, t.shape) for t in mapped], title
-    )
+    keys = general_keys(checkpoint.folder, checkpoint.name, family.gguf_arch, [(t.name, t.shape) for t in mapped])
     keys += [plain_key(key.name, key.kind, key.value) for key in family.keys(family.gguf_arch, sizes)]
 
-    def read_rows(name: str, start: int, stop: int) -> NDArray[Any]:
-        return _mapped_rows(checkpoint, by_name[name], start, stop)
+    def read_rows(tensor: str, start: int, stop: int) -> NDArray[Any]:
+        return _mapped_rows(checkpoint, by_name[tensor], start, stop)
 
     return Model(
-        name=checkpoint.name,
+        name=name or checkpoint.name,
         keys=(*keys, *vocabulary.keys),
         tensors=tuple(tensors),
         sizes=MixModel(
@@ -181,7 +179,7 @@ def _part_rows(checkpoint: Checkpoint, part: Part, start: int, stop: int) -> NDA
     return checkpoint.read_rows(part.source, first, last)[wanted - first]
 
 
-def model_from_gguf(path: Path, *, title: str | None = None) -> Model:
+def model_from_gguf(path: Path, *, name: str | None = None) -> Model:
     """An existing GGUF (all its shards, when it is split) as a source.
 
     Raises:
@@ -198,23 +196,21 @@ def model_from_gguf(path: Path, *, title: str | None = None) -> Model:
         raise CheckpointError(f"{path.name} and its shards hold {len(where)} tensors, not the {expected} they claim")
     files = [os.open(header.path, os.O_RDONLY) for header in headers]
 
-    def read_rows(name: str, start: int, stop: int) -> NDArray[Any]:
-        index, slot = where[name]
+    def read_rows(tensor: str, start: int, stop: int) -> NDArray[Any]:
+        index, slot = where[tensor]
         width = slot.row_bytes
         data = os.pread(files[index], (stop - start) * width, slot.offset + start * width)
         if len(data) != (stop - start) * width:
-            raise CheckpointError(f"{headers[index].path.name} ends inside tensor {name}; it is truncated")
+            raise CheckpointError(f"{headers[index].path.name} ends inside tensor {tensor}; it is truncated")
         rows = np.frombuffer(data, dtype=np.uint8).reshape(stop - start, width)
         dtype = next((dtype for dtype, kind in _TYPES.items() if kind == slot.type), None)
         return rows if dtype is None else rows.view(dtype)
 
     names = sorted(where, key=sort_key)
     keys = [key for key in first.keys if key.key not in (*QUANTIZATION_KEYS, *SPLIT_KEYS)]
-    if title is not None:
-        keys = [KeyValue(key.key, key.kind, title) if key.key == "general.name" else key for key in keys]
     stem = path.name.removesuffix(".gguf")
     return Model(
-        name=stem[:-15] if len(headers) > 1 else stem,
+        name=name or (stem[: -len("-00001-of-00001")] if len(headers) > 1 else stem),
         keys=tuple(keys),
         tensors=tuple(ModelTensor(n, where[n][1].shape, where[n][1].type, 1, n) for n in names),
         sizes=_sizes_of(first, arch),

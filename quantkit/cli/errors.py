@@ -1,0 +1,55 @@
+"""One map from what can go wrong to the sentence and exit code the user sees."""
+
+import contextlib
+import os
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from quantkit.errors import QuantkitError, UsageError, VerificationError
+
+EXIT_CODES: dict[type[BaseException], int] = {
+    UsageError: 2,
+    VerificationError: 3,
+    QuantkitError: 1,
+    KeyboardInterrupt: 130,
+    MemoryError: 1,
+    OSError: 1,
+}
+
+MESSAGES: dict[type[BaseException], Callable[[BaseException], str]] = {
+    QuantkitError: str,
+    KeyboardInterrupt: lambda _: "interrupted; the same command takes up where it stopped",
+    MemoryError: lambda _: "out of memory; give a limit with --max-ram, or fewer --threads",
+    OSError: lambda error: (
+        f"{getattr(error, 'filename', None) or 'input or output'}: {getattr(error, 'strerror', error)}"
+    ),
+}
+
+
+@contextlib.contextmanager
+def explain() -> Iterator[None]:
+    """Turn exceptions into one sentence on stderr and an exit code; `--debug` shows the traceback instead."""
+    try:
+        yield
+    except BrokenPipeError:
+        # The reader of our output went away (`| head`): not an error worth a word.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except (Exception, KeyboardInterrupt) as error:
+        if "--debug" in sys.argv:
+            traceback.print_exc()
+        print(f"quantkit: {_sentence(error)}", file=sys.stderr)
+        sys.exit(_first(EXIT_CODES, error, 1))
+
+
+def _sentence(error: BaseException) -> str:
+    message = _first(MESSAGES, error, None)
+    if message is None:
+        return f"an unforeseen {type(error).__name__}: {error}; please report it with what --debug prints"
+    return " ".join(message(error).split())
+
+
+def _first(table: dict[type[BaseException], Any], error: BaseException, default: Any) -> Any:
+    return next((table[kind] for kind in type(error).__mro__ if kind in table), default)

@@ -1,0 +1,169 @@
+"""`quantkit gguf`: a checkpoint, or an existing GGUF, to every asked GGUF type in one pass."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from quantkit.calibration.imatrix import load_imatrix
+from quantkit.checkpoint import open_checkpoint
+from quantkit.cli.options import DebugOption, DryRunOption, ForceOption, Format, FormatOption, SourceArg, parse_size
+from quantkit.cli.output import Out
+from quantkit.cli.report import announce, show_plan, show_result
+from quantkit.convert.driver import convert
+from quantkit.convert.inputs import Model, model_from_checkpoint, model_from_gguf
+from quantkit.convert.plan import Request, plan_gguf
+from quantkit.errors import UsageError, VerificationError
+from quantkit.gguf.mix import MixOptions
+from quantkit.gguf.types import FILE_TYPES, file_type, tensor_type
+
+_TYPES = "Types: " + " ".join(FILE_TYPES)
+_HELP_TYPES = "A GGUF type; repeat for more, all come out of one pass. q4_0 if none is asked."
+
+
+def gguf(
+    source: SourceArg,
+    types: Annotated[
+        list[str] | None, typer.Option("--type", "-t", metavar="TYPE", help=_HELP_TYPES, show_default=False)
+    ] = None,
+    output: Annotated[
+        Path, typer.Option("--output", "-o", metavar="DIR", help="Where NAME-GGUF/ is made.", show_default="here")
+    ] = Path(),
+    name: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Name of the outputs.", show_default="the source's")
+    ] = None,
+    imatrix: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Importance matrix of llama.cpp (GGUF or .dat).")
+    ] = None,
+    tensor_types: Annotated[
+        list[str] | None,
+        typer.Option("--tensor-type", metavar="REGEX=TYPE", help="Type of the tensors whose name matches; repeat."),
+    ] = None,
+    output_type: Annotated[str | None, typer.Option(metavar="TYPE", help="Type of the output head.")] = None,
+    embedding_type: Annotated[str | None, typer.Option(metavar="TYPE", help="Type of the token embedding.")] = None,
+    pure: Annotated[bool, typer.Option("--pure", help="One type for all tensors, no mix.")] = False,
+    split_max_size: Annotated[
+        str | None, typer.Option(metavar="SIZE", help="Write shards of at most this size (500M, 2G).")
+    ] = None,
+    allow_requantize: Annotated[
+        bool, typer.Option("--allow-requantize", help="Take a source that is quantized already.")
+    ] = False,
+    pre: Annotated[
+        str | None, typer.Option("--pre", metavar="NAME", help="BPE pre-tokenizer, where it is not recognised.")
+    ] = None,
+    chat_template: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Jinja chat template instead of the checkpoint's.")
+    ] = None,
+    threads: Annotated[
+        int | None, typer.Option(metavar="N", min=1, max=1024, help="Threads.", show_default="all cores")
+    ] = None,
+    max_ram: Annotated[str | None, typer.Option(metavar="SIZE", help="Memory the conversion may take.")] = None,
+    logits: Annotated[
+        bool | None,
+        typer.Option(
+            "--logits/--no-logits",
+            help="Run each output and compare its logits with the source's.",
+            show_default="if it fits in memory",
+        ),
+    ] = None,
+    dry_run: DryRunOption = False,
+    force: ForceOption = False,
+    offline: Annotated[bool, typer.Option("--offline", help="Use only what the hub's cache holds.")] = False,
+    format_: FormatOption = Format.human,
+    debug: DebugOption = False,
+) -> None:
+    """Convert a checkpoint to **GGUF**: every asked type in one pass, checked.
+
+    Reads each tensor once, needs no intermediate file and the memory of a few rows. Each file is reloaded and compared
+    with the source before it gets its name. A killed run is taken up by the same command.
+
+    Example: `quantkit gguf ORG/NAME -t q4_0 -t q4_k_m -t q8_0 -o out`
+    """
+    del debug
+    out = Out(format_)
+    asked = tuple(dict.fromkeys(file_type(item) for item in types or ["q4_0"]))
+    importance = load_imatrix(imatrix) if imatrix else None
+    mix = MixOptions(
+        output_type=tensor_type(output_type) if output_type else None,
+        embedding_type=tensor_type(embedding_type) if embedding_type else None,
+        pure=pure,
+        tensor_types=tuple(_override(item) for item in tensor_types or ()),
+        has_imatrix=importance is not None,
+    )
+    split = parse_size(split_max_size, "--split-max-size") if split_max_size else None
+    ram = parse_size(max_ram, "--max-ram") if max_ram else None
+    model = _open(source, out, name=name, pre=pre, chat_template=chat_template, offline=offline, headers_only=dry_run)
+    try:
+        request = Request(
+            types=asked,
+            folder=output / f"{model.name}-GGUF",
+            mix=mix,
+            imatrix=importance,
+            imatrix_name=imatrix.name if imatrix else None,
+            split_max_size=split,
+            allow_requantize=allow_requantize,
+            threads=threads or 0,
+            max_ram=ram,
+        )
+        plan = plan_gguf(model, request)
+        for warning in plan.warnings:
+            out.warn(warning)
+        announce(plan, out)
+        if dry_run:
+            show_plan(plan, out)
+            return
+        with out.progress("converting", plan.n_elements) as ticker:
+            result = convert(
+                plan,
+                force=force,
+                logits=logits,
+                progress=ticker.advance,
+                stage=lambda text: ticker.show(ticker.done, text),
+            )
+    finally:
+        model.close()
+    show_result(result, out)
+    if result.failed:
+        first = result.failed[0]
+        raise VerificationError(
+            f"{first.output.type.label} failed its check of {first.failed[0].name}: {first.failed[0].detail};"
+            f" the file is kept as {first.output.files[0].name}.failed"
+        )
+
+
+def _override(text: str) -> tuple[str, Any]:
+    pattern, equals, kind = text.rpartition("=")
+    if not equals or not pattern:
+        raise UsageError(f"--tensor-type {text!r} is not REGEX=TYPE; write for example 'ffn_down=q8_0'")
+    return pattern, tensor_type(kind)
+
+
+def _open(
+    source: str,
+    out: Out,
+    *,
+    name: str | None,
+    pre: str | None,
+    chat_template: Path | None,
+    offline: bool,
+    headers_only: bool,
+) -> Model:
+    template = None
+    if chat_template is not None:
+        try:
+            template = chat_template.read_text("utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise UsageError(f"cannot read the chat template {chat_template}: {error}") from error
+    if source.endswith(".gguf") and not Path(source).is_dir():
+        for option, value in (("--pre", pre), ("--chat-template", template)):
+            if value is not None:
+                raise UsageError(f"{option} is for checkpoints; {source} keeps the vocabulary it has")
+        return model_from_gguf(Path(source), name=name)
+    with out.progress("downloading", 1) as ticker:
+
+        def show(label: str, done: int, total: int) -> None:
+            ticker.total = max(total, 1)
+            ticker.show(done / ticker.total, label)
+
+        checkpoint = open_checkpoint(source, offline=offline, headers_only=headers_only, progress=show)
+    return model_from_checkpoint(checkpoint, name=name, pre=pre, chat_template=template)

@@ -1,0 +1,55 @@
+"""Options that recur, and the words a user may give them."""
+
+import re
+from enum import StrEnum
+from typing import Annotated
+
+import typer
+
+from quantkit.errors import UsageError
+
+_SIZE = re.compile(r"^\s*(\d+(?:\.\d+)?)\s*([kmgt]?)(i?)b?\s*$", re.IGNORECASE)
+
+
+class Format(StrEnum):
+    """How a command answers: for people, as one JSON document, or not at all."""
+
+    human = "human"
+    json = "json"
+    quiet = "quiet"
+
+
+SourceArg = Annotated[
+    str,
+    typer.Argument(
+        metavar="SOURCE",
+        help="A checkpoint folder, a hub id (ORG/NAME or ORG/NAME@REVISION), or a GGUF file.",
+        show_default=False,
+    ),
+]
+FormatOption = Annotated[
+    Format, typer.Option("--format", help="Answer for people, as one JSON document, or not at all.")
+]
+DebugOption = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+ForceOption = Annotated[bool, typer.Option("--force", "-f", help="Replace outputs of the same name.")]
+DryRunOption = Annotated[
+    bool, typer.Option("--dry-run", help="Print types, sizes and peaks; read no weights, write nothing.")
+]
+
+
+def parse_size(text: str, option: str) -> int:
+    """Bytes of `8G`, `500M`, `1.5GiB`: powers of 1000, or of 1024 with an i.
+
+    Raises:
+        UsageError: not a size.
+    """
+    match = _SIZE.match(text)
+    if not match:
+        raise UsageError(f"{option} {text!r} is not a size; write 500M, 8G or 2GiB")
+    base = 1024 if match[3] else 1000
+    size = (
+        int(float(match[1]) * base ** "kmgt".find(match[2].lower() or "?") * base) if match[2] else int(float(match[1]))
+    )
+    if size <= 0:
+        raise UsageError(f"{option} must be more than nothing")
+    return size

@@ -1,0 +1,125 @@
+"""The one place that writes to the terminal: results to stdout, everything else to stderr."""
+
+import json
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from quantkit.cli.options import Format
+
+_LINE_EVERY_SECONDS = 15.0
+
+
+class Out:
+    """A command's voice in the format the user asked for."""
+
+    def __init__(self, format_: Format) -> None:
+        self.format = format_
+        self.stdout = Console(highlight=False, soft_wrap=not sys.stdout.isatty())
+        self.stderr = Console(stderr=True, highlight=False, soft_wrap=not sys.stderr.isatty())
+
+    def note(self, text: str, style: str = "") -> None:
+        """A line about what happens, on stderr; nothing when quiet."""
+        if self.format != Format.quiet:
+            self.stderr.print(text, style=style, markup=False)
+
+    def warn(self, text: str) -> None:
+        """A warning, on stderr, in every format."""
+        self.stderr.print(f"warning: {text}", style="yellow", markup=False)
+
+    def document(self, value: Mapping[str, Any]) -> None:
+        """The whole answer as one JSON document."""
+        if self.format == Format.json:
+            print(json.dumps(value, indent=2, ensure_ascii=False))
+
+    def table(self, headers: Sequence[tuple[str, str]], rows: Sequence[Sequence[str]], title: str = "") -> None:
+        """A table for people; `headers` are (text, justification)."""
+        if self.format != Format.human:
+            return
+        table = Table(title=title or None, title_justify="left", title_style="bold", box=None, pad_edge=False)
+        for text, justify in headers:
+            table.add_column(text, justify=justify, header_style="bold", overflow="fold", no_wrap=justify == "right")  # type: ignore[arg-type]
+        for row in rows:
+            table.add_row(*row)
+        self.stdout.print(table)
+
+    def say(self, text: str) -> None:
+        """A line of the answer for people, on stdout."""
+        if self.format == Format.human:
+            self.stdout.print(text, markup=False)
+
+    @contextmanager
+    def progress(self, label: str, total: int) -> Iterator["Ticker"]:
+        """A bar with an ETA on a terminal, a line now and then when piped, nothing when quiet."""
+        if self.format == Format.quiet:
+            yield Ticker(total)
+        elif self.stderr.is_terminal:
+            columns = (
+                TextColumn("{task.description}"),
+                BarColumn(bar_width=28),
+                TextColumn("{task.percentage:>3.0f}%"),
+                TimeElapsedColumn(),
+                TextColumn("eta"),
+                TimeRemainingColumn(),
+            )
+            with Progress(*columns, console=self.stderr, transient=True) as bar:
+                task = bar.add_task(label, total=total)
+                ticker = Ticker(total)
+                ticker.show = lambda done, name: bar.update(task, completed=done, description=f"{label} {name:<28.28}")
+                yield ticker
+        else:
+            ticker = LineTicker(self, label, total)
+            yield ticker
+
+
+class Ticker:
+    """Counts what is done, from any thread."""
+
+    def __init__(self, total: int) -> None:
+        self.total, self.done = total, 0
+        self.show: Any = lambda done, name: None
+
+    def advance(self, name: str, amount: int) -> None:
+        self.done += amount
+        self.show(self.done, name)
+
+
+class LineTicker(Ticker):
+    """A line every quarter of a minute, with the time that is left at the pace so far."""
+
+    def __init__(self, out: Out, label: str, total: int) -> None:
+        super().__init__(total)
+        self._out, self._label = out, label
+        self._start = self._last = time.monotonic()
+
+    def advance(self, name: str, amount: int) -> None:
+        self.done += amount
+        now = time.monotonic()
+        if now - self._last >= _LINE_EVERY_SECONDS and self.done:
+            self._last = now
+            left = (now - self._start) * (self.total - self.done) / self.done
+            self._out.note(f"{self._label} {100 * self.done / self.total:.0f}%, about {left:.0f} s left")
+
+
+def human_bytes(size: float) -> str:
+    """1.23 GB, 98.4 MB: powers of 1000, three digits."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if size < 999.5:
+            return f"{size:.3g} {unit}" if unit != "B" else f"{size:.0f} B"
+        size /= 1000
+    return f"{size:.3g} TB"
+
+
+def human_count(count: float) -> str:
+    """134.5M, 7.24B."""
+    for unit in ("", "K", "M", "B"):
+        if count < 999.5:
+            return f"{count:.4g}{unit}"
+        count /= 1000
+    return f"{count:.4g}T"

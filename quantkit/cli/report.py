@@ -1,0 +1,142 @@
+"""What a conversion tells the user: before it, after it, and as one JSON document."""
+
+from typing import Any
+
+from quantkit.cli.output import Out, human_bytes, human_count
+from quantkit.convert.driver import Result
+from quantkit.convert.plan import Output, Plan
+
+
+def announce(plan: Plan, out: Out) -> None:
+    model = plan.model
+    kinds = "/".join(sorted({tensor.type.name.lower() for tensor in model.tensors if len(tensor.shape) > 1}))
+    count = human_count(plan.n_elements)
+    out.note(f"{model.name}: {model.family}, {count} parameters, {len(model.tensors)} tensors, {kinds}")
+    out.note(
+        f"{human_bytes(plan.disk)} of disk and about {human_bytes(plan.peak_memory)} of memory needed,"
+        f" {plan.threads} thread{'s' if plan.threads > 1 else ''}, into {plan.request.folder}"
+    )
+
+
+def _mix_text(output: Output) -> str:
+    return " ".join(f"{count}x{kind.lower()}" for kind, count in sorted(output.mix.items(), key=lambda item: -item[1]))
+
+
+def show_plan(plan: Plan, out: Out) -> None:
+    rows = [
+        [
+            output.type.name,
+            human_bytes(output.size),
+            f"{plan.bits_per_weight(output):.2f}",
+            str(len(output.files)),
+            _mix_text(output),
+        ]
+        for output in plan.outputs
+    ]
+    headers = [
+        ("type", "left"),
+        ("size", "right"),
+        ("bits/weight", "right"),
+        ("files", "right"),
+        ("tensors by type", "left"),
+    ]
+    out.table(headers, rows)
+    out.say("dry run: nothing was written")
+    out.document(
+        {
+            "command": "gguf",
+            "dry_run": True,
+            **_model_facts(plan),
+            "outputs": [
+                {
+                    "type": output.type.name,
+                    "bytes": output.size,
+                    "bits_per_weight": round(plan.bits_per_weight(output), 4),
+                    "files": [{"name": file.name, "bytes": file.size} for file in output.files],
+                    "type_mix": output.mix,
+                    "tensors": {choice.name: choice.type.name for choice in output.choices},
+                }
+                for output in plan.outputs
+            ],
+        }
+    )
+
+
+def _model_facts(plan: Plan) -> dict[str, Any]:
+    return {
+        "name": plan.model.name,
+        "family": plan.model.family,
+        "origin": dict(plan.model.origin),
+        "folder": str(plan.request.folder),
+        "parameters": plan.n_elements,
+        "expected_peak_memory_bytes": plan.peak_memory,
+        "disk_bytes": plan.disk,
+        "threads": plan.threads,
+        "warnings": list(plan.warnings),
+    }
+
+
+def show_result(result: Result, out: Out) -> None:
+    plan = result.plan
+    rows, documents = [], []
+    for item in result.verified:
+        output = item.output
+        state = {check.name: check for check in item.checks}
+        worst = max(item.errors.values(), default=0.0)
+        more = f" and {len(output.files) - 1} more" if len(output.files) > 1 else ""
+        rows.append(
+            [
+                output.type.name,
+                output.files[0].name + more,
+                human_bytes(output.size),
+                f"{plan.bits_per_weight(output):.2f}",
+                f"{worst:.1%}",
+                "FAILED" if item.failed else _checks_text(state),
+            ]
+        )
+        documents.append(
+            {
+                "type": output.type.name,
+                "bytes": output.size,
+                "bits_per_weight": round(plan.bits_per_weight(output), 4),
+                "files": [
+                    {"name": file.name, "bytes": file.size, "sha256": item.sha256.get(file.name)}
+                    for file in output.files
+                ],
+                "type_mix": output.mix,
+                "quantize_cpu_seconds": round(result.quantize_seconds.get(output.type.label, 0.0), 3),
+                "worst_relative_error": worst,
+                "verified": not item.failed,
+                "checks": [{"name": c.name, "status": c.status, "detail": c.detail} for c in item.checks],
+            }
+        )
+    headers = [
+        ("type", "left"),
+        ("file", "left"),
+        ("size", "right"),
+        ("bits", "right"),
+        ("error", "right"),
+        ("checked", "left"),
+    ]
+    out.table(headers, rows)
+    out.say(
+        f"{len(rows)} type{'s' if len(rows) > 1 else ''} in one pass of {result.seconds['pass']:.1f} s, checked in"
+        f" {result.seconds['verify']:.1f} s, peak memory {human_bytes(result.peak_memory)}"
+    )
+    out.document(
+        {
+            "command": "gguf",
+            "dry_run": False,
+            **_model_facts(plan),
+            "outputs": documents,
+            "seconds": {name: round(value, 3) for name, value in result.seconds.items()},
+            "peak_memory_bytes": result.peak_memory,
+            "resumed_tensors": result.resumed,
+        }
+    )
+
+
+def _checks_text(state: dict[str, Any]) -> str:
+    done = [name for name, check in state.items() if check.status == "passed"]
+    skipped = [name for name, check in state.items() if check.status == "skipped"]
+    return " ".join(done) + (f" (not {', '.join(skipped)})" if skipped else "")
