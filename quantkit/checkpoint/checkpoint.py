@@ -1,0 +1,160 @@
+"""A checkpoint opened: its config, its tensors as data, and the only way to their values, row by row."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import MappingProxyType, TracebackType
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from quantkit.checkpoint.float8 import SCALE_DTYPES, apply_scales, block_of, block_size, pair_scales, to_float32
+from quantkit.checkpoint.jsonfile import shown
+from quantkit.checkpoint.tensor import FLOAT8, NUMPY_DTYPES, TensorInfo
+from quantkit.errors import CheckpointError, UnsupportedError
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a checkpoint came from."""
+
+    name: str
+    source: str
+    folder: Path
+    repo_id: str | None = None
+    revision: str | None = None
+
+
+@dataclass(frozen=True)
+class WeightFiles:
+    """The weight files as read and checked: every tensor of every file, and the open files unless only headers came."""
+
+    tensors: Mapping[str, TensorInfo]
+    header_sha256: Mapping[str, str]
+    descriptors: Mapping[str, int] | None = field(default=None)
+
+    def close(self) -> None:
+        """Close the files."""
+        for descriptor in (self.descriptors or {}).values():
+            os.close(descriptor)
+
+
+class Checkpoint:
+    """A model's source. Nothing of the weights is in memory; `read_rows` may be called from many threads at once.
+
+    name           last component of the folder or of the hub id
+    source         as it was asked for
+    repo_id        the hub repository, None for a folder
+    revision       the hub commit hash, None for a folder
+    folder         local folder with config.json and the tokenizer files
+    config         the parsed config.json
+    tensors        every tensor by name, in order of names; scales of f8 weights are not among them
+    header_sha256  sha256 of each weight file's header (of the pickle for torch's files), for the record of origin
+    """
+
+    def __init__(self, origin: Origin, config: dict[str, Any], weights: WeightFiles) -> None:
+        """Raises CheckpointError or UnsupportedError when a tensor cannot be read; the caller then closes `weights`."""
+        self.name = origin.name
+        self.source = origin.source
+        self.repo_id = origin.repo_id
+        self.revision = origin.revision
+        self.folder = origin.folder
+        self.config = config
+        tensors, self._scales = pair_scales(weights.tensors, config, origin.source)
+        for tensor in tensors.values():
+            _check_readable(tensor, origin.source)
+        self.tensors: Mapping[str, TensorInfo] = MappingProxyType(dict(sorted(tensors.items())))
+        self.header_sha256: Mapping[str, str] = MappingProxyType(dict(sorted(weights.header_sha256.items())))
+        self._block = block_size(config, origin.source)
+        self._weights = weights
+        self._closed = False
+
+    def read_rows(self, name: str, start: int, stop: int) -> npt.NDArray[Any]:
+        """Rows start..stop of a tensor seen as (prod(shape[:-1]), shape[-1]), shape (stop - start, shape[-1]).
+
+        A vector is one row. The dtype is the tensor's `read_dtype`: as stored, with f64 and f8 (times its scales) as
+        float32. The bytes are read with pread into a fresh buffer. Raises CheckpointError, naming file and tensor, when
+        the file ends early, cannot be read, or was not downloaded; ValueError for rows that do not exist.
+        """
+        tensor = self.tensors.get(name)
+        if tensor is None:
+            raise CheckpointError(f"{self.source} has no tensor {shown(name)}")
+        if not 0 <= start <= stop <= tensor.n_rows:
+            raise ValueError(f"rows {start}..{stop} of {name}, which has {tensor.n_rows}")
+        row_bytes = tensor.nbytes // tensor.n_rows if tensor.n_rows else 0
+        raw = self._read(tensor, start * row_bytes, (stop - start) * row_bytes)
+        if tensor.dtype in FLOAT8:
+            return self._dequantized(tensor, raw.reshape(stop - start, tensor.row_length), start)
+        values = raw.view(NUMPY_DTYPES[tensor.dtype]).reshape(stop - start, tensor.row_length)
+        return values.astype(np.float32) if tensor.dtype == "F64" else values
+
+    def _dequantized(self, tensor: TensorInfo, raw: npt.NDArray[np.uint8], start: int) -> npt.NDArray[np.float32]:
+        values = to_float32(raw, tensor.dtype)
+        if tensor.scale is None or not values.size:
+            return values
+        scale = self._scales[tensor.scale]
+        block = block_of(tensor, scale, self._block)
+        assert block is not None  # pair_scales refused the checkpoint otherwise
+        columns = -(-tensor.row_length // block[1])
+        scales = self._read(scale, 0, scale.nbytes).view(SCALE_DTYPES[scale.dtype]).astype(np.float32)
+        rows = tensor.shape[-2] if len(tensor.shape) > 1 else 1
+        apply_scales(values, scales.reshape(-1, columns), start, rows, block)
+        return values
+
+    def _read(self, tensor: TensorInfo, offset: int, nbytes: int) -> npt.NDArray[np.uint8]:
+        """`nbytes` bytes of a tensor's data from byte `offset` of it on."""
+        if self._closed:
+            raise CheckpointError(f"{self.source} was closed before tensor {shown(tensor.name)} was read")
+        if self._weights.descriptors is None:
+            raise CheckpointError(
+                f"tensor {shown(tensor.name)} cannot be read: the weights of {self.source} were not downloaded, "
+                f"only their headers; open it without headers_only"
+            )
+        buffer = np.empty(nbytes, np.uint8)
+        view, done = buffer.data, 0
+        while done < nbytes:
+            try:
+                got = os.preadv(self._weights.descriptors[tensor.file], [view[done:]], tensor.offset + offset + done)
+            except OSError as error:
+                raise CheckpointError(
+                    f"{tensor.file} of {self.source} cannot be read at tensor {shown(tensor.name)} ({error.strerror}); "
+                    f"check the disk"
+                ) from error
+            if got == 0:
+                raise CheckpointError(
+                    f"{tensor.file} of {self.source} ended in the middle of tensor {shown(tensor.name)}; "
+                    f"it changed since it was opened, download it again"
+                )
+            done += got
+        return buffer
+
+    def close(self) -> None:
+        """Close the weight files; calling it again does nothing."""
+        if not self._closed:
+            self._closed = True
+            self._weights.close()
+
+    def __enter__(self) -> "Checkpoint":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"Checkpoint({self.source!r}, {len(self.tensors)} tensors)"
+
+
+def _check_readable(tensor: TensorInfo, where: str) -> None:
+    if tensor.dtype not in NUMPY_DTYPES:
+        raise UnsupportedError(
+            f"tensor {shown(tensor.name)} of {where} is stored as {tensor.dtype}, which quantkit does not read; "
+            f"take the checkpoint in f32, f16 or bf16"
+        )
+    if tensor.name.endswith((".qweight", ".weight_packed")):
+        raise UnsupportedError(
+            f"{where} is already quantized (it has packed weights, {shown(tensor.name)}); take the original checkpoint"
+        )

@@ -1,0 +1,182 @@
+"""Which files of a checkpoint make up its weights, and what its config.json and index say.
+
+The same rules serve a local folder and the listing of a hub repository: names in, names out.
+"""
+
+import re
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from quantkit.checkpoint.jsonfile import parse_object, shown
+from quantkit.errors import CheckpointError, UnsupportedError
+
+SAFETENSORS = "safetensors"
+TORCH = "torch"
+
+# In order of preference. As llama.cpp does, an index decides over a single file beside it.
+_LAYOUTS = (
+    (SAFETENSORS, "model.safetensors", re.compile(r"model-(\d+)-of-(\d+)\.safetensors")),
+    (TORCH, "pytorch_model.bin", re.compile(r"pytorch_model-(\d+)-of-(\d+)\.bin")),
+)
+
+
+@dataclass(frozen=True)
+class Weights:
+    """The weight files of a checkpoint; with an index the files are those it names, known once it is read."""
+
+    kind: str
+    """SAFETENSORS or TORCH."""
+    files: tuple[str, ...]
+    index: str | None = None
+
+
+def choose_weights(names: Collection[str], where: str) -> Weights:
+    """The weights among a checkpoint's file names; `where` names the checkpoint in messages.
+
+    Safetensors are preferred over torch's files. Raises CheckpointError when there are none or a numbered shard is
+    missing, and says what the files are when they are something else (an adapter, GGUF, Meta's original files).
+    """
+    for kind, single, numbered in _LAYOUTS:
+        index = single + ".index.json"
+        if index in names:
+            return Weights(kind, (), index)
+        if single in names:
+            return Weights(kind, (single,))
+        shards = [match for match in map(numbered.fullmatch, sorted(names)) if match]
+        if shards:
+            return Weights(kind, _complete(shards, where))
+    raise CheckpointError(f"{where} {_what_else(names)}")
+
+
+def _complete(shards: list[re.Match[str]], where: str) -> tuple[str, ...]:
+    totals = {match[2] for match in shards}
+    if len(totals) > 1:
+        raise CheckpointError(
+            f"{where} mixes shards of different sets ({shards[0][0]}, {shards[-1][0]}) without an index to tell them "
+            f"apart; keep one set"
+        )
+    total = totals.pop()
+    present = {int(match[1]) for match in shards}
+    # Not range(total): a name may claim any number of shards.
+    missing = next((number for number in range(1, len(shards) + 2) if number not in present), None)
+    if len(present) < int(total) and missing is not None:
+        first = shards[0][0]
+        name = first.replace(f"-{shards[0][1]}-", f"-{missing:0{len(shards[0][1])}d}-", 1)
+        raise CheckpointError(
+            f"{where} lacks {name} ({len(present)} of {int(total)} shards are there); download it again"
+        )
+    return tuple(match[0] for match in shards)
+
+
+def _what_else(names: Collection[str]) -> str:
+    def has(pattern: str) -> bool:
+        return any(re.fullmatch(pattern, name) for name in names)
+
+    if has(r"adapter_model\.(safetensors|bin)"):
+        return "holds an adapter (LoRA), not a model; merge it into its base model first"
+    if has(r".*\.gguf"):
+        return "holds GGUF files, not a checkpoint; give one of those files instead"
+    if has(r"consolidated.*\.(safetensors|pth)"):
+        return "holds only the original 'consolidated' weights; take the checkpoint in Hugging Face format"
+    if has(r"(tf_model\.h5|flax_model\.msgpack|model\.ckpt.*)"):
+        return "holds only TensorFlow or Flax weights; take a checkpoint with model.safetensors"
+    if not names:
+        return "is empty; give a folder with config.json and model.safetensors"
+    return "holds no weights (model.safetensors, its shards, or pytorch_model.bin); download the checkpoint again"
+
+
+def parse_index(data: bytes, name: str, where: str) -> dict[str, str]:
+    """The weight map (tensor -> weight file) of an index file's bytes.
+
+    Every file must lie in the checkpoint by its name alone: absolute paths and ".." are refused. Symbolic links are
+    not looked at, the hub's cache is made of them. Raises CheckpointError.
+    """
+    what = f"{name} of {where}"
+    weight_map = parse_object(data, what).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise CheckpointError(f"{what} has no weight_map; download it again")
+    for tensor, file in weight_map.items():
+        if not isinstance(file, str) or not _stays_inside(file):
+            raise CheckpointError(
+                f"{what} places tensor {shown(tensor)} in {shown(str(file))}, which is not a file name inside the "
+                f"checkpoint; download it again from a source you trust"
+            )
+    return weight_map
+
+
+def _stays_inside(file: str) -> bool:
+    if not file or not file.isprintable() or "\\" in file:
+        return False
+    path = PurePosixPath(file)
+    return not path.is_absolute() and ".." not in path.parts and path.name != ""
+
+
+def check_index(weight_map: Mapping[str, str], found: Mapping[str, str], name: str, where: str) -> None:
+    """Refuse an index that disagrees with the shards' own headers; `found` maps each tensor to the file holding it."""
+    for tensor, file in weight_map.items():
+        if found.get(tensor) != file:
+            held = f"it is in {found[tensor]}" if tensor in found else "no shard has it"
+            raise CheckpointError(
+                f"{name} of {where} places tensor {shown(tensor)} in {file}, but {held}; download the checkpoint again"
+            )
+    for tensor, file in found.items():
+        if tensor not in weight_map:
+            raise CheckpointError(
+                f"{file} of {where} holds tensor {shown(tensor)}, which {name} does not list; download it again"
+            )
+
+
+def parse_config(data: bytes, where: str) -> dict[str, Any]:
+    """The parsed config.json, known to describe a model quantkit may read.
+
+    Raises CheckpointError when it is malformed or names no architecture, UnsupportedError when the weights are already
+    quantized in a way that is not undone on reading.
+    """
+    config = parse_object(data, f"config.json of {where}")
+    if not config.get("architectures") and not config.get("model_type"):
+        raise CheckpointError(
+            f"config.json of {where} names neither architectures nor model_type; take the checkpoint's own config.json"
+        )
+    refuse_quantized(config, where)
+    return config
+
+
+def quantization_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The checkpoint's quantization_config, {} where there is none; multimodal configs keep it in text_config."""
+    text = config.get("text_config")
+    for holder in (config, text if isinstance(text, dict) else {}):
+        for key in ("quantization_config", "compression_config"):
+            found = holder.get(key)
+            if isinstance(found, dict) and found:
+                return found
+    return {}
+
+
+def refuse_quantized(config: Mapping[str, Any], where: str) -> None:
+    """Let through plain weights and scaled f8; refuse every other quantization. Raises UnsupportedError."""
+    found = quantization_config(config)
+    if not found:
+        return
+    method = str(found.get("quant_method") or next(iter(found)))
+    scaled_f8 = method == "fp8" or (
+        method == "compressed-tensors" and found.get("format") in ("float-quantized", "naive-quantized")
+    )
+    if not scaled_f8:
+        raise UnsupportedError(
+            f"{where} is already quantized ({shown(method)}); take the original f32, f16, bf16 or scaled f8 checkpoint"
+        )
+
+
+def read_small_file(folder: Path, name: str, where: str) -> bytes:
+    """The bytes of a config or index file. Raises CheckpointError when it is missing, unreadable or absurdly large."""
+    path = folder / name
+    try:
+        if path.stat().st_size > 200_000_000:
+            raise CheckpointError(f"{name} of {where} is {path.stat().st_size} bytes, far too large for what it is")
+        return path.read_bytes()
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{where} has no {name}; give a complete Hugging Face checkpoint") from error
+    except OSError as error:
+        raise CheckpointError(f"{name} of {where} cannot be read ({error.strerror}); check the file") from error

@@ -1,0 +1,298 @@
+"""A checkpoint from the hub, through huggingface_hub's own client: its cache, token, offline mode and endpoint.
+
+Small files come first, so that an unsuitable model is refused before its weights are fetched; then either the weight
+files, or by range requests only their headers.
+"""
+
+import logging
+import shutil
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any, TypeVar
+
+from huggingface_hub import HfApi, constants, hf_hub_download, hf_hub_url, try_to_load_from_cache
+from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
+from huggingface_hub.utils import tqdm as hub_tqdm
+
+from quantkit.checkpoint.checkpoint import Checkpoint, Origin
+from quantkit.checkpoint.folder import SAFETENSORS, Weights, choose_weights, parse_config, read_small_file
+from quantkit.checkpoint.hub_errors import DroppedError, UnreachableError, explain, is_transient, not_cached
+from quantkit.checkpoint.safetensors_file import PREFIX_BYTES, Header, header_length, parse_header
+from quantkit.checkpoint.sources import Progress, open_folder
+from quantkit.checkpoint.weights import combine, read_index, shard_names
+from quantkit.errors import CheckpointError, HubError
+
+# Everything besides the weights that a conversion may need or copy.
+_SMALL_FILES = (
+    "config.json",
+    "generation_config.json",
+    "tokenizer*",
+    "*.model",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.*",
+    "merges.txt",
+    "*.tiktoken",
+    "chat_template.*",
+    "README.md",
+    "LICENSE*",
+)
+_PAUSES = (1.0, 2.0)
+_HEADER_THREADS = 8
+_TIMEOUT = 20.0
+"""Seconds without an answer before a request counts as failed."""
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Request:
+    """What was asked of the hub; the revision is None for the default branch."""
+
+    repo_id: str
+    revision: str | None
+    source: str
+    token: str | None = None
+    cache_dir: Path | None = None
+    progress: Progress | None = None
+
+    @property
+    def cache(self) -> Path:
+        """The hub cache in use."""
+        return self.cache_dir or Path(constants.HF_HUB_CACHE)
+
+
+@dataclass(frozen=True)
+class _Listing:
+    commit: str
+    sizes: Mapping[str, int | None]
+
+
+def open_from_hub(request: Request, *, offline: bool, headers_only: bool) -> Checkpoint:
+    """The checkpoint of a repository; see `open_checkpoint`. Raises HubError and whatever opening a folder raises.
+
+    When the hub cannot be reached, a complete copy in the cache serves, as with other tools of the hub.
+    """
+    with _quiet():
+        if offline or constants.HF_HUB_OFFLINE:
+            return _from_cache(request, not_cached(request.repo_id, request.cache))
+        try:
+            listing = _list_files(request, request.revision)
+        except UnreachableError as error:
+            return _from_cache(request, error)
+        if "config.json" not in listing.sizes:
+            raise HubError(f"{request.repo_id} has no config.json on the hub; take the model's Hugging Face checkpoint")
+        # Asked for by the name the user gave: that is what lets the cache answer for the same name when offline.
+        folder = Path(_download(request, request.revision, "config.json")).parent
+        if folder.name != listing.commit:  # the branch moved between the two requests
+            listing = _list_files(request, folder.name)
+        config = parse_config(read_small_file(folder, "config.json", request.source), request.source)
+        for name in sorted(listing.sizes):
+            if _is_small_file(name):
+                _download(request, listing.commit, name)
+        chosen = choose_weights(listing.sizes, request.source)
+        if chosen.index is not None:
+            _download(request, listing.commit, chosen.index)
+        weight_map = read_index(folder, chosen, request.source)
+        files = shard_names(chosen, weight_map)
+        for file in files:
+            if file not in listing.sizes:
+                raise CheckpointError(f"{request.source} lacks its weight file {file}; tell the repository's owner")
+        origin = _origin(request, folder)
+        if not headers_only:
+            _download_weights(request, listing, files)
+            return open_folder(origin)
+        headers = _fetch_headers(request, listing, chosen, files)
+        return Checkpoint(origin, config, combine(headers, weight_map, chosen, request.source, None))
+
+
+def _origin(request: Request, folder: Path) -> Origin:
+    return Origin(request.repo_id.split("/")[-1], request.source, folder, request.repo_id, folder.name)
+
+
+def _is_small_file(name: str) -> bool:
+    return "/" not in name and any(fnmatchcase(name, pattern) for pattern in _SMALL_FILES)
+
+
+def _from_cache(request: Request, otherwise: HubError) -> Checkpoint:
+    """The repository as far as the cache holds it; `otherwise` is raised when it holds nothing of it."""
+    found = try_to_load_from_cache(
+        request.repo_id, "config.json", cache_dir=request.cache, revision=request.revision or constants.DEFAULT_REVISION
+    )
+    if not isinstance(found, str):
+        raise otherwise
+    try:
+        return open_folder(_origin(request, Path(found).parent))
+    except CheckpointError as error:
+        if isinstance(otherwise, UnreachableError):
+            raise otherwise from error
+        raise HubError(
+            f"{request.repo_id} is not complete in the hub cache and offline mode is on ({error}); fetch it once online"
+        ) from error
+
+
+def _list_files(request: Request, revision: str | None) -> _Listing:
+    def call() -> _Listing:
+        api = HfApi(token=request.token)
+        info = api.model_info(request.repo_id, revision=revision, files_metadata=True, timeout=_TIMEOUT)
+        if not info.sha:
+            raise HubError(f"{constants.ENDPOINT} does not answer like a hub for {request.repo_id}; check HF_ENDPOINT")
+        return _Listing(info.sha, {file.rfilename: file.size for file in info.siblings or ()})
+
+    return _attempt(request, "its list of files", call)
+
+
+def _download(request: Request, revision: str | None, name: str, bar: type | None = None) -> str:
+    def call() -> str:
+        path: str = hf_hub_download(
+            request.repo_id,
+            name,
+            revision=revision,
+            token=request.token,
+            cache_dir=request.cache,
+            tqdm_class=bar or _bar(lambda done: None),
+        )
+        return path
+
+    return _attempt(request, name, call)
+
+
+def _download_weights(request: Request, listing: _Listing, files: list[str]) -> None:
+    """Fetch the weight files into the cache, reporting bytes over all of them together."""
+    sizes = {file: listing.sizes[file] or 0 for file in files}
+    missing = [file for file in files if not _cached(request, listing.commit, file)]
+    need = sum(sizes[file] for file in missing)
+    free = _free_bytes(request.cache)
+    if need > free:
+        raise HubError(
+            f"the weights of {request.repo_id} take {need / 1e9:.1f} GB but the hub cache {request.cache} has only "
+            f"{free / 1e9:.1f} GB free; free space, or set HF_HUB_CACHE to a larger disk"
+        )
+    total, before = sum(sizes.values()), 0
+    report = request.progress or (lambda label, done, total: None)
+    for file in files:
+        size, start = sizes[file], before
+
+        def advance(done: int, file: str = file, start: int = start, size: int = size) -> None:
+            report(file, start + min(done, size), total)
+
+        report(file, start, total)
+        _download(request, listing.commit, file, _bar(advance))
+        before += size
+        report(file, before, total)
+
+
+def _cached(request: Request, commit: str, file: str) -> Path | None:
+    found = try_to_load_from_cache(request.repo_id, file, cache_dir=request.cache, revision=commit)
+    return Path(found) if isinstance(found, str) else None
+
+
+def _free_bytes(folder: Path) -> int:
+    existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    return shutil.disk_usage(existing).free
+
+
+def _bar(report: Callable[[int], None]) -> type[Any]:
+    """A progress bar class for huggingface_hub that draws nothing and reports the bytes of one file.
+
+    A download may make several bars for one file (bytes received, bytes written): the furthest counts.
+    """
+    furthest = 0
+
+    class Bar(hub_tqdm):  # type: ignore[misc]
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            self._done = int(kwargs.get("initial") or 0)
+            super().__init__(*args, **{**kwargs, "disable": True})
+
+        def update(self, n: float | None = 1) -> None:
+            nonlocal furthest
+            self._done += int(n or 0)
+            if self._done > furthest:
+                furthest = self._done
+                report(furthest)
+
+    return Bar
+
+
+def _fetch_headers(request: Request, listing: _Listing, chosen: Weights, files: list[str]) -> dict[str, Header]:
+    if chosen.kind != SAFETENSORS:
+        raise HubError(
+            f"{request.repo_id} has only {files[0]}, whose contents cannot be listed without downloading it; "
+            f"convert it without --dry-run, or take a repository with safetensors"
+        )
+
+    def fetch(file: str) -> Header:
+        return _attempt(request, f"the header of {file}", lambda: _fetch_header(request, listing, file))
+
+    with ThreadPoolExecutor(_HEADER_THREADS) as pool:
+        return dict(zip(files, pool.map(fetch, files), strict=True))
+
+
+def _fetch_header(request: Request, listing: _Listing, file: str) -> Header:
+    """The header of a remote safetensors file: its length first, so that an absurd one is never fetched."""
+    url = hf_hub_url(request.repo_id, file, revision=listing.commit)
+    known = listing.sizes[file]
+    prefix, size = _fetch_range(request, url, 0, min(PREFIX_BYTES, known or PREFIX_BYTES))
+    file_size = size or known or 0
+    length = header_length(prefix, file, file_size)
+    header, _ = _fetch_range(request, url, PREFIX_BYTES, length) if length else (b"", None)
+    return parse_header(header, file, file_size)
+
+
+def _fetch_range(request: Request, url: str, start: int, length: int) -> tuple[bytes, int | None]:
+    """(bytes start..start+length of a remote file, the file's size as the server states it)."""
+    headers = {
+        **build_hf_headers(token=request.token),
+        "Range": f"bytes={start}-{start + length - 1}",
+        "Accept-Encoding": "identity",
+    }
+    with get_session().stream("GET", url, headers=headers, follow_redirects=True, timeout=_TIMEOUT) as response:
+        hf_raise_for_status(response)
+        # A server may ignore the range and send the file from its start: what is needed is taken, the rest left.
+        skip = 0 if response.status_code == 206 else start
+        stated = response.headers.get("Content-Range", "").rpartition("/")[2] or response.headers.get(
+            "Content-Length", ""
+        )
+        data = bytearray()
+        for chunk in response.iter_bytes():
+            data += chunk
+            if len(data) >= skip + length:
+                break
+    if len(data) < skip + length:
+        raise DroppedError(f"{len(data)} of {skip + length} bytes came")
+    return bytes(data[skip : skip + length]), int(stated) if stated.isdigit() else None
+
+
+def _attempt(request: Request, what: str, call: Callable[[], T]) -> T:
+    """The call's result, tried again after what may pass; other failures become a HubError of one sentence."""
+    for pause in (*_PAUSES, None):
+        try:
+            return call()
+        except CheckpointError:
+            raise
+        except Exception as error:  # whatever the client and the libraries under it may raise
+            if pause is None or not is_transient(error):
+                raise explain(error, request.repo_id, request.revision, what, request.cache) from error
+            time.sleep(pause)
+    raise AssertionError("the last attempt returns or raises")
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """huggingface_hub without its own log lines and warnings; what matters comes back as an exception."""
+    logger = logging.getLogger("huggingface_hub")
+    level = logger.level
+    if not constants.HF_DEBUG:
+        logger.setLevel(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)

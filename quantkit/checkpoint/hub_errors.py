@@ -1,0 +1,129 @@
+"""What went wrong at the hub, in one sentence with the next step.
+
+huggingface_hub's own errors are told apart by type; those of its HTTP client by class name, because the client is
+httpx in some of its releases and httpx2 in others.
+"""
+
+import errno
+from pathlib import Path
+
+from huggingface_hub import constants
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    GatedRepoError,
+    HfHubHTTPError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+
+from quantkit.errors import HubError
+
+_UNREACHABLE = {"ConnectError", "ConnectTimeout", "ProxyError", "UnsupportedProtocol"}
+_DROPPED = {
+    "ReadError",
+    "WriteError",
+    "CloseError",
+    "RemoteProtocolError",
+    "ReadTimeout",
+    "WriteTimeout",
+    "PoolTimeout",
+}
+
+
+class UnreachableError(HubError):
+    """The hub could not be contacted at all, so that a complete copy in the cache may serve instead."""
+
+
+class DroppedError(Exception):
+    """A response ended before all the bytes asked for had come."""
+
+
+def is_transient(error: Exception) -> bool:
+    """Whether trying again may help: a dropped connection, a download of the wrong size, a server fault."""
+    error = _root(error)
+    if isinstance(error, HfHubHTTPError):
+        status: int = error.response.status_code
+        return status >= 500 or status == 408
+    return isinstance(error, DroppedError) or _named(error, _DROPPED) or "Consistency check failed" in str(error)
+
+
+def explain(error: Exception, repo_id: str, revision: str | None, what: str, cache: Path) -> HubError:
+    """The sentence for an error met while getting `what` (a file name, "its list of files") of a repository."""
+    error = _root(error)
+    if isinstance(error, OfflineModeIsEnabled | LocalEntryNotFoundError):
+        return not_cached(repo_id, cache)
+    if isinstance(error, HfHubHTTPError):
+        return HubError(_http_sentence(error, repo_id, revision, what))
+    if _named(error, _UNREACHABLE):
+        return UnreachableError(
+            f"the hub at {constants.ENDPOINT} cannot be reached for {repo_id} ({_reason(error)}); "
+            f"check the network, or give a local folder"
+        )
+    if is_transient(error):
+        return HubError(
+            f"the connection dropped while getting {what} of {repo_id} ({_reason(error)}) and trying again did "
+            f"not help; run the same command once more, finished files are kept"
+        )
+    if isinstance(error, HFValidationError):
+        return HubError(f"{repo_id!r} is neither an existing folder nor a valid hub id; check the name")
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return HubError(
+            f"the disk of the hub cache {cache} is full and {what} of {repo_id} does not fit; "
+            f"free space, or set HF_HUB_CACHE to a larger disk"
+        )
+    if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return HubError(f"the hub cache {cache} cannot be written; check its permissions, or set HF_HUB_CACHE")
+    return HubError(f"{what} of {repo_id} could not be fetched from the hub ({_reason(error)}); try again")
+
+
+def not_cached(repo_id: str, cache: Path) -> HubError:
+    """The sentence for an offline run that lacks the repository."""
+    return HubError(
+        f"{repo_id} is not in the hub cache {cache} and offline mode is on; "
+        f"fetch it once online (without HF_HUB_OFFLINE), or give a local folder"
+    )
+
+
+def _http_sentence(error: HfHubHTTPError, repo_id: str, revision: str | None, what: str) -> str:
+    status = error.response.status_code
+    if isinstance(error, GatedRepoError):
+        return (
+            f"{repo_id} is gated; accept its terms at {constants.ENDPOINT}/{repo_id}, then run 'hf auth login' "
+            f"with the account that was given access"
+        )
+    if isinstance(error, RevisionNotFoundError):
+        return f"{repo_id} has no revision {revision!r} on the hub; check the branch, tag or commit after the @"
+    if isinstance(error, EntryNotFoundError):
+        return f"{repo_id} has no {what} on the hub; check that it is a checkpoint in Hugging Face format"
+    if status == 401 and not isinstance(error, RepositoryNotFoundError):
+        return f"the hub refused the credentials for {repo_id} (401); run 'hf auth login', or correct HF_TOKEN"
+    if isinstance(error, RepositoryNotFoundError) or status == 404:
+        return (
+            f"{repo_id} is neither an existing folder nor a repository on the hub; check the name, "
+            f"or run 'hf auth login' if it is private"
+        )
+    if status == 403:
+        return (
+            f"the hub denies access to {repo_id} (403); run 'hf auth login' with an account or token that may read it"
+        )
+    if status == 429:
+        return f"the hub asks to slow down (429) while getting {what} of {repo_id}; wait a few minutes and try again"
+    return f"the hub answered {status} for {what} of {repo_id}; try again later"
+
+
+def _root(error: Exception) -> Exception:
+    """The error behind huggingface_hub's "not found locally either", when there is one."""
+    if isinstance(error, LocalEntryNotFoundError) and isinstance(error.__cause__, Exception):
+        return _root(error.__cause__)
+    return error
+
+
+def _named(error: Exception, names: set[str]) -> bool:
+    return any(kind.__name__ in names for kind in type(error).__mro__)
+
+
+def _reason(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:150].rstrip(".")

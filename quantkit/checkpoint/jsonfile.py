@@ -1,0 +1,56 @@
+"""JSON from strangers: read as bytes, refused in one sentence when it is not what it claims to be."""
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+from quantkit.errors import CheckpointError
+
+
+def parse_object(data: bytes, what: str, parse_int: Callable[[str], int] = int) -> dict[str, Any]:
+    """The JSON object in `data`; `what` names it in messages ("config.json of FOLDER").
+
+    A key given twice is refused: parsers disagree about which one counts. Raises CheckpointError.
+    """
+    try:
+        value = json.loads(data.decode("utf-8"), object_pairs_hook=_unique_keys, parse_int=parse_int)
+    except UnicodeDecodeError as error:
+        raise CheckpointError(
+            f"{what} is not UTF-8 text (byte 0x{data[error.start]:02x} at position {error.start}); download it again"
+        ) from error
+    except _DuplicateKey as error:
+        raise CheckpointError(f"{what} has the key {shown(error.key)} twice; download it again") from error
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{what} is not valid JSON ({_reason(error)}); download it again") from error
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{what} holds a JSON {type(value).__name__}, not an object; download it again")
+    return value
+
+
+def shown(text: str, limit: int = 80) -> str:
+    """A name from a file as it may stand in a message: quoted, printable, never longer than a line."""
+    return ascii(text if len(text) <= limit else text[:limit] + "...")
+
+
+class _DuplicateKey(Exception):
+    def __init__(self, key: str) -> None:
+        self.key = key
+
+
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        seen: set[str] = set()
+        for key, _ in pairs:
+            if key in seen:
+                raise _DuplicateKey(key)
+            seen.add(key)
+    return found
+
+
+def _reason(error: BaseException) -> str:
+    if isinstance(error, RecursionError):
+        return "nested too deeply"
+    if isinstance(error, json.JSONDecodeError):
+        return f"{error.msg} at line {error.lineno}, column {error.colno}"
+    return "a number has too many digits"

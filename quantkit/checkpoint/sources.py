@@ -1,0 +1,94 @@
+"""What the user names as SOURCE, opened: a folder, or ORG/NAME or ORG/NAME@REVISION on the hub."""
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from quantkit.checkpoint.checkpoint import Checkpoint, Origin
+from quantkit.checkpoint.folder import parse_config, read_small_file
+from quantkit.checkpoint.weights import open_weights
+from quantkit.errors import CheckpointError
+
+Progress = Callable[[str, int, int], None]
+"""(file being fetched, bytes done, bytes in all): bytes count over all weight files together."""
+
+_HUB_ID = re.compile(r"([A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@(.+))?", re.ASCII)
+
+
+@dataclass(frozen=True)
+class HubId:
+    """A repository of the hub; the revision is a branch, tag or commit, None for the default branch."""
+
+    repo_id: str
+    revision: str | None = None
+
+
+def parse_source(source: str) -> Path | HubId:
+    """The folder or hub repository `source` names; what exists on disk wins. Raises CheckpointError for neither."""
+    path = Path(source).expanduser()
+    try:
+        exists, is_folder = path.exists(), path.is_dir()
+    except (OSError, ValueError):  # a name too long for the file system, or with a null byte
+        exists = is_folder = False
+    if exists:
+        if not is_folder:
+            raise CheckpointError(
+                f"{source} is a file, not a checkpoint folder; give the folder that holds config.json"
+            )
+        return path
+    match = _HUB_ID.fullmatch(source)
+    if match is None:
+        raise CheckpointError(
+            f"{source!r} is neither an existing folder nor a hub id ORG/NAME or ORG/NAME@REVISION; check the name"
+        )
+    return HubId(match[1], match[2])
+
+
+def open_checkpoint(
+    source: str,
+    *,
+    token: str | None = None,
+    offline: bool = False,
+    headers_only: bool = False,
+    cache_dir: Path | None = None,
+    progress: Progress | None = None,
+) -> Checkpoint:
+    """A checkpoint, validated: headers, index and config are checked before this returns; no weights are in memory.
+
+    From the hub only the needed files are fetched, into the hub's standard cache (or `cache_dir`); `token` stands in
+    for the stored one, `offline` (or HF_HUB_OFFLINE) keeps to the cache. `headers_only` fetches of a hub repository's
+    weights only their safetensors headers, by range requests; such a checkpoint cannot read rows.
+
+    Raises CheckpointError (HubError from the hub), UnsupportedError for weights already quantized or of an unknown
+    dtype, MissingExtraError for torch files without torch. Each message is one sentence.
+    """
+    where = parse_source(source)
+    if isinstance(where, Path):
+        return open_folder(Origin(where.resolve().name, source, where.resolve()))
+    # Imported only here: a local folder should not pay for the hub client's start.
+    from quantkit.checkpoint import hub
+
+    return hub.open_from_hub(
+        hub.Request(where.repo_id, where.revision, source, token, cache_dir, progress),
+        offline=offline,
+        headers_only=headers_only,
+    )
+
+
+def open_folder(origin: Origin) -> Checkpoint:
+    """The checkpoint in a local folder. Raises as `open_checkpoint` does."""
+    where = origin.source
+    try:
+        empty = not any(origin.folder.iterdir())
+    except OSError as error:
+        raise CheckpointError(f"{where} cannot be listed ({error.strerror}); check its permissions") from error
+    if empty:
+        raise CheckpointError(f"{where} is empty; give a folder with config.json and model.safetensors")
+    config = parse_config(read_small_file(origin.folder, "config.json", where), where)
+    weights = open_weights(origin.folder, where)
+    try:
+        return Checkpoint(origin, config, weights)
+    except BaseException:
+        weights.close()
+        raise

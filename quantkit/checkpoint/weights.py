@@ -1,0 +1,88 @@
+"""The weight files of a local folder: opened, their headers checked, their agreement with the index checked."""
+
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from quantkit.checkpoint import safetensors_file, torch_bin
+from quantkit.checkpoint.checkpoint import WeightFiles
+from quantkit.checkpoint.folder import SAFETENSORS, Weights, check_index, choose_weights, parse_index, read_small_file
+from quantkit.checkpoint.jsonfile import shown
+from quantkit.checkpoint.safetensors_file import Header
+from quantkit.checkpoint.tensor import TensorInfo
+from quantkit.errors import CheckpointError
+
+
+def open_weights(folder: Path, where: str) -> WeightFiles:
+    """Every weight file of `folder`, open for reading; `where` names the checkpoint in messages.
+
+    Raises CheckpointError naming the file for anything missing, truncated, malformed or contradictory.
+    """
+    chosen = choose_weights([entry.name for entry in folder.iterdir()], where)
+    weight_map = read_index(folder, chosen, where)
+    files = shard_names(chosen, weight_map)
+    missing = [file for file in files if not (folder / file).is_file()]
+    if missing:
+        count = f" ({len(missing)} of {len(files)} weight files are missing)" if len(missing) > 1 else ""
+        raise CheckpointError(f"{where} lacks its weight file {missing[0]}{count}; download it again")
+    descriptors: dict[str, int] = {}
+    try:
+        headers: dict[str, Header] = {}
+        for file in files:
+            descriptors[file] = _open(folder / file, where)
+            if chosen.kind == SAFETENSORS:
+                headers[file] = safetensors_file.read_header(descriptors[file], file)
+            else:
+                headers[file] = torch_bin.read_header(folder / file, file)
+        return combine(headers, weight_map, chosen, where, descriptors)
+    except BaseException:
+        for descriptor in descriptors.values():
+            os.close(descriptor)
+        raise
+
+
+def read_index(folder: Path, chosen: Weights, where: str) -> dict[str, str] | None:
+    """The weight map of the chosen index, None where there is no index."""
+    if chosen.index is None:
+        return None
+    return parse_index(read_small_file(folder, chosen.index, where), chosen.index, where)
+
+
+def shard_names(chosen: Weights, weight_map: Mapping[str, str] | None) -> list[str]:
+    """The weight files, in order of names."""
+    return sorted(set(weight_map.values()) if weight_map is not None else chosen.files)
+
+
+def combine(
+    headers: Mapping[str, Header],
+    weight_map: Mapping[str, str] | None,
+    chosen: Weights,
+    where: str,
+    descriptors: Mapping[str, int] | None,
+) -> WeightFiles:
+    """The tensors of all files together, each in one file only and where the index says."""
+    tensors: dict[str, TensorInfo] = {}
+    for tensor in _all(headers.values()):
+        other = tensors.setdefault(tensor.name, tensor)
+        if other is not tensor:
+            raise CheckpointError(
+                f"tensor {shown(tensor.name)} of {where} is in both {other.file} and {tensor.file}; download it again"
+            )
+    if weight_map is not None:
+        found = {name: tensor.file for name, tensor in tensors.items()}
+        check_index(weight_map, found, chosen.index or "", where)
+    if not tensors:
+        raise CheckpointError(f"the weight files of {where} hold no tensors; download the checkpoint again")
+    return WeightFiles(tensors, {file: header.sha256 for file, header in headers.items()}, descriptors)
+
+
+def _all(headers: Iterable[Header]) -> Iterable[TensorInfo]:
+    for header in headers:
+        yield from header.tensors.values()
+
+
+def _open(path: Path, where: str) -> int:
+    try:
+        return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as error:
+        raise CheckpointError(f"{path.name} of {where} cannot be opened ({error.strerror}); check the file") from error
