@@ -35,12 +35,11 @@ def plain_key(name: str, kind: str, value: Any) -> KeyValue:
 
 
 def general_keys(
-    folder: Path, name: str, arch: str, shapes: Iterable[tuple[str, tuple[int, ...]]], title: str | None = None
+    folder: Path, name: str, arch: str, shapes: Iterable[tuple[str, tuple[int, ...]]]
 ) -> list[KeyValue]:
     """`general.*` keys of a model, in the converter's order, without the file type.
 
-    `name` is the model's folder or repository name, `shapes` its (GGUF name, numpy shape) pairs, `title` overrides
-    `general.name`.
+    `name` is the model's folder or repository name, `shapes` its (GGUF name, numpy shape) pairs.
 
     Raises:
         CheckpointError: the model card's front matter cannot be read.
@@ -49,7 +48,7 @@ def general_keys(
     for tensor, shape in shapes:
         writer.tensors[0][tensor] = gguf.TensorInfo(shape=shape, dtype=gguf.GGMLQuantizationType.F32, nbytes=0)
     total, shared, expert, n_expert = writer.get_total_parameter_count()
-    metadata = _load_metadata(folder, name, title, total)
+    metadata = _load_metadata(folder, name, total)
     if metadata.name is None:
         metadata.name = name
     if metadata.size_label is None and total > 0:
@@ -70,7 +69,7 @@ def general_keys(
     return keys
 
 
-def _load_metadata(folder: Path, name: str, title: str | None, total: int) -> gguf.Metadata:
+def _load_metadata(folder: Path, name: str, total: int) -> gguf.Metadata:
     try:
         card = gguf.Metadata.load_model_card(folder)
         parameters = gguf.Metadata.load_hf_parameters(folder)
@@ -85,8 +84,6 @@ def _load_metadata(folder: Path, name: str, title: str | None, total: int) -> gg
             if value is not None:
                 setattr(metadata, field, value)
                 break
-    if title is not None:
-        metadata.name = title
     return metadata
 
 
