@@ -1,0 +1,278 @@
+"""The quantization kernels: ggml's own code through ctypes, so that the bytes are llama.cpp's.
+
+Any of three implementations may be there. If llama-cpp-python is installed its libggml-base must be the one: a second
+library of the same soname loaded before it would be bound to libllama in its place and break it. Then libggml-python,
+the wheel that needs no compiler; then numpy (the gguf package), for the types it has.
+"""
+
+import ctypes
+import functools
+import importlib.metadata
+import importlib.util
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from gguf import GGMLQuantizationType
+from numpy.typing import NDArray
+
+from quantkit.errors import MissingExtraError, UnsupportedError
+from quantkit.gguf import numpy_kernels
+from quantkit.gguf.finite import all_finite
+from quantkit.gguf.types import row_bytes
+
+_T = GGMLQuantizationType
+_FLOATS = NDArray[np.float32]
+_BYTES = NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Library:
+    """Where the kernels come from, for the origin record."""
+
+    name: str
+    """The package: "llama-cpp-python", "libggml-python" or "gguf"."""
+    version: str
+    """The package's version."""
+    ggml: str
+    """ggml's own version; empty for numpy."""
+
+
+def library() -> Library:
+    """The implementation in use; the first call loads and tests it."""
+    return _kernels().library
+
+
+def quantize_rows(
+    kind: GGMLQuantizationType, rows: _FLOATS, weights: _FLOATS | None = None, out: _BYTES | None = None
+) -> _BYTES:
+    """Quantize `rows`, float32 (n_rows, n_cols), into uint8 (n_rows, row_bytes) (ggml_quantize_chunk).
+
+    `weights`: float32 (n_cols,), the importance of each column, or None. Rows do not influence each other, so the rows
+    of a tensor may come in chunks and from several threads: the GIL is released. F32, F16 and BF16 are types like any
+    other. Raises UnsupportedError for values the type cannot take and MissingExtraError when no installed
+    implementation has the type.
+    """
+    require(kind, weighted=weights is not None)
+    rows = np.ascontiguousarray(rows, dtype=np.float32)
+    n_rows, n_cols = rows.shape
+    if out is None:
+        out = np.empty((n_rows, row_bytes(kind, n_cols)), dtype=np.uint8)
+    if out.shape != (n_rows, row_bytes(kind, n_cols)) or out.dtype != np.uint8 or not out.flags.c_contiguous:
+        raise ValueError(f"out is {out.dtype} {out.shape}, wanted contiguous uint8 {(n_rows, row_bytes(kind, n_cols))}")
+    if weights is not None:
+        weights = np.ascontiguousarray(weights, dtype=np.float32)
+        if weights.shape != (n_cols,):
+            raise ValueError(f"{weights.shape} importances for rows of {n_cols}")
+    if kind in _LATTICE:
+        _check_range(kind, rows, weights)
+    _kernels().quantize(kind, rows, weights, out)
+    return out
+
+
+def dequantize_rows(kind: GGMLQuantizationType, data: _BYTES, n_cols: int) -> _FLOATS:
+    """The float32 (n_rows, n_cols) that `data`, uint8 (n_rows, row_bytes), stands for (the type's to_float)."""
+    data = np.ascontiguousarray(data)
+    n_rows, width = data.shape
+    if data.dtype != np.uint8 or width != row_bytes(kind, n_cols):
+        raise ValueError(f"rows of {width} {data.dtype}, wanted {row_bytes(kind, n_cols)} bytes for {n_cols} columns")
+    out = np.empty((n_rows, n_cols), dtype=np.float32)
+    _kernels().dequantize(kind, data, out)
+    return out
+
+
+def validate_rows(kind: GGMLQuantizationType, data: _BYTES) -> bool:
+    """Whether all floats in the quantized `data`, uint8, are finite: llama.cpp's check of what it wrote."""
+    return all_finite(kind, np.ascontiguousarray(data))
+
+
+def requires_imatrix(kind: GGMLQuantizationType) -> bool:
+    """Whether the kernel itself cannot work without importances (ggml_quantize_requires_imatrix)."""
+    return kind in (_T.IQ2_XXS, _T.IQ2_XS, _T.IQ1_S)
+
+
+def require(kind: GGMLQuantizationType, *, weighted: bool) -> None:
+    """Raise MissingExtraError unless the implementation in use makes `kind` with llama.cpp's bytes.
+
+    `weighted`: with an importance matrix, which changes the arithmetic of most types.
+    """
+    kernels = _kernels()
+    if not kernels.has(kind, weighted):
+        what = f"{kind.name.lower()} with an importance matrix" if weighted else kind.name.lower()
+        raise MissingExtraError(
+            f"The quantization kernels of {kernels.library.name} {kernels.library.version} cannot make {what} as "
+            f"llama.cpp does; install better ones with: {_better(kernels.library.name)}"
+        )
+
+
+class Kernels(Protocol):
+    """One implementation. Arrays are contiguous and of the right shape."""
+
+    library: Library
+
+    def has(self, kind: GGMLQuantizationType, weighted: bool) -> bool:
+        """Whether it makes `kind` with llama.cpp's bytes, `weighted` with importances."""
+        ...
+
+    def quantize(self, kind: GGMLQuantizationType, rows: _FLOATS, weights: _FLOATS | None, out: _BYTES) -> None:
+        """Rows into the bytes of `out`."""
+        ...
+
+    def dequantize(self, kind: GGMLQuantizationType, data: _BYTES, out: _FLOATS) -> None:
+        """Bytes into the rows of `out`."""
+        ...
+
+
+# package, module, and the types it makes otherwise than the llama.cpp we promise to equal (ggml 0.25.3)
+_PACKAGES: tuple[tuple[str, str, frozenset[GGMLQuantizationType]], ...] = (
+    ("llama-cpp-python", "llama_cpp", frozenset()),
+    ("libggml-python", "libggml", frozenset({_T.IQ1_M})),
+)
+_LIBRARY_FILES = ("lib*/libggml-base.so", "lib*/libggml-base.dylib", "bin/ggml-base.dll", "lib*/ggml-base.dll")
+
+# these search a lattice of points and abort the whole process when float overflow leaves them without a nearest one
+_LATTICE = frozenset({_T.IQ1_S, _T.IQ1_M, _T.IQ2_XXS, _T.IQ2_XS, _T.IQ2_S, _T.IQ3_XXS, _T.IQ3_S})
+_PEAK, _WEIGHTED_PEAK = 1e8, 1e30
+
+
+class _TypeTraits(ctypes.Structure):
+    """struct ggml_type_traits of ggml.h."""
+
+    _fields_ = (
+        ("type_name", ctypes.c_char_p),
+        ("blck_size", ctypes.c_int64),
+        ("blck_size_interleave", ctypes.c_int64),
+        ("type_size", ctypes.c_size_t),
+        ("is_quantized", ctypes.c_bool),
+        ("to_float", ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64)),
+        ("from_float_ref", ctypes.c_void_p),
+    )
+
+
+class GgmlKernels:
+    """libggml-base. Raises OSError or AttributeError when the file is not one."""
+
+    def __init__(self, path: Path, package: str, version: str, differing: frozenset[GGMLQuantizationType]) -> None:
+        self._lib = ctypes.CDLL(str(path))
+        self._lib.ggml_version.restype = ctypes.c_char_p
+        self._lib.ggml_quantize_init.argtypes = (ctypes.c_int,)
+        self._lib.ggml_quantize_chunk.restype = ctypes.c_size_t
+        self._lib.ggml_quantize_chunk.argtypes = (
+            *(ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p),
+            *(ctypes.c_int64, ctypes.c_int64, ctypes.c_int64, ctypes.c_void_p),
+        )
+        self._lib.ggml_get_type_traits.restype = ctypes.POINTER(_TypeTraits)
+        self._lib.ggml_get_type_traits.argtypes = (ctypes.c_int,)
+        self.library = Library(package, version, self._lib.ggml_version().decode())
+        self._differing = differing
+        self._ready: set[GGMLQuantizationType] = set()
+        self._lock = threading.Lock()
+
+    def has(self, kind: GGMLQuantizationType, weighted: bool) -> bool:
+        return kind not in self._differing
+
+    def quantize(self, kind: GGMLQuantizationType, rows: _FLOATS, weights: _FLOATS | None, out: _BYTES) -> None:
+        if kind not in self._ready:
+            # the lattice types build tables at first use: once, before threads need them
+            with self._lock:
+                self._lib.ggml_quantize_init(kind)
+                self._ready.add(kind)
+        importances = None if weights is None else weights.ctypes.data
+        if weights is None and requires_imatrix(kind):
+            raise UnsupportedError(f"{kind.name.lower()} cannot be made without an importance matrix; give --imatrix.")
+        n_rows, n_cols = rows.shape
+        size = self._lib.ggml_quantize_chunk(kind, rows.ctypes.data, out.ctypes.data, 0, n_rows, n_cols, importances)
+        if size != out.size:
+            raise RuntimeError(f"{self.library.name} wrote {size} bytes of {kind.name}, not {out.size}")
+
+    def dequantize(self, kind: GGMLQuantizationType, data: _BYTES, out: _FLOATS) -> None:
+        if kind == _T.F32:
+            out[...] = data.view(np.float32)
+            return
+        self._lib.ggml_get_type_traits(kind).contents.to_float(data.ctypes.data, out.ctypes.data, out.size)
+
+
+class NumpyKernels:
+    """The gguf package's numpy code: no library needed, few types, slow."""
+
+    def __init__(self) -> None:
+        self.library = Library("gguf", importlib.metadata.version("gguf"), "")
+
+    def has(self, kind: GGMLQuantizationType, weighted: bool) -> bool:
+        return kind in numpy_kernels.EXACT and not (weighted and kind in numpy_kernels.CHANGED_BY_WEIGHTS)
+
+    def quantize(self, kind: GGMLQuantizationType, rows: _FLOATS, weights: _FLOATS | None, out: _BYTES) -> None:
+        out[...] = numpy_kernels.quantize(kind, rows)
+
+    def dequantize(self, kind: GGMLQuantizationType, data: _BYTES, out: _FLOATS) -> None:
+        out[...] = numpy_kernels.dequantize(kind, data)
+
+
+def candidates() -> tuple[Callable[[], Kernels], ...]:
+    """The implementations in the order they are tried; each call raises when its own cannot be had."""
+    libraries = (functools.partial(_open, package, module, stale) for package, module, stale in _PACKAGES)
+    return (*libraries, NumpyKernels)
+
+
+def _open(package: str, module: str, differing: frozenset[GGMLQuantizationType]) -> Kernels:
+    """The library inside an installed package, found without importing it: that would load all of llama.cpp."""
+    spec = importlib.util.find_spec(module)
+    for folder in (spec.submodule_search_locations or ()) if spec else ():
+        for pattern in _LIBRARY_FILES:
+            for path in sorted(Path(folder).glob(pattern)):
+                return GgmlKernels(path, package, importlib.metadata.version(package), differing)
+    raise FileNotFoundError(f"{package} is not installed")
+
+
+def _works(kernels: Kernels) -> bool:
+    """The load test: a library that does not make known vectors right is not used."""
+    rows = np.linspace(-1.0, 1.0, 256, dtype=np.float32).reshape(2, 128) ** 3
+    for kind in (_T.Q4_0, _T.Q8_0, _T.BF16):
+        out = np.empty((2, row_bytes(kind, 128)), dtype=np.uint8)
+        kernels.quantize(kind, rows, None, out)
+        back = np.empty_like(rows)
+        kernels.dequantize(kind, out, back)
+        if not (np.array_equal(out, numpy_kernels.quantize(kind, rows)) and np.allclose(back, rows, atol=0.1)):
+            return False
+    return True
+
+
+_loading = threading.Lock()
+
+
+def _kernels() -> Kernels:
+    with _loading:
+        return _first_working()
+
+
+@functools.cache
+def _first_working() -> Kernels:
+    for candidate in candidates():
+        try:
+            kernels = candidate()
+            if _works(kernels):
+                return kernels
+        except (OSError, AttributeError, importlib.metadata.PackageNotFoundError):
+            continue  # not installed, or built for another system: the next one may do
+    raise MissingExtraError(
+        "No quantization kernels work here, not even those of the gguf package; reinstall with: "
+        "pip install --force-reinstall quantkit"
+    )
+
+
+def _better(current: str) -> str:
+    return "pip install libggml-python" if current == "gguf" else "pip install 'quantkit[run]'"
+
+
+def _check_range(kind: GGMLQuantizationType, rows: _FLOATS, weights: _FLOATS | None) -> None:
+    """Refuse what would abort the process. The block scales are half precision, so such rows cannot be stored anyway."""
+    peak = max(float(rows.max(initial=0.0)), -float(rows.min(initial=0.0)))
+    weighted = peak * peak * (1.0 if weights is None else float(weights.max(initial=1.0)))
+    if not (peak <= _PEAK and weighted <= _WEIGHTED_PEAK):
+        heavy = "" if peak > _PEAK or weights is None else f" weighted by importances up to {weights.max():.3g}"
+        raise UnsupportedError(
+            f"{kind.name.lower()} cannot hold weights up to {peak:.3g}{heavy}; choose a q type, or f32 for this tensor."
+        )
