@@ -1,0 +1,132 @@
+"""A GGUF file in the real llama.cpp (extra `run`): token ids of its vocabulary, logits of its weights.
+
+Every call runs in a child process (llama_child): a malformed file may abort llama.cpp, and a child can be timed out.
+"""
+
+import importlib.util
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import numpy.typing as npt
+
+import quantkit
+from quantkit.errors import MissingExtraError, QuantkitError
+
+Progress = Callable[[int, int, float], None]
+
+
+def vocab_token_ids(model: Path, texts: Sequence[str], *, timeout: float = 120.0) -> list[list[int]]:
+    """Token ids of each text by the vocabulary embedded in `model`; the weights are not read.
+
+    As a Hugging Face tokenizer with add_special_tokens=False: nothing is added, special tokens in the text are parsed.
+    Source: llama_tokenize. Raises QuantkitError when llama.cpp refuses the file or takes over `timeout` seconds.
+    """
+    result = run_child({"task": "tokenize", "model": str(model), "texts": list(texts)}, model, timeout=timeout)
+    return [[int(token) for token in ids] for ids in result]
+
+
+def logits(
+    model: Path, tokens: Sequence[int], *, n_threads: int | None = None, timeout: float = 1800.0
+) -> npt.NDArray[np.float32]:
+    """Logits (n_tokens, n_vocab), float32, of one sequence of token ids, on the CPU, with a float32 KV cache.
+
+    llama.cpp also validates every tensor's data on the way. Raises QuantkitError as vocab_token_ids does.
+    """
+    if not tokens:
+        raise ValueError("logits of no tokens were asked")
+    with tempfile.TemporaryDirectory(prefix="quantkit-") as folder:
+        out = Path(folder) / "logits.npy"
+        request = {"task": "logits", "model": str(model), "tokens": [int(token) for token in tokens], "out": str(out)}
+        run_child({**request, "n_threads": n_threads}, model, timeout=timeout)
+        loaded: npt.NDArray[np.float32] = np.load(out)
+    return loaded
+
+
+def require_llama_cpp() -> None:
+    """Raises MissingExtraError when llama-cpp-python is not installed."""
+    if importlib.util.find_spec("llama_cpp") is None:
+        raise MissingExtraError("running a GGUF file needs llama-cpp-python: pip install 'quantkit[run]'")
+
+
+def run_child(
+    request: dict[str, Any], model: Path, *, timeout: float | None = None, progress: Progress | None = None
+) -> Any:
+    """Send one request to a fresh llama_child and return its result; `timeout` in seconds.
+
+    Raises MissingExtraError without llama-cpp-python, QuantkitError naming the file and llama.cpp's reason otherwise.
+    """
+    require_llama_cpp()
+    if not model.is_file():
+        raise QuantkitError(f"{model} is not a file")
+    package_root = str(Path(quantkit.__file__).resolve().parents[1])
+    environment = {**os.environ, "GGML_NO_BACKTRACE": "1"}
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, [package_root, os.environ.get("PYTHONPATH")]))
+    with tempfile.TemporaryFile() as log:
+        child = subprocess.Popen(
+            [sys.executable, "-P", "-m", "quantkit.measure.llama_child"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=log,
+            env=environment,
+        )
+        late = threading.Event()
+
+        def stop() -> None:
+            late.set()
+            child.kill()
+
+        watchdog = threading.Timer(timeout, stop) if timeout else None
+        try:
+            if watchdog:
+                watchdog.start()
+            answer = _converse(child, request, progress)
+        finally:
+            if watchdog:
+                watchdog.cancel()
+            child.kill()
+            child.communicate()
+        if answer is not None and "result" in answer:
+            return answer["result"]
+        if late.is_set():
+            raise QuantkitError(f"{model}: llama.cpp did not finish in {timeout:g} seconds and was stopped")
+        raise QuantkitError(_explain(model, answer, log))
+
+
+def _converse(
+    child: "subprocess.Popen[bytes]", request: dict[str, Any], progress: Progress | None
+) -> dict[str, Any] | None:
+    """The child's last word, or None when it died without one."""
+    assert child.stdin is not None and child.stdout is not None
+    try:
+        child.stdin.write(json.dumps(request).encode() + b"\n")
+        child.stdin.flush()
+    except BrokenPipeError:
+        return None
+    for line in child.stdout:
+        message: dict[str, Any] = json.loads(line)
+        if "progress" not in message:
+            return message
+        if progress is not None:
+            done, of, value = message["progress"]
+            progress(done, of, value)
+    return None
+
+
+def _explain(model: Path, answer: dict[str, Any] | None, log: IO[bytes]) -> str:
+    """One sentence: what llama.cpp could not do, and the most telling line of its log."""
+    log.seek(0)
+    lines = [line.strip() for line in log.read().decode("utf-8", "replace").splitlines() if line.strip()]
+    what = answer["error"] if answer else "stopped without an answer"
+    telling = [line for line in lines if re.search(r"error|invalid|assert|abort|missing|unknown", line, re.IGNORECASE)]
+    reason = (telling or lines or [""])[0]
+    reason = re.sub(r"^(error loading model: |\w+: )+", "", reason)
+    return f"{model}: llama.cpp {what}" + (f": {reason}" if reason else "")
