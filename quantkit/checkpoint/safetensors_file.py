@@ -132,7 +132,9 @@ def _tensor(name: str, entry: Any, file: str, start: int) -> TensorInfo:
         refuse(f"has shape {_quoted(shape)} of {dtype}, which is not a whole number of bytes")
     begin, end = offsets
     if end - begin != bits // 8:
-        refuse(f"has {end - begin} bytes at data_offsets [{begin}, {end}], but {dtype} {shape} takes {bits // 8}")
+        refuse(
+            f"has {end - begin} bytes at data_offsets [{begin}, {end}], but {dtype} {_quoted(shape)} takes {bits // 8}"
+        )
     return TensorInfo(name, dtype, tuple(shape), file, start + begin, bits // 8)
 
 

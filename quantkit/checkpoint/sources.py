@@ -28,7 +28,7 @@ def parse_source(source: str) -> Path | HubId:
     """The folder or hub repository `source` names; what exists on disk wins. Raises CheckpointError for neither."""
     path = Path(source).expanduser()
     try:
-        exists, is_folder = path.exists(), path.is_dir()
+        exists, is_folder = bool(source) and path.exists(), path.is_dir()
     except (OSError, ValueError):  # a name too long for the file system, or with a null byte
         exists = is_folder = False
     if exists:
