@@ -5,15 +5,15 @@ from typing import Annotated
 import typer
 
 from quantkit import __version__
+from quantkit.cli import gguf as gguf_command
 from quantkit.cli.errors import explain
-from quantkit.cli.gguf import gguf
 
 app = typer.Typer(
     name="quantkit",
     help="One Hugging Face checkpoint in, every quantized format out: one pass, the memory of a few rows, and nothing"
     " unverified leaves.",
     no_args_is_help=True,
-    rich_markup_mode="markdown",
+    rich_markup_mode=None,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog="Exit codes: 0 done, 1 failed, 2 wrong usage, 3 done but a check fell short.",
@@ -35,7 +35,7 @@ def _root(
     del version
 
 
-app.command("gguf")(gguf)
+app.command("gguf", epilog=gguf_command.EPILOG)(gguf_command.gguf)
 
 
 def main() -> None:

@@ -17,7 +17,13 @@ from quantkit.errors import UsageError, VerificationError
 from quantkit.gguf.mix import MixOptions
 from quantkit.gguf.types import FILE_TYPES, file_type, tensor_type
 
-_TYPES = "Types: " + " ".join(FILE_TYPES)
+EPILOG = (
+    "Types: "
+    + ", ".join(name for name, kind in FILE_TYPES.items() if not kind.needs_imatrix)
+    + ".\n\nWith --imatrix only: "
+    + ", ".join(name for name, kind in FILE_TYPES.items() if kind.needs_imatrix)
+    + "."
+)
 _HELP_TYPES = "A GGUF type; repeat for more, all come out of one pass. q4_0 if none is asked."
 
 
@@ -72,12 +78,12 @@ def gguf(
     format_: FormatOption = Format.human,
     debug: DebugOption = False,
 ) -> None:
-    """Convert a checkpoint to **GGUF**: every asked type in one pass, checked.
+    """Convert a checkpoint to GGUF: every asked type in one pass, checked.
 
     Reads each tensor once, needs no intermediate file and the memory of a few rows. Each file is reloaded and compared
     with the source before it gets its name. A killed run is taken up by the same command.
 
-    Example: `quantkit gguf ORG/NAME -t q4_0 -t q4_k_m -t q8_0 -o out`
+    Example: quantkit gguf ORG/NAME -t q4_0 -t q4_k_m -t q8_0 -o out
     """
     del debug
     out = Out(format_)

@@ -1,10 +1,12 @@
 """What a conversion tells the user: before it, after it, and as one JSON document."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from quantkit.cli.output import Out, human_bytes, human_count
 from quantkit.convert.driver import Result
 from quantkit.convert.plan import Output, Plan
+from quantkit.verify import Check
 
 
 def announce(plan: Plan, out: Out) -> None:
@@ -81,7 +83,6 @@ def show_result(result: Result, out: Out) -> None:
     rows, documents = [], []
     for item in result.verified:
         output = item.output
-        state = {check.name: check for check in item.checks}
         worst = max(item.errors.values(), default=0.0)
         more = f" and {len(output.files) - 1} more" if len(output.files) > 1 else ""
         rows.append(
@@ -91,7 +92,8 @@ def show_result(result: Result, out: Out) -> None:
                 human_bytes(output.size),
                 f"{plan.bits_per_weight(output):.2f}",
                 f"{worst:.1%}",
-                "FAILED" if item.failed else _checks_text(state),
+                "" if item.logit_correlation is None else f"{item.logit_correlation:.4f}",
+                f"FAILED {item.failed[0].name}" if item.failed else _checks_text(item.checks),
             ]
         )
         documents.append(
@@ -106,6 +108,7 @@ def show_result(result: Result, out: Out) -> None:
                 "type_mix": output.mix,
                 "quantize_cpu_seconds": round(result.quantize_seconds.get(output.type.label, 0.0), 3),
                 "worst_relative_error": worst,
+                "logit_correlation": item.logit_correlation,
                 "verified": not item.failed,
                 "checks": [{"name": c.name, "status": c.status, "detail": c.detail} for c in item.checks],
             }
@@ -116,7 +119,8 @@ def show_result(result: Result, out: Out) -> None:
         ("size", "right"),
         ("bits", "right"),
         ("error", "right"),
-        ("checked", "left"),
+        ("logits", "right"),
+        ("checks", "left"),
     ]
     out.table(headers, rows)
     out.say(
@@ -136,7 +140,7 @@ def show_result(result: Result, out: Out) -> None:
     )
 
 
-def _checks_text(state: dict[str, Any]) -> str:
-    done = [name for name, check in state.items() if check.status == "passed"]
-    skipped = [name for name, check in state.items() if check.status == "skipped"]
-    return " ".join(done) + (f" (not {', '.join(skipped)})" if skipped else "")
+def _checks_text(checks: Sequence[Check]) -> str:
+    passed = sum(check.status == "passed" for check in checks)
+    skipped = [check.name for check in checks if check.status == "skipped"]
+    return f"{passed} passed" + (f", no {' or '.join(skipped)}" if skipped else "")

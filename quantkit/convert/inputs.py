@@ -4,8 +4,10 @@ A checkpoint or a GGUF file becomes a `Model`: the keys its unquantized GGUF wou
 order with the types they would have there, and rows to read. Nothing of it is ever written.
 """
 
+import hashlib
 import os
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -95,7 +97,7 @@ def model_from_checkpoint(
     """
     config = checkpoint.config
     family = find_family(config)
-    sizes = read_hyperparameters(config)
+    sizes = read_hyperparameters(family.complete(config))
     mapped = map_tensors(family, sizes, checkpoint.tensors)
     vocabulary = load_vocabulary(checkpoint.folder, config, pre=pre, chat_template=chat_template)
     if len(vocabulary.tokens) != sizes.vocab:
@@ -194,7 +196,11 @@ def model_from_gguf(path: Path, *, name: str | None = None) -> Model:
     expected = first.value("split.tensors.count")
     if expected is not None and expected != len(where):
         raise CheckpointError(f"{path.name} and its shards hold {len(where)} tensors, not the {expected} they claim")
-    files = [os.open(header.path, os.O_RDONLY) for header in headers]
+    opened = ExitStack()
+    files = []
+    for header in headers:
+        files.append(os.open(header.path, os.O_RDONLY))
+        opened.callback(os.close, files[-1])
 
     def read_rows(tensor: str, start: int, stop: int) -> NDArray[Any]:
         index, slot = where[tensor]
@@ -222,7 +228,7 @@ def model_from_gguf(path: Path, *, name: str | None = None) -> Model:
         },
         family=arch,
         quantized=any(where[n][1].type not in _TYPES.values() for n in names),
-        close=lambda: [os.close(file) for file in files].clear(),
+        close=opened.close,
     )
 
 
@@ -243,7 +249,5 @@ def _sizes_of(header: GgufHeader, arch: str) -> MixModel:
 
 
 def _header_hash(header: GgufHeader) -> str:
-    import hashlib
-
     with header.path.open("rb") as file:
         return hashlib.sha256(file.read(header.header_bytes)).hexdigest()
