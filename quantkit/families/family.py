@@ -3,7 +3,7 @@
 import difflib
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
@@ -55,6 +55,8 @@ class Family:
     """A model family as data.
 
     `keys` gives the architecture's GGUF keys in the order of llama.cpp's converter. `models` is what users call it.
+    `defaults` maps each model_type to what its transformers config class takes for a key that config.json leaves out;
+    a `head_dim` there, whatever its value, says that the class states one even where config.json does not.
     """
 
     name: str
@@ -65,6 +67,23 @@ class Family:
     keys: Callable[[str, Hyperparameters], list[Key]]
     computed: tuple[Computed, ...] = ()
     prefixes: tuple[str, ...] = ("",)
+    defaults: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+    def complete(self, config: Mapping[str, Any]) -> dict[str, Any]:
+        """A config.json with its gaps filled as transformers fills them, which is also what llama.cpp's converter sees.
+
+        A config of another model_type, or of none, is returned as it stands.
+        """
+        defaults = self.defaults.get(str(config.get("model_type")))
+        if defaults is None:
+            return dict(config)
+        full = {**defaults, **config}
+        heads, hidden = full.get("num_attention_heads"), full.get("hidden_size")
+        if full.get("num_key_value_heads") is None:
+            full["num_key_value_heads"] = heads
+        if "head_dim" in defaults and full["head_dim"] is None and isinstance(heads, int) and isinstance(hidden, int):
+            full["head_dim"] = hidden // max(heads, 1) if hidden % max(heads, 1) == 0 else None
+        return full
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ Shape of the GGUF: llama.cpp's `llama` architecture (src/models/llama.cpp); name
 """
 
 import math
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -126,6 +127,17 @@ def llama3_rope_factors(sizes: Hyperparameters) -> NDArray[np.float32] | None:
     return np.array([divisor(frequency) for frequency in frequencies], dtype=np.float32)
 
 
+# transformers' LlamaConfig and MistralConfig.
+DEFAULTS: dict[str, dict[str, Any]] = {
+    "llama": {"max_position_embeddings": 2048, "rms_norm_eps": 1e-6, "rope_theta": 10000.0, "head_dim": None},
+    "mistral": {
+        "max_position_embeddings": 131072,
+        "num_key_value_heads": 8,
+        "rms_norm_eps": 1e-6,
+        "rope_theta": 10000.0,
+    },
+}
+
 FAMILY = Family(
     name="Llama",
     models="Llama 1/2/3, Mistral, Yi, SmolLM, TinyLlama",
@@ -134,4 +146,5 @@ FAMILY = Family(
     rules=ATTENTION + MLP + ENDS,
     keys=llama_keys,
     computed=(Computed("rope_freqs.weight", llama3_rope_factors),),
+    defaults=DEFAULTS,
 )

@@ -12,6 +12,18 @@ EXPERTS = (
     Rule(f"{_MOE}.experts.{{expert}}.w3.weight", "blk.{layer}.ffn_up_exps.weight", ("ffn", "hidden")),
 )
 
+# transformers' MixtralConfig.
+DEFAULTS = {
+    "mixtral": {
+        "max_position_embeddings": 131072,
+        "num_experts_per_tok": 2,
+        "num_key_value_heads": 8,
+        "num_local_experts": 8,
+        "rms_norm_eps": 1e-5,
+        "rope_theta": 1e6,
+    }
+}
+
 FAMILY = Family(
     name="Mixtral",
     models="Mixtral 8x7B/8x22B",
@@ -20,4 +32,5 @@ FAMILY = Family(
     rules=ATTENTION + EXPERTS + ENDS,
     keys=llama_keys,
     computed=(Computed("rope_freqs.weight", llama3_rope_factors),),
+    defaults=DEFAULTS,
 )
