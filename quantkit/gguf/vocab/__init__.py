@@ -1,0 +1,109 @@
+"""The vocabulary of a checkpoint, as llama.cpp reads it from a GGUF file.
+
+`load_vocabulary` turns tokenizer files into the tokenizer.* keys that llama.cpp's converter would write where that is
+right, and into keys that give the checkpoint's own token ids where it is not; `hf_token_ids` is the ground truth.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from quantkit.errors import QuantkitError, TokenizerError, UsageError
+from quantkit.gguf.keyvalues import KeyValue
+
+from . import bytelevel, special, spm, spm_json
+from .differences import Difference, differences
+from .files import TokenizerFiles, read
+from .huggingface import hf_token_ids
+from .pretokenizers import check_name, pretokenizer_names
+from .probe import PROBE
+from .tokens import Tokens, refuse_duplicates
+
+__all__ = [
+    "PROBE",
+    "Difference",
+    "Vocabulary",
+    "differences",
+    "hf_token_ids",
+    "load_vocabulary",
+    "pretokenizer_names",
+]
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """A vocabulary ready for a GGUF header.
+
+    `model` and `pre` are tokenizer.ggml.model and tokenizer.ggml.pre; `tokens` the texts as stored, one per embedding
+    row; `keys` every tokenizer.* key in the order llama.cpp's converter writes them; `warnings` what a user should
+    know, including each intended difference from that converter; `chat_template` the default template, if any.
+    """
+
+    model: str
+    pre: str
+    tokens: list[bytes]
+    keys: list[KeyValue]
+    warnings: list[str]
+    chat_template: str | None
+
+
+def load_vocabulary(
+    folder: Path, config: Mapping[str, Any], *, pre: str | None = None, chat_template: str | None = None
+) -> Vocabulary:
+    """Read the vocabulary of the checkpoint in `folder`; `config` is its parsed config.json.
+
+    `pre` (the user's --pre) names the pre-tokenizer instead of recognising it; `chat_template` replaces the file's.
+
+    Raises TokenizerError (files missing, malformed, larger than the embedding), UnsupportedError (a tokenizer or
+    pre-tokenizer llama.cpp does not know), UsageError (`pre` is no name of llama.cpp's, or does not apply).
+    """
+    if pre is not None:
+        check_name(pre)
+    if chat_template is not None:
+        special.refuse_template(chat_template)
+    files = read(folder)
+    try:
+        tokens = _tokens(files, config, pre)
+        specials = special.read(files, config, len(tokens.texts))
+    except QuantkitError:
+        raise
+    except (KeyError, TypeError, AttributeError, ValueError, IndexError) as error:
+        raise TokenizerError(
+            f"The tokenizer files in {folder} are not shaped as expected ({type(error).__name__}: {error}); "
+            "download them again."
+        ) from error
+    refuse_duplicates(tokens)
+    if tokens.add_bos is not None:
+        specials.adds.setdefault("bos", tokens.add_bos)
+    if chat_template is not None:
+        specials.template = chat_template
+    return Vocabulary(
+        model=tokens.model,
+        pre=tokens.pre,
+        tokens=tokens.texts,
+        keys=tokens.keys() + special.keys(specials, config),
+        warnings=tokens.warnings + specials.warnings,
+        chat_template=special.default_template(specials.template),
+    )
+
+
+def _tokens(files: TokenizerFiles, config: Mapping[str, Any], pre: str | None) -> Tokens:
+    """tokenizer.model first, then a SentencePiece-style tokenizer.json, then byte-level BPE (conversion/llama.py)."""
+    style = files.tokenizer is not None and spm_json.is_sentencepiece_style(files.tokenizer)
+    from_model = files.model is not None and (files.tokenizer is None or spm.is_sentencepiece(files))
+    said = files.config.get("add_prefix_space")
+    said = said if isinstance(said, bool) else None
+    if not (from_model or style):
+        tokens = bytelevel.load(files, config, pre)
+        tokens.first = spm.said_key(said)
+        return tokens
+    if pre not in (None, "default"):
+        raise UsageError(
+            f"--pre {pre} does not apply: {files.folder} has a SentencePiece tokenizer, which is not split."
+        )
+    if from_model:
+        return spm.load(files, config)
+    tokens, prefix = spm_json.load(files, config)
+    tokens.first = spm.spaces_key(tokens, said, prefix)
+    return tokens

@@ -1,0 +1,93 @@
+"""Why llama.cpp's ids can differ from the checkpoint's tokenizer although the vocabulary is right.
+
+A few things cannot be said in a GGUF file. A check that compares ids must tell these from a mistake; each reason here
+is established from the checkpoint's files for one text, never assumed.
+"""
+
+import unicodedata
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from quantkit.gguf.keyvalues import KeyValue
+
+from . import spm
+from .files import TokenizerFiles, read
+from .huggingface import build_tokenizer, hf_token_ids, sentencepiece_ids
+from .tokens import CONTROL, SPACE
+
+# llama.cpp's split for these stands in for the tokenizer's with letters only, so combining marks end a word
+_WITHOUT_MARKS = {"tekken", "gpt-4o", "llama4", "kanana2", "talkie", "minimax-m2"}
+# texts that llama.cpp makes control tokens whatever their type (src/llama-vocab.cpp, llama_vocab::impl::load)
+_CONTROL_LOOKING = (
+    "</s>",
+    "<|im_end|>",
+    "<|endoftext|>",
+    "<|eot_id|>",
+    "<|end|>",
+    "<|return|>",
+    "<|call|>",
+    "<|flush|>",
+    "<|calls|>",
+    "<end_of_turn>",
+    "<|eom_id|>",
+    "<EOT>",
+    "<|end_of_text|>",
+    "<end_of_utterance>",
+    "<eos>",
+)
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One text that two tokenizers read differently; `reason` is None when nothing known explains it."""
+
+    text: str
+    ids: list[int]
+    expected: list[int]
+    reason: str | None
+
+
+def differences(
+    folder: Path, keys: Sequence[KeyValue], texts: Sequence[str], ids: Sequence[list[int]]
+) -> list[Difference]:
+    """Compare llama.cpp's `ids` of `texts` with the checkpoint's own tokenizer's, and explain what can be explained.
+
+    `keys` are the tokenizer.* keys of the file that gave the ids. Raises what hf_token_ids raises.
+    """
+    expected = hf_token_ids(folder, texts)
+    files = read(folder)
+    return [
+        Difference(text, list(got), list(want), _reason(files, keys, text, list(got)))
+        for text, got, want in zip(texts, ids, expected, strict=True)
+        if list(got) != list(want)
+    ]
+
+
+def _reason(files: TokenizerFiles, keys: Sequence[KeyValue], text: str, got: list[int]) -> str | None:
+    values = {key.key: key.value for key in keys}
+    looking = next((marker for marker in _CONTROL_LOOKING if marker in text and _is_plain(values, marker)), None)
+    if looking:
+        return f"{looking} is an ordinary token here, and llama.cpp makes every token of that name a control token"
+    if files.tokenizer is None:
+        return None
+    if spm.is_sentencepiece(files) and got == sentencepiece_ids(files, [text])[0]:
+        return "tokenizer.json and tokenizer.model disagree on it, and the file follows tokenizer.model"
+    if values.get("tokenizer.ggml.model") == "gpt2":
+        normalizer = build_tokenizer(files).normalizer
+        if normalizer is not None and normalizer.normalize_str(text) != text:
+            return "the tokenizer normalizes it first, which llama.cpp does not do"
+        marks = any(unicodedata.category(character).startswith("M") for character in text)
+        if marks and values.get("tokenizer.ggml.pre") in _WITHOUT_MARKS:
+            return f"llama.cpp's split for {values['tokenizer.ggml.pre']} ends a word at a combining mark"
+    elif "Metaspace" in str(files.tokenizer.get("pre_tokenizer")) and text.startswith((" ", SPACE)):
+        return "the tokenizer puts no space before a text that begins with one, and llama.cpp always does"
+    return None
+
+
+def _is_plain(values: dict[str, object], marker: str) -> bool:
+    """Whether the vocabulary has this text as a token that is not typed as control."""
+    texts, types = values.get("tokenizer.ggml.tokens"), values.get("tokenizer.ggml.token_type")
+    if not isinstance(texts, list) or not isinstance(types, list) or marker.encode() not in texts:
+        return False
+    return bool(types[texts.index(marker.encode())] != CONTROL)

@@ -1,0 +1,122 @@
+"""The tokenizer files of a Hugging Face checkpoint, read once and checked for shape.
+
+Everything the vocabulary needs from disk comes from here; nothing is interpreted yet.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from quantkit.errors import TokenizerError
+
+
+@dataclass(frozen=True)
+class TokenizerFiles:
+    """What a checkpoint folder says about its tokenizer.
+
+    `tokenizer` is tokenizer.json, `config` tokenizer_config.json ({} where absent), `special` special_tokens_map.json,
+    `added` added_tokens.json (token -> id), `model` the path of tokenizer.model, `vocab` and `merges` those of
+    vocab.json and merges.txt; a path or `tokenizer` is None where the file is absent.
+    """
+
+    folder: Path
+    tokenizer: dict[str, Any] | None
+    tokenizer_text: str | None
+    config: dict[str, Any]
+    special: dict[str, Any]
+    added: dict[str, int]
+    model: Path | None
+    vocab: Path | None
+    merges: Path | None
+    template: str | list[dict[str, Any]] | None
+
+
+def read(folder: Path) -> TokenizerFiles:
+    """Read the tokenizer files of `folder`.
+
+    Raises TokenizerError when the folder has no tokenizer, or a file is not what its name says.
+    """
+    if not folder.is_dir():
+        raise TokenizerError(f"{folder} is not a folder, so there is no tokenizer to read; pass a checkpoint folder.")
+    text = read_text(folder / "tokenizer.json")
+    files = TokenizerFiles(
+        folder=folder,
+        tokenizer=None if text is None else _object(text, folder / "tokenizer.json"),
+        tokenizer_text=text,
+        config=read_object(folder / "tokenizer_config.json") or {},
+        special=read_object(folder / "special_tokens_map.json") or {},
+        added=_added(folder / "added_tokens.json"),
+        model=_present(folder / "tokenizer.model"),
+        vocab=_present(folder / "vocab.json"),
+        merges=_present(folder / "merges.txt"),
+        template=_template(folder),
+    )
+    if files.tokenizer is None and files.model is None and not (files.vocab and files.merges):
+        hint = " (tekken.json alone is not supported yet)" if (folder / "tekken.json").is_file() else ""
+        raise TokenizerError(
+            f"{folder} has no tokenizer{hint}: expected tokenizer.json, tokenizer.model, or vocab.json with "
+            "merges.txt; download them from the model's page into that folder."
+        )
+    return files
+
+
+def read_text(path: Path) -> str | None:
+    """The file's text, or None where there is no such file."""
+    if not path.is_file():
+        return None
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise TokenizerError(f"{path} cannot be read as UTF-8 text ({error}); download it again.") from error
+
+
+def read_object(path: Path) -> dict[str, Any] | None:
+    """The file's JSON object, or None where there is no such file."""
+    text = read_text(path)
+    return None if text is None else _object(text, path)
+
+
+def _object(text: str, path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise TokenizerError(f"{path} is not valid JSON ({error}); download it again.") from error
+    if not isinstance(value, dict):
+        raise TokenizerError(f"{path} holds a JSON {type(value).__name__}, not an object; download it again.")
+    return value
+
+
+def _added(path: Path) -> dict[str, int]:
+    added = read_object(path) or {}
+    for token, number in added.items():
+        if not isinstance(number, int) or number < 0:
+            raise TokenizerError(
+                f"{path} gives token {token!r} the id {number!r}, which is not a token id; correct it."
+            )
+    return added
+
+
+def _present(path: Path) -> Path | None:
+    return path if path.is_file() else None
+
+
+def _template(folder: Path) -> str | list[dict[str, Any]] | None:
+    """The template outside tokenizer_config.json: chat_template.jinja and its additions, else chat_template.json."""
+    main = read_text(folder / "chat_template.jinja")
+    if main is None:
+        value = (read_object(folder / "chat_template.json") or {}).get("chat_template")
+        return value if isinstance(value, str | list) else None
+    others = sorted((folder / "additional_chat_templates").glob("*.jinja"))
+    if not others:
+        return main
+    named = [{"name": path.stem, "template": read_text(path)} for path in others]
+    return [{"name": "default", "template": main}, *named]
+
+
+def token_text(entry: Any) -> str | None:
+    """A special token as tokenizer_config.json writes it: its text, or an object with `content`."""
+    if isinstance(entry, Mapping):
+        entry = entry.get("content")
+    return entry if isinstance(entry, str) else None

@@ -1,0 +1,147 @@
+"""The checkpoint's own tokenizer: the ground truth that every vocabulary written to GGUF must agree with.
+
+tokenizer.json is loaded as it stands. The tokens that tokenizer_config.json adds to it are added as transformers'
+PreTrainedTokenizerFast does; a class named there never rebuilds the pipeline.
+"""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from sentencepiece import SentencePieceProcessor
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
+
+from quantkit.errors import TokenizerError, UnsupportedError
+
+from .files import TokenizerFiles, read, token_text
+
+SPECIAL_ROLES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+# transformers' slow classes that are kept without a tokenizer.json, and the split each applies
+_GPT2_CLASSES = ("GPT2Tokenizer", "CodeGenTokenizer", "PreTrainedTokenizer", "")
+_QWEN2_SPLIT = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+
+
+def hf_token_ids(folder: Path, texts: Sequence[str]) -> list[list[int]]:
+    """Token ids of each text by the checkpoint's own tokenizer, without a leading BOS or trailing EOS.
+
+    Special tokens written in the text become their ids. Uses `tokenizers` where tokenizer.json (or vocab.json with
+    merges.txt) exists, else `sentencepiece` on tokenizer.model.
+
+    Raises TokenizerError or UnsupportedError when the tokenizer cannot be built.
+    """
+    files = read(folder)
+    if files.tokenizer is None and files.model is not None:
+        return sentencepiece_ids(files, texts)
+    tokenizer = build_tokenizer(files)
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    return [encoding.ids for encoding in tokenizer.encode_batch(list(texts), add_special_tokens=False)]
+
+
+def build_tokenizer(files: TokenizerFiles) -> Tokenizer:
+    """The `tokenizers` pipeline of the checkpoint, with every added token of tokenizer_config.json in it.
+
+    Raises TokenizerError when `tokenizers` cannot load it, UnsupportedError for an unknown slow tokenizer class.
+    """
+    try:
+        base = (
+            _from_vocab_and_merges(files) if files.tokenizer_text is None else Tokenizer.from_str(files.tokenizer_text)
+        )
+    except UnsupportedError:
+        raise
+    except Exception as error:  # the Rust library raises bare Exception
+        name = "tokenizer.json" if files.tokenizer_text is not None else "vocab.json"
+        raise TokenizerError(
+            f"{files.folder / name} is not a loadable tokenizer ({error}); download it again."
+        ) from error
+    base.add_tokens([_added_token(entry) for _, entry in added_token_entries(files)])
+    base.add_special_tokens(_role_tokens(files))
+    return base
+
+
+def added_token_entries(files: TokenizerFiles) -> list[tuple[int, dict[str, Any]]]:
+    """(id, entry) of tokenizer_config.json's added_tokens_decoder, in id order."""
+    decoder = files.config.get("added_tokens_decoder") or {}
+    return sorted(((int(number), entry) for number, entry in decoder.items()), key=lambda item: item[0])
+
+
+def _added_token(entry: dict[str, Any]) -> AddedToken:
+    flags = {
+        name: bool(entry[name])
+        for name in ("single_word", "lstrip", "rstrip", "normalized", "special")
+        if name in entry
+    }
+    return AddedToken(entry["content"], **flags)
+
+
+def _role_tokens(files: TokenizerFiles) -> list[AddedToken]:
+    """The tokens with a role (BOS, EOS...), each of which transformers makes an added special token."""
+    entries = [files.config.get(role) or files.special.get(role) for role in SPECIAL_ROLES]
+    for source in (files.config, files.special):
+        more = source.get("additional_special_tokens")
+        if isinstance(more, list):
+            entries += more
+    known = {token["content"] for token in (files.tokenizer or {}).get("added_tokens", [])}
+    known |= {entry["content"] for _, entry in added_token_entries(files)}
+    result = []
+    for entry in entries:
+        text = token_text(entry)
+        if text and text not in known:
+            known.add(text)
+            flags = (
+                {"normalized": False} | (entry if isinstance(entry, dict) else {}) | {"special": True, "content": text}
+            )
+            result.append(_added_token(flags))
+    return result
+
+
+def _from_vocab_and_merges(files: TokenizerFiles) -> Tokenizer:
+    kind = str(files.config.get("tokenizer_class") or "").removesuffix("Fast")
+    tokenizer = Tokenizer(models.BPE.from_file(str(files.vocab), str(files.merges)))
+    bytes_only = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    if kind in _GPT2_CLASSES:
+        spaced = bool(files.config.get("add_prefix_space", False))
+        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=spaced)
+    elif kind == "Qwen2Tokenizer":
+        split = pre_tokenizers.Split(Regex(_QWEN2_SPLIT), "isolated")
+        tokenizer.pre_tokenizer = pre_tokenizers.Sequence([split, bytes_only])
+    else:
+        raise UnsupportedError(
+            f"{files.folder} holds vocab.json and merges.txt of a {kind}, whose split is only in its Python class; "
+            "save the tokenizer once as tokenizer.json (tokenizer.save_pretrained in transformers)."
+        )
+    tokenizer.decoder = decoders.ByteLevel()
+    return tokenizer
+
+
+def sentencepiece_ids(files: TokenizerFiles, texts: Sequence[str]) -> list[list[int]]:
+    """SentencePiece with special and added tokens cut out first, each remaining stretch encoded on its own."""
+    processor = load_sentencepiece(files)
+    specials: dict[str, int] = {
+        processor.IdToPiece(number): number
+        for number in range(processor.vocab_size())
+        if processor.IsControl(number) or processor.IsUnknown(number)
+    }
+    specials |= files.added | {entry["content"]: number for number, entry in added_token_entries(files)}
+    longest_first = sorted((text for text in specials if text), key=len, reverse=True)
+    cut = re.compile("(" + "|".join(re.escape(text) for text in longest_first) + ")")
+    result = []
+    for text in texts:
+        ids: list[int] = []
+        for position, part in enumerate(cut.split(text)):
+            ids += [specials[part]] if position % 2 else processor.EncodeAsIds(part) if part else []
+        result.append(ids)
+    return result
+
+
+def load_sentencepiece(files: TokenizerFiles) -> SentencePieceProcessor:
+    """The SentencePiece library's processor for tokenizer.model; raises TokenizerError when it cannot load it."""
+    processor = SentencePieceProcessor()
+    try:
+        processor.LoadFromFile(str(files.model))
+    except (RuntimeError, OSError, ValueError) as error:
+        raise TokenizerError(f"{files.model} is not a SentencePiece model; download it again.") from error
+    return processor

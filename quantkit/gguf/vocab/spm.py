@@ -1,0 +1,180 @@
+"""The vocabulary of a SentencePiece tokenizer.model.
+
+BPE models become llama.cpp's "llama" (SPM) vocabulary, which merges the adjacent pair whose joined piece scores
+highest: exactly SentencePiece's BPE. Unigram models become "t5" (UGM), the only one of llama.cpp's tokenizers that runs
+the unigram model's Viterbi search; it also takes the normalizer's character map and its whitespace rules.
+
+Source: llama.cpp conversion/base.py (_create_vocab_sentencepiece), conversion/t5.py (set_vocab).
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from gguf import GGUFValueType
+
+from quantkit.errors import TokenizerError, UnsupportedError
+from quantkit.gguf import keyvalues
+
+from . import sentencepiece_model, spm_json
+from .files import TokenizerFiles
+from .huggingface import added_token_entries, load_sentencepiece
+from .sentencepiece_model import Algorithm, SentencePieceModel
+from .tokens import ADDED_SCORE, NORMAL, SPACE, UNUSED, USER_DEFINED, Tokens, padding, say_padded, too_large
+
+PADDING_SCORE = -10000.0
+
+
+def is_sentencepiece(files: TokenizerFiles) -> bool:
+    """Whether tokenizer.model is SentencePiece's (Llama 3's original one is a tiktoken table of the same name)."""
+    if files.model is None:
+        return False
+    try:
+        sentencepiece_model.parse(files.model.read_bytes())
+    except (ValueError, OSError):
+        return False
+    return True
+
+
+def load(files: TokenizerFiles, config: Mapping[str, Any]) -> Tokens:
+    """The vocabulary of tokenizer.model, padded to config's vocab_size, with the checkpoint's added tokens in place.
+
+    Raises TokenizerError (malformed, or larger than the embedding), UnsupportedError (word and character models).
+    """
+    assert files.model is not None
+    load_sentencepiece(files)
+    try:
+        model = sentencepiece_model.parse(files.model.read_bytes())
+    except ValueError as error:
+        raise TokenizerError(f"{files.model} is not a SentencePiece model ({error}); download it again.") from error
+    if model.algorithm not in (Algorithm.BPE, Algorithm.UNIGRAM):
+        kind = Algorithm(model.algorithm).name.lower() if model.algorithm in list(Algorithm) else model.algorithm
+        raise UnsupportedError(
+            f"{files.model} is a SentencePiece {kind} model; llama.cpp tokenizes only bpe and unigram."
+        )
+    if model.whitespace_as_suffix:
+        raise UnsupportedError(f"{files.model} writes spaces as suffixes, which llama.cpp's files cannot say.")
+
+    vocab_size = int(config.get("vocab_size") or len(model.pieces))
+    if len(model.pieces) > vocab_size:
+        raise too_large(len(model.pieces), vocab_size)
+    tokens = _table(model, vocab_size)
+    _place_added(files, tokens, vocab_size)
+    say_padded(tokens, sum(kind != UNUSED for kind in tokens.types) + sum(kind == UNUSED for kind in model.types))
+    if model.algorithm == Algorithm.BPE:
+        _bpe_spaces(files, model, tokens)
+    else:
+        _unigram(model, tokens)
+    return tokens
+
+
+def _table(model: SentencePieceModel, vocab_size: int) -> Tokens:
+    missing = range(len(model.pieces), vocab_size)
+    # llama.cpp's converter knows no user-defined pieces: see _cut_user_defined
+    types = [NORMAL if kind == USER_DEFINED else kind for kind in model.types]
+    return Tokens(
+        model="llama",
+        pre="default",
+        texts=model.pieces + padding(missing),
+        types=types + [UNUSED] * len(missing),
+        scores=list(model.scores) + [PADDING_SCORE] * len(missing),
+    )
+
+
+def _place_added(files: TokenizerFiles, tokens: Tokens, vocab_size: int) -> None:
+    """added_tokens.json, then tokenizer_config.json, then rows that only tokenizer.json names; none past the end."""
+    assert tokens.scores is not None
+    dropped: dict[int, str] = {}
+    for text, number in files.added.items():
+        if number >= vocab_size:
+            dropped[number] = text
+        else:
+            tokens.texts[number], tokens.types[number] = text.encode(), USER_DEFINED
+            tokens.scores[number] = ADDED_SCORE
+    for number, entry in added_token_entries(files):
+        if number >= vocab_size:
+            dropped[number] = entry["content"]
+        else:
+            tokens.place(number, entry["content"], bool(entry.get("special")))
+    for entry in (files.tokenizer or {}).get("added_tokens", []):
+        number = entry["id"]
+        if number < vocab_size and tokens.texts[number] == f"[PAD{number}]".encode():
+            tokens.place(number, entry["content"], bool(entry.get("special")))
+    if dropped:
+        first = min(dropped)
+        tokens.warnings.append(
+            f"left out {len(dropped)} added tokens with ids from {first} ({dropped[first]!r}) on: "
+            f"the embedding has {vocab_size} rows"
+        )
+
+
+def _bpe_spaces(files: TokenizerFiles, model: SentencePieceModel, tokens: Tokens) -> None:
+    """Say add_space_prefix where llama.cpp's default (true) or tokenizer_config.json contradicts the tokenizer."""
+    prefix = model.add_dummy_prefix
+    if files.tokenizer is not None and spm_json.is_sentencepiece_style(files.tokenizer):
+        prefix, caveats = spm_json.space_prefix(files)
+        tokens.warnings += caveats
+    said = files.config.get("add_prefix_space")
+    tokens.first = spaces_key(tokens, said if isinstance(said, bool) else None, prefix)
+    if not prefix:
+        _cut_user_defined(model, tokens)
+    if files.tokenizer is None and model.precompiled_charsmap:
+        tokens.warnings.append(
+            "llama.cpp does not apply this tokenizer's Unicode normalization; unusual characters may differ"
+        )
+    if files.tokenizer is None and model.remove_extra_whitespaces:
+        tokens.warnings.append(
+            "llama.cpp does not squeeze repeated spaces as this tokenizer does; such texts will differ"
+        )
+
+
+def _cut_user_defined(model: SentencePieceModel, tokens: Tokens) -> None:
+    """Type the user-defined pieces so that llama.cpp, like SentencePiece, cuts them out before merging.
+
+    Not where a space is put in front of the text, for llama.cpp would put one after each of them too; and not in the
+    odd model that declares most of its pieces so, for SentencePiece matches those from the left, llama.cpp longest first.
+    """
+    numbers = [number for number, kind in enumerate(model.types) if kind == USER_DEFINED]
+    changed = [number for number in numbers if tokens.types[number] == NORMAL]
+    if not changed or 2 * len(numbers) > len(model.pieces):
+        return
+    for number in changed:
+        tokens.types[number] = USER_DEFINED
+        tokens.texts[number] = tokens.texts[number].replace(SPACE.encode(), b" ")
+    tokens.warnings.append(
+        f"{len(changed)} user-defined pieces are typed so, as SentencePiece cuts them out of the text; "
+        "llama.cpp's converter would type them normal"
+    )
+
+
+def spaces_key(tokens: Tokens, said: bool | None, prefix: bool) -> list[keyvalues.KeyValue]:
+    """The add_space_prefix key: what llama.cpp's converter would write if right, corrected with a warning if not."""
+    if said is None and prefix:
+        return []
+    if prefix != (True if said is None else said):
+        tokens.warnings.append(
+            f"add_space_prefix is {str(prefix).lower()}, as the tokenizer does; llama.cpp's converter would leave it "
+            f"{str(not prefix).lower()}"
+        )
+    return [keyvalues.boolean("tokenizer.ggml.add_space_prefix", prefix)]
+
+
+def said_key(said: bool | None) -> list[keyvalues.KeyValue]:
+    """The key as tokenizer_config.json's add_prefix_space has it; byte-level BPE carries it without using it."""
+    return [] if said is None else [keyvalues.boolean("tokenizer.ggml.add_space_prefix", said)]
+
+
+def _unigram(model: SentencePieceModel, tokens: Tokens) -> None:
+    tokens.model = "t5"
+    tokens.last = [
+        keyvalues.boolean("tokenizer.ggml.add_space_prefix", model.add_dummy_prefix),
+        keyvalues.boolean("tokenizer.ggml.remove_extra_whitespaces", model.remove_extra_whitespaces),
+    ]
+    if model.precompiled_charsmap:
+        charsmap = list(model.precompiled_charsmap)
+        tokens.last.append(keyvalues.array("tokenizer.ggml.precompiled_charsmap", GGUFValueType.UINT8, charsmap))
+    tokens.warnings.append(
+        "a unigram model is written as llama.cpp's t5 vocabulary, the one that tokenizes it right; "
+        "llama.cpp's converter would write a merging vocabulary that does not"
+    )
+    if model.byte_fallback:
+        tokens.warnings.append("llama.cpp's unigram tokenizer has no byte fallback: unknown characters become <unk>")

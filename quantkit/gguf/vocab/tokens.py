@@ -1,0 +1,103 @@
+"""The tokens of a vocabulary on their way into GGUF: texts, scores, types, and what must be said about them."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from gguf import GGUFValueType
+
+from quantkit.errors import TokenizerError
+from quantkit.gguf import keyvalues
+from quantkit.gguf.keyvalues import KeyValue
+
+NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
+SPACE = "▁"  # U+2581, how SentencePiece writes a space
+
+ADDED_SCORE = -1000.0  # what llama.cpp's converter gives added tokens
+_LOOKS_SPECIAL = {"<pad>", "<mask>", "<2mass>", "[@BOS@]"}
+
+
+@dataclass
+class Tokens:
+    """One vocabulary: `texts[i]`, `types[i]` and, except for byte-level BPE, `scores[i]` describe token i.
+
+    `first` are the keys that precede tokenizer.ggml.model, `last` those that follow the token types.
+    """
+
+    model: str
+    pre: str
+    texts: list[bytes]
+    types: list[int]
+    scores: list[float] | None = None
+    merges: list[str] = field(default_factory=list)
+    first: list[KeyValue] = field(default_factory=list)
+    last: list[KeyValue] = field(default_factory=list)
+    add_bos: bool | None = None
+    warnings: list[str] = field(default_factory=list)
+
+    def keys(self) -> list[KeyValue]:
+        """The keys of the token table, in the order llama.cpp's converter writes them."""
+        keys = [
+            *self.first,
+            keyvalues.string("tokenizer.ggml.model", self.model),
+            keyvalues.string("tokenizer.ggml.pre", self.pre),
+            keyvalues.array("tokenizer.ggml.tokens", GGUFValueType.STRING, self.texts),
+        ]
+        if self.scores is not None:
+            keys.append(keyvalues.array("tokenizer.ggml.scores", GGUFValueType.FLOAT32, self.scores))
+        keys.append(keyvalues.array("tokenizer.ggml.token_type", GGUFValueType.INT32, self.types))
+        return keys + self.last
+
+    def place(self, number: int, text: str, special: bool) -> None:
+        """Put an added token at its id: CONTROL when special, else USER_DEFINED with its spaces spelled out.
+
+        llama.cpp matches both kinds in the raw text, before spaces are escaped (conversion/base.py, get_vocab_base).
+        """
+        if special or looks_special(text):
+            self.types[number] = CONTROL
+        else:
+            text = text.replace(SPACE, " ")
+            self.types[number] = USER_DEFINED
+        self.texts[number] = text.encode()
+        if self.scores is not None:
+            self.scores[number] = ADDED_SCORE
+
+
+def looks_special(text: str) -> bool:
+    """Whether an added token not marked special is a control token all the same (does_token_look_special there)."""
+    return (
+        text in _LOOKS_SPECIAL
+        or (text.startswith("<|") and text.endswith("|>"))
+        or (text.startswith("<｜") and text.endswith("｜>"))
+        or (text.startswith("<unused") and text.endswith(">"))
+    )
+
+
+def padding(numbers: Iterable[int]) -> list[bytes]:
+    """Texts of embedding rows that no token uses."""
+    return [f"[PAD{number}]".encode() for number in numbers]
+
+
+def say_padded(tokens: Tokens, used: int) -> None:
+    """Warn when the embedding has more rows than the tokenizer has tokens; `used` counts the tokens."""
+    if used < len(tokens.texts):
+        tokens.warnings.append(f"padded the vocabulary from {used} to {len(tokens.texts)} tokens with unused [PADn]")
+
+
+def too_large(found: int, vocab_size: int) -> TokenizerError:
+    """The refusal of a tokenizer whose ids run past the embedding."""
+    return TokenizerError(
+        f"The tokenizer has {found} tokens but config.json's vocab_size, the rows of the embedding, is {vocab_size}; "
+        f"use the tokenizer the weights were trained with, or resize the embedding to {found} rows."
+    )
+
+
+def refuse_duplicates(tokens: Tokens) -> None:
+    """Raise TokenizerError when two ids share one text: llama.cpp aborts on loading such a file."""
+    seen: dict[bytes, int] = {}
+    for number, text in enumerate(tokens.texts):
+        other = seen.setdefault(text, number)
+        if other != number:
+            raise TokenizerError(
+                f"Tokens {other} and {number} have the same text {text.decode(errors='replace')!r}, which llama.cpp "
+                "cannot load; give one of them another text in the tokenizer files."
+            )
