@@ -1,0 +1,179 @@
+"""Importance matrices in llama.cpp's files: how much each input of a weight matters, its mean square over a text.
+
+Two formats, both of tools/imatrix: GGUF, with the sums of squares and the token counts of each tensor, and the older
+.dat, with means. What is read is what llama-quantize would feed to the kernels (load_imatrix in tools/quantize).
+"""
+
+import hashlib
+import struct
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+from numpy.typing import NDArray
+
+from quantkit.errors import ImatrixError, OutputError
+
+_SUMS, _COUNTS = ".in_sum2", ".counts"
+_DATASETS, _CHUNKS, _CHUNK_SIZE = "imatrix.datasets", "imatrix.chunk_count", "imatrix.chunk_size"
+_LONGEST_NAME = 1 << 12
+_FLOATS = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Imatrix:
+    """An importance matrix as the kernels want it."""
+
+    values: Mapping[str, _FLOATS]
+    """Tensor name -> float32 (n_experts * n_cols,): mean squares, one expert after the other; 1.0 for an expert that
+    no token reached."""
+    datasets: list[str]
+    """The texts it was computed on, as the file names them."""
+    chunks: int
+    """How many chunks of text; 0 when the file does not say."""
+    chunk_size: int
+    """Tokens of a chunk; 0 when the file does not say."""
+    sha256: str
+    """Of the file."""
+
+
+def load_imatrix(path: Path) -> Imatrix:
+    """Read `path` in either format, told apart by their first bytes.
+
+    Raises ImatrixError when it is missing, malformed, truncated, or holds values that are negative or not finite.
+    """
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise ImatrixError(f"The importance matrix {path} cannot be read: {error.strerror}.") from error
+    read = _read_gguf if data[:4] == b"GGUF" else _read_dat
+    imatrix = read(path, data)
+    if not imatrix.values:
+        raise ImatrixError(f"The importance matrix {path} has no entries; compute it again.")
+    for name, values in imatrix.values.items():
+        if not np.isfinite(values).all() or values.min(initial=0.0) < 0.0:
+            wrong = values[~(np.isfinite(values) & (values >= 0.0))][0]
+            raise ImatrixError(
+                f"The importance matrix {path} has the value {wrong} for {name}, where only finite values of 0 or more "
+                "make sense; compute it again."
+            )
+    return imatrix
+
+
+def write_imatrix(
+    path: Path,
+    sums: Mapping[str, NDArray[Any]],
+    counts: Mapping[str, NDArray[Any]],
+    *,
+    datasets: Sequence[str],
+    chunk_size: int,
+    chunks: int,
+) -> None:
+    """Write `path` in the GGUF format of llama-imatrix (save_imatrix in tools/imatrix), which llama-quantize reads.
+
+    `sums`: tensor name -> sums of squared inputs, (n_cols,) or for experts (n_experts, n_cols); `counts`: tensor name
+    -> tokens seen, a number or (n_experts,); `datasets`: at least one. Raises ValueError when these do not fit,
+    OutputError when the file cannot be written.
+    """
+    if not datasets:
+        raise ValueError("an importance matrix names the text it was computed on")
+    if sums.keys() != counts.keys():
+        raise ValueError(f"sums and counts are of different tensors: {sorted(sums.keys() ^ counts.keys())}")
+    try:
+        writer = gguf.GGUFWriter(path, "imatrix")
+        writer.kv_data[0].clear()  # llama-imatrix writes no architecture
+        writer.add_string("general.type", "imatrix")
+        writer.add_key_value(_DATASETS, list(datasets), gguf.GGUFValueType.ARRAY, gguf.GGUFValueType.STRING)
+        writer.add_uint32(_CHUNKS, chunks)
+        writer.add_uint32(_CHUNK_SIZE, chunk_size)
+        for name in sorted(sums):
+            count = np.asarray(counts[name], dtype=np.float32).reshape(-1, 1)
+            total = np.asarray(sums[name], dtype=np.float32)
+            if total.size == 0 or total.size % len(count):
+                raise ValueError(f"{name}: {total.shape} sums do not split into {len(count)} matrices")
+            writer.add_tensor(name + _SUMS, np.ascontiguousarray(total.reshape(len(count), -1)))
+            writer.add_tensor(name + _COUNTS, count)
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+    except OSError as error:
+        raise OutputError(f"The importance matrix {path} cannot be written: {error.strerror}.") from error
+
+
+def _read_gguf(path: Path, data: bytes) -> Imatrix:
+    try:
+        reader = gguf.GGUFReader(path)
+        fields = {key: reader.fields[key].contents() for key in (_DATASETS, _CHUNKS, _CHUNK_SIZE)}
+        tensors = {tensor.name: (tensor.tensor_type, np.array(tensor.data).ravel()) for tensor in reader.tensors}
+    except KeyError as error:
+        raise ImatrixError(
+            f"{path} is a GGUF file without {error.args[0]}, so no importance matrix; pass what llama-imatrix wrote."
+        ) from error
+    except Exception as error:  # the reader trusts the file, so a malformed one raises anything
+        raise ImatrixError(f"The importance matrix {path} is malformed or truncated ({error}).") from error
+    datasets, chunks, chunk_size = (fields[key] for key in (_DATASETS, _CHUNKS, _CHUNK_SIZE))
+    if not (isinstance(datasets, list) and isinstance(chunks, int) and isinstance(chunk_size, int)):
+        raise ImatrixError(
+            f"The importance matrix {path} is malformed: {fields} are not its texts, chunks and chunk size."
+        )
+    values = {}
+    for name in sorted({name.removesuffix(_SUMS).removesuffix(_COUNTS) for name in tensors}):
+        if name + _SUMS not in tensors or name + _COUNTS not in tensors:
+            if name not in tensors:
+                raise ImatrixError(f"The importance matrix {path} has only sums or only counts for {name}.")
+            continue  # a tensor of another purpose
+        (sums_type, sums), (counts_type, counts) = tensors[name + _SUMS], tensors[name + _COUNTS]
+        if {sums_type, counts_type} != {gguf.GGMLQuantizationType.F32}:
+            raise ImatrixError(f"The importance matrix {path} has {sums_type.name} sums for {name}, not F32.")
+        values[name] = _means(path, name, sums, counts)
+    return Imatrix(values, [str(each) for each in datasets], chunks, chunk_size, hashlib.sha256(data).hexdigest())
+
+
+def _means(path: Path, name: str, sums: _FLOATS, counts: _FLOATS) -> _FLOATS:
+    if not counts.size or sums.size % counts.size or not np.isfinite(counts).all():
+        raise ImatrixError(f"The importance matrix {path} has {sums.size} sums for {name} with {counts.size} counts.")
+    per_matrix = np.rint(counts).astype(np.float32).reshape(-1, 1)
+    seen = per_matrix > 0
+    # in float32, as llama-quantize divides
+    means = np.where(seen, sums.reshape(len(per_matrix), -1) / np.where(seen, per_matrix, np.float32(1)), np.float32(1))
+    return means.ravel()
+
+
+def _read_dat(path: Path, data: bytes) -> Imatrix:
+    """int32 count of entries; each: length, name, calls, count, float32 values; then chunks and a text's name."""
+    position = 0
+
+    def take(size: int, what: str) -> bytes:
+        nonlocal position
+        if size < 0 or position + size > len(data):
+            raise ImatrixError(
+                f"{path} is not an importance matrix, or a truncated one: {what} at byte {position} needs {size} bytes "
+                f"of the {len(data) - position} left; pass a file written by llama-imatrix."
+            )
+        position += size
+        return data[position - size : position]
+
+    def number(what: str) -> int:
+        value: int = struct.unpack("<i", take(4, what))[0]
+        return value
+
+    values = {}
+    for index in range(number("the number of entries")):
+        length = number(f"the length of name {index}")
+        name = take(length if length <= _LONGEST_NAME else len(data), f"name {index}").decode("utf-8", "replace")
+        calls = number(f"the calls of {name}")
+        means = np.frombuffer(take(4 * number(f"the size of {name}"), f"the values of {name}"), dtype="<f4")
+        if not means.size:
+            raise ImatrixError(f"The importance matrix {path} has no values for {name}; compute it again.")
+        # the values are means times calls
+        values[name] = means.astype(np.float32) / np.float32(calls) if calls > 0 else means.astype(np.float32)
+    chunks, datasets = 0, []
+    if position < len(data):
+        chunks = number("the number of chunks")
+        text = take(number("the length of the text's name"), "the text's name") if position < len(data) else b""
+        datasets = [text.decode("utf-8", "replace")] if text else []
+    return Imatrix(values, datasets, chunks, 0, hashlib.sha256(data).hexdigest())
