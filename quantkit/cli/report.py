@@ -6,7 +6,7 @@ from typing import Any
 from quantkit.cli.output import Out, human_bytes, human_count
 from quantkit.convert.driver import Result
 from quantkit.convert.plan import Output, Plan
-from quantkit.verify import Check
+from quantkit.verify import Check, Verified
 
 
 def announce(plan: Plan, out: Out) -> None:
@@ -79,65 +79,71 @@ def _model_facts(plan: Plan) -> dict[str, Any]:
 
 
 def show_result(result: Result, out: Out) -> None:
+    """The closing table, or the document, of a conversion."""
     plan = result.plan
-    rows, documents = [], []
-    for item in result.verified:
-        output = item.output
-        worst = max(item.errors.values(), default=0.0)
-        more = f" and {len(output.files) - 1} more" if len(output.files) > 1 else ""
-        rows.append(
-            [
-                output.type.name,
-                output.files[0].name + more,
-                human_bytes(output.size),
-                f"{plan.bits_per_weight(output):.2f}",
-                f"{worst:.1%}",
-                "" if item.logit_correlation is None else f"{item.logit_correlation:.4f}",
-                f"FAILED {item.failed[0].name}" if item.failed else _checks_text(item.checks),
-            ]
-        )
-        documents.append(
-            {
-                "type": output.type.name,
-                "bytes": output.size,
-                "bits_per_weight": round(plan.bits_per_weight(output), 4),
-                "files": [
-                    {"name": file.name, "bytes": file.size, "sha256": item.sha256.get(file.name)}
-                    for file in output.files
-                ],
-                "type_mix": output.mix,
-                "quantize_cpu_seconds": round(result.quantize_seconds.get(output.type.label, 0.0), 3),
-                "worst_relative_error": worst,
-                "logit_correlation": item.logit_correlation,
-                "verified": not item.failed,
-                "checks": [{"name": c.name, "status": c.status, "detail": c.detail} for c in item.checks],
-            }
-        )
     headers = [
         ("type", "left"),
-        ("file", "left"),
         ("size", "right"),
-        ("bits", "right"),
+        ("bits/weight", "right"),
         ("error", "right"),
         ("logits", "right"),
+        ("cpu", "right"),
         ("checks", "left"),
     ]
-    out.table(headers, rows)
+    out.table(headers, [_row(result, item) for item in result.verified])
+    out.say("")
+    for item in result.verified:
+        suffix = ".failed" if item.failed else ""
+        out.say("\n".join(str(plan.request.folder / f"{file.name}{suffix}") for file in item.output.files))
+    count = len(result.verified)
     out.say(
-        f"{len(rows)} type{'s' if len(rows) > 1 else ''} in one pass of {result.seconds['pass']:.1f} s, checked in"
+        f"\n{count} type{'s' if count > 1 else ''} in one pass of {result.seconds['pass']:.1f} s, checked in"
         f" {result.seconds['verify']:.1f} s, peak memory {human_bytes(result.peak_memory)}"
     )
+    out.say("error: the worst tensor's, relative; logits: correlation with the source's")
     out.document(
         {
             "command": "gguf",
             "dry_run": False,
             **_model_facts(plan),
-            "outputs": documents,
+            "outputs": [_document(result, item) for item in result.verified],
             "seconds": {name: round(value, 3) for name, value in result.seconds.items()},
             "peak_memory_bytes": result.peak_memory,
             "resumed_tensors": result.resumed,
         }
     )
+
+
+def _row(result: Result, item: Verified) -> list[str]:
+    output = item.output
+    cpu = result.quantize_seconds.get(output.type.label)
+    return [
+        output.type.name,
+        human_bytes(output.size),
+        f"{result.plan.bits_per_weight(output):.2f}",
+        f"{max(item.errors.values()):.1%}" if item.errors else "",
+        "" if item.logit_correlation is None else f"{item.logit_correlation:.4f}",
+        "" if cpu is None else f"{cpu:.1f} s",
+        f"FAILED {item.failed[0].name}" if item.failed else _checks_text(item.checks),
+    ]
+
+
+def _document(result: Result, item: Verified) -> dict[str, Any]:
+    output = item.output
+    return {
+        "type": output.type.name,
+        "bytes": output.size,
+        "bits_per_weight": round(result.plan.bits_per_weight(output), 4),
+        "files": [
+            {"name": file.name, "bytes": file.size, "sha256": item.sha256.get(file.name)} for file in output.files
+        ],
+        "type_mix": output.mix,
+        "quantize_cpu_seconds": round(result.quantize_seconds.get(output.type.label, 0.0), 3),
+        "worst_relative_error": max(item.errors.values(), default=None),
+        "logit_correlation": item.logit_correlation,
+        "verified": not item.failed,
+        "checks": [{"name": check.name, "status": check.status, "detail": check.detail} for check in item.checks],
+    }
 
 
 def _checks_text(checks: Sequence[Check]) -> str:

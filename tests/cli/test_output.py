@@ -56,7 +56,8 @@ def test_the_closing_table_names_each_file_and_its_size(checkpoint: Path, tmp_pa
     answer = quantkit("gguf", checkpoint, "-t", "q4_k_m", "-t", "q8_0", "-o", tmp_path, "--no-logits")
     assert answer.code == 0, answer.stderr
     for label in ("Q4_K_M", "Q8_0"):
-        assert re.search(rf"model-{label}\.gguf +[\d.]+ [kM]B", answer.stdout)
+        assert re.search(rf"^{label.lower()} +[\d.]+ [kM]B ", answer.stdout, re.MULTILINE)
+        assert str(tmp_path / "model-GGUF" / f"model-{label}.gguf") in answer.stdout
     assert "peak memory" in answer.stdout
     assert "of disk and about" in answer.stderr
 
