@@ -136,8 +136,7 @@ def perplexity(request: dict[str, Any]) -> dict[str, Any]:
                 window[0] = bos
             losses.append(_losses(_decode(context, window, first, n_vocab)[:-1], targets))
             _answer({"progress": [chunk + 1, n_chunks, float(np.exp(np.mean(losses)))]})
-    every = np.concatenate(losses)
-    return {"losses_mean": every.mean(), "losses_mean_square": (every**2).mean(), "n": len(every), "n_chunks": n_chunks}
+    return {"losses": np.concatenate(losses).tolist(), "n_chunks": n_chunks}
 
 
 def _losses(rows: npt.NDArray[np.float32], targets: list[int]) -> npt.NDArray[np.float64]:

@@ -6,7 +6,7 @@ import pytest
 
 from quantkit.errors import QuantkitError
 from quantkit.measure.llama_runtime import vocab_token_ids
-from quantkit.measure.perplexity import perplexity
+from quantkit.measure.perplexity import Perplexity, perplexity, perplexity_ratio
 from quantkit.measure.reference import reference_logits
 from tests.measure.test_reference import load
 from tests.measure.tiny_gguf import write_tiny_gguf
@@ -52,6 +52,25 @@ def test_a_text_too_short_for_two_windows_is_refused_with_both_numbers(tmp_path:
     model = write_tiny_gguf(folder, tmp_path / "tiny.gguf")
     with pytest.raises(QuantkitError, match=r"at least 1024 tokens of text for n_ctx 512, and was given \d+"):
         perplexity(model, "The lazy dog.")
+
+
+def measured(losses: np.ndarray) -> Perplexity:
+    return Perplexity(float(np.exp(losses.mean())), 0.0, len(losses), 1, losses)
+
+
+def test_a_ratio_is_known_better_than_either_perplexity_because_the_text_is_the_same() -> None:
+    rng = np.random.RandomState(3)
+    text = rng.gamma(2.0, 1.5, 4000)
+    quantized = text + rng.normal(0.05, 0.2, 4000)
+    ratio, error = perplexity_ratio(measured(quantized), measured(text))
+    assert ratio == pytest.approx(np.exp(quantized.mean()) / np.exp(text.mean()))
+    assert error == pytest.approx(ratio * np.std(quantized - text, ddof=1) / np.sqrt(4000), rel=1e-6)
+    assert abs(ratio - np.exp(0.05)) < 4 * error < 0.02
+
+
+def test_perplexities_over_different_texts_are_not_compared() -> None:
+    with pytest.raises(QuantkitError, match="over 10 and 11 tokens"):
+        perplexity_ratio(measured(np.ones(10)), measured(np.ones(11)))
 
 
 @pytest.mark.full
