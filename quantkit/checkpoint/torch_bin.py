@@ -72,13 +72,18 @@ def read_header(path: Path, file: str) -> Header:
     ) as error:  # a damaged archive surfaces as RuntimeError, KeyError, EOFError, ... by where it is damaged
         _refuse(file, f"cannot be loaded by torch ({_first_line(error)})", error)
     if not isinstance(state, dict) or not all(
-        isinstance(name, str) and isinstance(tensor, torch.Tensor) for name, tensor in state.items()
+        isinstance(name, str) and isinstance(tensor, torch.Tensor) and _is_dense(tensor, torch)
+        for name, tensor in state.items()
     ):
         raise CheckpointError(
-            f"{file} is not a flat table of tensors; save model.state_dict() alone, or take safetensors"
+            f"{file} is not a flat table of dense tensors; save model.state_dict() alone, or take safetensors"
         )
     base = _mapping_base([tensor.untyped_storage() for tensor in state.values()], members, file)
     return Header({name: _tensor(name, tensor, base, file) for name, tensor in state.items()}, digest)
+
+
+def _is_dense(tensor: Any, torch: Any) -> bool:
+    return tensor.layout is torch.strided and tensor.device.type == "cpu" and not tensor.is_quantized
 
 
 def _import_torch(file: str) -> Any:

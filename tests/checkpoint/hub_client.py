@@ -1,0 +1,47 @@
+"""Opens one checkpoint in a process of its own and prints what came of it as JSON.
+
+huggingface_hub reads HF_ENDPOINT, HF_HOME and HF_HUB_OFFLINE when imported, so each setting needs a fresh process.
+"""
+
+import hashlib
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from quantkit.checkpoint import open_checkpoint
+from quantkit.errors import QuantkitError
+
+
+def main() -> None:
+    arguments: dict[str, Any] = json.loads(sys.argv[1])
+    steps: list[tuple[str, int, int]] = []
+    started = time.monotonic()
+    result: dict[str, Any]
+    try:
+        with open_checkpoint(**arguments, progress=lambda *step: steps.append(step)) as checkpoint:
+            result = {
+                "name": checkpoint.name,
+                "repo_id": checkpoint.repo_id,
+                "revision": checkpoint.revision,
+                "files": sorted(path.name for path in Path(checkpoint.folder).iterdir()),
+                "folder": str(checkpoint.folder),
+                "tensors": {name: list(info.shape) for name, info in checkpoint.tensors.items()},
+                "header_sha256": dict(checkpoint.header_sha256),
+            }
+            try:
+                result["data"] = {
+                    name: hashlib.sha256(checkpoint.read_rows(name, 0, info.n_rows).tobytes()).hexdigest()
+                    for name, info in checkpoint.tensors.items()
+                }
+            except QuantkitError as error:
+                result["reading"] = str(error)
+    except QuantkitError as error:
+        result = {"error": type(error).__name__, "hub": "HubError" in [k.__name__ for k in type(error).__mro__]}
+        result["message"] = str(error)
+    print(json.dumps({**result, "steps": steps, "seconds": time.monotonic() - started}))
+
+
+if __name__ == "__main__":
+    main()
