@@ -56,6 +56,11 @@ def load(files: TokenizerFiles, config: Mapping[str, Any], pre: str | None) -> T
         tokens.last = [keyvalues.array("tokenizer.ggml.merges", GGUFValueType.STRING, merges)]
     else:
         raise TokenizerError(f"{where} has no merges, without which llama.cpp cannot load a byte-level BPE vocabulary.")
+    if recognised.by_hash:
+        tokens.warnings.append(
+            f"the pre-tokenizer is {recognised.name}, as tokenizer.json's ignore_merges asks; llama.cpp's converter "
+            f"would write {recognised.by_hash}"
+        )
     if recognised.how != "hash" and pretokenizers.adds_bos(recognised.name):
         tokens.add_bos = False
     normalizers = pretokenizers.normalizers(source.get("normalizer"))

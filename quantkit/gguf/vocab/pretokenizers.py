@@ -28,10 +28,14 @@ from .probe import PROBE
 
 @dataclass(frozen=True)
 class Recognised:
-    """`name` for tokenizer.ggml.pre, `how` it was found: "given", "hash" or "structure"."""
+    """`name` for tokenizer.ggml.pre, `how` it was found: "given", "hash" or "structure".
+
+    `by_hash` is the name the hash alone would give, where the structure overrules it.
+    """
 
     name: str
     how: str
+    by_hash: str | None = None
 
 
 @cache
@@ -81,7 +85,7 @@ def recognise(tokenizer: Tokenizer, source: dict[str, Any], config: dict[str, An
     if split and not changing:
         for name in split["write"]:
             if _ignores_merges(name) == ignores_merges:
-                return Recognised(name, "structure")
+                return Recognised(name, "structure", by_hash)
     if by_hash:
         return Recognised(by_hash, "hash")
     if split and not changing and ignores_merges and _merges_reach_all(source):

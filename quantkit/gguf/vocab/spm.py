@@ -115,8 +115,7 @@ def _bpe_spaces(files: TokenizerFiles, model: SentencePieceModel, tokens: Tokens
         tokens.warnings += caveats
     said = files.config.get("add_prefix_space")
     tokens.first = spaces_key(tokens, said if isinstance(said, bool) else None, prefix)
-    if not prefix:
-        _cut_user_defined(model, tokens)
+    _cut_user_defined(files, model, tokens, prefix)
     if files.tokenizer is None and model.precompiled_charsmap:
         tokens.warnings.append(
             "llama.cpp does not apply this tokenizer's Unicode normalization; unusual characters may differ"
@@ -127,14 +126,20 @@ def _bpe_spaces(files: TokenizerFiles, model: SentencePieceModel, tokens: Tokens
         )
 
 
-def _cut_user_defined(model: SentencePieceModel, tokens: Tokens) -> None:
+def _cut_user_defined(files: TokenizerFiles, model: SentencePieceModel, tokens: Tokens, prefix: bool) -> None:
     """Type the user-defined pieces so that llama.cpp, like SentencePiece, cuts them out before merging.
 
-    Not where a space is put in front of the text, for llama.cpp would put one after each of them too; and not in the
-    odd model that declares most of its pieces so, for SentencePiece matches those from the left, llama.cpp longest first.
+    Where a tokenizer.json stands beside tokenizer.model, those that it adds: it merges the others as any piece. Where
+    not, all of them, unless a space is put in front of the text, for llama.cpp would put one after each of them too.
+    Not in the odd model that declares most pieces so: SentencePiece matches from the left, llama.cpp longest first.
     """
     numbers = [number for number, kind in enumerate(model.types) if kind == USER_DEFINED]
     changed = [number for number in numbers if tokens.types[number] == NORMAL]
+    if files.tokenizer is not None:
+        added = {entry["id"] for entry in files.tokenizer.get("added_tokens", [])}
+        changed = [number for number in changed if number in added]
+    elif prefix:
+        changed = []
     if not changed or 2 * len(numbers) > len(model.pieces):
         return
     for number in changed:
