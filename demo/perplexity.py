@@ -75,8 +75,10 @@ def _table(rows: list[Row]) -> Table:
     reference = rows[0].measured
     table = Table(
         title=f"{NAME} on WikiText-2 test",
-        caption=f"llama.cpp's convention, {reference.n_chunks} windows of 512 tokens, {reference.n_tokens} scored. ± is one "
-        "standard error; the change is paired token by token.",
+        caption=(
+            f"llama.cpp's convention: {reference.n_chunks} windows of 512 tokens, {reference.n_tokens} scored. "
+            "± is one standard error; the change is paired token by token."
+        ),
     )
     for heading in ("type", "size", "bits/weight", "perplexity", "change from the source"):
         table.add_column(heading, justify="left" if heading == "type" else "right")
