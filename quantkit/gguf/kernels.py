@@ -40,6 +40,9 @@ class Library:
     ggml: str
     """ggml's own version; empty for numpy."""
 
+    def __str__(self) -> str:
+        return f"{self.name} {self.version}" + (f" (ggml {self.ggml})" if self.ggml else "")
+
 
 def library() -> Library:
     """The implementation in use; the first call loads and tests it."""
@@ -103,7 +106,7 @@ def require(kind: GGMLQuantizationType, *, weighted: bool) -> None:
     if not kernels.has(kind, weighted):
         what = f"{kind.name.lower()} with an importance matrix" if weighted else kind.name.lower()
         raise MissingExtraError(
-            f"The quantization kernels of {kernels.library.name} {kernels.library.version} cannot make {what} as "
+            f"The quantization kernels of {kernels.library} cannot make {what} as "
             f"llama.cpp does; install better ones with: {_better(kernels.library.name)}"
         )
 
@@ -175,14 +178,14 @@ class GgmlKernels:
         return kind not in self._differing
 
     def quantize(self, kind: GGMLQuantizationType, rows: _FLOATS, weights: _FLOATS | None, out: _BYTES) -> None:
+        if weights is None and requires_imatrix(kind):
+            raise UnsupportedError(f"{kind.name.lower()} cannot be made without an importance matrix; give --imatrix.")
         if kind not in self._ready:
-            # the lattice types build tables at first use: once, before threads need them
+            # the lattice types build tables at first use, up to 11 seconds: once, before threads need them
             with self._lock:
                 self._lib.ggml_quantize_init(kind)
                 self._ready.add(kind)
         importances = None if weights is None else weights.ctypes.data
-        if weights is None and requires_imatrix(kind):
-            raise UnsupportedError(f"{kind.name.lower()} cannot be made without an importance matrix; give --imatrix.")
         n_rows, n_cols = rows.shape
         size = self._lib.ggml_quantize_chunk(kind, rows.ctypes.data, out.ctypes.data, 0, n_rows, n_cols, importances)
         if size != out.size:
@@ -268,7 +271,7 @@ def _better(current: str) -> str:
 
 
 def _check_range(kind: GGMLQuantizationType, rows: _FLOATS, weights: _FLOATS | None) -> None:
-    """Refuse what would abort the process. The block scales are half precision, so such rows cannot be stored anyway."""
+    """Refuse what would abort the process; such rows cannot be stored anyway, the block scales are half precision."""
     peak = max(float(rows.max(initial=0.0)), -float(rows.min(initial=0.0)))
     weighted = peak * peak * (1.0 if weights is None else float(weights.max(initial=1.0)))
     if not (peak <= _PEAK and weighted <= _WEIGHTED_PEAK):

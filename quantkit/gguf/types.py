@@ -26,7 +26,7 @@ class FileType:
     tensor_type: GGMLQuantizationType
     """What most of the weights become (llama_ftype_get_default_type)."""
     bits: float
-    """Bits per weight of a typical model of this type, for help texts."""
+    """Bits per weight of a Llama 3 8B of this type (MXFP4: of its experts), for help texts."""
     summary: str
     needs_imatrix: bool = False
     """llama.cpp refuses the type without an importance matrix, unless the shapes force other types everywhere."""
@@ -48,32 +48,32 @@ FILE_TYPES: dict[str, FileType] = _by_name(
     FileType("q8_0", 7, _T.Q8_0, 8.5, "nearly lossless"),
     FileType("q6_k", 18, _T.Q6_K, 6.6, "very close to lossless"),
     FileType("q5_k_m", 17, _T.Q5_K, 5.7, "small loss"),
-    FileType("q5_k_s", 16, _T.Q5_K, 5.5, "small loss, a little smaller"),
+    FileType("q5_k_s", 16, _T.Q5_K, 5.6, "small loss, a little smaller"),
     FileType("q5_1", 9, _T.Q5_1, 6.0, "legacy; q5_k_m is better"),
-    FileType("q5_0", 8, _T.Q5_0, 5.5, "legacy; q5_k_s is better"),
+    FileType("q5_0", 8, _T.Q5_0, 5.6, "legacy; q5_k_s is better"),
     FileType("q4_k_m", 15, _T.Q4_K, 4.9, "the usual choice"),
-    FileType("q4_k_s", 14, _T.Q4_K, 4.6, "the usual choice, a little smaller"),
+    FileType("q4_k_s", 14, _T.Q4_K, 4.7, "the usual choice, a little smaller"),
     FileType("q4_1", 3, _T.Q4_1, 5.1, "legacy; q4_k_m is better"),
     FileType("q4_0", 2, _T.Q4_0, 4.6, "fast on phones and ARM"),
-    FileType("iq4_nl", 25, _T.IQ4_NL, 4.6, "non-linear 4 bit, any row length"),
-    FileType("iq4_xs", 30, _T.IQ4_XS, 4.4, "non-linear 4 bit, smaller than q4_k_s"),
+    FileType("iq4_nl", 25, _T.IQ4_NL, 4.7, "non-linear 4 bit, any row length"),
+    FileType("iq4_xs", 30, _T.IQ4_XS, 4.5, "non-linear 4 bit, smaller than q4_k_s"),
     FileType("q3_k_l", 13, _T.Q3_K, 4.3, "3 bit, large mix"),
     FileType("q3_k_m", 12, _T.Q3_K, 4.0, "3 bit, medium mix"),
     FileType("q3_k_s", 11, _T.Q3_K, 3.6, "3 bit, small mix"),
-    FileType("iq3_m", 27, _T.IQ3_S, 3.7, "3 bit, better than q3_k_s"),
-    FileType("iq3_s", 26, _T.IQ3_S, 3.5, "3 bit, smaller"),
-    FileType("iq3_xs", 22, _T.IQ3_S, 3.3, "3 bit, smaller still", needs_imatrix=True),
-    FileType("iq3_xxs", 23, _T.IQ3_XXS, 3.1, "3 bit, smallest", needs_imatrix=True),
+    FileType("iq3_m", 27, _T.IQ3_S, 3.8, "3 bit, better than q3_k_s"),
+    FileType("iq3_s", 26, _T.IQ3_S, 3.7, "3 bit, smaller"),
+    FileType("iq3_xs", 22, _T.IQ3_S, 3.5, "3 bit, smaller still", needs_imatrix=True),
+    FileType("iq3_xxs", 23, _T.IQ3_XXS, 3.3, "3 bit, smallest", needs_imatrix=True),
     FileType("q2_k", 10, _T.Q2_K, 3.2, "2 bit, strong loss"),
-    FileType("q2_k_s", 21, _T.Q2_K, 2.9, "2 bit, smaller", needs_imatrix=True),
-    FileType("iq2_m", 29, _T.IQ2_S, 2.7, "2 bit, better than q2_k_s", needs_imatrix=True),
-    FileType("iq2_s", 28, _T.IQ2_XS, 2.5, "2 bit", needs_imatrix=True),
-    FileType("iq2_xs", 20, _T.IQ2_XS, 2.4, "2 bit, smaller", needs_imatrix=True),
-    FileType("iq2_xxs", 19, _T.IQ2_XXS, 2.1, "2 bit, smallest", needs_imatrix=True),
-    FileType("iq1_m", 31, _T.IQ1_M, 1.9, "extreme loss", needs_imatrix=True),
-    FileType("iq1_s", 24, _T.IQ1_S, 1.7, "extreme loss, smallest of all", needs_imatrix=True),
-    FileType("tq2_0", 37, _T.TQ2_0, 2.1, "for models trained ternary (BitNet, TriLM)"),
-    FileType("tq1_0", 36, _T.TQ1_0, 1.7, "for models trained ternary, denser"),
+    FileType("q2_k_s", 21, _T.Q2_K, 3.0, "2 bit, smaller", needs_imatrix=True),
+    FileType("iq2_m", 29, _T.IQ2_S, 2.9, "2 bit, better than q2_k_s", needs_imatrix=True),
+    FileType("iq2_s", 28, _T.IQ2_XS, 2.7, "2 bit", needs_imatrix=True),
+    FileType("iq2_xs", 20, _T.IQ2_XS, 2.6, "2 bit, smaller", needs_imatrix=True),
+    FileType("iq2_xxs", 19, _T.IQ2_XXS, 2.4, "2 bit, smallest", needs_imatrix=True),
+    FileType("iq1_m", 31, _T.IQ1_M, 2.1, "extreme loss", needs_imatrix=True),
+    FileType("iq1_s", 24, _T.IQ1_S, 2.0, "extreme loss, smallest of all", needs_imatrix=True),
+    FileType("tq2_0", 37, _T.TQ2_0, 2.5, "for models trained ternary (BitNet, TriLM)"),
+    FileType("tq1_0", 36, _T.TQ1_0, 2.2, "for models trained ternary, denser"),
     FileType("mxfp4", 38, _T.MXFP4, 4.3, "experts in MXFP4, the rest in q8_0 (gpt-oss)"),
 )
 
