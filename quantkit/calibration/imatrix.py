@@ -114,7 +114,9 @@ def _read_gguf(path: Path, data: bytes) -> Imatrix:
             f"{path} is a GGUF file without {error.args[0]}, so no importance matrix; pass what llama-imatrix wrote."
         ) from error
     except Exception as error:  # the reader trusts the file, so a malformed one raises anything
-        raise ImatrixError(f"The importance matrix {path} is malformed or truncated ({error}).") from error
+        raise ImatrixError(
+            f"The importance matrix {path} is malformed or truncated: {' '.join(str(error).split())}."
+        ) from error
     datasets, chunks, chunk_size = (fields[key] for key in (_DATASETS, _CHUNKS, _CHUNK_SIZE))
     if not (isinstance(datasets, list) and isinstance(chunks, int) and isinstance(chunk_size, int)):
         raise ImatrixError(
