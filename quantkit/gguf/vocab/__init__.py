@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from quantkit.errors import QuantkitError, TokenizerError, UsageError
+from quantkit.errors import TokenizerError, UsageError
 from quantkit.gguf.keyvalues import KeyValue
 
 from . import bytelevel, special, spm, spm_json
@@ -64,18 +64,22 @@ def load_vocabulary(
         special.refuse_template(chat_template)
     files = read(folder)
     try:
-        tokens = _tokens(files, config, pre)
-        specials = special.read(files, config, len(tokens.texts))
-    except QuantkitError:
-        raise
+        return _vocabulary(files, config, pre, chat_template)
     except (KeyError, TypeError, AttributeError, ValueError, IndexError) as error:
         raise TokenizerError(
             f"The tokenizer files in {folder} are not shaped as expected ({type(error).__name__}: {error}); "
             "download them again."
         ) from error
+
+
+def _vocabulary(
+    files: TokenizerFiles, config: Mapping[str, Any], pre: str | None, chat_template: str | None
+) -> Vocabulary:
+    tokens = _tokens(files, config, pre)
     refuse_duplicates(tokens)
-    if tokens.add_bos is not None:
-        specials.adds.setdefault("bos", tokens.add_bos)
+    specials = special.read(files, config, len(tokens.texts))
+    specials.ids = tokens.ids | specials.ids
+    specials.adds = tokens.adds | specials.adds
     if chat_template is not None:
         specials.template = chat_template
     return Vocabulary(

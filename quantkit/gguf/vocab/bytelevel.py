@@ -62,7 +62,7 @@ def load(files: TokenizerFiles, config: Mapping[str, Any], pre: str | None) -> T
             f"would write {recognised.by_hash}"
         )
     if recognised.how != "hash" and pretokenizers.adds_bos(recognised.name):
-        tokens.add_bos = False
+        tokens.adds = {"bos": False}
     normalizers = pretokenizers.normalizers(source.get("normalizer"))
     if normalizers:
         tokens.warnings.append(

@@ -14,7 +14,7 @@ from quantkit.gguf.keyvalues import KeyValue
 from . import spm
 from .files import TokenizerFiles, read
 from .huggingface import build_tokenizer, hf_token_ids, sentencepiece_ids
-from .tokens import CONTROL, SPACE
+from .tokens import BYTE, CONTROL, SPACE
 
 # llama.cpp's split for these stands in for the tokenizer's with letters only, so combining marks end a word
 _WITHOUT_MARKS = {"tekken", "gpt-4o", "llama4", "kanana2", "talkie", "minimax-m2"}
@@ -58,17 +58,25 @@ def differences(
     expected = hf_token_ids(folder, texts)
     files = read(folder)
     return [
-        Difference(text, list(got), list(want), _reason(files, keys, text, list(got)))
+        Difference(text, list(got), list(want), _reason(files, keys, text, list(got), list(want)))
         for text, got, want in zip(texts, ids, expected, strict=True)
         if list(got) != list(want)
     ]
 
 
-def _reason(files: TokenizerFiles, keys: Sequence[KeyValue], text: str, got: list[int]) -> str | None:
+def _reason(
+    files: TokenizerFiles, keys: Sequence[KeyValue], text: str, got: list[int], expected: list[int]
+) -> str | None:
     values = {key.key: key.value for key in keys}
     looking = next((marker for marker in _CONTROL_LOOKING if marker in text and _is_plain(values, marker)), None)
     if looking:
         return f"{looking} is an ordinary token here, and llama.cpp makes every token of that name a control token"
+    types = values.get("tokenizer.ggml.token_type")
+    if values.get("tokenizer.ggml.model") == "t5" and isinstance(types, list):
+        if any(types[number] == BYTE for number in expected):
+            return "llama.cpp's unigram tokenizer has no byte fallback for characters outside the vocabulary"
+        if not text.strip(" "):
+            return "llama.cpp's unigram tokenizer puts no space before a text of spaces only"
     if files.tokenizer is None:
         return None
     if spm.is_sentencepiece(files) and got == sentencepiece_ids(files, [text])[0]:

@@ -24,7 +24,10 @@ class Algorithm(IntEnum):
 
 @dataclass(frozen=True)
 class SentencePieceModel:
-    """`types` holds SentencePiece.Type, whose numbers (NORMAL 1 ... BYTE 6) are also GGUF's token types."""
+    """`types` holds SentencePiece.Type, whose numbers (NORMAL 1 ... BYTE 6) are also GGUF's token types.
+
+    `bos_id` and `eos_id` are -1 where the model has none.
+    """
 
     pieces: list[bytes]
     scores: list[float]
@@ -35,6 +38,8 @@ class SentencePieceModel:
     add_dummy_prefix: bool
     remove_extra_whitespaces: bool
     precompiled_charsmap: bytes
+    bos_id: int
+    eos_id: int
 
 
 def parse(data: bytes) -> SentencePieceModel:
@@ -66,6 +71,8 @@ def parse(data: bytes) -> SentencePieceModel:
         add_dummy_prefix=bool(normalizer.get(3, 1)),
         remove_extra_whitespaces=bool(normalizer.get(4, 1)),
         precompiled_charsmap=_message(normalizer.get(2, b"")),
+        bos_id=_signed(trainer.get(41, 1)),
+        eos_id=_signed(trainer.get(42, 2)),
     )
 
 
@@ -113,3 +120,8 @@ def _integer(value: int | bytes) -> int:
     if isinstance(value, bytes):
         raise ValueError("a message where a number belongs")
     return value
+
+
+def _signed(value: int | bytes) -> int:
+    number = _integer(value)
+    return number - (1 << 64) if number >= 1 << 63 else number

