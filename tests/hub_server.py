@@ -28,6 +28,8 @@ class Repo:
     revisions: tuple[str, ...] = ("main",)
     tokens: tuple[str, ...] = ()
     gated: bool = False
+    stated_sizes: dict[str, int] = field(default_factory=dict)
+    """Sizes the listing gives in place of the true ones."""
 
     @property
     def commit(self) -> str:
@@ -138,7 +140,8 @@ def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
             if self._refused(repo_id, revision, content=False):
                 return
             repo = hub.repos[repo_id]
-            siblings = [{"rfilename": name, "size": len(data)} for name, data in repo.files.items()]
+            sizes = {name: len(data) for name, data in repo.files.items()} | repo.stated_sizes
+            siblings = [{"rfilename": name, "size": size} for name, size in sizes.items()]
             info = {"_id": "0", "id": repo_id, "modelId": repo_id, "sha": repo.commit, "siblings": siblings}
             self._answer(200, json.dumps(info).encode(), {"Content-Type": "application/json"})
 

@@ -173,8 +173,5 @@ def _is_count(value: Any) -> bool:
 
 
 def _quoted(value: Any) -> str:
-    try:
-        text = json.dumps(value)
-    except RecursionError:
-        return "nested too deeply"
+    text = json.dumps(value)
     return text if len(text) <= 80 else text[:80] + "..."

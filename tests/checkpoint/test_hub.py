@@ -1,5 +1,6 @@
 """The hub for real: huggingface_hub's own client against a small hub on the loopback interface, through HF_ENDPOINT."""
 
+import errno
 import hashlib
 import json
 import os
@@ -228,7 +229,8 @@ def test_a_connection_dropped_in_the_middle_of_a_shard_is_resumed_where_it_broke
     # huggingface_hub writes pieces of 10 MiB, so the two whole ones are kept and the rest is asked for again.
     ranges = [served.range for served in hub.requests if served.path == f"/store/{REPO}/model.safetensors"]
     assert ranges == [None, f"bytes={20 * 2**20}-"]
-    assert result["steps"][-1] == ["model.safetensors", len(weights), len(weights)]
+    steps = [done for _, done, _ in result["steps"]]
+    assert {0, 10 * 2**20, 20 * 2**20, len(weights)} <= set(steps) and steps == sorted(steps)
 
 
 def test_a_connection_reset_in_the_middle_of_a_shard_is_tried_again(hub: Hub, client: Client) -> None:
@@ -260,6 +262,29 @@ def test_offline_without_a_cache_and_with_a_half_filled_one_each_get_a_sentence(
     client.open(headers_only=True)
     message = client.refusal(offline=True)
     assert "not complete" in message and SHARDS[0] in message
+
+
+def test_weights_larger_than_the_free_disk_are_refused_before_a_byte_is_fetched(hub: Hub, client: Client) -> None:
+    hub.repos[REPO].stated_sizes = {SHARDS[1]: 10**18}
+    message = client.refusal()
+    assert "GB free" in message and "HF_HUB_CACHE" in message
+    assert not [served for served in hub.requests if "/store/" in served.path]
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), "is full"),
+        (OSError(errno.EROFS, "Read-only file system"), "cannot be written"),
+        (OSError("Consistency check failed: file should be of size 5 but has size 4"), "dropped"),
+        (RuntimeError("Data processing error: CAS service error\nbacktrace"), "CAS service error"),
+    ],
+)
+def test_a_failure_below_the_hub_client_is_one_sentence(error: Exception, words: str) -> None:
+    from quantkit.checkpoint.hub_errors import explain
+
+    message = str(explain(error, REPO, None, SHARDS[0], Path("/cache")))
+    assert words in message and "\n" not in message
 
 
 def test_no_network_is_said_at_once(tmp_path: Path) -> None:

@@ -88,7 +88,7 @@ W = entry("F32", [2], 0, 8)
         pytest.param({"w": {**W, "dtype": "F31"}}, "F31", id="an-unknown-dtype"),
         pytest.param({"w": {**W, "dtype": ["F32"]}}, "unknown dtype", id="a-list-for-a-dtype"),
         pytest.param({"w": {**W, "shape": [2.0]}}, "[2.0]", id="a-float-shape"),
-        pytest.param({"w": {**W, "shape": [True]}}, "[true]", id="a-boolean-shape"),
+        pytest.param({"w": entry("F32", [True], 0, 4)}, "list of sizes", id="a-boolean-shape"),
         pytest.param({"w": {**W, "shape": [-2]}}, "[-2]", id="a-negative-shape"),
         pytest.param(b'{"w":{"dtype":"F32","shape":[-0],"data_offsets":[0,0]}}', "sizes", id="minus-zero"),
         pytest.param({"w": {**W, "shape": [2**40, 2**40]}}, "too large", id="a-product-beyond-64-bits"),
@@ -108,6 +108,18 @@ W = entry("F32", [2], 0, 8)
 )
 def test_a_malformed_header_is_refused_and_the_fault_named(header: dict[str, Any] | bytes, words: str) -> None:
     assert words in refused(header)
+
+
+def test_an_empty_tensor_may_share_its_offset_with_another_in_either_order() -> None:
+    empty = entry("F32", [0, 3], 0, 0)
+    for header in ({"w": W, "empty": empty}, {"empty": empty, "w": W}):
+        assert _holds(file_bytes(header, bytes(8)))
+
+
+def test_nesting_is_refused_in_a_sentence_at_every_depth() -> None:
+    for depth in (1, 100, *range(900, 1050, 3)):
+        nested = b"[" * depth + b"]" * depth
+        refused(b'{"w":{"dtype":' + nested + b',"shape":[],"data_offsets":[0,4]}}')
 
 
 def test_a_long_name_does_not_flood_the_message() -> None:
