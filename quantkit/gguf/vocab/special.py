@@ -97,9 +97,7 @@ def template_keys(template: str | list[dict[str, Any]] | None) -> list[KeyValue]
         return [keyvalues.string("tokenizer.chat_template", template)]
     named: dict[str, str] = {}
     default = None
-    for choice in template:
-        if not isinstance(choice, dict):
-            continue
+    for choice in (entry for entry in template if isinstance(entry, dict)):
         name = "".join(c if c in ascii_letters + digits else "_" for c in str(choice.get("name", "")))
         text = choice.get("template")
         if name == "default" and isinstance(text, str):
