@@ -14,7 +14,7 @@ from quantkit.convert.driver import convert
 from quantkit.convert.inputs import Model, model_from_checkpoint, model_from_gguf
 from quantkit.convert.plan import Request, plan_gguf
 from quantkit.errors import UsageError, VerificationError
-from quantkit.gguf.mix import MixOptions
+from quantkit.gguf.mix import MixOptions, parse_override
 from quantkit.gguf.types import FILE_TYPES, file_type, tensor_type
 
 EPILOG = (
@@ -93,7 +93,7 @@ def gguf(
         output_type=tensor_type(output_type) if output_type else None,
         embedding_type=tensor_type(embedding_type) if embedding_type else None,
         pure=pure,
-        tensor_types=tuple(_override(item) for item in tensor_types or ()),
+        tensor_types=tuple(parse_override(item) for item in tensor_types or ()),
         has_imatrix=importance is not None,
     )
     split = parse_size(split_max_size, "--split-max-size") if split_max_size else None
@@ -135,13 +135,6 @@ def gguf(
             f"{first.output.type.label} failed its check of {first.failed[0].name}: {first.failed[0].detail};"
             f" the file is kept as {first.output.files[0].name}.failed"
         )
-
-
-def _override(text: str) -> tuple[str, Any]:
-    pattern, equals, kind = text.rpartition("=")
-    if not equals or not pattern:
-        raise UsageError(f"--tensor-type {text!r} is not REGEX=TYPE; write for example 'ffn_down=q8_0'")
-    return pattern, tensor_type(kind)
 
 
 def _open(

@@ -205,7 +205,10 @@ def _quantize(
         return floats.view(np.uint8)
     if kind == tensor.type:
         return np.ascontiguousarray(rows).view(np.uint8).reshape(len(rows), -1)
-    data = quantize_rows(kind, floats, importance)
+    try:
+        data = quantize_rows(kind, floats, importance)
+    except UnsupportedError as error:
+        raise UnsupportedError(f"{label}: tensor {tensor.name}: {error}") from error
     if not validate_rows(kind, data):
         raise UnsupportedError(
             f"{label}: tensor {tensor.name} has values up to {float(np.abs(floats).max()):.3g}, beyond what {kind.name}"

@@ -15,6 +15,7 @@ from quantkit import __version__
 from quantkit.calibration.imatrix import Imatrix
 from quantkit.convert.inputs import Model, ModelTensor
 from quantkit.errors import ImatrixError, UnsupportedError, UsageError
+from quantkit.gguf.kernels import require
 from quantkit.gguf.keyvalues import KeyValue
 from quantkit.gguf.layout import FileLayout, lay_out
 from quantkit.gguf.metadata import quantization_keys
@@ -104,6 +105,9 @@ def plan_gguf(model: Model, request: Request) -> Plan:
     for type_ in request.types:
         choices = choose_types(model.sizes, type_, tensors, request.mix)
         _check_importance(choices, type_, weights)
+        for tensor, choice in zip(model.tensors, choices, strict=True):
+            if choice.type != tensor.type:
+                require(choice.type, weighted=choice.name in weights)
         fallbacks = sum(choice.fallback for choice in choices)
         if fallbacks:
             warnings.append(

@@ -34,9 +34,7 @@ def plain_key(name: str, kind: str, value: Any) -> KeyValue:
     return KeyValue(name, _KINDS[kind], value)
 
 
-def general_keys(
-    folder: Path, name: str, arch: str, shapes: Iterable[tuple[str, tuple[int, ...]]]
-) -> list[KeyValue]:
+def general_keys(folder: Path, name: str, arch: str, shapes: Iterable[tuple[str, tuple[int, ...]]]) -> list[KeyValue]:
     """`general.*` keys of a model, in the converter's order, without the file type.
 
     `name` is the model's folder or repository name, `shapes` its (GGUF name, numpy shape) pairs.
