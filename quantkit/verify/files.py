@@ -1,0 +1,144 @@
+"""The files themselves: what they state, whether every block is finite, how far sampled rows are from the source."""
+
+import hashlib
+import os
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+from gguf import GGMLQuantizationType as T
+
+from quantkit.convert.engine import partial_path, widen
+from quantkit.convert.inputs import Model, ModelTensor
+from quantkit.convert.plan import Output, Plan
+from quantkit.errors import VerificationError
+from quantkit.gguf.kernels import dequantize_rows, validate_rows
+from quantkit.gguf.layout import FileLayout, Slot
+from quantkit.gguf.reader import read_header
+from quantkit.verify.check import Check, guard
+
+# Relative root-mean-square error of a tensor's sampled rows above which a type is not doing its work. Each is about
+# twice what the type costs on Gaussian weights; a misplaced row costs 1.4.
+ERROR_BOUND: dict[T, float] = {
+    T.F32: 0.0,
+    T.F16: 0.001,
+    T.BF16: 0.005,
+    T.Q8_0: 0.02,
+    T.Q6_K: 0.05,
+    T.Q5_K: 0.1,
+    T.Q5_0: 0.1,
+    T.Q5_1: 0.1,
+    T.Q4_K: 0.2,
+    T.Q4_0: 0.2,
+    T.Q4_1: 0.2,
+    T.IQ4_NL: 0.2,
+    T.IQ4_XS: 0.2,
+    T.MXFP4: 0.35,
+    T.Q3_K: 0.4,
+    T.IQ3_S: 0.4,
+    T.IQ3_XXS: 0.5,
+}
+LOOSE_BOUND = 0.95
+_SAMPLES, _SAMPLE_ELEMENTS = 4, 1 << 14
+_READ = 8 << 20
+
+
+def check_files(plan: Plan, output: Output) -> tuple[list[Check], dict[str, str]]:
+    hashes: dict[str, str] = {}
+
+    def structure() -> str:
+        for file in output.files:
+            header = read_header(partial_path(plan.request.folder, file.name))
+            if header.size != file.size:
+                raise VerificationError(f"{file.name} has {header.size} bytes instead of {file.size}")
+            if header.tensors != file.slots:
+                raise VerificationError(f"{file.name} does not state its tensors as planned")
+        return f"{sum(len(file.slots) for file in output.files)} tensors at their places"
+
+    def content() -> str:
+        for file in output.files:
+            path = partial_path(plan.request.folder, file.name)
+            hashes[file.name] = _scan(path, file)
+        return "every block of every tensor is finite"
+
+    first = guard("structure", structure)
+    return ([first], hashes) if first.status == "failed" else ([first, guard("finite", content)], hashes)
+
+
+def _scan(path: Path, file: FileLayout) -> str:
+    """sha256 of the file, read once; each tensor's blocks go through ggml's own validation on the way."""
+    digest = hashlib.sha256()
+    with path.open("rb", buffering=0) as stream, ThreadPoolExecutor(1) as hasher:
+        position = 0
+        pending = None
+        for start, stop, slot in _pieces(file):
+            data = os.pread(stream.fileno(), stop - start, start)
+            if len(data) != stop - start or start != position:
+                raise VerificationError(f"{file.name} ends early at byte {start + len(data)}")
+            if pending is not None:
+                pending.result()
+            pending = hasher.submit(digest.update, data)
+            if slot is not None and not validate_rows(
+                slot.type, np.frombuffer(data, np.uint8).reshape(-1, slot.row_bytes)
+            ):
+                raise VerificationError(f"tensor {slot.name} of {file.name} holds NaN or infinity")
+            position = stop
+        if pending is not None:
+            pending.result()
+    return digest.hexdigest()
+
+
+def _pieces(file: FileLayout) -> Iterator[tuple[int, int, Slot | None]]:
+    """The file's bytes from first to last: pieces of whole rows of a tensor, or header and padding."""
+    position = 0
+    for slot in file.slots:
+        if slot.offset > position:
+            yield position, slot.offset, None
+        step = max(1, _READ // slot.row_bytes) * slot.row_bytes
+        end = slot.offset + slot.nbytes
+        for start in range(slot.offset, end, step):
+            yield start, min(start + step, end), slot
+        position = end
+    if position < file.size:
+        yield position, file.size, None
+
+
+def check_error(plan: Plan, output: Output) -> tuple[Check, dict[str, float]]:
+    errors: dict[str, float] = {}
+    tensors = {tensor.name: tensor for tensor in plan.model.tensors}
+
+    def compare() -> str:
+        worst, worst_name = 0.0, ""
+        for file in output.files:
+            with partial_path(plan.request.folder, file.name).open("rb", buffering=0) as stream:
+                for slot in file.slots:
+                    error = _sampled_error(plan.model, tensors[slot.name], slot, stream.fileno())
+                    errors[slot.name] = error
+                    bound = ERROR_BOUND.get(slot.type, LOOSE_BOUND)
+                    if error > bound:
+                        raise VerificationError(
+                            f"tensor {slot.name} of {file.name} is {error:.1%} away from the source"
+                            f" where {slot.type.name} allows {bound:.1%}"
+                        )
+                    if error >= worst:
+                        worst, worst_name = error, slot.name
+        return f"sampled rows within each type's bound, at worst {worst:.2%} ({worst_name})"
+
+    return guard("error", compare), errors
+
+
+def _sampled_error(model: Model, tensor: ModelTensor, slot: Slot, descriptor: int) -> float:
+    """Relative RMS error of a few row ranges spread over a tensor; 0 for an all-zero sample that stayed zero."""
+    step = max(1, _SAMPLE_ELEMENTS // tensor.n_columns)
+    starts = sorted({int(start) for start in np.linspace(0, max(0, tensor.n_rows - step), _SAMPLES)})
+    squared, total = 0.0, 0.0
+    for start in starts:
+        stop = min(start + step, tensor.n_rows)
+        source = widen(model.read_rows(tensor.name, start, stop), tensor).astype(np.float64)
+        data = os.pread(descriptor, (stop - start) * slot.row_bytes, slot.offset + start * slot.row_bytes)
+        rows = np.frombuffer(data, dtype=np.uint8).reshape(stop - start, slot.row_bytes)
+        written = dequantize_rows(slot.type, rows, tensor.n_columns)
+        squared += float(np.square(written - source).sum())
+        total += float(np.square(source).sum())
+    return float(np.sqrt(squared / total)) if total else float(np.sqrt(squared))

@@ -1,0 +1,135 @@
+"""The files at work: token ids and logits by llama.cpp, against the checkpoint's own tokenizer and weights."""
+
+import contextlib
+import os
+import tempfile
+from collections.abc import Iterator, Sequence
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from quantkit.convert.engine import partial_path
+from quantkit.convert.plan import Output, Plan
+from quantkit.errors import VerificationError
+from quantkit.families import find_family
+from quantkit.gguf.vocab import PROBE, differences, hf_token_ids
+from quantkit.verify.check import Check, guard
+
+# Correlation with the source's logits that a file must reach, by its type's nominal bits. Far under what a sound file
+# of random weights shows (q8_0 0.999, q4_0 0.95, q2_k 0.7), far over what a wrong layout does (about 0). Under 2.5 bits
+# a model not trained for it may say anything: only finiteness is asked.
+_LOGIT_FLOOR = ((8.0, 0.98), (5.0, 0.9), (4.2, 0.8), (3.3, 0.5), (2.5, 0.25), (0.0, -1.0))
+
+
+def check_tokens(plan: Plan) -> Check:
+    """Token ids of the written vocabulary, by llama.cpp, against the checkpoint's own tokenizer; one for all outputs.
+
+    A text that llama.cpp cannot read right for a known reason does not fail the check; it is counted and explained.
+    """
+    checkpoint = plan.model.checkpoint
+    if checkpoint is None:
+        return Check("tokens", "skipped", "the source is a GGUF; its vocabulary is copied as it stands")
+
+    def compare() -> str:
+        from quantkit.measure.llama_runtime import vocab_token_ids
+
+        with loadable(plan, plan.outputs[0]) as path:
+            found = vocab_token_ids(path, PROBE)
+        different = differences(checkpoint.folder, plan.model.keys, PROBE, found)
+        for item in different:
+            if item.reason is None:
+                pairs = enumerate(zip(item.ids, item.expected, strict=False))
+                at = next((i for i, (a, b) in pairs if a != b), min(len(item.ids), len(item.expected)))
+                raise VerificationError(
+                    f"llama.cpp reads {item.text[:40]!r} as {item.ids[at : at + 4]} where the checkpoint's tokenizer"
+                    f" gives {item.expected[at : at + 4]} (from token {at} on); try another --pre"
+                )
+        equal = f"{len(PROBE) - len(different)} of {len(PROBE)} probe texts give the checkpoint's own token ids"
+        reasons = sorted({item.reason for item in different if item.reason})
+        return equal + (f"; the others cannot in llama.cpp: {'; '.join(reasons)}" if reasons else "")
+
+    return guard("tokens", compare)
+
+
+@contextlib.contextmanager
+def loadable(plan: Plan, output: Output) -> Iterator[Path]:
+    """A path llama.cpp can open: shards must bear their final names, so links with those names are made."""
+    with tempfile.TemporaryDirectory(prefix="quantkit-") as folder:
+        for file in output.files:
+            (Path(folder) / file.name).symlink_to(partial_path(plan.request.folder, file.name).resolve())
+        yield Path(folder) / output.files[0].name
+
+
+class LogitProbe:
+    """Logits of a short text from the source (computed once, in the memory of a layer) and from each output."""
+
+    def __init__(self, plan: Plan, wanted: bool | None) -> None:
+        self.plan, self.wanted = plan, wanted
+        self._expected: tuple[list[int], NDArray[np.float32]] | None = None
+        self.correlations: dict[str, float] = {}
+
+    def check(self, output: Output) -> Check:
+        if self.wanted is False:
+            return Check("logits", "skipped", "not asked for")
+        if self.plan.model.checkpoint is None:
+            return Check("logits", "skipped", "the source is a GGUF")
+        if self.wanted is None and output.size > _memory() // 2:
+            return Check(
+                "logits", "skipped", "the model is larger than half of this machine's memory; --logits insists"
+            )
+        return guard("logits", lambda: self._compare(output))
+
+    def _compare(self, output: Output) -> str:
+        from quantkit.measure.llama_runtime import logits
+
+        tokens, expected = self._source()
+        with loadable(self.plan, output) as path:
+            found = logits(path, tokens)
+        if not np.isfinite(found).all():
+            raise VerificationError(f"{output.type.label} gives logits that are not finite")
+        correlation = _correlation(found, expected)
+        floor = next(floor for bits, floor in _LOGIT_FLOOR if output.type.bits >= bits)
+        if correlation < floor:
+            raise VerificationError(
+                f"{output.type.label} gives logits that correlate {correlation:.3f} with the source's, under {floor}"
+            )
+        self.correlations[output.type.label] = correlation
+        return f"finite, correlation {correlation:.4f} with the source's over {len(tokens)} tokens"
+
+    def _source(self) -> tuple[list[int], NDArray[np.float32]]:
+        if self._expected is None:
+            from quantkit.measure.reference import reference_logits
+
+            checkpoint = self.plan.model.checkpoint
+            assert checkpoint is not None
+            tokens = _probe_tokens(hf_token_ids(checkpoint.folder, PROBE))
+
+            def whole(name: str) -> NDArray[Any]:
+                shape = checkpoint.tensors[name].shape
+                rows = checkpoint.read_rows(name, 0, prod(shape[:-1]))
+                return rows.reshape(shape)
+
+            config = find_family(checkpoint.config).complete(checkpoint.config)
+            expected = reference_logits(whole, config, tokens, rows=checkpoint.read_rows)
+            self._expected = tokens, expected
+        return self._expected
+
+
+def _probe_tokens(ids: Sequence[Sequence[int]], count: int = 24) -> list[int]:
+    """The first tokens of the probe's longest text."""
+    return list(max(ids, key=len)[:count])
+
+
+def _correlation(found: NDArray[np.float32], expected: NDArray[np.float32]) -> float:
+    """Mean over positions of the Pearson correlation of two logit rows."""
+    a = found - found.mean(axis=1, keepdims=True)
+    b = expected - expected.mean(axis=1, keepdims=True)
+    norm = np.sqrt(np.square(a).sum(axis=1) * np.square(b).sum(axis=1))
+    return float(((a * b).sum(axis=1) / np.maximum(norm, 1e-12)).mean())
+
+
+def _memory() -> int:
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGESIZE")
