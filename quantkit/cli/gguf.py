@@ -1,7 +1,7 @@
 """`quantkit gguf`: a checkpoint, or an existing GGUF, to every asked GGUF type in one pass."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 

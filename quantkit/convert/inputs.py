@@ -76,7 +76,6 @@ class Model:
     read_rows: Callable[[str, int, int], NDArray[Any]]
     origin: Mapping[str, Any]
     family: str
-    quantized: bool = False
     warnings: tuple[str, ...] = ()
     vocabulary: Vocabulary | None = None
     checkpoint: Checkpoint | None = None
@@ -227,7 +226,6 @@ def model_from_gguf(path: Path, *, name: str | None = None) -> Model:
             "header_sha256": {h.path.name: _header_hash(h) for h in headers},
         },
         family=arch,
-        quantized=any(where[n][1].type not in _TYPES.values() for n in names),
         close=opened.close,
     )
 

@@ -94,11 +94,6 @@ def plan_gguf(model: Model, request: Request) -> Plan:
         ImatrixError: a type needs an importance matrix that is missing or of the wrong size.
         UnsupportedError: a quantized source without leave to requantize it.
     """
-    if model.quantized and not request.allow_requantize:
-        raise UnsupportedError(
-            f"{model.name} is quantized already and quantizing it again costs quality twice; convert the original"
-            " checkpoint or an f16, bf16 or f32 GGUF, or add --allow-requantize"
-        )
     tensors = [MixTensor(t.name, t.shape, t.type) for t in model.tensors]
     weights, warnings = _importance(model, request)
     outputs = []
@@ -107,6 +102,12 @@ def plan_gguf(model: Model, request: Request) -> Plan:
         _check_importance(choices, type_, weights)
         for tensor, choice in zip(model.tensors, choices, strict=True):
             if choice.type != tensor.type:
+                if tensor.type not in _FLOATS and not request.allow_requantize:
+                    raise UnsupportedError(
+                        f"{model.name} is quantized already ({tensor.name} is {tensor.type.name}) and quantizing it"
+                        " again costs quality twice; convert the original checkpoint or an f16, bf16 or f32 GGUF, or"
+                        " add --allow-requantize"
+                    )
                 require(choice.type, weighted=choice.name in weights)
         fallbacks = sum(choice.fallback for choice in choices)
         if fallbacks:

@@ -14,7 +14,7 @@ from tests.oracle import Job, run_jobs
 from tests.tiny import tiny_llama
 
 # One checkpoint a trait: permuted heads and grouped queries, tied embedding and rows no K-quant fits, stacked experts.
-SHAPES = {"llama3": ("llama3", "f16"), "smollm2": ("smollm2", "bf16"), "mixtral": ("mixtral", "f32")}
+SHAPES = {"llama3": ("llama3", "f16", 2), "smollm2": ("smollm2", "bf16", 2), "mixtral": ("mixtral", "f32", 1)}
 PLAIN = [name for name, kind in FILE_TYPES.items() if not kind.needs_imatrix]
 ALL = list(FILE_TYPES)
 # ggml searches its IQ1 and IQ2 grids for 20 seconds a process before the first row: once here, the rest in tests/full.
@@ -55,8 +55,9 @@ def a_random_imatrix(file: Path, source: Path) -> None:
 
 @pytest.fixture(scope="module", params=SHAPES)
 def checkpoint(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    variant, dtype = SHAPES[request.param]
-    return tiny_llama(tmp_path_factory.mktemp(request.param) / request.param, variant=variant, dtype=dtype), dtype
+    variant, dtype, layers = SHAPES[request.param]
+    folder = tmp_path_factory.mktemp(request.param) / request.param
+    return tiny_llama(folder, variant=variant, dtype=dtype, layers=layers), dtype
 
 
 @pytest.fixture(scope="module")

@@ -71,7 +71,7 @@ def test_a_missing_tensor_a_wrong_shape_and_a_stranger_are_told_apart() -> None:
         mapped(tensors(), intermediate_size=128)
     with pytest.raises(CheckpointError, match="beyond the 1 layers"):
         mapped(tensors(), num_hidden_layers=1)
-    with pytest.raises(UnsupportedError, match="q_norm.weight is not part of the Llama family.*nearest"):
+    with pytest.raises(UnsupportedError, match=r"q_norm\.weight is not part of the Llama family.*nearest"):
         mapped(tensors() | {"model.layers.0.self_attn.q_norm.weight": Shaped((16,))})
     assert mapped(tensors() | {"model.layers.0.self_attn.rotary_emb.inv_freq": Shaped((8,))}) == mapped(tensors())
 
