@@ -1,0 +1,257 @@
+"""`make bench`: quantkit against llama.cpp's convert + quantize, in one run on one machine, as ratios.
+
+The peer is llama.cpp's own converter and llama-quantize (tests.peer), once a type, as a user runs them; quantkit is its
+whole command, verification included. Every figure is a process of its own, its inputs in the file cache, the same
+threads for both. Results go to the terminal and, as JSON, to bench-output/bench.json.
+"""
+
+import argparse
+import filecmp
+import json
+import os
+import platform
+import shutil
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from benchmarks.process import Measured, measure, warm
+from benchmarks.synthetic import SHAPES, Shape, write_synthetic
+from demo.smollm2 import smollm2_checkpoint
+from quantkit.gguf.types import FILE_TYPES
+from tests.peer import Peer, peer_converter
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+WORK = REPOSITORY / ".cache" / "bench"
+RESULTS = REPOSITORY / "bench-output" / "bench.json"
+TYPES = ("q4_0", "q2_k", "q4_k_m", "q8_0")
+
+# Outputs of both sides and the peer's intermediate, in bytes a parameter, over the checkpoint's own two.
+_DISK_WITH_PEER, _DISK_ALONE = 10.0, 5.0
+
+
+@dataclass(frozen=True)
+class Target:
+    """One line of the table: a figure, and the bound it is held against (None: for information)."""
+
+    what: str
+    model: str
+    value: float
+    unit: str
+    at_most: float | None = None
+    at_least: float | None = None
+
+    @property
+    def verdict(self) -> str:
+        if self.at_most is not None:
+            return f"{'ok  ' if self.value <= self.at_most else 'MISS'} (at most {self.at_most:g})"
+        if self.at_least is not None:
+            return f"{'ok  ' if self.value >= self.at_least else 'MISS'} (at least {self.at_least:g})"
+        return ""
+
+
+class Bench:
+    """The measurements of one run and the lines they add up to."""
+
+    def __init__(self, threads: int, repeats: int) -> None:
+        self.threads, self.repeats = threads, repeats
+        self.lines: list[Target] = []
+        self.peaks: list[float] = []
+        self.raw: dict[str, Any] = {}
+
+    def add(self, line: Target) -> None:
+        self.lines.append(line)
+        print(
+            f"  {line.what:<52} {line.model:<15} {line.value:>9.3f} {line.unit:<5} {line.verdict}".rstrip(), flush=True
+        )
+
+    def ours(
+        self, checkpoint: Path, *, threads: int = 0, options: tuple[str, ...] = ()
+    ) -> tuple[Measured, dict[str, Any]]:
+        """quantkit over all TYPES; the outputs stay under WORK/ours until the next call."""
+        shutil.rmtree(WORK / "ours", ignore_errors=True)
+        asked = [word for name in TYPES for word in ("-t", name)]
+        count = ["--threads", str(threads or self.threads), *options]
+        command = [
+            sys.executable,
+            "-m",
+            "quantkit",
+            "gguf",
+            checkpoint,
+            *asked,
+            "-o",
+            WORK / "ours",
+            "--format",
+            "json",
+        ]
+        taken = measure([*command, *count])
+        return taken, json.loads(taken.stdout)
+
+    def theirs(self, peer: Peer, checkpoint: Path) -> dict[str, Measured]:
+        """llama.cpp's steps by name; the outputs stay under WORK/theirs."""
+        folder = WORK / "theirs"
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        whole = folder / "whole.gguf"
+        taken = {"convert": measure(peer.convert_command(checkpoint, whole, "bf16"), env=peer.environment())}
+        for name in TYPES:
+            command = peer.quantize_command(
+                whole, folder / f"{name}.gguf", FILE_TYPES[name].ftype, threads=self.threads
+            )
+            taken[name] = measure(command)
+        return taken
+
+    def side_by_side(self, peer: Peer, checkpoint: Path, *, repeats: int) -> dict[str, Any]:
+        """Both sides `repeats` times in turn; the best run of each."""
+        warm(checkpoint)
+        ours, theirs = [], []
+        for _ in range(repeats):
+            ours.append(self.ours(checkpoint))
+            theirs.append(self.theirs(peer, checkpoint))
+        mine, document = min(ours, key=lambda run: run[0].seconds)
+        other = min(theirs, key=_total)
+        name, files = (
+            checkpoint.name,
+            [Path(document["folder"]) / out["files"][0]["name"] for out in document["outputs"]],
+        )
+        same = all(
+            filecmp.cmp(file, WORK / "theirs" / f"{kind}.gguf", shallow=False)
+            for file, kind in zip(files, TYPES, strict=True)
+        )
+        sizes = sum(out["bytes"] for out in document["outputs"])
+        pass_seconds = document["seconds"]["pass"]
+        self.add(Target("quantkit, whole command", name, mine.seconds, "s"))
+        self.add(Target("  of it the pass", name, pass_seconds, "s"))
+        self.add(Target("  of it the checks", name, document["seconds"]["verify"], "s"))
+        self.add(Target("llama.cpp, convert and quantize four times", name, _total(other), "s"))
+        self.add(Target("  of it the converter", name, other["convert"].seconds, "s"))
+        self.add(Target("wall time, quantkit / llama.cpp", name, mine.seconds / _total(other), "", at_most=0.5))
+        self.add(Target("wall time, pass alone / llama.cpp", name, pass_seconds / _total(other), ""))
+        self.add(Target("bytes written / outputs, quantkit", name, mine.written / sizes, "", at_most=1.01))
+        self.add(Target("bytes written / outputs, llama.cpp", name, sum(m.written for m in other.values()) / sizes, ""))
+        self.add(Target("files with the same bytes on both sides (1 = all)", name, float(same), "", at_least=1))
+        self.memory(name, mine, document)
+        return {
+            "ours": [{**_figures(run), "report": report["seconds"]} for run, report in ours],
+            "theirs": [{step: _figures(run) for step, run in steps.items()} for steps in theirs],
+            "output_bytes": sizes,
+        }
+
+    def scaling(self, checkpoint: Path) -> None:
+        one, two = (self.ours(checkpoint, threads=n, options=("--no-logits",))[1]["seconds"]["pass"] for n in (1, 2))
+        self.add(Target("speed of the pass, 2 threads / 1", checkpoint.name, one / two, ""))
+
+    def flatness(self) -> None:
+        """Peaks of the synthetic models, whose number of layers grows; SmolLM2's is the first and left out."""
+        sizes = self.peaks[1:]
+        if len(sizes) > 1:
+            self.add(
+                Target("peak memory, largest / smallest model", "Synthetic", sizes[-1] / sizes[0], "", at_most=1.25)
+            )
+
+    def efficiency(self, checkpoint: Path, *, repeats: int) -> None:
+        """The pass against its kernels alone, one after the other, the best of each."""
+        alone, passes = [], []
+        for _ in range(repeats):
+            command = [sys.executable, "-m", "benchmarks.kernels", checkpoint, str(self.threads), *TYPES]
+            alone.append(float(measure(command).stdout))
+            passes.append(self.ours(checkpoint, options=("--no-logits",))[1]["seconds"]["pass"])
+        self.add(
+            Target("throughput, pass / kernels alone", checkpoint.name, min(alone) / min(passes), "", at_least=0.9)
+        )
+
+    def memory(self, name: str, run: Measured, document: dict[str, Any]) -> None:
+        """The whole command's peak; the check of logits lets llama.cpp map each output in a child process."""
+        self.peaks.append(document["peak_memory_bytes"] / 1e6)
+        self.add(Target("peak memory of quantkit", name, self.peaks[-1], "MB", at_most=700))
+        self.add(Target("  of it or of llama.cpp running an output", name, run.peak_memory / 1e6, "MB"))
+
+
+def _total(steps: dict[str, Measured]) -> float:
+    return sum(step.seconds for step in steps.values())
+
+
+def _figures(run: Measured) -> dict[str, Any]:
+    return {key: value for key, value in asdict(run).items() if key != "stdout"}
+
+
+def machine() -> dict[str, Any]:
+    """What the figures depend on: processor, its vector units, cores, memory, software; nothing that names the host."""
+    cpu = Path("/proc/cpuinfo").read_text()
+    model = next((line.partition(":")[2].strip() for line in cpu.splitlines() if line.startswith("model name")), "")
+    flags = next((line.partition(":")[2].split() for line in cpu.splitlines() if line.startswith("flags")), [])
+    return {
+        "processor": model or platform.machine(),
+        "vector units": [
+            flag for flag in ("avx", "avx2", "fma", "f16c", "avx512f", "avx512_bf16", "amx_tile") if flag in flags
+        ],
+        "cores": len(os.sched_getaffinity(0)),
+        "memory_gb": round(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGESIZE") / 1e9, 1),
+        "load": round(os.getloadavg()[0], 2),
+        "python": platform.python_version(),
+        "llama-cpp-python": version("llama-cpp-python"),
+    }
+
+
+@contextmanager
+def synthetic(shape: Shape, bytes_a_parameter: float) -> Iterator[Path | None]:
+    """The checkpoint of a shape for as long as it is measured; None if the disk is too small for all of it."""
+    needed = shape.parameters * bytes_a_parameter
+    if shutil.disk_usage(WORK).free < 1.2 * needed:
+        print(f"  {shape.name} left out: it takes {needed / 1e9:.0f} GB of disk", flush=True)
+        yield None
+        return
+    folder = WORK / shape.name
+    shutil.rmtree(folder, ignore_errors=True)
+    try:
+        yield write_synthetic(folder, shape)
+    finally:
+        for used in (folder, WORK / "ours", WORK / "theirs"):
+            shutil.rmtree(used, ignore_errors=True)
+
+
+def main() -> None:
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("--threads", type=int, default=min(2, len(os.sched_getaffinity(0))), help="for both sides")
+    options.add_argument("--repeats", type=int, default=2, help="runs of each small measurement; the best counts")
+    options.add_argument("--quick", action="store_true", help="SmolLM2 and the smallest synthetic model only")
+    asked = options.parse_args()
+    bench = Bench(asked.threads, asked.repeats)
+    facts = machine()
+    print("; ".join(f"{key}: {' '.join(value) if isinstance(value, list) else value}" for key, value in facts.items()))
+    print(
+        f"types {' '.join(TYPES)}; {bench.threads} threads on both sides; best of {bench.repeats} for the small models"
+    )
+    peer = peer_converter()
+    WORK.mkdir(parents=True, exist_ok=True)
+    smollm2 = smollm2_checkpoint()
+    bench.raw[smollm2.name] = bench.side_by_side(peer, smollm2, repeats=bench.repeats)
+    bench.efficiency(smollm2, repeats=bench.repeats)
+    small, middle, large = SHAPES
+    with synthetic(small, _DISK_WITH_PEER) as checkpoint:
+        if checkpoint:
+            bench.raw[small.name] = bench.side_by_side(peer, checkpoint, repeats=bench.repeats)
+            bench.scaling(checkpoint)
+    if not asked.quick:
+        with synthetic(middle, _DISK_WITH_PEER) as checkpoint:
+            if checkpoint:
+                bench.raw[middle.name] = bench.side_by_side(peer, checkpoint, repeats=1)
+                bench.efficiency(checkpoint, repeats=1)
+        with synthetic(large, _DISK_ALONE) as checkpoint:
+            if checkpoint:
+                run, document = bench.ours(checkpoint)
+                bench.raw[large.name] = {"ours": [{**_figures(run), "report": document["seconds"]}]}
+                bench.memory(large.name, run, document)
+    bench.flatness()
+    RESULTS.parent.mkdir(exist_ok=True)
+    RESULTS.write_text(
+        json.dumps({"machine": facts, "lines": [asdict(line) for line in bench.lines], "runs": bench.raw}, indent=2)
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,97 @@
+"""Llama checkpoints of any size, written at the disk's speed: one random block repeated, SmolLM2's real tokenizer."""
+
+import json
+import math
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+
+from demo.smollm2 import CONFIG, smollm2_checkpoint
+
+VOCAB = 49152
+_BLOCK = 1 << 22
+_TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "generation_config.json")
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A Llama with tied embeddings. Rows are whole super-blocks, so that K-quants are what they are in large models."""
+
+    name: str
+    hidden: int
+    ffn: int
+    layers: int
+    heads: int
+    kv_heads: int
+
+    def tensors(self) -> Iterator[tuple[str, tuple[int, ...]]]:
+        kv = self.hidden // self.heads * self.kv_heads
+        yield "model.embed_tokens.weight", (VOCAB, self.hidden)
+        for layer in range(self.layers):
+            at = f"model.layers.{layer}."
+            yield f"{at}input_layernorm.weight", (self.hidden,)
+            yield f"{at}mlp.down_proj.weight", (self.hidden, self.ffn)
+            yield f"{at}mlp.gate_proj.weight", (self.ffn, self.hidden)
+            yield f"{at}mlp.up_proj.weight", (self.ffn, self.hidden)
+            yield f"{at}post_attention_layernorm.weight", (self.hidden,)
+            yield f"{at}self_attn.k_proj.weight", (kv, self.hidden)
+            yield f"{at}self_attn.o_proj.weight", (self.hidden, self.hidden)
+            yield f"{at}self_attn.q_proj.weight", (self.hidden, self.hidden)
+            yield f"{at}self_attn.v_proj.weight", (kv, self.hidden)
+        yield "model.norm.weight", (self.hidden,)
+
+    @property
+    def parameters(self) -> int:
+        return sum(math.prod(shape) for _, shape in self.tensors())
+
+
+# The largest tensor of each is under 256 MB.
+SHAPES = (
+    Shape("Synthetic-0.1B", hidden=768, ffn=2048, layers=12, heads=12, kv_heads=4),
+    Shape("Synthetic-0.8B", hidden=1536, ffn=4096, layers=29, heads=12, kv_heads=4),
+    Shape("Synthetic-3B", hidden=2560, ffn=6912, layers=41, heads=20, kv_heads=5),
+)
+
+
+def write_synthetic(folder: Path, shape: Shape) -> Path:
+    """Write the checkpoint in bf16 and return its folder. Same shape, same bytes."""
+    folder.mkdir(parents=True)
+    header, offset = {}, 0
+    for name, dims in shape.tensors():
+        size = 2 * math.prod(dims)
+        header[name] = {"dtype": "BF16", "shape": list(dims), "data_offsets": [offset, offset + size]}
+        offset += size
+    head = json.dumps(header).encode()
+    head += b" " * (-len(head) % 8)
+    noise = np.random.RandomState(0).standard_normal(_BLOCK).astype(np.float32)
+    # A stride of a prime number of values keeps tensors from being copies of each other.
+    block = memoryview((noise * 0.02).astype(ml_dtypes.bfloat16).tobytes() * 2)
+    ones = np.ones(shape.hidden, dtype=ml_dtypes.bfloat16).tobytes()
+    with (folder / "model.safetensors").open("wb") as file:
+        file.write(len(head).to_bytes(8, "little") + head)
+        for number, (_, dims) in enumerate(shape.tensors()):
+            left = 2 * math.prod(dims)
+            if len(dims) == 1:
+                file.write(ones)
+                continue
+            start = 2 * (number * 7919 % _BLOCK)
+            while left:
+                piece = block[start : start + min(left, 2 * _BLOCK)]
+                file.write(piece)
+                left -= len(piece)
+    config = {
+        **CONFIG,
+        "hidden_size": shape.hidden,
+        "intermediate_size": shape.ffn,
+        "num_attention_heads": shape.heads,
+        "num_hidden_layers": shape.layers,
+        "num_key_value_heads": shape.kv_heads,
+    }
+    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    for name in _TOKENIZER:
+        shutil.copy(smollm2_checkpoint() / name, folder / name)
+    return folder
