@@ -4,12 +4,13 @@ The yardstick is the same checkpoint as bf16, which loses nothing. The change ag
 its error is far below that of the perplexities themselves.
 """
 
+import hashlib
 import json
 import subprocess
 import sys
-import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -21,13 +22,14 @@ from demo.wikitext import wikitext2_test
 from quantkit.errors import QuantkitError
 from quantkit.measure.perplexity import Perplexity, perplexity, perplexity_ratio
 
-N_CHUNKS = 6
+N_CHUNKS = 5
+CHECKED = CACHE.parent / "demo-checked"
 
 
 @dataclass(frozen=True)
 class Row:
     label: str
-    path: Path
+    facts: dict[str, Any]
     measured: Perplexity
 
 
@@ -43,28 +45,40 @@ def main() -> int:
 
 
 def _measure(out: Console) -> list[Row]:
-    started = time.monotonic()
     text = wikitext2_test()
+    with out.status("checking the files with llama.cpp, now that it is installed ..."):
+        facts = _checked()
+    out.print("\nMade again with llama.cpp installed: the same bytes, and every check passed.\n")
     rows = []
-    for path in (_reference(), *(_file(OUTPUT, kind) for kind in TYPES)):
-        label = path.stem.removeprefix(NAME + "-")
-        with out.status(f"perplexity of {label} ..."):
-            measured = perplexity(path, text, n_chunks=N_CHUNKS)
+    for kind in ("bf16", *TYPES):
+        with out.status(f"perplexity of {kind} ..."):
+            measured = perplexity(_file(OUTPUT if kind in TYPES else CHECKED, kind), text, n_chunks=N_CHUNKS)
         if not out.is_terminal:
-            out.print(f"perplexity of {label}: {measured.value:.2f} ({time.monotonic() - started:.0f} s)")
-        rows.append(Row(label, path, measured))
+            out.print(f"perplexity of {kind}: {measured.value:.2f}")
+        rows.append(Row(kind, facts[kind], measured))
     return rows
 
 
-def _reference() -> Path:
-    """The source as a bf16 GGUF, made by quantkit too, away from the demo's output."""
-    folder = CACHE.parent / "demo-reference"
-    command = [sys.executable, "-m", "quantkit", "gguf", str(smollm2_checkpoint()), "-t", "bf16", "-o", str(folder)]
-    done = subprocess.run([*command, "--force", "--no-logits", "--format", "quiet"], capture_output=True, check=False)
-    path = _file(folder, "bf16")
-    if done.returncode or not path.is_file():
-        raise QuantkitError(f"the bf16 reference was not made: {done.stderr.decode(errors='replace').strip()}")
-    return path
+def _checked() -> dict[str, dict[str, Any]]:
+    """Convert once more with all checks, bf16 as the yardstick beside the four types; what quantkit says of each.
+
+    The first conversion ran before llama.cpp was installed, so its tokens and logits could not be checked then.
+    """
+    wanted = [word for kind in ("bf16", *TYPES) for word in ("-t", kind)]
+    command = [sys.executable, "-m", "quantkit", "gguf", str(smollm2_checkpoint()), *wanted, "-o", str(CHECKED)]
+    done = subprocess.run([*command, "--force", "--format", "json"], capture_output=True, check=False, text=True)
+    if done.returncode:
+        raise QuantkitError(f"the files did not pass their checks: {done.stderr.strip()}")
+    facts = {output["type"]: output for output in json.loads(done.stdout)["outputs"]}
+    for kind in TYPES:
+        if facts[kind]["files"][0]["sha256"] != _sha256(_file(OUTPUT, kind)):
+            raise QuantkitError(f"{kind} came out with other bytes the second time")
+    return facts
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _file(folder: Path, kind: str) -> Path:
@@ -75,28 +89,30 @@ def _table(rows: list[Row]) -> Table:
     reference = rows[0].measured
     table = Table(
         title=f"{NAME} on WikiText-2 test",
+        box=None,
+        pad_edge=False,
+        title_justify="left",
+        caption_justify="left",
         caption=(
             f"llama.cpp's convention: {reference.n_chunks} windows of 512 tokens, {reference.n_tokens} scored. "
-            "± is one standard error; the change is paired token by token."
+            "± is one standard error; the change from bf16 (the source's own precision) is paired token by token. "
+            "bits: per weight; time: CPU seconds of quantizing; logits: correlation with the source's."
         ),
     )
-    for heading in ("type", "size", "bits/weight", "perplexity", "change from the source"):
-        table.add_column(heading, justify="left" if heading == "type" else "right")
+    for heading in ("type", "size", "bits", "time", "logits", "perplexity", "change"):
+        table.add_column(heading, justify="left" if heading == "type" else "right", no_wrap=True)
     for row in rows:
         ratio, error = perplexity_ratio(row.measured, reference)
         table.add_row(
-            row.label if row.measured is not reference else f"{row.label} (source)",
-            f"{row.path.stat().st_size / 1e6:.1f} MB",
-            _bits_per_weight(row.path),
+            row.label,
+            f"{row.facts['bytes'] / 1e6:.1f} MB",
+            f"{row.facts['bits_per_weight']:.2f}",
+            f"{row.facts['quantize_cpu_seconds']:.1f} s",
+            f"{row.facts['logit_correlation']:.4f}",
             f"{row.measured.value:.2f} ± {row.measured.error:.2f}",
             f"{100 * (ratio - 1):+.1f} ± {100 * error:.1f} %" if row.measured is not reference else "",
         )
     return table
-
-
-def _bits_per_weight(path: Path) -> str:
-    origin = json.loads((path.parent / "quantkit.json").read_text(encoding="utf-8"))
-    return f"{origin['outputs'][path.stem]['bits_per_weight']:.2f}"
 
 
 if __name__ == "__main__":
