@@ -79,7 +79,7 @@ def row(line: str) -> tuple[list[str], float]:
     """A table row as what is the same anywhere, and its logit correlation, whose last digits are the processor's."""
     cells = line.split()
     correlation = next((float(cell) for cell in cells if re.fullmatch(r"0\.\d{4}", cell)), 0.0)
-    return [cell for cell in re.sub(r"\d+\.\d s\b|0\.\d{4}", "", line).split()], correlation
+    return re.sub(r"\d+\.\d s\b|0\.\d{4}", "", line).split(), correlation
 
 
 def test_the_example_is_what_comes_out(tmp_path: Path) -> None:

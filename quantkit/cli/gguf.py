@@ -119,13 +119,7 @@ def gguf(
             show_plan(plan, out)
             return
         with out.progress("converting", plan.n_elements) as ticker:
-            result = convert(
-                plan,
-                force=force,
-                logits=logits,
-                progress=ticker.advance,
-                stage=lambda text: ticker.show(ticker.done, text),
-            )
+            result = convert(plan, force=force, logits=logits, progress=ticker.advance, stage=ticker.stage)
     finally:
         model.close()
     show_result(result, out)
@@ -162,7 +156,7 @@ def _open(
 
         def show(label: str, done: int, total: int) -> None:
             ticker.total = max(total, 1)
-            ticker.show(done / ticker.total, label)
+            ticker.show(done / ticker.total, f"downloading {label}")
 
         checkpoint = open_checkpoint(source, offline=offline, headers_only=headers_only, progress=show)
     return model_from_checkpoint(checkpoint, name=name, pre=pre, chat_template=template)

@@ -3,7 +3,7 @@
 import json
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -58,7 +58,7 @@ class Out:
     def progress(self, label: str, total: int) -> Iterator["Ticker"]:
         """A bar with an ETA on a terminal, a line now and then when piped, nothing when quiet."""
         if self.format == Format.quiet:
-            yield Ticker(total)
+            yield Ticker(label, total)
         elif self.stderr.is_terminal:
             columns = (
                 TextColumn("{task.description}"),
@@ -70,32 +70,36 @@ class Out:
             )
             with Progress(*columns, console=self.stderr, transient=True) as bar:
                 task = bar.add_task(label, total=total)
-                ticker = Ticker(total)
-                ticker.show = lambda done, name: bar.update(task, completed=done, description=f"{label} {name:<28.28}")
+                ticker = Ticker(label, total)
+                ticker.show = lambda done, text: bar.update(task, completed=done, description=f"{text:<40.40}")
                 yield ticker
         else:
-            ticker = LineTicker(self, label, total)
-            yield ticker
+            yield LineTicker(self, label, total)
 
 
 class Ticker:
     """Counts what is done, from any thread."""
 
-    def __init__(self, total: int) -> None:
-        self.total, self.done = total, 0
-        self.show: Any = lambda done, name: None
+    def __init__(self, label: str, total: int) -> None:
+        self.label, self.total, self.done = label, total, 0
+        self.show: Callable[[float, str], object] = lambda done, text: None
 
     def advance(self, name: str, amount: int) -> None:
+        """`amount` more is done, of the thing `name`."""
         self.done += amount
-        self.show(self.done, name)
+        self.show(self.done, f"{self.label} {name}")
+
+    def stage(self, text: str) -> None:
+        """Something else happens now that is not counted."""
+        self.show(self.done, text)
 
 
 class LineTicker(Ticker):
     """A line every quarter of a minute, with the time that is left at the pace so far."""
 
     def __init__(self, out: Out, label: str, total: int) -> None:
-        super().__init__(total)
-        self._out, self._label = out, label
+        super().__init__(label, total)
+        self._out = out
         self._start = self._last = time.monotonic()
 
     def advance(self, name: str, amount: int) -> None:
@@ -104,7 +108,7 @@ class LineTicker(Ticker):
         if now - self._last >= _LINE_EVERY_SECONDS and self.done:
             self._last = now
             left = (now - self._start) * (self.total - self.done) / self.done
-            self._out.note(f"{self._label} {100 * self.done / self.total:.0f}%, about {left:.0f} s left")
+            self._out.note(f"{self.label} {100 * self.done / self.total:.0f}%, about {left:.0f} s left")
 
 
 def human_bytes(size: float) -> str:

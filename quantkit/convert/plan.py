@@ -97,6 +97,7 @@ def plan_gguf(model: Model, request: Request) -> Plan:
     tensors = [MixTensor(t.name, t.shape, t.type) for t in model.tensors]
     weights, warnings = _importance(model, request)
     outputs = []
+    fallbacks: dict[str, int] = {}
     for type_ in request.types:
         choices = choose_types(model.sizes, type_, tensors, request.mix)
         _check_importance(choices, type_, weights)
@@ -109,17 +110,18 @@ def plan_gguf(model: Model, request: Request) -> Plan:
                         " add --allow-requantize"
                     )
                 require(choice.type, weighted=choice.name in weights)
-        fallbacks = sum(choice.fallback for choice in choices)
-        if fallbacks:
-            warnings.append(
-                f"{type_.label}: {fallbacks} of {len(choices)} tensors have rows that do not fit the type's blocks"
-                " and take a near type instead, as llama.cpp does"
-            )
+        fallbacks[type_.label] = sum(choice.fallback for choice in choices)
         keys = [*model.keys, *quantization_keys(type_.ftype), *_imatrix_keys(request)]
         stem = f"{model.name}-{type_.label}"
         shapes = [(t.name, t.shape, choice.type) for t, choice in zip(model.tensors, choices, strict=True)]
         files = lay_out(stem, keys, shapes, request.split_max_size)
         outputs.append(Output(type_, stem, tuple(choices), tuple(files)))
+    if any(fallbacks.values()):
+        counts = ", ".join(f"{label} {count}" for label, count in fallbacks.items() if count)
+        warnings.append(
+            f"some rows do not fit their type's blocks, so as in llama.cpp these of {len(tensors)} tensors take a near"
+            f" type: {counts}"
+        )
     threads, chunk, peak = _fit_memory(model.tensors, len(outputs), request)
     return Plan(
         model=model,
