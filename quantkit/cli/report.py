@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from quantkit.cli.output import Out, human_bytes, human_count
-from quantkit.convert.driver import Result
+from quantkit.convert.driver import Result, free_space
 from quantkit.convert.plan import Output, Plan
 from quantkit.verify import Check, Verified
 
@@ -14,9 +14,10 @@ def announce(plan: Plan, out: Out) -> None:
     kinds = "/".join(sorted({tensor.type.name.lower() for tensor in model.tensors if len(tensor.shape) > 1}))
     count = human_count(plan.n_elements)
     out.note(f"{model.name}: {model.family}, {count} parameters, {len(model.tensors)} tensors, {kinds}")
+    threads = f"{plan.threads} thread{'s' if plan.threads > 1 else ''}"
     out.note(
-        f"{human_bytes(plan.disk)} of disk and about {human_bytes(plan.peak_memory)} of memory needed,"
-        f" {plan.threads} thread{'s' if plan.threads > 1 else ''}, into {plan.request.folder}"
+        f"needs {human_bytes(plan.disk)} of disk ({human_bytes(free_space(plan.request.folder))} free) and about"
+        f" {human_bytes(plan.peak_memory)} of memory, {threads}"
     )
 
 

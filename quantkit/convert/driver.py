@@ -142,12 +142,18 @@ def _refuse_existing(plan: Plan, journal: Journal, force: bool) -> None:
 def _check_space(plan: Plan) -> None:
     """What is still to be written must fit; blocks that a resumed run owns already count as free."""
     owned = sum(path.stat().st_blocks * 512 for path in _partials(plan) if path.exists())
-    free = shutil.disk_usage(plan.request.folder).free + owned
+    free = free_space(plan.request.folder) + owned
     if plan.disk > free:
         raise OutputError(
             f"{plan.request.folder} has {free / 1e9:.2f} GB free but the outputs take {plan.disk / 1e9:.2f} GB;"
             " free some space, ask for fewer types or choose another folder with -o"
         )
+
+
+def free_space(folder: Path) -> int:
+    """Bytes free where `folder` is or would be made."""
+    existing = next(path for path in (folder.resolve(), *folder.resolve().parents) if path.exists())
+    return shutil.disk_usage(existing).free
 
 
 def _sync(path: Path) -> None:
