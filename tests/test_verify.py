@@ -32,7 +32,7 @@ def written(checkpoint: Path, folder: Path, kind: str = "q8_0") -> Plan:
     folder.mkdir(exist_ok=True)
     model = model_from_checkpoint(open_checkpoint(str(checkpoint)))
     plan = plan_gguf(model, Request(types=(file_type(kind),), folder=folder, threads=1))
-    journal = Journal(folder / "journal.partial", plan.fingerprint, force=False)
+    journal = Journal(folder / "journal.partial", plan.fingerprint, [], force=False)
     run_pass(plan, journal, lambda _name, _elements: None)
     journal.close()
     return plan
@@ -153,7 +153,7 @@ def test_shards_are_run_under_their_final_names(checkpoint: Path, tmp_path: Path
     request = Request(types=(file_type("q8_0"),), folder=tmp_path, threads=1, split_max_size=600_000)
     plan = plan_gguf(model, request)
     assert len(plan.outputs[0].files) > 1
-    journal = Journal(tmp_path / "journal.partial", plan.fingerprint, force=False)
+    journal = Journal(tmp_path / "journal.partial", plan.fingerprint, [], force=False)
     run_pass(plan, journal, lambda _name, _elements: None)
     journal.close()
     (result,) = verify_plan(plan)

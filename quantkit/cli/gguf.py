@@ -96,6 +96,8 @@ def gguf(
         tensor_types=tuple(parse_override(item) for item in tensor_types or ()),
         has_imatrix=importance is not None,
     )
+    if name is not None and (Path(name).name != name or name in (".", "..")):
+        raise UsageError(f"--name {name!r} is not a plain name; say where to write with -o")
     split = parse_size(split_max_size, "--split-max-size") if split_max_size else None
     ram = parse_size(max_ram, "--max-ram") if max_ram else None
     model = _open(source, out, name=name, pre=pre, chat_template=chat_template, offline=offline, headers_only=dry_run)

@@ -56,8 +56,11 @@ def convert(
     """
     folder = plan.request.folder
     _make_folder(folder)
-    journal = Journal(folder / f"{plan.model.name}.journal.partial", plan.fingerprint, force=force)
+    names = [file.name for output in plan.outputs for file in output.files]
+    journal = Journal(folder / f"{plan.model.name}.journal.partial", plan.fingerprint, names, force=force)
     try:
+        for name in journal.stale:
+            partial_path(folder, Path(name).name).unlink(missing_ok=True)
         if journal.finishing is None:
             _refuse_existing(plan, journal, force)
             _check_space(plan)

@@ -7,7 +7,7 @@ fingerprint, then a line a finished tensor, then `{"finishing": {file: sha256}}`
 import fcntl
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +17,17 @@ FORMAT, VERSION = "quantkit-journal", 1
 
 
 class Journal:
-    """An open, locked journal. `done` holds the names of the tensors an earlier run finished."""
+    """An open, locked journal. `done` holds the tensors an earlier run finished, `stale` files of a discarded run."""
 
-    def __init__(self, path: Path, fingerprint: str, *, force: bool) -> None:
-        """Open or create the journal of the run that `fingerprint` identifies.
+    def __init__(self, path: Path, fingerprint: str, files: Sequence[str], *, force: bool) -> None:
+        """Open or create the journal of the run that `fingerprint` identifies and that writes `files`.
 
         Raises:
             OutputError: another process holds it, or it belongs to another source or other options (unless `force`).
         """
         self.path = path
         self.done: set[str] = set()
+        self.stale: list[str] = []
         self.finishing: Mapping[str, str] | None = None
         try:
             self._file = path.open("a+b")
@@ -50,8 +51,9 @@ class Journal:
                 self.done.update([line["tensor"]] if "tensor" in line else [])
                 self.finishing = line.get("finishing", self.finishing)
         else:
+            self.stale = [str(name) for name in lines[0].get("files", [])] if lines else []
             self._file.truncate(0)
-            self._append({"format": FORMAT, "version": VERSION, "fingerprint": fingerprint})
+            self._append({"format": FORMAT, "version": VERSION, "fingerprint": fingerprint, "files": list(files)})
 
     def finished(self, tensor: str) -> None:
         """Record that every byte of `tensor` stands in every output."""

@@ -184,6 +184,7 @@ def test_wrong_words_are_wrong_usage(sound: Path, tmp_path: Path) -> None:
         (("--split-max-size", "1k"), "tensor"),
         (("--max-ram", "1M"), "--max-ram"),
         (("--pre", "no-such"), "no-such"),
+        (("--name", "../elsewhere"), "--name"),
     ):
         answer = quantkit("gguf", sound, "-o", tmp_path / "out", *words)
         assert answer.code == 2, (words, answer.stderr)

@@ -95,6 +95,22 @@ def test_a_resumed_run_skips_what_is_done_and_refuses_other_options(checkpoint: 
     assert json.loads(resumed.stdout)["resumed_tensors"] >= 5
 
 
+def test_force_throws_an_unfinished_run_away_with_its_files(checkpoint: Path, tmp_path: Path) -> None:
+    process = subprocess.Popen(
+        command("gguf", checkpoint, *TYPES, "-o", tmp_path, "--no-logits", "--threads", "1"),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    out = tmp_path / "model-GGUF"
+    while process.poll() is None and len(list(out.glob("*.gguf.partial"))) < 4:
+        time.sleep(0.002)
+    process.kill()
+    process.wait()
+    answer = quantkit("gguf", checkpoint, "-t", "q5_0", "-o", tmp_path, "--no-logits", "--force")
+    assert answer.code == 0, answer.stderr
+    assert sorted(path.name for path in out.iterdir()) == ["model-Q5_0.gguf", "quantkit.json"]
+
+
 def test_a_changed_source_is_not_resumed(tmp_path: Path) -> None:
     folder = tiny_llama(tmp_path / "model", variant="llama3", hidden=512, intermediate=1536, layers=8, heads=8)
     process = subprocess.Popen(
