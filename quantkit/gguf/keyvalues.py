@@ -6,6 +6,7 @@ Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md (version 3, li
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -40,6 +41,11 @@ class KeyValue:
 
     def pack(self) -> bytes:
         """The key-value as it stands in a GGUF header."""
+        return self._packed
+
+    @cached_property
+    def _packed(self) -> bytes:
+        # Every output of a pass has the vocabulary in its header: it is packed once.
         return _string(self.key) + struct.pack("<I", self.kind) + _value(self.kind, self.value, self.item)
 
 

@@ -86,6 +86,17 @@ class _Parser:
     def text(self) -> bytes:
         return self.take(self.number("Q"))
 
+    def texts(self, count: int) -> list[bytes]:
+        """As `text`, `count` times: a vocabulary has 100,000 of them, so the file is not asked where it stands."""
+        read, left, found = self.file.read, self.size - self.file.tell(), []
+        for _ in range(count):
+            length = int.from_bytes(read(8), "little")
+            left -= 8 + length
+            if left < 0:
+                raise self.fail("it ends early")
+            found.append(read(length))
+        return found
+
     def header(self) -> GgufHeader:
         if self.take(4) != MAGIC:
             raise self.fail("the magic is missing")
@@ -133,7 +144,7 @@ class _Parser:
         if item == GGUFValueType.STRING:
             if count > self.size // 8:
                 raise self.fail(f"{name} claims {count} strings")
-            return KeyValue(name, kind, [self.text() for _ in range(count)], item)
+            return KeyValue(name, kind, self.texts(count), item)
         width = struct.calcsize(SCALARS[item])
         values = np.frombuffer(self.take(count * width), dtype=np.dtype(SCALARS[item][1:]).newbyteorder("<"))
         return KeyValue(name, kind, values, item)

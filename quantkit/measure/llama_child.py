@@ -109,7 +109,8 @@ def logits(request: dict[str, Any]) -> None:
         n_vocab = llama.llama_vocab_n_tokens(llama.llama_model_get_vocab(model))
         if max(tokens) >= n_vocab:
             raise Failed(f"was asked for token {max(tokens)} of a vocabulary of {n_vocab}")
-        np.save(request["out"], _decode(context, tokens, 0, n_vocab))
+        found = _decode(context, tokens, 0, n_vocab)
+        np.lib.format.open_memmap(request["out"], "w+", np.float32, found.shape)[:] = found
 
 
 def perplexity(request: dict[str, Any]) -> dict[str, Any]:

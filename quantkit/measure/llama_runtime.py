@@ -7,6 +7,7 @@ import importlib.util
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -20,6 +21,8 @@ import numpy.typing as npt
 
 import quantkit
 from quantkit.errors import MissingExtraError, QuantkitError
+
+_MEMORY = "/dev/shm"
 
 Progress = Callable[[int, int, float], None]
 
@@ -43,12 +46,19 @@ def logits(
     """
     if not tokens:
         raise ValueError("logits of no tokens were asked")
-    with tempfile.TemporaryDirectory(prefix="quantkit-") as folder:
+    with tempfile.TemporaryDirectory(prefix="quantkit-", dir=_in_memory(len(tokens) << 21)) as folder:
         out = Path(folder) / "logits.npy"
         request = {"task": "logits", "model": str(model), "tokens": [int(token) for token in tokens], "out": str(out)}
         run_child({**request, "n_threads": n_threads}, model, timeout=timeout)
         loaded: npt.NDArray[np.float32] = np.load(out)
     return loaded
+
+
+def _in_memory(size: int) -> str | None:
+    """A folder that is memory, with room for `size` bytes; None where there is none, and a disk has to do."""
+    if os.access(_MEMORY, os.W_OK) and shutil.disk_usage(_MEMORY).free > size:
+        return _MEMORY
+    return None
 
 
 def require_llama_cpp() -> None:

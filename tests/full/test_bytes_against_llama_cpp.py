@@ -40,6 +40,13 @@ CORRECTED = {
     "yi": {"tokenizer.ggml.add_space_prefix"},
     # llama.cpp's converter gives every token the score -1000, and no text is then tokenized right
     "no-tokenizer-model": {"tokenizer.ggml.scores", "tokenizer.ggml.token_type", "tokenizer.ggml.tokens"},
+    # a unigram model tokenizes right only as llama.cpp's t5 vocabulary, which wants to know more of it
+    "llama2-unigram": {
+        "tokenizer.ggml.model",
+        "tokenizer.ggml.add_space_prefix",
+        "tokenizer.ggml.remove_extra_whitespaces",
+        "tokenizer.ggml.unknown_token_id",
+    },
 }
 
 
