@@ -13,6 +13,10 @@ class CheckpointError(QuantkitError):
     """The source checkpoint is missing, malformed or inconsistent."""
 
 
+class ReadError(CheckpointError):
+    """The source could not be read this time (a disk or network error); what was written is kept for another try."""
+
+
 class HubError(CheckpointError):
     """The hub could not give what was asked: not found, gated, unreachable, dropped."""
 

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from quantkit.checkpoint.float8 import SCALE_DTYPES, apply_scales, block_of, block_size, pair_scales, to_float32
 from quantkit.checkpoint.jsonfile import shown
 from quantkit.checkpoint.tensor import FLOAT8, NUMPY_DTYPES, TensorInfo
-from quantkit.errors import CheckpointError, UnsupportedError
+from quantkit.errors import CheckpointError, ReadError, UnsupportedError
 
 
 @dataclass(frozen=True)
@@ -118,7 +118,7 @@ class Checkpoint:
             try:
                 got = os.preadv(self._weights.descriptors[tensor.file], [view[done:]], tensor.offset + offset + done)
             except OSError as error:
-                raise CheckpointError(
+                raise ReadError(
                     f"{tensor.file} of {self.source} cannot be read at tensor {shown(tensor.name)} ({error.strerror}); "
                     f"check the disk"
                 ) from error

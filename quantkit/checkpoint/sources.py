@@ -1,5 +1,6 @@
 """What the user names as SOURCE, opened: a folder, or ORG/NAME or ORG/NAME@REVISION on the hub."""
 
+import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ Progress = Callable[[str, int, int], None]
 """(file being fetched, bytes done, bytes in all): bytes count over all weight files together."""
 
 _HUB_ID = re.compile(r"([A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@(.+))?", re.ASCII)
+_SNAPSHOT = re.compile(r"/models--([^/]+?)--([^/]+)/snapshots/([0-9a-f]{40})$")
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,15 @@ def parse_source(source: str) -> Path | HubId:
     return HubId(match[1], match[2])
 
 
+def _origin_of_folder(folder: Path, source: str) -> Origin:
+    """A folder by the name the user gave it; a snapshot in a hub cache by its repository, since its own is a hash."""
+    snapshot = _SNAPSHOT.search(folder.resolve().as_posix())
+    if snapshot:
+        org, name, commit = snapshot.groups()
+        return Origin(name, source, folder.resolve(), f"{org}/{name}", commit)
+    return Origin(Path(os.path.normpath(folder.absolute())).name, source, folder.resolve())
+
+
 def open_checkpoint(
     source: str,
     *,
@@ -65,7 +76,7 @@ def open_checkpoint(
     """
     where = parse_source(source)
     if isinstance(where, Path):
-        return open_folder(Origin(where.resolve().name, source, where.resolve()))
+        return open_folder(_origin_of_folder(where, source))
     # Imported only here: a local folder should not pay for the hub client's start.
     from quantkit.checkpoint import hub
 

@@ -48,7 +48,7 @@ def _sentence(error: BaseException) -> str:
     message = _first(MESSAGES, error, None)
     if message is None:
         return f"an unforeseen {type(error).__name__}: {error}; please report it with what --debug prints"
-    return " ".join(message(error).split())
+    return " ".join(message(error).split()).removesuffix(".")
 
 
 def _first(table: dict[type[BaseException], Any], error: BaseException, default: Any) -> Any:

@@ -10,7 +10,7 @@ from quantkit.checkpoint import open_checkpoint
 from quantkit.cli.options import DebugOption, DryRunOption, ForceOption, Format, FormatOption, SourceArg, parse_size
 from quantkit.cli.output import Out
 from quantkit.cli.report import announce, show_plan, show_result
-from quantkit.convert.driver import convert
+from quantkit.conversion import convert
 from quantkit.convert.inputs import Model, model_from_checkpoint, model_from_gguf
 from quantkit.convert.plan import Request, plan_gguf
 from quantkit.errors import UsageError, VerificationError
@@ -47,6 +47,9 @@ def gguf(
     ] = None,
     output_type: Annotated[str | None, typer.Option(metavar="TYPE", help="Type of the output head.")] = None,
     embedding_type: Annotated[str | None, typer.Option(metavar="TYPE", help="Type of the token embedding.")] = None,
+    leave_output: Annotated[
+        bool, typer.Option("--leave-output-tensor", help="Keep the output head unquantized.")
+    ] = False,
     pure: Annotated[bool, typer.Option("--pure", help="One type for all tensors, no mix.")] = False,
     split_max_size: Annotated[
         str | None, typer.Option(metavar="SIZE", help="Write shards of at most this size (500M, 2G).")
@@ -93,10 +96,11 @@ def gguf(
         output_type=tensor_type(output_type) if output_type else None,
         embedding_type=tensor_type(embedding_type) if embedding_type else None,
         pure=pure,
+        leave_output=leave_output,
         tensor_types=tuple(parse_override(item) for item in tensor_types or ()),
         has_imatrix=importance is not None,
     )
-    if name is not None and (Path(name).name != name or name in (".", "..")):
+    if name is not None and (Path(name).name != name or name in (".", "..") or not name.isprintable()):
         raise UsageError(f"--name {name!r} is not a plain name; say where to write with -o")
     split = parse_size(split_max_size, "--split-max-size") if split_max_size else None
     ram = parse_size(max_ram, "--max-ram") if max_ram else None
@@ -148,7 +152,8 @@ def _open(
         try:
             template = chat_template.read_text("utf-8")
         except (OSError, UnicodeDecodeError) as error:
-            raise UsageError(f"cannot read the chat template {chat_template}: {error}") from error
+            why = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
+            raise UsageError(f"cannot read the chat template {chat_template}: {why}") from error
     if source.endswith(".gguf") and not Path(source).is_dir():
         for option, value in (("--pre", pre), ("--chat-template", template)):
             if value is not None:
@@ -157,8 +162,7 @@ def _open(
     with out.progress("downloading", 1) as ticker:
 
         def show(label: str, done: int, total: int) -> None:
-            ticker.total = max(total, 1)
-            ticker.show(done / ticker.total, f"downloading {label}")
+            ticker.show(done / max(total, 1), f"downloading {label}")
 
         checkpoint = open_checkpoint(source, offline=offline, headers_only=headers_only, progress=show)
     return model_from_checkpoint(checkpoint, name=name, pre=pre, chat_template=template)

@@ -2,6 +2,7 @@
 
 import json
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -36,7 +37,7 @@ class Out:
     def document(self, value: Mapping[str, Any]) -> None:
         """The whole answer as one JSON document."""
         if self.format == Format.json:
-            print(json.dumps(value, indent=2, ensure_ascii=False))
+            print(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False))
 
     def table(self, headers: Sequence[tuple[str, str]], rows: Sequence[Sequence[str]], title: str = "") -> None:
         """A table for people; `headers` are (text, justification)."""
@@ -82,12 +83,14 @@ class Ticker:
 
     def __init__(self, label: str, total: int) -> None:
         self.label, self.total, self.done = label, total, 0
+        self._lock = threading.Lock()
         self.show: Callable[[float, str], object] = lambda done, text: None
 
     def advance(self, name: str, amount: int) -> None:
         """`amount` more is done, of the thing `name`."""
-        self.done += amount
-        self.show(self.done, f"{self.label} {name}")
+        with self._lock:
+            self.done += amount
+            self.show(self.done, f"{self.label} {name}")
 
     def stage(self, text: str) -> None:
         """Something else happens now that is not counted."""
@@ -101,14 +104,22 @@ class LineTicker(Ticker):
         super().__init__(label, total)
         self._out = out
         self._start = self._last = time.monotonic()
+        self._first: float | None = None
+        self.show = self._line
 
-    def advance(self, name: str, amount: int) -> None:
-        self.done += amount
+    def _line(self, done: float, text: str) -> None:
         now = time.monotonic()
-        if now - self._last >= _LINE_EVERY_SECONDS and self.done:
-            self._last = now
-            left = (now - self._start) * (self.total - self.done) / self.done
-            self._out.note(f"{self.label} {100 * self.done / self.total:.0f}%, about {left:.0f} s left")
+        if self._first is None:
+            # What a resumed run finds done was not done at this run's pace.
+            self._first, self._start = done, now
+        if now - self._last < _LINE_EVERY_SECONDS:
+            return
+        self._last = now
+        if done >= self.total or done <= self._first:
+            self._out.note(text)
+            return
+        left = (now - self._start) * (self.total - done) / (done - self._first)
+        self._out.note(f"{self.label} {100 * done / self.total:.0f}%, about {left:.0f} s left")
 
 
 def human_bytes(size: float) -> str:

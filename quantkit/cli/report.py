@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from quantkit.cli.output import Out, human_bytes, human_count
-from quantkit.convert.driver import Result, free_space
+from quantkit.conversion import Result, free_space
 from quantkit.convert.plan import Output, Plan
 from quantkit.verify import Check, Verified
 

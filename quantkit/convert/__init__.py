@@ -1,1 +1,1 @@
-"""The pass: plan the outputs, drive readers and writers, journal, finish. Start at `driver.convert`."""
+"""The pass: what the outputs will be, and the one reading of the source that writes them all."""

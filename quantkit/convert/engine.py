@@ -7,7 +7,7 @@ at its place. Rows are quantized one by one, so neither chunks nor threads chang
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -93,33 +93,33 @@ def run_pass(plan: Plan, journal: Journal, progress: Progress) -> dict[str, floa
             for chunk in _chunks(tensor, plan.chunk_elements, record)
         )
         pool = stack.enter_context(ThreadPoolExecutor(plan.threads, thread_name_prefix="quantize"))
-        seconds: dict[str, float] = dict.fromkeys((output.type.label for output in plan.outputs), 0.0)
-        _drain(pool, plan, work, seconds, progress)
-    return seconds
+        return _drain(pool, plan, work, progress)
 
 
 def _drain(
-    pool: ThreadPoolExecutor,
-    plan: Plan,
-    work: Iterator[tuple[Chunk, list[Target]]],
-    seconds: dict[str, float],
-    progress: Progress,
-) -> None:
-    """Keep the pool fed with a bounded queue; the first failure stops the rest."""
-    pending: set[Future[None]] = set()
+    pool: ThreadPoolExecutor, plan: Plan, work: Iterator[tuple[Chunk, list[Target]]], progress: Progress
+) -> dict[str, float]:
+    """Keep the pool fed with a bounded queue; the first failure stops the rest. Returns CPU seconds by label."""
+    pending: set[Future[dict[str, float]]] = set()
+    seconds = dict.fromkeys((output.type.label for output in plan.outputs), 0.0)
+
+    def collect(finished: Iterable[Future[dict[str, float]]]) -> None:
+        for future in finished:
+            for label, spent in future.result().items():
+                seconds[label] += spent
+
     try:
         for chunk, targets in work:
             if len(pending) >= 2 * plan.threads:
                 done, pending = wait(pending, return_when=FIRST_COMPLETED)
-                for future in done:
-                    future.result()
-            pending.add(pool.submit(_convert, plan, chunk, targets, seconds, progress))
-        for future in pending:
-            future.result()
+                collect(done)
+            pending.add(pool.submit(_convert, plan, chunk, targets, progress))
+        collect(pending)
     except BaseException:
         for future in pending:
             future.cancel()
         raise
+    return seconds
 
 
 def _open_targets(plan: Plan, stack: ExitStack, *, keep: bool) -> dict[str, list[Target]]:
@@ -156,7 +156,8 @@ def _chunks(tensor: ModelTensor, elements: int, record: Callable[[str], None]) -
     return (Chunk(tensor, start, stop, countdown) for start, stop in ranges)
 
 
-def _convert(plan: Plan, chunk: Chunk, targets: list[Target], seconds: dict[str, float], progress: Progress) -> None:
+def _convert(plan: Plan, chunk: Chunk, targets: list[Target], progress: Progress) -> dict[str, float]:
+    """One chunk through every output; returns the CPU seconds each label's quantizing took."""
     tensor = chunk.tensor
     rows = plan.model.read_rows(tensor.name, chunk.start, chunk.stop)
     floats = widen(rows, tensor)
@@ -168,18 +169,20 @@ def _convert(plan: Plan, chunk: Chunk, targets: list[Target], seconds: dict[str,
     weights = plan.weights.get(tensor.name)
     importance = None if weights is None else weights[chunk.start // tensor.matrix_rows]
     quantized: dict[GGMLQuantizationType, NDArray[np.uint8]] = {}
+    seconds: dict[str, float] = {}
     for target in targets:
         kind = target.slot.type
         if kind not in quantized:
             started = time.thread_time()
             quantized[kind] = _quantize(kind, rows, floats, tensor, importance, target.label)
-            seconds[target.label] += time.thread_time() - started
+            seconds[target.label] = time.thread_time() - started
         try:
             _write(target.descriptor, quantized[kind].data, target.slot.offset + chunk.start * target.slot.row_bytes)
         except OSError as error:
             raise OutputError(f"writing {target.label} failed: {error.strerror or error}") from error
     chunk.last_of.one_finished()
     progress(tensor.name, floats.size)
+    return seconds
 
 
 def widen(rows: NDArray[np.generic], tensor: ModelTensor) -> NDArray[np.float32]:

@@ -18,19 +18,21 @@ from gguf import GGMLQuantizationType
 from numpy.typing import NDArray
 
 from quantkit.checkpoint import Checkpoint
-from quantkit.errors import CheckpointError, TokenizerError, UnsupportedError
+from quantkit.errors import CheckpointError, ReadError, TokenizerError, UnsupportedError
 from quantkit.families import MappedTensor, Part, find_family, map_tensors, read_hyperparameters
 from quantkit.gguf.keyvalues import KeyValue
 from quantkit.gguf.metadata import QUANTIZATION_KEYS, SPLIT_KEYS, general_keys, plain_key
 from quantkit.gguf.mix import MixModel, sort_key
 from quantkit.gguf.reader import GgufHeader, read_header, shard_paths
-from quantkit.gguf.vocab import Vocabulary, load_vocabulary
+from quantkit.gguf.types import TENSOR_TYPES
+from quantkit.gguf.vocab import load_vocabulary
 
 _TYPES: dict[Any, GGMLQuantizationType] = {
     np.dtype(np.float32): GGMLQuantizationType.F32,
     np.dtype(np.float16): GGMLQuantizationType.F16,
     np.dtype(ml_dtypes.bfloat16): GGMLQuantizationType.BF16,
 }
+READABLE = frozenset(TENSOR_TYPES.values())
 
 
 @dataclass(frozen=True)
@@ -66,7 +68,7 @@ class Model:
     """A source, ready to be converted.
 
     `read_rows(name, start, stop)` gives (stop - start, n_columns) in the tensor's own type, or uint8 rows of blocks
-    for a quantized source. `origin` is what the origin record says of it.
+    for a quantized source. `origin` is what the origin record says of it, `weight_files` where the bytes are.
     """
 
     name: str
@@ -77,8 +79,8 @@ class Model:
     origin: Mapping[str, Any]
     family: str
     warnings: tuple[str, ...] = ()
-    vocabulary: Vocabulary | None = None
     checkpoint: Checkpoint | None = None
+    weight_files: tuple[Path, ...] = ()
     close: Callable[[], None] = field(default=lambda: None)
 
 
@@ -131,8 +133,8 @@ def model_from_checkpoint(
         },
         family=family.name,
         warnings=tuple(vocabulary.warnings),
-        vocabulary=vocabulary,
         checkpoint=checkpoint,
+        weight_files=tuple(checkpoint.folder / file for file in sorted({t.file for t in checkpoint.tensors.values()})),
         close=checkpoint.close,
     )
 
@@ -204,7 +206,12 @@ def model_from_gguf(path: Path, *, name: str | None = None) -> Model:
     def read_rows(tensor: str, start: int, stop: int) -> NDArray[Any]:
         index, slot = where[tensor]
         width = slot.row_bytes
-        data = os.pread(files[index], (stop - start) * width, slot.offset + start * width)
+        try:
+            data = os.pread(files[index], (stop - start) * width, slot.offset + start * width)
+        except OSError as error:
+            raise ReadError(
+                f"{headers[index].path.name} cannot be read at tensor {tensor} ({error.strerror}); check the disk"
+            ) from error
         if len(data) != (stop - start) * width:
             raise CheckpointError(f"{headers[index].path.name} ends inside tensor {tensor}; it is truncated")
         rows = np.frombuffer(data, dtype=np.uint8).reshape(stop - start, width)
@@ -212,7 +219,12 @@ def model_from_gguf(path: Path, *, name: str | None = None) -> Model:
         return rows if dtype is None else rows.view(dtype)
 
     names = sorted(where, key=sort_key)
-    keys = [key for key in first.keys if key.key not in (*QUANTIZATION_KEYS, *SPLIT_KEYS)]
+    for name in names:
+        if where[name][1].type not in READABLE:
+            raise UnsupportedError(
+                f"tensor {name} of {path.name} is {where[name][1].type.name}, which quantkit cannot carry over yet"
+            )
+    keys = [key for key in first.keys if key.key not in (*QUANTIZATION_KEYS, *SPLIT_KEYS, "general.alignment")]
     stem = path.name.removesuffix(".gguf")
     return Model(
         name=name or (stem[: -len("-00001-of-00001")] if len(headers) > 1 else stem),

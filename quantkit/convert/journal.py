@@ -9,7 +9,7 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from quantkit.errors import OutputError
 
@@ -26,18 +26,11 @@ class Journal:
             OutputError: another process holds it, or it belongs to another source or other options (unless `force`).
         """
         self.path = path
+        self._head = {"format": FORMAT, "version": VERSION, "fingerprint": fingerprint, "files": list(files)}
         self.done: set[str] = set()
         self.stale: list[str] = []
         self.finishing: Mapping[str, str] | None = None
-        try:
-            self._file = path.open("a+b")
-        except OSError as error:
-            raise OutputError(f"cannot write into {path.parent}: {error.strerror or error}") from error
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            self._file.close()
-            raise OutputError(f"another quantkit is writing into {path.parent} right now; wait for it") from None
+        self._file = _locked(path)
         lines = self._load()
         self.resumed = bool(lines) and lines[0].get("fingerprint") == fingerprint
         if lines and not self.resumed and not force:
@@ -50,10 +43,22 @@ class Journal:
             for line in lines[1:]:
                 self.done.update([line["tensor"]] if "tensor" in line else [])
                 self.finishing = line.get("finishing", self.finishing)
+            if lines[0].get("boot") != _boot() and self.finishing is None:
+                # The machine has started anew since: what had not reached the disk is lost, and nobody knows what.
+                self.forget()
         else:
             self.stale = [str(name) for name in lines[0].get("files", [])] if lines else []
-            self._file.truncate(0)
-            self._append({"format": FORMAT, "version": VERSION, "fingerprint": fingerprint, "files": list(files)})
+            self._start()
+
+    def forget(self) -> None:
+        """Start over: nothing is done yet."""
+        self.done.clear()
+        self.finishing = None
+        self._start()
+
+    def _start(self) -> None:
+        self._file.truncate(0)
+        self._append({**self._head, "boot": _boot()})
 
     def finished(self, tensor: str) -> None:
         """Record that every byte of `tensor` stands in every output."""
@@ -90,3 +95,34 @@ class Journal:
         if lines and (lines[0].get("format"), lines[0].get("version")) != (FORMAT, VERSION):
             return [{}]
         return lines
+
+
+def _locked(path: Path) -> BinaryIO:
+    """The journal's file, opened and locked; a file that another process removed meanwhile is opened again."""
+    while True:
+        try:
+            file = path.open("a+b")
+        except OSError as error:
+            raise OutputError(f"cannot write into {path.parent}: {error.strerror or error}") from error
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.close()
+            raise OutputError(f"another quantkit is writing into {path.parent} right now; wait for it") from None
+        except OSError:
+            # A file system without locks: going on unlocked beats not going on.
+            return file
+        try:
+            if path.stat().st_ino == os.fstat(file.fileno()).st_ino:
+                return file
+        except FileNotFoundError:
+            pass
+        file.close()
+
+
+def _boot() -> str:
+    """What tells one start of this machine from the next (Linux), or nothing."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return ""

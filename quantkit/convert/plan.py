@@ -217,11 +217,9 @@ def resident_memory() -> int:
 def _fingerprint(model: Model, request: Request, outputs: Sequence[Output]) -> str:
     """A hash of all that decides the output's bytes: a resumed run must have the same."""
     stamps = {}
-    if model.checkpoint is not None:
-        for name in sorted({tensor.file for tensor in model.checkpoint.tensors.values()}):
-            path = model.checkpoint.folder / name
-            status = path.stat() if path.exists() else None
-            stamps[name] = [status.st_size, status.st_mtime_ns] if status else None
+    for path in model.weight_files:
+        status = path.stat() if path.exists() else None
+        stamps[path.name] = [status.st_size, status.st_mtime_ns] if status else None
     facts = {
         "version": __version__,
         "origin": dict(model.origin),

@@ -66,7 +66,6 @@ class Family:
     rules: tuple[Rule, ...]
     keys: Callable[[str, Hyperparameters], list[Key]]
     computed: tuple[Computed, ...] = ()
-    prefixes: tuple[str, ...] = ("",)
     defaults: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     def complete(self, config: Mapping[str, Any]) -> dict[str, Any]:
@@ -121,11 +120,10 @@ def map_tensors(family: Family, sizes: Hyperparameters, tensors: Mapping[str, _S
         UnsupportedError: the checkpoint holds a tensor the family does not know (dropping it would change the model).
     """
     used: set[str] = set()
-    prefix = next((p for p in family.prefixes if any(name.startswith(p) for name in tensors)), "") if tensors else ""
     mapped: list[MappedTensor] = []
     for rule in family.rules:
         for layer in range(sizes.n_layer) if "{layer}" in rule.source else (None,):
-            tensor = _apply(rule, layer, sizes, tensors, prefix, used)
+            tensor = _apply(rule, layer, sizes, tensors, used)
             if tensor is not None:
                 mapped.append(tensor)
     for extra in family.computed:
@@ -143,11 +141,10 @@ def _apply(
     layer: int | None,
     sizes: Hyperparameters,
     tensors: Mapping[str, _Shaped],
-    prefix: str,
     used: set[str],
 ) -> MappedTensor | None:
     experts = range(sizes.n_expert) if "{expert}" in rule.source else (None,)
-    names = [prefix + rule.source.format(layer=layer, expert=expert) for expert in experts]
+    names = [rule.source.format(layer=layer, expert=expert) for expert in experts]
     present = [name for name in names if name in tensors]
     if not present and not (rule.required or (rule.tied_to_embedding and not sizes.tied)):
         return None

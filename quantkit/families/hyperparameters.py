@@ -7,6 +7,18 @@ from typing import Any
 from quantkit.errors import CheckpointError, UnsupportedError
 
 _LIMIT = 2**31 - 1
+_ROPE_NUMBERS = (
+    "rope_theta",
+    "factor",
+    "low_freq_factor",
+    "high_freq_factor",
+    "original_max_position_embeddings",
+    "extrapolation_factor",
+    "attention_factor",
+    "attn_factor",
+    "beta_fast",
+    "beta_slow",
+)
 
 
 @dataclass(frozen=True)
@@ -95,17 +107,24 @@ def _rope(config: Mapping[str, Any]) -> dict[str, Any]:
     theta = _number(config, "rope_theta", "rotary_emb_base")
     if theta is not None:
         rope.setdefault("rope_theta", theta)
-    kind = rope.setdefault("rope_type", rope.get("type", "default"))
+    kind = rope["rope_type"] = rope.get("rope_type") or rope.get("type") or "default"
     if kind not in ("default", "linear", "yarn", "llama3", "dynamic"):
         raise UnsupportedError(f"config.json: rope scaling {kind!r} cannot be expressed in a GGUF of this family")
     needed = {"linear": ("factor",), "yarn": ("factor",), "llama3": ("factor",)}.get(kind, ())
-    for name in ("rope_theta", "factor", *needed):
-        value = rope.get(name)
-        if name in needed and value is None:
-            raise CheckpointError(f"config.json: rope scaling {kind!r} needs a {name}")
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int | float) or value <= 0):
+    for name, value in rope.items():
+        if name in _ROPE_NUMBERS and value is not None and not _is_positive(value):
             raise CheckpointError(f"config.json: rope {name} must be a positive number, not {value!r}")
+    for name in needed:
+        if rope.get(name) is None:
+            raise CheckpointError(f"config.json: rope scaling {kind!r} needs a {name}")
+    original = rope.get("original_max_position_embeddings")
+    if original is not None:
+        rope["original_max_position_embeddings"] = int(original)
     return rope
+
+
+def _is_positive(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and value > 0
 
 
 def _size(config: Mapping[str, Any], *names: str) -> int:
@@ -119,6 +138,11 @@ def _optional_size(config: Mapping[str, Any], *names: str) -> int | None:
     for name in names:
         value = config.get(name)
         if value is None:
+            continue
+        # Some exporters write 4096.0; a count of experts may be given as 0, for none.
+        if isinstance(value, float) and value.is_integer():
+            value = int(value)
+        if value == 0 and "expert" in name:
             continue
         if isinstance(value, bool) or not isinstance(value, int) or not 0 < value <= _LIMIT:
             raise CheckpointError(f"config.json: {name} must be a positive whole number, not {value!r}")

@@ -84,7 +84,7 @@ def rope_keys(arch: str, sizes: Hyperparameters) -> list[Key]:
             Key(f"{arch}.rope.scaling.factor", "f32", rope["factor"]),
         ]
     if kind == "yarn":
-        original = rope.get("original_max_position_embeddings") or sizes.context
+        original = rope.get("original_max_position_embeddings") or sizes.context or 0
         keys.append(Key(f"{arch}.rope.scaling.original_context_length", "u32", original))
         for name, key in (
             ("extrapolation_factor", "yarn_ext_factor"),

@@ -1,7 +1,7 @@
 """The forward pass of the Llama family in plain numpy, straight from a checkpoint's tensors and its config.json.
 
 It shares nothing with llama.cpp or with the conversion, so its logits are the yardstick for a converted file.
-One matrix is in memory at a time, in float32; the embedding and the head are read by rows when the caller can do that.
+A few million elements of one matrix are in memory at a time, in float32, when the caller can read rows.
 Source: Llama, Mistral and Mixtral as transformers computes them (rotate-half rope, grouped-query attention, SwiGLU).
 """
 
@@ -21,7 +21,7 @@ ReadRows = Callable[[str, int, int], npt.NDArray[Any]]
 
 ARCHITECTURES = ("LlamaForCausalLM", "LLaMAForCausalLM", "MistralForCausalLM", "MixtralForCausalLM")
 _EMBEDDING = "model.embed_tokens.weight"
-_HEAD_ROWS = 8192
+_SLICE_ELEMENTS = 1 << 22
 
 
 def reference_logits(
@@ -37,7 +37,7 @@ def reference_logits(
     shape = _shape(config)
     if rows is None:
         rows = _rows_of_whole(read)
-    weights = _Weights(read, shape.attention_bias, shape.mlp_bias)
+    weights = _Weights(read, rows, shape.attention_bias, shape.mlp_bias)
     angles, magnitude = rope_frequencies(config, shape.head_dim, len(tokens))
     turned = np.outer(np.arange(len(tokens)), angles)
     cos = (np.cos(turned) * magnitude).astype(np.float32)
@@ -52,11 +52,7 @@ def reference_logits(
         x = x + _feed_forward(weights, at, normed, shape)
     x = _rms_norm(x, read("model.norm.weight"), shape.eps)
 
-    logits = np.empty((len(tokens), shape.vocab), np.float32)
-    for start in range(0, shape.vocab, _HEAD_ROWS):
-        stop = min(start + _HEAD_ROWS, shape.vocab)
-        logits[:, start:stop] = x @ _f32(rows(shape.head, start, stop)).T
-    return logits
+    return weights.times(shape.head, x, shape.vocab)
 
 
 @dataclass(frozen=True)
@@ -65,6 +61,8 @@ class _Shape:
     heads: int
     kv_heads: int
     head_dim: int
+    hidden: int
+    inner: int
     vocab: int
     eps: float
     head: str
@@ -91,33 +89,45 @@ def _shape(config: Mapping[str, Any]) -> _Shape:
         heads=heads,
         kv_heads=int(config.get("num_key_value_heads") or heads),
         head_dim=int(config.get("head_dim") or config["hidden_size"] // heads),
+        hidden=int(config["hidden_size"]),
+        inner=int(config["intermediate_size"]),
         vocab=int(config["vocab_size"]),
         eps=float(config.get("rms_norm_eps", 1e-6)),
         head=_EMBEDDING if config.get("tie_word_embeddings") else "lm_head.weight",
         attention_bias=bool(config.get("attention_bias")),
         mlp_bias=bool(config.get("mlp_bias")),
         experts=int(config["num_local_experts"]) if mixture else 0,
-        experts_per_token=int(config["num_experts_per_tok"]) if mixture else 0,
+        experts_per_token=int(config.get("num_experts_per_tok") or 2) if mixture else 0,
     )
 
 
 @dataclass(frozen=True)
 class _Weights:
     read: Read
+    rows: ReadRows
     attention_bias: bool
     mlp_bias: bool
 
-    def apply(self, name: str, x: Array, bias: bool) -> Array:
-        """x (n, in) through the linear `name`, whose weight is (out, in)."""
-        out = x @ _f32(self.read(name + ".weight")).T
+    def apply(self, name: str, x: Array, n_out: int, bias: bool) -> Array:
+        """x (n, in) through the linear `name`, whose weight is (n_out, in)."""
+        out = self.times(name + ".weight", x, n_out)
         return out + _f32(self.read(name + ".bias")) if bias else out
+
+    def times(self, name: str, x: Array, n_out: int) -> Array:
+        """x (n, in) times the transpose of the matrix `name` (n_out, in), a slice of its rows at a time."""
+        out = np.empty((len(x), n_out), np.float32)
+        step = max(1, _SLICE_ELEMENTS // x.shape[1])
+        for start in range(0, n_out, step):
+            stop = min(start + step, n_out)
+            out[:, start:stop] = x @ _f32(self.rows(name, start, stop)).T
+        return out
 
 
 def _attention(weights: _Weights, at: str, x: Array, shape: _Shape, cos: Array, sin: Array) -> Array:
     n = len(x)
 
     def projected(name: str, heads: int) -> Array:
-        flat = weights.apply(at + name, x, weights.attention_bias)
+        flat = weights.apply(at + name, x, heads * shape.head_dim, weights.attention_bias)
         return flat.reshape(n, heads, shape.head_dim).swapaxes(0, 1)
 
     q = _rotate(projected("q_proj", shape.heads), cos, sin)
@@ -129,7 +139,7 @@ def _attention(weights: _Weights, at: str, x: Array, shape: _Shape, cos: Array, 
     scores[:, np.triu(np.ones((n, n), bool), 1)] = -np.inf
     mixed = _softmax(scores) @ v
     flat = mixed.swapaxes(0, 1).reshape(n, shape.heads * shape.head_dim)
-    return weights.apply(at + "o_proj", flat, weights.attention_bias)
+    return weights.apply(at + "o_proj", flat, shape.hidden, weights.attention_bias)
 
 
 def _rotate(x: Array, cos: Array, sin: Array) -> Array:
@@ -140,9 +150,9 @@ def _rotate(x: Array, cos: Array, sin: Array) -> Array:
 
 def _feed_forward(weights: _Weights, at: str, x: Array, shape: _Shape) -> Array:
     if not shape.experts:
-        return _swiglu(weights, at + "mlp.", ("gate_proj", "up_proj", "down_proj"), x, weights.mlp_bias)
+        return _swiglu(weights, at + "mlp.", ("gate_proj", "up_proj", "down_proj"), x, shape, weights.mlp_bias)
     at += "block_sparse_moe."
-    routing = _softmax(weights.apply(at + "gate", x, False))
+    routing = _softmax(weights.apply(at + "gate", x, shape.experts, False))
     chosen = np.argsort(-routing, axis=-1, kind="stable")[:, : shape.experts_per_token]
     share = np.take_along_axis(routing, chosen, axis=-1)
     share /= share.sum(axis=-1, keepdims=True)
@@ -150,16 +160,17 @@ def _feed_forward(weights: _Weights, at: str, x: Array, shape: _Shape) -> Array:
     for expert in range(shape.experts):
         rows, slots = np.nonzero(chosen == expert)
         if len(rows):
-            answer = _swiglu(weights, f"{at}experts.{expert}.", ("w1", "w3", "w2"), x[rows], False)
+            answer = _swiglu(weights, f"{at}experts.{expert}.", ("w1", "w3", "w2"), x[rows], shape, False)
             out[rows] += answer * share[rows, slots][:, None]
     return out
 
 
-def _swiglu(weights: _Weights, at: str, names: tuple[str, str, str], x: Array, bias: bool) -> Array:
+def _swiglu(weights: _Weights, at: str, names: tuple[str, str, str], x: Array, shape: _Shape, bias: bool) -> Array:
     gate_name, up_name, down_name = names
-    gate = weights.apply(at + gate_name, x, bias)
+    gate = weights.apply(at + gate_name, x, shape.inner, bias)
     gate /= 1 + np.exp(-gate)
-    return weights.apply(at + down_name, gate * weights.apply(at + up_name, x, bias), bias)
+    up = weights.apply(at + up_name, x, shape.inner, bias)
+    return weights.apply(at + down_name, gate * up, shape.hidden, bias)
 
 
 def _rms_norm(x: Array, weight: npt.NDArray[Any], eps: float) -> Array:

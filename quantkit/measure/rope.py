@@ -27,7 +27,8 @@ def rope_frequencies(config: Mapping[str, Any], head_dim: int, length: int) -> t
     pairs = np.arange(0, head_dim, 2) / head_dim
     trained = int(config.get("max_position_embeddings") or length)
     if kind == "dynamic":
-        stretch = float(scaling["factor"]) * max(length, trained) / trained - (float(scaling["factor"]) - 1)
+        factor = float(scaling.get("factor") or 1.0)
+        stretch = factor * max(length, trained) / trained - (factor - 1)
         theta *= stretch ** (head_dim / (head_dim - 2))
     plain = theta**-pairs
     if kind in ("default", "dynamic"):
@@ -42,9 +43,9 @@ def rope_frequencies(config: Mapping[str, Any], head_dim: int, length: int) -> t
 
 
 def _llama3(plain: Frequencies, scaling: Mapping[str, Any]) -> Frequencies:
-    """Long wavelengths are slowed by `factor`, short ones kept, those between blended."""
-    low, high = float(scaling["low_freq_factor"]), float(scaling["high_freq_factor"])
-    turns = float(scaling["original_max_position_embeddings"]) * plain / (2 * math.pi)
+    """Long wavelengths are slowed by `factor`, short ones kept, those between blended; gaps as in Llama 3.1."""
+    low, high = float(scaling.get("low_freq_factor", 1.0)), float(scaling.get("high_freq_factor", 4.0))
+    turns = float(scaling.get("original_max_position_embeddings", 8192)) * plain / (2 * math.pi)
     keep = np.clip((turns - low) / (high - low), 0.0, 1.0)
     return plain * (keep + (1 - keep) / float(scaling["factor"]))
 

@@ -30,20 +30,25 @@ def write_origin(
             record["outputs"][item.output.stem] = _entry(plan, item, seconds, peak_memory)
     temporary = path.with_name(f"{FILE_NAME}.partial")
     try:
-        temporary.write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", "utf-8")
+        temporary.write_text(json.dumps(record, indent=2, ensure_ascii=False, allow_nan=False) + "\n", "utf-8")
         temporary.replace(path)
     except OSError as error:
         raise OutputError(f"cannot write {path}: {error.strerror or error}") from error
 
 
 def _load(path: Path) -> dict[str, Any]:
+    """The record so far. One that is not understood (damaged, or of a later version) is set aside as `.bak`."""
+    fresh: dict[str, Any] = {"format": FORMAT, "version": VERSION, "outputs": {}}
+    if not path.exists():
+        return fresh
     try:
         record = json.loads(path.read_text("utf-8"))
         if record["format"] == FORMAT and record["version"] == VERSION and isinstance(record["outputs"], dict):
             return dict(record)
     except (OSError, ValueError, KeyError, TypeError):
         pass
-    return {"format": FORMAT, "version": VERSION, "outputs": {}}
+    path.replace(path.with_name(f"{FILE_NAME}.bak"))
+    return fresh
 
 
 def _entry(plan: Plan, item: Verified, seconds: Mapping[str, float], peak_memory: int) -> dict[str, Any]:
@@ -60,6 +65,7 @@ def _entry(plan: Plan, item: Verified, seconds: Mapping[str, float], peak_memory
         "type_mix": output.mix,
         "options": {
             "pure": request.mix.pure,
+            "leave_output_tensor": request.mix.leave_output,
             "output_type": request.mix.output_type.name if request.mix.output_type is not None else None,
             "embedding_type": request.mix.embedding_type.name if request.mix.embedding_type is not None else None,
             "tensor_types": [[pattern, kind.name] for pattern, kind in request.mix.tensor_types],

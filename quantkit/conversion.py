@@ -5,6 +5,7 @@ what stands under a final name is whole and checked.
 """
 
 import os
+import resource
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -13,9 +14,9 @@ from pathlib import Path
 
 from quantkit.convert.engine import Progress, partial_path, run_pass
 from quantkit.convert.journal import Journal
-from quantkit.convert.origin import write_origin
 from quantkit.convert.plan import Output, Plan
-from quantkit.errors import CheckpointError, ImatrixError, OutputError, UnsupportedError
+from quantkit.errors import CheckpointError, ImatrixError, OutputError, ReadError, UnsupportedError
+from quantkit.origin import write_origin
 from quantkit.verify import Check, Verified, verify_plan
 
 
@@ -53,6 +54,7 @@ def convert(
     Raises:
         OutputError: the folder cannot be written, is too small, or holds the outputs already (unless `force`).
         CheckpointError, UnsupportedError: the source turned out bad; the partial files are removed.
+        ReadError: the source could not be read this time; they are kept.
     """
     folder = plan.request.folder
     _make_folder(folder)
@@ -61,49 +63,78 @@ def convert(
     try:
         for name in journal.stale:
             partial_path(folder, Path(name).name).unlink(missing_ok=True)
-        if journal.finishing is None:
-            _refuse_existing(plan, journal, force)
-            _check_space(plan)
-        started = time.monotonic()
-        resumed = len(journal.done)
-        quantize_seconds: dict[str, float] = {}
-        if journal.finishing is None:
-            quantize_seconds = run_pass(plan, journal, progress)
-        passed = time.monotonic()
-        if journal.finishing is None:
-            stage("checking what was written")
-            verified = tuple(verify_plan(plan, logits=logits, progress=stage))
-            seconds = {"pass": passed - started, "verify": time.monotonic() - passed}
-            for path in _partials(plan):
-                _sync(path)
-            write_origin(folder, plan, verified, seconds, peak_memory())
-            journal.start_finishing(
-                {name: sha for item in verified if not item.failed for name, sha in item.sha256.items()}
-            )
-        else:
-            seconds = {"pass": 0.0, "verify": 0.0}
+        if not _still_there(plan, journal):
+            journal.forget()
+        if journal.finishing is not None:
             verified = tuple(_as_journaled(output, journal.finishing) for output in plan.outputs)
-        _rename(folder, verified)
-        result = Result(plan, verified, seconds, peak_memory(), resumed, quantize_seconds)
+            result = Result(plan, verified, {"pass": 0.0, "verify": 0.0}, peak_memory(), len(plan.model.tensors))
+        else:
+            _refuse_existing(plan, force)
+            _check_space(plan)
+            result = _write_and_check(plan, journal, logits, progress, stage)
+        _rename(folder, result.verified)
         journal.remove()
+    except ReadError:
+        # Nothing is wrong with what was written: the same command takes it up.
+        raise
     except (CheckpointError, UnsupportedError, ImatrixError):
-        # The source is at fault: what was written is of no use to a resumed run.
-        for path in _partials(plan):
-            path.unlink(missing_ok=True)
-        journal.remove()
+        _clean_up(plan, journal)
+        raise
+    except OutputError:
+        if not journal.done:
+            _clean_up(plan, journal)
         raise
     finally:
         journal.close()
     return result
 
 
+def _write_and_check(
+    plan: Plan, journal: Journal, logits: bool | None, progress: Progress, stage: Callable[[str], None]
+) -> Result:
+    """The pass, the checks, the origin record; after it only renaming is left, and the journal says so."""
+    resumed, started = len(journal.done), time.monotonic()
+    quantize_seconds = run_pass(plan, journal, progress)
+    passed = time.monotonic()
+    stage("checking what was written")
+    verified = tuple(verify_plan(plan, logits=logits, progress=stage))
+    seconds = {"pass": passed - started, "verify": time.monotonic() - passed}
+    for path in _partials(plan):
+        _sync(path)
+    write_origin(plan.request.folder, plan, verified, seconds, peak_memory())
+    passing = [item.sha256 for item in verified if not item.failed]
+    journal.start_finishing({name: digest for hashes in passing for name, digest in hashes.items()})
+    return Result(plan, verified, seconds, peak_memory(), resumed, quantize_seconds)
+
+
+def _still_there(plan: Plan, journal: Journal) -> bool:
+    """Whether the files that the journal speaks of have not been removed or cut meanwhile."""
+    for output in plan.outputs:
+        for file in output.files:
+            places = [partial_path(plan.request.folder, file.name)]
+            if journal.finishing is not None:
+                places += [plan.request.folder / file.name, plan.request.folder / f"{file.name}.failed"]
+            if not any(place.exists() and place.stat().st_size == file.size for place in places):
+                return False
+    return True
+
+
+def _clean_up(plan: Plan, journal: Journal) -> None:
+    """Remove what a resumed run could not use."""
+    for path in _partials(plan):
+        path.unlink(missing_ok=True)
+    journal.remove()
+
+
 def _rename(folder: Path, verified: Sequence[Verified]) -> None:
     """Give files their final names; a file that failed a check is set aside under `.failed`."""
     for item in verified:
         for file in item.output.files:
-            partial = partial_path(folder, file.name)
+            partial, failed = partial_path(folder, file.name), folder / f"{file.name}.failed"
             if partial.exists():
-                partial.replace(folder / (f"{file.name}.failed" if item.failed else file.name))
+                partial.replace(failed if item.failed else folder / file.name)
+            if not item.failed:
+                failed.unlink(missing_ok=True)
     _sync(folder)
 
 
@@ -129,17 +160,12 @@ def _make_folder(folder: Path) -> None:
         raise OutputError(f"{folder} is not writable; choose another folder with -o")
 
 
-def _refuse_existing(plan: Plan, journal: Journal, force: bool) -> None:
-    existing = [
-        plan.request.folder / file.name
-        for output in plan.outputs
-        for file in output.files
-        if (plan.request.folder / file.name).exists()
-    ]
-    if existing and not force:
-        if not journal.done:
-            journal.remove()
-        raise OutputError(f"{existing[0]} is there already; add --force to replace it")
+def _refuse_existing(plan: Plan, force: bool) -> None:
+    for output in plan.outputs:
+        for file in output.files:
+            path = plan.request.folder / file.name
+            if path.exists() and not force:
+                raise OutputError(f"{path} is there already; add --force to replace it")
 
 
 def _check_space(plan: Plan) -> None:
@@ -170,7 +196,9 @@ def _sync(path: Path) -> None:
 
 
 def peak_memory() -> int:
-    """The largest resident size this process has had, in bytes."""
-    import resource
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    """The largest resident size of this process in bytes; getrusage's may be the parent's, for exec keeps it."""
+    try:
+        status = Path("/proc/self/status").read_text()
+        return int(status.split("VmHWM:")[1].split()[0]) * 1024
+    except (OSError, IndexError, ValueError):
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
