@@ -1,14 +1,17 @@
 """The checks catch what they are for: files damaged after the pass, and mappings that are wrong from the start."""
 
+import json
 import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import ml_dtypes
 import numpy as np
 import pytest
 
 import quantkit.families.family
+import quantkit.measure.reference
 import quantkit.verify.files
 from quantkit.checkpoint import open_checkpoint
 from quantkit.cli import main
@@ -19,6 +22,7 @@ from quantkit.convert.plan import Plan, Request, plan_gguf
 from quantkit.gguf.layout import Slot
 from quantkit.gguf.types import file_type
 from quantkit.verify import verify_plan
+from tests.command import quantkit as run_quantkit
 from tests.tiny import tiny_llama
 
 
@@ -158,3 +162,37 @@ def test_shards_are_run_under_their_final_names(checkpoint: Path, tmp_path: Path
     journal.close()
     (result,) = verify_plan(plan)
     assert [check.status for check in result.checks] == ["passed"] * 5
+
+
+def test_faint_weights_pass_where_half_precision_scales_lose_them(checkpoint: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(checkpoint, tmp_path / "model")
+    file = folder / "model.safetensors"
+    data = bytearray(file.read_bytes())
+    length = int.from_bytes(data[:8], "little")
+    start, stop = json.loads(data[8 : 8 + length])["model.layers.0.mlp.up_proj.weight"]["data_offsets"]
+    rows = np.frombuffer(data, dtype=ml_dtypes.bfloat16, count=(stop - start) // 2, offset=8 + length + start)
+    data[8 + length + start : 8 + length + stop] = (rows.astype(np.float32) * 1e-4).astype(rows.dtype).tobytes()
+    file.write_bytes(data)
+    for kind in ("f16", "q8_0", "q4_k_m"):
+        assert failed(written(folder, tmp_path / kind, kind)) == []
+
+
+@pytest.mark.parametrize("words", [("q8_0", "ffn=q2_k"), ("q8_0", ".*=q3_k"), ("tq2_0", "nothing=q8_0")])
+def test_the_floor_of_the_logits_is_that_of_the_narrowest_type_asked_for(
+    checkpoint: Path, tmp_path: Path, words: tuple[str, str]
+) -> None:
+    answer = run_quantkit("gguf", checkpoint, "-t", words[0], "--tensor-type", words[1], "-o", tmp_path)
+    assert answer.code == 0, answer.stderr
+
+
+def test_a_yardstick_that_fails_fails_no_file(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise KeyError("rope")
+
+    monkeypatch.setattr(quantkit.measure.reference, "reference_logits", broken)
+    (result,) = verify_plan(written(checkpoint, tmp_path))
+    (check,) = [check for check in result.checks if check.name == "logits"]
+    assert check.status == "skipped"
+    assert "KeyError" in check.detail

@@ -219,10 +219,10 @@ def model_from_gguf(path: Path, *, name: str | None = None) -> Model:
         return rows if dtype is None else rows.view(dtype)
 
     names = sorted(where, key=sort_key)
-    for name in names:
-        if where[name][1].type not in READABLE:
+    for _, slot in where.values():
+        if slot.type not in READABLE:
             raise UnsupportedError(
-                f"tensor {name} of {path.name} is {where[name][1].type.name}, which quantkit cannot carry over yet"
+                f"tensor {slot.name} of {path.name} is {slot.type.name}, which quantkit cannot carry over yet"
             )
     keys = [key for key in first.keys if key.key not in (*QUANTIZATION_KEYS, *SPLIT_KEYS, "general.alignment")]
     stem = path.name.removesuffix(".gguf")
@@ -232,6 +232,7 @@ def model_from_gguf(path: Path, *, name: str | None = None) -> Model:
         tensors=tuple(ModelTensor(n, where[n][1].shape, where[n][1].type, 1, n) for n in names),
         sizes=_sizes_of(first, arch),
         read_rows=read_rows,
+        weight_files=tuple(header.path for header in headers),
         origin={
             "source": path.name,
             "revision": None,

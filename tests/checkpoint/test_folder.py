@@ -46,6 +46,20 @@ def test_a_folder_named_by_a_dot_gets_its_real_name(tmp_path: Path, monkeypatch:
         assert checkpoint.name == "SmolModel"
 
 
+def test_a_snapshot_in_a_hub_cache_is_named_by_its_repository(tmp_path: Path) -> None:
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    folder = single(tmp_path / "models--Some-Org--Tiny-Model" / "snapshots" / commit)
+    with open_checkpoint(str(folder)) as checkpoint:
+        assert (checkpoint.name, checkpoint.repo_id) == ("Tiny-Model", "Some-Org/Tiny-Model")
+        assert checkpoint.revision == commit
+
+
+def test_a_linked_folder_keeps_the_name_the_user_gave(tmp_path: Path) -> None:
+    (tmp_path / "nice").symlink_to(single(tmp_path / "ugly-0001"))
+    with open_checkpoint(str(tmp_path / "nice")) as checkpoint:
+        assert checkpoint.name == "nice"
+
+
 @pytest.mark.parametrize("index", [True, False])
 def test_a_sharded_checkpoint_opens_with_and_without_its_index(tmp_path: Path, index: bool) -> None:
     with open_checkpoint(str(sharded(tmp_path, index=index))) as checkpoint:

@@ -236,7 +236,7 @@ def test_a_read_only_folder_is_named(sound: Path, tmp_path: Path) -> None:
 
 def in_a_small_tmpfs(sound: Path, mount: Path, size: str, *words: str) -> Answer:
     """Run with a tmpfs of `size` at `mount`, in a mount namespace of its own."""
-    script = f'mount -t tmpfs -o size={size} none "{mount}" && shift 0 && exec "$@"'
+    script = f'mount -t tmpfs -o size={size} none "{mount}" && exec "$@"'
     done = subprocess.run(
         ["unshare", "-rm", "sh", "-c", script, "sh", *command("gguf", sound, "-o", mount, "--no-logits", *words)],
         capture_output=True,

@@ -77,16 +77,7 @@ def test_a_conversion_killed_thirty_times_ends_in_the_same_bytes(
 
 
 def test_a_resumed_run_skips_what_is_done_and_refuses_other_options(checkpoint: Path, tmp_path: Path) -> None:
-    process = subprocess.Popen(
-        command("gguf", checkpoint, *TYPES, "-o", tmp_path, "--no-logits", "--threads", "1"),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    journal = tmp_path / "model-GGUF" / "model.journal.partial"
-    while process.poll() is None and not (journal.exists() and journal.read_text().count("\n") > 5):
-        time.sleep(0.002)
-    process.kill()
-    process.wait()
+    interrupted(checkpoint, tmp_path, lines=5)
     other = quantkit("gguf", checkpoint, "-t", "q5_0", "-o", tmp_path, "--no-logits")
     assert other.code == 1
     assert "unfinished run" in other.sentence
@@ -113,20 +104,71 @@ def test_force_throws_an_unfinished_run_away_with_its_files(checkpoint: Path, tm
 
 def test_a_changed_source_is_not_resumed(tmp_path: Path) -> None:
     folder = tiny_llama(tmp_path / "model", variant="llama3", hidden=512, intermediate=1536, layers=8, heads=8)
-    process = subprocess.Popen(
-        command("gguf", folder, *TYPES, "-o", tmp_path, "--no-logits", "--threads", "1"),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    journal = tmp_path / "model-GGUF" / "model.journal.partial"
-    while process.poll() is None and not (journal.exists() and journal.read_text().count("\n") > 2):
-        time.sleep(0.002)
-    process.kill()
-    process.wait()
+    interrupted(folder, tmp_path, lines=2)
     tiny_llama(folder, variant="llama3", hidden=512, intermediate=1536, layers=8, heads=8, seed=1)
     answer = quantkit("gguf", folder, *TYPES, "-o", tmp_path, "--no-logits")
     assert answer.code == 1
     assert "another source" in answer.sentence
+
+
+def interrupted(checkpoint: Path, folder: Path, *, lines: int) -> Path:
+    """A conversion killed once its journal has so many lines; the folder of its partial files."""
+    process = subprocess.Popen(
+        command("gguf", checkpoint, *TYPES, "-o", folder, "--no-logits", "--threads", "1"),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    journal = folder / "model-GGUF" / "model.journal.partial"
+    while process.poll() is None and not (journal.exists() and journal.read_text().count("\n") > lines):
+        time.sleep(0.002)
+    process.kill()
+    process.wait()
+    return folder / "model-GGUF"
+
+
+def test_a_partial_file_removed_meanwhile_is_made_anew(
+    checkpoint: Path, undisturbed: dict[str, str], tmp_path: Path
+) -> None:
+    out = interrupted(checkpoint, tmp_path, lines=20)
+    (out / "model-Q8_0.gguf.partial").unlink()
+    answer = quantkit("gguf", checkpoint, *TYPES, "-o", tmp_path, "--no-logits", "--format", "json")
+    assert answer.code == 0, answer.stderr
+    assert json.loads(answer.stdout)["resumed_tensors"] == 0
+    assert hashes(out) == undisturbed
+
+
+def test_a_journal_of_an_earlier_start_of_the_machine_is_not_believed(
+    checkpoint: Path, undisturbed: dict[str, str], tmp_path: Path
+) -> None:
+    out = interrupted(checkpoint, tmp_path, lines=20)
+    journal = out / "model.journal.partial"
+    head, *rest = journal.read_text().splitlines()
+    journal.write_text("\n".join([json.dumps({**json.loads(head), "boot": "another"}), *rest]) + "\n")
+    answer = quantkit("gguf", checkpoint, *TYPES, "-o", tmp_path, "--no-logits", "--format", "json")
+    assert answer.code == 0, answer.stderr
+    assert json.loads(answer.stdout)["resumed_tensors"] == 0
+    assert hashes(out) == undisturbed
+
+
+def test_a_finish_that_was_cut_short_is_finished_and_a_lost_one_made_anew(
+    checkpoint: Path, undisturbed: dict[str, str], tmp_path: Path
+) -> None:
+    words = ("gguf", checkpoint, *TYPES, "-o", tmp_path, "--no-logits")
+    out = interrupted(checkpoint, tmp_path, lines=3)
+    head = (out / "model.journal.partial").read_text().splitlines()[0]
+    assert quantkit(*words).code == 0
+    finishing = head + "\n" + json.dumps({"finishing": undisturbed}) + "\n"
+    # Killed between the first and the second rename.
+    (out / "model.journal.partial").write_text(finishing)
+    (out / "model-Q8_0.gguf").rename(out / "model-Q8_0.gguf.partial")
+    assert quantkit(*words).code == 0
+    assert hashes(out) == undisturbed
+    assert not list(out.glob("*.partial"))
+    (out / "model.journal.partial").write_text(finishing)
+    for file in out.glob("*.gguf"):
+        file.unlink()
+    assert quantkit(*words).code == 0
+    assert hashes(out) == undisturbed
 
 
 def test_shards_hold_every_tensor_once_under_llama_cpps_names(checkpoint: Path, tmp_path: Path) -> None:
