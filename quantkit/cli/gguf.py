@@ -24,13 +24,22 @@ EPILOG = (
     + ", ".join(name for name, kind in FILE_TYPES.items() if kind.needs_imatrix)
     + "."
 )
+
+
+def _complete_type(incomplete: str) -> list[tuple[str, str]]:
+    return [(name, kind.summary) for name, kind in FILE_TYPES.items() if name.startswith(incomplete.lower())]
+
+
 _HELP_TYPES = "A GGUF type; repeat for more, all come out of one pass. q4_0 if none is asked."
 
 
 def gguf(
     source: SourceArg,
     types: Annotated[
-        list[str] | None, typer.Option("--type", "-t", metavar="TYPE", help=_HELP_TYPES, show_default=False)
+        list[str] | None,
+        typer.Option(
+            "--type", "-t", metavar="TYPE", help=_HELP_TYPES, show_default=False, autocompletion=_complete_type
+        ),
     ] = None,
     output: Annotated[
         Path, typer.Option("--output", "-o", metavar="DIR", help="Where NAME-GGUF/ is made.", show_default="here")

@@ -1,7 +1,10 @@
 """What the commands say: help that reads at 80 columns, one JSON document, nothing when quiet."""
 
 import json
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -62,7 +65,25 @@ def test_the_closing_table_names_each_file_and_its_size(checkpoint: Path, tmp_pa
     assert re.search(r"needs [\d.]+ [kM]B of disk \([\d.]+ [MGT]B free\) and about \d+ MB of memory", answer.stderr)
 
 
-def test_completion_can_be_shown() -> None:
-    answer = quantkit("--show-completion", "bash")
-    assert answer.code == 0
-    assert "complete" in answer.stdout
+@pytest.mark.parametrize(
+    ("typed", "offered"),
+    [
+        ("quantkit g", {"gguf"}),
+        ("quantkit gguf x --thr", {"--threads"}),
+        ("quantkit gguf x -t q4_k", {"q4_k_m", "q4_k_s"}),
+    ],
+)
+def test_the_shell_completes_commands_options_and_types(typed: str, offered: set[str]) -> None:
+    done = subprocess.run(
+        [Path(sys.executable).with_name("quantkit")],
+        env={
+            **os.environ,
+            "_QUANTKIT_COMPLETE": "complete_bash",
+            "COMP_WORDS": typed,
+            "COMP_CWORD": str(len(typed.split()) - 1),
+        },
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert set(done.stdout.split()) == offered
