@@ -6,12 +6,13 @@ from a plain numpy forward over the original weights.
 """
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 from quantkit.convert.plan import Output, Plan
 from quantkit.verify.check import Check
 from quantkit.verify.files import check_error, check_files
-from quantkit.verify.running import LogitProbe, check_tokens
+from quantkit.verify.running import MEMORY, LogitProbe, check_tokens
 
 __all__ = ["Check", "Verified", "verify_plan"]
 
@@ -38,17 +39,24 @@ def verify_plan(
 
     `logits`: compare with the source's logits; None decides by the model's size and this machine's memory.
     """
-    tokens = check_tokens(plan)
     probe = LogitProbe(plan, logits)
-    results = []
-    for output in plan.outputs:
-        progress(f"checking {output.type.label}")
-        checks, hashes = check_files(plan, output)
-        errors: dict[str, float] = {}
-        if checks[-1].status == "passed":
-            error_check, errors = check_error(plan, output)
-            checks += [error_check, tokens]
-            if all(check.status != "failed" for check in checks):
-                checks.append(probe.check(output))
-        results.append(Verified(output, tuple(checks), hashes, errors, probe.correlations.get(output.type.label)))
-    return results
+    with ThreadPoolExecutor(_workers(plan)) as pool:
+        tokens = pool.submit(check_tokens, plan)
+
+        def check(output: Output) -> Verified:
+            progress(f"checking {output.type.label}")
+            checks, hashes = check_files(plan, output)
+            errors: dict[str, float] = {}
+            if checks[-1].status == "passed":
+                error_check, errors = check_error(plan, output)
+                checks += [error_check, tokens.result()]
+                if all(check.status != "failed" for check in checks):
+                    checks.append(probe.check(output))
+            return Verified(output, tuple(checks), hashes, errors, probe.correlations.get(output.type.label))
+
+        return list(pool.map(check, plan.outputs))
+
+
+def _workers(plan: Plan) -> int:
+    """Outputs checked side by side: as many as threads, while all of them together are small against the memory."""
+    return plan.threads if plan.disk < min(plan.request.max_ram or MEMORY, MEMORY) // 4 else 1

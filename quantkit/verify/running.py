@@ -3,6 +3,7 @@
 import contextlib
 import os
 import tempfile
+import threading
 from collections.abc import Iterator, Sequence
 from math import prod
 from pathlib import Path
@@ -23,6 +24,8 @@ from quantkit.verify.check import Check, guard
 # a sound file of random weights shows (q8_0 0.999, q4_0 0.95, q2_k 0.7), far over what a wrong layout does (about 0).
 # Under 2.5 bits a model not trained for it may say anything: only finiteness is asked.
 _LOGIT_FLOOR = ((8.0, 0.98), (5.0, 0.9), (4.2, 0.8), (3.3, 0.5), (2.5, 0.25), (0.0, -1.0))
+
+MEMORY = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGESIZE")
 
 
 def check_tokens(plan: Plan) -> Check:
@@ -70,6 +73,7 @@ class LogitProbe:
     def __init__(self, plan: Plan, wanted: bool | None) -> None:
         self.plan, self.wanted = plan, wanted
         self._expected: tuple[list[int], NDArray[np.float32]] | None = None
+        self._lock = threading.Lock()
         self.correlations: dict[str, float] = {}
 
     def check(self, output: Output) -> Check:
@@ -77,7 +81,7 @@ class LogitProbe:
             return Check("logits", "skipped", "not asked for")
         if self.plan.model.checkpoint is None:
             return Check("logits", "skipped", "the source is a GGUF")
-        if self.wanted is None and output.size > _memory() // 2:
+        if self.wanted is None and output.size > MEMORY // 2:
             return Check(
                 "logits", "skipped", "the model is larger than half of this machine's memory; --logits insists"
             )
@@ -92,7 +96,8 @@ class LogitProbe:
     def _compare(self, output: Output) -> str:
         from quantkit.measure.llama_runtime import logits
 
-        tokens, expected = self._source()
+        with self._lock:
+            tokens, expected = self._source()
         with loadable(self.plan, output) as path:
             found = logits(path, tokens)
         if not np.isfinite(found).all():
@@ -147,7 +152,3 @@ def _correlation(found: NDArray[np.float32], expected: NDArray[np.float32]) -> f
     b = expected - expected.mean(axis=1, keepdims=True)
     norm = np.sqrt(np.square(a).sum(axis=1) * np.square(b).sum(axis=1))
     return float(((a * b).sum(axis=1) / np.maximum(norm, 1e-12)).mean())
-
-
-def _memory() -> int:
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGESIZE")
