@@ -13,7 +13,7 @@ from typing import Any
 from quantkit import __version__
 from quantkit.convert.plan import Plan
 from quantkit.errors import OutputError
-from quantkit.gguf.kernels import library
+from quantkit.gguf.kernels import accelerated, library
 from quantkit.verify import Verified
 
 FILE_NAME, FORMAT, VERSION = "quantkit.json", "quantkit-origin", 1
@@ -54,7 +54,7 @@ def _load(path: Path) -> dict[str, Any]:
 def _entry(plan: Plan, item: Verified, seconds: Mapping[str, float], peak_memory: int) -> dict[str, Any]:
     request, output = plan.request, item.output
     return {
-        "tool": {"name": "quantkit", "version": __version__, "kernels": str(library())},
+        "tool": {"name": "quantkit", "version": __version__, "kernels": str(library()), "lanes": accelerated()},
         "written": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "origin": dict(plan.model.origin),
         "family": plan.model.family,

@@ -212,7 +212,8 @@ def _quantize(
         data = quantize_rows(kind, floats, importance)
     except UnsupportedError as error:
         raise UnsupportedError(f"{label}: tensor {tensor.name}: {error}") from error
-    if not validate_rows(kind, data):
+    # Block scales are checked when the file is read back; half precision overflows on ordinary outliers, said at once.
+    if kind == GGMLQuantizationType.F16 and not validate_rows(kind, data):
         raise UnsupportedError(
             f"{label}: tensor {tensor.name} has values up to {float(np.abs(floats).max()):.3g}, beyond what {kind.name}"
             " can hold; choose bf16 or a quantized type with wider scales"

@@ -1,5 +1,7 @@
 """The quantization kernels: ggml's own code through ctypes, so that the bytes are llama.cpp's.
 
+Where lanes.py could build faster ones with the same bytes, those stand in for it.
+
 Any of three implementations may be there. If llama-cpp-python is installed its libggml-base must be the one: a second
 library of the same soname loaded before it would be bound to libllama in its place and break it. Then libggml-python,
 the wheel that needs no compiler; then numpy (the gguf package), for the types it has.
@@ -10,7 +12,7 @@ import functools
 import importlib.metadata
 import importlib.util
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -20,7 +22,7 @@ from gguf import GGMLQuantizationType
 from numpy.typing import NDArray
 
 from quantkit.errors import MissingExtraError, UnsupportedError
-from quantkit.gguf import numpy_kernels
+from quantkit.gguf import lanes, numpy_kernels
 from quantkit.gguf.finite import all_finite
 from quantkit.gguf.types import row_bytes
 
@@ -72,7 +74,11 @@ def quantize_rows(
             raise ValueError(f"{weights.shape} importances for rows of {n_cols}")
     if kind in _LATTICE:
         _check_range(kind, rows, weights)
-    _kernels().quantize(kind, rows, weights, out)
+    fast = _lanes().get(kind) if weights is None and kind in lanes.KINDS else None
+    if fast is not None:
+        fast(kind, rows, out)
+    else:
+        _kernels().quantize(kind, rows, weights, out)
     return out
 
 
@@ -90,6 +96,11 @@ def dequantize_rows(kind: GGMLQuantizationType, data: _BYTES, n_cols: int) -> _F
 def validate_rows(kind: GGMLQuantizationType, data: _BYTES) -> bool:
     """Whether all floats in the quantized `data`, uint8, are finite: llama.cpp's check of what it wrote."""
     return all_finite(kind, np.ascontiguousarray(data))
+
+
+def accelerated() -> tuple[str, ...]:
+    """The types whose rows quantkit's own kernels make here, byte for byte as the library would."""
+    return tuple(kind.name for kind in _lanes())
 
 
 def requires_imatrix(kind: GGMLQuantizationType) -> bool:
@@ -264,6 +275,19 @@ def _first_working() -> Kernels:
         "No quantization kernels work here, not even those of the gguf package; reinstall with: "
         "pip install --force-reinstall quantkit"
     )
+
+
+def _lanes() -> Mapping[GGMLQuantizationType, lanes.Quantize]:
+    with _loading:
+        return _tested_lanes()
+
+
+@functools.cache
+def _tested_lanes() -> Mapping[GGMLQuantizationType, lanes.Quantize]:
+    kernels = _first_working()
+    if not all(kernels.has(kind, False) for kind in lanes.KINDS):
+        return {}
+    return lanes.load(lambda kind, rows, out: kernels.quantize(kind, rows, None, out))
 
 
 def _better(current: str) -> str:

@@ -94,7 +94,7 @@ def logits(request: dict[str, Any]) -> None:
     """Writes (n_tokens, n_vocab) to request["out"]; the KV cache is float32 and flash attention off, for exactness."""
     tokens = request["tokens"]
     with (
-        _model(request["model"], n_gpu_layers=0, check_tensors=True) as model,
+        _model(request["model"], n_gpu_layers=0, check_tensors=True, use_extra_bufts=False) as model,
         _context(
             model,
             request["n_threads"],
