@@ -8,16 +8,31 @@ leaves too.
 
 import contextlib
 import ctypes
+import importlib
+import importlib.util
 import json
 import os
 import sys
 import threading
 from collections.abc import Iterator
+from types import ModuleType
 from typing import Any
 
-import llama_cpp.llama_cpp as llama
 import numpy as np
 import numpy.typing as npt
+
+
+def _bindings() -> Any:
+    """llama_cpp.llama_cpp without the package around it, whose chat formats take longer to load than a small model."""
+    spec = importlib.util.find_spec("llama_cpp")
+    if spec is not None and spec.submodule_search_locations:
+        package = ModuleType("llama_cpp")
+        package.__path__ = spec.submodule_search_locations
+        sys.modules["llama_cpp"] = package
+    return importlib.import_module("llama_cpp.llama_cpp")
+
+
+llama = _bindings()
 
 _ERROR, _CONTINUED = 4, 5
 _F32 = 0
