@@ -29,6 +29,10 @@ class TokenizerError(QuantkitError):
     """The tokenizer files are missing, malformed or at odds with the embedding."""
 
 
+class TemplateError(QuantkitError):
+    """A chat template is malformed, or fails on an ordinary conversation."""
+
+
 class ImatrixError(QuantkitError):
     """An importance matrix is malformed, missing where needed, or of the wrong size."""
 

@@ -6,13 +6,15 @@ from typing import Annotated
 import typer
 
 from quantkit.calibration.imatrix import load_imatrix
+from quantkit.chat import BUILT_IN
 from quantkit.checkpoint import open_checkpoint
 from quantkit.cli.options import DebugOption, DryRunOption, ForceOption, Format, FormatOption, SourceArg, parse_size
 from quantkit.cli.output import Out
 from quantkit.cli.report import announce, show_plan, show_result
 from quantkit.conversion import convert
-from quantkit.convert.inputs import Model, model_from_checkpoint, model_from_gguf
+from quantkit.convert.inputs import Model, model_from_gguf
 from quantkit.convert.plan import Request, plan_gguf
+from quantkit.convert.templates import NONE, choose_template, model_with_template
 from quantkit.errors import UsageError, VerificationError
 from quantkit.gguf.mix import MixOptions, parse_override
 from quantkit.gguf.types import FILE_TYPES, file_type, tensor_type
@@ -30,6 +32,16 @@ def _complete_type(incomplete: str) -> list[tuple[str, str]]:
     return [(name, kind.summary) for name, kind in FILE_TYPES.items() if name.startswith(incomplete.lower())]
 
 
+def _complete_template(incomplete: str) -> list[tuple[str, str]]:
+    names = {name: each.models for name, each in BUILT_IN.items()} | {NONE: "no template at all"}
+    return [(name, about) for name, about in names.items() if name.startswith(incomplete)]
+
+
+_HELP_TEMPLATE = (
+    "Chat template instead of the checkpoint's: a Jinja file, one of "
+    + ", ".join(BUILT_IN)
+    + ", or none. A file of such a name is written ./NAME."
+)
 _HELP_TYPES = "A GGUF type; repeat for more, all come out of one pass. q4_0 if none is asked."
 
 
@@ -70,7 +82,7 @@ def gguf(
         str | None, typer.Option("--pre", metavar="NAME", help="BPE pre-tokenizer, where it is not recognised.")
     ] = None,
     chat_template: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Jinja chat template instead of the checkpoint's.")
+        str | None, typer.Option(metavar="FILE|NAME", help=_HELP_TEMPLATE, autocompletion=_complete_template)
     ] = None,
     threads: Annotated[
         int | None, typer.Option(metavar="N", min=1, max=1024, help="Threads.", show_default="all cores")
@@ -152,26 +164,23 @@ def _open(
     *,
     name: str | None,
     pre: str | None,
-    chat_template: Path | None,
+    chat_template: str | None,
     offline: bool,
     headers_only: bool,
 ) -> Model:
-    template = None
-    if chat_template is not None:
-        try:
-            template = chat_template.read_text("utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            why = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
-            raise UsageError(f"cannot read the chat template {chat_template}: {why}") from error
     if source.endswith(".gguf") and not Path(source).is_dir():
-        for option, value in (("--pre", pre), ("--chat-template", template)):
+        for option, value in (("--pre", pre), ("--chat-template", chat_template)):
             if value is not None:
                 raise UsageError(f"{option} is for checkpoints; {source} keeps the vocabulary it has")
         return model_from_gguf(Path(source), name=name)
+    choice = None if chat_template is None else choose_template(chat_template)
     with out.progress("downloading", 1) as ticker:
 
         def show(label: str, done: int, total: int) -> None:
             ticker.show(done / max(total, 1), f"downloading {label}")
 
         checkpoint = open_checkpoint(source, offline=offline, headers_only=headers_only, progress=show)
-    return model_from_checkpoint(checkpoint, name=name, pre=pre, chat_template=template)
+    model, note = model_with_template(checkpoint, choice, name=name, pre=pre)
+    if note is not None:
+        out.note(note)
+    return model

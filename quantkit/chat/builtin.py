@@ -1,0 +1,80 @@
+"""Chat templates for published models whose checkpoints carry none; the texts lie beside this, templates/NAME.jinja."""
+
+import difflib
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from quantkit.errors import UsageError
+
+_FOLDER = Path(__file__).with_name("templates")
+
+
+@dataclass(frozen=True)
+class BuiltIn:
+    """A template: the checkpoints it is for, and where their makers published the format.
+
+    `marks` are the tokens it writes that the vocabulary must hold, `end_of_turn` the one that ends a turn where that is
+    not the tokenizer's EOS.
+    """
+
+    name: str
+    models: str
+    source: str
+    marks: tuple[str, ...] = ()
+    end_of_turn: str | None = None
+
+    @cached_property
+    def text(self) -> str:
+        """The jinja text, without the newline that ends the file."""
+        return (_FOLDER / f"{self.name}.jinja").read_text("utf-8").removesuffix("\n")
+
+
+BUILT_IN: dict[str, BuiltIn] = {
+    each.name: each
+    for each in (
+        BuiltIn(
+            "huozi",
+            "HIT-SCIR's Huozi 1, 2 and 3 (活字)",
+            "README of github.com/HIT-SCIR/huozi, section Quick Start; roles are the Chinese words",
+            marks=("<|beginofutterance|>", "<|endofutterance|>"),
+            end_of_turn="<|endofutterance|>",
+        ),
+        BuiltIn(
+            "blossom",
+            "Azure99's Blossom up to v5",
+            "README and inference/transformers/web_demo.py of github.com/Azure99/BlossomLM",
+        ),
+        BuiltIn(
+            "baichuan2",
+            "Baichuan2-7B-Chat and 13B-Chat",
+            "build_chat_input in generation_utils.py of baichuan-inc/Baichuan2-7B-Chat: no EOS between turns",
+            marks=("<reserved_106>", "<reserved_107>"),
+        ),
+        BuiltIn(
+            "baichuan",
+            "Baichuan-13B-Chat",
+            "_build_chat_input in modeling_baichuan.py of baichuan-inc/Baichuan-13B-Chat: no system message",
+            marks=("<reserved_102>", "<reserved_103>"),
+        ),
+        BuiltIn(
+            "chatml",
+            "Qwen-1 Chat (Qwen-7B-Chat and its sizes), and other models of that format",
+            "make_context in qwen_generation_utils.py of Qwen/Qwen-7B-Chat, with its default system message",
+            marks=("<|im_start|>", "<|im_end|>"),
+            end_of_turn="<|im_end|>",
+        ),
+    )
+}
+
+
+def built_in(name: str) -> BuiltIn:
+    """The built-in called `name`; raises UsageError naming them all."""
+    if name not in BUILT_IN:
+        close = difflib.get_close_matches(name.lower(), BUILT_IN, n=1)
+        hint = f" (did you mean {close[0]}?)" if close else ""
+        raise UsageError(
+            f"--chat-template {name!r} is neither a file nor a built-in template{hint}; built in are "
+            f"{', '.join(BUILT_IN)}, and 'none' leaves the template out"
+        )
+    return BUILT_IN[name]

@@ -1,0 +1,37 @@
+"""What to call a chat template: a built-in's name, or that of the format whose marks it writes."""
+
+from quantkit.chat.builtin import BUILT_IN
+
+# The first whose marks all stand in the text; a format that shares marks with a broader one comes before it.
+_MARKS: tuple[tuple[str, tuple[str, ...]], ...] = (
+    ("huozi", ("<|beginofutterance|>",)),
+    ("blossom", ("|Human|:", "|Bot|:")),
+    ("baichuan2", ("<reserved_106>",)),
+    ("baichuan", ("<reserved_102>",)),
+    ("phi-4", ("<|im_start|>", "<|im_sep|>")),
+    ("chatml", ("<|im_start|>", "<|im_end|>")),
+    ("harmony", ("<|start|>", "<|channel|>")),
+    ("llama-4", ("<|header_start|>",)),
+    ("llama-3", ("<|start_header_id|>", "<|eot_id|>")),
+    ("phi-3", ("<|end|>", "<|assistant|>")),
+    ("gemma", ("<start_of_turn>",)),
+    ("deepseek", ("<｜User｜>",)),
+    ("glm-4", ("[gMASK]", "<|user|>")),
+    ("granite", ("<|start_of_role|>",)),
+    ("command-r", ("<|START_OF_TURN_TOKEN|>",)),
+    ("exaone", ("[|assistant|]",)),
+    ("zephyr", ("<|user|>", "<|assistant|>")),
+    ("mistral-v7", ("[SYSTEM_PROMPT]", "[INST]")),
+    ("llama-2", ("<<SYS>>", "[INST]")),
+    ("mistral", ("[INST]",)),
+    ("alpaca", ("### Instruction", "### Response")),
+    ("vicuna", ("USER:", "ASSISTANT:")),
+)
+
+
+def template_name(template: str) -> str | None:
+    """The name of a template's format; None for one of its own kind."""
+    for name, built_in in BUILT_IN.items():
+        if template.strip() == built_in.text.strip():
+            return name
+    return next((name for name, marks in _MARKS if all(mark in template for mark in marks)), None)

@@ -1,0 +1,116 @@
+"""A chat template rendered as transformers renders it: jinja2, sandboxed, with the few extras templates rely on.
+
+The environment is that of transformers' apply_chat_template (utils/chat_template_utils.py), which published templates
+are written against: blocks trimmed, loop controls, a tojson that leaves HTML alone, raise_exception, strftime_now,
+and the `generation` block, which marks the assistant's words for training and prints what it holds.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from types import TracebackType
+from typing import Any, NoReturn
+
+import jinja2
+import jinja2.ext
+import jinja2.nodes
+import jinja2.parser
+import jinja2.sandbox
+
+from quantkit.errors import TemplateError
+
+
+class TemplateRefusal(TemplateError):
+    """The template itself turned the conversation down with raise_exception (a system message, an odd order)."""
+
+
+def render(
+    template: str,
+    messages: Sequence[Mapping[str, Any]],
+    *,
+    bos_token: str | None = None,
+    eos_token: str | None = None,
+    add_generation_prompt: bool = True,
+    tools: Sequence[Mapping[str, Any]] | None = None,
+    special_tokens: Mapping[str, str] | None = None,
+) -> str:
+    """The prompt a chat template makes of `messages`, each with `role` and `content`.
+
+    A token that is None is undefined in the template, as for a tokenizer that has none; `special_tokens` are further
+    ones by name (`unk_token`, `pad_token`). The template runs in this process for as long as it likes; one from a
+    stranger belongs in `render_contained`.
+
+    Raises:
+        TemplateRefusal: the template called raise_exception.
+        TemplateError: it cannot be parsed, or fails; the message has the line.
+    """
+    given = {**(special_tokens or {}), "bos_token": bos_token, "eos_token": eos_token}
+    try:
+        compiled = _environment().from_string(template)
+        return compiled.render(
+            messages=messages,
+            tools=tools,
+            documents=None,
+            add_generation_prompt=add_generation_prompt,
+            **{name: token for name, token in given.items() if token is not None},
+        )
+    except _Raised as error:
+        raise TemplateRefusal(f"the chat template refuses the conversation: {error.message}") from error
+    except jinja2.TemplateSyntaxError as error:
+        raise TemplateError(f"the chat template is malformed at line {error.lineno}: {error.message}") from error
+    except Exception as error:  # a template may run into any exception of the values it handles
+        line = _line(error.__traceback__)
+        at = f" at line {line}" if line else ""
+        kind = "" if isinstance(error, jinja2.TemplateError) else type(error).__name__
+        what = ": ".join(part for part in (kind, str(error)) if part)
+        raise TemplateError(f"the chat template fails{at}: {what}") from error
+
+
+class _Raised(jinja2.TemplateError):
+    pass
+
+
+class _Generation(jinja2.ext.Extension):
+    """`{% generation %}...{% endgeneration %}`: nothing but its body here."""
+
+    tags = {"generation"}  # noqa: RUF012 - jinja2 reads it from the class
+
+    def parse(self, parser: jinja2.parser.Parser) -> list[jinja2.nodes.Node]:
+        line = next(parser.stream).lineno
+        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        # A scope of its own, as the call block of transformers has: what is set inside is not seen outside.
+        return [jinja2.nodes.Scope(body).set_lineno(line)]
+
+
+def _environment() -> jinja2.Environment:
+    environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, jinja2.ext.loopcontrols]
+    )
+    environment.filters["tojson"] = _tojson
+    environment.globals["raise_exception"] = _raise
+    environment.globals["strftime_now"] = lambda pattern: datetime.now().strftime(pattern)
+    return environment
+
+
+def _tojson(
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+
+
+def _raise(message: str) -> NoReturn:
+    raise _Raised(str(message))
+
+
+def _line(trace: TracebackType | None) -> int | None:
+    """The template's line where an exception passed through: jinja2 rewrites its frames to say so."""
+    found = None
+    while trace is not None:
+        if trace.tb_frame.f_code.co_filename == "<template>":
+            found = trace.tb_lineno
+        trace = trace.tb_next
+    return found

@@ -1,0 +1,49 @@
+"""What a chat template makes of an ordinary conversation: the quickest way to see whether it is the right one."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from quantkit.chat.contained import render_contained
+from quantkit.chat.render import TemplateRefusal
+
+SYSTEM = {"role": "system", "content": "Be brief."}
+USER = {"role": "user", "content": "Hello!"}
+ASSISTANT = {"role": "assistant", "content": "Hi, how can I help?"}
+AGAIN = {"role": "user", "content": "What is 2+2?"}
+
+# Some templates know no system message, some only one turn.
+CONVERSATIONS = ((SYSTEM, USER, ASSISTANT, AGAIN), (USER, ASSISTANT, AGAIN), (USER,))
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A rendered sample: the roles of the conversation that the template took, and the prompt, ready for an answer."""
+
+    roles: tuple[str, ...]
+    text: str
+
+
+def render_sample(
+    template: str,
+    *,
+    bos_token: str | None = None,
+    eos_token: str | None = None,
+    special_tokens: Mapping[str, str] | None = None,
+) -> Sample:
+    """The template on system, user, assistant, user; without the system message or the history if it refuses them.
+
+    Raises:
+        TemplateError: it fails, or refuses even a single question.
+    """
+    first: TemplateRefusal | None = None
+    for messages in CONVERSATIONS:
+        try:
+            text = render_contained(
+                template, messages, bos_token=bos_token, eos_token=eos_token, special_tokens=dict(special_tokens or {})
+            )
+        except TemplateRefusal as refusal:
+            first = first or refusal
+            continue
+        return Sample(tuple(message["role"] for message in messages), text)
+    assert first is not None
+    raise first
