@@ -6,6 +6,7 @@ import typer
 
 from quantkit import __version__
 from quantkit.cli import gguf as gguf_command
+from quantkit.cli import inspect as inspect_command
 from quantkit.cli.errors import explain
 
 app = typer.Typer(
@@ -36,6 +37,7 @@ def _root(
 
 
 app.command("gguf", epilog=gguf_command.EPILOG)(gguf_command.gguf)
+app.command("inspect")(inspect_command.inspect)
 
 
 def main() -> None:

@@ -1,0 +1,49 @@
+"""What a model is, told from headers: any source quantkit takes, any output it or another tool made."""
+
+from pathlib import Path
+
+from quantkit.checkpoint.sources import parse_source
+from quantkit.errors import CheckpointError
+from quantkit.gguf.layout import MAGIC
+from quantkit.inspection.checkpoints import describe_checkpoint_folder, describe_hub_checkpoint
+from quantkit.inspection.description import Description
+from quantkit.inspection.gguf_files import describe_folder, describe_gguf
+
+__all__ = ["Description", "inspect_source"]
+
+
+def inspect_source(source: str, *, offline: bool = False) -> Description:
+    """Describe a checkpoint folder, a hub id, a GGUF file (any shard), or a folder of GGUF files.
+
+    Only headers, config and tokenizer files are read; from the hub nothing else is fetched. `offline` keeps to the
+    hub's cache.
+
+    Raises:
+        CheckpointError: there is no such thing, or it is damaged; HubError from the hub.
+        UnsupportedError: a hub repository of weights already quantized.
+    """
+    path = Path(source).expanduser()
+    if source.endswith(".gguf") and not path.exists():
+        raise CheckpointError(f"there is no file {source}; check the name")
+    if path.is_file():
+        if _magic(path, source) != MAGIC:
+            raise CheckpointError(f"{source} is not a GGUF file; give a GGUF, or the folder that holds config.json")
+        return describe_gguf(path, source)
+    where = parse_source(source)
+    if not isinstance(where, Path):
+        return describe_hub_checkpoint(source, offline=offline)
+    try:
+        names = [entry.name for entry in where.iterdir()]
+    except OSError as error:
+        raise CheckpointError(f"{source} cannot be listed ({error.strerror}); check its permissions") from error
+    if "config.json" not in names and any(name.endswith(".gguf") for name in names):
+        return describe_folder(where, source)
+    return describe_checkpoint_folder(where, source)
+
+
+def _magic(path: Path, source: str) -> bytes:
+    try:
+        with path.open("rb") as file:
+            return file.read(len(MAGIC))
+    except OSError as error:
+        raise CheckpointError(f"{source} cannot be read ({error.strerror}); check the file") from error

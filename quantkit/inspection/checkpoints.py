@@ -1,0 +1,210 @@
+"""A Hugging Face checkpoint, in a folder or on the hub, described from config.json, tokenizer files and headers."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from quantkit.chat import suggest
+from quantkit.checkpoint import Checkpoint, TensorInfo, open_checkpoint
+from quantkit.checkpoint.folder import choose_weights, quantization_config, read_small_file
+from quantkit.checkpoint.jsonfile import parse_object
+from quantkit.checkpoint.weights import open_weights
+from quantkit.convert.inputs import model_from_checkpoint
+from quantkit.convert.templates import generation_config, token_texts
+from quantkit.errors import MissingExtraError, QuantkitError, UnsupportedError
+from quantkit.families import Family, find_family
+from quantkit.gguf.keyvalues import KeyValue
+from quantkit.gguf.vocab import files as tokenizer_files
+from quantkit.gguf.vocab import load_vocabulary, special
+from quantkit.inspection.config import shape_of_config, text_config
+from quantkit.inspection.description import Description, File, Template, Vocabulary
+from quantkit.inspection.keys import describe_template, template_of_keys, vocabulary_of_keys
+from quantkit.inspection.record import read_record
+from quantkit.inspection.weights import Stored, count_weights
+
+
+@dataclass
+class _Found:
+    """A checkpoint as far as it could be read."""
+
+    name: str
+    folder: Path
+    config: dict[str, Any]
+    tensors: list[TensorInfo]
+    files: list[File]
+    revision: str | None = None
+    opened: Checkpoint | None = None
+    notes: list[str] = field(default_factory=list)
+
+
+def describe_checkpoint_folder(folder: Path, source: str) -> Description:
+    """A checkpoint in a folder, quantized ones too.
+
+    Raises:
+        CheckpointError: config.json or a weight file is missing or malformed.
+    """
+    config = parse_object(read_small_file(folder, "config.json", source), f"config.json of {source}")
+    found = _Found(folder.resolve().name, folder, config, [], [])
+    try:
+        weights = open_weights(folder, source)
+        weights.close()
+        found.tensors = list(weights.tensors.values())
+        names = sorted({tensor.file for tensor in found.tensors})
+    except MissingExtraError as error:
+        found.notes.append(str(error))
+        names = list(choose_weights([path.name for path in folder.iterdir()], source).files)
+    found.files = [File(name, (folder / name).stat().st_size) for name in names]
+    try:
+        found.opened = open_checkpoint(str(folder))
+        found.name, found.revision = found.opened.name, found.opened.revision
+    except QuantkitError as error:
+        found.notes.append(str(error))
+    try:
+        return _describe(found, source)
+    finally:
+        if found.opened is not None:
+            found.opened.close()
+
+
+def describe_hub_checkpoint(source: str, *, offline: bool = False) -> Description:
+    """A checkpoint on the hub; of its weights only the headers are fetched.
+
+    Raises:
+        CheckpointError, HubError, UnsupportedError: as `open_checkpoint` does.
+    """
+    with open_checkpoint(source, offline=offline, headers_only=True) as opened:
+        tensors = list(opened.tensors.values())
+        names = sorted({tensor.file for tensor in tensors})
+        files = [File(name, sum(tensor.nbytes for tensor in tensors if tensor.file == name)) for name in names]
+        found = _Found(opened.name, opened.folder, opened.config, tensors, files, opened.revision, opened)
+        return _describe(found, source)
+
+
+def _describe(found: _Found, source: str) -> Description:
+    config = found.config
+    packing = quantization_config(config)
+    architecture = _architecture(config)
+    family = _family(config)
+    shape = shape_of_config(family.complete(config) if family else config)
+    weights = count_weights(
+        (Stored(tensor.name, tensor.dtype, tensor.n_params, tensor.nbytes) for tensor in found.tensors),
+        experts=shape.experts,
+        experts_used=shape.experts_used,
+        tied=text_config(config).get("tie_word_embeddings") is True,
+        packed_bits=_bits(packing),
+    )
+    keys, why_not = _gguf_keys(found, family, architecture, packing)
+    vocabulary = vocabulary_of_keys(keys)
+    template = template_of_keys(keys, vocabulary)
+    if vocabulary is None:
+        template = _template_file(found.folder)
+        vocabulary = Vocabulary(size=shape.vocab) if shape.vocab else None
+    suggested = None
+    if template is None:
+        suggestion = suggest(token_texts(keys), generation_config(found.folder), found.name)
+        suggested = (
+            f"the built-in '{suggestion.template.name}' fits (its {suggestion.evidence})" if suggestion else None
+        )
+    stored = weights.groups[0].type.lower() if weights else None
+    return Description(
+        name=found.name,
+        kind="quantized checkpoint" if _is_packed(packing) else "checkpoint",
+        source=source,
+        family=family.models if family else None,
+        architecture=architecture,
+        shape=shape,
+        weights=weights,
+        files=tuple(found.files),
+        vocabulary=vocabulary,
+        template=template,
+        suggested_template=suggested,
+        type=_method(packing) or stored,
+        convertible=why_not is None,
+        why_not=why_not,
+        revision=found.revision,
+        origin=read_record(found.folder) or None,
+        notes=tuple(dict.fromkeys(note for note in found.notes if note != why_not)),
+    )
+
+
+def _gguf_keys(
+    found: _Found, family: Family | None, architecture: str | None, packing: Mapping[str, Any]
+) -> tuple[list[KeyValue], str | None]:
+    """The keys its GGUF would have, or those of its vocabulary alone with the reason why it cannot become one."""
+    why_not = None
+    if _is_packed(packing):
+        why_not = f"already quantized ({_method(packing)}); quantkit converts the original checkpoint"
+    elif family is None:
+        why_not = f"architecture {architecture or '(none in config.json)'} is not supported yet"
+    elif found.opened is None:
+        why_not = found.notes[-1]
+    else:
+        try:
+            model = model_from_checkpoint(found.opened)
+            found.notes += model.warnings
+            return list(model.keys), None
+        except QuantkitError as error:
+            why_not = str(error)
+    try:
+        return load_vocabulary(found.folder, text_config(found.config)).keys, why_not
+    except QuantkitError as error:
+        found.notes.append(str(error))
+        return [], why_not
+
+
+def _template_file(folder: Path) -> Template | None:
+    """The template of a tokenizer that could not be read."""
+    try:
+        files = tokenizer_files.read(folder)
+    except QuantkitError:
+        return None
+    text = special.default_template(files.config.get("chat_template", files.template))
+    return describe_template(text, None) if text else None
+
+
+def _architecture(config: Mapping[str, Any]) -> str | None:
+    names = config.get("architectures")
+    name = names[0] if isinstance(names, list) and names else config.get("model_type")
+    return name if isinstance(name, str) else None
+
+
+def _family(config: Mapping[str, Any]) -> Family | None:
+    try:
+        return find_family(config)
+    except UnsupportedError:
+        return None
+
+
+def _is_packed(packing: Mapping[str, Any]) -> bool:
+    """Whether a quantization is one that stays: block-scaled f8 is undone on reading."""
+    method = packing.get("quant_method")
+    plain = method == "fp8" or (method == "compressed-tensors" and "float" in str(packing.get("format")))
+    return bool(packing) and not plain
+
+
+def _bits(packing: Mapping[str, Any]) -> int | None:
+    weights = _group(packing)
+    for value in (packing.get("bits"), packing.get("w_bit"), weights.get("num_bits")):
+        if isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= 8:
+            return value
+    return 4 if packing.get("load_in_4bit") is True or packing.get("_load_in_4bit") is True else None
+
+
+def _group(packing: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The weights' scheme of compressed-tensors' first group of layers."""
+    groups = packing.get("config_groups")
+    first = next(iter(groups.values()), None) if isinstance(groups, dict) else None
+    weights = first.get("weights") if isinstance(first, dict) else {}
+    return weights if isinstance(weights, dict) else {}
+
+
+def _method(packing: Mapping[str, Any]) -> str | None:
+    """The quantization in words: "awq 4 bit, group 128"."""
+    if not packing:
+        return None
+    words = str(packing.get("quant_method") or "quantized")
+    bits = _bits(packing)
+    size = packing.get("group_size", packing.get("q_group_size", _group(packing).get("group_size")))
+    words += f" {bits} bit" if bits else ""
+    return words + (f", group {size}" if isinstance(size, int) and size > 0 else "")

@@ -1,0 +1,138 @@
+"""What `inspect` says of a model: plain data, the same for a checkpoint and for each of its quantized forms."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class TensorGroup:
+    """All tensors of one element type: their count, stored elements and bytes."""
+
+    type: str
+    tensors: int
+    elements: int
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Weights:
+    """The weights. `parameters` counts a tied embedding once and no scales, buffers or computed tables.
+
+    `active_parameters` are those one token goes through: all but the experts it is not routed to. `bits_per_weight` is
+    bytes of tensors times 8 over parameters, scales included.
+    """
+
+    parameters: int
+    active_parameters: int
+    bytes: int
+    bits_per_weight: float
+    groups: tuple[TensorGroup, ...]
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Sizes of a decoder; None where the source does not say. `expert_ffn` is the width of one routed expert."""
+
+    layers: int | None = None
+    hidden: int | None = None
+    heads: int | None = None
+    kv_heads: int | None = None
+    head_dim: int | None = None
+    ffn: int | None = None
+    expert_ffn: int | None = None
+    experts: int | None = None
+    experts_used: int | None = None
+    experts_shared: int | None = None
+    context: int | None = None
+    sliding_window: int | None = None
+    vocab: int | None = None
+    positions: str | None = None
+    """How positions enter: "rope", "alibi", "learned"."""
+    rope_base: float | None = None
+    rope_scaling: str | None = None
+    """Kind and factor of the scaling, as "yarn x4"."""
+    rope_dimensions: int | None = None
+
+
+@dataclass(frozen=True)
+class SpecialToken:
+    """A token with a role (bos, eos, eot, ...)."""
+
+    role: str
+    id: int
+    text: str
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """The token table as llama.cpp sees it; `model` and `pre` are its names for algorithm and pre-tokenizer."""
+
+    size: int
+    model: str | None = None
+    pre: str | None = None
+    special: tuple[SpecialToken, ...] = ()
+    adds_bos: bool | None = None
+    adds_eos: bool | None = None
+
+
+@dataclass(frozen=True)
+class Template:
+    """A chat template: its format's name if it is a known one, and a sample conversation as it renders it.
+
+    `error` says why there is no `sample`; `roles` are the sample's; `others` the names of further templates.
+    """
+
+    name: str | None
+    text: str
+    sample: str | None
+    roles: tuple[str, ...] = ()
+    error: str | None = None
+    others: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class File:
+    name: str
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Output:
+    """One quantized form in a folder of outputs."""
+
+    name: str
+    type: str
+    bits_per_weight: float
+    files: tuple[File, ...]
+
+
+@dataclass(frozen=True)
+class Description:
+    """Everything `inspect` found. `convertible` is None where the question does not arise."""
+
+    name: str
+    kind: str
+    """"checkpoint", "quantized checkpoint", "GGUF", "folder of GGUF files"."""
+    source: str
+    family: str | None
+    architecture: str | None
+    shape: Shape
+    weights: Weights | None
+    files: tuple[File, ...]
+    vocabulary: Vocabulary | None
+    template: Template | None
+    suggested_template: str | None = None
+    type: str | None = None
+    """The file type of a GGUF (q4_k_m), the method of a quantized checkpoint (AWQ 4 bit, group 128)."""
+    convertible: bool | None = None
+    why_not: str | None = None
+    revision: str | None = None
+    origin: Mapping[str, Any] | None = None
+    outputs: tuple[Output, ...] = ()
+    notes: tuple[str, ...] = field(default=())
+
+    @property
+    def size(self) -> int:
+        """Bytes of all weight files."""
+        return sum(file.bytes for file in self.files)

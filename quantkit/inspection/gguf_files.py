@@ -1,0 +1,136 @@
+"""A GGUF file, all its shards, or a folder of several, described from headers."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from quantkit.errors import CheckpointError
+from quantkit.families import Family, all_families
+from quantkit.gguf.reader import GgufHeader, read_header, shard_paths
+from quantkit.gguf.types import FILE_TYPES
+from quantkit.inspection import keys as gguf_keys
+from quantkit.inspection.description import Description, File, Output, Shape
+from quantkit.inspection.record import changed_since, entry_of, read_record
+from quantkit.inspection.weights import Stored, count_weights
+
+_KINDS = {"imatrix": "importance matrix", "adapter": "LoRA adapter", "mmproj": "multimodal projector"}
+
+
+def describe_gguf(path: Path, source: str) -> Description:
+    """The model whose file, or one of whose shards, `path` is.
+
+    Raises:
+        CheckpointError: not a sound GGUF, or a shard is missing.
+    """
+    headers = [read_header(shard) for shard in shard_paths(path)]
+    first = headers[0]
+    values = {key.key: key.value for key in first.keys}
+    tensors = [slot for header in headers for slot in header.tensors]
+    claimed = values.get("split.tensors.count")
+    notes = []
+    if claimed is not None and claimed != len(tensors):
+        notes.append(f"the shards hold {len(tensors)} tensors, not the {claimed} they claim")
+    shape = gguf_keys.shape_of_keys(first.keys, [slot.name for slot in tensors])
+    weights = count_weights(
+        (Stored(slot.name, slot.type.name, _elements(slot.shape), slot.nbytes) for slot in tensors),
+        experts=shape.experts,
+        experts_used=shape.experts_used,
+    )
+    record = entry_of(read_record(path.parent), path)
+    if record is not None:
+        notes += changed_since(record, path.parent)
+    kind = values.get("general.type")
+    if kind == "imatrix":
+        notes += _imatrix_words(first)
+    vocabulary = gguf_keys.vocabulary_of_keys(first.keys)
+    arch = values.get("general.architecture")
+    return Description(
+        name=_stem(path, len(headers)),
+        kind="GGUF" if kind in (None, "model") else f"{_KINDS.get(str(kind), kind)} (GGUF)",
+        source=source,
+        family=_family(record, arch, shape),
+        architecture=arch if isinstance(arch, str) else None,
+        shape=shape,
+        weights=weights,
+        files=tuple(File(header.path.name, header.size) for header in headers),
+        vocabulary=vocabulary,
+        template=gguf_keys.template_of_keys(first.keys, vocabulary),
+        type=_type(first, weights.groups[0].type if weights else None),
+        origin=record,
+        notes=tuple(notes),
+    )
+
+
+def describe_folder(folder: Path, source: str) -> Description:
+    """A folder of GGUF files: the model as its first file tells of it, and every file with its type and size.
+
+    Raises:
+        CheckpointError: no file of it is a sound GGUF.
+    """
+    described: list[Description] = []
+    broken: list[CheckpointError] = []
+    for path in sorted(folder.glob("*.gguf")):
+        if any(path.name == file.name for each in described for file in each.files):
+            continue
+        try:
+            described.append(describe_gguf(path, source))
+        except CheckpointError as error:
+            broken.append(error)
+    models = [each for each in described if each.kind == "GGUF"]
+    if not models:
+        raise broken[0] if broken else CheckpointError(f"{source} holds no GGUF model; name the file itself")
+    outputs = tuple(
+        Output(each.name, each.type or "?", each.weights.bits_per_weight if each.weights else 0.0, each.files)
+        for each in models
+    )
+    others = [f"{each.files[0].name} is no model but: {each.kind}" for each in described if each.kind != "GGUF"]
+    several = len(models) > 1
+    return replace(
+        models[0],
+        name=folder.resolve().name,
+        kind="folder of GGUF files",
+        files=tuple(file for each in models for file in each.files),
+        type=None if several else models[0].type,
+        outputs=outputs,
+        origin=read_record(folder) or None,
+        notes=(*(note for each in models for note in each.notes), *others, *(str(error) for error in broken)),
+    )
+
+
+def _elements(shape: Sequence[int]) -> int:
+    count = 1
+    for size in shape:
+        count *= size
+    return count
+
+
+def _stem(path: Path, shards: int) -> str:
+    stem = path.name.removesuffix(".gguf")
+    return stem[: -len("-00001-of-00001")] if shards > 1 else stem
+
+
+def _type(header: GgufHeader, most: str | None) -> str | None:
+    number = gguf_keys.file_type_of({key.key: key.value for key in header.keys})
+    known = next((kind.name for kind in FILE_TYPES.values() if kind.ftype == number), None)
+    return known or (most.lower() if most else None)
+
+
+def _family(record: object, arch: object, shape: Shape) -> str | None:
+    """By the record beside the file, else by the architecture where it tells: llama.cpp keeps Mixtral under llama."""
+    said = record.get("family") if isinstance(record, dict) else None
+    families = [family for family in all_families() if family.gguf_arch == arch or family.name == said]
+    fitting = [
+        family for family in families if (family.name == said if said else _has_experts(family) == bool(shape.experts))
+    ]
+    return " or ".join(dict.fromkeys(family.models for family in fitting[:3])) or None
+
+
+def _has_experts(family: Family) -> bool:
+    return any("_exps." in rule.target for rule in family.rules)
+
+
+def _imatrix_words(header: GgufHeader) -> list[str]:
+    datasets = header.value("imatrix.datasets")
+    texts = [text.decode("utf-8", "replace") for text in datasets] if isinstance(datasets, list) else []
+    chunks, size = header.value("imatrix.chunk_count"), header.value("imatrix.chunk_size")
+    return [f"{chunks} chunks of {size} tokens of {', '.join(texts) or 'a text it does not name'}"] if chunks else []

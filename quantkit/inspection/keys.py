@@ -1,0 +1,125 @@
+"""Facts out of a GGUF's key-values; a checkpoint's vocabulary and template come as such keys too."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from quantkit.chat import render_sample, template_name
+from quantkit.convert.templates import TEMPLATE_KEY, token_texts
+from quantkit.errors import TemplateError
+from quantkit.gguf.keyvalues import KeyValue
+from quantkit.inspection.config import scaling_words
+from quantkit.inspection.description import Shape, SpecialToken, Template, Vocabulary
+
+_SIZES = {
+    "layers": "block_count",
+    "hidden": "embedding_length",
+    "heads": "attention.head_count",
+    "kv_heads": "attention.head_count_kv",
+    "head_dim": "attention.key_length",
+    "ffn": "feed_forward_length",
+    "expert_ffn": "expert_feed_forward_length",
+    "experts": "expert_count",
+    "experts_used": "expert_used_count",
+    "experts_shared": "expert_shared_count",
+    "context": "context_length",
+    "sliding_window": "attention.sliding_window",
+    "vocab": "vocab_size",
+    "rope_dimensions": "rope.dimension_count",
+}
+# The format spells the separator's key so.
+_ROLE_NAMES = {"unknown": "unk", "seperator": "sep", "padding": "pad"}
+
+
+def shape_of_keys(keys: Sequence[KeyValue], tensors: Sequence[str]) -> Shape:
+    """The sizes a GGUF states under its architecture; of sizes given per layer, the largest."""
+    values = {key.key: key.value for key in keys}
+    arch = values.get("general.architecture")
+    found = {field: _number(values.get(f"{arch}.{key}")) for field, key in _SIZES.items()}
+    if found["head_dim"] is None and found["heads"] and found["hidden"]:
+        found["head_dim"] = found["hidden"] // found["heads"]
+    found["kv_heads"] = found["kv_heads"] or found["heads"]
+    if found["rope_dimensions"] == found["head_dim"]:
+        found["rope_dimensions"] = None
+    tokens = values.get("tokenizer.ggml.tokens")
+    found["vocab"] = len(tokens) if tokens is not None else found["vocab"]
+    base = values.get(f"{arch}.rope.freq_base")
+    kind, factor = values.get(f"{arch}.rope.scaling.type"), values.get(f"{arch}.rope.scaling.factor")
+    scaling = None
+    if isinstance(kind, str) and kind != "none":
+        scaling = scaling_words(kind, factor, values.get(f"{arch}.rope.scaling.original_context_length"))
+    elif "rope_freqs.weight" in tensors:
+        scaling = "llama3 (factors in rope_freqs)"
+    elif any(name.startswith("rope_factors_") for name in tensors):
+        scaling = "longrope (factors in rope_factors)"
+    positions = "rope" if isinstance(base, float) or _number(values.get(f"{arch}.rope.dimension_count")) else None
+    if _float(values.get(f"{arch}.attention.max_alibi_bias")) or arch == "bloom":
+        positions = "alibi"
+    elif "position_embd.weight" in tensors:
+        positions = "learned"
+    return Shape(**found, positions=positions, rope_base=_float(base), rope_scaling=scaling)
+
+
+def vocabulary_of_keys(keys: Sequence[KeyValue]) -> Vocabulary | None:
+    """The token table; None for a file without one."""
+    values = {key.key: key.value for key in keys}
+    if "tokenizer.ggml.tokens" not in values:
+        return None
+    texts = token_texts(keys)
+    special = []
+    for key, value in values.items():
+        if key.startswith("tokenizer.ggml.") and key.endswith("_token_id") and isinstance(value, int):
+            role = key.removeprefix("tokenizer.ggml.").removesuffix("_token_id")
+            text = texts[value] if 0 <= value < len(texts) else "(no such token)"
+            special.append(SpecialToken(_ROLE_NAMES.get(role, role), value, text))
+    return Vocabulary(
+        size=len(texts),
+        model=_text(values.get("tokenizer.ggml.model")),
+        pre=_text(values.get("tokenizer.ggml.pre")),
+        special=tuple(special),
+        adds_bos=values.get("tokenizer.ggml.add_bos_token"),
+        adds_eos=values.get("tokenizer.ggml.add_eos_token"),
+    )
+
+
+def template_of_keys(keys: Sequence[KeyValue], vocabulary: Vocabulary | None) -> Template | None:
+    """The default chat template, rendered on a sample; a file with named ones only shows the first of them."""
+    prefix = f"{TEMPLATE_KEY}."
+    named = {key.key.removeprefix(prefix): str(key.value) for key in keys if key.key.startswith(prefix)}
+    text = next((str(key.value) for key in keys if key.key == TEMPLATE_KEY), None)
+    if text is None and named:
+        first = sorted(named)[0]
+        text = named.pop(first)
+    return None if text is None else describe_template(text, vocabulary, tuple(sorted(named)))
+
+
+def describe_template(text: str, vocabulary: Vocabulary | None, others: tuple[str, ...] = ()) -> Template:
+    tokens = {token.role: token.text for token in vocabulary.special} if vocabulary else {}
+    more = {f"{role}_token": token for role, token in tokens.items() if role not in ("bos", "eos")}
+    try:
+        sample = render_sample(text, bos_token=tokens.get("bos"), eos_token=tokens.get("eos"), special_tokens=more)
+    except TemplateError as error:
+        return Template(template_name(text), text, None, error=str(error), others=others)
+    return Template(template_name(text), text, sample.text, sample.roles, others=others)
+
+
+def file_type_of(values: Mapping[str, Any]) -> int | None:
+    """general.file_type, llama.cpp's number of the mix."""
+    return _number(values.get("general.file_type"), zero=True)
+
+
+def _number(value: Any, zero: bool = False) -> int | None:
+    if isinstance(value, np.ndarray):
+        value = int(value.max()) if value.size and value.dtype.kind in "iu" else None
+    if not isinstance(value, int) or isinstance(value, bool):
+        return None
+    return value if value or zero else None
+
+
+def _float(value: Any) -> float | None:
+    return float(value) if isinstance(value, float) and np.isfinite(value) and value else None
+
+
+def _text(value: Any) -> str | None:
+    return value if isinstance(value, str) else None

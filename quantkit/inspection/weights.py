@@ -1,0 +1,84 @@
+"""Counting parameters from headers: what is a weight, what belongs to an expert, what is only packing."""
+
+import re
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from quantkit.inspection.description import TensorGroup, Weights
+
+_EXPERT = re.compile(r"(?:^|\.)experts\.|_exps\.")
+# Scales, zero points and indices beside packed weights (AWQ, GPTQ, compressed-tensors, bitsandbytes, f8, MXFP4), and
+# tables a runtime computes by itself.
+_NOT_WEIGHTS = re.compile(
+    r"(?:^|[._])(?:scales|qzeros|g_idx|weight_scale|weight_scale_inv|weight_scale_2|weight_zero_point|weight_shape"
+    r"|weight_g_idx|weight_global_scale|input_scale|input_global_scale|k_scale|v_scale|SCB|absmax|nested_absmax"
+    r"|quant_map|nested_quant_map|inv_freq)$"
+    r"|\.quant_state\.|\.rotary_emb\.|(?:^|\.)(?:masked_bias|attention\.bias|attn\.bias)$|^rope_(?:freqs|factors)"
+)
+# Several weights share one stored integer.
+_PACKED = re.compile(r"(?:\.qweight|\.weight_packed|_blocks)$")
+_HEADS = ("lm_head.weight", "output.weight", "embed_out.weight")
+_INTEGER_BITS = {"U8": 8, "I8": 8, "I16": 16, "I32": 32, "U32": 32, "I64": 64}
+
+
+@dataclass(frozen=True)
+class Stored:
+    """One tensor as stored: element type, elements, bytes."""
+
+    name: str
+    type: str
+    elements: int
+    bytes: int
+
+
+def count_weights(
+    tensors: Iterable[Stored],
+    *,
+    experts: int | None = None,
+    experts_used: int | None = None,
+    tied: bool = False,
+    packed_bits: int | None = None,
+) -> Weights | None:
+    """The sum of `tensors`; None where there are none.
+
+    `tied` leaves out an output head stored beside the embedding it equals; `packed_bits` is the width of a weight where
+    several share an integer.
+    """
+    all_, routed, stored = 0, 0, 0
+    groups: defaultdict[str, list[int]] = defaultdict(lambda: [0, 0, 0])
+    for tensor in tensors:
+        group = groups[tensor.type]
+        group[0] += 1
+        group[1] += tensor.elements
+        group[2] += tensor.bytes
+        stored += tensor.bytes
+        if _NOT_WEIGHTS.search(tensor.name) or (tied and tensor.name.endswith(_HEADS)):
+            continue
+        weights = tensor.elements * _per_element(tensor, packed_bits)
+        all_ += weights
+        if _EXPERT.search(tensor.name):
+            routed += weights
+    if not groups:
+        return None
+    idle = routed - routed * experts_used // experts if experts and experts_used and experts_used < experts else 0
+    return Weights(
+        parameters=all_,
+        active_parameters=all_ - idle,
+        bytes=stored,
+        bits_per_weight=8 * stored / max(all_, 1),
+        groups=tuple(
+            TensorGroup(kind, *counts) for kind, counts in sorted(groups.items(), key=lambda item: -item[1][2])
+        ),
+    )
+
+
+def _per_element(tensor: Stored, packed_bits: int | None) -> int:
+    width = _INTEGER_BITS.get(tensor.type)
+    if width is None:
+        return 1
+    if tensor.name.endswith("_blocks"):  # MXFP4: two to a byte
+        return 2
+    if packed_bits and (_PACKED.search(tensor.name) or (packed_bits < 8 and tensor.type == "U8")):
+        return max(width // packed_bits, 1)
+    return 1
