@@ -18,6 +18,7 @@ from .files import TokenizerFiles, read
 from .huggingface import hf_token_ids
 from .pretokenizers import check_name, pretokenizer_names
 from .probe import PROBE
+from .roles import add_family_roles
 from .tokens import Tokens, refuse_duplicates
 
 __all__ = [
@@ -63,6 +64,7 @@ def load_vocabulary(
     if chat_template is not None:
         special.refuse_template(chat_template)
     files = read(folder)
+    config = _with_vocab_size(config)
     try:
         return _vocabulary(files, config, pre, chat_template)
     except (KeyError, TypeError, AttributeError, ValueError, IndexError) as error:
@@ -72,6 +74,16 @@ def load_vocabulary(
         ) from error
 
 
+def _with_vocab_size(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """config.json with vocab_size, the rows of the embedding, where it can be read (as conversion/base.py reads it)."""
+    nested = config.get("text_config")
+    for source in (config, nested if isinstance(nested, Mapping) else {}):
+        for name in ("vocab_size", "padded_vocab_size"):
+            if source.get(name) is not None:
+                return {**config, "vocab_size": source[name]}
+    return config
+
+
 def _vocabulary(
     files: TokenizerFiles, config: Mapping[str, Any], pre: str | None, chat_template: str | None
 ) -> Vocabulary:
@@ -79,6 +91,7 @@ def _vocabulary(
     refuse_duplicates(tokens)
     specials = special.read(files, config, len(tokens.texts))
     specials.ids = tokens.ids | specials.ids
+    add_family_roles(specials.ids, config, tokens.texts, specials.warnings)
     specials.adds = tokens.adds | specials.adds
     if chat_template is not None:
         specials.template = chat_template

@@ -15,7 +15,7 @@ from quantkit.gguf import keyvalues
 from . import pretokenizers
 from .files import TokenizerFiles, read_text
 from .huggingface import build_tokenizer
-from .tokens import NORMAL, UNUSED, Tokens, padding, say_padded, too_large
+from .tokens import NORMAL, UNUSED, Tokens, fit, padding, say_padded
 
 
 def load(files: TokenizerFiles, config: Mapping[str, Any], pre: str | None) -> Tokens:
@@ -26,21 +26,20 @@ def load(files: TokenizerFiles, config: Mapping[str, Any], pre: str | None) -> T
     """
     tokenizer = build_tokenizer(files)
     source = files.tokenizer or json.loads(tokenizer.to_str())
-    where = str(files.folder / ("tokenizer.json" if files.tokenizer else "vocab.json"))
+    where = str(files.ranks or files.folder / ("tokenizer.json" if files.tokenizer else "vocab.json"))
     _require_byte_level(source, where)
-    vocab = tokenizer.get_vocab(with_added_tokens=True)
-    found = 1 + max(vocab.values(), default=-1)
-    vocab_size = int(config.get("vocab_size") or found)
-    if found > vocab_size:
-        raise too_large(found, vocab_size)
+    added = tokenizer.get_added_tokens_decoder()
+    whole = tokenizer.get_vocab(with_added_tokens=True)
+    vocab, vocab_size, warnings = fit(whole, added, int(config.get("vocab_size") or 0))
 
     recognised = (
         pretokenizers.Recognised(pre, "given")
         if pre
         else pretokenizers.recognise(tokenizer, source, files.config, where)
     )
-    tokens = Tokens("gpt2", recognised.name, texts=padding(range(vocab_size)), types=[UNUSED] * vocab_size)
-    added = tokenizer.get_added_tokens_decoder()
+    tokens = Tokens(
+        "gpt2", recognised.name, texts=padding(range(vocab_size)), types=[UNUSED] * vocab_size, warnings=warnings
+    )
     for text, number in vocab.items():
         if number in added:
             # llama.cpp finds added tokens in the raw text, so those kept out of normalization are spelled out
@@ -58,8 +57,8 @@ def load(files: TokenizerFiles, config: Mapping[str, Any], pre: str | None) -> T
         raise TokenizerError(f"{where} has no merges, without which llama.cpp cannot load a byte-level BPE vocabulary.")
     if recognised.by_hash:
         tokens.warnings.append(
-            f"the pre-tokenizer is {recognised.name}, as tokenizer.json's ignore_merges asks; llama.cpp's converter "
-            f"would write {recognised.by_hash}"
+            f"the pre-tokenizer is {recognised.name}, {recognised.why}; llama.cpp's converter would write "
+            f"{recognised.by_hash}"
         )
     if recognised.how != "hash" and pretokenizers.adds_bos(recognised.name):
         tokens.adds = {"bos": False}

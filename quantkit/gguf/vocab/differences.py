@@ -68,6 +68,9 @@ def _reason(
     files: TokenizerFiles, keys: Sequence[KeyValue], text: str, got: list[int], expected: list[int]
 ) -> str | None:
     values = {key.key: key.value for key in keys}
+    rows = values.get("tokenizer.ggml.tokens")
+    if isinstance(rows, list) and any(number >= len(rows) for number in expected):
+        return "the tokenizer gives it an id that has no row in the embedding"
     looking = next((marker for marker in _CONTROL_LOOKING if marker in text and _is_plain(values, marker)), None)
     if looking:
         return f"{looking} is an ordinary token here, and llama.cpp makes every token of that name a control token"
@@ -77,6 +80,8 @@ def _reason(
             return "llama.cpp's unigram tokenizer has no byte fallback for characters outside the vocabulary"
         if not text.strip(" "):
             return "llama.cpp's unigram tokenizer puts no space before a text of spaces only"
+    if spm.is_sentencepiece(files) and spm.is_cut_from_the_left(files):
+        return "SentencePiece cuts this model's user-defined pieces out from the left, and llama.cpp merges by score"
     if files.tokenizer is None:
         return None
     if spm.is_sentencepiece(files) and got == sentencepiece_ids(files, [text])[0]:

@@ -11,6 +11,8 @@ from typing import Any
 
 from quantkit.errors import TokenizerError
 
+from . import ranks
+
 
 @dataclass(frozen=True)
 class TokenizerFiles:
@@ -18,7 +20,8 @@ class TokenizerFiles:
 
     `tokenizer` is tokenizer.json, `config` tokenizer_config.json ({} where absent), `special` special_tokens_map.json,
     `added` added_tokens.json (token -> id), `model` the path of tokenizer.model, `vocab` and `merges` those of
-    vocab.json and merges.txt; a path or `tokenizer` is None where the file is absent.
+    vocab.json and merges.txt; a path or `tokenizer` is None where the file is absent. `ranks` is the path of Qwen-1's
+    qwen.tiktoken where nothing else describes the tokenizer; `tokenizer` is then made from it.
     """
 
     folder: Path
@@ -31,6 +34,7 @@ class TokenizerFiles:
     vocab: Path | None
     merges: Path | None
     template: str | list[dict[str, Any]] | None
+    ranks: Path | None = None
 
 
 def read(folder: Path) -> TokenizerFiles:
@@ -41,6 +45,9 @@ def read(folder: Path) -> TokenizerFiles:
     if not folder.is_dir():
         raise TokenizerError(f"{folder} is not a folder, so there is no tokenizer to read; pass a checkpoint folder.")
     text = read_text(folder / "tokenizer.json")
+    table = _ranks(folder) if text is None else None
+    if table is not None:
+        text = ranks.tokenizer_json(table)
     files = TokenizerFiles(
         folder=folder,
         tokenizer=None if text is None else _object(text, folder / "tokenizer.json"),
@@ -52,9 +59,13 @@ def read(folder: Path) -> TokenizerFiles:
         vocab=_present(folder / "vocab.json"),
         merges=_present(folder / "merges.txt"),
         template=_template(folder),
+        ranks=table,
     )
     if files.tokenizer is None and files.model is None and not (files.vocab and files.merges):
         hint = " (tekken.json alone is not supported yet)" if (folder / "tekken.json").is_file() else ""
+        table = next(iter(sorted(folder.glob("*.tiktoken"))), None)
+        if table:
+            hint = f" ({table.name} says neither how text is split nor which tokens are special)"
         raise TokenizerError(
             f"{folder} has no tokenizer{hint}: expected tokenizer.json, tokenizer.model, or vocab.json with "
             "merges.txt; download them from the model's page into that folder."
@@ -100,6 +111,15 @@ def _added(path: Path) -> dict[str, int]:
 
 def _present(path: Path) -> Path | None:
     return path if path.is_file() else None
+
+
+def _ranks(folder: Path) -> Path | None:
+    """qwen.tiktoken, where neither tokenizer.model nor vocab.json with merges.txt is there to be read."""
+    if (folder / "tokenizer.model").is_file() or (
+        (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file()
+    ):
+        return None
+    return _present(folder / ranks.FILE_NAME)
 
 
 def _template(folder: Path) -> str | list[dict[str, Any]] | None:

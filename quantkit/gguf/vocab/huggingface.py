@@ -14,25 +14,25 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_token
 
 from quantkit.errors import TokenizerError, UnsupportedError
 
+from . import ranks
 from .files import TokenizerFiles, read, token_text
 
 SPECIAL_ROLES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 # transformers' slow classes that are kept without a tokenizer.json, and the split each applies
 _GPT2_CLASSES = ("GPT2Tokenizer", "CodeGenTokenizer", "PreTrainedTokenizer", "")
-_QWEN2_SPLIT = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
 
 
 def hf_token_ids(folder: Path, texts: Sequence[str]) -> list[list[int]]:
     """Token ids of each text by the checkpoint's own tokenizer, without a leading BOS or trailing EOS.
 
     Special tokens written in the text become their ids. Uses `tokenizers` where tokenizer.json (or vocab.json with
-    merges.txt) exists, else `sentencepiece` on tokenizer.model.
+    merges.txt) exists, `sentencepiece` on a tokenizer.model alone, and tiktoken's algorithm on Qwen-1's table of ranks.
 
     Raises TokenizerError or UnsupportedError when the tokenizer cannot be built.
     """
     files = read(folder)
+    if files.ranks is not None:
+        return ranks.token_ids(files.ranks, texts)
     if files.tokenizer is None and files.model is not None:
         return sentencepiece_ids(files, texts)
     tokenizer = build_tokenizer(files)
@@ -106,7 +106,7 @@ def _from_vocab_and_merges(files: TokenizerFiles) -> Tokenizer:
         spaced = bool(files.config.get("add_prefix_space", False))
         tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=spaced)
     elif kind == "Qwen2Tokenizer":
-        split = pre_tokenizers.Split(Regex(_QWEN2_SPLIT), "isolated")
+        split = pre_tokenizers.Split(Regex(ranks.SPLIT), "isolated")
         tokenizer.pre_tokenizer = pre_tokenizers.Sequence([split, bytes_only])
     else:
         raise UnsupportedError(

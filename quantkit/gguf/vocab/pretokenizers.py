@@ -30,12 +30,13 @@ from .probe import PROBE
 class Recognised:
     """`name` for tokenizer.ggml.pre, `how` it was found: "given", "hash" or "structure".
 
-    `by_hash` is the name the hash alone would give, where the structure overrules it.
+    `by_hash` is the name the hash alone would give, where the structure overrules it, and `why` it does.
     """
 
     name: str
     how: str
     by_hash: str | None = None
+    why: str = "as tokenizer.json's ignore_merges asks"
 
 
 @cache
@@ -78,6 +79,9 @@ def recognise(tokenizer: Tokenizer, source: dict[str, Any], config: dict[str, An
     by_hash = _by_hash(tokenizer, config)
     steps = canonical_steps(source.get("pre_tokenizer"))
     ignores_merges = bool(source["model"].get("ignore_merges"))
+    instead = _facts()["instead"].get(by_hash)
+    if instead:
+        return Recognised(instead, "structure", by_hash, "whose split is nearer to this tokenizer's own")
     changing = [kind for kind in normalizers(source.get("normalizer")) if kind != "NFC"]
     if by_hash and _ignores_merges(by_hash) == ignores_merges:
         return Recognised(by_hash, "hash")

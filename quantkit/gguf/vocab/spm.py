@@ -19,7 +19,19 @@ from . import sentencepiece_model, spm_json
 from .files import TokenizerFiles
 from .huggingface import added_token_entries, load_sentencepiece
 from .sentencepiece_model import Algorithm, SentencePieceModel
-from .tokens import ADDED_SCORE, NORMAL, SPACE, UNKNOWN, UNUSED, USER_DEFINED, Tokens, padding, say_padded, too_large
+from .tokens import (
+    ADDED_SCORE,
+    NORMAL,
+    SPACE,
+    UNKNOWN,
+    UNUSED,
+    USER_DEFINED,
+    Tokens,
+    left_out,
+    padding,
+    say_padded,
+    too_large,
+)
 
 PADDING_SCORE = -10000.0
 
@@ -33,6 +45,17 @@ def is_sentencepiece(files: TokenizerFiles) -> bool:
     except (ValueError, OSError):
         return False
     return True
+
+
+def is_cut_from_the_left(files: TokenizerFiles) -> bool:
+    """Whether tokenizer.model alone declares most of its pieces user-defined (InternLM 3).
+
+    SentencePiece then takes the longest piece from the left, over and over; llama.cpp has no SPM vocabulary of the kind.
+    """
+    if files.model is None or files.tokenizer is not None:
+        return False
+    model = sentencepiece_model.parse(files.model.read_bytes())
+    return 2 * model.types.count(USER_DEFINED) > len(model.pieces)
 
 
 def load(files: TokenizerFiles, config: Mapping[str, Any]) -> Tokens:
@@ -100,11 +123,7 @@ def _place_added(files: TokenizerFiles, tokens: Tokens, vocab_size: int) -> None
         if number < vocab_size and tokens.texts[number] == f"[PAD{number}]".encode():
             tokens.place(number, entry["content"], bool(entry.get("special")))
     if dropped:
-        first = min(dropped)
-        tokens.warnings.append(
-            f"left out {len(dropped)} added tokens with ids from {first} ({dropped[first]!r}) on: "
-            f"the embedding has {vocab_size} rows"
-        )
+        tokens.warnings.append(left_out(dropped, vocab_size))
 
 
 def _bpe_spaces(files: TokenizerFiles, model: SentencePieceModel, tokens: Tokens) -> None:
@@ -140,6 +159,11 @@ def _cut_user_defined(files: TokenizerFiles, model: SentencePieceModel, tokens: 
         changed = [number for number in changed if number in added]
     elif prefix:
         changed = []
+    if 2 * len(numbers) > len(model.pieces) and files.tokenizer is None:
+        tokens.warnings.append(
+            "most pieces are user-defined, which SentencePiece takes longest first from the left; llama.cpp merges by "
+            "score, so about one text in three gets other ids"
+        )
     if not changed or 2 * len(numbers) > len(model.pieces):
         return
     for number in changed:

@@ -16,7 +16,7 @@ from quantkit.errors import TokenizerError, UnsupportedError
 
 from .files import TokenizerFiles
 from .huggingface import build_tokenizer
-from .tokens import BYTE, NORMAL, SPACE, UNKNOWN, UNUSED, Tokens, padding, say_padded, too_large
+from .tokens import BYTE, NORMAL, SPACE, UNKNOWN, UNUSED, Tokens, fit, padding, say_padded
 
 PADDING_SCORE = -10000.0
 _BYTE_TOKEN = re.compile("<0x[0-9A-F]{2}>")
@@ -41,12 +41,9 @@ def load(files: TokenizerFiles, config: Mapping[str, Any]) -> tuple[Tokens, bool
             f"{files.folder / 'tokenizer.json'} marks word pieces, which llama.cpp's SPM cannot follow."
         )
     tokenizer = build_tokenizer(files)
-    vocab = tokenizer.get_vocab(with_added_tokens=True)
     added = tokenizer.get_added_tokens_decoder()
-    found = 1 + max(vocab.values(), default=-1)
-    vocab_size = int(config.get("vocab_size") or found)
-    if found > vocab_size:
-        raise too_large(found, vocab_size)
+    whole = tokenizer.get_vocab(with_added_tokens=True)
+    vocab, vocab_size, warnings = fit(whole, added, int(config.get("vocab_size") or 0))
 
     tokens = Tokens(
         model="llama",
@@ -58,6 +55,7 @@ def load(files: TokenizerFiles, config: Mapping[str, Any]) -> tuple[Tokens, bool
             "scores come from the order of the merges, so the ids match the tokenizer; llama.cpp's converter writes "
             "-1000 for every token here",
             *caveats,
+            *warnings,
         ],
     )
     assert tokens.scores is not None

@@ -1,6 +1,6 @@
 """The tokens of a vocabulary on their way into GGUF: texts, scores, types, and what must be said about them."""
 
-from collections.abc import Iterable
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from gguf import GGUFValueType
@@ -83,6 +83,31 @@ def say_padded(tokens: Tokens, used: int) -> None:
     """Warn when the embedding has more rows than the tokenizer has tokens; `used` counts the tokens."""
     if used < len(tokens.texts):
         tokens.warnings.append(f"padded the vocabulary from {used} to {len(tokens.texts)} tokens with unused [PADn]")
+
+
+def fit(vocab: Mapping[str, int], added: Container[int], rows: int | None) -> tuple[dict[str, int], int, list[str]]:
+    """Text -> id of the tokens that have a row of the embedding, the number of rows, and a warning if any has none.
+
+    `rows` is config.json's vocab_size, or None to take what the tokenizer needs. Only added tokens may be left out
+    (Gemma 3's 1B has one for the images it cannot see); raises TokenizerError when others would be.
+    """
+    found = 1 + max(vocab.values(), default=-1)
+    rows = rows or found
+    if found <= rows:
+        return dict(vocab), rows, []
+    beyond = {number: text for text, number in vocab.items() if number >= rows}
+    if not all(number in added for number in beyond):
+        raise too_large(found, rows)
+    return {text: number for text, number in vocab.items() if number < rows}, rows, [left_out(beyond, rows)]
+
+
+def left_out(beyond: Mapping[int, str], rows: int) -> str:
+    """The warning that added tokens (id -> text) have no row of the embedding."""
+    first = min(beyond)
+    return (
+        f"left out {len(beyond)} added tokens with ids from {first} ({beyond[first]!r}) on: "
+        f"the embedding has {rows} rows"
+    )
 
 
 def too_large(found: int, vocab_size: int) -> TokenizerError:
