@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from quantkit.checkpoint import Checkpoint
 from quantkit.errors import CheckpointError, ReadError, TokenizerError, UnsupportedError
-from quantkit.families import MappedTensor, Part, find_family, map_tensors, read_hyperparameters
+from quantkit.families import MappedTensor, find_family, left_out, map_tensors, read_mapped
 from quantkit.gguf.keyvalues import KeyValue
 from quantkit.gguf.metadata import QUANTIZATION_KEYS, SPLIT_KEYS, general_keys, plain_key
 from quantkit.gguf.mix import MixModel, sort_key
@@ -32,6 +32,7 @@ _TYPES: dict[Any, GGMLQuantizationType] = {
     np.dtype(np.float16): GGMLQuantizationType.F16,
     np.dtype(ml_dtypes.bfloat16): GGMLQuantizationType.BF16,
 }
+_F32_NAMES = ("_norm.weight", "ffn_gate_inp.weight", "ffn_gate_inp_shexp.weight", "position_embd.weight")
 READABLE = frozenset(TENSOR_TYPES.values())
 
 
@@ -98,7 +99,7 @@ def model_from_checkpoint(
     """
     config = checkpoint.config
     family = find_family(config)
-    sizes = read_hyperparameters(family.complete(config))
+    sizes = family.sizes(config)
     mapped = map_tensors(family, sizes, checkpoint.tensors)
     vocabulary = load_vocabulary(checkpoint.folder, config, pre=pre, chat_template=chat_template)
     if len(vocabulary.tokens) != sizes.vocab:
@@ -109,22 +110,17 @@ def model_from_checkpoint(
     by_name = {tensor.name: tensor for tensor in mapped}
     tensors = [_describe(tensor, checkpoint) for tensor in sorted(mapped, key=lambda tensor: sort_key(tensor.name))]
     keys = general_keys(checkpoint.folder, checkpoint.name, family.gguf_arch, [(t.name, t.shape) for t in mapped])
-    keys += [plain_key(key.name, key.kind, key.value) for key in family.keys(family.gguf_arch, sizes)]
+    arch_keys = family.keys(family.gguf_arch, sizes)
+    keys += [plain_key(key.name, key.kind, key.value) for key in arch_keys]
 
     def read_rows(tensor: str, start: int, stop: int) -> NDArray[Any]:
-        return _mapped_rows(checkpoint, by_name[tensor], start, stop)
+        return read_mapped(checkpoint.read_rows, by_name[tensor], start, stop)
 
     return Model(
         name=name or checkpoint.name,
         keys=(*keys, *vocabulary.keys),
         tensors=tuple(tensors),
-        sizes=MixModel(
-            arch=family.gguf_arch,
-            n_layer=sizes.n_layer,
-            n_head=sizes.n_head,
-            n_head_kv=sizes.n_head_kv,
-            n_expert=sizes.n_expert,
-        ),
+        sizes=_mix_model(family.gguf_arch, {key.name: key.value for key in arch_keys}),
         read_rows=read_rows,
         origin={
             "source": checkpoint.repo_id or checkpoint.folder.name,
@@ -132,7 +128,7 @@ def model_from_checkpoint(
             "header_sha256": dict(checkpoint.header_sha256),
         },
         family=family.name,
-        warnings=tuple(vocabulary.warnings),
+        warnings=(*left_out(family, checkpoint.tensors), *vocabulary.warnings),
         checkpoint=checkpoint,
         weight_files=tuple(checkpoint.folder / file for file in sorted({t.file for t in checkpoint.tensors.values()})),
         close=checkpoint.close,
@@ -140,46 +136,25 @@ def model_from_checkpoint(
 
 
 def _describe(tensor: MappedTensor, checkpoint: Checkpoint) -> ModelTensor:
-    if tensor.values is not None:
-        kind, source = GGMLQuantizationType.F32, "config.json"
+    source = tensor.parts[0].source if tensor.parts else "config.json"
+    if tensor.is_mxfp4:
+        kind = GGMLQuantizationType.MXFP4
+    elif tensor.values is not None or tensor.adjust is not None or _stays_f32(tensor.name, tensor.shape):
+        kind = GGMLQuantizationType.F32
     else:
-        source = tensor.parts[0].source
         dtypes = {np.dtype(checkpoint.tensors[part.source].read_dtype) for part in tensor.parts}
         if len(dtypes) > 1 or not dtypes <= _TYPES.keys():
             found = ", ".join(sorted(str(dtype) for dtype in dtypes))
             raise UnsupportedError(
                 f"tensor {source} is stored as {found}; only float weights of one type are converted"
             )
-        kind = GGMLQuantizationType.F32 if _stays_f32(tensor.name, tensor.shape) else _TYPES[dtypes.pop()]
+        kind = _TYPES[dtypes.pop()]
     return ModelTensor(tensor.name, tensor.shape, kind, tensor.row_step, source)
 
 
 def _stays_f32(name: str, shape: Sequence[int]) -> bool:
-    """Vectors, norms and routers are float32 in every GGUF (llama.cpp, conversion/base.py, prepare_tensors)."""
-    return len(shape) < 2 or name.endswith(("_norm.weight", "ffn_gate_inp.weight")) or not name.endswith(".weight")
-
-
-def _mapped_rows(checkpoint: Checkpoint, tensor: MappedTensor, start: int, stop: int) -> NDArray[Any]:
-    if tensor.values is not None:
-        return tensor.values.reshape(-1, tensor.shape[-1])[start:stop]
-    if len(tensor.shape) == 1:
-        part = tensor.parts[0]
-        whole = checkpoint.read_rows(part.source, 0, 1)
-        return whole if part.rows is None else whole[:, part.rows]
-    rows = tensor.shape[-2]
-    pieces = [
-        _part_rows(checkpoint, tensor.parts[index], max(start - index * rows, 0), min(stop - index * rows, rows))
-        for index in range(start // rows, -(-stop // rows))
-    ]
-    return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
-
-
-def _part_rows(checkpoint: Checkpoint, part: Part, start: int, stop: int) -> NDArray[Any]:
-    if part.rows is None:
-        return checkpoint.read_rows(part.source, start, stop)
-    wanted = part.rows[start:stop]
-    first, last = int(wanted.min()), int(wanted.max()) + 1
-    return checkpoint.read_rows(part.source, first, last)[wanted - first]
+    """Vectors, norms, routers and positions are float32 in every GGUF (conversion/base.py, prepare_tensors)."""
+    return len(shape) < 2 or name.endswith(_F32_NAMES) or not name.endswith(".weight")
 
 
 def model_from_gguf(path: Path, *, name: str | None = None) -> Model:
@@ -230,7 +205,7 @@ def model_from_gguf(path: Path, *, name: str | None = None) -> Model:
         name=name or (stem[: -len("-00001-of-00001")] if len(headers) > 1 else stem),
         keys=tuple(keys),
         tensors=tuple(ModelTensor(n, where[n][1].shape, where[n][1].type, 1, n) for n in names),
-        sizes=_sizes_of(first, arch),
+        sizes=_mix_model(arch, {key.key: key.value for key in first.keys}),
         read_rows=read_rows,
         weight_files=tuple(header.path for header in headers),
         origin={
@@ -243,9 +218,11 @@ def model_from_gguf(path: Path, *, name: str | None = None) -> Model:
     )
 
 
-def _sizes_of(header: GgufHeader, arch: str) -> MixModel:
+def _mix_model(arch: str, keys: Mapping[str, Any]) -> MixModel:
+    """What the type mix looks at, out of the architecture's keys."""
+
     def number(key: str) -> int:
-        value = header.value(f"{arch}.{key}", 0)
+        value = keys.get(f"{arch}.{key}", 0)
         # Some architectures give one count per layer; llama.cpp's rules look at the first.
         return int(value if np.ndim(value) == 0 else np.asarray(value).flat[0])
 

@@ -8,8 +8,10 @@ from functools import cache
 from typing import Any
 
 from quantkit.errors import UnsupportedError
-from quantkit.families.family import Family, Key, MappedTensor, Part, Rule, map_tensors
+from quantkit.families.family import Family, Key, Rule, Take
 from quantkit.families.hyperparameters import Hyperparameters, read_hyperparameters
+from quantkit.families.mapping import MappedTensor, Part, canonical_checkpoint, left_out, map_tensors
+from quantkit.families.reading import read_mapped
 
 __all__ = [
     "Family",
@@ -18,10 +20,14 @@ __all__ = [
     "MappedTensor",
     "Part",
     "Rule",
+    "Take",
     "all_families",
+    "canonical_checkpoint",
     "find_family",
+    "left_out",
     "map_tensors",
     "read_hyperparameters",
+    "read_mapped",
 ]
 
 

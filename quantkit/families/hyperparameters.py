@@ -6,6 +6,8 @@ from typing import Any
 
 from quantkit.errors import CheckpointError, UnsupportedError
 
+ROPE_KINDS = ("default", "linear", "yarn", "llama3", "dynamic")
+
 _LIMIT = 2**31 - 1
 _ROPE_NUMBERS = (
     "rope_theta",
@@ -23,7 +25,11 @@ _ROPE_NUMBERS = (
 
 @dataclass(frozen=True)
 class Hyperparameters:
-    """Sizes of a decoder-only transformer (counts, not bytes). `head_dim` is explicit only if the config says so."""
+    """Sizes of a decoder-only transformer (counts, not bytes).
+
+    `head_dim_given` and `n_head_kv_given`: config.json states them. `rope` has the shape of transformers 5's
+    `rope_parameters`; `config` is the completed config.json, for what only one family asks.
+    """
 
     n_layer: int
     hidden: int
@@ -40,6 +46,7 @@ class Hyperparameters:
     n_head_kv_given: bool = True
     norm_eps: float | None = None
     rope: Mapping[str, Any] = field(default_factory=dict)
+    config: Mapping[str, Any] = field(default_factory=dict)
 
     def dimension(self, name: str) -> int:
         """Size of a dimension named by a tensor rule: a number, a field, `q` or `kv` (projection rows)."""
@@ -52,17 +59,19 @@ class Hyperparameters:
         return int(getattr(self, name))
 
 
-def read_hyperparameters(config: Mapping[str, Any]) -> Hyperparameters:
+def read_hyperparameters(config: Mapping[str, Any], rope_kinds: tuple[str, ...] = ROPE_KINDS) -> Hyperparameters:
     """Sizes out of a config.json, by Hugging Face's names and their common aliases.
+
+    `rope_kinds` are the rope types that the family's GGUF can express.
 
     Raises:
         CheckpointError: a size is missing, not a positive whole number, or at odds with another one.
         UnsupportedError: a rope scaling that a GGUF of this family cannot express.
     """
-    hidden = _size(config, "hidden_size", "n_embd", "dim")
-    n_head = _size(config, "num_attention_heads", "n_head", "n_heads")
+    hidden = size(config, "hidden_size", "n_embd", "dim")
+    n_head = size(config, "num_attention_heads", "n_head", "n_heads")
     kv_given = config.get("num_key_value_heads") is not None
-    n_head_kv = _size(config, "num_key_value_heads") if kv_given else n_head
+    n_head_kv = size(config, "num_key_value_heads") if kv_given else n_head
     given = config.get("head_dim")
     if given is None and hidden % n_head:
         raise CheckpointError(
@@ -72,31 +81,40 @@ def read_hyperparameters(config: Mapping[str, Any]) -> Hyperparameters:
         raise CheckpointError(
             f"config.json: num_attention_heads {n_head} does not divide by num_key_value_heads {n_head_kv}"
         )
-    head_dim = _size(config, "head_dim") if given is not None else hidden // n_head
+    head_dim = size(config, "head_dim") if given is not None else hidden // n_head
     if head_dim % 2:
         raise CheckpointError(
             f"config.json: a head of {head_dim} values cannot carry rotary positions; it must be even"
         )
     return Hyperparameters(
-        n_layer=_size(config, "num_hidden_layers", "n_layer", "n_layers", "num_layers"),
+        n_layer=size(config, "num_hidden_layers", "n_layer", "n_layers", "num_layers"),
         hidden=hidden,
         n_head=n_head,
         n_head_kv=n_head_kv,
         head_dim=head_dim,
-        ffn=_size(config, "intermediate_size", "n_inner", "ffn_dim"),
-        vocab=_size(config, "vocab_size"),
-        n_expert=_optional_size(config, "num_local_experts", "num_experts", "n_routed_experts") or 0,
-        n_expert_used=_optional_size(config, "num_experts_per_tok", "num_experts_per_token") or 0,
-        context=_optional_size(config, "max_position_embeddings", "n_ctx", "n_positions", "max_sequence_length"),
+        ffn=size(config, "intermediate_size", "n_inner", "ffn_dim"),
+        vocab=size(config, "vocab_size"),
+        n_expert=optional_size(config, "num_local_experts", "num_experts", "n_routed_experts") or 0,
+        n_expert_used=optional_size(config, "num_experts_per_tok", "num_experts_per_token") or 0,
+        context=optional_size(
+            config,
+            "max_position_embeddings",
+            "n_ctx",
+            "n_positions",
+            "max_length",
+            "max_sequence_length",
+            "model_max_length",
+        ),
         tied=bool(config.get("tie_word_embeddings", False)),
         head_dim_given=given is not None,
         n_head_kv_given=kv_given,
-        norm_eps=_number(config, "rms_norm_eps", "norm_eps"),
-        rope=_rope(config),
+        norm_eps=number(config, "rms_norm_eps", "norm_eps"),
+        rope=_rope(config, rope_kinds),
+        config=config,
     )
 
 
-def _rope(config: Mapping[str, Any]) -> dict[str, Any]:
+def _rope(config: Mapping[str, Any], kinds: tuple[str, ...]) -> dict[str, Any]:
     """Rope settings in the shape of transformers 5's `rope_parameters`, from either generation of config.json."""
     given = config.get("rope_parameters") or config.get("rope_scaling") or {}
     if not isinstance(given, Mapping):
@@ -104,11 +122,14 @@ def _rope(config: Mapping[str, Any]) -> dict[str, Any]:
     rope = dict(given)
     if isinstance(rope.get("full_attention"), Mapping):
         rope = dict(rope["full_attention"])
-    theta = _number(config, "rope_theta", "rotary_emb_base")
+    theta = number(config, "rope_theta", "rotary_emb_base")
     if theta is not None:
         rope.setdefault("rope_theta", theta)
+    partial = number(config, "partial_rotary_factor", "rope_pct", "rope_percent")
+    if partial is not None:
+        rope.setdefault("partial_rotary_factor", partial)
     kind = rope["rope_type"] = rope.get("rope_type") or rope.get("type") or "default"
-    if kind not in ("default", "linear", "yarn", "llama3", "dynamic"):
+    if kind not in kinds:
         raise UnsupportedError(f"config.json: rope scaling {kind!r} cannot be expressed in a GGUF of this family")
     needed = {"linear": ("factor",), "yarn": ("factor",), "llama3": ("factor",)}.get(kind, ())
     for name, value in rope.items():
@@ -117,7 +138,7 @@ def _rope(config: Mapping[str, Any]) -> dict[str, Any]:
     for name in needed:
         if rope.get(name) is None:
             raise CheckpointError(f"config.json: rope scaling {kind!r} needs a {name}")
-    original = rope.get("original_max_position_embeddings")
+    original = rope.get("original_max_position_embeddings") or config.get("original_max_position_embeddings")
     if original is not None:
         rope["original_max_position_embeddings"] = int(original)
     return rope
@@ -127,14 +148,16 @@ def _is_positive(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and value > 0
 
 
-def _size(config: Mapping[str, Any], *names: str) -> int:
-    value = _optional_size(config, *names)
+def size(config: Mapping[str, Any], *names: str) -> int:
+    """A count that config.json must give under one of `names`; CheckpointError where it does not."""
+    value = optional_size(config, *names)
     if value is None:
         raise CheckpointError(f"config.json has no {names[0]}; it is needed to lay out the tensors")
     return value
 
 
-def _optional_size(config: Mapping[str, Any], *names: str) -> int | None:
+def optional_size(config: Mapping[str, Any], *names: str) -> int | None:
+    """A count that config.json may give under one of `names`; CheckpointError where it is not a positive number."""
     for name in names:
         value = config.get(name)
         if value is None:
@@ -150,7 +173,8 @@ def _optional_size(config: Mapping[str, Any], *names: str) -> int | None:
     return None
 
 
-def _number(config: Mapping[str, Any], *names: str) -> float | None:
+def number(config: Mapping[str, Any], *names: str) -> float | None:
+    """A number that config.json may give under one of `names`; CheckpointError where it is something else."""
     for name in names:
         value = config.get(name)
         if value is None:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from quantkit.families.family import Computed, Family, Key, Rule
 from quantkit.families.hyperparameters import Hyperparameters
+from quantkit.families.keys import base_keys
 
 ATTENTION = (
     Rule("model.layers.{layer}.input_layernorm.weight", "blk.{layer}.attn_norm.weight", ("hidden",)),
@@ -45,59 +46,11 @@ ENDS = (
 
 def llama_keys(arch: str, sizes: Hyperparameters) -> list[Key]:
     """The architecture's keys, in the order llama.cpp's converter writes them for its LlamaModel."""
-    keys = [Key(f"{arch}.block_count", "u32", sizes.n_layer)]
-    if sizes.context is not None:
-        keys.append(Key(f"{arch}.context_length", "u32", sizes.context))
-    keys += [
-        Key(f"{arch}.embedding_length", "u32", sizes.hidden),
-        Key(f"{arch}.feed_forward_length", "u32", sizes.ffn),
-        Key(f"{arch}.attention.head_count", "u32", sizes.n_head),
-    ]
-    if sizes.n_head_kv_given:
-        keys.append(Key(f"{arch}.attention.head_count_kv", "u32", sizes.n_head_kv))
-    keys += rope_keys(arch, sizes)
-    if sizes.norm_eps is not None:
-        keys.append(Key(f"{arch}.attention.layer_norm_rms_epsilon", "f32", sizes.norm_eps))
-    if sizes.n_expert:
-        keys.append(Key(f"{arch}.expert_count", "u32", sizes.n_expert))
-    if sizes.n_expert_used:
-        keys.append(Key(f"{arch}.expert_used_count", "u32", sizes.n_expert_used))
-    if sizes.head_dim_given:
-        keys += [
-            Key(f"{arch}.attention.key_length", "u32", sizes.head_dim),
-            Key(f"{arch}.attention.value_length", "u32", sizes.head_dim),
-        ]
     return [
-        *keys,
+        *base_keys(arch, sizes),
         Key(f"{arch}.vocab_size", "u32", sizes.vocab),
         Key(f"{arch}.rope.dimension_count", "u32", sizes.head_dim),
     ]
-
-
-def rope_keys(arch: str, sizes: Hyperparameters) -> list[Key]:
-    """Rope base and scaling. `dynamic` has no key: a runtime that needs longer contexts asks for it itself."""
-    rope, keys = sizes.rope, []
-    kind = rope.get("rope_type")
-    if kind in ("linear", "yarn"):
-        keys += [
-            Key(f"{arch}.rope.scaling.type", "str", kind),
-            Key(f"{arch}.rope.scaling.factor", "f32", rope["factor"]),
-        ]
-    if kind == "yarn":
-        original = rope.get("original_max_position_embeddings") or sizes.context or 0
-        keys.append(Key(f"{arch}.rope.scaling.original_context_length", "u32", original))
-        for name, key in (
-            ("extrapolation_factor", "yarn_ext_factor"),
-            ("attention_factor", "yarn_attn_factor"),
-            ("beta_fast", "yarn_beta_fast"),
-            ("beta_slow", "yarn_beta_slow"),
-        ):
-            value = rope.get(name, rope.get("attn_factor") if name == "attention_factor" else None)
-            if value is not None:
-                keys.append(Key(f"{arch}.rope.scaling.{key}", "f32", value))
-    if rope.get("rope_theta") is not None:
-        keys.append(Key(f"{arch}.rope.freq_base", "f32", rope["rope_theta"]))
-    return keys
 
 
 def llama3_rope_factors(sizes: Hyperparameters) -> NDArray[np.float32] | None:

@@ -18,6 +18,7 @@ from quantkit.gguf.keyvalues import KeyValue
 
 _KINDS = {
     "u32": GGUFValueType.UINT32,
+    "i32": GGUFValueType.INT32,
     "f32": GGUFValueType.FLOAT32,
     "str": GGUFValueType.STRING,
     "bool": GGUFValueType.BOOL,
@@ -30,8 +31,10 @@ QUANTIZATION_VERSION = 2
 
 
 def plain_key(name: str, kind: str, value: Any) -> KeyValue:
-    """A family's plain key as a GGUF key-value. `kind`: u32, f32, str or bool."""
-    return KeyValue(name, _KINDS[kind], value)
+    """A family's plain key as a GGUF key-value. `kind`: u32, i32, f32, str or bool, with an s for an array of them."""
+    if kind in _KINDS:
+        return KeyValue(name, _KINDS[kind], value)
+    return KeyValue(name, GGUFValueType.ARRAY, list(value), _KINDS[kind.removesuffix("s")])
 
 
 def general_keys(folder: Path, name: str, arch: str, shapes: Iterable[tuple[str, tuple[int, ...]]]) -> list[KeyValue]:

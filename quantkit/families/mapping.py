@@ -1,0 +1,251 @@
+"""The mapping of a checkpoint's tensors by a family's rules, onto GGUF or onto the native architecture."""
+
+import difflib
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from quantkit.errors import CheckpointError, UnsupportedError
+from quantkit.families.family import Adjust, Dropped, Family, Rule, Take
+from quantkit.families.hyperparameters import Hyperparameters
+
+# Buffers that old checkpoints carry and every runtime recomputes.
+_BUFFERS = Dropped(r".*\.(rotary_emb\.inv_freq|attention\.masked_bias|attention\.bias|attn\.masked_bias|attn\.bias)")
+MXFP4_BLOCK = 32
+
+
+@dataclass(frozen=True)
+class Part:
+    """A source tensor, and the matrix to cut out of it. `scales`: the source is in MXFP4 blocks with these scales."""
+
+    source: str
+    take: Take = field(default_factory=Take)
+    scales: str | None = None
+
+
+@dataclass(frozen=True)
+class MappedTensor:
+    """A tensor of the GGUF: `parts` stacked along a new first axis, or `values` computed.
+
+    `shape` is in numpy order. Rows may be taken in steps of `row_step`: within a step the order of rows is closed.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    parts: tuple[Part, ...] = ()
+    values: NDArray[np.float32] | None = None
+    row_step: int = 1
+    adjust: Adjust | None = None
+
+    @property
+    def part_rows(self) -> int:
+        """Rows that each part gives."""
+        return int(np.prod(self.shape[:-1], dtype=np.int64)) // max(len(self.parts), 1)
+
+    @property
+    def is_mxfp4(self) -> bool:
+        return bool(self.parts) and self.parts[0].scales is not None
+
+
+class Shaped(Protocol):
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+
+def map_tensors(family: Family, sizes: Hyperparameters, tensors: Mapping[str, Shaped]) -> list[MappedTensor]:
+    """Every tensor of the GGUF with where it comes from, in the order of the rules.
+
+    Raises:
+        CheckpointError: a tensor is missing, or its shape is at odds with config.json.
+        UnsupportedError: the checkpoint holds a tensor the family does not know (dropping it would change the model).
+    """
+    mapped = _Mapper(family, sizes, tensors).map(family.rules)
+    for extra in family.computed:
+        values = extra.values(sizes)
+        if values is not None:
+            mapped.append(MappedTensor(extra.target, values.shape, values=values))
+    return mapped
+
+
+def left_out(family: Family, tensors: Mapping[str, Shaped]) -> list[str]:
+    """What of the checkpoint no GGUF of this family carries, a sentence for each kind worth telling."""
+    sentences = []
+    for drop in family.dropped:
+        names = [name for name in tensors if re.fullmatch(drop.pattern, name)]
+        if names and drop.why:
+            more = ", ..." if len(names) > 1 else ""
+            sentences.append(f"left out {len(names)} tensors ({names[0]}{more}): {drop.why}")
+    return sentences
+
+
+def canonical_checkpoint(
+    family: Family, sizes: Hyperparameters, tensors: Mapping[str, Shaped]
+) -> tuple[dict[str, Any], list[MappedTensor]]:
+    """The checkpoint as its native transformers architecture has it: config.json, and where each tensor comes from.
+
+    Raises:
+        UnsupportedError: transformers has no native architecture for this checkpoint.
+        CheckpointError: see `map_tensors`.
+    """
+    mapper = _Mapper(family, sizes, tensors)
+    if family.canonical is None:
+        kept = {mapper.names[name]: name for name in mapper.names if not mapper.is_dropped(mapper.names[name])}
+        return dict(sizes.config), [
+            MappedTensor(native, tuple(tensors[source].shape), (Part(source),)) for source, native in kept.items()
+        ]
+    canonical = family.canonical(sizes)
+    if canonical is None:
+        raise UnsupportedError(
+            f"transformers has no architecture of its own for this {family.name} checkpoint; it becomes GGUF only"
+        )
+    return canonical.config(sizes.config), mapper.map(canonical.rules)
+
+
+class _Mapper:
+    def __init__(self, family: Family, sizes: Hyperparameters, tensors: Mapping[str, Shaped]) -> None:
+        self.family, self.sizes, self.tensors = family, sizes, tensors
+        # name as the rules have it -> name in the checkpoint
+        self.names = {self._renamed(name): name for name in tensors}
+        self.used: set[str] = set()
+        self.dropped = [re.compile(drop.pattern) for drop in (*family.dropped, _BUFFERS)]
+
+    def map(self, rules: tuple[Rule, ...]) -> list[MappedTensor]:
+        by_target: dict[str, list[Rule]] = {}
+        for rule in rules:
+            by_target.setdefault(rule.target, []).append(rule)
+        mapped = []
+        for candidates in by_target.values():
+            layers: list[int | None] = [None]
+            if "{layer}" in candidates[0].source:
+                layers = list(range(self.sizes.n_layer))
+            for layer in layers:
+                tensor = self._first(candidates, layer)
+                if tensor is not None:
+                    mapped.append(tensor)
+        unknown = [
+            source for name, source in self.names.items() if name not in self.used and not self.is_dropped(source)
+        ]
+        if unknown:
+            self._refuse_unknown(rules, unknown)
+        return mapped
+
+    def is_dropped(self, source: str) -> bool:
+        return any(pattern.fullmatch(source) for pattern in self.dropped)
+
+    def _renamed(self, name: str) -> str:
+        for pattern, replacement in self.family.rename:
+            name = re.sub(pattern, replacement, name)
+        return name
+
+    def _first(self, candidates: list[Rule], layer: int | None) -> MappedTensor | None:
+        """By the first rule for this layer whose source is there, else by the first rule."""
+        at_layer = [
+            rule for rule in candidates if layer is None or rule.layers is None or layer in set(rule.layers(self.sizes))
+        ]
+        if not at_layer:
+            return None
+        present = (rule for rule in at_layer if any(name in self.names for name in self._sources(rule, layer)))
+        return self._apply(next(present, at_layer[0]), layer)
+
+    def _sources(self, rule: Rule, layer: int | None) -> list[str]:
+        experts = range(self.sizes.n_expert) if "{expert}" in rule.source else (None,)
+        return [rule.source.format(layer=layer, expert=expert) for expert in experts]
+
+    def _apply(self, rule: Rule, layer: int | None) -> MappedTensor | None:
+        sizes = self.sizes
+        names = self._sources(rule, layer)
+        present = [name for name in names if name in self.names]
+        if not present and not (rule.required or (rule.tied_to_embedding and not sizes.tied)):
+            return None
+        shape = tuple(self.family.dimension(sizes, name) for name in rule.shape)
+        for name in names:
+            if name not in self.names:
+                raise CheckpointError(_missing(rule, name, sizes))
+            found = tuple(self.tensors[self.names[name]].shape)
+            if found != shape:
+                raise CheckpointError(
+                    f"tensor {name} has shape {list(found)}, but config.json makes it {list(shape)}"
+                    f" ({' x '.join(rule.shape)}); the weights and config.json do not belong together"
+                )
+        self.used.update(names)
+        scales = rule.scales.format(layer=layer) if rule.scales else None
+        if scales is not None:
+            if scales not in self.names:
+                raise CheckpointError(f"tensor {scales} is missing from the checkpoint; {names[0]} cannot be read")
+            self.used.add(scales)
+            shape = (*shape[:-2], shape[-2] * MXFP4_BLOCK)
+        return self._cut(rule, [self.names[name] for name in names], shape, scales and self.names[scales], layer)
+
+    def _cut(
+        self, rule: Rule, sources: list[str], shape: tuple[int, ...], scales: str | None, layer: int | None
+    ) -> MappedTensor:
+        taken: Take | tuple[Take, ...] = Take()
+        if rule.heads:
+            n_head = getattr(self.sizes, rule.heads)
+            taken = Take(interleave_rotary_rows(n_head, shape[0]), step=shape[0] // n_head)
+        elif rule.take:
+            taken = rule.take(self.sizes)
+        cuts = tuple(_resolved(cut, shape) for cut in (taken if isinstance(taken, tuple) else (taken,)))
+        parts = tuple(Part(source, cut, scales) for source in sources for cut in cuts)
+        one = _cut_shape(shape, cuts[0])
+        stacked = isinstance(taken, tuple) or "{expert}" in rule.source
+        step = one[-2] if cuts[0].transposed else cuts[0].step
+        target = rule.target.format(layer=layer)
+        return MappedTensor(target, (len(parts), *one) if stacked else one, parts, None, step, rule.adjust)
+
+    def _refuse_unknown(self, rules: tuple[Rule, ...], unknown: list[str]) -> None:
+        n_layer = self.sizes.n_layer
+        beyond = [
+            name for name in unknown if any(int(n) >= n_layer for n in re.findall(r"(?:layers|h)\.(\d+)\.", name))
+        ]
+        if beyond:
+            raise CheckpointError(
+                f"tensor {beyond[0]} is beyond the {n_layer} layers of config.json;"
+                " the weights and config.json do not belong together"
+            )
+        known = [rule.source.format(layer=0, expert=0) for rule in rules]
+        close = difflib.get_close_matches(re.sub(r"\.\d+\.", ".0.", unknown[0]), known, n=1)
+        more = f" (and {len(unknown) - 1} more)" if len(unknown) > 1 else ""
+        hint = f"; the nearest it knows is {close[0]}" if close else ""
+        raise UnsupportedError(f"tensor {unknown[0]}{more} is not part of the {self.family.name} family{hint}")
+
+
+def _missing(rule: Rule, name: str, sizes: Hyperparameters) -> str:
+    experts = f" of {sizes.n_expert} experts" if sizes.n_expert else ""
+    head = " and an output head of its own (tie_word_embeddings is false)" if rule.tied_to_embedding else ""
+    return f"tensor {name} is missing from the checkpoint; config.json asks for {sizes.n_layer} layers{experts}{head}"
+
+
+def _resolved(take: Take, shape: tuple[int, ...]) -> Take:
+    """The cut as it is read: the elements of a vector are columns of its one row, a turned matrix names its rows."""
+    if len(shape) == 1:
+        return Take(columns=take.rows)
+    if take.transposed and take.rows is None:
+        return replace(take, rows=np.arange(int(np.prod(shape[:-1])), dtype=np.int64))
+    return take
+
+
+def _cut_shape(shape: tuple[int, ...], take: Take) -> tuple[int, ...]:
+    """Shape of what is cut out of one source tensor: as it stands, or a matrix, or a vector out of a vector."""
+    if take.rows is None and take.columns is None:
+        return shape
+    n_columns = len(take.columns) if take.columns is not None else shape[-1]
+    if len(shape) == 1:
+        return (n_columns,)
+    if take.rows is None:
+        return (*shape[:-1], n_columns)
+    n_rows = len(take.rows)
+    return (n_columns, n_rows) if take.transposed else (n_rows, n_columns)
+
+
+def interleave_rotary_rows(n_head: int, n_rows: int) -> NDArray[np.int64]:
+    """Row order from half-split rotary pairs (i, i + d/2) to neighbours (2i, 2i + 1), head by head.
+
+    Returns int64 (n_rows,): row r of the result is row `order[r]` of the source. llama.cpp's converter calls this
+    `permute`; its "norm" rope rotates neighbouring values, transformers rotates halves.
+    """
+    return np.arange(n_rows, dtype=np.int64).reshape(n_head, 2, -1).swapaxes(1, 2).reshape(-1)

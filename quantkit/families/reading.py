@@ -1,0 +1,83 @@
+"""Rows of a mapped tensor, read from the checkpoint: the only place that carries out what rules say."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from quantkit.families.mapping import MXFP4_BLOCK, MappedTensor, Part
+
+ReadRows = Callable[[str, int, int], NDArray[Any]]
+
+# Stretches of wanted rows with at most this many unwanted ones between them are read in one go.
+_GAP = 8
+
+
+def read_mapped(read_rows: ReadRows, tensor: MappedTensor, start: int, stop: int) -> NDArray[Any]:
+    """Rows start..stop of `tensor`, seen as (prod(shape[:-1]), shape[-1]): an array (stop - start, shape[-1]).
+
+    `read_rows(name, start, stop)` reads rows of a source tensor in its own type. The result is in that type, float32
+    where the values were adjusted or computed, or uint8 (stop - start, bytes of a row) in MXFP4 blocks. Start and stop
+    are multiples of `tensor.row_step`, or the end.
+    """
+    if tensor.values is not None:
+        return tensor.values.reshape(-1, tensor.shape[-1])[start:stop]
+    rows = tensor.part_rows
+    pieces = []
+    for index in range(start // rows, -(-stop // rows)):
+        part = tensor.parts[index]
+        read = _packed(read_rows, part, tensor.shape[-1] // MXFP4_BLOCK) if part.scales else _plain(read_rows, part)
+        pieces.append(_cut(read, part, max(start - index * rows, 0), min(stop - index * rows, rows)))
+    found = pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
+    return found if tensor.adjust is None else tensor.adjust(found.astype(np.float32))
+
+
+def _cut(read: Callable[[int, int], NDArray[Any]], part: Part, start: int, stop: int) -> NDArray[Any]:
+    take = part.take
+    if take.transposed:
+        assert take.rows is not None  # the mapping names the rows of whatever it turns on its side
+        found = _wanted(read, take.rows)
+        return np.ascontiguousarray((found if take.columns is None else found[:, take.columns]).T[start:stop])
+    found = read(start, stop) if take.rows is None else _wanted(read, take.rows[start:stop])
+    return found if take.columns is None else found[:, take.columns]
+
+
+def _wanted(read: Callable[[int, int], NDArray[Any]], rows: NDArray[np.int64]) -> NDArray[Any]:
+    """The rows in the order given; each stretch of neighbours is read once."""
+    order = np.argsort(rows, kind="stable")
+    pieces = []
+    for near in _stretches(rows[order]):
+        first = int(near[0])
+        pieces.append(read(first, int(near[-1]) + 1)[near - first])
+    found = pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
+    back = np.empty_like(order)
+    back[order] = np.arange(len(order))
+    return found[back]
+
+
+def _stretches(rows: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
+    yield from np.split(rows, np.flatnonzero(np.diff(rows) > _GAP + 1) + 1)
+
+
+def _plain(read_rows: ReadRows, part: Part) -> Callable[[int, int], NDArray[Any]]:
+    return lambda start, stop: read_rows(part.source, start, stop)
+
+
+def _packed(read_rows: ReadRows, part: Part, blocks: int) -> Callable[[int, int], NDArray[Any]]:
+    """Rows of MXFP4 blocks as ggml has them: a scale byte, then 16 bytes whose halves are values i and i + 16.
+
+    The checkpoint's bytes hold neighbours, 2i in the low half (OCP Microscaling Formats 1.0; ggml's block_mxfp4).
+    """
+    scales = part.scales
+    assert scales is not None
+
+    def read(start: int, stop: int) -> NDArray[Any]:
+        pairs = read_rows(part.source, start * blocks, stop * blocks)
+        values = np.stack([pairs & 0x0F, pairs >> 4], axis=-1).reshape(len(pairs), MXFP4_BLOCK)
+        half = MXFP4_BLOCK // 2
+        codes = values[:, :half] | values[:, half:] << 4
+        scale = read_rows(scales, start, stop).reshape(-1, 1)
+        return np.concatenate([scale, codes], axis=1).reshape(stop - start, -1)
+
+    return read
