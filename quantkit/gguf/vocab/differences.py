@@ -82,6 +82,9 @@ def _reason(
             return "llama.cpp's unigram tokenizer puts no space before a text of spaces only"
     if spm.is_sentencepiece(files) and spm.is_cut_from_the_left(files):
         return "SentencePiece cuts this model's user-defined pieces out from the left, and llama.cpp merges by score"
+    cut = spm.user_defined(files)
+    if cut and values.get("tokenizer.ggml.add_space_prefix") is not False and any(number in cut for number in expected):
+        return "llama.cpp puts a space after each piece it cuts out of the text, and SentencePiece only at its start"
     if files.tokenizer is None:
         return None
     if spm.is_sentencepiece(files) and got == sentencepiece_ids(files, [text])[0]:

@@ -9,6 +9,7 @@ import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import IntEnum
+from functools import lru_cache
 
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 
@@ -42,8 +43,9 @@ class SentencePieceModel:
     eos_id: int
 
 
+@lru_cache(maxsize=1)
 def parse(data: bytes) -> SentencePieceModel:
-    """Parse a serialized ModelProto; raises ValueError when the bytes are not one."""
+    """Parse a serialized ModelProto, the last one once; raises ValueError when the bytes are not one."""
     pieces: list[bytes] = []
     scores: list[float] = []
     types: list[int] = []

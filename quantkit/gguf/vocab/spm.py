@@ -7,7 +7,9 @@ the unigram model's Viterbi search; it also takes the normalizer's character map
 Source: llama.cpp conversion/base.py (_create_vocab_sentencepiece), conversion/t5.py (set_vocab).
 """
 
+import math
 from collections.abc import Mapping
+from itertools import pairwise
 from typing import Any
 
 from gguf import GGUFValueType
@@ -50,12 +52,25 @@ def is_sentencepiece(files: TokenizerFiles) -> bool:
 def is_cut_from_the_left(files: TokenizerFiles) -> bool:
     """Whether tokenizer.model alone declares most of its pieces user-defined (InternLM 3).
 
-    SentencePiece then takes the longest piece from the left, over and over; llama.cpp has no SPM vocabulary of the kind.
+    SentencePiece then takes the longest piece from the left, over and over; llama.cpp's SPM cannot.
     """
     if files.model is None or files.tokenizer is not None:
         return False
     model = sentencepiece_model.parse(files.model.read_bytes())
     return 2 * model.types.count(USER_DEFINED) > len(model.pieces)
+
+
+def user_defined(files: TokenizerFiles) -> dict[int, str]:
+    """Id -> text of the pieces that SentencePiece cuts out, where tokenizer.model is the tokenizer."""
+    if files.tokenizer is not None or not is_sentencepiece(files):
+        return {}
+    assert files.model is not None
+    model = sentencepiece_model.parse(files.model.read_bytes())
+    return {
+        number: piece.decode(errors="replace")
+        for number, (piece, kind) in enumerate(zip(model.pieces, model.types, strict=True))
+        if kind == USER_DEFINED
+    }
 
 
 def load(files: TokenizerFiles, config: Mapping[str, Any]) -> Tokens:
@@ -149,7 +164,8 @@ def _cut_user_defined(files: TokenizerFiles, model: SentencePieceModel, tokens: 
     """Type the user-defined pieces so that llama.cpp, like SentencePiece, cuts them out before merging.
 
     Where a tokenizer.json stands beside tokenizer.model, those that it adds: it merges the others as any piece. Where
-    not, all of them, unless a space is put in front of the text, for llama.cpp would put one after each of them too.
+    not, all of them; but if a space is put in front of the text, llama.cpp would put one after each of them too, so
+    then only those that no merging can make and that stand between messages (Baichuan's <reserved_106>).
     Not in the odd model that declares most pieces so: SentencePiece matches from the left, llama.cpp longest first.
     """
     numbers = [number for number, kind in enumerate(model.types) if kind == USER_DEFINED]
@@ -157,13 +173,16 @@ def _cut_user_defined(files: TokenizerFiles, model: SentencePieceModel, tokens: 
     if files.tokenizer is not None:
         added = {entry["id"] for entry in files.tokenizer.get("added_tokens", [])}
         changed = [number for number in changed if number in added]
-    elif prefix:
-        changed = []
-    if 2 * len(numbers) > len(model.pieces) and files.tokenizer is None:
+    elif 2 * len(numbers) > len(model.pieces):
         tokens.warnings.append(
             "most pieces are user-defined, which SentencePiece takes longest first from the left; llama.cpp merges by "
             "score, so about one text in three gets other ids"
         )
+    elif prefix:
+        scores = {
+            piece.decode(errors="replace"): score for piece, score in zip(model.pieces, model.scores, strict=True)
+        }
+        changed = [number for number in changed if _is_marker(model.pieces[number].decode(errors="replace"), scores)]
     if not changed or 2 * len(numbers) > len(model.pieces):
         return
     for number in changed:
@@ -173,6 +192,21 @@ def _cut_user_defined(files: TokenizerFiles, model: SentencePieceModel, tokens: 
         f"{len(changed)} user-defined pieces are typed so, as SentencePiece cuts them out of the text; "
         "llama.cpp's converter would type them normal"
     )
+
+
+def _is_marker(piece: str, scores: Mapping[str, float]) -> bool:
+    """Whether a piece looks like a mark between messages and cannot be made by merging, best score first."""
+    if not (piece.startswith("<") and piece.endswith(">")):
+        return False
+    parts = list(piece)
+    while len(parts) > 1:
+        joined = [scores.get(left + right, -math.inf) for left, right in pairwise(parts)]
+        best = max(joined)
+        if best == -math.inf:
+            return True
+        at = joined.index(best)
+        parts[at : at + 2] = [parts[at] + parts[at + 1]]
+    return False
 
 
 def spaces_key(tokens: Tokens, said: bool | None, prefix: bool) -> list[keyvalues.KeyValue]:
