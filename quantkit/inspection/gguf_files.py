@@ -42,6 +42,7 @@ def describe_gguf(path: Path, source: str) -> Description:
     kind = values.get("general.type")
     if kind == "imatrix":
         notes += _imatrix_words(first)
+        weights = None  # sums of squares, not weights
     vocabulary = gguf_keys.vocabulary_of_keys(first.keys)
     arch = values.get("general.architecture")
     return Description(
@@ -133,4 +134,6 @@ def _imatrix_words(header: GgufHeader) -> list[str]:
     datasets = header.value("imatrix.datasets")
     texts = [text.decode("utf-8", "replace") for text in datasets] if isinstance(datasets, list) else []
     chunks, size = header.value("imatrix.chunk_count"), header.value("imatrix.chunk_size")
-    return [f"{chunks} chunks of {size} tokens of {', '.join(texts) or 'a text it does not name'}"] if chunks else []
+    entries = sum(slot.name.endswith(".in_sum2") for slot in header.tensors)
+    over = f" over {chunks} chunks of {size} tokens" if chunks else ""
+    return [f"{entries} tensors' statistics{over} of {', '.join(texts) or 'a text it does not name'}"]
