@@ -1,0 +1,134 @@
+"""What the tiny models' GGUFs must agree with, out of transformers and llama.cpp's converter; stored in golden/.
+
+Neither is part of quantkit's own environment, so their figures are kept: `python -m tests.families.expected GROUP ...`
+makes them anew (all groups without arguments), and the full suite checks that they still come out the same.
+"""
+
+import hashlib
+import json
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+
+from demo.safetensors_file import write_safetensors
+from tests.families.models import VOCAB, all_cases, weight
+from tests.peer import REPOSITORY, peer_converter
+from tests.tiny_tokenizers import write_byte_level_bpe
+
+GOLDEN = Path(__file__).with_name("golden")
+
+
+@dataclass(frozen=True)
+class Expected:
+    """Of one case: published config.json, the native model's config and tensor shapes, logits (tokens, vocabulary) to
+    half precision, and the converter's own GGUF: its architecture keys, each tensor's type, numpy shape and sha256 (16
+    digits).
+    """
+
+    config: dict[str, Any]
+    native: dict[str, Any]
+    logits: np.ndarray
+    keys: dict[str, Any] | None
+    tensors: dict[str, list[Any]] | None
+
+
+@cache
+def _golden(group: str) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    with np.load(GOLDEN / f"{group}.npz") as logits:
+        return json.loads((GOLDEN / f"{group}.json").read_text()), dict(logits)
+
+
+def expected(name: str) -> Expected:
+    """The stored figures of a case."""
+    group, _ = all_cases()[name]
+    record, logits = _golden(group)
+    return Expected(logits=logits[name].astype(np.float32), **record[name])
+
+
+def write_checkpoint(name: str, folder: Path) -> Path:
+    """The case's checkpoint, as transformers made it, without transformers: same config, names, shapes and values."""
+    _, case = all_cases()[name]
+    known = expected(name)
+    tensors = {key: weight(case.seed, key, tuple(shape)) for key, shape in known.native["layout"].items()}
+    if case.publish:
+        tensors = case.publish(known.native["config"], tensors)[1]
+    folder.mkdir(parents=True, exist_ok=True)
+    write_safetensors(folder / "model.safetensors", {key: ("F32", value) for key, value in sorted(tensors.items())})
+    write_tokenizer(folder)
+    (folder / "config.json").write_text(json.dumps(known.config))
+    return folder
+
+
+def write_tokenizer(folder: Path) -> None:
+    """A tokenizer of VOCAB tokens: which one does not matter to tensors and logits."""
+    write_byte_level_bpe(folder, "smollm", VOCAB)
+
+
+def tensor_hash(data: np.ndarray) -> str:
+    return hashlib.sha256(np.ascontiguousarray(data).tobytes()).hexdigest()[:16]
+
+
+def read_gguf(path: Path) -> tuple[dict[str, Any], dict[str, list[Any]]]:
+    """Architecture keys and tensors (type, numpy shape, hash) of a GGUF, by the gguf package."""
+    reader = gguf.GGUFReader(path)
+    keys = {
+        name: field.contents()
+        for name, field in reader.fields.items()
+        if not name.startswith(("GGUF.", "general.", "tokenizer."))
+    }
+    keys["general.architecture"] = reader.fields["general.architecture"].contents()
+    tensors = {
+        each.name: [each.tensor_type.name, [int(n) for n in reversed(each.shape)], tensor_hash(each.data)]
+        for each in reader.tensors
+    }
+    return keys, tensors
+
+
+def compute(names: list[str], folder: Path) -> dict[str, Expected]:
+    """The figures of `names`, made now: transformers and llama.cpp's converter in the peer's venv."""
+    peer = peer_converter()
+    environment = peer.environment()
+    environment["PYTHONPATH"] = f"{environment['PYTHONPATH']}:{peer.source}:{REPOSITORY}"
+    command = [str(peer.python), "-m", "tests.families.with_transformers", str(folder), "--convert", *names]
+    done = subprocess.run(command, env=environment, cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-4000:]
+    found = {}
+    for name in names:
+        here = folder / name
+        keys, tensors = read_gguf(folder / f"{name}.gguf") if all_cases()[name][1].converter else (None, None)
+        found[name] = Expected(
+            config=json.loads((here / "config.json").read_text()),
+            native=json.loads((here / "native.json").read_text()),
+            logits=np.load(here / "logits.npy").astype(np.float16),
+            keys=keys,
+            tensors=tensors,
+        )
+    return found
+
+
+def main() -> None:
+    groups = sys.argv[1:] or sorted({group for group, _ in all_cases().values()})
+    GOLDEN.mkdir(exist_ok=True)
+    for group in groups:
+        names = [name for name, (of, _) in all_cases().items() if of == group]
+        with tempfile.TemporaryDirectory() as folder:
+            found = compute(names, Path(folder))
+        record = {
+            name: {"config": each.config, "native": each.native, "keys": each.keys, "tensors": each.tensors}
+            for name, each in found.items()
+        }
+        text = ",\n".join(f"{json.dumps(name)}: {json.dumps(each)}" for name, each in record.items())
+        (GOLDEN / f"{group}.json").write_text("{\n" + text + "\n}\n")
+        np.savez_compressed(GOLDEN / f"{group}.npz", **{name: each.logits for name, each in found.items()})
+        print(f"{group}: {len(names)} cases")
+
+
+if __name__ == "__main__":
+    main()

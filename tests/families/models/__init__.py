@@ -1,0 +1,20 @@
+"""Tiny models of every family, by group; each group's expected figures lie in ../golden (see with_transformers.py)."""
+
+import importlib
+import pkgutil
+from functools import cache
+
+from tests.families.models.case import TOKENS, VOCAB, Case, weight
+
+__all__ = ["TOKENS", "VOCAB", "Case", "all_cases", "weight"]
+
+
+@cache
+def all_cases() -> dict[str, tuple[str, Case]]:
+    """Case name -> (group, case), of every module here that has CASES."""
+    found: dict[str, tuple[str, Case]] = {}
+    for entry in pkgutil.iter_modules(__path__):
+        for case in getattr(importlib.import_module(f"{__name__}.{entry.name}"), "CASES", ()):
+            assert case.name not in found, case.name
+            found[case.name] = (entry.name, case)
+    return found

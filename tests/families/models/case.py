@@ -1,0 +1,52 @@
+"""A tiny model of a family: what it is made of, without torch."""
+
+import zlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+Tensors = dict[str, np.ndarray]
+Publish = Callable[[dict[str, Any], Tensors], tuple[dict[str, Any], Tensors]]
+
+TOKENS = (3, 141, 59, 26, 5, 35, 89, 79, 3, 238, 46, 264, 33, 8, 32, 250)
+VOCAB = 288
+
+
+@dataclass(frozen=True)
+class Case:
+    """One tiny model.
+
+    `config` goes to the transformers config class of its `model_type`; the model is its AutoModelForCausalLM, whose
+    weights are `weight(seed, name, shape)`. `publish` turns config and tensors into the layout in which remote-code
+    families are published; a family that transformers knows needs none. `patch` names a function of with_transformers
+    that changes the model before it runs, where transformers has no class for it. `converter` says whether llama.cpp's
+    own converter gets this checkpoint right; if not, only the logits decide. `drift` is the difference of logits that
+    is allowed, relative to their standard deviation.
+    """
+
+    name: str
+    config: Mapping[str, Any]
+    publish: Publish | None = None
+    patch: str | None = None
+    converter: bool = True
+    seed: int = 0
+    drift: float = 0.02
+
+
+def weight(seed: int, name: str, shape: tuple[int, ...]) -> np.ndarray:
+    """The values of one tensor, float32, the same everywhere: RandomState is the stream numpy promises to keep.
+
+    Scaled so that every tensor matters to the logits: norms about 1, biases of a fifth, matrices by their inputs.
+    """
+    values = np.random.RandomState(zlib.crc32(f"{seed}:{name}".encode())).standard_normal(shape).astype(np.float32)
+    if name.endswith("sinks"):
+        return values
+    if name.endswith("bias") or "_bias" in name.rsplit(".", 1)[-1]:
+        return np.float32(0.2) * values
+    if len(shape) == 1:
+        return np.float32(1.0) + np.float32(0.2) * values
+    if "embed" in name or "wte" in name or "wpe" in name:
+        return values * np.float32(0.5)
+    return values * np.float32(1.3 / shape[-1] ** 0.5)

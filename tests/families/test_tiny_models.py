@@ -1,0 +1,60 @@
+"""Every family, from a checkpoint as transformers makes it to the logits llama.cpp gives, and the converter's bytes.
+
+The expected figures are transformers' and llama.cpp's converter's own (see expected.py); the full suite makes them
+anew.
+"""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from quantkit.checkpoint import open_checkpoint
+from quantkit.conversion import convert
+from quantkit.convert.inputs import model_from_checkpoint
+from quantkit.convert.plan import Request, plan_gguf
+from quantkit.families import all_families
+from quantkit.gguf.types import file_type
+from quantkit.measure.llama_runtime import logits
+from tests.families.expected import expected, read_gguf, write_checkpoint
+from tests.families.models import TOKENS, all_cases
+
+# Keys that the converter leaves to the vocabulary, or that quantizing states anew.
+NOT_COMPARED = {"general.architecture"}
+
+
+@pytest.mark.parametrize("name", sorted(all_cases()))
+def test_logits_are_transformers_and_tensors_the_converters(name: str, tmp_path: Path) -> None:
+    case, known = all_cases()[name][1], expected(name)
+    found = to_gguf(write_checkpoint(name, tmp_path / name), tmp_path)
+
+    if case.converter:
+        keys, tensors = read_gguf(found)
+        assert known.tensors is not None and known.keys is not None
+        assert {each: tensors.get(each) for each in known.tensors} == known.tensors
+        assert set(tensors) == set(known.tensors)
+        assert keys == known.keys
+
+    ours = logits(found, TOKENS)
+    assert ours.shape == known.logits.shape
+    drift = np.abs(ours - known.logits).max() / known.logits.std()
+    assert drift < case.drift, f"logits differ by {drift:.2%} of their standard deviation"
+    assert (ours.argmax(axis=1) == known.logits.argmax(axis=1)).all()
+
+
+def test_every_architecture_has_a_tiny_model() -> None:
+    seen = {expected(name).config["architectures"][0] for name in all_cases()}
+    missing = [family.name for family in all_families() if not seen & set(family.architectures)]
+    assert not missing
+
+
+def to_gguf(checkpoint: Path, folder: Path) -> Path:
+    """The checkpoint as an f32 GGUF, by quantkit."""
+    model = model_from_checkpoint(open_checkpoint(str(checkpoint)))
+    try:
+        plan = plan_gguf(model, Request(types=(file_type("f32"),), folder=folder))
+        result = convert(plan, logits=False)
+    finally:
+        model.close()
+    assert not result.failed, [each.failed for each in result.failed]
+    return folder / plan.outputs[0].files[0].name

@@ -1,0 +1,78 @@
+"""Makes the tiny models with transformers and writes down what llama.cpp must agree with. Runs in the peer's venv.
+
+    <peer's python> -m tests.families.with_transformers FOLDER CASE ...
+
+For each case FOLDER/CASE gets the checkpoint in f32 as it would be published, its logits (logits.npy, float32,
+(tokens, vocabulary), eager attention) and what the native model was (native.json: config and shapes of its tensors).
+`--convert` runs llama.cpp's own converter on it too, without its vocabulary, into FOLDER/CASE.gguf.
+tests/families/expected.py calls this.
+"""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.numpy import save_file
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from tests.families.models import TOKENS, VOCAB, Case, all_cases, weight
+from tests.tiny_tokenizers import write_byte_level_bpe
+
+
+def build(case: Case) -> tuple[dict[str, Any], dict[str, np.ndarray], np.ndarray, dict[str, Any]]:
+    """config.json and tensors of the case's model as published, its logits, and the native config and shapes."""
+    settings = dict(case.config)
+    config = AutoConfig.for_model(settings.pop("model_type"), **settings)
+    config._attn_implementation = "eager"
+    model = AutoModelForCausalLM.from_config(config, torch_dtype=torch.float32, attn_implementation="eager").eval()
+    tied = set(getattr(model, "_tied_weights_keys", None) or ()) if config.tie_word_embeddings else set()
+    state = {name: tensor for name, tensor in model.state_dict().items() if name not in tied}
+    tensors = {name: weight(case.seed, name, tuple(tensor.shape)) for name, tensor in state.items()}
+    native = {"config": config.to_diff_dict(), "layout": {name: tensor.shape for name, tensor in tensors.items()}}
+    native["config"]["architectures"] = [type(model).__name__]
+    # a layout may tie the native model down too (Baichuan 2's head has rows of one length): publish changes `tensors`
+    settings, published = (native["config"], tensors) if not case.publish else case.publish(native["config"], tensors)
+    with torch.no_grad():
+        for name, tensor in state.items():
+            tensor.copy_(torch.from_numpy(tensors[name]))
+        if case.patch:
+            globals()[case.patch](model)
+        logits = model(torch.tensor([TOKENS]), use_cache=False).logits[0].float().numpy()
+    return settings, published, logits, native
+
+
+def convert(folder: Path, out: Path) -> None:
+    """llama.cpp's converter on `folder`, f32, with the vocabulary left out."""
+    import conversion
+    import gguf
+    from conversion.base import ModelBase, ModelType, get_model_architecture
+
+    architecture = get_model_architecture(ModelBase.load_hparams(folder, False), ModelType.TEXT)
+    kind = conversion.get_model_class(architecture)
+    without = type(kind.__name__, (kind,), {"model_arch": kind.model_arch, "set_vocab": lambda self: None})
+    with torch.inference_mode():
+        without(folder, gguf.LlamaFileType.ALL_F32, out).write()
+
+
+def main() -> None:
+    folder, names = Path(sys.argv[1]), [name for name in sys.argv[2:] if name != "--convert"]
+    for name in names:
+        case = all_cases()[name][1]
+        config, tensors, logits, native = build(case)
+        here = folder / name
+        here.mkdir(parents=True)
+        (here / "config.json").write_text(json.dumps(config, indent=1, sort_keys=True))
+        save_file({key: np.ascontiguousarray(value) for key, value in tensors.items()}, here / "model.safetensors")
+        np.save(here / "logits.npy", logits)
+        (here / "native.json").write_text(json.dumps(native))
+        write_byte_level_bpe(here, "smollm", VOCAB)
+        if "--convert" in sys.argv and case.converter:
+            print(name, file=sys.stderr)
+            convert(here, folder / f"{name}.gguf")
+
+
+if __name__ == "__main__":
+    main()
