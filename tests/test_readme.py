@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from quantkit.chat import BUILT_IN
 from quantkit.families import all_families
 from quantkit.gguf.types import FILE_TYPES
 from tests.command import Answer, quantkit
@@ -53,7 +54,7 @@ def run(words: list[str], place: Path) -> Answer:
 
 @pytest.mark.parametrize("words", [words for words in commands() if words[0] == "quantkit"], ids=shlex.join)
 def test_every_quantkit_command_of_the_readme_runs(words: list[str], place: Path) -> None:
-    answer = run([*words[1:], *([] if "--help" in words else ["--force"])], place)
+    answer = run([*words[1:], *(["--force"] if words[1] == "gguf" and "--help" not in words else [])], place)
     assert answer.code == 0, answer.stderr
 
 
@@ -94,6 +95,22 @@ def test_the_example_is_what_comes_out(tmp_path: Path) -> None:
         (shown_cells, shown_logits), (printed_cells, printed_logits) = row(shown), row(printed)
         assert shown_cells == printed_cells
         assert shown_logits == pytest.approx(printed_logits, abs=0.01)
+
+
+def test_the_page_of_inspect_is_what_comes_out() -> None:
+    checkpoint = smollm2_or_skip()
+    (page,) = (block for block in blocks("text") if block.startswith("$ quantkit inspect"))
+    command, printed = page.split("\n", 1)
+    answer = quantkit(*shlex.split(command)[2:], cwd=checkpoint.parent)
+    # The family's line names what it stands for, which grows with the families; the README need not follow.
+    assert [line for line in answer.stdout.splitlines() if not line.startswith("family")] == [
+        line for line in printed.splitlines() if not line.startswith("family")
+    ]
+
+
+def test_the_readme_names_every_built_in_template() -> None:
+    paragraph = next(text for text in README.split("\n\n") if "`--chat-template` takes" in text)
+    assert set(BUILT_IN) | {"none"} <= set(re.findall(r"`(\w+)`", paragraph))
 
 
 def test_every_type_family_and_architecture_is_named() -> None:
