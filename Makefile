@@ -9,7 +9,7 @@ PIP    := $(BIN)/python -m pip --disable-pip-version-check
 # llama-cpp-python ships as source only. These leave out what quantkit never uses and keep the build portable.
 export CMAKE_ARGS ?= -DLLAVA_BUILD=OFF -DLLAMA_OPENSSL=OFF -DGGML_NATIVE=OFF
 
-.PHONY: help demo test test-full bench lint format clean
+.PHONY: help demo test test-full bench lint format readme clean
 
 help:
 	@echo "make demo       convert real SmolLM2 weights to four GGUF types, check them, print perplexity"
@@ -18,6 +18,7 @@ help:
 	@echo "make bench      side-by-side ratios against llama.cpp's convert + quantize"
 	@echo "make lint       ruff and mypy"
 	@echo "make format     let ruff rewrite the code"
+	@echo "make readme     make the README's tables from the data"
 	@echo "make clean      remove the virtual environments and the caches"
 
 $(VENV)/core.stamp: pyproject.toml
@@ -56,6 +57,9 @@ test-full: lint
 
 bench: $(VENV)/dev.stamp
 	$(BIN)/python -m benchmarks.run
+
+readme: $(VENV)/dev.stamp
+	$(BIN)/python -m tests.readme_tables
 
 clean:
 	rm -rf $(VENV) .cache .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 
 from quantkit.chat import BUILT_IN
-from quantkit.families import all_families
 from quantkit.gguf.types import FILE_TYPES
 from tests.command import Answer, quantkit
 from tests.convert.test_bytes import a_random_imatrix
 from tests.hub_server import Repo, running_hub
+from tests.readme_tables import with_tables
 from tests.real import smollm2_or_skip
 from tests.tiny import tiny_llama
 
@@ -113,9 +113,10 @@ def test_the_readme_names_every_built_in_template() -> None:
     assert set(BUILT_IN) | {"none"} <= set(re.findall(r"`(\w+)`", paragraph))
 
 
-def test_every_type_family_and_architecture_is_named() -> None:
+def test_every_type_is_named() -> None:
     row = next(line for line in README.splitlines() if line.startswith("| types |"))
     assert set(re.findall(r"\b(?:i|t|mx|b)?[qf]p?\d\w*\b", row)) == set(FILE_TYPES)
-    row = next(line for line in README.splitlines() if line.startswith("| families |"))
-    assert set(re.findall(r"`(\w+)`", row)) == {name for family in all_families() for name in family.architectures}
-    assert all(family.models in row for family in all_families())
+
+
+def test_the_table_of_families_is_made_from_the_data() -> None:
+    assert with_tables(README) == README, "run `make readme`"
