@@ -68,25 +68,29 @@ def model_with_template(
     """
     if choice is not None and choice.text is not None:
         model = model_from_checkpoint(checkpoint, pre=pre, name=name, chat_template=choice.text)
-        return _ending_turns(model, choice.built_in), _missing_marks(model, choice.built_in)
+        said = f"built-in '{choice.built_in.name}', asked for" if choice.built_in else "a file, asked for"
+        return _recorded(_ending_turns(model, choice.built_in), said), _missing_marks(model, choice.built_in)
     model = model_from_checkpoint(checkpoint, pre=pre, name=name)
+    own = any(key.key.startswith(TEMPLATE_KEY) for key in model.keys)
     if choice is not None:
-        return replace(model, keys=tuple(key for key in model.keys if not key.key.startswith(TEMPLATE_KEY))), None
-    if any(key.key.startswith(TEMPLATE_KEY) for key in model.keys):
-        return model, None
+        without = tuple(key for key in model.keys if not key.key.startswith(TEMPLATE_KEY))
+        return _recorded(replace(model, keys=without), "none, asked for"), None
+    if own:
+        return _recorded(model, "the checkpoint's"), None
     found = suggestions(token_texts(model.keys), generation_config(checkpoint.folder), checkpoint.name)
-    if not found:
-        return model, None
-    if len(found) > 1:
+    if len(found) != 1:
         fitting = " and ".join(f"'{each.template.name}' (its {each.evidence})" for each in found)
-        return (
-            model,
-            f"no chat template in the checkpoint, and {fitting} both fit; none was written, see --chat-template",
-        )
+        note = f"no chat template in the checkpoint, and {fitting} both fit; none was written, see --chat-template"
+        return _recorded(model, "none"), note if found else None
     template = found[0].template
     model = model_from_checkpoint(checkpoint, pre=pre, name=name, chat_template=template.text)
     note = f"no chat template in the checkpoint; wrote the built-in '{template.name}' (its {found[0].evidence})"
-    return _ending_turns(model, template), note
+    return _recorded(_ending_turns(model, template), f"built-in '{template.name}', its {found[0].evidence}"), note
+
+
+def _recorded(model: Model, said: str) -> Model:
+    """The model with its origin telling where the template is from."""
+    return replace(model, origin={**model.origin, "chat_template": said})
 
 
 def token_texts(keys: Sequence[KeyValue]) -> list[str]:

@@ -139,3 +139,20 @@ def test_an_unknown_name_is_answered_with_the_known_ones() -> None:
 def test_the_help_names_the_built_in_templates() -> None:
     text = " ".join(quantkit("gguf", "--help").stdout.split())
     assert f"{', '.join(BUILT_IN)}, or none" in text
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ((), "built-in 'huozi', its vocabulary has <|beginofutterance|>"),
+        (("--chat-template", "none"), "none, asked for"),
+        (("--chat-template", "chatml"), "built-in 'chatml', asked for"),
+    ],
+)
+def test_the_origin_tells_where_the_template_is_from(
+    huozi: Path, tmp_path: Path, words: tuple[str, ...], said: str
+) -> None:
+    convert(huozi, tmp_path / "out", *words)
+    (record,) = (tmp_path / "out").glob("*-GGUF/quantkit.json")
+    (entry,) = json.loads(record.read_text("utf-8"))["outputs"].values()
+    assert entry["origin"]["chat_template"] == said
