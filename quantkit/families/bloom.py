@@ -1,0 +1,100 @@
+"""BLOOM and what grew from it: BLOOMZ, Huozi 1 and 2. ALiBi, so no rotary settings; a norm after the embedding.
+
+Shape of the GGUF: llama.cpp's `bloom` architecture (src/models/bloom.cpp), whose attention is GPT-2's: all queries,
+then all keys, then all values. A checkpoint has the three of each head side by side.
+"""
+
+from typing import Any
+
+import numpy as np
+
+from quantkit.families.family import Family, Key, Rule, Take
+from quantkit.families.hyperparameters import Hyperparameters, number, optional_size, size
+from quantkit.families.refusals import only
+
+
+def _by_role(sizes: Hyperparameters) -> Take:
+    """Rows (head, role, value) in the order (role, head, value); biases likewise."""
+    rows = np.arange(3 * sizes.hidden, dtype=np.int64).reshape(sizes.n_head, 3, -1)
+    return Take(rows.swapaxes(0, 1).reshape(-1))
+
+
+_H = "h.{layer}"
+_NORMS = (("input_layernorm", "attn_norm"), ("post_attention_layernorm", "ffn_norm"))
+_LINEARS = (
+    ("self_attention.query_key_value", "attn_qkv", ("qkv", "hidden"), _by_role),
+    ("self_attention.dense", "attn_output", ("hidden", "hidden"), None),
+    ("mlp.dense_h_to_4h", "ffn_up", ("ffn", "hidden"), None),
+    ("mlp.dense_4h_to_h", "ffn_down", ("hidden", "ffn"), None),
+)
+
+RULES = (
+    Rule("word_embeddings.weight", "token_embd.weight", ("vocab", "hidden")),
+    *(
+        Rule(f"{source}.{kind}", f"{target}.{kind}", ("hidden",))
+        for source, target in (
+            ("word_embeddings_layernorm", "token_embd_norm"),
+            *((f"{_H}.{source}", f"blk.{{layer}}.{target}") for source, target in _NORMS),
+            ("ln_f", "output_norm"),
+        )
+        for kind in ("weight", "bias")
+    ),
+    *(
+        Rule(
+            f"{_H}.{source}.{kind}",
+            f"blk.{{layer}}.{target}.{kind}",
+            shape if kind == "weight" else shape[:1],
+            take=take,
+        )
+        for source, target, shape, take in _LINEARS
+        for kind in ("weight", "bias")
+    ),
+    Rule("lm_head.weight", "output.weight", ("vocab", "hidden"), required=False, tied_to_embedding=True),
+)
+
+
+def prepare(config: dict[str, Any]) -> dict[str, Any]:
+    """BLOOM's own names (n_embed, n_layer, n_head, seq_length) as the usual ones; the inner width is always four times.
+
+    A checkpoint that does not say how long its texts were gets its width as context, as llama.cpp's converter has it.
+    """
+    only(config, "apply_residual_connection_post_layernorm", False, family="BLOOM")
+    hidden = size(config, "n_embed", "hidden_size")
+    heads = size(config, "num_attention_heads", "n_head")
+    return {
+        **config,
+        "hidden_size": hidden,
+        "num_attention_heads": heads,
+        "num_key_value_heads": heads,
+        "num_hidden_layers": size(config, "num_hidden_layers", "n_layer"),
+        "intermediate_size": 4 * hidden,
+        "max_position_embeddings": optional_size(config, "seq_length") or hidden,
+    }
+
+
+def keys(arch: str, sizes: Hyperparameters) -> list[Key]:
+    """In the order of llama.cpp's converter (conversion/bloom.py)."""
+    return [
+        Key(f"{arch}.context_length", "u32", sizes.context),
+        Key(f"{arch}.embedding_length", "u32", sizes.hidden),
+        Key(f"{arch}.feed_forward_length", "u32", sizes.ffn),
+        Key(f"{arch}.block_count", "u32", sizes.n_layer),
+        Key(f"{arch}.attention.head_count", "u32", sizes.n_head),
+        Key(f"{arch}.attention.head_count_kv", "u32", sizes.n_head),
+        Key(f"{arch}.attention.layer_norm_epsilon", "f32", number(sizes.config, "layer_norm_epsilon") or 1e-5),
+    ]
+
+
+FAMILY = Family(
+    name="BLOOM",
+    models="BLOOM, BLOOMZ, Huozi 1/2",
+    architectures=("BloomForCausalLM", "BloomModel"),
+    gguf_arch="bloom",
+    rules=RULES,
+    keys=keys,
+    # transformers' BloomConfig
+    defaults={"bloom": {"layer_norm_epsilon": 1e-5, "tie_word_embeddings": True}},
+    prepare=prepare,
+    rename=((r"^transformer\.", ""),),
+    dimensions=lambda sizes: {"qkv": 3 * sizes.hidden},
+)
