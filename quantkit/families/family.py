@@ -1,5 +1,6 @@
 """What a family file is made of: plain data about names, shapes, keys and what happens to a tensor on the way."""
 
+import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -37,7 +38,7 @@ class Rule:
 
     Several rules may have the same target: the first whose source is in the checkpoint is used. `layers` restricts a
     rule to some layers. `take` cuts the target out of the source: one matrix, or several that are stacked along a new
-    first axis (the experts of a fused tensor). `adjust` computes new float32 rows out of the (n, columns) rows taken; a
+    first axis (the experts of a fused tensor). `when` restricts it to some configs. `adjust` computes new float32 rows out of the (n, columns) rows taken; a
     tensor so changed is float32 from there on. `scales` names the scale tensor of a source in MXFP4 blocks: `shape` is
     then that of the blocks (..., blocks of a row, 16 bytes) and the target has rows of 32 values a block.
     """
@@ -52,6 +53,7 @@ class Rule:
     take: Callable[[Hyperparameters], "Take | tuple[Take, ...]"] | None = None
     adjust: Adjust | None = None
     scales: str | None = None
+    when: Callable[[Hyperparameters], bool] | None = None
 
 
 @dataclass(frozen=True)
@@ -88,10 +90,18 @@ class Dropped:
     """Source tensors that no GGUF of the family carries: a regular expression over whole names, and why.
 
     `why` is told to the user, as the end of "left out N tensors (FIRST, ...): "; an empty one is not worth telling.
+    `layers` are the numbers that `{layer}` in the pattern stands for.
     """
 
     pattern: str
     why: str = ""
+    layers: Callable[[Hyperparameters], Iterable[int]] | None = None
+
+    def matches(self, sizes: Hyperparameters, name: str) -> bool:
+        """Whether the source tensor `name` is left out."""
+        layers = "|".join(map(str, self.layers(sizes))) if self.layers else ""
+        # a pattern for layers that a config has none of matches nothing
+        return bool(re.fullmatch(self.pattern.replace("{layer}", f"(?:{layers or '(?!)'})"), name))
 
 
 @dataclass(frozen=True)

@@ -71,11 +71,11 @@ def map_tensors(family: Family, sizes: Hyperparameters, tensors: Mapping[str, Sh
     return mapped
 
 
-def left_out(family: Family, tensors: Mapping[str, Shaped]) -> list[str]:
+def left_out(family: Family, sizes: Hyperparameters, tensors: Mapping[str, Shaped]) -> list[str]:
     """What of the checkpoint no GGUF of this family carries, a sentence for each kind worth telling."""
     sentences = []
     for drop in family.dropped:
-        names = [name for name in tensors if re.fullmatch(drop.pattern, name)]
+        names = [name for name in tensors if drop.matches(sizes, name)]
         if names and drop.why:
             more = ", ..." if len(names) > 1 else ""
             sentences.append(f"left out {len(names)} tensors ({names[0]}{more}): {drop.why}")
@@ -111,12 +111,13 @@ class _Mapper:
         # name as the rules have it -> name in the checkpoint
         self.names = {self._renamed(name): name for name in tensors}
         self.used: set[str] = set()
-        self.dropped = [re.compile(drop.pattern) for drop in (*family.dropped, _BUFFERS)]
+        self.dropped = (*family.dropped, _BUFFERS)
 
     def map(self, rules: tuple[Rule, ...]) -> list[MappedTensor]:
         by_target: dict[str, list[Rule]] = {}
         for rule in rules:
-            by_target.setdefault(rule.target, []).append(rule)
+            if rule.when is None or rule.when(self.sizes):
+                by_target.setdefault(rule.target, []).append(rule)
         mapped = []
         for candidates in by_target.values():
             layers: list[int | None] = [None]
@@ -134,7 +135,7 @@ class _Mapper:
         return mapped
 
     def is_dropped(self, source: str) -> bool:
-        return any(pattern.fullmatch(source) for pattern in self.dropped)
+        return any(drop.matches(self.sizes, source) for drop in self.dropped)
 
     def _renamed(self, name: str) -> str:
         for pattern, replacement in self.family.rename:
