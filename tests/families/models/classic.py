@@ -64,6 +64,32 @@ def first_release(config: dict[str, Any], tensors: Tensors) -> tuple[dict[str, A
     return {**config, "architectures": ["RWForCausalLM"], "model_type": "RefinedWeb"}, tensors
 
 
+OLMO = {
+    "vocab_size": VOCAB,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_attention_heads": 4,
+    "num_hidden_layers": 3,
+    "max_position_embeddings": 512,
+    "tie_word_embeddings": False,
+}
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 128}
+
+
+def fused(config: dict[str, Any], tensors: Tensors) -> tuple[dict[str, Any], Tensors]:
+    """All experts of a layer in two tensors, gate above up: what transformers 5 has in memory."""
+    found = {name: value for name, value in tensors.items() if ".experts." not in name}
+    for layer in range(config["num_hidden_layers"]):
+        at = f"model.layers.{layer}.mlp.experts"
+        experts = [
+            [tensors[f"{at}.{expert}.{name}_proj.weight"] for name in ("gate", "up", "down")]
+            for expert in range(config["num_experts"])
+        ]
+        found[f"{at}.gate_up_proj"] = np.stack([np.concatenate([gate, up]) for gate, up, _ in experts])
+        found[f"{at}.down_proj"] = np.stack([down for _, _, down in experts])
+    return config, found
+
+
 CASES = (
     Case("bloom", BLOOM),
     # six heads: the slopes of ALiBi follow another rule where their count is no power of two
@@ -85,6 +111,27 @@ CASES = (
     Case(
         "falcon2",
         {**FALCON_NEW, "num_ln_in_parallel_attn": 1, "rope_theta": 500.0, "max_position_embeddings": 512},
+        converter=False,
+    ),
+    Case("olmo", {**OLMO, "model_type": "olmo", "num_key_value_heads": 2}),
+    Case("olmo-clipped", {**OLMO, "model_type": "olmo", "clip_qkv": 1.5, "tie_word_embeddings": True}),
+    Case("olmo2", {**OLMO, "model_type": "olmo2", "num_key_value_heads": 2, "rope_theta": 500.0, "rms_norm_eps": 1e-6}),
+    Case("olmo2-all-keys", {**OLMO, "model_type": "olmo2"}),
+    Case(
+        "olmo3",
+        {**OLMO, "model_type": "olmo3", "num_hidden_layers": 5, "sliding_window": 6, "rope_scaling": YARN},
+    ),
+    Case("olmoe", {**OLMO, "model_type": "olmoe", "num_experts": 6, "num_experts_per_tok": 3}),
+    # the converter states an epsilon of its own
+    Case(
+        "olmoe-epsilon",
+        {**OLMO, "model_type": "olmoe", "num_experts": 4, "num_experts_per_tok": 2, "rms_norm_eps": 0.05},
+        converter=False,
+    ),
+    Case(
+        "olmoe-fused",
+        {**OLMO, "model_type": "olmoe", "num_experts": 4, "num_experts_per_tok": 2},
+        publish=fused,
         converter=False,
     ),
 )

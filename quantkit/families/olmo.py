@@ -1,0 +1,50 @@
+"""OLMo 1 and 1.7: Llama's shape with norms that have no weights, and queries, keys and values clipped if so trained.
+
+Shape of the GGUF: llama.cpp's `olmo` architecture (src/models/olmo.cpp).
+"""
+
+from typing import Any
+
+from quantkit.families.family import Family, Key
+from quantkit.families.hyperparameters import Hyperparameters, number
+from quantkit.families.keys import base_keys
+from quantkit.families.llama import ATTENTION, ENDS
+from quantkit.families.qwen2 import PLAIN_MLP, ROPE_KINDS
+from quantkit.families.refusals import SILU, only, plain_yarn
+
+# transformers' OlmoLayerNorm; config.json does not state it.
+_EPS = 1e-5
+
+DEFAULTS = {"olmo": {"max_position_embeddings": 2048, "rope_theta": 10000.0}}
+
+
+def prepare(config: dict[str, Any]) -> dict[str, Any]:
+    only(config, "hidden_act", *SILU, family="OLMo")
+    only(config, "attention_bias", False, family="OLMo")
+    plain_yarn(config, "OLMo")
+    return config
+
+
+def keys(arch: str, sizes: Hyperparameters) -> list[Key]:
+    """In the order of llama.cpp's converter (conversion/olmo.py)."""
+    found = [*base_keys(arch, sizes), Key(f"{arch}.attention.layer_norm_epsilon", "f32", _EPS)]
+    if (clip := number(sizes.config, "clip_qkv")) is not None:
+        found.append(Key(f"{arch}.attention.clamp_kqv", "f32", clip))
+    return found
+
+
+FAMILY = Family(
+    name="OLMo",
+    models="OLMo 1/1.7",
+    architectures=("OlmoForCausalLM",),
+    gguf_arch="olmo",
+    rules=(
+        *(rule for rule in ATTENTION if rule.source.endswith("_proj.weight")),
+        *PLAIN_MLP,
+        *(rule for rule in ENDS if rule.target != "output_norm.weight"),
+    ),
+    keys=keys,
+    defaults=DEFAULTS,
+    prepare=prepare,
+    rope_kinds=ROPE_KINDS,
+)
