@@ -101,7 +101,10 @@ def model_from_checkpoint(
     family = find_family(config)
     sizes = family.sizes(config)
     mapped = map_tensors(family, sizes, checkpoint.tensors)
-    vocabulary = load_vocabulary(checkpoint.folder, config, pre=pre, chat_template=chat_template)
+    # a config may leave the size of the vocabulary to its class, which the completed one has
+    vocabulary = load_vocabulary(
+        checkpoint.folder, {**config, "vocab_size": sizes.vocab}, pre=pre, chat_template=chat_template
+    )
     if len(vocabulary.tokens) != sizes.vocab:
         raise TokenizerError(
             f"the tokenizer has {len(vocabulary.tokens)} tokens but the embedding {sizes.vocab} rows (config.json,"

@@ -1,0 +1,98 @@
+"""Gemma 2: Gemma with four norms a layer, soft caps, and every other layer with a sliding window.
+
+Shape of the GGUF: llama.cpp's `gemma2` architecture (src/models/gemma2.cpp).
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from quantkit.errors import UnsupportedError
+from quantkit.families import gemma
+from quantkit.families.family import Family, Key
+from quantkit.families.gemma import HEAD, MATRICES, gemma_keys, norm
+from quantkit.families.hyperparameters import Hyperparameters, number, size
+from quantkit.families.refusals import GELU, only
+from quantkit.families.sliding import pattern_keys, sliding_layers
+
+NORMS = (
+    norm("input_layernorm", "attn_norm"),
+    norm("post_attention_layernorm", "post_attention_norm"),
+    norm("pre_feedforward_layernorm", "ffn_norm"),
+    norm("post_feedforward_layernorm", "post_ffw_norm"),
+)
+
+# The window alternates, with the first layer sliding (llama.cpp's load_swa_pattern).
+_PATTERN = 2
+# llama.cpp knows the 27B by its layers, and scales its queries by the width over the heads.
+_LAYERS_OF_27B = 46
+
+
+def refuse_other_query_scale(config: Mapping[str, Any], layers_of_27b: int, family: str) -> None:
+    """Refuse a query_pre_attn_scalar other than the one llama.cpp derives from the shape; no GGUF holds it."""
+    hidden, heads = size(config, "hidden_size"), size(config, "num_attention_heads")
+    wide = size(config, "num_hidden_layers") == layers_of_27b
+    runs = hidden // heads if wide else size(config, "head_dim")
+    asked = number(config, "query_pre_attn_scalar")
+    if asked != runs:
+        raise UnsupportedError(
+            f"config.json: query_pre_attn_scalar is {asked}, but llama.cpp takes {runs} for a {family} of this shape"
+            f" ({'hidden_size / num_attention_heads' if wide else 'head_dim'}); no GGUF can express it"
+        )
+
+
+def prepare(config: dict[str, Any]) -> dict[str, Any]:
+    """Refuse what llama.cpp's graph has built in otherwise."""
+    only(config, "hidden_activation", *GELU, family="Gemma 2")
+    only(config, "tie_word_embeddings", True, family="Gemma 2")
+    only(config, "attention_bias", False, family="Gemma 2")
+    refuse_other_query_scale(config, _LAYERS_OF_27B, "Gemma 2")
+    for name in ("attn_logit_softcapping", "final_logit_softcapping"):
+        if not number(config, name):
+            raise UnsupportedError(
+                f"config.json: {name} is {config.get(name)!r}, but llama.cpp always caps Gemma 2's logits;"
+                " no GGUF can express a model without"
+            )
+    return config
+
+
+def keys(arch: str, sizes: Hyperparameters) -> list[Key]:
+    """Gemma's keys, the caps, and the window; its layers where they are not llama.cpp's own choice."""
+    config = sizes.config
+    return [
+        *gemma_keys(arch, sizes),
+        Key(f"{arch}.attn_logit_softcapping", "f32", number(config, "attn_logit_softcapping")),
+        Key(f"{arch}.final_logit_softcapping", "f32", number(config, "final_logit_softcapping")),
+        Key(f"{arch}.attention.sliding_window", "u32", size(config, "sliding_window")),
+        *pattern_keys(arch, sliding_layers(config, sizes.n_layer, _PATTERN), _PATTERN),
+    ]
+
+
+# transformers' Gemma2Config.
+DEFAULTS: dict[str, dict[str, Any]] = {
+    "gemma2": {
+        **gemma.DEFAULTS["gemma"],
+        "hidden_size": 2304,
+        "intermediate_size": 9216,
+        "num_hidden_layers": 26,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 4,
+        "hidden_activation": "gelu_pytorch_tanh",
+        "query_pre_attn_scalar": 256,
+        "sliding_window": 4096,
+        "final_logit_softcapping": 30.0,
+        "attn_logit_softcapping": 50.0,
+    }
+}
+
+FAMILY = Family(
+    name="Gemma 2",
+    models="Gemma 2 2B/9B/27B",
+    architectures=("Gemma2ForCausalLM",),
+    gguf_arch="gemma2",
+    rules=MATRICES + NORMS,
+    keys=keys,
+    defaults=DEFAULTS,
+    prepare=prepare,
+    dropped=(HEAD,),
+    rope_kinds=("default",),
+)

@@ -1,0 +1,115 @@
+"""Gemma 3, its text model: alone, or out of a checkpoint that sees images too. Gemma 2 without caps, with query and
+key norms, five sliding layers to a global one, and rotary bases of their own for the two.
+
+Shape of the GGUF: llama.cpp's `gemma3` architecture (src/models/gemma3.cpp).
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from quantkit.errors import CheckpointError, UnsupportedError
+from quantkit.families import gemma2
+from quantkit.families.family import Dropped, Family, Key, Rule
+from quantkit.families.gemma import MATRICES, norm
+from quantkit.families.gemma2 import NORMS, refuse_other_query_scale
+from quantkit.families.hyperparameters import Hyperparameters, number, size
+from quantkit.families.keys import base_keys
+from quantkit.families.refusals import GELU, only
+from quantkit.families.sliding import pattern_keys, pattern_of, sliding_layers
+
+# llama.cpp takes this one where a file says nothing.
+_PATTERN = 6
+_LAYERS_OF_27B = 62
+
+# transformers' Gemma3TextConfig.
+TEXT_DEFAULTS: dict[str, Any] = {
+    **gemma2.DEFAULTS["gemma2"],
+    "vocab_size": 262208,
+    "max_position_embeddings": 131072,
+    "rope_theta": 1e6,
+    "rope_local_base_freq": 10000.0,
+    "final_logit_softcapping": None,
+    "attn_logit_softcapping": None,
+}
+
+
+def prepare(config: dict[str, Any]) -> dict[str, Any]:
+    """The text model's config; refuse what llama.cpp's graph has built in otherwise."""
+    config = _text(config)
+    only(config, "hidden_activation", *GELU, family="Gemma 3")
+    only(config, "attention_bias", False, family="Gemma 3")
+    only(config, "use_bidirectional_attention", False, family="Gemma 3")
+    refuse_other_query_scale(config, _LAYERS_OF_27B, "Gemma 3")
+    if config.get("attn_logit_softcapping") is not None:
+        raise UnsupportedError(
+            f"config.json: attn_logit_softcapping is {config['attn_logit_softcapping']!r}, but llama.cpp runs Gemma 3"
+            " without one; no GGUF can express it"
+        )
+    _local_rope(config)
+    return config
+
+
+def _text(config: dict[str, Any]) -> dict[str, Any]:
+    nested = config.get("text_config")
+    if nested is None:
+        return config
+    if not isinstance(nested, Mapping):
+        raise CheckpointError(f"config.json: text_config must be an object, not {nested!r}")
+    same = {name: config[name] for name in ("torch_dtype", "dtype", "transformers_version") if name in config}
+    text = {**TEXT_DEFAULTS, **same, **nested}
+    return {**text, "architectures": ["Gemma3ForCausalLM"], "model_type": "gemma3_text"}
+
+
+def _local_rope(config: dict[str, Any]) -> None:
+    """transformers 5 states the rotary settings of sliding layers apart; llama.cpp has their base only."""
+    given = config.get("rope_parameters")
+    local = given.get("sliding_attention") if isinstance(given, Mapping) else None
+    if not isinstance(local, Mapping):
+        return
+    if local.get("rope_type", "default") != "default":
+        raise UnsupportedError(
+            f"config.json: sliding layers have rope scaling {local['rope_type']!r}; llama.cpp scales global ones only"
+        )
+    if (theta := number(local, "rope_theta")) is not None:
+        config["rope_local_base_freq"] = theta
+
+
+def keys(arch: str, sizes: Hyperparameters) -> list[Key]:
+    """The common keys, the cap if there is one, and the window if a layer has it."""
+    config, found = sizes.config, base_keys(arch, sizes)
+    if cap := number(config, "final_logit_softcapping"):
+        found.append(Key(f"{arch}.final_logit_softcapping", "f32", cap))
+    layers = sliding_layers(config, sizes.n_layer, pattern_of(config, _PATTERN))
+    if any(layers):
+        found.append(Key(f"{arch}.attention.sliding_window", "u32", size(config, "sliding_window")))
+        found += pattern_keys(arch, layers, _PATTERN)
+    return found
+
+
+FAMILY = Family(
+    name="Gemma 3",
+    models="Gemma 3 270M/1B/4B/12B/27B, text only",
+    architectures=("Gemma3ForCausalLM", "Gemma3ForConditionalGeneration"),
+    gguf_arch="gemma3",
+    rules=(
+        *MATRICES,
+        *NORMS,
+        norm("self_attn.q_norm", "attn_q_norm", "head_dim"),
+        norm("self_attn.k_norm", "attn_k_norm", "head_dim"),
+        Rule("lm_head.weight", "output.weight", ("vocab", "hidden"), required=False, tied_to_embedding=True),
+    ),
+    keys=keys,
+    defaults={"gemma3_text": TEXT_DEFAULTS},
+    prepare=prepare,
+    rename=(
+        (r"^model\.language_model\.", "model."),
+        (r"^language_model\.(?=model\.|lm_head\.)", ""),
+    ),
+    dropped=(
+        Dropped(
+            r"(model\.)?(vision_tower|multi_modal_projector)\..*",
+            "they see images; this GGUF holds the text model only",
+        ),
+    ),
+    rope_kinds=("default", "linear"),
+)
