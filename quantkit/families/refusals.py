@@ -1,9 +1,11 @@
 """Settings of config.json that change the model and that llama.cpp has built in one way only."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
 from quantkit.errors import UnsupportedError
+from quantkit.families.hyperparameters import number
 
 # llama.cpp's LLM_FFN_GELU is the tanh form out of a table; the exact form differs from it by less than the table does.
 GELU = ("gelu", "gelu_new", "gelu_fast", "gelu_pytorch_tanh", "gelu_python", "gelu_accurate")
@@ -24,3 +26,31 @@ def only(config: Mapping[str, Any], name: str, *allowed: object, family: str) ->
     raise UnsupportedError(
         f"config.json: {name} is {said}, but llama.cpp runs {family} only with {known}; no GGUF can express it"
     )
+
+
+def plain_yarn(config: Mapping[str, Any], family: str) -> None:
+    """Refuse YaRN tuned otherwise than by its factor: most of llama.cpp's architectures read nothing else of it.
+
+    The rest is built in: beta_fast 32, beta_slow 1, an attention factor of 0.1 ln(factor) + 1 (llama-context.cpp),
+    which are transformers' defaults too.
+
+    Raises:
+        UnsupportedError: a setting that llama.cpp would ignore.
+    """
+    rope = config.get("rope_parameters") or config.get("rope_scaling")
+    if not isinstance(rope, Mapping) or (rope.get("rope_type") or rope.get("type")) != "yarn":
+        return
+    named = f"{family} with YaRN"
+    only(rope, "beta_fast", 32, family=named)
+    only(rope, "beta_slow", 1, family=named)
+    only(rope, "truncate", True, family=named)
+    stretch = math.log(max(number(rope, "factor") or 1.0, 1.0))
+    given, mscale, all_dims = (number(rope, name) for name in ("attention_factor", "mscale", "mscale_all_dim"))
+    if given is None and mscale and all_dims:
+        given = (0.1 * mscale * stretch + 1) / (0.1 * all_dims * stretch + 1)
+    built_in = 0.1 * stretch + 1
+    if given is not None and not math.isclose(given, built_in, rel_tol=1e-4):
+        raise UnsupportedError(
+            f"config.json: YaRN's attention_factor is {given:g}, but llama.cpp runs {named} only with {built_in:g};"
+            " no GGUF can express it"
+        )
