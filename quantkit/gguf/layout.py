@@ -107,7 +107,11 @@ def _file(
     head = MAGIC + struct.pack("<IQQ", VERSION, len(placed), len(keys))
     head += b"".join(key.pack() for key in keys) + b"".join(infos)
     head += b"\0" * (padded(len(head)) - len(head))
-    slots = tuple(Slot(tensor, shape, type_, len(head) + offset, size) for tensor, shape, type_, offset, size in placed)
+    slots = tuple(
+        # as a reader of the file sees it: a matrix of one row is a vector there
+        Slot(tensor, tuple(reversed(ggml_shape(shape))), type_, len(head) + offset, size)
+        for tensor, shape, type_, offset, size in placed
+    )
     return FileLayout(name, head, slots, len(head) + relative)
 
 

@@ -85,10 +85,17 @@ def read_gguf(path: Path) -> tuple[dict[str, Any], dict[str, list[Any]]]:
     }
     keys["general.architecture"] = reader.fields["general.architecture"].contents()
     tensors = {
-        each.name: [each.tensor_type.name, [int(n) for n in reversed(each.shape)], tensor_hash(each.data)]
-        for each in reader.tensors
+        each.name: [each.tensor_type.name, _shape(each.shape), tensor_hash(each.data)] for each in reader.tensors
     }
     return keys, tensors
+
+
+def _shape(dimensions: np.ndarray) -> list[int]:
+    """In numpy order, outer dimensions of one left out: ggml's own writer does so, the gguf package's does not."""
+    shape = [int(n) for n in dimensions[::-1]]
+    while len(shape) > 1 and shape[0] == 1:
+        shape.pop(0)
+    return shape
 
 
 def compute(names: list[str], folder: Path) -> dict[str, Expected]:
