@@ -1,0 +1,18 @@
+"""Cuts out of fused tensors, by what they hold."""
+
+import numpy as np
+
+from quantkit.families.family import Take
+
+
+def rows(start: int, count: int) -> Take:
+    """`count` neighbouring rows from row `start` on (elements, of a vector)."""
+    return Take(np.arange(start, start + count, dtype=np.int64))
+
+
+def expert_halves(n_expert: int, n_rows: int, half: int) -> tuple[Take, ...]:
+    """One half (0 or 1) of each expert's rows, where a tensor holds two matrices of `n_rows` rows an expert.
+
+    The source is (n_expert, 2 * n_rows, columns), gate before up: transformers' fused experts.
+    """
+    return tuple(rows((2 * expert + half) * n_rows, n_rows) for expert in range(n_expert))

@@ -1,0 +1,53 @@
+"""Qwen 3: no biases, a norm on each head of q and k, heads of a size of their own.
+
+Shape of the GGUF: llama.cpp's `qwen3` architecture (src/models/qwen3.cpp).
+"""
+
+from typing import Any
+
+from quantkit.families.family import Family, Rule
+from quantkit.families.keys import base_keys
+from quantkit.families.llama import ENDS
+from quantkit.families.qwen2 import NORMS, PLAIN_MLP, PROJECTIONS, ROPE_KINDS, no_window
+from quantkit.families.refusals import SILU, only, plain_yarn
+
+HEAD_NORMS = (
+    Rule("model.layers.{layer}.self_attn.q_norm.weight", "blk.{layer}.attn_q_norm.weight", ("head_dim",)),
+    Rule("model.layers.{layer}.self_attn.k_norm.weight", "blk.{layer}.attn_k_norm.weight", ("head_dim",)),
+)
+
+# transformers' Qwen3Config.
+DEFAULTS = {
+    "qwen3": {
+        "attention_bias": False,
+        "head_dim": 128,
+        "max_position_embeddings": 32768,
+        "max_window_layers": 28,
+        "num_key_value_heads": 32,
+        "rms_norm_eps": 1e-6,
+        "rope_theta": 10000.0,
+        "sliding_window": 4096,
+        "use_sliding_window": False,
+    }
+}
+
+
+def _prepare(config: dict[str, Any]) -> dict[str, Any]:
+    only(config, "hidden_act", *SILU, family="Qwen3")
+    only(config, "attention_bias", False, family="Qwen3")
+    no_window(config, "Qwen3", by_layer=True)
+    plain_yarn(config, "Qwen3")
+    return config
+
+
+FAMILY = Family(
+    name="Qwen3",
+    models="Qwen3",
+    architectures=("Qwen3ForCausalLM",),
+    gguf_arch="qwen3",
+    rules=NORMS + PROJECTIONS + HEAD_NORMS + PLAIN_MLP + ENDS,
+    keys=base_keys,
+    defaults=DEFAULTS,
+    prepare=_prepare,
+    rope_kinds=ROPE_KINDS,
+)
