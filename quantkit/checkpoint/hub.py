@@ -24,7 +24,7 @@ from quantkit.checkpoint.checkpoint import Checkpoint, Origin
 from quantkit.checkpoint.folder import SAFETENSORS, Weights, choose_weights, parse_config, read_small_file
 from quantkit.checkpoint.hub_errors import DroppedError, UnreachableError, explain, is_transient, not_cached
 from quantkit.checkpoint.safetensors_file import PREFIX_BYTES, Header, header_length, parse_header
-from quantkit.checkpoint.sources import Progress, open_folder
+from quantkit.checkpoint.sources import Judge, Progress, open_folder
 from quantkit.checkpoint.weights import combine, read_index, shard_names
 from quantkit.errors import CheckpointError, HubError
 
@@ -61,6 +61,7 @@ class Request:
     token: str | None = None
     cache_dir: Path | None = None
     progress: Progress | None = None
+    judge: Judge | None = None
 
     @property
     def cache(self) -> Path:
@@ -93,6 +94,8 @@ def open_from_hub(request: Request, *, offline: bool, headers_only: bool) -> Che
         if folder.name != listing.commit:  # the branch moved between the two requests
             listing = _list_files(request, folder.name)
         config = parse_config(read_small_file(folder, "config.json", request.source), request.source)
+        if request.judge is not None:
+            request.judge(config)
         for name in sorted(listing.sizes):
             if _is_small_file(name):
                 _download(request, listing.commit, name)
@@ -128,7 +131,7 @@ def _from_cache(request: Request, otherwise: HubError) -> Checkpoint:
     if not isinstance(found, str):
         raise otherwise
     try:
-        return open_folder(_origin(request, Path(found).parent))
+        return open_folder(_origin(request, Path(found).parent), request.judge)
     except CheckpointError as error:
         if isinstance(otherwise, UnreachableError):
             raise otherwise from error

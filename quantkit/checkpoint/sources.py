@@ -2,9 +2,10 @@
 
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from quantkit.checkpoint.checkpoint import Checkpoint, Origin
 from quantkit.checkpoint.folder import parse_config, read_small_file
@@ -13,6 +14,9 @@ from quantkit.errors import CheckpointError
 
 Progress = Callable[[str, int, int], None]
 """(file being fetched, bytes done, bytes in all): bytes count over all weight files together."""
+
+Judge = Callable[[Mapping[str, Any]], None]
+"""Looks at config.json before anything else is fetched or read; what it raises ends the opening."""
 
 _HUB_ID = re.compile(r"([A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@(.+))?", re.ASCII)
 _SNAPSHOT = re.compile(r"/models--([^/]+?)--([^/]+)/snapshots/([0-9a-f]{40})$")
@@ -64,30 +68,32 @@ def open_checkpoint(
     headers_only: bool = False,
     cache_dir: Path | None = None,
     progress: Progress | None = None,
+    judge: Judge | None = None,
 ) -> Checkpoint:
     """A checkpoint, validated: headers, index and config are checked before this returns; no weights are in memory.
 
     From the hub only the needed files are fetched, into the hub's standard cache (or `cache_dir`); `token` stands in
     for the stored one, `offline` (or HF_HUB_OFFLINE) keeps to the cache. `headers_only` fetches of a hub repository's
-    weights only their safetensors headers, by range requests; such a checkpoint cannot read rows.
+    weights only their safetensors headers, by range requests; such a checkpoint cannot read rows. `judge` sees
+    config.json first: a model it refuses, by raising, costs no download.
 
     Raises CheckpointError (HubError from the hub), UnsupportedError for weights already quantized or of an unknown
     dtype, MissingExtraError for torch files without torch. Each message is one sentence.
     """
     where = parse_source(source)
     if isinstance(where, Path):
-        return open_folder(_origin_of_folder(where, source))
+        return open_folder(_origin_of_folder(where, source), judge)
     # Imported only here: a local folder should not pay for the hub client's start.
     from quantkit.checkpoint import hub
 
     return hub.open_from_hub(
-        hub.Request(where.repo_id, where.revision, source, token, cache_dir, progress),
+        hub.Request(where.repo_id, where.revision, source, token, cache_dir, progress, judge),
         offline=offline,
         headers_only=headers_only,
     )
 
 
-def open_folder(origin: Origin) -> Checkpoint:
+def open_folder(origin: Origin, judge: Judge | None = None) -> Checkpoint:
     """The checkpoint in a local folder. Raises as `open_checkpoint` does."""
     where = origin.source
     try:
@@ -97,6 +103,8 @@ def open_folder(origin: Origin) -> Checkpoint:
     if empty:
         raise CheckpointError(f"{where} is empty; give a folder with config.json and model.safetensors")
     config = parse_config(read_small_file(origin.folder, "config.json", where), where)
+    if judge is not None:
+        judge(config)
     weights = open_weights(origin.folder, where)
     try:
         return Checkpoint(origin, config, weights)

@@ -16,6 +16,7 @@ from quantkit.convert.inputs import Model, model_from_gguf
 from quantkit.convert.plan import Request, plan_gguf
 from quantkit.convert.templates import NONE, choose_template, model_with_template
 from quantkit.errors import UsageError, VerificationError
+from quantkit.families import check_config
 from quantkit.gguf.mix import MixOptions, parse_override
 from quantkit.gguf.types import FILE_TYPES, file_type, tensor_type
 
@@ -179,7 +180,9 @@ def _open(
         def show(label: str, done: int, total: int) -> None:
             ticker.show(done / max(total, 1), f"downloading {label}")
 
-        checkpoint = open_checkpoint(source, offline=offline, headers_only=headers_only, progress=show)
+        checkpoint = open_checkpoint(
+            source, offline=offline, headers_only=headers_only, progress=show, judge=check_config
+        )
     model, note = model_with_template(checkpoint, choice, name=name, pre=pre)
     if note is not None:
         out.note(note)

@@ -1,0 +1,98 @@
+"""A model that cannot be converted is told from its config.json: nothing else of it is fetched from the hub."""
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.command import Answer, quantkit
+from tests.hub_server import Hub, Repo, running_hub
+from tests.tiny import tiny_llama
+
+REPO = "some-org/Tiny"
+WEIGHTS = (".safetensors", ".index.json")
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    folder = tiny_llama(tmp_path_factory.mktemp("source") / "model", variant="llama3", shards=2)
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@pytest.fixture
+def hub() -> Iterator[Hub]:
+    with running_hub() as running:
+        yield running
+
+
+def convert(hub: Hub, files: dict[str, bytes], folder: Path, **changes: Any) -> Answer:
+    config = {**json.loads(files["config.json"]), **changes}
+    hub.repos[REPO] = Repo({**files, "config.json": json.dumps(config).encode()})
+    return quantkit("gguf", REPO, "-o", folder, "--no-logits", env=environment(hub, folder))
+
+
+def environment(hub: Hub, folder: Path) -> dict[str, str]:
+    offline = {"HF_HUB_OFFLINE": "0", "NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1"}
+    return {"HF_ENDPOINT": hub.endpoint, "HF_HOME": str(folder / "home"), **offline}
+
+
+def fetched(hub: Hub) -> set[str]:
+    """Names of the files that were asked for."""
+    return {served.path.rpartition("/")[2] for served in hub.requests if "/api/" not in served.path}
+
+
+def test_a_model_that_can_be_converted_is_fetched(hub: Hub, files: dict[str, bytes], tmp_path: Path) -> None:
+    assert convert(hub, files, tmp_path).code == 0
+    assert [name for name in fetched(hub) if name.endswith(WEIGHTS)]
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        (
+            {"architectures": ["Olmo2ForSequenceClassification"]},
+            "Olmo2ForSequenceClassification of config.json is not supported yet; it would need a family file, as"
+            " quantkit/families/olmo2.py is one",
+        ),
+        (
+            {"architectures": ["GrokForCausalLM"]},
+            "quantkit/families/llama.py is one, for an architecture that llama.cpp",
+        ),
+        ({"architectures": None}, "names no architecture"),
+        ({"rope_scaling": {"rope_type": "longrope", "factor": 4.0}}, "rope scaling 'longrope' cannot be expressed"),
+        ({"num_attention_heads": 5}, "does not divide by num_attention_heads 5"),
+        (
+            {"architectures": ["BloomForCausalLM"], "apply_residual_connection_post_layernorm": True},
+            "apply_residual_connection_post_layernorm is true",
+        ),
+    ],
+)
+def test_a_model_that_cannot_be_costs_one_small_file(
+    changes: dict[str, Any], words: str, hub: Hub, files: dict[str, bytes], tmp_path: Path
+) -> None:
+    answer = convert(hub, files, tmp_path, **changes)
+    assert answer.code == 1
+    assert words in answer.sentence
+    assert fetched(hub) == {"config.json"}
+    assert not list(tmp_path.glob("*-GGUF"))
+
+
+def test_it_is_said_offline_too(hub: Hub, files: dict[str, bytes], tmp_path: Path) -> None:
+    convert(hub, files, tmp_path, architectures=["GrokForCausalLM"])
+    before = len(hub.requests)
+    answer = quantkit("gguf", REPO, "--offline", "-o", tmp_path, env=environment(hub, tmp_path))
+    assert "GrokForCausalLM of config.json is not supported yet" in answer.sentence
+    assert len(hub.requests) == before
+
+
+def test_a_folder_is_judged_before_its_weights_are_read(files: dict[str, bytes], tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "config.json").write_text(
+        json.dumps({**json.loads(files["config.json"]), "architectures": ["GrokForCausalLM"]})
+    )
+    assert "GrokForCausalLM of config.json is not supported yet" in quantkit("gguf", folder, "-o", tmp_path).sentence
+    shutil.rmtree(folder)
