@@ -37,10 +37,11 @@ class Rule:
     from Hugging Face's half-split rotary order to llama.cpp's interleaved one.
 
     Several rules may have the same target: the first whose source is in the checkpoint is used. `layers` restricts a
-    rule to some layers. `take` cuts the target out of the source: one matrix, or several that are stacked along a new
-    first axis (the experts of a fused tensor). `when` restricts it to some configs. `adjust` computes new float32 rows out of the (n, columns) rows taken; a
-    tensor so changed is float32 from there on. `scales` names the scale tensor of a source in MXFP4 blocks: `shape` is
-    then that of the blocks (..., blocks of a row, 16 bytes) and the target has rows of 32 values a block.
+    rule to some layers, `when` to some configs. `take` cuts the target out of the source: one matrix, or several that
+    are stacked along a new first axis (the experts of a fused tensor). `adjust` computes new float32 rows out of the
+    (n, columns) rows taken; a tensor so changed is float32 from there on. `scales` names the scale tensor of a source
+    in MXFP4 blocks: `shape` is then that of the blocks (..., blocks of a row, 16 bytes) and the target has rows of 32
+    values a block.
     """
 
     source: str

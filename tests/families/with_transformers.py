@@ -44,6 +44,36 @@ def build(case: Case) -> tuple[dict[str, Any], dict[str, np.ndarray], np.ndarray
     return settings, published, logits, native
 
 
+def attend_with_linear_biases(model: Any) -> None:
+    """Llama with ALiBi instead of rotary positions, as Baichuan 13B's published code has it.
+
+    Slopes of "Train Short, Test Long" (Press et al. 2022): powers of 2^(-8 / heads); where heads are no power of two,
+    those of the power below, then every other one of the power above.
+    """
+    heads = model.config.num_attention_heads
+
+    def slopes(count: int) -> list[float]:
+        below = 2 ** (count.bit_length() - 1)
+        if below == count:
+            return [2.0 ** (-8.0 * (head + 1) / count) for head in range(count)]
+        return slopes(below) + slopes(2 * below)[::2][: count - below]
+
+    def unturned(x: torch.Tensor, position_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        shape = (*position_ids.shape, model.config.hidden_size // heads)
+        return x.new_ones(shape), x.new_zeros(shape)
+
+    def forward(ids: torch.Tensor, **settings: Any) -> Any:
+        position = torch.arange(ids.shape[1])
+        distance = (position[None, :] - position[:, None]).float()
+        bias = torch.tensor(slopes(heads))[:, None, None] * distance
+        bias = bias.masked_fill(distance > 0, torch.finfo(torch.float32).min)
+        return plain(ids, attention_mask=bias[None], **settings)
+
+    plain = model.forward
+    model.model.rotary_emb.forward = unturned
+    model.forward = forward
+
+
 def convert(folder: Path, out: Path) -> None:
     """llama.cpp's converter on `folder`, f32, with the vocabulary left out."""
     import conversion

@@ -1,0 +1,156 @@
+"""Baichuan 1 and 2: Llama with q, k and v in one matrix; the 7B with rotary positions, the 13B with ALiBi.
+
+Baichuan 2 computes its logits with the rows of the head scaled to length 1 (NormHead of its modeling_baichuan.py); the
+rows are stored as they were trained. llama.cpp's `baichuan` (src/models/baichuan.cpp) knows nothing of that, so the
+scaled head is written. It takes 32 layers for rotary positions and 40 for ALiBi, and has no key to say otherwise.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from quantkit.errors import UnsupportedError
+from quantkit.families.family import Canonical, Family, Key, Rule, Take
+from quantkit.families.hyperparameters import Hyperparameters
+from quantkit.families.keys import base_keys
+from quantkit.families.llama import ENDS, MLP
+from quantkit.families.mapping import interleave_rotary_rows
+from quantkit.families.refusals import only
+
+ROTARY_LAYERS = 32
+ALIBI_LAYERS = 40
+BAICHUAN2_VOCABULARY = 125696
+
+# torch.nn.functional.normalize divides by no less than this.
+_SHORTEST = np.float32(1e-12)
+
+
+def has_alibi(config: Mapping[str, Any]) -> bool:
+    """The 13B's config class knows no max_position_embeddings: ALiBi has no end."""
+    return config.get("max_position_embeddings") is None
+
+
+def has_normalised_head(sizes: Hyperparameters) -> bool:
+    """Baichuan 2: by its vocabulary, or, where that was extended, by the loss that only its config class knows."""
+    return sizes.vocab == BAICHUAN2_VOCABULARY or "z_loss_weight" in sizes.config
+
+
+def normalised(rows: NDArray[np.float32]) -> NDArray[np.float32]:
+    """float32 rows (n, columns), each divided by its Euclidean length."""
+    length = np.sqrt((rows * rows).sum(axis=1, keepdims=True, dtype=np.float32))
+    return np.asarray(rows / np.maximum(length, _SHORTEST), dtype=np.float32)
+
+
+def _plain_head(sizes: Hyperparameters) -> bool:
+    return not has_normalised_head(sizes)
+
+
+def _packed(part: int, *, rotary: bool) -> Callable[[Hyperparameters], Take]:
+    """q, k or v out of W_pack."""
+
+    def take(sizes: Hyperparameters) -> Take:
+        first = part * sizes.hidden
+        if not rotary:
+            return Take(np.arange(first, first + sizes.hidden))
+        return Take(first + interleave_rotary_rows(sizes.n_head, sizes.hidden), step=sizes.head_dim)
+
+    return take
+
+
+_LAYER = "model.layers.{layer}"
+_PACKED = (f"{_LAYER}.self_attn.W_pack.weight", ("packed", "hidden"))
+
+RULES = (
+    Rule(f"{_LAYER}.input_layernorm.weight", "blk.{layer}.attn_norm.weight", ("hidden",)),
+    # turned for the 13B too, as llama.cpp's converter does: without rotation, scores do not depend on the order
+    Rule(_PACKED[0], "blk.{layer}.attn_q.weight", _PACKED[1], take=_packed(0, rotary=True)),
+    Rule(_PACKED[0], "blk.{layer}.attn_k.weight", _PACKED[1], take=_packed(1, rotary=True)),
+    Rule(_PACKED[0], "blk.{layer}.attn_v.weight", _PACKED[1], take=_packed(2, rotary=False)),
+    Rule(f"{_LAYER}.self_attn.o_proj.weight", "blk.{layer}.attn_output.weight", ("hidden", "hidden")),
+    Rule(f"{_LAYER}.post_attention_layernorm.weight", "blk.{layer}.ffn_norm.weight", ("hidden",)),
+    *(rule for rule in MLP if rule.required),
+    *(rule for rule in ENDS if rule.required),
+    Rule("lm_head.weight", "output.weight", ("vocab", "hidden"), when=_plain_head),
+    Rule("lm_head.weight", "output.weight", ("vocab", "hidden"), adjust=normalised, when=has_normalised_head),
+)
+
+NATIVE_RULES = (
+    *(Rule(_PACKED[0], f"{_LAYER}.self_attn.{name}_proj.weight", _PACKED[1], take=_packed(part, rotary=False))
+      for part, name in enumerate("qkv")),
+    *(Rule(rule.source, rule.source, rule.shape, adjust=rule.adjust, when=rule.when)
+      for rule in RULES if rule.source != _PACKED[0]),
+)  # fmt: skip
+
+
+def _keys(arch: str, sizes: Hyperparameters) -> list[Key]:
+    return [
+        *base_keys(arch, sizes),
+        Key(f"{arch}.tensor_data_layout", "str", "Meta AI original pth"),
+        Key(f"{arch}.rope.dimension_count", "u32", sizes.head_dim),
+    ]
+
+
+def _prepare(config: dict[str, Any]) -> dict[str, Any]:
+    only(config, "hidden_act", "silu", "swish", family="Baichuan")
+    layers = config.get("num_hidden_layers")
+    kind, known = ("ALiBi", ALIBI_LAYERS) if has_alibi(config) else ("rotary positions", ROTARY_LAYERS)
+    if layers != known:
+        raise UnsupportedError(
+            f"config.json: a Baichuan of {layers} layers with {kind} (it has {'no' if has_alibi(config) else 'a'}"
+            f" max_position_embeddings) cannot be told in a GGUF; llama.cpp runs {ROTARY_LAYERS} layers with rotary"
+            f" positions and {ALIBI_LAYERS} with ALiBi"
+        )
+    return config
+
+
+_NATIVE_KEYS = (
+    "bos_token_id",
+    "dtype",
+    "eos_token_id",
+    "hidden_act",
+    "hidden_size",
+    "initializer_range",
+    "intermediate_size",
+    "max_position_embeddings",
+    "num_attention_heads",
+    "num_hidden_layers",
+    "pad_token_id",
+    "rms_norm_eps",
+    "torch_dtype",
+    "use_cache",
+    "vocab_size",
+)
+
+
+def _native_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "num_key_value_heads": config["num_attention_heads"],
+        "rope_theta": 10000.0,
+        "tie_word_embeddings": False,
+        **{key: config[key] for key in _NATIVE_KEYS if key in config},
+    }
+
+
+def _canonical(sizes: Hyperparameters) -> Canonical | None:
+    """Llama for the 7B; transformers has nothing with ALiBi in this shape."""
+    return None if has_alibi(sizes.config) else Canonical(_native_config, NATIVE_RULES)
+
+
+FAMILY = Family(
+    name="Baichuan",
+    models="Baichuan 7B/13B, Baichuan 2 7B/13B",
+    architectures=("BaichuanForCausalLM", "BaiChuanForCausalLM"),
+    gguf_arch="baichuan",
+    rules=RULES,
+    keys=_keys,
+    # BaichuanConfig of the published code; bases other than 10000 it does not know.
+    defaults={"baichuan": {"rms_norm_eps": 1e-6}},
+    prepare=_prepare,
+    dimensions=lambda sizes: {"packed": 3 * sizes.hidden},
+    rope_kinds=("default",),
+    canonical=_canonical,
+)
