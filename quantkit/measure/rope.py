@@ -1,6 +1,7 @@
-"""Rotary position frequencies, as config.json asks for them: plain, linear, dynamic, llama3 and YaRN scaling.
+"""Rotary position frequencies, as config.json asks for them: plain, linear, dynamic, llama3, YaRN and LongRoPE scaling.
 
-Sources: RoFormer (arXiv 2104.09864); position interpolation (2306.15595); YaRN (2309.00071); Llama 3.1's own code.
+Sources: RoFormer (arXiv 2104.09864); position interpolation (2306.15595); YaRN (2309.00071); LongRoPE (2402.13753) as
+Phi-3 has it; Llama 3.1's own code.
 """
 
 import math
@@ -18,8 +19,9 @@ Frequencies = npt.NDArray[np.float64]
 def rope_frequencies(config: Mapping[str, Any], head_dim: int, length: int) -> tuple[Frequencies, float]:
     """The angle per position of each pair, (head_dim / 2,) in radians, and the factor on cos and sin.
 
-    `length` is the sequence's, which dynamic scaling looks at. Both spellings of the settings are read: `rope_scaling`
-    beside `rope_theta`, and `rope_parameters` holding all. Raises UnsupportedError for another rope type.
+    `head_dim` is how many values of a head turn. `length` is the sequence's: dynamic scaling and LongRoPE hang on it.
+    Both spellings of the settings are read: `rope_scaling` beside `rope_theta`, and `rope_parameters` holding all.
+    Raises UnsupportedError for another rope type.
     """
     scaling = {**(config.get("rope_scaling") or {}), **(config.get("rope_parameters") or {})}
     theta = float(scaling.get("rope_theta") or config.get("rope_theta") or 10000.0)
@@ -39,6 +41,8 @@ def rope_frequencies(config: Mapping[str, Any], head_dim: int, length: int) -> t
         return _llama3(plain, scaling), 1.0
     if kind == "yarn":
         return _yarn(plain, scaling, theta, trained)
+    if kind in ("longrope", "su"):
+        return _longrope(plain, config, scaling, trained, length)
     raise UnsupportedError(f"the reference forward does not know the rope type '{kind}' of config.json")
 
 
@@ -76,3 +80,17 @@ def _yarn_attention(scaling: Mapping[str, Any], factor: float) -> float:
     if scaling.get("mscale") and scaling.get("mscale_all_dim"):
         return magnitude(float(scaling["mscale"])) / magnitude(float(scaling["mscale_all_dim"]))
     return magnitude(1.0)
+
+
+def _longrope(
+    plain: Frequencies, config: Mapping[str, Any], scaling: Mapping[str, Any], trained: int, length: int
+) -> tuple[Frequencies, float]:
+    """A divisor for each pair, of two lists: one within the context first trained on, one beyond it."""
+    stated = config.get("original_max_position_embeddings") or scaling.get("original_max_position_embeddings")
+    original = int(stated or trained)
+    factor = trained / original if stated else float(scaling.get("factor") or 1.0)
+    divisors = np.asarray(scaling["long_factor" if length > original else "short_factor"], np.float64)
+    magnitude = scaling.get("attention_factor")
+    if magnitude is None:
+        magnitude = math.sqrt(1 + math.log(factor) / math.log(original)) if factor > 1 else 1.0
+    return plain / divisors, float(magnitude)

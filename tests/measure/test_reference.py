@@ -68,9 +68,9 @@ def test_a_later_token_does_not_change_earlier_logits(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("override", "quoted"),
     [
-        ({"architectures": ["Qwen2ForCausalLM"]}, "Qwen2ForCausalLM"),
-        ({"hidden_act": "gelu"}, "gelu"),
-        ({"rope_scaling": {"rope_type": "longrope", "factor": 2.0}}, "longrope"),
+        ({"architectures": ["ArcticForCausalLM"]}, "ArcticForCausalLM"),
+        ({"hidden_act": "mish"}, "mish"),
+        ({"rope_scaling": {"rope_type": "spiral", "factor": 2.0}}, "spiral"),
     ],
 )
 def test_what_it_does_not_know_is_refused_by_name(override: dict, quoted: str, tmp_path: Path) -> None:

@@ -1,0 +1,89 @@
+"""The feed-forward of a layer as an architecture describes it: one for all tokens, or experts that a router chooses."""
+
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from quantkit.measure.reference.arithmetic import activation, sigmoid, softmax
+from quantkit.measure.reference.attention import Layer
+from quantkit.measure.reference.description import Experts, FeedForward, given
+from quantkit.measure.reference.weights import Array
+
+_GATE_SLOPE = np.float32(1.702)
+
+
+def feed_forward(part: FeedForward, layer: Layer, x: Array, index: int = 0) -> Array:
+    """x (n, hidden) through the feed-forward `part`, the `index`-th of those stacked in its tensors: (n, hidden)."""
+    config, inner = layer.config, part.inner(layer.config)
+
+    def linear(name: str, x: Array, n_out: int) -> Array:
+        return layer.weights.linear(layer.at + part.at + name, x, n_out, part.form, index)
+
+    gate: Array | None = None
+    if part.fused:
+        both = linear(part.fused, x, 2 * inner)
+        gate, up = (both[:, 0::2], both[:, 1::2]) if part.alternating else (both[:, :inner], both[:, inner:])
+    else:
+        gate = linear(part.gate, x, inner) if part.gate else None
+        up = linear(part.up, x, inner)
+    if gate is not None and part.clamped:
+        limit = np.float32(config.get("swiglu_limit", 7.0))
+        gate = np.minimum(gate, limit)
+        up = (np.clip(up, -limit, limit) + 1) * gate * sigmoid(_GATE_SLOPE * gate)
+    else:
+        act = activation(given(config, *part.activation, default=part.default_activation))
+        up = act(up) if gate is None else act(gate) * up
+    return linear(part.down, up, x.shape[1])
+
+
+def mixture(part: Experts, layer: Layer, x: Array) -> Array:
+    """x (n, hidden) through the experts that the router chooses for each token, and the shared one: (n, hidden)."""
+    count = int(given(layer.config, *part.count))
+    chosen, share = _route(part, layer, x, count)
+    out = np.zeros_like(x)
+    stacked = part.stacked is not None and (part.each is None or _is_stacked(part.stacked, layer))
+    for expert in range(count):
+        rows, slots = np.nonzero(chosen == expert)
+        if not len(rows):
+            continue
+        if stacked:
+            assert part.stacked is not None
+            answer = feed_forward(part.stacked, layer, x[rows], expert)
+        else:
+            assert part.each is not None
+            answer = feed_forward(replace(part.each, at=part.each.at.format(expert)), layer, x[rows])
+        out[rows] += answer * share[rows, slots][:, None]
+    if part.shared and part.shared.inner(layer.config):
+        everyone = feed_forward(part.shared, layer, x)
+        if part.shared_gate:
+            everyone *= sigmoid(layer.weights.linear(layer.at + part.shared_gate, x, 1))
+        out += everyone
+    return out
+
+
+def _is_stacked(part: FeedForward, layer: Layer) -> bool:
+    return layer.weights.has(layer.at + part.at + (part.fused or part.up) + part.form.weight)
+
+
+def _route(part: Experts, layer: Layer, x: Array, count: int) -> tuple[NDArray[np.int64], Array]:
+    """The experts of each token, best first, and how much each counts: both (n, experts per token)."""
+    answer = layer.weights.linear(layer.at + part.router, x, count)
+    scores = softmax(answer) if part.score == "softmax" else sigmoid(answer)
+    ranked = scores
+    if part.correction and layer.weights.has(layer.at + part.correction):
+        ranked = scores + layer.weights.vector(layer.at + part.correction)
+    groups, top_groups = part.groups(layer.config)
+    if groups > 1:
+        by_group = ranked.reshape(len(x), groups, -1)
+        worth = np.sort(by_group, axis=-1)[..., -part.group_by :].sum(axis=-1)
+        lost = np.argsort(-worth, axis=-1, kind="stable")[:, top_groups:]
+        by_group = by_group.copy()
+        np.put_along_axis(by_group, lost[..., None], -np.inf, axis=1)
+        ranked = by_group.reshape(len(x), count)
+    top = int(given(layer.config, "num_experts_per_tok", "num_experts_per_token", default=2))
+    chosen = np.argsort(-ranked, axis=-1, kind="stable")[:, :top]
+    share = np.take_along_axis(scores, chosen, axis=-1)
+    if part.normalised(layer.config):
+        share = share / (share.sum(axis=-1, keepdims=True) + np.float32(1e-20))
+    return chosen, share * np.float32(part.scale(layer.config))

@@ -1,0 +1,97 @@
+"""Linears straight from a checkpoint's tensors, a few million elements of a matrix in memory at a time, in float32."""
+
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from quantkit.measure.reference.description import Form
+
+Array = npt.NDArray[np.float32]
+Read = Callable[[str], npt.NDArray[Any]]
+ReadRows = Callable[[str, int, int], npt.NDArray[Any]]
+
+_SLICE_ELEMENTS = 1 << 22
+_PLAIN = Form()
+# FP4 E2M1 by its four bits (OCP Microscaling Formats 1.0, 5.3.3); 32 of them share a power of two.
+_E2M1 = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6], np.float32)
+_MX_BLOCK = 32
+
+
+@dataclass(frozen=True)
+class Weights:
+    """`read` gives a whole tensor, `rows` some rows of a tensor seen as a matrix (all but the last axis are rows).
+
+    `names` are those of the checkpoint; without them a tensor is there if it can be read.
+    """
+
+    read: Read
+    rows: ReadRows
+    names: Collection[str] | None = None
+
+    def has(self, name: str) -> bool:
+        if self.names is not None:
+            return name in self.names
+        try:
+            self.read(name)
+        except LookupError:
+            return False
+        return True
+
+    def vector(self, name: str) -> Array:
+        return f32(self.read(name)).reshape(-1)
+
+    def linear(self, name: str, x: Array, n_out: int, form: Form = _PLAIN, index: int = 0) -> Array:
+        """x (n, in) through the linear `name`, the `index`-th of those stacked in its tensor: (n, n_out)."""
+        weight, n_in = name + form.weight, x.shape[1]
+        if self.has(name + "_blocks"):
+            out = self._times(x, n_out, lambda start, stop: self._mx_rows(name, index * n_out, start, stop))
+        elif form.turned:
+            out = np.zeros((len(x), n_out), np.float32)
+            for start, stop in _slices(n_in, n_out):
+                out += x[:, start:stop] @ f32(self.rows(weight, index * n_in + start, index * n_in + stop))
+        else:
+            first = index * n_out
+            out = self._times(x, n_out, lambda start, stop: self.rows(weight, first + start, first + stop))
+        bias = name + form.bias
+        return out + f32(self.rows(bias, index, index + 1)).reshape(-1) if self.has(bias) else out
+
+    @staticmethod
+    def _times(x: Array, n_out: int, rows: Callable[[int, int], npt.NDArray[Any]]) -> Array:
+        out = np.empty((len(x), n_out), np.float32)
+        for start, stop in _slices(n_out, x.shape[1]):
+            out[:, start:stop] = x @ f32(rows(start, stop)).T
+        return out
+
+    def _mx_rows(self, name: str, first: int, start: int, stop: int) -> Array:
+        """Rows of a matrix in MXFP4: bytes of two values, the low half first, and a scale 2^(s - 127) for each 32."""
+        scales = np.asarray(self.rows(name + "_scales", first + start, first + stop), np.int32) - 127
+        blocks = scales.shape[1]
+        pairs = self.rows(name + "_blocks", (first + start) * blocks, (first + stop) * blocks)
+        codes = np.stack([pairs & 15, pairs >> 4], axis=-1).reshape(*scales.shape, _MX_BLOCK)
+        return np.ldexp(_E2M1[codes], scales[..., None]).reshape(len(scales), blocks * _MX_BLOCK)
+
+
+def rows_of_whole(read: Read) -> ReadRows:
+    """For a caller that cannot read rows: the last tensor stays in memory, so a head in slices is read once."""
+    held: dict[str, npt.NDArray[Any]] = {}
+
+    def rows(name: str, start: int, stop: int) -> npt.NDArray[Any]:
+        if name not in held:
+            held.clear()
+            whole = read(name)
+            held[name] = whole.reshape(-1, whole.shape[-1])
+        return held[name][start:stop]
+
+    return rows
+
+
+def f32(values: npt.NDArray[Any]) -> Array:
+    return np.asarray(values, dtype=np.float32)
+
+
+def _slices(n_rows: int, n_columns: int) -> list[tuple[int, int]]:
+    step = max(1, _SLICE_ELEMENTS // n_columns)
+    return [(start, min(start + step, n_rows)) for start in range(0, n_rows, step)]
