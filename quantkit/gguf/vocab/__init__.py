@@ -18,7 +18,7 @@ from .files import TokenizerFiles, read
 from .huggingface import hf_token_ids
 from .pretokenizers import check_name, pretokenizer_names
 from .probe import PROBE
-from .roles import add_family_roles
+from .roles import add_family_roles, add_named_ends
 from .tokens import Tokens, refuse_duplicates
 
 __all__ = [
@@ -92,6 +92,7 @@ def _vocabulary(
     specials = special.read(files, config, len(tokens.texts))
     specials.ids = tokens.ids | specials.ids
     add_family_roles(specials.ids, config, tokens.texts, specials.warnings)
+    add_named_ends(specials.ids, files.config, tokens.texts, specials.warnings)
     specials.adds = tokens.adds | specials.adds
     if chat_template is not None:
         specials.template = chat_template

@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from .files import token_text
+
 Roles = Mapping[str, str]
 
 
@@ -59,6 +61,21 @@ def add_family_roles(ids: dict[str, int], config: Mapping[str, Any], texts: list
         if role in ids and ids[role] != number:
             warnings.append(f"{role}_token_id is {number} ({text}), which ends this family's turns, not {ids[role]}")
         ids[role] = number
+
+
+def add_named_ends(ids: dict[str, int], said: Mapping[str, Any], texts: list[bytes], warnings: list[str]) -> None:
+    """Find BOS and EOS by their names in tokenizer_config.json where nothing gave EOS an id.
+
+    llama.cpp would otherwise take its default for the kind of vocabulary (11 for byte-level BPE), which ends no turn.
+    """
+    if "eos" in ids:
+        return
+    names = {role: token_text(said.get(f"{role}_token")) for role in ("bos", "eos")}
+    known = _positions(texts, {name for name in names.values() if name})
+    for role, name in names.items():
+        if role not in ids and name in known:
+            ids[role] = known[name]
+            warnings.append(f"{role}_token_id is {known[name]}, where the vocabulary has {name}; no file gives the id")
 
 
 def _positions(texts: list[bytes], wanted: set[str]) -> dict[str, int]:

@@ -83,6 +83,28 @@ def test_a_truncated_tokenizer_model(tmp_path: Path) -> None:
     assert "is not a SentencePiece model" in refusal(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("table", "reason"),
+    [
+        (b"", "byte 0 has no token"),
+        (b"IQ== 0\nnot base64!", "line 2 has no rank"),
+        (b"I?== 0\n", "is not a table"),
+        (b"IQ== 0\nIg== 2\n", "not 0, 1, 2"),
+        (b"\xff\xfe 0\n", "is not a table"),
+    ],
+)
+def test_a_table_of_ranks_that_is_none(table: bytes, reason: str, tmp_path: Path) -> None:
+    (tmp_path / "qwen.tiktoken").write_bytes(table)
+    message = refusal(tmp_path)
+    assert str(tmp_path / "qwen.tiktoken") in message
+    assert reason in message
+
+
+def test_a_table_of_ranks_of_another_family_is_named(tmp_path: Path) -> None:
+    (tmp_path / "other.tiktoken").write_bytes(b"IQ== 0\n")
+    assert "other.tiktoken says neither how text is split" in refusal(tmp_path)
+
+
 def test_a_tiktoken_table_named_tokenizer_model_gives_way_to_tokenizer_json(tmp_path: Path) -> None:
     (bpe(tmp_path) / "tokenizer.model").write_text("IQ== 0\nIg== 1\n")
     assert load_vocabulary(tmp_path, CONFIG).model == "gpt2"

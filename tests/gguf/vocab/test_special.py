@@ -167,3 +167,41 @@ def test_pre_does_not_apply_to_sentencepiece(tmp_path: Path) -> None:
     write_sentencepiece(tmp_path, "llama", 600, model=True, json_too=False, unigram=False)
     with pytest.raises(UsageError, match="--pre llama-bpe does not apply"):
         load_vocabulary(tmp_path, {"vocab_size": 600}, pre="llama-bpe")
+
+
+class TestRolesOfFamilies:
+    def test_internlm_2_ends_its_turns_with_a_token_that_the_configuration_does_not_call_the_end(
+        self, tmp_path: Path
+    ) -> None:
+        write_sentencepiece(tmp_path, "llama", 600, model=True, json_too=False, unigram=False)
+        change(tmp_path, added_tokens_decoder={"599": {"content": "<|im_end|>", "special": True}})
+        config = {"vocab_size": 600, "eos_token_id": 2}
+        assert value(load_vocabulary(tmp_path, config), "eos_token_id") == 2
+        vocabulary = load_vocabulary(tmp_path, config | {"architectures": ["InternLM2ForCausalLM"]})
+        assert value(vocabulary, "eos_token_id") == 599
+        assert any("<|im_end|>" in warning and "not 2" in warning for warning in vocabulary.warnings)
+
+    def test_a_family_without_its_tokens_is_left_as_the_files_have_it(self, smollm: Path) -> None:
+        plain = load_vocabulary(smollm, BPE)
+        assert load_vocabulary(smollm, BPE | {"architectures": ["GemmaForCausalLM"]}).keys == plain.keys
+
+    def test_an_end_that_has_a_name_but_no_id_is_found_by_its_name(self, tmp_path: Path) -> None:
+        write_sentencepiece(tmp_path, "yi", 600, model=True, json_too=False, unigram=False)
+        vocabulary = load_vocabulary(tmp_path, {"vocab_size": 600})
+        assert (value(vocabulary, "bos_token_id"), value(vocabulary, "eos_token_id")) == (1, 2)
+        assert any("<|endoftext|>" in warning for warning in vocabulary.warnings)
+
+
+def test_the_rows_of_the_embedding_are_read_where_a_configuration_has_them(smollm: Path) -> None:
+    for config in ({"text_config": {"vocab_size": 604}}, {"padded_vocab_size": 604}):
+        assert len(load_vocabulary(smollm, config).tokens) == 604
+
+
+def test_added_tokens_without_a_row_are_left_out_with_a_warning(smollm: Path) -> None:
+    source = json.loads((smollm / "tokenizer.json").read_text())
+    source["added_tokens"].append(source["added_tokens"][0] | {"id": 600, "content": "<image>", "special": False})
+    (smollm / "tokenizer.json").write_text(json.dumps(source))
+    vocabulary = load_vocabulary(smollm, BPE)
+    assert len(vocabulary.tokens) == 600
+    assert any("left out 1 added tokens with ids from 600 ('<image>')" in warning for warning in vocabulary.warnings)
+    assert len(load_vocabulary(smollm, {"vocab_size": 601}).tokens) == 601
