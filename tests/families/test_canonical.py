@@ -21,6 +21,7 @@ PUBLISHED = sorted(
 
 # What the native config classes take where config.json is silent.
 SILENT = {"attention_bias": False, "attention_dropout": 0.0, "mlp_bias": False, "pretraining_tp": 1}
+SILENT |= {"max_window_layers": 28, "layer_types": ["full_attention"] * 3}
 
 
 @pytest.mark.parametrize("name", [name for name in PUBLISHED if not all_cases()[name][1].patch])

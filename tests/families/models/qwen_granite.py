@@ -38,7 +38,67 @@ def fused_experts(config: dict[str, Any], tensors: Tensors) -> tuple[dict[str, A
     return config, published
 
 
+def qwen1(config: dict[str, Any], tensors: Tensors) -> tuple[dict[str, Any], Tensors]:
+    """Qwen 1's own names: q, k and v above each other in c_attn, up called w1 and gate w2, both counted in the size."""
+    names = {
+        "model.embed_tokens": "transformer.wte",
+        "model.norm": "transformer.ln_f",
+        "lm_head": "lm_head",
+        "input_layernorm": "ln_1",
+        "post_attention_layernorm": "ln_2",
+        "self_attn.o_proj": "attn.c_proj",
+        "mlp.up_proj": "mlp.w1",
+        "mlp.gate_proj": "mlp.w2",
+        "mlp.down_proj": "mlp.c_proj",
+    }
+    published = {}
+    for name, values in tensors.items():
+        at = name.removeprefix("model.layers.")
+        layer, part = at.split(".", 1) if at != name else ("", at)
+        prefix = f"transformer.h.{layer}." if layer else ""
+        part, kind = part.rsplit(".", 1)
+        if part == "self_attn.q_proj":
+            three = (tensors[name.replace("q_proj", each)] for each in ("q_proj", "k_proj", "v_proj"))
+            published[f"{prefix}attn.c_attn.{kind}"] = np.concatenate(list(three))
+        elif part in names:
+            published[f"{prefix}{names[part]}.{kind}"] = values
+    native = {key: config[key] for key in ("hidden_size", "initializer_range", "num_attention_heads", "use_cache")}
+    return {
+        **native,
+        "architectures": ["QWenLMHeadModel"],
+        "auto_map": {
+            "AutoConfig": "configuration_qwen.QWenConfig",
+            "AutoModelForCausalLM": "modeling_qwen.QWenLMHeadModel",
+        },
+        "attn_dropout_prob": 0.0,
+        "bf16": True,
+        "emb_dropout_prob": 0.0,
+        "fp16": False,
+        "fp32": False,
+        "intermediate_size": 2 * config["intermediate_size"],
+        "kv_channels": config["hidden_size"] // config["num_attention_heads"],
+        "layer_norm_epsilon": config["rms_norm_eps"],
+        "max_position_embeddings": 4 * config["max_position_embeddings"],
+        "model_type": "qwen",
+        "no_bias": True,
+        "num_hidden_layers": config["num_hidden_layers"],
+        "onnx_safe": None,
+        "rotary_emb_base": config["rope_theta"],
+        "rotary_pct": 1.0,
+        "scale_attn_weights": True,
+        "seq_length": config["max_position_embeddings"],
+        "tie_word_embeddings": False,
+        "tokenizer_class": "QWenTokenizer",
+        "use_dynamic_ntk": True,
+        "use_flash_attn": "auto",
+        "use_logn_attn": True,
+        "vocab_size": config["vocab_size"],
+    }, published
+
+
 CASES = (
+    # the converter leaves the epsilon of Qwen 1's norms out, and llama.cpp does not load what it makes
+    Case("qwen", {**QWEN2, "num_key_value_heads": 4, "rope_theta": 10000.0}, publish=qwen1, converter=False),
     Case("qwen2", QWEN2),
     Case("qwen2-tied-no-groups", {**QWEN2, "num_key_value_heads": 4, "tie_word_embeddings": True}),
     Case("qwen2-yarn", {**QWEN2, "rope_scaling": YARN, "rope_theta": 10000.0}),
