@@ -23,6 +23,16 @@ QWEN2MOE = {**BASE, **ROUTED, "model_type": "qwen2_moe", "shared_expert_intermed
 QWEN3 = {**BASE, "model_type": "qwen3", "head_dim": 32, "rope_theta": 1e6}
 QWEN3MOE = {**BASE, **ROUTED, "model_type": "qwen3_moe", "head_dim": 32, "rope_theta": 1e6, "norm_topk_prob": True}
 
+SCALES = {
+    "attention_multiplier": 0.3,
+    "embedding_multiplier": 3.0,
+    "residual_multiplier": 0.6,
+    "logits_scaling": 2.5,
+}
+GRANITE = {**BASE, **SCALES, "model_type": "granite"}
+GRANITEMOE = {**BASE, **SCALES, "model_type": "granitemoe", "num_local_experts": 6, "num_experts_per_tok": 3}
+LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+
 
 def fused_experts(config: dict[str, Any], tensors: Tensors) -> tuple[dict[str, Any], Tensors]:
     """Experts as transformers 5 holds them: gate above up in one tensor, stacked over the experts, and down."""
@@ -109,4 +119,18 @@ CASES = (
     Case("qwen3-tied-yarn", {**QWEN3, "tie_word_embeddings": True, "rope_scaling": YARN, "rope_theta": 10000.0}),
     Case("qwen3moe", QWEN3MOE),
     Case("qwen3moe-fused-tied", {**QWEN3MOE, "tie_word_embeddings": True}, publish=fused_experts),
+    Case("granite", GRANITE),
+    Case("granite-biases-tied", {**GRANITE, "attention_bias": True, "mlp_bias": True, "tie_word_embeddings": True}),
+    # the converter has no name for the table of frequencies, which llama.cpp reads
+    Case(
+        "granite-llama3",
+        {**GRANITE, "rope_scaling": {**LLAMA3, "original_max_position_embeddings": 32}},
+        converter=False,
+    ),
+    # the converter forgets the width of a head and llama.cpp takes it from the other sizes
+    Case("granite-wide-heads", {**GRANITE, "head_dim": 32}, converter=False),
+    Case("granitemoe", {**GRANITEMOE, "tie_word_embeddings": True}),
+    Case("granitemoe-biases", {**GRANITEMOE, "attention_bias": True}),
+    Case("granitemoeshared", {**GRANITEMOE, "model_type": "granitemoeshared", "shared_intermediate_size": 48}),
+    Case("granitemoeshared-without", {**GRANITEMOE, "model_type": "granitemoeshared", "num_key_value_heads": 4}),
 )
