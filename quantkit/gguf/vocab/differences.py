@@ -4,6 +4,7 @@ A few things cannot be said in a GGUF file. A check that compares ids must tell 
 is established from the checkpoint's files for one text, never assumed.
 """
 
+import re
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from quantkit.gguf.keyvalues import KeyValue
 
 from . import spm
 from .files import TokenizerFiles, read
-from .huggingface import build_tokenizer, hf_token_ids, sentencepiece_ids
+from .huggingface import added_token_entries, build_tokenizer, hf_token_ids, sentencepiece_ids
 from .tokens import BYTE, CONTROL, SPACE
 
 # llama.cpp's split for these stands in for the tokenizer's with letters only, so combining marks end a word
@@ -82,6 +83,8 @@ def _reason(
             return "llama.cpp's unigram tokenizer puts no space before a text of spaces only"
     if spm.is_sentencepiece(files) and spm.is_cut_from_the_left(files):
         return "SentencePiece cuts this model's user-defined pieces out from the left, and llama.cpp merges by score"
+    if any(pattern.search(text) for pattern in _space_eaters(files)):
+        return "a special token takes the white space beside it, which a GGUF file cannot say"
     cut = spm.user_defined(files)
     if cut and values.get("tokenizer.ggml.add_space_prefix") is not False and any(number in cut for number in expected):
         return "llama.cpp puts a space after each piece it cuts out of the text, and SentencePiece only at its start"
@@ -99,6 +102,15 @@ def _reason(
     elif "Metaspace" in str(files.tokenizer.get("pre_tokenizer")) and text.startswith((" ", SPACE)):
         return "the tokenizer puts no space before a text that begins with one, and llama.cpp always does"
     return None
+
+
+def _space_eaters(files: TokenizerFiles) -> list[re.Pattern[str]]:
+    """Each added token with lstrip or rstrip, with white space on that side (Phi-3's; llama.cpp knows them by name)."""
+    entries = {entry["content"]: entry for entry in (files.tokenizer or {}).get("added_tokens") or []}
+    entries |= {entry["content"]: entry for _, entry in added_token_entries(files)}
+    patterns = [rf"\s{re.escape(text)}" for text, entry in entries.items() if entry.get("lstrip")]
+    patterns += [rf"{re.escape(text)}\s" for text, entry in entries.items() if entry.get("rstrip")]
+    return [re.compile(pattern) for pattern in patterns]
 
 
 def _is_plain(values: dict[str, object], marker: str) -> bool:

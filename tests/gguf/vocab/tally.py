@@ -24,4 +24,4 @@ def summary() -> list[str]:
         f"token ids: llama.cpp's equal the tokenizer's own for {len(compared)} tokenizers of {len(families)} families "
         f"on {texts - reasons.total()} of {texts} texts"
     ]
-    return lines + [f"  {count} texts differ: {reason}" for reason, count in reasons.most_common()]
+    return lines + [f"  differing for a reason: {count}: {reason}" for reason, count in reasons.most_common()]

@@ -150,3 +150,15 @@ def test_vocab_json_with_merges_txt_reads_as_the_same_tokenizer(tmp_path: Path) 
     assert parts.tokens == whole.tokens
     assert value(parts.keys, "merges") == value(whole.keys, "merges")
     assert disagreements(llama_ids(parts, TEXTS, tmp_path), hf_token_ids(tmp_path, TEXTS), TEXTS) == []
+
+
+def test_a_token_that_takes_the_space_behind_it_is_the_reason_for_other_ids_there(tmp_path: Path) -> None:
+    write_byte_level_bpe(tmp_path, "smollm", 600)
+    config = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    config["added_tokens_decoder"]["1"]["rstrip"] = True
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    texts = ["<|im_start|>  user", "<|im_start|>user", "user <|im_end|> "]
+    vocabulary = load_vocabulary(tmp_path, {"vocab_size": 600})
+    (found,) = differences(tmp_path, vocabulary.keys, texts, llama_ids(vocabulary, texts, tmp_path))
+    assert found.text == texts[0]
+    assert "takes the white space" in str(found.reason)
