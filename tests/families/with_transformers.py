@@ -9,6 +9,7 @@ tests/families/expected.py calls this.
 """
 
 import json
+import math
 import sys
 from pathlib import Path
 from typing import Any
@@ -72,6 +73,14 @@ def attend_with_linear_biases(model: Any) -> None:
     plain = model.forward
     model.model.rotary_emb.forward = unturned
     model.forward = forward
+
+
+def scale_attention_by_yarn(model: Any) -> None:
+    """DeepSeek-V2 with yarn, as DeepSeek's modeling_deepseek.py has it: transformers' V2 (not V3) leaves it out."""
+    rope = model.config.rope_scaling
+    scale = 1 + 0.1 * rope["mscale_all_dim"] * math.log(rope["factor"])
+    for layer in model.model.layers:
+        layer.self_attn.scaling *= scale * scale
 
 
 def convert(folder: Path, out: Path) -> None:

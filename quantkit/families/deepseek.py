@@ -1,0 +1,317 @@
+"""DeepSeek-V2 and V3 (and R1): multi-head latent attention, and experts after a few dense layers.
+
+Shape of the GGUF: llama.cpp's `deepseek2` architecture (src/models/deepseek2.cpp). It attends over the latent vectors
+themselves, as one key-value head: kv_b_proj is split into what turns queries to latents (attn_k_b, turned on its side
+head by head) and what turns latents to values (attn_v_b).
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import numpy as np
+
+from quantkit.errors import UnsupportedError
+from quantkit.families.family import Dropped, Family, Key, Rule, Take
+from quantkit.families.fused import expert_halves
+from quantkit.families.hyperparameters import Hyperparameters, number, optional_size, size
+from quantkit.families.keys import base_keys
+from quantkit.families.llama import ENDS
+from quantkit.families.refusals import SILU, only
+
+_LAYER, _ATTENTION = "model.layers.{layer}", "model.layers.{layer}.self_attn"
+_MLP = "model.layers.{layer}.mlp"
+# llama.cpp asks for no compressed queries where it knows a Lite model by these (deepseek2.cpp, is_lite).
+_LITE_LAYERS = (26, 27)
+_LITE_LAYERS_AND_VOCABULARY = (48, 128256)
+
+
+def _dimensions(sizes: Hyperparameters) -> dict[str, int]:
+    config, heads = sizes.config, sizes.n_head
+    rope, nope = size(config, "qk_rope_head_dim"), size(config, "qk_nope_head_dim")
+    value, latent = size(config, "v_head_dim"), size(config, "kv_lora_rank")
+    expert = size(config, "moe_intermediate_size")
+    return {
+        "q": heads * (nope + rope),
+        "q_latent": optional_size(config, "q_lora_rank") or 0,
+        "latent": latent,
+        "latent_and_rope": latent + rope,
+        "keys_and_values": heads * (nope + value),
+        "values": heads * value,
+        "expert_ffn": expert,
+        "expert_gate_up": 2 * expert,
+        "shared_ffn": expert * size(config, "n_shared_experts"),
+    }
+
+
+def _compressed_queries(sizes: Hyperparameters) -> bool:
+    return sizes.config.get("q_lora_rank") is not None
+
+
+def _plain_queries(sizes: Hyperparameters) -> bool:
+    return not _compressed_queries(sizes)
+
+
+def _is_v3(sizes: Hyperparameters) -> bool:
+    return _v3(sizes.config)
+
+
+def _v3(config: Mapping[str, Any]) -> bool:
+    return bool(config["architectures"][0] == "DeepseekV3ForCausalLM")
+
+
+def _of_heads(sizes: Hyperparameters, *, keys: bool) -> tuple[Take, ...]:
+    """Rows of kv_b_proj: in each head first those of the key, then those of the value."""
+    nope, value = size(sizes.config, "qk_nope_head_dim"), size(sizes.config, "v_head_dim")
+    first, count = (0, nope) if keys else (nope, value)
+    starts = (head * (nope + value) + first for head in range(sizes.n_head))
+    return tuple(Take(np.arange(start, start + count), transposed=keys) for start in starts)
+
+
+def _key_heads(sizes: Hyperparameters) -> tuple[Take, ...]:
+    return _of_heads(sizes, keys=True)
+
+
+def _value_heads(sizes: Hyperparameters) -> tuple[Take, ...]:
+    return _of_heads(sizes, keys=False)
+
+
+def _half(half: int) -> Callable[[Hyperparameters], tuple[Take, ...]]:
+    return lambda sizes: expert_halves(sizes.n_expert, size(sizes.config, "moe_intermediate_size"), half)
+
+
+def _n_dense(sizes: Hyperparameters) -> int:
+    return min(int(number(sizes.config, "first_k_dense_replace") or 0), sizes.n_layer)
+
+
+def _dense_layers(sizes: Hyperparameters) -> Iterable[int]:
+    return range(_n_dense(sizes))
+
+
+def _expert_layers(sizes: Hyperparameters) -> Iterable[int]:
+    return range(_n_dense(sizes), sizes.n_layer)
+
+
+def _extra_layers(sizes: Hyperparameters) -> Iterable[int]:
+    """The layers that predict a token further; they come after those of the model."""
+    more = int(number(sizes.config, "num_nextn_predict_layers") or 0)
+    return range(sizes.n_layer, sizes.n_layer + more)
+
+
+def _matrix(source: str, target: str, *shape: str, **more: Any) -> Rule:
+    return Rule(f"{source}.weight", f"blk.{{layer}}.{target}.weight", shape, **more)
+
+
+ATTENTION = (
+    _matrix(f"{_LAYER}.input_layernorm", "attn_norm", "hidden"),
+    _matrix(f"{_ATTENTION}.q_proj", "attn_q", "q", "hidden", when=_plain_queries),
+    _matrix(f"{_ATTENTION}.q_a_proj", "attn_q_a", "q_latent", "hidden", when=_compressed_queries),
+    _matrix(f"{_ATTENTION}.q_a_layernorm", "attn_q_a_norm", "q_latent", when=_compressed_queries),
+    _matrix(f"{_ATTENTION}.q_b_proj", "attn_q_b", "q", "q_latent", when=_compressed_queries),
+    _matrix(f"{_ATTENTION}.kv_a_proj_with_mqa", "attn_kv_a_mqa", "latent_and_rope", "hidden"),
+    _matrix(f"{_ATTENTION}.kv_a_layernorm", "attn_kv_a_norm", "latent"),
+    _matrix(f"{_ATTENTION}.kv_b_proj", "attn_k_b", "keys_and_values", "latent", take=_key_heads),
+    _matrix(f"{_ATTENTION}.kv_b_proj", "attn_v_b", "keys_and_values", "latent", take=_value_heads),
+    _matrix(f"{_ATTENTION}.o_proj", "attn_output", "hidden", "values"),
+    _matrix(f"{_LAYER}.post_attention_layernorm", "ffn_norm", "hidden"),
+)
+
+FEED_FORWARD = (
+    _matrix(f"{_MLP}.gate_proj", "ffn_gate", "ffn", "hidden", layers=_dense_layers),
+    _matrix(f"{_MLP}.up_proj", "ffn_up", "ffn", "hidden", layers=_dense_layers),
+    _matrix(f"{_MLP}.down_proj", "ffn_down", "hidden", "ffn", layers=_dense_layers),
+    _matrix(f"{_MLP}.gate", "ffn_gate_inp", "n_expert", "hidden", layers=_expert_layers),
+    Rule(
+        f"{_MLP}.gate.e_score_correction_bias",
+        "blk.{layer}.exp_probs_b.bias",
+        ("n_expert",),
+        layers=_expert_layers,
+        when=_is_v3,
+    ),
+    _matrix(f"{_MLP}.experts.{{expert}}.gate_proj", "ffn_gate_exps", "expert_ffn", "hidden", layers=_expert_layers),
+    _matrix(f"{_MLP}.experts.{{expert}}.up_proj", "ffn_up_exps", "expert_ffn", "hidden", layers=_expert_layers),
+    _matrix(f"{_MLP}.experts.{{expert}}.down_proj", "ffn_down_exps", "hidden", "expert_ffn", layers=_expert_layers),
+    # fused, as transformers 5 may save them
+    *(
+        Rule(
+            f"{_MLP}.experts.gate_up_proj",
+            f"blk.{{layer}}.ffn_{name}_exps.weight",
+            ("n_expert", "expert_gate_up", "hidden"),
+            take=_half(half),
+            layers=_expert_layers,
+        )
+        for half, name in enumerate(("gate", "up"))
+    ),
+    Rule(
+        f"{_MLP}.experts.down_proj",
+        "blk.{layer}.ffn_down_exps.weight",
+        ("n_expert", "hidden", "expert_ffn"),
+        layers=_expert_layers,
+    ),
+    _matrix(f"{_MLP}.shared_experts.gate_proj", "ffn_gate_shexp", "shared_ffn", "hidden", layers=_expert_layers),
+    _matrix(f"{_MLP}.shared_experts.up_proj", "ffn_up_shexp", "shared_ffn", "hidden", layers=_expert_layers),
+    _matrix(f"{_MLP}.shared_experts.down_proj", "ffn_down_shexp", "hidden", "shared_ffn", layers=_expert_layers),
+)
+
+
+def prepare(config: dict[str, Any]) -> dict[str, Any]:
+    """Refuse what llama.cpp's graph has built in otherwise; the rotary width is the class's head_dim."""
+    v3 = _v3(config)
+    family = "DeepSeek-V3" if v3 else "DeepSeek-V2"
+    config["head_dim"] = size(config, "qk_rope_head_dim")
+    heads = size(config, "num_attention_heads")
+    only(config, "num_key_value_heads", heads, family=family)
+    only(config, "hidden_act", *SILU, family=family)
+    only(config, "attention_bias", False, family=family)
+    only(config, "mlp_bias", False, family=family)
+    only(config, "moe_layer_freq", 1, family=family)
+    only(config, "rope_interleave", True, family=family)
+    only(config, "scoring_func", "sigmoid" if v3 else "softmax", family=family)
+    size(config, "num_experts_per_tok")
+    if v3:
+        config["scoring_func"] = "sigmoid"
+        only(config, "topk_method", "noaux_tc", family=family)
+    else:
+        # transformers' own class leaves it undone, DeepSeek's leaves routed_scaling_factor undone, llama.cpp does both
+        only(config, "norm_topk_prob", False, family=family)
+        _groups_of_v2(config)
+    _queries(config)
+    _yarn(config)
+    return config
+
+
+def _groups_of_v2(config: dict[str, Any]) -> None:
+    groups, method = optional_size(config, "n_group") or 1, config.get("topk_method", "greedy")
+    if groups == 1:
+        return
+    if method != "greedy":
+        raise UnsupportedError(
+            f"config.json: topk_method {method!r} chooses among {groups} groups of experts by the best expert of each,"
+            " but llama.cpp by the best two; no GGUF can express it"
+        )
+    # groups that the model does not look at must not be in the GGUF, where llama.cpp would
+    config["n_group"] = config["topk_group"] = None
+
+
+def _queries(config: Mapping[str, Any]) -> None:
+    layers, vocabulary = size(config, "num_hidden_layers"), size(config, "vocab_size")
+    lite = layers in _LITE_LAYERS or (layers, vocabulary) == _LITE_LAYERS_AND_VOCABULARY
+    compressed = config.get("q_lora_rank") is not None
+    if lite == compressed:
+        raise UnsupportedError(
+            f"config.json: q_lora_rank is {config.get('q_lora_rank')!r}, but llama.cpp takes a model of {layers} layers"
+            f" for one {'without' if lite else 'with'} compressed queries; no GGUF can express it"
+        )
+
+
+def _yarn(config: Mapping[str, Any]) -> None:
+    """llama.cpp scales attention by mscale_all_dim and takes mscale for the same; the rest of YaRN is built in."""
+    rope = config.get("rope_parameters") or config.get("rope_scaling")
+    if not isinstance(rope, Mapping) or (rope.get("rope_type") or rope.get("type")) != "yarn":
+        return
+    named = "DeepSeek with YaRN"
+    only(rope, "beta_fast", 32, family=named)
+    only(rope, "beta_slow", 1, family=named)
+    only(rope, "truncate", True, family=named)
+    each, whole = rope.get("mscale"), rope.get("mscale_all_dim")
+    if not whole or each != whole or rope.get("attention_factor") is not None:
+        raise UnsupportedError(
+            f"config.json: rope scaling 'yarn' has mscale {each!r}, mscale_all_dim {whole!r} and attention_factor"
+            f" {rope.get('attention_factor')!r}; llama.cpp runs DeepSeek only with the first two equal and no third"
+        )
+
+
+def keys(arch: str, sizes: Hyperparameters) -> list[Key]:
+    """The common keys, attention as of one head of latents, then the experts', in the converter's order."""
+    config = sizes.config
+    rope, latent = size(config, "qk_rope_head_dim"), size(config, "kv_lora_rank")
+    latents = {"head_count_kv": 1, "key_length": latent + rope, "value_length": latent}
+    found = [
+        Key(key.name, key.kind, latents.get(key.name.removeprefix(f"{arch}.attention."), key.value))
+        for key in base_keys(arch, sizes)
+    ]
+    found += [
+        Key(f"{arch}.leading_dense_block_count", "u32", int(number(config, "first_k_dense_replace") or 0)),
+        Key(f"{arch}.vocab_size", "u32", sizes.vocab),
+    ]
+    if (compressed := optional_size(config, "q_lora_rank")) is not None:
+        found.append(Key(f"{arch}.attention.q_lora_rank", "u32", compressed))
+    found += [
+        Key(f"{arch}.attention.kv_lora_rank", "u32", latent),
+        Key(f"{arch}.attention.key_length_mla", "u32", size(config, "qk_nope_head_dim") + rope),
+        Key(f"{arch}.attention.value_length_mla", "u32", size(config, "v_head_dim")),
+        Key(f"{arch}.expert_feed_forward_length", "u32", size(config, "moe_intermediate_size")),
+        Key(f"{arch}.expert_shared_count", "u32", size(config, "n_shared_experts")),
+        Key(f"{arch}.expert_weights_scale", "f32", number(config, "routed_scaling_factor")),
+    ]
+    if config.get("norm_topk_prob"):
+        found.append(Key(f"{arch}.expert_weights_norm", "bool", True))
+    found.append(Key(f"{arch}.rope.dimension_count", "u32", rope))
+    if (whole := sizes.rope.get("mscale_all_dim")) is not None:
+        # a tenth, which the loader of this architecture takes back (llama.cpp, TAG_DEEPSEEK2_YARN_LOG_MUL_FIX)
+        found.append(Key(f"{arch}.rope.scaling.yarn_log_multiplier", "f32", 0.1 * whole))
+    return found
+
+
+# transformers' DeepseekV2Config and DeepseekV3Config; V3's class scores by sigmoid without a word about it.
+DEFAULTS: dict[str, dict[str, Any]] = {
+    "deepseek_v2": {
+        "max_position_embeddings": 2048,
+        "rms_norm_eps": 1e-6,
+        "rope_theta": 10000.0,
+        "tie_word_embeddings": False,
+        "first_k_dense_replace": 0,
+        "kv_lora_rank": 512,
+        "q_lora_rank": 1536,
+        "n_routed_experts": 64,
+        "n_shared_experts": 2,
+        "qk_nope_head_dim": 128,
+        "qk_rope_head_dim": 64,
+        "routed_scaling_factor": 1.0,
+        "topk_method": "greedy",
+        "v_head_dim": 128,
+        "norm_topk_prob": False,
+        "moe_intermediate_size": 1407,
+    },
+    "deepseek_v3": {
+        "max_position_embeddings": 4096,
+        "rms_norm_eps": 1e-6,
+        "rope_theta": 10000.0,
+        "tie_word_embeddings": False,
+        "first_k_dense_replace": 3,
+        "kv_lora_rank": 512,
+        "q_lora_rank": 1536,
+        "n_routed_experts": 256,
+        "n_shared_experts": 1,
+        "num_experts_per_tok": 8,
+        "qk_nope_head_dim": 128,
+        "qk_rope_head_dim": 64,
+        "routed_scaling_factor": 2.5,
+        "n_group": 8,
+        "topk_group": 4,
+        "v_head_dim": 128,
+        "norm_topk_prob": True,
+        "moe_intermediate_size": 2048,
+        "scoring_func": "sigmoid",
+        "rope_interleave": True,
+    },
+}
+
+FAMILY = Family(
+    name="DeepSeek-V2/V3",
+    models="DeepSeek-V2-Lite, DeepSeek-V3, DeepSeek-R1, Moonlight",
+    architectures=("DeepseekV2ForCausalLM", "DeepseekV3ForCausalLM"),
+    gguf_arch="deepseek2",
+    rules=ATTENTION + FEED_FORWARD + ENDS,
+    keys=keys,
+    defaults=DEFAULTS,
+    prepare=prepare,
+    dimensions=_dimensions,
+    dropped=(
+        Dropped(
+            r"model\.layers\.{layer}\..*",
+            "they predict a second token ahead, which llama.cpp's deepseek2 does not use",
+            layers=_extra_layers,
+        ),
+    ),
+    rope_kinds=("default", "yarn"),
+)
