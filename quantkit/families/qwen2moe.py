@@ -72,13 +72,14 @@ def every_layer_routed(config: Mapping[str, Any], family: str) -> None:
 
     Raises:
         UnsupportedError: some layers are dense.
-        CheckpointError: more experts are used for a token than there are.
+        CheckpointError: more experts are used for a token than there are, or they have no width.
     """
     only(config, "decoder_sparse_step", 1, family=family)
     only(config, "mlp_only_layers", [], family=family)
     used, experts = size(config, "num_experts_per_tok"), size(config, "num_experts")
     if used > experts:
         raise CheckpointError(f"config.json: num_experts_per_tok {used} is more than num_experts {experts}")
+    size(config, "moe_intermediate_size")
 
 
 def dimensions(sizes: Hyperparameters) -> dict[str, int]:
