@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 import quantkit.families.mapping
-import quantkit.measure.reference
 import quantkit.verify.files
+import quantkit.verify.yardstick
 from quantkit.checkpoint import open_checkpoint
 from quantkit.cli import main
 from quantkit.convert.engine import partial_path, run_pass
@@ -191,7 +191,7 @@ def test_a_yardstick_that_fails_fails_no_file(
     def broken(*_: object, **__: object) -> None:
         raise KeyError("rope")
 
-    monkeypatch.setattr(quantkit.measure.reference, "reference_logits", broken)
+    monkeypatch.setattr(quantkit.verify.yardstick, "reference_logits", broken)
     (result,) = verify_plan(written(checkpoint, tmp_path))
     (check,) = [check for check in result.checks if check.name == "logits"]
     assert check.status == "skipped"

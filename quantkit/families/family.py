@@ -79,11 +79,14 @@ class Canonical:
     """The native transformers architecture that a checkpoint of remote code is the same model as.
 
     `config` makes the native config.json out of the checkpoint's own (completed) one; `rules` map the checkpoint's
-    tensors onto the native names, in the order and layout transformers has.
+    tensors onto the native names, in the order and layout transformers has. Where not `native`, transformers has no
+    such model, but the architecture that `config` names is the nearest, and `config` says in a key of our own what sets
+    it apart (`alibi`): quantkit's reference forward follows that.
     """
 
     config: Callable[[Mapping[str, Any]], dict[str, Any]]
     rules: tuple[Rule, ...]
+    native: bool = True
 
 
 @dataclass(frozen=True)

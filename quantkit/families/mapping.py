@@ -83,9 +83,11 @@ def left_out(family: Family, sizes: Hyperparameters, tensors: Mapping[str, Shape
 
 
 def canonical_checkpoint(
-    family: Family, sizes: Hyperparameters, tensors: Mapping[str, Shaped]
+    family: Family, sizes: Hyperparameters, tensors: Mapping[str, Shaped], *, nearest: bool = False
 ) -> tuple[dict[str, Any], list[MappedTensor]]:
     """The checkpoint as its native transformers architecture has it: config.json, and where each tensor comes from.
+
+    `nearest`: as the nearest architecture where none is the same (see `Canonical`).
 
     Raises:
         UnsupportedError: transformers has no native architecture for this checkpoint.
@@ -98,7 +100,7 @@ def canonical_checkpoint(
             MappedTensor(native, tuple(tensors[source].shape), (Part(source),)) for source, native in kept.items()
         ]
     canonical = family.canonical(sizes)
-    if canonical is None:
+    if canonical is None or not (canonical.native or nearest):
         raise UnsupportedError(
             f"transformers has no architecture of its own for this {family.name} checkpoint; it becomes GGUF only"
         )

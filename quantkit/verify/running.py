@@ -5,20 +5,18 @@ import os
 import tempfile
 import threading
 from collections.abc import Iterator, Sequence
-from math import prod
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from quantkit.convert.engine import partial_path
 from quantkit.convert.plan import Output, Plan
-from quantkit.errors import VerificationError
-from quantkit.families import find_family
+from quantkit.errors import UnsupportedError, VerificationError
 from quantkit.gguf.types import block_size
 from quantkit.gguf.vocab import PROBE, differences, hf_token_ids
 from quantkit.verify.check import Check, guard
+from quantkit.verify.yardstick import source_logits
 
 # Correlation with the source's logits that a file must reach, by the bits of its narrowest tensor type. Far under what
 # a sound file of random weights shows (3B: q8_0 0.99, q4_0 0.75), far over what a wrong layout does (about 0).
@@ -89,6 +87,8 @@ class LogitProbe:
             return Check("logits", "skipped", "the model is larger than --max-ram")
         try:
             return guard("logits", lambda: self._compare(output))
+        except _NoYardstick as error:
+            return Check("logits", "skipped", str(error))
         except (LookupError, TypeError, ValueError, ArithmeticError, MemoryError, OSError) as error:
             # The yardstick failed, which says nothing of the file.
             return Check("logits", "skipped", f"could not be compared ({type(error).__name__}: {error})")
@@ -113,26 +113,18 @@ class LogitProbe:
 
     def _source(self) -> tuple[list[int], NDArray[np.float32]]:
         if self._expected is None:
-            from quantkit.measure.reference import reference_logits
-
             checkpoint = self.plan.model.checkpoint
             assert checkpoint is not None
             tokens = _probe_tokens(hf_token_ids(checkpoint.folder, PROBE))
-
-            def whole(name: str) -> NDArray[Any]:
-                shape = checkpoint.tensors[name].shape
-                rows = checkpoint.read_rows(name, 0, prod(shape[:-1]))
-                return rows.reshape(shape)
-
-            # A bias that is in the checkpoint is used by llama.cpp, whatever config.json says of it.
-            biases = {
-                "attention_bias": any(name.endswith("q_proj.bias") for name in checkpoint.tensors),
-                "mlp_bias": any(name.endswith("gate_proj.bias") for name in checkpoint.tensors),
-            }
-            config = {**find_family(checkpoint.config).complete(checkpoint.config), **biases}
-            expected = reference_logits(whole, config, tokens, rows=checkpoint.read_rows)
-            self._expected = tokens, expected
+            try:
+                self._expected = tokens, source_logits(checkpoint, tokens)
+            except UnsupportedError as error:
+                raise _NoYardstick(str(error)) from error
         return self._expected
+
+
+class _NoYardstick(Exception):
+    """The reference forward does not know the source's architecture."""
 
 
 def _narrowest(output: Output) -> float:

@@ -21,11 +21,12 @@ from quantkit.measure.reference.settings import (
     dense_after,
     every_layer,
     flag,
-    gemma3_rope,
     gemma3_slides,
     if_used,
     latent_scale,
+    local_rope,
     number,
+    olmo3_slides,
     query_scale,
     qwen_has_experts,
     qwen_window,
@@ -87,6 +88,10 @@ _OLMO2 = Architecture(
     feed_norm=None,
     after_feed="post_feedforward_layernorm",
     attention=Attention(norms=_HEAD_NORMS, normed="all"),
+)
+_OLMO3 = replace(
+    _OLMO2,
+    attention=replace(_OLMO2.attention, rope=local_rope(olmo3_slides), window=window(olmo3_slides)),
 )
 _OLMOE = Architecture(
     attention=Attention(norms=_HEAD_NORMS, normed="all", clip="clip_qkv"),
@@ -156,7 +161,7 @@ _GEMMA3 = replace(
     attention=Attention(
         norms=_HEAD_NORMS,
         norm=_RMS_FROM_ONE,
-        rope=gemma3_rope,
+        rope=local_rope(gemma3_slides, "rope_local_base_freq"),
         scale=query_scale,
         window=window(gemma3_slides),
     ),
@@ -218,6 +223,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     "Qwen3MoeForCausalLM": _QWEN3_MOE,
     "OlmoForCausalLM": _OLMO,
     "Olmo2ForCausalLM": _OLMO2,
+    "Olmo3ForCausalLM": _OLMO3,
     "OlmoeForCausalLM": _OLMOE,
     "GraniteForCausalLM": _GRANITE,
     "GraniteMoeForCausalLM": _GRANITE_MOE,

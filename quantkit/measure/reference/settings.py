@@ -9,6 +9,8 @@ from typing import Any
 
 from quantkit.measure.reference.description import Config, given, head_dim
 
+PerLayerConfig = Callable[[Config, int], Config]
+
 
 def number(key: str, default: float = 1.0) -> Callable[[Config], float]:
     return lambda config: float(given(config, key, default=default))
@@ -69,16 +71,24 @@ def gemma3_slides(config: Config, layer: int) -> bool:
     return slides(config, layer, (layer + 1) % pattern != 0)
 
 
-def gemma3_rope(config: Config, layer: int) -> Config:
-    """Layers with a window have a rope of their own, without scaling."""
-    slides = gemma3_slides(config, layer)
-    nested = (config.get("rope_parameters") or {}).get("sliding_attention" if slides else "full_attention")
-    if nested is not None:
-        return {**config, "rope_scaling": None, "rope_parameters": nested}
-    if not slides:
-        return config
-    theta = given(config, "rope_local_base_freq", default=10000.0)
-    return {**config, "rope_scaling": None, "rope_parameters": None, "rope_theta": theta}
+def local_rope(slides: Callable[[Config, int], bool], theta: str = "rope_theta") -> PerLayerConfig:
+    """Layers with a window have a rope without scaling, its base under the key `theta`."""
+
+    def rope(config: Config, layer: int) -> Config:
+        local = slides(config, layer)
+        nested = (config.get("rope_parameters") or {}).get("sliding_attention" if local else "full_attention")
+        if nested is not None:
+            return {**config, "rope_scaling": None, "rope_parameters": nested}
+        if not local:
+            return config
+        base = given(config, theta, default=10000.0)
+        return {**config, "rope_scaling": None, "rope_parameters": None, "rope_theta": base}
+
+    return rope
+
+
+def olmo3_slides(config: Config, layer: int) -> bool:
+    return slides(config, layer, (layer + 1) % 4 != 0)
 
 
 def smollm3_rope(config: Config, layer: int) -> Config | None:
