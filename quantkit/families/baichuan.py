@@ -17,7 +17,8 @@ from quantkit.families.hyperparameters import Hyperparameters
 from quantkit.families.keys import base_keys
 from quantkit.families.llama import ENDS, MLP
 from quantkit.families.mapping import interleave_rotary_rows
-from quantkit.families.refusals import only
+from quantkit.families.native import as_llama
+from quantkit.families.refusals import SILU, only
 
 ROTARY_LAYERS = 32
 ALIBI_LAYERS = 40
@@ -93,7 +94,7 @@ def _keys(arch: str, sizes: Hyperparameters) -> list[Key]:
 
 
 def _prepare(config: dict[str, Any]) -> dict[str, Any]:
-    only(config, "hidden_act", "silu", "swish", family="Baichuan")
+    only(config, "hidden_act", *SILU, family="Baichuan")
     layers = config.get("num_hidden_layers")
     kind, known = ("ALiBi", ALIBI_LAYERS) if has_alibi(config) else ("rotary positions", ROTARY_LAYERS)
     if layers != known:
@@ -105,39 +106,14 @@ def _prepare(config: dict[str, Any]) -> dict[str, Any]:
     return config
 
 
-_NATIVE_KEYS = (
-    "bos_token_id",
-    "dtype",
-    "eos_token_id",
-    "hidden_act",
-    "hidden_size",
-    "initializer_range",
-    "intermediate_size",
-    "max_position_embeddings",
-    "num_attention_heads",
-    "num_hidden_layers",
-    "pad_token_id",
-    "rms_norm_eps",
-    "torch_dtype",
-    "use_cache",
-    "vocab_size",
-)
-
-
 def _native_config(config: Mapping[str, Any]) -> dict[str, Any]:
-    return {
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
-        "num_key_value_heads": config["num_attention_heads"],
-        "rope_theta": 10000.0,
-        "tie_word_embeddings": False,
-        **{key: config[key] for key in _NATIVE_KEYS if key in config},
-    }
+    # the rotary base is built into the published code
+    return as_llama(config, rope_theta=10000.0, **({"alibi": True} if has_alibi(config) else {}))
 
 
-def _canonical(sizes: Hyperparameters) -> Canonical | None:
-    """Llama for the 7B; transformers has nothing with ALiBi in this shape."""
-    return None if has_alibi(sizes.config) else Canonical(_native_config, NATIVE_RULES)
+def _canonical(sizes: Hyperparameters) -> Canonical:
+    """Llama for the 7B; for the 13B only nearly: transformers has nothing with ALiBi in this shape."""
+    return Canonical(_native_config, NATIVE_RULES, native=not has_alibi(sizes.config))
 
 
 FAMILY = Family(

@@ -16,6 +16,10 @@ from tests.families.expected import expected
         ("baichuan-13b", {"num_hidden_layers": 48}, "48 layers with ALiBi"),
         ("baichuan2", {"hidden_act": "gelu"}, "hidden_act is 'gelu'"),
         ("baichuan2", {"rope_scaling": {"type": "linear", "factor": 2.0}}, "rope scaling 'linear'"),
+        ("internlm2", {"bias": True}, "bias is true"),
+        ("internlm2", {"rope_scaling": {"type": "yarn", "factor": 2.0}}, "rope scaling 'yarn'"),
+        ("internlm3", {"hidden_act": "gelu"}, "hidden_act is 'gelu'"),
+        ("internlm", {"rotary": {"base": 10000, "type": "linear"}}, "rotary type 'linear'"),
     ],
 )
 def test_what_llama_cpp_would_run_wrong_is_refused(name: str, change: dict[str, object], words: str) -> None:
