@@ -1,0 +1,114 @@
+"""The reference forward against transformers' own logits, for the tiny models of every family, and the check that
+rests on it.
+"""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from quantkit.checkpoint import open_checkpoint
+from quantkit.cli import main
+from quantkit.convert.inputs import model_from_checkpoint
+from quantkit.convert.plan import Request, plan_gguf
+from quantkit.families import find_family
+from quantkit.gguf.types import file_type
+from quantkit.measure.reference import ARCHITECTURES, reference_logits
+from quantkit.verify.running import LogitProbe
+from quantkit.verify.yardstick import source_logits
+from tests.families.expected import expected, write_checkpoint
+from tests.families.models import TOKENS, all_cases, weight
+
+# transformers has no class for some models: their logits are those of a patched one, which no config tells of.
+NATIVE = sorted(name for name, (_, case) in all_cases().items() if not case.patch)
+# One case a family goes through the command in the default suite, all of them in the full one.
+FIRST = {find_family(expected(name).config).name: name for name in sorted(all_cases(), reverse=True)}.values()
+# What is in MXFP4 already is not quantized again.
+TYPES = {"gpt-oss-mxfp4": "mxfp4"}
+
+
+def native(name: str) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """Tensors and config of a case's model as transformers itself has them: no family's data is in between."""
+    case, known = all_cases()[name][1], expected(name).native
+    tensors = {each: weight(case.seed, each, tuple(shape)) for each, shape in known["layout"].items()}
+    if case.publish:
+        # a layout may tie the native model down too
+        case.publish(known["config"], tensors)
+    return tensors, known["config"]
+
+
+def assert_transformers_own(found: np.ndarray, name: str) -> None:
+    """Equal up to how they are stored, in half precision: half a unit of the last place, and little more."""
+    known = expected(name).logits
+    allowed = 0.5 * np.spacing(np.abs(known).astype(np.float16)).astype(np.float32) + 1e-4 * known.std()
+    assert (np.abs(found - known) <= allowed).all(), f"{np.abs(found - known).max() / known.std():.2%} of their std"
+
+
+@pytest.mark.parametrize("name", NATIVE)
+def test_logits_of_the_native_model_are_those_of_transformers(name: str) -> None:
+    tensors, config = native(name)
+    assert_transformers_own(reference_logits(tensors.__getitem__, config, TOKENS), name)
+
+
+@pytest.mark.parametrize("name", sorted(all_cases()))
+def test_logits_of_the_published_checkpoint_are_those_of_transformers(name: str, tmp_path: Path) -> None:
+    with open_checkpoint(str(write_checkpoint(name, tmp_path / name))) as checkpoint:
+        assert_transformers_own(source_logits(checkpoint, TOKENS), name)
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("qwen2-yarn", {"rope_scaling": None}),
+        ("qwen3moe", {"norm_topk_prob": False}),
+        ("granite", {"residual_multiplier": 1.0}),
+        ("granite", {"attention_multiplier": 0.25}),
+        ("olmo-clipped", {"clip_qkv": None}),
+        ("olmo3", {"sliding_window": 7}),
+        ("gemma2", {"attn_logit_softcapping": None}),
+        ("gemma2", {"sliding_window": None}),
+        ("gemma3", {"rope_local_base_freq": 500.0}),
+        ("gpt2", {"scale_attn_by_inverse_layer_idx": True}),
+        ("deepseek-v3", {"n_group": 1}),
+        ("deepseek-v3", {"routed_scaling_factor": 1.0}),
+        ("deepseek-v3-yarn", {"rope_scaling": None}),
+        ("gpt-oss", {"swiglu_limit": 0.5}),
+    ],
+)
+def test_the_tiny_models_notice_a_setting_that_is_not_followed(name: str, change: dict[str, Any]) -> None:
+    tensors, config = native(name)
+    assert config.get(next(iter(change))) != next(iter(change.values()))
+    found = reference_logits(tensors.__getitem__, {**config, **change}, TOKENS)
+    assert np.abs(found - expected(name).logits).max() > 0.02 * expected(name).logits.std()
+
+
+@pytest.mark.parametrize(
+    "name", [name if name in FIRST else pytest.param(name, marks=pytest.mark.full) for name in sorted(all_cases())]
+)
+def test_a_converted_checkpoint_passes_the_check_of_its_logits(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = write_checkpoint(name, tmp_path / name)
+    words = ["gguf", str(source), "-t", TYPES.get(name, "q8_0"), "-o", str(tmp_path / "out"), "--format", "json"]
+    monkeypatch.setattr(sys, "argv", ["quantkit", *words])
+    with pytest.raises(SystemExit) as left:
+        main()
+    answer = capsys.readouterr()
+    assert left.value.code == 0, answer.err
+    (check,) = [each for each in json.loads(answer.out)["outputs"][0]["checks"] if each["name"] == "logits"]
+    assert check["status"] == "passed", check
+
+
+def test_a_source_that_the_reference_does_not_know_skips_the_check_and_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delitem(ARCHITECTURES, "LlamaForCausalLM")
+    with open_checkpoint(str(write_checkpoint("llama", tmp_path / "llama"))) as checkpoint:
+        model = model_from_checkpoint(checkpoint)
+        plan = plan_gguf(model, Request(types=(file_type("f16"),), folder=tmp_path / "out"))
+        check = LogitProbe(plan, None).check(plan.outputs[0])
+    assert check.status == "skipped"
+    assert "does not know the architecture LlamaForCausalLM" in check.detail
