@@ -52,13 +52,20 @@ def check_granite(config: Mapping[str, Any], family: str) -> None:
             raise CheckpointError(f"config.json: {name} must be a number other than 0, not {config.get(name)!r}")
 
 
-def _prepare(config: dict[str, Any]) -> dict[str, Any]:
-    check_granite(config, "Granite")
+def without_plain_width(config: dict[str, Any]) -> dict[str, Any]:
+    """The config without a head_dim that follows from the other sizes, as the converter has it; llama.cpp needs others.
+
+    The converter leaves out those too, and what it makes of them does not load.
+    """
     heads, hidden, width = (config.get(name) for name in ("num_attention_heads", "hidden_size", "head_dim"))
     if isinstance(heads, int) and isinstance(hidden, int) and isinstance(width, int) and width * heads == hidden:
-        # the converter leaves head_dim out; llama.cpp needs it only where it is not what follows from the rest
         return {key: value for key, value in config.items() if key != "head_dim"}
     return config
+
+
+def _prepare(config: dict[str, Any]) -> dict[str, Any]:
+    check_granite(config, "Granite")
+    return without_plain_width(config)
 
 
 FAMILY = Family(

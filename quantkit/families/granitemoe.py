@@ -9,7 +9,7 @@ from typing import Any
 from quantkit.errors import CheckpointError, UnsupportedError
 from quantkit.families.family import Computed, Family, Key, Rule, Take
 from quantkit.families.fused import expert_halves, rows
-from quantkit.families.granite import CONFIG, check_granite, granite_keys
+from quantkit.families.granite import CONFIG, check_granite, granite_keys, without_plain_width
 from quantkit.families.hyperparameters import Hyperparameters, optional_size, size
 from quantkit.families.llama import ATTENTION, ENDS, llama3_rope_factors
 
@@ -64,6 +64,13 @@ EXPERTS = (
     ),
 )
 
+# The names that transformers 5 has inside.
+RENAME = (
+    (r"block_sparse_moe\.experts\.gate_up_proj$", "block_sparse_moe.input_linear.weight"),
+    (r"block_sparse_moe\.experts\.down_proj$", "block_sparse_moe.output_linear.weight"),
+    (r"block_sparse_moe\.router\.weight$", "block_sparse_moe.router.layer.weight"),
+)
+
 # transformers' GraniteMoeConfig and GraniteMoeSharedConfig.
 _MOE_CONFIG: dict[str, Any] = {**CONFIG, "num_experts_per_tok": 2, "num_local_experts": 8}
 DEFAULTS = {
@@ -96,8 +103,7 @@ def _prepare(config: dict[str, Any]) -> dict[str, Any]:
         raise CheckpointError(f"config.json: num_experts_per_tok {used} is more than num_local_experts {experts}")
     if config.get("shared_intermediate_size"):
         size(config, "shared_intermediate_size")
-    # these classes take the width of a head from the other sizes, whatever head_dim says
-    return {key: value for key, value in config.items() if key != "head_dim"}
+    return without_plain_width(config)
 
 
 FAMILY = Family(
@@ -110,5 +116,6 @@ FAMILY = Family(
     computed=(Computed("rope_freqs.weight", llama3_rope_factors),),
     defaults=DEFAULTS,
     prepare=_prepare,
+    rename=RENAME,
     dimensions=_dimensions,
 )

@@ -124,3 +124,11 @@ def test_the_two_halves_qwen_1_counts_are_one_width_elsewhere() -> None:
 )
 def test_qwen_1_ends_where_it_would_start_to_stretch(change: dict[str, Any], context: int) -> None:
     assert keys(config("qwen", **change))["qwen.context_length"] == context
+
+
+@pytest.mark.parametrize("case", ["qwen2", "qwen2-yarn", "qwen2moe", "qwen3moe", "granitemoe"])
+def test_rope_settings_of_either_generation_give_the_same_keys(case: str) -> None:
+    found = config(case)
+    newer = {key: value for key, value in found.items() if key not in ("rope_theta", "rope_scaling")}
+    rope = {"rope_type": "default", **(found["rope_scaling"] or {}), "rope_theta": found["rope_theta"]}
+    assert keys({**newer, "rope_parameters": rope}) == keys(found)

@@ -48,6 +48,22 @@ def fused_experts(config: dict[str, Any], tensors: Tensors) -> tuple[dict[str, A
     return config, published
 
 
+def named_by_transformers_5(config: dict[str, Any], tensors: Tensors) -> tuple[dict[str, Any], Tensors]:
+    """Granite's experts by the names of transformers 5's classes, and its way to tell of rotary positions."""
+    names = {
+        "input_linear.weight": "experts.gate_up_proj",
+        "output_linear.weight": "experts.down_proj",
+        "router.layer.weight": "router.weight",
+    }
+    published = {}
+    for name, values in tensors.items():
+        for old, new in names.items():
+            name = name.replace(f"block_sparse_moe.{old}", f"block_sparse_moe.{new}")
+        published[name] = values
+    kept = {key: value for key, value in config.items() if key not in ("rope_theta", "rope_scaling")}
+    return {**kept, "rope_parameters": {"rope_type": "default", "rope_theta": config["rope_theta"]}}, published
+
+
 def qwen1(config: dict[str, Any], tensors: Tensors) -> tuple[dict[str, Any], Tensors]:
     """Qwen 1's own names: q, k and v above each other in c_attn, up called w1 and gate w2, both counted in the size."""
     names = {
@@ -133,4 +149,11 @@ CASES = (
     Case("granitemoe-biases", {**GRANITEMOE, "attention_bias": True}),
     Case("granitemoeshared", {**GRANITEMOE, "model_type": "granitemoeshared", "shared_intermediate_size": 48}),
     Case("granitemoeshared-without", {**GRANITEMOE, "model_type": "granitemoeshared", "num_key_value_heads": 4}),
+    # the converter takes their old names only
+    Case(
+        "granitemoeshared-transformers-5",
+        {**GRANITEMOE, "model_type": "granitemoeshared", "shared_intermediate_size": 48, "rope_theta": 1e6},
+        publish=named_by_transformers_5,
+        converter=False,
+    ),
 )
