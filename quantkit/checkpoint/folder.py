@@ -155,7 +155,10 @@ def quantization_config(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def refuse_quantized(config: Mapping[str, Any], where: str) -> None:
-    """Let through plain weights and scaled f8; refuse every other quantization. Raises UnsupportedError."""
+    """Let through plain weights, scaled f8 and MXFP4; refuse every other quantization. Raises UnsupportedError.
+
+    MXFP4 blocks are bytes to this room: only a family that knows of them (gpt-oss) takes their tensors.
+    """
     found = quantization_config(config)
     if not found:
         return
@@ -163,7 +166,7 @@ def refuse_quantized(config: Mapping[str, Any], where: str) -> None:
     scaled_f8 = method == "fp8" or (
         method == "compressed-tensors" and found.get("format") in ("float-quantized", "naive-quantized")
     )
-    if not scaled_f8:
+    if not scaled_f8 and method != "mxfp4":
         raise UnsupportedError(
             f"{where} is already quantized ({shown(method)}); take the original f32, f16, bf16 or scaled f8 checkpoint"
         )

@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +20,7 @@ from quantkit.gguf.keyvalues import KeyValue
 from quantkit.gguf.layout import FileLayout, lay_out
 from quantkit.gguf.metadata import quantization_keys
 from quantkit.gguf.mix import Choice, MixOptions, MixTensor, choose_types
-from quantkit.gguf.types import FileType
+from quantkit.gguf.types import FileType, file_type
 
 CHUNK_ELEMENTS = 1 << 19
 _FLOATS = (GGMLQuantizationType.F32, GGMLQuantizationType.F16, GGMLQuantizationType.BF16)
@@ -100,18 +100,18 @@ def plan_gguf(model: Model, request: Request) -> Plan:
     fallbacks: dict[str, int] = {}
     for type_ in request.types:
         choices = choose_types(model.sizes, type_, tensors, request.mix)
+        kept = _as_published(model, request, type_)
+        choices = [replace(each, type=kept.get(each.name, each.type)) for each in choices]
         _check_importance(choices, type_, weights)
         for tensor, choice in zip(model.tensors, choices, strict=True):
             if choice.type != tensor.type:
                 if tensor.type not in _FLOATS and not request.allow_requantize:
-                    raise UnsupportedError(
-                        f"{model.name} is quantized already ({tensor.name} is {tensor.type.name}) and quantizing it"
-                        " again costs quality twice; convert the original checkpoint or an f16, bf16 or f32 GGUF, or"
-                        " add --allow-requantize"
-                    )
+                    raise UnsupportedError(_quantized_already(model, tensor))
                 require(choice.type, weighted=choice.name in weights)
         fallbacks[type_.label] = sum(choice.fallback for choice in choices)
-        keys = [*model.keys, *quantization_keys(type_.ftype), *_imatrix_keys(request)]
+        # a file of floats and blocks is of the blocks' type (llama.cpp's converter, prepare_metadata)
+        ftype = file_type("mxfp4").ftype if kept else type_.ftype
+        keys = [*model.keys, *quantization_keys(ftype), *_imatrix_keys(request)]
         stem = f"{model.name}-{type_.label}"
         shapes = [(t.name, t.shape, choice.type) for t, choice in zip(model.tensors, choices, strict=True)]
         files = lay_out(stem, keys, shapes, request.split_max_size)
@@ -135,6 +135,24 @@ def plan_gguf(model: Model, request: Request) -> Plan:
         fingerprint=_fingerprint(model, request, outputs),
         warnings=(*model.warnings, *warnings),
     )
+
+
+def _as_published(model: Model, request: Request, asked: FileType) -> dict[str, GGMLQuantizationType]:
+    """Weights that a checkpoint was published with in a type of ggml's: in an unquantized GGUF they stay what they are.
+
+    llama.cpp's converter does so for gpt-oss's experts in MXFP4.
+    """
+    if asked.tensor_type not in _FLOATS or model.checkpoint is None or request.allow_requantize:
+        return {}
+    return {tensor.name: tensor.type for tensor in model.tensors if tensor.type not in _FLOATS}
+
+
+def _quantized_already(model: Model, tensor: ModelTensor) -> str:
+    found = f"{model.name} is quantized already ({tensor.name} is {tensor.type.name}) and quantizing it again costs"
+    found += " quality twice; "
+    if model.checkpoint is not None:
+        return found + "take -t mxfp4 or -t bf16, which leave those weights as they are, or add --allow-requantize"
+    return found + "convert the original checkpoint or an f16, bf16 or f32 GGUF, or add --allow-requantize"
 
 
 def _importance(model: Model, request: Request) -> tuple[dict[str, NDArray[np.float32]], list[str]]:

@@ -177,9 +177,9 @@ def _family(config: Mapping[str, Any]) -> Family | None:
 
 
 def _is_packed(packing: Mapping[str, Any]) -> bool:
-    """Whether a quantization is one that stays: block-scaled f8 is undone on reading."""
+    """Whether a quantization is one that stays: scaled f8 is undone on reading, MXFP4 goes into a GGUF as it is."""
     method = packing.get("quant_method")
-    plain = method == "fp8" or (method == "compressed-tensors" and "float" in str(packing.get("format")))
+    plain = method in ("fp8", "mxfp4") or (method == "compressed-tensors" and "float" in str(packing.get("format")))
     return bool(packing) and not plain
 
 

@@ -22,6 +22,7 @@ from tests.families.models import VOCAB, all_cases, weight
 from tests.peer import REPOSITORY, peer_converter
 from tests.tiny_tokenizers import write_byte_level_bpe
 
+DTYPES = {"float32": "F32", "uint8": "U8"}
 GOLDEN = Path(__file__).with_name("golden")
 
 
@@ -60,7 +61,9 @@ def write_checkpoint(name: str, folder: Path) -> Path:
     if case.publish:
         tensors = case.publish(known.native["config"], tensors)[1]
     folder.mkdir(parents=True, exist_ok=True)
-    write_safetensors(folder / "model.safetensors", {key: ("F32", value) for key, value in sorted(tensors.items())})
+    write_safetensors(
+        folder / "model.safetensors", {key: (DTYPES[value.dtype.name], value) for key, value in sorted(tensors.items())}
+    )
     write_tokenizer(folder)
     (folder / "config.json").write_text(json.dumps(known.config))
     return folder

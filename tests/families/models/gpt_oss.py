@@ -1,0 +1,73 @@
+"""gpt-oss: sinks, windows, biases everywhere, experts as floats and as the MXFP4 blocks they are published in."""
+
+from typing import Any
+
+import numpy as np
+
+from tests.families.models.case import VOCAB, Case, Tensors
+
+BASE = {
+    "model_type": "gpt_oss",
+    "vocab_size": VOCAB,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 32,
+    "num_hidden_layers": 3,
+    "max_position_embeddings": 512,
+    "num_local_experts": 6,
+    "num_experts_per_tok": 3,
+    # fewer than the tokens of a test, so that the window is seen
+    "sliding_window": 5,
+}
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16, "beta_fast": 32.0, "beta_slow": 1.0}
+
+# OCP Microscaling Formats 1.0, 5.3.3: E2M1, a sign and these eight magnitudes.
+E2M1 = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6], dtype=np.float32)
+E2M1 = np.concatenate([E2M1, -E2M1])
+
+
+def to_mxfp4(values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Rows in blocks of 32: (values as MXFP4 has them, blocks (..., n, 16) uint8, scales (..., n) uint8).
+
+    A block is 32 codes of E2M1, the first of a pair in the low half of a byte, times two to the (scale - 127).
+    """
+    blocks = values.reshape(*values.shape[:-1], -1, 32)
+    exponent = np.floor(np.log2(np.abs(blocks).max(axis=-1, keepdims=True))) - 2
+    codes = np.abs(blocks[..., None] / np.exp2(exponent)[..., None] - E2M1).argmin(axis=-1).astype(np.uint8)
+    near = (E2M1[codes] * np.exp2(exponent)).astype(np.float32)
+    scales = (exponent[..., 0] + 127).astype(np.uint8)
+    return near.reshape(values.shape), codes[..., 0::2] | codes[..., 1::2] << 4, scales
+
+
+def packed(config: dict[str, Any], tensors: Tensors) -> tuple[dict[str, Any], Tensors]:
+    """As published: experts turned and in MXFP4 blocks; the native model gets the very values of the blocks."""
+    found = {}
+    for name, value in tensors.items():
+        if not name.endswith(("gate_up_proj", "down_proj")):
+            found[name] = value
+            continue
+        near, found[f"{name}_blocks"], found[f"{name}_scales"] = to_mxfp4(value.transpose(0, 2, 1))
+        value[...] = near.transpose(0, 2, 1)
+    return {**config, "quantization_config": {"quant_method": "mxfp4", "modules_to_not_convert": ["lm_head"]}}, found
+
+
+CASES = (
+    Case("gpt-oss", {**BASE, "rope_scaling": {**YARN, "truncate": True}}),
+    Case("gpt-oss-unscaled", {**BASE, "rope_scaling": None}),
+    # rotary settings as published: llama.cpp rounds where these say not to
+    Case("gpt-oss-published", {**BASE, "head_dim": 64}),
+    # the converter does not say which layers slide
+    Case(
+        "gpt-oss-layers",
+        {
+            **BASE,
+            "rope_scaling": None,
+            "layer_types": ["full_attention", "sliding_attention", "sliding_attention"],
+        },
+        converter=False,
+    ),
+    # llama.cpp multiplies MXFP4 by activations that it rounds to 8 bits; test_gpt_oss.py has the same blocks unpacked
+    Case("gpt-oss-mxfp4", {**BASE, "rope_scaling": None}, publish=packed, drift=0.08),
+)
