@@ -19,7 +19,7 @@ def _by_role(sizes: Hyperparameters) -> Take:
     return Take(rows.swapaxes(0, 1).reshape(-1))
 
 
-_H = "h.{layer}"
+_H = "transformer.h.{layer}"
 _NORMS = (("input_layernorm", "attn_norm"), ("post_attention_layernorm", "ffn_norm"))
 _LINEARS = (
     ("self_attention.query_key_value", "attn_qkv", ("qkv", "hidden"), _by_role),
@@ -29,13 +29,13 @@ _LINEARS = (
 )
 
 RULES = (
-    Rule("word_embeddings.weight", "token_embd.weight", ("vocab", "hidden")),
+    Rule("transformer.word_embeddings.weight", "token_embd.weight", ("vocab", "hidden")),
     *(
         Rule(f"{source}.{kind}", f"{target}.{kind}", ("hidden",))
         for source, target in (
-            ("word_embeddings_layernorm", "token_embd_norm"),
+            ("transformer.word_embeddings_layernorm", "token_embd_norm"),
             *((f"{_H}.{source}", f"blk.{{layer}}.{target}") for source, target in _NORMS),
-            ("ln_f", "output_norm"),
+            ("transformer.ln_f", "output_norm"),
         )
         for kind in ("weight", "bias")
     ),
@@ -61,12 +61,16 @@ def prepare(config: dict[str, Any]) -> dict[str, Any]:
     only(config, "apply_residual_connection_post_layernorm", False, family="BLOOM")
     hidden = size(config, "n_embed", "hidden_size")
     heads = size(config, "num_attention_heads", "n_head")
+    layers = size(config, "num_hidden_layers", "n_layer")
     return {
         **config,
+        "architectures": ["BloomForCausalLM"],
         "hidden_size": hidden,
+        "n_head": heads,
+        "n_layer": layers,
         "num_attention_heads": heads,
         "num_key_value_heads": heads,
-        "num_hidden_layers": size(config, "num_hidden_layers", "n_layer"),
+        "num_hidden_layers": layers,
         "intermediate_size": 4 * hidden,
         "max_position_embeddings": optional_size(config, "seq_length") or hidden,
     }
@@ -95,6 +99,6 @@ FAMILY = Family(
     # transformers' BloomConfig
     defaults={"bloom": {"layer_norm_epsilon": 1e-5, "tie_word_embeddings": True}},
     prepare=prepare,
-    rename=((r"^transformer\.", ""),),
+    rename=((r"^(?!transformer\.|lm_head\.)", "transformer."),),
     dimensions=lambda sizes: {"qkv": 3 * sizes.hidden},
 )

@@ -34,16 +34,16 @@ def _with_one_norm(sizes: Hyperparameters) -> range:
     return range(sizes.n_layer - len(_with_two_norms(sizes)))
 
 
-_H = "h.{layer}"
+_H = "transformer.h.{layer}"
 _NORMS = (
     (f"{_H}.input_layernorm", "blk.{layer}.attn_norm", _with_one_norm),
     (f"{_H}.ln_mlp", "blk.{layer}.attn_norm", _with_two_norms),
     (f"{_H}.ln_attn", "blk.{layer}.attn_norm_2", _with_two_norms),
-    ("ln_f", "output_norm", None),
+    ("transformer.ln_f", "output_norm", None),
 )
 
 RULES = (
-    Rule("word_embeddings.weight", "token_embd.weight", ("vocab", "hidden")),
+    Rule("transformer.word_embeddings.weight", "token_embd.weight", ("vocab", "hidden")),
     *(
         Rule(f"{source}.{kind}", f"{target}.{kind}", ("hidden",), layers=layers)
         for source, target, layers in _NORMS
@@ -121,7 +121,7 @@ FAMILY = Family(
     keys=keys,
     defaults=dict.fromkeys(("falcon", "RefinedWeb", "RefinedWebModel"), _DEFAULTS),
     prepare=prepare,
-    rename=((r"^transformer\.", ""),),
+    rename=((r"^(?!transformer\.|lm_head\.)", "transformer."),),
     dimensions=lambda sizes: {"qkv": (sizes.n_head + 2 * sizes.n_head_kv) * sizes.head_dim},
     rope_kinds=("default", "linear", "yarn", "dynamic"),
 )

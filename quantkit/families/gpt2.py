@@ -9,8 +9,12 @@ from quantkit.families.family import Family, Key, Rule, Take
 from quantkit.families.hyperparameters import Hyperparameters, number, optional_size, size
 from quantkit.families.refusals import GELU, only
 
-_H = "h.{layer}"
-_NORMS = ((f"{_H}.ln_1", "blk.{layer}.attn_norm"), (f"{_H}.ln_2", "blk.{layer}.ffn_norm"), ("ln_f", "output_norm"))
+_H = "transformer.h.{layer}"
+_NORMS = (
+    (f"{_H}.ln_1", "blk.{layer}.attn_norm"),
+    (f"{_H}.ln_2", "blk.{layer}.ffn_norm"),
+    ("transformer.ln_f", "output_norm"),
+)
 _LINEARS = (
     ("attn.c_attn", "attn_qkv", ("hidden", "qkv")),
     ("attn.c_proj", "attn_output", ("hidden", "hidden")),
@@ -25,8 +29,8 @@ def _turned(sizes: Hyperparameters) -> Take:
 
 
 RULES = (
-    Rule("wte.weight", "token_embd.weight", ("vocab", "hidden")),
-    Rule("wpe.weight", "position_embd.weight", ("context", "hidden")),
+    Rule("transformer.wte.weight", "token_embd.weight", ("vocab", "hidden")),
+    Rule("transformer.wpe.weight", "position_embd.weight", ("context", "hidden")),
     *(
         Rule(f"{source}.{kind}", f"{target}.{kind}", ("hidden",))
         for source, target in _NORMS
@@ -88,6 +92,6 @@ FAMILY = Family(
     # transformers' GPT2Config
     defaults={"gpt2": {"layer_norm_epsilon": 1e-5, "n_positions": 1024, "tie_word_embeddings": True}},
     prepare=prepare,
-    rename=((r"^transformer\.", ""),),
+    rename=((r"^(?!transformer\.|lm_head\.)", "transformer."),),
     dimensions=lambda sizes: {"qkv": 3 * sizes.hidden},
 )

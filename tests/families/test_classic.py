@@ -1,11 +1,14 @@
-"""BLOOM, GPT-2, Falcon and OLMo: settings that llama.cpp has built in one way are refused in the other, in words."""
+"""BLOOM, GPT-2, Falcon and OLMo: what no GGUF can express is refused in words; old layouts become transformers' own."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from quantkit.checkpoint import open_checkpoint
 from quantkit.errors import CheckpointError, UnsupportedError
-from quantkit.families import find_family
+from quantkit.families import canonical_checkpoint, find_family
+from tests.families.expected import expected, write_checkpoint
 from tests.families.models import all_cases
 from tests.families.models.classic import CASES
 
@@ -62,3 +65,15 @@ def test_a_config_without_its_width_is_refused(case: str) -> None:
     found = {name: value for name, value in config(case).items() if name not in names}
     with pytest.raises(CheckpointError, match=r"no n_emb|no hidden_size"):
         find_family(found).sizes(found)
+
+
+@pytest.mark.parametrize("case", ["huozi", "gpt2-as-published", "falcon-40b-first-release"])
+def test_an_old_layout_becomes_the_one_transformers_saves(case: str, tmp_path: Path) -> None:
+    native = expected(case).native
+    with open_checkpoint(str(write_checkpoint(case, tmp_path / case))) as checkpoint:
+        assert checkpoint.tensors.keys() != native["layout"].keys() or checkpoint.config != native["config"]
+        family = find_family(checkpoint.config)
+        found, tensors = canonical_checkpoint(family, family.sizes(checkpoint.config), checkpoint.tensors)
+    assert {tensor.name: list(tensor.shape) for tensor in tensors} == native["layout"]
+    stated = {key: value for key, value in native["config"].items() if key != "transformers_version"}
+    assert {key: found.get(key) for key in stated} == stated
