@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from quantkit.families.family import Computed, Family, Key, Rule
 from quantkit.families.hyperparameters import Hyperparameters
 from quantkit.families.keys import base_keys
+from quantkit.families.refusals import SILU, only, plain_yarn
 
 ATTENTION = (
     Rule("model.layers.{layer}.input_layernorm.weight", "blk.{layer}.attn_norm.weight", ("hidden",)),
@@ -80,6 +81,13 @@ def llama3_rope_factors(sizes: Hyperparameters) -> NDArray[np.float32] | None:
     return np.array([divisor(frequency) for frequency in frequencies], dtype=np.float32)
 
 
+def prepare(config: dict[str, Any]) -> dict[str, Any]:
+    """Refuses what llama.cpp's `llama` has built in otherwise."""
+    only(config, "hidden_act", *SILU, family="Llama")
+    plain_yarn(config, "Llama")
+    return config
+
+
 # transformers' LlamaConfig and MistralConfig.
 DEFAULTS: dict[str, dict[str, Any]] = {
     "llama": {"max_position_embeddings": 2048, "rms_norm_eps": 1e-6, "rope_theta": 10000.0, "head_dim": None},
@@ -100,4 +108,5 @@ FAMILY = Family(
     keys=llama_keys,
     computed=(Computed("rope_freqs.weight", llama3_rope_factors),),
     defaults=DEFAULTS,
+    prepare=prepare,
 )

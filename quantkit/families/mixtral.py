@@ -1,7 +1,7 @@
 """Mixtral: Llama's attention with a router over experts. llama.cpp keeps it under the `llama` architecture."""
 
 from quantkit.families.family import Computed, Family, Rule
-from quantkit.families.llama import ATTENTION, ENDS, llama3_rope_factors, llama_keys
+from quantkit.families.llama import ATTENTION, ENDS, llama3_rope_factors, llama_keys, prepare
 
 _MOE = "model.layers.{layer}.block_sparse_moe"
 
@@ -33,4 +33,5 @@ FAMILY = Family(
     keys=llama_keys,
     computed=(Computed("rope_freqs.weight", llama3_rope_factors),),
     defaults=DEFAULTS,
+    prepare=prepare,
 )

@@ -115,7 +115,12 @@ _QKV_BIAS = ("q_proj.bias", "k_proj.bias", "v_proj.bias")
 MISSION = (
     Published("BlossomLM Yi-9B", _llama(4096, 11008, 48, 32, 4, 64000, rope_theta=10000.0), 8_829_407_232),
     Published("BlossomLM Yi-34B", _llama(7168, 20480, 60, 56, 8, 64000, rope_theta=5e6), 34_388_917_248),
-    Published("BlossomLM Qwen-1.8B", _qwen1(2048, 11008, 24, 16, 151936), 1_836_828_672, ("c_attn.bias",)),
+    Published(
+        "BlossomLM Qwen-1.8B",
+        {**_qwen1(2048, 11008, 24, 16, 151936), "seq_length": 8192},
+        1_836_828_672,
+        ("c_attn.bias",),
+    ),
     Published("BlossomLM Qwen-14B", _qwen1(5120, 27392, 40, 40, 152064), 14_167_290_880, ("c_attn.bias",)),
     Published("BlossomLM Qwen1.5-4B", _qwen2(2560, 6912, 40, 20, 151936), 3_950_369_280, _QKV_BIAS),
     Published("BlossomLM Qwen1.5-14B", _qwen2(5120, 13696, 40, 40, 152064), 14_167_290_880, _QKV_BIAS),

@@ -152,3 +152,17 @@ def test_llama3_rope_factors_are_those_of_the_published_rule() -> None:
     expected = np.where(wavelength < 2048, 1, np.where(wavelength > 8192, 8, 1 / ((1 - smooth) / 8 + smooth)))
     assert np.allclose(factors, expected, rtol=2e-5)
     assert llama3_rope_factors(read_hyperparameters(CONFIG)) is None
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"hidden_act": "gelu"}, "hidden_act is 'gelu'"),
+        ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0, "beta_fast": 16}}, "beta_fast is 16"),
+        ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0, "attention_factor": 1.0}}, "attention_factor is 1"),
+    ],
+)
+def test_what_llama_cpp_would_ignore_is_refused(change: dict[str, object], said: str) -> None:
+    config = {**CONFIG, **change}
+    with pytest.raises(UnsupportedError, match=said):
+        find_family(config).sizes(config)
