@@ -1,14 +1,16 @@
 """DeepSeek-V2 and V3: published configs, what llama.cpp would run otherwise, layers and heads in their places."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from quantkit.checkpoint import open_checkpoint
 from quantkit.errors import CheckpointError, UnsupportedError
-from quantkit.families import Hyperparameters, find_family, left_out, map_tensors, read_mapped
-from tests.families.expected import expected
+from quantkit.families import Hyperparameters, canonical_checkpoint, find_family, left_out, map_tensors, read_mapped
+from tests.families.expected import expected, write_checkpoint
 from tests.families.models import all_cases
 from tests.families.models.case import weight
 
@@ -120,6 +122,13 @@ def test_only_the_layers_config_announces_are_left_out() -> None:
     (told,) = left_out(family, sizes_of(V3), names)
     assert "left out 1 tensors (model.layers.61.eh_proj.weight)" in told
     assert not left_out(family, sizes_of({**V3, "num_nextn_predict_layers": 0}), names)
+
+
+def test_the_native_checkpoint_is_the_published_one_without_the_extra_layer(tmp_path: Path) -> None:
+    with open_checkpoint(str(write_checkpoint("deepseek-v3", tmp_path / "published"))) as checkpoint:
+        family = find_family(checkpoint.config)
+        _, tensors = canonical_checkpoint(family, family.sizes(checkpoint.config), checkpoint.tensors)
+    assert {tensor.name for tensor in tensors} == set(expected("deepseek-v3").native["layout"])
 
 
 def test_kv_b_is_split_head_by_head_and_fused_experts_are_split_too() -> None:

@@ -1,13 +1,15 @@
 """Gemma 1, 2 and 3: which configs llama.cpp runs as they are meant, and what of a checkpoint stays behind."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from quantkit.checkpoint import open_checkpoint
 from quantkit.errors import CheckpointError, UnsupportedError
-from quantkit.families import find_family, left_out
-from tests.families.expected import expected
+from quantkit.families import canonical_checkpoint, find_family, left_out
+from tests.families.expected import expected, write_checkpoint
 
 GEMMA2_27B = {
     "architectures": ["Gemma2ForCausalLM"],
@@ -109,3 +111,15 @@ def test_the_image_tower_is_left_out_in_words() -> None:
     (told,) = left_out(family, family.sizes(config), names)
     assert "left out 2 tensors (model.vision_tower.a, ...)" in told
     assert "images" in told
+
+
+@pytest.mark.parametrize("name", ["gemma3-images", "gemma3-images-first"])
+def test_the_native_checkpoint_is_the_text_model_alone(name: str, tmp_path: Path) -> None:
+    with open_checkpoint(str(write_checkpoint(name, tmp_path / "published"))) as checkpoint:
+        family = find_family(checkpoint.config)
+        config, tensors = canonical_checkpoint(family, family.sizes(checkpoint.config), checkpoint.tensors)
+    native = expected(name).native
+    assert config["architectures"] == ["Gemma3ForCausalLM"]
+    assert {tensor.name: list(tensor.shape) for tensor in tensors} == native["layout"]
+    stated = {key: value for key, value in native["config"].items() if key != "transformers_version"}
+    assert {key: config.get(key) for key in stated} == stated

@@ -1,0 +1,132 @@
+"""DeepSeek, Gemma 3 and gpt-oss at their published sizes: parameters, and the type mixes that llama.cpp gives them."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import pytest
+from gguf import GGMLQuantizationType
+
+from quantkit.convert.inputs import _mix_model, _stays_f32
+from quantkit.families import Family, Hyperparameters, find_family, map_tensors
+from quantkit.families.family import Rule
+from quantkit.gguf.mix import MixTensor, choose_types, sort_key
+from quantkit.gguf.types import FILE_TYPES
+from tests import oracle
+from tests.families.test_deepseek import V3
+from tests.families.test_gemma import text
+
+_T = GGMLQuantizationType
+
+V2_LITE = {
+    "architectures": ["DeepseekV2ForCausalLM"],
+    "model_type": "deepseek_v2",
+    "first_k_dense_replace": 1,
+    "hidden_size": 2048,
+    "intermediate_size": 10944,
+    "moe_intermediate_size": 1408,
+    "n_group": 1,
+    "num_attention_heads": 16,
+    "num_experts_per_tok": 6,
+    "num_hidden_layers": 27,
+    "q_lora_rank": None,
+    "topk_group": 1,
+    "vocab_size": 102400,
+}
+GEMMA3_4B = text(
+    hidden_size=2560,
+    intermediate_size=10240,
+    num_attention_heads=8,
+    num_key_value_heads=4,
+    num_hidden_layers=34,
+    head_dim=256,
+    query_pre_attn_scalar=256,
+)
+GPT_OSS = {"architectures": ["GptOssForCausalLM"], "model_type": "gpt_oss"}
+GPT_OSS_20B = {**GPT_OSS, "num_hidden_layers": 24, "num_local_experts": 32}
+
+# Billions of parameters, as llama.cpp's own loader counts the published GGUFs.
+MODELS = {
+    "DeepSeek-V3": (V3, False, 671.03),
+    "DeepSeek-V2-Lite": (V2_LITE, False, 15.71),
+    "Gemma 3 4B": (GEMMA3_4B, False, 3.88),
+    "gpt-oss 20B": (GPT_OSS_20B, True, 20.91),
+    "gpt-oss 20B, unpacked": (GPT_OSS_20B, False, 20.91),
+    "gpt-oss 120B": (GPT_OSS, True, 116.83),
+}
+ASKED = ("q2_k", "q3_k_m", "q4_0", "q4_k_m", "q5_k_m", "q6_k", "q8_0", "mxfp4")
+
+
+@dataclass(frozen=True)
+class Shaped:
+    shape: tuple[int, ...]
+
+
+def source(family: Family, sizes: Hyperparameters, *, packed: bool) -> dict[str, Shaped]:
+    """The checkpoint's tensors by the family's rules; experts one by one, in MXFP4 blocks where `packed`."""
+    found: dict[str, Shaped] = {}
+    seen: set[tuple[str, int | None]] = set()
+    for rule in family.rules:
+        if (rule.when and not rule.when(sizes)) or (rule.scales and not packed) or not wanted(rule, sizes):
+            continue
+        for layer in layers(rule, sizes):
+            if (rule.target, layer) in seen:
+                continue
+            seen.add((rule.target, layer))
+            shape = tuple(family.dimension(sizes, name) for name in rule.shape)
+            for expert in range(sizes.n_expert) if "{expert}" in rule.source else (None,):
+                found[rule.source.format(layer=layer, expert=expert)] = Shaped(shape)
+            if rule.scales:
+                found[rule.scales.format(layer=layer)] = Shaped(shape[:-1])
+    return found
+
+
+def wanted(rule: Rule, sizes: Hyperparameters) -> bool:
+    return rule.required or (rule.tied_to_embedding and not sizes.tied)
+
+
+def layers(rule: Rule, sizes: Hyperparameters) -> Iterator[int | None]:
+    if "{layer}" not in rule.source:
+        yield None
+    else:
+        yield from rule.layers(sizes) if rule.layers else range(sizes.n_layer)
+
+
+def described(config: dict[str, Any], *, packed: bool) -> tuple[dict[str, Any], list[MixTensor]]:
+    """Architecture keys and tensors of the unquantized GGUF in llama.cpp's order."""
+    family = find_family(config)
+    sizes = family.sizes(config)
+    tensors = [
+        MixTensor(
+            tensor.name,
+            tensor.shape,
+            _T.MXFP4 if tensor.is_mxfp4 else _T.F32 if _stays_f32(tensor.name, tensor.shape) else _T.BF16,
+        )
+        for tensor in map_tensors(family, sizes, source(family, sizes, packed=packed))
+    ]
+    stated = family.keys(family.gguf_arch, sizes)
+    keys = {key.name: float(key.value) if key.kind == "f32" else key.value for key in stated}
+    return {"general.architecture": family.gguf_arch, **keys}, sorted(tensors, key=lambda each: sort_key(each.name))
+
+
+@pytest.mark.parametrize("name", sorted(MODELS))
+def test_parameters_and_mixes_are_llama_cpps(name: str, tmp_path: Path) -> None:
+    config, packed, billions = MODELS[name]
+    keys, tensors = described(config, packed=packed)
+    assert round(sum(prod(tensor.shape) for tensor in tensors) / 1e9, 2) == billions
+
+    path = tmp_path / "sparse.gguf"
+    oracle.write_sparse_gguf(path, keys, [(each.name, each.shape, each.dtype) for each in tensors])
+    jobs = [
+        oracle.Job(src=str(path), dst="unused", ftype=FILE_TYPES[asked].ftype, dry_run=True, allow_requantize=True)
+        for asked in ASKED
+    ]
+    arch = str(keys["general.architecture"])
+    for asked, result in zip(ASKED, oracle.run_jobs(jobs), strict=True):
+        assert result.code == 0, result.log[-500:]
+        ours = {each.name: each.type for each in choose_types(_mix_model(arch, keys), FILE_TYPES[asked], tensors)}
+        theirs = oracle.mix_from_log(result.log)
+        assert {key: (ours[key].name, theirs[key].name) for key in ours if ours[key] != theirs[key]} == {}, asked
+        assert list(ours) == list(theirs)
