@@ -47,6 +47,12 @@ def assert_transformers_own(found: np.ndarray, name: str) -> None:
     assert (np.abs(found - known) <= allowed).all(), f"{np.abs(found - known).max() / known.std():.2%} of their std"
 
 
+def test_every_architecture_of_the_reference_is_compared() -> None:
+    compared = {expected(name).native["config"]["architectures"][0] for name in all_cases()}
+    former_names = {"LLaMAForCausalLM", "StableLMEpochForCausalLM"}
+    assert set(ARCHITECTURES) - former_names == compared
+
+
 @pytest.mark.parametrize("name", NATIVE)
 def test_logits_of_the_native_model_are_those_of_transformers(name: str) -> None:
     tensors, config = native(name)

@@ -127,8 +127,12 @@ _STABLELM = Architecture(
     ),
     variant=lambda config: {"parallel": True, "feed_norm": None} if config.get("use_parallel_residual") else {},
 )
-_GLM = Architecture(attention=Attention(pairs="neighbours"), feed=FeedForward(fused="gate_up_proj"))
-_GLM4 = replace(_GLM, after_attention="post_self_attn_layernorm", after_feed="post_mlp_layernorm")
+_GLM4 = Architecture(
+    after_attention="post_self_attn_layernorm",
+    after_feed="post_mlp_layernorm",
+    attention=Attention(pairs="neighbours"),
+    feed=FeedForward(fused="gate_up_proj"),
+)
 _SMOLLM3 = Architecture(
     attention=Attention(
         rope=smollm3_rope,
@@ -230,7 +234,6 @@ ARCHITECTURES: dict[str, Architecture] = {
     "GraniteMoeSharedForCausalLM": _GRANITE_MOE,
     "StableLmForCausalLM": _STABLELM,
     "StableLMEpochForCausalLM": _STABLELM,
-    "GlmForCausalLM": _GLM,
     "Glm4ForCausalLM": _GLM4,
     "SmolLM3ForCausalLM": _SMOLLM3,
     "Phi3ForCausalLM": _PHI3,

@@ -41,6 +41,7 @@ FALCON = Architecture(
     layer="h.{}.",
     norm=LAYER_NORM,
     feed_norm=None,
+    parallel=True,
     attention=Attention(
         at="self_attention.", fused="query_key_value", grouped=True, out="dense", kv_heads=falcon_heads
     ),
@@ -55,7 +56,9 @@ FALCON = Architecture(
     last_norm="ln_f",
     tied=True,
     variant=falcon_variant,
-    refused=lambda config: "alibi" if config.get("alibi") else None,
+    refused=lambda config: (
+        "alibi" if config.get("alibi") else None if given(config, "parallel_attn", default=True) else "serial layers"
+    ),
 )
 GPT2 = Architecture(
     base="transformer.",

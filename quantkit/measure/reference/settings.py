@@ -104,12 +104,9 @@ def falcon_heads(config: Config) -> int:
 
 
 def falcon_variant(config: Config) -> Mapping[str, Any]:
-    new = bool(config.get("new_decoder_architecture"))
-    if not (new or given(config, "parallel_attn", default=True)):
-        return {"feed_norm": "post_attention_layernorm"}
-    if new and given(config, "num_ln_in_parallel_attn", default=2) == 2:
-        return {"parallel": True, "attention_norm": "ln_attn", "feed_norm": "ln_mlp"}
-    return {"parallel": True}
+    if config.get("new_decoder_architecture") and given(config, "num_ln_in_parallel_attn", default=2) == 2:
+        return {"attention_norm": "ln_attn", "feed_norm": "ln_mlp"}
+    return {}
 
 
 def dense_after(config: Config, layer: int) -> bool:
