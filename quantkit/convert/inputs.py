@@ -131,7 +131,7 @@ def model_from_checkpoint(
             "header_sha256": dict(checkpoint.header_sha256),
         },
         family=family.name,
-        warnings=(*left_out(family, sizes, checkpoint.tensors), *vocabulary.warnings),
+        warnings=(*left_out(family, sizes, checkpoint.tensors), *family.cautions(sizes), *vocabulary.warnings),
         checkpoint=checkpoint,
         weight_files=tuple(checkpoint.folder / file for file in sorted({t.file for t in checkpoint.tensors.values()})),
         close=checkpoint.close,

@@ -32,9 +32,9 @@ class Take:
 class Rule:
     """One tensor of the family: its names, its shape, and what happens to its rows on the way.
 
-    `source` and `target` may hold `{layer}`; a `source` with `{expert}` is stacked over all experts. `shape` names the
-    dimensions of one source tensor (see `Family.dimension`). `heads` names the count of attention heads whose rows go
-    from Hugging Face's half-split rotary order to llama.cpp's interleaved one.
+    `source` and `target` may hold `{layer}`; a `source` with `{expert}`, `{head}` or `{kv_head}` is stacked over all of
+    them. `shape` names the dimensions of one source tensor (see `Family.dimension`). `heads` names the count of
+    attention heads whose rows go from Hugging Face's half-split rotary order to llama.cpp's interleaved one.
 
     Several rules may have the same target: the first whose source is in the checkpoint is used. `layers` restricts a
     rule to some layers, `when` to some configs. `take` cuts the target out of the source: one matrix, or several that
@@ -119,7 +119,8 @@ class Family:
     and refuses what a GGUF cannot express. `rename` are (regular expression, replacement) pairs applied to source
     names before the rules: prefixes that differ by the class a checkpoint was saved from. `dimensions` gives sizes that
     rules name and `Hyperparameters` does not know. `canonical` tells of the native architecture of a checkpoint that
-    needs remote code, or None where it has none; families without it are native themselves.
+    needs remote code, or None where it has none; families without it are native themselves. `cautions` are sentences
+    for the user about a GGUF that is true to the checkpoint only with a restriction.
     """
 
     name: str
@@ -136,6 +137,7 @@ class Family:
     dimensions: Callable[[Hyperparameters], Mapping[str, int]] | None = None
     rope_kinds: tuple[str, ...] = ROPE_KINDS
     canonical: Callable[[Hyperparameters], Canonical | None] | None = None
+    cautions: Callable[[Hyperparameters], Iterable[str]] = lambda sizes: ()
 
     def sizes(self, config: Mapping[str, Any]) -> Hyperparameters:
         """The sizes that a config.json of this family states.

@@ -16,6 +16,8 @@ from quantkit.families.hyperparameters import Hyperparameters
 # Buffers that old checkpoints carry and every runtime recomputes.
 _BUFFERS = Dropped(r".*\.(rotary_emb\.inv_freq|attention\.masked_bias|attention\.bias|attn\.masked_bias|attn\.bias)")
 MXFP4_BLOCK = 32
+# What a source may be stacked over, and the size that counts it.
+_STACKED = {"expert": "n_expert", "head": "n_head", "kv_head": "n_head_kv"}
 
 
 @dataclass(frozen=True)
@@ -155,8 +157,10 @@ class _Mapper:
         return self._apply(next(present, at_layer[0]), layer)
 
     def _sources(self, rule: Rule, layer: int | None) -> list[str]:
-        experts = range(self.sizes.n_expert) if "{expert}" in rule.source else (None,)
-        return [rule.source.format(layer=layer, expert=expert) for expert in experts]
+        over = _stacked_over(rule)
+        if over is None:
+            return [rule.source.format(layer=layer)]
+        return [rule.source.format(layer=layer, **{over: n}) for n in range(getattr(self.sizes, _STACKED[over]))]
 
     def _apply(self, rule: Rule, layer: int | None) -> MappedTensor | None:
         sizes = self.sizes
@@ -195,7 +199,7 @@ class _Mapper:
         cuts = tuple(_resolved(cut, shape) for cut in (taken if isinstance(taken, tuple) else (taken,)))
         parts = tuple(Part(source, cut, scales) for source in sources for cut in cuts)
         one = _cut_shape(shape, cuts[0])
-        stacked = isinstance(taken, tuple) or "{expert}" in rule.source
+        stacked = isinstance(taken, tuple) or _stacked_over(rule) is not None
         step = one[-2] if cuts[0].transposed else cuts[0].step
         target = rule.target.format(layer=layer)
         return MappedTensor(target, (len(parts), *one) if stacked else one, parts, None, step, rule.adjust)
@@ -210,11 +214,15 @@ class _Mapper:
                 f"tensor {beyond[0]} is beyond the {n_layer} layers of config.json;"
                 " the weights and config.json do not belong together"
             )
-        known = [rule.source.format(layer=0, expert=0) for rule in rules]
+        known = [rule.source.format(layer=0, expert=0, head=0, kv_head=0) for rule in rules]
         close = difflib.get_close_matches(re.sub(r"\.\d+\.", ".0.", unknown[0]), known, n=1)
         more = f" (and {len(unknown) - 1} more)" if len(unknown) > 1 else ""
         hint = f"; the nearest it knows is {close[0]}" if close else ""
         raise UnsupportedError(f"tensor {unknown[0]}{more} is not part of the {self.family.name} family{hint}")
+
+
+def _stacked_over(rule: Rule) -> str | None:
+    return next((name for name in _STACKED if f"{{{name}}}" in rule.source), None)
 
 
 def _missing(rule: Rule, name: str, sizes: Hyperparameters) -> str:
