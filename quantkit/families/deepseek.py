@@ -5,7 +5,7 @@ themselves, as one key-value head: kv_b_proj is split into what turns queries to
 head by head) and what turns latents to values (attn_v_b).
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -180,16 +180,20 @@ def prepare(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _groups_of_v2(config: dict[str, Any]) -> None:
-    groups, method = optional_size(config, "n_group") or 1, config.get("topk_method", "greedy")
-    if groups == 1:
-        return
-    if method != "greedy":
-        raise UnsupportedError(
-            f"config.json: topk_method {method!r} chooses among {groups} groups of experts by the best expert of each,"
-            " but llama.cpp by the best two; no GGUF can express it"
+    """Groups that the model does not look at must not be in the GGUF, where llama.cpp would."""
+    method = config.get("topk_method", "greedy")
+    only(config, "topk_method", "greedy", "group_limited_greedy", family="DeepSeek-V2")
+    if method == "greedy" and (optional_size(config, "n_group") or 1) > 1:
+        config["n_group"] = config["topk_group"] = None
+
+
+def _cautions(sizes: Hyperparameters) -> Iterator[str]:
+    groups = optional_size(sizes.config, "n_group") or 1
+    if sizes.config.get("topk_method") == "group_limited_greedy" and groups > 1:
+        yield (
+            f"of {groups} groups of experts the model chooses those with the best single expert, llama.cpp with the"
+            " best two: now and then a token will go to other experts than in the checkpoint"
         )
-    # groups that the model does not look at must not be in the GGUF, where llama.cpp would
-    config["n_group"] = config["topk_group"] = None
 
 
 def _queries(config: Mapping[str, Any]) -> None:
@@ -298,7 +302,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
 
 FAMILY = Family(
     name="DeepSeek-V2/V3",
-    models="DeepSeek-V2-Lite, DeepSeek-V3, DeepSeek-R1, Moonlight",
+    models="DeepSeek-V2, DeepSeek-V2-Lite, DeepSeek-V3, DeepSeek-R1, Moonlight",
     architectures=("DeepseekV2ForCausalLM", "DeepseekV3ForCausalLM"),
     gguf_arch="deepseek2",
     rules=ATTENTION + FEED_FORWARD + ENDS,
@@ -314,4 +318,5 @@ FAMILY = Family(
         ),
     ),
     rope_kinds=("default", "yarn"),
+    cautions=_cautions,
 )

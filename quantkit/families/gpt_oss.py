@@ -160,6 +160,13 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     }
 }
 
+
+def _cautions(sizes: Hyperparameters) -> list[str]:
+    if sizes.rope.get("rope_type") != "yarn" or sizes.rope.get("truncate", True):
+        return []
+    return ["llama.cpp rounds the ends of YaRN's ramp to whole dimensions, the model does not (truncate is false)"]
+
+
 FAMILY = Family(
     name="gpt-oss",
     models="gpt-oss 20B/120B",
@@ -171,4 +178,5 @@ FAMILY = Family(
     prepare=prepare,
     dimensions=_dimensions,
     rope_kinds=("default", "yarn"),
+    cautions=_cautions,
 )

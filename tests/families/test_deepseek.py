@@ -99,7 +99,7 @@ def test_v3_is_taken_as_published() -> None:
         ({**V3, "q_lora_rank": None}, "with compressed queries"),
         ({**V2, "num_hidden_layers": 27}, "without compressed queries"),
         ({**V2, "norm_topk_prob": True}, "norm_topk_prob is true"),
-        ({**V2, "topk_method": "group_limited_greedy", "n_group": 8, "topk_group": 3}, "best expert of each"),
+        ({**V2, "topk_method": "noaux_tc"}, "topk_method is 'noaux_tc'"),
     ],
 )
 def test_what_llama_cpp_would_run_otherwise_is_refused(config: dict[str, Any], words: str) -> None:
@@ -115,6 +115,14 @@ def test_shared_experts_are_needed() -> None:
 def test_groups_that_a_greedy_choice_ignores_stay_out() -> None:
     assert keys({**V2, "n_group": 1, "topk_group": 1})["expert_group_count"] == 1
     assert "expert_group_count" not in keys({**V2, "n_group": 8, "topk_group": 3})
+
+
+def test_groups_that_llama_cpp_ranks_otherwise_are_written_and_told() -> None:
+    config = {**V2, "topk_method": "group_limited_greedy", "n_group": 8, "topk_group": 3}
+    assert keys(config)["expert_group_used_count"] == 3
+    (told,) = find_family(config).cautions(sizes_of(config))
+    assert "of 8 groups of experts" in told
+    assert not list(find_family(V2).cautions(sizes_of(V2)))
 
 
 def test_only_the_layers_config_announces_are_left_out() -> None:

@@ -125,3 +125,14 @@ def test_mxfp4_of_another_family_is_refused_by_name(checkpoint: Path) -> None:
         pytest.raises((UnsupportedError, CheckpointError), match=r"mlp\..*(missing|not part of the Llama family)"),
     ):
         model_from_checkpoint(opened)
+
+
+def test_a_ramp_that_llama_cpp_rounds_is_told() -> None:
+    config = expected("gpt-oss").config
+    family = find_family(config)
+    rope = {"rope_type": "yarn", "factor": 32.0, "rope_theta": 150000.0, "original_max_position_embeddings": 4096}
+    told = [
+        list(family.cautions(family.sizes({**config, "rope_scaling": {**rope, "truncate": truncate}})))
+        for truncate in (True, False)
+    ]
+    assert told[0] == [] and "rounds the ends" in told[1][0]
