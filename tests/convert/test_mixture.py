@@ -77,8 +77,10 @@ def test_the_first_window_costs_what_transformers_says(checkpoint: Path, f16: Pa
     assert loss(f16, windows(checkpoint, 1)[0]) == pytest.approx(TRANSFORMERS[0][0], abs=0.005)
 
 
-def test_two_experts_that_changed_places_fail_the_check(checkpoint: Path, tmp_path: Path) -> None:
-    words = ["0", "gguf", str(checkpoint), "-t", "f16", "-o", str(tmp_path)]
+@pytest.mark.parametrize("layer", ["0", "15", pytest.param("5", marks=pytest.mark.full)])
+def test_two_experts_that_changed_places_fail_the_check(layer: str, checkpoint: Path, tmp_path: Path) -> None:
+    """In the first layer most of the text suffers; in a middle one the logits still correlate 0.992 on average."""
+    words = [layer, "gguf", str(checkpoint), "-t", "f16", "-o", str(tmp_path)]
     done = subprocess.run(
         [sys.executable, "-m", "tests.convert.swapped_experts", *words],
         cwd=REPOSITORY,
