@@ -12,11 +12,7 @@ from tests.families.expected import expected, write_checkpoint
 from tests.families.models import all_cases, weight
 
 # Of families that need remote code; others are published in more than one layout too.
-PUBLISHED = sorted(
-    name
-    for name, (_, case) in all_cases().items()
-    if case.publish and find_family(expected(name).config).canonical is not None
-)
+PUBLISHED = sorted(name for name in all_cases() if find_family(expected(name).config).canonical is not None)
 
 
 # What the native config classes take where config.json is silent.
@@ -27,9 +23,9 @@ SILENT |= {"max_window_layers": 28, "layer_types": ["full_attention"] * 3}
 @pytest.mark.parametrize("name", [name for name in PUBLISHED if not all_cases()[name][1].patch])
 def test_the_native_checkpoint_comes_back_out_of_the_published_one(name: str, tmp_path: Path) -> None:
     case, native = all_cases()[name][1], expected(name).native
-    assert case.publish
     tensors = {each: weight(case.seed, each, tuple(shape)) for each, shape in native["layout"].items()}
-    case.publish(native["config"], tensors)
+    if case.publish:
+        case.publish(native["config"], tensors)
     with open_checkpoint(str(write_checkpoint(name, tmp_path / name))) as checkpoint:
         family = find_family(checkpoint.config)
         config, mapped = canonical_checkpoint(family, family.sizes(checkpoint.config), checkpoint.tensors)

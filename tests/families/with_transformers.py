@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from safetensors.numpy import save_file
 from transformers import AutoConfig, AutoModelForCausalLM
+from transformers.modeling_utils import no_init_weights
 
 from tests.families.models import TOKENS, VOCAB, Case, all_cases, weight
 from tests.tiny_tokenizers import write_byte_level_bpe
@@ -28,7 +29,10 @@ def build(case: Case) -> tuple[dict[str, Any], dict[str, np.ndarray], np.ndarray
     settings = dict(case.config)
     config = AutoConfig.for_model(settings.pop("model_type"), **settings)
     config._attn_implementation = "eager"
-    model = AutoModelForCausalLM.from_config(config, torch_dtype=torch.float32, attn_implementation="eager").eval()
+    # every weight is replaced below; StableLM's own initial values stumble over norms without biases
+    with no_init_weights():
+        model = AutoModelForCausalLM.from_config(config, torch_dtype=torch.float32, attn_implementation="eager").eval()
+    model.tie_weights()
     tied = set(getattr(model, "_tied_weights_keys", None) or ()) if config.tie_word_embeddings else set()
     state = {name: tensor for name, tensor in model.state_dict().items() if name not in tied}
     tensors = {name: weight(case.seed, name, tuple(tensor.shape)) for name, tensor in state.items()}

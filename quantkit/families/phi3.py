@@ -1,0 +1,137 @@
+"""Phi-3, Phi-3.5 and Phi-4: q, k and v in one matrix, gate and up in another; two tables of rotary factors (LongRoPE).
+
+Shape of the GGUF: llama.cpp's `phi3` architecture (src/models/phi3.cpp), which keeps both matrices fused. It takes the
+short table up to the context that the model was first trained on, the long one when asked for more.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from quantkit.errors import CheckpointError
+from quantkit.families.family import Computed, Family, Key, Rule
+from quantkit.families.hyperparameters import Hyperparameters, optional_size, size
+from quantkit.families.llama import ENDS
+from quantkit.families.refusals import SILU, only
+
+_AT, _TO = "model.layers.{layer}", "blk.{layer}"
+
+RULES = (
+    Rule(f"{_AT}.input_layernorm.weight", f"{_TO}.attn_norm.weight", ("hidden",)),
+    Rule(f"{_AT}.self_attn.qkv_proj.weight", f"{_TO}.attn_qkv.weight", ("qkv", "hidden")),
+    Rule(f"{_AT}.self_attn.o_proj.weight", f"{_TO}.attn_output.weight", ("hidden", "q")),
+    Rule(f"{_AT}.post_attention_layernorm.weight", f"{_TO}.ffn_norm.weight", ("hidden",)),
+    Rule(f"{_AT}.mlp.gate_up_proj.weight", f"{_TO}.ffn_up.weight", ("gate_up", "hidden")),
+    Rule(f"{_AT}.mlp.down_proj.weight", f"{_TO}.ffn_down.weight", ("hidden", "ffn")),
+    *ENDS,
+)
+
+# transformers' Phi3Config.
+DEFAULTS: dict[str, dict[str, Any]] = {
+    "phi3": {
+        "max_position_embeddings": 4096,
+        "original_max_position_embeddings": 4096,
+        "partial_rotary_factor": 1.0,
+        "rms_norm_eps": 1e-5,
+        "rope_theta": 10000.0,
+    }
+}
+
+
+def _rotated(sizes: Hyperparameters) -> int:
+    """How many values of a head are rotated, rounded as llama.cpp's converter does."""
+    return int(sizes.rope.get("partial_rotary_factor", 1.0) * sizes.hidden) // sizes.n_head
+
+
+def _is_long(sizes: Hyperparameters) -> bool:
+    return bool(sizes.rope["rope_type"] != "default")
+
+
+def _original(sizes: Hyperparameters) -> int:
+    return size(sizes.rope, "original_max_position_embeddings")
+
+
+def attention_factor(sizes: Hyperparameters) -> float:
+    """What LongRoPE multiplies queries and keys by: sqrt(1 + ln(stretch) / ln(original context)); 1 if not stretched.
+
+    llama.cpp's converter (conversion/phi.py) and transformers' `_compute_longrope_parameters`.
+    """
+    original = _original(sizes)
+    stretch = size(sizes.config, "max_position_embeddings") / original
+    return math.sqrt(1 + math.log(stretch) / math.log(original)) if stretch > 1 else 1.0
+
+
+def _table(name: str) -> Callable[[Hyperparameters], NDArray[np.float32] | None]:
+    """The divisors of the rotary frequencies, float32 (rotated values / 2,); None without LongRoPE."""
+
+    def values(sizes: Hyperparameters) -> NDArray[np.float32] | None:
+        if not _is_long(sizes):
+            return None
+        given, half = sizes.rope.get(name), _rotated(sizes) // 2
+        numbers = isinstance(given, list) and all(type(each) in (int, float) for each in given)
+        if not numbers or not isinstance(given, list) or len(given) != half:
+            raise CheckpointError(f"config.json: rope_scaling's {name} must be a list of {half} numbers")
+        return np.array(given, dtype=np.float32)
+
+    return values
+
+
+def _keys(arch: str, sizes: Hyperparameters) -> list[Key]:
+    """In the order of llama.cpp's converter (conversion/phi.py); a window of 0 is its mark of Phi-4."""
+    config, long = sizes.config, _is_long(sizes)
+    return [
+        Key(f"{arch}.context_length", "u32", size(config, "max_position_embeddings")),
+        Key(f"{arch}.rope.scaling.original_context_length", "u32", _original(sizes)),
+        Key(f"{arch}.embedding_length", "u32", sizes.hidden),
+        Key(f"{arch}.feed_forward_length", "u32", sizes.ffn),
+        Key(f"{arch}.block_count", "u32", sizes.n_layer),
+        Key(f"{arch}.attention.head_count", "u32", sizes.n_head),
+        Key(f"{arch}.attention.head_count_kv", "u32", sizes.n_head_kv),
+        Key(f"{arch}.attention.layer_norm_rms_epsilon", "f32", sizes.norm_eps),
+        Key(f"{arch}.rope.dimension_count", "u32", _rotated(sizes)),
+        Key(f"{arch}.rope.freq_base", "f32", sizes.rope["rope_theta"]),
+        Key(f"{arch}.attention.sliding_window", "u32", optional_size(config, "sliding_window") or 0),
+        *([Key(f"{arch}.rope.scaling.attn_factor", "f32", attention_factor(sizes))] if long else []),
+    ]
+
+
+def _prepare(config: dict[str, Any]) -> dict[str, Any]:
+    only(config, "hidden_act", *SILU, family="Phi-3")
+    only(config, "head_dim", size(config, "hidden_size") // size(config, "num_attention_heads"), family="Phi-3")
+    rope = config.get("rope_scaling")
+    # the first releases called it "su", and one of them "yarn"; transformers reads all as longrope
+    if isinstance(rope, dict) and rope.get("type") in ("su", "yarn"):
+        config["rope_scaling"] = {**rope, "type": "longrope"}
+    return config
+
+
+def _cautions(sizes: Hyperparameters) -> list[str]:
+    window = optional_size(sizes.config, "sliding_window")
+    if window is None or window >= size(sizes.config, "max_position_embeddings"):
+        return []
+    return [f"llama.cpp runs Phi-3 without its sliding window: texts of more than {window} tokens are attended in full"]
+
+
+FAMILY = Family(
+    name="Phi-3",
+    models="Phi-3, Phi-3.5, Phi-4, Phi-4-mini",
+    architectures=("Phi3ForCausalLM",),
+    gguf_arch="phi3",
+    rules=RULES,
+    keys=_keys,
+    computed=(
+        Computed("rope_factors_long.weight", _table("long_factor")),
+        Computed("rope_factors_short.weight", _table("short_factor")),
+    ),
+    defaults=DEFAULTS,
+    prepare=_prepare,
+    dimensions=lambda sizes: {
+        "gate_up": 2 * sizes.ffn,
+        "qkv": (sizes.n_head + 2 * sizes.n_head_kv) * sizes.head_dim,
+    },
+    rope_kinds=("default", "longrope"),
+    cautions=_cautions,
+)
