@@ -1,5 +1,6 @@
 """DeepSeek, Gemma 3 and gpt-oss at their published sizes: parameters, and the type mixes that llama.cpp gives them."""
 
+import tracemalloc
 from collections.abc import Iterator
 from dataclasses import dataclass
 from math import prod
@@ -130,3 +131,16 @@ def test_parameters_and_mixes_are_llama_cpps(name: str, tmp_path: Path) -> None:
         theirs = oracle.mix_from_log(result.log)
         assert {key: (ours[key].name, theirs[key].name) for key in ours if ours[key] != theirs[key]} == {}, asked
         assert list(ours) == list(theirs)
+
+
+def test_what_is_cut_out_of_every_layer_alike_is_held_once() -> None:
+    family = find_family(GPT_OSS)
+    sizes = family.sizes(GPT_OSS)
+    tensors = source(family, sizes, packed=False)
+    tracemalloc.start()
+    mapped = map_tensors(family, sizes, tensors)
+    held, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    # rows and columns of 128 experts: 24 MB of numbers for one layer, and there are 36
+    assert len(mapped) > 36
+    assert held < 60e6
