@@ -26,7 +26,7 @@ DEFAULTS = {
 
 FAMILY = Family(
     name="Mixtral",
-    models="Mixtral 8x7B/8x22B",
+    models="Mixtral 8x7B/8x22B, Huozi 3",
     architectures=("MixtralForCausalLM",),
     gguf_arch="llama",
     rules=ATTENTION + EXPERTS + ENDS,
