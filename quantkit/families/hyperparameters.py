@@ -20,6 +20,7 @@ _ROPE_NUMBERS = (
     "attn_factor",
     "beta_fast",
     "beta_slow",
+    "partial_rotary_factor",
 )
 
 

@@ -60,6 +60,8 @@ def attention_factor(sizes: Hyperparameters) -> float:
     llama.cpp's converter (conversion/phi.py) and transformers' `_compute_longrope_parameters`.
     """
     original = _original(sizes)
+    if original < 2:
+        raise CheckpointError(f"config.json: original_max_position_embeddings is {original}; no text is that short")
     stretch = size(sizes.config, "max_position_embeddings") / original
     return math.sqrt(1 + math.log(stretch) / math.log(original)) if stretch > 1 else 1.0
 
@@ -90,9 +92,9 @@ def _keys(arch: str, sizes: Hyperparameters) -> list[Key]:
         Key(f"{arch}.block_count", "u32", sizes.n_layer),
         Key(f"{arch}.attention.head_count", "u32", sizes.n_head),
         Key(f"{arch}.attention.head_count_kv", "u32", sizes.n_head_kv),
-        Key(f"{arch}.attention.layer_norm_rms_epsilon", "f32", sizes.norm_eps),
+        Key(f"{arch}.attention.layer_norm_rms_epsilon", "f32", sizes.norm_eps or 1e-5),
         Key(f"{arch}.rope.dimension_count", "u32", _rotated(sizes)),
-        Key(f"{arch}.rope.freq_base", "f32", sizes.rope["rope_theta"]),
+        Key(f"{arch}.rope.freq_base", "f32", sizes.rope.get("rope_theta", 10000.0)),
         Key(f"{arch}.attention.sliding_window", "u32", optional_size(config, "sliding_window") or 0),
         *([Key(f"{arch}.rope.scaling.attn_factor", "f32", attention_factor(sizes))] if long else []),
     ]

@@ -63,11 +63,11 @@ def _keys(arch: str, sizes: Hyperparameters) -> list[Key]:
         Key(f"{arch}.embedding_length", "u32", sizes.hidden),
         Key(f"{arch}.block_count", "u32", sizes.n_layer),
         Key(f"{arch}.feed_forward_length", "u32", sizes.ffn),
-        Key(f"{arch}.rope.dimension_count", "u32", int(rope["partial_rotary_factor"] * sizes.head_dim)),
+        Key(f"{arch}.rope.dimension_count", "u32", int(rope.get("partial_rotary_factor", 0.25) * sizes.head_dim)),
         Key(f"{arch}.attention.head_count", "u32", sizes.n_head),
         Key(f"{arch}.attention.head_count_kv", "u32", sizes.n_head_kv),
         Key(f"{arch}.use_parallel_residual", "bool", config.get("use_parallel_residual", True)),
-        Key(f"{arch}.attention.layer_norm_epsilon", "f32", number(config, "layer_norm_eps", "norm_eps")),
+        Key(f"{arch}.attention.layer_norm_epsilon", "f32", number(config, "layer_norm_eps", "norm_eps") or 1e-5),
     ]
     if rope.get("rope_theta", _THETA) != _THETA or rope["rope_type"] == "linear":
         found += rope_keys(arch, sizes)

@@ -1,9 +1,11 @@
 """Settings of Baichuan, InternLM, StableLM, GLM-4, SmolLM3 and Phi-3 that llama.cpp would run as another model."""
 
+from typing import Any
+
 import pytest
 
 from quantkit.errors import CheckpointError, UnsupportedError
-from quantkit.families import find_family
+from quantkit.families import Key, find_family
 from tests.families.expected import expected
 
 
@@ -95,3 +97,18 @@ def test_the_first_releases_of_phi_3_called_longrope_su_or_yarn() -> None:
     for kind in ("su", "yarn"):
         older = family.sizes({**config, "rope_scaling": {**config["rope_scaling"], "type": kind}})
         assert family.keys("phi3", older) == family.keys("phi3", family.sizes(config))
+
+
+def test_sizes_that_cannot_be_true_are_told_in_words() -> None:
+    phi, stable = expected("phi-128k-long").config, expected("stablelm-3b").config
+    with pytest.raises(CheckpointError, match="original_max_position_embeddings is 1"):
+        keys({**phi, "original_max_position_embeddings": 1})
+    with pytest.raises(CheckpointError, match="partial_rotary_factor must be a positive number"):
+        keys({**stable, "partial_rotary_factor": -0.5})
+    # a config without a model_type gets no defaults
+    assert keys({key: value for key, value in stable.items() if key != "model_type"}) == keys(stable)
+
+
+def keys(config: dict[str, Any]) -> list[Key]:
+    family = find_family(config)
+    return family.keys(family.gguf_arch, family.sizes(config))
