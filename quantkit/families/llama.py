@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from quantkit.families.family import Computed, Family, Key, Rule
 from quantkit.families.hyperparameters import Hyperparameters
 from quantkit.families.keys import base_keys
-from quantkit.families.refusals import SILU, only, plain_yarn
+from quantkit.families.refusals import SILU, only, plain_yarn, window_ignored
 
 ATTENTION = (
     Rule("model.layers.{layer}.input_layernorm.weight", "blk.{layer}.attn_norm.weight", ("hidden",)),
@@ -109,4 +109,5 @@ FAMILY = Family(
     computed=(Computed("rope_freqs.weight", llama3_rope_factors),),
     defaults=DEFAULTS,
     prepare=prepare,
+    cautions=window_ignored,
 )

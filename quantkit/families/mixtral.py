@@ -2,6 +2,7 @@
 
 from quantkit.families.family import Computed, Family, Rule
 from quantkit.families.llama import ATTENTION, ENDS, llama3_rope_factors, llama_keys, prepare
+from quantkit.families.refusals import window_ignored
 
 _MOE = "model.layers.{layer}.block_sparse_moe"
 
@@ -34,4 +35,5 @@ FAMILY = Family(
     computed=(Computed("rope_freqs.weight", llama3_rope_factors),),
     defaults=DEFAULTS,
     prepare=prepare,
+    cautions=window_ignored,
 )

@@ -15,7 +15,7 @@ from quantkit.errors import CheckpointError
 from quantkit.families.family import Computed, Family, Key, Rule
 from quantkit.families.hyperparameters import Hyperparameters, optional_size, size
 from quantkit.families.llama import ENDS
-from quantkit.families.refusals import SILU, only
+from quantkit.families.refusals import SILU, only, window_ignored
 
 _AT, _TO = "model.layers.{layer}", "blk.{layer}"
 
@@ -110,13 +110,6 @@ def _prepare(config: dict[str, Any]) -> dict[str, Any]:
     return config
 
 
-def _cautions(sizes: Hyperparameters) -> list[str]:
-    window = optional_size(sizes.config, "sliding_window")
-    if window is None or window >= size(sizes.config, "max_position_embeddings"):
-        return []
-    return [f"llama.cpp runs Phi-3 without its sliding window: texts of more than {window} tokens are attended in full"]
-
-
 FAMILY = Family(
     name="Phi-3",
     models="Phi-3, Phi-3.5, Phi-4, Phi-4-mini",
@@ -135,5 +128,5 @@ FAMILY = Family(
         "qkv": (sizes.n_head + 2 * sizes.n_head_kv) * sizes.head_dim,
     },
     rope_kinds=("default", "longrope"),
-    cautions=_cautions,
+    cautions=window_ignored,
 )

@@ -1,11 +1,11 @@
-"""Settings of config.json that change the model and that llama.cpp has built in one way only."""
+"""Settings of config.json that change the model and that llama.cpp has built in one way only, refused or told."""
 
 import math
 from collections.abc import Mapping
 from typing import Any
 
 from quantkit.errors import UnsupportedError
-from quantkit.families.hyperparameters import number
+from quantkit.families.hyperparameters import Hyperparameters, number, optional_size
 
 # llama.cpp's LLM_FFN_GELU is the tanh form out of a table; the exact form differs from it by less than the table does.
 GELU = ("gelu", "gelu_new", "gelu_fast", "gelu_pytorch_tanh", "gelu_python", "gelu_accurate")
@@ -54,3 +54,14 @@ def plain_yarn(config: Mapping[str, Any], family: str) -> None:
             f"config.json: YaRN's attention_factor is {given:g}, but llama.cpp runs {named} only with {built_in:g};"
             " no GGUF can express it"
         )
+
+
+def window_ignored(sizes: Hyperparameters) -> list[str]:
+    """What is told of a sliding window that llama.cpp does not know (Mistral 7B v0.1, Phi-3): it attends to all."""
+    window = optional_size(sizes.config, "sliding_window")
+    if window is None or sizes.context is None or window >= sizes.context:
+        return []
+    return [
+        f"the model attends to its last {window} tokens, llama.cpp to the whole text: a longer one reads otherwise than"
+        " in the checkpoint"
+    ]

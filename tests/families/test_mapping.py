@@ -166,3 +166,16 @@ def test_what_llama_cpp_would_ignore_is_refused(change: dict[str, object], said:
     config = {**CONFIG, **change}
     with pytest.raises(UnsupportedError, match=said):
         find_family(config).sizes(config)
+
+
+@pytest.mark.parametrize(("window", "told"), [(4096, 1), (None, 0), (32768, 0)])
+def test_a_window_that_llama_cpp_does_not_know_is_told(window: int | None, told: int) -> None:
+    config = {
+        **CONFIG,
+        "architectures": ["MistralForCausalLM"],
+        "model_type": "mistral",
+        "max_position_embeddings": 32768,
+        "sliding_window": window,
+    }
+    family = find_family(config)
+    assert len(list(family.cautions(family.sizes(config)))) == told

@@ -78,7 +78,7 @@ def test_phi_3_is_converted_with_a_word_about_its_window() -> None:
         return list(find_family(config).cautions(find_family(config).sizes(config)))
 
     assert len(cautions(sliding_window=100)) == 1
-    assert "more than 100 tokens" in cautions(sliding_window=100)[0]
+    assert "its last 100 tokens" in cautions(sliding_window=100)[0]
     assert cautions(sliding_window=512) == cautions(sliding_window=None) == []
 
 
