@@ -41,6 +41,10 @@ class OutputError(QuantkitError):
     """The output cannot be written: no space, no permission, already there."""
 
 
+class PublishError(QuantkitError):
+    """Publishing failed: no server answers, it refused, or it went away in the middle."""
+
+
 class MissingExtraError(QuantkitError):
     """An optional dependency is not installed; the message names the pip command."""
 

@@ -1,0 +1,1 @@
+"""Publishing what was converted: Modelfiles, templates and tags for Ollama."""
