@@ -86,12 +86,13 @@ def _describe(found: _Found, source: str) -> Description:
     packing = quantization_config(config)
     architecture = _architecture(config)
     family = _family(config)
-    shape = shape_of_config(family.complete(config) if family else config)
+    completed = _completed(config, family)
+    shape = shape_of_config(completed)
     weights = count_weights(
         (Stored(tensor.name, tensor.dtype, tensor.n_params, tensor.nbytes) for tensor in found.tensors),
         experts=shape.experts,
         experts_used=shape.experts_used,
-        tied=text_config(config).get("tie_word_embeddings") is True,
+        tied=text_config(completed).get("tie_word_embeddings") is True,
         packed_bits=_bits(packing),
     )
     keys, why_not = _gguf_keys(found, family, architecture, packing)
@@ -136,7 +137,9 @@ def _gguf_keys(
     if _is_packed(packing):
         why_not = f"already quantized ({_method(packing)}); quantkit converts the original checkpoint"
     elif family is None:
-        why_not = f"architecture {architecture or '(none in config.json)'} is not supported yet"
+        why_not = "config.json names no architecture"
+        if found.config.get("architectures"):
+            why_not = f"architecture {architecture} is not supported yet"
     elif found.opened is None:
         why_not = found.notes[-1]
     else:
@@ -174,6 +177,16 @@ def _family(config: Mapping[str, Any]) -> Family | None:
         return find_family(config)
     except UnsupportedError:
         return None
+
+
+def _completed(config: Mapping[str, Any], family: Family | None) -> Mapping[str, Any]:
+    """With what the family's class fills in, of a config that the family refuses too."""
+    if family is None:
+        return config
+    try:
+        return family.complete(config)
+    except QuantkitError:
+        return {**family.defaults.get(str(config.get("model_type")), {}), **config}
 
 
 def _is_packed(packing: Mapping[str, Any]) -> bool:

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from quantkit.inspection.description import TensorGroup, Weights
 
-_EXPERT = re.compile(r"(?:^|\.)experts\.|_exps\.")
+# Granite's fused experts say nothing of experts in their names.
+_EXPERT = re.compile(r"(?:^|\.)experts\.|_exps\.|\.block_sparse_moe\.(?:input|output)_linear\.")
 # Scales, zero points and indices beside packed weights (AWQ, GPTQ, compressed-tensors, bitsandbytes, f8, MXFP4), and
 # tables a runtime computes by itself.
 _NOT_WEIGHTS = re.compile(

@@ -153,6 +153,19 @@ def test_a_tied_embedding_counts_once_even_when_its_head_is_stored(tmp_path: Pat
     assert untied.bytes == tied.bytes
 
 
+def test_a_head_is_tied_by_the_class_too_where_config_json_is_silent(tmp_path: Path) -> None:
+    tokens, hidden = 768, 64
+    (tmp_path / "config.json").write_text(
+        json.dumps(
+            {"architectures": ["GPT2LMHeadModel"], "model_type": "gpt2", "n_embd": hidden, "n_head": 2, "n_layer": 1}
+        )
+    )
+    matrix = ("F32", np.zeros((tokens, hidden), np.float32))
+    write_safetensors(tmp_path / "model.safetensors", {"transformer.wte.weight": matrix, "lm_head.weight": matrix})
+    weights = inspect_source(str(tmp_path)).weights
+    assert weights is not None and weights.parameters == tokens * hidden
+
+
 def test_smollm2_as_everybody_knows_it() -> None:
     found = inspect_source(str(smollm2_or_skip()))
     assert found.weights is not None and found.vocabulary is not None and found.template is not None
@@ -175,6 +188,20 @@ def test_an_architecture_not_supported_is_told_as_far_as_it_goes(place: Path, tm
     assert found.why_not == "architecture GrokForCausalLM is not supported yet"
     assert found.family is None
     assert (found.weights, found.shape, found.vocabulary) == (known.weights, known.shape, known.vocabulary)
+
+
+def test_a_model_that_its_family_refuses_is_told_all_the_same(place: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(place / "moe", tmp_path / "model"))
+    known = inspect_source(str(folder))
+    found = inspect_source(str(change(folder, hidden_act="relu")))
+    assert found.convertible is False and "hidden_act is 'relu'" in str(found.why_not)
+    assert (found.family, found.weights, found.shape) == (known.family, known.weights, known.shape)
+
+
+def test_a_config_that_names_no_architecture_is_not_taken_for_one_unsupported(place: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(place / "llama3", tmp_path / "model"))
+    found = inspect_source(str(change(folder, architectures=None)))
+    assert found.why_not == "config.json names no architecture"
 
 
 def test_a_checkpoint_without_a_tokenizer_still_has_sizes(place: Path, tmp_path: Path) -> None:
@@ -251,6 +278,10 @@ def test_what_counts_as_a_weight(name: str, kind: str, elements: int, weights: i
     [
         ("model.layers.3.block_sparse_moe.experts.7.w1.weight", 200),
         ("model.layers.3.mlp.experts.gate_up_proj", 200),
+        ("model.layers.3.block_sparse_moe.input_linear.weight", 200),
+        ("model.layers.3.block_sparse_moe.output_linear.weight", 200),
+        ("model.layers.3.block_sparse_moe.router.layer.weight", 800),
+        ("model.layers.3.shared_mlp.input_linear.weight", 800),
         ("blk.3.ffn_gate_exps.weight", 200),
         ("blk.3.ffn_gate_shexp.weight", 800),
         ("model.layers.3.mlp.shared_experts.gate_proj.weight", 800),
