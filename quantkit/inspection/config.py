@@ -31,6 +31,9 @@ def shape_of_config(config: Mapping[str, Any]) -> Shape:
     """The sizes a config.json states; those of a multimodal one are its text model's."""
     config = text_config(config)
     found = {field: _whole(config, names) for field, names in _NAMES.items()}
+    turned = _whole(config, ("qk_rope_head_dim",))
+    if turned:  # latent attention: a part of each query and key that is turned, and one that is not
+        found["head_dim"] = turned + (_whole(config, ("qk_nope_head_dim",)) or 0)
     if found["head_dim"] is None and found["heads"] and found["hidden"]:
         found["head_dim"] = found["hidden"] // found["heads"]
     if config.get("multi_query") is True and found["kv_heads"] is None:
@@ -44,7 +47,9 @@ def shape_of_config(config: Mapping[str, Any]) -> Shape:
     if config.get("use_sliding_window") is False:
         found["sliding_window"] = None
     positions, base, scaling, dimensions = _positions(config, found["head_dim"])
-    return Shape(**found, positions=positions, rope_base=base, rope_scaling=scaling, rope_dimensions=dimensions)
+    return Shape(
+        **found, positions=positions, rope_base=base, rope_scaling=scaling, rope_dimensions=turned or dimensions
+    )
 
 
 def text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:

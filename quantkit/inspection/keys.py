@@ -37,6 +37,11 @@ def shape_of_keys(keys: Sequence[KeyValue], tensors: Sequence[str]) -> Shape:
     values = {key.key: key.value for key in keys}
     arch = values.get("general.architecture")
     found = {field: _number(values.get(f"{arch}.{key}")) for field, key in _SIZES.items()}
+    if mla := _number(values.get(f"{arch}.attention.key_length_mla")):
+        # llama.cpp runs latent attention as one key head of the latents; the model's own heads are these
+        found["head_dim"], found["kv_heads"] = mla, found["heads"]
+    if found["experts_shared"] is None and values.get(f"{arch}.expert_shared_feed_forward_length"):
+        found["experts_shared"] = 1
     if found["head_dim"] is None and found["heads"] and found["hidden"]:
         found["head_dim"] = found["hidden"] // found["heads"]
     found["kv_heads"] = found["kv_heads"] or found["heads"]

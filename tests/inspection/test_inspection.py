@@ -8,16 +8,22 @@ from typing import Any
 
 import numpy as np
 import pytest
-from gguf import GGUFReader
+from gguf import GGUFReader, GGUFValueType
 from safetensors import safe_open
 
 from demo.safetensors_file import write_safetensors
 from quantkit.errors import CheckpointError
+from quantkit.families import find_family
+from quantkit.gguf.keyvalues import KeyValue
+from quantkit.gguf.metadata import plain_key
 from quantkit.inspection import inspect_source
+from quantkit.inspection.config import shape_of_config
 from quantkit.inspection.description import SpecialToken
+from quantkit.inspection.keys import shape_of_keys
 from quantkit.inspection.weights import Stored, count_weights
 from tests.command import quantkit
 from tests.convert.test_bytes import a_random_imatrix
+from tests.families.test_large_shapes import V2_LITE
 from tests.hub_server import Repo, running_hub
 from tests.real import smollm2_or_skip
 from tests.tiny import tiny_llama
@@ -178,6 +184,21 @@ def test_smollm2_as_everybody_knows_it() -> None:
 
 def test_rope_scaling_is_named(place: Path) -> None:
     assert inspect_source(str(place / "llama3")).shape.rope_scaling == "llama3 x32 from 8192"
+
+
+def test_latent_attention_is_told_by_the_heads_its_makers_state() -> None:
+    family = find_family(V2_LITE)
+    stated = family.keys(family.gguf_arch, family.sizes(V2_LITE))
+    keys = [KeyValue("general.architecture", GGUFValueType.STRING, family.gguf_arch)]
+    keys += [plain_key(key.name, key.kind, key.value) for key in stated]
+    for shape in (shape_of_config(family.complete(V2_LITE)), shape_of_keys(keys, [])):
+        assert (shape.heads, shape.kv_heads, shape.head_dim, shape.rope_dimensions) == (16, 16, 128 + 64, 64)
+
+
+def test_a_shared_expert_is_told_of_a_gguf_too() -> None:
+    arch, width = "qwen2moe", "expert_shared_feed_forward_length"
+    keys = [KeyValue("general.architecture", GGUFValueType.STRING, arch), plain_key(f"{arch}.{width}", "u32", 5632)]
+    assert shape_of_keys(keys, []).experts_shared == 1
 
 
 def test_an_architecture_not_supported_is_told_as_far_as_it_goes(place: Path, tmp_path: Path) -> None:
