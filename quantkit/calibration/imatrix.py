@@ -124,6 +124,7 @@ def _read_gguf(path: Path, data: bytes) -> Imatrix:
         )
     values = {}
     for name in sorted({name.removesuffix(_SUMS).removesuffix(_COUNTS) for name in tensors}):
+        _refuse_unprintable(path, name)
         if name + _SUMS not in tensors or name + _COUNTS not in tensors:
             if name not in tensors:
                 raise ImatrixError(f"The importance matrix {path} has only sums or only counts for {name}.")
@@ -143,6 +144,11 @@ def _means(path: Path, name: str, sums: _FLOATS, counts: _FLOATS) -> _FLOATS:
     # in float32, as llama-quantize divides
     means = np.where(seen, sums.reshape(len(per_matrix), -1) / np.where(seen, per_matrix, np.float32(1)), np.float32(1))
     return means.ravel()
+
+
+def _refuse_unprintable(path: Path, name: str) -> None:
+    if not name.isprintable():
+        raise ImatrixError(f"The importance matrix {path} names a tensor {name[:40]!a}, which no tensor is called.")
 
 
 def _read_dat(path: Path, data: bytes) -> Imatrix:
@@ -167,6 +173,7 @@ def _read_dat(path: Path, data: bytes) -> Imatrix:
     for index in range(number("the number of entries")):
         length = number(f"the length of name {index}")
         name = take(length if length <= _LONGEST_NAME else len(data), f"name {index}").decode("utf-8", "replace")
+        _refuse_unprintable(path, name)
         calls = number(f"the calls of {name}")
         means = np.frombuffer(take(4 * number(f"the size of {name}"), f"the values of {name}"), dtype="<f4")
         if not means.size:

@@ -131,6 +131,12 @@ def test_a_value_that_makes_no_sense_is_refused_and_named(tmp_path: Path, value:
         load_imatrix(path)
 
 
+def test_a_name_over_two_lines_is_refused_in_one(tmp_path: Path) -> None:
+    (tmp_path / "imatrix.dat").write_bytes(a_dat((b"out\nput.weight", 4, [4.0])))
+    with pytest.raises(ImatrixError, match=r"names a tensor 'out\\nput.weight'"):
+        load_imatrix(tmp_path / "imatrix.dat")
+
+
 @settings(max_examples=300, deadline=None)
 @given(data=st.data())
 def test_a_damaged_file_is_refused_or_read_but_never_a_traceback(
