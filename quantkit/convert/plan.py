@@ -19,7 +19,7 @@ from quantkit.gguf.kernels import require
 from quantkit.gguf.keyvalues import KeyValue
 from quantkit.gguf.layout import FileLayout, lay_out
 from quantkit.gguf.metadata import quantization_keys
-from quantkit.gguf.mix import Choice, MixOptions, MixTensor, choose_types
+from quantkit.gguf.mix import Choice, MixOptions, MixTensor, choose_types, idle_overrides
 from quantkit.gguf.types import FileType, file_type
 
 CHUNK_ELEMENTS = 1 << 19
@@ -96,6 +96,10 @@ def plan_gguf(model: Model, request: Request) -> Plan:
     """
     tensors = [MixTensor(t.name, t.shape, t.type) for t in model.tensors]
     weights, warnings = _importance(model, request)
+    warnings += [
+        f"--tensor-type {pattern} matches no tensor that is quantized; their names are such as blk.0.attn_v.weight"
+        for pattern in idle_overrides(model.sizes, tensors, request.mix)
+    ]
     outputs = []
     fallbacks: dict[str, int] = {}
     for type_ in request.types:

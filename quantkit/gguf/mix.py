@@ -100,6 +100,12 @@ def choose_types(
     return choices
 
 
+def idle_overrides(model: MixModel, tensors: Sequence[MixTensor], options: MixOptions) -> list[str]:
+    """The patterns of `options.tensor_types` that no tensor matches which is ever quantized."""
+    names = [tensor.name for tensor in tensors if quantizable(model, tensor, options)]
+    return [pattern for pattern, _ in options.tensor_types if not any(map(_compile(pattern).search, names))]
+
+
 def sort_key(name: str) -> tuple[int, str]:
     """Orders tensors as llama.cpp's loader does (weight_name_comparer): outside the layers first, then layer, name."""
     layer = _LAYER.match(name)

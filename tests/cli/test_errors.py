@@ -194,6 +194,16 @@ def test_wrong_words_are_wrong_usage(sound: Path, tmp_path: Path) -> None:
     assert quantkit("nonsense").code == 2
 
 
+def test_a_type_asked_for_a_tensor_that_is_not_there_is_told(sound: Path, tmp_path: Path) -> None:
+    words = ("gguf", sound, "-t", "q4_0", "-o", tmp_path, "--dry-run")
+    answer = quantkit(*words, "--tensor-type", "ffn_dwon=q8_0", "--tensor-type", "attn_v=q8_0")
+    assert answer.code == 0
+    assert "ffn_dwon" in answer.stderr and "attn_v=" not in answer.stderr
+    # norms are never quantized, so asking for a type of theirs does nothing either
+    assert "attn_norm" in quantkit(*words, "--tensor-type", "attn_norm=q8_0").stderr
+    assert "--tensor-type" not in quantkit(*words, "--tensor-type", "attn_v=q8_0").stderr
+
+
 def test_a_type_that_needs_an_imatrix_says_so(sound: Path, tmp_path: Path) -> None:
     answer = quantkit("gguf", sound, "-t", "iq2_xxs", "-o", tmp_path)
     assert answer.code == 1
