@@ -33,6 +33,14 @@ class TemplateError(QuantkitError):
     """A chat template is malformed, or fails on an ordinary conversation."""
 
 
+class ModelfileError(QuantkitError):
+    """A Modelfile is malformed, or its grammar has no way to say what it should."""
+
+
+class TemplateRefused(TemplateError):
+    """A chat template that no Go template of Ollama's says exactly; the message has the reason."""
+
+
 class ImatrixError(QuantkitError):
     """An importance matrix is malformed, missing where needed, or of the wrong size."""
 
