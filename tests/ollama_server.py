@@ -1,0 +1,319 @@
+"""A stand-in for an Ollama server on the loopback interface, with a registry behind it.
+
+It answers as docs/api.md and server/routes.go of github.com/ollama/ollama have it, and is stricter than they are: a
+field it does not know, a parameter of the wrong kind, a malformed digest or name is refused, so that a slip of the
+client shows. Models are manifests of layers, as Ollama stores them: what a push sends are the layers that the registry
+lacks. It cannot render or run anything.
+"""
+
+import hashlib
+import json
+import re
+import socket
+import struct
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+VERSION = "0.32.15"
+KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAItest"
+
+_DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
+_NAME = re.compile(r"(?:[\w.:-]+/)?(?:\w[\w-]{0,79}/)?\w[\w.-]{0,79}(?::\w[\w.-]{0,79})?")
+_FIELDS = {
+    *("model", "from", "files", "template", "system", "license", "parameters", "messages", "requires", "stream"),
+    *("quantize", "adapters", "renderer", "parser", "info"),
+}
+_INTEGERS = {
+    *("num_ctx", "num_batch", "num_gpu", "main_gpu", "num_thread", "num_keep", "seed", "num_predict", "top_k"),
+    *("repeat_last_n", "draft_num_predict"),
+}
+_FLOATS = {
+    *("top_p", "min_p", "temperature", "repeat_penalty", "presence_penalty", "frequency_penalty"),
+}
+
+
+@dataclass
+class Ollama:
+    """The server's state: what a test sets before, and reads after, the client's visit."""
+
+    blobs: dict[str, bytes] = field(default_factory=dict)
+    models: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Full name -> {"config": {...}, "layers": [(kind, digest)]}."""
+    registry: dict[str, bytes] = field(default_factory=dict)
+    manifests: dict[str, list[tuple[str, str]]] = field(default_factory=dict)
+    requests: list[tuple[str, str, int]] = field(default_factory=list)
+    """Method, path, status of every request that was answered."""
+    pushed_layers: list[tuple[str, str]] = field(default_factory=list)
+    """(kind, digest) of what pushes sent, in order."""
+    version: str = VERSION
+    die_after: int | None = None
+    """Break the connection after so many bytes of the next blob."""
+    silent_after: str | None = None
+    """Break the connection after this status of the next create or push."""
+    unknown_key: bool = False
+    unauthorized_status: int = 200
+    """200: the refusal comes as a line of the stream; else as this HTTP status."""
+    create_error: str | None = None
+    url: str = ""
+
+    def uploads(self) -> int:
+        return sum(method == "POST" and path.startswith("/api/blobs/") for method, path, _ in self.requests)
+
+    def layer(self, name: str, kind: str) -> Any:
+        """The text, parameters or messages of a model; None where it has no such layer."""
+        digest = next((digest for each, digest in self.models[name]["layers"] if each == kind), None)
+        if digest is None:
+            return None
+        data = self.blobs[digest]
+        return json.loads(data) if kind in ("params", "messages") else data.decode()
+
+    def put(self, data: bytes) -> str:
+        digest = f"sha256:{hashlib.sha256(data).hexdigest()}"
+        self.blobs[digest] = data
+        return digest
+
+
+class _Refused(Exception):
+    def __init__(self, text: str, status: int = 400) -> None:
+        super().__init__(text)
+        self.status = status
+
+
+def full_name(name: str) -> str:
+    if not _NAME.fullmatch(name) or ".." in name:
+        raise _Refused("invalid model name")
+    return name if ":" in name.rsplit("/", 1)[-1] else f"{name}:latest"
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    ollama: Ollama
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+    def do_GET(self) -> None:
+        if self.path == "/api/version":
+            self._answer(200, {"version": self.ollama.version})
+        else:
+            self._answer(404, None)
+
+    def do_HEAD(self) -> None:
+        digest = self.path.removeprefix("/api/blobs/")
+        if not _DIGEST.fullmatch(digest):
+            self._answer(400, None)
+        else:
+            self._answer(200 if digest in self.ollama.blobs else 404, None)
+
+    def do_POST(self) -> None:
+        try:
+            if self.path.startswith("/api/blobs/"):
+                self._blob(self.path.removeprefix("/api/blobs/"))
+                return
+            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            if self.path == "/api/create":
+                self._create(body)
+            elif self.path == "/api/copy":
+                self._copy(body)
+            elif self.path == "/api/push":
+                self._push(body)
+            else:
+                self._answer(404, None)
+        except _Refused as refused:
+            self._answer(refused.status, {"error": str(refused)})
+
+    def _blob(self, digest: str) -> None:
+        ollama = self.ollama
+        if not _DIGEST.fullmatch(digest):
+            raise _Refused("invalid digest format")
+        left, found = int(self.headers["Content-Length"]), bytearray()
+        while left:
+            part = self.rfile.read(min(left, 1 << 16))
+            if not part:
+                return
+            left -= len(part)
+            found += part
+            if ollama.die_after is not None and len(found) >= ollama.die_after:
+                ollama.die_after = None
+                self._break()
+                return
+        if digest in ollama.blobs:
+            self._answer(200, None)
+            return
+        actual = f"sha256:{hashlib.sha256(found).hexdigest()}"
+        if actual != digest:
+            raise _Refused(f'digest mismatch, expected "{digest}", got "{actual}"')
+        ollama.blobs[digest] = bytes(found)
+        self._answer(201, None)
+
+    def _create(self, body: dict[str, Any]) -> None:
+        ollama = self.ollama
+        unknown = set(body) - _FIELDS
+        if unknown:
+            raise _Refused(f"the stand-in knows no field {sorted(unknown)}")
+        name = full_name(body["model"])
+        if ("files" in body) == ("from" in body):
+            raise _Refused("neither 'from' or 'files' was specified")
+        _check_parameters(body.get("parameters", {}))
+        for file, digest in body.get("files", {}).items():
+            if "/" in file or "\\" in file or ":" in file:
+                raise _Refused(f"file path must be relative: {file}")
+            if not _DIGEST.fullmatch(digest):
+                raise _Refused(f"invalid digest for {file}")
+            if digest not in ollama.blobs:
+                raise _Refused(f"blob not found for {file} (digest {digest})")
+        self._start_lines()
+        self._line({"status": "parsing GGUF"})
+        if ollama.silent_after == "parsing GGUF":
+            ollama.silent_after = None
+            self._break()
+            return
+        if ollama.create_error:
+            self._end_lines({"error": ollama.create_error})
+            return
+        if "from" in body:
+            source = full_name(body["from"])
+            if source not in ollama.models:
+                self._end_lines({"error": "pull model manifest: file does not exist"})
+                return
+            layers = dict(ollama.models[source]["layers"])
+            config = dict(ollama.models[source]["config"])
+        else:
+            if not all(ollama.blobs[digest][:4] == b"GGUF" for digest in body["files"].values()):
+                self._end_lines({"error": "unknown type"})
+                return
+            layers = {f"model {file}": digest for file, digest in sorted(body["files"].items())}
+            config = {}
+        if "requires" in body:
+            config["requires"] = body["requires"]
+        for kind in ("template", "system"):
+            if body.get(kind):
+                layers[kind] = ollama.put(body[kind].encode())
+        if body.get("license"):
+            if not isinstance(body["license"], list):
+                raise _Refused("license must be a list here")
+            layers["license"] = ollama.put("\n".join(body["license"]).encode())
+        if body.get("parameters"):
+            inherited = json.loads(ollama.blobs[layers["params"]]) if "params" in layers else {}
+            layers["params"] = ollama.put(json.dumps(inherited | body["parameters"], sort_keys=True).encode())
+        if body.get("messages"):
+            layers["messages"] = ollama.put(json.dumps(body["messages"], ensure_ascii=False).encode())
+        self._line({"status": "writing manifest"})
+        ollama.models[name] = {"config": config, "layers": list(layers.items())}
+        self._end_lines({"status": "success"})
+
+    def _copy(self, body: dict[str, Any]) -> None:
+        source, destination = full_name(body["source"]), full_name(body["destination"])
+        if source not in self.ollama.models:
+            raise _Refused(f'model "{body["source"]}" not found', 404)
+        self.ollama.models[destination] = self.ollama.models[source]
+        self._answer(200, None)
+
+    def _push(self, body: dict[str, Any]) -> None:
+        ollama = self.ollama
+        name = full_name(body["model"])
+        unknown = f'unauthorized: unknown ollama key "{KEY}"'
+        if ollama.unknown_key and ollama.unauthorized_status != 200:
+            raise _Refused(unknown, ollama.unauthorized_status)
+        self._start_lines()
+        self._line({"status": "retrieving manifest"})
+        if name not in ollama.models:
+            self._end_lines({"error": "couldn't retrieve manifest: file does not exist"})
+            return
+        if ollama.unknown_key:
+            self._end_lines({"error": unknown})
+            return
+        for kind, digest in ollama.models[name]["layers"]:
+            data = ollama.blobs[digest]
+            line = {"status": f"pushing {digest[7:19]}", "digest": digest, "total": len(data)}
+            self._line(line)
+            if ollama.silent_after == "pushing":
+                ollama.silent_after = None
+                self._break()
+                return
+            if digest not in ollama.registry:
+                ollama.registry[digest] = data
+                ollama.pushed_layers.append((kind, digest))
+            self._line(line | {"completed": len(data)})
+        self._line({"status": "pushing manifest"})
+        ollama.manifests[name] = ollama.models[name]["layers"]
+        self._end_lines({"status": "success"})
+
+    def _answer(self, status: int, body: Any) -> None:
+        data = b"" if body is None else json.dumps(body).encode()
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json; charset=utf-8")
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+        self.ollama.requests.append((self.command, self.path, status))
+
+    def _start_lines(self) -> None:
+        self.send_response(200)
+        self.send_header("Content-Type", "application/x-ndjson")
+        self.send_header("Transfer-Encoding", "chunked")
+        self.end_headers()
+
+    def _line(self, value: dict[str, Any]) -> None:
+        data = json.dumps(value).encode() + b"\n"
+        self.wfile.write(f"{len(data):x}\r\n".encode() + data + b"\r\n")
+        self.wfile.flush()
+
+    def _end_lines(self, value: dict[str, Any]) -> None:
+        self._line(value)
+        self.wfile.write(b"0\r\n\r\n")
+        self.ollama.requests.append((self.command, self.path, 200))
+
+    def _break(self) -> None:
+        """As a process that was killed: the connection is reset."""
+        self.close_connection = True
+        self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self.rfile.close()
+        self.wfile.close()
+        self.connection.close()
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def handle_error(self, *_: object) -> None:  # a client that went away is no news here
+        pass
+
+    def shutdown_request(self, request: Any) -> None:
+        if request.fileno() >= 0:
+            super().shutdown_request(request)
+
+
+def _check_parameters(parameters: dict[str, Any]) -> None:
+    for name, value in parameters.items():
+        if name == "stop":
+            fits = isinstance(value, list) and all(isinstance(each, str) and each for each in value)
+        elif name in _INTEGERS:
+            fits = isinstance(value, int) and not isinstance(value, bool)
+        elif name in _FLOATS:
+            fits = isinstance(value, int | float) and not isinstance(value, bool)
+        else:
+            fits = name == "use_mmap" and isinstance(value, bool)
+        if not fits:
+            raise _Refused(f"the stand-in takes no parameter {name} = {value!r}")
+
+
+@contextmanager
+def running_ollama(ollama: Ollama | None = None) -> Iterator[Ollama]:
+    """A server on a free port; its state outlives it and may be given to the next."""
+    state = ollama or Ollama()
+    handler = type("Handler", (_Handler,), {"ollama": state})
+    server = _Server(("127.0.0.1", 0), handler)
+    state.url = f"http://127.0.0.1:{server.server_address[1]}"
+    thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
+    thread.start()
+    try:
+        yield state
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
