@@ -1,0 +1,52 @@
+"""A template written into a Modelfile renders, by the real Go, as the template that was meant."""
+
+import random
+from itertools import pairwise
+
+from quantkit.publish.modelfile import Modelfile, write_modelfile
+from tests.golang import rendered_by_go
+from tests.publish.ollama_grammar import read
+
+PIECES = [
+    "\u3000",
+    "\u00a0",
+    "\u200b",
+    "\ue000",
+    "\U000f0000",
+    "\x0c",
+    "{",
+    "}",
+    '"',
+    '"""',
+    "\n",
+    "  ",
+    "\r\n",
+    "x",
+    "中",
+]
+PIECES += [
+    '{{ "\u3000}}" }}',
+    '{{- "a" -}}',
+    '{{ "" -}}',
+    '{{- " \u00a0\\" \\\\" }}',
+    "{{/* }} */}}",
+    "{{- /* x */ -}}",
+]
+PIECES += [
+    "{{ `a\\` }}",
+    "{{ range .Messages }}{{ .Content }}\u3000{{ end }}",
+    '{{ if eq "\u3000" .System }}no{{ end }}',
+]
+
+
+def test_templates_with_what_the_parser_deletes_render_as_meant() -> None:
+    chance = random.Random(7)
+    drawn = [chance.choices(PIECES, k=chance.randint(1, 8)) for _ in range(600)]
+    # A brace before another is no text of a Go template.
+    meant = ["".join(pieces) for pieces in drawn if not any(a == "{" == b[0] for a, b in pairwise(pieces))]
+    conversations = [[{"role": "user", "content": "hi \u3000"}]]
+    written = [read(write_modelfile(Modelfile(("m",), template=template)))[1][2] for template in meant]
+    assert sum(old != new for old, new in zip(meant, written, strict=True)) > len(meant) / 2
+    rendered = rendered_by_go([(template, conversations) for template in [*meant, *written]])
+    for template, expected, found in zip(meant, rendered, rendered[len(meant) :], strict=False):
+        assert found == expected, template
