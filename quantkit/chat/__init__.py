@@ -4,9 +4,9 @@
 """
 
 from quantkit.chat.builtin import BUILT_IN, BuiltIn, built_in
-from quantkit.chat.contained import render_contained
+from quantkit.chat.contained import render_all_contained, render_contained
 from quantkit.chat.recognise import template_name
-from quantkit.chat.render import TemplateRefusal, render
+from quantkit.chat.render import TemplateRefusal, parse, render
 from quantkit.chat.sample import Sample, render_sample
 from quantkit.chat.suggest import Suggestion, suggest, suggestions
 
@@ -17,7 +17,9 @@ __all__ = [
     "Suggestion",
     "TemplateRefusal",
     "built_in",
+    "parse",
     "render",
+    "render_all_contained",
     "render_contained",
     "render_sample",
     "suggest",

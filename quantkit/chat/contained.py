@@ -26,38 +26,54 @@ def render_contained(template: str, messages: Sequence[Mapping[str, Any]], **opt
     Raises:
         TemplateRefusal, TemplateError: as `render` does, or when the child ran out of time or memory.
     """
-    request = json.dumps({"template": template, "messages": list(messages), "options": options})
+    (answer,) = render_all_contained(template, [{**options, "messages": list(messages)}])
+    if isinstance(answer, TemplateError):
+        raise answer
+    return answer
+
+
+def render_all_contained(template: str, requests: Sequence[Mapping[str, Any]]) -> list[str | TemplateError]:
+    """The prompts of many conversations, each request being the arguments of `render` by name, in one such child.
+
+    What a conversation raised stands in its place, so that a probe sees which ones a template refuses.
+
+    Raises:
+        TemplateError: the child ran out of time or memory.
+    """
+    request = json.dumps({"template": template, "requests": [dict(each) for each in requests]})
     command = [sys.executable, "-m", "quantkit.chat.contained"]
+    ordinary = "one short conversation" if len(requests) == 1 else f"{len(requests)} short conversations"
     try:
         done = subprocess.run(command, input=request.encode(), capture_output=True, timeout=2 * SECONDS, check=False)
     except subprocess.TimeoutExpired as error:
-        raise TemplateError(
-            f"the chat template takes more than {SECONDS} s to render one short conversation"
-        ) from error
+        raise TemplateError(f"the chat template takes more than {SECONDS} s to render {ordinary}") from error
     try:
-        answer = json.loads(done.stdout)
+        answers = json.loads(done.stdout)
     except ValueError as error:
         raise TemplateError(
-            f"the chat template runs out of its {SECONDS} s or {_MEMORY >> 20} MiB on one short conversation"
+            f"the chat template runs out of its {SECONDS} s or {_MEMORY >> 20} MiB on {ordinary}"
         ) from error
-    if "text" in answer:
-        return str(answer["text"])
-    raise (TemplateRefusal if answer["refused"] else TemplateError)(answer["error"])
+    return [
+        each["text"] if "text" in each else (TemplateRefusal if each["refused"] else TemplateError)(each["error"])
+        for each in answers
+    ]
 
 
 def _main() -> None:
     resource.setrlimit(resource.RLIMIT_CPU, (SECONDS, SECONDS))
     resource.setrlimit(resource.RLIMIT_AS, (_MEMORY, _MEMORY))
     request = json.load(sys.stdin)
-    answer: dict[str, Any]
+    json.dump([_answer(request["template"], each) for each in request["requests"]], sys.stdout)
+
+
+def _answer(template: str, options: dict[str, Any]) -> dict[str, Any]:
     try:
-        text = render(request["template"], request["messages"], **request["options"])
+        text = render(template, options.pop("messages"), **options)
         if len(text) > _LONGEST:
             raise TemplateError(f"the chat template makes {len(text)} characters of one short conversation")
-        answer = {"text": text}
     except TemplateError as error:
-        answer = {"error": str(error), "refused": isinstance(error, TemplateRefusal)}
-    json.dump(answer, sys.stdout)
+        return {"error": str(error), "refused": isinstance(error, TemplateRefusal)}
+    return {"text": text}
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ and the `generation` block, which marks the assistant's words for training and p
 import json
 from collections.abc import Mapping, Sequence
 from datetime import datetime
+from functools import lru_cache
 from types import TracebackType
 from typing import Any, NoReturn
 
@@ -46,8 +47,7 @@ def render(
     """
     given = {**(special_tokens or {}), "bos_token": bos_token, "eos_token": eos_token}
     try:
-        compiled = _environment().from_string(template)
-        return compiled.render(
+        return _compiled(template).render(
             messages=messages,
             tools=tools,
             documents=None,
@@ -64,6 +64,19 @@ def render(
         kind = "" if isinstance(error, jinja2.TemplateError) else type(error).__name__
         what = ": ".join(part for part in (kind, str(error)) if part)
         raise TemplateError(f"the chat template fails{at}: {what}") from error
+
+
+def parse(template: str) -> jinja2.nodes.Template:
+    """The syntax tree of a chat template; raises TemplateError when it is malformed."""
+    try:
+        return _environment().parse(template)
+    except jinja2.TemplateSyntaxError as error:
+        raise TemplateError(f"the chat template is malformed at line {error.lineno}: {error.message}") from error
+
+
+@lru_cache(maxsize=16)
+def _compiled(template: str) -> jinja2.Template:
+    return _environment().from_string(template)
 
 
 class _Raised(jinja2.TemplateError):

@@ -1,0 +1,294 @@
+"""What a chat template writes around the messages, found by rendering conversations of marks that cannot be missed.
+
+A conversation is spelt by its roles (`suau`: system, user, assistant, user). A prompt is then literal texts between the
+messages; `Wording` holds them by place. Found wordings are replayed on long and odd conversations against the template.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jinja2.meta
+import jinja2.nodes
+
+from quantkit.chat import TemplateRefusal, parse, render_all_contained
+from quantkit.errors import TemplateError, TemplateRefused
+
+ROLES = {"s": "system", "u": "user", "a": "assistant"}
+_PLAIN = ("u", "uau", "uauau")
+_WITH_SYSTEM = ("su", "suau", "suauau")
+_CONTINUED = ("ua", "uaua", "sua", "suaua")
+_UNUSUAL = ("au", "aua", "sau", "uasu", "suasu", "usu", "us", "s", "uas", "uasua")
+_LONG = ("uauauauau", "suauauauau", "uauaua", "suauaua")
+_ODD = (
+    "1 + 1 = 2?",
+    "你好，世界！\n第二行",
+    "two\n\nparagraphs, a\ttab and  two spaces",
+    '{{ .Content }} {% if x %} }} {"a": [1]}',
+    "\"double\" 'single' `back` \\n \\",
+    "🙂 é ü <b>&amp;</b> 100 %",
+    "- list\n- of\n- lines",
+)
+_MANY = 3
+"""From this many messages to the end on, templates stop counting."""
+
+
+_CONSTANTS = 60
+"""As many strings of a template's are tried in messages."""
+
+
+class Place(NamedTuple):
+    """Where a literal stands: after a message of role `before` ("" at the start) and before one of `role`.
+
+    The role is "" for what follows the last message, the generation prompt. `system` is whether there is a system
+    message, where that one is not in line; `left` the messages from this one to the end, at most 3, 0 if uncounted.
+    """
+
+    before: str
+    role: str
+    system: bool
+    left: int
+
+
+class Form(NamedTuple):
+    """`folded`: the system message is not in line but written into the literals; `counted`: `left` matters."""
+
+    folded: bool
+    counted: bool
+
+
+@dataclass(frozen=True)
+class Wording:
+    """All that a template writes: the literal of each place. In one, `system_mark()` stands for the system message."""
+
+    form: Form
+    literals: Mapping[Place, str]
+    limits: tuple[str, ...] = ()
+
+    def prompt(self, roles: str, contents: Sequence[str]) -> str | None:
+        """The prompt of a conversation; None where a place has no known literal."""
+        system = contents[roles.index("s")] if "s" in roles else ""
+        text = ""
+        for place, index in places(roles, self.form, bool(system)):
+            literal = self.literals.get(place)
+            if literal is None:
+                return None
+            text += literal.replace(system_mark(), system) + (contents[index] if place.role else "")
+        return text
+
+
+def system_mark() -> str:
+    return _mark("s", 0)
+
+
+def places(roles: str, form: Form, system: bool = True) -> Iterator[tuple[Place, int]]:
+    """The places of a conversation with the index of the message after each; an answer at the end is left open.
+
+    Without `system`, the system message says nothing: to a Go template's `.System` that is as if there were none.
+    """
+    system = system and form.folded and "s" in roles
+    before = ""
+    for index, role in enumerate(roles):
+        if form.folded and role == "s":
+            continue
+        yield Place(before, role, system, min(len(roles) - index, _MANY) if form.counted else 0), index
+        before = role
+    if before != "a":
+        yield Place(before, "", system, 0), len(roles)
+
+
+class Probe:
+    """A chat template that renders conversations in a contained process."""
+
+    def __init__(self, jinja: str, options: Mapping[str, Any], bos: str) -> None:
+        self._jinja, self._options, self._bos = jinja, options, bos
+
+    def prompts(
+        self, conversations: Sequence[tuple[str, Sequence[str]]], date: str = "1987-01-02"
+    ) -> list[str | TemplateError]:
+        """The prompt of each (roles, contents), without the leading `bos`; an answer at the end is left open."""
+        # A macro of this name shadows the function: any date is then one we know.
+        dated = f"{{% macro strftime_now(format) %}}{date}{{% endmacro +%}}{self._jinja}"
+        requests = [
+            {
+                **self._options,
+                "messages": [
+                    {"role": ROLES[role], "content": content} for role, content in zip(roles, contents, strict=True)
+                ],
+                "add_generation_prompt": roles[-1] != "a",
+            }
+            for roles, contents in conversations
+        ]
+        answers = render_all_contained(dated, requests)
+        return [
+            answer if isinstance(answer, TemplateError) else self._open(answer, roles, contents)
+            for answer, (roles, contents) in zip(answers, conversations, strict=True)
+        ]
+
+    def _open(self, text: str, roles: str, contents: Sequence[str]) -> str:
+        text = text.removeprefix(self._bos)
+        if roles[-1] == "a" and (at := text.rfind(contents[-1])) >= 0:
+            return text[: at + len(contents[-1])]
+        return text
+
+
+def probe(jinja: str, options: Mapping[str, Any], bos: str) -> Wording:
+    """The wording of a template; `options` are the arguments of chat.render besides messages.
+
+    Raises:
+        TemplateRefused: no wording says what the template writes; the message has the reason.
+        TemplateError: the template fails, or runs out of time or memory.
+    """
+    asked = Probe(jinja, options, bos)
+    asking = [*_PLAIN, *_WITH_SYSTEM, *_CONTINUED]
+    marked = [(roles, _marks(roles)) for roles in asking]
+    answers = dict(zip(asking, asked.prompts(marked), strict=True))
+    for roles in _PLAIN:
+        if isinstance(answer := answers[roles], TemplateError):
+            raise TemplateRefused(f"no conversation of roles {_spelt(roles)}: {answer}") from answer
+    if [str(each) for each in answers.values()] != [str(each) for each in asked.prompts(marked, date="2031-12-30")]:
+        raise TemplateRefused("the template writes today's date, which a Go template of Ollama's cannot")
+    known = {roles: answer for roles, answer in answers.items() if isinstance(answer, str)}
+    wording = _simplest(known)
+    return _with_limits(asked, _with_unusual(asked, wording), known, jinja)
+
+
+def _simplest(known: Mapping[str, str]) -> Wording:
+    reason = None
+    for form in (Form(False, False), Form(False, True), Form(True, False), Form(True, True)):
+        literals: dict[Place, str] = {}
+        try:
+            for roles, text in known.items():
+                _learn(literals, roles, text, form)
+        except _InconsistentError as error:
+            reason = reason or str(error)
+            continue
+        return Wording(form, literals)
+    raise TemplateRefused(f"the template is not made of fixed texts between the messages: {reason}")
+
+
+class _InconsistentError(Exception):
+    pass
+
+
+def _learn(literals: dict[Place, str], roles: str, text: str, form: Form) -> None:
+    """Add the literals of a conversation's prompt, or raise and add nothing."""
+    marks, at, new = _marks(roles), 0, {}
+    for place, index in places(roles, form):
+        end = text.find(marks[index], at) if place.role else len(text)
+        if end < 0:
+            raise _InconsistentError(f"message {index + 1} of {_spelt(roles)} is missing, altered or moved")
+        literal = text[at:end]
+        others = [mark for mark in marks if mark in literal and not (form.folded and mark == system_mark())]
+        if others:
+            raise _InconsistentError(f"message {marks.index(others[0]) + 1} of {_spelt(roles)} is moved or repeated")
+        if literals.get(place, literal) != literal:
+            raise _InconsistentError(
+                f"between {ROLES.get(place.before, 'the start')} and {ROLES.get(place.role, 'the end')} it writes now "
+                f"{literals[place][:60]!r}, now {literal[:60]!r}"
+            )
+        new[place] = literal
+        at = end + (len(marks[index]) if place.role else 0)
+    literals.update(new)
+
+
+def _with_unusual(asked: Probe, wording: Wording) -> Wording:
+    """With the places of unusual orders of roles, where the template takes them and writes no otherwise."""
+    literals, limits = dict(wording.literals), list(wording.limits)
+    answers = asked.prompts([(roles, _marks(roles)) for roles in _UNUSUAL])
+    otherwise, refused = [], False
+    for roles, answer in zip(_UNUSUAL, answers, strict=True):
+        late = roles.find("s") > 0
+        if isinstance(answer, TemplateError):
+            refused = refused or late
+            continue
+        try:
+            if late and wording.form.folded:
+                raise _InconsistentError
+            _learn(literals, roles, answer, wording.form)
+        except _InconsistentError:
+            otherwise.append(roles)
+    if not any("s" in (place.before, place.role) or place.system for place in literals):
+        limits.append("the template takes no system message: one is left out")
+    elif refused or any("s" in roles[1:] for roles in otherwise):
+        limits.append("a system message after the first turn is not as in the Jinja template")
+    if any("s" not in roles[1:] for roles in otherwise):
+        limits.append("a conversation that an assistant begins is not as in the Jinja template")
+    # After such an end nothing follows, as after what the template does not end in at all.
+    literals = {at: text for at, text in literals.items() if at.role or at.before == "u" or (at.before and text)}
+    return Wording(wording.form, literals, tuple(limits))
+
+
+def _with_limits(asked: Probe, wording: Wording, known: Mapping[str, str], jinja: str) -> Wording:
+    """The wording, which long conversations and odd contents confirm, with what it cannot follow in its limits."""
+    system = "su" in known
+    shapes = [roles for roles in (*_PLAIN, *_WITH_SYSTEM, *_CONTINUED, *_LONG) if system or "s" not in roles]
+    odd = [(roles, [_ODD[(index + at) % len(_ODD)] for at in range(len(roles))])
+           for index, roles in enumerate(shapes)]  # fmt: skip
+    odd += [("suau" if system else "uau", [content] * (4 if system else 3)) for content in _ODD]
+    for conversation, answer in zip(odd, asked.prompts(odd), strict=True):
+        if isinstance(answer, TemplateRefusal):
+            if conversation[0] in known:
+                raise TemplateRefused(f"the template refuses some contents: {answer}")
+        elif isinstance(answer, TemplateError):
+            raise TemplateRefused(f"the template fails on some contents: {answer}") from answer
+        elif wording.prompt(*conversation) != answer:
+            raise TemplateRefused(
+                f"what it writes depends on the contents or the number of messages ({_spelt(conversation[0])})"
+            )
+    limits = list(wording.limits)
+    base = "suau" if system else "uau"
+
+    def differing(content: str) -> list[str]:
+        """The roles whose content the template treats otherwise."""
+        found = []
+        cases = [(base, [content if role == one else "x" for role in base]) for one in dict.fromkeys(base)]
+        for case, answer in zip(cases, asked.prompts(cases), strict=True):
+            if isinstance(answer, TemplateError) or wording.prompt(*case) != answer:
+                found.append(ROLES[base[case[1].index(content)]])
+        return found
+
+    if trimmed := differing(" \n x \n "):
+        limits.append(f"white space around a message is kept, the Jinja template alters it ({', '.join(trimmed)})")
+    if empty := differing(""):
+        limits.append(f"an empty message is not as in the Jinja template ({', '.join(empty)})")
+    tree = parse(jinja)
+    cases, looked_for = [], []
+    for word in _constants(tree):
+        for content in (f"y{word}z", f"{word}z", f"y{word}"):
+            for one in dict.fromkeys(base):
+                cases.append((base, [content if role == one else "x" for role in base]))
+                looked_for.append(word)
+    marked = {}
+    for case, word, answer in zip(cases, looked_for, asked.prompts(cases), strict=True):
+        if isinstance(answer, TemplateError) or wording.prompt(*case) != answer:
+            marked[word] = repr(word)
+    if marked:
+        some = ", ".join(list(marked.values())[:4]) + (" and others" if len(marked) > 4 else "")
+        limits.append(f"a message that contains {some} is written as any other, the Jinja template alters it")
+    options = jinja2.meta.find_undeclared_variables(tree)
+    if "tools" in options:
+        limits.append("tools are left out")
+    if thinking := sorted(options & {"enable_thinking", "thinking", "reasoning_effort"}):
+        limits.append(f"{' and '.join(thinking)} cannot be given")
+    return Wording(wording.form, wording.literals, tuple(limits))
+
+
+def _constants(tree: jinja2.nodes.Template) -> list[str]:
+    """The strings that a template may look for in a message."""
+    tests = (*tree.find_all(jinja2.nodes.Compare), *tree.find_all(jinja2.nodes.Call))
+    constants = [each.value for test in tests for each in test.find_all(jinja2.nodes.Const)]
+    texts = [each for each in constants if isinstance(each, str) and each == each.strip() != ""]
+    return list(dict.fromkeys(texts))[:_CONSTANTS]
+
+
+def _mark(role: str, index: int) -> str:
+    return f"Qx{role}{index}Zk"
+
+
+def _marks(roles: str) -> list[str]:
+    return [_mark(role, index) for index, role in enumerate(roles)]
+
+
+def _spelt(roles: str) -> str:
+    return ", ".join(ROLES[role] for role in roles)
