@@ -223,8 +223,10 @@ def _made(entry: Mapping[str, Any]) -> str:
     if entry.get("written"):
         words.append(f"on {entry['written']}")
     options = entry.get("options") if isinstance(entry.get("options"), dict) else {}
-    asked = [f"--{name.replace('_', '-')}" for name, value in (options or {}).items() if value]
-    return " ".join(words) + (f", with {', '.join(asked)}" if asked else "")
+    asked = [
+        f"--{name.replace('_', '-').replace('-types', '-type')}" for name, value in (options or {}).items() if value
+    ]
+    return " ".join(words) + (f", with {', '.join(asked)}".replace("-types", "-type") if asked else "")
 
 
 def _checks(entry: Mapping[str, Any]) -> str:

@@ -156,7 +156,10 @@ def _quantized_already(model: Model, tensor: ModelTensor) -> str:
     found += " quality twice; "
     if model.checkpoint is not None:
         return found + "take -t mxfp4 or -t bf16, which leave those weights as they are, or add --allow-requantize"
-    return found + "convert the original checkpoint or an f16, bf16 or f32 GGUF, or add --allow-requantize"
+    same = (
+        "take -t mxfp4, which leaves those weights as they are, " if tensor.type == GGMLQuantizationType.MXFP4 else ""
+    )
+    return found + same + "convert the original checkpoint or an f16, bf16 or f32 GGUF, or add --allow-requantize"
 
 
 def _importance(model: Model, request: Request) -> tuple[dict[str, NDArray[np.float32]], list[str]]:

@@ -26,16 +26,20 @@ _SHARED = (
 )
 
 
+def shared(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings that mean the same in both, as far as they are stated."""
+    return {key: config[key] for key in _SHARED if config.get(key) is not None}
+
+
 def as_llama(config: Mapping[str, Any], **stated: Any) -> dict[str, Any]:
     """The config.json of a LlamaForCausalLM of the same sizes; `stated` is what the family says by other names."""
-    shared = {key: config[key] for key in _SHARED if config.get(key) is not None}
     native = {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
         "num_key_value_heads": config["num_attention_heads"],
         "rope_theta": 10000.0,
         "tie_word_embeddings": False,
-        **shared,
+        **shared(config),
         **stated,
     }
     scaling = config.get("rope_scaling")

@@ -15,6 +15,7 @@ from quantkit.families.family import Canonical, Family, Key, Rule, Take
 from quantkit.families.fused import rows
 from quantkit.families.hyperparameters import Hyperparameters, number, optional_size, size
 from quantkit.families.keys import base_keys
+from quantkit.families.native import shared
 from quantkit.families.refusals import only
 
 _AT, _TO, _NATIVE = "transformer.h.{layer}", "blk.{layer}", "model.layers.{layer}"
@@ -109,34 +110,15 @@ def _keys(arch: str, sizes: Hyperparameters) -> list[Key]:
     ]
 
 
-_KEPT = (
-    "bos_token_id",
-    "dtype",
-    "eos_token_id",
-    "hidden_size",
-    "initializer_range",
-    "intermediate_size",
-    "max_position_embeddings",
-    "num_attention_heads",
-    "num_hidden_layers",
-    "pad_token_id",
-    "rms_norm_eps",
-    "rope_theta",
-    "torch_dtype",
-    "use_cache",
-    "vocab_size",
-)
-
-
 def _native_config(config: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "architectures": ["Qwen2ForCausalLM"],
         "model_type": "qwen2",
+        **shared(config),
         "hidden_act": "silu",
         "num_key_value_heads": config["num_attention_heads"],
         "tie_word_embeddings": False,
         "use_sliding_window": False,
-        **{key: config[key] for key in _KEPT if config.get(key) is not None},
     }
 
 

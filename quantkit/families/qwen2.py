@@ -8,6 +8,7 @@ from typing import Any
 
 from quantkit.errors import UnsupportedError
 from quantkit.families.family import Family, Rule
+from quantkit.families.hyperparameters import Hyperparameters
 from quantkit.families.keys import base_keys
 from quantkit.families.llama import ENDS, MLP
 from quantkit.families.refusals import SILU, only, plain_yarn
@@ -79,6 +80,15 @@ def _prepare(config: dict[str, Any]) -> dict[str, Any]:
     return config
 
 
+def _cautions(sizes: Hyperparameters) -> list[str]:
+    """Qwen2.5-1M: beyond its own length, attention goes by chunks; transformers leaves that out as well."""
+    chunks = sizes.config.get("dual_chunk_attention_config")
+    length = chunks.get("original_max_position_embeddings") if isinstance(chunks, Mapping) else None
+    if chunks is None:
+        return []
+    return [f"llama.cpp has no dual chunk attention: texts of more than {length or 262144} tokens are read otherwise"]
+
+
 FAMILY = Family(
     name="Qwen2",
     models="Qwen1.5, Qwen2, Qwen2.5, QwQ",
@@ -88,5 +98,6 @@ FAMILY = Family(
     keys=base_keys,
     defaults=DEFAULTS,
     prepare=_prepare,
+    cautions=_cautions,
     rope_kinds=ROPE_KINDS,
 )

@@ -132,3 +132,12 @@ def test_rope_settings_of_either_generation_give_the_same_keys(case: str) -> Non
     newer = {key: value for key, value in found.items() if key not in ("rope_theta", "rope_scaling")}
     rope = {"rope_type": "default", **(found["rope_scaling"] or {}), "rope_theta": found["rope_theta"]}
     assert keys({**newer, "rope_parameters": rope}) == keys(found)
+
+
+def test_attention_by_chunks_is_told() -> None:
+    config = expected("qwen2").config
+    family = find_family(config)
+    assert not list(family.cautions(family.sizes(config)))
+    long = {**config, "dual_chunk_attention_config": {"chunk_size": 262144, "original_max_position_embeddings": 262144}}
+    (told,) = family.cautions(family.sizes(long))
+    assert "more than 262144 tokens" in told
