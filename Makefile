@@ -9,7 +9,7 @@ PIP    := $(BIN)/python -m pip --disable-pip-version-check
 # llama-cpp-python ships as source only. These leave out what quantkit never uses and keep the build portable.
 export CMAKE_ARGS ?= -DLLAVA_BUILD=OFF -DLLAMA_OPENSSL=OFF -DGGML_NATIVE=OFF
 
-.PHONY: help demo test test-full bench lint format readme clean
+.PHONY: help demo test test-full bench lint format readme ollama clean
 
 help:
 	@echo "make demo       convert real SmolLM2 weights to four GGUF types, check them, print perplexity"
@@ -19,6 +19,7 @@ help:
 	@echo "make lint       ruff and mypy"
 	@echo "make format     let ruff rewrite the code"
 	@echo "make readme     make the README's tables from the data"
+	@echo "make ollama     make ollama/'s Modelfiles from recipes/"
 	@echo "make clean      remove the virtual environments and the caches"
 
 $(VENV)/core.stamp: pyproject.toml
@@ -60,6 +61,9 @@ bench: $(VENV)/dev.stamp
 
 readme: $(VENV)/dev.stamp
 	$(BIN)/python -m tests.readme_tables
+
+ollama: $(VENV)/dev.stamp
+	$(BIN)/python -m tests.ollama_folder
 
 clean:
 	rm -rf $(VENV) .cache .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -7,6 +7,7 @@ import typer
 from quantkit import __version__
 from quantkit.cli import gguf as gguf_command
 from quantkit.cli import inspect as inspect_command
+from quantkit.cli import ollama as ollama_command
 from quantkit.cli.errors import explain
 
 app = typer.Typer(
@@ -38,6 +39,7 @@ def _root(
 
 app.command("gguf", epilog=gguf_command.EPILOG)(gguf_command.gguf)
 app.command("inspect")(inspect_command.inspect)
+app.command("ollama")(ollama_command.ollama)
 
 
 def main() -> None:
