@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from quantkit.cli.inspect import printable
 from quantkit.cli.ollama_wishes import read_wishes
 from quantkit.cli.options import DebugOption, ForceOption, Format, FormatOption
 from quantkit.cli.output import Out, human_bytes
@@ -254,10 +255,11 @@ def _show(plan: TagPlan, items: list[Item], out: Out) -> None:
         if bundle.template == "refused":
             out.warn(
                 f"no TEMPLATE on any tag, Ollama {bundle.modelfile.requires} or later is needed:"
-                f" the GGUF's chat template cannot be said exactly in Ollama's language: {bundle.reason}"
+                f" the GGUF's chat template cannot be said exactly in Ollama's language:"
+                f" {printable(bundle.reason or '')}"
             )
     for note in dict.fromkeys(note for item in items for note in item.bundle.notes):
-        out.note(note)
+        out.note(printable(note))
 
 
 def _document(plan: TagPlan, items: list[Item], dry_run: bool) -> dict[str, object]:

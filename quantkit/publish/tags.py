@@ -154,7 +154,9 @@ def plan_tags(
 
 
 def _quantization(kind: str, files: tuple[str, ...], base: str | None, short: bool, whole: bool) -> Quantization:
-    long = check_tag(f"{base}-{kind}" if base else kind)
+    # A publisher may have named the whole tag: `--name ns/m:4b-q4_0`.
+    named = base is None or base == kind or base.endswith(f"-{kind}")
+    long = check_tag((base or kind) if named else f"{base}-{kind}")
     tags, gpu = [long], [f"{long}-gpu"]
     if short and base:
         tags.append(base)

@@ -41,6 +41,8 @@ def wished_parameter(name: str, value: object, where: str) -> ParameterValue:
         format_parameter(name, value)
     except ModelfileError as error:
         raise UsageError(f"{where}: {error}") from error
+    if name == "num_ctx" and isinstance(value, int) and value < 1:
+        raise UsageError(f"{where}: a num_ctx of {value} holds no token")
     if value == "":
         raise UsageError(f"{where}: a {name} that is empty says nothing")
     return value

@@ -117,6 +117,13 @@ def test_a_refused_template_is_said_and_leaves_no_template_anywhere(tmp_path: Pa
         assert (made.template, made.requires) == (None, "0.30.0")
 
 
+def test_a_strangers_template_cannot_reach_the_terminal(tmp_path: Path) -> None:
+    write_gguf(tmp_path / "m.gguf", template="{{ raise_exception('\x1b]0;mine\x07') }}")
+    answer = quantkit("ollama", tmp_path / "m.gguf", *NAME)
+    assert "no TEMPLATE on any tag" in answer.stderr and r"\x1b]0;mine\x07" in answer.stderr
+    assert "\x1b" not in answer.stderr + answer.stdout
+
+
 def test_dry_run_writes_nothing_and_asks_no_server(folder: Path) -> None:
     before = sorted(folder.iterdir())
     answer = quantkit("ollama", folder, *NAME, "--dry-run", "--push", "--host", "127.0.0.1:9")
@@ -253,6 +260,8 @@ def test_a_recipe_says_what_was_not_asked(folder: Path) -> None:
         (("m-Q4_0.gguf", *NAME, "-p", "temprature=1"), 2, "did you mean temperature?"),
         (("m-Q4_0.gguf", *NAME, "-p", "top_k=many"), 2, "takes a whole number, not 'many'"),
         (("m-Q4_0.gguf", *NAME, "-p", "mirostat=1"), 2, "deprecated"),
+        (("m-Q4_0.gguf", *NAME, "-p", "num_ctx=0"), 2, "a num_ctx of 0 holds no token"),
+        (("m-Q4_0.gguf", *NAME, "-p", "stop="), 2, "a stop that is empty says nothing"),
         (("m-Q4_0.gguf", *NAME, "-p", "top_k"), 2, "'top_k' is not NAME=VALUE"),
         (("m-Q4_0.gguf", *NAME, "-p", "num_ctx=1", "--ctx", "2"), 2, "--ctx and --parameter num_ctx both say it"),
         (("m-Q4_0.gguf", *NAME, "--message", "bot=Hi"), 2, "is not ROLE=TEXT with the role system, user, assistant"),

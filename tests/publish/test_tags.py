@@ -60,6 +60,11 @@ def test_a_tag_in_the_name_leaves_latest_to_another_size() -> None:
     assert str(plan.name) == "azure99/blossom-v5"
 
 
+def test_a_whole_tag_in_the_name_is_taken_as_it_is() -> None:
+    plan = plan_tags(parse_name("ns/m:4b-q4_0"), found("q4_0"), size="4b")
+    assert tags(plan) == {"q4_0": (("4b-q4_0",), ("4b-q4_0-gpu",))}
+
+
 def test_without_a_size_the_type_is_the_tag() -> None:
     assert tags(plan_tags(BLOSSOM, found("q4_0"), size=None)) == {
         "q4_0": (("q4_0", "latest"), ("q4_0-gpu", "gpu")),
