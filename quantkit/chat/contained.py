@@ -15,6 +15,9 @@ from quantkit.chat.render import TemplateRefusal, render
 from quantkit.errors import TemplateError
 
 SECONDS = 5
+"""Of processor time."""
+_PATIENCE = 60
+"""Seconds on the clock, for a machine that is busy."""
 _MEMORY = 1 << 30
 _LONGEST = 1 << 20
 """Characters of a rendered prompt beyond which a template is out of hand."""
@@ -44,7 +47,7 @@ def render_all_contained(template: str, requests: Sequence[Mapping[str, Any]]) -
     command = [sys.executable, "-m", "quantkit.chat.contained"]
     ordinary = "one short conversation" if len(requests) == 1 else f"{len(requests)} short conversations"
     try:
-        done = subprocess.run(command, input=request.encode(), capture_output=True, timeout=2 * SECONDS, check=False)
+        done = subprocess.run(command, input=request.encode(), capture_output=True, timeout=_PATIENCE, check=False)
     except subprocess.TimeoutExpired as error:
         raise TemplateError(f"the chat template takes more than {SECONDS} s to render {ordinary}") from error
     try:

@@ -39,8 +39,8 @@ def synthesize(
     `special_tokens` are further tokens the template may name (`unk_token`).
 
     Raises:
-        TemplateRefused: no Go template is exact, with the reason.
-        TemplateError: the template fails on ordinary conversations, or runs out of time or memory.
+        TemplateRefused: no Go template is exact, or the Jinja template itself fails, with the reason.
+        TemplateError: the template runs out of time or memory.
     """
     options = {"bos_token": bos_token, "eos_token": eos_token, "special_tokens": dict(special_tokens or {})}
     wording = probe(jinja, options, bos_token if adds_bos else "")
@@ -51,20 +51,18 @@ def _written(wording: Wording) -> str:
     counted = "{{ $left := len (slice $.Messages $i) }}" if wording.form.counted else ""
     text = '{{ $prev := "" }}{{ range $i, $_ := .Messages }}' + counted
     handled = [role for role in "sua" if any(place.role == role for place in wording.literals)]
-    gaps = False
-    for number, role in enumerate(handled):
+    clauses = []
+    for role in handled:
         here = {place: literal for place, literal in wording.literals.items() if place.role == role}
         before = {place.before for place in here}
-        possible = {"", *handled} - {role}
         test = f'eq .Role "{ROLES[role]}"'
-        if not possible <= before:
-            gaps = True
+        if not {"", *handled} - {role} <= before:
             test = f"and ({test}) ({_is_one_of('$prev', before)})"
-        text += f"{{{{ {'else ' if number else ''}if {test} }}}}{_choice(here)}"
-        text += "{{ .Content }}{{ $prev = .Role }}"
-    if gaps or handled != list("sua"):
-        # Once a message is left out, its neighbours meet: joined as Ollama joins messages of one role.
-        text += "{{ else if eq .Role $prev }}\n\n{{ .Content }}"
+        clauses.append(f"if {test} }}}}{_choice(here)}{{{{ .Content }}}}{{{{ $prev = .Role }}}}")
+    if handled != list("sua") or any(clause.startswith("if and") for clause in clauses):
+        # Where a message was left out, its neighbours meet: joined as Ollama joins messages of one role.
+        clauses.insert(0, "if eq .Role $prev }}\n\n{{ .Content }}")
+    text += "".join(f"{{{{ {'else ' if number else ''}{clause}" for number, clause in enumerate(clauses))
     text += "{{ end }}{{ end }}"
     end = {place: literal for place, literal in wording.literals.items() if place.role == ""}
     return text + f"{{{{ if {_is_one_of('$prev', {place.before for place in end})} }}}}{_choice(end)}{{{{ end }}}}"
@@ -163,14 +161,15 @@ def _stops(wording: Wording, bos: str, eos: str) -> tuple[str, ...]:
     found = [eos] if eos else []
     between = [text for place, text in wording.literals.items() if (place.before, place.role) == ("a", "u")]
     for text in between:
-        rest = text.replace(system_mark(), "").replace(bos, "") if bos else text.replace(system_mark(), "")
-        rest = rest.strip()
+        rest = text.replace(system_mark(), "").strip()
         if eos and rest.startswith(eos):
             rest = rest.removeprefix(eos).strip()
         elif first := _MARKER.match(rest):
             found.append(first[0])
             rest = rest.removeprefix(first[0]).strip()
-        if opening := _MARKER.match(rest):
+        # A BOS between turns ([INST] follows it) opens nothing by itself; where it is the mark of a turn, a word does.
+        after = rest.removeprefix(bos).strip() if bos else rest
+        if opening := _MARKER.match(after) or _MARKER.match(rest):
             found.append(opening[0])
         elif rest:
             found.append(rest.splitlines()[0].strip())

@@ -137,7 +137,7 @@ def probe(jinja: str, options: Mapping[str, Any], bos: str) -> Wording:
 
     Raises:
         TemplateRefused: no wording says what the template writes; the message has the reason.
-        TemplateError: the template fails, or runs out of time or memory.
+        TemplateError: the template runs out of time or memory.
     """
     asked = Probe(jinja, options, bos)
     asking = [*_PLAIN, *_WITH_SYSTEM, *_CONTINUED]
@@ -150,6 +150,7 @@ def probe(jinja: str, options: Mapping[str, Any], bos: str) -> Wording:
         raise TemplateRefused("the template writes today's date, which a Go template of Ollama's cannot")
     known = {roles: answer for roles, answer in answers.items() if isinstance(answer, str)}
     wording = _simplest(known)
+    _confirm(asked, wording, known)
     return _with_limits(asked, _with_unusual(asked, wording), known, jinja)
 
 
@@ -183,9 +184,12 @@ def _learn(literals: dict[Place, str], roles: str, text: str, form: Form) -> Non
         if others:
             raise _InconsistentError(f"message {marks.index(others[0]) + 1} of {_spelt(roles)} is moved or repeated")
         if literals.get(place, literal) != literal:
+            known = literals[place]
+            at = next((i for i, pair in enumerate(zip(known, literal, strict=False)) if pair[0] != pair[1]), len(known))
+            at = max(0, min(at, len(literal)) - 10)
             raise _InconsistentError(
                 f"between {ROLES.get(place.before, 'the start')} and {ROLES.get(place.role, 'the end')} it writes now "
-                f"{literals[place][:60]!r}, now {literal[:60]!r}"
+                f"{known[at : at + 50]!r}, now {literal[at : at + 50]!r}"
             )
         new[place] = literal
         at = end + (len(marks[index]) if place.role else 0)
@@ -208,8 +212,8 @@ def _with_unusual(asked: Probe, wording: Wording) -> Wording:
             _learn(literals, roles, answer, wording.form)
         except _InconsistentError:
             otherwise.append(roles)
-    if not any("s" in (place.before, place.role) or place.system for place in literals):
-        limits.append("the template takes no system message: one is left out")
+    if not any(place.system or place.role == "s" for place in wording.literals):
+        limits.append("the template takes no system message at the start: one is left out")
     elif refused or any("s" in roles[1:] for roles in otherwise):
         limits.append("a system message after the first turn is not as in the Jinja template")
     if any("s" not in roles[1:] for roles in otherwise):
@@ -219,25 +223,25 @@ def _with_unusual(asked: Probe, wording: Wording) -> Wording:
     return Wording(wording.form, literals, tuple(limits))
 
 
-def _with_limits(asked: Probe, wording: Wording, known: Mapping[str, str], jinja: str) -> Wording:
-    """The wording, which long conversations and odd contents confirm, with what it cannot follow in its limits."""
-    system = "su" in known
-    shapes = [roles for roles in (*_PLAIN, *_WITH_SYSTEM, *_CONTINUED, *_LONG) if system or "s" not in roles]
-    odd = [(roles, [_ODD[(index + at) % len(_ODD)] for at in range(len(roles))])
-           for index, roles in enumerate(shapes)]  # fmt: skip
-    odd += [("suau" if system else "uau", [content] * (4 if system else 3)) for content in _ODD]
+def _confirm(asked: Probe, wording: Wording, known: Mapping[str, str]) -> None:
+    """Refuse a wording that long conversations or odd contents contradict."""
+    base = _base(known)
+    shapes = [roles for roles in (*known, *_LONG) if "s" in base or "s" not in roles]
+    odd = [(roles, [_ODD[(index + at) % len(_ODD)] for at in range(len(roles))]) for index, roles in enumerate(shapes)]
+    odd += [(base, [content] * len(base)) for content in _ODD]
     for conversation, answer in zip(odd, asked.prompts(odd), strict=True):
-        if isinstance(answer, TemplateRefusal):
-            if conversation[0] in known:
-                raise TemplateRefused(f"the template refuses some contents: {answer}")
-        elif isinstance(answer, TemplateError):
-            raise TemplateRefused(f"the template fails on some contents: {answer}") from answer
+        if isinstance(answer, TemplateError):
+            if conversation[0] in known or not isinstance(answer, TemplateRefusal):
+                raise TemplateRefused(f"the template fails on some contents: {answer}") from answer
         elif wording.prompt(*conversation) != answer:
             raise TemplateRefused(
                 f"what it writes depends on the contents or the number of messages ({_spelt(conversation[0])})"
             )
-    limits = list(wording.limits)
-    base = "suau" if system else "uau"
+
+
+def _with_limits(asked: Probe, wording: Wording, known: Mapping[str, str], jinja: str) -> Wording:
+    """The wording, with what it cannot follow of the template in its limits."""
+    limits, base = list(wording.limits), _base(known)
 
     def differing(content: str) -> list[str]:
         """The roles whose content the template treats otherwise."""
@@ -272,6 +276,11 @@ def _with_limits(asked: Probe, wording: Wording, known: Mapping[str, str], jinja
     if thinking := sorted(options & {"enable_thinking", "thinking", "reasoning_effort"}):
         limits.append(f"{' and '.join(thinking)} cannot be given")
     return Wording(wording.form, wording.literals, tuple(limits))
+
+
+def _base(known: Mapping[str, str]) -> str:
+    """The conversation that contents are tried in."""
+    return "suau" if "suau" in known else "uau"
 
 
 def _constants(tree: jinja2.nodes.Template) -> list[str]:

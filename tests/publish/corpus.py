@@ -41,10 +41,8 @@ NOT_TEXT_ONLY = {
     "ou/llama-guard3:8b": "judges a conversation, does not answer",
     "ou/shieldgemma:27b": "judges by a guideline it must be given",
     "ou/granite3-guardian:2b": "judges the last messages, does not answer",
-    "ou/llama3.2-vision:90b": "of a model for images",
-    "ou/llama3.2-vision:latest": "of a model for images",
 }
-"""Of the corpus, the templates for something other than a conversation in text."""
+"""Of the corpus, the templates that render no conversation in text, or do not ask for an answer to one."""
 
 
 @dataclass(frozen=True)
