@@ -25,6 +25,7 @@ def write_gguf(
     context_length: int = 32768,
     name: str = "Small Model",
     tokens: list[str] = TOKENS,
+    bos: int = 1,
     eos: int = 4,
     eot: int | None = None,
     add_bos: bool | None = False,
@@ -52,7 +53,7 @@ def write_gguf(
     writer.add_tokenizer_model(model)
     writer.add_tokenizer_pre(pre)
     writer.add_token_list(tokens)
-    writer.add_bos_token_id(1)
+    writer.add_bos_token_id(bos)
     writer.add_eos_token_id(eos)
     if eot is not None:
         writer.add_eot_token_id(eot)

@@ -78,6 +78,19 @@ def test_stops_are_the_templates_the_files_and_the_publishers_each_once(tmp_path
     assert len(stops(made)) == len(set(stops(made)))
 
 
+def test_a_role_alone_is_no_stop_where_the_bos_opens_every_turn(tmp_path: Path) -> None:
+    # SmolLM2: its BOS is <|im_start|>; "user" as a stop would end every answer with that word in it
+    assert stops(bundle(tmp_path, bos=3)) == ["<|im_end|>", "<|im_start|>"]
+
+
+def test_a_bos_between_turns_is_passed_over_for_the_mark_behind_it(tmp_path: Path) -> None:
+    llama2 = (
+        "{% for m in messages %}{% if m['role'] == 'user' %}{{ bos_token + '[INST] ' + m['content'] + ' [/INST]' }}"
+        "{% else %}{{ ' ' + m['content'] + ' ' + eos_token }}{% endif %}{% endfor %}"
+    )
+    assert stops(bundle(tmp_path, template=llama2, eos=2, add_bos=True)) == ["</s>", "[INST]"]
+
+
 def test_an_exact_template_goes_into_the_modelfile(tmp_path: Path) -> None:
     made = bundle(tmp_path)
     assert (made.template, made.reason, made.modelfile.requires) == ("exact", None, None)
