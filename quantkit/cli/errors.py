@@ -7,6 +7,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from quantkit.cli.output import printable
 from quantkit.errors import QuantkitError, UsageError, VerificationError
 
 EXIT_CODES: dict[type[BaseException], int] = {
@@ -48,7 +49,7 @@ def _sentence(error: BaseException) -> str:
     message = _first(MESSAGES, error, None)
     if message is None:
         return f"an unforeseen {type(error).__name__}: {error}; please report it with what --debug prints"
-    return " ".join(message(error).split()).removesuffix(".")
+    return printable(" ".join(message(error).split()).removesuffix("."))
 
 
 def _first(table: dict[type[BaseException], Any], error: BaseException, default: Any) -> Any:

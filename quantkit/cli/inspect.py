@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from quantkit.cli.options import DebugOption, Format, FormatOption
-from quantkit.cli.output import Out, human_bytes, human_count
+from quantkit.cli.output import Out, human_bytes, human_count, printable
 from quantkit.inspection import Description, inspect_source
 from quantkit.inspection.description import Shape, Template, Vocabulary
 
@@ -64,11 +64,6 @@ def lines_of(found: Description, width: int) -> list[str]:
     for note in found.notes:
         lines += _labelled("note", note, width)
     return lines
-
-
-def printable(text: str) -> str:
-    """Text from a file as a terminal may see it: control characters spelled out, lines kept."""
-    return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
 
 
 def _labelled(label: str, text: str, width: int) -> list[str]:

@@ -6,10 +6,9 @@ from typing import Annotated
 
 import typer
 
-from quantkit.cli.inspect import printable
 from quantkit.cli.ollama_wishes import read_wishes
 from quantkit.cli.options import DebugOption, ForceOption, Format, FormatOption
-from quantkit.cli.output import Out, human_bytes
+from quantkit.cli.output import Out, human_bytes, printable
 from quantkit.errors import ModelfileError, OutputError, UsageError
 from quantkit.gguf.types import file_type
 from quantkit.publish.bundle import Bundle, make_bundle

@@ -17,6 +17,11 @@ from quantkit.cli.options import Format
 _LINE_EVERY_SECONDS = 15.0
 
 
+def printable(text: str) -> str:
+    """Text from a file as a terminal may see it: control characters spelled out, lines kept."""
+    return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
+
+
 class Out:
     """A command's voice in the format the user asked for."""
 

@@ -291,3 +291,11 @@ def test_debug_shows_the_traceback(tmp_path: Path) -> None:
     answer = quantkit("gguf", tmp_path, "--debug")
     assert answer.code == 1
     assert "Traceback" in answer.stderr
+
+
+def test_what_a_template_says_does_not_reach_the_terminal_as_it_is(tmp_path: Path) -> None:
+    (tmp_path / "loud.jinja").write_text("{{ raise_exception('\x1b[2J\x07gone') }}")
+    answer = quantkit("gguf", "no/such-source", "--offline", "--chat-template", tmp_path / "loud.jinja")
+    assert answer.code == 1
+    assert "gone" in answer.stderr
+    assert "\x1b" not in answer.stderr and "\x07" not in answer.stderr
