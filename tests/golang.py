@@ -4,6 +4,7 @@ The program does with a template what Ollama does (its template/template.go): `.
 joined by an empty line, `.System` with all system messages, and the one function `json`.
 """
 
+import fcntl
 import json
 import os
 import platform
@@ -105,8 +106,14 @@ def rendered_by_go(requests: Sequence[tuple[str, Sequence[Conversation]]]) -> li
 
 
 def _built() -> Path:
-    """The oracle, compiled once from the text above."""
-    folder = CACHE.parent / "go-oracle"
+    """The oracle, compiled once from the text above; whoever comes second waits."""
+    CACHE.mkdir(parents=True, exist_ok=True)
+    with (CACHE.parent / "go-oracle.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        return _compiled(CACHE.parent / "go-oracle")
+
+
+def _compiled(folder: Path) -> Path:
     source, program = folder / "main.go", folder / "oracle"
     if program.is_file() and source.read_text("utf-8") == _PROGRAM:
         return program

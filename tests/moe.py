@@ -36,8 +36,12 @@ def smollm2_moe() -> Path:
             made = Path(scratch) / NAME
             shutil.copytree(dense, made, ignore=shutil.ignore_patterns("*.safetensors", "config.json"))
             _write(dense, made)
-            if not folder.is_dir():
+            try:
                 made.rename(folder)
+            except OSError:
+                # another process was faster
+                if not folder.is_dir():
+                    raise
     return folder
 
 

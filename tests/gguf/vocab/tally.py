@@ -1,6 +1,7 @@
 """What was compared in this run, for the line that the test session prints at its end."""
 
 from collections import Counter
+from typing import Any
 
 from quantkit.gguf.vocab import Difference
 
@@ -12,6 +13,21 @@ def record(tokenizer: str, families: tuple[str, ...], texts: int, different: lis
     """Count one tokenizer, after its comparison; every difference must have its reason by now."""
     compared[tokenizer] = (families, texts)
     reasons.update(str(difference.reason) for difference in different)
+
+
+def packed() -> dict[str, Any]:
+    """What this process counted, as plain data for the process that prints."""
+    return {
+        "compared": {name: [list(families), texts] for name, (families, texts) in compared.items()},
+        "reasons": dict(reasons),
+    }
+
+
+def add(counted: dict[str, Any] | None) -> None:
+    """Add what a worker counted."""
+    if counted:
+        compared.update({name: (tuple(families), texts) for name, (families, texts) in counted["compared"].items()})
+        reasons.update(counted["reasons"])
 
 
 def summary() -> list[str]:

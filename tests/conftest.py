@@ -1,0 +1,23 @@
+"""The session's count of compared token ids, summed over the workers that pytest-xdist may run."""
+
+from typing import Any
+
+import pytest
+
+from tests.gguf.vocab import tally
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    output: dict[str, Any] | None = getattr(session.config, "workeroutput", None)
+    if output is not None:
+        output["token_ids"] = tally.packed()
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    tally.add(getattr(node, "workeroutput", {}).get("token_ids"))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    for line in tally.summary():
+        terminalreporter.write_line(line)
