@@ -10,7 +10,7 @@ from quantkit.chat import BUILT_IN, BuiltIn, built_in, render_sample, suggestion
 from quantkit.checkpoint import Checkpoint
 from quantkit.convert.inputs import Model, model_from_checkpoint
 from quantkit.errors import TemplateError, UsageError
-from quantkit.gguf.keyvalues import KeyValue, uint32
+from quantkit.gguf.keyvalues import KeyValue, string, uint32
 
 NONE = "none"
 TEMPLATE_KEY = "tokenizer.chat_template"
@@ -83,7 +83,8 @@ def model_with_template(
         note = f"no chat template in the checkpoint, and {fitting} both fit; none was written, see --chat-template"
         return _recorded(model, "none"), note if found else None
     template = found[0].template
-    model = model_from_checkpoint(checkpoint, pre=pre, name=name, chat_template=template.text)
+    # where `model_from_checkpoint` would put it, without reading the vocabulary again
+    model = replace(model, keys=(*model.keys, string(TEMPLATE_KEY, template.text)))
     note = f"no chat template in the checkpoint; wrote the built-in '{template.name}' (its {found[0].evidence})"
     return _recorded(_ending_turns(model, template), f"built-in '{template.name}', its {found[0].evidence}"), note
 
