@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from quantkit.checkpoint import Checkpoint
 from quantkit.families import canonical_checkpoint, find_family, read_mapped
-from quantkit.measure.reference import find_architecture, reference_logits
+from quantkit.forward import find_architecture, reference_logits
 
 
 def source_logits(checkpoint: Checkpoint, tokens: Sequence[int]) -> NDArray[np.float32]:

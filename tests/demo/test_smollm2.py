@@ -10,8 +10,8 @@ from tokenizers import Tokenizer
 
 from demo.inputs import SMOLLM2_GGUF, InputsUnavailable, extract
 from demo.wikitext import SHA256
+from quantkit.forward import reference_logits
 from quantkit.measure.llama_runtime import logits, vocab_token_ids
-from quantkit.measure.reference import reference_logits
 from tests.real import smollm2_or_skip, wikitext2_or_skip
 
 

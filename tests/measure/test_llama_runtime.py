@@ -8,10 +8,10 @@ import sentencepiece
 from tokenizers import Tokenizer
 
 from quantkit.errors import MissingExtraError, QuantkitError
+from quantkit.forward import reference_logits
 from quantkit.measure.llama_runtime import logits, vocab_token_ids
-from quantkit.measure.reference import reference_logits
-from tests.measure.reference_cases import TOKENS
-from tests.measure.test_reference import load
+from tests.forward.cases import TOKENS
+from tests.forward.test_forward import load
 from tests.measure.tiny_gguf import write_tiny_gguf
 from tests.tiny import tiny_llama
 

@@ -5,10 +5,10 @@ import numpy as np
 import pytest
 
 from quantkit.errors import QuantkitError
+from quantkit.forward import reference_logits
 from quantkit.measure.llama_runtime import vocab_token_ids
 from quantkit.measure.perplexity import Perplexity, perplexity, perplexity_ratio
-from quantkit.measure.reference import reference_logits
-from tests.measure.test_reference import load
+from tests.forward.test_forward import load
 from tests.measure.tiny_gguf import write_tiny_gguf
 from tests.tiny import tiny_llama
 from tests.tiny_tokenizers import CORPUS

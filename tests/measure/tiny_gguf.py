@@ -7,7 +7,7 @@ import gguf
 import numpy as np
 import sentencepiece
 
-from tests.measure.test_reference import load
+from tests.forward.test_forward import load
 
 _LAYER = {
     "input_layernorm": "attn_norm",

@@ -7,12 +7,12 @@ from typing import Any
 import numpy as np
 
 from quantkit.errors import UnsupportedError
-from quantkit.measure.reference.architectures import ARCHITECTURES
-from quantkit.measure.reference.arithmetic import softcapped
-from quantkit.measure.reference.attention import Layer, attend
-from quantkit.measure.reference.description import Architecture, given
-from quantkit.measure.reference.feed_forward import feed_forward, mixture
-from quantkit.measure.reference.weights import Array, Read, ReadRows, Weights, f32, rows_of_whole
+from quantkit.forward.architectures import ARCHITECTURES
+from quantkit.forward.arithmetic import softcapped
+from quantkit.forward.attention import Layer, attend
+from quantkit.forward.description import Architecture, given
+from quantkit.forward.feed_forward import feed_forward, mixture
+from quantkit.forward.weights import Array, Read, ReadRows, Weights, f32, rows_of_whole
 
 _EPS = ("rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon", "norm_eps")
 

@@ -5,10 +5,10 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from quantkit.measure.reference.arithmetic import activation, sigmoid, softmax
-from quantkit.measure.reference.attention import Layer
-from quantkit.measure.reference.description import Experts, FeedForward, given
-from quantkit.measure.reference.weights import Array
+from quantkit.forward.arithmetic import activation, sigmoid, softmax
+from quantkit.forward.attention import Layer
+from quantkit.forward.description import Experts, FeedForward, given
+from quantkit.forward.weights import Array
 
 _GATE_SLOPE = np.float32(1.702)
 

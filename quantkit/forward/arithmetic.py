@@ -6,8 +6,8 @@ from collections.abc import Callable
 import numpy as np
 
 from quantkit.errors import UnsupportedError
-from quantkit.measure.reference.description import Norm
-from quantkit.measure.reference.weights import Array, f32
+from quantkit.forward.description import Norm
+from quantkit.forward.weights import Array, f32
 
 _ERF = np.vectorize(math.erf, otypes=[np.float32])
 

@@ -3,8 +3,8 @@
 Source: transformers 4.57, models/{gpt2,bloom,falcon}.
 """
 
-from quantkit.measure.reference.description import Architecture, Attention, FeedForward, Form, Norm, given
-from quantkit.measure.reference.settings import falcon_heads, falcon_variant, gpt2_scale
+from quantkit.forward.description import Architecture, Attention, FeedForward, Form, Norm, given
+from quantkit.forward.settings import falcon_heads, falcon_variant, gpt2_scale
 
 LAYER_NORM = Norm("layer")
 

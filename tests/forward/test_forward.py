@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from quantkit.errors import UnsupportedError
-from quantkit.measure.reference import reference_logits
-from quantkit.measure.rope import rope_frequencies
-from tests.measure.reference_cases import CASES, FILE, KEPT, TOKENS
+from quantkit.forward import reference_logits
+from quantkit.forward.rope import rope_frequencies
+from tests.forward.cases import CASES, FILE, KEPT, TOKENS
 from tests.tiny import tiny_llama
 
 EXPECTED = json.loads(FILE.read_text(encoding="utf-8"))

@@ -15,8 +15,8 @@ from quantkit.cli import main
 from quantkit.convert.inputs import model_from_checkpoint
 from quantkit.convert.plan import Request, plan_gguf
 from quantkit.families import find_family
+from quantkit.forward import ARCHITECTURES, reference_logits
 from quantkit.gguf.types import file_type
-from quantkit.measure.reference import ARCHITECTURES, reference_logits
 from quantkit.verify.running import LogitProbe
 from quantkit.verify.yardstick import source_logits
 from tests.families.expected import expected, write_checkpoint

@@ -1,6 +1,6 @@
 """What transformers computes for tiny checkpoints: the oracle of the numpy reference, kept as numbers.
 
-`python -m tests.measure.reference_cases` rewrites reference_logits.json. It needs torch and transformers (2.13.0 and
+`python -m tests.forward.cases` rewrites reference_logits.json. It needs torch and transformers (2.13.0 and
 5.23.0 made the stored file, in float32 with eager attention) beside ml_dtypes, tokenizers and sentencepiece. The tests
 only read the file.
 """

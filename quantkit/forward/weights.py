@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from quantkit.measure.reference.description import Form
+from quantkit.forward.description import Form
 
 Array = npt.NDArray[np.float32]
 Read = Callable[[str], npt.NDArray[Any]]

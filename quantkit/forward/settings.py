@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from quantkit.measure.reference.description import Config, given, head_dim
+from quantkit.forward.description import Config, given, head_dim
 
 PerLayerConfig = Callable[[Config, int], Config]
 

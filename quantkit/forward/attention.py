@@ -4,10 +4,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from quantkit.measure.reference.arithmetic import alibi_slopes, normalise, softcapped, softmax, turn
-from quantkit.measure.reference.description import Attention, Config, Norm, given, head_dim
-from quantkit.measure.reference.weights import Array, Weights
-from quantkit.measure.rope import rope_frequencies
+from quantkit.forward.arithmetic import alibi_slopes, normalise, softcapped, softmax, turn
+from quantkit.forward.description import Attention, Config, Norm, given, head_dim
+from quantkit.forward.rope import rope_frequencies
+from quantkit.forward.weights import Array, Weights
 
 # DeepSeek's norms within attention do not take config.json's epsilon.
 _LATENT_EPS = 1e-6

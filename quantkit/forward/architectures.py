@@ -6,7 +6,7 @@ published model's own code.
 
 from dataclasses import replace
 
-from quantkit.measure.reference.description import (
+from quantkit.forward.description import (
     Architecture,
     Attention,
     Experts,
@@ -15,8 +15,8 @@ from quantkit.measure.reference.description import (
     Norm,
     given,
 )
-from quantkit.measure.reference.gpt import BLOOM, FALCON, GPT2, LAYER_NORM
-from quantkit.measure.reference.settings import (
+from quantkit.forward.gpt import BLOOM, FALCON, GPT2, LAYER_NORM
+from quantkit.forward.settings import (
     deepseek_groups,
     dense_after,
     every_layer,

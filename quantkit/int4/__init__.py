@@ -1,0 +1,1 @@
+"""AWQ and GPTQ: the algorithms, on arrays alone, and how each format packs what they give."""
