@@ -39,20 +39,14 @@ def feed_forward(part: FeedForward, layer: Layer, x: Array, index: int = 0) -> A
 
 def mixture(part: Experts, layer: Layer, x: Array) -> Array:
     """x (n, hidden) through the experts that the router chooses for each token, and the shared one: (n, hidden)."""
-    count = int(given(layer.config, *part.count))
-    chosen, share = _route(part, layer, x, count)
+    chosen, share = route(part, layer, x)
     out = np.zeros_like(x)
-    stacked = part.stacked is not None and (part.each is None or _is_stacked(part.stacked, layer))
-    for expert in range(count):
+    for expert in range(expert_count(part, layer)):
         rows, slots = np.nonzero(chosen == expert)
         if not len(rows):
             continue
-        if stacked:
-            assert part.stacked is not None
-            answer = feed_forward(part.stacked, layer, x[rows], expert)
-        else:
-            assert part.each is not None
-            answer = feed_forward(replace(part.each, at=part.each.at.format(expert)), layer, x[rows])
+        one, index = expert_part(part, layer, expert)
+        answer = feed_forward(one, layer, x[rows], index)
         out[rows] += answer * share[rows, slots][:, None]
     if part.shared and part.shared.inner(layer.config):
         everyone = feed_forward(part.shared, layer, x)
@@ -62,12 +56,26 @@ def mixture(part: Experts, layer: Layer, x: Array) -> Array:
     return out
 
 
+def expert_count(part: Experts, layer: Layer) -> int:
+    return int(given(layer.config, *part.count))
+
+
+def expert_part(part: Experts, layer: Layer, expert: int) -> tuple[FeedForward, int]:
+    """The feed-forward of one expert, and its index in the tensors that stack them where the checkpoint does."""
+    stacked = part.stacked
+    if stacked and (part.each is None or _is_stacked(stacked, layer)):
+        return stacked, expert
+    assert part.each is not None
+    return replace(part.each, at=part.each.at.format(expert)), 0
+
+
 def _is_stacked(part: FeedForward, layer: Layer) -> bool:
     return layer.weights.has(layer.at + part.at + (part.fused or part.up) + part.form.weight)
 
 
-def _route(part: Experts, layer: Layer, x: Array, count: int) -> tuple[NDArray[np.int64], Array]:
-    """The experts of each token, best first, and how much each counts: both (n, experts per token)."""
+def route(part: Experts, layer: Layer, x: Array) -> tuple[NDArray[np.int64], Array]:
+    """The experts of each token of x (n, hidden), best first, and how much each counts: both (n, experts per token)."""
+    count = expert_count(part, layer)
     answer = layer.weights.linear(layer.at + part.router, x, count)
     scores = softmax(answer) if part.score == "softmax" else sigmoid(answer)
     ranked = scores
