@@ -1,4 +1,4 @@
-"""The forward pass of a decoder in plain numpy, straight from a checkpoint's tensors and its config.json."""
+"""The forward pass of a decoder, straight from a checkpoint's tensors and its config.json."""
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
@@ -33,31 +33,101 @@ def reference_logits(
     is config.json, of an architecture that transformers has. Raises UnsupportedError for an architecture, activation or
     rope type it does not know.
     """
-    architecture = find_architecture(config)
-    weights = Weights(read, rows or rows_of_whole(read), names)
-    base = architecture.base
-    if names is not None and f"{base}{architecture.embedding}.weight" not in names:
-        base = ""
-    embedding = base + architecture.embedding
-    eps = float(given(config, *_EPS, default=1e-6 if architecture.norm.kind == "rms" else 1e-5))
+    decoder = Decoder(Weights(read, rows or rows_of_whole(read), names), config)
+    x = decoder.embed(tokens)
+    for number in range(decoder.n_layers):
+        x = decoder.layer(number)(x)
+    return decoder.logits(x)
 
-    def layer(number: int, at: str) -> Layer:
-        return Layer(weights, config, number, at, eps)
 
-    x = np.concatenate([f32(weights.rows(embedding + ".weight", id, id + 1)) for id in tokens])
-    x *= np.float32(architecture.embedding_scale(config))
-    if architecture.positions:
-        x = x + f32(weights.rows(base + architecture.positions + ".weight", 0, len(tokens)))
-    if architecture.embedding_norm:
-        x = layer(0, "").norm(base + architecture.embedding_norm, x, architecture.norm)
-    for number in range(int(given(config, "num_hidden_layers", "n_layer"))):
-        x = _through(architecture, layer(number, base + architecture.layer.format(number)), x)
-    x = layer(0, "").norm(base + architecture.last_norm, x, architecture.norm)
+class Decoder:
+    """A decoder taken apart: what is before its layers, each layer, and what is after them."""
 
-    tied = bool(given(config, "tie_word_embeddings", default=architecture.tied))
-    head = embedding if tied else architecture.head
-    logits = weights.linear(head, x, int(config["vocab_size"])) * np.float32(architecture.logit_scale(config))
-    return softcapped(logits, config.get(architecture.logit_softcap) if architecture.logit_softcap else None)
+    def __init__(self, weights: Weights, config: Mapping[str, Any]) -> None:
+        """Raises UnsupportedError as `find_architecture` does."""
+        self.architecture = find_architecture(config)
+        self.weights, self.config = weights, config
+        self.base = self.architecture.base
+        if weights.names is not None and f"{self.base}{self.architecture.embedding}.weight" not in weights.names:
+            self.base = ""
+        self.embedding = self.base + self.architecture.embedding
+        tied = bool(given(config, "tie_word_embeddings", default=self.architecture.tied))
+        self.head = self.embedding if tied else self.architecture.head
+        self.eps = float(given(config, *_EPS, default=1e-6 if self.architecture.norm.kind == "rms" else 1e-5))
+        self.n_layers = int(given(config, "num_hidden_layers", "n_layer"))
+        self.hidden = int(given(config, "hidden_size", "n_embd"))
+
+    def embed(self, tokens: Sequence[int]) -> Array:
+        """The stream of hidden states (n_tokens, hidden) that goes into the first layer."""
+        architecture, weights = self.architecture, self.weights
+        x = np.concatenate([f32(weights.rows(self.embedding + ".weight", id, id + 1)) for id in tokens])
+        x *= np.float32(architecture.embedding_scale(self.config))
+        if architecture.positions:
+            x = x + f32(weights.rows(self.base + architecture.positions + ".weight", 0, len(tokens)))
+        if architecture.embedding_norm:
+            x = self._at(weights, 0, "").norm(self.base + architecture.embedding_norm, x, architecture.norm)
+        return x
+
+    def at(self, number: int) -> str:
+        """What the names of the tensors of layer `number` begin with."""
+        return self.base + self.architecture.layer.format(number)
+
+    def layer(self, number: int, weights: Weights | None = None) -> "DecoderLayer":
+        """Layer `number`, by the tensors of `weights` if other than the decoder's."""
+        return DecoderLayer(self.architecture, self._at(weights or self.weights, number, self.at(number)))
+
+    def logits(self, x: Array) -> Array:
+        """Logits (n_tokens, n_vocab) out of the stream after the last layer."""
+        architecture = self.architecture
+        x = self._at(self.weights, 0, "").norm(self.base + architecture.last_norm, x, architecture.norm)
+        logits = self.weights.linear(self.head, x, int(self.config["vocab_size"]))
+        logits = logits * np.float32(architecture.logit_scale(self.config))
+        return softcapped(logits, self.config.get(architecture.logit_softcap) if architecture.logit_softcap else None)
+
+    def _at(self, weights: Weights, number: int, at: str) -> Layer:
+        return Layer(weights, self.config, number, at, self.eps)
+
+
+class DecoderLayer:
+    """One layer, in the three steps that calibration sees it in; called, it does them all for one sequence."""
+
+    def __init__(self, architecture: Architecture, layer: Layer) -> None:
+        self.architecture, self.layer = architecture, layer
+        experts = architecture.experts
+        self.experts = experts if experts and experts.layers(layer.config, layer.number) else None
+
+    def __call__(self, x: Array) -> Array:
+        middle, seen = self.attend(x)
+        return self.join(middle, self.feed(seen))
+
+    def attend(self, x: Array) -> tuple[Array, Array]:
+        """The stream (n, hidden) with attention's part added, and what the feed-forward sees of it."""
+        architecture, layer = self.architecture, self.layer
+        normed = self._normed(architecture.attention_norm, x)
+        attended = self._normed(architecture.after_attention, attend(architecture.attention, layer, normed))
+        if architecture.parallel:
+            seen = self._normed(architecture.feed_norm, x) if architecture.feed_norm else normed
+            return f32(x + attended), seen
+        middle = f32(x + attended * self._scale())
+        return middle, self._normed(architecture.feed_norm, middle)
+
+    def feed(self, seen: Array) -> Array:
+        """What the feed-forward gives: (n, hidden)."""
+        if self.experts:
+            return mixture(self.experts, self.layer, seen)
+        return feed_forward(self.architecture.feed, self.layer, seen)
+
+    def join(self, middle: Array, fed: Array) -> Array:
+        """The stream after the layer."""
+        if self.architecture.parallel:
+            return f32(middle + fed)
+        return f32(middle + self._normed(self.architecture.after_feed, fed) * self._scale())
+
+    def _normed(self, name: str | None, x: Array) -> Array:
+        return self.layer.norm(self.layer.at + name, x, self.architecture.norm) if name else x
+
+    def _scale(self) -> np.float32:
+        return np.float32(self.architecture.residual_scale(self.layer.config))
 
 
 def find_architecture(config: Mapping[str, Any]) -> Architecture:
@@ -70,29 +140,3 @@ def find_architecture(config: Mapping[str, Any]) -> Architecture:
     if reason:
         raise UnsupportedError(f"the reference forward of {name} does not know {reason}")
     return replace(architecture, **architecture.variant(config))
-
-
-def _through(architecture: Architecture, layer: Layer, x: Array) -> Array:
-    """The stream of hidden states x (n, hidden) after a layer."""
-    scale = np.float32(architecture.residual_scale(layer.config))
-    seen = _normed(architecture, layer, architecture.attention_norm, x)
-    attended = attend(architecture.attention, layer, seen)
-    attended = _normed(architecture, layer, architecture.after_attention, attended)
-    if architecture.parallel:
-        if architecture.feed_norm:
-            seen = _normed(architecture, layer, architecture.feed_norm, x)
-        return f32(x + attended + _feed(architecture, layer, seen))
-    x = f32(x + attended * scale)
-    fed = _feed(architecture, layer, _normed(architecture, layer, architecture.feed_norm, x))
-    return f32(x + _normed(architecture, layer, architecture.after_feed, fed) * scale)
-
-
-def _normed(architecture: Architecture, layer: Layer, name: str | None, x: Array) -> Array:
-    return layer.norm(layer.at + name, x, architecture.norm) if name else x
-
-
-def _feed(architecture: Architecture, layer: Layer, x: Array) -> Array:
-    experts = architecture.experts
-    if experts and experts.layers(layer.config, layer.number):
-        return mixture(experts, layer, x)
-    return feed_forward(architecture.feed, layer, x)
