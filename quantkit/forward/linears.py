@@ -73,3 +73,7 @@ class LayerLinears:
     number: int
     inputs: tuple[Input, ...]
     folds: tuple[NormFold | RowFold, ...]
+
+    def find(self, key: str) -> Input:
+        """The input of that key, which must be one of the layer's."""
+        return next(each for each in self.inputs if each.key == key)

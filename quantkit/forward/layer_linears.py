@@ -1,0 +1,164 @@
+"""A layer's linears out of its architecture's description: who sees which input, and where a scale can be folded."""
+
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, replace
+
+from quantkit.forward.description import Architecture, Attention, Config, Experts, FeedForward, given, head_dim
+from quantkit.forward.linears import Input, LayerLinears, Linear, NormFold, RowFold
+
+
+def layer_linears(architecture: Architecture, config: Config, number: int, names: Collection[str]) -> LayerLinears:
+    """The linears of layer `number`, their inputs and the folds that leave what the model computes as it was.
+
+    `architecture` is what find_architecture gives for `config`, `names` are the checkpoint's tensors (native names):
+    they tell stacked experts from separate ones. Raises nothing.
+    """
+    base = architecture.base if f"{architecture.base}{architecture.embedding}.weight" in names else ""
+    place = _Place(config, base + architecture.layer.format(number), names)
+    attention = _attention(architecture.attention, place)
+    experts = architecture.experts
+    if experts and experts.layers(config, number):
+        feed = _mixture(experts, place)
+    else:
+        feed = _feed_forward(architecture.feed, place, "feed", "feed.down")
+
+    shared = architecture.parallel and architecture.feed_norm is None
+    if shared:  # one norm for both: what sees `feed` sees `attention`
+        seen = Input("attention", attention.inputs[0].linears + feed.inputs[0].linears)
+        inputs = (seen, *attention.inputs[1:], *feed.inputs[1:])
+        normed = [(architecture.attention_norm, ("attention", *feed.fed[1:]))]
+    else:
+        inputs = attention.inputs + feed.inputs
+        normed = [(architecture.attention_norm, attention.fed), (architecture.feed_norm, feed.fed)]
+    norms = tuple(
+        NormFold(place.at + norm, architecture.norm.offset, fed)
+        for norm, fed in normed
+        if norm is not None and architecture.norm.weighted
+    )
+    return LayerLinears(number, inputs, norms + attention.folds + feed.folds)
+
+
+@dataclass(frozen=True)
+class _Place:
+    config: Config
+    at: str
+    names: Collection[str]
+
+    @property
+    def hidden(self) -> int:
+        return int(given(self.config, "hidden_size", "n_embd"))
+
+
+@dataclass(frozen=True)
+class _Part:
+    """A part's inputs, the part's own first; the folds within it; the keys of those that see the norm before it."""
+
+    inputs: tuple[Input, ...]
+    folds: tuple[NormFold | RowFold, ...]
+    fed: tuple[str, ...]
+
+
+def _attention(part: Attention, place: _Place) -> _Part:
+    return _latent(part, place) if part.latent else _plain(part, place)
+
+
+def _plain(part: Attention, place: _Place) -> _Part:
+    config, at = place.config, place.at + part.at
+    heads, kv_heads = int(given(config, "num_attention_heads", "n_head")), part.kv_heads(config)
+    size = head_dim(config)
+    shared_by = heads // kv_heads
+    seers: tuple[Linear, ...]
+    first, step = 0, size  # of the rows of a key head's values, and from one key head to the next
+    if part.fused is None:
+        counts = (heads, kv_heads, kv_heads)
+        seers = tuple(
+            Linear(at + name, place.hidden, count * size, part.form)
+            for name, count in zip(part.separate, counts, strict=True)
+        )
+    else:
+        seers = (Linear(at + part.fused, place.hidden, (heads + 2 * kv_heads) * size, part.form),)
+        first, step = (heads + kv_heads) * size, size
+        if part.grouped:
+            first, step = (shared_by + 1) * size, (shared_by + 2) * size
+    rows = tuple(first + head // shared_by * step + i for head in range(heads) for i in range(size))
+    out = Linear(at + part.out, heads * size, place.hidden, part.form)
+    inputs = (Input("attention", seers), Input("attention.out", (out,)))
+    clipped = part.clip is not None and config.get(part.clip) is not None
+    folds = () if clipped else (RowFold(seers[-1], rows, "attention.out"),)
+    return _Part(inputs, folds, ("attention",))
+
+
+def _latent(part: Attention, place: _Place) -> _Part:
+    config, at, hidden = place.config, place.at + part.at, place.hidden
+    heads, rank = int(config["num_attention_heads"]), int(config["kv_lora_rank"])
+    still, turning, value = (int(config[f"{key}_head_dim"]) for key in ("qk_nope", "qk_rope", "v"))
+    n_queries, short = heads * (still + turning), int(config.get("q_lora_rank") or 0)
+
+    joint = Linear(at + "kv_a_proj_with_mqa", hidden, rank + turning)
+    kv = Linear(at + "kv_b_proj", rank, heads * (still + value))
+    out = Linear(at + part.out, heads * value, hidden, part.form)
+    first = Linear(at + "q_a_proj", hidden, short) if short else Linear(at + "q_proj", hidden, n_queries)
+    inputs = [Input("attention", (first, joint))]
+    norms = []
+    if short:
+        inputs.append(Input("attention.q", (Linear(at + "q_b_proj", short, n_queries),)))
+        norms.append(NormFold(at + "q_a_layernorm", part.norm.offset, ("attention.q",)))
+    inputs += [Input("attention.kv", (kv,)), Input("attention.out", (out,))]
+    norms.append(NormFold(at + "kv_a_layernorm", part.norm.offset, ("attention.kv",)))
+    rows = tuple(head * (still + value) + still + i for head in range(heads) for i in range(value))
+    return _Part(tuple(inputs), (*norms, RowFold(kv, rows, "attention.out")), ("attention",))
+
+
+def _feed_forward(
+    part: FeedForward, place: _Place, key: str, down_key: str, expert: int | None = None, index: int | None = None
+) -> _Part:
+    """`expert`: whose it is, `index`: its number among those stacked in its tensors."""
+    inner, at = part.inner(place.config), place.at + part.at
+
+    def linear(name: str, n_in: int, n_out: int) -> Linear:
+        return Linear(at + name, n_in, n_out, part.form, index)
+
+    seers: tuple[Linear, ...]
+    if part.fused:
+        seers = (linear(part.fused, place.hidden, 2 * inner),)
+        rows = range(1, 2 * inner, 2) if part.alternating else range(inner, 2 * inner)
+    else:
+        seers = tuple(linear(name, place.hidden, inner) for name in (part.gate, part.up) if name)
+        rows = range(inner)
+    inputs = (Input(key, seers, expert), Input(down_key, (linear(part.down, inner, place.hidden),), expert))
+    # Only what multiplies the gate is linear: without one up goes through the activation, clamped it is limited.
+    straight = (part.fused or part.gate) and not part.clamped
+    folds = (RowFold(seers[-1], tuple(rows), down_key),) if straight else ()
+    return _Part(inputs, folds, (key,))
+
+
+def _mixture(part: Experts, place: _Place) -> _Part:
+    count = int(given(place.config, *part.count))
+    seers = [Linear(place.at + part.router, place.hidden, count, kept=True)]
+    experts = list(_each_expert(part, place, count))
+    after: list[Input] = []
+    folds = [fold for expert in experts for fold in expert.folds]
+    if part.shared and part.shared.inner(place.config):
+        everyone = _feed_forward(part.shared, place, "feed", "shared.down")
+        seers += everyone.inputs[0].linears
+        if part.shared_gate:
+            seers.append(Linear(place.at + part.shared_gate, place.hidden, 1, kept=True))
+        after += everyone.inputs[1:]
+        folds += everyone.folds
+    inputs = (Input("feed", tuple(seers)), *(each for expert in experts for each in expert.inputs), *after)
+    return _Part(inputs, tuple(folds), ("feed", *(key for expert in experts for key in expert.fed)))
+
+
+def _each_expert(part: Experts, place: _Place, count: int) -> Iterator[_Part]:
+    stacked = part.stacked if part.stacked and (part.each is None or _is_stacked(part.stacked, place)) else None
+    for expert in range(count):
+        key, down_key = f"expert.{expert}", f"expert.{expert}.down"
+        if stacked:
+            yield _feed_forward(stacked, place, key, down_key, expert, expert)
+        elif part.each:
+            each = replace(part.each, at=part.each.at.format(expert))
+            yield _feed_forward(each, place, key, down_key, expert)
+
+
+def _is_stacked(part: FeedForward, place: _Place) -> bool:
+    return place.at + part.at + (part.fused or part.up) + part.form.weight in place.names
