@@ -48,12 +48,18 @@ def mixture(part: Experts, layer: Layer, x: Array) -> Array:
         one, index = expert_part(part, layer, expert)
         answer = feed_forward(one, layer, x[rows], index)
         out[rows] += answer * share[rows, slots][:, None]
-    if part.shared and part.shared.inner(layer.config):
-        everyone = feed_forward(part.shared, layer, x)
-        if part.shared_gate:
-            everyone *= sigmoid(layer.weights.linear(layer.at + part.shared_gate, x, 1))
-        out += everyone
-    return out
+    everyone = shared(part, layer, x)
+    return out if everyone is None else out + everyone
+
+
+def shared(part: Experts, layer: Layer, x: Array) -> Array | None:
+    """What the expert that every token takes gives for x (n, hidden), or None where there is none."""
+    if not part.shared or not part.shared.inner(layer.config):
+        return None
+    everyone = feed_forward(part.shared, layer, x)
+    if part.shared_gate:
+        everyone = everyone * sigmoid(layer.weights.linear(layer.at + part.shared_gate, x, 1))
+    return everyone
 
 
 def expert_count(part: Experts, layer: Layer) -> int:
