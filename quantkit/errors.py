@@ -45,6 +45,10 @@ class ImatrixError(QuantkitError):
     """An importance matrix is malformed, missing where needed, or of the wrong size."""
 
 
+class CalibrationError(QuantkitError):
+    """Calibration cannot go on: its text is missing, malformed or too short, or what it gathers is unusable."""
+
+
 class OutputError(QuantkitError):
     """The output cannot be written: no space, no permission, already there."""
 
