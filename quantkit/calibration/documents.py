@@ -1,0 +1,180 @@
+"""Calibration text as it lies on disk: plain text, JSON, JSON lines or Parquet, cut into documents.
+
+A document is a text, or a conversation: the list of its messages, each with `role` and `content`.
+"""
+
+import gzip
+import importlib
+import json
+import lzma
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import IO, Any
+
+from quantkit.errors import CalibrationError, MissingExtraError
+
+Document = str | list[dict[str, str]]
+
+MOST_CHARACTERS = 1 << 24
+"""Of one source: 2,000 samples of 2,048 tokens are in it, and it is tokenized in seconds."""
+_LARGEST_JSON = 1 << 28
+_KEYS = ("text", "messages", "conversations")
+# ShareGPT's names of the roles.
+_ROLES = {"human": "user", "gpt": "assistant", "bot": "assistant"}
+_OPENERS = {".gz": gzip.open, ".xz": lzma.open}
+
+
+def read_documents(path: Path, most: int = MOST_CHARACTERS) -> tuple[list[Document], list[str]]:
+    """The documents of one file by its ending, and warnings (that only the start of a long one is taken).
+
+    `.jsonl` and `.json` hold objects with `text`, or with `messages` (or ShareGPT's `conversations`); `.parquet` has a
+    column so named; any other file is one text. `.gz` and `.xz` may follow. Reading ends after `most` characters (bytes of
+    a plain text). Raises CalibrationError, MissingExtraError.
+    """
+    suffixes = [suffix.lower() for suffix in path.suffixes]
+    packed = suffixes.pop() if suffixes and suffixes[-1] in _OPENERS else ""
+    kind = suffixes[-1] if suffixes else ""
+    try:
+        if kind == ".parquet":
+            return _up_to_enough(_parquet(path), path, most)
+        with _OPENERS[packed](path, "rb") if packed else path.open("rb") as file:
+            if kind in (".jsonl", ".ndjson"):
+                return _up_to_enough(_lines(file, path), path, most)
+            if kind == ".json":
+                return _up_to_enough(_json(file, path), path, most)
+            return _plain(file, path, most)
+    except FileNotFoundError as error:
+        raise CalibrationError(f"the calibration text {path} does not exist; check the path") from error
+    except IsADirectoryError as error:
+        raise CalibrationError(f"the calibration text {path} is a folder; name a file in it") from error
+    except (OSError, EOFError, lzma.LZMAError) as error:
+        reason = getattr(error, "strerror", None) or f"{packed or 'the file'} is damaged: {error}"
+        raise CalibrationError(f"the calibration text {path} cannot be read ({reason})") from error
+
+
+def characters(document: Document) -> int:
+    """How long a document is."""
+    return len(document) if isinstance(document, str) else sum(len(message["content"]) for message in document)
+
+
+def _up_to_enough(documents: Iterable[Document], path: Path, most: int) -> tuple[list[Document], list[str]]:
+    taken: list[Document] = []
+    size = 0
+    for document in documents:
+        if size >= most:
+            return taken, [_only_the_start(path, most)]
+        taken.append(document)
+        size += characters(document)
+    return taken, []
+
+
+def _only_the_start(path: Path, most: int) -> str:
+    return f"{path.name} is long: its first {most / 1e6:.0f} million characters are the calibration text"
+
+
+def _plain(file: IO[bytes], path: Path, most: int) -> tuple[list[Document], list[str]]:
+    data = file.read(most + 1)
+    if len(data) <= most:
+        return [_decoded(data, path.name)], []
+    end = data.rfind(b"\n", 0, most) + 1 or most
+    return [_decoded(data[:end], path.name, cut=True)], [_only_the_start(path, most)]
+
+
+def _decoded(data: bytes, what: str, *, cut: bool = False) -> str:
+    """UTF-8 text; of data that was `cut` at a byte the last character may be incomplete."""
+    zero = data.find(b"\0")
+    if zero >= 0:
+        raise CalibrationError(f"{what} is not text: byte {zero} is zero; give UTF-8 text, JSON lines or Parquet")
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        if cut and error.end == len(data) and len(data) - error.start < 4:
+            return data[: error.start].decode("utf-8-sig")
+        raise CalibrationError(
+            f"{what} is not UTF-8 text: byte {error.start} is 0x{data[error.start]:02x}; save it as UTF-8"
+        ) from error
+
+
+def _lines(file: IO[bytes], path: Path) -> Iterator[Document]:
+    for number, line in enumerate(file, 1):
+        if line.strip():
+            where = f"line {number} of {path.name}"
+            yield _document(_parsed(_decoded(line, where), where), where)
+
+
+def _json(file: IO[bytes], path: Path) -> Iterator[Document]:
+    """An array of objects, or one object, or, as files so named often are, an object on each line."""
+    data = file.read(_LARGEST_JSON + 1)
+    if len(data) > _LARGEST_JSON:
+        raise CalibrationError(f"{path.name} is over {_LARGEST_JSON >> 20} MiB of JSON; give it as JSON lines (.jsonl)")
+    text = _decoded(data, path.name)
+    first, _, rest = text.lstrip().partition("\n")
+    if rest.strip() and first.startswith("{") and first.rstrip().endswith("}"):
+        for number, line in enumerate(text.splitlines(), 1):
+            if line.strip():
+                where = f"line {number} of {path.name}"
+                yield _document(_parsed(line, where), where)
+        return
+    value = _parsed(text, path.name)
+    for number, entry in enumerate(value if isinstance(value, list) else [value], 1):
+        yield _document(entry, f"entry {number} of {path.name}")
+
+
+def _parsed(text: str, where: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise CalibrationError(f"{where} is not valid JSON: {error.msg} at character {error.pos + 1}") from error
+    except RecursionError as error:
+        raise CalibrationError(f"{where} is not sensible JSON: it is nested too deeply") from error
+
+
+def _document(entry: Any, where: str) -> Document:
+    if isinstance(entry, str):
+        return entry
+    key = next((key for key in _KEYS if isinstance(entry, dict) and entry.get(key) is not None), None)
+    if key is None:
+        found = f"the keys {', '.join(map(repr, entry))[:80]}" if isinstance(entry, dict) else type(entry).__name__
+        raise CalibrationError(f"{where} has neither 'text' nor 'messages', but {found}; rename what holds the text")
+    if key == "text":
+        if not isinstance(entry["text"], str):
+            raise CalibrationError(f"{where} has a 'text' that is {type(entry['text']).__name__}, not a string")
+        return str(entry["text"])
+    messages = entry[key]
+    if not isinstance(messages, list):
+        raise CalibrationError(f"{where} has {key!r} that are {type(messages).__name__}, not a list")
+    return [_message(message, where, key) for message in messages]
+
+
+def _message(message: Any, where: str, key: str) -> dict[str, str]:
+    if isinstance(message, dict):
+        role, content = message.get("role", message.get("from")), message.get("content", message.get("value"))
+        if isinstance(role, str) and isinstance(content, str):
+            return {"role": _ROLES.get(role, role), "content": content}
+    raise CalibrationError(f"{where} has a message in {key!r} without a 'role' and a 'content' that are strings")
+
+
+def _parquet(path: Path) -> Iterator[Document]:
+    try:
+        parquet = importlib.import_module("pyarrow.parquet")
+    except ImportError as error:
+        raise MissingExtraError(
+            f"{path.name} is Parquet, which needs pyarrow; install it with: pip install pyarrow"
+        ) from error
+    try:
+        file = parquet.ParquetFile(path)
+        names = file.schema_arrow.names
+        column = next((name for name in _KEYS if name in names), None)
+        if column is None:
+            raise CalibrationError(
+                f"{path.name} has neither a column 'text' nor 'messages', but {', '.join(names)[:80]};"
+                " export the one that holds the text as .txt or .jsonl"
+            )
+        number = 0
+        for batch in file.iter_batches(batch_size=1024, columns=[column]):
+            for value in batch.column(0).to_pylist():
+                number += 1
+                if value is not None:
+                    yield _document({column: value}, f"row {number} of {path.name}")
+    except (ValueError, OSError) as error:  # pyarrow's own errors are one or the other
+        raise CalibrationError(f"{path.name} is not readable Parquet ({str(error).splitlines()[0][:120]})") from error

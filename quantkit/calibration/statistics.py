@@ -1,0 +1,41 @@
+"""What calibration keeps of a linear's input: sums over tokens, never the tokens themselves."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.float32]
+
+
+@dataclass
+class Statistics:
+    """Of one distinct input x of `width` values, over the tokens that came by.
+
+    `squares`: sums of x^2, float64 (width,), what an importance matrix is made of; `tokens` that were counted in it.
+    `gram`: the sum of x x', float32 (width, width), where a format needs it; its `gram_tokens` may be more, for an
+    expert that too few tokens were routed to learns from others as well.
+    """
+
+    squares: NDArray[np.float64]
+    tokens: int = 0
+    gram: Array | None = None
+    gram_tokens: int = 0
+
+    @classmethod
+    def of(cls, width: int, *, gram: bool) -> "Statistics":
+        return cls(np.zeros(width), 0, np.zeros((width, width), np.float32) if gram else None)
+
+    def add(self, pieces: Sequence[Array], extra: Sequence[Array] = ()) -> None:
+        """Count the tokens of `pieces`, each (n, width); those of `extra` go into the Gram matrix only."""
+        for piece in pieces:
+            self.squares += np.einsum("ij,ij->j", piece, piece)
+            self.tokens += len(piece)
+        if self.gram is not None:
+            together = [piece for piece in (*pieces, *extra) if len(piece)]
+            if together:
+                x = together[0] if len(together) == 1 else np.concatenate(together)
+                # one array and its own transpose: BLAS computes half of it (syrk)
+                self.gram += x.T @ x
+                self.gram_tokens += len(x)

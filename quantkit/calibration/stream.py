@@ -1,0 +1,271 @@
+"""The streamed forward: a checkpoint run over all samples layer by layer, in the memory of one layer.
+
+For each layer its tensors are read once, all samples go through it, and what its linears saw is gathered; then whoever
+watches gets the tensors and the statistics, and both are freed. Routed experts come one at a time, over the tokens that
+the router sent them.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Protocol, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+from threadpoolctl import ThreadpoolController
+
+from quantkit.calibration.held import Held, keys_of
+from quantkit.calibration.native import Native
+from quantkit.calibration.states import States
+from quantkit.calibration.statistics import Statistics
+from quantkit.errors import CalibrationError
+from quantkit.forward.feed_forward import expert_count, expert_part, feed_forward, route, shared
+from quantkit.forward.forward import DecoderLayer
+from quantkit.forward.layer_linears import layer_linears
+from quantkit.forward.linears import Input, LayerLinears
+
+Array = NDArray[np.float32]
+Tensors = dict[str, Array]
+_T = TypeVar("_T")
+_R = TypeVar("_R")
+
+# Inputs of linears that wait for their sums, in bytes.
+_WAITING_BYTES = 192 << 20
+# An expert that fewer tokens than this were routed to learns from others too.
+EXPERT_FLOOR = 256
+
+
+class Watcher(Protocol):
+    """Who learns from the stream. The tensors are the watcher's from then on: the forward is done with them."""
+
+    def dense(self, layer: LayerLinears, tensors: Tensors, statistics: Mapping[str, Statistics]) -> None:
+        """All of a layer but its routed experts."""
+
+    def expert(self, layer: LayerLinears, expert: int, tensors: Tensors, statistics: Mapping[str, Statistics]) -> None:
+        """One routed expert of the layer; `dense` came before."""
+
+
+class Stream:
+    """Hidden states of `tokens` (int32, (samples, length)) on their way through `native`'s layers.
+
+    `folder` holds the states between layers. `gram`: whether Gram matrices are gathered, or only sums of squares.
+    """
+
+    def __init__(
+        self, native: Native, tokens: NDArray[np.int32], folder: Path, *, threads: int, gram: bool = True
+    ) -> None:
+        self.native, self.tokens, self.threads, self.gram = native, tokens, threads, gram
+        self.decoder = native.decoder
+        self.states = States(folder, len(tokens), tokens.shape[1], self.decoder.hidden)
+        self._blas = ThreadpoolController()
+        self._pool = ThreadPoolExecutor(threads)
+
+    def linears(self, number: int) -> LayerLinears:
+        """The linears of a layer."""
+        return layer_linears(self.native.architecture, self.native.config, number, self.native.tensors)
+
+    def embed(self) -> None:
+        """Write the states that go into the first layer."""
+
+        def one(sample: int) -> None:
+            self.states.write(_file(0), sample, self.decoder.embed(self.tokens[sample].tolist()))
+
+        self._each(one, range(len(self.tokens)))
+
+    def can_start_at(self, number: int) -> bool:
+        """Whether the states that go into layer `number` are there."""
+        return self.states.holds(_file(number))
+
+    def layer(self, number: int, watcher: Watcher) -> None:
+        """All samples through one layer; then, and after each expert, the watcher is called.
+
+        Raises CalibrationError, naming the layer, when a hidden state is not finite.
+        """
+        linears = self.linears(number)
+        dense = tuple(each for each in linears.inputs if each.expert is None)
+        held = self._hold(self._names_outside_experts(number, linears), dense)
+        layer = self.decoder.layer(number, held)
+        statistics = {each.key: Statistics.of(each.width, gram=self.gram) for each in dense}
+        if layer.experts is None:
+            self._through(number, held, statistics)
+            watcher.dense(linears, dict(held.tensors), statistics)
+            return
+        chosen, share = self._up_to_experts(number, held, statistics)
+        watcher.dense(linears, dict(held.tensors), statistics)
+        for expert in range(expert_count(layer.experts, layer.layer)):
+            self._one_expert(number, linears, expert, chosen, share, watcher)
+        self._join(number, held)
+
+    def _through(self, number: int, held: Held, statistics: Mapping[str, Statistics]) -> None:
+        def one(sample: int) -> dict[str, Array]:
+            tap = held.tapped()
+            x = self.decoder.layer(number, tap)(self.states.read(_file(number), sample))
+            _check_finite(x, number, sample)
+            self.states.write(_file(number + 1), sample, x)
+            return tap.seen
+
+        self._gather(one, statistics)
+
+    def _up_to_experts(
+        self, number: int, held: Held, statistics: Mapping[str, Statistics]
+    ) -> tuple[NDArray[np.int64], Array]:
+        """All of a layer but its routed experts: the next states begin as what the shared expert gives."""
+        chosen: dict[int, NDArray[np.int64]] = {}
+        share: dict[int, Array] = {}
+
+        def one(sample: int) -> dict[str, Array]:
+            tap = held.tapped()
+            layer = self.decoder.layer(number, tap)
+            assert layer.experts is not None
+            middle, seen = layer.attend(self.states.read(_file(number), sample))
+            _check_finite(middle, number, sample)
+            chosen[sample], share[sample] = route(layer.experts, layer.layer, seen)
+            fed = shared(layer.experts, layer.layer, seen)
+            self.states.write("middle", sample, middle)
+            self.states.write("seen", sample, seen)
+            self.states.write(_file(number + 1), sample, np.zeros_like(middle) if fed is None else fed)
+            return tap.seen
+
+        self._gather(one, statistics)
+        samples = range(len(self.tokens))
+        return np.stack([chosen[each] for each in samples]), np.stack([share[each] for each in samples])
+
+    def _one_expert(
+        self,
+        number: int,
+        linears: LayerLinears,
+        expert: int,
+        chosen: NDArray[np.int64],
+        share: Array,
+        watcher: Watcher,
+    ) -> None:
+        inputs = tuple(each for each in linears.inputs if each.expert == expert)
+        names = {linear.name + linear.form.weight for each in inputs for linear in each.linears if linear.index is None}
+        names |= {linear.name + linear.form.bias for each in inputs for linear in each.linears if linear.index is None}
+        held = self._hold(names & self.native.tensors.keys(), inputs)
+        statistics = {each.key: Statistics.of(each.width, gram=self.gram) for each in inputs}
+        extra = _others(chosen, expert, EXPERT_FLOOR) if self.gram else {}
+
+        def run(layer: DecoderLayer, x: Array) -> Array:
+            assert layer.experts is not None
+            part, index = expert_part(layer.experts, layer.layer, expert)
+            return feed_forward(part, layer.layer, x, index)
+
+        def some(samples: Sequence[int]) -> tuple[dict[str, Array], dict[str, Array]]:
+            found = [np.nonzero(chosen[sample] == expert) for sample in samples]
+            seen = [self.states.read("seen", sample) for sample in samples]
+            tap, others = held.tapped(), held.tapped()
+            routed = np.concatenate([x[rows] for x, (rows, _) in zip(seen, found, strict=True)])
+            if len(routed):
+                answers = run(self.decoder.layer(number, tap), routed)
+                start = 0
+                for sample, (rows, slots) in zip(samples, found, strict=True):
+                    if len(rows):
+                        fed = self.states.read(_file(number + 1), sample)
+                        fed[rows] += answers[start : start + len(rows)] * share[sample, rows, slots][:, None]
+                        self.states.write(_file(number + 1), sample, fed)
+                        start += len(rows)
+            unrouted = [x[extra[sample]] for x, sample in zip(seen, samples, strict=True) if sample in extra]
+            if unrouted:
+                run(self.decoder.layer(number, others), np.concatenate(unrouted))
+            return tap.seen, others.seen
+
+        together = max(1, 512 * len(self.tokens) // max(1, int((chosen == expert).sum())))
+        groups = _groups(range(len(self.tokens)), min(together, max(1, len(self.tokens) // self.threads)))
+        for batch in _groups(groups, self._at_once(inputs, share=together)):
+            results = self._each(some, batch)
+            for key, each in statistics.items():
+                each.add(
+                    [seen[key] for seen, _ in results if key in seen],
+                    [others[key] for _, others in results if key in others],
+                )
+        watcher.expert(linears, expert, dict(held.tensors), statistics)
+
+    def _join(self, number: int, held: Held) -> None:
+        def one(sample: int) -> None:
+            layer = self.decoder.layer(number, held)
+            fed = self.states.read(_file(number + 1), sample)
+            x = layer.join(self.states.read("middle", sample), fed)
+            _check_finite(x, number, sample)
+            self.states.write(_file(number + 1), sample, x)
+
+        self._each(one, range(len(self.tokens)))
+
+    def _gather(self, one: Callable[[int], dict[str, Array]], statistics: Mapping[str, Statistics]) -> None:
+        """`one` for every sample, its taps summed in the order of samples."""
+        width = sum(len(each.squares) for each in statistics.values())
+        for batch in _groups(range(len(self.tokens)), self._at_once_width(width)):
+            taps = self._each(one, batch)
+            for key, each in statistics.items():
+                each.add([tap[key] for tap in taps])
+
+    def _at_once(self, inputs: Sequence[Input], share: int) -> int:
+        return max(1, self._at_once_width(sum(each.width for each in inputs)) // share)
+
+    def _at_once_width(self, width: int) -> int:
+        """How many samples may wait for their sums; a multiple of the threads if it can be."""
+        fit = int(_WAITING_BYTES // (4 * width * self.tokens.shape[1]))
+        return max(1, fit - fit % self.threads if fit > self.threads else fit)
+
+    def _each(self, work: Callable[[_T], _R], items: Sequence[_T]) -> list[_R]:
+        """`work` for each item by all threads, each of which computes alone; results in the order of items."""
+        with self._blas.limit(limits=1):
+            return list(self._pool.map(work, items))
+
+    def _hold(self, names: set[str], inputs: tuple[Input, ...]) -> Held:
+        native = self.native
+        tensors = {name: np.array(native.whole(name), np.float32) for name in sorted(names)}
+        return Held(native.whole, native.rows, native.tensors.keys(), tensors, keys_of(inputs))
+
+    def _names_outside_experts(self, number: int, linears: LayerLinears) -> set[str]:
+        """The layer's tensors that are not of a routed expert."""
+        at = self.decoder.at(number)
+        of_experts = {
+            linear.name + ending
+            for each in linears.inputs
+            if each.expert is not None
+            for linear in each.linears
+            for ending in (linear.form.weight, linear.form.bias, "_blocks", "_scales")
+        }
+        return {name for name in self.native.tensors if name.startswith(at)} - of_experts
+
+    def close(self) -> None:
+        """Stop the threads and close the states' files, which stay."""
+        self._pool.shutdown(cancel_futures=True)
+        self.states.close()
+
+    def __enter__(self) -> "Stream":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def _file(number: int) -> str:
+    """The states that go into layer `number`: two files in turn."""
+    return f"states-{number % 2}"
+
+
+def _groups(items: Sequence[_T], size: int) -> list[Sequence[_T]]:
+    return [items[start : start + size] for start in range(0, len(items), size)]
+
+
+def _others(chosen: NDArray[np.int64], expert: int, floor: int) -> dict[int, NDArray[np.int64]]:
+    """Rows by sample of tokens that the router did not send to `expert`, evenly spread, so that it sees `floor`."""
+    routed = (chosen == expert).any(axis=-1)
+    wanted = min(floor, routed.size) - int(routed.sum())
+    if wanted <= 0:
+        return {}
+    free = np.flatnonzero(~routed.reshape(-1))
+    picked = free[np.linspace(0, len(free) - 1, min(wanted, len(free))).round().astype(np.int64)]
+    length = chosen.shape[1]
+    return {int(sample): picked[picked // length == sample] % length for sample in np.unique(picked // length)}
+
+
+def _check_finite(x: Array, number: int, sample: int) -> None:
+    # one infinite or NaN value makes the sum so
+    if not np.isfinite(x.sum(dtype=np.float64)):
+        raise CalibrationError(
+            f"layer {number} gives hidden states that are not finite (NaN or infinite) for calibration sample"
+            f" {sample + 1}; the checkpoint is damaged, or another calibration text avoids it"
+        )
