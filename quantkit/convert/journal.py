@@ -17,7 +17,10 @@ FORMAT, VERSION = "quantkit-journal", 1
 
 
 class Journal:
-    """An open, locked journal. `done` holds the tensors an earlier run finished, `stale` files of a discarded run."""
+    """An open, locked journal. `done` holds what an earlier run finished, `stale` files of a discarded run.
+
+    A step is a tensor, or a layer where a layer is what is calibrated at once; `records` is what was noted of each.
+    """
 
     def __init__(self, path: Path, fingerprint: str, files: Sequence[str], *, force: bool) -> None:
         """Open or create the journal of the run that `fingerprint` identifies and that writes `files`.
@@ -28,6 +31,7 @@ class Journal:
         self.path = path
         self._head = {"format": FORMAT, "version": VERSION, "fingerprint": fingerprint, "files": list(files)}
         self.done: set[str] = set()
+        self.records: dict[str, Any] = {}
         self.stale: list[str] = []
         self.finishing: Mapping[str, str] | None = None
         self._file = _locked(path)
@@ -41,7 +45,9 @@ class Journal:
             )
         if self.resumed:
             for line in lines[1:]:
-                self.done.update([line["tensor"]] if "tensor" in line else [])
+                if "tensor" in line:
+                    self.done.add(line["tensor"])
+                    self.records[line["tensor"]] = line.get("record")
                 self.finishing = line.get("finishing", self.finishing)
             if lines[0].get("boot") != _boot() and self.finishing is None:
                 # The machine has started anew since: what had not reached the disk is lost, and nobody knows what.
@@ -53,6 +59,7 @@ class Journal:
     def forget(self) -> None:
         """Start over: nothing is done yet."""
         self.done.clear()
+        self.records.clear()
         self.finishing = None
         self._start()
 
@@ -60,9 +67,10 @@ class Journal:
         self._file.truncate(0)
         self._append({**self._head, "boot": _boot()})
 
-    def finished(self, tensor: str) -> None:
-        """Record that every byte of `tensor` stands in every output."""
-        self._append({"tensor": tensor})
+    def finished(self, tensor: str, record: Any = None) -> None:
+        """Note that every byte of `tensor` stands in every output; `record` (of JSON) is kept for a resumed run."""
+        self._append({"tensor": tensor} if record is None else {"tensor": tensor, "record": record})
+        self.records[tensor] = record
 
     def start_finishing(self, sha256: Mapping[str, str]) -> None:
         """Record that all outputs are complete and checked: what is left is renaming them."""
