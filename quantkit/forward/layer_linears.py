@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
+from functools import cache
 
 from quantkit.forward.description import Architecture, Attention, Config, Experts, FeedForward, given, head_dim
 from quantkit.forward.linears import Input, LayerLinears, Linear, NormFold, RowFold
@@ -67,24 +68,24 @@ def _plain(part: Attention, place: _Place) -> _Part:
     heads, kv_heads = int(given(config, "num_attention_heads", "n_head")), part.kv_heads(config)
     size = head_dim(config)
     shared_by = heads // kv_heads
-    seers: tuple[Linear, ...]
+    readers: tuple[Linear, ...]
     first, step = 0, size  # of the rows of a key head's values, and from one key head to the next
     if part.fused is None:
         counts = (heads, kv_heads, kv_heads)
-        seers = tuple(
+        readers = tuple(
             Linear(at + name, place.hidden, count * size, part.form)
             for name, count in zip(part.separate, counts, strict=True)
         )
     else:
-        seers = (Linear(at + part.fused, place.hidden, (heads + 2 * kv_heads) * size, part.form),)
+        readers = (Linear(at + part.fused, place.hidden, (heads + 2 * kv_heads) * size, part.form),)
         first, step = (heads + kv_heads) * size, size
         if part.grouped:
             first, step = (shared_by + 1) * size, (shared_by + 2) * size
     rows = tuple(first + head // shared_by * step + i for head in range(heads) for i in range(size))
     out = Linear(at + part.out, heads * size, place.hidden, part.form)
-    inputs = (Input("attention", seers), Input("attention.out", (out,)))
+    inputs = (Input("attention", readers), Input("attention.out", (out,)))
     clipped = part.clip is not None and config.get(part.clip) is not None
-    folds = () if clipped else (RowFold(seers[-1], rows, "attention.out"),)
+    folds = () if clipped else (RowFold(readers[-1], rows, "attention.out"),)
     return _Part(inputs, folds, ("attention",))
 
 
@@ -118,34 +119,44 @@ def _feed_forward(
     def linear(name: str, n_in: int, n_out: int) -> Linear:
         return Linear(at + name, n_in, n_out, part.form, index)
 
-    seers: tuple[Linear, ...]
+    readers: tuple[Linear, ...]
     if part.fused:
-        seers = (linear(part.fused, place.hidden, 2 * inner),)
-        rows = range(1, 2 * inner, 2) if part.alternating else range(inner, 2 * inner)
+        readers = (linear(part.fused, place.hidden, 2 * inner),)
     else:
-        seers = tuple(linear(name, place.hidden, inner) for name in (part.gate, part.up) if name)
-        rows = range(inner)
-    inputs = (Input(key, seers, expert), Input(down_key, (linear(part.down, inner, place.hidden),), expert))
+        readers = tuple(linear(name, place.hidden, inner) for name in (part.gate, part.up) if name)
+    inputs = (Input(key, readers, expert), Input(down_key, (linear(part.down, inner, place.hidden),), expert))
     # Only what multiplies the gate is linear: without one up goes through the activation, clamped it is limited.
     straight = (part.fused or part.gate) and not part.clamped
-    folds = (RowFold(seers[-1], tuple(rows), down_key),) if straight else ()
+    folds = (RowFold(readers[-1], _rows_of_up(part, inner), down_key),) if straight else ()
     return _Part(inputs, folds, (key,))
+
+
+def _rows_of_up(part: FeedForward, inner: int) -> tuple[int, ...]:
+    if not part.fused:
+        return _rows(0, inner, 1)
+    return _rows(1, 2 * inner, 2) if part.alternating else _rows(inner, 2 * inner, 1)
+
+
+@cache
+def _rows(start: int, stop: int, step: int) -> tuple[int, ...]:
+    # hundreds of experts share one tuple
+    return tuple(range(start, stop, step))
 
 
 def _mixture(part: Experts, place: _Place) -> _Part:
     count = int(given(place.config, *part.count))
-    seers = [Linear(place.at + part.router, place.hidden, count, kept=True)]
+    readers = [Linear(place.at + part.router, place.hidden, count, kept=True)]
     experts = list(_each_expert(part, place, count))
     after: list[Input] = []
     folds = [fold for expert in experts for fold in expert.folds]
     if part.shared and part.shared.inner(place.config):
         everyone = _feed_forward(part.shared, place, "feed", "shared.down")
-        seers += everyone.inputs[0].linears
+        readers += everyone.inputs[0].linears
         if part.shared_gate:
-            seers.append(Linear(place.at + part.shared_gate, place.hidden, 1, kept=True))
+            readers.append(Linear(place.at + part.shared_gate, place.hidden, 1, kept=True))
         after += everyone.inputs[1:]
         folds += everyone.folds
-    inputs = (Input("feed", tuple(seers)), *(each for expert in experts for each in expert.inputs), *after)
+    inputs = (Input("feed", tuple(readers)), *(each for expert in experts for each in expert.inputs), *after)
     return _Part(inputs, tuple(folds), ("feed", *(key for expert in experts for key in expert.fed)))
 
 

@@ -1,0 +1,229 @@
+"""The linears of a layer against what the forward does with every tiny model, and against transformers' shapes."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from quantkit.forward import find_architecture, reference_logits
+from quantkit.forward.description import Architecture, Form, given
+from quantkit.forward.layer_linears import layer_linears
+from quantkit.forward.linears import LayerLinears, Linear, NormFold, RowFold
+from quantkit.forward.weights import Array, Weights
+from tests.families.models import TOKENS, all_cases
+from tests.forward.test_architectures import native
+
+# Published checkpoints with native names, but experts stacked in one tensor or packed.
+STACKED = {f"{name} as published": name for name in ("qwen2moe-fused-no-biases", "qwen3moe-fused-tied", "olmoe-fused")}
+PACKED = {"gpt-oss-mxfp4 as published": "gpt-oss-mxfp4"}
+MODELS = sorted(all_cases()) + sorted(STACKED) + sorted(PACKED)
+
+Call = tuple[str, Form, int, int]
+# A linear as the forward calls it: its name, its form, which of those in its tensor, n_out.
+Seen = list[tuple[int, set[Call]]]
+# Inputs in the order in which they come: the width, and who got that very array.
+
+
+def model(name: str) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """Tensors and config of one of MODELS; the tensors are the caller's to change."""
+    case_name = (STACKED | PACKED).get(name, name)
+    tensors, config = native(case_name)
+    case = all_cases()[case_name][1]
+    if name != case_name:
+        assert case.publish
+        tensors = case.publish(config, tensors)[1]
+    return {each: np.array(values) for each, values in tensors.items()}, config
+
+
+def everyone_everywhere(config: dict[str, Any]) -> dict[str, Any]:
+    """The config with every token going to every expert, so that none is missed."""
+    count = given(config, "num_local_experts", "num_experts", "n_routed_experts")
+    return {**config, "num_experts_per_tok": count, "topk_group": config.get("n_group")} if count else config
+
+
+def layers_of(tensors: dict[str, np.ndarray], config: dict[str, Any]) -> list[LayerLinears]:
+    architecture = find_architecture(config)
+    n_layers = int(given(config, "num_hidden_layers", "n_layer"))
+    return [layer_linears(architecture, config, number, set(tensors)) for number in range(n_layers)]
+
+
+def traced(tensors: dict[str, np.ndarray], config: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> Seen:
+    """The inputs of all linears of a run, the head's last."""
+    arrays: list[Array] = []
+    seen: Seen = []
+    real = Weights.linear
+
+    def linear(self: Weights, name: str, x: Array, n_out: int, form: Form = Form(), index: int = 0) -> Array:
+        at = next((i for i, array in enumerate(arrays) if array is x), len(arrays))
+        if at == len(arrays):
+            arrays.append(x)
+            seen.append((x.shape[1], set()))
+        seen[at][1].add((name, form, index, n_out))
+        return real(self, name, x, n_out, form, index)
+
+    monkeypatch.setattr(Weights, "linear", linear)
+    reference_logits(tensors.__getitem__, config, TOKENS, names=set(tensors))
+    return seen
+
+
+def described(layers: list[LayerLinears]) -> Seen:
+    return [
+        (each.width, {(one.name, one.form, one.index or 0, one.n_out) for one in each.linears})
+        for layer in layers
+        for each in layer.inputs
+    ]
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_linears_that_share_an_input_are_those_to_which_the_forward_gives_one_array(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tensors, config = model(name)
+    config = everyone_everywhere(config)
+    assert described(layers_of(tensors, config)) == traced(tensors, config, monkeypatch)[:-1]
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2", "bloom", "mixtral"])
+def test_a_checkpoint_of_the_bare_model_has_linears_of_its_names(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    tensors, config = model(name)
+    config = everyone_everywhere(config)
+    base = find_architecture(config).base
+    bare = {each.removeprefix(base): values for each, values in tensors.items()}
+    assert set(bare) != set(tensors)
+    assert described(layers_of(bare, config)) == traced(bare, config, monkeypatch)[:-1]
+
+
+@pytest.mark.parametrize("name", [name for name in MODELS if name not in PACKED])
+def test_every_matrix_of_a_layer_is_a_linear_once(name: str) -> None:
+    tensors, config = model(name)
+    layers = layers_of(tensors, config)
+    linears = [one for layer in layers for each in layer.inputs for one in each.linears]
+    assert len(set(linears)) == len(linears)
+    elements: dict[str, int] = {}
+    for one in linears:
+        elements[weight_name(one)] = elements.get(weight_name(one), 0) + one.n_in * one.n_out
+    architecture = find_architecture(config)
+    assert elements == {
+        each: values.size
+        for each, values in tensors.items()
+        if values.ndim > 1 and in_a_layer(architecture, each) and not each.endswith("_bias")
+    }
+
+
+def weight_name(linear: Linear) -> str:
+    return linear.name + linear.form.weight
+
+
+def in_a_layer(architecture: Architecture, name: str) -> bool:
+    return name.startswith(architecture.base + architecture.layer.partition("{}")[0])
+
+
+def shown(layer: LayerLinears) -> list[str]:
+    """Folds in words: what takes the scale off (its last name), and the inputs it is put on."""
+    words = []
+    for fold in layer.folds:
+        if isinstance(fold, NormFold):
+            words.append(f"{fold.norm.rpartition('.')[2]} > {' '.join(fold.inputs)}")
+        else:
+            which = "" if fold.linear.index is None else f" {fold.linear.index}"
+            words.append(f"{fold.linear.name.rpartition('.')[2]}{which} > {fold.input}")
+    return words
+
+
+_LLAMA = [
+    "input_layernorm > attention",
+    "post_attention_layernorm > feed",
+    "v_proj > attention.out",
+    "up_proj > feed.down",
+]
+_FOLDS = {
+    "llama": _LLAMA,
+    "qwen3": _LLAMA,
+    "gemma": _LLAMA,
+    "granite": _LLAMA,
+    "gemma2": ["input_layernorm > attention", "pre_feedforward_layernorm > feed", *_LLAMA[2:]],
+    "phi-4k": [*_LLAMA[:2], "qkv_proj > attention.out", "gate_up_proj > feed.down"],
+    # no weights in its norms; a limit on values is not linear
+    "olmo": _LLAMA[2:],
+    "olmo-clipped": ["up_proj > feed.down"],
+    # attention and feed-forward see the stream itself
+    "olmo2": _LLAMA[2:],
+    # down sees the activation of up
+    "gpt2": ["ln_1 > attention", "ln_2 > feed", "c_attn > attention.out"],
+    "bloom": ["input_layernorm > attention", "post_attention_layernorm > feed", "query_key_value > attention.out"],
+    "falcon-7b": ["input_layernorm > attention", "query_key_value > attention.out"],
+    "falcon-40b": ["ln_attn > attention", "ln_mlp > feed", "query_key_value > attention.out"],
+    "stablelm2-12b": ["input_layernorm > attention", "v_proj > attention.out", "up_proj > feed.down"],
+    "mixtral": [
+        "input_layernorm > attention",
+        "post_attention_layernorm > feed expert.0 expert.1 expert.2 expert.3",
+        "v_proj > attention.out",
+        *(f"w3 > expert.{expert}.down" for expert in range(4)),
+    ],
+    "qwen2moe-fused-no-biases as published": [
+        "input_layernorm > attention",
+        "post_attention_layernorm > feed " + " ".join(f"expert.{expert}" for expert in range(6)),
+        "v_proj > attention.out",
+        *(f"gate_up_proj {expert} > expert.{expert}.down" for expert in range(6)),
+        "up_proj > shared.down",
+    ],
+    # gate and up are limited, and up is counted from -1
+    "gpt-oss": [
+        "input_layernorm > attention",
+        "post_attention_layernorm > feed " + " ".join(f"expert.{expert}" for expert in range(6)),
+        "v_proj > attention.out",
+    ],
+    "deepseek-v3": [
+        "input_layernorm > attention",
+        "post_attention_layernorm > feed",
+        "q_a_layernorm > attention.q",
+        "kv_a_layernorm > attention.kv",
+        "kv_b_proj > attention.out",
+        "up_proj > feed.down",
+    ],
+    "deepseek-v2-lite": [
+        "input_layernorm > attention",
+        "post_attention_layernorm > feed",
+        "kv_a_layernorm > attention.kv",
+        "kv_b_proj > attention.out",
+        "up_proj > feed.down",
+    ],
+}
+
+
+@pytest.mark.parametrize("name", _FOLDS)
+def test_scales_fold_into_norms_and_into_rows_that_stay_linear_until_the_next_input(name: str) -> None:
+    assert shown(layers_of(*model(name))[0]) == _FOLDS[name]
+
+
+def test_routers_and_gates_of_shared_experts_are_kept_and_nothing_else_is() -> None:
+    for name in MODELS:
+        for layer in layers_of(*model(name)):
+            for each in layer.inputs:
+                for one in each.linears:
+                    last = one.name.split(".", 3)[-1]
+                    kept = last in {"mlp.gate", "mlp.router", "mlp.shared_expert_gate"} or last.startswith(
+                        ("block_sparse_moe.gate", "block_sparse_moe.router")
+                    )
+                    assert one.kept == kept, one.name
+
+
+def test_inputs_of_an_expert_name_it_and_keys_are_unique() -> None:
+    layer = layers_of(*model("qwen2moe"))[0]
+    assert len({each.key for each in layer.inputs}) == len(layer.inputs)
+    assert {each.key: each.expert for each in layer.inputs if each.expert is not None} == {
+        f"expert.{expert}{end}": expert for expert in range(6) for end in ("", ".down")
+    }
+    assert layer.find("expert.3.down").linears[0].name == "model.layers.0.mlp.experts.3.down_proj"
+
+
+def test_query_heads_that_share_a_value_share_its_rows() -> None:
+    tensors, config = model("llama")
+    layer = layers_of(tensors, config)[0]
+    (fold,) = [each for each in layer.folds if isinstance(each, RowFold) and each.input == "attention.out"]
+    size = len(tensors[f"{fold.linear.name}.weight"]) // config["num_key_value_heads"]
+    shared_by = config["num_attention_heads"] // config["num_key_value_heads"]
+    assert shared_by > 1
+    by_head = np.array(fold.rows).reshape(-1, size)
+    assert (by_head == by_head[::shared_by].repeat(shared_by, axis=0)).all()
+    assert sorted(set(fold.rows)) == list(range(fold.linear.n_out))
