@@ -7,9 +7,9 @@ import gzip
 import importlib
 import json
 import lzma
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Literal
 
 from quantkit.errors import CalibrationError, MissingExtraError
 
@@ -21,15 +21,15 @@ _LARGEST_JSON = 1 << 28
 _KEYS = ("text", "messages", "conversations")
 # ShareGPT's names of the roles.
 _ROLES = {"human": "user", "gpt": "assistant", "bot": "assistant"}
-_OPENERS = {".gz": gzip.open, ".xz": lzma.open}
+_OPENERS: dict[str, Callable[[Path, Literal["rb"]], IO[bytes]]] = {".gz": gzip.open, ".xz": lzma.open}
 
 
 def read_documents(path: Path, most: int = MOST_CHARACTERS) -> tuple[list[Document], list[str]]:
     """The documents of one file by its ending, and warnings (that only the start of a long one is taken).
 
     `.jsonl` and `.json` hold objects with `text`, or with `messages` (or ShareGPT's `conversations`); `.parquet` has a
-    column so named; any other file is one text. `.gz` and `.xz` may follow. Reading ends after `most` characters (bytes of
-    a plain text). Raises CalibrationError, MissingExtraError.
+    column so named; any other file is one text. `.gz` and `.xz` may follow. Reading ends after `most` characters (of a
+    plain text: bytes). Raises CalibrationError, MissingExtraError.
     """
     suffixes = [suffix.lower() for suffix in path.suffixes]
     packed = suffixes.pop() if suffixes and suffixes[-1] in _OPENERS else ""

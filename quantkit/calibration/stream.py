@@ -7,6 +7,7 @@ the router sent them.
 
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol, TypeVar
 
@@ -20,7 +21,6 @@ from quantkit.calibration.states import States
 from quantkit.calibration.statistics import Statistics
 from quantkit.errors import CalibrationError
 from quantkit.forward.feed_forward import expert_count, expert_part, feed_forward, route, shared
-from quantkit.forward.forward import DecoderLayer
 from quantkit.forward.layer_linears import layer_linears
 from quantkit.forward.linears import Input, LayerLinears
 
@@ -33,28 +33,63 @@ _R = TypeVar("_R")
 _WAITING_BYTES = 192 << 20
 # An expert that fewer tokens than this were routed to learns from others too.
 EXPERT_FLOOR = 256
+_EXPERT_TOKENS = 512
 
 
 class Watcher(Protocol):
-    """Who learns from the stream. The tensors are the watcher's from then on: the forward is done with them."""
+    """Who learns from the stream. The tensors are the watcher's from then on: the forward is done with them.
 
-    def dense(self, layer: LayerLinears, tensors: Tensors, statistics: Mapping[str, Statistics]) -> None:
+    What is returned is what the stream goes on with where it propagates what was quantized: the same tensors, as a
+    runtime will see them.
+    """
+
+    def dense(self, layer: LayerLinears, tensors: Tensors, statistics: Mapping[str, Statistics]) -> Tensors:
         """All of a layer but its routed experts."""
 
-    def expert(self, layer: LayerLinears, expert: int, tensors: Tensors, statistics: Mapping[str, Statistics]) -> None:
+    def expert(
+        self, layer: LayerLinears, expert: int, tensors: Tensors, statistics: Mapping[str, Statistics]
+    ) -> Tensors:
         """One routed expert of the layer; `dense` came before."""
+
+
+@dataclass(frozen=True)
+class Routes:
+    """Which experts each token goes to, best first, and how much each counts: (samples, tokens, experts per token)."""
+
+    chosen: NDArray[np.int64]
+    share: Array
+
+    def others(self, expert: int, floor: int) -> dict[int, NDArray[np.int64]]:
+        """Rows by sample of tokens that did not go to `expert`, evenly spread: as many as it lacks of `floor`."""
+        routed = (self.chosen == expert).any(axis=-1)
+        free = np.flatnonzero(~routed.reshape(-1))
+        wanted = min(floor - int(routed.sum()), len(free))
+        if wanted <= 0:
+            return {}
+        picked = free[np.linspace(0, len(free) - 1, wanted).round().astype(np.int64)]
+        length = routed.shape[1]
+        return {int(sample): picked[picked // length == sample] % length for sample in np.unique(picked // length)}
 
 
 class Stream:
     """Hidden states of `tokens` (int32, (samples, length)) on their way through `native`'s layers.
 
     `folder` holds the states between layers. `gram`: whether Gram matrices are gathered, or only sums of squares.
+    `propagate`: the states go on as the quantized layer gives them, not as the source's does.
     """
 
     def __init__(
-        self, native: Native, tokens: NDArray[np.int32], folder: Path, *, threads: int, gram: bool = True
+        self,
+        native: Native,
+        tokens: NDArray[np.int32],
+        folder: Path,
+        *,
+        threads: int,
+        gram: bool = True,
+        propagate: bool = False,
     ) -> None:
-        self.native, self.tokens, self.threads, self.gram = native, tokens, threads, gram
+        self.native, self.tokens, self.threads = native, tokens, threads
+        self.gram, self.propagate = gram, propagate
         self.decoder = native.decoder
         self.states = States(folder, len(tokens), tokens.shape[1], self.decoder.hidden)
         self._blas = ThreadpoolController()
@@ -88,12 +123,17 @@ class Stream:
         statistics = {each.key: Statistics.of(each.width, gram=self.gram) for each in dense}
         if layer.experts is None:
             self._through(number, held, statistics)
-            watcher.dense(linears, dict(held.tensors), statistics)
+            quantized = watcher.dense(linears, dict(held.tensors), statistics)
+            if self.propagate:
+                self._through(number, replace(held, tensors=quantized), {})
             return
-        chosen, share = self._up_to_experts(number, held, statistics)
-        watcher.dense(linears, dict(held.tensors), statistics)
+        routes = self._up_to_experts(number, held, statistics)
+        quantized = watcher.dense(linears, dict(held.tensors), statistics)
+        if self.propagate:
+            held = replace(held, tensors=quantized)
+            routes = self._up_to_experts(number, held, {})
         for expert in range(expert_count(layer.experts, layer.layer)):
-            self._one_expert(number, linears, expert, chosen, share, watcher)
+            self._one_expert(number, linears, expert, routes, watcher)
         self._join(number, held)
 
     def _through(self, number: int, held: Held, statistics: Mapping[str, Statistics]) -> None:
@@ -106,9 +146,7 @@ class Stream:
 
         self._gather(one, statistics)
 
-    def _up_to_experts(
-        self, number: int, held: Held, statistics: Mapping[str, Statistics]
-    ) -> tuple[NDArray[np.int64], Array]:
+    def _up_to_experts(self, number: int, held: Held, statistics: Mapping[str, Statistics]) -> Routes:
         """All of a layer but its routed experts: the next states begin as what the shared expert gives."""
         chosen: dict[int, NDArray[np.int64]] = {}
         share: dict[int, Array] = {}
@@ -128,58 +166,71 @@ class Stream:
 
         self._gather(one, statistics)
         samples = range(len(self.tokens))
-        return np.stack([chosen[each] for each in samples]), np.stack([share[each] for each in samples])
+        return Routes(np.stack([chosen[each] for each in samples]), np.stack([share[each] for each in samples]))
 
-    def _one_expert(
+    def _one_expert(self, number: int, linears: LayerLinears, expert: int, routes: Routes, watcher: Watcher) -> None:
+        inputs = tuple(each for each in linears.inputs if each.expert == expert)
+        # those stacked in one tensor of all experts are read where they stand
+        alone = [each for each in inputs if all(linear.index is None for linear in each.linears)]
+        held = self._hold(_stored(alone) & self.native.tensors.keys(), inputs)
+        statistics = {each.key: Statistics.of(each.width, gram=self.gram) for each in inputs}
+        extra = routes.others(expert, EXPERT_FLOOR) if self.gram else {}
+        self._through_expert(number, expert, routes, held, statistics, extra, add=not self.propagate)
+        quantized = watcher.expert(linears, expert, dict(held.tensors), statistics)
+        if self.propagate:
+            self._through_expert(number, expert, routes, replace(held, tensors=quantized), {}, {}, add=True)
+
+    def _through_expert(
         self,
         number: int,
-        linears: LayerLinears,
         expert: int,
-        chosen: NDArray[np.int64],
-        share: Array,
-        watcher: Watcher,
+        routes: Routes,
+        held: Held,
+        statistics: Mapping[str, Statistics],
+        extra: Mapping[int, NDArray[np.int64]],
+        *,
+        add: bool,
     ) -> None:
-        inputs = tuple(each for each in linears.inputs if each.expert == expert)
-        names = {linear.name + linear.form.weight for each in inputs for linear in each.linears if linear.index is None}
-        names |= {linear.name + linear.form.bias for each in inputs for linear in each.linears if linear.index is None}
-        held = self._hold(names & self.native.tensors.keys(), inputs)
-        statistics = {each.key: Statistics.of(each.width, gram=self.gram) for each in inputs}
-        extra = _others(chosen, expert, EXPERT_FLOOR) if self.gram else {}
+        """The tokens routed to an expert, and the rows of `extra` by sample, which count in the Gram matrix only.
 
-        def run(layer: DecoderLayer, x: Array) -> Array:
+        `add`: the expert's answers are added to the next states.
+        """
+
+        def run(tap: Held, x: Array) -> Array:
+            layer = self.decoder.layer(number, tap)
             assert layer.experts is not None
             part, index = expert_part(layer.experts, layer.layer, expert)
             return feed_forward(part, layer.layer, x, index)
 
         def some(samples: Sequence[int]) -> tuple[dict[str, Array], dict[str, Array]]:
-            found = [np.nonzero(chosen[sample] == expert) for sample in samples]
+            found = [np.nonzero(routes.chosen[sample] == expert) for sample in samples]
             seen = [self.states.read("seen", sample) for sample in samples]
             tap, others = held.tapped(), held.tapped()
             routed = np.concatenate([x[rows] for x, (rows, _) in zip(seen, found, strict=True)])
             if len(routed):
-                answers = run(self.decoder.layer(number, tap), routed)
-                start = 0
-                for sample, (rows, slots) in zip(samples, found, strict=True):
-                    if len(rows):
+                answers = run(tap, routed)
+                ends = np.cumsum([len(rows) for rows, _ in found])
+                for sample, (rows, slots), part in zip(samples, found, np.split(answers, ends[:-1]), strict=True):
+                    if add and len(rows):
                         fed = self.states.read(_file(number + 1), sample)
-                        fed[rows] += answers[start : start + len(rows)] * share[sample, rows, slots][:, None]
+                        fed[rows] += part * routes.share[sample, rows, slots][:, None]
                         self.states.write(_file(number + 1), sample, fed)
-                        start += len(rows)
             unrouted = [x[extra[sample]] for x, sample in zip(seen, samples, strict=True) if sample in extra]
             if unrouted:
-                run(self.decoder.layer(number, others), np.concatenate(unrouted))
+                run(others, np.concatenate(unrouted))
             return tap.seen, others.seen
 
-        together = max(1, 512 * len(self.tokens) // max(1, int((chosen == expert).sum())))
-        groups = _groups(range(len(self.tokens)), min(together, max(1, len(self.tokens) // self.threads)))
-        for batch in _groups(groups, self._at_once(inputs, share=together)):
+        # so many samples that an expert sees a few hundred tokens at once
+        together = max(1, _EXPERT_TOKENS * len(self.tokens) // max(1, int((routes.chosen == expert).sum())))
+        together = min(together, -(-len(self.tokens) // self.threads))
+        width = sum(len(each.squares) for each in statistics.values())
+        for batch in _groups(_groups(range(len(self.tokens)), together), max(1, self._at_once(width) // together)):
             results = self._each(some, batch)
             for key, each in statistics.items():
                 each.add(
                     [seen[key] for seen, _ in results if key in seen],
                     [others[key] for _, others in results if key in others],
                 )
-        watcher.expert(linears, expert, dict(held.tensors), statistics)
 
     def _join(self, number: int, held: Held) -> None:
         def one(sample: int) -> None:
@@ -194,17 +245,14 @@ class Stream:
     def _gather(self, one: Callable[[int], dict[str, Array]], statistics: Mapping[str, Statistics]) -> None:
         """`one` for every sample, its taps summed in the order of samples."""
         width = sum(len(each.squares) for each in statistics.values())
-        for batch in _groups(range(len(self.tokens)), self._at_once_width(width)):
+        for batch in _groups(range(len(self.tokens)), self._at_once(width)):
             taps = self._each(one, batch)
             for key, each in statistics.items():
                 each.add([tap[key] for tap in taps])
 
-    def _at_once(self, inputs: Sequence[Input], share: int) -> int:
-        return max(1, self._at_once_width(sum(each.width for each in inputs)) // share)
-
-    def _at_once_width(self, width: int) -> int:
-        """How many samples may wait for their sums; a multiple of the threads if it can be."""
-        fit = int(_WAITING_BYTES // (4 * width * self.tokens.shape[1]))
+    def _at_once(self, width: int) -> int:
+        """How many samples may wait for the sums of `width` values a token; a multiple of the threads if it can be."""
+        fit = int(_WAITING_BYTES // (4 * max(width, 1) * self.tokens.shape[1]))
         return max(1, fit - fit % self.threads if fit > self.threads else fit)
 
     def _each(self, work: Callable[[_T], _R], items: Sequence[_T]) -> list[_R]:
@@ -220,13 +268,7 @@ class Stream:
     def _names_outside_experts(self, number: int, linears: LayerLinears) -> set[str]:
         """The layer's tensors that are not of a routed expert."""
         at = self.decoder.at(number)
-        of_experts = {
-            linear.name + ending
-            for each in linears.inputs
-            if each.expert is not None
-            for linear in each.linears
-            for ending in (linear.form.weight, linear.form.bias, "_blocks", "_scales")
-        }
+        of_experts = _stored([each for each in linears.inputs if each.expert is not None])
         return {name for name in self.native.tensors if name.startswith(at)} - of_experts
 
     def close(self) -> None:
@@ -250,16 +292,14 @@ def _groups(items: Sequence[_T], size: int) -> list[Sequence[_T]]:
     return [items[start : start + size] for start in range(0, len(items), size)]
 
 
-def _others(chosen: NDArray[np.int64], expert: int, floor: int) -> dict[int, NDArray[np.int64]]:
-    """Rows by sample of tokens that the router did not send to `expert`, evenly spread, so that it sees `floor`."""
-    routed = (chosen == expert).any(axis=-1)
-    wanted = min(floor, routed.size) - int(routed.sum())
-    if wanted <= 0:
-        return {}
-    free = np.flatnonzero(~routed.reshape(-1))
-    picked = free[np.linspace(0, len(free) - 1, min(wanted, len(free))).round().astype(np.int64)]
-    length = chosen.shape[1]
-    return {int(sample): picked[picked // length == sample] % length for sample in np.unique(picked // length)}
+def _stored(inputs: Sequence[Input]) -> set[str]:
+    """Names of all tensors that the linears of `inputs` may be stored in."""
+    return {
+        linear.name + ending
+        for each in inputs
+        for linear in each.linears
+        for ending in (linear.form.weight, linear.form.bias, "_blocks", "_scales")
+    }
 
 
 def _check_finite(x: Array, number: int, sample: int) -> None:
