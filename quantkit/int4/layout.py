@@ -1,0 +1,96 @@
+"""Where every byte of a folder's weights goes, known before the first one is written; shards and index included.
+
+Format: https://github.com/huggingface/safetensors#format; names as transformers writes them.
+"""
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from math import prod
+
+from quantkit.checkpoint.tensor import DTYPE_BITS
+
+MAX_SHARD = 5_000_000_000
+"""Bytes of tensors in a shard, as transformers cuts them."""
+INDEX = "model.safetensors.index.json"
+_PREFIX, _ALIGNMENT = 8, 8
+_WIDEST = 4
+
+Stated = tuple[str, str, tuple[int, ...]]
+"""A tensor to come: name, safetensors dtype ("F16", "BF16", "F32", "I32"), shape."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """A tensor in its file; `offset` is from the start of the file, sizes are in bytes."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    offset: int
+    nbytes: int
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One safetensors file: its name, its first bytes (length and header), its tensors, its size in bytes."""
+
+    name: str
+    header: bytes
+    places: tuple[Place, ...]
+    size: int
+
+
+def tensor_bytes(dtype: str, shape: Sequence[int]) -> int:
+    return DTYPE_BITS[dtype] // 8 * prod(shape)
+
+
+def plan_folder(tensors: Sequence[Stated], max_shard: int = MAX_SHARD) -> list[Shard]:
+    """Files for `tensors`, in the order given: `model.safetensors`, or shards of at most `max_shard` tensor bytes.
+
+    A tensor larger than that has a shard of its own. Within a file the few tensors whose bytes are no multiple of four
+    come last, since readers map each tensor where it lies and want it aligned to its elements.
+    """
+    groups: list[list[Stated]] = [[]]
+    filled = 0
+    for tensor in tensors:
+        size = tensor_bytes(tensor[1], tensor[2])
+        if groups[-1] and filled + size > max_shard:
+            groups.append([])
+            filled = 0
+        groups[-1].append(tensor)
+        filled += size
+    if len(groups) == 1:
+        return [_shard("model.safetensors", groups[0])]
+    count = len(groups)
+    return [_shard(f"model-{i + 1:05d}-of-{count:05d}.safetensors", group) for i, group in enumerate(groups)]
+
+
+def index_json(shards: Sequence[Shard]) -> bytes | None:
+    """The bytes of `model.safetensors.index.json`; None where one file holds all."""
+    if len(shards) == 1:
+        return None
+    weight_map = {place.name: shard.name for shard in shards for place in shard.places}
+    total = sum(place.nbytes for shard in shards for place in shard.places)
+    index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
+    return (json.dumps(index, indent=2) + "\n").encode()
+
+
+def total_bytes(shards: Iterable[Shard]) -> int:
+    return sum(shard.size for shard in shards)
+
+
+def _shard(name: str, tensors: Sequence[Stated]) -> Shard:
+    ordered = sorted(tensors, key=lambda tensor: tensor_bytes(tensor[1], tensor[2]) % _WIDEST != 0)
+    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    position, relative = 0, []
+    for tensor, dtype, shape in ordered:
+        size = tensor_bytes(dtype, shape)
+        header[tensor] = {"dtype": dtype, "shape": list(shape), "data_offsets": [position, position + size]}
+        relative.append((tensor, dtype, shape, position, size))
+        position += size
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % _ALIGNMENT)
+    start = _PREFIX + len(text)
+    places = tuple(Place(tensor, dtype, shape, start + at, size) for tensor, dtype, shape, at, size in relative)
+    return Shard(name, len(text).to_bytes(_PREFIX, "little") + text, places, start + position)

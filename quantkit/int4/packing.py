@@ -1,0 +1,148 @@
+"""How AWQ and GPTQ lay integers into int32 words.
+
+Both formats see a matrix as (n_in, n_out) and fill words from the lowest bit on. Sources: AutoAWQ's `WQLinear_GEMM`
+(4 bit), GPTQModel's `pack_awq` (the other widths), AutoGPTQ's `QuantLinear.pack` and GPTQModel's `pack_original`.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from quantkit.int4.grid import Grid, Quantized
+
+AWQ_BITS = (2, 3, 4, 8)
+GPTQ_BITS = (2, 3, 4, 8)
+WORD = 32
+# Word w of AWQ's 4 bit holds, from its lowest four bits on, outputs 8w + 0, 2, 4, 6, 1, 3, 5, 7: the low and the high
+# halves of its four bytes.
+_LOW, _HIGH = [0, 4, 1, 5], [2, 6, 3, 7]
+
+Packed = dict[str, NDArray[Any]]
+
+
+def why_not_packed(method: str, grid: Grid, n_in: int, n_out: int) -> str | None:
+    """Why the format cannot hold a matrix of `n_in` inputs and `n_out` outputs, or None where it can.
+
+    `method`: "awq" or "gptq". Both formats only know whole words and whole groups; widths of 4 bit AWQ that are read by
+    AutoAWQ, vLLM and GPTQModel, and others that GPTQModel alone reads, follow the same rule.
+    """
+    known = AWQ_BITS if method == "awq" else GPTQ_BITS
+    if grid.bits not in known:
+        return f"{method} has no {grid.bits} bit packing (it has {', '.join(map(str, known))})"
+    group = grid.group_size(n_in)
+    if group <= 0 or n_in % group:
+        return f"its {n_in} inputs are no whole groups of {group}"
+    values = WORD if grid.bits == 3 else WORD // grid.bits
+    if n_out % values:
+        return f"its {n_out} outputs are no multiple of the {values} that a word of {grid.bits} bit holds"
+    if method == "gptq" and n_in % values:
+        return f"its {n_in} inputs are no multiple of the {values} that a word of {grid.bits} bit holds"
+    return None
+
+
+def packed_shapes(method: str, grid: Grid, n_in: int, n_out: int) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """What a matrix of `n_in` inputs and `n_out` outputs is stored as: suffix -> (safetensors dtype, shape)."""
+    groups = n_in // grid.group_size(n_in)
+    row = n_out * grid.bits // WORD
+    shapes: dict[str, tuple[str, tuple[int, ...]]] = {
+        "qweight": ("I32", (n_in, row) if method == "awq" else (n_in * grid.bits // WORD, n_out)),
+        "qzeros": ("I32", (groups, row)),
+        "scales": ("F16", (groups, n_out)),
+    }
+    return shapes if method == "awq" else {**shapes, "g_idx": ("I32", (n_in,))}
+
+
+def pack_awq(quantized: Quantized) -> Packed:
+    """int32 qweight (n_in, n_out * bits / 32), qzeros (n_groups, n_out * bits / 32), float16 scales (n_groups, n_out).
+
+    In 4 bit the eight outputs of a word are interleaved; other widths are a plain stream of bits along the outputs.
+    """
+    pack = _interleaved if quantized.grid.bits == 4 else _stream
+    bits = quantized.grid.bits
+    return {
+        "qweight": pack(quantized.q.T, bits),
+        "qzeros": pack(quantized.zeros.T, bits),
+        "scales": _scales(quantized),
+    }
+
+
+def unpack_awq(packed: Mapping[str, NDArray[Any]], grid: Grid) -> Quantized:
+    """The inverse of `pack_awq`."""
+    unpack = _interleaved_back if grid.bits == 4 else _stream_back
+    q = unpack(packed["qweight"], grid.bits)
+    zeros = unpack(packed["qzeros"], grid.bits)
+    scales = packed["scales"].astype(np.float32)
+    return Quantized(grid, _turned(q), _turned(scales), _turned(zeros), grid.groups(len(q)))
+
+
+def pack_gptq(quantized: Quantized, version: int = 1) -> Packed:
+    """int32 qweight (n_in * bits / 32, n_out), qzeros (n_groups, n_out * bits / 32) and g_idx (n_in,), scales as AWQ's.
+
+    `version` 1 ("gptq") stores zero - 1, `version` 2 ("gptq_v2") the zero itself. In version 1 a zero point of 0 wraps
+    to the largest integer, which readers take for different things (AutoGPTQ's and ExLlama's kernels for 2^bits,
+    GPTQModel for 0 with a carry into its neighbour), so its grid has `least_zero` 1.
+    """
+    bits = quantized.grid.bits
+    zeros = quantized.zeros if version == 2 else (quantized.zeros - np.uint8(1)) & np.uint8(quantized.grid.top)
+    return {
+        "qweight": _turned(_stream(quantized.q, bits)),
+        "qzeros": _stream(zeros.T, bits),
+        "scales": _scales(quantized),
+        "g_idx": quantized.groups.astype("<i4"),
+    }
+
+
+def unpack_gptq(packed: Mapping[str, NDArray[Any]], grid: Grid, version: int = 1) -> Quantized:
+    """The inverse of `pack_gptq`."""
+    q = _stream_back(_turned(packed["qweight"]), grid.bits)
+    zeros = _stream_back(packed["qzeros"], grid.bits)
+    if version == 1:
+        zeros = (zeros + np.uint8(1)) & np.uint8(grid.top)
+    scales = packed["scales"].astype(np.float32)
+    return Quantized(grid, q, _turned(scales), _turned(zeros), packed["g_idx"].astype(np.int32))
+
+
+def _scales(quantized: Quantized) -> NDArray[np.float16]:
+    return _turned(quantized.scales.astype("<f2"))
+
+
+def _turned(matrix: NDArray[Any]) -> NDArray[Any]:
+    return np.ascontiguousarray(matrix.T)
+
+
+def _interleaved(values: NDArray[np.uint8], bits: int) -> NDArray[np.int32]:
+    eights = np.ascontiguousarray(values).reshape(len(values), -1, 8)
+    halves = np.take(eights, _HIGH, axis=2)
+    halves <<= bits
+    halves |= np.take(eights, _LOW, axis=2)
+    return halves.view("<i4")[:, :, 0]
+
+
+def _interleaved_back(words: NDArray[np.int32], bits: int) -> NDArray[np.uint8]:
+    halves = np.ascontiguousarray(words, "<i4").view(np.uint8).reshape(len(words), -1, 4)
+    eights = np.empty((*halves.shape[:2], 8), np.uint8)
+    eights[:, :, _LOW] = halves & 15
+    eights[:, :, _HIGH] = halves >> bits
+    return eights.reshape(len(words), -1)
+
+
+def _stream(values: NDArray[np.uint8], bits: int) -> NDArray[np.int32]:
+    """Rows of integers as rows of words: value i fills bits i * bits ... of its row. Eight values make `bits` bytes."""
+    eights = np.ascontiguousarray(values).reshape(len(values), -1, 8)
+    gathered = np.zeros(eights.shape[:2], "<u8")
+    for i in range(8):
+        gathered |= eights[:, :, i].astype("<u8") << np.uint64(i * bits)
+    row = np.ascontiguousarray(gathered.view(np.uint8).reshape(*gathered.shape, 8)[:, :, :bits])
+    return row.reshape(len(values), -1).view("<i4")
+
+
+def _stream_back(words: NDArray[np.int32], bits: int) -> NDArray[np.uint8]:
+    row = np.ascontiguousarray(words, "<i4").view(np.uint8).reshape(len(words), -1, bits)
+    gathered = np.zeros((*row.shape[:2], 8), np.uint8)
+    gathered[:, :, :bits] = row
+    eights = gathered.view("<u8")
+    top = np.uint64((1 << bits) - 1)
+    values = [((eights[:, :, 0] >> np.uint64(i * bits)) & top).astype(np.uint8) for i in range(8)]
+    return np.stack(values, axis=-1).reshape(len(words), -1)
