@@ -6,46 +6,83 @@ from collections.abc import Callable
 import numpy as np
 
 from quantkit.errors import UnsupportedError
+from quantkit.forward.arrays import Array, empty, erf, namespace
 from quantkit.forward.description import Norm
-from quantkit.forward.weights import Array, f32
-
-_ERF = np.vectorize(math.erf, otypes=[np.float32])
 
 
-def normalise(x: Array, weight: Array, bias: Array | None, norm: Norm, eps: float) -> Array:
+def normalise(x: Array, weight: Array | None, bias: Array | None, norm: Norm, eps: float) -> Array:
     """RMSNorm (arXiv 1910.07467) or LayerNorm (1607.06450) over the last axis."""
+    xp = namespace(x)
     if norm.kind == "layer":
         x = x - x.mean(axis=-1, keepdims=True)
-    x = x / np.sqrt(np.mean(x * x, axis=-1, keepdims=True) + np.float32(eps))
-    out = x * (weight + np.float32(norm.offset))
-    return f32(out if bias is None else out + bias)
+    squares = xp.einsum("...i,...i->...", x, x)
+    out: Array = x * (1.0 / xp.sqrt(squares / x.shape[-1] + eps))[..., None]
+    if weight is not None:
+        out *= weight + norm.offset
+    if bias is not None:
+        out += bias
+    return out
 
 
 def softmax(x: Array) -> Array:
-    e = np.exp(x - x.max(axis=-1, keepdims=True))
-    return f32(e / e.sum(axis=-1, keepdims=True))
+    xp = namespace(x)
+    e: Array = xp.exp(x - xp.amax(x, axis=-1, keepdims=True))
+    e /= e.sum(axis=-1, keepdims=True)
+    return e
 
 
 def sigmoid(x: Array) -> Array:
-    return f32(0.5 * (1 + np.tanh(0.5 * x)))
+    out: Array = namespace(x).tanh(0.5 * x)
+    out += 1.0
+    out *= 0.5
+    return out
 
 
 def softcapped(x: Array, cap: float | None) -> Array:
-    return x if cap is None else f32(np.tanh(x / np.float32(cap)) * np.float32(cap))
+    if cap is None:
+        return x
+    out: Array = namespace(x).tanh(x / cap)
+    out *= cap
+    return out
+
+
+def _silu(x: Array) -> Array:
+    half = 0.5 * x
+    out: Array = namespace(x).tanh(half)
+    out += 1.0
+    out *= half
+    return out
+
+
+def _relu(x: Array) -> Array:
+    out: Array = namespace(x).clip(x, 0.0, None)
+    return out
 
 
 def _gelu(x: Array) -> Array:
-    return f32(0.5 * x * (1 + _ERF(x * np.float32(0.5**0.5))))
+    out = erf(x * 0.5**0.5)
+    out += 1.0
+    out *= x
+    out *= 0.5
+    return out
 
 
 def _gelu_tanh(x: Array) -> Array:
-    return f32(0.5 * x * (1 + np.tanh(np.float32((2 / math.pi) ** 0.5) * (x + np.float32(0.044715) * x**3))))
+    inner = x * x
+    inner *= 0.044715 * (2 / math.pi) ** 0.5
+    inner += (2 / math.pi) ** 0.5
+    inner *= x
+    out: Array = namespace(x).tanh(inner, out=inner)
+    out += 1.0
+    out *= x
+    out *= 0.5
+    return out
 
 
 _ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
-    "silu": lambda x: x * sigmoid(x),
-    "swish": lambda x: x * sigmoid(x),
-    "relu": lambda x: np.maximum(x, np.float32(0)),
+    "silu": _silu,
+    "swish": _silu,
+    "relu": _relu,
     "gelu": _gelu,
     "gelu_new": _gelu_tanh,
     "gelu_pytorch_tanh": _gelu_tanh,
@@ -62,15 +99,14 @@ def activation(name: str) -> Callable[[Array], Array]:
 
 def turn(x: Array, cos: Array, sin: Array, pairs: str) -> Array:
     """Rotate the first values of each head, (heads, n, head_dim), by cos and sin (n, pairs); the others stay."""
-    width = 2 * cos.shape[1]
-    turning = x[..., :width]
-    if pairs == "half":
-        first, second = np.split(turning, 2, axis=-1)
-        turned = np.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
-    else:
-        first, second = turning[..., 0::2], turning[..., 1::2]
-        turned = np.stack([first * cos - second * sin, second * cos + first * sin], axis=-1).reshape(turning.shape)
-    return np.concatenate([turned, x[..., width:]], axis=-1)
+    half, width = cos.shape[1], 2 * cos.shape[1]
+    one, other = (slice(half), slice(half, width)) if pairs == "half" else (slice(0, width, 2), slice(1, width, 2))
+    first, second = x[..., one], x[..., other]
+    out = empty(x.shape, x)
+    out[..., one] = first * cos - second * sin
+    out[..., other] = second * cos + first * sin
+    out[..., width:] = x[..., width:]
+    return out
 
 
 def alibi_slopes(heads: int) -> Array:

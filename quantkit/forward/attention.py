@@ -1,16 +1,22 @@
 """Causal self-attention as an architecture describes it."""
 
 from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from quantkit.forward.arithmetic import alibi_slopes, normalise, softcapped, softmax, turn
+from quantkit.forward.arithmetic import alibi_slopes, normalise, turn
+from quantkit.forward.arrays import Array, device, empty, namespace, place
 from quantkit.forward.description import Attention, Config, Norm, given, head_dim
 from quantkit.forward.rope import rope_frequencies
-from quantkit.forward.weights import Array, Weights
+from quantkit.forward.weights import Weights
 
 # DeepSeek's norms within attention do not take config.json's epsilon.
 _LATENT_EPS = 1e-6
+# Queries that go through the softmax at once: what is masked anyway stays little, and all of it in the cache.
+_ROWS = 128
 
 
 @dataclass(frozen=True)
@@ -23,12 +29,17 @@ class Layer:
     at: str
     eps: float
 
+    def vector(self, name: str, x: Array) -> Array:
+        """The tensor of that name, flat, where x is."""
+        values: Array = place(self.weights.vector(name), device(x))
+        return values
+
     def norm(self, name: str, x: Array, norm: Norm, eps: float | None = None) -> Array:
         bias = name + ".bias"
         return normalise(
             x,
-            self.weights.vector(name + ".weight") if norm.weighted else np.ones(1, np.float32),
-            self.weights.vector(bias) if self.weights.has(bias) else None,
+            self.vector(name + ".weight", x) if norm.weighted else None,
+            self.vector(bias, x) if self.weights.has(bias) else None,
             norm,
             self.eps if eps is None else eps,
         )
@@ -37,25 +48,64 @@ class Layer:
 def attend(part: Attention, layer: Layer, x: Array) -> Array:
     """What attention gives for the hidden states x (n, hidden): (n, hidden)."""
     q, k, v = _latent(part, layer, x) if part.latent else _plain(part, layer, x)
-    heads, n, _ = q.shape
-    shared_by = heads // len(k)
-    k, v = np.repeat(k, shared_by, axis=0), np.repeat(v, shared_by, axis=0)
-
-    scores = softcapped(
-        q @ k.swapaxes(1, 2) * np.float32(part.scale(layer.config, layer.number)),
-        layer.config.get(part.softcap) if part.softcap else None,
-    )
-    distance = np.arange(n)[:, None] - np.arange(n)
-    if part.alibi(layer.config):
-        scores -= alibi_slopes(heads)[:, None, None] * distance.astype(np.float32)
+    (heads, n, size), groups, where = q.shape, len(k), device(x)
+    cap = layer.config.get(part.softcap) if part.softcap else None
+    scale = part.scale(layer.config, layer.number)
+    # the heads that share a key, one below the other, are one matrix
+    q = (q * (scale / cap if cap else scale)).reshape(groups, heads // groups, n, size)
+    slopes = place(alibi_slopes(heads), where) if part.alibi(layer.config) else None
+    sinks = layer.vector(layer.at + part.at + part.sinks, x) if part.sinks else None
     window = part.window(layer.config, layer.number) or n
-    scores[:, (distance < 0) | (distance >= window)] = -np.inf
-    if part.sinks:
-        sinks = layer.weights.vector(layer.at + part.at + part.sinks)
-        scores = np.concatenate([scores, np.broadcast_to(sinks[:, None, None], (heads, n, 1))], axis=-1)
-    mixed = softmax(scores)[..., :n] @ v
-    flat = mixed.swapaxes(0, 1).reshape(n, -1)
-    return layer.weights.linear(layer.at + part.at + part.out, flat, x.shape[1], part.form)
+
+    out = empty((n, heads, v.shape[-1]), x)
+    for start in range(0, n, _ROWS):
+        stop = min(start + _ROWS, n)
+        first, rows = max(0, start + 1 - window), stop - start
+        scores = q[:, :, start:stop].reshape(groups, -1, size) @ k[:, first:stop].swapaxes(1, 2)
+        if cap:
+            scores = namespace(x).tanh(scores, out=scores)
+            scores *= cap
+        each = scores.reshape(heads, rows, stop - first)
+        if slopes is not None:
+            each -= slopes[:, None, None] * place(_distance(rows, stop - first).astype(np.float32), where)
+        masked = rows if window >= stop else stop - first
+        each[:, :, stop - first - masked :] += _mask(rows, masked, window, where)
+        parts, total = _softmax_parts(each, sinks)
+        mixed = (parts.reshape(scores.shape) @ v[:, first:stop]).reshape(heads, rows, -1)
+        mixed /= total  # fewer than the scores
+        out[start:stop] = mixed.swapaxes(0, 1)
+    return layer.weights.linear(layer.at + part.at + part.out, out.reshape(n, -1), x.shape[1], part.form)
+
+
+def _softmax_parts(scores: Array, sinks: Array | None) -> tuple[Array, Array]:
+    """The softmax of scores (heads, rows, keys), in their place, not divided by its sums yet; and these (heads, rows, 1).
+
+    A head's sink is in the sum alone.
+    """
+    xp = namespace(scores)
+    top = xp.amax(scores, axis=-1, keepdims=True)
+    if sinks is not None:
+        top = xp.maximum(top, sinks[:, None, None])
+    scores -= top
+    parts: Array = xp.exp(scores, out=scores)
+    total = parts.sum(axis=-1, keepdims=True)
+    if sinks is not None:
+        total += xp.exp(sinks[:, None, None] - top)
+    return parts, total
+
+
+def _distance(rows: int, keys: int) -> NDArray[np.int64]:
+    """How far each of the last `rows` tokens is past each of the last `keys`: (rows, keys)."""
+    return np.arange(keys - rows, keys)[:, None] - np.arange(keys)
+
+
+@lru_cache(maxsize=16)
+def _mask(rows: int, keys: int, window: int, where: Any) -> Array:
+    """What is added to scores: -inf for keys that are later than the query, or `window` or more before it."""
+    distance = _distance(rows, keys)
+    hidden = np.where((distance < 0) | (distance >= window), -np.inf, 0.0).astype(np.float32)
+    mask: Array = place(hidden, where)
+    return mask
 
 
 def _plain(part: Attention, layer: Layer, x: Array) -> tuple[Array, Array, Array]:
@@ -68,12 +118,12 @@ def _plain(part: Attention, layer: Layer, x: Array) -> tuple[Array, Array, Array
         k = _normed(part, layer, part.norms[1], k)
     limit = layer.config.get(part.clip) if part.clip else None
     if limit is not None:
-        q, k, v = (np.clip(each, -np.float32(limit), np.float32(limit)) for each in (q, k, v))
+        q, k, v = (namespace(each).clip(each, -limit, limit) for each in (q, k, v))
     q, k, v = (each.swapaxes(0, 1) for each in (q, k, v))
     settings = part.rope(layer.config, layer.number)
     if settings is None or part.alibi(layer.config):
         return q, k, v
-    cos, sin = _angles(settings, part.rotary(layer.config), len(x))
+    cos, sin = _angles(settings, part.rotary(layer.config), x)
     return turn(q, cos, sin, part.pairs), turn(k, cos, sin, part.pairs), v
 
 
@@ -100,7 +150,8 @@ def _normed(part: Attention, layer: Layer, name: str, x: Array) -> Array:
     name = layer.at + part.at + name
     if part.normed == "each":
         heads = [layer.norm(f"{name}.norms.{head}", x[:, head], part.norm) for head in range(x.shape[1])]
-        return np.stack(heads, axis=1)
+        stacked: Array = namespace(x).stack(heads, axis=1)
+        return stacked
     if part.normed == "all":
         return layer.norm(name, x.reshape(len(x), -1), part.norm).reshape(x.shape)
     return layer.norm(name, x, part.norm)
@@ -123,19 +174,27 @@ def _latent(part: Attention, layer: Layer, x: Array) -> tuple[Array, Array, Arra
     short = layer.norm(at + "kv_a_layernorm", joint[:, :rank], part.norm, _LATENT_EPS)
     kv = weights.linear(at + "kv_b_proj", short, heads * (still + value)).reshape(n, heads, -1).swapaxes(0, 1)
 
-    cos, sin = _angles(config, turning, n)
+    xp = namespace(x)
+    cos, sin = _angles(config, turning, x)
     q_turned = turn(q[..., still:], cos, sin, _pairs(part, config))
     k_turned = turn(joint[None, :, rank:], cos, sin, _pairs(part, config))
-    k_turned = np.broadcast_to(k_turned, (heads, n, turning))
-    q = np.concatenate([q[..., :still], q_turned], axis=-1)
-    return q, np.concatenate([kv[..., :still], k_turned], axis=-1), kv[..., still:]
+    k_turned = xp.broadcast_to(k_turned, (heads, n, turning))
+    q = xp.concatenate([q[..., :still], q_turned], axis=-1)
+    return q, xp.concatenate([kv[..., :still], k_turned], axis=-1), kv[..., still:]
 
 
 def _pairs(part: Attention, config: Config) -> str:
     return part.pairs if config.get("rope_interleave", True) else "half"
 
 
-def _angles(settings: Config, width: int, n: int) -> tuple[Array, Array]:
-    frequencies, magnitude = rope_frequencies(settings, width, n)
-    turned = np.outer(np.arange(n), frequencies)
-    return (np.cos(turned) * magnitude).astype(np.float32), (np.sin(turned) * magnitude).astype(np.float32)
+def _angles(settings: Config, width: int, x: Array) -> tuple[Array, Array]:
+    """cos and sin (n, pairs) for the tokens of x, beside x."""
+    frequencies, magnitude = rope_frequencies(settings, width, len(x))
+    return _cos_sin(frequencies.tobytes(), magnitude, len(x), device(x))
+
+
+@lru_cache(maxsize=8)
+def _cos_sin(frequencies: bytes, magnitude: float, n: int, where: Any) -> tuple[Array, Array]:
+    turned = np.outer(np.arange(n), np.frombuffer(frequencies))
+    cos, sin = (np.cos(turned) * magnitude).astype(np.float32), (np.sin(turned) * magnitude).astype(np.float32)
+    return place(cos, where), place(sin, where)

@@ -1,16 +1,17 @@
 """The feed-forward of a layer as an architecture describes it: one for all tokens, or experts that a router chooses."""
 
+import math
 from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from quantkit.forward.arithmetic import activation, sigmoid, softmax
+from quantkit.forward.arrays import Array, ascending, namespace, taken
 from quantkit.forward.attention import Layer
 from quantkit.forward.description import Experts, FeedForward, given
-from quantkit.forward.weights import Array
 
-_GATE_SLOPE = np.float32(1.702)
+_GATE_SLOPE = 1.702
 
 
 def feed_forward(part: FeedForward, layer: Layer, x: Array, index: int = 0) -> Array:
@@ -28,21 +29,27 @@ def feed_forward(part: FeedForward, layer: Layer, x: Array, index: int = 0) -> A
         gate = linear(part.gate, x, inner) if part.gate else None
         up = linear(part.up, x, inner)
     if gate is not None and part.clamped:
-        limit = np.float32(config.get("swiglu_limit", 7.0))
-        gate = np.minimum(gate, limit)
-        up = (np.clip(up, -limit, limit) + 1) * gate * sigmoid(_GATE_SLOPE * gate)
+        xp, limit = namespace(x), float(config.get("swiglu_limit", 7.0))
+        gate = xp.clip(gate, None, limit)
+        up = (xp.clip(up, -limit, limit) + 1.0) * gate * sigmoid(_GATE_SLOPE * gate)
     else:
         act = activation(given(config, *part.activation, default=part.default_activation))
-        up = act(up) if gate is None else act(gate) * up
+        if gate is None:
+            up = act(up)
+        else:
+            gate = act(gate)
+            gate *= up
+            up = gate
     return linear(part.down, up, x.shape[1])
 
 
 def mixture(part: Experts, layer: Layer, x: Array) -> Array:
     """x (n, hidden) through the experts that the router chooses for each token, and the shared one: (n, hidden)."""
     chosen, share = route(part, layer, x)
-    out = np.zeros_like(x)
+    xp = namespace(x)
+    out: Array = xp.zeros_like(x)
     for expert in range(expert_count(part, layer)):
-        rows, slots = np.nonzero(chosen == expert)
+        rows, slots = xp.where(chosen == expert)
         if not len(rows):
             continue
         one, index = expert_part(part, layer, expert)
@@ -86,18 +93,16 @@ def route(part: Experts, layer: Layer, x: Array) -> tuple[NDArray[np.int64], Arr
     scores = softmax(answer) if part.score == "softmax" else sigmoid(answer)
     ranked = scores
     if part.correction and layer.weights.has(layer.at + part.correction):
-        ranked = scores + layer.weights.vector(layer.at + part.correction)
+        ranked = scores + layer.vector(layer.at + part.correction, x)
     groups, top_groups = part.groups(layer.config)
     if groups > 1:
         by_group = ranked.reshape(len(x), groups, -1)
-        worth = np.sort(by_group, axis=-1)[..., -part.group_by :].sum(axis=-1)
-        lost = np.argsort(-worth, axis=-1, kind="stable")[:, top_groups:]
-        by_group = by_group.copy()
-        np.put_along_axis(by_group, lost[..., None], -np.inf, axis=1)
-        ranked = by_group.reshape(len(x), count)
+        worth = taken(by_group, ascending(-by_group)[..., : part.group_by]).sum(axis=-1)
+        lost = ascending(ascending(-worth)) >= top_groups
+        ranked = namespace(x).where(lost[..., None], -math.inf, by_group).reshape(len(x), count)
     top = int(given(layer.config, "num_experts_per_tok", "num_experts_per_token", default=2))
-    chosen = np.argsort(-ranked, axis=-1, kind="stable")[:, :top]
-    share = np.take_along_axis(scores, chosen, axis=-1)
+    chosen = ascending(-ranked)[:, :top]
+    share = taken(scores, chosen)
     if part.normalised(layer.config):
-        share = share / (share.sum(axis=-1, keepdims=True) + np.float32(1e-20))
-    return chosen, share * np.float32(part.scale(layer.config))
+        share = share / (share.sum(axis=-1, keepdims=True) + 1e-20)
+    return chosen, share * part.scale(layer.config)

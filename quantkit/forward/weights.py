@@ -7,9 +7,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from quantkit.forward.arrays import Array as Array
+from quantkit.forward.arrays import device, empty, place
 from quantkit.forward.description import Form
 
-Array = npt.NDArray[np.float32]
 Read = Callable[[str], npt.NDArray[Any]]
 ReadRows = Callable[[str, int, int], npt.NDArray[Any]]
 
@@ -49,20 +50,32 @@ class Weights:
         if self.has(name + "_blocks"):
             out = self._times(x, n_out, lambda start, stop: self._mx_rows(name, index * n_out, start, stop))
         elif form.turned:
-            out = np.zeros((len(x), n_out), np.float32)
-            for start, stop in _slices(n_in, n_out):
-                out += x[:, start:stop] @ f32(self.rows(weight, index * n_in + start, index * n_in + stop))
+            out = self._turned(weight, x, n_out, index * n_in)
         else:
             first = index * n_out
             out = self._times(x, n_out, lambda start, stop: self.rows(weight, first + start, first + stop))
         bias = name + form.bias
-        return out + f32(self.rows(bias, index, index + 1)).reshape(-1) if self.has(bias) else out
+        if self.has(bias):
+            out += place(f32(self.rows(bias, index, index + 1)).reshape(-1), device(x))
+        return out
 
     @staticmethod
     def _times(x: Array, n_out: int, rows: Callable[[int, int], npt.NDArray[Any]]) -> Array:
-        out = np.empty((len(x), n_out), np.float32)
-        for start, stop in _slices(n_out, x.shape[1]):
-            out[:, start:stop] = x @ f32(rows(start, stop)).T
+        slices = _slices(n_out, x.shape[1])
+        out = empty((len(x), n_out), x)
+        for start, stop in slices:
+            part: Array = x @ place(f32(rows(start, stop)), device(x)).T
+            if len(slices) == 1:
+                return part
+            out[:, start:stop] = part
+        return out
+
+    def _turned(self, weight: str, x: Array, n_out: int, first: int) -> Array:
+        out: Array | None = None
+        for start, stop in _slices(x.shape[1], n_out):
+            part = x[:, start:stop] @ place(f32(self.rows(weight, first + start, first + stop)), device(x))
+            out = part if out is None else out + part
+        assert out is not None
         return out
 
     def _mx_rows(self, name: str, first: int, start: int, stop: int) -> Array:

@@ -1,0 +1,60 @@
+"""The forward's arrays are numpy's or, on a GPU, torch's: both have what it calls under one name, but for what is here.
+
+torch takes numpy's `axis`, `keepdims` and `out`. Constants are Python's floats, which leave float32 what it is.
+"""
+
+import sys
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[np.float32]
+"""float32, of numpy or a tensor of torch; the types are told as numpy's."""
+
+
+def namespace(x: npt.NDArray[Any]) -> Any:
+    """The module that has the functions for x: numpy or torch."""
+    return np if isinstance(x, np.ndarray) else sys.modules["torch"]
+
+
+def device(x: Any) -> Any:
+    """Where x is, as `place` takes it: None for an array of numpy."""
+    return None if isinstance(x, np.ndarray) else x.device
+
+
+def place(values: npt.NDArray[Any], device: Any) -> Any:
+    """An array of numpy as it is, or as a tensor on a device of torch."""
+    return values if device is None else sys.modules["torch"].as_tensor(values, device=device)
+
+
+def empty(shape: tuple[int, ...], like: Any) -> Array:
+    made: Array = np.empty(shape, np.float32) if isinstance(like, np.ndarray) else like.new_empty(shape)
+    return made
+
+
+def ascending(x: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
+    """Indices along the last axis, the smallest first, the earlier first of equals."""
+    xp = namespace(x)
+    order: npt.NDArray[np.int64] = xp.argsort(x, axis=-1, **({"kind": "stable"} if xp is np else {"stable": True}))
+    return order
+
+
+def taken(x: Array, indices: npt.NDArray[np.int64]) -> Array:
+    """The values of x along its last axis at `indices`."""
+    xp = namespace(x)
+    values: Array = np.take_along_axis(x, indices, -1) if xp is np else xp.take_along_dim(x, indices, -1)
+    return values
+
+
+def erf(x: Array) -> Array:
+    """The error function within 3e-7; numpy has none (Abramowitz and Stegun, 7.1.26)."""
+    xp = namespace(x)
+    if xp is not np:
+        exact: Array = xp.erf(x)
+        return exact
+    size = np.abs(x)
+    t = 1.0 / (1.0 + 0.3275911 * size)
+    series = t * (0.254829592 + t * (-0.284496736 + t * (1.421413741 + t * (-1.453152027 + t * 1.061405429))))
+    size *= -size
+    return np.copysign(1.0 - series * np.exp(size, out=size), x)
