@@ -78,7 +78,7 @@ def attend(part: Attention, layer: Layer, x: Array) -> Array:
 
 
 def _softmax_parts(scores: Array, sinks: Array | None) -> tuple[Array, Array]:
-    """The softmax of scores (heads, rows, keys), in their place, not divided by its sums yet; and these (heads, rows, 1).
+    """The softmax of scores (heads, rows, keys), in their place, before the division by its sums (heads, rows, 1).
 
     A head's sink is in the sum alone.
     """
