@@ -1,8 +1,9 @@
-"""A small hub on the loopback interface, as far as a client that reads models can tell.
+"""A small hub on the loopback interface, as far as a client that reads models and datasets can tell.
 
 Serves GET /api/models/ORG/NAME[/revision/REV] and HEAD and GET /ORG/NAME/resolve/REV/FILE with ranges, ETag,
-X-Repo-Commit and the hub's X-Error-Code values. Weight files are redirected, as the hub does, to a store on another
-host name, which must not be shown the token. Connections can be made to drop in the middle of a file.
+X-Repo-Commit and the hub's X-Error-Code values, and the same for datasets, whose names here begin with `datasets/`.
+Weight files are redirected, as the hub does, to a store on another host name, which must not be shown the token.
+Connections can be made to drop in the middle of a file.
 """
 
 import hashlib
@@ -112,11 +113,13 @@ def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
 
         def _route(self) -> None:
             path = unquote(urlsplit(self.path).path)
-            if match := re.fullmatch(r"/api/models/([^/]+/[^/]+)(?:/revision/(.+))?", path):
+            if match := re.fullmatch(
+                r"/api/(?:models/|(?=datasets/))([^/]+/[^/]+|datasets/[^/]+/[^/]+)(?:/revision/(.+))?", path
+            ):
                 self._model_info(match[1], match[2] or "main")
-            elif match := re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path):
+            elif match := re.fullmatch(r"/((?:datasets/)?[^/]+/[^/]+)/resolve/([^/]+)/(.+)", path):
                 self._resolve(match[1], match[2], match[3])
-            elif match := re.fullmatch(r"/store/([^/]+/[^/]+)/(.+)", path):
+            elif match := re.fullmatch(r"/store/((?:datasets/)?[^/]+/[^/]+)/(.+)", path):
                 self._content(hub.repos[match[1]].files[match[2]], match[2], {})
             else:
                 self._answer(404, b"")
@@ -142,6 +145,7 @@ def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
             repo = hub.repos[repo_id]
             sizes = {name: len(data) for name, data in repo.files.items()} | repo.stated_sizes
             siblings = [{"rfilename": name, "size": size} for name, size in sizes.items()]
+            repo_id = repo_id.removeprefix("datasets/")
             info = {"_id": "0", "id": repo_id, "modelId": repo_id, "sha": repo.commit, "siblings": siblings}
             self._answer(200, json.dumps(info).encode(), {"Content-Type": "application/json"})
 

@@ -31,10 +31,10 @@ def fetch_sdist(name: str, version: str, sha256: str, part: str) -> Path:
     return root / part
 
 
-def fetch_npm(name: str, version: str, sha256: str) -> Path:
-    """The unpacked `package` folder of an npm package; `name` may have a scope (@scope/name)."""
+def fetch_npm(name: str, version: str, sha256: str, part: str = "") -> Path:
+    """The unpacked `package` folder of an npm package, or only `part` of it; `name` may have a scope (@scope/name)."""
     folder = f"{name.lstrip('@').replace('/', '-')}-{version}"
-    return _fetch(folder, sha256, ["npm", "pack", "--silent", f"{name}@{version}"]) / "package"
+    return _fetch(folder, sha256, ["npm", "pack", "--silent", f"{name}@{version}"], part) / "package"
 
 
 def _fetch(folder: str, sha256: str, command: list[str], part: str = "") -> Path:

@@ -9,7 +9,7 @@ import json
 import lzma
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import IO, Any
 
 from quantkit.errors import CalibrationError, MissingExtraError
 
@@ -21,7 +21,7 @@ _LARGEST_JSON = 1 << 28
 _KEYS = ("text", "messages", "conversations")
 # ShareGPT's names of the roles.
 _ROLES = {"human": "user", "gpt": "assistant", "bot": "assistant"}
-_OPENERS: dict[str, Callable[[Path, Literal["rb"]], IO[bytes]]] = {".gz": gzip.open, ".xz": lzma.open}
+_OPENERS: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".xz": lzma.open}
 
 
 def read_documents(path: Path, most: int = MOST_CHARACTERS) -> tuple[list[Document], list[str]]:
