@@ -1,19 +1,17 @@
 """Scales moved from the inputs of linears into what makes those inputs, so that the model computes what it did.
 
 An input x of linears W becomes x / s and W becomes W s, channel by channel (AWQ, arXiv 2306.00978, section 3.2); x / s
-is made by the norm before it, or by the linear whose rows become its channels. All functions change float32 arrays in
-place; `tensors` are a layer's by name, as the checkpoint stores them and contiguous; a `scale` has a positive value for
-each channel of the input, (width,).
+is made by the norm before it, or by the linear whose rows become its channels. All functions change float32 arrays (of
+numpy, or tensors of torch on one device) in place; `tensors` are a layer's by name, as the checkpoint stores them and
+contiguous; a `scale` has a positive value for each channel of the input, (width,).
 """
 
 from collections.abc import Mapping
 
 import numpy as np
-from numpy.typing import NDArray
 
+from quantkit.forward.arrays import Array, empty
 from quantkit.forward.linears import Input, LayerLinears, Linear, NormFold, RowFold
-
-Array = NDArray[np.float32]
 
 
 def apply_fold(tensors: Mapping[str, Array], layer: LayerLinears, fold: NormFold | RowFold, scale: Array) -> None:
@@ -42,8 +40,7 @@ def fold_input(tensors: Mapping[str, Array], input: Input, scale: Array) -> None
 
 def fold_norm(weight: Array, bias: Array | None, fold: NormFold, scale: Array) -> None:
     """A norm's weight and bias (width,) over `scale`."""
-    offset = np.float32(fold.offset)
-    weight[:] = (weight + offset) / scale - offset
+    weight[:] = (weight + fold.offset) / scale - fold.offset
     if bias is not None:
         bias /= scale
 
@@ -53,7 +50,8 @@ def fold_rows(weight: Array, bias: Array | None, fold: RowFold, scale: Array) ->
 
     Channels made by one row must have one scale: see `pooled`.
     """
-    over = np.ones(len(weight), np.float32)
+    over = empty((len(weight),), weight)
+    over[:] = 1.0
     over[list(fold.rows)] = scale
     weight /= over[:, None]
     if bias is not None:
@@ -66,7 +64,7 @@ def scale_columns(weight: Array, scale: Array) -> None:
 
 
 def pooled(fold: NormFold | RowFold, values: Array) -> Array:
-    """Values of channels (width,) averaged over those that must share a scale: all that one row makes."""
+    """Values of channels, numpy (width,), averaged over those that must share a scale: all that one row makes."""
     if isinstance(fold, NormFold):
         return values
     rows = np.array(fold.rows)
