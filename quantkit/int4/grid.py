@@ -12,12 +12,14 @@ Array = NDArray[np.float32]
 class Grid:
     """`bits` of an integer; `group` inputs that share a scale and a zero point (-1: all inputs of a row).
 
-    `symmetric`: the zero point is 2^(bits - 1) everywhere, as GPTQ has it; else it is an integer of its own.
+    `symmetric`: the zero point is 2^(bits - 1) everywhere, as GPTQ has it; else it is an integer of its own, no smaller
+    than `least_zero` (1 for GPTQ's files, which hold the zero point less one: some kernels read 0 back as 2^bits).
     """
 
     bits: int = 4
     group: int = 128
     symmetric: bool = False
+    least_zero: int = 0
 
     @property
     def top(self) -> int:
@@ -27,6 +29,10 @@ class Grid:
     def group_size(self, n_in: int) -> int:
         """Inputs of a group in rows of `n_in`."""
         return n_in if self.group == -1 else self.group
+
+    def groups(self, n_in: int) -> NDArray[np.int32]:
+        """The group of each input, i // group size: int32 (n_in,)."""
+        return np.arange(n_in, dtype=np.int32) // np.int32(self.group_size(n_in))
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,132 @@
+"""GPTQ (Frantar et al. 2022, arXiv 2210.17323): columns rounded one by one, each error made up for by those to come."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from quantkit.errors import CalibrationError
+from quantkit.int4.grid import Array, Grid, Quantized
+from quantkit.int4.rounding import best_ranges
+
+_SHRINKS = (1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7)
+_MOST_DAMP = 1.0
+_RUN = 16  # columns within a block whose errors are carried over one by one
+
+
+@dataclass(frozen=True)
+class Solution:
+    """The matrices of one gptq call in their order, and the damping that was needed."""
+
+    matrices: list[Quantized]
+    damp: float
+
+
+def gptq(
+    weights: Sequence[Array],
+    gram: Array,
+    count: int,
+    grid: Grid,
+    *,
+    damp: float = 0.01,
+    act_order: bool = True,
+    static_groups: bool = True,
+    block: int = 128,
+    name: str = "the input",
+) -> Solution:
+    """Quantize matrices (n_out, n_in) that see the same input so that the outputs over the calibration text stay close.
+
+    `gram` (n_in, n_in) is the sum of x x' over `count` tokens. `damp` times the mean of its diagonal is added to the
+    diagonal, and ten times more, at most 1, where the factorisation fails. `act_order` takes the columns in the order
+    of falling diagonal; `static_groups` fixes groups, scales and zero points beforehand, so groups keep their natural
+    order (without it act_order's groups are of neighbours in that order). `name` is the input's, for messages.
+
+    The form used is that of LDL factors (Chee et al. 2023, arXiv 2307.13304, show it equal to the paper's): with
+    H = R R', R upper triangular, the loss is the sum over k of R_kk^2 (e_k + sum_{j<k} e_j R_jk / R_kk)^2, so column k
+    rounds w_k + sum_{j<k} e_j R_jk / R_kk, and no inverse is needed. Raises CalibrationError for statistics that
+    cannot be used: no token, numbers that are not finite, no factorisation at any damping.
+    """
+    n_in = len(gram)
+    if count < 1:
+        raise CalibrationError(f"no token of the calibration text reached {name}: calibrate on a longer text")
+    if not np.isfinite(gram).all():
+        raise CalibrationError(f"the calibration text gives activations that are not finite in {name}: check the model")
+    diagonal = np.diagonal(gram)
+    order = np.argsort(-diagonal, kind="stable") if act_order else np.arange(n_in)
+    factor, damp = _factor(gram[np.ix_(order, order)], damp, name)
+    pivots = np.diagonal(factor).copy()
+    importance = np.empty(n_in, np.float32)
+    importance[order] = pivots * pivots
+    feedback = np.triu(factor / pivots, 1).astype(np.float32)
+
+    w = np.concatenate(weights)
+    scales, zeros = best_ranges(w, importance, grid, _SHRINKS)
+    groups = grid.groups(n_in)
+    q = _feed_back(w, order, feedback, scales, zeros, groups, grid, block)
+    ends = np.cumsum([len(each) for each in weights])[:-1]
+    parts = (np.split(each, ends) for each in (q, scales, zeros.astype(np.uint8)))
+    return Solution([Quantized(grid, *part, groups) for part in zip(*parts, strict=True)], damp)
+
+
+def _factor(gram: Array, damp: float, name: str) -> tuple[NDArray[np.float64], float]:
+    """R upper triangular with R R' = gram, damped, and the damping."""
+    flipped = gram[::-1, ::-1].astype(np.float64)
+    diagonal = np.diagonal(flipped).copy()
+    mean = float(diagonal.mean())
+    if mean <= 0:
+        raise CalibrationError(f"the calibration text leaves {name} at zero: calibrate on another text")
+    diagonal[diagonal <= 0] = mean  # an input that is never set rounds on its own
+    while True:
+        np.fill_diagonal(flipped, diagonal + damp * mean)
+        try:
+            return np.linalg.cholesky(flipped)[::-1, ::-1], damp
+        except np.linalg.LinAlgError:
+            if damp >= _MOST_DAMP:
+                raise CalibrationError(
+                    f"the calibration statistics of {name} cannot be factored even when damped by {damp:g}: "
+                    "calibrate on a longer text"
+                ) from None
+            damp = min(_MOST_DAMP, max(0.001, 10 * damp))
+
+
+def _feed_back(
+    w: Array,
+    order: NDArray[np.intp],
+    feedback: Array,
+    scales: Array,
+    zeros: Array,
+    groups: NDArray[np.int32],
+    grid: Grid,
+    block: int,
+) -> NDArray[np.uint8]:
+    """Integers (n_out, n_in): columns in `order`, each after the errors of those before, weighted by `feedback`."""
+    n_out, n_in = w.shape
+    columns = np.ascontiguousarray(w.T[order])
+    errors = np.empty_like(columns)
+    q = np.empty((n_in, n_out), np.uint8)
+    steps, inverse, zero = (np.ascontiguousarray(each.T) for each in (scales, 1 / scales, zeros))
+    top = np.float32(grid.top)
+    value = np.empty(n_out, np.float32)
+    for start in range(0, n_in, block):
+        stop = min(start + block, n_in)
+        carried = feedback[:start, start:stop].T @ errors[:start]
+        carried += columns[start:stop]
+        for first in range(start, stop, _RUN):
+            last = min(first + _RUN, stop)
+            run = carried[first - start : last - start]
+            if first > start:
+                run += feedback[start:first, first:last].T @ errors[start:first]
+            for k in range(first, last):
+                target, group = run[k - first], groups[order[k]]
+                if k > first:
+                    target += feedback[first:k, k] @ errors[first:k]
+                np.multiply(target, inverse[group], out=value)
+                np.rint(value, out=value)
+                value += zero[group]
+                np.clip(value, np.float32(0), top, out=value)
+                q[order[k]] = value
+                value -= zero[group]
+                value *= steps[group]
+                np.subtract(columns[k], value, out=errors[k])
+    return np.ascontiguousarray(q.T)
