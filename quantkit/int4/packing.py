@@ -15,9 +15,8 @@ from quantkit.int4.grid import Grid, Quantized
 AWQ_BITS = (2, 3, 4, 8)
 GPTQ_BITS = (2, 3, 4, 8)
 WORD = 32
-# Word w of AWQ's 4 bit holds, from its lowest four bits on, outputs 8w + 0, 2, 4, 6, 1, 3, 5, 7: the low and the high
-# halves of its four bytes.
-_LOW, _HIGH = [0, 4, 1, 5], [2, 6, 3, 7]
+# Nibble i of a word of AWQ's 4 bit, from the lowest on, holds this one of its eight outputs.
+_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
 
 Packed = dict[str, NDArray[Any]]
 
@@ -59,13 +58,9 @@ def pack_awq(quantized: Quantized) -> Packed:
 
     In 4 bit the eight outputs of a word are interleaved; other widths are a plain stream of bits along the outputs.
     """
-    pack = _interleaved if quantized.grid.bits == 4 else _stream
+    pack = _interleaved if quantized.grid.bits == 4 else _stream_of_columns
     bits = quantized.grid.bits
-    return {
-        "qweight": pack(quantized.q.T, bits),
-        "qzeros": pack(quantized.zeros.T, bits),
-        "scales": _scales(quantized),
-    }
+    return {"qweight": pack(quantized.q, bits), "qzeros": pack(quantized.zeros, bits), "scales": _scales(quantized)}
 
 
 def unpack_awq(packed: Mapping[str, NDArray[Any]], grid: Grid) -> Quantized:
@@ -88,7 +83,7 @@ def pack_gptq(quantized: Quantized, version: int = 1) -> Packed:
     zeros = quantized.zeros if version == 2 else (quantized.zeros - np.uint8(1)) & np.uint8(quantized.grid.top)
     return {
         "qweight": _turned(_stream(quantized.q, bits)),
-        "qzeros": _stream(zeros.T, bits),
+        "qzeros": _stream_of_columns(zeros, bits),
         "scales": _scales(quantized),
         "g_idx": quantized.groups.astype("<i4"),
     }
@@ -113,19 +108,24 @@ def _turned(matrix: NDArray[Any]) -> NDArray[Any]:
 
 
 def _interleaved(values: NDArray[np.uint8], bits: int) -> NDArray[np.int32]:
-    eights = np.ascontiguousarray(values).reshape(len(values), -1, 8)
-    halves = np.take(eights, _HIGH, axis=2)
-    halves <<= bits
-    halves |= np.take(eights, _LOW, axis=2)
-    return halves.view("<i4")[:, :, 0]
+    """Columns of integers (n_out, n) as rows of words (n, n_out / 8)."""
+    eights = values.reshape(-1, 8, values.shape[1])
+    words = np.zeros((len(eights), values.shape[1]), "<u4")
+    for nibble, output in enumerate(_ORDER):
+        words |= eights[:, output].astype("<u4") << np.uint32(nibble * bits)
+    return _turned(words.view("<i4"))
 
 
 def _interleaved_back(words: NDArray[np.int32], bits: int) -> NDArray[np.uint8]:
-    halves = np.ascontiguousarray(words, "<i4").view(np.uint8).reshape(len(words), -1, 4)
-    eights = np.empty((*halves.shape[:2], 8), np.uint8)
-    eights[:, :, _LOW] = halves & 15
-    eights[:, :, _HIGH] = halves >> bits
-    return eights.reshape(len(words), -1)
+    """The inverse, turned: (n, n_out)."""
+    values = np.empty((*words.shape, 8), np.uint8)
+    for nibble, output in enumerate(_ORDER):
+        values[:, :, output] = (words.view("<u4") >> np.uint32(nibble * bits)) & 15
+    return values.reshape(len(words), -1)
+
+
+def _stream_of_columns(values: NDArray[np.uint8], bits: int) -> NDArray[np.int32]:
+    return _stream(values.T, bits)
 
 
 def _stream(values: NDArray[np.uint8], bits: int) -> NDArray[np.int32]:

@@ -1,0 +1,294 @@
+"""Folders of AWQ and GPTQ, ours or another tool's, read back: every linear as the float32 matrix a runtime sees.
+
+Written from the formats' descriptions and apart from `packing`, so that one checks the other: value k of a row of words
+is at bit k * bits of the row, words one after the other from their lowest bits on, and AWQ's 4 bit order within a word
+is by table.
+"""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType, TracebackType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from quantkit.checkpoint.folder import quantization_config, read_small_file
+from quantkit.checkpoint.jsonfile import parse_object, shown
+from quantkit.checkpoint.tensor import NUMPY_DTYPES, TensorInfo
+from quantkit.checkpoint.weights import open_weights
+from quantkit.errors import CheckpointError, UnsupportedError
+from quantkit.forward import find_architecture
+from quantkit.forward.weights import Array, Weights
+
+_PARTS = ("qweight", "qzeros", "scales")
+_FLOATS = ("F16", "BF16", "F32")
+# The nibble of a word, counted from its lowest, that holds output 8w + i of AWQ's 4 bit.
+_AWQ_NIBBLE = np.array([0, 4, 1, 5, 2, 6, 3, 7])
+
+
+@dataclass(frozen=True)
+class Scheme:
+    """How a folder's linears are quantized. `method`: "awq" or "gptq"; `group`: -1 for all inputs of a row.
+
+    `less_one`: the zero points are stored minus one; `carried`: by GPTQModel, which takes it off whole words, so that a
+    zero of 0 borrows from its neighbour (in 3 bit, that cross words, it wraps in its field).
+    """
+
+    method: str
+    bits: int
+    group: int
+    less_one: bool = False
+    carried: bool = False
+
+    @property
+    def carried_whole(self) -> bool:
+        return self.carried and 32 % self.bits == 0
+
+
+@dataclass(frozen=True)
+class PackedLinear:
+    """A linear as stored: matrix (n_out, n_in), `n_groups` groups of inputs."""
+
+    name: str
+    n_out: int
+    n_in: int
+    n_groups: int
+
+
+class QuantizedFolder:
+    """A folder of quantized weights, open. Nothing but the last linear's words is in memory.
+
+    config        config.json without its quantization_config
+    quantization  the quantization_config
+    scheme        what it says
+    tensors       every tensor as stored
+    linears       the quantized linears by name ("model.layers.0.mlp.down_proj")
+    names         the tensors of the model as if it were not quantized (NAME.weight for each quantized linear)
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        config = parse_object(read_small_file(folder, "config.json", str(folder)), f"config.json of {folder}")
+        self.quantization = quantization_config(config) or _beside(folder)
+        self.config = {key: value for key, value in config.items() if key != "quantization_config"}
+        self.scheme = read_scheme(self.quantization, str(folder))
+        self._files = open_weights(folder, str(folder))
+        try:
+            self.tensors: Mapping[str, TensorInfo] = MappingProxyType(dict(sorted(self._files.tensors.items())))
+            self.linears = {linear.name: linear for linear in _linears(self.tensors, self.scheme, folder)}
+        except BaseException:
+            self._files.close()
+            raise
+        packed = {f"{name}.{part}" for name in self.linears for part in (*_PARTS, "g_idx")}
+        self.names = frozenset(self.tensors.keys() - packed) | {f"{name}.weight" for name in self.linears}
+        self._turned = _is_turned(self.config)
+        self._held: tuple[str, dict[str, NDArray[Any]]] | None = None
+
+    @property
+    def weights(self) -> Weights:
+        """What the forward pass reads: rows and whole tensors of the model, quantized linears as float32."""
+        return Weights(self.whole, self.rows, self.names)
+
+    def rows(self, name: str, start: int, stop: int) -> NDArray[Any]:
+        """Rows of a tensor of the model, seen as (prod(shape[:-1]), shape[-1]); LookupError where there is none."""
+        linear = self.linears.get(name.removesuffix(".weight"))
+        if linear is None or not name.endswith(".weight"):
+            return self._stored_rows(self.tensors[name], start, stop)
+        if self._turned:
+            return self.dequantized(linear.name).T[start:stop]
+        return self.dequantized(linear.name, start, stop)
+
+    def whole(self, name: str) -> NDArray[Any]:
+        """A tensor of the model in its shape; LookupError where there is none."""
+        linear = self.linears.get(name.removesuffix(".weight"))
+        if linear is not None and name.endswith(".weight"):
+            return self.dequantized(linear.name).T if self._turned else self.dequantized(linear.name)
+        return self.stored(name)
+
+    def stored(self, name: str) -> NDArray[Any]:
+        """A tensor as the file has it."""
+        tensor = self.tensors[name]
+        return self._stored_rows(tensor, 0, tensor.n_rows).reshape(tensor.shape)
+
+    def dequantized(self, name: str, start: int = 0, stop: int | None = None) -> Array:
+        """Outputs start..stop of a quantized linear: float32 (stop - start, n_in), (q - zero) * scale.
+
+        Raises CheckpointError for scales that are not finite, or groups that do not exist.
+        """
+        linear, scheme = self.linears[name], self.scheme
+        words = self._words(linear)
+        outputs = np.arange(start, linear.n_out if stop is None else min(stop, linear.n_out))
+        zeros = _along_outputs(words["qzeros"], outputs, scheme).astype(np.int32)
+        if scheme.less_one and not scheme.carried_whole:
+            zeros += 1
+            zeros &= (1 << scheme.bits) - 1 if scheme.carried else -1
+        if scheme.method == "awq":
+            q = _along_outputs(words["qweight"], outputs, scheme)
+        else:
+            columns = np.ascontiguousarray(words["qweight"][:, outputs[0] : outputs[-1] + 1].T)
+            q = _values(columns, np.arange(linear.n_in) * scheme.bits, scheme.bits).T
+        matrix, zero = q.astype(np.float32), zeros.astype(np.float32)
+        scale = words["scales"][:, outputs].astype(np.float32)
+        groups = words.get("g_idx")
+        if groups is None:
+            by_group = matrix.reshape(linear.n_groups, -1, len(outputs))
+            by_group -= zero[:, None]
+            by_group *= scale[:, None]
+        else:
+            matrix -= zero[groups]
+            matrix *= scale[groups]
+        return np.ascontiguousarray(matrix.T)
+
+    def _words(self, linear: PackedLinear) -> dict[str, NDArray[Any]]:
+        """The tensors of a linear, without g_idx where its groups follow each other in order.
+
+        The last linear's are kept, since a matrix is read in slices.
+        """
+        held = self._held
+        if held is not None and held[0] == linear.name:
+            return held[1]
+        words: dict[str, NDArray[Any]] = {part: self.stored(f"{linear.name}.{part}") for part in _PARTS}
+        if not np.isfinite(words["scales"].astype(np.float32)).all():
+            raise CheckpointError(f"tensor {shown(linear.name)}.scales of {self.folder} holds NaN or infinity")
+        words["qweight"] = words["qweight"].view(np.uint32)
+        words["qzeros"] = words["qzeros"].view(np.uint32)
+        if self.scheme.carried_whole:
+            words["qzeros"] = words["qzeros"] + np.uint32(sum(1 << at for at in range(0, 32, self.scheme.bits)))
+        size = linear.n_in if self.scheme.group == -1 else self.scheme.group
+        in_order = np.arange(linear.n_in) // size
+        given = f"{linear.name}.g_idx" in self.tensors
+        groups = self.stored(f"{linear.name}.g_idx").astype(np.int64) if given else in_order
+        if groups.min() < 0 or groups.max() >= linear.n_groups:
+            raise CheckpointError(
+                f"tensor {shown(linear.name)}.g_idx of {self.folder} names group {groups.max()} of {linear.n_groups};"
+                " download it again"
+            )
+        if linear.n_in % size or not np.array_equal(groups, in_order):
+            words["g_idx"] = groups
+        self._held = (linear.name, words)
+        return words
+
+    def _stored_rows(self, tensor: TensorInfo, start: int, stop: int) -> NDArray[Any]:
+        assert self._files.descriptors is not None
+        row = tensor.nbytes // max(tensor.n_rows, 1)
+        data = os.pread(self._files.descriptors[tensor.file], (stop - start) * row, tensor.offset + start * row)
+        if len(data) != (stop - start) * row:
+            raise CheckpointError(f"{tensor.file} of {self.folder} ended in the middle of tensor {shown(tensor.name)}")
+        return np.frombuffer(data, NUMPY_DTYPES[tensor.dtype]).reshape(stop - start, tensor.row_length)
+
+    def close(self) -> None:
+        self._held = None
+        self._files.close()
+
+    def __enter__(self) -> "QuantizedFolder":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def open_quantized(folder: Path) -> QuantizedFolder:
+    """A folder of AWQ (GEMM) or GPTQ (gptq, gptq_v2) weights, headers checked.
+
+    Raises:
+        CheckpointError: a file is missing or malformed, or tensors do not fit what config.json says.
+        UnsupportedError: it is quantized in another way, or not at all.
+    """
+    return QuantizedFolder(folder)
+
+
+def read_scheme(quantization: Mapping[str, Any], where: str) -> Scheme:
+    """What a quantization_config says. Raises UnsupportedError for another method or packing."""
+    method = quantization.get("quant_method", quantization.get("method", "gptq" if quantization else None))
+    bits = quantization.get("bits", quantization.get("w_bit"))
+    group = quantization.get("group_size", quantization.get("q_group_size"))
+    packing = quantization.get("checkpoint_format", quantization.get("format", quantization.get("version")))
+    known = {"awq": ("gemm", None), "gptq": ("gptq", "gptq_v2", None)}
+    if method not in known:
+        raise UnsupportedError(f"{where} is not quantized by AWQ or GPTQ ({shown(str(method))}); give one that is")
+    packing = packing.lower() if isinstance(packing, str) else None
+    if packing not in known[method]:
+        raise UnsupportedError(
+            f"{where} is packed as {method} {shown(str(packing))}, not as {' or '.join(filter(None, known[method]))}"
+        )
+    if bits not in (2, 3, 4, 8) or type(group) is not int or (group <= 0 and group != -1):
+        raise UnsupportedError(
+            f"{where} has {method} of {shown(str(bits))} bits in groups of {shown(str(group))};"
+            " 2, 3, 4 and 8 bits and groups of whole inputs are read"
+        )
+    less_one = method == "gptq" and packing != "gptq_v2"
+    meta = quantization.get("meta")
+    makers = meta.get("quantizer") if isinstance(meta, dict) else None
+    carried = less_one and any("gptqmodel" in str(maker).lower() for maker in makers or ())
+    return Scheme(method, int(bits), group, less_one, carried)
+
+
+def _linears(tensors: Mapping[str, TensorInfo], scheme: Scheme, folder: Path) -> list[PackedLinear]:
+    """The quantized linears, each with all its tensors in shapes that agree."""
+    found = []
+    for tensor in tensors.values():
+        if not tensor.name.endswith(".qweight"):
+            continue
+        name = tensor.name.removesuffix(".qweight")
+        parts = [tensors.get(f"{name}.{part}") for part in _PARTS]
+        if any(part is None or len(part.shape) != 2 for part in parts):
+            raise CheckpointError(f"linear {shown(name)} of {folder} has no {' and '.join(_PARTS)} of two dimensions")
+        qweight, qzeros, scales = (part for part in parts if part is not None)
+        n_groups, n_out = scales.shape
+        words_out = -(-n_out * scheme.bits // 32)
+        n_in = qweight.shape[0] if scheme.method == "awq" else _inputs(tensors.get(f"{name}.g_idx"), qweight, scheme)
+        weight_shape = (n_in, words_out) if scheme.method == "awq" else (-(-n_in * scheme.bits // 32), n_out)
+        kinds = (qweight.dtype, qzeros.dtype) == ("I32", "I32") and scales.dtype in _FLOATS
+        expected = 1 if scheme.group == -1 else -(-n_in // scheme.group)
+        if not kinds or (qweight.shape, qzeros.shape, n_groups) != (weight_shape, (n_groups, words_out), expected):
+            raise CheckpointError(
+                f"linear {shown(name)} of {folder} has qweight {list(qweight.shape)}, qzeros {list(qzeros.shape)} and"
+                f" scales {list(scales.shape)}, which do not make a matrix of {scheme.bits} bits in groups of"
+                f" {scheme.group}; download it again"
+            )
+        found.append(PackedLinear(name, n_out, n_in, n_groups))
+    if not found:
+        raise CheckpointError(f"{folder} says it is quantized but has no packed weights; download it again")
+    return found
+
+
+def _inputs(g_idx: TensorInfo | None, qweight: TensorInfo, scheme: Scheme) -> int:
+    return g_idx.n_params if g_idx is not None else qweight.shape[0] * 32 // scheme.bits
+
+
+def _beside(folder: Path) -> dict[str, Any]:
+    """quantize_config.json, for folders of tools that leave config.json alone."""
+    name = "quantize_config.json"
+    if not (folder / name).is_file():
+        return {}
+    return parse_object(read_small_file(folder, name, str(folder)), f"{name} of {folder}")
+
+
+def _is_turned(config: Mapping[str, Any]) -> bool:
+    try:
+        return find_architecture(config).attention.form.turned
+    except UnsupportedError:
+        return False
+
+
+def _along_outputs(words: NDArray[np.uint32], outputs: NDArray[np.int64], scheme: Scheme) -> NDArray[np.uint8]:
+    """The values of `outputs` in rows of words packed along the outputs: (rows, len(outputs))."""
+    if scheme.method == "awq" and scheme.bits == 4:
+        return _values(words, outputs // 8 * 32 + 4 * _AWQ_NIBBLE[outputs % 8], 4)
+    return _values(words, outputs * scheme.bits, scheme.bits)
+
+
+def _values(words: NDArray[np.uint32], at: NDArray[np.int64], bits: int) -> NDArray[np.uint8]:
+    """The integers of `bits` that start at the bits `at` of each row of words: uint8 (rows, len(at))."""
+    word, shift = at // 32, (at % 32).astype(np.uint32)
+    mask = np.uint32((1 << bits) - 1)
+    found = words[:, word] >> shift
+    beyond = np.flatnonzero(at % 32 + bits > 32)
+    if len(beyond):
+        found[:, beyond] |= words[:, word[beyond] + 1] << (np.uint32(32) - shift[beyond])
+    return (found & mask).astype(np.uint8)
