@@ -24,9 +24,9 @@ def check_group(n_in: int, grid: Grid, name: str) -> None:
         raise UsageError(f"a group has 1 or more weights, or -1 for a whole row, not {grid.group}")
     if n_in % grid.group_size(n_in):
         whole = [str(size) for size in _USUAL_GROUPS if n_in % size == 0]
-        fitting = f"of {', '.join(whole)} or -1 (a whole row)" if whole else "of -1 (a whole row)"
+        fitting = f"groups of {', '.join(whole)} or -1 (a whole row)" if whole else "groups of -1 (a whole row)"
         raise UnsupportedError(
-            f"{name} has {n_in} inputs, which groups of {grid.group} do not divide: ask for groups {fitting}, or skip it"
+            f"{name} has {n_in} inputs, which groups of {grid.group} do not divide: ask for {fitting}, or skip it"
         )
 
 
@@ -109,9 +109,9 @@ def integers(w: Array, scales: Array, zeros: Array, grid: Grid) -> NDArray[np.ui
 
 
 def output_error(w: Array, rounded: Array, gram: Array) -> tuple[float, float]:
-    """tr(dW H dW') = ||dW X||^2 over the calibration tokens, with dW = rounded - w and H = X X', and its share of ||W X||^2.
+    """What rounding costs: tr(dW H dW') = ||dW X||^2 with dW = rounded - w, and its share of ||W X||^2.
 
-    w and rounded (n_out, n_in), gram (n_in, n_in), the sum over tokens. The share is 0 for an output that is all zero.
+    w and rounded (n_out, n_in); gram (n_in, n_in) is H = X X', the sum over tokens. The share of a zero output is 0.
     """
     error, whole = _energy(rounded - w, gram), _energy(w, gram)
     return error, error / whole if whole > 0 else 0.0
