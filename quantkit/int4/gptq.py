@@ -65,8 +65,8 @@ def gptq(
     groups = grid.groups(n_in)
     q = _feed_back(w, order, feedback, scales, zeros, groups, grid, block)
     ends = np.cumsum([len(each) for each in weights])[:-1]
-    parts = (np.split(each, ends) for each in (q, scales, zeros.astype(np.uint8)))
-    return Solution([Quantized(grid, *part, groups) for part in zip(*parts, strict=True)], damp)
+    split = zip(np.split(q, ends), np.split(scales, ends), np.split(zeros.astype(np.uint8), ends), strict=True)
+    return Solution([Quantized(grid, *parts, groups) for parts in split], damp)
 
 
 def _factor(gram: Array, damp: float, name: str) -> tuple[NDArray[np.float64], float]:
@@ -80,7 +80,7 @@ def _factor(gram: Array, damp: float, name: str) -> tuple[NDArray[np.float64], f
     while True:
         np.fill_diagonal(flipped, diagonal + damp * mean)
         try:
-            return np.linalg.cholesky(flipped)[::-1, ::-1], damp
+            return np.asarray(np.linalg.cholesky(flipped)[::-1, ::-1], np.float64), damp
         except np.linalg.LinAlgError:
             if damp >= _MOST_DAMP:
                 raise CalibrationError(

@@ -37,7 +37,16 @@ def round_to_nearest(w: Array, grid: Grid) -> Quantized:
     """
     low, high = group_ranges(w, grid)
     scales, zeros = scales_and_zeros(low, high, grid)
-    return Quantized(grid, integers(w, scales, zeros, grid), scales, zeros.astype(np.uint8), grid.groups(w.shape[1]))
+    return round_with(w, scales, zeros, grid)
+
+
+def round_with(w: Array, scales: Array, zeros: Array, grid: Grid) -> Quantized:
+    """The matrix w (n_out, n_in) on the grid of given scales and zero points (n_out, n_groups), groups in order."""
+    q = in_groups(w, grid) / scales[:, :, None]
+    np.rint(q, out=q)
+    q += zeros[:, :, None]
+    np.clip(q, np.float32(0), np.float32(grid.top), out=q)
+    return Quantized(grid, q.reshape(w.shape).astype(np.uint8), scales, zeros.astype(np.uint8), grid.groups(w.shape[1]))
 
 
 def group_ranges(w: Array, grid: Grid) -> tuple[Array, Array]:
@@ -63,21 +72,22 @@ def scales_and_zeros(low: Array, high: Array, grid: Grid) -> tuple[Array, Array]
     return scales, np.clip(np.rint(-low / scales), least, top)
 
 
-def best_ranges(w: Array, importance: Array, grid: Grid, shrinks: Sequence[float]) -> tuple[Array, Array]:
+def best_ranges(w: Array, weight: Array, grid: Grid, shrinks: Sequence[float]) -> tuple[Array, Array]:
     """Scales and zero points (n_out, n_groups) of the range, shrunk from the whole, with the least weighted error.
 
-    `importance` (n_in,): what the square of an error in that input's weight counts. The first of equal ones is taken.
+    `weight`: what an error counts in a group, either of each input's square (n_in,) or a quadratic form for each group
+    (n_groups, group size, group size). The first of equal ones is taken, so with 1 as the first of `shrinks` nothing
+    gets worse.
     """
     low, high = group_ranges(w, grid)
-    grouped, weight = in_groups(w, grid), importance.reshape(low.shape[1], 1, -1).swapaxes(1, 2)
+    grouped = in_groups(w, grid)
+    if weight.ndim == 1:
+        weight = weight.reshape(len(low[0]), 1, -1)
     best_scales, best_zeros = scales_and_zeros(low, high, grid)
     least = np.full(low.shape, np.inf, np.float32)
     for shrink in shrinks:
         scales, zeros = scales_and_zeros(low * np.float32(shrink), high * np.float32(shrink), grid)
-        difference = nearest(grouped, scales, zeros, grid)
-        difference -= grouped
-        difference *= difference
-        error = np.matmul(difference.swapaxes(0, 1), weight)[:, :, 0].T
+        error = _weighted(nearest(grouped, scales, zeros, grid) - grouped, weight)
         better = error < least
         least[better] = error[better]
         best_scales[better] = scales[better]
@@ -85,27 +95,29 @@ def best_ranges(w: Array, importance: Array, grid: Grid, shrinks: Sequence[float
     return best_scales, best_zeros
 
 
+def _weighted(difference: Array, weight: Array) -> Array:
+    """d' M d for each group (n_out, n_groups) of d (n_out, n_groups, group size)."""
+    if weight.shape[1] == 1:
+        across = difference * weight[None, :, 0]
+    else:
+        across = (difference.swapaxes(0, 1) @ weight).swapaxes(0, 1)
+    error: Array = np.einsum("ogi,ogi->og", across, difference)
+    return error
+
+
 def nearest(grouped: Array, scales: Array, zeros: Array, grid: Grid) -> Array:
     """The value on the grid nearest to each of `grouped` (n_out, n_groups, group size), a new array."""
-    q = grouped * (1 / scales)[:, :, None]
+    q: Array = grouped * (1 / scales)[:, :, None]
     np.rint(q, out=q)
     np.clip(q, -zeros[:, :, None], np.float32(grid.top) - zeros[:, :, None], out=q)
     q *= scales[:, :, None]
     return q
 
 
-def float16_scales(scales: Array) -> Array:
+def float16_scales(scales: NDArray[np.floating]) -> Array:
     """Positive scales rounded to float16, the least of which is not 0, as float32."""
-    return np.clip(scales, np.float32(_LEAST_SCALE), np.float32(_GREATEST_SCALE)).astype(np.float16).astype(np.float32)
-
-
-def integers(w: Array, scales: Array, zeros: Array, grid: Grid) -> NDArray[np.uint8]:
-    """The integers (n_out, n_in) nearest to w, for groups in their natural order."""
-    q = in_groups(w, grid) / scales[:, :, None]
-    np.rint(q, out=q)
-    q += zeros[:, :, None]
-    np.clip(q, np.float32(0), np.float32(grid.top), out=q)
-    return q.reshape(w.shape).astype(np.uint8)
+    rounded: Array = np.clip(scales, _LEAST_SCALE, _GREATEST_SCALE).astype(np.float16).astype(np.float32)
+    return rounded
 
 
 def output_error(w: Array, rounded: Array, gram: Array) -> tuple[float, float]:
