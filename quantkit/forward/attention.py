@@ -15,8 +15,9 @@ from quantkit.forward.weights import Weights
 
 # DeepSeek's norms within attention do not take config.json's epsilon.
 _LATENT_EPS = 1e-6
-# Queries that go through the softmax at once: what is masked anyway stays little, and all of it in the cache.
-_ROWS = 128
+# Queries that go through the softmax at once. By few, what is masked anyway stays little, and all of it in the cache;
+# a GPU wants large steps.
+_ROWS, _ROWS_OF_TENSORS = 64, 512
 
 
 @dataclass(frozen=True)
@@ -58,8 +59,9 @@ def attend(part: Attention, layer: Layer, x: Array) -> Array:
     window = part.window(layer.config, layer.number) or n
 
     out = empty((n, heads, v.shape[-1]), x)
-    for start in range(0, n, _ROWS):
-        stop = min(start + _ROWS, n)
+    step = _ROWS if where is None else _ROWS_OF_TENSORS
+    for start in range(0, n, step):
+        stop = min(start + step, n)
         first, rows = max(0, start + 1 - window), stop - start
         scores = q[:, :, start:stop].reshape(groups, -1, size) @ k[:, first:stop].swapaxes(1, 2)
         if cap:
@@ -99,7 +101,7 @@ def _distance(rows: int, keys: int) -> NDArray[np.int64]:
     return np.arange(keys - rows, keys)[:, None] - np.arange(keys)
 
 
-@lru_cache(maxsize=16)
+@lru_cache(maxsize=8)
 def _mask(rows: int, keys: int, window: int, where: Any) -> Array:
     """What is added to scores: -inf for keys that are later than the query, or `window` or more before it."""
     distance = _distance(rows, keys)
