@@ -23,9 +23,11 @@ def device(x: Any) -> Any:
     return None if isinstance(x, np.ndarray) else x.device
 
 
-def place(values: npt.NDArray[Any], device: Any) -> Any:
-    """An array of numpy as it is, or as a tensor on a device of torch."""
-    return values if device is None else sys.modules["torch"].as_tensor(values, device=device)
+def place(values: Any, device: Any) -> Any:
+    """`values` where `device` says: an array of numpy as it is, or as a tensor on a device of torch; tensors stay."""
+    if device is None or not isinstance(values, np.ndarray):
+        return values
+    return sys.modules["torch"].tensor(values, device=device)
 
 
 def empty(shape: tuple[int, ...], like: Any) -> Array:

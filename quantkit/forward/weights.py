@@ -25,7 +25,8 @@ _MX_BLOCK = 32
 class Weights:
     """`read` gives a whole tensor, `rows` some rows of a tensor seen as a matrix (all but the last axis are rows).
 
-    `names` are those of the checkpoint; without them a tensor is there if it can be read.
+    `names` are those of the checkpoint; without them a tensor is there if it can be read. What is read is of numpy, and
+    taken to where the linear's input is; or float32 tensors of torch that are there already.
     """
 
     read: Read
@@ -102,7 +103,8 @@ def rows_of_whole(read: Read) -> ReadRows:
 
 
 def f32(values: npt.NDArray[Any]) -> Array:
-    return np.asarray(values, dtype=np.float32)
+    """An array of any float dtype in float32; tensors of torch are so already."""
+    return np.asarray(values, dtype=np.float32) if isinstance(values, np.ndarray) else values
 
 
 def _slices(n_rows: int, n_columns: int) -> list[tuple[int, int]]:

@@ -1,0 +1,44 @@
+"""Where the forward runs: numpy on the CPU, or torch on a CUDA device."""
+
+import ctypes
+import sys
+from typing import Any
+
+from quantkit.errors import UsageError
+
+
+def find_device(asked: str) -> Any:
+    """None for numpy on the CPU, or torch's device, float32 without TF32; as `arrays.place` takes it.
+
+    `asked`: "cpu", "cuda" or "auto", which is CUDA where a driver and torch are there. Raises UsageError for a
+    "cuda" that cannot be had.
+    """
+    if asked == "cpu" or (asked == "auto" and not _has_driver()):
+        return None
+    try:
+        import torch
+    except ImportError as error:
+        if asked == "auto":
+            return None
+        raise UsageError(
+            "--device cuda computes with torch, which is not installed; run: pip install 'quantkit[torch]',"
+            " or take --device cpu"
+        ) from error
+    if not torch.cuda.is_available():
+        if asked == "auto":
+            return None
+        raise UsageError(
+            f"--device cuda was asked for, but torch {torch.__version__} finds no CUDA device; take --device cpu, or a"
+            " torch built for this machine's driver"
+        )
+    torch.backends.cuda.matmul.allow_tf32 = False
+    return torch.device("cuda", torch.cuda.current_device())
+
+
+def _has_driver() -> bool:
+    """Whether NVIDIA's driver is there: asked before torch is, which takes seconds and 200 MB to say no."""
+    try:
+        ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
+    except OSError:
+        return False
+    return True
