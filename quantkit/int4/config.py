@@ -5,11 +5,12 @@ Read by: AutoAWQ (`AwqConfig`), AutoGPTQ (`BaseQuantizeConfig`), GPTQModel (`Qua
 """
 
 import re
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable
 from typing import Any
 
 from quantkit import __version__
 from quantkit.int4.grid import Grid
+from quantkit.int4.packing import gptq_version
 
 QUANTIZE_CONFIG = "quantize_config.json"
 """Where AutoGPTQ and GPTQModel look before config.json; it holds the same as quantization_config."""
@@ -59,7 +60,7 @@ def gptq_config(
         "true_sequential": true_sequential,
         "damp_percent": damp_percent,
         "lm_head": False,
-        "checkpoint_format": checkpoint_format(grid),
+        "checkpoint_format": "gptq" if gptq_version(grid) == 1 else "gptq_v2",
         "pack_dtype": "int32",
         "meta": {"quantizer": [f"quantkit:{__version__}"]},
     }
@@ -67,19 +68,6 @@ def gptq_config(
     if inside:
         config["modules_in_block_to_quantize"] = [_endings(quantized, inside)]
     return config | _dynamic(kept, quantized)
-
-
-def checkpoint_format(grid: Grid) -> str:
-    """ "gptq" stores zero - 1 and is read everywhere; "gptq_v2" stores the zero, for grids that may have one of 0.
-
-    GPTQModel refuses asymmetric "gptq" of other tools, since a zero of 0 has no place there that readers agree on.
-    """
-    return "gptq" if grid.symmetric else "gptq_v2"
-
-
-def gptq_version(config: Mapping[str, Any]) -> int:
-    """1 where a quantization_config says that zeros are stored minus one, 2 where they are stored as they are."""
-    return 2 if config.get("checkpoint_format", config.get("format")) == "gptq_v2" else 1
 
 
 def modules_to_not_convert(kept: Iterable[str], quantized: Iterable[str]) -> list[str]:

@@ -53,6 +53,11 @@ def packed_shapes(method: str, grid: Grid, n_in: int, n_out: int) -> dict[str, t
     return shapes if method == "awq" else {**shapes, "g_idx": ("I32", (n_in,))}
 
 
+def gptq_version(grid: Grid) -> int:
+    """1 for symmetric grids, which every loader reads; 2 for others: GPTQModel refuses version 1 of them."""
+    return 1 if grid.symmetric else 2
+
+
 def pack_awq(quantized: Quantized) -> Packed:
     """int32 qweight (n_in, n_out * bits / 32), qzeros (n_groups, n_out * bits / 32), float16 scales (n_groups, n_out).
 
@@ -72,15 +77,19 @@ def unpack_awq(packed: Mapping[str, NDArray[Any]], grid: Grid) -> Quantized:
     return Quantized(grid, _turned(q), _turned(scales), _turned(zeros), grid.groups(len(q)))
 
 
-def pack_gptq(quantized: Quantized, version: int = 1) -> Packed:
+def pack_gptq(quantized: Quantized, version: int | None = None) -> Packed:
     """int32 qweight (n_in * bits / 32, n_out), qzeros (n_groups, n_out * bits / 32) and g_idx (n_in,), scales as AWQ's.
 
-    `version` 1 ("gptq") stores zero - 1, `version` 2 ("gptq_v2") the zero itself. In version 1 a zero point of 0 wraps
-    to the largest integer, which readers take for different things (AutoGPTQ's and ExLlama's kernels for 2^bits,
-    GPTQModel for 0 with a carry into its neighbour), so its grid has `least_zero` 1.
+    `version` 1 ("gptq") stores zero - 1, `version` 2 ("gptq_v2") the zero itself; by default as `gptq_version` has it.
+    In version 1 a zero point of 0 wraps to the largest integer, which readers take for different things (AutoGPTQ's and
+    ExLlama's kernels for 2^bits, GPTQModel for 0 with a carry into its neighbour).
     """
     bits = quantized.grid.bits
-    zeros = quantized.zeros if version == 2 else (quantized.zeros - np.uint8(1)) & np.uint8(quantized.grid.top)
+    zeros = (
+        quantized.zeros
+        if (version or gptq_version(quantized.grid)) == 2
+        else (quantized.zeros - np.uint8(1)) & np.uint8(quantized.grid.top)
+    )
     return {
         "qweight": _turned(_stream(quantized.q, bits)),
         "qzeros": _stream_of_columns(zeros, bits),
@@ -89,11 +98,11 @@ def pack_gptq(quantized: Quantized, version: int = 1) -> Packed:
     }
 
 
-def unpack_gptq(packed: Mapping[str, NDArray[Any]], grid: Grid, version: int = 1) -> Quantized:
+def unpack_gptq(packed: Mapping[str, NDArray[Any]], grid: Grid, version: int | None = None) -> Quantized:
     """The inverse of `pack_gptq`."""
     q = _stream_back(_turned(packed["qweight"]), grid.bits)
     zeros = _stream_back(packed["qzeros"], grid.bits)
-    if version == 1:
+    if (version or gptq_version(grid)) == 1:
         zeros = (zeros + np.uint8(1)) & np.uint8(grid.top)
     scales = packed["scales"].astype(np.float32)
     return Quantized(grid, q, _turned(scales), _turned(zeros), packed["g_idx"].astype(np.int32))

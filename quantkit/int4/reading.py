@@ -96,7 +96,7 @@ class QuantizedFolder:
         """Rows of a tensor of the model, seen as (prod(shape[:-1]), shape[-1]); LookupError where there is none."""
         linear = self.linears.get(name.removesuffix(".weight"))
         if linear is None or not name.endswith(".weight"):
-            return self._stored_rows(self.tensors[name], start, stop)
+            return self.stored_rows(name, start, stop)
         if self._turned:
             return self.dequantized(linear.name).T[start:stop]
         return self.dequantized(linear.name, start, stop)
@@ -111,7 +111,24 @@ class QuantizedFolder:
     def stored(self, name: str) -> NDArray[Any]:
         """A tensor as the file has it."""
         tensor = self.tensors[name]
-        return self._stored_rows(tensor, 0, tensor.n_rows).reshape(tensor.shape)
+        return self.stored_rows(name, 0, tensor.n_rows).reshape(tensor.shape)
+
+    def stored_rows(self, name: str, start: int, stop: int) -> NDArray[Any]:
+        """Rows of a tensor as the file has it, seen as (prod(shape[:-1]), shape[-1])."""
+        assert self._files.descriptors is not None
+        tensor = self.tensors[name]
+        row = tensor.nbytes // max(tensor.n_rows, 1)
+        data, done = np.empty((stop - start) * row, np.uint8), 0
+        while done < len(data):
+            at = tensor.offset + start * row + done
+            got = os.preadv(self._files.descriptors[tensor.file], [data[done:].data], at)
+            if got == 0:
+                raise CheckpointError(
+                    f"{tensor.file} of {self.folder} ended in the middle of tensor {shown(tensor.name)}; it changed"
+                    " since it was opened"
+                )
+            done += got
+        return data.view(NUMPY_DTYPES[tensor.dtype]).reshape(stop - start, tensor.row_length)
 
     def dequantized(self, name: str, start: int = 0, stop: int | None = None) -> Array:
         """Outputs start..stop of a quantized linear: float32 (stop - start, n_in), (q - zero) * scale.
@@ -170,14 +187,6 @@ class QuantizedFolder:
             words["g_idx"] = groups
         self._held = (linear.name, words)
         return words
-
-    def _stored_rows(self, tensor: TensorInfo, start: int, stop: int) -> NDArray[Any]:
-        assert self._files.descriptors is not None
-        row = tensor.nbytes // max(tensor.n_rows, 1)
-        data = os.pread(self._files.descriptors[tensor.file], (stop - start) * row, tensor.offset + start * row)
-        if len(data) != (stop - start) * row:
-            raise CheckpointError(f"{tensor.file} of {self.folder} ended in the middle of tensor {shown(tensor.name)}")
-        return np.frombuffer(data, NUMPY_DTYPES[tensor.dtype]).reshape(stop - start, tensor.row_length)
 
     def close(self) -> None:
         self._held = None

@@ -105,7 +105,7 @@ class LogitProbe:
             found = logits(path, tokens)
         if not np.isfinite(found).all():
             raise VerificationError(f"{output.type.label} gives logits that are not finite")
-        by_position, bits = _correlations(found, expected), _narrowest(output)
+        by_position, bits = correlations(found, expected), _narrowest(output)
         correlation, median = float(by_position.mean()), float(np.median(by_position))
         floor = next(floor for least, floor in _LOGIT_FLOOR if bits >= least)
         if not correlation >= floor:
@@ -124,7 +124,7 @@ class LogitProbe:
         if self._expected is None:
             checkpoint = self.plan.model.checkpoint
             assert checkpoint is not None
-            tokens = _probe_tokens(hf_token_ids(checkpoint.folder, PROBE))
+            tokens = probe_tokens(hf_token_ids(checkpoint.folder, PROBE))
             try:
                 self._expected = tokens, source_logits(checkpoint, tokens)
             except UnsupportedError as error:
@@ -142,12 +142,12 @@ def _narrowest(output: Output) -> float:
     return min((8 * block_size(kind)[1] / block_size(kind)[0] for kind in types), default=32.0)
 
 
-def _probe_tokens(ids: Sequence[Sequence[int]], count: int = 24) -> list[int]:
+def probe_tokens(ids: Sequence[Sequence[int]], count: int = 24) -> list[int]:
     """The first tokens of the probe's longest text."""
     return list(max(ids, key=len)[:count])
 
 
-def _correlations(found: NDArray[np.float32], expected: NDArray[np.float32]) -> NDArray[np.float64]:
+def correlations(found: NDArray[np.float32], expected: NDArray[np.float32]) -> NDArray[np.float64]:
     """The Pearson correlation of the two logit rows of each position, (n_tokens,)."""
     a = found - found.mean(axis=1, keepdims=True)
     b = expected - expected.mean(axis=1, keepdims=True)

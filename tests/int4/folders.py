@@ -1,73 +1,55 @@
-"""Quantized folders for tests, made from a checkpoint by rounding to the nearest: what the driver does, without it."""
+"""Quantized folders for tests, made from a checkpoint by rounding to the nearest: the driver's plan without its run."""
 
-from collections.abc import Collection
 from pathlib import Path
 
 from quantkit.calibration.native import Native
 from quantkit.checkpoint import open_checkpoint
-from quantkit.forward.layer_linears import layer_linears
-from quantkit.forward.linears import Linear
+from quantkit.convert.folders import FolderPlan, FolderRequest, Method, all_layers, plan_folder_of
 from quantkit.forward.weights import f32
-from quantkit.int4.config import QUANTIZE_CONFIG, awq_config, checkpoint_format, gptq_config
 from quantkit.int4.grid import Grid
-from quantkit.int4.layout import MAX_SHARD, Stated, plan_folder
-from quantkit.int4.packing import pack_awq, pack_gptq, packed_shapes, why_not_packed
+from quantkit.int4.layout import MAX_SHARD
+from quantkit.int4.packing import pack_awq, pack_gptq
 from quantkit.int4.rounding import round_to_nearest
-from quantkit.int4.writer import FolderWriter, json_bytes
+from quantkit.int4.writer import FolderWriter
 
 Hashes = dict[str, str]
 
 
-def linears_of(native: Native) -> list[Linear]:
-    names = native.tensors.keys()
-    layers = range(native.decoder.n_layers)
-    found = (layer_linears(native.architecture, native.config, number, names) for number in layers)
-    return [linear for layer in found for seen in layer.inputs for linear in seen.linears]
+def planned(
+    native: Native,
+    folder: Path,
+    method: Method = "awq",
+    grid: Grid | None = None,
+    *,
+    skip: tuple[str, ...] = (),
+    max_shard: int = MAX_SHARD,
+    dtype: str = "float16",
+) -> FolderPlan:
+    request = FolderRequest(method, grid or Grid(4, 32, method == "gptq"), skip, dtype, max_shard)
+    return plan_folder_of(native, all_layers(native), request, folder)
+
+
+def write_planned(plan: FolderPlan, native: Native) -> Hashes:
+    """The folder, under its final name; the sha256 of each tensor's bytes as written."""
+    weights = {name + linear.form.weight: linear for name, linear in plan.quantized.items()}
+    pack = pack_awq if plan.request.method == "awq" else pack_gptq
+    with FolderWriter(plan.folder, plan.shards) as writer:
+        for name in native.tensors:
+            values, linear = f32(native.whole(name)), weights.get(name)
+            if linear is None:
+                writer.write(name, values)
+                continue
+            rounded = round_to_nearest(values.T if linear.form.turned else values, plan.request.grid)
+            for part, array in pack(rounded).items():
+                writer.write(f"{linear.name}.{part}", array)
+        writer.finish(plan.config(native.config), native.checkpoint.folder, plan.more_files())
+        return {place.name: writer.sha256(place.name) for shard in plan.shards for place in shard.places}
 
 
 def write_folder(
-    source: Path,
-    folder: Path,
-    method: str = "awq",
-    grid: Grid | None = None,
-    *,
-    skip: Collection[str] = (),
-    max_shard: int = MAX_SHARD,
+    source: Path, folder: Path, method: Method = "awq", grid: Grid | None = None, *, max_shard: int = MAX_SHARD
 ) -> Hashes:
-    """The checkpoint `source` as AWQ or GPTQ in `folder`; the sha256 of each tensor's bytes as written."""
-    grid = grid or Grid(4, 32, symmetric=method == "gptq")
-    version = 2 if checkpoint_format(grid) == "gptq_v2" else 1
+    """The checkpoint `source` as AWQ or GPTQ in `folder`."""
     with open_checkpoint(str(source)) as checkpoint:
         native = Native(checkpoint)
-        linears = {linear.name: linear for linear in linears_of(native)}
-        kept = {name for name, linear in linears.items() if linear.kept or name in skip}
-        quantized = {name: linear for name, linear in linears.items() if name not in kept}
-        assert not any(why_not_packed(method, grid, linear.n_in, linear.n_out) for linear in quantized.values())
-        tensors: list[Stated] = []
-        for name, tensor in native.tensors.items():
-            linear = quantized.get(name.removesuffix(".weight"))
-            if linear is None:
-                tensors.append((name, "F16", tensor.shape))
-            else:
-                shapes = packed_shapes(method, grid, linear.n_in, linear.n_out)
-                tensors += [(f"{linear.name}.{part}", *stated) for part, stated in shapes.items()]
-        with FolderWriter(folder, plan_folder(tensors, max_shard)) as writer:
-            for name in native.tensors:
-                linear = quantized.get(name.removesuffix(".weight"))
-                if linear is None:
-                    writer.write(name, f32(native.whole(name)))
-                    continue
-                weight = f32(native.whole(name))
-                rounded = round_to_nearest(weight.T if linear.form.turned else weight, grid)
-                packed = pack_awq(rounded) if method == "awq" else pack_gptq(rounded, version)
-                for part, array in packed.items():
-                    writer.write(f"{linear.name}.{part}", array)
-            names = [*kept, "lm_head"]
-            if method == "awq":
-                quantization = awq_config(grid, names, quantized)
-            else:
-                quantization = gptq_config(grid, names, quantized, desc_act=False, damp_percent=0.01)
-            more = {QUANTIZE_CONFIG: json_bytes(quantization)} if method == "gptq" else {}
-            config = {**native.config, "torch_dtype": "float16", "quantization_config": quantization}
-            writer.finish(config, source, more)
-            return {stated[0]: writer.sha256(stated[0]) for stated in tensors}
+        return write_planned(planned(native, folder, method, grid, max_shard=max_shard), native)

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from quantkit.int4.config import awq_config, checkpoint_format, gptq_config, gptq_version
+from quantkit.int4.config import awq_config, gptq_config
 from quantkit.int4.grid import Grid
 
 ATTENTION = [f"self_attn.{name}_proj" for name in "qkvo"]
@@ -125,10 +125,7 @@ def test_a_dense_models_config_says_no_more_than_it_must() -> None:
     assert (gptq["bits"], gptq["group_size"], gptq["desc_act"], gptq["sym"]) == (3, -1, True, True)
 
 
-def test_zeros_of_asymmetric_grids_are_stored_as_they_are() -> None:
-    for symmetric, version in ((True, 1), (False, 2)):
-        grid = Grid(symmetric=symmetric)
-        config = gptq_config(grid, set(), {"model.layers.0.a"}, desc_act=False, damp_percent=0.01)
-        assert config["checkpoint_format"] == checkpoint_format(grid)
-        assert gptq_version(config) == version
-    assert gptq_version({"quant_method": "gptq"}) == 1
+def test_zeros_of_asymmetric_grids_are_told_to_be_stored_as_they_are() -> None:
+    for symmetric, words in ((True, "gptq"), (False, "gptq_v2")):
+        config = gptq_config(Grid(symmetric=symmetric), set(), {"model.layers.0.a"}, desc_act=False, damp_percent=0.01)
+        assert (config["checkpoint_format"], config["sym"]) == (words, symmetric)

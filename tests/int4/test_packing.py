@@ -89,7 +89,7 @@ def test_unpacking_gives_back_what_was_packed(bits: int, group: int) -> None:
 def test_shapes_are_known_before_anything_is_packed(bits: int) -> None:
     grid = Grid(bits, 32)
     quantized = random_quantized(grid, n_out=64, n_in=96)
-    for method, packed in (("awq", pack_awq(quantized)), ("gptq", pack_gptq(quantized))):
+    for method, packed in (("awq", pack_awq(quantized)), ("gptq", pack_gptq(quantized, 1))):
         stated = packed_shapes(method, grid, 96, 64)
         assert {name: (array.dtype, array.shape) for name, array in packed.items()} == {
             name: (TAGS[dtype], shape) for name, (dtype, shape) in stated.items()
@@ -123,3 +123,12 @@ def test_packing_does_not_change_what_it_was_given() -> None:
     pack_awq(quantized)
     pack_gptq(quantized)
     assert np.array_equal(quantized.q, before)
+
+
+def test_gptq_stores_zeros_less_one_only_where_they_are_all_the_same() -> None:
+    made = random_quantized(Grid(4, 32), n_out=32, n_in=64)
+    middle = Quantized(Grid(4, 32, symmetric=True), made.q, made.scales, np.full_like(made.zeros, 8), made.groups)
+    assert set(pack_gptq(middle)["qzeros"].ravel().tolist()) == {0x77777777}
+    assert np.array_equal(pack_gptq(made)["qzeros"], pack_gptq(made, 2)["qzeros"])
+    assert np.array_equal(unpack_gptq(pack_gptq(made), made.grid).zeros, made.zeros)
+    assert np.array_equal(unpack_gptq(pack_gptq(middle), middle.grid).zeros, middle.zeros)

@@ -11,6 +11,7 @@ import pytest
 
 from quantkit.calibration.native import Native
 from quantkit.checkpoint import open_checkpoint
+from quantkit.convert.folders import Method, all_layers
 from quantkit.errors import CheckpointError, UnsupportedError
 from quantkit.forward import reference_logits
 from quantkit.forward.weights import f32
@@ -21,9 +22,8 @@ from quantkit.int4.reading import QuantizedFolder, open_quantized
 from quantkit.int4.rounding import round_to_nearest
 from quantkit.int4.writer import FolderWriter
 from tests.families.expected import write_checkpoint
-from tests.int4.folders import linears_of, write_folder
+from tests.int4.folders import write_folder
 from tests.int4.matrices import random_quantized
-from tests.real import smollm2_or_skip
 from tests.tiny import tiny_llama
 
 TOKENS = [1, 5, 9, 200, 33, 7]
@@ -73,7 +73,7 @@ def test_gptq_reads_back_with_groups_in_any_order(bits: int, version: int, tmp_p
 
 def test_a_gptq_folder_without_g_idx_has_its_groups_in_order(tmp_path: Path) -> None:
     quantized = random_quantized(Grid(4, 32), n_out=64, n_in=96, least_zero=1)
-    packed = {name: array for name, array in pack_gptq(quantized).items() if name != "g_idx"}
+    packed = {name: array for name, array in pack_gptq(quantized, 1).items() if name != "g_idx"}
     found = dequantized(folder_of(packed, {"quant_method": "gptq", "bits": 4, "group_size": 32}, tmp_path / "f"))
     assert np.array_equal(found, quantized.dequantized())
 
@@ -91,13 +91,19 @@ def test_gptqmodels_zeros_of_nought_borrow_from_their_neighbours(bits: int, tmp_
 
 @pytest.mark.parametrize("method", ["awq", "gptq"])
 @pytest.mark.parametrize("model", ["llama", "qwen2moe", "gpt2", "mixtral"])
-def test_the_forward_runs_on_a_folder_as_on_the_rounded_weights(model: str, method: str, tmp_path: Path) -> None:
+def test_the_forward_runs_on_a_folder_as_on_the_rounded_weights(model: str, method: Method, tmp_path: Path) -> None:
     source = tiny_llama(tmp_path / "m") if model == "llama" else write_checkpoint(model, tmp_path / "m")
     grid = Grid(4, 16, symmetric=method == "gptq")
     write_folder(source, tmp_path / "q", method, grid, max_shard=1_000_000)
     with open_checkpoint(str(source)) as checkpoint:
         native = Native(checkpoint)
-        linears = {f"{linear.name}.weight": linear for linear in linears_of(native) if not linear.kept}
+        linears = {
+            f"{linear.name}.weight": linear
+            for layer in all_layers(native)
+            for each in layer.inputs
+            for linear in each.linears
+            if not linear.kept
+        }
 
         def whole(name: str) -> np.ndarray:
             values = f32(native.whole(name))
@@ -112,17 +118,6 @@ def test_the_forward_runs_on_a_folder_as_on_the_rounded_weights(model: str, meth
         assert folder.names == native.tensors.keys()
         found = reference_logits(folder.whole, folder.config, TOKENS, rows=folder.rows, names=folder.names)
     assert np.allclose(found, expected, atol=1e-4 * float(np.abs(expected).max()))
-
-
-def test_smollm2_in_four_bits_still_says_nearly_the_same(tmp_path: Path) -> None:
-    source = smollm2_or_skip()
-    write_folder(source, tmp_path / "q", "awq", Grid(4, 64))
-    with open_checkpoint(str(source)) as checkpoint, open_quantized(tmp_path / "q") as folder:
-        native = Native(checkpoint)
-        expected = reference_logits(native.whole, native.config, TOKENS, rows=native.rows, names=native.tensors.keys())
-        found = reference_logits(folder.whole, folder.config, TOKENS, rows=folder.rows, names=folder.names)
-    cosine = (found * expected).sum() / np.sqrt(np.square(found).sum() * np.square(expected).sum())
-    assert cosine > 0.97
 
 
 def _config(change: Callable[[dict[str, Any]], object], folder: Path) -> None:
