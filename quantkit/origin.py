@@ -23,11 +23,17 @@ def write_origin(
     folder: Path, plan: Plan, verified: Sequence[Verified], seconds: Mapping[str, float], peak_memory: int
 ) -> None:
     """Add this run's outputs to the folder's quantkit.json, replacing earlier entries of the same name."""
+    record_outputs(
+        folder,
+        {item.output.stem: _entry(plan, item, seconds, peak_memory) for item in verified if not item.failed},
+    )
+
+
+def record_outputs(folder: Path, entries: Mapping[str, Mapping[str, Any]]) -> None:
+    """Add entries by stem to the folder's quantkit.json, replacing earlier ones of the same stem."""
     path = folder / FILE_NAME
     record = _load(path)
-    for item in verified:
-        if not item.failed:
-            record["outputs"][item.output.stem] = _entry(plan, item, seconds, peak_memory)
+    record["outputs"].update(entries)
     temporary = path.with_name(f"{FILE_NAME}.partial")
     try:
         temporary.write_text(json.dumps(record, indent=2, ensure_ascii=False, allow_nan=False) + "\n", "utf-8")

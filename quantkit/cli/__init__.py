@@ -5,7 +5,9 @@ from typing import Annotated
 import typer
 
 from quantkit import __version__
+from quantkit.cli import awq as awq_command
 from quantkit.cli import gguf as gguf_command
+from quantkit.cli import gptq as gptq_command
 from quantkit.cli import inspect as inspect_command
 from quantkit.cli import ollama as ollama_command
 from quantkit.cli.errors import explain
@@ -38,6 +40,8 @@ def _root(
 
 
 app.command("gguf", epilog=gguf_command.EPILOG)(gguf_command.gguf)
+app.command("awq")(awq_command.awq)
+app.command("gptq")(gptq_command.gptq)
 app.command("inspect")(inspect_command.inspect)
 app.command("ollama")(ollama_command.ollama)
 

@@ -139,19 +139,22 @@ def _stream_of_columns(values: NDArray[np.uint8], bits: int) -> NDArray[np.int32
 
 def _stream(values: NDArray[np.uint8], bits: int) -> NDArray[np.int32]:
     """Rows of integers as rows of words: value i fills bits i * bits ... of its row. Eight values make `bits` bytes."""
-    eights = np.ascontiguousarray(values).reshape(len(values), -1, 8)
+    n_bytes = values.shape[1] * bits // 8
+    eights = np.pad(values, ((0, 0), (0, -values.shape[1] % 8))).reshape(len(values), -1, 8)
     gathered = np.zeros(eights.shape[:2], "<u8")
     for i in range(8):
         gathered |= eights[:, :, i].astype("<u8") << np.uint64(i * bits)
-    row = np.ascontiguousarray(gathered.view(np.uint8).reshape(*gathered.shape, 8)[:, :, :bits])
-    return row.reshape(len(values), -1).view("<i4")
+    row = gathered.view(np.uint8).reshape(*gathered.shape, 8)[:, :, :bits].reshape(len(values), -1)
+    return np.ascontiguousarray(row[:, :n_bytes]).view("<i4")
 
 
 def _stream_back(words: NDArray[np.int32], bits: int) -> NDArray[np.uint8]:
-    row = np.ascontiguousarray(words, "<i4").view(np.uint8).reshape(len(words), -1, bits)
+    row = np.ascontiguousarray(words, "<i4").view(np.uint8)
+    n_values = row.shape[1] * 8 // bits
+    row = np.pad(row, ((0, 0), (0, -row.shape[1] % bits))).reshape(len(words), -1, bits)
     gathered = np.zeros((*row.shape[:2], 8), np.uint8)
     gathered[:, :, :bits] = row
     eights = gathered.view("<u8")
     top = np.uint64((1 << bits) - 1)
     values = [((eights[:, :, 0] >> np.uint64(i * bits)) & top).astype(np.uint8) for i in range(8)]
-    return np.stack(values, axis=-1).reshape(len(words), -1)
+    return np.stack(values, axis=-1).reshape(len(words), -1)[:, :n_values]

@@ -1,0 +1,294 @@
+"""From a checkpoint to AWQ and GPTQ folders and importance matrices: one streamed forward feeds them all.
+
+Work happens under `*.partial` names beside the final ones; a finished layer is a step of the journal, so a kill costs a
+layer and the same command takes up the rest. A folder gets its name once it is whole and checked.
+"""
+
+import shutil
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from quantkit.calibration.stream import Stream
+from quantkit.conversion import free_space, peak_memory
+from quantkit.convert.calibration_plan import CalibratedPlan
+from quantkit.convert.folders import FolderPlan, in_file_order
+from quantkit.convert.journal import Journal
+from quantkit.convert.watchers import WATCHERS, Keeper
+from quantkit.errors import CalibrationError, OutputError
+from quantkit.folder_origin import write_folder_origin
+from quantkit.int4.writer import FolderWriter, partial_folder, publish, refuse_existing
+from quantkit.verify.check import Check
+from quantkit.verify.quantized import SourceLogits, verify_folder
+
+Progress = Callable[[str, int], None]
+_PIECE_ELEMENTS = 1 << 22
+
+Squares = dict[tuple[str, int | None], tuple[NDArray[np.float64], int]]
+"""(linear, its index in a stack) -> sums of squares of its input, tokens."""
+
+
+@dataclass(frozen=True)
+class Folder:
+    """A written folder and what its checks saw. `errors`: each linear's relative output error over the text."""
+
+    plan: FolderPlan
+    checks: tuple[Check, ...]
+    errors: Mapping[str, float]
+
+    @property
+    def failed(self) -> tuple[Check, ...]:
+        return tuple(check for check in self.checks if check.status == "failed")
+
+
+@dataclass(frozen=True)
+class Calibrated:
+    """A finished calibration. `tokens`: by layer, how many each expert was sent; `seconds` of wall time."""
+
+    plan: CalibratedPlan
+    folders: tuple[Folder, ...]
+    squares: Squares
+    tokens: Mapping[int, Mapping[str, int]]
+    seconds: Mapping[str, float]
+    peak_memory: int
+    resumed: int = 0
+    starved: Mapping[int, Sequence[str]] = field(default_factory=dict)
+
+
+def calibrate(
+    plan: CalibratedPlan,
+    *,
+    force: bool = False,
+    logits: bool | None = None,
+    progress: Progress = lambda _name, _amount: None,
+    stage: Callable[[str], None] = lambda _text: None,
+    then: Callable[[Squares], None] = lambda _squares: None,
+) -> Calibrated:
+    """Run a plan to its end. A run that was killed is taken up where it was.
+
+    `then` gets the squares once every folder is checked, and before any gets its name. `progress(layer, 1)` counts.
+
+    Raises:
+        OutputError: the folder cannot be written, is too small, or holds the outputs already (unless `force`).
+        CalibrationError: the text or the checkpoint gives statistics that cannot be used.
+    """
+    try:
+        plan.work.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(
+            f"cannot create {plan.work}: {error.strerror or error}; choose another folder with -o"
+        ) from error
+    journal = Journal(plan.work / "journal", plan.fingerprint, [], force=force)
+    try:
+        if not journal.resumed:
+            _clear(plan)
+        for folder in plan.folders:
+            if journal.finishing is None:
+                refuse_existing(folder.folder, force=force)
+        result = _Run(plan, journal, progress, stage).run(logits)
+        then(result.squares)
+        for each in result.folders:
+            _name(each)
+        shutil.rmtree(plan.work)
+    except MemoryError:
+        raise CalibrationError(
+            f"out of memory at about {peak_memory() / 1e9:.1f} GB; the same command takes up the finished layers, with"
+            " fewer --threads or a shorter --seq-len"
+        ) from None
+    except OutputError:
+        if not journal.done:
+            journal.close()
+            shutil.rmtree(plan.work, ignore_errors=True)
+            for folder in plan.folders:
+                shutil.rmtree(partial_folder(folder.folder), ignore_errors=True)
+        raise
+    finally:
+        journal.close()
+    return result
+
+
+class _Run:
+    def __init__(
+        self, plan: CalibratedPlan, journal: Journal, progress: Progress, stage: Callable[[str], None]
+    ) -> None:
+        self.plan, self.journal, self.progress, self.stage = plan, journal, progress, stage
+        self.native = plan.native
+        self.source = SourceLogits(plan.native)
+        _check_space(plan, _owned(plan))
+        self.writers = [
+            FolderWriter(partial_folder(folder.folder), folder.shards, keep=journal.resumed) for folder in plan.folders
+        ]
+        if not all(writer.resumed for writer in self.writers):
+            journal.forget()
+        self.watchers = [
+            WATCHERS[folder.request.method](folder, writer, self.native.whole, plan.propagate)
+            for folder, writer in zip(plan.folders, self.writers, strict=True)
+        ]
+
+    def run(self, logits: bool | None) -> Calibrated:
+        plan, journal = self.plan, self.journal
+        started = time.monotonic()
+        with Stream(
+            self.native,
+            plan.samples.tokens,
+            plan.work,
+            threads=plan.threads,
+            gram=bool(plan.folders),
+            propagate=plan.propagate,
+        ) as stream:
+            first = self._first_layer(stream)
+            if first == 0:
+                stream.embed()
+            if "ends" not in journal.done:
+                self._write_ends()
+            for number in range(first, len(plan.layers)):
+                self._layer(stream, number)
+        calibrated = time.monotonic()
+        folders = tuple(self._check(index, logits) for index in range(len(plan.folders)))
+        seconds = {"calibrate": calibrated - started, "verify": time.monotonic() - calibrated}
+        notes = {number: journal.records[_step(number)] for number in range(len(plan.layers))}
+        result = Calibrated(
+            plan,
+            folders,
+            self._squares(),
+            {number: note["tokens"] for number, note in notes.items()},
+            seconds,
+            peak_memory(),
+            first,
+            {number: note["starved"] for number, note in notes.items() if note["starved"]},
+        )
+        for folder in folders:
+            write_folder_origin(plan, folder.plan, folder.checks, folder.errors, notes, seconds)
+        for writer in self.writers:
+            writer.close()
+        journal.start_finishing({})
+        return result
+
+    def _first_layer(self, stream: Stream) -> int:
+        """The first layer that is not finished; 0, and the journal forgotten, where its states are gone."""
+        done = 0
+        while done < len(self.plan.layers) and _step(done) in self.journal.done:
+            done += 1
+        if done and (
+            (done < len(self.plan.layers) and not stream.can_start_at(done))
+            or not all(self._squares_file(number).exists() for number in range(done))
+        ):
+            self.journal.forget()
+            return 0
+        for number in range(done):
+            self.progress(f"layer {number + 1}", 1)
+        return done
+
+    def _layer(self, stream: Stream, number: int) -> None:
+        for watcher in self.watchers:
+            watcher.begin()
+        keeper = Keeper(self.watchers)
+        stream.layer(number, keeper)
+        partial = self._squares_file(number).with_suffix(".new.npz")
+        np.savez(partial, **keeper.squares)  # type: ignore[arg-type]
+        partial.replace(self._squares_file(number))
+        note = {
+            "errors": {
+                w.plan.request.method: {name: round(e, 6) for name, e in w.notes.items()} for w in self.watchers
+            },
+            "damping": {w.plan.request.method: dict(w.damping) for w in self.watchers if w.damping},
+            "sha256": {w.plan.request.method: w.hashes() for w in self.watchers},
+            "tokens": keeper.tokens,
+            "starved": keeper.starved,
+        }
+        self.journal.finished(_step(number), note)
+        worst = max((error for w in self.watchers for error in w.notes.values()), default=None)
+        text = f"layer {number + 1} of {len(self.plan.layers)}, {peak_memory() / 1e6:.0f} MB"
+        self.progress(text if worst is None else f"{text}, worst error {worst:.1%}", 1)
+
+    def _write_ends(self) -> None:
+        """What is outside the layers, as it stands."""
+        names = [name for name in in_file_order(self.native) if self._layer_of(name) is None]
+        for name in names:
+            tensor = self.native.tensors[name]
+            rows = tensor.part_rows * len(tensor.parts)
+            step = max(1, _PIECE_ELEMENTS // tensor.shape[-1])
+            for start in range(0, rows, step):
+                piece = self.native.rows(name, start, min(rows, start + step))
+                for writer in self.writers:
+                    if len(tensor.shape) == 1:
+                        writer.write(name, piece.reshape(-1))
+                    else:
+                        writer.write(name, piece, first_row=start)
+        note = {w.plan.request.method: {name: w.writer.sha256(name) for name in names} for w in self.watchers}
+        self.journal.finished("ends", {"sha256": note})
+
+    def _check(self, index: int, logits: bool | None) -> Folder:
+        plan, writer = self.plan.folders[index], self.writers[index]
+        method = plan.request.method
+        self.stage(f"checking {plan.request.label}")
+        writer.finish(plan.config(self.native.config), self.native.checkpoint.folder, plan.more_files())
+        records = [
+            self.journal.records["ends"],
+            *(self.journal.records[_step(n)] for n in range(len(self.plan.layers))),
+        ]
+        hashes = {name: digest for record in records for name, digest in record["sha256"][method].items()}
+        errors = {name: error for record in records[1:] for name, error in record["errors"][method].items()}
+        checks = verify_folder(writer.folder, plan, self.native, hashes, logits=logits, source=self.source)
+        return Folder(plan, tuple(checks), errors)
+
+    def _squares(self) -> Squares:
+        found: Squares = {}
+        for layer in self.plan.layers:
+            with np.load(self._squares_file(layer.number)) as squares:
+                for each in layer.inputs:
+                    if each.key in squares:
+                        values = squares[each.key]
+                        for linear in each.linears:
+                            found[linear.name, linear.index] = values[:-1], int(values[-1])
+        return found
+
+    def _squares_file(self, number: int) -> Path:
+        return self.plan.work / f"squares-{number}.npz"
+
+    def _layer_of(self, name: str) -> int | None:
+        decoder = self.native.decoder
+        return next((n for n in range(decoder.n_layers) if name.startswith(decoder.at(n))), None)
+
+
+def _step(number: int) -> str:
+    return f"layer {number}"
+
+
+def _clear(plan: CalibratedPlan) -> None:
+    """Remove what a run of another source or of other options left."""
+    for path in plan.work.iterdir():
+        if path.name != "journal":
+            path.unlink()
+    for folder in plan.folders:
+        shutil.rmtree(partial_folder(folder.folder), ignore_errors=True)
+
+
+def _check_space(plan: CalibratedPlan, owned: int) -> None:
+    free = free_space(plan.work) + owned
+    if plan.disk > free:
+        raise OutputError(
+            f"{plan.work.parent} has {free / 1e9:.2f} GB free but this takes {plan.disk / 1e9:.2f} GB;"
+            " free some space or choose another folder with -o"
+        )
+
+
+def _owned(plan: CalibratedPlan) -> int:
+    """Bytes on disk that an earlier run has taken already."""
+    folders = [plan.work, *(partial_folder(folder.folder) for folder in plan.folders)]
+    return sum(path.stat().st_blocks * 512 for folder in folders if folder.exists() for path in folder.iterdir())
+
+
+def _name(folder: Folder) -> None:
+    """Give a folder its final name; one that failed a check is set aside under `.failed`."""
+    final = folder.plan.folder
+    failed = final.with_name(f"{final.name}.failed")
+    shutil.rmtree(failed, ignore_errors=True)
+    if folder.failed:
+        partial_folder(final).replace(failed)
+    else:
+        publish(final)
