@@ -67,10 +67,12 @@ def calibrate(
     progress: Progress = lambda _name, _amount: None,
     stage: Callable[[str], None] = lambda _text: None,
     then: Callable[[Squares], None] = lambda _squares: None,
+    others: Sequence[Path] = (),
 ) -> Calibrated:
     """Run a plan to its end. A run that was killed is taken up where it was.
 
-    `then` gets the squares once every folder is checked, and before any gets its name. `progress(layer, 1)` counts.
+    `then` gets the squares once every folder is checked, and before any gets its name; `others` are files it will make,
+    refused like folders when they are there beforehand. `progress(layer, 1)` counts.
 
     Raises:
         OutputError: the folder cannot be written, is too small, or holds the outputs already (unless `force`).
@@ -86,9 +88,12 @@ def calibrate(
     try:
         if not journal.resumed:
             _clear(plan)
-        for folder in plan.folders:
-            if journal.finishing is None:
+        if journal.finishing is None:
+            for folder in plan.folders:
                 refuse_existing(folder.folder, force=force)
+            there = next((path for path in others if path.exists()), None)
+            if there is not None and not force:
+                raise OutputError(f"{there} is there already; add --force to replace it")
         result = _Run(plan, journal, progress, stage).run(logits)
         then(result.squares)
         for each in result.folders:

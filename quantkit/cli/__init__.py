@@ -6,6 +6,7 @@ import typer
 
 from quantkit import __version__
 from quantkit.cli import awq as awq_command
+from quantkit.cli import convert as convert_command
 from quantkit.cli import gguf as gguf_command
 from quantkit.cli import gptq as gptq_command
 from quantkit.cli import inspect as inspect_command
@@ -39,6 +40,7 @@ def _root(
     del version
 
 
+app.command("convert")(convert_command.convert)
 app.command("gguf", epilog=gguf_command.EPILOG)(gguf_command.gguf)
 app.command("awq")(awq_command.awq)
 app.command("gptq")(gptq_command.gptq)

@@ -101,11 +101,18 @@ def run(
     *,
     force: bool,
     then: Callable[[Squares], None] = lambda _squares: None,
+    others: Sequence[Path] = (),
 ) -> Calibrated:
     """Run the plan under a progress bar; tell which experts saw too few tokens."""
     with out.progress("calibrating", len(found.layers)) as ticker:
         result = calibrate(
-            found, force=force, logits=asked.logits, progress=ticker.advance, stage=ticker.stage, then=then
+            found,
+            force=force,
+            logits=asked.logits,
+            progress=ticker.advance,
+            stage=ticker.stage,
+            then=then,
+            others=others,
         )
     starved = sum(len(experts) for experts in result.starved.values())
     if starved:

@@ -81,6 +81,22 @@ def _model_facts(plan: Plan) -> dict[str, Any]:
 
 def show_result(result: Result, out: Out) -> None:
     """The closing table, or the document, of a conversion."""
+    show_table(result, out)
+    out.document(
+        {
+            "command": "gguf",
+            "dry_run": False,
+            **_model_facts(result.plan),
+            "outputs": documents(result),
+            "seconds": {name: round(value, 3) for name, value in result.seconds.items()},
+            "peak_memory_bytes": result.peak_memory,
+            "resumed_tensors": result.resumed,
+        }
+    )
+
+
+def show_table(result: Result, out: Out) -> None:
+    """The closing table of a conversion, for people."""
     plan = result.plan
     headers = [
         ("type", "left"),
@@ -102,17 +118,11 @@ def show_result(result: Result, out: Out) -> None:
         f" {result.seconds['verify']:.1f} s, peak memory {human_bytes(result.peak_memory)}"
     )
     out.say("error: the worst tensor's, relative; logits: correlation with the source's")
-    out.document(
-        {
-            "command": "gguf",
-            "dry_run": False,
-            **_model_facts(plan),
-            "outputs": [_document(result, item) for item in result.verified],
-            "seconds": {name: round(value, 3) for name, value in result.seconds.items()},
-            "peak_memory_bytes": result.peak_memory,
-            "resumed_tensors": result.resumed,
-        }
-    )
+
+
+def documents(result: Result) -> list[dict[str, Any]]:
+    """What the document says of each output."""
+    return [_document(result, item) for item in result.verified]
 
 
 def _row(result: Result, item: Verified) -> list[str]:

@@ -1,0 +1,205 @@
+"""`quantkit convert`: a checkpoint to every asked format, AWQ, GPTQ and GGUF, by one calibration."""
+
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import typer
+
+from quantkit.calibrated import Squares
+from quantkit.calibration.gguf_names import as_imatrix, collect_imatrix, imatrix_sources
+from quantkit.calibration.imatrix import Imatrix
+from quantkit.cli import calibrated, report
+from quantkit.cli.calibration_options import (
+    Calibrating,
+    CalibrationOption,
+    ChatOption,
+    CheckpointArg,
+    DeviceOption,
+    DtypeOption,
+    GroupOption,
+    LogitsOption,
+    MaxRamOption,
+    MaxShardOption,
+    NameOption,
+    OfflineOption,
+    OutputOption,
+    SamplesOption,
+    SeqLenOption,
+    SkipOption,
+    ThreadsOption,
+    check_name,
+)
+from quantkit.cli.options import DebugOption, DryRunOption, ForceOption, Format, FormatOption, parse_size
+from quantkit.cli.output import Out
+from quantkit.conversion import Result
+from quantkit.conversion import convert as convert_gguf
+from quantkit.convert.calibration_plan import CalibratedPlan
+from quantkit.convert.folders import FolderRequest
+from quantkit.convert.inputs import Model
+from quantkit.convert.plan import Plan, Request, plan_gguf
+from quantkit.convert.templates import choose_template, model_with_template
+from quantkit.errors import UsageError, VerificationError
+from quantkit.gguf.mix import MixOptions
+from quantkit.gguf.types import FILE_TYPES, FileType, file_type
+from quantkit.int4.grid import Grid
+
+FOLDERS = {"awq": "AWQ, AutoAWQ's GEMM format", "gptq": "GPTQ, AutoGPTQ's format"}
+
+
+def _complete_type(incomplete: str) -> list[tuple[str, str]]:
+    every = FOLDERS | {name: kind.summary for name, kind in FILE_TYPES.items()}
+    return [(name, about) for name, about in every.items() if name.startswith(incomplete.lower())]
+
+
+def convert(
+    source: CheckpointArg,
+    types: Annotated[
+        list[str],
+        typer.Option(
+            "--type",
+            "-t",
+            metavar="TYPE",
+            help="awq, gptq, or a GGUF type (quantkit gguf --help lists them); repeat for more.",
+            autocompletion=_complete_type,
+        ),
+    ],
+    output: OutputOption = Path(),
+    name: NameOption = None,
+    group_size: GroupOption = 128,
+    skip: SkipOption = None,
+    calibration: CalibrationOption = None,
+    samples: SamplesOption = 128,
+    seq_len: SeqLenOption = 512,
+    chat: ChatOption = None,
+    imatrix: Annotated[
+        bool, typer.Option("--imatrix/--no-imatrix", help="GGUF types use the calibration as an importance matrix.")
+    ] = True,
+    chat_template: Annotated[
+        str | None, typer.Option(metavar="FILE|NAME", help="Chat template of the GGUF, as for quantkit gguf.")
+    ] = None,
+    dtype: DtypeOption = "float16",
+    max_shard_size: MaxShardOption = "5G",
+    device: DeviceOption = "auto",
+    threads: ThreadsOption = None,
+    max_ram: MaxRamOption = None,
+    logits: LogitsOption = None,
+    dry_run: DryRunOption = False,
+    force: ForceOption = False,
+    offline: OfflineOption = False,
+    format_: FormatOption = Format.human,
+    debug: DebugOption = False,
+) -> None:
+    """Convert a checkpoint to every asked format by one calibration: NAME-AWQ/, NAME-GPTQ/, NAME-GGUF/.
+
+    One streamed forward over a calibration text feeds AWQ, GPTQ and the importance matrix of the GGUF types. Each
+    output is reloaded and checked before it gets its name. A killed run is taken up by the same command.
+
+    Example: quantkit convert ORG/NAME -t awq -t gptq -t q4_0 -t q2_k -o out
+    """
+    del debug
+    check_name(name)
+    out = Out(format_)
+    asked = list(dict.fromkeys(each.lower() for each in types))
+    requests = [
+        FolderRequest(
+            method=method,
+            grid=Grid(4, group_size, symmetric=method == "gptq"),
+            skip=tuple(skip or ()),
+            dtype=dtype,
+            max_shard=parse_size(max_shard_size, "--max-shard-size"),
+        )
+        for method in ("awq", "gptq")
+        if method in asked
+    ]
+    files = tuple(file_type(each) for each in asked if each not in FOLDERS)
+    if not requests and not imatrix:
+        raise UsageError("--no-imatrix leaves nothing to calibrate; quantkit gguf converts without a calibration")
+    calibrating = Calibrating(calibration, samples, seq_len, chat, threads, max_ram, device, logits, offline)
+    choice = None if chat_template is None else choose_template(chat_template)
+    with calibrated.fetch(source, out, offline=offline, headers_only=dry_run) as checkpoint:
+        found = calibrated.plan(checkpoint, requests, calibrating, out, name=name, output=output)
+        gguf: _Gguf | None = None
+        others: list[Path] = []
+        if files:
+            model, note = model_with_template(checkpoint, choice, name=name)
+            if note is not None:
+                out.note(note)
+            gguf = _Gguf(model, files, found, calibrating, output, imatrix=imatrix)
+            # what would be refused is refused before hours of calibration
+            planned = gguf.plan(gguf.placeholder())
+            report.announce(planned, out)
+            others = [planned.request.folder / file.name for each in planned.outputs for file in each.files]
+        if dry_run:
+            calibrated.show_plan(found, out, "convert")
+            return
+        converted: list[Result] = []
+
+        def then(squares: Squares) -> None:
+            if gguf is not None:
+                converted.append(gguf.run(gguf.imatrix(squares), out))
+
+        result = calibrated.run(found, calibrating, out, force=force, then=then, others=others)
+    for each in converted:
+        report.show_table(each, out)
+    more = [document for each in converted for document in report.documents(each)]
+    calibrated.show_result(result, out, "convert", more)
+    calibrated.raise_failed(result)
+    for each in converted:
+        if each.failed:
+            raise VerificationError(
+                f"{each.failed[0].output.type.label} failed its check of {each.failed[0].failed[0].name}:"
+                f" {each.failed[0].failed[0].detail}; the file is kept with the ending .failed"
+            )
+
+
+class _Gguf:
+    """The GGUF types of a conversion that calibrates."""
+
+    def __init__(
+        self,
+        model: Model,
+        types: tuple[FileType, ...],
+        found: CalibratedPlan,
+        asked: Calibrating,
+        output: Path,
+        *,
+        imatrix: bool,
+    ) -> None:
+        self.model, self.types, self.found, self.asked = model, types, found, asked
+        self.folder, self.wanted = output / f"{model.name}-GGUF", imatrix
+        self.sources = imatrix_sources(found.native) if imatrix else {}
+
+    def placeholder(self) -> Imatrix | None:
+        """An importance matrix of the right sizes, to plan with before there is one."""
+        linears = [
+            (linear, each.width) for layer in self.found.layers for each in layer.inputs for linear in each.linears
+        ]
+        return self.imatrix({(linear.name, linear.index): (np.ones(width), 1) for linear, width in linears})
+
+    def imatrix(self, squares: Squares) -> Imatrix | None:
+        if not self.wanted:
+            return None
+        samples = self.found.samples
+        sums, counts = collect_imatrix(squares, self.sources)
+        return as_imatrix(
+            sums, counts, datasets=[samples.name], chunks=len(samples.tokens), chunk_size=samples.tokens.shape[1]
+        )
+
+    def plan(self, imatrix: Imatrix | None) -> Plan:
+        request = Request(
+            types=self.types,
+            folder=self.folder,
+            mix=MixOptions(has_imatrix=imatrix is not None),
+            imatrix=imatrix,
+            imatrix_name=f"{self.found.samples.name}, calibrated here" if imatrix else None,
+            threads=self.found.threads,
+            max_ram=self.asked.ram,
+        )
+        return plan_gguf(self.model, request)
+
+    def run(self, imatrix: Imatrix | None, out: Out) -> Result:
+        plan = self.plan(imatrix)
+        # What stood there was refused before the calibration; what stands there now is a killed run's own.
+        with out.progress("converting", plan.n_elements) as ticker:
+            return convert_gguf(plan, force=True, logits=self.asked.logits, progress=ticker.advance, stage=ticker.stage)
