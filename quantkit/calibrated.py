@@ -144,6 +144,7 @@ class _Run:
             threads=plan.threads,
             gram=bool(plan.folders),
             propagate=plan.propagate,
+            device=plan.device,
         ) as stream:
             first = self._first_layer(stream)
             if first == 0:

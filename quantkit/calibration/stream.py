@@ -7,24 +7,25 @@ the router sent them.
 
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 from threadpoolctl import ThreadpoolController
 
+from quantkit.calibration.device import host
 from quantkit.calibration.held import Held, keys_of
 from quantkit.calibration.native import Native
 from quantkit.calibration.states import States
 from quantkit.calibration.statistics import Statistics
 from quantkit.errors import CalibrationError
+from quantkit.forward.arrays import Array, namespace, place
 from quantkit.forward.feed_forward import expert_count, expert_part, feed_forward, route, shared
 from quantkit.forward.layer_linears import layer_linears
 from quantkit.forward.linears import Input, LayerLinears
 
-Array = NDArray[np.float32]
 Tensors = dict[str, Array]
 _T = TypeVar("_T")
 _R = TypeVar("_R")
@@ -75,7 +76,8 @@ class Stream:
     """Hidden states of `tokens` (int32, (samples, length)) on their way through `native`'s layers.
 
     `folder` holds the states between layers. `gram`: whether Gram matrices are gathered, or only sums of squares.
-    `propagate`: the states go on as the quantized layer gives them, not as the source's does.
+    `propagate`: the states go on as the quantized layer gives them, not as the source's does. `device`: where torch
+    computes, None for numpy (see `choose_device`).
     """
 
     def __init__(
@@ -87,13 +89,16 @@ class Stream:
         threads: int,
         gram: bool = True,
         propagate: bool = False,
+        device: Any = None,
     ) -> None:
-        self.native, self.tokens, self.threads = native, tokens, threads
+        self.native, self.tokens, self.device = native, tokens, device
+        # a GPU computes one sample at a time with all it has
+        self.threads = threads if device is None else 1
         self.gram, self.propagate = gram, propagate
         self.decoder = native.decoder
         self.states = States(folder, len(tokens), tokens.shape[1], self.decoder.hidden)
         self._blas = ThreadpoolController()
-        self._pool = ThreadPoolExecutor(threads)
+        self._pool = ThreadPoolExecutor(self.threads)
 
     def linears(self, number: int) -> LayerLinears:
         """The linears of a layer."""
@@ -118,19 +123,20 @@ class Stream:
         """
         linears = self.linears(number)
         dense = tuple(each for each in linears.inputs if each.expert is None)
-        held = self._hold(self._names_outside_experts(number, linears), dense)
+        tensors = self._load(self._names_outside_experts(number, linears))
+        held = self._held(tensors, keys_of(dense))
         layer = self.decoder.layer(number, held)
         statistics = {each.key: Statistics.of(each.width, gram=self.gram) for each in dense}
         if layer.experts is None:
             self._through(number, held, statistics)
-            quantized = watcher.dense(linears, dict(held.tensors), statistics)
+            quantized = watcher.dense(linears, tensors, statistics)
             if self.propagate:
-                self._through(number, replace(held, tensors=quantized), {})
+                self._through(number, self._held(quantized, {}), {})
             return
         routes = self._up_to_experts(number, held, statistics)
-        quantized = watcher.dense(linears, dict(held.tensors), statistics)
+        quantized = watcher.dense(linears, tensors, statistics)
         if self.propagate:
-            held = replace(held, tensors=quantized)
+            held = self._held(quantized, {})
             routes = self._up_to_experts(number, held, {})
         for expert in range(expert_count(layer.experts, layer.layer)):
             self._one_expert(number, linears, expert, routes, watcher)
@@ -139,9 +145,9 @@ class Stream:
     def _through(self, number: int, held: Held, statistics: Mapping[str, Statistics]) -> None:
         def one(sample: int) -> dict[str, Array]:
             tap = held.tapped()
-            x = self.decoder.layer(number, tap)(self.states.read(_file(number), sample))
+            x = self.decoder.layer(number, tap)(self._read(_file(number), sample))
             _check_finite(x, number, sample)
-            self.states.write(_file(number + 1), sample, x)
+            self.states.write(_file(number + 1), sample, host(x))
             return tap.seen
 
         self._gather(one, statistics)
@@ -155,13 +161,15 @@ class Stream:
             tap = held.tapped()
             layer = self.decoder.layer(number, tap)
             assert layer.experts is not None
-            middle, seen = layer.attend(self.states.read(_file(number), sample))
+            middle, seen = layer.attend(self._read(_file(number), sample))
             _check_finite(middle, number, sample)
-            chosen[sample], share[sample] = route(layer.experts, layer.layer, seen)
+            chosen[sample], share[sample] = map(host, route(layer.experts, layer.layer, seen))
             fed = shared(layer.experts, layer.layer, seen)
-            self.states.write("middle", sample, middle)
-            self.states.write("seen", sample, seen)
-            self.states.write(_file(number + 1), sample, np.zeros_like(middle) if fed is None else fed)
+            self.states.write("middle", sample, host(middle))
+            self.states.write("seen", sample, host(seen))
+            self.states.write(
+                _file(number + 1), sample, np.zeros(middle.shape, np.float32) if fed is None else host(fed)
+            )
             return tap.seen
 
         self._gather(one, statistics)
@@ -172,13 +180,14 @@ class Stream:
         inputs = tuple(each for each in linears.inputs if each.expert == expert)
         # those stacked in one tensor of all experts are read where they stand
         alone = [each for each in inputs if all(linear.index is None for linear in each.linears)]
-        held = self._hold(_stored(alone) & self.native.tensors.keys(), inputs)
+        tensors = self._load(_stored(alone) & self.native.tensors.keys())
+        held = self._held(tensors, keys_of(inputs))
         statistics = {each.key: Statistics.of(each.width, gram=self.gram) for each in inputs}
         extra = routes.others(expert, EXPERT_FLOOR) if self.gram else {}
         self._through_expert(number, expert, routes, held, statistics, extra, add=not self.propagate)
-        quantized = watcher.expert(linears, expert, dict(held.tensors), statistics)
+        quantized = watcher.expert(linears, expert, tensors, statistics)
         if self.propagate:
-            self._through_expert(number, expert, routes, replace(held, tensors=quantized), {}, {}, add=True)
+            self._through_expert(number, expert, routes, self._held(quantized, {}), {}, {}, add=True)
 
     def _through_expert(
         self,
@@ -204,11 +213,12 @@ class Stream:
 
         def some(samples: Sequence[int]) -> tuple[dict[str, Array], dict[str, Array]]:
             found = [np.nonzero(routes.chosen[sample] == expert) for sample in samples]
-            seen = [self.states.read("seen", sample) for sample in samples]
+            seen = [self._read("seen", sample) for sample in samples]
             tap, others = held.tapped(), held.tapped()
-            routed = np.concatenate([x[rows] for x, (rows, _) in zip(seen, found, strict=True)])
+            concatenate = namespace(seen[0]).concatenate
+            routed = concatenate([x[rows] for x, (rows, _) in zip(seen, found, strict=True)])
             if len(routed):
-                answers = run(tap, routed)
+                answers = host(run(tap, routed))
                 ends = np.cumsum([len(rows) for rows, _ in found])
                 for sample, (rows, slots), part in zip(samples, found, np.split(answers, ends[:-1]), strict=True):
                     if add and len(rows):
@@ -217,7 +227,7 @@ class Stream:
                         self.states.write(_file(number + 1), sample, fed)
             unrouted = [x[extra[sample]] for x, sample in zip(seen, samples, strict=True) if sample in extra]
             if unrouted:
-                run(others, np.concatenate(unrouted))
+                run(others, concatenate(unrouted))
             return tap.seen, others.seen
 
         # so many samples that an expert sees a few hundred tokens at once
@@ -235,10 +245,10 @@ class Stream:
     def _join(self, number: int, held: Held) -> None:
         def one(sample: int) -> None:
             layer = self.decoder.layer(number, held)
-            fed = self.states.read(_file(number + 1), sample)
-            x = layer.join(self.states.read("middle", sample), fed)
+            fed = self._read(_file(number + 1), sample)
+            x = layer.join(self._read("middle", sample), fed)
             _check_finite(x, number, sample)
-            self.states.write(_file(number + 1), sample, x)
+            self.states.write(_file(number + 1), sample, host(x))
 
         self._each(one, range(len(self.tokens)))
 
@@ -260,10 +270,16 @@ class Stream:
         with self._blas.limit(limits=1):
             return list(self._pool.map(work, items))
 
-    def _hold(self, names: set[str], inputs: tuple[Input, ...]) -> Held:
-        native = self.native
-        tensors = {name: np.array(native.whole(name), np.float32) for name in sorted(names)}
-        return Held(native.whole, native.rows, native.tensors.keys(), tensors, keys_of(inputs))
+    def _read(self, name: str, sample: int) -> Array:
+        x: Array = place(self.states.read(name, sample), self.device)
+        return x
+
+    def _load(self, names: set[str]) -> Tensors:
+        return {name: np.array(self.native.whole(name), np.float32) for name in sorted(names)}
+
+    def _held(self, tensors: Tensors, keys: Mapping[tuple[str, int], str]) -> Held:
+        native, there = self.native, {name: place(values, self.device) for name, values in tensors.items()}
+        return Held(native.whole, native.rows, native.tensors.keys(), there, keys)
 
     def _names_outside_experts(self, number: int, linears: LayerLinears) -> set[str]:
         """The layer's tensors that are not of a routed expert."""
@@ -304,7 +320,7 @@ def _stored(inputs: Sequence[Input]) -> set[str]:
 
 def _check_finite(x: Array, number: int, sample: int) -> None:
     # one infinite or NaN value makes the sum so
-    if not np.isfinite(x.sum(dtype=np.float64)):
+    if not np.isfinite(float(x.sum())):
         raise CalibrationError(
             f"layer {number} gives hidden states that are not finite (NaN or infinite) for calibration sample"
             f" {sample + 1}; the checkpoint is damaged, or another calibration text avoids it"

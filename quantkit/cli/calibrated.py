@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from quantkit.calibrated import Calibrated, Folder, Squares, calibrate
+from quantkit.calibration.device import choose_device
 from quantkit.calibration.native import Native
 from quantkit.calibration.text import load_samples
 from quantkit.checkpoint import Checkpoint, open_checkpoint
@@ -77,6 +78,7 @@ def plan(
         threads=asked.threads or 0,
         max_ram=asked.ram,
         propagate=asked.propagate,
+        device=choose_device(asked.device),
     )
     for warning in (*samples.warnings, *found.warnings):
         out.warn(warning)

@@ -6,6 +6,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from quantkit import __version__
 from quantkit.calibration.native import Native
@@ -30,6 +31,7 @@ class CalibratedPlan:
     work: Path
     threads: int
     propagate: bool
+    device: Any
     memory: int
     disk: int
     fingerprint: str
@@ -46,6 +48,7 @@ def plan_calibrated(
     threads: int = 0,
     max_ram: int | None = None,
     propagate: bool = False,
+    device: Any = None,
 ) -> CalibratedPlan:
     """What a calibration of `native` over `samples` will write under `output` and take.
 
@@ -76,6 +79,7 @@ def plan_calibrated(
         work=output / f"{name}-calibration.partial",
         threads=threads,
         propagate=propagate,
+        device=device,
         memory=memory,
         disk=sum(folder.size for folder in folders) + states,
         fingerprint=_fingerprint(native, samples, requests, propagate),
