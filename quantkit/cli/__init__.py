@@ -9,6 +9,7 @@ from quantkit.cli import awq as awq_command
 from quantkit.cli import convert as convert_command
 from quantkit.cli import gguf as gguf_command
 from quantkit.cli import gptq as gptq_command
+from quantkit.cli import imatrix as imatrix_command
 from quantkit.cli import inspect as inspect_command
 from quantkit.cli import ollama as ollama_command
 from quantkit.cli.errors import explain
@@ -44,6 +45,7 @@ app.command("convert")(convert_command.convert)
 app.command("gguf", epilog=gguf_command.EPILOG)(gguf_command.gguf)
 app.command("awq")(awq_command.awq)
 app.command("gptq")(gptq_command.gptq)
+app.command("imatrix")(imatrix_command.imatrix)
 app.command("inspect")(inspect_command.inspect)
 app.command("ollama")(ollama_command.ollama)
 

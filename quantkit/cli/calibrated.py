@@ -58,9 +58,10 @@ def plan(
     *,
     name: str | None,
     output: Path,
+    nearest: bool = False,
 ) -> CalibratedPlan:
-    """What is to be done, announced."""
-    native = Native(checkpoint)
+    """What is to be done, announced. `nearest`: see `Native`; what becomes GGUF needs no native architecture."""
+    native = Native(checkpoint, nearest=nearest)
     samples = load_samples(
         checkpoint,
         source=asked.text,
@@ -152,7 +153,7 @@ def show_plan(found: CalibratedPlan, out: Out, command: str) -> None:
     out.table(headers, rows)
     out.say("dry run: nothing was written")
     out.document(
-        {"command": command, "dry_run": True, **_facts(found), "outputs": [_planned(each) for each in found.folders]}
+        {"command": command, "dry_run": True, **facts(found), "outputs": [_planned(each) for each in found.folders]}
     )
 
 
@@ -179,7 +180,7 @@ def show_result(result: Calibrated, out: Out, command: str, more: Sequence[dict[
         {
             "command": command,
             "dry_run": False,
-            **_facts(result.plan),
+            **facts(result.plan),
             "outputs": [*(_document(folder) for folder in result.folders), *more],
             "seconds": {name: round(value, 3) for name, value in result.seconds.items()},
             "peak_memory_bytes": result.peak_memory,
@@ -209,7 +210,8 @@ def _title(folder: FolderPlan) -> str:
     return f"{folder.request.label} {grid.bits} bit, group {grid.group}"
 
 
-def _facts(found: CalibratedPlan) -> dict[str, Any]:
+def facts(found: CalibratedPlan) -> dict[str, Any]:
+    """What a document says of a calibration."""
     samples = found.samples
     return {
         "name": found.name,

@@ -3,11 +3,9 @@
 from pathlib import Path
 from typing import Annotated
 
-import numpy as np
 import typer
 
 from quantkit.calibrated import Squares
-from quantkit.calibration.gguf_names import as_imatrix, collect_imatrix, imatrix_sources
 from quantkit.calibration.imatrix import Imatrix
 from quantkit.cli import calibrated, report
 from quantkit.cli.calibration_options import (
@@ -36,6 +34,7 @@ from quantkit.conversion import Result
 from quantkit.conversion import convert as convert_gguf
 from quantkit.convert.calibration_plan import CalibratedPlan
 from quantkit.convert.folders import FolderRequest
+from quantkit.convert.importance import Importance
 from quantkit.convert.inputs import Model
 from quantkit.convert.plan import Plan, Request, plan_gguf
 from quantkit.convert.templates import choose_template, model_with_template
@@ -118,7 +117,7 @@ def convert(
     calibrating = Calibrating(calibration, samples, seq_len, chat, threads, max_ram, device, logits, offline)
     choice = None if chat_template is None else choose_template(chat_template)
     with calibrated.fetch(source, out, offline=offline, headers_only=dry_run) as checkpoint:
-        found = calibrated.plan(checkpoint, requests, calibrating, out, name=name, output=output)
+        found = calibrated.plan(checkpoint, requests, calibrating, out, name=name, output=output, nearest=not requests)
         gguf: _Gguf | None = None
         others: list[Path] = []
         if files:
@@ -127,7 +126,7 @@ def convert(
                 out.note(note)
             gguf = _Gguf(model, files, found, calibrating, output, imatrix=imatrix)
             # what would be refused is refused before hours of calibration
-            planned = gguf.plan(gguf.placeholder())
+            planned = gguf.plan(gguf.importance.placeholder() if gguf.importance else None)
             report.announce(planned, out)
             others = [planned.request.folder / file.name for each in planned.outputs for file in each.files]
         if dry_run:
@@ -137,7 +136,7 @@ def convert(
 
         def then(squares: Squares) -> None:
             if gguf is not None:
-                converted.append(gguf.run(gguf.imatrix(squares), out))
+                converted.append(gguf.run(gguf.importance.of(squares) if gguf.importance else None, out))
 
         result = calibrated.run(found, calibrating, out, force=force, then=then, others=others)
     for each in converted:
@@ -166,25 +165,9 @@ class _Gguf:
         *,
         imatrix: bool,
     ) -> None:
-        self.model, self.types, self.found, self.asked = model, types, found, asked
-        self.folder, self.wanted = output / f"{model.name}-GGUF", imatrix
-        self.sources = imatrix_sources(found.native) if imatrix else {}
-
-    def placeholder(self) -> Imatrix | None:
-        """An importance matrix of the right sizes, to plan with before there is one."""
-        linears = [
-            (linear, each.width) for layer in self.found.layers for each in layer.inputs for linear in each.linears
-        ]
-        return self.imatrix({(linear.name, linear.index): (np.ones(width), 1) for linear, width in linears})
-
-    def imatrix(self, squares: Squares) -> Imatrix | None:
-        if not self.wanted:
-            return None
-        samples = self.found.samples
-        sums, counts = collect_imatrix(squares, self.sources)
-        return as_imatrix(
-            sums, counts, datasets=[samples.name], chunks=len(samples.tokens), chunk_size=samples.tokens.shape[1]
-        )
+        self.importance = Importance(found) if imatrix else None
+        self.model = self.importance.recorded(model) if self.importance else model
+        self.types, self.found, self.asked, self.folder = types, found, asked, output / f"{model.name}-GGUF"
 
     def plan(self, imatrix: Imatrix | None) -> Plan:
         request = Request(
@@ -192,7 +175,7 @@ class _Gguf:
             folder=self.folder,
             mix=MixOptions(has_imatrix=imatrix is not None),
             imatrix=imatrix,
-            imatrix_name=f"{self.found.samples.name}, calibrated here" if imatrix else None,
+            imatrix_name=self.importance.name if self.importance else None,
             threads=self.found.threads,
             max_ram=self.asked.ram,
         )

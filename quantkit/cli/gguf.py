@@ -1,19 +1,32 @@
 """`quantkit gguf`: a checkpoint, or an existing GGUF, to every asked GGUF type in one pass."""
 
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from quantkit.calibrated import Squares
 from quantkit.calibration.imatrix import load_imatrix
 from quantkit.chat import BUILT_IN
 from quantkit.checkpoint import open_checkpoint
+from quantkit.cli import calibrated
+from quantkit.cli.calibration_options import (
+    Calibrating,
+    CalibrationOption,
+    ChatOption,
+    DeviceOption,
+    SamplesOption,
+    SeqLenOption,
+)
 from quantkit.cli.options import DebugOption, DryRunOption, ForceOption, Format, FormatOption, SourceArg, parse_size
 from quantkit.cli.output import Out
 from quantkit.cli.report import announce, show_plan, show_result
-from quantkit.conversion import convert
+from quantkit.conversion import Result, convert
+from quantkit.convert.importance import Importance
 from quantkit.convert.inputs import Model, model_from_gguf
-from quantkit.convert.plan import Request, plan_gguf
+from quantkit.convert.plan import Plan, Request, plan_gguf
 from quantkit.convert.templates import NONE, choose_template, model_with_template
 from quantkit.errors import UsageError, VerificationError
 from quantkit.families import check_config
@@ -23,7 +36,7 @@ from quantkit.gguf.types import FILE_TYPES, file_type, tensor_type
 EPILOG = (
     "Types: "
     + ", ".join(name for name, kind in FILE_TYPES.items() if not kind.needs_imatrix)
-    + ".\n\nWith --imatrix only: "
+    + ".\n\nWith --imatrix or --calibrate only: "
     + ", ".join(name for name, kind in FILE_TYPES.items() if kind.needs_imatrix)
     + "."
 )
@@ -63,6 +76,14 @@ def gguf(
     imatrix: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Importance matrix of llama.cpp (GGUF or .dat).")
     ] = None,
+    calibrate: Annotated[
+        bool, typer.Option("--calibrate", help="Compute the importance matrix first, over a calibration text.")
+    ] = False,
+    calibration: CalibrationOption = None,
+    samples: SamplesOption = 128,
+    seq_len: SeqLenOption = 512,
+    chat: ChatOption = None,
+    device: DeviceOption = "auto",
     tensor_types: Annotated[
         list[str] | None,
         typer.Option("--tensor-type", metavar="REGEX=TYPE", help="Type of the tensors whose name matches; repeat."),
@@ -113,14 +134,17 @@ def gguf(
     del debug
     out = Out(format_)
     asked = tuple(dict.fromkeys(file_type(item) for item in types or ["q4_0"]))
-    importance = load_imatrix(imatrix) if imatrix else None
+    if imatrix and (calibrate or calibration):
+        raise UsageError("--imatrix and --calibrate both give an importance matrix; leave one out")
+    calibrates = calibrate or calibration is not None
+    loaded = load_imatrix(imatrix) if imatrix else None
     mix = MixOptions(
         output_type=tensor_type(output_type) if output_type else None,
         embedding_type=tensor_type(embedding_type) if embedding_type else None,
         pure=pure,
         leave_output=leave_output,
         tensor_types=tuple(parse_override(item) for item in tensor_types or ()),
-        has_imatrix=importance is not None,
+        has_imatrix=calibrates or loaded is not None,
     )
     if name is not None and (Path(name).name != name or name in (".", "..") or not name.isprintable()):
         raise UsageError(f"--name {name!r} is not a plain name; say where to write with -o")
@@ -132,13 +156,22 @@ def gguf(
             types=asked,
             folder=output / f"{model.name}-GGUF",
             mix=mix,
-            imatrix=importance,
+            imatrix=loaded,
             imatrix_name=imatrix.name if imatrix else None,
             split_max_size=split,
             allow_requantize=allow_requantize,
             threads=threads or 0,
             max_ram=ram,
         )
+
+        def run(plan: Plan, *, over: bool) -> Result:
+            with out.progress("converting", plan.n_elements) as ticker:
+                return convert(plan, force=over, logits=logits, progress=ticker.advance, stage=ticker.stage)
+
+        if calibrates:
+            calibrating = Calibrating(calibration, samples, seq_len, chat, threads, max_ram, device, logits, offline)
+            calibration_run = _Calibration(model, calibrating, out, output)
+            model, request = calibration_run.prepared(request)
         plan = plan_gguf(model, request)
         for warning in plan.warnings:
             out.warn(warning)
@@ -146,8 +179,10 @@ def gguf(
         if dry_run:
             show_plan(plan, out)
             return
-        with out.progress("converting", plan.n_elements) as ticker:
-            result = convert(plan, force=force, logits=logits, progress=ticker.advance, stage=ticker.stage)
+        if calibrates:
+            result = calibration_run.then(plan, lambda known: run(known, over=True), force=force)
+        else:
+            result = run(plan, over=force)
     finally:
         model.close()
     show_result(result, out)
@@ -157,6 +192,35 @@ def gguf(
             f"{first.output.type.label} failed its check of {first.failed[0].name}: {first.failed[0].detail};"
             f" the file is kept as {first.output.files[0].name}.failed"
         )
+
+
+class _Calibration:
+    """The calibration before a conversion: planned with an importance matrix of the right sizes, run with the true."""
+
+    def __init__(self, model: Model, asked: Calibrating, out: Out, output: Path) -> None:
+        if model.checkpoint is None:
+            raise UsageError(f"--calibrate is for checkpoints; for {model.name}, a GGUF, pass --imatrix FILE")
+        self.asked, self.out = asked, out
+        self.found = calibrated.plan(model.checkpoint, [], asked, out, name=model.name, output=output, nearest=True)
+        self.importance = Importance(self.found)
+        self.model = self.importance.recorded(model)
+
+    def prepared(self, request: Request) -> tuple[Model, Request]:
+        """What to plan with, so that what would be refused is refused before hours of calibration."""
+        return self.model, replace(request, imatrix=self.importance.placeholder(), imatrix_name=self.importance.name)
+
+    def then(self, plan: Plan, run: Callable[[Plan], Result], *, force: bool) -> Result:
+        """Calibrate, and `run` the plan with what that gave; its files are refused beforehand if they are there."""
+        files = [plan.request.folder / file.name for each in plan.outputs for file in each.files]
+        results: list[Result] = []
+
+        def convert_now(squares: Squares) -> None:
+            known = replace(plan.request, imatrix=self.importance.of(squares))
+            results.append(run(plan_gguf(self.model, known)))
+
+        calibrated.run(self.found, self.asked, self.out, force=force, then=convert_now, others=files)
+        (result,) = results
+        return result
 
 
 def _open(
