@@ -10,7 +10,7 @@ import typer
 from quantkit.cli.options import DebugOption, Format, FormatOption
 from quantkit.cli.output import Out, human_bytes, human_count, printable
 from quantkit.inspection import Description, inspect_source
-from quantkit.inspection.description import Shape, Template, Vocabulary
+from quantkit.inspection.description import Quantization, Shape, Template, Vocabulary
 
 _LABEL = 12
 _MOST_TOKENS, _MOST_LINES = 12, 24
@@ -91,6 +91,8 @@ def _facts(found: Description) -> list[tuple[str, str]]:
             active = f", {human_count(weights.active_parameters)} active for a token"
         facts.append(("parameters", f"{human_count(weights.parameters)}{active}"))
     facts += [("shape", _shape(shape)), ("experts", _experts(shape)), ("context", _context(shape))]
+    if found.quantization:
+        facts.append(("quantized", _quantized(found.quantization)))
     if found.convertible is True:
         facts.append(("converts", "yes, quantkit gguf takes it"))
     elif found.convertible is False:
@@ -102,6 +104,18 @@ def _facts(found: Description) -> list[tuple[str, str]]:
     elif found.files:
         facts.append(("size", f"{size} in {len(found.files)} files" + ("" if found.outputs else f", {first} ...")))
     return facts
+
+
+def _quantized(found: Quantization) -> str:
+    words = [f"{found.linears} linears"]
+    if found.symmetric is not None:
+        words.append("symmetric" if found.symmetric else "asymmetric")
+    if found.act_order:
+        words.append("act-order")
+    if found.packing:
+        words.append(f"packed as {found.packing}")
+    kept = f"; kept as they were: {', '.join(found.kept)}" if found.kept else ""
+    return ", ".join(words) + kept
 
 
 def _shape(shape: Shape) -> str:
@@ -217,6 +231,10 @@ def _made(entry: Mapping[str, Any]) -> str:
     words.append(f"by {(tool or {}).get('name', '?')} {(tool or {}).get('version', '')}".rstrip())
     if entry.get("written"):
         words.append(f"on {entry['written']}")
+    text = entry.get("calibration")
+    if isinstance(text, dict):
+        count, length = text.get("samples", "?"), text.get("tokens_per_sample", "?")
+        return f"{' '.join(words)}, calibrated on {text.get('text', '?')} ({count} samples of {length} tokens)"
     options = entry.get("options") if isinstance(entry.get("options"), dict) else {}
     asked = [
         f"--{name.replace('_', '-').replace('-types', '-type')}" for name, value in (options or {}).items() if value

@@ -1,6 +1,7 @@
 """A Hugging Face checkpoint, in a folder or on the hub, described from config.json, tokenizer files and headers."""
 
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,10 +19,13 @@ from quantkit.gguf.keyvalues import KeyValue
 from quantkit.gguf.vocab import files as tokenizer_files
 from quantkit.gguf.vocab import load_vocabulary, special
 from quantkit.inspection.config import shape_of_config, text_config
-from quantkit.inspection.description import Description, File, Template, Vocabulary
+from quantkit.inspection.description import Description, File, Quantization, Template, Vocabulary
 from quantkit.inspection.keys import describe_template, template_of_keys, vocabulary_of_keys
-from quantkit.inspection.record import read_record
+from quantkit.inspection.record import entry_of, read_record
 from quantkit.inspection.weights import Stored, count_weights
+
+_PACKED_WEIGHTS = (".qweight", ".weight_packed")
+_LAYER = re.compile(r".*?\.\d+\.")
 
 
 @dataclass
@@ -55,11 +59,12 @@ def describe_checkpoint_folder(folder: Path, source: str) -> Description:
         found.notes.append(str(error))
         names = list(choose_weights([path.name for path in folder.iterdir()], source).files)
     found.files = [File(name, (folder / name).stat().st_size) for name in names]
-    try:
-        found.opened = open_checkpoint(str(folder))
-        found.name, found.revision = found.opened.name, found.opened.revision
-    except QuantkitError as error:
-        found.notes.append(str(error))
+    if not _is_packed(quantization_config(config)):
+        try:
+            found.opened = open_checkpoint(str(folder))
+            found.name, found.revision = found.opened.name, found.opened.revision
+        except QuantkitError as error:
+            found.notes.append(str(error))
     try:
         return _describe(found, source)
     finally:
@@ -124,7 +129,8 @@ def _describe(found: _Found, source: str) -> Description:
         convertible=why_not is None,
         why_not=why_not,
         revision=found.revision,
-        origin=read_record(found.folder) or None,
+        origin=_origin(found),
+        quantization=_quantization(packing, found.tensors),
         notes=tuple(dict.fromkeys(note for note in found.notes if note != why_not)),
     )
 
@@ -164,6 +170,13 @@ def _template_file(folder: Path) -> Template | None:
         return None
     text = special.default_template(files.config.get("chat_template", files.template))
     return describe_template(text, None) if text else None
+
+
+def _origin(found: _Found) -> Mapping[str, Any] | None:
+    """The record's entry of these weight files, else all of them."""
+    record = read_record(found.folder)
+    entry = entry_of(record, Path(found.files[0].name)) if found.files else None
+    return entry or record or None
 
 
 def _architecture(config: Mapping[str, Any]) -> str | None:
@@ -212,12 +225,43 @@ def _group(packing: Mapping[str, Any]) -> Mapping[str, Any]:
     return weights if isinstance(weights, dict) else {}
 
 
+def _group_size(packing: Mapping[str, Any]) -> int | None:
+    size = packing.get("group_size", packing.get("q_group_size", _group(packing).get("group_size")))
+    return size if type(size) is int else None
+
+
+def _quantization(packing: Mapping[str, Any], tensors: Sequence[TensorInfo]) -> Quantization | None:
+    """What config.json says of packed weights, and which of the matrices are packed by the tensors' names."""
+    if not _is_packed(packing):
+        return None
+    packed = {tensor.name.rpartition(".")[0] for tensor in tensors if tensor.name.endswith(_PACKED_WEIGHTS)}
+    matrices = {
+        tensor.name.removesuffix(".weight")
+        for tensor in tensors
+        if tensor.name.endswith(".weight") and len(tensor.shape) > 1
+    }
+    layout = packing.get("checkpoint_format", packing.get("version", packing.get("format")))
+    symmetric, act_order = packing.get("sym"), packing.get("desc_act")
+    if symmetric is None and isinstance(packing.get("zero_point"), bool):
+        symmetric = not packing["zero_point"]
+    return Quantization(
+        method=str(packing.get("quant_method") or "quantized"),
+        bits=_bits(packing),
+        group=_group_size(packing),
+        linears=len(packed),
+        kept=tuple(sorted({_LAYER.sub("", name, count=1) for name in matrices - packed})),
+        symmetric=symmetric if isinstance(symmetric, bool) else None,
+        act_order=act_order if isinstance(act_order, bool) else None,
+        packing=layout if isinstance(layout, str) else None,
+    )
+
+
 def _method(packing: Mapping[str, Any]) -> str | None:
     """The quantization in words: "awq 4 bit, group 128"."""
     if not packing:
         return None
     words = str(packing.get("quant_method") or "quantized")
     bits = _bits(packing)
-    size = packing.get("group_size", packing.get("q_group_size", _group(packing).get("group_size")))
+    size = _group_size(packing)
     words += f" {bits} bit" if bits else ""
-    return words + (f", group {size}" if isinstance(size, int) and size > 0 else "")
+    return words + (f", group {size}" if size and size > 0 else "")

@@ -98,6 +98,25 @@ class File:
 
 
 @dataclass(frozen=True)
+class Quantization:
+    """How a quantized checkpoint's linears are packed, and which matrices are not: names below a layer, once each.
+
+    `group`: inputs that share a scale, None where config.json does not say, -1 for all. `symmetric`, `act_order`: None
+    where the method has no such choice, or config.json does not say.
+    """
+
+    method: str
+    bits: int | None
+    group: int | None
+    linears: int
+    kept: tuple[str, ...]
+    symmetric: bool | None = None
+    act_order: bool | None = None
+    packing: str | None = None
+    """The name of the layout: "gemm", "gptq", "gptq_v2"."""
+
+
+@dataclass(frozen=True)
 class Output:
     """One quantized form in a folder of outputs."""
 
@@ -130,6 +149,7 @@ class Description:
     revision: str | None = None
     origin: Mapping[str, Any] | None = None
     outputs: tuple[Output, ...] = ()
+    quantization: Quantization | None = None
     notes: tuple[str, ...] = field(default=())
 
     @property

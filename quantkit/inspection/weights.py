@@ -56,7 +56,7 @@ def count_weights(
         stored += tensor.bytes
         if _NOT_WEIGHTS.search(tensor.name) or (tied and tensor.name.endswith(_HEADS)):
             continue
-        weights = tensor.elements * _per_element(tensor, packed_bits)
+        weights = _weights(tensor, packed_bits)
         all_ += weights
         if _EXPERT.search(tensor.name):
             routed += weights
@@ -74,12 +74,14 @@ def count_weights(
     )
 
 
-def _per_element(tensor: Stored, packed_bits: int | None) -> int:
+def _weights(tensor: Stored, packed_bits: int | None) -> int:
+    """How many weights stand in a tensor's elements."""
     width = _INTEGER_BITS.get(tensor.type)
     if width is None:
-        return 1
+        return tensor.elements
     if tensor.name.endswith("_blocks"):  # MXFP4: two to a byte
-        return 2
+        return 2 * tensor.elements
     if packed_bits and (_PACKED.search(tensor.name) or (packed_bits < 8 and tensor.type == "U8")):
-        return max(width // packed_bits, 1)
-    return 1
+        # Of 3 bits, 32 stand in three integers.
+        return tensor.elements * width // packed_bits
+    return tensor.elements
