@@ -30,6 +30,14 @@ def place(values: Any, device: Any) -> Any:
     return sys.modules["torch"].tensor(values, device=device)
 
 
+def fetch(x: Any) -> npt.NDArray[Any]:
+    """x as an array of numpy: itself, or a tensor's values brought to the CPU."""
+    if isinstance(x, np.ndarray):
+        return x
+    values: npt.NDArray[Any] = x.cpu().numpy()
+    return values
+
+
 def empty(shape: tuple[int, ...], like: Any) -> Array:
     made: Array = np.empty(shape, np.float32) if isinstance(like, np.ndarray) else like.new_empty(shape)
     return made

@@ -51,9 +51,8 @@ def attend(part: Attention, layer: Layer, x: Array) -> Array:
     q, k, v = _latent(part, layer, x) if part.latent else _plain(part, layer, x)
     (heads, n, size), groups, where = q.shape, len(k), device(x)
     cap = layer.config.get(part.softcap) if part.softcap else None
-    scale = part.scale(layer.config, layer.number)
-    # the heads that share a key, one below the other, are one matrix
-    q = (q * (scale / cap if cap else scale)).reshape(groups, heads // groups, n, size)
+    scale = part.scale(layer.config, layer.number) / (cap or 1.0)
+    q = q.reshape(groups, heads // groups, n, size)
     slopes = place(alibi_slopes(heads), where) if part.alibi(layer.config) else None
     sinks = layer.vector(layer.at + part.at + part.sinks, x) if part.sinks else None
     window = part.window(layer.config, layer.number) or n
@@ -63,7 +62,9 @@ def attend(part: Attention, layer: Layer, x: Array) -> Array:
     for start in range(0, n, step):
         stop = min(start + step, n)
         first, rows = max(0, start + 1 - window), stop - start
-        scores = q[:, :, start:stop].reshape(groups, -1, size) @ k[:, first:stop].swapaxes(1, 2)
+        # the heads that share a key, one below the other, are one matrix
+        queries: Array = namespace(x).multiply(q[:, :, start:stop], scale)
+        scores = queries.reshape(groups, -1, size) @ k[:, first:stop].swapaxes(1, 2)
         if cap:
             scores = namespace(x).tanh(scores, out=scores)
             scores *= cap

@@ -9,11 +9,12 @@ import json
 import sys
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import torch
 
-from quantkit.forward.arrays import place
+from quantkit.forward.arrays import fetch, place
 from quantkit.forward.forward import Decoder
 from quantkit.forward.weights import Weights
 
@@ -31,25 +32,24 @@ def weights(tensors: dict[str, Any]) -> Weights:
 
 def logits(arrays: dict[str, Any], of_layers: dict[str, Any], config: dict[str, Any], device: str) -> torch.Tensor:
     decoder = Decoder(weights(arrays), config)
-    x = place(decoder.embed(TOKENS), torch.device(device))
-    for number in range(decoder.n_layers):
-        x = decoder.layer(number, weights(of_layers))(x)
-        assert (x.dtype, x.device.type) == (torch.float32, device)
-    return decoder.logits(x)
+    with patch.object(torch.Tensor, "__array__", refuse), patch.object(torch.Tensor, "numpy", refuse):
+        x = place(decoder.embed(TOKENS), torch.device(device))
+        for number in range(decoder.n_layers):
+            x = decoder.layer(number, weights(of_layers))(x)
+            assert (x.dtype, x.device.type) == (torch.float32, device)
+        return decoder.logits(x)
 
 
 FOLDER, OUT, TOKENS = Path(sys.argv[1]), sys.argv[2], json.loads(sys.argv[3])
-torch.Tensor.__array__ = refuse
-torch.Tensor.numpy, to_numpy = refuse, torch.Tensor.numpy
 found = {}
 for path in sorted(FOLDER.glob("*.npz")):
     with np.load(path) as file:
         arrays = dict(file)
     config = json.loads(str(arrays.pop("config.json")))
-    found[path.stem] = to_numpy(logits(arrays, arrays, config, "cpu"))
+    found[path.stem] = fetch(logits(arrays, arrays, config, "cpu"))
     if not any(name.endswith("_blocks") for name in arrays):
         held = {name: torch.tensor(array, dtype=torch.float32) for name, array in arrays.items()}
-        found[path.stem + " held"] = to_numpy(logits(arrays, held, config, "cpu"))
+        found[path.stem + " held"] = fetch(logits(arrays, held, config, "cpu"))
     if Decoder(weights(arrays), config).architecture.experts is None:
         # a device without values: what is made on another one cannot be added to it (which experts are chosen would
         # have to be known)
