@@ -70,8 +70,9 @@ def _positions(
     rope = dict(nested) if isinstance(nested, Mapping) else {}
     if isinstance(rope.get("full_attention"), Mapping):
         rope = dict(rope["full_attention"])
+    # The family's default of rope_theta stands beside what transformers 5 states in rope_parameters.
     base = next(
-        (v for v in (config.get("rope_theta"), config.get("rotary_emb_base"), rope.get("rope_theta")) if v), None
+        (v for v in (rope.get("rope_theta"), config.get("rope_theta"), config.get("rotary_emb_base")) if v), None
     )
     share = config.get("partial_rotary_factor", config.get("rotary_pct", rope.get("partial_rotary_factor")))
     dimensions = None

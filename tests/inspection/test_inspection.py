@@ -186,6 +186,14 @@ def test_rope_scaling_is_named(place: Path) -> None:
     assert inspect_source(str(place / "llama3")).shape.rope_scaling == "llama3 x32 from 8192"
 
 
+def test_the_rope_base_of_a_transformers_5_config_is_told_not_the_familys_default(tmp_path: Path) -> None:
+    rope = {"rope_type": "default", "rope_theta": 123456.0}
+    tiny_llama(tmp_path / "m", config={"rope_parameters": rope})
+    change(tmp_path / "m", rope_theta=None)
+    shape = inspect_source(str(tmp_path / "m")).shape
+    assert (shape.rope_base, shape.rope_scaling) == (123456.0, None)
+
+
 def test_latent_attention_is_told_by_the_heads_its_makers_state() -> None:
     family = find_family(V2_LITE)
     stated = family.keys(family.gguf_arch, family.sizes(V2_LITE))
