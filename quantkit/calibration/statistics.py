@@ -6,8 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from quantkit.calibration.device import host
-from quantkit.forward.arrays import Array, namespace
+from quantkit.forward.arrays import Array, fetch, namespace
 
 
 @dataclass
@@ -31,12 +30,12 @@ class Statistics:
     def add(self, pieces: Sequence[Array], extra: Sequence[Array] = ()) -> None:
         """Count the tokens of `pieces`, each (n, width); those of `extra` go into the Gram matrix only."""
         for piece in pieces:
-            self.squares += host(namespace(piece).einsum("ij,ij->j", piece, piece))
+            self.squares += fetch(namespace(piece).einsum("ij,ij->j", piece, piece))
             self.tokens += len(piece)
         if self.gram is not None:
             together = [piece for piece in (*pieces, *extra) if len(piece)]
             if together:
                 x = together[0] if len(together) == 1 else namespace(together[0]).concatenate(together)
                 # one array and its own transpose: BLAS computes half of it (syrk)
-                self.gram += host(x.T @ x)
+                self.gram += fetch(x.T @ x)
                 self.gram_tokens += len(x)

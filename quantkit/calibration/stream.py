@@ -15,13 +15,13 @@ import numpy as np
 from numpy.typing import NDArray
 from threadpoolctl import ThreadpoolController
 
-from quantkit.calibration.device import host
 from quantkit.calibration.held import Held, keys_of
 from quantkit.calibration.native import Native
 from quantkit.calibration.states import States
 from quantkit.calibration.statistics import Statistics
 from quantkit.errors import CalibrationError
-from quantkit.forward.arrays import Array, namespace, place
+from quantkit.forward.allocator import keep_freed_memory
+from quantkit.forward.arrays import Array, fetch, namespace, place
 from quantkit.forward.feed_forward import expert_count, expert_part, feed_forward, route, shared
 from quantkit.forward.layer_linears import layer_linears
 from quantkit.forward.linears import Input, LayerLinears
@@ -77,7 +77,7 @@ class Stream:
 
     `folder` holds the states between layers. `gram`: whether Gram matrices are gathered, or only sums of squares.
     `propagate`: the states go on as the quantized layer gives them, not as the source's does. `device`: where torch
-    computes, None for numpy (see `choose_device`).
+    computes, None for numpy (see `find_device`).
     """
 
     def __init__(
@@ -97,6 +97,7 @@ class Stream:
         self.gram, self.propagate = gram, propagate
         self.decoder = native.decoder
         self.states = States(folder, len(tokens), tokens.shape[1], self.decoder.hidden)
+        keep_freed_memory()
         self._blas = ThreadpoolController()
         self._pool = ThreadPoolExecutor(self.threads)
 
@@ -147,7 +148,7 @@ class Stream:
             tap = held.tapped()
             x = self.decoder.layer(number, tap)(self._read(_file(number), sample))
             _check_finite(x, number, sample)
-            self.states.write(_file(number + 1), sample, host(x))
+            self.states.write(_file(number + 1), sample, fetch(x))
             return tap.seen
 
         self._gather(one, statistics)
@@ -163,12 +164,12 @@ class Stream:
             assert layer.experts is not None
             middle, seen = layer.attend(self._read(_file(number), sample))
             _check_finite(middle, number, sample)
-            chosen[sample], share[sample] = map(host, route(layer.experts, layer.layer, seen))
+            chosen[sample], share[sample] = map(fetch, route(layer.experts, layer.layer, seen))
             fed = shared(layer.experts, layer.layer, seen)
-            self.states.write("middle", sample, host(middle))
-            self.states.write("seen", sample, host(seen))
+            self.states.write("middle", sample, fetch(middle))
+            self.states.write("seen", sample, fetch(seen))
             self.states.write(
-                _file(number + 1), sample, np.zeros(middle.shape, np.float32) if fed is None else host(fed)
+                _file(number + 1), sample, np.zeros(middle.shape, np.float32) if fed is None else fetch(fed)
             )
             return tap.seen
 
@@ -218,7 +219,7 @@ class Stream:
             concatenate = namespace(seen[0]).concatenate
             routed = concatenate([x[rows] for x, (rows, _) in zip(seen, found, strict=True)])
             if len(routed):
-                answers = host(run(tap, routed))
+                answers = fetch(run(tap, routed))
                 ends = np.cumsum([len(rows) for rows, _ in found])
                 for sample, (rows, slots), part in zip(samples, found, np.split(answers, ends[:-1]), strict=True):
                     if add and len(rows):
@@ -248,7 +249,7 @@ class Stream:
             fed = self._read(_file(number + 1), sample)
             x = layer.join(self._read("middle", sample), fed)
             _check_finite(x, number, sample)
-            self.states.write(_file(number + 1), sample, host(x))
+            self.states.write(_file(number + 1), sample, fetch(x))
 
         self._each(one, range(len(self.tokens)))
 

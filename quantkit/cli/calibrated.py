@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 from quantkit.calibrated import Calibrated, Folder, Squares, calibrate
-from quantkit.calibration.device import choose_device
 from quantkit.calibration.native import Native
 from quantkit.calibration.text import load_samples
 from quantkit.checkpoint import Checkpoint, open_checkpoint
@@ -16,6 +15,7 @@ from quantkit.convert.calibration_plan import CalibratedPlan, plan_calibrated
 from quantkit.convert.folders import FolderPlan, FolderRequest
 from quantkit.errors import VerificationError
 from quantkit.families import check_config
+from quantkit.forward.devices import find_device
 
 
 def folder_command(
@@ -79,7 +79,7 @@ def plan(
         threads=asked.threads or 0,
         max_ram=asked.ram,
         propagate=asked.propagate,
-        device=choose_device(asked.device),
+        device=find_device(asked.device),
     )
     for warning in (*samples.warnings, *found.warnings):
         out.warn(warning)
