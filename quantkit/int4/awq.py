@@ -44,10 +44,10 @@ def search_scale(
 ) -> Scale:
     """The scale of an input's channels with which its linears, rounded to nearest, err least.
 
-    `weights` are of (n_out, n_in), `gram` (n_in, n_in) the sum of x x'. Two families are tried, a^r and
-    a^r / u^(1 - r), r from 0 to 1 in `steps`: a is the root mean square of the input, u the mean of |w| over its
-    group's largest. `ties` (n_in,): channels of the same number share a scale. At most `rows` rows, evenly taken,
-    stand for all of the linears' in the search. `name` is the input's, for messages. Raises CalibrationError for
+    `weights` are of (n_out, n_in), `gram` (n_in, n_in) the sum of x x'. Two families are tried, a^r and (a / u)^r, r
+    from 0 to 1 in `steps`, every fourth first and then around the best: a and u are the root mean squares of an input
+    and of the weights it meets. `ties` (n_in,): channels of the same number share a scale. At most `rows` rows, evenly
+    taken, stand for all of the linears' in the search. `name` is the input's, for messages. Raises CalibrationError for
     statistics that are not finite.
     """
     if not np.isfinite(gram).all():
@@ -56,13 +56,14 @@ def search_scale(
     searched = whole[:: -(-len(whole) // rows)]
     act = _tied(np.diagonal(gram), ties, len(gram)) ** np.float32(0.5)
     act = np.maximum(act / max(float(act.mean()), 1e-30), _LEAST)
-    size = _tied(_sizes(whole, grid), ties, len(gram)) + _LEAST
+    size = _tied(np.einsum("oi,oi->i", whole, whole), ties, len(gram)) ** np.float32(0.5)
+    size = np.maximum(size / max(float(size.mean()), 1e-30), _LEAST)
 
     ones = np.ones(len(gram), np.float32)
     best = ones
     before = error = _error(searched, gram, grid, ones)
     ratio = 0.0
-    for power in (0, 1):
+    for base in (act, act / size):
         tried: dict[int, float] = {}
         for step in (4, 2, 1):  # from coarse to fine around the best
             middle = min(tried, key=tried.__getitem__) if tried else None
@@ -70,8 +71,7 @@ def search_scale(
             for i in at:
                 if i in tried or not 0 <= i <= steps:
                     continue
-                r = np.float32(i / steps)
-                s = _centred(act**r / size ** (power * (1 - r)))
+                s = _centred(base ** np.float32(i / steps))
                 tried[i] = _error(searched, gram, grid, s)
                 if tried[i] < error:
                     best, error, ratio = s, tried[i], i / steps
@@ -107,15 +107,6 @@ def _error(w: Array, gram: Array, grid: Grid, s: Array) -> float:
     difference -= scaled
     difference /= s
     return float(np.einsum("oi,oi->", difference @ gram, difference))
-
-
-def _sizes(w: Array, grid: Grid) -> Array:
-    """The mean over rows of |w| over the largest of its group: (n_in,)."""
-    grouped: Array = np.abs(in_groups(w, grid))
-    largest = grouped.max(axis=2, keepdims=True)
-    grouped /= np.where(largest > 0, largest, np.float32(1))
-    sizes: Array = grouped.reshape(w.shape).mean(axis=0)
-    return sizes
 
 
 def _tied(values: Array, ties: NDArray[np.integer] | None, n_in: int) -> Array:

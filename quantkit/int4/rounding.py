@@ -98,9 +98,9 @@ def best_ranges(w: Array, weight: Array, grid: Grid, shrinks: Sequence[float]) -
 def _weighted(difference: Array, weight: Array) -> Array:
     """d' M d for each group (n_out, n_groups) of d (n_out, n_groups, group size)."""
     if weight.shape[1] == 1:
-        across = difference * weight[None, :, 0]
+        across: Array = difference * weight[None, :, 0]
     else:
-        across = (difference.swapaxes(0, 1) @ weight).swapaxes(0, 1)
+        across = np.matmul(difference.swapaxes(0, 1), weight).swapaxes(0, 1)
     error: Array = np.einsum("ogi,ogi->og", across, difference)
     return error
 
