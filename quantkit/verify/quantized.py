@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from quantkit.calibration.native import Native
 from quantkit.convert.folders import FolderPlan
@@ -35,8 +34,6 @@ SIGN_FLOOR = {8: 0.995, 4: 0.97, 3: 0.93, 2: 0.8}
 _SAMPLES, _SAMPLE_ELEMENTS = 4, 1 << 14
 _PIECE = 8 << 20
 _GENERATED = 4
-# Matrices kept in float32 from one forward to the next, in bytes.
-_KEPT_BYTES = 512 << 20
 
 
 @dataclass
@@ -189,8 +186,7 @@ def _logits(opened: QuantizedFolder, plan: FolderPlan, source: SourceLogits, wan
 
 def _compare(opened: QuantizedFolder, plan: FolderPlan, tokens: Sequence[int], expected: Array) -> str:
     label, floor = plan.request.label, LOGIT_FLOOR[plan.request.grid.bits]
-    model = _Model(opened)
-    found = model.logits(tokens)
+    found = _folder_logits(opened, tokens)
     correlation = float(correlations(found, expected).mean())
     if not correlation >= floor:
         raise VerificationError(
@@ -198,39 +194,20 @@ def _compare(opened: QuantizedFolder, plan: FolderPlan, tokens: Sequence[int], e
         )
     generated = [int(found[-1].argmax())]
     while len(generated) < _GENERATED:
-        generated.append(int(model.logits([*tokens, *generated])[-1].argmax()))
+        generated.append(int(_folder_logits(opened, [*tokens, *generated])[-1].argmax()))
     return (
         f"finite, correlation {correlation:.4f} with the source's over {len(tokens)} tokens; goes on with"
         f" {' '.join(map(str, generated))} (the source with {int(expected[-1].argmax())})"
     )
 
 
-class _Model:
-    """The folder as a model. Matrices that fit into `_KEPT_BYTES` are dequantized once for all forwards."""
-
-    def __init__(self, opened: QuantizedFolder) -> None:
-        self.opened = opened
-        self._kept: dict[tuple[str, int, int], NDArray[Any]] = {}
-        self._size = 0
-
-    def logits(self, tokens: Sequence[int]) -> Array:
-        """Logits (len(tokens), vocabulary); VerificationError where one is not finite."""
-        opened = self.opened
-        with np.errstate(all="ignore"):
-            found = reference_logits(opened.whole, opened.config, tokens, rows=self._rows, names=opened.names)
-        if not np.isfinite(found).all():
-            raise VerificationError(f"{opened.folder.name} gives logits that are not finite")
-        return found
-
-    def _rows(self, name: str, start: int, stop: int) -> NDArray[Any]:
-        key = (name, start, stop)
-        if key in self._kept:
-            return self._kept[key]
-        rows = self.opened.rows(name, start, stop)
-        if name.removesuffix(".weight") in self.opened.linears and self._size + rows.nbytes <= _KEPT_BYTES:
-            self._kept[key] = rows
-            self._size += rows.nbytes
-        return rows
+def _folder_logits(opened: QuantizedFolder, tokens: Sequence[int]) -> Array:
+    """Logits (len(tokens), vocabulary), in the memory of one linear; VerificationError where one is not finite."""
+    with np.errstate(all="ignore"):
+        found = reference_logits(opened.whole, opened.config, tokens, rows=opened.rows, names=opened.names)
+    if not np.isfinite(found).all():
+        raise VerificationError(f"{opened.folder.name} gives logits that are not finite")
+    return found
 
 
 def _tokens(native: Native) -> list[int]:
