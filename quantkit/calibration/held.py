@@ -1,6 +1,6 @@
 """One layer's tensors in memory, and a tap on what its linears see."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -52,3 +52,13 @@ class Held(Weights):
 def keys_of(inputs: tuple[Input, ...]) -> dict[tuple[str, int], str]:
     """(linear, index in its stack) -> key of its input."""
     return {(linear.name, linear.index or 0): each.key for each in inputs for linear in each.linears}
+
+
+def stored_names(inputs: Sequence[Input]) -> set[str]:
+    """Names of all tensors that the linears of `inputs` may be stored in."""
+    return {
+        linear.name + ending
+        for each in inputs
+        for linear in each.linears
+        for ending in (linear.form.weight, linear.form.bias, "_blocks", "_scales")
+    }

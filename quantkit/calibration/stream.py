@@ -7,7 +7,6 @@ the router sent them.
 
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -15,8 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 from threadpoolctl import ThreadpoolController
 
-from quantkit.calibration.held import Held, keys_of
+from quantkit.calibration.held import Held, keys_of, stored_names
 from quantkit.calibration.native import Native
+from quantkit.calibration.routes import EXPERT_FLOOR, Routes
 from quantkit.calibration.states import States
 from quantkit.calibration.statistics import Statistics
 from quantkit.errors import CalibrationError
@@ -24,7 +24,7 @@ from quantkit.forward.allocator import keep_freed_memory
 from quantkit.forward.arrays import Array, fetch, namespace, place
 from quantkit.forward.feed_forward import expert_count, expert_part, feed_forward, route, shared
 from quantkit.forward.layer_linears import layer_linears
-from quantkit.forward.linears import Input, LayerLinears
+from quantkit.forward.linears import LayerLinears
 
 Tensors = dict[str, Array]
 _T = TypeVar("_T")
@@ -32,8 +32,7 @@ _R = TypeVar("_R")
 
 # Inputs of linears that wait for their sums, in bytes.
 _WAITING_BYTES = 192 << 20
-# An expert that fewer tokens than this were routed to learns from others too.
-EXPERT_FLOOR = 256
+# Tokens that an expert sees at once, where so many are routed to it.
 _EXPERT_TOKENS = 512
 
 
@@ -51,25 +50,6 @@ class Watcher(Protocol):
         self, layer: LayerLinears, expert: int, tensors: Tensors, statistics: Mapping[str, Statistics]
     ) -> Tensors:
         """One routed expert of the layer; `dense` came before."""
-
-
-@dataclass(frozen=True)
-class Routes:
-    """Which experts each token goes to, best first, and how much each counts: (samples, tokens, experts per token)."""
-
-    chosen: NDArray[np.int64]
-    share: Array
-
-    def others(self, expert: int, floor: int) -> dict[int, NDArray[np.int64]]:
-        """Rows by sample of tokens that did not go to `expert`, evenly spread: as many as it lacks of `floor`."""
-        routed = (self.chosen == expert).any(axis=-1)
-        free = np.flatnonzero(~routed.reshape(-1))
-        wanted = min(floor - int(routed.sum()), len(free))
-        if wanted <= 0:
-            return {}
-        picked = free[np.linspace(0, len(free) - 1, wanted).round().astype(np.int64)]
-        length = routed.shape[1]
-        return {int(sample): picked[picked // length == sample] % length for sample in np.unique(picked // length)}
 
 
 class Stream:
@@ -181,7 +161,7 @@ class Stream:
         inputs = tuple(each for each in linears.inputs if each.expert == expert)
         # those stacked in one tensor of all experts are read where they stand
         alone = [each for each in inputs if all(linear.index is None for linear in each.linears)]
-        tensors = self._load(_stored(alone) & self.native.tensors.keys())
+        tensors = self._load(stored_names(alone) & self.native.tensors.keys())
         held = self._held(tensors, keys_of(inputs))
         statistics = {each.key: Statistics.of(each.width, gram=self.gram) for each in inputs}
         extra = routes.others(expert, EXPERT_FLOOR) if self.gram else {}
@@ -285,7 +265,7 @@ class Stream:
     def _names_outside_experts(self, number: int, linears: LayerLinears) -> set[str]:
         """The layer's tensors that are not of a routed expert."""
         at = self.decoder.at(number)
-        of_experts = _stored([each for each in linears.inputs if each.expert is not None])
+        of_experts = stored_names([each for each in linears.inputs if each.expert is not None])
         return {name for name in self.native.tensors if name.startswith(at)} - of_experts
 
     def close(self) -> None:
@@ -307,16 +287,6 @@ def _file(number: int) -> str:
 
 def _groups(items: Sequence[_T], size: int) -> list[Sequence[_T]]:
     return [items[start : start + size] for start in range(0, len(items), size)]
-
-
-def _stored(inputs: Sequence[Input]) -> set[str]:
-    """Names of all tensors that the linears of `inputs` may be stored in."""
-    return {
-        linear.name + ending
-        for each in inputs
-        for linear in each.linears
-        for ending in (linear.form.weight, linear.form.bias, "_blocks", "_scales")
-    }
 
 
 def _check_finite(x: Array, number: int, sample: int) -> None:
