@@ -97,8 +97,9 @@ def best_ranges(w: Array, weight: Array, grid: Grid, shrinks: Sequence[float]) -
 
 def _weighted(difference: Array, weight: Array) -> Array:
     """d' M d for each group (n_out, n_groups) of d (n_out, n_groups, group size)."""
+    across: Array
     if weight.shape[1] == 1:
-        across: Array = difference * weight[None, :, 0]
+        across = difference * weight[None, :, 0]
     else:
         across = np.matmul(difference.swapaxes(0, 1), weight).swapaxes(0, 1)
     error: Array = np.einsum("ogi,ogi->og", across, difference)
@@ -107,7 +108,7 @@ def _weighted(difference: Array, weight: Array) -> Array:
 
 def nearest(grouped: Array, scales: Array, zeros: Array, grid: Grid) -> Array:
     """The value on the grid nearest to each of `grouped` (n_out, n_groups, group size), a new array."""
-    q: Array = grouped * (1 / scales)[:, :, None]
+    q: Array = grouped / scales[:, :, None]
     np.rint(q, out=q)
     np.clip(q, -zeros[:, :, None], np.float32(grid.top) - zeros[:, :, None], out=q)
     q *= scales[:, :, None]
