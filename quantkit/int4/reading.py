@@ -25,7 +25,7 @@ from quantkit.forward.weights import Array, Weights
 
 _PARTS = ("qweight", "qzeros", "scales")
 _FLOATS = ("F16", "BF16", "F32")
-# The nibble of a word, counted from its lowest, that holds output 8w + i of AWQ's 4 bit.
+# The nibble of a word, counted from its lowest, that holds output 8 w + i of AWQ's 4 bit.
 _AWQ_NIBBLE = np.array([0, 4, 1, 5, 2, 6, 3, 7])
 
 
@@ -142,22 +142,21 @@ class QuantizedFolder:
         if scheme.less_one and not scheme.carried_whole:
             zeros += 1
             zeros &= (1 << scheme.bits) - 1 if scheme.carried else -1
+        zero, scale = zeros.T.astype(np.float32), words["scales"][:, outputs].T.astype(np.float32)
         if scheme.method == "awq":
-            q = _along_outputs(words["qweight"], outputs, scheme)
+            q = np.ascontiguousarray(_along_outputs(words["qweight"], outputs, scheme).T)
         else:
             columns = np.ascontiguousarray(words["qweight"][:, outputs[0] : outputs[-1] + 1].T)
-            q = _values(columns, np.arange(linear.n_in) * scheme.bits, scheme.bits).T
-        matrix, zero = q.astype(np.float32), zeros.astype(np.float32)
-        scale = words["scales"][:, outputs].astype(np.float32)
-        groups = words.get("g_idx")
+            q = _values(columns, np.arange(linear.n_in), scheme.bits)
+        matrix, groups = q.astype(np.float32), words.get("g_idx")
         if groups is None:
-            by_group = matrix.reshape(linear.n_groups, -1, len(outputs))
-            by_group -= zero[:, None]
-            by_group *= scale[:, None]
+            by_group = matrix.reshape(len(outputs), linear.n_groups, -1)
+            by_group -= zero[:, :, None]
+            by_group *= scale[:, :, None]
         else:
-            matrix -= zero[groups]
-            matrix *= scale[groups]
-        return np.ascontiguousarray(matrix.T)
+            matrix -= zero[:, groups]
+            matrix *= scale[:, groups]
+        return matrix
 
     def _words(self, linear: PackedLinear) -> dict[str, NDArray[Any]]:
         """The tensors of a linear, without g_idx where its groups follow each other in order.
@@ -286,16 +285,28 @@ def _is_turned(config: Mapping[str, Any]) -> bool:
 
 
 def _along_outputs(words: NDArray[np.uint32], outputs: NDArray[np.int64], scheme: Scheme) -> NDArray[np.uint8]:
-    """The values of `outputs` in rows of words packed along the outputs: (rows, len(outputs))."""
-    if scheme.method == "awq" and scheme.bits == 4:
-        return _values(words, outputs // 8 * 32 + 4 * _AWQ_NIBBLE[outputs % 8], 4)
-    return _values(words, outputs * scheme.bits, scheme.bits)
+    """The values of `outputs`, neighbours, in rows of words packed along the outputs: (rows, len(outputs))."""
+    shifts = 4 * _AWQ_NIBBLE if scheme.method == "awq" and scheme.bits == 4 else None
+    return _values(words, outputs, scheme.bits, shifts)
 
 
-def _values(words: NDArray[np.uint32], at: NDArray[np.int64], bits: int) -> NDArray[np.uint8]:
-    """The integers of `bits` that start at the bits `at` of each row of words: uint8 (rows, len(at))."""
-    word, shift = at // 32, (at % 32).astype(np.uint32)
+def _values(
+    words: NDArray[np.uint32], numbers: NDArray[np.int64], bits: int, shifts: NDArray[np.int64] | None = None
+) -> NDArray[np.uint8]:
+    """The integers of these numbers, neighbours, in each row of words: (rows, len(numbers)).
+
+    `shifts`: where in a word its integers are, if not one after the other.
+    """
     mask = np.uint32((1 << bits) - 1)
+    if 32 % bits == 0:
+        shifts = np.arange(0, 32, bits) if shifts is None else shifts
+        first, last = numbers[0] // len(shifts), numbers[-1] // len(shifts) + 1
+        found = words[:, first:last, None] >> shifts.astype(np.uint32)
+        found &= mask
+        start = numbers[0] - first * len(shifts)
+        return found.astype(np.uint8).reshape(len(words), -1)[:, start : start + len(numbers)]
+    at = numbers * bits
+    word, shift = at // 32, (at % 32).astype(np.uint32)
     found = words[:, word] >> shift
     beyond = np.flatnonzero(at % 32 + bits > 32)
     if len(beyond):

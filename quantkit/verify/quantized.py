@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 
 from quantkit.calibration.native import Native
 from quantkit.convert.folders import FolderPlan
@@ -176,6 +177,12 @@ def _logits(opened: QuantizedFolder, plan: FolderPlan, source: SourceLogits, wan
         return Check("logits", "skipped", "not asked for")
     if wanted is None and plan.size > MEMORY // 2:
         return Check("logits", "skipped", "the model is larger than half of this machine's memory; --logits insists")
+    # For so few tokens a second thread of BLAS costs more than it gives.
+    with threadpool_limits(1, "blas"):
+        return _compare_with(opened, plan, source)
+
+
+def _compare_with(opened: QuantizedFolder, plan: FolderPlan, source: SourceLogits) -> Check:
     try:
         tokens, expected = source.get()
     except (QuantkitError, LookupError, TypeError, ValueError, ArithmeticError, MemoryError, OSError) as error:
