@@ -20,7 +20,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_llama(tmp_path_factory.mktemp("source") / "model", variant="smollm2")
 
 
-@pytest.mark.parametrize("words", [(), ("--help",), ("gguf", "--help")])
+@pytest.mark.parametrize("words", [(), ("--help",), ("gguf", "--help"), ("imatrix", "--help")])
 def test_help_fits_80_columns(words: tuple[str, ...]) -> None:
     answer = quantkit(*words)
     text = answer.stdout + answer.stderr
@@ -68,7 +68,7 @@ def test_the_closing_table_names_each_file_and_its_size(checkpoint: Path, tmp_pa
 @pytest.mark.parametrize(
     ("typed", "offered"),
     [
-        ("quantkit g", {"gguf"}),
+        ("quantkit g", {"gguf", "gptq"}),
         ("quantkit gguf x --thr", {"--threads"}),
         ("quantkit gguf x -t q4_k", {"q4_k_m", "q4_k_s"}),
     ],
