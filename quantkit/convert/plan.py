@@ -188,10 +188,14 @@ def _importance(model: Model, request: Request) -> tuple[dict[str, NDArray[np.fl
 def _check_importance(choices: Sequence[Choice], type_: FileType, weights: Mapping[str, object]) -> None:
     for choice in choices:
         if choice.requires_imatrix and choice.name not in weights:
-            what = "and none was given" if not weights else "which the given one does not cover"
+            lacking = (
+                "which the given one does not cover; give it another with --tensor-type, or take a larger type"
+                if weights
+                else "and none was given; --calibrate computes one, --imatrix FILE takes llama-imatrix's, or take a"
+                " larger type"
+            )
             raise ImatrixError(
-                f"{type_.name} makes {choice.name} {choice.type.name}, which needs an importance matrix, {what};"
-                " pass one with --imatrix FILE (llama.cpp's llama-imatrix writes it) or take a larger type"
+                f"{type_.name} makes {choice.name} {choice.type.name}, which needs an importance matrix, {lacking}"
             )
 
 
