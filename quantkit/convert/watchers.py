@@ -24,6 +24,7 @@ ReadWhole = Callable[[str], NDArray[np.float32]]
 
 # Of how many experts the weights are looked at when the scale of the norm before all of them is searched.
 _EXPERTS_LOOKED_AT = 8
+_ROWS_LOOKED_AT = 512
 # Rows of a matrix, evenly spread, whose output error is noted.
 _ROWS_NOTED = 128
 
@@ -170,7 +171,7 @@ class AwqWatcher(FolderWatcher):
         weights = [matrix(tensors, linear) for each in inputs if each.key in here for linear in self.wanted(each)]
         apart = [each for each in inputs if each.key not in here]
         for each in apart[:: max(1, len(apart) // _EXPERTS_LOOKED_AT)]:
-            weights += [self._read(linear) for linear in self.wanted(each)]
+            weights += [self._some_rows(linear) for linear in self.wanted(each)]
         gram = statistics[fold.inputs[0]].gram
         assert gram is not None
         if not weights:
@@ -208,9 +209,11 @@ class AwqWatcher(FolderWatcher):
             for linear in self.wanted(seen):
                 self.put(tensors, linear, quantize_awq(matrix(tensors, linear), gram, self.plan.request.grid), gram)
 
-    def _read(self, linear: Linear) -> Array:
-        stored = np.asarray(self.read(linear.name + linear.form.weight), np.float32)
-        return stored.T if linear.form.turned else stored
+    def _some_rows(self, linear: Linear) -> Array:
+        """Rows of an expert that is not in memory, evenly taken; one whole matrix is, for a moment."""
+        stored = self.read(linear.name + linear.form.weight)
+        weight = stored.T if linear.form.turned else stored
+        return np.array(weight[:: -(-len(weight) // _ROWS_LOOKED_AT)], np.float32)
 
 
 WATCHERS: dict[str, type[FolderWatcher]] = {"awq": AwqWatcher, "gptq": GptqWatcher}
