@@ -9,13 +9,14 @@ PIP    := $(BIN)/python -m pip --disable-pip-version-check
 # llama-cpp-python ships as source only. These leave out what quantkit never uses and keep the build portable.
 export CMAKE_ARGS ?= -DLLAVA_BUILD=OFF -DLLAMA_OPENSSL=OFF -DGGML_NATIVE=OFF
 
-.PHONY: help demo test test-full bench lint format readme ollama clean
+.PHONY: help demo test test-full test-peers bench lint format readme ollama clean
 
 help:
 	@echo "make demo       convert real SmolLM2 weights to four GGUF types, check them, print perplexity"
 	@echo "make test       set up and run the tests (under 15 minutes on 2 cores)"
 	@echo "make test-full  the long checks too: llama.cpp's own converter in a venv of its own, every type, every kill"
-	@echo "make bench      side-by-side ratios against llama.cpp's convert + quantize"
+	@echo "make test-peers GPTQModel, AutoAWQ and transformers load what quantkit writes, in environments of their own"
+	@echo "make bench      side-by-side ratios against llama.cpp's convert + quantize and GPTQModel's GPTQ"
 	@echo "make lint       ruff and mypy"
 	@echo "make format     let ruff rewrite the code"
 	@echo "make readme     make the README's tables from the data"
@@ -56,8 +57,12 @@ test: lint
 test-full: lint
 	$(BIN)/python -m pytest
 
+test-peers: lint
+	$(BIN)/python -m pytest -m peers tests/peers
+
 bench: $(VENV)/dev.stamp
 	$(BIN)/python -m benchmarks.run
+	$(BIN)/python -m benchmarks.calibrated
 
 readme: $(VENV)/dev.stamp
 	$(BIN)/python -m tests.readme_tables

@@ -9,65 +9,31 @@ import argparse
 import filecmp
 import json
 import os
-import platform
 import shutil
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from benchmarks.lines import WORK, Lines, Target, figures, machine, print_machine
 from benchmarks.process import Measured, measure, warm
-from benchmarks.synthetic import SHAPES, Shape, write_synthetic
+from benchmarks.synthetic import SHAPES, synthetic
 from demo.smollm2 import smollm2_checkpoint
 from quantkit.gguf.types import FILE_TYPES
 from tests.peer import Peer, peer_converter
 
-REPOSITORY = Path(__file__).resolve().parents[1]
-WORK = REPOSITORY / ".cache" / "bench"
-RESULTS = REPOSITORY / "bench-output" / "bench.json"
 TYPES = ("q4_0", "q2_k", "q4_k_m", "q8_0")
 
 # Outputs of both sides and the peer's intermediate, in bytes a parameter, over the checkpoint's own two.
 _DISK_WITH_PEER, _DISK_ALONE = 10.0, 5.0
 
 
-@dataclass(frozen=True)
-class Target:
-    """One line of the table: a figure, and the bound it is held against (None: for information)."""
-
-    what: str
-    model: str
-    value: float
-    unit: str
-    at_most: float | None = None
-    at_least: float | None = None
-
-    @property
-    def verdict(self) -> str:
-        if self.at_most is not None:
-            return f"{'ok  ' if self.value <= self.at_most else 'MISS'} (at most {self.at_most:g})"
-        if self.at_least is not None:
-            return f"{'ok  ' if self.value >= self.at_least else 'MISS'} (at least {self.at_least:g})"
-        return ""
-
-
-class Bench:
+class Bench(Lines):
     """The measurements of one run and the lines they add up to."""
 
     def __init__(self, threads: int, repeats: int) -> None:
+        super().__init__()
         self.threads, self.repeats = threads, repeats
-        self.lines: list[Target] = []
         self.peaks: list[float] = []
-        self.raw: dict[str, Any] = {}
-
-    def add(self, line: Target) -> None:
-        self.lines.append(line)
-        print(
-            f"  {line.what:<52} {line.model:<15} {line.value:>9.3f} {line.unit:<5} {line.verdict}".rstrip(), flush=True
-        )
 
     def ours(
         self, checkpoint: Path, *, threads: int = 0, options: tuple[str, ...] = ()
@@ -136,8 +102,8 @@ class Bench:
         self.add(Target("files with the same bytes on both sides (1 = all)", name, float(same), "", at_least=1))
         self.memory(name, mine, document)
         return {
-            "ours": [{**_figures(run), "report": report["seconds"]} for run, report in ours],
-            "theirs": [{step: _figures(run) for step, run in steps.items()} for steps in theirs],
+            "ours": [{**figures(run), "report": report["seconds"]} for run, report in ours],
+            "theirs": [{step: figures(run) for step, run in steps.items()} for steps in theirs],
             "output_bytes": sizes,
         }
 
@@ -175,45 +141,6 @@ def _total(steps: dict[str, Measured]) -> float:
     return sum(step.seconds for step in steps.values())
 
 
-def _figures(run: Measured) -> dict[str, Any]:
-    return {key: value for key, value in asdict(run).items() if key != "stdout"}
-
-
-def machine() -> dict[str, Any]:
-    """What the figures depend on: processor, its vector units, cores, memory, software; nothing that names the host."""
-    cpu = Path("/proc/cpuinfo").read_text()
-    model = next((line.partition(":")[2].strip() for line in cpu.splitlines() if line.startswith("model name")), "")
-    flags = next((line.partition(":")[2].split() for line in cpu.splitlines() if line.startswith("flags")), [])
-    return {
-        "processor": model or platform.machine(),
-        "vector units": [
-            flag for flag in ("avx", "avx2", "fma", "f16c", "avx512f", "avx512_bf16", "amx_tile") if flag in flags
-        ],
-        "cores": len(os.sched_getaffinity(0)),
-        "memory_gb": round(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGESIZE") / 1e9, 1),
-        "load": round(os.getloadavg()[0], 2),
-        "python": platform.python_version(),
-        "llama-cpp-python": version("llama-cpp-python"),
-    }
-
-
-@contextmanager
-def synthetic(shape: Shape, bytes_a_parameter: float) -> Iterator[Path | None]:
-    """The checkpoint of a shape for as long as it is measured; None if the disk is too small for all of it."""
-    needed = shape.parameters * bytes_a_parameter
-    if shutil.disk_usage(WORK).free < 1.2 * needed:
-        print(f"  {shape.name} left out: it takes {needed / 1e9:.0f} GB of disk", flush=True)
-        yield None
-        return
-    folder = WORK / shape.name
-    shutil.rmtree(folder, ignore_errors=True)
-    try:
-        yield write_synthetic(folder, shape)
-    finally:
-        for used in (folder, WORK / "ours", WORK / "theirs"):
-            shutil.rmtree(used, ignore_errors=True)
-
-
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--threads", type=int, default=min(2, len(os.sched_getaffinity(0))), help="for both sides")
@@ -222,7 +149,7 @@ def main() -> None:
     asked = options.parse_args()
     bench = Bench(asked.threads, asked.repeats)
     facts = machine()
-    print("; ".join(f"{key}: {' '.join(value) if isinstance(value, list) else value}" for key, value in facts.items()))
+    print_machine(facts)
     print(
         f"types {' '.join(TYPES)}; {bench.threads} threads on both sides; best of {bench.repeats} for the small models"
     )
@@ -244,13 +171,10 @@ def main() -> None:
         with synthetic(large, _DISK_ALONE) as checkpoint:
             if checkpoint:
                 run, document = bench.ours(checkpoint)
-                bench.raw[large.name] = {"ours": [{**_figures(run), "report": document["seconds"]}]}
+                bench.raw[large.name] = {"ours": [{**figures(run), "report": document["seconds"]}]}
                 bench.memory(large.name, run, document)
     bench.flatness()
-    RESULTS.parent.mkdir(exist_ok=True)
-    RESULTS.write_text(
-        json.dumps({"machine": facts, "lines": [asdict(line) for line in bench.lines], "runs": bench.raw}, indent=2)
-    )
+    bench.save("bench", facts)
 
 
 if __name__ == "__main__":

@@ -1,15 +1,18 @@
-"""Llama checkpoints of any size, written at the disk's speed: one random block repeated, SmolLM2's real tokenizer."""
+"""Llama and Mixtral checkpoints of any size, written at the disk's speed: a random block, SmolLM2's real tokenizer."""
 
 import json
 import math
 import shutil
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import ml_dtypes
 import numpy as np
 
+from benchmarks.lines import WORK
 from demo.smollm2 import CONFIG, smollm2_checkpoint
 
 VOCAB = 49152
@@ -19,7 +22,10 @@ _TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.jso
 
 @dataclass(frozen=True)
 class Shape:
-    """A Llama with tied embeddings. Rows are whole super-blocks, so that K-quants are what they are in large models."""
+    """A Llama with tied embeddings; with `experts` a Mixtral, two of whose experts see each token.
+
+    Rows are whole super-blocks, so that K-quants are what they are in large models.
+    """
 
     name: str
     hidden: int
@@ -27,6 +33,7 @@ class Shape:
     layers: int
     heads: int
     kv_heads: int
+    experts: int = 0
 
     def tensors(self) -> Iterator[tuple[str, tuple[int, ...]]]:
         kv = self.hidden // self.heads * self.kv_heads
@@ -34,9 +41,17 @@ class Shape:
         for layer in range(self.layers):
             at = f"model.layers.{layer}."
             yield f"{at}input_layernorm.weight", (self.hidden,)
-            yield f"{at}mlp.down_proj.weight", (self.hidden, self.ffn)
-            yield f"{at}mlp.gate_proj.weight", (self.ffn, self.hidden)
-            yield f"{at}mlp.up_proj.weight", (self.ffn, self.hidden)
+            if self.experts:
+                yield f"{at}block_sparse_moe.gate.weight", (self.experts, self.hidden)
+                for expert in range(self.experts):
+                    own = f"{at}block_sparse_moe.experts.{expert}."
+                    yield f"{own}w1.weight", (self.ffn, self.hidden)
+                    yield f"{own}w2.weight", (self.hidden, self.ffn)
+                    yield f"{own}w3.weight", (self.ffn, self.hidden)
+            else:
+                yield f"{at}mlp.down_proj.weight", (self.hidden, self.ffn)
+                yield f"{at}mlp.gate_proj.weight", (self.ffn, self.hidden)
+                yield f"{at}mlp.up_proj.weight", (self.ffn, self.hidden)
             yield f"{at}post_attention_layernorm.weight", (self.hidden,)
             yield f"{at}self_attn.k_proj.weight", (kv, self.hidden)
             yield f"{at}self_attn.o_proj.weight", (self.hidden, self.hidden)
@@ -48,6 +63,21 @@ class Shape:
     def parameters(self) -> int:
         return sum(math.prod(shape) for _, shape in self.tensors())
 
+    def config(self) -> dict[str, Any]:
+        """config.json."""
+        config = {
+            **CONFIG,
+            "hidden_size": self.hidden,
+            "intermediate_size": self.ffn,
+            "num_attention_heads": self.heads,
+            "num_hidden_layers": self.layers,
+            "num_key_value_heads": self.kv_heads,
+        }
+        if self.experts:
+            mixtral = {"architectures": ["MixtralForCausalLM"], "model_type": "mixtral", "sliding_window": None}
+            config |= {**mixtral, "num_local_experts": self.experts, "num_experts_per_tok": 2}
+        return config
+
 
 # The largest tensor of each is under 256 MB.
 SHAPES = (
@@ -55,6 +85,27 @@ SHAPES = (
     Shape("Synthetic-0.8B", hidden=1536, ffn=4096, layers=29, heads=12, kv_heads=4),
     Shape("Synthetic-3B", hidden=2560, ffn=6912, layers=41, heads=20, kv_heads=5),
 )
+# The same width at three depths: what a layer takes should not depend on how many there are.
+DEPTHS = tuple(Shape(f"Depth-{n}", hidden=512, ffn=1536, layers=n, heads=8, kv_heads=4) for n in (8, 30, 60))
+# Mixtral 8x7B at half its width, with a quarter of its layers: 3.0B parameters.
+MIXTURE = Shape("Mixture-3B", hidden=2048, ffn=7168, layers=8, heads=16, kv_heads=4, experts=8)
+
+
+@contextmanager
+def synthetic(shape: Shape, bytes_a_parameter: float) -> Iterator[Path | None]:
+    """The checkpoint of a shape for as long as it is measured; None if the disk is too small for all of it."""
+    needed = shape.parameters * bytes_a_parameter
+    if shutil.disk_usage(WORK).free < 1.2 * needed:
+        print(f"  {shape.name} left out: it takes {needed / 1e9:.0f} GB of disk", flush=True)
+        yield None
+        return
+    folder = WORK / shape.name
+    shutil.rmtree(folder, ignore_errors=True)
+    try:
+        yield write_synthetic(folder, shape)
+    finally:
+        for used in (folder, WORK / "ours", WORK / "theirs"):
+            shutil.rmtree(used, ignore_errors=True)
 
 
 def write_synthetic(folder: Path, shape: Shape) -> Path:
@@ -83,15 +134,7 @@ def write_synthetic(folder: Path, shape: Shape) -> Path:
                 piece = block[start : start + min(left, 2 * _BLOCK)]
                 file.write(piece)
                 left -= len(piece)
-    config = {
-        **CONFIG,
-        "hidden_size": shape.hidden,
-        "intermediate_size": shape.ffn,
-        "num_attention_heads": shape.heads,
-        "num_hidden_layers": shape.layers,
-        "num_key_value_heads": shape.kv_heads,
-    }
-    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    (folder / "config.json").write_text(json.dumps(shape.config(), indent=2) + "\n")
     for name in _TOKENIZER:
         shutil.copy(smollm2_checkpoint() / name, folder / name)
     return folder

@@ -1,5 +1,6 @@
 """The README is true: its commands run, its example is what comes out, its lists are the code's."""
 
+import json
 import re
 import shlex
 import shutil
@@ -20,6 +21,8 @@ from tests.tiny import tiny_llama
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text("utf-8")
+# Commands that calibrate do so on less text here; the last of an option given twice counts.
+FEW_SAMPLES = ("--samples", "8", "--seq-len", "64")
 
 
 def blocks(language: str) -> list[str]:
@@ -34,27 +37,37 @@ def commands() -> list[list[str]]:
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder where the README's names exist: FOLDER, MODEL-BF16.gguf, imatrix.gguf."""
+    """A folder where the README's names exist: FOLDER, MODEL-BF16.gguf, imatrix.gguf, text.jsonl."""
     folder = tmp_path_factory.mktemp("readme")
     tiny_llama(folder / "FOLDER", variant="llama3")
     assert quantkit("gguf", "FOLDER", "-t", "bf16", "-o", ".", cwd=folder).code == 0
     shutil.move(folder / "FOLDER-GGUF" / "FOLDER-BF16.gguf", folder / "MODEL-BF16.gguf")
     a_random_imatrix(folder / "imatrix.gguf", folder / "MODEL-BF16.gguf")
+    (folder / "text.jsonl").write_text(a_text())
     return folder
 
 
+def a_text() -> str:
+    """The README itself as calibration text: JSON lines, a paragraph each."""
+    return "".join(json.dumps({"text": paragraph}) + "\n" for paragraph in README.split("\n\n"))
+
+
 def run(words: list[str], place: Path) -> Answer:
-    if not any("ORG/NAME" in word for word in words):
+    if not any("ORG/" in word for word in words):
         return quantkit(*words, cwd=place)
     with running_hub() as hub:
         hub.repos["ORG/NAME"] = Repo({path.name: path.read_bytes() for path in (place / "FOLDER").iterdir()})
+        hub.repos["datasets/ORG/TEXTS"] = Repo({"validation.jsonl": a_text().encode(), "train.jsonl": b"{}\n"})
         env = {"HF_ENDPOINT": hub.endpoint, "HF_HOME": str(place / "hub")}
         return quantkit(*words, cwd=place, env=env)
 
 
 @pytest.mark.parametrize("words", [words for words in commands() if words[0] == "quantkit"], ids=shlex.join)
 def test_every_quantkit_command_of_the_readme_runs(words: list[str], place: Path) -> None:
-    answer = run([*words[1:], *(["--force"] if words[1] == "gguf" and "--help" not in words else [])], place)
+    writes = words[1] in ("awq", "convert", "gguf", "gptq", "imatrix") and "--help" not in words
+    calibrates = words[1] != "gguf" or any(word.startswith("--calibrat") for word in words)
+    more = (*(["--force"] if writes else []), *(FEW_SAMPLES if writes and calibrates else []))
+    answer = run([*words[1:], *more], place)
     assert answer.code == 0, answer.stderr
 
 
