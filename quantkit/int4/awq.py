@@ -15,7 +15,7 @@ from quantkit.int4.grid import Array, Grid, Quantized
 from quantkit.int4.rounding import best_ranges, group_ranges, in_groups, nearest, round_with, scales_and_zeros
 
 _LEAST = np.float32(1e-4)
-_SHRINKS = tuple(1 - 0.05 * i for i in range(10))
+_SHRINKS = tuple(1 - 0.06 * i for i in range(8))
 
 
 @dataclass(frozen=True)

@@ -76,8 +76,8 @@ def best_ranges(w: Array, weight: Array, grid: Grid, shrinks: Sequence[float]) -
     """Scales and zero points (n_out, n_groups) of the range, shrunk from the whole, with the least weighted error.
 
     `weight`: what an error counts in a group, either of each input's square (n_in,) or a quadratic form for each group
-    (n_groups, group size, group size). The first of equal ones is taken, so with 1 as the first of `shrinks` nothing
-    gets worse.
+    (n_groups, group size, group size). The first of equal ones is taken, so with 1 among `shrinks` nothing gets worse.
+    Then each scale is the one with which the integers found fit best (least squares), where that errs less.
     """
     low, high = group_ranges(w, grid)
     grouped = in_groups(w, grid)
@@ -85,25 +85,39 @@ def best_ranges(w: Array, weight: Array, grid: Grid, shrinks: Sequence[float]) -
         weight = weight.reshape(len(low[0]), 1, -1)
     best_scales, best_zeros = scales_and_zeros(low, high, grid)
     least = np.full(low.shape, np.inf, np.float32)
-    for shrink in shrinks:
-        scales, zeros = scales_and_zeros(low * np.float32(shrink), high * np.float32(shrink), grid)
-        error = _weighted(nearest(grouped, scales, zeros, grid) - grouped, weight)
+
+    def take(scales: Array, zeros: Array) -> None:
+        difference = nearest(grouped, scales, zeros, grid)
+        difference -= grouped
+        error = _product(_across(difference, weight), difference)
         better = error < least
         least[better] = error[better]
         best_scales[better] = scales[better]
         best_zeros[better] = zeros[better]
+
+    for shrink in shrinks:
+        take(*scales_and_zeros(low * np.float32(shrink), high * np.float32(shrink), grid))
+    whole = nearest(grouped, best_scales, best_zeros, grid)
+    across = _across(whole, weight)
+    met, length = _product(across, grouped), _product(across, whole)
+    fits = (met > 0) & (length > 0)
+    factor = np.divide(met, length, out=np.ones_like(met), where=fits)
+    take(np.where(fits, float16_scales(best_scales * factor), best_scales), best_zeros)
     return best_scales, best_zeros
 
 
-def _weighted(difference: Array, weight: Array) -> Array:
-    """d' M d for each group (n_out, n_groups) of d (n_out, n_groups, group size)."""
-    across: Array
+def _across(values: Array, weight: Array) -> Array:
+    """M v for each group of v (n_out, n_groups, group size)."""
     if weight.shape[1] == 1:
-        across = difference * weight[None, :, 0]
-    else:
-        across = np.matmul(difference.swapaxes(0, 1), weight).swapaxes(0, 1)
-    error: Array = np.einsum("ogi,ogi->og", across, difference)
-    return error
+        return values * weight[None, :, 0]
+    product: Array = np.matmul(values.swapaxes(0, 1), weight).swapaxes(0, 1)
+    return product
+
+
+def _product(a: Array, b: Array) -> Array:
+    """The inner product of each group: (n_out, n_groups)."""
+    product: Array = np.einsum("ogi,ogi->og", a, b)
+    return product
 
 
 def nearest(grouped: Array, scales: Array, zeros: Array, grid: Grid) -> Array:

@@ -82,23 +82,35 @@ def test_the_error_by_the_gram_matrix_is_that_of_the_outputs() -> None:
     assert output_error(0 * w, 0 * w, gram(x)) == (0.0, 0.0)
 
 
-def test_a_searched_range_never_errs_more_by_its_measure_and_is_found_by_looking_at_each() -> None:
+@pytest.mark.parametrize("diagonal", [True, False])
+def test_a_searched_range_is_the_best_of_those_asked_for_with_its_scale_refitted(diagonal: bool) -> None:
     x, w, grid = inputs(200, 32), weight(5, 32), Grid(3, 16)
     h = gram(x)
     blocks = np.stack([h[:16, :16], h[16:, 16:]])
+    if diagonal:
+        blocks *= np.eye(16, dtype=np.float32)
     shrinks = (1.0, 0.9, 0.8, 0.7)
-    scales, _ = best_ranges(w, blocks, grid, shrinks)
+    scales, zeros = best_ranges(w, np.diagonal(h).copy() if diagonal else blocks, grid, shrinks)
+    refitted = 0
     for row in range(5):
         for g in range(2):
-            part, block = w[row : row + 1, 16 * g : 16 * g + 16].astype(np.float64), blocks[g].astype(np.float64)
-            errors = {}
+            part, block = w[row, 16 * g : 16 * g + 16].astype(np.float64), blocks[g].astype(np.float64)
+
+            def tried(scale: float, zero: int, part=part, block=block) -> tuple[float, float, int]:  # type: ignore[no-untyped-def]
+                d = (np.clip(np.rint(part / scale) + zero, 0, 7) - zero) * scale - part
+                return float(d @ block @ d), scale, zero
+
+            found = []
             for shrink in shrinks:
                 low, high = min(part.min(), 0) * shrink, max(part.max(), 0) * shrink
                 scale = float(np.float16((high - low) / 7))
-                zero = round(-low / scale)
-                d = (np.clip(np.rint(part / scale) + zero, 0, 7) - zero) * scale - part
-                errors[scale] = float((d @ block @ d.T)[0, 0])
-            assert float(scales[row, g]) == min(errors, key=errors.__getitem__)
+                found.append(tried(scale, round(-low / scale)))
+            _, scale, zero = min(found)
+            steps = np.clip(np.rint(part / scale) + zero, 0, 7) - zero
+            better = tried(float(np.float16((steps @ block @ part) / (steps @ block @ steps))), zero)
+            refitted += better < min(found)
+            assert (float(scales[row, g]), int(zeros[row, g])) == min(*found, better)[1:]
+    assert refitted > 0
 
 
 @pytest.mark.parametrize(
