@@ -17,7 +17,7 @@ from tests.peers.samples import CACHE
 
 INSIDE = Path(__file__).with_name("inside")
 REQUIREMENTS = {
-    "gptqmodel": ("torch==2.13.0", "gptqmodel==7.6.0", "transformers==5.23.0"),
+    "gptqmodel": ("torch==2.13.0", "gptqmodel==7.6.0", "transformers==5.23.0", "optimum==2.3.0"),
     "autoawq": ("torch==2.13.0", "autoawq==0.2.9", "transformers==4.51.3"),
 }
 

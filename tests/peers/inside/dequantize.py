@@ -5,8 +5,8 @@ is held with its inputs along rows and its outputs along columns, and w = (q - z
 
 AWQ: eight 4-bit values of neighbouring columns per int32, the value of column 8 i + ORDER[j] in bits 4 j to 4 j + 3.
 GPTQ: consecutive bits of an int32 along the rows (qweight) or columns (qzeros), low ones first; g_idx names each row's
-group. v1 ("gptq") stores zeros less one, v2 as they are. The one is given back as GPTQModel takes it away, on the packed
-integer with its carries, so that a zero that was 0 is 0 again.
+group. v1 ("gptq") stores zeros less one, v2 as they are. The one is given back as GPTQModel takes it away, on the
+packed integer with its carries, so that a zero that was 0 is 0 again.
 """
 
 import json

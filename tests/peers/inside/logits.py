@@ -9,6 +9,7 @@ computes its quantized linears, the dtype of its activations and how many linear
 import json
 import sys
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,8 +17,7 @@ import torch
 
 
 def main(library: str, tokens: str, *pairs: str) -> None:
-    with open(tokens) as file:
-        ids = torch.tensor([json.load(file)])
+    ids = torch.tensor([json.loads(Path(tokens).read_text())])
     for folder, out in zip(pairs[::2], pairs[1::2], strict=True):
         model = LOADERS[library](folder)
         with torch.inference_mode():
@@ -28,23 +28,32 @@ def main(library: str, tokens: str, *pairs: str) -> None:
 
 
 def with_gptqmodel(folder: str) -> Any:
-    from gptqmodel import GPTQModel
+    from gptqmodel import BACKEND, GPTQModel
 
-    return GPTQModel.load(folder, device="cpu", dtype=torch.float16).model
+    return GPTQModel.load(folder, device="cpu", dtype=torch.float16, backend=BACKEND.TORCH).model
 
 
 def with_autoawq(folder: str) -> Any:
     from awq import AutoAWQForCausalLM
+    from awq.models import base
     from awq.modules.linear import gemm
 
-    gemm.TRITON_AVAILABLE = False  # it asks whether triton is there, not whether there is a GPU for it
-    return AutoAWQForCausalLM.from_quantized(folder, fuse_layers=False, device_map="cpu", max_seq_len=512).model
+    # Without a GPU it still takes triton's kernels and wants Intel's extension; it has its own code in torch too.
+    gemm.TRITON_AVAILABLE = False
+    base.get_best_device = lambda: "torch"
+    return AutoAWQForCausalLM.from_quantized(folder, fuse_layers=False, device_map={"": "cpu"}, max_seq_len=512).model
 
 
 def with_transformers(folder: str) -> Any:
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM, AwqConfig, GPTQConfig
 
-    return AutoModelForCausalLM.from_pretrained(folder, device_map="cpu").eval()
+    method = json.loads(Path(folder, "config.json").read_text())["quantization_config"]["quant_method"]
+    # of what is given here only the kernel counts, the rest is read from the folder
+    chosen = AwqConfig(backend="torch_awq") if method == "awq" else GPTQConfig(bits=4, backend="gptq_torch")
+    loaded = AutoModelForCausalLM.from_pretrained(
+        folder, device_map="cpu", dtype=torch.float16, quantization_config=chosen
+    )
+    return loaded.eval()
 
 
 LOADERS = {"gptqmodel": with_gptqmodel, "autoawq": with_autoawq, "transformers": with_transformers}

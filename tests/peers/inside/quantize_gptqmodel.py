@@ -31,7 +31,10 @@ def main(method: str, dtype: str, source: str, samples: str, out: str, *fields: 
     started, spent = time.monotonic(), _cpu()
     model = GPTQModel.load(source, config, dtype=dtype if dtype == "auto" else getattr(torch, dtype))
     print("dtype", next(model.model.parameters()).dtype, file=sys.stderr)
-    AwqTorchLinear.SUPPORTS_DTYPES = [*AwqTorchLinear.SUPPORTS_DTYPES, torch.float32]  # it packs what comes in float32 too
+    AwqTorchLinear.SUPPORTS_DTYPES = [
+        *AwqTorchLinear.SUPPORTS_DTYPES,
+        torch.float32,
+    ]  # it packs what comes in float32 too
     # without a GPU its choice for AWQ's packing is refused, and the one in torch has to be asked for
     backend = BACKEND.AWQ_TORCH if method == "awq" else BACKEND.AUTO
     rows = [{"input_ids": row, "attention_mask": [1] * len(row)} for row in ids]
