@@ -176,7 +176,7 @@ class AwqWatcher(FolderWatcher):
         assert gram is not None
         if not weights:
             return
-        scale = search_scale(weights, gram, self.plan.request.grid).values
+        scale = search_scale(weights, gram, self.plan.request.grid, name=f"what {fold.norm} gives").values
         fold_source(tensors, fold, scale)
         for each in inputs:
             self._scales[each.key] = scale
@@ -193,7 +193,11 @@ class AwqWatcher(FolderWatcher):
             return
         ties = np.array(fold.rows)
         scale = search_scale(
-            [matrix(tensors, linear) for linear in linears], gram, self.plan.request.grid, ties=ties
+            [matrix(tensors, linear) for linear in linears],
+            gram,
+            self.plan.request.grid,
+            ties=ties,
+            name=f"what {linears[0].name} sees",
         ).values
         apply_fold(tensors, layer, fold, scale)
         self._scales[fold.input] = scale
