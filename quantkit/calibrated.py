@@ -12,16 +12,18 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
 
 from quantkit.calibration.stream import Stream
-from quantkit.conversion import free_space, peak_memory
+from quantkit.conversion import peak_memory
 from quantkit.convert.calibration_plan import CalibratedPlan
 from quantkit.convert.folders import FolderPlan, in_file_order
 from quantkit.convert.journal import Journal
+from quantkit.convert.unfinished import check_space, clear, discard, name_folder, take_back
 from quantkit.convert.watchers import WATCHERS, Keeper
-from quantkit.errors import CalibrationError, OutputError
+from quantkit.errors import CalibrationError, HubError, OutputError, QuantkitError, ReadError
 from quantkit.folder_origin import write_folder_origin
-from quantkit.int4.writer import FolderWriter, partial_folder, publish, refuse_existing
+from quantkit.int4.writer import FolderWriter, partial_folder, refuse_existing
 from quantkit.verify.check import Check
 from quantkit.verify.quantized import SourceLogits, verify_folder
 
@@ -68,11 +70,12 @@ def calibrate(
     stage: Callable[[str], None] = lambda _text: None,
     then: Callable[[Squares], None] = lambda _squares: None,
     others: Sequence[Path] = (),
+    others_size: int = 0,
 ) -> Calibrated:
     """Run a plan to its end. A run that was killed is taken up where it was.
 
     `then` gets the squares once every folder is checked, and before any gets its name; `others` are files it will make,
-    refused like folders when they are there beforehand. `progress(layer, 1)` counts.
+    `others_size` bytes in all, refused like folders when they are there beforehand. `progress(layer, 1)` counts.
 
     Raises:
         OutputError: the folder cannot be written, is too small, or holds the outputs already (unless `force`).
@@ -85,35 +88,45 @@ def calibrate(
             f"cannot create {plan.work}: {error.strerror or error}; choose another folder with -o"
         ) from error
     journal = Journal(plan.work / "journal", plan.fingerprint, [], force=force)
+    complete = journal.finishing is not None
     try:
-        if not journal.resumed:
-            _clear(plan)
-        if journal.finishing is None:
-            for folder in plan.folders:
-                refuse_existing(folder.folder, force=force)
-            there = next((path for path in others if path.exists()), None)
-            if there is not None and not force:
-                raise OutputError(f"{there} is there already; add --force to replace it")
-        result = _Run(plan, journal, progress, stage).run(logits)
-        then(result.squares)
+        with threadpool_limits(plan.threads, "blas"):
+            if complete:
+                take_back(plan)
+            else:
+                if not journal.resumed:
+                    clear(plan)
+                _refuse_existing(plan, others, force=force)
+            check_space(plan, others, others_size)
+            result = _Run(plan, journal, progress, stage).run(logits)
+            complete = True
+            then(result.squares)
         for each in result.folders:
-            _name(each)
+            name_folder(each.plan.folder, failed=bool(each.failed))
         shutil.rmtree(plan.work)
     except MemoryError:
         raise CalibrationError(
-            f"out of memory at about {peak_memory() / 1e9:.1f} GB; the same command takes up the finished layers, with"
-            " fewer --threads or a shorter --seq-len"
+            f"out of memory at about {peak_memory() / 1e9:.1f} GB; the same command with fewer --threads takes up the"
+            " finished layers, one with a shorter --seq-len and --force starts anew"
         ) from None
-    except OutputError:
-        if not journal.done:
-            journal.close()
-            shutil.rmtree(plan.work, ignore_errors=True)
-            for folder in plan.folders:
-                shutil.rmtree(partial_folder(folder.folder), ignore_errors=True)
+    except (ReadError, HubError):
+        raise
+    except QuantkitError as error:
+        # Where trying again would give the same, nothing is worth keeping.
+        if not complete and not (journal.records and isinstance(error, OutputError)):
+            discard(plan)
         raise
     finally:
         journal.close()
     return result
+
+
+def _refuse_existing(plan: CalibratedPlan, others: Sequence[Path], *, force: bool) -> None:
+    for folder in plan.folders:
+        refuse_existing(folder.folder, force=force)
+    there = next((path for path in others if path.exists()), None)
+    if there is not None and not force:
+        raise OutputError(f"{there} is there already; add --force to replace it")
 
 
 class _Run:
@@ -123,7 +136,6 @@ class _Run:
         self.plan, self.journal, self.progress, self.stage = plan, journal, progress, stage
         self.native = plan.native
         self.source = SourceLogits(plan.native)
-        _check_space(plan, _owned(plan))
         self.writers = [
             FolderWriter(partial_folder(folder.folder), folder.shards, keep=journal.resumed) for folder in plan.folders
         ]
@@ -263,38 +275,3 @@ class _Run:
 
 def _step(number: int) -> str:
     return f"layer {number}"
-
-
-def _clear(plan: CalibratedPlan) -> None:
-    """Remove what a run of another source or of other options left."""
-    for path in plan.work.iterdir():
-        if path.name != "journal":
-            path.unlink()
-    for folder in plan.folders:
-        shutil.rmtree(partial_folder(folder.folder), ignore_errors=True)
-
-
-def _check_space(plan: CalibratedPlan, owned: int) -> None:
-    free = free_space(plan.work) + owned
-    if plan.disk > free:
-        raise OutputError(
-            f"{plan.work.parent} has {free / 1e9:.2f} GB free but this takes {plan.disk / 1e9:.2f} GB;"
-            " free some space or choose another folder with -o"
-        )
-
-
-def _owned(plan: CalibratedPlan) -> int:
-    """Bytes on disk that an earlier run has taken already."""
-    folders = [plan.work, *(partial_folder(folder.folder) for folder in plan.folders)]
-    return sum(path.stat().st_blocks * 512 for folder in folders if folder.exists() for path in folder.iterdir())
-
-
-def _name(folder: Folder) -> None:
-    """Give a folder its final name; one that failed a check is set aside under `.failed`."""
-    final = folder.plan.folder
-    failed = final.with_name(f"{final.name}.failed")
-    shutil.rmtree(failed, ignore_errors=True)
-    if folder.failed:
-        partial_folder(final).replace(failed)
-    else:
-        publish(final)

@@ -1,5 +1,6 @@
 """A calibration from end to end, in every architecture: the folders it writes, reloaded, say what the source says."""
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from quantkit.int4.reading import open_quantized
 from quantkit.verify.running import correlations
 from tests.families.expected import write_checkpoint
 from tests.families.models import TOKENS, all_cases
+from tests.forward.test_linears import everyone_everywhere
 
 EIGHT_BIT = (FolderRequest("awq", Grid(8, 16)), FolderRequest("gptq", Grid(8, -1, symmetric=True)))
 # Widths that no usual group divides.
@@ -41,10 +43,8 @@ FIRST = {
     "qwen2moe-fused-no-biases",  # experts in one tensor that leave one by one, a gated shared expert
     "phi-4k",  # packed linears
 }
-# Correlation of a token's logits in 8 bit, in the middle of all: folds or rows out of place leave about 0. An
-# error of a hundredth sends a token to another expert here and there, which is much in models as small as these, whose
-# experts know nothing of each other; half of the tokens are spared.
-MIDDLE, MEAN, MEAN_OF_MIXTURES = 0.99, 0.985, 0.9
+# Correlation of a token's logits in 8 bit, on average and at worst: folds or rows out of place leave about 0.
+MEAN, LEAST = 0.985, 0.9
 
 
 def samples(vocab: int, shape: tuple[int, int] = (8, 24), seed: int = 0) -> Samples:
@@ -64,11 +64,23 @@ def planned(native: Native, out: Path, requests: Sequence[FolderRequest] = EIGHT
     )
 
 
+def written(name: str, folder: Path) -> Path:
+    """The case's checkpoint; in a mixture every token goes to every expert.
+
+    Else an error of a hundredth sends a token to another expert here and there, which is much in models as small as
+    these, whose experts know nothing of each other; routes are tested with the stream.
+    """
+    write_checkpoint(name, folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(everyone_everywhere(config)))
+    return folder
+
+
 def calibrated(
     name: str, folder: Path, requests: Sequence[FolderRequest] = EIGHT_BIT, **options: Any
 ) -> tuple[Calibrated, np.ndarray]:
     """The case's model calibrated into `folder`; with it, the source's logits."""
-    with open_checkpoint(str(write_checkpoint(name, folder / name))) as checkpoint:
+    with open_checkpoint(str(written(name, folder / name))) as checkpoint:
         native = Native(checkpoint)
         result = calibrate(planned(native, folder, requests, **options))
         return result, reference_logits(
@@ -87,12 +99,11 @@ def logits(folder: Path) -> np.ndarray:
 )
 def test_folders_of_every_architecture_give_the_sources_logits(name: str, tmp_path: Path) -> None:
     result, source = calibrated(name, tmp_path, WHOLE_ROWS if name.startswith("deepseek") else EIGHT_BIT)
-    experts = any(each.expert is not None for layer in result.plan.layers for each in layer.inputs)
     found = {folder.plan.request.method: logits(folder.plan.folder) for folder in result.folders}
     assert found.keys() == {"awq", "gptq"}
     correlation = {method: correlations(each, source) for method, each in found.items()}
-    assert min(np.median(each) for each in correlation.values()) > MIDDLE, correlation
-    assert min(each.mean() for each in correlation.values()) > (MEAN_OF_MIXTURES if experts else MEAN), correlation
+    assert min(each.mean() for each in correlation.values()) > MEAN, correlation
+    assert min(each.min() for each in correlation.values()) > LEAST, correlation
     assert [folder.failed for folder in result.folders] == [(), ()]
     # every linear's error is noted, and none is at a loss in 8 bit
     for folder in result.folders:

@@ -127,7 +127,7 @@ class Stream:
         def one(sample: int) -> dict[str, Array]:
             tap = held.tapped()
             x = self.decoder.layer(number, tap)(self._read(_file(number), sample))
-            _check_finite(x, number, sample)
+            self._check_finite(x, number, sample)
             self.states.write(_file(number + 1), sample, fetch(x))
             return tap.seen
 
@@ -143,7 +143,7 @@ class Stream:
             layer = self.decoder.layer(number, tap)
             assert layer.experts is not None
             middle, seen = layer.attend(self._read(_file(number), sample))
-            _check_finite(middle, number, sample)
+            self._check_finite(middle, number, sample)
             chosen[sample], share[sample] = map(fetch, route(layer.experts, layer.layer, seen))
             fed = shared(layer.experts, layer.layer, seen)
             self.states.write("middle", sample, fetch(middle))
@@ -228,7 +228,7 @@ class Stream:
             layer = self.decoder.layer(number, held)
             fed = self._read(_file(number + 1), sample)
             x = layer.join(self._read("middle", sample), fed)
-            _check_finite(x, number, sample)
+            self._check_finite(x, number, sample)
             self.states.write(_file(number + 1), sample, fetch(x))
 
         self._each(one, range(len(self.tokens)))
@@ -262,6 +262,14 @@ class Stream:
         native, there = self.native, {name: place(values, self.device) for name, values in tensors.items()}
         return Held(native.whole, native.rows, native.tensors.keys(), there, keys)
 
+    def _check_finite(self, x: Array, number: int, sample: int) -> None:
+        # one infinite or NaN value makes the sum so
+        if not np.isfinite(float(x.sum())):
+            raise CalibrationError(
+                f"{self.decoder.at(number).rstrip('.')} gives hidden states that are not finite (NaN or infinite) for"
+                f" calibration sample {sample + 1}; the checkpoint is damaged, or another calibration text avoids it"
+            )
+
     def _names_outside_experts(self, number: int, linears: LayerLinears) -> set[str]:
         """The layer's tensors that are not of a routed expert."""
         at = self.decoder.at(number)
@@ -287,12 +295,3 @@ def _file(number: int) -> str:
 
 def _groups(items: Sequence[_T], size: int) -> list[Sequence[_T]]:
     return [items[start : start + size] for start in range(0, len(items), size)]
-
-
-def _check_finite(x: Array, number: int, sample: int) -> None:
-    # one infinite or NaN value makes the sum so
-    if not np.isfinite(float(x.sum())):
-        raise CalibrationError(
-            f"layer {number} gives hidden states that are not finite (NaN or infinite) for calibration sample"
-            f" {sample + 1}; the checkpoint is damaged, or another calibration text avoids it"
-        )

@@ -105,6 +105,7 @@ def run(
     force: bool,
     then: Callable[[Squares], None] = lambda _squares: None,
     others: Sequence[Path] = (),
+    others_size: int = 0,
 ) -> Calibrated:
     """Run the plan under a progress bar; tell which experts saw too few tokens."""
     with out.progress("calibrating", len(found.layers)) as ticker:
@@ -116,6 +117,7 @@ def run(
             stage=ticker.stage,
             then=then,
             others=others,
+            others_size=others_size,
         )
     starved = sum(len(experts) for experts in result.starved.values())
     if starved:

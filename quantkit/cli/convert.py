@@ -120,6 +120,7 @@ def convert(
         found = calibrated.plan(checkpoint, requests, calibrating, out, name=name, output=output, nearest=not requests)
         gguf: _Gguf | None = None
         others: list[Path] = []
+        others_size = 0
         if files:
             model, note = model_with_template(checkpoint, choice, name=name)
             if note is not None:
@@ -129,6 +130,7 @@ def convert(
             planned = gguf.plan(gguf.importance.placeholder() if gguf.importance else None)
             report.announce(planned, out)
             others = [planned.request.folder / file.name for each in planned.outputs for file in each.files]
+            others_size = planned.disk
         if dry_run:
             calibrated.show_plan(found, out, "convert")
             return
@@ -138,7 +140,7 @@ def convert(
             if gguf is not None:
                 converted.append(gguf.run(gguf.importance.of(squares) if gguf.importance else None, out))
 
-        result = calibrated.run(found, calibrating, out, force=force, then=then, others=others)
+        result = calibrated.run(found, calibrating, out, force=force, then=then, others=others, others_size=others_size)
     for each in converted:
         report.show_table(each, out)
     more = [document for each in converted for document in report.documents(each)]
