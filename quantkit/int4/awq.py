@@ -15,6 +15,7 @@ from quantkit.int4.grid import Array, Grid, Quantized
 from quantkit.int4.rounding import best_ranges, group_ranges, in_groups, nearest, round_with, scales_and_zeros
 
 _LEAST = np.float32(1e-4)
+_WIDE, _FEWEST_ROWS = 4096, 128
 _SHRINKS = tuple(1 - 0.06 * i for i in range(8))
 
 
@@ -47,16 +48,18 @@ def search_scale(
     `weights` are of (n_out, n_in), `gram` (n_in, n_in) the sum of x x'. Two families are tried, a^r and (a / u)^r, r
     from 0 to 1 in `steps`, every fourth first and then around the best: a and u are the root mean squares of an input
     and of the weights it meets. `ties` (n_in,): channels of the same number share a scale. At most `rows` rows, evenly
-    taken, stand for all of the linears' in the search. `name` is the input's, for messages. Raises CalibrationError for
+    taken, stand for all of the linears' in the search; fewer of inputs wider than 4096, where each costs more. `name` is the input's, for messages. Raises CalibrationError for
     statistics that are not finite.
     """
     if not np.isfinite(gram).all():
         raise CalibrationError(f"the calibration text gives activations that are not finite in {name}: check the model")
-    whole = np.concatenate(weights)
-    searched = whole[:: -(-len(whole) // rows)]
+    rows = min(rows, max(_FEWEST_ROWS, rows * _WIDE // len(gram)))
+    step = -(-sum(len(w) for w in weights) // rows)
+    searched = np.concatenate([w[::step] for w in weights])
     act = _tied(np.diagonal(gram), ties, len(gram)) ** np.float32(0.5)
     act = np.maximum(act / max(float(act.mean()), 1e-30), _LEAST)
-    size = _tied(np.einsum("oi,oi->i", whole, whole), ties, len(gram)) ** np.float32(0.5)
+    squares = np.sum([np.einsum("oi,oi->i", w, w) for w in weights], axis=0)
+    size = _tied(squares, ties, len(gram)) ** np.float32(0.5)
     size = np.maximum(size / max(float(size.mean()), 1e-30), _LEAST)
 
     ones = np.ones(len(gram), np.float32)
