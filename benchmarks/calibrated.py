@@ -14,6 +14,7 @@ import json
 import os
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from tokenizers import Tokenizer
 
 from benchmarks.lines import WORK, Lines, Target, figures, machine, print_machine
 from benchmarks.process import Measured, measure, warm
-from benchmarks.synthetic import DEPTHS, MIXTURE, synthetic
+from benchmarks.synthetic import DEPTHS, MIXTURE, Shape, synthetic
 from demo.smollm2 import smollm2_checkpoint
 from tests.peers.environments import python_of, run_inside
 from tests.peers.samples import calibration_samples
@@ -94,12 +95,12 @@ class Bench(Lines):
         if peaks:
             self.add(Target("peak memory, largest / smallest", "Depth", max(peaks) / min(peaks), "", at_most=1.1))
 
-    def experts(self) -> None:
+    def experts(self, shape: Shape) -> None:
         """A mixture of 8 experts to AWQ, which sees one expert at a time."""
-        with synthetic(MIXTURE, _DISK) as checkpoint:
+        with synthetic(shape, _DISK) as checkpoint:
             if checkpoint:
                 taken, document = self.ours("awq", checkpoint, "--samples", "8", "--seq-len", "256")
-                self._told("quantkit awq", MIXTURE.name, taken, document, at_most=3000)
+                self._told("quantkit awq", shape.name, taken, document, at_most=3000)
 
     def _told(
         self, what: str, name: str, taken: Measured, document: dict[str, Any], at_most: float | None = 1000
@@ -143,6 +144,7 @@ def main() -> None:
     options.add_argument("--samples", type=int, default=32, help="of those the peers get; fewer for a trial")
     options.add_argument("--seq-len", type=int, default=512, help="tokens of a sample")
     options.add_argument("--part", choices=PARTS, action="append", help="of the benchmark; all without it")
+    options.add_argument("--quick", action="store_true", help="two layers of the mixture only")
     options.add_argument("--no-peer", action="store_true", help="quantkit alone")
     options.add_argument("--peer-awq", action="store_true", help="GPTQModel's AWQ too (half an hour)")
     asked = options.parse_args()
@@ -160,7 +162,7 @@ def main() -> None:
         if "depth" in parts:
             bench.depth()
         if "experts" in parts:
-            bench.experts()
+            bench.experts(replace(MIXTURE, name="Mixture-2-layers", layers=2) if asked.quick else MIXTURE)
     finally:
         shutil.rmtree(WORK / "ours", ignore_errors=True)
         bench.save("calibrated", facts)
