@@ -48,8 +48,8 @@ def search_scale(
     `weights` are of (n_out, n_in), `gram` (n_in, n_in) the sum of x x'. Two families are tried, a^r and (a / u)^r, r
     from 0 to 1 in `steps`, every fourth first and then around the best: a and u are the root mean squares of an input
     and of the weights it meets. `ties` (n_in,): channels of the same number share a scale. At most `rows` rows, evenly
-    taken, stand for all of the linears' in the search; fewer of inputs wider than 4096, where each costs more. `name` is the input's, for messages. Raises CalibrationError for
-    statistics that are not finite.
+    taken, stand for all of the linears' in the search; fewer of inputs wider than 4096, where each costs more. `name`
+    is the input's, for messages. Raises CalibrationError for statistics that are not finite.
     """
     if not np.isfinite(gram).all():
         raise CalibrationError(f"the calibration text gives activations that are not finite in {name}: check the model")
