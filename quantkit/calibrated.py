@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from threadpoolctl import threadpool_limits
+from threadpoolctl import threadpool_info, threadpool_limits
 
 from quantkit.calibration.stream import Stream
 from quantkit.conversion import peak_memory
@@ -87,15 +87,16 @@ def calibrate(
         raise OutputError(
             f"cannot create {plan.work}: {error.strerror or error}; choose another folder with -o"
         ) from error
-    journal = Journal(plan.work / "journal", plan.fingerprint, [], force=force)
+    partial = [partial_folder(folder.folder).name for folder in plan.folders]
+    journal = Journal(plan.work / "journal", plan.fingerprint, partial, force=force)
     complete = journal.finishing is not None
     try:
-        with threadpool_limits(plan.threads, "blas"):
+        with threadpool_limits(_blas_threads(plan.threads), "blas"):
             if complete:
                 take_back(plan)
             else:
                 if not journal.resumed:
-                    clear(plan)
+                    clear(plan, journal.stale)
                 _refuse_existing(plan, others, force=force)
             check_space(plan, others, others_size)
             result = _Run(plan, journal, progress, stage).run(logits)
@@ -119,6 +120,11 @@ def calibrate(
     finally:
         journal.close()
     return result
+
+
+def _blas_threads(most: int) -> int:
+    """As many as BLAS would take by itself (its environment variables may say how many), but no more than `most`."""
+    return min([most, *(each["num_threads"] for each in threadpool_info() if each["user_api"] == "blas")])
 
 
 def _refuse_existing(plan: CalibratedPlan, others: Sequence[Path], *, force: bool) -> None:

@@ -10,13 +10,15 @@ from quantkit.errors import OutputError
 from quantkit.int4.writer import partial_folder, publish
 
 
-def clear(plan: CalibratedPlan) -> None:
-    """Remove what a run of another source or of other options left, but not the journal."""
+def clear(plan: CalibratedPlan, stale: Sequence[str]) -> None:
+    """Remove what a run of another source or of other options left, but not the journal; `stale`: its folders."""
     for path in plan.work.iterdir():
         if path.name != "journal":
             path.unlink()
-    for folder in plan.folders:
-        shutil.rmtree(partial_folder(folder.folder), ignore_errors=True)
+    ours = [partial_folder(folder.folder) for folder in plan.folders]
+    theirs = [plan.work.with_name(name) for name in stale if name == Path(name).name and name.endswith(".partial")]
+    for folder in (*ours, *theirs):
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def discard(plan: CalibratedPlan) -> None:

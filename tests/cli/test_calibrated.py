@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from gguf import GGUFReader
 
 from quantkit.cli import main
 from tests.command import Answer, command, quantkit
@@ -154,40 +155,58 @@ def test_propagating_what_is_quantized_gives_other_weights(
     assert different == {"model.safetensors"}
 
 
+def test_the_gguf_part_is_what_the_importance_matrix_written_and_read_gives(here: Here, tmp_path: Path) -> None:
+    """`quantkit imatrix` and `quantkit gguf --imatrix` are held against llama.cpp's own tools elsewhere."""
+    source = tiny_llama(tmp_path / "model", variant="mixtral")
+    assert here("convert", source, "-t", "awq", "-t", "q2_k", *SMALL, "-o", tmp_path / "a", "--no-logits").code == 0
+    assert here("imatrix", source, *SMALL[:4], "-o", tmp_path / "imatrix.gguf").code == 0
+    answer = here(
+        "gguf", source, "-t", "q2_k", "--imatrix", tmp_path / "imatrix.gguf", "-o", tmp_path / "b", "--no-logits"
+    )
+    assert answer.code == 0, answer.stderr
+    found, expected = (
+        {tensor.name: tensor.data for tensor in GGUFReader(tmp_path / each / "model-GGUF" / "model-Q2_K.gguf").tensors}
+        for each in ("a", "b")
+    )
+    assert found.keys() == expected.keys()
+    assert all(np.array_equal(found[name], expected[name]) for name in expected)
+
+
 # --- kills ---
-
-
-@pytest.fixture(scope="module")
-def deep(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Many layers, so that kills land in them."""
-    folder = tmp_path_factory.mktemp("deep") / "model"
-    return tiny_llama(folder, variant="llama3", hidden=64, intermediate=96, layers=12)
-
 
 KINDS = ("-t", "awq", "-t", "gptq", "-t", "q8_0", "-t", "q2_k")
 
 
-@pytest.fixture(scope="module")
-def undisturbed(deep: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    out = tmp_path_factory.mktemp("undisturbed")
-    answer = quantkit("convert", deep, *KINDS, *SMALL, "-o", out, "--threads", "2")
-    assert answer.code == 0, answer.stderr
-    found = hashes(out)
-    assert {Path(name).parts[0] for name in found} == {"model-AWQ", "model-GPTQ", "model-GGUF"}
-    return found
-
-
-def killed_once(words: list[str], out: Path, ready: Callable[[], bool], pause: float) -> bool:
-    """Start, wait until `ready`, then so long, and kill; whether it was still running."""
-    process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    while process.poll() is None and not ready():
-        time.sleep(0.002)
-    time.sleep(pause)
-    alive = process.poll() is None
-    if alive:
+@pytest.mark.full
+def test_a_conversion_killed_at_ten_moments_ends_in_the_same_bytes(tmp_path: Path) -> None:
+    """Those of AWQ and GPTQ alone are in the default suite (tests/test_calibrated.py); here the GGUF part too."""
+    deep = tiny_llama(tmp_path / "model", variant="llama3", hidden=256, intermediate=512, layers=12)
+    assert quantkit("convert", deep, *KINDS, *SMALL, "-o", tmp_path / "undisturbed", "--threads", "2").code == 0
+    expected, out = hashes(tmp_path / "undisturbed"), tmp_path / "out"
+    words = command("convert", deep, *KINDS, *SMALL, "-o", out, "--threads", "2")
+    moments, kills, in_gguf = random.Random(4), 0, 0
+    while kills < 10:
+        process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        gguf = kills >= 5
+        while process.poll() is None and not (
+            list(out.glob("model-GGUF/*.partial")) if gguf else layers_done(out) > 2 * kills
+        ):
+            time.sleep(0.002)
+        time.sleep(moments.uniform(0, 0.05 if gguf else 0.2))
+        if process.poll() is not None:
+            break
         process.send_signal(signal.SIGKILL)
-    process.wait()
-    return alive
+        process.wait()
+        kills += 1
+        in_gguf += gguf
+        assert not (out / "model-AWQ").exists()
+        assert not (out / "model-GPTQ").exists()
+    assert kills >= 6
+    assert in_gguf >= 1
+    answer = quantkit(*words[3:], *(["--force"] if not (out / "model-calibration.partial").exists() else []))
+    assert answer.code == 0, answer.stderr
+    assert hashes(out) == expected
+    assert sorted(path.name for path in out.iterdir()) == ["model-AWQ", "model-GGUF", "model-GPTQ"]
 
 
 def layers_done(out: Path) -> int:
@@ -198,30 +217,167 @@ def layers_done(out: Path) -> int:
         return 0
 
 
-def test_a_run_killed_at_ten_moments_ends_in_the_same_bytes(
-    deep: Path, undisturbed: dict[str, str], tmp_path: Path
+# --- bad input ---
+
+
+def text_of(content: bytes) -> Callable[[Path], tuple[str | Path, ...]]:
+    def words(folder: Path) -> tuple[str | Path, ...]:
+        (folder / "text.txt").write_bytes(content)
+        return ("--calibration", folder / "text.txt")
+
+    return words
+
+
+REFUSED: dict[str, tuple[int, str, Callable[[Path], tuple[str | Path, ...]]]] = {
+    "a text too short": (1, "give a longer text", text_of(b"The hills let go. " * 9)),
+    "an empty text": (1, "empty", text_of(b"")),
+    "a binary text": (1, "not text", text_of(b"\x7fELF\x00\x00")),
+    "a text that is not UTF-8": (1, "UTF-8", text_of(b"caf\xe9 " * 999)),
+    "a text that is not there": (
+        1,
+        "absent.txt does not exist",
+        lambda folder: ("--calibration", folder / "absent.txt"),
+    ),
+    "a group that does not divide": (1, "ask for groups of 32, 16 or -1", lambda _: ("--group-size", "64")),
+    "a group of nothing": (2, "not 0", lambda _: ("--group-size", "0")),
+    "five bits": (2, "not 5", lambda _: ("--bits", "5")),
+    "no samples": (2, "--samples", lambda _: ("--samples", "0")),
+    "samples of one token": (2, "--seq-len", lambda _: ("--seq-len", "1")),
+    "too little memory": (2, "--max-ram 0.01 GB", lambda _: ("--max-ram", "10M")),
+    "a name with a folder in it": (2, "is not a plain name", lambda _: ("--name", "../elsewhere")),
+    "a size that is none": (2, "--max-shard-size", lambda _: ("--max-shard-size", "much")),
+    "a GPU without torch": (2, "pip install", lambda _: ("--device", "cuda")),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_bad_input_is_one_sentence_and_leaves_nothing(name: str, here: Here, sound: Path, tmp_path: Path) -> None:
+    code, told, words = REFUSED[name]
+    answer = here("gptq", sound, *SMALL, "-o", tmp_path / "out", *words(tmp_path))
+    assert answer.code == code, answer.stderr
+    assert told in answer.stderr
+    assert "Traceback" not in answer.stderr
+    if code == 1:
+        assert told in answer.sentence
+    assert not (tmp_path / "out").exists()
+
+
+def damaged(source: Path, folder: Path, name: str, change: Callable[[np.ndarray], None]) -> Path:
+    """A copy of the checkpoint with one tensor (bf16) changed."""
+    copy = Path(shutil.copytree(source, folder))
+    file = copy / "model.safetensors"
+    data = bytearray(file.read_bytes())
+    start = 8 + int.from_bytes(data[:8], "little")
+    begin, end = json.loads(data[8:start])[name]["data_offsets"]
+    values = np.frombuffer(data, np.uint16, (end - begin) // 2, start + begin)
+    change(values)
+    file.write_bytes(data)
+    return copy
+
+
+def nan(values: np.ndarray) -> None:
+    values[7] = 0x7FC0
+
+
+def zero(values: np.ndarray) -> None:
+    values[:] = 0
+
+
+@pytest.mark.parametrize("method", ["awq", "gptq"])
+@pytest.mark.parametrize("tensor", ["self_attn.q_proj", "mlp.up_proj", "post_attention_layernorm"])
+def test_weights_that_are_not_finite_end_in_the_name_of_their_layer(
+    method: str, tensor: str, here: Here, sound: Path, tmp_path: Path
 ) -> None:
-    words = command("convert", deep, *KINDS, *SMALL, "-o", tmp_path, "--threads", "2")
-    moments = random.Random(4)
-    kills, progress = 0, [0]
-    while kills < 10:
-        before = layers_done(tmp_path)
+    source = damaged(sound, tmp_path / "model", f"model.layers.1.{tensor}.weight", nan)
+    answer = here(method, source, *SMALL, "-o", tmp_path / "out")
+    assert answer.code == 1
+    assert "model.layers.1" in answer.sentence
+    assert "not finite" in answer.sentence
+    assert list((tmp_path / "out").iterdir()) == []
 
-        def further(before: int = before) -> bool:
-            # a layer more, or the last part: a kill before anything was done would show nothing
-            return layers_done(tmp_path) > before or (before == 12 and list(tmp_path.glob("model-GGUF/*")) != [])
 
-        kills += killed_once(words, tmp_path, further, moments.uniform(0, 0.15))
-        progress.append(layers_done(tmp_path))
-        if progress[-1] == 0:
-            break
-        assert not (tmp_path / "model-AWQ").exists()
-        assert not (tmp_path / "model-GPTQ").exists()
-        if progress[-1] == 12 and kills < 10:
-            # all layers are done: the rest of the kills hit the checks and the GGUF part
-            continue
-    assert len(set(progress)) > 4
-    answer = quantkit(*words[3:])
-    assert answer.code == 0, answer.stderr
-    assert hashes(tmp_path) == undisturbed
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["model-AWQ", "model-GGUF", "model-GPTQ"]
+def test_an_input_that_is_always_zero_is_named(here: Here, sound: Path, tmp_path: Path) -> None:
+    source = damaged(sound, tmp_path / "model", "model.layers.1.input_layernorm.weight", zero)
+    answer = here("gptq", source, *SMALL, "-o", tmp_path / "out")
+    assert answer.code == 1
+    assert "model.layers.1.self_attn.q_proj" in answer.sentence
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_a_folder_that_is_there_is_replaced_only_when_told(here: Here, sound: Path, tmp_path: Path) -> None:
+    words = ("awq", sound, *SMALL, "-o", tmp_path, "--no-logits")
+    assert here(*words).code == 0
+    before = hashes(tmp_path)
+    (tmp_path / "model-AWQ" / "mine.txt").write_text("mine")
+    refused = here(*words)
+    assert refused.code == 1
+    assert "--force" in refused.sentence
+    assert [path.name for path in tmp_path.iterdir()] == ["model-AWQ"]
+    assert (tmp_path / "model-AWQ" / "mine.txt").exists()
+    assert here(*words, "--force").code == 0
+    assert hashes(tmp_path) == before
+
+
+def test_gguf_files_that_are_there_are_refused_before_the_calibration(here: Here, sound: Path, tmp_path: Path) -> None:
+    (tmp_path / "model-GGUF").mkdir()
+    (tmp_path / "model-GGUF" / "model-Q8_0.gguf").write_text("mine")
+    answer = here("convert", sound, "-t", "awq", "-t", "q8_0", *SMALL, "-o", tmp_path)
+    assert answer.code == 1
+    assert "model-Q8_0.gguf is there already" in answer.sentence
+    assert [path.name for path in tmp_path.iterdir()] == ["model-GGUF"]
+
+
+def test_a_place_where_no_folder_can_be_made_is_named(here: Here, sound: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    answer = here("awq", sound, *SMALL, "-o", tmp_path / "file" / "out")
+    assert answer.code == 1
+    assert "-o" in answer.sentence
+    (tmp_path / "model-AWQ").write_text("a file in the way")
+    answer = here("awq", sound, *SMALL, "-o", tmp_path, "--force")
+    assert answer.code == 1
+    assert "is a file" in answer.sentence
+
+
+def test_sources_that_are_no_checkpoint_are_one_sentence(here: Here, sound: Path, tmp_path: Path) -> None:
+    answer = here("awq", "org/name", "-o", tmp_path, "--offline")
+    assert answer.code == 1
+    assert "org/name" in answer.sentence
+    (tmp_path / "x.gguf").write_bytes(b"GGUF" + bytes(64))
+    answer = here("gptq", tmp_path / "x.gguf", "-o", tmp_path)
+    assert answer.code == 1
+    assert "x.gguf" in answer.sentence
+    assert here("awq", sound, *SMALL, "-o", tmp_path, "--no-logits").code == 0
+    answer = here("gptq", tmp_path / "model-AWQ", "-o", tmp_path / "again")
+    assert answer.code == 1
+    assert "awq" in answer.sentence.lower()
+    assert not (tmp_path / "again").exists()
+
+
+def test_requests_that_say_nothing_or_too_much_are_refused(here: Here, sound: Path, tmp_path: Path) -> None:
+    answer = here("convert", sound, "-t", "q8_0", "--no-imatrix", "-o", tmp_path)
+    assert answer.code == 2
+    assert "nothing to calibrate" in answer.sentence
+    answer = here("convert", sound, "-t", "q9_9", "-o", tmp_path)
+    assert answer.code == 2
+    assert "q9_9" in answer.sentence
+    answer = here("awq", sound, "--propagate", "quantized", "-o", tmp_path)
+    assert answer.code == 2
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_is_known_before_the_calibration(sound: Path, tmp_path: Path) -> None:
+    probe = subprocess.run(["unshare", "-rm", "true"], capture_output=True, check=False)
+    if probe.returncode:
+        pytest.skip("this system gives no mount namespaces")
+    script = f'mount -t tmpfs -o size=300k none "{tmp_path}" && "$@"; code=$?; ls "{tmp_path}"; exit $code'
+    words = command("convert", sound, "-t", "awq", "-t", "q8_0", *SMALL, "-o", tmp_path)
+    done = subprocess.run(
+        ["unshare", "-rm", "sh", "-c", script, "sh", *words],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "COLUMNS": "80"},
+        check=False,
+    )
+    assert done.returncode == 1
+    assert "free" in Answer(1, done.stdout, done.stderr).sentence
+    assert done.stdout.split() == []
