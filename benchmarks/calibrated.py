@@ -116,9 +116,10 @@ class Bench(Lines):
         shutil.rmtree(folder, ignore_errors=True)
         arguments: list[str | Path] = [method, "float32", checkpoint, samples, folder, *PEER[method]]
         said = run_inside("gptqmodel", "quantize_gptqmodel.py", *arguments)
-        figures: dict[str, Any] = json.loads(said.splitlines()[-1])
         shutil.rmtree(folder, ignore_errors=True)
-        return figures
+        # libraries may have their say after it
+        told: dict[str, Any] = json.loads([line for line in said.splitlines() if line.startswith("{")][-1])
+        return told
 
     def _samples(self) -> Path:
         """The samples that both sides get, int32 (n_samples, length), as a file."""
