@@ -124,7 +124,7 @@ def calibrate(
 
 def _blas_threads(most: int) -> int:
     """As many as BLAS would take by itself (its environment variables may say how many), but no more than `most`."""
-    return min([most, *(each["num_threads"] for each in threadpool_info() if each["user_api"] == "blas")])
+    return min([most, *(int(each["num_threads"]) for each in threadpool_info() if each["user_api"] == "blas")])
 
 
 def _refuse_existing(plan: CalibratedPlan, others: Sequence[Path], *, force: bool) -> None:
@@ -208,13 +208,19 @@ class _Run:
         return done
 
     def _layer(self, stream: Stream, number: int) -> None:
+        plan = self.plan
         for watcher in self.watchers:
             watcher.begin()
         keeper = Keeper(self.watchers)
         stream.layer(number, keeper)
         partial = self._squares_file(number).with_suffix(".new.npz")
-        np.savez(partial, **keeper.squares)  # type: ignore[arg-type]
-        partial.replace(self._squares_file(number))
+        try:
+            np.savez(partial, **keeper.squares)  # type: ignore[arg-type]
+            partial.replace(self._squares_file(number))
+        except OSError as error:
+            raise OutputError(
+                f"cannot write into {plan.work}: {error.strerror or error}; free some space and run the command again"
+            ) from error
         note = {
             "errors": {
                 w.plan.request.method: {name: round(e, 6) for name, e in w.notes.items()} for w in self.watchers

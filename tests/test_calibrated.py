@@ -1,12 +1,15 @@
 """A calibration from end to end, in every architecture: the folders it writes, reloaded, say what the source says."""
 
+import errno
 import hashlib
 import json
 import multiprocessing
+import os
 import random
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,12 +17,13 @@ import pytest
 
 from quantkit import calibrated as calibrated_module
 from quantkit.calibrated import Calibrated, calibrate
+from quantkit.calibration import states
 from quantkit.calibration.native import Native
 from quantkit.calibration.text import Samples
 from quantkit.checkpoint import open_checkpoint
 from quantkit.convert.calibration_plan import CalibratedPlan, plan_calibrated
 from quantkit.convert.folders import FolderRequest
-from quantkit.errors import OutputError, UnsupportedError
+from quantkit.errors import CalibrationError, OutputError, ReadError, UnsupportedError
 from quantkit.forward import reference_logits
 from quantkit.int4.grid import Grid
 from quantkit.int4.reading import open_quantized
@@ -342,3 +346,44 @@ def test_what_comes_after_the_folders_is_done_before_they_get_their_names(deep: 
         run(deep, tmp_path, FOUR_BIT[:1], then=then)
     assert run(deep, tmp_path, FOUR_BIT[:1]).resumed == 12
     assert {path.name for path in tmp_path.iterdir()} == {"M-AWQ"}
+
+
+KEPT = {
+    "the disk is full": (OutputError("no space"), True),
+    "the source cannot be read this time": (ReadError("the network"), True),
+    "memory runs out": (MemoryError(), True),
+    "the user stops it": (KeyboardInterrupt(), True),
+    "the weights give NaN": (CalibrationError("not finite"), False),
+    "a value does not fit float16": (UnsupportedError("too large"), False),
+}
+
+
+@pytest.mark.parametrize("name", KEPT)
+def test_work_is_kept_where_the_same_command_can_go_on_with_it(name: str, deep: Path, tmp_path: Path) -> None:
+    error, kept = KEPT[name]
+
+    def progress(_name: str, _amount: int) -> None:
+        if layers_done(tmp_path) == 2:
+            raise error
+
+    with pytest.raises(CalibrationError if isinstance(error, MemoryError) else type(error)) as raised:
+        run(deep, tmp_path, FOUR_BIT[1:], progress=progress)
+    if isinstance(error, MemoryError):
+        assert "fewer --threads" in str(raised.value)
+    assert {path.name for path in tmp_path.iterdir()} == (
+        {"M-GPTQ.partial", "M-calibration.partial"} if kept else set()
+    )
+    assert layers_done(tmp_path) == (2 if kept else 0)
+
+
+def test_a_full_disk_before_the_first_layer_is_done_leaves_nothing(
+    deep: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    # of the states alone, which are written first
+    monkeypatch.setattr(states, "os", SimpleNamespace(**{**vars(os), "pwrite": full}))
+    with pytest.raises(OutputError, match="No space left"):
+        run(deep, tmp_path, FOUR_BIT[1:])
+    assert list(tmp_path.iterdir()) == []

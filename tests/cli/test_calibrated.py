@@ -20,8 +20,7 @@ from quantkit.cli import main
 from tests.command import Answer, command, quantkit
 from tests.tiny import tiny_llama
 
-SMALL = ("--samples", "8", "--seq-len", "32", "--group-size", "32")
-FILES = ("model.safetensors", "config.json", "tokenizer.json", "generation_config.json")
+SMALL = ("--samples", "8", "--seq-len", "32", "--raw", "--group-size", "32")
 
 
 @pytest.fixture(scope="module")
@@ -159,7 +158,7 @@ def test_the_gguf_part_is_what_the_importance_matrix_written_and_read_gives(here
     """`quantkit imatrix` and `quantkit gguf --imatrix` are held against llama.cpp's own tools elsewhere."""
     source = tiny_llama(tmp_path / "model", variant="mixtral")
     assert here("convert", source, "-t", "awq", "-t", "q2_k", *SMALL, "-o", tmp_path / "a", "--no-logits").code == 0
-    assert here("imatrix", source, *SMALL[:4], "-o", tmp_path / "imatrix.gguf").code == 0
+    assert here("imatrix", source, *SMALL[:5], "-o", tmp_path / "imatrix.gguf").code == 0
     answer = here(
         "gguf", source, "-t", "q2_k", "--imatrix", tmp_path / "imatrix.gguf", "-o", tmp_path / "b", "--no-logits"
     )
