@@ -2,9 +2,10 @@
 
 A library may load a folder without an error and compute something else (transformers 5 does so with Mixtral), so only
 logits count. Ours are quantkit's float32 forward over the weights as its own reader dequantizes them. The libraries run
-their plain torch kernels in float16, whose rounding moves the logits by 0.0014 to 0.0019 of their standard deviation
-here (root mean square); ROUNDING leaves room for three times as much. Quantization itself moves them by over 0.1, so a
-wrong zero, scale, order or gate cannot hide below it.
+their plain torch kernels in float16, whose rounding moves a token's logits by 0.001 to 0.004 of the logits' standard
+deviation here (root mean square); ROUNDING leaves room for twice as much. Quantization itself moves them by
+over 0.2, so a wrong zero, scale, order or gate cannot hide below the bound. In a mixture of experts the same rounding
+now and then sends a token to another expert where two are all but equal: a few tokens of the prompt may differ there.
 """
 
 from collections.abc import Callable, Mapping
@@ -24,8 +25,11 @@ from tests.peers.models import PROMPT, small_model
 
 pytestmark = [pytest.mark.peers, pytest.mark.timeout(3600)]
 
-ROUNDING = 0.006
-QUANTIZATION = 0.05
+ROUNDING = 0.008
+QUANTIZATION = 0.1
+MIXTURES = ("qwen2moe", "qwen3moe", "mixtral")
+SENT_ELSEWHERE = 2
+"""Tokens of the 24 that may differ in a mixture; one expert wrongly read would change a quarter of them."""
 _AWQ = ("awq",)
 _GPTQ: Mapping[str, tuple[str, ...]] = {
     "gptq": ("gptq",),
@@ -42,6 +46,7 @@ LOADED: Mapping[str, tuple[str, list[tuple[str, str]]]] = {
 }
 
 Written = Callable[[str, str], Path]
+Logits = dict[tuple[str, str], Path]
 
 
 @pytest.fixture(scope="module")
@@ -67,31 +72,33 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Written:
 
 
 @pytest.fixture(scope="module")
-def theirs(
-    request: pytest.FixtureRequest, written: Written, tmp_path_factory: pytest.TempPathFactory
-) -> dict[tuple[str, str], Path]:
-    """A library's logits of every folder it must load, all from one process: to import it takes the longest."""
-    root = tmp_path_factory.mktemp("logits")
-    tokens = root / "tokens.json"
-    tokens.write_text(str(PROMPT))
-    environment, pairs = LOADED[request.param]
-    logits = {pair: root / f"{' '.join(pair)}.npy" for pair in pairs}
-    words = [word for pair, out in logits.items() for word in (written(*pair), out)]
-    run_inside(environment, "logits.py", request.param, tokens, *words)
-    return logits
+def gptqmodel(written: Written, tmp_path_factory: pytest.TempPathFactory) -> Logits:
+    return _logits("gptqmodel", written, tmp_path_factory.mktemp("gptqmodel"))
+
+
+@pytest.fixture(scope="module")
+def autoawq(written: Written, tmp_path_factory: pytest.TempPathFactory) -> Logits:
+    return _logits("autoawq", written, tmp_path_factory.mktemp("autoawq"))
+
+
+@pytest.fixture(scope="module")
+def transformers(written: Written, tmp_path_factory: pytest.TempPathFactory) -> Logits:
+    return _logits("transformers", written, tmp_path_factory.mktemp("transformers"))
 
 
 @pytest.mark.parametrize(
-    ("theirs", "model", "kind"),
+    ("library", "model", "kind"),
     [(library, *pair) for library, (_, pairs) in LOADED.items() for pair in pairs],
-    indirect=["theirs"],
 )
 def test_their_logits_are_ours_but_for_the_rounding_of_their_kernel(
-    theirs: dict[tuple[str, str], Path], model: str, kind: str, written: Written
+    library: str, model: str, kind: str, written: Written, request: pytest.FixtureRequest
 ) -> None:
-    found = np.load(theirs[model, kind])
+    theirs: Logits = request.getfixturevalue(library)
     ours = _dequantized_logits(written(model, kind))
-    assert _difference(found, ours) < ROUNDING
+    differences = np.sort(_differences(np.load(theirs[model, kind]), ours))
+    if model in MIXTURES:
+        differences = differences[:-SENT_ELSEWHERE]
+    assert differences[-1] < ROUNDING
 
 
 @pytest.mark.parametrize(("model", "kind"), [*EVERYWHERE, ("mixtral", "awq")])
@@ -100,7 +107,18 @@ def test_quantization_moves_the_logits_by_far_more_than_that_bound(model: str, k
     with open_checkpoint(str(folder.parent.parent / model)) as source:
         native = Native(source)
         plain = reference_logits(native.whole, native.config, PROMPT)
-    assert _difference(_dequantized_logits(folder), plain) > QUANTIZATION
+    assert np.median(_differences(_dequantized_logits(folder), plain)) > QUANTIZATION
+
+
+def _logits(library: str, written: Written, folder: Path) -> Logits:
+    """A library's logits of every folder it must load, all from one process: to import it takes the longest."""
+    tokens = folder / "tokens.json"
+    tokens.write_text(str(PROMPT))
+    environment, pairs = LOADED[library]
+    logits = {pair: folder / f"{' '.join(pair)}.npy" for pair in pairs}
+    words = [word for pair, out in logits.items() for word in (written(*pair), out)]
+    run_inside(environment, "logits.py", library, tokens, *words)
+    return logits
 
 
 def _dequantized_logits(folder: Path) -> np.ndarray:
@@ -108,6 +126,6 @@ def _dequantized_logits(folder: Path) -> np.ndarray:
         return reference_logits(opened.whole, opened.config, PROMPT)
 
 
-def _difference(found: np.ndarray, expected: np.ndarray) -> float:
-    """Root mean square of the difference, in standard deviations of the logits."""
-    return float(np.sqrt(np.mean((found - expected) ** 2)) / expected.std())
+def _differences(found: np.ndarray, expected: np.ndarray) -> np.ndarray:
+    """Of each token: root mean square of the difference of its logits, in standard deviations of all logits."""
+    return np.sqrt(np.mean((found - expected) ** 2, axis=1)) / expected.std()
