@@ -8,15 +8,18 @@ GPTQModel's QuantizeConfig, as JSON; what is not given is its default. The last 
 and CPU, and the peak resident bytes.
 """
 
+import inspect
 import json
 import resource
 import sys
+import textwrap
 import time
 from typing import Any
 
 import numpy as np
 import torch
 from gptqmodel import BACKEND, GPTQModel, QuantizeConfig
+from gptqmodel.looper import awq_processor
 from gptqmodel.nn_modules.qlinear.torch_awq import AwqTorchLinear
 from gptqmodel.quantization import FORMAT, METHOD
 
@@ -31,10 +34,7 @@ def main(method: str, dtype: str, source: str, samples: str, out: str, *fields: 
     started, spent = time.monotonic(), _cpu()
     model = GPTQModel.load(source, config, dtype=dtype if dtype == "auto" else getattr(torch, dtype))
     print("dtype", next(model.model.parameters()).dtype, file=sys.stderr)
-    AwqTorchLinear.SUPPORTS_DTYPES = [
-        *AwqTorchLinear.SUPPORTS_DTYPES,
-        torch.float32,
-    ]  # it packs what comes in float32 too
+    _repair_float32()
     # without a GPU its choice for AWQ's packing is refused, and the one in torch has to be asked for
     backend = BACKEND.AWQ_TORCH if method == "awq" else BACKEND.AUTO
     rows = [{"input_ids": row, "attention_mask": [1] * len(row)} for row in ids]
@@ -49,6 +49,23 @@ def main(method: str, dtype: str, source: str, samples: str, out: str, *fields: 
         "config": {name: str(value) for name, value in vars(config).items()},
     }
     print("\n" + json.dumps(figures))
+
+
+def _repair_float32() -> None:
+    """AWQ in float32 on a CPU, as it is meant.
+
+    The scale search keeps a copy of the weights in float32 on the CPU, changes the weights and restores them from it.
+    Where they are that already, the copy is no copy, and the weights come out ruined. And its packer refuses float32.
+    """
+    processor = awq_processor.AWQProcessor
+    source = inspect.getsource(processor._compute_best_scale)
+    no_copy = "fc.weight.detach().to(torch.float32).cpu().contiguous()"
+    assert source.count(no_copy) == 1, "this is not the GPTQModel that was repaired"
+    made: dict[str, Any] = {}
+    repaired = textwrap.dedent(source).replace(no_copy, "fc.weight.detach().to(torch.float32).cpu().clone()")
+    exec(repaired, vars(awq_processor), made)
+    processor._compute_best_scale = made["_compute_best_scale"]
+    AwqTorchLinear.SUPPORTS_DTYPES = [*AwqTorchLinear.SUPPORTS_DTYPES, torch.float32]
 
 
 def _cpu() -> float:
