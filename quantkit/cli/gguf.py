@@ -218,7 +218,9 @@ class _Calibration:
             known = replace(plan.request, imatrix=self.importance.of(squares))
             results.append(run(plan_gguf(self.model, known)))
 
-        calibrated.run(self.found, self.asked, self.out, force=force, then=convert_now, others=files)
+        calibrated.run(
+            self.found, self.asked, self.out, force=force, then=convert_now, others=files, others_size=plan.disk
+        )
         (result,) = results
         return result
 

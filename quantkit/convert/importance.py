@@ -6,8 +6,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from quantkit.calibrated import Squares
-from quantkit.calibration.gguf_names import LinearKey, as_imatrix, collect_imatrix, imatrix_sources
+from quantkit.calibration.gguf_names import LinearKey, Squares, as_imatrix, collect_imatrix, imatrix_sources
 from quantkit.calibration.imatrix import Imatrix, write_imatrix
 from quantkit.convert.calibration_plan import CalibratedPlan
 from quantkit.convert.inputs import Model
@@ -39,7 +38,7 @@ class Importance:
 
     def placeholder(self) -> Imatrix:
         """One of the right sizes, to plan with before there is a true one."""
-        squares: Squares = {}
+        squares: dict[LinearKey, tuple[NDArray[np.float64], int]] = {}
         for layer in self.plan.layers:
             for each in layer.inputs:
                 squares |= {(linear.name, linear.index): (np.ones(each.width), 1) for linear in each.linears}
