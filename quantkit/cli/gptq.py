@@ -54,7 +54,7 @@ def gptq(
     ] = True,
     damp: Annotated[
         float, typer.Option(metavar="SHARE", min=0.0, max=1.0, help="Of the mean diagonal, added to the diagonal.")
-    ] = 0.05,
+    ] = 0.01,
     skip: SkipOption = None,
     calibration: CalibrationOption = None,
     samples: SamplesOption = 128,

@@ -36,7 +36,7 @@ class FolderRequest:
     skip: tuple[str, ...] = ()
     dtype: str = "float16"
     max_shard: int = MAX_SHARD
-    damp: float = 0.05
+    damp: float = 0.01
     act_order: bool = True
     static_groups: bool = True
 
