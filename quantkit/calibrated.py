@@ -49,12 +49,11 @@ class Folder:
 
 @dataclass(frozen=True)
 class Calibrated:
-    """A finished calibration. `tokens`: by layer, how many each expert was sent; `seconds` of wall time."""
+    """A finished calibration. `seconds` of wall time; `starved`: by layer, the experts that were sent few tokens."""
 
     plan: CalibratedPlan
     folders: tuple[Folder, ...]
     squares: Squares
-    tokens: Mapping[int, Mapping[str, int]]
     seconds: Mapping[str, float]
     peak_memory: int
     resumed: int = 0
@@ -179,7 +178,6 @@ class _Run:
             plan,
             folders,
             self._squares(),
-            {number: note["tokens"] for number, note in notes.items()},
             seconds,
             peak_memory(),
             first,
@@ -237,7 +235,7 @@ class _Run:
 
     def _write_ends(self) -> None:
         """What is outside the layers, as it stands."""
-        names = [name for name in in_file_order(self.native) if self._layer_of(name) is None]
+        names = [name for name in in_file_order(self.native) if self.native.decoder.layer_of(name) is None]
         for name in names:
             tensor = self.native.tensors[name]
             rows = tensor.part_rows * len(tensor.parts)
@@ -279,10 +277,6 @@ class _Run:
 
     def _squares_file(self, number: int) -> Path:
         return self.plan.work / f"squares-{number}.npz"
-
-    def _layer_of(self, name: str) -> int | None:
-        decoder = self.native.decoder
-        return next((n for n in range(decoder.n_layers) if name.startswith(decoder.at(n))), None)
 
 
 def _step(number: int) -> str:

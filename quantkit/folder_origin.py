@@ -29,7 +29,7 @@ def write_folder_origin(
 
     `errors`: each linear's; `notes`: what the journal keeps of each layer. Raises OutputError.
     """
-    request, checkpoint, samples = folder.request, plan.native.checkpoint, plan.samples
+    request, checkpoint = folder.request, plan.native.checkpoint
     path = partial_folder(folder.folder)
     tokens = {f"layer {number}": dict(note["tokens"]) for number, note in notes.items() if note["tokens"]}
     starved = {f"layer {number}": list(note["starved"]) for number, note in notes.items() if note["starved"]}
@@ -62,13 +62,7 @@ def write_folder_origin(
             if request.method == "gptq"
             else {}
         ),
-        "calibration": {
-            "text": samples.name,
-            "sha256": samples.sha256,
-            "samples": len(samples.tokens),
-            "tokens_per_sample": int(samples.tokens.shape[1]),
-            "chat_template": samples.chat,
-        },
+        "calibration": plan.samples.record(),
         "quantized_linears": len(folder.quantized),
         "kept_linears": list(folder.kept),
         "checks": [{"name": check.name, "status": check.status, "detail": check.detail} for check in checks],

@@ -1,6 +1,7 @@
 """A checkpoint as its native transformers architecture has it: config.json, and the tensors under native names."""
 
 from collections.abc import Mapping
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -37,7 +38,7 @@ class Native:
         if self.architecture.experts:
             self.tensors = _one_by_one(self.tensors, self.architecture, self.config)
 
-    @property
+    @cached_property
     def decoder(self) -> Decoder:
         """The decoder over these tensors."""
         return Decoder(Weights(self.whole, self.rows, self.tensors.keys()), self.config)

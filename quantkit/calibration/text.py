@@ -3,6 +3,7 @@
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,6 +37,16 @@ class Samples:
     tokens_in_text: int
     chat: bool
     warnings: tuple[str, ...] = ()
+
+    def record(self) -> dict[str, Any]:
+        """What a record of origin says of them."""
+        return {
+            "text": self.name,
+            "sha256": self.sha256,
+            "samples": len(self.tokens),
+            "tokens_per_sample": int(self.tokens.shape[1]),
+            "chat_template": self.chat,
+        }
 
 
 def load_samples(

@@ -38,7 +38,7 @@ from quantkit.convert.importance import Importance
 from quantkit.convert.inputs import Model
 from quantkit.convert.plan import Plan, Request, plan_gguf
 from quantkit.convert.templates import choose_template, model_with_template
-from quantkit.errors import UsageError, VerificationError
+from quantkit.errors import UsageError
 from quantkit.gguf.mix import MixOptions
 from quantkit.gguf.types import FILE_TYPES, FileType, file_type
 from quantkit.int4.grid import Grid
@@ -147,11 +147,7 @@ def convert(
     calibrated.show_result(result, out, "convert", more)
     calibrated.raise_failed(result)
     for each in converted:
-        if each.failed:
-            raise VerificationError(
-                f"{each.failed[0].output.type.label} failed its check of {each.failed[0].failed[0].name}:"
-                f" {each.failed[0].failed[0].detail}; the file is kept with the ending .failed"
-            )
+        report.raise_failed(each)
 
 
 class _Gguf:

@@ -10,7 +10,6 @@ import typer
 from quantkit.calibrated import Squares
 from quantkit.calibration.imatrix import load_imatrix
 from quantkit.chat import BUILT_IN
-from quantkit.checkpoint import open_checkpoint
 from quantkit.cli import calibrated
 from quantkit.cli.calibration_options import (
     Calibrating,
@@ -22,14 +21,13 @@ from quantkit.cli.calibration_options import (
 )
 from quantkit.cli.options import DebugOption, DryRunOption, ForceOption, Format, FormatOption, SourceArg, parse_size
 from quantkit.cli.output import Out
-from quantkit.cli.report import announce, show_plan, show_result
+from quantkit.cli.report import announce, raise_failed, show_plan, show_result
 from quantkit.conversion import Result, convert
 from quantkit.convert.importance import Importance
 from quantkit.convert.inputs import Model, model_from_gguf
 from quantkit.convert.plan import Plan, Request, plan_gguf
 from quantkit.convert.templates import NONE, choose_template, model_with_template
-from quantkit.errors import UsageError, VerificationError
-from quantkit.families import check_config
+from quantkit.errors import UsageError
 from quantkit.gguf.mix import MixOptions, parse_override
 from quantkit.gguf.types import FILE_TYPES, file_type, tensor_type
 
@@ -186,12 +184,7 @@ def gguf(
     finally:
         model.close()
     show_result(result, out)
-    if result.failed:
-        first = result.failed[0]
-        raise VerificationError(
-            f"{first.output.type.label} failed its check of {first.failed[0].name}: {first.failed[0].detail};"
-            f" the file is kept as {first.output.files[0].name}.failed"
-        )
+    raise_failed(result)
 
 
 class _Calibration:
@@ -241,14 +234,7 @@ def _open(
                 raise UsageError(f"{option} is for checkpoints; {source} keeps the vocabulary it has")
         return model_from_gguf(Path(source), name=name)
     choice = None if chat_template is None else choose_template(chat_template)
-    with out.progress("downloading", 1) as ticker:
-
-        def show(label: str, done: int, total: int) -> None:
-            ticker.show(done / max(total, 1), f"downloading {label}")
-
-        checkpoint = open_checkpoint(
-            source, offline=offline, headers_only=headers_only, progress=show, judge=check_config
-        )
+    checkpoint = calibrated.fetch(source, out, offline=offline, headers_only=headers_only)
     model, note = model_with_template(checkpoint, choice, name=name, pre=pre)
     if note is not None:
         out.note(note)

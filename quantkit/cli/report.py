@@ -6,6 +6,7 @@ from typing import Any
 from quantkit.cli.output import Out, human_bytes, human_count
 from quantkit.conversion import Result, free_space
 from quantkit.convert.plan import Output, Plan
+from quantkit.errors import VerificationError
 from quantkit.verify import Check, Verified
 
 
@@ -93,6 +94,16 @@ def show_result(result: Result, out: Out) -> None:
             "resumed_tensors": result.resumed,
         }
     )
+
+
+def raise_failed(result: Result) -> None:
+    """Raise VerificationError for the first file that failed a check."""
+    if result.failed:
+        first = result.failed[0]
+        raise VerificationError(
+            f"{first.output.type.label} failed its check of {first.failed[0].name}: {first.failed[0].detail};"
+            f" the file is kept as {first.output.files[0].name}.failed"
+        )
 
 
 def show_table(result: Result, out: Out) -> None:

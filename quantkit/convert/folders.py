@@ -66,10 +66,6 @@ class FolderPlan:
     def size(self) -> int:
         return total_bytes(self.shards)
 
-    def stored(self, native: Native) -> dict[str, str]:
-        """Tensor of the checkpoint -> the linear it is the weight of, for those that are quantized."""
-        return {linear.name + linear.form.weight: name for name, linear in self.quantized.items()}
-
     def quantization_config(self) -> dict[str, Any]:
         """What config.json says of the folder."""
         request = self.request
@@ -131,7 +127,7 @@ def plan_folder_of(native: Native, layers: Sequence[LayerLinears], request: Fold
         if reason:
             raise UnsupportedError(f"{linear.name} does not fit {request.label}: {reason}; add --skip {linear.name}")
     head = native.decoder.head
-    kept = (*skipped, *([head] if head + ".weight" in native.tensors and not head.endswith("embed_tokens") else []))
+    kept = (*skipped, *([head] if head != native.decoder.embedding else []))
     shards = plan_folder(_stated(native, quantized, request), request.max_shard)
     return FolderPlan(request, folder, tuple(layers), quantized, kept, tuple(shards))
 
@@ -153,13 +149,12 @@ def _stated(native: Native, quantized: Mapping[str, Linear], request: FolderRequ
 def in_file_order(native: Native) -> list[str]:
     """The checkpoint's tensors: the embedding's, layer by layer, the last norm and the head."""
     decoder = native.decoder
-    starts = {decoder.at(number): number for number in range(decoder.n_layers)}
 
     def place(name: str) -> int:
-        layer = next((starts[start] for start in _heads(name) if start in starts), None)
-        if layer is not None:
-            return layer
-        return -1 if name.startswith(decoder.embedding) else decoder.n_layers
+        layer = decoder.layer_of(name)
+        if layer is None:
+            return -1 if name.startswith(decoder.embedding) else decoder.n_layers
+        return layer
 
     return sorted(native.tensors, key=place)
 
@@ -170,11 +165,6 @@ def kept_dtype(native: Native, name: str, request: FolderRequest) -> str:
     if native.held_type(name) == np.float32 and embedding != np.float32:
         return "F32"
     return DTYPES[request.dtype]
-
-
-def _heads(name: str) -> list[str]:
-    """Beginnings of a name, up to each dot."""
-    return [name[: index + 1] for index, letter in enumerate(name) if letter == "."]
 
 
 def _is_skipped(name: str, patterns: Sequence[str]) -> bool:

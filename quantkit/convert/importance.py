@@ -71,15 +71,7 @@ class Importance:
 
     def recorded(self, model: Model) -> Model:
         """The model with its origin telling what it was calibrated on."""
-        samples = self.plan.samples
-        told = {
-            "text": samples.name,
-            "sha256": samples.sha256,
-            "samples": len(samples.tokens),
-            "tokens_per_sample": int(samples.tokens.shape[1]),
-            "chat_template": samples.chat,
-        }
-        return replace(model, origin={**model.origin, "calibration": told})
+        return replace(model, origin={**model.origin, "calibration": self.plan.samples.record()})
 
     @property
     def _tokens(self) -> NDArray[np.int32]:

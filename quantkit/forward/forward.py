@@ -72,6 +72,12 @@ class Decoder:
         """What the names of the tensors of layer `number` begin with."""
         return self.base + self.architecture.layer.format(number)
 
+    def layer_of(self, name: str) -> int | None:
+        """The layer that a tensor of this name is of, None for one outside the layers."""
+        before, after = (self.base + self.architecture.layer).split("{}")
+        number = name.removeprefix(before).split(after)[0] if name.startswith(before) else ""
+        return int(number) if number.isdecimal() else None
+
     def layer(self, number: int, weights: Weights | None = None) -> "DecoderLayer":
         """Layer `number`, by the tensors of `weights` if other than the decoder's."""
         return DecoderLayer(self.architecture, self._at(weights or self.weights, number, self.at(number)))

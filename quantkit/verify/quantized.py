@@ -24,6 +24,7 @@ from quantkit.int4.reading import QuantizedFolder, open_quantized
 from quantkit.int4.writer import json_bytes, small_files
 from quantkit.verify.check import Check, guard
 from quantkit.verify.running import MEMORY, correlations, probe_tokens
+from quantkit.verify.yardstick import native_logits
 
 # Correlation with the source's logits that a folder must reach, by its bits. Rounding to the nearest alone keeps 0.82
 # to 0.99 in 4 bit and 0.6 to 0.96 in 3 (SmolLM2 and small random models), a wrong layout gives about 0; 2 bit may say
@@ -47,10 +48,8 @@ class SourceLogits:
     def get(self) -> tuple[list[int], Array]:
         """Token ids, and logits (len(ids), vocabulary)."""
         if self._found is None:
-            native = self.native
-            tokens = _tokens(native)
-            names = native.tensors.keys()
-            self._found = tokens, reference_logits(native.whole, native.config, tokens, rows=native.rows, names=names)
+            tokens = _tokens(self.native)
+            self._found = tokens, native_logits(self.native, tokens)
         return self._found
 
 

@@ -15,5 +15,9 @@ def source_logits(checkpoint: Checkpoint, tokens: Sequence[int]) -> NDArray[np.f
 
     Raises UnsupportedError where the reference forward does not know the architecture or a setting of config.json.
     """
-    native = Native(checkpoint, nearest=True)
+    return native_logits(Native(checkpoint, nearest=True), tokens)
+
+
+def native_logits(native: Native, tokens: Sequence[int]) -> NDArray[np.float32]:
+    """`source_logits` of a checkpoint that is opened in its native form."""
     return reference_logits(native.whole, native.config, tokens, rows=native.rows, names=native.tensors.keys())
