@@ -139,8 +139,8 @@ def raise_failed(result: Calibrated) -> None:
             )
 
 
-def show_plan(found: CalibratedPlan, out: Out, command: str) -> None:
-    """The answer of a dry run."""
+def show_plan(found: CalibratedPlan, out: Out, command: str, more: Sequence[dict[str, Any]] = ()) -> None:
+    """The answer of a dry run; `more` as in `show_result`."""
     headers = [("format", "left"), ("size", "right"), ("linears", "right"), ("kept", "right"), ("files", "right")]
     rows = [
         [
@@ -152,10 +152,16 @@ def show_plan(found: CalibratedPlan, out: Out, command: str) -> None:
         ]
         for folder in found.folders
     ]
-    out.table(headers, rows)
+    if rows:
+        out.table(headers, rows)
     out.say("dry run: nothing was written")
     out.document(
-        {"command": command, "dry_run": True, **facts(found), "outputs": [_planned(each) for each in found.folders]}
+        {
+            "command": command,
+            "dry_run": True,
+            **facts(found),
+            "outputs": [*(_planned(each) for each in found.folders), *more],
+        }
     )
 
 
@@ -169,7 +175,8 @@ def show_result(result: Calibrated, out: Out, command: str, more: Sequence[dict[
         ("worst error", "right"),
         ("checks", "left"),
     ]
-    out.table(headers, [_row(folder) for folder in result.folders])
+    if result.folders:
+        out.table(headers, [_row(folder) for folder in result.folders])
     out.say("")
     for folder in result.folders:
         out.say(str(folder.plan.folder) + (".failed" if folder.failed else ""))

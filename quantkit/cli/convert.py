@@ -120,7 +120,7 @@ def convert(
         found = calibrated.plan(checkpoint, requests, calibrating, out, name=name, output=output, nearest=not requests)
         gguf: _Gguf | None = None
         others: list[Path] = []
-        others_size = 0
+        others_size, planned_files = 0, []
         if files:
             model, note = model_with_template(checkpoint, choice, name=name)
             if note is not None:
@@ -130,9 +130,11 @@ def convert(
             planned = gguf.plan(gguf.importance.placeholder() if gguf.importance else None)
             report.announce(planned, out)
             others = [planned.request.folder / file.name for each in planned.outputs for file in each.files]
-            others_size = planned.disk
+            others_size, planned_files = planned.disk, report.planned_documents(planned)
+            if dry_run:
+                report.show_plan_table(planned, out)
         if dry_run:
-            calibrated.show_plan(found, out, "convert")
+            calibrated.show_plan(found, out, "convert", planned_files)
             return
         converted: list[Result] = []
 

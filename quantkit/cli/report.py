@@ -27,6 +27,13 @@ def _mix_text(output: Output) -> str:
 
 
 def show_plan(plan: Plan, out: Out) -> None:
+    show_plan_table(plan, out)
+    out.say("dry run: nothing was written")
+    out.document({"command": "gguf", "dry_run": True, **_model_facts(plan), "outputs": planned_documents(plan)})
+
+
+def show_plan_table(plan: Plan, out: Out) -> None:
+    """The table of a dry run, for people."""
     rows = [
         [
             output.type.name,
@@ -45,25 +52,21 @@ def show_plan(plan: Plan, out: Out) -> None:
         ("tensors by type", "left"),
     ]
     out.table(headers, rows)
-    out.say("dry run: nothing was written")
-    out.document(
+
+
+def planned_documents(plan: Plan) -> list[dict[str, Any]]:
+    """What the document of a dry run says of each output."""
+    return [
         {
-            "command": "gguf",
-            "dry_run": True,
-            **_model_facts(plan),
-            "outputs": [
-                {
-                    "type": output.type.name,
-                    "bytes": output.size,
-                    "bits_per_weight": round(plan.bits_per_weight(output), 4),
-                    "files": [{"name": file.name, "bytes": file.size} for file in output.files],
-                    "type_mix": output.mix,
-                    "tensors": {choice.name: choice.type.name for choice in output.choices},
-                }
-                for output in plan.outputs
-            ],
+            "type": output.type.name,
+            "bytes": output.size,
+            "bits_per_weight": round(plan.bits_per_weight(output), 4),
+            "files": [{"name": file.name, "bytes": file.size} for file in output.files],
+            "type_mix": output.mix,
+            "tensors": {choice.name: choice.type.name for choice in output.choices},
         }
-    )
+        for output in plan.outputs
+    ]
 
 
 def _model_facts(plan: Plan) -> dict[str, Any]:
