@@ -49,6 +49,10 @@ class CalibrationError(QuantkitError):
     """Calibration cannot go on: its text is missing, malformed or too short, or what it gathers is unusable."""
 
 
+class MeasureError(QuantkitError):
+    """A measurement cannot be made: its text is too short, models do not share a vocabulary, logits are not finite."""
+
+
 class OutputError(QuantkitError):
     """The output cannot be written: no space, no permission, already there."""
 

@@ -47,10 +47,10 @@ def test_without_a_limit_every_whole_window_is_measured(tmp_path: Path) -> None:
     assert perplexity(model, CORPUS, n_ctx=128).n_chunks == n_tokens // 128
 
 
-def test_a_text_too_short_for_two_windows_is_refused_with_both_numbers(tmp_path: Path) -> None:
+def test_a_text_too_short_for_a_window_is_refused_with_both_numbers(tmp_path: Path) -> None:
     folder = tiny_llama(tmp_path, dtype="f32", variant="smollm2")
     model = write_tiny_gguf(folder, tmp_path / "tiny.gguf")
-    with pytest.raises(QuantkitError, match=r"at least 1024 tokens of text for n_ctx 512, and was given \d+"):
+    with pytest.raises(QuantkitError, match=r"has \d+ tokens, and one window needs 512"):
         perplexity(model, "The lazy dog.")
 
 

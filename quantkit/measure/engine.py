@@ -1,0 +1,34 @@
+"""What measures a model, whatever runs it: logits for windows of token ids."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.float32]
+
+
+class Engine(Protocol):
+    """A model that gives logits. Nothing large is in memory before `logits` is called, nor after `release`."""
+
+    @property
+    def n_vocab(self) -> int:
+        """Logits a position."""
+
+    @property
+    def resident_bytes(self) -> int:
+        """About what stays in memory between two calls of `logits`."""
+
+    def prepare(self, windows: NDArray[np.int32], work: Path, progress: Callable[[int, int], None]) -> None:
+        """Take the windows, int32 (n, n_ctx), and do at once what is better not done window by window.
+
+        `work` is an empty folder, or the one of an earlier call with the same windows that was killed.
+        """
+
+    def logits(self, window: int) -> Array:
+        """Logits (n_scored, n_vocab) after positions n_ctx // 2 .. n_ctx - 2; valid until the next call."""
+
+    def release(self) -> None:
+        """Free the memory; the next call of `logits` takes it again."""

@@ -1,0 +1,93 @@
+"""llama.cpp's low-level API as the child process uses it: load, make a context, tokenize, decode.
+
+Imported in that process only (see llama_child).
+"""
+
+import contextlib
+import importlib
+import importlib.util
+import os
+import sys
+from collections.abc import Iterator
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+
+def _bindings() -> Any:
+    """llama_cpp.llama_cpp without the package around it, whose chat formats take longer to load than a small model."""
+    spec = importlib.util.find_spec("llama_cpp")
+    if spec is not None and spec.submodule_search_locations:
+        package = ModuleType("llama_cpp")
+        package.__path__ = spec.submodule_search_locations
+        sys.modules["llama_cpp"] = package
+    return importlib.import_module("llama_cpp.llama_cpp")
+
+
+llama = _bindings()
+
+
+class Failed(Exception):
+    """What to tell the caller; llama.cpp's own reason is in stderr."""
+
+
+@contextlib.contextmanager
+def load(path: str, **params: Any) -> Iterator[Any]:
+    """A llama_model with these of llama_model_params, freed at the end. Raises Failed."""
+    settings = llama.llama_model_default_params()
+    for name, value in params.items():
+        setattr(settings, name, value)
+    model = llama.llama_model_load_from_file(os.fsencode(path), settings)
+    if not model:
+        raise Failed("could not load the file")
+    try:
+        yield model
+    finally:
+        llama.llama_model_free(model)
+
+
+@contextlib.contextmanager
+def context(model: Any, n_threads: int | None, **params: Any) -> Iterator[Any]:
+    """A llama_context with these of llama_context_params, freed at the end. Raises Failed."""
+    settings = llama.llama_context_default_params()
+    settings.n_threads = settings.n_threads_batch = n_threads or len(os.sched_getaffinity(0))
+    for name, value in params.items():
+        setattr(settings, name, value)
+    made = llama.llama_init_from_model(model, settings)
+    if not made:
+        raise Failed("could not make a context")
+    try:
+        yield made
+    finally:
+        llama.llama_free(made)
+
+
+def tokenize(vocab: Any, text: str, *, add_special: bool, parse_special: bool) -> list[int]:
+    """Token ids of a text by a llama_vocab. Source: llama_tokenize. Raises Failed."""
+    data = text.encode("utf-8")
+    room = len(data) + 8
+    ids = (llama.llama_token * room)()
+    count = llama.llama_tokenize(vocab, data, len(data), ids, room, add_special, parse_special)
+    if count < 0:
+        raise Failed(f"could not tokenize the text (it asks for {-count} tokens of room)")
+    return list(ids[:count])
+
+
+def decode(context: Any, tokens: list[int], first_scored: int, n_vocab: int) -> npt.NDArray[np.float32]:
+    """Logits of tokens[first_scored:], (n, n_vocab) float32: a view of llama.cpp's buffer until the next call."""
+    batch = llama.llama_batch_init(len(tokens), 0, 1)
+    try:
+        batch.n_tokens = len(tokens)
+        for i, token in enumerate(tokens):
+            batch.token[i], batch.pos[i] = token, i
+            batch.n_seq_id[i], batch.seq_id[i][0] = 1, 0
+            batch.logits[i] = i >= first_scored
+        llama.llama_memory_clear(llama.llama_get_memory(context), True)
+        status = llama.llama_decode(context, batch)
+    finally:
+        llama.llama_batch_free(batch)
+    if status:
+        raise Failed(f"could not evaluate {len(tokens)} tokens (llama_decode returned {status})")
+    return np.ctypeslib.as_array(llama.llama_get_logits(context), (len(tokens) - first_scored, n_vocab))
