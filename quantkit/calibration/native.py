@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from functools import cached_property
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +15,21 @@ from quantkit.forward import find_architecture
 from quantkit.forward.description import Architecture, Experts, given
 from quantkit.forward.forward import Decoder
 from quantkit.forward.weights import Weights
+
+
+class Source(Protocol):
+    """What the stream runs: weights of a native architecture under native names, read where they stand."""
+
+    architecture: Architecture
+
+    @property
+    def config(self) -> Mapping[str, Any]: ...
+    @property
+    def tensors(self) -> Mapping[str, object]: ...
+    @property
+    def decoder(self) -> Decoder: ...
+    def rows(self, name: str, start: int, stop: int) -> NDArray[Any]: ...
+    def whole(self, name: str) -> NDArray[Any]: ...
 
 
 class Native:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from threadpoolctl import ThreadpoolController
 
 from quantkit.calibration.held import Held, keys_of, stored_names
-from quantkit.calibration.native import Native
+from quantkit.calibration.native import Source
 from quantkit.calibration.routes import EXPERT_FLOOR, Routes
 from quantkit.calibration.states import States
 from quantkit.calibration.statistics import Statistics
@@ -57,12 +57,12 @@ class Stream:
 
     `folder` holds the states between layers. `gram`: whether Gram matrices are gathered, or only sums of squares.
     `propagate`: the states go on as the quantized layer gives them, not as the source's does. `device`: where torch
-    computes, None for numpy (see `find_device`).
+    computes, None for numpy (see `find_device`). `sample_name`: what errors call a sample.
     """
 
     def __init__(
         self,
-        native: Native,
+        native: Source,
         tokens: NDArray[np.int32],
         folder: Path,
         *,
@@ -70,8 +70,9 @@ class Stream:
         gram: bool = True,
         propagate: bool = False,
         device: Any = None,
+        sample_name: str = "calibration sample",
     ) -> None:
-        self.native, self.tokens, self.device = native, tokens, device
+        self.native, self.tokens, self.device, self.sample_name = native, tokens, device, sample_name
         # a GPU computes one sample at a time with all it has
         self.threads = threads if device is None else 1
         self.gram, self.propagate = gram, propagate
@@ -86,49 +87,53 @@ class Stream:
         return layer_linears(self.native.architecture, self.native.config, number, self.native.tensors)
 
     def embed(self) -> None:
-        """Write the states that go into the first layer."""
+        """Write the states that go into the first layer. Raises CalibrationError when one is not finite."""
 
         def one(sample: int) -> None:
-            self.states.write(_file(0), sample, self.decoder.embed(self.tokens[sample].tolist()))
+            x = self.decoder.embed(self.tokens[sample].tolist())
+            self._check_finite(x, "the embedding", sample)
+            self.states.write(states_file(0), sample, x)
 
         self._each(one, range(len(self.tokens)))
 
     def can_start_at(self, number: int) -> bool:
         """Whether the states that go into layer `number` are there."""
-        return self.states.holds(_file(number))
+        return self.states.holds(states_file(number))
 
-    def layer(self, number: int, watcher: Watcher) -> None:
+    def layer(self, number: int, watcher: Watcher | None = None) -> None:
         """All samples through one layer; then, and after each expert, the watcher is called.
 
+        Without a watcher nothing is gathered, and experts that no token was sent to are not read.
         Raises CalibrationError, naming the layer, when a hidden state is not finite.
         """
         linears = self.linears(number)
-        dense = tuple(each for each in linears.inputs if each.expert is None)
+        dense = tuple(each for each in linears.inputs if each.expert is None and watcher)
         tensors = self._load(self._names_outside_experts(number, linears))
         held = self._held(tensors, keys_of(dense))
         layer = self.decoder.layer(number, held)
         statistics = {each.key: Statistics.of(each.width, gram=self.gram) for each in dense}
         if layer.experts is None:
             self._through(number, held, statistics)
-            quantized = watcher.dense(linears, tensors, statistics)
+            quantized = watcher.dense(linears, tensors, statistics) if watcher else tensors
             if self.propagate:
                 self._through(number, self._held(quantized, {}), {})
             return
         routes = self._up_to_experts(number, held, statistics)
-        quantized = watcher.dense(linears, tensors, statistics)
+        quantized = watcher.dense(linears, tensors, statistics) if watcher else tensors
         if self.propagate:
             held = self._held(quantized, {})
             routes = self._up_to_experts(number, held, {})
         for expert in range(expert_count(layer.experts, layer.layer)):
-            self._one_expert(number, linears, expert, routes, watcher)
+            if watcher or (routes.chosen == expert).any():
+                self._one_expert(number, linears, expert, routes, watcher)
         self._join(number, held)
 
     def _through(self, number: int, held: Held, statistics: Mapping[str, Statistics]) -> None:
         def one(sample: int) -> dict[str, Array]:
             tap = held.tapped()
-            x = self.decoder.layer(number, tap)(self._read(_file(number), sample))
-            self._check_finite(x, number, sample)
-            self.states.write(_file(number + 1), sample, fetch(x))
+            x = self.decoder.layer(number, tap)(self._read(states_file(number), sample))
+            self._check_finite(x, self.decoder.at(number), sample)
+            self.states.write(states_file(number + 1), sample, fetch(x))
             return tap.seen
 
         self._gather(one, statistics)
@@ -142,14 +147,14 @@ class Stream:
             tap = held.tapped()
             layer = self.decoder.layer(number, tap)
             assert layer.experts is not None
-            middle, seen = layer.attend(self._read(_file(number), sample))
-            self._check_finite(middle, number, sample)
+            middle, seen = layer.attend(self._read(states_file(number), sample))
+            self._check_finite(middle, self.decoder.at(number), sample)
             chosen[sample], share[sample] = map(fetch, route(layer.experts, layer.layer, seen))
             fed = shared(layer.experts, layer.layer, seen)
             self.states.write("middle", sample, fetch(middle))
             self.states.write("seen", sample, fetch(seen))
             self.states.write(
-                _file(number + 1), sample, np.zeros(middle.shape, np.float32) if fed is None else fetch(fed)
+                states_file(number + 1), sample, np.zeros(middle.shape, np.float32) if fed is None else fetch(fed)
             )
             return tap.seen
 
@@ -157,16 +162,19 @@ class Stream:
         samples = range(len(self.tokens))
         return Routes(np.stack([chosen[each] for each in samples]), np.stack([share[each] for each in samples]))
 
-    def _one_expert(self, number: int, linears: LayerLinears, expert: int, routes: Routes, watcher: Watcher) -> None:
+    def _one_expert(
+        self, number: int, linears: LayerLinears, expert: int, routes: Routes, watcher: Watcher | None
+    ) -> None:
         inputs = tuple(each for each in linears.inputs if each.expert == expert)
         # those stacked in one tensor of all experts are read where they stand
         alone = [each for each in inputs if all(linear.index is None for linear in each.linears)]
         tensors = self._load(stored_names(alone) & self.native.tensors.keys())
-        held = self._held(tensors, keys_of(inputs))
-        statistics = {each.key: Statistics.of(each.width, gram=self.gram) for each in inputs}
-        extra = routes.others(expert, EXPERT_FLOOR) if self.gram else {}
+        seen = inputs if watcher else ()
+        held = self._held(tensors, keys_of(seen))
+        statistics = {each.key: Statistics.of(each.width, gram=self.gram) for each in seen}
+        extra = routes.others(expert, EXPERT_FLOOR) if self.gram and watcher else {}
         self._through_expert(number, expert, routes, held, statistics, extra, add=not self.propagate)
-        quantized = watcher.expert(linears, expert, tensors, statistics)
+        quantized = watcher.expert(linears, expert, tensors, statistics) if watcher else tensors
         if self.propagate:
             self._through_expert(number, expert, routes, self._held(quantized, {}), {}, {}, add=True)
 
@@ -203,9 +211,9 @@ class Stream:
                 ends = np.cumsum([len(rows) for rows, _ in found])
                 for sample, (rows, slots), part in zip(samples, found, np.split(answers, ends[:-1]), strict=True):
                     if add and len(rows):
-                        fed = self.states.read(_file(number + 1), sample)
+                        fed = self.states.read(states_file(number + 1), sample)
                         fed[rows] += part * routes.share[sample, rows, slots][:, None]
-                        self.states.write(_file(number + 1), sample, fed)
+                        self.states.write(states_file(number + 1), sample, fed)
             unrouted = [x[extra[sample]] for x, sample in zip(seen, samples, strict=True) if sample in extra]
             if unrouted:
                 run(others, concatenate(unrouted))
@@ -226,10 +234,10 @@ class Stream:
     def _join(self, number: int, held: Held) -> None:
         def one(sample: int) -> None:
             layer = self.decoder.layer(number, held)
-            fed = self._read(_file(number + 1), sample)
+            fed = self._read(states_file(number + 1), sample)
             x = layer.join(self._read("middle", sample), fed)
-            self._check_finite(x, number, sample)
-            self.states.write(_file(number + 1), sample, fetch(x))
+            self._check_finite(x, self.decoder.at(number), sample)
+            self.states.write(states_file(number + 1), sample, fetch(x))
 
         self._each(one, range(len(self.tokens)))
 
@@ -262,12 +270,12 @@ class Stream:
         native, there = self.native, {name: place(values, self.device) for name, values in tensors.items()}
         return Held(native.whole, native.rows, native.tensors.keys(), there, keys)
 
-    def _check_finite(self, x: Array, number: int, sample: int) -> None:
+    def _check_finite(self, x: Array, what: str, sample: int) -> None:
         # one infinite or NaN value makes the sum so
         if not np.isfinite(float(x.sum())):
             raise CalibrationError(
-                f"{self.decoder.at(number).rstrip('.')} gives hidden states that are not finite (NaN or infinite) for"
-                f" calibration sample {sample + 1}; the checkpoint is damaged, or another calibration text avoids it"
+                f"{what.rstrip('.')} gives hidden states that are not finite (NaN or infinite) for"
+                f" {self.sample_name} {sample + 1}; the checkpoint is damaged, or another text avoids it"
             )
 
     def _names_outside_experts(self, number: int, linears: LayerLinears) -> set[str]:
@@ -288,7 +296,7 @@ class Stream:
         self.close()
 
 
-def _file(number: int) -> str:
+def states_file(number: int) -> str:
     """The states that go into layer `number`: two files in turn."""
     return f"states-{number % 2}"
 

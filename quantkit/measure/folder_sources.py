@@ -1,0 +1,108 @@
+"""What a folder's engine runs: a checkpoint, or AWQ and GPTQ weights read back, under names the stream takes."""
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from quantkit.calibration.native import Native, Source
+from quantkit.checkpoint import Checkpoint, open_checkpoint
+from quantkit.checkpoint.folder import quantization_config, read_small_file
+from quantkit.checkpoint.jsonfile import parse_object
+from quantkit.errors import CheckpointError
+from quantkit.families import check_config
+from quantkit.forward import find_architecture
+from quantkit.forward.forward import Decoder
+from quantkit.forward.weights import Array, Weights
+from quantkit.int4.reading import PackedLinear, QuantizedFolder, open_quantized
+
+# Of a quantized linear this much at once is unpacked, in elements: the integers take several times the result's bytes.
+_UNPACKED = 1 << 24
+_FLOATS = ("F16", "BF16", "F32", "F64")
+
+
+class Dequantized:
+    """A folder of AWQ or GPTQ weights as a `Source`: quantized linears are the float32 matrices that a runtime sees."""
+
+    def __init__(self, opened: QuantizedFolder) -> None:
+        """Raises UnsupportedError for an architecture, or a setting of it, that the forward does not know."""
+        self.opened = opened
+        self.config: Mapping[str, Any] = opened.config
+        self.architecture = find_architecture(opened.config)
+        self.tensors: Mapping[str, tuple[int, ...]] = dict(self._shapes())
+        self.decoder = Decoder(Weights(self.whole, self.rows, self.tensors.keys()), self.config)
+
+    def _shapes(self) -> Mapping[str, tuple[int, ...]]:
+        opened, turned = self.opened, self.architecture.attention.form.turned
+        found: dict[str, tuple[int, ...]] = {}
+        for name in sorted(opened.names):
+            linear = opened.linears.get(name.removesuffix(".weight"))
+            if linear is not None:
+                found[name] = (linear.n_in, linear.n_out) if turned else (linear.n_out, linear.n_in)
+            elif opened.tensors[name].dtype in _FLOATS:
+                # masks and the like, which some tools save too, are no weights
+                found[name] = opened.tensors[name].shape
+        return found
+
+    def rows(self, name: str, start: int, stop: int) -> NDArray[Any]:
+        """Rows of a tensor seen as (prod(shape[:-1]), shape[-1]); LookupError where there is none."""
+        return self.opened.rows(name, start, stop)
+
+    def whole(self, name: str) -> NDArray[Any]:
+        """A tensor in its shape; LookupError where there is none."""
+        linear = self.opened.linears.get(name.removesuffix(".weight"))
+        if linear is None or not name.endswith(".weight"):
+            return self.opened.whole(name)
+        matrix = self._matrix(linear)
+        return matrix.T if self.architecture.attention.form.turned else matrix
+
+    def _matrix(self, linear: PackedLinear) -> Array:
+        matrix, step = np.empty((linear.n_out, linear.n_in), np.float32), max(1, _UNPACKED // linear.n_in)
+        for start in range(0, linear.n_out, step):
+            matrix[start : start + step] = self.opened.dequantized(linear.name, start, start + step)
+        return matrix
+
+
+def open_source(path: Path) -> Checkpoint | QuantizedFolder:
+    """A folder, opened as what it holds: AWQ or GPTQ weights, or a checkpoint of plain ones.
+
+    Raises CheckpointError or UnsupportedError, with one sentence, when it is neither.
+    """
+    if not path.is_dir():
+        raise CheckpointError(f"{path} is no folder; give the folder that holds config.json and the weights")
+    config = parse_object(read_small_file(path, "config.json", str(path)), f"config.json of {path}")
+    quantization = quantization_config(config)
+    method = quantization.get("quant_method", quantization.get("method"))
+    if method in ("awq", "gptq") or (not quantization and (path / "quantize_config.json").is_file()):
+        return open_quantized(path)
+    return open_checkpoint(str(path), judge=check_config)
+
+
+def source_of(opened: Checkpoint | QuantizedFolder) -> Source:
+    """What the stream runs of it. Raises UnsupportedError where the forward does not know the architecture."""
+    return Dequantized(opened) if isinstance(opened, QuantizedFolder) else Native(opened, nearest=True)
+
+
+def weight_bytes(opened: Checkpoint | QuantizedFolder) -> int:
+    """Bytes of the weight files."""
+    if isinstance(opened, QuantizedFolder):
+        files = {tensor.file for tensor in opened.tensors.values()}
+    else:
+        files = set(opened.header_sha256)
+    return sum((opened.folder / name).stat().st_size for name in files)
+
+
+def parameter_count(source: Source) -> int:
+    """Weights and biases that the model is made of, as if none were quantized; a tied head counts once."""
+    decoder, total = source.decoder, 0
+    tied = decoder.head == decoder.embedding
+    for name, tensor in source.tensors.items():
+        shape: tuple[int, ...] = tensor if isinstance(tensor, tuple) else tensor.shape  # type: ignore[attr-defined]
+        if (tied and name == decoder.architecture.head + ".weight") or name.endswith("_scales"):
+            continue
+        # a byte of MXFP4's blocks holds two
+        total += math.prod(shape) * (2 if name.endswith("_blocks") else 1)
+    return total
