@@ -96,7 +96,10 @@ def weight_bytes(opened: Checkpoint | QuantizedFolder) -> int:
 
 
 def parameter_count(source: Source) -> int:
-    """Weights and biases that the model is made of, as if none were quantized; a tied head counts once."""
+    """Weights and biases that logits are made of, as if none were quantized.
+
+    A tied head counts once; what only predicts tokens further on, as some checkpoints have, does not count.
+    """
     decoder, total = source.decoder, 0
     tied = decoder.head == decoder.embedding
     for name, tensor in source.tensors.items():
