@@ -1,0 +1,199 @@
+"""How every plot looks, and how a drawn figure becomes SVG and PNG: the same bytes from the same report.
+
+matplotlib (extra `report`) is imported on first use only. Figures are drawn in the light colours; the SVG for a page
+has CSS variables in their places, so that it follows the page's light or dark.
+"""
+
+import io
+import re
+import unicodedata
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+from xml.etree import ElementTree
+
+from quantkit.errors import MissingExtraError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+WIDTH = 420
+"""Of every figure, in SVG units: a phone shows them at about their size, so that their text stays readable."""
+DPI = 200
+"""Of the PNGs: 1167 pixels across."""
+
+# Roles of the page (page.css has their dark values). Colours of data are Okabe and Ito's, told apart by everyone.
+INK, SOFT, GRID, PAGE = "#1c2127", "#5c6672", "#dde2e8", "#fefefe"
+SERIES = ("#0072b2", "#d55e00", "#009e73", "#b5589b", "#2f9fd8", "#c98500")
+KINDS = {"weights": "#0072b3", "kv": "#e08a00", "compute": "#009e74", "other": "#8d97a3"}
+ROLES = {
+    INK: "--ink",
+    SOFT: "--soft",
+    GRID: "--grid",
+    PAGE: "--page",
+    **{color: f"--series-{number}" for number, color in enumerate(SERIES, 1)},
+    **{color: f"--{kind}" for kind, color in KINDS.items()},
+}
+_CHINESE = ("Noto Sans CJK SC", "Noto Sans SC", "Source Han Sans SC", "WenQuanYi Micro Hei", "WenQuanYi Zen Hei")
+_FONTS = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Noto Sans', Helvetica, Arial, sans-serif"
+_SVG = "{http://www.w3.org/2000/svg}"
+_LINK = "{http://www.w3.org/1999/xlink}href"
+
+
+@dataclass(frozen=True)
+class Plot:
+    """One picture. `name` is its file's; `group` the section of the page it belongs to."""
+
+    name: str
+    group: str
+    title: str
+    caption: str
+    svg: str
+    """A file of its own, in light colours."""
+    inline: str
+    """An <svg> element for the page, in the page's colours and font."""
+    png: bytes
+
+
+def check_extra() -> None:
+    """Raises:
+    MissingExtraError: matplotlib is not installed, which every plot needs.
+    """
+    try:
+        import matplotlib  # noqa: F401
+    except ImportError as error:
+        raise MissingExtraError(
+            "plots need matplotlib, which is not installed; pip install 'quantkit[report]'"
+        ) from error
+
+
+def draw(name: str, group: str, title: str, caption: str, height: float, fill: Callable[["Figure"], None]) -> Plot:
+    """A figure of WIDTH x `height` units, filled by `fill`."""
+    with _style(name):
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+
+        figure = Figure(figsize=(WIDTH / 72, height / 72), layout="constrained")
+        FigureCanvasAgg(figure)
+        fill(figure)
+        vector, pixels = io.BytesIO(), io.BytesIO()
+        figure.savefig(pixels, format="png", dpi=DPI, metadata={"Software": None})
+        figure.savefig(vector, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
+    drawn = vector.getvalue()
+    standalone, inline = _tree(drawn, name, title), _tree(drawn, name, title)
+    _follow_page(inline)
+    return Plot(name, group, title, caption, _text(standalone), _text(inline), pixels.getvalue())
+
+
+def short(text: str, most: int) -> str:
+    """At most `most` characters, the middle left out of longer ones: both ends of a model's name tell something."""
+    if len(text) <= most:
+        return text
+    head = (most - 1) // 2
+    return f"{text[:head]}…{text[len(text) - (most - 1 - head) :]}"
+
+
+def em_width(text: str) -> float:
+    """A width in em that no usual font exceeds, where the font that will be taken is not known."""
+    return sum(1.0 if unicodedata.east_asian_width(each) in "WF" else 0.62 for each in text)
+
+
+@contextmanager
+def _style(name: str) -> Iterator[None]:
+    check_extra()
+    import matplotlib
+    from matplotlib import font_manager
+
+    present = {font.name for font in font_manager.fontManager.ttflist}
+    settings: Any = {
+        "svg.hashsalt": name,
+        "svg.fonttype": "none",
+        "font.family": ["DejaVu Sans", *(font for font in _CHINESE if font in present)],
+        "font.size": 11,
+        "axes.labelsize": 11,
+        "axes.titlesize": 11,
+        "xtick.labelsize": 10.5,
+        "ytick.labelsize": 10.5,
+        "legend.fontsize": 10.5,
+        # A name may have dollar signs: it is no formula.
+        "text.parse_math": False,
+        "text.color": INK,
+        "axes.labelcolor": SOFT,
+        "axes.edgecolor": GRID,
+        "axes.linewidth": 1,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.axisbelow": True,
+        "grid.color": GRID,
+        "grid.linewidth": 0.8,
+        "xtick.color": GRID,
+        "ytick.color": GRID,
+        "xtick.labelcolor": SOFT,
+        "ytick.labelcolor": SOFT,
+        "figure.facecolor": PAGE,
+        "axes.facecolor": "none",
+        "savefig.facecolor": PAGE,
+        "legend.frameon": False,
+        "figure.constrained_layout.w_pad": 0.06,
+        "figure.constrained_layout.h_pad": 0.06,
+    }
+    with matplotlib.rc_context(settings), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing")
+        yield
+
+
+def _tree(drawn: bytes, name: str, title: str) -> ElementTree.Element:
+    """matplotlib's SVG with a title, names of ids of its own (a page has several) and a font every system has."""
+    root = ElementTree.fromstring(drawn)
+    for metadata in root.findall(f"{_SVG}metadata"):
+        root.remove(metadata)
+    for element in root.iter():
+        element.tag = element.tag.removeprefix(_SVG)
+        link = element.attrib.pop(_LINK, None)
+        if link is not None:
+            element.set("href", f"#{name}-{link[1:]}" if link.startswith("#") else link)
+        for key, value in element.attrib.items():
+            if key == "id":
+                element.set(key, f"{name}-{value}")
+            elif key == "style":
+                element.set(key, _own_ids(_font(value), name))
+            elif key in ("clip-path", "fill"):
+                element.set(key, _own_ids(value, name))
+    heading = ElementTree.Element("title")
+    heading.text = title
+    root.insert(0, heading)
+    root.attrib.pop("version", None)
+    root.set("xmlns", "http://www.w3.org/2000/svg")
+    root.set("role", "img")
+    return root
+
+
+def _follow_page(root: ElementTree.Element) -> None:
+    """The page's variables for the colours that have a role; the size and the font are the page's affair too."""
+    for key in ("width", "height", "xmlns"):
+        root.attrib.pop(key, None)
+    for element in root.iter():
+        style = element.get("style")
+        if style is None:
+            continue
+        style = re.sub(r"#[0-9a-f]{6}\b", lambda color: _variable(color[0]), style)
+        element.set("style", style.replace(f"font-family: {_FONTS}", "font-family: inherit"))
+
+
+def _variable(color: str) -> str:
+    return f"var({ROLES[color]})" if color in ROLES else color
+
+
+def _own_ids(style: str, name: str) -> str:
+    return re.sub(r"url\(#([^)]+)\)", rf"url(#{name}-\1)", style)
+
+
+def _font(style: str) -> str:
+    """`font: 11px 'DejaVu Sans', ...` as a size and families of our own."""
+    return re.sub(r"font: (?:[a-z0-9]+ )*?([0-9.]+px) [^;]+", rf"font-size: \1; font-family: {_FONTS}", style)
+
+
+def _text(root: ElementTree.Element) -> str:
+    return ElementTree.tostring(root, encoding="unicode")

@@ -1,0 +1,127 @@
+"""Memory by offloaded layers: what lies where, by kind, for each way a model was loaded."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from quantkit.report.document import Memory, Model, Report
+from quantkit.report.drawing import INK, KINDS, PAGE, Plot, draw, short
+from quantkit.report.figures import significant, size
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_NAMES = {"weights": "weights", "kv": "KV cache", "compute": "compute", "other": "other"}
+_BAR, _BETWEEN_LOADS = 21, 8
+_UNITS = ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB"), (1.0, "bytes"))
+
+
+@dataclass(frozen=True)
+class _Bar:
+    """One device of one load."""
+
+    label: str
+    parts: Mapping[str, float]
+    driver: float | None
+    peak: float | None
+    load: int
+
+    @property
+    def total(self) -> float:
+        return sum(self.parts.values())
+
+
+def memory(report: Report) -> list[Plot]:
+    """A plot for each model whose memory was measured, all to one scale."""
+    measured = [(model, bars) for model in report.models if (bars := _bars(model))]
+    largest = max((_extent(row) for model, _ in measured for row in model.memory), default=1.0)
+    return [_plot(model, bars, number, largest) for number, (model, bars) in enumerate(measured, 1)]
+
+
+def _plot(model: Model, bars: Sequence[_Bar], number: int, largest: float) -> Plot:
+    caption = (
+        "A bar for each device, by the number of layers on the GPU, with the sum at its end. All models have one scale."
+    )
+    if any(bar.driver is not None for bar in bars):
+        caption += " The upright line is what the GPU's driver says of the process."
+    if any(bar.peak is not None for bar in bars):
+        caption += " The diamond is the process's peak (PSS), which has the runtime itself and mapped files in it."
+    name = "memory" if number == 1 else f"memory-{number}"
+    height = 96 + _BAR * len(bars) + _BETWEEN_LOADS * bars[-1].load
+    title = f"Memory of {short(model.label, 40)}"
+    return draw(name, "memory", title, caption, height, lambda figure: _fill(figure, bars, largest))
+
+
+def _bars(model: Model) -> list[_Bar]:
+    contexts = {row.n_ctx for row in model.memory}
+    found: list[_Bar] = []
+    for load, row in enumerate(model.memory):
+        context = f", {row.n_ctx} ctx" if len(contexts) > 1 and row.n_ctx else ""
+        driver = dict(row.driver)
+        for number, device in enumerate(row.devices):
+            label = f"{short(row.gpu_layers, 6)}{context} · {short(device.name or '?', 16)}"
+            peak = row.peak_pss if number == 0 else None
+            found.append(_Bar(label, device.parts, driver.pop(device.name, None), peak, load))
+        for name, used in driver.items():
+            found.append(_Bar(f"{short(row.gpu_layers, 6)}{context} · {short(name or '?', 16)}", {}, used, None, load))
+    return found
+
+
+def _extent(row: Memory) -> float:
+    return max(1.0, row.peak_pss or 0.0, *(device.total for device in row.devices), *(used for _, used in row.driver))
+
+
+def _fill(figure: "Figure", bars: Sequence[_Bar], largest: float) -> None:
+    from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+    axes = figure.add_subplot()
+    unit, unit_name = next((scale, name) for scale, name in _UNITS if largest >= scale or scale == 1.0)
+    places = [-(number + bar.load * _BETWEEN_LOADS / _BAR) for number, bar in enumerate(bars)]
+    named: set[str] = set()
+    for place, bar in zip(places, bars, strict=True):
+        start = 0.0
+        for kind, held in bar.parts.items():
+            if held <= 0:
+                continue
+            label = "" if kind in named else _NAMES[kind]
+            named.add(kind)
+            axes.barh(place, held / unit, left=start / unit, height=0.72, color=KINDS[kind], label=label, linewidth=0)
+            start += held
+        marks = [(bar.driver, "|", 13, "driver's figure"), (bar.peak, "d", 5.5, "peak PSS")]
+        for value, marker, points, label in marks:
+            if value is not None:
+                shown = "" if label in named else label
+                named.add(label)
+                line = marker == "|"
+                axes.plot(
+                    [value / unit],
+                    [place],
+                    marker,
+                    color=INK,
+                    markersize=points,
+                    markeredgecolor=INK if line else PAGE,
+                    markeredgewidth=2 if line else 0.8,
+                    linestyle="none",
+                    label=shown,
+                    zorder=5,
+                )
+        ends = [bar.total, bar.driver or 0.0, bar.peak or 0.0]
+        axes.annotate(
+            size(bar.total) if bar.parts else "",
+            (max(ends) / unit, place),
+            xytext=(7, 0),
+            textcoords="offset points",
+            va="center",
+            fontsize=10,
+            color=INK,
+        )
+    axes.set_xlim(0, largest / unit * 1.24)
+    axes.set_ylim(places[-1] - 0.6, 0.6)
+    axes.set_yticks(places, [bar.label for bar in bars])
+    axes.tick_params(length=0)
+    axes.tick_params(axis="y", labelcolor=INK)
+    axes.xaxis.set_major_locator(MaxNLocator(5))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: significant(value, 3)))
+    axes.grid(True, axis="x")
+    axes.set_xlabel(unit_name)
+    figure.legend(loc="outside lower center", ncols=4, handlelength=0.9, columnspacing=1.2, handletextpad=0.5)

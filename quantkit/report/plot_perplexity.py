@@ -1,0 +1,184 @@
+"""Perplexity against size: what each byte saved costs, and which models no other one beats in both."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
+
+from quantkit.report.document import Report, Text, Value
+from quantkit.report.drawing import GRID, INK, PAGE, SERIES, SOFT, Plot, draw, em_width, short
+from quantkit.report.figures import significant
+from quantkit.report.labels import Box, place
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+_LABEL = 22
+_FONT = 11
+_UNITS = ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB"), (1.0, "bytes"))
+
+
+@dataclass(frozen=True)
+class _Point:
+    label: str
+    size: float
+    perplexity: float
+    error: float
+    color: str
+    reference: bool
+
+
+def perplexity(report: Report, text: Text, number: int) -> Plot | None:
+    """One text's plot; None where fewer than two models have a size and a perplexity on it."""
+    points: list[_Point] = []
+    paired = False
+    candidate = 0
+    for model in report.models:
+        candidate += not model.is_reference
+        on = model.on(text.name)
+        if on is None or on.perplexity is None or not model.bytes or on.perplexity.value <= 0:
+            continue
+        own: Value | None = on.perplexity
+        if model.is_reference:
+            own = None
+        elif on.difference is not None and on.difference.error is not None:
+            paired, own = True, on.difference
+        color = INK if model.is_reference else SERIES[(candidate - 1) % len(SERIES)]
+        error = own.error if own is not None and own.error is not None else 0.0
+        label = short(model.label, _LABEL)
+        points.append(_Point(label, model.bytes, on.perplexity.value, error, color, model.is_reference))
+    if len(points) < 2:
+        return None
+    caption = (
+        "Down and to the left is better. The line joins the models that no other one beats in both size and perplexity."
+    )
+    if paired:
+        caption += (
+            " Bars are one standard error of the difference from the reference, which is measured on the same tokens;"
+            " perplexity's own error moves all models together and is in the table."
+        )
+    elif any(point.error for point in points):
+        caption += " Bars are one standard error of the perplexity."
+    if any(point.reference for point in points):
+        caption += " The dotted line is the reference's perplexity."
+    name = "perplexity-size" if number == 1 else f"perplexity-size-{number}"
+    title = "Perplexity against size" if len(report.texts) == 1 else f"Perplexity against size, {text.name}"
+    return draw(name, "perplexity", title, caption, 300, lambda figure: _fill(figure, points))
+
+
+def pareto(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Those of (size, perplexity) that no other point beats in one and equals or beats in the other, by size."""
+    kept: list[tuple[float, float]] = []
+    for size, value in sorted(set(points)):
+        if not kept or value < kept[-1][1]:
+            kept.append((size, value))
+    return kept
+
+
+def _fill(figure: "Figure", points: Sequence[_Point]) -> None:
+    axes = figure.add_subplot()
+    largest = max(point.size for point in points)
+    unit, unit_name = next((scale, name) for scale, name in _UNITS if largest >= scale or scale == 1.0)
+    across = [point.size / unit for point in points]
+    up = [point.perplexity for point in points]
+    _axis(axes, "x", across, across)
+    _axis(axes, "y", [p.perplexity - p.error for p in points], [p.perplexity + p.error for p in points])
+    axes.set_xlabel(f"size in {unit_name}")
+    axes.set_ylabel("perplexity")
+    axes.grid(True, which="major")
+    axes.tick_params(length=0)
+    best = pareto(list(zip(across, up, strict=True)))
+    if len(best) > 1:
+        axes.plot(*zip(*best, strict=True), color=SOFT, linewidth=1.2, zorder=2)
+    for point, x, y in zip(points, across, up, strict=True):
+        if point.reference:
+            axes.axhline(y, color=INK, linewidth=1, linestyle=(0, (1, 2)), zorder=1)
+        if point.error:
+            axes.errorbar(x, y, point.error, color=point.color, linewidth=1.4, capsize=3, zorder=3)
+        marker = "D" if point.reference else "o"
+        axes.plot([x], [y], marker, color=point.color, markersize=7, markeredgecolor=PAGE, zorder=4)
+    figure.draw_without_rendering()
+    _label(axes, points, list(zip(across, up, strict=True)), best)
+
+
+def _axis(axes: "Axes", which: str, low: Sequence[float], high: Sequence[float]) -> None:
+    """Limits with room for labels; a logarithmic scale where the values span more than 2.5 times."""
+    from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
+
+    least, most = min(low), max(high)
+    middle = sorted(high)[len(high) // 2]
+    axis = axes.xaxis if which == "x" else axes.yaxis
+    limit, scale = (axes.set_xlim, axes.set_xscale) if which == "x" else (axes.set_ylim, axes.set_yscale)
+    ticks: Any = MaxNLocator(5, steps=[1, 2, 2.5, 5, 10])
+    if least > 0 and most > 2.5 * least:
+        scale("log")
+        reach = math.log(most / least) * 0.14
+        least, most = least * math.exp(-reach), most * math.exp(reach)
+        ticks = FixedLocator(_round_values(least, most))
+    else:
+        reach = (most - least) * 0.16 or abs(middle) * 0.02 or 1.0
+        least, most = least - reach, most + reach
+    limit(least, most)
+    axis.set_major_locator(ticks)
+    axis.set_minor_locator(NullLocator())
+    axis.set_major_formatter(FuncFormatter(lambda value, _: significant(value, 4 if most < 1000 else 6)))
+
+
+def _round_values(least: float, most: float) -> list[float]:
+    """From two to seven round values between the two, for a logarithmic axis."""
+    found: list[float] = []
+    for steps in ((1,), (1, 3), (1, 2, 5), (1, 1.5, 2, 3, 5, 7), tuple(tenth / 10 for tenth in range(10, 100, 2))):
+        powers = range(math.floor(math.log10(least)), math.ceil(math.log10(most)) + 1)
+        values = [step * 10.0**power for power in powers for step in steps]
+        inside = [value for value in values if least <= value <= most]
+        if len(inside) <= 7 or not found:
+            found = inside
+        if len(found) >= 4:
+            break
+    return found
+
+
+def _label(
+    axes: "Axes",
+    points: Sequence[_Point],
+    at: Sequence[tuple[float, float]],
+    best: Sequence[tuple[float, float]],
+) -> None:
+    """Names beside the points, in the figure's own units (72 to an inch)."""
+    scale = 72 / axes.figure.dpi
+    inverse = axes.transData.inverted()
+
+    def units(value: tuple[float, float]) -> tuple[float, float]:
+        x, y = axes.transData.transform(value)
+        return float(x) * scale, float(y) * scale
+
+    frame = axes.get_window_extent()
+    inside: Box = (frame.x0 * scale + 2, frame.y0 * scale + 2, frame.x1 * scale - 2, frame.y1 * scale - 2)
+    marks: list[Box] = []
+    lines: list[Box] = []
+    for point, value in zip(points, at, strict=True):
+        x, y = units(value)
+        low, high = (units((value[0], value[1] + sign * point.error))[1] for sign in (-1, 1))
+        marks.append((x - 5, min(low, y - 5), x + 5, max(high, y + 5)))
+        if point.reference:
+            lines.append((inside[0], y - 1, inside[2], y + 1))
+    corners = [units(value) for value in best]
+    for one, other in pairwise(corners):
+        steps = max(1, int(math.dist(one, other) / 4))
+        for step in range(steps):
+            x, y = (start + (end - start) * step / steps for start, end in zip(one, other, strict=True))
+            lines.append((x - 2, y - 2, x + 2, y + 2))
+    sizes = [(em_width(point.label) * _FONT + 2, _FONT * 1.35) for point in points]
+    anchors = [units(value) for value in at]
+    for point, anchor, box in zip(points, anchors, place(anchors, sizes, inside, marks, lines), strict=True):
+        if box is None:
+            continue
+        middle = ((box[0] + box[2]) / 2, (box[1] + box[3]) / 2)
+        x, y = inverse.transform((middle[0] / scale, middle[1] / scale))
+        axes.text(x, y, point.label, ha="center", va="center", fontsize=_FONT, color=INK, zorder=6)
+        near = (min(max(anchor[0], box[0]), box[2]), min(max(anchor[1], box[1]), box[3]))
+        if math.dist(near, anchor) > 14:
+            ends = [inverse.transform((x / scale, y / scale)) for x, y in (near, anchor)]
+            axes.plot(*zip(*ends, strict=True), color=GRID, linewidth=1, zorder=1)

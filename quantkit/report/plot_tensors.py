@@ -1,0 +1,123 @@
+"""The error of each weight by layer and kind of tensor: where a candidate lost what it lost."""
+
+import math
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from quantkit.report.document import Model, Report
+from quantkit.report.drawing import INK, PAGE, Plot, draw, short
+from quantkit.report.figures import significant
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_ORDER = ("attn_q", "attn_k", "attn_v", "attn_qkv", "attn_output", "ffn_gate", "ffn_up", "ffn_down")
+_ROW = 19
+_BANDS = 48
+Cells = Mapping[tuple[str, int], float]
+
+
+def tensor_errors(report: Report) -> list[Plot]:
+    """A heat map for each candidate whose weights were compared, all to one scale."""
+    measured = [(model, _cells(model)) for model in report.candidates]
+    measured = [(model, cells) for model, cells in measured if cells]
+    positive = [error for _, cells in measured for error in cells.values() if error > 0]
+    if not positive:
+        return []
+    limits = _limits(min(positive), max(positive))
+    return [_plot(model, cells, number, limits) for number, (model, cells) in enumerate(measured, 1)]
+
+
+def _plot(model: Model, cells: Cells, number: int, limits: tuple[float, float]) -> Plot:
+    kinds = _kinds(cells)
+    caption = (
+        "Brighter is a larger error of the weights, relative to their size (Frobenius norm). Layers run from left to"
+        " right, all models have one logarithmic scale."
+    )
+    outside = [error for error in model.tensor_errors if error.layer is None]
+    if outside:
+        listed = ", ".join(
+            f"{error.kind}{f' ({error.type})' if error.type else ''} {_percent(error.error)}" for error in outside[:6]
+        )
+        caption += f" Outside the layers: {listed}{' and others' if len(outside) > 6 else ''}."
+    name = "tensor-errors" if number == 1 else f"tensor-errors-{number}"
+    title = f"Error of the weights of {short(model.label, 40)}"
+    height = 100 + _ROW * len(kinds)
+    return draw(name, "tensors", title, caption, height, lambda figure: _fill(figure, cells, kinds, limits))
+
+
+def _cells(model: Model) -> Cells:
+    """(kind, layer) -> error; where a layer has several tensors of a kind (experts), their root mean square."""
+    found: defaultdict[tuple[str, int], list[float]] = defaultdict(list)
+    for error in model.tensor_errors:
+        if error.layer is not None and 0 <= error.layer < 10_000:
+            found[error.kind, error.layer].append(error.error)
+    return {key: math.sqrt(sum(each * each for each in errors) / len(errors)) for key, errors in found.items()}
+
+
+def _kinds(cells: Cells) -> list[str]:
+    kinds = {kind for kind, _ in cells}
+    return [*(kind for kind in _ORDER if kind in kinds), *sorted(kinds - set(_ORDER))]
+
+
+def _limits(least: float, most: float) -> tuple[float, float]:
+    """A scale that is never so short that rounding shows as a pattern."""
+    return (least, most) if most > 1.5 * least else (least / 1.25, most * 1.25)
+
+
+def _fill(figure: "Figure", cells: Cells, kinds: Sequence[str], limits: tuple[float, float]) -> None:
+    import numpy as np
+    from matplotlib import colormaps
+    from matplotlib.colors import LogNorm
+    from matplotlib.ticker import FixedLocator, MaxNLocator
+
+    layers = max(layer for _, layer in cells) + 1
+    grid = np.full((len(kinds), layers), np.nan)
+    for (kind, layer), error in cells.items():
+        grid[kinds.index(kind), layer] = max(error, limits[0])
+    above, below = figure.subplots(2, height_ratios=[_ROW * len(kinds), 9])
+    norm = LogNorm(*limits)
+    edges = np.arange(layers + 1) - 0.5
+    above.pcolormesh(
+        edges,
+        np.arange(len(kinds) + 1) - 0.5,
+        np.ma.masked_invalid(grid),
+        norm=norm,
+        cmap=colormaps["cividis"],
+        edgecolors=PAGE,
+        linewidth=0.6,
+    )
+    above.invert_yaxis()
+    above.set_yticks(range(len(kinds)), [short(kind, 18) for kind in kinds])
+    above.xaxis.set_major_locator(MaxNLocator(8, integer=True))
+    above.set_xlabel("layer")
+    scale = np.geomspace(*limits, _BANDS + 1)
+    # Colours of bands, so that the key is drawn of shapes: a gradient would be a picture in the picture.
+    below.pcolormesh(scale, [0, 1], (scale[:-1] * scale[1:])[None] ** 0.5, norm=norm, cmap=colormaps["cividis"])
+    below.set_xscale("log")
+    below.set_xlim(*limits)
+    below.set_yticks([])
+    ticks = _ticks(*limits)
+    below.xaxis.set_major_locator(FixedLocator(ticks))
+    below.xaxis.set_minor_locator(FixedLocator([]))
+    below.set_xticks(ticks, [_percent(tick) for tick in ticks])
+    below.set_xlabel("relative error")
+    for axes in (above, below):
+        axes.tick_params(length=0)
+        for spine in axes.spines.values():
+            spine.set_visible(False)
+    above.tick_params(axis="y", labelcolor=INK)
+
+
+def _ticks(least: float, most: float) -> list[float]:
+    powers = range(math.floor(math.log10(least)), math.ceil(math.log10(most)) + 1)
+    for steps in ((1.0,), (1.0, 3.0), (1.0, 2.0, 5.0), (1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 6.0, 8.0)):
+        found = [step * 10.0**power for power in powers for step in steps if least <= step * 10.0**power <= most]
+        if len(found) >= 3:
+            return found
+    return found or [least, most]
+
+
+def _percent(error: float) -> str:
+    return f"{significant(error * 100, 2)}%"

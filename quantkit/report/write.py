@@ -1,0 +1,54 @@
+"""A report on disk: report.json, report.md, report.html and plots/, each complete or not there."""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from quantkit.errors import OutputError
+from quantkit.report.html import html
+from quantkit.report.markdown import markdown
+from quantkit.report.plots import plots
+
+
+def write_report(report: Mapping[str, Any], folder: Path) -> list[Path]:
+    """Write the report.json document and all that is made of it into `folder`; the files written, in that order.
+
+    report.json and report.md come first, so that they are there when plots cannot be drawn. Files of an earlier report
+    are replaced, each by a rename.
+
+    Raises:
+        MissingExtraError: matplotlib is not installed; report.json and report.md are written.
+        OutputError: the folder cannot be written to.
+    """
+    written = [
+        _write(folder / "report.json", _json(report)),
+        _write(folder / "report.md", markdown(report).encode()),
+    ]
+    drawn = plots(report)
+    for plot in drawn:
+        written.append(_write(folder / "plots" / f"{plot.name}.svg", plot.svg.encode()))
+        written.append(_write(folder / "plots" / f"{plot.name}.png", plot.png))
+    return [*written, _write(folder / "report.html", html(report, drawn).encode())]
+
+
+def _json(report: Mapping[str, Any]) -> bytes:
+    try:
+        return (json.dumps(report, ensure_ascii=False, indent=1) + "\n").encode()
+    except UnicodeEncodeError:  # half a character in a file's name
+        return (json.dumps(report, indent=1) + "\n").encode()
+
+
+def _write(path: Path, content: bytes) -> Path:
+    partial = path.with_name(path.name + ".partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with partial.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except OSError as error:
+        raise OutputError(f"the report could not be written to {path}: {error.strerror or error}") from error
+    return path
