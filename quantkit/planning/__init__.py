@@ -1,0 +1,1 @@
+"""What a model takes to store, to load and to run, told from headers before anything is downloaded or converted."""

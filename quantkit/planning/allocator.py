@@ -1,0 +1,133 @@
+"""How much memory a graph takes: ggml's graph allocator, replayed on shapes.
+
+Rules: ggml_gallocr_alloc_graph_impl and ggml_dyn_tallocr (ggml/src/ggml-alloc.c). Tensors are placed in the order in
+which they are computed, each into the smallest hole it fits, and freed after their last use; an operation that may work
+in place takes over an operand that nothing else needs.
+"""
+
+from collections import defaultdict
+from collections.abc import Mapping
+
+from quantkit.planning.tensors import Graph, Tensor
+
+ALIGNMENT = {"CPU": 32}
+_OTHER_ALIGNMENT = 128
+_ENDLESS = 1 << 62
+
+
+class Arena:
+    """One device's buffer: free blocks (offset, size) by address, and the furthest byte ever used."""
+
+    def __init__(self, alignment: int) -> None:
+        self.alignment = alignment
+        self.free_blocks: list[list[int]] = [[0, _ENDLESS]]
+        self.peak = 0
+
+    def padded(self, size: int) -> int:
+        return -(-size // self.alignment) * self.alignment
+
+    def take(self, size: int) -> int:
+        size = self.padded(size)
+        best = -1
+        for i, (_, room) in enumerate(self.free_blocks[:-1]):
+            # of equal holes the last one (the comparison there is <=)
+            if room >= size and (best < 0 or room <= self.free_blocks[best][1]):
+                best = i
+        block = self.free_blocks[best]
+        offset = block[0]
+        block[0] += size
+        block[1] -= size
+        if block[1] == 0:
+            del self.free_blocks[best]
+        self.peak = max(self.peak, offset + size)
+        return offset
+
+    def give(self, offset: int, size: int) -> None:
+        size = self.padded(size)
+        blocks = self.free_blocks
+        at = 0
+        while at < len(blocks) and blocks[at][0] < offset:
+            at += 1
+        blocks.insert(at, [offset, size])
+        if at + 1 < len(blocks) and offset + size == blocks[at + 1][0]:
+            blocks[at][1] += blocks.pop(at + 1)[1]
+        if at and blocks[at - 1][0] + blocks[at - 1][1] == offset:
+            blocks[at - 1][1] += blocks.pop(at)[1]
+
+
+class _Slot:
+    """What the allocator knows of one tensor."""
+
+    __slots__ = ("arena", "children", "offset", "owned", "views")
+
+    def __init__(self) -> None:
+        self.children = self.views = self.offset = 0
+        self.owned = False
+        self.arena: Arena | None = None
+
+
+def graph_memory(graph: Graph, device: Mapping[int, str] | None = None) -> dict[str, int]:
+    """Bytes of compute buffer on each device. `device` maps id(tensor) to where it is computed; CPU if not there."""
+    arenas: dict[str, Arena] = {}
+    slots: defaultdict[int, _Slot] = defaultdict(_Slot)
+    where = device or {}
+
+    def arena_of(tensor: Tensor) -> Arena:
+        name = where.get(id(tensor), "CPU")
+        if name not in arenas:
+            arenas[name] = Arena(ALIGNMENT.get(name, _OTHER_ALIGNMENT))
+        return arenas[name]
+
+    def place(tensor: Tensor) -> None:
+        slot = slots[id(tensor)]
+        if slot.owned or tensor.kind == "held" or tensor.root is not None:
+            return
+        if tensor.inplace and _take_over(tensor, slot, slots):
+            return
+        slot.arena = arena_of(tensor)
+        slot.owned = True
+        slot.offset = slot.arena.take(tensor.nbytes)
+
+    for each in graph.leaves:
+        place(each)
+    for node in graph.nodes:
+        if node.root is not None:
+            slots[id(node.root)].views += 1
+        for parent in node.src:
+            slots[id(parent)].children += 1
+    for node in graph.nodes:
+        for parent in node.src:
+            place(parent)
+        place(node)
+        for parent in node.src:
+            _release(parent, slots)
+    return {name: arena.peak for name, arena in arenas.items()}
+
+
+def _take_over(tensor: Tensor, slot: _Slot, slots: Mapping[int, _Slot]) -> bool:
+    """Whether `tensor` may stand where one of its operands stands; if so, it does. Views are never taken over."""
+    for parent in tensor.src:
+        own = slots[id(parent)]
+        if not own.owned or own.arena is None or parent.kept or own.children != 1 or own.views:
+            continue
+        if tensor.same_layout(parent):
+            slot.arena, slot.offset, slot.owned = own.arena, own.offset, True
+            own.owned = False
+            return True
+    return False
+
+
+def _release(parent: Tensor, slots: Mapping[int, _Slot]) -> None:
+    """One use of `parent` is over; the last one frees it, or what it is a view of."""
+    slot = slots[id(parent)]
+    slot.children -= 1
+    if slot.children or slot.views:
+        return
+    owner = parent
+    if parent.root is not None:
+        owner = parent.root
+        slots[id(owner)].views -= 1
+    own = slots[id(owner)]
+    if own.owned and not own.views and not own.children and not owner.kept and own.arena is not None:
+        own.arena.give(own.offset, owner.nbytes)
+        own.owned = False

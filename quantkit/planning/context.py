@@ -1,0 +1,55 @@
+"""What a user may set of a llama.cpp context, as far as memory depends on it."""
+
+from dataclasses import dataclass
+
+from gguf import GGMLQuantizationType
+
+from quantkit.errors import UsageError
+
+KV_TYPES = {
+    "f16": GGMLQuantizationType.F16,
+    "q8_0": GGMLQuantizationType.Q8_0,
+    "q4_0": GGMLQuantizationType.Q4_0,
+}
+
+
+@dataclass(frozen=True)
+class Context:
+    """llama.cpp's -c, -ctk and -ctv, -b, -ub, -fa, -ngl, --n-cpu-moe; defaults are llama-cli's.
+
+    `flash`: None lets llama.cpp decide, which turns flash attention on wherever the device has it.
+    """
+
+    n_ctx: int = 4096
+    kv_type: str = "f16"
+    n_batch: int = 2048
+    n_ubatch: int = 512
+    flash: bool | None = None
+    gpu_layers: int = 0
+    cpu_moe: int = 0
+
+    def __post_init__(self) -> None:
+        if self.kv_type not in KV_TYPES:
+            raise UsageError(f"there is no KV type {self.kv_type!r} here; choose from {', '.join(KV_TYPES)}")
+        if self.kv_type != "f16" and self.flash is False:
+            raise UsageError(
+                f"a {self.kv_type} KV cache needs flash attention; drop --no-flash-attn, or take --kv-type f16"
+            )
+
+    @property
+    def flash_on(self) -> bool:
+        return self.flash is not False
+
+    @property
+    def cells(self) -> int:
+        """Cells of the cache: n_ctx, up to a multiple of 256 (llama_context's constructor)."""
+        return -(-self.n_ctx // 256) * 256
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of the largest graph: a physical batch, no more than a logical one, no more than the context."""
+        return min(self.n_ubatch, self.n_batch, self.n_ctx)
+
+    def window_cells(self, window: int) -> int:
+        """Cells of the cache of layers that slide (llama_kv_cache_iswa)."""
+        return -(-min(self.cells, window + self.tokens) // 256) * 256

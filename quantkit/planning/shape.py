@@ -1,0 +1,157 @@
+"""The shape of a model as llama.cpp sees it, out of a GGUF's keys and tensors, present or yet to be written.
+
+Keys: ggml's docs/gguf.md and llama.cpp's src/llama-hparams; which architectures slide: src/models.
+"""
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from quantkit.errors import CheckpointError, UnsupportedError
+from quantkit.planning.traits import SLIDING, UNPLANNED
+
+_LAYER = re.compile(r"blk\.(\d+)\.(.+)")
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One decoder layer. `tensors`: numpy shapes by name within the layer ("attn_q.weight").
+
+    `head_k`, `head_v`: elements of a head in the cache; `head_v` is 0 where values are a part of the keys (MLA).
+    `slides`: whether it sees only the window.
+    """
+
+    n_head: int
+    n_head_kv: int
+    head_k: int
+    head_v: int
+    slides: bool
+    tensors: Mapping[str, tuple[int, ...]]
+
+    def rows(self, name: str) -> int:
+        """Output rows of a weight of this layer, 0 if it has none of that name; of one expert where they are stacked."""
+        shape = self.tensors.get(name + ".weight")
+        return 0 if shape is None else (shape[-2] if len(shape) > 1 else shape[-1])
+
+    def has(self, name: str) -> bool:
+        return name in self.tensors
+
+
+@dataclass(frozen=True)
+class ModelShape:
+    """What memory and speed depend on. `window` is 0 where no layer slides; `keys` without the architecture's prefix.
+
+    `tensors`: numpy shapes of those outside the layers.
+    """
+
+    arch: str
+    n_embd: int
+    n_vocab: int
+    context: int
+    window: int
+    n_expert_used: int
+    layers: tuple[Layer, ...]
+    tensors: Mapping[str, tuple[int, ...]]
+    keys: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def n_layer(self) -> int:
+        return len(self.layers)
+
+    @property
+    def is_mla(self) -> bool:
+        return "attention.key_length_mla" in self.keys
+
+    @property
+    def has_experts(self) -> bool:
+        return any(layer.has("ffn_down_exps.weight") for layer in self.layers)
+
+    def number(self, key: str, default: float = 0.0) -> float:
+        """A number among the keys; `default` where there is none."""
+        value = self.keys.get(key)
+        return default if value is None or np.ndim(value) else float(value)
+
+
+def model_shape(keys: Mapping[str, Any], tensors: Iterable[tuple[str, tuple[int, ...]]], where: str) -> ModelShape:
+    """The shape told by a header's keys and its tensors (name, numpy shape).
+
+    Raises:
+        CheckpointError: a size is missing or not sensible, or the embedding is.
+        UnsupportedError: an architecture whose memory is not of this kind (recurrent, encoder, indexed attention).
+    """
+    arch = keys.get("general.architecture")
+    if not isinstance(arch, str):
+        raise CheckpointError(f"{where} has no general.architecture; it is not a model")
+    if arch in UNPLANNED or any(key.startswith(f"{arch}.ssm.") or key.startswith(f"{arch}.wkv.") for key in keys):
+        raise UnsupportedError(f"{where} is of architecture {arch}, whose memory quantkit cannot plan yet")
+    own = {key.removeprefix(f"{arch}."): value for key, value in keys.items() if key.startswith(f"{arch}.")}
+    n_layer = _count(own, "block_count", where)
+    n_embd = _count(own, "embedding_length", where)
+    by_layer: list[dict[str, tuple[int, ...]]] = [{} for _ in range(n_layer)]
+    outer: dict[str, tuple[int, ...]] = {}
+    for name, shape in tensors:
+        match = _LAYER.fullmatch(name)
+        if match is None:
+            outer[name] = shape
+        elif int(match[1]) < n_layer:
+            by_layer[int(match[1])][match[2]] = shape
+    if "token_embd.weight" not in outer:
+        raise CheckpointError(f"{where} has no token_embd.weight; it is not a whole model")
+    heads = _each(own, "attention.head_count", n_layer, None, where)
+    kv_heads = _each(own, "attention.head_count_kv", n_layer, heads, where)
+    window = int(own["attention.sliding_window"]) if arch in SLIDING and own.get("attention.sliding_window") else 0
+    if arch == "gemma2" and not window:
+        window = 4096
+    slides = _slides(own, arch, n_layer) if window else [False] * n_layer
+    layers = []
+    for i in range(n_layer):
+        swa = "_swa" if slides[i] and own.get("attention.key_length_swa") else ""
+        head = n_embd // max(heads[i], 1)
+        key = int(own.get("attention.key_length" + swa) or head)
+        value = 0 if "attention.key_length_mla" in own else int(own.get("attention.value_length" + swa) or head)
+        layers.append(Layer(heads[i], kv_heads[i], key, value, slides[i], by_layer[i]))
+    return ModelShape(
+        arch=arch,
+        n_embd=n_embd,
+        n_vocab=outer["token_embd.weight"][0],
+        context=int(own.get("context_length") or 0),
+        window=window,
+        n_expert_used=int(own.get("expert_used_count") or 0),
+        layers=tuple(layers),
+        tensors=outer,
+        keys=own,
+    )
+
+
+def _count(keys: Mapping[str, Any], name: str, where: str) -> int:
+    value = keys.get(name)
+    if not isinstance(value, int | np.integer) or not 0 < value < 1 << 24:
+        raise CheckpointError(f"{where} has {name} {value!r}; a count is needed to plan for it")
+    return int(value)
+
+
+def _each(
+    keys: Mapping[str, Any], name: str, n_layer: int, default: list[int] | None, where: str
+) -> list[int]:
+    """A count for every layer, of a key that holds one for all or one for each."""
+    value = keys.get(name)
+    if value is None and default is not None:
+        return default
+    if value is not None and np.ndim(value):
+        found = [int(each) for each in value]
+        if len(found) < n_layer:
+            raise CheckpointError(f"{where} has {len(found)} values of {name} for {n_layer} layers")
+        return found[:n_layer]
+    return [_count(keys, name, where)] * n_layer
+
+
+def _slides(keys: Mapping[str, Any], arch: str, n_layer: int) -> list[bool]:
+    """Which layers slide: as the file says, else by the architecture's pattern (load_swa_pattern)."""
+    pattern = keys.get("attention.sliding_window_pattern")
+    if pattern is not None and np.ndim(pattern):
+        return [bool(each) for each in pattern][:n_layer] + [False] * max(0, n_layer - len(pattern))
+    every = int(pattern) if pattern else SLIDING[arch]
+    return [every == 0 or i % every < every - 1 for i in range(n_layer)]

@@ -1,0 +1,153 @@
+"""A compute graph as llama.cpp draws it, as far as memory goes: shapes, strides, views and who needs what.
+
+The operations are ggml's (ggml/src/ggml.c); of each only the shape of its result matters here and whether it may
+overwrite an operand (ggml_op_can_inplace of ggml-alloc.c). Shapes are ggml's: innermost dimension first.
+"""
+
+from collections.abc import Sequence
+from math import prod
+
+F32, F16, I32, I64 = 4, 2, 4, 8
+
+Shape = tuple[int, int, int, int]
+
+
+class Tensor:
+    """A node or a leaf. `kind` is "op", "input" (allocated before the graph runs) or "held" (weights, KV cache).
+
+    `size` is bytes of an element; `stride` bytes from one element to the next in each dimension. `root` is the tensor
+    whose memory a view is a part of. `weight` is the name of the weight that an operation multiplies with, and says
+    where it runs. `kept`: nothing may overwrite it, the caller reads it.
+    """
+
+    __slots__ = ("inplace", "kept", "kind", "layer", "name", "root", "shape", "size", "src", "stride", "weight")
+
+    def __init__(
+        self,
+        shape: Shape,
+        size: int,
+        src: "tuple[Tensor, ...]" = (),
+        *,
+        kind: str = "op",
+        inplace: bool = False,
+        root: "Tensor | None" = None,
+        stride: Shape | None = None,
+        name: str = "",
+    ) -> None:
+        self.shape, self.size, self.src = shape, size, src
+        self.kind, self.inplace, self.name = kind, inplace, name
+        self.root = root if root is None or root.root is None else root.root
+        self.stride = stride if stride is not None else contiguous(shape, size)
+        self.weight: str | None = None
+        self.layer: int | None = None
+        self.kept = False
+
+    @property
+    def nbytes(self) -> int:
+        return prod(self.shape) * self.size
+
+    def same_layout(self, other: "Tensor") -> bool:
+        return self.shape == other.shape and self.size == other.size and self.stride == other.stride
+
+
+class Graph:
+    """Nodes in the order in which they run, leaves in the order in which they are met."""
+
+    def __init__(self) -> None:
+        self.nodes: list[Tensor] = []
+        self.leaves: list[Tensor] = []
+        self._seen: set[int] = set()
+        self._held: list[Tensor] = []
+
+    def expand(self, tensor: Tensor) -> Tensor:
+        """Append what `tensor` needs, operands from left to right, then the tensor (ggml_build_forward_expand)."""
+        stack: list[tuple[Tensor, int]] = [(tensor, 0)] if id(tensor) not in self._seen else []
+        self._seen.add(id(tensor))
+        while stack:
+            node, at = stack[-1]
+            while at < len(node.src) and id(node.src[at]) in self._seen:
+                at += 1
+            if at < len(node.src):
+                stack[-1] = (node, at + 1)
+                self._seen.add(id(node.src[at]))
+                stack.append((node.src[at], 0))
+                continue
+            (self.nodes if node.kind == "op" else self.leaves).append(node)
+            stack.pop()
+        return tensor
+
+
+def contiguous(shape: Shape, size: int) -> Shape:
+    """Strides of a tensor without gaps."""
+    a, b, c, _ = shape
+    return (size, size * a, size * a * b, size * a * b * c)
+
+
+def dims(*sizes: int) -> Shape:
+    """A shape of four dimensions."""
+    a, b, c, d = (*sizes, 1, 1, 1)[:4]
+    return (a, b, c, d)
+
+
+def leaf(name: str, *sizes: int, size: int = F32) -> Tensor:
+    """An input of the graph, which has its place from the start."""
+    return Tensor(dims(*sizes), size, kind="input", name=name)
+
+
+def held(name: str, *sizes: int, size: int = F16) -> Tensor:
+    """A weight or a cache: memory of its own, none of the graph's."""
+    return Tensor(dims(*sizes), size, kind="held", name=name)
+
+
+def matmul(weight: str, rows: int, x: Tensor) -> Tensor:
+    """W x for a weight of `rows` rows (ggml_mul_mat)."""
+    out = Tensor((rows, *x.shape[1:]), F32, (x,))
+    out.weight = weight
+    return out
+
+
+def product(a: Tensor, b: Tensor) -> Tensor:
+    """The matrix product of two computed tensors or caches."""
+    return Tensor((a.shape[1], b.shape[1], b.shape[2], b.shape[3]), F32, (a, b))
+
+
+def matmul_id(weight: str, rows: int, x: Tensor, ids: Tensor) -> Tensor:
+    """As `matmul`, each token with its own experts (ggml_mul_mat_id)."""
+    out = Tensor((rows, ids.shape[0], x.shape[2], 1), F32, (x, ids))
+    out.weight = weight
+    return out
+
+
+def same(a: Tensor, *others: Tensor, weight: str | None = None, inplace: bool = True) -> Tensor:
+    """An operation element by element, whose result may take the place of an operand: add, mul, scale, rope, norms."""
+    out = Tensor(a.shape, a.size, (a, *others), inplace=inplace)
+    out.weight = weight
+    return out
+
+
+def fresh(sizes: Sequence[int], *src: Tensor, size: int = F32) -> Tensor:
+    """An operation whose result has a place of its own."""
+    return Tensor(dims(*sizes), size, src)
+
+
+def view(a: Tensor, sizes: Sequence[int], stride: Sequence[int] | None = None) -> Tensor:
+    """A part of a tensor, or the tensor in another shape (then without `stride`)."""
+    shape = dims(*sizes)
+    if stride is None:
+        return Tensor(shape, a.size, (a,), root=a)
+    b, c, d = (*stride, 0, 0)[:3]
+    b = b or shape[0] * a.size
+    c = c or b * shape[1]
+    d = d or c * shape[2]
+    return Tensor(shape, a.size, (a,), root=a, stride=(a.size, b, c, d))
+
+
+def permuted(a: Tensor) -> Tensor:
+    """The two middle dimensions exchanged (ggml_permute 0 2 1 3)."""
+    s, t = a.shape, a.stride
+    return Tensor((s[0], s[2], s[1], s[3]), a.size, (a,), root=a, stride=(t[0], t[2], t[1], t[3]))
+
+
+def stored(cache: Tensor, x: Tensor, index: Tensor) -> Tensor:
+    """Rows written into a cache (ggml_set_rows): a view of the cache."""
+    return Tensor(cache.shape, cache.size, (x, index, cache), root=cache)
