@@ -24,7 +24,7 @@ from quantkit.calibration.states import States
 from quantkit.calibration.stream import Stream, states_file
 from quantkit.checkpoint import Checkpoint
 from quantkit.convert.journal import Journal
-from quantkit.errors import CalibrationError, OutputError, QuantkitError
+from quantkit.errors import CalibrationError, MeasureError, OutputError
 from quantkit.forward.arrays import Array, fetch, place
 from quantkit.forward.forward import Decoder
 from quantkit.int4.reading import QuantizedFolder
@@ -66,6 +66,12 @@ class FolderEngine:
         self._blas = ThreadpoolController()
         self._closed = False
 
+    @property
+    def resident_bytes(self) -> int:
+        """Of the head in float32, where it stays in memory between two calls of `logits`."""
+        size = self.n_vocab * self.source.decoder.hidden * 4
+        return size if size < _MEMORY // _HEAD_SHARE else 0
+
     def work_bytes(self, n_windows: int, n_ctx: int) -> int:
         """Disk that `prepare` takes under its work folder; afterwards less than half of it is kept."""
         files = 4 if self.source.architecture.experts else 2
@@ -74,7 +80,7 @@ class FolderEngine:
     def prepare(self, windows: NDArray[np.int32], work: Path, progress: Callable[[int, int], None]) -> None:
         """Send `windows`, (n, n_ctx), through the layers; a killed call goes on in `work` at the layer it was in.
 
-        `progress(layers done, layers)`. Raises CalibrationError, naming layer and window ("chunk", from 1), when a
+        `progress(layers done, layers)`. Raises MeasureError, naming layer and window ("chunk", from 1), when a
         hidden state is not finite; OutputError when the disk is too small.
         """
         self._check(windows)
@@ -95,7 +101,7 @@ class FolderEngine:
             else:
                 progress(decoder.n_layers, decoder.n_layers)
         except CalibrationError as error:
-            raise CalibrationError(f"{self.folder.name}: {error}") from error
+            raise MeasureError(f"{self.folder.name}: {error}") from error
         finally:
             journal.close()
 
@@ -150,7 +156,7 @@ class FolderEngine:
         if self._last is None:
             source, decoder = self.source, self.source.decoder
             held = {}
-            small = self.n_vocab * decoder.hidden * 4 < _MEMORY // _HEAD_SHARE
+            small = self.resident_bytes > 0
             norm = decoder.base + decoder.architecture.last_norm
             for name in (norm + ".weight", norm + ".bias", *([decoder.head + ".bias"] if small else [])):
                 if name in source.tensors:
@@ -171,7 +177,7 @@ class FolderEngine:
     def _check(self, windows: NDArray[np.int32]) -> None:
         largest = int(windows.max())
         if largest >= self.n_vocab:
-            raise QuantkitError(
+            raise MeasureError(
                 f"the text has token {largest}, but {self.folder.name} has a vocabulary of {self.n_vocab}; compare"
                 " models of one vocabulary"
             )
@@ -179,7 +185,7 @@ class FolderEngine:
         if positions:
             n_positions = len(self.source.whole(self.source.decoder.base + positions + ".weight"))
             if windows.shape[1] > n_positions:
-                raise QuantkitError(
+                raise MeasureError(
                     f"{self.folder.name} has {n_positions} positions, fewer than a window of {windows.shape[1]} tokens;"
                     " take a shorter one (--ctx)"
                 )
@@ -198,10 +204,14 @@ class FolderEngine:
             self._states.close()
             self._states = None
 
+    def release(self) -> None:
+        """Free the head; the next call of `logits` reads it again."""
+        self._last = None
+
     def close(self) -> None:
         """Close the files; what is under the work folder stays. Calling it again does nothing."""
         self._forget_states()
-        self._last = None
+        self.release()
         if not self._closed:
             self._closed = True
             self.opened.close()

@@ -1,9 +1,11 @@
 """The folder engine against transformers' stored logits, against the plain forward and against killed runs."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
+import sysconfig
 from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -15,7 +17,7 @@ import pytest
 from demo.safetensors_file import write_safetensors
 from quantkit.calibration.native import Native
 from quantkit.checkpoint import open_checkpoint
-from quantkit.errors import QuantkitError
+from quantkit.errors import MeasureError, QuantkitError
 from quantkit.forward import reference_logits
 from quantkit.int4.grid import Grid
 from quantkit.int4.reading import open_quantized
@@ -27,6 +29,7 @@ from tests.families.models import TOKENS, all_cases
 from tests.forward.test_forward import load
 from tests.int4.folders import write_folder
 from tests.int4.judge import folder_weights, perplexity, source_weights
+from tests.peer import REPOSITORY, peer_converter
 from tests.tiny import tiny_llama
 from tests.tiny_tokenizers import CORPUS
 
@@ -166,8 +169,12 @@ def test_a_head_too_large_for_memory_is_read_in_slices(tmp_path: Path, monkeypat
     tokens = windows(700)
     with open_folder(folder) as engine:
         held = all_logits(engine, tokens, tmp_path / "work")
+        assert engine.resident_bytes == 4 * engine.n_vocab * int(engine.config["hidden_size"])
+        engine.release()
+        assert (engine.logits(0) == held[0]).all()
     monkeypatch.setattr(folder_engine, "_MEMORY", 1)
     with open_folder(folder) as engine:
+        assert engine.resident_bytes == 0
         engine.prepare(tokens, tmp_path / "work", quiet)
         reads = Counter[str]()
         monkeypatch.setattr(Native, "rows", counted(Native.rows, reads))
@@ -292,6 +299,38 @@ def test_memory_does_not_grow_with_depth(tmp_path: Path) -> None:
     assert peaks[1] - peaks[0] < 40e6
 
 
+_WITH_TORCH = """
+import sys
+from pathlib import Path
+import numpy as np, torch
+from quantkit.measure.folder_engine import open_folder
+folder, work = map(Path, sys.argv[1:])
+with open_folder(folder, device=torch.device("cpu")) as engine:
+    engine.prepare(np.load(work / "tokens.npy"), work, lambda *_: None)
+    np.save(work / "logits.npy", np.stack([engine.logits(window) for window in range(5)]))
+"""
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("name", ["gemma2", "gpt2", "mixtral", "gpt-oss-mxfp4"])
+def test_torch_computes_what_numpy_computes(name: str, tmp_path: Path) -> None:
+    """In the converter's environment, which has torch; what else quantkit imports comes from this one."""
+    folder, work, tokens = write_checkpoint(name, tmp_path / name), tmp_path / "work", windows(280, (5, 16))
+    work.mkdir()
+    np.save(work / "tokens.npy", tokens)
+    done = subprocess.run(
+        [str(peer_converter().python), "-c", _WITH_TORCH, folder, work],
+        env={**os.environ, "PYTHONPATH": f"{REPOSITORY}:{sysconfig.get_path('purelib')}"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    with open_folder(folder) as engine:
+        ours = all_logits(engine, tokens, tmp_path / "ours")
+    np.testing.assert_allclose(np.load(work / "logits.npy"), ours, rtol=0, atol=1e-4 * np.abs(ours).max())
+
+
 # --- kills ---
 
 
@@ -395,7 +434,7 @@ def harm(folder: Path, tensor: str, row: int) -> None:
 def test_states_that_are_not_finite_are_told_by_layer_and_chunk(tensor: str, what: str, tmp_path: Path) -> None:
     folder = tiny_llama(tmp_path / "model")
     harm(folder, tensor, 0)
-    with open_folder(folder) as engine, pytest.raises(QuantkitError) as refused:
+    with open_folder(folder) as engine, pytest.raises(MeasureError) as refused:
         engine.prepare(windows(700), tmp_path / "work", quiet)
     assert str(refused.value).startswith("model: ")
     assert f"{what} gives hidden states that are not finite (NaN or infinite) for chunk 1;" in str(refused.value)
