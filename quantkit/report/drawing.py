@@ -19,10 +19,10 @@ from quantkit.errors import MissingExtraError
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-WIDTH = 420
+WIDTH = 380
 """Of every figure, in SVG units: a phone shows them at about their size, so that their text stays readable."""
-DPI = 200
-"""Of the PNGs: 1167 pixels across."""
+DPI = 216
+"""Of the PNGs: 1140 pixels across."""
 
 # Roles of the page (page.css has their dark values). Colours of data are Okabe and Ito's, told apart by everyone.
 INK, SOFT, GRID, PAGE = "#1c2127", "#5c6672", "#dde2e8", "#fefefe"
@@ -50,6 +50,9 @@ class Plot:
     group: str
     title: str
     caption: str
+    """How to read it; plots of one group that are read alike have the same."""
+    note: str
+    """What is to be said of this one alone, or nothing."""
     svg: str
     """A file of its own, in light colours."""
     inline: str
@@ -69,7 +72,9 @@ def check_extra() -> None:
         ) from error
 
 
-def draw(name: str, group: str, title: str, caption: str, height: float, fill: Callable[["Figure"], None]) -> Plot:
+def draw(
+    name: str, group: str, title: str, caption: str, height: float, fill: Callable[["Figure"], None], *, note: str = ""
+) -> Plot:
     """A figure of WIDTH x `height` units, filled by `fill`."""
     with _style(name):
         from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -84,7 +89,7 @@ def draw(name: str, group: str, title: str, caption: str, height: float, fill: C
     drawn = vector.getvalue()
     standalone, inline = _tree(drawn, name, title), _tree(drawn, name, title)
     _follow_page(inline)
-    return Plot(name, group, title, caption, _text(standalone), _text(inline), pixels.getvalue())
+    return Plot(name, group, title, caption, note, _text(standalone), _text(inline), pixels.getvalue())
 
 
 def short(text: str, most: int) -> str:

@@ -52,6 +52,8 @@ def size(count: float | None) -> str:
     """Bytes in decimal units, as the hub shows them: 91.7 MB."""
     if count is None:
         return ABSENT
+    if count == 0:
+        return "0"
     scaled, unit = count, "bytes"
     for bigger in ("kB", "MB", "GB", "TB"):
         if scaled < 999.5:
@@ -59,6 +61,13 @@ def size(count: float | None) -> str:
         scaled, unit = scaled / 1000, bigger
     decimals = 0 if unit == "bytes" or scaled >= 99.95 else 1 if scaled >= 9.995 else 2
     return f"{scaled:.{decimals}f} {unit}"
+
+
+def tick(value: float) -> str:
+    """A round value on an axis."""
+    if value != 0 and not 1e-9 < abs(value) < 1e7:
+        return f"{value:g}"
+    return f"{value:,.10f}".rstrip("0").rstrip(".")
 
 
 def whole(count: int | None) -> str:
@@ -72,6 +81,8 @@ def smaller(count: float | None, reference: float | None) -> str | None:
     part = 1 - count / reference
     if abs(part) < 0.005:
         return "as large as the reference"
+    if part < 0 and count > 2 * reference:
+        return f"{count / reference:.1f} times the size"
     return f"{abs(part):.0%} {'smaller' if part > 0 else 'larger'}"
 
 

@@ -3,18 +3,19 @@
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from importlib import resources
+from itertools import groupby
 from typing import Any
 
-from quantkit.report.document import Model, Report, read_report
+from quantkit.report.document import Report, read_report
 from quantkit.report.drawing import Plot
-from quantkit.report.figures import significant, whole
+from quantkit.report.figures import ABSENT
 from quantkit.report.method import machine, method
-from quantkit.report.tables import Table, detail, memory, overview, quality, speed
+from quantkit.report.tables import Table, detail, files, memory, overview, quality, speed, texts
 from quantkit.report.verdict import verdict
 
 # The page may not fetch or run anything, whatever a file's name smuggles in.
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
-_KINDS = {"gguf": "GGUF", "hf": "Hugging Face", "awq": "AWQ", "gptq": "GPTQ"}
+_LONG = 28
 
 
 def html(report: Mapping[str, Any], plots: Sequence[Plot] = ()) -> str:
@@ -55,20 +56,25 @@ def _sections(report: Report, title: str, plots: Sequence[Plot]) -> Iterable[str
     yield _head(report, title)
     if report.models:
         yield _table(overview(report), report, cards=True)
-    yield f'<p class="note">{escape(method(report))}</p>' if report.texts else ""
+    yield f'<p class="note">{_text(method(report))}</p>' if report.texts else ""
     yield _section("Quality and size", _figures(plots, "perplexity"))
     yield _section("How far predictions moved", _figures(plots, "divergence"))
     yield _section("Each text in full" if len(report.texts) > 1 else "The rest of the figures", _texts(report))
     table = memory(report)
-    yield _section("Memory", _figures(plots, "memory") + (_titled("", table, report) if table.rows else ""))
+    yield _section("Memory", _figures(plots, "memory") + _folded("All figures of memory", table, report))
     table = speed(report)
     yield _section("Speed", _table(table, report) + _SPEED_NOTE if table.rows else "")
     yield _section("Where the weights changed", _figures(plots, "tensors"))
     rows = machine(report)
     yield _section("Machine and settings", _list(rows) if rows else "")
-    yield _section("Files", _files(report))
+    yield _section("Files", _titled("", files(report), report) + _titled("", texts(report), report))
 
 
+_TEXTS_NOTE = (
+    '<p class="note">KL divergence in nats a token: half, 90% and 99.9% of the tokens are below the median and the'
+    " percentiles. The next token's probability is that of the token the text goes on with: its mean change, and how"
+    " large a change is (root mean square), in points of a percent.</p>"
+)
 _SPEED_NOTE = (
     '<p class="note">As llama-bench defines it: tokens a second, mean ± standard error of the repetitions.</p>'
 )
@@ -78,12 +84,12 @@ def _head(report: Report, title: str) -> str:
     sentences = verdict(report)
     parts = [f"<header>\n<h1>{escape(title)}</h1>"]
     if sentences:
-        parts.append(f'<p class="lead">{escape(sentences[0])}</p>')
+        parts.append(f'<p class="lead">{_text(sentences[0])}</p>')
     if report.flags:
         flags = "".join(f"<p><b>Flagged:</b> {escape(flag)}</p>" for flag in report.flags)
         parts.append(f'<div class="flags">{flags}</div>')
     if sentences[1:]:
-        items = "".join(f"<li>{escape(sentence)}</li>" for sentence in sentences[1:])
+        items = "".join(f"<li>{_text(sentence)}</li>" for sentence in sentences[1:])
         parts.append(f'<ul class="verdict">{items}</ul>')
     return "\n".join([*parts, "</header>"])
 
@@ -93,84 +99,103 @@ def _section(title: str, content: str) -> str:
 
 
 def _figures(plots: Sequence[Plot], group: str) -> str:
-    found = [
-        f'<figure id="{escape(plot.name)}">\n<h3>{escape(plot.title)}</h3>\n{plot.inline}\n'
-        f"<figcaption>{escape(plot.caption)}</figcaption>\n</figure>"
-        for plot in plots
-        if plot.group == group
-    ]
-    return f'<div class="plots">\n{"".join(found)}\n</div>\n' if found else ""
+    """The plots of a group, with their caption above them where they share it."""
+    wanted = [plot for plot in plots if plot.group == group]
+    if not wanted:
+        return ""
+    shared = len({plot.caption for plot in wanted}) == 1
+    figures = []
+    for plot in wanted:
+        caption = " ".join(part for part in ("" if shared else plot.caption, plot.note) if part)
+        said = f"\n<figcaption>{_text(caption)}</figcaption>" if caption else ""
+        figures.append(
+            f'<figure id="{escape(plot.name)}">\n<h3>{escape(plot.title)}</h3>\n{plot.inline}{said}\n</figure>'
+        )
+    note = f'<p class="note">{_text(wanted[0].caption)}</p>\n' if shared else ""
+    return note + '<div class="plots">\n' + "\n".join(figures) + "\n</div>\n"
 
 
 def _texts(report: Report) -> str:
     parts = []
     for text in report.texts:
-        tables = [detail(report, text)]
         if len(report.texts) > 1:
-            tables.insert(0, quality(report, text))
-        tables = [table for table in tables if table.rows and len(table.headers) > 1]
-        for number, table in enumerate(tables):
-            parts.append(_titled("" if number else text.name, table, report))
-    if parts:
-        parts.append(
-            '<p class="note">KL divergence in nats a token: half, 90% and 99.9% of the tokens are below the median and'
-            " the percentiles. The probability of the next token is that of the one the text goes on with: its mean"
-            " change, and how large a change is (root mean square), in points of a percent.</p>"
-        )
-    return "\n".join(parts)
+            parts.append(_titled(text.name, quality(report, text), report))
+        parts.append(_titled("", detail(report, text), report))
+    found = "\n".join(part for part in parts if part)
+    return found + _TEXTS_NOTE if found else ""
 
 
 def _titled(title: str, table: Table, report: Report) -> str:
-    heading = f'<h3 class="table">{escape(title)}</h3>' if title else '<div style="height:14px"></div>'
-    return f"{heading}\n{_table(table, report)}\n"
+    if not table.rows or len(table.headers) < 2:
+        return ""
+    heading = f'<h3 class="table">{escape(title)}</h3>\n' if title else ""
+    return heading + _table(table, report)
+
+
+def _folded(title: str, table: Table, report: Report) -> str:
+    """A table that is opened by hand, for what is drawn above it."""
+    if not table.rows:
+        return ""
+    return f"<details>\n<summary>{escape(title)}</summary>\n{_table(table, report)}</details>\n"
 
 
 def _table(table: Table, report: Report, *, cards: bool = False) -> str:
+    """`cards`: on a phone each row becomes a card of its own."""
     reference = report.reference
-    head = "".join(f'<th scope="col">{escape(header)}</th>' for header in table.headers)
-    lines = []
+    rows = []
     for row in table.rows:
-        mark = ' class="reference"' if reference and row[0] == f"{reference.label} (reference)" else ""
-        cells = "".join(
-            f'<td data-label="{escape(header)}">{escape(cell)}</td>'
-            for header, cell in zip(table.headers[1:], row[1:], strict=True)
+        mark = reference is not None and row[0] == f"{reference.label} (reference)"
+        cells = []
+        for number, (header, cell) in enumerate(zip(table.headers[1:], row[1:], strict=True), 1):
+            group = table.groups[number] if table.groups else ""
+            first = _begins(table.groups, number)
+            if first:
+                cells.append(f'<td class="heading">{escape(group)}</td>')
+            cells.append(f'<td data-label="{escape(header)}"{_classes(first, cell)}>{_text(cell)}</td>')
+        rows.append(
+            f'<tr{" class=reference" if mark else ""}><th scope="row"{_classes(False, row[0])}>{_text(row[0])}</th>'
+            f"{''.join(cells)}</tr>"
         )
-        lines.append(f'<tr{mark}><th scope="row">{escape(row[0])}</th>{cells}</tr>')
-    body = "\n".join(lines)
+    body = "\n".join(rows)
     return (
-        f'<div class="box{" cards" if cards else ""}" tabindex="0"><table>\n<thead><tr>{head}</tr></thead>\n'
+        f'<div class="box{" cards" if cards else ""}" tabindex="0"><table>\n<thead>{_headings(table)}</thead>\n'
         f"<tbody>\n{body}\n</tbody></table></div>\n"
     )
 
 
+def _headings(table: Table) -> str:
+    lines = ""
+    if table.groups:
+        spans = [(group, len(list(same))) for group, same in groupby(table.groups)]
+        lines = "".join(
+            f'<th colspan="{span}"{" class=group" if group else ""}>{escape(group)}</th>' for group, span in spans
+        )
+        lines = f"<tr>{lines}</tr>"
+    heads = "".join(
+        f'<th scope="col"{_classes(_begins(table.groups, number), "")}>{escape(header)}</th>'
+        for number, header in enumerate(table.headers)
+    )
+    return f"{lines}<tr>{heads}</tr>"
+
+
+def _begins(groups: Sequence[str], number: int) -> bool:
+    return bool(groups) and bool(groups[number]) and groups[number] != groups[number - 1]
+
+
+def _classes(begins: bool, cell: str) -> str:
+    """A column that begins a group has a line; long cells (paths, names) may break anywhere."""
+    found = [
+        name
+        for name, applies in (("begins", begins), ("long", len(cell) > _LONG), ("absent", cell == ABSENT))
+        if applies
+    ]
+    return f' class="{" ".join(found)}"' if found else ""
+
+
+def _text(text: str) -> str:
+    """Escaped, a figure kept on one line with its error."""
+    return escape(text).replace(" ± ", "\u00a0±\u00a0")
+
+
 def _list(rows: Sequence[tuple[str, str]]) -> str:
     return "<dl>" + "".join(f"<dt>{escape(name)}</dt><dd>{escape(value)}</dd>" for name, value in rows) + "</dl>"
-
-
-def _files(report: Report) -> str:
-    boxes = [_box(model.label, _model_facts(model)) for model in report.models]
-    for text in report.texts:
-        facts = [
-            ("tokens", whole(text.tokens) if text.tokens is not None else ""),
-            ("windows measured", whole(text.chunks) if text.chunks is not None else ""),
-            ("tokens scored", whole(text.scored_tokens) if text.scored_tokens is not None else ""),
-            ("sha256", text.sha256),
-        ]
-        boxes.append(_box(text.name, facts))
-    return f'<div class="files">{"".join(boxes)}</div>' if boxes else ""
-
-
-def _model_facts(model: Model) -> list[tuple[str, str]]:
-    return [
-        ("name", model.name if model.name != model.label else ""),
-        ("file", model.path),
-        ("format", _KINDS.get(model.kind, model.kind)),
-        ("measured with", model.engine),
-        ("bytes", f"{model.bytes:,.0f}" if model.bytes is not None else ""),
-        ("parameters", whole(model.parameters) if model.parameters is not None else ""),
-        ("bits per weight", significant(model.bits_per_weight, 5) if model.bits_per_weight is not None else ""),
-    ]
-
-
-def _box(title: str, facts: Sequence[tuple[str, str]]) -> str:
-    return f"<div><h3>{escape(title)}</h3>{_list([(name, value) for name, value in facts if value])}</div>"

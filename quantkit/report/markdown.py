@@ -33,7 +33,9 @@ def markdown(report: Mapping[str, Any]) -> str:
 
 
 def _table(table: Table) -> str:
-    lines = [_row(table.headers), "|---|" + "---:|" * (len(table.headers) - 1)]
+    groups = table.groups or [""] * len(table.headers)
+    headers = [f"{header}, {group}" if group else header for header, group in zip(table.headers, groups, strict=True)]
+    lines = [_row(headers), "|---|" + "---:|" * (len(table.headers) - 1)]
     return "\n".join([*lines, *(_row(row) for row in table.rows)])
 
 

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 from quantkit.report.document import Divergence, Histogram, Report, Text
 from quantkit.report.drawing import GRID, INK, PAGE, SERIES, Plot, draw, short
-from quantkit.report.figures import significant
+from quantkit.report.figures import tick
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -57,7 +57,7 @@ def _fill(figure: "Figure", rows: list[tuple[str, str, Divergence, Histogram]]) 
     axes.spines["left"].set_visible(False)
     axes.xaxis.set_major_locator(LogLocator(base=10, numticks=6))
     axes.xaxis.set_minor_locator(NullLocator())
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: significant(value, 1)))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: tick(value)))
     axes.grid(True, axis="x")
     axes.set_xlabel("KL divergence in nats")
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from quantkit.report.document import Memory, Model, Report
 from quantkit.report.drawing import INK, KINDS, PAGE, Plot, draw, short
-from quantkit.report.figures import significant, size
+from quantkit.report.figures import size, tick
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -40,7 +40,7 @@ def memory(report: Report) -> list[Plot]:
 
 def _plot(model: Model, bars: Sequence[_Bar], number: int, largest: float) -> Plot:
     caption = (
-        "A bar for each device, by the number of layers on the GPU, with the sum at its end. All models have one scale."
+        "A bar for each device, by the number of layers on the GPU; their sums on the right. All models have one scale."
     )
     if any(bar.driver is not None for bar in bars):
         caption += " The upright line is what the GPU's driver says of the process."
@@ -105,23 +105,35 @@ def _fill(figure: "Figure", bars: Sequence[_Bar], largest: float) -> None:
                     label=shown,
                     zorder=5,
                 )
-        ends = [bar.total, bar.driver or 0.0, bar.peak or 0.0]
         axes.annotate(
             size(bar.total) if bar.parts else "",
-            (max(ends) / unit, place),
-            xytext=(7, 0),
+            (1, place),
+            xycoords=("axes fraction", "data"),
+            xytext=(50, 0),
             textcoords="offset points",
+            ha="right",
             va="center",
             fontsize=10,
             color=INK,
         )
-    axes.set_xlim(0, largest / unit * 1.24)
+    axes.set_xlim(0, largest / unit * 1.03)
     axes.set_ylim(places[-1] - 0.6, 0.6)
     axes.set_yticks(places, [bar.label for bar in bars])
     axes.tick_params(length=0)
     axes.tick_params(axis="y", labelcolor=INK)
     axes.xaxis.set_major_locator(MaxNLocator(5))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: significant(value, 3)))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: tick(value)))
     axes.grid(True, axis="x")
     axes.set_xlabel(unit_name)
-    figure.legend(loc="outside lower center", ncols=4, handlelength=0.9, columnspacing=1.2, handletextpad=0.5)
+    handles, labels = axes.get_legend_handles_labels()
+    order = [*_NAMES.values(), "peak PSS", "driver's figure"]
+    entries = sorted(zip(labels, handles, strict=True), key=lambda each: order.index(each[0]))
+    figure.legend(
+        [handle for _, handle in entries],
+        [label for label, _ in entries],
+        loc="outside lower center",
+        ncols=3,
+        handlelength=0.9,
+        columnspacing=1.2,
+        handletextpad=0.5,
+    )

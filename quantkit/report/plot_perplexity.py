@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from quantkit.report.document import Report, Text, Value
 from quantkit.report.drawing import GRID, INK, PAGE, SERIES, SOFT, Plot, draw, em_width, short
-from quantkit.report.figures import significant
+from quantkit.report.figures import tick
 from quantkit.report.labels import Box, place
 
 if TYPE_CHECKING:
@@ -123,7 +123,7 @@ def _axis(axes: "Axes", which: str, low: Sequence[float], high: Sequence[float])
     limit(least, most)
     axis.set_major_locator(ticks)
     axis.set_minor_locator(NullLocator())
-    axis.set_major_formatter(FuncFormatter(lambda value, _: significant(value, 4 if most < 1000 else 6)))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: tick(value)))
 
 
 def _round_values(least: float, most: float) -> list[float]:

@@ -3,6 +3,8 @@
 import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from statistics import median
 from typing import TYPE_CHECKING
 
 from quantkit.report.document import Model, Report
@@ -19,32 +21,31 @@ Cells = Mapping[tuple[str, int], float]
 
 
 def tensor_errors(report: Report) -> list[Plot]:
-    """A heat map for each candidate whose weights were compared, all to one scale."""
+    """A heat map for each candidate whose weights were compared, each to its own scale: their levels are far apart, and
+    what is looked for is the layer or kind that stands out."""
     measured = [(model, _cells(model)) for model in report.candidates]
-    measured = [(model, cells) for model, cells in measured if cells]
-    positive = [error for _, cells in measured for error in cells.values() if error > 0]
-    if not positive:
-        return []
-    limits = _limits(min(positive), max(positive))
-    return [_plot(model, cells, number, limits) for number, (model, cells) in enumerate(measured, 1)]
+    shown = [(model, cells) for model, cells in measured if any(cells.values())]
+    return [_plot(model, cells, number) for number, (model, cells) in enumerate(shown, 1)]
 
 
-def _plot(model: Model, cells: Cells, number: int, limits: tuple[float, float]) -> Plot:
+def _plot(model: Model, cells: Cells, number: int) -> Plot:
     kinds = _kinds(cells)
     caption = (
         "Brighter is a larger error of the weights, relative to their size (Frobenius norm). Layers run from left to"
-        " right, all models have one logarithmic scale."
+        " right. Each model has a scale of its own: compare models by the figures of their keys."
     )
+    (kind, layer), most = max(cells.items(), key=lambda cell: cell[1])
+    note = f"Largest: {kind} of layer {layer}, {_percent(most)}; median {_percent(median(cells.values()))}."
     outside = [error for error in model.tensor_errors if error.layer is None]
     if outside:
         listed = ", ".join(
             f"{error.kind}{f' ({error.type})' if error.type else ''} {_percent(error.error)}" for error in outside[:6]
         )
-        caption += f" Outside the layers: {listed}{' and others' if len(outside) > 6 else ''}."
+        note += f" Outside the layers: {listed}{' and others' if len(outside) > 6 else ''}."
     name = "tensor-errors" if number == 1 else f"tensor-errors-{number}"
     title = f"Error of the weights of {short(model.label, 40)}"
     height = 100 + _ROW * len(kinds)
-    return draw(name, "tensors", title, caption, height, lambda figure: _fill(figure, cells, kinds, limits))
+    return draw(name, "tensors", title, caption, height, lambda figure: _fill(figure, cells, kinds), note=note)
 
 
 def _cells(model: Model) -> Cells:
@@ -61,17 +62,20 @@ def _kinds(cells: Cells) -> list[str]:
     return [*(kind for kind in _ORDER if kind in kinds), *sorted(kinds - set(_ORDER))]
 
 
-def _limits(least: float, most: float) -> tuple[float, float]:
-    """A scale that is never so short that rounding shows as a pattern."""
-    return (least, most) if most > 1.5 * least else (least / 1.25, most * 1.25)
+def _limits(cells: Cells) -> tuple[float, float]:
+    """The ends of the scale, which is never so short that rounding shows as a pattern."""
+    positive = [error for error in cells.values() if error > 0]
+    least, most = min(positive), max(positive)
+    return (least, most) if most > 1.1 * least else (least / 1.05, most * 1.05)
 
 
-def _fill(figure: "Figure", cells: Cells, kinds: Sequence[str], limits: tuple[float, float]) -> None:
+def _fill(figure: "Figure", cells: Cells, kinds: Sequence[str]) -> None:
     import numpy as np
     from matplotlib import colormaps
     from matplotlib.colors import LogNorm
     from matplotlib.ticker import FixedLocator, MaxNLocator
 
+    limits = _limits(cells)
     layers = max(layer for _, layer in cells) + 1
     grid = np.full((len(kinds), layers), np.nan)
     for (kind, layer), error in cells.items():
@@ -93,8 +97,9 @@ def _fill(figure: "Figure", cells: Cells, kinds: Sequence[str], limits: tuple[fl
     above.xaxis.set_major_locator(MaxNLocator(8, integer=True))
     above.set_xlabel("layer")
     scale = np.geomspace(*limits, _BANDS + 1)
-    # Colours of bands, so that the key is drawn of shapes: a gradient would be a picture in the picture.
-    below.pcolormesh(scale, [0, 1], (scale[:-1] * scale[1:])[None] ** 0.5, norm=norm, cmap=colormaps["cividis"])
+    # Shapes, as a gradient would be a picture in the picture; each reaches to the end, so that no seam shows.
+    for low, high in pairwise(scale):
+        below.axvspan(low, limits[1], color=colormaps["cividis"](norm((low * high) ** 0.5)), linewidth=0)
     below.set_xscale("log")
     below.set_xlim(*limits)
     below.set_yticks([])
@@ -102,7 +107,7 @@ def _fill(figure: "Figure", cells: Cells, kinds: Sequence[str], limits: tuple[fl
     below.xaxis.set_major_locator(FixedLocator(ticks))
     below.xaxis.set_minor_locator(FixedLocator([]))
     below.set_xticks(ticks, [_percent(tick) for tick in ticks])
-    below.set_xlabel("relative error")
+    below.set_xlabel("relative error, logarithmic")
     for axes in (above, below):
         axes.tick_params(length=0)
         for spine in axes.spines.values():

@@ -14,11 +14,13 @@ class Table:
     title: str
     headers: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
-    note: str = ""
+    groups: tuple[str, ...] = ()
+    """Where given, what each column belongs to, as long as `headers`; neighbours of one group go under one heading."""
 
 
 QualityColumn = tuple[str, Callable[[Quality | None], str]]
 
+_IDENTITY = ("model", "size", "bits/weight")
 _QUALITY: tuple[QualityColumn, ...] = (
     ("perplexity", lambda on: ABSENT if on is None else plus_minus(on.perplexity, decimals=2)),
     ("perplexity change", lambda on: ABSENT if on is None else change(on.ratio)),
@@ -26,6 +28,7 @@ _QUALITY: tuple[QualityColumn, ...] = (
     ("KL 99%", lambda on: ABSENT if on is None or on.kl is None else significant(on.kl.p99)),
     ("same top token", lambda on: ABSENT if on is None else percent(on.top1)),
 )
+_FORMATS = {"gguf": "GGUF", "hf": "Hugging Face", "awq": "AWQ", "gptq": "GPTQ"}
 _SHORT = (*_QUALITY[:2], _QUALITY[4])
 _DETAIL: tuple[QualityColumn, ...] = (
     ("perplexity difference", lambda on: ABSENT if on is None else plus_minus(on.difference, decimals=2, sign=True)),
@@ -34,7 +37,7 @@ _DETAIL: tuple[QualityColumn, ...] = (
     ("KL 99.9%", lambda on: ABSENT if on is None or on.kl is None else significant(on.kl.p999)),
     ("KL max", lambda on: ABSENT if on is None or on.kl is None else significant(on.kl.max)),
     ("top 5 overlap", lambda on: ABSENT if on is None else percent(on.top5)),
-    ("probability of the next token", lambda on: ABSENT if on is None else percent(on.probability, sign=True)),
+    ("next token's probability", lambda on: ABSENT if on is None else percent(on.probability, sign=True)),
     ("its change, RMS", lambda on: ABSENT if on is None else percent(on.probability_rms)),
 )
 
@@ -42,13 +45,10 @@ _DETAIL: tuple[QualityColumn, ...] = (
 def overview(report: Report) -> Table:
     """What a reader wants first: all columns of one text, or several texts side by side with the most telling ones."""
     several = len(report.texts) > 1
-    columns = [
-        (f"{label}, {text.name}" if several else label, text.name, read)
-        for text in report.texts
-        for label, read in (_SHORT if several else _QUALITY)
-    ]
-    rows = [(*_identity(model), *(read(model.on(text)) for _, text, read in columns)) for model in report.models]
-    return _trimmed("Overview", ("model", "size", "bits/weight", *(label for label, _, _ in columns)), rows)
+    columns = [(text.name, *column) for text in report.texts for column in (_SHORT if several else _QUALITY)]
+    rows = [(*_identity(model), *(read(model.on(text)) for text, _, read in columns)) for model in report.models]
+    groups = ("", "", "", *(text for text, *_ in columns)) if several else ()
+    return _trimmed("Overview", (*_IDENTITY, *(label for _, label, _ in columns)), rows, groups)
 
 
 def quality(report: Report, text: Text) -> Table:
@@ -58,7 +58,7 @@ def quality(report: Report, text: Text) -> Table:
         for model in report.models
         if model.on(text.name) is not None
     ]
-    return _trimmed(text.name, ("model", "size", "bits/weight", *(label for label, _ in _QUALITY)), rows)
+    return _trimmed(text.name, (*_IDENTITY, *(label for label, _ in _QUALITY)), rows)
 
 
 def detail(report: Report, text: Text) -> Table:
@@ -97,10 +97,8 @@ def memory(report: Report) -> Table:
                 for name, used in driver.items()
             ]
     headers = ("model", "layers on GPU", "context", "device", "weights", "KV cache", "compute", "other", "together")
-    table = _trimmed("Memory", (*headers, "peak RSS", "peak PSS", "driver"), rows)
-    if len(contexts) == 1 and None not in contexts:
-        table = _without(table, "context")
-    return table
+    without = "context" if len(contexts) == 1 else ""
+    return _trimmed("Memory", (*headers, "peak RSS", "peak PSS", "driver"), rows, without=without)
 
 
 def speed(report: Report) -> Table:
@@ -108,18 +106,43 @@ def speed(report: Report) -> Table:
         (
             model.label,
             row.gpu_layers or ABSENT,
+            plus_minus(row.prompt, decimals=1),
+            plus_minus(row.generation, decimals=1),
+            whole(row.prompt_tokens),
+            whole(row.generated_tokens),
             whole(row.threads),
             whole(row.repetitions),
-            _tokens(row.prompt_tokens),
-            plus_minus(row.prompt, decimals=1),
-            _tokens(row.generated_tokens),
-            plus_minus(row.generation, decimals=1),
         )
         for model in report.models
         for row in model.speed
     ]
-    headers = ("model", "layers on GPU", "threads", "repetitions", "prompt", "prompt, tokens/s")
-    return _trimmed("Speed", (*headers, "generated", "generation, tokens/s"), rows)
+    headers = ("model", "layers on GPU", "prompt, tokens/s", "generation, tokens/s")
+    return _trimmed("Speed", (*headers, "prompt tokens", "generated tokens", "threads", "repetitions"), rows)
+
+
+def files(report: Report) -> Table:
+    """Which file each model was, and what measured it."""
+    rows = [
+        (
+            model.label,
+            model.path or model.name,
+            _FORMATS.get(model.kind, model.kind),
+            f"{model.bytes:,.0f}" if model.bytes is not None else ABSENT,
+            whole(model.parameters),
+            model.engine,
+        )
+        for model in report.models
+    ]
+    headers = ("model", "file", "format", "bytes", "parameters", "measured with")
+    return _trimmed("Models", headers, rows)
+
+
+def texts(report: Report) -> Table:
+    rows = [
+        (text.name, whole(text.tokens), whole(text.chunks), whole(text.scored_tokens), text.sha256)
+        for text in report.texts
+    ]
+    return _trimmed("Texts", ("text", "tokens", "windows", "tokens scored", "sha256"), rows)
 
 
 def _identity(model: Model) -> tuple[str, str, str]:
@@ -128,19 +151,18 @@ def _identity(model: Model) -> tuple[str, str, str]:
     return label, size(model.bytes), bits
 
 
-def _tokens(count: int | None) -> str:
-    return ABSENT if count is None else f"{whole(count)} tokens"
-
-
-def _trimmed(title: str, headers: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
-    """Without the columns that no row has anything in."""
-    kept = [i for i in range(len(headers)) if i == 0 or any(row[i] not in (ABSENT, "") for row in rows)]
-    return Table(title, tuple(headers[i] for i in kept), tuple(tuple(row[i] for i in kept) for row in rows))
-
-
-def _without(table: Table, header: str) -> Table:
-    if header not in table.headers:
-        return table
-    at = table.headers.index(header)
-    rows = tuple((*row[:at], *row[at + 1 :]) for row in table.rows)
-    return Table(table.title, (*table.headers[:at], *table.headers[at + 1 :]), rows)
+def _trimmed(
+    title: str, headers: Sequence[str], rows: Sequence[Sequence[str]], groups: Sequence[str] = (), without: str = ""
+) -> Table:
+    """Without the columns that no row has anything in, and the one named `without`."""
+    kept = [
+        i
+        for i, header in enumerate(headers)
+        if i == 0 or (header != without and any(row[i] not in (ABSENT, "") for row in rows))
+    ]
+    return Table(
+        title,
+        tuple(headers[i] for i in kept),
+        tuple(tuple(row[i] for i in kept) for row in rows),
+        tuple(groups[i] for i in kept) if groups else (),
+    )
