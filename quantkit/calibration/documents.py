@@ -1,4 +1,4 @@
-"""Calibration text as it lies on disk: plain text, JSON, JSON lines or Parquet, cut into documents.
+"""Text to calibrate or measure on, as it lies on disk: plain text, JSON, JSON lines or Parquet, cut into documents.
 
 A document is a text, or a conversation: the list of its messages, each with `role` and `content`.
 """
@@ -44,17 +44,26 @@ def read_documents(path: Path, most: int = MOST_CHARACTERS) -> tuple[list[Docume
                 return _up_to_enough(_json(file, path), path, most)
             return _plain(file, path, most)
     except FileNotFoundError as error:
-        raise CalibrationError(f"the calibration text {path} does not exist; check the path") from error
+        raise CalibrationError(f"the text {path} does not exist; check the path") from error
     except IsADirectoryError as error:
-        raise CalibrationError(f"the calibration text {path} is a folder; name a file in it") from error
+        raise CalibrationError(f"the text {path} is a folder; name a file in it") from error
     except (OSError, EOFError, lzma.LZMAError) as error:
         reason = getattr(error, "strerror", None) or f"{packed or 'the file'} is damaged: {error}"
-        raise CalibrationError(f"the calibration text {path} cannot be read ({reason})") from error
+        raise CalibrationError(f"the text {path} cannot be read ({reason})") from error
 
 
 def characters(document: Document) -> int:
     """How long a document is."""
     return len(document) if isinstance(document, str) else sum(len(message["content"]) for message in document)
+
+
+def plain_text(document: Document) -> str:
+    """A document as it stands beside others: its messages' contents, each on lines of its own, and an end.
+
+    What ends in a line already is left as it is, others end in an empty one.
+    """
+    text = document if isinstance(document, str) else "\n".join(message["content"] for message in document)
+    return text if text.endswith("\n") else text + "\n\n"
 
 
 def _up_to_enough(documents: Iterable[Document], path: Path, most: int) -> tuple[list[Document], list[str]]:
@@ -69,7 +78,7 @@ def _up_to_enough(documents: Iterable[Document], path: Path, most: int) -> tuple
 
 
 def _only_the_start(path: Path, most: int) -> str:
-    return f"{path.name} is long: its first {most / 1e6:.0f} million characters are the calibration text"
+    return f"{path.name} is long: its first {most / 1e6:.0f} million characters are taken"
 
 
 def _plain(file: IO[bytes], path: Path, most: int) -> tuple[list[Document], list[str]]:

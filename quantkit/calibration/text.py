@@ -74,7 +74,7 @@ def load_samples(
     """
     if n_samples < 1 or seq_len < 2:
         raise CalibrationError(f"{n_samples} samples of {seq_len} tokens calibrate nothing; ask for more")
-    documents, name, warnings = _documents(source, offline)
+    documents, name, warnings = load_documents(source, offline=offline)
     files = read_tokenizer(checkpoint.folder)
     text = tokens.render_documents(documents, files, chat=chat)
     ids = tokens.token_ids(files, text.texts)
@@ -134,7 +134,8 @@ def cut_samples(
     return np.ascontiguousarray(samples, dtype=np.int32), warnings
 
 
-def _documents(source: str | None, offline: bool) -> tuple[list[Document], str, tuple[str, ...]]:
+def load_documents(source: str | None, *, offline: bool) -> tuple[list[Document], str, tuple[str, ...]]:
+    """The documents of a source (see `load_samples`), its name, and warnings. Raises CalibrationError and HubError."""
     if source is None:
         documents, warnings = read_documents(DEFAULT_TEXT)
         return documents, DEFAULT_NAME, tuple(warnings)

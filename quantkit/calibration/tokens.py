@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from quantkit.calibration.documents import Document
+from quantkit.calibration.documents import Document, characters, plain_text
 from quantkit.chat import TemplateRefusal, render_all_contained
 from quantkit.errors import CalibrationError, TemplateError
 from quantkit.gguf.vocab import ranks, special
@@ -108,13 +108,12 @@ def render_documents(documents: Sequence[Document], files: TokenizerFiles, *, ch
     if chat and not conversations:
         raise CalibrationError("the calibration text holds no conversations ('messages'); calibrate without --chat")
     if template is None or not conversations:
-        texts = [document if isinstance(document, str) else _contents(document) for document in documents]
-        return Rendered([_ended(text) for text in texts if text], 0, ())
+        return Rendered([plain_text(document) for document in documents if characters(document)], 0, ())
     answers = iter(_render(template, conversations, files))
     refused: list[TemplateError] = []
     texts = []
     for document in documents:
-        answer = _ended(document) if isinstance(document, str) else next(answers)
+        answer = plain_text(document) if isinstance(document, str) else next(answers)
         if isinstance(answer, TemplateError):
             refused.append(answer)
         elif answer:
@@ -123,15 +122,6 @@ def render_documents(documents: Sequence[Document], files: TokenizerFiles, *, ch
         raise CalibrationError(f"none of the {len(refused)} conversations of the calibration text fit: {refused[0]}")
     warnings = (f"left out {len(refused)} of {len(conversations)} conversations: {refused[0]}",) if refused else ()
     return Rendered(texts, len(conversations) - len(refused), warnings)
-
-
-def _contents(messages: Sequence[dict[str, str]]) -> str:
-    return "\n".join(message["content"] for message in messages)
-
-
-def _ended(text: str) -> str:
-    """A text as it stands beside others: what ends in a line already does so, others end in an empty one."""
-    return text if text.endswith("\n") else text + "\n\n"
 
 
 def _render(

@@ -11,6 +11,7 @@ from quantkit.cli import gguf as gguf_command
 from quantkit.cli import gptq as gptq_command
 from quantkit.cli import imatrix as imatrix_command
 from quantkit.cli import inspect as inspect_command
+from quantkit.cli import measure as measure_command
 from quantkit.cli import ollama as ollama_command
 from quantkit.cli.errors import explain
 
@@ -46,6 +47,7 @@ app.command("gguf", epilog=gguf_command.EPILOG)(gguf_command.gguf)
 app.command("awq")(awq_command.awq)
 app.command("gptq")(gptq_command.gptq)
 app.command("imatrix")(imatrix_command.imatrix)
+app.command("measure")(measure_command.measure)
 app.command("inspect")(inspect_command.inspect)
 app.command("ollama")(ollama_command.ollama)
 

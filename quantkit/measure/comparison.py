@@ -119,8 +119,7 @@ class Comparison:
         self._keep(number, window, scorer.compare(reference, scored, rows, own))
 
     def _score(self, number: int, window: int, rows: Array, scorer: Scorer) -> Scored:
-        with np.errstate(invalid="ignore"):
-            scored = scorer.score(rows, self.targets[window])
+        scored = scorer.score(rows, self.targets[window])
         if not scored.finite:
             text = 0
             while window >= len(self.texts[text].tokens):

@@ -79,3 +79,7 @@ class GgufEngine:
         if self._spool is not None:
             self._spool.cleanup()
         self._session = self._spool = self._rows = None
+
+    def close(self) -> None:
+        """The same: nothing else is open."""
+        self.release()

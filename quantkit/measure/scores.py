@@ -56,6 +56,7 @@ class Scorer:
         norm, loss = np.empty(n), np.empty(n)
         top = np.empty((n, min(TOP, n_vocab)), np.int64)
 
+        @np.errstate(invalid="ignore")
         def some(start: int, stop: int) -> None:
             part = rows[start:stop]
             # exponentials in float32, summed in float64, as llama.cpp does
@@ -78,6 +79,7 @@ class Scorer:
         n, n_vocab = rows.shape
         found = records(own)
 
+        @np.errstate(invalid="ignore", over="ignore")
         def some(start: int, stop: int) -> None:
             p = reference[start:stop] - scored.norm[start:stop, None].astype(np.float32)
             np.exp(p, out=p)
@@ -88,8 +90,7 @@ class Scorer:
             p *= apart
             found["kl"][start:stop] = p.sum(axis=1, dtype=np.float64) / total
 
-        with np.errstate(invalid="ignore", over="ignore"):
-            self._each(some, n, n_vocab)
+        self._each(some, n, n_vocab)
         found["kl"] += own.norm - scored.norm
         found["change"] = np.exp(-own.loss) - np.exp(-scored.loss)
         found["top1"] = own.top[:, 0] == scored.top[:, 0]

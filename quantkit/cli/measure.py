@@ -1,0 +1,229 @@
+"""`quantkit measure`: what quantization cost, every format of a model side by side."""
+
+import re
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from quantkit.checkpoint.sources import parse_source
+from quantkit.cli.calibrated import fetch
+from quantkit.cli.calibration_options import DeviceOption, OfflineOption, ThreadsOption
+from quantkit.cli.options import DebugOption, ForceOption, Format, FormatOption
+from quantkit.cli.output import Out
+from quantkit.errors import MissingExtraError, UsageError, VerificationError
+from quantkit.forward.devices import find_device
+from quantkit.measure.measurement import Hooks, Limits, Request, default_threads
+from quantkit.measure.measurement import measure as measure_models
+from quantkit.measure.subjects import Subject, checkpoint_subject, open_subjects
+from quantkit.measure.texts import Text, load_text
+from quantkit.report.document import read_report
+from quantkit.report.drawing import check_extra
+from quantkit.report.tables import memory as memory_table
+from quantkit.report.tables import short
+from quantkit.report.tables import speed as speed_table
+from quantkit.report.verdict import verdict
+from quantkit.report.write import write_report
+
+_ALL = "all"
+
+
+def measure(
+    reference: Annotated[
+        str,
+        typer.Argument(
+            metavar="REFERENCE",
+            help="What the others are compared with: a GGUF, a folder of weights, or a hub id.",
+            show_default=False,
+        ),
+    ],
+    candidates: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="CANDIDATE...",
+            help="GGUF files, folders of GGUF files, folders of AWQ, GPTQ or plain weights, hub ids.",
+            show_default=False,
+        ),
+    ] = None,
+    texts: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--text",
+            "-T",
+            metavar="FILE|ORG/NAME[:SPLIT]",
+            help="Text to measure on: a text, jsonl or parquet file, or a dataset of the hub; repeat for more.",
+            show_default=False,
+        ),
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", metavar="DIR", help="Folder of the report.", show_default="NAME-report"),
+    ] = None,
+    ctx: Annotated[int, typer.Option("--ctx", metavar="N", min=8, help="Tokens of a window (a chunk).")] = 512,
+    chunks: Annotated[
+        int | None,
+        typer.Option("--chunks", metavar="N", min=1, help="Windows of each text.", show_default="all"),
+    ] = None,
+    gpu_layers: Annotated[
+        str,
+        typer.Option(
+            "--gpu-layers", metavar="LIST", help="Measure a GGUF's memory with so many layers on the GPU; none: not."
+        ),
+    ] = "0,8,16,all",
+    memory_ctx: Annotated[
+        int, typer.Option("--memory-ctx", metavar="N", min=1, help="Context that the memory is measured at.")
+    ] = 4096,
+    speed: Annotated[
+        bool, typer.Option("--speed", help="Measure tokens a second of GGUF files too, as llama-bench does.")
+    ] = False,
+    max_delta: Annotated[
+        str | None,
+        typer.Option(
+            metavar="X|X%", help="Exit 3 if a perplexity is above the reference's by more, or by more per cent."
+        ),
+    ] = None,
+    max_kl: Annotated[
+        float | None, typer.Option(metavar="NATS", min=0, help="Exit 3 if a mean KL divergence is over this.")
+    ] = None,
+    min_top1: Annotated[
+        str | None, typer.Option(metavar="X%", help="Exit 3 if fewer most likely tokens are the reference's.")
+    ] = None,
+    device: DeviceOption = "auto",
+    threads: ThreadsOption = None,
+    force: ForceOption = False,
+    offline: OfflineOption = False,
+    format_: FormatOption = Format.human,
+    debug: DebugOption = False,
+) -> None:
+    """Measure what quantization cost: perplexity, KL divergence, agreement, memory and speed, with error bars.
+
+    All models see the same tokens, window by window, by llama-perplexity's convention: GGUF files in llama.cpp, folders
+    of weights in quantkit's streamed forward, in the memory of one layer. DIR gets report.html, report.md, report.json
+    and plots. A killed run is taken up by the same command.
+
+    Example: quantkit measure ORG/NAME NAME-GGUF NAME-AWQ --text wiki.test.raw --chunks 40
+    """
+    del debug
+    out = Out(format_)
+    if not texts:
+        raise UsageError(
+            "measuring needs a text the models were not calibrated on; give one with --text FILE, or a dataset of the"
+            " hub as --text ORG/NAME:SPLIT"
+        )
+    limits = Limits(_delta(max_delta), max_kl, _share(min_top1))
+    layers = _layers(gpu_layers)
+    if not candidates and limits != Limits():
+        raise UsageError("--max-delta, --max-kl and --min-top1 judge candidates; name one beside the reference")
+    _warn_of_plots(out)
+    threads = threads or default_threads()
+    with _opened([reference, *(candidates or [])], out, threads=threads, device=device, offline=offline) as subjects:
+        read = [_text(source, out, offline=offline) for source in texts]
+        folder = Path(f"{subjects[0].name}-report") if output is None else output
+        request = Request(folder / "measure.partial", ctx, chunks, threads, limits, force)
+        with out.progress("measuring", 1) as ticker:
+            report = measure_models(subjects[0], subjects[1:], read, request, _hooks(ticker.show, out))
+        written = _write(report, folder, out)
+    shutil.rmtree(request.work, ignore_errors=True)
+    _show(report, written, out)
+    out.document({"command": "measure", "report": str(folder), **report})
+    if report["flags"]:
+        raise VerificationError("; ".join(report["flags"]))
+
+
+@contextmanager
+def _opened(sources: Sequence[str], out: Out, *, threads: int, device: str, offline: bool) -> Iterator[list[Subject]]:
+    """All models; names are unique, so that a report can tell them apart."""
+    subjects: list[Subject] = []
+    try:
+        for source in sources:
+            where = Path(source).expanduser()
+            if where.exists() or source.endswith(".gguf") or isinstance(parse_source(source), Path):
+                subjects += open_subjects(where, threads=threads, device=find_device(device))
+            else:
+                checkpoint = fetch(source, out, offline=offline, headers_only=False)
+                subjects.append(checkpoint_subject(checkpoint, threads=threads, device=find_device(device)))
+        yield subjects
+    finally:
+        for subject in subjects:
+            subject.close()
+
+
+def _text(source: str, out: Out, *, offline: bool) -> Text:
+    text = load_text(source, offline=offline)
+    for warning in text.warnings:
+        out.warn(warning)
+    return text
+
+
+def _hooks(show: Callable[[float, str], object], out: Out) -> Hooks:
+    return Hooks(
+        prepared=lambda name, done, of: show(0, f"{name}: layer {done} of {of}"),
+        measured=lambda done, of, text: show(done / of, f"chunk {done} of {of}: {text}"),
+        warn=out.warn,
+    )
+
+
+def _warn_of_plots(out: Out) -> None:
+    try:
+        check_extra()
+    except MissingExtraError as error:
+        out.warn(f"{error}; the report goes without report.html and plots")
+
+
+def _write(report: Mapping[str, Any], folder: Path, out: Out) -> list[Path]:
+    try:
+        return write_report(report, folder)
+    except MissingExtraError:
+        return [folder / "report.json", folder / "report.md"]
+
+
+def _show(report: Mapping[str, Any], written: Sequence[Path], out: Out) -> None:
+    found = read_report(report)
+    for table in (*(short(found, text) for text in found.texts), memory_table(found), speed_table(found)):
+        if table.rows:
+            headers = [(text, "right" if column else "left") for column, text in enumerate(table.headers)]
+            out.table(headers, table.rows, table.title)
+            out.say("")
+    for sentence in verdict(found):
+        out.say(sentence)
+    pages = [path for path in written if path.suffix in (".html", ".md", ".json")]
+    out.say("\n" + "\n".join(str(path) for path in reversed(pages)))
+
+
+def _delta(text: str | None) -> tuple[float, bool] | None:
+    """(0.5, False) of "0.5", (0.05, True) of "5%"."""
+    if text is None:
+        return None
+    number = _number(text.removesuffix("%"))
+    if number is None:
+        raise UsageError(f"--max-delta {text!r} is not a number; write a perplexity as 0.5, or a share as 5%")
+    return (number / 100, True) if text.endswith("%") else (number, False)
+
+
+def _share(text: str | None) -> float | None:
+    if text is None:
+        return None
+    number = _number(text.removesuffix("%"))
+    share = None if number is None else number / 100 if text.endswith("%") else number
+    if share is None or not 0 <= share <= 1:
+        raise UsageError(f"--min-top1 {text!r} is not a share; write 95% or 0.95")
+    return share
+
+
+def _number(text: str) -> float | None:
+    return float(text) if re.fullmatch(r"\d+(\.\d*)?|\.\d+", text.strip()) else None
+
+
+def _layers(text: str) -> list[int | None]:
+    """[0, 8, None] of "0,8,all"; none of "none"."""
+    if text.strip() in ("none", ""):
+        return []
+    found: list[int | None] = []
+    for word in text.split(","):
+        if word.strip() != _ALL and not word.strip().isdecimal():
+            raise UsageError(f"--gpu-layers {text!r} is not a list of numbers; write 0,8,16,all, or none")
+        found.append(None if word.strip() == _ALL else int(word))
+    return found
