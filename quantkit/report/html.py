@@ -184,11 +184,8 @@ def _begins(groups: Sequence[str], number: int) -> bool:
 
 def _classes(begins: bool, cell: str) -> str:
     """A column that begins a group has a line; long cells (paths, names) may break anywhere."""
-    found = [
-        name
-        for name, applies in (("begins", begins), ("long", len(cell) > _LONG), ("absent", cell == ABSENT))
-        if applies
-    ]
+    applies = {"begins": begins, "long": len(cell) > _LONG, "absent": cell == ABSENT}
+    found = [name for name, applied in applies.items() if applied]
     return f' class="{" ".join(found)}"' if found else ""
 
 

@@ -103,7 +103,7 @@ def _fill(figure: "Figure", cells: Cells, kinds: Sequence[str]) -> None:
     below.set_xscale("log")
     below.set_xlim(*limits)
     below.set_yticks([])
-    ticks = _ticks(*limits)
+    ticks = [limits[0], math.sqrt(limits[0] * limits[1]), limits[1]]
     below.xaxis.set_major_locator(FixedLocator(ticks))
     below.xaxis.set_minor_locator(FixedLocator([]))
     below.set_xticks(ticks, [_percent(tick) for tick in ticks])
@@ -113,15 +113,6 @@ def _fill(figure: "Figure", cells: Cells, kinds: Sequence[str]) -> None:
         for spine in axes.spines.values():
             spine.set_visible(False)
     above.tick_params(axis="y", labelcolor=INK)
-
-
-def _ticks(least: float, most: float) -> list[float]:
-    powers = range(math.floor(math.log10(least)), math.ceil(math.log10(most)) + 1)
-    for steps in ((1.0,), (1.0, 3.0), (1.0, 2.0, 5.0), (1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 6.0, 8.0)):
-        found = [step * 10.0**power for power in powers for step in steps if least <= step * 10.0**power <= most]
-        if len(found) >= 3:
-            return found
-    return found or [least, most]
 
 
 def _percent(error: float) -> str:

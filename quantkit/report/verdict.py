@@ -59,9 +59,8 @@ def _more(model: Model, text: Text) -> list[str]:
         said.append("The change of perplexity is within two standard errors, it may as well be none.")
     if on is not None and on.top1 is not None:
         said.append(f"The most likely token is the reference's {percent(on.top1)} of the time.")
-    found = [
-        f"{change(on.ratio)} on {on.text}" for on in model.quality if on.text != text.name and on.ratio is not None
-    ]
+    others = [on for on in model.quality if on.text != text.name and on.ratio is not None]
+    found = [f"{change(on.ratio)} on {on.text}" for on in others]
     if found:
         said.append(f"Perplexity changes by {_listed(found)}.")
     return said
