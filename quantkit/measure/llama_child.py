@@ -18,6 +18,8 @@ from typing import Any
 import numpy as np
 
 from quantkit.measure.llama_calls import Failed, context, decode, llama, load, tokenize
+from quantkit.measure.llama_devices import devices
+from quantkit.measure.llama_load import Bench, Loaded
 
 _ERROR, _CONTINUED = 4, 5
 _F32 = 0
@@ -115,13 +117,17 @@ def main() -> None:
     threading.Thread(target=_listen, args=(requests,), daemon=True).start()
     llama.llama_log_set(_log_callback, ctypes.c_void_p(0))
     llama.llama_backend_init()
-    model = Open()
+    model, bench = Open(), Bench()
     tasks = {
         "vocab_tokens": vocab_tokens,
         "text_tokens": text_tokens,
         "logits": logits,
         "open": model.open,
         "window": model.window,
+        "devices": devices,
+        "load": Loaded().load,
+        "bench_open": bench.open,
+        "bench_run": bench.run,
     }
     while True:
         request = json.loads(requests.get())

@@ -1,0 +1,58 @@
+"""What the GPU's driver says a process holds: NVIDIA's, through nvidia-ml-py, where both are there."""
+
+import importlib
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class DriverFigure:
+    """Bytes of one GPU that the driver charges to a process.
+
+    `method`: "process", the driver's own figure for the process; or "difference", how much more of the GPU is used than
+    was before, where the driver does not know the process (in a container it often sees other ids).
+    """
+
+    name: str
+    bytes: int
+    method: str
+
+
+class DriverMemory:
+    """The GPUs and what of them was in use when this was made; none without nvidia-ml-py or an NVIDIA driver."""
+
+    def __init__(self) -> None:
+        self._nvml = _nvml()
+        self._before = [self._nvml.nvmlDeviceGetMemoryInfo(gpu).used for gpu in self._gpus()] if self._nvml else []
+
+    def of(self, pid: int) -> tuple[DriverFigure, ...]:
+        """What the process holds now, for each GPU it holds something of."""
+        if self._nvml is None:
+            return ()
+        figures = []
+        for i, (gpu, before) in enumerate(zip(self._gpus(), self._before, strict=True)):
+            held = [
+                process.usedGpuMemory
+                for process in self._nvml.nvmlDeviceGetComputeRunningProcesses(gpu)
+                if process.pid == pid and process.usedGpuMemory
+            ]
+            more = self._nvml.nvmlDeviceGetMemoryInfo(gpu).used - before
+            if held:
+                figures.append(DriverFigure(f"GPU {i}", held[0], "process"))
+            elif more > 0:
+                figures.append(DriverFigure(f"GPU {i}", more, "difference"))
+        return tuple(figures)
+
+    def _gpus(self) -> list[Any]:
+        assert self._nvml is not None
+        return [self._nvml.nvmlDeviceGetHandleByIndex(i) for i in range(self._nvml.nvmlDeviceGetCount())]
+
+
+def _nvml() -> Any:
+    """pynvml, ready; None where the package or the driver is missing."""
+    try:
+        pynvml = importlib.import_module("pynvml")
+        pynvml.nvmlInit()
+    except Exception:  # NVMLError, which only the package itself can name
+        return None
+    return pynvml
