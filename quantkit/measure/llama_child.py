@@ -127,6 +127,7 @@ def main() -> None:
         "devices": devices,
         "load": Loaded().load,
         "bench_open": bench.open,
+        "bench_begin": bench.begin,
         "bench_run": bench.run,
     }
     while True:

@@ -51,35 +51,40 @@ class Bench:
     """llama-bench's two tests over a model that stays loaded. Source: tools/llama-bench/llama-bench.cpp."""
 
     def __init__(self) -> None:
-        self._stack = ExitStack()
+        self._stack, self._test = ExitStack(), ExitStack()
         self._model: Any = None
+        self._running: Any = None
         self._request: dict[str, Any] = {}
+        self._batches: list[list[int]] = []
 
-    def open(self, request: dict[str, Any]) -> list[dict[str, Any]]:
+    def open(self, request: dict[str, Any]) -> int:
+        """The number of devices there are to offload to."""
         add_rpc_servers(request["rpc"])
         self._request = request
         self._model = self._stack.enter_context(load(request["model"], n_gpu_layers=request["gpu_layers"]))
-        return offload_devices()
+        return len(offload_devices())
 
-    def run(self, request: dict[str, Any]) -> list[float]:
-        """Seconds of each of so many repetitions over so many tokens, each from an empty cache, after a warm-up.
+    def begin(self, request: dict[str, Any]) -> None:
+        """A context for a test over so many tokens, and its warm-up: the whole prompt, or one token of a generation.
 
         A prompt is evaluated in batches, a generation token by token: the tokens are any, for all take the same time.
         """
-        n_tokens, n_batch = request["tokens"], self._request["n_batch"] if request["prompt"] else 1
-        vocab = llama.llama_model_get_vocab(self._model)
-        seconds = []
-        with _context(self._model, {**self._request, "n_ctx": n_tokens}) as running:
-            for repetition in range(-1, request["repetitions"]):
-                # llama-bench warms up with the whole prompt, but with one token of a generation
-                tokens = _some_tokens(vocab, 1 if repetition < 0 and not request["prompt"] else n_tokens)
-                llama.llama_memory_clear(llama.llama_get_memory(running), False)
-                started = time.perf_counter()
-                for first in range(0, len(tokens), n_batch):
-                    _evaluate(running, tokens[first : first + n_batch])
-                if repetition >= 0:
-                    seconds.append(time.perf_counter() - started)
-        return seconds
+        self._test.close()
+        n_batch = self._request["n_batch"] if request["prompt"] else 1
+        made = _context(self._model, {**self._request, "n_ctx": request["tokens"]})
+        self._running = self._test.enter_context(made)
+        tokens = _some_tokens(llama.llama_model_get_vocab(self._model), request["tokens"])
+        self._batches = [tokens[first : first + n_batch] for first in range(0, len(tokens), n_batch)]
+        for batch in self._batches if request["prompt"] else self._batches[:1]:
+            _evaluate(self._running, batch)
+
+    def run(self, request: dict[str, Any]) -> float:
+        """Seconds of one run of the test begun, from an empty cache."""
+        llama.llama_memory_clear(llama.llama_get_memory(self._running), False)
+        started = time.perf_counter()
+        for batch in self._batches:
+            _evaluate(self._running, batch)
+        return time.perf_counter() - started
 
 
 def _context(model: Any, request: dict[str, Any]) -> Any:

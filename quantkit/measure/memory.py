@@ -50,9 +50,9 @@ class Buffer:
 class DeviceMemory:
     """What one device holds, in bytes; "CPU" is the host, pinned buffers for a GPU included.
 
-    `weights` of the CPU are the part of the file that is mapped, from its first tensor on the CPU to the last. `kv` is
-    the KV cache (and a recurrent state), `compute` the scratch of the graph, `other` the output buffer and the copies
-    of weights that are repacked for the CPU's instructions.
+    `weights` of the CPU are the part of the file that is mapped: from the first tensor it uses as it is in the file to
+    the last, whatever lies between. `kv` is the KV cache (and a recurrent state), `compute` the scratch of the graph,
+    `other` the output buffer and the copies of weights that are repacked for the CPU's instructions.
     """
 
     name: str
