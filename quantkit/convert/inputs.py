@@ -25,7 +25,7 @@ from quantkit.gguf.metadata import QUANTIZATION_KEYS, SPLIT_KEYS, general_keys, 
 from quantkit.gguf.mix import MixModel, sort_key
 from quantkit.gguf.reader import GgufHeader, read_header, shard_paths
 from quantkit.gguf.types import TENSOR_TYPES
-from quantkit.gguf.vocab import load_vocabulary
+from quantkit.gguf.vocab import Vocabulary, load_vocabulary
 
 _TYPES: dict[Any, GGMLQuantizationType] = {
     np.dtype(np.float32): GGMLQuantizationType.F32,
@@ -91,8 +91,11 @@ def model_from_checkpoint(
     pre: str | None = None,
     chat_template: str | None = None,
     name: str | None = None,
+    vocabulary: Vocabulary | None = None,
 ) -> Model:
     """A checkpoint as the GGUF that llama.cpp's converter would make of it, in the source's own precision.
+
+    `vocabulary`: stands in for that of the tokenizer files, which are then not read.
 
     Raises:
         CheckpointError, TokenizerError, UnsupportedError: the checkpoint or its tokenizer cannot be converted.
@@ -102,9 +105,10 @@ def model_from_checkpoint(
     sizes = family.sizes(config)
     mapped = map_tensors(family, sizes, checkpoint.tensors)
     # a config may leave the size of the vocabulary to its class, which the completed one has
-    vocabulary = load_vocabulary(
-        checkpoint.folder, {**config, "vocab_size": sizes.vocab}, pre=pre, chat_template=chat_template
-    )
+    if vocabulary is None:
+        vocabulary = load_vocabulary(
+            checkpoint.folder, {**config, "vocab_size": sizes.vocab}, pre=pre, chat_template=chat_template
+        )
     if len(vocabulary.tokens) != sizes.vocab:
         raise TokenizerError(
             f"the tokenizer has {len(vocabulary.tokens)} tokens but the embedding {sizes.vocab} rows (config.json,"

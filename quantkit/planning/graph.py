@@ -4,9 +4,11 @@ Follows llm_graph_context and the graphs of src/models in llama.cpp; which of th
 its tensors, and by quantkit.planning.traits where they do not tell.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
-from quantkit.planning.context import Context
+from quantkit.gguf.types import block_size
+from quantkit.planning.context import KV_TYPES, Context
 from quantkit.planning.shape import Layer, ModelShape
 from quantkit.planning.tensors import (
     F16,
@@ -51,7 +53,7 @@ class _Cache:
 
 
 def prompt_graph(shape: ModelShape, context: Context) -> Graph:
-    """The graph of a whole physical batch; nodes carry their layer (None before the first, n_layer after the last)."""
+    """The graph of a whole physical batch."""
     return _Builder(shape, context).graph
 
 
@@ -61,25 +63,21 @@ class _Builder:
         self.graph = Graph()
         self.n = context.tokens
         self.layer: int | None = None
-        self.names: set[str] = set()
         arch = shape.arch
         x = self._embedding()
         if arch in SCALED_EMBEDDING or shape.number("embedding_scale"):
             x = same(x)
         self.positions = leaf("positions", self.n, size=I32)
-        self.caches = {
-            slides: self._cache(slides) for slides in (False, True) if not slides or shape.window
-        }
+        self.caches = {slides: self._cache(slides) for slides in (False, True) if not slides or shape.window}
         if "position_embd.weight" in shape.tensors:
             x = same(x, self._rows("position_embd.weight", self.positions))
         if "token_embd_norm.weight" in shape.tensors:
             x = self._norm(x, "token_embd_norm", shape.tensors)
         self.outputs = leaf("outputs", self.n, size=I32)
         for number, layer in enumerate(shape.layers):
-            before = len(self.graph.nodes)
+            self.layer = number
             x = self._decoder_layer(x, layer, number)
-            self._number(before, number)
-        before = len(self.graph.nodes)
+        self.layer = None
         if arch in OUTPUT_LAST:
             x = fresh((shape.n_embd, self.n), x, self.outputs)
         x = self._norm(x, "output_norm", shape.tensors)
@@ -91,11 +89,10 @@ class _Builder:
             x = same(same(same(x)))
         x.kept = True
         self.graph.expand(x)
-        self._number(before, shape.n_layer)
 
-    def _number(self, before: int, layer: int) -> None:
-        for node in self.graph.nodes[before:]:
-            node.layer = layer
+    def _named(self, name: str) -> str:
+        """The name in the file of a weight of the layer being drawn, or of one outside the layers."""
+        return name if self.layer is None else f"blk.{self.layer}.{name}"
 
     def _rows(self, weight: str, ids: Tensor) -> Tensor:
         out = fresh((self.shape.n_embd, self.n), ids)
@@ -115,7 +112,7 @@ class _Builder:
         cells = context.window_cells(shape.window) if slides else context.cells
         widest = max(layer.n_head_kv * layer.head_v for layer in shape.layers)
         v_rows = self.n if context.flash_on else self.n * widest
-        turns = [None, None]
+        turns: list[Tensor | None] = [None, None]
         if context.kv_type != "f16":
             for i, sizes in enumerate(({x.head_k for x in shape.layers}, {x.head_v for x in shape.layers})):
                 head = next(iter(sizes)) if len(sizes) == 1 else 0
@@ -130,16 +127,16 @@ class _Builder:
             *turns,
         )
 
-    def _norm(self, x: Tensor, name: str, tensors: object) -> Tensor:
+    def _norm(self, x: Tensor, name: str, tensors: Mapping[str, tuple[int, ...]]) -> Tensor:
         x = same(x, inplace=self.shape.arch not in LAYER_NORM)
         for part in ("weight", "bias"):
-            if f"{name}.{part}" in tensors:  # type: ignore[operator]
-                x = same(x, weight=f"{name}.{part}")
+            if f"{name}.{part}" in tensors:
+                x = same(x, weight=self._named(f"{name}.{part}"))
         return x
 
     def _linear(self, layer: Layer, name: str, x: Tensor) -> Tensor:
-        x = matmul(name + ".weight", layer.rows(name), x)
-        return same(x, weight=name + ".bias") if layer.has(name + ".bias") else x
+        x = matmul(self._named(name + ".weight"), layer.rows(name), x)
+        return same(x, weight=self._named(name + ".bias")) if layer.has(name + ".bias") else x
 
     def _decoder_layer(self, x: Tensor, layer: Layer, number: int) -> Tensor:
         shape, arch = self.shape, self.shape.arch
@@ -147,10 +144,8 @@ class _Builder:
         attended = before
         if layer.has("attn_norm_2.weight"):
             attended = self._norm(x, "attn_norm_2", layer.tensors)
-        if layer.has("attn_kv_a_mqa.weight"):
-            out = self._mla(attended, layer)
-        else:
-            out = self._attention(attended, layer)
+        draw = self._mla if layer.has("attn_kv_a_mqa.weight") else self._attention
+        out = draw(attended, layer)
         last = number == shape.n_layer - 1 and arch not in OUTPUT_LAST
         if last:
             out = fresh((out.shape[0], self.n), out, self.outputs)
@@ -189,7 +184,7 @@ class _Builder:
             v = view(v, (layer.head_v, layer.n_head_kv, self.n))
         if layer.has("attn_q_norm.weight") and layer.rows("attn_q_norm") == layer.head_k:
             q, k = self._norm(q, "attn_q_norm", layer.tensors), self._norm(k, "attn_k_norm", layer.tensors)
-        if self.shape.arch not in NO_ROPE:
+        if self.shape.arch not in NO_ROPE and not (self.shape.arch == "baichuan" and self.shape.n_layer != 32):
             q, k = self._rope(q), self._rope(k)
         if self.shape.arch in SCALED_QUERY:
             q = same(q)
@@ -205,30 +200,32 @@ class _Builder:
         """Store keys and values, attend to all cells, (head_v * n_head, n); `v_rows` are those of MLA's attn_v_b."""
         cache = self.caches[layer.slides]
         if cache.k_turn is not None:
-            q, k = (view(fresh(x.shape, cache.k_turn, x), x.shape) for x in (q, k))
+            q, k = _turned(q, cache.k_turn), _turned(k, cache.k_turn)
         if cache.v_turn is not None:
-            v = view(fresh(v.shape, cache.v_turn, v), v.shape)
+            v = _turned(v, cache.v_turn)
         flash, cells = self.context.flash_on, cache.cells
         for each in (q, k, v) if self.shape.window else (q, v, k):
             self.graph.expand(each)
-        k_cache = held("k cache", layer.head_k * layer.n_head_kv, cells)
+        size = block_size(KV_TYPES[self.context.kv_type])
+        element = size[1] / size[0]
+        k_cache = held("k cache", layer.head_k * layer.n_head_kv, cells, size=element, layer=self.layer)
         self.graph.expand(stored(k_cache, view(k, (layer.head_k * layer.n_head_kv, self.n)), cache.k_index))
         keys = view(k_cache, (layer.head_k, layer.n_head_kv, cells))
         head_v, n_head = v.shape[0], layer.n_head
         if layer.head_v:
-            v_cache = held("v cache", layer.head_v * layer.n_head_kv, cells)
+            v_cache = held("v cache", layer.head_v * layer.n_head_kv, cells, size=element, layer=self.layer)
             merged = view(v, (head_v * layer.n_head_kv, self.n))
             if not flash and v.stride != contiguous(v.shape, F32):
                 merged = fresh((head_v * layer.n_head_kv, self.n), v)
             self.graph.expand(stored(v_cache, merged, cache.v_index))
             values = view(v_cache, (layer.head_v, layer.n_head_kv, cells))
         else:
-            values = view(keys, (head_v, layer.n_head_kv, cells), (layer.head_k * F16, layer.head_k * F16))
+            values = view(keys, (head_v, layer.n_head_kv, cells), (layer.head_k * element, layer.head_k * element))
         q = permuted(view(q, (*q.shape[:3], 1), q.stride[1:]))
         if flash:
             out = fresh((head_v, n_head, self.n), q, permuted(keys), permuted(values), cache.mask)
             if v_rows:
-                out = fresh((v_rows, n_head, self.n), permuted(Tensor((v_rows, self.n, n_head, 1), F32, (out,))))
+                out = fresh((v_rows, n_head, self.n), permuted(self._decompressed(out, v_rows, n_head)))
             out = view(out, (out.shape[0] * n_head, self.n))
         else:
             scores = fresh((cells, self.n, n_head), permuted(keys), q)
@@ -239,11 +236,16 @@ class _Builder:
                 values = fresh((cells, head_v, layer.n_head_kv), values, size=F16)
             out = fresh((head_v, self.n, n_head), permuted(values), scores)
             if v_rows:
-                out = Tensor((v_rows, self.n, n_head, 1), F32, (out,))
+                out = self._decompressed(out, v_rows, n_head)
             out = fresh((out.shape[0] * n_head, self.n), permuted(out))
         self.graph.expand(out)
         if cache.v_turn is not None:
-            out = view(fresh(out.shape, cache.v_turn, out), out.shape)
+            out = _turned(out, cache.v_turn)
+        return out
+
+    def _decompressed(self, x: Tensor, rows: int, n_head: int) -> Tensor:
+        out = Tensor((rows, self.n, n_head, 1), F32, (x,))
+        out.weight = self._named("attn_v_b.weight")
         return out
 
     def _mla(self, x: Tensor, layer: Layer) -> Tensor:
@@ -264,7 +266,7 @@ class _Builder:
         if shape.is_mla:
             q_rope = self._rope(view(q, (rope, n_head, n), (head * F32, head * n_head * F32)))
             q_rest = view(q, (head - rope, n_head, n), (head * F32, head * n_head * F32))
-            absorbed = matmul("attn_k_b.weight", rank, permuted(q_rest))
+            absorbed = matmul(self._named("attn_k_b.weight"), rank, permuted(q_rest))
             q = fresh((rank + rope, n_head, n), permuted(absorbed), q_rope)
             v = view(squeezed, (rank, 1, n))
             k = fresh((rank + rope, 1, n), v, k_rope)
@@ -287,7 +289,7 @@ class _Builder:
         if layer.has("ffn_down_shexp.weight"):
             shared = self._dense_ffn(x, layer, "_shexp")
             if layer.has("ffn_gate_inp_shexp.weight"):
-                gate = matmul("ffn_gate_inp_shexp.weight", 1, x)
+                gate = matmul(self._named("ffn_gate_inp_shexp.weight"), 1, x)
                 shared = same(shared, same(same(gate), gate))
             out = same(out, shared)
         return out
@@ -309,7 +311,11 @@ class _Builder:
         count = layer.tensors["ffn_down_exps.weight"][0]
         logits = self._linear(layer, "ffn_gate_inp", x)
         probabilities = logits if arch in SOFTMAX_AFTER else same(logits)
-        chosen = same(probabilities, weight="exp_probs_b") if layer.has("exp_probs_b.bias") else probabilities
+        chosen = (
+            same(probabilities, weight=self._named("exp_probs_b.bias"))
+            if layer.has("exp_probs_b.bias")
+            else probabilities
+        )
         order = fresh((count, n), chosen, size=I32)
         ids = view(order, (used, n), (count * I32,))
         weights = fresh((1, used, n), view(probabilities, (1, count, n)), ids)
@@ -324,7 +330,7 @@ class _Builder:
         inner = layer.tensors["ffn_down_exps.weight"][-1]
         x = view(x, (x.shape[0], 1, n))
         if layer.has("ffn_gate_up_exps.weight"):
-            both = matmul_id("ffn_gate_up_exps.weight", 2 * inner, x, ids)
+            both = matmul_id(self._named("ffn_gate_up_exps.weight"), 2 * inner, x, ids)
             stride = (2 * inner * F32, 2 * inner * used * F32)
             hidden = fresh((inner, used, n), *(view(both, (inner, used, n), stride) for _ in range(2)))
         else:
@@ -345,8 +351,8 @@ class _Builder:
         return total
 
     def _expert_linear(self, name: str, layer: Layer, rows: int, x: Tensor, ids: Tensor) -> Tensor:
-        out = matmul_id(name + ".weight", rows, x, ids)
-        return same(out, ids, weight=name + ".bias") if layer.has(name + ".bias") else out
+        out = matmul_id(self._named(name + ".weight"), rows, x, ids)
+        return same(out, ids, weight=self._named(name + ".bias")) if layer.has(name + ".bias") else out
 
 
 def _largest_turn(head: int) -> int:
@@ -355,3 +361,10 @@ def _largest_turn(head: int) -> int:
         size *= 2
     return size
 
+
+def _turned(x: Tensor, turn: Tensor) -> Tensor:
+    """Rotated before it goes into a quantized cache (llama_mul_mat_hadamard)."""
+    size = turn.shape[0]
+    rows = x.shape[0] * x.shape[1] * x.shape[2] // size
+    flat = view(x, (size, rows)) if x.stride == contiguous(x.shape, F32) else fresh((size, rows), x)
+    return view(fresh((size, rows), turn, flat), x.shape)

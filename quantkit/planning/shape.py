@@ -32,7 +32,7 @@ class Layer:
     tensors: Mapping[str, tuple[int, ...]]
 
     def rows(self, name: str) -> int:
-        """Output rows of a weight of this layer, 0 if it has none of that name; of one expert where they are stacked."""
+        """Output rows of a weight of this layer, 0 if it has none; of one expert where they are stacked."""
         shape = self.tensors.get(name + ".weight")
         return 0 if shape is None else (shape[-2] if len(shape) > 1 else shape[-1])
 
@@ -85,7 +85,7 @@ def model_shape(keys: Mapping[str, Any], tensors: Iterable[tuple[str, tuple[int,
     arch = keys.get("general.architecture")
     if not isinstance(arch, str):
         raise CheckpointError(f"{where} has no general.architecture; it is not a model")
-    if arch in UNPLANNED or any(key.startswith(f"{arch}.ssm.") or key.startswith(f"{arch}.wkv.") for key in keys):
+    if arch in UNPLANNED or any(key.startswith((f"{arch}.ssm.", f"{arch}.wkv.")) for key in keys):
         raise UnsupportedError(f"{where} is of architecture {arch}, whose memory quantkit cannot plan yet")
     own = {key.removeprefix(f"{arch}."): value for key, value in keys.items() if key.startswith(f"{arch}.")}
     n_layer = _count(own, "block_count", where)
@@ -133,9 +133,7 @@ def _count(keys: Mapping[str, Any], name: str, where: str) -> int:
     return int(value)
 
 
-def _each(
-    keys: Mapping[str, Any], name: str, n_layer: int, default: list[int] | None, where: str
-) -> list[int]:
+def _each(keys: Mapping[str, Any], name: str, n_layer: int, default: list[int] | None, where: str) -> list[int]:
     """A count for every layer, of a key that holds one for all or one for each."""
     value = keys.get(name)
     if value is None and default is not None:

@@ -10,14 +10,15 @@ from math import prod
 F32, F16, I32, I64 = 4, 2, 4, 8
 
 Shape = tuple[int, int, int, int]
+Stride = tuple[float, float, float, float]
 
 
 class Tensor:
     """A node or a leaf. `kind` is "op", "input" (allocated before the graph runs) or "held" (weights, KV cache).
 
-    `size` is bytes of an element; `stride` bytes from one element to the next in each dimension. `root` is the tensor
-    whose memory a view is a part of. `weight` is the name of the weight that an operation multiplies with, and says
-    where it runs. `kept`: nothing may overwrite it, the caller reads it.
+    `size` is bytes of an element; `stride` bytes to the next one in each dimension. `root` is the tensor whose memory a
+    view is a part of. `weight` is the name in the file of the weight that an operation takes, which decides
+    where it runs; `layer` the layer of a cache. `kept`: nothing may overwrite it, the caller reads it.
     """
 
     __slots__ = ("inplace", "kept", "kind", "layer", "name", "root", "shape", "size", "src", "stride", "weight")
@@ -25,18 +26,18 @@ class Tensor:
     def __init__(
         self,
         shape: Shape,
-        size: int,
+        size: float,
         src: "tuple[Tensor, ...]" = (),
         *,
         kind: str = "op",
         inplace: bool = False,
         root: "Tensor | None" = None,
-        stride: Shape | None = None,
+        stride: Stride | None = None,
         name: str = "",
     ) -> None:
         self.shape, self.size, self.src = shape, size, src
         self.kind, self.inplace, self.name = kind, inplace, name
-        self.root = root if root is None or root.root is None else root.root
+        self.root: Tensor | None = (root.root or root) if root is not None else None
         self.stride = stride if stride is not None else contiguous(shape, size)
         self.weight: str | None = None
         self.layer: int | None = None
@@ -44,7 +45,7 @@ class Tensor:
 
     @property
     def nbytes(self) -> int:
-        return prod(self.shape) * self.size
+        return int(prod(self.shape) * self.size)
 
     def same_layout(self, other: "Tensor") -> bool:
         return self.shape == other.shape and self.size == other.size and self.stride == other.stride
@@ -77,7 +78,7 @@ class Graph:
         return tensor
 
 
-def contiguous(shape: Shape, size: int) -> Shape:
+def contiguous(shape: Shape, size: float) -> Stride:
     """Strides of a tensor without gaps."""
     a, b, c, _ = shape
     return (size, size * a, size * a * b, size * a * b * c)
@@ -94,9 +95,11 @@ def leaf(name: str, *sizes: int, size: int = F32) -> Tensor:
     return Tensor(dims(*sizes), size, kind="input", name=name)
 
 
-def held(name: str, *sizes: int, size: int = F16) -> Tensor:
-    """A weight or a cache: memory of its own, none of the graph's."""
-    return Tensor(dims(*sizes), size, kind="held", name=name)
+def held(name: str, *sizes: int, size: float = F16, layer: int | None = None) -> Tensor:
+    """A cache: memory of its own, none of the graph's. `size`: bytes of an element, a fraction in a quantized one."""
+    tensor = Tensor(dims(*sizes), size, kind="held", name=name)
+    tensor.layer = layer
+    return tensor
 
 
 def matmul(weight: str, rows: int, x: Tensor) -> Tensor:
@@ -125,12 +128,12 @@ def same(a: Tensor, *others: Tensor, weight: str | None = None, inplace: bool = 
     return out
 
 
-def fresh(sizes: Sequence[int], *src: Tensor, size: int = F32) -> Tensor:
+def fresh(sizes: Sequence[int], *src: Tensor, size: float = F32) -> Tensor:
     """An operation whose result has a place of its own."""
     return Tensor(dims(*sizes), size, src)
 
 
-def view(a: Tensor, sizes: Sequence[int], stride: Sequence[int] | None = None) -> Tensor:
+def view(a: Tensor, sizes: Sequence[int], stride: Sequence[float] | None = None) -> Tensor:
     """A part of a tensor, or the tensor in another shape (then without `stride`)."""
     shape = dims(*sizes)
     if stride is None:

@@ -1,0 +1,200 @@
+"""llama.cpp's memory for one model file and one context: weights, KV cache, compute, output and overhead per device.
+
+Placement is llama.cpp's (src/llama-model.cpp, load_tensors): of the layers and the output, counted as n_layer + 1, the
+GPU takes the last `gpu_layers`; the token embedding stays on the CPU. The compute buffers come from the graph itself
+(graph, schedule, allocator) and equal what llama.cpp logs; `OVERHEAD` is what a process takes besides.
+"""
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from math import prod
+
+from gguf import GGMLQuantizationType
+
+from quantkit.gguf.layout import tensor_bytes
+from quantkit.gguf.types import row_bytes
+from quantkit.planning.allocator import graph_memory
+from quantkit.planning.context import KV_TYPES, Context
+from quantkit.planning.graph import prompt_graph
+from quantkit.planning.repack import repacked
+from quantkit.planning.schedule import place
+from quantkit.planning.shape import ModelShape
+
+GPU_OVERHEAD = 512 << 20
+"""Assumed for the CUDA context, its libraries and pools: they are the driver's, no header tells of them."""
+CPU_OVERHEAD = 48 << 20
+"""Measured: libllama, its tables and threads. The vocabulary comes on top."""
+BYTES_OF_TOKEN = 220
+"""Measured: llama.cpp's tables for one entry of the vocabulary."""
+
+_EXPERT = re.compile(r"blk\.(\d+)\.ffn_(?:gate|up|down|gate_up)_exps\.weight")
+_LAYER = re.compile(r"blk\.(\d+)\.")
+_CUDA_ROW = 512
+
+
+@dataclass(frozen=True)
+class PlannedTensor:
+    """A tensor of the file: name, numpy shape, type."""
+
+    name: str
+    shape: tuple[int, ...]
+    type: GGMLQuantizationType
+
+    @property
+    def nbytes(self) -> int:
+        return tensor_bytes(self.type, self.shape)
+
+    @property
+    def n_elements(self) -> int:
+        return prod(self.shape)
+
+
+@dataclass(frozen=True)
+class DeviceMemory:
+    """Bytes on one device. `repacked` is the part of `weights` that llama.cpp rearranges for the CPU.
+
+    `output` holds the logits of the tokens asked for; `overhead` is assumed or measured, not llama.cpp's own figure.
+    """
+
+    name: str
+    weights: int = 0
+    repacked: int = 0
+    kv: int = 0
+    compute: int = 0
+    output: int = 0
+    overhead: int = 0
+
+    @property
+    def buffers(self) -> int:
+        """What llama.cpp itself reports."""
+        return self.weights + self.kv + self.compute + self.output
+
+    @property
+    def total(self) -> int:
+        return self.buffers + self.overhead
+
+
+@dataclass(frozen=True)
+class Memory:
+    """The memory of one run. `gpu` is None where none is used."""
+
+    cpu: DeviceMemory
+    gpu: DeviceMemory | None = None
+    context: Context = field(default_factory=Context)
+
+    @property
+    def devices(self) -> tuple[DeviceMemory, ...]:
+        return (self.cpu,) if self.gpu is None else (self.cpu, self.gpu)
+
+    @property
+    def total(self) -> int:
+        return sum(device.total for device in self.devices)
+
+
+def plan_memory(
+    shape: ModelShape,
+    tensors: Sequence[PlannedTensor],
+    context: Context,
+    *,
+    has_gpu: bool = False,
+    cpu_features: frozenset[str] = frozenset(),
+) -> Memory:
+    """The memory of a run. `has_gpu`: llama.cpp will see one, which takes part even with no layer on it.
+
+    `cpu_features` (flags of /proc/cpuinfo) say which weights llama.cpp rearranges on load; without any, none.
+    """
+    where = weight_devices(shape, tensors, context if has_gpu else Context(gpu_layers=0))
+    weights = {"CPU": 0, "GPU": 0}
+    rearranged = 0
+    for tensor in tensors:
+        for device in where[tensor.name]:
+            weights[device] += tensor.nbytes if device == "CPU" else _on_gpu(tensor)
+            if device == "CPU" and repacked(tensor.name, tensor.type, tensor.shape, cpu_features):
+                rearranged += tensor.nbytes
+    kv = kv_bytes(shape, context if has_gpu else Context(**{**vars(context), "gpu_layers": 0}))
+    compute = compute_bytes(shape, tensors, context, has_gpu=has_gpu)
+    cpu = DeviceMemory(
+        "CPU",
+        weights=weights["CPU"],
+        repacked=rearranged,
+        kv=kv["CPU"],
+        compute=compute.get("CPU", 0),
+        output=4 * shape.n_vocab,
+        overhead=CPU_OVERHEAD + BYTES_OF_TOKEN * shape.n_vocab,
+    )
+    if not has_gpu:
+        return Memory(cpu, None, context)
+    gpu = DeviceMemory(
+        "GPU", weights=weights["GPU"], kv=kv["GPU"], compute=compute.get("GPU", 0), overhead=GPU_OVERHEAD
+    )
+    return Memory(cpu, gpu, context)
+
+
+def first_gpu_layer(shape: ModelShape, context: Context) -> int:
+    """The first layer on the GPU; n_layer stands for the output, n_layer + 1 for none."""
+    return max(shape.n_layer + 1 - context.gpu_layers, 0)
+
+
+def weight_devices(
+    shape: ModelShape, tensors: Iterable[PlannedTensor], context: Context
+) -> Mapping[str, tuple[str, ...]]:
+    """Where each tensor lies, by name; a tied embedding is on the CPU and, as the output, on the GPU too."""
+    start = first_gpu_layer(shape, context)
+    tied = "output.weight" not in shape.tensors
+    found: dict[str, tuple[str, ...]] = {}
+    for tensor in tensors:
+        layer = _LAYER.match(tensor.name)
+        expert = _EXPERT.fullmatch(tensor.name)
+        if expert and int(expert[1]) < context.cpu_moe:
+            found[tensor.name] = ("CPU",)
+        elif layer:
+            found[tensor.name] = ("GPU" if int(layer[1]) >= start else "CPU",)
+        elif tensor.name.startswith("output"):
+            found[tensor.name] = ("GPU" if shape.n_layer >= start else "CPU",)
+        elif tensor.name == "token_embd.weight" and tied and shape.n_layer >= start:
+            found[tensor.name] = ("CPU", "GPU")
+        else:
+            found[tensor.name] = ("CPU",)
+    return found
+
+
+def kv_bytes(shape: ModelShape, context: Context) -> dict[str, int]:
+    """Bytes of the key-value cache on each device, layer by layer (llama_kv_cache's constructor)."""
+    start = first_gpu_layer(shape, context)
+    kind = KV_TYPES[context.kv_type]
+    widest = max(layer.n_head_kv * layer.head_v for layer in shape.layers)
+    found = {"CPU": 0, "GPU": 0}
+    for number, layer in enumerate(shape.layers):
+        cells = context.window_cells(shape.window) if layer.slides else context.cells
+        # without flash attention values lie transposed, and every layer takes the widest one's room
+        values = layer.n_head_kv * layer.head_v if context.flash_on else widest
+        row = row_bytes(kind, layer.n_head_kv * layer.head_k) + (row_bytes(kind, values) if values else 0)
+        found["GPU" if number >= start else "CPU"] += row * cells
+    return found
+
+
+def compute_bytes(
+    shape: ModelShape, tensors: Sequence[PlannedTensor], context: Context, *, has_gpu: bool
+) -> dict[str, int]:
+    """Bytes of compute buffer on each device, for the largest batch."""
+    graph = prompt_graph(shape, context)
+    if not has_gpu:
+        return graph_memory(graph)
+    where = weight_devices(shape, tensors, context)
+    sizes = {tensor.name: tensor.nbytes for tensor in tensors}
+    if "output.weight" not in sizes:
+        sizes["output.weight"] = sizes["token_embd.weight"]
+    devices = {name: ("GPU" if "GPU" in places else "CPU") for name, places in where.items()}
+    start = first_gpu_layer(shape, context)
+    devices["token_embd.weight"] = "CPU"
+    devices["output.weight"] = "GPU" if shape.n_layer >= start else "CPU"
+    placed, device = place(graph, devices, sizes, start)
+    return graph_memory(placed, device)
+
+
+def _on_gpu(tensor: PlannedTensor) -> int:
+    """CUDA pads the last row of a quantized matrix to 512 elements (ggml_backend_cuda_buffer_type_get_alloc_size)."""
+    short = -tensor.shape[-1] % _CUDA_ROW
+    quantized = tensor.type not in (GGMLQuantizationType.F32, GGMLQuantizationType.F16, GGMLQuantizationType.BF16)
+    return tensor.nbytes + (row_bytes(tensor.type, short) if short and quantized else 0)

@@ -1,0 +1,101 @@
+"""Which device computes what when a model is split over CPU and GPU, and what has to be copied for it.
+
+Follows ggml_backend_sched_split_graph (ggml/src/ggml-backend.cpp) for one GPU. A prompt's matrix products run on the
+GPU even with weights that lie on the CPU: those are copied over, one at a time, into the GPU's compute buffer.
+"""
+
+from collections.abc import Mapping
+
+from quantkit.planning.tensors import Graph, Tensor
+
+_OFFLOADED_FROM = 32
+"""Rows of a batch from which CUDA takes over an operation whose weight lies on the CPU."""
+
+
+def place(
+    graph: Graph, weights: Mapping[str, str], sizes: Mapping[str, int], first_gpu_layer: int
+) -> tuple[Graph, dict[int, str]]:
+    """The graph with its copies between devices, and the device of each tensor by id.
+
+    `weights`: device of each weight by name, `sizes` their bytes. Changes `graph`'s nodes.
+    """
+    device = _assign(graph, weights, first_gpu_layer)
+    out = Graph()
+    out.leaves = graph.leaves
+    copies: dict[tuple[int, str], Tensor] = {}
+    weight_copies = 0
+    here = ""
+    pending: list[Tensor] = []
+    split_at = 0
+    for node in graph.nodes:
+        if _is_view(node):
+            out.nodes.append(node)
+            continue
+        on = device[id(node)]
+        weight = node.weight
+        foreign = weight is not None and on == "GPU" and weights.get(weight, "GPU") == "CPU"
+        if on != here or (foreign and weight_copies):
+            here, split_at, weight_copies = on, len(out.nodes), 0
+        for i, parent in enumerate(node.src):
+            if device.get(id(parent.root or parent), "CPU") == on:
+                continue
+            key = (id(parent), on)
+            if key not in copies:
+                copy = Tensor(parent.shape, parent.size, name=f"copy of {parent.name}")
+                copies[key] = copy
+                device[id(copy)] = on
+                # kept until the copy is made, and the copy has its place from the start of the split
+                pending = [_depends(parent), copy]
+                out.nodes[split_at:split_at] = pending
+                split_at += len(pending)
+            node.src = (*node.src[:i], copies[key], *node.src[i + 1 :])
+        if foreign and weight is not None:
+            copy = Tensor((sizes[weight], 1, 1, 1), 1, name=f"copy of {weight}")
+            device[id(copy)] = on
+            out.nodes.insert(split_at, copy)
+            split_at += 1
+            weight_copies += 1
+            node.src = (*node.src, copy)
+        out.nodes.append(node)
+    return out, device
+
+
+def _assign(graph: Graph, weights: Mapping[str, str], first_gpu_layer: int) -> dict[int, str]:
+    known: dict[int, str] = {id(leaf): "CPU" for leaf in graph.leaves if leaf.kind == "input"}
+    for leaf in graph.leaves:
+        if leaf.kind == "held":
+            known[id(leaf)] = "GPU" if (leaf.layer or 0) >= first_gpu_layer else "CPU"
+    chosen: dict[int, str | None] = {}
+    for node in graph.nodes:
+        weight = node.weight
+        place: str | None = None
+        if node.root is not None and node.root.kind == "held" and not _is_view(node):
+            place = known[id(node.root)]
+        elif weight is not None:
+            place = weights.get(weight, "CPU")
+            rows = node.shape[1] * node.shape[2] * node.shape[3]
+            if place == "CPU" and weight != "token_embd.weight" and rows >= _OFFLOADED_FROM:
+                place = "GPU"
+        chosen[id(node)] = place
+    order = [node for node in graph.nodes if not _is_view(node)]
+    for nodes, only_gpu in ((order, True), (order[::-1], True), (order, False), (order[::-1], False)):
+        current: str | None = None
+        for node in nodes:
+            place = chosen[id(node)]
+            if place is None:
+                chosen[id(node)] = current
+            else:
+                current = None if only_gpu and place == "CPU" else place
+    for node in graph.nodes:
+        if not _is_view(node):
+            known[id(node)] = chosen[id(node)] or "CPU"
+    return known
+
+
+def _is_view(node: Tensor) -> bool:
+    """A view that computes nothing; a store into a cache is a view too, but works."""
+    return node.root is not None and len(node.src) == 1
+
+
+def _depends(parent: Tensor) -> Tensor:
+    return Tensor(parent.shape, parent.size, (parent,), root=parent)

@@ -1,0 +1,155 @@
+"""Every form a model can be given, with its size: GGUF types, and the folders of AWQ and GPTQ."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from quantkit.convert.inputs import Model
+from quantkit.convert.plan import Request, plan_gguf
+from quantkit.errors import QuantkitError, UsageError
+from quantkit.gguf.layout import lay_out
+from quantkit.gguf.metadata import quantization_keys
+from quantkit.gguf.mix import MixOptions, MixTensor, choose_types
+from quantkit.gguf.types import FILE_TYPES, FileType, file_type
+from quantkit.planning.memory import PlannedTensor
+from quantkit.planning.sources import Source, tensors_as_they_are
+
+FOLDERS = ("awq", "gptq")
+USUAL = ("bf16", "q8_0", "q6_k", "q5_k_m", "q4_k_m", "q4_0", "q3_k_m", "q2_k", *FOLDERS)
+"""What is shown when no type is asked for."""
+_FLOATS = ("f32", "f16", "bf16")
+_KEPT = Path("unused")
+
+
+@dataclass(frozen=True)
+class Offer:
+    """One form of the model. `label`: as typed after -t; `size`: bytes on disk; `tensors`: empty for a folder.
+
+    `file`: its name, a folder's for AWQ and GPTQ. `bits`: per weight. `why_not`: why it cannot be had; then the rest is
+    nothing. `needs_imatrix`: it is made with --imatrix or --calibrate. `group`: of AWQ and GPTQ, inputs that share a scale.
+    """
+
+    label: str
+    size: int = 0
+    bits: float = 0.0
+    tensors: tuple[PlannedTensor, ...] = ()
+    file: str = ""
+    needs_imatrix: bool = False
+    why_not: str = ""
+    group: int = 0
+
+    @property
+    def is_folder(self) -> bool:
+        return self.label in FOLDERS
+
+    @property
+    def is_float(self) -> bool:
+        return self.label in _FLOATS
+
+
+def known_types(names: Sequence[str]) -> tuple[str, ...]:
+    """The names of `-t`, each checked, in the order given.
+
+    Raises:
+        UsageError: an unknown type; awq and gptq are known too.
+    """
+    found = []
+    for name in names:
+        key = name.strip().lower()
+        if key not in FOLDERS:
+            try:
+                key = file_type(key).name
+            except UsageError as error:
+                raise UsageError(f"{str(error).rstrip('.')}, awq, gptq.") from None
+        found.append(key)
+    return tuple(dict.fromkeys(found))
+
+
+def offers(source: Source, names: Sequence[str] | None) -> tuple[Offer, ...]:
+    """The forms asked for, or the usual ones, best first; a quantized GGUF is what it is."""
+    if source.is_gguf and any(t.type.name not in ("F32", "F16", "BF16") for t in source.model.tensors):
+        if names:
+            raise UsageError(
+                f"{source.model.name} is quantized already, so -t {names[0]} does not apply; leave -t out, or plan for"
+                " the original checkpoint"
+            )
+        return (_as_it_is(source),)
+    asked = known_types(names) if names else _usual(source)
+    found = [_folder(source, name) if name in FOLDERS else _gguf(source.model, file_type(name)) for name in asked]
+    return tuple(sorted(found, key=lambda offer: (offer.is_folder, -_quality(offer))))
+
+
+def _usual(source: Source) -> tuple[str, ...]:
+    return tuple(name for name in USUAL if not (source.is_gguf and name in FOLDERS))
+
+
+def _quality(offer: Offer) -> float:
+    """Types by the bits of an 8B model, the order in which llama.cpp's own tables of perplexity have them too."""
+    legacy = {"q4_1": 4.55, "q5_0": 5.5, "q5_1": 5.65}
+    return legacy.get(offer.label, FILE_TYPES[offer.label].bits) if offer.label in FILE_TYPES else offer.bits
+
+
+def _as_it_is(source: Source) -> Offer:
+    tensors = tensors_as_they_are(source.model)
+    size = sum(path.stat().st_size for path in source.model.weight_files)
+    elements = sum(tensor.n_elements for tensor in tensors)
+    return Offer(
+        "as it is",
+        size,
+        8 * sum(tensor.nbytes for tensor in tensors) / elements,
+        tensors,
+        source.model.weight_files[0].name,
+    )
+
+
+def _gguf(model: Model, kind: FileType) -> Offer:
+    try:
+        if kind.needs_imatrix:
+            return _with_imatrix(model, kind)
+        plan = plan_gguf(model, Request(types=(kind,), folder=_KEPT, allow_requantize=model.checkpoint is not None))
+    except QuantkitError as error:
+        return Offer(kind.name, why_not=str(error))
+    output = plan.outputs[0]
+    tensors = tuple(
+        PlannedTensor(tensor.name, tensor.shape, choice.type)
+        for tensor, choice in zip(model.tensors, output.choices, strict=True)
+    )
+    return Offer(kind.name, output.size, plan.bits_per_weight(output), tensors, output.files[0].name)
+
+
+def _with_imatrix(model: Model, kind: FileType) -> Offer:
+    """A type that needs an importance matrix, whose keys in the file (some 200 bytes) are not known yet."""
+    plain = [MixTensor(tensor.name, tensor.shape, tensor.type) for tensor in model.tensors]
+    choices = choose_types(model.sizes, kind, plain, MixOptions(has_imatrix=True))
+    tensors = tuple(
+        PlannedTensor(tensor.name, tensor.shape, choice.type) for tensor, choice in zip(plain, choices, strict=True)
+    )
+    keys = [*model.keys, *quantization_keys(kind.ftype)]
+    (file,) = lay_out(f"{model.name}-{kind.label}", keys, [(t.name, t.shape, t.type) for t in tensors])
+    bits = 8 * sum(tensor.nbytes for tensor in tensors) / sum(tensor.n_elements for tensor in tensors)
+    return Offer(kind.name, file.size, bits, tensors, file.name, needs_imatrix=True)
+
+
+def _folder(source: Source, method: str) -> Offer:
+    """An AWQ or GPTQ folder: the sizes of its weight files, without the few kB of config and the tokenizer."""
+    checkpoint = source.model.checkpoint
+    if checkpoint is None:
+        return Offer(method, why_not=f"{method.upper()} is made from a checkpoint, not from a GGUF")
+    # imported only here: these formats need the native architecture, which a plan for GGUF alone does not
+    from quantkit.calibration.native import Native
+    from quantkit.convert.folders import FolderRequest, all_layers, plan_folder_of
+    from quantkit.int4.grid import Grid
+
+    try:
+        native = Native(checkpoint)
+        layers = all_layers(native)
+        widths = {linear.n_in for layer in layers for each in layer.inputs for linear in each.linears}
+        group = next((size for size in (128, 64, 32) if not any(width % size for width in widths)), 128)
+        grid = Grid(group=group) if method == "awq" else Grid(group=group, symmetric=True)
+        request = FolderRequest("awq" if method == "awq" else "gptq", grid)
+        plan = plan_folder_of(native, layers, request, _KEPT)
+    except QuantkitError as error:
+        return Offer(method, why_not=str(error))
+    elements = sum(tensor.n_elements for tensor in source.model.tensors)
+    held = sum(place.nbytes for shard in plan.shards for place in shard.places)
+    return Offer(method, plan.size, 8 * held / elements, (), f"{source.model.name}-{method.upper()}", group=group)

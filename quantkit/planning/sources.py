@@ -1,0 +1,157 @@
+"""What to plan for, from headers alone: a hub id, a folder, a config.json by itself, or a GGUF."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any
+
+from gguf import GGUFValueType
+
+from quantkit.checkpoint.checkpoint import Checkpoint, Origin, WeightFiles
+from quantkit.checkpoint.folder import parse_config, read_small_file
+from quantkit.checkpoint.sources import open_checkpoint
+from quantkit.checkpoint.tensor import TensorInfo
+from quantkit.convert.inputs import Model, model_from_checkpoint, model_from_gguf
+from quantkit.errors import CheckpointError, TokenizerError
+from quantkit.families import Family, Hyperparameters, find_family
+from quantkit.families.family import Rule
+from quantkit.gguf.keyvalues import KeyValue
+from quantkit.gguf.vocab import Vocabulary
+from quantkit.planning.memory import PlannedTensor
+from quantkit.planning.shape import ModelShape, model_shape
+
+_LARGE_TOKENIZER = 4 << 20
+"""Bytes of a tokenizer.json from which its own library takes more memory than a plan should."""
+_TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "qwen.tiktoken")
+
+
+@dataclass(frozen=True)
+class Source:
+    """What is planned for. `exact`: sizes of files are to the byte; `notes` say why not, and what else is to know."""
+
+    model: Model
+    shape: ModelShape
+    exact: bool
+    notes: tuple[str, ...] = ()
+
+    @property
+    def is_gguf(self) -> bool:
+        return self.model.checkpoint is None
+
+
+def open_source(source: str, *, offline: bool = False) -> Source:
+    """Read what `source` says of itself; no weights are read or downloaded.
+
+    `source`: a hub id, a checkpoint folder, a folder that has a config.json and no weights, a config.json, or a GGUF.
+
+    Raises:
+        CheckpointError, UnsupportedError: there is no such thing, it is damaged, or its family is not known.
+    """
+    path = Path(source).expanduser()
+    if source.endswith(".gguf") and not path.is_dir():
+        if not path.is_file():
+            raise CheckpointError(f"there is no file {source}; check the name")
+        return _planned(model_from_gguf(path), exact=True)
+    if path.is_file() and path.suffix == ".json":
+        return _from_config(path)
+    if path.is_dir() and (path / "config.json").is_file() and not _has_weights(path):
+        return _from_config(path / "config.json")
+    return _from_checkpoint(open_checkpoint(source, offline=offline, headers_only=True))
+
+
+def _planned(model: Model, *, exact: bool, notes: tuple[str, ...] = ()) -> Source:
+    keys: dict[str, Any] = {key.key: key.value for key in model.keys}
+    shape = model_shape(keys, [(tensor.name, tensor.shape) for tensor in model.tensors], model.name)
+    return Source(model, shape, exact, notes)
+
+
+def tensors_as_they_are(model: Model) -> tuple[PlannedTensor, ...]:
+    """The tensors of a GGUF in the types they have."""
+    return tuple(PlannedTensor(tensor.name, tensor.shape, tensor.type) for tensor in model.tensors)
+
+
+def _has_weights(folder: Path) -> bool:
+    return any(folder.glob("*.safetensors")) or any(folder.glob("*.bin")) or any(folder.glob("*.gguf"))
+
+
+def _from_checkpoint(checkpoint: Checkpoint) -> Source:
+    files = [checkpoint.folder / name for name in _TOKENIZERS]
+    small = all(not file.is_file() or file.stat().st_size <= _LARGE_TOKENIZER for file in files)
+    if small and any(file.is_file() for file in files):
+        try:
+            return _planned(model_from_checkpoint(checkpoint), exact=True)
+        except TokenizerError as error:
+            return _with_stand_in(checkpoint, f"its tokenizer cannot be converted as it is: {error}")
+    if small:
+        return _with_stand_in(checkpoint, "it has no tokenizer; files are larger by the vocabulary, a few MB")
+    return _with_stand_in(checkpoint)
+
+
+def _with_stand_in(checkpoint: Checkpoint, *notes: str) -> Source:
+    """A checkpoint whose vocabulary is not converted, only weighed: its files are right to a few hundred bytes."""
+    n_vocab = find_family(checkpoint.config).sizes(checkpoint.config).vocab
+    weight = KeyValue("tokenizer.ggml.tokens", GGUFValueType.STRING, bytes(_vocabulary_bytes(checkpoint.folder)))
+    vocabulary = Vocabulary("", "", [b""] * n_vocab, [weight], [], None)
+    return _planned(model_from_checkpoint(checkpoint, vocabulary=vocabulary), exact=False, notes=notes)
+
+
+def _vocabulary_bytes(folder: Path) -> int:
+    """About how many bytes the vocabulary takes in a GGUF: texts, kinds, and merges or scores."""
+    try:
+        content = json.loads((folder / "tokenizer.json").read_bytes())
+        model = content["model"]
+        vocab, merges = model["vocab"], model.get("merges") or []
+        texts = [each if isinstance(each, str) else each[0] for each in vocab]
+        size = sum(8 + 4 + len(text.encode()) for text in texts)
+        size += sum(8 + 4 + len(token["content"].encode()) for token in content.get("added_tokens", ()))
+        for merge in merges:
+            size += 8 + (len(merge.encode()) if isinstance(merge, str) else sum(len(x.encode()) for x in merge) + 1)
+    except (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError):
+        return sum((folder / name).stat().st_size for name in _TOKENIZERS if (folder / name).is_file())
+    return size + 2048
+
+
+def _from_config(path: Path) -> Source:
+    """A model of which only config.json is there: its family's rules say which tensors it has."""
+    folder = path.parent
+    config = parse_config(read_small_file(folder, path.name, str(path)), str(path))
+    family = find_family(config)
+    sizes = family.sizes(config)
+    dtype = {"float32": "F32", "float16": "F16"}.get(str(config.get("torch_dtype") or config.get("dtype")), "BF16")
+    tensors = {}
+    for name, shape in _ruled(family, sizes):
+        width = 4 if dtype == "F32" else 2
+        tensors[name] = TensorInfo(name, dtype, shape, "model.safetensors", 0, width * prod(shape))
+    name = folder.resolve().name if path.name == "config.json" else path.stem
+    origin = Origin(name, str(path), folder)
+    checkpoint = Checkpoint(origin, config, WeightFiles(tensors, {}))
+    note = "from its config.json alone: biases and other tensors that not every model of the family has are left out"
+    return _with_stand_in(checkpoint, note)
+
+
+def _ruled(family: Family, sizes: Hyperparameters) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """Names and shapes of the tensors that every checkpoint of these sizes has."""
+    seen: set[tuple[str, int | None]] = set()
+    for rule in family.rules:
+        if (rule.when and not rule.when(sizes)) or rule.scales or not _is_there(rule, sizes):
+            continue
+        shape = tuple(family.dimension(sizes, name) for name in rule.shape)
+        for layer in _layers(rule, sizes):
+            if (rule.target, layer) in seen:
+                continue
+            seen.add((rule.target, layer))
+            for expert in range(sizes.n_expert) if "{expert}" in rule.source else (None,):
+                yield rule.source.format(layer=layer, expert=expert), shape
+
+
+def _is_there(rule: Rule, sizes: Hyperparameters) -> bool:
+    return rule.required or (rule.tied_to_embedding and not sizes.tied)
+
+
+def _layers(rule: Rule, sizes: Hyperparameters) -> Iterator[int | None]:
+    if "{layer}" not in rule.source:
+        yield None
+    else:
+        yield from rule.layers(sizes) if rule.layers else range(sizes.n_layer)
