@@ -12,19 +12,18 @@ import typer
 from quantkit.checkpoint.sources import parse_source
 from quantkit.cli.calibrated import fetch
 from quantkit.cli.calibration_options import DeviceOption, OfflineOption, ThreadsOption
+from quantkit.cli.measure_tables import show_tables
 from quantkit.cli.options import DebugOption, ForceOption, Format, FormatOption
 from quantkit.cli.output import Out
 from quantkit.errors import MissingExtraError, UsageError, VerificationError
 from quantkit.forward.devices import find_device
+from quantkit.measure.costs import Costs, add_costs
 from quantkit.measure.measurement import Hooks, Limits, Request, default_threads
 from quantkit.measure.measurement import measure as measure_models
 from quantkit.measure.subjects import Subject, checkpoint_subject, open_subjects
 from quantkit.measure.texts import Text, load_text
 from quantkit.report.document import read_report
 from quantkit.report.drawing import check_extra
-from quantkit.report.tables import memory as memory_table
-from quantkit.report.tables import short
-from quantkit.report.tables import speed as speed_table
 from quantkit.report.verdict import verdict
 from quantkit.report.write import write_report
 
@@ -79,6 +78,10 @@ def measure(
     speed: Annotated[
         bool, typer.Option("--speed", help="Measure tokens a second of GGUF files too, as llama-bench does.")
     ] = False,
+    rpc: Annotated[
+        list[str] | None,
+        typer.Option("--rpc", metavar="HOST:PORT", help="A llama.cpp rpc-server whose devices count as GPUs; repeat."),
+    ] = None,
     max_delta: Annotated[
         str | None,
         typer.Option(
@@ -114,17 +117,18 @@ def measure(
             " hub as --text ORG/NAME:SPLIT"
         )
     limits = Limits(_delta(max_delta), max_kl, _share(min_top1))
-    layers = _layers(gpu_layers)
+    costs = Costs(_layers(gpu_layers), memory_ctx, speed, threads or default_threads(), rpc or [])
     if not candidates and limits != Limits():
         raise UsageError("--max-delta, --max-kl and --min-top1 judge candidates; name one beside the reference")
     _warn_of_plots(out)
-    threads = threads or default_threads()
-    with _opened([reference, *(candidates or [])], out, threads=threads, device=device, offline=offline) as subjects:
+    sources = [reference, *(candidates or [])]
+    with _opened(sources, out, threads=costs.threads, device=device, offline=offline) as subjects:
         read = [_text(source, out, offline=offline) for source in texts]
         folder = Path(f"{subjects[0].name}-report") if output is None else output
-        request = Request(folder / "measure.partial", ctx, chunks, threads, limits, force)
+        request = Request(folder / "measure.partial", ctx, chunks, costs.threads, limits, force)
         with out.progress("measuring", 1) as ticker:
             report = measure_models(subjects[0], subjects[1:], read, request, _hooks(ticker.show, out))
+            add_costs(report["models"], subjects, costs, step=lambda text: ticker.show(1, text), warn=out.warn)
         written = _write(report, folder, out)
     shutil.rmtree(request.work, ignore_errors=True)
     _show(report, written, out)
@@ -182,11 +186,7 @@ def _write(report: Mapping[str, Any], folder: Path, out: Out) -> list[Path]:
 
 def _show(report: Mapping[str, Any], written: Sequence[Path], out: Out) -> None:
     found = read_report(report)
-    for table in (*(short(found, text) for text in found.texts), memory_table(found), speed_table(found)):
-        if table.rows:
-            headers = [(text, "right" if column else "left") for column, text in enumerate(table.headers)]
-            out.table(headers, table.rows, table.title)
-            out.say("")
+    show_tables(found, out)
     for sentence in verdict(found):
         out.say(sentence)
     pages = [path for path in written if path.suffix in (".html", ".md", ".json")]

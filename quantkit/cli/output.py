@@ -15,6 +15,7 @@ from rich.table import Table
 from quantkit.cli.options import Format
 
 _LINE_EVERY_SECONDS = 15.0
+_NAME_WIDTH = 10
 
 
 def printable(text: str) -> str:
@@ -49,8 +50,17 @@ class Out:
         if self.format != Format.human:
             return
         table = Table(title=title or None, title_justify="left", title_style="bold", box=None, pad_edge=False)
-        for text, justify in headers:
-            table.add_column(text, justify=justify, header_style="bold", overflow="fold", no_wrap=justify == "right")  # type: ignore[arg-type]
+        for number, (text, justify) in enumerate(headers):
+            # what a row is about is seen however narrow the terminal
+            width = min(_NAME_WIDTH, max(map(len, [text, *(row[0] for row in rows)]))) if number == 0 else None
+            table.add_column(
+                text,
+                justify=justify,  # type: ignore[arg-type]
+                header_style="bold",
+                overflow="fold",
+                no_wrap=justify == "right",
+                min_width=width,
+            )
         for row in rows:
             table.add_row(*row)
         self.stdout.print(table)
@@ -124,7 +134,7 @@ class LineTicker(Ticker):
             self._out.note(text)
             return
         left = (now - self._start) * (self.total - done) / (done - self._first)
-        self._out.note(f"{self.label} {100 * done / self.total:.0f}%, about {left:.0f} s left")
+        self._out.note(f"{text} {100 * done / self.total:.0f}%, about {left:.0f} s left")
 
 
 def human_bytes(size: float) -> str:

@@ -90,6 +90,8 @@ def measure(
         )
         _run(comparison, subjects, hooks)
         models = [_model(comparison, number, subjects, windows) for number in range(len(subjects))]
+    for model, label in zip(models, _labels(subjects), strict=True):
+        model["label"] = label
     return {
         "quantkit": __version__,
         "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
@@ -165,6 +167,15 @@ def _model(
         for place, text in enumerate(windows)
     ]
     return found
+
+
+def _labels(subjects: Sequence[Subject]) -> list[str]:
+    """The types; where two models have one, also what kind of file they are in."""
+    labels = [subject.label for subject in subjects]
+    return [
+        label if labels.count(label) == 1 else f"{label} {subject.kind}"
+        for label, subject in zip(labels, subjects, strict=True)
+    ]
 
 
 def _text(windows: Windows) -> dict[str, Any]:

@@ -1,0 +1,81 @@
+"""The figures of a measurement in tables narrow enough for a terminal; the report has the rest."""
+
+from quantkit.cli.output import Out
+from quantkit.report.document import Model, Report, Text
+from quantkit.report.figures import ABSENT, change, plus_minus, significant, size
+
+_QUALITY = (
+    ("model", "left"),
+    ("size", "right"),
+    ("bits", "right"),
+    ("perplexity", "right"),
+    ("change", "right"),
+    ("KL", "right"),
+    ("top-1", "right"),
+)
+_MEMORY = (
+    ("model", "left"),
+    ("layers", "right"),
+    ("device", "left"),
+    ("weights", "right"),
+    ("KV", "right"),
+    ("compute", "right"),
+    ("other", "right"),
+    ("peak RSS", "right"),
+)
+_SPEED = (("model", "left"), ("layers", "right"), ("prompt", "right"), ("generation", "right"))
+
+
+def show_tables(report: Report, out: Out) -> None:
+    """Quality, a table a text; memory and speed where they were measured."""
+    for text in report.texts:
+        out.table(_QUALITY, [_quality(model, text) for model in report.models], _title(text))
+        out.say("")
+    memory = [row for model in report.models for row in _memory(model)]
+    if memory:
+        contexts = sorted({row.n_ctx for model in report.models for row in model.memory if row.n_ctx})
+        out.table(_MEMORY, memory, f"memory, context {', '.join(map(str, contexts))}")
+        out.say("")
+    speed = [row for model in report.models for row in _speed(model)]
+    if speed:
+        out.table(_SPEED, speed, "tokens a second")
+        out.say("")
+
+
+def _title(text: Text) -> str:
+    return f"{text.name}: {text.chunks} chunks, {text.scored_tokens} tokens scored"
+
+
+def _quality(model: Model, text: Text) -> list[str]:
+    on = model.on(text.name)
+    kl = None if on is None or on.kl is None else on.kl.mean
+    return [
+        model.label,
+        size(model.bytes),
+        ABSENT if model.bits_per_weight is None else f"{model.bits_per_weight:.2f}",
+        ABSENT if on is None else plus_minus(on.perplexity, decimals=2),
+        "reference" if model.is_reference else change(None if on is None else on.ratio),
+        "" if model.is_reference else significant(None if kl is None else kl.value, 3),
+        "" if model.is_reference else ABSENT if on is None or on.top1 is None else f"{on.top1.value:.2%}",
+    ]
+
+
+def _memory(model: Model) -> list[list[str]]:
+    return [
+        [
+            model.label if not place and not number else "",
+            str(row.gpu_layers) if not place else "",
+            device.name,
+            *(size(device.parts.get(kind)) for kind in ("weights", "kv", "compute", "other")),
+            size(row.peak_rss) if not place else "",
+        ]
+        for number, row in enumerate(model.memory)
+        for place, device in enumerate(row.devices)
+    ]
+
+
+def _speed(model: Model) -> list[list[str]]:
+    return [
+        [model.label, str(row.gpu_layers), plus_minus(row.prompt, decimals=1), plus_minus(row.generation, decimals=1)]
+        for row in model.speed
+    ]
