@@ -83,13 +83,21 @@ def draw(
         figure = Figure(figsize=(WIDTH / 72, height / 72), layout="constrained")
         FigureCanvasAgg(figure)
         fill(figure)
-        vector, pixels = io.BytesIO(), io.BytesIO()
+        inline = _tree(_drawn(figure), name, title)
+        # The page has its own heading; a picture on its own carries its title with it.
+        figure.set_size_inches(WIDTH / 72, (height + 24) / 72)
+        figure.suptitle(short(title, 50), x=0.015, ha="left", fontsize=11, fontweight="bold")
+        standalone = _tree(_drawn(figure), name, title)
+        pixels = io.BytesIO()
         figure.savefig(pixels, format="png", dpi=DPI, metadata={"Software": None})
-        figure.savefig(vector, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
-    drawn = vector.getvalue()
-    standalone, inline = _tree(drawn, name, title), _tree(drawn, name, title)
     _follow_page(inline)
     return Plot(name, group, title, caption, note, _text(standalone), _text(inline), pixels.getvalue())
+
+
+def _drawn(figure: "Figure") -> bytes:
+    vector = io.BytesIO()
+    figure.savefig(vector, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
+    return vector.getvalue()
 
 
 def short(text: str, most: int) -> str:

@@ -63,6 +63,8 @@ def perplexity(report: Report, text: Text, number: int) -> Plot | None:
         caption += " Bars are one standard error of the perplexity."
     if any(point.reference for point in points):
         caption += " The dotted line is the reference's perplexity."
+    if len(points) > 10:
+        caption += " Where points crowd, some have no label; the table has them all."
     name = "perplexity-size" if number == 1 else f"perplexity-size-{number}"
     title = "Perplexity against size" if len(report.texts) == 1 else f"Perplexity against size, {text.name}"
     return draw(name, "perplexity", title, caption, 300, lambda figure: _fill(figure, points))
@@ -137,7 +139,7 @@ def _round_values(least: float, most: float) -> list[float]:
             found = inside
         if len(found) >= 4:
             break
-    return found
+    return found[:: math.ceil(len(found) / 7) or 1]
 
 
 def _label(
@@ -170,6 +172,9 @@ def _label(
         for step in range(steps):
             x, y = (start + (end - start) * step / steps for start, end in zip(one, other, strict=True))
             lines.append((x - 2, y - 2, x + 2, y + 2))
+    # Those on the line are named first, should there not be room for all.
+    pairs = sorted(zip(points, at, strict=True), key=lambda pair: not pair[0].reference and pair[1] not in best)
+    points, at = [point for point, _ in pairs], [value for _, value in pairs]
     sizes = [(em_width(point.label) * _FONT + 2, _FONT * 1.35) for point in points]
     anchors = [units(value) for value in at]
     for point, anchor, box in zip(points, anchors, place(anchors, sizes, inside, marks, lines), strict=True):

@@ -1,6 +1,8 @@
 """A report document of realistic figures: a reference, four candidates, two texts, memory, speed, errors of weights."""
 
+import copy
 import math
+from collections.abc import Iterator
 from typing import Any
 
 WIKI, CHINESE = "wiki.test.raw", "红楼梦.txt"
@@ -165,3 +167,28 @@ def _errors(scale: float) -> list[dict[str, Any]]:
             error = scale * (1 + 0.12 * math.sin(layer * 0.9 + place) + 0.05 * place)
             found.append({"layer": layer, "kind": kind, "type": "Q4_0", "error": min(error, 1.0)})
     return found
+
+
+def spoilt_documents() -> Iterator[dict[str, Any]]:
+    """A short document over and over, each time with something that does not belong in the place of one part."""
+    short = sample()
+    short["models"] = short["models"][:2]
+    for model in short["models"]:
+        model["memory"] = model["memory"][1:2]
+        model["tensor_errors"] = model.get("tensor_errors", [])[:2]
+        for quality in model["quality"]:
+            if "kl" in quality:
+                quality["kl"]["histogram"] = {"edges": [0.1, 1.0, 10.0], "counts": [3, 1]}
+    for path in _paths(short):
+        for replacement in (None, "nonsense", [1], {}, math.nan, -1):
+            document = copy.deepcopy(short)
+            part: Any = document
+            for key in path[:-1]:
+                part = part[key]
+            part[path[-1]] = replacement
+            yield document
+
+
+def _paths(value: Any, at: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    items: Any = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    return [path for key, inner in items for path in [(*at, key), *_paths(inner, (*at, key))]]

@@ -1,0 +1,58 @@
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from quantkit.errors import MissingExtraError, OutputError
+from quantkit.report.markdown import markdown
+from quantkit.report.write import write_report
+from tests.report.sample import sample
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Path]]:
+    folder = tmp_path_factory.mktemp("report")
+    return folder, write_report(sample(), folder)
+
+
+def test_all_files_are_written_and_nothing_else(written: tuple[Path, list[Path]]) -> None:
+    folder, files = written
+    assert sorted(files) == sorted(path for path in folder.rglob("*") if path.is_file())
+    names = {path.relative_to(folder).as_posix() for path in files}
+    assert {"report.json", "report.md", "report.html", "plots/perplexity-size.png", "plots/memory-2.svg"} <= names
+
+
+def test_they_say_the_same(written: tuple[Path, list[Path]]) -> None:
+    folder, _ = written
+    document = json.loads((folder / "report.json").read_text("utf-8"))
+    assert document == sample()
+    assert (folder / "report.md").read_text("utf-8") == markdown(document)
+    page = (folder / "report.html").read_text("utf-8")
+    assert page.count("<figure ") == len(list((folder / "plots").glob("*.png"))) == 13
+
+
+def test_writing_again_gives_the_same_bytes(written: tuple[Path, list[Path]], tmp_path: Path) -> None:
+    folder, files = written
+    write_report(json.loads((folder / "report.json").read_text("utf-8")), tmp_path)
+    for path in files:
+        assert (tmp_path / path.relative_to(folder)).read_bytes() == path.read_bytes(), path.name
+
+
+def test_without_matplotlib_the_figures_are_kept_all_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with pytest.raises(MissingExtraError):
+        write_report(sample(), tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["report.json", "report.md"]
+
+
+def test_half_a_character_in_a_name_is_written_too(tmp_path: Path) -> None:
+    document = {"models": [{"name": "a\udcff", "role": "reference"}]}
+    write_report(document, tmp_path)
+    assert json.loads((tmp_path / "report.json").read_text("utf-8")) == document
+
+
+def test_a_folder_that_cannot_be_written_is_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OutputError, match="could not be written"):
+        write_report(sample(), tmp_path / "file")
