@@ -85,8 +85,8 @@ def _fill(figure: "Figure", points: Sequence[_Point]) -> None:
     unit, unit_name = next((scale, name) for scale, name in _UNITS if largest >= scale or scale == 1.0)
     across = [point.size / unit for point in points]
     up = [point.perplexity for point in points]
-    _axis(axes, "x", across, across)
-    _axis(axes, "y", [p.perplexity - p.error for p in points], [p.perplexity + p.error for p in points])
+    _axis(axes, "x", across, [0.0] * len(across))
+    _axis(axes, "y", up, [point.error for point in points])
     axes.set_xlabel(f"size in {unit_name}")
     axes.set_ylabel("perplexity")
     axes.grid(True, which="major")
@@ -105,22 +105,24 @@ def _fill(figure: "Figure", points: Sequence[_Point]) -> None:
     _label(axes, points, list(zip(across, up, strict=True)), best)
 
 
-def _axis(axes: "Axes", which: str, low: Sequence[float], high: Sequence[float]) -> None:
+def _axis(axes: "Axes", which: str, values: Sequence[float], errors: Sequence[float]) -> None:
     """Limits with room for labels; a logarithmic scale where the values span more than 2.5 times."""
     from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
-    least, most = min(low), max(high)
-    middle = sorted(high)[len(high) // 2]
+    ends = [(value - error, value + error) for value, error in zip(values, errors, strict=True)]
+    least, most = min(low for low, _ in ends), max(high for _, high in ends)
     axis = axes.xaxis if which == "x" else axes.yaxis
     limit, scale = (axes.set_xlim, axes.set_xscale) if which == "x" else (axes.set_ylim, axes.set_yscale)
     ticks: Any = MaxNLocator(5, steps=[1, 2, 2.5, 5, 10])
-    if least > 0 and most > 2.5 * least:
+    if max(values) > 2.5 * min(values):
         scale("log")
+        # An error may be as large as its value; its bar then leaves the picture.
+        least = max(least, min(values) / 2)
         reach = math.log(most / least) * 0.14
         least, most = least * math.exp(-reach), most * math.exp(reach)
         ticks = FixedLocator(_round_values(least, most))
     else:
-        reach = (most - least) * 0.16 or abs(middle) * 0.02 or 1.0
+        reach = (most - least) * 0.16 or most * 0.02 or 1.0
         least, most = least - reach, most + reach
     limit(least, most)
     axis.set_major_locator(ticks)

@@ -19,7 +19,7 @@ WIDTHS = {"desktop": 1280, "phone": 390, "small phone": 320}
 # Every test asks for what is wrong: an empty list is a page without faults.
 _WIDER = """() => [...document.querySelectorAll("body *")].filter(element => {
     const box = element.getBoundingClientRect();
-    return box.width && box.right > innerWidth + 0.5 && !element.closest(".box");
+    return box.width && box.right > innerWidth + 0.5 && !element.closest(".box") && !element.ownerSVGElement;
 }).map(element => element.outerHTML.slice(0, 120))"""
 _CUT = """() => [...document.querySelectorAll("body *")].filter(element => {
     const flow = getComputedStyle(element);
@@ -181,4 +181,6 @@ def test_hostile_names_are_words_on_the_page_and_run_nothing(browser: "Browser",
     assert HOSTILE in page.locator(".flags").inner_text()
     assert opened.faults("document.documentElement.scrollWidth <= innerWidth")
     assert opened.faults(_WIDER) == []
+    assert opened.faults(_OUTSIDE) == []
+    assert opened.faults(_OVERLAPPING) == []
     page.close()
