@@ -63,6 +63,7 @@ test-peers: lint
 bench: $(VENV)/dev.stamp
 	$(BIN)/python -m benchmarks.run
 	$(BIN)/python -m benchmarks.calibrated
+	$(BIN)/python -m benchmarks.measured
 
 readme: $(VENV)/dev.stamp
 	$(BIN)/python -m tests.readme_tables
