@@ -31,7 +31,7 @@ def test_both_rates_come_with_an_error_and_fit_into_the_time_it_took(tiny: Path)
 
 def test_a_batch_of_tokens_is_faster_than_one_after_the_other(tiny: Path) -> None:
     found = measure_speed(tiny, n_prompt=256, n_generate=64, repetitions=2)
-    assert found.prompt.value > 2 * found.generation.value
+    assert found.prompt.value > found.generation.value
 
 
 def test_a_row_of_the_report_has_every_part_and_no_error_of_a_single_run(tiny: Path) -> None:
