@@ -13,6 +13,8 @@ from quantkit.cli import imatrix as imatrix_command
 from quantkit.cli import inspect as inspect_command
 from quantkit.cli import measure as measure_command
 from quantkit.cli import ollama as ollama_command
+from quantkit.cli import plan as plan_command
+from quantkit.cli import run as run_command
 from quantkit.cli.errors import explain
 
 app = typer.Typer(
@@ -48,7 +50,9 @@ app.command("awq")(awq_command.awq)
 app.command("gptq")(gptq_command.gptq)
 app.command("imatrix")(imatrix_command.imatrix)
 app.command("measure")(measure_command.measure)
+app.command("run")(run_command.run)
 app.command("inspect")(inspect_command.inspect)
+app.command("plan")(plan_command.plan)
 app.command("ollama")(ollama_command.ollama)
 
 

@@ -54,8 +54,8 @@ class Comparison:
     def run(
         self,
         *,
-        prepared: Callable[[int, int, int], None] = lambda model, done, of: None,
-        measured: Callable[[int], None] = lambda windows: None,
+        prepared: Callable[[int, int, int], object] = lambda model, done, of: None,
+        measured: Callable[[int], object] = lambda windows: None,
     ) -> None:
         """Measure what is not yet measured.
 
@@ -81,7 +81,7 @@ class Comparison:
             for engine in self.engines:
                 engine.release()
 
-    def _side_by_side(self, left: Sequence[int], scorer: Scorer, measured: Callable[[int], None]) -> None:
+    def _side_by_side(self, left: Sequence[int], scorer: Scorer, measured: Callable[[int], object]) -> None:
         for window in left:
             rows = self.engines[0].logits(window)
             scored = self._score(0, window, rows, scorer)
@@ -90,7 +90,7 @@ class Comparison:
             self._keep(0, window, records(scored))
             measured(1)
 
-    def _in_turns(self, left: Sequence[int], scorer: Scorer, measured: Callable[[int], None]) -> None:
+    def _in_turns(self, left: Sequence[int], scorer: Scorer, measured: Callable[[int], object]) -> None:
         at_once = self._windows_at_once()
         for start in range(0, len(left), at_once):
             batch = left[start : start + at_once]

@@ -21,7 +21,7 @@ class Engine(Protocol):
     def resident_bytes(self) -> int:
         """About what stays in memory between two calls of `logits`."""
 
-    def prepare(self, windows: NDArray[np.int32], work: Path, progress: Callable[[int, int], None]) -> None:
+    def prepare(self, windows: NDArray[np.int32], work: Path, progress: Callable[[int, int], object]) -> None:
         """Take the windows, int32 (n, n_ctx), and do at once what is better not done window by window.
 
         `work` is an empty folder, or the one of an earlier call with the same windows that was killed.

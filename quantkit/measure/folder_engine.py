@@ -77,7 +77,7 @@ class FolderEngine:
         files = 4 if self.source.architecture.experts else 2
         return files * n_windows * n_ctx * self.source.decoder.hidden * 4
 
-    def prepare(self, windows: NDArray[np.int32], work: Path, progress: Callable[[int, int], None]) -> None:
+    def prepare(self, windows: NDArray[np.int32], work: Path, progress: Callable[[int, int], object]) -> None:
         """Send `windows`, (n, n_ctx), through the layers; a killed call goes on in `work` at the layer it was in.
 
         `progress(layers done, layers)`. Raises MeasureError, naming layer and window ("chunk", from 1), when a
@@ -106,7 +106,7 @@ class FolderEngine:
             journal.close()
 
     def _through_layers(
-        self, windows: NDArray[np.int32], work: Path, journal: Journal, progress: Callable[[int, int], None]
+        self, windows: NDArray[np.int32], work: Path, journal: Journal, progress: Callable[[int, int], object]
     ) -> None:
         layers = self.source.decoder.n_layers
         with Stream(

@@ -42,7 +42,7 @@ class GgufEngine:
         # repacking for the CPU can hold the weights twice
         return 2 * self.n_bytes
 
-    def prepare(self, windows: NDArray[np.int32], work: Path, progress: Callable[[int, int], None]) -> None:
+    def prepare(self, windows: NDArray[np.int32], work: Path, progress: Callable[[int, int], object]) -> None:
         del work, progress
         self._windows = windows
 

@@ -10,6 +10,7 @@ import ctypes
 import json
 import os
 import queue
+import signal
 import sys
 import threading
 from contextlib import ExitStack
@@ -19,6 +20,7 @@ import numpy as np
 
 from quantkit.measure.llama_calls import Failed, context, decode, llama, load, tokenize
 from quantkit.measure.llama_devices import devices
+from quantkit.measure.llama_generate import Talk
 from quantkit.measure.llama_load import Bench, Loaded
 
 _ERROR, _CONTINUED = 4, 5
@@ -113,11 +115,14 @@ def _listen(requests: "queue.Queue[str]") -> None:
 
 
 def main() -> None:
+    # an interrupt is the caller's to handle, in whose group this process is
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     requests: queue.Queue[str] = queue.Queue()
     threading.Thread(target=_listen, args=(requests,), daemon=True).start()
     llama.llama_log_set(_log_callback, ctypes.c_void_p(0))
     llama.llama_backend_init()
     model, bench = Open(), Bench()
+    talk = Talk(lambda: not requests.empty(), lambda piece: _answer({"progress": [piece.decode("latin-1")]}))
     tasks = {
         "vocab_tokens": vocab_tokens,
         "text_tokens": text_tokens,
@@ -129,9 +134,16 @@ def main() -> None:
         "bench_open": bench.open,
         "bench_begin": bench.begin,
         "bench_run": bench.run,
+        "talk_open": talk.open,
+        "talk_tokenize": talk.tokenize,
+        "talk": talk.generate,
     }
     while True:
         request = json.loads(requests.get())
+        if request["task"] == "stop":
+            # what was to be stopped has ended
+            _answer({"stopped": True})
+            continue
         try:
             _answer({"result": tasks[request["task"]](request)})
         except Failed as error:

@@ -3,6 +3,7 @@
 Every call runs in a child process (llama_child): a malformed file may abort llama.cpp, and a child can be timed out.
 """
 
+import contextlib
 import importlib.util
 import json
 import os
@@ -25,7 +26,7 @@ from quantkit.errors import MissingExtraError, QuantkitError
 
 _MEMORY = "/dev/shm"
 
-Progress = Callable[[int, int], None]
+Progress = Callable[..., object]
 
 
 def vocab_token_ids(model: Path, texts: Sequence[str], *, timeout: float = 120.0) -> list[list[int]]:
@@ -109,6 +110,11 @@ class LlamaSession:
         """The child's process id."""
         return self._child.pid
 
+    @property
+    def alive(self) -> bool:
+        """Whether the child can be asked."""
+        return self._child.poll() is None
+
     def ask(self, request: Mapping[str, Any], *, timeout: float | None = None, progress: Progress | None = None) -> Any:
         """The result of a request, waited for `timeout` seconds at most.
 
@@ -147,11 +153,20 @@ class LlamaSession:
             return None
         for line in self._child.stdout:
             message: dict[str, Any] = json.loads(line)
+            if "stopped" in message:
+                continue
             if "progress" not in message:
                 return message
             if progress is not None:
                 progress(*message["progress"])
         return None
+
+    def stop(self) -> None:
+        """Ask for an end of what `ask` waits for, from another thread or a signal's handler; generation heeds it."""
+        assert self._child.stdin is not None
+        with contextlib.suppress(BrokenPipeError):
+            self._child.stdin.write(b'{"task": "stop"}\n')
+            self._child.stdin.flush()
 
     def close(self) -> None:
         """Stop the child."""

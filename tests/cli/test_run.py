@@ -1,0 +1,132 @@
+"""`quantkit run` as a user meets it: one answer, a pipe, a conversation at a terminal, bad input."""
+
+import json
+import os
+import pty
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.command import command, quantkit
+from tests.tiny import tiny_llama
+
+GREEDY = ("--temperature", "0", "--ctx", "256", "-n", "8")
+
+
+@pytest.fixture(scope="module")
+def here(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("run")
+    tiny_llama(folder / "model", variant="llama3", dtype="f32")
+    assert quantkit("gguf", "model", "-t", "f32", "--chat-template", "chatml", cwd=folder).code == 0
+    (folder / "model-GGUF" / "model-F32.gguf").rename(folder / "model.gguf")
+    assert quantkit("gguf", "model", "-t", "f32", "--chat-template", "none", cwd=folder).code == 0
+    (folder / "model-GGUF" / "model-F32.gguf").rename(folder / "plain.gguf")
+    (folder / "text.gguf").write_text("this is no GGUF")
+    (folder / "cut.gguf").write_bytes((folder / "model.gguf").read_bytes()[:-100_000])
+    return folder
+
+
+def test_the_answer_alone_goes_to_stdout_however_it_is_asked(here: Path) -> None:
+    said = quantkit("run", "model.gguf", "-p", "Hello", *GREEDY, cwd=here)
+    assert said.code == 0, said.stderr
+    assert "8 tokens, " in said.stderr and "--max-tokens reached" in said.stderr
+    told = json.loads(quantkit("run", "model.gguf", "-p", "Hello", *GREEDY, "--format", "json", cwd=here).stdout)
+    assert said.stdout == told["answer"] + "\n" and told["ended"] == "length" and told["tokens"] == 8
+    piped = subprocess.run(command("run", "model.gguf", *GREEDY), input=b"Hello\n", capture_output=True, cwd=here)
+    assert piped.stdout.decode() == said.stdout
+
+
+def test_a_model_without_a_template_goes_on_with_the_text_and_says_so(here: Path) -> None:
+    plain = quantkit("run", "plain.gguf", "-p", "Hello", *GREEDY, cwd=here)
+    assert plain.code == 0 and "has no chat template" in plain.stderr
+    raw = quantkit("run", "model.gguf", "-p", "Hello", *GREEDY, "--raw", cwd=here)
+    assert raw.stdout == plain.stdout and "template" not in raw.stderr
+
+
+@contextmanager
+def at_a_terminal(here: Path, *words: str) -> Iterator["Terminal"]:
+    leader, follower = pty.openpty()
+    running = subprocess.Popen(
+        command("run", "model.gguf", *words),
+        cwd=here,
+        stdin=follower,
+        stdout=follower,
+        stderr=follower,
+        start_new_session=True,
+        env={**os.environ, "TERM": "dumb"},
+    )
+    os.close(follower)
+    try:
+        yield Terminal(leader, running)
+    finally:
+        running.kill()
+        running.wait()
+        os.close(leader)
+
+
+class Terminal:
+    def __init__(self, leader: int, running: "subprocess.Popen[bytes]") -> None:
+        self.leader, self.running, self.seen = leader, running, ""
+
+    def wait(self, text: str) -> str:
+        """What was printed up to `text`."""
+        end = time.monotonic() + 60
+        while text not in self.seen:
+            assert time.monotonic() < end, self.seen
+            try:
+                self.seen += os.read(self.leader, 4096).decode("utf-8", "replace")
+            except OSError:
+                pytest.fail(f"the command left: {self.seen}")
+        before, _, self.seen = self.seen.partition(text)
+        return before
+
+    def type(self, text: str) -> None:
+        os.write(self.leader, text.encode())
+
+
+def test_a_conversation_at_a_terminal(here: Path) -> None:
+    with at_a_terminal(here, "--temperature", "0", "--ctx", "4096", "-n", "3000") as terminal:
+        terminal.wait(">>> ")
+        terminal.type("/help\n")
+        assert "/clear" in terminal.wait(">>> ")
+        terminal.type("Hello\n")
+        time.sleep(1.5)
+        os.killpg(terminal.running.pid, signal.SIGINT)  # Ctrl-C: the answer ends, not the conversation
+        assert "stopped" in terminal.wait(">>> ")
+        terminal.type("/nothing\n")
+        assert "there is no /nothing" in terminal.wait(">>> ")
+        terminal.type("/clear\n")
+        terminal.wait(">>> ")
+        terminal.type('"""two\n')
+        terminal.wait("... ")
+        terminal.type('lines"""\n')
+        time.sleep(0.5)
+        os.killpg(terminal.running.pid, signal.SIGINT)
+        terminal.wait(">>> ")
+        terminal.type("/bye\n")
+        assert terminal.running.wait(20) == 0
+
+
+BAD = {
+    "no such file": (["nowhere.gguf", "-p", "x"], "nowhere.gguf"),
+    "no GGUF": (["text.gguf", "-p", "x"], "text.gguf"),
+    "a cut GGUF": (["cut.gguf", "-p", "x"], "cut.gguf"),
+    "a folder": (["model", "-p", "x"], "model"),
+    "an empty prompt": (["model.gguf", "-p", "  "], "the prompt is empty"),
+    "layers that are no number": (["model.gguf", "-p", "x", "--gpu-layers", "some"], "auto, all, or a number"),
+    "a prompt longer than the context": (["model.gguf", "-p", "word " * 900, *GREEDY], "larger --ctx"),
+    "no server there": (["model.gguf", "-p", "x", "--rpc", "127.0.0.1:9"], "RPC"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_gets_one_sentence(here: Path, case: str) -> None:
+    words, sentence = BAD[case]
+    answer = quantkit("run", *words, cwd=here)
+    assert answer.code in (1, 2) and sentence in answer.sentence
+    assert answer.stdout == ""
