@@ -253,7 +253,7 @@ def _histogram(found: Mapping[str, Any]) -> Histogram | None:
 
 def _memory(found: Mapping[str, Any]) -> Memory:
     return Memory(
-        gpu_layers=_layers(found.get("gpu_layers")) or "?",
+        gpu_layers=_layers(found.get("gpu_layers"), _integer(found.get("of_layers"))) or "?",
         n_ctx=_integer(found.get("n_ctx")),
         devices=_each(found.get("devices"), _device),
         peak_rss=_number(found.get("peak_rss")),
@@ -334,9 +334,11 @@ def _integer(found: object) -> int | None:
     return None if number is None else int(number)
 
 
-def _layers(found: object) -> str | None:
-    """How many layers are on the GPU: a count, or a word such as all."""
+def _layers(found: object, of: int | None = None) -> str | None:
+    """How many layers (of all, where known) are on the GPU: a count, or a word."""
     number = _integer(found)
+    if number is not None and of is not None and 0 < of <= number:
+        return f"{of} (all)"
     return str(number) if number is not None else _string(found) or None
 
 

@@ -57,8 +57,11 @@ def _sections(report: Report, title: str, plots: Sequence[Plot]) -> Iterable[str
     if report.models:
         yield _table(overview(report), report, cards=True)
     yield f'<p class="note">{_text(method(report))}</p>' if report.texts else ""
-    yield _section("Quality and size", _figures(plots, "perplexity"))
-    yield _section("How far predictions moved", _figures(plots, "divergence"))
+    if len(report.texts) > 1:
+        yield _section("Quality and size", _figures(plots, "perplexity"))
+        yield _section("How far predictions moved", _figures(plots, "divergence"))
+    else:
+        yield _section("Quality and size", _figures(plots, "perplexity", "divergence"))
     yield _section("Each text in full" if len(report.texts) > 1 else "The rest of the figures", _texts(report))
     table = memory(report)
     yield _section("Memory", _figures(plots, "memory") + _folded("All figures of memory", table, report))
@@ -76,7 +79,7 @@ _TEXTS_NOTE = (
     " large a change is (root mean square), in points of a percent.</p>"
 )
 _SPEED_NOTE = (
-    '<p class="note">As llama-bench defines it: tokens a second, mean ± standard error of the repetitions.</p>'
+    '<p class="note">As llama-bench defines it: tokens a second, mean ± standard deviation of the repetitions.</p>'
 )
 
 
@@ -98,12 +101,12 @@ def _section(title: str, content: str) -> str:
     return f"<section>\n<h2>{escape(title)}</h2>\n{content}\n</section>" if content else ""
 
 
-def _figures(plots: Sequence[Plot], group: str) -> str:
-    """The plots of a group, with their caption above them where they share it."""
-    wanted = [plot for plot in plots if plot.group == group]
+def _figures(plots: Sequence[Plot], *groups: str) -> str:
+    """The plots of some groups, with their caption above them where they share it."""
+    wanted = [plot for plot in plots if plot.group in groups]
     if not wanted:
         return ""
-    shared = len({plot.caption for plot in wanted}) == 1
+    shared = len(wanted) > 1 and len({plot.caption for plot in wanted}) == 1
     figures = []
     for plot in wanted:
         caption = " ".join(part for part in ("" if shared else plot.caption, plot.note) if part)

@@ -1,7 +1,7 @@
 """Memory by offloaded layers: what lies where, by kind, for each way a model was loaded."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from quantkit.report.document import Memory, Model, Report
@@ -32,23 +32,34 @@ class _Bar:
 
 
 def memory(report: Report) -> list[Plot]:
-    """A plot for each model whose memory was measured, all to one scale."""
+    """A plot for each model whose memory was measured, all to one scale; one plot of all where each was loaded once."""
     measured = [(model, bars) for model in report.models if (bars := _bars(model))]
     largest = max((_extent(row) for model, _ in measured for row in model.memory), default=1.0)
-    return [_plot(model, bars, number, largest) for number, (model, bars) in enumerate(measured, 1)]
+    if len(measured) > 1 and all(len(model.memory) == 1 for model, _ in measured):
+        bars = [
+            replace(bar, label=f"{short(model.label, 14)} · {bar.label}", load=load)
+            for load, (model, its) in enumerate(measured)
+            for bar in its
+        ]
+        return [_plot("memory", "Memory of each model", bars, largest)]
+    return [
+        _plot("memory" if number == 1 else f"memory-{number}", f"Memory of {short(model.label, 40)}", bars, largest)
+        for number, (model, bars) in enumerate(measured, 1)
+    ]
 
 
-def _plot(model: Model, bars: Sequence[_Bar], number: int, largest: float) -> Plot:
+def _plot(name: str, title: str, bars: Sequence[_Bar], largest: float) -> Plot:
     caption = (
         "A bar for each device, by the number of layers on the GPU; their sums on the right. All models have one scale."
     )
     if any(bar.driver is not None for bar in bars):
         caption += " The upright line is what the GPU's driver says of the process."
     if any(bar.peak is not None for bar in bars):
-        caption += " The diamond is the process's peak (PSS), which has the runtime itself and mapped files in it."
-    name = "memory" if number == 1 else f"memory-{number}"
+        caption += (
+            " The diamond is the process's peak (PSS): it has the runtime itself in it, but not what was reserved and"
+            " never touched."
+        )
     height = 96 + _BAR * len(bars) + _BETWEEN_LOADS * bars[-1].load
-    title = f"Memory of {short(model.label, 40)}"
     return draw(name, "memory", title, caption, height, lambda figure: _fill(figure, bars, largest))
 
 
@@ -57,13 +68,14 @@ def _bars(model: Model) -> list[_Bar]:
     found: list[_Bar] = []
     for load, row in enumerate(model.memory):
         context = f", {row.n_ctx} ctx" if len(contexts) > 1 and row.n_ctx else ""
+        opening = f"{short(row.gpu_layers, 9)}{context}"
         driver = dict(row.driver)
         for number, device in enumerate(row.devices):
-            label = f"{short(row.gpu_layers, 6)}{context} · {short(device.name or '?', 16)}"
             peak = row.peak_pss if number == 0 else None
+            label = f"{opening} · {short(device.name or '?', 16)}"
             found.append(_Bar(label, device.parts, driver.pop(device.name, None), peak, load))
         for name, used in driver.items():
-            found.append(_Bar(f"{short(row.gpu_layers, 6)}{context} · {short(name or '?', 16)}", {}, used, None, load))
+            found.append(_Bar(f"{opening} · {short(name or '?', 16)}", {}, used, None, load))
     return found
 
 

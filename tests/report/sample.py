@@ -135,6 +135,7 @@ def _memory(size: int) -> list[dict[str, Any]]:
         gpu = {"name": "CUDA0", "weights": size * part, "kv": 94_371_840 * part, "compute": 97_517_568 * part}
         row = {
             "gpu_layers": layers,
+            "of_layers": LAYERS + 1,
             "n_ctx": 4096,
             "devices": [cpu],
             "peak_rss": 612_368_384,

@@ -80,6 +80,20 @@ def page_file(sample_plots: list[Plot], tmp_path_factory: pytest.TempPathFactory
     return file
 
 
+@pytest.fixture(scope="module")
+def small_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One text, one load of each of two models, no errors of weights, and something flagged."""
+    report = sample()
+    report["flags"] = ["q8_0: perplexity changed by more than the limit of 0.01%"]
+    del report["texts"][1:], report["models"][2:]
+    for model in report["models"]:
+        del model["quality"][1:], model["memory"][1:]
+        model.pop("tensor_errors", None)
+    file = tmp_path_factory.mktemp("small") / "report.html"
+    file.write_text(html(report, plots(report)), "utf-8")
+    return file
+
+
 class Opened:
     """A page with what it complained of and asked the network for."""
 
@@ -148,6 +162,17 @@ def test_dark_and_light_are_different_pages_of_the_same_words(browser: "Browser"
     assert colors["light"][0] == "rgb(255, 255, 255)"
     assert colors["light"][0] != colors["dark"][0]
     assert colors["light"][1] != colors["dark"][1]
+
+
+@pytest.mark.parametrize("width", WIDTHS.values(), ids=WIDTHS)
+def test_a_small_report_fits_too(width: int, browser: "Browser", small_file: Path) -> None:
+    page = browser.new_page(viewport={"width": width, "height": 844})
+    opened = Opened(page, small_file)
+    assert opened.faults(_SHOWN) == ["perplexity-size", "kl-divergence", "memory"]
+    assert opened.faults("document.documentElement.scrollWidth <= innerWidth")
+    for script in (_WIDER, _CUT, _OUTSIDE, _OVERLAPPING, _CONTRAST):
+        assert opened.faults(script) == []
+    page.close()
 
 
 HOSTILE = '<script>document.title="taken"</script><img src=x onerror="document.title=1">"\'&amp;$x^2$ --><b>#0072b2'

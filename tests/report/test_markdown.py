@@ -77,7 +77,7 @@ def test_memory_and_speed_are_the_documents() -> None:
     for shown, (label, row, device) in zip(memory, expected, strict=True):
         assert (shown["model"], shown["layers on GPU"], shown["device"]) == (
             label,
-            str(row["gpu_layers"]),
+            {31: "31 (all)"}.get(row["gpu_layers"], str(row["gpu_layers"])),
             device["name"],
         )
         for header, key in (("weights", "weights"), ("KV cache", "kv"), ("compute", "compute")):

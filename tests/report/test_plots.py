@@ -93,6 +93,18 @@ def test_memory_says_the_sum_of_every_device(drawn: dict[str, Plot]) -> None:
     assert {"269 MB", "462 MB", "356 MB", "119 MB"} - set(texts(drawn["memory"])) == {"269 MB"}
 
 
+def test_models_loaded_once_are_compared_in_one_picture() -> None:
+    document = sample()
+    document["texts"] = []
+    for model in document["models"]:
+        model["memory"] = model["memory"][:1]
+        del model["quality"]
+        model.pop("tensor_errors", None)
+    (plot,) = plots(document)
+    for label in ("bf16 · 0 · CPU", "q2_k · 0 · CPU", "462 MB", "281 MB"):
+        assert label in texts(plot)
+
+
 def test_a_heat_map_has_a_cell_for_every_weight_and_names_the_worst(drawn: dict[str, Plot]) -> None:
     errors = [error for error in sample()["models"][1]["tensor_errors"] if error["layer"] is not None]
     worst = max(errors, key=lambda error: error["error"])
