@@ -91,7 +91,7 @@ def graph_memory(graph: Graph, device: Mapping[int, str] | None = None) -> dict[
     for each in graph.leaves:
         place(each)
     for node in graph.nodes:
-        if node.root is not None:
+        if node.root is not None and node.kind != "wait":
             slots[id(node.root)].views += 1
         for parent in node.src:
             slots[id(parent)].children += 1

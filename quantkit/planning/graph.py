@@ -4,7 +4,7 @@ Follows llm_graph_context and the graphs of src/models in llama.cpp; which of th
 its tensors, and by quantkit.planning.traits where they do not tell.
 """
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 
 from quantkit.gguf.types import block_size
@@ -39,6 +39,8 @@ from quantkit.planning.traits import (
     UNGATED_EXPERT_NORM,
 )
 
+_TELLING = 4
+
 
 @dataclass(frozen=True)
 class _Cache:
@@ -52,13 +54,30 @@ class _Cache:
     v_turn: Tensor | None
 
 
-def prompt_graph(shape: ModelShape, context: Context) -> Graph:
-    """The graph of a whole physical batch."""
-    return _Builder(shape, context).graph
+def prompt_graph(shape: ModelShape, context: Context, layers: Sequence[int] | None = None) -> Graph:
+    """The graph of a whole physical batch; of these `layers` only, the last one among them, where not of all."""
+    return _Builder(shape, context, range(shape.n_layer) if layers is None else layers).graph
+
+
+def telling_layers(shape: ModelShape, kinds: Sequence[Hashable]) -> list[int]:
+    """Layers enough for the memory of all: of a run of equal ones four, since what is freed is taken again at once.
+
+    `kinds` sets apart layers that are alike in themselves, by where they run.
+    """
+    found, run = [], 0
+    before: Hashable = None
+    for i, layer in enumerate(shape.layers):
+        sizes = (layer.n_head, layer.n_head_kv, layer.head_k, layer.head_v, layer.slides)
+        sign = (sizes, tuple(layer.tensors.items()), kinds[i])
+        run = run + 1 if sign == before else 1
+        before = sign
+        if run <= _TELLING or i == shape.n_layer - 1:
+            found.append(i)
+    return found
 
 
 class _Builder:
-    def __init__(self, shape: ModelShape, context: Context) -> None:
+    def __init__(self, shape: ModelShape, context: Context, layers: Sequence[int]) -> None:
         self.shape, self.context = shape, context
         self.graph = Graph()
         self.n = context.tokens
@@ -74,9 +93,9 @@ class _Builder:
         if "token_embd_norm.weight" in shape.tensors:
             x = self._norm(x, "token_embd_norm", shape.tensors)
         self.outputs = leaf("outputs", self.n, size=I32)
-        for number, layer in enumerate(shape.layers):
+        for number in layers:
             self.layer = number
-            x = self._decoder_layer(x, layer, number)
+            x = self._decoder_layer(x, shape.layers[number], number)
         self.layer = None
         if arch in OUTPUT_LAST:
             x = fresh((shape.n_embd, self.n), x, self.outputs)

@@ -8,6 +8,7 @@ GPU takes the last `gpu_layers`; the token embedding stays on the CPU. The compu
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from math import prod
 
 from gguf import GGMLQuantizationType
@@ -16,19 +17,19 @@ from quantkit.gguf.layout import tensor_bytes
 from quantkit.gguf.types import row_bytes
 from quantkit.planning.allocator import graph_memory
 from quantkit.planning.context import KV_TYPES, Context
-from quantkit.planning.graph import prompt_graph
+from quantkit.planning.graph import prompt_graph, telling_layers
 from quantkit.planning.repack import repacked
 from quantkit.planning.schedule import place
 from quantkit.planning.shape import ModelShape
 
 GPU_OVERHEAD = 512 << 20
 """Assumed for the CUDA context, its libraries and pools: they are the driver's, no header tells of them."""
-CPU_OVERHEAD = 48 << 20
-"""Measured: libllama, its tables and threads. The vocabulary comes on top."""
-BYTES_OF_TOKEN = 220
-"""Measured: llama.cpp's tables for one entry of the vocabulary."""
+CPU_OVERHEAD = 25 << 20
+"""Measured: what llama.cpp takes beside its buffers, in address space; the vocabulary comes on top."""
+BYTES_OF_TOKEN = 820
+"""Measured with SmolLM2: its 49,152 tokens and their merges take 38.6 MiB."""
 
-_EXPERT = re.compile(r"blk\.(\d+)\.ffn_(?:gate|up|down|gate_up)_exps\.weight")
+_EXPERTS = frozenset(f"ffn_{name}_exps.weight" for name in ("gate", "up", "down", "gate_up"))
 _LAYER = re.compile(r"blk\.(\d+)\.")
 _CUDA_ROW = 512
 
@@ -41,9 +42,25 @@ class PlannedTensor:
     shape: tuple[int, ...]
     type: GGMLQuantizationType
 
-    @property
+    @cached_property
     def nbytes(self) -> int:
         return tensor_bytes(self.type, self.shape)
+
+    @cached_property
+    def layer(self) -> int | None:
+        """The layer it belongs to, None for those outside."""
+        match = _LAYER.match(self.name)
+        return int(match[1]) if match else None
+
+    @cached_property
+    def kind(self) -> str:
+        """Its name without the layer."""
+        return self.name if self.layer is None else _LAYER.sub("", self.name, count=1)
+
+    @property
+    def is_expert(self) -> bool:
+        """Whether --n-cpu-moe moves it."""
+        return self.layer is not None and self.kind in _EXPERTS
 
     @property
     def n_elements(self) -> int:
@@ -99,8 +116,11 @@ def plan_memory(
     *,
     has_gpu: bool = False,
     cpu_features: frozenset[str] = frozenset(),
+    compute: Mapping[str, int] | None = None,
 ) -> Memory:
     """The memory of a run. `has_gpu`: llama.cpp will see one, which takes part even with no layer on it.
+
+    `compute`: the compute buffers where they are known already, or guessed from a like run.
 
     `cpu_features` (flags of /proc/cpuinfo) say which weights llama.cpp rearranges on load; without any, none.
     """
@@ -113,7 +133,8 @@ def plan_memory(
             if device == "CPU" and repacked(tensor.name, tensor.type, tensor.shape, cpu_features):
                 rearranged += tensor.nbytes
     kv = kv_bytes(shape, context if has_gpu else Context(**{**vars(context), "gpu_layers": 0}))
-    compute = compute_bytes(shape, tensors, context, has_gpu=has_gpu)
+    if compute is None:
+        compute = compute_bytes(shape, tensors, context, has_gpu=has_gpu)
     cpu = DeviceMemory(
         "CPU",
         weights=weights["CPU"],
@@ -144,12 +165,10 @@ def weight_devices(
     tied = "output.weight" not in shape.tensors
     found: dict[str, tuple[str, ...]] = {}
     for tensor in tensors:
-        layer = _LAYER.match(tensor.name)
-        expert = _EXPERT.fullmatch(tensor.name)
-        if expert and int(expert[1]) < context.cpu_moe:
-            found[tensor.name] = ("CPU",)
-        elif layer:
-            found[tensor.name] = ("GPU" if int(layer[1]) >= start else "CPU",)
+        layer = tensor.layer
+        if layer is not None:
+            stays = layer < start or (layer < context.cpu_moe and tensor.is_expert)
+            found[tensor.name] = ("CPU",) if stays else ("GPU",)
         elif tensor.name.startswith("output"):
             found[tensor.name] = ("GPU" if shape.n_layer >= start else "CPU",)
         elif tensor.name == "token_embd.weight" and tied and shape.n_layer >= start:
@@ -178,19 +197,28 @@ def compute_bytes(
     shape: ModelShape, tensors: Sequence[PlannedTensor], context: Context, *, has_gpu: bool
 ) -> dict[str, int]:
     """Bytes of compute buffer on each device, for the largest batch."""
-    graph = prompt_graph(shape, context)
     if not has_gpu:
-        return graph_memory(graph)
+        return graph_memory(prompt_graph(shape, context))
     where = weight_devices(shape, tensors, context)
-    sizes = {tensor.name: tensor.nbytes for tensor in tensors}
+    sizes = _largest_of_a_kind(tensors)
     if "output.weight" not in sizes:
         sizes["output.weight"] = sizes["token_embd.weight"]
     devices = {name: ("GPU" if "GPU" in places else "CPU") for name, places in where.items()}
     start = first_gpu_layer(shape, context)
     devices["token_embd.weight"] = "CPU"
     devices["output.weight"] = "GPU" if shape.n_layer >= start else "CPU"
+    kinds = [(number >= start, number < context.cpu_moe) for number in range(shape.n_layer)]
+    graph = prompt_graph(shape, context, telling_layers(shape, kinds))
     placed, device = place(graph, devices, sizes, start)
     return graph_memory(placed, device)
+
+
+def _largest_of_a_kind(tensors: Sequence[PlannedTensor]) -> dict[str, int]:
+    """Bytes of each tensor by name, those of layers as in the layer where they are largest: a mix varies by layer."""
+    found: dict[str, int] = {}
+    for tensor in tensors:
+        found[tensor.kind] = max(found.get(tensor.kind, 0), tensor.nbytes)
+    return {tensor.name: found[tensor.kind] for tensor in tensors}
 
 
 def _on_gpu(tensor: PlannedTensor) -> int:

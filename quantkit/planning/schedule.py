@@ -98,4 +98,5 @@ def _is_view(node: Tensor) -> bool:
 
 
 def _depends(parent: Tensor) -> Tensor:
-    return Tensor(parent.shape, parent.size, (parent,), root=parent)
+    """A node that computes nothing: `parent` is not freed before it."""
+    return Tensor(parent.shape, parent.size, (parent,), kind="wait", root=parent)

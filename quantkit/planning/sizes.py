@@ -2,8 +2,11 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
+from quantkit.checkpoint import Checkpoint
 from quantkit.convert.inputs import Model
 from quantkit.convert.plan import Request, plan_gguf
 from quantkit.errors import QuantkitError, UsageError
@@ -25,8 +28,9 @@ _KEPT = Path("unused")
 class Offer:
     """One form of the model. `label`: as typed after -t; `size`: bytes on disk; `tensors`: empty for a folder.
 
-    `file`: its name, a folder's for AWQ and GPTQ. `bits`: per weight. `why_not`: why it cannot be had; then the rest is
-    nothing. `needs_imatrix`: it is made with --imatrix or --calibrate. `group`: of AWQ and GPTQ, inputs that share a scale.
+    `file`: its name, a folder's for AWQ and GPTQ. `bits`: per weight. `why_not`: why it cannot be had, the rest being
+    nothing then. `needs_imatrix`: it is made with --imatrix or --calibrate. `group`: inputs that share a scale in AWQ
+    and GPTQ.
     """
 
     label: str
@@ -130,19 +134,27 @@ def _with_imatrix(model: Model, kind: FileType) -> Offer:
     return Offer(kind.name, file.size, bits, tensors, file.name, needs_imatrix=True)
 
 
+@lru_cache(maxsize=1)
+def _linears(checkpoint: Checkpoint) -> tuple[Any, tuple[Any, ...]]:
+    """The native model and the linears of its layers, found once for both methods."""
+    from quantkit.calibration.native import Native
+    from quantkit.convert.folders import all_layers
+
+    native = Native(checkpoint)
+    return native, all_layers(native)
+
+
 def _folder(source: Source, method: str) -> Offer:
     """An AWQ or GPTQ folder: the sizes of its weight files, without the few kB of config and the tokenizer."""
     checkpoint = source.model.checkpoint
     if checkpoint is None:
         return Offer(method, why_not=f"{method.upper()} is made from a checkpoint, not from a GGUF")
     # imported only here: these formats need the native architecture, which a plan for GGUF alone does not
-    from quantkit.calibration.native import Native
-    from quantkit.convert.folders import FolderRequest, all_layers, plan_folder_of
+    from quantkit.convert.folders import FolderRequest, plan_folder_of
     from quantkit.int4.grid import Grid
 
     try:
-        native = Native(checkpoint)
-        layers = all_layers(native)
+        native, layers = _linears(checkpoint)
         widths = {linear.n_in for layer in layers for each in layer.inputs for linear in each.linears}
         group = next((size for size in (128, 64, 32) if not any(width % size for width in widths)), 128)
         grid = Grid(group=group) if method == "awq" else Grid(group=group, symmetric=True)

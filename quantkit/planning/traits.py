@@ -12,21 +12,30 @@ SLIDING = {
 """Architectures with a smaller cache for the layers that slide, and every how many layers one does not."""
 
 CHECKED = frozenset(
-    "llama qwen qwen2 qwen2moe qwen3 qwen3moe bloom baichuan gpt2 falcon stablelm phi3 gemma gemma2 gemma3 granite"
-    " granitemoe deepseek2 gpt-oss glm4 internlm2 olmo olmo2 olmoe smollm3".split()
+    (
+        *("llama", "qwen", "qwen2", "qwen2moe", "qwen3", "qwen3moe", "bloom", "baichuan", "gpt2", "falcon"),
+        *("stablelm", "phi3", "gemma", "gemma2", "gemma3", "granite", "granitemoe", "deepseek2", "gpt-oss", "glm4"),
+        *("internlm2", "olmo", "olmo2", "olmoe", "smollm3"),
+    )
 )
 """Architectures whose compute buffer the tests hold against llama.cpp's; of others it is an estimate."""
 
 UNPLANNED = frozenset(
-    "bert nomic-bert nomic-bert-moe jina-bert-v2 jina-bert-v3 neo-bert modern-bert eurobert t5 t5encoder clip"
-    " wavtokenizer-dec gemma3n gemma4 deepseek4 deepseek32 glm-dsa llada llada-moe dream rnd1 minimax-m3 dflash eagle3"
-    " rwkv6 rwkv7 rwkv6qwen2 arwkv7 mamba mamba2 plamo2 jamba falcon-h1 granitehybrid nemotron_h lfm2 qwen3next".split()
+    (
+        *("bert", "nomic-bert", "nomic-bert-moe", "jina-bert-v2", "jina-bert-v3", "neo-bert", "modern-bert"),
+        *("eurobert", "t5", "t5encoder", "clip", "wavtokenizer-dec", "gemma3n", "gemma4", "deepseek4", "deepseek32"),
+        *("glm-dsa", "llada", "llada-moe", "dream", "rnd1", "minimax-m3", "dflash", "eagle3", "rwkv6", "rwkv7"),
+        *("rwkv6qwen2", "arwkv7", "mamba", "mamba2", "plamo2", "jamba", "falcon-h1", "granitehybrid", "nemotron_h"),
+        *("lfm2", "qwen3next"),
+    )
 )
 """Architectures whose cache is no plain key-value cache."""
 
 LAYER_NORM = frozenset(
-    "bloom falcon gpt2 stablelm gptneox mpt starcoder starcoder2 phi2 orion codeshell command-r cohere2 nemotron"
-    " olmo".split()
+    (
+        *("bloom", "falcon", "gpt2", "stablelm", "gptneox", "mpt", "starcoder", "starcoder2", "phi2", "orion"),
+        *("codeshell", "command-r", "cohere2", "nemotron", "olmo"),
+    )
 )
 """The norm is a LayerNorm, which never works in place; elsewhere an RMS norm."""
 

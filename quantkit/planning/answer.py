@@ -1,0 +1,184 @@
+"""The answer to `plan`: a row for each form, the one to take, what it leaves room for, and the commands that get it."""
+
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from quantkit.planning.budget import Budget, Fit, best_fit, fit_offer, longest_context, remedies
+from quantkit.planning.context import Context
+from quantkit.planning.machine import Machine, probe_bandwidth
+from quantkit.planning.memory import GPU_OVERHEAD, kv_bytes
+from quantkit.planning.sizes import Offer, offers
+from quantkit.planning.sources import Source
+from quantkit.planning.speed import bytes_per_token, tokens_per_second
+from quantkit.planning.traits import CHECKED
+
+
+@dataclass(frozen=True)
+class Row:
+    """One form. `fit` is None for a folder (AWQ, GPTQ), which a GPU holds whole or not at all. `speed`: tokens/s."""
+
+    offer: Offer
+    fit: Fit | None = None
+    gpu_bytes: int = 0
+    cpu_bytes: int = 0
+    missing: int = 0
+    speed: float = 0.0
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What `plan` found. `longest` is the longest context that the best form has room for."""
+
+    source: Source
+    context: Context
+    budget: Budget
+    rows: tuple[Row, ...]
+    best: Row | None
+    longest: int = 0
+    bandwidth: Mapping[str, tuple[float, str]] = field(default_factory=dict)
+    remedies: tuple[tuple[str, str, int], ...] = ()
+
+    def commands(self, row: Row, source: str) -> list[str]:
+        """What to type to get this form and to run it so."""
+        offer, fit = row.offer, row.fit
+        assert fit is not None
+        context = fit.memory.context
+        found = []
+        file = offer.file
+        if offer.label != "as it is":
+            calibrate = " --calibrate" if offer.needs_imatrix else ""
+            found.append(f"quantkit gguf {shlex.quote(source)} -t {offer.label}{calibrate}")
+            file = f"{self.source.model.name}-GGUF/{offer.file}"
+        else:
+            file = source
+        words = f"-ngl {context.gpu_layers} -c {context.n_ctx}"
+        words += f" -ctk {context.kv_type} -ctv {context.kv_type}" if context.kv_type != "f16" else ""
+        words += f" --n-cpu-moe {context.cpu_moe}" if context.cpu_moe else ""
+        words += f" -ub {context.n_ubatch}" if context.n_ubatch != 512 else ""
+        words += " -fa off" if context.flash is False else ""
+        words += " --no-repack" if not self.budget.cpu_features else ""
+        found.append(f"llama-cli -m {shlex.quote(file)} {words}")
+        found.append(f"# Ollama's Modelfile: PARAMETER num_gpu {context.gpu_layers}, PARAMETER num_ctx {context.n_ctx}")
+        return found
+
+    def missing_lines(self) -> list[str]:
+        """What is missing and what would change that, in sentences."""
+        missing = self.missing_document()
+        if missing is None:
+            return ["Nothing asked for can be made of this model."]
+        lines = [f"Nothing fits: {missing['type']} comes nearest and lacks {missing['bytes'] / 1e6:,.0f} MB."]
+        lines += [f"With {what}, {label} would fit." for what, label, _ in self.remedies]
+        if not self.remedies:
+            need = missing["needs"]
+            gpu = f" and {need['vram'] / 1e6:,.0f} MB of GPU memory" if need.get("vram") else ""
+            lines.append(
+                f"It needs {need['ram'] / 1e6:,.0f} MB of memory{gpu}; take a smaller model, or more of either."
+            )
+        return lines
+
+    def missing_document(self) -> dict[str, Any] | None:
+        """The same for scripts."""
+        rows = [row for row in self.rows if row.fit is not None]
+        if not rows:
+            return None
+        row = min(rows, key=lambda each: each.missing)
+        return {
+            "type": row.offer.label,
+            "bytes": row.missing,
+            "needs": {"ram": row.cpu_bytes, **({"vram": row.gpu_bytes} if row.gpu_bytes else {})},
+            "remedies": [{"change": what, "type": label, "bytes": size} for what, label, size in self.remedies],
+        }
+
+    def bandwidth_document(self) -> dict[str, Any]:
+        return {
+            device: {"bytes_per_second": round(pace), "from": origin}
+            for device, (pace, origin) in self.bandwidth.items()
+        }
+
+    def notes(self, machine: Machine) -> Iterator[str]:
+        """What a user should know of the figures."""
+        yield from self.source.notes
+        paces = " and ".join(
+            f"{pace / 1e9:.3g} GB/s ({device}, {origin})" for device, (pace, origin) in self._paces(machine)
+        )
+        yield f"tokens/s are an estimate for the first tokens of a chat: bytes read per token at {paces}"
+        if machine.vram:
+            yield f"GPU memory counts {GPU_OVERHEAD / 2**30:.1g} GiB for the CUDA context, which is assumed"
+        if any(row.offer.is_folder and not row.offer.why_not for row in self.rows):
+            yield (
+                "awq and gptq: weights, KV cache and the CUDA context; the runtime's own workspace comes on top (vLLM"
+                " takes 90% of a GPU unless told otherwise)"
+            )
+        if any(row.fit is not None and row.fit.memory.cpu.repacked for row in self.rows):
+            yield (
+                "llama.cpp rearranges part of these weights for this CPU as it loads them, so for a moment the file's"
+                " pages come on top; --no-repack (in llama.cpp too) avoids it"
+            )
+        if self.source.shape.arch not in CHECKED:
+            yield f"the compute buffer of {self.source.shape.arch} is an estimate: this architecture is not checked"
+
+    def _paces(self, machine: Machine) -> list[tuple[str, tuple[float, str]]]:
+        used = ["CPU", *(["GPU"] if machine.vram else [])]
+        return [(device, self.bandwidth[device]) for device in used]
+
+
+def make_answer(
+    source: Source,
+    types: Sequence[str] | None,
+    context: Context,
+    budget: Budget,
+    bandwidth: Mapping[str, tuple[float, str]],
+    *,
+    fixed_layers: bool = False,
+) -> Answer:
+    """Weigh every form against the budget. `bandwidth`: (bytes a second, where from) by device; the CPU's is probed if
+    it is not there. `fixed_layers`: as many on the GPU as the context says.
+    """
+    paces = dict(bandwidth)
+    if "CPU" not in paces:
+        paces["CPU"] = (probe_bandwidth(), "measured")
+    speeds = {device: pace for device, (pace, _) in paces.items()}
+    rows = []
+    for offer in offers(source, types):
+        if offer.why_not:
+            rows.append(Row(offer))
+        elif offer.is_folder:
+            rows.append(_folder_row(source, offer, context, budget, speeds))
+        else:
+            rows.append(_gguf_row(source, offer, context, budget, speeds, fixed_layers=fixed_layers))
+    fits = [(row.fit, row.speed) for row in rows if row.fit is not None]
+    best = best_fit(source.shape, fits)
+    if best is None:
+        whole = [row.offer for row in rows if row.fit is not None]
+        changes = remedies(source.shape, whole, context, budget) if whole else []
+        said = tuple((each.what, each.fit.offer.label, each.fit.memory.total) for each in changes)
+        return Answer(source, context, budget, tuple(rows), None, 0, paces, said)
+    row = next(row for row in rows if row.fit is best)
+    most = source.shape.context or context.n_ctx
+    longest = max(longest_context(source.shape, best, budget, most), best.memory.context.n_ctx if most else 0)
+    return Answer(source, context, budget, tuple(rows), row, longest, paces)
+
+
+def _gguf_row(
+    source: Source, offer: Offer, context: Context, budget: Budget, speeds: Mapping[str, float], *, fixed_layers: bool
+) -> Row:
+    fit = fit_offer(source.shape, offer, context, budget, fixed_layers=fixed_layers)
+    moved = bytes_per_token(source.shape, offer.tensors, fit.memory.context)
+    gpu = fit.memory.gpu
+    return Row(
+        offer,
+        fit,
+        gpu_bytes=0 if gpu is None else gpu.total,
+        cpu_bytes=fit.memory.cpu.total,
+        missing=fit.missing,
+        speed=tokens_per_second(moved, speeds),
+    )
+
+
+def _folder_row(source: Source, offer: Offer, context: Context, budget: Budget, speeds: Mapping[str, float]) -> Row:
+    """An AWQ or GPTQ model on a GPU: its weights, a 16-bit cache for the context and the CUDA context."""
+    kv = sum(kv_bytes(source.shape, replace(context, kv_type="f16", gpu_layers=0)).values())
+    need = offer.size + kv + GPU_OVERHEAD
+    return Row(offer, None, gpu_bytes=need, missing=max(need - budget.vram, 0), speed=0.0)

@@ -1,0 +1,163 @@
+"""What fits a budget: the best type, the most layers on the GPU, the longest context; or how much is missing.
+
+The rule: of the types of four bits and more that fit on the GPU whole, the best is taken. Where none does, of those
+that fit GPU and CPU together, the best that still answers at a reader's pace, or nearly as fast as the fastest. Only
+then the smaller ones, in the same way. Unquantized types are taken only where nothing else was asked for: q8_0 is as
+good and half the size.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from quantkit.planning.context import Context
+from quantkit.planning.memory import Memory, compute_bytes, plan_memory
+from quantkit.planning.shape import ModelShape
+from quantkit.planning.sizes import Offer
+
+_GOOD_BITS = 4.2
+_LEAST_CTX = 512
+_READING_PACE = 8.0
+_NEARLY = 0.8
+_STEP = 256
+
+
+@dataclass(frozen=True)
+class Budget:
+    """Bytes that the model may take. `vram` 0: no GPU."""
+
+    ram: int
+    vram: int = 0
+    cpu_features: frozenset[str] = frozenset()
+
+    def missing(self, memory: Memory) -> int:
+        """Bytes short on the device that is shortest of them, 0 where all fits."""
+        short = memory.cpu.total - self.ram
+        if memory.gpu is not None:
+            short = max(short, memory.gpu.total - self.vram)
+        return max(short, 0)
+
+
+@dataclass(frozen=True)
+class Fit:
+    """One form of the model within a budget. `missing`: bytes short with as many layers on the GPU as it takes."""
+
+    offer: Offer
+    memory: Memory
+    missing: int = 0
+
+    @property
+    def fits(self) -> bool:
+        return not self.missing
+
+    @property
+    def gpu_layers(self) -> int:
+        return self.memory.context.gpu_layers
+
+
+@dataclass(frozen=True)
+class Remedy:
+    """A change that would make it fit, in words, and what it would then take."""
+
+    what: str
+    fit: Fit
+
+
+def fit_offer(shape: ModelShape, offer: Offer, context: Context, budget: Budget, *, fixed_layers: bool = False) -> Fit:
+    """The offer with the most layers on the GPU that its memory has room for.
+
+    `fixed_layers`: as many as `context` says. Where nothing fits the fit says what is missing, with the layers that
+    leave the least of it.
+    """
+    has_gpu = budget.vram > 0
+
+    def memory(layers: int, compute: Mapping[str, int] | None = None) -> Memory:
+        return plan_memory(
+            shape,
+            offer.tensors,
+            replace(context, gpu_layers=layers),
+            has_gpu=has_gpu,
+            cpu_features=budget.cpu_features,
+            compute=compute,
+        )
+
+    if not has_gpu or fixed_layers:
+        found = memory(context.gpu_layers if has_gpu else 0)
+        return Fit(offer, found, budget.missing(found))
+    whole = memory(shape.n_layer + 1)
+    if not budget.missing(whole):
+        return Fit(offer, whole)
+
+    def on_gpu(memory: Memory) -> bool:
+        return memory.gpu is not None and memory.gpu.total <= budget.vram
+
+    # the compute buffer hardly depends on how many layers there are: it is guessed for the search, then set right
+    guess = compute_bytes(shape, offer.tensors, replace(context, gpu_layers=shape.n_layer // 2), has_gpu=True)
+    layers = max(_largest(lambda layers: on_gpu(memory(layers, guess)), 0, shape.n_layer), 0)
+    found = memory(layers)
+    while layers and not on_gpu(found):
+        layers -= 1
+        found = memory(layers)
+    while layers < shape.n_layer and on_gpu(more := memory(layers + 1)):
+        layers, found = layers + 1, more
+    return Fit(offer, found, budget.missing(found))
+
+
+def best_fit(shape: ModelShape, fits: Iterable[tuple[Fit, float]]) -> Fit | None:
+    """The fit to recommend, by the rule above; `fits` and their tokens a second, best quality first."""
+    fitting = [(fit, pace) for fit, pace in fits if fit.fits]
+    quantized = [(fit, pace) for fit, pace in fitting if not fit.offer.is_float] or fitting
+    for good in (True, False):
+        some = [(fit, pace) for fit, pace in quantized if (fit.offer.bits >= _GOOD_BITS) == good]
+        whole = [fit for fit, _ in some if fit.gpu_layers > shape.n_layer]
+        if whole:
+            return whole[0]
+        if some:
+            enough = min(_READING_PACE, _NEARLY * max(pace for _, pace in some))
+            return next(fit for fit, pace in some if pace >= enough)
+    return None
+
+
+def longest_context(shape: ModelShape, fit: Fit, budget: Budget, most: int) -> int:
+    """The longest context up to `most` that fits with the fit's layers on the GPU; 0 where not even the shortest."""
+
+    def fits(steps: int) -> bool:
+        context = replace(fit.memory.context, n_ctx=min(steps * _STEP, most))
+        return fit_offer(shape, fit.offer, context, budget, fixed_layers=True).fits
+
+    return min(_largest(fits, 0, -(-most // _STEP)) * _STEP, most)
+
+
+def remedies(shape: ModelShape, offers: Sequence[Offer], context: Context, budget: Budget) -> list[Remedy]:
+    """Changes, each by itself, that would make the smallest of `offers` fit, or the budget that would."""
+    smallest = min(offers, key=lambda offer: offer.size)
+    tries: list[tuple[str, Context]] = []
+    if context.n_ctx > _LEAST_CTX:
+        short = max(
+            _LEAST_CTX, longest_context(shape, fit_offer(shape, smallest, context, budget), budget, context.n_ctx)
+        )
+        tries.append((f"--ctx {short}", replace(context, n_ctx=short)))
+    if context.kv_type == "f16" and context.flash is not False:
+        tries.append(("--kv-type q8_0", replace(context, kv_type="q8_0")))
+    if shape.has_experts and budget.vram:
+        tries.append((f"--n-cpu-moe {shape.n_layer}", replace(context, cpu_moe=shape.n_layer)))
+    if context.n_ubatch > 128:
+        tries.append(("--batch 128", replace(context, n_ubatch=128)))
+    found = []
+    for what, changed in tries:
+        fit = fit_offer(shape, smallest, changed, budget)
+        if fit.fits:
+            found.append(Remedy(what, fit))
+    return found
+
+
+def _largest(good: Callable[[int], bool], low: int, high: int) -> int:
+    """The largest number of low..high for which `good` holds, if it holds for all below it; low - 1 for none."""
+    if not good(low):
+        return low - 1
+    while low < high:
+        middle = (low + high + 1) // 2
+        if good(middle):
+            low = middle
+        else:
+            high = middle - 1
+    return low

@@ -1,0 +1,37 @@
+"""How fast a model may answer: generating a token reads every weight it uses once, at the memory's pace.
+
+An estimate: it leaves out arithmetic, which decides for prompts, and all that waits between devices.
+"""
+
+from collections.abc import Mapping, Sequence
+
+from quantkit.planning.context import Context
+from quantkit.planning.memory import PlannedTensor, kv_bytes, weight_devices
+from quantkit.planning.shape import ModelShape
+
+_EARLY = 512
+"""Tokens of context at which the estimate is made: early in a conversation."""
+
+
+def bytes_per_token(shape: ModelShape, tensors: Sequence[PlannedTensor], context: Context) -> dict[str, int]:
+    """Bytes each device reads to generate one token: of experts those in use, of the embedding one row."""
+    where = weight_devices(shape, tensors, context)
+    found = {"CPU": 0, "GPU": 0}
+    for tensor in tensors:
+        size = tensor.nbytes
+        if "_exps." in tensor.name and shape.n_expert_used and len(tensor.shape) > 2:
+            size = size * shape.n_expert_used // tensor.shape[0]
+        if tensor.name == "token_embd.weight" and "output.weight" in shape.tensors:
+            size //= tensor.shape[0]
+        found[where[tensor.name][-1]] += size
+    kv = kv_bytes(shape, context)
+    cells = min(_EARLY, context.cells)
+    for device in found:
+        found[device] += kv[device] * cells // context.cells
+    return found
+
+
+def tokens_per_second(moved: Mapping[str, int], bandwidth: Mapping[str, float]) -> float:
+    """Tokens a second, each device in its turn at its bandwidth (bytes a second)."""
+    seconds = sum(size / bandwidth[device] for device, size in moved.items() if size)
+    return 1 / seconds if seconds else 0.0
