@@ -64,6 +64,9 @@ def measure_speed(
 ) -> Speed:
     """llama-bench's pp and tg tests: the model loaded once, each test in a context of its own, after a warm-up.
 
+    OpenMP's threads sleep while they wait unless OMP_WAIT_POLICY says otherwise, which llama-bench leaves to the
+    environment: on a machine with other work to do, spinning costs either of them most of its speed.
+
     `gpu_layers` None offloads all; without a device, 0 it is. `n_threads` None: as many as this process may use.
     `timeout`: seconds for each run of a test. Raises as `loaded_memory` does.
     """
