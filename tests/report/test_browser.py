@@ -48,7 +48,7 @@ _SHOWN = """() => [...document.querySelectorAll("figure")].filter(figure => {
     const box = figure.querySelector("svg").getBoundingClientRect();
     const shapes = [...figure.querySelectorAll("svg path, svg use, svg text")];
     const drawn = shapes.filter(shape => shape.getBoundingClientRect().width > 0);
-    return box.width > 250 && box.height > 100 && drawn.length > 10 && figure.checkVisibility();
+    return box.width > 250 && box.height > 60 && drawn.length > 10 && figure.checkVisibility();
 }).map(figure => figure.id)"""
 _CONTRAST = """() => {
     const numbers = color => color.match(/[0-9.]+/g).slice(0, 3).map(Number);
