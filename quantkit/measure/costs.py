@@ -9,6 +9,7 @@ from quantkit.errors import QuantkitError
 from quantkit.measure.memory import measure_memory
 from quantkit.measure.speed import measure_speed
 from quantkit.measure.subjects import Subject
+from quantkit.measure.tensor_errors import tensor_errors
 
 
 @dataclass(frozen=True)
@@ -32,12 +33,16 @@ def add_costs(
     step: Callable[[str], object],
     warn: Callable[[str], object],
 ) -> None:
-    """Add `memory` and `speed` of each GGUF to its document (see measurement.measure), the same order.
+    """Add to the documents of `subjects` (see measurement.measure), the reference first: `memory` and `speed` of each
+    GGUF, `tensor_errors` of each candidate.
 
     What cannot be measured is absent, and `warn` gets the reason. `step(text)` says what is done now.
     """
     notes: dict[str, None] = {}
     for model, subject in zip(models, subjects, strict=True):
+        if subject is not subjects[0]:
+            step(f"tensors of {subject.name}")
+            model |= _told(lambda path: _tensors(subjects[0].path, path), subject.path, notes)
         if subject.kind != "gguf":
             continue
         if costs.gpu_layers:
@@ -63,6 +68,11 @@ def _memory(path: Path, costs: Costs, notes: dict[str, None]) -> Mapping[str, An
     # the same is missing of every model
     notes |= dict.fromkeys(note.removeprefix(f"{path.name}: ") for note in missing)
     return {"memory": [row.document() for row in rows]}
+
+
+def _tensors(reference: Path, path: Path) -> Mapping[str, Any]:
+    found = tensor_errors(reference, path)
+    return {"tensor_errors": [error.document() for error in found]} if found else {}
 
 
 def _speed(path: Path, costs: Costs) -> Mapping[str, Any]:
