@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from quantkit.checkpoint import Checkpoint
-from quantkit.convert.inputs import Model
 from quantkit.convert.plan import Request, plan_gguf
 from quantkit.errors import QuantkitError, UsageError
 from quantkit.gguf.layout import lay_out
@@ -79,7 +78,7 @@ def offers(source: Source, names: Sequence[str] | None) -> tuple[Offer, ...]:
             )
         return (_as_it_is(source),)
     asked = known_types(names) if names else _usual(source)
-    found = [_folder(source, name) if name in FOLDERS else _gguf(source.model, file_type(name)) for name in asked]
+    found = [_folder(source, name) if name in FOLDERS else _gguf(source, file_type(name)) for name in asked]
     return tuple(sorted(found, key=lambda offer: (offer.is_folder, -_quality(offer))))
 
 
@@ -106,10 +105,11 @@ def _as_it_is(source: Source) -> Offer:
     )
 
 
-def _gguf(model: Model, kind: FileType) -> Offer:
+def _gguf(source: Source, kind: FileType) -> Offer:
+    model = source.model
     try:
         if kind.needs_imatrix:
-            return _with_imatrix(model, kind)
+            return _with_imatrix(source, kind)
         plan = plan_gguf(model, Request(types=(kind,), folder=_KEPT, allow_requantize=model.checkpoint is not None))
     except QuantkitError as error:
         return Offer(kind.name, why_not=str(error))
@@ -118,11 +118,14 @@ def _gguf(model: Model, kind: FileType) -> Offer:
         PlannedTensor(tensor.name, tensor.shape, choice.type)
         for tensor, choice in zip(model.tensors, output.choices, strict=True)
     )
-    return Offer(kind.name, output.size, plan.bits_per_weight(output), tensors, output.files[0].name)
+    return Offer(
+        kind.name, output.size + source.vocabulary, plan.bits_per_weight(output), tensors, output.files[0].name
+    )
 
 
-def _with_imatrix(model: Model, kind: FileType) -> Offer:
+def _with_imatrix(source: Source, kind: FileType) -> Offer:
     """A type that needs an importance matrix, whose keys in the file (some 200 bytes) are not known yet."""
+    model = source.model
     plain = [MixTensor(tensor.name, tensor.shape, tensor.type) for tensor in model.tensors]
     choices = choose_types(model.sizes, kind, plain, MixOptions(has_imatrix=True))
     tensors = tuple(
@@ -131,7 +134,7 @@ def _with_imatrix(model: Model, kind: FileType) -> Offer:
     keys = [*model.keys, *quantization_keys(kind.ftype)]
     (file,) = lay_out(f"{model.name}-{kind.label}", keys, [(t.name, t.shape, t.type) for t in tensors])
     bits = 8 * sum(tensor.nbytes for tensor in tensors) / sum(tensor.n_elements for tensor in tensors)
-    return Offer(kind.name, file.size, bits, tensors, file.name, needs_imatrix=True)
+    return Offer(kind.name, file.size + source.vocabulary, bits, tensors, file.name, needs_imatrix=True)
 
 
 @lru_cache(maxsize=1)

@@ -7,8 +7,6 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from gguf import GGUFValueType
-
 from quantkit.checkpoint.checkpoint import Checkpoint, Origin, WeightFiles
 from quantkit.checkpoint.folder import parse_config, read_small_file
 from quantkit.checkpoint.sources import open_checkpoint
@@ -17,13 +15,14 @@ from quantkit.convert.inputs import Model, model_from_checkpoint, model_from_ggu
 from quantkit.errors import CheckpointError, TokenizerError
 from quantkit.families import Family, Hyperparameters, find_family
 from quantkit.families.family import Rule
-from quantkit.gguf.keyvalues import KeyValue
+from quantkit.gguf.layout import padded
 from quantkit.gguf.vocab import Vocabulary
 from quantkit.planning.memory import PlannedTensor
 from quantkit.planning.shape import ModelShape, model_shape
 
 _LARGE_TOKENIZER = 4 << 20
 """Bytes of a tokenizer.json from which its own library takes more memory than a plan should."""
+_PIECE = 1 << 18
 _ENTRY = re.compile(rb'"((?:[^"\\]|\\.)*)"\s*:\s*\d')
 _MERGE = re.compile(rb'"((?:[^"\\]|\\.)*)"')
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "qwen.tiktoken")
@@ -31,12 +30,16 @@ _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "qwen.tiktoken
 
 @dataclass(frozen=True)
 class Source:
-    """What is planned for. `exact`: sizes of files are to the byte; `notes` say why not, and what else is to know."""
+    """What is planned for. `exact`: sizes of files are to the byte; `notes` say why not, and what else is to know.
+
+    `vocabulary`: bytes by which a GGUF is larger than the model's keys tell, where the vocabulary was only weighed.
+    """
 
     model: Model
     shape: ModelShape
     exact: bool
     notes: tuple[str, ...] = ()
+    vocabulary: int = 0
 
     @property
     def is_gguf(self) -> bool:
@@ -63,10 +66,10 @@ def open_source(source: str, *, offline: bool = False) -> Source:
     return _from_checkpoint(open_checkpoint(source, offline=offline, headers_only=True))
 
 
-def _planned(model: Model, *, exact: bool, notes: tuple[str, ...] = ()) -> Source:
+def _planned(model: Model, *, exact: bool, notes: tuple[str, ...] = (), vocabulary: int = 0) -> Source:
     keys: dict[str, Any] = {key.key: key.value for key in model.keys}
     shape = model_shape(keys, [(tensor.name, tensor.shape) for tensor in model.tensors], model.name)
-    return Source(model, shape, exact, notes)
+    return Source(model, shape, exact, notes, vocabulary)
 
 
 def tensors_as_they_are(model: Model) -> tuple[PlannedTensor, ...]:
@@ -94,9 +97,9 @@ def _from_checkpoint(checkpoint: Checkpoint) -> Source:
 def _with_stand_in(checkpoint: Checkpoint, *notes: str) -> Source:
     """A checkpoint whose vocabulary is not converted, only weighed: its files are right to a few hundred bytes."""
     n_vocab = find_family(checkpoint.config).sizes(checkpoint.config).vocab
-    weight = KeyValue("tokenizer.ggml.tokens", GGUFValueType.STRING, bytes(_vocabulary_bytes(checkpoint.folder)))
-    vocabulary = Vocabulary("", "", [b""] * n_vocab, [weight], [], None)
-    return _planned(model_from_checkpoint(checkpoint, vocabulary=vocabulary), exact=False, notes=notes)
+    model = model_from_checkpoint(checkpoint, vocabulary=Vocabulary("", "", [b""] * n_vocab, [], [], None))
+    weight = padded(_vocabulary_bytes(checkpoint.folder))
+    return _planned(model, exact=False, notes=notes, vocabulary=weight)
 
 
 def _vocabulary_bytes(folder: Path) -> int:
@@ -110,19 +113,27 @@ def _vocabulary_bytes(folder: Path) -> int:
         return sum((folder / name).stat().st_size for name in _TOKENIZERS if (folder / name).is_file())
     merges = text.rfind(b'"merges"')
     split = merges if merges >= 0 else len(text)
-    size = 2048 + _weight(_ENTRY.findall(text, 0, split), 8 + 4)
+    size = 2048 + _weight(_ENTRY, text, 0, split, 8 + 4)
     if merges >= 0:
         start = split + len(b'"merges"')
         # a merge stands as "a b" or, in newer files, as ["a", "b"], where the space between is not said
         in_pairs = text[start : start + 64].count(b"[") > 1
-        size += _weight(_MERGE.findall(text, start), 4.5 if in_pairs else 8)
+        size += _weight(_MERGE, text, start, len(text), 4.5 if in_pairs else 8)
     return size
 
 
-def _weight(texts: list[bytes], each: float) -> int:
-    """Bytes of JSON's texts, backslashes not counted, and `each` more for every one."""
-    joined = b"".join(texts)
-    return len(joined) - joined.count(b"\\") + int(each * len(texts))
+def _weight(pattern: re.Pattern[bytes], text: bytes, start: int, stop: int, each: float) -> int:
+    """Bytes of the texts that `pattern` finds, backslashes not counted, and `each` more for every one."""
+    size = 0.0
+    while start < stop:
+        # a piece at a time, so that few texts are in memory; a comma between two of them ends it
+        comma = text.find(b'",', start + _PIECE, stop)
+        end = stop if comma < 0 else comma + 2
+        found = pattern.findall(text, start, end)
+        joined = b"".join(found)
+        size += len(joined) - joined.count(b"\\") + each * len(found)
+        start = end
+    return int(size)
 
 
 def _from_config(path: Path) -> Source:
