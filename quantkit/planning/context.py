@@ -15,9 +15,10 @@ KV_TYPES = {
 
 @dataclass(frozen=True)
 class Context:
-    """llama.cpp's -c, -ctk and -ctv, -b, -ub, -fa, -ngl, --n-cpu-moe; defaults are llama-cli's.
+    """llama.cpp's -c, -ctk and -ctv, -b, -ub, -fa, -ngl, --n-cpu-moe, --op-offload; defaults are llama-cli's.
 
-    `flash`: None lets llama.cpp decide, which turns flash attention on wherever the device has it.
+    `flash`: None lets llama.cpp decide, which turns flash attention on wherever the device has it. `op_offload`: the
+    GPU computes prompts with weights that lie on the CPU too (as CUDA does, and an RPC server does not).
     """
 
     n_ctx: int = 4096
@@ -27,6 +28,7 @@ class Context:
     flash: bool | None = None
     gpu_layers: int = 0
     cpu_moe: int = 0
+    op_offload: bool = True
 
     def __post_init__(self) -> None:
         if self.kv_type not in KV_TYPES:

@@ -209,7 +209,7 @@ def compute_bytes(
     devices["output.weight"] = "GPU" if shape.n_layer >= start else "CPU"
     kinds = [(number >= start, number < context.cpu_moe) for number in range(shape.n_layer)]
     graph = prompt_graph(shape, context, telling_layers(shape, kinds))
-    placed, device = place(graph, devices, sizes, start)
+    placed, device = place(graph, devices, sizes, start, offload=context.op_offload)
     return graph_memory(placed, device)
 
 

@@ -4,6 +4,7 @@ Follows ggml_backend_sched_split_graph (ggml/src/ggml-backend.cpp) for one GPU. 
 GPU even with weights that lie on the CPU: those are copied over, one at a time, into the GPU's compute buffer.
 """
 
+import sys
 from collections.abc import Mapping
 
 from quantkit.planning.tensors import Graph, Tensor
@@ -13,13 +14,19 @@ _OFFLOADED_FROM = 32
 
 
 def place(
-    graph: Graph, weights: Mapping[str, str], sizes: Mapping[str, int], first_gpu_layer: int
+    graph: Graph,
+    weights: Mapping[str, str],
+    sizes: Mapping[str, int],
+    first_gpu_layer: int,
+    *,
+    offload: bool = True,
 ) -> tuple[Graph, dict[int, str]]:
     """The graph with its copies between devices, and the device of each tensor by id.
 
-    `weights`: device of each weight by name, `sizes` their bytes. Changes `graph`'s nodes.
+    `weights`: device of each weight by name, `sizes` their bytes. `offload`: whether the GPU computes with weights that
+    lie on the CPU. Changes `graph`'s nodes.
     """
-    device = _assign(graph, weights, first_gpu_layer)
+    device = _assign(graph, weights, first_gpu_layer, _OFFLOADED_FROM if offload else sys.maxsize)
     out = Graph()
     out.leaves = graph.leaves
     copies: dict[tuple[int, str], Tensor] = {}
@@ -60,7 +67,7 @@ def place(
     return out, device
 
 
-def _assign(graph: Graph, weights: Mapping[str, str], first_gpu_layer: int) -> dict[int, str]:
+def _assign(graph: Graph, weights: Mapping[str, str], first_gpu_layer: int, offloaded_from: int) -> dict[int, str]:
     known: dict[int, str] = {id(leaf): "CPU" for leaf in graph.leaves if leaf.kind == "input"}
     for leaf in graph.leaves:
         if leaf.kind == "held":
@@ -74,7 +81,7 @@ def _assign(graph: Graph, weights: Mapping[str, str], first_gpu_layer: int) -> d
         elif weight is not None:
             place = weights.get(weight, "CPU")
             rows = node.shape[1] * node.shape[2] * node.shape[3]
-            if place == "CPU" and weight != "token_embd.weight" and rows >= _OFFLOADED_FROM:
+            if place == "CPU" and weight != "token_embd.weight" and rows >= offloaded_from:
                 place = "GPU"
         chosen[id(node)] = place
     order = [node for node in graph.nodes if not _is_view(node)]

@@ -76,7 +76,7 @@ def offers(source: Source, names: Sequence[str] | None) -> tuple[Offer, ...]:
                 f"{source.model.name} is quantized already, so -t {names[0]} does not apply; leave -t out, or plan for"
                 " the original checkpoint"
             )
-        return (_as_it_is(source),)
+        return (as_it_is(source),)
     asked = known_types(names) if names else _usual(source)
     found = [_folder(source, name) if name in FOLDERS else _gguf(source, file_type(name)) for name in asked]
     return tuple(sorted(found, key=lambda offer: (offer.is_folder, -_quality(offer))))
@@ -92,7 +92,8 @@ def _quality(offer: Offer) -> float:
     return legacy.get(offer.label, FILE_TYPES[offer.label].bits) if offer.label in FILE_TYPES else offer.bits
 
 
-def _as_it_is(source: Source) -> Offer:
+def as_it_is(source: Source) -> Offer:
+    """The source's own files and tensors."""
     tensors = tensors_as_they_are(source.model)
     size = sum(path.stat().st_size for path in source.model.weight_files)
     elements = sum(tensor.n_elements for tensor in tensors)
