@@ -98,6 +98,8 @@ class _Builder:
             x = self._decoder_layer(x, shape.layers[number], number)
         self.layer = None
         if arch in OUTPUT_LAST:
+            # the last layer's result is offered to a draft model
+            x.kept = True
             x = fresh((shape.n_embd, self.n), x, self.outputs)
         x = self._norm(x, "output_norm", shape.tensors)
         x.kept = True

@@ -9,13 +9,13 @@ import json
 import os
 import resource
 import sys
+from pathlib import Path
 from typing import Any
 
 
 def status(name: str) -> int:
     """A line of /proc/self/status in bytes."""
-    with open("/proc/self/status") as file:
-        return int(file.read().split(name + ":")[1].split()[0]) * 1024
+    return int(Path("/proc/self/status").read_text().split(name + ":")[1].split()[0]) * 1024
 
 
 def main(model: str, n_ctx: int, limit: int) -> int:

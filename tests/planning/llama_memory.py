@@ -163,7 +163,7 @@ class _Map(ctypes.Structure):
 
 def _breakdown(llama_cpp: Any, context: Any) -> list[int]:
     """Bytes of model, context and compute over all buffer types (llama_get_memory_breakdown, a C++ function)."""
-    function = getattr(llama_cpp.llama_cpp._lib, "_Z26llama_get_memory_breakdownPK13llama_context")
+    function = llama_cpp.llama_cpp._lib["_Z26llama_get_memory_breakdownPK13llama_context"]
     # a class that is returned by value comes through a hidden first pointer
     function.argtypes, function.restype = [ctypes.POINTER(_Map), ctypes.c_void_p], ctypes.c_void_p
     found = _Map()
