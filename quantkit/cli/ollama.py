@@ -1,11 +1,13 @@
 """`quantkit ollama`: the Modelfiles and tags of a GGUF, and, when asked, Ollama's create and push."""
 
 import os
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from quantkit.cli.ollama_layers import read_num_gpu, with_layers
 from quantkit.cli.ollama_wishes import read_wishes
 from quantkit.cli.options import DebugOption, ForceOption, Format, FormatOption
 from quantkit.cli.output import Out, human_bytes, printable
@@ -56,8 +58,14 @@ def ollama(
         typer.Option("--ctx", metavar="N", min=1, help="num_ctx.", show_default="4096, or less if the model has less"),
     ] = None,
     num_gpu: Annotated[
-        int | None,
-        typer.Option("--num-gpu", metavar="N", min=0, help="Layers on the GPU, for the tags without -gpu."),
+        str | None,
+        typer.Option(
+            "--num-gpu", metavar="N|auto", help="Layers on the GPU, for the tags without -gpu; auto: that fit."
+        ),
+    ] = None,
+    vram: Annotated[
+        str | None,
+        typer.Option(metavar="SIZE", help="GPU memory that auto may take.", show_default="what is free here"),
     ] = None,
     system: Annotated[str | None, typer.Option(metavar="TEXT", help="The SYSTEM message.")] = None,
     license_: Annotated[
@@ -100,7 +108,8 @@ def ollama(
         _check(check, out)
         return
     recipe = read_recipe(recipe_file) if recipe_file else None
-    wishes = read_wishes(parameters, ctx, num_gpu, system, license_, messages, chat_template)
+    layers, room = read_num_gpu(num_gpu, vram)
+    wishes = read_wishes(parameters, ctx, layers, system, license_, messages, chat_template)
     if recipe is not None:
         wishes = wishes.over(recipe.wishes)
     server = Server(parse_host(host or os.environ.get("OLLAMA_HOST"))) if create or push else None
@@ -110,9 +119,11 @@ def ollama(
     items = []
     for each, model in zip(plan.quantizations, facts, strict=True):
         sources = [_from(file, folder) for file in model.files]
-        items.append(
-            Item(each, model, make_bundle(model, wishes, sources=sources, base=plan.name.tagged(each.tags[0])))
-        )
+        make = partial(make_bundle, model, sources=sources, base=plan.name.tagged(each.tags[0]))
+        bundle = make(wishes)
+        if room is not None:
+            bundle = make(with_layers(wishes, bundle, model, room, out))
+        items.append(Item(each, model, bundle))
     texts = _texts(items)
     if plan_file is None:
         texts[FILE_NAME] = write_plan(plan)

@@ -2,7 +2,7 @@
 
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,13 +11,16 @@ import typer
 
 from quantkit.cli.calibration_options import ThreadsOption
 from quantkit.cli.options import DebugOption, Format, FormatOption
-from quantkit.cli.output import Out, printable
+from quantkit.cli.output import Out, human_bytes, printable
 from quantkit.conversation import Answer, Conversation, converse
 from quantkit.errors import QuantkitError, UsageError
+from quantkit.measure.memory import gpu_devices
+from quantkit.planning.layers import layers_or_all
 
 _HELP = """/clear  forget what was said     /system TEXT  another system prompt
 /bye    leave (or Ctrl-D)        Ctrl-C ends an answer
 \"\"\" begins and ends a text of several lines"""
+_AUTO = -1
 _QUOTES = '"""'
 _WHY = {"length": "--max-tokens reached", "context": "the context is full", "asked": "stopped"}
 
@@ -87,10 +90,11 @@ def run(
         "repeat_penalty": repeat_penalty,
         "seed": seed,
     }
-    layers = _layers(gpu_layers)
+    wanted = _layers(gpu_layers)
     with converse(model, n_ctx=ctx, system=system, raw=raw, asked=asked) as conversation:
         if conversation.template is None and not raw:
             out.warn(f"{model.name} has no chat template: the text goes in as it is, and the model goes on with it")
+        layers = _that_fit(model, conversation.n_ctx, rpc or [], out) if wanted == _AUTO else wanted
         out.note(f"loading {model.name} ...")
         conversation.open(gpu_layers=layers, n_threads=threads, rpc=rpc or [])
         if prompt is None:
@@ -201,9 +205,22 @@ def _document(answer: Answer) -> dict[str, Any]:
 
 
 def _layers(text: str) -> int | None:
-    """A number, None for all."""
+    """A number, None for all, _AUTO."""
     if text in ("auto", "all"):
-        return None
+        return _AUTO if text == "auto" else None
     if not text.isdecimal():
         raise UsageError(f"--gpu-layers {text!r} is no number of layers; write auto, all, or a number")
     return int(text)
+
+
+def _that_fit(model: Path, n_ctx: int, rpc: Sequence[str], out: Out) -> int | None:
+    """The layers that the plan finds room for on the devices that llama.cpp sees."""
+    devices = gpu_devices(model, rpc=rpc)
+    if not devices:
+        return 0
+    free = sum(device.free for device in devices)
+    layers = layers_or_all(model, n_ctx=n_ctx, vram=free, op_offload=not rpc)
+    if layers is not None:
+        names = ", ".join(device.name for device in devices)
+        out.note(f"{layers} layers on {names}, which has {human_bytes(free)} free")
+    return layers

@@ -85,6 +85,7 @@ class Talk:
         step = llama.llama_n_batch(self._running)
         for start in range(same, len(prompt), step):
             self._evaluate(prompt[start : start + step])
+        llama.llama_synchronize(self._running)
         return len(prompt) - same
 
     def _evaluate(self, tokens: list[int]) -> None:
