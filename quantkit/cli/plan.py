@@ -181,7 +181,8 @@ def _table(answer: Answer, machine: Machine, out: Out) -> None:
 def _gpu_cells(row: Row, answer: Answer) -> list[str]:
     if row.fit is None:
         return ["all", human_bytes(row.gpu_bytes)]
-    return [f"{row.fit.gpu_layers} of {answer.source.shape.n_layer + 1}", human_bytes(row.gpu_bytes)]
+    taken = human_bytes(row.gpu_bytes) if row.gpu_bytes else "-"
+    return [f"{row.fit.gpu_layers} of {answer.source.shape.n_layer + 1}", taken]
 
 
 def _speed(row: Row) -> str:

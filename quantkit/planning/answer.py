@@ -54,6 +54,7 @@ class Answer:
         else:
             file = source
         words = f"-ngl {context.gpu_layers} -c {context.n_ctx}"
+        words += " --device none" if self.budget.vram and fit.memory.gpu is None else ""
         words += f" -ctk {context.kv_type} -ctv {context.kv_type}" if context.kv_type != "f16" else ""
         words += f" --n-cpu-moe {context.cpu_moe}" if context.cpu_moe else ""
         words += f" -ub {context.n_ubatch}" if context.n_ubatch != 512 else ""
@@ -104,7 +105,9 @@ class Answer:
             f"{pace / 1e9:.3g} GB/s ({device}, {origin})" for device, (pace, origin) in self._paces(machine)
         )
         yield f"tokens/s are an estimate for the first tokens of a chat: bytes read per token at {paces}"
-        if machine.vram:
+        if self.best is not None and self.best.fit is not None and machine.vram and self.best.fit.memory.gpu is None:
+            yield "the GPU is left out: even without a layer on it llama.cpp would want more of it than there is"
+        elif machine.vram:
             yield f"GPU memory counts {GPU_OVERHEAD / 2**30:.1g} GiB for the CUDA context, which is assumed"
         if any(row.offer.is_folder and not row.offer.why_not for row in self.rows):
             yield (

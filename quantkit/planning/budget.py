@@ -66,7 +66,7 @@ def fit_offer(shape: ModelShape, offer: Offer, context: Context, budget: Budget,
     """The offer with the most layers on the GPU that its memory has room for.
 
     `fixed_layers`: as many as `context` says. Where nothing fits the fit says what is missing, with the layers that
-    leave the least of it.
+    leave the least of it. A GPU too small to take part is left out: then the fit's memory has none.
     """
     has_gpu = budget.vram > 0
 
@@ -99,6 +99,9 @@ def fit_offer(shape: ModelShape, offer: Offer, context: Context, budget: Budget,
         found = memory(layers)
     while layers < shape.n_layer and on_gpu(more := memory(layers + 1)):
         layers, found = layers + 1, more
+    if not on_gpu(found):
+        # a GPU with no layer on it still wants its compute buffer: without room for that, better none
+        found = plan_memory(shape, offer.tensors, replace(context, gpu_layers=0), cpu_features=budget.cpu_features)
     return Fit(offer, found, budget.missing(found))
 
 
@@ -122,7 +125,8 @@ def longest_context(shape: ModelShape, fit: Fit, budget: Budget, most: int) -> i
 
     def fits(steps: int) -> bool:
         context = replace(fit.memory.context, n_ctx=min(steps * _STEP, most))
-        return fit_offer(shape, fit.offer, context, budget, fixed_layers=True).fits
+        room = budget if fit.memory.gpu is not None else replace(budget, vram=0)
+        return fit_offer(shape, fit.offer, context, room, fixed_layers=True).fits
 
     return min(_largest(fits, 0, -(-most // _STEP)) * _STEP, most)
 
