@@ -1,0 +1,58 @@
+"""Every family's compute buffer and its splits against llama.cpp; long, since each model is converted first."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from quantkit.measure.memory import loaded_memory
+from quantkit.planning.context import Context
+from quantkit.planning.memory import plan_memory
+from quantkit.planning.traits import CHECKED
+from tests.families.models import all_cases
+from tests.families.test_tiny_models import to_gguf, write_checkpoint
+from tests.planning.llama_memory import Job, measure
+from tests.planning.models import read_model
+from tests.rpc_server import Rpc, rpc
+
+pytestmark = pytest.mark.full
+
+HUNDREDTH = 0.0051 * (1 << 20)
+"""Half of the log's last digit, in bytes."""
+
+
+@pytest.mark.parametrize("name", sorted(all_cases()))
+def test_the_compute_buffer_is_llama_cpps(name: str, tmp_path: Path) -> None:
+    path = to_gguf(write_checkpoint(name, tmp_path / name), tmp_path)
+    shape, tensors = read_model(path)
+    assert shape.arch in CHECKED
+    jobs = [Job(str(path), n_ctx=n_ctx, flash=flash) for n_ctx, flash in ((512, -1), (2048, 0), (8192, -1))]
+    for job, found in zip(jobs, measure(jobs), strict=True):
+        context = Context(n_ctx=job.n_ctx, flash=False if job.flash == 0 else None)
+        memory = plan_memory(shape, tensors, context).cpu
+        assert memory.compute == pytest.approx(found.compute, rel=0.001, abs=HUNDREDTH), job
+        assert memory.kv == pytest.approx(found.kv, abs=2 * HUNDREDTH), job
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[str]:
+    made: Rpc = rpc()
+    with pytest.MonkeyPatch.context() as patch, made.serving() as endpoint:
+        patch.setenv("GGML_BACKEND_PATH", str(made.backend))
+        yield endpoint
+
+
+@pytest.mark.parametrize("name", ["llama", "mixtral", "deepseek-v3", "bloom", "qwen2moe", "falcon-40b"])
+def test_each_device_takes_what_the_plan_says_for_any_number_of_layers(name: str, server: str, tmp_path: Path) -> None:
+    assert os.environ["GGML_BACKEND_PATH"]
+    path = to_gguf(write_checkpoint(name, tmp_path / name), tmp_path)
+    shape, tensors = read_model(path)
+    for layers in range(1, shape.n_layer + 2):
+        found = loaded_memory(path, n_ctx=4096, gpu_layers=layers, rpc=[server])
+        # an RPC server computes with its own weights only
+        planned = plan_memory(shape, tensors, Context(gpu_layers=layers, op_offload=False), has_gpu=True)
+        for ours, theirs in zip(planned.devices, found.devices, strict=True):
+            assert ours.weights == pytest.approx(theirs.weights, rel=0.01, abs=HUNDREDTH), (layers, ours)
+            assert ours.kv == pytest.approx(theirs.kv, abs=2 * HUNDREDTH), (layers, ours)
+            assert ours.compute == pytest.approx(theirs.compute, rel=0.03, abs=2 * HUNDREDTH), (layers, ours)
