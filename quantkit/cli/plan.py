@@ -159,8 +159,8 @@ def _table(answer: Answer, machine: Machine, out: Out) -> None:
     has_gpu = machine.vram > 0
     headers = [("", "left"), ("type", "left"), ("size", "right"), ("bits", "right")]
     if has_gpu:
-        headers += [("GPU layers", "right"), ("GPU memory", "right")]
-    headers += [("memory", "right"), ("tokens/s", "right"), ("fits", "left")]
+        headers += [("GPU layers", "right"), ("on GPU", "right")]
+    headers += [("on CPU", "right"), ("tokens/s", "right"), ("fits", "left")]
     rows = []
     for row in answer.rows:
         offer = row.offer
@@ -191,21 +191,22 @@ def _speed(row: Row) -> str:
 
 def _fits(row: Row) -> str:
     if row.fit is None and row.missing == row.gpu_bytes:
-        return f"GPU of {human_bytes(row.gpu_bytes)}"
-    return "yes" if not row.missing else f"-{human_bytes(row.missing)}"
+        return f"GPU, {human_bytes(row.gpu_bytes)}"
+    return "yes" if not row.missing else f"lacks {human_bytes(row.missing)}"
 
 
 def _recommend(best: Row, answer: Answer, source: str, out: Out) -> None:
     fit = best.fit
-    assert fit is not None
     words = f"Take {best.offer.label}"
-    if fit.memory.gpu is not None:
+    if fit is None:
+        words += ", whole on the GPU"
+    elif fit.memory.gpu is not None:
         layers = answer.source.shape.n_layer + 1
         words += ", all on the GPU" if fit.gpu_layers >= layers else f", {fit.gpu_layers} of {layers} layers on the GPU"
-    if answer.longest > fit.memory.context.n_ctx:
+    if answer.longest > answer.context.n_ctx:
         words += f"; there is room for a context of {answer.longest} tokens"
     out.say(f"{words}:")
-    device_rows = [_device_row(device) for device in fit.memory.devices]
+    device_rows = [_device_row(device) for device in best.devices]
     names = ("weights", "KV cache", "compute", "output", "overhead", "in all")
     out.table([("", "left"), *((name, "right") for name in names)], device_rows)
     out.say("")
@@ -253,11 +254,9 @@ def _row_document(row: Row) -> dict[str, Any]:
         "fits": not row.missing,
         "missing_bytes": row.missing,
         "gpu_layers": None if row.fit is None else row.fit.gpu_layers,
-        "devices": []
-        if row.fit is None
-        else [
+        "devices": [
             {key: value for key, value in {**vars(device), "total": device.total}.items() if value != 0}
-            for device in row.fit.memory.devices
+            for device in row.devices
         ],
         "gpu_bytes": row.gpu_bytes,
         "cpu_bytes": row.cpu_bytes,

@@ -8,7 +8,7 @@ from typing import Any
 from quantkit.planning.budget import Budget, Fit, best_fit, fit_offer, longest_context, remedies
 from quantkit.planning.context import Context
 from quantkit.planning.machine import Machine, probe_bandwidth
-from quantkit.planning.memory import GPU_OVERHEAD, kv_bytes
+from quantkit.planning.memory import GPU_OVERHEAD, DeviceMemory, kv_bytes
 from quantkit.planning.sizes import Offer, offers
 from quantkit.planning.sources import Source
 from quantkit.planning.speed import bytes_per_token, tokens_per_second
@@ -17,14 +17,24 @@ from quantkit.planning.traits import CHECKED
 
 @dataclass(frozen=True)
 class Row:
-    """One form. `fit` is None for a folder (AWQ, GPTQ), which a GPU holds whole or not at all. `speed`: tokens/s."""
+    """One form. `fit` is None for a folder (AWQ, GPTQ), which a GPU holds whole or not at all. `speed`: tokens/s.
+
+    `devices`: what each holds; `missing`: bytes short.
+    """
 
     offer: Offer
     fit: Fit | None = None
-    gpu_bytes: int = 0
-    cpu_bytes: int = 0
+    devices: tuple[DeviceMemory, ...] = ()
     missing: int = 0
     speed: float = 0.0
+
+    @property
+    def gpu_bytes(self) -> int:
+        return sum(device.total for device in self.devices if device.name == "GPU")
+
+    @property
+    def cpu_bytes(self) -> int:
+        return sum(device.total for device in self.devices if device.name == "CPU")
 
 
 @dataclass(frozen=True)
@@ -43,7 +53,13 @@ class Answer:
     def commands(self, row: Row, source: str) -> list[str]:
         """What to type to get this form and to run it so."""
         offer, fit = row.offer, row.fit
-        assert fit is not None
+        if fit is None:
+            group = f" --group-size {offer.group}" if offer.group != 128 else ""
+            folder, longest = f"{offer.file}", self.context.n_ctx
+            return [
+                f"quantkit {offer.label} {shlex.quote(source)}{group}",
+                f"vllm serve {shlex.quote(folder)} --max-model-len {longest}",
+            ]
         context = fit.memory.context
         found = []
         file = offer.file
@@ -69,19 +85,17 @@ class Answer:
         missing = self.missing_document()
         if missing is None:
             return ["Nothing asked for can be made of this model."]
-        lines = [f"Nothing fits: {missing['type']} comes nearest and lacks {missing['bytes'] / 1e6:,.0f} MB."]
+        lines = [f"Nothing fits: {missing['type']} comes nearest and lacks {_size(missing['bytes'])}."]
         lines += [f"With {what}, {label} would fit." for what, label, _ in self.remedies]
         if not self.remedies:
             need = missing["needs"]
-            gpu = f" and {need['vram'] / 1e6:,.0f} MB of GPU memory" if need.get("vram") else ""
-            lines.append(
-                f"It needs {need['ram'] / 1e6:,.0f} MB of memory{gpu}; take a smaller model, or more of either."
-            )
+            gpu = f" and {_size(need['vram'])} of GPU memory" if need.get("vram") else ""
+            lines.append(f"It needs {_size(need['ram'])} of memory{gpu}; take a smaller type or model, or find more.")
         return lines
 
     def missing_document(self) -> dict[str, Any] | None:
         """The same for scripts."""
-        rows = [row for row in self.rows if row.fit is not None]
+        rows = [row for row in self.rows if not row.offer.why_not]
         if not rows:
             return None
         row = min(rows, key=lambda each: each.missing)
@@ -109,11 +123,13 @@ class Answer:
             yield "the GPU is left out: even without a layer on it llama.cpp would want more of it than there is"
         elif machine.vram:
             yield f"GPU memory counts {GPU_OVERHEAD / 2**30:.1g} GiB for the CUDA context, which is assumed"
-        if any(row.offer.is_folder and not row.offer.why_not for row in self.rows):
-            yield (
-                "awq and gptq: weights, KV cache and the CUDA context; the runtime's own workspace comes on top (vLLM"
-                " takes 90% of a GPU unless told otherwise)"
-            )
+        for row in self.rows:
+            if row.offer.is_folder and row.devices:
+                (gpu,) = row.devices
+                parts = f"weights {gpu.weights / 1e9:.1f} GB, KV cache {gpu.kv / 1e9:.1f} GB and the CUDA context"
+                yield f"{row.offer.label} is {parts}; the workspace of its runtime comes on top, a few GB in vLLM"
+        if self.source.shape.context and self.context.n_ctx > self.source.shape.context:
+            yield f"the model is trained for {self.source.shape.context} tokens; beyond them it may fall apart"
         if any(row.fit is not None and row.fit.memory.cpu.repacked for row in self.rows):
             yield (
                 "llama.cpp rearranges part of these weights for this CPU as it loads them, so for a moment the file's"
@@ -125,6 +141,10 @@ class Answer:
     def _paces(self, machine: Machine) -> list[tuple[str, tuple[float, str]]]:
         used = ["CPU", *(["GPU"] if machine.vram else [])]
         return [(device, self.bandwidth[device]) for device in used]
+
+
+def _size(size: int) -> str:
+    return f"{size / 1e9:.3g} GB" if size >= 999.5e6 else f"{size / 1e6:.3g} MB"
 
 
 def make_answer(
@@ -153,6 +173,9 @@ def make_answer(
             rows.append(_gguf_row(source, offer, context, budget, speeds, fixed_layers=fixed_layers))
     fits = [(row.fit, row.speed) for row in rows if row.fit is not None]
     best = best_fit(source.shape, fits)
+    folders = [row for row in rows if row.offer.is_folder and row.devices and not row.missing]
+    if best is None and folders:
+        return Answer(source, context, budget, tuple(rows), folders[0], context.n_ctx, paces)
     if best is None:
         whole = [row.offer for row in rows if row.fit is not None]
         changes = remedies(source.shape, whole, context, budget) if whole else []
@@ -169,19 +192,12 @@ def _gguf_row(
 ) -> Row:
     fit = fit_offer(source.shape, offer, context, budget, fixed_layers=fixed_layers)
     moved = bytes_per_token(source.shape, offer.tensors, fit.memory.context)
-    gpu = fit.memory.gpu
-    return Row(
-        offer,
-        fit,
-        gpu_bytes=0 if gpu is None else gpu.total,
-        cpu_bytes=fit.memory.cpu.total,
-        missing=fit.missing,
-        speed=tokens_per_second(moved, speeds),
-    )
+    return Row(offer, fit, fit.memory.devices, missing=fit.missing, speed=tokens_per_second(moved, speeds))
 
 
 def _folder_row(source: Source, offer: Offer, context: Context, budget: Budget, speeds: Mapping[str, float]) -> Row:
     """An AWQ or GPTQ model on a GPU: its weights, a 16-bit cache for the context and the CUDA context."""
     kv = sum(kv_bytes(source.shape, replace(context, kv_type="f16", gpu_layers=0)).values())
-    need = offer.size + kv + GPU_OVERHEAD
-    return Row(offer, None, gpu_bytes=need, missing=max(need - budget.vram, 0), speed=0.0)
+    gpu = DeviceMemory("GPU", weights=offer.size, kv=kv, overhead=GPU_OVERHEAD)
+    pace = tokens_per_second({"GPU": offer.size}, speeds) if budget.vram and not source.shape.has_experts else 0.0
+    return Row(offer, None, (gpu,), missing=max(gpu.total - budget.vram, 0), speed=pace)

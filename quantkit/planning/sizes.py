@@ -89,7 +89,11 @@ def _usual(source: Source) -> tuple[str, ...]:
 def _quality(offer: Offer) -> float:
     """Types by the bits of an 8B model, the order in which llama.cpp's own tables of perplexity have them too."""
     legacy = {"q4_1": 4.55, "q5_0": 5.5, "q5_1": 5.65}
-    return legacy.get(offer.label, FILE_TYPES[offer.label].bits) if offer.label in FILE_TYPES else offer.bits
+    return (
+        legacy.get(offer.label, FILE_TYPES[offer.label].bits)
+        if offer.label in FILE_TYPES
+        else -FOLDERS.index(offer.label)
+    )
 
 
 def as_it_is(source: Source) -> Offer:

@@ -61,6 +61,8 @@ def open_source(source: str, *, offline: bool = False) -> Source:
         return _planned(model_from_gguf(path), exact=True)
     if path.is_file() and path.suffix == ".json":
         return _from_config(path)
+    if path.is_dir() and not (path / "config.json").is_file() and (files := sorted(path.glob("*.gguf"))):
+        raise CheckpointError(f"{source} is a folder of GGUF files; name the one to plan for, such as {files[0]}")
     if path.is_dir() and (path / "config.json").is_file() and not _has_weights(path):
         return _from_config(path / "config.json")
     return _from_checkpoint(open_checkpoint(source, offline=offline, headers_only=True))
@@ -96,10 +98,14 @@ def _from_checkpoint(checkpoint: Checkpoint) -> Source:
 
 def _with_stand_in(checkpoint: Checkpoint, *notes: str) -> Source:
     """A checkpoint whose vocabulary is not converted, only weighed: its files are right to a few hundred bytes."""
-    n_vocab = find_family(checkpoint.config).sizes(checkpoint.config).vocab
-    model = model_from_checkpoint(checkpoint, vocabulary=Vocabulary("", "", [b""] * n_vocab, [], [], None))
     weight = padded(_vocabulary_bytes(checkpoint.folder))
-    return _planned(model, exact=False, notes=notes, vocabulary=weight)
+    return _planned(_weighed(checkpoint), exact=False, notes=notes, vocabulary=weight)
+
+
+def _weighed(checkpoint: Checkpoint) -> Model:
+    """The model without its vocabulary."""
+    n_vocab = find_family(checkpoint.config).sizes(checkpoint.config).vocab
+    return model_from_checkpoint(checkpoint, vocabulary=Vocabulary("", "", [b""] * n_vocab, [], [], None))
 
 
 def _vocabulary_bytes(folder: Path) -> int:
@@ -150,8 +156,8 @@ def _from_config(path: Path) -> Source:
     name = folder.resolve().name if path.name == "config.json" else path.stem
     origin = Origin(name, str(path), folder)
     checkpoint = Checkpoint(origin, config, WeightFiles(tensors, {}))
-    note = "from its config.json alone: biases and other tensors that not every model of the family has are left out"
-    return _with_stand_in(checkpoint, note)
+    note = "from its config.json alone: the vocabulary and what not every model of the family has (biases) are left out"
+    return _planned(_weighed(checkpoint), exact=False, notes=(note,), vocabulary=padded(_vocabulary_bytes(folder)))
 
 
 def _ruled(family: Family, sizes: Hyperparameters) -> Iterator[tuple[str, tuple[int, ...]]]:
