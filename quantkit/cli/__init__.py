@@ -15,6 +15,7 @@ from quantkit.cli import measure as measure_command
 from quantkit.cli import ollama as ollama_command
 from quantkit.cli import plan as plan_command
 from quantkit.cli import run as run_command
+from quantkit.cli import termux as termux_command
 from quantkit.cli.errors import explain
 
 app = typer.Typer(
@@ -54,6 +55,7 @@ app.command("run")(run_command.run)
 app.command("inspect")(inspect_command.inspect)
 app.command("plan")(plan_command.plan)
 app.command("ollama")(ollama_command.ollama)
+app.command("termux")(termux_command.termux)
 
 
 def main() -> None:

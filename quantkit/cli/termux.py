@@ -1,0 +1,267 @@
+"""`quantkit termux`: one bash script that takes an Android phone from a bare Termux to the running model."""
+
+import re
+import tempfile
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from quantkit.cli.ollama_wishes import read_wishes
+from quantkit.cli.options import DebugOption, ForceOption, Format, FormatOption, parse_size
+from quantkit.cli.output import Out, human_bytes, printable
+from quantkit.errors import CheckpointError, OutputError, UnsupportedError, UsageError
+from quantkit.gguf.reader import shard_paths
+from quantkit.planning.sources import open_source
+from quantkit.publish.bundle import make_bundle
+from quantkit.publish.facts import facts_of_gguf
+from quantkit.publish.ollama import digest_of
+from quantkit.publish.phones import PHONES, Phone, phone_memory
+from quantkit.publish.remote import check_url, file_name, look_at
+from quantkit.publish.tags import parse_name
+from quantkit.publish.termux import (
+    Settings,
+    check_parameters,
+    fill_in,
+    llama_flags,
+    modelfile_of_name,
+    script,
+    without_phone_parameters,
+)
+from quantkit.publish.wishes import Wishes
+
+BESIDE_WEIGHTS = 500_000_000
+"""Where only a file's size is known: KV cache, compute and the process, as the script assumes them too."""
+
+
+def termux(
+    model: Annotated[
+        str | None,
+        typer.Option(
+            "--model", metavar="NS/MODEL[:TAG]", help="The model to pull, or the GGUF's name.", show_default=False
+        ),
+    ] = None,
+    gguf: Annotated[
+        str | None,
+        typer.Option(metavar="URL|FILE", help="The GGUF to fetch, or a file to copy there.", show_default=False),
+    ] = None,
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="The script.")] = Path("termux.sh"),
+    figures: Annotated[
+        str | None,
+        typer.Option(metavar="URL|FILE", help="A GGUF that the model to pull is made of, for its sizes."),
+    ] = None,
+    size: Annotated[
+        str | None, typer.Option(metavar="SIZE", help="Bytes to fetch (2.3G).", show_default="the GGUF's")
+    ] = None,
+    ram: Annotated[
+        str | None, typer.Option(metavar="SIZE", help="Memory it takes (3G).", show_default="the GGUF's, planned")
+    ] = None,
+    ctx: Annotated[
+        int | None,
+        typer.Option(metavar="N", min=1, max=1 << 24, help="Context.", show_default="by the phone's memory"),
+    ] = None,
+    parameters: Annotated[
+        list[str] | None,
+        typer.Option("--parameter", "-p", metavar="NAME=VALUE", help="A PARAMETER: temperature=0.5. Repeat."),
+    ] = None,
+    system: Annotated[str | None, typer.Option(metavar="TEXT", help="The system message.")] = None,
+    chat_template: Annotated[
+        str | None,
+        typer.Option(metavar="FILE|NAME", help="Jinja file or built-in in place of the GGUF's template, or none."),
+    ] = None,
+    offline: Annotated[bool, typer.Option("--offline", help="Do not look at the GGUF's address.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the figures; write nothing.")] = False,
+    force: ForceOption = False,
+    format_: FormatOption = Format.human,
+    debug: DebugOption = False,
+) -> None:
+    """Write a script that sets up Termux on an Android phone: runtime, model, service, start at boot.
+
+    It is one readable bash file, to be run on the phone or piped into its bash; what the model needs is filled in, so
+    that a phone that is too small is told before anything is fetched.
+
+    Example: quantkit termux --model NS/MODEL --figures MODEL.gguf -o termux.sh
+    """
+    del debug
+    out = Out(format_)
+    if model is None and gguf is None:
+        raise UsageError("no model was named; write quantkit termux --model NS/MODEL, or --gguf URL|FILE")
+    if figures is not None and gguf is not None:
+        raise UsageError("--figures is for a model that is pulled by its name; the figures of --gguf are its own")
+    name = str(parse_name(model)) if model is not None else ""
+    wishes = read_wishes(parameters, ctx, None, system, None, None, chat_template)
+    check_parameters(wishes.parameters)
+    asked_ctx = next((int(value) for key, value in wishes.parameters if key == "num_ctx"), None)
+    found = _Found(model_bytes=parse_size(size, "--size") if size else None)
+    if gguf is not None or figures is not None:
+        found = _look(gguf or figures or "", found, wishes, asked_ctx, out, offline=offline)
+    if ram is not None:
+        need = parse_size(ram, "--ram")
+        rungs = found.memory or ((asked_ctx or 1024, 128, 0), (asked_ctx or 2048, 128, 0), (asked_ctx or 4096, 512, 0))
+        found = replace(found, memory=tuple((n_ctx, batch, need) for n_ctx, batch, _ in rungs))
+    if gguf is None:
+        if chat_template is not None:
+            raise UsageError("--chat-template is for a GGUF; a model that is pulled brings its own")
+        made = modelfile_of_name(name, wishes.parameters, wishes.system)
+        found = replace(found, sha256="", modelfile=without_phone_parameters(made), flags="")
+    settings = Settings(
+        name=name or _plain_name(found.file),
+        gguf="" if gguf is None else gguf if _is_url(gguf) else found.file,
+        model_bytes=found.model_bytes,
+        model_sha256=found.sha256,
+        memory=found.memory,
+        ctx=asked_ctx,
+        modelfile=found.modelfile,
+        llama_flags=found.flags,
+    )
+    text = fill_in(script(), settings)
+    _show(settings, output, out)
+    if not dry_run:
+        _write(output, text, force=force)
+        out.say(f"\nwrote {output}; on the phone, in Termux: bash {output.name}")
+    out.document(_document(settings, output, dry_run=dry_run))
+
+
+@dataclass(frozen=True)
+class _Found:
+    """What a GGUF told."""
+
+    file: str = ""
+    model_bytes: int | None = None
+    sha256: str = ""
+    memory: tuple[tuple[int, int, int], ...] = ()
+    modelfile: str = ""
+    flags: str = ""
+
+
+def _is_url(text: str) -> bool:
+    return re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", text) is not None
+
+
+def _look(gguf: str, known: _Found, wishes: Wishes, ctx: int | None, out: Out, *, offline: bool) -> _Found:
+    if not _is_url(gguf):
+        path = Path(gguf).expanduser()
+        if not path.is_file():
+            raise CheckpointError(f"there is no file {gguf}; check the name")
+        with out.progress("hashing", path.stat().st_size) as ticker:
+            sha256 = digest_of(path, ticker.advance).removeprefix("sha256:")
+        return _read(path, known, sha256, wishes, ctx, out)
+    check_url(gguf)
+    if offline:
+        if wishes.chat_template is not None:
+            raise UsageError("--chat-template needs a look at the GGUF; leave out --offline")
+        kept = tuple(item for item in wishes.parameters if item[0] != "num_ctx")
+        made = modelfile_of_name("model", kept, wishes.system)
+        text = without_phone_parameters(made)
+        return replace(known, file=file_name(gguf), modelfile=text, flags=llama_flags(kept))
+    with tempfile.TemporaryDirectory() as folder:
+        remote = look_at(gguf, Path(folder))
+        return _read(remote.path, known, remote.sha256 or "", wishes, ctx, out)
+
+
+def _read(path: Path, known: _Found, sha256: str, wishes: Wishes, ctx: int | None, out: Out) -> _Found:
+    """What the header of `path` tells, the rest of which may be a hole."""
+    if re.search(r"-\d{5}-of-\d{5}\.gguf$", path.name) or len(shard_paths(path)) > 1:
+        raise UsageError(f"{path.name} is one of several shards; make one file of them for a phone")
+    facts = facts_of_gguf(path)
+    bundle = make_bundle(facts, wishes, sources=("./model.gguf",), base="model")
+    for note in bundle.notes:
+        if not note.startswith("num_ctx is pinned"):
+            out.note(f"note: {note}")
+    size = path.stat().st_size
+    try:
+        source = open_source(str(path))
+        try:
+            memory = phone_memory(source, ctx)
+        finally:
+            source.model.close()
+    except UnsupportedError as error:
+        out.warn(f"{error}; the script reckons with the file's size and {human_bytes(BESIDE_WEIGHTS)} more")
+        memory = []
+    return _Found(
+        file=path.name,
+        model_bytes=known.model_bytes or size,
+        sha256=sha256,
+        memory=tuple(memory),
+        modelfile=without_phone_parameters(bundle.modelfile),
+        flags=llama_flags(bundle.modelfile.parameters),
+    )
+
+
+def _plain_name(file: str) -> str:
+    """An Ollama name out of a file's, by the script's own rule."""
+    name = re.sub(r"[^a-z0-9._-]", "-", file.lower().removesuffix(".gguf"))
+    return re.sub(r"\.{2,}", ".", name.lstrip(".-"))[:80] or "model"
+
+
+def _rung(settings: Settings, phone: Phone) -> tuple[int, int, int] | None:
+    """What the script will take on a phone with nothing else open; None where it will refuse."""
+    fits = None
+    for n_ctx, batch, need in settings.memory:
+        if batch <= phone.n_batch and (settings.ctx or n_ctx <= phone.n_ctx) and need <= phone.room:
+            fits = (n_ctx, batch, need)
+    return fits
+
+
+def _show(settings: Settings, output: Path, out: Out) -> None:
+    how = "is pulled" if not settings.gguf else f"is made of {settings.gguf}"
+    size = f", {human_bytes(settings.model_bytes)}" if settings.model_bytes else ""
+    out.say(printable(f"{settings.name} {how}{size}"))
+    if not settings.memory:
+        out.say("what it needs is not known: the script asks the registry for its size (--figures or --ram tell more)")
+        return
+    rows = []
+    for phone in PHONES:
+        rung = _rung(settings, phone)
+        room = human_bytes(phone.room)
+        if rung is None:
+            least = human_bytes(settings.memory[0][2])
+            rows.append([f"{phone.gigabytes} GB", room, "-", "-", least, "no"])
+        else:
+            rows.append([f"{phone.gigabytes} GB", room, str(rung[0]), str(rung[1]), human_bytes(rung[2]), "yes"])
+    headers = [("phone", "right"), ("room", "right"), ("context", "right"), ("batch", "right"), ("takes", "right")]
+    out.table([*headers, ("fits", "left")], rows)
+    out.note("note: room is what Android is assumed to leave: all but a tenth and 2 GiB; the script reads the phone's")
+    if output.name and settings.gguf and not _is_url(settings.gguf):
+        out.note(
+            f"note: copy {printable(settings.gguf)} to the phone too, into its Download folder or beside the script"
+        )
+
+
+def _write(output: Path, text: str, *, force: bool) -> None:
+    try:
+        if output.is_file() and not force:
+            if output.read_bytes() == text.encode():
+                return
+            raise OutputError(f"{output} is there already with other content; pass --force to replace it")
+        output.parent.mkdir(parents=True, exist_ok=True)
+        partial = output.with_name(output.name + ".partial")
+        partial.write_bytes(text.encode())
+        partial.chmod(0o755)
+        partial.replace(output)
+    except OSError as error:
+        raise OutputError(f"cannot write {output}: {error.strerror or error}") from error
+
+
+def _document(settings: Settings, output: Path, *, dry_run: bool) -> dict[str, Any]:
+    return {
+        "command": "termux",
+        "model": settings.name,
+        "gguf": settings.gguf or None,
+        "bytes": settings.model_bytes,
+        "sha256": settings.model_sha256 or None,
+        "memory": [{"context": ctx, "batch": batch, "bytes": need} for ctx, batch, need in settings.memory],
+        "phones": [
+            {
+                "gigabytes": phone.gigabytes,
+                "room": phone.room,
+                "fits": rung is not None if settings.memory else None,
+                "context": rung and rung[0],
+                "batch": rung and rung[1],
+            }
+            for phone in PHONES
+            for rung in [_rung(settings, phone)]
+        ],
+        "script": None if dry_run else str(output),
+    }

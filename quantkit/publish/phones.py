@@ -1,0 +1,97 @@
+"""What phones are like, as far as a model's memory goes: data, and the assumption about what Android leaves to an app.
+
+termux/termux.sh holds the same figures, for it must choose without Python; a test keeps the two alike.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from quantkit.errors import UsageError
+from quantkit.planning.context import Context
+from quantkit.planning.memory import plan_memory
+from quantkit.planning.sources import Source, tensors_as_they_are
+
+PHONE_TYPES = ("q4_0", "q4_k_m")
+"""Both with an importance matrix: Q4_0 is what llama.cpp runs fastest on ARM, Q4_K_M is nearer to the original."""
+
+ANDROID_BYTES = 2 << 30
+ANDROID_TENTHS = 1
+"""Assumed, not measured: Android and its services keep 2 GiB and a tenth of the memory."""
+TOLD = 0.93
+"""Assumed: the part of the memory a phone is sold with that its kernel reports as MemTotal."""
+
+RUNGS = ((1024, 128), (2048, 128), (4096, 256), (4096, 512), (8192, 512))
+"""(context, batch) that a phone may be given; the script takes the last that the phone has room for."""
+
+_SIZE = re.compile(r"(\d{1,3})\s*(?:gi?b?)?", re.IGNORECASE)
+_SMALLEST, _LARGEST = 2, 64
+
+
+@dataclass(frozen=True)
+class Phone:
+    """A phone sold with so many gigabytes of memory, and the most context and batch (logical and physical) for it."""
+
+    gigabytes: int
+    n_ctx: int
+    n_batch: int
+
+    @property
+    def room(self) -> int:
+        """Bytes that a model may take."""
+        return room(int(self.gigabytes * TOLD * 2**30))
+
+    @property
+    def context(self) -> Context:
+        """The llama.cpp context to plan with."""
+        return phone_context(self.n_ctx, self.n_batch)
+
+
+PHONES = (Phone(4, 2048, 128), Phone(6, 4096, 256), Phone(8, 4096, 512), Phone(12, 8192, 512))
+SMALLER = (1024, 128)
+"""Context and batch for a phone with less memory than all of these."""
+
+
+def room(total: int) -> int:
+    """Bytes that Android leaves to a model, of `total` bytes that the kernel has; not less than nothing."""
+    return max((total // 1024 * (10 - ANDROID_TENTHS) // 10) * 1024 - ANDROID_BYTES, 0)
+
+
+def phone(text: str) -> Phone:
+    """The phone of `8G`, `8` or `8GB`.
+
+    Raises:
+        UsageError: not a whole number of gigabytes that phones have.
+    """
+    match = _SIZE.fullmatch(text.strip())
+    if match is None or not _SMALLEST <= int(match[1]) <= _LARGEST:
+        sold = ", ".join(f"{each.gigabytes}G" for each in PHONES)
+        raise UsageError(f"--phone {text!r} is no phone's memory; write {sold}")
+    gigabytes = int(match[1])
+    limits = [(each.n_ctx, each.n_batch) for each in PHONES if each.gigabytes <= gigabytes]
+    return Phone(gigabytes, *(limits[-1] if limits else SMALLER))
+
+
+def phone_context(n_ctx: int, n_batch: int) -> Context:
+    """A context on a phone: everything on the CPU, flash attention as llama.cpp decides."""
+    return Context(n_ctx=n_ctx, n_batch=n_batch, n_ubatch=n_batch)
+
+
+def phone_memory(source: Source, n_ctx: int | None = None) -> list[tuple[int, int, int]]:
+    """(context, batch, bytes of memory) of a GGUF on a phone, for every rung, or at one context for every batch.
+
+    Contexts longer than what the model was trained for are left out, but for the smallest. An architecture that
+    plan_memory does not know raises its UnsupportedError.
+    """
+    tensors = tensors_as_they_are(source.model)
+    most = source.shape.context or max(each for each, _ in RUNGS)
+    pairs: Sequence[tuple[int, int]] = RUNGS
+    if n_ctx is not None:
+        pairs = tuple((n_ctx, batch) for batch in dict.fromkeys(batch for _, batch in RUNGS))
+    elif most < RUNGS[0][0]:
+        pairs = ((most, RUNGS[0][1]),)
+    else:
+        pairs = tuple(pair for pair in RUNGS if pair[0] <= most)
+    return [
+        (ctx, batch, plan_memory(source.shape, tensors, phone_context(ctx, batch)).cpu.total) for ctx, batch in pairs
+    ]
