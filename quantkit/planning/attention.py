@@ -1,0 +1,131 @@
+"""How a layer attends, drawn as llama.cpp draws it (build_attn, build_attn_mha, deepseek2)."""
+
+from quantkit.gguf.types import block_size
+from quantkit.planning.context import KV_TYPES
+from quantkit.planning.drawing import Drawing
+from quantkit.planning.shape import Layer
+from quantkit.planning.tensors import F16, F32, Tensor, contiguous, fresh, held, matmul, permuted, same, stored, view
+from quantkit.planning.traits import NO_ROPE, SCALED_QUERY
+
+
+def attention(d: Drawing, x: Tensor, layer: Layer) -> Tensor:
+    """Attention of a layer to all cells of its cache, and its output projection."""
+    if layer.has("attn_qkv.weight"):
+        whole = d.linear(layer, "attn_qkv", x)
+        width = layer.rows("attn_qkv") * F32
+        sizes = ((layer.head_k, layer.n_head), (layer.head_k, layer.n_head_kv), (layer.head_v, layer.n_head_kv))
+        q, k, v = (view(whole, (*each, d.n), (each[0] * F32, width)) for each in sizes)
+    else:
+        q, k, v = (d.linear(layer, name, x) for name in ("attn_q", "attn_k", "attn_v"))
+        if layer.has("attn_q_norm.weight") and layer.rows("attn_q_norm") == q.shape[0] != layer.head_k:
+            # normed over all heads at once, before they are told apart
+            q, k = d.norm(q, "attn_q_norm", layer.tensors), d.norm(k, "attn_k_norm", layer.tensors)
+        q = view(q, (layer.head_k, layer.n_head, d.n))
+        k = view(k, (layer.head_k, layer.n_head_kv, d.n))
+        v = view(v, (layer.head_v, layer.n_head_kv, d.n))
+    if layer.has("attn_q_norm.weight") and layer.rows("attn_q_norm") == layer.head_k:
+        q, k = d.norm(q, "attn_q_norm", layer.tensors), d.norm(k, "attn_k_norm", layer.tensors)
+    if d.shape.arch not in NO_ROPE and not (d.shape.arch == "baichuan" and d.shape.n_layer != 32):
+        q, k = d.rope(q), d.rope(k)
+    if d.shape.arch in SCALED_QUERY:
+        q = same(q)
+    out = _attend(d, q, k, v, layer)
+    return d.linear(layer, "attn_output", out)
+
+
+def mla(d: Drawing, x: Tensor, layer: Layer) -> Tensor:
+    """Attention whose keys and values are kept as one compressed vector a token (DeepSeek)."""
+    shape, n, n_head = d.shape, d.n, layer.n_head
+    rank = int(shape.number("attention.kv_lora_rank"))
+    rope = int(shape.number("rope.dimension_count"))
+    if layer.has("attn_q_a.weight"):
+        q = d.norm(d.linear(layer, "attn_q_a", x), "attn_q_a_norm", layer.tensors)
+        q = d.linear(layer, "attn_q_b", q)
+    else:
+        q = d.linear(layer, "attn_q", x)
+    head = q.shape[0] // n_head
+    q = view(q, (head, n_head, n))
+    whole = d.linear(layer, "attn_kv_a_mqa", x)
+    width = (rank + rope) * F32
+    k_rope = d.rope(view(whole, (rope, 1, n), (width, width)))
+    squeezed = d.norm(view(whole, (rank, n), (width,)), "attn_kv_a_norm", layer.tensors)
+    if shape.is_mla:
+        q_rope = d.rope(view(q, (rope, n_head, n), (head * F32, head * n_head * F32)))
+        q_rest = view(q, (head - rope, n_head, n), (head * F32, head * n_head * F32))
+        absorbed = matmul(d.named("attn_k_b.weight"), rank, permuted(q_rest))
+        q = fresh((rank + rope, n_head, n), permuted(absorbed), q_rope)
+        v = view(squeezed, (rank, 1, n))
+        k = fresh((rank + rope, 1, n), v, k_rope)
+        out = _attend(d, q, k, v, layer, v_rows=layer.rows("attn_v_b"))
+    else:
+        kv = d.linear(layer, "attn_kv_b", squeezed)
+        each = kv.shape[0] // n_head
+        value = each - (head - rope)
+        rest = view(kv, (head - rope, n_head, n), (each * F32, each * n_head * F32))
+        v = fresh((value, n_head, n), view(kv, (value, n_head, n), (each * F32, each * n_head * F32)))
+        q = d.rope(q)
+        k = fresh((head, n_head, n), rest, fresh((rope, n_head, n), k_rope))
+        out = _attend(d, q, k, v, layer)
+    return d.linear(layer, "attn_output", out)
+
+
+def _attend(d: Drawing, q: Tensor, k: Tensor, v: Tensor, layer: Layer, v_rows: int = 0) -> Tensor:
+    """Store keys and values, attend to all cells, (head_v * n_head, n); `v_rows` are those of MLA's attn_v_b."""
+    cache = d.caches[layer.slides]
+    if cache.k_turn is not None:
+        q, k = _turned(q, cache.k_turn), _turned(k, cache.k_turn)
+    if cache.v_turn is not None:
+        v = _turned(v, cache.v_turn)
+    flash, cells = d.context.flash_on, cache.cells
+    for each in (q, k, v) if d.shape.window else (q, v, k):
+        d.graph.expand(each)
+    size = block_size(KV_TYPES[d.context.kv_type])
+    element = size[1] / size[0]
+    k_cache = held("k cache", layer.head_k * layer.n_head_kv, cells, size=element, layer=d.layer)
+    d.graph.expand(stored(k_cache, view(k, (layer.head_k * layer.n_head_kv, d.n)), cache.k_index))
+    keys = view(k_cache, (layer.head_k, layer.n_head_kv, cells))
+    head_v, n_head = v.shape[0], layer.n_head
+    if layer.head_v:
+        v_cache = held("v cache", layer.head_v * layer.n_head_kv, cells, size=element, layer=d.layer)
+        merged = view(v, (head_v * layer.n_head_kv, d.n))
+        if not flash and v.stride != contiguous(v.shape, F32):
+            merged = fresh((head_v * layer.n_head_kv, d.n), v)
+        d.graph.expand(stored(v_cache, merged, cache.v_index))
+        values = view(v_cache, (layer.head_v, layer.n_head_kv, cells))
+    else:
+        values = view(keys, (head_v, layer.n_head_kv, cells), (layer.head_k * element, layer.head_k * element))
+    q = permuted(view(q, (*q.shape[:3], 1), q.stride[1:]))
+    if flash:
+        out = fresh((head_v, n_head, d.n), q, permuted(keys), permuted(values), cache.mask)
+        if v_rows:
+            out = fresh((v_rows, n_head, d.n), permuted(_decompressed(d, out, v_rows, n_head)))
+        out = view(out, (out.shape[0] * n_head, d.n))
+    else:
+        scores = fresh((cells, d.n, n_head), permuted(keys), q)
+        if d.shape.number("attn_logit_softcapping"):
+            scores = same(same(same(scores)))
+        scores = same(scores, cache.mask)
+        if not layer.head_v:
+            values = fresh((cells, head_v, layer.n_head_kv), values, size=F16)
+        out = fresh((head_v, d.n, n_head), permuted(values), scores)
+        if v_rows:
+            out = _decompressed(d, out, v_rows, n_head)
+        out = fresh((out.shape[0] * n_head, d.n), permuted(out))
+    d.graph.expand(out)
+    if cache.v_turn is not None:
+        out = _turned(out, cache.v_turn)
+    return out
+
+
+def _decompressed(d: Drawing, x: Tensor, rows: int, n_head: int) -> Tensor:
+    out = Tensor((rows, d.n, n_head, 1), F32, (x,))
+    out.weight = d.named("attn_v_b.weight")
+    return out
+
+
+def _turned(x: Tensor, turn: Tensor) -> Tensor:
+    """Rotated before it goes into a quantized cache (llama_mul_mat_hadamard)."""
+    size = turn.shape[0]
+    rows = x.shape[0] * x.shape[1] * x.shape[2] // size
+    flat = view(x, (size, rows)) if x.stride == contiguous(x.shape, F32) else fresh((size, rows), x)
+    return view(fresh((size, rows), turn, flat), x.shape)

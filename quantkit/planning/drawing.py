@@ -1,0 +1,81 @@
+"""A graph being drawn: what every part of it needs, and the pieces that recur."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from quantkit.planning.context import Context
+from quantkit.planning.shape import Layer, ModelShape
+from quantkit.planning.tensors import F16, F32, I32, I64, Graph, Tensor, contiguous, leaf, matmul, same
+from quantkit.planning.traits import LAYER_NORM
+
+
+@dataclass(frozen=True)
+class Cache:
+    """The inputs of one kind of layer: cells, where new rows go, the mask, and the rotation of a quantized cache."""
+
+    cells: int
+    k_index: Tensor
+    v_index: Tensor
+    mask: Tensor
+    k_turn: Tensor | None
+    v_turn: Tensor | None
+
+
+class Drawing:
+    """The graph of one physical batch of `n` tokens; `layer` is the one being drawn, None outside the layers."""
+
+    def __init__(self, shape: ModelShape, context: Context) -> None:
+        self.shape, self.context = shape, context
+        self.graph = Graph()
+        self.n = context.tokens
+        self.layer: int | None = None
+        self.positions = leaf("positions", self.n, size=I32)
+        self.outputs = leaf("outputs", self.n, size=I32)
+        self.caches = {slides: self._cache(slides) for slides in (False, True) if not slides or shape.window}
+
+    def named(self, name: str) -> str:
+        """The name in the file of a weight of the layer being drawn, or of one outside the layers."""
+        return name if self.layer is None else f"blk.{self.layer}.{name}"
+
+    def norm(self, x: Tensor, name: str, tensors: Mapping[str, tuple[int, ...]]) -> Tensor:
+        x = same(x, inplace=self.shape.arch not in LAYER_NORM)
+        for part in ("weight", "bias"):
+            if f"{name}.{part}" in tensors:
+                x = same(x, weight=self.named(f"{name}.{part}"))
+        return x
+
+    def linear(self, layer: Layer, name: str, x: Tensor) -> Tensor:
+        x = matmul(self.named(name + ".weight"), layer.rows(name), x)
+        return same(x, weight=self.named(name + ".bias")) if layer.has(name + ".bias") else x
+
+    def rope(self, x: Tensor) -> Tensor:
+        out = Tensor(x.shape, F32, (x, self.positions), inplace=True)
+        out.stride = contiguous(out.shape, F32)
+        return out
+
+    def _cache(self, slides: bool) -> Cache:
+        shape, context = self.shape, self.context
+        cells = context.window_cells(shape.window) if slides else context.cells
+        widest = max(layer.n_head_kv * layer.head_v for layer in shape.layers)
+        v_rows = self.n if context.flash_on else self.n * widest
+        turns: list[Tensor | None] = [None, None]
+        if context.kv_type != "f16":
+            for i, sizes in enumerate(({x.head_k for x in shape.layers}, {x.head_v for x in shape.layers})):
+                head = next(iter(sizes)) if len(sizes) == 1 else 0
+                if head and head % 64 == 0 and not shape.is_mla:
+                    size = 64 if i else _largest_turn(head)
+                    turns[i] = leaf("turn", size, size)
+        return Cache(
+            cells,
+            leaf("k index", self.n, size=I64),
+            leaf("v index", v_rows, size=I64),
+            leaf("mask", cells, self.n, size=F16 if context.flash_on else F32),
+            *turns,
+        )
+
+
+def _largest_turn(head: int) -> int:
+    size = 64
+    while head % (2 * size) == 0:
+        size *= 2
+    return size

@@ -1,0 +1,79 @@
+"""The feed-forward of a layer, drawn as llama.cpp draws it (build_ffn, build_moe_ffn)."""
+
+from quantkit.planning.drawing import Drawing
+from quantkit.planning.shape import Layer
+from quantkit.planning.tensors import F32, I32, Tensor, fresh, matmul, matmul_id, same, view
+from quantkit.planning.traits import SOFTMAX_AFTER, UNGATED_EXPERT_NORM
+
+
+def feed_forward(d: Drawing, x: Tensor, layer: Layer) -> Tensor:
+    """The feed-forward of a layer: dense, or experts, with those that all tokens share."""
+    if not layer.has("ffn_down_exps.weight"):
+        return _dense_ffn(d, x, layer)
+    out = _experts(d, x, layer)
+    if layer.has("ffn_down_shexp.weight"):
+        shared = _dense_ffn(d, x, layer, "_shexp")
+        if layer.has("ffn_gate_inp_shexp.weight"):
+            gate = matmul(d.named("ffn_gate_inp_shexp.weight"), 1, x)
+            shared = same(shared, same(same(gate), gate))
+        out = same(out, shared)
+    return out
+
+
+def _dense_ffn(d: Drawing, x: Tensor, layer: Layer, suffix: str = "") -> Tensor:
+    up = d.linear(layer, "ffn_up" + suffix, x)
+    if layer.has(f"ffn_gate{suffix}.weight"):
+        gate = d.linear(layer, "ffn_gate" + suffix, x)
+        # the gate comes first in the operation, but was drawn after the up projection
+        hidden = fresh(gate.shape, gate, up)
+    elif up.shape[0] == 2 * layer.tensors[f"ffn_down{suffix}.weight"][-1]:
+        hidden = fresh((up.shape[0] // 2, d.n), up)
+    else:
+        hidden = same(up)
+    return d.linear(layer, "ffn_down" + suffix, hidden)
+
+
+def _experts(d: Drawing, x: Tensor, layer: Layer) -> Tensor:
+    n, arch, used = d.n, d.shape.arch, d.shape.n_expert_used
+    count = layer.tensors["ffn_down_exps.weight"][0]
+    logits = d.linear(layer, "ffn_gate_inp", x)
+    probabilities = logits if arch in SOFTMAX_AFTER else same(logits)
+    chosen = same(probabilities, weight=d.named("exp_probs_b.bias")) if layer.has("exp_probs_b.bias") else probabilities
+    order = fresh((count, n), chosen, size=I32)
+    ids = view(order, (used, n), (count * I32,))
+    weights = fresh((1, used, n), view(probabilities, (1, count, n)), ids)
+    if arch in SOFTMAX_AFTER:
+        weights = view(same(view(weights, (used, n))), (1, used, n))
+    elif arch not in UNGATED_EXPERT_NORM and d.shape.keys.get("expert_weights_norm", True):
+        flat = view(weights, (used, n))
+        weights = view(same(flat, same(fresh((1, n), flat))), (1, used, n))
+    if d.shape.number("expert_weights_scale") not in (0.0, 1.0):
+        weights = same(weights)
+    d.graph.expand(weights)
+    inner = layer.tensors["ffn_down_exps.weight"][-1]
+    x = view(x, (x.shape[0], 1, n))
+    if layer.has("ffn_gate_up_exps.weight"):
+        both = matmul_id(d.named("ffn_gate_up_exps.weight"), 2 * inner, x, ids)
+        stride = (2 * inner * F32, 2 * inner * used * F32)
+        hidden = fresh((inner, used, n), *(view(both, (inner, used, n), stride) for _ in range(2)))
+    else:
+        up = _expert_linear(d, "ffn_up_exps", layer, inner, x, ids)
+        if layer.has("ffn_gate_exps.weight"):
+            gate = _expert_linear(d, "ffn_gate_exps", layer, inner, x, ids)
+            hidden = fresh((inner, used, n), gate, up)
+        else:
+            hidden = same(up)
+    each = _expert_linear(d, "ffn_down_exps", layer, d.shape.n_embd, hidden, ids)
+    each = same(each, weights)
+    d.graph.expand(each)
+    width = d.shape.n_embd * F32
+    views = [d.graph.expand(view(each, (d.shape.n_embd, n), (width * used,))) for _ in range(used)]
+    total = views[0] if used > 1 else fresh((d.shape.n_embd, n), views[0])
+    for part in views[1:]:
+        total = d.graph.expand(same(total, part))
+    return total
+
+
+def _expert_linear(d: Drawing, name: str, layer: Layer, rows: int, x: Tensor, ids: Tensor) -> Tensor:
+    out = matmul_id(d.named(name + ".weight"), rows, x, ids)
+    return same(out, ids, weight=d.named(name + ".bias")) if layer.has(name + ".bias") else out
