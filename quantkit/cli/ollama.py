@@ -19,8 +19,8 @@ from quantkit.publish.modelfile import lint_modelfile, write_modelfile
 from quantkit.publish.ollama import Server, parse_host
 from quantkit.publish.planfile import FILE_NAME, read_plan, write_plan
 from quantkit.publish.publishing import Item, create_all, push_all
-from quantkit.publish.recipe import OllamaRecipe, read_recipe
 from quantkit.publish.tags import TagPlan, parse_name, plan_tags, size_tag
+from quantkit.recipes.ollama import OllamaRecipe, read_ollama
 
 
 def ollama(
@@ -107,7 +107,7 @@ def ollama(
     if check is not None:
         _check(check, out)
         return
-    recipe = read_recipe(recipe_file) if recipe_file else None
+    recipe = read_ollama(recipe_file) if recipe_file else None
     layers, room = read_num_gpu(num_gpu, vram)
     wishes = read_wishes(parameters, ctx, layers, system, license_, messages, chat_template)
     if recipe is not None:

@@ -1,0 +1,309 @@
+"""What a recipe may say, as data: every table, every key, and what its value has to be."""
+
+import difflib
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from quantkit.calibration.dataset import parse_dataset
+from quantkit.chat import BUILT_IN, built_in
+from quantkit.errors import UsageError
+from quantkit.gguf.types import FILE_TYPES, file_type
+from quantkit.publish.tags import parse_name
+
+INT4 = ("awq", "gptq")
+ROLES = ("system", "user", "assistant")
+VERSION = 1
+
+_REPO = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
+_NUMBER = re.compile(r"\d+(\.\d*)?|\.\d+")
+_SIZE = re.compile(r"\d+(\.\d+)?\s*[kmgt]?i?b?", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Value:
+    """A key's value. `what`: in words, for "KEY is X, not WHAT"; `fits` says whether it is that.
+
+    `check` raises UsageError, or gives the rest of a sentence "KEY of [TABLE] ...", where it is that and yet wrong.
+    """
+
+    what: str
+    fits: Callable[[Any], bool]
+    check: Callable[[Any], str | None] = lambda _value: None
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table with `keys`; one with `more` may have others, named as `more_names` allows, whose values are `more`."""
+
+    keys: Mapping[str, "Kind"]
+    more: "Kind | None" = None
+    more_names: Callable[[str], bool] = lambda _name: True
+    names: tuple[str, ...] = ()
+    """Of `more_names`, to compare a misspelt key with."""
+
+
+@dataclass(frozen=True)
+class Either:
+    """A plain value, or a table."""
+
+    value: Value
+    table: Table
+
+
+Kind = Value | Table | Either
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) and bool(value.strip())
+
+
+def _is_texts(value: Any) -> bool:
+    return isinstance(value, list) and all(_is_text(each) for each in value)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _is_limit(value: Any) -> bool:
+    return (_is_number(value) and value >= 0) or (
+        isinstance(value, str) and bool(_NUMBER.fullmatch(value.removesuffix("%").strip()))
+    )
+
+
+def _whole(least: int) -> Value:
+    return Value(
+        f"a whole number from {least}" if least else "a whole number",
+        lambda value: isinstance(value, int) and not isinstance(value, bool) and value >= least,
+    )
+
+
+def _plain_name(value: str) -> str | None:
+    if Path(value).name != value or value in (".", "..") or not value.isprintable():
+        return f"is {value!r}, which is no plain name; outputs go where -o says"
+    return None
+
+
+def _source(value: str) -> str | None:
+    if is_path(value) or re.fullmatch(_REPO.pattern + r"(@.+)?", value, re.ASCII):
+        return None
+    return f"is {value!r}, which is neither a hub id ORG/NAME nor a folder (a folder is written ./NAME)"
+
+
+def _template(value: str) -> str | None:
+    if value != "none" and not is_path(value) and not value.endswith((".jinja", ".txt")):
+        built_in(value)
+    return None
+
+
+def _types(value: list[str]) -> str | None:
+    if not value:
+        return "is empty; name at least one, q4_0 perhaps, or leave the key out"
+    for each in value:
+        file_type(each)
+    return None
+
+
+def _repo(value: str) -> str | None:
+    return None if _REPO.fullmatch(value) else f"is {value!r}, which is no hub id ORG/NAME"
+
+
+def _ollama_name(value: str) -> str | None:
+    parse_name(value)
+    return None
+
+
+def _text_source(value: str) -> str | None:
+    if is_path(value) or looks_like_file(value) or parse_dataset(value):
+        return None
+    return f"is {value!r}, which is neither a file nor a dataset of the hub ORG/NAME:SPLIT"
+
+
+def _text_sources(value: list[str]) -> str | None:
+    if not value:
+        return "is empty; name a text, or leave [measure] out"
+    return next((wrong.replace("is ", "has ", 1) for each in value if (wrong := _text_source(each))), None)
+
+
+def _messages(value: list[Any]) -> str | None:
+    for each in value:
+        if not (isinstance(each, list) and len(each) == 2 and each[0] in ROLES and isinstance(each[1], str)):
+            return f'has {each!r}; each is ["ROLE", "TEXT"], the role system, user or assistant'
+    return None
+
+
+def _share(value: Any) -> str | None:
+    text = str(value)
+    number = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+    return None if number <= 1 else f'is {value!r}, which is more than all; write "95%" or 0.95'
+
+
+def is_path(value: str) -> bool:
+    """Whether a text says itself that it is a path: ./NAME, ../NAME, /NAME, ~/NAME."""
+    return value.startswith(("./", "../", "/", "~")) or value in (".", "..")
+
+
+def looks_like_file(value: str) -> bool:
+    """Whether a text is more likely a file than a dataset of the hub."""
+    return parse_dataset(value) is None and bool(Path(value).suffix)
+
+
+TEXT = Value("a text", _is_text)
+ANY_TEXT = Value("a text", lambda value: isinstance(value, str))
+BOOL = Value("true or false", lambda value: isinstance(value, bool))
+TEXTS = Value("a list of texts", _is_texts)
+NUMBER = Value("a number", _is_number)
+LIMIT = Value('a number, or a text as "5%"', _is_limit)
+
+_INT4 = Table(
+    {
+        "bits": Value("4: AWQ and GPTQ are written with 4 bits", lambda value: value == 4 and value is not True),
+        "group_size": Value(
+            "a whole number, or -1 for one group",
+            lambda value: isinstance(value, int) and not isinstance(value, bool) and (value > 0 or value == -1),
+        ),
+        "skip": TEXTS,
+    }
+)
+_FLOORS = {
+    "max_delta": LIMIT,
+    "max_kl": Value("a number", lambda value: _is_number(value) and value >= 0),
+    "min_top1": Value('a share as "95%" or 0.95', _is_limit, _share),
+}
+_TYPE_NAMES = (*INT4, *FILE_TYPES)
+
+MODEL: dict[str, Kind] = {
+    "name": Value("a text", _is_text, _plain_name),
+    "source": Value("a text", _is_text, _source),
+    "revision": TEXT,
+    "size": TEXT,
+    "context_length": _whole(1),
+    "chat_template": Value("a text", _is_text, _template),
+    "bos_token": ANY_TEXT,
+    "eos_token": ANY_TEXT,
+    "adds_bos": BOOL,
+    "license": TEXT,
+    "languages": TEXTS,
+    "base_model": TEXT,
+}
+
+SCHEMA = Table(
+    {
+        "version": Value(f"{VERSION}, the only version there is", lambda value: value == VERSION and value is not True),
+        "extends": TEXT,
+        "model": Table(MODEL),
+        "formats": Table(
+            {
+                "gguf": Value("a list of texts", _is_texts, _types),
+                "awq": Either(BOOL, _INT4),
+                "gptq": Either(BOOL, _INT4),
+                "imatrix": BOOL,
+            }
+        ),
+        "calibration": Table(
+            {
+                "text": Value("a text", _is_text, _text_source),
+                "samples": _whole(1),
+                "seq_len": _whole(2),
+                "chat": BOOL,
+            }
+        ),
+        "measure": Table(
+            {
+                "texts": Value("a list of texts", _is_texts, _text_sources),
+                "ctx": _whole(8),
+                "chunks": _whole(1),
+                "gpu_layers": Value(
+                    'a text as "0,8,all" or "none"',
+                    lambda value: (
+                        isinstance(value, str) and bool(re.fullmatch(r"none|(\d+|all)(,\s*(\d+|all))*", value))
+                    ),
+                ),
+                "memory_ctx": _whole(1),
+                "speed": BOOL,
+            }
+        ),
+        "floors": Table(
+            _FLOORS, more=Table(_FLOORS), more_names=lambda name: name.lower() in _TYPE_NAMES, names=_TYPE_NAMES
+        ),
+        "ollama": Table(
+            {
+                "name": Value("a text", _is_text, _ollama_name),
+                "types": Value("a list of texts", _is_texts, _types),
+                "system": ANY_TEXT,
+                "license": TEXT,
+                "messages": Value("a list", lambda value: isinstance(value, list), _messages),
+                # each is judged where Ollama's parameters are known
+                "parameters": Table({}, more=Value("a value", lambda value: True)),
+            }
+        ),
+        "phone": Table(
+            {
+                "types": Value("a list of texts", _is_texts, _types),
+                "memory": Value(
+                    'a size as "4G"', lambda value: isinstance(value, str) and bool(_SIZE.fullmatch(value.strip()))
+                ),
+            }
+        ),
+        "hub": Table(
+            {
+                "gguf": Value("a text", _is_text, _repo),
+                "awq": Value("a text", _is_text, _repo),
+                "gptq": Value("a text", _is_text, _repo),
+                "private": BOOL,
+            }
+        ),
+    }
+)
+
+
+def check_table(
+    table: Mapping[str, Any], kind: Table, keys: tuple[str, ...] = ()
+) -> tuple[tuple[str, ...], str] | None:
+    """The first mistake: where (the keys that lead there) and the sentence about it."""
+    for key, value in table.items():
+        here = (*keys, key)
+        if key in kind.keys:
+            wrong = _check(value, kind.keys[key], here)
+        elif kind.more is not None and kind.more_names(key):
+            wrong = _check(value, kind.more, here)
+        else:
+            wrong = here, _unknown(key, kind, keys)
+        if wrong:
+            return wrong
+    return None
+
+
+def _check(value: Any, kind: Kind, keys: tuple[str, ...]) -> tuple[tuple[str, ...], str] | None:
+    if isinstance(kind, Either):
+        kind = kind.table if isinstance(value, Mapping) else kind.value
+    if isinstance(kind, Table):
+        if not isinstance(value, Mapping):
+            return keys, f"{_named(keys)} is {value!r}, not a table"
+        return check_table(value, kind, keys)
+    if not kind.fits(value):
+        return keys, f"{_named(keys)} is {value!r}, not {kind.what}"
+    try:
+        wrong = kind.check(value)
+    except UsageError as error:
+        return keys, f"{_named(keys)}: {error}"
+    return (keys, f"{_named(keys)} {wrong}") if wrong else None
+
+
+def _named(keys: tuple[str, ...]) -> str:
+    """ "eos_token of [model]"."""
+    return f"{keys[-1]} of [{'.'.join(keys[:-1])}]" if keys[:-1] else keys[-1]
+
+
+def _unknown(key: str, kind: Table, keys: tuple[str, ...]) -> str:
+    known = (*kind.keys, *kind.names)
+    close = difflib.get_close_matches(key, known, n=1)
+    hint = f" (did you mean {close[0]}?)" if close else f"; known are {', '.join(kind.keys)}"
+    where = f"[{'.'.join(keys)}]" if keys else "the recipe"
+    return f"{where} has the unknown key {key!r}{hint}"
+
+
+BUILT_IN_TEMPLATES = (*BUILT_IN, "none")
