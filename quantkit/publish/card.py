@@ -9,10 +9,11 @@ from typing import Any
 
 from quantkit.errors import OutputError
 from quantkit.publish.card_facts import KINDS, CardFacts, CardModel, card_facts
+from quantkit.publish.card_made import made
 from quantkit.publish.card_markdown import link, plain
 from quantkit.publish.card_metadata import front_matter, metadata
 from quantkit.publish.card_running import running
-from quantkit.publish.card_sections import choice, conversation, files, made, measured, opening, shown
+from quantkit.publish.card_sections import choice, conversation, files, measured, opening, shown
 
 __all__ = ["CardModel", "card_text", "write_card"]
 

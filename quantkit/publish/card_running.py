@@ -60,7 +60,7 @@ def _folder(facts: CardFacts) -> list[str]:
     return [
         f"[vLLM](https://docs.vllm.ai) reads {KINDS[facts.kind]} from config.json by itself (not run for this card):",
         block(f"vllm serve {shlex.quote(source)}", "sh"),
-        "transformers, with the package `gptqmodel` beside it:",
+        "transformers, with the packages `gptqmodel` and `optimum` beside it:",
         block(_python(source, chat=facts.description.template is not None), "python"),
         tested(facts.kind, facts.description.architecture),
     ]
