@@ -144,7 +144,6 @@ folder() {
 # Note what is about to be made, so that --uninstall knows even after a kill in the middle.
 made() {
   [[ -n $DRY_RUN ]] && return
-  [[ -d $STATE ]] || run mkdir "$STATE"
   was_made "$@" || printf '%s\n' "$*" >>"$STATE/made"
 }
 
@@ -303,11 +302,11 @@ free_bytes() {
 
 # ---- what the model needs
 
-# The most context and batch for a phone of so much memory, which is sold under the next whole number of gigabytes.
+# The most context and batch for a phone of so much memory: the kernel has up to 15 % less than what it was sold with.
 phone_limits() {
-  local sold=$(((TOTAL_KIB + 1048575) / 1048576)) phone limit=$SMALLER_PHONE
+  local phone limit=$SMALLER_PHONE
   for phone in $PHONES; do
-    ((${phone%%:*} <= sold)) && limit=${phone#*:}
+    ((${phone%%:*} * 1048576 * 85 / 100 <= TOTAL_KIB)) && limit=${phone#*:}
   done
   MOST_CTX=${limit%:*} MOST_BATCH=${limit#*:}
 }
@@ -496,7 +495,6 @@ with_source() {
     return 1
   }
   install golang git cmake ninja clang libandroid-spawn || return 1
-  folder "$STATE"
   # A tree of another version, or half a clone, is no use.
   if [[ -d $source && ! -f $source/.cloned-$OLLAMA_TAG ]]; then run rm -rf "$source" || return 1; fi
   if [[ ! -d $source ]]; then
@@ -553,7 +551,6 @@ fetch_gguf() {
   if [[ $RUNTIME == ollama ]] && is_present; then return; fi
   step 'The model'
   FILE=$STATE/model.gguf
-  folder "$STATE"
   if [[ -n $LOCAL_FILE ]]; then
     check_sha256 "$LOCAL_FILE" || die "$LOCAL_FILE is damaged: its sha256 is not $MODEL_SHA256; copy it again"
     run ln -sf "$LOCAL_FILE" "$FILE"
@@ -627,7 +624,7 @@ server_command() {
 }
 
 server_environment() {
-  printf 'export HOME=%q PREFIX=%q PATH=%q\n' "$HOME" "$PREFIX" "$PREFIX/bin:$PATH"
+  printf 'export HOME=%q PREFIX=%q PATH=%q TMPDIR=%q\n' "$HOME" "$PREFIX" "$PREFIX/bin" "$PREFIX/tmp"
   [[ $RUNTIME == ollama ]] || return 0
   printf 'export OLLAMA_HOST=%q OLLAMA_NUM_PARALLEL=1 OLLAMA_MAX_LOADED_MODELS=1' "$HOST"
   [[ -z $GPU ]] || printf ' OLLAMA_VULKAN=1'
@@ -658,7 +655,7 @@ keep_running() {
 make_service() {
   local service=$1 script log
   script="#!$PREFIX/bin/sh"$'\n'"$MARK"$'\n'"exec 2>&1"$'\n'"$(server_environment)"$'\n'"exec $(server_command)"
-  log="#!$PREFIX/bin/sh"$'\n'"$MARK"$'\n'"exec svlogd -tt $(printf %q "$LOGDIR/sv/$RUNTIME")"
+  log="#!$PREFIX/bin/sh"$'\n'"$MARK"$'\n'"exec $PREFIX/bin/svlogd -tt $(printf %q "$LOGDIR/sv/$RUNTIME")"
   if [[ -d $service ]] && ! grep -qsF "$MARK" "$service/run"; then
     say "The service $service is not this script's and stays as it is."
   elif same "$service/run" "$script"; then
@@ -688,7 +685,6 @@ make_service() {
 }
 
 start_once() {
-  folder "$STATE"
   put "$STATE/serve" 700 "#!$PREFIX/bin/sh"$'\n'"$MARK"$'\n'"$(server_environment)"$'\n'"exec $(server_command)"
   say "+ $(printf '%q' "$STATE/serve") in the background, what it says goes to $STATE/server.log"
   [[ -n $DRY_RUN ]] && return
@@ -714,10 +710,10 @@ start_at_boot() {
 
 wait_for_server() {
   [[ -n $DRY_RUN ]] && say "+ wait until http://$HOST answers" && return
-  local second
-  for ((second = 0; second < WAIT; second++)); do
+  local end=$((SECONDS + WAIT))
+  while ((SECONDS < end)); do
     answers && say 'It answers.' && return
-    sleep 1
+    sleep 0.2
   done
   local log=$LOGDIR/sv/$RUNTIME/current
   [[ -f $log ]] || log=$STATE/server.log
@@ -762,7 +758,6 @@ make_model() {
     fetch_gguf
   fi
   step "The model $LOCAL_NAME, made for this phone"
-  folder "$STATE"
   put "$modelfile" 600 "FROM $from"$'\n'"$text"
   has_model "$LOCAL_NAME" || made model "$LOCAL_NAME"
   run ollama create "$LOCAL_NAME" -f "$modelfile" || die "Ollama could not make $LOCAL_NAME; what it said is above"
@@ -857,13 +852,12 @@ uninstall() {
 start_for_a_moment() {
   say '+ ollama serve, until its models are removed'
   [[ -n $DRY_RUN ]] && return
-  folder "$STATE"
   OLLAMA_HOST=$HOST nohup ollama serve </dev/null >/dev/null 2>&1 &
   echo $! >"$STATE/server.pid"
-  local second
-  for ((second = 0; second < WAIT; second++)); do
+  local end=$((SECONDS + WAIT))
+  while ((SECONDS < end)); do
     answers && return
-    sleep 1
+    sleep 0.2
   done
   warn 'the server does not start'
 }
@@ -893,6 +887,11 @@ main() {
   else
     choose_context
     warn 'no model is named (--model or --gguf); the server alone is set up'
+  fi
+  if [[ ! -d $STATE ]]; then
+    step 'Notes'
+    say "What is made is noted in $STATE, for --uninstall."
+    run mkdir "$STATE"
   fi
   [[ -d $HOME/.ollama ]] || OLLAMA_IS_NEW=1
   get_runtime
