@@ -17,6 +17,7 @@ from pathlib import Path
 from huggingface_hub import CommitOperationAdd, HfApi, ModelCard, constants, get_token
 from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+from yaml import YAMLError
 
 from quantkit import __version__
 from quantkit.errors import PublishError, UsageError
@@ -123,7 +124,7 @@ def _check_card(path: Path) -> None:
     try:
         text = path.read_text("utf-8")
         ModelCard(text, ignore_metadata_errors=True).validate()
-    except ValueError as error:
+    except (ValueError, YAMLError) as error:
         why = (str(error).strip().splitlines() or ["no reason given"])[0]
         raise PublishError(f"the hub does not take the metadata of {path}: {why}") from error
 
