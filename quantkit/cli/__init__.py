@@ -1,21 +1,14 @@
 """What the user types: this room registers the commands and is the only one that prints."""
 
+import importlib
+import os
+import sys
+from collections.abc import Iterable
 from typing import Annotated
 
 import typer
 
 from quantkit import __version__
-from quantkit.cli import awq as awq_command
-from quantkit.cli import convert as convert_command
-from quantkit.cli import gguf as gguf_command
-from quantkit.cli import gptq as gptq_command
-from quantkit.cli import imatrix as imatrix_command
-from quantkit.cli import inspect as inspect_command
-from quantkit.cli import measure as measure_command
-from quantkit.cli import ollama as ollama_command
-from quantkit.cli import plan as plan_command
-from quantkit.cli import run as run_command
-from quantkit.cli import termux as termux_command
 from quantkit.cli.errors import explain
 
 app = typer.Typer(
@@ -28,6 +21,23 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog="Exit codes: 0 done, 1 failed, 2 wrong usage, 3 done but a check fell short.",
 )
+
+
+COMMANDS = (
+    "convert",
+    "gguf",
+    "awq",
+    "gptq",
+    "imatrix",
+    "measure",
+    "plan",
+    "run",
+    "inspect",
+    "ollama",
+    "termux",
+    "bake",
+)
+"""In the order of --help."""
 
 
 def _version(asked: bool) -> None:
@@ -45,20 +55,22 @@ def _root(
     del version
 
 
-app.command("convert")(convert_command.convert)
-app.command("gguf", epilog=gguf_command.EPILOG)(gguf_command.gguf)
-app.command("awq")(awq_command.awq)
-app.command("gptq")(gptq_command.gptq)
-app.command("imatrix")(imatrix_command.imatrix)
-app.command("measure")(measure_command.measure)
-app.command("run")(run_command.run)
-app.command("inspect")(inspect_command.inspect)
-app.command("plan")(plan_command.plan)
-app.command("ollama")(ollama_command.ollama)
-app.command("termux")(termux_command.termux)
+def _register(names: Iterable[str]) -> None:
+    """Make these commands known: NAME is the function NAME of the module NAME, its EPILOG follows its help."""
+    known = {command.name for command in app.registered_commands}
+    for name in names:
+        if name not in known:
+            module = importlib.import_module(f"quantkit.cli.{name}")
+            app.command(name, epilog=getattr(module, "EPILOG", None))(getattr(module, name))
 
 
 def main() -> None:
-    """Run the command line; every failure becomes one sentence on stderr and an exit code."""
+    """Run the command line; every failure becomes one sentence on stderr and an exit code.
+
+    Only the command that is asked for is loaded: all of them take a second.
+    """
     with explain():
+        asked = sys.argv[1] if len(sys.argv) > 1 else ""
+        completing = "_QUANTKIT_COMPLETE" in os.environ
+        _register([asked] if asked in COMMANDS and not completing else [] if asked == "--version" else COMMANDS)
         app()

@@ -97,6 +97,8 @@ def _context(model: Any, request: dict[str, Any]) -> Any:
         type_k=request["kv_type"],
         type_v=request["kv_type"],
         flash_attn_type=request["flash_attn"],
+        # as llama-cli and the server have it: layers that slide keep their window only
+        swa_full=False,
     )
 
 
