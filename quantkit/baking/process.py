@@ -1,0 +1,110 @@
+"""One quantkit command in a process of its own: its document, its time, its peak memory, its one sentence of error."""
+
+import ctypes
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from quantkit.errors import QuantkitError, UsageError, VerificationError
+
+_MARK, _WARNING = "quantkit: ", "warning: "
+_PR_SET_PDEATHSIG = 1
+_ERRORS: dict[int, type[QuantkitError]] = {2: UsageError, 3: VerificationError}
+
+
+@dataclass(frozen=True)
+class Told:
+    """Who hears what a command says while it works: lines about it, and warnings."""
+
+    note: Callable[[str], object] = lambda text: None
+    warn: Callable[[str], object] = lambda text: None
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A command that went well. `peak_memory`: the largest resident set of it or a child of its, in bytes."""
+
+    document: dict[str, Any]
+    seconds: float
+    peak_memory: int
+
+
+def run_command(words: Sequence[str], told: Told) -> Finished:
+    """Run `quantkit WORDS... --format json` and wait for it. It dies with this process, however that ends.
+
+    Raises:
+        QuantkitError: it failed; with its own sentence, as the class of its exit code.
+        KeyboardInterrupt: it was interrupted.
+    """
+    started = time.monotonic()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "quantkit", *words, "--format", "json"],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        encoding="utf-8",
+        errors="replace",
+        preexec_fn=_dying_with(os.getpid()),
+    )
+    sentences: list[str] = []
+    listener = threading.Thread(target=_listen, args=(process, told, sentences), daemon=True)
+    listener.start()
+    try:
+        assert process.stdout is not None
+        answer = process.stdout.read()
+        _, status, usage = os.wait4(process.pid, 0)
+    except BaseException:
+        process.kill()
+        process.wait()
+        raise
+    process.returncode = os.waitstatus_to_exitcode(status)
+    listener.join(timeout=10)
+    _raise_failed(words[0], process.returncode, sentences)
+    unit = 1 if sys.platform == "darwin" else 1024
+    return Finished(json.loads(answer), time.monotonic() - started, usage.ru_maxrss * unit)
+
+
+def _listen(process: "subprocess.Popen[str]", told: Told, sentences: list[str]) -> None:
+    assert process.stderr is not None
+    for line in process.stderr:
+        text = line.rstrip()
+        if text.startswith(_MARK):
+            sentences.append(text.removeprefix(_MARK))
+        elif text.startswith(_WARNING):
+            told.warn(text.removeprefix(_WARNING))
+        elif text:
+            told.note(text)
+
+
+def _raise_failed(command: str, code: int, sentences: Sequence[str]) -> None:
+    if code == 0:
+        return
+    if code in (130, -signal.SIGINT):
+        raise KeyboardInterrupt
+    if code < 0:
+        why = ", perhaps for want of memory" if -code == signal.SIGKILL else ""
+        raise QuantkitError(f"quantkit {command} was killed by signal {-code}{why}; the same bake goes on where it was")
+    raise _ERRORS.get(code, QuantkitError)(
+        sentences[-1] if sentences else f"quantkit {command} failed with exit code {code} and said nothing"
+    )
+
+
+def _dying_with(parent: int) -> Callable[[], None] | None:
+    """What a child does first so that the kernel ends it with its parent (Linux): prctl(PR_SET_PDEATHSIG)."""
+    if not sys.platform.startswith("linux"):
+        return None
+    libc = ctypes.CDLL(None, use_errno=True)
+
+    def prepare() -> None:
+        libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != parent:  # it went away in between
+            os._exit(1)
+
+    return prepare
