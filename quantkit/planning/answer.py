@@ -65,7 +65,9 @@ class Answer:
         file = offer.file
         if offer.label != "as it is":
             calibrate = " --calibrate" if offer.needs_imatrix else ""
-            found.append(f"quantkit gguf {shlex.quote(source)} -t {offer.label}{calibrate}")
+            # a config.json alone was enough to plan, and is not to convert
+            whole = "ORG/NAME" if self.source.is_config else shlex.quote(source)
+            found.append(f"quantkit gguf {whole} -t {offer.label}{calibrate}")
             file = f"{self.source.model.name}-GGUF/{offer.file}"
         else:
             file = source

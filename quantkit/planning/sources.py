@@ -45,6 +45,11 @@ class Source:
     def is_gguf(self) -> bool:
         return self.model.checkpoint is None
 
+    @property
+    def is_config(self) -> bool:
+        """Whether there is a config.json and nothing else, so that nothing can be converted."""
+        return self.model.checkpoint is not None and not self.model.checkpoint.header_sha256
+
 
 def open_source(source: str, *, offline: bool = False) -> Source:
     """Read what `source` says of itself; no weights are read or downloaded.
