@@ -21,6 +21,7 @@ set -euo pipefail
 # Ollama's name of the model: what is pulled, or what the GGUF becomes.
 NAME=''
 # Address of a GGUF, or its file name on the phone; where there is none, NAME is pulled.
+# shellcheck disable=SC1003,SC2016
 GGUF=''
 # Size of the model's file, and its sha256.
 MODEL_BYTES=''
@@ -30,7 +31,7 @@ MEMORY=''
 # The context to take; where there is none, by the phone's memory.
 CTX=''
 # Lines of the Modelfile beside FROM, num_ctx, num_batch and num_thread.
-# shellcheck disable=SC2016
+# shellcheck disable=SC1003,SC2016
 MODELFILE=''
 # The same parameters as llama.cpp has them.
 LLAMA_FLAGS=''

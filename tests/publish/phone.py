@@ -147,8 +147,11 @@ if sys.argv[1] == "start":
     for run in glob.glob(os.path.join(os.environ["SVDIR"], "*", "run")):
         folder = os.path.dirname(run)
         try:
-            os.kill(int(open(os.path.join(folder, "supervise", "pid")).read()), 0)
+            pid = open(os.path.join(folder, "supervise", "pid")).read()
+            runs = open(f"/proc/{pid}/stat").read().rpartition(")")[2].split()[0] != "Z"
         except OSError:
+            runs = False
+        if not runs:
             os.makedirs(os.path.join(folder, "supervise"), exist_ok=True)
             child = subprocess.Popen([run], start_new_session=True, stdin=subprocess.DEVNULL,
                                      stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -227,6 +230,7 @@ class Phone:
         self.prefix, self.home = self.root / "usr", self.root / "home"
         for folder in (
             self.prefix / "bin",
+            self.prefix / "etc" / "profile.d",
             self.prefix / "var",
             self.prefix / "tmp",
             self.home,
@@ -245,9 +249,7 @@ class Phone:
         self.shelve("termux-services", **{"service-daemon": _LOG + daemon})
         start = self.root / "shelf" / "termux-services" / "etc" / "profile.d" / "start-services.sh"
         start.parent.mkdir(parents=True)
-        start.write_text(
-            "export SVDIR=$PREFIX/var/service\nexport LOGDIR=$PREFIX/var/log\n(service-daemon start >/dev/null 2>&1 &)\n"
-        )
+        start.write_text("export SVDIR=$PREFIX/var/service\n(service-daemon start >/dev/null 2>&1 &)\n")
         if self.runit:
             for tool in ("runsvdir", "runsv", "sv", "svlogd", "chpst"):
                 shutil.copy2(self.runit / tool, self.root / "shelf" / "termux-services" / "bin" / tool)
