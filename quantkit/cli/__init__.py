@@ -34,6 +34,7 @@ COMMANDS = (
     "run",
     "inspect",
     "ollama",
+    "card",
     "termux",
     "bake",
 )

@@ -1,13 +1,14 @@
 """A model card for a folder of outputs: README.md with the hub's metadata, what was measured, and how to run it."""
 
 import hashlib
+import json
 import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from quantkit.errors import OutputError
+from quantkit.errors import OutputError, UsageError
 from quantkit.publish.card_facts import KINDS, CardFacts, CardModel, card_facts
 from quantkit.publish.card_made import made
 from quantkit.publish.card_markdown import link, plain
@@ -15,7 +16,7 @@ from quantkit.publish.card_metadata import front_matter, metadata
 from quantkit.publish.card_running import running
 from quantkit.publish.card_sections import choice, conversation, files, measured, opening, shown
 
-__all__ = ["CardModel", "card_text", "write_card"]
+__all__ = ["CardModel", "card_text", "kind_of_folder", "write_card"]
 
 FILE_NAME, PLOTS = "README.md", "plots"
 _MARK = re.compile(r"<!-- quantkit card ([0-9a-f]{64}) -->\n\Z")
@@ -28,13 +29,19 @@ _PICTURES = {
 
 
 def write_card(
-    folder: Path, *, kind: str, model: CardModel, report: Mapping[str, Any] | None = None, plots: Path | None = None
+    folder: Path,
+    *,
+    kind: str,
+    model: CardModel,
+    report: Mapping[str, Any] | None = None,
+    plots: Path | None = None,
+    path: Path | None = None,
 ) -> Path:
-    """Write README.md into `folder`, a folder of GGUF files or an AWQ or GPTQ checkpoint; its path.
+    """Write README.md into `folder`, a folder of GGUF files or an AWQ or GPTQ checkpoint, or to `path`; where it is.
 
     `kind`: "gguf", "awq" or "gptq". `report`: a report.json document; only models that are files of this folder count.
-    `plots`: the folder of the report's PNGs, or the report's own folder; they are copied to plots/. A README.md that is
-    not the card quantkit wrote last is kept as README.md.bak.
+    `plots`: the folder of the report's PNGs, or the report's own folder; they are copied to plots/ beside the card. A
+    card there that is not as quantkit wrote it last is kept as README.md.bak.
 
     Raises:
         UsageError: the folder is of another kind, or a language is no code.
@@ -43,18 +50,35 @@ def write_card(
         OutputError: it cannot be written to.
     """
     facts = card_facts(folder, kind, model, report)
-    path = folder / FILE_NAME
+    path = path or folder / FILE_NAME
     pictures = _pictures(plots) if plots is not None else {}
     text = card_text(facts, pictures)
     try:
         for name, picture in pictures.items():
-            _write(folder / PLOTS / name, picture.read_bytes())
+            _write(path.parent / PLOTS / name, picture.read_bytes())
         if path.exists() and not _is_ours(path):
             path.rename(_free_name(path))
         _write(path, text.encode("utf-8"))
     except OSError as error:
         raise OutputError(f"cannot write {error.filename or path}: {error.strerror or error}") from error
     return path
+
+
+def kind_of_folder(folder: Path) -> str:
+    """ "gguf", "awq" or "gptq", by what is in it.
+
+    Raises:
+        UsageError: none of these.
+    """
+    if any(folder.glob("*.gguf")):
+        return "gguf"
+    try:
+        method = json.loads((folder / "config.json").read_text("utf-8"))["quantization_config"]["quant_method"]
+    except (OSError, ValueError, KeyError, TypeError):
+        method = None
+    if method not in ("awq", "gptq"):
+        raise UsageError(f"{folder} is no folder of GGUF files and no AWQ or GPTQ checkpoint; convert a model first")
+    return str(method)
 
 
 def card_text(facts: CardFacts, pictures: Mapping[str, Path] | None = None) -> str:

@@ -2,6 +2,7 @@
 
 import shlex
 from collections.abc import Mapping
+from urllib.parse import quote
 
 from quantkit.publish.card_facts import KINDS, CardFacts
 from quantkit.publish.card_markdown import block, listed, plain
@@ -17,6 +18,8 @@ LOADERS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
     "transformers 5.23": {"awq": _DENSE, "gptq": _DENSE},
 }
 PROMPT = "Why is the sky blue?"
+PHONE = 8_000_000_000
+"""Bytes of the largest file that a phone of today might run."""
 
 
 def running(facts: CardFacts) -> str:
@@ -35,6 +38,9 @@ def gguf_commands(facts: CardFacts) -> Mapping[str, list[str]]:
     }
     if facts.model.ollama_name:
         commands["Ollama"].append(f"ollama run {shlex.quote(facts.model.ollama_name)}")
+    if weights.bytes <= PHONE and len(weights.files) == 1:
+        url = f"https://huggingface.co/{repo}/resolve/main/{quote(weights.path)}" if repo else path
+        commands["a phone"] = [f"quantkit termux --gguf {shlex.quote(url) if repo else url} -o termux.sh"]
     if repo:
         commands["llama.cpp"].append(f"llama-server -hf {repo}:{tag}")
         if len(weights.files) == 1:  # Ollama takes no split files from the hub
@@ -48,6 +54,7 @@ def _gguf(facts: CardFacts) -> list[str]:
         + (", or a server with a page of its own:" if _repo(facts) else ":"),
         "Ollama": "[Ollama](https://ollama.com):",
         "quantkit": "quantkit, for a quick look at a file that is here:",
+        "a phone": "An Android phone: this writes a script that sets up Termux with the model, to be run there:",
     }
     parts = []
     for name, lines in gguf_commands(facts).items():

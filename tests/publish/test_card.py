@@ -287,10 +287,17 @@ def test_the_cards_commands_run_as_they_stand(gguf: Path) -> None:
         ["ollama", "run", "me/tiny"],
         ["ollama", "run", "hf.co/me/Tiny-GGUF:Q4_0"],
         ["quantkit", "run", "Tiny-Q4_0.gguf"],
+        ["quantkit", "termux", "--gguf"],
     ]
-    words = shlex.split(commands[-1])
+    words = shlex.split(commands[-2])
     answer = quantkit(*words[1:], "-n", "4", "--ctx", "64", cwd=gguf)
     assert answer.code == 0, answer.stderr
+    words = shlex.split(commands[-1])
+    assert words[3] == "https://huggingface.co/me/Tiny-GGUF/resolve/main/Tiny-Q4_0.gguf"
+    answer = quantkit(*words[1:], "--offline", "--size", "1G", "--ram", "2G", cwd=gguf)
+    assert answer.code == 0 and words[3] in (gguf / "termux.sh").read_text(), answer.stderr
+    local = card_of(gguf, model=CardModel("Tiny"))
+    assert "quantkit termux --gguf Tiny-Q4_0.gguf -o termux.sh" in local
 
 
 def test_the_loaders_are_those_of_the_readme() -> None:
@@ -415,6 +422,7 @@ def test_a_file_with_a_name_for_the_shell_stays_one_word(gguf: Path) -> None:
     (gguf / "Tiny-Q4_0.gguf").rename(gguf / name)
     text = card_of(gguf, model=CardModel("Tiny"))
     commands = [line for found in re.findall(r"```+sh\n(.*?)```", text, re.DOTALL) for line in found.splitlines()]
-    assert [shlex.split(line)[2] for line in commands] == [f"./{name}", f"./{name}"]
+    words = [shlex.split(line) for line in commands]
+    assert [words[0][2], words[1][2], words[2][3]] == [f"./{name}"] * 3
     assert shlex.split(commands[0])[:2] == ["llama-cli", "-m"]
     yaml.safe_load(text.split("---\n")[1])

@@ -1,0 +1,94 @@
+"""`quantkit card`: README.md for a folder that is to be published."""
+
+import json
+import shlex
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from quantkit.cli.options import DebugOption, Format, FormatOption
+from quantkit.cli.output import Out, printable
+from quantkit.errors import CheckpointError, UsageError
+from quantkit.publish.card import CardModel, kind_of_folder, write_card
+from quantkit.publish.card_facts import KINDS
+from quantkit.publish.card_metadata import is_hub_id
+from quantkit.publish.tags import parse_name
+
+
+def card(
+    folder: Annotated[
+        Path, typer.Argument(metavar="FOLDER", help="A NAME-GGUF, NAME-AWQ or NAME-GPTQ folder.", show_default=False)
+    ],
+    base_model: Annotated[
+        str | None,
+        typer.Option("--base-model", metavar="ORG/NAME", help="The original.", show_default="by quantkit.json"),
+    ] = None,
+    report: Annotated[
+        Path | None,
+        typer.Option("--report", metavar="DIR", help="A report of `quantkit measure`: figures and plots of the card."),
+    ] = None,
+    name: Annotated[str | None, typer.Option("--name", metavar="TEXT", show_default="the folder's")] = None,
+    license_: Annotated[
+        str | None,
+        typer.Option("--license", metavar="ID|NAME", help="As the hub spells it (apache-2.0).", show_default="GGUF's"),
+    ] = None,
+    languages: Annotated[
+        list[str] | None, typer.Option("--language", metavar="CODE", help="en, zh, ...; repeat.")
+    ] = None,
+    repo: Annotated[
+        str | None, typer.Option("--repo", metavar="ORG/NAME", help="The repository it will be, for its commands.")
+    ] = None,
+    ollama: Annotated[
+        str | None, typer.Option("--ollama", metavar="NS/MODEL", help="Its name on Ollama, where it is there.")
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", metavar="FILE", help="Write it there.", show_default="README.md in FOLDER"),
+    ] = None,
+    format_: FormatOption = Format.human,
+    debug: DebugOption = False,
+) -> None:
+    """Write the model card of a folder: the hub's metadata, files, what was measured, how to run it, how it was made.
+
+    What is not known is left out. A README.md that was written by hand is kept as README.md.bak.
+
+    Example: quantkit card NAME-GGUF --base-model ORG/NAME --report report --repo ME/NAME-GGUF
+    """
+    del debug
+    out = Out(format_)
+    for option, given in (("--base-model", base_model), ("--repo", repo)):
+        if given is not None and not is_hub_id(given):
+            raise UsageError(f"{option} {given!r} is no id of the hub; write ORG/NAME")
+    if not folder.is_dir():
+        raise UsageError(f"there is no folder {folder}; give a NAME-GGUF, NAME-AWQ or NAME-GPTQ folder")
+    kind = kind_of_folder(folder)
+    model = CardModel(
+        name=name or folder.resolve().name.removesuffix(f"-{KINDS[kind]}"),
+        base_model=base_model,
+        license=license_,
+        languages=tuple(languages or ()),
+        ollama_name=str(parse_name(ollama)) if ollama is not None else None,
+        hub_repo=repo,
+    )
+    figures = _read(report) if report is not None else None
+    plots = report if report is None or report.is_dir() else report.parent
+    written = write_card(folder, kind=kind, model=model, report=figures, plots=plots, path=output)
+    out.document({"command": "card", "folder": str(folder), "kind": kind, "card": str(written)})
+    out.say(printable(str(written)))
+    if repo is not None and output is None:
+        out.note(printable(f"to publish the folder: hf upload {repo} {shlex.quote(str(folder))} --exclude '*.partial' '*.bak*'"))
+
+
+def _read(report: Path) -> Mapping[str, Any]:
+    path = report / "report.json" if report.is_dir() else report
+    try:
+        found = json.loads(path.read_text("utf-8"))
+    except OSError as error:
+        raise UsageError(f"cannot read the report {path}: {error.strerror or error}") from error
+    except ValueError as error:
+        raise CheckpointError(f"the report {path} is no JSON ({error}); measure again") from error
+    if not isinstance(found, dict):
+        raise CheckpointError(f"the report {path} is no report of quantkit measure; measure again")
+    return found
