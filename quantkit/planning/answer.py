@@ -79,6 +79,8 @@ class Answer:
         words += " -fa off" if context.flash is False else ""
         words += " --no-repack" if not self.budget.cpu_features else ""
         found.append(f"llama-cli -m {shlex.quote(file)} {words}")
+        if context.kv_type == "f16" and not context.cpu_moe:
+            found.append(f"quantkit run {shlex.quote(file)} --gpu-layers {context.gpu_layers} --ctx {context.n_ctx}")
         found.append(f"# Ollama's Modelfile: PARAMETER num_gpu {context.gpu_layers}, PARAMETER num_ctx {context.n_ctx}")
         return found
 

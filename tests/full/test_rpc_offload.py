@@ -6,12 +6,11 @@ from pathlib import Path
 import gguf
 import numpy as np
 import pytest
-from typer.testing import CliRunner
 
-from quantkit.cli import app
 from quantkit.errors import QuantkitError
 from quantkit.measure.memory import RESOLUTION, LoadedMemory, gpu_devices, loaded_memory, measure_memory
 from quantkit.measure.speed import measure_speed
+from tests.command import quantkit
 from tests.measure.tiny_gguf import write_tiny_gguf
 from tests.real import smollm2 as smollm2
 from tests.rpc_server import rpc
@@ -35,8 +34,8 @@ def server() -> Iterator[str]:
 @pytest.fixture(scope="module")
 def q4_0(smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("q4_0")
-    done = CliRunner().invoke(app, ["gguf", str(smollm2), "-t", "q4_0", "-o", str(folder)])
-    assert done.exit_code == 0, done.output
+    done = quantkit("gguf", smollm2, "-t", "q4_0", "-o", folder)
+    assert done.code == 0, done.stderr
     (path,) = folder.rglob("*Q4_0.gguf")
     return path
 

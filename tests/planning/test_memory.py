@@ -4,12 +4,11 @@ from pathlib import Path
 
 import pytest
 from gguf import GGMLQuantizationType
-from typer.testing import CliRunner
 
-from quantkit.cli import app
 from quantkit.planning.context import Context
 from quantkit.planning.machine import cpu_features
 from quantkit.planning.memory import DeviceMemory, PlannedTensor, plan_memory
+from tests.command import quantkit
 from tests.families.test_large_shapes import MODELS, described
 from tests.planning.llama_memory import Job, Measured, measure
 from tests.planning.models import LARGE, SHAPES, read_model, write_described, write_model, write_sliding
@@ -49,8 +48,8 @@ def assert_within(path: Path, job: Job, found: Measured, share: float = 0.02) ->
 def converted(smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("converted")
     words = ["gguf", str(smollm2), "-t", "q4_0", "-t", "q8_0", "-o", str(folder), "--no-logits"]
-    done = CliRunner().invoke(app, words)
-    assert done.exit_code == 0, done.output
+    done = quantkit(*words)
+    assert done.code == 0, done.stderr
     return {path.stem.rsplit("-", 1)[1]: path for path in folder.rglob("*.gguf")}
 
 

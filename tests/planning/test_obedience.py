@@ -6,13 +6,12 @@ import sys
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner
 
-from quantkit.cli import app
 from quantkit.planning.budget import Budget, fit_offer
 from quantkit.planning.context import Context
 from quantkit.planning.sizes import offers
 from quantkit.planning.sources import open_source
+from tests.command import quantkit
 from tests.planning.llama_memory import REPOSITORY
 from tests.real import smollm2 as smollm2
 
@@ -20,8 +19,8 @@ from tests.real import smollm2 as smollm2
 @pytest.fixture(scope="module")
 def q8_0(smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("q8_0")
-    done = CliRunner().invoke(app, ["gguf", str(smollm2), "-t", "q8_0", "-o", str(folder), "--no-logits"])
-    assert done.exit_code == 0, done.output
+    done = quantkit("gguf", smollm2, "-t", "q8_0", "-o", folder, "--no-logits")
+    assert done.code == 0, done.stderr
     (path,) = folder.rglob("*.gguf")
     return path
 
