@@ -65,7 +65,9 @@ def run(words: list[str], place: Path) -> Answer:
 @pytest.mark.parametrize("words", [words for words in commands() if words[0] == "quantkit"], ids=shlex.join)
 def test_every_quantkit_command_of_the_readme_runs(words: list[str], place: Path) -> None:
     writes = words[1] in ("awq", "convert", "gguf", "gptq", "imatrix", "measure") and "--help" not in words
-    calibrates = words[1] not in ("gguf", "measure") or any(word.startswith("--calibrat") for word in words)
+    calibrates = words[1] not in ("gguf", "measure") or any(
+        word.startswith(("--calibrat", "--preset")) for word in words
+    )
     more = (*(["--force"] if writes else []), *(FEW_SAMPLES if writes and calibrates else []))
     answer = run([*words[1:], *more], place)
     assert answer.code == 0, answer.stderr

@@ -30,6 +30,7 @@ from quantkit.convert.templates import NONE, choose_template, model_with_templat
 from quantkit.errors import UsageError
 from quantkit.gguf.mix import MixOptions, parse_override
 from quantkit.gguf.types import FILE_TYPES, file_type, tensor_type
+from quantkit.publish.phones import PHONE_TYPES
 
 EPILOG = (
     "Types: "
@@ -54,6 +55,8 @@ _HELP_TEMPLATE = (
     + ", ".join(BUILT_IN)
     + ", or none. A file of such a name is written ./NAME."
 )
+_PRESETS = {"phone": PHONE_TYPES}
+_HELP_PRESET = "phone: q4_0 and q4_k_m with an importance matrix (--calibrate, unless --imatrix is given)."
 _HELP_TYPES = "A GGUF type; repeat for more, all come out of one pass. q4_0 if none is asked."
 
 
@@ -64,6 +67,9 @@ def gguf(
         typer.Option(
             "--type", "-t", metavar="TYPE", help=_HELP_TYPES, show_default=False, autocompletion=_complete_type
         ),
+    ] = None,
+    preset: Annotated[
+        str | None, typer.Option(metavar="NAME", help=_HELP_PRESET, autocompletion=lambda: list(_PRESETS))
     ] = None,
     output: Annotated[
         Path, typer.Option("--output", "-o", metavar="DIR", help="Where NAME-GGUF/ is made.", show_default="here")
@@ -131,6 +137,11 @@ def gguf(
     """
     del debug
     out = Out(format_)
+    if preset is not None and preset not in _PRESETS:
+        raise UsageError(f"there is no preset {preset!r}; there is {', '.join(_PRESETS)}")
+    if preset is not None:
+        types = [*(types or ()), *_PRESETS[preset]]
+        calibrate = calibrate or imatrix is None
     asked = tuple(dict.fromkeys(file_type(item) for item in types or ["q4_0"]))
     if imatrix and (calibrate or calibration):
         raise UsageError("--imatrix and --calibrate both give an importance matrix; leave one out")

@@ -12,7 +12,6 @@ from quantkit.cli.ollama_wishes import read_wishes
 from quantkit.cli.options import DebugOption, ForceOption, Format, FormatOption, parse_size
 from quantkit.cli.output import Out, human_bytes, printable
 from quantkit.errors import CheckpointError, OutputError, UnsupportedError, UsageError
-from quantkit.gguf.reader import shard_paths
 from quantkit.planning.sources import open_source
 from quantkit.publish.bundle import make_bundle
 from quantkit.publish.facts import facts_of_gguf
@@ -94,8 +93,10 @@ def termux(
     check_parameters(wishes.parameters)
     asked_ctx = next((int(value) for key, value in wishes.parameters if key == "num_ctx"), None)
     found = _Found(model_bytes=parse_size(size, "--size") if size else None)
-    if gguf is not None or figures is not None:
-        found = _look(gguf or figures or "", found, wishes, asked_ctx, out, offline=offline)
+    if gguf is not None:
+        found = _look(gguf, found, wishes, asked_ctx, out, offline=offline)
+    elif figures is not None:
+        found = _look(figures, found, None, asked_ctx, out, offline=False)
     if ram is not None:
         need = parse_size(ram, "--ram")
         rungs = found.memory or ((asked_ctx or 1024, 128, 0), (asked_ctx or 2048, 128, 0), (asked_ctx or 4096, 512, 0))
@@ -104,7 +105,7 @@ def termux(
         if chat_template is not None:
             raise UsageError("--chat-template is for a GGUF; a model that is pulled brings its own")
         made = modelfile_of_name(name, wishes.parameters, wishes.system)
-        found = replace(found, sha256="", modelfile=without_phone_parameters(made), flags="")
+        found = replace(found, modelfile=without_phone_parameters(made))
     settings = Settings(
         name=name or _plain_name(found.file),
         gguf="" if gguf is None else gguf if _is_url(gguf) else found.file,
@@ -139,54 +140,50 @@ def _is_url(text: str) -> bool:
     return re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", text) is not None
 
 
-def _look(gguf: str, known: _Found, wishes: Wishes, ctx: int | None, out: Out, *, offline: bool) -> _Found:
+def _look(gguf: str, known: _Found, wishes: Wishes | None, ctx: int | None, out: Out, *, offline: bool) -> _Found:
+    """What the GGUF tells; without `wishes` its sizes only."""
     if not _is_url(gguf):
         path = Path(gguf).expanduser()
         if not path.is_file():
             raise CheckpointError(f"there is no file {gguf}; check the name")
+        found = _read(path, known, wishes, ctx, out)
+        if wishes is None:
+            return found
         with out.progress("hashing", path.stat().st_size) as ticker:
-            sha256 = digest_of(path, ticker.advance).removeprefix("sha256:")
-        return _read(path, known, sha256, wishes, ctx, out)
+            return replace(found, sha256=digest_of(path, ticker.advance).removeprefix("sha256:"))
     check_url(gguf)
-    if offline:
+    if offline and wishes is not None:
         if wishes.chat_template is not None:
             raise UsageError("--chat-template needs a look at the GGUF; leave out --offline")
-        kept = tuple(item for item in wishes.parameters if item[0] != "num_ctx")
-        made = modelfile_of_name("model", kept, wishes.system)
+        made = modelfile_of_name("model", wishes.parameters, wishes.system)
         text = without_phone_parameters(made)
-        return replace(known, file=file_name(gguf), modelfile=text, flags=llama_flags(kept))
+        return replace(known, file=file_name(gguf), modelfile=text, flags=llama_flags(wishes.parameters))
     with tempfile.TemporaryDirectory() as folder:
         remote = look_at(gguf, Path(folder))
-        return _read(remote.path, known, remote.sha256 or "", wishes, ctx, out)
+        return replace(_read(remote.path, known, wishes, ctx, out), sha256=remote.sha256 or "" if wishes else "")
 
 
-def _read(path: Path, known: _Found, sha256: str, wishes: Wishes, ctx: int | None, out: Out) -> _Found:
+def _read(path: Path, known: _Found, wishes: Wishes | None, ctx: int | None, out: Out) -> _Found:
     """What the header of `path` tells, the rest of which may be a hole."""
-    if re.search(r"-\d{5}-of-\d{5}\.gguf$", path.name) or len(shard_paths(path)) > 1:
+    if re.search(r"-\d{5}-of-\d{5}\.gguf$", path.name):
         raise UsageError(f"{path.name} is one of several shards; make one file of them for a phone")
-    facts = facts_of_gguf(path)
-    bundle = make_bundle(facts, wishes, sources=("./model.gguf",), base="model")
-    for note in bundle.notes:
-        if not note.startswith("num_ctx is pinned"):
-            out.note(f"note: {note}")
-    size = path.stat().st_size
+    found = replace(known, file=path.name, model_bytes=known.model_bytes or path.stat().st_size)
     try:
         source = open_source(str(path))
         try:
-            memory = phone_memory(source, ctx)
+            found = replace(found, memory=tuple(phone_memory(source, ctx)))
         finally:
             source.model.close()
     except UnsupportedError as error:
         out.warn(f"{error}; the script reckons with the file's size and {human_bytes(BESIDE_WEIGHTS)} more")
-        memory = []
-    return _Found(
-        file=path.name,
-        model_bytes=known.model_bytes or size,
-        sha256=sha256,
-        memory=tuple(memory),
-        modelfile=without_phone_parameters(bundle.modelfile),
-        flags=llama_flags(bundle.modelfile.parameters),
-    )
+    if wishes is None:
+        return found
+    bundle = make_bundle(facts_of_gguf(path), wishes, sources=("./model.gguf",), base="model")
+    for note in bundle.notes:
+        if not note.startswith("num_ctx is pinned"):
+            out.note(f"note: {note}")
+    made = bundle.modelfile
+    return replace(found, modelfile=without_phone_parameters(made), flags=llama_flags(made.parameters))
 
 
 def _plain_name(file: str) -> str:
@@ -209,7 +206,8 @@ def _show(settings: Settings, output: Path, out: Out) -> None:
     size = f", {human_bytes(settings.model_bytes)}" if settings.model_bytes else ""
     out.say(printable(f"{settings.name} {how}{size}"))
     if not settings.memory:
-        out.say("what it needs is not known: the script asks the registry for its size (--figures or --ram tell more)")
+        if settings.model_bytes is None:
+            out.say("what it needs is not known: the script asks for its size (--figures or --ram tell more)")
         return
     rows = []
     for phone in PHONES:
