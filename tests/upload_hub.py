@@ -86,7 +86,10 @@ class Refused(Exception):
 def check_metadata(content: str) -> None:
     """The rules of the hub's documentation for a model card; raises Refused with 400."""
     match = re.match(r"\s*---\r?\n(.*?)\r?\n---[ \t]*(\r?\n|$)", content, re.DOTALL)
-    fields = yaml.safe_load(match[1]) if match else {}
+    try:
+        fields = yaml.safe_load(match[1]) if match else {}
+    except yaml.YAMLError as error:
+        raise Refused(400, f"metadata is no YAML: {error}".splitlines()[0]) from error
     if not isinstance(fields, dict):
         raise Refused(400, "metadata is no mapping")
     texts = ("library_name", "pipeline_tag", "license", "license_name", "license_link", "base_model_relation")
@@ -139,7 +142,7 @@ def _handler(hub: UploadHub) -> type[BaseHTTPRequestHandler]:
             except Refused as refused:
                 body = json.dumps({"error": refused.message}).encode()
                 if path == "/api/validate-yaml":
-                    body = refused.message.encode()
+                    body = json.dumps({"errors": [{"message": refused.message}], "warnings": []}).encode()
                 self._answer(refused.status, body, {"X-Error-Message": refused.message, **refused.headers})
                 self.close_connection = True
             except ConnectionError:

@@ -78,7 +78,8 @@ def card(
     out.document({"command": "card", "folder": str(folder), "kind": kind, "card": str(written)})
     out.say(printable(str(written)))
     if repo is not None and output is None:
-        out.note(printable(f"to publish the folder: hf upload {repo} {shlex.quote(str(folder))} --exclude '*.partial' '*.bak*'"))
+        command = f"hf upload {repo} {shlex.quote(str(folder))} --exclude '*.partial' '*.bak*'"
+        out.note(printable(f"to publish the folder: {command}"))
 
 
 def _read(report: Path) -> Mapping[str, Any]:

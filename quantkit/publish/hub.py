@@ -14,10 +14,16 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from huggingface_hub import CommitOperationAdd, HfApi, ModelCard, constants, get_token
+from huggingface_hub import CommitOperationAdd, HfApi, constants, get_token
 from huggingface_hub.hf_api import RepoFile
-from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
-from yaml import YAMLError
+from huggingface_hub.utils import (
+    are_progress_bars_disabled,
+    build_hf_headers,
+    disable_progress_bars,
+    enable_progress_bars,
+    get_session,
+    hf_raise_for_status,
+)
 
 from quantkit import __version__
 from quantkit.errors import PublishError, UsageError
@@ -121,12 +127,17 @@ def _push(
 
 def _check_card(path: Path) -> None:
     """Ask the hub whether it takes the card, before anything is sent: its rules for metadata are on its side only."""
+    asked = {"repoType": "model", "content": path.read_text("utf-8", "replace")}
+    address = f"{constants.ENDPOINT}/api/validate-yaml"
+    response = get_session().post(address, json=asked, headers=build_hf_headers())
+    if response.status_code != 400:
+        hf_raise_for_status(response)
+        return
     try:
-        text = path.read_text("utf-8")
-        ModelCard(text, ignore_metadata_errors=True).validate()
-    except (ValueError, YAMLError) as error:
-        why = (str(error).strip().splitlines() or ["no reason given"])[0]
-        raise PublishError(f"the hub does not take the metadata of {path}: {why}") from error
+        errors = [str(error["message"]) for error in response.json()["errors"]]
+    except (ValueError, KeyError, TypeError):
+        errors = [response.text]
+    raise PublishError(f"the hub does not take the metadata of {path}: {'; '.join(errors)[:400] or 'it is malformed'}")
 
 
 def _on_the_hub(api: HfApi, repo_id: str, found: Sequence[Pushed]) -> dict[str, RepoFile]:
