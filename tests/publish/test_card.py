@@ -300,6 +300,26 @@ def test_the_cards_commands_run_as_they_stand(gguf: Path) -> None:
     assert "quantkit termux --gguf Tiny-Q4_0.gguf -o termux.sh" in local
 
 
+def test_a_split_model_is_one_row_and_no_command_that_cannot_take_it(outputs: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "out" / "Tiny-GGUF"
+    made = quantkit(
+        *("gguf", outputs.parent / "Tiny", "-t", "q8_0", "--split-max-size", "300K", "-o", folder), cwd=tmp_path
+    )
+    assert made.code == 0, made.stderr
+    folder = next(path.parent for path in (tmp_path / "out").rglob("*.gguf"))
+    shards = sorted(folder.glob("*.gguf"))
+    assert len(shards) > 1
+    report = report_of(folder)
+    whole = sum(path.stat().st_size for path in shards)
+    report["models"] = [report["models"][0], report["models"][1] | {"path": shards[0].name, "bytes": whole}]
+    text = card_of(folder, report=report)
+    table = rows(section(text, "Files"))
+    assert [row[0] for row in table[3:]] == [f"[{shards[0].name}]({shards[0].name}) ({len(shards)} files)"]
+    assert table[3][5] == "+15.0% ± 1.2%"
+    assert "hf.co/" not in text and "termux" not in text
+    assert f"llama-cli -m {shards[0].name}\n" in text and "llama-cli -hf me/Tiny-GGUF:Q8_0\n" in text
+
+
 def test_the_loaders_are_those_of_the_readme() -> None:
     readme = (Path(__file__).parents[2] / "README.md").read_text("utf-8")
     families = {
