@@ -1,6 +1,7 @@
 """`quantkit plan`: what a model takes and what fits this machine, before anything is downloaded or converted."""
 
 import re
+import shlex
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Annotated, Any
@@ -17,6 +18,7 @@ from quantkit.planning.machine import Machine, this_machine
 from quantkit.planning.memory import GPU_OVERHEAD, DeviceMemory
 from quantkit.planning.sizes import known_types
 from quantkit.planning.sources import open_source
+from quantkit.publish.phones import PHONE_BANDWIDTH, PHONE_TYPES, Phone, phone
 
 _PLAIN_NUMBER = re.compile(r"^\s*-?\d+(\.\d+)?\s*$")
 
@@ -41,6 +43,10 @@ def plan(
     ] = None,
     ram: Annotated[
         str | None, typer.Option(metavar="SIZE", help="Memory to use (16G).", show_default="what is free")
+    ] = None,
+    for_phone: Annotated[
+        str | None,
+        typer.Option("--phone", metavar="SIZE", help="Plan for a phone sold with so much memory: 4G, 6G, 8G, 12G."),
     ] = None,
     ctx: Annotated[
         int | None,
@@ -77,19 +83,24 @@ def plan(
     """
     del debug
     out = Out(format_)
+    a_phone = _phone(for_phone, vram, ram)
+    if a_phone:
+        types, batch = types or list(PHONE_TYPES), a_phone.n_batch
     known_types(types or ())
     context = Context(
-        n_ctx=ctx or 4096,
+        n_ctx=ctx or (a_phone.n_ctx if a_phone else 4096),
         kv_type=kv_type.lower(),
-        n_batch=max(2048, batch),
+        n_batch=batch if a_phone else max(2048, batch),
         n_ubatch=batch,
         flash=flash_attn,
         gpu_layers=gpu_layers or 0,
         cpu_moe=cpu_moe,
     )
-    machine = _machine(vram, ram)
+    machine = Machine(ram=a_phone.room) if a_phone else _machine(vram, ram)
     budget = Budget(machine.ram, machine.vram, machine.cpu_features if repack else frozenset())
     speeds = _bandwidths(bandwidth, machine)
+    if a_phone:
+        speeds.setdefault("CPU", (PHONE_BANDWIDTH, "assumed of a phone"))
     found = open_source(source, offline=offline)
     try:
         if ctx is None and found.shape.context:
@@ -97,8 +108,36 @@ def plan(
         answer = make_answer(found, types, context, budget, speeds, fixed_layers=gpu_layers is not None)
     finally:
         found.model.close()
-    out.document(_document(source, answer, machine))
-    _show(source, answer, machine, out, given=(vram is not None, ram is not None))
+    commands = _commands(source, answer, a_phone is not None)
+    out.document(_document(source, answer, machine, commands))
+    _show(answer, machine, commands, out, given=(vram is not None, ram is not None or a_phone is not None))
+    if a_phone:
+        out.note(
+            f"note: of a phone's {a_phone.gigabytes} GB Android is assumed to leave {human_bytes(a_phone.room)} to a"
+            " model"
+        )
+
+
+def _phone(text: str | None, vram: str | None, ram: str | None) -> Phone | None:
+    if text is None:
+        return None
+    if vram is not None or ram is not None:
+        raise UsageError("--phone says how much memory there is, and so do --ram and --vram; give one of them")
+    return phone(text)
+
+
+def _commands(source: str, answer: Answer, for_phone: bool) -> list[str]:
+    """What to type to have the best form."""
+    best = answer.best
+    if best is None:
+        return []
+    if not for_phone:
+        return answer.commands(best, source)
+    if answer.source.is_gguf:
+        return [f"quantkit termux --gguf {shlex.quote(source)}"]
+    whole = "ORG/NAME" if answer.source.is_config else shlex.quote(source)
+    file = shlex.quote(f"{answer.source.model.name}-GGUF/{best.offer.file}")
+    return [f"quantkit gguf {whole} --preset phone", f"quantkit termux --gguf {file}"]
 
 
 def _machine(vram: str | None, ram: str | None) -> Machine:
@@ -132,7 +171,7 @@ def _bandwidths(text: str | None, machine: Machine) -> dict[str, tuple[float, st
     return found
 
 
-def _show(source: str, answer: Answer, machine: Machine, out: Out, *, given: tuple[bool, bool]) -> None:
+def _show(answer: Answer, machine: Machine, commands: Sequence[str], out: Out, *, given: tuple[bool, bool]) -> None:
     shape, context = answer.source.shape, answer.context
     parameters = sum(tensor.n_elements for tensor in answer.source.model.tensors)
     trained = f", trained for {shape.context} tokens" if shape.context else ""
@@ -150,7 +189,7 @@ def _show(source: str, answer: Answer, machine: Machine, out: Out, *, given: tup
         for line in answer.missing_lines():
             out.say(line)
     else:
-        _recommend(answer.best, answer, source, out)
+        _recommend(answer.best, answer, commands, out)
     for note in answer.notes(machine):
         out.note(f"note: {note}")
 
@@ -195,7 +234,7 @@ def _fits(row: Row) -> str:
     return "yes" if not row.missing else f"lacks {human_bytes(row.missing)}"
 
 
-def _recommend(best: Row, answer: Answer, source: str, out: Out) -> None:
+def _recommend(best: Row, answer: Answer, commands: Sequence[str], out: Out) -> None:
     fit = best.fit
     words = f"Take {best.offer.label}"
     if fit is None:
@@ -210,7 +249,7 @@ def _recommend(best: Row, answer: Answer, source: str, out: Out) -> None:
     names = ("weights", "KV cache", "compute", "output", "overhead", "in all")
     out.table([("", "left"), *((name, "right") for name in names)], device_rows)
     out.say("")
-    for command in answer.commands(best, source):
+    for command in commands:
         out.say(f"  {command}")
 
 
@@ -219,7 +258,7 @@ def _device_row(device: DeviceMemory) -> Sequence[str]:
     return [device.name, *(human_bytes(part) if part else "-" for part in parts)]
 
 
-def _document(source: str, answer: Answer, machine: Machine) -> dict[str, Any]:
+def _document(source: str, answer: Answer, machine: Machine, commands: Sequence[str]) -> dict[str, Any]:
     shape, context = answer.source.shape, answer.context
     return {
         "command": "plan",
@@ -236,7 +275,7 @@ def _document(source: str, answer: Answer, machine: Machine) -> dict[str, Any]:
         "types": [_row_document(row) for row in answer.rows],
         "best": None if answer.best is None else answer.best.offer.label,
         "longest_context": answer.longest or None,
-        "commands": [] if answer.best is None else answer.commands(answer.best, source),
+        "commands": list(commands),
         "missing": None if answer.best is not None else answer.missing_document(),
         "notes": list(answer.notes(machine)),
     }

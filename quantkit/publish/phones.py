@@ -21,6 +21,9 @@ ANDROID_TENTHS = 1
 TOLD = 0.93
 """Assumed: the part of the memory a phone is sold with that its kernel reports as MemTotal."""
 
+PHONE_BANDWIDTH = 20e9
+"""Assumed: bytes a second that a phone's CPU reads, about half of what its LPDDR5 is sold with."""
+
 RUNGS = ((1024, 128), (2048, 128), (4096, 256), (4096, 512), (8192, 512))
 """(context, batch) that a phone may be given; the script takes the last that the phone has room for."""
 

@@ -114,6 +114,18 @@ def test_the_commands_carry_the_settings(llama: Path) -> None:
     assert run.endswith("-ngl 33 -c 1024 -ctk q8_0 -ctv q8_0 --n-cpu-moe 3 -ub 256")
 
 
+def test_a_phone_gets_its_types_its_context_and_a_script(tmp_path: Path) -> None:
+    folder = tiny_llama(tmp_path / "model", variant="llama3")
+    found = plan(folder, "--phone", "6G")
+    assert [row["type"] for row in found["types"]] == ["q4_k_m", "q4_0"]
+    assert found["context"]["n_ctx"] <= 4096 and found["context"]["n_ubatch"] == 256
+    assert found["commands"] == [
+        f"quantkit gguf {folder} --preset phone",
+        "quantkit termux --gguf model-GGUF/model-Q4_K_M.gguf",
+    ]
+    assert plan(folder, "--phone", "12G")["budget"]["ram"] > found["budget"]["ram"]
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
@@ -123,6 +135,8 @@ def test_the_commands_carry_the_settings(llama: Path) -> None:
         (("--ram", "much"), "--ram 'much' is not a size; write 500M, 8G or 2GiB"),
         (("-t", "q4_9"), "no quantization type 'q4_9'"),
         (("--kv-type", "q3_k"), "there is no KV type 'q3_k' here; choose from f16, q8_0, q4_0"),
+        (("--phone", "eight"), "--phone 'eight' is no phone's memory; write 4G, 6G, 8G, 12G"),
+        (("--phone", "8G", "--ram", "8G"), "give one of them"),
         (("--kv-type", "q8_0", "--no-flash-attn"), "a q8_0 KV cache needs flash attention"),
     ],
 )
