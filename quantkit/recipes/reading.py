@@ -1,5 +1,6 @@
 """A recipe's file and the ones it extends, read, checked and laid over each other."""
 
+import os
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -150,7 +151,7 @@ def _with_paths(layer: Layer) -> dict[str, Any]:
             # a revision that a base recipe asks of its hub id says nothing about a folder
             model["revision"] = ""
     if model.get("chat_template", "none") not in BUILT_IN_TEMPLATES:
-        model["chat_template"] = str((layer.folder / Path(model["chat_template"]).expanduser()).absolute())
+        model["chat_template"] = str(_rooted(model["chat_template"], layer.folder))
     if "text" in calibration:
         calibration["text"] = _absolute(calibration["text"], layer.folder)
     if "texts" in measure:
@@ -159,8 +160,12 @@ def _with_paths(layer: Layer) -> dict[str, Any]:
 
 
 def _absolute(value: str, folder: Path) -> str:
-    path = folder / Path(value).expanduser()
-    return str(path.absolute()) if is_path(value) or looks_like_file(value) or path.exists() else value
+    path = _rooted(value, folder)
+    return str(path) if is_path(value) or looks_like_file(value) or path.exists() else value
+
+
+def _rooted(value: str, folder: Path) -> Path:
+    return Path(os.path.normpath(folder.resolve() / Path(value).expanduser()))
 
 
 def _over(top: Mapping[str, Any], below: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,0 +1,200 @@
+"""Recipes as files: what stands on what, where a mistake is, and what comes out of one written in full."""
+
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from quantkit.errors import UsageError
+from quantkit.recipes import open_recipe, read_recipe
+from quantkit.recipes.lines import line_of
+from quantkit.recipes.recipe import Floor, Int4
+from quantkit.recipes.writing import write_recipe
+
+RECIPES = Path(__file__).resolve().parents[2] / "recipes"
+GOOD = """\
+version = 1
+
+[model]
+name = "m"
+source = "ns/m"  # of the hub
+revision = "v1"
+
+[formats]
+gguf = [
+    "q4_0",
+    "Q2_K",
+]
+awq = { group_size = 64, skip = ["down_proj"] }
+gptq = true
+
+[calibration]
+samples = 8
+
+[measure]
+texts = ["ns/texts:test"]
+
+[floors]
+max_delta = "5%"
+
+[floors.q2_k]
+max_delta = 3
+
+[hub]
+gguf = "ns/m-GGUF"
+"""
+
+
+def recipe(folder: Path, text: str = GOOD, name: str = "m.toml") -> Path:
+    path = folder / name
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(text, "utf-8")
+    return path
+
+
+def test_a_recipe_is_read_whole(tmp_path: Path) -> None:
+    found = read_recipe(recipe(tmp_path))
+    assert (found.name, found.source) == ("m", "ns/m@v1")
+    assert found.formats.names == ("awq", "gptq", "q4_0", "q2_k")
+    assert found.formats.int4 == {"awq": Int4(64, ("down_proj",)), "gptq": Int4(128)}
+    assert found.calibration.samples == 8 and found.calibration.seq_len == 512
+    assert found.floors["q2_k"] == Floor(delta=(3.0, False)) and found.floors["awq"] == Floor(delta=(0.05, True))
+    assert found.hub == {"gguf": "ns/m-GGUF"} and not found.private
+
+
+def test_tables_merge_and_lists_are_replaced(tmp_path: Path) -> None:
+    recipe(tmp_path, GOOD, "base.toml")
+    top = 'extends = "../base.toml"\n[model]\nname = "n"\n[formats]\ngguf = ["q8_0"]\ngptq = false\n'
+    found = read_recipe(recipe(tmp_path, top, "deep/top.toml"))
+    assert (found.name, found.source) == ("n", "ns/m@v1")
+    assert found.formats.names == ("awq", "q8_0")
+
+
+def test_paths_start_from_the_file_that_names_them(tmp_path: Path) -> None:
+    (tmp_path / "weights").mkdir()
+    (tmp_path / "text.txt").write_text("words")
+    base = GOOD.replace('"ns/m"', '"./weights"').replace('revision = "v1"\n', "").replace("ns/texts:test", "text.txt")
+    recipe(tmp_path, base, "base.toml")
+    found = read_recipe(recipe(tmp_path, 'extends = "../base.toml"\n', "deep/top.toml"))
+    assert Path(found.source) == tmp_path / "weights"
+    assert found.measure is not None and found.measure.texts == (str(tmp_path / "text.txt"),)
+
+
+def test_a_folder_in_place_of_a_hub_id_has_no_revision_but_keeps_its_name_for_cards(tmp_path: Path) -> None:
+    found = read_recipe(recipe(tmp_path), [f'model.source="{tmp_path}"'])
+    assert found.source == str(tmp_path)
+    assert found.base_model == "ns/m"
+
+
+def test_settings_are_laid_over_the_recipe(tmp_path: Path) -> None:
+    settings = ["calibration.samples=16", "model.name=other", 'formats.gguf=["q8_0"]', "calibration.samples=32"]
+    found = read_recipe(recipe(tmp_path), settings)
+    assert (found.name, found.formats.gguf, found.calibration.samples) == ("other", ("q8_0",), 32)
+
+
+def test_a_recipe_written_in_one_file_says_the_same(tmp_path: Path) -> None:
+    for path in (recipe(tmp_path), *sorted(RECIPES.glob("*.toml"))):
+        opened = open_recipe(path)
+        text = write_recipe(opened.table)
+        assert tomllib.loads(text) == opened.table
+        again = read_recipe(recipe(tmp_path, text, "again.toml"))
+        assert again.formats == read_recipe(path).formats
+
+
+def test_odd_texts_survive_being_written(tmp_path: Path) -> None:
+    odd = 'a "quoted" \\ back\nslash\t\x7f\x00 活字'
+    table = {"version": 1, "a b": {"c.d": odd, "e": [[odd, True]], "f": {"g": 0.5}}}
+    assert tomllib.loads(write_recipe(table)) == table
+
+
+@pytest.mark.parametrize("path", sorted(RECIPES.glob("*.toml")), ids=lambda path: path.stem)
+def test_every_recipe_of_the_repository_can_be_baked(path: Path) -> None:
+    found = read_recipe(path)
+    assert path.stem.lower() in found.name.lower() or found.name.lower().startswith(path.stem)
+    assert {"q4_0", "q2_k", "q4_k_m"} <= set(found.formats.gguf)
+    assert found.base_model and found.license
+    assert found.measure is None or found.floors.keys() == set(found.formats.names)
+
+
+WRONG = {
+    "an unknown table": ("[hub]", "[hubb]", "{path}:28: the recipe has the unknown key 'hubb' (did you mean hub?)"),
+    "an unknown key": ("samples = 8", "sample = 8", "{path}:17: [calibration] has the unknown key 'sample' (did you"),
+    "a key of a table in a line": ("skip =", "skipp =", "{path}:13: [formats.awq] has the unknown key 'skipp' (did"),
+    "a wrong type": ("samples = 8", 'samples = "8"', "{path}:17: samples of [calibration] is '8', not a whole number"),
+    "a truth value for a number": ("samples = 8", "samples = true", "{path}:17: samples of [calibration] is True"),
+    "a table that is none": ("[calibration]\nsamples = 8", "[[calibration]]\nsamples = 8", "{path}:16: calibration is"),
+    "an unknown type in a list": (
+        '"Q2_K",',
+        '"Q2_KK",',
+        "{path}:9: gguf of [formats]: There is no quantization type 'Q2_KK'",
+    ),
+    "nothing to make": ('"q4_0",\n    "Q2_K",\n', "", "{path}:9: gguf of [formats] is empty"),
+    "5 bits": ("group_size = 64", "bits = 5", "{path}:13: bits of [formats.awq] is 5, not 4"),
+    "a floor that is no number": ('"5%"', '"five"', "{path}:23: max_delta of [floors] is 'five', not a number"),
+    "a floor below nothing": ("= 3\n", "= -3\n", "{path}:26: max_delta of [floors.q2_k] is -3, not a number"),
+    "a floor for an unknown type": ("floors.q2_k", "floors.q2k", "{path}:25: [floors] has the unknown key 'q2k' (did"),
+    "a share of more than all": ('max_delta = "5%"', "min_top1 = 95", "{path}:23: min_top1 of [floors] is 95, which"),
+    "a text that is not there": ("ns/texts:test", "gone.txt", "{path}:20: texts of [measure] names {folder}/gone.txt"),
+    "a folder that is not there": ('"ns/m"', '"./gone"', "{path}:5: source of [model] names the folder {folder}/gone"),
+    "a source that is nothing": ('"ns/m"', '"m"', "{path}:5: source of [model] is 'm', which is neither a hub id"),
+    "a name with a slash": ('name = "m"', 'name = "a/b"', "{path}:4: name of [model] is 'a/b', which is no plain name"),
+    "a repository that is none": ("ns/m-GGUF", "m-GGUF", "{path}:29: gguf of [hub] is 'm-GGUF', which is no hub id"),
+    "another version": ("version = 1", "version = 2", "{path}:1: version is 2, not 1"),
+    "no name": ('name = "m"\n', "", "{path}:3: [model] lacks name"),
+    "floors and nothing measured": ('[measure]\ntexts = ["ns/texts:test"]\n', "", "{path}:20: [floors] says what"),
+    "a base that is not there": ("version = 1", 'extends = "no.toml"', "{path}:1: extends names {folder}/no.toml"),
+    "no TOML": ("[model]", "[model", "at line 3"),
+    "an imatrix that is needed": ('"q4_0",', '"iq1_s",]\nimatrix = false\nx = [', "unknown key 'x'"),
+}
+
+
+@pytest.mark.parametrize("old, new, words", WRONG.values(), ids=WRONG.keys())
+def test_a_mistake_is_one_sentence_with_file_and_line(tmp_path: Path, old: str, new: str, words: str) -> None:
+    assert old in GOOD
+    path = recipe(tmp_path, GOOD.replace(old, new, 1))
+    with pytest.raises(UsageError) as caught:
+        read_recipe(path)
+    assert words.format(path=path, folder=tmp_path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_mistake_in_a_base_is_told_of_the_base(tmp_path: Path) -> None:
+    base = recipe(tmp_path, GOOD.replace("samples = 8", "samples = 0"), "base.toml")
+    with pytest.raises(UsageError) as caught:
+        read_recipe(recipe(tmp_path, 'extends = "base.toml"\n[model]\nname = "n"\n', "top.toml"))
+    assert str(caught.value).startswith(f"{base}:17: samples of [calibration] is 0, not a whole number from 1")
+
+
+def test_a_circle_of_extends_is_told(tmp_path: Path) -> None:
+    recipe(tmp_path, 'extends = "b.toml"\n', "a.toml")
+    b = recipe(tmp_path, '# b\nextends = "c.toml"\n', "b.toml")
+    c = recipe(tmp_path, 'version = 1\nextends = "b.toml"\n', "c.toml")
+    with pytest.raises(UsageError) as caught:
+        read_recipe(tmp_path / "a.toml")
+    assert str(caught.value).startswith(f"{c}:2: extends goes in a circle: {b.name} -> {c.name} -> {b.name}")
+
+
+@pytest.mark.parametrize(
+    ("setting", "words"),
+    [
+        ("calibration.samples=x", "--set calibration.samples=x: samples of [calibration] is 'x', not a whole number"),
+        ("calibration.sample=8", "--set calibration.sample=8: [calibration] has the unknown key 'sample' (did you"),
+        ("samples", "--set samples is no KEY=VALUE"),
+        ("= 3", "--set = 3 is no KEY=VALUE"),
+        ("a b=3", "--set a b=3: 'a b' is no key"),
+    ],
+)
+def test_a_wrong_setting_is_one_sentence(tmp_path: Path, setting: str, words: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        read_recipe(recipe(tmp_path), [setting])
+    assert words in str(caught.value)
+
+
+def test_lines_are_found_whatever_way_a_key_is_written() -> None:
+    text = '# a\n\na.b = """\n[no.table]\nc = 1"""\n[t]\n\n"q.r" = [\n  1,\n  # [x]\n  2,\n]\n'
+    text += "u = { v = { w = 1 } }\n[t.s]\nx = 1\n"
+    assert line_of(text, ("a", "b")) == 3
+    assert line_of(text, ("no",)) is None
+    assert line_of(text, ("t", "q.r")) == 8
+    assert line_of(text, ("t", "u", "v", "w")) == 13
+    assert line_of(text, ("t", "s")) == 14 and line_of(text, ("t", "s", "x")) == 15
