@@ -22,8 +22,8 @@ class GgufEngine:
 
     def __init__(self, path: Path, *, n_threads: int | None = None) -> None:
         self.path, self.n_threads = path, n_threads
-        header = read_header(path)
-        tokens = header.value("tokenizer.ggml.tokens")
+        self.header = read_header(path)
+        tokens = self.header.value("tokenizer.ggml.tokens")
         if tokens is None:
             raise CheckpointError(f"{path} has no vocabulary, and text means nothing to it; convert it again")
         self._n_vocab = len(tokens)

@@ -11,7 +11,7 @@ import numpy as np
 from quantkit.calibration import tokens
 from quantkit.checkpoint import Checkpoint
 from quantkit.errors import CheckpointError, MeasureError, TokenizerError, UnsupportedError
-from quantkit.gguf.reader import read_header, shard_paths
+from quantkit.gguf.reader import shard_paths
 from quantkit.gguf.vocab import load_vocabulary
 from quantkit.gguf.vocab.files import read as read_tokenizer
 from quantkit.inspection import Description, inspect_source
@@ -33,15 +33,12 @@ class Subject:
     label: str
     path: Path
     engine: GgufEngine | FolderEngine
+    description: Description
 
     @property
     def kind(self) -> str:
         """ "gguf", "hf", "awq" or "gptq"."""
         return "gguf" if isinstance(self.engine, GgufEngine) else self.engine.kind
-
-    @cached_property
-    def description(self) -> Description:
-        return inspect_source(str(self.path))
 
     @cached_property
     def files(self) -> tuple[Path, ...]:
@@ -63,7 +60,7 @@ class Subject:
     def vocabulary(self) -> list[bytes | None] | None:
         """The text of each token, None for an unused one; None where llama.cpp has no way to say them."""
         if isinstance(self.engine, GgufEngine):
-            header = read_header(self.path)
+            header = self.engine.header
             texts = [_bytes(text) for text in header.value("tokenizer.ggml.tokens")]
             return _without_unused(texts, header.value("tokenizer.ggml.token_type"))
         config = {**self.engine.config, "vocab_size": self.engine.n_vocab}
@@ -141,15 +138,15 @@ def check_vocabularies(reference: Subject, candidates: Sequence[Subject], warn: 
 def _gguf(path: Path, threads: int) -> Subject:
     engine = GgufEngine(path, n_threads=threads)
     description = inspect_source(str(path))
-    return Subject(description.name, (description.type or "gguf").lower(), path, engine)
+    return Subject(description.name, (description.type or "gguf").lower(), path, engine, description)
 
 
 def _folder(path: Path, engine: FolderEngine, name: str | None = None) -> Subject:
+    description = inspect_source(str(path))
     label = engine.kind
-    if label == "hf":
-        weights = inspect_source(str(path)).weights
-        label = weights.groups[0].type.lower() if weights else label
-    return Subject(name or path.resolve().name, label, path, engine)
+    if label == "hf" and description.weights:
+        label = description.weights.groups[0].type.lower()
+    return Subject(name or path.resolve().name, label, path, engine, description)
 
 
 def _without_unused(texts: Sequence[bytes], kinds: Sequence[int] | None) -> list[bytes | None]:

@@ -4,6 +4,7 @@ matplotlib (extra `report`) is imported on first use only. Figures are drawn in 
 has CSS variables in their places, so that it follows the page's light or dark.
 """
 
+import importlib.util
 import io
 import re
 import unicodedata
@@ -64,12 +65,8 @@ def check_extra() -> None:
     """Raises:
     MissingExtraError: matplotlib is not installed, which every plot needs.
     """
-    try:
-        import matplotlib  # noqa: F401
-    except ImportError as error:
-        raise MissingExtraError(
-            "plots need matplotlib, which is not installed; pip install 'quantkit[report]'"
-        ) from error
+    if importlib.util.find_spec("matplotlib") is None:
+        raise MissingExtraError("plots need matplotlib, which is not installed; pip install 'quantkit[report]'")
 
 
 def draw(
