@@ -366,6 +366,16 @@ def test_a_pull_that_fails_is_one_sentence(phone: Phone, hub: Hub) -> None:
     assert phone.run("--model", MODEL).code == 0
 
 
+def test_uninstall_leaves_nothing_of_a_run_that_was_killed(phone: Phone, hub: Hub) -> None:
+    before = phone.tree()
+    hub.drops["model-Q4_0.gguf"] = Drop(after=70_000)
+    phone.shell("sleep", "kill -9 $PPID")
+    assert phone.run("--gguf", address(hub), *FIGURES).code == -signal.SIGKILL
+    (phone.prefix / "bin" / "sleep").unlink()
+    assert phone.run("--uninstall").code == 0
+    assert phone.tree() == before
+
+
 @pytest.mark.parametrize("broken", ["", "ollama", "ollama llama-cpp"], ids=["ollama", "llama.cpp", "source"])
 def test_uninstall_leaves_nothing(phone: Phone, hub: Hub, broken: str) -> None:
     before = phone.tree()
