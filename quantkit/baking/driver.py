@@ -155,7 +155,7 @@ class _Bake:
         words = signature(self.recipe, name)
         # the calibration text is no input of what is made without one
         files = [] if words[0] == "gguf" else calibration_files(self.recipe)
-        return fingerprint(words, [*source_files(self.recipe), *files])
+        return fingerprint(self.folder, words, [*source_files(self.recipe), *files])
 
     def _is_complete(self, name: str, own: str) -> bool:
         """Killed between the end of the conversion and the note of it."""
@@ -191,7 +191,7 @@ class _Bake:
     def _measure_print(self, command: Command) -> str:
         outputs = [output_of(self.recipe, self.folder, name) for name in self.recipe.formats.names]
         files = [file for output in outputs for file in weight_files(output)]
-        return fingerprint(command.words, [*files, *source_files(self.recipe), *text_files(self.recipe)])
+        return fingerprint(self.folder, command.words, [*files, *source_files(self.recipe), *text_files(self.recipe)])
 
     def _ollama(self) -> Step:
         recipe = self.recipe
@@ -203,7 +203,7 @@ class _Bake:
         self._need_outputs("ollama", files)
         command = ollama_command(recipe, files, self.effective)
         tables = [recipe.opened.get("model"), recipe.opened.get("ollama")]
-        own = fingerprint(command.words, files, tables)
+        own = fingerprint(self.folder, command.words, files, tables)
         if not self.options.force and self.journal.current("ollama", own):
             return self._kept("ollama", ("ollama",))
         self.hooks.stage("writing Modelfiles")
@@ -215,7 +215,9 @@ class _Bake:
         outputs = [output_of(recipe, self.folder, name) for name in recipe.formats.names]
         stamped = [*(file for output in outputs for file in weight_files(output))]
         stamped += [report_folder(recipe, self.folder) / "report.json"]
-        own = fingerprint(["cards"], stamped, [card_model(recipe, kind).__dict__ for kind in ("gguf", "awq", "gptq")])
+        own = fingerprint(
+            self.folder, ["cards"], stamped, [card_model(recipe, kind).__dict__ for kind in ("gguf", "awq", "gptq")]
+        )
         if not self.options.force and self.journal.current("cards", own):
             return self._kept("cards", ("cards",))
         self.hooks.stage("writing model cards")
@@ -231,7 +233,7 @@ class _Bake:
             files = [output_of(self.recipe, self.folder, name) for name in self.recipe.phone.types]
             self._need_outputs("termux", files)
             unit = f"termux {script.name}"
-            own = fingerprint(command.words, files)
+            own = fingerprint(self.folder, command.words, files)
             if not self.options.force and self.journal.current(unit, own):
                 made.append(self._kept("termux", (unit,)))
                 continue

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,14 @@ from quantkit.baking.journal import stamps
 from quantkit.recipes.recipe import Recipe
 
 
-def fingerprint(words: Sequence[str], files: Iterable[Path], more: Any = None) -> str:
-    """Changes when a word, a file's size or time of change, or `more` (of JSON) does."""
-    listed = sorted((str(path), stamp) for path, stamp in stamps(files, Path()).items())
-    text = json.dumps([__version__, list(words), listed, more], sort_keys=True, ensure_ascii=False)
+def fingerprint(folder: Path, words: Sequence[str], files: Iterable[Path], more: Any = None) -> str:
+    """Changes when a word, a file's size or time of change, or `more` (of JSON) does, but not when `folder` is moved.
+
+    Files and `folder`, that of the outputs, are absolute.
+    """
+    here = [word.replace(f"{folder}{os.sep}", "") for word in words]
+    listed = sorted(stamps(files, folder).items())
+    text = json.dumps([__version__, here, listed, more], sort_keys=True, ensure_ascii=False)
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 

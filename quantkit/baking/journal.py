@@ -20,10 +20,10 @@ Stamps = dict[str, list[int] | None]
 
 
 def stamps(files: Iterable[Path], root: Path) -> Stamps:
-    """What tells of each file whether it is still the same, by its path below `root`."""
+    """What tells of each file whether it is still the same, by its path below `root`, or its whole path elsewhere."""
     found: Stamps = {}
     for file in files:
-        name = os.path.relpath(file, root)
+        name = str(file.relative_to(root) if file.is_relative_to(root) else file)
         try:
             stat = file.stat()
             found[name] = [stat.st_size, stat.st_mtime_ns]

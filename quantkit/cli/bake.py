@@ -163,17 +163,17 @@ def _show(baked: Baked, out: Out) -> None:
                 human_bytes(each["bytes"]),
                 f"{100 * (ratio['value'] - 1):+.1f} ± {100 * ratio['error']:.1f}%" if ratio else "",
                 f"{kl['mean']:.3g} ± {kl['error']:.1g}" if kl else "",
-                _shown(Path(each["path"])),
+                str(Path(each["path"]).relative_to(baked.folder)),
             ]
         )
     headers = [("format", "left"), ("size", "right"), ("perplexity", "right"), ("KL", "right"), ("where", "left")]
-    out.table(headers, rows, title=recipe.name)
+    out.table(headers, rows, title=f"{recipe.name} in {_shown(baked.folder)}")
     for step in baked.steps:
         peak = f", peak memory {human_bytes(step.peak_memory)}" if step.peak_memory else ""
         time = f", {'was ' if step.state == 'kept' else ''}made in {step.seconds:.1f} s{peak}" if step.seconds else ""
         out.say(f"{step.name}: {step.state}{time}{f' ({printable(step.why)})' if step.why else ''}")
     if baked.report is not None:
-        out.say(f"report: {_shown(report_folder(recipe, baked.folder))}")
+        out.say(f"report: {_shown(report_folder(recipe, baked.folder) / 'report.md')}")
     for reason in baked.broken:
         out.say(f"floor not met: {reason}")
 
