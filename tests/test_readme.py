@@ -37,13 +37,14 @@ def commands() -> list[list[str]]:
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder where the README's names exist: FOLDER, MODEL-BF16.gguf, imatrix.gguf, text.jsonl."""
+    """A folder where the README's names exist: FOLDER, MODEL-BF16.gguf, imatrix.gguf, text.jsonl, recipes."""
     folder = tmp_path_factory.mktemp("readme")
     tiny_llama(folder / "FOLDER", variant="llama3")
     assert quantkit("gguf", "FOLDER", "-t", "bf16", "-o", ".", cwd=folder).code == 0
     shutil.move(folder / "FOLDER-GGUF" / "FOLDER-BF16.gguf", folder / "MODEL-BF16.gguf")
     a_random_imatrix(folder / "imatrix.gguf", folder / "MODEL-BF16.gguf")
     (folder / "text.jsonl").write_text(a_text())
+    shutil.copytree(ROOT / "recipes", folder / "recipes")
     return folder
 
 
