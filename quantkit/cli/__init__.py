@@ -4,15 +4,26 @@ import importlib
 import os
 import sys
 from collections.abc import Iterable
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from quantkit import __version__
-from quantkit.cli.errors import explain
+from quantkit.cli.errors import Interrupted, explain
+
+
+class _Commands(TyperGroup):
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt as interrupt:
+            raise Interrupted from interrupt
+
 
 app = typer.Typer(
     name="quantkit",
+    cls=_Commands,
     help="One Hugging Face checkpoint in, every quantized format out: one pass, the memory of a few rows, and nothing"
     " unverified leaves.",
     no_args_is_help=True,

@@ -10,18 +10,27 @@ from typing import Any
 from quantkit.cli.output import printable
 from quantkit.errors import QuantkitError, UsageError, VerificationError
 
+
+class Interrupted(Exception):
+    """Ctrl-C, as it leaves a command: typer would end a KeyboardInterrupt without a word."""
+
+
 EXIT_CODES: dict[type[BaseException], int] = {
     UsageError: 2,
     VerificationError: 3,
     QuantkitError: 1,
+    Interrupted: 130,
     KeyboardInterrupt: 130,
     MemoryError: 1,
     OSError: 1,
 }
 
+_INTERRUPTED = "interrupted; a conversion or measurement goes on where it stopped with the same command"
+
 MESSAGES: dict[type[BaseException], Callable[[BaseException], str]] = {
     QuantkitError: str,
-    KeyboardInterrupt: lambda _: "interrupted; the same command takes up where it stopped",
+    Interrupted: lambda _: _INTERRUPTED,
+    KeyboardInterrupt: lambda _: _INTERRUPTED,
     MemoryError: lambda _: "out of memory; give a limit with --max-ram, or fewer --threads",
     OSError: lambda error: (
         f"{getattr(error, 'filename', None) or 'input or output'}: {getattr(error, 'strerror', error)}"

@@ -139,7 +139,7 @@ def measure(
 
 @contextmanager
 def _opened(sources: Sequence[str], out: Out, *, threads: int, device: str, offline: bool) -> Iterator[list[Subject]]:
-    """All models; names are unique, so that a report can tell them apart."""
+    """All models, in the order asked for, closed at the end."""
     subjects: list[Subject] = []
     try:
         for source in sources:

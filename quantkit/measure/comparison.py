@@ -143,8 +143,12 @@ class Comparison:
         path, shape = self.work / f"model-{number}.records", self.targets.shape
         if path.exists() and path.stat().st_size == RECORD.itemsize * self.targets.size:
             return np.memmap(path, RECORD, "r+", 0, shape)
-        found = np.memmap(path, RECORD, "w+", 0, shape)
+        # a kill must not leave zeros, which would count as measured
+        new = path.with_name(path.name + ".new")
+        found = np.memmap(new, RECORD, "w+", 0, shape)
         found["loss"] = np.nan
+        found.flush()
+        new.replace(path)
         return found
 
     def _fit_together(self) -> bool:

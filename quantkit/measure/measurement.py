@@ -8,7 +8,7 @@ import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -78,7 +78,8 @@ def measure(
     begun = time.monotonic()
     subjects = [reference, *candidates]
     check_vocabularies(reference, candidates, hooks.warn)
-    windows = [reference.windows(text, n_ctx=request.n_ctx, n_chunks=request.n_chunks) for text in texts]
+    own = _with_own_names(texts)
+    windows = [reference.windows(text, n_ctx=request.n_ctx, n_chunks=request.n_chunks) for text in own]
     with ExitStack() as stack:
         _begin(request, _fingerprint(subjects, windows), stack)
         comparison = Comparison(
@@ -102,6 +103,18 @@ def measure(
         "flags": _flags(models, request.limits),
         "seconds": round(time.monotonic() - begun, 3),
     }
+
+
+def _with_own_names(texts: Sequence[Text]) -> list[Text]:
+    """A report knows a text by its name alone: of several `test.txt` the second is `test.txt (2)`."""
+    found: dict[str, Text] = {}
+    for text in texts:
+        name, number = text.name, 1
+        while name in found:
+            number += 1
+            name = f"{text.name} ({number})"
+        found[name] = replace(text, name=name)
+    return list(found.values())
 
 
 def _begin(request: Request, fingerprint: str, stack: ExitStack) -> None:

@@ -12,6 +12,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
+from quantkit.cli import main
 from tests.command import Answer, command, quantkit
 from tests.tiny import tiny_llama
 
@@ -299,3 +300,18 @@ def test_what_a_template_says_does_not_reach_the_terminal_as_it_is(tmp_path: Pat
     assert answer.code == 1
     assert "gone" in answer.stderr
     assert "\x1b" not in answer.stderr and "\x07" not in answer.stderr
+
+
+def test_an_interrupt_is_one_sentence_too(
+    sound: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("sys.argv", ["quantkit", "inspect", str(sound)])
+    monkeypatch.setattr("quantkit.cli.inspect.inspect_source", interrupted)
+    with pytest.raises(SystemExit) as left:
+        main()
+    assert left.value.code == 130
+    said = capsys.readouterr().err
+    assert said.startswith("quantkit: interrupted; ") and said.count("\n") == 1

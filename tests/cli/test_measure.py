@@ -105,6 +105,18 @@ def test_a_gguf_without_its_source_is_measured_by_its_own_tokens(here: Path, eve
     assert quality(report, "q8_0")["perplexity"]["value"] == pytest.approx(same, rel=1e-6)
 
 
+def test_texts_of_one_name_are_told_apart(here: Path, everything: dict) -> None:
+    (here / "second").mkdir()
+    shutil.copy(here / "other.txt", here / "second" / "text.txt")
+    words = ("model-GGUF/model-Q8_0.gguf", "--text", "second/text.txt", "--format", "json", "-o", "namesakes")
+    report = document(measure(here, *words))
+    assert [text["name"] for text in report["texts"]] == ["text.txt", "text.txt (2)"]
+    assert [each["text"] for each in report["models"][0]["quality"]] == ["text.txt", "text.txt (2)"]
+    values = [text["sha256"] for text in report["texts"]]
+    assert values[0] != values[1]
+    assert "text.txt (2)" in (here / "namesakes" / "report.md").read_text("utf-8")
+
+
 @pytest.mark.parametrize("limit", [("--max-delta", "0.01%"), ("--max-kl", "0.0001"), ("--min-top1", "99.9%")])
 def test_a_limit_that_is_not_kept_exits_3_and_the_report_says_so(here: Path, limit: tuple[str, str]) -> None:
     answer = measure(here, "model", "model-GPTQ", *limit, "-o", "flagged")

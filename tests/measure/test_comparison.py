@@ -93,6 +93,20 @@ def test_what_was_measured_before_a_kill_is_not_measured_again(
             np.testing.assert_array_equal(whole.records(model, text), resumed.records(model, text))
 
 
+def test_a_kill_while_the_records_are_begun_leaves_none_that_count_as_measured(
+    models: list[Path], texts: list[Windows], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(np.memmap, "__setitem__", killed)
+        with pytest.raises(KeyboardInterrupt):
+            compared(models[:1], texts, tmp_path)
+    losses = compared(models[:1], texts, tmp_path).records(0, 0)["loss"]
+    assert np.isfinite(losses).all() and (losses > 0).all()
+
+
 def test_logits_that_are_not_finite_are_named_by_model_text_and_chunk(texts: list[Windows], tmp_path: Path) -> None:
     """The embedding of a token that only the last window has is NaN, and the head is another matrix."""
     sound = write_tiny_gguf(tiny_llama(tmp_path / "untied", dtype="f32", variant="mistral"), tmp_path / "sound.gguf")
