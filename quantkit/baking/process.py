@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from quantkit.errors import QuantkitError, UsageError, VerificationError
@@ -36,6 +37,17 @@ class Finished:
     peak_memory: int
 
 
+@dataclass(frozen=True)
+class Ended:
+    """A command that ended, well or not: its exit code (minus a signal), what it printed, its sentences of error."""
+
+    code: int
+    answer: str
+    sentences: tuple[str, ...]
+    seconds: float
+    peak_memory: int
+
+
 def run_command(words: Sequence[str], told: Told) -> Finished:
     """Run `quantkit WORDS... --format json` and wait for it. It dies with this process, however that ends.
 
@@ -43,6 +55,14 @@ def run_command(words: Sequence[str], told: Told) -> Finished:
         QuantkitError: it failed; with its own sentence, as the class of its exit code.
         KeyboardInterrupt: it was interrupted.
     """
+    ended = run_process(words, told)
+    if ended.code:
+        raise failure(words[0], ended.code, ended.sentences)
+    return Finished(json.loads(ended.answer), ended.seconds, ended.peak_memory)
+
+
+def run_process(words: Sequence[str], told: Told, folder: Path | None = None) -> Ended:
+    """The same for who wants its answer in any case; in `folder`, if it is given."""
     started = time.monotonic()
     process = subprocess.Popen(
         [sys.executable, "-m", "quantkit", *words, "--format", "json"],
@@ -51,6 +71,7 @@ def run_command(words: Sequence[str], told: Told) -> Finished:
         stderr=subprocess.PIPE,
         encoding="utf-8",
         errors="replace",
+        cwd=folder,
         preexec_fn=_dying_with(os.getpid()),
     )
     sentences: list[str] = []
@@ -66,9 +87,22 @@ def run_command(words: Sequence[str], told: Told) -> Finished:
         raise
     process.returncode = os.waitstatus_to_exitcode(status)
     listener.join(timeout=10)
-    _raise_failed(words[0], process.returncode, sentences)
     unit = 1 if sys.platform == "darwin" else 1024
-    return Finished(json.loads(answer), time.monotonic() - started, usage.ru_maxrss * unit)
+    return Ended(process.returncode, answer, tuple(sentences), time.monotonic() - started, usage.ru_maxrss * unit)
+
+
+def failure(command: str, code: int, sentences: Sequence[str]) -> BaseException:
+    """What a command's exit code other than 0 means, with its last sentence."""
+    if code in (130, -signal.SIGINT):
+        return KeyboardInterrupt()
+    if code < 0:
+        why = ", perhaps for want of memory" if -code == signal.SIGKILL else ""
+        return QuantkitError(
+            f"quantkit {command} was killed by signal {-code}{why}; the same bake goes on where it was"
+        )
+    return _ERRORS.get(code, QuantkitError)(
+        sentences[-1] if sentences else f"quantkit {command} failed with exit code {code} and said nothing"
+    )
 
 
 def _listen(process: "subprocess.Popen[str]", told: Told, sentences: list[str]) -> None:
@@ -81,19 +115,6 @@ def _listen(process: "subprocess.Popen[str]", told: Told, sentences: list[str]) 
             told.warn(text.removeprefix(_WARNING))
         elif text:
             told.note(text)
-
-
-def _raise_failed(command: str, code: int, sentences: Sequence[str]) -> None:
-    if code == 0:
-        return
-    if code in (130, -signal.SIGINT):
-        raise KeyboardInterrupt
-    if code < 0:
-        why = ", perhaps for want of memory" if -code == signal.SIGKILL else ""
-        raise QuantkitError(f"quantkit {command} was killed by signal {-code}{why}; the same bake goes on where it was")
-    raise _ERRORS.get(code, QuantkitError)(
-        sentences[-1] if sentences else f"quantkit {command} failed with exit code {code} and said nothing"
-    )
 
 
 def _dying_with(parent: int) -> Callable[[], None] | None:

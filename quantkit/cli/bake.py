@@ -9,17 +9,21 @@ from typing import Annotated, Any
 
 import typer
 
-from quantkit.baking.commands import Machine, output_of, report_folder
-from quantkit.baking.driver import STEPS, Baked, Hooks, Options
+from quantkit.baking.commands import Machine
+from quantkit.baking.driver import STEPS, Hooks, Options
 from quantkit.baking.driver import bake as bake_recipe
 from quantkit.baking.outlook import Outlook, look_ahead
-from quantkit.baking.process import Told
+from quantkit.baking.process import Told, failure
+from quantkit.baking.remote import bake_on_ray
+from quantkit.cli.bake_summary import baked_document, show_baked
 from quantkit.cli.calibration_options import DeviceOption, MaxRamOption, OfflineOption, ThreadsOption
 from quantkit.cli.options import DebugOption, Format, FormatOption
 from quantkit.cli.output import Out, human_bytes, printable
 from quantkit.errors import QuantkitError, UsageError, VerificationError
 from quantkit.recipes import Recipe, read_recipe
 
+Document = dict[str, Any]
+Failure = tuple[str, QuantkitError]
 StepName = StrEnum("StepName", {name: name for name in STEPS})  # type: ignore[misc]
 
 
@@ -50,6 +54,10 @@ def bake(
     force: Annotated[
         bool, typer.Option("--force", "-f", help="Do every step again, over whatever stands there.")
     ] = False,
+    ray: Annotated[
+        str | None,
+        typer.Option("--ray", metavar="local|ADDRESS", help="Spread recipes over the machines of a Ray cluster."),
+    ] = None,
     offline: OfflineOption = False,
     format_: FormatOption = Format.human,
     debug: DebugOption = False,
@@ -75,31 +83,72 @@ def bake(
         _dry_run(read, output, steps or STEPS, machine, out)
         return
     options = Options(output, steps, push, force, machine)
-    baked: list[Baked] = []
-    failed: list[tuple[Recipe, QuantkitError]] = []
+    if ray is None:
+        baked, failed = _bake_here(read, options, out)
+    else:
+        words = [*_words(options), *(word for each in over for word in ("--set", each))]
+        baked, failed = _bake_on_ray(read, words, ray, threads, out)
+    for each in baked:
+        show_baked(each, out)
+    found = [{"name": name, "error": str(error)} for name, error in failed]
+    out.document({"command": "bake", "dry_run": False, "recipes": baked, "failed": found})
+    if failed:
+        name, error = failed[0]
+        more = f" ({len(failed)} recipes failed)" if len(failed) > 1 else ""
+        raise type(error)(f"{name}: {error}{more}" if len(read) > 1 else str(error)) from error
+    broken = [reason for each in baked for reason in each["floors_not_met"]]
+    if broken:
+        raise VerificationError(f"floors are not met: {'; '.join(broken)}")
+
+
+def _bake_here(read: Sequence[Recipe], options: Options, out: Out) -> tuple[list[Document], list[Failure]]:
+    """One after the other."""
+    baked: list[Document] = []
+    failed: list[Failure] = []
     for recipe in read:
         hooks = Hooks(
             stage=lambda text, name=recipe.name: out.note(f"{name}: {text}", style="bold"),  # type: ignore[misc]
             told=Told(note=lambda text: out.note(f"  {text}"), warn=out.warn),
         )
         try:
-            baked.append(bake_recipe(recipe, options, hooks))
+            baked.append(baked_document(bake_recipe(recipe, options, hooks)))
         except QuantkitError as error:
-            if len(read) == 1:
-                raise
-            failed.append((recipe, error))
+            failed.append((recipe.name, error))
+            if len(read) > 1:
+                out.warn(f"{recipe.name}: {error}")
+    return baked, failed
+
+
+def _bake_on_ray(
+    read: Sequence[Recipe], words: Sequence[str], address: str, threads: int | None, out: Out
+) -> tuple[list[Document], list[Failure]]:
+    """Each where a worker is free."""
+    baked: list[Document] = []
+    failed: list[Failure] = []
+    told = Told(note=out.note, warn=out.warn)
+    names = [recipe.opened.path for recipe in read]
+    for recipe, done in zip(read, bake_on_ray(names, words, address, threads, told), strict=True):
+        documents = json.loads(done.ended.answer)["recipes"] if done.ended.answer else []
+        baked += documents
+        # floors that are not met are in the document
+        if done.ended.code and not (documents and documents[0]["floors_not_met"]):
+            error = failure("bake", done.ended.code, done.ended.sentences)
+            if not isinstance(error, QuantkitError):
+                raise error
+            failed.append((recipe.name, error))
             out.warn(f"{recipe.name}: {error}")
-    for each in baked:
-        _show(each, out)
-    out.document(
-        {
-            "command": "bake",
-            "dry_run": False,
-            "recipes": [_document(each) for each in baked],
-            "failed": [{"name": recipe.name, "error": str(error)} for recipe, error in failed],
-        }
-    )
-    _raise(baked, failed)
+    return baked, failed
+
+
+def _words(options: Options) -> list[str]:
+    """The options of a bake elsewhere."""
+    machine = options.machine
+    words = ["-o", str(options.output.absolute()), *(word for step in options.only for word in ("--only", step))]
+    words += ["--push"] if options.push else []
+    words += ["--force"] if options.force else []
+    words += ["--device", machine.device] if machine.device else []
+    words += ["--max-ram", machine.max_ram] if machine.max_ram else []
+    return words + (["--offline"] if machine.offline else [])
 
 
 def _rooted(source: str) -> str:
@@ -113,16 +162,6 @@ def _check_names(read: Sequence[Recipe]) -> None:
     if twice is not None:
         both = " and ".join(str(recipe.opened.path) for recipe in read if recipe.name == twice)
         raise UsageError(f"{both} both name their model {twice}, and would write the same files")
-
-
-def _raise(baked: Sequence[Baked], failed: Sequence[tuple[Recipe, QuantkitError]]) -> None:
-    if failed:
-        recipe, error = failed[0]
-        more = f" ({len(failed)} recipes failed)" if len(failed) > 1 else ""
-        raise type(error)(f"{recipe.name}: {error}{more}")
-    broken = [reason for each in baked for reason in each.broken]
-    if broken:
-        raise VerificationError(f"floors are not met: {'; '.join(broken)}")
 
 
 def _dry_run(read: Sequence[Recipe], output: Path, steps: Sequence[str], machine: Machine, out: Out) -> None:
@@ -149,96 +188,3 @@ def _planned(outlook: Outlook) -> dict[str, Any]:
         "disk_bytes": outlook.disk,
         "expected_peak_memory_bytes": outlook.memory,
     }
-
-
-def _show(baked: Baked, out: Out) -> None:
-    recipe = baked.recipe
-    rows = []
-    for each in _outputs(baked):
-        quality = each.get("quality") or {}
-        ratio, kl = quality.get("perplexity_ratio"), quality.get("kl")
-        rows.append(
-            [
-                each["format"],
-                human_bytes(each["bytes"]),
-                f"{100 * (ratio['value'] - 1):+.1f} ± {100 * ratio['error']:.1f}%" if ratio else "",
-                f"{kl['mean']:.3g} ± {kl['error']:.1g}" if kl else "",
-                str(Path(each["path"]).relative_to(baked.folder)),
-            ]
-        )
-    headers = [("format", "left"), ("size", "right"), ("perplexity", "right"), ("KL", "right"), ("where", "left")]
-    out.table(headers, rows, title=f"{recipe.name} in {_shown(baked.folder)}")
-    for step in baked.steps:
-        peak = f", peak memory {human_bytes(step.peak_memory)}" if step.peak_memory else ""
-        time = f", {'was ' if step.state == 'kept' else ''}made in {step.seconds:.1f} s{peak}" if step.seconds else ""
-        out.say(f"{step.name}: {step.state}{time}{f' ({printable(step.why)})' if step.why else ''}")
-    if baked.report is not None:
-        out.say(f"report: {_shown(report_folder(recipe, baked.folder) / 'report.md')}")
-    for reason in baked.broken:
-        out.say(f"floor not met: {reason}")
-
-
-def _shown(path: Path) -> str:
-    try:
-        return str(path.relative_to(Path.cwd()))
-    except ValueError:
-        return str(path)
-
-
-def _document(baked: Baked) -> dict[str, Any]:
-    return {
-        "name": baked.recipe.name,
-        "source": baked.recipe.source,
-        "folder": str(baked.folder),
-        "steps": [
-            {
-                "step": step.name,
-                "state": step.state,
-                "why": step.why or None,
-                "commands": [["quantkit", *words] for words in step.commands],
-                "seconds": round(step.seconds, 3),
-                "peak_memory_bytes": step.peak_memory or None,
-            }
-            for step in baked.steps
-        ],
-        "outputs": _outputs(baked),
-        "report": str(report_folder(baked.recipe, baked.folder)) if baked.report is not None else None,
-        "floors_not_met": list(baked.broken),
-        "pushed": list(baked.pushed),
-    }
-
-
-def _outputs(baked: Baked) -> list[dict[str, Any]]:
-    """Each format that is there: its bytes, the sha256 of its files, what it measured at on the first text."""
-    found = []
-    models = {model["path"]: model for model in (baked.report or {}).get("models", [])[1:]}
-    for name in baked.recipe.formats.names:
-        path = output_of(baked.recipe, baked.folder, name)
-        if not path.exists():
-            continue
-        quality = models.get(path.name, {}).get("quality") or [None]
-        files = _recorded(path)
-        found.append(
-            {
-                "format": name,
-                "path": str(path),
-                "bytes": sum(file["bytes"] for file in files.values()) if files else _size(path),
-                "sha256": {file: about["sha256"] for file, about in files.items()},
-                "quality": quality[0],
-            }
-        )
-    return found
-
-
-def _recorded(path: Path) -> dict[str, dict[str, Any]]:
-    """The files of an output, as quantkit.json has them."""
-    record, key = (path / "quantkit.json", path.name) if path.is_dir() else (path.parent / "quantkit.json", path.stem)
-    try:
-        found: dict[str, dict[str, Any]] = json.loads(record.read_text("utf-8"))["outputs"][key]["files"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return {}
-    return found
-
-
-def _size(path: Path) -> int:
-    return sum(file.stat().st_size for file in path.glob("*.safetensors")) if path.is_dir() else path.stat().st_size

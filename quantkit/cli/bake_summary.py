@@ -1,0 +1,107 @@
+"""What a bake tells at its end: one table and a line a step for people, or the document."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from quantkit.baking.commands import output_of, report_folder
+from quantkit.baking.driver import Baked
+from quantkit.cli.output import Out, human_bytes, printable
+
+
+def show_baked(recipe: Mapping[str, Any], out: Out) -> None:
+    """The summary of one recipe, from its document."""
+    folder, rows = Path(recipe["folder"]), []
+    for each in recipe["outputs"]:
+        quality = each["quality"] or {}
+        ratio, kl = quality.get("perplexity_ratio"), quality.get("kl")
+        rows.append(
+            [
+                each["format"],
+                human_bytes(each["bytes"]),
+                f"{100 * (ratio['value'] - 1):+.1f} ± {100 * ratio['error']:.1f}%" if ratio else "",
+                f"{kl['mean']:.3g} ± {kl['error']:.1g}" if kl else "",
+                str(Path(each["path"]).relative_to(folder)),
+            ]
+        )
+    headers = [("format", "left"), ("size", "right"), ("perplexity", "right"), ("KL", "right"), ("where", "left")]
+    if rows:
+        out.table(headers, rows, title=f"{recipe['name']} in {_shown(folder)}")
+    for step in recipe["steps"]:
+        peak = f", peak memory {human_bytes(step['peak_memory_bytes'])}" if step["peak_memory_bytes"] else ""
+        was = "was " if step["state"] == "kept" else ""
+        time = f", {was}made in {step['seconds']:.1f} s{peak}" if step["seconds"] else ""
+        why = f" ({printable(step['why'])})" if step["why"] else ""
+        out.say(f"{step['step']}: {step['state']}{time}{why}")
+    if recipe["report"] is not None:
+        out.say(f"report: {_shown(Path(recipe['report']) / 'report.md')}")
+    for reason in recipe["floors_not_met"]:
+        out.say(f"floor not met: {printable(reason)}")
+
+
+def baked_document(baked: Baked) -> dict[str, Any]:
+    """What the document says of one recipe."""
+    return {
+        "name": baked.recipe.name,
+        "source": baked.recipe.source,
+        "folder": str(baked.folder),
+        "steps": [
+            {
+                "step": step.name,
+                "state": step.state,
+                "why": step.why or None,
+                "commands": [["quantkit", *words] for words in step.commands],
+                "seconds": round(step.seconds, 3),
+                "peak_memory_bytes": step.peak_memory or None,
+            }
+            for step in baked.steps
+        ],
+        "outputs": _outputs(baked),
+        "report": str(report_folder(baked.recipe, baked.folder)) if baked.report is not None else None,
+        "floors_not_met": list(baked.broken),
+        "pushed": list(baked.pushed),
+    }
+
+
+def _outputs(baked: Baked) -> list[dict[str, Any]]:
+    """Each format that is there: its bytes, the sha256 of its files, what it measured at on the first text."""
+    found = []
+    models = {model["path"]: model for model in (baked.report or {}).get("models", [])[1:]}
+    for name in baked.recipe.formats.names:
+        path = output_of(baked.recipe, baked.folder, name)
+        if not path.exists():
+            continue
+        quality = models.get(path.name, {}).get("quality") or [None]
+        files = _recorded(path)
+        found.append(
+            {
+                "format": name,
+                "path": str(path),
+                "bytes": sum(file["bytes"] for file in files.values()) if files else _size(path),
+                "sha256": {file: about["sha256"] for file, about in files.items()},
+                "quality": quality[0],
+            }
+        )
+    return found
+
+
+def _recorded(path: Path) -> dict[str, dict[str, Any]]:
+    """The files of an output, as quantkit.json has them."""
+    record, key = (path / "quantkit.json", path.name) if path.is_dir() else (path.parent / "quantkit.json", path.stem)
+    try:
+        found: dict[str, dict[str, Any]] = json.loads(record.read_text("utf-8"))["outputs"][key]["files"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+    return found
+
+
+def _size(path: Path) -> int:
+    return sum(file.stat().st_size for file in path.glob("*.safetensors")) if path.is_dir() else path.stat().st_size
+
+
+def _shown(path: Path) -> str:
+    try:
+        return str(path.relative_to(Path.cwd()))
+    except ValueError:
+        return str(path)
