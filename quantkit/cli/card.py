@@ -78,7 +78,7 @@ def card(
     out.document({"command": "card", "folder": str(folder), "kind": kind, "card": str(written)})
     out.say(printable(str(written)))
     if repo is not None and output is None:
-        command = f"hf upload {repo} {shlex.quote(str(folder))} --exclude '*.partial' '*.bak*'"
+        command = f"hf upload {repo} {shlex.quote(str(folder))} --exclude '*.partial' '*.failed' '*.journal*' '*.bak*'"
         out.note(printable(f"to publish the folder: {command}"))
 
 

@@ -91,7 +91,7 @@ class Subject:
 
 
 def open_subjects(path: Path, *, threads: int, device: object = None) -> list[Subject]:
-    """The model at `path`, or each of a folder of GGUF files.
+    """The model at `path` (any shard of a split GGUF stands for it), or each of a folder of GGUF files.
 
     Raises CheckpointError, UnsupportedError: there is none, or none that can be run.
     """
@@ -104,7 +104,7 @@ def open_subjects(path: Path, *, threads: int, device: object = None) -> list[Su
         return [_folder(path, open_folder(path, threads=threads, device=device))]
     if not path.exists():
         raise CheckpointError(f"there is no {path}; name a GGUF file or a folder of weights")
-    return [_gguf(path, threads)]
+    return [_gguf(shard_paths(path)[0], threads)]
 
 
 def checkpoint_subject(checkpoint: Checkpoint, *, threads: int, device: object = None) -> Subject:

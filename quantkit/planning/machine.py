@@ -21,7 +21,8 @@ _TYPICAL_GPU = 300e9
 class Machine:
     """Bytes free to use, and bytes a second that each device reads. `vram` is 0 without a GPU.
 
-    `measured`: the CPU's bandwidth was measured here; `gpu_bandwidth` is from the driver's clocks, given, or typical.
+    `gpu_bandwidth_from` says where that figure is from: the driver's clocks, or a typical GPU. `cpu_features`: as
+    `cpu_features()`.
     """
 
     ram: int

@@ -40,8 +40,9 @@ def write_card(
     """Write README.md into `folder`, a folder of GGUF files or an AWQ or GPTQ checkpoint, or to `path`; where it is.
 
     `kind`: "gguf", "awq" or "gptq". `report`: a report.json document; only models that are files of this folder count.
-    `plots`: the folder of the report's PNGs, or the report's own folder; they are copied to plots/ beside the card. A
-    card there that is not as quantkit wrote it last is kept as README.md.bak.
+    `plots`: the folder of the report's PNGs, or the report's own folder; they are copied to plots/ beside the card,
+    unless the report has nothing of this folder. A card there that is not as quantkit wrote it last is kept as
+    README.md.bak.
 
     Raises:
         UsageError: the folder is of another kind, or a language is no code.
@@ -51,7 +52,9 @@ def write_card(
     """
     facts = card_facts(folder, kind, model, report)
     path = path or folder / FILE_NAME
-    pictures = _pictures(plots) if plots is not None else {}
+    # plots of a report that measured nothing of this folder are another model's
+    own = report is None or facts.report is not None
+    pictures = _pictures(plots) if plots is not None and own else {}
     text = card_text(facts, pictures)
     try:
         for name, picture in pictures.items():

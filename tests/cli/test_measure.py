@@ -117,6 +117,16 @@ def test_texts_of_one_name_are_told_apart(here: Path, everything: dict) -> None:
     assert "text.txt (2)" in (here / "namesakes" / "report.md").read_text("utf-8")
 
 
+def test_any_shard_stands_for_a_split_file(here: Path, everything: dict) -> None:
+    made = quantkit("gguf", "model", "-t", "q8_0", "--split-max-size", "100k", "-o", "split", "--no-logits", cwd=here)
+    assert made.code == 0, made.stderr
+    last = sorted((here / "split" / "model-GGUF").glob("*.gguf"))[-1]
+    assert not last.name.endswith("00001-of-00001.gguf")
+    report = document(measure(here, last, "--format", "json", "-o", "shard", text="other.txt"))
+    same = quality(everything, "q8_0")["perplexity"]["value"]
+    assert quality(report, "q8_0")["perplexity"]["value"] == pytest.approx(same, rel=1e-6)
+
+
 @pytest.mark.parametrize("limit", [("--max-delta", "0.01%"), ("--max-kl", "0.0001"), ("--min-top1", "99.9%")])
 def test_a_limit_that_is_not_kept_exits_3_and_the_report_says_so(here: Path, limit: tuple[str, str]) -> None:
     answer = measure(here, "model", "model-GPTQ", *limit, "-o", "flagged")

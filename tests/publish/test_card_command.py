@@ -46,6 +46,18 @@ def test_a_report_brings_its_figures_and_plots(folder: Path, tmp_path: Path) -> 
     assert (tmp_path / "plots" / "memory.png").exists() and not (folder / "README.md").exists()
 
 
+def test_a_report_of_another_model_brings_nothing(folder: Path, tmp_path: Path) -> None:
+    report = tmp_path / "report"
+    (report / "plots").mkdir(parents=True)
+    (report / "plots" / "memory.png").write_bytes(b"\x89PNG")
+    quality = [{"text": "wiki", "perplexity": {"value": 12.5, "error": 0.25}}]
+    model = {"label": "q4_0", "kind": "gguf", "path": "Other-Q4_0.gguf", "role": "candidate", "quality": quality}
+    (report / "report.json").write_text(json.dumps({"texts": [{"name": "wiki"}], "models": [model]}))
+    assert quantkit("card", folder, "--report", report, cwd=tmp_path).code == 0
+    text = (folder / "README.md").read_text()
+    assert "12.50" not in text and "plots/" not in text and not (folder / "plots").exists()
+
+
 @pytest.mark.parametrize(
     ("words", "code", "sentence"),
     [
