@@ -11,7 +11,7 @@ from quantkit.measure.llama_devices import add_rpc_servers
 
 _BATCH = 512
 _PENALTY_LAST = 64
-_LONGEST_PIECE = 256
+_USUAL_PIECE = 256
 
 
 class Talk:
@@ -116,6 +116,9 @@ class Talk:
         return chain
 
     def _piece(self, token: int) -> bytes:
-        room = ctypes.create_string_buffer(_LONGEST_PIECE)
-        size = llama.llama_token_to_piece(self._vocab, token, room, _LONGEST_PIECE, 0, False)
-        return room.raw[: max(size, 0)]
+        room = ctypes.create_string_buffer(_USUAL_PIECE)
+        size = llama.llama_token_to_piece(self._vocab, token, room, len(room), 0, False)
+        if size < 0:  # so much it wants
+            room = ctypes.create_string_buffer(-size)
+            size = llama.llama_token_to_piece(self._vocab, token, room, len(room), 0, False)
+        return room.raw[:size]

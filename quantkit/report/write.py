@@ -2,21 +2,24 @@
 
 import json
 import os
-from collections.abc import Mapping
+import re
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from quantkit.errors import OutputError
+from quantkit.errors import MissingExtraError, OutputError
 from quantkit.report.html import html
 from quantkit.report.markdown import markdown
 from quantkit.report.plots import plots
+
+_PLOT = re.compile(r"(perplexity-size|kl-divergence|memory|tensor-errors)(-\d+)?\.(svg|png)")
 
 
 def write_report(report: Mapping[str, Any], folder: Path) -> list[Path]:
     """Write the report.json document and all that is made of it into `folder`; the files written, in that order.
 
     report.json and report.md come first, so that they are there when plots cannot be drawn. Files of an earlier report
-    are replaced, each by a rename.
+    are replaced, each by a rename; its plots and page that this one has not are removed, for they show other figures.
 
     Raises:
         MissingExtraError: matplotlib is not installed; report.json and report.md are written.
@@ -26,11 +29,24 @@ def write_report(report: Mapping[str, Any], folder: Path) -> list[Path]:
         _write(folder / "report.json", _json(report)),
         _write(folder / "report.md", markdown(report).encode()),
     ]
-    drawn = plots(report)
+    try:
+        drawn = plots(report)
+    except MissingExtraError:
+        _forget(folder, ())
+        (folder / "report.html").unlink(missing_ok=True)
+        raise
+    _forget(folder, [plot.name for plot in drawn])
     for plot in drawn:
         written.append(_write(folder / "plots" / f"{plot.name}.svg", plot.svg.encode()))
         written.append(_write(folder / "plots" / f"{plot.name}.png", plot.png))
     return [*written, _write(folder / "report.html", html(report, drawn).encode())]
+
+
+def _forget(folder: Path, names: Collection[str]) -> None:
+    """Remove the plots of an earlier report that are not among `names`."""
+    for path in (folder / "plots").glob("*.*"):
+        if _PLOT.fullmatch(path.name) and path.stem not in names:
+            path.unlink(missing_ok=True)
 
 
 def _json(report: Mapping[str, Any]) -> bytes:

@@ -46,6 +46,19 @@ def test_without_matplotlib_the_figures_are_kept_all_the_same(tmp_path: Path, mo
     assert sorted(path.name for path in tmp_path.iterdir()) == ["report.json", "report.md"]
 
 
+def test_plots_and_a_page_of_an_earlier_report_do_not_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_report(sample(), tmp_path)
+    (tmp_path / "plots" / "mine.png").write_text("")
+    fewer = {**sample(), "models": sample()["models"][:2], "texts": sample()["texts"][:1]}
+    files = write_report(fewer, tmp_path)
+    assert set((tmp_path / "plots").iterdir()) - set(files) == {tmp_path / "plots" / "mine.png"}
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with pytest.raises(MissingExtraError):
+        write_report(fewer, tmp_path)
+    left = sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file())
+    assert left == ["plots/mine.png", "report.json", "report.md"]
+
+
 def test_half_a_character_in_a_name_is_written_too(tmp_path: Path) -> None:
     document = {"models": [{"name": "a\udcff", "role": "reference"}]}
     write_report(document, tmp_path)
