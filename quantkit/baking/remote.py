@@ -4,8 +4,12 @@ What a killed worker had begun is taken up by the next try, by the bake's journa
 the sources lie on storage that every machine reaches by the same path, and quantkit is installed on each.
 """
 
+import contextlib
 import importlib
 import os
+import re
+import socket
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +21,8 @@ from quantkit.errors import MissingExtraError, QuantkitError
 LOCAL = "local"
 _LIMITS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 """Ray sets the first for its workers."""
+_ADDRESS = re.compile(r"(?:ray://)?([^:/]+):(\d{1,5})")
+_PATIENCE = 10.0
 TRIES = 3
 """How often a task whose worker was lost is begun again."""
 
@@ -39,6 +45,15 @@ def bake_on_ray(
     without ray, QuantkitError where Ray cannot start.
     """
     ray = _ray()
+    _knock(address)
+    # Ray tells of lost workers on stdout, where only the answer belongs
+    with contextlib.redirect_stdout(sys.stderr):
+        return _bake_all(ray, recipes, words, address, threads, told)
+
+
+def _bake_all(
+    ray: Any, recipes: Sequence[Path], words: Sequence[str], address: str, threads: int | None, told: Told
+) -> list[Done]:
     try:
         ray.init(
             address=None if address == LOCAL else address,
@@ -84,6 +99,20 @@ def _result(ray: Any, reference: Any) -> Ended:
     except ray.exceptions.RayError as error:
         return Ended(1, "", (f"Ray lost its worker {TRIES + 1} times: {str(error).splitlines()[0]}",), 0.0, 0)
     return ended
+
+
+def _knock(address: str) -> None:
+    """Raise QuantkitError where nobody listens: Ray itself would wait for minutes."""
+    match = _ADDRESS.fullmatch(address)
+    if match is None:
+        return
+    try:
+        socket.create_connection((match[1], int(match[2])), timeout=_PATIENCE).close()
+    except OSError as error:
+        raise QuantkitError(
+            f"Ray at {address} cannot be reached: {error.strerror or error}; start it with `ray start --head`, or write"
+            " --ray local"
+        ) from error
 
 
 def _ray() -> Any:
