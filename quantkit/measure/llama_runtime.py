@@ -164,9 +164,9 @@ class LlamaSession:
     def stop(self) -> None:
         """Ask for an end of what `ask` waits for, from another thread or a signal's handler; generation heeds it."""
         assert self._child.stdin is not None
+        # past the buffer, which a handler may have interrupted
         with contextlib.suppress(BrokenPipeError):
-            self._child.stdin.write(b'{"task": "stop"}\n')
-            self._child.stdin.flush()
+            os.write(self._child.stdin.fileno(), b'{"task": "stop"}\n')
 
     def close(self) -> None:
         """Stop the child."""

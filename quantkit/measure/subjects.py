@@ -49,9 +49,10 @@ class Subject:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Changes when a weight file does: from names, sizes and times of change."""
+        """Changes when a weight file or config.json does: from names, sizes and times of change."""
         digest = hashlib.sha256()
-        for file in self.files:
+        beside = () if self.kind == "gguf" else (self.path / "config.json",)
+        for file in (*self.files, *beside):
             stat = file.stat()
             digest.update(f"{file.name} {stat.st_size} {stat.st_mtime_ns}\n".encode())
         return digest.hexdigest()

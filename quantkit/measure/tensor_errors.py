@@ -4,7 +4,6 @@ A checkpoint's tensors take those names by the family's rules, and their rows th
 compares with a GGUF file, and a GPTQ folder has the same rows as one.
 """
 
-import json
 import re
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
@@ -29,7 +28,6 @@ from quantkit.measure.folder_sources import Dequantized, open_source
 _SLICE = 1 << 20
 _HUGE = 1 << 25
 _LAYER = re.compile(r"^blk\.(\d+)\.(.+)$")
-_HF_LAYER = re.compile(r"\.(\d+)\.(?:.*\.)?([^.]+)$")
 _TIED = {"output.weight": "token_embd.weight"}
 
 
@@ -38,20 +36,17 @@ class TensorError:
     """Relative Frobenius error of a matrix: |candidate - reference| / |reference|.
 
     `kind` is the name below the layer (attn_q, ffn_down_exps, token_embd), `layer` None outside the layers, `type` how
-    the candidate stores it. `of`: "weights", or "outputs" where it is the error of what the matrix makes of a
-    calibration text (see `recorded_errors`).
+    the candidate stores it.
     """
 
     layer: int | None
     kind: str
     type: str
     error: float
-    of: str = "weights"
 
     def document(self) -> dict[str, Any]:
         """A row of report.json's "tensor_errors"."""
-        row: dict[str, Any] = {"layer": self.layer, "kind": self.kind, "type": self.type, "error": self.error}
-        return row if self.of == "weights" else row | {"of": self.of}
+        return {"layer": self.layer, "kind": self.kind, "type": self.type, "error": self.error}
 
 
 def tensor_errors(
@@ -87,24 +82,6 @@ def tensor_errors(
             if progress is not None:
                 progress(done + 1, len(common))
         return sorted(found, key=lambda each: (each.layer is not None, each.layer or 0))
-
-
-def recorded_errors(folder: Path) -> list[TensorError]:
-    """What quantkit.json of an AWQ or GPTQ folder says each linear lost; empty for a folder that is not quantkit's.
-
-    Of another kind than `tensor_errors`: the error of the linear's outputs over the calibration text, relative to them
-    (a root of the recorded squares), while AWQ and GPTQ may worsen weights to better outputs. `kind` is the last part
-    of the linear's own name.
-    """
-    try:
-        entries = json.loads((folder / "quantkit.json").read_text(encoding="utf-8"))["outputs"].values()
-        return [
-            TensorError(*_hf_place(name), str(entry["type"]), sqrt(max(float(squared), 0.0)), "outputs")
-            for entry in entries
-            for name, squared in entry["relative_error"].items()
-        ]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return []
 
 
 @dataclass(frozen=True)
@@ -208,8 +185,3 @@ def _place(name: str) -> tuple[int | None, str]:
     stem = name.removesuffix(".weight")
     match = _LAYER.match(stem)
     return (int(match[1]), match[2]) if match else (None, stem)
-
-
-def _hf_place(name: str) -> tuple[int | None, str]:
-    match = _HF_LAYER.search(name)
-    return (int(match[1]), match[2]) if match else (None, name.rpartition(".")[2])

@@ -1,4 +1,3 @@
-import json
 import shutil
 from pathlib import Path
 
@@ -10,7 +9,7 @@ from safetensors.numpy import load_file
 from quantkit.errors import CheckpointError, MeasureError
 from quantkit.int4.grid import Grid
 from quantkit.measure import tensor_errors as module
-from quantkit.measure.tensor_errors import TensorError, recorded_errors, tensor_errors
+from quantkit.measure.tensor_errors import TensorError, tensor_errors
 from tests.forward.test_forward import load
 from tests.int4.folders import write_folder
 from tests.measure.tiny_gguf import write_tiny_gguf
@@ -102,19 +101,9 @@ def test_a_gguf_reference_compares_with_a_gptq_folder(folder: Path, plain: Path,
     assert tensor_errors(plain, tmp_path / "gptq") == tensor_errors(folder, tmp_path / "gptq")
 
 
-def test_awq_has_no_rows_of_weights_but_what_quantkit_recorded(folder: Path, tmp_path: Path) -> None:
-    awq = tmp_path / "awq"
-    write_folder(folder, awq, "awq", Grid(4, 32))
-    assert tensor_errors(folder, awq) == [] and recorded_errors(awq) == []
-    errors = {"model.layers.1.mlp.down_proj": 0.0004, "model.layers.0.block_sparse_moe.experts.3.w1": 0.0}
-    origin = {"outputs": {"awq": {"type": "AWQ", "relative_error": errors}}}
-    (awq / "quantkit.json").write_text(json.dumps(origin))
-    assert recorded_errors(awq) == [
-        TensorError(1, "down_proj", "AWQ", pytest.approx(0.02), "outputs"),
-        TensorError(0, "w1", "AWQ", 0.0, "outputs"),
-    ]
-    (awq / "quantkit.json").write_text("[]")
-    assert recorded_errors(awq) == []
+def test_awq_has_no_rows_for_its_scales_moved_between_matrices(folder: Path, tmp_path: Path) -> None:
+    write_folder(folder, tmp_path / "awq", "awq", Grid(4, 32))
+    assert tensor_errors(folder, tmp_path / "awq") == []
 
 
 def test_stacked_experts_are_one_row_and_vectors_none(tmp_path: Path) -> None:
