@@ -238,6 +238,7 @@ def test_only_says_which_steps(bake: Bake, out: Path) -> None:
     assert (out / "tiny-report" / "report.json").exists()
 
 
+@pytest.mark.full
 def test_what_somebody_else_left_is_not_replaced_unasked(home: Path, tmp_path: Path) -> None:
     file = tmp_path / "tiny-GGUF" / "tiny-Q8_0.gguf"
     file.parent.mkdir()
@@ -260,6 +261,7 @@ def test_a_modelfile_edited_by_hand_is_not_replaced_unasked(bake: Bake, out: Pat
     assert edited.read_text("utf-8").endswith("# mine\n")
 
 
+@pytest.mark.full
 def test_killed_five_times_it_ends_with_the_same_bytes(home: Path, first: Answer, tmp_path: Path) -> None:
     assert first.code == 0, first.stderr
     words = command("bake", "tiny.toml", "-o", tmp_path, "--format", "json")
@@ -302,6 +304,7 @@ def test_floors_that_are_not_met_exit_3_after_everything_and_nothing_is_pushed(b
     assert recipe["steps"][-1] == recipe["steps"][-1] | {"step": "push", "state": "left out"}
 
 
+@pytest.mark.full
 def test_nothing_is_pushed_unless_asked_and_then_all_of_it(bake: Bake, tmp_path: Path) -> None:
     with running_upload_hub() as hub:
         env = hub_env(hub.endpoint, tmp_path)
@@ -332,6 +335,7 @@ def hub_env(endpoint: str, home: Path) -> dict[str, str]:
 # --- several recipes, and bad ones ---
 
 
+@pytest.mark.full
 def test_one_failing_recipe_leaves_the_others_baked(home: Path, tmp_path: Path) -> None:
     other = RECIPE.replace('"tiny"', '"other"').replace("samples = 8", "samples = 8\ntext = './short.txt'")
     (home / "other.toml").write_text(other, "utf-8")
@@ -366,7 +370,7 @@ def test_bad_input_is_one_sentence(home: Path, tmp_path: Path, words: list[str],
 
 # --- every recipe of the repository ---
 
-_QUICK = ("huozi3", "blossom-v5-4b", "smollm2")
+_QUICK = ("huozi3",)
 
 
 @pytest.mark.parametrize(

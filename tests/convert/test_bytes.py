@@ -17,8 +17,7 @@ from tests.tiny import tiny_llama
 SHAPES = {"llama3": ("llama3", "f16", 2), "smollm2": ("smollm2", "bf16", 2), "mixtral": ("mixtral", "f32", 1)}
 PLAIN = [name for name, kind in FILE_TYPES.items() if not kind.needs_imatrix]
 ALL = list(FILE_TYPES)
-# ggml searches its IQ1 and IQ2 grids for 20 seconds a process before the first row: once here, the rest in tests/full.
-WEIGHTED = {"mixtral": ALL}
+# ggml searches its IQ1 and IQ2 grids for 20 seconds a process before the first row: those take part in test-full only.
 QUICK = [name for name in PLAIN if not name.startswith("iq")]
 
 
@@ -76,11 +75,11 @@ def test_every_file_without_imatrix_equals_llama_cpps_whole(
         assert sha256(ours[name]) == sha256(tmp_path / f"{name}.gguf"), name
 
 
+@pytest.mark.parametrize("types", [QUICK, pytest.param(ALL, marks=pytest.mark.full)], ids=["quick", "all"])
 def test_every_tensor_with_imatrix_equals_llama_cpps(
-    checkpoint: tuple[Path, str], unquantized: Path, tmp_path: Path
+    types: list[str], checkpoint: tuple[Path, str], unquantized: Path, tmp_path: Path
 ) -> None:
     a_random_imatrix(tmp_path / "imatrix.gguf", unquantized)
-    types = WEIGHTED.get(checkpoint[0].name, QUICK)
     ours = convert(checkpoint[0], tmp_path / "ours", types, "--imatrix", tmp_path / "imatrix.gguf")
     values = load_imatrix(tmp_path / "imatrix.gguf").values
     jobs = [Job(str(unquantized), str(tmp_path / f"{n}.gguf"), FILE_TYPES[n].ftype, imatrix=values) for n in types]

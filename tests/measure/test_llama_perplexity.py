@@ -75,7 +75,10 @@ class Known:
 
 @pytest.mark.parametrize(
     ("types", "chunks"),
-    [(("q4_0",), 2), pytest.param(("q4_0", "q2_k"), 8, marks=(pytest.mark.full, pytest.mark.timeout(900)))],
+    [
+        pytest.param(("q4_0",), 2, marks=pytest.mark.full),
+        pytest.param(("q4_0", "q2_k"), 8, marks=(pytest.mark.full, pytest.mark.timeout(900))),
+    ],
     ids=["briefly", "at length"],
 )
 def test_perplexity_and_kl_divergence_are_llama_perplexitys(
