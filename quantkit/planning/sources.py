@@ -98,11 +98,13 @@ def _from_checkpoint(checkpoint: Checkpoint) -> Source:
             return _with_stand_in(checkpoint, f"its tokenizer cannot be converted as it is: {error}")
     if small:
         return _with_stand_in(checkpoint, "it has no tokenizer; files are larger by the vocabulary, a few MB")
-    return _with_stand_in(checkpoint)
+    return _with_stand_in(
+        checkpoint, "its vocabulary is large and was weighed, not converted: sizes are off by a few kB"
+    )
 
 
 def _with_stand_in(checkpoint: Checkpoint, *notes: str) -> Source:
-    """A checkpoint whose vocabulary is not converted, only weighed: its files are right to a few hundred bytes."""
+    """A checkpoint whose vocabulary is not converted, only weighed: its files are right to a few kilobytes."""
     weight = padded(_vocabulary_bytes(checkpoint.folder))
     return _planned(_weighed(checkpoint), exact=False, notes=notes, vocabulary=weight)
 
