@@ -127,7 +127,14 @@ def test_any_shard_stands_for_a_split_file(here: Path, everything: dict) -> None
     assert quality(report, "q8_0")["perplexity"]["value"] == pytest.approx(same, rel=1e-6)
 
 
-@pytest.mark.parametrize("limit", [("--max-delta", "0.01%"), ("--max-kl", "0.0001"), ("--min-top1", "99.9%")])
+@pytest.mark.parametrize(
+    "limit",
+    [
+        ("--max-delta", "0.01%"),
+        pytest.param(("--max-kl", "0.0001"), marks=pytest.mark.full),
+        pytest.param(("--min-top1", "99.9%"), marks=pytest.mark.full),
+    ],
+)
 def test_a_limit_that_is_not_kept_exits_3_and_the_report_says_so(here: Path, limit: tuple[str, str]) -> None:
     answer = measure(here, "model", "model-GPTQ", *limit, "-o", "flagged")
     assert answer.code == 3

@@ -19,6 +19,7 @@ from tests.moe import NAME, smollm2_moe
 from tests.peer import REPOSITORY, peer_converter
 from tests.real import smollm2_or_skip, wikitext2_or_skip
 
+pytestmark = pytest.mark.full
 LENGTH = 512
 # Mean loss of all 511 predictions of each window, and of the 255 of its second half, by transformers in fp32
 # (tests/full/perplexity_with_transformers.py). Perplexities: 34.13 and 27.22; of the dense model 34.02 and 27.10.

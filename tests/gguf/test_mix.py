@@ -168,6 +168,7 @@ def _differences(cases: Iterable[tuple[str, str, str]], folder: Path) -> list[st
     return different
 
 
+@pytest.mark.full
 def test_every_model_gets_the_mix_llama_cpp_gives_it_with_and_without_importances(tmp_path: Path) -> None:
     cases = itertools.product(MODELS, FILE_TYPES, ("plain", "imatrix"))
     assert _differences(cases, tmp_path) == []
