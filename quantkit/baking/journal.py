@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from quantkit.convert.journal import whole_lines
 from quantkit.errors import OutputError
 
 FORMAT, VERSION = "quantkit-bake", 1
@@ -119,14 +120,8 @@ class BakeJournal:
             self.finished_last[line["unit"]] = line
 
     def _load(self) -> None:
-        """Whole lines only: a kill may tear the last one, which is cut off."""
-        self._file.seek(0)
-        data = self._file.read()
-        whole = data[: data.rfind(b"\n") + 1]
-        if len(whole) != len(data):
-            self._file.truncate(len(whole))
         try:
-            lines = [json.loads(line) for line in whole.splitlines()]
+            lines = whole_lines(self._file)
             if lines and (lines[0]["format"], lines[0]["version"]) != (FORMAT, VERSION):
                 raise ValueError("another format")
             for line in lines[1:]:

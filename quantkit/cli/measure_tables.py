@@ -43,7 +43,8 @@ def show_tables(report: Report, out: Out) -> None:
 
 
 def _title(text: Text) -> str:
-    return f"{text.name}: {text.chunks} chunks, {text.scored_tokens} tokens scored"
+    chunks = "1 chunk" if text.chunks == 1 else f"{text.chunks} chunks"
+    return f"{text.name}: {chunks}, {text.scored_tokens} tokens scored"
 
 
 def _quality(model: Model, text: Text) -> list[str]:

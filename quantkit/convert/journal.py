@@ -90,19 +90,26 @@ class Journal:
         self._file.flush()
 
     def _load(self) -> list[dict[str, Any]]:
-        """Whole lines only: a kill may tear the last one, which is cut off so that the next append starts clean."""
-        self._file.seek(0)
-        data = self._file.read()
-        whole = data[: data.rfind(b"\n") + 1]
-        if len(whole) != len(data):
-            self._file.truncate(len(whole))
         try:
-            lines = [json.loads(line) for line in whole.splitlines()]
+            lines = whole_lines(self._file)
         except ValueError:
             return [{}]
         if lines and (lines[0].get("format"), lines[0].get("version")) != (FORMAT, VERSION):
             return [{}]
         return lines
+
+
+def whole_lines(file: BinaryIO) -> list[Any]:
+    """The JSON lines of a journal; a kill may tear the last one, which is cut off so that the next append starts clean.
+
+    Raises ValueError for a line that is no JSON.
+    """
+    file.seek(0)
+    data = file.read()
+    whole = data[: data.rfind(b"\n") + 1]
+    if len(whole) != len(data):
+        file.truncate(len(whole))
+    return [json.loads(line) for line in whole.splitlines()]
 
 
 def _locked(path: Path) -> BinaryIO:

@@ -15,6 +15,7 @@ from quantkit.errors import MeasureError
 from quantkit.measure.engine import Array, Engine
 from quantkit.measure.scores import RECORD, Scored, Scorer, records
 from quantkit.measure.windows import Windows
+from quantkit.planning.machine import available_memory
 
 _SPOOL_BYTES = 8 << 30
 _MEMORY_SHARE = 0.7
@@ -157,11 +158,3 @@ class Comparison:
     def _windows_at_once(self) -> int:
         room = min(_SPOOL_BYTES, shutil.disk_usage(self.work).free // 2)
         return max(1, room // (4 * int(self.targets.shape[1]) * self.engines[0].n_vocab))
-
-
-def available_memory() -> int:
-    """Bytes of memory that this machine can give without swapping."""
-    for line in Path("/proc/meminfo").read_text().splitlines():
-        if line.startswith("MemAvailable:"):
-            return int(line.split()[1]) << 10
-    raise MeasureError("/proc/meminfo does not say how much memory is available; is this Linux?")

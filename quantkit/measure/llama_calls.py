@@ -29,6 +29,10 @@ def _bindings() -> Any:
 llama = _bindings()
 
 
+ERROR, CONTINUED = 4, 5
+"""Levels of llama.cpp's log: what goes wrong, and the rest of the line before."""
+
+
 class Failed(Exception):
     """What to tell the caller; llama.cpp's own reason is in stderr."""
 

@@ -18,12 +18,11 @@ from typing import Any
 
 import numpy as np
 
-from quantkit.measure.llama_calls import Failed, context, decode, llama, load, tokenize
+from quantkit.measure.llama_calls import CONTINUED, ERROR, Failed, context, decode, llama, load, tokenize
 from quantkit.measure.llama_devices import devices
 from quantkit.measure.llama_generate import Talk
 from quantkit.measure.llama_load import Bench, Loaded
 
-_ERROR, _CONTINUED = 4, 5
 _F32 = 0
 
 
@@ -100,8 +99,8 @@ def _answer(message: dict[str, Any]) -> None:
 
 def _log(level: int, text: bytes, _data: ctypes.c_void_p) -> None:
     global _last_level
-    _last_level = level if level != _CONTINUED else _last_level
-    if _last_level == _ERROR:
+    _last_level = level if level != CONTINUED else _last_level
+    if _last_level == ERROR:
         os.write(2, text)
 
 

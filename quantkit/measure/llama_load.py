@@ -11,10 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from quantkit.measure.llama_calls import Failed, context, llama, load
+from quantkit.measure.llama_calls import CONTINUED, ERROR, Failed, context, llama, load
 from quantkit.measure.llama_devices import add_rpc_servers, offload_devices
 
-_ERROR, _CONTINUED = 4, 5
 _SMALL_BATCH = 32
 _PSS = Path("/proc/self/smaps_rollup")
 _PSS_INTERVAL, _PSS_SHARE = 0.02, 0.1
@@ -126,8 +125,8 @@ def _log_lines() -> Iterator[list[str]]:
     level = [0]
 
     def log(kind: int, text: bytes, _data: ctypes.c_void_p) -> None:
-        level[0] = kind if kind != _CONTINUED else level[0]
-        if level[0] == _ERROR:
+        level[0] = kind if kind != CONTINUED else level[0]
+        if level[0] == ERROR:
             os.write(2, text)
         elif b" buffer size = " in text or b": offloaded " in text:
             lines.append(text.decode("utf-8", "replace"))

@@ -58,14 +58,15 @@ def cpu_features() -> frozenset[str]:
 
 
 def _memory_limits() -> Iterator[int]:
-    yield _available()
+    yield available_memory()
     soft, _ = resource.getrlimit(resource.RLIMIT_AS)
     if soft != resource.RLIM_INFINITY:
         yield soft
     yield from _control_group()
 
 
-def _available() -> int:
+def available_memory() -> int:
+    """Bytes of memory that this machine can give without swapping."""
     with contextlib.suppress(OSError, IndexError, ValueError):
         return int(Path("/proc/meminfo").read_text().split("MemAvailable:")[1].split()[0]) * 1024
     with contextlib.suppress(ValueError, OSError):
