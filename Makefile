@@ -66,10 +66,10 @@ bench: $(VENV)/dev.stamp
 	$(BIN)/python -m benchmarks.measured
 
 readme: $(VENV)/dev.stamp
-	$(BIN)/python -m tests.readme_tables
+	$(BIN)/python -m tools.readme_tables
 
 ollama: $(VENV)/dev.stamp
-	$(BIN)/python -m tests.ollama_folder
+	$(BIN)/python -m tools.ollama_folder
 
 clean:
 	rm -rf $(VENV) .cache .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -14,11 +14,11 @@ from gguf import GGMLQuantizationType
 from numpy.typing import NDArray
 
 from quantkit.checkpoint import open_checkpoint
-from quantkit.convert.engine import widen
-from quantkit.convert.inputs import model_from_checkpoint
-from quantkit.convert.plan import Plan, Request, plan_gguf
+from quantkit.convert.gguf_pass import widen
 from quantkit.gguf.kernels import quantize_rows
 from quantkit.gguf.types import file_type
+from quantkit.outputs.gguf_files import Plan, Request, plan_gguf
+from quantkit.outputs.model import model_from_checkpoint
 
 Work = tuple[GGMLQuantizationType, NDArray[np.float32]]
 

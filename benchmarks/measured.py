@@ -20,7 +20,7 @@ from benchmarks.lines import WORK, Lines, Target, figures, machine, print_machin
 from benchmarks.process import Measured, measure, warm
 from demo.smollm2 import NAME, smollm2_checkpoint
 from demo.wikitext import wikitext2_test
-from tests.llama_perplexity import perplexity_command
+from tests.helpers.llama_perplexity import perplexity_command
 
 REFERENCE, CANDIDATES = "bf16", ("q4_0", "q2_k")
 _FOLDER = WORK / "measured"

@@ -1,8 +1,8 @@
 """`make bench`: quantkit against llama.cpp's convert + quantize, in one run on one machine, as ratios.
 
-The peer is llama.cpp's own converter and llama-quantize (tests.peer), once a type, as a user runs them; quantkit is its
-whole command, verification included. Every figure is a process of its own, its inputs in the file cache, the same
-threads for both. Results go to the terminal and, as JSON, to bench-output/bench.json.
+The peer is llama.cpp's own converter and llama-quantize (tests.helpers.peer), once a type, as a user runs them;
+quantkit is its whole command, verification included. Every figure is a process of its own, its inputs in the file
+cache, the same threads for both. Results go to the terminal and, as JSON, to bench-output/bench.json.
 """
 
 import argparse
@@ -19,7 +19,7 @@ from benchmarks.process import Measured, measure, warm
 from benchmarks.synthetic import SHAPES, synthetic
 from demo.smollm2 import smollm2_checkpoint
 from quantkit.gguf.types import FILE_TYPES
-from tests.peer import Peer, peer_converter
+from tests.helpers.peer import Peer, peer_converter
 
 TYPES = ("q4_0", "q2_k", "q4_k_m", "q8_0")
 

@@ -37,7 +37,7 @@ MODELFILE=''
 LLAMA_FLAGS=''
 # <<< settings
 
-# GIGABYTES:CONTEXT:BATCH, the most that a phone sold with so much memory is given (quantkit/publish/phones.py).
+# GIGABYTES:CONTEXT:BATCH, the most that a phone sold with so much memory is given (quantkit/planning/phones.py).
 PHONES='4:2048:128 6:4096:256 8:4096:512 12:8192:512'
 SMALLER_PHONE='1024:128'
 # Assumed: Android and its services keep a tenth of the memory and 2 GiB.

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from tests.gguf.vocab import tally
+from tests.tokenizer import tally
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:

@@ -9,18 +9,18 @@ from typing import Annotated, Any
 
 import typer
 
-from quantkit.baking.commands import Machine
-from quantkit.baking.driver import STEPS, Hooks, Options
-from quantkit.baking.driver import bake as bake_recipe
-from quantkit.baking.outlook import Outlook, look_ahead
-from quantkit.baking.process import Told, failure
-from quantkit.baking.remote import bake_on_ray
 from quantkit.cli.bake_summary import baked_document, show_baked
 from quantkit.cli.calibration_options import DeviceOption, MaxRamOption, OfflineOption, ThreadsOption
 from quantkit.cli.options import DebugOption, Format, FormatOption
 from quantkit.cli.output import Out, human_bytes, printable
 from quantkit.errors import QuantkitError, UsageError, VerificationError
 from quantkit.recipes import Recipe, read_recipe
+from quantkit.recipes.bake.commands import Machine
+from quantkit.recipes.bake.dry_run import Outlook, look_ahead
+from quantkit.recipes.bake.process import Told, failure
+from quantkit.recipes.bake.ray_cluster import bake_on_ray
+from quantkit.recipes.bake.run import STEPS, Hooks, Options
+from quantkit.recipes.bake.run import bake as bake_recipe
 
 Document = dict[str, Any]
 Failure = tuple[str, QuantkitError]

@@ -5,9 +5,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from quantkit.baking.commands import output_of, report_folder
-from quantkit.baking.driver import Baked
 from quantkit.cli.output import Out, human_bytes, printable
+from quantkit.recipes.bake.commands import output_of, report_folder
+from quantkit.recipes.bake.run import Baked
 
 
 def show_baked(recipe: Mapping[str, Any], out: Out) -> None:

@@ -4,18 +4,18 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from quantkit.calibrated import Calibrated, Folder, Squares, calibrate
-from quantkit.calibration.native import Native
-from quantkit.calibration.text import load_samples
 from quantkit.checkpoint import Checkpoint, open_checkpoint
 from quantkit.cli.calibration_options import Calibrating
 from quantkit.cli.output import Out, human_bytes, human_count
-from quantkit.conversion import free_space
-from quantkit.convert.calibration_plan import CalibratedPlan, plan_calibrated
-from quantkit.convert.folders import FolderPlan, FolderRequest
+from quantkit.convert.calibrated import Calibrated, Folder, Squares, calibrate
+from quantkit.convert.conversion import free_space
 from quantkit.errors import VerificationError
 from quantkit.families import check_config
+from quantkit.families.native import Native
 from quantkit.forward.devices import find_device
+from quantkit.outputs.calibration import CalibratedPlan, plan_calibrated
+from quantkit.outputs.packed_folders import FolderPlan, FolderRequest
+from quantkit.texts.samples import load_samples
 
 
 def folder_command(

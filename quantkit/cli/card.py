@@ -11,10 +11,10 @@ import typer
 from quantkit.cli.options import DebugOption, Format, FormatOption
 from quantkit.cli.output import Out, printable
 from quantkit.errors import CheckpointError, UsageError
-from quantkit.publish.card import CardModel, kind_of_folder, write_card
-from quantkit.publish.card_facts import KINDS
-from quantkit.publish.card_metadata import is_hub_id
-from quantkit.publish.tags import parse_name
+from quantkit.publish.card.card import CardModel, kind_of_folder, write_card
+from quantkit.publish.card.facts import KINDS
+from quantkit.publish.card.metadata import is_hub_id
+from quantkit.publish.ollama.tags import parse_name
 
 
 def card(

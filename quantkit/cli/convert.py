@@ -5,8 +5,6 @@ from typing import Annotated
 
 import typer
 
-from quantkit.calibrated import Squares
-from quantkit.calibration.imatrix import Imatrix
 from quantkit.cli import calibrated, report
 from quantkit.cli.calibration_options import (
     Calibrating,
@@ -30,18 +28,20 @@ from quantkit.cli.calibration_options import (
 )
 from quantkit.cli.options import DebugOption, DryRunOption, ForceOption, Format, FormatOption, parse_size
 from quantkit.cli.output import Out
-from quantkit.conversion import Result
-from quantkit.conversion import convert as convert_gguf
-from quantkit.convert.calibration_plan import CalibratedPlan
-from quantkit.convert.folders import FolderRequest
+from quantkit.convert.calibrated import Squares
+from quantkit.convert.conversion import Result
+from quantkit.convert.conversion import convert as convert_gguf
 from quantkit.convert.importance import Importance
-from quantkit.convert.inputs import Model
-from quantkit.convert.plan import Plan, Request, plan_gguf
-from quantkit.convert.templates import choose_template, model_with_template
 from quantkit.errors import UsageError
 from quantkit.gguf.mix import MixOptions
 from quantkit.gguf.types import FILE_TYPES, FileType, file_type
-from quantkit.int4.grid import Grid
+from quantkit.imatrix.file import Imatrix
+from quantkit.outputs.calibration import CalibratedPlan
+from quantkit.outputs.gguf_files import Plan, Request, plan_gguf
+from quantkit.outputs.model import Model
+from quantkit.outputs.packed_folders import FolderRequest
+from quantkit.outputs.templates import choose_template, model_with_template
+from quantkit.quant.grid import Grid
 
 FOLDERS = {"awq": "AWQ, AutoAWQ's GEMM format", "gptq": "GPTQ, AutoGPTQ's format"}
 

@@ -7,8 +7,6 @@ from typing import Annotated
 
 import typer
 
-from quantkit.calibrated import Squares
-from quantkit.calibration.imatrix import load_imatrix
 from quantkit.chat import BUILT_IN
 from quantkit.cli import calibrated
 from quantkit.cli.calibration_options import (
@@ -22,15 +20,17 @@ from quantkit.cli.calibration_options import (
 from quantkit.cli.options import DebugOption, DryRunOption, ForceOption, Format, FormatOption, SourceArg, parse_size
 from quantkit.cli.output import Out
 from quantkit.cli.report import announce, raise_failed, show_plan, show_result
-from quantkit.conversion import Result, convert
+from quantkit.convert.calibrated import Squares
+from quantkit.convert.conversion import Result, convert
 from quantkit.convert.importance import Importance
-from quantkit.convert.inputs import Model, model_from_gguf
-from quantkit.convert.plan import Plan, Request, plan_gguf
-from quantkit.convert.templates import NONE, choose_template, model_with_template
 from quantkit.errors import UsageError
 from quantkit.gguf.mix import MixOptions, parse_override
 from quantkit.gguf.types import FILE_TYPES, file_type, tensor_type
-from quantkit.publish.phones import PHONE_TYPES
+from quantkit.imatrix.file import load_imatrix
+from quantkit.outputs.gguf_files import Plan, Request, plan_gguf
+from quantkit.outputs.model import Model, model_from_gguf
+from quantkit.outputs.templates import NONE, choose_template, model_with_template
+from quantkit.planning.phones import PHONE_TYPES
 
 EPILOG = (
     "Types: "

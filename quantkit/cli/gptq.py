@@ -29,8 +29,8 @@ from quantkit.cli.calibration_options import (
 )
 from quantkit.cli.options import DebugOption, DryRunOption, ForceOption, Format, FormatOption, parse_size
 from quantkit.cli.output import Out
-from quantkit.convert.folders import FolderRequest
-from quantkit.int4.grid import Grid
+from quantkit.outputs.packed_folders import FolderRequest
+from quantkit.quant.grid import Grid
 
 
 def gptq(

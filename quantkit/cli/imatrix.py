@@ -5,7 +5,6 @@ from typing import Annotated
 
 import typer
 
-from quantkit.calibrated import Squares
 from quantkit.cli import calibrated
 from quantkit.cli.calibration_options import (
     Calibrating,
@@ -21,6 +20,7 @@ from quantkit.cli.calibration_options import (
 )
 from quantkit.cli.options import DebugOption, DryRunOption, ForceOption, Format, FormatOption
 from quantkit.cli.output import Out, human_bytes
+from quantkit.convert.calibrated import Squares
 from quantkit.convert.importance import Importance, Written
 from quantkit.errors import OutputError
 

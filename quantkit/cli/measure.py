@@ -21,11 +21,11 @@ from quantkit.measure.costs import Costs, add_costs
 from quantkit.measure.measurement import Hooks, Limits, Request, default_threads
 from quantkit.measure.measurement import measure as measure_models
 from quantkit.measure.subjects import Subject, checkpoint_subject, open_subjects
-from quantkit.measure.texts import Text, load_text
 from quantkit.report.document import read_report
 from quantkit.report.drawing import check_extra
 from quantkit.report.verdict import verdict
 from quantkit.report.write import write_report
+from quantkit.texts.evaluation import Text, load_text
 
 _ALL = "all"
 

@@ -8,18 +8,18 @@ from typing import Annotated
 import typer
 
 from quantkit.cli.ollama_layers import read_num_gpu, with_layers
-from quantkit.cli.ollama_wishes import read_wishes
+from quantkit.cli.ollama_options import read_wishes
 from quantkit.cli.options import DebugOption, ForceOption, Format, FormatOption
 from quantkit.cli.output import Out, human_bytes, printable
 from quantkit.errors import ModelfileError, OutputError, UsageError
 from quantkit.gguf.types import file_type
-from quantkit.publish.bundle import Bundle, make_bundle
-from quantkit.publish.facts import Facts, facts_of_folder, facts_of_gguf
-from quantkit.publish.modelfile import lint_modelfile, write_modelfile
-from quantkit.publish.ollama import Server, parse_host
-from quantkit.publish.planfile import FILE_NAME, read_plan, write_plan
-from quantkit.publish.publishing import Item, create_all, push_all
-from quantkit.publish.tags import TagPlan, parse_name, plan_tags, size_tag
+from quantkit.publish.ollama.bundle import Bundle, make_bundle
+from quantkit.publish.ollama.facts import Facts, facts_of_folder, facts_of_gguf
+from quantkit.publish.ollama.modelfile import lint_modelfile, write_modelfile
+from quantkit.publish.ollama.plan_file import FILE_NAME, read_plan, write_plan
+from quantkit.publish.ollama.push import Item, create_all, push_all
+from quantkit.publish.ollama.server import Server, parse_host
+from quantkit.publish.ollama.tags import TagPlan, parse_name, plan_tags, size_tag
 from quantkit.recipes.ollama import OllamaRecipe, read_ollama
 
 

@@ -5,11 +5,11 @@ from dataclasses import replace
 from quantkit.cli.options import parse_size
 from quantkit.cli.output import Out, human_bytes
 from quantkit.errors import UsageError
+from quantkit.machine import this_machine
 from quantkit.planning.layers import layers_that_fit
-from quantkit.planning.machine import this_machine
-from quantkit.publish.bundle import Bundle
-from quantkit.publish.facts import Facts
-from quantkit.publish.wishes import Wishes
+from quantkit.publish.ollama.bundle import Bundle
+from quantkit.publish.ollama.facts import Facts
+from quantkit.publish.ollama.overrides import Wishes
 
 AUTO = "auto"
 

@@ -11,14 +11,14 @@ import typer
 from quantkit.cli.options import DebugOption, Format, FormatOption, parse_size
 from quantkit.cli.output import Out, human_bytes, human_count
 from quantkit.errors import UsageError
+from quantkit.machine import Machine, this_machine
 from quantkit.planning.answer import Answer, Row, make_answer
 from quantkit.planning.budget import Budget
 from quantkit.planning.context import KV_TYPES, Context
-from quantkit.planning.machine import Machine, this_machine
 from quantkit.planning.memory import GPU_OVERHEAD, DeviceMemory
+from quantkit.planning.phones import PHONE_BANDWIDTH, PHONE_TYPES, Phone, phone
 from quantkit.planning.sizes import known_types
 from quantkit.planning.sources import open_source
-from quantkit.publish.phones import PHONE_BANDWIDTH, PHONE_TYPES, Phone, phone
 
 _PLAIN_NUMBER = re.compile(r"^\s*-?\d+(\.\d+)?\s*$")
 

@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from quantkit.cli.output import Out, human_bytes, human_count
-from quantkit.conversion import Result, free_space
-from quantkit.convert.plan import Output, Plan
+from quantkit.convert.conversion import Result, free_space
 from quantkit.errors import VerificationError
+from quantkit.outputs.gguf_files import Output, Plan
 from quantkit.verify import Check, Verified
 
 

@@ -12,8 +12,8 @@ import typer
 from quantkit.cli.calibration_options import ThreadsOption
 from quantkit.cli.options import DebugOption, Format, FormatOption
 from quantkit.cli.output import Out, human_bytes, printable
-from quantkit.conversation import Answer, Conversation, converse
 from quantkit.errors import QuantkitError, UsageError
+from quantkit.llamacpp.conversation import Answer, Conversation, converse
 from quantkit.measure.memory import gpu_devices
 from quantkit.planning.layers import layers_or_all
 

@@ -8,17 +8,18 @@ from typing import Annotated, Any
 
 import typer
 
-from quantkit.cli.ollama_wishes import read_wishes
+from quantkit.cli.ollama_options import read_wishes
 from quantkit.cli.options import DebugOption, ForceOption, Format, FormatOption, parse_size
 from quantkit.cli.output import Out, human_bytes, printable
 from quantkit.errors import CheckpointError, OutputError, UnsupportedError, UsageError
+from quantkit.planning.phones import PHONES, Phone, phone_memory
 from quantkit.planning.sources import open_source
-from quantkit.publish.bundle import make_bundle
-from quantkit.publish.facts import facts_of_gguf
-from quantkit.publish.ollama import digest_of
-from quantkit.publish.phones import PHONES, Phone, phone_memory
-from quantkit.publish.remote import check_url, file_name, look_at
-from quantkit.publish.tags import parse_name
+from quantkit.publish.ollama.bundle import make_bundle
+from quantkit.publish.ollama.facts import facts_of_gguf
+from quantkit.publish.ollama.overrides import Wishes
+from quantkit.publish.ollama.server import digest_of
+from quantkit.publish.ollama.tags import parse_name
+from quantkit.publish.remote_gguf import check_url, file_name, look_at
 from quantkit.publish.termux import (
     Settings,
     check_parameters,
@@ -28,7 +29,6 @@ from quantkit.publish.termux import (
     script,
     without_phone_parameters,
 )
-from quantkit.publish.wishes import Wishes
 
 BESIDE_WEIGHTS = 500_000_000
 """Where only a file's size is known: KV cache, compute and the process, as the script assumes them too."""

@@ -6,10 +6,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from quantkit.calibration.gguf_names import LinearKey, Squares, as_imatrix, collect_imatrix, imatrix_sources
-from quantkit.calibration.imatrix import Imatrix, write_imatrix
-from quantkit.convert.calibration_plan import CalibratedPlan
-from quantkit.convert.inputs import Model
+from quantkit.imatrix.file import Imatrix, write_imatrix
+from quantkit.imatrix.names import LinearKey, Squares, as_imatrix, collect_imatrix, imatrix_sources
+from quantkit.outputs.calibration import CalibratedPlan
+from quantkit.outputs.model import Model
 
 
 @dataclass(frozen=True)

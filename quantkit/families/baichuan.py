@@ -17,7 +17,7 @@ from quantkit.families.hyperparameters import Hyperparameters
 from quantkit.families.keys import base_keys
 from quantkit.families.llama import ENDS, MLP
 from quantkit.families.mapping import interleave_rotary_rows
-from quantkit.families.native import as_llama
+from quantkit.families.native_config import as_llama
 from quantkit.families.refusals import SILU, only
 
 ROTARY_LAYERS = 32

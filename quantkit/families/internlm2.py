@@ -12,7 +12,7 @@ from quantkit.families.family import Canonical, Family, Rule, Take
 from quantkit.families.hyperparameters import Hyperparameters
 from quantkit.families.keys import base_keys
 from quantkit.families.mapping import interleave_rotary_rows
-from quantkit.families.native import as_llama
+from quantkit.families.native_config import as_llama
 from quantkit.families.refusals import SILU, only
 
 _ROLES: dict[str, slice | int] = {"q": slice(None, -2), "k": -2, "v": -1}

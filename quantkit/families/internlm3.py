@@ -9,7 +9,7 @@ from typing import Any
 from quantkit.families.family import Canonical, Family, Rule
 from quantkit.families.hyperparameters import Hyperparameters
 from quantkit.families.llama import ATTENTION, ENDS, MLP, llama_keys
-from quantkit.families.native import as_llama
+from quantkit.families.native_config import as_llama
 from quantkit.families.refusals import SILU, only, plain_yarn
 
 _RULES = ATTENTION + MLP + ENDS

@@ -1,49 +1,117 @@
-"""config.json of the native architecture that a checkpoint of remote code is the same model as."""
+"""A checkpoint as its native transformers architecture has it: config.json, and the tensors under native names."""
 
 from collections.abc import Mapping
-from typing import Any
+from functools import cached_property
+from typing import Any, Protocol
 
-# What means the same in published remote code and in transformers.
-_SHARED = (
-    "bos_token_id",
-    "dtype",
-    "eos_token_id",
-    "head_dim",
-    "hidden_act",
-    "hidden_size",
-    "initializer_range",
-    "intermediate_size",
-    "max_position_embeddings",
-    "num_attention_heads",
-    "num_hidden_layers",
-    "num_key_value_heads",
-    "pad_token_id",
-    "rms_norm_eps",
-    "rope_theta",
-    "torch_dtype",
-    "use_cache",
-    "vocab_size",
-)
+import numpy as np
+from numpy.typing import NDArray
+
+from quantkit.checkpoint import Checkpoint
+from quantkit.families import MappedTensor, canonical_checkpoint, find_family, read_mapped
+from quantkit.families.family import Take
+from quantkit.families.mapping import Part
+from quantkit.forward import find_architecture
+from quantkit.forward.description import Architecture, Experts, given
+from quantkit.forward.forward import Decoder
+from quantkit.forward.weights import Weights
 
 
-def shared(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings that mean the same in both, as far as they are stated."""
-    return {key: config[key] for key in _SHARED if config.get(key) is not None}
+class Source(Protocol):
+    """What the stream runs: weights of a native architecture under native names, read where they stand."""
+
+    architecture: Architecture
+
+    @property
+    def config(self) -> Mapping[str, Any]: ...
+    @property
+    def tensors(self) -> Mapping[str, object]: ...
+    @property
+    def decoder(self) -> Decoder: ...
+    def rows(self, name: str, start: int, stop: int) -> NDArray[Any]: ...
+    def whole(self, name: str) -> NDArray[Any]: ...
 
 
-def as_llama(config: Mapping[str, Any], **stated: Any) -> dict[str, Any]:
-    """The config.json of a LlamaForCausalLM of the same sizes; `stated` is what the family says by other names."""
-    native = {
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
-        "num_key_value_heads": config["num_attention_heads"],
-        "rope_theta": 10000.0,
-        "tie_word_embeddings": False,
-        **shared(config),
-        **stated,
-    }
-    scaling = config.get("rope_scaling")
-    if isinstance(scaling, Mapping):
-        kind = scaling.get("rope_type", scaling.get("type"))
-        native["rope_scaling"] = {**{key: value for key, value in scaling.items() if key != "type"}, "rope_type": kind}
-    return native
+class Native:
+    """config.json and tensors of the native architecture; values are read where they stand, nothing is in memory.
+
+    Experts that the checkpoint has fused into one tensor of all (as transformers 5 saves them) stand under the names
+    they have one by one, which is how every loader of quantized files wants them.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, *, nearest: bool = False) -> None:
+        """`nearest`: the nearest architecture will do where none is the same (see `families.Canonical`).
+
+        Raises UnsupportedError where there is no native architecture, or the forward does not know it or a setting.
+        """
+        family = find_family(checkpoint.config)
+        self.sizes = family.sizes(checkpoint.config)
+        self.config, mapped = canonical_checkpoint(family, self.sizes, checkpoint.tensors, nearest=nearest)
+        self.checkpoint = checkpoint
+        self.architecture = find_architecture(self.config)
+        self.tensors: Mapping[str, MappedTensor] = {tensor.name: tensor for tensor in mapped}
+        if self.architecture.experts:
+            self.tensors = _one_by_one(self.tensors, self.architecture, self.config)
+
+    @cached_property
+    def decoder(self) -> Decoder:
+        """The decoder over these tensors."""
+        return Decoder(Weights(self.whole, self.rows, self.tensors.keys()), self.config)
+
+    def rows(self, name: str, start: int, stop: int) -> NDArray[Any]:
+        """Rows start..stop of a tensor seen as (prod(shape[:-1]), shape[-1]), in its own type."""
+        tensor = self.tensors[name]
+        first = start - start % tensor.row_step
+        last = min(-(-stop // tensor.row_step) * tensor.row_step, tensor.part_rows * len(tensor.parts))
+        return read_mapped(self.checkpoint.read_rows, tensor, first, last)[start - first : stop - first]
+
+    def whole(self, name: str) -> NDArray[Any]:
+        """A tensor in its shape and type."""
+        tensor = self.tensors[name]
+        return self.rows(name, 0, tensor.part_rows * len(tensor.parts)).reshape(tensor.shape)
+
+    def held_type(self, name: str) -> np.dtype[Any]:
+        """The type a tensor is read in."""
+        return self.checkpoint.tensors[self.tensors[name].parts[0].source].read_dtype
+
+
+def _one_by_one(
+    tensors: Mapping[str, MappedTensor], architecture: Architecture, config: Mapping[str, Any]
+) -> dict[str, MappedTensor]:
+    experts = architecture.experts
+    assert experts is not None
+    if experts.each is None or experts.stacked is None:
+        return dict(tensors)
+    found: dict[str, MappedTensor] = {}
+    for name, tensor in tensors.items():
+        stack = _stack_of(name, experts)
+        found |= {name: tensor} if stack is None else _split(name, tensor, stack, experts, config)
+    return found
+
+
+def _stack_of(name: str, experts: Experts) -> str | None:
+    """`up` or `down` if all experts stand in this tensor: the stacked gate and up, or down."""
+    stacked = experts.stacked
+    assert stacked is not None
+    for role, linear in (("up", stacked.fused or stacked.up), ("down", stacked.down)):
+        if name.endswith("." + stacked.at + linear + stacked.form.weight):
+            return role
+    return None
+
+
+def _split(
+    name: str, tensor: MappedTensor, role: str, experts: Experts, config: Mapping[str, Any]
+) -> dict[str, MappedTensor]:
+    each, stacked = experts.each, experts.stacked
+    assert each is not None and stacked is not None
+    at = name[: name.index(stacked.at)]
+    inner, count = stacked.inner(config), int(given(config, *experts.count))
+    rows, width = tensor.part_rows * len(tensor.parts) // count, tensor.shape[-1]
+    pieces = [(each.down, 0, rows)] if role == "down" else [(str(each.gate), 0, inner), (each.up, inner, 2 * inner)]
+    split = {}
+    for expert in range(count):
+        for linear, start, stop in pieces:
+            own = f"{at}{each.at.format(expert)}{linear}{each.form.weight}"
+            order = np.arange(expert * rows + start, expert * rows + stop, dtype=np.int64)
+            split[own] = MappedTensor(own, (stop - start, width), (Part(tensor.parts[0].source, Take(rows=order)),))
+    return split

@@ -15,7 +15,7 @@ from quantkit.families.family import Canonical, Family, Key, Rule, Take
 from quantkit.families.fused import rows
 from quantkit.families.hyperparameters import Hyperparameters, number, optional_size, size
 from quantkit.families.keys import base_keys
-from quantkit.families.native import shared
+from quantkit.families.native_config import shared
 from quantkit.families.refusals import only
 
 _AT, _TO, _NATIVE = "transformer.h.{layer}", "blk.{layer}", "model.layers.{layer}"

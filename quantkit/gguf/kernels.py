@@ -1,6 +1,6 @@
 """The quantization kernels: ggml's own code through ctypes, so that the bytes are llama.cpp's.
 
-Where lanes.py could build faster ones with the same bytes, those stand in for it.
+Where c_kernels.py could build faster ones with the same bytes, those stand in for it.
 
 Any of three implementations may be there. If llama-cpp-python is installed its libggml-base must be the one: a second
 library of the same soname loaded before it would be bound to libllama in its place and break it. Then libggml-python,
@@ -22,7 +22,7 @@ from gguf import GGMLQuantizationType
 from numpy.typing import NDArray
 
 from quantkit.errors import MissingExtraError, UnsupportedError
-from quantkit.gguf import lanes, numpy_kernels
+from quantkit.gguf import c_kernels, numpy_kernels
 from quantkit.gguf.finite import all_finite
 from quantkit.gguf.types import row_bytes
 
@@ -74,7 +74,7 @@ def quantize_rows(
             raise ValueError(f"{weights.shape} importances for rows of {n_cols}")
     if kind in _LATTICE:
         _check_range(kind, rows, weights)
-    fast = _lanes().get(kind) if weights is None and kind in lanes.KINDS else None
+    fast = _c_kernels().get(kind) if weights is None and kind in c_kernels.KINDS else None
     if fast is not None:
         fast(kind, rows, out)
     else:
@@ -100,7 +100,7 @@ def validate_rows(kind: GGMLQuantizationType, data: _BYTES) -> bool:
 
 def accelerated() -> tuple[str, ...]:
     """The types whose rows quantkit's own kernels make here, byte for byte as the library would."""
-    return tuple(kind.name for kind in _lanes())
+    return tuple(kind.name for kind in _c_kernels())
 
 
 def requires_imatrix(kind: GGMLQuantizationType) -> bool:
@@ -277,17 +277,17 @@ def _first_working() -> Kernels:
     )
 
 
-def _lanes() -> Mapping[GGMLQuantizationType, lanes.Quantize]:
+def _c_kernels() -> Mapping[GGMLQuantizationType, c_kernels.Quantize]:
     with _loading:
-        return _tested_lanes()
+        return _tested_c_kernels()
 
 
 @functools.cache
-def _tested_lanes() -> Mapping[GGMLQuantizationType, lanes.Quantize]:
+def _tested_c_kernels() -> Mapping[GGMLQuantizationType, c_kernels.Quantize]:
     kernels = _first_working()
-    if not all(kernels.has(kind, False) for kind in lanes.KINDS):
+    if not all(kernels.has(kind, False) for kind in c_kernels.KINDS):
         return {}
-    return lanes.load(lambda kind, rows, out: kernels.quantize(kind, rows, None, out))
+    return c_kernels.load(lambda kind, rows, out: kernels.quantize(kind, rows, None, out))
 
 
 def _better(current: str) -> str:

@@ -11,18 +11,18 @@ from quantkit.checkpoint import Checkpoint, TensorInfo, open_checkpoint
 from quantkit.checkpoint.folder import choose_weights, quantization_config, read_small_file
 from quantkit.checkpoint.jsonfile import parse_object
 from quantkit.checkpoint.weights import open_weights
-from quantkit.convert.inputs import model_from_checkpoint
-from quantkit.convert.templates import generation_config, token_texts
 from quantkit.errors import MissingExtraError, QuantkitError, UnsupportedError
 from quantkit.families import Family, find_family
 from quantkit.gguf.keyvalues import KeyValue
-from quantkit.gguf.vocab import files as tokenizer_files
-from quantkit.gguf.vocab import load_vocabulary, special
 from quantkit.inspection.config import shape_of_config, text_config
 from quantkit.inspection.description import Description, File, Quantization, Template, Vocabulary
 from quantkit.inspection.keys import describe_template, template_of_keys, vocabulary_of_keys
 from quantkit.inspection.record import entry_of, read_record
 from quantkit.inspection.weights import Stored, count_weights
+from quantkit.outputs.model import model_from_checkpoint
+from quantkit.outputs.templates import generation_config, token_texts
+from quantkit.tokenizer import files as tokenizer_files
+from quantkit.tokenizer import load_vocabulary, special
 
 _PACKED_WEIGHTS = (".qweight", ".weight_packed")
 _LAYER = re.compile(r".*?\.\d+\.")

@@ -6,11 +6,11 @@ from typing import Any
 import numpy as np
 
 from quantkit.chat import render_sample, template_name
-from quantkit.convert.templates import TEMPLATE_KEY, token_texts
 from quantkit.errors import TemplateError
 from quantkit.gguf.keyvalues import KeyValue
 from quantkit.inspection.config import scaling_words
 from quantkit.inspection.description import Shape, SpecialToken, Template, Vocabulary
+from quantkit.outputs.templates import TEMPLATE_KEY, token_texts
 
 _SIZES = {
     "layers": "block_count",

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from quantkit.origin import FILE_NAME, FORMAT
+from quantkit.convert.record import FILE_NAME, FORMAT
 
 
 def read_record(folder: Path) -> dict[str, dict[str, Any]]:

@@ -12,10 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantkit.errors import MeasureError
+from quantkit.machine import available_memory
 from quantkit.measure.engine import Array, Engine
 from quantkit.measure.scores import RECORD, Scored, Scorer, records
-from quantkit.measure.windows import Windows
-from quantkit.planning.machine import available_memory
+from quantkit.texts.windows import Windows
 
 _SPOOL_BYTES = 8 << 30
 _MEMORY_SHARE = 0.7

@@ -19,16 +19,16 @@ import numpy as np
 from numpy.typing import NDArray
 from threadpoolctl import ThreadpoolController
 
-from quantkit.calibration.held import Held
-from quantkit.calibration.states import States
-from quantkit.calibration.stream import Stream, states_file
 from quantkit.checkpoint import Checkpoint
-from quantkit.convert.journal import Journal
 from quantkit.errors import CalibrationError, MeasureError, OutputError
 from quantkit.forward.arrays import Array, fetch, place
 from quantkit.forward.forward import Decoder
-from quantkit.int4.reading import QuantizedFolder
+from quantkit.journal import Journal
 from quantkit.measure.folder_sources import open_source, parameter_count, source_of, weight_bytes
+from quantkit.packed.reader import QuantizedFolder
+from quantkit.stream.layer import Held
+from quantkit.stream.states import States
+from quantkit.stream.stream import Stream, states_file
 
 _SCORED = "scored"
 _MEMORY = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGESIZE")

@@ -8,16 +8,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from quantkit.calibration.native import Native, Source
 from quantkit.checkpoint import Checkpoint, open_checkpoint
 from quantkit.checkpoint.folder import quantization_config, read_small_file
 from quantkit.checkpoint.jsonfile import parse_object
 from quantkit.errors import CheckpointError
 from quantkit.families import check_config
+from quantkit.families.native import Native, Source
 from quantkit.forward import find_architecture
 from quantkit.forward.forward import Decoder
 from quantkit.forward.weights import Array, Weights
-from quantkit.int4.reading import PackedLinear, QuantizedFolder, open_quantized
+from quantkit.packed.reader import PackedLinear, QuantizedFolder, open_quantized
 
 # Of a quantized linear this much at once is unpacked, in elements: the integers take several times the result's bytes.
 _UNPACKED = 1 << 24

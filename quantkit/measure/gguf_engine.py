@@ -9,9 +9,9 @@ from numpy.typing import NDArray
 
 from quantkit.errors import CheckpointError
 from quantkit.gguf.reader import read_header, shard_paths
+from quantkit.llamacpp.session import LlamaSession, folder_in_memory
 from quantkit.measure.engine import Array
-from quantkit.measure.llama_runtime import LlamaSession, folder_in_memory
-from quantkit.measure.windows import n_scored
+from quantkit.texts.windows import n_scored
 
 
 class GgufEngine:

@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from quantkit import __version__
-from quantkit.convert.journal import Journal
 from quantkit.errors import OutputError
+from quantkit.journal import Journal
 from quantkit.measure.comparison import Comparison
 from quantkit.measure.subjects import Subject, check_vocabularies
 from quantkit.measure.summary import failures, quality_document
-from quantkit.measure.texts import Text
-from quantkit.measure.windows import Windows
+from quantkit.texts.evaluation import Text
+from quantkit.texts.windows import Windows
 
 _BEGUN = "begun"
 

@@ -15,8 +15,8 @@ from gguf import GGMLQuantizationType
 from quantkit.errors import QuantkitError
 from quantkit.gguf.reader import GgufHeader, read_header
 from quantkit.gguf.types import tensor_type
-from quantkit.measure.driver import DriverFigure, DriverMemory
-from quantkit.measure.llama_runtime import LlamaSession
+from quantkit.llamacpp.session import LlamaSession
+from quantkit.measure.nvml import DriverFigure, DriverMemory
 
 LAYERS: tuple[int | None, ...] = (0, 8, 16, None)
 RESOLUTION = 0.01 * (1 << 20)

@@ -9,11 +9,11 @@ import numpy as np
 import numpy.typing as npt
 
 from quantkit.errors import MeasureError
+from quantkit.llamacpp.session import text_tokens
 from quantkit.measure.comparison import Comparison
 from quantkit.measure.gguf_engine import GgufEngine
-from quantkit.measure.llama_runtime import text_tokens
 from quantkit.measure.summary import perplexity_of, ratio_of
-from quantkit.measure.windows import cut_windows
+from quantkit.texts.windows import cut_windows
 
 
 @dataclass(frozen=True)

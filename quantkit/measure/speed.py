@@ -8,7 +8,7 @@ from statistics import mean, stdev
 from typing import Any
 
 from quantkit.gguf.reader import read_header
-from quantkit.measure.llama_runtime import LlamaSession
+from quantkit.llamacpp.session import LlamaSession
 from quantkit.measure.memory import all_layers, load_request
 
 N_BATCH, N_UBATCH = 2048, 512

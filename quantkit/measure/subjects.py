@@ -8,18 +8,18 @@ from pathlib import Path
 
 import numpy as np
 
-from quantkit.calibration import tokens
 from quantkit.checkpoint import Checkpoint
 from quantkit.errors import CheckpointError, MeasureError, TokenizerError, UnsupportedError
 from quantkit.gguf.reader import shard_paths
-from quantkit.gguf.vocab import load_vocabulary
-from quantkit.gguf.vocab.files import read as read_tokenizer
 from quantkit.inspection import Description, inspect_source
+from quantkit.llamacpp.session import text_tokens
 from quantkit.measure.folder_engine import FolderEngine, open_folder
 from quantkit.measure.gguf_engine import GgufEngine
-from quantkit.measure.llama_runtime import text_tokens
-from quantkit.measure.texts import Text
-from quantkit.measure.windows import Windows, cut_windows
+from quantkit.texts import tokens
+from quantkit.texts.evaluation import Text
+from quantkit.texts.windows import Windows, cut_windows
+from quantkit.tokenizer import load_vocabulary
+from quantkit.tokenizer.files import read as read_tokenizer
 
 _UNUSED = 5
 """llama.cpp's token type of rows that no text reaches."""

@@ -5,9 +5,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from quantkit.machine import Machine, probe_bandwidth
 from quantkit.planning.budget import Budget, Fit, best_fit, fit_offer, longest_context, remedies
 from quantkit.planning.context import Context
-from quantkit.planning.machine import Machine, probe_bandwidth
 from quantkit.planning.memory import GPU_OVERHEAD, DeviceMemory, kv_bytes
 from quantkit.planning.sizes import Offer, offers
 from quantkit.planning.sources import Source

@@ -3,9 +3,9 @@
 from pathlib import Path
 
 from quantkit.errors import QuantkitError
+from quantkit.machine import cpu_features
 from quantkit.planning.budget import Budget, fit_offer
 from quantkit.planning.context import Context
-from quantkit.planning.machine import cpu_features
 from quantkit.planning.sizes import as_it_is
 from quantkit.planning.sources import open_source
 

@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from quantkit.checkpoint import Checkpoint
-from quantkit.convert.plan import Request, plan_gguf
 from quantkit.errors import QuantkitError, UsageError
 from quantkit.gguf.layout import lay_out
 from quantkit.gguf.metadata import quantization_keys
 from quantkit.gguf.mix import MixOptions, MixTensor, choose_types
 from quantkit.gguf.types import FILE_TYPES, FileType, file_type
+from quantkit.outputs.gguf_files import Request, plan_gguf
 from quantkit.planning.memory import PlannedTensor
 from quantkit.planning.sources import Source, tensors_as_they_are
 
@@ -145,8 +145,8 @@ def _with_imatrix(source: Source, kind: FileType) -> Offer:
 @lru_cache(maxsize=1)
 def _linears(checkpoint: Checkpoint) -> tuple[Any, tuple[Any, ...]]:
     """The native model and the linears of its layers, found once for both methods."""
-    from quantkit.calibration.native import Native
-    from quantkit.convert.folders import all_layers
+    from quantkit.families.native import Native
+    from quantkit.outputs.packed_folders import all_layers
 
     native = Native(checkpoint)
     return native, all_layers(native)
@@ -158,8 +158,8 @@ def _folder(source: Source, method: str) -> Offer:
     if checkpoint is None:
         return Offer(method, why_not=f"{method.upper()} is made from a checkpoint, not from a GGUF")
     # imported only here: these formats need the native architecture, which a plan for GGUF alone does not
-    from quantkit.convert.folders import FolderRequest, plan_folder_of
-    from quantkit.int4.grid import Grid
+    from quantkit.outputs.packed_folders import FolderRequest, plan_folder_of
+    from quantkit.quant.grid import Grid
 
     try:
         native, layers = _linears(checkpoint)

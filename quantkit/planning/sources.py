@@ -11,14 +11,14 @@ from quantkit.checkpoint.checkpoint import Checkpoint, Origin, WeightFiles
 from quantkit.checkpoint.folder import parse_config, read_small_file
 from quantkit.checkpoint.sources import open_checkpoint
 from quantkit.checkpoint.tensor import TensorInfo
-from quantkit.convert.inputs import Model, model_from_checkpoint, model_from_gguf
 from quantkit.errors import CheckpointError, TokenizerError
 from quantkit.families import Family, Hyperparameters, find_family
 from quantkit.families.family import Rule
 from quantkit.gguf.layout import padded
-from quantkit.gguf.vocab import Vocabulary
+from quantkit.outputs.model import Model, model_from_checkpoint, model_from_gguf
 from quantkit.planning.memory import PlannedTensor
 from quantkit.planning.shape import ModelShape, model_shape
+from quantkit.tokenizer import Vocabulary
 
 _LARGE_TOKENIZER = 4 << 20
 """Bytes of a tokenizer.json from which its own library takes more memory than a plan should."""

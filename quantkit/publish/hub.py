@@ -27,8 +27,8 @@ from huggingface_hub.utils import (
 
 from quantkit import __version__
 from quantkit.errors import PublishError, UsageError
-from quantkit.publish.card_metadata import is_hub_id
-from quantkit.publish.hub_failures import LOGIN, explain
+from quantkit.publish.card.metadata import is_hub_id
+from quantkit.publish.hub_errors import LOGIN, explain
 
 Progress = Callable[[str, int, int], object]
 """Called with what is being done, and the bytes of how many it is done for."""

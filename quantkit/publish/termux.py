@@ -8,8 +8,8 @@ from dataclasses import dataclass, field, fields, replace
 from importlib.resources import files
 
 from quantkit.errors import ModelfileError, UsageError
-from quantkit.publish.modelfile import Modelfile, write_modelfile
-from quantkit.publish.parameters import ParameterValue
+from quantkit.publish.ollama.modelfile import Modelfile, write_modelfile
+from quantkit.publish.ollama.parameters import ParameterValue
 
 BEGIN = "# >>> settings"
 END = "# <<< settings"

@@ -8,12 +8,12 @@ from typing import Any
 from quantkit.chat import BUILT_IN
 from quantkit.errors import UsageError
 from quantkit.gguf.types import file_type
-from quantkit.publish.bundle import make_bundle
-from quantkit.publish.facts import Facts
-from quantkit.publish.modelfile import write_modelfile
-from quantkit.publish.parameters import ParameterValue
-from quantkit.publish.tags import Name, parse_name, plan_tags
-from quantkit.publish.wishes import Parameters, Wishes, wished_parameter
+from quantkit.publish.ollama.bundle import make_bundle
+from quantkit.publish.ollama.facts import Facts
+from quantkit.publish.ollama.modelfile import write_modelfile
+from quantkit.publish.ollama.overrides import Parameters, Wishes, wished_parameter
+from quantkit.publish.ollama.parameters import ParameterValue
+from quantkit.publish.ollama.tags import Name, parse_name, plan_tags
 from quantkit.recipes.reading import Opened, open_recipe
 
 NONE = "none"

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from quantkit.calibration.dataset import parse_dataset
 from quantkit.chat import BUILT_IN, built_in
 from quantkit.errors import UsageError
 from quantkit.gguf.types import FILE_TYPES, file_type
-from quantkit.publish.tags import parse_name
+from quantkit.publish.ollama.tags import parse_name
+from quantkit.texts.dataset import parse_dataset
 
 INT4 = ("awq", "gptq")
 ROLES = ("system", "user", "assistant")

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
-from quantkit.convert.plan import Output, Plan
+from quantkit.outputs.gguf_files import Output, Plan
 from quantkit.verify.check import Check
 from quantkit.verify.files import check_error, check_files
 from quantkit.verify.running import MEMORY, LogitProbe, check_tokens

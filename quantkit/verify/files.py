@@ -9,13 +9,13 @@ from pathlib import Path
 import numpy as np
 from gguf import GGMLQuantizationType as T
 
-from quantkit.convert.engine import partial_path, widen
-from quantkit.convert.inputs import Model, ModelTensor
-from quantkit.convert.plan import Output, Plan
+from quantkit.convert.gguf_pass import partial_path, widen
 from quantkit.errors import VerificationError
 from quantkit.gguf.kernels import dequantize_rows, validate_rows
 from quantkit.gguf.layout import FileLayout, Slot
 from quantkit.gguf.reader import read_header
+from quantkit.outputs.gguf_files import Output, Plan
+from quantkit.outputs.model import Model, ModelTensor
 from quantkit.verify.check import Check, guard
 
 # Relative root-mean-square error of a tensor's sampled rows above which a type is not doing its work. Each is about

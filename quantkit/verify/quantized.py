@@ -14,17 +14,17 @@ from typing import Any
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from quantkit.calibration.native import Native
-from quantkit.convert.folders import FolderPlan
 from quantkit.errors import QuantkitError, VerificationError
+from quantkit.families.native import Native
 from quantkit.forward import reference_logits
 from quantkit.forward.weights import Array, f32
-from quantkit.gguf.vocab import PROBE, hf_token_ids
-from quantkit.int4.reading import QuantizedFolder, open_quantized
-from quantkit.int4.writer import json_bytes, small_files
+from quantkit.outputs.packed_folders import FolderPlan
+from quantkit.packed.reader import QuantizedFolder, open_quantized
+from quantkit.packed.writer import json_bytes, small_files
+from quantkit.tokenizer import PROBE, hf_token_ids
 from quantkit.verify.check import Check, guard
 from quantkit.verify.running import MEMORY, correlations, probe_tokens
-from quantkit.verify.yardstick import native_logits
+from quantkit.verify.source_logits import native_logits
 
 # Correlation with the source's logits that a folder must reach, by its bits. Rounding to the nearest alone keeps 0.82
 # to 0.99 in 4 bit and 0.6 to 0.96 in 3 (SmolLM2 and small random models), a wrong layout gives about 0; 2 bit may say

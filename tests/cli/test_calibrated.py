@@ -17,8 +17,8 @@ import pytest
 from gguf import GGUFReader
 
 from quantkit.cli import main
-from tests.command import Answer, command, quantkit
-from tests.tiny import tiny_llama
+from tests.helpers.command import Answer, command, quantkit
+from tests.helpers.tiny import tiny_llama
 
 SMALL = ("--samples", "8", "--seq-len", "32", "--raw", "--group-size", "32")
 
@@ -178,7 +178,7 @@ KINDS = ("-t", "awq", "-t", "gptq", "-t", "q8_0", "-t", "q2_k")
 
 @pytest.mark.full
 def test_a_conversion_killed_at_ten_moments_ends_in_the_same_bytes(tmp_path: Path) -> None:
-    """Those of AWQ and GPTQ alone are in the default suite (tests/test_calibrated.py); here the GGUF part too."""
+    """tests/convert/test_calibrated.py kills AWQ and GPTQ alone; here the GGUF part too."""
     deep = tiny_llama(tmp_path / "model", variant="llama3", hidden=256, intermediate=512, layers=12)
     assert quantkit("convert", deep, *KINDS, *SMALL, "-o", tmp_path / "undisturbed", "--threads", "2").code == 0
     expected, out = hashes(tmp_path / "undisturbed"), tmp_path / "out"

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 from quantkit.cli import main
-from tests.command import Answer, command, quantkit
-from tests.tiny import tiny_llama
+from tests.helpers.command import Answer, command, quantkit
+from tests.helpers.tiny import tiny_llama
 
 
 @pytest.fixture(scope="module")

@@ -7,10 +7,10 @@ import gguf
 import numpy as np
 import pytest
 
-from quantkit.calibration.imatrix import load_imatrix
-from tests.command import quantkit
-from tests.peer import peer_converter
-from tests.tiny import tiny_llama
+from quantkit.imatrix.file import load_imatrix
+from tests.helpers.command import quantkit
+from tests.helpers.peer import peer_converter
+from tests.helpers.tiny import tiny_llama
 
 CUT = ("--samples", "9", "--seq-len", "48")
 

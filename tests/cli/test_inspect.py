@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.command import quantkit
-from tests.tiny import tiny_llama
+from tests.helpers.command import quantkit
+from tests.helpers.tiny import tiny_llama
 
 
 @pytest.fixture(scope="module")

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from tests.command import Answer, quantkit
-from tests.hub_server import Hub, Repo, running_hub
-from tests.tiny import tiny_llama
+from tests.helpers.command import Answer, quantkit
+from tests.helpers.hub_server import Hub, Repo, running_hub
+from tests.helpers.tiny import tiny_llama
 
 REPO = "some-org/Tiny"
 WEIGHTS = (".safetensors", ".index.json")

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from gguf import GGUFReader
 
-from tests.command import Answer, command, quantkit
-from tests.tiny import tiny_llama
-from tests.tiny_tokenizers import CORPUS
+from tests.helpers.command import Answer, command, quantkit
+from tests.helpers.tiny import tiny_llama
+from tests.helpers.tiny_tokenizers import CORPUS
 
 SMALL = ("--ctx", "64", "--gpu-layers", "none")
 

@@ -14,10 +14,10 @@ from unittest.mock import patch
 import pytest
 
 from quantkit.cli import main
-from quantkit.publish.modelfile import lint_modelfile, parse_modelfile
-from tests.command import Answer
-from tests.command import quantkit as quantkit_process
-from tests.ollama_server import Ollama, running_ollama
+from quantkit.publish.ollama.modelfile import lint_modelfile, parse_modelfile
+from tests.helpers.command import Answer
+from tests.helpers.command import quantkit as quantkit_process
+from tests.helpers.ollama_server import Ollama, running_ollama
 from tests.publish.gguf_files import INEXACT, write_gguf
 
 NAME = ("--name", "azure99/blossom-v5")

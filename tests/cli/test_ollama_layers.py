@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 
 from quantkit.planning.layers import layers_that_fit
-from quantkit.publish.modelfile import parse_modelfile
+from quantkit.publish.ollama.modelfile import parse_modelfile
 from tests.cli.test_ollama import NAME, quantkit
-from tests.tiny import tiny_llama
+from tests.helpers.tiny import tiny_llama
 
 
 @pytest.fixture(scope="module")

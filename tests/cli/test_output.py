@@ -11,8 +11,8 @@ import pytest
 
 from quantkit import __version__
 from quantkit.gguf.types import FILE_TYPES
-from tests.command import quantkit
-from tests.tiny import tiny_llama
+from tests.helpers.command import quantkit
+from tests.helpers.tiny import tiny_llama
 
 
 @pytest.fixture(scope="module")

@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
-from tests.command import command, quantkit
 from tests.families.published import Published, _llama, write_sparse
-from tests.hub_server import Repo, running_hub
+from tests.helpers.command import command, quantkit
+from tests.helpers.hub_server import Repo, running_hub
+from tests.helpers.tiny import tiny_llama
 from tests.planning.models import LARGE, write_model
-from tests.tiny import tiny_llama
 
 FAST = ("--bandwidth", "40G,400G")
 

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.command import command, quantkit
-from tests.tiny import tiny_llama
+from tests.helpers.command import command, quantkit
+from tests.helpers.tiny import tiny_llama
 
 GREEDY = ("--temperature", "0", "--ctx", "256", "-n", "8")
 

@@ -15,15 +15,15 @@ import numpy as np
 import pytest
 
 from quantkit.cli import main
-from quantkit.publish.modelfile import parse_modelfile
-from quantkit.publish.phones import PHONES
-from tests.command import Answer
-from tests.hub_server import Hub, Repo, closed_port, running_hub
+from quantkit.planning.phones import PHONES
+from quantkit.publish.ollama.modelfile import parse_modelfile
+from tests.helpers.command import Answer
+from tests.helpers.hub_server import Hub, Repo, closed_port, running_hub
+from tests.helpers.tiny import tiny_llama
 from tests.measure.tiny_gguf import write_tiny_gguf
 from tests.publish.gguf_files import CHATML, write_gguf
 from tests.publish.phone import Phone
 from tests.publish.test_termux import bash_reads
-from tests.tiny import tiny_llama
 
 
 @pytest.fixture(scope="module")

@@ -10,9 +10,9 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from quantkit.cli import main
-from quantkit.convert import inputs
 from quantkit.families import Family, Hyperparameters, MappedTensor
 from quantkit.families.mapping import Shaped, map_tensors
+from quantkit.outputs import model as inputs
 
 LAYER = sys.argv.pop(1)
 

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 from gguf import GGUFReader
 
-from quantkit.calibration.imatrix import load_imatrix, write_imatrix
 from quantkit.gguf.types import FILE_TYPES
-from tests.command import quantkit
-from tests.oracle import Job, run_jobs
-from tests.tiny import tiny_llama
+from quantkit.imatrix.file import load_imatrix, write_imatrix
+from tests.helpers.command import quantkit
+from tests.helpers.oracle import Job, run_jobs
+from tests.helpers.tiny import tiny_llama
 
 # One checkpoint a trait: permuted heads and grouped queries, tied embedding and rows no K-quant fits, stacked experts.
 SHAPES = {"llama3": ("llama3", "f16", 2), "smollm2": ("smollm2", "bf16", 2), "mixtral": ("mixtral", "f32", 1)}

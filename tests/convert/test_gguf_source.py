@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from gguf import GGUFReader, GGUFWriter
 
-from quantkit.convert.inputs import model_from_gguf
 from quantkit.errors import UnsupportedError
-from tests.command import command, quantkit
+from quantkit.outputs.model import model_from_gguf
 from tests.convert.test_bytes import convert, tensors
-from tests.tiny import tiny_llama
+from tests.helpers.command import command, quantkit
+from tests.helpers.tiny import tiny_llama
 
 
 @pytest.fixture(scope="module")

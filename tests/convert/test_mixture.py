@@ -12,12 +12,12 @@ import pytest
 from tokenizers import Tokenizer
 
 from demo.inputs import CACHE, InputsUnavailable
-from quantkit.measure.llama_runtime import logits
+from quantkit.llamacpp.session import logits
 from quantkit.measure.perplexity import perplexity, perplexity_ratio
-from tests.command import quantkit
-from tests.moe import NAME, smollm2_moe
-from tests.peer import REPOSITORY, peer_converter
-from tests.real import smollm2_or_skip, wikitext2_or_skip
+from tests.helpers.command import quantkit
+from tests.helpers.moe import NAME, smollm2_moe
+from tests.helpers.peer import REPOSITORY, peer_converter
+from tests.helpers.real import smollm2_or_skip, wikitext2_or_skip
 
 pytestmark = pytest.mark.full
 LENGTH = 512

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from gguf import GGUFReader
 
-from tests.command import command, quantkit
-from tests.tiny import tiny_llama
+from tests.helpers.command import command, quantkit
+from tests.helpers.tiny import tiny_llama
 
 TYPES = ("-t", "q4_0", "-t", "q2_k", "-t", "q4_k_m", "-t", "q8_0")
 

@@ -4,10 +4,10 @@ import json
 from pathlib import Path
 
 from quantkit.gguf.types import FILE_TYPES
-from tests.command import quantkit
 from tests.convert.test_bytes import convert, sha256
-from tests.oracle import Job, run_jobs
-from tests.real import smollm2_or_skip
+from tests.helpers.command import quantkit
+from tests.helpers.oracle import Job, run_jobs
+from tests.helpers.real import smollm2_or_skip
 
 TYPES = ["q4_0", "q2_k", "q4_k_m", "q8_0"]
 

@@ -8,8 +8,8 @@ import pytest
 from gguf import GGUFReader
 
 from quantkit.chat import BUILT_IN
-from tests.command import Answer, quantkit
-from tests.tiny import tiny_llama
+from tests.helpers.command import Answer, quantkit
+from tests.helpers.tiny import tiny_llama
 
 KEY, EOT = "tokenizer.chat_template", "tokenizer.ggml.eot_token_id"
 

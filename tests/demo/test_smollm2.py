@@ -11,8 +11,8 @@ from tokenizers import Tokenizer
 from demo.inputs import SMOLLM2_GGUF, InputsUnavailable, extract
 from demo.wikitext import SHA256
 from quantkit.forward import reference_logits
-from quantkit.measure.llama_runtime import logits, vocab_token_ids
-from tests.real import smollm2_or_skip, wikitext2_or_skip
+from quantkit.llamacpp.session import logits, vocab_token_ids
+from tests.helpers.real import smollm2_or_skip, wikitext2_or_skip
 
 
 def test_the_text_is_wiki_test_raw_to_the_byte() -> None:

@@ -19,8 +19,8 @@ import numpy as np
 
 from demo.safetensors_file import write_safetensors
 from tests.families.models import VOCAB, all_cases, weight
-from tests.peer import REPOSITORY, peer_converter
-from tests.tiny_tokenizers import write_byte_level_bpe
+from tests.helpers.peer import REPOSITORY, peer_converter
+from tests.helpers.tiny_tokenizers import write_byte_level_bpe
 
 DTYPES = {"float32": "F32", "uint8": "U8"}
 GOLDEN = Path(__file__).with_name("golden")

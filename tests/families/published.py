@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from quantkit.families import Family, Hyperparameters, Rule, find_family
-from tests.tiny_tokenizers import write_byte_level_bpe
+from tests.helpers.tiny_tokenizers import write_byte_level_bpe
 
 
 @dataclass(frozen=True)

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 
 from quantkit.checkpoint import open_checkpoint
-from quantkit.conversion import convert
-from quantkit.convert.inputs import model_from_checkpoint
-from quantkit.convert.plan import Request, plan_gguf
+from quantkit.convert.conversion import convert
 from quantkit.families import all_families
 from quantkit.gguf.types import file_type
-from quantkit.measure.llama_runtime import logits
+from quantkit.llamacpp.session import logits
+from quantkit.outputs.gguf_files import Request, plan_gguf
+from quantkit.outputs.model import model_from_checkpoint
 from tests.families.expected import expected, read_gguf, write_checkpoint
 from tests.families.models import TOKENS, all_cases
 

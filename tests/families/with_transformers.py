@@ -21,7 +21,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.modeling_utils import no_init_weights
 
 from tests.families.models import TOKENS, VOCAB, Case, all_cases, weight
-from tests.tiny_tokenizers import write_byte_level_bpe
+from tests.helpers.tiny_tokenizers import write_byte_level_bpe
 
 
 def build(case: Case) -> tuple[dict[str, Any], dict[str, np.ndarray], np.ndarray, dict[str, Any]]:

@@ -49,7 +49,7 @@ def main() -> None:
     import torch
     from transformers import AutoModelForCausalLM
 
-    from tests.tiny import tiny_llama
+    from tests.helpers.tiny import tiny_llama
 
     expected = {}
     for name, options in CASES.items():

@@ -12,13 +12,13 @@ import pytest
 
 from quantkit.checkpoint import open_checkpoint
 from quantkit.cli import main
-from quantkit.convert.inputs import model_from_checkpoint
-from quantkit.convert.plan import Request, plan_gguf
 from quantkit.families import find_family
 from quantkit.forward import ARCHITECTURES, reference_logits
 from quantkit.gguf.types import file_type
+from quantkit.outputs.gguf_files import Request, plan_gguf
+from quantkit.outputs.model import model_from_checkpoint
 from quantkit.verify.running import LogitProbe
-from quantkit.verify.yardstick import source_logits
+from quantkit.verify.source_logits import source_logits
 from tests.families.expected import expected, write_checkpoint
 from tests.families.models import TOKENS, all_cases, weight
 

@@ -9,7 +9,7 @@ from quantkit.errors import UnsupportedError
 from quantkit.forward import reference_logits
 from quantkit.forward.rope import rope_frequencies
 from tests.forward.cases import CASES, FILE, KEPT, TOKENS
-from tests.tiny import tiny_llama
+from tests.helpers.tiny import tiny_llama
 
 EXPECTED = json.loads(FILE.read_text(encoding="utf-8"))
 _STORED = {"F32": np.dtype(np.float32), "BF16": np.dtype(ml_dtypes.bfloat16)}

@@ -14,7 +14,7 @@ from quantkit.forward import reference_logits
 from quantkit.forward.devices import find_device
 from tests.families.models import TOKENS, all_cases
 from tests.forward.test_architectures import NATIVE, native
-from tests.peer import REPOSITORY, peer_converter
+from tests.helpers.peer import REPOSITORY, peer_converter
 
 
 @pytest.mark.full

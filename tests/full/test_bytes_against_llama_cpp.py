@@ -17,11 +17,11 @@ import pytest
 
 from demo.smollm2 import smollm2_checkpoint
 from quantkit.gguf.types import FILE_TYPES, FileType
-from tests.command import quantkit
 from tests.full.imatrix_file import write_random_imatrix
-from tests.oracle import Job, run_jobs
-from tests.peer import Peer, peer_converter
-from tests.tiny import VARIANTS, tiny_llama
+from tests.helpers.command import quantkit
+from tests.helpers.oracle import Job, run_jobs
+from tests.helpers.peer import Peer, peer_converter
+from tests.helpers.tiny import VARIANTS, tiny_llama
 
 pytestmark = [pytest.mark.full, pytest.mark.timeout(1800)]
 
@@ -52,7 +52,7 @@ CORRECTED = {
 
 @dataclass(frozen=True)
 class Case:
-    """A checkpoint to convert: `variant` of tests.tiny with `options`."""
+    """A checkpoint to convert: `variant` of tests.helpers.tiny with `options`."""
 
     name: str
     variant: str

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.arm64 import arm64_or_skip
-from tests.command import quantkit
-from tests.real import smollm2_or_skip
+from tests.helpers.arm64 import arm64_or_skip
+from tests.helpers.command import quantkit
+from tests.helpers.real import smollm2_or_skip
 
 LLAMA_CPP = ("xllamacpp", "2026.10.11549")
 SURE = ("1, 2, 3, 4, 5, 6, 7, 8,", "2001, 2002, 2003, 2004, 2005,")

@@ -1,21 +1,21 @@
 """Why a router is never quantized: real weights whose router tells good experts from bad ones by little.
 
-SmolLM2's mixture (tests/moe.py) has experts that are all as good, so that nothing hangs on its router. Here two of four
-experts are spoiled, and the router knows: its rows have a large part in common, which chooses nothing, and a small one
-that tells good from bad. Sixteen bits keep that small part, four bits lose it.
+SmolLM2's mixture (tests/helpers/moe.py) has experts that are all as good, so that nothing hangs on its router. Here
+two of four experts are spoiled, and the router knows: its rows have a large part in common, which chooses nothing,
+and a small one that tells good from bad. Sixteen bits keep that small part, four bits lose it.
 """
 
 import numpy as np
 import pytest
 
-from quantkit.calibration.native import Native
 from quantkit.checkpoint import open_checkpoint
-from quantkit.convert.folders import all_layers
-from quantkit.int4.grid import Grid
-from quantkit.int4.rounding import round_to_nearest
-from tests.int4.judge import Tensors, perplexity, source_weights, windows
-from tests.moe import smollm2_moe
-from tests.real import wikitext2 as wikitext2
+from quantkit.families.native import Native
+from quantkit.outputs.packed_folders import all_layers
+from quantkit.quant.grid import Grid
+from quantkit.quant.rounding import round_to_nearest
+from tests.helpers.moe import smollm2_moe
+from tests.helpers.real import wikitext2 as wikitext2
+from tests.packed.folder_perplexity import Tensors, perplexity, source_weights, windows
 
 GRID = Grid(4, 64)
 COMMON, TELLING = 0.05, 0.003

@@ -10,11 +10,11 @@ import pytest
 from quantkit.errors import QuantkitError
 from quantkit.measure.memory import RESOLUTION, LoadedMemory, gpu_devices, loaded_memory, measure_memory
 from quantkit.measure.speed import measure_speed
-from tests.command import quantkit
+from tests.helpers.command import quantkit
+from tests.helpers.real import smollm2 as smollm2
+from tests.helpers.rpc_server import rpc
+from tests.helpers.tiny import tiny_llama
 from tests.measure.tiny_gguf import write_tiny_gguf
-from tests.real import smollm2 as smollm2
-from tests.rpc_server import rpc
-from tests.tiny import tiny_llama
 
 pytestmark = pytest.mark.full
 

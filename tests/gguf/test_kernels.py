@@ -20,7 +20,7 @@ from quantkit.gguf.finite import all_finite
 from quantkit.gguf.kernels import dequantize_rows, library, quantize_rows, validate_rows
 from quantkit.gguf.mix_rules import NEEDS_IMATRIX
 from quantkit.gguf.types import TENSOR_TYPES, row_bytes
-from tests import oracle
+from tests.helpers import oracle
 
 _T = GGMLQuantizationType
 _Floats = NDArray[np.float32]

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from quantkit.errors import UnsupportedError, UsageError
 from quantkit.gguf.mix import MixModel, MixOptions, MixTensor, choose_types, parse_override, sort_key
 from quantkit.gguf.types import FILE_TYPES, FileType
-from tests import oracle
+from tests.helpers import oracle
 
 _T = GGMLQuantizationType
 

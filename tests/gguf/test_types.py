@@ -12,7 +12,7 @@ from gguf import GGMLQuantizationType
 from quantkit.errors import UsageError
 from quantkit.gguf.mix import MixModel, MixOptions, MixTensor, choose_types, sort_key
 from quantkit.gguf.types import FILE_TYPES, TENSOR_TYPES, block_size, file_type, row_bytes, tensor_type
-from tests import oracle
+from tests.helpers import oracle
 
 
 @pytest.fixture(scope="module")

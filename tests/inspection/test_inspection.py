@@ -21,12 +21,12 @@ from quantkit.inspection.config import shape_of_config
 from quantkit.inspection.description import SpecialToken
 from quantkit.inspection.keys import shape_of_keys
 from quantkit.inspection.weights import Stored, count_weights
-from tests.command import quantkit
 from tests.convert.test_bytes import a_random_imatrix
 from tests.families.test_large_shapes import V2_LITE
-from tests.hub_server import Repo, running_hub
-from tests.real import smollm2_or_skip
-from tests.tiny import tiny_llama
+from tests.helpers.command import quantkit
+from tests.helpers.hub_server import Repo, running_hub
+from tests.helpers.real import smollm2_or_skip
+from tests.helpers.tiny import tiny_llama
 
 
 @pytest.fixture(scope="module")

@@ -5,13 +5,13 @@ from pathlib import Path
 
 import pytest
 
-from quantkit.convert.folders import Method
+from quantkit.convert.record import record_outputs
 from quantkit.inspection import inspect_source
-from quantkit.int4.grid import Grid
-from quantkit.origin import record_outputs
-from tests.command import quantkit
-from tests.int4.folders import write_folder
-from tests.tiny import tiny_llama
+from quantkit.outputs.packed_folders import Method
+from quantkit.quant.grid import Grid
+from tests.helpers.command import quantkit
+from tests.helpers.tiny import tiny_llama
+from tests.packed.folders import write_folder
 
 
 @pytest.fixture(scope="module")

@@ -7,13 +7,13 @@ import pytest
 from gguf import GGUFReader
 
 from quantkit.errors import MeasureError
+from quantkit.llamacpp.session import text_tokens
 from quantkit.measure.comparison import Comparison
 from quantkit.measure.gguf_engine import GgufEngine
-from quantkit.measure.llama_runtime import text_tokens
-from quantkit.measure.windows import Windows, cut_windows
+from quantkit.texts.windows import Windows, cut_windows
+from tests.helpers.tiny import tiny_llama
+from tests.helpers.tiny_tokenizers import CORPUS
 from tests.measure.tiny_gguf import write_tiny_gguf
-from tests.tiny import tiny_llama
-from tests.tiny_tokenizers import CORPUS
 
 
 @pytest.fixture(scope="module")

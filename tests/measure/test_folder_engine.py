@@ -15,23 +15,23 @@ import numpy as np
 import pytest
 
 from demo.safetensors_file import write_safetensors
-from quantkit.calibration.native import Native
 from quantkit.checkpoint import open_checkpoint
 from quantkit.errors import MeasureError, QuantkitError
+from quantkit.families.native import Native
 from quantkit.forward import reference_logits
-from quantkit.int4.grid import Grid
-from quantkit.int4.reading import open_quantized
 from quantkit.measure import folder_engine
 from quantkit.measure.folder_engine import FolderEngine, open_folder
-from tests.command import quantkit
+from quantkit.packed.reader import open_quantized
+from quantkit.quant.grid import Grid
 from tests.families.expected import expected, write_checkpoint
 from tests.families.models import TOKENS, all_cases
 from tests.forward.test_forward import load
-from tests.int4.folders import write_folder
-from tests.int4.judge import folder_weights, perplexity, source_weights
-from tests.peer import REPOSITORY, peer_converter
-from tests.tiny import tiny_llama
-from tests.tiny_tokenizers import CORPUS
+from tests.helpers.command import quantkit
+from tests.helpers.peer import REPOSITORY, peer_converter
+from tests.helpers.tiny import tiny_llama
+from tests.helpers.tiny_tokenizers import CORPUS
+from tests.packed.folder_perplexity import folder_weights, perplexity, source_weights
+from tests.packed.folders import write_folder
 
 # Dense; remote code; learned positions; parallel layers; latent attention; mixtures whose experts stand one by one, in
 # one tensor of all, in MXFP4; softcaps; scaled logits.
@@ -279,7 +279,7 @@ _PEAK = """
 import sys
 from pathlib import Path
 import numpy as np
-from quantkit.conversion import peak_memory
+from quantkit.convert.conversion import peak_memory
 from quantkit.measure.folder_engine import open_folder
 with open_folder(Path(sys.argv[1]), threads=2) as engine:
     engine.prepare(np.arange(1024, dtype=np.int32).reshape(4, 256) % 700, Path(sys.argv[2]), lambda *_: None)

@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 
 from demo.smollm2 import NAME
 from quantkit.measure.gguf_engine import GgufEngine
-from tests.command import quantkit
-from tests.llama_perplexity import Printed, llama_kl_divergence, llama_perplexity
-from tests.real import smollm2_or_skip, wikitext2_or_skip
+from tests.helpers.command import quantkit
+from tests.helpers.llama_perplexity import Printed, llama_kl_divergence, llama_perplexity
+from tests.helpers.real import smollm2_or_skip, wikitext2_or_skip
 
 Values = NDArray[np.float64]
 

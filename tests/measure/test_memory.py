@@ -9,7 +9,6 @@ import pytest
 
 from quantkit.errors import CheckpointError, QuantkitError, UsageError
 from quantkit.gguf.reader import read_header
-from quantkit.measure.driver import DriverMemory
 from quantkit.measure.memory import (
     RESOLUTION,
     LoadedMemory,
@@ -19,8 +18,9 @@ from quantkit.measure.memory import (
     loaded_memory,
     measure_memory,
 )
+from quantkit.measure.nvml import DriverMemory
+from tests.helpers.tiny import tiny_llama
 from tests.measure.tiny_gguf import write_tiny_gguf
-from tests.tiny import tiny_llama
 
 LOG = 0.51 * RESOLUTION
 

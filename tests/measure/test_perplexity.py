@@ -6,12 +6,12 @@ import pytest
 
 from quantkit.errors import QuantkitError
 from quantkit.forward import reference_logits
-from quantkit.measure.llama_runtime import vocab_token_ids
+from quantkit.llamacpp.session import vocab_token_ids
 from quantkit.measure.perplexity import Perplexity, perplexity, perplexity_ratio
 from tests.forward.test_forward import load
+from tests.helpers.tiny import tiny_llama
+from tests.helpers.tiny_tokenizers import CORPUS
 from tests.measure.tiny_gguf import write_tiny_gguf
-from tests.tiny import tiny_llama
-from tests.tiny_tokenizers import CORPUS
 
 BOS = 1
 

@@ -10,8 +10,8 @@ import gguf
 import pytest
 
 from demo.smollm2 import NAME
-from tests.command import Answer, quantkit
-from tests.real import smollm2_or_skip, wikitext2_or_skip
+from tests.helpers.command import Answer, quantkit
+from tests.helpers.real import smollm2_or_skip, wikitext2_or_skip
 
 
 @pytest.fixture(scope="module")

@@ -6,8 +6,8 @@ import pytest
 
 from quantkit.errors import CheckpointError, QuantkitError
 from quantkit.measure.speed import measure_speed
+from tests.helpers.tiny import tiny_llama
 from tests.measure.tiny_gguf import write_tiny_gguf
-from tests.tiny import tiny_llama
 
 
 @pytest.fixture(scope="module")

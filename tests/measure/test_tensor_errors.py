@@ -7,13 +7,13 @@ import pytest
 from safetensors.numpy import load_file
 
 from quantkit.errors import CheckpointError, MeasureError
-from quantkit.int4.grid import Grid
 from quantkit.measure import tensor_errors as module
 from quantkit.measure.tensor_errors import TensorError, tensor_errors
+from quantkit.quant.grid import Grid
 from tests.forward.test_forward import load
-from tests.int4.folders import write_folder
+from tests.helpers.tiny import tiny_llama
 from tests.measure.tiny_gguf import write_tiny_gguf
-from tests.tiny import tiny_llama
+from tests.packed.folders import write_folder
 
 Q4_0, Q8_0 = gguf.GGMLQuantizationType.Q4_0, gguf.GGMLQuantizationType.Q8_0
 

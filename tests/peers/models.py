@@ -13,8 +13,8 @@ import numpy as np
 
 from demo.safetensors_file import write_safetensors
 from tests.families.models import weight
-from tests.tiny import tiny_llama
-from tests.tiny_tokenizers import write_byte_level_bpe
+from tests.helpers.tiny import tiny_llama
+from tests.helpers.tiny_tokenizers import write_byte_level_bpe
 
 VOCAB = 512
 PROMPT: list[int] = np.random.RandomState(0).randint(3, VOCAB, 24).tolist()

@@ -15,11 +15,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from quantkit.calibration.native import Native
 from quantkit.checkpoint import open_checkpoint
+from quantkit.families.native import Native
 from quantkit.forward import reference_logits
-from quantkit.int4.reading import open_quantized
-from tests.command import quantkit
+from quantkit.packed.reader import open_quantized
+from tests.helpers.command import quantkit
 from tests.peers.environments import run_inside
 from tests.peers.models import PROMPT, small_model
 

@@ -9,7 +9,7 @@ from gguf import GGMLQuantizationType
 from quantkit.gguf.reader import read_header
 from quantkit.planning.memory import PlannedTensor
 from quantkit.planning.shape import ModelShape, model_shape
-from tests.oracle import model_metadata, model_tensors, write_sparse_gguf
+from tests.helpers.oracle import model_metadata, model_tensors, write_sparse_gguf
 
 _T = GGMLQuantizationType
 

@@ -12,9 +12,9 @@ from quantkit.planning.memory import plan_memory
 from quantkit.planning.traits import CHECKED
 from tests.families.models import all_cases
 from tests.families.test_tiny_models import to_gguf, write_checkpoint
+from tests.helpers.rpc_server import Rpc, rpc
 from tests.planning.llama_memory import Job, measure
 from tests.planning.models import read_model
-from tests.rpc_server import Rpc, rpc
 
 pytestmark = pytest.mark.full
 

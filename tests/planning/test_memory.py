@@ -5,14 +5,14 @@ from pathlib import Path
 import pytest
 from gguf import GGMLQuantizationType
 
+from quantkit.machine import cpu_features
 from quantkit.planning.context import Context
-from quantkit.planning.machine import cpu_features
 from quantkit.planning.memory import DeviceMemory, PlannedTensor, plan_memory
-from tests.command import quantkit
 from tests.families.test_large_shapes import MODELS, described
+from tests.helpers.command import quantkit
+from tests.helpers.real import smollm2 as smollm2
 from tests.planning.llama_memory import Job, Measured, measure
 from tests.planning.models import LARGE, SHAPES, read_model, write_described, write_model, write_sliding
-from tests.real import smollm2 as smollm2
 
 CONTEXTS = (512, 4096, 32768)
 SETTINGS = [("f16", None), ("f16", False), ("q8_0", None), ("q4_0", None)]

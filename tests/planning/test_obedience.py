@@ -11,9 +11,9 @@ from quantkit.planning.budget import Budget, fit_offer
 from quantkit.planning.context import Context
 from quantkit.planning.sizes import offers
 from quantkit.planning.sources import open_source
-from tests.command import quantkit
+from tests.helpers.command import quantkit
+from tests.helpers.real import smollm2 as smollm2
 from tests.planning.llama_memory import REPOSITORY
-from tests.real import smollm2 as smollm2
 
 
 @pytest.fixture(scope="module")

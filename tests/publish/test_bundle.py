@@ -7,10 +7,10 @@ import pytest
 
 from quantkit.chat import BUILT_IN
 from quantkit.errors import TemplateError
-from quantkit.publish.bundle import Bundle, make_bundle
-from quantkit.publish.facts import facts_of_gguf
-from quantkit.publish.modelfile import lint_modelfile, parse_modelfile, write_modelfile
-from quantkit.publish.wishes import Wishes
+from quantkit.publish.ollama.bundle import Bundle, make_bundle
+from quantkit.publish.ollama.facts import facts_of_gguf
+from quantkit.publish.ollama.modelfile import lint_modelfile, parse_modelfile, write_modelfile
+from quantkit.publish.ollama.overrides import Wishes
 from tests.publish.gguf_files import INEXACT, write_gguf
 
 

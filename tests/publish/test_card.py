@@ -1,7 +1,7 @@
 """Model cards: what is in them and from where, that hostile names stay names, that the hub takes them.
 
 huggingface_hub's ModelCard.validate() asks the hub itself, whose rules are on its side: beyond what is checked here
-(tests/upload_hub.py has the rules of its documentation) it knows whether base_model exists, and warns of a
+(tests/helpers/upload_hub.py has the rules of its documentation) it knows whether base_model exists, and warns of a
 pipeline_tag or library_name that it has no page for. Pushing a folder asks it before anything is sent (test_hub.py).
 """
 
@@ -23,14 +23,14 @@ from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
 from quantkit.errors import CheckpointError, PublishError, UsageError
-from quantkit.publish.card import CardModel, write_card
-from quantkit.publish.card_markdown import block, code, plain
-from quantkit.publish.card_metadata import LICENSES, front_matter, metadata
-from quantkit.publish.card_running import LOADERS
-from quantkit.publish.card_running import tested as loaders_tested
-from tests.command import quantkit
-from tests.tiny import tiny_llama
-from tests.upload_hub import check_metadata
+from quantkit.publish.card.card import CardModel, write_card
+from quantkit.publish.card.escaping import block, code, plain
+from quantkit.publish.card.metadata import LICENSES, front_matter, metadata
+from quantkit.publish.card.usage import LOADERS
+from quantkit.publish.card.usage import tested as loaders_tested
+from tests.helpers.command import quantkit
+from tests.helpers.tiny import tiny_llama
+from tests.helpers.upload_hub import check_metadata
 
 FULL = CardModel(
     name="Tiny",

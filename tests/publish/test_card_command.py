@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from huggingface_hub.repocard import metadata_load
 
-from tests.command import quantkit
+from tests.helpers.command import quantkit
 from tests.publish.gguf_files import write_gguf
 
 

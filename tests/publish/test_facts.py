@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from quantkit.errors import CheckpointError
-from quantkit.publish.facts import facts_of_folder, facts_of_gguf
+from quantkit.publish.ollama.facts import facts_of_folder, facts_of_gguf
 from tests.publish.gguf_files import CHATML, write_gguf
 
 

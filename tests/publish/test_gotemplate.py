@@ -4,9 +4,9 @@ import pytest
 
 from quantkit.chat import BUILT_IN, render
 from quantkit.errors import TemplateError, TemplateRefused
-from quantkit.publish.gotemplate import GoTemplate, synthesize
-from quantkit.publish.modelfile import Modelfile, parse_modelfile, write_modelfile
-from tests.golang import rendered_by_go
+from quantkit.publish.ollama.go_template import GoTemplate, synthesize
+from quantkit.publish.ollama.modelfile import Modelfile, parse_modelfile, write_modelfile
+from tests.helpers.golang import rendered_by_go
 
 LOOP = "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}<|end|>{% endfor %}"
 PROMPT = "{% if add_generation_prompt %}<|assistant|>{% endif %}"

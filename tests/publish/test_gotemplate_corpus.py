@@ -6,8 +6,8 @@ import pytest
 
 from quantkit.chat import render
 from quantkit.errors import TemplateError
-from quantkit.publish.gotemplate import GoTemplate, synthesize
-from tests.golang import rendered_by_go
+from quantkit.publish.ollama.go_template import GoTemplate, synthesize
+from tests.helpers.golang import rendered_by_go
 from tests.publish.corpus import NOT_TEXT_ONLY, Published, conversations, corpus
 
 MISSION = {

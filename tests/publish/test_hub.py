@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from tests.hub_server import closed_port
-from tests.upload_hub import PART, UploadHub, UploadRepo, running_upload_hub
+from tests.helpers.hub_server import closed_port
+from tests.helpers.upload_hub import PART, UploadHub, UploadRepo, running_upload_hub
 
 REPO = "me/Tiny-GGUF"
 CARD = b"---\nlicense: mit\ntags:\n- gguf\n---\n\n# Tiny\n"

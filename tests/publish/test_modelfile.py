@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from quantkit.errors import ModelfileError
-from quantkit.publish.modelfile import Modelfile, parse_modelfile, write_modelfile
+from quantkit.publish.ollama.modelfile import Modelfile, parse_modelfile, write_modelfile
 from tests.publish.ollama_grammar import Refused, printable, read
 
 AWKWARD = [

@@ -3,8 +3,8 @@
 import random
 from itertools import pairwise
 
-from quantkit.publish.modelfile import Modelfile, write_modelfile
-from tests.golang import rendered_by_go
+from quantkit.publish.ollama.modelfile import Modelfile, write_modelfile
+from tests.helpers.golang import rendered_by_go
 from tests.publish.ollama_grammar import read
 
 PIECES = [

@@ -2,7 +2,7 @@
 
 import pytest
 
-from quantkit.publish.modelfile import DEPRECATED, Modelfile, lint_modelfile, write_modelfile
+from quantkit.publish.ollama.modelfile import DEPRECATED, Modelfile, lint_modelfile, write_modelfile
 
 
 def said(text: str) -> list[tuple[int, str]]:

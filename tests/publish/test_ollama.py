@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from quantkit.errors import PublishError, UsageError
-from quantkit.publish.modelfile import Modelfile
-from quantkit.publish.ollama import Server, create_request, digest_of, parse_host
-from tests.ollama_server import KEY, Ollama, running_ollama
+from quantkit.publish.ollama.modelfile import Modelfile
+from quantkit.publish.ollama.server import Server, create_request, digest_of, parse_host
+from tests.helpers.ollama_server import KEY, Ollama, running_ollama
 from tests.publish.gguf_files import write_gguf
 
 

@@ -3,7 +3,7 @@
 import sys
 import unicodedata
 
-from quantkit.publish.printable import is_printable
+from quantkit.publish.ollama.printable import is_printable
 
 
 def test_every_code_point_of_unicode_3_2_is_printable_as_its_category_says() -> None:

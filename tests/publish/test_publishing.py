@@ -6,13 +6,13 @@ from pathlib import Path
 import pytest
 
 from quantkit.errors import PublishError
-from quantkit.publish.bundle import make_bundle
-from quantkit.publish.facts import facts_of_gguf
-from quantkit.publish.ollama import Server
-from quantkit.publish.publishing import Item, Made, create_all, push_all
-from quantkit.publish.tags import Name, TagPlan, plan_tags
-from quantkit.publish.wishes import Wishes
-from tests.ollama_server import Ollama, running_ollama
+from quantkit.publish.ollama.bundle import make_bundle
+from quantkit.publish.ollama.facts import facts_of_gguf
+from quantkit.publish.ollama.overrides import Wishes
+from quantkit.publish.ollama.push import Item, Made, create_all, push_all
+from quantkit.publish.ollama.server import Server
+from quantkit.publish.ollama.tags import Name, TagPlan, plan_tags
+from tests.helpers.ollama_server import Ollama, running_ollama
 from tests.publish.gguf_files import write_gguf
 
 ALL = {

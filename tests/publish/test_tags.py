@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from quantkit.errors import UsageError
-from quantkit.publish.planfile import read_plan, write_plan
-from quantkit.publish.tags import Name, TagPlan, parse_name, plan_tags, size_tag
+from quantkit.publish.ollama.plan_file import read_plan, write_plan
+from quantkit.publish.ollama.tags import Name, TagPlan, parse_name, plan_tags, size_tag
 
 BLOSSOM = Name("blossom-v5", "azure99")
 

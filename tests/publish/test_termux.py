@@ -10,20 +10,20 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import tests.hub_server as hub_server
+import tests.helpers.hub_server as hub_server
 from quantkit.errors import CheckpointError, HubError, UsageError
 from quantkit.planning.context import Context
 from quantkit.planning.memory import plan_memory
+from quantkit.planning.phones import PHONES, RUNGS, SMALLER, phone, phone_memory, room
 from quantkit.planning.sources import open_source, tensors_as_they_are
-from quantkit.publish.modelfile import Modelfile, parse_modelfile
-from quantkit.publish.phones import PHONES, RUNGS, SMALLER, phone, phone_memory, room
-from quantkit.publish.remote import check_url, file_name, look_at
+from quantkit.publish.ollama.modelfile import Modelfile, parse_modelfile
+from quantkit.publish.remote_gguf import check_url, file_name, look_at
 from quantkit.publish.termux import Settings, check_parameters, fill_in, llama_flags, script, without_phone_parameters
-from tests.hub_server import Drop, Hub, Repo, closed_port, running_hub
+from tests.helpers.hub_server import Drop, Hub, Repo, closed_port, running_hub
+from tests.helpers.tiny import tiny_llama
 from tests.measure.tiny_gguf import write_tiny_gguf
 from tests.publish.phone import SCRIPT, Phone, wait_until
 from tests.publish.test_termux_script import GGUF, SHA256, tool
-from tests.tiny import tiny_llama
 
 NAMES = ("NAME", "GGUF", "MODEL_BYTES", "MODEL_SHA256", "MEMORY", "CTX", "MODELFILE", "LLAMA_FLAGS")
 HOSTILE = """it's "$HOME" `touch x` $(touch x) ${x} \\ '\\'' ; & | > x !! 你好\n\ttab"""

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.hub_server import Drop, Hub, Repo, closed_port, running_hub
+from tests.helpers.hub_server import Drop, Hub, Repo, closed_port, running_hub
 from tests.publish.phone import ALL_BIG, BIG_LITTLE, QUAD, SCRIPT, THREE_CLUSTERS, Phone, wait_until
 from tests.publish.runit import runit_or_skip
 

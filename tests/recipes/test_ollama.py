@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 
 from quantkit.errors import UsageError
-from quantkit.publish.modelfile import lint_modelfile, parse_modelfile
+from quantkit.publish.ollama.modelfile import lint_modelfile, parse_modelfile
 from quantkit.recipes.ollama import modelfiles, read_ollama
-from tests.ollama_folder import RECIPES, expected, present
+from tools.ollama_folder import RECIPES, expected, present
 
 GOOD = """\
 [model]

@@ -9,7 +9,7 @@ import pytest
 from quantkit.report.drawing import Plot
 from quantkit.report.html import html
 from quantkit.report.plots import plots
-from tests.chromium import headless_chromium
+from tests.helpers.chromium import headless_chromium
 from tests.report.sample import sample
 
 if TYPE_CHECKING:

@@ -10,16 +10,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from quantkit.calibration.native import Native
 from quantkit.checkpoint import open_checkpoint
-from quantkit.convert.folders import FolderPlan, Method
-from quantkit.int4.grid import Grid
+from quantkit.families.native import Native
+from quantkit.outputs.packed_folders import FolderPlan, Method
+from quantkit.quant.grid import Grid
 from quantkit.verify.check import Check
 from quantkit.verify.quantized import LOGIT_FLOOR, SourceLogits, verify_folder
 from tests.families.expected import write_checkpoint
-from tests.int4.folders import Hashes, planned, write_planned
-from tests.real import smollm2_or_skip
-from tests.tiny import tiny_llama
+from tests.helpers.real import smollm2_or_skip
+from tests.helpers.tiny import tiny_llama
+from tests.packed.folders import Hashes, planned, write_planned
 
 
 @dataclass(frozen=True)

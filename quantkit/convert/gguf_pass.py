@@ -1,0 +1,238 @@
+"""The pass itself: every tensor is read once, in chunks of rows, and leaves in every asked type.
+
+Chunks are independent: a thread reads one, widens it to float32, quantizes it for each output and writes each result
+at its place. Rows are quantized one by one, so neither chunks nor threads change a byte.
+"""
+
+import os
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from gguf import GGMLQuantizationType
+from numpy.typing import NDArray
+
+from quantkit.errors import CheckpointError, OutputError, UnsupportedError
+from quantkit.gguf.kernels import dequantize_rows, quantize_rows, validate_rows
+from quantkit.gguf.layout import Slot
+from quantkit.journal import Journal
+from quantkit.outputs.gguf_files import Plan
+from quantkit.outputs.model import ModelTensor
+
+Progress = Callable[[str, int], None]
+
+
+@dataclass(frozen=True)
+class Target:
+    """Where a tensor goes in one output."""
+
+    descriptor: int
+    slot: Slot
+    label: str
+
+
+@dataclass(frozen=True)
+class Chunk:
+    tensor: ModelTensor
+    start: int
+    stop: int
+    last_of: "_Countdown"
+
+
+class _Countdown:
+    """Counts a tensor's chunks; the thread that finishes the last one records the tensor."""
+
+    def __init__(self, count: int, done: Callable[[], None]) -> None:
+        self._count, self._done, self._lock = count, done, threading.Lock()
+
+    def one_finished(self) -> None:
+        with self._lock:
+            self._count -= 1
+            if self._count:
+                return
+        self._done()
+
+
+def partial_path(folder: Path, name: str) -> Path:
+    """The name a file has while it is not whole."""
+    return folder / f"{name}.partial"
+
+
+def run_pass(plan: Plan, journal: Journal, progress: Progress) -> dict[str, float]:
+    """Write every tensor that the journal does not hold yet, and the headers, into `*.partial` files.
+
+    Returns the CPU seconds of quantizing by output label; a tensor type two outputs share counts for the first.
+
+    `progress(tensor, elements)` is called from worker threads as elements are finished.
+
+    Raises:
+        CheckpointError: the source cannot be read, or holds NaN or infinity.
+        OutputError: the files cannot be written.
+        UnsupportedError: a value does not fit the asked type.
+    """
+    with ExitStack() as stack:
+        targets = _open_targets(plan, stack, keep=journal.resumed)
+        lock = threading.Lock()
+
+        def record(name: str) -> None:
+            with lock:
+                journal.finished(name)
+
+        todo = [tensor for tensor in plan.model.tensors if tensor.name not in journal.done]
+        for tensor in plan.model.tensors:
+            if tensor.name in journal.done:
+                progress(tensor.name, tensor.n_elements)
+        work = (
+            (chunk, targets[chunk.tensor.name])
+            for tensor in todo
+            for chunk in _chunks(tensor, plan.chunk_elements, record)
+        )
+        pool = stack.enter_context(ThreadPoolExecutor(plan.threads, thread_name_prefix="quantize"))
+        return _drain(pool, plan, work, progress)
+
+
+def _drain(
+    pool: ThreadPoolExecutor, plan: Plan, work: Iterator[tuple[Chunk, list[Target]]], progress: Progress
+) -> dict[str, float]:
+    """Keep the pool fed with a bounded queue; the first failure stops the rest. Returns CPU seconds by label."""
+    pending: set[Future[dict[str, float]]] = set()
+    seconds = dict.fromkeys((output.type.label for output in plan.outputs), 0.0)
+
+    def collect(finished: Iterable[Future[dict[str, float]]]) -> None:
+        for future in finished:
+            for label, spent in future.result().items():
+                seconds[label] += spent
+
+    try:
+        for chunk, targets in work:
+            if len(pending) >= 2 * plan.threads:
+                done, pending = wait(pending, return_when=FIRST_COMPLETED)
+                collect(done)
+            pending.add(pool.submit(_convert, plan, chunk, targets, progress))
+        collect(pending)
+    except BaseException:
+        for future in pending:
+            future.cancel()
+        raise
+    return seconds
+
+
+def _open_targets(plan: Plan, stack: ExitStack, *, keep: bool) -> dict[str, list[Target]]:
+    """Create each file at its full size, so that a full disk is known now, and write its header."""
+    targets: dict[str, list[Target]] = {}
+    for output in plan.outputs:
+        for file in output.files:
+            path = partial_path(plan.request.folder, file.name)
+            try:
+                flags = os.O_RDWR | os.O_CREAT | (0 if keep else os.O_TRUNC)
+                descriptor = os.open(path, flags, 0o666)
+                stack.callback(os.close, descriptor)
+                os.posix_fallocate(descriptor, 0, file.size)
+                _write(descriptor, file.header, 0)
+            except OSError as error:
+                raise OutputError(
+                    f"cannot write {path.name} ({file.size / 1e6:.0f} MB) into {path.parent}:"
+                    f" {error.strerror or error}; free some space or choose another folder with -o"
+                ) from error
+            for slot in file.slots:
+                targets.setdefault(slot.name, []).append(Target(descriptor, slot, output.type.label))
+    return targets
+
+
+def _chunks(tensor: ModelTensor, elements: int, record: Callable[[str], None]) -> Iterator[Chunk]:
+    """Row ranges of about `elements` elements that keep to the tensor's step and never cross an expert."""
+    step = tensor.row_step * max(1, elements // (tensor.row_step * tensor.n_columns))
+    ranges = [
+        (first + start, first + min(start + step, tensor.matrix_rows))
+        for first in range(0, tensor.n_rows, tensor.matrix_rows)
+        for start in range(0, tensor.matrix_rows, step)
+    ]
+    countdown = _Countdown(len(ranges), lambda: record(tensor.name))
+    return (Chunk(tensor, start, stop, countdown) for start, stop in ranges)
+
+
+def _convert(plan: Plan, chunk: Chunk, targets: list[Target], progress: Progress) -> dict[str, float]:
+    """One chunk through every output; returns the CPU seconds each label's quantizing took."""
+    tensor = chunk.tensor
+    rows = plan.model.read_rows(tensor.name, chunk.start, chunk.stop)
+    floats = widen(rows, tensor)
+    if not _all_finite(floats):
+        raise CheckpointError(
+            f"tensor {tensor.source} holds NaN or infinity (row {_bad_row(floats) + chunk.start} of {tensor.name});"
+            " the checkpoint is damaged, download it again or ask its author"
+        )
+    weights = plan.weights.get(tensor.name)
+    importance = None if weights is None else weights[chunk.start // tensor.matrix_rows]
+    quantized: dict[GGMLQuantizationType, NDArray[np.uint8]] = {}
+    seconds: dict[str, float] = {}
+    for target in targets:
+        kind = target.slot.type
+        if kind not in quantized:
+            started = time.thread_time()
+            quantized[kind] = _quantize(kind, rows, floats, tensor, importance, target.label)
+            seconds[target.label] = time.thread_time() - started
+        try:
+            _write(target.descriptor, quantized[kind].data, target.slot.offset + chunk.start * target.slot.row_bytes)
+        except OSError as error:
+            raise OutputError(f"writing {target.label} failed: {error.strerror or error}") from error
+    chunk.last_of.one_finished()
+    progress(tensor.name, floats.size)
+    return seconds
+
+
+def widen(rows: NDArray[np.generic], tensor: ModelTensor) -> NDArray[np.float32]:
+    """Source rows as float32 (n, n_columns); exact for floats, dequantized for a quantized source."""
+    if rows.dtype == np.float32:
+        return np.ascontiguousarray(rows, dtype=np.float32)
+    kind = GGMLQuantizationType.BF16 if rows.dtype.name == "bfloat16" else GGMLQuantizationType.F16
+    if rows.dtype == np.uint8:
+        kind = tensor.type
+    data = np.ascontiguousarray(rows).view(np.uint8).reshape(len(rows), -1)
+    return dequantize_rows(kind, data, tensor.n_columns)
+
+
+def _quantize(
+    kind: GGMLQuantizationType,
+    rows: NDArray[np.generic],
+    floats: NDArray[np.float32],
+    tensor: ModelTensor,
+    importance: NDArray[np.float32] | None,
+    label: str,
+) -> NDArray[np.uint8]:
+    if kind == GGMLQuantizationType.F32:
+        return floats.view(np.uint8)
+    if kind == tensor.type:
+        return np.ascontiguousarray(rows).view(np.uint8).reshape(len(rows), -1)
+    try:
+        data = quantize_rows(kind, floats, importance)
+    except UnsupportedError as error:
+        raise UnsupportedError(f"{label}: tensor {tensor.name}: {error}") from error
+    # Block scales are checked when the file is read back; half precision overflows on ordinary outliers, said at once.
+    if kind == GGMLQuantizationType.F16 and not validate_rows(kind, data):
+        raise UnsupportedError(
+            f"{label}: tensor {tensor.name} has values up to {float(np.abs(floats).max()):.3g}, beyond what {kind.name}"
+            " can hold; choose bf16 or a quantized type with wider scales"
+        )
+    return data
+
+
+def _all_finite(floats: NDArray[np.float32]) -> bool:
+    """No NaN, no infinity: either shows in the sum, which is quicker; a sum that merely overflowed is looked into."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        return bool(np.isfinite(floats.sum())) or bool(np.isfinite(floats).all())
+
+
+def _bad_row(floats: NDArray[np.float32]) -> int:
+    return int(np.flatnonzero(~np.isfinite(floats).all(axis=1))[0])
+
+
+def _write(descriptor: int, data: bytes | memoryview, offset: int) -> None:
+    view = memoryview(data).cast("B")
+    while view:
+        written = os.pwrite(descriptor, view, offset)
+        view, offset = view[written:], offset + written

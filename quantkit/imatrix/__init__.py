@@ -1,0 +1,1 @@
+"""Importance matrices: the file formats of llama.cpp, and the tensor names inside them."""

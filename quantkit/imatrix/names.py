@@ -1,0 +1,142 @@
+"""Which input of the model each tensor of a GGUF multiplies: from a calibration to an importance matrix.
+
+llama-imatrix gathers squares while llama.cpp runs; here they come from the streamed forward of the native architecture,
+whose linears have other names, may be fused where GGUF splits them or stacked where it does not. Both sides know which
+rows of which tensor of the checkpoint they are made of, so that is how they find each other.
+"""
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from quantkit.families import MappedTensor, find_family, map_tensors
+from quantkit.families.native import Native
+from quantkit.forward.layer_linears import layer_linears
+from quantkit.forward.linears import Linear
+from quantkit.imatrix.file import Imatrix
+
+LinearKey = tuple[str, int | None]
+"""(name of a native linear, its index where several are stacked in one tensor)."""
+Squares = Mapping[LinearKey, tuple[NDArray[np.float64], int]]
+"""Linear -> sums of squares of its input (n_in,), and over how many tokens."""
+_Sums = dict[str, NDArray[np.float32]]
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Rows first..last of a checkpoint's tensor that belong to a linear; `turned`: rows are its inputs."""
+
+    first: int
+    last: int
+    turned: bool
+    key: LinearKey
+    n_in: int
+
+
+def imatrix_sources(native: Native) -> dict[str, tuple[LinearKey, ...]]:
+    """GGUF tensor -> the linears whose inputs it multiplies, one for each of the matrices it stacks (else one).
+
+    Only tensors of `blk.`, as llama-imatrix without --process-output. One that stands on its side in GGUF multiplies
+    something that the native architecture never has in hand (DeepSeek's attn_k_b), and is not there.
+    """
+    places = _places(native)
+    checkpoint = native.checkpoint
+    family = find_family(checkpoint.config)
+    found = {}
+    for tensor in map_tensors(family, native.sizes, checkpoint.tensors):
+        if not tensor.name.startswith("blk.") or not tensor.name.endswith(".weight") or not tensor.parts:
+            continue
+        keys = [_linear_of(tensor, number, places) for number in range(_n_matrices(tensor))]
+        complete = tuple(key for key in keys if key is not None)
+        if len(complete) == len(keys):
+            found[tensor.name] = complete
+    return found
+
+
+def collect_imatrix(squares: Squares, sources: Mapping[str, Sequence[LinearKey]]) -> tuple[_Sums, _Sums]:
+    """(sums, counts) for `write_imatrix`: float32 (n_matrices, n_in) and (n_matrices,) of each tensor of `sources`.
+
+    An expert that no token came to has a count of 0 (a reader then weighs its inputs alike), a tensor none of whose
+    linears was calibrated no entry.
+    """
+    sums, counts = {}, {}
+    for name, keys in sources.items():
+        if all(key in squares for key in keys):
+            sums[name] = np.stack([squares[key][0] for key in keys]).astype(np.float32)
+            counts[name] = np.array([squares[key][1] for key in keys], np.float32)
+    return sums, counts
+
+
+def as_imatrix(
+    sums: Mapping[str, NDArray[np.float32]],
+    counts: Mapping[str, NDArray[np.float32]],
+    *,
+    datasets: Sequence[str],
+    chunks: int,
+    chunk_size: int,
+) -> Imatrix:
+    """What `load_imatrix` gives for the file that `write_imatrix` makes of these, without the file.
+
+    `sha256` is that of the names, sums and counts.
+    """
+    values, digest = {}, hashlib.sha256()
+    for name in sorted(sums):
+        per_matrix = counts[name].reshape(-1, 1)
+        digest.update(name.encode() + sums[name].tobytes() + counts[name].tobytes())
+        seen = per_matrix > 0
+        means = np.where(seen, sums[name] / np.where(seen, per_matrix, np.float32(1)), np.float32(1))
+        values[name] = means.astype(np.float32).ravel()
+    return Imatrix(values, list(datasets), chunks, chunk_size, digest.hexdigest())
+
+
+def _places(native: Native) -> dict[str, list[_Place]]:
+    """Tensor of the checkpoint -> whose rows stand in it."""
+    places: dict[str, list[_Place]] = {}
+    for number in range(native.decoder.n_layers):
+        layer = layer_linears(native.architecture, native.config, number, native.tensors)
+        for linear in (linear for each in layer.inputs for linear in each.linears):
+            for source, place in _places_of(linear, native.tensors):
+                places.setdefault(source, []).append(place)
+    return places
+
+
+def _places_of(linear: Linear, tensors: Mapping[str, MappedTensor]) -> Iterator[tuple[str, _Place]]:
+    packed = linear.name + "_blocks"
+    tensor = tensors[packed if packed in tensors else linear.name + linear.form.weight]
+    turned = linear.form.turned and packed not in tensors
+    rows = linear.n_in if turned else linear.n_out
+    start = (linear.index or 0) * rows
+    key = (linear.name, linear.index)
+    if len(tensor.parts) == 1 and packed in tensors:
+        yield tensor.parts[0].source, _Place(start, start + rows - 1, turned, key, linear.n_in)
+        return
+    for number in range(start // tensor.part_rows, (start + rows - 1) // tensor.part_rows + 1):
+        part = tensor.parts[number]
+        first = max(start - number * tensor.part_rows, 0)
+        last = min(start + rows - number * tensor.part_rows, tensor.part_rows)
+        taken = part.take.rows
+        if part.take.transposed:
+            assert taken is not None  # the mapping resolves it
+        elif taken is not None:
+            taken = taken[first:last]
+        span = (first, last - 1) if taken is None else (int(taken.min()), int(taken.max()))
+        yield part.source, _Place(*span, turned != part.take.transposed, key, linear.n_in)
+
+
+def _n_matrices(tensor: MappedTensor) -> int:
+    return int(np.prod(tensor.shape[:-2], dtype=np.int64)) if len(tensor.shape) > 2 else 1
+
+
+def _linear_of(tensor: MappedTensor, number: int, places: Mapping[str, list[_Place]]) -> LinearKey | None:
+    """The linear that matrix `number` of a GGUF tensor is of; of several that see the same input, the first."""
+    row = number * (tensor.shape[-2] if len(tensor.shape) > 1 else 1)
+    part = tensor.parts[row // tensor.part_rows]
+    within, taken = row % tensor.part_rows, part.take.rows
+    at = within if taken is None else int(taken.min() if part.take.transposed else taken[within])
+    for place in places.get(part.source, ()):
+        if place.first <= at <= place.last and place.turned == part.take.transposed and place.n_in == tensor.shape[-1]:
+            return place.key
+    return None

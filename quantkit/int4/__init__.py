@@ -1,1 +1,0 @@
-"""AWQ and GPTQ: the algorithms, on arrays alone, and how each format packs what they give."""

@@ -1,0 +1,1 @@
+"""llama.cpp in a process of its own: load a model, decode, generate, list devices, converse."""

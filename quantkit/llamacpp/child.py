@@ -1,0 +1,156 @@
+"""The process in which llama.cpp runs: `python -m quantkit.llamacpp.child`, started by llama_runtime only.
+
+A bad file can abort llama.cpp, so it never shares a process with the caller. Requests come as JSON lines on stdin, one
+at a time; answers go to stdout as JSON lines: for each request any number of {"progress": [done, of]}, then
+{"result": ...} or {"error": "..."}, after which this process is of no more use. Only llama.cpp's errors are let through
+to stderr. When stdin closes the caller is gone, so this leaves too.
+"""
+
+import ctypes
+import json
+import os
+import queue
+import signal
+import sys
+import threading
+from contextlib import ExitStack
+from typing import Any
+
+import numpy as np
+
+from quantkit.llamacpp.calls import CONTINUED, ERROR, Failed, context, decode, llama, load, tokenize
+from quantkit.llamacpp.devices import devices
+from quantkit.llamacpp.generation import Talk
+from quantkit.llamacpp.loading import Bench, Loaded
+
+_F32 = 0
+
+
+def vocab_tokens(request: dict[str, Any]) -> list[list[int]]:
+    with load(request["model"], vocab_only=True) as model:
+        vocab = llama.llama_model_get_vocab(model)
+        return [tokenize(vocab, text, add_special=False, parse_special=True) for text in request["texts"]]
+
+
+def text_tokens(request: dict[str, Any]) -> dict[str, Any]:
+    """A text as it is measured on: with the tokens put around it, special tokens spelled in it not parsed."""
+    with load(request["model"], vocab_only=True) as model:
+        vocab = llama.llama_model_get_vocab(model)
+        tokens = tokenize(vocab, request["text"], add_special=True, parse_special=False)
+        adds_bos = llama.llama_vocab_get_add_bos(vocab)
+        return {"tokens": tokens, "bos": llama.llama_vocab_bos(vocab) if adds_bos else None}
+
+
+def logits(request: dict[str, Any]) -> None:
+    """Writes (n_tokens, n_vocab) to request["out"]; the KV cache is float32 and flash attention off, for exactness."""
+    tokens = request["tokens"]
+    with (
+        load(request["model"], n_gpu_layers=0, check_tensors=True, use_extra_bufts=False) as model,
+        context(
+            model,
+            request["n_threads"],
+            n_ctx=len(tokens),
+            n_batch=len(tokens),
+            n_ubatch=len(tokens),
+            flash_attn_type=0,
+            type_k=_F32,
+            type_v=_F32,
+        ) as running,
+    ):
+        n_vocab = llama.llama_vocab_n_tokens(llama.llama_model_get_vocab(model))
+        if max(tokens) >= n_vocab:
+            raise Failed(f"was asked for token {max(tokens)} of a vocabulary of {n_vocab}")
+        found = decode(running, tokens, 0, n_vocab)
+        np.lib.format.open_memmap(request["out"], "w+", np.float32, found.shape)[:] = found
+
+
+class Open:
+    """A model that stays loaded, for windows of `n_ctx` tokens."""
+
+    def __init__(self) -> None:
+        self._stack = ExitStack()
+        self._context: Any = None
+        self.n_ctx = self.n_vocab = 0
+
+    def open(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Loads as llama-perplexity does by default."""
+        self.n_ctx = request["n_ctx"]
+        model = self._stack.enter_context(load(request["model"]))
+        self._context = self._stack.enter_context(
+            context(model, request["n_threads"], n_ctx=self.n_ctx, n_batch=self.n_ctx, n_ubatch=min(self.n_ctx, 512))
+        )
+        self.n_vocab = llama.llama_vocab_n_tokens(llama.llama_model_get_vocab(model))
+        return {"n_vocab": self.n_vocab, "n_params": llama.llama_model_n_params(model)}
+
+    def window(self, request: dict[str, Any]) -> None:
+        """Fills the file request["out"] with the logits after tokens first .. n - 2: (n - 1 - first, n_vocab) float32.
+
+        Those after the last token are computed too, and dropped: so llama-perplexity does, and rounding follows shapes.
+        """
+        tokens, first = request["tokens"], request["first"]
+        found = decode(self._context, tokens, first, self.n_vocab)[:-1]
+        out = np.memmap(request["out"], np.float32, "r+", 0, found.shape)
+        out[:] = found
+
+
+def _answer(message: dict[str, Any]) -> None:
+    os.write(_answers, json.dumps(message).encode() + b"\n")
+
+
+def _log(level: int, text: bytes, _data: ctypes.c_void_p) -> None:
+    global _last_level
+    _last_level = level if level != CONTINUED else _last_level
+    if _last_level == ERROR:
+        os.write(2, text)
+
+
+_log_callback = llama.llama_log_callback(_log)
+
+
+def _listen(requests: "queue.Queue[str]") -> None:
+    for line in sys.stdin:
+        requests.put(line)
+    os._exit(1)
+
+
+def main() -> None:
+    # an interrupt is the caller's to handle, in whose group this process is
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    requests: queue.Queue[str] = queue.Queue()
+    threading.Thread(target=_listen, args=(requests,), daemon=True).start()
+    llama.llama_log_set(_log_callback, ctypes.c_void_p(0))
+    llama.llama_backend_init()
+    model, bench = Open(), Bench()
+    talk = Talk(lambda: not requests.empty(), lambda piece: _answer({"progress": [piece.decode("latin-1")]}))
+    tasks = {
+        "vocab_tokens": vocab_tokens,
+        "text_tokens": text_tokens,
+        "logits": logits,
+        "open": model.open,
+        "window": model.window,
+        "devices": devices,
+        "load": Loaded().load,
+        "bench_open": bench.open,
+        "bench_begin": bench.begin,
+        "bench_run": bench.run,
+        "talk_open": talk.open,
+        "talk_tokenize": talk.tokenize,
+        "talk": talk.generate,
+    }
+    while True:
+        request = json.loads(requests.get())
+        if request["task"] == "stop":
+            # what was to be stopped has ended
+            _answer({"stopped": True})
+            continue
+        try:
+            _answer({"result": tasks[request["task"]](request)})
+        except Failed as error:
+            _answer({"error": str(error)})
+
+
+if __name__ == "__main__":
+    _last_level = 0
+    _answers = os.dup(1)
+    os.dup2(2, 1)
+    main()

@@ -1,0 +1,95 @@
+"""The devices llama.cpp can offload to, among them those of RPC servers; in the child process only (see llama_child).
+
+libllama is loaded with the ggml libraries it needs, and a lookup in it finds their functions too; opening a ggml
+library by its path may give a second copy, with a registry of its own.
+"""
+
+import ctypes
+import os
+import socket
+from collections.abc import Sequence
+from typing import Any
+
+from quantkit.llamacpp.calls import Failed, llama
+
+_GPU, _INTEGRATED = 1, 2
+_RPC = b"RPC"
+_PATIENCE = 10.0
+
+
+def _function(name: str, result: Any, *arguments: Any) -> Any:
+    function = getattr(llama._lib, name)
+    function.restype, function.argtypes = result, arguments
+    return function
+
+
+_pointer = ctypes.c_void_p
+_load = _function("ggml_backend_load", _pointer, ctypes.c_char_p)
+_registered = _function("ggml_backend_reg_by_name", _pointer, ctypes.c_char_p)
+_register = _function("ggml_backend_register", None, _pointer)
+_address = _function("ggml_backend_reg_get_proc_address", _pointer, _pointer, ctypes.c_char_p)
+_count = _function("ggml_backend_dev_count", ctypes.c_size_t)
+_device = _function("ggml_backend_dev_get", _pointer, ctypes.c_size_t)
+_name = _function("ggml_backend_dev_name", ctypes.c_char_p, _pointer)
+_description = _function("ggml_backend_dev_description", ctypes.c_char_p, _pointer)
+_kind = _function("ggml_backend_dev_type", ctypes.c_int, _pointer)
+_memory = _function(
+    "ggml_backend_dev_memory", None, _pointer, ctypes.POINTER(ctypes.c_size_t), ctypes.POINTER(ctypes.c_size_t)
+)
+
+
+def add_rpc_servers(endpoints: Sequence[str]) -> None:
+    """Make the devices of these servers ("host:port") devices of llama.cpp's, as llama-bench's --rpc does.
+
+    A llama.cpp built without the RPC backend takes it from the shared library that GGML_BACKEND_PATH names, llama.cpp's
+    own variable for a backend built apart. Raises Failed.
+    """
+    if not endpoints:
+        return
+    plugin = os.environ.get("GGML_BACKEND_PATH")
+    backend = _registered(_RPC)
+    if not backend and plugin:
+        _load(os.fsencode(plugin))
+        backend = _registered(_RPC)
+    if not backend:
+        raise Failed(
+            "has no RPC backend: install llama-cpp-python with CMAKE_ARGS=-DGGML_RPC=ON, or name a libggml-rpc built"
+            " apart in GGML_BACKEND_PATH"
+        )
+    add = ctypes.CFUNCTYPE(_pointer, ctypes.c_char_p)(_address(backend, b"ggml_backend_rpc_add_server"))
+    for endpoint in endpoints:
+        _reach(endpoint)
+        server = add(endpoint.encode())
+        if not server:
+            raise Failed(f"found no device at the RPC server {endpoint}")
+        _register(server)
+
+
+def _reach(endpoint: str) -> None:
+    """llama.cpp aborts on a server that is not there; better to know before."""
+    host, _, port = endpoint.rpartition(":")
+    if not host or not port.isdecimal():
+        raise Failed(f"was given the RPC server {endpoint!r}, which is not HOST:PORT")
+    try:
+        socket.create_connection((host, int(port)), _PATIENCE).close()
+    except (OSError, OverflowError) as error:
+        raise Failed(
+            f"could not reach the RPC server {endpoint} ({getattr(error, 'strerror', None) or error})"
+        ) from None
+
+
+def devices(request: dict[str, Any]) -> list[dict[str, Any]]:
+    """The devices layers can be offloaded to, in the order of llama.cpp's registry."""
+    add_rpc_servers(request["rpc"])
+    return offload_devices()
+
+
+def offload_devices() -> list[dict[str, Any]]:
+    found = []
+    for device in (_device(i) for i in range(_count())):
+        if _kind(device) in (_GPU, _INTEGRATED):
+            free, total = ctypes.c_size_t(), ctypes.c_size_t()
+            _memory(device, ctypes.byref(free), ctypes.byref(total))
+            name, description = _name(device).decode(), _description(device).decode()
+            found.append({"name": name, "description": description, "memory": total.value, "free": free.value})
+    return found

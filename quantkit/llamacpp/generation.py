@@ -1,0 +1,124 @@
+"""Tasks of the child process for talking to a model: it stays loaded, and what was said stays in its cache."""
+
+import ctypes
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from typing import Any
+
+from quantkit.llamacpp.calls import Failed, context, llama, load, tokenize
+from quantkit.llamacpp.devices import add_rpc_servers
+
+_BATCH = 512
+_PENALTY_LAST = 64
+_USUAL_PIECE = 256
+
+
+class Talk:
+    """`asked_to_stop`: whether the caller wants no more of the answer. `tell(piece)`: bytes of it, as they come."""
+
+    def __init__(self, asked_to_stop: Callable[[], bool], tell: Callable[[bytes], None]) -> None:
+        self._asked_to_stop, self._tell = asked_to_stop, tell
+        self._stack = ExitStack()
+        self._running: Any = None
+        self._vocab: Any = None
+        self._cached: list[int] = []
+        self._n_ctx = 0
+
+    def open(self, request: dict[str, Any]) -> dict[str, Any]:
+        add_rpc_servers(request["rpc"])
+        model = self._stack.enter_context(load(request["model"], n_gpu_layers=request["gpu_layers"]))
+        self._running = self._stack.enter_context(
+            context(model, request["n_threads"], n_ctx=request["n_ctx"], n_batch=_BATCH, n_ubatch=_BATCH)
+        )
+        self._vocab = llama.llama_model_get_vocab(model)
+        self._n_ctx = llama.llama_n_ctx(self._running)
+        return {"n_ctx": self._n_ctx}
+
+    def tokenize(self, request: dict[str, Any]) -> list[int]:
+        return tokenize(self._vocab, request["text"], add_special=request["add_special"], parse_special=True)
+
+    def generate(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Goes on after the prompt's token ids, up to an end-of-generation token.
+
+        What of the prompt the cache holds from before is not evaluated again.
+        """
+        prompt, count = request["tokens"], 0
+        began = time.perf_counter()
+        fresh = self._evaluate_prompt(prompt)
+        prompted = time.perf_counter()
+        reason = "length"
+        with ExitStack() as stack:
+            sampler = self._sampler(request["sampling"], stack)
+            while count < request["max_tokens"]:
+                token = llama.llama_sampler_sample(sampler, self._running, -1)
+                if llama.llama_vocab_is_eog(self._vocab, token):
+                    reason = "end"
+                    break
+                count += 1
+                self._tell(self._piece(token))
+                if self._asked_to_stop():
+                    reason = "asked"
+                    break
+                if len(self._cached) + 1 >= self._n_ctx:
+                    reason = "context"
+                    break
+                self._evaluate([token])
+        return {
+            "reason": reason,
+            "prompt_tokens": fresh,
+            "prompt_seconds": prompted - began,
+            "tokens": count,
+            "seconds": time.perf_counter() - prompted,
+        }
+
+    def _evaluate_prompt(self, prompt: list[int]) -> int:
+        """How many tokens of the prompt were not in the cache; the last one always is evaluated, for its logits."""
+        pairs = enumerate(zip(self._cached, prompt, strict=False))
+        same = next((at for at, (a, b) in pairs if a != b), min(len(self._cached), len(prompt)))
+        same = min(same, len(prompt) - 1)
+        memory = llama.llama_get_memory(self._running)
+        if not llama.llama_memory_seq_rm(memory, 0, same, -1):
+            llama.llama_memory_clear(memory, True)
+            same = 0
+        del self._cached[same:]
+        step = llama.llama_n_batch(self._running)
+        for start in range(same, len(prompt), step):
+            self._evaluate(prompt[start : start + step])
+        llama.llama_synchronize(self._running)
+        return len(prompt) - same
+
+    def _evaluate(self, tokens: list[int]) -> None:
+        ids = (llama.llama_token * len(tokens))(*tokens)
+        status = llama.llama_decode(self._running, llama.llama_batch_get_one(ids, len(tokens)))
+        if status:
+            raise Failed(f"could not evaluate {len(tokens)} tokens (llama_decode returned {status})")
+        self._cached += tokens
+
+    def _sampler(self, sampling: dict[str, Any], stack: ExitStack) -> Any:
+        """llama.cpp's samplers in the order of its own programs; greedy at temperature 0."""
+        chain = llama.llama_sampler_chain_init(llama.llama_sampler_chain_default_params())
+        stack.callback(llama.llama_sampler_free, chain)
+
+        def add(sampler: Any) -> None:
+            llama.llama_sampler_chain_add(chain, sampler)
+
+        if sampling["repeat_penalty"] != 1:
+            add(llama.llama_sampler_init_penalties(_PENALTY_LAST, sampling["repeat_penalty"], 0.0, 0.0))
+        if sampling["temperature"] <= 0:
+            add(llama.llama_sampler_init_greedy())
+            return chain
+        add(llama.llama_sampler_init_top_k(sampling["top_k"]))
+        add(llama.llama_sampler_init_top_p(sampling["top_p"], 1))
+        add(llama.llama_sampler_init_min_p(sampling["min_p"], 1))
+        add(llama.llama_sampler_init_temp(sampling["temperature"]))
+        add(llama.llama_sampler_init_dist(sampling["seed"] & 0xFFFFFFFF))
+        return chain
+
+    def _piece(self, token: int) -> bytes:
+        room = ctypes.create_string_buffer(_USUAL_PIECE)
+        size = llama.llama_token_to_piece(self._vocab, token, room, len(room), 0, False)
+        if size < 0:  # so much it wants
+            room = ctypes.create_string_buffer(-size)
+            size = llama.llama_token_to_piece(self._vocab, token, room, len(room), 0, False)
+        return room.raw[:size]

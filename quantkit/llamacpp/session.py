@@ -1,0 +1,200 @@
+"""A GGUF file in the real llama.cpp (extra `run`): token ids of its vocabulary, logits of its weights.
+
+Every call runs in a child process (llama_child): a malformed file may abort llama.cpp, and a child can be timed out.
+"""
+
+import contextlib
+import importlib.util
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import numpy.typing as npt
+
+import quantkit
+from quantkit.errors import MissingExtraError, QuantkitError
+
+_MEMORY = "/dev/shm"
+
+Progress = Callable[..., object]
+
+
+def vocab_token_ids(model: Path, texts: Sequence[str], *, timeout: float = 120.0) -> list[list[int]]:
+    """Token ids of each text by the vocabulary embedded in `model`; the weights are not read.
+
+    As a Hugging Face tokenizer with add_special_tokens=False: nothing is added, special tokens in the text are parsed.
+    Source: llama_tokenize. Raises QuantkitError when llama.cpp refuses the file or takes over `timeout` seconds.
+    """
+    result = run_child({"task": "vocab_tokens", "model": str(model), "texts": list(texts)}, model, timeout=timeout)
+    return [[int(token) for token in ids] for ids in result]
+
+
+def text_tokens(model: Path, text: str, *, timeout: float = 600.0) -> tuple[list[int], int | None]:
+    """Token ids of a text (less one trailing newline) to measure on, and the BOS this vocabulary adds, or None.
+
+    As llama-perplexity reads a file: BOS before it where the vocabulary adds one, special tokens in it taken as text.
+    Raises QuantkitError as vocab_token_ids does.
+    """
+    request = {"task": "text_tokens", "model": str(model), "text": text.removesuffix("\n")}
+    result = run_child(request, model, timeout=timeout)
+    return [int(token) for token in result["tokens"]], result["bos"]
+
+
+def logits(
+    model: Path, tokens: Sequence[int], *, n_threads: int | None = None, timeout: float = 1800.0
+) -> npt.NDArray[np.float32]:
+    """Logits (n_tokens, n_vocab), float32, of one sequence of token ids, on the CPU, with a float32 KV cache.
+
+    llama.cpp also validates every tensor's data on the way. Raises QuantkitError as vocab_token_ids does.
+    """
+    if not tokens:
+        raise ValueError("logits of no tokens were asked")
+    with tempfile.TemporaryDirectory(prefix="quantkit-", dir=folder_in_memory(len(tokens) << 21)) as folder:
+        out = Path(folder) / "logits.npy"
+        request = {"task": "logits", "model": str(model), "tokens": [int(token) for token in tokens], "out": str(out)}
+        run_child({**request, "n_threads": n_threads}, model, timeout=timeout)
+        loaded: npt.NDArray[np.float32] = np.load(out)
+    return loaded
+
+
+def folder_in_memory(size: int) -> str | None:
+    """A folder that is memory, with room for `size` bytes; None where there is none, and a disk has to do."""
+    if os.access(_MEMORY, os.W_OK) and shutil.disk_usage(_MEMORY).free > size:
+        return _MEMORY
+    return None
+
+
+def require_llama_cpp() -> None:
+    """Raises MissingExtraError when llama-cpp-python is not installed."""
+    if importlib.util.find_spec("llama_cpp") is None:
+        raise MissingExtraError("running a GGUF file needs llama-cpp-python: pip install 'quantkit[run]'")
+
+
+class LlamaSession:
+    """A llama_child that answers one request after the other about one file.
+
+    Raises, as `ask` does, MissingExtraError without llama-cpp-python and QuantkitError for what is no file.
+    """
+
+    def __init__(self, model: Path) -> None:
+        require_llama_cpp()
+        if not model.is_file():
+            raise QuantkitError(f"{model} is not a file")
+        self.model = model
+        self._stack = ExitStack()
+        package_root = str(Path(quantkit.__file__).resolve().parents[1])
+        # By default OpenMP's threads spin while they wait, which on a busy machine doubles the time.
+        environment = {"OMP_WAIT_POLICY": "PASSIVE", **os.environ, "GGML_NO_BACKTRACE": "1"}
+        environment["PYTHONPATH"] = os.pathsep.join(filter(None, [package_root, os.environ.get("PYTHONPATH")]))
+        self._log = self._stack.enter_context(tempfile.TemporaryFile())  # noqa: SIM115 - closed by the stack
+        self._child = subprocess.Popen(
+            [sys.executable, "-P", "-m", "quantkit.llamacpp.child"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._log,
+            env=environment,
+        )
+
+    @property
+    def pid(self) -> int:
+        """The child's process id."""
+        return self._child.pid
+
+    @property
+    def alive(self) -> bool:
+        """Whether the child can be asked."""
+        return self._child.poll() is None
+
+    def ask(self, request: Mapping[str, Any], *, timeout: float | None = None, progress: Progress | None = None) -> Any:
+        """The result of a request, waited for `timeout` seconds at most.
+
+        Raises QuantkitError, naming the file and llama.cpp's reason, when it refuses, dies or is late; then the session
+        is over.
+        """
+        late = threading.Event()
+
+        def stop() -> None:
+            late.set()
+            self._child.kill()
+
+        watchdog = threading.Timer(timeout, stop) if timeout else None
+        if watchdog:
+            watchdog.start()
+        try:
+            answer = self._converse(request, progress)
+        finally:
+            if watchdog:
+                watchdog.cancel()
+        if answer is not None and "result" in answer:
+            return answer["result"]
+        self._child.kill()
+        self._child.wait()
+        if late.is_set():
+            raise QuantkitError(f"{self.model}: llama.cpp did not finish in {timeout:g} seconds and was stopped")
+        raise QuantkitError(_explain(self.model, answer, self._log))
+
+    def _converse(self, request: Mapping[str, Any], progress: Progress | None) -> dict[str, Any] | None:
+        """The child's last word on a request, or None when it died without one."""
+        assert self._child.stdin is not None and self._child.stdout is not None
+        try:
+            self._child.stdin.write(json.dumps(request).encode() + b"\n")
+            self._child.stdin.flush()
+        except BrokenPipeError:
+            return None
+        for line in self._child.stdout:
+            message: dict[str, Any] = json.loads(line)
+            if "stopped" in message:
+                continue
+            if "progress" not in message:
+                return message
+            if progress is not None:
+                progress(*message["progress"])
+        return None
+
+    def stop(self) -> None:
+        """Ask for an end of what `ask` waits for, from another thread or a signal's handler; generation heeds it."""
+        assert self._child.stdin is not None
+        # past the buffer, which a handler may have interrupted
+        with contextlib.suppress(BrokenPipeError):
+            os.write(self._child.stdin.fileno(), b'{"task": "stop"}\n')
+
+    def close(self) -> None:
+        """Stop the child."""
+        self._child.kill()
+        self._child.communicate()
+        self._stack.close()
+
+    def __enter__(self) -> "LlamaSession":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def run_child(
+    request: Mapping[str, Any], model: Path, *, timeout: float | None = None, progress: Progress | None = None
+) -> Any:
+    """Send one request to a fresh llama_child and return its result; see `LlamaSession.ask`."""
+    with LlamaSession(model) as session:
+        return session.ask(request, timeout=timeout, progress=progress)
+
+
+def _explain(model: Path, answer: dict[str, Any] | None, log: IO[bytes]) -> str:
+    """One sentence: what llama.cpp could not do, and the most telling line of its log."""
+    log.seek(0)
+    lines = [line.strip() for line in log.read().decode("utf-8", "replace").splitlines() if line.strip()]
+    what = answer["error"] if answer else "stopped without an answer"
+    telling = [line for line in lines if re.search(r"error|invalid|assert|abort|missing|unknown", line, re.IGNORECASE)]
+    reason = (telling or lines or [""])[0]
+    reason = re.sub(r"^(error loading model: |\w+: )+", "", reason)
+    return f"{model}: llama.cpp {what}" + (f": {reason}" if reason else "")

@@ -1,0 +1,1 @@
+"""What a conversion writes, planned from headers: GGUF files, packed folders, the calibration, the chat template."""

@@ -1,0 +1,248 @@
+"""What is converted, seen one way: an unquantized GGUF that exists only as a description.
+
+A checkpoint or a GGUF file becomes a `Model`: the keys its unquantized GGUF would have, its tensors in llama.cpp's
+order with the types they would have there, and rows to read. Nothing of it is ever written.
+"""
+
+import hashlib
+import os
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+from gguf import GGMLQuantizationType
+from numpy.typing import NDArray
+
+from quantkit.checkpoint import Checkpoint
+from quantkit.errors import CheckpointError, ReadError, TokenizerError, UnsupportedError
+from quantkit.families import MappedTensor, find_family, left_out, map_tensors, read_mapped
+from quantkit.gguf.keyvalues import KeyValue
+from quantkit.gguf.metadata import QUANTIZATION_KEYS, SPLIT_KEYS, general_keys, plain_key
+from quantkit.gguf.mix import MixModel, sort_key
+from quantkit.gguf.reader import GgufHeader, read_header, shard_paths
+from quantkit.gguf.types import TENSOR_TYPES
+from quantkit.tokenizer import Vocabulary, load_vocabulary
+
+_TYPES: dict[Any, GGMLQuantizationType] = {
+    np.dtype(np.float32): GGMLQuantizationType.F32,
+    np.dtype(np.float16): GGMLQuantizationType.F16,
+    np.dtype(ml_dtypes.bfloat16): GGMLQuantizationType.BF16,
+}
+_F32_NAMES = ("_norm.weight", "ffn_gate_inp.weight", "ffn_gate_inp_shexp.weight", "position_embd.weight")
+READABLE = frozenset(TENSOR_TYPES.values())
+
+
+@dataclass(frozen=True)
+class ModelTensor:
+    """A tensor of the unquantized GGUF: numpy shape, type there, and the step in which rows may be read."""
+
+    name: str
+    shape: tuple[int, ...]
+    type: GGMLQuantizationType
+    row_step: int
+    source: str
+
+    @property
+    def n_rows(self) -> int:
+        return int(np.prod(self.shape[:-1], dtype=np.int64)) if len(self.shape) > 1 else 1
+
+    @property
+    def n_columns(self) -> int:
+        return self.shape[-1]
+
+    @property
+    def n_elements(self) -> int:
+        return self.n_rows * self.n_columns
+
+    @property
+    def matrix_rows(self) -> int:
+        """Rows of one matrix: of one expert where experts are stacked."""
+        return self.shape[-2] if len(self.shape) > 1 else 1
+
+
+@dataclass(frozen=True)
+class Model:
+    """A source, ready to be converted.
+
+    `read_rows(name, start, stop)` gives (stop - start, n_columns) in the tensor's own type, or uint8 rows of blocks
+    for a quantized source. `origin` is what the origin record says of it, `weight_files` where the bytes are.
+    """
+
+    name: str
+    keys: tuple[KeyValue, ...]
+    tensors: tuple[ModelTensor, ...]
+    sizes: MixModel
+    read_rows: Callable[[str, int, int], NDArray[Any]]
+    origin: Mapping[str, Any]
+    family: str
+    warnings: tuple[str, ...] = ()
+    checkpoint: Checkpoint | None = None
+    weight_files: tuple[Path, ...] = ()
+    close: Callable[[], None] = field(default=lambda: None)
+
+
+def model_from_checkpoint(
+    checkpoint: Checkpoint,
+    *,
+    pre: str | None = None,
+    chat_template: str | None = None,
+    name: str | None = None,
+    vocabulary: Vocabulary | None = None,
+) -> Model:
+    """A checkpoint as the GGUF that llama.cpp's converter would make of it, in the source's own precision.
+
+    `vocabulary`: stands in for that of the tokenizer files, which are then not read.
+
+    Raises:
+        CheckpointError, TokenizerError, UnsupportedError: the checkpoint or its tokenizer cannot be converted.
+    """
+    config = checkpoint.config
+    family = find_family(config)
+    sizes = family.sizes(config)
+    mapped = map_tensors(family, sizes, checkpoint.tensors)
+    # a config may leave the size of the vocabulary to its class, which the completed one has
+    if vocabulary is None:
+        vocabulary = load_vocabulary(
+            checkpoint.folder, {**config, "vocab_size": sizes.vocab}, pre=pre, chat_template=chat_template
+        )
+    if len(vocabulary.tokens) != sizes.vocab:
+        raise TokenizerError(
+            f"the tokenizer has {len(vocabulary.tokens)} tokens but the embedding {sizes.vocab} rows (config.json,"
+            " vocab_size); the tokenizer files and the weights do not belong together"
+        )
+    by_name = {tensor.name: tensor for tensor in mapped}
+    tensors = [_describe(tensor, checkpoint) for tensor in sorted(mapped, key=lambda tensor: sort_key(tensor.name))]
+    keys = general_keys(checkpoint.folder, checkpoint.name, family.gguf_arch, [(t.name, t.shape) for t in mapped])
+    arch_keys = family.keys(family.gguf_arch, sizes)
+    keys += [plain_key(key.name, key.kind, key.value) for key in arch_keys]
+
+    def read_rows(tensor: str, start: int, stop: int) -> NDArray[Any]:
+        return read_mapped(checkpoint.read_rows, by_name[tensor], start, stop)
+
+    return Model(
+        name=name or checkpoint.name,
+        keys=(*keys, *vocabulary.keys),
+        tensors=tuple(tensors),
+        sizes=_mix_model(family.gguf_arch, {key.name: key.value for key in arch_keys}),
+        read_rows=read_rows,
+        origin={
+            "source": checkpoint.repo_id or checkpoint.folder.name,
+            "revision": checkpoint.revision,
+            "header_sha256": dict(checkpoint.header_sha256),
+        },
+        family=family.name,
+        warnings=(*left_out(family, sizes, checkpoint.tensors), *family.cautions(sizes), *vocabulary.warnings),
+        checkpoint=checkpoint,
+        weight_files=tuple(checkpoint.folder / file for file in sorted({t.file for t in checkpoint.tensors.values()})),
+        close=checkpoint.close,
+    )
+
+
+def _describe(tensor: MappedTensor, checkpoint: Checkpoint) -> ModelTensor:
+    source = tensor.parts[0].source if tensor.parts else "config.json"
+    if tensor.is_mxfp4:
+        kind = GGMLQuantizationType.MXFP4
+    elif tensor.values is not None or tensor.adjust is not None or _stays_f32(tensor.name, tensor.shape):
+        kind = GGMLQuantizationType.F32
+    else:
+        dtypes = {np.dtype(checkpoint.tensors[part.source].read_dtype) for part in tensor.parts}
+        if len(dtypes) > 1 or not dtypes <= _TYPES.keys():
+            found = ", ".join(sorted(str(dtype) for dtype in dtypes))
+            raise UnsupportedError(
+                f"tensor {source} is stored as {found}; only float weights of one type are converted"
+            )
+        kind = _TYPES[dtypes.pop()]
+    return ModelTensor(tensor.name, tensor.shape, kind, tensor.row_step, source)
+
+
+def _stays_f32(name: str, shape: Sequence[int]) -> bool:
+    """Vectors, norms, routers and positions are float32 in every GGUF (conversion/base.py, prepare_tensors)."""
+    return len(shape) < 2 or name.endswith(_F32_NAMES) or not name.endswith(".weight")
+
+
+def model_from_gguf(path: Path, *, name: str | None = None) -> Model:
+    """An existing GGUF (all its shards, when it is split) as a source.
+
+    Raises:
+        CheckpointError: the file is not a sound GGUF, or a shard is missing.
+    """
+    headers = [read_header(shard) for shard in shard_paths(path)]
+    first = headers[0]
+    arch = first.value("general.architecture")
+    if not isinstance(arch, str):
+        raise CheckpointError(f"{path.name} has no general.architecture; it is not a model")
+    where = {slot.name: (index, slot) for index, header in enumerate(headers) for slot in header.tensors}
+    expected = first.value("split.tensors.count")
+    if expected is not None and expected != len(where):
+        raise CheckpointError(f"{path.name} and its shards hold {len(where)} tensors, not the {expected} they claim")
+    opened = ExitStack()
+    files = []
+    for header in headers:
+        files.append(os.open(header.path, os.O_RDONLY))
+        opened.callback(os.close, files[-1])
+
+    def read_rows(tensor: str, start: int, stop: int) -> NDArray[Any]:
+        index, slot = where[tensor]
+        width = slot.row_bytes
+        try:
+            data = os.pread(files[index], (stop - start) * width, slot.offset + start * width)
+        except OSError as error:
+            raise ReadError(
+                f"{headers[index].path.name} cannot be read at tensor {tensor} ({error.strerror}); check the disk"
+            ) from error
+        if len(data) != (stop - start) * width:
+            raise CheckpointError(f"{headers[index].path.name} ends inside tensor {tensor}; it is truncated")
+        rows = np.frombuffer(data, dtype=np.uint8).reshape(stop - start, width)
+        dtype = next((dtype for dtype, kind in _TYPES.items() if kind == slot.type), None)
+        return rows if dtype is None else rows.view(dtype)
+
+    names = sorted(where, key=sort_key)
+    for _, slot in where.values():
+        if slot.type not in READABLE:
+            raise UnsupportedError(
+                f"tensor {slot.name} of {path.name} is {slot.type.name}, which quantkit cannot carry over yet"
+            )
+    keys = [key for key in first.keys if key.key not in (*QUANTIZATION_KEYS, *SPLIT_KEYS, "general.alignment")]
+    stem = path.name.removesuffix(".gguf")
+    return Model(
+        name=name or (stem[: -len("-00001-of-00001")] if len(headers) > 1 else stem),
+        keys=tuple(keys),
+        tensors=tuple(ModelTensor(n, where[n][1].shape, where[n][1].type, 1, n) for n in names),
+        sizes=_mix_model(arch, {key.key: key.value for key in first.keys}),
+        read_rows=read_rows,
+        weight_files=tuple(header.path for header in headers),
+        origin={
+            "source": path.name,
+            "revision": None,
+            "header_sha256": {h.path.name: _header_hash(h) for h in headers},
+        },
+        family=arch,
+        close=opened.close,
+    )
+
+
+def _mix_model(arch: str, keys: Mapping[str, Any]) -> MixModel:
+    """What the type mix looks at, out of the architecture's keys."""
+
+    def number(key: str) -> int:
+        value = keys.get(f"{arch}.{key}", 0)
+        # Some architectures give one count per layer; llama.cpp's rules look at the first.
+        return int(value if np.ndim(value) == 0 else np.asarray(value).flat[0])
+
+    n_head = number("attention.head_count")
+    return MixModel(
+        arch=arch,
+        n_layer=number("block_count"),
+        n_head=n_head,
+        n_head_kv=number("attention.head_count_kv") or n_head,
+        n_expert=number("expert_count"),
+    )
+
+
+def _header_hash(header: GgufHeader) -> str:
+    with header.path.open("rb") as file:
+        return hashlib.sha256(file.read(header.header_bytes)).hexdigest()

@@ -1,0 +1,176 @@
+"""The plan of an AWQ or GPTQ folder: which linears are quantized, what every tensor becomes, the memory it takes."""
+
+import fnmatch
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from quantkit.errors import UnsupportedError, UsageError
+from quantkit.families.native import Native
+from quantkit.forward.layer_linears import layer_linears
+from quantkit.forward.linears import LayerLinears, Linear
+from quantkit.packed.config import QUANTIZE_CONFIG, awq_config, gptq_config
+from quantkit.packed.layout import MAX_SHARD, Shard, Stated, plan_folder, total_bytes
+from quantkit.packed.packing import packed_shapes, why_not_packed
+from quantkit.packed.writer import json_bytes
+from quantkit.quant.grid import Grid
+from quantkit.quant.rounding import check_group
+
+DTYPES = {"float16": "F16", "bfloat16": "BF16"}
+Method = Literal["awq", "gptq"]
+
+
+@dataclass(frozen=True)
+class FolderRequest:
+    """What the user asked of one folder.
+
+    `skip`: shell patterns of linears that are not quantized; `dtype`: of what is not; `max_shard` in bytes. Of GPTQ
+    alone: `damp`, the share of the mean diagonal added to the Gram matrix, `act_order`, `static_groups`.
+    """
+
+    method: Method
+    grid: Grid
+    skip: tuple[str, ...] = ()
+    dtype: str = "float16"
+    max_shard: int = MAX_SHARD
+    damp: float = 0.01
+    act_order: bool = True
+    static_groups: bool = True
+
+    @property
+    def label(self) -> str:
+        return self.method.upper()
+
+    @property
+    def trivial_groups(self) -> bool:
+        """Whether input i is of group i // group size."""
+        return self.method == "awq" or self.static_groups or not self.act_order
+
+
+@dataclass(frozen=True)
+class FolderPlan:
+    """A folder that can be written. `quantized` are names of linears; `shards` its weight files."""
+
+    request: FolderRequest
+    folder: Path
+    layers: tuple[LayerLinears, ...]
+    quantized: Mapping[str, Linear]
+    kept: tuple[str, ...]
+    shards: tuple[Shard, ...]
+    warnings: tuple[str, ...] = field(default=())
+
+    @property
+    def size(self) -> int:
+        return total_bytes(self.shards)
+
+    def quantization_config(self) -> dict[str, Any]:
+        """What config.json says of the folder."""
+        request = self.request
+        if request.method == "awq":
+            return awq_config(request.grid, self.kept, self.quantized.keys())
+        return gptq_config(
+            request.grid,
+            self.kept,
+            self.quantized.keys(),
+            desc_act=not request.trivial_groups,
+            damp_percent=request.damp,
+            static_groups=request.static_groups,
+        )
+
+    def config(self, native: Mapping[str, Any]) -> dict[str, Any]:
+        """The folder's config.json."""
+        config = {key: value for key, value in native.items() if key not in ("torch_dtype", "dtype", "auto_map")}
+        return {**config, "torch_dtype": self.request.dtype, "quantization_config": self.quantization_config()}
+
+    def more_files(self) -> dict[str, bytes]:
+        """Files beside config.json that loaders of the method look for."""
+        return {QUANTIZE_CONFIG: json_bytes(self.quantization_config())} if self.request.method == "gptq" else {}
+
+
+def all_layers(native: Native) -> tuple[LayerLinears, ...]:
+    """The linears of every layer."""
+    names = native.tensors.keys()
+    return tuple(
+        layer_linears(native.architecture, native.config, number, names) for number in range(native.decoder.n_layers)
+    )
+
+
+def plan_folder_of(native: Native, layers: Sequence[LayerLinears], request: FolderRequest, folder: Path) -> FolderPlan:
+    """What of a checkpoint is quantized and what the folder's files will hold.
+
+    Raises:
+        UnsupportedError: the experts stand in one tensor that no loader of the method reads, or a matrix does not fit
+            the format or the group; the message names it and says what would.
+        UsageError: a --skip pattern matches nothing, or everything is skipped.
+    """
+    linears = [linear for layer in layers for each in layer.inputs for linear in each.linears]
+    stacked = next((linear for linear in linears if linear.index is not None), None)
+    if stacked is not None:
+        raise UnsupportedError(
+            f"{stacked.name} holds all experts of a layer in one tensor, which no loader of {request.label} reads;"
+            " convert this model to GGUF"
+        )
+    for pattern in request.skip:
+        if not any(fnmatch.fnmatchcase(linear.name, _anywhere(pattern)) for linear in linears):
+            raise UsageError(f"--skip {pattern} matches no linear of this model; one is called {linears[0].name}")
+    skipped = [linear.name for linear in linears if linear.kept or _is_skipped(linear.name, request.skip)]
+    out = set(skipped)
+    quantized = {linear.name: linear for linear in linears if linear.name not in out}
+    if not quantized:
+        raise UsageError("--skip leaves no linear to quantize")
+    for linear in quantized.values():
+        check_group(linear.n_in, request.grid, linear.name)
+        reason = why_not_packed(request.method, request.grid, linear.n_in, linear.n_out)
+        if reason:
+            raise UnsupportedError(f"{linear.name} does not fit {request.label}: {reason}; add --skip {linear.name}")
+    head = native.decoder.head
+    kept = (*skipped, *([head] if head != native.decoder.embedding else []))
+    shards = plan_folder(_stated(native, quantized, request), request.max_shard)
+    return FolderPlan(request, folder, tuple(layers), quantized, kept, tuple(shards))
+
+
+def _stated(native: Native, quantized: Mapping[str, Linear], request: FolderRequest) -> list[Stated]:
+    """Every tensor of the folder, those of a layer together: what is before the layers, the layers, what is after."""
+    weights = {linear.name + linear.form.weight: linear for linear in quantized.values()}
+    stated: list[Stated] = []
+    for name in in_file_order(native):
+        if name in weights:
+            linear = weights[name]
+            shapes = packed_shapes(request.method, request.grid, linear.n_in, linear.n_out)
+            stated += [(f"{linear.name}.{suffix}", dtype, shape) for suffix, (dtype, shape) in shapes.items()]
+        else:
+            stated.append((name, kept_dtype(native, name, request), tuple(native.tensors[name].shape)))
+    return stated
+
+
+def in_file_order(native: Native) -> list[str]:
+    """The checkpoint's tensors: the embedding's, layer by layer, the last norm and the head."""
+    decoder = native.decoder
+
+    def place(name: str) -> int:
+        layer = decoder.layer_of(name)
+        if layer is None:
+            return -1 if name.startswith(decoder.embedding) else decoder.n_layers
+        return layer
+
+    return sorted(native.tensors, key=place)
+
+
+def kept_dtype(native: Native, name: str, request: FolderRequest) -> str:
+    """The type of a tensor that is not quantized. What a model of 16 bits keeps in 32 (a router's bias) stays so."""
+    embedding = native.held_type(native.decoder.embedding + ".weight")
+    if native.held_type(name) == np.float32 and embedding != np.float32:
+        return "F32"
+    return DTYPES[request.dtype]
+
+
+def _is_skipped(name: str, patterns: Sequence[str]) -> bool:
+    return any(fnmatch.fnmatchcase(name, _anywhere(pattern)) for pattern in patterns)
+
+
+def _anywhere(pattern: str) -> str:
+    """A plain word is found anywhere in a name, as in modules_to_not_convert."""
+    return pattern if any(letter in pattern for letter in "*?[") else f"*{pattern}*"

@@ -1,0 +1,1 @@
+"""Packed folders on disk (AWQ, GPTQ): packing, configuration, layout, reader and writer."""

@@ -1,0 +1,112 @@
+"""What config.json says of quantized weights, in the words that each loader reads.
+
+Read by: AutoAWQ (`AwqConfig`), AutoGPTQ (`BaseQuantizeConfig`), GPTQModel (`QuantizeConfig.from_quant_config`), optimum
+(`GPTQQuantizer`), transformers 4 and 5 (`AwqConfig`, `GPTQConfig`) and vLLM (`AutoAWQConfig`, `AutoGPTQConfig`).
+"""
+
+import re
+from collections.abc import Collection, Iterable
+from typing import Any
+
+from quantkit import __version__
+from quantkit.packed.packing import gptq_version
+from quantkit.quant.grid import Grid
+
+QUANTIZE_CONFIG = "quantize_config.json"
+"""Where AutoGPTQ and GPTQModel look before config.json; it holds the same as quantization_config."""
+
+_LAYER = re.compile(r".*?\.\d+\.")
+
+
+def awq_config(grid: Grid, kept: Collection[str], quantized: Collection[str]) -> dict[str, Any]:
+    """quantization_config of an AWQ folder. `kept`, `quantized`: names of linears ("model.layers.0.mlp.gate").
+
+    GPTQModel knows nothing of modules_to_not_convert and reads `dynamic`.
+    """
+    config: dict[str, Any] = {
+        "quant_method": "awq",
+        "version": "gemm",
+        "bits": grid.bits,
+        "group_size": grid.group,
+        "zero_point": True,
+        "modules_to_not_convert": modules_to_not_convert(kept, quantized),
+    }
+    return config | _dynamic(kept, quantized)
+
+
+def gptq_config(
+    grid: Grid,
+    kept: Collection[str],
+    quantized: Collection[str],
+    *,
+    desc_act: bool,
+    damp_percent: float,
+    static_groups: bool = False,
+    true_sequential: bool = False,
+) -> dict[str, Any]:
+    """quantization_config of a GPTQ folder, and its quantize_config.json.
+
+    `desc_act`: g_idx is not i // group_size. Names as in `awq_config`. Kept linears inside layers are told to GPTQModel
+    and vLLM by `dynamic` and to optimum, which replaces every linear it is not kept from, by
+    `modules_in_block_to_quantize`.
+    """
+    config: dict[str, Any] = {
+        "quant_method": "gptq",
+        "bits": grid.bits,
+        "group_size": grid.group,
+        "sym": grid.symmetric,
+        "desc_act": desc_act,
+        "static_groups": static_groups,
+        "true_sequential": true_sequential,
+        "damp_percent": damp_percent,
+        "lm_head": False,
+        "checkpoint_format": "gptq" if gptq_version(grid) == 1 else "gptq_v2",
+        "pack_dtype": "int32",
+        "meta": {"quantizer": [f"quantkit:{__version__}"]},
+    }
+    inside = [name for name in kept if _LAYER.match(name)]
+    if inside:
+        config["modules_in_block_to_quantize"] = [_endings(quantized, inside)]
+    return config | _dynamic(kept, quantized)
+
+
+def modules_to_not_convert(kept: Iterable[str], quantized: Iterable[str]) -> list[str]:
+    """The shortest names that keep loaders from quantizing `kept` and let them quantize `quantized`.
+
+    AutoAWQ looks for them anywhere in a name below its layer, transformers 4 and vLLM anywhere in a full name,
+    transformers 5 at either end of it: so a name below the layer serves all, and the full name where the short one
+    would be found in something quantized ("mlp.gate" in "mlp.gate_proj").
+    """
+    short = {_below_layer(name) for name in quantized}
+    return sorted({_shortened(name, short) for name in kept})
+
+
+def _dynamic(kept: Iterable[str], quantized: Iterable[str]) -> dict[str, Any]:
+    """GPTQModel's and vLLM's patterns of what is not quantized: "-:" and an expression matched from the start."""
+    short = {_below_layer(name) for name in quantized}
+    names = sorted({_shortened(name, short) for name in kept if _LAYER.match(name)})
+    patterns = [f"-:^{'' if _LAYER.match(name) else '.*' + re.escape('.')}{re.escape(name)}$" for name in names]
+    return {"dynamic": {pattern: {} for pattern in patterns}} if patterns else {}
+
+
+def _shortened(name: str, quantized: Collection[str]) -> str:
+    short = _below_layer(name)
+    return name if any(short in other for other in quantized) else short
+
+
+def _below_layer(name: str) -> str:
+    return _LAYER.sub("", name, count=1)
+
+
+def _endings(quantized: Iterable[str], kept: Collection[str]) -> list[str]:
+    """The shortest ends of names, in whole parts, that are found in every quantized name and in no kept one."""
+    found = set()
+    for name in {_below_layer(name) if not _hidden(_below_layer(name), kept) else name for name in quantized}:
+        parts = name.split(".")
+        ends = (".".join(parts[-count:]) for count in range(1, len(parts) + 1))
+        found.add(next((end for end in ends if not _hidden(end, kept)), name))
+    return sorted(found)
+
+
+def _hidden(end: str, kept: Collection[str]) -> bool:
+    return any(end in name for name in kept)

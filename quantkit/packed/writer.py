@@ -1,0 +1,239 @@
+"""A quantized model's folder, written in any order under NAME.partial and renamed once it is whole.
+
+Beside the weights it holds config.json, the index of shards, and the checkpoint's own tokenizer, generation, template
+and licence files, byte for byte.
+"""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from quantkit.checkpoint.tensor import NUMPY_DTYPES
+from quantkit.errors import CheckpointError, OutputError, UnsupportedError
+from quantkit.packed.layout import INDEX, Place, Shard, index_json, total_bytes
+
+# What is neither weights, nor a pickle, nor code, and belongs to the model whatever its weights are stored as.
+_SMALL = re.compile(
+    r"(?:generation_config|tokenizer|tokenizer_config|special_tokens_map|added_tokens|vocab|chat_template)\.json"
+    r"|merges\.txt|vocab\.txt|chat_template\.jinja|(?:tokenizer|spiece|sentencepiece\.bpe|spm)\.model"
+    r"|[\w.-]+\.tiktoken|(?:LICEN[CS]E|NOTICE|COPYRIGHT|USE_POLICY)(?:[._-][\w.-]*)?",
+    re.IGNORECASE | re.ASCII,
+)
+_CODE = (".py", ".bin", ".pt", ".pth", ".pkl", ".safetensors", ".gguf", ".h5")
+_TEMPLATES = "additional_chat_templates"
+_PIECE = 1 << 22
+
+
+def partial_folder(folder: Path) -> Path:
+    """The name a folder has while it is not whole."""
+    return folder.with_name(f"{folder.name}.partial")
+
+
+class FolderWriter:
+    """The weight files of a folder, open at their full sizes; tensors are written at their places, in any order.
+
+    `resumed`: every file was there already with the size and the header of this layout, and was kept as it stood. Else
+    all were made anew and nothing of them is written yet.
+    """
+
+    def __init__(self, folder: Path, shards: Sequence[Shard], *, keep: bool = False) -> None:
+        """Open or make the files of `shards` in `folder`; without `keep` they are made anew.
+
+        Raises OutputError when the folder cannot be written, or the disk is too small for all of them.
+        """
+        self.folder, self.shards = folder, tuple(shards)
+        self._places: dict[str, tuple[int, Place]] = {}
+        self._hashes: dict[str, tuple[Any, int]] = {}
+        self._files: list[int] = []
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            self.resumed = keep and all(_as_planned(folder / shard.name, shard) for shard in shards)
+            if not self.resumed:
+                for leftover in folder.glob("model*.safetensors*"):
+                    leftover.unlink()
+            for shard in shards:
+                file = os.open(folder / shard.name, os.O_RDWR | os.O_CREAT, 0o666)
+                self._files.append(file)
+                if not self.resumed:
+                    os.posix_fallocate(file, 0, shard.size)
+                    _write_at(file, memoryview(shard.header), 0)
+                self._places.update({place.name: (file, place) for place in shard.places})
+        except OSError as error:
+            self.close()
+            raise OutputError(
+                f"cannot write {total_bytes(shards) / 1e6:.0f} MB of weights into {folder}: {error.strerror or error};"
+                " free some space or choose another folder with -o"
+            ) from error
+
+    def write(self, name: str, values: NDArray[Any], first_row: int = 0) -> None:
+        """Write rows of a tensor, from `first_row` of its first axis on; a whole one by default.
+
+        Floats of any width are rounded to the planned dtype. A tensor's pieces come in order.
+
+        Raises:
+            CheckpointError: a value is NaN or infinite.
+            UnsupportedError: a value does not fit float16.
+            OutputError: the file cannot be written.
+        """
+        file, place = self._places[name]
+        rows = place.shape[0] if place.shape else 1
+        if values.shape[1:] != place.shape[1:] or first_row + len(values) > rows:
+            raise ValueError(f"{name} is {place.shape}, not {values.shape} at row {first_row}")
+        row_bytes = place.nbytes // max(rows, 1)
+        data = _as_stored(name, values, place.dtype).reshape(-1).view(np.uint8).data
+        digest, hashed = self._hashes.get(name, (None, 0)) if first_row else (hashlib.sha256(), 0)
+        if digest is not None and hashed == first_row:
+            digest.update(data)
+            self._hashes[name] = (digest, first_row + len(values))
+        try:
+            _write_at(file, data, place.offset + first_row * row_bytes)
+        except OSError as error:
+            raise OutputError(
+                f"cannot write tensor {name} into {self.folder}: {error.strerror or error}; free some space"
+            ) from error
+
+    def sha256(self, name: str) -> str:
+        """Of a tensor's bytes as they were written by this writer, whole and in order."""
+        digest, rows = self._hashes[name]
+        _, place = self._places[name]
+        if rows != (place.shape[0] if place.shape else 1):
+            raise ValueError(f"{name} is not whole: {rows} rows were written")
+        return str(digest.hexdigest())
+
+    def flush(self) -> None:
+        """See to it that what was written survives the machine."""
+        for file in self._files:
+            os.fdatasync(file)
+
+    def finish(self, config: Mapping[str, Any], checkpoint: Path, more: Mapping[str, bytes] | None = None) -> None:
+        """Write everything beside the weights: config.json, index, the small files of `checkpoint`, and `more`."""
+        files = {"config.json": json_bytes(config), **(more or {})}
+        index = index_json(self.shards)
+        if index is not None:
+            files[INDEX] = index
+        try:
+            for name, source in small_files(checkpoint).items():
+                target = self.folder / name
+                target.parent.mkdir(exist_ok=True)
+                shutil.copyfile(source, target)
+            for name, data in files.items():
+                (self.folder / name).write_bytes(data)
+            self.flush()
+            for path in (*(self.folder / name for name in files), self.folder):
+                _sync(path)
+        except OSError as error:
+            raise OutputError(
+                f"cannot write {getattr(error, 'filename', None) or self.folder}: {error.strerror or error}"
+            ) from error
+
+    def close(self) -> None:
+        while self._files:
+            os.close(self._files.pop())
+
+    def __enter__(self) -> "FolderWriter":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def small_files(checkpoint: Path) -> dict[str, Path]:
+    """The files of a checkpoint's folder that leave as they are, by the name they have below it."""
+    found = {
+        path.name: path
+        for path in sorted(checkpoint.iterdir())
+        if path.is_file() and _SMALL.fullmatch(path.name) and not path.name.lower().endswith(_CODE)
+    }
+    templates = checkpoint / _TEMPLATES
+    if templates.is_dir():
+        found |= {f"{_TEMPLATES}/{path.name}": path for path in sorted(templates.glob("*.jinja")) if path.is_file()}
+    return found
+
+
+def json_bytes(value: Mapping[str, Any]) -> bytes:
+    """A small JSON file as transformers writes its configs."""
+    return (json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n").encode()
+
+
+def refuse_existing(folder: Path, *, force: bool) -> None:
+    """Raise OutputError where `folder` is there already and may not be replaced."""
+    if folder.exists() and not force:
+        raise OutputError(f"{folder} is there already; add --force to replace it")
+    if folder.exists() and not folder.is_dir():
+        raise OutputError(f"{folder} is a file; move it away or choose another folder with -o")
+
+
+def publish(folder: Path) -> None:
+    """Give the whole `NAME.partial` its final name; a folder that bore it is replaced and removed.
+
+    At every moment one of the two is whole under NAME, NAME.partial or NAME.replaced, and a call after a kill, at
+    whatever point of it, ends what was begun.
+    """
+    partial, replaced = partial_folder(folder), folder.with_name(f"{folder.name}.replaced")
+    try:
+        if partial.exists():
+            if folder.exists():
+                shutil.rmtree(replaced, ignore_errors=True)
+                folder.rename(replaced)
+            partial.rename(folder)
+            _sync(folder.parent)
+        if replaced.exists() and folder.exists():
+            shutil.rmtree(replaced)
+    except OSError as error:
+        raise OutputError(f"cannot rename {partial} to {folder.name}: {error.strerror or error}") from error
+
+
+def _as_stored(name: str, values: NDArray[Any], dtype: str) -> NDArray[Any]:
+    stored = NUMPY_DTYPES[dtype]
+    if stored.kind in "iu":
+        if values.dtype != stored:
+            raise ValueError(f"{name} is stored as {dtype}, not {values.dtype}")
+        return np.ascontiguousarray(values)
+    for start in range(0, values.size, _PIECE):
+        piece = values.reshape(-1)[start : start + _PIECE]
+        if not np.isfinite(piece.astype(np.float32, copy=False)).all():
+            raise CheckpointError(
+                f"tensor {name} would hold NaN or infinity; the source is damaged or of another type than it says,"
+                " download it again"
+            )
+    with np.errstate(over="ignore"):
+        rounded = np.ascontiguousarray(values.astype(stored, copy=False))
+    if stored.itemsize == 2 and not np.isfinite(rounded).all():
+        largest = float(np.abs(values.astype(np.float32, copy=False)).max())
+        raise UnsupportedError(
+            f"tensor {name} holds {largest:.6g}, beyond what {stored.name} can; add --dtype bfloat16"
+        )
+    return rounded
+
+
+def _as_planned(path: Path, shard: Shard) -> bool:
+    try:
+        with path.open("rb") as file:
+            return os.fstat(file.fileno()).st_size == shard.size and file.read(len(shard.header)) == shard.header
+    except FileNotFoundError:
+        return False
+
+
+def _write_at(file: int, data: memoryview, offset: int) -> None:
+    done = 0
+    while done < len(data):
+        done += os.pwrite(file, data[done:], offset + done)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

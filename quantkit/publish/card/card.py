@@ -1,0 +1,163 @@
+"""A model card for a folder of outputs: README.md with the hub's metadata, what was measured, and how to run it."""
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from quantkit.errors import OutputError, UsageError
+from quantkit.publish.card.escaping import link, plain
+from quantkit.publish.card.facts import KINDS, CardFacts, CardModel, card_facts
+from quantkit.publish.card.metadata import front_matter, metadata
+from quantkit.publish.card.provenance import made
+from quantkit.publish.card.sections import choice, conversation, files, measured, opening, shown
+from quantkit.publish.card.usage import running
+
+__all__ = ["CardModel", "card_text", "kind_of_folder", "write_card"]
+
+FILE_NAME, PLOTS = "README.md", "plots"
+_MARK = re.compile(r"<!-- quantkit card ([0-9a-f]{64}) -->\n\Z")
+_PICTURES = {
+    "perplexity-size": "Perplexity against size",
+    "kl-divergence": "KL divergence from the reference",
+    "memory": "Memory",
+    "tensor-errors": "Error of the weights by layer",
+}
+
+
+def write_card(
+    folder: Path,
+    *,
+    kind: str,
+    model: CardModel,
+    report: Mapping[str, Any] | None = None,
+    plots: Path | None = None,
+    path: Path | None = None,
+) -> Path:
+    """Write README.md into `folder`, a folder of GGUF files or an AWQ or GPTQ checkpoint, or to `path`; where it is.
+
+    `kind`: "gguf", "awq" or "gptq". `report`: a report.json document; only models that are files of this folder count.
+    `plots`: the folder of the report's PNGs, or the report's own folder; they are copied to plots/ beside the card,
+    unless the report has nothing of this folder. A card there that is not as quantkit wrote it last is kept as
+    README.md.bak.
+
+    Raises:
+        UsageError: the folder is of another kind, or a language is no code.
+        PublishError: the report's figures are those of other files than are there now.
+        CheckpointError: the folder holds no sound model.
+        OutputError: it cannot be written to.
+    """
+    facts = card_facts(folder, kind, model, report)
+    path = path or folder / FILE_NAME
+    # plots of a report that measured nothing of this folder are another model's
+    own = report is None or facts.report is not None
+    pictures = _pictures(plots) if plots is not None and own else {}
+    text = card_text(facts, pictures)
+    try:
+        for name, picture in pictures.items():
+            _write(path.parent / PLOTS / name, picture.read_bytes())
+        if path.exists() and not _is_ours(path):
+            path.rename(_free_name(path))
+        _write(path, text.encode("utf-8"))
+    except OSError as error:
+        raise OutputError(f"cannot write {error.filename or path}: {error.strerror or error}") from error
+    return path
+
+
+def kind_of_folder(folder: Path) -> str:
+    """ "gguf", "awq" or "gptq", by what is in it.
+
+    Raises:
+        UsageError: none of these.
+    """
+    if any(folder.glob("*.gguf")):
+        return "gguf"
+    try:
+        method = json.loads((folder / "config.json").read_text("utf-8"))["quantization_config"]["quant_method"]
+    except (OSError, ValueError, KeyError, TypeError):
+        method = None
+    if method not in ("awq", "gptq"):
+        raise UsageError(f"{folder} is no folder of GGUF files and no AWQ or GPTQ checkpoint; convert a model first")
+    return str(method)
+
+
+def card_text(facts: CardFacts, pictures: Mapping[str, Path] | None = None) -> str:
+    """The whole card, which ends with a mark that tells whether it was changed since."""
+    model, found = facts.model, facts.description
+    fields = metadata(
+        kind=facts.kind,
+        base_model=facts.base_model,
+        license=facts.license,
+        languages=model.languages,
+        hub_repo=model.hub_repo,
+        conversational=found.template is not None,
+        imatrix=any((entry.get("options") or {}).get("imatrix") for entry in facts.entries),
+        bits=found.quantization.bits if found.quantization is not None else None,
+    )
+    title = plain(f"{model.name} {KINDS[facts.kind]}")
+    sections = shown(
+        [
+            ("Files", files(facts)),
+            ("Which to take" if facts.kind == "gguf" else "What it takes", choice(facts)),
+            ("Running it", running(facts)),
+            ("Chat template", conversation(facts)),
+            ("Memory and speed", measured(facts)),
+            ("Plots", "\n\n".join(f"!{link(_caption(name), f'{PLOTS}/{name}')}" for name in pictures or ())),
+            ("How it was made", made(facts)),
+        ]
+    )
+    text = f"{front_matter(fields)}\n# {title}\n\n{opening(facts)}\n\n{sections}\n"
+    return f"{text}\n<!-- quantkit card {_digest(text)} -->\n"
+
+
+def _pictures(folder: Path) -> dict[str, Path]:
+    where = folder / PLOTS if (folder / PLOTS).is_dir() else folder
+    return {path.name: path for path in sorted(where.glob("*.png"), key=_place)}
+
+
+def _place(path: Path) -> tuple[int, int, str]:
+    """As on the report's page: by what is drawn, then by its number."""
+    order = [number for number, start in enumerate(_PICTURES) if path.stem.startswith(start)]
+    number = re.search(r"-(\d+)$", path.stem)
+    return order[0] if order else len(_PICTURES), int(number[1]) if number else 1, path.name
+
+
+def _caption(name: str) -> str:
+    stem = name.removesuffix(".png")
+    said = next((words for start, words in _PICTURES.items() if stem.startswith(start)), stem)
+    number = re.search(r"-(\d+)$", stem)
+    return f"{said} ({number[1]})" if number and said != stem else said
+
+
+def _is_ours(path: Path) -> bool:
+    try:
+        text = path.read_text("utf-8")
+    except (OSError, ValueError):
+        return False
+    found = _MARK.search(text)
+    return found is not None and found[1] == _digest(text[: found.start() - 1])
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode("utf-8")).hexdigest()
+
+
+def _free_name(path: Path) -> Path:
+    number, name = 1, path.with_name(f"{path.name}.bak")
+    while name.exists():
+        number += 1
+        name = path.with_name(f"{path.name}.bak{number}")
+    return name
+
+
+def _write(path: Path, content: bytes) -> None:
+    path.parent.mkdir(exist_ok=True)
+    partial = path.with_name(f"{path.name}.partial")
+    with partial.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)

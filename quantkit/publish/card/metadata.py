@@ -1,0 +1,87 @@
+"""A card's metadata as the hub reads it: the YAML at the head of README.md.
+
+https://huggingface.co/docs/hub/model-cards#model-card-metadata; the licences' identifiers are those of
+https://huggingface.co/docs/hub/repositories-licenses, in licenses.txt (any other licence is `other` with its name).
+"""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import ModelCardData
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
+
+from quantkit.errors import UsageError
+from quantkit.publish.card.escaping import one_line
+
+LICENSES = frozenset(Path(__file__).with_name("licenses.txt").read_text("utf-8").split())
+_LANGUAGE = re.compile(r"[a-z]{2,3}(-[A-Za-z0-9]{2,8})*|multilingual|code")
+_NAME_OF_LICENSE = 60
+
+
+def is_hub_id(text: str) -> bool:
+    """Whether a text is ORG/NAME as the hub takes it."""
+    try:
+        validate_repo_id(text)
+    except HFValidationError:
+        return False
+    return "/" in text
+
+
+def metadata(
+    *,
+    kind: str,
+    base_model: str | None,
+    license: str | None,
+    languages: Sequence[str],
+    hub_repo: str | None,
+    conversational: bool = False,
+    imatrix: bool = False,
+    bits: int | None = None,
+) -> dict[str, Any]:
+    """The metadata as a mapping of plain values, in the order they are written.
+
+    `base_model` counts only as a hub id. `hub_repo`: its owner is who quantized.
+
+    Raises:
+        UsageError: a language is no code that the hub knows.
+    """
+    base = base_model if base_model is not None and is_hub_id(base_model) else None
+    tags = ["gguf", "llama.cpp", "ollama"] if kind == "gguf" else [kind, *([f"{bits}-bit"] if bits else [])]
+    fields: dict[str, Any] = {
+        "base_model": base,
+        "base_model_relation": "quantized" if base else None,
+        "language": [_language(each) for each in languages] or None,
+        **license_of(license),
+        "library_name": None if kind == "gguf" else "transformers",
+        "pipeline_tag": "text-generation",
+        "quantized_by": hub_repo.partition("/")[0] if hub_repo and is_hub_id(hub_repo) else None,
+        "inference": False,
+        "tags": [*tags, *(["imatrix"] if imatrix else []), *(["conversational"] if conversational else []), "quantkit"],
+    }
+    return {name: value for name, value in fields.items() if value is not None}
+
+
+def front_matter(fields: dict[str, Any]) -> str:
+    """The fields between their lines of dashes, as huggingface_hub writes them."""
+    return f"---\n{ModelCardData(**fields).to_yaml()}\n---\n"
+
+
+def license_of(text: str | None) -> dict[str, str]:
+    """The fields of a licence: the hub's identifier where it is one, else `other` and its name in the hub's letters."""
+    name = one_line(text or "")
+    if not name:
+        return {}
+    identifier = name.lower()
+    if identifier in LICENSES:
+        return {"license": identifier}
+    slug = re.sub(r"[^a-z0-9.]+", "-", identifier)[:_NAME_OF_LICENSE].strip("-.")
+    return {"license": "other", **({"license_name": slug} if slug else {})}
+
+
+def _language(text: str) -> str:
+    if not _LANGUAGE.fullmatch(text):
+        raise UsageError(f"the language {text!r} is no ISO 639 code; write en, zh, multilingual or code")
+    return text

@@ -1,0 +1,1 @@
+"""Publishing on Ollama: Modelfiles, chat templates in Go, tags, and the push to a server."""

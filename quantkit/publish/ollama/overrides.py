@@ -1,0 +1,61 @@
+"""What a publisher asks for beyond what the file says: parameters, messages, texts, another template."""
+
+from dataclasses import dataclass
+
+from quantkit.errors import ModelfileError, UsageError
+from quantkit.publish.ollama.parameters import DEPRECATED, ParameterValue, format_parameter, read_parameter
+
+Parameters = tuple[tuple[str, ParameterValue], ...]
+
+
+@dataclass(frozen=True)
+class Wishes:
+    """The wishes of one source: the command line, or a recipe."""
+
+    parameters: Parameters = ()
+    """`stop` may come several times and adds to the template's; `num_ctx` and `num_gpu` stand here too."""
+    system: str | None = None
+    licenses: tuple[str, ...] = ()
+    messages: tuple[tuple[str, str], ...] = ()
+    chat_template: str | None = None
+    """A Jinja text in place of the file's; "" for none at all."""
+
+    def over(self, other: "Wishes") -> "Wishes":
+        """These wishes, and those of `other` where these say nothing."""
+        mine = {name for name, _ in self.parameters if name != "stop"}
+        kept = tuple(item for item in other.parameters if item[0] not in mine)
+        return Wishes(
+            parameters=(*kept, *self.parameters),
+            system=other.system if self.system is None else self.system,
+            licenses=self.licenses or other.licenses,
+            messages=self.messages or other.messages,
+            chat_template=other.chat_template if self.chat_template is None else self.chat_template,
+        )
+
+
+def wished_parameter(name: str, value: object, where: str) -> ParameterValue:
+    """The value itself, if Ollama has such a parameter of its type; raises UsageError naming `where`."""
+    if not isinstance(value, str | int | float | bool):
+        raise UsageError(f"{where}: PARAMETER {name} takes no {type(value).__name__}, such as {value!r}")
+    try:
+        format_parameter(name, value)
+    except ModelfileError as error:
+        raise UsageError(f"{where}: {error}") from error
+    if name == "num_ctx" and isinstance(value, int) and value < 1:
+        raise UsageError(f"{where}: a num_ctx of {value} holds no token")
+    if value == "":
+        raise UsageError(f"{where}: a {name} that is empty says nothing")
+    return value
+
+
+def typed_parameter(text: str, where: str) -> tuple[str, ParameterValue]:
+    """`NAME=VALUE` as a user types it; raises UsageError naming `where`."""
+    name, equals, value = text.partition("=")
+    name = name.strip()
+    if not equals or not name:
+        raise UsageError(f"{where} {text!r} is not NAME=VALUE")
+    try:
+        found: ParameterValue = value if name in DEPRECATED else read_parameter(name, value)
+    except ModelfileError as error:
+        raise UsageError(f"{where} {text}: {error}") from error
+    return name, wished_parameter(name, found, f"{where} {text}")

@@ -1,0 +1,118 @@
+"""The tag plan as a TOML file: written to be edited, read back strictly.
+
+Format `quantkit-ollama-plan` version 1. File names are relative to the plan.
+"""
+
+import difflib
+import json
+import tomllib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from quantkit.errors import UsageError
+from quantkit.publish.ollama.tags import Quantization, TagPlan, check_tag, parse_name
+
+FILE_NAME, FORMAT, VERSION = "ollama-plan.toml", "quantkit-ollama-plan", 1
+
+_HEAD = f"""\
+# What `quantkit ollama` publishes: edit the tags and give it back with --plan {FILE_NAME}.
+# The first of `tags` is made from the files, the others are copies of it. `gpu_tags` are the same weights with every
+# layer on the GPU; without them there is no such tag.
+"""
+_TABLE = {"type": str, "files": list, "tags": list, "gpu_tags": list, "modelfile": str, "gpu_modelfile": str}
+_TOP = {"format": str, "version": int, "name": str, "quantization": list}
+
+
+def toml_string(text: str) -> str:
+    """A TOML basic string: JSON's, and DEL escaped, which TOML keeps out too."""
+    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
+
+
+def write_plan(plan: TagPlan) -> str:
+    """The plan's text."""
+    lines = [f'{_HEAD}\nformat = "{FORMAT}"', f"version = {VERSION}", f"name = {toml_string(str(plan.name))}"]
+    for each in plan.quantizations:
+        lines += ["", "[[quantization]]"]
+        for key in _TABLE:
+            value = getattr(each, key)
+            listed = f"[{', '.join(map(toml_string, value))}]" if isinstance(value, tuple) else toml_string(value)
+            lines.append(f"{key} = {listed}")
+    return "\n".join(lines) + "\n"
+
+
+def read_plan(path: Path) -> TagPlan:
+    """The plan of a file.
+
+    Raises:
+        UsageError: it cannot be read, has an unknown or missing key, a malformed name or tag, or a tag twice.
+    """
+    try:
+        table = tomllib.loads(path.read_text("utf-8"))
+    except OSError as error:
+        raise UsageError(f"cannot read the plan {path}: {error.strerror or error}") from error
+    except ValueError as error:  # of TOML or of UTF-8
+        raise UsageError(f"the plan {path} is not TOML: {error}") from error
+    _check_keys(table, _TOP, f"the plan {path}", table)
+    if table["format"] != FORMAT or table["version"] != VERSION:
+        raise UsageError(f"{path} is {table['format']} version {table['version']}, not {FORMAT} version {VERSION}")
+    name = parse_name(table["name"])
+    if name.tag is not None:
+        raise UsageError(f"the plan {path} names {name}; the tags stand under each quantization")
+    plan = TagPlan(name, tuple(_read(each, f"[[quantization]] {i + 1} of {path}")
+                               for i, each in enumerate(table["quantization"])))  # fmt: skip
+    tags = plan.tags()
+    twice = next((tag for tag in tags if tags.count(tag) > 1), None)
+    if twice is not None:
+        raise UsageError(f"the plan {path} gives the tag {twice!r} twice; a tag is one thing")
+    files = [file for each in plan.quantizations for file in (each.modelfile, each.gpu_modelfile) if file]
+    again = next((file for file in files if files.count(file) > 1), None)
+    if again is not None:
+        raise UsageError(f"the plan {path} writes {again!r} twice; each Modelfile needs a name of its own")
+    if not plan.quantizations:
+        raise UsageError(f"the plan {path} has no [[quantization]]")
+    return plan
+
+
+def _read(table: Any, where: str) -> Quantization:
+    if not isinstance(table, Mapping):
+        raise UsageError(f"{where} is no table")
+    _check_keys({"gpu_tags": [], "gpu_modelfile": "", **table}, _TABLE, where, table)
+    listed = {key: _texts(table.get(key, []), f"{key} in {where}") for key in ("files", "tags", "gpu_tags")}
+    for key in ("files", "tags"):
+        if not listed[key]:
+            raise UsageError(f"{where} has no {key}")
+    for tag in (*listed["tags"], *listed["gpu_tags"]):
+        check_tag(tag)
+    names = [table["modelfile"], *([table.get("gpu_modelfile", "")] if listed["gpu_tags"] else [])]
+    if len(set(names)) != len(names) or any(not file or Path(file).name != file for file in names):
+        raise UsageError(f"{where} needs two plain, different file names as modelfile and gpu_modelfile")
+    return Quantization(
+        type=table["type"],
+        files=listed["files"],
+        tags=listed["tags"],
+        gpu_tags=listed["gpu_tags"],
+        modelfile=table["modelfile"],
+        gpu_modelfile=table.get("gpu_modelfile", "") if listed["gpu_tags"] else "",
+    )
+
+
+def _texts(value: Iterable[Any], where: str) -> tuple[str, ...]:
+    for item in value:
+        if not isinstance(item, str) or not item:
+            raise UsageError(f"{where} has {item!r}, which is no text")
+    return tuple(value)
+
+
+def _check_keys(table: Mapping[str, Any], known: Mapping[str, type], where: str, written: Mapping[str, Any]) -> None:
+    for key in written:
+        if key not in known:
+            close = difflib.get_close_matches(key, known, n=1)
+            hint = f" (did you mean {close[0]}?)" if close else f"; known are {', '.join(known)}"
+            raise UsageError(f"{where} has the unknown key {key!r}{hint}")
+    for key, kind in known.items():
+        if key not in table:
+            raise UsageError(f"{where} lacks {key}")
+        if not isinstance(table[key], kind) or isinstance(table[key], bool):
+            what = {str: "a text", int: "a whole number", list: "a list"}[kind]
+            raise UsageError(f"{key} in {where} is {table[key]!r}, not {what}")

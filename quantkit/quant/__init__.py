@@ -1,0 +1,1 @@
+"""Quantization algorithms on arrays: grids, rounding, AWQ and GPTQ."""

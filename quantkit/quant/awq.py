@@ -1,0 +1,126 @@
+"""AWQ (Lin et al. 2023, arXiv 2306.00978): inputs scaled so that those that matter round better, then ranges clipped.
+
+A linear's weight times s, its input over s, says the same before rounding; after it, inputs with a large s err less.
+Both searches minimise the error of the output over the calibration text by its Gram matrix, tr(dW H dW').
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from quantkit.errors import CalibrationError
+from quantkit.quant.grid import Array, Grid, Quantized
+from quantkit.quant.rounding import best_ranges, group_ranges, in_groups, nearest, round_with, scales_and_zeros
+
+_LEAST = np.float32(1e-4)
+_WIDE, _FEWEST_ROWS = 4096, 128
+_SHRINKS = tuple(1 - 0.06 * i for i in range(8))
+
+
+@dataclass(frozen=True)
+class Scale:
+    """The scale found for an input.
+
+    values: float32 (n_in,), all 1 where nothing is better; the errors without and with it, tr(dW H dW') over the rows
+    searched, summed over the linears; ratio: the power of the activations in it (0 for all 1).
+    """
+
+    values: Array
+    error_before: float
+    error_after: float
+    ratio: float
+
+
+def search_scale(
+    weights: Sequence[Array],
+    gram: Array,
+    grid: Grid,
+    *,
+    ties: NDArray[np.integer] | None = None,
+    steps: int = 20,
+    rows: int = 512,
+    name: str = "the input",
+) -> Scale:
+    """The scale of an input's channels with which its linears, rounded to nearest, err least.
+
+    `weights` are of (n_out, n_in), `gram` (n_in, n_in) the sum of x x'. Two families are tried, a^r and (a / u)^r, r
+    from 0 to 1 in `steps`, every fourth first and then around the best: a and u are the root mean squares of an input
+    and of the weights it meets. `ties` (n_in,): channels of the same number share a scale. At most `rows` rows, evenly
+    taken, stand for all of the linears' in the search; fewer of inputs wider than 4096, where each costs more. `name`
+    is the input's, for messages. Raises CalibrationError for statistics that are not finite.
+    """
+    if not np.isfinite(gram).all():
+        raise CalibrationError(f"the calibration text gives activations that are not finite in {name}: check the model")
+    rows = min(rows, max(_FEWEST_ROWS, rows * _WIDE // len(gram)))
+    step = -(-sum(len(w) for w in weights) // rows)
+    searched = np.concatenate([w[::step] for w in weights])
+    act = _tied(np.diagonal(gram), ties, len(gram)) ** np.float32(0.5)
+    act = np.maximum(act / max(float(act.mean()), 1e-30), _LEAST)
+    squares = np.sum([np.einsum("oi,oi->i", w, w) for w in weights], axis=0)
+    size = _tied(squares, ties, len(gram)) ** np.float32(0.5)
+    size = np.maximum(size / max(float(size.mean()), 1e-30), _LEAST)
+
+    ones = np.ones(len(gram), np.float32)
+    best = ones
+    before = error = _error(searched, gram, grid, ones)
+    ratio = 0.0
+    for base in (act, act / size):
+        tried: dict[int, float] = {}
+        for step in (4, 2, 1):  # from coarse to fine around the best
+            middle = min(tried, key=tried.__getitem__) if tried else None
+            at = range(0, steps + 1, step) if middle is None else (middle - step, middle + step)
+            for i in at:
+                if i in tried or not 0 <= i <= steps:
+                    continue
+                s = _centred(base ** np.float32(i / steps))
+                tried[i] = _error(searched, gram, grid, s)
+                if tried[i] < error:
+                    best, error, ratio = s, tried[i], i / steps
+    return Scale(best, before, error, ratio)
+
+
+def quantize_awq(w: Array, gram: Array, grid: Grid) -> Quantized:
+    """An already scaled matrix (n_out, n_in) on the grid, ranges clipped; `gram` is of the input as scaled, H / (s s').
+
+    Each group's range is shrunk to where the group's own share of the output error, d' H_gg d, is least, never worse
+    than the whole range; what is outside is clipped and the rest rounded to nearest.
+    """
+    scales, zeros = search_clip(w, gram, grid)
+    return round_with(w, scales, zeros, grid)
+
+
+def search_clip(w: Array, gram: Array, grid: Grid, *, shrinks: Sequence[float] = _SHRINKS) -> tuple[Array, Array]:
+    """Scales and zero points, float32 (n_out, n_groups), of each group's range shrunk by the best of `shrinks`."""
+    return best_ranges(w, group_blocks(gram, grid), grid, shrinks)
+
+
+def group_blocks(gram: Array, grid: Grid) -> Array:
+    """The blocks of a Gram matrix on its diagonal, one for each group: (n_groups, group size, group size)."""
+    n_in, size = len(gram), grid.group_size(len(gram))
+    return np.stack([gram[at : at + size, at : at + size] for at in range(0, n_in, size)])
+
+
+def _error(w: Array, gram: Array, grid: Grid, s: Array) -> float:
+    """tr(dW H dW') of w times s rounded to nearest, over s."""
+    scaled = w * s
+    scales, zeros = scales_and_zeros(*group_ranges(scaled, grid), grid)
+    difference = nearest(in_groups(scaled, grid), scales, zeros, grid).reshape(w.shape)
+    difference -= scaled
+    difference /= s
+    return float(np.einsum("oi,oi->", difference @ gram, difference))
+
+
+def _tied(values: Array, ties: NDArray[np.integer] | None, n_in: int) -> Array:
+    """The mean of values over the channels that share a scale, for each channel."""
+    if ties is None:
+        return values.copy()
+    sums = np.bincount(ties, values, minlength=n_in)
+    means: Array = (sums / np.maximum(np.bincount(ties, minlength=n_in), 1))[ties].astype(np.float32)
+    return means
+
+
+def _centred(s: Array) -> Array:
+    s = np.maximum(s, _LEAST)
+    return np.asarray(s / np.sqrt(s.max() * s.min()), np.float32)

@@ -1,0 +1,168 @@
+"""GPTQ (Frantar et al. 2022, arXiv 2210.17323): columns rounded one by one, each error made up for by those to come."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from quantkit.errors import CalibrationError
+from quantkit.quant.grid import Array, Grid, Quantized
+from quantkit.quant.rounding import best_ranges
+
+_SHRINKS = (1.0, 0.94, 0.88, 0.82, 0.76, 0.7)
+_MOST_DAMP = 1.0
+_RUN = 16  # columns within a block whose errors are carried over one by one
+
+
+@dataclass(frozen=True)
+class Solution:
+    """The matrices of one gptq call in their order, and the damping that was needed."""
+
+    matrices: list[Quantized]
+    damp: float
+
+
+@dataclass(frozen=True)
+class _Ranges:
+    """Scales and zero points, both (n_groups, n_out)."""
+
+    scales: Array
+    zeros: Array
+
+    def put(self, groups: slice, scales: Array, zeros: Array) -> None:
+        self.scales[groups], self.zeros[groups] = scales.T, zeros.T
+
+
+def gptq(
+    weights: Sequence[Array],
+    gram: Array,
+    count: int,
+    grid: Grid,
+    *,
+    damp: float = 0.05,
+    act_order: bool = True,
+    static_groups: bool = True,
+    block: int = 128,
+    name: str = "the input",
+) -> Solution:
+    """Quantize matrices (n_out, n_in) that see the same input so that the outputs over the calibration text stay close.
+
+    `gram` (n_in, n_in) is the sum of x x' over `count` tokens. `damp` times the mean of its diagonal is added to the
+    diagonal, and ten times more, at most 1, where the factorisation fails; 0.05 errs least on a text not calibrated on.
+    `act_order` takes the columns in the order of falling diagonal. `static_groups` fixes groups (i // group size),
+    scales and zero points beforehand; without it they are made along the way from the weights as updated so far, and of
+    neighbours in act_order's order. Static ones err as little, and runtimes read them fastest. A range is the one with
+    the least error weighted by the pivots R_kk^2 below, which is what the loss counts a column's rounding by. An input
+    that is always 0 rounds to nearest. `block` columns share a matrix product with all that came before. `name` is the
+    input's, for messages.
+
+    The form used is that of LDL factors (Chee et al. 2023, arXiv 2307.13304, show it equal to the paper's): with
+    H = R R', R upper triangular, the loss is the sum over k of R_kk^2 (e_k + sum_{j<k} e_j R_jk / R_kk)^2, so column k
+    rounds w_k + sum_{j<k} e_j R_jk / R_kk, and no inverse is needed. Raises CalibrationError for statistics that
+    cannot be used: no token, numbers that are not finite, no factorisation at any damping.
+    """
+    n_in = len(gram)
+    if count < 1:
+        raise CalibrationError(f"no token of the calibration text reached {name}: calibrate on a longer text")
+    if not np.isfinite(gram).all():
+        raise CalibrationError(f"the calibration text gives activations that are not finite in {name}: check the model")
+    diagonal = np.diagonal(gram)
+    order = np.argsort(-diagonal, kind="stable") if act_order else np.arange(n_in)
+    factor, damp = _factor(gram[np.ix_(order, order)], damp, name)
+    pivots = np.diagonal(factor).copy()
+    importance = pivots * pivots
+    feedback = np.triu(factor / pivots, 1)
+
+    w = np.concatenate(weights)
+    size = grid.group_size(n_in)
+    groups = grid.groups(n_in)
+    ranges = _Ranges(np.empty((n_in // size, len(w)), np.float32), np.empty((n_in // size, len(w)), np.float32))
+    if static_groups:
+        natural = np.empty(n_in, np.float32)
+        natural[order] = importance
+        ranges.put(slice(None), *best_ranges(w, natural, grid, _SHRINKS))
+    else:
+        groups[order] = groups.copy()
+    q = _feed_back(w, order, feedback, ranges, groups, grid, block, None if static_groups else importance)
+    scales, zeros = np.ascontiguousarray(ranges.scales.T), np.ascontiguousarray(ranges.zeros.T).astype(np.uint8)
+    ends = np.cumsum([len(each) for each in weights])[:-1]
+    split = zip(np.split(q, ends), np.split(scales, ends), np.split(zeros, ends), strict=True)
+    return Solution([Quantized(grid, *parts, groups) for parts in split], damp)
+
+
+def _factor(gram: Array, damp: float, name: str) -> tuple[Array, float]:
+    """R upper triangular with R R' = gram, damped, and the damping.
+
+    In float32, which `gram` was summed in: on a real model's the errors are those of float64 to four figures.
+    """
+    flipped = np.ascontiguousarray(gram[::-1, ::-1])
+    diagonal = np.diagonal(flipped).copy()
+    mean = float(diagonal.mean(dtype=np.float64))
+    if mean <= 0:
+        raise CalibrationError(f"the calibration text leaves {name} at zero: calibrate on another text")
+    diagonal[diagonal <= 0] = mean  # an input that is never set rounds on its own
+    while True:
+        np.fill_diagonal(flipped, diagonal + np.float32(damp * mean))
+        try:
+            return np.asarray(np.linalg.cholesky(flipped)[::-1, ::-1], np.float32), damp
+        except np.linalg.LinAlgError:
+            if damp >= _MOST_DAMP:
+                raise CalibrationError(
+                    f"the calibration statistics of {name} cannot be factored even when damped by {damp:g}: "
+                    "calibrate on a longer text"
+                ) from None
+            damp = min(_MOST_DAMP, max(0.001, 10 * damp))
+
+
+def _feed_back(
+    w: Array,
+    order: NDArray[np.intp],
+    feedback: Array,
+    ranges: _Ranges,
+    groups: NDArray[np.int32],
+    grid: Grid,
+    block: int,
+    importance: Array | None,
+) -> NDArray[np.uint8]:
+    """Integers (n_out, n_in): columns in `order`, each after the errors of those before, weighted by `feedback`.
+
+    With `importance`, in that order, `ranges` is filled group by group on the way, else it is what is rounded to.
+    """
+    n_out, n_in = w.shape
+    columns = np.ascontiguousarray(w.T[order])
+    errors = np.empty_like(columns)
+    q = np.empty((n_in, n_out), np.uint8)
+    value = np.empty(n_out, np.float32)
+    if importance is not None:
+        block = grid.group_size(n_in)
+    for start in range(0, n_in, block):
+        stop = min(start + block, n_in)
+        carried = feedback[:start, start:stop].T @ errors[:start]
+        if importance is not None:
+            # The weights the paper would have by now: each column also makes up for those before it in its group.
+            within = feedback[start:stop, start:stop].T + np.eye(stop - start, dtype=np.float32)
+            updated = columns[start:stop] + np.linalg.solve(within, carried)
+            whole = replace(grid, group=-1)
+            found = best_ranges(np.ascontiguousarray(updated.T), importance[start:stop], whole, _SHRINKS)
+            ranges.put(slice(start // block, start // block + 1), *found)
+        carried += columns[start:stop]
+        for first in range(start, stop, _RUN):
+            last = min(first + _RUN, stop)
+            run = carried[first - start : last - start]
+            if first > start:
+                run += feedback[start:first, first:last].T @ errors[start:first]
+            for k in range(first, last):
+                target, group = run[k - first], groups[order[k]]
+                if k > first:
+                    target += feedback[first:k, k] @ errors[first:k]
+                scale, zero = ranges.scales[group], ranges.zeros[group]
+                np.divide(target, scale, out=value)
+                np.rint(value, out=value)
+                value += zero
+                np.clip(value, np.float32(0), np.float32(grid.top), out=value)
+                q[order[k]] = value
+                value -= zero
+                value *= scale
+                np.subtract(columns[k], value, out=errors[k])
+    return np.ascontiguousarray(q.T)

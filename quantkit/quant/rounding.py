@@ -1,0 +1,148 @@
+"""Rounding of a matrix to a grid by each group's least and greatest weight, and what an error costs in the output."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from quantkit.errors import UnsupportedError, UsageError
+from quantkit.quant.grid import Array, Grid, Quantized
+
+BITS = (2, 3, 4, 8)
+_LEAST_SCALE, _GREATEST_SCALE = 2.0**-24, 65504.0  # of float16
+_USUAL_GROUPS = (256, 128, 64, 32, 16)
+
+
+def check_group(n_in: int, grid: Grid, name: str) -> None:
+    """Raise UsageError for bits or a group that no format has, UnsupportedError where `n_in` is not whole groups.
+
+    `name` is the matrix's, for the message.
+    """
+    if grid.bits not in BITS:
+        raise UsageError(f"int4 formats have {', '.join(map(str, BITS[:-1]))} or {BITS[-1]} bits, not {grid.bits}")
+    if grid.group < 1 and grid.group != -1:
+        raise UsageError(f"a group has 1 or more weights, or -1 for a whole row, not {grid.group}")
+    if n_in % grid.group_size(n_in):
+        whole = [str(size) for size in _USUAL_GROUPS if n_in % size == 0]
+        fitting = f"groups of {', '.join(whole)} or -1 (a whole row)" if whole else "groups of -1 (a whole row)"
+        raise UnsupportedError(
+            f"{name} has {n_in} inputs, which groups of {grid.group} do not divide: ask for {fitting}, or skip it"
+        )
+
+
+def round_to_nearest(w: Array, grid: Grid) -> Quantized:
+    """The matrix w (n_out, n_in) on the grid, each group's range from its least to its greatest weight, 0 within it.
+
+    Scales are rounded to float16 before the integers are chosen; a group of zeros stays exact.
+    """
+    low, high = group_ranges(w, grid)
+    scales, zeros = scales_and_zeros(low, high, grid)
+    return round_with(w, scales, zeros, grid)
+
+
+def round_with(w: Array, scales: Array, zeros: Array, grid: Grid) -> Quantized:
+    """The matrix w (n_out, n_in) on the grid of given scales and zero points (n_out, n_groups), groups in order."""
+    q = in_groups(w, grid) / scales[:, :, None]
+    np.rint(q, out=q)
+    q += zeros[:, :, None]
+    np.clip(q, np.float32(0), np.float32(grid.top), out=q)
+    return Quantized(grid, q.reshape(w.shape).astype(np.uint8), scales, zeros.astype(np.uint8), grid.groups(w.shape[1]))
+
+
+def group_ranges(w: Array, grid: Grid) -> tuple[Array, Array]:
+    """The least and greatest weight of each group, 0 among them: two of (n_out, n_groups)."""
+    grouped = in_groups(w, grid)
+    zero = np.float32(0)
+    return grouped.min(axis=2, initial=zero), grouped.max(axis=2, initial=zero)
+
+
+def in_groups(w: Array, grid: Grid) -> Array:
+    """A view of w (n_out, n_in) as (n_out, n_groups, group size)."""
+    return w.reshape(len(w), -1, grid.group_size(w.shape[1]))
+
+
+def scales_and_zeros(low: Array, high: Array, grid: Grid) -> tuple[Array, Array]:
+    """Scales of float16's values and whole zero points, both float32, for ranges of any shape with low <= 0 <= high."""
+    top, least = np.float32(grid.top), np.float32(grid.least_zero)
+    # A zero point that may not be smaller leaves fewer integers above it.
+    steps = 2 * np.maximum(high, -low) / top if grid.symmetric else np.maximum((high - low) / top, high / (top - least))
+    scales = np.where(steps > 0, float16_scales(steps), np.float32(1))
+    if grid.symmetric:
+        return scales, np.full_like(scales, 1 << (grid.bits - 1))
+    return scales, np.clip(np.rint(-low / scales), least, top)
+
+
+def best_ranges(w: Array, weight: Array, grid: Grid, shrinks: Sequence[float]) -> tuple[Array, Array]:
+    """Scales and zero points (n_out, n_groups) of the range, shrunk from the whole, with the least weighted error.
+
+    `weight`: what an error counts in a group, either of each input's square (n_in,) or a quadratic form for each group
+    (n_groups, group size, group size). The first of equal ones is taken, so with 1 among `shrinks` nothing gets worse.
+    Then each scale is the one with which the integers found fit best (least squares), where that errs less.
+    """
+    low, high = group_ranges(w, grid)
+    grouped = in_groups(w, grid)
+    if weight.ndim == 1:
+        weight = weight.reshape(len(low[0]), 1, -1)
+    best_scales, best_zeros = scales_and_zeros(low, high, grid)
+    least = np.full(low.shape, np.inf, np.float32)
+
+    def take(scales: Array, zeros: Array) -> None:
+        difference = nearest(grouped, scales, zeros, grid)
+        difference -= grouped
+        error = _product(_across(difference, weight), difference)
+        better = error < least
+        least[better] = error[better]
+        best_scales[better] = scales[better]
+        best_zeros[better] = zeros[better]
+
+    for shrink in shrinks:
+        take(*scales_and_zeros(low * np.float32(shrink), high * np.float32(shrink), grid))
+    whole = nearest(grouped, best_scales, best_zeros, grid)
+    across = _across(whole, weight)
+    met, length = _product(across, grouped), _product(across, whole)
+    fits = (met > 0) & (length > 0)
+    factor = np.divide(met, length, out=np.ones_like(met), where=fits)
+    take(np.where(fits, float16_scales(best_scales * factor), best_scales), best_zeros)
+    return best_scales, best_zeros
+
+
+def _across(values: Array, weight: Array) -> Array:
+    """M v for each group of v (n_out, n_groups, group size)."""
+    if weight.shape[1] == 1:
+        return values * weight[None, :, 0]
+    product: Array = np.matmul(values.swapaxes(0, 1), weight).swapaxes(0, 1)
+    return product
+
+
+def _product(a: Array, b: Array) -> Array:
+    """The inner product of each group: (n_out, n_groups)."""
+    product: Array = np.einsum("ogi,ogi->og", a, b)
+    return product
+
+
+def nearest(grouped: Array, scales: Array, zeros: Array, grid: Grid) -> Array:
+    """The value on the grid nearest to each of `grouped` (n_out, n_groups, group size), a new array."""
+    q: Array = grouped / scales[:, :, None]
+    np.rint(q, out=q)
+    np.clip(q, -zeros[:, :, None], np.float32(grid.top) - zeros[:, :, None], out=q)
+    q *= scales[:, :, None]
+    return q
+
+
+def float16_scales(scales: NDArray[np.floating]) -> Array:
+    """Positive scales rounded to float16, the least of which is not 0, as float32."""
+    rounded: Array = np.clip(scales, _LEAST_SCALE, _GREATEST_SCALE).astype(np.float16).astype(np.float32)
+    return rounded
+
+
+def output_error(w: Array, rounded: Array, gram: Array) -> tuple[float, float]:
+    """What rounding costs: tr(dW H dW') = ||dW X||^2 with dW = rounded - w, and its share of ||W X||^2.
+
+    w and rounded (n_out, n_in); gram (n_in, n_in) is H = X X', the sum over tokens. The share of a zero output is 0.
+    """
+    error, whole = _energy(rounded - w, gram), _energy(w, gram)
+    return error, error / whole if whole > 0 else 0.0
+
+
+def _energy(w: Array, gram: Array) -> float:
+    return float(np.einsum("oi,oi->", w @ gram, w, dtype=np.float64))

@@ -1,0 +1,1 @@
+"""The streamed forward: a checkpoint runs layer by layer; Gram matrices and hidden states are collected."""

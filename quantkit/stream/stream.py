@@ -1,0 +1,305 @@
+"""The streamed forward: a checkpoint run over all samples layer by layer, in the memory of one layer.
+
+For each layer its tensors are read once, all samples go through it, and what its linears saw is gathered; then whoever
+watches gets the tensors and the statistics, and both are freed. Routed experts come one at a time, over the tokens that
+the router sent them.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+from threadpoolctl import ThreadpoolController
+
+from quantkit.errors import CalibrationError
+from quantkit.families.native import Source
+from quantkit.forward.allocator import keep_freed_memory
+from quantkit.forward.arrays import Array, fetch, namespace, place
+from quantkit.forward.feed_forward import expert_count, expert_part, feed_forward, route, shared
+from quantkit.forward.layer_linears import layer_linears
+from quantkit.forward.linears import LayerLinears
+from quantkit.stream.layer import Held, keys_of, stored_names
+from quantkit.stream.routing import EXPERT_FLOOR, Routes
+from quantkit.stream.states import States
+from quantkit.stream.statistics import Statistics
+
+Tensors = dict[str, Array]
+_T = TypeVar("_T")
+_R = TypeVar("_R")
+
+# Inputs of linears that wait for their sums, in bytes.
+_WAITING_BYTES = 192 << 20
+# Tokens that an expert sees at once, where so many are routed to it.
+_EXPERT_TOKENS = 512
+
+
+class Watcher(Protocol):
+    """Who learns from the stream. The tensors are the watcher's from then on: the forward is done with them.
+
+    What is returned is what the stream goes on with where it propagates what was quantized: the same tensors, as a
+    runtime will see them.
+    """
+
+    def dense(self, layer: LayerLinears, tensors: Tensors, statistics: Mapping[str, Statistics]) -> Tensors:
+        """All of a layer but its routed experts."""
+
+    def expert(
+        self, layer: LayerLinears, expert: int, tensors: Tensors, statistics: Mapping[str, Statistics]
+    ) -> Tensors:
+        """One routed expert of the layer; `dense` came before."""
+
+
+class Stream:
+    """Hidden states of `tokens` (int32, (samples, length)) on their way through `native`'s layers.
+
+    `folder` holds the states between layers. `gram`: whether Gram matrices are gathered, or only sums of squares.
+    `propagate`: the states go on as the quantized layer gives them, not as the source's does. `device`: where torch
+    computes, None for numpy (see `find_device`). `sample_name`: what errors call a sample.
+    """
+
+    def __init__(
+        self,
+        native: Source,
+        tokens: NDArray[np.int32],
+        folder: Path,
+        *,
+        threads: int,
+        gram: bool = True,
+        propagate: bool = False,
+        device: Any = None,
+        sample_name: str = "calibration sample",
+    ) -> None:
+        self.native, self.tokens, self.device, self.sample_name = native, tokens, device, sample_name
+        # a GPU computes one sample at a time with all it has
+        self.threads = threads if device is None else 1
+        self.gram, self.propagate = gram, propagate
+        self.decoder = native.decoder
+        self.states = States(folder, len(tokens), tokens.shape[1], self.decoder.hidden)
+        keep_freed_memory()
+        self._blas = ThreadpoolController()
+        self._pool = ThreadPoolExecutor(self.threads)
+
+    def linears(self, number: int) -> LayerLinears:
+        """The linears of a layer."""
+        return layer_linears(self.native.architecture, self.native.config, number, self.native.tensors)
+
+    def embed(self) -> None:
+        """Write the states that go into the first layer. Raises CalibrationError when one is not finite."""
+
+        def one(sample: int) -> None:
+            x = self.decoder.embed(self.tokens[sample].tolist())
+            self._check_finite(x, "the embedding", sample)
+            self.states.write(states_file(0), sample, x)
+
+        self._each(one, range(len(self.tokens)))
+
+    def can_start_at(self, number: int) -> bool:
+        """Whether the states that go into layer `number` are there."""
+        return self.states.holds(states_file(number))
+
+    def layer(self, number: int, watcher: Watcher | None = None) -> None:
+        """All samples through one layer; then, and after each expert, the watcher is called.
+
+        Without a watcher nothing is gathered, and experts that no token was sent to are not read.
+        Raises CalibrationError, naming the layer, when a hidden state is not finite.
+        """
+        linears = self.linears(number)
+        dense = tuple(each for each in linears.inputs if each.expert is None and watcher)
+        tensors = self._load(self._names_outside_experts(number, linears))
+        held = self._held(tensors, keys_of(dense))
+        layer = self.decoder.layer(number, held)
+        statistics = {each.key: Statistics.of(each.width, gram=self.gram) for each in dense}
+        if layer.experts is None:
+            self._through(number, held, statistics)
+            quantized = watcher.dense(linears, tensors, statistics) if watcher else tensors
+            if self.propagate:
+                self._through(number, self._held(quantized, {}), {})
+            return
+        routes = self._up_to_experts(number, held, statistics)
+        quantized = watcher.dense(linears, tensors, statistics) if watcher else tensors
+        if self.propagate:
+            held = self._held(quantized, {})
+            routes = self._up_to_experts(number, held, {})
+        for expert in range(expert_count(layer.experts, layer.layer)):
+            if watcher or (routes.chosen == expert).any():
+                self._one_expert(number, linears, expert, routes, watcher)
+        self._join(number, held)
+
+    def _through(self, number: int, held: Held, statistics: Mapping[str, Statistics]) -> None:
+        def one(sample: int) -> dict[str, Array]:
+            tap = held.tapped()
+            x = self.decoder.layer(number, tap)(self._read(states_file(number), sample))
+            self._check_finite(x, self.decoder.at(number), sample)
+            self.states.write(states_file(number + 1), sample, fetch(x))
+            return tap.seen
+
+        self._gather(one, statistics)
+
+    def _up_to_experts(self, number: int, held: Held, statistics: Mapping[str, Statistics]) -> Routes:
+        """All of a layer but its routed experts: the next states begin as what the shared expert gives."""
+        chosen: dict[int, NDArray[np.int64]] = {}
+        share: dict[int, Array] = {}
+
+        def one(sample: int) -> dict[str, Array]:
+            tap = held.tapped()
+            layer = self.decoder.layer(number, tap)
+            assert layer.experts is not None
+            middle, seen = layer.attend(self._read(states_file(number), sample))
+            self._check_finite(middle, self.decoder.at(number), sample)
+            chosen[sample], share[sample] = map(fetch, route(layer.experts, layer.layer, seen))
+            fed = shared(layer.experts, layer.layer, seen)
+            self.states.write("middle", sample, fetch(middle))
+            self.states.write("seen", sample, fetch(seen))
+            self.states.write(
+                states_file(number + 1), sample, np.zeros(middle.shape, np.float32) if fed is None else fetch(fed)
+            )
+            return tap.seen
+
+        self._gather(one, statistics)
+        samples = range(len(self.tokens))
+        return Routes(np.stack([chosen[each] for each in samples]), np.stack([share[each] for each in samples]))
+
+    def _one_expert(
+        self, number: int, linears: LayerLinears, expert: int, routes: Routes, watcher: Watcher | None
+    ) -> None:
+        inputs = tuple(each for each in linears.inputs if each.expert == expert)
+        # those stacked in one tensor of all experts are read where they stand
+        alone = [each for each in inputs if all(linear.index is None for linear in each.linears)]
+        tensors = self._load(stored_names(alone) & self.native.tensors.keys())
+        seen = inputs if watcher else ()
+        held = self._held(tensors, keys_of(seen))
+        statistics = {each.key: Statistics.of(each.width, gram=self.gram) for each in seen}
+        extra = routes.others(expert, EXPERT_FLOOR) if self.gram and watcher else {}
+        self._through_expert(number, expert, routes, held, statistics, extra, add=not self.propagate)
+        quantized = watcher.expert(linears, expert, tensors, statistics) if watcher else tensors
+        if self.propagate:
+            self._through_expert(number, expert, routes, self._held(quantized, {}), {}, {}, add=True)
+
+    def _through_expert(
+        self,
+        number: int,
+        expert: int,
+        routes: Routes,
+        held: Held,
+        statistics: Mapping[str, Statistics],
+        extra: Mapping[int, NDArray[np.int64]],
+        *,
+        add: bool,
+    ) -> None:
+        """The tokens routed to an expert, and the rows of `extra` by sample, which count in the Gram matrix only.
+
+        `add`: the expert's answers are added to the next states.
+        """
+
+        def run(tap: Held, x: Array) -> Array:
+            layer = self.decoder.layer(number, tap)
+            assert layer.experts is not None
+            part, index = expert_part(layer.experts, layer.layer, expert)
+            return feed_forward(part, layer.layer, x, index)
+
+        def some(samples: Sequence[int]) -> tuple[dict[str, Array], dict[str, Array]]:
+            found = [np.nonzero(routes.chosen[sample] == expert) for sample in samples]
+            seen = [self._read("seen", sample) for sample in samples]
+            tap, others = held.tapped(), held.tapped()
+            concatenate = namespace(seen[0]).concatenate
+            routed = concatenate([x[rows] for x, (rows, _) in zip(seen, found, strict=True)])
+            if len(routed):
+                answers = fetch(run(tap, routed))
+                ends = np.cumsum([len(rows) for rows, _ in found])
+                for sample, (rows, slots), part in zip(samples, found, np.split(answers, ends[:-1]), strict=True):
+                    if add and len(rows):
+                        fed = self.states.read(states_file(number + 1), sample)
+                        fed[rows] += part * routes.share[sample, rows, slots][:, None]
+                        self.states.write(states_file(number + 1), sample, fed)
+            unrouted = [x[extra[sample]] for x, sample in zip(seen, samples, strict=True) if sample in extra]
+            if unrouted:
+                run(others, concatenate(unrouted))
+            return tap.seen, others.seen
+
+        # so many samples that an expert sees a few hundred tokens at once
+        together = max(1, _EXPERT_TOKENS * len(self.tokens) // max(1, int((routes.chosen == expert).sum())))
+        together = min(together, -(-len(self.tokens) // self.threads))
+        width = sum(len(each.squares) for each in statistics.values())
+        for batch in _groups(_groups(range(len(self.tokens)), together), max(1, self._at_once(width) // together)):
+            results = self._each(some, batch)
+            for key, each in statistics.items():
+                each.add(
+                    [seen[key] for seen, _ in results if key in seen],
+                    [others[key] for _, others in results if key in others],
+                )
+
+    def _join(self, number: int, held: Held) -> None:
+        def one(sample: int) -> None:
+            layer = self.decoder.layer(number, held)
+            fed = self._read(states_file(number + 1), sample)
+            x = layer.join(self._read("middle", sample), fed)
+            self._check_finite(x, self.decoder.at(number), sample)
+            self.states.write(states_file(number + 1), sample, fetch(x))
+
+        self._each(one, range(len(self.tokens)))
+
+    def _gather(self, one: Callable[[int], dict[str, Array]], statistics: Mapping[str, Statistics]) -> None:
+        """`one` for every sample, its taps summed in the order of samples."""
+        width = sum(len(each.squares) for each in statistics.values())
+        for batch in _groups(range(len(self.tokens)), self._at_once(width)):
+            taps = self._each(one, batch)
+            for key, each in statistics.items():
+                each.add([tap[key] for tap in taps])
+
+    def _at_once(self, width: int) -> int:
+        """How many samples may wait for the sums of `width` values a token; a multiple of the threads if it can be."""
+        fit = int(_WAITING_BYTES // (4 * max(width, 1) * self.tokens.shape[1]))
+        return max(1, fit - fit % self.threads if fit > self.threads else fit)
+
+    def _each(self, work: Callable[[_T], _R], items: Sequence[_T]) -> list[_R]:
+        """`work` for each item by all threads, each of which computes alone; results in the order of items."""
+        with self._blas.limit(limits=1):
+            return list(self._pool.map(work, items))
+
+    def _read(self, name: str, sample: int) -> Array:
+        x: Array = place(self.states.read(name, sample), self.device)
+        return x
+
+    def _load(self, names: set[str]) -> Tensors:
+        return {name: np.array(self.native.whole(name), np.float32) for name in sorted(names)}
+
+    def _held(self, tensors: Tensors, keys: Mapping[tuple[str, int], str]) -> Held:
+        native, there = self.native, {name: place(values, self.device) for name, values in tensors.items()}
+        return Held(native.whole, native.rows, native.tensors.keys(), there, keys)
+
+    def _check_finite(self, x: Array, what: str, sample: int) -> None:
+        # one infinite or NaN value makes the sum so
+        if not np.isfinite(float(x.sum())):
+            raise CalibrationError(
+                f"{what.rstrip('.')} gives hidden states that are not finite (NaN or infinite) for"
+                f" {self.sample_name} {sample + 1}; the checkpoint is damaged, or another text avoids it"
+            )
+
+    def _names_outside_experts(self, number: int, linears: LayerLinears) -> set[str]:
+        """The layer's tensors that are not of a routed expert."""
+        at = self.decoder.at(number)
+        of_experts = stored_names([each for each in linears.inputs if each.expert is not None])
+        return {name for name in self.native.tensors if name.startswith(at)} - of_experts
+
+    def close(self) -> None:
+        """Stop the threads and close the states' files, which stay."""
+        self._pool.shutdown(cancel_futures=True)
+        self.states.close()
+
+    def __enter__(self) -> "Stream":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def states_file(number: int) -> str:
+    """The states that go into layer `number`: two files in turn."""
+    return f"states-{number % 2}"
+
+
+def _groups(items: Sequence[_T], size: int) -> list[Sequence[_T]]:
+    return [items[start : start + size] for start in range(0, len(items), size)]

@@ -1,0 +1,1 @@
+"""Texts: documents, datasets of the hub, calibration samples and evaluation windows, as token ids."""

@@ -1,0 +1,38 @@
+"""The texts that models are measured on."""
+
+import hashlib
+from dataclasses import dataclass
+
+from quantkit.errors import MeasureError
+from quantkit.texts.documents import characters, plain_text
+from quantkit.texts.samples import load_documents
+
+
+@dataclass(frozen=True)
+class Text:
+    """A text, and the name a report knows it by: the file's name, or the dataset's id."""
+
+    name: str
+    text: str
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def sha256(self) -> str:
+        """Of the text in UTF-8."""
+        return hashlib.sha256(self.text.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def load_text(source: str, *, offline: bool = False) -> Text:
+    """A text file as it is; the documents of a `.jsonl`, `.json` or `.parquet` file, or of a hub dataset
+    (`ORG/NAME[:SPLIT]`), one after the other.
+
+    Raises MeasureError for one without words, and what `calibration.text.load_documents` raises.
+    """
+    documents, name, warnings = load_documents(source, offline=offline)
+    if len(documents) == 1 and isinstance(documents[0], str):
+        text = documents[0]
+    else:
+        text = "".join(plain_text(document) for document in documents if characters(document))
+    if not text.strip():
+        raise MeasureError(f"the text {name} is empty; give one with words in it")
+    return Text(name, text, warnings)

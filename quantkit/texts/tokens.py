@@ -1,0 +1,155 @@
+"""Token ids of calibration text by the checkpoint's own tokenizer, and conversations by its own chat template."""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from quantkit.chat import TemplateRefusal, render_all_contained
+from quantkit.errors import CalibrationError, TemplateError
+from quantkit.texts.documents import Document, characters, plain_text
+from quantkit.tokenizer import ranks, special
+from quantkit.tokenizer.files import TokenizerFiles, token_text
+from quantkit.tokenizer.huggingface import SPECIAL_ROLES, build_tokenizer, sentencepiece_ids
+
+_PIECE = 1 << 16
+_PIECES_AT_ONCE = 16
+_CONVERSATIONS_AT_ONCE = 128
+# Templates that print today's date would give another text tomorrow; the date is the one Llama 3's falls back on.
+_ONE_DATE = "{% macro strftime_now(pattern) %}26 Jul 2024{% endmacro %}"
+
+
+@dataclass(frozen=True)
+class Rendered:
+    """Texts in the order of the documents; `rendered` of them are conversations that went through the template."""
+
+    texts: list[str]
+    rendered: int
+    warnings: tuple[str, ...]
+
+
+def token_ids(files: TokenizerFiles, texts: Iterable[str]) -> NDArray[np.int32]:
+    """The ids of all `texts`, one after the other, int32 (n_tokens,), without BOS or EOS around them.
+
+    A text over 65,536 characters is read in pieces that end at a line, where no tokenizer joins over.
+    Raises TokenizerError or UnsupportedError when the tokenizer cannot be built.
+    """
+    encode = _encoder(files)
+    found: list[NDArray[np.int32]] = [np.empty(0, np.int32)]
+    waiting: list[str] = []
+    for text in texts:
+        for piece in pieces(text):
+            waiting.append(piece)
+            if len(waiting) == _PIECES_AT_ONCE:
+                found += [np.array(ids, np.int32) for ids in encode(waiting)]
+                waiting = []
+    found += [np.array(ids, np.int32) for ids in encode(waiting)]
+    return np.concatenate(found)
+
+
+def _encoder(files: TokenizerFiles) -> Callable[[Sequence[str]], Iterable[Sequence[int]]]:
+    table = files.ranks
+    if table is not None:
+        return lambda texts: ranks.token_ids(table, texts)
+    if files.tokenizer is None and files.model is not None:
+        return lambda texts: sentencepiece_ids(files, texts) if texts else []
+    tokenizer = build_tokenizer(files)
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    return lambda texts: [each.ids for each in tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)]
+
+
+def pieces(text: str, longest: int = _PIECE) -> Iterator[str]:
+    """`text` in pieces of at most `longest` characters, cut before a line that does not begin with a space."""
+    start = 0
+    while len(text) - start > longest:
+        end = text.rfind("\n", start + 1, start + longest)
+        while end > start and text[end + 1].isspace():
+            end = text.rfind("\n", start + 1, end)
+        end = end + 1 if end > start else start + longest
+        yield text[start:end]
+        start = end
+    if start < len(text):
+        yield text[start:]
+
+
+def first_token(files: TokenizerFiles, config: dict[str, Any], n_tokens: int) -> int | None:
+    """The BOS that this tokenizer puts before a text by default, None if it puts none there.
+
+    As a runtime decides: the post-processor of tokenizer.json, else add_bos_token; a tokenizer.model that is alone and
+    says nothing adds it (LlamaTokenizer's default, and llama.cpp's).
+    """
+    said = special.read(files, config, n_tokens)
+    alone = files.tokenizer is None and files.model is not None
+    return said.ids.get("bos") if said.adds.get("bos", alone) else None
+
+
+def chat_template(files: TokenizerFiles) -> str | None:
+    """The checkpoint's default chat template."""
+    template = files.config.get("chat_template") or files.template
+    return special.default_template(template) if isinstance(template, str | list) else None
+
+
+def render_documents(documents: Sequence[Document], files: TokenizerFiles, *, chat: bool | None) -> Rendered:
+    """Each document as text: conversations by the checkpoint's template, in a process of its own (see quantkit.chat).
+
+    `chat` None: by the template if there is one; True: a template and at least one conversation must be there; False:
+    the messages' contents as they stand. A conversation that the template refuses is tried without its system message,
+    then left out with a warning. Raises CalibrationError where nothing is left, TemplateError where the template fails.
+    """
+    conversations = [document for document in documents if not isinstance(document, str)]
+    template = None if chat is False else chat_template(files)
+    if chat and template is None:
+        raise CalibrationError(
+            f"{files.folder} has no chat template to render conversations by; calibrate without --chat"
+        )
+    if chat and not conversations:
+        raise CalibrationError("the calibration text holds no conversations ('messages'); calibrate without --chat")
+    if template is None or not conversations:
+        return Rendered([plain_text(document) for document in documents if characters(document)], 0, ())
+    answers = iter(_render(template, conversations, files))
+    refused: list[TemplateError] = []
+    texts = []
+    for document in documents:
+        answer = plain_text(document) if isinstance(document, str) else next(answers)
+        if isinstance(answer, TemplateError):
+            refused.append(answer)
+        elif answer:
+            texts.append(answer)
+    if len(refused) == len(conversations):
+        raise CalibrationError(f"none of the {len(refused)} conversations of the calibration text fit: {refused[0]}")
+    warnings = (f"left out {len(refused)} of {len(conversations)} conversations: {refused[0]}",) if refused else ()
+    return Rendered(texts, len(conversations) - len(refused), warnings)
+
+
+def _render(
+    template: str, conversations: Sequence[list[dict[str, str]]], files: TokenizerFiles
+) -> list[str | TemplateError]:
+    fixed = _ONE_DATE + template if "strftime_now" in template else template
+    tokens = {role: token_text(files.config.get(role) or files.special.get(role)) for role in SPECIAL_ROLES}
+    options = {
+        "bos_token": tokens.pop("bos_token"),
+        "eos_token": tokens.pop("eos_token"),
+        "special_tokens": {role: text for role, text in tokens.items() if text is not None},
+        "add_generation_prompt": False,
+    }
+
+    def all_of(asked: Sequence[list[dict[str, str]]]) -> list[str | TemplateError]:
+        answers: list[str | TemplateError] = []
+        for start in range(0, len(asked), _CONVERSATIONS_AT_ONCE):
+            some = asked[start : start + _CONVERSATIONS_AT_ONCE]
+            answers += render_all_contained(fixed, [{**options, "messages": messages} for messages in some])
+        return answers
+
+    answers = all_of(conversations)
+    again = [
+        number
+        for number, answer in enumerate(answers)
+        if isinstance(answer, TemplateRefusal) and any(each["role"] == "system" for each in conversations[number])
+    ]
+    without = [[each for each in conversations[number] if each["role"] != "system"] for number in again]
+    for number, answer in zip(again, all_of(without), strict=True):
+        answers[number] = answer
+    return answers

@@ -1,0 +1,232 @@
+"""llama.cpp's own two steps as the peer: convert_hf_to_gguf.py in a venv of its own, then the real llama-quantize.
+
+Both come out of the llama-cpp-python sdist. The converter needs torch and transformers, which quantkit's own
+environment must never see. The programs are compiled from their single files against the installed libllama (extra
+`run`), so that they and the tests' other oracle are the same build. Everything lands under .cache/peer on first use.
+"""
+
+import fcntl
+import importlib.util
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+CACHE = REPOSITORY / ".cache" / "peer"
+SDIST = "llama-cpp-python==0.3.36"
+# llama.cpp pins torch 2.11.0; the converter's arithmetic on weights is a cast, so the nearest release that is at hand
+# will do. transformers is as pinned there: pre-tokenizers are recognised by what its tokenizers give.
+REQUIREMENTS = (
+    "torch==2.13.0",
+    "transformers==4.57.6",
+    "numpy>=2.2,<3",
+    "sentencepiece>=0.2,<0.3",
+    "protobuf>=4.21,<8",
+    "pyyaml",
+    "tqdm",
+    "requests",
+)
+# Arguments: the script, the pre-tokenizer's name, then what the script takes.
+_WITH_PRE = """
+import runpy, sys
+from pathlib import Path
+script, name = sys.argv[1:3]
+sys.argv = [script, *sys.argv[3:]]
+sys.path.insert(0, str(Path(script).parent))
+from conversion.base import TextModel
+TextModel.get_vocab_base_pre = lambda self, tokenizer: name
+runpy.run_path(script, run_name="__main__")
+"""
+_WANTED = (
+    "convert_hf_to_gguf.py",
+    "conversion/",
+    "gguf-py/gguf/",
+    "common/",
+    "ggml/include/",
+    "include/",
+    "tools/gguf-split/",
+    "tools/quantize/",
+)
+# Program -> its sources; what they take from llama.cpp's common library beyond these is in peer_stubs.cpp.
+_PROGRAMS = {
+    "llama-quantize": ("tools/quantize/main.cpp", "tools/quantize/quantize.cpp", "common/imatrix-loader.cpp"),
+    "llama-gguf-split": ("tools/gguf-split/gguf-split.cpp",),
+}
+_STUBS = Path(__file__).with_name("peer_stubs.cpp")
+
+
+@dataclass(frozen=True)
+class Peer:
+    """llama.cpp's tools, ready to run: a Python for its converter, its source tree, its compiled programs.
+
+    Each call gives the wall seconds of its subprocess and raises AssertionError with the tool's words if it fails.
+    """
+
+    python: Path
+    source: Path
+    programs: Path
+
+    def convert(self, checkpoint: Path, out: Path, outtype: str = "auto", *, pre: str | None = None) -> float:
+        """Convert a Hugging Face folder into the GGUF `out`; wall seconds of the subprocess.
+
+        `outtype` is one of f32, f16, bf16, q8_0, auto. `pre` is taken for the name of the pre-tokenizer: the converter
+        knows tokenizers by a hash over the ids of a text, which a tokenizer trained for a test cannot have.
+        Raises AssertionError with the converter's words if it fails.
+        """
+        seconds = _timed(self.convert_command(checkpoint, out, outtype, pre=pre), env=self.environment())
+        assert out.exists(), f"the converter wrote no {out.name}"
+        return seconds
+
+    def quantize(
+        self,
+        source: Path,
+        out: Path,
+        ftype: int,
+        *,
+        threads: int = 2,
+        imatrix: Path | None = None,
+        allow_requantize: bool = False,
+    ) -> float:
+        """llama-quantize `source` into `out` as file type number `ftype`.
+
+        llama-quantize stores the imatrix's path as it is given; it is called from the file's folder, with its name.
+        """
+        return _timed(
+            self.quantize_command(
+                source, out, ftype, threads=threads, imatrix=imatrix, allow_requantize=allow_requantize
+            ),
+            cwd=imatrix.parent if imatrix else None,
+        )
+
+    def split(self, source: Path, prefix: Path, max_size: str) -> float:
+        """llama-gguf-split `source` into shards of at most `max_size` ("2M"), named after `prefix`."""
+        program = str(self.programs / "llama-gguf-split")
+        return _timed([program, "--split", "--split-max-size", max_size, str(source), str(prefix)])
+
+    def convert_command(
+        self, checkpoint: Path, out: Path, outtype: str = "auto", *, pre: str | None = None
+    ) -> list[str]:
+        script = str(self.source / "convert_hf_to_gguf.py")
+        start = [script] if pre is None else ["-c", _WITH_PRE, script, pre]
+        return [str(self.python), *start, str(checkpoint), "--outfile", str(out), "--outtype", outtype]
+
+    def quantize_command(
+        self,
+        source: Path,
+        out: Path,
+        ftype: int,
+        *,
+        threads: int = 2,
+        imatrix: Path | None = None,
+        allow_requantize: bool = False,
+    ) -> list[str]:
+        options = ["--imatrix", imatrix.name] if imatrix else []
+        options += ["--allow-requantize"] if allow_requantize else []
+        return [str(self.programs / "llama-quantize"), *options, str(source), str(out), str(ftype), str(threads)]
+
+    def environment(self) -> dict[str, str]:
+        return {
+            **os.environ,
+            "PYTHONPATH": str(self.source / "gguf-py"),
+            "HF_HUB_OFFLINE": "1",
+            "TRANSFORMERS_OFFLINE": "1",
+        }
+
+
+def peer_converter() -> Peer:
+    """The peer, installed on first use (about a minute, and 1.3 GB with a CPU torch)."""
+    CACHE.mkdir(parents=True, exist_ok=True)
+    peer = Peer(CACHE / "venv" / "bin" / "python", CACHE / "llama.cpp", CACHE / "bin")
+    stamp = CACHE / "ready.json"
+    wanted = {
+        "sdist": SDIST,
+        "requirements": list(REQUIREMENTS),
+        "tree": list(_WANTED),
+        "libllama": str(_libraries()),
+        "stubs": _STUBS.read_text(),
+    }
+    with _locked(CACHE / "lock"):
+        if not (stamp.exists() and json.loads(stamp.read_text()) == wanted):
+            for folder in (CACHE / "venv", peer.source, peer.programs):
+                shutil.rmtree(folder, ignore_errors=True)
+            _run([sys.executable, "-m", "venv", str(CACHE / "venv")])
+            _pip(peer.python, "install", *REQUIREMENTS)
+            _unpack_sdist(peer)
+            _compile(peer)
+            stamp.write_text(json.dumps(wanted))
+    return peer
+
+
+def _libraries() -> Path:
+    """Where llama-cpp-python keeps libllama and ggml; found without loading them."""
+    spec = importlib.util.find_spec("llama_cpp")
+    assert spec is not None and spec.origin is not None, "the peer needs the extra `run`: pip install 'quantkit[run]'"
+    return Path(spec.origin).parent / "lib"
+
+
+def _compile(peer: Peer) -> None:
+    peer.programs.mkdir()
+    libraries = str(_libraries())
+    include = [f"-I{peer.source / folder}" for folder in ("common", "include", "ggml/include")]
+    link = [f"-L{libraries}", "-lllama", "-lggml", "-lggml-base", f"-Wl,-rpath,{libraries}"]
+    for program, files in _PROGRAMS.items():
+        sources = [str(peer.source / file) for file in files]
+        _run(["c++", "-O2", "-std=c++17", *include, *sources, str(_STUBS), *link, "-o", str(peer.programs / program)])
+
+
+def _unpack_sdist(peer: Peer) -> None:
+    with tempfile.TemporaryDirectory(prefix="sdist-", dir=CACHE) as folder:
+        # pip reads the metadata of what it downloads, which for this package needs no compiler
+        _pip(
+            peer.python,
+            "download",
+            "--no-deps",
+            "--no-binary",
+            SDIST.split("==")[0],
+            "--dest",
+            folder,
+            SDIST,
+        )
+        (archive,) = Path(folder).glob("*.tar.gz")
+        unpacked = Path(folder) / "unpacked"
+        with tarfile.open(archive) as tar:
+            for member in tar:
+                path = member.name.partition("/vendor/llama.cpp/")[2]
+                if member.isfile() and path.startswith(_WANTED):
+                    tar.extract(member, unpacked, filter="data")
+        (tree,) = unpacked.glob("*/vendor/llama.cpp")
+        tree.rename(peer.source)
+
+
+def _pip(python: Path, *arguments: str) -> None:
+    _run([str(python), "-m", "pip", "--disable-pip-version-check", arguments[0], "--quiet", *arguments[1:]])
+
+
+def _timed(command: list[str], *, env: dict[str, str] | None = None, cwd: Path | None = None) -> float:
+    started = time.monotonic()
+    done = subprocess.run(command, env=env, cwd=cwd, capture_output=True, text=True, errors="replace", check=False)
+    seconds = time.monotonic() - started
+    assert done.returncode == 0, f"{' '.join(command)}:\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
+    return seconds
+
+
+def _run(command: list[str]) -> None:
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(command)} failed:\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}")
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield

@@ -1,0 +1,52 @@
+"""What llama-imatrix has entries for in every tiny model: `python -m tests.imatrix.llama_names` asks it anew.
+
+llama_names.json: case -> tensor name without its layer -> [in how many layers, how many values each].
+"""
+
+import json
+import re
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from tests.families.expected import write_checkpoint
+from tests.families.models import VOCAB, all_cases
+from tests.families.test_tiny_models import to_gguf
+from tests.helpers.imatrix_peer import Entry, llama_imatrix
+
+GOLDEN = Path(__file__).with_suffix(".json")
+TOKENS = np.random.RandomState(0).randint(3, VOCAB - 8, (4, 32)).astype(np.int32)
+
+Shape = dict[str, list[int]]
+
+
+def shape_of(sizes: Mapping[str, int]) -> Shape:
+    """Tensor name -> how many values, in the golden file's form."""
+    found: Shape = {}
+    for name in sorted(sizes):
+        short = re.sub(r"^blk\.\d+\.", "", name)
+        assert found.setdefault(short, [0, sizes[name]])[1] == sizes[name], name
+        found[short][0] += 1
+    return found
+
+
+def of_llama_cpp(name: str, folder: Path) -> tuple[Path, dict[str, Entry]]:
+    """The checkpoint of a case, and llama-imatrix's entries of it over TOKENS."""
+    checkpoint = write_checkpoint(name, folder / name)
+    return checkpoint, llama_imatrix(to_gguf(checkpoint, folder), TOKENS, folder)
+
+
+def main() -> None:
+    golden = {}
+    for name in sorted(all_cases()):
+        with tempfile.TemporaryDirectory() as folder:
+            _, entries = of_llama_cpp(name, Path(folder))
+        golden[name] = shape_of({each: entry.sums.size for each, entry in entries.items()})
+    lines = ",\n".join(f"{json.dumps(name)}: {json.dumps(shape)}" for name, shape in golden.items())
+    GOLDEN.write_text("{\n" + lines + "\n}\n")
+
+
+if __name__ == "__main__":
+    main()

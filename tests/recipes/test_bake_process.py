@@ -1,0 +1,65 @@
+"""A step's process: its answer, its sentence, and that it does not outlive the bake."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from quantkit.errors import CheckpointError, QuantkitError, UsageError
+from quantkit.recipes.bake.process import Told, run_command
+from tests.helpers.tiny import tiny_llama
+
+
+def test_a_command_gives_its_document_its_time_and_its_peak(tmp_path: Path) -> None:
+    notes: list[str] = []
+    model = tiny_llama(tmp_path / "model", hidden=64, intermediate=96)
+    words = ("gguf", str(model), "-t", "q8_0", "--dry-run", "-o", str(tmp_path))
+    done = run_command(words, Told(note=notes.append))
+    assert done.document["command"] == "gguf" and done.document["name"] == "model"
+    assert done.seconds > 0 and 20e6 < done.peak_memory < 2e9
+    assert any("needs" in note for note in notes)
+
+
+@pytest.mark.parametrize(
+    ("words", "kind", "said"),
+    [
+        (("gguf", "nowhere", "-t", "q8_0"), QuantkitError, "neither an existing folder nor a hub id"),
+        (("gguf", "nowhere", "-t", "q9"), UsageError, "no quantization type 'q9'"),
+        (("gguf", "--nonsense"), UsageError, ""),
+    ],
+)
+def test_a_failure_comes_through_as_its_one_sentence(
+    words: tuple[str, ...], kind: type[QuantkitError], said: str
+) -> None:
+    with pytest.raises(kind) as caught:
+        run_command(words, Told())
+    assert said in str(caught.value) and "\n" not in str(caught.value)
+    assert not isinstance(caught.value, CheckpointError)
+
+
+BAKE = """
+import sys
+from quantkit.recipes.bake.process import Told, run_command
+run_command(sys.argv[1:], Told(note=lambda text: print(text, flush=True)))
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="prctl is Linux's")
+def test_a_killed_bake_takes_its_command_with_it(tmp_path: Path) -> None:
+    model = tiny_llama(tmp_path / "model", layers=12)
+    words = ["awq", str(model), "--samples", "64", "--seq-len", "256", "-o", str(tmp_path)]
+    bake = subprocess.Popen([sys.executable, "-c", BAKE, *words], stdout=subprocess.PIPE, text=True)
+    assert bake.stdout is not None and bake.stdout.readline()
+    (child,) = psutil.Process(bake.pid).children()
+    os.kill(bake.pid, signal.SIGKILL)
+    bake.wait()
+    deadline = time.monotonic() + 20
+    while child.is_running() and child.status() != psutil.STATUS_ZOMBIE and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not child.is_running() or child.status() == psutil.STATUS_ZOMBIE
+    assert not (tmp_path / "model-AWQ").exists()
