@@ -17,7 +17,7 @@ help:
 	@echo "make test-full  the long checks too: llama.cpp's own converter in a venv of its own, every type, every kill"
 	@echo "make test-peers GPTQModel, AutoAWQ and transformers load what quantkit writes, in environments of their own"
 	@echo "make bench      side-by-side ratios against llama.cpp's convert + quantize and GPTQModel's GPTQ"
-	@echo "make lint       ruff and mypy"
+	@echo "make lint       ruff, mypy, and the imports between rooms (import-linter)"
 	@echo "make format     let ruff rewrite the code"
 	@echo "make readme     make the README's tables from the data"
 	@echo "make ollama     make ollama/'s Modelfiles from recipes/"
@@ -46,6 +46,7 @@ lint: $(VENV)/dev.stamp
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
 
 format: $(VENV)/dev.stamp
 	$(BIN)/ruff check --fix .

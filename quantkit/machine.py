@@ -1,4 +1,4 @@
-"""What this machine has: memory that a model may take, GPUs, and how fast the CPU reads its memory."""
+"""This machine as the process may use it: cores, memory, GPUs, and how fast the CPU reads its memory."""
 
 import contextlib
 import importlib
@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+CONTROL_GROUPS = Path("/sys/fs/cgroup")
+CONTROL_GROUP_OF_PROCESS = Path("/proc/self/cgroup")
 _PROBE_BYTES = 48 << 20
 _CHUNK = 256 << 10
 _TYPICAL_GPU = 300e9
@@ -37,7 +39,7 @@ def this_machine() -> Machine:
     """The memory free now, under the limits of the process and its control group, and the first GPU."""
     name, vram, bandwidth = _gpu()
     return Machine(
-        ram=min(_memory_limits()),
+        ram=available_memory(),
         vram=vram,
         gpu_name=name,
         gpu_bandwidth=bandwidth or _TYPICAL_GPU,
@@ -57,41 +59,86 @@ def cpu_features() -> frozenset[str]:
     return frozenset()
 
 
-def _memory_limits() -> Iterator[int]:
-    yield available_memory()
-    soft, _ = resource.getrlimit(resource.RLIMIT_AS)
-    if soft != resource.RLIM_INFINITY:
-        yield soft
-    yield from _control_group()
+def cores() -> int:
+    """CPU cores that this process may use: its affinity mask, under the CPU quota of its control groups."""
+    affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min([affinity, *_cpu_quotas()]))
 
 
 def available_memory() -> int:
-    """Bytes of memory that this machine can give without swapping."""
+    """Bytes that this process can allocate without swapping: free memory, under every limit of `memory_limit`."""
+    free = [_free_memory(), *(max(limit - used, 0) for limit, used in _control_group_memory())]
+    soft = _address_space_limit()
+    return min(free if soft is None else [*free, soft])
+
+
+def memory_limit() -> int:
+    """Bytes of memory that this process may ever hold: physical memory, its control groups' limits, RLIMIT_AS."""
+    limits = [_physical_memory(), *(limit for limit, _ in _control_group_memory())]
+    soft = _address_space_limit()
+    return min(limits if soft is None else [*limits, soft])
+
+
+def peak_memory() -> int:
+    """The largest resident size of this process in bytes; getrusage may report the parent's, which exec keeps."""
+    with contextlib.suppress(OSError, IndexError, ValueError):
+        return int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) * 1024
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def resident_memory() -> int:
+    """Bytes of memory that this process holds now (Linux); elsewhere 150 MiB, about what the command line needs."""
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGESIZE")
+    return 150 << 20
+
+
+def _free_memory() -> int:
     with contextlib.suppress(OSError, IndexError, ValueError):
         return int(Path("/proc/meminfo").read_text().split("MemAvailable:")[1].split()[0]) * 1024
+    return _physical_memory()
+
+
+def _physical_memory() -> int:
     with contextlib.suppress(ValueError, OSError):
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     return 8 << 30
 
 
-def _control_group() -> Iterator[int]:
-    """What the process's control groups leave: version 2 from the process's own group up to the root, and version 1."""
-    root = Path("/sys/fs/cgroup")
-    with contextlib.suppress(OSError, ValueError):
-        own = next(line for line in Path("/proc/self/cgroup").read_text().splitlines() if line.startswith("0::"))
-        folder = root / own[3:].strip().lstrip("/")
-        for each in (folder, *folder.parents):
-            yield from _left(each / "memory.max", each / "memory.current")
-            if each == root:
-                break
-    yield from _left(root / "memory/memory.limit_in_bytes", root / "memory/memory.usage_in_bytes")
+def _address_space_limit() -> int | None:
+    soft, _ = resource.getrlimit(resource.RLIMIT_AS)
+    return None if soft == resource.RLIM_INFINITY else soft
 
 
-def _left(limit: Path, used: Path) -> Iterator[int]:
-    with contextlib.suppress(OSError, ValueError):
-        most = int(limit.read_text())  # "max" is no number: no limit
-        if most < 1 << 60:
-            yield max(most - int(used.read_text()), 0)
+def _control_groups() -> Iterator[Path]:
+    """The folders of the process's own control group (version 2) and of its parents up to the root."""
+    with contextlib.suppress(OSError, StopIteration):
+        own = next(line for line in CONTROL_GROUP_OF_PROCESS.read_text().splitlines() if line.startswith("0::"))
+        folder = CONTROL_GROUPS / own[3:].strip().lstrip("/")
+        for group in (folder, *folder.parents):
+            yield group
+            if group == CONTROL_GROUPS:
+                return
+
+
+def _control_group_memory() -> Iterator[tuple[int, int]]:
+    """(limit, use) in bytes of every control group with a memory limit; versions 2 and 1."""
+    files = [(group / "memory.max", group / "memory.current") for group in _control_groups()]
+    version1 = CONTROL_GROUPS / "memory"
+    files.append((version1 / "memory.limit_in_bytes", version1 / "memory.usage_in_bytes"))
+    for limit_file, use_file in files:
+        with contextlib.suppress(OSError, ValueError):
+            limit = int(limit_file.read_text())  # "max" is not a number: no limit
+            if limit < 1 << 60:
+                yield limit, int(use_file.read_text())
+
+
+def _cpu_quotas() -> Iterator[int]:
+    for group in _control_groups():
+        with contextlib.suppress(OSError, ValueError):
+            quota, period = (int(word) for word in (group / "cpu.max").read_text().split())
+            yield max(1, -(-quota // period))
 
 
 def _gpu() -> tuple[str, int, float]:
@@ -121,7 +168,7 @@ def probe_bandwidth(seconds: float = 0.15) -> float:
     """Bytes a second that all CPUs together read from memory: each copies its part of 48 MB into its own cache."""
     import numpy as np
 
-    threads = len(os.sched_getaffinity(0))
+    threads = cores()
     source = np.ones(_PROBE_BYTES, dtype=np.uint8)
     moved = [0] * threads
     deadline = time.perf_counter() + seconds

@@ -8,10 +8,10 @@ from quantkit.checkpoint import Checkpoint, open_checkpoint
 from quantkit.cli.calibration_options import Calibrating
 from quantkit.cli.output import Out, human_bytes, human_count
 from quantkit.convert.calibrated import Calibrated, Folder, Squares, calibrate
-from quantkit.convert.conversion import free_space
 from quantkit.errors import VerificationError
 from quantkit.families import check_config
 from quantkit.families.native import Native
+from quantkit.files import free_space
 from quantkit.forward.devices import find_device
 from quantkit.outputs.calibration import CalibratedPlan, plan_calibrated
 from quantkit.outputs.packed_folders import FolderPlan, FolderRequest

@@ -4,8 +4,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from quantkit.cli.output import Out, human_bytes, human_count
-from quantkit.convert.conversion import Result, free_space
+from quantkit.convert.conversion import Result
 from quantkit.errors import VerificationError
+from quantkit.files import free_space
 from quantkit.outputs.gguf_files import Output, Plan
 from quantkit.verify import Check, Verified
 

@@ -14,12 +14,12 @@ import numpy as np
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_info, threadpool_limits
 
-from quantkit.convert.conversion import peak_memory
 from quantkit.convert.folder_record import write_folder_origin
 from quantkit.convert.packed_layers import WATCHERS, Keeper
 from quantkit.convert.work import check_space, clear, discard, name_folder, take_back
 from quantkit.errors import CalibrationError, HubError, OutputError, QuantkitError, ReadError
 from quantkit.journal import Journal
+from quantkit.machine import peak_memory
 from quantkit.outputs.calibration import CalibratedPlan
 from quantkit.outputs.packed_folders import FolderPlan, in_file_order
 from quantkit.packed.writer import FolderWriter, partial_folder, refuse_existing

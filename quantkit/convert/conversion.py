@@ -4,18 +4,17 @@ Work happens under `*.partial` names beside the final ones; a kill at any moment
 what stands under a final name is whole and checked.
 """
 
-import os
-import resource
-import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from quantkit.convert.gguf_pass import Progress, partial_path, run_pass
+from quantkit.convert.gguf_pass import Progress, run_pass
 from quantkit.convert.record import write_origin
 from quantkit.errors import CheckpointError, ImatrixError, OutputError, ReadError, UnsupportedError
+from quantkit.files import free_space, make_folder, partial_path, sync
 from quantkit.journal import Journal
+from quantkit.machine import peak_memory
 from quantkit.outputs.gguf_files import Output, Plan
 from quantkit.verify import Check, Verified, verify_plan
 
@@ -57,12 +56,12 @@ def convert(
         ReadError: the source could not be read this time; they are kept.
     """
     folder = plan.request.folder
-    _make_folder(folder)
+    make_folder(folder)
     names = [file.name for output in plan.outputs for file in output.files]
     journal = Journal(folder / f"{plan.model.name}.journal.partial", plan.fingerprint, names, force=force)
     try:
         for name in journal.stale:
-            partial_path(folder, Path(name).name).unlink(missing_ok=True)
+            partial_path(folder / Path(name).name).unlink(missing_ok=True)
         if not _still_there(plan, journal):
             journal.forget()
         if journal.finishing is not None:
@@ -100,7 +99,7 @@ def _write_and_check(
     verified = tuple(verify_plan(plan, logits=logits, progress=stage))
     seconds = {"pass": passed - started, "verify": time.monotonic() - passed}
     for path in _partials(plan):
-        _sync(path)
+        sync(path)
     write_origin(plan.request.folder, plan, verified, seconds, peak_memory())
     passing = [item.sha256 for item in verified if not item.failed]
     journal.start_finishing({name: digest for hashes in passing for name, digest in hashes.items()})
@@ -111,7 +110,7 @@ def _still_there(plan: Plan, journal: Journal) -> bool:
     """Whether the files that the journal speaks of have not been removed or cut meanwhile."""
     for output in plan.outputs:
         for file in output.files:
-            places = [partial_path(plan.request.folder, file.name)]
+            places = [partial_path(plan.request.folder / file.name)]
             if journal.finishing is not None:
                 places += [plan.request.folder / file.name, plan.request.folder / f"{file.name}.failed"]
             if not any(place.exists() and place.stat().st_size == file.size for place in places):
@@ -130,12 +129,12 @@ def _rename(folder: Path, verified: Sequence[Verified]) -> None:
     """Give files their final names; a file that failed a check is set aside under `.failed`."""
     for item in verified:
         for file in item.output.files:
-            partial, failed = partial_path(folder, file.name), folder / f"{file.name}.failed"
+            partial, failed = partial_path(folder / file.name), folder / f"{file.name}.failed"
             if partial.exists():
                 partial.replace(failed if item.failed else folder / file.name)
             if not item.failed:
                 failed.unlink(missing_ok=True)
-    _sync(folder)
+    sync(folder)
 
 
 def _as_journaled(output: Output, finishing: Mapping[str, str]) -> Verified:
@@ -146,18 +145,7 @@ def _as_journaled(output: Output, finishing: Mapping[str, str]) -> Verified:
 
 
 def _partials(plan: Plan) -> list[Path]:
-    return [partial_path(plan.request.folder, file.name) for output in plan.outputs for file in output.files]
-
-
-def _make_folder(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(
-            f"cannot create {folder}: {error.strerror or error}; choose another folder with -o"
-        ) from error
-    if not os.access(folder, os.W_OK | os.X_OK):
-        raise OutputError(f"{folder} is not writable; choose another folder with -o")
+    return [partial_path(plan.request.folder / file.name) for output in plan.outputs for file in output.files]
 
 
 def _refuse_existing(plan: Plan, force: bool) -> None:
@@ -177,28 +165,3 @@ def _check_space(plan: Plan) -> None:
             f"{plan.request.folder} has {free / 1e9:.2f} GB free but the outputs take {plan.disk / 1e9:.2f} GB;"
             " free some space, ask for fewer types or choose another folder with -o"
         )
-
-
-def free_space(folder: Path) -> int:
-    """Bytes free where `folder` is or would be made."""
-    existing = next(path for path in (folder.resolve(), *folder.resolve().parents) if path.exists())
-    return shutil.disk_usage(existing).free
-
-
-def _sync(path: Path) -> None:
-    if not path.exists():
-        return
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def peak_memory() -> int:
-    """The largest resident size of this process in bytes; getrusage's may be the parent's, for exec keeps it."""
-    try:
-        status = Path("/proc/self/status").read_text()
-        return int(status.split("VmHWM:")[1].split()[0]) * 1024
-    except (OSError, IndexError, ValueError):
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from quantkit import __version__
-from quantkit.convert.conversion import peak_memory
 from quantkit.convert.record import record_outputs
+from quantkit.machine import peak_memory
 from quantkit.outputs.calibration import CalibratedPlan
 from quantkit.outputs.packed_folders import FolderPlan
 from quantkit.packed.writer import partial_folder

@@ -11,18 +11,18 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from gguf import GGMLQuantizationType
 from numpy.typing import NDArray
 
 from quantkit.errors import CheckpointError, OutputError, UnsupportedError
-from quantkit.gguf.kernels import dequantize_rows, quantize_rows, validate_rows
+from quantkit.files import partial_path
+from quantkit.gguf.kernels import quantize_rows, validate_rows
 from quantkit.gguf.layout import Slot
 from quantkit.journal import Journal
 from quantkit.outputs.gguf_files import Plan
-from quantkit.outputs.model import ModelTensor
+from quantkit.outputs.model import ModelTensor, widen
 
 Progress = Callable[[str, int], None]
 
@@ -56,11 +56,6 @@ class _Countdown:
             if self._count:
                 return
         self._done()
-
-
-def partial_path(folder: Path, name: str) -> Path:
-    """The name a file has while it is not whole."""
-    return folder / f"{name}.partial"
 
 
 def run_pass(plan: Plan, journal: Journal, progress: Progress) -> dict[str, float]:
@@ -127,7 +122,7 @@ def _open_targets(plan: Plan, stack: ExitStack, *, keep: bool) -> dict[str, list
     targets: dict[str, list[Target]] = {}
     for output in plan.outputs:
         for file in output.files:
-            path = partial_path(plan.request.folder, file.name)
+            path = partial_path(plan.request.folder / file.name)
             try:
                 flags = os.O_RDWR | os.O_CREAT | (0 if keep else os.O_TRUNC)
                 descriptor = os.open(path, flags, 0o666)
@@ -183,17 +178,6 @@ def _convert(plan: Plan, chunk: Chunk, targets: list[Target], progress: Progress
     chunk.last_of.one_finished()
     progress(tensor.name, floats.size)
     return seconds
-
-
-def widen(rows: NDArray[np.generic], tensor: ModelTensor) -> NDArray[np.float32]:
-    """Source rows as float32 (n, n_columns); exact for floats, dequantized for a quantized source."""
-    if rows.dtype == np.float32:
-        return np.ascontiguousarray(rows, dtype=np.float32)
-    kind = GGMLQuantizationType.BF16 if rows.dtype.name == "bfloat16" else GGMLQuantizationType.F16
-    if rows.dtype == np.uint8:
-        kind = tensor.type
-    data = np.ascontiguousarray(rows).view(np.uint8).reshape(len(rows), -1)
-    return dequantize_rows(kind, data, tensor.n_columns)
 
 
 def _quantize(

@@ -13,10 +13,9 @@ from typing import Any
 from quantkit import __version__
 from quantkit.errors import OutputError
 from quantkit.gguf.kernels import accelerated, library
+from quantkit.inspection.record import FILE_NAME, FORMAT, VERSION
 from quantkit.outputs.gguf_files import Plan
 from quantkit.verify import Verified
-
-FILE_NAME, FORMAT, VERSION = "quantkit.json", "quantkit-origin", 1
 
 
 def write_origin(

@@ -4,8 +4,8 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from quantkit.convert.conversion import free_space
 from quantkit.errors import OutputError
+from quantkit.files import free_space
 from quantkit.outputs.calibration import CalibratedPlan
 from quantkit.packed.writer import partial_folder, publish
 

@@ -14,13 +14,14 @@ from quantkit.checkpoint.weights import open_weights
 from quantkit.errors import MissingExtraError, QuantkitError, UnsupportedError
 from quantkit.families import Family, find_family
 from quantkit.gguf.keyvalues import KeyValue
+from quantkit.gguf.vocabulary import token_texts
 from quantkit.inspection.config import shape_of_config, text_config
 from quantkit.inspection.description import Description, File, Quantization, Template, Vocabulary
 from quantkit.inspection.keys import describe_template, template_of_keys, vocabulary_of_keys
 from quantkit.inspection.record import entry_of, read_record
 from quantkit.inspection.weights import Stored, count_weights
 from quantkit.outputs.model import model_from_checkpoint
-from quantkit.outputs.templates import generation_config, token_texts
+from quantkit.outputs.templates import generation_config
 from quantkit.tokenizer import files as tokenizer_files
 from quantkit.tokenizer import load_vocabulary, special
 

@@ -8,9 +8,9 @@ import numpy as np
 from quantkit.chat import render_sample, template_name
 from quantkit.errors import TemplateError
 from quantkit.gguf.keyvalues import KeyValue
+from quantkit.gguf.vocabulary import TEMPLATE_KEY, special_tokens, token_texts
 from quantkit.inspection.config import scaling_words
 from quantkit.inspection.description import Shape, SpecialToken, Template, Vocabulary
-from quantkit.outputs.templates import TEMPLATE_KEY, token_texts
 
 _SIZES = {
     "layers": "block_count",
@@ -28,8 +28,6 @@ _SIZES = {
     "vocab": "vocab_size",
     "rope_dimensions": "rope.dimension_count",
 }
-# The format spells the separator's key so.
-_ROLE_NAMES = {"unknown": "unk", "seperator": "sep", "padding": "pad"}
 
 
 def shape_of_keys(keys: Sequence[KeyValue], tensors: Sequence[str]) -> Shape:
@@ -71,18 +69,11 @@ def vocabulary_of_keys(keys: Sequence[KeyValue]) -> Vocabulary | None:
     values = {key.key: key.value for key in keys}
     if "tokenizer.ggml.tokens" not in values:
         return None
-    texts = token_texts(keys)
-    special = []
-    for key, value in values.items():
-        if key.startswith("tokenizer.ggml.") and key.endswith("_token_id") and isinstance(value, int):
-            role = key.removeprefix("tokenizer.ggml.").removesuffix("_token_id")
-            text = texts[value] if 0 <= value < len(texts) else "(no such token)"
-            special.append(SpecialToken(_ROLE_NAMES.get(role, role), value, text))
     return Vocabulary(
-        size=len(texts),
+        size=len(token_texts(keys)),
         model=_text(values.get("tokenizer.ggml.model")),
         pre=_text(values.get("tokenizer.ggml.pre")),
-        special=tuple(special),
+        special=tuple(SpecialToken(*token) for token in special_tokens(keys)),
         adds_bos=values.get("tokenizer.ggml.add_bos_token"),
         adds_eos=values.get("tokenizer.ggml.add_eos_token"),
     )

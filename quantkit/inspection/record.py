@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from quantkit.convert.record import FILE_NAME, FORMAT
+FILE_NAME, FORMAT, VERSION = "quantkit.json", "quantkit-origin", 1
 
 
 def read_record(folder: Path) -> dict[str, dict[str, Any]]:

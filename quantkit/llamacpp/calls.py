@@ -15,6 +15,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from quantkit.machine import cores
+
 
 def _bindings() -> Any:
     """llama_cpp.llama_cpp without the package around it, whose chat formats take longer to load than a small model."""
@@ -56,7 +58,7 @@ def load(path: str, **params: Any) -> Iterator[Any]:
 def context(model: Any, n_threads: int | None, **params: Any) -> Iterator[Any]:
     """A llama_context with these of llama_context_params, freed at the end. Raises Failed."""
     settings = llama.llama_context_default_params()
-    settings.n_threads = settings.n_threads_batch = n_threads or len(os.sched_getaffinity(0))
+    settings.n_threads = settings.n_threads_batch = n_threads or cores()
     for name, value in params.items():
         setattr(settings, name, value)
     made = llama.llama_init_from_model(model, settings)

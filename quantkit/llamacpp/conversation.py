@@ -10,9 +10,8 @@ from typing import Any
 from quantkit.chat import render_contained
 from quantkit.errors import QuantkitError
 from quantkit.gguf.reader import GgufHeader, read_header
-from quantkit.inspection.keys import vocabulary_of_keys
+from quantkit.gguf.vocabulary import TEMPLATE_KEY, special_tokens
 from quantkit.llamacpp.session import LlamaSession
-from quantkit.outputs.templates import TEMPLATE_KEY
 
 CONTEXT = 4096
 """Tokens of context where none is asked, or the model's if that is less."""
@@ -158,8 +157,7 @@ def converse(
     Raises CheckpointError for what is no GGUF.
     """
     header = read_header(model)
-    vocabulary = vocabulary_of_keys(header.keys)
-    texts = {token.role: token.text for token in vocabulary.special} if vocabulary else {}
+    texts = {role: text for role, _, text in special_tokens(header.keys)}
     template = header.value(TEMPLATE_KEY)
     trained = header.value(f"{header.value('general.architecture')}.context_length")
     return Conversation(

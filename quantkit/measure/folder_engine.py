@@ -10,7 +10,6 @@ and until it is done the states between two layers (see `calibration.states`). `
 """
 
 import hashlib
-import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -24,6 +23,7 @@ from quantkit.errors import CalibrationError, MeasureError, OutputError
 from quantkit.forward.arrays import Array, fetch, place
 from quantkit.forward.forward import Decoder
 from quantkit.journal import Journal
+from quantkit.machine import cores, memory_limit
 from quantkit.measure.folder_sources import open_source, parameter_count, source_of, weight_bytes
 from quantkit.packed.reader import QuantizedFolder
 from quantkit.stream.layer import Held
@@ -31,7 +31,7 @@ from quantkit.stream.states import States
 from quantkit.stream.stream import Stream, states_file
 
 _SCORED = "scored"
-_MEMORY = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGESIZE")
+_MEMORY = memory_limit()
 # A head that takes less of the machine's memory than this is read once for all windows.
 _HEAD_SHARE = 8
 _SLICE_ELEMENTS = 1 << 22
@@ -55,7 +55,7 @@ class FolderEngine:
         Raises UnsupportedError where quantkit's forward does not know the architecture or a setting of config.json.
         """
         self.opened, self.device = opened, device
-        self.threads = threads or len(os.sched_getaffinity(0))
+        self.threads = threads or cores()
         self.source = source_of(opened)
         self.kind = opened.scheme.method if isinstance(opened, QuantizedFolder) else "hf"
         self.folder, self.config = opened.folder, self.source.config

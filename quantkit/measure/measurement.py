@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 import platform
 import shutil
 import time
@@ -16,6 +15,7 @@ from typing import Any
 from quantkit import __version__
 from quantkit.errors import OutputError
 from quantkit.journal import Journal
+from quantkit.machine import cores, memory_limit
 from quantkit.measure.comparison import Comparison
 from quantkit.measure.subjects import Subject, check_vocabularies
 from quantkit.measure.summary import failures, quality_document
@@ -27,7 +27,7 @@ _BEGUN = "begun"
 
 def default_threads() -> int:
     """One for each core this process may use."""
-    return len(os.sched_getaffinity(0))
+    return cores()
 
 
 @dataclass(frozen=True)
@@ -225,7 +225,7 @@ def machine() -> dict[str, Any]:
     return {
         "cpu": _processor(),
         "cores": default_threads(),
-        "memory_bytes": os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGESIZE"),
+        "memory_bytes": memory_limit(),
     }
 
 

@@ -1,6 +1,5 @@
 """Speed of a GGUF file in the real llama.cpp, by llama-bench's definition (tools/llama-bench/llama-bench.cpp)."""
 
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Any
 
 from quantkit.gguf.reader import read_header
 from quantkit.llamacpp.session import LlamaSession
+from quantkit.machine import cores
 from quantkit.measure.memory import all_layers, load_request
 
 N_BATCH, N_UBATCH = 2048, 512
@@ -71,7 +71,7 @@ def measure_speed(
     `timeout`: seconds for each run of a test. Raises as `loaded_memory` does.
     """
     of_layers = all_layers(read_header(model))
-    threads = n_threads or len(os.sched_getaffinity(0))
+    threads = n_threads or cores()
     request = load_request(model, gpu_layers, "f16", None, N_BATCH, N_UBATCH, threads, rpc)
     with LlamaSession(model) as session:
         devices = session.ask({"task": "bench_open", **request}, timeout=timeout)

@@ -18,12 +18,11 @@ from gguf import GGMLQuantizationType
 from numpy.typing import NDArray
 
 from quantkit.checkpoint import Checkpoint
-from quantkit.convert.gguf_pass import widen
 from quantkit.errors import MeasureError
 from quantkit.families import find_family, map_tensors, read_mapped
 from quantkit.families.mapping import MappedTensor
 from quantkit.measure.folder_sources import Dequantized, open_source
-from quantkit.outputs.model import ModelTensor, model_from_gguf
+from quantkit.outputs.model import ModelTensor, model_from_gguf, widen
 
 _SLICE = 1 << 20
 _HUGE = 1 << 25

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ from quantkit import __version__
 from quantkit.errors import UsageError
 from quantkit.families.native import Native
 from quantkit.forward.linears import LayerLinears
+from quantkit.machine import cores
 from quantkit.outputs.packed_folders import FolderPlan, FolderRequest, all_layers, plan_folder_of
 from quantkit.texts.samples import Samples
 
@@ -62,7 +62,7 @@ def plan_calibrated(
     )
     if propagate and len(folders) != 1:
         raise UsageError("--propagate quantized is for one format at a time; the stream can follow only one")
-    threads = threads or os.cpu_count() or 1
+    threads = threads or cores()
     memory = _memory(layers, samples.tokens.shape, threads, [request.method for request in requests])
     if max_ram is not None and memory > max_ram:
         raise UsageError(

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -20,6 +19,7 @@ from quantkit.gguf.metadata import quantization_keys
 from quantkit.gguf.mix import Choice, MixOptions, MixTensor, choose_types, idle_overrides
 from quantkit.gguf.types import FileType, file_type
 from quantkit.imatrix.file import Imatrix
+from quantkit.machine import cores, resident_memory
 from quantkit.outputs.model import Model, ModelTensor
 
 CHUNK_ELEMENTS = 1 << 19
@@ -215,7 +215,7 @@ def _imatrix_keys(request: Request) -> list[KeyValue]:
 
 def _fit_memory(tensors: Sequence[ModelTensor], n_outputs: int, request: Request) -> tuple[int, int, int]:
     """Threads, elements of a chunk and expected peak memory in bytes, within `--max-ram` if that can be."""
-    threads = request.threads or len(os.sched_getaffinity(0))
+    threads = request.threads or cores()
     largest_step = max(tensor.row_step * tensor.n_columns for tensor in tensors)
     base = resident_memory() + (48 << 20)
 
@@ -233,14 +233,6 @@ def _fit_memory(tensors: Sequence[ModelTensor], n_outputs: int, request: Request
                 f" about {peak(threads, chunk) / 1e6:.0f} MB"
             )
     return threads, chunk, peak(threads, chunk)
-
-
-def resident_memory() -> int:
-    """Bytes of memory this process holds now (Linux), or a fair guess elsewhere."""
-    try:
-        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGESIZE")
-    except (OSError, ValueError, IndexError):
-        return 150 << 20
 
 
 def _fingerprint(model: Model, request: Request, outputs: Sequence[Output]) -> str:

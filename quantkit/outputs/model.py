@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from quantkit.checkpoint import Checkpoint
 from quantkit.errors import CheckpointError, ReadError, TokenizerError, UnsupportedError
 from quantkit.families import MappedTensor, find_family, left_out, map_tensors, read_mapped
+from quantkit.gguf.kernels import dequantize_rows
 from quantkit.gguf.keyvalues import KeyValue
 from quantkit.gguf.metadata import QUANTIZATION_KEYS, SPLIT_KEYS, general_keys, plain_key
 from quantkit.gguf.mix import MixModel, sort_key
@@ -246,3 +247,14 @@ def _mix_model(arch: str, keys: Mapping[str, Any]) -> MixModel:
 def _header_hash(header: GgufHeader) -> str:
     with header.path.open("rb") as file:
         return hashlib.sha256(file.read(header.header_bytes)).hexdigest()
+
+
+def widen(rows: NDArray[np.generic], tensor: ModelTensor) -> NDArray[np.float32]:
+    """Source rows as float32 (n, n_columns); exact for floats, dequantized for a quantized source."""
+    if rows.dtype == np.float32:
+        return np.ascontiguousarray(rows, dtype=np.float32)
+    kind = GGMLQuantizationType.BF16 if rows.dtype.name == "bfloat16" else GGMLQuantizationType.F16
+    if rows.dtype == np.uint8:
+        kind = tensor.type
+    data = np.ascontiguousarray(rows).view(np.uint8).reshape(len(rows), -1)
+    return dequantize_rows(kind, data, tensor.n_columns)

@@ -1,7 +1,6 @@
 """The chat template of an output: the checkpoint's own, the one the user asked for, or a built-in that fits."""
 
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -9,11 +8,11 @@ from typing import Any
 from quantkit.chat import BUILT_IN, BuiltIn, built_in, render_sample, suggestions
 from quantkit.checkpoint import Checkpoint
 from quantkit.errors import TemplateError, UsageError
-from quantkit.gguf.keyvalues import KeyValue, string, uint32
+from quantkit.gguf.keyvalues import string, uint32
+from quantkit.gguf.vocabulary import TEMPLATE_KEY, token_texts
 from quantkit.outputs.model import Model, model_from_checkpoint
 
 NONE = "none"
-TEMPLATE_KEY = "tokenizer.chat_template"
 _EOT, _EOS = "tokenizer.ggml.eot_token_id", "tokenizer.ggml.eos_token_id"
 
 
@@ -92,12 +91,6 @@ def model_with_template(
 def _recorded(model: Model, said: str) -> Model:
     """The model with its origin telling where the template is from."""
     return replace(model, origin={**model.origin, "chat_template": said})
-
-
-def token_texts(keys: Sequence[KeyValue]) -> list[str]:
-    """The vocabulary's texts by id, out of a GGUF's keys; [] without one."""
-    tokens = next((key.value for key in keys if key.key == "tokenizer.ggml.tokens"), ())
-    return [text.decode("utf-8", "replace") if isinstance(text, bytes) else str(text) for text in tokens]
 
 
 def generation_config(folder: Path) -> dict[str, Any]:

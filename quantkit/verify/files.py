@@ -9,13 +9,13 @@ from pathlib import Path
 import numpy as np
 from gguf import GGMLQuantizationType as T
 
-from quantkit.convert.gguf_pass import partial_path, widen
 from quantkit.errors import VerificationError
+from quantkit.files import partial_path
 from quantkit.gguf.kernels import dequantize_rows, validate_rows
 from quantkit.gguf.layout import FileLayout, Slot
 from quantkit.gguf.reader import read_header
 from quantkit.outputs.gguf_files import Output, Plan
-from quantkit.outputs.model import Model, ModelTensor
+from quantkit.outputs.model import Model, ModelTensor, widen
 from quantkit.verify.check import Check, guard
 
 # Relative root-mean-square error of a tensor's sampled rows above which a type is not doing its work. Each is about
@@ -51,7 +51,7 @@ def check_files(plan: Plan, output: Output) -> tuple[list[Check], dict[str, str]
 
     def structure() -> str:
         for file in output.files:
-            header = read_header(partial_path(plan.request.folder, file.name))
+            header = read_header(partial_path(plan.request.folder / file.name))
             if header.size != file.size:
                 raise VerificationError(f"{file.name} has {header.size} bytes instead of {file.size}")
             if header.tensors != file.slots:
@@ -60,7 +60,7 @@ def check_files(plan: Plan, output: Output) -> tuple[list[Check], dict[str, str]
 
     def content() -> str:
         for file in output.files:
-            path = partial_path(plan.request.folder, file.name)
+            path = partial_path(plan.request.folder / file.name)
             hashes[file.name] = _scan(path, file)
         return "every block of every tensor is finite"
 
@@ -113,7 +113,7 @@ def check_error(plan: Plan, output: Output) -> tuple[Check, dict[str, float]]:
     def compare() -> str:
         worst, worst_name = 0.0, ""
         for file in output.files:
-            with partial_path(plan.request.folder, file.name).open("rb", buffering=0) as stream:
+            with partial_path(plan.request.folder / file.name).open("rb", buffering=0) as stream:
                 for slot in file.slots:
                     error, size = _sampled_error(plan.model, tensors[slot.name], slot, stream.fileno())
                     errors[slot.name] = error

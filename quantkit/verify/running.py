@@ -1,7 +1,6 @@
 """The files at work: token ids and logits by llama.cpp, against the checkpoint's own tokenizer and weights."""
 
 import contextlib
-import os
 import tempfile
 import threading
 from collections.abc import Iterator, Sequence
@@ -10,9 +9,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from quantkit.convert.gguf_pass import partial_path
 from quantkit.errors import UnsupportedError, VerificationError
+from quantkit.files import partial_path
 from quantkit.gguf.types import block_size
+from quantkit.machine import memory_limit
 from quantkit.outputs.gguf_files import Output, Plan
 from quantkit.tokenizer import PROBE, differences, hf_token_ids
 from quantkit.verify.check import Check, guard
@@ -26,7 +26,7 @@ _LOGIT_FLOOR = ((8.0, 0.95), (5.0, 0.7), (4.2, 0.5), (3.3, 0.25), (2.5, 0.1), (0
 # there (sound mixtures: mean 0.983, median 0.9975), two experts swapped in one layer touch most (median up to 0.9946).
 _MEDIAN_FLOOR = 0.996
 
-MEMORY = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGESIZE")
+MEMORY = memory_limit()
 
 
 def check_tokens(plan: Plan) -> Check:
@@ -64,7 +64,7 @@ def loadable(plan: Plan, output: Output) -> Iterator[Path]:
     """A path llama.cpp can open: shards must bear their final names, so links with those names are made."""
     with tempfile.TemporaryDirectory(prefix="quantkit-") as folder:
         for file in output.files:
-            (Path(folder) / file.name).symlink_to(partial_path(plan.request.folder, file.name).resolve())
+            (Path(folder) / file.name).symlink_to(partial_path(plan.request.folder / file.name).resolve())
         yield Path(folder) / output.files[0].name
 
 

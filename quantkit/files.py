@@ -1,0 +1,93 @@
+"""Files and folders: partial names, atomic writes, free space, refusals. Every room writes through these."""
+
+import os
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+
+from quantkit.errors import OutputError
+
+PARTIAL, FAILED = ".partial", ".failed"
+
+
+def partial_path(path: Path) -> Path:
+    """The name of an unfinished file or folder, beside its final name."""
+    return path.with_name(path.name + PARTIAL)
+
+
+def failed_path(path: Path) -> Path:
+    """The name of a file or folder that failed a check, beside its final name."""
+    return path.with_name(path.name + FAILED)
+
+
+def write_atomically(path: Path, data: bytes | str) -> None:
+    """Write `data` (text as UTF-8) under a partial name, flush it to the disk and rename it to `path`.
+
+    Raises:
+        OutputError: the file cannot be written; no partial file is left.
+    """
+    partial = partial_path(path)
+    try:
+        with partial.open("wb") as file:
+            file.write(data.encode("utf-8") if isinstance(data, str) else data)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise OutputError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+def make_folder(folder: Path) -> None:
+    """Create `folder` and its parents. Raises OutputError when it cannot be created or is not writable."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(
+            f"cannot create {folder}: {error.strerror or error}; choose another folder with -o"
+        ) from error
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise OutputError(f"{folder} is not writable; choose another folder with -o")
+
+
+def free_space(folder: Path) -> int:
+    """Free bytes on the disk of `folder`, which need not exist yet."""
+    existing = next(path for path in (folder.resolve(), *folder.resolve().parents) if path.exists())
+    return shutil.disk_usage(existing).free
+
+
+def occupied(paths: Iterable[Path]) -> int:
+    """Bytes on the disk that the existing files of `paths` take; of a folder, its files."""
+    files = (file for path in paths for file in (path.iterdir() if path.is_dir() else (path,)))
+    return sum(file.stat().st_blocks * 512 for file in files if file.is_file())
+
+
+def require_space(folder: Path, needed: int, reusable: Iterable[Path] = ()) -> None:
+    """Raise OutputError where the disk of `folder` has no room for `needed` bytes.
+
+    `reusable`: partial files of a killed run, which are overwritten in place; their blocks count as free.
+    """
+    free = free_space(folder) + occupied(reusable)
+    if needed > free:
+        raise OutputError(
+            f"{folder} has {free / 1e9:.2f} GB free but the outputs take {needed / 1e9:.2f} GB;"
+            " free some space, ask for fewer types or choose another folder with -o"
+        )
+
+
+def refuse_existing(paths: Iterable[Path], *, force: bool) -> None:
+    """Raise OutputError for the first of `paths` that exists, unless `force`."""
+    existing = next((path for path in paths if path.exists()), None)
+    if existing is not None and not force:
+        raise OutputError(f"{existing} already exists; add --force to overwrite it")
+
+
+def sync(path: Path) -> None:
+    """Flush a file or folder to the disk; nothing happens where `path` does not exist."""
+    if not path.exists():
+        return
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
