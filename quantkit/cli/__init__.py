@@ -1,19 +1,55 @@
-"""What the user types: this room registers the commands and is the only one that prints."""
+"""The command line: one module per command, loaded when it is asked for. Only this room prints."""
 
-import importlib
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable
+from functools import wraps
+from importlib import import_module
+from inspect import Parameter, signature
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 
 from quantkit import __version__
 from quantkit.cli.errors import Interrupted, explain
+from quantkit.cli.options import DebugOption, Format, FormatOption
+from quantkit.cli.output import Out
+
+COMMANDS = {
+    "convert": "Convert a checkpoint to every asked format in one pass, checked.",
+    "gguf": "Convert a checkpoint to GGUF: every asked type in one pass, checked.",
+    "awq": "Quantize a checkpoint to AWQ, in AutoAWQ's GEMM format.",
+    "gptq": "Quantize a checkpoint to GPTQ, in AutoGPTQ's format.",
+    "imatrix": "Compute an importance matrix over a calibration text.",
+    "measure": "Measure what quantization cost: perplexity, KL divergence, memory, speed.",
+    "plan": "Show which format and placement fit a machine, from headers alone.",
+    "run": "Chat with a GGUF file, by llama.cpp.",
+    "inspect": "Show what a checkpoint or an output is, from headers alone.",
+    "ollama": "Write Modelfiles and publish a GGUF on Ollama.",
+    "card": "Write a model card for a folder of outputs.",
+    "termux": "Write the script that installs a model on an Android phone.",
+    "bake": "Run a recipe: convert, measure, card and publish one model.",
+}
+"""The commands in the order of --help, each with the first line of its docstring."""
 
 
 class _Commands(TyperGroup):
+    """Commands that are imported only when one of them is run: importing all of them takes a second."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        del ctx
+        return list(COMMANDS)
+
+    def get_command(self, ctx: Any, cmd_name: str) -> TyperCommand | None:
+        del ctx
+        return load_command(cmd_name) if cmd_name in COMMANDS else None
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        del ctx
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
+
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
@@ -21,35 +57,23 @@ class _Commands(TyperGroup):
             raise Interrupted from interrupt
 
 
-app = typer.Typer(
+def _typer(**settings: Any) -> typer.Typer:
+    return typer.Typer(
+        rich_markup_mode=None,
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
+        **settings,
+    )
+
+
+app = _typer(
     name="quantkit",
     cls=_Commands,
-    help="One Hugging Face checkpoint in, every quantized format out: one pass, the memory of a few rows, and nothing"
-    " unverified leaves.",
+    help="Convert one Hugging Face checkpoint to every quantized format in one pass; measure, plan and publish the"
+    " results.",
     no_args_is_help=True,
-    rich_markup_mode=None,
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
     epilog="Exit codes: 0 done, 1 failed, 2 wrong usage, 3 done but a check fell short.",
 )
-
-
-COMMANDS = (
-    "convert",
-    "gguf",
-    "awq",
-    "gptq",
-    "imatrix",
-    "measure",
-    "plan",
-    "run",
-    "inspect",
-    "ollama",
-    "card",
-    "termux",
-    "bake",
-)
-"""In the order of --help."""
 
 
 def _version(asked: bool) -> None:
@@ -61,28 +85,42 @@ def _version(asked: bool) -> None:
 @app.callback()
 def _root(
     version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and leave.")
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
     del version
 
 
-def _register(names: Iterable[str]) -> None:
-    """Make these commands known: NAME is the function NAME of the module NAME, its EPILOG follows its help."""
-    known = {command.name for command in app.registered_commands}
-    for name in names:
-        if name not in known:
-            module = importlib.import_module(f"quantkit.cli.{name}")
-            app.command(name, epilog=getattr(module, "EPILOG", None))(getattr(module, name))
+def load_command(name: str) -> TyperCommand:
+    """The command NAME: function NAME of module quantkit.cli.NAME; the module's EPILOG follows its help."""
+    module = import_module(f"quantkit.cli.{name}")
+    single = _typer(add_completion=False)
+    single.command(name, epilog=getattr(module, "EPILOG", None))(_with_output(getattr(module, name)))
+    command = typer.main.get_command(single)
+    assert isinstance(command, TyperCommand)
+    return command
+
+
+def _with_output(function: Callable[..., None]) -> Callable[..., None]:
+    """`function(out, ...)` as a command whose `out` comes from --format; every command has --format and --debug."""
+
+    @wraps(function)
+    def command(format_: Format, debug: bool, **arguments: Any) -> None:
+        del debug  # read by quantkit.cli.errors, which also sees errors of the parser
+        function(Out(format_), **arguments)
+
+    _, *own = signature(function, eval_str=True).parameters.values()
+    shared = [
+        Parameter("format_", Parameter.KEYWORD_ONLY, default=Format.human, annotation=FormatOption),
+        Parameter("debug", Parameter.KEYWORD_ONLY, default=False, annotation=DebugOption),
+    ]
+    parameters = [each.replace(kind=Parameter.KEYWORD_ONLY) for each in own] + shared
+    command.__signature__ = signature(function).replace(parameters=parameters)  # type: ignore[attr-defined]
+    command.__annotations__ = {each.name: each.annotation for each in parameters}
+    return command
 
 
 def main() -> None:
-    """Run the command line; every failure becomes one sentence on stderr and an exit code.
-
-    Only the command that is asked for is loaded: all of them take a second.
-    """
+    """Run the command line; every failure becomes one sentence on stderr and an exit code."""
     with explain():
-        asked = sys.argv[1] if len(sys.argv) > 1 else ""
-        completing = "_QUANTKIT_COMPLETE" in os.environ
-        _register([asked] if asked in COMMANDS and not completing else [] if asked == "--version" else COMMANDS)
-        app()
+        app(prog_name="quantkit" if "_QUANTKIT_COMPLETE" not in os.environ else None, args=sys.argv[1:])

@@ -24,13 +24,14 @@ from quantkit.cli.calibration_options import (
     ThreadsOption,
     check_name,
 )
-from quantkit.cli.options import DebugOption, DryRunOption, ForceOption, Format, FormatOption, parse_size
+from quantkit.cli.options import DryRunOption, ForceOption, parse_size
 from quantkit.cli.output import Out
 from quantkit.outputs.packed_folders import FolderRequest
 from quantkit.quant.grid import Grid
 
 
 def awq(
+    out: Out,
     source: CheckpointArg,
     output: OutputOption = Path(),
     name: NameOption = None,
@@ -50,8 +51,6 @@ def awq(
     dry_run: DryRunOption = False,
     force: ForceOption = False,
     offline: OfflineOption = False,
-    format_: FormatOption = Format.human,
-    debug: DebugOption = False,
 ) -> None:
     """Quantize a checkpoint to AWQ, in AutoAWQ's GEMM format: NAME-AWQ/.
 
@@ -61,9 +60,7 @@ def awq(
 
     Example: quantkit awq ORG/NAME --group-size 64 -o out
     """
-    del debug
     check_name(name)
-    out = Out(format_)
     request = FolderRequest(
         method="awq",
         grid=Grid(bits, group_size),

@@ -11,7 +11,6 @@ import typer
 
 from quantkit.cli.bake_summary import baked_document, show_baked
 from quantkit.cli.calibration_options import DeviceOption, MaxRamOption, OfflineOption, ThreadsOption
-from quantkit.cli.options import DebugOption, Format, FormatOption
 from quantkit.cli.output import Out, human_bytes, printable
 from quantkit.errors import QuantkitError, UsageError, VerificationError
 from quantkit.recipes import Recipe, read_recipe
@@ -28,6 +27,7 @@ StepName = StrEnum("StepName", {name: name for name in STEPS})  # type: ignore[m
 
 
 def bake(
+    out: Out,
     recipes: Annotated[list[Path], typer.Argument(metavar="RECIPE...", help="Recipe files.", show_default=False)],
     output: Annotated[
         Path, typer.Option("--output", "-o", metavar="DIR", help="Where everything is made.", show_default="here")
@@ -59,8 +59,6 @@ def bake(
         typer.Option("--ray", metavar="local|ADDRESS", help="Spread recipes over the machines of a Ray cluster."),
     ] = None,
     offline: OfflineOption = False,
-    format_: FormatOption = Format.human,
-    debug: DebugOption = False,
 ) -> None:
     """Bake a model by its recipe: convert to every format, measure, Modelfiles, model cards, phone script.
 
@@ -70,8 +68,6 @@ def bake(
 
     Example: quantkit bake recipes/smollm2.toml -o out
     """
-    del debug
-    out = Out(format_)
     over = [*(settings or ()), *([f"model.source={json.dumps(_rooted(source))}"] if source is not None else ())]
     read = [read_recipe(path, over) for path in recipes]
     _check_names(read)

@@ -42,7 +42,7 @@ def folder_command(
 
 def fetch(source: str, out: Out, *, offline: bool, headers_only: bool) -> Checkpoint:
     """Open a checkpoint, with the progress of its download."""
-    with out.progress("downloading", 1) as ticker:
+    with out.old_progress("downloading", 1) as ticker:
 
         def show(label: str, done: int, total: int) -> None:
             ticker.show(done / max(total, 1), f"downloading {label}")
@@ -108,7 +108,7 @@ def run(
     others_size: int = 0,
 ) -> Calibrated:
     """Run the plan under a progress bar; tell which experts saw too few tokens."""
-    with out.progress("calibrating", len(found.layers)) as ticker:
+    with out.old_progress("calibrating", len(found.layers)) as ticker:
         result = calibrate(
             found,
             force=force,

@@ -8,7 +8,6 @@ from typing import Annotated, Any
 
 import typer
 
-from quantkit.cli.options import DebugOption, Format, FormatOption
 from quantkit.cli.output import Out, printable
 from quantkit.errors import CheckpointError, UsageError
 from quantkit.publish.card.card import CardModel, kind_of_folder, write_card
@@ -18,6 +17,7 @@ from quantkit.publish.ollama.tags import parse_name
 
 
 def card(
+    out: Out,
     folder: Annotated[
         Path, typer.Argument(metavar="FOLDER", help="A NAME-GGUF, NAME-AWQ or NAME-GPTQ folder.", show_default=False)
     ],
@@ -47,8 +47,6 @@ def card(
         Path | None,
         typer.Option("--output", "-o", metavar="FILE", help="Write it there.", show_default="README.md in FOLDER"),
     ] = None,
-    format_: FormatOption = Format.human,
-    debug: DebugOption = False,
 ) -> None:
     """Write the model card of a folder: the hub's metadata, files, what was measured, how to run it, how it was made.
 
@@ -56,8 +54,6 @@ def card(
 
     Example: quantkit card NAME-GGUF --base-model ORG/NAME --report report --repo ME/NAME-GGUF
     """
-    del debug
-    out = Out(format_)
     for option, given in (("--base-model", base_model), ("--repo", repo)):
         if given is not None and not is_hub_id(given):
             raise UsageError(f"{option} {given!r} is no id of the hub; write ORG/NAME")

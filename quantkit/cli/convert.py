@@ -26,7 +26,7 @@ from quantkit.cli.calibration_options import (
     ThreadsOption,
     check_name,
 )
-from quantkit.cli.options import DebugOption, DryRunOption, ForceOption, Format, FormatOption, parse_size
+from quantkit.cli.options import DryRunOption, ForceOption, parse_size
 from quantkit.cli.output import Out
 from quantkit.convert.calibrated import Squares
 from quantkit.convert.conversion import Result
@@ -52,6 +52,7 @@ def _complete_type(incomplete: str) -> list[tuple[str, str]]:
 
 
 def convert(
+    out: Out,
     source: CheckpointArg,
     types: Annotated[
         list[str],
@@ -86,8 +87,6 @@ def convert(
     dry_run: DryRunOption = False,
     force: ForceOption = False,
     offline: OfflineOption = False,
-    format_: FormatOption = Format.human,
-    debug: DebugOption = False,
 ) -> None:
     """Convert a checkpoint to every asked format by one calibration: NAME-AWQ/, NAME-GPTQ/, NAME-GGUF/.
 
@@ -96,9 +95,7 @@ def convert(
 
     Example: quantkit convert ORG/NAME -t awq -t gptq -t q4_0 -t q2_k -o out
     """
-    del debug
     check_name(name)
-    out = Out(format_)
     asked = list(dict.fromkeys(each.lower() for each in types))
     requests = [
         FolderRequest(
@@ -184,5 +181,5 @@ class _Gguf:
     def run(self, imatrix: Imatrix | None, out: Out) -> Result:
         plan = self.plan(imatrix)
         # What stood there was refused before the calibration; what stands there now is a killed run's own.
-        with out.progress("converting", plan.n_elements) as ticker:
+        with out.old_progress("converting", plan.n_elements) as ticker:
             return convert_gguf(plan, force=True, logits=self.asked.logits, progress=ticker.advance, stage=ticker.stage)

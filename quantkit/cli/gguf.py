@@ -17,7 +17,7 @@ from quantkit.cli.calibration_options import (
     SamplesOption,
     SeqLenOption,
 )
-from quantkit.cli.options import DebugOption, DryRunOption, ForceOption, Format, FormatOption, SourceArg, parse_size
+from quantkit.cli.options import DryRunOption, ForceOption, SourceArg, parse_size
 from quantkit.cli.output import Out
 from quantkit.cli.report import announce, raise_failed, show_plan, show_result
 from quantkit.convert.calibrated import Squares
@@ -61,6 +61,7 @@ _HELP_TYPES = "A GGUF type; repeat for more, all come out of one pass. q4_0 if n
 
 
 def gguf(
+    out: Out,
     source: SourceArg,
     types: Annotated[
         list[str] | None,
@@ -125,8 +126,6 @@ def gguf(
     dry_run: DryRunOption = False,
     force: ForceOption = False,
     offline: Annotated[bool, typer.Option("--offline", help="Use only what the hub's cache holds.")] = False,
-    format_: FormatOption = Format.human,
-    debug: DebugOption = False,
 ) -> None:
     """Convert a checkpoint to GGUF: every asked type in one pass, checked.
 
@@ -135,8 +134,6 @@ def gguf(
 
     Example: quantkit gguf ORG/NAME -t q4_0 -t q4_k_m -t q8_0 -o out
     """
-    del debug
-    out = Out(format_)
     if preset is not None and preset not in _PRESETS:
         raise UsageError(f"there is no preset {preset!r}; there is {', '.join(_PRESETS)}")
     if preset is not None:
@@ -174,7 +171,7 @@ def gguf(
         )
 
         def run(plan: Plan, *, over: bool) -> Result:
-            with out.progress("converting", plan.n_elements) as ticker:
+            with out.old_progress("converting", plan.n_elements) as ticker:
                 return convert(plan, force=over, logits=logits, progress=ticker.advance, stage=ticker.stage)
 
         if calibrates:

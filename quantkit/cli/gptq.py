@@ -27,13 +27,14 @@ from quantkit.cli.calibration_options import (
     ThreadsOption,
     check_name,
 )
-from quantkit.cli.options import DebugOption, DryRunOption, ForceOption, Format, FormatOption, parse_size
+from quantkit.cli.options import DryRunOption, ForceOption, parse_size
 from quantkit.cli.output import Out
 from quantkit.outputs.packed_folders import FolderRequest
 from quantkit.quant.grid import Grid
 
 
 def gptq(
+    out: Out,
     source: CheckpointArg,
     output: OutputOption = Path(),
     name: NameOption = None,
@@ -73,8 +74,6 @@ def gptq(
     dry_run: DryRunOption = False,
     force: ForceOption = False,
     offline: OfflineOption = False,
-    format_: FormatOption = Format.human,
-    debug: DebugOption = False,
 ) -> None:
     """Quantize a checkpoint to GPTQ, in AutoGPTQ's format: NAME-GPTQ/.
 
@@ -84,9 +83,7 @@ def gptq(
 
     Example: quantkit gptq ORG/NAME --bits 4 --group-size 128 -o out
     """
-    del debug
     check_name(name)
-    out = Out(format_)
     request = FolderRequest(
         method="gptq",
         grid=Grid(bits, group_size, symmetric),

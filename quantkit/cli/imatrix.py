@@ -18,7 +18,7 @@ from quantkit.cli.calibration_options import (
     SeqLenOption,
     ThreadsOption,
 )
-from quantkit.cli.options import DebugOption, DryRunOption, ForceOption, Format, FormatOption
+from quantkit.cli.options import DryRunOption, ForceOption
 from quantkit.cli.output import Out, human_bytes
 from quantkit.convert.calibrated import Squares
 from quantkit.convert.importance import Importance, Written
@@ -26,6 +26,7 @@ from quantkit.errors import OutputError
 
 
 def imatrix(
+    out: Out,
     source: CheckpointArg,
     output: Annotated[
         Path | None,
@@ -41,8 +42,6 @@ def imatrix(
     dry_run: DryRunOption = False,
     force: ForceOption = False,
     offline: OfflineOption = False,
-    format_: FormatOption = Format.human,
-    debug: DebugOption = False,
 ) -> None:
     """Compute an importance matrix: how much each input of each weight matters, over a calibration text.
 
@@ -52,8 +51,6 @@ def imatrix(
 
     Example: quantkit imatrix ORG/NAME -o imatrix.gguf
     """
-    del debug
-    out = Out(format_)
     asked = Calibrating(calibration, samples, seq_len, chat, threads, max_ram, device, None, offline)
     with calibrated.fetch(source, out, offline=offline, headers_only=dry_run) as checkpoint:
         path = Path(f"{checkpoint.name}-imatrix.gguf") if output is None else output

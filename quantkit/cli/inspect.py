@@ -7,7 +7,6 @@ from typing import Annotated, Any
 
 import typer
 
-from quantkit.cli.options import DebugOption, Format, FormatOption
 from quantkit.cli.output import Out, human_bytes, human_count, printable
 from quantkit.inspection import Description, inspect_source
 from quantkit.inspection.description import Quantization, Shape, Template, Vocabulary
@@ -17,6 +16,7 @@ _MOST_TOKENS, _MOST_LINES = 12, 24
 
 
 def inspect(
+    out: Out,
     path: Annotated[
         str,
         typer.Argument(
@@ -26,8 +26,6 @@ def inspect(
         ),
     ],
     offline: Annotated[bool, typer.Option("--offline", help="Use only what the hub's cache holds.")] = False,
-    format_: FormatOption = Format.human,
-    debug: DebugOption = False,
 ) -> None:
     """Tell what a model is: family, parameters, types and sizes, context, vocabulary, chat template, origin.
 
@@ -36,8 +34,6 @@ def inspect(
 
     Example: quantkit inspect ORG/NAME
     """
-    del debug
-    out = Out(format_)
     found = inspect_source(path, offline=offline)
     out.document({"command": "inspect", **_document(found)})
     width = out.stdout.width if out.stdout.is_terminal else 100

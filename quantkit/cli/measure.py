@@ -13,7 +13,7 @@ from quantkit.checkpoint.sources import parse_source
 from quantkit.cli.calibrated import fetch
 from quantkit.cli.calibration_options import DeviceOption, OfflineOption, ThreadsOption
 from quantkit.cli.measure_tables import show_tables
-from quantkit.cli.options import DebugOption, ForceOption, Format, FormatOption
+from quantkit.cli.options import ForceOption
 from quantkit.cli.output import Out
 from quantkit.errors import MissingExtraError, UsageError, VerificationError
 from quantkit.forward.devices import find_device
@@ -31,6 +31,7 @@ _ALL = "all"
 
 
 def measure(
+    out: Out,
     reference: Annotated[
         str,
         typer.Argument(
@@ -98,8 +99,6 @@ def measure(
     threads: ThreadsOption = None,
     force: ForceOption = False,
     offline: OfflineOption = False,
-    format_: FormatOption = Format.human,
-    debug: DebugOption = False,
 ) -> None:
     """Measure what quantization cost: perplexity, KL divergence, agreement, memory and speed, with error bars.
 
@@ -109,8 +108,6 @@ def measure(
 
     Example: quantkit measure ORG/NAME NAME-GGUF NAME-AWQ --text wiki.test.raw --chunks 40
     """
-    del debug
-    out = Out(format_)
     if not texts:
         raise UsageError(
             "measuring needs a text the models were not calibrated on; give one with --text FILE, or a dataset of the"
@@ -126,7 +123,7 @@ def measure(
         read = [_text(source, out, offline=offline) for source in texts]
         folder = Path(f"{subjects[0].name}-report") if output is None else output
         request = Request(folder / "measure.partial", ctx, chunks, costs.threads, limits, force)
-        with out.progress("measuring", 1) as ticker:
+        with out.old_progress("measuring", 1) as ticker:
             report = measure_models(subjects[0], subjects[1:], read, request, _hooks(ticker.show, out))
             add_costs(report["models"], subjects, costs, step=lambda text: ticker.show(1, text), warn=out.warn)
         written = _write(report, folder, out)

@@ -9,7 +9,7 @@ import typer
 
 from quantkit.cli.ollama_layers import read_num_gpu, with_layers
 from quantkit.cli.ollama_options import read_wishes
-from quantkit.cli.options import DebugOption, ForceOption, Format, FormatOption
+from quantkit.cli.options import ForceOption
 from quantkit.cli.output import Out, human_bytes, printable
 from quantkit.errors import ModelfileError, OutputError, UsageError
 from quantkit.gguf.types import file_type
@@ -24,6 +24,7 @@ from quantkit.recipes.ollama import OllamaRecipe, read_ollama
 
 
 def ollama(
+    out: Out,
     models: Annotated[
         list[Path] | None,
         typer.Argument(metavar="MODEL.gguf", help="GGUF files, or a NAME-GGUF folder.", show_default=False),
@@ -92,8 +93,6 @@ def ollama(
     insecure: Annotated[bool, typer.Option("--insecure", help="Push to a registry without TLS.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan; write nothing, ask no server.")] = False,
     force: ForceOption = False,
-    format_: FormatOption = Format.human,
-    debug: DebugOption = False,
 ) -> None:
     """Publish GGUFs with Ollama: a Modelfile and a Modelfile.gpu each, the tags, and on request create and push.
 
@@ -102,8 +101,6 @@ def ollama(
 
     Example: quantkit ollama NAME-GGUF --name NS/MODEL --push
     """
-    del debug
-    out = Out(format_)
     if check is not None:
         _check(check, out)
         return
@@ -309,7 +306,7 @@ def _create(server: Server, plan: TagPlan, items: list[Item], out: Out) -> list[
             f"this server is Ollama {version}, which ignores the GGUF's own template; it can make and push the tags"
         )
     total = sum(file.stat().st_size for item in items for file in item.facts.files)
-    with out.progress("publishing", 2 * total) as ticker:
+    with out.old_progress("publishing", 2 * total) as ticker:
         made = create_all(server, plan, items, progress=ticker.advance, stage=ticker.stage)
     for tag in made.tags:
         out.say(f"made {tag}")
@@ -319,7 +316,7 @@ def _create(server: Server, plan: TagPlan, items: list[Item], out: Out) -> list[
 
 
 def _push(server: Server, plan: TagPlan, insecure: bool, out: Out) -> list[str]:
-    with out.progress("pushing", len(plan.tags())) as ticker:
+    with out.old_progress("pushing", len(plan.tags())) as ticker:
         tags = push_all(server, plan, insecure=insecure, done=ticker.advance, stage=ticker.stage)
     for tag in tags:
         out.say(f"pushed {tag}")

@@ -9,10 +9,10 @@ from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
 from quantkit.cli.options import Format
+from quantkit.progress import SILENT, Progress
 
 _LINE_EVERY_SECONDS = 15.0
 _NAME_WIDTH = 10
@@ -71,11 +71,14 @@ class Out:
             self.stdout.print(text, markup=False)
 
     @contextmanager
-    def progress(self, label: str, total: int) -> Iterator["Ticker"]:
-        """A bar with an ETA on a terminal, a line now and then when piped, nothing when quiet."""
+    def progress(self) -> Iterator[Progress]:
+        """What long work reports to: a bar on a terminal, a line every 15 seconds when piped, nothing when quiet."""
         if self.format == Format.quiet:
-            yield Ticker(label, total)
+            yield SILENT
         elif self.stderr.is_terminal:
+            from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+            from rich.progress import Progress as Bars
+
             columns = (
                 TextColumn("{task.description}"),
                 BarColumn(bar_width=28),
@@ -84,13 +87,88 @@ class Out:
                 TextColumn("eta"),
                 TimeRemainingColumn(),
             )
-            with Progress(*columns, console=self.stderr, transient=True) as bar:
+            with Bars(*columns, console=self.stderr, transient=True) as bars:
+                yield _Bar(bars)
+        else:
+            yield _Lines(self)
+
+    @contextmanager
+    def old_progress(self, label: str, total: int) -> Iterator["Ticker"]:
+        """A bar with an ETA on a terminal, a line now and then when piped, nothing when quiet."""
+        if self.format == Format.quiet:
+            yield Ticker(label, total)
+        elif self.stderr.is_terminal:
+            from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+            from rich.progress import Progress as Bars
+
+            columns = (
+                TextColumn("{task.description}"),
+                BarColumn(bar_width=28),
+                TextColumn("{task.percentage:>3.0f}%"),
+                TimeElapsedColumn(),
+                TextColumn("eta"),
+                TimeRemainingColumn(),
+            )
+            with Bars(*columns, console=self.stderr, transient=True) as bar:
                 task = bar.add_task(label, total=total)
                 ticker = Ticker(label, total)
                 ticker.show = lambda done, text: bar.update(task, completed=done, description=f"{text:<40.40}")
                 yield ticker
         else:
             yield LineTicker(self, label, total)
+
+
+class _Bar:
+    """One bar, started over by every stage."""
+
+    def __init__(self, bars: Any) -> None:
+        self._bars, self._stage = bars, ""
+        self._task = bars.add_task("", total=None)
+
+    def start(self, stage: str, total: int = 0) -> None:
+        self._stage = stage
+        self._bars.reset(self._task, total=total or None, description=f"{stage:<40.40}")
+
+    def advance(self, amount: int = 1, item: str = "") -> None:
+        self._bars.update(self._task, advance=amount, description=f"{f'{self._stage} {item}':<40.40}")
+
+
+class _Lines:
+    """A line every 15 seconds, with the time left at the pace of this run."""
+
+    def __init__(self, out: Out) -> None:
+        self._out, self._lock = out, threading.Lock()
+        self._last = time.monotonic()
+        self._begin("", 0)
+
+    def _begin(self, stage: str, total: int) -> None:
+        self._stage, self._total, self._done = stage, total, 0
+        # A resumed run reports finished work at once: the pace is counted from the first report on.
+        self._first: tuple[float, int] | None = None
+
+    def start(self, stage: str, total: int = 0) -> None:
+        with self._lock:
+            self._begin(stage, total)
+            self._line(stage)
+
+    def advance(self, amount: int = 1, item: str = "") -> None:
+        with self._lock:
+            self._done += amount
+            if self._first is None:
+                self._first = time.monotonic(), self._done
+            self._line(f"{self._stage} {item}")
+
+    def _line(self, text: str) -> None:
+        now = time.monotonic()
+        if now - self._last < _LINE_EVERY_SECONDS:
+            return
+        self._last = now
+        began, first = self._first or (now, self._done)
+        if self._done >= self._total or self._done <= first:
+            self._out.note(text)
+            return
+        left = (now - began) * (self._total - self._done) / (self._done - first)
+        self._out.note(f"{text} {100 * self._done / self._total:.0f}%, about {left:.0f} s left")
 
 
 class Ticker:

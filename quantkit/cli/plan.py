@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from quantkit.cli.options import DebugOption, Format, FormatOption, parse_size
+from quantkit.cli.options import parse_size
 from quantkit.cli.output import Out, human_bytes, human_count
 from quantkit.errors import UsageError
 from quantkit.machine import Machine, this_machine
@@ -24,6 +24,7 @@ _PLAIN_NUMBER = re.compile(r"^\s*-?\d+(\.\d+)?\s*$")
 
 
 def plan(
+    out: Out,
     source: Annotated[
         str,
         typer.Argument(
@@ -71,8 +72,6 @@ def plan(
         typer.Option(metavar="CPU[,GPU]", help="Memory read a second (40G,500G).", show_default="measured"),
     ] = None,
     offline: Annotated[bool, typer.Option("--offline", help="Use only what the hub's cache holds.")] = False,
-    format_: FormatOption = Format.human,
-    debug: DebugOption = False,
 ) -> None:
     """Tell which type of a model fits, with how many layers on the GPU and how much context.
 
@@ -81,8 +80,6 @@ def plan(
 
     Example: quantkit plan ORG/NAME --vram 8G --ram 16G
     """
-    del debug
-    out = Out(format_)
     a_phone = _phone(for_phone, vram, ram)
     if a_phone:
         types, batch = types or list(PHONE_TYPES), a_phone.n_batch

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from quantkit.cli.calibration_options import ThreadsOption
-from quantkit.cli.options import DebugOption, Format, FormatOption
+from quantkit.cli.options import Format
 from quantkit.cli.output import Out, human_bytes, printable
 from quantkit.errors import QuantkitError, UsageError
 from quantkit.llamacpp.conversation import Answer, Conversation, converse
@@ -26,6 +26,7 @@ _WHY = {"length": "--max-tokens reached", "context": "the context is full", "ask
 
 
 def run(
+    out: Out,
     model: Annotated[Path, typer.Argument(metavar="MODEL.gguf", help="A GGUF file.", show_default=False)],
     prompt: Annotated[
         str | None,
@@ -64,8 +65,6 @@ def run(
         list[str] | None,
         typer.Option("--rpc", metavar="HOST:PORT", help="A llama.cpp rpc-server whose devices count as GPUs; repeat."),
     ] = None,
-    format_: FormatOption = Format.human,
-    debug: DebugOption = False,
 ) -> None:
     """Talk to a GGUF file in the terminal, by its own chat template, in llama.cpp.
 
@@ -74,14 +73,12 @@ def run(
 
     Example: quantkit run NAME-Q4_0.gguf -p "Why is the sky blue?"
     """
-    del debug
-    out = Out(format_)
     if prompt is None and not sys.stdin.isatty():
         prompt = sys.stdin.read().removesuffix("\n")
     if prompt is not None and not prompt.strip():
         raise UsageError("the prompt is empty; say something with -p TEXT")
-    if prompt is None and format_ != Format.human:
-        raise UsageError(f"--format {format_.value} is for one answer; give a prompt with -p TEXT")
+    if prompt is None and out.format != Format.human:
+        raise UsageError(f"--format {out.format.value} is for one answer; give a prompt with -p TEXT")
     asked = {
         "temperature": temperature,
         "top_k": top_k,

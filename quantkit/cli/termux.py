@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from quantkit.cli.ollama_options import read_wishes
-from quantkit.cli.options import DebugOption, ForceOption, Format, FormatOption, parse_size
+from quantkit.cli.options import ForceOption, parse_size
 from quantkit.cli.output import Out, human_bytes, printable
 from quantkit.errors import CheckpointError, OutputError, UnsupportedError, UsageError
 from quantkit.planning.phones import PHONES, Phone, phone_memory
@@ -35,6 +35,7 @@ BESIDE_WEIGHTS = 500_000_000
 
 
 def termux(
+    out: Out,
     model: Annotated[
         str | None,
         typer.Option(
@@ -72,8 +73,6 @@ def termux(
     offline: Annotated[bool, typer.Option("--offline", help="Do not look at the GGUF's address.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the figures; write nothing.")] = False,
     force: ForceOption = False,
-    format_: FormatOption = Format.human,
-    debug: DebugOption = False,
 ) -> None:
     """Write a script that sets up Termux on an Android phone: runtime, model, service, start at boot.
 
@@ -82,8 +81,6 @@ def termux(
 
     Example: quantkit termux --model NS/MODEL --figures MODEL.gguf -o termux.sh
     """
-    del debug
-    out = Out(format_)
     if model is None and gguf is None:
         raise UsageError("no model was named; write quantkit termux --model NS/MODEL, or --gguf URL|FILE")
     if figures is not None and gguf is not None:
@@ -149,7 +146,7 @@ def _look(gguf: str, known: _Found, wishes: Wishes | None, ctx: int | None, out:
         found = _read(path, known, wishes, ctx, out)
         if wishes is None:
             return found
-        with out.progress("hashing", path.stat().st_size) as ticker:
+        with out.old_progress("hashing", path.stat().st_size) as ticker:
             return replace(found, sha256=digest_of(path, ticker.advance).removeprefix("sha256:"))
     check_url(gguf)
     if offline and wishes is not None:
