@@ -14,7 +14,7 @@ from gguf import GGMLQuantizationType
 from numpy.typing import NDArray
 
 from quantkit.checkpoint import open_checkpoint
-from quantkit.convert.gguf_pass import widen
+from quantkit.conversion.gguf_pass import widen
 from quantkit.gguf.kernels import quantize_rows
 from quantkit.gguf.types import file_type
 from quantkit.outputs.gguf_files import Plan, Request, plan_gguf

@@ -20,7 +20,7 @@ from demo.inputs import CACHE
 from demo.smollm2 import NAME, smollm2_checkpoint
 from demo.wikitext import wikitext2_test
 from quantkit.errors import QuantkitError
-from quantkit.measure.perplexity import Perplexity, perplexity, perplexity_ratio
+from quantkit.measurement.perplexity import Perplexity, perplexity, perplexity_ratio
 
 N_CHUNKS = 5
 CHECKED = CACHE.parent / "demo-checked"

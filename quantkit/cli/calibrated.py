@@ -7,7 +7,7 @@ from typing import Any
 from quantkit.checkpoint import Checkpoint, open_checkpoint
 from quantkit.cli.calibration_options import Calibrating
 from quantkit.cli.output import Out, human_bytes, human_count
-from quantkit.convert.calibrated import Calibrated, Folder, Squares, calibrate
+from quantkit.conversion.calibrated import Calibrated, Folder, Squares, calibrate
 from quantkit.errors import VerificationError
 from quantkit.families import check_config
 from quantkit.families.native import Native

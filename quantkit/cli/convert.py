@@ -28,10 +28,10 @@ from quantkit.cli.calibration_options import (
 )
 from quantkit.cli.options import DryRunOption, ForceOption, parse_size
 from quantkit.cli.output import Out
-from quantkit.convert.calibrated import Squares
-from quantkit.convert.conversion import Result
-from quantkit.convert.conversion import convert as convert_gguf
-from quantkit.convert.importance import Importance
+from quantkit.conversion.calibrated import Squares
+from quantkit.conversion.conversion import Result
+from quantkit.conversion.conversion import convert as convert_gguf
+from quantkit.conversion.importance import Importance
 from quantkit.errors import UsageError
 from quantkit.gguf.mix import MixOptions
 from quantkit.gguf.types import FILE_TYPES, FileType, file_type

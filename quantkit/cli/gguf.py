@@ -20,9 +20,9 @@ from quantkit.cli.calibration_options import (
 from quantkit.cli.options import DryRunOption, ForceOption, SourceArg, parse_size
 from quantkit.cli.output import Out
 from quantkit.cli.report import announce, raise_failed, show_plan, show_result
-from quantkit.convert.calibrated import Squares
-from quantkit.convert.conversion import Result, convert
-from quantkit.convert.importance import Importance
+from quantkit.conversion.calibrated import Squares
+from quantkit.conversion.conversion import Result, convert
+from quantkit.conversion.importance import Importance
 from quantkit.errors import UsageError
 from quantkit.gguf.mix import MixOptions, parse_override
 from quantkit.gguf.types import FILE_TYPES, file_type, tensor_type

@@ -20,8 +20,8 @@ from quantkit.cli.calibration_options import (
 )
 from quantkit.cli.options import DryRunOption, ForceOption
 from quantkit.cli.output import Out, human_bytes
-from quantkit.convert.calibrated import Squares
-from quantkit.convert.importance import Importance, Written
+from quantkit.conversion.calibrated import Squares
+from quantkit.conversion.importance import Importance, Written
 from quantkit.errors import OutputError
 
 

@@ -17,10 +17,10 @@ from quantkit.cli.options import ForceOption
 from quantkit.cli.output import Out
 from quantkit.errors import MissingExtraError, UsageError, VerificationError
 from quantkit.forward.devices import find_device
-from quantkit.measure.costs import Costs, add_costs
-from quantkit.measure.measurement import Hooks, Limits, Request, default_threads
-from quantkit.measure.measurement import measure as measure_models
-from quantkit.measure.subjects import Subject, checkpoint_subject, open_subjects
+from quantkit.measurement.costs import Costs, add_costs
+from quantkit.measurement.run import Hooks, Limits, Request, default_threads
+from quantkit.measurement.run import measure as measure_models
+from quantkit.measurement.subjects import Subject, checkpoint_subject, open_subjects
 from quantkit.report.document import read_report
 from quantkit.report.drawing import check_extra
 from quantkit.report.verdict import verdict

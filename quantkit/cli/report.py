@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from quantkit.cli.output import Out, human_bytes, human_count
-from quantkit.convert.conversion import Result
+from quantkit.conversion.conversion import Result
 from quantkit.errors import VerificationError
 from quantkit.files import free_space
 from quantkit.outputs.gguf_files import Output, Plan

@@ -14,7 +14,7 @@ from quantkit.cli.options import Format
 from quantkit.cli.output import Out, human_bytes, printable
 from quantkit.errors import QuantkitError, UsageError
 from quantkit.llamacpp.conversation import Answer, Conversation, converse
-from quantkit.measure.memory import gpu_devices
+from quantkit.measurement.memory import gpu_devices
 from quantkit.planning.layers import layers_or_all
 
 _HELP = """/clear  forget what was said     /system TEXT  another system prompt

@@ -178,7 +178,7 @@ KINDS = ("-t", "awq", "-t", "gptq", "-t", "q8_0", "-t", "q2_k")
 
 @pytest.mark.full
 def test_a_conversion_killed_at_ten_moments_ends_in_the_same_bytes(tmp_path: Path) -> None:
-    """tests/convert/test_calibrated.py kills AWQ and GPTQ alone; here the GGUF part too."""
+    """tests/conversion/test_calibrated.py kills AWQ and GPTQ alone; here the GGUF part too."""
     deep = tiny_llama(tmp_path / "model", variant="llama3", hidden=256, intermediate=512, layers=12)
     assert quantkit("convert", deep, *KINDS, *SMALL, "-o", tmp_path / "undisturbed", "--threads", "2").code == 0
     expected, out = hashes(tmp_path / "undisturbed"), tmp_path / "out"

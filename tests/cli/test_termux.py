@@ -20,7 +20,7 @@ from quantkit.publish.ollama.modelfile import parse_modelfile
 from tests.helpers.command import Answer
 from tests.helpers.hub_server import Hub, Repo, closed_port, running_hub
 from tests.helpers.tiny import tiny_llama
-from tests.measure.tiny_gguf import write_tiny_gguf
+from tests.measurement.tiny_gguf import write_tiny_gguf
 from tests.publish.gguf_files import CHATML, write_gguf
 from tests.publish.phone import Phone
 from tests.publish.test_termux import bash_reads

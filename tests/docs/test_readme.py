@@ -12,7 +12,7 @@ import pytest
 
 from quantkit.chat import BUILT_IN
 from quantkit.gguf.types import FILE_TYPES
-from tests.convert.test_bytes import a_random_imatrix
+from tests.conversion.test_bytes import a_random_imatrix
 from tests.helpers.command import Answer, quantkit
 from tests.helpers.hub_server import Repo, running_hub
 from tests.helpers.real import smollm2_or_skip

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from quantkit.checkpoint import open_checkpoint
-from quantkit.convert.conversion import convert
+from quantkit.conversion.conversion import convert
 from quantkit.errors import CheckpointError, UnsupportedError
 from quantkit.families import find_family, map_tensors
 from quantkit.gguf.types import file_type

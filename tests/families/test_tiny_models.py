@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from quantkit.checkpoint import open_checkpoint
-from quantkit.convert.conversion import convert
+from quantkit.conversion.conversion import convert
 from quantkit.families import all_families
 from quantkit.gguf.types import file_type
 from quantkit.llamacpp.session import logits

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 
 from quantkit.errors import QuantkitError
-from quantkit.measure.memory import RESOLUTION, LoadedMemory, gpu_devices, loaded_memory, measure_memory
-from quantkit.measure.speed import measure_speed
+from quantkit.measurement.memory import RESOLUTION, LoadedMemory, gpu_devices, loaded_memory, measure_memory
+from quantkit.measurement.speed import measure_speed
 from tests.helpers.command import quantkit
 from tests.helpers.real import smollm2 as smollm2
 from tests.helpers.rpc_server import rpc
 from tests.helpers.tiny import tiny_llama
-from tests.measure.tiny_gguf import write_tiny_gguf
+from tests.measurement.tiny_gguf import write_tiny_gguf
 
 pytestmark = pytest.mark.full
 

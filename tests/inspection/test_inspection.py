@@ -21,7 +21,7 @@ from quantkit.inspection.config import shape_of_config
 from quantkit.inspection.description import SpecialToken
 from quantkit.inspection.keys import shape_of_keys
 from quantkit.inspection.weights import Stored, count_weights
-from tests.convert.test_bytes import a_random_imatrix
+from tests.conversion.test_bytes import a_random_imatrix
 from tests.families.test_large_shapes import V2_LITE
 from tests.helpers.command import quantkit
 from tests.helpers.hub_server import Repo, running_hub

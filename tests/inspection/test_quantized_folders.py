@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from quantkit.convert.record import record_outputs
+from quantkit.conversion.record import record_outputs
 from quantkit.inspection import inspect_source
 from quantkit.outputs.packed_folders import Method
 from quantkit.quant.grid import Grid

@@ -13,7 +13,7 @@ from quantkit.llamacpp.session import logits, vocab_token_ids
 from tests.forward.cases import TOKENS
 from tests.forward.test_forward import load
 from tests.helpers.tiny import tiny_llama
-from tests.measure.tiny_gguf import write_tiny_gguf
+from tests.measurement.tiny_gguf import write_tiny_gguf
 
 TEXTS = ["The lazy dog sleeps.", "où êtes-vous?  3 runs\n\tof 1234", "日本語 🦙 한국어", ""]
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from quantkit.measure.memory import loaded_memory
+from quantkit.measurement.memory import loaded_memory
 from quantkit.planning.context import Context
 from quantkit.planning.memory import plan_memory
 from quantkit.planning.traits import CHECKED

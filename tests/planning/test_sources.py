@@ -35,7 +35,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_files_are_as_large_as_llama_quantize_makes_them(checkpoint: Path, tmp_path: Path) -> None:
-    from quantkit.convert.conversion import convert
+    from quantkit.conversion.conversion import convert
     from quantkit.gguf.types import file_type
     from quantkit.outputs.gguf_files import Request, plan_gguf
     from quantkit.outputs.model import model_from_checkpoint

@@ -21,7 +21,7 @@ from quantkit.publish.remote_gguf import check_url, file_name, look_at
 from quantkit.publish.termux import Settings, check_parameters, fill_in, llama_flags, script, without_phone_parameters
 from tests.helpers.hub_server import Drop, Hub, Repo, closed_port, running_hub
 from tests.helpers.tiny import tiny_llama
-from tests.measure.tiny_gguf import write_tiny_gguf
+from tests.measurement.tiny_gguf import write_tiny_gguf
 from tests.publish.phone import SCRIPT, Phone, wait_until
 from tests.publish.test_termux_script import GGUF, SHA256, tool
 

@@ -15,7 +15,7 @@ import quantkit.verify.files
 import quantkit.verify.source_logits
 from quantkit.checkpoint import open_checkpoint
 from quantkit.cli import main
-from quantkit.convert.gguf_pass import partial_path, run_pass
+from quantkit.conversion.gguf_pass import partial_path, run_pass
 from quantkit.gguf.layout import Slot
 from quantkit.gguf.types import file_type
 from quantkit.journal import Journal

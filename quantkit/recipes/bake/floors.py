@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from quantkit.measure.summary import failures
+from quantkit.measurement.summary import failures
 from quantkit.recipes.bake.commands import output_of
 from quantkit.recipes.recipe import Recipe
 

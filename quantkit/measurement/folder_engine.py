@@ -1,0 +1,240 @@
+"""Logits of a checkpoint, or of a folder of AWQ or GPTQ weights, over windows of text, in the memory of one layer.
+
+`prepare` sends all windows through all layers, each read once, and leaves in its work folder:
+
+    scored         float32 (windows, scored positions, hidden): the states after the last layer that a logit is asked of
+    journal        the layers that are done (see `convert.journal`)
+
+and until it is done the states between two layers (see `calibration.states`). `logits` is the head over one window of
+`scored`.
+"""
+
+import hashlib
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from threadpoolctl import ThreadpoolController
+
+from quantkit.checkpoint import Checkpoint
+from quantkit.errors import CalibrationError, MeasureError, OutputError
+from quantkit.forward.arrays import Array, fetch, place
+from quantkit.forward.forward import Decoder
+from quantkit.journal import Journal
+from quantkit.machine import cores, memory_limit
+from quantkit.measurement.folder_sources import open_source, parameter_count, source_of, weight_bytes
+from quantkit.packed.reader import QuantizedFolder
+from quantkit.stream.layer import Held
+from quantkit.stream.states import States
+from quantkit.stream.stream import Stream, states_file
+
+_SCORED = "scored"
+_MEMORY = memory_limit()
+# A head that takes less of the machine's memory than this is read once for all windows.
+_HEAD_SHARE = 8
+_SLICE_ELEMENTS = 1 << 22
+
+
+class FolderEngine:
+    """The `Engine` of a folder.
+
+    opened        the checkpoint or the quantized folder, closed with the engine
+    kind          "hf", "awq" or "gptq"
+    folder        where its tokenizer is
+    config        config.json as the forward takes it
+    n_vocab       logits of a position
+    n_bytes       of the weight files
+    n_parameters  of the model, as if none were quantized
+    """
+
+    def __init__(self, opened: Checkpoint | QuantizedFolder, *, threads: int = 0, device: object = None) -> None:
+        """`threads`: 0 for one a processor. `device`: where torch computes, None for numpy (see `find_device`).
+
+        Raises UnsupportedError where quantkit's forward does not know the architecture or a setting of config.json.
+        """
+        self.opened, self.device = opened, device
+        self.threads = threads or cores()
+        self.source = source_of(opened)
+        self.kind = opened.scheme.method if isinstance(opened, QuantizedFolder) else "hf"
+        self.folder, self.config = opened.folder, self.source.config
+        self.n_vocab = int(self.config["vocab_size"])
+        self.n_bytes, self.n_parameters = weight_bytes(opened), parameter_count(self.source)
+        self._states: States | None = None
+        self._last: Decoder | None = None
+        self._blas = ThreadpoolController()
+        self._closed = False
+
+    @property
+    def resident_bytes(self) -> int:
+        """Of the head in float32, where it stays in memory between two calls of `logits`."""
+        size = self.n_vocab * self.source.decoder.hidden * 4
+        return size if size < _MEMORY // _HEAD_SHARE else 0
+
+    def work_bytes(self, n_windows: int, n_ctx: int) -> int:
+        """Disk that `prepare` takes under its work folder; afterwards less than half of it is kept."""
+        files = 4 if self.source.architecture.experts else 2
+        return files * n_windows * n_ctx * self.source.decoder.hidden * 4
+
+    def prepare(self, windows: NDArray[np.int32], work: Path, progress: Callable[[int, int], object]) -> None:
+        """Send `windows`, (n, n_ctx), through the layers; a killed call goes on in `work` at the layer it was in.
+
+        `progress(layers done, layers)`. Raises MeasureError, naming layer and window ("chunk", from 1), when a
+        hidden state is not finite; OutputError when the disk is too small.
+        """
+        self._check(windows)
+        count, n_ctx = windows.shape
+        decoder, first = self.source.decoder, n_ctx // 2
+        try:
+            work.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise OutputError(f"cannot create {work}: {error.strerror or error}") from error
+        fingerprint = hashlib.sha256(repr(windows.shape).encode() + windows.tobytes()).hexdigest()
+        self._forget_states()
+        self._states = States(work, count, n_ctx - 1 - first, decoder.hidden)
+        journal = Journal(work / "journal", fingerprint, [], force=True)
+        try:
+            if _SCORED not in journal.done or not self._states.holds(_SCORED):
+                self._check_space(work, count, n_ctx)
+                self._through_layers(windows, work, journal, progress)
+            else:
+                progress(decoder.n_layers, decoder.n_layers)
+        except CalibrationError as error:
+            raise MeasureError(f"{self.folder.name}: {error}") from error
+        finally:
+            journal.close()
+
+    def _through_layers(
+        self, windows: NDArray[np.int32], work: Path, journal: Journal, progress: Callable[[int, int], object]
+    ) -> None:
+        layers = self.source.decoder.n_layers
+        with Stream(
+            self.source, windows, work, threads=self.threads, gram=False, device=self.device, sample_name="chunk"
+        ) as stream:
+            done = 0
+            while _step(done) in journal.done:
+                done += 1
+            if done and not stream.can_start_at(done):
+                journal.forget()
+                done = 0
+            if done == 0:
+                stream.embed()
+            progress(done, layers)
+            for number in range(done, layers):
+                stream.layer(number)
+                journal.finished(_step(number))
+                progress(number + 1, layers)
+        self._keep_scored(windows.shape, work, layers, journal)
+
+    def _keep_scored(self, shape: tuple[int, ...], work: Path, layers: int, journal: Journal) -> None:
+        """The last states of the positions that are scored: all but the first half of a window and its last token."""
+        assert self._states is not None
+        last = states_file(layers)
+        for name in {states_file(layers + 1), "middle", "seen"}:
+            (work / name).unlink(missing_ok=True)
+        count, n_ctx = shape
+        states = States(work, count, n_ctx, self.source.decoder.hidden)
+        try:
+            for window in range(count):
+                self._states.write(_SCORED, window, states.read(last, window)[n_ctx // 2 : n_ctx - 1])
+        finally:
+            states.close()
+        journal.finished(_SCORED)
+        (work / last).unlink()
+
+    def logits(self, window: int) -> NDArray[np.float32]:
+        """Logits (n_ctx - 1 - n_ctx // 2, n_vocab) of the scored positions of one window; after `prepare`."""
+        assert self._states is not None
+        x = place(self._states.read(_SCORED, window), self.device)
+        with self._blas.limit(limits=self.threads, user_api="blas"):
+            found: NDArray[np.float32] = fetch(self._head().logits(x))
+        return found
+
+    def _head(self) -> Decoder:
+        """The decoder with what comes after its layers in memory, if that takes little of it."""
+        if self._last is None:
+            source, decoder = self.source, self.source.decoder
+            held = {}
+            small = self.resident_bytes > 0
+            norm = decoder.base + decoder.architecture.last_norm
+            for name in (norm + ".weight", norm + ".bias", *([decoder.head + ".bias"] if small else [])):
+                if name in source.tensors:
+                    held[name] = np.asarray(source.whole(name), np.float32)
+            if small:
+                held[decoder.head + ".weight"] = self._matrix(decoder.head + ".weight", decoder.hidden)
+            there = {name: place(values, self.device) for name, values in held.items()}
+            self._last = Decoder(Held(source.whole, source.rows, source.tensors.keys(), there), source.config)
+        return self._last
+
+    def _matrix(self, name: str, n_in: int) -> Array:
+        matrix, step = np.empty((self.n_vocab, n_in), np.float32), max(1, _SLICE_ELEMENTS // n_in)
+        for start in range(0, self.n_vocab, step):
+            stop = min(start + step, self.n_vocab)
+            matrix[start:stop] = self.source.rows(name, start, stop)
+        return matrix
+
+    def _check(self, windows: NDArray[np.int32]) -> None:
+        largest = int(windows.max())
+        if largest >= self.n_vocab:
+            raise MeasureError(
+                f"the text has token {largest}, but {self.folder.name} has a vocabulary of {self.n_vocab}; compare"
+                " models of one vocabulary"
+            )
+        positions = self.source.architecture.positions
+        if positions:
+            n_positions = len(self.source.whole(self.source.decoder.base + positions + ".weight"))
+            if windows.shape[1] > n_positions:
+                raise MeasureError(
+                    f"{self.folder.name} has {n_positions} positions, fewer than a window of {windows.shape[1]} tokens;"
+                    " take a shorter one (--ctx)"
+                )
+
+    def _check_space(self, work: Path, count: int, n_ctx: int) -> None:
+        there = sum(path.stat().st_size for path in work.iterdir())
+        needed, free = self.work_bytes(count, n_ctx) - there, shutil.disk_usage(work).free
+        if needed > free:
+            raise OutputError(
+                f"{work} needs {needed / 1e9:.1f} GB for the hidden states of {count} windows, {free / 1e9:.1f} GB are"
+                " free; free some space or take fewer windows (--chunks)"
+            )
+
+    def _forget_states(self) -> None:
+        if self._states is not None:
+            self._states.close()
+            self._states = None
+
+    def release(self) -> None:
+        """Free the head; the next call of `logits` reads it again."""
+        self._last = None
+
+    def close(self) -> None:
+        """Close the files; what is under the work folder stays. Calling it again does nothing."""
+        self._forget_states()
+        self.release()
+        if not self._closed:
+            self._closed = True
+            self.opened.close()
+
+    def __enter__(self) -> "FolderEngine":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def open_folder(path: Path, *, threads: int = 0, device: object = None) -> FolderEngine:
+    """The engine of a local folder, as what it holds: a checkpoint, AWQ or GPTQ weights.
+
+    Raises CheckpointError or UnsupportedError, with one sentence, when it is neither or not to be run.
+    """
+    opened = open_source(path)
+    try:
+        return FolderEngine(opened, threads=threads, device=device)
+    except BaseException:
+        opened.close()
+        raise
+
+
+def _step(number: int) -> str:
+    return f"layer {number}"

@@ -1,0 +1,85 @@
+"""Logits of a GGUF file over windows of text, by llama.cpp in a process that keeps the model loaded."""
+
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from quantkit.errors import CheckpointError
+from quantkit.gguf.reader import read_header, shard_paths
+from quantkit.llamacpp.session import LlamaSession, folder_in_memory
+from quantkit.measurement.engine import Array
+from quantkit.texts.windows import n_scored
+
+
+class GgufEngine:
+    """An Engine over a GGUF file (of a split one, its first). Source of the settings: llama-perplexity's defaults.
+
+    Raises CheckpointError for what is no GGUF; MissingExtraError, when first used, without llama-cpp-python.
+    """
+
+    def __init__(self, path: Path, *, n_threads: int | None = None) -> None:
+        self.path, self.n_threads = path, n_threads
+        self.header = read_header(path)
+        tokens = self.header.value("tokenizer.ggml.tokens")
+        if tokens is None:
+            raise CheckpointError(f"{path} has no vocabulary, and text means nothing to it; convert it again")
+        self._n_vocab = len(tokens)
+        self.n_bytes = sum(shard.stat().st_size for shard in shard_paths(path))
+        self._session: LlamaSession | None = None
+        self._windows: NDArray[np.int32] = np.empty((0, 0), np.int32)
+        self._spool: tempfile.TemporaryDirectory[str] | None = None
+        self._rows: Array | None = None
+
+    @property
+    def n_vocab(self) -> int:
+        return self._n_vocab
+
+    @property
+    def resident_bytes(self) -> int:
+        # repacking for the CPU can hold the weights twice
+        return 2 * self.n_bytes
+
+    def prepare(self, windows: NDArray[np.int32], work: Path, progress: Callable[[int, int], object]) -> None:
+        del work, progress
+        self._windows = windows
+
+    def logits(self, window: int) -> Array:
+        """Raises QuantkitError with llama.cpp's reason when it refuses the file or dies of it."""
+        n_ctx = self._windows.shape[1]
+        if self._session is None:
+            self._open(n_ctx)
+        assert self._session is not None and self._spool is not None and self._rows is not None
+        self._session.ask(
+            {
+                "task": "window",
+                "tokens": self._windows[window].tolist(),
+                "first": n_ctx // 2,
+                "out": str(Path(self._spool.name) / "logits"),
+            }
+        )
+        return self._rows
+
+    def _open(self, n_ctx: int) -> None:
+        self._session = LlamaSession(self.path)
+        try:
+            self._session.ask({"task": "open", "model": str(self.path), "n_ctx": n_ctx, "n_threads": self.n_threads})
+            shape = (n_scored(n_ctx), self.n_vocab)
+            self._spool = tempfile.TemporaryDirectory(prefix="quantkit-", dir=folder_in_memory(4 * shape[0] * shape[1]))
+            self._rows = np.memmap(Path(self._spool.name) / "logits", np.float32, "w+", 0, shape)
+        except BaseException:
+            self.release()
+            raise
+
+    def release(self) -> None:
+        if self._session is not None:
+            self._session.close()
+        if self._spool is not None:
+            self._spool.cleanup()
+        self._session = self._spool = self._rows = None
+
+    def close(self) -> None:
+        """The same: nothing else is open."""
+        self.release()

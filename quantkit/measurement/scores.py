@@ -1,0 +1,140 @@
+"""What the logits of a window say: the loss of each token, and how far they are from a reference's.
+
+Rows are taken a few at a time, so that they stay in the processor's cache, by as many threads as asked.
+"""
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from quantkit.measurement.engine import Array
+
+TOP = 5
+_SLICE_VALUES = 1 << 19
+_BLOCK = 512
+
+RECORD = np.dtype(
+    [
+        ("loss", "f8"),  # -log p of the token that came, nats
+        ("kl", "f8"),  # KL divergence of the reference's distribution from the model's, nats
+        ("change", "f4"),  # p of the token that came, less the reference's
+        ("top1", "u1"),  # whether the most likely token is the reference's
+        ("top5", "u1"),  # how many of the five most likely are among the reference's five
+    ]
+)
+"""What is kept of each scored token."""
+
+
+@dataclass(frozen=True)
+class Scored:
+    """Of each row of logits: `norm`, log of the sum of their exponentials; `loss` of the target, both float64 (n,);
+    `top` int64 (n, 5), the most likely tokens, the first of them first.
+    """
+
+    norm: NDArray[np.float64]
+    loss: NDArray[np.float64]
+    top: NDArray[np.int64]
+
+    @property
+    def finite(self) -> bool:
+        """False when a row has a NaN, or infinities that leave no distribution."""
+        return bool(np.isfinite(self.norm).all() and np.isfinite(self.loss).all())
+
+
+class Scorer:
+    """Scores windows with `threads` threads; a context manager."""
+
+    def __init__(self, threads: int) -> None:
+        self._pool = ThreadPoolExecutor(threads)
+
+    def score(self, rows: Array, targets: NDArray[np.int32]) -> Scored:
+        """`rows` (n, n_vocab) logits, `targets` (n,) token ids."""
+        n, n_vocab = rows.shape
+        norm, loss = np.empty(n), np.empty(n)
+        top = np.empty((n, min(TOP, n_vocab)), np.int64)
+
+        @np.errstate(invalid="ignore")
+        def some(start: int, stop: int) -> None:
+            part = rows[start:stop]
+            # exponentials in float32, summed in float64, as llama.cpp does
+            largest = part.max(axis=1)
+            exponentials = part - largest[:, None]
+            np.exp(exponentials, out=exponentials)
+            log_sum = np.log(exponentials.sum(axis=1, dtype=np.float64))
+            norm[start:stop] = log_sum + largest
+            loss[start:stop] = log_sum - (part[np.arange(stop - start), targets[start:stop]] - largest)
+            top[start:stop] = _most_likely(part, top.shape[1])
+
+        self._each(some, n, n_vocab)
+        return Scored(norm, loss, top)
+
+    def compare(self, reference: Array, scored: Scored, rows: Array, own: Scored) -> NDArray[np.void]:
+        """RECORD of each row, (n,): of logits `rows`, scored as `own`, against `reference`, scored as `scored`.
+
+        KL(p || q) = sum of p (log p - log q) over the whole vocabulary, p the reference's.
+        """
+        n, n_vocab = rows.shape
+        found = records(own)
+
+        @np.errstate(invalid="ignore", over="ignore")
+        def some(start: int, stop: int) -> None:
+            p = reference[start:stop] - scored.norm[start:stop, None].astype(np.float32)
+            np.exp(p, out=p)
+            apart = reference[start:stop] - rows[start:stop]
+            # where p is zero, what q says does not count, not even infinity
+            apart[p == 0] = 0
+            total = p.sum(axis=1, dtype=np.float64)
+            p *= apart
+            found["kl"][start:stop] = p.sum(axis=1, dtype=np.float64) / total
+
+        self._each(some, n, n_vocab)
+        found["kl"] += own.norm - scored.norm
+        found["change"] = np.exp(-own.loss) - np.exp(-scored.loss)
+        found["top1"] = own.top[:, 0] == scored.top[:, 0]
+        found["top5"] = (own.top[:, :, None] == scored.top[:, None, :]).any(axis=2).sum(axis=1)
+        return found
+
+    def _each(self, work: Callable[[int, int], None], n: int, n_vocab: int) -> None:
+        step = max(1, _SLICE_VALUES // n_vocab)
+        starts = range(0, n, step)
+        for _ in self._pool.map(lambda start: work(start, min(start + step, n)), starts):
+            pass
+
+    def __enter__(self) -> "Scorer":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._pool.shutdown()
+
+
+def records(own: Scored) -> NDArray[np.void]:
+    """RECORD of each row of a reference: it differs from itself by nothing."""
+    found = np.zeros(len(own.loss), RECORD)
+    found["loss"], found["top1"], found["top5"] = own.loss, 1, own.top.shape[1]
+    return found
+
+
+def _most_likely(rows: Array, count: int) -> NDArray[np.int64]:
+    """Indices (n, count) of the largest values of each row, the largest first.
+
+    The largest are in the blocks with the largest maxima, so few values are looked at twice.
+    """
+    n, width = rows.shape
+    n_blocks = width // _BLOCK
+    if n_blocks <= 2 * count:
+        return _largest(rows, count)
+    maxima = rows[:, : n_blocks * _BLOCK].reshape(n, n_blocks, _BLOCK).max(axis=2)
+    blocks = np.sort(_largest(maxima, count), axis=1)
+    at = (blocks[:, :, None] * _BLOCK + np.arange(_BLOCK)).reshape(n, -1)
+    rest = np.broadcast_to(np.arange(n_blocks * _BLOCK, width), (n, width - n_blocks * _BLOCK))
+    at = np.concatenate([at, rest], axis=1)
+    return np.take_along_axis(at, _largest(np.take_along_axis(rows, at, axis=1), count), axis=1)
+
+
+def _largest(rows: Array, count: int) -> NDArray[np.int64]:
+    part = np.sort(np.argpartition(-rows, count - 1, axis=1)[:, :count], axis=1)
+    order = np.argsort(-np.take_along_axis(rows, part, axis=1), axis=1, kind="stable")
+    return np.take_along_axis(part, order, axis=1)

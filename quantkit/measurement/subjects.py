@@ -1,0 +1,164 @@
+"""What can be measured: GGUF files, and folders of Hugging Face, AWQ or GPTQ weights, each with its engine."""
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from quantkit.checkpoint import Checkpoint
+from quantkit.errors import CheckpointError, MeasureError, TokenizerError, UnsupportedError
+from quantkit.gguf.reader import shard_paths
+from quantkit.inspection import Description, inspect_source
+from quantkit.llamacpp.session import text_tokens
+from quantkit.measurement.folder_engine import FolderEngine, open_folder
+from quantkit.measurement.gguf_engine import GgufEngine
+from quantkit.texts import tokens
+from quantkit.texts.evaluation import Text
+from quantkit.texts.windows import Windows, cut_windows
+from quantkit.tokenizer import load_vocabulary
+from quantkit.tokenizer.files import read as read_tokenizer
+
+_UNUSED = 5
+"""llama.cpp's token type of rows that no text reaches."""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model to be measured. `path`: the file or folder; `label`: its type in short (q4_0, awq, bf16)."""
+
+    name: str
+    label: str
+    path: Path
+    engine: GgufEngine | FolderEngine
+    description: Description
+
+    @property
+    def kind(self) -> str:
+        """ "gguf", "hf", "awq" or "gptq"."""
+        return "gguf" if isinstance(self.engine, GgufEngine) else self.engine.kind
+
+    @cached_property
+    def files(self) -> tuple[Path, ...]:
+        """The weight files."""
+        if isinstance(self.engine, GgufEngine):
+            return tuple(shard_paths(self.path))
+        return tuple(self.path / file.name for file in self.description.files)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Changes when a weight file or config.json does: from names, sizes and times of change."""
+        digest = hashlib.sha256()
+        beside = () if self.kind == "gguf" else (self.path / "config.json",)
+        for file in (*self.files, *beside):
+            stat = file.stat()
+            digest.update(f"{file.name} {stat.st_size} {stat.st_mtime_ns}\n".encode())
+        return digest.hexdigest()
+
+    @cached_property
+    def vocabulary(self) -> list[bytes | None] | None:
+        """The text of each token, None for an unused one; None where llama.cpp has no way to say them."""
+        if isinstance(self.engine, GgufEngine):
+            header = self.engine.header
+            texts = [_bytes(text) for text in header.value("tokenizer.ggml.tokens")]
+            return _without_unused(texts, header.value("tokenizer.ggml.token_type"))
+        config = {**self.engine.config, "vocab_size": self.engine.n_vocab}
+        try:
+            found = load_vocabulary(self.path, config)
+        except (UnsupportedError, TokenizerError):
+            return None
+        kinds = next((key.value for key in found.keys if key.key == "tokenizer.ggml.token_type"), None)
+        return _without_unused(found.tokens, kinds)
+
+    def windows(self, text: Text, *, n_ctx: int, n_chunks: int | None) -> Windows:
+        """A text by this model's tokenizer.
+
+        Raises MeasureError when it is too short; TokenizerError or UnsupportedError for a tokenizer that cannot be
+        built.
+        """
+        if isinstance(self.engine, GgufEngine):
+            ids, bos = text_tokens(self.path, text.text)
+            return cut_windows(ids, bos, n_ctx=n_ctx, n_chunks=n_chunks, name=text.name, sha256=text.sha256)
+        files, size = read_tokenizer(self.path), self.engine.n_vocab
+        found = tokens.token_ids(files, [text.text.removesuffix("\n")])
+        bos = tokens.first_token(files, {**self.engine.config, "vocab_size": size}, size)
+        whole = found if bos is None else np.concatenate([np.array([bos], np.int32), found])
+        return cut_windows(whole.tolist(), bos, n_ctx=n_ctx, n_chunks=n_chunks, name=text.name, sha256=text.sha256)
+
+    def close(self) -> None:
+        self.engine.close()
+
+
+def open_subjects(path: Path, *, threads: int, device: object = None) -> list[Subject]:
+    """The model at `path` (any shard of a split GGUF stands for it), or each of a folder of GGUF files.
+
+    Raises CheckpointError, UnsupportedError: there is none, or none that can be run.
+    """
+    if path.is_dir() and not (path / "config.json").exists():
+        files = sorted(file for file in path.glob("*.gguf") if file == shard_paths(file)[0])
+        if not files:
+            raise CheckpointError(f"{path} holds neither a config.json nor GGUF files; name a model")
+        return [_gguf(file, threads) for file in files]
+    if path.is_dir():
+        return [_folder(path, open_folder(path, threads=threads, device=device))]
+    if not path.exists():
+        raise CheckpointError(f"there is no {path}; name a GGUF file or a folder of weights")
+    return [_gguf(shard_paths(path)[0], threads)]
+
+
+def checkpoint_subject(checkpoint: Checkpoint, *, threads: int, device: object = None) -> Subject:
+    """A checkpoint that is already open, as one from the hub; the subject closes it."""
+    engine = FolderEngine(checkpoint, threads=threads, device=device)
+    return _folder(checkpoint.folder, engine, checkpoint.name)
+
+
+def check_vocabularies(reference: Subject, candidates: Sequence[Subject], warn: Callable[[str], object]) -> None:
+    """Raises MeasureError for a candidate whose token ids mean something else than the reference's."""
+    for candidate in candidates:
+        if candidate.engine.n_vocab != reference.engine.n_vocab:
+            raise MeasureError(
+                f"{candidate.name} has a vocabulary of {candidate.engine.n_vocab}, {reference.name} one of"
+                f" {reference.engine.n_vocab}: their figures cannot be compared; measure models of one vocabulary"
+            )
+        if candidate.vocabulary is None or reference.vocabulary is None:
+            one = candidate if candidate.vocabulary is None else reference
+            warn(f"the tokens of {one.name} cannot be listed, so only the sizes of the vocabularies were compared")
+            continue
+        pairs = enumerate(zip(reference.vocabulary, candidate.vocabulary, strict=True))
+        different = next(((at, a, b) for at, (a, b) in pairs if a != b and a is not None and b is not None), None)
+        if different:
+            at, a, b = different
+            raise MeasureError(
+                f"{candidate.name} has another vocabulary than {reference.name}: token {at} is {_shown(b)} there and"
+                f" {_shown(a)} here; measure models of one vocabulary"
+            )
+
+
+def _gguf(path: Path, threads: int) -> Subject:
+    engine = GgufEngine(path, n_threads=threads)
+    description = inspect_source(str(path))
+    return Subject(description.name, (description.type or "gguf").lower(), path, engine, description)
+
+
+def _folder(path: Path, engine: FolderEngine, name: str | None = None) -> Subject:
+    description = inspect_source(str(path))
+    label = engine.kind
+    if label == "hf" and description.weights:
+        label = description.weights.groups[0].type.lower()
+    return Subject(name or path.resolve().name, label, path, engine, description)
+
+
+def _without_unused(texts: Sequence[bytes], kinds: Sequence[int] | None) -> list[bytes | None]:
+    if kinds is None:
+        return list(texts)
+    return [None if kind == _UNUSED else text for text, kind in zip(texts, kinds, strict=True)]
+
+
+def _bytes(text: bytes | str) -> bytes:
+    return text.encode("utf-8", "surrogatepass") if isinstance(text, str) else bytes(text)
+
+
+def _shown(text: bytes) -> str:
+    return repr(text.decode("utf-8", "replace")[:24])

@@ -1,0 +1,116 @@
+"""Figures out of the records of scored tokens: each with its standard error, those against a reference paired."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from quantkit.measurement.scores import TOP
+
+Losses = NDArray[np.float64]
+
+_EDGES = np.logspace(-6, 1.5, 61)
+
+
+@dataclass(frozen=True)
+class Figure:
+    """An estimate and its standard error."""
+
+    value: float
+    error: float
+
+    def document(self) -> dict[str, float]:
+        return {"value": self.value, "error": self.error}
+
+
+def perplexity_of(losses: Losses) -> Figure:
+    """exp of the mean loss, as llama-perplexity prints it with its error."""
+    value = math.exp(float(losses.mean()))
+    return Figure(value, value * _error(losses))
+
+
+def ratio_of(losses: Losses, reference: Losses) -> Figure:
+    """perplexity / the reference's, from the losses of the same tokens.
+
+    Which text was chosen moves both alike, so this error is many times smaller than the perplexities' own.
+    """
+    return perplexity_of(losses - reference)
+
+
+def difference_of(losses: Losses, reference: Losses) -> Figure:
+    """perplexity - the reference's, its error by the delta method from the losses of the same tokens."""
+    own, other = perplexity_of(losses), perplexity_of(reference)
+    return Figure(own.value - other.value, _error(own.value * losses - other.value * reference))
+
+
+def mean_of(values: NDArray[Any]) -> Figure:
+    """The mean."""
+    values = values.astype(np.float64)
+    return Figure(float(values.mean()), _error(values))
+
+
+def kl_document(kl: NDArray[np.float64]) -> dict[str, Any]:
+    """The distribution of the KL divergences of tokens, in nats. Percentiles interpolate, as llama-perplexity's do."""
+    mean = mean_of(kl)
+    p90, p99, p999 = (float(value) for value in np.quantile(kl, (0.9, 0.99, 0.999)))
+    counts, _ = np.histogram(np.clip(kl, _EDGES[0], _EDGES[-1]), _EDGES)
+    return {
+        "mean": mean.value,
+        "error": mean.error,
+        "median": float(np.median(kl)),
+        "p90": p90,
+        "p99": p99,
+        "p999": p999,
+        "max": float(kl.max()),
+        "histogram": {"edges": _EDGES.tolist(), "counts": counts.tolist()},
+    }
+
+
+def quality_document(text: str, own: NDArray[np.void], reference: NDArray[np.void] | None) -> dict[str, Any]:
+    """What a report says of a model on one text; `reference` None for the reference itself."""
+    found: dict[str, Any] = {"text": text, "perplexity": perplexity_of(own["loss"]).document()}
+    if reference is None:
+        return found
+    squares = mean_of(own["change"].astype(np.float64) ** 2)
+    change, rms = mean_of(own["change"]), math.sqrt(squares.value)
+    return found | {
+        "perplexity_difference": difference_of(own["loss"], reference["loss"]).document(),
+        "perplexity_ratio": ratio_of(own["loss"], reference["loss"]).document(),
+        "kl": kl_document(own["kl"]),
+        "top1": mean_of(own["top1"]).document(),
+        "top5": mean_of(own["top5"] / min(TOP, max(1, int(reference["top5"].max())))).document(),
+        "probability_change": {
+            "mean": change.value,
+            "error": change.error,
+            "rms": rms,
+            "rms_error": squares.error / (2 * rms) if rms else 0.0,
+        },
+    }
+
+
+def failures(
+    quality: Mapping[str, Any], *, max_delta: tuple[float, bool] | None, max_kl: float | None, min_top1: float | None
+) -> list[str]:
+    """In words, what of a candidate's figures on one text is beyond a limit.
+
+    `max_delta`: of the perplexity, (limit, whether it is a share of the reference's).
+    """
+    found = []
+    if max_delta is not None:
+        limit, relative = max_delta
+        delta = quality["perplexity_ratio"]["value"] - 1 if relative else quality["perplexity_difference"]["value"]
+        if not delta <= limit:
+            shown = f"{delta:.1%} over {limit:.1%}" if relative else f"{delta:.4g} over {limit:.4g}"
+            found.append(f"its perplexity is above the reference's by {shown}")
+    if max_kl is not None and not quality["kl"]["mean"] <= max_kl:
+        found.append(f"its mean KL divergence is {quality['kl']['mean']:.4g}, over {max_kl:.4g}")
+    if min_top1 is not None and not quality["top1"]["value"] >= min_top1:
+        found.append(f"its top-1 agreement is {quality['top1']['value']:.1%}, under {min_top1:.1%}")
+    return found
+
+
+def _error(values: NDArray[np.float64]) -> float:
+    return float(values.std()) / math.sqrt(max(1, len(values) - 1))

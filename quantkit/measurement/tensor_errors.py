@@ -1,0 +1,186 @@
+"""How far each weight matrix of a quantized model is from the reference's, both seen under their names in a GGUF.
+
+A checkpoint's tensors take those names by the family's rules, and their rows the order they have there, so a folder
+compares with a GGUF file, and a GPTQ folder has the same rows as one.
+"""
+
+import re
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from math import prod, sqrt
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+from gguf import GGMLQuantizationType
+from numpy.typing import NDArray
+
+from quantkit.checkpoint import Checkpoint
+from quantkit.errors import MeasureError
+from quantkit.families import find_family, map_tensors, read_mapped
+from quantkit.families.mapping import MappedTensor
+from quantkit.measurement.folder_sources import Dequantized, open_source
+from quantkit.outputs.model import ModelTensor, model_from_gguf, widen
+
+_SLICE = 1 << 20
+_HUGE = 1 << 25
+_LAYER = re.compile(r"^blk\.(\d+)\.(.+)$")
+_TIED = {"output.weight": "token_embd.weight"}
+
+
+@dataclass(frozen=True)
+class TensorError:
+    """Relative Frobenius error of a matrix: |candidate - reference| / |reference|.
+
+    `kind` is the name below the layer (attn_q, ffn_down_exps, token_embd), `layer` None outside the layers, `type` how
+    the candidate stores it.
+    """
+
+    layer: int | None
+    kind: str
+    type: str
+    error: float
+
+    def document(self) -> dict[str, Any]:
+        """A row of report.json's "tensor_errors"."""
+        return {"layer": self.layer, "kind": self.kind, "type": self.type, "error": self.error}
+
+
+def tensor_errors(
+    reference: Path, candidate: Path, *, progress: Callable[[int, int], None] | None = None
+) -> list[TensorError]:
+    """The error of every weight matrix both have; stacked experts are one. `progress`: matrices done, of how many.
+
+    Each is a GGUF file or a folder of Hugging Face, AWQ or GPTQ weights. An AWQ candidate has none: its scales are
+    folded into the neighbours, and single matrices are not the reference's any more. A tied output matrix compares with
+    the embedding. Rows are read in slices of a million elements; of a matrix of more than 2^25 elements every k-th
+    slice only, so that no more than about 2^25 are read.
+
+    Raises CheckpointError or UnsupportedError for what cannot be read, MeasureError where the two are not one model.
+    """
+    with ExitStack() as stack:
+        candidates = _open(candidate, stack)
+        if candidates.method == "awq":
+            return []
+        references = _open(reference, stack)
+        pairs = [(tensor, references.match(name)) for name, tensor in candidates.matrices.items()]
+        common = [(tensor, other) for tensor, other in pairs if other is not None]
+        if not common:
+            raise MeasureError(f"{candidate.name} and {reference.name} have no weight matrix in common: other models?")
+        found = []
+        for done, (tensor, other) in enumerate(common):
+            if tensor.shape != other.shape:
+                raise MeasureError(
+                    f"{tensor.name} is {list(tensor.shape)} in {candidate.name} and {list(other.shape)} in"
+                    f" {reference.name}: they are not the same model"
+                )
+            layer, kind = _place(tensor.name)
+            found.append(TensorError(layer, kind, tensor.type, _error(tensor, other)))
+            if progress is not None:
+                progress(done + 1, len(common))
+        return sorted(found, key=lambda each: (each.layer is not None, each.layer or 0))
+
+
+@dataclass(frozen=True)
+class _Matrix:
+    """A matrix under its GGUF name; `rows(start, stop)` are float32, starts and stops multiples of `step`."""
+
+    name: str
+    shape: tuple[int, ...]
+    step: int
+    type: str
+    rows: Callable[[int, int], NDArray[np.float32]]
+
+
+@dataclass(frozen=True)
+class _Matrices:
+    matrices: Mapping[str, _Matrix]
+    method: str
+
+    def match(self, name: str) -> _Matrix | None:
+        return self.matrices.get(name) or self.matrices.get(_TIED.get(name, ""))
+
+
+def _open(path: Path, stack: ExitStack) -> _Matrices:
+    if not path.is_dir():
+        model = model_from_gguf(path)
+        stack.callback(model.close)
+        tensors = [tensor for tensor in model.tensors if _is_matrix(tensor.name, tensor.shape)]
+        return _Matrices({tensor.name: _of_gguf(tensor, model.read_rows) for tensor in tensors}, "gguf")
+    opened = open_source(path)
+    stack.callback(opened.close)
+    if isinstance(opened, Checkpoint):
+        types = {name: tensor.dtype for name, tensor in opened.tensors.items()}
+        return _Matrices(_of_folder(opened.config, opened.tensors, opened.read_rows, types), "hf")
+    source, scheme = Dequantized(opened), opened.scheme
+    packed = f"{scheme.method.upper()} {scheme.bits}-bit"
+    types = {
+        name: packed if name.removesuffix(".weight") in opened.linears else opened.tensors[name].dtype
+        for name in source.tensors
+    }
+    shapes = {name: SimpleNamespace(shape=shape) for name, shape in source.tensors.items()}
+    return _Matrices(_of_folder(opened.config, shapes, source.rows, types), scheme.method)
+
+
+def _of_gguf(tensor: ModelTensor, read_rows: Callable[[str, int, int], NDArray[Any]]) -> _Matrix:
+    def rows(start: int, stop: int) -> NDArray[np.float32]:
+        return widen(read_rows(tensor.name, start, stop), tensor)
+
+    return _Matrix(tensor.name, tensor.shape, 1, tensor.type.name, rows)
+
+
+def _of_folder(
+    config: Mapping[str, Any],
+    tensors: Mapping[str, Any],
+    read_rows: Callable[[str, int, int], NDArray[Any]],
+    types: Mapping[str, str],
+) -> dict[str, _Matrix]:
+    family = find_family(config)
+    mapped = map_tensors(family, family.sizes(config), tensors)
+    return {
+        tensor.name: _of_mapped(tensor, read_rows, types)
+        for tensor in mapped
+        if tensor.parts and _is_matrix(tensor.name, tensor.shape)
+    }
+
+
+def _of_mapped(
+    tensor: MappedTensor, read_rows: Callable[[str, int, int], NDArray[Any]], types: Mapping[str, str]
+) -> _Matrix:
+    kind = GGMLQuantizationType.MXFP4 if tensor.is_mxfp4 else GGMLQuantizationType.F32
+    stated = ModelTensor(tensor.name, tensor.shape, kind, tensor.row_step, tensor.parts[0].source)
+
+    def rows(start: int, stop: int) -> NDArray[np.float32]:
+        return widen(read_mapped(read_rows, tensor, start, stop), stated)
+
+    type_ = "MXFP4" if tensor.is_mxfp4 else types[tensor.parts[0].source]
+    return _Matrix(tensor.name, tensor.shape, tensor.row_step, type_, rows)
+
+
+def _is_matrix(name: str, shape: tuple[int, ...]) -> bool:
+    return name.endswith(".weight") and len(shape) > 1 and prod(shape[:-1]) > 1
+
+
+def _error(tensor: _Matrix, other: _Matrix) -> float:
+    """Of an all-zero reference the error is absolute: 0 where it stayed zero."""
+    n_rows, n_columns = prod(tensor.shape[:-1]), tensor.shape[-1]
+    step = max(tensor.step, other.step)
+    step *= max(1, _SLICE // (step * n_columns))
+    starts = range(0, n_rows, step)
+    sampled = starts[:: -(-n_rows * n_columns // _HUGE)]
+    squared = total = 0.0
+    for start in sampled:
+        stop = min(start + step, n_rows)
+        expected = other.rows(start, stop).reshape(-1)
+        difference = tensor.rows(start, stop).reshape(-1) - expected
+        squared += float(np.dot(difference, difference))
+        total += float(np.dot(expected, expected))
+    return sqrt(squared / (total or 1.0))
+
+
+def _place(name: str) -> tuple[int | None, str]:
+    stem = name.removesuffix(".weight")
+    match = _LAYER.match(stem)
+    return (int(match[1]), match[2]) if match else (None, stem)

@@ -1,0 +1,389 @@
+"""A calibration from end to end, in every architecture: the folders it writes, reloaded, say what the source says."""
+
+import errno
+import hashlib
+import json
+import multiprocessing
+import os
+import random
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from quantkit.checkpoint import open_checkpoint
+from quantkit.conversion import calibrated as calibrated_module
+from quantkit.conversion.calibrated import Calibrated, calibrate
+from quantkit.errors import CalibrationError, OutputError, ReadError, UnsupportedError
+from quantkit.families.native import Native
+from quantkit.forward import reference_logits
+from quantkit.outputs.calibration import CalibratedPlan, plan_calibrated
+from quantkit.outputs.packed_folders import FolderRequest
+from quantkit.packed.reader import open_quantized
+from quantkit.quant.grid import Grid
+from quantkit.stream import states
+from quantkit.texts.samples import Samples
+from quantkit.verify.running import correlations
+from tests.families.expected import write_checkpoint
+from tests.families.models import TOKENS, all_cases
+from tests.forward.test_linears import everyone_everywhere
+from tests.helpers.tiny import tiny_llama
+
+EIGHT_BIT = (FolderRequest("awq", Grid(8, 16)), FolderRequest("gptq", Grid(8, -1, symmetric=True)))
+# Widths that no usual group divides.
+WHOLE_ROWS = (FolderRequest("awq", Grid(8, -1)), FolderRequest("gptq", Grid(8, -1, symmetric=True)))
+# No architecture of transformers is the same, or none of its loaders reads experts stacked in one tensor.
+NO_NATIVE = {"baichuan-13b", "baichuan2-13b"}
+STACKED_ONLY = {name for name in all_cases() if name.startswith(("gpt-oss", "granitemoe"))}
+WRITTEN = sorted(all_cases().keys() - NO_NATIVE - STACKED_ONLY)
+# One or two a group in the default suite: what differs in folds, linears, experts or names.
+FIRST = {
+    "baichuan2",  # remote code, packed queries, keys and values; normed head
+    "bloom",  # biases, norms with biases, no folds through attention's rows
+    "gpt2",  # turned matrices
+    "falcon-40b",  # parallel, two norms
+    "olmo2",  # norms after, nothing to fold into
+    "deepseek-v2-lite",  # latent attention, shared experts, a first dense layer
+    "mixtral",
+    "gemma2",  # an offset in norms, four norms a layer
+    "qwen2moe-fused-no-biases",  # experts in one tensor that leave one by one, a gated shared expert
+    "phi-4k",  # packed linears
+}
+# Correlation of a token's logits in 8 bit, on average and at worst: folds or rows out of place leave about 0.
+MEAN, LEAST = 0.985, 0.9
+
+
+def samples(vocab: int, shape: tuple[int, int] = (8, 24), seed: int = 0) -> Samples:
+    tokens = np.random.default_rng(seed).integers(3, vocab, shape).astype(np.int32)
+    return Samples(tokens, "random", "0" * 64, tokens.size, chat=False)
+
+
+def planned(native: Native, out: Path, requests: Sequence[FolderRequest] = EIGHT_BIT, **options: Any) -> CalibratedPlan:
+    shape = options.pop("shape", (8, 24))
+    return plan_calibrated(
+        native,
+        samples(int(native.config["vocab_size"]), shape),
+        requests,
+        name="M",
+        output=out,
+        **{"threads": 2, **options},
+    )
+
+
+def written(name: str, folder: Path) -> Path:
+    """The case's checkpoint; in a mixture every token goes to every expert.
+
+    Else an error of a hundredth sends a token to another expert here and there, which is much in models as small as
+    these, whose experts know nothing of each other; routes are tested with the stream.
+    """
+    write_checkpoint(name, folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(everyone_everywhere(config)))
+    return folder
+
+
+def calibrated(
+    name: str, folder: Path, requests: Sequence[FolderRequest] = EIGHT_BIT, **options: Any
+) -> tuple[Calibrated, np.ndarray]:
+    """The case's model calibrated into `folder`; with it, the source's logits."""
+    with open_checkpoint(str(written(name, folder / name))) as checkpoint:
+        native = Native(checkpoint)
+        result = calibrate(planned(native, folder, requests, **options))
+        return result, reference_logits(
+            native.whole, native.config, TOKENS, rows=native.rows, names=native.tensors.keys()
+        )
+
+
+def logits(folder: Path) -> np.ndarray:
+    with open_quantized(folder) as opened:
+        weights = opened.weights
+        return reference_logits(weights.read, opened.config, TOKENS, rows=weights.rows, names=weights.names)
+
+
+@pytest.mark.parametrize(
+    "name", [name if name in FIRST else pytest.param(name, marks=pytest.mark.full) for name in WRITTEN]
+)
+def test_folders_of_every_architecture_give_the_sources_logits(name: str, tmp_path: Path) -> None:
+    result, source = calibrated(name, tmp_path, WHOLE_ROWS if name.startswith("deepseek") else EIGHT_BIT)
+    found = {folder.plan.request.method: logits(folder.plan.folder) for folder in result.folders}
+    assert found.keys() == {"awq", "gptq"}
+    correlation = {method: correlations(each, source) for method, each in found.items()}
+    assert min(each.mean() for each in correlation.values()) > MEAN, correlation
+    assert min(each.min() for each in correlation.values()) > LEAST, correlation
+    assert [folder.failed for folder in result.folders] == [(), ()]
+    # every linear's error is noted, and none is at a loss in 8 bit
+    for folder in result.folders:
+        assert folder.errors.keys() == folder.plan.quantized.keys()
+        assert max(folder.errors.values()) < 0.01
+    assert {path.name for path in tmp_path.iterdir()} == {name, "M-AWQ", "M-GPTQ"}
+
+
+@pytest.mark.parametrize("name", sorted(NO_NATIVE))
+def test_what_no_architecture_of_transformers_is_the_same_as_is_refused(name: str, tmp_path: Path) -> None:
+    with (
+        open_checkpoint(str(write_checkpoint(name, tmp_path / name))) as checkpoint,
+        pytest.raises(UnsupportedError, match="it becomes GGUF only"),
+    ):
+        Native(checkpoint)
+
+
+@pytest.mark.parametrize("name", ["gpt-oss-mxfp4", "granitemoeshared"])
+def test_experts_that_stand_in_one_tensor_only_are_refused(name: str, tmp_path: Path) -> None:
+    with (
+        open_checkpoint(str(write_checkpoint(name, tmp_path / name))) as checkpoint,
+        pytest.raises(UnsupportedError, match=r"mlp\.experts|block_sparse_moe.*convert this model to GGUF"),
+    ):
+        planned(Native(checkpoint), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+# Of each: the router, a shared expert's gate if there is one, and the norm before them.
+GATES = {
+    "mixtral": (["block_sparse_moe.gate"], "post_attention_layernorm"),
+    "qwen2moe-fused-no-biases": (["mlp.gate", "mlp.shared_expert_gate"], "post_attention_layernorm"),
+    "deepseek-v3": (["mlp.gate"], "post_attention_layernorm"),
+}
+
+
+@pytest.mark.parametrize("name", GATES)
+def test_routers_and_gates_stay_as_they_are_but_for_what_the_norm_before_them_gave_away(
+    name: str, tmp_path: Path
+) -> None:
+    result, _ = calibrated(name, tmp_path, WHOLE_ROWS if name.startswith("deepseek") else EIGHT_BIT)
+    gates, norm = GATES[name]
+    last = len(result.plan.layers) - 1
+    norm = f"model.layers.{last}.{norm}.weight"
+    with open_checkpoint(str(tmp_path / name)) as checkpoint:
+        native = Native(checkpoint)
+        source = {key: native.whole(key) for key in [norm, *(f"model.layers.{last}.{gate}.weight" for gate in gates)]}
+    for folder in result.folders:
+        config = json.loads((folder.plan.folder / "config.json").read_text())["quantization_config"]
+        with open_quantized(folder.plan.folder) as opened:
+            # what loaders of AWQ and of GPTQ are told to leave alone
+            told = json.dumps(config.get("modules_to_not_convert") or config.get("dynamic"))
+            assert "lm_head" in told or config.get("lm_head") is False or "lm_head.weight" not in opened.tensors
+            for gate in gates:
+                assert gate.rpartition(".")[2] in told
+                stored = opened.stored(f"model.layers.{last}.{gate}.weight")
+                assert stored.dtype == np.float16
+                product = stored.astype(np.float32) * opened.stored(norm).astype(np.float32)
+                expected = source[f"model.layers.{last}.{gate}.weight"] * source[norm]
+                np.testing.assert_allclose(product, expected, rtol=3e-3, atol=1e-4 * np.abs(expected).max())
+            for key in ("model.embed_tokens.weight", "lm_head.weight"):
+                if key in opened.tensors:
+                    assert opened.tensors[key].dtype == "F16"
+                    with open_checkpoint(str(tmp_path / name)) as checkpoint:
+                        assert np.array_equal(opened.stored(key), Native(checkpoint).whole(key).astype(np.float16))
+            scaled = not np.allclose(opened.stored(norm), source[norm], rtol=1e-3)
+            assert scaled == (folder.plan.request.method == "awq")
+
+
+# --- kills ---
+
+
+@pytest.fixture(scope="module")
+def deep(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Many layers, so that kills land in them."""
+    return tiny_llama(
+        tmp_path_factory.mktemp("deep") / "deep", variant="llama3", hidden=64, intermediate=96, layers=12, vocab=512
+    )
+
+
+FOUR_BIT = (FolderRequest("awq", Grid(4, 32)), FolderRequest("gptq", Grid(4, 32, symmetric=True)))
+
+
+def run(source: Path, out: Path, requests: Sequence[FolderRequest] = FOUR_BIT, **options: Any) -> Calibrated:
+    calling = {name: options.pop(name) for name in ("force", "progress", "then") if name in options}
+    with open_checkpoint(str(source)) as checkpoint:
+        return calibrate(
+            planned(Native(checkpoint), out, requests, **{"threads": 1, **options}), logits=False, **calling
+        )
+
+
+def hashes(folder: Path) -> dict[str, str]:
+    """Of every file but the record, which has times in it."""
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in folder.rglob("*")
+        if path.is_file() and path.name != "quantkit.json"
+    }
+
+
+@pytest.fixture(scope="module")
+def undisturbed(deep: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    out = tmp_path_factory.mktemp("undisturbed")
+    run(deep, out)
+    assert {path.name for path in out.iterdir()} == {"M-AWQ", "M-GPTQ"}
+    return hashes(out)
+
+
+def layers_done(out: Path) -> int:
+    try:
+        return (out / "M-calibration.partial" / "journal").read_text().count('"tensor":"layer')
+    except FileNotFoundError:
+        return 0
+
+
+def killed(source: Path, out: Path, after: int, pause: float) -> bool:
+    """A run killed by SIGKILL so long after its layer `after`; whether it was still running."""
+    process = multiprocessing.get_context("fork").Process(target=run, args=(source, out), daemon=True)
+    process.start()
+    while process.is_alive() and layers_done(out) < after:
+        time.sleep(0.001)
+    time.sleep(pause)
+    alive = process.is_alive()
+    process.kill()
+    process.join()
+    return alive
+
+
+def test_the_same_run_gives_the_same_bytes(deep: Path, undisturbed: dict[str, str], tmp_path: Path) -> None:
+    run(deep, tmp_path)
+    assert hashes(tmp_path) == undisturbed
+
+
+def test_a_run_killed_at_ten_moments_ends_in_the_same_bytes(
+    deep: Path, undisturbed: dict[str, str], tmp_path: Path
+) -> None:
+    moments = random.Random(4)
+    kills = 0
+    for after in (0, 0, 1, 3, 4, 6, 8, 9, 11, 12):
+        kills += killed(deep, tmp_path, after, moments.uniform(0, 0.1))
+        if not (tmp_path / "M-calibration.partial").exists() and kills > 2:
+            break  # the last ones may come too late
+        assert not (tmp_path / "M-AWQ").exists()
+        assert not (tmp_path / "M-GPTQ").exists()
+    assert kills >= 8
+    if (tmp_path / "M-calibration.partial").exists():
+        result = run(deep, tmp_path)
+        assert result.resumed >= 11
+    assert hashes(tmp_path) == undisturbed
+    assert {path.name for path in tmp_path.iterdir()} == {"M-AWQ", "M-GPTQ"}
+
+
+class Stopped(BaseException):
+    """Stands for a kill at a certain point."""
+
+
+def stop_after(layers: int) -> Callable[[str, int], None]:
+    seen: list[str] = []
+
+    def progress(name: str, _amount: int) -> None:
+        seen.append(name)
+        if len(seen) == layers:
+            raise Stopped
+
+    return progress
+
+
+def test_a_run_stopped_while_it_named_its_folders_names_the_rest(
+    deep: Path, undisturbed: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = calibrated_module.name_folder
+
+    def first_only(folder: Path, *, failed: bool) -> None:
+        real(folder, failed=failed)
+        raise Stopped
+
+    with monkeypatch.context() as patch, pytest.raises(Stopped):
+        patch.setattr(calibrated_module, "name_folder", first_only)
+        run(deep, tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["M-AWQ.partial", "M-GPTQ", "M-calibration.partial"]
+    result = run(deep, tmp_path)
+    assert result.resumed == 12
+    assert hashes(tmp_path) == undisturbed
+    assert {path.name for path in tmp_path.iterdir()} == {"M-AWQ", "M-GPTQ"}
+
+
+def test_a_run_that_was_stopped_goes_on_only_with_its_own_options_or_is_thrown_away(
+    deep: Path, undisturbed: dict[str, str], tmp_path: Path
+) -> None:
+    with pytest.raises(Stopped):
+        run(deep, tmp_path, progress=stop_after(5))
+    others = (FOUR_BIT[0], FolderRequest("gptq", Grid(4, 32, symmetric=False)))
+    with pytest.raises(OutputError, match="unfinished run of another source or of other options"):
+        run(deep, tmp_path, others)
+    assert layers_done(tmp_path) == 5
+    # another number of threads is no other run, and one layer less is there than was begun
+    assert run(deep, tmp_path, force=True, threads=2).resumed == 5
+    with pytest.raises(Stopped):
+        run(deep, tmp_path, force=True, progress=stop_after(3))
+    assert run(deep, tmp_path, others[1:], force=True).resumed == 0
+    assert {path.name for path in tmp_path.iterdir()} == {"M-AWQ", "M-GPTQ"}
+    assert hashes(tmp_path / "M-GPTQ") != {
+        name.removeprefix("M-GPTQ/"): each for name, each in undisturbed.items() if name.startswith("M-GPTQ/")
+    }
+
+
+def test_states_or_weights_that_went_missing_meanwhile_cost_the_run(
+    deep: Path, undisturbed: dict[str, str], tmp_path: Path
+) -> None:
+    for gone in (
+        "M-calibration.partial/states-1",
+        "M-AWQ.partial/model.safetensors",
+        "M-calibration.partial/squares-2.npz",
+    ):
+        with pytest.raises(Stopped):
+            run(deep, tmp_path, progress=stop_after(3))
+        (tmp_path / gone).unlink()
+        if gone.endswith("npz"):
+            assert run(deep, tmp_path).resumed == 0
+    assert hashes(tmp_path) == undisturbed
+
+
+def test_what_comes_after_the_folders_is_done_before_they_get_their_names(deep: Path, tmp_path: Path) -> None:
+    def then(squares: Mapping[tuple[str, int | None], tuple[np.ndarray, int]]) -> None:
+        assert {path.name for path in tmp_path.iterdir()} == {"M-AWQ.partial", "M-calibration.partial"}
+        assert len(squares) == 12 * 7
+        assert all(tokens == 8 * 24 for _, tokens in squares.values())
+        raise Stopped
+
+    with pytest.raises(Stopped):
+        run(deep, tmp_path, FOUR_BIT[:1], then=then)
+    assert run(deep, tmp_path, FOUR_BIT[:1]).resumed == 12
+    assert {path.name for path in tmp_path.iterdir()} == {"M-AWQ"}
+
+
+KEPT = {
+    "the disk is full": (OutputError("no space"), True),
+    "the source cannot be read this time": (ReadError("the network"), True),
+    "memory runs out": (MemoryError(), True),
+    "the user stops it": (KeyboardInterrupt(), True),
+    "the weights give NaN": (CalibrationError("not finite"), False),
+    "a value does not fit float16": (UnsupportedError("too large"), False),
+}
+
+
+@pytest.mark.parametrize("name", KEPT)
+def test_work_is_kept_where_the_same_command_can_go_on_with_it(name: str, deep: Path, tmp_path: Path) -> None:
+    error, kept = KEPT[name]
+
+    def progress(_name: str, _amount: int) -> None:
+        if layers_done(tmp_path) == 2:
+            raise error
+
+    with pytest.raises(CalibrationError if isinstance(error, MemoryError) else type(error)) as raised:
+        run(deep, tmp_path, FOUR_BIT[1:], progress=progress)
+    if isinstance(error, MemoryError):
+        assert "fewer --threads" in str(raised.value)
+    assert {path.name for path in tmp_path.iterdir()} == (
+        {"M-GPTQ.partial", "M-calibration.partial"} if kept else set()
+    )
+    assert layers_done(tmp_path) == (2 if kept else 0)
+
+
+def test_a_full_disk_before_the_first_layer_is_done_leaves_nothing(
+    deep: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    # of the states alone, which are written first
+    monkeypatch.setattr(states, "os", SimpleNamespace(**{**vars(os), "pwrite": full}))
+    with pytest.raises(OutputError, match="No space left"):
+        run(deep, tmp_path, FOUR_BIT[1:])
+    assert list(tmp_path.iterdir()) == []
