@@ -65,6 +65,7 @@ bench: $(VENV)/dev.stamp
 	$(BIN)/python -m benchmarks.run
 	$(BIN)/python -m benchmarks.calibrated
 	$(BIN)/python -m benchmarks.measured
+	$(BIN)/python -m benchmarks.startup
 
 readme: $(VENV)/dev.stamp
 	$(BIN)/python -m tools.readme_tables

@@ -1,6 +1,6 @@
 """The kernels alone: every chunk of a plan quantized from memory, nothing read, checked or written.
 
-The yardstick for the pass, which does the same work on the same chunks with the same threads and has to feed it.
+The reference for the pass, which does the same work on the same chunks with the same threads and has to feed it.
 Run as a process of its own: `python -m benchmarks.kernels CHECKPOINT THREADS TYPE...` prints wall seconds.
 """
 
@@ -14,11 +14,10 @@ from gguf import GGMLQuantizationType
 from numpy.typing import NDArray
 
 from quantkit.checkpoint import open_checkpoint
-from quantkit.conversion.gguf_pass import widen
 from quantkit.gguf.kernels import quantize_rows
 from quantkit.gguf.types import file_type
 from quantkit.outputs.gguf_files import Plan, Request, plan_gguf
-from quantkit.outputs.model import model_from_checkpoint
+from quantkit.outputs.model import model_from_checkpoint, widen
 
 Work = tuple[GGMLQuantizationType, NDArray[np.float32]]
 

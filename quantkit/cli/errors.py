@@ -1,4 +1,4 @@
-"""One map from what can go wrong to the sentence and exit code the user sees."""
+"""One table from exception types to the sentence and the exit code that the user sees."""
 
 import contextlib
 import os
@@ -12,7 +12,7 @@ from quantkit.errors import QuantkitError, UsageError, VerificationError
 
 
 class Interrupted(Exception):
-    """Ctrl-C, as it leaves a command: typer would end a KeyboardInterrupt without a word."""
+    """Ctrl-C inside a command; typer would end a KeyboardInterrupt without a message."""
 
 
 EXIT_CODES: dict[type[BaseException], int] = {
@@ -25,13 +25,13 @@ EXIT_CODES: dict[type[BaseException], int] = {
     OSError: 1,
 }
 
-_INTERRUPTED = "interrupted; a conversion or measurement goes on where it stopped with the same command"
+_INTERRUPTED = "interrupted; run the same command again to resume a conversion or a measurement"
 
 MESSAGES: dict[type[BaseException], Callable[[BaseException], str]] = {
     QuantkitError: str,
     Interrupted: lambda _: _INTERRUPTED,
     KeyboardInterrupt: lambda _: _INTERRUPTED,
-    MemoryError: lambda _: "out of memory; give a limit with --max-ram, or fewer --threads",
+    MemoryError: lambda _: "out of memory; set a limit with --max-ram, or use fewer --threads",
     OSError: lambda error: (
         f"{getattr(error, 'filename', None) or 'input or output'}: {getattr(error, 'strerror', error)}"
     ),
@@ -40,11 +40,11 @@ MESSAGES: dict[type[BaseException], Callable[[BaseException], str]] = {
 
 @contextlib.contextmanager
 def explain() -> Iterator[None]:
-    """Turn exceptions into one sentence on stderr and an exit code; `--debug` shows the traceback instead."""
+    """Turn an exception into one sentence on stderr and an exit code; `--debug` prints the traceback too."""
     try:
         yield
     except BrokenPipeError:
-        # The reader of our output went away (`| head`): not an error worth a word.
+        # The reader of the output has closed the pipe (`| head`): no message.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except (Exception, KeyboardInterrupt) as error:
@@ -57,7 +57,7 @@ def explain() -> Iterator[None]:
 def _sentence(error: BaseException) -> str:
     message = _first(MESSAGES, error, None)
     if message is None:
-        return f"an unforeseen {type(error).__name__}: {error}; please report it with what --debug prints"
+        return f"unexpected {type(error).__name__}: {error}; please report it with the traceback that --debug prints"
     return printable(" ".join(message(error).split()).removesuffix("."))
 
 

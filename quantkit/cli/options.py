@@ -1,4 +1,4 @@
-"""Options that recur, and the words a user may give them."""
+"""Options that several commands have, and the values they accept."""
 
 import re
 from enum import StrEnum
@@ -12,7 +12,7 @@ _SIZE = re.compile(r"^\s*(\d+(?:\.\d+)?)\s*([kmgt]?)(i?)b?\s*$", re.IGNORECASE)
 
 
 class Format(StrEnum):
-    """How a command answers: for people, as one JSON document, or not at all."""
+    """How a command answers: text for people, one JSON document, or nothing."""
 
     human = "human"
     json = "json"
@@ -28,20 +28,20 @@ SourceArg = Annotated[
     ),
 ]
 FormatOption = Annotated[
-    Format, typer.Option("--format", help="Answer for people, as one JSON document, or not at all.")
+    Format, typer.Option("--format", help="Output: text for people, one JSON document, or nothing.")
 ]
 DebugOption = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
-ForceOption = Annotated[bool, typer.Option("--force", "-f", help="Replace outputs of the same name.")]
+ForceOption = Annotated[bool, typer.Option("--force", "-f", help="Overwrite outputs that already exist.")]
 DryRunOption = Annotated[
-    bool, typer.Option("--dry-run", help="Print types, sizes and peaks; read no weights, write nothing.")
+    bool, typer.Option("--dry-run", help="Print sizes, memory and types only; read no weights, write nothing.")
 ]
 
 
 def parse_size(text: str, option: str) -> int:
-    """Bytes of `8G`, `500M`, `1.5GiB`: powers of 1000, or of 1024 with an i.
+    """Bytes of a size such as `8G`, `500M` or `1.5GiB`: powers of 1000, or of 1024 with an i.
 
     Raises:
-        UsageError: not a size.
+        UsageError: `text` is not a size, or the size is zero; the message names `option`.
     """
     match = _SIZE.match(text)
     if not match:
@@ -51,5 +51,5 @@ def parse_size(text: str, option: str) -> int:
         int(float(match[1]) * base ** "kmgt".find(match[2].lower() or "?") * base) if match[2] else int(float(match[1]))
     )
     if size <= 0:
-        raise UsageError(f"{option} must be more than nothing")
+        raise UsageError(f"{option} must be greater than zero")
     return size

@@ -1,4 +1,4 @@
-"""The one place that writes to the terminal: results to stdout, everything else to stderr."""
+"""The only module that writes to the terminal: results to stdout, progress and warnings to stderr."""
 
 import json
 import sys
@@ -8,9 +8,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from rich.console import Console
-from rich.table import Table
-
 from quantkit.cli.options import Format
 from quantkit.progress import SILENT, Progress
 
@@ -19,39 +16,43 @@ _NAME_WIDTH = 10
 
 
 def printable(text: str) -> str:
-    """Text from a file as a terminal may see it: control characters spelled out, lines kept."""
+    """`text` with control characters escaped, so that text from a file cannot control the terminal; newlines stay."""
     return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
 
 
 class Out:
-    """A command's voice in the format the user asked for."""
+    """The output of one command, in the format of --format."""
 
     def __init__(self, format_: Format) -> None:
+        from rich.console import Console  # here, so that --help does not load it
+
         self.format = format_
         self.stdout = Console(highlight=False, soft_wrap=not sys.stdout.isatty())
         self.stderr = Console(stderr=True, highlight=False, soft_wrap=not sys.stderr.isatty())
 
     def note(self, text: str, style: str = "") -> None:
-        """A line about what happens, on stderr; nothing when quiet."""
+        """Print one line about the work on stderr; nothing when quiet."""
         if self.format != Format.quiet:
             self.stderr.print(text, style=style, markup=False)
 
     def warn(self, text: str) -> None:
-        """A warning, on stderr, in every format."""
+        """Print a warning on stderr, in every format."""
         self.stderr.print(f"warning: {text}", style="yellow", markup=False)
 
     def document(self, value: Mapping[str, Any]) -> None:
-        """The whole answer as one JSON document."""
+        """Print the whole result as one JSON document; only with --format json."""
         if self.format == Format.json:
             print(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False))
 
     def table(self, headers: Sequence[tuple[str, str]], rows: Sequence[Sequence[str]], title: str = "") -> None:
-        """A table for people; `headers` are (text, justification)."""
+        """Print a table for people; `headers` are (text, justification)."""
         if self.format != Format.human:
             return
+        from rich.table import Table
+
         table = Table(title=title or None, title_justify="left", title_style="bold", box=None, pad_edge=False)
         for number, (text, justify) in enumerate(headers):
-            # what a row is about is seen however narrow the terminal
+            # the first column names the row: it stays readable on a narrow terminal
             width = min(_NAME_WIDTH, max(map(len, [text, *(row[0] for row in rows)]))) if number == 0 else None
             table.add_column(
                 text,
@@ -66,7 +67,7 @@ class Out:
         self.stdout.print(table)
 
     def say(self, text: str) -> None:
-        """A line of the answer for people, on stdout."""
+        """Print one line of the result for people, on stdout."""
         if self.format == Format.human:
             self.stdout.print(text, markup=False)
 
