@@ -5,12 +5,15 @@ memory ends. Run as a module, this reads one JSON request from stdin and answers
 """
 
 import json
+import os
 import resource
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+import quantkit
 from quantkit.chat.render import TemplateRefusal, render
 from quantkit.errors import TemplateError
 
@@ -44,10 +47,12 @@ def render_all_contained(template: str, requests: Sequence[Mapping[str, Any]]) -
         TemplateError: the child ran out of time or memory.
     """
     request = json.dumps({"template": template, "requests": [dict(each) for each in requests]})
-    command = [sys.executable, "-m", "quantkit.chat.contained"]
+    command = [sys.executable, "-P", "-m", "quantkit.chat.contained"]
     ordinary = "one short conversation" if len(requests) == 1 else f"{len(requests)} short conversations"
     try:
-        done = subprocess.run(command, input=request.encode(), capture_output=True, timeout=_PATIENCE, check=False)
+        done = subprocess.run(
+            command, input=request.encode(), capture_output=True, timeout=_PATIENCE, check=False, env=_environment()
+        )
     except subprocess.TimeoutExpired as error:
         raise TemplateError(f"the chat template takes more than {SECONDS} s to render {ordinary}") from error
     try:
@@ -60,6 +65,13 @@ def render_all_contained(template: str, requests: Sequence[Mapping[str, Any]]) -
         each["text"] if "text" in each else (TemplateRefusal if each["refused"] else TemplateError)(each["error"])
         for each in answers
     ]
+
+
+def _environment() -> dict[str, str]:
+    """The child's environment: only what Python needs to start, so that an escaped template finds no secrets in it."""
+    package_root = str(Path(quantkit.__file__).resolve().parents[1])
+    needed = {name: os.environ[name] for name in ("SYSTEMROOT", "LD_LIBRARY_PATH") if name in os.environ}
+    return {**needed, "PYTHONPATH": package_root}
 
 
 def _main() -> None:

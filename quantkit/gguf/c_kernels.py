@@ -1,14 +1,19 @@
-"""Faster K-quants with the same bytes: c_kernels.c, built by this machine's C compiler when there is one.
+"""Faster K-quants with the same bytes: c_kernels.c, compiled by this machine's C compiler when there is one.
 
-The first use compiles it (a second or two) into the user's cache folder; later ones load it from there. A kernel is
-used only if it gives the reference's bytes on rows of every awkward sort, so a compiler that rounds otherwise costs
-speed, never a byte. Without a compiler everything works as before. QUANTKIT_LANES=0 in the environment turns it off.
+The first use compiles it (a second or two) into the user's cache folder; later uses load it from there. A kernel is
+used only if its bytes equal the reference's on rows of every difficult kind, so a compiler that rounds differently
+costs speed, never a byte. Without a compiler, ggml does the work. QUANTKIT_C_KERNELS=0 in the environment disables it.
+
+Code is loaded from the cache only if nobody else can have written it: the folder and the files belong to this user,
+are not writable by others and are not links, and the library has the sha256 that was recorded when it was compiled.
+Otherwise the kernels are compiled again, in a private temporary folder if the cache cannot be trusted.
 """
 
 import ctypes
 import hashlib
 import os
 import shutil
+import stat
 import subprocess
 import tempfile
 from collections.abc import Callable, Mapping
@@ -35,17 +40,17 @@ def load(reference: Quantize) -> Mapping[GGMLQuantizationType, Quantize]:
 
     `reference(kind, rows, out)` quantizes float32 rows (n, n_cols) into `out`, uint8 (n, row_bytes).
     """
-    if os.environ.get("QUANTKIT_LANES") == "0":
+    if os.environ.get("QUANTKIT_C_KERNELS") == "0":
         return {}
     try:
-        library = ctypes.CDLL(str(_built()))
+        library = _library()
     except (OSError, subprocess.SubprocessError):
         return {}
-    found = {kind: _bound(library, kind) for kind in KINDS}
+    candidates = {kind: _bound(library, kind) for kind in KINDS}
     rows = awkward_rows()
     return {
         kind: fast
-        for kind, fast in found.items()
+        for kind, fast in candidates.items()
         if np.array_equal(_made(fast, kind, rows), _made(reference, kind, rows))
     }
 
@@ -88,25 +93,77 @@ def _bound(library: ctypes.CDLL, kind: GGMLQuantizationType) -> Quantize:
     return quantize
 
 
-def _built() -> Path:
-    """The shared library for this source, compiler and processor; compiled when the cache does not hold it.
+def _library() -> ctypes.CDLL:
+    """The compiled kernels, from the cache or compiled now.
 
-    Raises OSError (no compiler, no writable cache) or subprocess.SubprocessError (it does not compile).
+    Raises OSError (no compiler, no writable folder) or subprocess.SubprocessError (the source does not compile).
     """
     compiler = next(filter(None, map(shutil.which, filter(None, (os.environ.get("CC"), "cc", "gcc", "clang")))), None)
     if compiler is None:
         raise FileNotFoundError("no C compiler")
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "quantkit"
     identity = [SOURCE.read_bytes(), " ".join(_FLAGS).encode(), str(Path(compiler).resolve()).encode(), _processor()]
-    library = cache / f"c_kernels-{hashlib.sha256(b'|'.join(identity)).hexdigest()[:16]}.so"
-    if not library.exists():
-        cache.mkdir(parents=True, exist_ok=True)
+    name = f"c_kernels-{hashlib.sha256(b'|'.join(identity)).hexdigest()[:16]}.so"
+    cache = _cache_folder()
+    if cache is None:
+        with tempfile.TemporaryDirectory(prefix="quantkit-") as folder:
+            return ctypes.CDLL(str(_compile(compiler, Path(folder) / name)))
+    library = _load_trusted(cache / name)
+    if library is None:
         with tempfile.TemporaryDirectory(dir=cache) as folder:
-            made = Path(folder) / "c_kernels.so"
-            command = [compiler, *_FLAGS, "-o", str(made), str(SOURCE), "-lm"]
-            subprocess.run(command, check=True, capture_output=True, timeout=_COMPILE_SECONDS)
-            made.replace(library)
+            compiled = _compile(compiler, Path(folder) / name)
+            digest = compiled.with_suffix(".sha256")
+            digest.write_text(hashlib.sha256(compiled.read_bytes()).hexdigest())
+            for path in (compiled, digest):
+                path.chmod(0o644)
+                path.replace(cache / path.name)
+        library = _load_trusted(cache / name)
+        if library is None:
+            raise OSError(f"{cache / name} changed while it was compiled")
     return library
+
+
+def _compile(compiler: str, library: Path) -> Path:
+    command = [compiler, *_FLAGS, "-o", str(library), str(SOURCE), "-lm"]
+    subprocess.run(command, check=True, capture_output=True, timeout=_COMPILE_SECONDS)
+    return library
+
+
+def _cache_folder() -> Path | None:
+    """The user's cache folder, created if need be; None where there is none, or where others can write into it."""
+    try:
+        folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "quantkit"
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        if _is_private(folder.lstat(), stat.S_ISDIR) and os.access(folder, os.W_OK | os.X_OK):
+            return folder
+    except (OSError, RuntimeError):  # RuntimeError: no HOME, and the user id has no entry in the password file
+        pass
+    return None
+
+
+def _load_trusted(path: Path) -> ctypes.CDLL | None:
+    """The library at `path`; None where it is missing, incomplete, or may have been written by somebody else."""
+    try:
+        recorded = _read_private(path.with_suffix(".sha256"))
+        data = _read_private(path)
+    except OSError:
+        return None
+    if hashlib.sha256(data).hexdigest().encode() != recorded.strip():
+        return None
+    return ctypes.CDLL(str(path))
+
+
+def _read_private(path: Path) -> bytes:
+    """The bytes of a regular file of this user. Raises OSError for a link, or where others own it or can write it."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    with os.fdopen(descriptor, "rb") as file:
+        if not _is_private(os.fstat(descriptor), stat.S_ISREG):
+            raise PermissionError(f"{path} is not private to this user")
+        return file.read()
+
+
+def _is_private(status: os.stat_result, is_kind: Callable[[int], bool]) -> bool:
+    writable_by_others = status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+    return is_kind(status.st_mode) and status.st_uid == os.geteuid() and not writable_by_others
 
 
 def _processor() -> bytes:

@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from quantkit.chat import BUILT_IN, TemplateRefusal, render, render_contained, render_sample
+from quantkit.chat import BUILT_IN, TemplateRefusal, contained, render, render_contained, render_sample
 from quantkit.errors import TemplateError
 from tests.chat.cases import (
     CASES,
@@ -140,6 +140,15 @@ def test_a_template_that_fails_says_where_and_why(template: str, words: str) -> 
     with pytest.raises(type(error.value)) as contained:
         render_contained(template, [USER])
     assert str(contained.value) == str(error.value)
+
+
+def test_the_process_that_renders_has_no_environment_to_print(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A template that escapes the sandbox (CVE-2024-56326, CVE-2025-27516) would find tokens and keys there."""
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    assert set(contained._environment()) <= {"PYTHONPATH", "SYSTEMROOT", "LD_LIBRARY_PATH"}
+    assert (
+        render_contained("{{ messages[0].content }}", [{"role": "user", "content": "sees nothing"}]) == "sees nothing"
+    )
 
 
 def test_a_template_that_loops_for_hours_is_ended() -> None:

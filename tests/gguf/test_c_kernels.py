@@ -72,7 +72,7 @@ def test_without_a_compiler_or_when_turned_off_the_library_does_all(
     monkeypatch.setattr(shutil, "which", lambda _: None)
     assert c_kernels.load(never) == {}
     monkeypatch.undo()
-    monkeypatch.setenv("QUANTKIT_LANES", "0")
+    monkeypatch.setenv("QUANTKIT_C_KERNELS", "0")
     assert c_kernels.load(never) == {}
 
 
@@ -86,11 +86,67 @@ def test_source_that_does_not_compile_costs_speed_only(monkeypatch: pytest.Monke
     assert not list((tmp_path / "quantkit").glob("*.so"))
 
 
-@needs_compiler
-def test_the_library_is_compiled_once_into_the_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+@pytest.fixture
+def cached(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """The library in a cache folder of the test's own."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    first = c_kernels._built()
-    stamp = first.stat().st_mtime_ns
-    assert c_kernels._built() == first
-    assert first.stat().st_mtime_ns == stamp
-    assert ctypes.CDLL(str(first)).quantkit_q4_k
+    c_kernels._library()
+    (library,) = (tmp_path / "quantkit").glob("*.so")
+    return library
+
+
+@needs_compiler
+def test_the_library_is_compiled_once_into_the_cache(cached: Path) -> None:
+    stamp = cached.stat().st_mtime_ns
+    assert c_kernels._library().quantkit_q4_k
+    assert cached.stat().st_mtime_ns == stamp
+    assert ctypes.CDLL(str(cached)).quantkit_q4_k
+
+
+@needs_compiler
+@pytest.mark.parametrize("damage", ["truncated", "replaced", "writable by others", "a link", "of another user"])
+def test_a_library_that_others_may_have_written_is_compiled_again(
+    cached: Path, damage: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A planted library would run as the user; a truncated one would end the process with SIGBUS."""
+    sound = cached.read_bytes()
+    if damage in ("truncated", "replaced"):
+        cached.unlink()  # this process has the file mapped: writing into it would damage the process
+    if damage == "truncated":
+        cached.write_bytes(sound[: len(sound) // 2])
+    elif damage == "replaced":
+        cached.write_bytes(sound[:-1] + bytes([sound[-1] ^ 1]))
+    elif damage == "writable by others":
+        cached.chmod(0o666)
+    elif damage == "a link":
+        cached.rename(cached.with_name("elsewhere"))
+        cached.symlink_to("elsewhere")
+    else:
+        monkeypatch.setattr(c_kernels.os, "geteuid", lambda: cached.stat().st_uid + 1)
+        assert c_kernels._load_trusted(cached) is None
+        return
+    assert c_kernels._load_trusted(cached) is None
+    assert c_kernels._library().quantkit_q4_k
+    assert not cached.is_symlink()
+    assert cached.read_bytes() == sound
+    assert cached.stat().st_mode & 0o022 == 0
+
+
+@needs_compiler
+def test_a_cache_folder_that_others_can_write_is_not_used(cached: Path) -> None:
+    cached.parent.chmod(0o777)
+    before = sorted(cached.parent.iterdir())
+    assert c_kernels._library().quantkit_q4_k
+    assert sorted(cached.parent.iterdir()) == before
+    assert c_kernels._cache_folder() is None
+
+
+@needs_compiler
+def test_without_a_home_the_kernels_are_compiled_outside_the_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_home() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(c_kernels.Path, "home", no_home)
+    assert c_kernels._cache_folder() is None
+    assert c_kernels._library().quantkit_q4_k
