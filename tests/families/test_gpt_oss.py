@@ -13,7 +13,7 @@ from quantkit.errors import CheckpointError, UnsupportedError
 from quantkit.families import find_family, map_tensors
 from quantkit.gguf.types import file_type
 from quantkit.llamacpp.session import logits
-from quantkit.outputs.gguf_files import Request, plan_gguf
+from quantkit.outputs.gguf_files import GgufRequest, plan_gguf
 from quantkit.outputs.model import model_from_checkpoint
 from tests.families.expected import expected, write_checkpoint
 from tests.families.models import TOKENS, all_cases
@@ -33,7 +33,7 @@ def checkpoint(tmp_path: Path) -> Path:
 def to_gguf(checkpoint: Path, asked: str, folder: Path, *, allow_requantize: bool = False) -> Path:
     model = model_from_checkpoint(open_checkpoint(str(checkpoint)))
     try:
-        request = Request((file_type(asked),), folder, allow_requantize=allow_requantize)
+        request = GgufRequest((file_type(asked),), folder, allow_requantize=allow_requantize)
         plan = plan_gguf(model, request)
         result = convert(plan, logits=False)
     finally:

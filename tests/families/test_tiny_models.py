@@ -14,7 +14,7 @@ from quantkit.conversion.conversion import convert
 from quantkit.families import all_families
 from quantkit.gguf.types import file_type
 from quantkit.llamacpp.session import logits
-from quantkit.outputs.gguf_files import Request, plan_gguf
+from quantkit.outputs.gguf_files import GgufRequest, plan_gguf
 from quantkit.outputs.model import model_from_checkpoint
 from tests.families.expected import expected, read_gguf, write_checkpoint
 from tests.families.models import TOKENS, all_cases
@@ -52,7 +52,7 @@ def to_gguf(checkpoint: Path, folder: Path) -> Path:
     """The checkpoint as an f32 GGUF, by quantkit."""
     model = model_from_checkpoint(open_checkpoint(str(checkpoint)))
     try:
-        plan = plan_gguf(model, Request(types=(file_type("f32"),), folder=folder))
+        plan = plan_gguf(model, GgufRequest(types=(file_type("f32"),), folder=folder))
         result = convert(plan, logits=False)
     finally:
         model.close()

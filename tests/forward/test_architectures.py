@@ -15,7 +15,7 @@ from quantkit.cli import main
 from quantkit.families import find_family
 from quantkit.forward import ARCHITECTURES, reference_logits
 from quantkit.gguf.types import file_type
-from quantkit.outputs.gguf_files import Request, plan_gguf
+from quantkit.outputs.gguf_files import GgufRequest, plan_gguf
 from quantkit.outputs.model import model_from_checkpoint
 from quantkit.verify.running import LogitProbe
 from quantkit.verify.source_logits import source_logits
@@ -114,7 +114,7 @@ def test_a_source_that_the_reference_does_not_know_skips_the_check_and_says_so(
     monkeypatch.delitem(ARCHITECTURES, "LlamaForCausalLM")
     with open_checkpoint(str(write_checkpoint("llama", tmp_path / "llama"))) as checkpoint:
         model = model_from_checkpoint(checkpoint)
-        plan = plan_gguf(model, Request(types=(file_type("f16"),), folder=tmp_path / "out"))
+        plan = plan_gguf(model, GgufRequest(types=(file_type("f16"),), folder=tmp_path / "out"))
         check = LogitProbe(plan, None).check(plan.outputs[0])
     assert check.status == "skipped"
     assert "does not know the architecture LlamaForCausalLM" in check.detail

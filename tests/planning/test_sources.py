@@ -37,11 +37,11 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_files_are_as_large_as_llama_quantize_makes_them(checkpoint: Path, tmp_path: Path) -> None:
     from quantkit.conversion.conversion import convert
     from quantkit.gguf.types import file_type
-    from quantkit.outputs.gguf_files import Request, plan_gguf
+    from quantkit.outputs.gguf_files import GgufRequest, plan_gguf
     from quantkit.outputs.model import model_from_checkpoint
 
     model = model_from_checkpoint(open_checkpoint(str(checkpoint)))
-    plan = plan_gguf(model, Request(types=(file_type("bf16"),), folder=tmp_path))
+    plan = plan_gguf(model, GgufRequest(types=(file_type("bf16"),), folder=tmp_path))
     convert(plan, logits=False)
     whole = tmp_path / plan.outputs[0].files[0].name
     asked = ("q8_0", "q6_k", "q5_k_m", "q4_k_m", "q4_0", "q3_k_m", "q2_k")
