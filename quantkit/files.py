@@ -59,9 +59,7 @@ def open_partial(path: Path, *, keep: bool) -> int:
             raise
     except OSError as error:
         if path.is_symlink():
-            raise OutputError(
-                f"{path} is a link to {os.readlink(path)!r}, which would be overwritten; remove it"
-            ) from error
+            raise OutputError(f"{path} is a link, and its target would be overwritten; remove the link") from error
         raise OutputError(f"cannot write {path}: {error.strerror or error}") from error
     return descriptor
 
