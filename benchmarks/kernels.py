@@ -14,8 +14,8 @@ from gguf import GGMLQuantizationType
 from numpy.typing import NDArray
 
 from quantkit.checkpoint import open_checkpoint
+from quantkit.gguf.file_types import file_type
 from quantkit.gguf.kernels import quantize_rows
-from quantkit.gguf.types import file_type
 from quantkit.outputs.gguf_files import GgufPlan, GgufRequest, plan_gguf
 from quantkit.outputs.model import model_from_checkpoint, widen
 

@@ -18,7 +18,7 @@ from benchmarks.lines import WORK, Lines, Target, figures, machine, print_machin
 from benchmarks.process import Measured, measure, warm
 from benchmarks.synthetic import SHAPES, synthetic
 from demo.smollm2 import smollm2_checkpoint
-from quantkit.gguf.types import FILE_TYPES
+from quantkit.gguf.file_types import FILE_TYPES
 from tests.helpers.peer import Peer, peer_converter
 
 TYPES = ("q4_0", "q2_k", "q4_k_m", "q8_0")

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import stat
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -27,8 +28,9 @@ def write_atomically(path: Path, data: bytes | str) -> None:
         OutputError: the file cannot be written; no partial file is left.
     """
     partial = partial_path(path)
+    descriptor = open_partial(partial, keep=False)
     try:
-        with partial.open("wb") as file:
+        with os.fdopen(descriptor, "wb") as file:
             file.write(data.encode("utf-8") if isinstance(data, str) else data)
             file.flush()
             os.fsync(file.fileno())
@@ -36,6 +38,30 @@ def write_atomically(path: Path, data: bytes | str) -> None:
     except OSError as error:
         partial.unlink(missing_ok=True)
         raise OutputError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+def open_partial(path: Path, *, keep: bool) -> int:
+    """A descriptor to read and write the file `path`, which is created if need be; `keep` its content, or truncate it.
+
+    Raises:
+        OutputError: the file cannot be opened, or `path` is a link or not a regular file: writing would damage another
+            file, and the link would become the final output.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK, 0o666)
+        try:
+            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+                raise OutputError(f"{path} is not a regular file; remove it")
+            if not keep:
+                os.ftruncate(descriptor, 0)
+        except BaseException:
+            os.close(descriptor)
+            raise
+    except OSError as error:
+        if path.is_symlink():
+            raise OutputError(f"{path} is a link, and its target would be overwritten; remove the link") from error
+        raise OutputError(f"cannot write {path}: {error.strerror or error}") from error
+    return descriptor
 
 
 def make_folder(folder: Path) -> None:

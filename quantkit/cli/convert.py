@@ -33,8 +33,8 @@ from quantkit.conversion.conversion import Result
 from quantkit.conversion.conversion import convert as convert_gguf
 from quantkit.conversion.importance import Importance
 from quantkit.errors import UsageError
+from quantkit.gguf.file_types import FILE_TYPES, FileType, file_type
 from quantkit.gguf.mix import MixOptions
-from quantkit.gguf.types import FILE_TYPES, FileType, file_type
 from quantkit.imatrix.file import Imatrix
 from quantkit.outputs.calibration import CalibratedPlan
 from quantkit.outputs.gguf_files import Plan, Request, plan_gguf

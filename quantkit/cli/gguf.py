@@ -24,8 +24,9 @@ from quantkit.conversion.calibrated import Squares
 from quantkit.conversion.conversion import Result, convert
 from quantkit.conversion.importance import Importance
 from quantkit.errors import UsageError
+from quantkit.gguf.file_types import FILE_TYPES, file_type
 from quantkit.gguf.mix import MixOptions, parse_override
-from quantkit.gguf.types import FILE_TYPES, file_type, tensor_type
+from quantkit.gguf.types import tensor_type
 from quantkit.imatrix.file import load_imatrix
 from quantkit.outputs.gguf_files import Plan, Request, plan_gguf
 from quantkit.outputs.model import Model, model_from_gguf

@@ -12,7 +12,7 @@ from quantkit.cli.ollama_options import read_wishes
 from quantkit.cli.options import ForceOption
 from quantkit.cli.output import Out, human_bytes, printable
 from quantkit.errors import ModelfileError, OutputError, UsageError
-from quantkit.gguf.types import file_type
+from quantkit.gguf.file_types import file_type
 from quantkit.publish.ollama.bundle import Bundle, make_bundle
 from quantkit.publish.ollama.facts import Facts, facts_of_folder, facts_of_gguf
 from quantkit.publish.ollama.modelfile import lint_modelfile, write_modelfile

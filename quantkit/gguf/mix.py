@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from gguf import GGMLQuantizationType
 
 from quantkit.errors import UnsupportedError, UsageError
+from quantkit.gguf.file_types import FileType
 from quantkit.gguf.mix_rules import (
     AT_LEAST_Q8_0,
     EMBEDDINGS,
@@ -29,7 +30,7 @@ from quantkit.gguf.mix_rules import (
     Role,
     role_of,
 )
-from quantkit.gguf.types import FileType, block_size, tensor_type
+from quantkit.gguf.types import block_size, tensor_type
 
 _T = GGMLQuantizationType
 _LAYER = re.compile(r"blk\.(\d+)")

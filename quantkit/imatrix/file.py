@@ -15,7 +15,8 @@ import gguf
 import numpy as np
 from numpy.typing import NDArray
 
-from quantkit.errors import ImatrixError, OutputError
+from quantkit.errors import CheckpointError, ImatrixError, OutputError
+from quantkit.gguf.reader import read_header
 
 _SUMS, _COUNTS = ".in_sum2", ".counts"
 _DATASETS, _CHUNKS, _CHUNK_SIZE = "imatrix.datasets", "imatrix.chunk_count", "imatrix.chunk_size"
@@ -106,34 +107,38 @@ def write_imatrix(
 
 def _read_gguf(path: Path, data: bytes) -> Imatrix:
     try:
-        reader = gguf.GGUFReader(path)
-        fields = {key: reader.fields[key].contents() for key in (_DATASETS, _CHUNKS, _CHUNK_SIZE)}
-        tensors = {tensor.name: (tensor.tensor_type, np.array(tensor.data).ravel()) for tensor in reader.tensors}
-    except KeyError as error:
+        header = read_header(path)
+    except CheckpointError as error:
+        raise ImatrixError(f"The importance matrix {path} is malformed or truncated: {error}.") from error
+    missing = next((key for key in (_DATASETS, _CHUNKS, _CHUNK_SIZE) if header.value(key) is None), None)
+    if missing is not None:
         raise ImatrixError(
-            f"{path} is a GGUF file without {error.args[0]}, so no importance matrix; pass what llama-imatrix wrote."
-        ) from error
-    except Exception as error:  # the reader trusts the file, so a malformed one raises anything
-        raise ImatrixError(
-            f"The importance matrix {path} is malformed or truncated: {' '.join(str(error).split())}."
-        ) from error
-    datasets, chunks, chunk_size = (fields[key] for key in (_DATASETS, _CHUNKS, _CHUNK_SIZE))
+            f"{path} is a GGUF file without {missing}, so no importance matrix; pass what llama-imatrix wrote."
+        )
+    datasets, chunks, chunk_size = (header.value(key) for key in (_DATASETS, _CHUNKS, _CHUNK_SIZE))
     if not (isinstance(datasets, list) and isinstance(chunks, int) and isinstance(chunk_size, int)):
         raise ImatrixError(
-            f"The importance matrix {path} is malformed: {fields} are not its texts, chunks and chunk size."
+            f"The importance matrix {path} is malformed: {_DATASETS}, {_CHUNKS} and {_CHUNK_SIZE} are not a list of"
+            " texts and two numbers."
         )
+    slots = {slot.name: slot for slot in header.tensors}
+
+    def floats(name: str) -> _FLOATS:
+        slot = slots[name]
+        if slot.type != gguf.GGMLQuantizationType.F32:
+            raise ImatrixError(f"The importance matrix {path} has {slot.type.name} values for {name}, not F32.")
+        return np.frombuffer(data, "<f4", slot.nbytes // 4, slot.offset).astype(np.float32)
+
     values = {}
-    for name in sorted({name.removesuffix(_SUMS).removesuffix(_COUNTS) for name in tensors}):
+    for name in sorted({name.removesuffix(_SUMS).removesuffix(_COUNTS) for name in slots}):
         _refuse_unprintable(path, name)
-        if name + _SUMS not in tensors or name + _COUNTS not in tensors:
-            if name not in tensors:
+        if name + _SUMS not in slots or name + _COUNTS not in slots:
+            if name not in slots:
                 raise ImatrixError(f"The importance matrix {path} has only sums or only counts for {name}.")
             continue  # a tensor of another purpose
-        (sums_type, sums), (counts_type, counts) = tensors[name + _SUMS], tensors[name + _COUNTS]
-        if {sums_type, counts_type} != {gguf.GGMLQuantizationType.F32}:
-            raise ImatrixError(f"The importance matrix {path} has {sums_type.name} sums for {name}, not F32.")
-        values[name] = _means(path, name, sums, counts)
-    return Imatrix(values, [str(each) for each in datasets], chunks, chunk_size, hashlib.sha256(data).hexdigest())
+        values[name] = _means(path, name, floats(name + _SUMS), floats(name + _COUNTS))
+    texts = [each.decode("utf-8", "replace") if isinstance(each, bytes) else str(each) for each in datasets]
+    return Imatrix(values, texts, chunks, chunk_size, hashlib.sha256(data).hexdigest())
 
 
 def _means(path: Path, name: str, sums: _FLOATS, counts: _FLOATS) -> _FLOATS:

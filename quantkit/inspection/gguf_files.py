@@ -6,8 +6,8 @@ from pathlib import Path
 
 from quantkit.errors import CheckpointError
 from quantkit.families import Family, all_families
+from quantkit.gguf.file_types import FILE_TYPES
 from quantkit.gguf.reader import GgufHeader, read_header, shard_paths
-from quantkit.gguf.types import FILE_TYPES
 from quantkit.inspection import keys as gguf_keys
 from quantkit.inspection.description import Description, File, Output, Shape
 from quantkit.inspection.record import changed_since, entry_of, read_record

@@ -9,12 +9,12 @@ from gguf import GGMLQuantizationType, GGUFValueType
 from numpy.typing import NDArray
 
 from quantkit.errors import ImatrixError, UnsupportedError, UsageError
+from quantkit.gguf.file_types import FileType, file_type
 from quantkit.gguf.kernels import require
 from quantkit.gguf.keyvalues import KeyValue
 from quantkit.gguf.layout import FileLayout, lay_out
 from quantkit.gguf.metadata import quantization_keys
 from quantkit.gguf.mix import Choice, MixOptions, MixTensor, choose_types, idle_overrides
-from quantkit.gguf.types import FileType, file_type
 from quantkit.imatrix.file import Imatrix
 from quantkit.machine import cores, resident_memory
 from quantkit.outputs.model import Model, ModelTensor

@@ -8,10 +8,10 @@ from typing import Any
 
 from quantkit.checkpoint import Checkpoint
 from quantkit.errors import QuantkitError, UsageError
+from quantkit.gguf.file_types import FILE_TYPES, FileType, file_type
 from quantkit.gguf.layout import lay_out
 from quantkit.gguf.metadata import quantization_keys
 from quantkit.gguf.mix import MixOptions, MixTensor, choose_types
-from quantkit.gguf.types import FILE_TYPES, FileType, file_type
 from quantkit.outputs.gguf_files import GgufRequest, plan_gguf
 from quantkit.planning.memory import PlannedTensor
 from quantkit.planning.sources import Source, tensors_as_they_are

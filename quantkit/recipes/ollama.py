@@ -7,7 +7,7 @@ from typing import Any
 
 from quantkit.chat import BUILT_IN
 from quantkit.errors import UsageError
-from quantkit.gguf.types import file_type
+from quantkit.gguf.file_types import file_type
 from quantkit.publish.ollama.bundle import make_bundle
 from quantkit.publish.ollama.facts import Facts
 from quantkit.publish.ollama.modelfile import write_modelfile

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from quantkit.gguf.types import file_type
+from quantkit.gguf.file_types import file_type
 from quantkit.recipes.reading import Opened, open_recipe
 from quantkit.recipes.schema import INT4, is_path
 

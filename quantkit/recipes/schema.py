@@ -9,7 +9,7 @@ from typing import Any
 
 from quantkit.chat import BUILT_IN, built_in
 from quantkit.errors import UsageError
-from quantkit.gguf.types import FILE_TYPES, file_type
+from quantkit.gguf.file_types import FILE_TYPES, file_type
 from quantkit.publish.ollama.tags import parse_name
 from quantkit.texts.dataset import parse_dataset
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from quantkit import __version__
-from quantkit.gguf.types import FILE_TYPES
+from quantkit.gguf.file_types import FILE_TYPES
 from tests.helpers.command import quantkit
 from tests.helpers.tiny import tiny_llama
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from gguf import GGUFReader
 
-from quantkit.gguf.types import FILE_TYPES
+from quantkit.gguf.file_types import FILE_TYPES
 from quantkit.imatrix.file import load_imatrix, write_imatrix
 from tests.helpers.command import quantkit
 from tests.helpers.oracle import Job, run_jobs

@@ -8,8 +8,8 @@ import pytest
 
 from quantkit.checkpoint import open_checkpoint
 from quantkit.families import find_family
+from quantkit.gguf.file_types import FILE_TYPES
 from quantkit.gguf.mix import MixOptions, MixTensor, choose_types
-from quantkit.gguf.types import FILE_TYPES
 from quantkit.outputs.model import Model, model_from_checkpoint
 from tests.families.published import MISSION, Published, write_sparse
 from tests.helpers import oracle

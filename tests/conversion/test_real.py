@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from quantkit.gguf.types import FILE_TYPES
+from quantkit.gguf.file_types import FILE_TYPES
 from tests.conversion.test_bytes import convert, sha256
 from tests.helpers.command import quantkit
 from tests.helpers.oracle import Job, run_jobs

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from quantkit.chat import BUILT_IN
-from quantkit.gguf.types import FILE_TYPES
+from quantkit.gguf.file_types import FILE_TYPES
 from tests.conversion.test_bytes import a_random_imatrix
 from tests.helpers.command import Answer, quantkit
 from tests.helpers.hub_server import Repo, running_hub

@@ -11,7 +11,7 @@ from quantkit.checkpoint import open_checkpoint
 from quantkit.conversion.conversion import convert
 from quantkit.errors import CheckpointError, UnsupportedError
 from quantkit.families import find_family, map_tensors
-from quantkit.gguf.types import file_type
+from quantkit.gguf.file_types import file_type
 from quantkit.llamacpp.session import logits
 from quantkit.outputs.gguf_files import GgufRequest, plan_gguf
 from quantkit.outputs.model import model_from_checkpoint

@@ -12,8 +12,8 @@ from gguf import GGMLQuantizationType
 
 from quantkit.families import Family, Hyperparameters, find_family, map_tensors
 from quantkit.families.family import Rule
+from quantkit.gguf.file_types import FILE_TYPES
 from quantkit.gguf.mix import MixTensor, choose_types, sort_key
-from quantkit.gguf.types import FILE_TYPES
 from quantkit.outputs.model import _mix_model, _stays_f32
 from tests.families.test_deepseek import V3
 from tests.families.test_gemma import text

@@ -12,7 +12,7 @@ import pytest
 from quantkit.checkpoint import open_checkpoint
 from quantkit.conversion.conversion import convert
 from quantkit.families import all_families
-from quantkit.gguf.types import file_type
+from quantkit.gguf.file_types import file_type
 from quantkit.llamacpp.session import logits
 from quantkit.outputs.gguf_files import GgufRequest, plan_gguf
 from quantkit.outputs.model import model_from_checkpoint

@@ -14,7 +14,7 @@ from quantkit.checkpoint import open_checkpoint
 from quantkit.cli import main
 from quantkit.families import find_family
 from quantkit.forward import ARCHITECTURES, reference_logits
-from quantkit.gguf.types import file_type
+from quantkit.gguf.file_types import file_type
 from quantkit.outputs.gguf_files import GgufRequest, plan_gguf
 from quantkit.outputs.model import model_from_checkpoint
 from quantkit.verify.running import LogitProbe

@@ -16,7 +16,7 @@ import gguf
 import pytest
 
 from demo.smollm2 import smollm2_checkpoint
-from quantkit.gguf.types import FILE_TYPES, FileType
+from quantkit.gguf.file_types import FILE_TYPES, FileType
 from tests.full.imatrix_file import write_random_imatrix
 from tests.helpers.command import quantkit
 from tests.helpers.oracle import Job, run_jobs

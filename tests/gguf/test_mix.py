@@ -13,8 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from quantkit.errors import UnsupportedError, UsageError
+from quantkit.gguf.file_types import FILE_TYPES, FileType
 from quantkit.gguf.mix import MixModel, MixOptions, MixTensor, choose_types, parse_override, sort_key
-from quantkit.gguf.types import FILE_TYPES, FileType
 from tests.helpers import oracle
 
 _T = GGMLQuantizationType

@@ -10,8 +10,9 @@ import pytest
 from gguf import GGMLQuantizationType
 
 from quantkit.errors import UsageError
+from quantkit.gguf.file_types import FILE_TYPES, file_type
 from quantkit.gguf.mix import MixModel, MixOptions, MixTensor, choose_types, sort_key
-from quantkit.gguf.types import FILE_TYPES, TENSOR_TYPES, block_size, file_type, row_bytes, tensor_type
+from quantkit.gguf.types import TENSOR_TYPES, block_size, row_bytes, tensor_type
 from tests.helpers import oracle
 
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import struct
+import tracemalloc
 from pathlib import Path
 
 import gguf
@@ -97,6 +98,22 @@ def test_what_is_no_importance_matrix_is_refused_in_one_sentence(tmp_path: Path,
         load_imatrix(path)
     assert str(path) in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_key_that_claims_a_terabyte_is_refused_before_anything_is_allocated(tmp_path: Path) -> None:
+    """gguf-py's reader believes the count: a file of 300 bytes took 5.8 GB."""
+    path = written(tmp_path / "imatrix.gguf")
+    data = path.read_bytes()
+    count = struct.pack("<Q", len(SUMS))
+    at = data.index(b"imatrix.datasets") + len("imatrix.datasets") + 8
+    assert data[at : at + 8] == count
+    path.write_bytes(data[:at] + struct.pack("<Q", 2**40) + data[at + 8 :])
+    tracemalloc.start()
+    with pytest.raises(ImatrixError, match=r"imatrix\.datasets claims 1099511627776 strings"):
+        load_imatrix(path)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 4 << 20
 
 
 def test_a_missing_file_is_refused_in_one_sentence(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from gguf import GGMLQuantizationType
 
 from quantkit.checkpoint import open_checkpoint
 from quantkit.errors import CheckpointError, UnsupportedError, UsageError
-from quantkit.gguf.types import FILE_TYPES
+from quantkit.gguf.file_types import FILE_TYPES
 from quantkit.planning.context import Context
 from quantkit.planning.memory import plan_memory
 from quantkit.planning.sizes import known_types, offers
@@ -36,7 +36,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_files_are_as_large_as_llama_quantize_makes_them(checkpoint: Path, tmp_path: Path) -> None:
     from quantkit.conversion.conversion import convert
-    from quantkit.gguf.types import file_type
+    from quantkit.gguf.file_types import file_type
     from quantkit.outputs.gguf_files import GgufRequest, plan_gguf
     from quantkit.outputs.model import model_from_checkpoint
 

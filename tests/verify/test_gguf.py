@@ -16,8 +16,8 @@ import quantkit.verify.source_logits
 from quantkit.checkpoint import open_checkpoint
 from quantkit.cli import main
 from quantkit.conversion.gguf_pass import partial_path, run_pass
+from quantkit.gguf.file_types import file_type
 from quantkit.gguf.layout import Slot
-from quantkit.gguf.types import file_type
 from quantkit.journal import Journal
 from quantkit.outputs.gguf_files import GgufPlan, GgufRequest, plan_gguf
 from quantkit.outputs.model import model_from_checkpoint

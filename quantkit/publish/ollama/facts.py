@@ -12,8 +12,8 @@ import numpy as np
 
 from quantkit.chat import BuiltIn, suggest
 from quantkit.errors import CheckpointError
+from quantkit.gguf.file_types import FILE_TYPES
 from quantkit.gguf.reader import GgufHeader, read_header, shard_paths
-from quantkit.gguf.types import FILE_TYPES
 
 _TEMPLATE = "tokenizer.chat_template"
 _TOKEN = "tokenizer.ggml."

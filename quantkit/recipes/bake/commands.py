@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from quantkit.chat import BUILT_IN
-from quantkit.gguf.types import file_type
+from quantkit.gguf.file_types import file_type
 from quantkit.publish.ollama.tags import plan_tags
 from quantkit.recipes.ollama import NONE, OllamaRecipe, ollama_recipe
 from quantkit.recipes.recipe import Recipe
