@@ -52,13 +52,15 @@ def type_name(output: OutputPlan) -> str:
 class ConversionRequest:
     """What to write into the folder `output`, named after `name` (by default the source's). 0 threads are all cores.
 
-    `calibration` counts for `folders`, `imatrix_file` and a `gguf` that calibrates. `max_ram` in bytes.
+    `imatrix`: write the importance matrix as NAME-imatrix.gguf, or as `imatrix_file`. `calibration` counts for
+    `folders`, `imatrix` and a `gguf` that calibrates. `max_ram` in bytes.
     """
 
     output: Path = Path()
     name: str | None = None
     gguf: GgufRequest | None = None
     folders: tuple[FolderRequest, ...] = ()
+    imatrix: bool = False
     imatrix_file: Path | None = None
     calibration: CalibrationRequest = field(default_factory=CalibrationRequest)
     threads: int = 0
@@ -67,7 +69,7 @@ class ConversionRequest:
     @property
     def calibrated(self) -> int:
         """How many kinds of outputs need the calibration."""
-        return len(self.folders) + bool(self.imatrix_file) + bool(self.gguf and self.gguf.calibrate)
+        return len(self.folders) + self.imatrix + bool(self.gguf and self.gguf.calibrate)
 
 
 @dataclass(frozen=True)
@@ -113,6 +115,24 @@ class ConversionPlan:
     def peak_memory(self) -> int:
         return max(self.calibration.memory if self.calibration else 0, self.gguf.peak_memory if self.gguf else 0)
 
+    @property
+    def parameters(self) -> int:
+        """The number of weights of the source."""
+        if self.gguf is not None:
+            return self.gguf.n_elements
+        return sum(tensor.n_params for tensor in self.checkpoint.tensors.values()) if self.checkpoint else 0
+
+    def bits_per_weight(self, output: OutputPlan) -> float | None:
+        """Bits of an output's tensors over the number of weights; None for an importance matrix."""
+        if isinstance(output, ImatrixOutput):
+            return None
+        files = (
+            [file.slots for file in output.files]
+            if isinstance(output, GgufOutput)
+            else [shard.places for shard in output.shards]
+        )
+        return 8 * sum(tensor.nbytes for tensors in files for tensor in tensors) / self.parameters
+
 
 def plan_conversion(
     source: Checkpoint | Model, request: ConversionRequest, samples: Samples | None = None
@@ -137,7 +157,8 @@ def plan_conversion(
         )
     model, notes = _model(source, request.gguf, name) if request.gguf else (None, ())
     gguf = _plan_gguf(model, request, calibration) if model else None
-    imatrix = plan_imatrix(request.imatrix_file, calibration) if request.imatrix_file and calibration else None
+    imatrix_file = request.imatrix_file or request.output / f"{name}-imatrix.gguf"
+    imatrix = plan_imatrix(imatrix_file, calibration) if request.imatrix and calibration else None
     return ConversionPlan(
         name=name,
         output=request.output,
