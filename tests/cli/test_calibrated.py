@@ -202,14 +202,14 @@ def test_a_conversion_killed_at_ten_moments_ends_in_the_same_bytes(tmp_path: Pat
         assert not (out / "model-GPTQ").exists()
     assert kills >= 6
     assert in_gguf >= 1
-    answer = quantkit(*words[3:], *(["--force"] if not (out / "model-calibration.partial").exists() else []))
+    answer = quantkit(*words[3:], *(["--force"] if not (out / "model-conversion.partial").exists() else []))
     assert answer.code == 0, answer.stderr
     assert hashes(out) == expected
     assert sorted(path.name for path in out.iterdir()) == ["model-AWQ", "model-GGUF", "model-GPTQ"]
 
 
 def layers_done(out: Path) -> int:
-    journal = out / "model-calibration.partial" / "journal"
+    journal = out / "model-conversion.partial" / "journal"
     try:
         return journal.read_text().count('"tensor":"layer')
     except FileNotFoundError:
@@ -322,7 +322,7 @@ def test_gguf_files_that_are_there_are_refused_before_the_calibration(here: Here
     (tmp_path / "model-GGUF" / "model-Q8_0.gguf").write_text("mine")
     answer = here("convert", sound, "-t", "awq", "-t", "q8_0", *SMALL, "-o", tmp_path)
     assert answer.code == 1
-    assert "model-Q8_0.gguf is there already" in answer.sentence
+    assert "model-Q8_0.gguf already exists" in answer.sentence
     assert [path.name for path in tmp_path.iterdir()] == ["model-GGUF"]
 
 
