@@ -236,8 +236,8 @@ def refuse_idle(group: Any, needed: str) -> None:
     """Raise UsageError if an option of the group is given, because it has no effect without `needed`."""
     for option in _options(type(group)):
         if getattr(group, option.name) != option.default:
-            declared = next(iter(option.annotation.__metadata__[0].param_decls), None)
-            flag = declared or f"--{option.name.replace('_', '-')}"
+            declared = option.annotation.__metadata__[0].default  # in an Annotated option the first of its flags
+            flag = declared if isinstance(declared, str) else f"--{option.name.replace('_', '-')}"
             raise UsageError(f"{flag} has no effect without {needed}; leave it out, or add {needed}")
 
 

@@ -171,6 +171,7 @@ def _gguf_request(
     from quantkit.gguf.types import tensor_type
     from quantkit.imatrix.file import load_imatrix
     from quantkit.outputs.gguf_files import GgufRequest
+    from quantkit.outputs.templates import choose_template
 
     options, text = conversion.gguf, conversion.calibration.calibration
     if options.imatrix is not None and (options.calibrate or (text is not None and not others)):
@@ -194,5 +195,5 @@ def _gguf_request(
         split_max_size=parse_size(options.split_max_size, "--split-max-size") if options.split_max_size else None,
         allow_requantize=options.allow_requantize,
         pre=options.pre,
-        chat_template=options.chat_template,
+        chat_template=choose_template(options.chat_template) if options.chat_template is not None else None,
     )

@@ -18,6 +18,7 @@ from quantkit.gguf.mix import Choice, MixOptions, MixTensor, choose_types, idle_
 from quantkit.imatrix.file import Imatrix
 from quantkit.machine import cores, resident_memory
 from quantkit.outputs.model import Model, ModelTensor
+from quantkit.outputs.templates import Template
 
 CHUNK_ELEMENTS = 1 << 19
 _FLOATS = (GGMLQuantizationType.F32, GGMLQuantizationType.F16, GGMLQuantizationType.BF16)
@@ -40,7 +41,7 @@ class GgufRequest:
     split_max_size: int | None = None
     allow_requantize: bool = False
     pre: str | None = None
-    chat_template: str | None = None
+    chat_template: Template | None = None
     threads: int = 0
     max_ram: int | None = None
 

@@ -22,7 +22,7 @@ from quantkit.outputs.calibration import (
 from quantkit.outputs.gguf_files import GgufOutput, GgufPlan, GgufRequest, plan_gguf
 from quantkit.outputs.model import Model, origin_of, weight_files_of
 from quantkit.outputs.packed_folders import FolderPlan, FolderRequest, plan_folder_of
-from quantkit.outputs.templates import choose_template, model_with_template
+from quantkit.outputs.templates import model_with_template
 from quantkit.texts.samples import Samples
 
 OutputPlan = GgufOutput | FolderPlan | ImatrixOutput
@@ -189,8 +189,7 @@ def _plan_calibration(
 def _model(source: Checkpoint | Model, request: GgufRequest, name: str) -> tuple[Model, tuple[str, ...]]:
     """The source as the GGUF that it would be unquantized; and what the user should know about its chat template."""
     if isinstance(source, Checkpoint):
-        template = None if request.chat_template is None else choose_template(request.chat_template)
-        model, note = model_with_template(source, template, name=name, pre=request.pre)
+        model, note = model_with_template(source, request.chat_template, name=name, pre=request.pre)
         return model, () if note is None else (note,)
     for option, value in (("--pre", request.pre), ("--chat-template", request.chat_template)):
         if value is not None:

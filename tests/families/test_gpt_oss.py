@@ -68,7 +68,7 @@ def test_unpacked_on_demand_the_logits_are_transformers(checkpoint: Path, tmp_pa
 
 
 def test_quantizing_the_blocks_again_wants_leave(checkpoint: Path, tmp_path: Path) -> None:
-    with pytest.raises(UnsupportedError, match=r"take -t mxfp4 or -t bf16.*or add --allow-requantize"):
+    with pytest.raises(UnsupportedError, match=r"pass -t mxfp4 or -t bf16.*or add --allow-requantize"):
         to_gguf(checkpoint, "q4_0", tmp_path)
     assert types(to_gguf(checkpoint, "q4_0", tmp_path, allow_requantize=True))["blk.0.ffn_up_exps.weight"] == "Q4_0"
 
