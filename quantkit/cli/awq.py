@@ -52,7 +52,7 @@ def awq(
     force: ForceOption = False,
     offline: OfflineOption = False,
 ) -> None:
-    """Quantize a checkpoint to AWQ, in AutoAWQ's GEMM format: NAME-AWQ/.
+    """Quantize a checkpoint to AWQ, in AutoAWQ's GEMM format.
 
     Runs the model over a calibration text layer by layer, in the memory of one layer, on a CPU if need be. Routers and
     gates of a mixture of experts, the embedding and the head are never quantized. The folder is reloaded and checked

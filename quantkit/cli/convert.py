@@ -88,7 +88,7 @@ def convert(
     force: ForceOption = False,
     offline: OfflineOption = False,
 ) -> None:
-    """Convert a checkpoint to every asked format by one calibration: NAME-AWQ/, NAME-GPTQ/, NAME-GGUF/.
+    """Convert a checkpoint to every asked format in one pass, checked.
 
     One streamed forward over a calibration text feeds AWQ, GPTQ and the importance matrix of the GGUF types. Each
     output is reloaded and checked before it gets its name. A killed run is taken up by the same command.

@@ -75,7 +75,7 @@ def gptq(
     force: ForceOption = False,
     offline: OfflineOption = False,
 ) -> None:
-    """Quantize a checkpoint to GPTQ, in AutoGPTQ's format: NAME-GPTQ/.
+    """Quantize a checkpoint to GPTQ, in AutoGPTQ's format.
 
     Runs the model over a calibration text layer by layer, in the memory of one layer, on a CPU if need be. Routers and
     gates of a mixture of experts, the embedding and the head are never quantized. The folder is reloaded and checked

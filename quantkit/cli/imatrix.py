@@ -43,7 +43,7 @@ def imatrix(
     force: ForceOption = False,
     offline: OfflineOption = False,
 ) -> None:
-    """Compute an importance matrix: how much each input of each weight matters, over a calibration text.
+    """Compute an importance matrix over a calibration text.
 
     The file is what llama.cpp's llama-imatrix writes and llama-quantize reads; quantkit gguf --imatrix reads it too.
     The model runs layer by layer, in the memory of one layer, and needs no GGUF. A killed run is taken up by the same
