@@ -9,17 +9,18 @@ PIP    := $(BIN)/python -m pip --disable-pip-version-check
 # llama-cpp-python ships as source only. These leave out what quantkit never uses and keep the build portable.
 export CMAKE_ARGS ?= -DLLAVA_BUILD=OFF -DLLAMA_OPENSSL=OFF -DGGML_NATIVE=OFF
 
-.PHONY: help demo test test-full test-peers bench lint format readme ollama clean
+.PHONY: help demo quick test test-full test-peers bench lint format docs ollama clean
 
 help:
 	@echo "make demo       convert real SmolLM2 weights to four GGUF types, check them, print perplexity"
+	@echo "make quick      lint, and the tests that need no llama.cpp: about a minute"
 	@echo "make test       set up and run the tests (under 15 minutes on 2 cores)"
 	@echo "make test-full  the long checks too: llama.cpp's own converter in a venv of its own, every type, every kill"
 	@echo "make test-peers GPTQModel, AutoAWQ and transformers load what quantkit writes, in environments of their own"
 	@echo "make bench      side-by-side ratios against llama.cpp's convert + quantize and GPTQModel's GPTQ"
 	@echo "make lint       ruff, mypy, and the imports between rooms (import-linter)"
 	@echo "make format     let ruff rewrite the code"
-	@echo "make readme     make the README's tables from the data"
+	@echo "make docs       make the generated pages of docs/reference"
 	@echo "make ollama     make ollama/'s Modelfiles from recipes/"
 	@echo "make clean      remove the virtual environments and the caches"
 
@@ -52,6 +53,13 @@ format: $(VENV)/dev.stamp
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+# The rooms whose tests need neither llama.cpp nor a process.
+QUICK := tests/test_machine.py tests/test_files.py tests/gguf tests/quant tests/packed tests/imatrix tests/chat \
+         tests/tokenizer tests/checkpoint tests/inspection
+
+quick: lint
+	$(BIN)/python -m pytest -m "not full" -n 2 --dist worksteal $(QUICK)
+
 test: lint
 	$(BIN)/python -m pytest -m "not full" -n 2 --dist loadfile
 
@@ -67,8 +75,8 @@ bench: $(VENV)/dev.stamp
 	$(BIN)/python -m benchmarks.measured
 	$(BIN)/python -m benchmarks.startup
 
-readme: $(VENV)/dev.stamp
-	$(BIN)/python -m tools.readme_tables
+docs: $(VENV)/dev.stamp
+	$(BIN)/python -m tools.reference
 
 ollama: $(VENV)/dev.stamp
 	$(BIN)/python -m tools.ollama_folder

@@ -21,11 +21,11 @@ def awq(
     calibration: CalibrationOptions,
     work: RunOptions,
 ) -> None:
-    """Quantize a checkpoint to AWQ, in AutoAWQ's GEMM format: NAME-AWQ/.
+    """Quantize a checkpoint to AWQ, in AutoAWQ's GEMM format.
 
-    Runs the model over a calibration text layer by layer, in the memory of one layer; a CPU is enough. Routers and
-    gates of a mixture of experts, the embedding and the head are never quantized. The folder is reloaded and checked
-    before it gets its name. After a kill the same command resumes.
+    Writes the folder NAME-AWQ/. Runs the model over a calibration text layer by layer, in the memory of one layer; a
+    CPU is enough. Routers and gates of a mixture of experts, the embedding and the head are never quantized. The
+    folder is reloaded and checked before it gets its name. After a kill the same command resumes.
 
     Example: quantkit awq ORG/NAME --group-size 64 -o out
     """

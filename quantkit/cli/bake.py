@@ -60,7 +60,7 @@ def bake(
     ] = None,
     offline: OfflineOption = False,
 ) -> None:
-    """Bake a model by its recipe: convert to every format, measure, Modelfiles, model cards, phone script.
+    """Run a recipe: convert, measure, card and publish one model.
 
     Each step is a quantkit command in a process of its own. What is done is noted in DIR/NAME.bake.journal: the same
     command goes on where a killed one was, and after a change to the recipe redoes only what that touches. Floors that

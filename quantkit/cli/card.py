@@ -48,7 +48,7 @@ def card(
         typer.Option("--output", "-o", metavar="FILE", help="Write it there.", show_default="README.md in FOLDER"),
     ] = None,
 ) -> None:
-    """Write the model card of a folder: the hub's metadata, files, what was measured, how to run it, how it was made.
+    """Write a model card for a folder of outputs.
 
     What is not known is left out. A README.md that was written by hand is kept as README.md.bak.
 

@@ -51,10 +51,11 @@ def convert(
     calibration: CalibrationOptions,
     work: RunOptions,
 ) -> None:
-    """Convert a source to every type in one pass: NAME-AWQ/, NAME-GPTQ/, NAME-GGUF/, NAME-imatrix.gguf.
+    """Convert a source to every listed type in one pass, checked.
 
-    One calibration serves AWQ, GPTQ and the importance matrix of GGUF types. Each output is reloaded and checked before
-    it gets its name. After a kill the same command resumes.
+    Writes NAME-AWQ/, NAME-GPTQ/, NAME-GGUF/ and NAME-imatrix.gguf. One calibration serves AWQ, GPTQ and the importance
+    matrix of GGUF types. Each output is reloaded and checked before it gets its name. After a kill the same command
+    resumes.
 
     Example: quantkit convert ORG/NAME -t awq -t gptq -t q4_0 -t q2_k -o out
     """

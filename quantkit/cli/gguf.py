@@ -46,7 +46,7 @@ def gguf(
         ),
     ] = None,
 ) -> None:
-    """Convert a source to GGUF: every type in one pass, checked.
+    """Convert a source to GGUF: every listed type in one pass, checked.
 
     Reads each tensor once, needs no intermediate file and the memory of a few rows. Each file is reloaded and compared
     with the source before it gets its name. After a kill the same command resumes.

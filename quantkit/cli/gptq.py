@@ -23,11 +23,11 @@ def gptq(
     calibration: CalibrationOptions,
     work: RunOptions,
 ) -> None:
-    """Quantize a checkpoint to GPTQ, in AutoGPTQ's format: NAME-GPTQ/.
+    """Quantize a checkpoint to GPTQ, in AutoGPTQ's format.
 
-    Runs the model over a calibration text layer by layer, in the memory of one layer; a CPU is enough. Routers and
-    gates of a mixture of experts, the embedding and the head are never quantized. The folder is reloaded and checked
-    before it gets its name. After a kill the same command resumes.
+    Writes the folder NAME-GPTQ/. Runs the model over a calibration text layer by layer, in the memory of one layer; a
+    CPU is enough. Routers and gates of a mixture of experts, the embedding and the head are never quantized. The
+    folder is reloaded and checked before it gets its name. After a kill the same command resumes.
 
     Example: quantkit gptq ORG/NAME --bits 4 --group-size 128 -o out
     """

@@ -29,10 +29,11 @@ def imatrix(
         typer.Option("--output", "-o", metavar="FILE", help="The file to write.", show_default="NAME-imatrix.gguf"),
     ] = None,
 ) -> None:
-    """Compute an importance matrix: how much each input of each weight matters, over a calibration text.
+    """Compute an importance matrix over a calibration text.
 
-    The file has the format of llama.cpp's llama-imatrix: llama-quantize and quantkit gguf --imatrix read it. The model
-    runs layer by layer, in the memory of one layer, and needs no GGUF. After a kill the same command resumes.
+    It says how much each input of each weight matters. The file has the format of llama.cpp's llama-imatrix: llama-
+    quantize and quantkit gguf --imatrix read it. The model runs layer by layer, in the memory of one layer, and needs
+    no GGUF. After a kill the same command resumes.
 
     Example: quantkit imatrix ORG/NAME -o imatrix.gguf
     """

@@ -27,7 +27,7 @@ def inspect(
     ],
     offline: Annotated[bool, typer.Option("--offline", help="Use only what the hub's cache holds.")] = False,
 ) -> None:
-    """Tell what a model is: family, parameters, types and sizes, context, vocabulary, chat template, origin.
+    """Show what a checkpoint or an output is, from headers alone.
 
     Reads headers only; of a model on the hub no weights are downloaded. The chat template is shown as it renders a
     sample conversation.

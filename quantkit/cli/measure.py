@@ -100,7 +100,7 @@ def measure(
     force: ForceOption = False,
     offline: OfflineOption = False,
 ) -> None:
-    """Measure what quantization cost: perplexity, KL divergence, agreement, memory and speed, with error bars.
+    """Measure what quantization cost: perplexity, KL divergence, memory, speed.
 
     All models see the same tokens, window by window, by llama-perplexity's convention: GGUF files in llama.cpp, folders
     of weights in quantkit's streamed forward, in the memory of one layer. DIR gets report.html, report.md, report.json

@@ -94,7 +94,7 @@ def ollama(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan; write nothing, ask no server.")] = False,
     force: ForceOption = False,
 ) -> None:
-    """Publish GGUFs with Ollama: a Modelfile and a Modelfile.gpu each, the tags, and on request create and push.
+    """Write Modelfiles and publish a GGUF on Ollama.
 
     The chat template is turned into Ollama's kind only where both render the same; else the Modelfile carries none and
     asks for an Ollama that renders the GGUF's own.

@@ -73,7 +73,7 @@ def plan(
     ] = None,
     offline: Annotated[bool, typer.Option("--offline", help="Use only what the hub's cache holds.")] = False,
 ) -> None:
-    """Tell which type of a model fits, with how many layers on the GPU and how much context.
+    """Show which format and placement fit a machine, from headers alone.
 
     Reads headers only: of a model on the hub no weights are downloaded. Sizes are what llama.cpp itself would take;
     speeds are estimates.

@@ -66,7 +66,7 @@ def run(
         typer.Option("--rpc", metavar="HOST:PORT", help="A llama.cpp rpc-server whose devices count as GPUs; repeat."),
     ] = None,
 ) -> None:
-    """Talk to a GGUF file in the terminal, by its own chat template, in llama.cpp.
+    """Chat with a GGUF file, by llama.cpp.
 
     For a quick look at what was converted; it is no server. Without -p a conversation begins; text from a pipe is
     answered like -p. The answer alone goes to stdout.

@@ -74,7 +74,7 @@ def termux(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the figures; write nothing.")] = False,
     force: ForceOption = False,
 ) -> None:
-    """Write a script that sets up Termux on an Android phone: runtime, model, service, start at boot.
+    """Write the script that installs a model on an Android phone.
 
     It is one readable bash file, to be run on the phone or piped into its bash; what the model needs is filled in, so
     that a phone that is too small is told before anything is fetched.

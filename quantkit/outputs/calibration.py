@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from quantkit.errors import UsageError
-from quantkit.families.native import Native
+from quantkit.families.base.native import Native
 from quantkit.forward.devices import find_device
 from quantkit.forward.linears import LayerLinears
 from quantkit.gguf.keyvalues import array, string, uint32

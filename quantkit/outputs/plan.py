@@ -10,7 +10,7 @@ from typing import Any
 from quantkit import __version__
 from quantkit.checkpoint import Checkpoint
 from quantkit.errors import UsageError
-from quantkit.families.native import Native
+from quantkit.families.base.native import Native
 from quantkit.machine import cores
 from quantkit.outputs.calibration import (
     CalibrationPlan,

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from threadpoolctl import ThreadpoolController
 
 from quantkit.errors import CalibrationError
-from quantkit.families.native import Source
+from quantkit.families.base.native import Source
 from quantkit.forward.allocator import keep_freed_memory
 from quantkit.forward.arrays import Array, fetch, namespace, place
 from quantkit.forward.feed_forward import expert_count, expert_part, feed_forward, route, shared

@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 
 from quantkit.checkpoint import Checkpoint
 from quantkit.errors import QuantkitError, UnsupportedError
-from quantkit.families.native import Native
-from quantkit.forward import reference_logits
+from quantkit.families import reference_logits
+from quantkit.families.base.native import Native
 from quantkit.machine import memory_limit
 from quantkit.tokenizer import PROBE, hf_token_ids
 from quantkit.verify.check import Check

@@ -19,8 +19,8 @@ from quantkit.checkpoint import Checkpoint, open_checkpoint
 from quantkit.conversion import run as run_module
 from quantkit.conversion.run import Result
 from quantkit.errors import CalibrationError, OutputError, ReadError, UnsupportedError
-from quantkit.families.native import Native
-from quantkit.forward import reference_logits
+from quantkit.families import reference_logits
+from quantkit.families.base.native import Native
 from quantkit.gguf.file_types import file_type
 from quantkit.outputs.gguf_files import GgufRequest
 from quantkit.outputs.packed_folders import FolderRequest

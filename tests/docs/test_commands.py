@@ -1,4 +1,4 @@
-"""The README is true: its commands run, its example is what comes out, its lists are the code's."""
+"""The documentation is true: its commands run, its examples are what comes out, its lists are the code's."""
 
 import json
 import re
@@ -6,38 +6,40 @@ import shlex
 import shutil
 import subprocess
 import tomllib
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
 from quantkit.chat import BUILT_IN
-from quantkit.gguf.file_types import FILE_TYPES
 from tests.conversion.test_bytes import a_random_imatrix
 from tests.helpers.command import Answer, quantkit
 from tests.helpers.hub_server import Repo, running_hub
 from tests.helpers.real import smollm2_or_skip
 from tests.helpers.tiny import tiny_llama
-from tools.readme_tables import with_tables
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text("utf-8")
+PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
 # Commands that calibrate do so on less text here; the last of an option given twice counts.
 FEW_SAMPLES = ("--samples", "8", "--seq-len", "64")
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+def blocks(language: str, pages: Sequence[Path] = PAGES) -> list[str]:
+    texts = [page.read_text("utf-8") for page in pages]
+    return [block for text in texts for block in re.findall(rf"^```{language}\n(.*?)^```", text, re.M | re.S)]
 
 
-def commands() -> list[list[str]]:
-    """Every shell line of the README, without its comment."""
-    lines = [line for block in blocks("sh") for line in block.splitlines()]
-    return [words for words in (shlex.split(line, comments=True) for line in lines) if words]
+def commands(pages: Sequence[Path] = PAGES) -> list[list[str]]:
+    """Every shell line of the pages once, without its comment."""
+    lines = [line for block in blocks("sh", pages) for line in block.splitlines()]
+    unique = dict.fromkeys(tuple(shlex.split(line, comments=True)) for line in lines)
+    return [list(words) for words in unique if words]
 
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder where the README's names exist: FOLDER, MODEL-BF16.gguf, imatrix.gguf, text.jsonl, recipes."""
+    """A folder where the names of the pages exist: FOLDER, MODEL-BF16.gguf, imatrix.gguf, text.jsonl, recipes."""
     folder = tmp_path_factory.mktemp("readme")
     tiny_llama(folder / "FOLDER", variant="llama3")
     assert quantkit("gguf", "FOLDER", "-t", "bf16", "-o", ".", cwd=folder).code == 0
@@ -49,8 +51,10 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def a_text() -> str:
-    """The README itself as calibration text: JSON lines, a paragraph each."""
-    return "".join(json.dumps({"text": paragraph}) + "\n" for paragraph in README.split("\n\n"))
+    """The guides as calibration text: JSON lines, a paragraph each."""
+    return "".join(
+        json.dumps({"text": paragraph}) + "\n" for page in PAGES for paragraph in page.read_text("utf-8").split("\n\n")
+    )
 
 
 def run(words: list[str], place: Path) -> Answer:
@@ -64,7 +68,7 @@ def run(words: list[str], place: Path) -> Answer:
 
 
 @pytest.mark.parametrize("words", [words for words in commands() if words[0] == "quantkit"], ids=shlex.join)
-def test_every_quantkit_command_of_the_readme_runs(words: list[str], place: Path) -> None:
+def test_every_quantkit_command_of_the_documentation_runs(words: list[str], place: Path) -> None:
     writes = words[1] in ("awq", "convert", "gguf", "gptq", "imatrix", "measure") and "--help" not in words
     calibrates = words[1] not in ("gguf", "measure") or any(
         word.startswith(("--calibrat", "--preset")) for word in words
@@ -74,20 +78,21 @@ def test_every_quantkit_command_of_the_readme_runs(words: list[str], place: Path
     assert answer.code == 0, answer.stderr
 
 
-def test_every_make_target_of_the_readme_exists() -> None:
+def test_every_make_target_of_the_documentation_exists() -> None:
     targets = [words[1] for words in commands() if words[0] == "make"]
     assert {"demo", "test"} <= set(targets)
     for target in targets:
         assert subprocess.run(["make", "-n", target], cwd=ROOT, capture_output=True, check=False).returncode == 0
 
 
-def test_every_command_of_the_readme_is_one_this_file_knows() -> None:
+def test_every_command_of_the_documentation_is_one_this_file_knows() -> None:
     assert {words[0] for words in commands()} == {"quantkit", "make"}
 
 
-def test_the_extras_the_readme_names_exist() -> None:
+def test_the_extras_that_the_documentation_names_exist() -> None:
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["optional-dependencies"]
-    named = set(re.findall(r"\[(\w+)\]'", README)) | set(re.findall(r"extra `(\w+)`", README))
+    text = "".join(page.read_text("utf-8") for page in PAGES)
+    named = set(re.findall(r"\[(\w+)\]'", text)) | set(re.findall(r"extra `(\w+)`", text))
     assert named
     assert named <= set(extras)
 
@@ -101,7 +106,7 @@ def row(line: str) -> tuple[list[str], float]:
 
 def test_the_example_is_what_comes_out(tmp_path: Path) -> None:
     checkpoint = smollm2_or_skip()
-    (example,) = blocks("console")
+    (example,) = blocks("console", [ROOT / "README.md"])
     command, *table = example.splitlines()
     words = shlex.split(command.removeprefix("$ "))
     assert words[:3] == ["quantkit", "gguf", checkpoint.name]
@@ -124,15 +129,16 @@ def test_the_page_of_inspect_is_what_comes_out() -> None:
     ]
 
 
-def test_the_readme_names_every_built_in_template() -> None:
-    paragraph = next(text for text in README.split("\n\n") if "`--chat-template` takes" in text)
-    assert set(BUILT_IN) | {"none"} <= set(re.findall(r"`(\w+)`", paragraph))
+def test_the_guide_names_every_built_in_template() -> None:
+    guide = (ROOT / "docs" / "guides" / "gguf.md").read_text("utf-8")
+    section = guide.split("## Chat templates")[1].split("## ")[0]
+    assert set(BUILT_IN) | {"none"} <= set(re.findall(r"`(\w+)`", section))
 
 
-def test_every_type_is_named() -> None:
-    row = next(line for line in README.splitlines() if line.startswith("| types |"))
-    assert set(re.findall(r"\b(?:i|t|mx|b)?[qf]p?\d\w*\b", row)) == set(FILE_TYPES)
-
-
-def test_the_table_of_families_is_made_from_the_data() -> None:
-    assert with_tables(README) == README, "run `make readme`"
+def test_the_chinese_readme_has_the_commands_and_figures_of_the_english_one() -> None:
+    chinese = (ROOT / "README.zh-CN.md").read_text("utf-8")
+    assert set(map(tuple, commands([ROOT / "README.md"]))) <= set(map(tuple, commands([ROOT / "README.zh-CN.md"])))
+    for block in blocks("text", [ROOT / "README.md"]):
+        assert block in chinese
+    links = re.compile(r"\]\((?:docs|[A-Z]+\.md)[^)]*\)")
+    assert set(links.findall(README)) - {"](README.zh-CN.md)"} <= set(links.findall(chinese))
