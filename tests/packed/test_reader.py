@@ -162,5 +162,5 @@ def test_a_group_that_does_not_exist_is_told(tmp_path: Path) -> None:
     packed = pack_gptq(random_quantized(Grid(4, 32), n_out=64, n_in=96))
     packed["g_idx"][5] = 3
     folder = folder_of(packed, {"quant_method": "gptq", "bits": 4, "group_size": 32}, tmp_path / "f")
-    with pytest.raises(CheckpointError, match="names group 3 of 3"):
+    with pytest.raises(CheckpointError, match="has group 3 of 3"):
         dequantized(folder)
