@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from threadpoolctl import threadpool_info, threadpool_limits
+from threadpoolctl import threadpool_limits
 
 from quantkit.conversion.folder_record import write_folder_origin
 from quantkit.conversion.packed_layers import WATCHERS, Keeper
@@ -90,7 +90,7 @@ def calibrate(
     journal = Journal(plan.work / "journal", plan.fingerprint, partial, force=force)
     complete = journal.finishing is not None
     try:
-        with threadpool_limits(_blas_threads(plan.threads), "blas"):
+        with threadpool_limits(1, "blas"):
             if complete:
                 take_back(plan)
             else:
@@ -119,11 +119,6 @@ def calibrate(
     finally:
         journal.close()
     return result
-
-
-def _blas_threads(most: int) -> int:
-    """As many as BLAS would take by itself (its environment variables may say how many), but no more than `most`."""
-    return min([most, *(int(each["num_threads"]) for each in threadpool_info() if each["user_api"] == "blas")])
 
 
 def _refuse_existing(plan: CalibratedPlan, others: Sequence[Path], *, force: bool) -> None:
