@@ -10,7 +10,7 @@ from quantkit.cli.output import Out, human_bytes, human_count
 from quantkit.conversion.calibrated import Calibrated, Folder, Squares, calibrate
 from quantkit.errors import VerificationError
 from quantkit.families import check_config
-from quantkit.families.native import Native
+from quantkit.families.base.native import Native
 from quantkit.files import free_space
 from quantkit.forward.devices import find_device
 from quantkit.outputs.calibration import CalibratedPlan, plan_calibrated

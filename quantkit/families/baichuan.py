@@ -12,13 +12,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantkit.errors import UnsupportedError
-from quantkit.families.family import Canonical, Family, Key, Rule, Take
-from quantkit.families.hyperparameters import Hyperparameters
-from quantkit.families.keys import base_keys
+from quantkit.families.base.family import Canonical, Family, Key, Rule, Take
+from quantkit.families.base.hyperparameters import Hyperparameters
+from quantkit.families.base.keys import base_keys
+from quantkit.families.base.mapping import interleave_rotary_rows
+from quantkit.families.base.native_config import as_llama
+from quantkit.families.base.refusals import SILU, only
+from quantkit.families.base.traits import Traits
 from quantkit.families.llama import ENDS, MLP
-from quantkit.families.mapping import interleave_rotary_rows
-from quantkit.families.native_config import as_llama
-from quantkit.families.refusals import SILU, only
 
 ROTARY_LAYERS = 32
 ALIBI_LAYERS = 40
@@ -129,4 +130,5 @@ FAMILY = Family(
     dimensions=lambda sizes: {"packed": 3 * sizes.hidden},
     rope_kinds=("default",),
     canonical=_canonical,
+    traits=Traits(rope_layers=32),
 )

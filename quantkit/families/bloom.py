@@ -8,9 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from quantkit.families.family import Family, Key, Rule, Take
-from quantkit.families.hyperparameters import Hyperparameters, number, optional_size, size
-from quantkit.families.refusals import only
+from quantkit.families.base.family import Family, Key, Rule, Take
+from quantkit.families.base.hyperparameters import Hyperparameters, number, optional_size, size
+from quantkit.families.base.refusals import only
+from quantkit.families.base.traits import Traits
+from quantkit.forward.description import Architecture, Attention, FeedForward, given
+from quantkit.forward.settings import LAYER_NORM
 
 
 def _by_role(sizes: Hyperparameters) -> Take:
@@ -89,6 +92,34 @@ def keys(arch: str, sizes: Hyperparameters) -> list[Key]:
     ]
 
 
+FORWARD = Architecture(
+    base="transformer.",
+    embedding="word_embeddings",
+    embedding_norm="word_embeddings_layernorm",
+    layer="h.{}.",
+    norm=LAYER_NORM,
+    attention=Attention(
+        at="self_attention.",
+        fused="query_key_value",
+        grouped=True,
+        out="dense",
+        alibi=lambda _: True,
+    ),
+    feed=FeedForward(
+        gate=None,
+        up="dense_h_to_4h",
+        down="dense_4h_to_h",
+        inner=lambda config: 4 * int(given(config, "hidden_size", "n_embed")),
+        activation=(),
+        default_activation="gelu_pytorch_tanh",
+    ),
+    last_norm="ln_f",
+    tied=True,
+    refused=lambda config: (
+        "apply_residual_connection_post_layernorm" if config.get("apply_residual_connection_post_layernorm") else None
+    ),
+)
+
 FAMILY = Family(
     name="BLOOM",
     models="BLOOM, BLOOMZ, Huozi 1/2",
@@ -101,4 +132,6 @@ FAMILY = Family(
     prepare=prepare,
     rename=((r"^(?!transformer\.|lm_head\.)", "transformer."),),
     dimensions=lambda sizes: {"qkv": 3 * sizes.hidden},
+    forward={"BloomForCausalLM": FORWARD},
+    traits=Traits(layer_norm=True, positions="alibi"),
 )

@@ -5,17 +5,21 @@ themselves, as one key-value head: kv_b_proj is split into what turns queries to
 head by head) and what turns latents to values (attn_v_b).
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from quantkit.families.deepseek_limits import cautions, is_v3, prepare
-from quantkit.families.family import Dropped, Family, Key, Rule, Take
-from quantkit.families.fused import expert_halves
-from quantkit.families.hyperparameters import Hyperparameters, number, optional_size, size
-from quantkit.families.keys import base_keys
+from quantkit.errors import UnsupportedError
+from quantkit.families.base.family import Dropped, Family, Key, Rule, Take
+from quantkit.families.base.fused import expert_halves
+from quantkit.families.base.hyperparameters import Hyperparameters, number, optional_size, size
+from quantkit.families.base.keys import base_keys
+from quantkit.families.base.refusals import SILU, only
 from quantkit.families.llama import ENDS
+from quantkit.forward.description import Architecture, Attention, Config, Experts, FeedForward, given
+from quantkit.forward.settings import EXPERT, dense_after, flag, latent_scale, number_of
 
 _LAYER, _ATTENTION = "model.layers.{layer}", "model.layers.{layer}.self_attn"
 _MLP = "model.layers.{layer}.mlp"
@@ -48,7 +52,7 @@ def _plain_queries(sizes: Hyperparameters) -> bool:
 
 
 def _is_v3(sizes: Hyperparameters) -> bool:
-    return is_v3(sizes.config)
+    return _config_is_v3(sizes.config)
 
 
 def _of_heads(sizes: Hyperparameters, *, keys: bool) -> tuple[Take, ...]:
@@ -177,6 +181,88 @@ def keys(arch: str, sizes: Hyperparameters) -> list[Key]:
     return found
 
 
+# What llama.cpp's `deepseek2` supports in one way only (src/models/deepseek2.cpp).
+# llama.cpp asks for no compressed queries where it knows a Lite model by these (deepseek2.cpp, is_lite).
+_LITE_LAYERS = (26, 27)
+_LITE_LAYERS_AND_VOCABULARY = (48, 128256)
+
+
+def _config_is_v3(config: Mapping[str, Any]) -> bool:
+    """Whether config.json is of V3's class, which R1 and Moonlight share."""
+    return bool(config["architectures"][0] == "DeepseekV3ForCausalLM")
+
+
+def _prepare(config: dict[str, Any]) -> dict[str, Any]:
+    """Refuse what llama.cpp's graph has built in otherwise; the rotary width is the class's head_dim."""
+    v3 = _config_is_v3(config)
+    family = "DeepSeek-V3" if v3 else "DeepSeek-V2"
+    config["head_dim"] = size(config, "qk_rope_head_dim")
+    heads = size(config, "num_attention_heads")
+    only(config, "num_key_value_heads", heads, family=family)
+    only(config, "hidden_act", *SILU, family=family)
+    only(config, "attention_bias", False, family=family)
+    only(config, "mlp_bias", False, family=family)
+    only(config, "moe_layer_freq", 1, family=family)
+    only(config, "rope_interleave", True, family=family)
+    only(config, "scoring_func", "sigmoid" if v3 else "softmax", family=family)
+    size(config, "num_experts_per_tok")
+    if v3:
+        config["scoring_func"] = "sigmoid"
+        only(config, "topk_method", "noaux_tc", family=family)
+    else:
+        # transformers' own class leaves it undone, DeepSeek's leaves routed_scaling_factor undone, llama.cpp does both
+        only(config, "norm_topk_prob", False, family=family)
+        _groups_of_v2(config)
+    _queries(config)
+    _yarn(config)
+    return config
+
+
+def _groups_of_v2(config: dict[str, Any]) -> None:
+    """Groups that the model does not look at must not be in the GGUF, where llama.cpp would."""
+    method = config.get("topk_method", "greedy")
+    only(config, "topk_method", "greedy", "group_limited_greedy", family="DeepSeek-V2")
+    if method == "greedy" and (optional_size(config, "n_group") or 1) > 1:
+        config["n_group"] = config["topk_group"] = None
+
+
+def _cautions(sizes: Hyperparameters) -> Iterator[str]:
+    groups = optional_size(sizes.config, "n_group") or 1
+    if sizes.config.get("topk_method") == "group_limited_greedy" and groups > 1:
+        yield (
+            f"of {groups} groups of experts the model chooses those with the best single expert, llama.cpp with the"
+            " best two: now and then a token will go to other experts than in the checkpoint"
+        )
+
+
+def _queries(config: Mapping[str, Any]) -> None:
+    layers, vocabulary = size(config, "num_hidden_layers"), size(config, "vocab_size")
+    lite = layers in _LITE_LAYERS or (layers, vocabulary) == _LITE_LAYERS_AND_VOCABULARY
+    compressed = config.get("q_lora_rank") is not None
+    if lite == compressed:
+        raise UnsupportedError(
+            f"config.json: q_lora_rank is {config.get('q_lora_rank')!r}, but llama.cpp takes a model of {layers} layers"
+            f" for one {'without' if lite else 'with'} compressed queries; no GGUF can express it"
+        )
+
+
+def _yarn(config: Mapping[str, Any]) -> None:
+    """llama.cpp scales attention by mscale_all_dim and takes mscale for the same; the rest of YaRN is built in."""
+    rope = config.get("rope_parameters") or config.get("rope_scaling")
+    if not isinstance(rope, Mapping) or (rope.get("rope_type") or rope.get("type")) != "yarn":
+        return
+    named = "DeepSeek with YaRN"
+    only(rope, "beta_fast", 32, family=named)
+    only(rope, "beta_slow", 1, family=named)
+    only(rope, "truncate", True, family=named)
+    each, whole = rope.get("mscale"), rope.get("mscale_all_dim")
+    if not whole or each != whole or rope.get("attention_factor") is not None:
+        raise UnsupportedError(
+            f"config.json: rope scaling 'yarn' has mscale {each!r}, mscale_all_dim {whole!r} and attention_factor"
+            f" {rope.get('attention_factor')!r}; llama.cpp runs DeepSeek only with the first two equal and no third"
+        )
+
+
 # transformers' DeepseekV2Config and DeepseekV3Config; V3's class scores by sigmoid without a word about it.
 DEFAULTS: dict[str, dict[str, Any]] = {
     "deepseek_v2": {
@@ -221,6 +307,50 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     },
 }
 
+
+def _groups(config: Config) -> tuple[int, int]:
+    if config.get("topk_method") == "greedy":
+        return 1, 1
+    return int(given(config, "n_group", default=1)), int(given(config, "topk_group", default=1))
+
+
+_SHARED_EXPERTS = FeedForward(
+    at="mlp.shared_experts.",
+    inner=lambda config: int(config["moe_intermediate_size"]) * int(given(config, "n_shared_experts", default=0)),
+)
+_LATENT = Architecture(attention=Attention(latent=True, pairs="neighbours", scale=latent_scale))
+# The scale of V2's attention is that of the published model's own code.
+_V2 = replace(
+    _LATENT,
+    experts=Experts(
+        router="mlp.gate",
+        each=EXPERT,
+        groups=_groups,
+        normalised=lambda _: False,
+        scale=number_of("routed_scaling_factor"),
+        shared=_SHARED_EXPERTS,
+        layers=dense_after,
+    ),
+    refused=lambda config: (
+        "norm_topk_prob, which its implementations do not agree on" if config.get("norm_topk_prob") else None
+    ),
+)
+_V3 = replace(
+    _LATENT,
+    experts=Experts(
+        router="mlp.gate",
+        each=EXPERT,
+        score="sigmoid",
+        correction="mlp.gate.e_score_correction_bias",
+        groups=_groups,
+        group_by=2,
+        normalised=flag("norm_topk_prob", True),
+        scale=number_of("routed_scaling_factor", 2.5),
+        shared=_SHARED_EXPERTS,
+        layers=dense_after,
+    ),
+)
+
 FAMILY = Family(
     name="DeepSeek-V2/V3",
     models="DeepSeek-V2, DeepSeek-V2-Lite, DeepSeek-V3, DeepSeek-R1, Moonlight",
@@ -229,7 +359,7 @@ FAMILY = Family(
     rules=ATTENTION + FEED_FORWARD + ENDS,
     keys=keys,
     defaults=DEFAULTS,
-    prepare=prepare,
+    prepare=_prepare,
     dimensions=_dimensions,
     dropped=(
         Dropped(
@@ -239,5 +369,6 @@ FAMILY = Family(
         ),
     ),
     rope_kinds=("default", "yarn"),
-    cautions=cautions,
+    cautions=_cautions,
+    forward={"DeepseekV2ForCausalLM": _V2, "DeepseekV3ForCausalLM": _V3},
 )

@@ -4,14 +4,18 @@ Shape of the GGUF: llama.cpp's `falcon` architecture (src/models/falcon.cpp): at
 before both (7B, Falcon 2) or one each (40B, 180B). Falcon 3 is a Llama.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-from quantkit.families.family import Family, Key, Rule, Take
-from quantkit.families.hyperparameters import Hyperparameters, number, optional_size, size
-from quantkit.families.keys import rope_keys
-from quantkit.families.refusals import GELU, only
+from quantkit.families.base.family import Family, Key, Rule, Take
+from quantkit.families.base.hyperparameters import Hyperparameters, number, optional_size, size
+from quantkit.families.base.keys import rope_keys
+from quantkit.families.base.refusals import GELU, only
+from quantkit.families.base.traits import Traits
+from quantkit.forward.description import Architecture, Attention, Config, FeedForward, given
+from quantkit.forward.settings import LAYER_NORM
 
 _THETA = 10000.0  # llama.cpp's base of rotation where a GGUF states none
 
@@ -112,6 +116,43 @@ _DEFAULTS = {
     "tie_word_embeddings": True,
 }
 
+
+def _kv_heads(config: Config) -> int:
+    if config.get("new_decoder_architecture"):
+        return int(given(config, "num_kv_heads", "num_attention_heads"))
+    return 1 if given(config, "multi_query", default=True) else int(given(config, "num_attention_heads", "n_head"))
+
+
+def _variant(config: Config) -> Mapping[str, Any]:
+    if config.get("new_decoder_architecture") and given(config, "num_ln_in_parallel_attn", default=2) == 2:
+        return {"attention_norm": "ln_attn", "feed_norm": "ln_mlp"}
+    return {}
+
+
+FORWARD = Architecture(
+    base="transformer.",
+    embedding="word_embeddings",
+    layer="h.{}.",
+    norm=LAYER_NORM,
+    feed_norm=None,
+    parallel=True,
+    attention=Attention(at="self_attention.", fused="query_key_value", grouped=True, out="dense", kv_heads=_kv_heads),
+    feed=FeedForward(
+        gate=None,
+        up="dense_h_to_4h",
+        down="dense_4h_to_h",
+        inner=lambda config: int(given(config, "ffn_hidden_size", default=4 * config["hidden_size"])),
+        activation=("activation",),
+        default_activation="gelu",
+    ),
+    last_norm="ln_f",
+    tied=True,
+    variant=_variant,
+    refused=lambda config: (
+        "alibi" if config.get("alibi") else None if given(config, "parallel_attn", default=True) else "serial layers"
+    ),
+)
+
 FAMILY = Family(
     name="Falcon",
     models="Falcon 7B/40B/180B, Falcon 2",
@@ -124,4 +165,6 @@ FAMILY = Family(
     rename=((r"^(?!transformer\.|lm_head\.)", "transformer."),),
     dimensions=lambda sizes: {"qkv": (sizes.n_head + 2 * sizes.n_head_kv) * sizes.head_dim},
     rope_kinds=("default", "linear", "yarn", "dynamic"),
+    forward={"FalconForCausalLM": FORWARD},
+    traits=Traits(layer_norm=True, parallel=True),
 )

@@ -9,10 +9,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from quantkit.families.family import Dropped, Family, Key, Rule
-from quantkit.families.hyperparameters import Hyperparameters
-from quantkit.families.keys import head_dim_keys
-from quantkit.families.refusals import GELU, only
+from quantkit.families.base.family import Dropped, Family, Key, Rule
+from quantkit.families.base.hyperparameters import Hyperparameters
+from quantkit.families.base.keys import head_dim_keys
+from quantkit.families.base.refusals import GELU, only
+from quantkit.families.base.traits import Traits
+from quantkit.forward.description import Architecture, FeedForward, Norm
+from quantkit.tokenizer.roles import TokenRoles
 
 _LAYER = "model.layers.{layer}"
 # What llama.cpp takes where a file says nothing; its converter stores no base for Gemma 1 and 2.
@@ -89,6 +92,14 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     }
 }
 
+RMS_FROM_ONE = Norm("rms", offset=1.0)
+FORWARD = Architecture(
+    embedding_scale=lambda config: float(config["hidden_size"]) ** 0.5,
+    norm=RMS_FROM_ONE,
+    feed=FeedForward(activation=("hidden_activation", "hidden_act"), default_activation="gelu_pytorch_tanh"),
+    tied=True,
+)
+
 FAMILY = Family(
     name="Gemma",
     models="Gemma 1, CodeGemma",
@@ -100,4 +111,7 @@ FAMILY = Family(
     prepare=prepare,
     dropped=(HEAD,),
     rope_kinds=("default",),
+    forward=FORWARD,
+    traits=Traits(scaled_query=True, scaled_embedding=True),
+    token_roles=TokenRoles(also={"eot": "<end_of_turn>"}),
 )

@@ -4,15 +4,20 @@ Shape of the GGUF: llama.cpp's `gemma2` architecture (src/models/gemma2.cpp).
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from quantkit.errors import UnsupportedError
 from quantkit.families import gemma
-from quantkit.families.family import Family, Key
+from quantkit.families.base.family import Family, Key
+from quantkit.families.base.hyperparameters import Hyperparameters, number, size
+from quantkit.families.base.refusals import GELU, only
+from quantkit.families.base.sliding import pattern_keys, sliding_layers
+from quantkit.families.base.traits import Traits
+from quantkit.families.gemma import FORWARD as GEMMA_FORWARD
 from quantkit.families.gemma import HEAD, MATRICES, gemma_keys, norm
-from quantkit.families.hyperparameters import Hyperparameters, number, size
-from quantkit.families.refusals import GELU, only
-from quantkit.families.sliding import pattern_keys, sliding_layers
+from quantkit.forward.description import Attention
+from quantkit.forward.settings import query_scale, window
 
 NORMS = (
     norm("input_layernorm", "attn_norm"),
@@ -84,6 +89,17 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     }
 }
 
+FORWARD = replace(
+    GEMMA_FORWARD,
+    after_attention="post_attention_layernorm",
+    feed_norm="pre_feedforward_layernorm",
+    after_feed="post_feedforward_layernorm",
+    attention=Attention(
+        scale=query_scale, softcap="attn_logit_softcapping", window=window(lambda _, layer: layer % 2 == 0)
+    ),
+    logit_softcap="final_logit_softcapping",
+)
+
 FAMILY = Family(
     name="Gemma 2",
     models="Gemma 2 2B/9B/27B",
@@ -95,4 +111,6 @@ FAMILY = Family(
     prepare=prepare,
     dropped=(HEAD,),
     rope_kinds=("default",),
+    forward=FORWARD,
+    traits=Traits(sliding_every=2, default_window=4096, scaled_query=True, scaled_embedding=True),
 )

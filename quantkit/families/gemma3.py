@@ -5,17 +5,22 @@ Shape of the GGUF: llama.cpp's `gemma3` architecture (src/models/gemma3.cpp).
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from quantkit.errors import CheckpointError, UnsupportedError
 from quantkit.families import gemma2
-from quantkit.families.family import Dropped, Family, Key, Rule
-from quantkit.families.gemma import MATRICES, norm
+from quantkit.families.base.family import Dropped, Family, Key, Rule
+from quantkit.families.base.hyperparameters import Hyperparameters, number, size
+from quantkit.families.base.keys import base_keys
+from quantkit.families.base.refusals import GELU, only
+from quantkit.families.base.sliding import pattern_keys, pattern_of, sliding_layers
+from quantkit.families.base.traits import Traits
+from quantkit.families.gemma import MATRICES, RMS_FROM_ONE, norm
+from quantkit.families.gemma2 import FORWARD as GEMMA2_FORWARD
 from quantkit.families.gemma2 import NORMS, refuse_other_query_scale
-from quantkit.families.hyperparameters import Hyperparameters, number, size
-from quantkit.families.keys import base_keys
-from quantkit.families.refusals import GELU, only
-from quantkit.families.sliding import pattern_keys, pattern_of, sliding_layers
+from quantkit.forward.description import Attention, Config, given
+from quantkit.forward.settings import HEAD_NORMS, local_rope, query_scale, slides, window
 
 # llama.cpp takes this one where a file says nothing.
 _PATTERN = 6
@@ -86,6 +91,23 @@ def keys(arch: str, sizes: Hyperparameters) -> list[Key]:
     return found
 
 
+def _slides(config: Config, layer: int) -> bool:
+    pattern = int(given(config, "sliding_window_pattern", "_sliding_window_pattern", default=6))
+    return slides(config, layer, (layer + 1) % pattern != 0)
+
+
+FORWARD = replace(
+    GEMMA2_FORWARD,
+    attention=Attention(
+        norms=HEAD_NORMS,
+        norm=RMS_FROM_ONE,
+        rope=local_rope(_slides, "rope_local_base_freq"),
+        scale=query_scale,
+        window=window(_slides),
+    ),
+    refused=lambda config: "attention to later tokens" if config.get("use_bidirectional_attention") else None,
+)
+
 FAMILY = Family(
     name="Gemma 3",
     models="Gemma 3 270M/1B/4B/12B/27B, text only",
@@ -112,4 +134,6 @@ FAMILY = Family(
         ),
     ),
     rope_kinds=("default", "linear"),
+    forward={"Gemma3ForCausalLM": FORWARD},
+    traits=Traits(sliding_every=6, scaled_query=True, scaled_embedding=True),
 )

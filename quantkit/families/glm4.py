@@ -5,12 +5,14 @@ Shape of the GGUF: llama.cpp's `glm4` architecture (src/models/glm4.cpp), which 
 
 from typing import Any
 
-from quantkit.families.family import Family, Key, Rule
-from quantkit.families.hyperparameters import Hyperparameters
-from quantkit.families.keys import base_keys
+from quantkit.families.base.family import Family, Key, Rule
+from quantkit.families.base.hyperparameters import Hyperparameters
+from quantkit.families.base.keys import base_keys
+from quantkit.families.base.refusals import SILU, only, plain_yarn
 from quantkit.families.llama import ENDS
 from quantkit.families.qwen2 import PROJECTIONS, ROPE_KINDS
-from quantkit.families.refusals import SILU, only, plain_yarn
+from quantkit.forward.description import Architecture, Attention, FeedForward
+from quantkit.tokenizer.roles import TokenRoles
 
 _AT, _TO = "model.layers.{layer}", "blk.{layer}"
 
@@ -54,6 +56,15 @@ def _prepare(config: dict[str, Any]) -> dict[str, Any]:
     return config
 
 
+FORWARD = Architecture(
+    after_attention="post_self_attn_layernorm",
+    after_feed="post_mlp_layernorm",
+    attention=Attention(pairs="neighbours"),
+    feed=FeedForward(fused="gate_up_proj"),
+)
+
+_END = "<|endoftext|>"
+
 FAMILY = Family(
     name="GLM-4",
     models="GLM-4-0414, GLM-Z1",
@@ -65,4 +76,6 @@ FAMILY = Family(
     prepare=_prepare,
     dimensions=lambda sizes: {"gate_up": 2 * sizes.ffn},
     rope_kinds=ROPE_KINDS,
+    forward=FORWARD,
+    token_roles=TokenRoles(also={"eos": _END, "eot": "<|user|>", "unk": _END, "bos": _END}),
 )

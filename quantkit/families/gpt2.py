@@ -5,9 +5,12 @@ Shape of the GGUF: llama.cpp's `gpt2` architecture (src/models/gpt2.cpp).
 
 from typing import Any
 
-from quantkit.families.family import Family, Key, Rule, Take
-from quantkit.families.hyperparameters import Hyperparameters, number, optional_size, size
-from quantkit.families.refusals import GELU, only
+from quantkit.families.base.family import Family, Key, Rule, Take
+from quantkit.families.base.hyperparameters import Hyperparameters, number, optional_size, size
+from quantkit.families.base.refusals import GELU, only
+from quantkit.families.base.traits import Traits
+from quantkit.forward.description import Architecture, Attention, Config, FeedForward, Form, given, head_dim
+from quantkit.forward.settings import LAYER_NORM
 
 _H = "transformer.h.{layer}"
 _NORMS = (
@@ -82,6 +85,40 @@ def keys(arch: str, sizes: Hyperparameters) -> list[Key]:
     ]
 
 
+def _scale(config: Config, layer: int) -> float:
+    scale = head_dim(config) ** -0.5 if given(config, "scale_attn_weights", default=True) else 1.0
+    return float(scale / (layer + 1) if config.get("scale_attn_by_inverse_layer_idx") else scale)
+
+
+FORWARD = Architecture(
+    base="transformer.",
+    embedding="wte",
+    positions="wpe",
+    layer="h.{}.",
+    norm=LAYER_NORM,
+    attention_norm="ln_1",
+    feed_norm="ln_2",
+    attention=Attention(
+        at="attn.",
+        fused="c_attn",
+        out="c_proj",
+        form=Form(turned=True),
+        rope=lambda _config, _layer: None,
+        scale=_scale,
+    ),
+    feed=FeedForward(
+        gate=None,
+        up="c_fc",
+        down="c_proj",
+        form=Form(turned=True),
+        inner=lambda config: int(given(config, "n_inner", default=4 * given(config, "n_embd", "hidden_size"))),
+        activation=("activation_function",),
+        default_activation="gelu_new",
+    ),
+    last_norm="ln_f",
+    tied=True,
+)
+
 FAMILY = Family(
     name="GPT-2",
     models="GPT-2, DistilGPT-2 and their finetunes",
@@ -94,4 +131,6 @@ FAMILY = Family(
     prepare=prepare,
     rename=((r"^(?!transformer\.|lm_head\.)", "transformer."),),
     dimensions=lambda sizes: {"qkv": 3 * sizes.hidden},
+    forward=FORWARD,
+    traits=Traits(layer_norm=True, positions="learned"),
 )

@@ -10,12 +10,15 @@ from typing import Any
 
 import numpy as np
 
-from quantkit.families.family import Family, Key, Rule, Take
-from quantkit.families.hyperparameters import Hyperparameters, size
-from quantkit.families.keys import base_keys
+from quantkit.families.base.family import Family, Key, Rule, Take
+from quantkit.families.base.hyperparameters import Hyperparameters, size
+from quantkit.families.base.keys import base_keys
+from quantkit.families.base.refusals import SILU, only, plain_yarn
+from quantkit.families.base.sliding import pattern_keys, sliding_layers
+from quantkit.families.base.traits import Traits
 from quantkit.families.llama import ENDS
-from quantkit.families.refusals import SILU, only, plain_yarn
-from quantkit.families.sliding import pattern_keys, sliding_layers
+from quantkit.forward.description import Architecture, Attention, Experts, FeedForward, Form
+from quantkit.forward.settings import window
 
 _LAYER, _ATTENTION = "model.layers.{layer}", "model.layers.{layer}.self_attn"
 _EXPERTS = "model.layers.{layer}.mlp.experts"
@@ -167,6 +170,16 @@ def _cautions(sizes: Hyperparameters) -> list[str]:
     return ["llama.cpp rounds the ends of YaRN's ramp to whole dimensions, the model does not (truncate is false)"]
 
 
+FORWARD = Architecture(
+    attention=Attention(sinks="sinks", window=window(lambda _, layer: layer % 2 == 0)),
+    experts=Experts(
+        router="mlp.router",
+        stacked=FeedForward(
+            at="mlp.experts.", fused="gate_up_proj", alternating=True, clamped=True, form=Form("", "_bias", turned=True)
+        ),
+    ),
+)
+
 FAMILY = Family(
     name="gpt-oss",
     models="gpt-oss 20B/120B",
@@ -179,4 +192,12 @@ FAMILY = Family(
     dimensions=_dimensions,
     rope_kinds=("default", "yarn"),
     cautions=_cautions,
+    forward=FORWARD,
+    traits=Traits(
+        sliding_every=2,
+        output_last=True,
+        expert_weights_summed_to_one=False,
+        softmax_of_chosen=True,
+        feed_norm="post_attention_norm",
+    ),
 )

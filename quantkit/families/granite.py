@@ -7,10 +7,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from quantkit.errors import CheckpointError
-from quantkit.families.family import Computed, Family, Key
-from quantkit.families.hyperparameters import Hyperparameters, number
+from quantkit.families.base.family import Computed, Family, Key
+from quantkit.families.base.hyperparameters import Hyperparameters, number
+from quantkit.families.base.refusals import SILU, only, plain_yarn
 from quantkit.families.llama import ATTENTION, ENDS, MLP, llama3_rope_factors, llama_keys
-from quantkit.families.refusals import SILU, only, plain_yarn
+from quantkit.forward.description import Architecture, Attention, given
+from quantkit.forward.settings import number_of
 
 # config.json -> the key's name after the architecture, in the converter's order.
 MULTIPLIERS = {
@@ -68,6 +70,13 @@ def _prepare(config: dict[str, Any]) -> dict[str, Any]:
     return without_plain_width(config)
 
 
+FORWARD = Architecture(
+    embedding_scale=number_of("embedding_multiplier"),
+    residual_scale=number_of("residual_multiplier"),
+    attention=Attention(scale=lambda config, _: float(given(config, "attention_multiplier", default=1.0))),
+    logit_scale=lambda config: 1.0 / float(given(config, "logits_scaling", default=1.0)),
+)
+
 FAMILY = Family(
     name="Granite",
     models="Granite 3.0 to 3.3",
@@ -78,4 +87,5 @@ FAMILY = Family(
     computed=(Computed("rope_freqs.weight", llama3_rope_factors),),
     defaults={"granite": CONFIG},
     prepare=_prepare,
+    forward=FORWARD,
 )

@@ -4,14 +4,18 @@ Shape of the GGUF: llama.cpp's `granitemoe` architecture (src/models/granite-moe
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from quantkit.errors import CheckpointError, UnsupportedError
-from quantkit.families.family import Computed, Family, Key, Rule, Take
-from quantkit.families.fused import expert_halves, rows
+from quantkit.families.base.family import Computed, Family, Key, Rule, Take
+from quantkit.families.base.fused import expert_halves, rows
+from quantkit.families.base.hyperparameters import Hyperparameters, optional_size, size
 from quantkit.families.granite import CONFIG, check_granite, granite_keys, without_plain_width
-from quantkit.families.hyperparameters import Hyperparameters, optional_size, size
+from quantkit.families.granite import FORWARD as GRANITE_FORWARD
 from quantkit.families.llama import ATTENTION, ENDS, llama3_rope_factors
+from quantkit.forward.description import Experts, FeedForward
+from quantkit.forward.settings import size_of
 
 _AT, _TO = "model.layers.{layer}", "blk.{layer}"
 
@@ -106,6 +110,17 @@ def _prepare(config: dict[str, Any]) -> dict[str, Any]:
     return without_plain_width(config)
 
 
+FORWARD = replace(
+    GRANITE_FORWARD,
+    experts=Experts(
+        router="block_sparse_moe.router.layer",
+        stacked=FeedForward(at="block_sparse_moe.", fused="input_linear", down="output_linear"),
+        shared=FeedForward(
+            at="shared_mlp.", fused="input_linear", down="output_linear", inner=size_of("shared_intermediate_size")
+        ),
+    ),
+)
+
 FAMILY = Family(
     name="Granite-MoE",
     models="Granite 3.0 and 3.1 1B-A400M, 3B-A800M",
@@ -118,4 +133,5 @@ FAMILY = Family(
     prepare=_prepare,
     rename=RENAME,
     dimensions=_dimensions,
+    forward=FORWARD,
 )

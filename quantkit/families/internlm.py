@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from quantkit.errors import UnsupportedError
-from quantkit.families.family import Canonical, Family, Rule
+from quantkit.families.base.family import Canonical, Family, Rule
+from quantkit.families.base.native_config import as_llama
+from quantkit.families.base.refusals import SILU, only
 from quantkit.families.llama import ATTENTION, ENDS, MLP, llama_keys
-from quantkit.families.native_config import as_llama
-from quantkit.families.refusals import SILU, only
 
 _RULES = (
     *ATTENTION,

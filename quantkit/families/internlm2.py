@@ -8,12 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from quantkit.families.family import Canonical, Family, Rule, Take
-from quantkit.families.hyperparameters import Hyperparameters
-from quantkit.families.keys import base_keys
-from quantkit.families.mapping import interleave_rotary_rows
-from quantkit.families.native_config import as_llama
-from quantkit.families.refusals import SILU, only
+from quantkit.families.base.family import Canonical, Family, Rule, Take
+from quantkit.families.base.hyperparameters import Hyperparameters
+from quantkit.families.base.keys import base_keys
+from quantkit.families.base.mapping import interleave_rotary_rows
+from quantkit.families.base.native_config import as_llama
+from quantkit.families.base.refusals import SILU, only
+from quantkit.tokenizer.roles import TokenRoles
 
 _ROLES: dict[str, slice | int] = {"q": slice(None, -2), "k": -2, "v": -1}
 
@@ -90,4 +91,6 @@ FAMILY = Family(
     dimensions=_dimensions,
     rope_kinds=("default", "linear", "dynamic"),
     canonical=lambda sizes: Canonical(as_llama, NATIVE_RULES),
+    # its chats end in a token that the configuration does not call the end
+    token_roles=TokenRoles(instead={"eos": "<|im_end|>"}),
 )

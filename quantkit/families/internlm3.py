@@ -6,11 +6,11 @@ llama.cpp keeps it under the `llama` architecture.
 from collections.abc import Mapping
 from typing import Any
 
-from quantkit.families.family import Canonical, Family, Rule
-from quantkit.families.hyperparameters import Hyperparameters
+from quantkit.families.base.family import Canonical, Family, Rule
+from quantkit.families.base.hyperparameters import Hyperparameters
+from quantkit.families.base.native_config import as_llama
+from quantkit.families.base.refusals import SILU, only, plain_yarn
 from quantkit.families.llama import ATTENTION, ENDS, MLP, llama_keys
-from quantkit.families.native_config import as_llama
-from quantkit.families.refusals import SILU, only, plain_yarn
 
 _RULES = ATTENTION + MLP + ENDS
 _NATIVE_RULES = tuple(

@@ -9,10 +9,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from quantkit.families.family import Computed, Family, Key, Rule
-from quantkit.families.hyperparameters import Hyperparameters
-from quantkit.families.keys import base_keys
-from quantkit.families.refusals import SILU, only, plain_yarn, window_ignored
+from quantkit.families.base.family import Computed, Family, Key, Rule
+from quantkit.families.base.hyperparameters import Hyperparameters
+from quantkit.families.base.keys import base_keys
+from quantkit.families.base.refusals import SILU, only, plain_yarn, window_ignored
+from quantkit.forward.description import Architecture, Attention
+from quantkit.forward.settings import every_layer, flag
 
 ATTENTION = (
     Rule("model.layers.{layer}.input_layernorm.weight", "blk.{layer}.attn_norm.weight", ("hidden",)),
@@ -99,6 +101,9 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     },
 }
 
+# transformers' Llama; `alibi` is set by families that are Llama but for the positions (see Canonical)
+FORWARD = Architecture(attention=Attention(alibi=flag("alibi")))
+
 FAMILY = Family(
     name="Llama",
     models="Llama 1/2/3, Mistral, Yi, SmolLM, TinyLlama",
@@ -110,4 +115,9 @@ FAMILY = Family(
     defaults=DEFAULTS,
     prepare=prepare,
     cautions=window_ignored,
+    forward={
+        "LlamaForCausalLM": FORWARD,
+        "LLaMAForCausalLM": FORWARD,
+        "MistralForCausalLM": Architecture(attention=Attention(window=every_layer)),
+    },
 )

@@ -1,8 +1,10 @@
 """Mixtral: Llama's attention with a router over experts. llama.cpp keeps it under the `llama` architecture."""
 
-from quantkit.families.family import Computed, Family, Rule
+from quantkit.families.base.family import Computed, Family, Rule
+from quantkit.families.base.refusals import window_ignored
 from quantkit.families.llama import ATTENTION, ENDS, llama3_rope_factors, llama_keys, prepare
-from quantkit.families.refusals import window_ignored
+from quantkit.forward.description import Architecture, Attention, Experts, FeedForward
+from quantkit.forward.settings import every_layer
 
 _MOE = "model.layers.{layer}.block_sparse_moe"
 
@@ -25,6 +27,14 @@ DEFAULTS = {
     }
 }
 
+FORWARD = Architecture(
+    attention=Attention(window=every_layer),
+    experts=Experts(
+        router="block_sparse_moe.gate",
+        each=FeedForward(at="block_sparse_moe.experts.{}.", gate="w1", up="w3", down="w2"),
+    ),
+)
+
 FAMILY = Family(
     name="Mixtral",
     models="Mixtral 8x7B/8x22B, Huozi 3",
@@ -36,4 +46,5 @@ FAMILY = Family(
     defaults=DEFAULTS,
     prepare=prepare,
     cautions=window_ignored,
+    forward=FORWARD,
 )

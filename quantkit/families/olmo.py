@@ -5,12 +5,14 @@ Shape of the GGUF: llama.cpp's `olmo` architecture (src/models/olmo.cpp).
 
 from typing import Any
 
-from quantkit.families.family import Family, Key
-from quantkit.families.hyperparameters import Hyperparameters, number
-from quantkit.families.keys import base_keys
+from quantkit.families.base.family import Family, Key
+from quantkit.families.base.hyperparameters import Hyperparameters, number
+from quantkit.families.base.keys import base_keys
+from quantkit.families.base.refusals import SILU, only, plain_yarn
+from quantkit.families.base.traits import Traits
 from quantkit.families.llama import ATTENTION, ENDS
 from quantkit.families.qwen2 import PLAIN_MLP, ROPE_KINDS
-from quantkit.families.refusals import SILU, only, plain_yarn
+from quantkit.forward.description import Architecture, Attention, Norm
 
 # transformers' OlmoLayerNorm; config.json does not state it.
 _EPS = 1e-5
@@ -33,6 +35,8 @@ def keys(arch: str, sizes: Hyperparameters) -> list[Key]:
     return found
 
 
+FORWARD = Architecture(norm=Norm("layer", weighted=False), attention=Attention(clip="clip_qkv"))
+
 FAMILY = Family(
     name="OLMo",
     models="OLMo 1/1.7",
@@ -47,4 +51,6 @@ FAMILY = Family(
     defaults=DEFAULTS,
     prepare=prepare,
     rope_kinds=ROPE_KINDS,
+    forward=FORWARD,
+    traits=Traits(layer_norm=True, unweighted_norms=True),
 )

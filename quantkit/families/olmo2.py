@@ -4,14 +4,18 @@ Shape of the GGUF: llama.cpp's `olmo2` architecture (src/models/olmo2.cpp). OLMo
 also keep the plain rotation where the others are stretched by YaRN.
 """
 
+from dataclasses import replace
 from typing import Any
 
-from quantkit.families.family import Family, Key, Rule
-from quantkit.families.hyperparameters import Hyperparameters, size
-from quantkit.families.keys import base_keys
+from quantkit.families.base.family import Family, Key, Rule
+from quantkit.families.base.hyperparameters import Hyperparameters, size
+from quantkit.families.base.keys import base_keys
+from quantkit.families.base.refusals import SILU, only, plain_yarn
+from quantkit.families.base.traits import Traits
 from quantkit.families.llama import ENDS
 from quantkit.families.qwen2 import PLAIN_MLP, PROJECTIONS, ROPE_KINDS
-from quantkit.families.refusals import SILU, only, plain_yarn
+from quantkit.forward.description import Architecture, Attention, Config
+from quantkit.forward.settings import HEAD_NORMS, local_rope, slides, window
 
 _AT, _TO = "model.layers.{layer}", "blk.{layer}"
 
@@ -55,6 +59,19 @@ def keys(arch: str, sizes: Hyperparameters) -> list[Key]:
     ]
 
 
+def _slides(config: Config, layer: int) -> bool:
+    return slides(config, layer, (layer + 1) % 4 != 0)
+
+
+_FORWARD = Architecture(
+    attention_norm=None,
+    after_attention="post_attention_layernorm",
+    feed_norm=None,
+    after_feed="post_feedforward_layernorm",
+    attention=Attention(norms=HEAD_NORMS, normed="all"),
+)
+_FORWARD_3 = replace(_FORWARD, attention=replace(_FORWARD.attention, rope=local_rope(_slides), window=window(_slides)))
+
 FAMILY = Family(
     name="OLMo 2",
     models="OLMo 2, OLMo 3",
@@ -65,4 +82,6 @@ FAMILY = Family(
     defaults=DEFAULTS,
     prepare=prepare,
     rope_kinds=ROPE_KINDS,
+    forward={"Olmo2ForCausalLM": _FORWARD, "Olmo3ForCausalLM": _FORWARD_3},
+    traits=Traits(sliding_every=4),
 )

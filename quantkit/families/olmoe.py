@@ -3,16 +3,20 @@
 Shape of the GGUF: llama.cpp's `olmoe` architecture (src/models/olmoe.cpp), which has as many keys as queries.
 """
 
+from dataclasses import replace
 from typing import Any
 
-from quantkit.families.family import Family
-from quantkit.families.hyperparameters import size
-from quantkit.families.keys import base_keys
+from quantkit.families.base.family import Family
+from quantkit.families.base.hyperparameters import size
+from quantkit.families.base.keys import base_keys
+from quantkit.families.base.refusals import SILU, only, plain_yarn
+from quantkit.families.base.traits import Traits
 from quantkit.families.llama import ENDS
 from quantkit.families.olmo2 import QK_NORMS
 from quantkit.families.qwen2 import NORMS, PROJECTIONS, ROPE_KINDS
 from quantkit.families.qwen2moe import ROUTED, dimensions
-from quantkit.families.refusals import SILU, only, plain_yarn
+from quantkit.forward.description import Architecture, Attention, Experts
+from quantkit.forward.settings import EXPERT, FUSED_EXPERTS, HEAD_NORMS, flag, size_of
 
 # transformers' OlmoeConfig.
 DEFAULTS = {
@@ -41,6 +45,16 @@ def prepare(config: dict[str, Any]) -> dict[str, Any]:
     return {**config, "moe_intermediate_size": size(config, "intermediate_size")}
 
 
+FORWARD = Architecture(
+    attention=Attention(norms=HEAD_NORMS, normed="all", clip="clip_qkv"),
+    experts=Experts(
+        router="mlp.gate",
+        each=replace(EXPERT, inner=size_of("intermediate_size")),
+        stacked=replace(FUSED_EXPERTS, inner=size_of("intermediate_size")),
+        normalised=flag("norm_topk_prob"),
+    ),
+)
+
 FAMILY = Family(
     name="OLMoE",
     models="OLMoE-1B-7B",
@@ -52,4 +66,6 @@ FAMILY = Family(
     prepare=prepare,
     dimensions=dimensions,
     rope_kinds=ROPE_KINDS,
+    forward=FORWARD,
+    traits=Traits(expert_weights_summed_to_one=False),
 )

@@ -12,10 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantkit.errors import CheckpointError
-from quantkit.families.family import Computed, Family, Key, Rule
-from quantkit.families.hyperparameters import Hyperparameters, optional_size, size
+from quantkit.families.base.family import Computed, Family, Key, Rule
+from quantkit.families.base.hyperparameters import Hyperparameters, optional_size, size
+from quantkit.families.base.refusals import SILU, only, window_ignored
 from quantkit.families.llama import ENDS
-from quantkit.families.refusals import SILU, only, window_ignored
+from quantkit.forward.description import Architecture, Attention, FeedForward
+from quantkit.forward.settings import every_layer
 
 _AT, _TO = "model.layers.{layer}", "blk.{layer}"
 
@@ -110,6 +112,10 @@ def _prepare(config: dict[str, Any]) -> dict[str, Any]:
     return config
 
 
+FORWARD = Architecture(
+    attention=Attention(fused="qkv_proj", window=every_layer), feed=FeedForward(fused="gate_up_proj")
+)
+
 FAMILY = Family(
     name="Phi-3",
     models="Phi-3, Phi-3.5, Phi-4, Phi-4-mini",
@@ -129,4 +135,5 @@ FAMILY = Family(
     },
     rope_kinds=("default", "longrope"),
     cautions=window_ignored,
+    forward=FORWARD,
 )

@@ -11,12 +11,13 @@ from dataclasses import replace
 from typing import Any
 
 from quantkit.errors import CheckpointError, UnsupportedError
-from quantkit.families.family import Canonical, Family, Key, Rule, Take
-from quantkit.families.fused import rows
-from quantkit.families.hyperparameters import Hyperparameters, number, optional_size, size
-from quantkit.families.keys import base_keys
-from quantkit.families.native_config import shared
-from quantkit.families.refusals import only
+from quantkit.families.base.family import Canonical, Family, Key, Rule, Take
+from quantkit.families.base.fused import rows
+from quantkit.families.base.hyperparameters import Hyperparameters, number, optional_size, size
+from quantkit.families.base.keys import base_keys
+from quantkit.families.base.native_config import shared
+from quantkit.families.base.refusals import only
+from quantkit.tokenizer.roles import TokenRoles
 
 _AT, _TO, _NATIVE = "transformer.h.{layer}", "blk.{layer}", "model.layers.{layer}"
 
@@ -122,6 +123,8 @@ def _native_config(config: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+_END = "<|endoftext|>"
+
 FAMILY = Family(
     name="Qwen",
     models="Qwen 1.8B/7B/14B/72B",
@@ -134,4 +137,5 @@ FAMILY = Family(
     dimensions=lambda sizes: {"packed": 3 * sizes.hidden},
     rope_kinds=("default",),
     canonical=lambda sizes: Canonical(_native_config, NATIVE_RULES),
+    token_roles=TokenRoles(first={"bos": _END, "eos": _END}, also={"unk": _END}),
 )

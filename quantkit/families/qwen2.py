@@ -7,11 +7,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from quantkit.errors import UnsupportedError
-from quantkit.families.family import Family, Rule
-from quantkit.families.hyperparameters import Hyperparameters
-from quantkit.families.keys import base_keys
+from quantkit.families.base.family import Family, Rule
+from quantkit.families.base.hyperparameters import Hyperparameters
+from quantkit.families.base.keys import base_keys
+from quantkit.families.base.refusals import SILU, only, plain_yarn
 from quantkit.families.llama import ENDS, MLP
-from quantkit.families.refusals import SILU, only, plain_yarn
+from quantkit.forward.description import Architecture, Attention, Config, given
+from quantkit.forward.settings import if_used, slides
 
 _AT, _TO = "model.layers.{layer}", "blk.{layer}"
 
@@ -89,6 +91,14 @@ def _cautions(sizes: Hyperparameters) -> list[str]:
     return [f"llama.cpp has no dual chunk attention: texts of more than {length or 262144} tokens are read otherwise"]
 
 
+def window(config: Config, layer: int) -> int | None:
+    """The sliding window of a layer: by `layer_types`, else of the layers from `max_window_layers` on."""
+    late = layer >= int(given(config, "max_window_layers", default=28))
+    return if_used(config, layer) if slides(config, layer, late) else None
+
+
+FORWARD = Architecture(attention=Attention(window=window))
+
 FAMILY = Family(
     name="Qwen2",
     models="Qwen1.5, Qwen2, Qwen2.5, QwQ",
@@ -100,4 +110,5 @@ FAMILY = Family(
     prepare=_prepare,
     cautions=_cautions,
     rope_kinds=ROPE_KINDS,
+    forward=FORWARD,
 )

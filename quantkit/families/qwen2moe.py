@@ -9,13 +9,16 @@ from dataclasses import replace
 from typing import Any
 
 from quantkit.errors import CheckpointError
-from quantkit.families.family import Family, Key, Rule, Take
-from quantkit.families.fused import expert_halves
-from quantkit.families.hyperparameters import Hyperparameters, size
-from quantkit.families.keys import base_keys
+from quantkit.families.base.family import Family, Key, Rule, Take
+from quantkit.families.base.fused import expert_halves
+from quantkit.families.base.hyperparameters import Hyperparameters, size
+from quantkit.families.base.keys import base_keys
+from quantkit.families.base.refusals import SILU, only, plain_yarn
+from quantkit.families.base.traits import Traits
 from quantkit.families.llama import ENDS
 from quantkit.families.qwen2 import BIASES, NORMS, PROJECTIONS, ROPE_KINDS, no_window
-from quantkit.families.refusals import SILU, only, plain_yarn
+from quantkit.forward.description import Architecture, Attention, Config, Experts, FeedForward, given
+from quantkit.forward.settings import EXPERT, FUSED_EXPERTS, flag, if_used, size_of
 
 _MLP, _TO = "model.layers.{layer}.mlp", "blk.{layer}"
 
@@ -111,6 +114,25 @@ def _prepare(config: dict[str, Any]) -> dict[str, Any]:
     return config
 
 
+def has_experts(config: Config, layer: int) -> bool:
+    """Whether a layer has experts: every `decoder_sparse_step`-th, except those of `mlp_only_layers`."""
+    step = int(given(config, "decoder_sparse_step", default=1))
+    return layer not in (config.get("mlp_only_layers") or ()) and (layer + 1) % step == 0
+
+
+FORWARD = Architecture(
+    attention=Attention(window=if_used),
+    experts=Experts(
+        router="mlp.gate",
+        each=EXPERT,
+        stacked=FUSED_EXPERTS,
+        normalised=flag("norm_topk_prob"),
+        shared=FeedForward(at="mlp.shared_expert.", inner=size_of("shared_expert_intermediate_size")),
+        shared_gate="mlp.shared_expert_gate",
+        layers=has_experts,
+    ),
+)
+
 FAMILY = Family(
     name="Qwen2-MoE",
     models="Qwen1.5-MoE-A2.7B, Qwen2-57B-A14B",
@@ -123,4 +145,6 @@ FAMILY = Family(
     prepare=_prepare,
     dimensions=dimensions,
     rope_kinds=ROPE_KINDS,
+    forward=FORWARD,
+    traits=Traits(expert_weights_summed_to_one=False),
 )

@@ -5,13 +5,15 @@ Shape of the GGUF: llama.cpp's `qwen3` architecture (src/models/qwen3.cpp).
 
 from typing import Any
 
-from quantkit.families.family import Family, Rule
-from quantkit.families.keys import base_keys
+from quantkit.families.base.family import Family, Rule
+from quantkit.families.base.keys import base_keys
+from quantkit.families.base.refusals import SILU, only, plain_yarn
 from quantkit.families.llama import ENDS
-from quantkit.families.qwen2 import NORMS, PLAIN_MLP, PROJECTIONS, ROPE_KINDS, no_window
-from quantkit.families.refusals import SILU, only, plain_yarn
+from quantkit.families.qwen2 import NORMS, PLAIN_MLP, PROJECTIONS, ROPE_KINDS, no_window, window
+from quantkit.forward.description import Architecture, Attention
+from quantkit.forward.settings import HEAD_NORMS
 
-HEAD_NORMS = (
+HEAD_NORM_RULES = (
     Rule("model.layers.{layer}.self_attn.q_norm.weight", "blk.{layer}.attn_q_norm.weight", ("head_dim",)),
     Rule("model.layers.{layer}.self_attn.k_norm.weight", "blk.{layer}.attn_k_norm.weight", ("head_dim",)),
 )
@@ -40,14 +42,17 @@ def _prepare(config: dict[str, Any]) -> dict[str, Any]:
     return config
 
 
+FORWARD = Architecture(attention=Attention(window=window, norms=HEAD_NORMS))
+
 FAMILY = Family(
     name="Qwen3",
     models="Qwen3",
     architectures=("Qwen3ForCausalLM",),
     gguf_arch="qwen3",
-    rules=NORMS + PROJECTIONS + HEAD_NORMS + PLAIN_MLP + ENDS,
+    rules=NORMS + PROJECTIONS + HEAD_NORM_RULES + PLAIN_MLP + ENDS,
     keys=base_keys,
     defaults=DEFAULTS,
     prepare=_prepare,
     rope_kinds=ROPE_KINDS,
+    forward=FORWARD,
 )

@@ -5,12 +5,14 @@ Shape of the GGUF: llama.cpp's `qwen3moe` architecture (src/models/qwen3moe.cpp)
 
 from typing import Any
 
-from quantkit.families.family import Family
+from quantkit.families.base.family import Family
+from quantkit.families.base.refusals import SILU, only, plain_yarn
 from quantkit.families.llama import ENDS
 from quantkit.families.qwen2 import NORMS, PROJECTIONS, ROPE_KINDS, no_window
-from quantkit.families.qwen2moe import ROUTED, dimensions, every_layer_routed, keys
-from quantkit.families.qwen3 import HEAD_NORMS
-from quantkit.families.refusals import SILU, only, plain_yarn
+from quantkit.families.qwen2moe import ROUTED, dimensions, every_layer_routed, has_experts, keys
+from quantkit.families.qwen3 import HEAD_NORM_RULES
+from quantkit.forward.description import Architecture, Attention, Experts
+from quantkit.forward.settings import EXPERT, FUSED_EXPERTS, HEAD_NORMS, flag, if_used
 
 # transformers' Qwen3MoeConfig; its class states no head_dim, the published files do.
 DEFAULTS = {
@@ -41,15 +43,27 @@ def _prepare(config: dict[str, Any]) -> dict[str, Any]:
     return config
 
 
+FORWARD = Architecture(
+    attention=Attention(window=if_used, norms=HEAD_NORMS),
+    experts=Experts(
+        router="mlp.gate",
+        each=EXPERT,
+        stacked=FUSED_EXPERTS,
+        normalised=flag("norm_topk_prob"),
+        layers=has_experts,
+    ),
+)
+
 FAMILY = Family(
     name="Qwen3-MoE",
     models="Qwen3-30B-A3B, Qwen3-235B-A22B, Qwen3-Coder",
     architectures=("Qwen3MoeForCausalLM",),
     gguf_arch="qwen3moe",
-    rules=NORMS + PROJECTIONS + HEAD_NORMS + ROUTED + ENDS,
+    rules=NORMS + PROJECTIONS + HEAD_NORM_RULES + ROUTED + ENDS,
     keys=keys,
     defaults=DEFAULTS,
     prepare=_prepare,
     dimensions=dimensions,
     rope_kinds=ROPE_KINDS,
+    forward=FORWARD,
 )

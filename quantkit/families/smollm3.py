@@ -6,11 +6,13 @@ Shape of the GGUF: llama.cpp's `smollm3` architecture (src/models/smollm3.cpp), 
 from typing import Any
 
 from quantkit.errors import CheckpointError, UnsupportedError
-from quantkit.families.family import Family
-from quantkit.families.hyperparameters import optional_size
+from quantkit.families.base.family import Family
+from quantkit.families.base.hyperparameters import optional_size
+from quantkit.families.base.refusals import SILU, only, plain_yarn
 from quantkit.families.llama import ATTENTION, ENDS, llama_keys
 from quantkit.families.qwen2 import PLAIN_MLP, ROPE_KINDS
-from quantkit.families.refusals import SILU, only, plain_yarn
+from quantkit.forward.description import Architecture, Attention, Config, given
+from quantkit.forward.settings import if_used, slides
 
 _BLIND = 4
 
@@ -62,6 +64,23 @@ def _check_window(config: dict[str, Any]) -> None:
         )
 
 
+def _rope(config: Config, layer: int) -> Config | None:
+    """The rope of a layer: None for every `no_rope_layer_interval`-th, or where `no_rope_layers` has a 0."""
+    interval = int(given(config, "no_rope_layer_interval", default=4))
+    rotated = config["no_rope_layers"][layer] if config.get("no_rope_layers") else (layer + 1) % interval
+    return config if rotated else None
+
+
+FORWARD = Architecture(
+    attention=Attention(
+        rope=_rope,
+        window=lambda config, layer: (
+            if_used(config, layer) if slides(config, layer, not _rope(config, layer)) else None
+        ),
+    ),
+    tied=True,
+)
+
 FAMILY = Family(
     name="SmolLM3",
     models="SmolLM3",
@@ -72,4 +91,5 @@ FAMILY = Family(
     defaults=DEFAULTS,
     prepare=_prepare,
     rope_kinds=ROPE_KINDS,
+    forward=FORWARD,
 )

@@ -7,12 +7,15 @@ having no second norm. StableLMEpochForCausalLM is the same under the names of i
 from collections.abc import Mapping
 from typing import Any
 
-from quantkit.families.family import Canonical, Family, Key, Rule
-from quantkit.families.hyperparameters import Hyperparameters, number, size
-from quantkit.families.keys import rope_keys
+from quantkit.families.base.family import Canonical, Family, Key, Rule
+from quantkit.families.base.hyperparameters import Hyperparameters, number, size
+from quantkit.families.base.keys import rope_keys
+from quantkit.families.base.refusals import SILU, only
+from quantkit.families.base.traits import Traits
 from quantkit.families.llama import ENDS
 from quantkit.families.qwen2 import PLAIN_MLP, PROJECTIONS
-from quantkit.families.refusals import SILU, only
+from quantkit.forward.description import Architecture, Attention
+from quantkit.forward.settings import LAYER_NORM, flag
 
 _AT, _TO = "model.layers.{layer}", "blk.{layer}"
 _THETA = 10000.0
@@ -124,6 +127,14 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     },
 }
 
+FORWARD = Architecture(
+    norm=LAYER_NORM,
+    attention=Attention(
+        norms=("q_layernorm", "k_layernorm"), has_norms=flag("qk_layernorm"), normed="each", norm=LAYER_NORM
+    ),
+    variant=lambda config: {"parallel": True, "feed_norm": None} if config.get("use_parallel_residual") else {},
+)
+
 FAMILY = Family(
     name="StableLM",
     models="StableLM 3B, StableLM 2 1.6B/12B",
@@ -135,4 +146,6 @@ FAMILY = Family(
     prepare=_prepare,
     rope_kinds=("default", "linear", "dynamic"),
     canonical=_canonical,
+    forward=FORWARD,
+    traits=Traits(layer_norm=True, parallel_without_feed_norm=True),
 )

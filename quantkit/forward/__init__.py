@@ -1,10 +1,10 @@
-"""A decoder run straight from a checkpoint's tensors: the yardstick for a converted file, and what calibration runs.
+"""The forward pass of a decoder straight from a checkpoint's tensors: the reference for a converted file, and what
+calibration runs.
 
-It shares nothing with llama.cpp or with the mapping onto GGUF; its source is what transformers computes. An
-architecture is a description (description.py, architectures.py) of parts (attention.py, feed_forward.py).
+It shares nothing with llama.cpp or with the mapping onto GGUF; its source is what transformers computes. A family
+file describes its architecture (description.py) as attention (attention.py) and feed-forwards (feed_forward.py).
 """
 
-from quantkit.forward.architectures import ARCHITECTURES
-from quantkit.forward.forward import find_architecture, reference_logits
+from quantkit.forward.forward import Decoder
 
-__all__ = ["ARCHITECTURES", "find_architecture", "reference_logits"]
+__all__ = ["Decoder"]

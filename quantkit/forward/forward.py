@@ -1,51 +1,24 @@
 """The forward pass of a decoder, straight from a checkpoint's tensors and its config.json."""
 
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from quantkit.errors import UnsupportedError
-from quantkit.forward.architectures import ARCHITECTURES
 from quantkit.forward.arithmetic import softcapped
 from quantkit.forward.attention import Layer, attend
 from quantkit.forward.description import Architecture, given
 from quantkit.forward.feed_forward import feed_forward, mixture
-from quantkit.forward.weights import Array, Read, ReadRows, Weights, f32, rows_of_whole
+from quantkit.forward.weights import Array, Weights, f32
 
 _EPS = ("rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon", "norm_eps")
-
-
-def reference_logits(
-    read: Read,
-    config: Mapping[str, Any],
-    tokens: Sequence[int],
-    *,
-    rows: ReadRows | None = None,
-    names: Collection[str] | None = None,
-) -> Array:
-    """Logits (n_tokens, n_vocab) in float32 for one sequence of token ids.
-
-    `read(name)` gives a whole tensor by its Hugging Face name, in any float dtype, and raises LookupError where there
-    is none; `rows(name, start, stop)` gives some rows of it, seen as a matrix (prod(shape[:-1]), shape[-1]), and
-    without it whole tensors are read. `names` are those of all tensors; without them what is there is tried. `config`
-    is config.json, of an architecture that transformers has. Raises UnsupportedError for an architecture, activation or
-    rope type it does not know.
-    """
-    decoder = Decoder(Weights(read, rows or rows_of_whole(read), names), config)
-    x = decoder.embed(tokens)
-    for number in range(decoder.n_layers):
-        x = decoder.layer(number)(x)
-    return decoder.logits(x)
 
 
 class Decoder:
     """A decoder taken apart: what is before its layers, each layer, and what is after them."""
 
-    def __init__(self, weights: Weights, config: Mapping[str, Any]) -> None:
-        """Raises UnsupportedError as `find_architecture` does."""
-        self.architecture = find_architecture(config)
+    def __init__(self, weights: Weights, config: Mapping[str, Any], architecture: Architecture) -> None:
+        self.architecture = architecture
         self.weights, self.config = weights, config
         self.base = self.architecture.base
         if weights.names is not None and f"{self.base}{self.architecture.embedding}.weight" not in weights.names:
@@ -56,6 +29,13 @@ class Decoder:
         self.eps = float(given(config, *_EPS, default=1e-6 if self.architecture.norm.kind == "rms" else 1e-5))
         self.n_layers = int(given(config, "num_hidden_layers", "n_layer"))
         self.hidden = int(given(config, "hidden_size", "n_embd"))
+
+    def run(self, tokens: Sequence[int]) -> Array:
+        """Logits (n_tokens, n_vocab) in float32 for one sequence of token ids, layer by layer."""
+        x = self.embed(tokens)
+        for number in range(self.n_layers):
+            x = self.layer(number)(x)
+        return self.logits(x)
 
     def embed(self, tokens: Sequence[int]) -> Array:
         """The stream of hidden states (n_tokens, hidden) that goes into the first layer."""
@@ -134,15 +114,3 @@ class DecoderLayer:
 
     def _scale(self) -> np.float32:
         return np.float32(self.architecture.residual_scale(self.layer.config))
-
-
-def find_architecture(config: Mapping[str, Any]) -> Architecture:
-    """The description of the architecture that config.json names; UnsupportedError where there is none."""
-    name = (config.get("architectures") or ["LlamaForCausalLM"])[0]
-    if name not in ARCHITECTURES:
-        raise UnsupportedError(f"the reference forward does not know the architecture {name} of config.json")
-    architecture = ARCHITECTURES[name]
-    reason = architecture.refused(config)
-    if reason:
-        raise UnsupportedError(f"the reference forward of {name} does not know {reason}")
-    return replace(architecture, **architecture.variant(config))

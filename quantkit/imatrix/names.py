@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantkit.families import MappedTensor, find_family, map_tensors
-from quantkit.families.native import Native
+from quantkit.families.base.native import Native
 from quantkit.forward.layer_linears import layer_linears
 from quantkit.forward.linears import Linear
 from quantkit.imatrix.file import Imatrix

@@ -12,7 +12,7 @@ from quantkit.checkpoint.folder import choose_weights, quantization_config, read
 from quantkit.checkpoint.jsonfile import parse_object
 from quantkit.checkpoint.weights import open_weights
 from quantkit.errors import MissingExtraError, QuantkitError, UnsupportedError
-from quantkit.families import Family, find_family
+from quantkit.families import Family, find_family, token_roles
 from quantkit.gguf.keyvalues import KeyValue
 from quantkit.gguf.vocabulary import token_texts
 from quantkit.inspection.config import shape_of_config, text_config
@@ -157,7 +157,8 @@ def _gguf_keys(
         except QuantkitError as error:
             why_not = str(error)
     try:
-        return load_vocabulary(found.folder, text_config(found.config)).keys, why_not
+        config = text_config(found.config)
+        return load_vocabulary(found.folder, config, roles=token_roles(config)).keys, why_not
     except QuantkitError as error:
         found.notes.append(str(error))
         return [], why_not

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from quantkit.families import positions_of
 from quantkit.inspection.description import Shape
 
 _NAMES: dict[str, tuple[str, ...]] = {
@@ -23,8 +24,6 @@ _NAMES: dict[str, tuple[str, ...]] = {
     "sliding_window": ("sliding_window",),
     "vocab": ("vocab_size", "padded_vocab_size"),
 }
-_ALIBI = ("bloom", "mpt")
-_LEARNED = ("gpt2", "gpt_bigcode", "opt")
 
 
 def shape_of_config(config: Mapping[str, Any]) -> Shape:
@@ -61,10 +60,10 @@ def text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
 def _positions(
     config: Mapping[str, Any], head_dim: int | None
 ) -> tuple[str | None, float | None, str | None, int | None]:
-    kind = config.get("model_type")
-    if config.get("alibi") is True or kind in _ALIBI or config.get("position_embedding") == "ALIBI":
+    fixed = positions_of(config.get("model_type"))
+    if config.get("alibi") is True or fixed == "alibi" or config.get("position_embedding") == "ALIBI":
         return "alibi", None, None, None
-    if kind in _LEARNED:
+    if fixed == "learned":
         return "learned", None, None, None
     nested = next((value for value in (config.get("rope_parameters"), config.get("rope_scaling")) if value), None)
     rope = dict(nested) if isinstance(nested, Mapping) else {}

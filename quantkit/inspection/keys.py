@@ -7,6 +7,7 @@ import numpy as np
 
 from quantkit.chat import render_sample, template_name
 from quantkit.errors import TemplateError
+from quantkit.families import traits_of
 from quantkit.gguf.keyvalues import KeyValue
 from quantkit.gguf.vocabulary import TEMPLATE_KEY, special_tokens, token_texts
 from quantkit.inspection.config import scaling_words
@@ -57,7 +58,7 @@ def shape_of_keys(keys: Sequence[KeyValue], tensors: Sequence[str]) -> Shape:
     elif any(name.startswith("rope_factors_") for name in tensors):
         scaling = "longrope (factors in rope_factors)"
     positions = "rope" if isinstance(base, float) or _number(values.get(f"{arch}.rope.dimension_count")) else None
-    if _float(values.get(f"{arch}.attention.max_alibi_bias")) or arch == "bloom":
+    if _float(values.get(f"{arch}.attention.max_alibi_bias")) or traits_of(str(arch)).positions == "alibi":
         positions = "alibi"
     elif "position_embd.weight" in tensors:
         positions = "learned"

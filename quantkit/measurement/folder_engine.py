@@ -164,7 +164,9 @@ class FolderEngine:
             if small:
                 held[decoder.head + ".weight"] = self._matrix(decoder.head + ".weight", decoder.hidden)
             there = {name: place(values, self.device) for name, values in held.items()}
-            self._last = Decoder(Held(source.whole, source.rows, source.tensors.keys(), there), source.config)
+            self._last = Decoder(
+                Held(source.whole, source.rows, source.tensors.keys(), there), source.config, source.architecture
+            )
         return self._last
 
     def _matrix(self, name: str, n_in: int) -> Array:

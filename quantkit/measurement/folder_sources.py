@@ -12,9 +12,8 @@ from quantkit.checkpoint import Checkpoint, open_checkpoint
 from quantkit.checkpoint.folder import quantization_config, read_small_file
 from quantkit.checkpoint.jsonfile import parse_object
 from quantkit.errors import CheckpointError
-from quantkit.families import check_config
-from quantkit.families.native import Native, Source
-from quantkit.forward import find_architecture
+from quantkit.families import check_config, find_architecture
+from quantkit.families.base.native import Native, Source
 from quantkit.forward.forward import Decoder
 from quantkit.forward.weights import Array, Weights
 from quantkit.packed.reader import PackedLinear, QuantizedFolder, open_quantized
@@ -33,7 +32,7 @@ class Dequantized:
         self.config: Mapping[str, Any] = opened.config
         self.architecture = find_architecture(opened.config)
         self.tensors: Mapping[str, tuple[int, ...]] = dict(self._shapes())
-        self.decoder = Decoder(Weights(self.whole, self.rows, self.tensors.keys()), self.config)
+        self.decoder = Decoder(Weights(self.whole, self.rows, self.tensors.keys()), self.config, self.architecture)
 
     def _shapes(self) -> Mapping[str, tuple[int, ...]]:
         opened, turned = self.opened, self.architecture.attention.form.turned

@@ -10,6 +10,7 @@ import numpy as np
 
 from quantkit.checkpoint import Checkpoint
 from quantkit.errors import CheckpointError, MeasureError, TokenizerError, UnsupportedError
+from quantkit.families import token_roles
 from quantkit.gguf.reader import shard_paths
 from quantkit.inspection import Description, inspect_source
 from quantkit.llamacpp.session import text_tokens
@@ -66,7 +67,7 @@ class Subject:
             return _without_unused(texts, header.value("tokenizer.ggml.token_type"))
         config = {**self.engine.config, "vocab_size": self.engine.n_vocab}
         try:
-            found = load_vocabulary(self.path, config)
+            found = load_vocabulary(self.path, config, roles=token_roles(config))
         except (UnsupportedError, TokenizerError):
             return None
         kinds = next((key.value for key in found.keys if key.key == "tokenizer.ggml.token_type"), None)

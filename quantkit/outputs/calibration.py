@@ -9,7 +9,7 @@ from typing import Any
 
 from quantkit import __version__
 from quantkit.errors import UsageError
-from quantkit.families.native import Native
+from quantkit.families.base.native import Native
 from quantkit.forward.linears import LayerLinears
 from quantkit.machine import cores
 from quantkit.outputs.packed_folders import FolderPlan, FolderRequest, all_layers, plan_folder_of

@@ -108,7 +108,11 @@ def model_from_checkpoint(
     # a config may leave the size of the vocabulary to its class, which the completed one has
     if vocabulary is None:
         vocabulary = load_vocabulary(
-            checkpoint.folder, {**config, "vocab_size": sizes.vocab}, pre=pre, chat_template=chat_template
+            checkpoint.folder,
+            {**config, "vocab_size": sizes.vocab},
+            roles=family.token_roles,
+            pre=pre,
+            chat_template=chat_template,
         )
     if len(vocabulary.tokens) != sizes.vocab:
         raise TokenizerError(

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import numpy as np
 
 from quantkit.errors import UnsupportedError, UsageError
-from quantkit.families.native import Native
+from quantkit.families.base.native import Native
 from quantkit.forward.layer_linears import layer_linears
 from quantkit.forward.linears import LayerLinears, Linear
 from quantkit.packed.config import QUANTIZE_CONFIG, awq_config, gptq_config

@@ -20,7 +20,7 @@ from quantkit.checkpoint.jsonfile import parse_object, shown
 from quantkit.checkpoint.tensor import NUMPY_DTYPES, TensorInfo
 from quantkit.checkpoint.weights import open_weights
 from quantkit.errors import CheckpointError, UnsupportedError
-from quantkit.forward import find_architecture
+from quantkit.families import find_architecture
 from quantkit.forward.weights import Array, Weights
 
 _PARTS = ("qweight", "qzeros", "scales")

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from quantkit.families import has_checked_plan
 from quantkit.machine import Machine, probe_bandwidth
 from quantkit.planning.budget import Budget, Fit, best_fit, fit_offer, longest_context, remedies
 from quantkit.planning.context import Context
@@ -12,7 +13,6 @@ from quantkit.planning.memory import GPU_OVERHEAD, DeviceMemory, kv_bytes
 from quantkit.planning.sizes import Offer, offers
 from quantkit.planning.sources import Source
 from quantkit.planning.speed import bytes_per_token, tokens_per_second
-from quantkit.planning.traits import CHECKED
 
 
 @dataclass(frozen=True)
@@ -139,7 +139,7 @@ class Answer:
                 "llama.cpp rearranges part of these weights for this CPU as it loads them, so for a moment the file's"
                 " pages come on top; --no-repack (in llama.cpp too) avoids it"
             )
-        if self.source.shape.arch not in CHECKED:
+        if not has_checked_plan(self.source.shape.arch):
             yield f"the compute buffer of {self.source.shape.arch} is an estimate: this architecture is not checked"
 
     def _paces(self, machine: Machine) -> list[tuple[str, tuple[float, str]]]:

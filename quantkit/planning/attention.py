@@ -5,7 +5,6 @@ from quantkit.planning.context import KV_TYPES
 from quantkit.planning.drawing import Drawing
 from quantkit.planning.shape import Layer
 from quantkit.planning.tensors import F16, F32, Tensor, contiguous, fresh, held, matmul, permuted, same, stored, view
-from quantkit.planning.traits import NO_ROPE, SCALED_QUERY
 
 
 def attention(d: Drawing, x: Tensor, layer: Layer) -> Tensor:
@@ -25,9 +24,9 @@ def attention(d: Drawing, x: Tensor, layer: Layer) -> Tensor:
         v = view(v, (layer.head_v, layer.n_head_kv, d.n))
     if layer.has("attn_q_norm.weight") and layer.rows("attn_q_norm") == layer.head_k:
         q, k = d.norm(q, "attn_q_norm", layer.tensors), d.norm(k, "attn_k_norm", layer.tensors)
-    if d.shape.arch not in NO_ROPE and not (d.shape.arch == "baichuan" and d.shape.n_layer != 32):
+    if d.shape.traits.has_rope(d.shape.n_layer):
         q, k = d.rope(q), d.rope(k)
-    if d.shape.arch in SCALED_QUERY:
+    if d.shape.traits.scaled_query:
         q = same(q)
     out = _attend(d, q, k, v, layer)
     return d.linear(layer, "attn_output", out)

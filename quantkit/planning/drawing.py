@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from quantkit.planning.context import Context
 from quantkit.planning.shape import Layer, ModelShape
 from quantkit.planning.tensors import F16, F32, I32, I64, Graph, Tensor, contiguous, leaf, matmul, same
-from quantkit.planning.traits import LAYER_NORM
 
 
 @dataclass(frozen=True)
@@ -38,7 +37,7 @@ class Drawing:
         return name if self.layer is None else f"blk.{self.layer}.{name}"
 
     def norm(self, x: Tensor, name: str, tensors: Mapping[str, tuple[int, ...]]) -> Tensor:
-        x = same(x, inplace=self.shape.arch not in LAYER_NORM)
+        x = same(x, inplace=not self.shape.traits.layer_norm)
         for part in ("weight", "bias"):
             if f"{name}.{part}" in tensors:
                 x = same(x, weight=self.named(f"{name}.{part}"))

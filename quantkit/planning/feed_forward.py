@@ -3,7 +3,6 @@
 from quantkit.planning.drawing import Drawing
 from quantkit.planning.shape import Layer
 from quantkit.planning.tensors import F32, I32, Tensor, fresh, matmul, matmul_id, same, view
-from quantkit.planning.traits import SOFTMAX_AFTER, UNGATED_EXPERT_NORM
 
 
 def feed_forward(d: Drawing, x: Tensor, layer: Layer) -> Tensor:
@@ -34,17 +33,17 @@ def _dense_ffn(d: Drawing, x: Tensor, layer: Layer, suffix: str = "") -> Tensor:
 
 
 def _experts(d: Drawing, x: Tensor, layer: Layer) -> Tensor:
-    n, arch, used = d.n, d.shape.arch, d.shape.n_expert_used
+    n, traits, used = d.n, d.shape.traits, d.shape.n_expert_used
     count = layer.tensors["ffn_down_exps.weight"][0]
     logits = d.linear(layer, "ffn_gate_inp", x)
-    probabilities = logits if arch in SOFTMAX_AFTER else same(logits)
+    probabilities = logits if traits.softmax_of_chosen else same(logits)
     chosen = same(probabilities, weight=d.named("exp_probs_b.bias")) if layer.has("exp_probs_b.bias") else probabilities
     order = fresh((count, n), chosen, size=I32)
     ids = view(order, (used, n), (count * I32,))
     weights = fresh((1, used, n), view(probabilities, (1, count, n)), ids)
-    if arch in SOFTMAX_AFTER:
+    if traits.softmax_of_chosen:
         weights = view(same(view(weights, (used, n))), (1, used, n))
-    elif arch not in UNGATED_EXPERT_NORM and d.shape.keys.get("expert_weights_norm", True):
+    elif traits.expert_weights_summed_to_one and d.shape.keys.get("expert_weights_norm", True):
         flat = view(weights, (used, n))
         weights = view(same(flat, same(fresh((1, n), flat))), (1, used, n))
     if d.shape.number("expert_weights_scale") not in (0.0, 1.0):

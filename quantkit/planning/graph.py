@@ -1,7 +1,7 @@
 """The largest graph llama.cpp reserves for a model: one physical batch of a prompt, every token with an output.
 
 Follows llm_graph_context and the graphs of src/models in llama.cpp; which of their branches a model takes is told by
-its tensors, and by quantkit.planning.traits where they do not tell.
+its tensors, and by the traits of its family where they do not show it.
 """
 
 from collections.abc import Hashable, Sequence
@@ -12,7 +12,6 @@ from quantkit.planning.drawing import Drawing
 from quantkit.planning.feed_forward import feed_forward
 from quantkit.planning.shape import Layer, ModelShape
 from quantkit.planning.tensors import I32, Graph, Tensor, fresh, leaf, matmul, same
-from quantkit.planning.traits import OUTPUT_LAST, PARALLEL, SCALED_EMBEDDING
 
 _TELLING = 4
 
@@ -25,7 +24,7 @@ def prompt_graph(shape: ModelShape, context: Context, layers: Sequence[int] | No
         d.layer = number
         x = _decoder_layer(d, x, shape.layers[number], number)
     d.layer = None
-    if shape.arch in OUTPUT_LAST:
+    if shape.traits.output_last:
         # the last layer's result is offered to a draft model
         x.kept = True
         x = fresh((shape.n_embd, d.n), x, d.outputs)
@@ -64,7 +63,7 @@ def _embedded(d: Drawing) -> Tensor:
     x = d.graph.expand(_rows(d, "token_embd.weight", tokens))
     # the graph keeps a place for embeddings given instead of tokens
     d.graph.expand(vectors)
-    if d.shape.arch in SCALED_EMBEDDING or d.shape.number("embedding_scale"):
+    if d.shape.traits.scaled_embedding or d.shape.number("embedding_scale"):
         x = same(x)
     if "position_embd.weight" in d.shape.tensors:
         x = same(x, _rows(d, "position_embd.weight", d.positions))
@@ -80,30 +79,28 @@ def _rows(d: Drawing, weight: str, ids: Tensor) -> Tensor:
 
 
 def _decoder_layer(d: Drawing, x: Tensor, layer: Layer, number: int) -> Tensor:
-    shape, arch = d.shape, d.shape.arch
-    before = d.norm(x, "attn_norm", layer.tensors) if layer.has("attn_norm.weight") or arch == "olmo" else x
+    shape, traits = d.shape, d.shape.traits
+    before = d.norm(x, "attn_norm", layer.tensors) if layer.has("attn_norm.weight") or traits.unweighted_norms else x
     attended = before
     if layer.has("attn_norm_2.weight"):
         attended = d.norm(x, "attn_norm_2", layer.tensors)
     draw = mla if layer.has("attn_kv_a_mqa.weight") else attention
     out = draw(d, attended, layer)
-    last = number == shape.n_layer - 1 and arch not in OUTPUT_LAST
+    last = number == shape.n_layer - 1 and not traits.output_last
     if last:
         out = fresh((out.shape[0], d.n), out, d.outputs)
         x = fresh((x.shape[0], d.n), x, d.outputs)
-        if arch in PARALLEL:
+        if traits.parallel:
             before = fresh((before.shape[0], d.n), before, d.outputs)
     scaled = bool(shape.number("residual_scale"))
-    if layer.has("post_attention_norm.weight") and arch != "gpt-oss":
+    if layer.has("post_attention_norm.weight") and traits.feed_norm != "post_attention_norm":
         out = d.norm(out, "post_attention_norm", layer.tensors)
-    parallel = arch in PARALLEL or (arch == "stablelm" and not layer.has("ffn_norm.weight"))
+    parallel = traits.parallel or (traits.parallel_without_feed_norm and not layer.has("ffn_norm.weight"))
     if parallel:
         return same(same(feed_forward(d, before, layer), out), x)
     joined = same(same(out) if scaled else out, x)
-    normed = joined
-    for name in ("ffn_norm", *(("post_attention_norm",) if arch == "gpt-oss" else ())):
-        if layer.has(name + ".weight") or (arch == "olmo" and name == "ffn_norm"):
-            normed = d.norm(joined, name, layer.tensors)
+    has_norm = layer.has(traits.feed_norm + ".weight") or traits.unweighted_norms
+    normed = d.norm(joined, traits.feed_norm, layer.tensors) if has_norm else joined
     out = feed_forward(d, normed, layer)
     if layer.has("post_ffw_norm.weight"):
         out = d.norm(out, "post_ffw_norm", layer.tensors)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from quantkit.errors import CheckpointError, UnsupportedError
-from quantkit.planning.traits import SLIDING, UNPLANNED
+from quantkit.families import LLAMA_TRAITS, Traits, traits_of
 
 _LAYER = re.compile(r"blk\.(\d+)\.(.+)")
 
@@ -56,6 +56,7 @@ class ModelShape:
     layers: tuple[Layer, ...]
     tensors: Mapping[str, tuple[int, ...]]
     keys: Mapping[str, Any] = field(default_factory=dict)
+    traits: Traits = LLAMA_TRAITS
 
     @property
     def n_layer(self) -> int:
@@ -85,7 +86,8 @@ def model_shape(keys: Mapping[str, Any], tensors: Iterable[tuple[str, tuple[int,
     arch = keys.get("general.architecture")
     if not isinstance(arch, str):
         raise CheckpointError(f"{where} has no general.architecture; it is not a model")
-    if arch in UNPLANNED or any(key.startswith((f"{arch}.ssm.", f"{arch}.wkv.")) for key in keys):
+    traits = traits_of(arch)
+    if not traits.plannable or any(key.startswith((f"{arch}.ssm.", f"{arch}.wkv.")) for key in keys):
         raise UnsupportedError(f"{where} is of architecture {arch}, whose memory quantkit cannot plan yet")
     own = {key.removeprefix(f"{arch}."): value for key, value in keys.items() if key.startswith(f"{arch}.")}
     n_layer = _count(own, "block_count", where)
@@ -102,10 +104,8 @@ def model_shape(keys: Mapping[str, Any], tensors: Iterable[tuple[str, tuple[int,
         raise CheckpointError(f"{where} has no token_embd.weight; it is not a whole model")
     heads = _each(own, "attention.head_count", n_layer, None, where)
     kv_heads = _each(own, "attention.head_count_kv", n_layer, heads, where)
-    window = int(own["attention.sliding_window"]) if arch in SLIDING and own.get("attention.sliding_window") else 0
-    if arch == "gemma2" and not window:
-        window = 4096
-    slides = _slides(own, arch, n_layer) if window else [False] * n_layer
+    window = int(own.get("attention.sliding_window") or traits.default_window) if traits.sliding_every else 0
+    slides = _slides(own, traits.sliding_every or 0, n_layer) if window else [False] * n_layer
     layers = []
     for i in range(n_layer):
         swa = "_swa" if slides[i] and own.get("attention.key_length_swa") else ""
@@ -123,6 +123,7 @@ def model_shape(keys: Mapping[str, Any], tensors: Iterable[tuple[str, tuple[int,
         layers=tuple(layers),
         tensors=outer,
         keys=own,
+        traits=traits,
     )
 
 
@@ -146,10 +147,10 @@ def _each(keys: Mapping[str, Any], name: str, n_layer: int, default: list[int] |
     return [_count(keys, name, where)] * n_layer
 
 
-def _slides(keys: Mapping[str, Any], arch: str, n_layer: int) -> list[bool]:
+def _slides(keys: Mapping[str, Any], default_every: int, n_layer: int) -> list[bool]:
     """Which layers slide: as the file says, else by the architecture's pattern (load_swa_pattern)."""
     pattern = keys.get("attention.sliding_window_pattern")
     if pattern is not None and np.ndim(pattern):
         return [bool(each) for each in pattern][:n_layer] + [False] * max(0, n_layer - len(pattern))
-    every = int(pattern) if pattern else SLIDING[arch]
+    every = int(pattern) if pattern else default_every
     return [every == 0 or i % every < every - 1 for i in range(n_layer)]

@@ -145,7 +145,7 @@ def _with_imatrix(source: Source, kind: FileType) -> Offer:
 @lru_cache(maxsize=1)
 def _linears(checkpoint: Checkpoint) -> tuple[Any, tuple[Any, ...]]:
     """The native model and the linears of its layers, found once for both methods."""
-    from quantkit.families.native import Native
+    from quantkit.families.base.native import Native
     from quantkit.outputs.packed_folders import all_layers
 
     native = Native(checkpoint)

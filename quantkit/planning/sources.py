@@ -13,7 +13,7 @@ from quantkit.checkpoint.sources import open_checkpoint
 from quantkit.checkpoint.tensor import TensorInfo
 from quantkit.errors import CheckpointError, TokenizerError
 from quantkit.families import Family, Hyperparameters, find_family
-from quantkit.families.family import Rule
+from quantkit.families.base.family import Rule
 from quantkit.gguf.layout import padded
 from quantkit.outputs.model import Model, model_from_checkpoint, model_from_gguf
 from quantkit.planning.memory import PlannedTensor

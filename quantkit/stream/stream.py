@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantkit.errors import CalibrationError
-from quantkit.families.native import Source
+from quantkit.families.base.native import Source
 from quantkit.forward.allocator import keep_freed_memory
 from quantkit.forward.arrays import Array, fetch, namespace, place
 from quantkit.forward.feed_forward import expert_count, expert_part, feed_forward, route, shared

@@ -18,12 +18,13 @@ from .files import TokenizerFiles, read
 from .huggingface import hf_token_ids
 from .pretokenizers import check_name, pretokenizer_names
 from .probe import PROBE
-from .roles import add_family_roles, add_named_ends
+from .roles import NO_ROLES, TokenRoles, add_family_roles, add_named_ends
 from .tokens import Tokens, refuse_duplicates
 
 __all__ = [
     "PROBE",
     "Difference",
+    "TokenRoles",
     "Vocabulary",
     "differences",
     "hf_token_ids",
@@ -50,10 +51,16 @@ class Vocabulary:
 
 
 def load_vocabulary(
-    folder: Path, config: Mapping[str, Any], *, pre: str | None = None, chat_template: str | None = None
+    folder: Path,
+    config: Mapping[str, Any],
+    *,
+    roles: TokenRoles = NO_ROLES,
+    pre: str | None = None,
+    chat_template: str | None = None,
 ) -> Vocabulary:
     """Read the vocabulary of the checkpoint in `folder`; `config` is its parsed config.json.
 
+    `roles` are the special tokens that the family fixes in code (`families.token_roles`).
     `pre` (the user's --pre) names the pre-tokenizer instead of recognising it; `chat_template` replaces the file's.
 
     Raises TokenizerError (files missing, malformed, larger than the embedding), UnsupportedError (a tokenizer or
@@ -66,7 +73,7 @@ def load_vocabulary(
     files = read(folder)
     config = _with_vocab_size(config)
     try:
-        return _vocabulary(files, config, pre, chat_template)
+        return _vocabulary(files, config, roles, pre, chat_template)
     except (KeyError, TypeError, AttributeError, ValueError, IndexError) as error:
         raise TokenizerError(
             f"The tokenizer files in {folder} are not shaped as expected ({type(error).__name__}: {error}); "
@@ -85,13 +92,13 @@ def _with_vocab_size(config: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _vocabulary(
-    files: TokenizerFiles, config: Mapping[str, Any], pre: str | None, chat_template: str | None
+    files: TokenizerFiles, config: Mapping[str, Any], roles: TokenRoles, pre: str | None, chat_template: str | None
 ) -> Vocabulary:
     tokens = _tokens(files, config, pre)
     refuse_duplicates(tokens)
     specials = special.read(files, config, len(tokens.texts))
     specials.ids = tokens.ids | specials.ids
-    add_family_roles(specials.ids, config, tokens.texts, specials.warnings)
+    add_family_roles(specials.ids, roles, tokens.texts, specials.warnings)
     add_named_ends(specials.ids, files.config, tokens.texts, specials.warnings)
     specials.adds = tokens.adds | specials.adds
     if chat_template is not None:

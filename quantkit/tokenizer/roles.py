@@ -1,57 +1,34 @@
 """Special tokens that a family's checkpoints leave to code: which token ends a turn, where no file says so.
 
-llama.cpp's converter names them by text, family by family (conversion/qwen.py, glm.py, chatglm.py, internlm.py,
-gemma.py); so does this table. A token that the vocabulary does not have is left out.
+llama.cpp's converter names them by text, family by family; so does a family file (`TokenRoles`). A token that the
+vocabulary does not have is left out.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from .files import token_text
 
-Roles = Mapping[str, str]
-
 
 @dataclass(frozen=True)
-class FamilyRoles:
-    """Role -> token text: `first` where the files name no special token at all, `also` for the roles they leave open.
+class TokenRoles:
+    """Role -> token text. Roles are bos, eos, eot, eom, unk.
 
+    `first` counts where the files name no special token at all, `also` for the roles that the files leave open;
     `instead` overrules the files, with a warning.
     """
 
-    first: Roles
-    also: Roles
-    instead: Roles
+    first: Mapping[str, str] = field(default_factory=dict)
+    also: Mapping[str, str] = field(default_factory=dict)
+    instead: Mapping[str, str] = field(default_factory=dict)
 
 
-def _roles(*, first: Roles | None = None, also: Roles | None = None, instead: Roles | None = None) -> FamilyRoles:
-    return FamilyRoles(first or {}, also or {}, instead or {})
+NO_ROLES = TokenRoles()
 
 
-_END = "<|endoftext|>"
-_GLM = _roles(also={"eos": _END, "eot": "<|user|>", "unk": _END})
-_GLM_MOE = _roles(also={"bos": "[gMASK]", "eot": "<|user|>", "unk": _END, "eom": "<|observation|>"})
-_BY_ARCHITECTURE = {
-    "QWenLMHeadModel": _roles(first={"bos": _END, "eos": _END}, also={"unk": _END}),
-    "Glm4ForCausalLM": _roles(also={"eos": _END, "eot": "<|user|>", "unk": _END, "bos": _END}),
-    "GlmForCausalLM": _GLM,
-    "ChatGLMModel": _GLM,
-    "ChatGLMForConditionalGeneration": _GLM,
-    "Glm4MoeForCausalLM": _GLM_MOE,
-    "Glm4MoeLiteForCausalLM": _GLM_MOE,
-    # its chats end in a token that the configuration does not call the end
-    "InternLM2ForCausalLM": _roles(instead={"eos": "<|im_end|>"}),
-    "GemmaForCausalLM": _roles(also={"eot": "<end_of_turn>"}),
-}
-
-
-def add_family_roles(ids: dict[str, int], config: Mapping[str, Any], texts: list[bytes], warnings: list[str]) -> None:
-    """Complete `ids` (role -> token id) by the architecture that config.json names; `texts` are the vocabulary's."""
-    named = config.get("architectures")
-    roles = _BY_ARCHITECTURE.get(str(named[0])) if isinstance(named, list) and named else None
-    if roles is None:
-        return
+def add_family_roles(ids: dict[str, int], roles: TokenRoles, texts: list[bytes], warnings: list[str]) -> None:
+    """Complete `ids` (role -> token id) by the family's roles; `texts` are the vocabulary's."""
     wanted = {**(roles.first if not ids else {}), **roles.also, **roles.instead}
     known = _positions(texts, set(wanted.values()))
     for role, text in wanted.items():

@@ -15,8 +15,8 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from quantkit.errors import QuantkitError, VerificationError
-from quantkit.families.native import Native
-from quantkit.forward import reference_logits
+from quantkit.families import reference_logits
+from quantkit.families.base.native import Native
 from quantkit.forward.weights import Array, f32
 from quantkit.outputs.packed_folders import FolderPlan
 from quantkit.packed.reader import QuantizedFolder, open_quantized

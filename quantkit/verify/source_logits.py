@@ -6,8 +6,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantkit.checkpoint import Checkpoint
-from quantkit.families.native import Native
-from quantkit.forward import reference_logits
+from quantkit.families import reference_logits
+from quantkit.families.base.native import Native
 
 
 def source_logits(checkpoint: Checkpoint, tokens: Sequence[int]) -> NDArray[np.float32]:

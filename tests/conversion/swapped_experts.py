@@ -11,7 +11,7 @@ from dataclasses import replace
 
 from quantkit.cli import main
 from quantkit.families import Family, Hyperparameters, MappedTensor
-from quantkit.families.mapping import Shaped, map_tensors
+from quantkit.families.base.mapping import Shaped, map_tensors
 from quantkit.outputs import model as inputs
 
 LAYER = sys.argv.pop(1)

@@ -19,8 +19,8 @@ from quantkit.checkpoint import open_checkpoint
 from quantkit.conversion import calibrated as calibrated_module
 from quantkit.conversion.calibrated import Calibrated, calibrate
 from quantkit.errors import CalibrationError, OutputError, ReadError, UnsupportedError
-from quantkit.families.native import Native
-from quantkit.forward import reference_logits
+from quantkit.families import reference_logits
+from quantkit.families.base.native import Native
 from quantkit.outputs.calibration import CalibratedPlan, plan_calibrated
 from quantkit.outputs.packed_folders import FolderRequest
 from quantkit.packed.reader import open_quantized

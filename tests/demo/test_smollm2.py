@@ -10,7 +10,7 @@ from tokenizers import Tokenizer
 
 from demo.inputs import SMOLLM2_GGUF, InputsUnavailable, extract
 from demo.wikitext import SHA256
-from quantkit.forward import reference_logits
+from quantkit.families import reference_logits
 from quantkit.llamacpp.session import logits, vocab_token_ids
 from tests.helpers.real import smollm2_or_skip, wikitext2_or_skip
 

@@ -11,7 +11,7 @@ import pytest
 from gguf import GGMLQuantizationType
 
 from quantkit.families import Family, Hyperparameters, find_family, map_tensors
-from quantkit.families.family import Rule
+from quantkit.families.base.family import Rule
 from quantkit.gguf.file_types import FILE_TYPES
 from quantkit.gguf.mix import MixTensor, choose_types, sort_key
 from quantkit.outputs.model import _mix_model, _stays_f32

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from quantkit.forward import attention, reference_logits
+from quantkit.families import reference_logits
+from quantkit.forward import attention
 from quantkit.forward.attention import Layer, attend
 from quantkit.forward.description import Attention
 from quantkit.forward.weights import Weights

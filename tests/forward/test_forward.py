@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from quantkit.errors import UnsupportedError
-from quantkit.forward import reference_logits
+from quantkit.families import reference_logits
 from quantkit.forward.rope import rope_frequencies
 from tests.forward.cases import CASES, FILE, KEPT, TOKENS
 from tests.helpers.tiny import tiny_llama

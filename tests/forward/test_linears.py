@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from quantkit.forward import find_architecture, reference_logits
+from quantkit.families import find_architecture, reference_logits
 from quantkit.forward.description import Architecture, Form, given
 from quantkit.forward.layer_linears import layer_linears
 from quantkit.forward.linears import LayerLinears, Linear, NormFold, RowFold

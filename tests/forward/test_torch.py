@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from quantkit.errors import UsageError
-from quantkit.forward import reference_logits
+from quantkit.families import reference_logits
 from quantkit.forward.devices import find_device
 from tests.families.models import TOKENS, all_cases
 from tests.forward.test_architectures import NATIVE, native

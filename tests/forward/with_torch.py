@@ -14,6 +14,7 @@ from unittest.mock import patch
 import numpy as np
 import torch
 
+from quantkit.families import find_architecture
 from quantkit.forward.arrays import fetch, place
 from quantkit.forward.forward import Decoder
 from quantkit.forward.weights import Weights
@@ -31,7 +32,7 @@ def weights(tensors: dict[str, Any]) -> Weights:
 
 
 def logits(arrays: dict[str, Any], of_layers: dict[str, Any], config: dict[str, Any], device: str) -> torch.Tensor:
-    decoder = Decoder(weights(arrays), config)
+    decoder = Decoder(weights(arrays), config, find_architecture(config))
     with patch.object(torch.Tensor, "__array__", refuse), patch.object(torch.Tensor, "numpy", refuse):
         x = place(decoder.embed(TOKENS), torch.device(device))
         for number in range(decoder.n_layers):
@@ -50,7 +51,7 @@ for path in sorted(FOLDER.glob("*.npz")):
     if not any(name.endswith("_blocks") for name in arrays):
         held = {name: torch.tensor(array, dtype=torch.float32) for name, array in arrays.items()}
         found[path.stem + " held"] = fetch(logits(arrays, held, config, "cpu"))
-    if Decoder(weights(arrays), config).architecture.experts is None:
+    if Decoder(weights(arrays), config, find_architecture(config)).architecture.experts is None:
         # a device without values: what is made on another one cannot be added to it (which experts are chosen would
         # have to be known)
         assert logits(arrays, arrays, config, "meta").shape == found[path.stem].shape

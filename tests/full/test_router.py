@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from quantkit.checkpoint import open_checkpoint
-from quantkit.families.native import Native
+from quantkit.families.base.native import Native
 from quantkit.outputs.packed_folders import all_layers
 from quantkit.quant.grid import Grid
 from quantkit.quant.rounding import round_to_nearest

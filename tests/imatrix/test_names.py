@@ -9,7 +9,7 @@ import pytest
 from numpy.typing import NDArray
 
 from quantkit.checkpoint import open_checkpoint
-from quantkit.families.native import Native
+from quantkit.families.base.native import Native
 from quantkit.forward.layer_linears import layer_linears
 from quantkit.forward.linears import LayerLinears
 from quantkit.imatrix.file import load_imatrix, write_imatrix

@@ -8,7 +8,7 @@ import sentencepiece
 from tokenizers import Tokenizer
 
 from quantkit.errors import MissingExtraError, QuantkitError
-from quantkit.forward import reference_logits
+from quantkit.families import reference_logits
 from quantkit.llamacpp.session import logits, vocab_token_ids
 from tests.forward.cases import TOKENS
 from tests.forward.test_forward import load

@@ -17,8 +17,8 @@ import pytest
 from demo.safetensors_file import write_safetensors
 from quantkit.checkpoint import open_checkpoint
 from quantkit.errors import MeasureError, QuantkitError
-from quantkit.families.native import Native
-from quantkit.forward import reference_logits
+from quantkit.families import reference_logits
+from quantkit.families.base.native import Native
 from quantkit.measurement import folder_engine
 from quantkit.measurement.folder_engine import FolderEngine, open_folder
 from quantkit.packed.reader import open_quantized

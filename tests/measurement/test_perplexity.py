@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from quantkit.errors import QuantkitError
-from quantkit.forward import reference_logits
+from quantkit.families import reference_logits
 from quantkit.llamacpp.session import vocab_token_ids
 from quantkit.measurement.perplexity import Perplexity, perplexity, perplexity_ratio
 from tests.forward.test_forward import load

@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
-from quantkit.families.native import Native
+from quantkit.families import find_architecture
+from quantkit.families.base.native import Native
 from quantkit.forward.forward import Decoder
 from quantkit.forward.weights import Weights
 from quantkit.packed.reader import open_quantized
@@ -39,7 +40,7 @@ def windows(checkpoint: Path, text: str, count: int, length: int = 512) -> NDArr
 
 def perplexity(config: Mapping[str, Any], tensors: Tensors, tokens: NDArray[np.int32], threads: int = 2) -> float:
     """exp of the mean negative log-likelihood of every token of each window but its first."""
-    decoder = Decoder(Weights(tensors.__getitem__, _rows(tensors), tensors.keys()), config)
+    decoder = Decoder(Weights(tensors.__getitem__, _rows(tensors), tensors.keys()), config, find_architecture(config))
 
     def loss(window: NDArray[np.int32]) -> float:
         x = decoder.embed(window.tolist())

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from quantkit.checkpoint import open_checkpoint
-from quantkit.families.native import Native
+from quantkit.families.base.native import Native
 from quantkit.forward.weights import f32
 from quantkit.outputs.packed_folders import FolderPlan, FolderRequest, Method, all_layers, plan_folder_of
 from quantkit.packed.layout import MAX_SHARD

@@ -11,8 +11,8 @@ import pytest
 
 from quantkit.checkpoint import open_checkpoint
 from quantkit.errors import CheckpointError, UnsupportedError
-from quantkit.families.native import Native
-from quantkit.forward import reference_logits
+from quantkit.families import reference_logits
+from quantkit.families.base.native import Native
 from quantkit.forward.weights import f32
 from quantkit.outputs.packed_folders import Method, all_layers
 from quantkit.packed.layout import plan_folder

@@ -16,8 +16,8 @@ import numpy as np
 import pytest
 
 from quantkit.checkpoint import open_checkpoint
-from quantkit.families.native import Native
-from quantkit.forward import reference_logits
+from quantkit.families import reference_logits
+from quantkit.families.base.native import Native
 from quantkit.packed.reader import open_quantized
 from tests.helpers.command import quantkit
 from tests.peers.environments import run_inside

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from quantkit.families import has_checked_plan
 from quantkit.measurement.memory import loaded_memory
 from quantkit.planning.context import Context
 from quantkit.planning.memory import plan_memory
-from quantkit.planning.traits import CHECKED
 from tests.families.models import all_cases
 from tests.families.test_tiny_models import to_gguf, write_checkpoint
 from tests.helpers.rpc_server import Rpc, rpc
@@ -26,7 +26,7 @@ HUNDREDTH = 0.0051 * (1 << 20)
 def test_the_compute_buffer_is_llama_cpps(name: str, tmp_path: Path) -> None:
     path = to_gguf(write_checkpoint(name, tmp_path / name), tmp_path)
     shape, tensors = read_model(path)
-    assert shape.arch in CHECKED
+    assert has_checked_plan(shape.arch)
     jobs = [Job(str(path), n_ctx=n_ctx, flash=flash) for n_ctx, flash in ((512, -1), (2048, 0), (8192, -1))]
     for job, found in zip(jobs, measure(jobs), strict=True):
         context = Context(n_ctx=job.n_ctx, flash=False if job.flash == 0 else None)

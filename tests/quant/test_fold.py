@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from quantkit.forward import reference_logits
+from quantkit.families import reference_logits
 from quantkit.forward.description import Form
 from quantkit.forward.linears import Input, LayerLinears, Linear, NormFold, RowFold
 from quantkit.quant import fold as folding

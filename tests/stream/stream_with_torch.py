@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from quantkit.checkpoint import open_checkpoint
-from quantkit.families.native import Native
+from quantkit.families.base.native import Native
 from tests.stream.test_stream import streamed
 
 

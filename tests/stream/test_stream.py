@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 
 from quantkit.checkpoint import open_checkpoint
-from quantkit.families.native import Native
-from quantkit.forward import reference_logits
+from quantkit.families import reference_logits
+from quantkit.families.base.native import Native
 from quantkit.forward.description import Form
 from quantkit.forward.linears import LayerLinears
 from quantkit.forward.weights import Array, Weights

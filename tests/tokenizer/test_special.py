@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 
 from quantkit.errors import TokenizerError, UsageError
+from quantkit.families import token_roles
 from quantkit.tokenizer import Vocabulary, load_vocabulary
 from tests.helpers.tiny_tokenizers import write_byte_level_bpe, write_sentencepiece
 
@@ -177,13 +178,15 @@ class TestRolesOfFamilies:
         change(tmp_path, added_tokens_decoder={"599": {"content": "<|im_end|>", "special": True}})
         config = {"vocab_size": 600, "eos_token_id": 2}
         assert value(load_vocabulary(tmp_path, config), "eos_token_id") == 2
-        vocabulary = load_vocabulary(tmp_path, config | {"architectures": ["InternLM2ForCausalLM"]})
+        vocabulary = load_vocabulary(tmp_path, config, roles=token_roles({"architectures": ["InternLM2ForCausalLM"]}))
         assert value(vocabulary, "eos_token_id") == 599
         assert any("<|im_end|>" in warning and "not 2" in warning for warning in vocabulary.warnings)
 
     def test_a_family_without_its_tokens_is_left_as_the_files_have_it(self, smollm: Path) -> None:
         plain = load_vocabulary(smollm, BPE)
-        assert load_vocabulary(smollm, BPE | {"architectures": ["GemmaForCausalLM"]}).keys == plain.keys
+        assert (
+            load_vocabulary(smollm, BPE, roles=token_roles({"architectures": ["GemmaForCausalLM"]})).keys == plain.keys
+        )
 
     def test_an_end_that_has_a_name_but_no_id_is_found_by_its_name(self, tmp_path: Path) -> None:
         write_sentencepiece(tmp_path, "yi", 600, model=True, json_too=False, unigram=False)

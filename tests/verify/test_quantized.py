@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from quantkit.checkpoint import open_checkpoint
-from quantkit.families.native import Native
+from quantkit.families.base.native import Native
 from quantkit.outputs.packed_folders import FolderPlan, Method
 from quantkit.quant.grid import Grid
 from quantkit.verify.check import Check

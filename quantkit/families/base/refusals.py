@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from quantkit.errors import UnsupportedError
-from quantkit.families.hyperparameters import Hyperparameters, number, optional_size
+from quantkit.families.base.hyperparameters import Hyperparameters, number, optional_size
 
 # llama.cpp's LLM_FFN_GELU is the tanh form out of a table; the exact form differs from it by less than the table does.
 GELU = ("gelu", "gelu_new", "gelu_fast", "gelu_pytorch_tanh", "gelu_python", "gelu_accurate")

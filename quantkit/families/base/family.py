@@ -8,7 +8,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from quantkit.families.hyperparameters import ROPE_KINDS, Hyperparameters, read_hyperparameters
+from quantkit.families.base.hyperparameters import ROPE_KINDS, Hyperparameters, read_hyperparameters
+from quantkit.families.base.traits import LLAMA_TRAITS, Traits
+from quantkit.forward.description import Architecture
+from quantkit.tokenizer.roles import NO_ROLES, TokenRoles
 
 Adjust = Callable[[NDArray[np.float32]], NDArray[np.float32]]
 
@@ -138,6 +141,9 @@ class Family:
     rope_kinds: tuple[str, ...] = ROPE_KINDS
     canonical: Callable[[Hyperparameters], Canonical | None] | None = None
     cautions: Callable[[Hyperparameters], Iterable[str]] = lambda sizes: ()
+    forward: Architecture | Mapping[str, Architecture] | None = None
+    traits: Traits = LLAMA_TRAITS
+    token_roles: TokenRoles = NO_ROLES
 
     def sizes(self, config: Mapping[str, Any]) -> Hyperparameters:
         """The sizes that a config.json of this family states.

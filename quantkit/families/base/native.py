@@ -8,10 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantkit.checkpoint import Checkpoint
-from quantkit.families import MappedTensor, canonical_checkpoint, find_family, read_mapped
-from quantkit.families.family import Take
-from quantkit.families.mapping import Part
-from quantkit.forward import find_architecture
+from quantkit.families import MappedTensor, canonical_checkpoint, find_architecture, find_family, read_mapped
+from quantkit.families.base.family import Take
+from quantkit.families.base.mapping import Part
 from quantkit.forward.description import Architecture, Experts, given
 from quantkit.forward.forward import Decoder
 from quantkit.forward.weights import Weights
@@ -56,7 +55,7 @@ class Native:
     @cached_property
     def decoder(self) -> Decoder:
         """The decoder over these tensors."""
-        return Decoder(Weights(self.whole, self.rows, self.tensors.keys()), self.config)
+        return Decoder(Weights(self.whole, self.rows, self.tensors.keys()), self.config, self.architecture)
 
     def rows(self, name: str, start: int, stop: int) -> NDArray[Any]:
         """Rows start..stop of a tensor seen as (prod(shape[:-1]), shape[-1]), in its own type."""

@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from quantkit.errors import CheckpointError, UnsupportedError
-from quantkit.families.family import Key
-from quantkit.families.hyperparameters import optional_size
+from quantkit.families.base.family import Key
+from quantkit.families.base.hyperparameters import optional_size
 
 _KINDS = {"sliding_attention": True, "full_attention": False}
 

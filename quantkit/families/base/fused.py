@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from quantkit.families.family import Take
+from quantkit.families.base.family import Take
 
 
 def rows(start: int, count: int) -> Take:

@@ -1,8 +1,8 @@
 """The GGUF keys that every architecture has, in the order of llama.cpp's converter (TextModel.set_gguf_parameters)."""
 
 from quantkit.errors import UnsupportedError
-from quantkit.families.family import Key
-from quantkit.families.hyperparameters import Hyperparameters, number, optional_size
+from quantkit.families.base.family import Key
+from quantkit.families.base.hyperparameters import Hyperparameters, number, optional_size
 
 # llama.cpp's LLAMA_EXPERT_GATING_FUNC_TYPE
 _GATING = {"softmax": 1, "sigmoid": 2}

@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantkit.errors import CheckpointError, UnsupportedError
-from quantkit.families.family import Adjust, Dropped, Family, Rule, Take
-from quantkit.families.hyperparameters import Hyperparameters
+from quantkit.families.base.family import Adjust, Dropped, Family, Rule, Take
+from quantkit.families.base.hyperparameters import Hyperparameters
 
 # Buffers that old checkpoints carry and every runtime recomputes.
 _BUFFERS = Dropped(r".*\.(rotary_emb\.inv_freq|attention\.masked_bias|attention\.bias|attn\.masked_bias|attn\.bias)")

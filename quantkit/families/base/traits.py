@@ -1,0 +1,50 @@
+"""What the memory plan must know of a GGUF architecture's graph that tensors and keys do not show."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class Traits:
+    """How llama.cpp's graph of one GGUF architecture differs from Llama's (llama.cpp, src/models).
+
+    Attributes:
+        plannable: the cache is a key-value cache; False for recurrent models, encoders and indexed attention.
+        sliding_every: layers with a sliding window have a smaller cache; one layer in this many has no window.
+        default_window: tokens of the window where the file has no key for it.
+        layer_norm: norms are LayerNorms, which llama.cpp never computes in place; elsewhere RMS norms.
+        unweighted_norms: norms have no weight, so no tensor shows them.
+        positions: where positions come from; "stated" means that keys or tensors of the file show it.
+        rope_layers: only models of this many layers have rotary positions; None means all.
+        parallel: attention and feed-forward start from the same norm.
+        parallel_without_feed_norm: the same, in layers without a norm for the feed-forward.
+        feed_norm: the tensor that norms the input of the feed-forward.
+        scaled_query: queries are scaled in an operation of their own.
+        scaled_embedding: embeddings are scaled although no key shows it.
+        output_last: rows without an output are dropped after the last layer, not within it.
+        expert_weights_summed_to_one: the weights of the chosen experts are normalised.
+        softmax_of_chosen: the router's softmax is over the chosen experts only.
+    """
+
+    plannable: bool = True
+    sliding_every: int | None = None
+    default_window: int = 0
+    layer_norm: bool = False
+    unweighted_norms: bool = False
+    positions: Literal["rope", "alibi", "learned", "stated"] = "rope"
+    rope_layers: int | None = None
+    parallel: bool = False
+    parallel_without_feed_norm: bool = False
+    feed_norm: Literal["ffn_norm", "post_attention_norm"] = "ffn_norm"
+    scaled_query: bool = False
+    scaled_embedding: bool = False
+    output_last: bool = False
+    expert_weights_summed_to_one: bool = True
+    softmax_of_chosen: bool = False
+
+    def has_rope(self, n_layer: int) -> bool:
+        """Whether a model of `n_layer` layers has rotary positions."""
+        return self.positions == "rope" and self.rope_layers in (None, n_layer)
+
+
+LLAMA_TRAITS = Traits()

@@ -1,0 +1,55 @@
+"""Models that quantkit reads but does not convert: what their GGUF graphs, tokenizers and configs do not show.
+
+`plan` and `inspect` accept any GGUF, `inspect` any checkpoint. An entry moves into a family file when the model gets
+one. Sources: llama.cpp's src/models (graphs) and conversion/glm.py, chatglm.py (tokens).
+"""
+
+from quantkit.families.base.traits import Traits
+from quantkit.tokenizer.roles import TokenRoles
+
+_PARALLEL = Traits(layer_norm=True, parallel=True)
+_LAYER_NORM = Traits(layer_norm=True)
+
+# Recurrent models, encoders, diffusion models, and models with an indexed or shared cache.
+_NOT_PLANNABLE = (
+    *("bert", "nomic-bert", "nomic-bert-moe", "jina-bert-v2", "jina-bert-v3", "neo-bert", "modern-bert"),
+    *("eurobert", "t5", "t5encoder", "clip", "wavtokenizer-dec", "gemma3n", "gemma4", "deepseek4", "deepseek32"),
+    *("glm-dsa", "llada", "llada-moe", "dream", "rnd1", "minimax-m3", "dflash", "eagle3", "rwkv6", "rwkv7"),
+    *("rwkv6qwen2", "arwkv7", "mamba", "mamba2", "plamo2", "jamba", "falcon-h1", "granitehybrid", "nemotron_h"),
+    *("lfm2", "qwen3next"),
+)
+
+TRAITS = {
+    **dict.fromkeys(_NOT_PLANNABLE, Traits(plannable=False)),
+    "codeshell": _LAYER_NORM,
+    "cohere2": Traits(layer_norm=True, parallel=True, sliding_every=4),
+    "command-r": _PARALLEL,
+    "exaone4": Traits(sliding_every=4),
+    "gemma-embedding": Traits(sliding_every=6),
+    "gptneox": _PARALLEL,
+    "jais": Traits(positions="stated"),
+    "mpt": Traits(layer_norm=True, positions="stated"),
+    "nemotron": _LAYER_NORM,
+    "orion": _LAYER_NORM,
+    "phi2": _PARALLEL,
+    "refact": Traits(positions="stated"),
+    "starcoder": Traits(layer_norm=True, positions="stated"),
+    "starcoder2": _LAYER_NORM,
+}
+"""By `general.architecture` of a GGUF."""
+
+_END = "<|endoftext|>"
+_GLM = TokenRoles(also={"eos": _END, "eot": "<|user|>", "unk": _END})
+_GLM_MOE = TokenRoles(also={"bos": "[gMASK]", "eot": "<|user|>", "unk": _END, "eom": "<|observation|>"})
+
+TOKEN_ROLES = {
+    "GlmForCausalLM": _GLM,
+    "ChatGLMModel": _GLM,
+    "ChatGLMForConditionalGeneration": _GLM,
+    "Glm4MoeForCausalLM": _GLM_MOE,
+    "Glm4MoeLiteForCausalLM": _GLM_MOE,
+}
+"""By `architectures` of config.json."""
+
+POSITIONS = {"gpt_bigcode": "learned", "mpt": "alibi", "opt": "learned"}
+"""By `model_type` of config.json."""

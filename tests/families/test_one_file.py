@@ -1,0 +1,81 @@
+"""A family is one file: no module outside families/ names an architecture."""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import quantkit
+from quantkit.families import all_families, forward_architectures
+from quantkit.families.unconverted import POSITIONS, TOKEN_ROLES, TRAITS
+
+ROOT = Path(quantkit.__file__).parent
+
+# File -> why it may name architectures. None of these places decides what a family file could decide.
+ALLOWED = {
+    # llama.cpp's own type mix (src/llama-quant.cpp), keyed by its architectures, for any GGUF that llama.cpp knows;
+    # a test compares it with llama.cpp, and a new family needs no entry
+    "gguf/mix.py": {"falcon", "llama"},
+    "gguf/mix_rules.py": {"llama", "qwen2", "olmo"},
+    # llama.cpp's names of kinds of tokenizer (tokenizer.ggml.model)
+    "tokenizer/bytelevel.py": {"gpt2"},
+    "tokenizer/differences.py": {"gpt2", "t5"},
+    "tokenizer/spm.py": {"llama", "t5"},
+    "tokenizer/spm_json.py": {"llama"},
+    # the same, and its names of pre-tokenizers; a projector's file has the architecture clip
+    "publish/ollama/facts.py": {"bert", "clip", "falcon-h1", "gpt2", "lfm2", "llama"},
+    # names of chat templates
+    "chat/builtin.py": {"baichuan"},
+    "chat/recognise.py": {"baichuan", "command-r", "gemma", "granite", "mistral"},
+    "chat/suggest.py": {"baichuan"},
+    # a mode of numpy's take
+    "checkpoint/float8.py": {"clip"},
+    # which loaders tests/peers compared, by architecture: a record of tests, not a rule
+    "publish/card/usage.py": {
+        *("LlamaForCausalLM", "Qwen2ForCausalLM", "MixtralForCausalLM"),
+        *("Qwen2MoeForCausalLM", "Qwen3MoeForCausalLM"),
+    },
+}
+
+
+def architecture_names() -> set[str]:
+    """Names in config.json (`architectures`, `model_type`) and in GGUF files, of every model that quantkit knows."""
+    names = {*TRAITS, *TOKEN_ROLES, *POSITIONS, *forward_architectures()}
+    for family in all_families():
+        names |= {*family.architectures, *family.defaults, family.gguf_arch}
+    return names
+
+
+def literals(path: Path) -> Iterator[tuple[int, str]]:
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str):
+            yield node.lineno, node.value
+
+
+def test_no_module_outside_families_names_an_architecture() -> None:
+    names, faults = architecture_names(), []
+    for path in sorted(ROOT.rglob("*.py")):
+        place = path.relative_to(ROOT)
+        if place.parts[0] == "families":
+            continue
+        allowed = ALLOWED.get(place.as_posix(), set())
+        faults += [f"{place}:{line}: {text!r}" for line, text in literals(path) if text in names - allowed]
+    assert not faults
+
+
+def test_the_base_of_the_families_names_none() -> None:
+    """Except Llama, which is what a config without a name is, and what remote code is converted to."""
+    names = architecture_names() - {"LlamaForCausalLM", "llama"}
+    for path in sorted((ROOT / "families" / "base").glob("*.py")):
+        assert not [text for _, text in literals(path) if text in names], path
+
+
+def test_every_exception_is_needed() -> None:
+    for place, words in ALLOWED.items():
+        texts = {text for _, text in literals(ROOT / place)}
+        assert words <= texts, (place, words - texts)
+
+
+def test_families_of_one_gguf_architecture_share_its_traits() -> None:
+    by_arch = {family.gguf_arch: family.traits for family in all_families()}
+    assert all(family.traits == by_arch[family.gguf_arch] for family in all_families())
+    assert not by_arch.keys() & TRAITS.keys()
