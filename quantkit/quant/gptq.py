@@ -146,11 +146,10 @@ def cholesky(matrix: Array, workers: Workers = SERIAL) -> Array:
     for number, here in enumerate(tiles):
         work[here, here] = np.linalg.cholesky(work[here, here])
         below = tiles[number + 1 :]
-        # L_ih = A_ih L_hh'^-1
-        inverse = np.linalg.inv(work[here, here].astype(np.float64)).T.astype(matrix.dtype)
 
-        def solve(tile: slice, here: slice = here, inverse: Array = inverse) -> None:
-            work[tile, here] = work[tile, here] @ inverse
+        def solve(tile: slice, here: slice = here) -> None:
+            # L_ih L_hh' = A_ih
+            work[tile, here] = np.linalg.solve(work[here, here], work[tile, here].T).T
 
         def update(pair: tuple[slice, slice], here: slice = here) -> None:
             row, column = pair
