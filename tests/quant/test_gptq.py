@@ -179,9 +179,8 @@ def test_a_factor_in_tiles_is_the_factor(threads: int, monkeypatch: pytest.Monke
     h = gram(inputs(400, 130)) + np.eye(130, dtype=np.float32)
     with Workers(threads) as workers:
         factor = cholesky(h, workers)
-    exact = np.linalg.cholesky(h.astype(np.float64))
-    assert np.abs(factor - exact).max() < 4 * np.abs(np.linalg.cholesky(h) - exact).max()
-    assert np.abs(factor.astype(np.float64) @ factor.T - h).max() < 1e-5 * h.max()
+    # The backward error is that of float32; the factor itself may move with the condition of the matrix.
+    assert np.abs(factor.astype(np.float64) @ factor.astype(np.float64).T - h).max() < 3e-7 * h.max()
     assert np.array_equal(factor, np.tril(factor))
     assert np.array_equal(factor, cholesky(h))
 
