@@ -60,8 +60,10 @@ class Statistics:
             return
 
         def add_columns(columns: slice) -> None:
-            product = x[:, : columns.stop].T @ x[:, columns]
-            gram[: columns.stop, columns] += product
-            gram[columns, : columns.start] += product[: columns.start].T
+            own, before = x[:, columns], slice(0, columns.start)
+            gram[columns, columns] += own.T @ own
+            product = x[:, before].T @ own
+            gram[before, columns] += product
+            gram[columns, before] += product.T
 
         workers.map(add_columns, list(parts(width, _BLOCK)))
