@@ -16,13 +16,13 @@ from numpy.typing import NDArray
 from quantkit.checkpoint import open_checkpoint
 from quantkit.gguf.file_types import file_type
 from quantkit.gguf.kernels import quantize_rows
-from quantkit.outputs.gguf_files import Plan, Request, plan_gguf
+from quantkit.outputs.gguf_files import GgufPlan, GgufRequest, plan_gguf
 from quantkit.outputs.model import model_from_checkpoint, widen
 
 Work = tuple[GGMLQuantizationType, NDArray[np.float32]]
 
 
-def kernel_seconds(plan: Plan) -> float:
+def kernel_seconds(plan: GgufPlan) -> float:
     """Wall seconds to quantize every tensor to every type the plan's outputs ask of it, once a type."""
     work = _resident(plan)
     with ThreadPoolExecutor(plan.threads) as pool:
@@ -32,7 +32,7 @@ def kernel_seconds(plan: Plan) -> float:
         return monotonic() - started
 
 
-def _resident(plan: Plan) -> list[Work]:
+def _resident(plan: GgufPlan) -> list[Work]:
     """Chunks of the plan's own size, widened to float32, in the order of the pass."""
     work: list[Work] = []
     for index, tensor in enumerate(plan.model.tensors):
@@ -49,7 +49,7 @@ def _resident(plan: Plan) -> list[Work]:
 
 def main(folder: str, threads: str, *types: str) -> None:
     model = model_from_checkpoint(open_checkpoint(folder))
-    request = Request(types=tuple(file_type(name) for name in types), folder=Path(), threads=int(threads))
+    request = GgufRequest(types=tuple(file_type(name) for name in types), folder=Path(), threads=int(threads))
     plan = plan_gguf(model, request)
     print(kernel_seconds(plan))
 

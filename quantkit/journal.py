@@ -1,13 +1,13 @@
-"""The journal of a pass: which tensors are wholly written, so that a kill costs one tensor.
+"""The journal of a long run: its finished steps, so that a kill costs one step.
 
-File `NAME.journal.partial` beside the outputs, JSON lines, format `quantkit-journal` version 1: first the plan's
-fingerprint, then a line a finished tensor, then `{"finishing": {file: sha256}}` once everything is written and checked.
+JSON lines, format `quantkit-journal` version 1: first the fingerprint of the plan, then a line for each finished step
+(a tensor, a layer), then `{"finishing": {file: sha256}}` once everything is written and checked.
 """
 
 import fcntl
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -17,9 +17,10 @@ FORMAT, VERSION = "quantkit-journal", 1
 
 
 class Journal:
-    """An open, locked journal. `done` holds what an earlier run finished, `stale` files of a discarded run.
+    """An open, locked journal.
 
-    A step is a tensor, or a layer where a layer is what is calibrated at once; `records` is what was noted of each.
+    `done`: steps that an earlier run finished. `records`: every finished step and what was recorded with it. `stale`:
+    partial files of a run that was thrown away. `finishing`: sha256 by file, once only renaming is left.
     """
 
     def __init__(self, path: Path, fingerprint: str, files: Sequence[str], *, force: bool) -> None:
@@ -41,7 +42,7 @@ class Journal:
             self._file.close()
             raise OutputError(
                 f"{path.parent} holds an unfinished run of another source or of other options ({path.name});"
-                " finish it with the same command, or add --force to throw it away"
+                " finish it with the same command, or add --force to discard it"
             )
         if self.resumed:
             for line in lines[1:]:
@@ -50,30 +51,33 @@ class Journal:
                     self.records[line["tensor"]] = line.get("record")
                 self.finishing = line.get("finishing", self.finishing)
             if lines[0].get("boot") != _boot() and self.finishing is None:
-                # The machine has started anew since: what had not reached the disk is lost, and nobody knows what.
+                # The machine has restarted since; data that had not reached the disk is lost, and it is unknown which.
                 self.forget()
         else:
             self.stale = [str(name) for name in lines[0].get("files", [])] if lines else []
             self._start()
 
-    def forget(self) -> None:
-        """Start over: nothing is done yet."""
-        self.done.clear()
-        self.records.clear()
+    def forget(self, steps: Iterable[str] | None = None) -> None:
+        """Drop finished steps, by default all of them: they are to be done again."""
+        for step in list(self.records) if steps is None else steps:
+            self.done.discard(step)
+            self.records.pop(step, None)
         self.finishing = None
         self._start()
 
     def _start(self) -> None:
         self._file.truncate(0)
         self._append({**self._head, "boot": _boot()})
+        for step, record in self.records.items():
+            self._append(_line(step, record))
 
-    def finished(self, tensor: str, record: Any = None) -> None:
-        """Note that every byte of `tensor` stands in every output; `record` (of JSON) is kept for a resumed run."""
-        self._append({"tensor": tensor} if record is None else {"tensor": tensor, "record": record})
-        self.records[tensor] = record
+    def finished(self, step: str, record: Any = None) -> None:
+        """Record that a step is done and its bytes are in every output; a resumed run gets `record` (of JSON) back."""
+        self._append(_line(step, record))
+        self.records[step] = record
 
     def start_finishing(self, sha256: Mapping[str, str]) -> None:
-        """Record that all outputs are complete and checked: what is left is renaming them."""
+        """Record that all outputs are complete and checked; only renaming is left."""
         self._file.flush()
         self._append({"finishing": dict(sha256)})
         os.fsync(self._file.fileno())
@@ -99,10 +103,14 @@ class Journal:
         return lines
 
 
-def whole_lines(file: BinaryIO) -> list[Any]:
-    """The JSON lines of a journal; a kill may tear the last one, which is cut off so that the next append starts clean.
+def _line(step: str, record: Any) -> dict[str, Any]:
+    return {"tensor": step} if record is None else {"tensor": step, "record": record}
 
-    Raises ValueError for a line that is no JSON.
+
+def whole_lines(file: BinaryIO) -> list[Any]:
+    """The JSON lines of a journal. A last line that a kill cut short is removed from the file.
+
+    Raises ValueError for a line that is not JSON.
     """
     file.seek(0)
     data = file.read()
@@ -113,7 +121,7 @@ def whole_lines(file: BinaryIO) -> list[Any]:
 
 
 def _locked(path: Path) -> BinaryIO:
-    """The journal's file, opened and locked; a file that another process removed meanwhile is opened again."""
+    """The journal's file, opened and locked. A file that another process removed meanwhile is opened again."""
     while True:
         try:
             file = path.open("a+b")
@@ -125,7 +133,7 @@ def _locked(path: Path) -> BinaryIO:
             file.close()
             raise OutputError(f"another quantkit is writing into {path.parent} right now; wait for it") from None
         except OSError:
-            # A file system without locks: going on unlocked beats not going on.
+            # the file system has no locks: continue without
             return file
         try:
             if path.stat().st_ino == os.fstat(file.fileno()).st_ino:
@@ -136,7 +144,7 @@ def _locked(path: Path) -> BinaryIO:
 
 
 def _boot() -> str:
-    """What tells one start of this machine from the next (Linux), or nothing."""
+    """The id of this start of the machine (Linux), or an empty text."""
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     except OSError:

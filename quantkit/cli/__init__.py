@@ -17,8 +17,8 @@ from quantkit.cli.options import DebugOption, Format, FormatOption
 from quantkit.cli.output import Out
 
 COMMANDS = {
-    "convert": "Convert a checkpoint to every asked format in one pass, checked.",
-    "gguf": "Convert a checkpoint to GGUF: every asked type in one pass, checked.",
+    "convert": "Convert a source to every listed type in one pass, checked.",
+    "gguf": "Convert a source to GGUF: every listed type in one pass, checked.",
     "awq": "Quantize a checkpoint to AWQ, in AutoAWQ's GEMM format.",
     "gptq": "Quantize a checkpoint to GPTQ, in AutoGPTQ's format.",
     "imatrix": "Compute an importance matrix over a calibration text.",

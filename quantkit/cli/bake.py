@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from quantkit.cli.bake_summary import baked_document, show_baked
-from quantkit.cli.calibration_options import DeviceOption, MaxRamOption, OfflineOption, ThreadsOption
+from quantkit.cli.conversion_options import DeviceOption, MaxRamOption, OfflineOption, ThreadsOption
 from quantkit.cli.output import Out, human_bytes, printable
 from quantkit.errors import QuantkitError, UsageError, VerificationError
 from quantkit.recipes import Recipe, read_recipe

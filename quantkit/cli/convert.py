@@ -1,185 +1,200 @@
-"""`quantkit convert`: a checkpoint to every asked format, AWQ, GPTQ and GGUF, by one calibration."""
+"""`quantkit convert`: a source to every type in one pass; gguf, awq, gptq and imatrix are its presets."""
 
+from contextlib import closing
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from quantkit.cli import calibrated, report
-from quantkit.cli.calibration_options import (
-    Calibrating,
-    CalibrationOption,
-    ChatOption,
-    CheckpointArg,
-    DeviceOption,
-    DtypeOption,
-    GroupOption,
-    LogitsOption,
-    MaxRamOption,
-    MaxShardOption,
-    NameOption,
-    OfflineOption,
-    OutputOption,
-    SamplesOption,
-    SeqLenOption,
-    SkipOption,
-    ThreadsOption,
-    check_name,
+from quantkit.cli.conversion_options import (
+    IMATRIX,
+    PRESET,
+    CalibrationOptions,
+    GgufOptions,
+    GptqOptions,
+    OutputOptions,
+    PackedOptions,
+    RunOptions,
+    complete_type,
+    grouped,
+    refuse_idle,
 )
-from quantkit.cli.options import DryRunOption, ForceOption, parse_size
+from quantkit.cli.options import SourceArg, parse_size
 from quantkit.cli.output import Out
-from quantkit.conversion.calibrated import Squares
-from quantkit.conversion.conversion import Result
-from quantkit.conversion.conversion import convert as convert_gguf
-from quantkit.conversion.importance import Importance
 from quantkit.errors import UsageError
-from quantkit.gguf.file_types import FILE_TYPES, FileType, file_type
-from quantkit.gguf.mix import MixOptions
-from quantkit.imatrix.file import Imatrix
-from quantkit.outputs.calibration import CalibratedPlan
-from quantkit.outputs.gguf_files import Plan, Request, plan_gguf
-from quantkit.outputs.model import Model
-from quantkit.outputs.packed_folders import FolderRequest
-from quantkit.outputs.templates import choose_template, model_with_template
-from quantkit.quant.grid import Grid
 
-FOLDERS = {"awq": "AWQ, AutoAWQ's GEMM format", "gptq": "GPTQ, AutoGPTQ's format"}
+if TYPE_CHECKING:
+    from quantkit.gguf.file_types import FileType
+    from quantkit.outputs.gguf_files import GgufRequest
+    from quantkit.outputs.plan import ConversionRequest
 
 
-def _complete_type(incomplete: str) -> list[tuple[str, str]]:
-    every = FOLDERS | {name: kind.summary for name, kind in FILE_TYPES.items()}
-    return [(name, about) for name, about in every.items() if name.startswith(incomplete.lower())]
-
-
+@grouped
 def convert(
     out: Out,
-    source: CheckpointArg,
+    source: SourceArg,
     types: Annotated[
         list[str],
         typer.Option(
             "--type",
             "-t",
             metavar="TYPE",
-            help="awq, gptq, or a GGUF type (quantkit gguf --help lists them); repeat for more.",
-            autocompletion=_complete_type,
+            help="awq, gptq, imatrix, or a GGUF type (quantkit gguf --help lists them); repeat for more.",
+            autocompletion=complete_type,
         ),
     ],
-    output: OutputOption = Path(),
-    name: NameOption = None,
-    group_size: GroupOption = 128,
-    skip: SkipOption = None,
-    calibration: CalibrationOption = None,
-    samples: SamplesOption = 128,
-    seq_len: SeqLenOption = 512,
-    chat: ChatOption = None,
-    imatrix: Annotated[
-        bool, typer.Option("--imatrix/--no-imatrix", help="GGUF types use the calibration as an importance matrix.")
-    ] = True,
-    chat_template: Annotated[
-        str | None, typer.Option(metavar="FILE|NAME", help="Chat template of the GGUF, as for quantkit gguf.")
-    ] = None,
-    dtype: DtypeOption = "float16",
-    max_shard_size: MaxShardOption = "5G",
-    device: DeviceOption = "auto",
-    threads: ThreadsOption = None,
-    max_ram: MaxRamOption = None,
-    logits: LogitsOption = None,
-    dry_run: DryRunOption = False,
-    force: ForceOption = False,
-    offline: OfflineOption = False,
+    output: OutputOptions,
+    gguf: GgufOptions,
+    packed: PackedOptions,
+    gptq: GptqOptions,
+    calibration: CalibrationOptions,
+    work: RunOptions,
 ) -> None:
-    """Convert a checkpoint to every asked format in one pass, checked.
+    """Convert a source to every listed type in one pass, checked.
 
-    One streamed forward over a calibration text feeds AWQ, GPTQ and the importance matrix of the GGUF types. Each
-    output is reloaded and checked before it gets its name. A killed run is taken up by the same command.
+    Writes NAME-AWQ/, NAME-GPTQ/, NAME-GGUF/ and NAME-imatrix.gguf. One calibration serves AWQ, GPTQ and the importance
+    matrix of GGUF types. Each output is reloaded and checked before it gets its name. After a kill the same command
+    resumes.
 
     Example: quantkit convert ORG/NAME -t awq -t gptq -t q4_0 -t q2_k -o out
     """
-    check_name(name)
-    asked = list(dict.fromkeys(each.lower() for each in types))
-    requests = [
-        FolderRequest(
-            method=method,
-            grid=Grid(4, group_size, symmetric=method == "gptq"),
-            skip=tuple(skip or ()),
-            dtype=dtype,
-            max_shard=parse_size(max_shard_size, "--max-shard-size"),
-        )
-        for method in ("awq", "gptq")
-        if method in asked
-    ]
-    files = tuple(file_type(each) for each in asked if each not in FOLDERS)
-    if not requests and not imatrix:
-        raise UsageError("--no-imatrix leaves nothing to calibrate; quantkit gguf converts without a calibration")
-    calibrating = Calibrating(calibration, samples, seq_len, chat, threads, max_ram, device, logits, offline)
-    choice = None if chat_template is None else choose_template(chat_template)
-    with calibrated.fetch(source, out, offline=offline, headers_only=dry_run) as checkpoint:
-        found = calibrated.plan(checkpoint, requests, calibrating, out, name=name, output=output, nearest=not requests)
-        gguf: _Gguf | None = None
-        others: list[Path] = []
-        others_size, planned_files = 0, []
-        if files:
-            model, note = model_with_template(checkpoint, choice, name=name)
-            if note is not None:
-                out.note(note)
-            gguf = _Gguf(model, files, found, calibrating, output, imatrix=imatrix)
-            # what would be refused is refused before hours of calibration
-            planned = gguf.plan(gguf.importance.placeholder() if gguf.importance else None)
-            report.announce(planned, out)
-            others = [planned.request.folder / file.name for each in planned.outputs for file in each.files]
-            others_size, planned_files = planned.disk, report.planned_documents(planned)
-            if dry_run:
-                report.show_plan_table(planned, out)
-        if dry_run:
-            calibrated.show_plan(found, out, "convert", planned_files)
+    conversion = Conversion(tuple(types), output, gguf, packed, gptq, calibration, calibrates=True)
+    convert_source(out, "convert", source, conversion, work)
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """The types and options of one command. `calibrates`: GGUF types get an importance matrix by default."""
+
+    types: tuple[str, ...]
+    output: OutputOptions = field(default_factory=OutputOptions)
+    gguf: GgufOptions = field(default_factory=GgufOptions)
+    packed: PackedOptions = field(default_factory=PackedOptions)
+    gptq: GptqOptions = field(default_factory=GptqOptions)
+    calibration: CalibrationOptions = field(default_factory=CalibrationOptions)
+    calibrates: bool = False
+    imatrix_file: Path | None = None
+
+
+def convert_source(out: Out, command: str, source: str, conversion: Conversion, work: RunOptions) -> None:
+    """Plan the conversion of `source`, run it unless it is a dry run, show the result."""
+    from quantkit.cli import report
+    from quantkit.cli.sources import fetch, is_gguf
+    from quantkit.conversion.run import run
+    from quantkit.outputs.model import model_from_gguf
+    from quantkit.outputs.plan import plan_conversion
+
+    request = _request(conversion, work, is_gguf=is_gguf(source))
+    opened = (
+        model_from_gguf(Path(source))
+        if is_gguf(source) and request.gguf is not None
+        else fetch(source, out, offline=work.offline, headers_only=work.dry_run)
+    )
+    with closing(opened):
+        plan = plan_conversion(opened, request)
+        report.announce(plan, out)
+        if work.dry_run:
+            report.show_plan(plan, out, command)
             return
-        converted: list[Result] = []
-
-        def then(squares: Squares) -> None:
-            if gguf is not None:
-                converted.append(gguf.run(gguf.importance.of(squares) if gguf.importance else None, out))
-
-        result = calibrated.run(found, calibrating, out, force=force, then=then, others=others, others_size=others_size)
-    for each in converted:
-        report.show_table(each, out)
-    more = [document for each in converted for document in report.documents(each)]
-    calibrated.show_result(result, out, "convert", more)
-    calibrated.raise_failed(result)
-    for each in converted:
-        report.raise_failed(each)
+        with out.progress() as progress:
+            result = run(plan, force=work.force, logits=conversion.output.logits, progress=progress)
+    report.show_result(result, out, command)
+    report.raise_failed(result)
 
 
-class _Gguf:
-    """The GGUF types of a conversion that calibrates."""
+def _request(conversion: Conversion, work: RunOptions, *, is_gguf: bool) -> "ConversionRequest":
+    from quantkit.gguf.file_types import file_type
+    from quantkit.outputs.calibration import CalibrationRequest
+    from quantkit.outputs.packed_folders import FolderRequest
+    from quantkit.outputs.plan import ConversionRequest
+    from quantkit.planning.phones import PHONE_TYPES
+    from quantkit.quant.grid import Grid
 
-    def __init__(
-        self,
-        model: Model,
-        types: tuple[FileType, ...],
-        found: CalibratedPlan,
-        asked: Calibrating,
-        output: Path,
-        *,
-        imatrix: bool,
-    ) -> None:
-        self.importance = Importance(found) if imatrix else None
-        self.model = self.importance.recorded(model) if self.importance else model
-        self.types, self.found, self.asked, self.folder = types, found, asked, output / f"{model.name}-GGUF"
+    output, packed, gptq, calibration = conversion.output, conversion.packed, conversion.gptq, conversion.calibration
+    if output.name is not None and (Path(output.name).name != output.name or not output.name.isprintable()):
+        raise UsageError(f"--name {output.name!r} is not a plain name; choose the folder with -o")
+    if conversion.gguf.preset not in (None, PRESET):
+        raise UsageError(f"preset {conversion.gguf.preset!r} does not exist; the only preset is {PRESET}")
+    names = [*conversion.types, *(PHONE_TYPES if conversion.gguf.preset else ())]
+    names = list(dict.fromkeys(name.lower() for name in names))
+    methods = [method for method in ("awq", "gptq") if method in names]
+    types = tuple(dict.fromkeys(file_type(name) for name in names if name not in (*methods, IMATRIX)))
+    for group, applies, needed in (
+        (conversion.gguf, types, "a GGUF type"),
+        (packed, methods, "-t awq or -t gptq"),
+        (gptq, "gptq" in methods, "-t gptq"),
+    ):
+        if not applies:
+            refuse_idle(group, needed)
+    others = methods or IMATRIX in names
+    gguf = _gguf_request(conversion, types, others=bool(others), is_gguf=is_gguf) if types else None
+    if not others and not (gguf and gguf.calibrate):
+        refuse_idle(calibration, "--calibrate")
+    return ConversionRequest(
+        output=output.output,
+        name=output.name,
+        gguf=gguf,
+        folders=tuple(
+            FolderRequest(
+                method="awq" if method == "awq" else "gptq",
+                grid=Grid(packed.bits, packed.group_size, symmetric=method == "gptq" and gptq.symmetric),
+                skip=tuple(packed.skip or ()),
+                dtype=packed.dtype,
+                max_shard=parse_size(packed.max_shard_size, "--max-shard-size"),
+                damp=gptq.damp,
+                act_order=gptq.act_order,
+                static_groups=gptq.static_groups,
+            )
+            for method in methods
+        ),
+        imatrix=IMATRIX in names,
+        imatrix_file=conversion.imatrix_file,
+        calibration=CalibrationRequest(
+            text=calibration.calibration,
+            samples=calibration.samples,
+            seq_len=calibration.seq_len,
+            chat=calibration.chat,
+            device=calibration.device,
+            propagate=gptq.propagate == "quantized",
+            offline=work.offline,
+        ),
+        threads=work.threads or 0,
+        max_ram=parse_size(work.max_ram, "--max-ram") if work.max_ram else None,
+    )
 
-    def plan(self, imatrix: Imatrix | None) -> Plan:
-        request = Request(
-            types=self.types,
-            folder=self.folder,
-            mix=MixOptions(has_imatrix=imatrix is not None),
-            imatrix=imatrix,
-            imatrix_name=self.importance.name if self.importance else None,
-            threads=self.found.threads,
-            max_ram=self.asked.ram,
-        )
-        return plan_gguf(self.model, request)
 
-    def run(self, imatrix: Imatrix | None, out: Out) -> Result:
-        plan = self.plan(imatrix)
-        # What stood there was refused before the calibration; what stands there now is a killed run's own.
-        with out.old_progress("converting", plan.n_elements) as ticker:
-            return convert_gguf(plan, force=True, logits=self.asked.logits, progress=ticker.advance, stage=ticker.stage)
+def _gguf_request(
+    conversion: Conversion, types: tuple["FileType", ...], *, others: bool, is_gguf: bool
+) -> "GgufRequest":
+    """`others`: something else is calibrated too."""
+    from quantkit.gguf.mix import MixOptions, parse_override
+    from quantkit.gguf.types import tensor_type
+    from quantkit.imatrix.file import load_imatrix
+    from quantkit.outputs.gguf_files import GgufRequest
+    from quantkit.outputs.templates import choose_template
+
+    options, text = conversion.gguf, conversion.calibration.calibration
+    if options.imatrix is not None and (options.calibrate or (text is not None and not others)):
+        raise UsageError("--imatrix and --calibrate both give an importance matrix; leave one out")
+    calibrate = options.calibrate
+    if calibrate is None:
+        wanted = conversion.calibrates or text is not None or options.preset is not None
+        calibrate = options.imatrix is None and wanted and not is_gguf
+    return GgufRequest(
+        types=types,
+        mix=MixOptions(
+            output_type=tensor_type(options.output_type) if options.output_type else None,
+            embedding_type=tensor_type(options.embedding_type) if options.embedding_type else None,
+            pure=options.pure,
+            leave_output=options.leave_output_tensor,
+            tensor_types=tuple(parse_override(text) for text in options.tensor_type or ()),
+        ),
+        imatrix=load_imatrix(options.imatrix) if options.imatrix else None,
+        imatrix_name=options.imatrix.name if options.imatrix else None,
+        calibrate=calibrate,
+        split_max_size=parse_size(options.split_max_size, "--split-max-size") if options.split_max_size else None,
+        allow_requantize=options.allow_requantize,
+        pre=options.pre,
+        chat_template=choose_template(options.chat_template) if options.chat_template is not None else None,
+    )

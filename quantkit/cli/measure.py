@@ -10,11 +10,11 @@ from typing import Annotated, Any
 import typer
 
 from quantkit.checkpoint.sources import parse_source
-from quantkit.cli.calibrated import fetch
-from quantkit.cli.calibration_options import DeviceOption, OfflineOption, ThreadsOption
+from quantkit.cli.conversion_options import DeviceOption, OfflineOption, ThreadsOption
 from quantkit.cli.measure_tables import show_tables
 from quantkit.cli.options import ForceOption
 from quantkit.cli.output import Out
+from quantkit.cli.sources import fetch
 from quantkit.errors import MissingExtraError, UsageError, VerificationError
 from quantkit.forward.devices import find_device
 from quantkit.measurement.costs import Costs, add_costs

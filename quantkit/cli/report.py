@@ -1,82 +1,134 @@
-"""What a conversion tells the user: before it, after it, and as one JSON document."""
+"""What a conversion prints: its plan, its result, and the one JSON document of both."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from quantkit.cli.output import Out, human_bytes, human_count
-from quantkit.conversion.conversion import Result
+from quantkit.conversion.run import Result
 from quantkit.errors import VerificationError
 from quantkit.files import free_space
-from quantkit.outputs.gguf_files import Output, Plan
+from quantkit.outputs.calibration import ImatrixOutput
+from quantkit.outputs.gguf_files import GgufOutput
+from quantkit.outputs.packed_folders import FolderPlan
+from quantkit.outputs.plan import ConversionPlan, OutputPlan, file_sizes, final_paths, type_name
 from quantkit.verify import Check, Verified
 
 
-def announce(plan: Plan, out: Out) -> None:
-    model = plan.model
-    kinds = "/".join(sorted({tensor.type.name.lower() for tensor in model.tensors if len(tensor.shape) > 1}))
-    count = human_count(plan.n_elements)
-    out.note(f"{model.name}: {model.family}, {count} parameters, {len(model.tensors)} tensors, {kinds}")
-    threads = f"{plan.threads} thread{'s' if plan.threads > 1 else ''}"
+def announce(plan: ConversionPlan, out: Out) -> None:
+    """The warnings; what is converted, on what it calibrates, the disk and memory that everything takes."""
+    for warning in plan.warnings:
+        out.warn(warning)
+    for note in plan.notes:
+        out.note(note)
+    facts = _facts(plan)
+    words = [str(facts["family"] or facts["architecture"]), f"{human_count(facts['parameters'])} parameters"]
+    if plan.gguf is not None:
+        tensors = plan.gguf.model.tensors
+        kinds = "/".join(sorted({tensor.type.name.lower() for tensor in tensors if len(tensor.shape) > 1}))
+        words += [f"{len(tensors)} tensors", kinds]
+    elif facts["layers"] is not None:
+        words.append(f"{facts['layers']} layers")
+    out.note(f"{plan.name}: {', '.join(words)}")
+    if plan.calibration is not None:
+        samples = plan.calibration.samples
+        chat = ", with the chat template" if samples.chat else ""
+        count, length = samples.tokens.shape
+        out.note(f"calibrates on {count} samples of {length} tokens of {samples.name}{chat}")
     out.note(
-        f"needs {human_bytes(plan.disk)} of disk ({human_bytes(free_space(plan.request.folder))} free) and about"
-        f" {human_bytes(plan.peak_memory)} of memory, {threads}"
+        f"needs {human_bytes(plan.disk)} of disk ({human_bytes(free_space(plan.output))} free) and about"
+        f" {human_bytes(plan.peak_memory)} of memory, {plan.threads} thread{'s' if plan.threads > 1 else ''}"
     )
 
 
-def _mix_text(output: Output) -> str:
-    return " ".join(f"{count}x{kind.lower()}" for kind, count in sorted(output.mix.items(), key=lambda item: -item[1]))
-
-
-def show_plan(plan: Plan, out: Out) -> None:
-    show_plan_table(plan, out)
-    out.say("dry run: nothing was written")
-    out.document({"command": "gguf", "dry_run": True, **_model_facts(plan), "outputs": planned_documents(plan)})
-
-
-def show_plan_table(plan: Plan, out: Out) -> None:
-    """The table of a dry run, for people."""
+def show_plan(plan: ConversionPlan, out: Out, command: str) -> None:
+    """The answer of a dry run."""
+    headers = [("type", "left"), ("size", "right"), ("bits/weight", "right"), ("files", "right"), ("tensors", "left")]
     rows = [
         [
-            output.type.name,
+            type_name(output),
             human_bytes(output.size),
-            f"{plan.bits_per_weight(output):.2f}",
-            str(len(output.files)),
-            _mix_text(output),
+            _bits_text(plan, output),
+            str(len(file_sizes(output))),
+            _mix(output),
         ]
         for output in plan.outputs
     ]
-    headers = [
-        ("type", "left"),
-        ("size", "right"),
-        ("bits/weight", "right"),
-        ("files", "right"),
-        ("tensors by type", "left"),
-    ]
     out.table(headers, rows)
+    out.say("dry run: nothing was written")
+    outputs = [_planned(plan, output) for output in plan.outputs]
+    for document, output in zip(outputs, plan.outputs, strict=True):
+        if isinstance(output, GgufOutput):
+            document["tensors"] = {choice.name: choice.type.name for choice in output.choices}
+    out.document({"command": command, "dry_run": True, **_facts(plan), "outputs": outputs})
 
 
-def planned_documents(plan: Plan) -> list[dict[str, Any]]:
-    """What the document of a dry run says of each output."""
-    return [
+def show_result(result: Result, out: Out, command: str) -> None:
+    """The closing table and lines, or the document."""
+    plan = result.plan
+    _warn_experts(result, out)
+    headers = [("type", "left"), *((name, "right") for name in ("size", "bits/weight", "error", "logits", "cpu"))]
+    out.table([*headers, ("checks", "left")], [_row(result, item) for item in result.outputs])
+    out.say("")
+    for item in result.outputs:
+        out.say("\n".join(f"{path}{'.failed' if item.failed else ''}" for path in final_paths(item.output)))
+    done = []
+    if plan.calibration is not None:
+        entries = (
+            f"{plan.imatrix.entries} tensors over {plan.calibration.samples.tokens.size} tokens, "
+            if plan.imatrix
+            else ""
+        )
+        done.append(f"{entries}{len(plan.calibration.layers)} layers calibrated in {result.seconds['calibrate']:.1f} s")
+    if plan.gguf is not None:
+        count = len(plan.gguf.outputs)
+        done.append(f"{count} GGUF type{'s' if count > 1 else ''} in one pass of {result.seconds['pass']:.1f} s")
+    done.append(f"checked in {result.seconds['verify']:.1f} s, peak memory {human_bytes(result.peak_memory)}")
+    out.say(f"\n{', '.join(done)}")
+    if plan.gguf is not None:
+        out.say("error: the worst tensor's, relative; logits: correlation with the source's")
+    if plan.folders:
+        out.say("error of AWQ and GPTQ: the worst linear's, squared error of its output over the calibration text")
+    out.document(
         {
-            "type": output.type.name,
-            "bytes": output.size,
-            "bits_per_weight": round(plan.bits_per_weight(output), 4),
-            "files": [{"name": file.name, "bytes": file.size} for file in output.files],
-            "type_mix": output.mix,
-            "tensors": {choice.name: choice.type.name for choice in output.choices},
+            "command": command,
+            "dry_run": False,
+            **_facts(plan),
+            "outputs": [_document(result, item) for item in result.outputs],
+            "seconds": {name: round(value, 3) for name, value in result.seconds.items()},
+            "peak_memory_bytes": result.peak_memory,
+            "resumed_layers": result.resumed_layers,
+            "resumed_tensors": result.resumed_tensors,
         }
-        for output in plan.outputs
-    ]
+    )
 
 
-def _model_facts(plan: Plan) -> dict[str, Any]:
+def raise_failed(result: Result) -> None:
+    """Raise VerificationError for the first output that failed a check."""
+    for item in result.failed:
+        check, path = item.failed[0], final_paths(item.output)[0]
+        raise VerificationError(
+            f"{item.output.label} failed its check of {check.name}: {check.detail}; it is kept as {path.name}.failed"
+        )
+
+
+def _facts(plan: ConversionPlan) -> dict[str, Any]:
+    gguf, calibration = plan.gguf, plan.calibration
+    samples = calibration.samples if calibration else None
     return {
-        "name": plan.model.name,
-        "family": plan.model.family,
-        "origin": dict(plan.model.origin),
-        "folder": str(plan.request.folder),
-        "parameters": plan.n_elements,
+        "name": plan.name,
+        "family": gguf.model.family if gguf else None,
+        "architecture": (calibration.native.config.get("architectures") or [None])[0] if calibration else None,
+        "origin": dict(plan.origin),
+        "folder": str(gguf.request.folder if gguf else plan.output),
+        "parameters": plan.parameters,
+        "layers": len(calibration.layers) if calibration else None,
+        "calibration": samples
+        and {
+            "text": samples.name,
+            "sha256": samples.sha256,
+            "samples": len(samples.tokens),
+            "tokens_per_sample": int(samples.tokens.shape[1]),
+        },
         "expected_peak_memory_bytes": plan.peak_memory,
         "disk_bytes": plan.disk,
         "threads": plan.threads,
@@ -84,69 +136,50 @@ def _model_facts(plan: Plan) -> dict[str, Any]:
     }
 
 
-def show_result(result: Result, out: Out) -> None:
-    """The closing table, or the document, of a conversion."""
-    show_table(result, out)
-    out.document(
-        {
-            "command": "gguf",
-            "dry_run": False,
-            **_model_facts(result.plan),
-            "outputs": documents(result),
-            "seconds": {name: round(value, 3) for name, value in result.seconds.items()},
-            "peak_memory_bytes": result.peak_memory,
-            "resumed_tensors": result.resumed,
-        }
-    )
+def _planned(plan: ConversionPlan, output: OutputPlan, sha256: Mapping[str, str] | None = None) -> dict[str, Any]:
+    """An output of the document; what its type does not have is left out."""
+    bits = plan.bits_per_weight(output)
+    document = {
+        "type": type_name(output),
+        "folder": str(final_paths(output)[0] if isinstance(output, FolderPlan) else output.folder),
+        "bytes": output.size,
+        "bits_per_weight": None if bits is None else round(bits, 4),
+        "files": [
+            {"name": name, "bytes": size} | ({} if sha256 is None else {"sha256": sha256.get(name)})
+            for name, size in file_sizes(output).items()
+        ],
+    }
+    if isinstance(output, GgufOutput):
+        return {**document, "type_mix": output.mix}
+    if isinstance(output, ImatrixOutput):
+        return {**document, "entries": output.entries}
+    grid = output.request.grid
+    linears = {"quantized_linears": len(output.quantized), "kept_linears": list(output.kept)}
+    return {**document, "bits": grid.bits, "group_size": grid.group, **linears}
 
 
-def raise_failed(result: Result) -> None:
-    """Raise VerificationError for the first file that failed a check."""
-    if result.failed:
-        first = result.failed[0]
-        raise VerificationError(
-            f"{first.output.type.label} failed its check of {first.failed[0].name}: {first.failed[0].detail};"
-            f" the file is kept as {first.output.files[0].name}.failed"
-        )
-
-
-def show_table(result: Result, out: Out) -> None:
-    """The closing table of a conversion, for people."""
-    plan = result.plan
-    headers = [
-        ("type", "left"),
-        ("size", "right"),
-        ("bits/weight", "right"),
-        ("error", "right"),
-        ("logits", "right"),
-        ("cpu", "right"),
-        ("checks", "left"),
-    ]
-    out.table(headers, [_row(result, item) for item in result.verified])
-    out.say("")
-    for item in result.verified:
-        suffix = ".failed" if item.failed else ""
-        out.say("\n".join(str(plan.request.folder / f"{file.name}{suffix}") for file in item.output.files))
-    count = len(result.verified)
-    out.say(
-        f"\n{count} type{'s' if count > 1 else ''} in one pass of {result.seconds['pass']:.1f} s, checked in"
-        f" {result.seconds['verify']:.1f} s, peak memory {human_bytes(result.peak_memory)}"
-    )
-    out.say("error: the worst tensor's, relative; logits: correlation with the source's")
-
-
-def documents(result: Result) -> list[dict[str, Any]]:
-    """What the document says of each output."""
-    return [_document(result, item) for item in result.verified]
+def _document(result: Result, item: Verified) -> dict[str, Any]:
+    document = _planned(result.plan, item.output, item.sha256) | {
+        "worst_relative_error": max(item.errors.values(), default=None),
+        "logit_correlation": item.logit_correlation,
+        "verified": not item.failed,
+        "checks": [vars(check) for check in item.checks],
+    }
+    if isinstance(item.output, GgufOutput):
+        document["quantize_cpu_seconds"] = round(result.quantize_seconds.get(item.output.label, 0.0), 3)
+    elif isinstance(item.output, ImatrixOutput):
+        document["experts_without_tokens"] = dict(result.unseen_experts)
+    else:
+        document["relative_error"] = dict(item.errors)
+    return document
 
 
 def _row(result: Result, item: Verified) -> list[str]:
-    output = item.output
-    cpu = result.quantize_seconds.get(output.type.label)
+    cpu = result.quantize_seconds.get(item.output.label)
     return [
-        output.type.name,
-        human_bytes(output.size),
-        f"{result.plan.bits_per_weight(output):.2f}",
+        type_name(item.output),
+        human_bytes(item.output.size),
+        _bits_text(result.plan, item.output),
         f"{max(item.errors.values()):.1%}" if item.errors else "",
         "" if item.logit_correlation is None else f"{item.logit_correlation:.4f}",
         "" if cpu is None else f"{cpu:.1f} s",
@@ -154,25 +187,40 @@ def _row(result: Result, item: Verified) -> list[str]:
     ]
 
 
-def _document(result: Result, item: Verified) -> dict[str, Any]:
-    output = item.output
-    return {
-        "type": output.type.name,
-        "bytes": output.size,
-        "bits_per_weight": round(result.plan.bits_per_weight(output), 4),
-        "files": [
-            {"name": file.name, "bytes": file.size, "sha256": item.sha256.get(file.name)} for file in output.files
-        ],
-        "type_mix": output.mix,
-        "quantize_cpu_seconds": round(result.quantize_seconds.get(output.type.label, 0.0), 3),
-        "worst_relative_error": max(item.errors.values(), default=None),
-        "logit_correlation": item.logit_correlation,
-        "verified": not item.failed,
-        "checks": [{"name": check.name, "status": check.status, "detail": check.detail} for check in item.checks],
-    }
+def _bits_text(plan: ConversionPlan, output: OutputPlan) -> str:
+    bits = plan.bits_per_weight(output)
+    return "" if bits is None else f"{bits:.2f}"
+
+
+def _mix(output: OutputPlan) -> str:
+    if isinstance(output, GgufOutput):
+        return " ".join(
+            f"{count}x{kind.lower()}" for kind, count in sorted(output.mix.items(), key=lambda item: -item[1])
+        )
+    if isinstance(output, ImatrixOutput):
+        return f"{output.entries} covered"
+    grid = output.request.grid
+    return f"{len(output.quantized)} linears of {grid.bits} bit, group {grid.group}; {len(output.kept)} kept"
 
 
 def _checks_text(checks: Sequence[Check]) -> str:
     passed = sum(check.status == "passed" for check in checks)
     skipped = [check.name for check in checks if check.status == "skipped"]
     return f"{passed} passed" + (f", no {' or '.join(skipped)}" if skipped else "")
+
+
+def _warn_experts(result: Result, out: Out) -> None:
+    starved = sum(len(experts) for experts in result.starved.values())
+    if starved:
+        layer, experts = next(iter(result.starved.items()))
+        out.warn(
+            f"{starved} experts received few tokens (layer {layer}: {', '.join(experts)}) and were calibrated on tokens"
+            " of other experts too; a longer --calibration text would reach them"
+        )
+    if result.unseen_experts:
+        name, count = next(iter(result.unseen_experts.items()))
+        out.warn(
+            f"{sum(result.unseen_experts.values())} matrices of {len(result.unseen_experts)} tensors belong to experts"
+            f" that received no token ({name}: {count}), so their inputs have equal weights; a longer --calibration"
+            " text would reach them"
+        )

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from quantkit.cli.calibration_options import ThreadsOption
+from quantkit.cli.conversion_options import ThreadsOption
 from quantkit.cli.options import Format
 from quantkit.cli.output import Out, human_bytes, printable
 from quantkit.errors import QuantkitError, UsageError

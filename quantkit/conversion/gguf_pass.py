@@ -1,7 +1,7 @@
-"""The pass itself: every tensor is read once, in chunks of rows, and leaves in every asked type.
+"""The pass over a model: every tensor is read once, in chunks of rows, and written in every type.
 
 Chunks are independent: a thread reads one, widens it to float32, quantizes it for each output and writes each result
-at its place. Rows are quantized one by one, so neither chunks nor threads change a byte.
+at its offset. Rows are quantized one by one, so neither chunks nor threads change a byte.
 """
 
 import os
@@ -21,15 +21,14 @@ from quantkit.files import partial_path
 from quantkit.gguf.kernels import quantize_rows, validate_rows
 from quantkit.gguf.layout import Slot
 from quantkit.journal import Journal
-from quantkit.outputs.gguf_files import Plan
+from quantkit.outputs.gguf_files import GgufPlan
 from quantkit.outputs.model import ModelTensor, widen
-
-Progress = Callable[[str, int], None]
+from quantkit.progress import Progress
 
 
 @dataclass(frozen=True)
 class Target:
-    """Where a tensor goes in one output."""
+    """The place of a tensor in one output."""
 
     descriptor: int
     slot: Slot
@@ -38,6 +37,8 @@ class Target:
 
 @dataclass(frozen=True)
 class Chunk:
+    """Rows start..stop of a tensor."""
+
     tensor: ModelTensor
     start: int
     stop: int
@@ -58,17 +59,15 @@ class _Countdown:
         self._done()
 
 
-def run_pass(plan: Plan, journal: Journal, progress: Progress) -> dict[str, float]:
-    """Write every tensor that the journal does not hold yet, and the headers, into `*.partial` files.
+def run_pass(plan: GgufPlan, journal: Journal, progress: Progress) -> dict[str, float]:
+    """Write the headers and every tensor that the journal does not have yet into partial files.
 
-    Returns the CPU seconds of quantizing by output label; a tensor type two outputs share counts for the first.
-
-    `progress(tensor, elements)` is called from worker threads as elements are finished.
+    Returns the CPU seconds of quantization by output label; a type that two outputs share counts for the first.
 
     Raises:
-        CheckpointError: the source cannot be read, or holds NaN or infinity.
-        OutputError: the files cannot be written.
-        UnsupportedError: a value does not fit the asked type.
+        CheckpointError: the source cannot be read, or contains NaN or infinity.
+        OutputError: a file cannot be written.
+        UnsupportedError: a value does not fit the type.
     """
     with ExitStack() as stack:
         targets = _open_targets(plan, stack, keep=journal.resumed)
@@ -78,10 +77,9 @@ def run_pass(plan: Plan, journal: Journal, progress: Progress) -> dict[str, floa
             with lock:
                 journal.finished(name)
 
-        todo = [tensor for tensor in plan.model.tensors if tensor.name not in journal.done]
-        for tensor in plan.model.tensors:
-            if tensor.name in journal.done:
-                progress(tensor.name, tensor.n_elements)
+        progress.start("converting", plan.n_elements)
+        todo = [tensor for tensor in plan.model.tensors if tensor.name not in journal.records]
+        progress.advance(plan.n_elements - sum(tensor.n_elements for tensor in todo))
         work = (
             (chunk, targets[chunk.tensor.name])
             for tensor in todo
@@ -91,12 +89,23 @@ def run_pass(plan: Plan, journal: Journal, progress: Progress) -> dict[str, floa
         return _drain(pool, plan, work, progress)
 
 
+def forget_lost(plan: GgufPlan, journal: Journal) -> int:
+    """Forget the finished tensors if a partial file was removed or truncated; how many tensors are finished."""
+    sizes = {partial_path(output.folder / file.name): file.size for output in plan.outputs for file in output.files}
+    names = [tensor.name for tensor in plan.model.tensors if tensor.name in journal.records]
+    if all(path.exists() and path.stat().st_size == size for path, size in sizes.items()):
+        return len(names)
+    if names:
+        journal.forget(names)
+    return 0
+
+
 def _drain(
-    pool: ThreadPoolExecutor, plan: Plan, work: Iterator[tuple[Chunk, list[Target]]], progress: Progress
+    pool: ThreadPoolExecutor, plan: GgufPlan, work: Iterator[tuple[Chunk, list[Target]]], progress: Progress
 ) -> dict[str, float]:
-    """Keep the pool fed with a bounded queue; the first failure stops the rest. Returns CPU seconds by label."""
+    """Submit the work in a bounded queue; the first failure stops the rest. Returns CPU seconds by label."""
     pending: set[Future[dict[str, float]]] = set()
-    seconds = dict.fromkeys((output.type.label for output in plan.outputs), 0.0)
+    seconds = dict.fromkeys((output.label for output in plan.outputs), 0.0)
 
     def collect(finished: Iterable[Future[dict[str, float]]]) -> None:
         for future in finished:
@@ -117,12 +126,12 @@ def _drain(
     return seconds
 
 
-def _open_targets(plan: Plan, stack: ExitStack, *, keep: bool) -> dict[str, list[Target]]:
-    """Create each file at its full size, so that a full disk is known now, and write its header."""
+def _open_targets(plan: GgufPlan, stack: ExitStack, *, keep: bool) -> dict[str, list[Target]]:
+    """Create each file at its full size, so that a full disk is an error now, and write its header."""
     targets: dict[str, list[Target]] = {}
     for output in plan.outputs:
         for file in output.files:
-            path = partial_path(plan.request.folder / file.name)
+            path = partial_path(output.folder / file.name)
             try:
                 flags = os.O_RDWR | os.O_CREAT | (0 if keep else os.O_TRUNC)
                 descriptor = os.open(path, flags, 0o666)
@@ -135,12 +144,12 @@ def _open_targets(plan: Plan, stack: ExitStack, *, keep: bool) -> dict[str, list
                     f" {error.strerror or error}; free some space or choose another folder with -o"
                 ) from error
             for slot in file.slots:
-                targets.setdefault(slot.name, []).append(Target(descriptor, slot, output.type.label))
+                targets.setdefault(slot.name, []).append(Target(descriptor, slot, output.label))
     return targets
 
 
 def _chunks(tensor: ModelTensor, elements: int, record: Callable[[str], None]) -> Iterator[Chunk]:
-    """Row ranges of about `elements` elements that keep to the tensor's step and never cross an expert."""
+    """Row ranges of about `elements` elements; they are multiples of the tensor's step and never cross an expert."""
     step = tensor.row_step * max(1, elements // (tensor.row_step * tensor.n_columns))
     ranges = [
         (first + start, first + min(start + step, tensor.matrix_rows))
@@ -151,14 +160,14 @@ def _chunks(tensor: ModelTensor, elements: int, record: Callable[[str], None]) -
     return (Chunk(tensor, start, stop, countdown) for start, stop in ranges)
 
 
-def _convert(plan: Plan, chunk: Chunk, targets: list[Target], progress: Progress) -> dict[str, float]:
-    """One chunk through every output; returns the CPU seconds each label's quantizing took."""
+def _convert(plan: GgufPlan, chunk: Chunk, targets: list[Target], progress: Progress) -> dict[str, float]:
+    """Read one chunk, quantize and write it for every output. Returns the CPU seconds of quantization by label."""
     tensor = chunk.tensor
     rows = plan.model.read_rows(tensor.name, chunk.start, chunk.stop)
     floats = widen(rows, tensor)
     if not _all_finite(floats):
         raise CheckpointError(
-            f"tensor {tensor.source} holds NaN or infinity (row {_bad_row(floats) + chunk.start} of {tensor.name});"
+            f"tensor {tensor.source} contains NaN or infinity (row {_bad_row(floats) + chunk.start} of {tensor.name});"
             " the checkpoint is damaged, download it again or ask its author"
         )
     weights = plan.weights.get(tensor.name)
@@ -176,7 +185,7 @@ def _convert(plan: Plan, chunk: Chunk, targets: list[Target], progress: Progress
         except OSError as error:
             raise OutputError(f"writing {target.label} failed: {error.strerror or error}") from error
     chunk.last_of.one_finished()
-    progress(tensor.name, floats.size)
+    progress.advance(floats.size, tensor.name)
     return seconds
 
 
@@ -196,17 +205,17 @@ def _quantize(
         data = quantize_rows(kind, floats, importance)
     except UnsupportedError as error:
         raise UnsupportedError(f"{label}: tensor {tensor.name}: {error}") from error
-    # Block scales are checked when the file is read back; half precision overflows on ordinary outliers, said at once.
+    # block scales are checked when the file is read back; half precision overflows on ordinary outliers: check it now
     if kind == GGMLQuantizationType.F16 and not validate_rows(kind, data):
         raise UnsupportedError(
-            f"{label}: tensor {tensor.name} has values up to {float(np.abs(floats).max()):.3g}, beyond what {kind.name}"
-            " can hold; choose bf16 or a quantized type with wider scales"
+            f"{label}: tensor {tensor.name} has values up to {float(np.abs(floats).max()):.3g}, out of the range of"
+            f" {kind.name}; choose bf16 or a quantized type with wider scales"
         )
     return data
 
 
 def _all_finite(floats: NDArray[np.float32]) -> bool:
-    """No NaN, no infinity: either shows in the sum, which is quicker; a sum that merely overflowed is looked into."""
+    """No NaN, no infinity: either shows in the sum, which is faster; after an overflow every element is checked."""
     with np.errstate(over="ignore", invalid="ignore"):
         return bool(np.isfinite(floats.sum())) or bool(np.isfinite(floats).all())
 

@@ -1,4 +1,4 @@
-"""What AWQ and GPTQ do with a layer as the stream brings it: quantize, pack, write, note what it cost."""
+"""AWQ and GPTQ on one layer at a time: quantize its linears, pack them, write them, measure their errors."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,70 +17,68 @@ from quantkit.quant.gptq import gptq
 from quantkit.quant.grid import Quantized
 from quantkit.quant.rounding import output_error
 from quantkit.stream.statistics import Statistics
+from quantkit.workers import Workers
 
 Array = NDArray[np.float32]
 Tensors = dict[str, Array]
-ReadWhole = Callable[[str], NDArray[np.float32]]
+Sums = Mapping[str, Statistics]
 
-# Of how many experts the weights are looked at when the scale of the norm before all of them is searched.
-_EXPERTS_LOOKED_AT = 8
-_ROWS_LOOKED_AT = 512
-# Rows of a matrix, evenly spread, whose output error is noted.
-_ROWS_NOTED = 128
+# The scale of a norm before routed experts is searched on so many experts, and on so many rows of each.
+_SAMPLED_EXPERTS, _SAMPLED_ROWS = 8, 512
+# The output error of a linear is measured on so many rows, evenly spread.
+_ERROR_ROWS = 128
 
 
 @dataclass
-class FolderWatcher:
-    """Writes one folder layer by layer. Of the current layer: `notes` are the linears' errors, `damping` by input.
+class LayerQuantizer:
+    """Writes one folder layer by layer. `errors` and `damping` (by input) are those of the current layer.
 
-    `propagate`: the tensors handed back hold what a runtime will see.
+    `read` returns a whole tensor of the checkpoint. `propagate`: the tensors become those that a runtime will use.
     """
 
     plan: FolderPlan
     writer: FolderWriter
-    read: ReadWhole
+    read: Callable[[str], Array]
+    workers: Workers
     propagate: bool = False
-    notes: dict[str, float] = field(default_factory=dict)
+    errors: dict[str, float] = field(default_factory=dict)
     damping: dict[str, float] = field(default_factory=dict)
     written: list[str] = field(default_factory=list)
 
     def begin(self) -> None:
-        """A new layer begins."""
-        self.notes.clear()
+        """Start a new layer."""
+        self.errors.clear()
         self.damping.clear()
         self.written.clear()
 
-    def hashes(self) -> dict[str, str]:
-        """sha256 of every tensor of this layer as it was written."""
-        return {name: self.writer.sha256(name) for name in self.written}
+    def record(self) -> dict[str, Any]:
+        """What the journal keeps of the layer, with the sha256 of every tensor as it was written."""
+        errors = {name: round(error, 6) for name, error in self.errors.items()}
+        hashes = {name: self.writer.sha256(name) for name in self.written}
+        return {"errors": errors, "damping": dict(self.damping), "sha256": hashes}
 
-    def dense(self, layer: LayerLinears, tensors: Tensors, statistics: Mapping[str, Statistics]) -> Tensors:
+    def quantize(self, layer: LayerLinears, expert: int | None, tensors: Tensors, sums: Sums) -> None:
+        """Quantize and write the linears of one routed expert, or with None all others of the layer."""
         raise NotImplementedError
 
-    def expert(
-        self, layer: LayerLinears, expert: int, tensors: Tensors, statistics: Mapping[str, Statistics]
-    ) -> Tensors:
-        raise NotImplementedError
-
-    def wanted(self, seen: Input) -> list[Linear]:
+    def quantized(self, entry: Input) -> list[Linear]:
         """The linears of an input that are quantized."""
-        return [linear for linear in seen.linears if linear.name in self.plan.quantized]
+        return [linear for linear in entry.linears if linear.name in self.plan.quantized]
 
-    def put(self, tensors: Tensors, linear: Linear, quantized: Quantized, gram: Array) -> None:
-        """Write a quantized linear and note its error relative to what it should give, over the calibration text."""
-        weight = matrix(tensors, linear)
-        seen = quantized.dequantized()
-        some = slice(None, None, -(-len(weight) // _ROWS_NOTED))
-        self.notes[linear.name] = output_error(weight[some], seen[some], gram)[1]
+    def write_quantized(self, tensors: Tensors, linear: Linear, quantized: Quantized, gram: Array) -> None:
+        """Write a quantized linear and measure the relative error of its output over the calibration text."""
+        weight, rounded = matrix(tensors, linear), quantized.dequantized()
+        rows = slice(None, None, -(-len(weight) // _ERROR_ROWS))
+        self.errors[linear.name] = output_error(weight[rows], rounded[rows], gram)[1]
         pack = pack_awq if self.plan.request.method == "awq" else pack_gptq
         for suffix, values in pack(quantized).items():
             self._write(f"{linear.name}.{suffix}", values)
         if self.propagate:
-            weight[:] = seen
+            weight[:] = rounded
 
-    def put_kept(self, tensors: Tensors, linears: Iterable[Linear]) -> None:
-        """Write every tensor that is not the weight of a quantized linear."""
-        weights = {linear.name + linear.form.weight for linear in linears if linear.name in self.plan.quantized}
+    def write_kept(self, tensors: Tensors, inputs: Iterable[Input]) -> None:
+        """Write every tensor except the weights of quantized linears."""
+        weights = {linear.name + linear.form.weight for entry in inputs for linear in self.quantized(entry)}
         for name, values in tensors.items():
             if name not in weights:
                 self._write(name, values)
@@ -90,170 +88,129 @@ class FolderWatcher:
         self.written.append(name)
 
 
-class GptqWatcher(FolderWatcher):
-    """GPTQ (arXiv 2210.17323): the linears of an input share its Gram matrix and one factor of it."""
+class GptqQuantizer(LayerQuantizer):
+    """GPTQ (arXiv 2210.17323): the linears of one input share its Gram matrix and one factor of it."""
 
-    def dense(self, layer: LayerLinears, tensors: Tensors, statistics: Mapping[str, Statistics]) -> Tensors:
-        return self._some([each for each in layer.inputs if each.expert is None], tensors, statistics)
-
-    def expert(
-        self, layer: LayerLinears, expert: int, tensors: Tensors, statistics: Mapping[str, Statistics]
-    ) -> Tensors:
-        return self._some([each for each in layer.inputs if each.expert == expert], tensors, statistics)
-
-    def _some(self, inputs: list[Input], tensors: Tensors, statistics: Mapping[str, Statistics]) -> Tensors:
-        request = self.plan.request
-        self.put_kept(tensors, (linear for each in inputs for linear in each.linears))
-        for seen in inputs:
-            linears, found = self.wanted(seen), statistics[seen.key]
+    def quantize(self, layer: LayerLinears, expert: int | None, tensors: Tensors, sums: Sums) -> None:
+        request, inputs = self.plan.request, [entry for entry in layer.inputs if entry.expert == expert]
+        self.write_kept(tensors, inputs)
+        for entry in inputs:
+            linears, statistics = self.quantized(entry), sums[entry.key]
             if not linears:
                 continue
-            assert found.gram is not None
+            assert statistics.gram is not None
             solution = gptq(
                 [matrix(tensors, linear) for linear in linears],
-                found.gram,
-                found.gram_tokens,
+                statistics.gram,
+                statistics.gram_tokens,
                 request.grid,
                 damp=request.damp,
                 act_order=request.act_order,
                 static_groups=request.static_groups,
-                name=f"what {linears[0].name} sees",
+                name=f"the input of {linears[0].name}",
+                workers=self.workers,
             )
-            self.damping[seen.key] = solution.damp
+            self.damping[entry.key] = solution.damp
             for linear, quantized in zip(linears, solution.matrices, strict=True):
-                self.put(tensors, linear, quantized, found.gram)
-        return tensors
+                self.write_quantized(tensors, linear, quantized, statistics.gram)
 
 
-class AwqWatcher(FolderWatcher):
-    """AWQ (arXiv 2306.00978): scales are folded into what stands before a linear, then ranges clipped, then rounded."""
+class AwqQuantizer(LayerQuantizer):
+    """AWQ (arXiv 2306.00978): fold scales into what precedes a linear, clip the ranges, round."""
 
     def begin(self) -> None:
         super().begin()
         self._scales: dict[str, Array] = {}
 
-    def dense(self, layer: LayerLinears, tensors: Tensors, statistics: Mapping[str, Statistics]) -> Tensors:
-        inputs = [each for each in layer.inputs if each.expert is None]
-        here = {each.key for each in inputs}
+    def quantize(self, layer: LayerLinears, expert: int | None, tensors: Tensors, sums: Sums) -> None:
+        inputs = [entry for entry in layer.inputs if entry.expert == expert]
+        keys = {entry.key for entry in inputs}
+        for entry in inputs:
+            if entry.key in self._scales:  # the norm before the experts, scaled with the rest of the layer
+                fold_input(tensors, entry, self._scales[entry.key])
         for fold in layer.folds:
-            if isinstance(fold, RowFold):
-                if fold.input in here:
-                    self._fold_rows(layer, fold, tensors, statistics)
-            else:
-                self._fold_norm(layer, fold, here, tensors, statistics)
-        self._round(inputs, tensors, statistics)
-        return tensors
+            if isinstance(fold, RowFold) and fold.input in keys:
+                self._fold_rows(layer, fold, tensors, sums)
+            elif isinstance(fold, NormFold) and expert is None:
+                self._fold_norm(layer, fold, tensors, sums)
+        self.write_kept(tensors, inputs)
+        for entry in inputs:
+            gram, scale = _gram(sums, entry.key), self._scales.get(entry.key)
+            if scale is not None:
+                gram = gram / (scale[:, None] * scale)
+            for linear in self.quantized(entry):
+                rounded = quantize_awq(matrix(tensors, linear), gram, self.plan.request.grid, self.workers)
+                self.write_quantized(tensors, linear, rounded, gram)
 
-    def expert(
-        self, layer: LayerLinears, expert: int, tensors: Tensors, statistics: Mapping[str, Statistics]
-    ) -> Tensors:
-        inputs = [each for each in layer.inputs if each.expert == expert]
-        for seen in inputs:
-            if seen.key in self._scales:
-                fold_input(tensors, seen, self._scales[seen.key])
-        here = {each.key for each in inputs}
-        for fold in layer.folds:
-            if isinstance(fold, RowFold) and fold.input in here:
-                self._fold_rows(layer, fold, tensors, statistics)
-        self._round(inputs, tensors, statistics)
-        return tensors
-
-    def _fold_norm(
-        self,
-        layer: LayerLinears,
-        fold: NormFold,
-        here: set[str],
-        tensors: Tensors,
-        statistics: Mapping[str, Statistics],
-    ) -> None:
-        """The scale of a norm, by all that sees it: over the tokens of all experts, and some of those experts."""
+    def _fold_norm(self, layer: LayerLinears, fold: NormFold, tensors: Tensors, sums: Sums) -> None:
+        """Scale a norm by one search over all linears that it feeds; of many experts only a sample counts."""
         inputs = [layer.find(key) for key in fold.inputs]
-        weights = [matrix(tensors, linear) for each in inputs if each.key in here for linear in self.wanted(each)]
-        apart = [each for each in inputs if each.key not in here]
-        for each in apart[:: max(1, len(apart) // _EXPERTS_LOOKED_AT)]:
-            weights += [self._some_rows(linear) for linear in self.wanted(each)]
-        gram = statistics[fold.inputs[0]].gram
-        assert gram is not None
+        dense = [entry for entry in inputs if entry.expert is None]
+        routed = [entry for entry in inputs if entry.expert is not None]
+        weights = [matrix(tensors, linear) for entry in dense for linear in self.quantized(entry)]
+        for entry in routed[:: max(1, len(routed) // _SAMPLED_EXPERTS)]:
+            weights += [self._sampled_rows(linear) for linear in self.quantized(entry)]
         if not weights:
             return
-        scale = search_scale(weights, gram, self.plan.request.grid, name=f"what {fold.norm} gives").values
+        gram, name = _gram(sums, fold.inputs[0]), f"the output of {fold.norm}"
+        scale = search_scale(weights, gram, self.plan.request.grid, name=name, workers=self.workers).values
         fold_source(tensors, fold, scale)
-        for each in inputs:
-            self._scales[each.key] = scale
-            if each.key in here:
-                fold_input(tensors, each, scale)
+        self._scales |= dict.fromkeys(fold.inputs, scale)
+        for entry in dense:
+            fold_input(tensors, entry, scale)
 
-    def _fold_rows(
-        self, layer: LayerLinears, fold: RowFold, tensors: Tensors, statistics: Mapping[str, Statistics]
-    ) -> None:
-        linears = self.wanted(layer.find(fold.input))
-        gram = statistics[fold.input].gram
-        assert gram is not None
+    def _fold_rows(self, layer: LayerLinears, fold: RowFold, tensors: Tensors, sums: Sums) -> None:
+        linears, gram = self.quantized(layer.find(fold.input)), _gram(sums, fold.input)
         if not linears:
             return
-        ties = np.array(fold.rows)
-        scale = search_scale(
-            [matrix(tensors, linear) for linear in linears],
-            gram,
-            self.plan.request.grid,
-            ties=ties,
-            name=f"what {linears[0].name} sees",
-        ).values
+        weights, ties = [matrix(tensors, linear) for linear in linears], np.array(fold.rows)
+        name = f"the input of {linears[0].name}"
+        scale = search_scale(weights, gram, self.plan.request.grid, ties=ties, name=name, workers=self.workers).values
         apply_fold(tensors, layer, fold, scale)
         self._scales[fold.input] = scale
 
-    def _round(self, inputs: list[Input], tensors: Tensors, statistics: Mapping[str, Statistics]) -> None:
-        self.put_kept(tensors, (linear for each in inputs for linear in each.linears))
-        for seen in inputs:
-            gram = statistics[seen.key].gram
-            assert gram is not None
-            scale = self._scales.get(seen.key)
-            if scale is not None:
-                gram = gram / (scale[:, None] * scale)
-            for linear in self.wanted(seen):
-                self.put(tensors, linear, quantize_awq(matrix(tensors, linear), gram, self.plan.request.grid), gram)
-
-    def _some_rows(self, linear: Linear) -> Array:
-        """Rows of an expert that is not in memory, evenly taken; one whole matrix is, for a moment."""
+    def _sampled_rows(self, linear: Linear) -> Array:
+        """Evenly spread rows of an expert that is not in memory; for a moment one whole matrix is."""
         stored = self.read(linear.name + linear.form.weight)
         weight = stored.T if linear.form.turned else stored
-        return np.array(weight[:: -(-len(weight) // _ROWS_LOOKED_AT)], np.float32)
+        return np.array(weight[:: -(-len(weight) // _SAMPLED_ROWS)], np.float32)
 
 
-WATCHERS: dict[str, type[FolderWatcher]] = {"awq": AwqWatcher, "gptq": GptqWatcher}
+QUANTIZERS: dict[str, type[LayerQuantizer]] = {"awq": AwqQuantizer, "gptq": GptqQuantizer}
 
 
-class Keeper:
-    """Hands a layer to every watcher in turn, and keeps sums of squares and how many tokens each expert was sent.
+class LayerSums:
+    """Receives a layer from the stream: keeps its sums of squares and token counts, and runs every quantizer on it.
 
-    Watchers change the tensors they are given; only the last may (AWQ folds scales into them), the first of two must
-    leave them as they are, which GPTQ does unless it propagates.
+    GPTQ leaves the tensors as they are unless it propagates, AWQ scales them: so AWQ comes last.
     """
 
-    def __init__(self, watchers: Sequence[FolderWatcher]) -> None:
-        self.watchers = watchers
+    def __init__(self, quantizers: Sequence[LayerQuantizer]) -> None:
+        self.quantizers = quantizers
         self.squares: dict[str, NDArray[np.float64]] = {}
         self.tokens: dict[str, int] = {}
         self.starved: list[str] = []
+        for quantizer in quantizers:
+            quantizer.begin()
 
-    def dense(self, layer: LayerLinears, tensors: Tensors, statistics: Mapping[str, Statistics]) -> Tensors:
-        self._keep(statistics)
-        for watcher in self.watchers:
-            tensors = watcher.dense(layer, tensors, statistics)
-        return tensors
+    def dense(self, layer: LayerLinears, tensors: Tensors, statistics: Sums) -> Tensors:
+        return self._run(layer, None, tensors, statistics)
 
-    def expert(
-        self, layer: LayerLinears, expert: int, tensors: Tensors, statistics: Mapping[str, Statistics]
-    ) -> Tensors:
-        self._keep(statistics)
+    def expert(self, layer: LayerLinears, expert: int, tensors: Tensors, statistics: Sums) -> Tensors:
         first = next(iter(statistics.values()))
         self.tokens[f"expert {expert}"] = first.tokens
         if first.gram_tokens > first.tokens:
             self.starved.append(f"expert {expert}")
-        for watcher in self.watchers:
-            tensors = watcher.expert(layer, expert, tensors, statistics)
+        return self._run(layer, expert, tensors, statistics)
+
+    def _run(self, layer: LayerLinears, expert: int | None, tensors: Tensors, statistics: Sums) -> Tensors:
+        self.squares |= {key: np.append(sums.squares, sums.tokens) for key, sums in statistics.items()}
+        for quantizer in self.quantizers:
+            quantizer.quantize(layer, expert, tensors, statistics)
         return tensors
 
-    def _keep(self, statistics: Mapping[str, Statistics]) -> None:
-        for key, each in statistics.items():
-            self.squares[key] = np.append(each.squares, each.tokens)
+
+def _gram(sums: Sums, key: str) -> Array:
+    gram = sums[key].gram
+    assert gram is not None
+    return gram

@@ -1,7 +1,7 @@
-"""quantkit.json: where each file of a folder came from, how it was made, and what its checks saw.
+"""quantkit.json: the origin of the files in a folder, how they were made, and the results of their checks.
 
-Format `quantkit-origin` version 1: one entry a file set under `outputs`, keyed by its stem, so that a folder filled by
-several commands keeps the history of each.
+Format `quantkit-origin` version 1: an entry for each output under `outputs`, by the stem of its files or the name of
+its folder. Several commands that write into one folder keep each other's entries.
 """
 
 import json
@@ -11,82 +11,130 @@ from pathlib import Path
 from typing import Any
 
 from quantkit import __version__
-from quantkit.errors import OutputError
+from quantkit.conversion.calibration import Calibration
+from quantkit.files import partial_path, write_atomically
 from quantkit.gguf.kernels import accelerated, library
 from quantkit.inspection.record import FILE_NAME, FORMAT, VERSION
-from quantkit.outputs.gguf_files import Plan
+from quantkit.machine import peak_memory
+from quantkit.outputs.gguf_files import GgufOutput, GgufPlan
+from quantkit.outputs.packed_folders import FolderPlan
+from quantkit.outputs.plan import ConversionPlan, file_sizes, type_name
 from quantkit.verify import Verified
 
 
-def write_origin(
-    folder: Path, plan: Plan, verified: Sequence[Verified], seconds: Mapping[str, float], peak_memory: int
+def write_records(
+    plan: ConversionPlan, outputs: Sequence[Verified], calibration: Calibration | None, seconds: Mapping[str, float]
 ) -> None:
-    """Add this run's outputs to the folder's quantkit.json, replacing earlier entries of the same name."""
-    record_outputs(
-        folder,
-        {item.output.stem: _entry(plan, item, seconds, peak_memory) for item in verified if not item.failed},
-    )
+    """Write quantkit.json into every folder of outputs, packed folders still under their partial names.
+
+    Raises OutputError.
+    """
+    gguf: dict[str, dict[str, Any]] = {}
+    for item in outputs:
+        output = item.output
+        if isinstance(output, FolderPlan) and calibration is not None:
+            own = _folder_facts(plan, output, calibration)
+            record_outputs(partial_path(output.folder), {output.folder.name: _entry(plan, item, seconds) | own})
+        elif isinstance(output, GgufOutput) and plan.gguf is not None and not item.failed:
+            gguf[output.stem] = _entry(plan, item, seconds) | _gguf_facts(plan.gguf, output)
+    if plan.gguf is not None:
+        record_outputs(plan.gguf.request.folder, gguf)
 
 
 def record_outputs(folder: Path, entries: Mapping[str, Mapping[str, Any]]) -> None:
-    """Add entries by stem to the folder's quantkit.json, replacing earlier ones of the same stem."""
-    path = folder / FILE_NAME
-    record = _load(path)
+    """Add entries to the folder's quantkit.json; they replace those of the same name. Raises OutputError."""
+    record = _load(folder / FILE_NAME)
     record["outputs"].update(entries)
-    temporary = path.with_name(f"{FILE_NAME}.partial")
-    try:
-        temporary.write_text(json.dumps(record, indent=2, ensure_ascii=False, allow_nan=False) + "\n", "utf-8")
-        temporary.replace(path)
-    except OSError as error:
-        raise OutputError(f"cannot write {path}: {error.strerror or error}") from error
+    write_atomically(folder / FILE_NAME, json.dumps(record, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def _load(path: Path) -> dict[str, Any]:
-    """The record so far. One that is not understood (damaged, or of a later version) is set aside as `.bak`."""
-    fresh: dict[str, Any] = {"format": FORMAT, "version": VERSION, "outputs": {}}
-    if not path.exists():
-        return fresh
-    try:
-        record = json.loads(path.read_text("utf-8"))
-        if record["format"] == FORMAT and record["version"] == VERSION and isinstance(record["outputs"], dict):
-            return dict(record)
-    except (OSError, ValueError, KeyError, TypeError):
-        pass
-    path.replace(path.with_name(f"{FILE_NAME}.bak"))
-    return fresh
+    """The present record. A damaged one, or one of a later version, is renamed to `.bak`."""
+    if path.exists():
+        try:
+            record = json.loads(path.read_text("utf-8"))
+            if record["format"] == FORMAT and record["version"] == VERSION and isinstance(record["outputs"], dict):
+                return dict(record)
+        except (OSError, ValueError, KeyError, TypeError):
+            pass
+        path.replace(path.with_name(f"{FILE_NAME}.bak"))
+    return {"format": FORMAT, "version": VERSION, "outputs": {}}
 
 
-def _entry(plan: Plan, item: Verified, seconds: Mapping[str, float], peak_memory: int) -> dict[str, Any]:
-    request, output = plan.request, item.output
-    return {
+def _entry(plan: ConversionPlan, item: Verified, seconds: Mapping[str, float]) -> dict[str, Any]:
+    """What every output records. `seconds` are of the whole conversion, which `seconds_cover` lists."""
+    entry = {
         "tool": {"name": "quantkit", "version": __version__, "kernels": str(library()), "lanes": accelerated()},
         "written": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "origin": dict(plan.model.origin),
+        "origin": dict(plan.origin),
+        "type": type_name(item.output),
+        "files": {
+            name: {"bytes": size, "sha256": item.sha256.get(name)} for name, size in file_sizes(item.output).items()
+        },
+        "checks": [vars(check) for check in item.checks],
+        "relative_error": {name: round(error, 6) for name, error in item.errors.items()},
+        "seconds": {name: round(value, 3) for name, value in seconds.items()},
+        "seconds_cover": [output.label for output in plan.outputs],
+        "peak_memory_bytes": peak_memory(),
+        "threads": plan.threads,
+        "warnings": list(plan.warnings),
+    }
+    return entry | ({"calibration": plan.calibration.samples.record()} if plan.calibration is not None else {})
+
+
+def _gguf_facts(plan: GgufPlan, output: GgufOutput) -> dict[str, Any]:
+    request, mix = plan.request, plan.request.mix
+    imatrix = request.imatrix and {
+        "file": request.imatrix_name,
+        "sha256": request.imatrix.sha256,
+        "datasets": request.imatrix.datasets,
+    }
+    return {
         "family": plan.model.family,
-        "type": output.type.name,
-        "files": {file.name: {"bytes": file.size, "sha256": item.sha256.get(file.name)} for file in output.files},
         "bits_per_weight": round(plan.bits_per_weight(output), 4),
         "parameters": plan.n_elements,
         "type_mix": output.mix,
         "options": {
-            "pure": request.mix.pure,
-            "leave_output_tensor": request.mix.leave_output,
-            "output_type": request.mix.output_type.name if request.mix.output_type is not None else None,
-            "embedding_type": request.mix.embedding_type.name if request.mix.embedding_type is not None else None,
-            "tensor_types": [[pattern, kind.name] for pattern, kind in request.mix.tensor_types],
+            "pure": mix.pure,
+            "leave_output_tensor": mix.leave_output,
+            "output_type": mix.output_type.name if mix.output_type is not None else None,
+            "embedding_type": mix.embedding_type.name if mix.embedding_type is not None else None,
+            "tensor_types": [[pattern, kind.name] for pattern, kind in mix.tensor_types],
             "split_max_size": request.split_max_size,
-            "imatrix": (
-                {"file": request.imatrix_name, "sha256": request.imatrix.sha256, "datasets": request.imatrix.datasets}
-                if request.imatrix
-                else None
-            ),
+            "imatrix": imatrix,
         },
-        "checks": [{"name": check.name, "status": check.status, "detail": check.detail} for check in item.checks],
-        "relative_error": {name: round(error, 6) for name, error in item.errors.items()},
         "relative_error_method": "RMS error over RMS of the source, on sampled rows of each tensor",
-        "seconds": {name: round(value, 3) for name, value in seconds.items()},
-        "seconds_cover": [output.type.name for output in plan.outputs],
-        "peak_memory_bytes": peak_memory,
-        "threads": plan.threads,
-        "warnings": list(plan.warnings),
+    }
+
+
+def _folder_facts(plan: ConversionPlan, folder: FolderPlan, calibration: Calibration) -> dict[str, Any]:
+    request = folder.request
+    assert plan.calibration is not None
+    options = {
+        "bits": request.grid.bits,
+        "group_size": request.grid.group,
+        "symmetric": request.grid.symmetric,
+        "skip": list(request.skip),
+        "dtype": request.dtype,
+        "propagate": "quantized" if plan.calibration.propagate else "float",
+    }
+    if request.method == "gptq":
+        options |= {"damp": request.damp, "act_order": request.act_order, "static_groups": request.static_groups}
+    layers = {f"layer {number}": record for number, record in enumerate(calibration.layers)}
+    damping = {name: layer[request.method]["damping"] for name, layer in layers.items()}
+    tables = {
+        "tokens_per_expert": {name: layer["tokens"] for name, layer in layers.items() if layer["tokens"]},
+        "damping_raised": {n: d for n, d in damping.items() if any(value != request.damp for value in d.values())},
+    }
+    if tables["tokens_per_expert"]:
+        starved = {name: layer["starved"] for name, layer in layers.items() if layer["starved"]}
+        tables["experts_that_learned_from_others_tokens"] = starved
+    return {
+        "architecture": (plan.calibration.native.config.get("architectures") or [None])[0],
+        "options": options,
+        "quantized_linears": len(folder.quantized),
+        "kept_linears": list(folder.kept),
+        "relative_error_method": "squared error of the outputs over the calibration text, over their squares, on"
+        " sampled rows of each linear",
+        **{name: table for name, table in tables.items() if table or name.startswith("experts")},
     }

@@ -1,72 +1,118 @@
-"""What a calibration has on disk while it is under way: its work folder and the folders under `*.partial` names."""
+"""The work of a conversion on disk: its lock and journal, partial names, space, clean-up, final names."""
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from quantkit.errors import OutputError
-from quantkit.files import free_space
-from quantkit.outputs.calibration import CalibratedPlan
-from quantkit.packed.writer import partial_folder, publish
+from quantkit.errors import CalibrationError, HubError, OutputError, QuantkitError, ReadError
+from quantkit.files import (
+    PARTIAL,
+    failed_path,
+    make_folder,
+    partial_path,
+    refuse_existing,
+    require_space,
+    sync,
+)
+from quantkit.journal import Journal
+from quantkit.machine import peak_memory
+from quantkit.outputs.plan import ConversionPlan
+from quantkit.packed.writer import publish
 
 
-def clear(plan: CalibratedPlan, stale: Sequence[str]) -> None:
-    """Remove what a run of another source or of other options left, but not the journal; `stale`: its folders."""
-    for path in plan.work.iterdir():
-        if path.name != "journal":
-            path.unlink()
-    ours = [partial_folder(folder.folder) for folder in plan.folders]
-    theirs = [plan.work.with_name(name) for name in stale if name == Path(name).name and name.endswith(".partial")]
-    for folder in (*ours, *theirs):
-        shutil.rmtree(folder, ignore_errors=True)
+@contextmanager
+def open_work(plan: ConversionPlan, *, force: bool) -> Iterator[Journal]:
+    """Lock the work folder and yield its journal; remove the folder at the end.
 
+    An error that the same command would meet again removes everything unfinished. Other errors keep it for a resumed
+    run: a full disk once a step is done, a source that could not be read, memory that ran out, an interruption.
 
-def discard(plan: CalibratedPlan) -> None:
-    """Remove everything that is not finished."""
-    shutil.rmtree(plan.work, ignore_errors=True)
-    for folder in plan.folders:
-        shutil.rmtree(partial_folder(folder.folder), ignore_errors=True)
-
-
-def check_space(plan: CalibratedPlan, others: Sequence[Path], more: int) -> None:
-    """Raise OutputError where the disk has no room for the plan and for `more` bytes, those of the files `others`.
-
-    What an earlier run has taken already is not asked for again.
+    Raises:
+        OutputError: the folder is not writable or too small, another process uses it, an unfinished run of other
+            options is in it or an output exists (both unless `force`).
     """
-    folders = [plan.work, *(partial_folder(folder.folder) for folder in plan.folders)]
-    files = [path for folder in folders if folder.exists() for path in folder.iterdir()]
-    files += [path.with_name(f"{path.name}.partial") for path in others]
-    free = free_space(plan.work) + sum(path.stat().st_blocks * 512 for path in files if path.exists())
-    needed = plan.disk + more
-    if needed > free:
-        raise OutputError(
-            f"{plan.work.parent} has {free / 1e9:.2f} GB free but this takes {needed / 1e9:.2f} GB;"
-            " free some space or choose another folder with -o"
-        )
+    make_folder(plan.work)
+    partial = [str(partial_path(path).relative_to(plan.output)) for path in plan.paths]
+    journal = Journal(plan.work / "journal", plan.fingerprint, partial, force=force)
+    try:
+        if not journal.resumed:
+            _clear(plan, journal)
+        if journal.finishing is not None:
+            _take_back(plan)
+        else:
+            _refuse_existing(plan, force=force)
+        require_space(plan.output, plan.disk, (plan.work, *map(partial_path, plan.paths)))
+        for folder in {path.parent for path in plan.paths}:
+            make_folder(folder)
+        yield journal
+        shutil.rmtree(plan.work)
+    except MemoryError:
+        if plan.calibration is None:
+            raise
+        raise CalibrationError(
+            f"out of memory at about {peak_memory() / 1e9:.1f} GB; rerun with fewer --threads to resume, or with a"
+            " smaller --seq-len and --force to start over"
+        ) from None
+    except (ReadError, HubError):
+        raise
+    except QuantkitError as error:
+        if not (journal.records and isinstance(error, OutputError)):
+            _discard(plan)
+        raise
+    finally:
+        journal.close()
 
 
-def name_folder(folder: Path, *, failed: bool) -> None:
-    """Give a folder its final name; one that failed a check is set aside under `.failed`."""
-    aside = _aside(folder)
+def name_output(path: Path, *, failed: bool) -> None:
+    """Give a partial file or folder its final name, or `NAME.failed` when it failed a check."""
+    partial, aside = partial_path(path), failed_path(path)
+    _remove(aside)
     if failed:
-        shutil.rmtree(aside, ignore_errors=True)
-        partial_folder(folder).replace(aside)
-        return
-    publish(folder)
-    shutil.rmtree(aside, ignore_errors=True)
+        partial.replace(aside)
+    elif partial.is_dir():
+        publish(path)
+    else:
+        partial.replace(path)
+    sync(path.parent)
 
 
-def take_back(plan: CalibratedPlan) -> None:
-    """Of a run that was killed while it named its folders: those named already become partial again.
-
-    They are checked anew with the others, and named again.
-    """
+def _refuse_existing(plan: ConversionPlan, *, force: bool) -> None:
+    refuse_existing(plan.paths, force=force)
     for folder in plan.folders:
-        partial = partial_folder(folder.folder)
-        named = next((path for path in (folder.folder, _aside(folder.folder)) if path.is_dir()), None)
-        if named is not None and not partial.exists():
-            named.rename(partial)
+        if folder.folder.exists() and not folder.folder.is_dir():
+            raise OutputError(f"{folder.folder} is a file; move it away or choose another folder with -o")
 
 
-def _aside(folder: Path) -> Path:
-    return folder.with_name(f"{folder.name}.failed")
+def _clear(plan: ConversionPlan, journal: Journal) -> None:
+    """Remove what a run of another source or of other options left, except the journal."""
+    for path in plan.work.iterdir():
+        if path != journal.path:
+            _remove(path)
+    stale = [plan.output / name for name in journal.stale if name.endswith(PARTIAL) and ".." not in Path(name).parts]
+    for path in (*stale, *map(partial_path, plan.paths)):
+        _remove(path)
+
+
+def _discard(plan: ConversionPlan) -> None:
+    """Remove everything unfinished, and folders that are empty then."""
+    for path in (plan.work, *map(partial_path, plan.paths)):
+        _remove(path)
+    for folder in {path.parent for path in plan.paths} - {plan.output}:
+        with suppress(OSError):
+            folder.rmdir()
+
+
+def _take_back(plan: ConversionPlan) -> None:
+    """After a kill during the renaming: give renamed outputs their partial names, to be checked and renamed again."""
+    for path in plan.paths:
+        renamed = next((name for name in (path, failed_path(path)) if name.exists()), None)
+        if renamed is not None and not partial_path(path).exists():
+            renamed.rename(partial_path(path))
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)

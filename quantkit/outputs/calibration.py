@@ -1,119 +1,154 @@
-"""The plan of a calibration: what is written, the memory and disk it takes, before a weight is read."""
+"""The plan of a calibration: its samples, the importance matrix it gives, the memory and disk it takes."""
 
-import hashlib
-import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from quantkit import __version__
+import numpy as np
+
 from quantkit.errors import UsageError
 from quantkit.families.base.native import Native
+from quantkit.forward.devices import find_device
 from quantkit.forward.linears import LayerLinears
-from quantkit.machine import cores
-from quantkit.outputs.packed_folders import FolderPlan, FolderRequest, all_layers, plan_folder_of
-from quantkit.texts.samples import Samples
+from quantkit.gguf.keyvalues import array, string, uint32
+from quantkit.gguf.layout import padded
+from quantkit.imatrix.file import Imatrix
+from quantkit.imatrix.names import LinearKey, Squares, as_imatrix, collect_imatrix, imatrix_sources
+from quantkit.outputs.packed_folders import all_layers
+from quantkit.texts.samples import Samples, load_samples
 
-# What a run takes beside the arrays that are counted one by one: python, numpy, inputs that wait for their sums.
+# Memory beside the arrays that are counted one by one: python, numpy, inputs that wait for their sums.
 _BASE_MEMORY = 330 << 20
 
 
 @dataclass(frozen=True)
-class CalibratedPlan:
-    """A calibration that can be run. Memory and disk in bytes."""
+class CalibrationRequest:
+    """What to calibrate on and where to compute.
 
-    name: str
+    `text`: a file, a dataset of the hub, or None for the text that comes with quantkit (see `load_samples`). `device`:
+    "auto", "cpu" or "cuda". `propagate`: the hidden states follow the quantized layers, not the source's.
+    """
+
+    text: str | None = None
+    samples: int = 128
+    seq_len: int = 512
+    chat: bool | None = None
+    device: str = "auto"
+    propagate: bool = False
+    offline: bool = False
+
+
+@dataclass(frozen=True)
+class CalibrationPlan:
+    """A calibration that can be run. `gram`: Gram matrices are summed too. `memory` and `disk` (states) in bytes."""
+
     native: Native
     samples: Samples
     layers: tuple[LayerLinears, ...]
-    folders: tuple[FolderPlan, ...]
-    work: Path
-    threads: int
+    gram: bool
     propagate: bool
     device: Any
     memory: int
-    disk: int
-    fingerprint: str
-    warnings: tuple[str, ...] = ()
+
+    @property
+    def disk(self) -> int:
+        files = 4 if self.native.architecture.experts else 2
+        return self.samples.tokens.size * self.native.decoder.hidden * 4 * files
+
+    @cached_property
+    def imatrix_sources(self) -> dict[str, tuple[LinearKey, ...]]:
+        """GGUF tensor -> the linears whose inputs it multiplies (see `imatrix.names`)."""
+        return imatrix_sources(self.native)
+
+    def imatrix(self, squares: Squares | None = None) -> Imatrix:
+        """The importance matrix of `squares`; without them one of the same shapes, to plan with."""
+        sums, counts = collect_imatrix(squares or self._ones(), self.imatrix_sources)
+        chunks, chunk_size = self.samples.tokens.shape
+        return as_imatrix(sums, counts, datasets=[self.samples.name], chunks=chunks, chunk_size=chunk_size)
+
+    def _ones(self) -> Squares:
+        inputs = [entry for layer in self.layers for entry in layer.inputs]
+        return {(linear.name, linear.index): (np.ones(entry.width), 1) for entry in inputs for linear in entry.linears}
 
 
-def plan_calibrated(
+@dataclass(frozen=True)
+class ImatrixOutput:
+    """The importance matrix as a file of llama.cpp's GGUF format. `entries`: how many tensors it covers."""
+
+    path: Path
+    entries: int
+    size: int
+    label = "imatrix"
+
+    @property
+    def folder(self) -> Path:
+        return self.path.parent
+
+
+def plan_calibration(
     native: Native,
-    samples: Samples,
-    requests: Sequence[FolderRequest],
+    request: CalibrationRequest,
+    samples: Samples | None,
     *,
-    name: str,
-    output: Path,
-    threads: int = 0,
-    max_ram: int | None = None,
-    propagate: bool = False,
-    device: Any = None,
-) -> CalibratedPlan:
-    """What a calibration of `native` over `samples` will write under `output` and take.
+    gram: bool,
+    threads: int,
+    max_ram: int | None,
+) -> CalibrationPlan:
+    """What a calibration of `native` takes. `samples` replace those of `request.text`.
 
     Raises:
-        UnsupportedError, UsageError: see `plan_folder_of`; or the memory it takes is more than `max_ram`.
+        UsageError: it needs more memory than `max_ram`.
+        CalibrationError, HubError, TokenizerError: see `load_samples`.
     """
+    if samples is None:
+        samples = load_samples(
+            native.checkpoint,
+            source=request.text,
+            n_samples=request.samples,
+            seq_len=request.seq_len,
+            chat=request.chat,
+            offline=request.offline,
+        )
     layers = all_layers(native)
-    folders = tuple(
-        plan_folder_of(native, layers, request, output / f"{name}-{request.label}")
-        for request in sorted(requests, key=lambda request: request.method != "gptq")
-    )
-    if propagate and len(folders) != 1:
-        raise UsageError("--propagate quantized is for one format at a time; the stream can follow only one")
-    threads = threads or cores()
-    memory = _memory(layers, samples.tokens.shape, threads, [request.method for request in requests])
+    memory = _memory(layers, samples.tokens.shape[1], threads, gram=gram)
     if max_ram is not None and memory > max_ram:
         raise UsageError(
-            f"this takes about {memory / 1e9:.2f} GB, more than --max-ram {max_ram / 1e9:.2f} GB; a layer's weights and"
-            " statistics must fit, lower --threads or --seq-len if that is where it goes"
+            f"--max-ram {max_ram / 1e9:.2f} GB is too small; the calibration needs about {memory / 1e9:.2f} GB for the"
+            " weights and statistics of one layer; use fewer --threads or a smaller --seq-len"
         )
-    states = samples.tokens.size * native.decoder.hidden * 4 * (4 if native.architecture.experts else 2)
-    return CalibratedPlan(
-        name=name,
-        native=native,
-        samples=samples,
-        layers=layers,
-        folders=folders,
-        work=output / f"{name}-calibration.partial",
-        threads=threads,
-        propagate=propagate,
-        device=device,
-        memory=memory,
-        disk=sum(folder.size for folder in folders) + states,
-        fingerprint=_fingerprint(native, samples, requests, propagate),
-    )
+    return CalibrationPlan(native, samples, layers, gram, request.propagate, find_device(request.device), memory)
 
 
-def _memory(layers: Sequence[LayerLinears], shape: tuple[int, ...], threads: int, methods: Sequence[str]) -> int:
-    """Bytes that the largest layer takes: its weights in float32, its statistics, what the algorithms copy."""
+def plan_imatrix(path: Path, calibration: CalibrationPlan) -> ImatrixOutput:
+    """The file that `write_imatrix` writes for this calibration; its size is exact."""
+    imatrix = calibration.imatrix()
+    keys = [string("general.type", "imatrix"), array("imatrix.datasets", string("", "").kind, imatrix.datasets)]
+    keys += [uint32("imatrix.chunk_count", imatrix.chunks), uint32("imatrix.chunk_size", imatrix.chunk_size)]
+    head, data = 24 + sum(len(key.pack()) for key in keys), 0
+    for name, values in imatrix.values.items():
+        count = len(calibration.imatrix_sources[name])
+        head += sum(8 + len(name + suffix) + 4 + 2 * 8 + 4 + 8 for suffix in (".in_sum2", ".counts"))
+        data += padded(4 * values.size) + padded(4 * count)
+    return ImatrixOutput(path, len(imatrix.values), padded(head) + data)
+
+
+def _memory(layers: Sequence[LayerLinears], seq_len: int, threads: int, *, gram: bool) -> int:
+    """Bytes for the largest layer: its weights in float32, its statistics, the copies of the algorithms."""
 
     def need(layer: LayerLinears, expert: int | None) -> int:
-        inputs = [each for each in layer.inputs if each.expert == expert]
-        weights = sum(linear.n_in * linear.n_out for each in inputs for linear in each.linears if linear.index is None)
-        sums = sum(each.width**2 for each in inputs) if methods else 0
-        widest = max(each.width for each in inputs)
-        tallest = max(sum(linear.n_out for linear in each.linears) for each in inputs)
-        # a factor in float64 and its like; a copy or two of the widest input's matrices
-        own = (6 * widest**2 + 4 * widest * tallest) if methods else 0
-        forward = threads * shape[1] * 4 * (widest + tallest)
-        return 4 * (weights + sums + own + forward)
+        inputs = [entry for entry in layer.inputs if entry.expert == expert]
+        weights = sum(
+            linear.n_in * linear.n_out for entry in inputs for linear in entry.linears if linear.index is None
+        )
+        sums = sum(entry.width**2 for entry in inputs) if gram else 0
+        widest = max(entry.width for entry in inputs)
+        tallest = max(sum(linear.n_out for linear in entry.linears) for entry in inputs)
+        # a factor in float64 and its copy; one or two copies of the widest input's matrices
+        copies = (6 * widest**2 + 4 * widest * tallest) if gram else 0
+        forward = threads * seq_len * 4 * (widest + tallest)
+        return 4 * (weights + sums + copies + forward)
 
-    layer = layers[0] if len(layers) == 1 else max(layers, key=lambda layer: need(layer, None))
-    experts = {each.expert for layer in layers for each in layer.inputs if each.expert is not None}
-    dense = need(layer, None)
-    mixed = [each for each in layers if any(seen.expert == 0 for seen in each.inputs)]
-    return _BASE_MEMORY + dense + (need(mixed[0], 0) if experts else 0)
-
-
-def _fingerprint(native: Native, samples: Samples, requests: Sequence[FolderRequest], propagate: bool) -> str:
-    told = {
-        "version": __version__,
-        "headers": dict(native.checkpoint.header_sha256),
-        "config": native.config,
-        "samples": hashlib.sha256(samples.tokens.tobytes()).hexdigest(),
-        "requests": [asdict(request) for request in requests],
-        "propagate": propagate,
-    }
-    return hashlib.sha256(json.dumps(told, sort_keys=True, default=str).encode()).hexdigest()
+    mixed = [layer for layer in layers if any(entry.expert == 0 for entry in layer.inputs)]
+    return _BASE_MEMORY + max(need(layer, None) for layer in layers) + (need(mixed[0], 0) if mixed else 0)

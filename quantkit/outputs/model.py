@@ -134,17 +134,31 @@ def model_from_checkpoint(
         tensors=tuple(tensors),
         sizes=_mix_model(family.gguf_arch, {key.name: key.value for key in arch_keys}),
         read_rows=read_rows,
-        origin={
-            "source": checkpoint.repo_id or checkpoint.folder.name,
-            "revision": checkpoint.revision,
-            "header_sha256": dict(checkpoint.header_sha256),
-        },
+        origin=origin_of(checkpoint),
         family=family.name,
         warnings=(*left_out(family, sizes, checkpoint.tensors), *family.cautions(sizes), *vocabulary.warnings),
         checkpoint=checkpoint,
-        weight_files=tuple(checkpoint.folder / file for file in sorted({t.file for t in checkpoint.tensors.values()})),
+        weight_files=weight_files_of(checkpoint),
         close=checkpoint.close,
     )
+
+
+def origin_of(source: "Checkpoint | Model") -> Mapping[str, Any]:
+    """Where a source is from, for the records of what is made of it."""
+    if isinstance(source, Model):
+        return source.origin
+    return {
+        "source": source.repo_id or source.folder.name,
+        "revision": source.revision,
+        "header_sha256": dict(source.header_sha256),
+    }
+
+
+def weight_files_of(source: "Checkpoint | Model") -> tuple[Path, ...]:
+    """The files that hold a source's weights."""
+    if isinstance(source, Model):
+        return source.weight_files
+    return tuple(source.folder / file for file in sorted({tensor.file for tensor in source.tensors.values()}))
 
 
 def _describe(tensor: MappedTensor, checkpoint: Checkpoint) -> ModelTensor:

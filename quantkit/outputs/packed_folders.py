@@ -63,6 +63,10 @@ class FolderPlan:
     warnings: tuple[str, ...] = field(default=())
 
     @property
+    def label(self) -> str:
+        return self.request.label
+
+    @property
     def size(self) -> int:
         return total_bytes(self.shards)
 

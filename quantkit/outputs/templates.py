@@ -17,14 +17,14 @@ _EOT, _EOS = "tokenizer.ggml.eot_token_id", "tokenizer.ggml.eos_token_id"
 
 
 @dataclass(frozen=True)
-class Choice:
+class Template:
     """What --chat-template asked for: a text (of a built-in or a file), or none at all."""
 
     text: str | None
     built_in: BuiltIn | None = None
 
 
-def choose_template(asked: str) -> Choice:
+def choose_template(asked: str) -> Template:
     """A built-in by name, `none`, or a file; a name wins over a file so called, which is written ./NAME.
 
     The text is rendered on a sample conversation before anything else is done with it.
@@ -34,9 +34,9 @@ def choose_template(asked: str) -> Choice:
         TemplateError: the template is malformed or fails.
     """
     if asked == NONE:
-        return Choice(None)
+        return Template(None)
     if asked in BUILT_IN:
-        return Choice(BUILT_IN[asked].text, BUILT_IN[asked])
+        return Template(BUILT_IN[asked].text, BUILT_IN[asked])
     try:
         text = Path(asked).read_text("utf-8")
     except FileNotFoundError:
@@ -51,11 +51,11 @@ def choose_template(asked: str) -> Choice:
         render_sample(text, bos_token="<s>", eos_token="</s>", special_tokens={"unk_token": "<unk>", "pad_token": ""})
     except TemplateError as error:
         raise TemplateError(f"{asked}: {error}") from error
-    return Choice(text)
+    return Template(text)
 
 
 def model_with_template(
-    checkpoint: Checkpoint, choice: Choice | None, *, name: str | None = None, pre: str | None = None
+    checkpoint: Checkpoint, choice: Template | None, *, name: str | None = None, pre: str | None = None
 ) -> tuple[Model, str | None]:
     """The model with its chat template settled, and a sentence for the user where there is something to say.
 

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from quantkit.checkpoint.tensor import NUMPY_DTYPES
 from quantkit.errors import CheckpointError, OutputError, UnsupportedError
+from quantkit.files import partial_path, sync
 from quantkit.packed.layout import INDEX, Place, Shard, index_json, total_bytes
 
 # What is neither weights, nor a pickle, nor code, and belongs to the model whatever its weights are stored as.
@@ -31,11 +32,6 @@ _SMALL = re.compile(
 _CODE = (".py", ".bin", ".pt", ".pth", ".pkl", ".safetensors", ".gguf", ".h5")
 _TEMPLATES = "additional_chat_templates"
 _PIECE = 1 << 22
-
-
-def partial_folder(folder: Path) -> Path:
-    """The name a folder has while it is not whole."""
-    return folder.with_name(f"{folder.name}.partial")
 
 
 class FolderWriter:
@@ -129,7 +125,7 @@ class FolderWriter:
                 (self.folder / name).write_bytes(data)
             self.flush()
             for path in (*(self.folder / name for name in files), self.folder):
-                _sync(path)
+                sync(path)
         except OSError as error:
             raise OutputError(
                 f"cannot write {getattr(error, 'filename', None) or self.folder}: {error.strerror or error}"
@@ -166,28 +162,20 @@ def json_bytes(value: Mapping[str, Any]) -> bytes:
     return (json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n").encode()
 
 
-def refuse_existing(folder: Path, *, force: bool) -> None:
-    """Raise OutputError where `folder` is there already and may not be replaced."""
-    if folder.exists() and not force:
-        raise OutputError(f"{folder} is there already; add --force to replace it")
-    if folder.exists() and not folder.is_dir():
-        raise OutputError(f"{folder} is a file; move it away or choose another folder with -o")
-
-
 def publish(folder: Path) -> None:
     """Give the whole `NAME.partial` its final name; a folder that bore it is replaced and removed.
 
     At every moment one of the two is whole under NAME, NAME.partial or NAME.replaced, and a call after a kill, at
     whatever point of it, ends what was begun.
     """
-    partial, replaced = partial_folder(folder), folder.with_name(f"{folder.name}.replaced")
+    partial, replaced = partial_path(folder), folder.with_name(f"{folder.name}.replaced")
     try:
         if partial.exists():
             if folder.exists():
                 shutil.rmtree(replaced, ignore_errors=True)
                 folder.rename(replaced)
             partial.rename(folder)
-            _sync(folder.parent)
+            sync(folder.parent)
         if replaced.exists() and folder.exists():
             shutil.rmtree(replaced)
     except OSError as error:
@@ -229,11 +217,3 @@ def _write_at(file: int, data: memoryview, offset: int) -> None:
     done = 0
     while done < len(data):
         done += os.pwrite(file, data[done:], offset + done)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

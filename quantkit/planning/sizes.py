@@ -12,7 +12,7 @@ from quantkit.gguf.file_types import FILE_TYPES, FileType, file_type
 from quantkit.gguf.layout import lay_out
 from quantkit.gguf.metadata import quantization_keys
 from quantkit.gguf.mix import MixOptions, MixTensor, choose_types
-from quantkit.outputs.gguf_files import Request, plan_gguf
+from quantkit.outputs.gguf_files import GgufRequest, plan_gguf
 from quantkit.planning.memory import PlannedTensor
 from quantkit.planning.sources import Source, tensors_as_they_are
 
@@ -115,7 +115,7 @@ def _gguf(source: Source, kind: FileType) -> Offer:
     try:
         if kind.needs_imatrix:
             return _with_imatrix(source, kind)
-        plan = plan_gguf(model, Request(types=(kind,), folder=_KEPT, allow_requantize=model.checkpoint is not None))
+        plan = plan_gguf(model, GgufRequest(types=(kind,), folder=_KEPT, allow_requantize=model.checkpoint is not None))
     except QuantkitError as error:
         return Offer(kind.name, why_not=str(error))
     output = plan.outputs[0]

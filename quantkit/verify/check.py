@@ -1,22 +1,42 @@
-"""What a check says."""
+"""The result of a check, and of all checks of one output."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
 from quantkit.errors import MissingExtraError, QuantkitError
+from quantkit.outputs.plan import OutputPlan
 
 
 @dataclass(frozen=True)
 class Check:
-    """One check of one output: passed, failed or skipped, and what was seen."""
+    """One check of one output: `status` is "passed", "failed" or "skipped", `detail` the figures or the reason."""
 
     name: str
     status: str
     detail: str
 
 
+@dataclass(frozen=True)
+class Verified:
+    """An output and its checks. `sha256` by file name; `errors`: the relative error of each tensor or linear.
+
+    The error of a GGUF tensor is the RMS error on sampled rows over the RMS of the source. That of a linear of AWQ and
+    GPTQ is the squared error of its outputs over the calibration text, over their squares.
+    """
+
+    output: OutputPlan
+    checks: tuple[Check, ...]
+    sha256: Mapping[str, str]
+    errors: Mapping[str, float] = field(default_factory=dict)
+    logit_correlation: float | None = None
+
+    @property
+    def failed(self) -> tuple[Check, ...]:
+        return tuple(check for check in self.checks if check.status == "failed")
+
+
 def guard(name: str, run: Callable[[], str]) -> Check:
-    """Run a check: its text when it passed, the error's when it failed, skipped when an extra is missing."""
+    """Run a check: "passed" with the text it returns, "failed" with its error, "skipped" without an optional extra."""
     try:
         return Check(name, "passed", run())
     except MissingExtraError as error:

@@ -1,4 +1,4 @@
-"""The files themselves: what they state, whether every block is finite, how far sampled rows are from the source."""
+"""GGUF files read back: their headers, whether every block is finite, the error of sampled rows."""
 
 import hashlib
 import os
@@ -14,12 +14,12 @@ from quantkit.files import partial_path
 from quantkit.gguf.kernels import dequantize_rows, validate_rows
 from quantkit.gguf.layout import FileLayout, Slot
 from quantkit.gguf.reader import read_header
-from quantkit.outputs.gguf_files import Output, Plan
+from quantkit.outputs.gguf_files import GgufOutput, GgufPlan
 from quantkit.outputs.model import Model, ModelTensor, widen
 from quantkit.verify.check import Check, guard
 
-# Relative root-mean-square error of a tensor's sampled rows above which a type is not doing its work. Each is about
-# twice what the type costs on Gaussian weights; a misplaced row costs 1.4.
+# The largest relative RMS error of a tensor's sampled rows, by type: about twice the error on Gaussian weights. The
+# error of a misplaced row is 1.4.
 ERROR_BOUND: dict[T, float] = {
     T.F32: 0.0,
     T.F16: 0.001,
@@ -40,27 +40,28 @@ ERROR_BOUND: dict[T, float] = {
     T.IQ3_XXS: 0.5,
 }
 LOOSE_BOUND = 0.95
-# Scales are half precision: below their smallest step even a sound block loses what it holds.
+# scales are half precision: weights below their smallest step become zero in a sound block too
 _HALF_STEP, _LEVELS = 6e-8, 1024
 _SAMPLES, _SAMPLE_ELEMENTS = 4, 1 << 14
 _READ = 8 << 20
 
 
-def check_files(plan: Plan, output: Output) -> tuple[list[Check], dict[str, str]]:
+def check_files(output: GgufOutput) -> tuple[list[Check], dict[str, str]]:
+    """Headers against the plan, every block finite; the checks, and the sha256 of each file."""
     hashes: dict[str, str] = {}
 
     def structure() -> str:
         for file in output.files:
-            header = read_header(partial_path(plan.request.folder / file.name))
+            header = read_header(partial_path(output.folder / file.name))
             if header.size != file.size:
                 raise VerificationError(f"{file.name} has {header.size} bytes instead of {file.size}")
             if header.tensors != file.slots:
-                raise VerificationError(f"{file.name} does not state its tensors as planned")
-        return f"{sum(len(file.slots) for file in output.files)} tensors at their places"
+                raise VerificationError(f"{file.name} does not list its tensors as planned")
+        return f"{sum(len(file.slots) for file in output.files)} tensors at their offsets"
 
     def content() -> str:
         for file in output.files:
-            path = partial_path(plan.request.folder / file.name)
+            path = partial_path(output.folder / file.name)
             hashes[file.name] = _scan(path, file)
         return "every block of every tensor is finite"
 
@@ -69,7 +70,7 @@ def check_files(plan: Plan, output: Output) -> tuple[list[Check], dict[str, str]
 
 
 def _scan(path: Path, file: FileLayout) -> str:
-    """sha256 of the file, read once; each tensor's blocks go through ggml's own validation on the way."""
+    """sha256 of the file; ggml's own validation checks each tensor's blocks in the same read."""
     digest = hashlib.sha256()
     with path.open("rb", buffering=0) as stream, ThreadPoolExecutor(1) as hasher:
         position = 0
@@ -84,7 +85,7 @@ def _scan(path: Path, file: FileLayout) -> str:
             if slot is not None and not validate_rows(
                 slot.type, np.frombuffer(data, np.uint8).reshape(-1, slot.row_bytes)
             ):
-                raise VerificationError(f"tensor {slot.name} of {file.name} holds NaN or infinity")
+                raise VerificationError(f"tensor {slot.name} of {file.name} contains NaN or infinity")
             position = stop
         if pending is not None:
             pending.result()
@@ -106,14 +107,15 @@ def _pieces(file: FileLayout) -> Iterator[tuple[int, int, Slot | None]]:
         yield position, file.size, None
 
 
-def check_error(plan: Plan, output: Output) -> tuple[Check, dict[str, float]]:
+def check_error(plan: GgufPlan, output: GgufOutput) -> tuple[Check, dict[str, float]]:
+    """Sampled rows of every tensor against the source; the check, and each tensor's relative RMS error."""
     errors: dict[str, float] = {}
     tensors = {tensor.name: tensor for tensor in plan.model.tensors}
 
     def compare() -> str:
         worst, worst_name = 0.0, ""
         for file in output.files:
-            with partial_path(plan.request.folder / file.name).open("rb", buffering=0) as stream:
+            with partial_path(output.folder / file.name).open("rb", buffering=0) as stream:
                 for slot in file.slots:
                     error, size = _sampled_error(plan.model, tensors[slot.name], slot, stream.fileno())
                     errors[slot.name] = error
@@ -121,8 +123,8 @@ def check_error(plan: Plan, output: Output) -> tuple[Check, dict[str, float]]:
                     faint = (size or 1.0) * error <= _HALF_STEP * (1 if slot.type in (T.F16, T.BF16) else _LEVELS)
                     if not (error <= bound or faint):
                         raise VerificationError(
-                            f"tensor {slot.name} of {file.name} is {error:.1%} away from the source"
-                            f" where {slot.type.name} allows {bound:.1%}"
+                            f"tensor {slot.name} of {file.name} has an error of {error:.1%}, above the"
+                            f" {bound:.1%} that {slot.type.name} allows"
                         )
                     if error >= worst:
                         worst, worst_name = error, slot.name
@@ -134,7 +136,7 @@ def check_error(plan: Plan, output: Output) -> tuple[Check, dict[str, float]]:
 def _sampled_error(model: Model, tensor: ModelTensor, slot: Slot, descriptor: int) -> tuple[float, float]:
     """Relative RMS error of a few row ranges spread over a tensor, and the RMS of the source there.
 
-    Of an all-zero sample the error is absolute: 0 where it stayed zero.
+    The error of an all-zero sample is absolute: 0 if it stayed zero.
     """
     step = max(1, _SAMPLE_ELEMENTS // tensor.n_columns)
     starts = sorted({int(start) for start in np.linspace(0, max(0, tensor.n_rows - step), _SAMPLES)})

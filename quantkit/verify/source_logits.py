@@ -1,23 +1,91 @@
-"""The source's own logits: the reference forward over the checkpoint as transformers would have it."""
+"""The source's own logits, from the reference forward, and their correlation with those of an output."""
 
+import threading
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from quantkit.checkpoint import Checkpoint
+from quantkit.errors import QuantkitError, UnsupportedError
 from quantkit.families import reference_logits
 from quantkit.families.base.native import Native
+from quantkit.machine import memory_limit
+from quantkit.tokenizer import PROBE, hf_token_ids
+from quantkit.verify.check import Check
+
+Logits = NDArray[np.float32]
+_PROBE_TOKENS = 24
 
 
-def source_logits(checkpoint: Checkpoint, tokens: Sequence[int]) -> NDArray[np.float32]:
+class NoSourceLogits(Exception):
+    """The source's logits cannot be computed; the message says why. This says nothing about an output."""
+
+
+class SourceLogits:
+    """Logits of a short text from the source, computed once for all outputs that are made of it."""
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        self.checkpoint = checkpoint
+        self._computed: tuple[list[int], Logits] | NoSourceLogits | None = None
+        self._lock = threading.Lock()
+
+    def get(self) -> tuple[list[int], Logits]:
+        """Token ids, and logits (len(ids), vocabulary). Raises NoSourceLogits."""
+        with self._lock:
+            if self._computed is None:
+                self._computed = self._compute()
+        if isinstance(self._computed, NoSourceLogits):
+            raise self._computed
+        return self._computed
+
+    def _compute(self) -> tuple[list[int], Logits] | NoSourceLogits:
+        try:
+            tokens = self._tokens()
+            return tokens, source_logits(self.checkpoint, tokens)
+        except UnsupportedError as error:
+            return NoSourceLogits(str(error))
+        except (QuantkitError, LookupError, TypeError, ValueError, ArithmeticError, MemoryError, OSError) as error:
+            return NoSourceLogits(not_compared(error))
+
+    def _tokens(self) -> list[int]:
+        """The first tokens of the longest probe text; without a readable tokenizer, ids spread over the vocabulary."""
+        try:
+            return list(max(hf_token_ids(self.checkpoint.folder, PROBE), key=len)[:_PROBE_TOKENS])
+        except QuantkitError:
+            size = int(Native(self.checkpoint, nearest=True).config["vocab_size"])
+            return [(7919 * index + 3) % size for index in range(_PROBE_TOKENS)]
+
+
+def source_logits(checkpoint: Checkpoint, tokens: Sequence[int]) -> Logits:
     """Logits (len(tokens), vocabulary) of a checkpoint of any family, in the memory of a slice of a matrix.
 
-    Raises UnsupportedError where the reference forward does not know the architecture or a setting of config.json.
+    Raises UnsupportedError when the reference forward does not know the architecture or a setting of config.json.
     """
-    return native_logits(Native(checkpoint, nearest=True), tokens)
-
-
-def native_logits(native: Native, tokens: Sequence[int]) -> NDArray[np.float32]:
-    """`source_logits` of a checkpoint that is opened in its native form."""
+    native = Native(checkpoint, nearest=True)
     return reference_logits(native.whole, native.config, tokens, rows=native.rows, names=native.tensors.keys())
+
+
+def skipped_logits(wanted: bool | None, size: int, max_ram: int | None = None) -> Check | None:
+    """The check of an output of `size` bytes whose logits are not compared; None when they are."""
+    if wanted is False:
+        return Check("logits", "skipped", "not requested")
+    if wanted is None and size > memory_limit() // 2:
+        return Check("logits", "skipped", "the model is larger than half of the memory; add --logits to compare anyway")
+    if max_ram is not None and size > max_ram:
+        return Check("logits", "skipped", "the model is larger than --max-ram")
+    return None
+
+
+def not_compared(error: BaseException) -> str:
+    """The reason of a skipped check when something other than the output fails."""
+    return f"could not be compared ({type(error).__name__}: {error})"
+
+
+def correlations(logits: NDArray[Any], expected: NDArray[Any]) -> NDArray[np.float64]:
+    """The Pearson correlation of the two logit rows of each position, (n_tokens,)."""
+    a = logits - logits.mean(axis=1, keepdims=True)
+    b = expected - expected.mean(axis=1, keepdims=True)
+    norm = np.sqrt(np.square(a).sum(axis=1) * np.square(b).sum(axis=1))
+    return np.asarray((a * b).sum(axis=1) / np.maximum(norm, 1e-12), np.float64)

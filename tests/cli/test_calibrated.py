@@ -111,11 +111,10 @@ def test_a_dry_run_writes_nothing_and_states_the_sizes_that_follow(here: Here, s
     stated = {
         Path(each["folder"]) / file["name"]: file["bytes"]
         for each in json.loads(dry.stdout)["outputs"]
-        if "folder" in each
         for file in each["files"]
     }
     assert here(*words).code == 0
-    assert stated == {path: path.stat().st_size for path in out.glob("model-*/*.safetensors")}
+    assert stated == {path: path.stat().st_size for path in (*out.glob("*/*.safetensors"), *out.glob("*/*.gguf"))}
     assert sorted(path.name for path in out.iterdir()) == ["model-AWQ", "model-GGUF", "model-GPTQ"]
 
 
@@ -202,14 +201,14 @@ def test_a_conversion_killed_at_ten_moments_ends_in_the_same_bytes(tmp_path: Pat
         assert not (out / "model-GPTQ").exists()
     assert kills >= 6
     assert in_gguf >= 1
-    answer = quantkit(*words[3:], *(["--force"] if not (out / "model-calibration.partial").exists() else []))
+    answer = quantkit(*words[3:], *(["--force"] if not (out / "model-conversion.partial").exists() else []))
     assert answer.code == 0, answer.stderr
     assert hashes(out) == expected
     assert sorted(path.name for path in out.iterdir()) == ["model-AWQ", "model-GGUF", "model-GPTQ"]
 
 
 def layers_done(out: Path) -> int:
-    journal = out / "model-calibration.partial" / "journal"
+    journal = out / "model-conversion.partial" / "journal"
     try:
         return journal.read_text().count('"tensor":"layer')
     except FileNotFoundError:
@@ -322,7 +321,7 @@ def test_gguf_files_that_are_there_are_refused_before_the_calibration(here: Here
     (tmp_path / "model-GGUF" / "model-Q8_0.gguf").write_text("mine")
     answer = here("convert", sound, "-t", "awq", "-t", "q8_0", *SMALL, "-o", tmp_path)
     assert answer.code == 1
-    assert "model-Q8_0.gguf is there already" in answer.sentence
+    assert "model-Q8_0.gguf already exists" in answer.sentence
     assert [path.name for path in tmp_path.iterdir()] == ["model-GGUF"]
 
 
@@ -352,10 +351,54 @@ def test_sources_that_are_no_checkpoint_are_one_sentence(here: Here, sound: Path
     assert not (tmp_path / "again").exists()
 
 
-def test_requests_that_say_nothing_or_too_much_are_refused(here: Here, sound: Path, tmp_path: Path) -> None:
-    answer = here("convert", sound, "-t", "q8_0", "--no-imatrix", "-o", tmp_path)
+def test_convert_without_an_importance_matrix_is_gguf(here: Here, sound: Path, tmp_path: Path) -> None:
+    options = ("-t", "q2_k", "-t", "q8_0", "--pure", "--tensor-type", "ffn_down=q6_k", "--split-max-size", "90k")
+    for preset, more in (("convert", ("--no-imatrix",)), ("gguf", ())):
+        answer = here(preset, sound, *options, *more, "-o", tmp_path / preset, "--no-logits")
+        assert answer.code == 0, answer.stderr
+    assert len(hashes(tmp_path / "gguf")) > 2
+    assert hashes(tmp_path / "convert") == hashes(tmp_path / "gguf")
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (("-t", "awq", "--damp", "0.1"), "--damp has no effect without -t gptq"),
+        (("-t", "awq", "--asym"), "--sym/--asym has no effect without -t gptq"),
+        (("-t", "awq", "--pure"), "--pure has no effect without a GGUF type"),
+        (("-t", "gptq", "--tensor-type", "ffn=q8_0"), "--tensor-type has no effect without a GGUF type"),
+        (("-t", "q8_0", "--skip", "down_proj"), "--skip has no effect without -t awq or -t gptq"),
+        (("-t", "q8_0", "--no-imatrix", "--samples", "8"), "--samples has no effect without --calibrate"),
+        (("-t", "awq", "-t", "gptq", "--propagate", "quantized"), "--propagate quantized allows one calibrated type"),
+        (("-t", "q8_0", "--preset", "tablet"), "preset 'tablet' does not exist"),
+    ],
+)
+def test_an_option_that_cannot_apply_is_refused(
+    words: tuple[str, ...], sentence: str, here: Here, sound: Path, tmp_path: Path
+) -> None:
+    answer = here("convert", sound, *words, "-o", tmp_path)
     assert answer.code == 2
-    assert "nothing to calibrate" in answer.sentence
+    assert sentence in answer.sentence
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("preset", ["gguf", "awq", "gptq", "imatrix", "convert"])
+def test_pinned_to_one_core_every_command_plans_one_thread(preset: str, sound: Path, tmp_path: Path) -> None:
+    words = command(preset, sound, *(SMALL if preset in ("awq", "gptq") else ()), "--dry-run")
+    types = [("-t", kind) for kind in ("awq", "gptq", "imatrix", "q4_0")] if preset == "convert" else [()]
+    for kind in types:
+        more = ("--group-size", "32") if kind[-1:] in (("awq",), ("gptq",)) else ()
+        done = subprocess.run(
+            ["taskset", "-c", str(min(os.sched_getaffinity(0))), *words, *kind, *more, "--format", "json"],
+            capture_output=True,
+            text=True,
+            check=True,
+            cwd=tmp_path,
+        )
+        assert json.loads(done.stdout)["threads"] == 1
+
+
+def test_requests_that_say_too_much_are_refused(here: Here, sound: Path, tmp_path: Path) -> None:
     answer = here("convert", sound, "-t", "q9_9", "-o", tmp_path)
     assert answer.code == 2
     assert "q9_9" in answer.sentence

@@ -72,7 +72,7 @@ def test_the_matrix_changes_what_is_written(source: Path, made: Path, tmp_path: 
 def test_json_is_one_document_and_a_dry_run_writes_nothing(source: Path, tmp_path: Path) -> None:
     dry = quantkit("imatrix", source, *CUT, "--dry-run", "--format", "json", cwd=tmp_path)
     document = json.loads(dry.stdout)
-    assert (document["dry_run"], document["entries"], list(tmp_path.iterdir())) == (True, 16, [])
+    assert (document["dry_run"], document["outputs"][0]["entries"], list(tmp_path.iterdir())) == (True, 16, [])
     text = tmp_path / "short.txt"
     text.write_text("Nothing but these words. " * 40)
     wet = quantkit(
@@ -81,12 +81,12 @@ def test_json_is_one_document_and_a_dry_run_writes_nothing(source: Path, tmp_pat
     assert wet.code == 0, wet.stderr
     document = json.loads(wet.stdout)
     assert document["calibration"]["text"] == "short.txt"
-    unseen = document["experts_without_tokens"]
+    unseen = document["outputs"][0]["experts_without_tokens"]
     # two tokens reach four experts of four only if they agree in nothing: the layer where they do is told
     counts = {tensor.name: tensor.data for tensor in gguf.GGUFReader(tmp_path / "mix-imatrix.gguf").tensors}
     for name, number in unseen.items():
         assert int((counts[f"{name}.counts"] == 0).sum()) == number > 0
-        assert "belong to experts that no token came to" in " ".join(wet.stderr.split())
+        assert "belong to experts that received no token" in " ".join(wet.stderr.split())
 
 
 @pytest.mark.parametrize(
@@ -99,7 +99,7 @@ def test_json_is_one_document_and_a_dry_run_writes_nothing(source: Path, tmp_pat
         (("--calibration", "few.txt"), 1, "tokens of this tokenizer, where 128 samples of 512 need"),
         (("--chat", "--calibration", "few.txt"), 1, "holds no conversations"),
         (("-o", "folder"), 1, "folder is a folder"),
-        (("-o", "there.gguf", *CUT), 1, "there.gguf is there already; add --force"),
+        (("-o", "there.gguf", *CUT), 1, "there.gguf already exists; add --force"),
     ],
 )
 def test_what_cannot_be_done_is_said_in_a_sentence(
@@ -123,7 +123,7 @@ def test_gguf_takes_one_matrix_and_calibrates_checkpoints_only(source: Path, mad
     assert quantkit("gguf", source, "-t", "f16", "--no-logits", "-o", tmp_path).code == 0
     file = tmp_path / "mix-GGUF" / "mix-F16.gguf"
     again = quantkit("gguf", file, "-t", "q4_0", "--calibrate", "-o", tmp_path)
-    assert again.code == 2 and "--calibrate is for checkpoints" in again.sentence
+    assert again.code == 2 and "a calibration needs a checkpoint" in again.sentence
 
 
 @pytest.mark.full

@@ -7,7 +7,7 @@ import multiprocessing
 import os
 import random
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,19 +15,22 @@ from typing import Any
 import numpy as np
 import pytest
 
-from quantkit.checkpoint import open_checkpoint
-from quantkit.conversion import calibrated as calibrated_module
-from quantkit.conversion.calibrated import Calibrated, calibrate
+from quantkit.checkpoint import Checkpoint, open_checkpoint
+from quantkit.conversion import run as run_module
+from quantkit.conversion.run import Result
 from quantkit.errors import CalibrationError, OutputError, ReadError, UnsupportedError
 from quantkit.families import reference_logits
 from quantkit.families.base.native import Native
-from quantkit.outputs.calibration import CalibratedPlan, plan_calibrated
+from quantkit.gguf.file_types import file_type
+from quantkit.outputs.gguf_files import GgufRequest
 from quantkit.outputs.packed_folders import FolderRequest
+from quantkit.outputs.plan import ConversionPlan, ConversionRequest, plan_conversion
 from quantkit.packed.reader import open_quantized
 from quantkit.quant.grid import Grid
 from quantkit.stream import states
 from quantkit.texts.samples import Samples
-from quantkit.verify.running import correlations
+from quantkit.verify import Verified
+from quantkit.verify.source_logits import correlations
 from tests.families.expected import write_checkpoint
 from tests.families.models import TOKENS, all_cases
 from tests.forward.test_linears import everyone_everywhere
@@ -62,16 +65,11 @@ def samples(vocab: int, shape: tuple[int, int] = (8, 24), seed: int = 0) -> Samp
     return Samples(tokens, "random", "0" * 64, tokens.size, chat=False)
 
 
-def planned(native: Native, out: Path, requests: Sequence[FolderRequest] = EIGHT_BIT, **options: Any) -> CalibratedPlan:
-    shape = options.pop("shape", (8, 24))
-    return plan_calibrated(
-        native,
-        samples(int(native.config["vocab_size"]), shape),
-        requests,
-        name="M",
-        output=out,
-        **{"threads": 2, **options},
-    )
+def planned(
+    source: Checkpoint, out: Path, requests: Sequence[FolderRequest] = EIGHT_BIT, **options: Any
+) -> ConversionPlan:
+    request = ConversionRequest(out, "M", folders=tuple(requests), **{"threads": 2, **options})
+    return plan_conversion(source, request, samples(int(Native(source, nearest=True).config["vocab_size"])))
 
 
 def written(name: str, folder: Path) -> Path:
@@ -86,13 +84,11 @@ def written(name: str, folder: Path) -> Path:
     return folder
 
 
-def calibrated(
-    name: str, folder: Path, requests: Sequence[FolderRequest] = EIGHT_BIT, **options: Any
-) -> tuple[Calibrated, np.ndarray]:
+def calibrated(name: str, folder: Path, requests: Sequence[FolderRequest] = EIGHT_BIT) -> tuple[Result, np.ndarray]:
     """The case's model calibrated into `folder`; with it, the source's logits."""
     with open_checkpoint(str(written(name, folder / name))) as checkpoint:
         native = Native(checkpoint)
-        result = calibrate(planned(native, folder, requests, **options))
+        result = run_module.run(planned(checkpoint, folder, requests))
         return result, reference_logits(
             native.whole, native.config, TOKENS, rows=native.rows, names=native.tensors.keys()
         )
@@ -109,15 +105,15 @@ def logits(folder: Path) -> np.ndarray:
 )
 def test_folders_of_every_architecture_give_the_sources_logits(name: str, tmp_path: Path) -> None:
     result, source = calibrated(name, tmp_path, WHOLE_ROWS if name.startswith("deepseek") else EIGHT_BIT)
-    found = {folder.plan.request.method: logits(folder.plan.folder) for folder in result.folders}
+    found = {folder.output.request.method: logits(folder.output.folder) for folder in result.outputs}
     assert found.keys() == {"awq", "gptq"}
     correlation = {method: correlations(each, source) for method, each in found.items()}
     assert min(each.mean() for each in correlation.values()) > MEAN, correlation
     assert min(each.min() for each in correlation.values()) > LEAST, correlation
-    assert [folder.failed for folder in result.folders] == [(), ()]
+    assert [folder.failed for folder in result.outputs] == [(), ()]
     # every linear's error is noted, and none is at a loss in 8 bit
-    for folder in result.folders:
-        assert folder.errors.keys() == folder.plan.quantized.keys()
+    for folder in result.outputs:
+        assert folder.errors.keys() == folder.output.quantized.keys()
         assert max(folder.errors.values()) < 0.01
     assert {path.name for path in tmp_path.iterdir()} == {name, "M-AWQ", "M-GPTQ"}
 
@@ -137,7 +133,7 @@ def test_experts_that_stand_in_one_tensor_only_are_refused(name: str, tmp_path: 
         open_checkpoint(str(write_checkpoint(name, tmp_path / name))) as checkpoint,
         pytest.raises(UnsupportedError, match=r"mlp\.experts|block_sparse_moe.*convert this model to GGUF"),
     ):
-        planned(Native(checkpoint), tmp_path / "out")
+        planned(checkpoint, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
@@ -155,14 +151,14 @@ def test_routers_and_gates_stay_as_they_are_but_for_what_the_norm_before_them_ga
 ) -> None:
     result, _ = calibrated(name, tmp_path, WHOLE_ROWS if name.startswith("deepseek") else EIGHT_BIT)
     gates, norm = GATES[name]
-    last = len(result.plan.layers) - 1
+    last = len(result.plan.folders[0].layers) - 1
     norm = f"model.layers.{last}.{norm}.weight"
     with open_checkpoint(str(tmp_path / name)) as checkpoint:
         native = Native(checkpoint)
         source = {key: native.whole(key) for key in [norm, *(f"model.layers.{last}.{gate}.weight" for gate in gates)]}
-    for folder in result.folders:
-        config = json.loads((folder.plan.folder / "config.json").read_text())["quantization_config"]
-        with open_quantized(folder.plan.folder) as opened:
+    for folder in result.outputs:
+        config = json.loads((folder.output.folder / "config.json").read_text())["quantization_config"]
+        with open_quantized(folder.output.folder) as opened:
             # what loaders of AWQ and of GPTQ are told to leave alone
             told = json.dumps(config.get("modules_to_not_convert") or config.get("dynamic"))
             assert "lm_head" in told or config.get("lm_head") is False or "lm_head.weight" not in opened.tensors
@@ -179,7 +175,7 @@ def test_routers_and_gates_stay_as_they_are_but_for_what_the_norm_before_them_ga
                     with open_checkpoint(str(tmp_path / name)) as checkpoint:
                         assert np.array_equal(opened.stored(key), Native(checkpoint).whole(key).astype(np.float16))
             scaled = not np.allclose(opened.stored(norm), source[norm], rtol=1e-3)
-            assert scaled == (folder.plan.request.method == "awq")
+            assert scaled == (folder.output.request.method == "awq")
 
 
 # --- kills ---
@@ -196,12 +192,11 @@ def deep(tmp_path_factory: pytest.TempPathFactory) -> Path:
 FOUR_BIT = (FolderRequest("awq", Grid(4, 32)), FolderRequest("gptq", Grid(4, 32, symmetric=True)))
 
 
-def run(source: Path, out: Path, requests: Sequence[FolderRequest] = FOUR_BIT, **options: Any) -> Calibrated:
-    calling = {name: options.pop(name) for name in ("force", "progress", "then") if name in options}
+def run(source: Path, out: Path, requests: Sequence[FolderRequest] = FOUR_BIT, **options: Any) -> Result:
+    calling = {name: options.pop(name) for name in ("force", "progress") if name in options}
     with open_checkpoint(str(source)) as checkpoint:
-        return calibrate(
-            planned(Native(checkpoint), out, requests, **{"threads": 1, **options}), logits=False, **calling
-        )
+        plan = planned(checkpoint, out, requests, **{"threads": 1, **options})
+        return run_module.run(plan, logits=False, **calling)
 
 
 def hashes(folder: Path) -> dict[str, str]:
@@ -223,7 +218,7 @@ def undisturbed(deep: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[st
 
 def layers_done(out: Path) -> int:
     try:
-        return (out / "M-calibration.partial" / "journal").read_text().count('"tensor":"layer')
+        return (out / "M-conversion.partial" / "journal").read_text().count('"tensor":"layer')
     except FileNotFoundError:
         return 0
 
@@ -253,14 +248,14 @@ def test_a_run_killed_at_ten_moments_ends_in_the_same_bytes(
     kills = 0
     for after in (0, 0, 1, 3, 4, 6, 8, 9, 11, 12):
         kills += killed(deep, tmp_path, after, moments.uniform(0, 0.1))
-        if not (tmp_path / "M-calibration.partial").exists() and kills > 2:
+        if not (tmp_path / "M-conversion.partial").exists() and kills > 2:
             break  # the last ones may come too late
         assert not (tmp_path / "M-AWQ").exists()
         assert not (tmp_path / "M-GPTQ").exists()
     assert kills >= 8
-    if (tmp_path / "M-calibration.partial").exists():
+    if (tmp_path / "M-conversion.partial").exists():
         result = run(deep, tmp_path)
-        assert result.resumed >= 11
+        assert result.resumed_layers >= 11
     assert hashes(tmp_path) == undisturbed
     assert {path.name for path in tmp_path.iterdir()} == {"M-AWQ", "M-GPTQ"}
 
@@ -269,32 +264,36 @@ class Stopped(BaseException):
     """Stands for a kill at a certain point."""
 
 
-def stop_after(layers: int) -> Callable[[str, int], None]:
-    seen: list[str] = []
+class StopAfter:
+    """A progress that ends the run once so many layers are done, those of an earlier run among them."""
 
-    def progress(name: str, _amount: int) -> None:
-        seen.append(name)
-        if len(seen) == layers:
-            raise Stopped
+    def __init__(self, layers: int, error: BaseException | None = None) -> None:
+        self.left, self.error = layers, error or Stopped()
 
-    return progress
+    def start(self, stage: str, total: int = 0) -> None:
+        assert total >= 0, stage
+
+    def advance(self, amount: int = 1, item: str = "") -> None:
+        self.left -= amount
+        if self.left <= 0 and item.startswith("layer"):
+            raise self.error
 
 
 def test_a_run_stopped_while_it_named_its_folders_names_the_rest(
     deep: Path, undisturbed: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = calibrated_module.name_folder
+    real = run_module.name_output
 
-    def first_only(folder: Path, *, failed: bool) -> None:
-        real(folder, failed=failed)
+    def first_only(path: Path, *, failed: bool) -> None:
+        real(path, failed=failed)
         raise Stopped
 
     with monkeypatch.context() as patch, pytest.raises(Stopped):
-        patch.setattr(calibrated_module, "name_folder", first_only)
+        patch.setattr(run_module, "name_output", first_only)
         run(deep, tmp_path)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["M-AWQ.partial", "M-GPTQ", "M-calibration.partial"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["M-AWQ.partial", "M-GPTQ", "M-conversion.partial"]
     result = run(deep, tmp_path)
-    assert result.resumed == 12
+    assert result.resumed_layers == 12
     assert hashes(tmp_path) == undisturbed
     assert {path.name for path in tmp_path.iterdir()} == {"M-AWQ", "M-GPTQ"}
 
@@ -303,16 +302,16 @@ def test_a_run_that_was_stopped_goes_on_only_with_its_own_options_or_is_thrown_a
     deep: Path, undisturbed: dict[str, str], tmp_path: Path
 ) -> None:
     with pytest.raises(Stopped):
-        run(deep, tmp_path, progress=stop_after(5))
+        run(deep, tmp_path, progress=StopAfter(5))
     others = (FOUR_BIT[0], FolderRequest("gptq", Grid(4, 32, symmetric=False)))
     with pytest.raises(OutputError, match="unfinished run of another source or of other options"):
         run(deep, tmp_path, others)
     assert layers_done(tmp_path) == 5
     # another number of threads is no other run, and one layer less is there than was begun
-    assert run(deep, tmp_path, force=True, threads=2).resumed == 5
+    assert run(deep, tmp_path, force=True, threads=2).resumed_layers == 5
     with pytest.raises(Stopped):
-        run(deep, tmp_path, force=True, progress=stop_after(3))
-    assert run(deep, tmp_path, others[1:], force=True).resumed == 0
+        run(deep, tmp_path, force=True, progress=StopAfter(3))
+    assert run(deep, tmp_path, others[1:], force=True).resumed_layers == 0
     assert {path.name for path in tmp_path.iterdir()} == {"M-AWQ", "M-GPTQ"}
     assert hashes(tmp_path / "M-GPTQ") != {
         name.removeprefix("M-GPTQ/"): each for name, each in undisturbed.items() if name.startswith("M-GPTQ/")
@@ -323,29 +322,46 @@ def test_states_or_weights_that_went_missing_meanwhile_cost_the_run(
     deep: Path, undisturbed: dict[str, str], tmp_path: Path
 ) -> None:
     for gone in (
-        "M-calibration.partial/states-1",
+        "M-conversion.partial/states-1",
         "M-AWQ.partial/model.safetensors",
-        "M-calibration.partial/squares-2.npz",
+        "M-conversion.partial/squares-2.npz",
     ):
         with pytest.raises(Stopped):
-            run(deep, tmp_path, progress=stop_after(3))
+            run(deep, tmp_path, progress=StopAfter(3))
         (tmp_path / gone).unlink()
         if gone.endswith("npz"):
-            assert run(deep, tmp_path).resumed == 0
+            assert run(deep, tmp_path).resumed_layers == 0
     assert hashes(tmp_path) == undisturbed
 
 
-def test_what_comes_after_the_folders_is_done_before_they_get_their_names(deep: Path, tmp_path: Path) -> None:
-    def then(squares: Mapping[tuple[str, int | None], tuple[np.ndarray, int]]) -> None:
-        assert {path.name for path in tmp_path.iterdir()} == {"M-AWQ.partial", "M-calibration.partial"}
+def test_everything_is_written_and_checked_before_anything_gets_its_name(
+    deep: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = run_module.write_records
+    options: dict[str, Any] = {"gguf": GgufRequest((file_type("q2_k"),), calibrate=True), "imatrix": True}
+
+    def stop(plan: ConversionPlan, outputs: Sequence[Verified], *rest: Any) -> None:
+        assert sorted(path.name for path in tmp_path.iterdir()) == [
+            "M-AWQ.partial",
+            "M-GGUF",
+            "M-conversion.partial",
+            "M-imatrix.gguf.partial",
+        ]
+        assert [path.name for path in (tmp_path / "M-GGUF").iterdir()] == ["M-Q2_K.gguf.partial"]
+        assert [output.output.label for output in outputs] == ["AWQ", "Q2_K", "imatrix"]
+        assert not any(output.failed for output in outputs)
+        squares = rest[0].squares
         assert len(squares) == 12 * 7
         assert all(tokens == 8 * 24 for _, tokens in squares.values())
         raise Stopped
 
-    with pytest.raises(Stopped):
-        run(deep, tmp_path, FOUR_BIT[:1], then=then)
-    assert run(deep, tmp_path, FOUR_BIT[:1]).resumed == 12
-    assert {path.name for path in tmp_path.iterdir()} == {"M-AWQ"}
+    with monkeypatch.context() as patch, pytest.raises(Stopped):
+        patch.setattr(run_module, "write_records", stop)
+        run(deep, tmp_path, FOUR_BIT[:1], **options)
+    assert real is run_module.write_records
+    result = run(deep, tmp_path, FOUR_BIT[:1], **options)
+    assert (result.resumed_layers, result.resumed_tensors) == (12, len(result.plan.gguf.model.tensors))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["M-AWQ", "M-GGUF", "M-imatrix.gguf"]
 
 
 KEPT = {
@@ -362,17 +378,12 @@ KEPT = {
 def test_work_is_kept_where_the_same_command_can_go_on_with_it(name: str, deep: Path, tmp_path: Path) -> None:
     error, kept = KEPT[name]
 
-    def progress(_name: str, _amount: int) -> None:
-        if layers_done(tmp_path) == 2:
-            raise error
-
+    progress = StopAfter(2, error)
     with pytest.raises(CalibrationError if isinstance(error, MemoryError) else type(error)) as raised:
         run(deep, tmp_path, FOUR_BIT[1:], progress=progress)
     if isinstance(error, MemoryError):
         assert "fewer --threads" in str(raised.value)
-    assert {path.name for path in tmp_path.iterdir()} == (
-        {"M-GPTQ.partial", "M-calibration.partial"} if kept else set()
-    )
+    assert {path.name for path in tmp_path.iterdir()} == ({"M-GPTQ.partial", "M-conversion.partial"} if kept else set())
     assert layers_done(tmp_path) == (2 if kept else 0)
 
 

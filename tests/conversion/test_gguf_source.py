@@ -69,7 +69,7 @@ def test_a_source_changed_behind_an_unchanged_header_is_not_resumed(source: Path
     changing.write_bytes(source.read_bytes())
     words = ("gguf", changing, "-t", "q4_k_m", "-o", tmp_path, "--threads", "1")
     process = subprocess.Popen(command(*words), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    journal = tmp_path / "changing-GGUF" / "changing.journal.partial"
+    journal = tmp_path / "changing-conversion.partial" / "journal"
     while process.poll() is None and not (journal.exists() and journal.read_text().count("\n") > 3):
         time.sleep(0.002)
     process.send_signal(signal.SIGKILL)

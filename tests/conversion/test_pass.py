@@ -66,7 +66,7 @@ def test_a_conversion_killed_thirty_times_ends_in_the_same_bytes(
             process.send_signal(signal.SIGKILL)
             kills += 1
         process.wait()
-        seen_unfinished += (out / "model.journal.partial").exists()
+        seen_unfinished += (tmp_path / "model-conversion.partial" / "journal").exists()
         if process.returncode == 0:
             assert hashes(out) == undisturbed
     assert seen_unfinished >= 15
@@ -118,7 +118,7 @@ def interrupted(checkpoint: Path, folder: Path, *, lines: int) -> Path:
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
-    journal = folder / "model-GGUF" / "model.journal.partial"
+    journal = folder / "model-conversion.partial" / "journal"
     while process.poll() is None and not (journal.exists() and journal.read_text().count("\n") > lines):
         time.sleep(0.002)
     process.kill()
@@ -141,7 +141,7 @@ def test_a_journal_of_an_earlier_start_of_the_machine_is_not_believed(
     checkpoint: Path, undisturbed: dict[str, str], tmp_path: Path
 ) -> None:
     out = interrupted(checkpoint, tmp_path, lines=20)
-    journal = out / "model.journal.partial"
+    journal = tmp_path / "model-conversion.partial" / "journal"
     head, *rest = journal.read_text().splitlines()
     journal.write_text("\n".join([json.dumps({**json.loads(head), "boot": "another"}), *rest]) + "\n")
     answer = quantkit("gguf", checkpoint, *TYPES, "-o", tmp_path, "--no-logits", "--format", "json")
@@ -155,16 +155,18 @@ def test_a_finish_that_was_cut_short_is_finished_and_a_lost_one_made_anew(
 ) -> None:
     words = ("gguf", checkpoint, *TYPES, "-o", tmp_path, "--no-logits")
     out = interrupted(checkpoint, tmp_path, lines=3)
-    head = (out / "model.journal.partial").read_text().splitlines()[0]
+    head = (tmp_path / "model-conversion.partial" / "journal").read_text().splitlines()[0]
     assert quantkit(*words).code == 0
     finishing = head + "\n" + json.dumps({"finishing": undisturbed}) + "\n"
     # Killed between the first and the second rename.
-    (out / "model.journal.partial").write_text(finishing)
+    (tmp_path / "model-conversion.partial").mkdir()
+    (tmp_path / "model-conversion.partial" / "journal").write_text(finishing)
     (out / "model-Q8_0.gguf").rename(out / "model-Q8_0.gguf.partial")
     assert quantkit(*words).code == 0
     assert hashes(out) == undisturbed
     assert not list(out.glob("*.partial"))
-    (out / "model.journal.partial").write_text(finishing)
+    (tmp_path / "model-conversion.partial").mkdir()
+    (tmp_path / "model-conversion.partial" / "journal").write_text(finishing)
     for file in out.glob("*.gguf"):
         file.unlink()
     assert quantkit(*words).code == 0

@@ -8,17 +8,15 @@ import numpy as np
 import pytest
 
 from quantkit.checkpoint import open_checkpoint
-from quantkit.conversion.conversion import convert
 from quantkit.errors import CheckpointError, UnsupportedError
 from quantkit.families import find_family, map_tensors
-from quantkit.gguf.file_types import file_type
 from quantkit.llamacpp.session import logits
-from quantkit.outputs.gguf_files import Request, plan_gguf
 from quantkit.outputs.model import model_from_checkpoint
 from tests.families.expected import expected, write_checkpoint
 from tests.families.models import TOKENS, all_cases
 from tests.families.models.case import weight
 from tests.families.models.gpt_oss import BASE, YARN, packed
+from tests.helpers.conversions import to_gguf
 
 NAME = "gpt-oss-mxfp4"
 SCALES = "model.layers.0.mlp.experts.down_proj_scales"
@@ -28,18 +26,6 @@ PUBLISHED = {"architectures": ["GptOssForCausalLM"], "model_type": "gpt_oss", "s
 @pytest.fixture
 def checkpoint(tmp_path: Path) -> Path:
     return write_checkpoint(NAME, tmp_path / "published")
-
-
-def to_gguf(checkpoint: Path, asked: str, folder: Path, *, allow_requantize: bool = False) -> Path:
-    model = model_from_checkpoint(open_checkpoint(str(checkpoint)))
-    try:
-        request = Request((file_type(asked),), folder, allow_requantize=allow_requantize)
-        plan = plan_gguf(model, request)
-        result = convert(plan, logits=False)
-    finally:
-        model.close()
-    assert not result.failed
-    return folder / plan.outputs[0].files[0].name
 
 
 def types(path: Path) -> dict[str, str]:
@@ -82,7 +68,7 @@ def test_unpacked_on_demand_the_logits_are_transformers(checkpoint: Path, tmp_pa
 
 
 def test_quantizing_the_blocks_again_wants_leave(checkpoint: Path, tmp_path: Path) -> None:
-    with pytest.raises(UnsupportedError, match=r"take -t mxfp4 or -t bf16.*or add --allow-requantize"):
+    with pytest.raises(UnsupportedError, match=r"pass -t mxfp4 or -t bf16.*or add --allow-requantize"):
         to_gguf(checkpoint, "q4_0", tmp_path)
     assert types(to_gguf(checkpoint, "q4_0", tmp_path, allow_requantize=True))["blk.0.ffn_up_exps.weight"] == "Q4_0"
 

@@ -9,15 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from quantkit.checkpoint import open_checkpoint
-from quantkit.conversion.conversion import convert
 from quantkit.families import all_families
-from quantkit.gguf.file_types import file_type
 from quantkit.llamacpp.session import logits
-from quantkit.outputs.gguf_files import Request, plan_gguf
-from quantkit.outputs.model import model_from_checkpoint
 from tests.families.expected import expected, read_gguf, write_checkpoint
 from tests.families.models import TOKENS, all_cases
+from tests.helpers.conversions import to_gguf
 
 # Keys that the converter leaves to the vocabulary, or that quantizing states anew.
 NOT_COMPARED = {"general.architecture"}
@@ -46,15 +42,3 @@ def test_every_architecture_has_a_tiny_model() -> None:
     seen = {expected(name).config["architectures"][0] for name in all_cases()}
     missing = [family.name for family in all_families() if not seen & set(family.architectures)]
     assert not missing
-
-
-def to_gguf(checkpoint: Path, folder: Path) -> Path:
-    """The checkpoint as an f32 GGUF, by quantkit."""
-    model = model_from_checkpoint(open_checkpoint(str(checkpoint)))
-    try:
-        plan = plan_gguf(model, Request(types=(file_type("f32"),), folder=folder))
-        result = convert(plan, logits=False)
-    finally:
-        model.close()
-    assert not result.failed, [each.failed for each in result.failed]
-    return folder / plan.outputs[0].files[0].name

@@ -14,10 +14,10 @@ from quantkit.checkpoint import open_checkpoint
 from quantkit.cli import main
 from quantkit.families import find_family, forward_architectures, reference_logits
 from quantkit.gguf.file_types import file_type
-from quantkit.outputs.gguf_files import Request, plan_gguf
+from quantkit.outputs.gguf_files import GgufRequest, plan_gguf
 from quantkit.outputs.model import model_from_checkpoint
-from quantkit.verify.running import LogitProbe
-from quantkit.verify.source_logits import source_logits
+from quantkit.verify.running import check_logits
+from quantkit.verify.source_logits import SourceLogits, source_logits
 from tests.families.expected import expected, write_checkpoint
 from tests.families.models import TOKENS, all_cases, weight
 
@@ -113,7 +113,7 @@ def test_a_source_that_the_reference_does_not_know_skips_the_check_and_says_so(
     monkeypatch.setattr("quantkit.families.base.registry.forward_architectures", dict)
     with open_checkpoint(str(write_checkpoint("llama", tmp_path / "llama"))) as checkpoint:
         model = model_from_checkpoint(checkpoint)
-        plan = plan_gguf(model, Request(types=(file_type("f16"),), folder=tmp_path / "out"))
-        check = LogitProbe(plan, None).check(plan.outputs[0])
-    assert check.status == "skipped"
+        plan = plan_gguf(model, GgufRequest(types=(file_type("f16"),), folder=tmp_path / "out"))
+        check, correlation = check_logits(plan, plan.outputs[0], SourceLogits(checkpoint), None)
+    assert (check.status, correlation) == ("skipped", None)
     assert "does not know the architecture LlamaForCausalLM" in check.detail

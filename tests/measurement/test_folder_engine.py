@@ -279,7 +279,7 @@ _PEAK = """
 import sys
 from pathlib import Path
 import numpy as np
-from quantkit.conversion.conversion import peak_memory
+from quantkit.machine import peak_memory
 from quantkit.measurement.folder_engine import open_folder
 with open_folder(Path(sys.argv[1]), threads=2) as engine:
     engine.prepare(np.arange(1024, dtype=np.int32).reshape(4, 256) % 700, Path(sys.argv[2]), lambda *_: None)

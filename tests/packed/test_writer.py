@@ -10,8 +10,9 @@ import pytest
 from safetensors import safe_open
 
 from quantkit.errors import CheckpointError, OutputError, UnsupportedError
+from quantkit.files import partial_path, refuse_existing
 from quantkit.packed.layout import INDEX, Stated, index_json, plan_folder
-from quantkit.packed.writer import FolderWriter, partial_folder, publish, refuse_existing, small_files
+from quantkit.packed.writer import FolderWriter, publish, small_files
 
 TENSORS: list[Stated] = [
     ("model.embed_tokens.weight", "F16", (5, 3)),
@@ -174,13 +175,13 @@ def test_only_small_files_of_the_model_are_taken_along(tmp_path: Path) -> None:
 def test_a_folder_that_is_there_is_only_replaced_by_force(tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     with pytest.raises(OutputError, match="add --force"):
-        refuse_existing(tmp_path / "out", force=False)
-    refuse_existing(tmp_path / "out", force=True)
+        refuse_existing([tmp_path / "out"], force=False)
+    refuse_existing([tmp_path / "out"], force=True)
 
 
 @pytest.mark.parametrize("killed", ["before", "between", "after", "in removal"])
 def test_publishing_ends_what_a_kill_interrupted(killed: str, tmp_path: Path) -> None:
-    final, partial = tmp_path / "M-AWQ", partial_folder(tmp_path / "M-AWQ")
+    final, partial = tmp_path / "M-AWQ", partial_path(tmp_path / "M-AWQ")
     replaced = tmp_path / "M-AWQ.replaced"
     for folder, text in ((final, "old"), (partial, "new")):
         folder.mkdir()

@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 from gguf import GGMLQuantizationType
 
-from quantkit.checkpoint import open_checkpoint
 from quantkit.errors import CheckpointError, UnsupportedError, UsageError
 from quantkit.gguf.file_types import FILE_TYPES
 from quantkit.planning.context import Context
@@ -16,6 +15,7 @@ from quantkit.planning.sizes import known_types, offers
 from quantkit.planning.sources import open_source
 from tests.families.published import MISSION, write_sparse
 from tests.helpers import oracle
+from tests.helpers.conversions import to_gguf
 from tests.helpers.tiny import tiny_llama
 from tests.planning.models import LARGE, write_model
 
@@ -35,15 +35,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_files_are_as_large_as_llama_quantize_makes_them(checkpoint: Path, tmp_path: Path) -> None:
-    from quantkit.conversion.conversion import convert
-    from quantkit.gguf.file_types import file_type
-    from quantkit.outputs.gguf_files import Request, plan_gguf
-    from quantkit.outputs.model import model_from_checkpoint
-
-    model = model_from_checkpoint(open_checkpoint(str(checkpoint)))
-    plan = plan_gguf(model, Request(types=(file_type("bf16"),), folder=tmp_path))
-    convert(plan, logits=False)
-    whole = tmp_path / plan.outputs[0].files[0].name
+    whole = to_gguf(checkpoint, "bf16", tmp_path)
     asked = ("q8_0", "q6_k", "q5_k_m", "q4_k_m", "q4_0", "q3_k_m", "q2_k")
     found = {offer.label: offer for offer in offers(open_source(str(checkpoint)), asked)}
     again = {offer.label: offer for offer in offers(open_source(str(whole)), asked)}

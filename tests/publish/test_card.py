@@ -221,7 +221,7 @@ def test_how_it_was_made_is_what_quantkit_json_records(gguf: Path) -> None:
     record = json.loads((gguf / "quantkit.json").read_text())
     entry = next(iter(record["outputs"].values()))
     made = section(card_of(gguf), "How it was made")
-    calibration = entry["origin"]["calibration"]
+    calibration = entry["calibration"]
     assert f"calibration text: text.txt, 8 samples of 64 tokens, sha256 `{calibration['sha256']}`" in made
     assert f"sha256 `{entry['options']['imatrix']['sha256']}`" in made
     assert entry["origin"]["header_sha256"]["model.safetensors"] in made

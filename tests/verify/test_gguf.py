@@ -15,13 +15,15 @@ import quantkit.verify.files
 import quantkit.verify.source_logits
 from quantkit.checkpoint import open_checkpoint
 from quantkit.cli import main
-from quantkit.conversion.gguf_pass import partial_path, run_pass
+from quantkit.conversion.gguf_pass import run_pass
+from quantkit.files import partial_path
 from quantkit.gguf.file_types import file_type
 from quantkit.gguf.layout import Slot
 from quantkit.journal import Journal
-from quantkit.outputs.gguf_files import Plan, Request, plan_gguf
+from quantkit.outputs.gguf_files import GgufPlan, GgufRequest, plan_gguf
 from quantkit.outputs.model import model_from_checkpoint
-from quantkit.verify import verify_plan
+from quantkit.progress import SILENT
+from quantkit.verify import verify_gguf
 from tests.helpers.command import quantkit as run_quantkit
 from tests.helpers.tiny import tiny_llama
 
@@ -31,27 +33,27 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_llama(tmp_path_factory.mktemp("source") / "model", variant="llama3")
 
 
-def written(checkpoint: Path, folder: Path, kind: str = "q8_0") -> Plan:
+def written(checkpoint: Path, folder: Path, kind: str = "q8_0") -> GgufPlan:
     """A finished pass, not yet verified."""
     folder.mkdir(exist_ok=True)
     model = model_from_checkpoint(open_checkpoint(str(checkpoint)))
-    plan = plan_gguf(model, Request(types=(file_type(kind),), folder=folder, threads=1))
-    journal = Journal(folder / "journal.partial", plan.fingerprint, [], force=False)
-    run_pass(plan, journal, lambda _name, _elements: None)
+    plan = plan_gguf(model, GgufRequest(types=(file_type(kind),), folder=folder, threads=1))
+    journal = Journal(folder / "journal.partial", "plan", [], force=False)
+    run_pass(plan, journal, SILENT)
     journal.close()
     return plan
 
 
-def failed(plan: Plan) -> list[str]:
-    (result,) = verify_plan(plan)
+def failed(plan: GgufPlan) -> list[str]:
+    (result,) = verify_gguf(plan)
     return [check.name for check in result.failed]
 
 
-def file_of(plan: Plan) -> Path:
-    return partial_path(plan.request.folder, plan.outputs[0].files[0].name)
+def file_of(plan: GgufPlan) -> Path:
+    return partial_path(plan.request.folder / plan.outputs[0].files[0].name)
 
 
-def slot_of(plan: Plan, name: str) -> Slot:
+def slot_of(plan: GgufPlan, name: str) -> Slot:
     return next(slot for slot in plan.outputs[0].files[0].slots if slot.name == name)
 
 
@@ -62,7 +64,7 @@ def patch(path: Path, offset: int, data: bytes) -> None:
 
 
 def test_a_sound_file_passes_every_check(checkpoint: Path, tmp_path: Path) -> None:
-    (result,) = verify_plan(written(checkpoint, tmp_path))
+    (result,) = verify_gguf(written(checkpoint, tmp_path))
     assert [(check.name, check.status) for check in result.checks] == [
         (name, "passed") for name in ("structure", "finite", "error", "tokens", "logits")
     ]
@@ -70,28 +72,28 @@ def test_a_sound_file_passes_every_check(checkpoint: Path, tmp_path: Path) -> No
     assert result.logit_correlation > 0.99
 
 
-def truncate(plan: Plan) -> None:
+def truncate(plan: GgufPlan) -> None:
     with file_of(plan).open("r+b") as file:
         file.truncate(plan.outputs[0].size - 64)
 
 
-def retype_a_tensor(plan: Plan) -> None:
+def retype_a_tensor(plan: GgufPlan) -> None:
     data = file_of(plan).read_bytes()
     at = data.index(b"blk.0.ffn_up.weight") + len(b"blk.0.ffn_up.weight") + 4 + 16
     patch(file_of(plan), at, (2).to_bytes(4, "little"))
 
 
-def poison_a_scale(plan: Plan) -> None:
+def poison_a_scale(plan: GgufPlan) -> None:
     patch(file_of(plan), slot_of(plan, "blk.1.ffn_down.weight").offset, np.float16(np.nan).tobytes())
 
 
-def swap_the_halves_of_a_tensor(plan: Plan) -> None:
+def swap_the_halves_of_a_tensor(plan: GgufPlan) -> None:
     slot = slot_of(plan, "blk.1.attn_v.weight")
     data = file_of(plan).read_bytes()[slot.offset : slot.offset + slot.nbytes]
     patch(file_of(plan), slot.offset, data[slot.nbytes // 2 :] + data[: slot.nbytes // 2])
 
 
-def rename_a_token(plan: Plan) -> None:
+def rename_a_token(plan: GgufPlan) -> None:
     data = file_of(plan).read_bytes()
     token = " the".replace(" ", "Ġ").encode()
     at = data.index((len(token)).to_bytes(8, "little") + token) + 8
@@ -109,7 +111,7 @@ def rename_a_token(plan: Plan) -> None:
     ],
 )
 def test_each_damage_is_caught_by_its_check(
-    checkpoint: Path, tmp_path: Path, damage: Callable[[Plan], None], check: str
+    checkpoint: Path, tmp_path: Path, damage: Callable[[GgufPlan], None], check: str
 ) -> None:
     plan = written(checkpoint, tmp_path)
     damage(plan)
@@ -146,7 +148,7 @@ def test_without_llama_cpp_the_checks_that_need_it_are_skipped_with_the_reason(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "llama_cpp", None)
-    (result,) = verify_plan(written(checkpoint, tmp_path))
+    (result,) = verify_gguf(written(checkpoint, tmp_path))
     skipped = {check.name: check.detail for check in result.checks if check.status == "skipped"}
     assert set(skipped) == {"tokens", "logits"}
     assert all("quantkit[run]" in detail for detail in skipped.values())
@@ -154,13 +156,13 @@ def test_without_llama_cpp_the_checks_that_need_it_are_skipped_with_the_reason(
 
 def test_shards_are_run_under_their_final_names(checkpoint: Path, tmp_path: Path) -> None:
     model = model_from_checkpoint(open_checkpoint(str(shutil.copytree(checkpoint, tmp_path / "model"))))
-    request = Request(types=(file_type("q8_0"),), folder=tmp_path, threads=1, split_max_size=600_000)
+    request = GgufRequest(types=(file_type("q8_0"),), folder=tmp_path, threads=1, split_max_size=600_000)
     plan = plan_gguf(model, request)
     assert len(plan.outputs[0].files) > 1
-    journal = Journal(tmp_path / "journal.partial", plan.fingerprint, [], force=False)
-    run_pass(plan, journal, lambda _name, _elements: None)
+    journal = Journal(tmp_path / "journal.partial", "plan", [], force=False)
+    run_pass(plan, journal, SILENT)
     journal.close()
-    (result,) = verify_plan(plan)
+    (result,) = verify_gguf(plan)
     assert [check.status for check in result.checks] == ["passed"] * 5
 
 
@@ -192,7 +194,7 @@ def test_a_yardstick_that_fails_fails_no_file(
         raise KeyError("rope")
 
     monkeypatch.setattr(quantkit.verify.source_logits, "reference_logits", broken)
-    (result,) = verify_plan(written(checkpoint, tmp_path))
+    (result,) = verify_gguf(written(checkpoint, tmp_path))
     (check,) = [check for check in result.checks if check.name == "logits"]
     assert check.status == "skipped"
     assert "KeyError" in check.detail

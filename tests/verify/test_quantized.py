@@ -15,7 +15,8 @@ from quantkit.families.base.native import Native
 from quantkit.outputs.packed_folders import FolderPlan, Method
 from quantkit.quant.grid import Grid
 from quantkit.verify.check import Check
-from quantkit.verify.quantized import LOGIT_FLOOR, SourceLogits, verify_folder
+from quantkit.verify.quantized import LOGIT_FLOOR, verify_folder
+from quantkit.verify.source_logits import SourceLogits
 from tests.families.expected import write_checkpoint
 from tests.helpers.real import smollm2_or_skip
 from tests.helpers.tiny import tiny_llama
@@ -29,7 +30,8 @@ class Made:
     hashes: Hashes
 
     def verify(self, folder: Path | None = None, *, logits: bool | None = True) -> list[Check]:
-        return verify_folder(folder or self.plan.folder, self.plan, self.native, self.hashes, logits=logits)
+        checked = verify_folder(folder or self.plan.folder, self.plan, self.native, self.hashes, logits=logits)
+        return list(checked.checks)
 
 
 def failed(checks: list[Check]) -> str:
@@ -82,15 +84,15 @@ def test_smollm2_passes_and_says_how_near_it_is(tmp_path: Path) -> None:
 
 
 def test_logits_can_be_left_out(sound: Made) -> None:
-    assert sound.verify(logits=False)[-1] == Check("logits", "skipped", "not asked for")
+    assert sound.verify(logits=False)[-1] == Check("logits", "skipped", "not requested")
 
 
 def test_the_sources_logits_are_computed_once_for_several_folders(sound: Made) -> None:
-    source = SourceLogits(sound.native)
+    source = SourceLogits(sound.native.checkpoint)
     first = source.get()
     assert source.get() is first
-    checks = verify_folder(sound.plan.folder, sound.plan, sound.native, sound.hashes, logits=True, source=source)
-    assert checks[-1].status == "passed"
+    checked = verify_folder(sound.plan.folder, sound.plan, sound.native, sound.hashes, logits=True, source=source)
+    assert checked.checks[-1].status == "passed" and checked.logit_correlation
 
 
 def _change(folder: Path, tensor: str, change: Callable[[np.ndarray], object], made: Made) -> None:
@@ -118,7 +120,7 @@ def test_a_flipped_bit_is_found(sound: Made, harmed: Path) -> None:
 def test_a_scale_that_is_not_finite_is_found(sound: Made, harmed: Path) -> None:
     _change(harmed, f"{DOWN}.scales", lambda scales: scales.__setitem__((0, 0), np.inf), sound)
     found = failed(sound.verify(harmed))
-    assert found.startswith(f"bytes: tensor {DOWN}.scales of model-0000") and found.endswith("holds NaN or infinity")
+    assert found.startswith(f"bytes: tensor {DOWN}.scales of model-0000") and found.endswith("contains NaN or infinity")
 
 
 @pytest.mark.parametrize(
@@ -146,7 +148,7 @@ def test_a_config_that_says_something_else_is_found(key: str, value: object, sou
     config = json.loads((harmed / "config.json").read_text())
     config[key] = {**config[key], **value} if isinstance(value, dict) else value
     (harmed / "config.json").write_text(json.dumps(config))
-    assert f"config.json says {key} " in failed(sound.verify(harmed))
+    assert f"config.json has {key} " in failed(sound.verify(harmed))
 
 
 def test_rows_out_of_place_are_found_though_written_as_meant(sound: Made, harmed: Path) -> None:
@@ -162,7 +164,7 @@ def test_logits_far_from_the_sources_fail(sound: Made, harmed: Path) -> None:
     for norm in norms:
         _change(harmed, norm, lambda values: values.__imul__(np.where(np.arange(len(values)) % 2, -1, 1)), sound)
     found = failed(replace(sound, hashes=_hashes(sound, harmed)).verify(harmed))
-    assert found.startswith("logits: AWQ gives logits that correlate")
+    assert found.startswith("logits: the logits of AWQ have a correlation of")
 
 
 def test_logits_that_are_not_finite_fail(sound: Made, tmp_path: Path) -> None:

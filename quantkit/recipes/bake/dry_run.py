@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from quantkit.recipes.bake.commands import (
     Machine,
@@ -39,7 +38,7 @@ def look_ahead(recipe: Recipe, folder: Path, asked: Sequence[str], machine: Mach
             commands.append(("convert", command.line))
             document = run_command((*command.line, "--dry-run"), told).document
             sizes |= {each["type"].lower(): each["bytes"] for each in document["outputs"]}
-            disk += _disk(document)
+            disk += document["disk_bytes"]
             memory = max(memory, document["expected_peak_memory_bytes"])
     if "measure" in asked and recipe.measure is not None:
         commands.append(("measure", measure_command(recipe, recipe.formats.names, folder, machine).line))
@@ -50,11 +49,3 @@ def look_ahead(recipe: Recipe, folder: Path, asked: Sequence[str], machine: Mach
     if "termux" in asked and recipe.phone is not None:
         commands += [("termux", command.line) for command, _ in termux_commands(recipe, folder)]
     return Outlook(recipe, tuple(commands), sizes, disk, memory)
-
-
-def _disk(document: dict[str, Any]) -> int:
-    """A calibration counts its own folders; the GGUF files made after it come on top."""
-    own = int(document["disk_bytes"])
-    if document["command"] == "gguf":
-        return own
-    return own + sum(int(each["bytes"]) for each in document["outputs"] if "folder" not in each)

@@ -1,0 +1,153 @@
+"""The calibration: one streamed forward gives every packed folder its layers and the importance matrix its sums."""
+
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from threadpoolctl import threadpool_limits
+
+from quantkit.conversion.packed_layers import QUANTIZERS, LayerQuantizer, LayerSums
+from quantkit.errors import OutputError
+from quantkit.files import partial_path
+from quantkit.imatrix.names import Squares
+from quantkit.journal import Journal
+from quantkit.machine import peak_memory
+from quantkit.outputs.calibration import CalibrationPlan
+from quantkit.outputs.packed_folders import in_file_order
+from quantkit.outputs.plan import ConversionPlan
+from quantkit.packed.writer import FolderWriter
+from quantkit.progress import Progress
+from quantkit.stream.stream import Stream
+from quantkit.workers import Workers
+
+_PIECE_ELEMENTS = 1 << 22
+_OUTSIDE_LAYERS = "ends"
+
+LayerRecord = dict[str, Any]
+"""What the journal keeps of a layer: `tokens` of each expert, `starved` experts, and by method what
+`LayerQuantizer.record` returns."""
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """A finished calibration. `squares`: linear -> sums of squares of its input, tokens. `resumed`: layers."""
+
+    squares: Squares
+    layers: tuple[LayerRecord, ...]
+    outside: LayerRecord
+    resumed: int
+
+
+def calibrate(plan: ConversionPlan, calibration: CalibrationPlan, journal: Journal, progress: Progress) -> Calibration:
+    """Run the model over the samples layer by layer; write every packed folder, still under its partial name.
+
+    Raises:
+        CalibrationError: the text or the checkpoint gives statistics that cannot be used.
+        OutputError: a file cannot be written.
+    """
+    native, count = calibration.native, len(calibration.layers)
+    with ExitStack() as stack:
+        # BLAS would round its sums differently for each number of threads; the workers share the work instead
+        stack.enter_context(threadpool_limits(1, "blas"))
+        workers = stack.enter_context(Workers(plan.threads))
+        quantizers: list[LayerQuantizer] = []
+        for folder in plan.folders:
+            writer = FolderWriter(partial_path(folder.folder), folder.shards, keep=journal.resumed)
+            stack.enter_context(writer)
+            method = QUANTIZERS[folder.request.method]
+            quantizers.append(method(folder, writer, native.whole, workers, calibration.propagate))
+        if not all(quantizer.writer.resumed for quantizer in quantizers):
+            journal.forget()
+        stream = Stream(
+            native,
+            calibration.samples.tokens,
+            plan.work,
+            threads=plan.threads,
+            gram=calibration.gram,
+            propagate=calibration.propagate,
+            device=calibration.device,
+        )
+        stack.enter_context(stream)
+        progress.start("calibrating", count)
+        first = _first_layer(plan, count, journal, stream)
+        if first == 0:
+            stream.embed()
+        else:
+            progress.advance(first, f"layer {first} of {count}")
+        if _OUTSIDE_LAYERS not in journal.records:
+            journal.finished(_OUTSIDE_LAYERS, _copy_outside_layers(calibration, quantizers))
+        for number in range(first, count):
+            sums = LayerSums(quantizers)
+            stream.layer(number, sums)
+            _save_squares(plan, number, sums)
+            record = {quantizer.plan.request.method: quantizer.record() for quantizer in quantizers}
+            journal.finished(_step(number), {**record, "tokens": sums.tokens, "starved": sums.starved})
+            worst = [f", worst error {max(q.errors.values()):.1%}" for q in quantizers if q.errors]
+            progress.advance(1, f"layer {number + 1} of {count}, {peak_memory() / 1e6:.0f} MB{max(worst, default='')}")
+        for quantizer in quantizers:
+            folder = quantizer.plan
+            quantizer.writer.finish(folder.config(native.config), native.checkpoint.folder, folder.more_files())
+    layers = tuple(journal.records[_step(number)] for number in range(count))
+    return Calibration(_load_squares(plan, calibration), layers, journal.records[_OUTSIDE_LAYERS], first)
+
+
+def _first_layer(plan: ConversionPlan, count: int, journal: Journal, stream: Stream) -> int:
+    """The first unfinished layer; 0, with an empty journal, when its states or sums of squares are lost."""
+    first = next((number for number in range(count) if _step(number) not in journal.records), count)
+    states = first == count or stream.can_start_at(first)
+    if first and not (states and all(_squares_file(plan, number).exists() for number in range(first))):
+        journal.forget()
+        return 0
+    return first
+
+
+def _copy_outside_layers(calibration: CalibrationPlan, quantizers: list[LayerQuantizer]) -> LayerRecord:
+    """Write the tensors outside the layers (embedding, last norm, head) as they are; their sha256 by method."""
+    native = calibration.native
+    names = [name for name in in_file_order(native) if native.decoder.layer_of(name) is None]
+    for name in names:
+        tensor = native.tensors[name]
+        rows = tensor.part_rows * len(tensor.parts)
+        step = max(1, _PIECE_ELEMENTS // tensor.shape[-1])
+        for start in range(0, rows, step):
+            piece = native.rows(name, start, min(rows, start + step))
+            for quantizer in quantizers:
+                if len(tensor.shape) == 1:
+                    quantizer.writer.write(name, piece.reshape(-1))
+                else:
+                    quantizer.writer.write(name, piece, first_row=start)
+    return {q.plan.request.method: {"sha256": {name: q.writer.sha256(name) for name in names}} for q in quantizers}
+
+
+def _save_squares(plan: ConversionPlan, number: int, sums: LayerSums) -> None:
+    path = _squares_file(plan, number)
+    partial = path.with_suffix(".new.npz")
+    try:
+        np.savez(partial, **sums.squares)  # type: ignore[arg-type]
+        partial.replace(path)
+    except OSError as error:
+        raise OutputError(
+            f"cannot write into {plan.work}: {error.strerror or error}; free some space and rerun the command"
+        ) from error
+
+
+def _load_squares(plan: ConversionPlan, calibration: CalibrationPlan) -> Squares:
+    sums = {}
+    for layer in calibration.layers:
+        with np.load(_squares_file(plan, layer.number)) as squares:
+            for entry in layer.inputs:
+                if entry.key in squares:
+                    values = squares[entry.key]
+                    for linear in entry.linears:
+                        sums[linear.name, linear.index] = values[:-1], int(values[-1])
+    return sums
+
+
+def _squares_file(plan: ConversionPlan, number: int) -> Path:
+    return plan.work / f"squares-{number}.npz"
+
+
+def _step(number: int) -> str:
+    return f"layer {number}"

@@ -1,0 +1,135 @@
+"""The driver: run a plan from the lock to the final names, whatever it writes.
+
+Everything is written under partial names, checked, recorded and only then renamed. After a kill at any moment the same
+call resumes: a finished layer and a finished tensor are steps of the journal.
+"""
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+
+from quantkit.conversion.calibration import Calibration, calibrate
+from quantkit.conversion.gguf_pass import forget_lost, run_pass
+from quantkit.conversion.record import write_records
+from quantkit.conversion.work import name_output, open_work
+from quantkit.files import partial_path, sync
+from quantkit.imatrix.file import write_imatrix
+from quantkit.imatrix.names import collect_imatrix
+from quantkit.machine import peak_memory
+from quantkit.outputs.calibration import CalibrationPlan, ImatrixOutput
+from quantkit.outputs.plan import ConversionPlan, final_paths
+from quantkit.progress import SILENT, Progress
+from quantkit.verify import Verified, verify_gguf
+from quantkit.verify.imatrix import verify_imatrix
+from quantkit.verify.quantized import verify_folder
+from quantkit.verify.source_logits import SourceLogits
+
+
+@dataclass(frozen=True)
+class Result:
+    """A finished conversion. `seconds`: wall time by stage; `quantize_seconds`: CPU time by GGUF label.
+
+    `peak_memory` in bytes. `starved`: by layer, the experts that received few tokens. `resumed_layers` and
+    `resumed_tensors`: steps that an earlier run finished. Outputs that failed a check are named `NAME.failed`.
+    """
+
+    plan: ConversionPlan
+    outputs: tuple[Verified, ...]
+    seconds: Mapping[str, float]
+    quantize_seconds: Mapping[str, float]
+    peak_memory: int
+    starved: Mapping[int, Sequence[str]]
+    unseen_experts: Mapping[str, int]
+    resumed_layers: int = 0
+    resumed_tensors: int = 0
+
+    @property
+    def failed(self) -> tuple[Verified, ...]:
+        return tuple(output for output in self.outputs if output.failed)
+
+
+def run(
+    plan: ConversionPlan, *, force: bool = False, logits: bool | None = None, progress: Progress = SILENT
+) -> Result:
+    """Run a plan to its end, or resume it where an earlier run of the same plan stopped.
+
+    `force` overwrites outputs and discards an unfinished run of other options. `logits`: compare each output's logits
+    with the source's; None decides by the model's size and the memory.
+
+    Raises:
+        OutputError: the folder is not writable or too small, or an output exists (see `force`).
+        CalibrationError: the text or the checkpoint gives statistics that cannot be used.
+        CheckpointError, UnsupportedError: the source is damaged, or does not fit a type.
+        ReadError: the source could not be read this time; the finished steps are kept.
+    """
+    with open_work(plan, force=force) as journal:
+        clock = [("", time.monotonic())]
+        calibration, quantize_seconds, resumed, unseen = None, {}, 0, {}
+        if plan.calibration is not None:
+            calibration = calibrate(plan, plan.calibration, journal, progress)
+            clock.append(("calibrate", time.monotonic()))
+            if plan.imatrix is not None:
+                unseen = _write_imatrix(plan.imatrix, plan.calibration, calibration)
+            if plan.gguf is not None and plan.gguf.request.calibrate:
+                imatrix = plan.calibration.imatrix(calibration.squares)
+                plan = replace(plan, gguf=plan.gguf.with_imatrix(imatrix))
+        if plan.gguf is not None:
+            resumed = forget_lost(plan.gguf, journal)
+            quantize_seconds = run_pass(plan.gguf, journal, progress)
+            clock.append(("pass", time.monotonic()))
+        outputs = _verify(plan, calibration, logits, progress)
+        clock.append(("verify", time.monotonic()))
+        seconds = {stage: now - before for (_, before), (stage, now) in pairwise(clock)}
+        for path in plan.paths:
+            sync(partial_path(path))
+        write_records(plan, outputs, calibration, seconds)
+        journal.start_finishing({name: digest for item in outputs for name, digest in item.sha256.items()})
+        for item in outputs:
+            for path in final_paths(item.output):
+                name_output(path, failed=bool(item.failed))
+    layers = enumerate(calibration.layers if calibration else ())
+    return Result(
+        plan=plan,
+        outputs=outputs,
+        seconds=seconds,
+        quantize_seconds=quantize_seconds,
+        peak_memory=peak_memory(),
+        starved={number: record["starved"] for number, record in layers if record["starved"]},
+        unseen_experts=unseen,
+        resumed_layers=calibration.resumed if calibration else 0,
+        resumed_tensors=resumed,
+    )
+
+
+def _write_imatrix(output: ImatrixOutput, plan: CalibrationPlan, calibration: Calibration) -> dict[str, int]:
+    """Write the importance matrix; the number of experts without tokens, by tensor."""
+    sums, counts = collect_imatrix(calibration.squares, plan.imatrix_sources)
+    chunks, chunk_size = plan.samples.tokens.shape
+    datasets = [plan.samples.name]
+    write_imatrix(partial_path(output.path), sums, counts, datasets=datasets, chunk_size=chunk_size, chunks=chunks)
+    unseen = {name: int((count == 0).sum()) for name, count in counts.items()}
+    return {name: number for name, number in unseen.items() if number}
+
+
+def _verify(
+    plan: ConversionPlan, calibration: Calibration | None, logits: bool | None, progress: Progress
+) -> tuple[Verified, ...]:
+    """Reload and check every output, still under its partial name."""
+    progress.start("checking", len(plan.outputs))
+    source = SourceLogits(plan.checkpoint) if plan.checkpoint else None
+    outputs: list[Verified] = []
+    if calibration is not None and plan.calibration is not None:
+        for folder in plan.folders:
+            method = folder.request.method
+            records = [calibration.outside[method], *(layer[method] for layer in calibration.layers)]
+            hashes = {name: digest for record in records for name, digest in record["sha256"].items()}
+            errors = {name: error for record in records[1:] for name, error in record["errors"].items()}
+            native, partial = plan.calibration.native, partial_path(folder.folder)
+            outputs.append(verify_folder(partial, folder, native, hashes, errors=errors, logits=logits, source=source))
+            progress.advance(1, folder.label)
+    if plan.gguf is not None:
+        outputs += verify_gguf(plan.gguf, logits=logits, source=source, progress=progress)
+    if plan.imatrix is not None and plan.calibration is not None and calibration is not None:
+        outputs.append(verify_imatrix(plan.imatrix, plan.calibration.imatrix(calibration.squares)))
+    return tuple(outputs)

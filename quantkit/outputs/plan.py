@@ -1,0 +1,248 @@
+"""What a conversion writes and takes, from headers alone: GGUF files, packed folders, an importance matrix."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from quantkit import __version__
+from quantkit.checkpoint import Checkpoint
+from quantkit.errors import UsageError
+from quantkit.families.base.native import Native
+from quantkit.machine import cores
+from quantkit.outputs.calibration import (
+    CalibrationPlan,
+    CalibrationRequest,
+    ImatrixOutput,
+    plan_calibration,
+    plan_imatrix,
+)
+from quantkit.outputs.gguf_files import GgufOutput, GgufPlan, GgufRequest, plan_gguf
+from quantkit.outputs.model import Model, origin_of, weight_files_of
+from quantkit.outputs.packed_folders import FolderPlan, FolderRequest, plan_folder_of
+from quantkit.outputs.templates import model_with_template
+from quantkit.texts.samples import Samples
+
+OutputPlan = GgufOutput | FolderPlan | ImatrixOutput
+"""One output to write; each has a `label`, a `folder`, and a `size` in bytes."""
+
+
+def file_sizes(output: OutputPlan) -> dict[str, int]:
+    """Bytes of every weight file of an output, by name."""
+    if isinstance(output, ImatrixOutput):
+        return {output.path.name: output.size}
+    return {file.name: file.size for file in (output.files if isinstance(output, GgufOutput) else output.shards)}
+
+
+def final_paths(output: OutputPlan) -> tuple[Path, ...]:
+    """What an output becomes once it is checked: its folder, or its files."""
+    if isinstance(output, FolderPlan):
+        return (output.folder,)
+    return tuple(output.folder / name for name in file_sizes(output))
+
+
+def type_name(output: OutputPlan) -> str:
+    """The type as documents and records name it: q4_0, AWQ, GPTQ, imatrix."""
+    return output.type.name if isinstance(output, GgufOutput) else output.label
+
+
+@dataclass(frozen=True)
+class ConversionRequest:
+    """What to write into the folder `output`, named after `name` (by default the source's). 0 threads are all cores.
+
+    `imatrix`: write the importance matrix as NAME-imatrix.gguf, or as `imatrix_file`. `calibration` counts for
+    `folders`, `imatrix` and a `gguf` that calibrates. `max_ram` in bytes.
+    """
+
+    output: Path = Path()
+    name: str | None = None
+    gguf: GgufRequest | None = None
+    folders: tuple[FolderRequest, ...] = ()
+    imatrix: bool = False
+    imatrix_file: Path | None = None
+    calibration: CalibrationRequest = field(default_factory=CalibrationRequest)
+    threads: int = 0
+    max_ram: int | None = None
+
+    @property
+    def calibrated(self) -> int:
+        """How many kinds of outputs need the calibration."""
+        return len(self.folders) + self.imatrix + bool(self.gguf and self.gguf.calibrate)
+
+
+@dataclass(frozen=True)
+class ConversionPlan:
+    """A conversion that can be run. `disk` and `peak_memory` in bytes, for everything together.
+
+    `fingerprint` is a hash of all that decides the bytes of the outputs: only a run with the same one is resumed.
+    """
+
+    name: str
+    output: Path
+    checkpoint: Checkpoint | None
+    origin: Mapping[str, Any]
+    calibration: CalibrationPlan | None
+    folders: tuple[FolderPlan, ...]
+    gguf: GgufPlan | None
+    imatrix: ImatrixOutput | None
+    threads: int
+    fingerprint: str
+    warnings: tuple[str, ...]
+    notes: tuple[str, ...]
+
+    @property
+    def outputs(self) -> tuple[OutputPlan, ...]:
+        files = self.gguf.outputs if self.gguf else ()
+        return (*self.folders, *files, *([self.imatrix] if self.imatrix else []))
+
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        """The final names of all outputs."""
+        return tuple(path for output in self.outputs for path in final_paths(output))
+
+    @property
+    def work(self) -> Path:
+        """The folder of an unfinished run: its journal, hidden states and sums of squares."""
+        return self.output / f"{self.name}-conversion.partial"
+
+    @property
+    def disk(self) -> int:
+        return sum(output.size for output in self.outputs) + (self.calibration.disk if self.calibration else 0)
+
+    @property
+    def peak_memory(self) -> int:
+        return max(self.calibration.memory if self.calibration else 0, self.gguf.peak_memory if self.gguf else 0)
+
+    @property
+    def parameters(self) -> int:
+        """The number of weights of the source."""
+        if self.gguf is not None:
+            return self.gguf.n_elements
+        return sum(tensor.n_params for tensor in self.checkpoint.tensors.values()) if self.checkpoint else 0
+
+    def bits_per_weight(self, output: OutputPlan) -> float | None:
+        """Bits of an output's tensors over the number of weights; None for an importance matrix."""
+        if isinstance(output, ImatrixOutput):
+            return None
+        files = (
+            [file.slots for file in output.files]
+            if isinstance(output, GgufOutput)
+            else [shard.places for shard in output.shards]
+        )
+        return 8 * sum(tensor.nbytes for tensors in files for tensor in tensors) / self.parameters
+
+
+def plan_conversion(
+    source: Checkpoint | Model, request: ConversionRequest, samples: Samples | None = None
+) -> ConversionPlan:
+    """Decide everything about a conversion of `source`: a checkpoint, or the model of an existing GGUF.
+
+    `samples` replace those of the request's calibration text. The caller closes the source, after the run.
+
+    Raises:
+        UsageError: the request contradicts itself, or needs more memory than `max_ram`.
+        QuantkitError: the source, its tokenizer or the text does not suit an output; see `plan_calibration`,
+            `plan_folder_of` and `plan_gguf`.
+    """
+    name, threads = request.name or source.name, request.threads or cores()
+    calibration = _plan_calibration(source, request, samples, threads) if request.calibrated else None
+    folders: tuple[FolderPlan, ...] = ()
+    if calibration:
+        # GPTQ runs first: it leaves the tensors of a layer as they are, AWQ scales them
+        folders = tuple(
+            plan_folder_of(calibration.native, calibration.layers, folder, request.output / f"{name}-{folder.label}")
+            for folder in sorted(request.folders, key=lambda folder: folder.method != "gptq")
+        )
+    model, notes = _model(source, request.gguf, name) if request.gguf else (None, ())
+    gguf = _plan_gguf(model, request, calibration) if model else None
+    imatrix_file = request.imatrix_file or request.output / f"{name}-imatrix.gguf"
+    imatrix = plan_imatrix(imatrix_file, calibration) if request.imatrix and calibration else None
+    return ConversionPlan(
+        name=name,
+        output=request.output,
+        checkpoint=source if isinstance(source, Checkpoint) else None,
+        origin=model.origin if model else origin_of(source),
+        calibration=calibration,
+        folders=folders,
+        gguf=gguf,
+        imatrix=imatrix,
+        threads=gguf.threads if gguf and not calibration else threads,
+        fingerprint=_fingerprint(source, calibration, folders, gguf, imatrix),
+        warnings=(*(calibration.samples.warnings if calibration else ()), *(gguf.warnings if gguf else ())),
+        notes=notes,
+    )
+
+
+def _plan_calibration(
+    source: Checkpoint | Model, request: ConversionRequest, samples: Samples | None, threads: int
+) -> CalibrationPlan:
+    if not isinstance(source, Checkpoint):
+        raise UsageError(f"a calibration needs a checkpoint, but {source.name} is a GGUF; pass --imatrix FILE")
+    if request.calibration.propagate and (len(request.folders), request.calibrated) != (1, 1):
+        raise UsageError("--propagate quantized allows one calibrated type only; the hidden states follow that type")
+    native, gram = Native(source, nearest=not request.folders), bool(request.folders)
+    return plan_calibration(native, request.calibration, samples, gram=gram, threads=threads, max_ram=request.max_ram)
+
+
+def _model(source: Checkpoint | Model, request: GgufRequest, name: str) -> tuple[Model, tuple[str, ...]]:
+    """The source as the GGUF that it would be unquantized; and what the user should know about its chat template."""
+    if isinstance(source, Checkpoint):
+        model, note = model_with_template(source, request.chat_template, name=name, pre=request.pre)
+        return model, () if note is None else (note,)
+    for option, value in (("--pre", request.pre), ("--chat-template", request.chat_template)):
+        if value is not None:
+            raise UsageError(f"{option} needs a checkpoint; {source.name} is a GGUF and keeps its vocabulary")
+    return replace(source, name=name), ()
+
+
+def _plan_gguf(model: Model, request: ConversionRequest, calibration: CalibrationPlan | None) -> GgufPlan:
+    gguf = request.gguf
+    assert gguf is not None
+    imatrix, imatrix_name = gguf.imatrix, gguf.imatrix_name
+    if gguf.calibrate:
+        assert calibration is not None
+        imatrix, imatrix_name = calibration.imatrix(), f"{calibration.samples.name}, calibrated here"
+    return plan_gguf(
+        model,
+        replace(
+            gguf,
+            folder=request.output / f"{model.name}-GGUF",
+            mix=replace(gguf.mix, has_imatrix=imatrix is not None),
+            imatrix=imatrix,
+            imatrix_name=imatrix_name,
+            threads=request.threads,
+            max_ram=request.max_ram,
+        ),
+    )
+
+
+def _fingerprint(
+    source: Checkpoint | Model,
+    calibration: CalibrationPlan | None,
+    folders: tuple[FolderPlan, ...],
+    gguf: GgufPlan | None,
+    imatrix: ImatrixOutput | None,
+) -> str:
+    stamps = {path.name: path.stat() for path in weight_files_of(source) if path.exists()}
+    given = None if gguf is None or gguf.request.calibrate else gguf.request.imatrix
+    facts = {
+        "version": __version__,
+        "origin": dict(origin_of(source)),
+        "weights": {name: [status.st_size, status.st_mtime_ns] for name, status in stamps.items()},
+        "calibration": calibration
+        and [
+            calibration.native.config,
+            hashlib.sha256(calibration.samples.tokens.tobytes()).hexdigest(),
+            calibration.propagate,
+        ],
+        "folders": [asdict(folder.request) for folder in folders],
+        "imatrix": [given and given.sha256, imatrix and imatrix.path.name],
+        "files": [
+            [file.name, file.size, hashlib.sha256(file.header).hexdigest()]
+            for output in (gguf.outputs if gguf else ())
+            for file in output.files
+        ],
+    }
+    return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()
