@@ -25,8 +25,8 @@ def layer_linears(architecture: Architecture, config: Config, number: int, names
 
     shared = architecture.parallel and architecture.feed_norm is None
     if shared:  # one norm for both: what sees `feed` sees `attention`
-        seen = Input("attention", attention.inputs[0].linears + feed.inputs[0].linears)
-        inputs = (seen, *attention.inputs[1:], *feed.inputs[1:])
+        both = Input("attention", attention.inputs[0].linears + feed.inputs[0].linears)
+        inputs = (both, *attention.inputs[1:], *feed.inputs[1:])
         normed = [(architecture.attention_norm, ("attention", *feed.fed[1:]))]
     else:
         inputs = attention.inputs + feed.inputs

@@ -140,10 +140,10 @@ def _each(keys: Mapping[str, Any], name: str, n_layer: int, default: list[int] |
     if value is None and default is not None:
         return default
     if value is not None and np.ndim(value):
-        found = [int(each) for each in value]
-        if len(found) < n_layer:
-            raise CheckpointError(f"{where} has {len(found)} values of {name} for {n_layer} layers")
-        return found[:n_layer]
+        counts = [int(each) for each in value]
+        if len(counts) < n_layer:
+            raise CheckpointError(f"{where} has {len(counts)} values of {name} for {n_layer} layers")
+        return counts[:n_layer]
     return [_count(keys, name, where)] * n_layer
 
 

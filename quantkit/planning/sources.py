@@ -142,9 +142,9 @@ def _weight(pattern: re.Pattern[bytes], text: bytes, start: int, stop: int, each
         # a piece at a time, so that few texts are in memory; a comma between two of them ends it
         comma = text.find(b'",', start + _PIECE, stop)
         end = stop if comma < 0 else comma + 2
-        found = pattern.findall(text, start, end)
-        joined = b"".join(found)
-        size += len(joined) - joined.count(b"\\") + each * len(found)
+        texts = pattern.findall(text, start, end)
+        joined = b"".join(texts)
+        size += len(joined) - joined.count(b"\\") + each * len(texts)
         start = end
     return int(size)
 
@@ -169,15 +169,15 @@ def _from_config(path: Path) -> Source:
 
 def _ruled(family: Family, sizes: Hyperparameters) -> Iterator[tuple[str, tuple[int, ...]]]:
     """Names and shapes of the tensors that every checkpoint of these sizes has."""
-    seen: set[tuple[str, int | None]] = set()
+    yielded: set[tuple[str, int | None]] = set()
     for rule in family.rules:
         if (rule.when and not rule.when(sizes)) or rule.scales or not _is_there(rule, sizes):
             continue
         shape = tuple(family.dimension(sizes, name) for name in rule.shape)
         for layer in _layers(rule, sizes):
-            if (rule.target, layer) in seen:
+            if (rule.target, layer) in yielded:
                 continue
-            seen.add((rule.target, layer))
+            yielded.add((rule.target, layer))
             for expert in range(sizes.n_expert) if "{expert}" in rule.source else (None,):
                 yield rule.source.format(layer=layer, expert=expert), shape
 

@@ -81,11 +81,11 @@ def _one_by_one(
     assert experts is not None
     if experts.each is None or experts.stacked is None:
         return dict(tensors)
-    found: dict[str, MappedTensor] = {}
+    result: dict[str, MappedTensor] = {}
     for name, tensor in tensors.items():
         stack = _stack_of(name, experts)
-        found |= {name: tensor} if stack is None else _split(name, tensor, stack, experts, config)
-    return found
+        result |= {name: tensor} if stack is None else _split(name, tensor, stack, experts, config)
+    return result
 
 
 def _stack_of(name: str, experts: Experts) -> str | None:
