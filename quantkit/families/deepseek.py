@@ -324,7 +324,7 @@ _V2 = replace(
     _LATENT,
     experts=Experts(
         router="mlp.gate",
-        each=EXPERT,
+        expert=EXPERT,
         groups=_groups,
         normalised=lambda _: False,
         scale=number_of("routed_scaling_factor"),
@@ -339,7 +339,7 @@ _V3 = replace(
     _LATENT,
     experts=Experts(
         router="mlp.gate",
-        each=EXPERT,
+        expert=EXPERT,
         score="sigmoid",
         correction="mlp.gate.e_score_correction_bias",
         groups=_groups,

@@ -124,7 +124,7 @@ FORWARD = Architecture(
     attention=Attention(window=if_used),
     experts=Experts(
         router="mlp.gate",
-        each=EXPERT,
+        expert=EXPERT,
         stacked=FUSED_EXPERTS,
         normalised=flag("norm_topk_prob"),
         shared=FeedForward(at="mlp.shared_expert.", inner=size_of("shared_expert_intermediate_size")),

@@ -161,14 +161,14 @@ def _mixture(part: Experts, place: _Place) -> _Part:
 
 
 def _each_expert(part: Experts, place: _Place, count: int) -> Iterator[_Part]:
-    stacked = part.stacked if part.stacked and (part.each is None or _is_stacked(part.stacked, place)) else None
+    stacked = part.stacked if part.stacked and (part.expert is None or _is_stacked(part.stacked, place)) else None
     for expert in range(count):
         key, down_key = f"expert.{expert}", f"expert.{expert}.down"
         if stacked:
             yield _feed_forward(stacked, place, key, down_key, expert, expert)
-        elif part.each:
-            each = replace(part.each, at=part.each.at.format(expert))
-            yield _feed_forward(each, place, key, down_key, expert)
+        elif part.expert:
+            single = replace(part.expert, at=part.expert.at.format(expert))
+            yield _feed_forward(single, place, key, down_key, expert)
 
 
 def _is_stacked(part: FeedForward, place: _Place) -> bool:

@@ -195,7 +195,7 @@ def _family(config: Mapping[str, Any]) -> Family | None:
 
 
 def _completed(config: Mapping[str, Any], family: Family | None) -> Mapping[str, Any]:
-    """With what the family's class fills in, of a config that the family refuses too."""
+    """config.json with the family's defaults, also where the family refuses the config."""
     if family is None:
         return config
     try:
@@ -205,7 +205,7 @@ def _completed(config: Mapping[str, Any], family: Family | None) -> Mapping[str,
 
 
 def _is_packed(packing: Mapping[str, Any]) -> bool:
-    """Whether a quantization is one that stays: scaled f8 is undone on reading, MXFP4 goes into a GGUF as it is."""
+    """Whether the weights stay quantized on reading: scaled f8 is dequantized, MXFP4 goes into a GGUF unchanged."""
     method = packing.get("quant_method")
     plain = method in ("fp8", "mxfp4") or (method == "compressed-tensors" and "float" in str(packing.get("format")))
     return bool(packing) and not plain

@@ -1,7 +1,7 @@
 """The largest graph llama.cpp reserves for a model: one physical batch of a prompt, every token with an output.
 
-Follows llm_graph_context and the graphs of src/models in llama.cpp; which of their branches a model takes is told by
-its tensors, and by the traits of its family where they do not show it.
+Follows llm_graph_context and the graphs of src/models in llama.cpp. A model's tensors show which branches it takes, and
+its family's traits do where tensors do not show it.
 """
 
 from collections.abc import Hashable, Sequence

@@ -77,7 +77,7 @@ class ModelShape:
 
 
 def model_shape(keys: Mapping[str, Any], tensors: Iterable[tuple[str, tuple[int, ...]]], where: str) -> ModelShape:
-    """The shape told by a header's keys and its tensors (name, numpy shape).
+    """The shape from a header's keys and its tensors (name, numpy shape).
 
     Raises:
         CheckpointError: a size is missing or not sensible, or the embedding is.
