@@ -9,7 +9,7 @@ PIP    := $(BIN)/python -m pip --disable-pip-version-check
 # llama-cpp-python ships as source only. These leave out what quantkit never uses and keep the build portable.
 export CMAKE_ARGS ?= -DLLAVA_BUILD=OFF -DLLAMA_OPENSSL=OFF -DGGML_NATIVE=OFF
 
-.PHONY: help demo quick test snapshots test-full test-peers bench lint format docs ollama clean
+.PHONY: help demo quick test snapshots test-full test-peers bench lint format docs readme ollama clean
 
 help:
 	@echo "make demo       convert real SmolLM2 weights to four GGUF types, check them, print perplexity"
@@ -82,7 +82,7 @@ bench: $(VENV)/dev.stamp
 	$(BIN)/python -m benchmarks.measured
 	$(BIN)/python -m benchmarks.startup
 
-docs: $(VENV)/dev.stamp
+docs readme: $(VENV)/dev.stamp
 	$(BIN)/python -m tools.reference
 
 ollama: $(VENV)/dev.stamp

@@ -128,6 +128,7 @@ ENVIRONMENT = {
     "HF_HUB_OFFLINE": "1: only what the cache holds",
     "OLLAMA_HOST": "the Ollama server of `quantkit ollama --create`",
     "QUANTKIT_C_KERNELS": "0: ggml's kernels only",
+    "QUANTKIT_FAMILIES": "folders of further family files, separated as in PATH",
     "CC": "the C compiler of quantkit's kernels",
     "XDG_CACHE_HOME": "where the compiled kernels are kept",
     "GGML_BACKEND_PATH": "a further llama.cpp backend to load",

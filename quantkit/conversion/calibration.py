@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from threadpoolctl import threadpool_info, threadpool_limits
+from threadpoolctl import threadpool_limits
 
 from quantkit.conversion.packed_layers import QUANTIZERS, LayerQuantizer, LayerSums
 from quantkit.errors import OutputError
@@ -20,6 +20,7 @@ from quantkit.outputs.plan import ConversionPlan
 from quantkit.packed.writer import FolderWriter
 from quantkit.progress import Progress
 from quantkit.stream.stream import Stream
+from quantkit.workers import Workers
 
 _PIECE_ELEMENTS = 1 << 22
 _OUTSIDE_LAYERS = "ends"
@@ -48,13 +49,15 @@ def calibrate(plan: ConversionPlan, calibration: CalibrationPlan, journal: Journ
     """
     native, count = calibration.native, len(calibration.layers)
     with ExitStack() as stack:
-        stack.enter_context(threadpool_limits(_blas_threads(plan.threads), "blas"))
+        # BLAS would round its sums differently for each number of threads; the workers share the work instead
+        stack.enter_context(threadpool_limits(1, "blas"))
+        workers = stack.enter_context(Workers(plan.threads))
         quantizers: list[LayerQuantizer] = []
         for folder in plan.folders:
             writer = FolderWriter(partial_path(folder.folder), folder.shards, keep=journal.resumed)
             stack.enter_context(writer)
             method = QUANTIZERS[folder.request.method]
-            quantizers.append(method(folder, writer, native.whole, calibration.propagate))
+            quantizers.append(method(folder, writer, native.whole, workers, calibration.propagate))
         if not all(quantizer.writer.resumed for quantizer in quantizers):
             journal.forget()
         stream = Stream(
@@ -88,11 +91,6 @@ def calibrate(plan: ConversionPlan, calibration: CalibrationPlan, journal: Journ
             quantizer.writer.finish(folder.config(native.config), native.checkpoint.folder, folder.more_files())
     layers = tuple(journal.records[_step(number)] for number in range(count))
     return Calibration(_load_squares(plan, calibration), layers, journal.records[_OUTSIDE_LAYERS], first)
-
-
-def _blas_threads(most: int) -> int:
-    """The threads that BLAS would use by itself (its environment variables may set them), but no more than `most`."""
-    return min([most, *(int(library["num_threads"]) for library in threadpool_info() if library["user_api"] == "blas")])
 
 
 def _first_layer(plan: ConversionPlan, count: int, journal: Journal, stream: Stream) -> int:

@@ -17,6 +17,7 @@ from quantkit.quant.gptq import gptq
 from quantkit.quant.grid import Quantized
 from quantkit.quant.rounding import output_error
 from quantkit.stream.statistics import Statistics
+from quantkit.workers import Workers
 
 Array = NDArray[np.float32]
 Tensors = dict[str, Array]
@@ -38,6 +39,7 @@ class LayerQuantizer:
     plan: FolderPlan
     writer: FolderWriter
     read: Callable[[str], Array]
+    workers: Workers
     propagate: bool = False
     errors: dict[str, float] = field(default_factory=dict)
     damping: dict[str, float] = field(default_factory=dict)
@@ -106,6 +108,7 @@ class GptqQuantizer(LayerQuantizer):
                 act_order=request.act_order,
                 static_groups=request.static_groups,
                 name=f"the input of {linears[0].name}",
+                workers=self.workers,
             )
             self.damping[entry.key] = solution.damp
             for linear, quantized in zip(linears, solution.matrices, strict=True):
@@ -136,7 +139,7 @@ class AwqQuantizer(LayerQuantizer):
             if scale is not None:
                 gram = gram / (scale[:, None] * scale)
             for linear in self.quantized(entry):
-                rounded = quantize_awq(matrix(tensors, linear), gram, self.plan.request.grid)
+                rounded = quantize_awq(matrix(tensors, linear), gram, self.plan.request.grid, self.workers)
                 self.write_quantized(tensors, linear, rounded, gram)
 
     def _fold_norm(self, layer: LayerLinears, fold: NormFold, tensors: Tensors, sums: Sums) -> None:
@@ -150,7 +153,7 @@ class AwqQuantizer(LayerQuantizer):
         if not weights:
             return
         gram, name = _gram(sums, fold.inputs[0]), f"the output of {fold.norm}"
-        scale = search_scale(weights, gram, self.plan.request.grid, name=name).values
+        scale = search_scale(weights, gram, self.plan.request.grid, name=name, workers=self.workers).values
         fold_source(tensors, fold, scale)
         self._scales |= dict.fromkeys(fold.inputs, scale)
         for entry in dense:
@@ -162,7 +165,7 @@ class AwqQuantizer(LayerQuantizer):
             return
         weights, ties = [matrix(tensors, linear) for linear in linears], np.array(fold.rows)
         name = f"the input of {linears[0].name}"
-        scale = search_scale(weights, gram, self.plan.request.grid, ties=ties, name=name).values
+        scale = search_scale(weights, gram, self.plan.request.grid, ties=ties, name=name, workers=self.workers).values
         apply_fold(tensors, layer, fold, scale)
         self._scales[fold.input] = scale
 

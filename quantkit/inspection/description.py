@@ -1,7 +1,7 @@
 """What `inspect` says of a model: plain data, the same for a checkpoint and for each of its quantized forms."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 
@@ -128,7 +128,7 @@ class Output:
 
 @dataclass(frozen=True)
 class Description:
-    """Everything `inspect` found. `convertible` is None where the question does not arise."""
+    """A model as its headers describe it. `convertible` is None for what is not a checkpoint."""
 
     name: str
     kind: str
@@ -156,3 +156,7 @@ class Description:
     def size(self) -> int:
         """Bytes of all weight files."""
         return sum(file.bytes for file in self.files)
+
+    def document(self) -> dict[str, Any]:
+        """The description as JSON; `bytes` is the size of all weight files."""
+        return {**asdict(self), "bytes": self.size}

@@ -1,7 +1,7 @@
-"""What is converted, seen one way: an unquantized GGUF that exists only as a description.
+"""A source as an unquantized GGUF that exists only as a description.
 
-A checkpoint or a GGUF file becomes a `Model`: the keys its unquantized GGUF would have, its tensors in llama.cpp's
-order with the types they would have there, and rows to read. Nothing of it is ever written.
+A checkpoint or a GGUF file becomes a `Model`: the keys of its unquantized GGUF, its tensors with their types there, in
+llama.cpp's order, and a function that reads rows. It is never written.
 """
 
 import hashlib
@@ -39,7 +39,7 @@ READABLE = frozenset(TENSOR_TYPES.values())
 
 @dataclass(frozen=True)
 class ModelTensor:
-    """A tensor of the unquantized GGUF: numpy shape, type there, and the step in which rows may be read."""
+    """A tensor of the unquantized GGUF. `shape` as numpy's; rows are read in multiples of `row_step`."""
 
     name: str
     shape: tuple[int, ...]
@@ -61,16 +61,16 @@ class ModelTensor:
 
     @property
     def matrix_rows(self) -> int:
-        """Rows of one matrix: of one expert where experts are stacked."""
+        """Rows of one matrix; of stacked experts, those of one expert."""
         return self.shape[-2] if len(self.shape) > 1 else 1
 
 
 @dataclass(frozen=True)
 class Model:
-    """A source, ready to be converted.
+    """A source that can be converted.
 
-    `read_rows(name, start, stop)` gives (stop - start, n_columns) in the tensor's own type, or uint8 rows of blocks
-    for a quantized source. `origin` is what the origin record says of it, `weight_files` where the bytes are.
+    `read_rows(name, start, stop)` returns (stop - start, n_columns) in the tensor's own type, or uint8 rows of blocks
+    for a quantized source. `origin` goes into the records of outputs; `weight_files` contain the weights.
     """
 
     name: str
@@ -94,9 +94,9 @@ def model_from_checkpoint(
     name: str | None = None,
     vocabulary: Vocabulary | None = None,
 ) -> Model:
-    """A checkpoint as the GGUF that llama.cpp's converter would make of it, in the source's own precision.
+    """A checkpoint as the GGUF that llama.cpp's converter writes, in the source's own precision.
 
-    `vocabulary`: stands in for that of the tokenizer files, which are then not read.
+    `vocabulary` replaces that of the tokenizer files, which are then not read.
 
     Raises:
         CheckpointError, TokenizerError, UnsupportedError: the checkpoint or its tokenizer cannot be converted.
@@ -105,7 +105,7 @@ def model_from_checkpoint(
     family = find_family(config)
     sizes = family.sizes(config)
     mapped = map_tensors(family, sizes, checkpoint.tensors)
-    # a config may leave the size of the vocabulary to its class, which the completed one has
+    # config.json may leave the size of the vocabulary to the default of its class, which `sizes` has
     if vocabulary is None:
         vocabulary = load_vocabulary(
             checkpoint.folder,
@@ -116,8 +116,8 @@ def model_from_checkpoint(
         )
     if len(vocabulary.tokens) != sizes.vocab:
         raise TokenizerError(
-            f"the tokenizer has {len(vocabulary.tokens)} tokens but the embedding {sizes.vocab} rows (config.json,"
-            " vocab_size); the tokenizer files and the weights do not belong together"
+            f"the tokenizer has {len(vocabulary.tokens)} tokens but the embedding has {sizes.vocab} rows (vocab_size of"
+            " config.json); the tokenizer files and the weights belong to different models"
         )
     by_name = {tensor.name: tensor for tensor in mapped}
     tensors = [_describe(tensor, checkpoint) for tensor in sorted(mapped, key=lambda tensor: sort_key(tensor.name))]
@@ -144,7 +144,7 @@ def model_from_checkpoint(
 
 
 def origin_of(source: "Checkpoint | Model") -> Mapping[str, Any]:
-    """Where a source is from, for the records of what is made of it."""
+    """The origin of a source, for the records of its outputs."""
     if isinstance(source, Model):
         return source.origin
     return {
@@ -170,9 +170,9 @@ def _describe(tensor: MappedTensor, checkpoint: Checkpoint) -> ModelTensor:
     else:
         dtypes = {np.dtype(checkpoint.tensors[part.source].read_dtype) for part in tensor.parts}
         if len(dtypes) > 1 or not dtypes <= _TYPES.keys():
-            found = ", ".join(sorted(str(dtype) for dtype in dtypes))
+            names = ", ".join(sorted(str(dtype) for dtype in dtypes))
             raise UnsupportedError(
-                f"tensor {source} is stored as {found}; only float weights of one type are converted"
+                f"tensor {source} is stored as {names}; only float weights of one type can be converted"
             )
         kind = _TYPES[dtypes.pop()]
     return ModelTensor(tensor.name, tensor.shape, kind, tensor.row_step, source)
@@ -184,20 +184,22 @@ def _stays_f32(name: str, shape: Sequence[int]) -> bool:
 
 
 def model_from_gguf(path: Path, *, name: str | None = None) -> Model:
-    """An existing GGUF (all its shards, when it is split) as a source.
+    """An existing GGUF, with all its shards, as a source.
 
     Raises:
-        CheckpointError: the file is not a sound GGUF, or a shard is missing.
+        CheckpointError: the file is not a valid GGUF, or a shard is missing.
     """
     headers = [read_header(shard) for shard in shard_paths(path)]
     first = headers[0]
     arch = first.value("general.architecture")
     if not isinstance(arch, str):
-        raise CheckpointError(f"{path.name} has no general.architecture; it is not a model")
+        raise CheckpointError(f"{path.name} has no general.architecture, so it is not a model; pass a GGUF model")
     where = {slot.name: (index, slot) for index, header in enumerate(headers) for slot in header.tensors}
     expected = first.value("split.tensors.count")
     if expected is not None and expected != len(where):
-        raise CheckpointError(f"{path.name} and its shards hold {len(where)} tensors, not the {expected} they claim")
+        raise CheckpointError(
+            f"{path.name} and its shards have {len(where)} tensors, but state {expected}; download it again"
+        )
     opened = ExitStack()
     files = []
     for header in headers:
@@ -214,7 +216,9 @@ def model_from_gguf(path: Path, *, name: str | None = None) -> Model:
                 f"{headers[index].path.name} cannot be read at tensor {tensor} ({error.strerror}); check the disk"
             ) from error
         if len(data) != (stop - start) * width:
-            raise CheckpointError(f"{headers[index].path.name} ends inside tensor {tensor}; it is truncated")
+            raise CheckpointError(
+                f"{headers[index].path.name} ends inside tensor {tensor}; it is truncated, download it again"
+            )
         rows = np.frombuffer(data, dtype=np.uint8).reshape(stop - start, width)
         dtype = next((dtype for dtype, kind in _TYPES.items() if kind == slot.type), None)
         return rows if dtype is None else rows.view(dtype)
@@ -223,7 +227,8 @@ def model_from_gguf(path: Path, *, name: str | None = None) -> Model:
     for _, slot in where.values():
         if slot.type not in READABLE:
             raise UnsupportedError(
-                f"tensor {slot.name} of {path.name} is {slot.type.name}, which quantkit cannot carry over yet"
+                f"tensor {slot.name} of {path.name} is {slot.type.name}, which is not supported;"
+                " convert the original checkpoint"
             )
     keys = [key for key in first.keys if key.key not in (*QUANTIZATION_KEYS, *SPLIT_KEYS, "general.alignment")]
     stem = path.name.removesuffix(".gguf")
@@ -245,11 +250,11 @@ def model_from_gguf(path: Path, *, name: str | None = None) -> Model:
 
 
 def _mix_model(arch: str, keys: Mapping[str, Any]) -> MixModel:
-    """What the type mix looks at, out of the architecture's keys."""
+    """The facts that decide the type mix, from the architecture's keys."""
 
     def number(key: str) -> int:
         value = keys.get(f"{arch}.{key}", 0)
-        # Some architectures give one count per layer; llama.cpp's rules look at the first.
+        # some architectures have a count for each layer; llama.cpp's rules use the first
         return int(value if np.ndim(value) == 0 else np.asarray(value).flat[0])
 
     n_head = number("attention.head_count")
@@ -268,7 +273,7 @@ def _header_hash(header: GgufHeader) -> str:
 
 
 def widen(rows: NDArray[np.generic], tensor: ModelTensor) -> NDArray[np.float32]:
-    """Source rows as float32 (n, n_columns); exact for floats, dequantized for a quantized source."""
+    """Source rows as float32 (n, n_columns): exact for floats, dequantized for a quantized source."""
     if rows.dtype == np.float32:
         return np.ascontiguousarray(rows, dtype=np.float32)
     kind = GGMLQuantizationType.BF16 if rows.dtype.name == "bfloat16" else GGMLQuantizationType.F16

@@ -1,8 +1,8 @@
-"""The plan of an AWQ or GPTQ folder: which linears are quantized, what every tensor becomes, the memory it takes."""
+"""AWQ and GPTQ folders to write: which linears are quantized, and the layout of every file."""
 
 import fnmatch
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,10 +25,10 @@ Method = Literal["awq", "gptq"]
 
 @dataclass(frozen=True)
 class FolderRequest:
-    """What the user asked of one folder.
+    """A folder to write. `skip`: shell patterns of linears to keep; `dtype` of kept tensors; `max_shard` in bytes.
 
-    `skip`: shell patterns of linears that are not quantized; `dtype`: of what is not; `max_shard` in bytes. Of GPTQ
-    alone: `damp`, the share of the mean diagonal added to the Gram matrix, `act_order`, `static_groups`.
+    Of GPTQ alone: `damp` (the fraction of the Hessian's mean diagonal added to its diagonal), `act_order`,
+    `static_groups`.
     """
 
     method: Method
@@ -46,7 +46,7 @@ class FolderRequest:
 
     @property
     def trivial_groups(self) -> bool:
-        """Whether input i is of group i // group size."""
+        """Whether input i is in group i // group size."""
         return self.method == "awq" or self.static_groups or not self.act_order
 
 
@@ -60,7 +60,6 @@ class FolderPlan:
     quantized: Mapping[str, Linear]
     kept: tuple[str, ...]
     shards: tuple[Shard, ...]
-    warnings: tuple[str, ...] = field(default=())
 
     @property
     def label(self) -> str:
@@ -71,7 +70,7 @@ class FolderPlan:
         return total_bytes(self.shards)
 
     def quantization_config(self) -> dict[str, Any]:
-        """What config.json says of the folder."""
+        """The quantization_config of config.json."""
         request = self.request
         if request.method == "awq":
             return awq_config(request.grid, self.kept, self.quantized.keys())
@@ -90,7 +89,7 @@ class FolderPlan:
         return {**config, "torch_dtype": self.request.dtype, "quantization_config": self.quantization_config()}
 
     def more_files(self) -> dict[str, bytes]:
-        """Files beside config.json that loaders of the method look for."""
+        """Files beside config.json that loaders of the method read."""
         return {QUANTIZE_CONFIG: json_bytes(self.quantization_config())} if self.request.method == "gptq" else {}
 
 
@@ -103,26 +102,27 @@ def all_layers(native: Native) -> tuple[LayerLinears, ...]:
 
 
 def plan_folder_of(native: Native, layers: Sequence[LayerLinears], request: FolderRequest, folder: Path) -> FolderPlan:
-    """What of a checkpoint is quantized and what the folder's files will hold.
+    """Decide which linears are quantized and the place of every byte.
 
     Raises:
-        UnsupportedError: the experts stand in one tensor that no loader of the method reads, or a matrix does not fit
-            the format or the group; the message names it and says what would.
-        UsageError: a --skip pattern matches nothing, or everything is skipped.
+        UnsupportedError: all experts are in one tensor, which no loader of the method reads, or a matrix does not fit
+            the format or the group size.
+        UsageError: a --skip pattern matches nothing, or all linears are skipped.
     """
-    linears = [linear for layer in layers for each in layer.inputs for linear in each.linears]
+    linears = [linear for layer in layers for entry in layer.inputs for linear in entry.linears]
     stacked = next((linear for linear in linears if linear.index is not None), None)
     if stacked is not None:
         raise UnsupportedError(
-            f"{stacked.name} holds all experts of a layer in one tensor, which no loader of {request.label} reads;"
+            f"{stacked.name} contains all experts of a layer in one tensor, which no loader of {request.label} reads;"
             " convert this model to GGUF"
         )
     for pattern in request.skip:
         if not any(fnmatch.fnmatchcase(linear.name, _anywhere(pattern)) for linear in linears):
-            raise UsageError(f"--skip {pattern} matches no linear of this model; one is called {linears[0].name}")
-    skipped = [linear.name for linear in linears if linear.kept or _is_skipped(linear.name, request.skip)]
-    out = set(skipped)
-    quantized = {linear.name: linear for linear in linears if linear.name not in out}
+            raise UsageError(
+                f"--skip {pattern} matches no linear of this model; a linear name is for example {linears[0].name}"
+            )
+    skipped = {linear.name: None for linear in linears if linear.kept or _is_skipped(linear.name, request.skip)}
+    quantized = {linear.name: linear for linear in linears if linear.name not in skipped}
     if not quantized:
         raise UsageError("--skip leaves no linear to quantize")
     for linear in quantized.values():
@@ -137,7 +137,7 @@ def plan_folder_of(native: Native, layers: Sequence[LayerLinears], request: Fold
 
 
 def _stated(native: Native, quantized: Mapping[str, Linear], request: FolderRequest) -> list[Stated]:
-    """Every tensor of the folder, those of a layer together: what is before the layers, the layers, what is after."""
+    """Every tensor of the folder in file order."""
     weights = {linear.name + linear.form.weight: linear for linear in quantized.values()}
     stated: list[Stated] = []
     for name in in_file_order(native):
@@ -151,7 +151,7 @@ def _stated(native: Native, quantized: Mapping[str, Linear], request: FolderRequ
 
 
 def in_file_order(native: Native) -> list[str]:
-    """The checkpoint's tensors: the embedding's, layer by layer, the last norm and the head."""
+    """The checkpoint's tensors: the embedding, the layers in order, the last norm and the head."""
     decoder = native.decoder
 
     def place(name: str) -> int:
@@ -164,7 +164,7 @@ def in_file_order(native: Native) -> list[str]:
 
 
 def kept_dtype(native: Native, name: str, request: FolderRequest) -> str:
-    """The type of a tensor that is not quantized. What a model of 16 bits keeps in 32 (a router's bias) stays so."""
+    """The dtype of an unquantized tensor. A 16-bit model's tensors of 32 bits (a router's bias) keep theirs."""
     embedding = native.held_type(native.decoder.embedding + ".weight")
     if native.held_type(name) == np.float32 and embedding != np.float32:
         return "F32"
@@ -176,5 +176,5 @@ def _is_skipped(name: str, patterns: Sequence[str]) -> bool:
 
 
 def _anywhere(pattern: str) -> str:
-    """A plain word is found anywhere in a name, as in modules_to_not_convert."""
+    """A plain word matches any part of a name, as in modules_to_not_convert."""
     return pattern if any(letter in pattern for letter in "*?[") else f"*{pattern}*"

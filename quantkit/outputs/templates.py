@@ -1,4 +1,4 @@
-"""The chat template of an output: the checkpoint's own, the one the user asked for, or a built-in that fits."""
+"""The chat template of an output: the checkpoint's own, the requested one, or a built-in that fits."""
 
 import json
 from dataclasses import dataclass, replace
@@ -18,83 +18,83 @@ _EOT, _EOS = "tokenizer.ggml.eot_token_id", "tokenizer.ggml.eos_token_id"
 
 @dataclass(frozen=True)
 class Template:
-    """What --chat-template asked for: a text (of a built-in or a file), or none at all."""
+    """A requested chat template: the text of a built-in or of a file, or None for no template."""
 
     text: str | None
     built_in: BuiltIn | None = None
 
 
-def choose_template(asked: str) -> Template:
-    """A built-in by name, `none`, or a file; a name wins over a file so called, which is written ./NAME.
+def choose_template(name: str) -> Template:
+    """A built-in by name, `none`, or a file; a file with the name of a built-in is written ./NAME.
 
-    The text is rendered on a sample conversation before anything else is done with it.
+    The text is rendered on a sample conversation first.
 
     Raises:
-        UsageError: neither a built-in nor a file that can be read.
+        UsageError: `name` is neither a built-in nor a readable file.
         TemplateError: the template is malformed or fails.
     """
-    if asked == NONE:
+    if name == NONE:
         return Template(None)
-    if asked in BUILT_IN:
-        return Template(BUILT_IN[asked].text, BUILT_IN[asked])
+    if name in BUILT_IN:
+        return Template(BUILT_IN[name].text, BUILT_IN[name])
     try:
-        text = Path(asked).read_text("utf-8")
+        text = Path(name).read_text("utf-8")
     except FileNotFoundError:
-        built_in(asked)  # says which there are
+        built_in(name)  # raises with the list of built-ins
         raise
     except (OSError, ValueError) as error:
         why = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
-        raise UsageError(f"cannot read the chat template {asked}: {why}") from error
+        raise UsageError(f"cannot read the chat template {name}: {why}") from error
     if not text.strip():
-        raise UsageError(f"the chat template {asked} is empty; 'none' leaves the template out")
+        raise UsageError(f"the chat template {name} is empty; 'none' leaves the template out")
     try:
         render_sample(text, bos_token="<s>", eos_token="</s>", special_tokens={"unk_token": "<unk>", "pad_token": ""})
     except TemplateError as error:
-        raise TemplateError(f"{asked}: {error}") from error
+        raise TemplateError(f"{name}: {error}") from error
     return Template(text)
 
 
 def model_with_template(
     checkpoint: Checkpoint, choice: Template | None, *, name: str | None = None, pre: str | None = None
 ) -> tuple[Model, str | None]:
-    """The model with its chat template settled, and a sentence for the user where there is something to say.
+    """The model with its chat template, and a note for the user or None.
 
-    Without a choice the checkpoint's own template stays; one that has none gets the built-in its files point to, which
-    is said. With a built-in comes the token that ends a turn: runtimes stop at it only if the file names it.
+    Without a choice the checkpoint's own template stays; a checkpoint without one gets the built-in that its files
+    indicate, with a note. A built-in also sets the token that ends a turn: runtimes stop only at a token that the file
+    names.
 
-    Raises:
-        as `model_from_checkpoint`.
+    Raises as `model_from_checkpoint` does.
     """
     if choice is not None and choice.text is not None:
         model = model_from_checkpoint(checkpoint, pre=pre, name=name, chat_template=choice.text)
-        said = f"built-in '{choice.built_in.name}', asked for" if choice.built_in else "a file, asked for"
-        return _recorded(_ending_turns(model, choice.built_in), said), _missing_marks(model, choice.built_in)
+        origin = f"built-in '{choice.built_in.name}', requested" if choice.built_in else "a file, requested"
+        return _recorded(_ending_turns(model, choice.built_in), origin), _missing_marks(model, choice.built_in)
     model = model_from_checkpoint(checkpoint, pre=pre, name=name)
     own = any(key.key.startswith(TEMPLATE_KEY) for key in model.keys)
     if choice is not None:
         without = tuple(key for key in model.keys if not key.key.startswith(TEMPLATE_KEY))
-        return _recorded(replace(model, keys=without), "none, asked for"), None
+        return _recorded(replace(model, keys=without), "none, requested"), None
     if own:
         return _recorded(model, "the checkpoint's"), None
-    found = suggestions(token_texts(model.keys), generation_config(checkpoint.folder), checkpoint.name)
-    if len(found) != 1:
-        fitting = " and ".join(f"'{each.template.name}' (its {each.evidence})" for each in found)
-        note = f"no chat template in the checkpoint, and {fitting} both fit; none was written, see --chat-template"
-        return _recorded(model, "none"), note if found else None
-    template = found[0].template
-    # where `model_from_checkpoint` would put it, without reading the vocabulary again
+    fitting = suggestions(token_texts(model.keys), generation_config(checkpoint.folder), checkpoint.name)
+    if len(fitting) != 1:
+        names = " and ".join(f"'{suggestion.template.name}' (its {suggestion.evidence})" for suggestion in fitting)
+        note = f"the checkpoint has no chat template, and {names} both fit; none was written, see --chat-template"
+        return _recorded(model, "none"), note if fitting else None
+    template, evidence = fitting[0].template, fitting[0].evidence
+    # at the position that `model_from_checkpoint` gives it, without reading the vocabulary again
     model = replace(model, keys=(*model.keys, string(TEMPLATE_KEY, template.text)))
-    note = f"no chat template in the checkpoint; wrote the built-in '{template.name}' (its {found[0].evidence})"
-    return _recorded(_ending_turns(model, template), f"built-in '{template.name}', its {found[0].evidence}"), note
+    note = f"the checkpoint has no chat template; wrote the built-in '{template.name}' (its {evidence})"
+    return _recorded(_ending_turns(model, template), f"built-in '{template.name}', its {evidence}"), note
 
 
-def _recorded(model: Model, said: str) -> Model:
-    """The model with its origin telling where the template is from."""
-    return replace(model, origin={**model.origin, "chat_template": said})
+def _recorded(model: Model, template: str) -> Model:
+    """The model with the origin of its template in its own origin."""
+    return replace(model, origin={**model.origin, "chat_template": template})
 
 
 def generation_config(folder: Path) -> dict[str, Any]:
-    """generation_config.json; {} where it is missing or broken, for it only holds hints."""
+    """generation_config.json; {} if it is missing or malformed, because it only has hints."""
     try:
         loaded = json.loads((folder / "generation_config.json").read_text("utf-8"))
     except (OSError, ValueError, RecursionError):
@@ -107,18 +107,16 @@ def _missing_marks(model: Model, template: BuiltIn | None) -> str | None:
     missing = [mark for mark in template.marks if mark not in texts] if template else []
     if template is None or not missing:
         return None
-    return (
-        f"the vocabulary has no token {missing[0]}: the model will read the template '{template.name}' as plain words"
-    )
+    return f"the vocabulary has no token {missing[0]}; the template '{template.name}' will be read as plain text"
 
 
 def _ending_turns(model: Model, template: BuiltIn | None) -> Model:
-    """The model with its built-in's end of turn as EOT, if that is neither the EOS nor an EOT stated already."""
-    stated = {key.key: key.value for key in model.keys if key.key in (_EOT, _EOS)}
-    if template is None or template.end_of_turn is None or _EOT in stated:
+    """The model with the end of turn of its built-in as EOT, unless that is the EOS or an EOT is set already."""
+    present = {key.key: key.value for key in model.keys if key.key in (_EOT, _EOS)}
+    if template is None or template.end_of_turn is None or _EOT in present:
         return model
     texts = token_texts(model.keys)
-    if template.end_of_turn not in texts or texts.index(template.end_of_turn) == stated.get(_EOS):
+    if template.end_of_turn not in texts or texts.index(template.end_of_turn) == present.get(_EOS):
         return model
     keys = list(model.keys)
     last = max((i for i, key in enumerate(keys) if key.key.endswith("_token_id")), default=len(keys) - 1)

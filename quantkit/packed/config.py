@@ -1,4 +1,4 @@
-"""What config.json says of quantized weights, in the words that each loader reads.
+"""The quantization_config of config.json, with the keys that each loader reads.
 
 Read by: AutoAWQ (`AwqConfig`), AutoGPTQ (`BaseQuantizeConfig`), GPTQModel (`QuantizeConfig.from_quant_config`), optimum
 (`GPTQQuantizer`), transformers 4 and 5 (`AwqConfig`, `GPTQConfig`) and vLLM (`AutoAWQConfig`, `AutoGPTQConfig`).
@@ -21,7 +21,7 @@ _LAYER = re.compile(r".*?\.\d+\.")
 def awq_config(grid: Grid, kept: Collection[str], quantized: Collection[str]) -> dict[str, Any]:
     """quantization_config of an AWQ folder. `kept`, `quantized`: names of linears ("model.layers.0.mlp.gate").
 
-    GPTQModel knows nothing of modules_to_not_convert and reads `dynamic`.
+    GPTQModel ignores modules_to_not_convert and reads `dynamic`.
     """
     config: dict[str, Any] = {
         "quant_method": "awq",
@@ -46,9 +46,8 @@ def gptq_config(
 ) -> dict[str, Any]:
     """quantization_config of a GPTQ folder, and its quantize_config.json.
 
-    `desc_act`: g_idx is not i // group_size. Names as in `awq_config`. Kept linears inside layers are told to GPTQModel
-    and vLLM by `dynamic` and to optimum, which replaces every linear it is not kept from, by
-    `modules_in_block_to_quantize`.
+    `desc_act`: g_idx is not i // group_size. Names as in `awq_config`. For kept linears inside layers, GPTQModel and
+    vLLM read `dynamic`; optimum, which replaces every linear by default, reads `modules_in_block_to_quantize`.
     """
     config: dict[str, Any] = {
         "quant_method": "gptq",
@@ -71,18 +70,18 @@ def gptq_config(
 
 
 def modules_to_not_convert(kept: Iterable[str], quantized: Iterable[str]) -> list[str]:
-    """The shortest names that keep loaders from quantizing `kept` and let them quantize `quantized`.
+    """The shortest names that match all of `kept` and none of `quantized`.
 
-    AutoAWQ looks for them anywhere in a name below its layer, transformers 4 and vLLM anywhere in a full name,
-    transformers 5 at either end of it: so a name below the layer serves all, and the full name where the short one
-    would be found in something quantized ("mlp.gate" in "mlp.gate_proj").
+    AutoAWQ searches a name below its layer, transformers 4 and vLLM a full name, transformers 5 its two ends. So the
+    name below the layer works for all of them, or the full name if the short one is part of a quantized name
+    ("mlp.gate" in "mlp.gate_proj").
     """
     short = {_below_layer(name) for name in quantized}
     return sorted({_shortened(name, short) for name in kept})
 
 
 def _dynamic(kept: Iterable[str], quantized: Iterable[str]) -> dict[str, Any]:
-    """GPTQModel's and vLLM's patterns of what is not quantized: "-:" and an expression matched from the start."""
+    """Patterns of unquantized linears for GPTQModel and vLLM: "-:" and an expression that matches from the start."""
     short = {_below_layer(name) for name in quantized}
     names = sorted({_shortened(name, short) for name in kept if _LAYER.match(name)})
     patterns = [f"-:^{'' if _LAYER.match(name) else '.*' + re.escape('.')}{re.escape(name)}$" for name in names]
@@ -99,13 +98,13 @@ def _below_layer(name: str) -> str:
 
 
 def _endings(quantized: Iterable[str], kept: Collection[str]) -> list[str]:
-    """The shortest ends of names, in whole parts, that are found in every quantized name and in no kept one."""
-    found = set()
+    """The shortest ends of names, in whole parts, so that each quantized name contains one and no kept name does."""
+    endings = set()
     for name in {_below_layer(name) if not _hidden(_below_layer(name), kept) else name for name in quantized}:
         parts = name.split(".")
         ends = (".".join(parts[-count:]) for count in range(1, len(parts) + 1))
-        found.add(next((end for end in ends if not _hidden(end, kept)), name))
-    return sorted(found)
+        endings.add(next((end for end in ends if not _hidden(end, kept)), name))
+    return sorted(endings)
 
 
 def _hidden(end: str, kept: Collection[str]) -> bool:

@@ -1,4 +1,4 @@
-"""Where every byte of a folder's weights goes, known before the first one is written; shards and index included.
+"""The layout of a packed folder, known before the first byte is written: files, offsets, the index of shards.
 
 Format: https://github.com/huggingface/safetensors#format; names as transformers writes them.
 """
@@ -11,13 +11,13 @@ from math import prod
 from quantkit.checkpoint.tensor import DTYPE_BITS
 
 MAX_SHARD = 5_000_000_000
-"""Bytes of tensors in a shard, as transformers cuts them."""
+"""Bytes of tensors in a shard: the limit that transformers uses."""
 INDEX = "model.safetensors.index.json"
 _PREFIX, _ALIGNMENT = 8, 8
 _WIDEST = 4
 
 Stated = tuple[str, str, tuple[int, ...]]
-"""A tensor to come: name, safetensors dtype ("F16", "BF16", "F32", "I32"), shape."""
+"""A planned tensor: name, safetensors dtype ("F16", "BF16", "F32", "I32"), shape."""
 
 
 @dataclass(frozen=True)
@@ -46,10 +46,10 @@ def tensor_bytes(dtype: str, shape: Sequence[int]) -> int:
 
 
 def plan_folder(tensors: Sequence[Stated], max_shard: int = MAX_SHARD) -> list[Shard]:
-    """Files for `tensors`, in the order given: `model.safetensors`, or shards of at most `max_shard` tensor bytes.
+    """Files for `tensors`, in this order: `model.safetensors`, or shards of at most `max_shard` tensor bytes.
 
-    A tensor larger than that has a shard of its own. Within a file the few tensors whose bytes are no multiple of four
-    come last, since readers map each tensor where it lies and want it aligned to its elements.
+    A larger tensor has a shard of its own. Within a file, tensors whose size is not a multiple of four come last,
+    because readers map tensors in place and need them aligned to their elements.
     """
     groups: list[list[Stated]] = [[]]
     filled = 0
@@ -67,7 +67,7 @@ def plan_folder(tensors: Sequence[Stated], max_shard: int = MAX_SHARD) -> list[S
 
 
 def index_json(shards: Sequence[Shard]) -> bytes | None:
-    """The bytes of `model.safetensors.index.json`; None where one file holds all."""
+    """The bytes of `model.safetensors.index.json`; None if there is only one file."""
     if len(shards) == 1:
         return None
     weight_map = {place.name: shard.name for shard in shards for place in shard.places}

@@ -1,6 +1,6 @@
-"""How AWQ and GPTQ lay integers into int32 words.
+"""Packing of integers into int32 words for AWQ and GPTQ.
 
-Both formats see a matrix as (n_in, n_out) and fill words from the lowest bit on. Sources: AutoAWQ's `WQLinear_GEMM`
+Both formats store a matrix as (n_in, n_out) and fill words from the lowest bit on. Sources: AutoAWQ's `WQLinear_GEMM`
 (4 bit), GPTQModel's `pack_awq` (the other widths), AutoGPTQ's `QuantLinear.pack` and GPTQModel's `pack_original`.
 """
 
@@ -15,34 +15,34 @@ from quantkit.quant.grid import Grid, Quantized
 AWQ_BITS = (2, 3, 4, 8)
 GPTQ_BITS = (2, 3, 4, 8)
 WORD = 32
-# Nibble i of a word of AWQ's 4 bit, from the lowest on, holds this one of its eight outputs.
+# nibble i of a word (from the lowest) contains this one of its eight outputs, in AWQ of 4 bit
 _ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
 
 Packed = dict[str, NDArray[Any]]
 
 
 def why_not_packed(method: str, grid: Grid, n_in: int, n_out: int) -> str | None:
-    """Why the format cannot hold a matrix of `n_in` inputs and `n_out` outputs, or None where it can.
+    """Why the format cannot store a matrix of `n_in` inputs and `n_out` outputs; None if it can.
 
-    `method`: "awq" or "gptq". Both formats only know whole words and whole groups; widths of 4 bit AWQ that are read by
-    AutoAWQ, vLLM and GPTQModel, and others that GPTQModel alone reads, follow the same rule.
+    `method`: "awq" or "gptq". Both formats need whole words and whole groups. AutoAWQ, vLLM and GPTQModel read AWQ of 4
+    bit; only GPTQModel reads the other widths.
     """
     known = AWQ_BITS if method == "awq" else GPTQ_BITS
     if grid.bits not in known:
         return f"{method} has no {grid.bits} bit packing (it has {', '.join(map(str, known))})"
     group = grid.group_size(n_in)
     if group <= 0 or n_in % group:
-        return f"its {n_in} inputs are no whole groups of {group}"
+        return f"its {n_in} inputs are not a multiple of the group size {group}"
     values = WORD if grid.bits == 3 else WORD // grid.bits
     if n_out % values:
-        return f"its {n_out} outputs are no multiple of the {values} that a word of {grid.bits} bit holds"
+        return f"its {n_out} outputs are not a multiple of {values}, the {grid.bits}-bit values of a word"
     if method == "gptq" and n_in % values:
-        return f"its {n_in} inputs are no multiple of the {values} that a word of {grid.bits} bit holds"
+        return f"its {n_in} inputs are not a multiple of {values}, the {grid.bits}-bit values of a word"
     return None
 
 
 def packed_shapes(method: str, grid: Grid, n_in: int, n_out: int) -> dict[str, tuple[str, tuple[int, ...]]]:
-    """What a matrix of `n_in` inputs and `n_out` outputs is stored as: suffix -> (safetensors dtype, shape)."""
+    """The tensors that store a matrix of `n_in` inputs and `n_out` outputs: suffix -> (safetensors dtype, shape)."""
     groups = n_in // grid.group_size(n_in)
     row = n_out * grid.bits // WORD
     shapes: dict[str, tuple[str, tuple[int, ...]]] = {
@@ -54,7 +54,7 @@ def packed_shapes(method: str, grid: Grid, n_in: int, n_out: int) -> dict[str, t
 
 
 def gptq_version(grid: Grid) -> int:
-    """1 for symmetric grids, which every loader reads; 2 for others: GPTQModel refuses version 1 of them."""
+    """1 for symmetric grids, which every loader reads; 2 for others, because GPTQModel refuses version 1 of them."""
     return 1 if grid.symmetric else 2
 
 
@@ -80,9 +80,9 @@ def unpack_awq(packed: Mapping[str, NDArray[Any]], grid: Grid) -> Quantized:
 def pack_gptq(quantized: Quantized, version: int | None = None) -> Packed:
     """int32 qweight (n_in * bits / 32, n_out), qzeros (n_groups, n_out * bits / 32) and g_idx (n_in,), scales as AWQ's.
 
-    `version` 1 ("gptq") stores zero - 1, `version` 2 ("gptq_v2") the zero itself; by default as `gptq_version` has it.
-    In version 1 a zero point of 0 wraps to the largest integer, which readers take for different things (AutoGPTQ's and
-    ExLlama's kernels for 2^bits, GPTQModel for 0 with a carry into its neighbour).
+    `version` 1 ("gptq") stores zero - 1, `version` 2 ("gptq_v2") the zero itself; the default is `gptq_version`. In
+    version 1 a zero point of 0 wraps to the largest integer, which readers interpret differently (AutoGPTQ's and
+    ExLlama's kernels as 2^bits, GPTQModel as 0 with a carry into its neighbour).
     """
     bits = quantized.grid.bits
     zeros = (

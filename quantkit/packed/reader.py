@@ -1,8 +1,8 @@
-"""Folders of AWQ and GPTQ, ours or another tool's, read back: every linear as the float32 matrix a runtime sees.
+"""Reads AWQ and GPTQ folders, ours or another tool's: every linear as the float32 matrix that a runtime computes with.
 
-Written from the formats' descriptions and apart from `packing`, so that one checks the other: value k of a row of words
-is at bit k * bits of the row, words one after the other from their lowest bits on, and AWQ's 4 bit order within a word
-is by table.
+The code follows the formats' descriptions and shares nothing with `packing`, so that each checks the other. Value k of
+a row of words is at bit k * bits of the row, counted from the lowest bit of the first word; AWQ in 4 bit has a table
+for the order within a word.
 """
 
 import os
@@ -33,8 +33,8 @@ _AWQ_NIBBLE = np.array([0, 4, 1, 5, 2, 6, 3, 7])
 class Scheme:
     """How a folder's linears are quantized. `method`: "awq" or "gptq"; `group`: -1 for all inputs of a row.
 
-    `less_one`: the zero points are stored minus one; `carried`: by GPTQModel, which takes it off whole words, so that a
-    zero of 0 borrows from its neighbour (in 3 bit, that cross words, it wraps in its field).
+    `less_one`: zero points are stored minus one. `carried`: GPTQModel subtracted the one from whole words, so that a
+    zero point of 0 borrows from its neighbour (3-bit values cross words and wrap in their own field).
     """
 
     method: str
@@ -63,7 +63,7 @@ class QuantizedFolder:
 
     config        config.json without its quantization_config
     quantization  the quantization_config
-    scheme        what it says
+    scheme        the quantization_config, parsed
     tensors       every tensor as stored
     linears       the quantized linears by name ("model.layers.0.mlp.down_proj")
     names         the tensors of the model as if it were not quantized (NAME.weight for each quantized linear)
@@ -85,7 +85,7 @@ class QuantizedFolder:
         packed = {f"{name}.{part}" for name in self.linears for part in (*_PARTS, "g_idx")}
         self.names = frozenset(self.tensors.keys() - packed) | {f"{name}.weight" for name in self.linears}
         self._turned = _is_turned(self.config)
-        self._held: tuple[str, dict[str, NDArray[Any]]] | None = None
+        self._last: tuple[str, dict[str, NDArray[Any]]] | None = None
 
     @property
     def weights(self) -> Weights:
@@ -93,7 +93,7 @@ class QuantizedFolder:
         return Weights(self.whole, self.rows, self.names)
 
     def rows(self, name: str, start: int, stop: int) -> NDArray[Any]:
-        """Rows of a tensor of the model, seen as (prod(shape[:-1]), shape[-1]); LookupError where there is none."""
+        """Rows of a tensor of the model, as (prod(shape[:-1]), shape[-1]). Raises LookupError for an unknown name."""
         linear = self.linears.get(name.removesuffix(".weight"))
         if linear is None or not name.endswith(".weight"):
             return self.stored_rows(name, start, stop)
@@ -102,19 +102,19 @@ class QuantizedFolder:
         return self.dequantized(linear.name, start, stop)
 
     def whole(self, name: str) -> NDArray[Any]:
-        """A tensor of the model in its shape; LookupError where there is none."""
+        """A tensor of the model in its shape. Raises LookupError for an unknown name."""
         linear = self.linears.get(name.removesuffix(".weight"))
         if linear is not None and name.endswith(".weight"):
             return self.dequantized(linear.name).T if self._turned else self.dequantized(linear.name)
         return self.stored(name)
 
     def stored(self, name: str) -> NDArray[Any]:
-        """A tensor as the file has it."""
+        """A tensor as it is stored."""
         tensor = self.tensors[name]
         return self.stored_rows(name, 0, tensor.n_rows).reshape(tensor.shape)
 
     def stored_rows(self, name: str, start: int, stop: int) -> NDArray[Any]:
-        """Rows of a tensor as the file has it, seen as (prod(shape[:-1]), shape[-1])."""
+        """Rows of a tensor as they are stored, as (prod(shape[:-1]), shape[-1])."""
         assert self._files.descriptors is not None
         tensor = self.tensors[name]
         row = tensor.nbytes // max(tensor.n_rows, 1)
@@ -124,8 +124,8 @@ class QuantizedFolder:
             got = os.preadv(self._files.descriptors[tensor.file], [data[done:].data], at)
             if got == 0:
                 raise CheckpointError(
-                    f"{tensor.file} of {self.folder} ended in the middle of tensor {shown(tensor.name)}; it changed"
-                    " since it was opened"
+                    f"{tensor.file} of {self.folder} ends inside tensor {shown(tensor.name)}; it changed after it"
+                    " was opened, run the command again"
                 )
             done += got
         return data.view(NUMPY_DTYPES[tensor.dtype]).reshape(stop - start, tensor.row_length)
@@ -159,16 +159,15 @@ class QuantizedFolder:
         return matrix
 
     def _words(self, linear: PackedLinear) -> dict[str, NDArray[Any]]:
-        """The tensors of a linear, without g_idx where its groups follow each other in order.
+        """The tensors of a linear; without g_idx if its groups are in order.
 
-        The last linear's are kept, since a matrix is read in slices.
+        Those of the last linear stay in memory, because a matrix is read in slices.
         """
-        held = self._held
-        if held is not None and held[0] == linear.name:
-            return held[1]
+        if self._last is not None and self._last[0] == linear.name:
+            return self._last[1]
         words: dict[str, NDArray[Any]] = {part: self.stored(f"{linear.name}.{part}") for part in _PARTS}
         if not np.isfinite(words["scales"].astype(np.float32)).all():
-            raise CheckpointError(f"tensor {shown(linear.name)}.scales of {self.folder} holds NaN or infinity")
+            raise CheckpointError(f"tensor {shown(linear.name)}.scales of {self.folder} contains NaN or infinity")
         words["qweight"] = words["qweight"].view(np.uint32)
         words["qzeros"] = words["qzeros"].view(np.uint32)
         if self.scheme.carried_whole:
@@ -179,16 +178,16 @@ class QuantizedFolder:
         groups = self.stored(f"{linear.name}.g_idx").astype(np.int64) if given else in_order
         if groups.min() < 0 or groups.max() >= linear.n_groups:
             raise CheckpointError(
-                f"tensor {shown(linear.name)}.g_idx of {self.folder} names group {groups.max()} of {linear.n_groups};"
+                f"tensor {shown(linear.name)}.g_idx of {self.folder} has group {groups.max()} of {linear.n_groups};"
                 " download it again"
             )
         if linear.n_in % size or not np.array_equal(groups, in_order):
             words["g_idx"] = groups
-        self._held = (linear.name, words)
+        self._last = (linear.name, words)
         return words
 
     def close(self) -> None:
-        self._held = None
+        self._last = None
         self._files.close()
 
     def __enter__(self) -> "QuantizedFolder":
@@ -204,30 +203,33 @@ def open_quantized(folder: Path) -> QuantizedFolder:
     """A folder of AWQ (GEMM) or GPTQ (gptq, gptq_v2) weights, headers checked.
 
     Raises:
-        CheckpointError: a file is missing or malformed, or tensors do not fit what config.json says.
-        UnsupportedError: it is quantized in another way, or not at all.
+        CheckpointError: a file is missing or malformed, or tensors contradict config.json.
+        UnsupportedError: it is quantized by another method, or not quantized.
     """
     return QuantizedFolder(folder)
 
 
 def read_scheme(quantization: Mapping[str, Any], where: str) -> Scheme:
-    """What a quantization_config says. Raises UnsupportedError for another method or packing."""
+    """Parse a quantization_config. Raises UnsupportedError for another method or packing."""
     method = quantization.get("quant_method", quantization.get("method", "gptq" if quantization else None))
     bits = quantization.get("bits", quantization.get("w_bit"))
     group = quantization.get("group_size", quantization.get("q_group_size"))
     packing = quantization.get("checkpoint_format", quantization.get("format", quantization.get("version")))
     known = {"awq": ("gemm", None), "gptq": ("gptq", "gptq_v2", None)}
     if method not in known:
-        raise UnsupportedError(f"{where} is not quantized by AWQ or GPTQ ({shown(str(method))}); give one that is")
+        raise UnsupportedError(
+            f"{where} is not quantized by AWQ or GPTQ ({shown(str(method))}); pass an AWQ or GPTQ folder"
+        )
     packing = packing.lower() if isinstance(packing, str) else None
     if packing not in known[method]:
         raise UnsupportedError(
-            f"{where} is packed as {method} {shown(str(packing))}, not as {' or '.join(filter(None, known[method]))}"
+            f"{where} is packed as {method} {shown(str(packing))}; only"
+            f" {' and '.join(filter(None, known[method]))} packing can be read"
         )
     if bits not in (2, 3, 4, 8) or type(group) is not int or (group <= 0 and group != -1):
         raise UnsupportedError(
             f"{where} has {method} of {shown(str(bits))} bits in groups of {shown(str(group))};"
-            " 2, 3, 4 and 8 bits and groups of whole inputs are read"
+            " only 2, 3, 4 and 8 bits and positive group sizes (or -1) can be read"
         )
     less_one = method == "gptq" and packing != "gptq_v2"
     meta = quantization.get("meta")
@@ -237,8 +239,8 @@ def read_scheme(quantization: Mapping[str, Any], where: str) -> Scheme:
 
 
 def _linears(tensors: Mapping[str, TensorInfo], scheme: Scheme, folder: Path) -> list[PackedLinear]:
-    """The quantized linears, each with all its tensors in shapes that agree."""
-    found = []
+    """The quantized linears, with all their tensors, of consistent shapes."""
+    linears = []
     for tensor in tensors.values():
         if not tensor.name.endswith(".qweight"):
             continue
@@ -256,13 +258,15 @@ def _linears(tensors: Mapping[str, TensorInfo], scheme: Scheme, folder: Path) ->
         if not kinds or (qweight.shape, qzeros.shape, n_groups) != (weight_shape, (n_groups, words_out), expected):
             raise CheckpointError(
                 f"linear {shown(name)} of {folder} has qweight {list(qweight.shape)}, qzeros {list(qzeros.shape)} and"
-                f" scales {list(scales.shape)}, which do not make a matrix of {scheme.bits} bits in groups of"
+                f" scales {list(scales.shape)}, which do not match {scheme.bits} bits and group size"
                 f" {scheme.group}; download it again"
             )
-        found.append(PackedLinear(name, n_out, n_in, n_groups))
-    if not found:
-        raise CheckpointError(f"{folder} says it is quantized but has no packed weights; download it again")
-    return found
+        linears.append(PackedLinear(name, n_out, n_in, n_groups))
+    if not linears:
+        raise CheckpointError(
+            f"config.json of {folder} states quantization but no packed weights exist; download it again"
+        )
+    return linears
 
 
 def _inputs(g_idx: TensorInfo | None, qweight: TensorInfo, scheme: Scheme) -> int:
@@ -270,7 +274,7 @@ def _inputs(g_idx: TensorInfo | None, qweight: TensorInfo, scheme: Scheme) -> in
 
 
 def _beside(folder: Path) -> dict[str, Any]:
-    """quantize_config.json, for folders of tools that leave config.json alone."""
+    """quantize_config.json: some tools write it and leave config.json as it is."""
     name = "quantize_config.json"
     if not (folder / name).is_file():
         return {}
@@ -285,7 +289,7 @@ def _is_turned(config: Mapping[str, Any]) -> bool:
 
 
 def _along_outputs(words: NDArray[np.uint32], outputs: NDArray[np.int64], scheme: Scheme) -> NDArray[np.uint8]:
-    """The values of `outputs`, neighbours, in rows of words packed along the outputs: (rows, len(outputs))."""
+    """The values of adjacent `outputs` in rows of words that are packed along the outputs: (rows, len(outputs))."""
     shifts = 4 * _AWQ_NIBBLE if scheme.method == "awq" and scheme.bits == 4 else None
     return _values(words, outputs, scheme.bits, shifts)
 
@@ -293,22 +297,22 @@ def _along_outputs(words: NDArray[np.uint32], outputs: NDArray[np.int64], scheme
 def _values(
     words: NDArray[np.uint32], numbers: NDArray[np.int64], bits: int, shifts: NDArray[np.int64] | None = None
 ) -> NDArray[np.uint8]:
-    """The integers of these numbers, neighbours, in each row of words: (rows, len(numbers)).
+    """The integers with these adjacent numbers in each row of words: (rows, len(numbers)).
 
-    `shifts`: where in a word its integers are, if not one after the other.
+    `shifts`: the bit offsets of a word's integers, if they are not in order.
     """
     mask = np.uint32((1 << bits) - 1)
     if 32 % bits == 0:
         shifts = np.arange(0, 32, bits) if shifts is None else shifts
         first, last = numbers[0] // len(shifts), numbers[-1] // len(shifts) + 1
-        found = words[:, first:last, None] >> shifts.astype(np.uint32)
-        found &= mask
+        values = words[:, first:last, None] >> shifts.astype(np.uint32)
+        values &= mask
         start = numbers[0] - first * len(shifts)
-        return found.astype(np.uint8).reshape(len(words), -1)[:, start : start + len(numbers)]
+        return values.astype(np.uint8).reshape(len(words), -1)[:, start : start + len(numbers)]
     at = numbers * bits
     word, shift = at // 32, (at % 32).astype(np.uint32)
-    found = words[:, word] >> shift
+    values = words[:, word] >> shift
     beyond = np.flatnonzero(at % 32 + bits > 32)
     if len(beyond):
-        found[:, beyond] |= words[:, word[beyond] + 1] << (np.uint32(32) - shift[beyond])
-    return (found & mask).astype(np.uint8)
+        values[:, beyond] |= words[:, word[beyond] + 1] << (np.uint32(32) - shift[beyond])
+    return (values & mask).astype(np.uint8)

@@ -1,7 +1,7 @@
-"""A quantized model's folder, written in any order under NAME.partial and renamed once it is whole.
+"""Writes the folder of a quantized model, in any order, under NAME.partial; it is renamed when it is complete.
 
-Beside the weights it holds config.json, the index of shards, and the checkpoint's own tokenizer, generation, template
-and licence files, byte for byte.
+Beside the weights it contains config.json, the index of shards, and copies of the checkpoint's tokenizer, generation,
+template and licence files.
 """
 
 import hashlib
@@ -22,7 +22,7 @@ from quantkit.errors import CheckpointError, OutputError, UnsupportedError
 from quantkit.files import partial_path, sync
 from quantkit.packed.layout import INDEX, Place, Shard, index_json, total_bytes
 
-# What is neither weights, nor a pickle, nor code, and belongs to the model whatever its weights are stored as.
+# files that are not weights, pickles or code, and belong to the model in any weight format
 _SMALL = re.compile(
     r"(?:generation_config|tokenizer|tokenizer_config|special_tokens_map|added_tokens|vocab|chat_template)\.json"
     r"|merges\.txt|vocab\.txt|chat_template\.jinja|(?:tokenizer|spiece|sentencepiece\.bpe|spm)\.model"
@@ -35,16 +35,15 @@ _PIECE = 1 << 22
 
 
 class FolderWriter:
-    """The weight files of a folder, open at their full sizes; tensors are written at their places, in any order.
+    """The weight files of a folder, open at their full sizes; tensors are written at their offsets, in any order.
 
-    `resumed`: every file was there already with the size and the header of this layout, and was kept as it stood. Else
-    all were made anew and nothing of them is written yet.
+    `resumed`: every file existed with the size and header of this layout and was kept. Otherwise all files are new.
     """
 
     def __init__(self, folder: Path, shards: Sequence[Shard], *, keep: bool = False) -> None:
-        """Open or make the files of `shards` in `folder`; without `keep` they are made anew.
+        """Open or create the files of `shards` in `folder`; without `keep` they are created again.
 
-        Raises OutputError when the folder cannot be written, or the disk is too small for all of them.
+        Raises OutputError: the folder cannot be written, or the disk is too small.
         """
         self.folder, self.shards = folder, tuple(shards)
         self._places: dict[str, tuple[int, Place]] = {}
@@ -71,9 +70,9 @@ class FolderWriter:
             ) from error
 
     def write(self, name: str, values: NDArray[Any], first_row: int = 0) -> None:
-        """Write rows of a tensor, from `first_row` of its first axis on; a whole one by default.
+        """Write a tensor, or its rows from `first_row` of the first axis on, in order.
 
-        Floats of any width are rounded to the planned dtype. A tensor's pieces come in order.
+        Floats of any width are rounded to the planned dtype.
 
         Raises:
             CheckpointError: a value is NaN or infinite.
@@ -98,20 +97,20 @@ class FolderWriter:
             ) from error
 
     def sha256(self, name: str) -> str:
-        """Of a tensor's bytes as they were written by this writer, whole and in order."""
+        """The sha256 of a tensor's bytes as this writer wrote them; ValueError if they are not complete."""
         digest, rows = self._hashes[name]
         _, place = self._places[name]
         if rows != (place.shape[0] if place.shape else 1):
-            raise ValueError(f"{name} is not whole: {rows} rows were written")
+            raise ValueError(f"{name} is incomplete: {rows} rows were written")
         return str(digest.hexdigest())
 
     def flush(self) -> None:
-        """See to it that what was written survives the machine."""
+        """Flush the weight files to the disk."""
         for file in self._files:
             os.fdatasync(file)
 
     def finish(self, config: Mapping[str, Any], checkpoint: Path, more: Mapping[str, bytes] | None = None) -> None:
-        """Write everything beside the weights: config.json, index, the small files of `checkpoint`, and `more`."""
+        """Write the other files: config.json, the index, copies of the small files of `checkpoint`, and `more`."""
         files = {"config.json": json_bytes(config), **(more or {})}
         index = index_json(self.shards)
         if index is not None:
@@ -145,16 +144,16 @@ class FolderWriter:
 
 
 def small_files(checkpoint: Path) -> dict[str, Path]:
-    """The files of a checkpoint's folder that leave as they are, by the name they have below it."""
-    found = {
+    """The files of a checkpoint's folder that are copied, by their names below it."""
+    files = {
         path.name: path
         for path in sorted(checkpoint.iterdir())
         if path.is_file() and _SMALL.fullmatch(path.name) and not path.name.lower().endswith(_CODE)
     }
     templates = checkpoint / _TEMPLATES
     if templates.is_dir():
-        found |= {f"{_TEMPLATES}/{path.name}": path for path in sorted(templates.glob("*.jinja")) if path.is_file()}
-    return found
+        files |= {f"{_TEMPLATES}/{path.name}": path for path in sorted(templates.glob("*.jinja")) if path.is_file()}
+    return files
 
 
 def json_bytes(value: Mapping[str, Any]) -> bytes:
@@ -163,10 +162,10 @@ def json_bytes(value: Mapping[str, Any]) -> bytes:
 
 
 def publish(folder: Path) -> None:
-    """Give the whole `NAME.partial` its final name; a folder that bore it is replaced and removed.
+    """Give the complete `NAME.partial` its final name; an existing folder of that name is removed.
 
-    At every moment one of the two is whole under NAME, NAME.partial or NAME.replaced, and a call after a kill, at
-    whatever point of it, ends what was begun.
+    At every moment one of the two is complete as NAME, NAME.partial or NAME.replaced. A call after a kill finishes the
+    renaming.
     """
     partial, replaced = partial_path(folder), folder.with_name(f"{folder.name}.replaced")
     try:
@@ -192,7 +191,7 @@ def _as_stored(name: str, values: NDArray[Any], dtype: str) -> NDArray[Any]:
         piece = values.reshape(-1)[start : start + _PIECE]
         if not np.isfinite(piece.astype(np.float32, copy=False)).all():
             raise CheckpointError(
-                f"tensor {name} would hold NaN or infinity; the source is damaged or of another type than it says,"
+                f"tensor {name} would contain NaN or infinity; the source is damaged or states a wrong dtype,"
                 " download it again"
             )
     with np.errstate(over="ignore"):
@@ -200,7 +199,7 @@ def _as_stored(name: str, values: NDArray[Any], dtype: str) -> NDArray[Any]:
     if stored.itemsize == 2 and not np.isfinite(rounded).all():
         largest = float(np.abs(values.astype(np.float32, copy=False)).max())
         raise UnsupportedError(
-            f"tensor {name} holds {largest:.6g}, beyond what {stored.name} can; add --dtype bfloat16"
+            f"tensor {name} has the value {largest:.6g}, out of the range of {stored.name}; add --dtype bfloat16"
         )
     return rounded
 

@@ -1,1 +1,1 @@
-"""What a model takes to store, to load and to run, told from headers before anything is downloaded or converted."""
+"""What a model takes to store, to load and to run, from headers alone: sizes, memory, speed, placement."""

@@ -32,10 +32,10 @@ class Context:
 
     def __post_init__(self) -> None:
         if self.kv_type not in KV_TYPES:
-            raise UsageError(f"there is no KV type {self.kv_type!r} here; choose from {', '.join(KV_TYPES)}")
+            raise UsageError(f"unknown KV cache type {self.kv_type!r}; choose from {', '.join(KV_TYPES)}")
         if self.kv_type != "f16" and self.flash is False:
             raise UsageError(
-                f"a {self.kv_type} KV cache needs flash attention; drop --no-flash-attn, or take --kv-type f16"
+                f"a {self.kv_type} KV cache needs flash attention; remove --no-flash-attn or use --kv-type f16"
             )
 
     @property

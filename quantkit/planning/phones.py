@@ -69,7 +69,7 @@ def phone(text: str) -> Phone:
     match = _SIZE.fullmatch(text.strip())
     if match is None or not _SMALLEST <= int(match[1]) <= _LARGEST:
         sold = ", ".join(f"{each.gigabytes}G" for each in PHONES)
-        raise UsageError(f"--phone {text!r} is no phone's memory; write {sold}")
+        raise UsageError(f"--phone {text!r} is not a memory size that phones have; write {sold}")
     gigabytes = int(match[1])
     limits = [(each.n_ctx, each.n_batch) for each in PHONES if each.gigabytes <= gigabytes]
     return Phone(gigabytes, *(limits[-1] if limits else SMALLER))

@@ -1,10 +1,11 @@
 """AWQ (Lin et al. 2023, arXiv 2306.00978): inputs scaled so that those that matter round better, then ranges clipped.
 
-A linear's weight times s, its input over s, says the same before rounding; after it, inputs with a large s err less.
-Both searches minimise the error of the output over the calibration text by its Gram matrix, tr(dW H dW').
+Scaling a weight column by s and its input by 1/s leaves the output unchanged. After rounding, channels with a large s
+have a smaller relative error. Both searches minimise the error of the output over the calibration text by its Gram
+matrix, tr(dW H dW').
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,9 +14,11 @@ from numpy.typing import NDArray
 from quantkit.errors import CalibrationError
 from quantkit.quant.grid import Array, Grid, Quantized
 from quantkit.quant.rounding import best_ranges, group_ranges, in_groups, nearest, round_with, scales_and_zeros
+from quantkit.workers import SERIAL, Workers, parts
 
 _LEAST = np.float32(1e-4)
 _WIDE, _FEWEST_ROWS = 4096, 128
+_ROWS = 1024  # rows whose ranges are searched together
 _SHRINKS = tuple(1 - 0.06 * i for i in range(8))
 
 
@@ -42,6 +45,7 @@ def search_scale(
     steps: int = 20,
     rows: int = 512,
     name: str = "the input",
+    workers: Workers = SERIAL,
 ) -> Scale:
     """The scale of an input's channels with which its linears, rounded to nearest, err least.
 
@@ -63,37 +67,55 @@ def search_scale(
     size = np.maximum(size / max(float(size.mean()), 1e-30), _LEAST)
 
     ones = np.ones(len(gram), np.float32)
-    best = ones
-    before = error = _error(searched, gram, grid, ones)
-    ratio = 0.0
-    for base in (act, act / size):
-        tried: dict[int, float] = {}
-        for step in (4, 2, 1):  # from coarse to fine around the best
-            middle = min(tried, key=tried.__getitem__) if tried else None
-            at = range(0, steps + 1, step) if middle is None else (middle - step, middle + step)
-            for i in at:
-                if i in tried or not 0 <= i <= steps:
-                    continue
-                s = _centred(base ** np.float32(i / steps))
-                tried[i] = _error(searched, gram, grid, s)
-                if tried[i] < error:
-                    best, error, ratio = s, tried[i], i / steps
-    return Scale(best, before, error, ratio)
+    bases = (act, act / size)
+
+    def scale_of(base: int, power: int) -> Array:
+        return _centred(bases[base] ** np.float32(power / steps))
+
+    def error_of(candidate: tuple[int, int]) -> float:
+        return _error(searched, gram, grid, scale_of(*candidate))
+
+    before = _error(searched, gram, grid, ones)
+    errors: tuple[dict[int, float], ...] = ({}, {})  # for each base, by the power's step
+    for step in (4, 2, 1):  # from coarse to fine around the best
+        candidates = [(base, power) for base in (0, 1) for power in _powers(errors[base], step, steps)]
+        for (base, power), error in zip(candidates, workers.map(error_of, candidates), strict=True):
+            errors[base][power] = error
+    least, best = min(((error, (base, power)) for base in (0, 1) for power, error in errors[base].items()), key=_first)
+    if not least < before:
+        return Scale(ones, before, before, 0.0)
+    return Scale(scale_of(*best), before, least, best[1] / steps)
 
 
-def quantize_awq(w: Array, gram: Array, grid: Grid) -> Quantized:
+def _powers(tried: Mapping[int, float], step: int, steps: int) -> list[int]:
+    """The powers to try next: every `step`-th at first, then the two neighbours of the best."""
+    if not tried:
+        return list(range(0, steps + 1, step))
+    middle = min(tried, key=tried.__getitem__)
+    return [power for power in (middle - step, middle + step) if 0 <= power <= steps and power not in tried]
+
+
+def _first(pair: tuple[float, tuple[int, int]]) -> float:
+    return pair[0]
+
+
+def quantize_awq(w: Array, gram: Array, grid: Grid, workers: Workers = SERIAL) -> Quantized:
     """An already scaled matrix (n_out, n_in) on the grid, ranges clipped; `gram` is of the input as scaled, H / (s s').
 
     Each group's range is shrunk to where the group's own share of the output error, d' H_gg d, is least, never worse
     than the whole range; what is outside is clipped and the rest rounded to nearest.
     """
-    scales, zeros = search_clip(w, gram, grid)
+    scales, zeros = search_clip(w, gram, grid, workers=workers)
     return round_with(w, scales, zeros, grid)
 
 
-def search_clip(w: Array, gram: Array, grid: Grid, *, shrinks: Sequence[float] = _SHRINKS) -> tuple[Array, Array]:
+def search_clip(
+    w: Array, gram: Array, grid: Grid, *, shrinks: Sequence[float] = _SHRINKS, workers: Workers = SERIAL
+) -> tuple[Array, Array]:
     """Scales and zero points, float32 (n_out, n_groups), of each group's range shrunk by the best of `shrinks`."""
-    return best_ranges(w, group_blocks(gram, grid), grid, shrinks)
+    blocks = group_blocks(gram, grid)
+    ranges = workers.map(lambda rows: best_ranges(w[rows], blocks, grid, shrinks), list(parts(len(w), _ROWS)))
+    return np.concatenate([scales for scales, _ in ranges]), np.concatenate([zeros for _, zeros in ranges])
 
 
 def group_blocks(gram: Array, grid: Grid) -> Array:

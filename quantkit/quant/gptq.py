@@ -9,10 +9,13 @@ from numpy.typing import NDArray
 from quantkit.errors import CalibrationError
 from quantkit.quant.grid import Array, Grid, Quantized
 from quantkit.quant.rounding import best_ranges
+from quantkit.workers import SERIAL, Workers, parts
 
 _SHRINKS = (1.0, 0.94, 0.88, 0.82, 0.76, 0.7)
 _MOST_DAMP = 1.0
 _RUN = 16  # columns within a block whose errors are carried over one by one
+_ROWS = 1024  # rows that are rounded together
+_TILE = 1024  # side of the tiles of a blocked factorisation, which is used from twice that on
 
 
 @dataclass(frozen=True)
@@ -40,22 +43,28 @@ def gptq(
     count: int,
     grid: Grid,
     *,
-    damp: float = 0.05,
+    damp: float = 0.01,
     act_order: bool = True,
     static_groups: bool = True,
     block: int = 128,
     name: str = "the input",
+    workers: Workers = SERIAL,
 ) -> Solution:
     """Quantize matrices (n_out, n_in) that see the same input so that the outputs over the calibration text stay close.
 
-    `gram` (n_in, n_in) is the sum of x x' over `count` tokens. `damp` times the mean of its diagonal is added to the
-    diagonal, and ten times more, at most 1, where the factorisation fails; 0.05 errs least on a text not calibrated on.
-    `act_order` takes the columns in the order of falling diagonal. `static_groups` fixes groups (i // group size),
-    scales and zero points beforehand; without it they are made along the way from the weights as updated so far, and of
-    neighbours in act_order's order. Static ones err as little, and runtimes read them fastest. A range is the one with
-    the least error weighted by the pivots R_kk^2 below, which is what the loss counts a column's rounding by. An input
-    that is always 0 rounds to nearest. `block` columns share a matrix product with all that came before. `name` is the
-    input's, for messages.
+    gram: float32 (n_in, n_in), H, the sum of x x' over `count` tokens.
+    damp: this fraction of H's mean diagonal is added to the diagonal; ten times more, at most 1, where the
+        factorisation fails.
+    act_order: columns are rounded in the order of falling diagonal.
+    static_groups: groups (i // group size), scales and zero points are fixed beforehand. Otherwise they are computed
+        along the way from the updated weights, and groups are neighbours in act_order's order. The error is about the
+        same; runtimes read static groups fastest.
+    block: this number of columns shares one matrix product with all columns before them.
+    name: the name of the input in messages.
+    workers: rows are rounded in parallel; the result does not depend on the number of threads.
+
+    A group's range is the one with the least error weighted by the pivots R_kk^2 below, as the loss weights it. An
+    input that is always 0 rounds to nearest.
 
     The form used is that of LDL factors (Chee et al. 2023, arXiv 2307.13304, show it equal to the paper's): with
     H = R R', R upper triangular, the loss is the sum over k of R_kk^2 (e_k + sum_{j<k} e_j R_jk / R_kk)^2, so column k
@@ -69,7 +78,7 @@ def gptq(
         raise CalibrationError(f"the calibration text gives activations that are not finite in {name}: check the model")
     diagonal = np.diagonal(gram)
     order = np.argsort(-diagonal, kind="stable") if act_order else np.arange(n_in)
-    factor, damp = _factor(gram[np.ix_(order, order)], damp, name)
+    factor, damp = _factor(gram[np.ix_(order, order)], damp, name, workers)
     pivots = np.diagonal(factor).copy()
     importance = pivots * pivots
     feedback = np.triu(factor / pivots, 1)
@@ -77,21 +86,30 @@ def gptq(
     w = np.concatenate(weights)
     size = grid.group_size(n_in)
     groups = grid.groups(n_in)
-    ranges = _Ranges(np.empty((n_in // size, len(w)), np.float32), np.empty((n_in // size, len(w)), np.float32))
-    if static_groups:
-        natural = np.empty(n_in, np.float32)
-        natural[order] = importance
-        ranges.put(slice(None), *best_ranges(w, natural, grid, _SHRINKS))
-    else:
+    natural = np.empty(n_in, np.float32)
+    natural[order] = importance
+    if not static_groups:
         groups[order] = groups.copy()
-    q = _feed_back(w, order, feedback, ranges, groups, grid, block, None if static_groups else importance)
-    scales, zeros = np.ascontiguousarray(ranges.scales.T), np.ascontiguousarray(ranges.zeros.T).astype(np.uint8)
+
+    def round_rows(rows: slice) -> tuple[NDArray[np.uint8], _Ranges]:
+        own = w[rows]
+        ranges = _Ranges(np.empty((n_in // size, len(own)), np.float32), np.empty((n_in // size, len(own)), np.float32))
+        if static_groups:
+            ranges.put(slice(None), *best_ranges(own, natural, grid, _SHRINKS))
+        return _feed_back(
+            own, order, feedback, ranges, groups, grid, block, None if static_groups else importance
+        ), ranges
+
+    rounded = workers.map(round_rows, list(parts(len(w), _ROWS)))
+    q = np.concatenate([own for own, _ in rounded])
+    scales = np.concatenate([ranges.scales.T for _, ranges in rounded])
+    zeros = np.concatenate([ranges.zeros.T for _, ranges in rounded]).astype(np.uint8)
     ends = np.cumsum([len(each) for each in weights])[:-1]
     split = zip(np.split(q, ends), np.split(scales, ends), np.split(zeros, ends), strict=True)
     return Solution([Quantized(grid, *parts, groups) for parts in split], damp)
 
 
-def _factor(gram: Array, damp: float, name: str) -> tuple[Array, float]:
+def _factor(gram: Array, damp: float, name: str, workers: Workers) -> tuple[Array, float]:
     """R upper triangular with R R' = gram, damped, and the damping.
 
     In float32, which `gram` was summed in: on a real model's the errors are those of float64 to four figures.
@@ -105,7 +123,7 @@ def _factor(gram: Array, damp: float, name: str) -> tuple[Array, float]:
     while True:
         np.fill_diagonal(flipped, diagonal + np.float32(damp * mean))
         try:
-            return np.asarray(np.linalg.cholesky(flipped)[::-1, ::-1], np.float32), damp
+            return np.asarray(cholesky(flipped, workers)[::-1, ::-1], np.float32), damp
         except np.linalg.LinAlgError:
             if damp >= _MOST_DAMP:
                 raise CalibrationError(
@@ -113,6 +131,33 @@ def _factor(gram: Array, damp: float, name: str) -> tuple[Array, float]:
                     "calibrate on a longer text"
                 ) from None
             damp = min(_MOST_DAMP, max(0.001, 10 * damp))
+
+
+def cholesky(matrix: Array, workers: Workers = SERIAL) -> Array:
+    """L, lower triangular, with L L' = matrix (n, n), which is symmetric and positive definite.
+
+    Over 2048 rows in tiles of 1024, right-looking: factor a diagonal tile, solve the tiles below, update the rest.
+    Raises numpy.linalg.LinAlgError where the matrix is not positive definite.
+    """
+    if len(matrix) <= 2 * _TILE:
+        return np.asarray(np.linalg.cholesky(matrix), matrix.dtype)
+    work = np.tril(matrix)
+    tiles = list(parts(len(work), _TILE))
+    for number, here in enumerate(tiles):
+        work[here, here] = np.linalg.cholesky(work[here, here])
+        below = tiles[number + 1 :]
+
+        def solve(tile: slice, here: slice = here) -> None:
+            # L_ih L_hh' = A_ih
+            work[tile, here] = np.linalg.solve(work[here, here], work[tile, here].T).T
+
+        def update(pair: tuple[slice, slice], here: slice = here) -> None:
+            row, column = pair
+            work[row, column] -= work[row, here] @ work[column, here].T
+
+        workers.map(solve, below)
+        workers.map(update, [(row, column) for i, row in enumerate(below) for column in below[: i + 1]])
+    return np.tril(work)
 
 
 def _feed_back(

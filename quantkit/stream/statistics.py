@@ -7,6 +7,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantkit.forward.arrays import Array, fetch, namespace
+from quantkit.workers import SERIAL, Workers, parts
+
+# Columns of a wide Gram matrix that are summed together; up to twice that, all are.
+_BLOCK = 1024
 
 
 @dataclass
@@ -27,8 +31,16 @@ class Statistics:
     def of(cls, width: int, *, gram: bool) -> "Statistics":
         return cls(np.zeros(width), 0, np.zeros((width, width), np.float32) if gram else None)
 
-    def add(self, pieces: Sequence[Array], extra: Sequence[Array] = ()) -> None:
-        """Count the tokens of `pieces`, each (n, width); those of `extra` go into the Gram matrix only."""
+    @property
+    def is_wide(self) -> bool:
+        """Whether the Gram matrix is summed in blocks of columns."""
+        return self.gram is not None and len(self.gram) > 2 * _BLOCK
+
+    def add(self, pieces: Sequence[Array], extra: Sequence[Array] = (), workers: Workers = SERIAL) -> None:
+        """Count the tokens of `pieces`, each (n, width); those of `extra` go into the Gram matrix only.
+
+        The sums do not depend on the number of workers.
+        """
         for piece in pieces:
             self.squares += fetch(namespace(piece).einsum("ij,ij->j", piece, piece))
             self.tokens += len(piece)
@@ -36,6 +48,22 @@ class Statistics:
             together = [piece for piece in (*pieces, *extra) if len(piece)]
             if together:
                 x = together[0] if len(together) == 1 else namespace(together[0]).concatenate(together)
-                # one array and its own transpose: BLAS computes half of it (syrk)
-                self.gram += fetch(x.T @ x)
+                self._add_gram(x, workers)
                 self.gram_tokens += len(x)
+
+    def _add_gram(self, x: Array, workers: Workers) -> None:
+        assert self.gram is not None
+        gram, width = self.gram, x.shape[1]
+        if width <= 2 * _BLOCK or not isinstance(x, np.ndarray):
+            # one array and its own transpose: BLAS computes half of it (syrk)
+            gram += fetch(x.T @ x)
+            return
+
+        def add_columns(columns: slice) -> None:
+            own, before = x[:, columns], slice(0, columns.start)
+            gram[columns, columns] += own.T @ own
+            product = x[:, before].T @ own
+            gram[before, columns] += product
+            gram[columns, before] += product.T
+
+        workers.map(add_columns, list(parts(width, _BLOCK)))

@@ -6,13 +6,11 @@ the router sent them.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from threadpoolctl import ThreadpoolController
 
 from quantkit.errors import CalibrationError
 from quantkit.families.base.native import Source
@@ -25,13 +23,13 @@ from quantkit.stream.layer import Held, keys_of, stored_names
 from quantkit.stream.routing import EXPERT_FLOOR, Routes
 from quantkit.stream.states import States
 from quantkit.stream.statistics import Statistics
+from quantkit.workers import SERIAL, Workers
 
 Tensors = dict[str, Array]
 _T = TypeVar("_T")
-_R = TypeVar("_R")
 
 # Inputs of linears that wait for their sums, in bytes.
-_WAITING_BYTES = 192 << 20
+_WAITING_BYTES = 128 << 20
 # Tokens that an expert sees at once, where so many are routed to it.
 _EXPERT_TOKENS = 512
 
@@ -79,8 +77,7 @@ class Stream:
         self.decoder = native.decoder
         self.states = States(folder, len(tokens), tokens.shape[1], self.decoder.hidden)
         keep_freed_memory()
-        self._blas = ThreadpoolController()
-        self._pool = ThreadPoolExecutor(self.threads)
+        self.workers = Workers(self.threads)
 
     def linears(self, number: int) -> LayerLinears:
         """The linears of a layer."""
@@ -94,7 +91,7 @@ class Stream:
             self._check_finite(x, "the embedding", sample)
             self.states.write(states_file(0), sample, x)
 
-        self._each(one, range(len(self.tokens)))
+        self.workers.map(one, range(len(self.tokens)))
 
     def can_start_at(self, number: int) -> bool:
         """Whether the states that go into layer `number` are there."""
@@ -221,15 +218,12 @@ class Stream:
 
         # so many samples that an expert sees a few hundred tokens at once
         together = max(1, _EXPERT_TOKENS * len(self.tokens) // max(1, int((routes.chosen == expert).sum())))
-        together = min(together, -(-len(self.tokens) // self.threads))
+        together = min(together, len(self.tokens))
         width = sum(len(each.squares) for each in statistics.values())
         for batch in _groups(_groups(range(len(self.tokens)), together), max(1, self._at_once(width) // together)):
-            results = self._each(some, batch)
-            for key, each in statistics.items():
-                each.add(
-                    [seen[key] for seen, _ in results if key in seen],
-                    [others[key] for _, others in results if key in others],
-                )
+            results = self.workers.map(some, batch)
+            routed = [seen for seen, _ in results]
+            self._sum(statistics, routed, [others for _, others in results])
 
     def _join(self, number: int, held: Held) -> None:
         def one(sample: int) -> None:
@@ -239,25 +233,34 @@ class Stream:
             self._check_finite(x, self.decoder.at(number), sample)
             self.states.write(states_file(number + 1), sample, fetch(x))
 
-        self._each(one, range(len(self.tokens)))
+        self.workers.map(one, range(len(self.tokens)))
 
     def _gather(self, one: Callable[[int], dict[str, Array]], statistics: Mapping[str, Statistics]) -> None:
         """`one` for every sample, its taps summed in the order of samples."""
         width = sum(len(each.squares) for each in statistics.values())
         for batch in _groups(range(len(self.tokens)), self._at_once(width)):
-            taps = self._each(one, batch)
-            for key, each in statistics.items():
-                each.add([tap[key] for tap in taps])
+            self._sum(statistics, self.workers.map(one, batch))
+
+    def _sum(
+        self,
+        statistics: Mapping[str, Statistics],
+        taps: Sequence[Mapping[str, Array]],
+        extra: Sequence[Mapping[str, Array]] = (),
+    ) -> None:
+        """Add the inputs of the linears in the order of samples: narrow inputs side by side, wide ones one by one."""
+
+        def add(key: str, workers: Workers = SERIAL) -> None:
+            pieces = [tap[key] for tap in taps if key in tap]
+            statistics[key].add(pieces, [tap[key] for tap in extra if key in tap], workers)
+
+        wide = [key for key, entry in statistics.items() if entry.is_wide]
+        self.workers.map(add, [key for key in statistics if key not in wide])
+        for key in wide:
+            add(key, self.workers)
 
     def _at_once(self, width: int) -> int:
-        """How many samples may wait for the sums of `width` values a token; a multiple of the threads if it can be."""
-        fit = int(_WAITING_BYTES // (4 * max(width, 1) * self.tokens.shape[1]))
-        return max(1, fit - fit % self.threads if fit > self.threads else fit)
-
-    def _each(self, work: Callable[[_T], _R], items: Sequence[_T]) -> list[_R]:
-        """`work` for each item by all threads, each of which computes alone; results in the order of items."""
-        with self._blas.limit(limits=1):
-            return list(self._pool.map(work, items))
+        """Number of samples that may wait for the sums of `width` values a token, whatever the number of threads."""
+        return max(1, int(_WAITING_BYTES // (4 * max(width, 1) * self.tokens.shape[1])))
 
     def _read(self, name: str, sample: int) -> Array:
         x: Array = place(self.states.read(name, sample), self.device)
@@ -286,7 +289,7 @@ class Stream:
 
     def close(self) -> None:
         """Stop the threads and close the states' files, which stay."""
-        self._pool.shutdown(cancel_futures=True)
+        self.workers.close()
         self.states.close()
 
     def __enter__(self) -> "Stream":

@@ -51,7 +51,7 @@ def convert(source: Path, out: Path, *words: str) -> tuple[Answer, dict[str, obj
 def test_a_built_in_that_fits_is_written_and_said(huozi: Path, tmp_path: Path) -> None:
     answer, keys = convert(huozi, tmp_path / "out")
     assert keys[KEY] == BUILT_IN["huozi"].text
-    words = "no chat template in the checkpoint; wrote the built-in 'huozi' (its vocabulary has <|beginofutterance|>)"
+    words = "the checkpoint has no chat template; wrote the built-in 'huozi' (its vocabulary has <|beginofutterance|>)"
     assert words in answer.stderr.splitlines()
 
 
@@ -145,8 +145,8 @@ def test_the_help_names_the_built_in_templates() -> None:
     ("words", "said"),
     [
         ((), "built-in 'huozi', its vocabulary has <|beginofutterance|>"),
-        (("--chat-template", "none"), "none, asked for"),
-        (("--chat-template", "chatml"), "built-in 'chatml', asked for"),
+        (("--chat-template", "none"), "none, requested"),
+        (("--chat-template", "chatml"), "built-in 'chatml', requested"),
     ],
 )
 def test_the_origin_tells_where_the_template_is_from(

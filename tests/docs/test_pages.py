@@ -8,6 +8,7 @@ import pytest
 
 import quantkit
 from quantkit.cli import COMMANDS, load_command
+from quantkit.cli.errors import EXIT_CODES
 from tools.reference import ENVIRONMENT, FOLDER, PAGES
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -63,6 +64,22 @@ def test_the_variables_named_in_the_reference_are_read_by_the_code() -> None:
     code = "".join(path.read_text("utf-8") for path in (ROOT / "quantkit").rglob("*.py"))
     for name in (name for names in ENVIRONMENT for name in names.split(", ")):
         assert name.startswith("HF_") or f'"{name}"' in code, name
+
+
+def test_every_variable_of_quantkit_and_every_variable_of_a_page_is_in_the_reference() -> None:
+    listed = {name for names in ENVIRONMENT for name in names.split(", ")}
+    code = "".join(path.read_text("utf-8") for path in (ROOT / "quantkit").rglob("*.py"))
+    pages = "".join(page.read_text("utf-8") for page in MARKDOWN if page.name != "CHANGELOG.md")
+    assert set(re.findall(r"\"(QUANTKIT_\w+)\"", code)) <= listed
+    assert set(re.findall(r"`((?:QUANTKIT|HF|OLLAMA|XDG|GGML)_[A-Z_]+)", pages)) <= listed
+
+
+def test_the_exit_codes_of_a_page_are_those_of_the_code() -> None:
+    codes = {0, *EXIT_CODES.values()}
+    for page in MARKDOWN:
+        text = page.read_text("utf-8")
+        named = re.findall(r"(?:with code|exits|exit code) (\d+)", text)
+        assert {int(code) for code in named} <= codes, page.name
 
 
 def test_the_version_is_stated_once_in_effect() -> None:

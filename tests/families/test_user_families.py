@@ -1,4 +1,4 @@
-"""Families from a folder of the user's: one file, no other one touched, and every command works on the model."""
+"""Families from a folder of the user's: the file that docs/dev/add-a-family.md shows is enough for every command."""
 
 import json
 import os
@@ -13,22 +13,8 @@ from tests.helpers.command import quantkit
 
 # IQuestCoder is Llama's graph under a name that quantkit has no family for.
 ARCHITECTURE = "IQuestCoderForCausalLM"
-FAMILY_FILE = f'''"""IQuestCoder: Llama's graph under a name of its own."""
-
-from dataclasses import replace
-
-from quantkit.families.llama import FAMILY as LLAMA
-from quantkit.families.llama import FORWARD
-
-FAMILY = replace(
-    LLAMA,
-    name="IQuestCoder",
-    models="IQuest-Coder-V1-40B",
-    architectures=("{ARCHITECTURE}",),
-    defaults={{"iquestcoder": LLAMA.defaults["llama"]}},
-    forward=FORWARD,
-)
-'''
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "dev" / "add-a-family.md"
+FAMILY_FILE = PAGE.read_text("utf-8").split("```python\n")[1].split("```")[0]
 TEXT = "The quick brown fox jumps over the lazy dog. " * 200
 
 

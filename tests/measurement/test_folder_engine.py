@@ -500,7 +500,7 @@ def remade(change: Callable[[dict[str, Any]], object]) -> Callable[[Path], None]
                     quantization_config={"quant_method": "gptq", "bits": 4, "group_size": 32, "desc_act": False}
                 )
             ),
-            "says it is quantized but has no packed weights",
+            "states quantization but no packed weights exist",
         ),
         (remade(lambda config: config.update(architectures=["MambaForCausalLM"])), "MambaForCausalLM"),
     ],

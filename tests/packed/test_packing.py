@@ -99,10 +99,10 @@ def test_shapes_are_known_before_anything_is_packed(bits: int) -> None:
 @pytest.mark.parametrize(
     ("method", "grid", "n_in", "n_out", "reason"),
     [
-        ("awq", Grid(4, 128), 576, 64, "its 576 inputs are no whole groups of 128"),
-        ("awq", Grid(4, 64), 576, 60, "its 60 outputs are no multiple of the 8"),
-        ("gptq", Grid(3, 64), 576, 24, "its 24 outputs are no multiple of the 32"),
-        ("gptq", Grid(4, -1), 20, 32, "its 20 inputs are no multiple of the 8"),
+        ("awq", Grid(4, 128), 576, 64, "its 576 inputs are not a multiple of the group size 128"),
+        ("awq", Grid(4, 64), 576, 60, "its 60 outputs are not a multiple of 8"),
+        ("gptq", Grid(3, 64), 576, 24, "its 24 outputs are not a multiple of 32"),
+        ("gptq", Grid(4, -1), 20, 32, "its 20 inputs are not a multiple of 8"),
         ("awq", Grid(5, 64), 64, 64, "awq has no 5 bit packing"),
     ],
 )

@@ -138,11 +138,11 @@ def whole_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ("change", "kind", "message"),
     [
         (lambda c: c.update(quant_method="aqlm"), UnsupportedError, "not quantized by AWQ or GPTQ"),
-        (lambda c: c.update(version="gemv"), UnsupportedError, "packed as awq 'gemv', not as gemm"),
+        (lambda c: c.update(version="gemv"), UnsupportedError, "packed as awq 'gemv'; only gemm packing"),
         (lambda c: c.update(bits=5), UnsupportedError, "'5' bits"),
         (lambda c: c.update(group_size=0), UnsupportedError, "groups of '0'"),
-        (lambda c: c.update(group_size=64), CheckpointError, "do not make a matrix of 4 bits in groups of 64"),
-        (lambda c: c.update(bits=8), CheckpointError, "do not make a matrix of 8 bits"),
+        (lambda c: c.update(group_size=64), CheckpointError, "do not match 4 bits and group size 64"),
+        (lambda c: c.update(bits=8), CheckpointError, "do not match 8 bits"),
     ],
 )
 def test_a_config_at_odds_with_the_tensors_is_refused(
@@ -162,5 +162,5 @@ def test_a_group_that_does_not_exist_is_told(tmp_path: Path) -> None:
     packed = pack_gptq(random_quantized(Grid(4, 32), n_out=64, n_in=96))
     packed["g_idx"][5] = 3
     folder = folder_of(packed, {"quant_method": "gptq", "bits": 4, "group_size": 32}, tmp_path / "f")
-    with pytest.raises(CheckpointError, match="names group 3 of 3"):
+    with pytest.raises(CheckpointError, match="has group 3 of 3"):
         dequantized(folder)

@@ -149,9 +149,9 @@ def test_rows_written_in_pieces_are_the_whole_and_so_is_their_hash(tmp_path: Pat
 
 def test_a_value_beyond_float16_is_told_with_the_way_out(tmp_path: Path) -> None:
     with FolderWriter(tmp_path, plan_folder([("model.norm.weight", "F16", (4,))])) as writer:
-        with pytest.raises(UnsupportedError, match=r"model\.norm\.weight holds 70000, .* --dtype bfloat16"):
+        with pytest.raises(UnsupportedError, match=r"model\.norm\.weight has the value 70000, .* --dtype bfloat16"):
             writer.write("model.norm.weight", np.array([1, -70000, 3, 4], np.float32))
-        with pytest.raises(CheckpointError, match=r"model\.norm\.weight would hold NaN or infinity"):
+        with pytest.raises(CheckpointError, match=r"model\.norm\.weight would contain NaN or infinity"):
             writer.write("model.norm.weight", np.array([1, np.nan, 3, 4], np.float32))
 
 

@@ -136,7 +136,7 @@ def test_a_phone_is_named_by_its_memory() -> None:
     assert phone("16G").context == Context(n_ctx=8192, n_batch=512, n_ubatch=512)
     assert [round(each.room / 1e9, 2) for each in PHONES] == [1.45, 3.24, 5.04, 8.64]
     for text in ("", "8M", "0G", "500G", "eight", "-8G", "8.5G"):
-        with pytest.raises(UsageError, match="no phone's memory"):
+        with pytest.raises(UsageError, match="not a memory size that phones have"):
             phone(text)
 
 

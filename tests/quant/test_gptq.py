@@ -7,12 +7,18 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from quantkit.errors import CalibrationError
-from quantkit.quant.gptq import gptq
+from quantkit.quant import gptq as gptq_module
+from quantkit.quant.gptq import cholesky, gptq
 from quantkit.quant.grid import Array, Grid, Quantized
 from quantkit.quant.rounding import round_to_nearest
+from quantkit.workers import Workers
 from tests.quant.calibrated import gram, inputs, squared_error, weight
 
 Doubles = NDArray[np.float64]
+
+
+DAMP = 0.01
+"""The default of `gptq`."""
 
 
 def paper(w: Array, h: Array, made: Quantized, damp: float, order: NDArray[np.intp]) -> NDArray[np.int64]:
@@ -49,7 +55,7 @@ def test_the_integers_are_the_papers(grid: Grid, act_order: bool, static: bool, 
     x, w = inputs(500, 192), weight(40, 192)
     h = gram(x)
     made = gptq([w], h, 500, grid, act_order=act_order, static_groups=static, block=block).matrices[0]
-    expected = paper(w, h, made, 0.05, order_of(h, act_order))
+    expected = paper(w, h, made, DAMP, order_of(h, act_order))
     # Values within float32 rounding of a half may fall either way, and then move those that follow in their row.
     assert np.mean(made.q != expected) < 0.01
     seen = (expected - made.zeros[:, made.groups]) * made.scales[:, made.groups]
@@ -61,8 +67,8 @@ def test_the_errors_are_fed_to_the_right_columns() -> None:
     x, w, grid = inputs(1000, 128), weight(64, 128), Grid(4, 32)
     h = gram(x)
     made = gptq([w], h, 1000, grid, act_order=False).matrices[0]
-    best = paper(w, h, made, 0.05, np.arange(128))
-    slipped = paper(w, np.roll(h, (1, 1), (0, 1)), made, 0.05, np.arange(128))
+    best = paper(w, h, made, DAMP, np.arange(128))
+    slipped = paper(w, np.roll(h, (1, 1), (0, 1)), made, DAMP, np.arange(128))
     of = [
         squared_error(w, (q - made.zeros[:, made.groups].astype(int)) * made.scales[:, made.groups], x)
         for q in (best, slipped)
@@ -130,7 +136,7 @@ def test_any_matrix_and_text_give_a_result_no_worse_than_rounding(
     solution = gptq([w], gram(x), n_tokens, grid, static_groups=static)
     made = solution.matrices[0]
     assert made.q.max() <= grid.top and made.zeros.min() >= 1 and np.isfinite(made.scales).all()
-    assert solution.damp >= 0.05
+    assert solution.damp >= DAMP
     if kind == "zero":
         assert not made.dequantized().any()
     if kind in ("few tokens", "dead"):
@@ -164,3 +170,36 @@ def test_damping_is_raised_where_the_factorisation_needs_it_and_told() -> None:
     solution = gptq([w], h, 20, grid, damp=0.01)
     assert solution.damp == pytest.approx(0.1)
     assert gptq([w], gram(x), 20, grid, damp=0.01).damp == 0.01
+
+
+@pytest.mark.parametrize("threads", [1, 2, 7])
+def test_a_factor_in_tiles_is_the_factor(threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tiles are 1024 wide in use; 24 here, so that several of them and a shorter last one take part."""
+    monkeypatch.setattr(gptq_module, "_TILE", 24)
+    h = gram(inputs(400, 130)) + np.eye(130, dtype=np.float32)
+    with Workers(threads) as workers:
+        factor = cholesky(h, workers)
+    # The backward error is that of float32; the factor itself may move with the condition of the matrix.
+    assert np.abs(factor.astype(np.float64) @ factor.astype(np.float64).T - h).max() < 3e-7 * h.max()
+    assert np.array_equal(factor, np.tril(factor))
+    assert np.array_equal(factor, cholesky(h))
+
+
+def test_a_matrix_in_tiles_that_is_not_positive_definite_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gptq_module, "_TILE", 24)
+    h = gram(inputs(400, 130))
+    h[100, 100] = -1.0
+    with pytest.raises(np.linalg.LinAlgError):
+        cholesky(h)
+
+
+@pytest.mark.parametrize("static", [True, False])
+def test_integers_do_not_depend_on_threads(static: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gptq_module, "_ROWS", 16)
+    x, w = inputs(300, 128), weight(50, 128)
+    results = []
+    for threads in (1, 2, 7):
+        with Workers(threads) as workers:
+            (made,) = gptq([w], gram(x), 300, Grid(4, 32), static_groups=static, workers=workers).matrices
+        results.append((made.q.tobytes(), made.scales.tobytes(), made.zeros.tobytes()))
+    assert results[0] == results[1] == results[2]

@@ -1,0 +1,241 @@
+"""A model's description as lines for a terminal."""
+
+import textwrap
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from quantkit.cli.output import human_bytes, human_count, printable
+from quantkit.inspection.description import Description, Quantization, Shape, Template, Vocabulary
+
+_LABEL = 12
+_MOST_TOKENS, _MOST_LINES = 12, 24
+
+
+def lines_of(description: Description, width: int) -> list[str]:
+    """The description for people, as lines of at most `width` characters where words allow."""
+    lines = [printable(f"{description.name}: {_kind(description)}"), ""]
+    for label, text in _facts(description):
+        lines += _labelled(label, text, width)
+    lines += _types(description)
+    lines += _outputs(description)
+    for label, text in (*_words(description.vocabulary), *_origin(description)):
+        lines += _labelled(label, text, width)
+    lines += _template(description, width)
+    for note in description.notes:
+        lines += _labelled("note", note, width)
+    return lines
+
+
+def _labelled(label: str, text: str, width: int) -> list[str]:
+    if not text:
+        return []
+    wrapped = textwrap.wrap(printable(text), width - _LABEL, break_long_words=False, break_on_hyphens=False) or [""]
+    return [f"{label if i == 0 else '':<{_LABEL}}{line}" for i, line in enumerate(wrapped)]
+
+
+def _kind(description: Description) -> str:
+    words = [description.kind if description.type is None else f"{description.type} {description.kind}"]
+    if len(description.files) > 1 and not description.outputs:
+        words.append(f"in {len(description.files)} files")
+    return " ".join(words)
+
+
+def _facts(description: Description) -> list[tuple[str, str]]:
+    shape, weights = description.shape, description.weights
+    facts = []
+    if description.family or description.architecture:
+        facts.append(("family", f"{description.family or 'unknown'} ({description.architecture or '?'})"))
+    if weights:
+        active = ""
+        if weights.active_parameters != weights.parameters:
+            active = f", {human_count(weights.active_parameters)} active for a token"
+        facts.append(("parameters", f"{human_count(weights.parameters)}{active}"))
+    facts += [("shape", _shape(shape)), ("experts", _experts(shape)), ("context", _context(shape))]
+    if description.quantization:
+        facts.append(("quantized", _quantized(description.quantization)))
+    if description.convertible is True:
+        facts.append(("converts", "yes, quantkit gguf takes it"))
+    elif description.convertible is False:
+        facts.append(("converts", f"no: {description.why_not}"))
+    size = human_bytes(description.size)
+    first = description.files[0].name if description.files else ""
+    if len(description.files) == 1:
+        facts.append(("size", f"{size}, {first}"))
+    elif description.files:
+        facts.append(
+            ("size", f"{size} in {len(description.files)} files" + ("" if description.outputs else f", {first} ..."))
+        )
+    return facts
+
+
+def _quantized(description: Quantization) -> str:
+    words = [f"{description.linears} linears"]
+    if description.symmetric is not None:
+        words.append("symmetric" if description.symmetric else "asymmetric")
+    if description.act_order:
+        words.append("act-order")
+    if description.packing:
+        words.append(f"packed as {description.packing}")
+    kept = f"; kept as they were: {', '.join(description.kept)}" if description.kept else ""
+    return ", ".join(words) + kept
+
+
+def _shape(shape: Shape) -> str:
+    words = []
+    if shape.layers:
+        words.append(f"{shape.layers} layers")
+    if shape.hidden:
+        words.append(f"hidden {shape.hidden}")
+    if shape.ffn:
+        words.append(f"feed-forward {shape.ffn}")
+    if shape.heads:
+        shared = f" ({shape.kv_heads} for keys and values)" if shape.kv_heads != shape.heads else ""
+        words.append(f"{shape.heads} heads{shared}" + (f" of {shape.head_dim}" if shape.head_dim else ""))
+    return ", ".join(words)
+
+
+def _experts(shape: Shape) -> str:
+    if not shape.experts:
+        return ""
+    words = [f"{shape.experts}, {shape.experts_used or '?'} for each token"]
+    if shape.experts_shared:
+        words.append(f"{shape.experts_shared} shared")
+    if shape.expert_ffn:
+        words.append(f"feed-forward {shape.expert_ffn}")
+    return ", ".join(words)
+
+
+def _context(shape: Shape) -> str:
+    words = [f"{shape.context} tokens"] if shape.context else []
+    if shape.sliding_window:
+        words.append(f"sliding window {shape.sliding_window}")
+    if shape.positions == "rope":
+        base = f" base {shape.rope_base:.10g}" if shape.rope_base else ""
+        part = f" on {shape.rope_dimensions} of {shape.head_dim}" if shape.rope_dimensions else ""
+        words.append(f"rope{base}{part}" + (f", scaling {shape.rope_scaling}" if shape.rope_scaling else ""))
+    elif shape.positions:
+        words.append({"alibi": "ALiBi"}.get(shape.positions, f"{shape.positions} positions"))
+    return ", ".join(words)
+
+
+def _types(description: Description) -> list[str]:
+    if description.weights is None:
+        return []
+    rows = [
+        (
+            group.type.lower(),
+            f"{group.tensors} tensor{'s' if group.tensors > 1 else ''}",
+            human_count(group.elements),
+            human_bytes(group.bytes),
+        )
+        for group in description.weights.groups
+    ]
+    head = f"{description.weights.bits_per_weight:.2f} bits per weight"
+    if len(description.outputs) > 1:
+        head += f" in {description.outputs[0].name}"
+    return [f"{'weights':<{_LABEL}}{head}", *_columns(rows)]
+
+
+def _outputs(description: Description) -> list[str]:
+    if not description.outputs:
+        return []
+    rows = [
+        (
+            each.type,
+            f"{each.bits_per_weight:.2f} bits",
+            human_bytes(sum(file.bytes for file in each.files)),
+            printable(each.files[0].name) + (f" and {len(each.files) - 1} more" if len(each.files) > 1 else ""),
+        )
+        for each in description.outputs
+    ]
+    first, *more = _columns(rows, left=(0, 3))
+    return [f"{'files':<{_LABEL}}{first[_LABEL:]}", *more]
+
+
+def _columns(rows: Sequence[tuple[str, ...]], left: tuple[int, ...] = (0,)) -> list[str]:
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    cells = [
+        [
+            text.ljust(width) if i in left else text.rjust(width)
+            for i, (text, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        for row in rows
+    ]
+    return [(" " * _LABEL + "  ".join(row)).rstrip() for row in cells]
+
+
+def _words(vocabulary: Vocabulary | None) -> list[tuple[str, str]]:
+    if vocabulary is None:
+        return []
+    kind = "/".join(filter(None, (vocabulary.model, vocabulary.pre if vocabulary.pre != "default" else None)))
+    text = f"{vocabulary.size} tokens" + (f", {kind}" if kind else "")
+    if vocabulary.adds_bos is not None:
+        text += ", adds BOS" if vocabulary.adds_bos else ", no BOS added"
+    text += ", adds EOS" if vocabulary.adds_eos else ""
+    special = "  ".join(f"{each.role} {each.id} {each.text!r}" for each in vocabulary.special[:_MOST_TOKENS])
+    return [("vocabulary", text), ("", special)]
+
+
+def _origin(description: Description) -> list[tuple[str, str]]:
+    if description.outputs and isinstance(description.origin, Mapping):
+        entries = [entry for entry in description.origin.values() if isinstance(entry, dict)]
+        return [("origin", _made(entries[0]))] if entries else []
+    if description.origin is not None and "origin" in description.origin:
+        return [("origin", _made(description.origin)), ("checks", _checks(description.origin))]
+    return [("revision", description.revision)] if description.revision else []
+
+
+def _made(entry: Mapping[str, Any]) -> str:
+    origin = entry.get("origin") if isinstance(entry.get("origin"), dict) else {}
+    tool = entry.get("tool") if isinstance(entry.get("tool"), dict) else {}
+    revision = f"@{origin['revision']}" if origin and origin.get("revision") else ""
+    words = [f"made from {(origin or {}).get('source', '?')}{revision}"]
+    words.append(f"by {(tool or {}).get('name', '?')} {(tool or {}).get('version', '')}".rstrip())
+    if entry.get("written"):
+        words.append(f"on {entry['written']}")
+    text = entry.get("calibration")
+    if isinstance(text, dict):
+        count, length = text.get("samples", "?"), text.get("tokens_per_sample", "?")
+        return f"{' '.join(words)}, calibrated on {text.get('text', '?')} ({count} samples of {length} tokens)"
+    options = entry.get("options") if isinstance(entry.get("options"), dict) else {}
+    asked = [
+        f"--{name.replace('_', '-').replace('-types', '-type')}" for name, value in (options or {}).items() if value
+    ]
+    return " ".join(words) + (f", with {', '.join(asked)}".replace("-types", "-type") if asked else "")
+
+
+def _checks(entry: Mapping[str, Any]) -> str:
+    checks = entry.get("checks")
+    if not isinstance(checks, list):
+        return ""
+    return "; ".join(f"{c.get('name')} {c.get('status')}" for c in checks if isinstance(c, dict))
+
+
+def _template(description: Description, width: int) -> list[str]:
+    template = description.template
+    if template is None:
+        if description.vocabulary is None:
+            return []
+        return _labelled(
+            "template", f"none{f'; {description.suggested_template}' if description.suggested_template else ''}", width
+        )
+    lines = _labelled("template", _template_words(template), width)
+    if template.sample is not None:
+        sample = printable(template.sample).split("\n")
+        shown = (
+            sample if len(sample) <= _MOST_LINES else [*sample[: _MOST_LINES // 2], "...", *sample[-_MOST_LINES // 2 :]]
+        )
+        lines += [f"{'':<{_LABEL}}| {line}".rstrip() for line in shown]
+    return lines
+
+
+def _template_words(template: Template) -> str:
+    words = template.name or "of its own kind"
+    if template.error is not None:
+        words += f"; {template.error}"
+    else:
+        words += f"; {', '.join(template.roles)} and the prompt for an answer render as"
+    if template.others:
+        words = f"{words.removesuffix(' render as')} (and others named {', '.join(template.others)})"
+        words += " render as" if template.error is None else ""
+    return words

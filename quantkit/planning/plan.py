@@ -1,0 +1,155 @@
+"""`plan`: which types of a model fit a machine, with how many layers on the GPU and how much context."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from quantkit.machine import Machine, probe_bandwidth, this_machine
+from quantkit.planning.budget import Budget, best_fit, fit_offer, longest_context, remedies
+from quantkit.planning.context import Context
+from quantkit.planning.memory import GPU_OVERHEAD, DeviceMemory, kv_bytes
+from quantkit.planning.phones import PHONE_BANDWIDTH, PHONE_TYPES, Phone
+from quantkit.planning.result import Plan, Row
+from quantkit.planning.sizes import Offer, known_types, offers
+from quantkit.planning.sources import open_source
+from quantkit.planning.speed import bytes_per_token, tokens_per_second
+
+DEFAULT_CTX = 4096
+
+
+@dataclass(frozen=True)
+class PlanOptions:
+    """The machine and the settings of llama.cpp to plan for; None means: as the machine or the model is.
+
+    Attributes:
+        types: GGUF types, `awq`, `gptq`; None for the usual ones.
+        machine: free memory and bandwidth; None measures this machine.
+        phone: plan for this phone instead of `machine`.
+        n_ctx: tokens of context; None for 4096, or what the model is trained for if that is less.
+        kv_type: type of the KV cache.
+        n_ubatch: tokens of a physical batch; None for 512.
+        flash: flash attention; None lets llama.cpp decide.
+        gpu_layers: layers on the GPU; None for the most that fit.
+        cpu_moe: layers whose experts stay on the CPU.
+        repack: llama.cpp repacks weights for the CPU.
+        bandwidth: bytes per second that `CPU` and `GPU` read, with the origin of the figure.
+    """
+
+    types: Sequence[str] | None = None
+    machine: Machine | None = None
+    phone: Phone | None = None
+    n_ctx: int | None = None
+    kv_type: str = "f16"
+    n_ubatch: int | None = None
+    flash: bool | None = None
+    gpu_layers: int | None = None
+    cpu_moe: int = 0
+    repack: bool = True
+    bandwidth: Mapping[str, tuple[float, str]] | None = None
+
+    def context(self) -> Context:
+        """The llama.cpp context.
+
+        Raises:
+            UsageError: an unknown KV type, or one that needs flash attention without it.
+        """
+        phone = self.phone
+        n_ubatch = phone.n_batch if phone else self.n_ubatch or 512
+        return Context(
+            n_ctx=self.n_ctx or (phone.n_ctx if phone else DEFAULT_CTX),
+            kv_type=self.kv_type.lower(),
+            n_batch=n_ubatch if phone else max(2048, n_ubatch),
+            n_ubatch=n_ubatch,
+            flash=self.flash,
+            gpu_layers=self.gpu_layers or 0,
+            cpu_moe=self.cpu_moe,
+        )
+
+
+def plan(source: str, options: PlanOptions | None = None, *, offline: bool = False) -> Plan:
+    """Plan from headers alone; no weights are read or downloaded.
+
+    Args:
+        source: a hub id, a checkpoint folder, a folder that has a config.json and no weights, a config.json, or a GGUF.
+        offline: use only what the hub's cache holds.
+
+    Raises:
+        UsageError: an unknown type or KV type.
+        CheckpointError, HubError, UnsupportedError: the source is not found, damaged, or of an unknown family.
+    """
+    options = options or PlanOptions()
+    types = options.types or (PHONE_TYPES if options.phone else None)
+    known_types(types or ())
+    context = options.context()
+    machine = Machine(ram=options.phone.room) if options.phone else options.machine or this_machine()
+    bandwidth = {"GPU": (machine.gpu_bandwidth, machine.gpu_bandwidth_from), **(options.bandwidth or {})}
+    if options.phone:
+        bandwidth.setdefault("CPU", (PHONE_BANDWIDTH, "assumed of a phone"))
+    opened = open_source(source, offline=offline)
+    try:
+        if options.n_ctx is None and opened.shape.context:
+            context = replace(context, n_ctx=min(context.n_ctx, opened.shape.context))
+        if "CPU" not in bandwidth:
+            bandwidth["CPU"] = (probe_bandwidth(), "measured")
+        budget = Budget(machine.ram, machine.vram, machine.cpu_features if options.repack else frozenset())
+        empty = Plan(
+            source,
+            opened,
+            machine,
+            context,
+            budget,
+            rows=(),
+            best=None,
+            bandwidth=bandwidth,
+            for_phone=options.phone is not None,
+        )
+        return _with_best(_with_rows(empty, types, fixed_layers=options.gpu_layers is not None))
+    finally:
+        opened.model.close()
+
+
+def _with_rows(plan: Plan, types: Sequence[str] | None, *, fixed_layers: bool) -> Plan:
+    """A row for each type. `fixed_layers`: the context says how many layers are on the GPU."""
+    speeds = {device: pace for device, (pace, _) in plan.bandwidth.items()}
+    rows = []
+    for offer in offers(plan.source, types):
+        if offer.why_not:
+            rows.append(Row(offer))
+        elif offer.is_folder:
+            rows.append(_folder_row(plan, offer, speeds))
+        else:
+            rows.append(_gguf_row(plan, offer, speeds, fixed_layers=fixed_layers))
+    return replace(plan, rows=tuple(rows))
+
+
+def _with_best(plan: Plan) -> Plan:
+    """The recommended row and the longest context, or the remedies where nothing fits."""
+    shape, context, budget = plan.source.shape, plan.context, plan.budget
+    best = best_fit(shape, [(row.fit, row.speed) for row in plan.rows if row.fit is not None])
+    folders = [row for row in plan.rows if row.offer.is_folder and row.devices and not row.missing]
+    if best is None and folders:
+        return replace(plan, best=folders[0], longest=context.n_ctx)
+    if best is None:
+        smaller = [row.offer for row in plan.rows if row.fit is not None]
+        changes = remedies(shape, smaller, context, budget) if smaller else []
+        totals = tuple((remedy.what, remedy.fit.offer.label, remedy.fit.memory.total) for remedy in changes)
+        return replace(plan, remedies=totals)
+    row = next(row for row in plan.rows if row.fit is best)
+    most = shape.context or context.n_ctx
+    longest = max(longest_context(shape, best, budget, most), best.memory.context.n_ctx if most else 0)
+    return replace(plan, best=row, longest=longest)
+
+
+def _gguf_row(plan: Plan, offer: Offer, speeds: Mapping[str, float], *, fixed_layers: bool) -> Row:
+    shape = plan.source.shape
+    fit = fit_offer(shape, offer, plan.context, plan.budget, fixed_layers=fixed_layers)
+    read = bytes_per_token(shape, offer.tensors, fit.memory.context)
+    return Row(offer, fit, fit.memory.devices, missing=fit.missing, speed=tokens_per_second(read, speeds))
+
+
+def _folder_row(plan: Plan, offer: Offer, speeds: Mapping[str, float]) -> Row:
+    """An AWQ or GPTQ model on a GPU: its weights, a 16-bit KV cache and the CUDA context."""
+    shape, vram = plan.source.shape, plan.budget.vram
+    kv = sum(kv_bytes(shape, replace(plan.context, kv_type="f16", gpu_layers=0)).values())
+    gpu = DeviceMemory("GPU", weights=offer.size, kv=kv, overhead=GPU_OVERHEAD)
+    speed = tokens_per_second({"GPU": offer.size}, speeds) if vram and not shape.has_experts else 0.0
+    return Row(offer, None, (gpu,), missing=max(gpu.total - vram, 0), speed=speed)

@@ -1,0 +1,216 @@
+"""The result of `plan`: a row for each type, the recommended one, and the commands that make and run it."""
+
+import shlex
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from quantkit.families import has_checked_plan
+from quantkit.machine import Machine
+from quantkit.planning.budget import Budget, Fit
+from quantkit.planning.context import Context
+from quantkit.planning.memory import GPU_OVERHEAD, DeviceMemory
+from quantkit.planning.sizes import Offer
+from quantkit.planning.sources import Source
+
+
+@dataclass(frozen=True)
+class Row:
+    """One type of the model.
+
+    Attributes:
+        offer: the type and its size.
+        fit: its placement; None for a folder (AWQ, GPTQ), which needs a GPU for all of it.
+        devices: memory by device.
+        missing: bytes short, 0 if it fits.
+        speed: tokens per second, an estimate; 0 if there is none.
+    """
+
+    offer: Offer
+    fit: Fit | None = None
+    devices: tuple[DeviceMemory, ...] = ()
+    missing: int = 0
+    speed: float = 0.0
+
+    @property
+    def gpu_bytes(self) -> int:
+        """Bytes of GPU memory."""
+        return sum(device.total for device in self.devices if device.name == "GPU")
+
+    @property
+    def cpu_bytes(self) -> int:
+        """Bytes of CPU memory."""
+        return sum(device.total for device in self.devices if device.name == "CPU")
+
+    def document(self) -> dict[str, Any]:
+        """The row as JSON."""
+        offer = self.offer
+        if offer.why_not:
+            return {"type": offer.label, "why_not": offer.why_not}
+        return {
+            "type": offer.label,
+            "bytes": offer.size,
+            "bits_per_weight": round(offer.bits, 4),
+            "needs_imatrix": offer.needs_imatrix,
+            "fits": not self.missing,
+            "missing_bytes": self.missing,
+            "gpu_layers": None if self.fit is None else self.fit.gpu_layers,
+            "devices": [
+                {key: value for key, value in {**vars(device), "total": device.total}.items() if value != 0}
+                for device in self.devices
+            ],
+            "gpu_bytes": self.gpu_bytes,
+            "cpu_bytes": self.cpu_bytes,
+            "tokens_per_second_estimate": round(self.speed, 2) or None,
+        }
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What fits a machine.
+
+    Attributes:
+        given: the source as the user wrote it.
+        machine: memory and bandwidth that the plan counts with.
+        best: the recommended row; None where nothing fits.
+        longest: the longest context, in tokens, that the best row has memory for.
+        bandwidth: by device, bytes per second and where the figure is from.
+        remedies: changes that make the smallest type fit: option, type, bytes of memory.
+        for_phone: the commands set up Termux.
+    """
+
+    given: str
+    source: Source
+    machine: Machine
+    context: Context
+    budget: Budget
+    rows: tuple[Row, ...]
+    best: Row | None
+    longest: int = 0
+    bandwidth: Mapping[str, tuple[float, str]] = field(default_factory=dict)
+    remedies: tuple[tuple[str, str, int], ...] = ()
+    for_phone: bool = False
+
+    @property
+    def parameters(self) -> int:
+        """Elements of all tensors."""
+        return sum(tensor.n_elements for tensor in self.source.model.tensors)
+
+    def commands(self) -> list[str]:
+        """The commands that make the best type and run it; none where nothing fits."""
+        if self.best is None:
+            return []
+        if self.for_phone:
+            return self._phone_commands(self.best)
+        if self.best.fit is None:
+            return self._folder_commands(self.best)
+        return self._gguf_commands(self.best, self.best.fit)
+
+    def _phone_commands(self, row: Row) -> list[str]:
+        if self.source.is_gguf:
+            return [f"quantkit termux --gguf {shlex.quote(self.given)}"]
+        file = shlex.quote(f"{self.source.model.name}-GGUF/{row.offer.file}")
+        return [f"quantkit gguf {self._checkpoint()} --preset phone", f"quantkit termux --gguf {file}"]
+
+    def _checkpoint(self) -> str:
+        """The source for a conversion; a config.json alone is enough to plan, not to convert."""
+        return "ORG/NAME" if self.source.is_config else shlex.quote(self.given)
+
+    def _folder_commands(self, row: Row) -> list[str]:
+        offer = row.offer
+        group = f" --group-size {offer.group}" if offer.group != 128 else ""
+        return [
+            f"quantkit {offer.label} {shlex.quote(self.given)}{group}",
+            f"vllm serve {shlex.quote(offer.file)} --max-model-len {self.context.n_ctx}",
+        ]
+
+    def _gguf_commands(self, row: Row, fit: Fit) -> list[str]:
+        offer, context = row.offer, fit.memory.context
+        commands, file = [], self.given
+        if offer.label != "as it is":
+            calibrate = " --calibrate" if offer.needs_imatrix else ""
+            commands.append(f"quantkit gguf {self._checkpoint()} -t {offer.label}{calibrate}")
+            file = f"{self.source.model.name}-GGUF/{offer.file}"
+        options = f"-ngl {context.gpu_layers} -c {context.n_ctx}"
+        options += " --device none" if self.budget.vram and fit.memory.gpu is None else ""
+        options += f" -ctk {context.kv_type} -ctv {context.kv_type}" if context.kv_type != "f16" else ""
+        options += f" --n-cpu-moe {context.cpu_moe}" if context.cpu_moe else ""
+        options += f" -ub {context.n_ubatch}" if context.n_ubatch != 512 else ""
+        options += " -fa off" if context.flash is False else ""
+        options += " --no-repack" if not self.budget.cpu_features else ""
+        commands.append(f"llama-cli -m {shlex.quote(file)} {options}")
+        if context.kv_type == "f16" and not context.cpu_moe:
+            commands.append(f"quantkit run {shlex.quote(file)} --gpu-layers {context.gpu_layers} --ctx {context.n_ctx}")
+        commands.append(
+            f"# Ollama's Modelfile: PARAMETER num_gpu {context.gpu_layers}, PARAMETER num_ctx {context.n_ctx}"
+        )
+        return commands
+
+    def document(self) -> dict[str, Any]:
+        """The plan as JSON; sizes in bytes."""
+        shape, context = self.source.shape, self.context
+        return {
+            "source": self.given,
+            "name": self.source.model.name,
+            "architecture": shape.arch,
+            "parameters": self.parameters,
+            "layers": shape.n_layer,
+            "trained_context": shape.context or None,
+            "exact_sizes": self.source.exact,
+            "budget": {"ram": self.machine.ram, "vram": self.machine.vram, "gpu": self.machine.gpu_name or None},
+            "context": {**vars(context), "gpu_layers": None, "flash": context.flash_on},
+            "assumed": {
+                "gpu_overhead": GPU_OVERHEAD,
+                "bandwidth": {
+                    device: {"bytes_per_second": round(pace), "from": origin}
+                    for device, (pace, origin) in self.bandwidth.items()
+                },
+            },
+            "types": [row.document() for row in self.rows],
+            "best": None if self.best is None else self.best.offer.label,
+            "longest_context": self.longest or None,
+            "commands": self.commands(),
+            "missing": None if self.best is not None else self.missing(),
+            "notes": list(self.notes()),
+        }
+
+    def missing(self) -> dict[str, Any] | None:
+        """The row nearest to fitting, the bytes it lacks and what would help; None where no type can be made."""
+        rows = [row for row in self.rows if not row.offer.why_not]
+        if not rows:
+            return None
+        row = min(rows, key=lambda row: row.missing)
+        return {
+            "type": row.offer.label,
+            "bytes": row.missing,
+            "needs": {"ram": row.cpu_bytes, **({"vram": row.gpu_bytes} if row.gpu_bytes else {})},
+            "remedies": [{"change": change, "type": label, "bytes": size} for change, label, size in self.remedies],
+        }
+
+    def notes(self) -> Iterator[str]:
+        """What limits the figures, a sentence each."""
+        yield from self.source.notes
+        devices = ["CPU", *(["GPU"] if self.machine.vram else [])]
+        paces = " and ".join(
+            f"{pace / 1e9:.3g} GB/s ({device}, {origin})"
+            for device, (pace, origin) in ((device, self.bandwidth[device]) for device in devices)
+        )
+        yield f"tokens/s are an estimate for the first tokens of a chat: bytes read per token at {paces}"
+        if self.best is not None and self.best.fit is not None and self.machine.vram and not self.best.fit.memory.gpu:
+            yield "the GPU is left out: even without layers on it, llama.cpp needs more GPU memory than there is"
+        elif self.machine.vram:
+            yield f"GPU memory counts {GPU_OVERHEAD / 2**30:.1g} GiB for the CUDA context, which is assumed"
+        for row in self.rows:
+            if row.offer.is_folder and row.devices:
+                (gpu,) = row.devices
+                parts = f"weights {gpu.weights / 1e9:.1f} GB, KV cache {gpu.kv / 1e9:.1f} GB and the CUDA context"
+                yield f"{row.offer.label} counts {parts}; the runtime's workspace is extra, a few GB in vLLM"
+        if self.source.shape.context and self.context.n_ctx > self.source.shape.context:
+            yield f"the model is trained for {self.source.shape.context} tokens; longer texts may lose quality"
+        if any(row.fit is not None and row.fit.memory.cpu.repacked for row in self.rows):
+            yield (
+                "llama.cpp repacks part of the weights for this CPU while it loads them, so the file's pages briefly"
+                " take memory too; --no-repack (in llama.cpp too) avoids this"
+            )
+        if not has_checked_plan(self.source.shape.arch):
+            yield f"the compute buffer of {self.source.shape.arch} is an estimate: no test compares this architecture"
