@@ -14,6 +14,7 @@ from quantkit.gguf.keyvalues import KeyValue
 
 from . import bytelevel, chat_templates, special, spm, spm_json
 from .differences import Difference, differences
+from .ends import add_ends
 from .files import TokenizerFiles, read
 from .huggingface import hf_token_ids
 from .pretokenizers import check_name, pretokenizer_names
@@ -103,6 +104,7 @@ def _vocabulary(
     specials.ids = tokens.ids | specials.ids
     add_family_roles(specials.ids, roles, tokens.texts, specials.warnings)
     add_named_ends(specials.ids, files.config, tokens.texts, specials.warnings)
+    specials.warnings += add_ends(specials.ids, files, config, tokens.texts)
     specials.adds = tokens.adds | specials.adds
     if chat_template is not None:
         specials.template = chat_template

@@ -53,7 +53,6 @@ def test_a_named_token_wins_over_the_number_in_the_configuration(smollm: Path) -
     assert value(vocabulary, "eos_token_id") == 2
     change(smollm, eos_token=...)
     assert value(load_vocabulary(smollm, BPE | {"eos_token_id": 7}), "eos_token_id") == 7
-    assert value(load_vocabulary(smollm, BPE | {"eos_token_id": [7, 8]}), "eos_token_id") is None
 
 
 @pytest.mark.parametrize("number", [600, -1])
@@ -99,6 +98,41 @@ def test_a_small_granite_vocabulary_never_adds_bos(smollm: Path) -> None:
     vocabulary = load_vocabulary(smollm, {"vocab_size": 49152})
     assert names(vocabulary)[-1] == "add_bos_token"
     assert value(vocabulary, "add_bos_token") is False
+
+
+class TestEnds:
+    def test_a_list_gives_the_eos_and_the_keys_at_which_llama_cpp_stops(self, smollm: Path) -> None:
+        change(smollm, eos_token=...)
+        change(smollm, "special_tokens_map.json", eos_token=...)
+        vocabulary = load_vocabulary(smollm, BPE | {"eos_token_id": [7, 8, 9, 10]})
+        assert [value(vocabulary, f"{role}_token_id") for role in ("eos", "eot", "eom")] == [7, 8, 9]
+        assert any("does not stop at 10 (" in warning for warning in vocabulary.warnings)
+
+    def test_the_map_of_special_tokens_names_the_eos_where_nothing_else_does(self, smollm: Path) -> None:
+        change(smollm, eos_token=...)
+        change(smollm, "special_tokens_map.json", eos_token={"content": "<|im_end|>"})
+        vocabulary = load_vocabulary(smollm, BPE | {"eos_token_id": [2, 0]})
+        assert value(vocabulary, "eos_token_id") == 2
+        # llama.cpp stops at <|endoftext|> by its text
+        assert value(vocabulary, "eot_token_id") is None
+        assert not any("end of text" in warning for warning in vocabulary.warnings)
+
+    def test_the_generation_configuration_comes_before_the_models(self, smollm: Path) -> None:
+        change(smollm, eos_token=...)
+        change(smollm, "special_tokens_map.json", eos_token=...)
+        (smollm / "generation_config.json").write_text(json.dumps({"eos_token_id": [9, 7]}))
+        vocabulary = load_vocabulary(smollm, BPE | {"eos_token_id": [7, 8]})
+        assert [value(vocabulary, f"{role}_token_id") for role in ("eos", "eot", "eom")] == [9, 7, 8]
+        (told,) = [warning for warning in vocabulary.warnings if "disagree on the end of text" in warning]
+        assert "config.json names 7 (" in told
+        assert "the GGUF's EOS is 9 (" in told
+
+    def test_an_absent_eos_is_a_warning(self, smollm: Path) -> None:
+        change(smollm, eos_token=...)
+        change(smollm, "special_tokens_map.json", eos_token=...)
+        vocabulary = load_vocabulary(smollm, BPE)
+        assert value(vocabulary, "eos_token_id") is None
+        assert any("no file of the checkpoint names an end of text (EOS)" in text for text in vocabulary.warnings)
 
 
 class TestChatTemplates:
