@@ -150,6 +150,7 @@ QUALITY = {
 }
 RATE = {"value": "number", "error?": "number"}
 REPORT = {
+    "schema": "integer",
     "quantkit": "string",
     "created": "string",
     "machine": {"cpu": "string", "cores": "integer", "memory_bytes": "integer"},
