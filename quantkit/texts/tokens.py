@@ -56,8 +56,6 @@ def _encoder(files: TokenizerFiles) -> Callable[[Sequence[str]], Iterable[Sequen
     if files.tokenizer is None and files.model is not None:
         return lambda texts: sentencepiece_ids(files, texts) if texts else []
     tokenizer = build_tokenizer(files)
-    tokenizer.no_padding()
-    tokenizer.no_truncation()
     return lambda texts: [each.ids for each in tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)]
 
 

@@ -20,6 +20,7 @@ from .pretokenizers import check_name, pretokenizer_names
 from .probe import PROBE
 from .roles import NO_ROLES, TokenRoles, add_family_roles, add_named_ends
 from .tokens import Tokens, refuse_duplicates
+from .written import special_texts, unlike_texts
 
 __all__ = [
     "PROBE",
@@ -30,6 +31,8 @@ __all__ = [
     "hf_token_ids",
     "load_vocabulary",
     "pretokenizer_names",
+    "special_texts",
+    "unlike_texts",
 ]
 
 

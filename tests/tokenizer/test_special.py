@@ -6,7 +6,7 @@ import pytest
 
 from quantkit.errors import TokenizerError, UsageError
 from quantkit.families import token_roles
-from quantkit.tokenizer import Vocabulary, load_vocabulary
+from quantkit.tokenizer import PROBE, Vocabulary, hf_token_ids, load_vocabulary
 from tests.helpers.tiny_tokenizers import write_byte_level_bpe, write_sentencepiece
 
 BPE = {"vocab_size": 600}
@@ -208,3 +208,21 @@ def test_added_tokens_without_a_row_are_left_out_with_a_warning(smollm: Path) ->
     assert len(vocabulary.tokens) == 600
     assert any("left out 1 added tokens with ids from 600 ('<image>')" in warning for warning in vocabulary.warnings)
     assert len(load_vocabulary(smollm, {"vocab_size": 601}).tokens) == 601
+
+
+def test_padding_and_truncation_of_tokenizer_json_do_not_reach_the_vocabulary(tmp_path: Path) -> None:
+    write_byte_level_bpe(tmp_path, "llama3", 600)
+    plain, ids = load_vocabulary(tmp_path, BPE), hf_token_ids(tmp_path, PROBE)
+    padding = {
+        "strategy": {"Fixed": 16},
+        "direction": "Right",
+        "pad_to_multiple_of": None,
+        "pad_id": 0,
+        "pad_type_id": 0,
+        "pad_token": "!",
+    }
+    truncation = {"direction": "Right", "max_length": 2, "strategy": "LongestFirst", "stride": 0}
+    for settings in ({"padding": padding}, {"truncation": truncation}, {"padding": padding, "truncation": truncation}):
+        change(tmp_path, "tokenizer.json", **({"padding": None, "truncation": None} | settings))
+        assert load_vocabulary(tmp_path, BPE) == plain
+        assert hf_token_ids(tmp_path, PROBE) == ids

@@ -4,14 +4,14 @@ A kill costs what the command at work loses by one: every command takes up its o
 was at work. A changed recipe redoes the steps whose words or inputs changed, and of a conversion only those formats.
 """
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from quantkit.errors import OutputError, UsageError, VerificationError
+from quantkit.errors import MeasureError, OutputError, UsageError, VerificationError
 from quantkit.files import write_atomically
+from quantkit.measurement.document import load_report
 from quantkit.recipes.bake.cards import card_model, push, write_cards
 from quantkit.recipes.bake.commands import (
     Command,
@@ -300,7 +300,6 @@ class _Bake:
         if self.recipe.measure is None or not path.exists():
             return None
         try:
-            found: dict[str, Any] = json.loads(path.read_text("utf-8"))
-        except (OSError, ValueError) as error:
-            raise OutputError(f"cannot read {path}: {error}; measure again with --only measure --force") from error
-        return found
+            return load_report(path)
+        except MeasureError as error:
+            raise OutputError(f"{error}, with --only measure --force") from error
