@@ -170,7 +170,7 @@ def _template_file(folder: Path) -> Template | None:
         files = tokenizer_files.read(folder)
     except QuantkitError:
         return None
-    text = special.default_template(files.config.get("chat_template", files.template))
+    text = special.default_template(files.template)
     return describe_template(text, None) if text else None
 
 

@@ -86,8 +86,7 @@ def first_token(files: TokenizerFiles, config: dict[str, Any], n_tokens: int) ->
 
 def chat_template(files: TokenizerFiles) -> str | None:
     """The checkpoint's default chat template."""
-    template = files.config.get("chat_template") or files.template
-    return special.default_template(template) if isinstance(template, str | list) else None
+    return special.default_template(files.template)
 
 
 def render_documents(documents: Sequence[Document], files: TokenizerFiles, *, chat: bool | None) -> Rendered:
