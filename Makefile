@@ -9,12 +9,13 @@ PIP    := $(BIN)/python -m pip --disable-pip-version-check
 # llama-cpp-python ships as source only. These leave out what quantkit never uses and keep the build portable.
 export CMAKE_ARGS ?= -DLLAVA_BUILD=OFF -DLLAMA_OPENSSL=OFF -DGGML_NATIVE=OFF
 
-.PHONY: help demo quick test test-full test-peers bench lint format docs readme ollama clean
+.PHONY: help demo quick test snapshots test-full test-peers bench lint format docs readme ollama clean
 
 help:
 	@echo "make demo       convert real SmolLM2 weights to four GGUF types, check them, print perplexity"
 	@echo "make quick      lint, and the tests that need no llama.cpp: about a minute"
-	@echo "make test       set up and run the tests (under 15 minutes on 2 cores)"
+	@echo "make test       set up and run the tests; DIST=worksteal changes how pytest-xdist spreads them"
+	@echo "make snapshots  rewrite the stored help texts and JSON shapes of the commands"
 	@echo "make test-full  the long checks too: llama.cpp's own converter in a venv of its own, every type, every kill"
 	@echo "make test-peers GPTQModel, AutoAWQ and transformers load what quantkit writes, in environments of their own"
 	@echo "make bench      side-by-side ratios against llama.cpp's convert + quantize and GPTQModel's GPTQ"
@@ -60,8 +61,14 @@ QUICK := tests/test_machine.py tests/test_files.py tests/gguf tests/quant tests/
 quick: lint
 	$(BIN)/python -m pytest -m "not full" -n 2 --dist worksteal $(QUICK)
 
+# Fixtures of a module are made once a file with loadfile, once a worker with worksteal.
+DIST ?= loadfile
+
 test: lint
-	$(BIN)/python -m pytest -m "not full" -n 2 --dist loadfile
+	$(BIN)/python -m pytest -m "not full" -n 2 --dist $(DIST)
+
+snapshots: $(VENV)/dev.stamp
+	$(BIN)/python -m pytest tests/cli/test_snapshots.py --write-snapshots
 
 test-full: lint
 	$(BIN)/python -m pytest

@@ -1,3 +1,26 @@
-"""quantkit: one Hugging Face checkpoint in, every quantized format out."""
+"""Convert one Hugging Face checkpoint to every quantized format in one pass; measure, plan and publish the results.
+
+`open_source`, `plan`, `convert`, `measure` and `inspect` are the public functions (docs/reference/api.md). They are
+loaded when they are first used.
+"""
+
+from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from quantkit.api import ConvertOptions, PlanOptions, convert, inspect, open_source, plan
+
+__all__ = ["ConvertOptions", "PlanOptions", "__version__", "convert", "inspect", "open_source", "plan"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in __all__:
+        from quantkit import api
+
+        return getattr(api, name)
+    raise AttributeError(f"module 'quantkit' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

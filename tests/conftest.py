@@ -1,10 +1,14 @@
-"""The session's count of compared token ids, summed over the workers that pytest-xdist may run."""
+"""The option of `make snapshots`; the count of compared token ids, summed over pytest-xdist's workers."""
 
 from typing import Any
 
 import pytest
 
 from tests.tokenizer import tally
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--write-snapshots", action="store_true", help="rewrite tests/cli/snapshots")
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:

@@ -1,5 +1,6 @@
 """The generated pages of docs/reference: `make docs` writes them, tests/docs keeps them current."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from quantkit.cli.errors import EXIT_CODES
 from quantkit.families import all_families
 from quantkit.gguf.file_types import FILE_TYPES
 from quantkit.recipes.schema import SCHEMA, Either, Kind, Table, Value
+from tools.schemas import SCHEMAS, schema_text
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / "docs" / "reference"
@@ -134,18 +136,31 @@ ENVIRONMENT = {
     "GGML_BACKEND_PATH": "a further llama.cpp backend to load",
 }
 
+
+def documents_page() -> str:
+    """The documents that scripts read, with their schemas."""
+    rows = [f"| {title} | [{name}.json](schemas/{name}.json) |" for name, (title, _) in SCHEMAS.items()]
+    head = (
+        "JSON Schemas (draft 2020-12) of every document that quantkit writes. No document has keys that its schema does"
+        " not name.\n\n| document | schema |\n|---|---|\n"
+    )
+    return "# JSON documents\n\n" + _NOTE + head + "\n".join(rows) + "\n"
+
+
 PAGES = {
     "commands.md": commands_page,
     "types.md": types_page,
     "families.md": families_page,
     "recipes.md": recipes_page,
     "environment.md": environment_page,
+    "documents.md": documents_page,
+    **{f"schemas/{name}.json": partial(schema_text, name) for name in SCHEMAS},
 }
 
 
 def main() -> None:
     """Write every generated page."""
-    FOLDER.mkdir(parents=True, exist_ok=True)
+    (FOLDER / "schemas").mkdir(parents=True, exist_ok=True)
     for name, page in PAGES.items():
         (FOLDER / name).write_text(page(), "utf-8")
 

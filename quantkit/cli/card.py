@@ -1,15 +1,14 @@
 """`quantkit card`: README.md for a folder that is to be published."""
 
-import json
 import shlex
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from quantkit.cli.output import Out, printable
-from quantkit.errors import CheckpointError, UsageError
+from quantkit.errors import UsageError
+from quantkit.measurement.document import load_report
 from quantkit.publish.card.card import CardModel, kind_of_folder, write_card
 from quantkit.publish.card.facts import KINDS
 from quantkit.publish.card.metadata import is_hub_id
@@ -68,7 +67,7 @@ def card(
         ollama_name=str(parse_name(ollama)) if ollama is not None else None,
         hub_repo=repo,
     )
-    figures = _read(report) if report is not None else None
+    figures = None if report is None else load_report(report / "report.json" if report.is_dir() else report)
     plots = report if report is None or report.is_dir() else report.parent
     written = write_card(folder, kind=kind, model=model, report=figures, plots=plots, path=output)
     out.document({"command": "card", "folder": str(folder), "kind": kind, "card": str(written)})
@@ -76,16 +75,3 @@ def card(
     if repo is not None and output is None:
         command = f"hf upload {repo} {shlex.quote(str(folder))} --exclude '*.partial' '*.failed' '*.journal*' '*.bak*'"
         out.note(printable(f"to publish the folder: {command}"))
-
-
-def _read(report: Path) -> Mapping[str, Any]:
-    path = report / "report.json" if report.is_dir() else report
-    try:
-        found = json.loads(path.read_text("utf-8"))
-    except OSError as error:
-        raise UsageError(f"cannot read the report {path}: {error.strerror or error}") from error
-    except ValueError as error:
-        raise CheckpointError(f"the report {path} is no JSON ({error}); measure again") from error
-    if not isinstance(found, dict):
-        raise CheckpointError(f"the report {path} is no report of quantkit measure; measure again")
-    return found

@@ -53,7 +53,7 @@ def gguf(
 
     Example: quantkit gguf ORG/NAME -t q4_0 -t q4_k_m -t q8_0 -o out
     """
-    asked = types or ([] if options.preset else ["q4_0"])
-    for name in asked:
-        file_type(name)
-    convert_source(out, "gguf", source, Conversion(tuple(asked), output, options, calibration=calibration), work)
+    names = types or ([] if options.preset else ["q4_0"])
+    for name in names:
+        file_type(name)  # no other type here
+    convert_source(out, "gguf", source, Conversion(tuple(names), output, options, calibration=calibration), work)

@@ -198,10 +198,10 @@ def _made(entry: Mapping[str, Any]) -> str:
         count, length = text.get("samples", "?"), text.get("tokens_per_sample", "?")
         return f"{' '.join(words)}, calibrated on {text.get('text', '?')} ({count} samples of {length} tokens)"
     options = entry.get("options") if isinstance(entry.get("options"), dict) else {}
-    asked = [
+    given = [
         f"--{name.replace('_', '-').replace('-types', '-type')}" for name, value in (options or {}).items() if value
     ]
-    return " ".join(words) + (f", with {', '.join(asked)}".replace("-types", "-type") if asked else "")
+    return " ".join(words) + (f", with {', '.join(given)}".replace("-types", "-type") if given else "")
 
 
 def _checks(entry: Mapping[str, Any]) -> str:

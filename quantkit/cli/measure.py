@@ -2,7 +2,7 @@
 
 import re
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,22 +12,21 @@ import typer
 from quantkit.checkpoint.sources import parse_source
 from quantkit.cli.conversion_options import DeviceOption, OfflineOption, ThreadsOption
 from quantkit.cli.measure_tables import show_tables
-from quantkit.cli.options import ForceOption
+from quantkit.cli.options import ForceOption, parse_gpu_layers
 from quantkit.cli.output import Out
 from quantkit.cli.sources import fetch
 from quantkit.errors import MissingExtraError, UsageError, VerificationError
 from quantkit.forward.devices import find_device
-from quantkit.measurement.costs import Costs, add_costs
-from quantkit.measurement.run import Hooks, Limits, Request, default_threads
+from quantkit.machine import cores
+from quantkit.measurement.costs import Costs
+from quantkit.measurement.document import read_report
+from quantkit.measurement.run import Limits, MeasureOptions
 from quantkit.measurement.run import measure as measure_models
 from quantkit.measurement.subjects import Subject, checkpoint_subject, open_subjects
-from quantkit.report.document import read_report
 from quantkit.report.drawing import check_extra
 from quantkit.report.verdict import verdict
 from quantkit.report.write import write_report
 from quantkit.texts.evaluation import Text, load_text
-
-_ALL = "all"
 
 
 def measure(
@@ -114,7 +113,7 @@ def measure(
             " hub as --text ORG/NAME:SPLIT"
         )
     limits = Limits(_delta(max_delta), max_kl, _share(min_top1))
-    costs = Costs(_layers(gpu_layers), memory_ctx, speed, threads or default_threads(), rpc or [])
+    costs = Costs(_layers(gpu_layers), memory_ctx, speed, threads or cores(), rpc or [])
     if not candidates and limits != Limits():
         raise UsageError("--max-delta, --max-kl and --min-top1 judge candidates; name one beside the reference")
     _warn_of_plots(out)
@@ -122,12 +121,12 @@ def measure(
     with _opened(sources, out, threads=costs.threads, device=device, offline=offline) as subjects:
         read = [_text(source, out, offline=offline) for source in texts]
         folder = Path(f"{subjects[0].name}-report") if output is None else output
-        request = Request(folder / "measure.partial", ctx, chunks, costs.threads, limits, force)
-        with out.old_progress("measuring", 1) as ticker:
-            report = measure_models(subjects[0], subjects[1:], read, request, _hooks(ticker.show, out))
-            add_costs(report["models"], subjects, costs, step=lambda text: ticker.show(1, text), warn=out.warn)
+        work = folder / "measure.partial"
+        options = MeasureOptions(work, ctx, chunks, costs.threads, limits, costs, force)
+        with out.progress() as progress:
+            report = measure_models(subjects[0], subjects[1:], read, options, progress=progress, warn=out.warn)
         written = _write(report, folder, out)
-    shutil.rmtree(request.work, ignore_errors=True)
+    shutil.rmtree(work, ignore_errors=True)
     _show(report, written, out)
     out.document({"command": "measure", "report": str(folder), **report})
     if report["flags"]:
@@ -159,14 +158,6 @@ def _text(source: str, out: Out, *, offline: bool) -> Text:
     return text
 
 
-def _hooks(show: Callable[[float, str], object], out: Out) -> Hooks:
-    return Hooks(
-        prepared=lambda name, done, of: show(0, f"{name}: layer {done} of {of}"),
-        measured=lambda done, of, text: show(done / of, f"chunk {done} of {of}: {text}"),
-        warn=out.warn,
-    )
-
-
 def _warn_of_plots(out: Out) -> None:
     try:
         check_extra()
@@ -182,9 +173,9 @@ def _write(report: Mapping[str, Any], folder: Path, out: Out) -> list[Path]:
 
 
 def _show(report: Mapping[str, Any], written: Sequence[Path], out: Out) -> None:
-    found = read_report(report)
-    show_tables(found, out)
-    for sentence in verdict(found):
+    figures = read_report(report)
+    show_tables(figures, out)
+    for sentence in verdict(figures):
         out.say(sentence)
     pages = [path for path in written if path.suffix in (".html", ".md", ".json")]
     out.say("\n" + "\n".join(str(path) for path in reversed(pages)))
@@ -215,12 +206,7 @@ def _number(text: str) -> float | None:
 
 
 def _layers(text: str) -> list[int | None]:
-    """[0, 8, None] of "0,8,all"; none of "none"."""
+    """Numbers of layers of `--gpu-layers 0,8,all`, None for all; an empty list for "none"."""
     if text.strip() in ("none", ""):
         return []
-    found: list[int | None] = []
-    for word in text.split(","):
-        if word.strip() != _ALL and not word.strip().isdecimal():
-            raise UsageError(f"--gpu-layers {text!r} is not a list of numbers; write 0,8,16,all, or none")
-        found.append(None if word.strip() == _ALL else int(word))
-    return found
+    return [parse_gpu_layers(word, "0,8,16,all, or none") for word in text.split(",")]

@@ -1,7 +1,7 @@
 """The figures of a measurement in tables narrow enough for a terminal; the report has the rest."""
 
 from quantkit.cli.output import Out
-from quantkit.report.document import Model, Report, Text
+from quantkit.measurement.document import Model, Report, Text
 from quantkit.report.figures import ABSENT, change, plus_minus, significant, size
 
 _QUALITY = (

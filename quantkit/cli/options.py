@@ -53,3 +53,19 @@ def parse_size(text: str, option: str) -> int:
     if size <= 0:
         raise UsageError(f"{option} must be greater than zero")
     return size
+
+
+def parse_gpu_layers(text: str, choices: str) -> int | None:
+    """Number of layers on the GPU that one word of --gpu-layers gives; None for `all`.
+
+    `choices`: what the option accepts, for the error.
+
+    Raises:
+        UsageError: neither `all` nor a number.
+    """
+    word = text.strip()
+    if word == "all":
+        return None
+    if not word.isdecimal():
+        raise UsageError(f"--gpu-layers {text!r} is not a number of layers; write {choices}")
+    return int(word)

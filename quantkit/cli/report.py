@@ -73,12 +73,9 @@ def show_result(result: Result, out: Out, command: str) -> None:
         out.say("\n".join(f"{path}{'.failed' if item.failed else ''}" for path in final_paths(item.output)))
     done = []
     if plan.calibration is not None:
-        entries = (
-            f"{plan.imatrix.entries} tensors over {plan.calibration.samples.tokens.size} tokens, "
-            if plan.imatrix
-            else ""
-        )
-        done.append(f"{entries}{len(plan.calibration.layers)} layers calibrated in {result.seconds['calibrate']:.1f} s")
+        if plan.imatrix is not None:
+            done.append(f"{plan.imatrix.entries} tensors over {plan.calibration.samples.tokens.size} tokens")
+        done.append(f"{len(plan.calibration.layers)} layers calibrated in {result.seconds['calibrate']:.1f} s")
     if plan.gguf is not None:
         count = len(plan.gguf.outputs)
         done.append(f"{count} GGUF type{'s' if count > 1 else ''} in one pass of {result.seconds['pass']:.1f} s")

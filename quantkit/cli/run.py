@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from quantkit.cli.conversion_options import ThreadsOption
-from quantkit.cli.options import Format
+from quantkit.cli.options import Format, parse_gpu_layers
 from quantkit.cli.output import Out, human_bytes, printable
 from quantkit.errors import QuantkitError, UsageError
 from quantkit.llamacpp.conversation import Answer, Conversation, converse
@@ -20,7 +20,6 @@ from quantkit.planning.layers import layers_or_all
 _HELP = """/clear  forget what was said     /system TEXT  another system prompt
 /bye    leave (or Ctrl-D)        Ctrl-C ends an answer
 \"\"\" begins and ends a text of several lines"""
-_AUTO = -1
 _QUOTES = '"""'
 _WHY = {"length": "--max-tokens reached", "context": "the context is full", "asked": "stopped"}
 
@@ -87,11 +86,13 @@ def run(
         "repeat_penalty": repeat_penalty,
         "seed": seed,
     }
-    wanted = _layers(gpu_layers)
+    fit_layers = gpu_layers == "auto"
+    layers = None if fit_layers else parse_gpu_layers(gpu_layers, "auto, all, or a number")
     with converse(model, n_ctx=ctx, system=system, raw=raw, asked=asked) as conversation:
         if conversation.template is None and not raw:
             out.warn(f"{model.name} has no chat template: the text goes in as it is, and the model goes on with it")
-        layers = _that_fit(model, conversation.n_ctx, rpc or [], out) if wanted == _AUTO else wanted
+        if fit_layers:
+            layers = _layers_that_fit(model, conversation.n_ctx, rpc or [], out)
         out.note(f"loading {model.name} ...")
         conversation.open(gpu_layers=layers, n_threads=threads, rpc=rpc or [])
         if prompt is None:
@@ -201,16 +202,7 @@ def _document(answer: Answer) -> dict[str, Any]:
     }
 
 
-def _layers(text: str) -> int | None:
-    """A number, None for all, _AUTO."""
-    if text in ("auto", "all"):
-        return _AUTO if text == "auto" else None
-    if not text.isdecimal():
-        raise UsageError(f"--gpu-layers {text!r} is no number of layers; write auto, all, or a number")
-    return int(text)
-
-
-def _that_fit(model: Path, n_ctx: int, rpc: Sequence[str], out: Out) -> int | None:
+def _layers_that_fit(model: Path, n_ctx: int, rpc: Sequence[str], out: Out) -> int | None:
     """The layers that the plan finds room for on the devices that llama.cpp sees."""
     devices = gpu_devices(model, rpc=rpc)
     if not devices:

@@ -1,1 +1,1 @@
-"""The pass: what the outputs will be, and the one reading of the source that writes them all."""
+"""The driver: one run writes, checks, records and names every output of a plan, and resumes after a kill."""

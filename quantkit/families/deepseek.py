@@ -154,17 +154,17 @@ def keys(arch: str, sizes: Hyperparameters) -> list[Key]:
     config = sizes.config
     rope, latent = size(config, "qk_rope_head_dim"), size(config, "kv_lora_rank")
     latents = {"head_count_kv": 1, "key_length": latent + rope, "value_length": latent}
-    found = [
+    result = [
         Key(key.name, key.kind, latents.get(key.name.removeprefix(f"{arch}.attention."), key.value))
         for key in base_keys(arch, sizes)
     ]
-    found += [
+    result += [
         Key(f"{arch}.leading_dense_block_count", "u32", int(number(config, "first_k_dense_replace") or 0)),
         Key(f"{arch}.vocab_size", "u32", sizes.vocab),
     ]
     if (compressed := optional_size(config, "q_lora_rank")) is not None:
-        found.append(Key(f"{arch}.attention.q_lora_rank", "u32", compressed))
-    found += [
+        result.append(Key(f"{arch}.attention.q_lora_rank", "u32", compressed))
+    result += [
         Key(f"{arch}.attention.kv_lora_rank", "u32", latent),
         Key(f"{arch}.attention.key_length_mla", "u32", size(config, "qk_nope_head_dim") + rope),
         Key(f"{arch}.attention.value_length_mla", "u32", size(config, "v_head_dim")),
@@ -173,12 +173,12 @@ def keys(arch: str, sizes: Hyperparameters) -> list[Key]:
         Key(f"{arch}.expert_weights_scale", "f32", number(config, "routed_scaling_factor")),
     ]
     if config.get("norm_topk_prob"):
-        found.append(Key(f"{arch}.expert_weights_norm", "bool", True))
-    found.append(Key(f"{arch}.rope.dimension_count", "u32", rope))
+        result.append(Key(f"{arch}.expert_weights_norm", "bool", True))
+    result.append(Key(f"{arch}.rope.dimension_count", "u32", rope))
     if (whole := sizes.rope.get("mscale_all_dim")) is not None:
         # a tenth, which the loader of this architecture takes back (llama.cpp, TAG_DEEPSEEK2_YARN_LOG_MUL_FIX)
-        found.append(Key(f"{arch}.rope.scaling.yarn_log_multiplier", "f32", 0.1 * whole))
-    return found
+        result.append(Key(f"{arch}.rope.scaling.yarn_log_multiplier", "f32", 0.1 * whole))
+    return result
 
 
 # What llama.cpp's `deepseek2` supports in one way only (src/models/deepseek2.cpp).
@@ -324,7 +324,7 @@ _V2 = replace(
     _LATENT,
     experts=Experts(
         router="mlp.gate",
-        each=EXPERT,
+        expert=EXPERT,
         groups=_groups,
         normalised=lambda _: False,
         scale=number_of("routed_scaling_factor"),
@@ -339,7 +339,7 @@ _V3 = replace(
     _LATENT,
     experts=Experts(
         router="mlp.gate",
-        each=EXPERT,
+        expert=EXPERT,
         score="sigmoid",
         correction="mlp.gate.e_score_correction_bias",
         groups=_groups,

@@ -37,10 +37,10 @@ def refuse_other_query_scale(config: Mapping[str, Any], layers_of_27b: int, fami
     hidden, heads = size(config, "hidden_size"), size(config, "num_attention_heads")
     wide = size(config, "num_hidden_layers") == layers_of_27b
     runs = hidden // heads if wide else size(config, "head_dim")
-    asked = number(config, "query_pre_attn_scalar")
-    if asked != runs:
+    scalar = number(config, "query_pre_attn_scalar")
+    if scalar != runs:
         raise UnsupportedError(
-            f"config.json: query_pre_attn_scalar is {asked}, but llama.cpp takes {runs} for a {family} of this shape"
+            f"config.json: query_pre_attn_scalar is {scalar}, but llama.cpp takes {runs} for a {family} of this shape"
             f" ({'hidden_size / num_attention_heads' if wide else 'head_dim'}); no GGUF can express it"
         )
 

@@ -81,14 +81,14 @@ def _local_rope(config: dict[str, Any]) -> None:
 
 def keys(arch: str, sizes: Hyperparameters) -> list[Key]:
     """The common keys, the cap if there is one, and the window if a layer has it."""
-    config, found = sizes.config, base_keys(arch, sizes)
+    config, result = sizes.config, base_keys(arch, sizes)
     if cap := number(config, "final_logit_softcapping"):
-        found.append(Key(f"{arch}.final_logit_softcapping", "f32", cap))
+        result.append(Key(f"{arch}.final_logit_softcapping", "f32", cap))
     layers = sliding_layers(config, sizes.n_layer, pattern_of(config, _PATTERN))
     if any(layers):
-        found.append(Key(f"{arch}.attention.sliding_window", "u32", size(config, "sliding_window")))
-        found += pattern_keys(arch, layers, _PATTERN)
-    return found
+        result.append(Key(f"{arch}.attention.sliding_window", "u32", size(config, "sliding_window")))
+        result += pattern_keys(arch, layers, _PATTERN)
+    return result
 
 
 def _slides(config: Config, layer: int) -> bool:

@@ -25,10 +25,10 @@ def _grouped(role: str, *, rotary: bool) -> Callable[[Hyperparameters], Take]:
     def take(sizes: Hyperparameters) -> Take:
         of_group = sizes.n_head // sizes.n_head_kv + 2
         rows = np.arange(sizes.n_head_kv * of_group * sizes.head_dim, dtype=np.int64)
-        found = rows.reshape(sizes.n_head_kv, of_group, sizes.head_dim)[:, _ROLES[role]].reshape(-1)
+        order = rows.reshape(sizes.n_head_kv, of_group, sizes.head_dim)[:, _ROLES[role]].reshape(-1)
         if not rotary:
-            return Take(found)
-        return Take(found[interleave_rotary_rows(len(found) // sizes.head_dim, len(found))], step=sizes.head_dim)
+            return Take(order)
+        return Take(order[interleave_rotary_rows(len(order) // sizes.head_dim, len(order))], step=sizes.head_dim)
 
     return take
 

@@ -31,7 +31,7 @@ FORWARD = Architecture(
     attention=Attention(window=every_layer),
     experts=Experts(
         router="block_sparse_moe.gate",
-        each=FeedForward(at="block_sparse_moe.experts.{}.", gate="w1", up="w3", down="w2"),
+        expert=FeedForward(at="block_sparse_moe.experts.{}.", gate="w1", up="w3", down="w2"),
     ),
 )
 

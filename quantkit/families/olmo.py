@@ -29,10 +29,10 @@ def prepare(config: dict[str, Any]) -> dict[str, Any]:
 
 def keys(arch: str, sizes: Hyperparameters) -> list[Key]:
     """In the order of llama.cpp's converter (conversion/olmo.py)."""
-    found = [*base_keys(arch, sizes), Key(f"{arch}.attention.layer_norm_epsilon", "f32", _EPS)]
+    result = [*base_keys(arch, sizes), Key(f"{arch}.attention.layer_norm_epsilon", "f32", _EPS)]
     if (clip := number(sizes.config, "clip_qkv")) is not None:
-        found.append(Key(f"{arch}.attention.clamp_kqv", "f32", clip))
-    return found
+        result.append(Key(f"{arch}.attention.clamp_kqv", "f32", clip))
+    return result
 
 
 FORWARD = Architecture(norm=Norm("layer", weighted=False), attention=Attention(clip="clip_qkv"))

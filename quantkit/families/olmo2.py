@@ -43,9 +43,9 @@ def prepare(config: dict[str, Any]) -> dict[str, Any]:
 
 def keys(arch: str, sizes: Hyperparameters) -> list[Key]:
     """What every architecture has; for OLMo 3 the window, and which layers have it (three of four unless stated)."""
-    found = base_keys(arch, sizes)
+    result = base_keys(arch, sizes)
     if sizes.config.get("sliding_window") is None:
-        return found
+        return result
     kinds = sizes.config.get("layer_types")
     windowed = (
         [kind == "sliding_attention" for kind in kinds]
@@ -53,7 +53,7 @@ def keys(arch: str, sizes: Hyperparameters) -> list[Key]:
         else [(layer + 1) % 4 != 0 for layer in range(sizes.n_layer)]
     )
     return [
-        *found,
+        *result,
         Key(f"{arch}.attention.sliding_window", "u32", size(sizes.config, "sliding_window")),
         Key(f"{arch}.attention.sliding_window_pattern", "bools", windowed),
     ]

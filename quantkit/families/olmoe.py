@@ -49,7 +49,7 @@ FORWARD = Architecture(
     attention=Attention(norms=HEAD_NORMS, normed="all", clip="clip_qkv"),
     experts=Experts(
         router="mlp.gate",
-        each=replace(EXPERT, inner=size_of("intermediate_size")),
+        expert=replace(EXPERT, inner=size_of("intermediate_size")),
         stacked=replace(FUSED_EXPERTS, inner=size_of("intermediate_size")),
         normalised=flag("norm_topk_prob"),
     ),

@@ -88,19 +88,19 @@ def every_layer_routed(config: Mapping[str, Any], family: str) -> None:
 def dimensions(sizes: Hyperparameters) -> dict[str, int]:
     """Rows of an expert's matrices, alone and fused, and of the shared expert's where there is one."""
     ffn = size(sizes.config, "moe_intermediate_size")
-    found = {"expert_ffn": ffn, "expert_gate_up": 2 * ffn}
+    widths = {"expert_ffn": ffn, "expert_gate_up": 2 * ffn}
     if sizes.config.get("shared_expert_intermediate_size"):
-        found["shared_ffn"] = size(sizes.config, "shared_expert_intermediate_size")
-    return found
+        widths["shared_ffn"] = size(sizes.config, "shared_expert_intermediate_size")
+    return widths
 
 
 def keys(arch: str, sizes: Hyperparameters) -> list[Key]:
     """What every architecture has, and the widths of the experts."""
     own = dimensions(sizes)
-    found = [*base_keys(arch, sizes), Key(f"{arch}.expert_feed_forward_length", "u32", own["expert_ffn"])]
+    result = [*base_keys(arch, sizes), Key(f"{arch}.expert_feed_forward_length", "u32", own["expert_ffn"])]
     if "shared_ffn" in own:
-        found.append(Key(f"{arch}.expert_shared_feed_forward_length", "u32", own["shared_ffn"]))
-    return found
+        result.append(Key(f"{arch}.expert_shared_feed_forward_length", "u32", own["shared_ffn"]))
+    return result
 
 
 def _prepare(config: dict[str, Any]) -> dict[str, Any]:
@@ -124,7 +124,7 @@ FORWARD = Architecture(
     attention=Attention(window=if_used),
     experts=Experts(
         router="mlp.gate",
-        each=EXPERT,
+        expert=EXPERT,
         stacked=FUSED_EXPERTS,
         normalised=flag("norm_topk_prob"),
         shared=FeedForward(at="mlp.shared_expert.", inner=size_of("shared_expert_intermediate_size")),

@@ -47,7 +47,7 @@ FORWARD = Architecture(
     attention=Attention(window=if_used, norms=HEAD_NORMS),
     experts=Experts(
         router="mlp.gate",
-        each=EXPERT,
+        expert=EXPERT,
         stacked=FUSED_EXPERTS,
         normalised=flag("norm_topk_prob"),
         layers=has_experts,

@@ -61,7 +61,7 @@ def _keys(arch: str, sizes: Hyperparameters) -> list[Key]:
     Where they are not what llama.cpp assumes, they are added.
     """
     config, rope = sizes.config, sizes.rope
-    found = [
+    result = [
         Key(f"{arch}.context_length", "u32", size(config, "max_position_embeddings")),
         Key(f"{arch}.embedding_length", "u32", sizes.hidden),
         Key(f"{arch}.block_count", "u32", sizes.n_layer),
@@ -73,8 +73,8 @@ def _keys(arch: str, sizes: Hyperparameters) -> list[Key]:
         Key(f"{arch}.attention.layer_norm_epsilon", "f32", number(config, "layer_norm_eps", "norm_eps") or 1e-5),
     ]
     if rope.get("rope_theta", _THETA) != _THETA or rope["rope_type"] == "linear":
-        found += rope_keys(arch, sizes)
-    return found
+        result += rope_keys(arch, sizes)
+    return result
 
 
 def _prepare(config: dict[str, Any]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What an architecture is made of, as data: names of tensors, the parts they belong to, keys of config.json.
+"""An architecture as data: names of tensors, the parts they belong to, keys of config.json.
 
 A name is a tensor's without `.weight` or `.bias`; a bias is used where the checkpoint has one. Names of a part are
 under its `at`, those of a layer under the architecture's `layer`. What differs from layer to layer or hangs on several
@@ -27,7 +27,7 @@ def by_head_dim(config: Config, _layer: int) -> float:
 
 
 def partial_rotary(config: Config) -> int:
-    """Values of a head that turn: the share that config.json states, from the first on."""
+    """Number of rotated values of a head: the fraction that config.json gives; they come first."""
     rope = config.get("rope_parameters") or {}
     share = given(config, "partial_rotary_factor", "rope_pct", default=rope.get("partial_rotary_factor", 1.0))
     return int(head_dim(config) * share)
@@ -39,7 +39,7 @@ def key_value_heads(config: Config) -> int:
 
 @dataclass(frozen=True)
 class Form:
-    """How linears are stored: what follows the name of weight and bias; `turned` ones are (in, out)."""
+    """How linears are stored: the endings of weight and bias; `turned`: the weight is (in, out)."""
 
     weight: str = ".weight"
     bias: str = ".bias"
@@ -48,7 +48,7 @@ class Form:
 
 @dataclass(frozen=True)
 class Norm:
-    """`rms` or `layer` (mean taken off); `offset` is added to its weight, if it has any."""
+    """An RMSNorm or a LayerNorm; `offset` is added to the weight; `weighted` False: it has none."""
 
     kind: Literal["rms", "layer"] = "rms"
     offset: float = 0.0
@@ -57,14 +57,27 @@ class Norm:
 
 @dataclass(frozen=True)
 class Attention:
-    """Causal attention of heads, several of which may share a key and a value.
+    """Causal attention with heads, of which several may share a key and a value.
 
-    `fused` is one linear for queries, keys and values: all of each in turn, or, `grouped`, by key head its queries, its
-    key and its value. `norms` are of queries and keys, over a head, over all heads, or each head with its own. `clip`
-    is the key of the limit on queries, keys and values. `pairs` says which values of a head turn together, the i-th and
-    the one half the turning width on, or neighbours; `rope` gives the config that holds a layer's rope settings, or
-    None where it has none. `sinks` is a score for each head that takes part in the softmax and has no value. `latent`
-    is DeepSeek's: queries, keys and values out of short vectors, all heads sharing the part of the key that turns.
+    Attributes:
+        at: prefix of the part's names.
+        separate: names of the linears for queries, keys and values.
+        fused: one linear for all three instead: all queries, all keys, all values; with `grouped`, for each key head
+            its queries, its key and its value.
+        kv_heads: number of key-value heads.
+        norms: norms of queries and keys; `has_norms` says whether config.json uses them.
+        normed: a norm over a head, over all heads at once, or for each head with a weight of its own.
+        clip: the config key of the limit on queries, keys and values.
+        pairs: which values of a head rotate together: i and i + half the rotary width, or neighbours.
+        rotary: number of rotated values of a head.
+        rope: the config with a layer's rope settings, or None for a layer without rope.
+        alibi: whether ALiBi slopes are added to the scores.
+        scale: factor on the scores.
+        softcap: the config key of the scores' soft cap.
+        window: tokens of a layer's sliding window, or None.
+        sinks: one score a head that takes part in the softmax and has no value.
+        latent: DeepSeek's latent attention: queries, keys and values from short vectors; all heads share the rotated
+            part of the key.
     """
 
     at: str = "self_attn."
@@ -92,11 +105,13 @@ class Attention:
 
 @dataclass(frozen=True)
 class FeedForward:
-    """down(activation(gate) * up), or down(activation(up)) without a gate.
+    """down(activation(gate) * up), or down(activation(up)) if `gate` is None.
 
-    `fused` is one linear for gate and up: one after the other, or `alternating`. `inner` are keys of the width in
-    between, `activation` of the function. `clamped` is gpt-oss's: gate and up limited, a gate of x sigmoid(1.702 x), up
-    counted from -1.
+    Attributes:
+        fused: one linear for gate and up: one after the other, or `alternating`.
+        clamped: gpt-oss's variant: gate and up are limited, the gate is x sigmoid(1.702 x), and 1 is added to up.
+        inner: width between up and down.
+        activation: config keys of the activation's name; `default_activation` if config.json has none of them.
     """
 
     at: str = "mlp."
@@ -114,18 +129,25 @@ class FeedForward:
 
 @dataclass(frozen=True)
 class Experts:
-    """Feed-forwards of which each token takes the `top` best by the router's score.
+    """Feed-forwards of which each token uses the best by the router's score.
 
-    `each` is one expert's, `{}` standing for its number; `stacked` all experts' in one tensor, taken where the
-    checkpoint has it. Scores are softmax or sigmoid of the router's answer; `correction` is added to them for choosing
-    only. With groups (`groups`, `top_groups`) only experts of the best groups are chosen from: a group is as good as
-    the sum of its `group_by` best. Shares are the scores of those chosen, `normalised` to a sum of one, times `scale`.
-    `shared` takes every token, weighted by the sigmoid of `shared_gate` if there is one. `layers` tells which layers
-    have experts at all.
+    Attributes:
+        router: the linear that scores the experts.
+        expert: one expert; `{}` in its names stands for its number.
+        stacked: all experts in one tensor; used where the checkpoint has it.
+        count: config keys of the number of experts.
+        score: the function from the router's output to scores.
+        correction: a vector added to the scores for the choice only.
+        groups: (number of groups, groups chosen); experts come from the best groups only.
+        group_by: a group's score is the sum of its best scores, this many.
+        normalised: whether the weights of the chosen experts are scaled to a sum of one.
+        scale: factor on the weights.
+        shared: an expert for every token, times the sigmoid of `shared_gate` if there is one.
+        layers: whether a layer has experts.
     """
 
     router: str
-    each: FeedForward | None = None
+    expert: FeedForward | None = None
     stacked: FeedForward | None = None
     count: tuple[str, ...] = ("num_local_experts", "num_experts", "n_routed_experts")
     score: Literal["softmax", "sigmoid"] = "softmax"
@@ -141,14 +163,21 @@ class Experts:
 
 @dataclass(frozen=True)
 class Architecture:
-    """A decoder. Its layers add to the stream of hidden states what attention and feed-forward give.
+    """A decoder. The defaults are Llama's.
 
-    Names of the model without its head begin with `base`, which checkpoints saved from the bare model lack. `variant`
-    gives fields that hang on config.json, `refused` what of it the reference does not follow.
+    Attention and feed-forward each read the hidden states through a norm (`attention_norm`, `feed_norm`; None: no norm)
+    and may have a norm after them (`after_attention`, `after_feed`). Their output times `residual_scale` is added to
+    the hidden states.
 
-    Each of the two sees the stream through a norm before it (or none) and may have one after it; both sums are times
-    `residual_scale`. In `parallel` layers both see the stream that came in, the feed-forward through `feed_norm` or,
-    where that is None, through attention's.
+    Attributes:
+        base: prefix of all names but the head's; checkpoints saved from the bare model lack it.
+        layer: prefix of a layer's names.
+        positions: the tensor of learned positions.
+        parallel: both parts read the same hidden states, the feed-forward through `feed_norm` or, if that is None,
+            through attention's norm.
+        tied: whether the embedding is the head where config.json does not say.
+        variant: fields that depend on config.json.
+        refused: the setting of config.json that the forward does not support, or None.
     """
 
     base: str = "model."

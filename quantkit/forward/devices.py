@@ -7,25 +7,25 @@ from typing import Any
 from quantkit.errors import UsageError
 
 
-def find_device(asked: str) -> Any:
+def find_device(name: str) -> Any:
     """None for numpy on the CPU, or torch's device, float32 without TF32; as `arrays.place` takes it.
 
-    `asked`: "cpu", "cuda" or "auto", which is CUDA where a driver and torch are there. Raises UsageError for a
+    `name`: "cpu", "cuda" or "auto", which is CUDA where a driver and torch are there. Raises UsageError for a
     "cuda" that cannot be had.
     """
-    if asked == "cpu" or (asked == "auto" and not _has_driver()):
+    if name == "cpu" or (name == "auto" and not _has_driver()):
         return None
     try:
         import torch
     except ImportError as error:
-        if asked == "auto":
+        if name == "auto":
             return None
         raise UsageError(
             "--device cuda computes with torch, which is not installed; run: pip install 'quantkit[torch]',"
             " or take --device cpu"
         ) from error
     if not torch.cuda.is_available():
-        if asked == "auto":
+        if name == "auto":
             return None
         raise UsageError(
             f"--device cuda was asked for, but torch {torch.__version__} finds no CUDA device; take --device cpu, or a"

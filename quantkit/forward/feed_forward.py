@@ -76,10 +76,10 @@ def expert_count(part: Experts, layer: Layer) -> int:
 def expert_part(part: Experts, layer: Layer, expert: int) -> tuple[FeedForward, int]:
     """The feed-forward of one expert, and its index in the tensors that stack them where the checkpoint does."""
     stacked = part.stacked
-    if stacked and (part.each is None or _is_stacked(stacked, layer)):
+    if stacked and (part.expert is None or _is_stacked(stacked, layer)):
         return stacked, expert
-    assert part.each is not None
-    return replace(part.each, at=part.each.at.format(expert)), 0
+    assert part.expert is not None
+    return replace(part.expert, at=part.expert.at.format(expert)), 0
 
 
 def _is_stacked(part: FeedForward, layer: Layer) -> bool:

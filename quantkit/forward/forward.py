@@ -83,8 +83,8 @@ class DecoderLayer:
         self.experts = experts if experts and experts.layers(layer.config, layer.number) else None
 
     def __call__(self, x: Array) -> Array:
-        middle, seen = self.attend(x)
-        return self.join(middle, self.feed(seen))
+        middle, normed_middle = self.attend(x)
+        return self.join(middle, self.feed(normed_middle))
 
     def attend(self, x: Array) -> tuple[Array, Array]:
         """The stream (n, hidden) with attention's part added, and what the feed-forward sees of it."""
@@ -92,16 +92,16 @@ class DecoderLayer:
         normed = self._normed(architecture.attention_norm, x)
         attended = self._normed(architecture.after_attention, attend(architecture.attention, layer, normed))
         if architecture.parallel:
-            seen = self._normed(architecture.feed_norm, x) if architecture.feed_norm else normed
-            return f32(x + attended), seen
+            normed_middle = self._normed(architecture.feed_norm, x) if architecture.feed_norm else normed
+            return f32(x + attended), normed_middle
         middle = f32(x + attended * self._scale())
         return middle, self._normed(architecture.feed_norm, middle)
 
-    def feed(self, seen: Array) -> Array:
+    def feed(self, x: Array) -> Array:
         """What the feed-forward gives: (n, hidden)."""
         if self.experts:
-            return mixture(self.experts, self.layer, seen)
-        return feed_forward(self.architecture.feed, self.layer, seen)
+            return mixture(self.experts, self.layer, x)
+        return feed_forward(self.architecture.feed, self.layer, x)
 
     def join(self, middle: Array, fed: Array) -> Array:
         """The stream after the layer."""

@@ -25,8 +25,8 @@ def layer_linears(architecture: Architecture, config: Config, number: int, names
 
     shared = architecture.parallel and architecture.feed_norm is None
     if shared:  # one norm for both: what sees `feed` sees `attention`
-        seen = Input("attention", attention.inputs[0].linears + feed.inputs[0].linears)
-        inputs = (seen, *attention.inputs[1:], *feed.inputs[1:])
+        both = Input("attention", attention.inputs[0].linears + feed.inputs[0].linears)
+        inputs = (both, *attention.inputs[1:], *feed.inputs[1:])
         normed = [(architecture.attention_norm, ("attention", *feed.fed[1:]))]
     else:
         inputs = attention.inputs + feed.inputs
@@ -161,14 +161,14 @@ def _mixture(part: Experts, place: _Place) -> _Part:
 
 
 def _each_expert(part: Experts, place: _Place, count: int) -> Iterator[_Part]:
-    stacked = part.stacked if part.stacked and (part.each is None or _is_stacked(part.stacked, place)) else None
+    stacked = part.stacked if part.stacked and (part.expert is None or _is_stacked(part.stacked, place)) else None
     for expert in range(count):
         key, down_key = f"expert.{expert}", f"expert.{expert}.down"
         if stacked:
             yield _feed_forward(stacked, place, key, down_key, expert, expert)
-        elif part.each:
-            each = replace(part.each, at=part.each.at.format(expert))
-            yield _feed_forward(each, place, key, down_key, expert)
+        elif part.expert:
+            single = replace(part.expert, at=part.expert.at.format(expert))
+            yield _feed_forward(single, place, key, down_key, expert)
 
 
 def _is_stacked(part: FeedForward, place: _Place) -> bool:

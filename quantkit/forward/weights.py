@@ -90,14 +90,14 @@ class Weights:
 
 def rows_of_whole(read: Read) -> ReadRows:
     """For a caller that cannot read rows: the last tensor stays in memory, so a head in slices is read once."""
-    held: dict[str, npt.NDArray[Any]] = {}
+    last: dict[str, npt.NDArray[Any]] = {}
 
     def rows(name: str, start: int, stop: int) -> npt.NDArray[Any]:
-        if name not in held:
-            held.clear()
+        if name not in last:
+            last.clear()
             whole = read(name)
-            held[name] = whole.reshape(-1, whole.shape[-1])
-        return held[name][start:stop]
+            last[name] = whole.reshape(-1, whole.shape[-1])
+        return last[name][start:stop]
 
     return rows
 

@@ -1,4 +1,4 @@
-"""What a model is, told from headers: any source quantkit takes, any output it or another tool made."""
+"""What a model is, from headers: any source of quantkit, and any output of quantkit or another tool."""
 
 from pathlib import Path
 

@@ -30,8 +30,8 @@ _LAYER = re.compile(r".*?\.\d+\.")
 
 
 @dataclass
-class _Found:
-    """A checkpoint as far as it could be read."""
+class _Contents:
+    """What could be read of a checkpoint."""
 
     name: str
     folder: Path
@@ -50,27 +50,27 @@ def describe_checkpoint_folder(folder: Path, source: str) -> Description:
         CheckpointError: config.json or a weight file is missing or malformed.
     """
     config = parse_object(read_small_file(folder, "config.json", source), f"config.json of {source}")
-    found = _Found(folder.resolve().name, folder, config, [], [])
+    contents = _Contents(folder.resolve().name, folder, config, [], [])
     try:
         weights = open_weights(folder, source)
         weights.close()
-        found.tensors = list(weights.tensors.values())
-        names = sorted({tensor.file for tensor in found.tensors})
+        contents.tensors = list(weights.tensors.values())
+        names = sorted({tensor.file for tensor in contents.tensors})
     except MissingExtraError as error:
-        found.notes.append(str(error))
+        contents.notes.append(str(error))
         names = list(choose_weights([path.name for path in folder.iterdir()], source).files)
-    found.files = [File(name, (folder / name).stat().st_size) for name in names]
+    contents.files = [File(name, (folder / name).stat().st_size) for name in names]
     if not _is_packed(quantization_config(config)):
         try:
-            found.opened = open_checkpoint(str(folder))
-            found.name, found.revision = found.opened.name, found.opened.revision
+            contents.opened = open_checkpoint(str(folder))
+            contents.name, contents.revision = contents.opened.name, contents.opened.revision
         except QuantkitError as error:
-            found.notes.append(str(error))
+            contents.notes.append(str(error))
     try:
-        return _describe(found, source)
+        return _describe(contents, source)
     finally:
-        if found.opened is not None:
-            found.opened.close()
+        if contents.opened is not None:
+            contents.opened.close()
 
 
 def describe_hub_checkpoint(source: str, *, offline: bool = False) -> Description:
@@ -83,61 +83,61 @@ def describe_hub_checkpoint(source: str, *, offline: bool = False) -> Descriptio
         tensors = list(opened.tensors.values())
         names = sorted({tensor.file for tensor in tensors})
         files = [File(name, sum(tensor.nbytes for tensor in tensors if tensor.file == name)) for name in names]
-        found = _Found(opened.name, opened.folder, opened.config, tensors, files, opened.revision, opened)
-        return _describe(found, source)
+        contents = _Contents(opened.name, opened.folder, opened.config, tensors, files, opened.revision, opened)
+        return _describe(contents, source)
 
 
-def _describe(found: _Found, source: str) -> Description:
-    config = found.config
+def _describe(contents: _Contents, source: str) -> Description:
+    config = contents.config
     packing = quantization_config(config)
     architecture = _architecture(config)
     family = _family(config)
     completed = _completed(config, family)
     shape = shape_of_config(completed)
     weights = count_weights(
-        (Stored(tensor.name, tensor.dtype, tensor.n_params, tensor.nbytes) for tensor in found.tensors),
+        (Stored(tensor.name, tensor.dtype, tensor.n_params, tensor.nbytes) for tensor in contents.tensors),
         experts=shape.experts,
         experts_used=shape.experts_used,
         tied=text_config(completed).get("tie_word_embeddings") is True,
         packed_bits=_bits(packing),
     )
-    keys, why_not = _gguf_keys(found, family, architecture, packing)
+    keys, why_not = _gguf_keys(contents, family, architecture, packing)
     vocabulary = vocabulary_of_keys(keys)
     template = template_of_keys(keys, vocabulary)
     if vocabulary is None:
-        template = _template_file(found.folder)
+        template = _template_file(contents.folder)
         vocabulary = Vocabulary(size=shape.vocab) if shape.vocab else None
     suggested = None
     if template is None:
-        suggestion = suggest(token_texts(keys), generation_config(found.folder), found.name)
+        suggestion = suggest(token_texts(keys), generation_config(contents.folder), contents.name)
         suggested = (
             f"the built-in '{suggestion.template.name}' fits (its {suggestion.evidence})" if suggestion else None
         )
     stored = weights.groups[0].type.lower() if weights else None
     return Description(
-        name=found.name,
+        name=contents.name,
         kind="quantized checkpoint" if _is_packed(packing) else "checkpoint",
         source=source,
         family=family.models if family else None,
         architecture=architecture,
         shape=shape,
         weights=weights,
-        files=tuple(found.files),
+        files=tuple(contents.files),
         vocabulary=vocabulary,
         template=template,
         suggested_template=suggested,
         type=_method(packing) or stored,
         convertible=why_not is None,
         why_not=why_not,
-        revision=found.revision,
-        origin=_origin(found),
-        quantization=_quantization(packing, found.tensors),
-        notes=tuple(dict.fromkeys(note for note in found.notes if note != why_not)),
+        revision=contents.revision,
+        origin=_origin(contents),
+        quantization=_quantization(packing, contents.tensors),
+        notes=tuple(dict.fromkeys(note for note in contents.notes if note != why_not)),
     )
 
 
 def _gguf_keys(
-    found: _Found, family: Family | None, architecture: str | None, packing: Mapping[str, Any]
+    contents: _Contents, family: Family | None, architecture: str | None, packing: Mapping[str, Any]
 ) -> tuple[list[KeyValue], str | None]:
     """The keys its GGUF would have, or those of its vocabulary alone with the reason why it cannot become one."""
     why_not = None
@@ -145,22 +145,22 @@ def _gguf_keys(
         why_not = f"already quantized ({_method(packing)}); quantkit converts the original checkpoint"
     elif family is None:
         why_not = "config.json names no architecture"
-        if found.config.get("architectures"):
+        if contents.config.get("architectures"):
             why_not = f"architecture {architecture} is not supported yet"
-    elif found.opened is None:
-        why_not = found.notes[-1]
+    elif contents.opened is None:
+        why_not = contents.notes[-1]
     else:
         try:
-            model = model_from_checkpoint(found.opened)
-            found.notes += model.warnings
+            model = model_from_checkpoint(contents.opened)
+            contents.notes += model.warnings
             return list(model.keys), None
         except QuantkitError as error:
             why_not = str(error)
     try:
-        config = text_config(found.config)
-        return load_vocabulary(found.folder, config, roles=token_roles(config)).keys, why_not
+        config = text_config(contents.config)
+        return load_vocabulary(contents.folder, config, roles=token_roles(config)).keys, why_not
     except QuantkitError as error:
-        found.notes.append(str(error))
+        contents.notes.append(str(error))
         return [], why_not
 
 
@@ -170,14 +170,14 @@ def _template_file(folder: Path) -> Template | None:
         files = tokenizer_files.read(folder)
     except QuantkitError:
         return None
-    text = special.default_template(files.config.get("chat_template", files.template))
+    text = special.default_template(files.template)
     return describe_template(text, None) if text else None
 
 
-def _origin(found: _Found) -> Mapping[str, Any] | None:
+def _origin(contents: _Contents) -> Mapping[str, Any] | None:
     """The record's entry of these weight files, else all of them."""
-    record = read_record(found.folder)
-    entry = entry_of(record, Path(found.files[0].name)) if found.files else None
+    record = read_record(contents.folder)
+    entry = entry_of(record, Path(contents.files[0].name)) if contents.files else None
     return entry or record or None
 
 
@@ -195,7 +195,7 @@ def _family(config: Mapping[str, Any]) -> Family | None:
 
 
 def _completed(config: Mapping[str, Any], family: Family | None) -> Mapping[str, Any]:
-    """With what the family's class fills in, of a config that the family refuses too."""
+    """config.json with the family's defaults, also where the family refuses the config."""
     if family is None:
         return config
     try:
@@ -205,7 +205,7 @@ def _completed(config: Mapping[str, Any], family: Family | None) -> Mapping[str,
 
 
 def _is_packed(packing: Mapping[str, Any]) -> bool:
-    """Whether a quantization is one that stays: scaled f8 is undone on reading, MXFP4 goes into a GGUF as it is."""
+    """Whether the weights stay quantized on reading: scaled f8 is dequantized, MXFP4 goes into a GGUF unchanged."""
     method = packing.get("quant_method")
     plain = method in ("fp8", "mxfp4") or (method == "compressed-tensors" and "float" in str(packing.get("format")))
     return bool(packing) and not plain

@@ -29,25 +29,25 @@ _NAMES: dict[str, tuple[str, ...]] = {
 def shape_of_config(config: Mapping[str, Any]) -> Shape:
     """The sizes a config.json states; those of a multimodal one are its text model's."""
     config = text_config(config)
-    found = {field: _whole(config, names) for field, names in _NAMES.items()}
+    fields = {field: _whole(config, names) for field, names in _NAMES.items()}
     turned = _whole(config, ("qk_rope_head_dim",))
     if turned:  # latent attention: a part of each query and key that is turned, and one that is not
-        found["head_dim"] = turned + (_whole(config, ("qk_nope_head_dim",)) or 0)
-    if found["head_dim"] is None and found["heads"] and found["hidden"]:
-        found["head_dim"] = found["hidden"] // found["heads"]
-    if config.get("multi_query") is True and found["kv_heads"] is None:
-        found["kv_heads"] = 1
-    if found["kv_heads"] is None:
-        found["kv_heads"] = found["heads"]
-    if found["experts_shared"] is None and _whole(config, ("shared_expert_intermediate_size",)):
-        found["experts_shared"] = 1
-    if not found["experts"]:
-        found.update(experts=None, experts_used=None, experts_shared=None, expert_ffn=None)
+        fields["head_dim"] = turned + (_whole(config, ("qk_nope_head_dim",)) or 0)
+    if fields["head_dim"] is None and fields["heads"] and fields["hidden"]:
+        fields["head_dim"] = fields["hidden"] // fields["heads"]
+    if config.get("multi_query") is True and fields["kv_heads"] is None:
+        fields["kv_heads"] = 1
+    if fields["kv_heads"] is None:
+        fields["kv_heads"] = fields["heads"]
+    if fields["experts_shared"] is None and _whole(config, ("shared_expert_intermediate_size",)):
+        fields["experts_shared"] = 1
+    if not fields["experts"]:
+        fields.update(experts=None, experts_used=None, experts_shared=None, expert_ffn=None)
     if config.get("use_sliding_window") is False:
-        found["sliding_window"] = None
-    positions, base, scaling, dimensions = _positions(config, found["head_dim"])
+        fields["sliding_window"] = None
+    positions, base, scaling, dimensions = _positions(config, fields["head_dim"])
     return Shape(
-        **found, positions=positions, rope_base=base, rope_scaling=scaling, rope_dimensions=turned or dimensions
+        **fields, positions=positions, rope_base=base, rope_scaling=scaling, rope_dimensions=turned or dimensions
     )
 
 

@@ -35,19 +35,19 @@ def shape_of_keys(keys: Sequence[KeyValue], tensors: Sequence[str]) -> Shape:
     """The sizes a GGUF states under its architecture; of sizes given per layer, the largest."""
     values = {key.key: key.value for key in keys}
     arch = values.get("general.architecture")
-    found = {field: _number(values.get(f"{arch}.{key}")) for field, key in _SIZES.items()}
+    fields = {field: _number(values.get(f"{arch}.{key}")) for field, key in _SIZES.items()}
     if mla := _number(values.get(f"{arch}.attention.key_length_mla")):
         # llama.cpp runs latent attention as one key head of the latents; the model's own heads are these
-        found["head_dim"], found["kv_heads"] = mla, found["heads"]
-    if found["experts_shared"] is None and values.get(f"{arch}.expert_shared_feed_forward_length"):
-        found["experts_shared"] = 1
-    if found["head_dim"] is None and found["heads"] and found["hidden"]:
-        found["head_dim"] = found["hidden"] // found["heads"]
-    found["kv_heads"] = found["kv_heads"] or found["heads"]
-    if found["rope_dimensions"] == found["head_dim"]:
-        found["rope_dimensions"] = None
+        fields["head_dim"], fields["kv_heads"] = mla, fields["heads"]
+    if fields["experts_shared"] is None and values.get(f"{arch}.expert_shared_feed_forward_length"):
+        fields["experts_shared"] = 1
+    if fields["head_dim"] is None and fields["heads"] and fields["hidden"]:
+        fields["head_dim"] = fields["hidden"] // fields["heads"]
+    fields["kv_heads"] = fields["kv_heads"] or fields["heads"]
+    if fields["rope_dimensions"] == fields["head_dim"]:
+        fields["rope_dimensions"] = None
     tokens = values.get("tokenizer.ggml.tokens")
-    found["vocab"] = len(tokens) if tokens is not None else found["vocab"]
+    fields["vocab"] = len(tokens) if tokens is not None else fields["vocab"]
     base = values.get(f"{arch}.rope.freq_base")
     kind, factor = values.get(f"{arch}.rope.scaling.type"), values.get(f"{arch}.rope.scaling.factor")
     scaling = None
@@ -62,7 +62,7 @@ def shape_of_keys(keys: Sequence[KeyValue], tensors: Sequence[str]) -> Shape:
         positions = "alibi"
     elif "position_embd.weight" in tensors:
         positions = "learned"
-    return Shape(**found, positions=positions, rope_base=_float(base), rope_scaling=scaling)
+    return Shape(**fields, positions=positions, rope_base=_float(base), rope_scaling=scaling)
 
 
 def vocabulary_of_keys(keys: Sequence[KeyValue]) -> Vocabulary | None:

@@ -1,4 +1,4 @@
-"""What a model costs where it runs, and where its weights went wrong: the rest of a report, model by model."""
+"""Memory, speed and weight errors of each model: the part of a report that needs no text."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,12 +10,17 @@ from quantkit.measurement.memory import measure_memory
 from quantkit.measurement.speed import measure_speed
 from quantkit.measurement.subjects import Subject
 from quantkit.measurement.tensor_errors import tensor_errors
+from quantkit.progress import SILENT, Progress
 
 
 @dataclass(frozen=True)
 class Costs:
-    """What to measure besides quality. `gpu_layers`: numbers of offloaded layers to measure the memory with, None for
-    all, empty for not at all; `n_ctx`: of that context; `rpc`: servers ("host:port") whose devices count.
+    """What to measure besides quality.
+
+    gpu_layers: numbers of layers on the GPU to measure the memory with; None stands for all, empty for no measurement.
+    n_ctx: context of the memory measurement, in tokens.
+    speed: whether to measure tokens a second.
+    rpc: llama.cpp servers ("host:port") whose devices count as GPUs.
     """
 
     gpu_layers: Sequence[int | None]
@@ -25,37 +30,34 @@ class Costs:
     rpc: Sequence[str] = ()
 
 
-def add_costs(
-    models: Sequence[dict[str, Any]],
-    subjects: Sequence[Subject],
-    costs: Costs,
-    *,
-    step: Callable[[str], object],
-    warn: Callable[[str], object],
-) -> None:
-    """Add to the documents of `subjects` (see measurement.measure), the reference first: `memory` and `speed` of each
-    GGUF, `tensor_errors` of each candidate.
+def measure_costs(
+    subjects: Sequence[Subject], costs: Costs, progress: Progress = SILENT
+) -> tuple[list[dict[str, Any]], list[str]]:
+    """Costs of `subjects`, the reference first: one mapping a model, and a note for each figure that is missing.
 
-    What cannot be measured is absent, and `warn` gets the reason. `step(text)` says what is done now.
+    A mapping holds `tensor_errors` of a candidate, `memory` and `speed` of a GGUF (see measurement.document). A figure
+    that cannot be measured is absent; its note gives the reason.
     """
+    documents: list[dict[str, Any]] = []
     notes: dict[str, None] = {}
-    for model, subject in zip(models, subjects, strict=True):
-        if subject is not subjects[0]:
-            step(f"tensors of {subject.name}")
-            model |= _told(lambda path: _tensors(subjects[0].path, path), subject.path, notes)
-        if subject.kind != "gguf":
-            continue
-        if costs.gpu_layers:
-            step(f"memory of {subject.name}")
-            model |= _told(lambda path: _memory(path, costs, notes), subject.path, notes)
-        if costs.speed:
-            step(f"speed of {subject.name}")
-            model |= _told(lambda path: _speed(path, costs), subject.path, notes)
-    for note in notes:
-        warn(note)
+    progress.start("costs", len(subjects))
+    for number, subject in enumerate(subjects):
+        document: dict[str, Any] = {}
+        if number:
+            progress.advance(0, f"tensors of {subject.name}")
+            document |= _or_note(lambda path: _tensors(subjects[0].path, path), subject.path, notes)
+        if subject.kind == "gguf" and costs.gpu_layers:
+            progress.advance(0, f"memory of {subject.name}")
+            document |= _or_note(lambda path: _memory(path, costs, notes), subject.path, notes)
+        if subject.kind == "gguf" and costs.speed:
+            progress.advance(0, f"speed of {subject.name}")
+            document |= _or_note(lambda path: _speed(path, costs), subject.path, notes)
+        progress.advance(1, subject.name)
+        documents.append(document)
+    return documents, list(notes)
 
 
-def _told(work: Callable[[Path], Mapping[str, Any]], path: Path, notes: dict[str, None]) -> Mapping[str, Any]:
+def _or_note(work: Callable[[Path], Mapping[str, Any]], path: Path, notes: dict[str, None]) -> Mapping[str, Any]:
     try:
         return work(path)
     except QuantkitError as error:
@@ -71,8 +73,8 @@ def _memory(path: Path, costs: Costs, notes: dict[str, None]) -> Mapping[str, An
 
 
 def _tensors(reference: Path, path: Path) -> Mapping[str, Any]:
-    found = tensor_errors(reference, path)
-    return {"tensor_errors": [error.document() for error in found]} if found else {}
+    errors = tensor_errors(reference, path)
+    return {"tensor_errors": [error.document() for error in errors]} if errors else {}
 
 
 def _speed(path: Path, costs: Costs) -> Mapping[str, Any]:

@@ -1,4 +1,4 @@
-"""`measure`: models against a reference on texts, resumable, as one document that a report is made of."""
+"""`measure`: compare models with a reference on texts; the result is one document, and a killed run resumes."""
 
 import hashlib
 import json
@@ -17,22 +17,25 @@ from quantkit.errors import OutputError
 from quantkit.journal import Journal
 from quantkit.machine import cores, memory_limit
 from quantkit.measurement.comparison import Comparison
+from quantkit.measurement.costs import Costs, measure_costs
+from quantkit.measurement.document import SCHEMA
 from quantkit.measurement.subjects import Subject, check_vocabularies
 from quantkit.measurement.summary import failures, quality_document
+from quantkit.progress import SILENT, Progress
 from quantkit.texts.evaluation import Text
 from quantkit.texts.windows import Windows
 
 _BEGUN = "begun"
 
 
-def default_threads() -> int:
-    """One for each core this process may use."""
-    return cores()
-
-
 @dataclass(frozen=True)
 class Limits:
-    """What a candidate may cost at most. `delta`: (of the perplexity, whether relative to the reference's)."""
+    """Limits of a candidate's loss of quality; None for no limit.
+
+    delta: of the perplexity's increase, as (limit, whether it is a fraction of the reference's perplexity).
+    kl: of the mean KL divergence, in nats a token.
+    top1: least fraction of tokens whose most likely token is the reference's.
+    """
 
     delta: tuple[float, bool] | None = None
     kl: float | None = None
@@ -40,93 +43,106 @@ class Limits:
 
 
 @dataclass(frozen=True)
-class Request:
-    """How to measure. `n_chunks`: windows of each text at most. `work`: a folder for what a killed run goes on from."""
+class MeasureOptions:
+    """Options of `measure`.
+
+    work: folder of the unfinished measurement; a killed run resumes from it.
+    n_ctx: tokens of a window.
+    n_chunks: windows of each text at most; None for all.
+    costs: memory and speed to measure besides quality; None for quality alone.
+    force: discard the unfinished measurement of something else in `work`.
+    """
 
     work: Path
     n_ctx: int = 512
     n_chunks: int | None = None
-    threads: int = field(default_factory=default_threads)
+    threads: int = field(default_factory=cores)
     limits: Limits = Limits()
+    costs: Costs | None = None
     force: bool = False
 
 
-@dataclass(frozen=True)
-class Hooks:
-    """Who is told. `prepared(name, done, of)`: a model takes all windows, by layers. `measured(done, of, text)`:
-    windows done for all models, and what is known so far in words.
-    """
-
-    prepared: Callable[[str, int, int], object] = lambda name, done, of: None
-    measured: Callable[[int, int, str], object] = lambda done, of, text: None
-    warn: Callable[[str], object] = lambda text: None
-
-
 def measure(
-    reference: Subject, candidates: Sequence[Subject], texts: Sequence[Text], request: Request, hooks: Hooks
+    reference: Subject,
+    candidates: Sequence[Subject],
+    texts: Sequence[Text],
+    options: MeasureOptions,
+    *,
+    progress: Progress = SILENT,
+    warn: Callable[[str], object] = lambda text: None,
 ) -> dict[str, Any]:
-    """Perplexity of every model on every text, and of the candidates what sets them apart from the reference.
+    """Measure every model on every text, and compare each candidate with the reference token by token.
 
-    The document has `texts`, `models` (the reference first) with `quality`, `flags` (limits that are not kept),
-    `machine`, `settings` and `seconds`. The caller removes `request.work` once it has stored it.
+    Returns the report.json document (see measurement.document): `texts`, `models` (the reference first), `flags`
+    (limits that a candidate exceeds), `machine`, `settings` and `seconds`. `warn` receives each warning. The caller
+    removes `options.work` once the document is stored.
 
     Raises:
         MeasureError: a text is too short, vocabularies differ, logits are not finite.
-        OutputError: the work folder belongs to another measurement (see `Request.force`), or cannot be written.
+        OutputError: the work folder belongs to another measurement, or cannot be written.
         QuantkitError: llama.cpp refuses a file.
     """
     begun = time.monotonic()
     subjects = [reference, *candidates]
-    check_vocabularies(reference, candidates, hooks.warn)
-    own = _with_own_names(texts)
-    windows = [reference.windows(text, n_ctx=request.n_ctx, n_chunks=request.n_chunks) for text in own]
+    check_vocabularies(reference, candidates, warn)
+    windows = [
+        reference.windows(text, n_ctx=options.n_ctx, n_chunks=options.n_chunks) for text in _with_unique_names(texts)
+    ]
     with ExitStack() as stack:
-        _begin(request, _fingerprint(subjects, windows), stack)
+        _begin(options, _fingerprint(subjects, windows), stack)
         comparison = Comparison(
             [subject.engine for subject in subjects],
             [subject.name for subject in subjects],
             windows,
-            request.work,
-            threads=request.threads,
+            options.work,
+            threads=options.threads,
         )
-        _run(comparison, subjects, hooks)
-        models = [_model(comparison, number, subjects, windows) for number in range(len(subjects))]
-    for model, label in zip(models, _labels(subjects), strict=True):
-        model["label"] = label
+        stages = _ComparisonStages(comparison, subjects, progress)
+        comparison.run(prepared=stages.prepared, measured=stages.measured)
+        models = [
+            _model(comparison, number, label, subjects, windows) for number, label in enumerate(_labels(subjects))
+        ]
+    seconds = round(time.monotonic() - begun, 3)
+    if options.costs is not None:
+        costs, notes = measure_costs(subjects, options.costs, progress)
+        models = [model | cost for model, cost in zip(models, costs, strict=True)]
+        for note in notes:
+            warn(note)
     return {
+        "schema": SCHEMA,
         "quantkit": __version__,
         "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "machine": machine(),
-        "settings": {"ctx": request.n_ctx, "chunks": request.n_chunks, "threads": request.threads},
-        "texts": [_text(each) for each in windows],
+        "settings": {"ctx": options.n_ctx, "chunks": options.n_chunks, "threads": options.threads},
+        "texts": [_text(text) for text in windows],
         "models": models,
-        "flags": _flags(models, request.limits),
-        "seconds": round(time.monotonic() - begun, 3),
+        "flags": _flags(models, options.limits),
+        "seconds": seconds,
     }
 
 
-def _with_own_names(texts: Sequence[Text]) -> list[Text]:
-    """A report knows a text by its name alone: of several `test.txt` the second is `test.txt (2)`."""
-    found: dict[str, Text] = {}
+def _with_unique_names(texts: Sequence[Text]) -> list[Text]:
+    """A report identifies a text by its name: of several `test.txt` the second becomes `test.txt (2)`."""
+    by_name: dict[str, Text] = {}
     for text in texts:
         name, number = text.name, 1
-        while name in found:
+        while name in by_name:
             number += 1
             name = f"{text.name} ({number})"
-        found[name] = replace(text, name=name)
-    return list(found.values())
+        by_name[name] = replace(text, name=name)
+    return list(by_name.values())
 
 
-def _begin(request: Request, fingerprint: str, stack: ExitStack) -> None:
-    """Lock the work folder; what lies there stays only if it is of the same measurement."""
+def _begin(options: MeasureOptions, fingerprint: str, stack: ExitStack) -> None:
+    """Lock the work folder, and empty it unless it holds the same measurement."""
     try:
-        request.work.mkdir(parents=True, exist_ok=True)
+        options.work.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise OutputError(f"cannot create {request.work}: {error.strerror or error}") from error
-    journal = Journal(request.work / "journal", fingerprint, [], force=request.force)
+        raise OutputError(f"cannot create {options.work}: {error.strerror or error}") from error
+    journal = Journal(options.work / "journal", fingerprint, [], force=options.force)
     stack.callback(journal.close)
     if _BEGUN not in journal.done:
-        for path in request.work.iterdir():
+        for path in options.work.iterdir():
             if path.is_dir():
                 shutil.rmtree(path)
             elif path != journal.path:
@@ -135,38 +151,53 @@ def _begin(request: Request, fingerprint: str, stack: ExitStack) -> None:
 
 
 def _fingerprint(subjects: Sequence[Subject], windows: Sequence[Windows]) -> str:
-    """Of all that the records depend on: the weights and the token ids."""
+    """A digest of all that the records depend on: the weights and the token ids."""
     digest = hashlib.sha256(__version__.encode())
     for subject in subjects:
         digest.update(subject.fingerprint.encode())
-    for each in windows:
-        digest.update(json.dumps(each.tokens.shape).encode())
-        digest.update(each.tokens.tobytes() + each.targets.tobytes())
+    for text in windows:
+        digest.update(json.dumps(text.tokens.shape).encode())
+        digest.update(text.tokens.tobytes() + text.targets.tobytes())
     return digest.hexdigest()
 
 
-def _run(comparison: Comparison, subjects: Sequence[Subject], hooks: Hooks) -> None:
-    done = 0
+class _ComparisonStages:
+    """Reports the steps of a Comparison: the layers of each folder of weights, then the windows."""
 
-    def measured(count: int) -> None:
-        nonlocal done
-        done += count
-        # the first few are named: a line has room for them
-        so_far = ((subject.label, comparison.perplexity_so_far(number)) for number, subject in enumerate(subjects))
-        known = [f"{label} {value:.4g}" for label, value in so_far if value == value][:4]
-        hooks.measured(done, comparison.n_windows, " ".join(known))
+    def __init__(self, comparison: Comparison, subjects: Sequence[Subject], progress: Progress) -> None:
+        self._comparison, self._subjects, self._progress = comparison, subjects, progress
+        self._stage = ""
+        self._layers = self._windows = 0
 
-    comparison.run(prepared=lambda number, step, of: hooks.prepared(subjects[number].name, step, of), measured=measured)
+    def prepared(self, number: int, done: int, of: int) -> None:
+        stage = f"layers of {self._subjects[number].name}"
+        if stage != self._stage:
+            self._stage, self._layers = stage, 0
+            self._progress.start(stage, of)
+        self._progress.advance(done - self._layers, f"{done} of {of}")
+        self._layers = done
+
+    def measured(self, count: int) -> None:
+        before, self._windows = self._windows, self._windows + count
+        if self._stage != "chunks":
+            self._stage, before = "chunks", 0
+            self._progress.start("chunks", self._comparison.n_windows)
+        # A line has room for a few models.
+        values = [
+            (subject.label, self._comparison.perplexity_so_far(number)) for number, subject in enumerate(self._subjects)
+        ]
+        known = " ".join(f"{label} {value:.4g}" for label, value in [pair for pair in values if pair[1] == pair[1]][:4])
+        self._progress.advance(self._windows - before, f"{self._windows} of {self._comparison.n_windows}: {known}")
 
 
 def _model(
-    comparison: Comparison, number: int, subjects: Sequence[Subject], windows: Sequence[Windows]
+    comparison: Comparison, number: int, label: str, subjects: Sequence[Subject], windows: Sequence[Windows]
 ) -> dict[str, Any]:
     subject = subjects[number]
     weights = subject.description.weights
-    found: dict[str, Any] = {
+    document: dict[str, Any] = {
         "name": subject.name,
-        "label": subject.label,
+        "label": label,
         "role": "candidate" if number else "reference",
         "kind": subject.kind,
         "path": subject.path.name,
@@ -174,16 +205,16 @@ def _model(
         "bytes": subject.engine.n_bytes,
     }
     if weights is not None:
-        found |= {"parameters": weights.parameters, "bits_per_weight": round(weights.bits_per_weight, 4)}
-    found["quality"] = [
+        document |= {"parameters": weights.parameters, "bits_per_weight": round(weights.bits_per_weight, 4)}
+    document["quality"] = [
         quality_document(text.name, comparison.records(number, place), comparison.records(0, place) if number else None)
         for place, text in enumerate(windows)
     ]
-    return found
+    return document
 
 
 def _labels(subjects: Sequence[Subject]) -> list[str]:
-    """The types; where two models have one, also what kind of file they are in."""
+    """The types; where two models have the same type, the kind of file follows."""
     labels = [subject.label for subject in subjects]
     return [
         label if labels.count(label) == 1 else f"{label} {subject.kind}"
@@ -221,10 +252,10 @@ def _engine(kind: str) -> str:
 
 
 def machine() -> dict[str, Any]:
-    """What measured: processor, cores this process may use, bytes of memory."""
+    """The measuring machine: processor, cores and bytes of memory that this process may use."""
     return {
         "cpu": _processor(),
-        "cores": default_threads(),
+        "cores": cores(),
         "memory_bytes": memory_limit(),
     }
 

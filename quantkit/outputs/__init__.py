@@ -1,1 +1,1 @@
-"""What a conversion writes, planned from headers: GGUF files, packed folders, the calibration, the chat template."""
+"""What a conversion writes, from headers alone: GGUF files, packed folders, an importance matrix, the calibration."""

@@ -146,12 +146,12 @@ def remedies(shape: ModelShape, offers: Sequence[Offer], context: Context, budge
         tries.append((f"--n-cpu-moe {shape.n_layer}", replace(context, cpu_moe=shape.n_layer)))
     if context.n_ubatch > 128:
         tries.append(("--batch 128", replace(context, n_ubatch=128)))
-    found = []
+    fitting = []
     for what, changed in tries:
         fit = fit_offer(shape, smallest, changed, budget)
         if fit.fits:
-            found.append(Remedy(what, fit))
-    return found
+            fitting.append(Remedy(what, fit))
+    return fitting
 
 
 def _largest(good: Callable[[int], bool], low: int, high: int) -> int:

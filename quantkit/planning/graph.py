@@ -1,7 +1,7 @@
 """The largest graph llama.cpp reserves for a model: one physical batch of a prompt, every token with an output.
 
-Follows llm_graph_context and the graphs of src/models in llama.cpp; which of their branches a model takes is told by
-its tensors, and by the traits of its family where they do not show it.
+Follows llm_graph_context and the graphs of src/models in llama.cpp. A model's tensors show which branches it takes, and
+its family's traits do where tensors do not show it.
 """
 
 from collections.abc import Hashable, Sequence
@@ -45,7 +45,7 @@ def telling_layers(shape: ModelShape, kinds: Sequence[Hashable]) -> list[int]:
 
     `kinds` sets apart layers that are alike in themselves, by where they run.
     """
-    found, run = [], 0
+    chosen, run = [], 0
     before: Hashable = None
     for i, layer in enumerate(shape.layers):
         sizes = (layer.n_head, layer.n_head_kv, layer.head_k, layer.head_v, layer.slides)
@@ -53,8 +53,8 @@ def telling_layers(shape: ModelShape, kinds: Sequence[Hashable]) -> list[int]:
         run = run + 1 if sign == before else 1
         before = sign
         if run <= _TELLING or i == shape.n_layer - 1:
-            found.append(i)
-    return found
+            chosen.append(i)
+    return chosen
 
 
 def _embedded(d: Drawing) -> Tensor:

@@ -163,19 +163,19 @@ def weight_devices(
     """Where each tensor lies, by name; a tied embedding is on the CPU and, as the output, on the GPU too."""
     start = first_gpu_layer(shape, context)
     tied = "output.weight" not in shape.tensors
-    found: dict[str, tuple[str, ...]] = {}
+    devices: dict[str, tuple[str, ...]] = {}
     for tensor in tensors:
         layer = tensor.layer
         if layer is not None:
             stays = layer < start or (layer < context.cpu_moe and tensor.is_expert)
-            found[tensor.name] = ("CPU",) if stays else ("GPU",)
+            devices[tensor.name] = ("CPU",) if stays else ("GPU",)
         elif tensor.name.startswith("output"):
-            found[tensor.name] = ("GPU" if shape.n_layer >= start else "CPU",)
+            devices[tensor.name] = ("GPU" if shape.n_layer >= start else "CPU",)
         elif tensor.name == "token_embd.weight" and tied and shape.n_layer >= start:
-            found[tensor.name] = ("CPU", "GPU")
+            devices[tensor.name] = ("CPU", "GPU")
         else:
-            found[tensor.name] = ("CPU",)
-    return found
+            devices[tensor.name] = ("CPU",)
+    return devices
 
 
 def kv_bytes(shape: ModelShape, context: Context) -> dict[str, int]:
@@ -183,14 +183,14 @@ def kv_bytes(shape: ModelShape, context: Context) -> dict[str, int]:
     start = first_gpu_layer(shape, context)
     kind = KV_TYPES[context.kv_type]
     widest = max(layer.n_head_kv * layer.head_v for layer in shape.layers)
-    found = {"CPU": 0, "GPU": 0}
+    sizes = {"CPU": 0, "GPU": 0}
     for number, layer in enumerate(shape.layers):
         cells = context.window_cells(shape.window) if layer.slides else context.cells
         # without flash attention values lie transposed, and every layer takes the widest one's room
         values = layer.n_head_kv * layer.head_v if context.flash_on else widest
         row = row_bytes(kind, layer.n_head_kv * layer.head_k) + (row_bytes(kind, values) if values else 0)
-        found["GPU" if number >= start else "CPU"] += row * cells
-    return found
+        sizes["GPU" if number >= start else "CPU"] += row * cells
+    return sizes
 
 
 def compute_bytes(
@@ -215,10 +215,10 @@ def compute_bytes(
 
 def _largest_of_a_kind(tensors: Sequence[PlannedTensor]) -> dict[str, int]:
     """Bytes of each tensor by name, those of layers as in the layer where they are largest: a mix varies by layer."""
-    found: dict[str, int] = {}
+    largest: dict[str, int] = {}
     for tensor in tensors:
-        found[tensor.kind] = max(found.get(tensor.kind, 0), tensor.nbytes)
-    return {tensor.name: found[tensor.kind] for tensor in tensors}
+        largest[tensor.kind] = max(largest.get(tensor.kind, 0), tensor.nbytes)
+    return {tensor.name: largest[tensor.kind] for tensor in tensors}
 
 
 def _on_gpu(tensor: PlannedTensor) -> int:

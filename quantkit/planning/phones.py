@@ -18,7 +18,7 @@ PHONE_TYPES = ("q4_0", "q4_k_m")
 ANDROID_BYTES = 2 << 30
 ANDROID_TENTHS = 1
 """Assumed, not measured: Android and its services keep 2 GiB and a tenth of the memory."""
-TOLD = 0.93
+REPORTED = 0.93
 """Assumed: the part of the memory a phone is sold with that its kernel reports as MemTotal."""
 
 PHONE_BANDWIDTH = 20e9
@@ -42,7 +42,7 @@ class Phone:
     @property
     def room(self) -> int:
         """Bytes that a model may take."""
-        return room(int(self.gigabytes * TOLD * 2**30))
+        return room(int(self.gigabytes * REPORTED * 2**30))
 
     @property
     def context(self) -> Context:

@@ -77,7 +77,7 @@ class ModelShape:
 
 
 def model_shape(keys: Mapping[str, Any], tensors: Iterable[tuple[str, tuple[int, ...]]], where: str) -> ModelShape:
-    """The shape told by a header's keys and its tensors (name, numpy shape).
+    """The shape from a header's keys and its tensors (name, numpy shape).
 
     Raises:
         CheckpointError: a size is missing or not sensible, or the embedding is.
@@ -140,10 +140,10 @@ def _each(keys: Mapping[str, Any], name: str, n_layer: int, default: list[int] |
     if value is None and default is not None:
         return default
     if value is not None and np.ndim(value):
-        found = [int(each) for each in value]
-        if len(found) < n_layer:
-            raise CheckpointError(f"{where} has {len(found)} values of {name} for {n_layer} layers")
-        return found[:n_layer]
+        counts = [int(each) for each in value]
+        if len(counts) < n_layer:
+            raise CheckpointError(f"{where} has {len(counts)} values of {name} for {n_layer} layers")
+        return counts[:n_layer]
     return [_count(keys, name, where)] * n_layer
 
 

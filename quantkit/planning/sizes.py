@@ -56,7 +56,7 @@ def known_types(names: Sequence[str]) -> tuple[str, ...]:
     Raises:
         UsageError: an unknown type; awq and gptq are known too.
     """
-    found = []
+    known = []
     for name in names:
         key = name.strip().lower()
         if key not in FOLDERS:
@@ -64,8 +64,8 @@ def known_types(names: Sequence[str]) -> tuple[str, ...]:
                 key = file_type(key).name
             except UsageError as error:
                 raise UsageError(f"{str(error).rstrip('.')}, awq, gptq.") from None
-        found.append(key)
-    return tuple(dict.fromkeys(found))
+        known.append(key)
+    return tuple(dict.fromkeys(known))
 
 
 def offers(source: Source, names: Sequence[str] | None) -> tuple[Offer, ...]:
@@ -77,9 +77,9 @@ def offers(source: Source, names: Sequence[str] | None) -> tuple[Offer, ...]:
                 " the original checkpoint"
             )
         return (as_it_is(source),)
-    asked = known_types(names) if names else _usual(source)
-    found = [_folder(source, name) if name in FOLDERS else _gguf(source, file_type(name)) for name in asked]
-    return tuple(sorted(found, key=lambda offer: (offer.is_folder, -_quality(offer))))
+    wanted = known_types(names) if names else _usual(source)
+    made = [_folder(source, name) if name in FOLDERS else _gguf(source, file_type(name)) for name in wanted]
+    return tuple(sorted(made, key=lambda offer: (offer.is_folder, -_quality(offer))))
 
 
 def _usual(source: Source) -> tuple[str, ...]:
@@ -171,5 +171,5 @@ def _folder(source: Source, method: str) -> Offer:
     except QuantkitError as error:
         return Offer(method, why_not=str(error))
     elements = sum(tensor.n_elements for tensor in source.model.tensors)
-    held = sum(place.nbytes for shard in plan.shards for place in shard.places)
-    return Offer(method, plan.size, 8 * held / elements, (), f"{source.model.name}-{method.upper()}", group=group)
+    stored = sum(place.nbytes for shard in plan.shards for place in shard.places)
+    return Offer(method, plan.size, 8 * stored / elements, (), f"{source.model.name}-{method.upper()}", group=group)

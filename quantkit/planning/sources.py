@@ -30,7 +30,7 @@ _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "qwen.tiktoken
 
 @dataclass(frozen=True)
 class Source:
-    """What is planned for. `exact`: sizes of files are to the byte; `notes` say why not, and what else is to know.
+    """The model to plan for. `exact`: file sizes are exact to the byte; `notes` say why not, and other limits.
 
     `vocabulary`: bytes by which a GGUF is larger than the model's keys tell, where the vocabulary was only weighed.
     """
@@ -52,7 +52,7 @@ class Source:
 
 
 def open_source(source: str, *, offline: bool = False) -> Source:
-    """Read what `source` says of itself; no weights are read or downloaded.
+    """Open a source from headers alone; no weights are read or downloaded.
 
     `source`: a hub id, a checkpoint folder, a folder that has a config.json and no weights, a config.json, or a GGUF.
 
@@ -104,7 +104,7 @@ def _from_checkpoint(checkpoint: Checkpoint) -> Source:
 
 
 def _with_stand_in(checkpoint: Checkpoint, *notes: str) -> Source:
-    """A checkpoint whose vocabulary is not converted, only weighed: its files are right to a few kilobytes."""
+    """A checkpoint whose vocabulary is estimated, not converted: file sizes are right to a few kilobytes."""
     weight = padded(_vocabulary_bytes(checkpoint.folder))
     return _planned(_weighed(checkpoint), exact=False, notes=notes, vocabulary=weight)
 
@@ -142,15 +142,15 @@ def _weight(pattern: re.Pattern[bytes], text: bytes, start: int, stop: int, each
         # a piece at a time, so that few texts are in memory; a comma between two of them ends it
         comma = text.find(b'",', start + _PIECE, stop)
         end = stop if comma < 0 else comma + 2
-        found = pattern.findall(text, start, end)
-        joined = b"".join(found)
-        size += len(joined) - joined.count(b"\\") + each * len(found)
+        texts = pattern.findall(text, start, end)
+        joined = b"".join(texts)
+        size += len(joined) - joined.count(b"\\") + each * len(texts)
         start = end
     return int(size)
 
 
 def _from_config(path: Path) -> Source:
-    """A model of which only config.json is there: its family's rules say which tensors it has."""
+    """A model with a config.json and no weights: its family's rules give the tensors."""
     folder = path.parent
     config = parse_config(read_small_file(folder, path.name, str(path)), str(path))
     family = find_family(config)
@@ -169,15 +169,15 @@ def _from_config(path: Path) -> Source:
 
 def _ruled(family: Family, sizes: Hyperparameters) -> Iterator[tuple[str, tuple[int, ...]]]:
     """Names and shapes of the tensors that every checkpoint of these sizes has."""
-    seen: set[tuple[str, int | None]] = set()
+    yielded: set[tuple[str, int | None]] = set()
     for rule in family.rules:
         if (rule.when and not rule.when(sizes)) or rule.scales or not _is_there(rule, sizes):
             continue
         shape = tuple(family.dimension(sizes, name) for name in rule.shape)
         for layer in _layers(rule, sizes):
-            if (rule.target, layer) in seen:
+            if (rule.target, layer) in yielded:
                 continue
-            seen.add((rule.target, layer))
+            yielded.add((rule.target, layer))
             for expert in range(sizes.n_expert) if "{expert}" in rule.source else (None,):
                 yield rule.source.format(layer=layer, expert=expert), shape
 

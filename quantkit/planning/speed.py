@@ -16,19 +16,19 @@ _EARLY = 512
 def bytes_per_token(shape: ModelShape, tensors: Sequence[PlannedTensor], context: Context) -> dict[str, int]:
     """Bytes each device reads to generate one token: of experts those in use, of the embedding one row."""
     where = weight_devices(shape, tensors, context)
-    found = {"CPU": 0, "GPU": 0}
+    moved = {"CPU": 0, "GPU": 0}
     for tensor in tensors:
         size = tensor.nbytes
         if "_exps." in tensor.name and shape.n_expert_used and len(tensor.shape) > 2:
             size = size * shape.n_expert_used // tensor.shape[0]
         if tensor.name == "token_embd.weight" and "output.weight" in shape.tensors:
             size //= tensor.shape[0]
-        found[where[tensor.name][-1]] += size
+        moved[where[tensor.name][-1]] += size
     kv = kv_bytes(shape, context)
     cells = min(_EARLY, context.cells)
-    for device in found:
-        found[device] += kv[device] * cells // context.cells
-    return found
+    for device in moved:
+        moved[device] += kv[device] * cells // context.cells
+    return moved
 
 
 def tokens_per_second(moved: Mapping[str, int], bandwidth: Mapping[str, float]) -> float:

@@ -2,7 +2,7 @@
 
 import math
 
-from quantkit.report.document import Value
+from quantkit.measurement.document import Value
 
 ABSENT = "–"
 _MINUS = "−"

@@ -6,7 +6,7 @@ from importlib import resources
 from itertools import groupby
 from typing import Any
 
-from quantkit.report.document import Report, read_report
+from quantkit.measurement.document import Report, read_report
 from quantkit.report.drawing import Plot
 from quantkit.report.figures import ABSENT
 from quantkit.report.method import machine, method

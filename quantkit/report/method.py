@@ -1,6 +1,6 @@
 """How the figures were measured, in sentences, and what is known of the machine and the files."""
 
-from quantkit.report.document import Report, Text
+from quantkit.measurement.document import Report, Text
 from quantkit.report.figures import duration, size, whole
 
 

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from quantkit.report.document import Divergence, Histogram, Report, Text
+from quantkit.measurement.document import Divergence, Histogram, Report, Text
 from quantkit.report.drawing import GRID, INK, PAGE, SERIES, Plot, draw, short
 from quantkit.report.figures import tick
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from quantkit.report.document import Memory, Model, Report
+from quantkit.measurement.document import Memory, Model, Report
 from quantkit.report.drawing import INK, KINDS, PAGE, Plot, draw, short
 from quantkit.report.figures import size, tick
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
-from quantkit.report.document import Report, Text, Value
+from quantkit.measurement.document import Report, Text, Value
 from quantkit.report.drawing import GRID, INK, PAGE, SERIES, SOFT, Plot, draw, em_width, short
 from quantkit.report.figures import tick
 from quantkit.report.labels import Box, place

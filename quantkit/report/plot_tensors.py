@@ -7,7 +7,7 @@ from itertools import pairwise
 from statistics import median
 from typing import TYPE_CHECKING
 
-from quantkit.report.document import Model, Report
+from quantkit.measurement.document import Model, Report
 from quantkit.report.drawing import INK, PAGE, Plot, draw, short
 from quantkit.report.figures import significant
 

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from quantkit.report.document import Report, read_report
+from quantkit.measurement.document import Report, read_report
 from quantkit.report.drawing import Plot, check_extra
 from quantkit.report.plot_divergence import divergence
 from quantkit.report.plot_memory import memory

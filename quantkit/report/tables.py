@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from quantkit.report.document import DeviceMemory, Model, Quality, Report, Text
+from quantkit.measurement.document import DeviceMemory, Model, Quality, Report, Text
 from quantkit.report.figures import ABSENT, change, percent, plus_minus, significant, size, whole
 
 

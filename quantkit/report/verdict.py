@@ -2,7 +2,7 @@
 
 import math
 
-from quantkit.report.document import Model, Quality, Report, Text
+from quantkit.measurement.document import Model, Quality, Report, Text
 from quantkit.report.figures import change, percent, plus_minus, smaller
 
 CLOSE = 0.05

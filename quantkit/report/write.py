@@ -1,13 +1,13 @@
 """A report on disk: report.json, report.md, report.html and plots/, each complete or not there."""
 
 import json
-import os
 import re
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from quantkit.errors import MissingExtraError, OutputError
+from quantkit.errors import MissingExtraError
+from quantkit.files import make_folder, write_atomically
 from quantkit.report.html import html
 from quantkit.report.markdown import markdown
 from quantkit.report.plots import plots
@@ -57,14 +57,6 @@ def _json(report: Mapping[str, Any]) -> bytes:
 
 
 def _write(path: Path, content: bytes) -> Path:
-    partial = path.with_name(path.name + ".partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with partial.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    except OSError as error:
-        raise OutputError(f"the report could not be written to {path}: {error.strerror or error}") from error
+    make_folder(path.parent)
+    write_atomically(path, content)
     return path

@@ -56,8 +56,6 @@ def _encoder(files: TokenizerFiles) -> Callable[[Sequence[str]], Iterable[Sequen
     if files.tokenizer is None and files.model is not None:
         return lambda texts: sentencepiece_ids(files, texts) if texts else []
     tokenizer = build_tokenizer(files)
-    tokenizer.no_padding()
-    tokenizer.no_truncation()
     return lambda texts: [each.ids for each in tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)]
 
 
@@ -88,8 +86,7 @@ def first_token(files: TokenizerFiles, config: dict[str, Any], n_tokens: int) ->
 
 def chat_template(files: TokenizerFiles) -> str | None:
     """The checkpoint's default chat template."""
-    template = files.config.get("chat_template") or files.template
-    return special.default_template(template) if isinstance(template, str | list) else None
+    return special.default_template(files.template)
 
 
 def render_documents(documents: Sequence[Document], files: TokenizerFiles, *, chat: bool | None) -> Rendered:

@@ -12,7 +12,7 @@ from typing import Any
 from quantkit.errors import TokenizerError, UsageError
 from quantkit.gguf.keyvalues import KeyValue
 
-from . import bytelevel, special, spm, spm_json
+from . import bytelevel, chat_templates, special, spm, spm_json
 from .differences import Difference, differences
 from .files import TokenizerFiles, read
 from .huggingface import hf_token_ids
@@ -20,6 +20,7 @@ from .pretokenizers import check_name, pretokenizer_names
 from .probe import PROBE
 from .roles import NO_ROLES, TokenRoles, add_family_roles, add_named_ends
 from .tokens import Tokens, refuse_duplicates
+from .written import special_texts, unlike_texts
 
 __all__ = [
     "PROBE",
@@ -30,6 +31,8 @@ __all__ = [
     "hf_token_ids",
     "load_vocabulary",
     "pretokenizer_names",
+    "special_texts",
+    "unlike_texts",
 ]
 
 
@@ -103,6 +106,8 @@ def _vocabulary(
     specials.adds = tokens.adds | specials.adds
     if chat_template is not None:
         specials.template = chat_template
+    else:
+        specials.warnings += chat_templates.warnings(files.templates)
     return Vocabulary(
         model=tokens.model,
         pre=tokens.pre,

@@ -11,7 +11,7 @@ from typing import Any
 
 from quantkit.errors import TokenizerError
 
-from . import ranks
+from . import chat_templates, ranks
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,8 @@ class TokenizerFiles:
     `tokenizer` is tokenizer.json, `config` tokenizer_config.json ({} where absent), `special` special_tokens_map.json,
     `added` added_tokens.json (token -> id), `model` the path of tokenizer.model, `vocab` and `merges` those of
     vocab.json and merges.txt; a path or `tokenizer` is None where the file is absent. `ranks` is the path of Qwen-1's
-    qwen.tiktoken where nothing else describes the tokenizer; `tokenizer` is then made from it.
+    qwen.tiktoken where nothing else describes the tokenizer; `tokenizer` is then made from it. `templates` are the chat
+    templates by file, the one in use first.
     """
 
     folder: Path
@@ -33,8 +34,13 @@ class TokenizerFiles:
     model: Path | None
     vocab: Path | None
     merges: Path | None
-    template: str | list[dict[str, Any]] | None
+    templates: tuple[tuple[str, chat_templates.Template], ...]
     ranks: Path | None = None
+
+    @property
+    def template(self) -> chat_templates.Template | None:
+        """The chat template in use."""
+        return self.templates[0][1] if self.templates else None
 
 
 def read(folder: Path) -> TokenizerFiles:
@@ -48,17 +54,18 @@ def read(folder: Path) -> TokenizerFiles:
     table = _ranks(folder) if text is None else None
     if table is not None:
         text = ranks.tokenizer_json(table)
+    config = read_object(folder / "tokenizer_config.json") or {}
     files = TokenizerFiles(
         folder=folder,
         tokenizer=None if text is None else _object(text, folder / "tokenizer.json"),
         tokenizer_text=text,
-        config=read_object(folder / "tokenizer_config.json") or {},
+        config=config,
         special=read_object(folder / "special_tokens_map.json") or {},
         added=_added(folder / "added_tokens.json"),
         model=_present(folder / "tokenizer.model"),
         vocab=_present(folder / "vocab.json"),
         merges=_present(folder / "merges.txt"),
-        template=_template(folder),
+        templates=_templates(folder, config),
         ranks=table,
     )
     if files.tokenizer is None and files.model is None and not (files.vocab and files.merges):
@@ -122,17 +129,14 @@ def _ranks(folder: Path) -> Path | None:
     return _present(folder / ranks.FILE_NAME)
 
 
-def _template(folder: Path) -> str | list[dict[str, Any]] | None:
-    """The template outside tokenizer_config.json: chat_template.jinja and its additions, else chat_template.json."""
-    main = read_text(folder / "chat_template.jinja")
-    if main is None:
-        value = (read_object(folder / "chat_template.json") or {}).get("chat_template")
-        return value if isinstance(value, str | list) else None
-    others = sorted((folder / "additional_chat_templates").glob("*.jinja"))
-    if not others:
-        return main
-    named = [{"name": path.stem, "template": read_text(path)} for path in others]
-    return [{"name": "default", "template": main}, *named]
+def _templates(folder: Path, config: dict[str, Any]) -> tuple[tuple[str, chat_templates.Template], ...]:
+    paths = sorted((folder / "additional_chat_templates").glob("*.jinja"))
+    return chat_templates.places(
+        read_text(folder / "chat_template.jinja"),
+        {path.stem: read_text(path) or "" for path in paths},
+        config,
+        read_object(folder / "chat_template.json") or {},
+    )
 
 
 def token_text(entry: Any) -> str | None:

@@ -36,8 +36,6 @@ def hf_token_ids(folder: Path, texts: Sequence[str]) -> list[list[int]]:
     if files.tokenizer is None and files.model is not None:
         return sentencepiece_ids(files, texts)
     tokenizer = build_tokenizer(files)
-    tokenizer.no_padding()
-    tokenizer.no_truncation()
     return [encoding.ids for encoding in tokenizer.encode_batch(list(texts), add_special_tokens=False)]
 
 
@@ -47,9 +45,7 @@ def build_tokenizer(files: TokenizerFiles) -> Tokenizer:
     Raises TokenizerError when `tokenizers` cannot load it, UnsupportedError for an unknown slow tokenizer class.
     """
     try:
-        base = (
-            _from_vocab_and_merges(files) if files.tokenizer_text is None else Tokenizer.from_str(files.tokenizer_text)
-        )
+        base = _from_vocab_and_merges(files) if files.tokenizer_text is None else load_pipeline(files.tokenizer_text)
     except UnsupportedError:
         raise
     except Exception as error:  # the Rust library raises bare Exception
@@ -60,6 +56,17 @@ def build_tokenizer(files: TokenizerFiles) -> Tokenizer:
     base.add_tokens([_added_token(entry) for _, entry in added_token_entries(files)])
     base.add_special_tokens(_role_tokens(files))
     return base
+
+
+def load_pipeline(text: str) -> Tokenizer:
+    """The pipeline that the text of a tokenizer.json describes, without its padding and truncation.
+
+    Both only shape batches. Left on, they add pad tokens to every encoded text, or cut it.
+    """
+    tokenizer = Tokenizer.from_str(text)
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    return tokenizer
 
 
 def added_token_entries(files: TokenizerFiles) -> list[tuple[int, dict[str, Any]]]:

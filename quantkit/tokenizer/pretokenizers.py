@@ -23,6 +23,7 @@ from tokenizers import Regex, Tokenizer, pre_tokenizers
 from quantkit.errors import UnsupportedError, UsageError
 
 from .files import token_text
+from .huggingface import load_pipeline
 from .probe import PROBE
 
 
@@ -158,7 +159,7 @@ def normalizers(node: Any) -> list[str]:
 def _merges_reach_all(source: dict[str, Any]) -> bool:
     """Whether merging alone makes every token, so that ignore_merges changes nothing."""
     plain = dict(source, model=dict(source["model"], ignore_merges=False))
-    model = Tokenizer.from_str(json.dumps(plain)).model
+    model = load_pipeline(json.dumps(plain)).model
     return all(len(model.tokenize(text)) == 1 for text in source["model"]["vocab"] if text)
 
 

@@ -135,11 +135,11 @@ def _tokenizer_json(data: bytes) -> str:
 
 
 def _spelled(token: bytes) -> str:
-    return token.decode("latin-1").translate(_alphabet())
+    return token.decode("latin-1").translate(alphabet())
 
 
 @cache
-def _alphabet() -> dict[int, str]:
+def alphabet() -> dict[int, str]:
     """GPT-2's printable spelling of bytes: Latin-1's visible characters as they are, the others from U+0100 on."""
     visible = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
     others = (byte for byte in range(256) if byte not in visible)

@@ -51,9 +51,7 @@ def read(files: TokenizerFiles, config: Mapping[str, Any], n_tokens: int) -> Spe
     roles = list(_ROLES)
     if files.tokenizer is not None:
         _from_post_processor(files.tokenizer, said, roles, specials)
-    template = said.get("chat_template", files.template)
-    if isinstance(template, str | list):
-        specials.template = template
+    specials.template = files.template
     for role in roles:
         adds = said.get(f"add_{role}_token")
         if isinstance(adds, bool):

@@ -7,11 +7,12 @@ from pathlib import Path
 
 import numpy as np
 
-from quantkit.errors import VerificationError
+from quantkit.errors import MissingExtraError, VerificationError
 from quantkit.files import partial_path
+from quantkit.gguf.reader import read_header
 from quantkit.gguf.types import block_size
 from quantkit.outputs.gguf_files import GgufOutput, GgufPlan
-from quantkit.tokenizer import PROBE, differences
+from quantkit.tokenizer import PROBE, differences, special_texts, unlike_texts
 from quantkit.verify.check import Check, guard
 from quantkit.verify.source_logits import NoSourceLogits, SourceLogits, correlations, not_compared, skipped_logits
 
@@ -29,6 +30,7 @@ def check_tokens(plan: GgufPlan) -> Check:
     """Token ids of the written vocabulary, by llama.cpp, against the checkpoint's own tokenizer; once for all outputs.
 
     A text that llama.cpp cannot tokenize for a known reason does not fail the check; it is counted and explained.
+    Without llama.cpp the check compares the texts of the written tokens with what the checkpoint's tokenizer reads.
     """
     checkpoint = plan.model.checkpoint
     if checkpoint is None:
@@ -37,8 +39,11 @@ def check_tokens(plan: GgufPlan) -> Check:
     def compare() -> str:
         from quantkit.llamacpp.session import vocab_token_ids
 
-        with loadable(plan.outputs[0]) as path:
-            ids = vocab_token_ids(path, PROBE)
+        try:
+            with loadable(plan.outputs[0]) as path:
+                ids = vocab_token_ids(path, PROBE)
+        except MissingExtraError as error:
+            return _compare_texts(plan.outputs[0], checkpoint.folder, str(error))
         different = differences(checkpoint.folder, plan.model.keys, PROBE, ids)
         for item in different:
             if item.reason is None:
@@ -53,6 +58,17 @@ def check_tokens(plan: GgufPlan) -> Check:
         return equal + (f"; llama.cpp cannot tokenize the others: {'; '.join(reasons)}" if reasons else "")
 
     return guard("tokens", compare)
+
+
+def _compare_texts(output: GgufOutput, folder: Path, why: str) -> str:
+    """The check of tokens without llama.cpp; `why` is the reason for it."""
+    keys = read_header(partial_path(output.folder / output.files[0].name)).keys
+    texts = [*PROBE, *special_texts(folder, keys)]
+    for text, spelled in unlike_texts(folder, keys, texts):
+        raise VerificationError(
+            f"the written tokens of {text[:40]!r} spell {spelled[:60]!r}; this is a fault of quantkit, report it"
+        )
+    return f"the written tokens spell {len(texts)} texts as the checkpoint's tokenizer reads them ({why})"
 
 
 @contextlib.contextmanager

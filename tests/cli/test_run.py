@@ -85,6 +85,16 @@ class Terminal:
         before, _, self.seen = self.seen.partition(text)
         return before
 
+    def begin_answer(self, text: str) -> None:
+        """Type `text` and wait for the first piece of its answer: from then on Ctrl-C ends the answer."""
+        self.type(text + "\n")
+        self.wait(text)
+        self.wait("\n")
+        end = time.monotonic() + 60
+        while not self.seen:
+            assert time.monotonic() < end
+            self.seen += os.read(self.leader, 4096).decode("utf-8", "replace")
+
     def type(self, text: str) -> None:
         os.write(self.leader, text.encode())
 
@@ -94,8 +104,7 @@ def test_a_conversation_at_a_terminal(here: Path) -> None:
         terminal.wait(">>> ")
         terminal.type("/help\n")
         assert "/clear" in terminal.wait(">>> ")
-        terminal.type("Hello\n")
-        time.sleep(1.5)
+        terminal.begin_answer("Hello")
         os.killpg(terminal.running.pid, signal.SIGINT)  # Ctrl-C: the answer ends, not the conversation
         assert "stopped" in terminal.wait(">>> ")
         terminal.type("/nothing\n")
@@ -104,8 +113,7 @@ def test_a_conversation_at_a_terminal(here: Path) -> None:
         terminal.wait(">>> ")
         terminal.type('"""two\n')
         terminal.wait("... ")
-        terminal.type('lines"""\n')
-        time.sleep(0.5)
+        terminal.begin_answer('lines"""')
         os.killpg(terminal.running.pid, signal.SIGINT)
         terminal.wait(">>> ")
         terminal.type("/bye\n")

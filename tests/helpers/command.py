@@ -1,10 +1,21 @@
-"""The command line as a user starts it: a process of its own, its answer, its exit code."""
+"""The command line as a user starts it: its answer and its exit code, in this process or in one of its own."""
 
+import contextlib
 import os
 import subprocess
 import sys
+import tempfile
+import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO, Any
+
+from quantkit.cli import main
+
+_COLUMNS = "80"
+_PYTEST = "PYTEST_"
+_DEFAULT_IGNORED = (DeprecationWarning, PendingDeprecationWarning, ImportWarning, ResourceWarning)
 
 
 @dataclass(frozen=True)
@@ -22,21 +33,119 @@ class Answer:
         return lines[0]
 
 
+def _environment() -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if not name.startswith(_PYTEST)}
+
+
+_AT_START = _environment()
+
+
 def command(*words: str | Path) -> list[str]:
     return [sys.executable, "-m", "quantkit", *map(str, words)]
 
 
 def quantkit(
+    *words: str | Path, cwd: Path | None = None, env: dict[str, str] | None = None, timeout: int | None = None
+) -> Answer:
+    """Run `quantkit WORDS...` without a terminal: in this process, or in a new one where a test needs it.
+
+    A new process is needed for a timeout and for another environment, which libraries read when they are imported:
+    one that `env` gives, or one that the test has changed by monkeypatch.
+    """
+    if env or timeout or _environment() != _AT_START:
+        return quantkit_process(*words, cwd=cwd, env=env, timeout=timeout or 240)
+    return _quantkit_here(*words, cwd=cwd)
+
+
+def quantkit_process(
     *words: str | Path, cwd: Path | None = None, env: dict[str, str] | None = None, timeout: int = 240
 ) -> Answer:
-    """Run `quantkit WORDS...` without a terminal."""
+    """Run `quantkit WORDS...` without a terminal, in a new process: for tests of memory, signals and imports."""
     done = subprocess.run(
         command(*words),
         capture_output=True,
         text=True,
         cwd=cwd,
-        env={**os.environ, "COLUMNS": "80", **(env or {})},
+        env={**os.environ, "COLUMNS": _COLUMNS, **(env or {})},
         timeout=timeout,
         check=False,
     )
     return Answer(done.returncode, done.stdout, done.stderr)
+
+
+def _quantkit_here(*words: str | Path, cwd: Path | None) -> Answer:
+    """The function that the `quantkit` script calls, with the process's arguments, folder and streams set for it.
+
+    Streams are replaced as file descriptors, so the output of child processes is captured too.
+    """
+    argv, columns = sys.argv, os.environ.get("COLUMNS")
+    code: Any = 0
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(_default_warnings())
+        stdout = stack.enter_context(_captured(1, "stdout", "strict"))
+        stderr = stack.enter_context(_captured(2, "stderr", "backslashreplace"))
+        if cwd is not None:
+            stack.enter_context(contextlib.chdir(cwd))
+        try:
+            sys.argv = ["quantkit", *map(str, words)]
+            os.environ["COLUMNS"] = _COLUMNS
+            main()
+        except SystemExit as end:
+            code = end.code
+        finally:
+            sys.argv = argv
+            if columns is None:
+                del os.environ["COLUMNS"]
+            else:
+                os.environ["COLUMNS"] = columns
+    if code == 130:  # main() has explained a Ctrl-C that was meant for pytest
+        raise KeyboardInterrupt
+    return Answer(code or 0, _text(stdout), _text(stderr))
+
+
+@contextlib.contextmanager
+def _captured(descriptor: int, name: str, errors: str) -> Iterator[IO[bytes]]:
+    """File descriptor 1 or 2, and the stream of sys over it, written to a file, as a shell redirects them."""
+    before = getattr(sys, name)
+    before.flush()
+    file = tempfile.TemporaryFile()  # noqa: SIM115
+    saved = os.dup(descriptor)
+    os.dup2(file.fileno(), descriptor)
+    stream = open(descriptor, "w", encoding="utf-8", errors=errors, closefd=False)  # noqa: SIM115
+    setattr(sys, name, stream)
+    try:
+        yield file
+    finally:
+        setattr(sys, name, before)
+        stream.flush()
+        os.dup2(saved, descriptor)
+        os.close(saved)
+
+
+def _text(file: IO[bytes]) -> str:
+    """The text of `file`, its line ends as subprocess reads them; closes it."""
+    with file:
+        file.seek(0)
+        return file.read().decode("utf-8").replace("\r\n", "\n").replace("\r", "\n")
+
+
+@contextlib.contextmanager
+def _default_warnings() -> Iterator[None]:
+    """Warnings as Python shows them in a process of its own: pytest would keep them from stderr."""
+    with warnings.catch_warnings():
+        warnings.resetwarnings()
+        for category in _DEFAULT_IGNORED:
+            warnings.simplefilter("ignore", category)
+        warnings.showwarning = _show_warning
+        yield
+
+
+def _show_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: Any = None,
+    line: str | None = None,
+) -> None:
+    (file or sys.stderr).write(warnings.formatwarning(message, category, filename, lineno, line))

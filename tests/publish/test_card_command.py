@@ -68,8 +68,8 @@ def test_a_report_of_another_model_brings_nothing(folder: Path, tmp_path: Path) 
         (("Small-GGUF", "--language", "Chinese"), 2, "'Chinese' is no ISO 639 code"),
         (("Small-GGUF", "--ollama", "Me/Small"), 2, "capital letters"),
         (("Small-GGUF", "--report", "empty"), 2, "cannot read the report empty/report.json"),
-        (("Small-GGUF", "--report", "words.json"), 1, "words.json is no JSON"),
-        (("Small-GGUF", "--report", "list.json"), 1, "list.json is no report"),
+        (("Small-GGUF", "--report", "words.json"), 1, "words.json is not valid JSON"),
+        (("Small-GGUF", "--report", "list.json"), 1, "list.json is not a report"),
         (("Small-GGUF", "-o", "list.json/x/card.md"), 1, "cannot write"),
     ],
 )

@@ -1,6 +1,6 @@
 import pytest
 
-from quantkit.report.document import Value
+from quantkit.measurement.document import Value
 from quantkit.report.figures import change, percent, plus_minus, significant, size, smaller, tick
 
 

@@ -1,6 +1,6 @@
 """The sentences at the top of a page, each a consequence of the figures under it."""
 
-from quantkit.report.document import read_report
+from quantkit.measurement.document import read_report
 from quantkit.report.verdict import verdict
 from tests.report.sample import sample
 

@@ -67,5 +67,5 @@ def test_half_a_character_in_a_name_is_written_too(tmp_path: Path) -> None:
 
 def test_a_folder_that_cannot_be_written_is_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(OutputError, match="could not be written"):
+    with pytest.raises(OutputError, match="cannot create"):
         write_report(sample(), tmp_path / "file")

@@ -6,7 +6,7 @@ import pytest
 
 from quantkit.errors import TokenizerError, UsageError
 from quantkit.families import token_roles
-from quantkit.tokenizer import Vocabulary, load_vocabulary
+from quantkit.tokenizer import PROBE, Vocabulary, hf_token_ids, load_vocabulary
 from tests.helpers.tiny_tokenizers import write_byte_level_bpe, write_sentencepiece
 
 BPE = {"vocab_size": 600}
@@ -102,11 +102,58 @@ def test_a_small_granite_vocabulary_never_adds_bos(smollm: Path) -> None:
 
 
 class TestChatTemplates:
-    def test_the_configurations_template_wins_over_the_file(self, smollm: Path) -> None:
-        (smollm / "chat_template.jinja").write_text("from the file")
-        assert load_vocabulary(smollm, BPE).chat_template != "from the file"
+    def test_the_places_of_a_template_count_in_the_order_of_transformers_and_a_conflict_is_told(
+        self, smollm: Path
+    ) -> None:
+        (smollm / "chat_template.jinja").write_text("J")
+        change(smollm, chat_template="C")
+        (smollm / "chat_template.json").write_text(json.dumps({"chat_template": "P"}))
+        for text, file, told in (
+            ("J", "chat_template.jinja", "chat_template.jinja and tokenizer_config.json and chat_template.json hold"),
+            ("C", "tokenizer_config.json", "tokenizer_config.json and chat_template.json hold"),
+            ("P", "chat_template.json", None),
+        ):
+            vocabulary = load_vocabulary(smollm, BPE)
+            conflicts = [warning for warning in vocabulary.warnings if "different chat templates" in warning]
+            assert vocabulary.chat_template == text
+            assert [warning.startswith(told or "") for warning in conflicts] == ([True] if told else [])
+            if file == "tokenizer_config.json":
+                change(smollm, chat_template=...)
+            else:
+                (smollm / file).unlink()
+
+    def test_equal_templates_in_two_places_are_no_conflict(self, smollm: Path) -> None:
+        change(smollm, chat_template="C")
+        (smollm / "chat_template.jinja").write_text("C")
+        assert not any("chat template" in warning for warning in load_vocabulary(smollm, BPE).warnings)
+
+    def test_templates_of_the_additional_folder_stand_beside_the_default_one(self, smollm: Path) -> None:
+        (smollm / "additional_chat_templates").mkdir()
+        (smollm / "additional_chat_templates" / "rag.jinja").write_text("R")
+        change(smollm, chat_template="C")
+        vocabulary = load_vocabulary(smollm, BPE)
+        assert (vocabulary.chat_template, value(vocabulary, "chat_template.rag")) == ("C", "R")
+
+    @pytest.mark.parametrize(
+        "place",
+        ["chat_template.jinja", "additional_chat_templates/rag.jinja", "tokenizer_config.json", "named", "json"],
+    )
+    def test_a_template_that_does_not_parse_is_a_warning_wherever_it_is(self, place: str, smollm: Path) -> None:
+        broken = "{% for m in messages %}{{ m['content'] }}"
         change(smollm, chat_template=...)
-        assert load_vocabulary(smollm, BPE).chat_template == "from the file"
+        if place.endswith(".jinja"):
+            (smollm / place).parent.mkdir(exist_ok=True)
+            (smollm / place).write_text(broken)
+        elif place == "json":
+            (smollm / "chat_template.json").write_text(json.dumps({"chat_template": broken}))
+        else:
+            named = [{"name": "default", "template": "D"}, {"name": "rag", "template": broken}]
+            change(smollm, chat_template=named if place == "named" else broken)
+        (warning,) = [text for text in load_vocabulary(smollm, BPE).warnings if "malformed" in text]
+        assert "at line 1" in warning
+        assert "--chat-template" in warning
+        replaced = load_vocabulary(smollm, BPE, chat_template="mine")
+        assert not any("malformed" in text for text in replaced.warnings)
 
     def test_named_templates_get_a_key_each_and_the_default_comes_last(self, smollm: Path) -> None:
         named = [
@@ -208,3 +255,21 @@ def test_added_tokens_without_a_row_are_left_out_with_a_warning(smollm: Path) ->
     assert len(vocabulary.tokens) == 600
     assert any("left out 1 added tokens with ids from 600 ('<image>')" in warning for warning in vocabulary.warnings)
     assert len(load_vocabulary(smollm, {"vocab_size": 601}).tokens) == 601
+
+
+def test_padding_and_truncation_of_tokenizer_json_do_not_reach_the_vocabulary(tmp_path: Path) -> None:
+    write_byte_level_bpe(tmp_path, "llama3", 600)
+    plain, ids = load_vocabulary(tmp_path, BPE), hf_token_ids(tmp_path, PROBE)
+    padding = {
+        "strategy": {"Fixed": 16},
+        "direction": "Right",
+        "pad_to_multiple_of": None,
+        "pad_id": 0,
+        "pad_type_id": 0,
+        "pad_token": "!",
+    }
+    truncation = {"direction": "Right", "max_length": 2, "strategy": "LongestFirst", "stride": 0}
+    for settings in ({"padding": padding}, {"truncation": truncation}, {"padding": padding, "truncation": truncation}):
+        change(tmp_path, "tokenizer.json", **({"padding": None, "truncation": None} | settings))
+        assert load_vocabulary(tmp_path, BPE) == plain
+        assert hf_token_ids(tmp_path, PROBE) == ids

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import sentencepiece
 
-from quantkit.tokenizer import PROBE, differences, hf_token_ids, load_vocabulary
+from quantkit.tokenizer import PROBE, differences, hf_token_ids, load_vocabulary, special_texts, unlike_texts
 from quantkit.tokenizer.sentencepiece_model import parse
 from tests.helpers.tiny_tokenizers import CORPUS, write_byte_level_bpe, write_sentencepiece
 
@@ -49,6 +49,7 @@ def value(keys: Any, name: str) -> Any:
 def test_byte_level_bpe_of_unknown_hash_is_recognised_by_its_structure(style: str, tmp_path: Path) -> None:
     write_byte_level_bpe(tmp_path, style, 600)
     vocabulary = load_vocabulary(tmp_path, {"vocab_size": 600})
+    assert unlike_texts(tmp_path, vocabulary.keys, [*TEXTS, *special_texts(tmp_path, vocabulary.keys)]) == []
     assert vocabulary.pre == {"llama3": "llama-bpe", "smollm": "smollm"}[style]
     assert disagreements(llama_ids(vocabulary, TEXTS, tmp_path), hf_token_ids(tmp_path, TEXTS), TEXTS) == []
 
@@ -59,6 +60,7 @@ def test_sentencepiece_bpe_gives_the_same_ids_from_model_or_json(style: str, fil
     write_sentencepiece(tmp_path, style, 600, model=files != "json", json_too=files != "model", unigram=False)
     vocabulary = load_vocabulary(tmp_path, {"vocab_size": 600})
     assert vocabulary.model == "llama"
+    assert unlike_texts(tmp_path, vocabulary.keys, TEXTS) == []
     assert disagreements(llama_ids(vocabulary, TEXTS, tmp_path), hf_token_ids(tmp_path, TEXTS), TEXTS) == []
 
 

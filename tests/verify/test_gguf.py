@@ -144,14 +144,27 @@ def test_a_failed_check_exits_3_and_leaves_no_file_under_its_final_name(
     ]
 
 
-def test_without_llama_cpp_the_checks_that_need_it_are_skipped_with_the_reason(
+def test_without_llama_cpp_the_logits_are_skipped_and_the_token_texts_are_compared(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "llama_cpp", None)
     (result,) = verify_gguf(written(checkpoint, tmp_path))
-    skipped = {check.name: check.detail for check in result.checks if check.status == "skipped"}
-    assert set(skipped) == {"tokens", "logits"}
-    assert all("quantkit[run]" in detail for detail in skipped.values())
+    by_name = {check.name: check for check in result.checks}
+    assert {name for name, check in by_name.items() if check.status == "skipped"} == {"logits"}
+    assert by_name["tokens"].status == "passed"
+    assert all("quantkit[run]" in by_name[name].detail for name in ("tokens", "logits"))
+
+
+@pytest.mark.parametrize("token", ["Ġthe", "<|eot_id|>"])
+def test_without_llama_cpp_a_wrong_token_text_fails_the_check_of_tokens(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, token: str
+) -> None:
+    monkeypatch.setitem(sys.modules, "llama_cpp", None)
+    plan = written(checkpoint, tmp_path)
+    name = token.encode()
+    at = file_of(plan).read_bytes().index(len(name).to_bytes(8, "little") + name) + 8
+    patch(file_of(plan), at + len(name) - 1, b"!")
+    assert failed(plan) == ["tokens"]
 
 
 def test_shards_are_run_under_their_final_names(checkpoint: Path, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""What a family file is made of: plain data about names, shapes, keys and what happens to a tensor on the way."""
+"""What a family file is made of: data about the names, shapes, keys and transforms of its tensors."""
 
 import re
 from collections.abc import Callable, Iterable, Mapping
@@ -18,11 +18,11 @@ Adjust = Callable[[NDArray[np.float32]], NDArray[np.float32]]
 
 @dataclass(frozen=True)
 class Take:
-    """A matrix cut out of a source tensor, which is seen as (prod(shape[:-1]), shape[-1]); a vector as one row.
+    """A matrix cut out of a source tensor, which counts as (prod(shape[:-1]), shape[-1]); a vector counts as one row.
 
-    `rows` and `columns` say which, in which order (None: all, as they stand); of a vector `rows` are its elements.
-    `transposed` turns the cut on its side. `step` is how many rows of the result belong together: within a step the
-    order of rows is closed, so that a step is read at once (1 where rows stand in the source's order).
+    `rows` and `columns` are indices in their new order; None takes all in order. For a vector, `rows` are its elements.
+    `transposed` transposes the cut. Rows of the result come in groups of `step`: a group's source rows are read
+    together (1 where rows keep the source's order).
     """
 
     rows: NDArray[np.int64] | None = None
@@ -33,7 +33,7 @@ class Take:
 
 @dataclass(frozen=True)
 class Rule:
-    """One tensor of the family: its names, its shape, and what happens to its rows on the way.
+    """One tensor of the family: its names, its shape, and the transform of its rows.
 
     `source` and `target` may hold `{layer}`; a `source` with `{expert}`, `{head}` or `{kv_head}` is stacked over all of
     them. `shape` names the dimensions of one source tensor (see `Family.dimension`). `heads` names the count of
@@ -79,12 +79,12 @@ class Computed:
 
 @dataclass(frozen=True)
 class Canonical:
-    """The native transformers architecture that a checkpoint of remote code is the same model as.
+    """The native transformers architecture that computes the same as a checkpoint of remote code.
 
-    `config` makes the native config.json out of the checkpoint's own (completed) one; `rules` map the checkpoint's
-    tensors onto the native names, in the order and layout transformers has. Where not `native`, transformers has no
-    such model, but the architecture that `config` names is the nearest, and `config` says in a key of our own what sets
-    it apart (`alibi`): quantkit's reference forward follows that.
+    `config` makes the native config.json from the checkpoint's completed one. `rules` map the checkpoint's tensors onto
+    the native names, in transformers' order and layout. With `native` False, transformers has no such model: the
+    architecture that `config` names is the nearest, and a key of ours in the config (`alibi`) says how it differs; our
+    forward follows that key.
     """
 
     config: Callable[[Mapping[str, Any]], dict[str, Any]]
@@ -94,10 +94,10 @@ class Canonical:
 
 @dataclass(frozen=True)
 class Dropped:
-    """Source tensors that no GGUF of the family carries: a regular expression over whole names, and why.
+    """Source tensors that the GGUF does not have: a regular expression for whole names, and the reason.
 
-    `why` is told to the user, as the end of "left out N tensors (FIRST, ...): "; an empty one is not worth telling.
-    `layers` are the numbers that `{layer}` in the pattern stands for.
+    `why` ends the message "left out N tensors (FIRST, ...): "; an empty `why` gives no message. `layers` are the
+    numbers that `{layer}` in the pattern stands for.
     """
 
     pattern: str
@@ -115,15 +115,29 @@ class Dropped:
 class Family:
     """A model family as data.
 
-    `keys` gives the architecture's GGUF keys in the order of llama.cpp's converter. `models` is what users call it.
-    `defaults` maps each model_type to what its transformers config class takes for a key that config.json leaves out;
-    a `head_dim` there, whatever its value, says that the class states one even where config.json does not.
-    `prepare` turns a completed config into the standard names (hidden_size, num_attention_heads, intermediate_size...)
-    and refuses what a GGUF cannot express. `rename` are (regular expression, replacement) pairs applied to source
-    names before the rules: prefixes that differ by the class a checkpoint was saved from. `dimensions` gives sizes that
-    rules name and `Hyperparameters` does not know. `canonical` tells of the native architecture of a checkpoint that
-    needs remote code, or None where it has none; families without it are native themselves. `cautions` are sentences
-    for the user about a GGUF that is true to the checkpoint only with a restriction.
+    Attributes:
+        name: the family's name.
+        models: what users call the models.
+        architectures: names in `architectures` of config.json.
+        gguf_arch: `general.architecture` of the GGUF.
+        rules: the tensors of the GGUF.
+        keys: the architecture's GGUF keys, in the order of llama.cpp's converter.
+        computed: tensors that are computed from config.json.
+        defaults: by model_type, what the transformers config class takes for a key that config.json lacks. A `head_dim`
+            there, whatever its value, says that the class has one even where config.json does not.
+        prepare: turns a completed config into the standard names (hidden_size, num_attention_heads,
+            intermediate_size...); refuses what a GGUF cannot express.
+        rename: (regular expression, replacement) pairs for source names, applied before the rules: prefixes that depend
+            on the class a checkpoint was saved from.
+        dropped: source tensors that the GGUF does not have.
+        dimensions: sizes that rules name and `Hyperparameters` does not have.
+        rope_kinds: the rope scalings that llama.cpp runs for this architecture.
+        canonical: for a checkpoint of remote code, its native architecture, or None if it has none. Without
+            `canonical` the family is native.
+        cautions: sentences for the user where the GGUF equals the checkpoint only with a restriction.
+        forward: the forward's description for all `architectures`, or one by name; None: no forward.
+        traits: what the memory plan needs beyond tensors and keys.
+        token_roles: special tokens that the family's code fixes.
     """
 
     name: str
@@ -159,7 +173,7 @@ class Family:
         return own[name] if name in own else sizes.dimension(name)
 
     def complete(self, config: Mapping[str, Any]) -> dict[str, Any]:
-        """A config.json with its gaps filled as transformers fills them, which is also what llama.cpp's converter sees.
+        """config.json with missing keys filled in as transformers does, which is what llama.cpp's converter reads too.
 
         A config of another model_type, or of none, gets no defaults.
         """

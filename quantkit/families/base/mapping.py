@@ -173,10 +173,10 @@ class _Mapper:
         for name in names:
             if name not in self.names:
                 raise CheckpointError(_missing(rule, name, sizes))
-            found = tuple(self.tensors[self.names[name]].shape)
-            if found != shape:
+            actual = tuple(self.tensors[self.names[name]].shape)
+            if actual != shape:
                 raise CheckpointError(
-                    f"tensor {name} has shape {list(found)}, but config.json makes it {list(shape)}"
+                    f"tensor {name} has shape {list(actual)}, but config.json makes it {list(shape)}"
                     f" ({' x '.join(rule.shape)}); the weights and config.json do not belong together"
                 )
         self.used.update(names)

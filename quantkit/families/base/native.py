@@ -79,13 +79,13 @@ def _one_by_one(
 ) -> dict[str, MappedTensor]:
     experts = architecture.experts
     assert experts is not None
-    if experts.each is None or experts.stacked is None:
+    if experts.expert is None or experts.stacked is None:
         return dict(tensors)
-    found: dict[str, MappedTensor] = {}
+    result: dict[str, MappedTensor] = {}
     for name, tensor in tensors.items():
         stack = _stack_of(name, experts)
-        found |= {name: tensor} if stack is None else _split(name, tensor, stack, experts, config)
-    return found
+        result |= {name: tensor} if stack is None else _split(name, tensor, stack, experts, config)
+    return result
 
 
 def _stack_of(name: str, experts: Experts) -> str | None:
@@ -101,16 +101,18 @@ def _stack_of(name: str, experts: Experts) -> str | None:
 def _split(
     name: str, tensor: MappedTensor, role: str, experts: Experts, config: Mapping[str, Any]
 ) -> dict[str, MappedTensor]:
-    each, stacked = experts.each, experts.stacked
-    assert each is not None and stacked is not None
+    single, stacked = experts.expert, experts.stacked
+    assert single is not None and stacked is not None
     at = name[: name.index(stacked.at)]
     inner, count = stacked.inner(config), int(given(config, *experts.count))
     rows, width = tensor.part_rows * len(tensor.parts) // count, tensor.shape[-1]
-    pieces = [(each.down, 0, rows)] if role == "down" else [(str(each.gate), 0, inner), (each.up, inner, 2 * inner)]
+    pieces = (
+        [(single.down, 0, rows)] if role == "down" else [(str(single.gate), 0, inner), (single.up, inner, 2 * inner)]
+    )
     split = {}
     for expert in range(count):
         for linear, start, stop in pieces:
-            own = f"{at}{each.at.format(expert)}{linear}{each.form.weight}"
+            own = f"{at}{single.at.format(expert)}{linear}{single.form.weight}"
             order = np.arange(expert * rows + start, expert * rows + stop, dtype=np.int64)
             split[own] = MappedTensor(own, (stop - start, width), (Part(tensor.parts[0].source, Take(rows=order)),))
     return split

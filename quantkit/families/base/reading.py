@@ -29,18 +29,18 @@ def read_mapped(read_rows: ReadRows, tensor: MappedTensor, start: int, stop: int
         part = tensor.parts[index]
         read = _packed(read_rows, part, tensor.shape[-1] // MXFP4_BLOCK) if part.scales else _plain(read_rows, part)
         pieces.append(_cut(read, part, max(start - index * rows, 0), min(stop - index * rows, rows)))
-    found = pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
-    return found if tensor.adjust is None else tensor.adjust(found.astype(np.float32))
+    values = pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
+    return values if tensor.adjust is None else tensor.adjust(values.astype(np.float32))
 
 
 def _cut(read: Callable[[int, int], NDArray[Any]], part: Part, start: int, stop: int) -> NDArray[Any]:
     take = part.take
     if take.transposed:
         assert take.rows is not None  # the mapping names the rows of whatever it turns on its side
-        found = _wanted(read, take.rows)
-        return np.ascontiguousarray((found if take.columns is None else found[:, take.columns]).T[start:stop])
-    found = read(start, stop) if take.rows is None else _wanted(read, take.rows[start:stop])
-    return found if take.columns is None else found[:, take.columns]
+        values = _wanted(read, take.rows)
+        return np.ascontiguousarray((values if take.columns is None else values[:, take.columns]).T[start:stop])
+    values = read(start, stop) if take.rows is None else _wanted(read, take.rows[start:stop])
+    return values if take.columns is None else values[:, take.columns]
 
 
 def _wanted(read: Callable[[int, int], NDArray[Any]], rows: NDArray[np.int64]) -> NDArray[Any]:
@@ -50,10 +50,10 @@ def _wanted(read: Callable[[int, int], NDArray[Any]], rows: NDArray[np.int64]) -
     for near in _stretches(rows[order]):
         first = int(near[0])
         pieces.append(read(first, int(near[-1]) + 1)[near - first])
-    found = pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
+    values = pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
     back = np.empty_like(order)
     back[order] = np.arange(len(order))
-    return found[back]
+    return values[back]
 
 
 def _stretches(rows: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:

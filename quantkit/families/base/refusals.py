@@ -1,4 +1,4 @@
-"""Settings of config.json that change the model and that llama.cpp has built in one way only, refused or told."""
+"""Settings of config.json that llama.cpp supports with one value only: refused, or reported as a caution."""
 
 import math
 from collections.abc import Mapping
@@ -16,7 +16,7 @@ def only(config: Mapping[str, Any], name: str, *allowed: object, family: str) ->
     """Refuse a setting that is given and is not one of `allowed`; None counts as not given.
 
     Raises:
-        UnsupportedError: the family with this setting is another model than the one that llama.cpp runs.
+        UnsupportedError: llama.cpp does not run the family with this setting.
     """
     value = config.get(name)
     if value is None or any(value == each and isinstance(value, bool) == isinstance(each, bool) for each in allowed):
@@ -29,7 +29,7 @@ def only(config: Mapping[str, Any], name: str, *allowed: object, family: str) ->
 
 
 def plain_yarn(config: Mapping[str, Any], family: str) -> None:
-    """Refuse YaRN tuned otherwise than by its factor: most of llama.cpp's architectures read nothing else of it.
+    """Refuse YaRN with settings other than the factor: most of llama.cpp's architectures read only the factor.
 
     The rest is built in: beta_fast 32, beta_slow 1, an attention factor of 0.1 ln(factor) + 1 (llama-context.cpp),
     which are transformers' defaults too.
@@ -57,7 +57,7 @@ def plain_yarn(config: Mapping[str, Any], family: str) -> None:
 
 
 def window_ignored(sizes: Hyperparameters) -> list[str]:
-    """What is told of a sliding window that llama.cpp does not know (Mistral 7B v0.1, Phi-3): it attends to all."""
+    """The caution for a sliding window that llama.cpp ignores (Mistral 7B v0.1, Phi-3): it attends to all tokens."""
     window = optional_size(sizes.config, "sliding_window")
     if window is None or sizes.context is None or window >= sizes.context:
         return []

@@ -3,11 +3,11 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
+from quantkit.measurement.document import Model, Quality, Report, Text
 from quantkit.publish.card.escaping import block, bullets, link, listed, plain, table
 from quantkit.publish.card.facts import KINDS, CardFacts, Weights
 from quantkit.publish.card.metadata import is_hub_id
 from quantkit.publish.card.provenance import checks_passed
-from quantkit.report.document import Model, Quality, Report, Text
 from quantkit.report.figures import ABSENT, change, percent, plus_minus, size, whole
 from quantkit.report.method import machine, method
 from quantkit.report.tables import Table, memory, speed

@@ -1,0 +1,167 @@
+"""The public functions of quantkit. `import quantkit` makes them available without loading them."""
+
+from collections.abc import Sequence
+from contextlib import closing
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from quantkit.checkpoint import Checkpoint, open_checkpoint
+from quantkit.conversion.run import Result, run
+from quantkit.errors import UsageError
+from quantkit.families import check_config
+from quantkit.gguf.file_types import file_type
+from quantkit.inspection import Description, inspect_source
+from quantkit.outputs.calibration import CalibrationRequest
+from quantkit.outputs.gguf_files import GgufRequest
+from quantkit.outputs.model import Model, model_from_gguf
+from quantkit.outputs.packed_folders import FolderRequest
+from quantkit.outputs.plan import ConversionRequest, plan_conversion
+from quantkit.planning.plan import PlanOptions
+from quantkit.planning.plan import plan as plan_model
+from quantkit.planning.result import Plan
+from quantkit.progress import SILENT, Progress
+from quantkit.quant.grid import Grid
+
+__all__ = [
+    "CalibrationRequest",
+    "Checkpoint",
+    "ConversionRequest",
+    "ConvertOptions",
+    "Description",
+    "Model",
+    "Plan",
+    "PlanOptions",
+    "Progress",
+    "Result",
+    "convert",
+    "inspect",
+    "open_source",
+    "plan",
+]
+
+
+@dataclass(frozen=True)
+class ConvertOptions:
+    """Options of `convert`; the defaults are those of `quantkit convert`.
+
+    Attributes:
+        name: name of the outputs; None for the source's.
+        bits, group_size: of AWQ and GPTQ: bits of a weight, inputs that share a scale.
+        skip: patterns of the linears that AWQ and GPTQ keep in 16 bits.
+        calibrate: GGUF types get an importance matrix; None: if AWQ or GPTQ is asked too, or a type needs one.
+        calibration: the text, the number of samples and their length.
+        threads: 0 for all cores that this process may use. The bytes do not depend on it.
+        max_ram: bytes of memory that the conversion may take; None for no limit.
+        force: overwrite existing outputs, discard an unfinished run of other options.
+        logits: compare the outputs' logits with the source's; None if they fit in memory.
+    """
+
+    name: str | None = None
+    bits: int = 4
+    group_size: int = 128
+    skip: tuple[str, ...] = ()
+    calibrate: bool | None = None
+    calibration: CalibrationRequest = field(default_factory=CalibrationRequest)
+    threads: int = 0
+    max_ram: int | None = None
+    force: bool = False
+    logits: bool | None = None
+
+
+def open_source(source: str | Path, *, offline: bool = False, headers_only: bool = False) -> Checkpoint | Model:
+    """Open a checkpoint (folder or hub id `ORG/NAME[@REVISION]`) or a GGUF file; the caller closes it.
+
+    Headers, index and config are checked before this returns; no weights are in memory. `offline`: only what the hub's
+    cache holds. `headers_only`: of a model on the hub only the headers of its weights are downloaded.
+
+    Raises:
+        CheckpointError, HubError, UnsupportedError: the source is not found, damaged, or of an unknown family.
+    """
+    if is_gguf(source):
+        return model_from_gguf(Path(source))
+    return open_checkpoint(str(source), offline=offline, headers_only=headers_only, judge=check_config)
+
+
+def is_gguf(source: str | Path) -> bool:
+    """Whether `source` names a GGUF file, not a checkpoint."""
+    return str(source).endswith(".gguf") and not Path(source).is_dir()
+
+
+def convert(
+    source: str | Path,
+    types: Sequence[str],
+    output: str | Path = ".",
+    options: ConvertOptions | None = None,
+    progress: Progress = SILENT,
+) -> Result:
+    """Convert a source to every type of `types` in one pass, check the outputs, and give them their names.
+
+    Args:
+        source: a checkpoint folder, a hub id, or a GGUF file.
+        types: GGUF types ("q4_k_m"), "awq", "gptq", "imatrix".
+        output: the folder in which NAME-GGUF/, NAME-AWQ/, NAME-GPTQ/ and NAME-imatrix.gguf are written.
+
+    Returns:
+        The outputs with their checks; an output that failed one is named NAME.failed and listed in `failed`.
+
+    Raises:
+        UsageError: an unknown type, or options that contradict each other.
+        OutputError: the folder is not writable or too small, or an output exists.
+        QuantkitError: the source is damaged or does not suit a type; every message names the next step.
+    """
+    options = options or ConvertOptions()
+    with closing(open_source(source)) as opened:
+        plan_of_conversion = plan_conversion(opened, conversion_request(types, Path(output), options, opened))
+        return run(plan_of_conversion, force=options.force, logits=options.logits, progress=progress)
+
+
+def conversion_request(
+    types: Sequence[str], output: Path, options: ConvertOptions, source: Checkpoint | Model
+) -> ConversionRequest:
+    """The request of `types`; what it leaves out has the driver's defaults."""
+    names = list(dict.fromkeys(name.lower() for name in types))
+    if not names:
+        raise UsageError("no type is given; name at least one, such as q4_k_m")
+    methods = [name for name in names if name in ("awq", "gptq")]
+    files = tuple(dict.fromkeys(file_type(name) for name in names if name not in ("awq", "gptq", "imatrix")))
+    calibrate = options.calibrate
+    if calibrate is None:
+        calibrate = isinstance(source, Checkpoint) and (
+            bool(methods) or "imatrix" in names or any(kind.needs_imatrix for kind in files)
+        )
+    return ConversionRequest(
+        output=output,
+        name=options.name,
+        gguf=GgufRequest(types=files, calibrate=calibrate) if files else None,
+        folders=tuple(
+            FolderRequest(
+                method="awq" if method == "awq" else "gptq",
+                grid=Grid(options.bits, options.group_size, symmetric=method == "gptq"),
+                skip=options.skip,
+            )
+            for method in methods
+        ),
+        imatrix="imatrix" in names,
+        calibration=options.calibration,
+        threads=options.threads,
+        max_ram=options.max_ram,
+    )
+
+
+def plan(source: str | Path, options: PlanOptions | None = None, *, offline: bool = False) -> Plan:
+    """Which types of a model fit a machine, with how many layers on the GPU; headers only, nothing is downloaded.
+
+    Raises:
+        UsageError: an unknown type.
+        CheckpointError, HubError, UnsupportedError: the source is not found, damaged, or of an unknown family.
+    """
+    return plan_model(str(source), options, offline=offline)
+
+
+def inspect(source: str | Path, *, offline: bool = False) -> Description:
+    """Describe a checkpoint, a GGUF file, an AWQ or GPTQ folder, or a folder of GGUF files, from headers alone.
+
+    Raises:
+        CheckpointError, HubError: the source is not found or damaged.
+    """
+    return inspect_source(str(source), offline=offline)
