@@ -9,6 +9,8 @@ from pathlib import Path
 from quantkit.errors import OutputError
 
 PARTIAL, FAILED = ".partial", ".failed"
+# O_NONBLOCK: a pipe at the name is refused, not waited for
+_FLAGS = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
 
 
 def partial_path(path: Path) -> Path:
@@ -40,15 +42,17 @@ def write_atomically(path: Path, data: bytes | str) -> None:
         raise OutputError(f"cannot write {path}: {error.strerror or error}") from error
 
 
-def open_partial(path: Path, *, keep: bool) -> int:
+def open_partial(path: Path, *, keep: bool, append: bool = False) -> int:
     """A descriptor to read and write the file `path`, which is created if need be; `keep` its content, or truncate it.
+
+    With `append` every write goes to the end.
 
     Raises:
         OutputError: the file cannot be opened, or `path` is a link or not a regular file: writing would damage another
             file, and the link would become the final output.
     """
     try:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK, 0o666)
+        descriptor = os.open(path, _FLAGS | (os.O_APPEND if append else 0), 0o666)
         try:
             if not stat.S_ISREG(os.fstat(descriptor).st_mode):
                 raise OutputError(f"{path} is not a regular file; remove it")
@@ -62,6 +66,13 @@ def open_partial(path: Path, *, keep: bool) -> int:
             raise OutputError(f"{path} is a link, and its target would be overwritten; remove the link") from error
         raise OutputError(f"cannot write {path}: {error.strerror or error}") from error
     return descriptor
+
+
+def make_partial_folder(folder: Path) -> None:
+    """Create `folder` and its parents; refuse a link, whose target the work would change. Raises OutputError."""
+    if folder.is_symlink():
+        raise OutputError(f"{folder} is a link, and its target would be changed; remove the link")
+    make_folder(folder)
 
 
 def make_folder(folder: Path) -> None:

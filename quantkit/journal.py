@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from quantkit.errors import OutputError
+from quantkit.files import open_partial
 
 FORMAT, VERSION = "quantkit-journal", 1
 
@@ -123,10 +124,7 @@ def whole_lines(file: BinaryIO) -> list[Any]:
 def _locked(path: Path) -> BinaryIO:
     """The journal's file, opened and locked. A file that another process removed meanwhile is opened again."""
     while True:
-        try:
-            file = path.open("a+b")
-        except OSError as error:
-            raise OutputError(f"cannot write into {path.parent}: {error.strerror or error}") from error
+        file = os.fdopen(open_partial(path, keep=True, append=True), "a+b")
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

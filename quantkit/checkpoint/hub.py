@@ -5,7 +5,6 @@ files, or by range requests only their headers.
 """
 
 import logging
-import shutil
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -27,6 +26,7 @@ from quantkit.checkpoint.safetensors_file import PREFIX_BYTES, Header, header_le
 from quantkit.checkpoint.sources import Judge, Progress, open_folder
 from quantkit.checkpoint.weights import combine, read_index, shard_names
 from quantkit.errors import CheckpointError, HubError
+from quantkit.files import free_space
 
 # Everything besides the weights that a conversion may need or copy.
 _SMALL_FILES = (
@@ -171,7 +171,7 @@ def _download_weights(request: Request, listing: _Listing, files: list[str]) -> 
     sizes = {file: listing.sizes[file] or 0 for file in files}
     missing = [file for file in files if not _cached(request, listing.commit, file)]
     need = sum(sizes[file] for file in missing)
-    free = _free_bytes(request.cache)
+    free = free_space(request.cache)
     if need > free:
         raise HubError(
             f"the weights of {request.repo_id} take {need / 1e9:.1f} GB but the hub cache {request.cache} has only "
@@ -194,11 +194,6 @@ def _download_weights(request: Request, listing: _Listing, files: list[str]) -> 
 def _cached(request: Request, commit: str, file: str) -> Path | None:
     found = try_to_load_from_cache(request.repo_id, file, cache_dir=request.cache, revision=commit)
     return Path(found) if isinstance(found, str) else None
-
-
-def _free_bytes(folder: Path) -> int:
-    existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
-    return shutil.disk_usage(existing).free
 
 
 def _bar(report: Callable[[int], None]) -> type[Any]:

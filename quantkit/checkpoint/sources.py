@@ -39,7 +39,9 @@ def parse_source(source: str) -> Path | HubId:
         exists = is_folder = False
     if exists:
         if not is_folder:
-            raise CheckpointError(f"{source} is a file, and no .gguf one; give the folder that holds config.json")
+            raise CheckpointError(
+                f"{source} is a file, not a checkpoint folder or a .gguf; pass the folder that contains config.json"
+            )
         return path
     match = _HUB_ID.fullmatch(source)
     if match is None:

@@ -15,8 +15,8 @@ from quantkit.cli.output import Out, human_bytes, printable
 from quantkit.errors import QuantkitError, UsageError, VerificationError
 from quantkit.recipes import Recipe, read_recipe
 from quantkit.recipes.bake.commands import Machine
-from quantkit.recipes.bake.dry_run import Outlook, look_ahead
-from quantkit.recipes.bake.process import Told, failure
+from quantkit.recipes.bake.dry_run import BakePlan, plan_bake
+from quantkit.recipes.bake.process import Messages, failure
 from quantkit.recipes.bake.ray_cluster import bake_on_ray
 from quantkit.recipes.bake.run import STEPS, Hooks, Options
 from quantkit.recipes.bake.run import bake as bake_recipe
@@ -104,7 +104,7 @@ def _bake_here(read: Sequence[Recipe], options: Options, out: Out) -> tuple[list
     for recipe in read:
         hooks = Hooks(
             stage=lambda text, name=recipe.name: out.note(f"{name}: {text}", style="bold"),  # type: ignore[misc]
-            told=Told(note=lambda text: out.note(f"  {text}"), warn=out.warn),
+            messages=Messages(note=lambda text: out.note(f"  {text}"), warn=out.warn),
         )
         try:
             baked.append(baked_document(bake_recipe(recipe, options, hooks)))
@@ -121,9 +121,9 @@ def _bake_on_ray(
     """Each where a worker is free."""
     baked: list[Document] = []
     failed: list[Failure] = []
-    told = Told(note=out.note, warn=out.warn)
+    messages = Messages(note=out.note, warn=out.warn)
     names = [recipe.opened.path for recipe in read]
-    for recipe, done in zip(read, bake_on_ray(names, words, address, threads, told), strict=True):
+    for recipe, done in zip(read, bake_on_ray(names, words, address, threads, messages), strict=True):
         documents = json.loads(done.ended.answer)["recipes"] if done.ended.answer else []
         baked += documents
         # floors that are not met are in the document
@@ -161,8 +161,8 @@ def _check_names(read: Sequence[Recipe]) -> None:
 
 
 def _dry_run(read: Sequence[Recipe], output: Path, steps: Sequence[str], machine: Machine, out: Out) -> None:
-    told = Told(note=lambda text: out.note(f"  {text}"), warn=out.warn)
-    found = [look_ahead(recipe, output.absolute(), steps, machine, told) for recipe in read]
+    messages = Messages(note=lambda text: out.note(f"  {text}"), warn=out.warn)
+    found = [plan_bake(recipe, output.absolute(), steps, machine, messages) for recipe in read]
     for each in found:
         for step, words in each.commands:
             out.say(f"{step}: quantkit {printable(shlex.join(words))}")
@@ -176,11 +176,11 @@ def _dry_run(read: Sequence[Recipe], output: Path, steps: Sequence[str], machine
     out.document({"command": "bake", "dry_run": True, "recipes": [_planned(each) for each in found]})
 
 
-def _planned(outlook: Outlook) -> dict[str, Any]:
+def _planned(plan: BakePlan) -> dict[str, Any]:
     return {
-        "name": outlook.recipe.name,
-        "commands": [{"step": step, "words": ["quantkit", *words]} for step, words in outlook.commands],
-        "bytes": outlook.sizes,
-        "disk_bytes": outlook.disk,
-        "expected_peak_memory_bytes": outlook.memory,
+        "name": plan.recipe.name,
+        "commands": [{"step": step, "words": ["quantkit", *words]} for step, words in plan.commands],
+        "bytes": plan.sizes,
+        "disk_bytes": plan.disk,
+        "expected_peak_memory_bytes": plan.memory,
     }

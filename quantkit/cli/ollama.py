@@ -8,10 +8,11 @@ from typing import Annotated
 import typer
 
 from quantkit.cli.ollama_layers import read_num_gpu, with_layers
-from quantkit.cli.ollama_options import read_wishes
+from quantkit.cli.ollama_options import read_overrides
 from quantkit.cli.options import ForceOption
 from quantkit.cli.output import Out, human_bytes, printable
 from quantkit.errors import ModelfileError, OutputError, UsageError
+from quantkit.files import write_atomically
 from quantkit.gguf.file_types import file_type
 from quantkit.publish.ollama.bundle import Bundle, make_bundle
 from quantkit.publish.ollama.facts import Facts, facts_of_folder, facts_of_gguf
@@ -106,9 +107,9 @@ def ollama(
         return
     recipe = read_ollama(recipe_file) if recipe_file else None
     layers, room = read_num_gpu(num_gpu, vram)
-    wishes = read_wishes(parameters, ctx, layers, system, license_, messages, chat_template)
+    overrides = read_overrides(parameters, ctx, layers, system, license_, messages, chat_template)
     if recipe is not None:
-        wishes = wishes.over(recipe.wishes)
+        overrides = overrides.over(recipe.overrides)
     server = Server(parse_host(host or os.environ.get("OLLAMA_HOST"))) if create or push else None
     plan, facts, folder = _planned(models or [], plan_file, recipe, name, default, size, output, out)
     if push and plan.name.namespace is None:
@@ -117,9 +118,9 @@ def ollama(
     for each, model in zip(plan.quantizations, facts, strict=True):
         sources = [_from(file, folder) for file in model.files]
         make = partial(make_bundle, model, sources=sources, base=plan.name.tagged(each.tags[0]))
-        bundle = make(wishes)
+        bundle = make(overrides)
         if room is not None:
-            bundle = make(with_layers(wishes, bundle, model, room, out))
+            bundle = make(with_layers(overrides, bundle, model, room, out))
         items.append(Item(each, model, bundle))
     texts = _texts(items)
     if plan_file is None:
@@ -244,7 +245,7 @@ def _write(folder: Path, texts: dict[str, str], force: bool) -> list[Path]:
                     " with -o" + (f", or use it with --plan {path}" if path.name == FILE_NAME else "")
                 )
         for path, data in paths.items():
-            path.write_bytes(data)
+            write_atomically(path, data)
     except OSError as error:
         raise OutputError(f"cannot write in {folder}: {error.strerror or error}") from error
     return list(paths)
@@ -305,9 +306,8 @@ def _create(server: Server, plan: TagPlan, items: list[Item], out: Out) -> list[
         out.warn(
             f"this server is Ollama {version}, which ignores the GGUF's own template; it can make and push the tags"
         )
-    total = sum(file.stat().st_size for item in items for file in item.facts.files)
-    with out.old_progress("publishing", 2 * total) as ticker:
-        made = create_all(server, plan, items, progress=ticker.advance, stage=ticker.stage)
+    with out.progress() as progress:
+        made = create_all(server, plan, items, progress)
     for tag in made.tags:
         out.say(f"made {tag}")
     kept = f", {human_bytes(made.kept)} were there already" if made.kept else ""
@@ -316,8 +316,8 @@ def _create(server: Server, plan: TagPlan, items: list[Item], out: Out) -> list[
 
 
 def _push(server: Server, plan: TagPlan, insecure: bool, out: Out) -> list[str]:
-    with out.old_progress("pushing", len(plan.tags())) as ticker:
-        tags = push_all(server, plan, insecure=insecure, done=ticker.advance, stage=ticker.stage)
+    with out.progress() as progress:
+        tags = push_all(server, plan, insecure=insecure, progress=progress)
     for tag in tags:
         out.say(f"pushed {tag}")
     return tags

@@ -9,7 +9,7 @@ from quantkit.machine import this_machine
 from quantkit.planning.layers import layers_that_fit
 from quantkit.publish.ollama.bundle import Bundle
 from quantkit.publish.ollama.facts import Facts
-from quantkit.publish.ollama.overrides import Wishes
+from quantkit.publish.ollama.overrides import Overrides
 
 AUTO = "auto"
 
@@ -31,9 +31,9 @@ def read_num_gpu(text: str | None, vram: str | None) -> tuple[int | None, int | 
     return None, found
 
 
-def with_layers(wishes: Wishes, bundle: Bundle, facts: Facts, vram: int, out: Out) -> Wishes:
-    """The wishes, and the num_gpu that fits `vram` bytes at the num_ctx that the bundle has."""
+def with_layers(overrides: Overrides, bundle: Bundle, facts: Facts, vram: int, out: Out) -> Overrides:
+    """The overrides, and the num_gpu that fits `vram` bytes at the num_ctx that the bundle has."""
     n_ctx = int(str(dict(bundle.modelfile.parameters)["num_ctx"]))
     layers = layers_that_fit(facts.files[0], n_ctx=n_ctx, vram=vram)
     out.note(f"{facts.files[0].name}: num_gpu {layers} fits {human_bytes(vram)} with num_ctx {n_ctx}, by the plan")
-    return replace(wishes, parameters=(*wishes.parameters, ("num_gpu", layers)))
+    return replace(overrides, parameters=(*overrides.parameters, ("num_gpu", layers)))

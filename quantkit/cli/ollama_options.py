@@ -4,13 +4,13 @@ from pathlib import Path
 
 from quantkit.chat import BUILT_IN, built_in
 from quantkit.errors import UsageError
-from quantkit.publish.ollama.overrides import Wishes, typed_parameter, wished_parameter
+from quantkit.publish.ollama.overrides import Overrides, check_parameter, typed_parameter
 
 NONE = "none"
 _ROLES = ("system", "user", "assistant")
 
 
-def read_wishes(
+def read_overrides(
     parameters: list[str] | None,
     ctx: int | None,
     num_gpu: int | None,
@@ -18,7 +18,7 @@ def read_wishes(
     licenses: list[Path] | None,
     messages: list[str] | None,
     chat_template: str | None,
-) -> Wishes:
+) -> Overrides:
     """The options as one thing.
 
     Raises:
@@ -29,8 +29,8 @@ def read_wishes(
         if value is not None:
             if any(each == key for each, _ in found):
                 raise UsageError(f"{option} and --parameter {key} both say it; give one")
-            found.append((key, wished_parameter(key, value, option)))
-    return Wishes(
+            found.append((key, check_parameter(key, value, option)))
+    return Overrides(
         parameters=tuple(found),
         system=system,
         licenses=tuple(_read(path, "--license") for path in licenses or ()),

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from quantkit.cli.ollama_options import read_wishes
+from quantkit.cli.ollama_options import read_overrides
 from quantkit.cli.options import ForceOption, parse_size
 from quantkit.cli.output import Out, human_bytes, printable
 from quantkit.errors import CheckpointError, OutputError, UnsupportedError, UsageError
@@ -16,7 +16,7 @@ from quantkit.planning.phones import PHONES, Phone, phone_memory
 from quantkit.planning.sources import open_source
 from quantkit.publish.ollama.bundle import make_bundle
 from quantkit.publish.ollama.facts import facts_of_gguf
-from quantkit.publish.ollama.overrides import Wishes
+from quantkit.publish.ollama.overrides import Overrides
 from quantkit.publish.ollama.server import digest_of
 from quantkit.publish.ollama.tags import parse_name
 from quantkit.publish.remote_gguf import check_url, file_name, look_at
@@ -86,12 +86,12 @@ def termux(
     if figures is not None and gguf is not None:
         raise UsageError("--figures is for a model that is pulled by its name; the figures of --gguf are its own")
     name = str(parse_name(model)) if model is not None else ""
-    wishes = read_wishes(parameters, ctx, None, system, None, None, chat_template)
-    check_parameters(wishes.parameters)
-    asked_ctx = next((int(value) for key, value in wishes.parameters if key == "num_ctx"), None)
+    overrides = read_overrides(parameters, ctx, None, system, None, None, chat_template)
+    check_parameters(overrides.parameters)
+    asked_ctx = next((int(value) for key, value in overrides.parameters if key == "num_ctx"), None)
     found = _Found(model_bytes=parse_size(size, "--size") if size else None)
     if gguf is not None:
-        found = _look(gguf, found, wishes, asked_ctx, out, offline=offline)
+        found = _look(gguf, found, overrides, asked_ctx, out, offline=offline)
     elif figures is not None:
         found = _look(figures, found, None, asked_ctx, out, offline=False)
     if ram is not None:
@@ -101,7 +101,7 @@ def termux(
     if gguf is None:
         if chat_template is not None:
             raise UsageError("--chat-template is for a GGUF; a model that is pulled brings its own")
-        made = modelfile_of_name(name, wishes.parameters, wishes.system)
+        made = modelfile_of_name(name, overrides.parameters, overrides.system)
         found = replace(found, modelfile=without_phone_parameters(made))
     settings = Settings(
         name=name or _plain_name(found.file),
@@ -137,30 +137,31 @@ def _is_url(text: str) -> bool:
     return re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", text) is not None
 
 
-def _look(gguf: str, known: _Found, wishes: Wishes | None, ctx: int | None, out: Out, *, offline: bool) -> _Found:
-    """What the GGUF tells; without `wishes` its sizes only."""
+def _look(gguf: str, known: _Found, overrides: Overrides | None, ctx: int | None, out: Out, *, offline: bool) -> _Found:
+    """What the GGUF tells; without `overrides` its sizes only."""
     if not _is_url(gguf):
         path = Path(gguf).expanduser()
         if not path.is_file():
             raise CheckpointError(f"there is no file {gguf}; check the name")
-        found = _read(path, known, wishes, ctx, out)
-        if wishes is None:
+        found = _read(path, known, overrides, ctx, out)
+        if overrides is None:
             return found
-        with out.old_progress("hashing", path.stat().st_size) as ticker:
-            return replace(found, sha256=digest_of(path, ticker.advance).removeprefix("sha256:"))
+        with out.progress() as progress:
+            progress.start("hashing", path.stat().st_size)
+            return replace(found, sha256=digest_of(path, progress).removeprefix("sha256:"))
     check_url(gguf)
-    if offline and wishes is not None:
-        if wishes.chat_template is not None:
+    if offline and overrides is not None:
+        if overrides.chat_template is not None:
             raise UsageError("--chat-template needs a look at the GGUF; leave out --offline")
-        made = modelfile_of_name("model", wishes.parameters, wishes.system)
+        made = modelfile_of_name("model", overrides.parameters, overrides.system)
         text = without_phone_parameters(made)
-        return replace(known, file=file_name(gguf), modelfile=text, flags=llama_flags(wishes.parameters))
+        return replace(known, file=file_name(gguf), modelfile=text, flags=llama_flags(overrides.parameters))
     with tempfile.TemporaryDirectory() as folder:
         remote = look_at(gguf, Path(folder))
-        return replace(_read(remote.path, known, wishes, ctx, out), sha256=remote.sha256 or "" if wishes else "")
+        return replace(_read(remote.path, known, overrides, ctx, out), sha256=remote.sha256 or "" if overrides else "")
 
 
-def _read(path: Path, known: _Found, wishes: Wishes | None, ctx: int | None, out: Out) -> _Found:
+def _read(path: Path, known: _Found, overrides: Overrides | None, ctx: int | None, out: Out) -> _Found:
     """What the header of `path` tells, the rest of which may be a hole."""
     if re.search(r"-\d{5}-of-\d{5}\.gguf$", path.name):
         raise UsageError(f"{path.name} is one of several shards; make one file of them for a phone")
@@ -173,9 +174,9 @@ def _read(path: Path, known: _Found, wishes: Wishes | None, ctx: int | None, out
             source.model.close()
     except UnsupportedError as error:
         out.warn(f"{error}; the script reckons with the file's size and {human_bytes(BESIDE_WEIGHTS)} more")
-    if wishes is None:
+    if overrides is None:
         return found
-    bundle = make_bundle(facts_of_gguf(path), wishes, sources=("./model.gguf",), base="model")
+    bundle = make_bundle(facts_of_gguf(path), overrides, sources=("./model.gguf",), base="model")
     for note in bundle.notes:
         if not note.startswith("num_ctx is pinned"):
             out.note(f"note: {note}")

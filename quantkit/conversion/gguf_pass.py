@@ -17,7 +17,7 @@ from gguf import GGMLQuantizationType
 from numpy.typing import NDArray
 
 from quantkit.errors import CheckpointError, OutputError, UnsupportedError
-from quantkit.files import partial_path
+from quantkit.files import open_partial, partial_path
 from quantkit.gguf.kernels import quantize_rows, validate_rows
 from quantkit.gguf.layout import Slot
 from quantkit.journal import Journal
@@ -133,8 +133,7 @@ def _open_targets(plan: GgufPlan, stack: ExitStack, *, keep: bool) -> dict[str, 
         for file in output.files:
             path = partial_path(output.folder / file.name)
             try:
-                flags = os.O_RDWR | os.O_CREAT | (0 if keep else os.O_TRUNC)
-                descriptor = os.open(path, flags, 0o666)
+                descriptor = open_partial(path, keep=keep)
                 stack.callback(os.close, descriptor)
                 os.posix_fallocate(descriptor, 0, file.size)
                 _write(descriptor, file.header, 0)

@@ -10,6 +10,7 @@ from quantkit.files import (
     PARTIAL,
     failed_path,
     make_folder,
+    make_partial_folder,
     partial_path,
     refuse_existing,
     require_space,
@@ -32,7 +33,7 @@ def open_work(plan: ConversionPlan, *, force: bool) -> Iterator[Journal]:
         OutputError: the folder is not writable or too small, another process uses it, an unfinished run of other
             options is in it or an output exists (both unless `force`).
     """
-    make_folder(plan.work)
+    make_partial_folder(plan.work)
     partial = [str(partial_path(path).relative_to(plan.output)) for path in plan.paths]
     journal = Journal(plan.work / "journal", plan.fingerprint, partial, force=force)
     try:

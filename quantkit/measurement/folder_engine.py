@@ -26,7 +26,7 @@ from quantkit.journal import Journal
 from quantkit.machine import cores, memory_limit
 from quantkit.measurement.folder_sources import open_source, parameter_count, source_of, weight_bytes
 from quantkit.packed.reader import QuantizedFolder
-from quantkit.stream.layer import Held
+from quantkit.stream.layer import LayerWeights
 from quantkit.stream.states import States
 from quantkit.stream.stream import Stream, states_file
 
@@ -165,7 +165,9 @@ class FolderEngine:
                 held[decoder.head + ".weight"] = self._matrix(decoder.head + ".weight", decoder.hidden)
             there = {name: place(values, self.device) for name, values in held.items()}
             self._last = Decoder(
-                Held(source.whole, source.rows, source.tensors.keys(), there), source.config, source.architecture
+                LayerWeights(source.whole, source.rows, source.tensors.keys(), there),
+                source.config,
+                source.architecture,
             )
         return self._last
 

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from quantkit.checkpoint.tensor import NUMPY_DTYPES
 from quantkit.errors import CheckpointError, OutputError, UnsupportedError
-from quantkit.files import partial_path, sync
+from quantkit.files import make_partial_folder, open_partial, partial_path, sync
 from quantkit.packed.layout import INDEX, Place, Shard, index_json, total_bytes
 
 # files that are not weights, pickles or code, and belong to the model in any weight format
@@ -50,13 +50,13 @@ class FolderWriter:
         self._hashes: dict[str, tuple[Any, int]] = {}
         self._files: list[int] = []
         try:
-            folder.mkdir(parents=True, exist_ok=True)
+            make_partial_folder(folder)
             self.resumed = keep and all(_as_planned(folder / shard.name, shard) for shard in shards)
             if not self.resumed:
                 for leftover in folder.glob("model*.safetensors*"):
                     leftover.unlink()
             for shard in shards:
-                file = os.open(folder / shard.name, os.O_RDWR | os.O_CREAT, 0o666)
+                file = open_partial(folder / shard.name, keep=self.resumed)
                 self._files.append(file)
                 if not self.resumed:
                     os.posix_fallocate(file, 0, shard.size)

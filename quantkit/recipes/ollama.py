@@ -11,7 +11,7 @@ from quantkit.gguf.file_types import file_type
 from quantkit.publish.ollama.bundle import make_bundle
 from quantkit.publish.ollama.facts import Facts
 from quantkit.publish.ollama.modelfile import write_modelfile
-from quantkit.publish.ollama.overrides import Parameters, Wishes, wished_parameter
+from quantkit.publish.ollama.overrides import Overrides, Parameters, check_parameter
 from quantkit.publish.ollama.parameters import ParameterValue
 from quantkit.publish.ollama.tags import Name, parse_name, plan_tags
 from quantkit.recipes.reading import Opened, open_recipe
@@ -27,7 +27,7 @@ class OllamaRecipe:
     name: Name
     size: str | None
     types: tuple[str, ...]
-    wishes: Wishes
+    overrides: Overrides
 
 
 def read_ollama(path: Path) -> OllamaRecipe:
@@ -63,14 +63,14 @@ def ollama_recipe(opened: Opened) -> OllamaRecipe:
         sampling=(),
         license=None,
     )
-    wishes = Wishes(
+    overrides = Overrides(
         parameters=_parameters(opened, ollama.get("parameters", {})),
         system=ollama.get("system"),
         licenses=(ollama["license"],) if "license" in ollama else (),
         messages=tuple((role, text) for role, text in ollama.get("messages", [])),
         chat_template=template,
     )
-    return OllamaRecipe(facts, parse_name(ollama["name"]), model.get("size"), types, wishes)
+    return OllamaRecipe(facts, parse_name(ollama["name"]), model.get("size"), types, overrides)
 
 
 def modelfiles(recipe: OllamaRecipe) -> dict[str, str]:
@@ -80,7 +80,7 @@ def modelfiles(recipe: OllamaRecipe) -> dict[str, str]:
     texts: dict[str, str] = {}
     for each in plan.quantizations:
         sources = [f"./{file}" for file in each.files]
-        bundle = make_bundle(recipe.facts, recipe.wishes, sources=sources, base=plan.name.tagged(each.tags[0]))
+        bundle = make_bundle(recipe.facts, recipe.overrides, sources=sources, base=plan.name.tagged(each.tags[0]))
         texts[each.modelfile] = write_modelfile(bundle.modelfile)
         texts[each.gpu_modelfile] = write_modelfile(bundle.gpu)
     return texts
@@ -107,7 +107,7 @@ def _parameters(opened: Opened, table: Mapping[str, Any]) -> Parameters:
     for name, value in table.items():
         for each in value if isinstance(value, list) else [value]:
             try:
-                found.append((name, wished_parameter(name, each, "[ollama.parameters]")))
+                found.append((name, check_parameter(name, each, "[ollama.parameters]")))
             except UsageError as error:
                 opened.fail(("ollama", "parameters", name), str(error))
     return tuple(found)

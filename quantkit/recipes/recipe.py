@@ -14,7 +14,7 @@ GROUP_SIZE, SAMPLES, SEQ_LEN, CTX, GPU_LAYERS, MEMORY_CTX = 128, 128, 512, 512, 
 
 
 @dataclass(frozen=True)
-class Int4:
+class PackedFormat:
     """AWQ or GPTQ."""
 
     group_size: int = GROUP_SIZE
@@ -26,12 +26,12 @@ class Formats:
     """What is made. `imatrix`: whether GGUF types use the calibration."""
 
     gguf: tuple[str, ...]
-    int4: Mapping[str, Int4]
+    packed: Mapping[str, PackedFormat]
     imatrix: bool
 
     @property
     def names(self) -> tuple[str, ...]:
-        return (*self.int4, *self.gguf)
+        return (*self.packed, *self.gguf)
 
 
 @dataclass(frozen=True)
@@ -140,19 +140,19 @@ def _published_as(opened: Opened) -> str | None:
 
 def _formats(opened: Opened) -> Formats:
     table = opened.get("formats") or {}
-    int4: dict[str, Int4] = {}
+    packed: dict[str, PackedFormat] = {}
     for method in INT4:
         asked = table.get(method, False)
         if asked is not False:
             options: Mapping[str, Any] = {} if asked is True else asked
-            int4[method] = Int4(options.get("group_size", GROUP_SIZE), tuple(options.get("skip", ())))
+            packed[method] = PackedFormat(options.get("group_size", GROUP_SIZE), tuple(options.get("skip", ())))
     gguf = tuple(dict.fromkeys(file_type(each).name for each in table.get("gguf", ())))
-    if not gguf and not int4:
+    if not gguf and not packed:
         opened.fail(("formats",), 'the recipe makes nothing; write gguf = ["q4_0"] or awq = true under [formats]')
     for each in gguf:
         if file_type(each).needs_imatrix and not table.get("imatrix", True):
             opened.fail(("formats", "imatrix"), f"{each} cannot be made without an importance matrix; imatrix is false")
-    return Formats(gguf, int4, table.get("imatrix", True))
+    return Formats(gguf, packed, table.get("imatrix", True))
 
 
 def _calibration(opened: Opened) -> Calibration:

@@ -1,4 +1,4 @@
-"""One layer's tensors in memory, and a tap on what its linears see."""
+"""The tensors of one layer in memory, and a record of the inputs of its linears."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,33 +15,33 @@ Array = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
-class Held(Weights):
-    """`tensors`: by name, float32 in the checkpoint's shape; what is not among them is read where it stands.
+class LayerWeights(Weights):
+    """`tensors`: by name, float32 in the checkpoint's shape. Other tensors are read from the checkpoint when needed.
 
-    `keys` says for a linear (name, index in its stack) which input it sees; the first x of each goes into `seen`. A
-    `tapped` copy has a `seen` of its own, one for each thread.
+    `keys`: (linear name, index in its stack) -> key of its input. `inputs`: by key, the first x (n_tokens, n_in) that
+    a linear with this input received. Each thread uses its own `tapped` copy, which has its own `inputs`.
     """
 
     tensors: Mapping[str, Array] = field(default_factory=dict)
     keys: Mapping[tuple[str, int], str] = field(default_factory=dict)
-    seen: dict[str, Any] = field(default_factory=dict)
+    inputs: dict[str, Any] = field(default_factory=dict)
 
-    def tapped(self) -> "Held":
-        return Held(self.read, self.rows, self.names, self.tensors, self.keys, {})
+    def tapped(self) -> "LayerWeights":
+        return LayerWeights(self.read, self.rows, self.names, self.tensors, self.keys, {})
 
     def vector(self, name: str) -> Array:
-        held = self.tensors.get(name)
-        return super().vector(name) if held is None else held.reshape(-1)
+        tensor = self.tensors.get(name)
+        return super().vector(name) if tensor is None else tensor.reshape(-1)
 
     def linear(self, name: str, x: Array, n_out: int, form: Form = PLAIN, index: int = 0) -> Array:
         key = self.keys.get((name, index))
         if key is not None:
-            self.seen.setdefault(key, x)
-        held = self.tensors.get(name + form.weight)
-        if held is None:
+            self.inputs.setdefault(key, x)
+        tensor = self.tensors.get(name + form.weight)
+        if tensor is None:
             return super().linear(name, x, n_out, form, index)
         n_in = x.shape[1]
-        weight = held.reshape(-1, *((n_in, n_out) if form.turned else (n_out, n_in)))[index]
+        weight = tensor.reshape(-1, *((n_in, n_out) if form.turned else (n_out, n_in)))[index]
         out: Array = x @ (weight if form.turned else weight.T)
         bias = self.tensors.get(name + form.bias)
         if bias is not None:
@@ -51,14 +51,14 @@ class Held(Weights):
 
 def keys_of(inputs: tuple[Input, ...]) -> dict[tuple[str, int], str]:
     """(linear, index in its stack) -> key of its input."""
-    return {(linear.name, linear.index or 0): each.key for each in inputs for linear in each.linears}
+    return {(linear.name, linear.index or 0): entry.key for entry in inputs for linear in entry.linears}
 
 
 def stored_names(inputs: Sequence[Input]) -> set[str]:
     """Names of all tensors that the linears of `inputs` may be stored in."""
     return {
         linear.name + ending
-        for each in inputs
-        for linear in each.linears
+        for entry in inputs
+        for linear in entry.linears
         for ending in (linear.form.weight, linear.form.bias, "_blocks", "_scales")
     }

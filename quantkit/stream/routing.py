@@ -1,4 +1,4 @@
-"""Which experts of a layer each token is sent to, and whom an expert that few were sent to learns from."""
+"""Expert routing of a layer, and the extra tokens that calibrate an expert which received too few."""
 
 from dataclasses import dataclass
 
@@ -6,18 +6,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 EXPERT_FLOOR = 256
-"""An expert that fewer tokens than this were routed to learns from others too."""
+"""An expert that receives fewer tokens than this is calibrated on extra tokens too."""
 
 
 @dataclass(frozen=True)
 class Routes:
-    """Which experts each token goes to, best first, and how much each counts: (samples, tokens, experts per token)."""
+    """The experts of each token, best first, and their weights; both (n_samples, n_tokens, experts per token)."""
 
     chosen: NDArray[np.int64]
     share: NDArray[np.float32]
 
     def others(self, expert: int, floor: int) -> dict[int, NDArray[np.int64]]:
-        """Rows by sample of tokens that did not go to `expert`, evenly spread: as many as it lacks of `floor`."""
+        """Rows by sample of tokens not routed to `expert`, evenly spread, until `expert` has `floor` tokens."""
         routed = (self.chosen == expert).any(axis=-1)
         free = np.flatnonzero(~routed.reshape(-1))
         wanted = min(floor - int(routed.sum()), len(free))

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantkit.errors import OutputError, ReadError
+from quantkit.files import open_partial
 
 Array = NDArray[np.float32]
 _ITEM = 4
@@ -53,7 +54,7 @@ class States:
 
     def _file(self, name: str) -> int:
         if name not in self._open:
-            self._open[name] = os.open(self.folder / name, os.O_RDWR | os.O_CREAT, 0o644)
+            self._open[name] = open_partial(self.folder / name, keep=True)
         return self._open[name]
 
     def close(self) -> None:

@@ -1,4 +1,4 @@
-"""What calibration keeps of a linear's input: sums over tokens, never the tokens themselves."""
+"""Statistics of a linear's input: sums over tokens. The tokens themselves are not kept."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,11 +15,11 @@ _BLOCK = 1024
 
 @dataclass
 class Statistics:
-    """Of one distinct input x of `width` values, over the tokens that came by.
+    """Sums over the tokens of one distinct input x of `width` values.
 
-    `squares`: sums of x^2, float64 (width,), what an importance matrix is made of; `tokens` that were counted in it.
-    `gram`: the sum of x x', float32 (width, width), where a format needs it; its `gram_tokens` may be more, for an
-    expert that too few tokens were routed to learns from others as well.
+    `squares`: the sum of x^2, float64 (width,), for the importance matrix. `tokens`: the number of tokens in `squares`.
+    `gram`: H, the sum of x x', float32 (width, width), where a format needs it. `gram_tokens`: the number of tokens in
+    `gram`; it exceeds `tokens` for an expert that received too few tokens and is calibrated on extra ones.
     """
 
     squares: NDArray[np.float64]

@@ -1,8 +1,8 @@
 """The streamed forward: a checkpoint run over all samples layer by layer, in the memory of one layer.
 
-For each layer its tensors are read once, all samples go through it, and what its linears saw is gathered; then whoever
-watches gets the tensors and the statistics, and both are freed. Routed experts come one at a time, over the tokens that
-the router sent them.
+A layer's tensors are read once. All samples go through the layer, and statistics of the linears' inputs are summed.
+The watcher then receives the tensors and the statistics, and both are freed. Routed experts are processed one at a
+time, each over the tokens that the router sends it.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -19,7 +19,7 @@ from quantkit.forward.arrays import Array, fetch, namespace, place
 from quantkit.forward.feed_forward import expert_count, expert_part, feed_forward, route, shared
 from quantkit.forward.layer_linears import layer_linears
 from quantkit.forward.linears import LayerLinears
-from quantkit.stream.layer import Held, keys_of, stored_names
+from quantkit.stream.layer import LayerWeights, keys_of, stored_names
 from quantkit.stream.routing import EXPERT_FLOOR, Routes
 from quantkit.stream.states import States
 from quantkit.stream.statistics import Statistics
@@ -35,27 +35,26 @@ _EXPERT_TOKENS = 512
 
 
 class Watcher(Protocol):
-    """Who learns from the stream. The tensors are the watcher's from then on: the forward is done with them.
+    """Receives the tensors and statistics of each layer. It may change the tensors: the forward no longer uses them.
 
-    What is returned is what the stream goes on with where it propagates what was quantized: the same tensors, as a
-    runtime will see them.
+    It returns the same tensors as a runtime will see them. A stream with `propagate` continues with these.
     """
 
     def dense(self, layer: LayerLinears, tensors: Tensors, statistics: Mapping[str, Statistics]) -> Tensors:
-        """All of a layer but its routed experts."""
+        """Receive the layer without its routed experts."""
 
     def expert(
         self, layer: LayerLinears, expert: int, tensors: Tensors, statistics: Mapping[str, Statistics]
     ) -> Tensors:
-        """One routed expert of the layer; `dense` came before."""
+        """Receive one routed expert of the layer, after `dense`."""
 
 
 class Stream:
-    """Hidden states of `tokens` (int32, (samples, length)) on their way through `native`'s layers.
+    """Runs `tokens` (int32, (n_samples, n_tokens)) through the layers of `native`.
 
-    `folder` holds the states between layers. `gram`: whether Gram matrices are gathered, or only sums of squares.
-    `propagate`: the states go on as the quantized layer gives them, not as the source's does. `device`: where torch
-    computes, None for numpy (see `find_device`). `sample_name`: what errors call a sample.
+    `folder` holds the hidden states between layers. `gram`: sum Gram matrices, not only squares. `propagate`: the next
+    layer receives the output of the quantized layer, not of the source's. `device`: the torch device, None for numpy
+    (see `find_device`). `sample_name`: the word for a sample in errors.
     """
 
     def __init__(
@@ -104,83 +103,83 @@ class Stream:
         Raises CalibrationError, naming the layer, when a hidden state is not finite.
         """
         linears = self.linears(number)
-        dense = tuple(each for each in linears.inputs if each.expert is None and watcher)
+        dense = tuple(entry for entry in linears.inputs if entry.expert is None and watcher)
         tensors = self._load(self._names_outside_experts(number, linears))
-        held = self._held(tensors, keys_of(dense))
-        layer = self.decoder.layer(number, held)
-        statistics = {each.key: Statistics.of(each.width, gram=self.gram) for each in dense}
+        weights = self._weights(tensors, keys_of(dense))
+        layer = self.decoder.layer(number, weights)
+        statistics = {entry.key: Statistics.of(entry.width, gram=self.gram) for entry in dense}
         if layer.experts is None:
-            self._through(number, held, statistics)
+            self._through(number, weights, statistics)
             quantized = watcher.dense(linears, tensors, statistics) if watcher else tensors
             if self.propagate:
-                self._through(number, self._held(quantized, {}), {})
+                self._through(number, self._weights(quantized, {}), {})
             return
-        routes = self._up_to_experts(number, held, statistics)
+        routes = self._up_to_experts(number, weights, statistics)
         quantized = watcher.dense(linears, tensors, statistics) if watcher else tensors
         if self.propagate:
-            held = self._held(quantized, {})
-            routes = self._up_to_experts(number, held, {})
+            weights = self._weights(quantized, {})
+            routes = self._up_to_experts(number, weights, {})
         for expert in range(expert_count(layer.experts, layer.layer)):
             if watcher or (routes.chosen == expert).any():
                 self._one_expert(number, linears, expert, routes, watcher)
-        self._join(number, held)
+        self._join(number, weights)
 
-    def _through(self, number: int, held: Held, statistics: Mapping[str, Statistics]) -> None:
+    def _through(self, number: int, weights: LayerWeights, statistics: Mapping[str, Statistics]) -> None:
         def one(sample: int) -> dict[str, Array]:
-            tap = held.tapped()
+            tap = weights.tapped()
             x = self.decoder.layer(number, tap)(self._read(states_file(number), sample))
             self._check_finite(x, self.decoder.at(number), sample)
             self.states.write(states_file(number + 1), sample, fetch(x))
-            return tap.seen
+            return tap.inputs
 
         self._gather(one, statistics)
 
-    def _up_to_experts(self, number: int, held: Held, statistics: Mapping[str, Statistics]) -> Routes:
+    def _up_to_experts(self, number: int, weights: LayerWeights, statistics: Mapping[str, Statistics]) -> Routes:
         """All of a layer but its routed experts: the next states begin as what the shared expert gives."""
         chosen: dict[int, NDArray[np.int64]] = {}
         share: dict[int, Array] = {}
 
         def one(sample: int) -> dict[str, Array]:
-            tap = held.tapped()
+            tap = weights.tapped()
             layer = self.decoder.layer(number, tap)
             assert layer.experts is not None
-            middle, seen = layer.attend(self._read(states_file(number), sample))
+            middle, normed = layer.attend(self._read(states_file(number), sample))
             self._check_finite(middle, self.decoder.at(number), sample)
-            chosen[sample], share[sample] = map(fetch, route(layer.experts, layer.layer, seen))
-            fed = shared(layer.experts, layer.layer, seen)
+            chosen[sample], share[sample] = map(fetch, route(layer.experts, layer.layer, normed))
+            fed = shared(layer.experts, layer.layer, normed)
             self.states.write("middle", sample, fetch(middle))
-            self.states.write("seen", sample, fetch(seen))
+            self.states.write("seen", sample, fetch(normed))
             self.states.write(
                 states_file(number + 1), sample, np.zeros(middle.shape, np.float32) if fed is None else fetch(fed)
             )
-            return tap.seen
+            return tap.inputs
 
         self._gather(one, statistics)
         samples = range(len(self.tokens))
-        return Routes(np.stack([chosen[each] for each in samples]), np.stack([share[each] for each in samples]))
+        return Routes(np.stack([chosen[sample] for sample in samples]), np.stack([share[sample] for sample in samples]))
 
     def _one_expert(
         self, number: int, linears: LayerLinears, expert: int, routes: Routes, watcher: Watcher | None
     ) -> None:
-        inputs = tuple(each for each in linears.inputs if each.expert == expert)
+        inputs = tuple(entry for entry in linears.inputs if entry.expert == expert)
         # those stacked in one tensor of all experts are read where they stand
-        alone = [each for each in inputs if all(linear.index is None for linear in each.linears)]
+        alone = [entry for entry in inputs if all(linear.index is None for linear in entry.linears)]
         tensors = self._load(stored_names(alone) & self.native.tensors.keys())
-        seen = inputs if watcher else ()
-        held = self._held(tensors, keys_of(seen))
-        statistics = {each.key: Statistics.of(each.width, gram=self.gram) for each in seen}
+        recorded = inputs if watcher else ()
+        weights = self._weights(tensors, keys_of(recorded))
+        statistics = {entry.key: Statistics.of(entry.width, gram=self.gram) for entry in recorded}
         extra = routes.others(expert, EXPERT_FLOOR) if self.gram and watcher else {}
-        self._through_expert(number, expert, routes, held, statistics, extra, add=not self.propagate)
+        self._through_expert(number, expert, routes, weights, statistics, extra, add=not self.propagate)
         quantized = watcher.expert(linears, expert, tensors, statistics) if watcher else tensors
         if self.propagate:
-            self._through_expert(number, expert, routes, self._held(quantized, {}), {}, {}, add=True)
+            self._through_expert(number, expert, routes, self._weights(quantized, {}), {}, {}, add=True)
 
     def _through_expert(
         self,
         number: int,
         expert: int,
         routes: Routes,
-        held: Held,
+        weights: LayerWeights,
         statistics: Mapping[str, Statistics],
         extra: Mapping[int, NDArray[np.int64]],
         *,
@@ -191,43 +190,43 @@ class Stream:
         `add`: the expert's answers are added to the next states.
         """
 
-        def run(tap: Held, x: Array) -> Array:
+        def run(tap: LayerWeights, x: Array) -> Array:
             layer = self.decoder.layer(number, tap)
             assert layer.experts is not None
             part, index = expert_part(layer.experts, layer.layer, expert)
             return feed_forward(part, layer.layer, x, index)
 
         def some(samples: Sequence[int]) -> tuple[dict[str, Array], dict[str, Array]]:
-            found = [np.nonzero(routes.chosen[sample] == expert) for sample in samples]
-            seen = [self._read("seen", sample) for sample in samples]
-            tap, others = held.tapped(), held.tapped()
-            concatenate = namespace(seen[0]).concatenate
-            routed = concatenate([x[rows] for x, (rows, _) in zip(seen, found, strict=True)])
+            routed_to = [np.nonzero(routes.chosen[sample] == expert) for sample in samples]
+            states = [self._read("seen", sample) for sample in samples]
+            tap, others = weights.tapped(), weights.tapped()
+            concatenate = namespace(states[0]).concatenate
+            routed = concatenate([x[rows] for x, (rows, _) in zip(states, routed_to, strict=True)])
             if len(routed):
                 answers = fetch(run(tap, routed))
-                ends = np.cumsum([len(rows) for rows, _ in found])
-                for sample, (rows, slots), part in zip(samples, found, np.split(answers, ends[:-1]), strict=True):
+                ends = np.cumsum([len(rows) for rows, _ in routed_to])
+                for sample, (rows, slots), part in zip(samples, routed_to, np.split(answers, ends[:-1]), strict=True):
                     if add and len(rows):
                         fed = self.states.read(states_file(number + 1), sample)
                         fed[rows] += part * routes.share[sample, rows, slots][:, None]
                         self.states.write(states_file(number + 1), sample, fed)
-            unrouted = [x[extra[sample]] for x, sample in zip(seen, samples, strict=True) if sample in extra]
+            unrouted = [x[extra[sample]] for x, sample in zip(states, samples, strict=True) if sample in extra]
             if unrouted:
                 run(others, concatenate(unrouted))
-            return tap.seen, others.seen
+            return tap.inputs, others.inputs
 
         # so many samples that an expert sees a few hundred tokens at once
         together = max(1, _EXPERT_TOKENS * len(self.tokens) // max(1, int((routes.chosen == expert).sum())))
         together = min(together, len(self.tokens))
-        width = sum(len(each.squares) for each in statistics.values())
+        width = sum(len(entry.squares) for entry in statistics.values())
         for batch in _groups(_groups(range(len(self.tokens)), together), max(1, self._at_once(width) // together)):
             results = self.workers.map(some, batch)
-            routed = [seen for seen, _ in results]
+            routed = [inputs for inputs, _ in results]
             self._sum(statistics, routed, [others for _, others in results])
 
-    def _join(self, number: int, held: Held) -> None:
+    def _join(self, number: int, weights: LayerWeights) -> None:
         def one(sample: int) -> None:
-            layer = self.decoder.layer(number, held)
+            layer = self.decoder.layer(number, weights)
             fed = self._read(states_file(number + 1), sample)
             x = layer.join(self._read("middle", sample), fed)
             self._check_finite(x, self.decoder.at(number), sample)
@@ -237,7 +236,7 @@ class Stream:
 
     def _gather(self, one: Callable[[int], dict[str, Array]], statistics: Mapping[str, Statistics]) -> None:
         """`one` for every sample, its taps summed in the order of samples."""
-        width = sum(len(each.squares) for each in statistics.values())
+        width = sum(len(entry.squares) for entry in statistics.values())
         for batch in _groups(range(len(self.tokens)), self._at_once(width)):
             self._sum(statistics, self.workers.map(one, batch))
 
@@ -269,9 +268,9 @@ class Stream:
     def _load(self, names: set[str]) -> Tensors:
         return {name: np.array(self.native.whole(name), np.float32) for name in sorted(names)}
 
-    def _held(self, tensors: Tensors, keys: Mapping[tuple[str, int], str]) -> Held:
+    def _weights(self, tensors: Tensors, keys: Mapping[tuple[str, int], str]) -> LayerWeights:
         native, there = self.native, {name: place(values, self.device) for name, values in tensors.items()}
-        return Held(native.whole, native.rows, native.tensors.keys(), there, keys)
+        return LayerWeights(native.whole, native.rows, native.tensors.keys(), there, keys)
 
     def _check_finite(self, x: Array, what: str, sample: int) -> None:
         # one infinite or NaN value makes the sum so
@@ -284,7 +283,7 @@ class Stream:
     def _names_outside_experts(self, number: int, linears: LayerLinears) -> set[str]:
         """The layer's tensors that are not of a routed expert."""
         at = self.decoder.at(number)
-        of_experts = stored_names([each for each in linears.inputs if each.expert is not None])
+        of_experts = stored_names([entry for entry in linears.inputs if entry.expert is not None])
         return {name for name in self.native.tensors if name.startswith(at)} - of_experts
 
     def close(self) -> None:

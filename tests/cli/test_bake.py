@@ -382,7 +382,7 @@ def test_a_tiny_model_of_the_family_goes_through_the_recipe(name: str, home: Pat
     found = read_recipe(RECIPES / f"{name}.toml")
     small = ["calibration.samples=8", "calibration.seq_len=32", f'measure.texts=["{home / "text.txt"}"]']
     small += ["measure.chunks=2", "measure.ctx=64", 'formats.gguf=["q4_0", "q8_0"]']
-    small += [f"formats.{method}={{group_size=32}}" for method in found.formats.int4]
+    small += [f"formats.{method}={{group_size=32}}" for method in found.formats.packed]
     # what so small a model loses says nothing
     small += ['floors.max_delta="1000%"', "floors.min_top1=0"]
     words = [word for each in small for word in ("--set", each)]
@@ -390,7 +390,7 @@ def test_a_tiny_model_of_the_family_goes_through_the_recipe(name: str, home: Pat
                       "--format", "json")  # fmt: skip
     assert answer.code == 0, answer.stderr
     (recipe,) = json.loads(answer.stdout)["recipes"]
-    assert [each["format"] for each in recipe["outputs"]] == [*found.formats.int4, "q4_0", "q8_0"]
+    assert [each["format"] for each in recipe["outputs"]] == [*found.formats.packed, "q4_0", "q8_0"]
     assert all(each["quality"]["kl"]["mean"] >= 0 for each in recipe["outputs"])
     folder = tmp_path / "out" / f"{found.name}-GGUF"
     assert (folder / "Modelfile").exists() and (folder / "README.md").exists()

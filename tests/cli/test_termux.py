@@ -193,7 +193,7 @@ def test_the_phone_preset_is_q4_0_and_q4_k_m_with_an_importance_matrix(tmp_path:
     assert [path.name for path in made] == ["FOLDER-Q4_0.gguf", "FOLDER-Q4_K_M.gguf"]
     for path in made:
         assert "quantize.imatrix.file" in gguf_package.GGUFReader(path).fields
-    assert "there is phone" in quantkit("gguf", "FOLDER", "--preset", "tablet", cwd=tmp_path).sentence
+    assert "the only preset is phone" in quantkit("gguf", "FOLDER", "--preset", "tablet", cwd=tmp_path).sentence
     source = quantkit("gguf", made[0], "--preset", "phone", "--allow-requantize", cwd=tmp_path)
     assert "pass --imatrix FILE" in source.sentence
 

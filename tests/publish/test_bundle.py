@@ -10,13 +10,13 @@ from quantkit.errors import TemplateError
 from quantkit.publish.ollama.bundle import Bundle, make_bundle
 from quantkit.publish.ollama.facts import facts_of_gguf
 from quantkit.publish.ollama.modelfile import lint_modelfile, parse_modelfile, write_modelfile
-from quantkit.publish.ollama.overrides import Wishes
+from quantkit.publish.ollama.overrides import Overrides
 from tests.publish.gguf_files import INEXACT, write_gguf
 
 
-def bundle(tmp_path: Path, wishes: Wishes | None = None, **keys: Any) -> Bundle:
+def bundle(tmp_path: Path, overrides: Overrides | None = None, **keys: Any) -> Bundle:
     facts = facts_of_gguf(write_gguf(tmp_path / "m-Q4_0.gguf", **keys))
-    return make_bundle(facts, wishes or Wishes(), sources=["./m-Q4_0.gguf"], base="ns/m:4b-q4_0")
+    return make_bundle(facts, overrides or Overrides(), sources=["./m-Q4_0.gguf"], base="ns/m:4b-q4_0")
 
 
 def parameters(made: Bundle) -> dict[str, Any]:
@@ -28,7 +28,7 @@ def stops(made: Bundle) -> list[Any]:
 
 
 def test_the_gpu_modelfile_is_the_other_tag_with_all_layers_and_the_same_context(tmp_path: Path) -> None:
-    made = bundle(tmp_path, Wishes(parameters=(("num_ctx", 8192),)))
+    made = bundle(tmp_path, Overrides(parameters=(("num_ctx", 8192),)))
     assert made.modelfile.sources == ("./m-Q4_0.gguf",)
     assert made.gpu.sources == ("ns/m:4b-q4_0",)
     assert made.gpu.parameters == (("num_gpu", 999), ("num_ctx", 8192))
@@ -46,25 +46,25 @@ def test_num_ctx_is_always_pinned(tmp_path: Path, context: int, pinned: int) -> 
 
 
 def test_a_context_beyond_the_models_is_said(tmp_path: Path) -> None:
-    made = bundle(tmp_path, Wishes(parameters=(("num_ctx", 65536),)))
+    made = bundle(tmp_path, Overrides(parameters=(("num_ctx", 65536),)))
     assert parameters(made)["num_ctx"] == 65536
     assert "num_ctx 65536 is more than the 32768 tokens the model was made for" in made.notes
 
 
 def test_num_gpu_is_only_there_when_asked(tmp_path: Path) -> None:
     assert "num_gpu" not in parameters(bundle(tmp_path))
-    assert parameters(bundle(tmp_path, Wishes(parameters=(("num_gpu", 20),))))["num_gpu"] == 20
+    assert parameters(bundle(tmp_path, Overrides(parameters=(("num_gpu", 20),))))["num_gpu"] == 20
 
 
 def test_the_files_sampling_stands_and_the_publishers_goes_over_it(tmp_path: Path) -> None:
-    made = bundle(tmp_path, Wishes(parameters=(("top_p", 0.5),)), sampling={"temp": 0.7, "top_p": 0.85})
+    made = bundle(tmp_path, Overrides(parameters=(("top_p", 0.5),)), sampling={"temp": 0.7, "top_p": 0.85})
     assert parameters(made) == {"temperature": 0.7, "top_p": 0.5, "num_ctx": 4096}
 
 
-def test_wishes_of_the_command_line_go_over_the_recipes() -> None:
-    recipe = Wishes(parameters=(("top_p", 0.1), ("top_k", 5), ("stop", "A")), system="recipe", licenses=("L",))
-    said = Wishes(parameters=(("top_p", 0.9), ("stop", "B")), messages=(("user", "Hi"),))
-    assert said.over(recipe) == Wishes(
+def test_overrides_of_the_command_line_replace_those_of_the_recipe() -> None:
+    recipe = Overrides(parameters=(("top_p", 0.1), ("top_k", 5), ("stop", "A")), system="recipe", licenses=("L",))
+    said = Overrides(parameters=(("top_p", 0.9), ("stop", "B")), messages=(("user", "Hi"),))
+    assert said.over(recipe) == Overrides(
         parameters=(("top_k", 5), ("stop", "A"), ("top_p", 0.9), ("stop", "B")),
         system="recipe",
         licenses=("L",),
@@ -73,7 +73,7 @@ def test_wishes_of_the_command_line_go_over_the_recipes() -> None:
 
 
 def test_stops_are_the_templates_the_files_and_the_publishers_each_once(tmp_path: Path) -> None:
-    made = bundle(tmp_path, Wishes(parameters=(("stop", "User:"), ("stop", "</s>"))), eos=2, eot=4)
+    made = bundle(tmp_path, Overrides(parameters=(("stop", "User:"), ("stop", "</s>"))), eos=2, eot=4)
     assert set(stops(made)) >= {"<|im_end|>", "</s>", "User:"}
     assert len(stops(made)) == len(set(stops(made)))
 
@@ -110,7 +110,7 @@ def test_without_an_exact_one_no_modelfile_has_a_template_and_both_require_an_ol
 
 def test_a_template_that_was_asked_for_and_cannot_be_exact_is_refused(tmp_path: Path) -> None:
     with pytest.raises(TemplateError, match=r"m-Q4_0\.gguf does not carry it for Ollama to render; convert the model"):
-        bundle(tmp_path, Wishes(chat_template=INEXACT))
+        bundle(tmp_path, Overrides(chat_template=INEXACT))
 
 
 def test_a_file_without_a_template_gets_the_built_in_that_fits(tmp_path: Path) -> None:
@@ -132,27 +132,27 @@ def test_a_file_without_a_template_and_none_known_is_refused_and_told_how(tmp_pa
 
 
 def test_a_model_that_only_completes_says_so_that_ollama_does_not_guess(tmp_path: Path) -> None:
-    made = bundle(tmp_path, Wishes(chat_template=""), template=None)
+    made = bundle(tmp_path, Overrides(chat_template=""), template=None)
     assert (made.template, made.modelfile.template, made.modelfile.requires) == ("none", "{{ .Prompt }}", None)
 
 
 def test_the_files_licence_stands_unless_a_text_is_given(tmp_path: Path) -> None:
     assert bundle(tmp_path, license="apache-2.0").modelfile.licenses == ("apache-2.0",)
-    given = bundle(tmp_path, Wishes(licenses=("the text", "another")), license="apache-2.0")
+    given = bundle(tmp_path, Overrides(licenses=("the text", "another")), license="apache-2.0")
     assert given.modelfile.licenses == ("the text", "another")
     assert bundle(tmp_path).modelfile.licenses == ()
 
 
 @pytest.mark.parametrize("template", [None, "blossom", "huozi", "baichuan2", "chatml"])
 def test_what_is_written_parses_back_and_has_nothing_to_find_fault_with(tmp_path: Path, template: str | None) -> None:
-    wishes = Wishes(
+    overrides = Overrides(
         parameters=(("temperature", 0.5), ("stop", "\n\nUser:"), ("stop", '"')),
         system='Say "no" twice,\nthen stop.',
         licenses=("Line one\n  line two",),
         messages=(("user", "Hi"), ("assistant", "Hello")),
         chat_template=BUILT_IN[template].text if template else None,
     )
-    made = bundle(tmp_path, wishes)
+    made = bundle(tmp_path, overrides)
     for each in (made.modelfile, made.gpu):
         text = write_modelfile(each)
         assert lint_modelfile(text) == []

@@ -12,6 +12,7 @@ from quantkit.publish.ollama.modelfile import Modelfile
 from quantkit.publish.ollama.server import Server, create_request, digest_of, parse_host
 from tests.helpers.ollama_server import KEY, Ollama, running_ollama
 from tests.publish.gguf_files import write_gguf
+from tests.publish.recorded import Recorded
 
 
 @pytest.fixture
@@ -97,11 +98,11 @@ def test_the_body_of_create_holds_all_a_modelfile_says() -> None:
 def test_a_blob_arrives_whole_and_is_known_afterwards(ollama: Ollama, file: Path) -> None:
     server, digest = Server(ollama.url), digest_of(file)
     assert not server.has_blob(digest)
-    seen: list[int] = []
-    server.send_blob(file, digest, lambda name, amount: seen.append(amount))
+    progress = Recorded()
+    server.send_blob(file, digest, progress)
     assert server.has_blob(digest)
     assert ollama.blobs[digest] == file.read_bytes()
-    assert sum(seen) == file.stat().st_size
+    assert sum(amount for amount, _ in progress.advances) == file.stat().st_size
 
 
 def test_a_file_that_changed_after_it_was_hashed_is_refused_by_the_server(ollama: Ollama, file: Path) -> None:

@@ -8,12 +8,13 @@ import pytest
 from quantkit.errors import PublishError
 from quantkit.publish.ollama.bundle import make_bundle
 from quantkit.publish.ollama.facts import facts_of_gguf
-from quantkit.publish.ollama.overrides import Wishes
+from quantkit.publish.ollama.overrides import Overrides
 from quantkit.publish.ollama.push import Item, Made, create_all, push_all
 from quantkit.publish.ollama.server import Server
 from quantkit.publish.ollama.tags import Name, TagPlan, plan_tags
 from tests.helpers.ollama_server import Ollama, running_ollama
 from tests.publish.gguf_files import write_gguf
+from tests.publish.recorded import Recorded
 
 ALL = {
     *("ns/m:4b-q4_0", "ns/m:4b", "ns/m:latest", "ns/m:4b-q4_0-gpu", "ns/m:4b-gpu", "ns/m:gpu"),
@@ -37,7 +38,7 @@ def planned(tmp_path: Path) -> tuple[TagPlan, list[Item]]:
     items = []
     for each in plan.quantizations:
         sources = [f"./{file}" for file in each.files]
-        made = make_bundle(facts[each.type], Wishes(), sources=sources, base=plan.name.tagged(each.tags[0]))
+        made = make_bundle(facts[each.type], Overrides(), sources=sources, base=plan.name.tagged(each.tags[0]))
         items.append(Item(each, facts[each.type], made))
     return plan, items
 
@@ -91,9 +92,11 @@ def test_a_second_run_sends_no_blob_and_changes_nothing(ollama: Ollama, planned:
 
 def test_a_push_sends_each_layer_once_over_all_tags(ollama: Ollama, planned: tuple[TagPlan, list[Item]]) -> None:
     make(ollama, planned)
-    seen: list[str] = []
-    pushed = push_all(Server(ollama.url), planned[0], done=lambda name, amount: seen.append(name))
-    assert set(ollama.manifests) == set(pushed) == set(seen) == ALL
+    progress = Recorded()
+    pushed = push_all(Server(ollama.url), planned[0], progress=progress)
+    counted = [item for amount, item in progress.advances if amount]
+    assert set(ollama.manifests) == set(pushed) == set(counted) == ALL
+    assert progress.stages == [("pushing", len(counted))]
     digests = [digest for _, digest in ollama.pushed_layers]
     assert len(digests) == len(set(digests))
     # two weights, one template of both, plain and gpu parameters of both types alike
@@ -130,7 +133,7 @@ def test_all_shards_are_sent_under_their_own_names(ollama: Ollama, tmp_path: Pat
     facts = facts_of_gguf(tmp_path / "m-00001-of-00002.gguf")
     plan = plan_tags(Name("m"), [("q4_0", tuple(file.name for file in facts.files))], size=None)
     sources = [f"./{file.name}" for file in facts.files]
-    item = Item(plan.quantizations[0], facts, make_bundle(facts, Wishes(), sources=sources, base="m:q4_0"))
+    item = Item(plan.quantizations[0], facts, make_bundle(facts, Overrides(), sources=sources, base="m:q4_0"))
     create_all(Server(ollama.url), plan, [item])
     kinds = [kind for kind, _ in ollama.models["m:latest"]["layers"]]
     assert kinds[:2] == ["model m-00001-of-00002.gguf", "model m-00002-of-00002.gguf"]
@@ -138,7 +141,8 @@ def test_all_shards_are_sent_under_their_own_names(ollama: Ollama, tmp_path: Pat
 
 def test_progress_adds_up_to_twice_the_files(ollama: Ollama, planned: tuple[TagPlan, list[Item]]) -> None:
     total = sum(item.facts.files[0].stat().st_size for item in planned[1])
-    seen: list[int] = []
-    for runs in (1, 2):
-        create_all(Server(ollama.url), *planned, progress=lambda name, amount: seen.append(amount))
-        assert sum(seen) == 2 * total * runs
+    for _ in (1, 2):
+        progress = Recorded()
+        create_all(Server(ollama.url), *planned, progress)
+        assert progress.stages == [("publishing", 2 * total)]
+        assert sum(amount for amount, _ in progress.advances) == 2 * total

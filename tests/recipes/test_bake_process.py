@@ -11,7 +11,7 @@ import psutil
 import pytest
 
 from quantkit.errors import CheckpointError, QuantkitError, UsageError
-from quantkit.recipes.bake.process import Told, run_command
+from quantkit.recipes.bake.process import Messages, run_command
 from tests.helpers.tiny import tiny_llama
 
 
@@ -19,7 +19,7 @@ def test_a_command_gives_its_document_its_time_and_its_peak(tmp_path: Path) -> N
     notes: list[str] = []
     model = tiny_llama(tmp_path / "model", hidden=64, intermediate=96)
     words = ("gguf", str(model), "-t", "q8_0", "--dry-run", "-o", str(tmp_path))
-    done = run_command(words, Told(note=notes.append))
+    done = run_command(words, Messages(note=notes.append))
     assert done.document["command"] == "gguf" and done.document["name"] == "model"
     assert done.seconds > 0 and 20e6 < done.peak_memory < 2e9
     assert any("needs" in note for note in notes)
@@ -37,15 +37,15 @@ def test_a_failure_comes_through_as_its_one_sentence(
     words: tuple[str, ...], kind: type[QuantkitError], said: str
 ) -> None:
     with pytest.raises(kind) as caught:
-        run_command(words, Told())
+        run_command(words, Messages())
     assert said in str(caught.value) and "\n" not in str(caught.value)
     assert not isinstance(caught.value, CheckpointError)
 
 
 BAKE = """
 import sys
-from quantkit.recipes.bake.process import Told, run_command
-run_command(sys.argv[1:], Told(note=lambda text: print(text, flush=True)))
+from quantkit.recipes.bake.process import Messages, run_command
+run_command(sys.argv[1:], Messages(note=lambda text: print(text, flush=True)))
 """
 
 

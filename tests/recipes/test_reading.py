@@ -8,7 +8,7 @@ import pytest
 from quantkit.errors import UsageError
 from quantkit.recipes import open_recipe, read_recipe
 from quantkit.recipes.lines import line_of
-from quantkit.recipes.recipe import Floor, Int4
+from quantkit.recipes.recipe import Floor, PackedFormat
 from quantkit.recipes.writing import write_recipe
 
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"
@@ -56,7 +56,7 @@ def test_a_recipe_is_read_whole(tmp_path: Path) -> None:
     found = read_recipe(recipe(tmp_path))
     assert (found.name, found.source) == ("m", "ns/m@v1")
     assert found.formats.names == ("awq", "gptq", "q4_0", "q2_k")
-    assert found.formats.int4 == {"awq": Int4(64, ("down_proj",)), "gptq": Int4(128)}
+    assert found.formats.packed == {"awq": PackedFormat(64, ("down_proj",)), "gptq": PackedFormat(128)}
     assert found.calibration.samples == 8 and found.calibration.seq_len == 512
     assert found.floors["q2_k"] == Floor(delta=(3.0, False)) and found.floors["awq"] == Floor(delta=(0.05, True))
     assert found.hub == {"gguf": "ns/m-GGUF"} and not found.private

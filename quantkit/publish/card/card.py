@@ -2,13 +2,13 @@
 
 import hashlib
 import json
-import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from quantkit.errors import OutputError, UsageError
+from quantkit.files import write_atomically
 from quantkit.publish.card.escaping import link, plain
 from quantkit.publish.card.facts import KINDS, CardFacts, CardModel, card_facts
 from quantkit.publish.card.metadata import front_matter, metadata
@@ -58,10 +58,12 @@ def write_card(
     text = card_text(facts, pictures)
     try:
         for name, picture in pictures.items():
-            _write(path.parent / PLOTS / name, picture.read_bytes())
+            (path.parent / PLOTS).mkdir(exist_ok=True)
+            write_atomically(path.parent / PLOTS / name, picture.read_bytes())
         if path.exists() and not _is_ours(path):
             path.rename(_free_name(path))
-        _write(path, text.encode("utf-8"))
+        path.parent.mkdir(exist_ok=True)
+        write_atomically(path, text)
     except OSError as error:
         raise OutputError(f"cannot write {error.filename or path}: {error.strerror or error}") from error
     return path
@@ -151,13 +153,3 @@ def _free_name(path: Path) -> Path:
         number += 1
         name = path.with_name(f"{path.name}.bak{number}")
     return name
-
-
-def _write(path: Path, content: bytes) -> None:
-    path.parent.mkdir(exist_ok=True)
-    partial = path.with_name(f"{path.name}.partial")
-    with partial.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)

@@ -8,7 +8,7 @@ from quantkit.errors import TemplateError
 from quantkit.publish.ollama.facts import Facts
 from quantkit.publish.ollama.go_template import GoTemplate, synthesize
 from quantkit.publish.ollama.modelfile import Modelfile
-from quantkit.publish.ollama.overrides import Parameters, Wishes
+from quantkit.publish.ollama.overrides import Overrides, Parameters
 
 NUM_CTX = 4096
 """Pinned where nobody asks for another: Ollama's own default is 4k, 32k or 256k by the memory it finds."""
@@ -31,7 +31,7 @@ class Bundle:
     notes: tuple[str, ...]
 
 
-def make_bundle(facts: Facts, wishes: Wishes, *, sources: Sequence[str], base: str) -> Bundle:
+def make_bundle(facts: Facts, overrides: Overrides, *, sources: Sequence[str], base: str) -> Bundle:
     """The Modelfiles of one model file.
 
     `sources` are the FROM lines of the first (paths of the file or its shards), `base` is the name with the tag that it
@@ -40,8 +40,8 @@ def make_bundle(facts: Facts, wishes: Wishes, *, sources: Sequence[str], base: s
     Raises:
         TemplateError: the template that was asked for cannot be exact, or there is none and nobody said so.
     """
-    template, state, reason, notes = _template(facts, wishes)
-    asked = dict(item for item in wishes.parameters if item[0] != "stop")
+    template, state, reason, notes = _template(facts, overrides)
+    asked = dict(item for item in overrides.parameters if item[0] != "stop")
     num_ctx = asked.pop("num_ctx", None)
     if num_ctx is None:
         num_ctx = min(facts.context_length or NUM_CTX, NUM_CTX)
@@ -52,7 +52,7 @@ def make_bundle(facts: Facts, wishes: Wishes, *, sources: Sequence[str], base: s
     stops = [
         *(template.stops if template else ()),
         *facts.end_tokens,
-        *(str(value) for name, value in wishes.parameters if name == "stop"),
+        *(str(value) for name, value in overrides.parameters if name == "stop"),
     ]
     parameters: Parameters = (
         *{**dict(facts.sampling), **asked}.items(),
@@ -63,9 +63,9 @@ def make_bundle(facts: Facts, wishes: Wishes, *, sources: Sequence[str], base: s
         sources=tuple(sources),
         parameters=parameters,
         template=template.text if template else None,
-        system=wishes.system,
-        licenses=wishes.licenses or ((facts.license,) if facts.license else ()),
-        messages=wishes.messages,
+        system=overrides.system,
+        licenses=overrides.licenses or ((facts.license,) if facts.license else ()),
+        messages=overrides.messages,
         requires=REQUIRES_JINJA if state == "refused" else None,
     )
     gpu = Modelfile(
@@ -76,11 +76,11 @@ def make_bundle(facts: Facts, wishes: Wishes, *, sources: Sequence[str], base: s
     return Bundle(made, gpu, state, reason, tuple(dict.fromkeys(notes)))
 
 
-def _template(facts: Facts, wishes: Wishes) -> tuple[GoTemplate | None, str, str | None, list[str]]:
-    if wishes.chat_template == "":
+def _template(facts: Facts, overrides: Overrides) -> tuple[GoTemplate | None, str, str | None, list[str]]:
+    if overrides.chat_template == "":
         # Without a TEMPLATE Ollama would take the file's own, or ChatML.
         return GoTemplate(RAW_TEMPLATE, (), ()), "none", None, []
-    text = wishes.chat_template or facts.chat_template
+    text = overrides.chat_template or facts.chat_template
     notes: list[str] = []
     if text is None and facts.suggested is not None:
         text = facts.suggested.text

@@ -1,4 +1,4 @@
-"""What a publisher asks for beyond what the file says: parameters, messages, texts, another template."""
+"""Values from a command line or a recipe that override those of the GGUF file."""
 
 from dataclasses import dataclass
 
@@ -9,22 +9,22 @@ Parameters = tuple[tuple[str, ParameterValue], ...]
 
 
 @dataclass(frozen=True)
-class Wishes:
-    """The wishes of one source: the command line, or a recipe."""
+class Overrides:
+    """Values that one source, a command line or a recipe, sets in place of those of the GGUF file."""
 
     parameters: Parameters = ()
-    """`stop` may come several times and adds to the template's; `num_ctx` and `num_gpu` stand here too."""
+    """`stop` may come several times and is added to the template's; includes `num_ctx` and `num_gpu`."""
     system: str | None = None
     licenses: tuple[str, ...] = ()
     messages: tuple[tuple[str, str], ...] = ()
     chat_template: str | None = None
     """A Jinja text in place of the file's; "" for none at all."""
 
-    def over(self, other: "Wishes") -> "Wishes":
-        """These wishes, and those of `other` where these say nothing."""
+    def over(self, other: "Overrides") -> "Overrides":
+        """These overrides, completed by those of `other`; where both set a value, this object's is used."""
         mine = {name for name, _ in self.parameters if name != "stop"}
         kept = tuple(item for item in other.parameters if item[0] not in mine)
-        return Wishes(
+        return Overrides(
             parameters=(*kept, *self.parameters),
             system=other.system if self.system is None else self.system,
             licenses=self.licenses or other.licenses,
@@ -33,7 +33,7 @@ class Wishes:
         )
 
 
-def wished_parameter(name: str, value: object, where: str) -> ParameterValue:
+def check_parameter(name: str, value: object, where: str) -> ParameterValue:
     """The value itself, if Ollama has such a parameter of its type; raises UsageError naming `where`."""
     if not isinstance(value, str | int | float | bool):
         raise UsageError(f"{where}: PARAMETER {name} takes no {type(value).__name__}, such as {value!r}")
@@ -58,4 +58,4 @@ def typed_parameter(text: str, where: str) -> tuple[str, ParameterValue]:
         found: ParameterValue = value if name in DEPRECATED else read_parameter(name, value)
     except ModelfileError as error:
         raise UsageError(f"{where} {text}: {error}") from error
-    return name, wished_parameter(name, found, f"{where} {text}")
+    return name, check_parameter(name, found, f"{where} {text}")

@@ -1,14 +1,13 @@
 """A tag plan carried out on an Ollama server: every blob sent once, every tag made, every tag pushed."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+from quantkit.progress import SILENT, Progress
 from quantkit.publish.ollama.bundle import Bundle
 from quantkit.publish.ollama.facts import Facts
-from quantkit.publish.ollama.server import Progress, Server, create_request, digest_of
+from quantkit.publish.ollama.server import Server, create_request, digest_of
 from quantkit.publish.ollama.tags import Quantization, TagPlan
-
-Stage = Callable[[str], object]
 
 
 @dataclass(frozen=True)
@@ -22,7 +21,7 @@ class Item:
 
 @dataclass(frozen=True)
 class Made:
-    """The names that were made, and the bytes of blobs that were sent and that the server had."""
+    """The names of the created tags, and the bytes of the blobs that were sent and that the server already had."""
 
     tags: list[str]
     sent: int
@@ -33,18 +32,18 @@ def create_all(
     server: Server,
     plan: TagPlan,
     items: Sequence[Item],
-    *,
-    progress: Progress = lambda name, amount: None,
-    stage: Stage = lambda text: None,
+    progress: Progress = SILENT,
 ) -> Made:
-    """Make every tag. Run again it sends no blob the server has, and makes the same tags of them.
+    """Create every tag on the server. A second run sends only the blobs that the server does not have.
 
-    `progress` counts each file's bytes twice: hashed, then sent or found there.
+    `progress` counts the bytes of each file twice: hashed, then sent or already on the server.
 
     Raises:
         PublishError: no server, it refuses, or it goes away.
     """
     server.version()
+    total = 2 * sum(file.stat().st_size for item in items for file in item.facts.files)
+    progress.start("publishing", total)
     tags: list[str] = []
     sent = kept = 0
     for item in items:
@@ -54,16 +53,16 @@ def create_all(
             size = file.stat().st_size
             if server.has_blob(digest):
                 kept += size
-                progress(file.name, size)
+                progress.advance(size, file.name)
             else:
                 server.send_blob(file, digest, progress)
                 sent += size
         first = plan.name.tagged(item.plan.tags[0])
-        server.create(create_request(first, item.bundle.modelfile, digests), lambda text: stage(text))
+        server.create(create_request(first, item.bundle.modelfile, digests), lambda text: progress.advance(0, text))
         tags += [first, *_copies(server, plan, item.plan.tags)]
         if item.plan.gpu_tags:
             first = plan.name.tagged(item.plan.gpu_tags[0])
-            server.create(create_request(first, item.bundle.gpu), lambda text: stage(text))
+            server.create(create_request(first, item.bundle.gpu), lambda text: progress.advance(0, text))
             tags += [first, *_copies(server, plan, item.plan.gpu_tags)]
     return Made(tags, sent, kept)
 
@@ -81,21 +80,21 @@ def push_all(
     plan: TagPlan,
     *,
     insecure: bool = False,
-    done: Progress = lambda name, amount: None,
-    stage: Stage = lambda text: None,
+    progress: Progress = SILENT,
 ) -> list[str]:
-    """Push every tag; `done` gets each as it is there, `stage` what happens.
+    """Push every tag to the registry; returns the names. `progress` counts tags.
 
     Raises:
         PublishError: no server, the registry refuses, or the connection breaks.
     """
     names = [plan.name.tagged(tag) for tag in plan.tags()]
+    progress.start("pushing", len(names))
     for name in names:
 
         def show(status: str, digest: str, completed: int, total: int, name: str = name) -> None:
             part = f" {100 * completed // total}%" if digest and total else ""
-            stage(f"{name}: {status}{part}")
+            progress.advance(0, f"{name}: {status}{part}")
 
         server.push(name, insecure=insecure, progress=show)
-        done(name, 1)
+        progress.advance(1, name)
     return names

@@ -16,6 +16,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from quantkit.errors import PublishError, UsageError
+from quantkit.progress import SILENT, Progress
 from quantkit.publish.ollama.modelfile import Modelfile
 
 DEFAULT_HOST = "http://127.0.0.1:11434"
@@ -29,9 +30,6 @@ _PORTS = {"http": 80, "https": 443}
 _UNAUTHORIZED = re.compile(
     r"unauthori[sz]ed|not authori[sz]ed|access denied|unknown key|not signed in|\b40[13]\b", re.I
 )
-
-Progress = Callable[[str, int], object]
-"""Called with what is sent or hashed, and how many bytes of it since the last call."""
 
 
 def parse_host(text: str | None) -> str:
@@ -55,14 +53,14 @@ def parse_host(text: str | None) -> str:
     return f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}{parts.path.rstrip('/')}"
 
 
-def digest_of(path: Path, progress: Progress = lambda name, amount: None) -> str:
-    """`sha256:...` of a file, as Ollama names its blobs."""
+def digest_of(path: Path, progress: Progress = SILENT) -> str:
+    """The digest of a file as Ollama names its blobs: `sha256:` and hexadecimal digits. `progress` counts bytes."""
     found = hashlib.sha256()
     try:
         with path.open("rb") as file:
             while chunk := file.read(_CHUNK):
                 found.update(chunk)
-                progress(path.name, len(chunk))
+                progress.advance(len(chunk), path.name)
     except OSError as error:
         raise PublishError(f"cannot read {path}: {error.strerror or error}") from error
     return f"sha256:{found.hexdigest()}"
@@ -111,8 +109,8 @@ class Server:
                 raise PublishError(f"the Ollama server answered {response.status} when asked for the blob {digest}")
             return response.status == 200
 
-    def send_blob(self, path: Path, digest: str, progress: Progress = lambda name, amount: None) -> None:
-        """Upload a file under its digest; `progress` gets the bytes as they leave."""
+    def send_blob(self, path: Path, digest: str, progress: Progress = SILENT) -> None:
+        """Upload a file under its digest. `progress` counts the bytes sent."""
         size = path.stat().st_size
         body = _Upload(path, progress)
         headers = {"Content-Length": str(size), "Content-Type": "application/octet-stream"}
@@ -247,7 +245,7 @@ class _Answer:
 
 
 class _Upload:
-    """A file as http.client sends it, which counts what is taken."""
+    """A file that http.client reads and sends; counts the bytes sent."""
 
     def __init__(self, path: Path, progress: Progress) -> None:
         self._file, self._name, self._progress, self.sent = path.open("rb"), path.name, progress, 0
@@ -261,7 +259,7 @@ class _Upload:
     def read(self, size: int = -1) -> bytes:
         chunk = self._file.read(max(size, _CHUNK))
         self.sent += len(chunk)
-        self._progress(self._name, len(chunk))
+        self._progress.advance(len(chunk), self._name)
         return chunk
 
 

@@ -7,14 +7,14 @@ from typing import Any
 from quantkit.publish.card.card import CardModel, write_card
 from quantkit.publish.hub import push_folder
 from quantkit.recipes.bake.commands import gguf_folder, output_of, report_folder
-from quantkit.recipes.bake.process import Told
+from quantkit.recipes.bake.process import Messages
 from quantkit.recipes.recipe import Recipe
 
 
 def folders(recipe: Recipe, folder: Path) -> dict[str, Path]:
     """gguf, awq, gptq -> the folder, of those that the recipe makes."""
     found = {"gguf": gguf_folder(recipe, folder)} if recipe.formats.gguf else {}
-    return found | {method: output_of(recipe, folder, method) for method in recipe.formats.int4}
+    return found | {method: output_of(recipe, folder, method) for method in recipe.formats.packed}
 
 
 def card_model(recipe: Recipe, kind: str) -> CardModel:
@@ -45,13 +45,13 @@ def write_cards(recipe: Recipe, folder: Path, report: Mapping[str, Any] | None) 
     ]
 
 
-def push(recipe: Recipe, folder: Path, told: Told) -> list[str]:
+def push(recipe: Recipe, folder: Path, messages: Messages) -> list[str]:
     """Push each folder that has a repository; the repositories."""
     pushed = []
     for kind, each in folders(recipe, folder).items():
         repo = recipe.hub.get(kind)
         if repo is not None:
-            told.note(f"{each.name} to {repo}")
+            messages.note(f"{each.name} to {repo}")
             push_folder(each, repo, private=recipe.private, dry_run=False)
             pushed.append(repo)
     return pushed

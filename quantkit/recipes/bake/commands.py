@@ -37,7 +37,7 @@ class Command:
 
 def output_of(recipe: Recipe, folder: Path, name: str) -> Path:
     """The GGUF file, or the AWQ or GPTQ folder, of a format."""
-    if name in recipe.formats.int4:
+    if name in recipe.formats.packed:
         return folder / f"{recipe.name}-{name.upper()}"
     return gguf_folder(recipe, folder) / f"{recipe.name}-{file_type(name).label}.gguf"
 
@@ -53,14 +53,14 @@ def report_folder(recipe: Recipe, folder: Path) -> Path:
 def convert_commands(recipe: Recipe, formats: Sequence[str], folder: Path, machine: Machine) -> list[Command]:
     """As few conversions as make `formats`: those that share their options go through one calibration together."""
     groups: list[tuple[str, ...]] = []
-    for method, options in recipe.formats.int4.items():
+    for method, options in recipe.formats.packed.items():
         if method in formats:
-            alike = next((n for n, group in enumerate(groups) if recipe.formats.int4[group[0]] == options), None)
+            alike = next((n for n, group in enumerate(groups) if recipe.formats.packed[group[0]] == options), None)
             if alike is None:
                 groups.append((method,))
             else:
                 groups[alike] += (method,)
-    gguf = tuple(name for name in formats if name not in recipe.formats.int4)
+    gguf = tuple(name for name in formats if name not in recipe.formats.packed)
     if gguf and groups:
         groups[0] += gguf
     elif gguf:
@@ -70,8 +70,8 @@ def convert_commands(recipe: Recipe, formats: Sequence[str], folder: Path, machi
 
 def _convert(recipe: Recipe, group: tuple[str, ...], folder: Path, machine: Machine) -> Command:
     calibration, method = recipe.calibration, group[0]
-    options = recipe.formats.int4.get(method)
-    gguf = any(name not in recipe.formats.int4 for name in group)
+    options = recipe.formats.packed.get(method)
+    gguf = any(name not in recipe.formats.packed for name in group)
     calibrates = options is not None or recipe.formats.imatrix
     words = ["convert" if calibrates else "gguf", recipe.source]
     for name in group:
@@ -136,13 +136,13 @@ def termux_commands(recipe: Recipe, folder: Path) -> list[tuple[Command, Path]]:
     """For each of [phone]'s types the command and the script it writes."""
     assert recipe.phone is not None
     tags: dict[str, str] = {}
-    wishes: list[str] = ["--chat-template", recipe.chat_template] if recipe.chat_template == NONE else []
+    overrides: list[str] = ["--chat-template", recipe.chat_template] if recipe.chat_template == NONE else []
     if recipe.ollama_name is not None:
         found = ollama_recipe(recipe.opened)
-        for key, value in found.wishes.parameters:
-            wishes += ["--parameter", f"{key}={value}"]
-        if found.wishes.system is not None:
-            wishes += ["--system", found.wishes.system]
+        for key, value in found.overrides.parameters:
+            overrides += ["--parameter", f"{key}={value}"]
+        if found.overrides.system is not None:
+            overrides += ["--system", found.overrides.system]
         made = [(name, (name,)) for name in found.types if name in recipe.formats.gguf]
         plan = plan_tags(found.name, made, size=found.size) if made else None
         tags = {each.type: plan.name.tagged(each.tags[0]) for each in plan.quantizations} if plan else {}
@@ -151,7 +151,7 @@ def termux_commands(recipe: Recipe, folder: Path) -> list[tuple[Command, Path]]:
         file = str(output_of(recipe, folder, name))
         # a model that is pulled brings its parameters; one without a template can only be made there
         pulled = name in tags and recipe.chat_template != NONE
-        source = ["--model", tags[name], "--figures", file] if pulled else ["--gguf", file, *wishes]
+        source = ["--model", tags[name], "--figures", file] if pulled else ["--gguf", file, *overrides]
         memory = ["--ram", recipe.phone.memory] if recipe.phone.memory else []
         script = folder / f"{recipe.name}-termux-{name}.sh"
         commands.append((Command(("termux", *source, *memory), ("-o", str(script))), script))

@@ -1,4 +1,4 @@
-"""What a bake would do: its commands, and of the conversion the sizes, disk and memory, from headers alone."""
+"""The plan of a bake, from headers alone: its commands, and the sizes, disk and memory of the conversion."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,13 +12,13 @@ from quantkit.recipes.bake.commands import (
     ollama_files,
     termux_commands,
 )
-from quantkit.recipes.bake.process import Told, run_command
+from quantkit.recipes.bake.process import Messages, run_command
 from quantkit.recipes.ollama import ollama_recipe
 from quantkit.recipes.recipe import Recipe
 
 
 @dataclass(frozen=True)
-class Outlook:
+class BakePlan:
     """`commands`: (step, words) in order. `sizes`: bytes by format. `disk` and `memory` in bytes."""
 
     recipe: Recipe
@@ -28,24 +28,24 @@ class Outlook:
     memory: int
 
 
-def look_ahead(recipe: Recipe, folder: Path, asked: Sequence[str], machine: Machine, told: Told) -> Outlook:
-    """The plan of the steps `asked`; raises what a dry run of the conversion raises."""
+def plan_bake(recipe: Recipe, folder: Path, steps: Sequence[str], machine: Machine, messages: Messages) -> BakePlan:
+    """The plan of `steps`; raises what a dry run of the conversion raises."""
     commands: list[tuple[str, tuple[str, ...]]] = []
     sizes: dict[str, int] = {}
     disk = memory = 0
-    if "convert" in asked:
+    if "convert" in steps:
         for command in convert_commands(recipe, recipe.formats.names, folder, machine):
             commands.append(("convert", command.line))
-            document = run_command((*command.line, "--dry-run"), told).document
+            document = run_command((*command.line, "--dry-run"), messages).document
             sizes |= {each["type"].lower(): each["bytes"] for each in document["outputs"]}
             disk += document["disk_bytes"]
             memory = max(memory, document["expected_peak_memory_bytes"])
-    if "measure" in asked and recipe.measure is not None:
+    if "measure" in steps and recipe.measure is not None:
         commands.append(("measure", measure_command(recipe, recipe.formats.names, folder, machine).line))
-    if "ollama" in asked and recipe.ollama_name is not None:
+    if "ollama" in steps and recipe.ollama_name is not None:
         files = ollama_files(recipe, ollama_recipe(recipe.opened), folder)
         if files:
             commands.append(("ollama", ollama_command(recipe, files, folder / f"{recipe.name}.recipe.toml").line))
-    if "termux" in asked and recipe.phone is not None:
+    if "termux" in steps and recipe.phone is not None:
         commands += [("termux", command.line) for command, _ in termux_commands(recipe, folder)]
-    return Outlook(recipe, tuple(commands), sizes, disk, memory)
+    return BakePlan(recipe, tuple(commands), sizes, disk, memory)

@@ -21,8 +21,8 @@ _ERRORS: dict[int, type[QuantkitError]] = {2: UsageError, 3: VerificationError}
 
 
 @dataclass(frozen=True)
-class Told:
-    """Who hears what a command says while it works: lines about it, and warnings."""
+class Messages:
+    """Receivers of what a command prints while it works: `note` gets each line, `warn` each warning."""
 
     note: Callable[[str], object] = lambda text: None
     warn: Callable[[str], object] = lambda text: None
@@ -48,20 +48,20 @@ class Ended:
     peak_memory: int
 
 
-def run_command(words: Sequence[str], told: Told) -> Finished:
+def run_command(words: Sequence[str], messages: Messages) -> Finished:
     """Run `quantkit WORDS... --format json` and wait for it. It dies with this process, however that ends.
 
     Raises:
         QuantkitError: it failed; with its own sentence, as the class of its exit code.
         KeyboardInterrupt: it was interrupted.
     """
-    ended = run_process(words, told)
+    ended = run_process(words, messages)
     if ended.code:
         raise failure(words[0], ended.code, ended.sentences)
     return Finished(json.loads(ended.answer), ended.seconds, ended.peak_memory)
 
 
-def run_process(words: Sequence[str], told: Told, folder: Path | None = None) -> Ended:
+def run_process(words: Sequence[str], messages: Messages, folder: Path | None = None) -> Ended:
     """The same for who wants its answer in any case; in `folder`, if it is given."""
     started = time.monotonic()
     process = subprocess.Popen(
@@ -75,7 +75,7 @@ def run_process(words: Sequence[str], told: Told, folder: Path | None = None) ->
         preexec_fn=_dying_with(os.getpid()),
     )
     sentences: list[str] = []
-    listener = threading.Thread(target=_listen, args=(process, told, sentences), daemon=True)
+    listener = threading.Thread(target=_listen, args=(process, messages, sentences), daemon=True)
     listener.start()
     try:
         assert process.stdout is not None
@@ -105,16 +105,16 @@ def failure(command: str, code: int, sentences: Sequence[str]) -> BaseException:
     )
 
 
-def _listen(process: "subprocess.Popen[str]", told: Told, sentences: list[str]) -> None:
+def _listen(process: "subprocess.Popen[str]", messages: Messages, sentences: list[str]) -> None:
     assert process.stderr is not None
     for line in process.stderr:
         text = line.rstrip()
         if text.startswith(_MARK):
             sentences.append(text.removeprefix(_MARK))
         elif text.startswith(_WARNING):
-            told.warn(text.removeprefix(_WARNING))
+            messages.warn(text.removeprefix(_WARNING))
         elif text:
-            told.note(text)
+            messages.note(text)
 
 
 def _dying_with(parent: int) -> Callable[[], None] | None:

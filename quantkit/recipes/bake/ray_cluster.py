@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from quantkit.errors import MissingExtraError, QuantkitError
-from quantkit.recipes.bake.process import Ended, Told, run_process
+from quantkit.recipes.bake.process import Ended, Messages, run_process
 
 LOCAL = "local"
 _LIMITS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
@@ -36,7 +36,7 @@ class Done:
 
 
 def bake_on_ray(
-    recipes: Sequence[Path], words: Sequence[str], address: str, threads: int | None, told: Told
+    recipes: Sequence[Path], words: Sequence[str], address: str, threads: int | None, messages: Messages
 ) -> list[Done]:
     """`quantkit bake RECIPE WORDS...` for each recipe, in their order; `address`: a Ray cluster's, or `local`.
 
@@ -48,11 +48,11 @@ def bake_on_ray(
     _knock(address)
     # Ray tells of lost workers on stdout, where only the answer belongs
     with contextlib.redirect_stdout(sys.stderr):
-        return _bake_all(ray, recipes, words, address, threads, told)
+        return _bake_all(ray, recipes, words, address, threads, messages)
 
 
 def _bake_all(
-    ray: Any, recipes: Sequence[Path], words: Sequence[str], address: str, threads: int | None, told: Told
+    ray: Any, recipes: Sequence[Path], words: Sequence[str], address: str, threads: int | None, messages: Messages
 ) -> list[Done]:
     try:
         ray.init(
@@ -77,7 +77,7 @@ def _bake_all(
             (ready, *_), _left = ray.wait(list(pending), num_returns=1)
             path = pending.pop(ready)
             found[path] = _result(ray, ready)
-            told.note(f"{path.name}: {'done' if found[path].code == 0 else f'exit code {found[path].code}'}")
+            messages.note(f"{path.name}: {'done' if found[path].code == 0 else f'exit code {found[path].code}'}")
         return [Done(path, found[path]) for path in recipes]
     finally:
         ray.shutdown()
@@ -90,7 +90,7 @@ def _bake_one(folder: str, limits: dict[str, str | None], words: list[str]) -> E
             os.environ.pop(name, None)
         else:
             os.environ[name] = value
-    return run_process(words, Told(), Path(folder))
+    return run_process(words, Messages(), Path(folder))
 
 
 def _result(ray: Any, reference: Any) -> Ended:

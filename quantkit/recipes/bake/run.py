@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from quantkit.errors import MeasureError, OutputError, UsageError, VerificationError
+from quantkit.files import write_atomically
 from quantkit.measurement.document import load_report
 from quantkit.recipes.bake.cards import card_model, push, write_cards
 from quantkit.recipes.bake.commands import (
@@ -28,7 +29,7 @@ from quantkit.recipes.bake.commands import (
 from quantkit.recipes.bake.fingerprint import calibration_files, fingerprint, source_files, text_files, weight_files
 from quantkit.recipes.bake.floors import broken_floors
 from quantkit.recipes.bake.journal import BakeJournal
-from quantkit.recipes.bake.process import Told, run_command
+from quantkit.recipes.bake.process import Messages, run_command
 from quantkit.recipes.ollama import ollama_recipe
 from quantkit.recipes.recipe import Recipe
 from quantkit.recipes.writing import write_recipe
@@ -73,10 +74,10 @@ class Baked:
 
 @dataclass(frozen=True)
 class Hooks:
-    """Who is told. `stage(text)`: a step begins; `told`: what its command says."""
+    """Receivers of a bake's messages. `stage(text)`: a step begins; `messages`: what the step's command prints."""
 
     stage: Callable[[str], object] = lambda text: None
-    told: Told = field(default_factory=Told)
+    messages: Messages = field(default_factory=Messages)
 
 
 def bake(recipe: Recipe, options: Options, hooks: Hooks) -> Baked:
@@ -109,7 +110,7 @@ class _Bake:
             asked = (*asked, "push")
         text = write_recipe(self.recipe.opened.table)
         if not self.effective.exists() or self.effective.read_text("utf-8") != text:
-            _write(self.effective, text)
+            write_atomically(self.effective, text)
         work: dict[str, Callable[[], Step]] = {
             "convert": self._convert,
             "measure": self._measure,
@@ -142,7 +143,7 @@ class _Bake:
                 journal.start(name, prints[name], weight_files(output_of(recipe, self.folder, name)))
             line = (*command.line, *(("--force",) if replacing else ()))
             self.hooks.stage(f"converting to {', '.join(command.formats)}")
-            done = run_command(line, self.hooks.told)
+            done = run_command(line, self.hooks.messages)
             for name in command.formats:
                 files = weight_files(output_of(recipe, self.folder, name))
                 record = {"seconds": round(done.seconds, 3), "peak_memory_bytes": done.peak_memory}
@@ -258,7 +259,7 @@ class _Bake:
             if broken_floors(recipe, report):
                 return Step("push", "left out", "floors are not met")
         self.hooks.stage("pushing to the hub")
-        self.pushed = push(recipe, self.folder, self.hooks.told)
+        self.pushed = push(recipe, self.folder, self.hooks.messages)
         return Step("push", "done", ", ".join(self.pushed))
 
     def _one(
@@ -267,7 +268,7 @@ class _Bake:
         """One command as one unit; without `files` its document says what was `written`."""
         unit = unit or step
         self.journal.start(unit, own, files or [])
-        done = run_command(line, self.hooks.told)
+        done = run_command(line, self.hooks.messages)
         written = [Path(path) for path in done.document["written"]] if files is None else files
         record = {"seconds": round(done.seconds, 3), "peak_memory_bytes": done.peak_memory}
         self.journal.finish(unit, own, written, record)
@@ -302,12 +303,3 @@ class _Bake:
             return load_report(path)
         except MeasureError as error:
             raise OutputError(f"{error}, with --only measure --force") from error
-
-
-def _write(path: Path, text: str) -> None:
-    partial = path.with_name(f"{path.name}.partial")
-    try:
-        partial.write_text(text, "utf-8")
-        partial.replace(path)
-    except OSError as error:
-        raise OutputError(f"cannot write {path}: {error.strerror or error}") from error
