@@ -8,11 +8,11 @@ from typing import Any
 
 from quantkit.chat import suggest
 from quantkit.checkpoint import Checkpoint, TensorInfo, open_checkpoint
-from quantkit.checkpoint.folder import choose_weights, quantization_config, read_small_file
+from quantkit.checkpoint.folder import choose_weights, is_possibly_stale, quantization_config, read_small_file
 from quantkit.checkpoint.jsonfile import parse_object
 from quantkit.checkpoint.weights import open_weights
 from quantkit.errors import MissingExtraError, QuantkitError, UnsupportedError
-from quantkit.families import Family, find_family, token_roles
+from quantkit.families import Family, complete_architecture, find_family, token_roles
 from quantkit.gguf.keyvalues import KeyValue
 from quantkit.gguf.vocabulary import token_texts
 from quantkit.inspection.config import shape_of_config, text_config
@@ -60,12 +60,16 @@ def describe_checkpoint_folder(folder: Path, source: str) -> Description:
         contents.notes.append(str(error))
         names = list(choose_weights([path.name for path in folder.iterdir()], source).files)
     contents.files = [File(name, (folder / name).stat().st_size) for name in names]
-    if not _is_packed(quantization_config(config)):
+    packed = _is_packed(quantization_config(config))
+    if not packed or is_possibly_stale(config):
         try:
-            contents.opened = open_checkpoint(str(folder))
+            contents.opened = open_checkpoint(str(folder), judge=complete_architecture)
             contents.name, contents.revision = contents.opened.name, contents.opened.revision
+            contents.config = contents.opened.config
+            contents.notes += contents.opened.notes
         except QuantkitError as error:
-            contents.notes.append(str(error))
+            if not packed:
+                contents.notes.append(str(error))
     try:
         return _describe(contents, source)
     finally:
@@ -79,7 +83,7 @@ def describe_hub_checkpoint(source: str, *, offline: bool = False) -> Descriptio
     Raises:
         CheckpointError, HubError, UnsupportedError: as `open_checkpoint` does.
     """
-    with open_checkpoint(source, offline=offline, headers_only=True) as opened:
+    with open_checkpoint(source, offline=offline, headers_only=True, judge=complete_architecture) as opened:
         tensors = list(opened.tensors.values())
         names = sorted({tensor.file for tensor in tensors})
         files = [File(name, sum(tensor.nbytes for tensor in tensors if tensor.file == name)) for name in names]

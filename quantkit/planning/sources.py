@@ -12,7 +12,7 @@ from quantkit.checkpoint.folder import parse_config, read_small_file
 from quantkit.checkpoint.sources import open_checkpoint
 from quantkit.checkpoint.tensor import TensorInfo
 from quantkit.errors import CheckpointError, TokenizerError
-from quantkit.families import Family, Hyperparameters, find_family
+from quantkit.families import Family, Hyperparameters, complete_architecture, find_family
 from quantkit.families.base.family import Rule
 from quantkit.gguf.layout import padded
 from quantkit.outputs.model import Model, model_from_checkpoint, model_from_gguf
@@ -70,13 +70,14 @@ def open_source(source: str, *, offline: bool = False) -> Source:
         raise CheckpointError(f"{source} is a folder of GGUF files; name the one to plan for, such as {files[0]}")
     if path.is_dir() and (path / "config.json").is_file() and not _has_weights(path):
         return _from_config(path / "config.json")
-    return _from_checkpoint(open_checkpoint(source, offline=offline, headers_only=True))
+    return _from_checkpoint(open_checkpoint(source, offline=offline, headers_only=True, judge=complete_architecture))
 
 
 def _planned(model: Model, *, exact: bool, notes: tuple[str, ...] = (), vocabulary: int = 0) -> Source:
     keys: dict[str, Any] = {key.key: key.value for key in model.keys}
     shape = model_shape(keys, [(tensor.name, tensor.shape) for tensor in model.tensors], model.name)
-    return Source(model, shape, exact, notes, vocabulary)
+    repairs = model.checkpoint.notes if model.checkpoint else ()
+    return Source(model, shape, exact, (*repairs, *notes), vocabulary)
 
 
 def tensors_as_they_are(model: Model) -> tuple[PlannedTensor, ...]:
@@ -152,7 +153,7 @@ def _weight(pattern: re.Pattern[bytes], text: bytes, start: int, stop: int, each
 def _from_config(path: Path) -> Source:
     """A model with a config.json and no weights: its family's rules give the tensors."""
     folder = path.parent
-    config = parse_config(read_small_file(folder, path.name, str(path)), str(path))
+    config = dict(complete_architecture(parse_config(read_small_file(folder, path.name, str(path)), str(path))))
     family = find_family(config)
     sizes = family.sizes(config)
     dtype = {"float32": "F32", "float16": "F16"}.get(str(config.get("torch_dtype") or config.get("dtype")), "BF16")

@@ -487,8 +487,8 @@ def remade(change: Callable[[dict[str, Any]], object]) -> Callable[[Path], None]
         (lambda folder: (tiny_llama(folder) / "config.json").write_text("{"), "config.json of .* is not"),
         (lambda folder: (tiny_llama(folder) / "model.safetensors").unlink(), "holds no weights"),
         (
-            remade(lambda config: config.update(quantization_config={"quant_method": "bitsandbytes"})),
-            "is already quantized .*bitsandbytes",
+            remade(lambda config: config.update(quantization_config={"quant_method": "quanto"})),
+            "is already quantized .*quanto",
         ),
         (
             remade(lambda config: config.update(quantization_config={"quant_method": "awq", "bits": 4})),
