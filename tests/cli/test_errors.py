@@ -176,6 +176,12 @@ def test_a_bad_checkpoint_gets_one_sentence_naming_what_is_wrong(
     nothing_final(out)
 
 
+def test_an_adapter_folder_is_named_with_its_base_model(tmp_path: Path) -> None:
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "ORG/BASE"}))
+    answer = quantkit("gguf", tmp_path, "-t", "q8_0", "-o", tmp_path / "out")
+    assert answer.code == 1 and "an adapter (LoRA) for 'ORG/BASE'" in answer.sentence
+
+
 def test_wrong_words_are_wrong_usage(sound: Path, tmp_path: Path) -> None:
     for words, expected in (
         (("-t", "q4_9"), "q4_0"),
