@@ -230,8 +230,8 @@ def _cautions(sizes: Hyperparameters) -> Iterator[str]:
     groups = optional_size(sizes.config, "n_group") or 1
     if sizes.config.get("topk_method") == "group_limited_greedy" and groups > 1:
         yield (
-            f"of {groups} groups of experts the model chooses those with the best single expert, llama.cpp with the"
-            " best two: now and then a token will go to other experts than in the checkpoint"
+            f"the model ranks its {groups} expert groups by their best expert, but llama.cpp ranks them by their best"
+            " two; some tokens are routed to other experts than in the checkpoint"
         )
 
 
@@ -241,29 +241,30 @@ def _queries(config: Mapping[str, Any]) -> None:
     compressed = config.get("q_lora_rank") is not None
     if lite == compressed:
         raise UnsupportedError(
-            f"config.json: q_lora_rank is {config.get('q_lora_rank')!r}, but llama.cpp takes a model of {layers} layers"
-            f" for one {'without' if lite else 'with'} compressed queries; no GGUF can express it"
+            f"config.json: q_lora_rank is {config.get('q_lora_rank')!r}, but llama.cpp runs a DeepSeek of {layers}"
+            f" layers only {'without' if lite else 'with'} compressed queries; a GGUF cannot express this setting"
         )
 
 
 def _yarn(config: Mapping[str, Any]) -> None:
-    """llama.cpp scales attention by mscale_all_dim and takes mscale for the same; the rest of YaRN is built in."""
+    """Refuse YaRN settings that llama.cpp does not read; it needs mscale equal to mscale_all_dim."""
     rope = config.get("rope_parameters") or config.get("rope_scaling")
     if not isinstance(rope, Mapping) or (rope.get("rope_type") or rope.get("type")) != "yarn":
         return
-    named = "DeepSeek with YaRN"
-    only(rope, "beta_fast", 32, family=named)
-    only(rope, "beta_slow", 1, family=named)
-    only(rope, "truncate", True, family=named)
-    each, whole = rope.get("mscale"), rope.get("mscale_all_dim")
-    if not whole or each != whole or rope.get("attention_factor") is not None:
+    with_yarn = "DeepSeek with YaRN"
+    only(rope, "beta_fast", 32, family=with_yarn)
+    only(rope, "beta_slow", 1, family=with_yarn)
+    only(rope, "truncate", True, family=with_yarn)
+    mscale, all_dims = rope.get("mscale"), rope.get("mscale_all_dim")
+    if not all_dims or mscale != all_dims or rope.get("attention_factor") is not None:
         raise UnsupportedError(
-            f"config.json: rope scaling 'yarn' has mscale {each!r}, mscale_all_dim {whole!r} and attention_factor"
-            f" {rope.get('attention_factor')!r}; llama.cpp runs DeepSeek only with the first two equal and no third"
+            f"config.json: rope scaling 'yarn' has mscale {mscale!r}, mscale_all_dim {all_dims!r} and attention_factor"
+            f" {rope.get('attention_factor')!r}; llama.cpp runs DeepSeek only with mscale equal to mscale_all_dim and"
+            " without attention_factor"
         )
 
 
-# transformers' DeepseekV2Config and DeepseekV3Config; V3's class scores by sigmoid without a word about it.
+# transformers' DeepseekV2Config and DeepseekV3Config; V3's class scores by sigmoid without stating it.
 DEFAULTS: dict[str, dict[str, Any]] = {
     "deepseek_v2": {
         "max_position_embeddings": 2048,
