@@ -54,8 +54,8 @@ def test_a_model_that_can_be_converted_is_fetched(hub: Hub, files: dict[str, byt
     [
         (
             {"architectures": ["Olmo2ForSequenceClassification"]},
-            "Olmo2ForSequenceClassification of config.json is not supported yet; if llama.cpp runs it, add a family file"
-            " such as quantkit/families/olmo2.py",
+            "Olmo2ForSequenceClassification of config.json is not supported yet; if llama.cpp runs it, add a family"
+            " file such as quantkit/families/olmo2.py",
         ),
         (
             {"architectures": ["GrokForCausalLM"]},

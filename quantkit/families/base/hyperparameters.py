@@ -1,6 +1,5 @@
 """Sizes and numbers of config.json, under one name for all families, checked before use."""
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,7 +19,9 @@ _MAX_HEADS = 10_000
 _MAX_WIDTH = 1 << 20
 _MAX_VOCABULARY = 1 << 24
 _BOUNDS = {
-    **dict.fromkeys(("num_hidden_layers", "n_layer", "n_layers", "num_layers"), _MAX_LAYERS),
+    **dict.fromkeys(
+        ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "num_nextn_predict_layers"), _MAX_LAYERS
+    ),
     **dict.fromkeys(
         ("num_local_experts", "num_experts", "n_routed_experts", "n_shared_experts", "n_group", "topk_group"),
         _MAX_EXPERTS,
@@ -227,7 +228,7 @@ def number(config: Mapping[str, Any], *names: str) -> float | None:
             continue
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise CheckpointError(f"config.json: {name} must be a number, not {_shown(value)}")
-        if math.isnan(value) or abs(value) > _FLOAT32_MAX:
+        if not abs(value) <= _FLOAT32_MAX:  # true for NaN too
             raise CheckpointError(f"config.json: {name} must be a finite 32-bit float, not {_shown(value)}")
         return float(value)
     return None
