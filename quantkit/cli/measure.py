@@ -1,32 +1,20 @@
 """`quantkit measure`: what quantization cost, every format of a model side by side."""
 
 import re
-import shutil
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from quantkit.checkpoint.sources import parse_source
+from quantkit.api import measure as measure_models
 from quantkit.cli.conversion_options import DeviceOption, OfflineOption, ThreadsOption
-from quantkit.cli.measure_tables import show_tables
+from quantkit.cli.measure_tables import show_measurement
 from quantkit.cli.options import ForceOption, parse_gpu_layers
 from quantkit.cli.output import Out
-from quantkit.cli.sources import fetch
-from quantkit.errors import MissingExtraError, UsageError, VerificationError
-from quantkit.forward.devices import find_device
+from quantkit.errors import UsageError, VerificationError
 from quantkit.machine import cores
 from quantkit.measurement.costs import Costs
-from quantkit.measurement.document import read_report
 from quantkit.measurement.run import Limits, MeasureOptions
-from quantkit.measurement.run import measure as measure_models
-from quantkit.measurement.subjects import Subject, checkpoint_subject, open_subjects
-from quantkit.report.drawing import check_extra
-from quantkit.report.verdict import verdict
-from quantkit.report.write import write_report
-from quantkit.texts.evaluation import Text, load_text
 
 
 def measure(
@@ -107,78 +95,23 @@ def measure(
 
     Example: quantkit measure ORG/NAME NAME-GGUF NAME-AWQ --text wiki.test.raw --chunks 40
     """
-    if not texts:
-        raise UsageError(
-            "measuring needs a text the models were not calibrated on; give one with --text FILE, or a dataset of the"
-            " hub as --text ORG/NAME:SPLIT"
-        )
-    limits = Limits(_delta(max_delta), max_kl, _share(min_top1))
-    costs = Costs(_layers(gpu_layers), memory_ctx, speed, threads or cores(), rpc or [])
-    if not candidates and limits != Limits():
-        raise UsageError("--max-delta, --max-kl and --min-top1 judge candidates; name one beside the reference")
-    _warn_of_plots(out)
-    sources = [reference, *(candidates or [])]
-    with _opened(sources, out, threads=costs.threads, device=device, offline=offline) as subjects:
-        read = [_text(source, out, offline=offline) for source in texts]
-        folder = Path(f"{subjects[0].name}-report") if output is None else output
-        work = folder / "measure.partial"
-        options = MeasureOptions(work, ctx, chunks, costs.threads, limits, costs, force)
-        with out.progress() as progress:
-            report = measure_models(subjects[0], subjects[1:], read, options, progress=progress, warn=out.warn)
-        written = _write(report, folder, out)
-    shutil.rmtree(work, ignore_errors=True)
-    _show(report, written, out)
-    out.document({"command": "measure", "report": str(folder), **report})
-    if report["flags"]:
-        raise VerificationError("; ".join(report["flags"]))
-
-
-@contextmanager
-def _opened(sources: Sequence[str], out: Out, *, threads: int, device: str, offline: bool) -> Iterator[list[Subject]]:
-    """All models, in the order asked for, closed at the end."""
-    subjects: list[Subject] = []
-    try:
-        for source in sources:
-            where = Path(source).expanduser()
-            if where.exists() or source.endswith(".gguf") or isinstance(parse_source(source), Path):
-                subjects += open_subjects(where, threads=threads, device=find_device(device))
-            else:
-                checkpoint = fetch(source, out, offline=offline, headers_only=False)
-                subjects.append(checkpoint_subject(checkpoint, threads=threads, device=find_device(device)))
-        yield subjects
-    finally:
-        for subject in subjects:
-            subject.close()
-
-
-def _text(source: str, out: Out, *, offline: bool) -> Text:
-    text = load_text(source, offline=offline)
-    for warning in text.warnings:
-        out.warn(warning)
-    return text
-
-
-def _warn_of_plots(out: Out) -> None:
-    try:
-        check_extra()
-    except MissingExtraError as error:
-        out.warn(f"{error}; the report goes without report.html and plots")
-
-
-def _write(report: Mapping[str, Any], folder: Path, out: Out) -> list[Path]:
-    try:
-        return write_report(report, folder)
-    except MissingExtraError:
-        return [folder / "report.json", folder / "report.md"]
-
-
-def _show(report: Mapping[str, Any], written: Sequence[Path], out: Out) -> None:
-    figures = read_report(report)
-    show_tables(figures, out)
-    for sentence in verdict(figures):
-        out.say(sentence)
-    pages = [path for path in written if path.suffix in (".html", ".md", ".json")]
-    out.say("\n" + "\n".join(str(path) for path in reversed(pages)))
+    options = MeasureOptions(
+        output=output,
+        n_ctx=ctx,
+        n_chunks=chunks,
+        threads=threads or cores(),
+        limits=Limits(_delta(max_delta), max_kl, _share(min_top1)),
+        costs=Costs(_layers(gpu_layers), memory_ctx, speed, threads or cores(), rpc or []),
+        device=device,
+        force=force,
+        offline=offline,
+    )
+    with out.progress() as progress:
+        measured = measure_models(reference, candidates or [], texts or [], options, progress, warn=out.warn)
+    show_measurement(measured, out)
+    out.document({"command": "measure", "report": str(measured.folder), **measured.document})
+    if measured.flags:
+        raise VerificationError("; ".join(measured.flags))
 
 
 def _delta(text: str | None) -> tuple[float, bool] | None:
