@@ -1,4 +1,4 @@
-"""`quantkit measure`: what quantization cost, every format of a model side by side."""
+"""`quantkit measure`: the loss of quality, memory and speed of every format of a model."""
 
 import re
 from pathlib import Path
@@ -23,7 +23,7 @@ def measure(
         str,
         typer.Argument(
             metavar="REFERENCE",
-            help="What the others are compared with: a GGUF, a folder of weights, or a hub id.",
+            help="The model to compare with: a GGUF, a folder of weights, or a hub id.",
             show_default=False,
         ),
     ],
@@ -41,7 +41,7 @@ def measure(
             "--text",
             "-T",
             metavar="FILE|ORG/NAME[:SPLIT]",
-            help="Text to measure on: a text, jsonl or parquet file, or a dataset of the hub; repeat for more.",
+            help="Text to measure on: a text, jsonl or parquet file, or a hub dataset; repeatable.",
             show_default=False,
         ),
     ] = None,
@@ -57,30 +57,30 @@ def measure(
     gpu_layers: Annotated[
         str,
         typer.Option(
-            "--gpu-layers", metavar="LIST", help="Measure a GGUF's memory with so many layers on the GPU; none: not."
+            "--gpu-layers", metavar="LIST", help="Numbers of GPU layers to measure a GGUF's memory with, or none."
         ),
     ] = "0,8,16,all",
     memory_ctx: Annotated[
-        int, typer.Option("--memory-ctx", metavar="N", min=1, help="Context that the memory is measured at.")
+        int, typer.Option("--memory-ctx", metavar="N", min=1, help="Context of the memory measurement, in tokens.")
     ] = 4096,
     speed: Annotated[
-        bool, typer.Option("--speed", help="Measure tokens a second of GGUF files too, as llama-bench does.")
+        bool, typer.Option("--speed", help="Measure the tokens per second of GGUF files, as llama-bench does.")
     ] = False,
     rpc: Annotated[
         list[str] | None,
-        typer.Option("--rpc", metavar="HOST:PORT", help="A llama.cpp rpc-server whose devices count as GPUs; repeat."),
+        typer.Option(
+            "--rpc", metavar="HOST:PORT", help="A llama.cpp rpc-server whose devices count as GPUs; repeatable."
+        ),
     ] = None,
     max_delta: Annotated[
         str | None,
-        typer.Option(
-            metavar="X|X%", help="Exit 3 if a perplexity is above the reference's by more, or by more per cent."
-        ),
+        typer.Option(metavar="X|X%", help="Exit 3 if a perplexity exceeds the reference's by more than this."),
     ] = None,
     max_kl: Annotated[
-        float | None, typer.Option(metavar="NATS", min=0, help="Exit 3 if a mean KL divergence is over this.")
+        float | None, typer.Option(metavar="NATS", min=0, help="Exit 3 if a mean KL divergence exceeds this.")
     ] = None,
     min_top1: Annotated[
-        str | None, typer.Option(metavar="X%", help="Exit 3 if fewer most likely tokens are the reference's.")
+        str | None, typer.Option(metavar="X%", help="Exit 3 if fewer top tokens match the reference's.")
     ] = None,
     device: DeviceOption = "auto",
     threads: ThreadsOption = None,
@@ -89,9 +89,9 @@ def measure(
 ) -> None:
     """Measure what quantization cost: perplexity, KL divergence, memory, speed.
 
-    All models see the same tokens, window by window, by llama-perplexity's convention: GGUF files in llama.cpp, folders
-    of weights in quantkit's streamed forward, in the memory of one layer. DIR gets report.html, report.md, report.json
-    and plots. A killed run is taken up by the same command.
+    All models see the same tokens, in the windows of llama-perplexity. llama.cpp runs GGUF files. quantkit's streamed
+    forward runs folders of weights, in the memory of one layer. The command writes report.html, report.md, report.json
+    and plots into DIR. Repeat the command to resume a killed run.
 
     Example: quantkit measure ORG/NAME NAME-GGUF NAME-AWQ --text wiki.test.raw --chunks 40
     """
@@ -115,12 +115,12 @@ def measure(
 
 
 def _delta(text: str | None) -> tuple[float, bool] | None:
-    """(0.5, False) of "0.5", (0.05, True) of "5%"."""
+    """Parse "0.5" as (0.5, False) and "5%" as (0.05, True)."""
     if text is None:
         return None
     number = _number(text.removesuffix("%"))
     if number is None:
-        raise UsageError(f"--max-delta {text!r} is not a number; write a perplexity as 0.5, or a share as 5%")
+        raise UsageError(f"--max-delta {text!r} is not a number; write a perplexity as 0.5 or a fraction as 5%")
     return (number / 100, True) if text.endswith("%") else (number, False)
 
 
@@ -130,7 +130,7 @@ def _share(text: str | None) -> float | None:
     number = _number(text.removesuffix("%"))
     share = None if number is None else number / 100 if text.endswith("%") else number
     if share is None or not 0 <= share <= 1:
-        raise UsageError(f"--min-top1 {text!r} is not a share; write 95% or 0.95")
+        raise UsageError(f"--min-top1 {text!r} is not between 0 and 1; write 95% or 0.95")
     return share
 
 
@@ -139,7 +139,7 @@ def _number(text: str) -> float | None:
 
 
 def _layers(text: str) -> list[int | None]:
-    """Numbers of layers of `--gpu-layers 0,8,all`, None for all; an empty list for "none"."""
+    """Parse `--gpu-layers 0,8,all`; None stands for all, an empty list for "none"."""
     if text.strip() in ("none", ""):
         return []
     return [parse_gpu_layers(word, "0,8,16,all, or none") for word in text.split(",")]
