@@ -177,7 +177,7 @@ def keys(arch: str, sizes: Hyperparameters) -> list[Key]:
         result.append(Key(f"{arch}.expert_weights_norm", "bool", True))
     result.append(Key(f"{arch}.rope.dimension_count", "u32", rope))
     if (whole := sizes.rope.get("mscale_all_dim")) is not None:
-        # stored as a tenth; the loader of this architecture multiplies by ten (llama.cpp, TAG_DEEPSEEK2_YARN_LOG_MUL_FIX)
+        # stored as a tenth; the loader multiplies by ten (llama.cpp, TAG_DEEPSEEK2_YARN_LOG_MUL_FIX)
         result.append(Key(f"{arch}.rope.scaling.yarn_log_multiplier", "f32", 0.1 * whole))
     return result
 

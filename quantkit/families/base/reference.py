@@ -19,7 +19,7 @@ def reference_logits(
     """Logits (n_tokens, n_vocab) in float32 for one sequence of token ids.
 
     `config` is config.json of an architecture that transformers has. `read(name)` returns a whole tensor by its
-    Hugging Face name, in any float dtype, and raises LookupError if it does not exist. `rows(name, start, stop)` returns
+    Hugging Face name, in any float dtype, and raises LookupError for an unknown name. `rows(name, start, stop)` returns
     rows of the matrix (prod(shape[:-1]), shape[-1]); without it whole tensors are read. `names` lists all
     tensors; without it each optional tensor is tried.
 
