@@ -82,14 +82,16 @@ def choose_files(names: Sequence[str], asked: Dataset) -> list[str]:
     if not texts:
         kinds = ", ".join(sorted({Path(name).suffix or name for name in names}))[:80]
         raise CalibrationError(
-            f"the dataset {asked.repo_id} has no Parquet, JSON or text files (but {kinds}); give a file instead"
+            f"the dataset {asked.repo_id} has no Parquet, JSON or text files (only {kinds}); pass a text file instead"
         )
     split = asked.split or "train"
     whole_words = re.compile(rf"(^|[/._-]){re.escape(split)}([/._-]|$)")
     chosen = [name for name in texts if whole_words.search(name)]
     if chosen or asked.split is None:
         return chosen or texts
-    raise CalibrationError(f"the dataset {asked.repo_id} has no file of {split!r}; it has {', '.join(texts)[:200]}")
+    raise CalibrationError(
+        f"the dataset {asked.repo_id} has no file for split {split!r}; choose from {', '.join(texts)[:200]}"
+    )
 
 
 def _cached(asked: Dataset, otherwise: Exception) -> Iterator[Path]:

@@ -44,12 +44,12 @@ def read_documents(path: Path, most: int = MOST_CHARACTERS) -> tuple[list[Docume
                 return _up_to_enough(_json(file, path), path, most)
             return _plain(file, path, most)
     except FileNotFoundError as error:
-        raise CalibrationError(f"the text {path} does not exist; check the path") from error
+        raise CalibrationError(f"text file {path} not found; check the path") from error
     except IsADirectoryError as error:
-        raise CalibrationError(f"the text {path} is a folder; name a file in it") from error
+        raise CalibrationError(f"{path} is a folder, not a text file; pass a file in it") from error
     except (OSError, EOFError, lzma.LZMAError) as error:
-        reason = getattr(error, "strerror", None) or f"{packed or 'the file'} is damaged: {error}"
-        raise CalibrationError(f"the text {path} cannot be read ({reason})") from error
+        reason = getattr(error, "strerror", None) or f"damaged {packed or 'file'}: {error}"
+        raise CalibrationError(f"cannot read text file {path} ({reason}); check the file") from error
 
 
 def characters(document: Document) -> int:
@@ -78,7 +78,7 @@ def _up_to_enough(documents: Iterable[Document], path: Path, most: int) -> tuple
 
 
 def _only_the_start(path: Path, most: int) -> str:
-    return f"{path.name} is long: its first {most / 1e6:.0f} million characters are taken"
+    return f"{path.name} is long; only its first {most / 1e6:.0f} million characters are used"
 
 
 def _plain(file: IO[bytes], path: Path, most: int) -> tuple[list[Document], list[str]]:
@@ -93,7 +93,7 @@ def _decoded(data: bytes, what: str, *, cut: bool = False) -> str:
     """UTF-8 text; of data that was `cut` at a byte the last character may be incomplete."""
     zero = data.find(b"\0")
     if zero >= 0:
-        raise CalibrationError(f"{what} is not text: byte {zero} is zero; give UTF-8 text, JSON lines or Parquet")
+        raise CalibrationError(f"{what} is not text: byte {zero} is zero; pass UTF-8 text, JSON lines or Parquet")
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -115,7 +115,9 @@ def _json(file: IO[bytes], path: Path) -> Iterator[Document]:
     """An array of objects, or one object, or, as files so named often are, an object on each line."""
     data = file.read(_LARGEST_JSON + 1)
     if len(data) > _LARGEST_JSON:
-        raise CalibrationError(f"{path.name} is over {_LARGEST_JSON >> 20} MiB of JSON; give it as JSON lines (.jsonl)")
+        raise CalibrationError(
+            f"{path.name} is larger than {_LARGEST_JSON >> 20} MiB; convert it to JSON lines (.jsonl)"
+        )
     text = _decoded(data, path.name)
     first, _, rest = text.lstrip().partition("\n")
     if rest.strip() and first.startswith("{") and first.rstrip().endswith("}"):
@@ -133,9 +135,11 @@ def _parsed(text: str, where: str) -> Any:
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:
-        raise CalibrationError(f"{where} is not valid JSON: {error.msg} at character {error.pos + 1}") from error
+        raise CalibrationError(
+            f"{where} is not valid JSON: {error.msg} at character {error.pos + 1}; correct it"
+        ) from error
     except RecursionError as error:
-        raise CalibrationError(f"{where} is not sensible JSON: it is nested too deeply") from error
+        raise CalibrationError(f"{where} is nested too deeply for JSON; flatten it") from error
 
 
 def _document(entry: Any, where: str) -> Document:
@@ -143,15 +147,17 @@ def _document(entry: Any, where: str) -> Document:
         return entry
     key = next((key for key in _KEYS if isinstance(entry, dict) and entry.get(key) is not None), None)
     if key is None:
-        found = f"the keys {', '.join(map(repr, entry))[:80]}" if isinstance(entry, dict) else type(entry).__name__
-        raise CalibrationError(f"{where} has neither 'text' nor 'messages', but {found}; rename what holds the text")
+        content = f"the keys {', '.join(map(repr, entry))[:80]}" if isinstance(entry, dict) else type(entry).__name__
+        raise CalibrationError(
+            f"{where} has neither 'text' nor 'messages', but {content}; rename the key that holds the text to 'text'"
+        )
     if key == "text":
         if not isinstance(entry["text"], str):
-            raise CalibrationError(f"{where} has a 'text' that is {type(entry['text']).__name__}, not a string")
+            raise CalibrationError(f"{where} has a 'text' of type {type(entry['text']).__name__}; it must be a string")
         return str(entry["text"])
     messages = entry[key]
     if not isinstance(messages, list):
-        raise CalibrationError(f"{where} has {key!r} that are {type(messages).__name__}, not a list")
+        raise CalibrationError(f"{where} has {key!r} of type {type(messages).__name__}; it must be a list")
     return [_message(message, where, key) for message in messages]
 
 
@@ -160,7 +166,9 @@ def _message(message: Any, where: str, key: str) -> dict[str, str]:
         role, content = message.get("role", message.get("from")), message.get("content", message.get("value"))
         if isinstance(role, str) and isinstance(content, str):
             return {"role": _ROLES.get(role, role), "content": content}
-    raise CalibrationError(f"{where} has a message in {key!r} without a 'role' and a 'content' that are strings")
+    raise CalibrationError(
+        f"{where} has an invalid message in {key!r}; every message must have a 'role' and a 'content' that are strings"
+    )
 
 
 def _parquet(path: Path) -> Iterator[Document]:
@@ -168,7 +176,7 @@ def _parquet(path: Path) -> Iterator[Document]:
         parquet = importlib.import_module("pyarrow.parquet")
     except ImportError as error:
         raise MissingExtraError(
-            f"{path.name} is Parquet, which needs pyarrow; install it with: pip install pyarrow"
+            f"{path.name} is Parquet and pyarrow is not installed; install it with: pip install pyarrow"
         ) from error
     try:
         file = parquet.ParquetFile(path)
@@ -176,8 +184,8 @@ def _parquet(path: Path) -> Iterator[Document]:
         column = next((name for name in _KEYS if name in names), None)
         if column is None:
             raise CalibrationError(
-                f"{path.name} has neither a column 'text' nor 'messages', but {', '.join(names)[:80]};"
-                " export the one that holds the text as .txt or .jsonl"
+                f"{path.name} has no column 'text' or 'messages' (its columns: {', '.join(names)[:80]});"
+                " export the column that holds the text as .txt or .jsonl"
             )
         number = 0
         for batch in file.iter_batches(batch_size=1024, columns=[column]):
@@ -186,4 +194,5 @@ def _parquet(path: Path) -> Iterator[Document]:
                 if value is not None:
                     yield _document({column: value}, f"row {number} of {path.name}")
     except (ValueError, OSError) as error:  # pyarrow's own errors are one or the other
-        raise CalibrationError(f"{path.name} is not readable Parquet ({str(error).splitlines()[0][:120]})") from error
+        reason = str(error).splitlines()[0][:120]
+        raise CalibrationError(f"{path.name} is not readable Parquet ({reason}); export it again") from error

@@ -34,5 +34,5 @@ def load_text(source: str, *, offline: bool = False) -> Text:
     else:
         text = "".join(plain_text(document) for document in documents if characters(document))
     if not text.strip():
-        raise MeasureError(f"the text {name} is empty; give one with words in it")
+        raise MeasureError(f"the text {name} is empty; pass a text with words")
     return Text(name, text, warnings)

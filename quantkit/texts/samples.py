@@ -73,18 +73,20 @@ def load_samples(
         HubError, TokenizerError, UnsupportedError, TemplateError: from those rooms.
     """
     if n_samples < 1 or seq_len < 2:
-        raise CalibrationError(f"{n_samples} samples of {seq_len} tokens calibrate nothing; ask for more")
+        raise CalibrationError(
+            f"cannot calibrate on {n_samples} samples of {seq_len} tokens; use at least 1 sample of 2 tokens"
+        )
     documents, name, warnings = load_documents(source, offline=offline)
     files = read_tokenizer(checkpoint.folder)
     text = tokens.render_documents(documents, files, chat=chat)
     ids = tokens.token_ids(files, text.texts)
     vocab = find_family(checkpoint.config).sizes(checkpoint.config).vocab
     if not ids.size:
-        raise CalibrationError(f"the calibration text {name} is empty; give one with words in it")
+        raise CalibrationError(f"the calibration text {name} is empty; pass a text with words")
     if int(ids.max()) >= vocab:
         raise CalibrationError(
             f"the tokenizer gives the id {int(ids.max())} in {name}, but the embedding of {checkpoint.name} has only"
-            f" {vocab} rows; the tokenizer files and the weights do not belong together"
+            f" {vocab} rows; use the tokenizer files that belong to these weights"
         )
     first = tokens.first_token(files, {**checkpoint.config, "vocab_size": vocab}, vocab)
     cut, short = cut_samples(ids, n_samples, seq_len, first, spread=spread, name=name)
@@ -112,13 +114,10 @@ def cut_samples(
     found = min(len(ids) // length, n_samples)
     warnings: tuple[str, ...] = ()
     if found < n_samples:
-        short = (
-            f"{name} has {len(ids)} tokens of this tokenizer, where {n_samples} samples of {seq_len} need"
-            f" {n_samples * length}"
-        )
+        short = f"{name} has {len(ids)} tokens, but {n_samples} samples of {seq_len} tokens need {n_samples * length}"
         if found < min(n_samples, _FEWEST):
-            raise CalibrationError(f"{short}; give a longer text, or ask for fewer or shorter samples")
-        warnings = (f"{short}; {found} samples are taken",)
+            raise CalibrationError(f"{short}; pass a longer text, or use fewer or shorter samples")
+        warnings = (f"{short}; {found} samples are used",)
     last, steps = len(ids) - length, max(found - 1, 1)
     starts = [number * last // steps if spread else number * length for number in range(found)]
     samples = np.stack([ids[start : start + length] for start in starts])
@@ -149,6 +148,6 @@ def load_documents(source: str | None, *, offline: bool) -> tuple[list[Document]
         found, warnings = read_documents(file, room)
         documents += found
         if warnings:
-            return documents, source, (f"{source} is long: it is read up to {file.name}",)
+            return documents, source, (f"{source} is long; only its files up to {file.name} are used",)
         room -= sum(map(characters, found))
     return documents, source, ()

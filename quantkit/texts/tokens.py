@@ -100,10 +100,10 @@ def render_documents(documents: Sequence[Document], files: TokenizerFiles, *, ch
     template = None if chat is False else chat_template(files)
     if chat and template is None:
         raise CalibrationError(
-            f"{files.folder} has no chat template to render conversations by; calibrate without --chat"
+            f"{files.folder} has no chat template to render conversations with; calibrate without --chat"
         )
     if chat and not conversations:
-        raise CalibrationError("the calibration text holds no conversations ('messages'); calibrate without --chat")
+        raise CalibrationError("the calibration text has no conversations ('messages'); calibrate without --chat")
     if template is None or not conversations:
         return Rendered([plain_text(document) for document in documents if characters(document)], 0, ())
     answers = iter(_render(template, conversations, files))
@@ -116,8 +116,11 @@ def render_documents(documents: Sequence[Document], files: TokenizerFiles, *, ch
         elif answer:
             texts.append(answer)
     if len(refused) == len(conversations):
-        raise CalibrationError(f"none of the {len(refused)} conversations of the calibration text fit: {refused[0]}")
-    warnings = (f"left out {len(refused)} of {len(conversations)} conversations: {refused[0]}",) if refused else ()
+        raise CalibrationError(
+            f"the chat template fails on all {len(refused)} conversations of the calibration text ({refused[0]});"
+            " calibrate on another text"
+        )
+    warnings = (f"skipped {len(refused)} of {len(conversations)} conversations: {refused[0]}",) if refused else ()
     return Rendered(texts, len(conversations) - len(refused), warnings)
 
 

@@ -44,7 +44,7 @@ def cut_windows(
         raise ValueError(f"n_ctx must be at least 8 and n_chunks at least 1, not {n_ctx} and {n_chunks}")
     if len(ids) < n_ctx:
         raise MeasureError(
-            f"{name} has {len(ids)} tokens, and one window needs {n_ctx}; give a longer text or a smaller --ctx"
+            f"{name} has {len(ids)} tokens, but one window needs {n_ctx}; pass a longer text or a smaller --ctx"
         )
     count = min(len(ids) // n_ctx, n_chunks or len(ids))
     tokens = np.array(ids[: count * n_ctx], np.int32).reshape(count, n_ctx)
