@@ -1,6 +1,6 @@
-"""Text to calibrate or measure on, as it lies on disk: plain text, JSON, JSON lines or Parquet, cut into documents.
+"""Documents from text files: plain text, JSON, JSON lines or Parquet.
 
-A document is a text, or a conversation: the list of its messages, each with `role` and `content`.
+A document is a text or a conversation. A conversation is a list of messages with `role` and `content`.
 """
 
 import gzip
@@ -16,20 +16,24 @@ from quantkit.errors import CalibrationError, MissingExtraError
 Document = str | list[dict[str, str]]
 
 MOST_CHARACTERS = 1 << 24
-"""Of one source: 2,000 samples of 2,048 tokens are in it, and it is tokenized in seconds."""
+"""Limit of characters of one source: enough for 2,000 samples of 2,048 tokens, tokenized in seconds."""
 _LARGEST_JSON = 1 << 28
 _KEYS = ("text", "messages", "conversations")
-# ShareGPT's names of the roles.
+# ShareGPT's role names.
 _ROLES = {"human": "user", "gpt": "assistant", "bot": "assistant"}
 _OPENERS: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".xz": lzma.open}
 
 
 def read_documents(path: Path, most: int = MOST_CHARACTERS) -> tuple[list[Document], list[str]]:
-    """The documents of one file by its ending, and warnings (that only the start of a long one is taken).
+    """The documents of one file, and warnings (only the start of a long file is used).
 
-    `.jsonl` and `.json` hold objects with `text`, or with `messages` (or ShareGPT's `conversations`); `.parquet` has a
-    column so named; any other file is one text. `.gz` and `.xz` may follow. Reading ends after `most` characters (of a
-    plain text: bytes). Raises CalibrationError, MissingExtraError.
+    The file name's ending gives the format. `.jsonl` and `.json` contain objects with `text` or `messages` (or
+    ShareGPT's `conversations`). `.parquet` has a column with one of these names. Any other file is one text. `.gz` and
+    `.xz` may follow. Reading ends after `most` characters (bytes for plain text).
+
+    Raises:
+        CalibrationError: the file is missing, damaged or malformed.
+        MissingExtraError: the file is Parquet and pyarrow is not installed.
     """
     suffixes = [suffix.lower() for suffix in path.suffixes]
     packed = suffixes.pop() if suffixes and suffixes[-1] in _OPENERS else ""
@@ -53,28 +57,28 @@ def read_documents(path: Path, most: int = MOST_CHARACTERS) -> tuple[list[Docume
 
 
 def characters(document: Document) -> int:
-    """How long a document is."""
+    """Length of a document in characters."""
     return len(document) if isinstance(document, str) else sum(len(message["content"]) for message in document)
 
 
 def plain_text(document: Document) -> str:
-    """A document as it stands beside others: its messages' contents, each on lines of its own, and an end.
+    """A document as plain text: the text, or the contents of its messages joined by newlines.
 
-    What ends in a line already is left as it is, others end in an empty one.
+    A text that does not end with a newline gets two newlines.
     """
     text = document if isinstance(document, str) else "\n".join(message["content"] for message in document)
     return text if text.endswith("\n") else text + "\n\n"
 
 
 def _up_to_enough(documents: Iterable[Document], path: Path, most: int) -> tuple[list[Document], list[str]]:
-    taken: list[Document] = []
+    documents_read: list[Document] = []
     size = 0
     for document in documents:
         if size >= most:
-            return taken, [_only_the_start(path, most)]
-        taken.append(document)
+            return documents_read, [_only_the_start(path, most)]
+        documents_read.append(document)
         size += characters(document)
-    return taken, []
+    return documents_read, []
 
 
 def _only_the_start(path: Path, most: int) -> str:
@@ -90,7 +94,7 @@ def _plain(file: IO[bytes], path: Path, most: int) -> tuple[list[Document], list
 
 
 def _decoded(data: bytes, what: str, *, cut: bool = False) -> str:
-    """UTF-8 text; of data that was `cut` at a byte the last character may be incomplete."""
+    """Decode UTF-8. With `cut`, the last character may be incomplete and is dropped."""
     zero = data.find(b"\0")
     if zero >= 0:
         raise CalibrationError(f"{what} is not text: byte {zero} is zero; pass UTF-8 text, JSON lines or Parquet")
@@ -112,7 +116,7 @@ def _lines(file: IO[bytes], path: Path) -> Iterator[Document]:
 
 
 def _json(file: IO[bytes], path: Path) -> Iterator[Document]:
-    """An array of objects, or one object, or, as files so named often are, an object on each line."""
+    """Documents of a JSON file: an array of objects, one object, or (common in practice) one object a line."""
     data = file.read(_LARGEST_JSON + 1)
     if len(data) > _LARGEST_JSON:
         raise CalibrationError(
@@ -193,6 +197,6 @@ def _parquet(path: Path) -> Iterator[Document]:
                 number += 1
                 if value is not None:
                     yield _document({column: value}, f"row {number} of {path.name}")
-    except (ValueError, OSError) as error:  # pyarrow's own errors are one or the other
+    except (ValueError, OSError) as error:  # pyarrow's errors are subclasses of one of these
         reason = str(error).splitlines()[0][:120]
         raise CalibrationError(f"{path.name} is not readable Parquet ({reason}); export it again") from error

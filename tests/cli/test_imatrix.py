@@ -92,7 +92,7 @@ def test_json_is_one_document_and_a_dry_run_writes_nothing(source: Path, tmp_pat
 @pytest.mark.parametrize(
     ("words", "code", "expected"),
     [
-        (("--calibration", "gone.txt"), 1, "gone.txt does not exist"),
+        (("--calibration", "gone.txt"), 1, "gone.txt not found"),
         (("--calibration", "empty.txt"), 1, "empty.txt is empty"),
         (("--calibration", "picture.png"), 1, "picture.png is not"),
         (("--calibration", "broken.jsonl"), 1, "line 2 of broken.jsonl is not valid JSON"),
