@@ -98,7 +98,8 @@ def file_type(name: str) -> FileType:
 
 
 def unknown_name(what: str, name: str, key: str, known: Iterable[str]) -> str:
+    """The error message for a `name` that is not one of `known`, with the closest match to `key`."""
     names = list(known)
     close = difflib.get_close_matches(key, names, n=1)
     hint = f" (did you mean {close[0]}?)" if close else ""
-    return f"There is no {what} {name!r}{hint}; choose from {', '.join(names)}."
+    return f"unknown {what} {name!r}{hint}; choose from {', '.join(names)}"

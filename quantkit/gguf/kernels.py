@@ -67,11 +67,11 @@ def quantize_rows(
     if out is None:
         out = np.empty((n_rows, row_bytes(kind, n_cols)), dtype=np.uint8)
     if out.shape != (n_rows, row_bytes(kind, n_cols)) or out.dtype != np.uint8 or not out.flags.c_contiguous:
-        raise ValueError(f"out is {out.dtype} {out.shape}, wanted contiguous uint8 {(n_rows, row_bytes(kind, n_cols))}")
+        raise ValueError(f"out is {out.dtype} {out.shape}, not contiguous uint8 {(n_rows, row_bytes(kind, n_cols))}")
     if weights is not None:
         weights = np.ascontiguousarray(weights, dtype=np.float32)
         if weights.shape != (n_cols,):
-            raise ValueError(f"{weights.shape} importances for rows of {n_cols}")
+            raise ValueError(f"weights have shape {weights.shape}, not ({n_cols},)")
     if kind in _LATTICE:
         _check_range(kind, rows, weights)
     fast = _c_kernels().get(kind) if weights is None and kind in c_kernels.KINDS else None
@@ -87,7 +87,7 @@ def dequantize_rows(kind: GGMLQuantizationType, data: _BYTES, n_cols: int) -> _F
     data = np.ascontiguousarray(data)
     n_rows, width = data.shape
     if data.dtype != np.uint8 or width != row_bytes(kind, n_cols):
-        raise ValueError(f"rows of {width} {data.dtype}, wanted {row_bytes(kind, n_cols)} bytes for {n_cols} columns")
+        raise ValueError(f"rows are {width} {data.dtype}, not {row_bytes(kind, n_cols)} bytes for {n_cols} columns")
     out = np.empty((n_rows, n_cols), dtype=np.float32)
     _kernels().dequantize(kind, data, out)
     return out
@@ -117,8 +117,8 @@ def require(kind: GGMLQuantizationType, *, weighted: bool) -> None:
     if not kernels.has(kind, weighted):
         what = f"{kind.name.lower()} with an importance matrix" if weighted else kind.name.lower()
         raise MissingExtraError(
-            f"The quantization kernels of {kernels.library} cannot make {what} as "
-            f"llama.cpp does; install better ones with: {_better(kernels.library.name)}"
+            f"the quantization kernels of {kernels.library} cannot write {what} with llama.cpp's bytes; "
+            f"install ones that can with: {_better(kernels.library.name)}"
         )
 
 
@@ -190,7 +190,7 @@ class GgmlKernels:
 
     def quantize(self, kind: GGMLQuantizationType, rows: _FLOATS, weights: _FLOATS | None, out: _BYTES) -> None:
         if weights is None and requires_imatrix(kind):
-            raise UnsupportedError(f"{kind.name.lower()} cannot be made without an importance matrix; give --imatrix.")
+            raise UnsupportedError(f"{kind.name.lower()} needs an importance matrix; pass --imatrix")
         if kind not in self._ready:
             # the lattice types build tables at first use, up to 11 seconds: once, before threads need them
             with self._lock:
@@ -272,7 +272,7 @@ def _first_working() -> Kernels:
         except (OSError, AttributeError, importlib.metadata.PackageNotFoundError):
             continue  # not installed, or built for another system: the next one may do
     raise MissingExtraError(
-        "No quantization kernels work here, not even those of the gguf package; reinstall with: "
+        "no quantization kernels work here, including those of the gguf package; reinstall with: "
         "pip install --force-reinstall quantkit"
     )
 
@@ -301,5 +301,5 @@ def _check_range(kind: GGMLQuantizationType, rows: _FLOATS, weights: _FLOATS | N
     if not (peak <= _PEAK and weighted <= _WEIGHTED_PEAK):
         heavy = "" if peak > _PEAK or weights is None else f" weighted by importances up to {weights.max():.3g}"
         raise UnsupportedError(
-            f"{kind.name.lower()} cannot hold weights up to {peak:.3g}{heavy}; choose a q type, or f32 for this tensor."
+            f"{kind.name.lower()} cannot hold weights up to {peak:.3g}{heavy}; choose a q type, or f32 for this tensor"
         )

@@ -71,7 +71,7 @@ def lay_out(
         if split_max_size is not None and size > split_max_size:
             raise UsageError(
                 f"--split-max-size {split_max_size} bytes is smaller than tensor {tensor[0]} ({size} bytes);"
-                " a tensor is never cut, ask for at least that"
+                " a tensor cannot be split, so pass at least that"
             )
         if split_max_size is not None and groups[-1] and filled + size > split_max_size:
             groups.append([])

@@ -65,7 +65,7 @@ def general_keys(folder: Path, name: str, arch: str, shapes: Iterable[tuple[str,
             key.pack()
     except (TypeError, ValueError, AttributeError, struct.error) as error:
         raise CheckpointError(
-            f"README.md's front matter or generation_config.json holds a value of the wrong type ({error}); mend it"
+            f"the front matter of README.md or generation_config.json has a value of a wrong type ({error}); fix it"
         ) from error
     return keys
 
@@ -78,7 +78,7 @@ def _load_metadata(folder: Path, name: str, total: int) -> gguf.Metadata:
         metadata = gguf.Metadata.apply_metadata_heuristic(gguf.Metadata(), card, parameters, Path(name), total)
     except (yaml.YAMLError, UnicodeDecodeError, TypeError, AttributeError, ValueError) as error:
         first = str(error).splitlines()[0]
-        raise CheckpointError(f"the front matter of README.md cannot be read ({first}); mend or remove it") from error
+        raise CheckpointError(f"cannot read the front matter of README.md ({first}); fix or remove it") from error
     for field, names in _SAMPLING.items():
         for key in names:
             value = _generation_config(folder).get(key)

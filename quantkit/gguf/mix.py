@@ -117,7 +117,7 @@ def parse_override(text: str) -> tuple[str, GGMLQuantizationType]:
     """`--tensor-type REGEX=TYPE` taken apart; the pattern is lowercased as llama-quantize does. Raises UsageError."""
     pattern, separator, kind = text.partition("=")
     if not (pattern and separator and kind):
-        raise UsageError(f"--tensor-type wants REGEX=TYPE, as in attn_v=q6_k, not {text!r}.")
+        raise UsageError(f"--tensor-type {text!r} is not REGEX=TYPE; write it as in attn_v=q6_k")
     _compile(pattern.lower())
     return pattern.lower(), tensor_type(kind)
 
@@ -219,7 +219,9 @@ class _Mixer:
 def _layer_of(name: str, n_layer: int) -> int:
     layer = sort_key(name)[0]
     if not 0 <= layer < n_layer:
-        raise UnsupportedError(f"The name of the expert tensor {name} gives no layer below the model's {n_layer}.")
+        raise UnsupportedError(
+            f"the name of expert tensor {name} has no layer number below {n_layer}; use --pure or an f16 file type"
+        )
     return layer
 
 
@@ -244,8 +246,8 @@ def _fitting(kind: GGMLQuantizationType, tensor: MixTensor, option: str) -> GGML
     cols, block = tensor.shape[-1], block_size(kind)[0]
     if cols % block:
         raise UsageError(
-            f"{option} {kind.name.lower()} needs rows of whole {block}s, but those of {tensor.name} are {cols} long; "
-            "choose q8_0 or f16."
+            f"{option} {kind.name.lower()} needs rows of a multiple of {block}, but rows of {tensor.name} have {cols};"
+            " choose q8_0 or f16"
         )
     return kind
 
@@ -254,4 +256,6 @@ def _compile(pattern: str) -> re.Pattern[str]:
     try:
         return re.compile(pattern, re.ASCII)
     except re.error as error:
-        raise UsageError(f"The tensor pattern {pattern!r} is not a regular expression: {error}.") from error
+        raise UsageError(
+            f"tensor pattern {pattern!r} is not a valid regular expression: {error}; correct it"
+        ) from error

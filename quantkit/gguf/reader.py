@@ -50,7 +50,9 @@ def shard_paths(path: Path) -> list[Path]:
     paths = [path.with_name(f"{match['stem']}-{i + 1:05d}-of-{count:05d}.gguf") for i in range(count)]
     for shard in paths:
         if not shard.is_file():
-            raise CheckpointError(f"shard {shard.name} of {count} is missing beside {path.name}")
+            raise CheckpointError(
+                f"shard {shard.name} of {count} not found next to {path.name}; put all shards in one folder"
+            )
     return paths
 
 
@@ -64,7 +66,7 @@ def read_header(path: Path) -> GgufHeader:
         with path.open("rb") as file:
             return _Parser(path, file).header()
     except OSError as error:
-        raise CheckpointError(f"cannot read {path}: {error.strerror or error}") from error
+        raise CheckpointError(f"cannot read {path} ({error.strerror or error}); check the path") from error
 
 
 class _Parser:
@@ -110,7 +112,7 @@ class _Parser:
         keys = [self.key() for _ in range(n_keys)]
         names = [key.key for key in keys]
         if len(set(names)) != len(names):
-            raise self.fail("a key stands twice")
+            raise self.fail("a key is listed twice")
         infos = [self.info() for _ in range(n_tensors)]
         alignment = next((key.value for key in keys if key.key == "general.alignment"), ALIGNMENT)
         if not isinstance(alignment, int) or alignment < 8 or alignment & (alignment - 1):
@@ -118,11 +120,11 @@ class _Parser:
         start = -(-self.file.tell() // alignment) * alignment
         slots = tuple(Slot(name, shape, kind, start + offset, size) for name, shape, kind, offset, size in infos)
         if len({slot.name for slot in slots}) != len(slots):
-            raise self.fail("a tensor stands twice")
+            raise self.fail("a tensor is listed twice")
         end = start
         for slot in sorted(slots, key=lambda slot: slot.offset):
             if slot.offset < end or slot.offset + slot.nbytes > self.size:
-                raise self.fail(f"tensor {slot.name} overlaps another or lies beyond the end of the file")
+                raise self.fail(f"tensor {slot.name} overlaps another tensor or extends past the end of the file")
             end = slot.offset + slot.nbytes
         return GgufHeader(self.path, tuple(keys), slots, self.size, start)
 
@@ -174,5 +176,5 @@ class _Parser:
         if prod(shape) > self.size * 256 or 0 in shape:
             raise self.fail(f"tensor {name} claims the shape {list(shape)}")
         if shape[-1] % block_size(kind)[0]:
-            raise self.fail(f"tensor {name} has rows of {shape[-1]}, which {kind.name} cannot hold")
+            raise self.fail(f"tensor {name} has rows of {shape[-1]} values, which are not whole blocks of {kind.name}")
         return name, shape, kind, offset, tensor_bytes(kind, shape)

@@ -49,17 +49,17 @@ def load_imatrix(path: Path) -> Imatrix:
     try:
         data = path.read_bytes()
     except OSError as error:
-        raise ImatrixError(f"The importance matrix {path} cannot be read: {error.strerror}.") from error
+        raise ImatrixError(f"cannot read importance matrix {path} ({error.strerror}); check the path") from error
     read = _read_gguf if data[:4] == b"GGUF" else _read_dat
     imatrix = read(path, data)
     if not imatrix.values:
-        raise ImatrixError(f"The importance matrix {path} has no entries; compute it again.")
+        raise ImatrixError(f"importance matrix {path} has no entries; compute it again")
     for name, values in imatrix.values.items():
         if not np.isfinite(values).all() or values.min(initial=0.0) < 0.0:
             wrong = values[~(np.isfinite(values) & (values >= 0.0))][0]
             raise ImatrixError(
-                f"The importance matrix {path} has the value {wrong} for {name}, where only finite values of 0 or more "
-                "make sense; compute it again."
+                f"importance matrix {path} has the value {wrong} for {name}; every value must be finite and at least 0;"
+                " compute it again"
             )
     return imatrix
 
@@ -80,9 +80,9 @@ def write_imatrix(
     OutputError when the file cannot be written.
     """
     if not datasets:
-        raise ValueError("an importance matrix names the text it was computed on")
+        raise ValueError("an importance matrix must name the text it was computed on")
     if sums.keys() != counts.keys():
-        raise ValueError(f"sums and counts are of different tensors: {sorted(sums.keys() ^ counts.keys())}")
+        raise ValueError(f"sums and counts have different tensors: {sorted(sums.keys() ^ counts.keys())}")
     try:
         writer = gguf.GGUFWriter(path, "imatrix")
         writer.kv_data[0].clear()  # llama-imatrix writes no architecture
@@ -102,31 +102,35 @@ def write_imatrix(
         writer.write_tensors_to_file()
         writer.close()
     except OSError as error:
-        raise OutputError(f"The importance matrix {path} cannot be written: {error.strerror}.") from error
+        raise OutputError(
+            f"cannot write importance matrix {path} ({error.strerror}); check the folder and its free space"
+        ) from error
 
 
 def _read_gguf(path: Path, data: bytes) -> Imatrix:
     try:
         header = read_header(path)
     except CheckpointError as error:
-        raise ImatrixError(f"The importance matrix {path} is malformed or truncated: {error}.") from error
+        raise ImatrixError(f"importance matrix {path} is malformed or truncated: {error}; compute it again") from error
     missing = next((key for key in (_DATASETS, _CHUNKS, _CHUNK_SIZE) if header.value(key) is None), None)
     if missing is not None:
         raise ImatrixError(
-            f"{path} is a GGUF file without {missing}, so no importance matrix; pass what llama-imatrix wrote."
+            f"{path} is a GGUF file without {missing}, not an importance matrix; pass a file written by llama-imatrix"
         )
     datasets, chunks, chunk_size = (header.value(key) for key in (_DATASETS, _CHUNKS, _CHUNK_SIZE))
     if not (isinstance(datasets, list) and isinstance(chunks, int) and isinstance(chunk_size, int)):
         raise ImatrixError(
-            f"The importance matrix {path} is malformed: {_DATASETS}, {_CHUNKS} and {_CHUNK_SIZE} are not a list of"
-            " texts and two numbers."
+            f"importance matrix {path} is malformed: {_DATASETS} must be a list of texts, {_CHUNKS} and {_CHUNK_SIZE}"
+            " must be integers; compute it again"
         )
     slots = {slot.name: slot for slot in header.tensors}
 
     def floats(name: str) -> _FLOATS:
         slot = slots[name]
         if slot.type != gguf.GGMLQuantizationType.F32:
-            raise ImatrixError(f"The importance matrix {path} has {slot.type.name} values for {name}, not F32.")
+            raise ImatrixError(
+                f"importance matrix {path} has {slot.type.name} values for {name}, not F32; compute it again"
+            )
         return np.frombuffer(data, "<f4", slot.nbytes // 4, slot.offset).astype(np.float32)
 
     values = {}
@@ -134,7 +138,9 @@ def _read_gguf(path: Path, data: bytes) -> Imatrix:
         _refuse_unprintable(path, name)
         if name + _SUMS not in slots or name + _COUNTS not in slots:
             if name not in slots:
-                raise ImatrixError(f"The importance matrix {path} has only sums or only counts for {name}.")
+                raise ImatrixError(
+                    f"importance matrix {path} has only sums or only counts for {name}; compute it again"
+                )
             continue  # a tensor of another purpose
         values[name] = _means(path, name, floats(name + _SUMS), floats(name + _COUNTS))
     texts = [each.decode("utf-8", "replace") if isinstance(each, bytes) else str(each) for each in datasets]
@@ -143,7 +149,10 @@ def _read_gguf(path: Path, data: bytes) -> Imatrix:
 
 def _means(path: Path, name: str, sums: _FLOATS, counts: _FLOATS) -> _FLOATS:
     if not counts.size or sums.size % counts.size or not np.isfinite(counts).all():
-        raise ImatrixError(f"The importance matrix {path} has {sums.size} sums for {name} with {counts.size} counts.")
+        raise ImatrixError(
+            f"importance matrix {path} has {sums.size} sums and {counts.size} counts for {name}, which do not match;"
+            " compute it again"
+        )
     per_matrix = np.rint(counts).astype(np.float32).reshape(-1, 1)
     seen = per_matrix > 0
     # in float32, as llama-quantize divides
@@ -153,7 +162,9 @@ def _means(path: Path, name: str, sums: _FLOATS, counts: _FLOATS) -> _FLOATS:
 
 def _refuse_unprintable(path: Path, name: str) -> None:
     if not name.isprintable():
-        raise ImatrixError(f"The importance matrix {path} names a tensor {name[:40]!a}, which no tensor is called.")
+        raise ImatrixError(
+            f"importance matrix {path} has an invalid tensor name {name[:40]!a}; pass a file written by llama-imatrix"
+        )
 
 
 def _read_dat(path: Path, data: bytes) -> Imatrix:
@@ -164,8 +175,8 @@ def _read_dat(path: Path, data: bytes) -> Imatrix:
         nonlocal position
         if size < 0 or position + size > len(data):
             raise ImatrixError(
-                f"{path} is not an importance matrix, or a truncated one: {what} at byte {position} needs {size} bytes "
-                f"of the {len(data) - position} left; pass a file written by llama-imatrix."
+                f"{path} is truncated or not an importance matrix: {what} at byte {position} needs {size} bytes, but"
+                f" {len(data) - position} are left; pass a file written by llama-imatrix"
             )
         position += size
         return data[position - size : position]
@@ -182,7 +193,7 @@ def _read_dat(path: Path, data: bytes) -> Imatrix:
         calls = number(f"the calls of {name}")
         means = np.frombuffer(take(4 * number(f"the size of {name}"), f"the values of {name}"), dtype="<f4")
         if not means.size:
-            raise ImatrixError(f"The importance matrix {path} has no values for {name}; compute it again.")
+            raise ImatrixError(f"importance matrix {path} has no values for {name}; compute it again")
         # the values are means times calls
         values[name] = means.astype(np.float32) / np.float32(calls) if calls > 0 else means.astype(np.float32)
     chunks, datasets = 0, []

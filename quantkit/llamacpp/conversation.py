@@ -150,9 +150,11 @@ class Conversation:
 
 
 def converse(
-    model: Path, *, n_ctx: int | None, system: str | None, raw: bool, asked: Mapping[str, Any]
+    model: Path, *, n_ctx: int | None, system: str | None, raw: bool, sampling: Mapping[str, Any]
 ) -> Conversation:
-    """A conversation with a GGUF file, not yet open; `asked`: fields of Sampling. `raw`: without a template.
+    """A conversation with a GGUF file, not yet open.
+
+    `sampling`: fields of Sampling that override the file's; `raw`: without a chat template.
 
     Raises CheckpointError for what is no GGUF.
     """
@@ -164,7 +166,7 @@ def converse(
         model,
         template if isinstance(template, str) and not raw else None,
         n_ctx or min(trained if isinstance(trained, int) else CONTEXT, CONTEXT),
-        Sampling.of(header, asked),
+        Sampling.of(header, sampling),
         texts.get("bos"),
         texts.get("eos"),
         system,

@@ -56,7 +56,7 @@ def search_scale(
     is the input's, for messages. Raises CalibrationError for statistics that are not finite.
     """
     if not np.isfinite(gram).all():
-        raise CalibrationError(f"the calibration text gives activations that are not finite in {name}: check the model")
+        raise CalibrationError(f"the activations of the calibration text are not finite in {name}; check the model")
     rows = min(rows, max(_FEWEST_ROWS, rows * _WIDE // len(gram)))
     step = -(-sum(len(w) for w in weights) // rows)
     searched = np.concatenate([w[::step] for w in weights])

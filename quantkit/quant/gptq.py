@@ -73,9 +73,9 @@ def gptq(
     """
     n_in = len(gram)
     if count < 1:
-        raise CalibrationError(f"no token of the calibration text reached {name}: calibrate on a longer text")
+        raise CalibrationError(f"no token of the calibration text reached {name}; calibrate on a longer text")
     if not np.isfinite(gram).all():
-        raise CalibrationError(f"the calibration text gives activations that are not finite in {name}: check the model")
+        raise CalibrationError(f"the activations of the calibration text are not finite in {name}; check the model")
     diagonal = np.diagonal(gram)
     order = np.argsort(-diagonal, kind="stable") if act_order else np.arange(n_in)
     factor, damp = _factor(gram[np.ix_(order, order)], damp, name, workers)
@@ -118,7 +118,7 @@ def _factor(gram: Array, damp: float, name: str, workers: Workers) -> tuple[Arra
     diagonal = np.diagonal(flipped).copy()
     mean = float(diagonal.mean(dtype=np.float64))
     if mean <= 0:
-        raise CalibrationError(f"the calibration text leaves {name} at zero: calibrate on another text")
+        raise CalibrationError(f"{name} is zero for the whole calibration text; calibrate on another text")
     diagonal[diagonal <= 0] = mean  # an input that is never set rounds on its own
     while True:
         np.fill_diagonal(flipped, diagonal + np.float32(damp * mean))
@@ -127,7 +127,7 @@ def _factor(gram: Array, damp: float, name: str, workers: Workers) -> tuple[Arra
         except np.linalg.LinAlgError:
             if damp >= _MOST_DAMP:
                 raise CalibrationError(
-                    f"the calibration statistics of {name} cannot be factored even when damped by {damp:g}: "
+                    f"the calibration statistics of {name} cannot be factored, even with a damping of {damp:g}; "
                     "calibrate on a longer text"
                 ) from None
             damp = min(_MOST_DAMP, max(0.001, 10 * damp))

@@ -19,14 +19,16 @@ def check_group(n_in: int, grid: Grid, name: str) -> None:
     `name` is the matrix's, for the message.
     """
     if grid.bits not in BITS:
-        raise UsageError(f"int4 formats have {', '.join(map(str, BITS[:-1]))} or {BITS[-1]} bits, not {grid.bits}")
+        raise UsageError(f"{grid.bits} bits are not supported; choose from {', '.join(map(str, BITS))}")
     if grid.group < 1 and grid.group != -1:
-        raise UsageError(f"a group has 1 or more weights, or -1 for a whole row, not {grid.group}")
+        raise UsageError(f"group size {grid.group} is not valid; use 1 or more, or -1 for a whole row")
     if n_in % grid.group_size(n_in):
         whole = [str(size) for size in _USUAL_GROUPS if n_in % size == 0]
-        fitting = f"groups of {', '.join(whole)} or -1 (a whole row)" if whole else "groups of -1 (a whole row)"
+        fitting = (
+            f"a group size of {', '.join(whole)} or -1 (a whole row)" if whole else "a group size of -1 (a whole row)"
+        )
         raise UnsupportedError(
-            f"{name} has {n_in} inputs, which groups of {grid.group} do not divide: ask for {fitting}, or skip it"
+            f"{name} has {n_in} inputs, which is not a multiple of group size {grid.group}; use {fitting}, or skip it"
         )
 
 

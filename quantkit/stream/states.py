@@ -35,9 +35,9 @@ class States:
         try:
             data = os.pread(self._file(name), self._bytes, sample * self._bytes)
         except OSError as error:
-            raise ReadError(f"{self.folder / name} cannot be read ({error.strerror}); check the disk") from error
+            raise ReadError(f"cannot read {self.folder / name} ({error.strerror}); check the disk") from error
         if len(data) != self._bytes:
-            raise ReadError(f"{self.folder / name} ended early; remove {self.folder} and run the command again")
+            raise ReadError(f"{self.folder / name} is truncated; remove {self.folder} and run the command again")
         return np.frombuffer(bytearray(data), np.float32).reshape(self.shape[1:])
 
     def write(self, name: str, sample: int, values: Array) -> None:
@@ -49,7 +49,7 @@ class States:
                 done += os.pwrite(self._file(name), data[done:], sample * self._bytes + done)
         except OSError as error:
             raise OutputError(
-                f"{self.folder / name} cannot be written ({error.strerror}); free some space and run the command again"
+                f"cannot write {self.folder / name} ({error.strerror}); free some space and run the command again"
             ) from error
 
     def _file(self, name: str) -> int:

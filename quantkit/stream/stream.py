@@ -277,7 +277,7 @@ class Stream:
         if not np.isfinite(float(x.sum())):
             raise CalibrationError(
                 f"{what.rstrip('.')} gives hidden states that are not finite (NaN or infinite) for"
-                f" {self.sample_name} {sample + 1}; the checkpoint is damaged, or another text avoids it"
+                f" {self.sample_name} {sample + 1}; check the checkpoint for damage, or use another text"
             )
 
     def _names_outside_experts(self, number: int, linears: LayerLinears) -> set[str]:

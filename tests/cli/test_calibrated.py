@@ -236,7 +236,7 @@ REFUSED: dict[str, tuple[int, str, Callable[[Path], tuple[str | Path, ...]]]] = 
         "absent.txt does not exist",
         lambda folder: ("--calibration", folder / "absent.txt"),
     ),
-    "a group that does not divide": (1, "ask for groups of 32, 16 or -1", lambda _: ("--group-size", "64")),
+    "a group that does not divide": (1, "use a group size of 32, 16 or -1", lambda _: ("--group-size", "64")),
     "a group of nothing": (2, "not 0", lambda _: ("--group-size", "0")),
     "five bits": (2, "not 5", lambda _: ("--bits", "5")),
     "no samples": (2, "--samples", lambda _: ("--samples", "0")),

@@ -1,4 +1,4 @@
-"""Every family, and what other rooms look up in them: by config.json, by GGUF architecture, by model_type."""
+"""The registry of families: lookups by config.json, by GGUF architecture and by model_type."""
 
 import difflib
 import importlib
@@ -42,7 +42,7 @@ def all_families() -> tuple[Family, ...]:
     """Every family by module name: quantkit's own, then those of the folders in QUANTKIT_FAMILIES.
 
     Raises:
-        UsageError: a family file of the user's cannot be loaded.
+        UsageError: a user's family file cannot be loaded.
     """
     return (*_own().values(), *_users(os.environ.get(FOLDERS_VARIABLE, "")).values())
 
@@ -69,7 +69,7 @@ def _users(folders: str) -> dict[str, Family]:
             for name in family.architectures:
                 if name in owners:
                     raise UsageError(
-                        f"{path} defines architecture {name}, which {owners[name]} has already; remove the name from"
+                        f"{path} defines architecture {name}, which {owners[name]} also defines; remove the name from"
                         " one of them"
                     )
                 owners[name] = str(path)
@@ -106,7 +106,7 @@ def find_family(config: Mapping[str, Any]) -> Family:
 
     Raises:
         UnsupportedError: no family has this architecture; the message says how to add one and names the nearest ones.
-        UsageError: a family file of the user's cannot be loaded.
+        UsageError: a user's family file cannot be loaded.
     """
     known = {name: family for family in all_families() for name in family.architectures}
     wanted = _architecture_name(complete_architecture(config))
@@ -126,8 +126,8 @@ def find_family(config: Mapping[str, Any]) -> Family:
     modules = {name: module for module, family in _own().items() for name in family.architectures}
     example = modules.get(near[0] if near else "", "llama")
     raise UnsupportedError(
-        f"architecture {wanted} of config.json is not supported yet; it would need a family file, as"
-        f" quantkit/families/{example}.py is one, for an architecture that llama.cpp runs{hint}"
+        f"architecture {wanted} of config.json is not supported yet; if llama.cpp runs it, add a family file such as"
+        f" quantkit/families/{example}.py{hint}"
     )
 
 
@@ -177,7 +177,7 @@ def _nearest(wanted: str, known: Iterable[str]) -> list[str]:
 
 
 def check_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Refuse what config.json alone shows cannot be converted, before any weights are fetched.
+    """Refuse a model that config.json alone shows to be unsupported, before any weights are fetched.
 
     Returns config.json with its architecture filled in, see `complete_architecture`.
 
@@ -200,10 +200,10 @@ def find_architecture(config: Mapping[str, Any]) -> Architecture:
     name = _architecture_name(config) or "LlamaForCausalLM"
     architecture = forward_architectures().get(name)
     if architecture is None:
-        raise UnsupportedError(f"the reference forward does not know the architecture {name} of config.json")
+        raise UnsupportedError(f"the reference forward does not support architecture {name} of config.json")
     reason = architecture.refused(config)
     if reason:
-        raise UnsupportedError(f"the reference forward of {name} does not know {reason}")
+        raise UnsupportedError(f"the reference forward of {name} does not support {reason}")
     return replace(architecture, **architecture.variant(config))
 
 
@@ -230,7 +230,7 @@ def token_roles(config: Mapping[str, Any]) -> TokenRoles:
 
 
 def traits_of(gguf_arch: str) -> Traits:
-    """The traits of a GGUF architecture; those of Llama where nothing is known of it."""
+    """The traits of a GGUF architecture; those of Llama for an unknown one."""
     from quantkit.families.unconverted import TRAITS
 
     for family in all_families():
@@ -245,7 +245,7 @@ def has_checked_plan(gguf_arch: str) -> bool:
 
 
 def positions_of(model_type: str | None) -> str | None:
-    """`alibi` or `learned` where the model_type of config.json alone decides it, else None."""
+    """`alibi` or `learned` if the model_type of config.json alone decides it, else None."""
     from quantkit.families.unconverted import POSITIONS
 
     for family in all_families():
