@@ -148,7 +148,7 @@ BAD: dict[Callable[[Path], None], tuple[str, ...]] = {
     put_nan_into_a_tensor: ("model.layers.1.mlp.up_proj.weight", "NaN"),
     drop_a_tensor: ("model.layers.1.self_attn.k_proj.weight", "missing"),
     widen_the_config: ("config.json", "640", "512"),
-    name_an_unknown_architecture: ("LlamoForCausalLM", "nearest by name is LlamaForCausalLM"),
+    name_an_unknown_architecture: ("LlamoForCausalLM", "nearest by name are LlamaForCausalLM"),
     make_the_pre_tokenizer_unknown: ("--pre",),
     shrink_the_embedding: ("vocab", "768"),
     break_the_config: ("config.json",),
