@@ -145,7 +145,7 @@ def test_what_cannot_be_loaded_is_one_sentence_and_leaves_no_process(tiny: Path,
 
 @pytest.mark.parametrize(
     ("endpoint", "reason"),
-    [("localhost", "not HOST:PORT"), ("127.0.0.1:9", "could not reach the RPC server|has no RPC backend")],
+    [("localhost", "write it as HOST:PORT"), ("127.0.0.1:9", "could not reach the RPC server|has no RPC backend")],
 )
 def test_an_rpc_server_that_is_not_there_is_one_sentence(endpoint: str, reason: str, tiny: Path) -> None:
     with pytest.raises(QuantkitError, match=f"{reason}|has no RPC backend") as caught:
