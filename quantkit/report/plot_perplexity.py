@@ -71,7 +71,7 @@ def perplexity(report: Report, text: Text, number: int) -> Plot | None:
 
 
 def pareto(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """The Pareto front of points (size, perplexity), by size: no other point is better in one and as good in the other."""
+    """The Pareto front of (size, perplexity), by size: no other point is better in one and as good in the other."""
     kept: list[tuple[float, float]] = []
     for size, value in sorted(set(points)):
         if not kept or value < kept[-1][1]:
