@@ -90,7 +90,7 @@ def test_without_a_device_only_the_row_without_offloading_is_there_and_a_note_sa
     seen = []
     rows, notes = measure_memory(tiny, n_ctx=256, progress=lambda done, of: seen.append((done, of)))
     assert [row.gpu_layers for row in rows] == [0] and seen == [(1, 1)]
-    assert len(notes) == 1 and "no memory with 3 layers offloaded" in notes[0]
+    assert len(notes) == 1 and "the memory with 3 layers offloaded is not measured" in notes[0]
 
 
 def test_layers_beyond_the_models_are_all_of_them_and_none_comes_twice(tiny: Path) -> None:
