@@ -21,7 +21,7 @@ VERSION = 3
 
 @dataclass(frozen=True)
 class Slot:
-    """One tensor in a file. `shape`: in numpy order. `offset`: from the start of the file, in bytes. `nbytes`: bytes."""
+    """One tensor in a file. `shape`: in numpy order. `offset`: bytes from the start of the file."""
 
     name: str
     shape: tuple[int, ...]
@@ -59,7 +59,7 @@ def lay_out(
     tensors: Sequence[tuple[str, tuple[int, ...], GGMLQuantizationType]],
     split_max_size: int | None = None,
 ) -> list[FileLayout]:
-    """Lay out `tensors` (name, numpy shape, type) in order: one file, or shards of at most `split_max_size` tensor bytes.
+    """Lay out `tensors` (name, shape, type) in order: one file, or shards of `split_max_size` tensor bytes at most.
 
     Raises:
         UsageError: a single tensor is larger than `split_max_size`.
