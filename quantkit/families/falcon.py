@@ -64,7 +64,7 @@ RULES = (
 
 
 def prepare(config: dict[str, Any]) -> dict[str, Any]:
-    """The first release's names as transformers' own, and the count of key heads that the three layouts come to.
+    """Rename the first release's settings to transformers'; compute the number of key heads of the three layouts.
 
     `num_kv_heads` counts in the new decoder only: the old one has one key head (multi_query) or one for each query.
     """
@@ -73,7 +73,7 @@ def prepare(config: dict[str, Any]) -> dict[str, Any]:
     hidden = size(config, "n_embed", "hidden_size")
     heads = size(config, "num_attention_heads", "n_head")
     grouped = optional_size(config, "num_kv_heads", "n_head_kv")
-    # the first release told the two apart by the class alone: only its 40B states n_head_kv
+    # configs of the first release do not state the decoder; only its 40B has n_head_kv
     new = bool(config.get("new_decoder_architecture", config.get("n_head_kv") is not None))
     multi_query = bool(config.get("multi_query", True))
     key_heads = (grouped or heads) if new else 1 if multi_query else heads

@@ -179,7 +179,7 @@ BAD = {
     "no such text": (["model", "--text", "nowhere.txt"], "nowhere.txt does not exist"),
     "an empty text": (["model", "--text", "empty.txt"], "empty.txt is empty"),
     "a binary text": (["model", "--text", "model-GGUF/model-Q8_0.gguf"], "is not text"),
-    "a text shorter than a window": (["model", "--text", "short.txt"], "short.txt has 4 tokens, and one window needs"),
+    "a text shorter than a window": (["model", "--text", "short.txt"], "short.txt has 4 tokens, but one window needs"),
     "no such model": (["nowhere", "--text", "text.txt"], "nowhere"),
     "no such file": (["nowhere.gguf", "--text", "text.txt"], "nowhere.gguf"),
     "a folder of nothing": (["empty", "--text", "text.txt"], "neither a config.json nor GGUF files"),

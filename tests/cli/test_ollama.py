@@ -250,7 +250,7 @@ def test_a_recipe_says_what_was_not_asked(folder: Path) -> None:
         (("m-Q4_0.gguf", "--name", "ns/a..b"), 2, "'a..b'"),
         (("m-Q4_0.gguf", "--name", "blossom", "--push"), 2, "--push needs a namespace; write --name NAMESPACE/blossom"),
         (("m-Q4_0.gguf", *NAME, "--default", "q8_0"), 2, "--default q8_0 is not among the files, which are q4_0"),
-        (("m-Q4_0.gguf", *NAME, "--default", "q99"), 2, "no quantization type 'q99'"),
+        (("m-Q4_0.gguf", *NAME, "--default", "q99"), 2, "unknown quantization type 'q99'"),
         (("m-Q4_0.gguf", "again.gguf", *NAME), 2, "m-Q4_0.gguf, again.gguf are all q4_0"),
         (
             ("m-Q4_0.gguf", "large.gguf", *NAME),

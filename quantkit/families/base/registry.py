@@ -1,4 +1,4 @@
-"""Every family, and what other rooms look up in them: by config.json, by GGUF architecture, by model_type."""
+"""The registry of families: lookups by config.json, by GGUF architecture and by model_type."""
 
 import difflib
 import importlib
@@ -32,7 +32,7 @@ def all_families() -> tuple[Family, ...]:
     """Every family by module name: quantkit's own, then those of the folders in QUANTKIT_FAMILIES.
 
     Raises:
-        UsageError: a family file of the user's cannot be loaded.
+        UsageError: a user's family file cannot be loaded.
     """
     return (*_own().values(), *_users(os.environ.get(FOLDERS_VARIABLE, "")).values())
 
@@ -59,7 +59,7 @@ def _users(folders: str) -> dict[str, Family]:
             for name in family.architectures:
                 if name in owners:
                     raise UsageError(
-                        f"{path} defines architecture {name}, which {owners[name]} has already; remove the name from"
+                        f"{path} defines architecture {name}, which {owners[name]} also defines; remove the name from"
                         " one of them"
                     )
                 owners[name] = str(path)
@@ -96,7 +96,7 @@ def find_family(config: Mapping[str, Any]) -> Family:
 
     Raises:
         UnsupportedError: no family has this architecture; the message says how to add one and lists the known ones.
-        UsageError: a family file of the user's cannot be loaded.
+        UsageError: a user's family file cannot be loaded.
     """
     wanted = _architecture_name(config)
     known = {name: family for family in all_families() for name in family.architectures}
@@ -104,15 +104,16 @@ def find_family(config: Mapping[str, Any]) -> Family:
         return known[wanted]
     supported = ", ".join(sorted(known))
     if wanted is None:
-        raise UnsupportedError(f'config.json names no architecture ("architectures": [...]); supported are {supported}')
+        raise UnsupportedError(
+            f'config.json names no architecture; add "architectures": [NAME]. Supported names are {supported}'
+        )
     near = _nearest(wanted, known)
     hint = f"; the nearest by name is {near}" if near else ""
     modules = {name: module for module, family in _own().items() for name in family.architectures}
     example = modules.get(near or "", "llama")
     raise UnsupportedError(
-        f"architecture {wanted} of config.json is not supported yet; it would need a family file, as"
-        f" quantkit/families/{example}.py is one, for an architecture that llama.cpp runs; supported are"
-        f" {supported}{hint}"
+        f"architecture {wanted} of config.json is not supported yet; if llama.cpp runs it, add a family file such as"
+        f" quantkit/families/{example}.py; supported are {supported}{hint}"
     )
 
 
@@ -122,14 +123,14 @@ def _architecture_name(config: Mapping[str, Any]) -> str | None:
 
 
 def _nearest(wanted: str, known: Iterable[str]) -> str | None:
-    """The known architecture with the most similar name, endings such as ForCausalLM left out."""
+    """The known architecture with the most similar name, compared without endings such as ForCausalLM."""
     models = {_ENDING.sub("", name): name for name in known}
     close = difflib.get_close_matches(_ENDING.sub("", wanted), models, n=1, cutoff=0.65)
     return models[close[0]] if close else None
 
 
 def check_config(config: Mapping[str, Any]) -> None:
-    """Refuse what config.json alone shows cannot be converted, before any weights are fetched.
+    """Refuse a model that config.json alone shows to be unsupported, before any weights are fetched.
 
     Raises:
         UnsupportedError: no family has the architecture, or a GGUF cannot express a setting.
@@ -148,10 +149,10 @@ def find_architecture(config: Mapping[str, Any]) -> Architecture:
     name = _architecture_name(config) or "LlamaForCausalLM"
     architecture = forward_architectures().get(name)
     if architecture is None:
-        raise UnsupportedError(f"the reference forward does not know the architecture {name} of config.json")
+        raise UnsupportedError(f"the reference forward does not support architecture {name} of config.json")
     reason = architecture.refused(config)
     if reason:
-        raise UnsupportedError(f"the reference forward of {name} does not know {reason}")
+        raise UnsupportedError(f"the reference forward of {name} does not support {reason}")
     return replace(architecture, **architecture.variant(config))
 
 
@@ -178,7 +179,7 @@ def token_roles(config: Mapping[str, Any]) -> TokenRoles:
 
 
 def traits_of(gguf_arch: str) -> Traits:
-    """The traits of a GGUF architecture; those of Llama where nothing is known of it."""
+    """The traits of a GGUF architecture; those of Llama for an unknown one."""
     from quantkit.families.unconverted import TRAITS
 
     for family in all_families():
@@ -193,7 +194,7 @@ def has_checked_plan(gguf_arch: str) -> bool:
 
 
 def positions_of(model_type: str | None) -> str | None:
-    """`alibi` or `learned` where the model_type of config.json alone decides it, else None."""
+    """`alibi` or `learned` if the model_type of config.json alone decides it, else None."""
     from quantkit.families.unconverted import POSITIONS
 
     for family in all_families():
