@@ -27,7 +27,7 @@ def to_gguf(checkpoint: Path, folder: Path) -> Path:
 @pytest.mark.parametrize("name", sorted(all_cases()))
 def test_logits_are_transformers_and_tensors_the_converters(name: str, tmp_path: Path) -> None:
     case, known = all_cases()[name][1], expected(name)
-    found = to_gguf(write_checkpoint(name, tmp_path / name), tmp_path)
+    found = to_gguf(write_checkpoint(name, tmp_path / name), "f32", tmp_path)
 
     if case.converter:
         keys, tensors = read_gguf(found)
