@@ -16,6 +16,8 @@ def describe_names(names: Collection[str]) -> str | None:
     def first(pattern: str) -> str | None:
         return next((name for name in sorted(names) if re.fullmatch(pattern, name)), None)
 
+    if first(r"(model|pytorch_model)(-\d+-of-\d+)?\.(safetensors|bin)"):
+        return None  # a model whose config.json is missing; what lies beside its weights is not the cause
     if first(r"adapter_(model\.(safetensors|bin)|config\.json)"):
         return "holds an adapter (LoRA), not a model; merge it into its base model first (PEFT's merge_and_unload)"
     if first(r".*\.distcp|pytorch_model_fsdp(_\d+)?"):
