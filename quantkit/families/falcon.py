@@ -24,11 +24,11 @@ def _by_role(sizes: Hyperparameters) -> Take:
     """From groups (queries that share a key, the key, the value) to all queries, all keys, all values."""
     rows = np.arange((sizes.n_head + 2 * sizes.n_head_kv) * sizes.head_dim, dtype=np.int64)
     groups = rows.reshape(sizes.n_head_kv, -1, sizes.head_dim)
-    return Take(np.concatenate([each.reshape(-1) for each in (groups[:, :-2], groups[:, -2], groups[:, -1])]))
+    return Take(np.concatenate([rows.reshape(-1) for rows in (groups[:, :-2], groups[:, -2], groups[:, -1])]))
 
 
 def _with_two_norms(sizes: Hyperparameters) -> range:
-    """All layers where attention and MLP have a norm each, else none."""
+    """All layers if attention and MLP each have a norm, else no layer."""
     config = sizes.config
     two = config["new_decoder_architecture"] and config.get("num_ln_in_parallel_attn") in (None, 2)
     return range(sizes.n_layer if two else 0)

@@ -1,4 +1,4 @@
-"""A GGUF file's header, read strictly: nothing is believed before it is checked against the file's size.
+"""A strict reader of GGUF headers: every count and offset is checked against the file size before use.
 
 Format: ggml's docs/gguf.md, versions 2 and 3, little-endian.
 """
@@ -25,7 +25,7 @@ _MAX_DIMS = 4
 
 @dataclass(frozen=True)
 class GgufHeader:
-    """One file: its keys in order, its tensors with absolute offsets, and its size in bytes."""
+    """The header of one file: its keys in order, its tensors with absolute offsets, and its size in bytes."""
 
     path: Path
     keys: tuple[KeyValue, ...]
@@ -38,7 +38,7 @@ class GgufHeader:
 
 
 def shard_paths(path: Path) -> list[Path]:
-    """All shards of the model that `path` is a shard of, or `path` alone.
+    """All shards of the model if `path` is a shard; otherwise `path` alone.
 
     Raises:
         CheckpointError: a shard is missing.
@@ -89,15 +89,15 @@ class _Parser:
         return self.take(self.number("Q"))
 
     def texts(self, count: int) -> list[bytes]:
-        """As `text`, `count` times: a vocabulary has 100,000 of them, so the file is not asked where it stands."""
-        read, left, found = self.file.read, self.size - self.file.tell(), []
+        """Read `count` texts. A vocabulary has over 100,000, so this avoids a `tell` for every text."""
+        read, left, texts = self.file.read, self.size - self.file.tell(), []
         for _ in range(count):
             length = int.from_bytes(read(8), "little")
             left -= 8 + length
             if left < 0:
                 raise self.fail("it ends early")
-            found.append(read(length))
-        return found
+            texts.append(read(length))
+        return texts
 
     def header(self) -> GgufHeader:
         if self.take(4) != MAGIC:
@@ -106,7 +106,7 @@ class _Parser:
         if version not in (2, 3):
             raise self.fail(f"version {version} is not 2 or 3 (little-endian)")
         n_tensors, n_keys = self.number("Q"), self.number("Q")
-        # A key takes at least 13 bytes and a tensor 24: larger counts cannot be true.
+        # A key has at least 13 bytes and a tensor 24, so larger counts are false.
         if n_keys > self.size // 13 or n_tensors > self.size // 24:
             raise self.fail(f"it claims {n_keys} keys and {n_tensors} tensors")
         keys = [self.key() for _ in range(n_keys)]

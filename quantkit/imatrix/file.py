@@ -1,7 +1,7 @@
-"""Importance matrices in llama.cpp's files: how much each input of a weight matters, its mean square over a text.
+"""Importance matrices in llama.cpp's file formats: the mean square of every input of a weight over a text.
 
-Two formats, both of tools/imatrix: GGUF, with the sums of squares and the token counts of each tensor, and the older
-.dat, with means. What is read is what llama-quantize would feed to the kernels (load_imatrix in tools/quantize).
+Both formats are from llama.cpp's tools/imatrix. GGUF has sums of squares and token counts of each tensor; the older
+.dat has means. The values read are those that llama-quantize passes to the kernels (load_imatrix in tools/quantize).
 """
 
 import hashlib
@@ -26,25 +26,26 @@ _FLOATS = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Imatrix:
-    """An importance matrix as the kernels want it."""
+    """An importance matrix in the form that the kernels take."""
 
     values: Mapping[str, _FLOATS]
-    """Tensor name -> float32 (n_experts * n_cols,): mean squares, one expert after the other; 1.0 for an expert that
-    no token reached."""
+    """Tensor name -> mean squares, float32 (n_experts * n_cols,), in the order of experts; 1.0 for an expert that
+    received no token."""
     datasets: list[str]
-    """The texts it was computed on, as the file names them."""
+    """Names of the texts it was computed on, from the file."""
     chunks: int
-    """How many chunks of text; 0 when the file does not say."""
+    """Number of chunks of text; 0 when the file does not have it."""
     chunk_size: int
-    """Tokens of a chunk; 0 when the file does not say."""
+    """Tokens of a chunk; 0 when the file does not have it."""
     sha256: str
-    """Of the file."""
+    """The sha256 of the file."""
 
 
 def load_imatrix(path: Path) -> Imatrix:
-    """Read `path` in either format, told apart by their first bytes.
+    """Read an importance matrix. The first bytes of the file give its format.
 
-    Raises ImatrixError when it is missing, malformed, truncated, or holds values that are negative or not finite.
+    Raises:
+        ImatrixError: the file is missing, malformed or truncated, or has values that are negative or not finite.
     """
     try:
         data = path.read_bytes()
@@ -75,9 +76,12 @@ def write_imatrix(
 ) -> None:
     """Write `path` in the GGUF format of llama-imatrix (save_imatrix in tools/imatrix), which llama-quantize reads.
 
-    `sums`: tensor name -> sums of squared inputs, (n_cols,) or for experts (n_experts, n_cols); `counts`: tensor name
-    -> tokens seen, a number or (n_experts,); `datasets`: at least one. Raises ValueError when these do not fit,
-    OutputError when the file cannot be written.
+    `sums`: tensor name -> sums of squared inputs, (n_cols,), for experts (n_experts, n_cols). `counts`: tensor name ->
+    number of tokens, a scalar, for experts (n_experts,). `datasets`: at least one name.
+
+    Raises:
+        ValueError: `datasets` is empty, or `sums` and `counts` do not match.
+        OutputError: the file cannot be written.
     """
     if not datasets:
         raise ValueError("an importance matrix must name the text it was computed on")
@@ -141,9 +145,9 @@ def _read_gguf(path: Path, data: bytes) -> Imatrix:
                 raise ImatrixError(
                     f"importance matrix {path} has only sums or only counts for {name}; compute it again"
                 )
-            continue  # a tensor of another purpose
+            continue  # not a tensor of the importance matrix
         values[name] = _means(path, name, floats(name + _SUMS), floats(name + _COUNTS))
-    texts = [each.decode("utf-8", "replace") if isinstance(each, bytes) else str(each) for each in datasets]
+    texts = [text.decode("utf-8", "replace") if isinstance(text, bytes) else str(text) for text in datasets]
     return Imatrix(values, texts, chunks, chunk_size, hashlib.sha256(data).hexdigest())
 
 
@@ -154,9 +158,11 @@ def _means(path: Path, name: str, sums: _FLOATS, counts: _FLOATS) -> _FLOATS:
             " compute it again"
         )
     per_matrix = np.rint(counts).astype(np.float32).reshape(-1, 1)
-    seen = per_matrix > 0
+    reached = per_matrix > 0
     # in float32, as llama-quantize divides
-    means = np.where(seen, sums.reshape(len(per_matrix), -1) / np.where(seen, per_matrix, np.float32(1)), np.float32(1))
+    means = np.where(
+        reached, sums.reshape(len(per_matrix), -1) / np.where(reached, per_matrix, np.float32(1)), np.float32(1)
+    )
     return means.ravel()
 
 
@@ -168,7 +174,9 @@ def _refuse_unprintable(path: Path, name: str) -> None:
 
 
 def _read_dat(path: Path, data: bytes) -> Imatrix:
-    """int32 count of entries; each: length, name, calls, count, float32 values; then chunks and a text's name."""
+    """The .dat format: int32 number of entries; an entry is name length, name, calls, number of values and float32
+    values. The number of chunks and the name of the text follow.
+    """
     position = 0
 
     def take(size: int, what: str) -> bytes:
@@ -194,7 +202,7 @@ def _read_dat(path: Path, data: bytes) -> Imatrix:
         means = np.frombuffer(take(4 * number(f"the size of {name}"), f"the values of {name}"), dtype="<f4")
         if not means.size:
             raise ImatrixError(f"importance matrix {path} has no values for {name}; compute it again")
-        # the values are means times calls
+        # the file has means times calls
         values[name] = means.astype(np.float32) / np.float32(calls) if calls > 0 else means.astype(np.float32)
     chunks, datasets = 0, []
     if position < len(data):

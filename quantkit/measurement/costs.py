@@ -1,4 +1,4 @@
-"""Memory, speed and weight errors of each model: the part of a report that needs no text."""
+"""Memory, speed and weight errors of each model: the part of a report that does not need a text."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -68,7 +68,7 @@ def _or_note(work: Callable[[Path], Mapping[str, Any]], path: Path, notes: dict[
 
 def _memory(path: Path, costs: Costs, notes: dict[str, None]) -> Mapping[str, Any]:
     rows, missing = measure_memory(path, costs.gpu_layers, n_ctx=costs.n_ctx, n_threads=costs.threads, rpc=costs.rpc)
-    # the same is missing of every model
+    # the same note applies to every model
     notes |= dict.fromkeys(note.removeprefix(f"{path.name}: ") for note in missing)
     return {"memory": [row.document() for row in rows]}
 

@@ -186,7 +186,7 @@ class _ComparisonStages:
         if self._stage != "chunks":
             self._stage, before = "chunks", 0
             self._progress.start("chunks", self._comparison.n_windows)
-        # A line has room for a few models.
+        # A line has space for a few models.
         values = [
             (subject.label, self._comparison.perplexity_so_far(number)) for number, subject in enumerate(self._subjects)
         ]

@@ -227,7 +227,7 @@ def text_of(content: bytes) -> Callable[[Path], tuple[str | Path, ...]]:
 
 
 REFUSED: dict[str, tuple[int, str, Callable[[Path], tuple[str | Path, ...]]]] = {
-    "a text too short": (1, "give a longer text", text_of(b"The hills let go. " * 9)),
+    "a text too short": (1, "pass a longer text", text_of(b"The hills let go. " * 9)),
     "an empty text": (1, "empty", text_of(b"")),
     "a binary text": (1, "not text", text_of(b"\x7fELF\x00\x00")),
     "a text that is not UTF-8": (1, "UTF-8", text_of(b"caf\xe9 " * 999)),

@@ -97,7 +97,7 @@ def test_json_is_one_document_and_a_dry_run_writes_nothing(source: Path, tmp_pat
         (("--calibration", "picture.png"), 1, "picture.png is not"),
         (("--calibration", "broken.jsonl"), 1, "line 2 of broken.jsonl is not valid JSON"),
         (("--calibration", "few.txt"), 1, "tokens, but 128 samples of 512 tokens need"),
-        (("--chat", "--calibration", "few.txt"), 1, "holds no conversations"),
+        (("--chat", "--calibration", "few.txt"), 1, "has no conversations"),
         (("-o", "folder"), 1, "folder is a folder"),
         (("-o", "there.gguf", *CUT), 1, "there.gguf already exists; add --force"),
     ],

@@ -61,7 +61,7 @@ def test_a_model_that_can_be_converted_is_fetched(hub: Hub, files: dict[str, byt
             {"architectures": ["GrokForCausalLM"]},
             "add a family file such as quantkit/families/llama.py",
         ),
-        ({"architectures": None}, "names no architecture"),
+        ({"architectures": None, "model_type": "novel"}, "names no architecture"),
         ({"rope_scaling": {"rope_type": "longrope", "factor": 4.0}}, "cannot express rope scaling 'longrope'"),
         ({"num_attention_heads": 5}, "does not divide by num_attention_heads 5"),
         (

@@ -146,7 +146,7 @@ def test_a_short_text_gives_fewer_samples_or_is_refused_with_both_numbers() -> N
         CalibrationError, match=r"a\.txt has 1000 tokens, but 20 samples of 200 tokens need 4000; pass a longer"
     ):
         cut_samples(ids, 20, 200, None, spread=True, name="a.txt")
-    with pytest.raises(CalibrationError, match="2 samples of 600 need 1200"):
+    with pytest.raises(CalibrationError, match="2 samples of 600 tokens need 1200"):
         cut_samples(ids, 2, 600, None, spread=True, name="a.txt")
 
 

@@ -74,7 +74,7 @@ def map_tensors(family: Family, sizes: Hyperparameters, tensors: Mapping[str, Sh
 
 
 def left_out(family: Family, sizes: Hyperparameters, tensors: Mapping[str, Shaped]) -> list[str]:
-    """What of the checkpoint no GGUF of this family carries, a sentence for each kind worth telling."""
+    """Sentences about the checkpoint's tensors that a GGUF of this family does not contain."""
     sentences = []
     for drop in family.dropped:
         names = [name for name in tensors if drop.matches(sizes, name)]
@@ -87,9 +87,9 @@ def left_out(family: Family, sizes: Hyperparameters, tensors: Mapping[str, Shape
 def canonical_checkpoint(
     family: Family, sizes: Hyperparameters, tensors: Mapping[str, Shaped], *, nearest: bool = False
 ) -> tuple[dict[str, Any], list[MappedTensor]]:
-    """The checkpoint as its native transformers architecture has it: config.json, and where each tensor comes from.
+    """The checkpoint as its native transformers architecture: config.json, and the source of each tensor.
 
-    `nearest`: as the nearest architecture where none is the same (see `Canonical`).
+    `nearest`: accept the nearest architecture if none is the same (see `Canonical`).
 
     Raises:
         UnsupportedError: transformers has no native architecture for this checkpoint.
