@@ -263,8 +263,16 @@ def test_a_recipe_says_what_was_not_asked(folder: Path) -> None:
         (("m-Q4_0.gguf", *NAME, "-p", "num_ctx=0"), 2, "a num_ctx of 0 holds no token"),
         (("m-Q4_0.gguf", *NAME, "-p", "stop="), 2, "a stop that is empty says nothing"),
         (("m-Q4_0.gguf", *NAME, "-p", "top_k"), 2, "'top_k' is not NAME=VALUE"),
-        (("m-Q4_0.gguf", *NAME, "-p", "num_ctx=1", "--ctx", "2"), 2, "--ctx and --parameter num_ctx both say it"),
-        (("m-Q4_0.gguf", *NAME, "--message", "bot=Hi"), 2, "is not ROLE=TEXT with the role system, user, assistant"),
+        (
+            ("m-Q4_0.gguf", *NAME, "-p", "num_ctx=1", "--ctx", "2"),
+            2,
+            "--ctx and --parameter num_ctx set the same value",
+        ),
+        (
+            ("m-Q4_0.gguf", *NAME, "--message", "bot=Hi"),
+            2,
+            "is not ROLE=TEXT; the role must be one of system, user, assistant",
+        ),
         (("m-Q4_0.gguf", *NAME, "--license", "gone"), 2, "cannot read --license gone: No such file or directory"),
         (("m-Q4_0.gguf", *NAME, "--chat-template", "chatlm"), 2, "(did you mean chatml?)"),
         (("m-Q4_0.gguf", *NAME, "--size", "4 b"), 2, "'model:4 b'"),
