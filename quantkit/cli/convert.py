@@ -178,6 +178,10 @@ def _gguf_request(
     if options.imatrix is not None and (options.calibrate or (text is not None and not others)):
         raise UsageError("--imatrix and --calibrate both give an importance matrix; leave one out")
     calibrate = options.calibrate
+    if options.preset and is_gguf and options.imatrix is None and calibrate is not False:
+        raise UsageError(
+            f"--preset {options.preset} needs an importance matrix, and a GGUF gives none; pass --imatrix FILE"
+        )
     if calibrate is None:
         wanted = conversion.calibrates or text is not None or options.preset is not None
         calibrate = options.imatrix is None and wanted and not is_gguf
