@@ -72,6 +72,7 @@ snapshots: $(VENV)/dev.stamp
 
 test-full: lint
 	$(BIN)/python -m pytest
+	$(BIN)/python -m tools.mutation
 
 test-peers: lint
 	$(BIN)/python -m pytest -m peers tests/peers

@@ -9,9 +9,19 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from quantkit.api import ConvertOptions, PlanOptions, convert, inspect, open_source, plan
+    from quantkit.api import ConvertOptions, MeasureOptions, PlanOptions, convert, inspect, measure, open_source, plan
 
-__all__ = ["ConvertOptions", "PlanOptions", "__version__", "convert", "inspect", "open_source", "plan"]
+__all__ = [
+    "ConvertOptions",
+    "MeasureOptions",
+    "PlanOptions",
+    "__version__",
+    "convert",
+    "inspect",
+    "measure",
+    "open_source",
+    "plan",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -1,16 +1,21 @@
 """The public functions of quantkit. `import quantkit` makes them available without loading them."""
 
-from collections.abc import Sequence
+import shutil
+from collections.abc import Callable, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from quantkit.checkpoint import Checkpoint, open_checkpoint
 from quantkit.conversion.run import Result, run
-from quantkit.errors import UsageError
+from quantkit.errors import MissingExtraError, UsageError
 from quantkit.families import check_config
 from quantkit.gguf.file_types import file_type
 from quantkit.inspection import Description, inspect_source
+from quantkit.measurement.costs import Costs
+from quantkit.measurement.measure import WORK, Measurement
+from quantkit.measurement.measure import measure as measure_models
+from quantkit.measurement.run import Limits, MeasureOptions
 from quantkit.outputs.calibration import CalibrationRequest
 from quantkit.outputs.gguf_files import GgufRequest
 from quantkit.outputs.model import Model, model_from_gguf
@@ -21,13 +26,19 @@ from quantkit.planning.plan import plan as plan_model
 from quantkit.planning.result import Plan
 from quantkit.progress import SILENT, Progress
 from quantkit.quant.grid import Grid
+from quantkit.report.drawing import check_extra
+from quantkit.report.write import write_report
 
 __all__ = [
     "CalibrationRequest",
     "Checkpoint",
     "ConversionRequest",
     "ConvertOptions",
+    "Costs",
     "Description",
+    "Limits",
+    "MeasureOptions",
+    "Measurement",
     "Model",
     "Plan",
     "PlanOptions",
@@ -35,6 +46,7 @@ __all__ = [
     "Result",
     "convert",
     "inspect",
+    "measure",
     "open_source",
     "plan",
 ]
@@ -165,3 +177,44 @@ def inspect(source: str | Path, *, offline: bool = False) -> Description:
         CheckpointError, HubError: the source is not found or damaged.
     """
     return inspect_source(str(source), offline=offline)
+
+
+def measure(
+    reference: str | Path,
+    candidates: Sequence[str | Path],
+    texts: Sequence[str | Path],
+    options: MeasureOptions | None = None,
+    progress: Progress = SILENT,
+    warn: Callable[[str], object] = lambda text: None,
+) -> Measurement:
+    """Measure what quantization cost, and write the report into the folder `options.output`.
+
+    Perplexity, KL divergence and agreement of the most likely tokens follow llama-perplexity's convention; with
+    `options.costs` also memory and speed. A killed measurement resumes with the same arguments.
+
+    Args:
+        reference: a GGUF file, a folder of weights, or a hub id.
+        candidates: the same, or folders of GGUF files.
+        texts: text, jsonl, json or parquet files, or datasets of the hub (`ORG/NAME[:SPLIT]`).
+        warn: receives each warning.
+
+    Raises:
+        UsageError: no text is given, or limits without a candidate.
+        CheckpointError, HubError, UnsupportedError: a model is not found, damaged, or of an unknown family.
+        MeasureError: a text is too short, vocabularies differ, or logits are not finite.
+        OutputError: the folder holds another unfinished measurement, or is not writable.
+    """
+    options = options or MeasureOptions()
+    try:
+        check_extra()
+    except MissingExtraError as error:
+        warn(f"{error}; the report has no report.html and no plots")
+    measured = measure_models(
+        str(reference), [str(path) for path in candidates], [str(text) for text in texts], options, progress, warn
+    )
+    try:
+        files = tuple(write_report(measured.document, measured.folder))
+    except MissingExtraError:
+        files = (measured.folder / "report.json", measured.folder / "report.md")
+    shutil.rmtree(measured.folder / WORK, ignore_errors=True)
+    return replace(measured, files=files)

@@ -1,12 +1,12 @@
-"""One tree of exceptions. A message is one sentence a user can act on: what, where, what to do next."""
+"""The exceptions of quantkit. A message says what is wrong, with the name and the value, and what to do."""
 
 
 class QuantkitError(Exception):
-    """Anything quantkit can explain to the user; the command line prints the message and exits 1."""
+    """Base of all errors that quantkit reports to the user. The command line prints the message and exits 1."""
 
 
 class UsageError(QuantkitError):
-    """The request itself is wrong (an unknown type, clashing options); exits 2."""
+    """The request is wrong (an unknown type, conflicting options). The command line exits 2."""
 
 
 class CheckpointError(QuantkitError):
@@ -14,56 +14,56 @@ class CheckpointError(QuantkitError):
 
 
 class ReadError(CheckpointError):
-    """The source could not be read this time (a disk or network error); what was written is kept for another try."""
+    """The source cannot be read now (a disk or network error). Finished output is kept, and a rerun resumes."""
 
 
 class HubError(CheckpointError):
-    """The hub could not give what was asked: not found, gated, unreachable, dropped."""
+    """A request to the hub failed: not found, gated, unreachable, or the connection dropped."""
 
 
 class UnsupportedError(QuantkitError):
-    """A valid input that quantkit does not handle (architecture, tokenizer, dtype, type)."""
+    """A valid input that quantkit does not support (architecture, tokenizer, dtype, type)."""
 
 
 class TokenizerError(QuantkitError):
-    """The tokenizer files are missing, malformed or at odds with the embedding."""
+    """The tokenizer files are missing, malformed or do not match the embedding."""
 
 
 class TemplateError(QuantkitError):
-    """A chat template is malformed, or fails on an ordinary conversation."""
+    """A chat template is malformed or fails on an ordinary conversation."""
 
 
 class ModelfileError(QuantkitError):
-    """A Modelfile is malformed, or its grammar has no way to say what it should."""
+    """A Modelfile is malformed, or its grammar cannot express a value."""
 
 
 class TemplateRefused(TemplateError):
-    """A chat template that no Go template of Ollama's says exactly; the message has the reason."""
+    """A chat template has no exact equivalent among Ollama's Go templates. The message gives the reason."""
 
 
 class ImatrixError(QuantkitError):
-    """An importance matrix is malformed, missing where needed, or of the wrong size."""
+    """An importance matrix is malformed, missing although a type needs it, or of the wrong size."""
 
 
 class CalibrationError(QuantkitError):
-    """Calibration cannot go on: its text is missing, malformed or too short, or what it gathers is unusable."""
+    """Calibration fails: the text is missing, malformed or too short, or the statistics are unusable."""
 
 
 class MeasureError(QuantkitError):
-    """A measurement cannot be made: its text is too short, models do not share a vocabulary, logits are not finite."""
+    """A measurement fails: the text is too short, vocabularies differ, or logits are not finite."""
 
 
 class OutputError(QuantkitError):
-    """The output cannot be written: no space, no permission, already there."""
+    """The output cannot be written: no space, no permission, or it exists already."""
 
 
 class PublishError(QuantkitError):
-    """Publishing failed: no server answers, it refused, or it went away in the middle."""
+    """Publishing failed: the server did not answer, refused, or closed the connection."""
 
 
 class MissingExtraError(QuantkitError):
-    """An optional dependency is not installed; the message names the pip command."""
+    """An optional dependency is not installed. The message names the pip command."""
 
 
 class VerificationError(QuantkitError):
-    """A written output failed a check; exits 3."""
+    """A written output failed a check. The command line exits 3."""

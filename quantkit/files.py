@@ -23,8 +23,10 @@ def failed_path(path: Path) -> Path:
     return path.with_name(path.name + FAILED)
 
 
-def write_atomically(path: Path, data: bytes | str) -> None:
+def write_atomically(path: Path, data: bytes | str, *, mode: int | None = None) -> None:
     """Write `data` (text as UTF-8) under a partial name, flush it to the disk and rename it to `path`.
+
+    `mode`: permission bits of the file, such as 0o755; None leaves those of a new file.
 
     Raises:
         OutputError: the file cannot be written; no partial file is left.
@@ -35,6 +37,8 @@ def write_atomically(path: Path, data: bytes | str) -> None:
         with os.fdopen(descriptor, "wb") as file:
             file.write(data.encode("utf-8") if isinstance(data, str) else data)
             file.flush()
+            if mode is not None:
+                os.fchmod(file.fileno(), mode)
             os.fsync(file.fileno())
         partial.replace(path)
     except OSError as error:

@@ -1,6 +1,7 @@
-"""Chat templates: rendering them as transformers does, and those of models that come without one.
+"""Chat templates: rendering as in transformers, and built-in templates for models that ship without one.
 
-`render` runs a template in this process, `render_contained` and `render_sample` a stranger's in a bounded one.
+`render` runs a template in this process. `render_contained` and `render_sample` run an untrusted template in a child
+process with limited time and memory.
 """
 
 from quantkit.chat.builtin import BUILT_IN, BuiltIn, built_in

@@ -1,4 +1,4 @@
-"""Chat templates for published models whose checkpoints carry none; the texts lie beside this, templates/NAME.jinja."""
+"""Built-in chat templates for published models that ship without one. The texts are in templates/NAME.jinja."""
 
 import difflib
 from dataclasses import dataclass
@@ -12,10 +12,10 @@ _FOLDER = Path(__file__).with_name("templates")
 
 @dataclass(frozen=True)
 class BuiltIn:
-    """A template: the checkpoints it is for, and where their makers published the format.
+    """A built-in template.
 
-    `marks` are the tokens it writes that the vocabulary must hold, `end_of_turn` the one that ends a turn where that is
-    not the tokenizer's EOS.
+    `models`: the checkpoints it is for. `source`: where their authors published the format. `marks`: the tokens that it
+    writes; the vocabulary must contain them. `end_of_turn`: the token that ends a turn, None for the tokenizer's EOS.
     """
 
     name: str
@@ -31,8 +31,8 @@ class BuiltIn:
 
 
 BUILT_IN: dict[str, BuiltIn] = {
-    each.name: each
-    for each in (
+    template.name: template
+    for template in (
         BuiltIn(
             "huozi",
             "HIT-SCIR's Huozi 1, 2 and 3 (活字)",
@@ -69,12 +69,12 @@ BUILT_IN: dict[str, BuiltIn] = {
 
 
 def built_in(name: str) -> BuiltIn:
-    """The built-in called `name`; raises UsageError naming them all."""
+    """The built-in template `name`. Raises UsageError for an unknown name."""
     if name not in BUILT_IN:
         close = difflib.get_close_matches(name.lower(), BUILT_IN, n=1)
         hint = f" (did you mean {close[0]}?)" if close else ""
         raise UsageError(
-            f"--chat-template {name!r} is neither a file nor a built-in template{hint}; built in are "
-            f"{', '.join(BUILT_IN)}, and 'none' leaves the template out"
+            f"--chat-template {name!r} is neither a file nor a built-in template{hint}; choose from "
+            f"{', '.join(BUILT_IN)}, or pass 'none' to write no template"
         )
     return BUILT_IN[name]

@@ -1,7 +1,7 @@
-"""Rendering a stranger's template in a process of its own, with little time and memory.
+"""Rendering of an untrusted template in a child process with limited time and memory.
 
-The sandbox keeps a template from reaching the machine, not from looping for hours or from multiplying strings until
-memory ends. Run as a module, this reads one JSON request from stdin and answers with one JSON document.
+The jinja2 sandbox blocks access to the machine. It does not stop endless loops or strings that fill the memory. As a
+script, this module reads one JSON request from stdin and writes one JSON document to stdout.
 """
 
 import json
@@ -18,19 +18,19 @@ from quantkit.chat.render import TemplateRefusal, render
 from quantkit.errors import TemplateError
 
 SECONDS = 5
-"""Of processor time."""
-_PATIENCE = 60
-"""Seconds on the clock, for a machine that is busy."""
+"""Limit of processor time."""
+_WALL_SECONDS = 60
+"""Limit of wall time, which is higher because the machine may be busy."""
 _MEMORY = 1 << 30
 _LONGEST = 1 << 20
-"""Characters of a rendered prompt beyond which a template is out of hand."""
+"""Limit of a rendered prompt in characters."""
 
 
 def render_contained(template: str, messages: Sequence[Mapping[str, Any]], **options: Any) -> str:
-    """As `render`, in a child process with 5 s and 1 GiB.
+    """Render as `render` does, in a child process limited to 5 s of processor time and 1 GiB.
 
     Raises:
-        TemplateRefusal, TemplateError: as `render` does, or when the child ran out of time or memory.
+        TemplateRefusal, TemplateError: as `render` does, or when the child exceeds its time or memory.
     """
     (answer,) = render_all_contained(template, [{**options, "messages": list(messages)}])
     if isinstance(answer, TemplateError):
@@ -39,36 +39,41 @@ def render_contained(template: str, messages: Sequence[Mapping[str, Any]], **opt
 
 
 def render_all_contained(template: str, requests: Sequence[Mapping[str, Any]]) -> list[str | TemplateError]:
-    """The prompts of many conversations, each request being the arguments of `render` by name, in one such child.
+    """The prompts of many conversations, rendered in one such child process.
 
-    What a conversation raised stands in its place, so that a probe sees which ones a template refuses.
+    A request has the arguments of `render` by name. The result has one entry a request: the prompt, or the error that
+    the conversation raised.
 
     Raises:
-        TemplateError: the child ran out of time or memory.
+        TemplateError: the child exceeds its time or memory.
     """
-    request = json.dumps({"template": template, "requests": [dict(each) for each in requests]})
+    message = json.dumps({"template": template, "requests": [dict(request) for request in requests]})
     command = [sys.executable, "-P", "-m", "quantkit.chat.contained"]
-    ordinary = "one short conversation" if len(requests) == 1 else f"{len(requests)} short conversations"
+    conversations = "one short conversation" if len(requests) == 1 else f"{len(requests)} short conversations"
     try:
         done = subprocess.run(
-            command, input=request.encode(), capture_output=True, timeout=_PATIENCE, check=False, env=_environment()
+            command, input=message.encode(), capture_output=True, timeout=_WALL_SECONDS, check=False, env=_environment()
         )
     except subprocess.TimeoutExpired as error:
-        raise TemplateError(f"the chat template takes more than {SECONDS} s to render {ordinary}") from error
+        raise TemplateError(
+            f"the chat template takes more than {SECONDS} s to render {conversations}; simplify it"
+        ) from error
     try:
         answers = json.loads(done.stdout)
     except ValueError as error:
         raise TemplateError(
-            f"the chat template runs out of its {SECONDS} s or {_MEMORY >> 20} MiB on {ordinary}"
+            f"the chat template exceeds the limit of {SECONDS} s or {_MEMORY >> 20} MiB on {conversations}; simplify it"
         ) from error
     return [
-        each["text"] if "text" in each else (TemplateRefusal if each["refused"] else TemplateError)(each["error"])
-        for each in answers
+        answer["text"]
+        if "text" in answer
+        else (TemplateRefusal if answer["refused"] else TemplateError)(answer["error"])
+        for answer in answers
     ]
 
 
 def _environment() -> dict[str, str]:
-    """The child's environment: only what Python needs to start, so that an escaped template finds no secrets in it."""
+    """The child's environment: only what Python needs, so that an escaped template finds no secrets."""
     package_root = str(Path(quantkit.__file__).resolve().parents[1])
     needed = {name: os.environ[name] for name in ("SYSTEMROOT", "LD_LIBRARY_PATH") if name in os.environ}
     return {**needed, "PYTHONPATH": package_root}
@@ -78,14 +83,17 @@ def _main() -> None:
     resource.setrlimit(resource.RLIMIT_CPU, (SECONDS, SECONDS))
     resource.setrlimit(resource.RLIMIT_AS, (_MEMORY, _MEMORY))
     request = json.load(sys.stdin)
-    json.dump([_answer(request["template"], each) for each in request["requests"]], sys.stdout)
+    json.dump([_answer(request["template"], options) for options in request["requests"]], sys.stdout)
 
 
 def _answer(template: str, options: dict[str, Any]) -> dict[str, Any]:
     try:
         text = render(template, options.pop("messages"), **options)
         if len(text) > _LONGEST:
-            raise TemplateError(f"the chat template makes {len(text)} characters of one short conversation")
+            raise TemplateError(
+                f"the chat template renders one short conversation to {len(text)} characters, more than {_LONGEST};"
+                " simplify it"
+            )
     except TemplateError as error:
         return {"error": str(error), "refused": isinstance(error, TemplateRefusal)}
     return {"text": text}

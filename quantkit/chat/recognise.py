@@ -1,8 +1,8 @@
-"""What to call a chat template: a built-in's name, or that of the format whose marks it writes."""
+"""The name of a chat template: that of a built-in template, or of the format whose tokens it writes."""
 
 from quantkit.chat.builtin import BUILT_IN
 
-# The first whose marks all stand in the text; a format that shares marks with a broader one comes before it.
+# The first format with all marks in the text wins, so a format comes before those that have a subset of its marks.
 _MARKS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("huozi", ("<|beginofutterance|>",)),
     ("blossom", ("|Human|:", "|Bot|:")),
@@ -30,7 +30,7 @@ _MARKS: tuple[tuple[str, tuple[str, ...]], ...] = (
 
 
 def template_name(template: str) -> str | None:
-    """The name of a template's format; None for one of its own kind."""
+    """The name of the template's format; None for an unknown format."""
     for name, built_in in BUILT_IN.items():
         if template.strip() == built_in.text.strip():
             return name

@@ -1,8 +1,8 @@
-"""A chat template rendered as transformers renders it: jinja2, sandboxed, with the few extras templates rely on.
+"""Chat templates rendered as in transformers: sandboxed jinja2 with the extensions that templates use.
 
-The environment is that of transformers' apply_chat_template (utils/chat_template_utils.py), which published templates
-are written against: blocks trimmed, loop controls, a tojson that leaves HTML alone, raise_exception, strftime_now,
-and the `generation` block, which marks the assistant's words for training and prints what it holds.
+The environment is that of transformers' apply_chat_template (utils/chat_template_utils.py): trimmed blocks, loop
+controls, a tojson that does not escape HTML, raise_exception and strftime_now. The `generation` block marks the
+assistant's tokens for training; here it only prints its content.
 """
 
 import json
@@ -22,7 +22,7 @@ from quantkit.errors import TemplateError
 
 
 class TemplateRefusal(TemplateError):
-    """The template itself turned the conversation down with raise_exception (a system message, an odd order)."""
+    """The template rejected the conversation with raise_exception (a system message, a wrong order of roles)."""
 
 
 def render(
@@ -35,39 +35,38 @@ def render(
     tools: Sequence[Mapping[str, Any]] | None = None,
     special_tokens: Mapping[str, str] | None = None,
 ) -> str:
-    """The prompt a chat template makes of `messages`, each with `role` and `content`.
+    """The prompt that a chat template renders from `messages`. A message has `role` and `content`.
 
-    A token that is None is undefined in the template, as for a tokenizer that has none; `special_tokens` are further
-    ones by name (`unk_token`, `pad_token`). The template runs in this process for as long as it likes; one from a
-    stranger belongs in `render_contained`.
+    A token that is None is undefined in the template. `special_tokens`: further tokens by name (`unk_token`,
+    `pad_token`). The template runs in this process without a limit; use `render_contained` for an untrusted template.
 
     Raises:
         TemplateRefusal: the template called raise_exception.
-        TemplateError: it cannot be parsed, or fails; the message has the line.
+        TemplateError: the template cannot be parsed, or fails; the message has the line.
     """
-    given = {**(special_tokens or {}), "bos_token": bos_token, "eos_token": eos_token}
+    tokens = {**(special_tokens or {}), "bos_token": bos_token, "eos_token": eos_token}
     try:
         return _compiled(template).render(
             messages=messages,
             tools=tools,
             documents=None,
             add_generation_prompt=add_generation_prompt,
-            **{name: token for name, token in given.items() if token is not None},
+            **{name: token for name, token in tokens.items() if token is not None},
         )
     except _Raised as error:
         raise TemplateRefusal(f"the chat template refuses the conversation: {error.message}") from error
     except jinja2.TemplateSyntaxError as error:
         raise TemplateError(f"the chat template is malformed at line {error.lineno}: {error.message}") from error
-    except Exception as error:  # a template may run into any exception of the values it handles
+    except Exception as error:  # the values in a template may raise any exception
         line = _line(error.__traceback__)
         at = f" at line {line}" if line else ""
         kind = "" if isinstance(error, jinja2.TemplateError) else type(error).__name__
-        what = ": ".join(part for part in (kind, str(error)) if part)
-        raise TemplateError(f"the chat template fails{at}: {what}") from error
+        reason = ": ".join(part for part in (kind, str(error)) if part)
+        raise TemplateError(f"the chat template fails{at}: {reason}") from error
 
 
 def parse(template: str) -> jinja2.nodes.Template:
-    """The syntax tree of a chat template; raises TemplateError when it is malformed."""
+    """The syntax tree of a chat template. Raises TemplateError when the template is malformed."""
     try:
         return _environment().parse(template)
     except jinja2.TemplateSyntaxError as error:
@@ -84,14 +83,14 @@ class _Raised(jinja2.TemplateError):
 
 
 class _Generation(jinja2.ext.Extension):
-    """`{% generation %}...{% endgeneration %}`: nothing but its body here."""
+    """`{% generation %}...{% endgeneration %}`, which renders its body."""
 
     tags = {"generation"}  # noqa: RUF012 - jinja2 reads it from the class
 
     def parse(self, parser: jinja2.parser.Parser) -> list[jinja2.nodes.Node]:
         line = next(parser.stream).lineno
         body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
-        # A scope of its own, as the call block of transformers has: what is set inside is not seen outside.
+        # Its own scope, as in transformers: a variable that is set inside is not visible outside.
         return [jinja2.nodes.Scope(body).set_lineno(line)]
 
 
@@ -120,10 +119,10 @@ def _raise(message: str) -> NoReturn:
 
 
 def _line(trace: TracebackType | None) -> int | None:
-    """The template's line where an exception passed through: jinja2 rewrites its frames to say so."""
-    found = None
+    """The line of the template in a traceback. jinja2 rewrites the frames of a template to its lines."""
+    line = None
     while trace is not None:
         if trace.tb_frame.f_code.co_filename == "<template>":
-            found = trace.tb_lineno
+            line = trace.tb_lineno
         trace = trace.tb_next
-    return found
+    return line

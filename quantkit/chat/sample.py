@@ -1,4 +1,4 @@
-"""What a chat template makes of an ordinary conversation: the quickest way to see whether it is the right one."""
+"""A sample prompt of a chat template, to check quickly that the template is the right one."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,13 +11,13 @@ USER = {"role": "user", "content": "Hello!"}
 ASSISTANT = {"role": "assistant", "content": "Hi, how can I help?"}
 AGAIN = {"role": "user", "content": "What is 2+2?"}
 
-# Some templates know no system message, some only one turn.
+# Some templates reject a system message, and some accept only one turn.
 CONVERSATIONS = ((SYSTEM, USER, ASSISTANT, AGAIN), (USER, ASSISTANT, AGAIN), (USER,))
 
 
 @dataclass(frozen=True)
 class Sample:
-    """A rendered sample: the roles of the conversation that the template took, and the prompt, ready for an answer."""
+    """A rendered sample: the roles of the conversation that the template accepted, and the prompt up to the answer."""
 
     roles: tuple[str, ...]
     text: str
@@ -30,10 +30,12 @@ def render_sample(
     eos_token: str | None = None,
     special_tokens: Mapping[str, str] | None = None,
 ) -> Sample:
-    """The template on system, user, assistant, user; without the system message or the history if it refuses them.
+    """Render a conversation of system, user, assistant and user.
+
+    If the template refuses it, the system message is left out, then the history.
 
     Raises:
-        TemplateError: it fails, or refuses even a single question.
+        TemplateError: the template fails, or refuses a single question too.
     """
     first: TemplateRefusal | None = None
     for messages in CONVERSATIONS:

@@ -1,4 +1,4 @@
-"""Which built-in template a checkpoint without one was trained with, from evidence in the checkpoint itself."""
+"""The built-in template that fits a checkpoint without a template, by evidence in the checkpoint."""
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -9,33 +9,33 @@ from quantkit.chat.builtin import BUILT_IN, BuiltIn
 
 @dataclass(frozen=True)
 class Suggestion:
-    """A built-in that fits, and why, as words that follow "its"."""
+    """A built-in template that fits, and the evidence, as words that follow "its"."""
 
     template: BuiltIn
     evidence: str
 
 
 def suggestions(tokens: Sequence[str], generation_config: Mapping[str, Any], name: str) -> list[Suggestion]:
-    """Every built-in that the evidence points to; [] for a base model or an unknown one.
+    """All built-in templates that fit the evidence; [] for a base model or an unknown model.
 
-    `tokens` are the vocabulary's texts by id, `generation_config` the parsed generation_config.json ({} where absent),
-    `name` that of the checkpoint's folder or repository.
+    `tokens`: the token texts by id. `generation_config`: the parsed generation_config.json, {} without the file.
+    `name`: the name of the checkpoint's folder or repository.
     """
-    known = set(tokens)
+    vocabulary = set(tokens)
     evidence = {
-        "huozi": _huozi(known),
+        "huozi": _huozi(vocabulary),
         "baichuan2": _baichuan("baichuan2", tokens, generation_config),
         "baichuan": _baichuan("baichuan", tokens, generation_config),
-        "chatml": _qwen(known, generation_config),
+        "chatml": _qwen(vocabulary, generation_config),
         "blossom": "name is Blossom's" if "blossom" in name.lower() else None,
     }
-    return [Suggestion(BUILT_IN[each], why) for each, why in evidence.items() if why is not None]
+    return [Suggestion(BUILT_IN[name], reason) for name, reason in evidence.items() if reason is not None]
 
 
 def suggest(tokens: Sequence[str], generation_config: Mapping[str, Any], name: str) -> Suggestion | None:
-    """The one built-in that fits; None where the evidence points nowhere or to more than one."""
-    found = suggestions(tokens, generation_config, name)
-    return found[0] if len(found) == 1 else None
+    """The one built-in template that fits; None when none or more than one fits."""
+    fitting = suggestions(tokens, generation_config, name)
+    return fitting[0] if len(fitting) == 1 else None
 
 
 def _huozi(tokens: Collection[str]) -> str | None:
@@ -44,7 +44,7 @@ def _huozi(tokens: Collection[str]) -> str | None:
 
 
 def _baichuan(template: str, tokens: Sequence[str], generation_config: Mapping[str, Any]) -> str | None:
-    """Both generations name the ids 195 and 196; only the vocabulary says which reserved tokens these are."""
+    """Both generations use the ids 195 and 196, so the token texts of these ids tell them apart."""
     ids = [generation_config.get(key) for key in ("user_token_id", "assistant_token_id")]
     texts = tuple(tokens[i] if isinstance(i, int) and 0 <= i < len(tokens) else None for i in ids)
     marks = BUILT_IN[template].marks

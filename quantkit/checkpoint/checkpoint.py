@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from quantkit.checkpoint.float8 import SCALE_DTYPES, apply_scales, block_of, block_size, pair_scales, to_float32
 from quantkit.checkpoint.jsonfile import shown
+from quantkit.checkpoint.repair import drop_kv_scales, drop_stale_quantization, refuse_packed, unwrap_names
 from quantkit.checkpoint.tensor import FLOAT8, NUMPY_DTYPES, TensorInfo
 from quantkit.errors import CheckpointError, ReadError, UnsupportedError
 
@@ -51,18 +52,26 @@ class Checkpoint:
     folder         local folder with config.json and the tokenizer files
     config         the parsed config.json
     tensors        every tensor by name, in order of names; scales of f8 weights are not among them
+    notes          what was undone or left out of it, a sentence each, for the user
     header_sha256  sha256 of each weight file's header (of the pickle for torch's files), for the record of origin
     """
 
-    def __init__(self, origin: Origin, config: dict[str, Any], weights: WeightFiles) -> None:
+    def __init__(
+        self, origin: Origin, config: dict[str, Any], weights: WeightFiles, notes: tuple[str, ...] = ()
+    ) -> None:
         """Raises CheckpointError or UnsupportedError when a tensor cannot be read; the caller then closes `weights`."""
         self.name = origin.name
         self.source = origin.source
         self.repo_id = origin.repo_id
         self.revision = origin.revision
         self.folder = origin.folder
+        tensors, renamed = unwrap_names(weights.tensors)
+        refuse_packed(tensors, origin.source)
+        config, stale = drop_stale_quantization(config, tensors.values(), origin.source)
+        tensors, dropped = drop_kv_scales(tensors)
         self.config = config
-        tensors, self._scales = pair_scales(weights.tensors, config, origin.source)
+        self.notes = (*notes, *renamed, *stale, *dropped)
+        tensors, self._scales = pair_scales(tensors, config, origin.source)
         for tensor in tensors.values():
             _check_readable(tensor, origin.source)
         self.tensors: Mapping[str, TensorInfo] = MappingProxyType(dict(sorted(tensors.items())))
@@ -153,8 +162,4 @@ def _check_readable(tensor: TensorInfo, where: str) -> None:
         raise UnsupportedError(
             f"tensor {shown(tensor.name)} of {where} is stored as {tensor.dtype}, which quantkit does not read; "
             f"take the checkpoint in f32, f16 or bf16"
-        )
-    if tensor.name.endswith((".qweight", ".weight_packed")):
-        raise UnsupportedError(
-            f"{where} is already quantized (it has packed weights, {shown(tensor.name)}); take the original checkpoint"
         )

@@ -10,10 +10,12 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from quantkit.checkpoint.jsonfile import parse_object, shown
+from quantkit.checkpoint.not_checkpoint import describe_folder, describe_names
 from quantkit.errors import CheckpointError, UnsupportedError
 
 SAFETENSORS = "safetensors"
 TORCH = "torch"
+GIT_LFS = b"version https://git-lfs"
 
 # In order of preference. As llama.cpp does, an index decides over a single file beside it.
 _LAYOUTS = (
@@ -71,20 +73,11 @@ def _complete(shards: list[re.Match[str]], where: str) -> tuple[str, ...]:
 
 
 def _what_else(names: Collection[str]) -> str:
-    def has(pattern: str) -> bool:
-        return any(re.fullmatch(pattern, name) for name in names)
-
-    if has(r"adapter_model\.(safetensors|bin)"):
-        return "holds an adapter (LoRA), not a model; merge it into its base model first"
-    if has(r".*\.gguf"):
-        return "holds GGUF files, not a checkpoint; give one of those files instead"
-    if has(r"consolidated.*\.(safetensors|pth)"):
-        return "holds only the original 'consolidated' weights; take the checkpoint in Hugging Face format"
-    if has(r"(tf_model\.h5|flax_model\.msgpack|model\.ckpt.*)"):
-        return "holds only TensorFlow or Flax weights; take a checkpoint with model.safetensors"
     if not names:
         return "is empty; give a folder with config.json and model.safetensors"
-    return "holds no weights (model.safetensors, its shards, or pytorch_model.bin); download the checkpoint again"
+    return describe_names(names) or (
+        "holds no weights (model.safetensors, its shards, or pytorch_model.bin); download the checkpoint again"
+    )
 
 
 def parse_index(data: bytes, name: str, where: str) -> dict[str, str]:
@@ -154,32 +147,65 @@ def quantization_config(config: Mapping[str, Any]) -> dict[str, Any]:
     return {}
 
 
+def is_possibly_stale(config: Mapping[str, Any]) -> str | None:
+    """The quantizer that config.json names, where merges into 16 bit leave its setting behind; else None."""
+    settings = quantization_config(config) or config.get("quantization")
+    if not isinstance(settings, Mapping) or not settings:
+        return None
+    method = settings.get("quant_method")
+    if method == "bitsandbytes" or (method is None and ("load_in_4bit" in settings or "load_in_8bit" in settings)):
+        return "bitsandbytes"
+    return "MLX" if method is None and {"group_size", "bits"} <= settings.keys() else None
+
+
 def refuse_quantized(config: Mapping[str, Any], where: str) -> None:
     """Let through plain weights, scaled f8 and MXFP4; refuse every other quantization. Raises UnsupportedError.
 
-    MXFP4 blocks are bytes to this room: only a family that knows of them (gpt-oss) takes their tensors.
+    MXFP4 blocks are bytes to this room: only a family that knows of them (gpt-oss) takes their tensors. The settings
+    of bitsandbytes and MLX pass: the tensors decide whether they are true.
     """
-    found = quantization_config(config)
-    if not found:
+    settings = quantization_config(config)
+    if not settings or is_possibly_stale(config):
         return
-    method = str(found.get("quant_method") or next(iter(found)))
+    method = str(settings.get("quant_method") or next(iter(settings)))
     scaled_f8 = method == "fp8" or (
-        method == "compressed-tensors" and found.get("format") in ("float-quantized", "naive-quantized")
+        method == "compressed-tensors" and settings.get("format") in ("float-quantized", "naive-quantized")
     )
     if not scaled_f8 and method != "mxfp4":
+        tool = f"{shown(method)}, NVIDIA's ModelOpt" if method == "modelopt" else shown(method)
         raise UnsupportedError(
-            f"{where} is already quantized ({shown(method)}); take the original f32, f16, bf16 or scaled f8 checkpoint"
+            f"{where} is already quantized ({tool}); take the original f32, f16, bf16 or scaled f8 checkpoint"
         )
 
 
 def read_small_file(folder: Path, name: str, where: str) -> bytes:
-    """The bytes of a config or index file. Raises CheckpointError when it is missing, unreadable or absurdly large."""
+    """The bytes of a config or index file.
+
+    Raises CheckpointError when it is missing, unreadable, a git-lfs pointer, or absurdly large. Where config.json is
+    missing, the message says what the folder holds instead.
+    """
     path = folder / name
     try:
         if path.stat().st_size > 200_000_000:
             raise CheckpointError(f"{name} of {where} is {path.stat().st_size} bytes, far too large for what it is")
-        return path.read_bytes()
+        data = path.read_bytes()
     except FileNotFoundError as error:
-        raise CheckpointError(f"{where} has no {name}; give a complete Hugging Face checkpoint") from error
+        other = describe_folder(folder) if name == "config.json" else None
+        hint = f"{where} {other}" if other else f"{where} has no {name}; give a complete Hugging Face checkpoint"
+        raise CheckpointError(hint) from error
     except OSError as error:
-        raise CheckpointError(f"{name} of {where} cannot be read ({error.strerror}); check the file") from error
+        raise CheckpointError(unreadable(name, where, error)) from error
+    refuse_pointer(data, f"{name} of {where}")
+    return data
+
+
+def unreadable(name: str, where: str, error: OSError) -> str:
+    """The sentence for a file that the system does not let us read."""
+    remedy = f"allow it with chmod u+r {name}" if isinstance(error, PermissionError) else "check the file"
+    return f"{name} of {where} cannot be read ({error.strerror}); {remedy}"
+
+
+def refuse_pointer(start: bytes, what: str) -> None:
+    """Refuse a git-lfs pointer in the place of a file; `start` holds the file's first bytes. Raises CheckpointError."""
+    if start.startswith(GIT_LFS):
+        raise CheckpointError(f"{what} is a git-lfs pointer, not the file itself; run 'git lfs pull' first")

@@ -20,10 +20,18 @@ from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_st
 from huggingface_hub.utils import tqdm as hub_tqdm
 
 from quantkit.checkpoint.checkpoint import Checkpoint, Origin
-from quantkit.checkpoint.folder import SAFETENSORS, Weights, choose_weights, parse_config, read_small_file
+from quantkit.checkpoint.folder import (
+    SAFETENSORS,
+    Weights,
+    choose_weights,
+    is_possibly_stale,
+    parse_config,
+    read_small_file,
+)
 from quantkit.checkpoint.hub_errors import DroppedError, UnreachableError, explain, is_transient, not_cached
+from quantkit.checkpoint.not_checkpoint import describe_names
 from quantkit.checkpoint.safetensors_file import PREFIX_BYTES, Header, header_length, parse_header
-from quantkit.checkpoint.sources import Judge, Progress, open_folder
+from quantkit.checkpoint.sources import Judge, Progress, judged, open_folder
 from quantkit.checkpoint.weights import combine, read_index, shard_names
 from quantkit.errors import CheckpointError, HubError
 from quantkit.files import free_space
@@ -88,14 +96,18 @@ def open_from_hub(request: Request, *, offline: bool, headers_only: bool) -> Che
         except UnreachableError as error:
             return _from_cache(request, error)
         if "config.json" not in listing.sizes:
-            raise HubError(f"{request.repo_id} has no config.json on the hub; take the model's Hugging Face checkpoint")
+            other = describe_names(listing.sizes)
+            raise HubError(
+                f"{request.repo_id} {other}"
+                if other
+                else f"{request.repo_id} has no config.json on the hub; take the model's Hugging Face checkpoint"
+            )
         # Asked for by the name the user gave: that is what lets the cache answer for the same name when offline.
         folder = Path(_download(request, request.revision, "config.json")).parent
         if folder.name != listing.commit:  # the branch moved between the two requests
             listing = _list_files(request, folder.name)
         config = parse_config(read_small_file(folder, "config.json", request.source), request.source)
-        if request.judge is not None:
-            request.judge(config)
+        completed, notes = judged(config, request.judge)
         for name in sorted(listing.sizes):
             if _is_small_file(name):
                 _download(request, listing.commit, name)
@@ -108,11 +120,15 @@ def open_from_hub(request: Request, *, offline: bool, headers_only: bool) -> Che
             if file not in listing.sizes:
                 raise CheckpointError(f"{request.source} lacks its weight file {file}; tell the repository's owner")
         origin = _origin(request, folder)
-        if not headers_only:
-            _download_weights(request, listing, files)
-            return open_folder(origin)
-        headers = _fetch_headers(request, listing, chosen, files)
-        return Checkpoint(origin, config, combine(headers, weight_map, chosen, request.source, None))
+        # Of a model that may be quantized the headers decide, before the weights are downloaded.
+        suspect = is_possibly_stale(config) is not None and chosen.kind == SAFETENSORS
+        if headers_only or suspect:
+            headers = _fetch_headers(request, listing, chosen, files)
+            remote = Checkpoint(origin, completed, combine(headers, weight_map, chosen, request.source, None), notes)
+            if headers_only:
+                return remote
+        _download_weights(request, listing, files)
+        return open_folder(origin, request.judge)
 
 
 def _origin(request: Request, folder: Path) -> Origin:

@@ -4,20 +4,34 @@ import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
 from quantkit.checkpoint.checkpoint import Checkpoint, Origin
-from quantkit.checkpoint.folder import parse_config, read_small_file
+from quantkit.checkpoint.folder import GIT_LFS, parse_config, read_small_file, refuse_pointer, unreadable
+from quantkit.checkpoint.jsonfile import shown
 from quantkit.checkpoint.weights import open_weights
 from quantkit.errors import CheckpointError
 
 Progress = Callable[[str, int, int], None]
 """(file being fetched, bytes done, bytes in all): bytes count over all weight files together."""
 
-Judge = Callable[[Mapping[str, Any]], None]
-"""Looks at config.json before anything else is fetched or read; what it raises ends the opening."""
+Judge = Callable[[Mapping[str, Any]], Mapping[str, Any]]
+"""Looks at config.json before anything else is fetched or read, and returns it with its architecture filled in; what it
+raises ends the opening."""
 
+_SETTINGS = (
+    "generation_config.json",
+    "tokenizer*",
+    "*.model",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.*",
+    "merges.txt",
+    "*.tiktoken",
+    "chat_template.*",
+)
 _HUB_ID = re.compile(r"([A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@(.+))?", re.ASCII)
 _SNAPSHOT = re.compile(r"/models--([^/]+?)--([^/]+)/snapshots/([0-9a-f]{40})$")
 
@@ -35,6 +49,8 @@ def parse_source(source: str) -> Path | HubId:
     path = Path(source).expanduser()
     try:
         exists, is_folder = bool(source) and path.exists(), path.is_dir()
+    except PermissionError as error:
+        raise CheckpointError(f"{source} cannot be accessed ({error.strerror}); check its permissions") from error
     except (OSError, ValueError):  # a name too long for the file system, or with a null byte
         exists = is_folder = False
     if exists:
@@ -103,11 +119,37 @@ def open_folder(origin: Origin, judge: Judge | None = None) -> Checkpoint:
     if empty:
         raise CheckpointError(f"{where} is empty; give a folder with config.json and model.safetensors")
     config = parse_config(read_small_file(origin.folder, "config.json", where), where)
-    if judge is not None:
-        judge(config)
+    config, notes = judged(config, judge)
+    check_small_files(origin.folder, where)
     weights = open_weights(origin.folder, where)
     try:
-        return Checkpoint(origin, config, weights)
+        return Checkpoint(origin, config, weights, notes)
     except BaseException:
         weights.close()
         raise
+
+
+def judged(config: dict[str, Any], judge: Judge | None) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """(config.json as `judge` completes it, the note that says what it changed)."""
+    if judge is None:
+        return config, ()
+    completed = dict(judge(config))
+    names = completed.get("architectures")
+    if names == config.get("architectures"):
+        return completed, ()
+    given = config.get("architectures")
+    before = "names no architecture" if not given else f"names the architecture {shown(str(given[0]))}"
+    return completed, (f"config.json {before}; {names[0] if names else None} is taken",)
+
+
+def check_small_files(folder: Path, where: str) -> None:
+    """Refuse a tokenizer or settings file that is a git-lfs pointer or may not be read. Raises CheckpointError."""
+    for path in sorted(folder.iterdir()):
+        if not any(fnmatchcase(path.name, pattern) for pattern in _SETTINGS) or not path.is_file():
+            continue
+        try:
+            with path.open("rb") as file:
+                start = file.read(len(GIT_LFS))
+        except OSError as error:
+            raise CheckpointError(unreadable(path.name, where, error)) from error
+        refuse_pointer(start, f"{path.name} of {where}")

@@ -6,7 +6,17 @@ from pathlib import Path
 
 from quantkit.checkpoint import safetensors_file, torch_bin
 from quantkit.checkpoint.checkpoint import WeightFiles
-from quantkit.checkpoint.folder import SAFETENSORS, Weights, check_index, choose_weights, parse_index, read_small_file
+from quantkit.checkpoint.folder import (
+    GIT_LFS,
+    SAFETENSORS,
+    Weights,
+    check_index,
+    choose_weights,
+    parse_index,
+    read_small_file,
+    refuse_pointer,
+    unreadable,
+)
 from quantkit.checkpoint.jsonfile import shown
 from quantkit.checkpoint.safetensors_file import Header
 from quantkit.checkpoint.tensor import TensorInfo
@@ -30,6 +40,7 @@ def open_weights(folder: Path, where: str) -> WeightFiles:
         headers: dict[str, Header] = {}
         for file in files:
             descriptors[file] = _open(folder / file, where)
+            refuse_pointer(os.pread(descriptors[file], len(GIT_LFS), 0), f"{file} of {where}")
             if chosen.kind == SAFETENSORS:
                 headers[file] = safetensors_file.read_header(descriptors[file], file)
             else:
@@ -85,4 +96,4 @@ def _open(path: Path, where: str) -> int:
     try:
         return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError as error:
-        raise CheckpointError(f"{path.name} of {where} cannot be opened ({error.strerror}); check the file") from error
+        raise CheckpointError(unreadable(path.name, where, error)) from error

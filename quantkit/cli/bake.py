@@ -30,21 +30,23 @@ def bake(
     out: Out,
     recipes: Annotated[list[Path], typer.Argument(metavar="RECIPE...", help="Recipe files.", show_default=False)],
     output: Annotated[
-        Path, typer.Option("--output", "-o", metavar="DIR", help="Where everything is made.", show_default="here")
+        Path, typer.Option("--output", "-o", metavar="DIR", help="Folder of the outputs.", show_default="here")
     ] = Path(),
     only: Annotated[
         list[StepName] | None,
-        typer.Option("--only", metavar="STEP", help=f"Only this step: {', '.join(STEPS)}. Repeat."),
+        typer.Option("--only", metavar="STEP", help=f"Run only this step: {', '.join(STEPS)}; repeatable."),
     ] = None,
     source: Annotated[
         str | None,
-        typer.Option(metavar="SOURCE", help="A folder or hub id in place of the recipe's source.", show_default=False),
+        typer.Option(metavar="SOURCE", help="A folder or hub id, used instead of the recipe's.", show_default=False),
     ] = None,
     settings: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Another value for a key: calibration.samples=8. Repeat."),
+        typer.Option("--set", metavar="KEY=VALUE", help="Override a key: calibration.samples=8; repeatable."),
     ] = None,
-    push: Annotated[bool, typer.Option("--push", help="Push to the repositories of [hub], if floors are met.")] = False,
+    push: Annotated[
+        bool, typer.Option("--push", help="Push to the repositories of [hub] if all floors are met.")
+    ] = False,
     device: DeviceOption = "auto",
     threads: ThreadsOption = None,
     max_ram: MaxRamOption = None,
@@ -52,11 +54,11 @@ def bake(
         bool, typer.Option("--dry-run", help="Print the commands, disk and memory; read no weights, write nothing.")
     ] = False,
     force: Annotated[
-        bool, typer.Option("--force", "-f", help="Do every step again, over whatever stands there.")
+        bool, typer.Option("--force", "-f", help="Repeat every step and overwrite existing outputs.")
     ] = False,
     ray: Annotated[
         str | None,
-        typer.Option("--ray", metavar="local|ADDRESS", help="Spread recipes over the machines of a Ray cluster."),
+        typer.Option("--ray", metavar="local|ADDRESS", help="Distribute the recipes over a Ray cluster."),
     ] = None,
     offline: OfflineOption = False,
 ) -> None:
@@ -73,7 +75,7 @@ def bake(
     _check_names(read)
     steps = tuple(str(step) for step in only or ())
     if "push" in steps and not push:
-        raise UsageError("--only push says what, --push says that it is meant; write both")
+        raise UsageError("--only push needs --push too; give both")
     machine = Machine(threads, None if device == "auto" else device, max_ram, offline)
     if dry_run:
         _dry_run(read, output, steps or STEPS, machine, out)

@@ -6,6 +6,8 @@ from typing import Annotated
 
 import typer
 
+from quantkit.cli.ollama_options import license_name
+from quantkit.cli.options import LICENSE_HELP
 from quantkit.cli.output import Out, printable
 from quantkit.errors import UsageError
 from quantkit.measurement.document import load_report
@@ -22,47 +24,47 @@ def card(
     ],
     base_model: Annotated[
         str | None,
-        typer.Option("--base-model", metavar="ORG/NAME", help="The original.", show_default="by quantkit.json"),
+        typer.Option("--base-model", metavar="ORG/NAME", help="The original model.", show_default="by quantkit.json"),
     ] = None,
     report: Annotated[
         Path | None,
-        typer.Option("--report", metavar="DIR", help="A report of `quantkit measure`: figures and plots of the card."),
+        typer.Option("--report", metavar="DIR", help="Report of `quantkit measure` with figures and plots."),
     ] = None,
-    name: Annotated[str | None, typer.Option("--name", metavar="TEXT", show_default="the folder's")] = None,
+    name: Annotated[
+        str | None, typer.Option("--name", metavar="TEXT", help="Model name.", show_default="the folder's")
+    ] = None,
     license_: Annotated[
         str | None,
-        typer.Option("--license", metavar="ID|NAME", help="As the hub spells it (apache-2.0).", show_default="GGUF's"),
+        typer.Option("--license", metavar="ID|FILE", help=LICENSE_HELP, show_default="the GGUF's"),
     ] = None,
     languages: Annotated[
-        list[str] | None, typer.Option("--language", metavar="CODE", help="en, zh, ...; repeat.")
+        list[str] | None, typer.Option("--language", metavar="CODE", help="Language code, such as en; repeatable.")
     ] = None,
     repo: Annotated[
-        str | None, typer.Option("--repo", metavar="ORG/NAME", help="The repository it will be, for its commands.")
+        str | None, typer.Option("--repo", metavar="ORG/NAME", help="Hub repository that the commands name.")
     ] = None,
-    ollama: Annotated[
-        str | None, typer.Option("--ollama", metavar="NS/MODEL", help="Its name on Ollama, where it is there.")
-    ] = None,
+    ollama: Annotated[str | None, typer.Option("--ollama", metavar="NS/MODEL", help="Model name on Ollama.")] = None,
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", metavar="FILE", help="Write it there.", show_default="README.md in FOLDER"),
+        typer.Option("--output", "-o", metavar="FILE", help="File of the card.", show_default="README.md in FOLDER"),
     ] = None,
 ) -> None:
     """Write a model card for a folder of outputs.
 
-    What is not known is left out. A README.md that was written by hand is kept as README.md.bak.
+    The card leaves out unknown values. A README.md written by hand is kept as README.md.bak.
 
     Example: quantkit card NAME-GGUF --base-model ORG/NAME --report report --repo ME/NAME-GGUF
     """
     for option, given in (("--base-model", base_model), ("--repo", repo)):
         if given is not None and not is_hub_id(given):
-            raise UsageError(f"{option} {given!r} is no id of the hub; write ORG/NAME")
+            raise UsageError(f"{option} {given!r} is not a hub id; write ORG/NAME")
     if not folder.is_dir():
-        raise UsageError(f"there is no folder {folder}; give a NAME-GGUF, NAME-AWQ or NAME-GPTQ folder")
+        raise UsageError(f"folder {folder} not found; pass a NAME-GGUF, NAME-AWQ or NAME-GPTQ folder")
     kind = kind_of_folder(folder)
     model = CardModel(
         name=name or folder.resolve().name.removesuffix(f"-{KINDS[kind]}"),
         base_model=base_model,
-        license=license_,
+        license=None if license_ is None else license_name(license_),
         languages=tuple(languages or ()),
         ollama_name=str(parse_name(ollama)) if ollama is not None else None,
         hub_repo=repo,

@@ -1,32 +1,20 @@
-"""`quantkit measure`: what quantization cost, every format of a model side by side."""
+"""`quantkit measure`: the loss of quality, memory and speed of every format of a model."""
 
 import re
-import shutil
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from quantkit.checkpoint.sources import parse_source
+from quantkit.api import measure as measure_models
 from quantkit.cli.conversion_options import DeviceOption, OfflineOption, ThreadsOption
-from quantkit.cli.measure_tables import show_tables
+from quantkit.cli.measure_tables import show_measurement
 from quantkit.cli.options import ForceOption, parse_gpu_layers
 from quantkit.cli.output import Out
-from quantkit.cli.sources import fetch
-from quantkit.errors import MissingExtraError, UsageError, VerificationError
-from quantkit.forward.devices import find_device
+from quantkit.errors import UsageError, VerificationError
 from quantkit.machine import cores
 from quantkit.measurement.costs import Costs
-from quantkit.measurement.document import read_report
 from quantkit.measurement.run import Limits, MeasureOptions
-from quantkit.measurement.run import measure as measure_models
-from quantkit.measurement.subjects import Subject, checkpoint_subject, open_subjects
-from quantkit.report.drawing import check_extra
-from quantkit.report.verdict import verdict
-from quantkit.report.write import write_report
-from quantkit.texts.evaluation import Text, load_text
 
 
 def measure(
@@ -35,7 +23,7 @@ def measure(
         str,
         typer.Argument(
             metavar="REFERENCE",
-            help="What the others are compared with: a GGUF, a folder of weights, or a hub id.",
+            help="The model to compare with: a GGUF, a folder of weights, or a hub id.",
             show_default=False,
         ),
     ],
@@ -53,7 +41,7 @@ def measure(
             "--text",
             "-T",
             metavar="FILE|ORG/NAME[:SPLIT]",
-            help="Text to measure on: a text, jsonl or parquet file, or a dataset of the hub; repeat for more.",
+            help="Text to measure on: a text, jsonl or parquet file, or a hub dataset; repeatable.",
             show_default=False,
         ),
     ] = None,
@@ -69,30 +57,30 @@ def measure(
     gpu_layers: Annotated[
         str,
         typer.Option(
-            "--gpu-layers", metavar="LIST", help="Measure a GGUF's memory with so many layers on the GPU; none: not."
+            "--gpu-layers", metavar="LIST", help="Numbers of GPU layers to measure a GGUF's memory with, or none."
         ),
     ] = "0,8,16,all",
     memory_ctx: Annotated[
-        int, typer.Option("--memory-ctx", metavar="N", min=1, help="Context that the memory is measured at.")
+        int, typer.Option("--memory-ctx", metavar="N", min=1, help="Context of the memory measurement, in tokens.")
     ] = 4096,
     speed: Annotated[
-        bool, typer.Option("--speed", help="Measure tokens a second of GGUF files too, as llama-bench does.")
+        bool, typer.Option("--speed", help="Measure the tokens per second of GGUF files, as llama-bench does.")
     ] = False,
     rpc: Annotated[
         list[str] | None,
-        typer.Option("--rpc", metavar="HOST:PORT", help="A llama.cpp rpc-server whose devices count as GPUs; repeat."),
+        typer.Option(
+            "--rpc", metavar="HOST:PORT", help="A llama.cpp rpc-server whose devices count as GPUs; repeatable."
+        ),
     ] = None,
     max_delta: Annotated[
         str | None,
-        typer.Option(
-            metavar="X|X%", help="Exit 3 if a perplexity is above the reference's by more, or by more per cent."
-        ),
+        typer.Option(metavar="X|X%", help="Exit 3 if a perplexity exceeds the reference's by more than this."),
     ] = None,
     max_kl: Annotated[
-        float | None, typer.Option(metavar="NATS", min=0, help="Exit 3 if a mean KL divergence is over this.")
+        float | None, typer.Option(metavar="NATS", min=0, help="Exit 3 if a mean KL divergence exceeds this.")
     ] = None,
     min_top1: Annotated[
-        str | None, typer.Option(metavar="X%", help="Exit 3 if fewer most likely tokens are the reference's.")
+        str | None, typer.Option(metavar="X%", help="Exit 3 if fewer top tokens match the reference's.")
     ] = None,
     device: DeviceOption = "auto",
     threads: ThreadsOption = None,
@@ -101,93 +89,38 @@ def measure(
 ) -> None:
     """Measure what quantization cost: perplexity, KL divergence, memory, speed.
 
-    All models see the same tokens, window by window, by llama-perplexity's convention: GGUF files in llama.cpp, folders
-    of weights in quantkit's streamed forward, in the memory of one layer. DIR gets report.html, report.md, report.json
-    and plots. A killed run is taken up by the same command.
+    All models see the same tokens, in the windows of llama-perplexity. llama.cpp runs GGUF files. quantkit's streamed
+    forward runs folders of weights, in the memory of one layer. The command writes report.html, report.md, report.json
+    and plots into DIR. Repeat the command to resume a killed run.
 
     Example: quantkit measure ORG/NAME NAME-GGUF NAME-AWQ --text wiki.test.raw --chunks 40
     """
-    if not texts:
-        raise UsageError(
-            "measuring needs a text the models were not calibrated on; give one with --text FILE, or a dataset of the"
-            " hub as --text ORG/NAME:SPLIT"
-        )
-    limits = Limits(_delta(max_delta), max_kl, _share(min_top1))
-    costs = Costs(_layers(gpu_layers), memory_ctx, speed, threads or cores(), rpc or [])
-    if not candidates and limits != Limits():
-        raise UsageError("--max-delta, --max-kl and --min-top1 judge candidates; name one beside the reference")
-    _warn_of_plots(out)
-    sources = [reference, *(candidates or [])]
-    with _opened(sources, out, threads=costs.threads, device=device, offline=offline) as subjects:
-        read = [_text(source, out, offline=offline) for source in texts]
-        folder = Path(f"{subjects[0].name}-report") if output is None else output
-        work = folder / "measure.partial"
-        options = MeasureOptions(work, ctx, chunks, costs.threads, limits, costs, force)
-        with out.progress() as progress:
-            report = measure_models(subjects[0], subjects[1:], read, options, progress=progress, warn=out.warn)
-        written = _write(report, folder, out)
-    shutil.rmtree(work, ignore_errors=True)
-    _show(report, written, out)
-    out.document({"command": "measure", "report": str(folder), **report})
-    if report["flags"]:
-        raise VerificationError("; ".join(report["flags"]))
-
-
-@contextmanager
-def _opened(sources: Sequence[str], out: Out, *, threads: int, device: str, offline: bool) -> Iterator[list[Subject]]:
-    """All models, in the order asked for, closed at the end."""
-    subjects: list[Subject] = []
-    try:
-        for source in sources:
-            where = Path(source).expanduser()
-            if where.exists() or source.endswith(".gguf") or isinstance(parse_source(source), Path):
-                subjects += open_subjects(where, threads=threads, device=find_device(device))
-            else:
-                checkpoint = fetch(source, out, offline=offline, headers_only=False)
-                subjects.append(checkpoint_subject(checkpoint, threads=threads, device=find_device(device)))
-        yield subjects
-    finally:
-        for subject in subjects:
-            subject.close()
-
-
-def _text(source: str, out: Out, *, offline: bool) -> Text:
-    text = load_text(source, offline=offline)
-    for warning in text.warnings:
-        out.warn(warning)
-    return text
-
-
-def _warn_of_plots(out: Out) -> None:
-    try:
-        check_extra()
-    except MissingExtraError as error:
-        out.warn(f"{error}; the report goes without report.html and plots")
-
-
-def _write(report: Mapping[str, Any], folder: Path, out: Out) -> list[Path]:
-    try:
-        return write_report(report, folder)
-    except MissingExtraError:
-        return [folder / "report.json", folder / "report.md"]
-
-
-def _show(report: Mapping[str, Any], written: Sequence[Path], out: Out) -> None:
-    figures = read_report(report)
-    show_tables(figures, out)
-    for sentence in verdict(figures):
-        out.say(sentence)
-    pages = [path for path in written if path.suffix in (".html", ".md", ".json")]
-    out.say("\n" + "\n".join(str(path) for path in reversed(pages)))
+    options = MeasureOptions(
+        output=output,
+        n_ctx=ctx,
+        n_chunks=chunks,
+        threads=threads or cores(),
+        limits=Limits(_delta(max_delta), max_kl, _share(min_top1)),
+        costs=Costs(_layers(gpu_layers), memory_ctx, speed, threads or cores(), rpc or []),
+        device=device,
+        force=force,
+        offline=offline,
+    )
+    with out.progress() as progress:
+        measured = measure_models(reference, candidates or [], texts or [], options, progress, warn=out.warn)
+    show_measurement(measured, out)
+    out.document({"command": "measure", "report": str(measured.folder), **measured.document})
+    if measured.flags:
+        raise VerificationError("; ".join(measured.flags))
 
 
 def _delta(text: str | None) -> tuple[float, bool] | None:
-    """(0.5, False) of "0.5", (0.05, True) of "5%"."""
+    """Parse "0.5" as (0.5, False) and "5%" as (0.05, True)."""
     if text is None:
         return None
     number = _number(text.removesuffix("%"))
     if number is None:
-        raise UsageError(f"--max-delta {text!r} is not a number; write a perplexity as 0.5, or a share as 5%")
+        raise UsageError(f"--max-delta {text!r} is not a number; write a perplexity as 0.5 or a fraction as 5%")
     return (number / 100, True) if text.endswith("%") else (number, False)
 
 
@@ -197,7 +130,7 @@ def _share(text: str | None) -> float | None:
     number = _number(text.removesuffix("%"))
     share = None if number is None else number / 100 if text.endswith("%") else number
     if share is None or not 0 <= share <= 1:
-        raise UsageError(f"--min-top1 {text!r} is not a share; write 95% or 0.95")
+        raise UsageError(f"--min-top1 {text!r} is not between 0 and 1; write 95% or 0.95")
     return share
 
 
@@ -206,7 +139,7 @@ def _number(text: str) -> float | None:
 
 
 def _layers(text: str) -> list[int | None]:
-    """Numbers of layers of `--gpu-layers 0,8,all`, None for all; an empty list for "none"."""
+    """Parse `--gpu-layers 0,8,all`; None stands for all, an empty list for "none"."""
     if text.strip() in ("none", ""):
         return []
     return [parse_gpu_layers(word, "0,8,16,all, or none") for word in text.split(",")]

@@ -2,7 +2,9 @@
 
 from quantkit.cli.output import Out
 from quantkit.measurement.document import Model, Report, Text
+from quantkit.measurement.measure import Measurement
 from quantkit.report.figures import ABSENT, change, plus_minus, significant, size
+from quantkit.report.verdict import verdict
 
 _QUALITY = (
     ("model", "left"),
@@ -26,8 +28,18 @@ _MEMORY = (
 _SPEED = (("model", "left"), ("layers", "right"), ("prompt", "right"), ("generation", "right"))
 
 
-def show_tables(report: Report, out: Out) -> None:
-    """Quality, a table a text; memory and speed where they were measured."""
+def show_measurement(measured: Measurement, out: Out) -> None:
+    """Print the tables, the verdict of each candidate, and the files of the report."""
+    report = measured.report
+    _show_tables(report, out)
+    for sentence in verdict(report):
+        out.say(sentence)
+    pages = [path for path in measured.files if path.suffix in (".html", ".md", ".json")]
+    out.say("\n" + "\n".join(str(path) for path in reversed(pages)))
+
+
+def _show_tables(report: Report, out: Out) -> None:
+    """Print the quality, one table for each text; then memory and speed if they are measured."""
     for text in report.texts:
         out.table(_QUALITY, [_quality(model, text) for model in report.models], _title(text))
         out.say("")

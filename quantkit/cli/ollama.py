@@ -1,4 +1,4 @@
-"""`quantkit ollama`: the Modelfiles and tags of a GGUF, and, when asked, Ollama's create and push."""
+"""`quantkit ollama`: write Modelfiles and plan the tags of a GGUF; create and push them with --create and --push."""
 
 import os
 from functools import partial
@@ -9,7 +9,7 @@ import typer
 
 from quantkit.cli.ollama_layers import read_num_gpu, with_layers
 from quantkit.cli.ollama_options import read_overrides
-from quantkit.cli.options import ForceOption
+from quantkit.cli.options import LICENSE_HELP, ContextOption, ForceOption, ParameterOption, ShortParameterOption
 from quantkit.cli.output import Out, human_bytes, printable
 from quantkit.errors import ModelfileError, OutputError, UsageError
 from quantkit.files import write_atomically
@@ -32,73 +32,69 @@ def ollama(
     ] = None,
     name: Annotated[
         str | None,
-        typer.Option("--name", metavar="NS/MODEL[:TAG]", help="The name to publish under.", show_default=False),
+        typer.Option("--name", metavar="NS/MODEL[:TAG]", help="Name to publish under.", show_default=False),
     ] = None,
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", metavar="DIR", help="Where they are written.", show_default="beside the GGUF"),
+        typer.Option("--output", "-o", metavar="DIR", help="Folder of the Modelfiles.", show_default="beside the GGUF"),
     ] = None,
     default: Annotated[
         str | None,
-        typer.Option(metavar="TYPE", help="The type that gets the short tags.", show_default="q4_0 if it is there"),
+        typer.Option(metavar="TYPE", help="Type that gets the short tags.", show_default="q4_0 if present"),
     ] = None,
     size: Annotated[
-        str | None, typer.Option(metavar="SIZE", help="Size in the tags: 4b.", show_default="the GGUF's, rounded")
+        str | None,
+        typer.Option(metavar="SIZE", help="Model size in the tags, such as 4b.", show_default="the GGUF's, rounded"),
     ] = None,
     plan_file: Annotated[
-        Path | None, typer.Option("--plan", metavar="FILE", help=f"An edited {FILE_NAME} in place of a new plan.")
+        Path | None, typer.Option("--plan", metavar="FILE", help=f"An edited {FILE_NAME}, used instead of a new plan.")
     ] = None,
     recipe_file: Annotated[
-        Path | None, typer.Option("--recipe", metavar="FILE", help="A recipe, whose [ollama] is what was not asked.")
+        Path | None, typer.Option("--recipe", metavar="FILE", help="A recipe; its [ollama] table gives the defaults.")
     ] = None,
-    parameters: Annotated[
-        list[str] | None,
-        typer.Option("--parameter", "-p", metavar="NAME=VALUE", help="A PARAMETER: temperature=0.5, stop=END. Repeat."),
-    ] = None,
-    ctx: Annotated[
-        int | None,
-        typer.Option("--ctx", metavar="N", min=1, help="num_ctx.", show_default="4096, or less if the model has less"),
-    ] = None,
+    parameters: ParameterOption = None,
+    short_parameters: ShortParameterOption = None,
+    ctx: ContextOption = None,
     num_gpu: Annotated[
         str | None,
         typer.Option(
-            "--num-gpu", metavar="N|auto", help="Layers on the GPU, for the tags without -gpu; auto: that fit."
+            "--gpu-layers", "--num-gpu", metavar="auto|all|N", help="Layers on the GPU; auto: as many as fit."
         ),
     ] = None,
     vram: Annotated[
         str | None,
-        typer.Option(metavar="SIZE", help="GPU memory that auto may take.", show_default="what is free here"),
+        typer.Option(metavar="SIZE", help="GPU memory for --gpu-layers auto.", show_default="the free memory"),
     ] = None,
-    system: Annotated[str | None, typer.Option(metavar="TEXT", help="The SYSTEM message.")] = None,
+    system: Annotated[str | None, typer.Option(metavar="TEXT", help="The system message.")] = None,
     license_: Annotated[
-        list[Path] | None,
-        typer.Option("--license", metavar="FILE", help="The LICENSE's text. Repeat for more.", show_default=False),
+        list[str] | None,
+        typer.Option("--license", metavar="ID|FILE", help=LICENSE_HELP, show_default="the GGUF's"),
     ] = None,
     messages: Annotated[
         list[str] | None,
-        typer.Option("--message", metavar="ROLE=TEXT", help="A MESSAGE the conversation starts with. Repeat."),
+        typer.Option("--message", metavar="ROLE=TEXT", help="A first message of the conversation; repeatable."),
     ] = None,
     chat_template: Annotated[
         str | None,
-        typer.Option(metavar="FILE|NAME", help="Jinja file or built-in in place of the GGUF's template, or none."),
+        typer.Option(metavar="FILE|NAME", help="A Jinja file, a built-in template, or none."),
     ] = None,
     check: Annotated[
-        Path | None, typer.Option("--check", metavar="FILE", help="Only look for mistakes in a Modelfile.")
+        Path | None, typer.Option("--check", metavar="FILE", help="Check a Modelfile and do nothing else.")
     ] = None,
-    create: Annotated[bool, typer.Option("--create", help="Make every tag on the Ollama server.")] = False,
-    push: Annotated[bool, typer.Option("--push", help="Make every tag, then push them.")] = False,
+    create: Annotated[bool, typer.Option("--create", help="Create every tag on the Ollama server.")] = False,
+    push: Annotated[bool, typer.Option("--push", help="Create every tag, then push all tags.")] = False,
     host: Annotated[
         str | None,
         typer.Option(metavar="URL", help="The Ollama server.", show_default="OLLAMA_HOST, else 127.0.0.1:11434"),
     ] = None,
     insecure: Annotated[bool, typer.Option("--insecure", help="Push to a registry without TLS.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan; write nothing, ask no server.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan; write nothing, call no server.")] = False,
     force: ForceOption = False,
 ) -> None:
     """Write Modelfiles and publish a GGUF on Ollama.
 
-    The chat template is turned into Ollama's kind only where both render the same; else the Modelfile carries none and
-    asks for an Ollama that renders the GGUF's own.
+    The command converts the chat template to Ollama's language only if both render the same text. Otherwise the
+    Modelfile has no template, and requires an Ollama version that renders the GGUF's own.
 
     Example: quantkit ollama NAME-GGUF --name NS/MODEL --push
     """
@@ -107,7 +103,9 @@ def ollama(
         return
     recipe = read_ollama(recipe_file) if recipe_file else None
     layers, room = read_num_gpu(num_gpu, vram)
-    overrides = read_overrides(parameters, ctx, layers, system, license_, messages, chat_template)
+    overrides = read_overrides(
+        [*(parameters or ()), *(short_parameters or ())], ctx, layers, system, license_, messages, chat_template
+    )
     if recipe is not None:
         overrides = overrides.over(recipe.overrides)
     server = Server(parse_host(host or os.environ.get("OLLAMA_HOST"))) if create or push else None

@@ -30,6 +30,20 @@ SourceArg = Annotated[
 FormatOption = Annotated[
     Format, typer.Option("--format", help="Output: text for people, one JSON document, or nothing.")
 ]
+OfflineOption = Annotated[bool, typer.Option("--offline", help="Use only local files and the hub's cache.")]
+ContextOption = Annotated[
+    int | None,
+    typer.Option(
+        "--ctx", metavar="N", min=1, max=1 << 24, help="Tokens of context.", show_default="by the model and command"
+    ),
+]
+ParameterOption = Annotated[
+    list[str] | None,
+    typer.Option("--parameter", metavar="NAME=VALUE", help="An Ollama PARAMETER, such as temperature=0.5; repeatable."),
+]
+ShortParameterOption = Annotated[list[str] | None, typer.Option("-p", hidden=True)]
+"""The former short name of --parameter; `-p` is --prompt in `quantkit run`."""
+LICENSE_HELP = "License: an SPDX id such as apache-2.0, or a FILE with its text."
 DebugOption = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 ForceOption = Annotated[bool, typer.Option("--force", "-f", help="Overwrite outputs that already exist.")]
 DryRunOption = Annotated[

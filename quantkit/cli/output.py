@@ -4,7 +4,7 @@ import json
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -93,31 +93,6 @@ class Out:
         else:
             yield _Lines(self)
 
-    @contextmanager
-    def old_progress(self, label: str, total: int) -> Iterator["Ticker"]:
-        """A bar with an ETA on a terminal, a line now and then when piped, nothing when quiet."""
-        if self.format == Format.quiet:
-            yield Ticker(label, total)
-        elif self.stderr.is_terminal:
-            from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-            from rich.progress import Progress as Bars
-
-            columns = (
-                TextColumn("{task.description}"),
-                BarColumn(bar_width=28),
-                TextColumn("{task.percentage:>3.0f}%"),
-                TimeElapsedColumn(),
-                TextColumn("eta"),
-                TimeRemainingColumn(),
-            )
-            with Bars(*columns, console=self.stderr, transient=True) as bar:
-                task = bar.add_task(label, total=total)
-                ticker = Ticker(label, total)
-                ticker.show = lambda done, text: bar.update(task, completed=done, description=f"{text:<40.40}")
-                yield ticker
-        else:
-            yield LineTicker(self, label, total)
-
 
 class _Bar:
     """One bar, started over by every stage."""
@@ -170,50 +145,6 @@ class _Lines:
             return
         left = (now - began) * (self._total - self._done) / (self._done - first)
         self._out.note(f"{text} {100 * self._done / self._total:.0f}%, about {left:.0f} s left")
-
-
-class Ticker:
-    """Counts what is done, from any thread."""
-
-    def __init__(self, label: str, total: int) -> None:
-        self.label, self.total, self.done = label, total, 0
-        self._lock = threading.Lock()
-        self.show: Callable[[float, str], object] = lambda done, text: None
-
-    def advance(self, name: str, amount: int) -> None:
-        """`amount` more is done, of the thing `name`."""
-        with self._lock:
-            self.done += amount
-            self.show(self.done, f"{self.label} {name}")
-
-    def stage(self, text: str) -> None:
-        """Something else happens now that is not counted."""
-        self.show(self.done, text)
-
-
-class LineTicker(Ticker):
-    """A line every quarter of a minute, with the time that is left at the pace so far."""
-
-    def __init__(self, out: Out, label: str, total: int) -> None:
-        super().__init__(label, total)
-        self._out = out
-        self._start = self._last = time.monotonic()
-        self._first: float | None = None
-        self.show = self._line
-
-    def _line(self, done: float, text: str) -> None:
-        now = time.monotonic()
-        if self._first is None:
-            # What a resumed run finds done was not done at this run's pace.
-            self._first, self._start = done, now
-        if now - self._last < _LINE_EVERY_SECONDS:
-            return
-        self._last = now
-        if done >= self.total or done <= self._first:
-            self._out.note(text)
-            return
-        left = (now - self._start) * (self.total - done) / (done - self._first)
-        self._out.note(f"{text} {100 * done / self.total:.0f}%, about {left:.0f} s left")
 
 
 def human_bytes(size: float) -> str:

@@ -1,4 +1,4 @@
-"""`quantkit termux`: one bash script that takes an Android phone from a bare Termux to the running model."""
+"""`quantkit termux`: write one bash script that installs and runs a model in Termux on an Android phone."""
 
 import re
 import tempfile
@@ -9,9 +9,10 @@ from typing import Annotated, Any
 import typer
 
 from quantkit.cli.ollama_options import read_overrides
-from quantkit.cli.options import ForceOption, parse_size
+from quantkit.cli.options import ContextOption, ForceOption, ParameterOption, ShortParameterOption, parse_size
 from quantkit.cli.output import Out, human_bytes, printable
 from quantkit.errors import CheckpointError, OutputError, UnsupportedError, UsageError
+from quantkit.files import write_atomically
 from quantkit.planning.phones import PHONES, Phone, phone_memory
 from quantkit.planning.sources import open_source
 from quantkit.publish.ollama.bundle import make_bundle
@@ -39,45 +40,43 @@ def termux(
     model: Annotated[
         str | None,
         typer.Option(
-            "--model", metavar="NS/MODEL[:TAG]", help="The model to pull, or the GGUF's name.", show_default=False
+            "--model", metavar="NS/MODEL[:TAG]", help="Ollama model to pull, or a name for --gguf.", show_default=False
         ),
     ] = None,
     gguf: Annotated[
         str | None,
-        typer.Option(metavar="URL|FILE", help="The GGUF to fetch, or a file to copy there.", show_default=False),
+        typer.Option(metavar="URL|FILE", help="GGUF to download, or a file to copy to the phone.", show_default=False),
     ] = None,
-    output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="The script.")] = Path("termux.sh"),
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="File of the script.")] = Path(
+        "termux.sh"
+    ),
     figures: Annotated[
         str | None,
-        typer.Option(metavar="URL|FILE", help="A GGUF that the model to pull is made of, for its sizes."),
+        typer.Option(metavar="URL|FILE", help="GGUF of the model to pull; gives the sizes."),
     ] = None,
     size: Annotated[
-        str | None, typer.Option(metavar="SIZE", help="Bytes to fetch (2.3G).", show_default="the GGUF's")
+        str | None, typer.Option(metavar="SIZE", help="Size of the download, such as 2.3G.", show_default="the GGUF's")
     ] = None,
     ram: Annotated[
-        str | None, typer.Option(metavar="SIZE", help="Memory it takes (3G).", show_default="the GGUF's, planned")
+        str | None,
+        typer.Option(metavar="SIZE", help="Memory of the model, such as 3G.", show_default="planned from the GGUF"),
     ] = None,
-    ctx: Annotated[
-        int | None,
-        typer.Option(metavar="N", min=1, max=1 << 24, help="Context.", show_default="by the phone's memory"),
-    ] = None,
-    parameters: Annotated[
-        list[str] | None,
-        typer.Option("--parameter", "-p", metavar="NAME=VALUE", help="A PARAMETER: temperature=0.5. Repeat."),
-    ] = None,
+    ctx: ContextOption = None,
+    parameters: ParameterOption = None,
+    short_parameters: ShortParameterOption = None,
     system: Annotated[str | None, typer.Option(metavar="TEXT", help="The system message.")] = None,
     chat_template: Annotated[
         str | None,
-        typer.Option(metavar="FILE|NAME", help="Jinja file or built-in in place of the GGUF's template, or none."),
+        typer.Option(metavar="FILE|NAME", help="A Jinja file, a built-in template, or none."),
     ] = None,
-    offline: Annotated[bool, typer.Option("--offline", help="Do not look at the GGUF's address.")] = False,
+    offline: Annotated[bool, typer.Option("--offline", help="Do not read the header of the GGUF at its URL.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the figures; write nothing.")] = False,
     force: ForceOption = False,
 ) -> None:
     """Write the script that installs a model on an Android phone.
 
-    It is one readable bash file, to be run on the phone or piped into its bash; what the model needs is filled in, so
-    that a phone that is too small is told before anything is fetched.
+    The script is one readable bash file. Run it on the phone, or pipe it into bash there. It contains the memory that
+    the model needs, and refuses a phone that is too small before it downloads anything.
 
     Example: quantkit termux --model NS/MODEL --figures MODEL.gguf -o termux.sh
     """
@@ -86,7 +85,9 @@ def termux(
     if figures is not None and gguf is not None:
         raise UsageError("--figures is for a model that is pulled by its name; the figures of --gguf are its own")
     name = str(parse_name(model)) if model is not None else ""
-    overrides = read_overrides(parameters, ctx, None, system, None, None, chat_template)
+    overrides = read_overrides(
+        [*(parameters or ()), *(short_parameters or ())], ctx, None, system, None, None, chat_template
+    )
     check_parameters(overrides.parameters)
     asked_ctx = next((int(value) for key, value in overrides.parameters if key == "num_ctx"), None)
     found = _Found(model_bytes=parse_size(size, "--size") if size else None)
@@ -232,10 +233,7 @@ def _write(output: Path, text: str, *, force: bool) -> None:
                 return
             raise OutputError(f"{output} is there already with other content; pass --force to replace it")
         output.parent.mkdir(parents=True, exist_ok=True)
-        partial = output.with_name(output.name + ".partial")
-        partial.write_bytes(text.encode())
-        partial.chmod(0o755)
-        partial.replace(output)
+        write_atomically(output, text, mode=0o755)
     except OSError as error:
         raise OutputError(f"cannot write {output}: {error.strerror or error}") from error
 

@@ -12,6 +12,7 @@ from quantkit.families.base.reference import reference_logits
 from quantkit.families.base.registry import (
     all_families,
     check_config,
+    complete_architecture,
     find_architecture,
     find_family,
     forward_architectures,
@@ -38,6 +39,7 @@ __all__ = [
     "all_families",
     "canonical_checkpoint",
     "check_config",
+    "complete_architecture",
     "find_architecture",
     "find_family",
     "forward_architectures",

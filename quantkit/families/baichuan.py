@@ -1,8 +1,8 @@
 """Baichuan 1 and 2: Llama with q, k and v in one matrix; the 7B with rotary positions, the 13B with ALiBi.
 
 Baichuan 2 computes its logits with the rows of the head scaled to length 1 (NormHead of its modeling_baichuan.py); the
-rows are stored as they were trained. llama.cpp's `baichuan` (src/models/baichuan.cpp) knows nothing of that, so the
-scaled head is written. It takes 32 layers for rotary positions and 40 for ALiBi, and has no key to say otherwise.
+checkpoint stores the unscaled rows. llama.cpp's `baichuan` (src/models/baichuan.cpp) does not scale them, so the
+converter writes the scaled head. llama.cpp uses rotary positions for 32 layers and ALiBi for 40; no key changes this.
 """
 
 from collections.abc import Callable, Mapping
@@ -25,17 +25,17 @@ ROTARY_LAYERS = 32
 ALIBI_LAYERS = 40
 BAICHUAN2_VOCABULARY = 125696
 
-# torch.nn.functional.normalize divides by no less than this.
+# The smallest divisor of torch.nn.functional.normalize.
 _SHORTEST = np.float32(1e-12)
 
 
 def has_alibi(config: Mapping[str, Any]) -> bool:
-    """The 13B's config class knows no max_position_embeddings: ALiBi has no end."""
+    """Whether positions are ALiBi's: the 13B's config has no max_position_embeddings."""
     return config.get("max_position_embeddings") is None
 
 
 def has_normalised_head(sizes: Hyperparameters) -> bool:
-    """Baichuan 2: by its vocabulary, or, where that was extended, by the loss that only its config class knows."""
+    """Whether this is Baichuan 2: by its vocabulary size, or by z_loss_weight if the vocabulary was extended."""
     return sizes.vocab == BAICHUAN2_VOCABULARY or "z_loss_weight" in sizes.config
 
 
@@ -50,7 +50,7 @@ def _plain_head(sizes: Hyperparameters) -> bool:
 
 
 def _packed(part: int, *, rotary: bool) -> Callable[[Hyperparameters], Take]:
-    """q, k or v out of W_pack."""
+    """q, k or v from W_pack."""
 
     def take(sizes: Hyperparameters) -> Take:
         first = part * sizes.hidden
@@ -66,7 +66,7 @@ _PACKED = (f"{_LAYER}.self_attn.W_pack.weight", ("packed", "hidden"))
 
 RULES = (
     Rule(f"{_LAYER}.input_layernorm.weight", "blk.{layer}.attn_norm.weight", ("hidden",)),
-    # turned for the 13B too, as llama.cpp's converter does: without rotation, scores do not depend on the order
+    # permuted for the 13B too, like llama.cpp's converter: without rotation, scores do not depend on the order
     Rule(_PACKED[0], "blk.{layer}.attn_q.weight", _PACKED[1], take=_packed(0, rotary=True)),
     Rule(_PACKED[0], "blk.{layer}.attn_k.weight", _PACKED[1], take=_packed(1, rotary=True)),
     Rule(_PACKED[0], "blk.{layer}.attn_v.weight", _PACKED[1], take=_packed(2, rotary=False)),
@@ -100,9 +100,9 @@ def _prepare(config: dict[str, Any]) -> dict[str, Any]:
     kind, known = ("ALiBi", ALIBI_LAYERS) if has_alibi(config) else ("rotary positions", ROTARY_LAYERS)
     if layers != known:
         raise UnsupportedError(
-            f"config.json: a Baichuan of {layers} layers with {kind} (it has {'no' if has_alibi(config) else 'a'}"
-            f" max_position_embeddings) cannot be told in a GGUF; llama.cpp runs {ROTARY_LAYERS} layers with rotary"
-            f" positions and {ALIBI_LAYERS} with ALiBi"
+            f"config.json: this Baichuan has {layers} layers with {kind} (max_position_embeddings is"
+            f" {'absent' if has_alibi(config) else 'present'}), but llama.cpp runs only {ROTARY_LAYERS} layers with"
+            f" rotary positions and {ALIBI_LAYERS} with ALiBi; a GGUF cannot express other counts"
         )
     return config
 
@@ -113,7 +113,7 @@ def _native_config(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _canonical(sizes: Hyperparameters) -> Canonical:
-    """Llama for the 7B; for the 13B only nearly: transformers has nothing with ALiBi in this shape."""
+    """Llama for the 7B. The 13B is not native: transformers has no such architecture with ALiBi."""
     return Canonical(_native_config, NATIVE_RULES, native=not has_alibi(sizes.config))
 
 
@@ -124,7 +124,7 @@ FAMILY = Family(
     gguf_arch="baichuan",
     rules=RULES,
     keys=_keys,
-    # BaichuanConfig of the published code; bases other than 10000 it does not know.
+    # BaichuanConfig of the published code, which has no rotary base other than 10000.
     defaults={"baichuan": {"rms_norm_eps": 1e-6}},
     prepare=_prepare,
     dimensions=lambda sizes: {"packed": 3 * sizes.hidden},

@@ -1,7 +1,7 @@
-"""BLOOM and what grew from it: BLOOMZ, Huozi 1 and 2. ALiBi, so no rotary settings; a norm after the embedding.
+"""BLOOM and its derivatives BLOOMZ, Huozi 1 and 2: ALiBi, no rotary settings, a norm after the embedding.
 
 Shape of the GGUF: llama.cpp's `bloom` architecture (src/models/bloom.cpp), whose attention is GPT-2's: all queries,
-then all keys, then all values. A checkpoint has the three of each head side by side.
+then all keys, then all values. A checkpoint stores query, key and value of each head next to each other.
 """
 
 from typing import Any
@@ -57,9 +57,9 @@ RULES = (
 
 
 def prepare(config: dict[str, Any]) -> dict[str, Any]:
-    """BLOOM's own names (n_embed, n_layer, n_head, seq_length) as the usual ones; the inner width is always four times.
+    """Rename BLOOM's settings (n_embed, n_layer, n_head, seq_length); the feed-forward is four times the width.
 
-    A checkpoint that does not say how long its texts were gets its width as context, as llama.cpp's converter has it.
+    Without seq_length the context is the width, as in llama.cpp's converter.
     """
     only(config, "apply_residual_connection_post_layernorm", False, family="BLOOM")
     hidden = size(config, "n_embed", "hidden_size")

@@ -1,8 +1,8 @@
 """DeepSeek-V2 and V3 (and R1): multi-head latent attention, and experts after a few dense layers.
 
-Shape of the GGUF: llama.cpp's `deepseek2` architecture (src/models/deepseek2.cpp). It attends over the latent vectors
-themselves, as one key-value head: kv_b_proj is split into what turns queries to latents (attn_k_b, turned on its side
-head by head) and what turns latents to values (attn_v_b).
+Shape of the GGUF: llama.cpp's `deepseek2` architecture (src/models/deepseek2.cpp). It attends over the latent vectors,
+as one key-value head. kv_b_proj is split in two: attn_k_b maps queries to latents (transposed head by head), attn_v_b
+maps latents to values.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -56,7 +56,7 @@ def _is_v3(sizes: Hyperparameters) -> bool:
 
 
 def _of_heads(sizes: Hyperparameters, *, keys: bool) -> tuple[Take, ...]:
-    """Rows of kv_b_proj: in each head first those of the key, then those of the value."""
+    """Rows of kv_b_proj. Each head has its key rows first, then its value rows."""
     nope, value = size(sizes.config, "qk_nope_head_dim"), size(sizes.config, "v_head_dim")
     first, count = (0, nope) if keys else (nope, value)
     starts = (head * (nope + value) + first for head in range(sizes.n_head))
@@ -88,8 +88,9 @@ def _expert_layers(sizes: Hyperparameters) -> Iterable[int]:
 
 
 def _extra_layers(sizes: Hyperparameters) -> Iterable[int]:
-    """The layers that predict a token further; they come after those of the model."""
-    more = int(number(sizes.config, "num_nextn_predict_layers") or 0)
+    """The layers that predict a second token ahead (multi-token prediction); they follow those of the model."""
+    stated = sizes.config.get("num_nextn_predict_layers")
+    more = (optional_size(sizes.config, "num_nextn_predict_layers") or 0) if stated else 0
     return range(sizes.n_layer, sizes.n_layer + more)
 
 
@@ -150,7 +151,7 @@ FEED_FORWARD = (
 
 
 def keys(arch: str, sizes: Hyperparameters) -> list[Key]:
-    """The common keys, attention as of one head of latents, then the experts', in the converter's order."""
+    """The common keys, attention with one latent key-value head, the experts' keys, in the converter's order."""
     config = sizes.config
     rope, latent = size(config, "qk_rope_head_dim"), size(config, "kv_lora_rank")
     latents = {"head_count_kv": 1, "key_length": latent + rope, "value_length": latent}
@@ -176,13 +177,12 @@ def keys(arch: str, sizes: Hyperparameters) -> list[Key]:
         result.append(Key(f"{arch}.expert_weights_norm", "bool", True))
     result.append(Key(f"{arch}.rope.dimension_count", "u32", rope))
     if (whole := sizes.rope.get("mscale_all_dim")) is not None:
-        # a tenth, which the loader of this architecture takes back (llama.cpp, TAG_DEEPSEEK2_YARN_LOG_MUL_FIX)
+        # stored as a tenth; the loader multiplies by ten (llama.cpp, TAG_DEEPSEEK2_YARN_LOG_MUL_FIX)
         result.append(Key(f"{arch}.rope.scaling.yarn_log_multiplier", "f32", 0.1 * whole))
     return result
 
 
-# What llama.cpp's `deepseek2` supports in one way only (src/models/deepseek2.cpp).
-# llama.cpp asks for no compressed queries where it knows a Lite model by these (deepseek2.cpp, is_lite).
+# llama.cpp recognises a Lite model, which has no compressed queries, by these (src/models/deepseek2.cpp, is_lite).
 _LITE_LAYERS = (26, 27)
 _LITE_LAYERS_AND_VOCABULARY = (48, 128256)
 
@@ -193,7 +193,7 @@ def _config_is_v3(config: Mapping[str, Any]) -> bool:
 
 
 def _prepare(config: dict[str, Any]) -> dict[str, Any]:
-    """Refuse what llama.cpp's graph has built in otherwise; the rotary width is the class's head_dim."""
+    """Refuse settings that llama.cpp does not support; set head_dim to the rotary width, as transformers does."""
     v3 = _config_is_v3(config)
     family = "DeepSeek-V3" if v3 else "DeepSeek-V2"
     config["head_dim"] = size(config, "qk_rope_head_dim")
@@ -210,7 +210,7 @@ def _prepare(config: dict[str, Any]) -> dict[str, Any]:
         config["scoring_func"] = "sigmoid"
         only(config, "topk_method", "noaux_tc", family=family)
     else:
-        # transformers' own class leaves it undone, DeepSeek's leaves routed_scaling_factor undone, llama.cpp does both
+        # transformers ignores norm_topk_prob; DeepSeek's code ignores routed_scaling_factor; llama.cpp applies both
         only(config, "norm_topk_prob", False, family=family)
         _groups_of_v2(config)
     _queries(config)
@@ -219,7 +219,7 @@ def _prepare(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _groups_of_v2(config: dict[str, Any]) -> None:
-    """Groups that the model does not look at must not be in the GGUF, where llama.cpp would."""
+    """Remove expert groups that the model ignores, because llama.cpp would apply them."""
     method = config.get("topk_method", "greedy")
     only(config, "topk_method", "greedy", "group_limited_greedy", family="DeepSeek-V2")
     if method == "greedy" and (optional_size(config, "n_group") or 1) > 1:
@@ -230,8 +230,8 @@ def _cautions(sizes: Hyperparameters) -> Iterator[str]:
     groups = optional_size(sizes.config, "n_group") or 1
     if sizes.config.get("topk_method") == "group_limited_greedy" and groups > 1:
         yield (
-            f"of {groups} groups of experts the model chooses those with the best single expert, llama.cpp with the"
-            " best two: now and then a token will go to other experts than in the checkpoint"
+            f"the model ranks its {groups} expert groups by their best expert, but llama.cpp ranks them by their best"
+            " two; some tokens are routed to other experts than in the checkpoint"
         )
 
 
@@ -241,29 +241,30 @@ def _queries(config: Mapping[str, Any]) -> None:
     compressed = config.get("q_lora_rank") is not None
     if lite == compressed:
         raise UnsupportedError(
-            f"config.json: q_lora_rank is {config.get('q_lora_rank')!r}, but llama.cpp takes a model of {layers} layers"
-            f" for one {'without' if lite else 'with'} compressed queries; no GGUF can express it"
+            f"config.json: q_lora_rank is {config.get('q_lora_rank')!r}, but llama.cpp runs a DeepSeek of {layers}"
+            f" layers only {'without' if lite else 'with'} compressed queries; a GGUF cannot express this setting"
         )
 
 
 def _yarn(config: Mapping[str, Any]) -> None:
-    """llama.cpp scales attention by mscale_all_dim and takes mscale for the same; the rest of YaRN is built in."""
+    """Refuse YaRN settings that llama.cpp does not read; it needs mscale equal to mscale_all_dim."""
     rope = config.get("rope_parameters") or config.get("rope_scaling")
     if not isinstance(rope, Mapping) or (rope.get("rope_type") or rope.get("type")) != "yarn":
         return
-    named = "DeepSeek with YaRN"
-    only(rope, "beta_fast", 32, family=named)
-    only(rope, "beta_slow", 1, family=named)
-    only(rope, "truncate", True, family=named)
-    each, whole = rope.get("mscale"), rope.get("mscale_all_dim")
-    if not whole or each != whole or rope.get("attention_factor") is not None:
+    with_yarn = "DeepSeek with YaRN"
+    only(rope, "beta_fast", 32, family=with_yarn)
+    only(rope, "beta_slow", 1, family=with_yarn)
+    only(rope, "truncate", True, family=with_yarn)
+    mscale, all_dims = rope.get("mscale"), rope.get("mscale_all_dim")
+    if not all_dims or mscale != all_dims or rope.get("attention_factor") is not None:
         raise UnsupportedError(
-            f"config.json: rope scaling 'yarn' has mscale {each!r}, mscale_all_dim {whole!r} and attention_factor"
-            f" {rope.get('attention_factor')!r}; llama.cpp runs DeepSeek only with the first two equal and no third"
+            f"config.json: rope scaling 'yarn' has mscale {mscale!r}, mscale_all_dim {all_dims!r} and attention_factor"
+            f" {rope.get('attention_factor')!r}; llama.cpp runs DeepSeek only with mscale equal to mscale_all_dim and"
+            " without attention_factor"
         )
 
 
-# transformers' DeepseekV2Config and DeepseekV3Config; V3's class scores by sigmoid without a word about it.
+# transformers' DeepseekV2Config and DeepseekV3Config; V3's class scores by sigmoid without stating it.
 DEFAULTS: dict[str, dict[str, Any]] = {
     "deepseek_v2": {
         "max_position_embeddings": 2048,
@@ -319,7 +320,7 @@ _SHARED_EXPERTS = FeedForward(
     inner=lambda config: int(config["moe_intermediate_size"]) * int(given(config, "n_shared_experts", default=0)),
 )
 _LATENT = Architecture(attention=Attention(latent=True, pairs="neighbours", scale=latent_scale))
-# The scale of V2's attention is that of the published model's own code.
+# The attention scale of V2 follows the published model's code.
 _V2 = replace(
     _LATENT,
     experts=Experts(
@@ -332,7 +333,9 @@ _V2 = replace(
         layers=dense_after,
     ),
     refused=lambda config: (
-        "norm_topk_prob, which its implementations do not agree on" if config.get("norm_topk_prob") else None
+        "norm_topk_prob true, because published implementations disagree about it"
+        if config.get("norm_topk_prob")
+        else None
     ),
 )
 _V3 = replace(

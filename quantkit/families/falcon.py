@@ -24,11 +24,11 @@ def _by_role(sizes: Hyperparameters) -> Take:
     """From groups (queries that share a key, the key, the value) to all queries, all keys, all values."""
     rows = np.arange((sizes.n_head + 2 * sizes.n_head_kv) * sizes.head_dim, dtype=np.int64)
     groups = rows.reshape(sizes.n_head_kv, -1, sizes.head_dim)
-    return Take(np.concatenate([each.reshape(-1) for each in (groups[:, :-2], groups[:, -2], groups[:, -1])]))
+    return Take(np.concatenate([rows.reshape(-1) for rows in (groups[:, :-2], groups[:, -2], groups[:, -1])]))
 
 
 def _with_two_norms(sizes: Hyperparameters) -> range:
-    """All layers where attention and MLP have a norm each, else none."""
+    """All layers if attention and MLP each have a norm, else no layer."""
     config = sizes.config
     two = config["new_decoder_architecture"] and config.get("num_ln_in_parallel_attn") in (None, 2)
     return range(sizes.n_layer if two else 0)
@@ -64,7 +64,7 @@ RULES = (
 
 
 def prepare(config: dict[str, Any]) -> dict[str, Any]:
-    """The first release's names as transformers' own, and the count of key heads that the three layouts come to.
+    """Rename the first release's settings to transformers'; compute the number of key heads of the three layouts.
 
     `num_kv_heads` counts in the new decoder only: the old one has one key head (multi_query) or one for each query.
     """
@@ -73,7 +73,7 @@ def prepare(config: dict[str, Any]) -> dict[str, Any]:
     hidden = size(config, "n_embed", "hidden_size")
     heads = size(config, "num_attention_heads", "n_head")
     grouped = optional_size(config, "num_kv_heads", "n_head_kv")
-    # the first release told the two apart by the class alone: only its 40B states n_head_kv
+    # configs of the first release do not state the decoder; only its 40B has n_head_kv
     new = bool(config.get("new_decoder_architecture", config.get("n_head_kv") is not None))
     multi_query = bool(config.get("multi_query", True))
     key_heads = (grouped or heads) if new else 1 if multi_query else heads

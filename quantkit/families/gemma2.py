@@ -28,25 +28,25 @@ NORMS = (
 
 # The window alternates, with the first layer sliding (llama.cpp's load_swa_pattern).
 _PATTERN = 2
-# llama.cpp knows the 27B by its layers, and scales its queries by the width over the heads.
+# llama.cpp recognises the 27B by its layer count, and scales its queries by the width over the heads.
 _LAYERS_OF_27B = 46
 
 
 def refuse_other_query_scale(config: Mapping[str, Any], layers_of_27b: int, family: str) -> None:
-    """Refuse a query_pre_attn_scalar other than the one llama.cpp derives from the shape; no GGUF holds it."""
+    """Refuse a query_pre_attn_scalar that differs from the value llama.cpp derives from the shape."""
     hidden, heads = size(config, "hidden_size"), size(config, "num_attention_heads")
     wide = size(config, "num_hidden_layers") == layers_of_27b
-    runs = hidden // heads if wide else size(config, "head_dim")
+    expected = hidden // heads if wide else size(config, "head_dim")
     scalar = number(config, "query_pre_attn_scalar")
-    if scalar != runs:
+    if scalar != expected:
         raise UnsupportedError(
-            f"config.json: query_pre_attn_scalar is {scalar}, but llama.cpp takes {runs} for a {family} of this shape"
-            f" ({'hidden_size / num_attention_heads' if wide else 'head_dim'}); no GGUF can express it"
+            f"config.json: query_pre_attn_scalar is {scalar}, but llama.cpp takes {expected} for a {family} of this"
+            f" shape ({'hidden_size / num_attention_heads' if wide else 'head_dim'}); a GGUF holds no other value"
         )
 
 
 def prepare(config: dict[str, Any]) -> dict[str, Any]:
-    """Refuse what llama.cpp's graph has built in otherwise."""
+    """Refuse settings that differ from the constants of llama.cpp's graph."""
     only(config, "hidden_activation", *GELU, family="Gemma 2")
     only(config, "tie_word_embeddings", True, family="Gemma 2")
     only(config, "attention_bias", False, family="Gemma 2")
@@ -55,7 +55,7 @@ def prepare(config: dict[str, Any]) -> dict[str, Any]:
         if not number(config, name):
             raise UnsupportedError(
                 f"config.json: {name} is {config.get(name)!r}, but llama.cpp always caps Gemma 2's logits;"
-                " no GGUF can express a model without"
+                " a GGUF cannot express a model without the cap"
             )
     return config
 

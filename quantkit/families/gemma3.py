@@ -48,7 +48,7 @@ def prepare(config: dict[str, Any]) -> dict[str, Any]:
     if config.get("attn_logit_softcapping") is not None:
         raise UnsupportedError(
             f"config.json: attn_logit_softcapping is {config['attn_logit_softcapping']!r}, but llama.cpp runs Gemma 3"
-            " without one; no GGUF can express it"
+            " without one; a GGUF cannot express this setting"
         )
     _local_rope(config)
     return config
@@ -66,7 +66,7 @@ def _text(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _local_rope(config: dict[str, Any]) -> None:
-    """transformers 5 states the rotary settings of sliding layers apart; llama.cpp has their base only."""
+    """Read the rotary settings of sliding layers as transformers 5 states them; llama.cpp has only their base."""
     given = config.get("rope_parameters")
     local = given.get("sliding_attention") if isinstance(given, Mapping) else None
     if not isinstance(local, Mapping):

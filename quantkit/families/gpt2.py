@@ -1,4 +1,4 @@
-"""GPT-2: learned positions, layer norms, and linear layers stored (inputs, outputs), which a GGUF has turned.
+"""GPT-2: learned positions, layer norms, and linear layers stored as (inputs, outputs), which a GGUF has transposed.
 
 Shape of the GGUF: llama.cpp's `gpt2` architecture (src/models/gpt2.cpp).
 """
@@ -49,9 +49,9 @@ RULES = (
 
 
 def prepare(config: dict[str, Any]) -> dict[str, Any]:
-    """GPT-2's names (n_embd, n_positions, n_inner...) as the usual ones; what llama.cpp has built in otherwise refused.
+    """Rename GPT-2's settings (n_embd, n_positions, n_inner...); refuse settings that llama.cpp does not support.
 
-    The table of positions has n_positions rows; n_ctx, which older files state too, is not asked by transformers.
+    The table of positions has n_positions rows. Older files also state n_ctx, which transformers ignores.
     """
     for name, allowed in (
         ("activation_function", GELU),

@@ -2,7 +2,7 @@
 
 Shape of the GGUF: llama.cpp's `gpt-oss` architecture (src/models/openai-moe.cpp). The experts' gate and up projections
 are the even and the odd rows of one tensor. Published weights are in MXFP4 (OCP Microscaling Formats 1.0), which ggml
-has as a type of its own: the same bits in another order, so nothing is lost.
+has as a type: the same bits in another order, without loss.
 """
 
 from collections.abc import Callable, Mapping
@@ -32,7 +32,7 @@ _LIMIT = 7.0
 def _dimensions(sizes: Hyperparameters) -> dict[str, int]:
     return {
         "gate_up": 2 * sizes.ffn,
-        # rows that are not whole blocks have no name here, and the shapes of the blocks then do not fit
+        # for rows that are not whole blocks, the shape check of the blocks fails
         "hidden_blocks": sizes.hidden // _BLOCK_VALUES,
         "ffn_blocks": sizes.ffn // _BLOCK_VALUES,
         "block": _BLOCK_BYTES,
@@ -40,7 +40,7 @@ def _dimensions(sizes: Hyperparameters) -> dict[str, int]:
 
 
 def _every_other(sizes: Hyperparameters, half: int) -> "np.ndarray[Any, np.dtype[np.int64]]":
-    """Where the gate (0) or the up projection (1) stands among both."""
+    """Row indices of the gate (0) or the up projection (1) in the fused tensor."""
     return np.arange(half, 2 * sizes.ffn, 2, dtype=np.int64)
 
 
@@ -56,7 +56,7 @@ def _unpacked(rows: int, expert: int) -> "np.ndarray[Any, np.dtype[np.int64]]":
 
 
 def _unpacked_half(half: int) -> Callable[[Hyperparameters], tuple[Take, ...]]:
-    """Columns of (experts, hidden, 2 ffn), turned."""
+    """Columns of (experts, hidden, 2 ffn), transposed."""
     return lambda sizes: tuple(
         Take(_unpacked(sizes.hidden, expert), _every_other(sizes, half), transposed=True)
         for expert in range(sizes.n_expert)
@@ -64,7 +64,7 @@ def _unpacked_half(half: int) -> Callable[[Hyperparameters], tuple[Take, ...]]:
 
 
 def _unpacked_down(sizes: Hyperparameters) -> tuple[Take, ...]:
-    """(experts, ffn, hidden), turned."""
+    """(experts, ffn, hidden), transposed."""
     return tuple(Take(_unpacked(sizes.ffn, expert), transposed=True) for expert in range(sizes.n_expert))
 
 
@@ -113,20 +113,20 @@ RULES = (
 
 
 def prepare(config: dict[str, Any]) -> dict[str, Any]:
-    """Refuse what llama.cpp's graph has built in otherwise."""
+    """Refuse settings that differ from the constants of llama.cpp's graph."""
     only(config, "hidden_act", *SILU, family="gpt-oss")
     only(config, "swiglu_limit", _LIMIT, family="gpt-oss")
     only(config, "attention_bias", True, family="gpt-oss")
     only(config, "tie_word_embeddings", False, family="gpt-oss")
     rope = config.get("rope_parameters") or config.get("rope_scaling")
     if isinstance(rope, Mapping):
-        # published with "truncate": false; llama.cpp rounds the ends of YaRN's ramp to whole dimensions all the same
+        # published with "truncate": false; llama.cpp still rounds the ends of YaRN's ramp to whole dimensions
         plain_yarn({"rope_scaling": {name: value for name, value in rope.items() if name != "truncate"}}, "gpt-oss")
     return config
 
 
 def keys(arch: str, sizes: Hyperparameters) -> list[Key]:
-    """The common keys, the window, and its layers where they are not llama.cpp's own choice."""
+    """The common keys, the window, and its layers if they differ from llama.cpp's pattern."""
     return [
         *base_keys(arch, sizes),
         Key(f"{arch}.attention.sliding_window", "u32", size(sizes.config, "sliding_window")),
@@ -167,7 +167,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
 def _cautions(sizes: Hyperparameters) -> list[str]:
     if sizes.rope.get("rope_type") != "yarn" or sizes.rope.get("truncate", True):
         return []
-    return ["llama.cpp rounds the ends of YaRN's ramp to whole dimensions, the model does not (truncate is false)"]
+    return ["llama.cpp rounds the ends of YaRN's ramp to whole dimensions; the model does not (truncate is false)"]
 
 
 FORWARD = Architecture(

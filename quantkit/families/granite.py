@@ -40,10 +40,10 @@ def granite_keys(arch: str, sizes: Hyperparameters) -> list[Key]:
 
 
 def check_granite(config: Mapping[str, Any], family: str) -> None:
-    """Refuse what no Granite in llama.cpp can be.
+    """Refuse settings that llama.cpp does not support for Granite.
 
     Raises:
-        UnsupportedError: another activation, no rotary positions, YaRN tuned by hand.
+        UnsupportedError: another activation, no rotary positions, or YaRN settings other than the factor.
         CheckpointError: a multiplier is missing or 0.
     """
     only(config, "hidden_act", *SILU, family=family)
@@ -55,9 +55,9 @@ def check_granite(config: Mapping[str, Any], family: str) -> None:
 
 
 def without_plain_width(config: dict[str, Any]) -> dict[str, Any]:
-    """The config without a head_dim that follows from the other sizes, as the converter has it; llama.cpp needs others.
+    """The config without a head_dim that equals hidden_size / num_attention_heads, as in llama.cpp's converter.
 
-    The converter leaves out those too, and what it makes of them does not load.
+    Any other head_dim is kept, because llama.cpp needs it. The converter drops it, and its file does not load.
     """
     heads, hidden, width = (config.get(name) for name in ("num_attention_heads", "hidden_size", "head_dim"))
     if isinstance(heads, int) and isinstance(hidden, int) and isinstance(width, int) and width * heads == hidden:

@@ -1,4 +1,4 @@
-"""Granite 3 mixtures: Granite's attention, experts fused in one tensor, and in some a shared expert beside them.
+"""Granite 3 mixtures: Granite's attention, fused experts, and in some models a shared expert.
 
 Shape of the GGUF: llama.cpp's `granitemoe` architecture (src/models/granite-moe.cpp).
 """
@@ -21,7 +21,7 @@ _AT, _TO = "model.layers.{layer}", "blk.{layer}"
 
 
 def _shared_ffn(sizes: Hyperparameters) -> int:
-    """Width of the shared expert; 0 where there is none."""
+    """Width of the shared expert; 0 if there is none."""
     return int(sizes.config.get("shared_intermediate_size") or 0)
 
 
@@ -68,7 +68,7 @@ EXPERTS = (
     ),
 )
 
-# The names that transformers 5 has inside.
+# The names of transformers 5's modules.
 RENAME = (
     (r"block_sparse_moe\.experts\.gate_up_proj$", "block_sparse_moe.input_linear.weight"),
     (r"block_sparse_moe\.experts\.down_proj$", "block_sparse_moe.output_linear.weight"),
@@ -100,7 +100,7 @@ def _prepare(config: dict[str, Any]) -> dict[str, Any]:
     experts = optional_size(config, "num_local_experts")
     if experts is None:
         raise UnsupportedError(
-            "config.json: num_local_experts is 0; llama.cpp's Granite-MoE has no layers without experts"
+            "config.json: num_local_experts is 0, but llama.cpp's Granite-MoE needs experts in every layer"
         )
     used = size(config, "num_experts_per_tok")
     if used > experts:

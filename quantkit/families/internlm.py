@@ -1,6 +1,6 @@
-"""InternLM 1: Llama with biases on q, k, v and o, in the 7B and its kin; written as llama.cpp's `llama`.
+"""InternLM 1: Llama with biases on q, k, v and o in the 7B; written as llama.cpp's `llama`.
 
-llama.cpp's converter no longer takes it; its `llama` graph has had the biases ever since it did.
+llama.cpp's converter dropped it; the `llama` graph still supports its biases.
 """
 
 from collections.abc import Mapping
@@ -27,7 +27,7 @@ def _prepare(config: dict[str, Any]) -> dict[str, Any]:
     if isinstance(rotary, Mapping):
         if rotary.get("type", "origin") not in ("origin", "dynamic"):
             raise UnsupportedError(
-                f"config.json: rotary type {rotary['type']!r} is none that InternLM was published with"
+                f"config.json: rotary type {rotary['type']!r} is not supported; InternLM has 'origin' or 'dynamic'"
             )
         config.setdefault("rope_theta", rotary.get("base", 10000))
     return config

@@ -1,4 +1,4 @@
-"""InternLM 2 and 2.5: Llama with q, k and v of each group of heads side by side in one matrix.
+"""InternLM 2 and 2.5: Llama with q, k and v of each group of heads next to each other in one matrix.
 
 Shape of the GGUF: llama.cpp's `internlm2` architecture (src/models/internlm2.cpp), which has no biases.
 """
@@ -20,7 +20,7 @@ _ROLES: dict[str, slice | int] = {"q": slice(None, -2), "k": -2, "v": -1}
 
 
 def _grouped(role: str, *, rotary: bool) -> Callable[[Hyperparameters], Take]:
-    """q, k or v out of wqkv, whose rows are (group, queries of the group then its key and its value, head_dim)."""
+    """q, k or v from wqkv. Its rows are (group, queries of the group then key then value, head_dim)."""
 
     def take(sizes: Hyperparameters) -> Take:
         of_group = sizes.n_head // sizes.n_head_kv + 2
@@ -91,6 +91,6 @@ FAMILY = Family(
     dimensions=_dimensions,
     rope_kinds=("default", "linear", "dynamic"),
     canonical=lambda sizes: Canonical(as_llama, NATIVE_RULES),
-    # its chats end in a token that the configuration does not call the end
+    # its chats end with a token that the configuration does not name as EOS
     token_roles=TokenRoles(instead={"eos": "<|im_end|>"}),
 )

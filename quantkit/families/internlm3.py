@@ -32,7 +32,7 @@ def _native_config(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _canonical(sizes: Hyperparameters) -> Canonical | None:
-    """Llama has biases on q, k, v and o together or on none; `bias` speaks of o and the MLP, `qkv_bias` of the rest."""
+    """Llama if `bias` (o and the MLP) equals `qkv_bias` (q, k, v), else None: Llama has biases on all four or none."""
     if bool(sizes.config.get("bias")) != bool(sizes.config.get("qkv_bias")):
         return None
     return Canonical(_native_config, _NATIVE_RULES)

@@ -59,8 +59,8 @@ def llama_keys(arch: str, sizes: Hyperparameters) -> list[Key]:
 def llama3_rope_factors(sizes: Hyperparameters) -> NDArray[np.float32] | None:
     """Llama 3.1's frequency divisors, float32 (head_dim / 2,), or None without that scaling.
 
-    Long wavelengths are slowed by `factor`, short ones kept, those between blended (Llama 3.1 reference code,
-    transformers' `_compute_llama3_parameters`). float32 where llama.cpp's converter has float32, so bytes agree.
+    `factor` divides long wavelengths; short ones stay; a blend covers the range between (Llama 3.1 reference code,
+    transformers' `_compute_llama3_parameters`). Steps in float32 follow llama.cpp's converter, so the bytes agree.
     """
     rope = sizes.rope
     if rope.get("rope_type") != "llama3":
@@ -84,7 +84,7 @@ def llama3_rope_factors(sizes: Hyperparameters) -> NDArray[np.float32] | None:
 
 
 def prepare(config: dict[str, Any]) -> dict[str, Any]:
-    """Refuses what llama.cpp's `llama` has built in otherwise."""
+    """Refuse settings that differ from the constants of llama.cpp's `llama` graph."""
     only(config, "hidden_act", *SILU, family="Llama")
     plain_yarn(config, "Llama")
     return config
@@ -101,7 +101,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     },
 }
 
-# transformers' Llama; `alibi` is set by families that are Llama but for the positions (see Canonical)
+# transformers' Llama; families that differ from Llama only in ALiBi set `alibi` (see Canonical)
 FORWARD = Architecture(attention=Attention(alibi=flag("alibi")))
 
 FAMILY = Family(

@@ -1,7 +1,7 @@
 """Phi-3, Phi-3.5 and Phi-4: q, k and v in one matrix, gate and up in another; two tables of rotary factors (LongRoPE).
 
 Shape of the GGUF: llama.cpp's `phi3` architecture (src/models/phi3.cpp), which keeps both matrices fused. It takes the
-short table up to the context that the model was first trained on, the long one when asked for more.
+short table up to the original training context and the long one for longer contexts.
 """
 
 import math
@@ -44,7 +44,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
 
 
 def _rotated(sizes: Hyperparameters) -> int:
-    """How many values of a head are rotated, rounded as llama.cpp's converter does."""
+    """Rotated values per head, rounded like llama.cpp's converter."""
     return int(sizes.rope.get("partial_rotary_factor", 1.0) * sizes.hidden) // sizes.n_head
 
 
@@ -57,13 +57,13 @@ def _original(sizes: Hyperparameters) -> int:
 
 
 def attention_factor(sizes: Hyperparameters) -> float:
-    """What LongRoPE multiplies queries and keys by: sqrt(1 + ln(stretch) / ln(original context)); 1 if not stretched.
+    """LongRoPE's factor of queries and keys: sqrt(1 + ln(stretch) / ln(original context)); 1 without a stretch.
 
     llama.cpp's converter (conversion/phi.py) and transformers' `_compute_longrope_parameters`.
     """
     original = _original(sizes)
     if original < 2:
-        raise CheckpointError(f"config.json: original_max_position_embeddings is {original}; no text is that short")
+        raise CheckpointError(f"config.json: original_max_position_embeddings is {original}; it must be at least 2")
     stretch = size(sizes.config, "max_position_embeddings") / original
     return math.sqrt(1 + math.log(stretch) / math.log(original)) if stretch > 1 else 1.0
 
@@ -74,11 +74,11 @@ def _table(name: str) -> Callable[[Hyperparameters], NDArray[np.float32] | None]
     def values(sizes: Hyperparameters) -> NDArray[np.float32] | None:
         if not _is_long(sizes):
             return None
-        given, half = sizes.rope.get(name), _rotated(sizes) // 2
-        numbers = isinstance(given, list) and all(type(each) in (int, float) for each in given)
-        if not numbers or not isinstance(given, list) or len(given) != half:
+        factors, half = sizes.rope.get(name), _rotated(sizes) // 2
+        numeric = isinstance(factors, list) and all(type(factor) in (int, float) for factor in factors)
+        if not numeric or not isinstance(factors, list) or len(factors) != half:
             raise CheckpointError(f"config.json: rope_scaling's {name} must be a list of {half} numbers")
-        return np.array(given, dtype=np.float32)
+        return np.array(factors, dtype=np.float32)
 
     return values
 
@@ -106,7 +106,7 @@ def _prepare(config: dict[str, Any]) -> dict[str, Any]:
     only(config, "hidden_act", *SILU, family="Phi-3")
     only(config, "head_dim", size(config, "hidden_size") // size(config, "num_attention_heads"), family="Phi-3")
     rope = config.get("rope_scaling")
-    # the first releases called it "su", and one of them "yarn"; transformers reads all as longrope
+    # first releases name it "su" or "yarn"; transformers reads both as longrope
     if isinstance(rope, dict) and rope.get("type") in ("su", "yarn"):
         config["rope_scaling"] = {**rope, "type": "longrope"}
     return config

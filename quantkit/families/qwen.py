@@ -1,8 +1,8 @@
-"""Qwen 1: Qwen 2's model before it had the name; q, k and v in one matrix, remote code (modeling_qwen.py).
+"""Qwen 1: Qwen 2's architecture with q, k and v in one matrix; remote code (modeling_qwen.py).
 
-Its config.json counts both halves of the gated MLP in intermediate_size, and w1 is what others call up, w2 gate. Up to
-seq_length it is Qwen 2 exactly; beyond, it stretches rotary positions and attention by the length of the text
-(use_dynamic_ntk, use_logn_attn), which neither a GGUF nor Qwen 2 can say: what is made of it ends at seq_length.
+Its config.json counts both halves of the gated MLP in intermediate_size. w1 is the up projection, w2 the gate. Up to
+seq_length the model equals Qwen 2. Beyond, it stretches rotary positions and attention by the length of the text
+(use_dynamic_ntk, use_logn_attn). Neither a GGUF nor Qwen 2 can express this, so the converted context is seq_length.
 Shape of the GGUF: llama.cpp's `qwen` architecture (src/models/qwen.cpp).
 """
 
@@ -85,15 +85,17 @@ def _prepare(config: dict[str, Any]) -> dict[str, Any]:
     if width * heads != hidden:
         raise UnsupportedError(
             f"config.json: {heads} heads of kv_channels {width} are not hidden_size {hidden}; llama.cpp runs Qwen only"
-            " where they are"
+            " if heads times kv_channels equals hidden_size"
         )
     both = size(config, "intermediate_size")
     if both % 2:
-        raise CheckpointError(f"config.json: intermediate_size {both} is odd; Qwen counts two halves of the MLP in it")
+        raise CheckpointError(
+            f"config.json: intermediate_size {both} is odd; it must be even, because Qwen counts both halves of the MLP"
+        )
     context, trained = optional_size(config, "max_position_embeddings"), optional_size(config, "seq_length")
     if trained and (config.get("use_dynamic_ntk") or config.get("use_logn_attn")):
         context = min(trained, context or trained)
-    # the completion gives every model as many key-value heads as heads; here that is no news
+    # num_key_value_heads is a default here: Qwen has as many key-value heads as heads
     return {key: value for key, value in config.items() if key not in ("num_key_value_heads", "layer_norm_epsilon")} | {
         "intermediate_size": both // 2,
         "max_position_embeddings": context,

@@ -34,7 +34,7 @@ BIASES = (
 )
 PLAIN_MLP = tuple(rule for rule in MLP if rule.source.endswith(".weight"))
 
-# llama.cpp reads no table of frequencies for these architectures, so llama3's scaling has no place.
+# llama.cpp does not read a frequency table for these architectures, so a GGUF cannot hold llama3's scaling.
 ROPE_KINDS = ("default", "linear", "yarn", "dynamic")
 
 # transformers' Qwen2Config.
@@ -52,12 +52,12 @@ DEFAULTS = {
 
 
 def no_window(config: Mapping[str, Any], family: str, *, by_layer: bool) -> None:
-    """Refuse a sliding window shorter than the context; llama.cpp's Qwen architectures attend to everything.
+    """Refuse a sliding window shorter than the context; llama.cpp's Qwen architectures attend to all tokens.
 
-    `by_layer`: layers below `max_window_layers` have none, or `layer_types` says which have one.
+    `by_layer`: `layer_types` lists the layers with a window; else those from `max_window_layers` have one.
 
     Raises:
-        UnsupportedError: some layer would attend to more than it was trained to.
+        UnsupportedError: a layer has a window shorter than the context.
     """
     window, context = config.get("sliding_window"), config.get("max_position_embeddings")
     if not config.get("use_sliding_window") or window is None:
@@ -71,7 +71,7 @@ def no_window(config: Mapping[str, Any], family: str, *, by_layer: bool) -> None
     if not isinstance(window, int) or not isinstance(context, int) or window < context:
         raise UnsupportedError(
             f"config.json: use_sliding_window is true with a window of {window!r} tokens, but llama.cpp runs {family}"
-            " with full attention only; no GGUF can express it"
+            " with full attention only; a GGUF cannot express this setting"
         )
 
 
@@ -83,12 +83,12 @@ def _prepare(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _cautions(sizes: Hyperparameters) -> list[str]:
-    """Qwen2.5-1M: beyond its own length, attention goes by chunks; transformers leaves that out as well."""
+    """The caution for Qwen2.5-1M: beyond the stated length its attention is chunked. transformers ignores this too."""
     chunks = sizes.config.get("dual_chunk_attention_config")
     length = chunks.get("original_max_position_embeddings") if isinstance(chunks, Mapping) else None
     if chunks is None:
         return []
-    return [f"llama.cpp has no dual chunk attention: texts of more than {length or 262144} tokens are read otherwise"]
+    return [f"llama.cpp has no dual chunk attention; outputs differ for texts of more than {length or 262144} tokens"]
 
 
 def window(config: Config, layer: int) -> int | None:

@@ -1,6 +1,6 @@
-"""SmolLM3: Llama with every fourth layer blind to positions.
+"""SmolLM3: Llama without rotary positions in every fourth layer.
 
-Shape of the GGUF: llama.cpp's `smollm3` architecture (src/models/smollm3.cpp), where the fourth is built in.
+Shape of the GGUF: llama.cpp's `smollm3` architecture (src/models/smollm3.cpp), which fixes every fourth layer.
 """
 
 from typing import Any
@@ -16,7 +16,7 @@ from quantkit.forward.settings import if_used, slides
 
 _BLIND = 4
 
-# transformers' SmolLM3Config, which ties unless told otherwise.
+# transformers' SmolLM3Config, which ties embeddings by default.
 DEFAULTS: dict[str, dict[str, Any]] = {
     "smollm3": {
         "max_position_embeddings": 32768,
@@ -42,14 +42,14 @@ def _prepare(config: dict[str, Any]) -> dict[str, Any]:
 def _check_rotated(config: dict[str, Any]) -> None:
     n_layer, given = optional_size(config, "num_hidden_layers") or 0, config.get("no_rope_layers")
     every = optional_size(config, "no_rope_layer_interval") or _BLIND
-    # 1 is a layer with positions, whatever the setting's name says
+    # 1 marks a layer with positions, in spite of the setting's name
     rotated = given if given is not None else [int((layer + 1) % every != 0) for layer in range(n_layer)]
     if not isinstance(rotated, list) or len(rotated) != n_layer:
-        raise CheckpointError(f"config.json: no_rope_layers must have a value for each of {n_layer} layers")
-    if [bool(each) for each in rotated] != [(layer + 1) % _BLIND != 0 for layer in range(n_layer)]:
+        raise CheckpointError(f"config.json: no_rope_layers must be a list of {n_layer} values, one per layer")
+    if [bool(flag) for flag in rotated] != [(layer + 1) % _BLIND != 0 for layer in range(n_layer)]:
         raise UnsupportedError(
             f"config.json: no_rope_layers is {rotated}, but llama.cpp runs SmolLM3 only with every fourth layer without"
-            " positions; no GGUF can express it"
+            " positions; a GGUF cannot express other layers"
         )
 
 
@@ -60,7 +60,7 @@ def _check_window(config: dict[str, Any]) -> None:
     if config.get("use_sliding_window") and window and slides and (context is None or window < context):
         raise UnsupportedError(
             f"config.json: use_sliding_window is true with a window of {window} tokens, but llama.cpp runs SmolLM3 with"
-            " full attention only; no GGUF can express it"
+            " full attention only; a GGUF cannot express this setting"
         )
 
 

@@ -1,7 +1,7 @@
 """StableLM 3B, 2 1.6B and 2 12B: layer norms, a quarter of each head rotated; the 12B's MLP beside its attention.
 
-Shape of the GGUF: llama.cpp's `stablelm` architecture (src/models/stablelm.cpp), which knows the 12B by its layers
-having no second norm. StableLMEpochForCausalLM is the same under the names of its first, remote code.
+Shape of the GGUF: llama.cpp's `stablelm` architecture (src/models/stablelm.cpp), which recognises the 12B by the
+absent second norm. StableLMEpochForCausalLM is the same model under the names of its first, remote code.
 """
 
 from collections.abc import Mapping
@@ -56,9 +56,9 @@ RULES = (
 
 
 def _keys(arch: str, sizes: Hyperparameters) -> list[Key]:
-    """In the order of llama.cpp's converter (conversion/stablelm.py), which takes the rotary base and scale as given.
+    """In the order of llama.cpp's converter (conversion/stablelm.py), which omits the rotary base and scale.
 
-    Where they are not what llama.cpp assumes, they are added.
+    They are added if they differ from llama.cpp's assumptions.
     """
     config, rope = sizes.config, sizes.rope
     result = [
@@ -95,7 +95,7 @@ def _native_config(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _canonical(sizes: Hyperparameters) -> Canonical:
-    """Every tensor by its own name; only the config of the first code has others."""
+    """Tensors keep their names; only the settings of the first code are renamed."""
     kept = []
     for rule in RULES:
         names = [rule.source]

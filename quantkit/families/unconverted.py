@@ -1,4 +1,4 @@
-"""Models that quantkit reads but does not convert: what their GGUF graphs, tokenizers and configs do not show.
+"""Models that quantkit reads but does not convert: traits, token roles and positions that their files do not show.
 
 `plan` and `inspect` accept any GGUF, `inspect` any checkpoint. An entry moves into a family file when the model gets
 one. Sources: llama.cpp's src/models (graphs) and conversion/glm.py, chatglm.py (tokens).

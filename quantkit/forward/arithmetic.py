@@ -1,4 +1,4 @@
-"""The functions that every architecture is put together from, on float32 arrays."""
+"""The functions that all architectures share, on float32 arrays."""
 
 import math
 from collections.abc import Callable
@@ -93,12 +93,15 @@ _ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 def activation(name: str) -> Callable[[Array], Array]:
     """The function that transformers has under `name`; UnsupportedError for one that no architecture here uses."""
     if name not in _ACTIVATIONS:
-        raise UnsupportedError(f"the reference forward knows {', '.join(_ACTIVATIONS)}; config.json asks for {name!r}")
+        raise UnsupportedError(
+            f"the reference forward does not support activation {name!r} of config.json; use one of"
+            f" {', '.join(_ACTIVATIONS)}"
+        )
     return _ACTIVATIONS[name]
 
 
 def turn(x: Array, cos: Array, sin: Array, pairs: str) -> Array:
-    """Rotate the first values of each head, (heads, n, head_dim), by cos and sin (n, pairs); the others stay."""
+    """Rotate the first values of each head, (heads, n, head_dim), by cos and sin (n, pairs); keep the others."""
     half, width = cos.shape[1], 2 * cos.shape[1]
     one, other = (slice(half), slice(half, width)) if pairs == "half" else (slice(0, width, 2), slice(1, width, 2))
     first, second = x[..., one], x[..., other]

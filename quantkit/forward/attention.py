@@ -1,4 +1,4 @@
-"""Causal self-attention as an architecture describes it."""
+"""Causal self-attention of any described architecture."""
 
 from dataclasses import dataclass
 from functools import lru_cache
@@ -15,14 +15,13 @@ from quantkit.forward.weights import Weights
 
 # DeepSeek's norms within attention do not take config.json's epsilon.
 _LATENT_EPS = 1e-6
-# Queries that go through the softmax at once. By few, what is masked anyway stays little, and all of it in the cache;
-# a GPU wants large steps.
+# Queries per softmax step. Small steps compute few masked scores and stay in the CPU's cache; a GPU needs large steps.
 _ROWS, _ROWS_OF_TENSORS = 64, 512
 
 
 @dataclass(frozen=True)
 class Layer:
-    """Where in a model a part is: the names of its layer begin with `at`."""
+    """A layer of a model; its tensor names begin with `at`."""
 
     weights: Weights
     config: Config
@@ -31,7 +30,7 @@ class Layer:
     eps: float
 
     def vector(self, name: str, x: Array) -> Array:
-        """The tensor of that name, flat, where x is."""
+        """The tensor of that name, flat, on the device of x."""
         values: Array = place(self.weights.vector(name), device(x))
         return values
 
@@ -47,7 +46,7 @@ class Layer:
 
 
 def attend(part: Attention, layer: Layer, x: Array) -> Array:
-    """What attention gives for the hidden states x (n, hidden): (n, hidden)."""
+    """Attention over the hidden states x (n, hidden): (n, hidden)."""
     q, k, v = _latent(part, layer, x) if part.latent else _plain(part, layer, x)
     (heads, n, size), groups, where = q.shape, len(k), device(x)
     cap = layer.config.get(part.softcap) if part.softcap else None
@@ -62,28 +61,28 @@ def attend(part: Attention, layer: Layer, x: Array) -> Array:
     for start in range(0, n, step):
         stop = min(start + step, n)
         first, rows = max(0, start + 1 - window), stop - start
-        # the heads that share a key, one below the other, are one matrix
+        # heads that share a key are stacked into one matrix
         queries: Array = namespace(x).multiply(q[:, :, start:stop], scale)
         scores = queries.reshape(groups, -1, size) @ k[:, first:stop].swapaxes(1, 2)
         if cap:
             scores = namespace(x).tanh(scores, out=scores)
             scores *= cap
-        each = scores.reshape(heads, rows, stop - first)
+        by_head = scores.reshape(heads, rows, stop - first)
         if slopes is not None:
-            each -= slopes[:, None, None] * place(_distance(rows, stop - first).astype(np.float32), where)
+            by_head -= slopes[:, None, None] * place(_distance(rows, stop - first).astype(np.float32), where)
         masked = rows if window >= stop else stop - first
-        each[:, :, stop - first - masked :] += _mask(rows, masked, window, where)
-        parts, total = _softmax_parts(each, sinks)
+        by_head[:, :, stop - first - masked :] += _mask(rows, masked, window, where)
+        parts, total = _softmax_parts(by_head, sinks)
         mixed = (parts.reshape(scores.shape) @ v[:, first:stop]).reshape(heads, rows, -1)
-        mixed /= total  # fewer than the scores
+        mixed /= total  # fewer divisions than on the scores
         out[start:stop] = mixed.swapaxes(0, 1)
     return layer.weights.linear(layer.at + part.at + part.out, out.reshape(n, -1), x.shape[1], part.form)
 
 
 def _softmax_parts(scores: Array, sinks: Array | None) -> tuple[Array, Array]:
-    """The softmax of scores (heads, rows, keys), in their place, before the division by its sums (heads, rows, 1).
+    """The softmax of scores (heads, rows, keys), in place, before the division by its sums (heads, rows, 1).
 
-    A head's sink is in the sum alone.
+    A head's sink only enters the sum.
     """
     xp = namespace(scores)
     top = xp.amax(scores, axis=-1, keepdims=True)
@@ -98,13 +97,13 @@ def _softmax_parts(scores: Array, sinks: Array | None) -> tuple[Array, Array]:
 
 
 def _distance(rows: int, keys: int) -> NDArray[np.int64]:
-    """How far each of the last `rows` tokens is past each of the last `keys`: (rows, keys)."""
+    """Distance in tokens from each of the last `keys` to each of the last `rows`: (rows, keys)."""
     return np.arange(keys - rows, keys)[:, None] - np.arange(keys)
 
 
 @lru_cache(maxsize=8)
 def _mask(rows: int, keys: int, window: int, where: Any) -> Array:
-    """What is added to scores: -inf for keys that are later than the query, or `window` or more before it."""
+    """The mask of the scores: -inf for keys after the query, or `window` or more tokens before it."""
     distance = _distance(rows, keys)
     hidden = np.where((distance < 0) | (distance >= window), -np.inf, 0.0).astype(np.float32)
     mask: Array = place(hidden, where)
@@ -112,7 +111,7 @@ def _mask(rows: int, keys: int, window: int, where: Any) -> Array:
 
 
 def _plain(part: Attention, layer: Layer, x: Array) -> tuple[Array, Array, Array]:
-    """Queries, keys and values (heads, n, head_dim), with norms and rope done."""
+    """Queries, keys and values (heads, n, head_dim), after norms and rope."""
     heads, kv_heads = int(given(layer.config, "num_attention_heads", "n_head")), part.kv_heads(layer.config)
     size = head_dim(layer.config)
     q, k, v = _projected(part, layer, x, heads, kv_heads, size)

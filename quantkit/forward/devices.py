@@ -1,4 +1,4 @@
-"""Where the forward runs: numpy on the CPU, or torch on a CUDA device."""
+"""The device of the forward: numpy on the CPU, or torch on a CUDA device."""
 
 import ctypes
 import sys
@@ -21,15 +21,14 @@ def find_device(name: str) -> Any:
         if name == "auto":
             return None
         raise UsageError(
-            "--device cuda computes with torch, which is not installed; run: pip install 'quantkit[torch]',"
-            " or take --device cpu"
+            "--device cuda needs torch, which is not installed; run: pip install 'quantkit[torch]', or use --device cpu"
         ) from error
     if not torch.cuda.is_available():
         if name == "auto":
             return None
         raise UsageError(
-            f"--device cuda was asked for, but torch {torch.__version__} finds no CUDA device; take --device cpu, or a"
-            " torch built for this machine's driver"
+            f"--device cuda: torch {torch.__version__} finds no CUDA device; use --device cpu, or install a torch"
+            " that is built for this machine's driver"
         )
     torch.backends.cuda.matmul.allow_tf32 = False
     return torch.device("cuda", torch.cuda.current_device())

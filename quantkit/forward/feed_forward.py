@@ -53,20 +53,20 @@ def mixture(part: Experts, layer: Layer, x: Array) -> Array:
         if not len(rows):
             continue
         one, index = expert_part(part, layer, expert)
-        answer = feed_forward(one, layer, x[rows], index)
-        out[rows] += answer * share[rows, slots][:, None]
-    everyone = shared(part, layer, x)
-    return out if everyone is None else out + everyone
+        output = feed_forward(one, layer, x[rows], index)
+        out[rows] += output * share[rows, slots][:, None]
+    from_shared = shared(part, layer, x)
+    return out if from_shared is None else out + from_shared
 
 
 def shared(part: Experts, layer: Layer, x: Array) -> Array | None:
-    """What the expert that every token takes gives for x (n, hidden), or None where there is none."""
+    """The output of the shared expert for x (n, hidden), or None without one."""
     if not part.shared or not part.shared.inner(layer.config):
         return None
-    everyone = feed_forward(part.shared, layer, x)
+    out = feed_forward(part.shared, layer, x)
     if part.shared_gate:
-        everyone = everyone * sigmoid(layer.weights.linear(layer.at + part.shared_gate, x, 1))
-    return everyone
+        out = out * sigmoid(layer.weights.linear(layer.at + part.shared_gate, x, 1))
+    return out
 
 
 def expert_count(part: Experts, layer: Layer) -> int:
@@ -74,7 +74,7 @@ def expert_count(part: Experts, layer: Layer) -> int:
 
 
 def expert_part(part: Experts, layer: Layer, expert: int) -> tuple[FeedForward, int]:
-    """The feed-forward of one expert, and its index in the tensors that stack them where the checkpoint does."""
+    """The feed-forward of one expert, and its index in stacked tensors (0 for separate ones)."""
     stacked = part.stacked
     if stacked and (part.expert is None or _is_stacked(stacked, layer)):
         return stacked, expert
@@ -87,19 +87,19 @@ def _is_stacked(part: FeedForward, layer: Layer) -> bool:
 
 
 def route(part: Experts, layer: Layer, x: Array) -> tuple[NDArray[np.int64], Array]:
-    """The experts of each token of x (n, hidden), best first, and how much each counts: both (n, experts per token)."""
+    """The experts of each token of x (n, hidden), best first, and their weights: both (n, experts per token)."""
     count = expert_count(part, layer)
-    answer = layer.weights.linear(layer.at + part.router, x, count)
-    scores = softmax(answer) if part.score == "softmax" else sigmoid(answer)
+    logits = layer.weights.linear(layer.at + part.router, x, count)
+    scores = softmax(logits) if part.score == "softmax" else sigmoid(logits)
     ranked = scores
     if part.correction and layer.weights.has(layer.at + part.correction):
         ranked = scores + layer.vector(layer.at + part.correction, x)
     groups, top_groups = part.groups(layer.config)
     if groups > 1:
         by_group = ranked.reshape(len(x), groups, -1)
-        worth = taken(by_group, ascending(-by_group)[..., : part.group_by]).sum(axis=-1)
-        lost = ascending(ascending(-worth)) >= top_groups
-        ranked = namespace(x).where(lost[..., None], -math.inf, by_group).reshape(len(x), count)
+        group_scores = taken(by_group, ascending(-by_group)[..., : part.group_by]).sum(axis=-1)
+        excluded = ascending(ascending(-group_scores)) >= top_groups
+        ranked = namespace(x).where(excluded[..., None], -math.inf, by_group).reshape(len(x), count)
     top = int(given(layer.config, "num_experts_per_tok", "num_experts_per_token", default=2))
     chosen = ascending(-ranked)[:, :top]
     share = taken(scores, chosen)

@@ -1,4 +1,4 @@
-"""The forward pass of a decoder, straight from a checkpoint's tensors and its config.json."""
+"""The forward pass of a decoder, from a checkpoint's tensors and config.json."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -15,7 +15,7 @@ _EPS = ("rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon", "norm_eps")
 
 
 class Decoder:
-    """A decoder taken apart: what is before its layers, each layer, and what is after them."""
+    """A decoder in parts: the embedding, each layer, and the head."""
 
     def __init__(self, weights: Weights, config: Mapping[str, Any], architecture: Architecture) -> None:
         self.architecture = architecture
@@ -38,7 +38,7 @@ class Decoder:
         return self.logits(x)
 
     def embed(self, tokens: Sequence[int]) -> Array:
-        """The stream of hidden states (n_tokens, hidden) that goes into the first layer."""
+        """The hidden states (n_tokens, hidden) before the first layer."""
         architecture, weights = self.architecture, self.weights
         x = np.concatenate([f32(weights.rows(self.embedding + ".weight", id, id + 1)) for id in tokens])
         x *= np.float32(architecture.embedding_scale(self.config))
@@ -49,21 +49,21 @@ class Decoder:
         return x
 
     def at(self, number: int) -> str:
-        """What the names of the tensors of layer `number` begin with."""
+        """The prefix of the tensor names of layer `number`."""
         return self.base + self.architecture.layer.format(number)
 
     def layer_of(self, name: str) -> int | None:
-        """The layer that a tensor of this name is of, None for one outside the layers."""
+        """The layer of a tensor name, None outside the layers."""
         before, after = (self.base + self.architecture.layer).split("{}")
         number = name.removeprefix(before).split(after)[0] if name.startswith(before) else ""
         return int(number) if number.isdecimal() else None
 
     def layer(self, number: int, weights: Weights | None = None) -> "DecoderLayer":
-        """Layer `number`, by the tensors of `weights` if other than the decoder's."""
+        """Layer `number`, with `weights` or the decoder's own."""
         return DecoderLayer(self.architecture, self._at(weights or self.weights, number, self.at(number)))
 
     def logits(self, x: Array) -> Array:
-        """Logits (n_tokens, n_vocab) out of the stream after the last layer."""
+        """Logits (n_tokens, n_vocab) from the hidden states after the last layer."""
         architecture = self.architecture
         x = self._at(self.weights, 0, "").norm(self.base + architecture.last_norm, x, architecture.norm)
         logits = self.weights.linear(self.head, x, int(self.config["vocab_size"]))
@@ -75,7 +75,7 @@ class Decoder:
 
 
 class DecoderLayer:
-    """One layer, in the three steps that calibration sees it in; called, it does them all for one sequence."""
+    """One layer in the three steps of calibration; calling it runs all three for one sequence."""
 
     def __init__(self, architecture: Architecture, layer: Layer) -> None:
         self.architecture, self.layer = architecture, layer
@@ -87,7 +87,7 @@ class DecoderLayer:
         return self.join(middle, self.feed(normed_middle))
 
     def attend(self, x: Array) -> tuple[Array, Array]:
-        """The stream (n, hidden) with attention's part added, and what the feed-forward sees of it."""
+        """The hidden states (n, hidden) after attention, and the input of the feed-forward."""
         architecture, layer = self.architecture, self.layer
         normed = self._normed(architecture.attention_norm, x)
         attended = self._normed(architecture.after_attention, attend(architecture.attention, layer, normed))
@@ -98,13 +98,13 @@ class DecoderLayer:
         return middle, self._normed(architecture.feed_norm, middle)
 
     def feed(self, x: Array) -> Array:
-        """What the feed-forward gives: (n, hidden)."""
+        """The output of the feed-forward: (n, hidden)."""
         if self.experts:
             return mixture(self.experts, self.layer, x)
         return feed_forward(self.architecture.feed, self.layer, x)
 
     def join(self, middle: Array, fed: Array) -> Array:
-        """The stream after the layer."""
+        """The hidden states after the layer."""
         if self.architecture.parallel:
             return f32(middle + fed)
         return f32(middle + self._normed(self.architecture.after_feed, fed) * self._scale())

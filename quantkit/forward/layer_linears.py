@@ -1,4 +1,4 @@
-"""A layer's linears out of its architecture's description: who sees which input, and where a scale can be folded."""
+"""The linears of a layer from its architecture's description, their inputs, and where a scale can be folded."""
 
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
@@ -9,10 +9,10 @@ from quantkit.forward.linears import Input, LayerLinears, Linear, NormFold, RowF
 
 
 def layer_linears(architecture: Architecture, config: Config, number: int, names: Collection[str]) -> LayerLinears:
-    """The linears of layer `number`, their inputs and the folds that leave what the model computes as it was.
+    """The linears of layer `number`, their inputs, and the folds that keep the model's output.
 
-    `architecture` is what find_architecture gives for `config`, `names` are the checkpoint's tensors (native names):
-    they tell stacked experts from separate ones. Raises nothing.
+    `architecture` comes from find_architecture(config). `names` are the checkpoint's tensors (native names), which
+    distinguish stacked from separate experts. Raises nothing.
     """
     base = architecture.base if f"{architecture.base}{architecture.embedding}.weight" in names else ""
     place = _Place(config, base + architecture.layer.format(number), names)
@@ -24,7 +24,7 @@ def layer_linears(architecture: Architecture, config: Config, number: int, names
         feed = _feed_forward(architecture.feed, place, "feed", "feed.down")
 
     shared = architecture.parallel and architecture.feed_norm is None
-    if shared:  # one norm for both: what sees `feed` sees `attention`
+    if shared:  # both parts read the same norm, so `feed` and `attention` are one input
         both = Input("attention", attention.inputs[0].linears + feed.inputs[0].linears)
         inputs = (both, *attention.inputs[1:], *feed.inputs[1:])
         normed = [(architecture.attention_norm, ("attention", *feed.fed[1:]))]
@@ -52,7 +52,7 @@ class _Place:
 
 @dataclass(frozen=True)
 class _Part:
-    """A part's inputs, the part's own first; the folds within it; the keys of those that see the norm before it."""
+    """A part's inputs, its own first; the folds within it; the keys of the inputs that read the norm before it."""
 
     inputs: tuple[Input, ...]
     folds: tuple[NormFold | RowFold, ...]
@@ -69,7 +69,7 @@ def _plain(part: Attention, place: _Place) -> _Part:
     size = head_dim(config)
     shared_by = heads // kv_heads
     readers: tuple[Linear, ...]
-    first, step = 0, size  # of the rows of a key head's values, and from one key head to the next
+    first, step = 0, size  # first row of the values, and rows from one key head to the next
     if part.fused is None:
         counts = (heads, kv_heads, kv_heads)
         readers = tuple(
@@ -92,11 +92,11 @@ def _plain(part: Attention, place: _Place) -> _Part:
 def _latent(part: Attention, place: _Place) -> _Part:
     config, at, hidden = place.config, place.at + part.at, place.hidden
     heads, rank = int(config["num_attention_heads"]), int(config["kv_lora_rank"])
-    still, turning, value = (int(config[f"{key}_head_dim"]) for key in ("qk_nope", "qk_rope", "v"))
-    n_queries, short = heads * (still + turning), int(config.get("q_lora_rank") or 0)
+    nope, rope, value = (int(config[f"{key}_head_dim"]) for key in ("qk_nope", "qk_rope", "v"))
+    n_queries, short = heads * (nope + rope), int(config.get("q_lora_rank") or 0)
 
-    joint = Linear(at + "kv_a_proj_with_mqa", hidden, rank + turning)
-    kv = Linear(at + "kv_b_proj", rank, heads * (still + value))
+    joint = Linear(at + "kv_a_proj_with_mqa", hidden, rank + rope)
+    kv = Linear(at + "kv_b_proj", rank, heads * (nope + value))
     out = Linear(at + part.out, heads * value, hidden, part.form)
     first = Linear(at + "q_a_proj", hidden, short) if short else Linear(at + "q_proj", hidden, n_queries)
     inputs = [Input("attention", (first, joint))]
@@ -106,14 +106,14 @@ def _latent(part: Attention, place: _Place) -> _Part:
         norms.append(NormFold(at + "q_a_layernorm", part.norm.offset, ("attention.q",)))
     inputs += [Input("attention.kv", (kv,)), Input("attention.out", (out,))]
     norms.append(NormFold(at + "kv_a_layernorm", part.norm.offset, ("attention.kv",)))
-    rows = tuple(head * (still + value) + still + i for head in range(heads) for i in range(value))
+    rows = tuple(head * (nope + value) + nope + i for head in range(heads) for i in range(value))
     return _Part(tuple(inputs), (*norms, RowFold(kv, rows, "attention.out")), ("attention",))
 
 
 def _feed_forward(
     part: FeedForward, place: _Place, key: str, down_key: str, expert: int | None = None, index: int | None = None
 ) -> _Part:
-    """`expert`: whose it is, `index`: its number among those stacked in its tensors."""
+    """`expert`: the expert's number, `index`: its index in stacked tensors."""
     inner, at = part.inner(place.config), place.at + part.at
 
     def linear(name: str, n_in: int, n_out: int) -> Linear:
@@ -125,9 +125,9 @@ def _feed_forward(
     else:
         readers = tuple(linear(name, place.hidden, inner) for name in (part.gate, part.up) if name)
     inputs = (Input(key, readers, expert), Input(down_key, (linear(part.down, inner, place.hidden),), expert))
-    # Only what multiplies the gate is linear: without one up goes through the activation, clamped it is limited.
-    straight = (part.fused or part.gate) and not part.clamped
-    folds = (RowFold(readers[-1], _rows_of_up(part, inner), down_key),) if straight else ()
+    # Up is linear only as a factor of the gate: without a gate it enters the activation, clamped it is limited.
+    is_linear = (part.fused or part.gate) and not part.clamped
+    folds = (RowFold(readers[-1], _rows_of_up(part, inner), down_key),) if is_linear else ()
     return _Part(inputs, folds, (key,))
 
 
@@ -146,21 +146,21 @@ def _rows(start: int, stop: int, step: int) -> tuple[int, ...]:
 def _mixture(part: Experts, place: _Place) -> _Part:
     count = int(given(place.config, *part.count))
     readers = [Linear(place.at + part.router, place.hidden, count, kept=True)]
-    experts = list(_each_expert(part, place, count))
+    experts = list(_experts(part, place, count))
     after: list[Input] = []
     folds = [fold for expert in experts for fold in expert.folds]
     if part.shared and part.shared.inner(place.config):
-        everyone = _feed_forward(part.shared, place, "feed", "shared.down")
-        readers += everyone.inputs[0].linears
+        always = _feed_forward(part.shared, place, "feed", "shared.down")
+        readers += always.inputs[0].linears
         if part.shared_gate:
             readers.append(Linear(place.at + part.shared_gate, place.hidden, 1, kept=True))
-        after += everyone.inputs[1:]
-        folds += everyone.folds
-    inputs = (Input("feed", tuple(readers)), *(each for expert in experts for each in expert.inputs), *after)
+        after += always.inputs[1:]
+        folds += always.folds
+    inputs = (Input("feed", tuple(readers)), *(own for expert in experts for own in expert.inputs), *after)
     return _Part(inputs, tuple(folds), ("feed", *(key for expert in experts for key in expert.fed)))
 
 
-def _each_expert(part: Experts, place: _Place, count: int) -> Iterator[_Part]:
+def _experts(part: Experts, place: _Place, count: int) -> Iterator[_Part]:
     stacked = part.stacked if part.stacked and (part.expert is None or _is_stacked(part.stacked, place)) else None
     for expert in range(count):
         key, down_key = f"expert.{expert}", f"expert.{expert}.down"

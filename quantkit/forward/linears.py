@@ -1,4 +1,4 @@
-"""The linears of a layer as data: which see the same input, and what stands before an input and can take a scale."""
+"""The linears of a layer as data: which share an input, and which preceding norm or linear can absorb a scale."""
 
 from dataclasses import dataclass
 
@@ -9,7 +9,7 @@ PLAIN = Form()
 
 @dataclass(frozen=True)
 class Linear:
-    """A matrix of the checkpoint (native names): `name` + form.weight, (n_out, n_in), or turned (n_in, n_out).
+    """A matrix of the checkpoint (native names): `name` + form.weight, (n_out, n_in), or transposed (n_in, n_out).
 
     `index`: the matrix of that number in a tensor that stacks several (experts of fused checkpoints), else None.
     `kept`: never quantized (a router, a shared expert's gate).
@@ -25,10 +25,10 @@ class Linear:
 
 @dataclass(frozen=True)
 class Input:
-    """One distinct input of linears. `key` is unique within its layer; `expert`: only tokens routed to it come.
+    """One distinct input of linears. `key` is unique within its layer; `expert`: the input has only its tokens.
 
     Keys: `attention`, `attention.out`, `feed`, `feed.down`, `expert.E`, `expert.E.down`, `shared.down`, and for latent
-    attention `attention.q`, `attention.kv`. A router and a shared expert's gate and up see `feed`. In parallel layers
+    attention `attention.q`, `attention.kv`. A router and a shared expert's gate and up read `feed`. In parallel layers
     of one norm the feed-forward's linears belong to `attention`.
     """
 
@@ -43,7 +43,7 @@ class Input:
 
 @dataclass(frozen=True)
 class NormFold:
-    """A norm whose output is every input named: its weight (and bias) over s, the inputs' linears times s.
+    """A norm that feeds all of `inputs`: divide its weight (and bias) by s, multiply the inputs' linears by s.
 
     `offset` is what the architecture adds to the norm's weight; the stored weight becomes (w + offset) / s - offset.
     """
@@ -55,10 +55,10 @@ class NormFold:
 
 @dataclass(frozen=True)
 class RowFold:
-    """Output rows of a linear that become an input, elementwise times something or through attention.
+    """Output rows of a linear that become an input, through an elementwise product or attention.
 
     Input channel i of `input` is made by output row `rows[i]` of `linear` (several channels may share a row, as with
-    grouped queries: they share a scale). The rows of weight and bias over s, the input's linears times s.
+    grouped queries: they share a scale). Divide these rows of weight and bias by s, multiply the input's linears by s.
     """
 
     linear: Linear
@@ -68,12 +68,12 @@ class RowFold:
 
 @dataclass(frozen=True)
 class LayerLinears:
-    """All of a layer, in the order in which a forward meets them: expert E's input, then its down, then expert E+1."""
+    """All linears of a layer in execution order: expert E's input, then its down, then expert E+1."""
 
     number: int
     inputs: tuple[Input, ...]
     folds: tuple[NormFold | RowFold, ...]
 
     def find(self, key: str) -> Input:
-        """The input of that key, which must be one of the layer's."""
-        return next(each for each in self.inputs if each.key == key)
+        """The layer's input with this key."""
+        return next(layer_input for layer_input in self.inputs if layer_input.key == key)

@@ -43,11 +43,11 @@ def rope_frequencies(config: Mapping[str, Any], head_dim: int, length: int) -> t
         return _yarn(plain, scaling, theta, trained)
     if kind in ("longrope", "su"):
         return _longrope(plain, config, scaling, trained, length)
-    raise UnsupportedError(f"the reference forward does not know the rope type '{kind}' of config.json")
+    raise UnsupportedError(f"the reference forward does not support rope type '{kind}' of config.json")
 
 
 def _llama3(plain: Frequencies, scaling: Mapping[str, Any]) -> Frequencies:
-    """Long wavelengths are slowed by `factor`, short ones kept, those between blended; gaps as in Llama 3.1."""
+    """`factor` divides long wavelengths, short ones stay, a blend covers the range between; defaults of Llama 3.1."""
     low, high = float(scaling.get("low_freq_factor", 1.0)), float(scaling.get("high_freq_factor", 4.0))
     turns = float(scaling.get("original_max_position_embeddings", 8192)) * plain / (2 * math.pi)
     keep = np.clip((turns - low) / (high - low), 0.0, 1.0)

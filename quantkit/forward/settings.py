@@ -50,7 +50,7 @@ def if_used(config: Config, _layer: int) -> int | None:
 
 
 def latent_scale(config: Config, _layer: int) -> float:
-    """The scale of latent attention; YaRN multiplies it where both mscales are equal, so cos and sin do not show it."""
+    """The scale of latent attention; YaRN multiplies it if both mscales are equal, because cos and sin then lack it."""
     scale = float(config["qk_nope_head_dim"] + config["qk_rope_head_dim"]) ** -0.5
     rope = config.get("rope_scaling") or config.get("rope_parameters") or {}
     factor, over_all = float(rope.get("factor") or 1.0), float(rope.get("mscale_all_dim") or 0.0)

@@ -1,4 +1,4 @@
-"""Linears straight from a checkpoint's tensors, a few million elements of a matrix in memory at a time, in float32."""
+"""Linears computed in float32 from a checkpoint's tensors, a few million matrix elements in memory at a time."""
 
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
@@ -23,10 +23,10 @@ _MX_BLOCK = 32
 
 @dataclass(frozen=True)
 class Weights:
-    """`read` gives a whole tensor, `rows` some rows of a tensor seen as a matrix (all but the last axis are rows).
+    """`read` returns a whole tensor, `rows` rows of a tensor as a matrix (all axes but the last are rows).
 
-    `names` are those of the checkpoint; without them a tensor is there if it can be read. What is read is of numpy, and
-    taken to where the linear's input is; or float32 tensors of torch that are there already.
+    `names`: all tensor names; without them a tensor exists if it can be read. Both return numpy arrays, which are moved
+    to the device of the linear's input, or float32 torch tensors that are there already.
     """
 
     read: Read
@@ -80,7 +80,7 @@ class Weights:
         return out
 
     def _mx_rows(self, name: str, first: int, start: int, stop: int) -> Array:
-        """Rows of a matrix in MXFP4: bytes of two values, the low half first, and a scale 2^(s - 127) for each 32."""
+        """Rows of an MXFP4 matrix: two values per byte, the low half first, and a scale 2^(s - 127) per 32 values."""
         scales = np.asarray(self.rows(name + "_scales", first + start, first + stop), np.int32) - 127
         blocks = scales.shape[1]
         pairs = self.rows(name + "_blocks", (first + start) * blocks, (first + stop) * blocks)
@@ -89,7 +89,7 @@ class Weights:
 
 
 def rows_of_whole(read: Read) -> ReadRows:
-    """For a caller that cannot read rows: the last tensor stays in memory, so a head in slices is read once."""
+    """Rows for a caller that reads whole tensors only; it keeps the last tensor, so a sliced head is read once."""
     last: dict[str, npt.NDArray[Any]] = {}
 
     def rows(name: str, start: int, stop: int) -> npt.NDArray[Any]:
@@ -103,7 +103,7 @@ def rows_of_whole(read: Read) -> ReadRows:
 
 
 def f32(values: npt.NDArray[Any]) -> Array:
-    """An array of any float dtype in float32; tensors of torch are so already."""
+    """An array of any float dtype in float32; torch tensors already are."""
     return np.asarray(values, dtype=np.float32) if isinstance(values, np.ndarray) else values
 
 

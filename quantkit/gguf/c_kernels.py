@@ -1,12 +1,12 @@
-"""Faster K-quants with the same bytes: c_kernels.c, compiled by this machine's C compiler when there is one.
+"""Faster K-quant kernels with the same bytes as ggml: c_kernels.c, compiled with this machine's C compiler.
 
-The first use compiles it (a second or two) into the user's cache folder; later uses load it from there. A kernel is
-used only if its bytes equal the reference's on rows of every difficult kind, so a compiler that rounds differently
-costs speed, never a byte. Without a compiler, ggml does the work. QUANTKIT_C_KERNELS=0 in the environment disables it.
+The first use compiles it (one or two seconds) into the user's cache folder; later uses load it from there. A kernel is
+used only if its bytes equal those of the reference on test rows. If a compiler rounds differently, or there is no
+compiler, ggml's kernels are used. QUANTKIT_C_KERNELS=0 in the environment disables these kernels.
 
-Code is loaded from the cache only if nobody else can have written it: the folder and the files belong to this user,
-are not writable by others and are not links, and the library has the sha256 that was recorded when it was compiled.
-Otherwise the kernels are compiled again, in a private temporary folder if the cache cannot be trusted.
+The cached library is loaded only if no other user can have written it: the folder and the files belong to this user,
+are not writable by others and are not links, and the library has the sha256 recorded at its compilation. Otherwise the
+kernels are compiled again, in a private temporary folder if the cache folder is not private.
 """
 
 import ctypes
@@ -30,13 +30,13 @@ Quantize = Callable[[GGMLQuantizationType, NDArray[np.float32], NDArray[np.uint8
 
 SOURCE = Path(__file__).with_name("c_kernels.c")
 KINDS = (_T.Q2_K, _T.Q4_K, _T.Q5_K, _T.Q6_K)
-# Fused multiply-adds round once where ggml's code rounds twice.
+# No fused multiply-add: it rounds once where ggml's code rounds twice.
 _FLAGS = ("-O3", "-march=native", "-ffp-contract=off", "-fno-math-errno", "-shared", "-fPIC")
 _COMPILE_SECONDS = 60
 
 
 def load(reference: Quantize) -> Mapping[GGMLQuantizationType, Quantize]:
-    """The kernels that may stand in for `reference`, by type; none without a compiler or where bytes differ.
+    """The kernels that can replace `reference`, by type. A type whose bytes differ is absent; {} without a compiler.
 
     `reference(kind, rows, out)` quantizes float32 rows (n, n_cols) into `out`, uint8 (n, row_bytes).
     """
@@ -56,7 +56,7 @@ def load(reference: Quantize) -> Mapping[GGMLQuantizationType, Quantize]:
 
 
 def awkward_rows() -> NDArray[np.float32]:
-    """Rows of 512 float32 of every sort: outliers, zeros, one sign, no spread, faint, huge."""
+    """Test rows, float32 (n, 512): outliers, zeros, one sign, constant rows, tiny and large values."""
     rng = np.random.default_rng(0)
     plain = rng.standard_normal((8, 512))
     kinds = [
@@ -94,7 +94,7 @@ def _bound(library: ctypes.CDLL, kind: GGMLQuantizationType) -> Quantize:
 
 
 def _library() -> ctypes.CDLL:
-    """The compiled kernels, from the cache or compiled now.
+    """The compiled kernels, from the cache or newly compiled.
 
     Raises OSError (no compiler, no writable folder) or subprocess.SubprocessError (the source does not compile).
     """
@@ -129,7 +129,7 @@ def _compile(compiler: str, library: Path) -> Path:
 
 
 def _cache_folder() -> Path | None:
-    """The user's cache folder, created if need be; None where there is none, or where others can write into it."""
+    """The user's cache folder, created if missing; None without a home folder or when others can write to it."""
     try:
         folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "quantkit"
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -141,7 +141,7 @@ def _cache_folder() -> Path | None:
 
 
 def _load_trusted(path: Path) -> ctypes.CDLL | None:
-    """The library at `path`; None where it is missing, incomplete, or may have been written by somebody else."""
+    """The library at `path`; None when it is missing, incomplete, or another user may have written it."""
     try:
         recorded = _read_private(path.with_suffix(".sha256"))
         data = _read_private(path)
@@ -153,7 +153,7 @@ def _load_trusted(path: Path) -> ctypes.CDLL | None:
 
 
 def _read_private(path: Path) -> bytes:
-    """The bytes of a regular file of this user. Raises OSError for a link, or where others own it or can write it."""
+    """The bytes of a private regular file. Raises OSError for a link, or a file that others own or can write."""
     descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
     with os.fdopen(descriptor, "rb") as file:
         if not _is_private(os.fstat(descriptor), stat.S_ISREG):
@@ -167,7 +167,7 @@ def _is_private(status: os.stat_result, is_kind: Callable[[int], bool]) -> bool:
 
 
 def _processor() -> bytes:
-    """What -march=native looks at: the cache may be shared by machines that differ."""
+    """The processor that -march=native compiles for. Different machines may share the cache folder."""
     try:
         lines = Path("/proc/cpuinfo").read_bytes().splitlines()
     except OSError:

@@ -1,7 +1,7 @@
-"""The file types that a user asks for with `-t`: plain data, which loads neither numpy nor the gguf package.
+"""The file types of `-t`, as plain data. The module imports neither numpy nor the gguf package.
 
-Names and numbers are llama.cpp's: `enum llama_ftype` and llama_ftype_get_default_type (src/llama-quant.cpp); the bits
-are those of tools/quantize.
+Names and numbers are from llama.cpp: `enum llama_ftype` and llama_ftype_get_default_type (src/llama-quant.cpp). The
+bits per weight are from tools/quantize.
 """
 
 import difflib
@@ -17,16 +17,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class FileType:
-    """A file type a user asks for with `-t`; a mix of tensor types around a default one."""
+    """A file type of `-t`: a mix of tensor types with a default type."""
 
     name: str
-    """As typed: "q4_k_m"."""
+    """The name on the command line: "q4_k_m"."""
     ftype: int
     """llama.cpp's number, stored as general.file_type."""
     default: str
     """Name of the tensor type of most weights (llama_ftype_get_default_type)."""
     bits: float
-    """Bits per weight of a Llama 3 8B of this type (MXFP4: of its experts), for help texts."""
+    """Bits per weight of Llama 3 8B in this type (MXFP4: of the experts), for help texts."""
     summary: str
     needs_imatrix: bool = False
     """llama.cpp refuses the type without an importance matrix, unless the shapes force other types everywhere."""
@@ -84,12 +84,12 @@ FILE_TYPES: dict[str, FileType] = _by_name(
     FileType("mxfp4", 38, "MXFP4", 4.3, "experts in MXFP4, the rest in q8_0 (gpt-oss)"),
 )
 
-# the names llama-quantize also takes
+# aliases that llama-quantize accepts
 _ALIASES = {"q3_k": "q3_k_m", "q4_k": "q4_k_m", "q5_k": "q5_k_m", "mxfp4_moe": "mxfp4"}
 
 
 def file_type(name: str) -> FileType:
-    """The file type called `name`, in any case, llama-quantize's aliases included; raises UsageError."""
+    """The file type `name`, in any case; accepts llama-quantize's aliases. Raises UsageError for an unknown name."""
     key = name.strip().lower()
     key = _ALIASES.get(key, key)
     if key not in FILE_TYPES:
@@ -98,7 +98,8 @@ def file_type(name: str) -> FileType:
 
 
 def unknown_name(what: str, name: str, key: str, known: Iterable[str]) -> str:
+    """The error message for a `name` that is not one of `known`, with the closest match to `key`."""
     names = list(known)
     close = difflib.get_close_matches(key, names, n=1)
     hint = f" (did you mean {close[0]}?)" if close else ""
-    return f"There is no {what} {name!r}{hint}; choose from {', '.join(names)}."
+    return f"unknown {what} {name!r}{hint}; choose from {', '.join(names)}"

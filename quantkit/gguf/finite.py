@@ -1,6 +1,6 @@
-"""Are all floats in quantized data finite? The check llama.cpp makes of what it wrote (ggml_validate_row_data).
+"""Validation that all floats in quantized data are finite, as llama.cpp's ggml_validate_row_data.
 
-In numpy, because ggml's own prints to stderr what it finds, where the command line owes one sentence.
+It is written in numpy, because ggml's function prints to stderr.
 """
 
 import numpy as np
@@ -11,7 +11,7 @@ from quantkit.gguf.types import block_size
 
 _T = GGMLQuantizationType
 
-# where a block keeps its half-precision scales and minimums, in bytes (block_* of ggml-common.h)
+# byte offsets of the half-precision scales and minimums in a block (block_* in ggml-common.h)
 _HALVES: dict[GGMLQuantizationType, tuple[int, ...]] = {
     **dict.fromkeys((_T.Q4_0, _T.Q5_0, _T.Q8_0, _T.IQ4_NL, _T.IQ4_XS), (0,)),
     **dict.fromkeys((_T.IQ1_S, _T.IQ2_XXS, _T.IQ2_XS, _T.IQ2_S, _T.IQ3_XXS, _T.IQ3_S), (0,)),
@@ -27,7 +27,7 @@ _IQ1_M_SCALES = 48
 
 
 def all_finite(kind: GGMLQuantizationType, data: NDArray[np.uint8]) -> bool:
-    """Whether every float in `data`, contiguous uint8 of whole blocks of any shape, is finite.
+    """Whether every float in `data` is finite. `data`: contiguous uint8 of whole blocks, of any shape.
 
     Raises ValueError when the bytes are not whole blocks, KeyError for a type without floats.
     """
@@ -42,7 +42,7 @@ def all_finite(kind: GGMLQuantizationType, data: NDArray[np.uint8]) -> bool:
     if kind == _T.MXFP4:
         return not bool((blocks[:, 0] == 0xFF).any())
     if kind == _T.IQ1_M:
-        # the scale's four nibbles are the high ones of four 16-bit words; its exponent is in the last two
+        # the scale consists of the high nibbles of four 16-bit words; its exponent is in the last two
         words = np.ascontiguousarray(blocks[:, _IQ1_M_SCALES:]).view("<u2")
         return not bool((((words[:, 3] & 0x7000) == 0x7000) & ((words[:, 2] & 0xC000) == 0xC000)).any())
     return not any(bool(((_half(blocks, at) & 0x7C00) == 0x7C00).any()) for at in _HALVES[kind])

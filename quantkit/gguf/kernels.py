@@ -1,10 +1,10 @@
-"""The quantization kernels: ggml's own code through ctypes, so that the bytes are llama.cpp's.
+"""The quantization kernels: ggml's code through ctypes, so that the bytes equal llama.cpp's.
 
-Where c_kernels.py could build faster ones with the same bytes, those stand in for it.
+Faster kernels with the same bytes replace ggml's for the types that c_kernels.py can compile.
 
-Any of three implementations may be there. If llama-cpp-python is installed its libggml-base must be the one: a second
-library of the same soname loaded before it would be bound to libllama in its place and break it. Then libggml-python,
-the wheel that needs no compiler; then numpy (the gguf package), for the types it has.
+There are three implementations, tried in this order. If llama-cpp-python is installed, its libggml-base is used: a
+second library with the same soname, loaded first, would be bound to libllama and break it. Then libggml-python, a wheel
+that needs no compiler. Then numpy (the gguf package), which has fewer types.
 """
 
 import ctypes
@@ -33,7 +33,7 @@ _BYTES = NDArray[np.uint8]
 
 @dataclass(frozen=True)
 class Library:
-    """Where the kernels come from, for the origin record."""
+    """The source of the kernels, for the origin record."""
 
     name: str
     """The package: "llama-cpp-python", "libggml-python" or "gguf"."""
@@ -47,7 +47,7 @@ class Library:
 
 
 def library() -> Library:
-    """The implementation in use; the first call loads and tests it."""
+    """The implementation in use. The first call loads and tests it."""
     return _kernels().library
 
 
@@ -56,10 +56,14 @@ def quantize_rows(
 ) -> _BYTES:
     """Quantize `rows`, float32 (n_rows, n_cols), into uint8 (n_rows, row_bytes) (ggml_quantize_chunk).
 
-    `weights`: float32 (n_cols,), the importance of each column, or None. Rows do not influence each other, so the rows
-    of a tensor may come in chunks and from several threads: the GIL is released. F32, F16 and BF16 are types like any
-    other. Raises UnsupportedError for values the type cannot take and MissingExtraError when no installed
-    implementation has the type.
+    `weights`: float32 (n_cols,), the importance of each column, or None. `out`: the array to write, None for a new one.
+    Rows are independent, so a tensor may be quantized in chunks and by several threads; the GIL is released. F32, F16
+    and BF16 are supported too.
+
+    Raises:
+        UnsupportedError: a value exceeds the range of the type, or the type needs `weights`.
+        MissingExtraError: the installed implementation does not have the type.
+        ValueError: an array has a wrong shape or dtype.
     """
     require(kind, weighted=weights is not None)
     rows = np.ascontiguousarray(rows, dtype=np.float32)
@@ -67,11 +71,11 @@ def quantize_rows(
     if out is None:
         out = np.empty((n_rows, row_bytes(kind, n_cols)), dtype=np.uint8)
     if out.shape != (n_rows, row_bytes(kind, n_cols)) or out.dtype != np.uint8 or not out.flags.c_contiguous:
-        raise ValueError(f"out is {out.dtype} {out.shape}, wanted contiguous uint8 {(n_rows, row_bytes(kind, n_cols))}")
+        raise ValueError(f"out is {out.dtype} {out.shape}, not contiguous uint8 {(n_rows, row_bytes(kind, n_cols))}")
     if weights is not None:
         weights = np.ascontiguousarray(weights, dtype=np.float32)
         if weights.shape != (n_cols,):
-            raise ValueError(f"{weights.shape} importances for rows of {n_cols}")
+            raise ValueError(f"weights have shape {weights.shape}, not ({n_cols},)")
     if kind in _LATTICE:
         _check_range(kind, rows, weights)
     fast = _c_kernels().get(kind) if weights is None and kind in c_kernels.KINDS else None
@@ -83,33 +87,33 @@ def quantize_rows(
 
 
 def dequantize_rows(kind: GGMLQuantizationType, data: _BYTES, n_cols: int) -> _FLOATS:
-    """The float32 (n_rows, n_cols) that `data`, uint8 (n_rows, row_bytes), stands for (the type's to_float)."""
+    """Dequantize `data`, uint8 (n_rows, row_bytes), to float32 (n_rows, n_cols) (the type's to_float)."""
     data = np.ascontiguousarray(data)
     n_rows, width = data.shape
     if data.dtype != np.uint8 or width != row_bytes(kind, n_cols):
-        raise ValueError(f"rows of {width} {data.dtype}, wanted {row_bytes(kind, n_cols)} bytes for {n_cols} columns")
+        raise ValueError(f"rows are {width} {data.dtype}, not {row_bytes(kind, n_cols)} bytes for {n_cols} columns")
     out = np.empty((n_rows, n_cols), dtype=np.float32)
     _kernels().dequantize(kind, data, out)
     return out
 
 
 def validate_rows(kind: GGMLQuantizationType, data: _BYTES) -> bool:
-    """Whether all floats in the quantized `data`, uint8, are finite: llama.cpp's check of what it wrote."""
+    """Whether all floats in the quantized `data`, uint8, are finite (ggml_validate_row_data)."""
     return all_finite(kind, np.ascontiguousarray(data))
 
 
 def accelerated() -> tuple[str, ...]:
-    """The types whose rows quantkit's own kernels make here, byte for byte as the library would."""
+    """The types that quantkit's own C kernels quantize on this machine, with the same bytes as the library."""
     return tuple(kind.name for kind in _c_kernels())
 
 
 def requires_imatrix(kind: GGMLQuantizationType) -> bool:
-    """Whether the kernel itself cannot work without importances (ggml_quantize_requires_imatrix)."""
+    """Whether the kernel needs importances (ggml_quantize_requires_imatrix)."""
     return kind in (_T.IQ2_XXS, _T.IQ2_XS, _T.IQ1_S)
 
 
 def require(kind: GGMLQuantizationType, *, weighted: bool) -> None:
-    """Raise MissingExtraError unless the implementation in use makes `kind` with llama.cpp's bytes.
+    """Raise MissingExtraError if the implementation in use cannot write `kind` with llama.cpp's bytes.
 
     `weighted`: with an importance matrix, which changes the arithmetic of most types.
     """
@@ -117,37 +121,37 @@ def require(kind: GGMLQuantizationType, *, weighted: bool) -> None:
     if not kernels.has(kind, weighted):
         what = f"{kind.name.lower()} with an importance matrix" if weighted else kind.name.lower()
         raise MissingExtraError(
-            f"The quantization kernels of {kernels.library} cannot make {what} as "
-            f"llama.cpp does; install better ones with: {_better(kernels.library.name)}"
+            f"the quantization kernels of {kernels.library} cannot write {what} with llama.cpp's bytes; "
+            f"install ones that can with: {_better(kernels.library.name)}"
         )
 
 
 class Kernels(Protocol):
-    """One implementation. Arrays are contiguous and of the right shape."""
+    """One implementation. Arrays are contiguous and have the right shape."""
 
     library: Library
 
     def has(self, kind: GGMLQuantizationType, weighted: bool) -> bool:
-        """Whether it makes `kind` with llama.cpp's bytes, `weighted` with importances."""
+        """Whether it writes `kind` with llama.cpp's bytes; `weighted`: with importances."""
         ...
 
     def quantize(self, kind: GGMLQuantizationType, rows: _FLOATS, weights: _FLOATS | None, out: _BYTES) -> None:
-        """Rows into the bytes of `out`."""
+        """Quantize rows into `out`."""
         ...
 
     def dequantize(self, kind: GGMLQuantizationType, data: _BYTES, out: _FLOATS) -> None:
-        """Bytes into the rows of `out`."""
+        """Dequantize bytes into `out`."""
         ...
 
 
-# package, module, and the types it makes otherwise than the llama.cpp we promise to equal (ggml 0.25.3)
+# package, module, and the types whose bytes differ from the llama.cpp that quantkit must equal (ggml 0.25.3)
 _PACKAGES: tuple[tuple[str, str, frozenset[GGMLQuantizationType]], ...] = (
     ("llama-cpp-python", "llama_cpp", frozenset()),
     ("libggml-python", "libggml", frozenset({_T.IQ1_M})),
 )
 _LIBRARY_FILES = ("lib*/libggml-base.so", "lib*/libggml-base.dylib", "bin/ggml-base.dll", "lib*/ggml-base.dll")
 
-# these search a lattice of points and abort the whole process when float overflow leaves them without a nearest one
+# these search a lattice of points; they abort the process when a float overflow leaves no nearest point
 _LATTICE = frozenset({_T.IQ1_S, _T.IQ1_M, _T.IQ2_XXS, _T.IQ2_XS, _T.IQ2_S, _T.IQ3_XXS, _T.IQ3_S})
 _PEAK, _WEIGHTED_PEAK = 1e8, 1e30
 
@@ -167,7 +171,7 @@ class _TypeTraits(ctypes.Structure):
 
 
 class GgmlKernels:
-    """libggml-base. Raises OSError or AttributeError when the file is not one."""
+    """libggml-base. Raises OSError or AttributeError when the file is another library."""
 
     def __init__(self, path: Path, package: str, version: str, differing: frozenset[GGMLQuantizationType]) -> None:
         self._lib = ctypes.CDLL(str(path))
@@ -190,9 +194,9 @@ class GgmlKernels:
 
     def quantize(self, kind: GGMLQuantizationType, rows: _FLOATS, weights: _FLOATS | None, out: _BYTES) -> None:
         if weights is None and requires_imatrix(kind):
-            raise UnsupportedError(f"{kind.name.lower()} cannot be made without an importance matrix; give --imatrix.")
+            raise UnsupportedError(f"{kind.name.lower()} needs an importance matrix; pass --imatrix")
         if kind not in self._ready:
-            # the lattice types build tables at first use, up to 11 seconds: once, before threads need them
+            # the lattice types build tables at first use (up to 11 seconds), so one thread does it once
             with self._lock:
                 self._lib.ggml_quantize_init(kind)
                 self._ready.add(kind)
@@ -210,7 +214,7 @@ class GgmlKernels:
 
 
 class NumpyKernels:
-    """The gguf package's numpy code: no library needed, few types, slow."""
+    """The gguf package's numpy code. It is slow and has few types, but needs no library."""
 
     def __init__(self) -> None:
         self.library = Library("gguf", importlib.metadata.version("gguf"), "")
@@ -226,13 +230,13 @@ class NumpyKernels:
 
 
 def candidates() -> tuple[Callable[[], Kernels], ...]:
-    """The implementations in the order they are tried; each call raises when its own cannot be had."""
+    """The implementations in the order of trial. A call raises when its implementation is not available."""
     libraries = (functools.partial(_open, package, module, stale) for package, module, stale in _PACKAGES)
     return (*libraries, NumpyKernels)
 
 
 def _open(package: str, module: str, differing: frozenset[GGMLQuantizationType]) -> Kernels:
-    """The library inside an installed package, found without importing it: that would load all of llama.cpp."""
+    """The library in an installed package. The package is not imported, because that loads all of llama.cpp."""
     spec = importlib.util.find_spec(module)
     for folder in (spec.submodule_search_locations or ()) if spec else ():
         for pattern in _LIBRARY_FILES:
@@ -242,7 +246,7 @@ def _open(package: str, module: str, differing: frozenset[GGMLQuantizationType])
 
 
 def _works(kernels: Kernels) -> bool:
-    """The load test: a library that does not make known vectors right is not used."""
+    """The load test: whether the library quantizes known rows correctly."""
     rows = np.linspace(-1.0, 1.0, 256, dtype=np.float32).reshape(2, 128) ** 3
     for kind in (_T.Q4_0, _T.Q8_0, _T.BF16):
         out = np.empty((2, row_bytes(kind, 128)), dtype=np.uint8)
@@ -270,9 +274,9 @@ def _first_working() -> Kernels:
             if _works(kernels):
                 return kernels
         except (OSError, AttributeError, importlib.metadata.PackageNotFoundError):
-            continue  # not installed, or built for another system: the next one may do
+            continue  # not installed, or built for another system; try the next
     raise MissingExtraError(
-        "No quantization kernels work here, not even those of the gguf package; reinstall with: "
+        "no quantization kernels work here, including those of the gguf package; reinstall with: "
         "pip install --force-reinstall quantkit"
     )
 
@@ -295,11 +299,11 @@ def _better(current: str) -> str:
 
 
 def _check_range(kind: GGMLQuantizationType, rows: _FLOATS, weights: _FLOATS | None) -> None:
-    """Refuse what would abort the process; such rows cannot be stored anyway, the block scales are half precision."""
+    """Raise UnsupportedError for rows that would abort the process. Their scales would overflow half precision."""
     peak = max(float(rows.max(initial=0.0)), -float(rows.min(initial=0.0)))
     weighted = peak * peak * (1.0 if weights is None else float(weights.max(initial=1.0)))
     if not (peak <= _PEAK and weighted <= _WEIGHTED_PEAK):
         heavy = "" if peak > _PEAK or weights is None else f" weighted by importances up to {weights.max():.3g}"
         raise UnsupportedError(
-            f"{kind.name.lower()} cannot hold weights up to {peak:.3g}{heavy}; choose a q type, or f32 for this tensor."
+            f"{kind.name.lower()} cannot hold weights up to {peak:.3g}{heavy}; choose a q type, or f32 for this tensor"
         )

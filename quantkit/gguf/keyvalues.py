@@ -29,7 +29,7 @@ SCALARS: dict[GGUFValueType, str] = {
 
 @dataclass(frozen=True)
 class KeyValue:
-    """One key of a GGUF header. `item` is the element type when `kind` is ARRAY.
+    """One key-value of a GGUF header. `item`: the element type if `kind` is ARRAY.
 
     A string value may be `str` or `bytes`; it is stored as UTF-8.
     """
@@ -40,12 +40,12 @@ class KeyValue:
     item: GGUFValueType | None = None
 
     def pack(self) -> bytes:
-        """The key-value as it stands in a GGUF header."""
+        """The bytes of the key-value in a GGUF header."""
         return self._packed
 
     @cached_property
     def _packed(self) -> bytes:
-        # Every output of a pass has the vocabulary in its header: it is packed once.
+        # Cached, because every output of a pass has the vocabulary in its header.
         return _string(self.key) + struct.pack("<I", self.kind) + _value(self.kind, self.value, self.item)
 
 

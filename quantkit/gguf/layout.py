@@ -1,4 +1,4 @@
-"""Where every byte of a GGUF file goes, known before the first tensor is read; shards included.
+"""The layout of a GGUF file or its shards: all offsets and sizes, computed before any tensor is read.
 
 Format: ggml's docs/gguf.md, version 3. Shard names and keys: llama.cpp's tools/gguf-split.
 """
@@ -21,7 +21,7 @@ VERSION = 3
 
 @dataclass(frozen=True)
 class Slot:
-    """One tensor in a file. `shape` in numpy order; `offset` from the start of the file; sizes in bytes."""
+    """One tensor in a file. `shape`: in numpy order. `offset`: bytes from the start of the file."""
 
     name: str
     shape: tuple[int, ...]
@@ -36,7 +36,7 @@ class Slot:
 
 @dataclass(frozen=True)
 class FileLayout:
-    """One GGUF file: its name, the bytes of its header (padded), its tensors, its final size in bytes."""
+    """One GGUF file: its name, its padded header, its tensors, and its size in bytes."""
 
     name: str
     header: bytes
@@ -45,7 +45,7 @@ class FileLayout:
 
 
 def tensor_bytes(type_: GGMLQuantizationType, shape: Sequence[int]) -> int:
-    """Bytes of a whole tensor; rows are quantized one by one."""
+    """Bytes of a tensor. Every row is quantized separately."""
     return prod(shape[:-1]) * row_bytes(type_, shape[-1])
 
 
@@ -59,7 +59,7 @@ def lay_out(
     tensors: Sequence[tuple[str, tuple[int, ...], GGMLQuantizationType]],
     split_max_size: int | None = None,
 ) -> list[FileLayout]:
-    """Files for `tensors` (name, numpy shape, type), in order: one, or shards of at most `split_max_size` tensor bytes.
+    """Lay out `tensors` (name, shape, type) in order: one file, or shards of `split_max_size` tensor bytes at most.
 
     Raises:
         UsageError: a single tensor is larger than `split_max_size`.
@@ -71,7 +71,7 @@ def lay_out(
         if split_max_size is not None and size > split_max_size:
             raise UsageError(
                 f"--split-max-size {split_max_size} bytes is smaller than tensor {tensor[0]} ({size} bytes);"
-                " a tensor is never cut, ask for at least that"
+                " a tensor cannot be split, so pass at least that"
             )
         if split_max_size is not None and groups[-1] and filled + size > split_max_size:
             groups.append([])
@@ -88,7 +88,7 @@ def lay_out(
             KeyValue("split.count", GGUFValueType.UINT16, count),
             KeyValue("split.tensors.count", GGUFValueType.INT32, len(tensors)),
         ]
-        # gguf-split sets the count last, which moves it behind the other two.
+        # gguf-split sets the count last, so it comes after the other two.
         split.append(split.pop(1))
         name = f"{stem}-{number + 1:05d}-of-{count:05d}.gguf"
         files.append(_file(name, [*keys, *split] if number == 0 else split, group))
@@ -108,7 +108,7 @@ def _file(
     head += b"".join(key.pack() for key in keys) + b"".join(infos)
     head += b"\0" * (padded(len(head)) - len(head))
     slots = tuple(
-        # as a reader of the file sees it: a matrix of one row is a vector there
+        # the shape in the file: a matrix of one row is stored as a vector
         Slot(tensor, tuple(reversed(ggml_shape(shape))), type_, len(head) + offset, size)
         for tensor, shape, type_, offset, size in placed
     )
@@ -116,7 +116,7 @@ def _file(
 
 
 def ggml_shape(shape: Sequence[int]) -> tuple[int, ...]:
-    """Dimensions as a GGUF states them: innermost first, trailing ones dropped (ggml_n_dims)."""
+    """Dimensions in GGUF order: innermost first, without trailing ones (ggml_n_dims)."""
     dims = list(reversed(shape))
     while len(dims) > 1 and dims[-1] == 1:
         dims.pop()

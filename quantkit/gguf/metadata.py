@@ -1,6 +1,6 @@
-"""The `general.*` keys: name, authors, licence, sampling hints, read from the model card as llama.cpp's converter does.
+"""The `general.*` keys: name, authors, licence and sampling parameters, read from the model card as in llama.cpp.
 
-The heuristics are those of the format's own package (gguf.Metadata); what its release lacks is added here.
+The heuristics are from the gguf package (gguf.Metadata). This module adds keys that its release does not have.
 """
 
 import json
@@ -24,26 +24,26 @@ _KINDS = {
     "bool": GGUFValueType.BOOL,
 }
 
-# What a requantized or quantized file states anew, at its end (llama.cpp, llama_model_quantize_impl).
+# Keys that a quantized file replaces and writes at the end (llama.cpp, llama_model_quantize_impl).
 QUANTIZATION_KEYS = ("general.quantization_version", "general.file_type")
 SPLIT_KEYS = ("split.no", "split.count", "split.tensors.count")
 QUANTIZATION_VERSION = 2
 
 
 def plain_key(name: str, kind: str, value: Any) -> KeyValue:
-    """A family's plain key as a GGUF key-value. `kind`: u32, i32, f32, str or bool, with an s for an array of them."""
+    """A family's plain key as a GGUF key-value. `kind`: u32, i32, f32, str or bool; a final s makes it an array."""
     if kind in _KINDS:
         return KeyValue(name, _KINDS[kind], value)
     return KeyValue(name, GGUFValueType.ARRAY, list(value), _KINDS[kind.removesuffix("s")])
 
 
 def general_keys(folder: Path, name: str, arch: str, shapes: Iterable[tuple[str, tuple[int, ...]]]) -> list[KeyValue]:
-    """`general.*` keys of a model, in the converter's order, without the file type.
+    """The `general.*` keys of a model in the order of llama.cpp's converter, without the file type.
 
-    `name` is the model's folder or repository name, `shapes` its (GGUF name, numpy shape) pairs.
+    `name`: the name of the model's folder or repository. `shapes`: (GGUF name, numpy shape) of every tensor.
 
     Raises:
-        CheckpointError: the model card's front matter cannot be read.
+        CheckpointError: the front matter of the model card cannot be read, or has a value of a wrong type.
     """
     writer = gguf.GGUFWriter(path=None, arch=arch)
     for tensor, shape in shapes:
@@ -65,7 +65,7 @@ def general_keys(folder: Path, name: str, arch: str, shapes: Iterable[tuple[str,
             key.pack()
     except (TypeError, ValueError, AttributeError, struct.error) as error:
         raise CheckpointError(
-            f"README.md's front matter or generation_config.json holds a value of the wrong type ({error}); mend it"
+            f"the front matter of README.md or generation_config.json has a value of a wrong type ({error}); fix it"
         ) from error
     return keys
 
@@ -74,11 +74,11 @@ def _load_metadata(folder: Path, name: str, total: int) -> gguf.Metadata:
     try:
         card = gguf.Metadata.load_model_card(folder)
         parameters = gguf.Metadata.load_hf_parameters(folder)
-        # The folder of a hub snapshot is named by its commit; heuristics want the repository's name.
+        # A hub snapshot's folder is named by its commit, but the heuristics need the repository's name.
         metadata = gguf.Metadata.apply_metadata_heuristic(gguf.Metadata(), card, parameters, Path(name), total)
     except (yaml.YAMLError, UnicodeDecodeError, TypeError, AttributeError, ValueError) as error:
         first = str(error).splitlines()[0]
-        raise CheckpointError(f"the front matter of README.md cannot be read ({first}); mend or remove it") from error
+        raise CheckpointError(f"cannot read the front matter of README.md ({first}); fix or remove it") from error
     for field, names in _SAMPLING.items():
         for key in names:
             value = _generation_config(folder).get(key)
@@ -105,7 +105,7 @@ _SAMPLING = {
 
 
 def _generation_config(folder: Path) -> dict[str, Any]:
-    """generation_config.json, or nothing: many models ship none, or a broken one."""
+    """The parsed generation_config.json; {} if it is missing or malformed, as in many models."""
     try:
         loaded = json.loads((folder / "generation_config.json").read_text("utf-8"))
     except (OSError, ValueError):
@@ -114,7 +114,7 @@ def _generation_config(folder: Path) -> dict[str, Any]:
 
 
 def quantization_keys(ftype: int) -> list[KeyValue]:
-    """The two keys a quantized file ends its key-values with."""
+    """The two last keys of a quantized file."""
     version, file_type = QUANTIZATION_KEYS
     return [
         KeyValue(version, GGUFValueType.UINT32, QUANTIZATION_VERSION),

@@ -1,8 +1,9 @@
-"""The type mix: which type each tensor of a file gets.
+"""The type mix: the type of each tensor in a file.
 
-llama.cpp gives the weights that suffer most from quantization more bits than the rest. The rules are those of its
-src/llama-quant.cpp (llama_tensor_get_type and the functions it calls), here as tables (mix_rules): for each role of a
-tensor the first rule that names the file type and holds wins, and without one the tensor gets the type's default.
+llama.cpp gives more bits to the weights that lose most from quantization. The rules are from its src/llama-quant.cpp
+(llama_tensor_get_type and the functions that it calls); mix_rules has them as tables. For the role of a tensor, the
+first rule that names the file type and whose condition is true gives the type. Without such a rule, the tensor gets the
+default type of the file type.
 """
 
 import re
@@ -38,7 +39,7 @@ _LAYER = re.compile(r"blk\.(\d+)")
 
 @dataclass(frozen=True)
 class MixTensor:
-    """A tensor as it stands in llama.cpp's intermediate GGUF: shape in numpy order (..., rows, cols)."""
+    """A tensor in llama.cpp's intermediate GGUF. `shape`: in numpy order (..., rows, cols)."""
 
     name: str
     shape: tuple[int, ...]
@@ -47,7 +48,7 @@ class MixTensor:
 
 @dataclass(frozen=True)
 class MixModel:
-    """What the rules look at besides the tensors; head counts are those of the first layer."""
+    """The model's properties that the rules use. Head counts are those of the first layer."""
 
     arch: str
     n_layer: int
@@ -58,13 +59,13 @@ class MixModel:
 
 @dataclass(frozen=True)
 class MixOptions:
-    """What the user asked for: llama-quantize's --output-tensor-type, --token-embedding-type, --pure..."""
+    """The user's options, as in llama-quantize: --output-tensor-type, --token-embedding-type, --pure and others."""
 
     output_type: GGMLQuantizationType | None = None
     embedding_type: GGMLQuantizationType | None = None
     pure: bool = False
     tensor_types: tuple[tuple[str, GGMLQuantizationType], ...] = ()
-    """(regular expression searched in the tensor's name, type); the first that matches wins."""
+    """(regular expression that is searched in the tensor's name, type); the first match wins."""
     has_imatrix: bool = False
     leave_output: bool = False
 
@@ -76,19 +77,22 @@ class Choice:
     name: str
     type: GGMLQuantizationType
     fallback: bool
-    """The row length forced another type than the rules gave."""
+    """The row length does not fit the type of the rules, so this is another type."""
     requires_imatrix: bool
-    """llama.cpp refuses to make this tensor without importances."""
+    """llama.cpp refuses to quantize this tensor without importances."""
 
 
 def choose_types(
     model: MixModel, ftype: FileType, tensors: Sequence[MixTensor], options: MixOptions | None = None
 ) -> list[Choice]:
-    """The type of each tensor, in the order given, which must be llama.cpp's (see sort_key): some rules count.
+    """The type of each tensor, equal to llama_model_quantize's choice in every case that it accepts.
 
-    Equal to llama_model_quantize's choice in every case it accepts. Raises UsageError when an asked type does not fit
-    a tensor's row length (llama.cpp aborts there) or a pattern is not a regular expression, UnsupportedError when an
-    expert tensor's name does not say its layer.
+    `tensors` must be in llama.cpp's order (see sort_key), because some rules count tensors.
+
+    Raises:
+        UsageError: an option's type does not fit a tensor's row length (llama.cpp aborts), or a pattern is not a
+            regular expression.
+        UnsupportedError: the name of an expert tensor has no layer number.
     """
     options = options or MixOptions()
     mixer = _Mixer(model, ftype, tensors, options)
@@ -102,28 +106,28 @@ def choose_types(
 
 
 def idle_overrides(model: MixModel, tensors: Sequence[MixTensor], options: MixOptions) -> list[str]:
-    """The patterns of `options.tensor_types` that no tensor matches which is ever quantized."""
+    """The patterns of `options.tensor_types` that match no quantizable tensor."""
     names = [tensor.name for tensor in tensors if quantizable(model, tensor, options)]
     return [pattern for pattern, _ in options.tensor_types if not any(map(_compile(pattern).search, names))]
 
 
 def sort_key(name: str) -> tuple[int, str]:
-    """Orders tensors as llama.cpp's loader does (weight_name_comparer): outside the layers first, then layer, name."""
+    """Sort key of llama.cpp's loader (weight_name_comparer): tensors outside layers first, then by layer and name."""
     layer = _LAYER.match(name)
     return (int(layer[1]) if layer else -1, name)
 
 
 def parse_override(text: str) -> tuple[str, GGMLQuantizationType]:
-    """`--tensor-type REGEX=TYPE` taken apart; the pattern is lowercased as llama-quantize does. Raises UsageError."""
+    """Parse `--tensor-type REGEX=TYPE`. The pattern is lowercased, as in llama-quantize. Raises UsageError."""
     pattern, separator, kind = text.partition("=")
     if not (pattern and separator and kind):
-        raise UsageError(f"--tensor-type wants REGEX=TYPE, as in attn_v=q6_k, not {text!r}.")
+        raise UsageError(f"--tensor-type {text!r} is not REGEX=TYPE; write it as in attn_v=q6_k")
     _compile(pattern.lower())
     return pattern.lower(), tensor_type(kind)
 
 
 def quantizable(model: MixModel, tensor: MixTensor, options: MixOptions) -> bool:
-    """Whether llama.cpp touches the tensor at all (tensor_allows_quantization); otherwise it keeps its type."""
+    """Whether llama.cpp quantizes the tensor (tensor_allows_quantization); otherwise the tensor keeps its type."""
     name = tensor.name
     if len(_ggml_dims(tensor.shape)) < 2 or not name.endswith("weight") or name in KEPT_NAMES:
         return False
@@ -134,20 +138,20 @@ def quantizable(model: MixModel, tensor: MixTensor, options: MixOptions) -> bool
 
 
 class _Mixer:
-    """One pass over the tensors: rules that speak of the i-th tensor of a role count those they have seen."""
+    """One pass over the tensors. It counts the tensors of each role, for rules that depend on the count."""
 
     def __init__(self, model: MixModel, ftype: FileType, tensors: Sequence[MixTensor], options: MixOptions) -> None:
         self.model, self.ftype, self.options = model, ftype, options
         self.overrides = [(_compile(pattern), type_) for pattern, type_ in options.tensor_types]
         self.tied = not any(tensor.name in OUTPUT for tensor in tensors)
         self.n_values = sum(role_of(tensor.name) is Role.ATTN_V for tensor in tensors)
-        self.seen = dict.fromkeys(Role, 0)
+        self.counts = dict.fromkeys(Role, 0)
         self.rules = {
             role: [rule for rule in rules if ftype.name in rule.types.split()] for role, rules in RULES.items()
         }
 
     def choose(self, tensor: MixTensor) -> tuple[GGMLQuantizationType, bool]:
-        """The type, and whether the row length forced another than the rules gave (llama_tensor_get_type)."""
+        """The type, and whether it is a fallback for the row length (llama_tensor_get_type)."""
         options, role = self.options, role_of(tensor.name)
         if not quantizable(self.model, tensor, options):
             return tensor.dtype, False
@@ -173,7 +177,7 @@ class _Mixer:
         if self.ftype.name == "mxfp4":
             return _T.MXFP4 if self._holds_experts(tensor, role) else _T.Q8_0
         place = self._place(tensor, role)
-        self.seen[role] += 1
+        self.counts[role] += 1
         chosen = next((rule.gives for rule in self.rules.get(role, ()) if rule.when(place)), self.ftype.tensor_type)
         if self.ftype.name in TINY_TYPES:
             return chosen
@@ -182,7 +186,7 @@ class _Mixer:
         return _T.Q8_0 if role in (Role.ATTN_V, Role.ATTN_K) and self.model.n_expert == 8 else chosen
 
     def _output(self, tensor: MixTensor) -> GGMLQuantizationType:
-        """The head, or the embedding that serves as one."""
+        """The type of the output head, or of the tied embedding."""
         default = self.ftype.tensor_type
         if self.options.output_type is not None:
             return self.options.output_type
@@ -195,15 +199,15 @@ class _Mixer:
     def _holds_experts(self, tensor: MixTensor, role: Role) -> bool:
         dims = _ggml_dims(tensor.shape)
         stacked = len(dims) > 2 and dims[-3] > 1
-        # this architecture's latent attention is stacked too
+        # the latent attention of bailingmoe3 is stacked too
         return stacked and (self.model.arch != "bailingmoe3" or role in FFN)
 
     def _place(self, tensor: MixTensor, role: Role) -> Place:
-        model, n, i = self.model, self.model.n_layer, self.seen[role]
+        model, n, i = self.model, self.model.n_layer, self.counts[role]
         if role is Role.ATTN_V:
             n = self.n_values
         elif role in FFN and model.n_expert > 1 and self.ftype.name not in TINY_TYPES:
-            # experts' tensors may be several per layer, so the name says which; the tiny types count all the same
+            # a layer may have several expert tensors, so the layer number is from the name; the tiny types still count
             i = _layer_of(tensor.name, n)
         gqa = model.n_head // model.n_head_kv if model.n_head_kv else 0
         return Place(i, n, gqa, model.n_expert, self.options.has_imatrix, model.arch == "falcon")
@@ -212,19 +216,21 @@ class _Mixer:
         model = self.model
         if LAYERS_OF_70B.get(model.arch) != model.n_layer:
             return False
-        # an 80-layer Llama without shared values is the 65B, and with 8 experts it has no such name
+        # an 80-layer Llama without GQA is the 65B; llama.cpp does not call one with 8 experts 70B
         return not model.arch.startswith("llama") or (model.n_head != model.n_head_kv and model.n_expert != 8)
 
 
 def _layer_of(name: str, n_layer: int) -> int:
     layer = sort_key(name)[0]
     if not 0 <= layer < n_layer:
-        raise UnsupportedError(f"The name of the expert tensor {name} gives no layer below the model's {n_layer}.")
+        raise UnsupportedError(
+            f"the name of expert tensor {name} has no layer number below {n_layer}; use --pure or an f16 file type"
+        )
     return layer
 
 
 def _ggml_dims(shape: Iterable[int]) -> tuple[int, ...]:
-    """The shape without leading ones: ggml does not count them as dimensions (ggml_n_dims)."""
+    """The shape without leading ones, which ggml does not count as dimensions (ggml_n_dims)."""
     dims = tuple(shape)
     while len(dims) > 1 and dims[0] == 1:
         dims = dims[1:]
@@ -232,7 +238,7 @@ def _ggml_dims(shape: Iterable[int]) -> tuple[int, ...]:
 
 
 def _fallback(kind: GGMLQuantizationType, tensor: MixTensor) -> tuple[GGMLQuantizationType, bool]:
-    """`kind`, or the nearest type whose blocks fit the rows of `tensor`, and whether it is another."""
+    """`kind`, or the nearest type whose blocks fit the rows of `tensor`; and whether the type differs from `kind`."""
     cols = tensor.shape[-1]
     if cols % block_size(kind)[0] == 0:
         return kind, False
@@ -244,8 +250,8 @@ def _fitting(kind: GGMLQuantizationType, tensor: MixTensor, option: str) -> GGML
     cols, block = tensor.shape[-1], block_size(kind)[0]
     if cols % block:
         raise UsageError(
-            f"{option} {kind.name.lower()} needs rows of whole {block}s, but those of {tensor.name} are {cols} long; "
-            "choose q8_0 or f16."
+            f"{option} {kind.name.lower()} needs rows of a multiple of {block}, but rows of {tensor.name} have {cols};"
+            " choose q8_0 or f16"
         )
     return kind
 
@@ -254,4 +260,6 @@ def _compile(pattern: str) -> re.Pattern[str]:
     try:
         return re.compile(pattern, re.ASCII)
     except re.error as error:
-        raise UsageError(f"The tensor pattern {pattern!r} is not a regular expression: {error}.") from error
+        raise UsageError(
+            f"tensor pattern {pattern!r} is not a valid regular expression: {error}; correct it"
+        ) from error

@@ -1,6 +1,6 @@
-"""The tables of the type mix: what each tensor is to llama.cpp, which stay as they are, and which get more bits.
+"""The tables of the type mix: the role of each tensor, the tensors that are kept, and those that get more bits.
 
-Facts of llama.cpp's src/llama-quant.cpp (tensor_get_category, tensor_allows_quantization, llama_tensor_get_type_impl,
+Source: llama.cpp's src/llama-quant.cpp (tensor_get_category, tensor_allows_quantization, llama_tensor_get_type_impl,
 tensor_type_fallback, tensor_requires_imatrix) and, for the size it calls 70B, of src/models/.
 """
 
@@ -14,7 +14,7 @@ _T = GGMLQuantizationType
 
 
 class Role(Enum):
-    """What a tensor is, as far as the rules care."""
+    """The role of a tensor in the rules."""
 
     OUTPUT = auto()
     EMBEDDING = auto()
@@ -32,7 +32,7 @@ FFN = frozenset({Role.FFN_UP, Role.FFN_GATE, Role.FFN_DOWN})
 OUTPUT = frozenset({"output.weight"})
 EMBEDDINGS = frozenset({"token_embd.weight", "per_layer_token_embd.weight"})
 
-# the first part found in the name decides; fused and latent projections count as values, the most sensitive of them
+# the first part in the name decides; fused and latent projections count as values, which lose most from quantization
 ROLE_BY_PART = (
     ("attn_qkv.weight", Role.ATTN_V),
     ("attn_kv_b.weight", Role.ATTN_V),
@@ -64,12 +64,12 @@ KEPT_PARTS_BY_ARCH = {
 }
 AT_LEAST_Q8_0 = {"glm5-next": ("attn_q_a", "attn_q_b", "nextn.eh_proj")}
 
-# the layer counts that llama.cpp calls "70B": their values are small next to the rest, so more bits cost little
+# the layer counts that llama.cpp calls "70B": their value tensors are small, so more bits cost little
 LAYERS_OF_70B = {"llama": 80, "llama-embed": 80, "qwen2": 80, "deci": 80, "olmo": 80, "jais2": 68}
 
 NEEDS_IMATRIX = frozenset({_T.IQ3_XXS, _T.IQ2_XXS, _T.IQ2_XS, _T.IQ2_S, _T.IQ1_M, _T.IQ1_S})
 
-# when the row length is not whole blocks of the type on the left
+# the type to use when rows are not whole blocks of the type on the left
 FALLBACK = {
     **dict.fromkeys((_T.IQ1_S, _T.IQ1_M, _T.IQ2_XXS, _T.IQ2_XS, _T.IQ2_S, _T.IQ3_XXS, _T.IQ3_S, _T.IQ4_XS), _T.IQ4_NL),
     **dict.fromkeys((_T.Q2_K, _T.Q3_K, _T.TQ1_0, _T.TQ2_0), _T.Q4_0),
@@ -84,7 +84,7 @@ TINY_TYPES = frozenset(TINY.split())
 
 @dataclass(frozen=True)
 class Place:
-    """The tensor being decided: the i-th of n of its kind, in a model with these traits."""
+    """The current tensor, the i-th of n tensors of its role, and the properties of its model."""
 
     i: int
     n: int
@@ -142,7 +142,7 @@ def _imatrix(at: Place) -> bool:
 
 @dataclass(frozen=True)
 class Rule:
-    """For these file types (names with blanks between), when it holds, the tensor gets `gives`."""
+    """For the file types in `types` (names separated by blanks), `gives` is the type if `when` is true."""
 
     types: str
     gives: GGMLQuantizationType
@@ -151,7 +151,7 @@ class Rule:
 
 _MIDDLE = _all(_not(_first(8)), lambda at: at.i < 7 * at.n // 8)
 _NARROWED_UP_GATE = (Rule("iq3_xs", _T.IQ3_XXS, _MIDDLE),)
-# with 8 experts these file types give the attention's output more bits, and no other does
+# only these file types give more bits to the attention output of a model with 8 experts
 _MIXTRAL_OUTPUT = "q2_k iq3_xs iq3_xxs q3_k_s q3_k_m iq4_nl q4_k_s q4_k_m iq3_s iq3_m iq4_xs"
 
 RULES: dict[Role, tuple[Rule, ...]] = {
@@ -212,7 +212,7 @@ RULES: dict[Role, tuple[Rule, ...]] = {
         Rule("q5_k_m", _T.Q6_K, _more_bits),
         Rule("q4_k_s", _T.Q5_K, _all(_not(_falcon), _first(8))),
         Rule("iq4_nl iq4_xs", _T.Q5_K, _all(_first(8), _not(_imatrix))),
-        # with importances these two can go wrong in the first layers
+        # with importances these two types can fail in the first layers
         Rule("q4_0", _T.Q4_1, _all(_imatrix, _first(8))),
         Rule("q5_0", _T.Q5_1, _all(_imatrix, _first(8))),
     ),

@@ -1,4 +1,4 @@
-"""A GGUF file's header, read strictly: nothing is believed before it is checked against the file's size.
+"""A strict reader of GGUF headers: every count and offset is checked against the file size before use.
 
 Format: ggml's docs/gguf.md, versions 2 and 3, little-endian.
 """
@@ -25,7 +25,7 @@ _MAX_DIMS = 4
 
 @dataclass(frozen=True)
 class GgufHeader:
-    """One file: its keys in order, its tensors with absolute offsets, and its size in bytes."""
+    """The header of one file: its keys in order, its tensors with absolute offsets, and its size in bytes."""
 
     path: Path
     keys: tuple[KeyValue, ...]
@@ -38,7 +38,7 @@ class GgufHeader:
 
 
 def shard_paths(path: Path) -> list[Path]:
-    """All shards of the model that `path` is a shard of, or `path` alone.
+    """All shards of the model if `path` is a shard; otherwise `path` alone.
 
     Raises:
         CheckpointError: a shard is missing.
@@ -50,7 +50,9 @@ def shard_paths(path: Path) -> list[Path]:
     paths = [path.with_name(f"{match['stem']}-{i + 1:05d}-of-{count:05d}.gguf") for i in range(count)]
     for shard in paths:
         if not shard.is_file():
-            raise CheckpointError(f"shard {shard.name} of {count} is missing beside {path.name}")
+            raise CheckpointError(
+                f"shard {shard.name} of {count} not found next to {path.name}; put all shards in one folder"
+            )
     return paths
 
 
@@ -64,7 +66,7 @@ def read_header(path: Path) -> GgufHeader:
         with path.open("rb") as file:
             return _Parser(path, file).header()
     except OSError as error:
-        raise CheckpointError(f"cannot read {path}: {error.strerror or error}") from error
+        raise CheckpointError(f"cannot read {path} ({error.strerror or error}); check the path") from error
 
 
 class _Parser:
@@ -87,15 +89,15 @@ class _Parser:
         return self.take(self.number("Q"))
 
     def texts(self, count: int) -> list[bytes]:
-        """As `text`, `count` times: a vocabulary has 100,000 of them, so the file is not asked where it stands."""
-        read, left, found = self.file.read, self.size - self.file.tell(), []
+        """Read `count` texts. A vocabulary has over 100,000, so this avoids a `tell` for every text."""
+        read, left, texts = self.file.read, self.size - self.file.tell(), []
         for _ in range(count):
             length = int.from_bytes(read(8), "little")
             left -= 8 + length
             if left < 0:
                 raise self.fail("it ends early")
-            found.append(read(length))
-        return found
+            texts.append(read(length))
+        return texts
 
     def header(self) -> GgufHeader:
         if self.take(4) != MAGIC:
@@ -104,13 +106,13 @@ class _Parser:
         if version not in (2, 3):
             raise self.fail(f"version {version} is not 2 or 3 (little-endian)")
         n_tensors, n_keys = self.number("Q"), self.number("Q")
-        # A key takes at least 13 bytes and a tensor 24: larger counts cannot be true.
+        # A key has at least 13 bytes and a tensor 24, so larger counts are false.
         if n_keys > self.size // 13 or n_tensors > self.size // 24:
             raise self.fail(f"it claims {n_keys} keys and {n_tensors} tensors")
         keys = [self.key() for _ in range(n_keys)]
         names = [key.key for key in keys]
         if len(set(names)) != len(names):
-            raise self.fail("a key stands twice")
+            raise self.fail("a key is listed twice")
         infos = [self.info() for _ in range(n_tensors)]
         alignment = next((key.value for key in keys if key.key == "general.alignment"), ALIGNMENT)
         if not isinstance(alignment, int) or alignment < 8 or alignment & (alignment - 1):
@@ -118,11 +120,11 @@ class _Parser:
         start = -(-self.file.tell() // alignment) * alignment
         slots = tuple(Slot(name, shape, kind, start + offset, size) for name, shape, kind, offset, size in infos)
         if len({slot.name for slot in slots}) != len(slots):
-            raise self.fail("a tensor stands twice")
+            raise self.fail("a tensor is listed twice")
         end = start
         for slot in sorted(slots, key=lambda slot: slot.offset):
             if slot.offset < end or slot.offset + slot.nbytes > self.size:
-                raise self.fail(f"tensor {slot.name} overlaps another or lies beyond the end of the file")
+                raise self.fail(f"tensor {slot.name} overlaps another tensor or extends past the end of the file")
             end = slot.offset + slot.nbytes
         return GgufHeader(self.path, tuple(keys), slots, self.size, start)
 
@@ -174,5 +176,5 @@ class _Parser:
         if prod(shape) > self.size * 256 or 0 in shape:
             raise self.fail(f"tensor {name} claims the shape {list(shape)}")
         if shape[-1] % block_size(kind)[0]:
-            raise self.fail(f"tensor {name} has rows of {shape[-1]}, which {kind.name} cannot hold")
+            raise self.fail(f"tensor {name} has rows of {shape[-1]} values, which are not whole blocks of {kind.name}")
         return name, shape, kind, offset, tensor_bytes(kind, shape)

@@ -1,6 +1,6 @@
-"""The tensor types that a GGUF file is made of, with the sizes of their blocks and rows.
+"""The tensor types of GGUF files, and the sizes of their blocks and rows.
 
-Names and numbers are ggml's (`enum ggml_type`).
+Names and numbers are from ggml (`enum ggml_type`).
 """
 
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
@@ -11,8 +11,8 @@ from quantkit.gguf.file_types import unknown_name
 _T = GGMLQuantizationType
 
 TENSOR_TYPES: dict[str, GGMLQuantizationType] = {
-    each.name.lower(): each
-    for each in (
+    kind.name.lower(): kind
+    for kind in (
         *(_T.F32, _T.F16, _T.BF16, _T.Q8_0, _T.Q6_K, _T.Q5_K, _T.Q5_1, _T.Q5_0, _T.Q4_K, _T.Q4_1, _T.Q4_0),
         *(_T.IQ4_NL, _T.IQ4_XS, _T.MXFP4, _T.Q3_K, _T.IQ3_S, _T.IQ3_XXS, _T.Q2_K, _T.IQ2_S, _T.IQ2_XS, _T.IQ2_XXS),
         *(_T.TQ2_0, _T.TQ1_0, _T.IQ1_M, _T.IQ1_S),
@@ -21,7 +21,7 @@ TENSOR_TYPES: dict[str, GGMLQuantizationType] = {
 
 
 def tensor_type(name: str) -> GGMLQuantizationType:
-    """The tensor type called `name` ("q6_k", "f16"), in any case; raises UsageError."""
+    """The tensor type `name` ("q6_k", "f16"), in any case. Raises UsageError for an unknown name."""
     key = name.strip().lower()
     if key not in TENSOR_TYPES:
         raise UsageError(unknown_name("tensor type", name, key, TENSOR_TYPES))
@@ -35,7 +35,7 @@ def block_size(kind: GGMLQuantizationType) -> tuple[int, int]:
 
 
 def row_bytes(kind: GGMLQuantizationType, n_per_row: int) -> int:
-    """Bytes of a row of `n_per_row` elements (ggml_row_size); raises ValueError when it is not whole blocks."""
+    """Bytes of a row of `n_per_row` elements (ggml_row_size). Raises ValueError when the row is not whole blocks."""
     elements, n_bytes = block_size(kind)
     if n_per_row % elements:
         raise ValueError(f"a row of {n_per_row} elements is not whole blocks of {elements} ({kind.name})")

@@ -1,22 +1,22 @@
-"""The vocabulary that a GGUF's key-values state: token texts, special tokens, chat template."""
+"""The vocabulary in the key-values of a GGUF: token texts, special tokens, chat template."""
 
 from collections.abc import Sequence
 
 from quantkit.gguf.keyvalues import KeyValue
 
 TEMPLATE_KEY = "tokenizer.chat_template"
-# The format spells the separator's key so.
+# "seperator" is the spelling in the format.
 _ROLES = {"unknown": "unk", "seperator": "sep", "padding": "pad"}
 
 
 def token_texts(keys: Sequence[KeyValue]) -> list[str]:
-    """The vocabulary's texts by token id; [] without one."""
+    """The token texts by id; [] without a vocabulary."""
     tokens = next((key.value for key in keys if key.key == "tokenizer.ggml.tokens"), ())
     return [text.decode("utf-8", "replace") if isinstance(text, bytes) else str(text) for text in tokens]
 
 
 def special_tokens(keys: Sequence[KeyValue]) -> list[tuple[str, int, str]]:
-    """(role, token id, text) of every key `tokenizer.ggml.*_token_id`, in the order of the keys."""
+    """(role, token id, text) of every `tokenizer.ggml.*_token_id` key, in the order of the keys."""
     texts = token_texts(keys)
     special = []
     for key in keys:

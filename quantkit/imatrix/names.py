@@ -1,8 +1,8 @@
-"""Which input of the model each tensor of a GGUF multiplies: from a calibration to an importance matrix.
+"""The mapping from calibration statistics to an importance matrix: the linear whose input a GGUF tensor multiplies.
 
-llama-imatrix gathers squares while llama.cpp runs; here they come from the streamed forward of the native architecture,
-whose linears have other names, may be fused where GGUF splits them or stacked where it does not. Both sides know which
-rows of which tensor of the checkpoint they are made of, so that is how they find each other.
+llama-imatrix collects squares while llama.cpp runs. Here they come from the streamed forward of the native
+architecture. Its linears have other names, and they may be fused or stacked where GGUF tensors are not. Both the
+linears and the GGUF tensors consist of rows of checkpoint tensors, so these rows match them.
 """
 
 import hashlib
@@ -19,15 +19,15 @@ from quantkit.forward.linears import Linear
 from quantkit.imatrix.file import Imatrix
 
 LinearKey = tuple[str, int | None]
-"""(name of a native linear, its index where several are stacked in one tensor)."""
+"""(name of a native linear, its index in a stacked tensor or None)."""
 Squares = Mapping[LinearKey, tuple[NDArray[np.float64], int]]
-"""Linear -> sums of squares of its input (n_in,), and over how many tokens."""
+"""Linear -> sums of squares of its input, float64 (n_in,), and the number of tokens."""
 _Sums = dict[str, NDArray[np.float32]]
 
 
 @dataclass(frozen=True)
 class _Place:
-    """Rows first..last of a checkpoint's tensor that belong to a linear; `turned`: rows are its inputs."""
+    """Rows first..last of a checkpoint tensor that belong to a linear. `turned`: the rows are the linear's inputs."""
 
     first: int
     last: int
@@ -37,30 +37,30 @@ class _Place:
 
 
 def imatrix_sources(native: Native) -> dict[str, tuple[LinearKey, ...]]:
-    """GGUF tensor -> the linears whose inputs it multiplies, one for each of the matrices it stacks (else one).
+    """GGUF tensor -> the linears whose inputs it multiplies: one for every matrix stacked in the tensor.
 
-    Only tensors of `blk.`, as llama-imatrix without --process-output. One that stands on its side in GGUF multiplies
-    something that the native architecture never has in hand (DeepSeek's attn_k_b), and is not there.
+    Only `blk.` tensors are included, as in llama-imatrix without --process-output. A tensor that is transposed in GGUF
+    is not included, because the native architecture does not compute its input (DeepSeek's attn_k_b).
     """
     places = _places(native)
     checkpoint = native.checkpoint
     family = find_family(checkpoint.config)
-    found = {}
+    linears = {}
     for tensor in map_tensors(family, native.sizes, checkpoint.tensors):
         if not tensor.name.startswith("blk.") or not tensor.name.endswith(".weight") or not tensor.parts:
             continue
         keys = [_linear_of(tensor, number, places) for number in range(_n_matrices(tensor))]
         complete = tuple(key for key in keys if key is not None)
         if len(complete) == len(keys):
-            found[tensor.name] = complete
-    return found
+            linears[tensor.name] = complete
+    return linears
 
 
 def collect_imatrix(squares: Squares, sources: Mapping[str, Sequence[LinearKey]]) -> tuple[_Sums, _Sums]:
-    """(sums, counts) for `write_imatrix`: float32 (n_matrices, n_in) and (n_matrices,) of each tensor of `sources`.
+    """(sums, counts) for `write_imatrix`: float32 (n_matrices, n_in) and (n_matrices,) of the tensors in `sources`.
 
-    An expert that no token came to has a count of 0 (a reader then weighs its inputs alike), a tensor none of whose
-    linears was calibrated no entry.
+    An expert that received no token has a count of 0; readers then weight its inputs equally. A tensor with a linear
+    that is not in `squares` has no entry.
     """
     sums, counts = {}, {}
     for name, keys in sources.items():
@@ -78,26 +78,26 @@ def as_imatrix(
     chunks: int,
     chunk_size: int,
 ) -> Imatrix:
-    """What `load_imatrix` gives for the file that `write_imatrix` makes of these, without the file.
+    """The importance matrix that `load_imatrix` reads from the file that `write_imatrix` writes, without the file.
 
-    `sha256` is that of the names, sums and counts.
+    `sha256` is of the names, sums and counts.
     """
     values, digest = {}, hashlib.sha256()
     for name in sorted(sums):
         per_matrix = counts[name].reshape(-1, 1)
         digest.update(name.encode() + sums[name].tobytes() + counts[name].tobytes())
-        seen = per_matrix > 0
-        means = np.where(seen, sums[name] / np.where(seen, per_matrix, np.float32(1)), np.float32(1))
+        reached = per_matrix > 0
+        means = np.where(reached, sums[name] / np.where(reached, per_matrix, np.float32(1)), np.float32(1))
         values[name] = means.astype(np.float32).ravel()
     return Imatrix(values, list(datasets), chunks, chunk_size, digest.hexdigest())
 
 
 def _places(native: Native) -> dict[str, list[_Place]]:
-    """Tensor of the checkpoint -> whose rows stand in it."""
+    """Checkpoint tensor -> the linears that its rows belong to."""
     places: dict[str, list[_Place]] = {}
     for number in range(native.decoder.n_layers):
         layer = layer_linears(native.architecture, native.config, number, native.tensors)
-        for linear in (linear for each in layer.inputs for linear in each.linears):
+        for linear in (linear for entry in layer.inputs for linear in entry.linears):
             for source, place in _places_of(linear, native.tensors):
                 places.setdefault(source, []).append(place)
     return places
@@ -131,7 +131,7 @@ def _n_matrices(tensor: MappedTensor) -> int:
 
 
 def _linear_of(tensor: MappedTensor, number: int, places: Mapping[str, list[_Place]]) -> LinearKey | None:
-    """The linear that matrix `number` of a GGUF tensor is of; of several that see the same input, the first."""
+    """The linear of matrix `number` in a GGUF tensor; the first of several linears with the same input."""
     row = number * (tensor.shape[-2] if len(tensor.shape) > 1 else 1)
     part = tensor.parts[row // tensor.part_rows]
     within, taken = row % tensor.part_rows, part.take.rows

@@ -1,4 +1,4 @@
-"""What a model is, from headers: any source of quantkit, and any output of quantkit or another tool."""
+"""Description of a model from headers: a source or an output of quantkit or another tool."""
 
 from pathlib import Path
 
@@ -15,19 +15,18 @@ __all__ = ["Description", "inspect_source"]
 def inspect_source(source: str, *, offline: bool = False) -> Description:
     """Describe a checkpoint folder, a hub id, a GGUF file (any shard), or a folder of GGUF files.
 
-    Only headers, config and tokenizer files are read; from the hub nothing else is fetched. `offline` keeps to the
-    hub's cache.
+    Only headers, config and tokenizer files are read or fetched. `offline` uses only the hub's cache.
 
     Raises:
-        CheckpointError: there is no such thing, or it is damaged; HubError from the hub.
-        UnsupportedError: a hub repository of weights already quantized.
+        CheckpointError: the source is not found or is damaged. HubError: the hub cannot be read.
+        UnsupportedError: a hub repository of quantized weights.
     """
     path = Path(source).expanduser()
     if source.endswith(".gguf") and not path.exists():
         raise CheckpointError(f"there is no file {source}; check the name")
     if path.is_file():
         if _magic(path, source) != MAGIC:
-            raise CheckpointError(f"{source} is not a GGUF file; give a GGUF, or the folder that holds config.json")
+            raise CheckpointError(f"{source} is not a GGUF file; pass a GGUF, or the folder that contains config.json")
         return describe_gguf(path, source)
     where = parse_source(source)
     if not isinstance(where, Path):

@@ -8,11 +8,11 @@ from typing import Any
 
 from quantkit.chat import suggest
 from quantkit.checkpoint import Checkpoint, TensorInfo, open_checkpoint
-from quantkit.checkpoint.folder import choose_weights, quantization_config, read_small_file
+from quantkit.checkpoint.folder import choose_weights, is_possibly_stale, quantization_config, read_small_file
 from quantkit.checkpoint.jsonfile import parse_object
 from quantkit.checkpoint.weights import open_weights
 from quantkit.errors import MissingExtraError, QuantkitError, UnsupportedError
-from quantkit.families import Family, find_family, token_roles
+from quantkit.families import Family, complete_architecture, find_family, token_roles
 from quantkit.gguf.keyvalues import KeyValue
 from quantkit.gguf.vocabulary import token_texts
 from quantkit.inspection.config import shape_of_config, text_config
@@ -31,7 +31,7 @@ _LAYER = re.compile(r".*?\.\d+\.")
 
 @dataclass
 class _Contents:
-    """What could be read of a checkpoint."""
+    """The readable parts of a checkpoint."""
 
     name: str
     folder: Path
@@ -44,7 +44,7 @@ class _Contents:
 
 
 def describe_checkpoint_folder(folder: Path, source: str) -> Description:
-    """A checkpoint in a folder, quantized ones too.
+    """A checkpoint in a folder, quantized or not.
 
     Raises:
         CheckpointError: config.json or a weight file is missing or malformed.
@@ -60,12 +60,16 @@ def describe_checkpoint_folder(folder: Path, source: str) -> Description:
         contents.notes.append(str(error))
         names = list(choose_weights([path.name for path in folder.iterdir()], source).files)
     contents.files = [File(name, (folder / name).stat().st_size) for name in names]
-    if not _is_packed(quantization_config(config)):
+    packed = _is_packed(quantization_config(config))
+    if not packed or is_possibly_stale(config):
         try:
-            contents.opened = open_checkpoint(str(folder))
+            contents.opened = open_checkpoint(str(folder), judge=complete_architecture)
             contents.name, contents.revision = contents.opened.name, contents.opened.revision
+            contents.config = contents.opened.config
+            contents.notes += contents.opened.notes
         except QuantkitError as error:
-            contents.notes.append(str(error))
+            if not packed:
+                contents.notes.append(str(error))
     try:
         return _describe(contents, source)
     finally:
@@ -74,12 +78,12 @@ def describe_checkpoint_folder(folder: Path, source: str) -> Description:
 
 
 def describe_hub_checkpoint(source: str, *, offline: bool = False) -> Description:
-    """A checkpoint on the hub; of its weights only the headers are fetched.
+    """A checkpoint on the hub; only the headers of its weights are fetched.
 
     Raises:
         CheckpointError, HubError, UnsupportedError: as `open_checkpoint` does.
     """
-    with open_checkpoint(source, offline=offline, headers_only=True) as opened:
+    with open_checkpoint(source, offline=offline, headers_only=True, judge=complete_architecture) as opened:
         tensors = list(opened.tensors.values())
         names = sorted({tensor.file for tensor in tensors})
         files = [File(name, sum(tensor.nbytes for tensor in tensors if tensor.file == name)) for name in names]
@@ -139,10 +143,10 @@ def _describe(contents: _Contents, source: str) -> Description:
 def _gguf_keys(
     contents: _Contents, family: Family | None, architecture: str | None, packing: Mapping[str, Any]
 ) -> tuple[list[KeyValue], str | None]:
-    """The keys its GGUF would have, or those of its vocabulary alone with the reason why it cannot become one."""
+    """The keys of its GGUF; if it cannot be converted, the keys of its vocabulary and the reason."""
     why_not = None
     if _is_packed(packing):
-        why_not = f"already quantized ({_method(packing)}); quantkit converts the original checkpoint"
+        why_not = f"already quantized ({_method(packing)}); convert the original checkpoint instead"
     elif family is None:
         why_not = "config.json names no architecture"
         if contents.config.get("architectures"):
@@ -165,7 +169,7 @@ def _gguf_keys(
 
 
 def _template_file(folder: Path) -> Template | None:
-    """The template of a tokenizer that could not be read."""
+    """The template of a tokenizer whose vocabulary cannot be read."""
     try:
         files = tokenizer_files.read(folder)
     except QuantkitError:
@@ -175,7 +179,7 @@ def _template_file(folder: Path) -> Template | None:
 
 
 def _origin(contents: _Contents) -> Mapping[str, Any] | None:
-    """The record's entry of these weight files, else all of them."""
+    """The record's entry of these weight files, else the whole record."""
     record = read_record(contents.folder)
     entry = entry_of(record, Path(contents.files[0].name)) if contents.files else None
     return entry or record or None
@@ -195,7 +199,7 @@ def _family(config: Mapping[str, Any]) -> Family | None:
 
 
 def _completed(config: Mapping[str, Any], family: Family | None) -> Mapping[str, Any]:
-    """config.json with the family's defaults, also where the family refuses the config."""
+    """config.json with the family's defaults, even if the family refuses the config."""
     if family is None:
         return config
     try:
@@ -205,7 +209,7 @@ def _completed(config: Mapping[str, Any], family: Family | None) -> Mapping[str,
 
 
 def _is_packed(packing: Mapping[str, Any]) -> bool:
-    """Whether the weights stay quantized on reading: scaled f8 is dequantized, MXFP4 goes into a GGUF unchanged."""
+    """Whether quantkit cannot read the weights as floats: scaled f8 is dequantized, MXFP4 enters a GGUF unchanged."""
     method = packing.get("quant_method")
     plain = method in ("fp8", "mxfp4") or (method == "compressed-tensors" and "float" in str(packing.get("format")))
     return bool(packing) and not plain
@@ -220,7 +224,7 @@ def _bits(packing: Mapping[str, Any]) -> int | None:
 
 
 def _group(packing: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The weights' scheme of compressed-tensors' first group of layers."""
+    """The weight scheme of the first layer group of compressed-tensors."""
     groups = packing.get("config_groups")
     first = next(iter(groups.values()), None) if isinstance(groups, dict) else None
     weights = first.get("weights") if isinstance(first, dict) else {}
@@ -233,7 +237,7 @@ def _group_size(packing: Mapping[str, Any]) -> int | None:
 
 
 def _quantization(packing: Mapping[str, Any], tensors: Sequence[TensorInfo]) -> Quantization | None:
-    """What config.json says of packed weights, and which of the matrices are packed by the tensors' names."""
+    """The quantization of config.json, and the packed matrices by the names of the tensors."""
     if not _is_packed(packing):
         return None
     packed = {tensor.name.rpartition(".")[0] for tensor in tensors if tensor.name.endswith(_PACKED_WEIGHTS)}

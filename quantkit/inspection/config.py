@@ -1,4 +1,4 @@
-"""Sizes out of any config.json, whatever its family calls them; nothing here is refused, what is unknown is None."""
+"""Sizes from any config.json, by the names of all families; unknown sizes are None, nothing is refused."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -27,12 +27,12 @@ _NAMES: dict[str, tuple[str, ...]] = {
 
 
 def shape_of_config(config: Mapping[str, Any]) -> Shape:
-    """The sizes a config.json states; those of a multimodal one are its text model's."""
+    """The sizes of a config.json; a multimodal one gives those of its text model."""
     config = text_config(config)
     fields = {field: _whole(config, names) for field, names in _NAMES.items()}
-    turned = _whole(config, ("qk_rope_head_dim",))
-    if turned:  # latent attention: a part of each query and key that is turned, and one that is not
-        fields["head_dim"] = turned + (_whole(config, ("qk_nope_head_dim",)) or 0)
+    rotated = _whole(config, ("qk_rope_head_dim",))
+    if rotated:  # latent attention: each query and key has a rotated and an unrotated part
+        fields["head_dim"] = rotated + (_whole(config, ("qk_nope_head_dim",)) or 0)
     if fields["head_dim"] is None and fields["heads"] and fields["hidden"]:
         fields["head_dim"] = fields["hidden"] // fields["heads"]
     if config.get("multi_query") is True and fields["kv_heads"] is None:
@@ -47,12 +47,12 @@ def shape_of_config(config: Mapping[str, Any]) -> Shape:
         fields["sliding_window"] = None
     positions, base, scaling, dimensions = _positions(config, fields["head_dim"])
     return Shape(
-        **fields, positions=positions, rope_base=base, rope_scaling=scaling, rope_dimensions=turned or dimensions
+        **fields, positions=positions, rope_base=base, rope_scaling=scaling, rope_dimensions=rotated or dimensions
     )
 
 
 def text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The language model's part of a multimodal config, over what stands outside it."""
+    """The language model's settings of a multimodal config, merged over the outer settings."""
     nested = config.get("text_config") or config.get("llm_config")
     return {**config, **nested} if isinstance(nested, Mapping) else config
 
@@ -69,7 +69,7 @@ def _positions(
     rope = dict(nested) if isinstance(nested, Mapping) else {}
     if isinstance(rope.get("full_attention"), Mapping):
         rope = dict(rope["full_attention"])
-    # The family's default of rope_theta stands beside what transformers 5 states in rope_parameters.
+    # rope_parameters (transformers 5) overrides rope_theta, which may be the family's default.
     base = next(
         (v for v in (rope.get("rope_theta"), config.get("rope_theta"), config.get("rotary_emb_base")) if v), None
     )

@@ -1,4 +1,4 @@
-"""What `inspect` says of a model: plain data, the same for a checkpoint and for each of its quantized forms."""
+"""The result of `inspect`: plain data, the same fields for a checkpoint and its quantized forms."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -19,7 +19,7 @@ class TensorGroup:
 class Weights:
     """The weights. `parameters` counts a tied embedding once and no scales, buffers or computed tables.
 
-    `active_parameters` are those one token goes through: all but the experts it is not routed to. `bits_per_weight` is
+    `active_parameters` counts those that one token uses, with only the experts it is routed to. `bits_per_weight` is
     bytes of tensors times 8 over parameters, scales included.
     """
 
@@ -32,7 +32,7 @@ class Weights:
 
 @dataclass(frozen=True)
 class Shape:
-    """Sizes of a decoder; None where the source does not say. `expert_ffn` is the width of one routed expert."""
+    """Sizes of a decoder; None if the source does not state one. `expert_ffn` is the width of one routed expert."""
 
     layers: int | None = None
     hidden: int | None = None
@@ -51,7 +51,7 @@ class Shape:
     """How positions enter: "rope", "alibi", "learned"."""
     rope_base: float | None = None
     rope_scaling: str | None = None
-    """Kind and factor of the scaling, as "yarn x4"."""
+    """Kind and factor of the scaling, for example "yarn x4"."""
     rope_dimensions: int | None = None
 
 
@@ -66,7 +66,7 @@ class SpecialToken:
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """The token table as llama.cpp sees it; `model` and `pre` are its names for algorithm and pre-tokenizer."""
+    """The token table of llama.cpp; `model` and `pre` are llama.cpp's names of algorithm and pre-tokenizer."""
 
     size: int
     model: str | None = None
@@ -78,9 +78,9 @@ class Vocabulary:
 
 @dataclass(frozen=True)
 class Template:
-    """A chat template: its format's name if it is a known one, and a sample conversation as it renders it.
+    """A chat template: the name of its format if known, and a rendered sample conversation.
 
-    `error` says why there is no `sample`; `roles` are the sample's; `others` the names of further templates.
+    `error`: the reason if `sample` is None. `roles`: the roles of the sample. `others`: names of further templates.
     """
 
     name: str | None
@@ -99,10 +99,10 @@ class File:
 
 @dataclass(frozen=True)
 class Quantization:
-    """How a quantized checkpoint's linears are packed, and which matrices are not: names below a layer, once each.
+    """How the linears of a quantized checkpoint are packed. `kept`: unpacked matrices, by their names in a layer.
 
-    `group`: inputs that share a scale, None where config.json does not say, -1 for all. `symmetric`, `act_order`: None
-    where the method has no such choice, or config.json does not say.
+    `group`: inputs that share a scale; -1 for all, None if config.json does not state it. `symmetric`, `act_order`:
+    None if the method has no such choice or config.json does not state it.
     """
 
     method: str
@@ -128,7 +128,7 @@ class Output:
 
 @dataclass(frozen=True)
 class Description:
-    """A model as its headers describe it. `convertible` is None for what is not a checkpoint."""
+    """A model as its headers describe it. `convertible` is None for a GGUF."""
 
     name: str
     kind: str

@@ -17,10 +17,10 @@ _KINDS = {"imatrix": "importance matrix", "adapter": "LoRA adapter", "mmproj": "
 
 
 def describe_gguf(path: Path, source: str) -> Description:
-    """The model whose file, or one of whose shards, `path` is.
+    """The model of the file `path`, which may be one of its shards.
 
     Raises:
-        CheckpointError: not a sound GGUF, or a shard is missing.
+        CheckpointError: the file is not a valid GGUF, or a shard is missing.
     """
     headers = [read_header(shard) for shard in shard_paths(path)]
     first = headers[0]
@@ -29,7 +29,7 @@ def describe_gguf(path: Path, source: str) -> Description:
     claimed = values.get("split.tensors.count")
     notes = []
     if claimed is not None and claimed != len(tensors):
-        notes.append(f"the shards hold {len(tensors)} tensors, not the {claimed} they claim")
+        notes.append(f"the shards hold {len(tensors)} tensors, but split.tensors.count is {claimed}")
     shape = gguf_keys.shape_of_keys(first.keys, [slot.name for slot in tensors])
     weights = count_weights(
         (Stored(slot.name, slot.type.name, _elements(slot.shape), slot.nbytes) for slot in tensors),
@@ -63,38 +63,38 @@ def describe_gguf(path: Path, source: str) -> Description:
 
 
 def describe_folder(folder: Path, source: str) -> Description:
-    """A folder of GGUF files: the model as its first file tells of it, and every file with its type and size.
+    """A folder of GGUF files: the model of the first file, and every file with its type and size.
 
     Raises:
-        CheckpointError: no file of it is a sound GGUF.
+        CheckpointError: the folder has no valid model GGUF.
     """
     described: list[Description] = []
     broken: list[CheckpointError] = []
     for path in sorted(folder.glob("*.gguf")):
-        if any(path.name == file.name for each in described for file in each.files):
+        if any(path.name == file.name for description in described for file in description.files):
             continue
         try:
             described.append(describe_gguf(path, source))
         except CheckpointError as error:
             broken.append(error)
-    models = [each for each in described if each.kind == "GGUF"]
+    models = [description for description in described if description.kind == "GGUF"]
     if not models:
-        raise broken[0] if broken else CheckpointError(f"{source} holds no GGUF model; name the file itself")
+        raise broken[0] if broken else CheckpointError(f"{source} contains no model GGUF; pass the file itself")
     outputs = tuple(
-        Output(each.name, each.type or "?", each.weights.bits_per_weight if each.weights else 0.0, each.files)
-        for each in models
+        Output(model.name, model.type or "?", model.weights.bits_per_weight if model.weights else 0.0, model.files)
+        for model in models
     )
-    others = [f"{each.files[0].name} is no model but: {each.kind}" for each in described if each.kind != "GGUF"]
+    others = [f"{other.files[0].name} is not a model: {other.kind}" for other in described if other.kind != "GGUF"]
     several = len(models) > 1
     return replace(
         models[0],
         name=folder.resolve().name,
         kind="folder of GGUF files",
-        files=tuple(file for each in models for file in each.files),
+        files=tuple(file for model in models for file in model.files),
         type=None if several else models[0].type,
         outputs=outputs,
         origin=read_record(folder) or None,
-        notes=(*(note for each in models for note in each.notes), *others, *(str(error) for error in broken)),
+        notes=(*(note for model in models for note in model.notes), *others, *(str(error) for error in broken)),
     )
 
 
@@ -117,11 +117,13 @@ def _type(header: GgufHeader, most: str | None) -> str | None:
 
 
 def _family(record: object, arch: object, shape: Shape) -> str | None:
-    """By the record beside the file, else by the architecture where it tells: llama.cpp keeps Mixtral under llama."""
-    said = record.get("family") if isinstance(record, dict) else None
-    families = [family for family in all_families() if family.gguf_arch == arch or family.name == said]
+    """The family from the origin record, else from architecture and experts: Mixtral has llama's architecture."""
+    recorded = record.get("family") if isinstance(record, dict) else None
+    families = [family for family in all_families() if family.gguf_arch == arch or family.name == recorded]
     fitting = [
-        family for family in families if (family.name == said if said else _has_experts(family) == bool(shape.experts))
+        family
+        for family in families
+        if (family.name == recorded if recorded else _has_experts(family) == bool(shape.experts))
     ]
     return " or ".join(dict.fromkeys(family.models for family in fitting[:3])) or None
 
@@ -136,4 +138,4 @@ def _imatrix_words(header: GgufHeader) -> list[str]:
     chunks, size = header.value("imatrix.chunk_count"), header.value("imatrix.chunk_size")
     entries = sum(slot.name.endswith(".in_sum2") for slot in header.tensors)
     over = f" over {chunks} chunks of {size} tokens" if chunks else ""
-    return [f"{entries} tensors' statistics{over} of {', '.join(texts) or 'a text it does not name'}"]
+    return [f"{entries} tensors' statistics{over} of {', '.join(texts) or 'an unnamed text'}"]

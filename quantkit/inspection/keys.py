@@ -1,4 +1,4 @@
-"""Facts out of a GGUF's key-values; a checkpoint's vocabulary and template come as such keys too."""
+"""Sizes, vocabulary and template from GGUF key-values, of a file or of a converted checkpoint."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -32,12 +32,12 @@ _SIZES = {
 
 
 def shape_of_keys(keys: Sequence[KeyValue], tensors: Sequence[str]) -> Shape:
-    """The sizes a GGUF states under its architecture; of sizes given per layer, the largest."""
+    """The sizes of a GGUF's architecture keys; a size per layer gives the largest."""
     values = {key.key: key.value for key in keys}
     arch = values.get("general.architecture")
     fields = {field: _number(values.get(f"{arch}.{key}")) for field, key in _SIZES.items()}
     if mla := _number(values.get(f"{arch}.attention.key_length_mla")):
-        # llama.cpp runs latent attention as one key head of the latents; the model's own heads are these
+        # llama.cpp states latent attention as one key head; the model's own heads are these
         fields["head_dim"], fields["kv_heads"] = mla, fields["heads"]
     if fields["experts_shared"] is None and values.get(f"{arch}.expert_shared_feed_forward_length"):
         fields["experts_shared"] = 1
@@ -66,7 +66,7 @@ def shape_of_keys(keys: Sequence[KeyValue], tensors: Sequence[str]) -> Shape:
 
 
 def vocabulary_of_keys(keys: Sequence[KeyValue]) -> Vocabulary | None:
-    """The token table; None for a file without one."""
+    """The token table, or None."""
     values = {key.key: key.value for key in keys}
     if "tokenizer.ggml.tokens" not in values:
         return None
@@ -81,7 +81,7 @@ def vocabulary_of_keys(keys: Sequence[KeyValue]) -> Vocabulary | None:
 
 
 def template_of_keys(keys: Sequence[KeyValue], vocabulary: Vocabulary | None) -> Template | None:
-    """The default chat template, rendered on a sample; a file with named ones only shows the first of them."""
+    """The default chat template, rendered on a sample; without a default the first named template."""
     prefix = f"{TEMPLATE_KEY}."
     named = {key.key.removeprefix(prefix): str(key.value) for key in keys if key.key.startswith(prefix)}
     text = next((str(key.value) for key in keys if key.key == TEMPLATE_KEY), None)

@@ -1,4 +1,4 @@
-"""The origin record (quantkit.json) beside an output, as far as `inspect` tells of it."""
+"""The origin record (quantkit.json) next to an output, as `inspect` shows it."""
 
 import json
 from collections.abc import Mapping
@@ -9,9 +9,9 @@ FILE_NAME, FORMAT, VERSION = "quantkit.json", "quantkit-origin", 1
 
 
 def read_record(folder: Path) -> dict[str, dict[str, Any]]:
-    """The entries of a folder's quantkit.json by output name; {} where there is none, or one not understood.
+    """The entries of a folder's quantkit.json by output name; {} if it is absent or not readable.
 
-    The error of each tensor is reduced to the worst.
+    Of the errors per tensor only the largest remains.
     """
     try:
         record = json.loads((folder / FILE_NAME).read_text("utf-8"))
@@ -38,7 +38,7 @@ def entry_of(record: Mapping[str, dict[str, Any]], file: Path) -> dict[str, Any]
 
 
 def changed_since(entry: Mapping[str, Any], folder: Path) -> list[str]:
-    """A sentence for each file of the entry that is missing or has another size than was recorded."""
+    """A sentence for each file of the entry that is missing or differs in size from the record."""
     words = []
     for name, about in _files(entry).items():
         expected = about.get("bytes") if isinstance(about, dict) else None

@@ -1,4 +1,4 @@
-"""Counting parameters from headers: what is a weight, what belongs to an expert, what is only packing."""
+"""Counting parameters from headers: weights, expert weights, and tensors that are only packing."""
 
 import re
 from collections import defaultdict
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from quantkit.inspection.description import TensorGroup, Weights
 
-# Granite's fused experts say nothing of experts in their names.
+# The names of Granite's fused experts do not contain "experts".
 _EXPERT = re.compile(r"(?:^|\.)experts\.|_exps\.|\.block_sparse_moe\.(?:input|output)_linear\.")
 # Scales, zero points and indices beside packed weights (AWQ, GPTQ, compressed-tensors, bitsandbytes, f8, MXFP4), and
 # tables a runtime computes by itself.
@@ -41,10 +41,10 @@ def count_weights(
     tied: bool = False,
     packed_bits: int | None = None,
 ) -> Weights | None:
-    """The sum of `tensors`; None where there are none.
+    """The sum of `tensors`; None without tensors.
 
-    `tied` leaves out an output head stored beside the embedding it equals; `packed_bits` is the width of a weight where
-    several share an integer.
+    `tied`: do not count a stored output head that equals the embedding. `packed_bits`: bits of a weight if several
+    share an integer.
     """
     all_, routed, stored = 0, 0, 0
     groups: defaultdict[str, list[int]] = defaultdict(lambda: [0, 0, 0])
@@ -75,13 +75,13 @@ def count_weights(
 
 
 def _weights(tensor: Stored, packed_bits: int | None) -> int:
-    """How many weights stand in a tensor's elements."""
+    """The number of weights in a tensor's elements."""
     width = _INTEGER_BITS.get(tensor.type)
     if width is None:
         return tensor.elements
     if tensor.name.endswith("_blocks"):  # MXFP4: two to a byte
         return 2 * tensor.elements
     if packed_bits and (_PACKED.search(tensor.name) or (packed_bits < 8 and tensor.type == "U8")):
-        # Of 3 bits, 32 stand in three integers.
+        # At 3 bits, three integers hold 32 weights.
         return tensor.elements * width // packed_bits
     return tensor.elements

@@ -1,1 +1,1 @@
-"""llama.cpp in a process of its own: load a model, decode, generate, list devices, converse."""
+"""llama.cpp in a child process: load a model, decode, generate, list devices, chat."""

@@ -1,6 +1,6 @@
 """llama.cpp's low-level API as the child process uses it: load, make a context, tokenize, decode.
 
-Imported in that process only (see llama_child).
+Imported in that process only (see child.py).
 """
 
 import contextlib
@@ -19,7 +19,7 @@ from quantkit.machine import cores
 
 
 def _bindings() -> Any:
-    """llama_cpp.llama_cpp without the package around it, whose chat formats take longer to load than a small model."""
+    """llama_cpp.llama_cpp without its package, whose chat formats take longer to load than a small model."""
     spec = importlib.util.find_spec("llama_cpp")
     if spec is not None and spec.submodule_search_locations:
         package = ModuleType("llama_cpp")
@@ -32,11 +32,11 @@ llama = _bindings()
 
 
 ERROR, CONTINUED = 4, 5
-"""Levels of llama.cpp's log: what goes wrong, and the rest of the line before."""
+"""Levels of llama.cpp's log: an error, and the continuation of a line."""
 
 
 class Failed(Exception):
-    """What to tell the caller; llama.cpp's own reason is in stderr."""
+    """The message for the caller; llama.cpp's own reason is in stderr."""
 
 
 @contextlib.contextmanager
@@ -77,7 +77,7 @@ def tokenize(vocab: Any, text: str, *, add_special: bool, parse_special: bool) -
     ids = (llama.llama_token * room)()
     count = llama.llama_tokenize(vocab, data, len(data), ids, room, add_special, parse_special)
     if count < 0:
-        raise Failed(f"could not tokenize the text (it asks for {-count} tokens of room)")
+        raise Failed(f"could not tokenize the text (it needs a buffer of {-count} tokens)")
     return list(ids[:count])
 
 

@@ -1,9 +1,9 @@
-"""The process in which llama.cpp runs: `python -m quantkit.llamacpp.child`, started by llama_runtime only.
+"""The process in which llama.cpp runs: `python -m quantkit.llamacpp.child`, started by session.py only.
 
 A bad file can abort llama.cpp, so it never shares a process with the caller. Requests come as JSON lines on stdin, one
 at a time; answers go to stdout as JSON lines: for each request any number of {"progress": [done, of]}, then
-{"result": ...} or {"error": "..."}, after which this process is of no more use. Only llama.cpp's errors are let through
-to stderr. When stdin closes the caller is gone, so this leaves too.
+{"result": ...} or {"error": "..."}, after which this process must be replaced. Only llama.cpp's errors go to
+stderr. The process exits when stdin closes, because then the caller is gone.
 """
 
 import ctypes
@@ -33,7 +33,7 @@ def vocab_tokens(request: dict[str, Any]) -> list[list[int]]:
 
 
 def text_tokens(request: dict[str, Any]) -> dict[str, Any]:
-    """A text as it is measured on: with the tokens put around it, special tokens spelled in it not parsed."""
+    """Tokens of a text to measure on: special tokens are added around it, and those spelled in it are not parsed."""
     with load(request["model"], vocab_only=True) as model:
         vocab = llama.llama_model_get_vocab(model)
         tokens = tokenize(vocab, request["text"], add_special=True, parse_special=False)
@@ -59,9 +59,9 @@ def logits(request: dict[str, Any]) -> None:
     ):
         n_vocab = llama.llama_vocab_n_tokens(llama.llama_model_get_vocab(model))
         if max(tokens) >= n_vocab:
-            raise Failed(f"was asked for token {max(tokens)} of a vocabulary of {n_vocab}")
-        found = decode(running, tokens, 0, n_vocab)
-        np.lib.format.open_memmap(request["out"], "w+", np.float32, found.shape)[:] = found
+            raise Failed(f"cannot evaluate token {max(tokens)}: the vocabulary has {n_vocab} tokens")
+        values = decode(running, tokens, 0, n_vocab)
+        np.lib.format.open_memmap(request["out"], "w+", np.float32, values.shape)[:] = values
 
 
 class Open:
@@ -85,12 +85,12 @@ class Open:
     def window(self, request: dict[str, Any]) -> None:
         """Fills the file request["out"] with the logits after tokens first .. n - 2: (n - 1 - first, n_vocab) float32.
 
-        Those after the last token are computed too, and dropped: so llama-perplexity does, and rounding follows shapes.
+        The logits after the last token are computed and dropped, as in llama-perplexity: rounding depends on shapes.
         """
         tokens, first = request["tokens"], request["first"]
-        found = decode(self._context, tokens, first, self.n_vocab)[:-1]
-        out = np.memmap(request["out"], np.float32, "r+", 0, found.shape)
-        out[:] = found
+        values = decode(self._context, tokens, first, self.n_vocab)[:-1]
+        out = np.memmap(request["out"], np.float32, "r+", 0, values.shape)
+        out[:] = values
 
 
 def _answer(message: dict[str, Any]) -> None:
@@ -114,7 +114,7 @@ def _listen(requests: "queue.Queue[str]") -> None:
 
 
 def main() -> None:
-    # an interrupt is the caller's to handle, in whose group this process is
+    # the caller is in the same process group, and handles the interrupt
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     requests: queue.Queue[str] = queue.Queue()
     threading.Thread(target=_listen, args=(requests,), daemon=True).start()
@@ -140,7 +140,7 @@ def main() -> None:
     while True:
         request = json.loads(requests.get())
         if request["task"] == "stop":
-            # what was to be stopped has ended
+            # the generation has already ended
             _answer({"stopped": True})
             continue
         try:

@@ -1,4 +1,4 @@
-"""Talking to a GGUF file: its own chat template, real llama.cpp, the answer as it comes."""
+"""Chat with a GGUF file: its own chat template, llama.cpp, the answer piece by piece."""
 
 import codecs
 import random
@@ -14,7 +14,7 @@ from quantkit.gguf.vocabulary import TEMPLATE_KEY, special_tokens
 from quantkit.llamacpp.session import LlamaSession
 
 CONTEXT = 4096
-"""Tokens of context where none is asked, or the model's if that is less."""
+"""Default context in tokens; the model's, if that is smaller."""
 _HINTS = {
     "temperature": "temp",
     "top_k": "top_k",
@@ -26,7 +26,7 @@ _HINTS = {
 
 @dataclass(frozen=True)
 class Sampling:
-    """How the next token is chosen; the defaults are those of llama.cpp's programs. `seed` None: another every time."""
+    """Sampling parameters; the defaults are those of llama.cpp's programs. `seed` None: random."""
 
     temperature: float = 0.8
     top_k: int = 40
@@ -36,11 +36,11 @@ class Sampling:
     seed: int | None = None
 
     @classmethod
-    def of(cls, header: GgufHeader, asked: Mapping[str, Any]) -> "Sampling":
-        """What was asked, else what the file recommends (`general.sampling.*`), else the defaults."""
+    def of(cls, header: GgufHeader, options: Mapping[str, Any]) -> "Sampling":
+        """The given options, else what the file recommends (`general.sampling.*`), else the defaults."""
         hints = {name: header.value(f"general.sampling.{key}") for name, key in _HINTS.items()}
         hinted = {name: value for name, value in hints.items() if isinstance(value, int | float)}
-        return cls(**{**hinted, **{name: value for name, value in asked.items() if value is not None}})
+        return cls(**{**hinted, **{name: value for name, value in options.items() if value is not None}})
 
     def document(self) -> dict[str, Any]:
         seed = random.getrandbits(32) if self.seed is None else self.seed
@@ -49,7 +49,7 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Answer:
-    """`reason` it ended: "end" (the model did), "length", "context" (it is full), "asked" (stopped)."""
+    """An answer. `reason`: why it ended: "end" (of generation), "length", "context" (full), "asked" (stopped)."""
 
     text: str
     reason: str
@@ -61,9 +61,9 @@ class Answer:
 
 @dataclass
 class Conversation:
-    """A model that stays loaded in a process of its own, and what was said so far.
+    """A model that stays loaded in a child process, and the messages so far.
 
-    `template` None: text goes in as it is, and only what was said last.
+    `template` None: the prompt is the last message as it is.
     """
 
     model: Path
@@ -77,7 +77,7 @@ class Conversation:
     _session: LlamaSession | None = None
 
     def open(self, *, gpu_layers: int | None, n_threads: int | None, rpc: Sequence[str] = ()) -> None:
-        """Load the model, so many layers of it on the GPU (None: all). Raises QuantkitError as `LlamaSession.ask`."""
+        """Load the model with `gpu_layers` layers on the GPU (None: all). Raises as `LlamaSession.ask`."""
         self._session = LlamaSession(self.model)
         layers = -1 if gpu_layers is None else gpu_layers
         request = {"model": str(self.model), "n_ctx": self.n_ctx, "gpu_layers": layers, "n_threads": n_threads}
@@ -86,53 +86,53 @@ class Conversation:
     def say(self, text: str, *, most: int, show: Callable[[str], object]) -> Answer:
         """The model's answer, of at most `most` tokens; `show` gets it piece by piece.
 
-        Raises QuantkitError when what was said does not fit in the context, TemplateError when the template fails; then
+        Raises QuantkitError if the conversation does not fit in the context, TemplateError if the template fails; then
         the text is not part of the conversation.
         """
         assert self._session is not None
-        said = [*self.messages, {"role": "user", "content": text}]
-        tokens = self._tokens(said)
+        messages = [*self.messages, {"role": "user", "content": text}]
+        tokens = self._tokens(messages)
         if len(tokens) >= self.n_ctx:
             raise QuantkitError(
-                f"what was said has {len(tokens)} tokens, and the context holds {self.n_ctx}: start anew, or give a"
-                " larger --ctx"
+                f"the conversation has {len(tokens)} tokens, more than the context of {self.n_ctx}; shorten"
+                " the prompt, clear the conversation, or use a larger --ctx"
             )
         decoder = codecs.getincrementaldecoder("utf-8")("replace")
         parts: list[str] = []
 
-        def told(piece: str) -> None:
+        def receive(piece: str) -> None:
             part = decoder.decode(piece.encode("latin-1"))
             parts.append(part)
             show(part)
 
         request = {"task": "talk", "tokens": tokens, "max_tokens": most, "sampling": self.sampling.document()}
-        found = self._session.ask(request, progress=told)
+        result = self._session.ask(request, progress=receive)
         last = decoder.decode(b"", True)
         show(last)
-        answer = Answer("".join([*parts, last]), **found)
-        self.messages = [*said, {"role": "assistant", "content": answer.text}]
+        answer = Answer("".join([*parts, last]), **result)
+        self.messages = [*messages, {"role": "assistant", "content": answer.text}]
         return answer
 
     @property
     def alive(self) -> bool:
-        """Whether the process is there to answer."""
+        """Whether the child process is running."""
         return self._session is not None and self._session.alive
 
     def stop(self) -> None:
-        """End the answer that is coming; from another thread or a signal's handler."""
+        """Stop the current answer; from another thread or a signal handler."""
         if self._session is not None:
             self._session.stop()
 
     def clear(self) -> None:
-        """Forget what was said."""
+        """Remove all messages."""
         self.messages = []
 
-    def _tokens(self, said: Sequence[Mapping[str, str]]) -> list[int]:
+    def _tokens(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
         assert self._session is not None
-        text = said[-1]["content"]
+        text = messages[-1]["content"]
         if self.template is not None:
             system = [{"role": "system", "content": self.system}] if self.system else []
-            text = render_contained(self.template, [*system, *said], bos_token=self.bos, eos_token=self.eos)
+            text = render_contained(self.template, [*system, *messages], bos_token=self.bos, eos_token=self.eos)
         begun = bool(self.bos) and text.startswith(self.bos or "")
         request = {"task": "talk_tokenize", "text": text, "add_special": not begun}
         return [int(token) for token in self._session.ask(request)]
@@ -150,11 +150,13 @@ class Conversation:
 
 
 def converse(
-    model: Path, *, n_ctx: int | None, system: str | None, raw: bool, asked: Mapping[str, Any]
+    model: Path, *, n_ctx: int | None, system: str | None, raw: bool, sampling: Mapping[str, Any]
 ) -> Conversation:
-    """A conversation with a GGUF file, not yet open; `asked`: fields of Sampling. `raw`: without a template.
+    """A conversation with a GGUF file, not yet open.
 
-    Raises CheckpointError for what is no GGUF.
+    `sampling`: fields of Sampling that override the file's; `raw`: without a chat template.
+
+    Raises CheckpointError if the file is not a GGUF.
     """
     header = read_header(model)
     texts = {role: text for role, _, text in special_tokens(header.keys)}
@@ -164,7 +166,7 @@ def converse(
         model,
         template if isinstance(template, str) and not raw else None,
         n_ctx or min(trained if isinstance(trained, int) else CONTEXT, CONTEXT),
-        Sampling.of(header, asked),
+        Sampling.of(header, sampling),
         texts.get("bos"),
         texts.get("eos"),
         system,

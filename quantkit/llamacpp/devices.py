@@ -1,7 +1,7 @@
-"""The devices llama.cpp can offload to, among them those of RPC servers; in the child process only (see llama_child).
+"""The devices llama.cpp can offload to, among them those of RPC servers; in the child process only (see child.py).
 
 libllama is loaded with the ggml libraries it needs, and a lookup in it finds their functions too; opening a ggml
-library by its path may give a second copy, with a registry of its own.
+library by its path may load a second copy with its own registry.
 """
 
 import ctypes
@@ -53,8 +53,8 @@ def add_rpc_servers(endpoints: Sequence[str]) -> None:
         backend = _registered(_RPC)
     if not backend:
         raise Failed(
-            "has no RPC backend: install llama-cpp-python with CMAKE_ARGS=-DGGML_RPC=ON, or name a libggml-rpc built"
-            " apart in GGML_BACKEND_PATH"
+            "has no RPC backend; install llama-cpp-python with CMAKE_ARGS=-DGGML_RPC=ON, or set GGML_BACKEND_PATH to a"
+            " separately built libggml-rpc"
         )
     add = ctypes.CFUNCTYPE(_pointer, ctypes.c_char_p)(_address(backend, b"ggml_backend_rpc_add_server"))
     for endpoint in endpoints:
@@ -66,10 +66,10 @@ def add_rpc_servers(endpoints: Sequence[str]) -> None:
 
 
 def _reach(endpoint: str) -> None:
-    """llama.cpp aborts on a server that is not there; better to know before."""
+    """Check that a server answers, because llama.cpp aborts if it does not."""
     host, _, port = endpoint.rpartition(":")
     if not host or not port.isdecimal():
-        raise Failed(f"was given the RPC server {endpoint!r}, which is not HOST:PORT")
+        raise Failed(f"cannot use the RPC server {endpoint!r}; write it as HOST:PORT")
     try:
         socket.create_connection((host, int(port)), _PATIENCE).close()
     except (OSError, OverflowError) as error:
@@ -85,11 +85,11 @@ def devices(request: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def offload_devices() -> list[dict[str, Any]]:
-    found = []
+    records = []
     for device in (_device(i) for i in range(_count())):
         if _kind(device) in (_GPU, _INTEGRATED):
             free, total = ctypes.c_size_t(), ctypes.c_size_t()
             _memory(device, ctypes.byref(free), ctypes.byref(total))
             name, description = _name(device).decode(), _description(device).decode()
-            found.append({"name": name, "description": description, "memory": total.value, "free": free.value})
-    return found
+            records.append({"name": name, "description": description, "memory": total.value, "free": free.value})
+    return records

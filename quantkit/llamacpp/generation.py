@@ -1,4 +1,4 @@
-"""Tasks of the child process for talking to a model: it stays loaded, and what was said stays in its cache."""
+"""Chat tasks of the child process: the model stays loaded, and the tokens so far stay in its KV cache."""
 
 import ctypes
 import time
@@ -15,10 +15,10 @@ _USUAL_PIECE = 256
 
 
 class Talk:
-    """`asked_to_stop`: whether the caller wants no more of the answer. `tell(piece)`: bytes of it, as they come."""
+    """A chat. `stop_requested`: whether the caller stops the answer. `send`: receives its bytes, piece by piece."""
 
-    def __init__(self, asked_to_stop: Callable[[], bool], tell: Callable[[bytes], None]) -> None:
-        self._asked_to_stop, self._tell = asked_to_stop, tell
+    def __init__(self, stop_requested: Callable[[], bool], send: Callable[[bytes], None]) -> None:
+        self._stop_requested, self._send = stop_requested, send
         self._stack = ExitStack()
         self._running: Any = None
         self._vocab: Any = None
@@ -39,9 +39,9 @@ class Talk:
         return tokenize(self._vocab, request["text"], add_special=request["add_special"], parse_special=True)
 
     def generate(self, request: dict[str, Any]) -> dict[str, Any]:
-        """Goes on after the prompt's token ids, up to an end-of-generation token.
+        """Generate after the prompt's token ids, up to an end-of-generation token.
 
-        What of the prompt the cache holds from before is not evaluated again.
+        The part of the prompt that is in the KV cache is not evaluated again.
         """
         prompt, count = request["tokens"], 0
         began = time.perf_counter()
@@ -56,8 +56,8 @@ class Talk:
                     reason = "end"
                     break
                 count += 1
-                self._tell(self._piece(token))
-                if self._asked_to_stop():
+                self._send(self._piece(token))
+                if self._stop_requested():
                     reason = "asked"
                     break
                 if len(self._cached) + 1 >= self._n_ctx:
@@ -73,7 +73,7 @@ class Talk:
         }
 
     def _evaluate_prompt(self, prompt: list[int]) -> int:
-        """How many tokens of the prompt were not in the cache; the last one always is evaluated, for its logits."""
+        """Evaluate the tokens of the prompt that are not in the cache, always the last one; returns their number."""
         pairs = enumerate(zip(self._cached, prompt, strict=False))
         same = next((at for at, (a, b) in pairs if a != b), min(len(self._cached), len(prompt)))
         same = min(same, len(prompt) - 1)
@@ -118,7 +118,7 @@ class Talk:
     def _piece(self, token: int) -> bytes:
         room = ctypes.create_string_buffer(_USUAL_PIECE)
         size = llama.llama_token_to_piece(self._vocab, token, room, len(room), 0, False)
-        if size < 0:  # so much it wants
+        if size < 0:  # the size that the piece needs
             room = ctypes.create_string_buffer(-size)
             size = llama.llama_token_to_piece(self._vocab, token, room, len(room), 0, False)
         return room.raw[:size]

@@ -20,13 +20,13 @@ _PSS_INTERVAL, _PSS_SHARE = 0.02, 0.1
 
 
 class Loaded:
-    """A model that is loaded, used once, and then stays where it is for the caller to look at the process."""
+    """A model that is loaded, evaluated once, and stays in memory while the caller inspects the process."""
 
     def __init__(self) -> None:
         self._stack = ExitStack()
 
     def load(self, request: dict[str, Any]) -> dict[str, Any]:
-        """What llama.cpp says of its buffers (its log's lines), and what the process took, in bytes."""
+        """The lines of llama.cpp's log about its buffers, and the memory of the process in bytes."""
         add_rpc_servers(request["rpc"])
         before = _status("VmRSS")
         with _peak_pss() as pss, _log_lines() as lines:
@@ -57,7 +57,7 @@ class Bench:
         self._batches: list[list[int]] = []
 
     def open(self, request: dict[str, Any]) -> int:
-        """The number of devices there are to offload to."""
+        """Load the model; returns the number of devices to offload to."""
         add_rpc_servers(request["rpc"])
         self._request = request
         self._model = self._stack.enter_context(load(request["model"], n_gpu_layers=request["gpu_layers"]))
@@ -120,7 +120,7 @@ def _evaluate(running: Any, tokens: list[int]) -> None:
 
 @contextmanager
 def _log_lines() -> Iterator[list[str]]:
-    """What llama.cpp's log says of buffers and layers while it lasts; errors go to stderr as ever."""
+    """The lines of llama.cpp's log about buffers and layers; errors go to stderr."""
     lines: list[str] = []
     level = [0]
 
@@ -153,7 +153,7 @@ def _status(key: str) -> int | None:
 def _peak_pss() -> Iterator[list[int]]:
     """Samples of this process's proportional set size in bytes, the last one at the end; empty where there are none.
 
-    Taking one walks the page tables, so a large process is asked less often: a tenth of the time at most.
+    A sample walks the page tables, so sampling takes at most a tenth of the time.
     """
     samples: list[int] = []
     stop = threading.Event()

@@ -1,6 +1,6 @@
-"""A GGUF file in the real llama.cpp (extra `run`): token ids of its vocabulary, logits of its weights.
+"""A GGUF file in llama.cpp (extra `run`): token ids of its vocabulary, logits of its weights.
 
-Every call runs in a child process (llama_child): a malformed file may abort llama.cpp, and a child can be timed out.
+Every call runs in a child process (child.py): a malformed file may abort llama.cpp, and a child can be timed out.
 """
 
 import contextlib
@@ -58,7 +58,7 @@ def logits(
     llama.cpp also validates every tensor's data on the way. Raises QuantkitError as vocab_token_ids does.
     """
     if not tokens:
-        raise ValueError("logits of no tokens were asked")
+        raise ValueError("tokens is empty; pass at least one token id")
     with tempfile.TemporaryDirectory(prefix="quantkit-", dir=folder_in_memory(len(tokens) << 21)) as folder:
         out = Path(folder) / "logits.npy"
         request = {"task": "logits", "model": str(model), "tokens": [int(token) for token in tokens], "out": str(out)}
@@ -68,7 +68,7 @@ def logits(
 
 
 def folder_in_memory(size: int) -> str | None:
-    """A folder that is memory, with room for `size` bytes; None where there is none, and a disk has to do."""
+    """A folder in memory with space for `size` bytes; None if there is none, and the disk is used."""
     if os.access(_MEMORY, os.W_OK) and shutil.disk_usage(_MEMORY).free > size:
         return _MEMORY
     return None
@@ -77,13 +77,13 @@ def folder_in_memory(size: int) -> str | None:
 def require_llama_cpp() -> None:
     """Raises MissingExtraError when llama-cpp-python is not installed."""
     if importlib.util.find_spec("llama_cpp") is None:
-        raise MissingExtraError("running a GGUF file needs llama-cpp-python: pip install 'quantkit[run]'")
+        raise MissingExtraError("running a GGUF file needs llama-cpp-python; run: pip install 'quantkit[run]'")
 
 
 class LlamaSession:
-    """A llama_child that answers one request after the other about one file.
+    """A child process that answers one request after the other about one file.
 
-    Raises, as `ask` does, MissingExtraError without llama-cpp-python and QuantkitError for what is no file.
+    Raises, as `ask` does, MissingExtraError without llama-cpp-python and QuantkitError if `model` is not a file.
     """
 
     def __init__(self, model: Path) -> None:
@@ -112,14 +112,14 @@ class LlamaSession:
 
     @property
     def alive(self) -> bool:
-        """Whether the child can be asked."""
+        """Whether the child process is running."""
         return self._child.poll() is None
 
     def ask(self, request: Mapping[str, Any], *, timeout: float | None = None, progress: Progress | None = None) -> Any:
         """The result of a request, waited for `timeout` seconds at most.
 
-        Raises QuantkitError, naming the file and llama.cpp's reason, when it refuses, dies or is late; then the session
-        is over.
+        Raises QuantkitError, naming the file and llama.cpp's reason, if it rejects the request,
+        crashes or exceeds `timeout`; then the session is over.
         """
         late = threading.Event()
 
@@ -144,7 +144,7 @@ class LlamaSession:
         raise QuantkitError(_explain(self.model, answer, self._log))
 
     def _converse(self, request: Mapping[str, Any], progress: Progress | None) -> dict[str, Any] | None:
-        """The child's last word on a request, or None when it died without one."""
+        """The child's last message on a request; None if it died without one."""
         assert self._child.stdin is not None and self._child.stdout is not None
         try:
             self._child.stdin.write(json.dumps(request).encode() + b"\n")
@@ -162,9 +162,9 @@ class LlamaSession:
         return None
 
     def stop(self) -> None:
-        """Ask for an end of what `ask` waits for, from another thread or a signal's handler; generation heeds it."""
+        """Stop the generation that `ask` waits for; from another thread or a signal handler."""
         assert self._child.stdin is not None
-        # past the buffer, which a handler may have interrupted
+        # write past the buffer, which a handler may have interrupted
         with contextlib.suppress(BrokenPipeError):
             os.write(self._child.stdin.fileno(), b'{"task": "stop"}\n')
 
@@ -184,13 +184,13 @@ class LlamaSession:
 def run_child(
     request: Mapping[str, Any], model: Path, *, timeout: float | None = None, progress: Progress | None = None
 ) -> Any:
-    """Send one request to a fresh llama_child and return its result; see `LlamaSession.ask`."""
+    """Send one request to a new child process and return its result; see `LlamaSession.ask`."""
     with LlamaSession(model) as session:
         return session.ask(request, timeout=timeout, progress=progress)
 
 
 def _explain(model: Path, answer: dict[str, Any] | None, log: IO[bytes]) -> str:
-    """One sentence: what llama.cpp could not do, and the most telling line of its log."""
+    """One sentence: what llama.cpp could not do, and the first line of its log with the reason."""
     log.seek(0)
     lines = [line.strip() for line in log.read().decode("utf-8", "replace").splitlines() if line.strip()]
     what = answer["error"] if answer else "stopped without an answer"

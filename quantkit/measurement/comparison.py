@@ -1,7 +1,7 @@
-"""Models side by side on the same windows: each goes through the reference and every candidate and is forgotten.
+"""Compares models on the same windows. The reference and every candidate evaluate a window, then its logits are freed.
 
-So no file of logits is kept, and what is kept (see scores.RECORD) is small. Where the models do not fit in memory
-together they take turns, over as many windows as the disk holds logits for.
+No file of logits is kept; the records of the tokens (see scores.RECORD) are small. Models that do not fit in memory
+together take turns, over as many windows as the disk has space for their logits.
 """
 
 import shutil
@@ -24,8 +24,8 @@ _MEMORY_SHARE = 0.7
 class Comparison:
     """The records of `engines` (the first is the reference) over the windows of `texts`, all of one n_ctx.
 
-    They are kept in the folder `work` as they come, so that a killed run goes on at the window it was in. `names`: of
-    the engines, for messages.
+    They are written to the folder `work` window by window, so a killed run resumes at its window. `names`: of the
+    engines, for messages.
     """
 
     def __init__(
@@ -35,7 +35,7 @@ class Comparison:
         self.tokens = np.concatenate([text.tokens for text in texts])
         self.targets = np.concatenate([text.targets for text in texts])
         work.mkdir(parents=True, exist_ok=True)
-        self._found = [self._file(number) for number in range(len(engines))]
+        self._records = [self._file(number) for number in range(len(engines))]
 
     @property
     def n_windows(self) -> int:
@@ -43,12 +43,12 @@ class Comparison:
 
     def records(self, model: int, text: int) -> NDArray[np.void]:
         """The RECORD of each scored token of a text, (n_tokens,)."""
-        start = sum(len(each.tokens) for each in self.texts[:text])
-        return np.array(self._found[model][start : start + len(self.texts[text].tokens)]).reshape(-1)
+        start = sum(len(windows.tokens) for windows in self.texts[:text])
+        return np.array(self._records[model][start : start + len(self.texts[text].tokens)]).reshape(-1)
 
     def perplexity_so_far(self, model: int) -> float:
-        """exp of the mean loss of all that is measured of a model, NaN before anything is."""
-        losses = self._found[model]["loss"]
+        """exp of the mean loss of the measured tokens of a model; NaN before the first window."""
+        losses = self._records[model]["loss"]
         known = losses[~np.isnan(losses)]
         return float(np.exp(known.mean())) if known.size else float("nan")
 
@@ -58,7 +58,7 @@ class Comparison:
         prepared: Callable[[int, int, int], object] = lambda model, done, of: None,
         measured: Callable[[int], object] = lambda windows: None,
     ) -> None:
-        """Measure what is not yet measured.
+        """Measure the windows that are not measured yet.
 
         `prepared(model, done, of)` is called while a model takes the windows, `measured(windows)` with how many are
         done for all models. Raises MeasureError for logits that are not finite, naming the model, the chunk and the
@@ -113,7 +113,7 @@ class Comparison:
             measured(len(batch))
 
     def _compare(self, number: int, window: int, reference: Array, scored: Scored, scorer: Scorer) -> None:
-        if not np.isnan(self._found[number]["loss"][window]).any():
+        if not np.isnan(self._records[number]["loss"][window]).any():
             return
         rows = self.engines[number].logits(window)
         own = self._score(number, window, rows, scorer)
@@ -132,25 +132,25 @@ class Comparison:
             )
         return scored
 
-    def _keep(self, number: int, window: int, found: NDArray[np.void]) -> None:
-        self._found[number][window] = found
-        self._found[number].flush()
+    def _keep(self, number: int, window: int, scores: NDArray[np.void]) -> None:
+        self._records[number][window] = scores
+        self._records[number].flush()
 
     def _is_done(self, window: int) -> bool:
-        return not any(np.isnan(found["loss"][window]).any() for found in self._found)
+        return not any(np.isnan(scores["loss"][window]).any() for scores in self._records)
 
     def _file(self, number: int) -> "np.memmap[tuple[int, int], np.dtype[np.void]]":
-        """The records of a model; a loss of NaN says that its window is not measured."""
+        """The records of a model; a loss of NaN marks a window that is not measured."""
         path, shape = self.work / f"model-{number}.records", self.targets.shape
         if path.exists() and path.stat().st_size == RECORD.itemsize * self.targets.size:
             return np.memmap(path, RECORD, "r+", 0, shape)
         # a kill must not leave zeros, which would count as measured
         new = path.with_name(path.name + ".new")
-        found = np.memmap(new, RECORD, "w+", 0, shape)
-        found["loss"] = np.nan
-        found.flush()
+        scores = np.memmap(new, RECORD, "w+", 0, shape)
+        scores["loss"] = np.nan
+        scores.flush()
         new.replace(path)
-        return found
+        return scores
 
     def _fit_together(self) -> bool:
         return sum(engine.resident_bytes for engine in self.engines) < _MEMORY_SHARE * available_memory()

@@ -1,11 +1,12 @@
-"""Memory, speed and weight errors of each model: the part of a report that needs no text."""
+"""Memory, speed and weight errors of each model: the part of a report that does not need a text."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from quantkit.errors import QuantkitError
+from quantkit.machine import cores
 from quantkit.measurement.memory import measure_memory
 from quantkit.measurement.speed import measure_speed
 from quantkit.measurement.subjects import Subject
@@ -23,10 +24,10 @@ class Costs:
     rpc: llama.cpp servers ("host:port") whose devices count as GPUs.
     """
 
-    gpu_layers: Sequence[int | None]
-    n_ctx: int
-    speed: bool
-    threads: int
+    gpu_layers: Sequence[int | None] = (0, 8, 16, None)
+    n_ctx: int = 4096
+    speed: bool = False
+    threads: int = field(default_factory=cores)
     rpc: Sequence[str] = ()
 
 
@@ -67,7 +68,7 @@ def _or_note(work: Callable[[Path], Mapping[str, Any]], path: Path, notes: dict[
 
 def _memory(path: Path, costs: Costs, notes: dict[str, None]) -> Mapping[str, Any]:
     rows, missing = measure_memory(path, costs.gpu_layers, n_ctx=costs.n_ctx, n_threads=costs.threads, rpc=costs.rpc)
-    # the same is missing of every model
+    # the same note applies to every model
     notes |= dict.fromkeys(note.removeprefix(f"{path.name}: ") for note in missing)
     return {"memory": [row.document() for row in rows]}
 

@@ -261,9 +261,9 @@ def _with_own_labels(models: Sequence[Model]) -> tuple[Model, ...]:
     unique: list[Model] = []
     for model in models:
         label = model.label if labels.count(model.label) == 1 else model.name
-        taken = {other.label for other in unique}
+        used = {other.label for other in unique}
         number, own = 1, label
-        while own in taken:
+        while own in used:
             number += 1
             own = f"{label} ({number})"
         unique.append(replace(model, label=own))

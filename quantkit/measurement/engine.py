@@ -1,4 +1,4 @@
-"""What measures a model, whatever runs it: logits for windows of token ids."""
+"""The protocol of a model that gives logits for windows of token ids."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +11,7 @@ Array = NDArray[np.float32]
 
 
 class Engine(Protocol):
-    """A model that gives logits. Nothing large is in memory before `logits` is called, nor after `release`."""
+    """A model that gives logits. It uses little memory before `logits` and after `release`."""
 
     @property
     def n_vocab(self) -> int:
@@ -19,10 +19,10 @@ class Engine(Protocol):
 
     @property
     def resident_bytes(self) -> int:
-        """About what stays in memory between two calls of `logits`."""
+        """Approximate bytes that stay in memory between two calls of `logits`."""
 
     def prepare(self, windows: NDArray[np.int32], work: Path, progress: Callable[[int, int], object]) -> None:
-        """Take the windows, int32 (n, n_ctx), and do at once what is better not done window by window.
+        """Take the windows, int32 (n, n_ctx), and do the work that is shared by all of them.
 
         `work` is an empty folder, or the one of an earlier call with the same windows that was killed.
         """
@@ -31,4 +31,4 @@ class Engine(Protocol):
         """Logits (n_scored, n_vocab) after positions n_ctx // 2 .. n_ctx - 2; valid until the next call."""
 
     def release(self) -> None:
-        """Free the memory; the next call of `logits` takes it again."""
+        """Free the memory; the next call of `logits` allocates it again."""

@@ -2,10 +2,10 @@
 
 `prepare` sends all windows through all layers, each read once, and leaves in its work folder:
 
-    scored         float32 (windows, scored positions, hidden): the states after the last layer that a logit is asked of
-    journal        the layers that are done (see `convert.journal`)
+    scored         float32 (windows, scored positions, hidden): the states after the last layer that need logits
+    journal        the layers that are done (see `quantkit.journal`)
 
-and until it is done the states between two layers (see `calibration.states`). `logits` is the head over one window of
+and until it is done the states between two layers (see `stream.states`). `logits` is the head over one window of
 `scored`.
 """
 
@@ -78,7 +78,7 @@ class FolderEngine:
         return files * n_windows * n_ctx * self.source.decoder.hidden * 4
 
     def prepare(self, windows: NDArray[np.int32], work: Path, progress: Callable[[int, int], object]) -> None:
-        """Send `windows`, (n, n_ctx), through the layers; a killed call goes on in `work` at the layer it was in.
+        """Send `windows`, (n, n_ctx), through the layers; a killed call resumes in `work` at its layer.
 
         `progress(layers done, layers)`. Raises MeasureError, naming layer and window ("chunk", from 1), when a
         hidden state is not finite; OutputError when the disk is too small.
@@ -148,24 +148,24 @@ class FolderEngine:
         assert self._states is not None
         x = place(self._states.read(_SCORED, window), self.device)
         with self._blas.limit(limits=self.threads, user_api="blas"):
-            found: NDArray[np.float32] = fetch(self._head().logits(x))
-        return found
+            logits: NDArray[np.float32] = fetch(self._head().logits(x))
+        return logits
 
     def _head(self) -> Decoder:
-        """The decoder with what comes after its layers in memory, if that takes little of it."""
+        """The decoder with its last norm in memory, and with its head if the head is small."""
         if self._last is None:
             source, decoder = self.source, self.source.decoder
-            held = {}
+            weights = {}
             small = self.resident_bytes > 0
             norm = decoder.base + decoder.architecture.last_norm
             for name in (norm + ".weight", norm + ".bias", *([decoder.head + ".bias"] if small else [])):
                 if name in source.tensors:
-                    held[name] = np.asarray(source.whole(name), np.float32)
+                    weights[name] = np.asarray(source.whole(name), np.float32)
             if small:
-                held[decoder.head + ".weight"] = self._matrix(decoder.head + ".weight", decoder.hidden)
-            there = {name: place(values, self.device) for name, values in held.items()}
+                weights[decoder.head + ".weight"] = self._matrix(decoder.head + ".weight", decoder.hidden)
+            placed = {name: place(values, self.device) for name, values in weights.items()}
             self._last = Decoder(
-                LayerWeights(source.whole, source.rows, source.tensors.keys(), there),
+                LayerWeights(source.whole, source.rows, source.tensors.keys(), placed),
                 source.config,
                 source.architecture,
             )
@@ -182,7 +182,7 @@ class FolderEngine:
         largest = int(windows.max())
         if largest >= self.n_vocab:
             raise MeasureError(
-                f"the text has token {largest}, but {self.folder.name} has a vocabulary of {self.n_vocab}; compare"
+                f"the text has token {largest}, but {self.folder.name} has a vocabulary of {self.n_vocab}; measure"
                 " models of one vocabulary"
             )
         positions = self.source.architecture.positions
@@ -191,16 +191,16 @@ class FolderEngine:
             if windows.shape[1] > n_positions:
                 raise MeasureError(
                     f"{self.folder.name} has {n_positions} positions, fewer than a window of {windows.shape[1]} tokens;"
-                    " take a shorter one (--ctx)"
+                    " use a smaller --ctx"
                 )
 
     def _check_space(self, work: Path, count: int, n_ctx: int) -> None:
-        there = sum(path.stat().st_size for path in work.iterdir())
-        needed, free = self.work_bytes(count, n_ctx) - there, shutil.disk_usage(work).free
+        existing = sum(path.stat().st_size for path in work.iterdir())
+        needed, free = self.work_bytes(count, n_ctx) - existing, shutil.disk_usage(work).free
         if needed > free:
             raise OutputError(
                 f"{work} needs {needed / 1e9:.1f} GB for the hidden states of {count} windows, {free / 1e9:.1f} GB are"
-                " free; free some space or take fewer windows (--chunks)"
+                " free; free some space or use a smaller --chunks"
             )
 
     def _forget_states(self) -> None:
@@ -213,7 +213,7 @@ class FolderEngine:
         self._last = None
 
     def close(self) -> None:
-        """Close the files; what is under the work folder stays. Calling it again does nothing."""
+        """Close the files; the work folder stays. A second call does nothing."""
         self._forget_states()
         self.release()
         if not self._closed:
@@ -228,9 +228,9 @@ class FolderEngine:
 
 
 def open_folder(path: Path, *, threads: int = 0, device: object = None) -> FolderEngine:
-    """The engine of a local folder, as what it holds: a checkpoint, AWQ or GPTQ weights.
+    """The engine of a local folder: a checkpoint, AWQ or GPTQ weights.
 
-    Raises CheckpointError or UnsupportedError, with one sentence, when it is neither or not to be run.
+    Raises CheckpointError or UnsupportedError if it is neither, or if the forward does not support it.
     """
     opened = open_source(path)
     try:

@@ -1,4 +1,4 @@
-"""What a folder's engine runs: a checkpoint, or AWQ and GPTQ weights read back, under names the stream takes."""
+"""The weights that a folder's engine runs: a checkpoint, or dequantized AWQ and GPTQ weights."""
 
 import math
 from collections.abc import Mapping
@@ -18,7 +18,7 @@ from quantkit.forward.forward import Decoder
 from quantkit.forward.weights import Array, Weights
 from quantkit.packed.reader import PackedLinear, QuantizedFolder, open_quantized
 
-# Of a quantized linear this much at once is unpacked, in elements: the integers take several times the result's bytes.
+# Elements of a quantized linear to unpack at once: the integers take several times the bytes of the result.
 _UNPACKED = 1 << 24
 _FLOATS = ("F16", "BF16", "F32", "F64")
 
@@ -36,22 +36,22 @@ class Dequantized:
 
     def _shapes(self) -> Mapping[str, tuple[int, ...]]:
         opened, turned = self.opened, self.architecture.attention.form.turned
-        found: dict[str, tuple[int, ...]] = {}
+        shapes: dict[str, tuple[int, ...]] = {}
         for name in sorted(opened.names):
             linear = opened.linears.get(name.removesuffix(".weight"))
             if linear is not None:
-                found[name] = (linear.n_in, linear.n_out) if turned else (linear.n_out, linear.n_in)
+                shapes[name] = (linear.n_in, linear.n_out) if turned else (linear.n_out, linear.n_in)
             elif opened.tensors[name].dtype in _FLOATS:
-                # masks and the like, which some tools save too, are no weights
-                found[name] = opened.tensors[name].shape
-        return found
+                # some tools also save masks, which are not weights
+                shapes[name] = opened.tensors[name].shape
+        return shapes
 
     def rows(self, name: str, start: int, stop: int) -> NDArray[Any]:
-        """Rows of a tensor seen as (prod(shape[:-1]), shape[-1]); LookupError where there is none."""
+        """Rows of a tensor seen as (prod(shape[:-1]), shape[-1]); raises LookupError if it does not exist."""
         return self.opened.rows(name, start, stop)
 
     def whole(self, name: str) -> NDArray[Any]:
-        """A tensor in its shape; LookupError where there is none."""
+        """A tensor in its shape; raises LookupError if it does not exist."""
         linear = self.opened.linears.get(name.removesuffix(".weight"))
         if linear is None or not name.endswith(".weight"):
             return self.opened.whole(name)
@@ -66,12 +66,12 @@ class Dequantized:
 
 
 def open_source(path: Path) -> Checkpoint | QuantizedFolder:
-    """A folder, opened as what it holds: AWQ or GPTQ weights, or a checkpoint of plain ones.
+    """Open a folder of AWQ or GPTQ weights, or a checkpoint.
 
-    Raises CheckpointError or UnsupportedError, with one sentence, when it is neither.
+    Raises CheckpointError or UnsupportedError if it is neither.
     """
     if not path.is_dir():
-        raise CheckpointError(f"{path} is no folder; give the folder that holds config.json and the weights")
+        raise CheckpointError(f"{path} is not a folder; pass the folder that contains config.json and the weights")
     config = parse_object(read_small_file(path, "config.json", str(path)), f"config.json of {path}")
     quantization = quantization_config(config)
     method = quantization.get("quant_method", quantization.get("method"))
@@ -81,7 +81,7 @@ def open_source(path: Path) -> Checkpoint | QuantizedFolder:
 
 
 def source_of(opened: Checkpoint | QuantizedFolder) -> Source:
-    """What the stream runs of it. Raises UnsupportedError where the forward does not know the architecture."""
+    """The weights as the stream reads them. Raises UnsupportedError if the forward does not know the architecture."""
     return Dequantized(opened) if isinstance(opened, QuantizedFolder) else Native(opened, nearest=True)
 
 
@@ -95,9 +95,9 @@ def weight_bytes(opened: Checkpoint | QuantizedFolder) -> int:
 
 
 def parameter_count(source: Source) -> int:
-    """Weights and biases that logits are made of, as if none were quantized.
+    """The number of weights and biases that logits depend on, before quantization.
 
-    A tied head counts once; what only predicts tokens further on, as some checkpoints have, does not count.
+    A tied head counts once. Layers for multi-token prediction do not count.
     """
     decoder, total = source.decoder, 0
     tied = decoder.head == decoder.embedding

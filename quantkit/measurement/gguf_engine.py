@@ -17,7 +17,7 @@ from quantkit.texts.windows import n_scored
 class GgufEngine:
     """An Engine over a GGUF file (of a split one, its first). Source of the settings: llama-perplexity's defaults.
 
-    Raises CheckpointError for what is no GGUF; MissingExtraError, when first used, without llama-cpp-python.
+    Raises CheckpointError if the file is not a GGUF; MissingExtraError, at first use, without llama-cpp-python.
     """
 
     def __init__(self, path: Path, *, n_threads: int | None = None) -> None:
@@ -25,7 +25,7 @@ class GgufEngine:
         self.header = read_header(path)
         tokens = self.header.value("tokenizer.ggml.tokens")
         if tokens is None:
-            raise CheckpointError(f"{path} has no vocabulary, and text means nothing to it; convert it again")
+            raise CheckpointError(f"{path} has no vocabulary, so text cannot be tokenized; convert it again")
         self._n_vocab = len(tokens)
         self.n_bytes = sum(shard.stat().st_size for shard in shard_paths(path))
         self._session: LlamaSession | None = None
@@ -39,7 +39,7 @@ class GgufEngine:
 
     @property
     def resident_bytes(self) -> int:
-        # repacking for the CPU can hold the weights twice
+        # repacking for the CPU can keep the weights twice
         return 2 * self.n_bytes
 
     def prepare(self, windows: NDArray[np.int32], work: Path, progress: Callable[[int, int], object]) -> None:
@@ -47,7 +47,7 @@ class GgufEngine:
         self._windows = windows
 
     def logits(self, window: int) -> Array:
-        """Raises QuantkitError with llama.cpp's reason when it refuses the file or dies of it."""
+        """Logits of one window. Raises QuantkitError with llama.cpp's reason if it rejects the file or crashes."""
         n_ctx = self._windows.shape[1]
         if self._session is None:
             self._open(n_ctx)
@@ -81,5 +81,5 @@ class GgufEngine:
         self._session = self._spool = self._rows = None
 
     def close(self) -> None:
-        """The same: nothing else is open."""
+        """Release the memory; nothing else is open."""
         self.release()

@@ -1,7 +1,7 @@
-"""Memory of a GGUF file in the real llama.cpp: it is loaded in a process of its own, and both are asked.
+"""Memory of a GGUF file that llama.cpp loads in a child process.
 
-What each device holds is what llama.cpp's log says of its buffers, to a hundredth of a MiB. (There is an exact figure,
-llama_get_memory_breakdown, but it is a C++ map by value, which nothing but C++ can read safely.)
+The memory of each device comes from the buffer sizes in llama.cpp's log, to 0.01 MiB. (llama_get_memory_breakdown is
+exact, but it returns a C++ map by value, which only C++ can read safely.)
 """
 
 import re
@@ -20,7 +20,7 @@ from quantkit.measurement.nvml import DriverFigure, DriverMemory
 
 LAYERS: tuple[int | None, ...] = (0, 8, 16, None)
 RESOLUTION = 0.01 * (1 << 20)
-"""Bytes between two figures llama.cpp's log can tell apart."""
+"""Resolution of the sizes in llama.cpp's log, in bytes."""
 
 _BUFFER = re.compile(r"^\w+: +(?P<name>\S+) +(?P<what>\S.*?) buffer size = +(?P<size>[\d.]+) MiB")
 _OFFLOADED = re.compile(r"^load_tensors: offloaded (\d+)/(\d+) layers")
@@ -127,27 +127,27 @@ def loaded_memory(
 ) -> LoadedMemory:
     """Load `model` with that many layers offloaded (None: all), make a context, evaluate a token and a small batch.
 
-    `flash_attn` None leaves it to llama.cpp. `rpc`: see `gpu_devices`. Without a device nothing is offloaded, whatever
-    was asked. Raises QuantkitError when llama.cpp refuses the file, runs out of memory, dies or is late; UsageError for
+    `flash_attn` None leaves it to llama.cpp. `rpc`: see `gpu_devices`. Without a device nothing is
+    offloaded. Raises QuantkitError when llama.cpp refuses the file, runs out of memory, dies or is late; UsageError for
     an unknown `kv_type`.
     """
     header = read_header(model)
     driver = DriverMemory()
     request = load_request(model, gpu_layers, kv_type, flash_attn, n_batch, n_ubatch, n_threads, rpc)
     with LlamaSession(model) as session:
-        told = session.ask({"task": "load", "n_ctx": n_ctx, **request}, timeout=timeout)
+        loaded = session.ask({"task": "load", "n_ctx": n_ctx, **request}, timeout=timeout)
         figures = driver.of(session.pid)
-    offloaded = [match for match in map(_OFFLOADED.match, told["log"]) if match]
-    buffers = _buffers(told["log"])
+    offloaded = [match for match in map(_OFFLOADED.match, loaded["log"]) if match]
+    buffers = _buffers(loaded["log"])
     return LoadedMemory(
-        gpu_layers=int(offloaded[-1][1]) if offloaded and told["devices"] else 0,
+        gpu_layers=int(offloaded[-1][1]) if offloaded and loaded["devices"] else 0,
         of_layers=int(offloaded[-1][2]) if offloaded else all_layers(header),
-        n_ctx=told["n_ctx"],
-        devices=_by_device(buffers, told["devices"]),
+        n_ctx=loaded["n_ctx"],
+        devices=_by_device(buffers, loaded["devices"]),
         buffers=buffers,
-        rss_before=told["rss_before"],
-        peak_rss=told["peak_rss"],
-        peak_pss=told["peak_pss"],
+        rss_before=loaded["rss_before"],
+        peak_rss=loaded["peak_rss"],
+        peak_pss=loaded["peak_pss"],
         driver=figures,
     )
 
@@ -161,17 +161,19 @@ def measure_memory(
     rpc: Sequence[str] = (),
     progress: Callable[[int, int], None] | None = None,
 ) -> tuple[list[LoadedMemory], list[str]]:
-    """A row for each number of offloaded layers (None: all) that can be had here, and a sentence on each that cannot.
+    """A row for each number of offloaded layers (None: all) that this machine can load, and a sentence on each other.
 
-    Without a device only 0 can. Numbers beyond the model's layers are all of them, and no row comes twice. Raises as
-    `loaded_memory` where even the model without offloading cannot be loaded.
+    Without a device only 0 is possible. Numbers beyond the model's layers become all of them, and rows are unique.
+    Raises as `loaded_memory` if the model cannot be loaded without offloading.
     """
-    asked = distinct_layers(layers, all_layers(read_header(model)))
-    possible = asked if gpu_devices(model, rpc=rpc) else [n for n in asked if n == 0]
+    requested = distinct_layers(layers, all_layers(read_header(model)))
+    possible = requested if gpu_devices(model, rpc=rpc) else [n for n in requested if n == 0]
     notes = []
-    if possible != asked:
-        left = ", ".join(str(n) for n in asked if n)
-        notes.append(f"{model.name}: no GPU that llama.cpp can use, so no memory with {left} layers offloaded")
+    if possible != requested:
+        left = ", ".join(str(n) for n in requested if n)
+        notes.append(
+            f"{model.name}: llama.cpp finds no GPU, so the memory with {left} layers offloaded is not measured"
+        )
     rows = []
     for done, n in enumerate(possible):
         try:
@@ -192,9 +194,9 @@ def all_layers(header: GgufHeader) -> int:
     return count + 1 if isinstance(count, int) else 1
 
 
-def distinct_layers(asked: Sequence[int | None], of_layers: int) -> list[int]:
-    """What was asked, ascending, each once, None and what is beyond the model as all its layers."""
-    return sorted({of_layers if n is None else min(n, of_layers) for n in asked})
+def distinct_layers(requested: Sequence[int | None], of_layers: int) -> list[int]:
+    """The unique numbers of layers, ascending; None and numbers beyond the model become all its layers."""
+    return sorted({of_layers if n is None else min(n, of_layers) for n in requested})
 
 
 def load_request(
@@ -207,7 +209,7 @@ def load_request(
     n_threads: int | None,
     rpc: Sequence[str],
 ) -> dict[str, Any]:
-    """What llama_load's tasks have in common."""
+    """The fields that the load and bench tasks share."""
     return {
         "model": str(model),
         "gpu_layers": -1 if gpu_layers is None else gpu_layers,
@@ -221,8 +223,8 @@ def load_request(
 
 
 def _buffers(log: Sequence[str]) -> tuple[Buffer, ...]:
-    """Sums by name and use; of compute buffers, which are planned anew as flash attention is chosen, the last word."""
-    found: dict[tuple[str, str], int] = {}
+    """Sums by name and use; llama.cpp plans compute buffers more than once, so the last size counts."""
+    totals: dict[tuple[str, str], int] = {}
     for match in filter(None, map(_BUFFER.match, log)):
         name, what = match["name"], match["what"]
         if what == "model":
@@ -230,22 +232,22 @@ def _buffers(log: Sequence[str]) -> tuple[Buffer, ...]:
         else:
             holds = "compute" if what == "compute" else "other" if what == "output" else "kv"
         size = round(float(match["size"]) * (1 << 20))
-        earlier = 0 if holds == "compute" else found.get((name, holds), 0)
-        found[name, holds] = earlier + size
-    return tuple(Buffer(name, holds, size) for (name, holds), size in found.items())
+        earlier = 0 if holds == "compute" else totals.get((name, holds), 0)
+        totals[name, holds] = earlier + size
+    return tuple(Buffer(name, holds, size) for (name, holds), size in totals.items())
 
 
 def _is_plain(buffer: str) -> bool:
-    """Whether the weights in it are as they are in the file: the CPU's other buffers hold copies, laid out anew."""
+    """Whether the buffer contains the weights as in the file; the CPU's other buffers contain repacked copies."""
     return not buffer.startswith(("CPU_", "AMX")) or buffer == "CPU_Mapped"
 
 
 def _by_device(buffers: Sequence[Buffer], devices: Collection[str]) -> tuple[DeviceMemory, ...]:
-    held: dict[str, dict[str, int]] = {"CPU": {}}
+    by_device: dict[str, dict[str, int]] = {"CPU": {}}
     for buffer in buffers:
-        sizes = held.setdefault(_device_of(buffer.name, devices), {})
+        sizes = by_device.setdefault(_device_of(buffer.name, devices), {})
         sizes[buffer.holds] = sizes.get(buffer.holds, 0) + buffer.bytes
-    return tuple(DeviceMemory(name, **sizes) for name, sizes in held.items())
+    return tuple(DeviceMemory(name, **sizes) for name, sizes in by_device.items())
 
 
 def _device_of(buffer: str, devices: Collection[str]) -> str:

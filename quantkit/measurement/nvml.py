@@ -1,4 +1,4 @@
-"""What the GPU's driver says a process holds: NVIDIA's, through nvidia-ml-py, where both are there."""
+"""GPU memory of a process by the NVIDIA driver (nvidia-ml-py); empty where either is not installed."""
 
 import importlib
 from dataclasses import dataclass
@@ -19,26 +19,26 @@ class DriverFigure:
 
 
 class DriverMemory:
-    """The GPUs and what of them was in use when this was made; none without nvidia-ml-py or an NVIDIA driver."""
+    """The GPUs and their memory in use at construction; none without nvidia-ml-py or an NVIDIA driver."""
 
     def __init__(self) -> None:
         self._nvml = _nvml()
         self._before = [self._nvml.nvmlDeviceGetMemoryInfo(gpu).used for gpu in self._gpus()] if self._nvml else []
 
     def of(self, pid: int) -> tuple[DriverFigure, ...]:
-        """What the process holds now, for each GPU it holds something of."""
+        """The memory of the process now, for each GPU that it uses."""
         if self._nvml is None:
             return ()
         figures = []
         for i, (gpu, before) in enumerate(zip(self._gpus(), self._before, strict=True)):
-            held = [
+            used = [
                 process.usedGpuMemory
                 for process in self._nvml.nvmlDeviceGetComputeRunningProcesses(gpu)
                 if process.pid == pid and process.usedGpuMemory
             ]
             more = self._nvml.nvmlDeviceGetMemoryInfo(gpu).used - before
-            if held:
-                figures.append(DriverFigure(f"GPU {i}", held[0], "process"))
+            if used:
+                figures.append(DriverFigure(f"GPU {i}", used[0], "process"))
             elif more > 0:
                 figures.append(DriverFigure(f"GPU {i}", more, "difference"))
         return tuple(figures)

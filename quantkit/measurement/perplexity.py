@@ -63,8 +63,8 @@ def perplexity(
 
         comparison.run(measured=measured)
         losses = comparison.records(0, 0)["loss"].copy()
-    found = perplexity_of(losses)
-    return Perplexity(found.value, found.error, len(losses), len(windows.tokens), losses)
+    figure = perplexity_of(losses)
+    return Perplexity(figure.value, figure.error, len(losses), len(windows.tokens), losses)
 
 
 def perplexity_ratio(candidate: Perplexity, reference: Perplexity) -> tuple[float, float]:
@@ -74,8 +74,8 @@ def perplexity_ratio(candidate: Perplexity, reference: Perplexity) -> tuple[floa
     """
     if candidate.n_tokens != reference.n_tokens:
         raise MeasureError(
-            f"perplexities over {candidate.n_tokens} and {reference.n_tokens} tokens cannot be compared: measure both "
+            f"perplexities over {candidate.n_tokens} and {reference.n_tokens} tokens cannot be compared; measure both "
             "on the same text, with the same n_ctx and n_chunks"
         )
-    found = ratio_of(candidate.losses, reference.losses)
-    return found.value, found.error
+    figure = ratio_of(candidate.losses, reference.losses)
+    return figure.value, figure.error

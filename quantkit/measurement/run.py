@@ -46,55 +46,59 @@ class Limits:
 class MeasureOptions:
     """Options of `measure`.
 
-    work: folder of the unfinished measurement; a killed run resumes from it.
+    output: folder of the report, and of an unfinished measurement, which the next run resumes; None for `NAME-report`,
+        where NAME is the reference's name.
     n_ctx: tokens of a window.
     n_chunks: windows of each text at most; None for all.
     costs: memory and speed to measure besides quality; None for quality alone.
-    force: discard the unfinished measurement of something else in `work`.
+    device: "cpu", "cuda" or "auto": where folders of weights compute.
+    force: discard the unfinished measurement of other models or texts.
+    offline: read only the hub's cache.
     """
 
-    work: Path
+    output: str | Path | None = None
     n_ctx: int = 512
     n_chunks: int | None = None
     threads: int = field(default_factory=cores)
     limits: Limits = Limits()
     costs: Costs | None = None
+    device: str = "auto"
     force: bool = False
+    offline: bool = False
 
 
-def measure(
-    reference: Subject,
-    candidates: Sequence[Subject],
+def measure_subjects(
+    subjects: Sequence[Subject],
     texts: Sequence[Text],
     options: MeasureOptions,
-    *,
+    work: Path,
     progress: Progress = SILENT,
     warn: Callable[[str], object] = lambda text: None,
 ) -> dict[str, Any]:
-    """Measure every model on every text, and compare each candidate with the reference token by token.
+    """Measure every model on every text, and compare each with the first, the reference, token by token.
 
     Returns the report.json document (see measurement.document): `texts`, `models` (the reference first), `flags`
     (limits that a candidate exceeds), `machine`, `settings` and `seconds`. `warn` receives each warning. The caller
-    removes `options.work` once the document is stored.
+    deletes `work`, the folder of the unfinished measurement, after it stores the document.
 
     Raises:
         MeasureError: a text is too short, vocabularies differ, logits are not finite.
         OutputError: the work folder belongs to another measurement, or cannot be written.
         QuantkitError: llama.cpp refuses a file.
     """
-    begun = time.monotonic()
-    subjects = [reference, *candidates]
-    check_vocabularies(reference, candidates, warn)
+    start = time.monotonic()
+    reference = subjects[0]
+    check_vocabularies(reference, subjects[1:], warn)
     windows = [
         reference.windows(text, n_ctx=options.n_ctx, n_chunks=options.n_chunks) for text in _with_unique_names(texts)
     ]
     with ExitStack() as stack:
-        _begin(options, _fingerprint(subjects, windows), stack)
+        _begin(work, _fingerprint(subjects, windows), stack, force=options.force)
         comparison = Comparison(
             [subject.engine for subject in subjects],
             [subject.name for subject in subjects],
             windows,
-            options.work,
+            work,
             threads=options.threads,
         )
         stages = _ComparisonStages(comparison, subjects, progress)
@@ -102,7 +106,7 @@ def measure(
         models = [
             _model(comparison, number, label, subjects, windows) for number, label in enumerate(_labels(subjects))
         ]
-    seconds = round(time.monotonic() - begun, 3)
+    seconds = round(time.monotonic() - start, 3)
     if options.costs is not None:
         costs, notes = measure_costs(subjects, options.costs, progress)
         models = [model | cost for model, cost in zip(models, costs, strict=True)]
@@ -133,16 +137,16 @@ def _with_unique_names(texts: Sequence[Text]) -> list[Text]:
     return list(by_name.values())
 
 
-def _begin(options: MeasureOptions, fingerprint: str, stack: ExitStack) -> None:
+def _begin(work: Path, fingerprint: str, stack: ExitStack, *, force: bool) -> None:
     """Lock the work folder, and empty it unless it holds the same measurement."""
     try:
-        options.work.mkdir(parents=True, exist_ok=True)
+        work.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise OutputError(f"cannot create {options.work}: {error.strerror or error}") from error
-    journal = Journal(options.work / "journal", fingerprint, [], force=options.force)
+        raise OutputError(f"cannot create {work}: {error.strerror or error}") from error
+    journal = Journal(work / "journal", fingerprint, [], force=force)
     stack.callback(journal.close)
     if _BEGUN not in journal.done:
-        for path in options.work.iterdir():
+        for path in work.iterdir():
             if path.is_dir():
                 shutil.rmtree(path)
             elif path != journal.path:
@@ -182,7 +186,7 @@ class _ComparisonStages:
         if self._stage != "chunks":
             self._stage, before = "chunks", 0
             self._progress.start("chunks", self._comparison.n_windows)
-        # A line has room for a few models.
+        # A line has space for a few models.
         values = [
             (subject.label, self._comparison.perplexity_so_far(number)) for number, subject in enumerate(self._subjects)
         ]

@@ -1,6 +1,6 @@
-"""What the logits of a window say: the loss of each token, and how far they are from a reference's.
+"""The loss of each token of a window, and its KL divergence from a reference.
 
-Rows are taken a few at a time, so that they stay in the processor's cache, by as many threads as asked.
+Threads process a few rows at a time, so that the rows stay in the cache of the processor.
 """
 
 from collections.abc import Callable
@@ -25,7 +25,7 @@ RECORD = np.dtype(
         ("top5", "u1"),  # how many of the five most likely are among the reference's five
     ]
 )
-"""What is kept of each scored token."""
+"""The record of a scored token."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class Scorer:
         top = np.empty((n, min(TOP, n_vocab)), np.int64)
 
         @np.errstate(invalid="ignore")
-        def some(start: int, stop: int) -> None:
+        def score_slice(start: int, stop: int) -> None:
             part = rows[start:stop]
             # exponentials in float32, summed in float64, as llama.cpp does
             largest = part.max(axis=1)
@@ -68,7 +68,7 @@ class Scorer:
             loss[start:stop] = log_sum - (part[np.arange(stop - start), targets[start:stop]] - largest)
             top[start:stop] = _most_likely(part, top.shape[1])
 
-        self._each(some, n, n_vocab)
+        self._in_slices(score_slice, n, n_vocab)
         return Scored(norm, loss, top)
 
     def compare(self, reference: Array, scored: Scored, rows: Array, own: Scored) -> NDArray[np.void]:
@@ -77,27 +77,27 @@ class Scorer:
         KL(p || q) = sum of p (log p - log q) over the whole vocabulary, p the reference's.
         """
         n, n_vocab = rows.shape
-        found = records(own)
+        result = records(own)
 
         @np.errstate(invalid="ignore", over="ignore")
-        def some(start: int, stop: int) -> None:
+        def score_slice(start: int, stop: int) -> None:
             p = reference[start:stop] - scored.norm[start:stop, None].astype(np.float32)
             np.exp(p, out=p)
             apart = reference[start:stop] - rows[start:stop]
-            # where p is zero, what q says does not count, not even infinity
+            # a token with p = 0 contributes 0, even where q is infinite
             apart[p == 0] = 0
             total = p.sum(axis=1, dtype=np.float64)
             p *= apart
-            found["kl"][start:stop] = p.sum(axis=1, dtype=np.float64) / total
+            result["kl"][start:stop] = p.sum(axis=1, dtype=np.float64) / total
 
-        self._each(some, n, n_vocab)
-        found["kl"] += own.norm - scored.norm
-        found["change"] = np.exp(-own.loss) - np.exp(-scored.loss)
-        found["top1"] = own.top[:, 0] == scored.top[:, 0]
-        found["top5"] = (own.top[:, :, None] == scored.top[:, None, :]).any(axis=2).sum(axis=1)
-        return found
+        self._in_slices(score_slice, n, n_vocab)
+        result["kl"] += own.norm - scored.norm
+        result["change"] = np.exp(-own.loss) - np.exp(-scored.loss)
+        result["top1"] = own.top[:, 0] == scored.top[:, 0]
+        result["top5"] = (own.top[:, :, None] == scored.top[:, None, :]).any(axis=2).sum(axis=1)
+        return result
 
-    def _each(self, work: Callable[[int, int], None], n: int, n_vocab: int) -> None:
+    def _in_slices(self, work: Callable[[int, int], None], n: int, n_vocab: int) -> None:
         step = max(1, _SLICE_VALUES // n_vocab)
         starts = range(0, n, step)
         for _ in self._pool.map(lambda start: work(start, min(start + step, n)), starts):
@@ -111,16 +111,16 @@ class Scorer:
 
 
 def records(own: Scored) -> NDArray[np.void]:
-    """RECORD of each row of a reference: it differs from itself by nothing."""
-    found = np.zeros(len(own.loss), RECORD)
-    found["loss"], found["top1"], found["top5"] = own.loss, 1, own.top.shape[1]
-    return found
+    """RECORD of each row of the reference: KL divergence 0, full agreement."""
+    result = np.zeros(len(own.loss), RECORD)
+    result["loss"], result["top1"], result["top5"] = own.loss, 1, own.top.shape[1]
+    return result
 
 
 def _most_likely(rows: Array, count: int) -> NDArray[np.int64]:
     """Indices (n, count) of the largest values of each row, the largest first.
 
-    The largest are in the blocks with the largest maxima, so few values are looked at twice.
+    The largest values are in the blocks with the largest maxima, so only these blocks are sorted.
     """
     n, width = rows.shape
     n_blocks = width // _BLOCK

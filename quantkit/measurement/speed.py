@@ -1,4 +1,4 @@
-"""Speed of a GGUF file in the real llama.cpp, by llama-bench's definition (tools/llama-bench/llama-bench.cpp)."""
+"""Speed of a GGUF file in llama.cpp, by llama-bench's definition (tools/llama-bench/llama-bench.cpp)."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -78,12 +78,12 @@ def measure_speed(
         rates = []
         for test, (prompt, tokens) in enumerate([(True, n_prompt), (False, n_generate)]):
             session.ask({"task": "bench_begin", "prompt": prompt, "tokens": tokens}, timeout=timeout)
-            found = []
+            speeds = []
             for repetition in range(repetitions):
-                found.append(tokens / session.ask({"task": "bench_run"}, timeout=timeout))
+                speeds.append(tokens / session.ask({"task": "bench_run"}, timeout=timeout))
                 if progress is not None:
                     progress(test * repetitions + repetition + 1, 2 * repetitions)
-            rates.append(Rate(mean(found), stdev(found) if repetitions > 1 else None))
+            rates.append(Rate(mean(speeds), stdev(speeds) if repetitions > 1 else None))
     return Speed(
         gpu_layers=(of_layers if gpu_layers is None else min(gpu_layers, of_layers)) if devices else 0,
         threads=threads,

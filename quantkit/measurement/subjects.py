@@ -1,4 +1,4 @@
-"""What can be measured: GGUF files, and folders of Hugging Face, AWQ or GPTQ weights, each with its engine."""
+"""The models that can be measured: GGUF files and folders of Hugging Face, AWQ or GPTQ weights, with their engines."""
 
 import hashlib
 from collections.abc import Callable, Sequence
@@ -23,7 +23,7 @@ from quantkit.tokenizer import load_vocabulary
 from quantkit.tokenizer.files import read as read_tokenizer
 
 _UNUSED = 5
-"""llama.cpp's token type of rows that no text reaches."""
+"""llama.cpp's token type of unused rows."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Subject:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Changes when a weight file or config.json does: from names, sizes and times of change."""
+        """A digest of the names, sizes and modification times of the weight files and config.json."""
         digest = hashlib.sha256()
         beside = () if self.kind == "gguf" else (self.path / "config.json",)
         for file in (*self.files, *beside):
@@ -60,32 +60,31 @@ class Subject:
 
     @cached_property
     def vocabulary(self) -> list[bytes | None] | None:
-        """The text of each token, None for an unused one; None where llama.cpp has no way to say them."""
+        """The text of each token, None for an unused one; None if the tokenizer cannot be written for llama.cpp."""
         if isinstance(self.engine, GgufEngine):
             header = self.engine.header
             texts = [_bytes(text) for text in header.value("tokenizer.ggml.tokens")]
             return _without_unused(texts, header.value("tokenizer.ggml.token_type"))
         config = {**self.engine.config, "vocab_size": self.engine.n_vocab}
         try:
-            found = load_vocabulary(self.path, config, roles=token_roles(config))
+            vocabulary = load_vocabulary(self.path, config, roles=token_roles(config))
         except (UnsupportedError, TokenizerError):
             return None
-        kinds = next((key.value for key in found.keys if key.key == "tokenizer.ggml.token_type"), None)
-        return _without_unused(found.tokens, kinds)
+        kinds = next((key.value for key in vocabulary.keys if key.key == "tokenizer.ggml.token_type"), None)
+        return _without_unused(vocabulary.tokens, kinds)
 
     def windows(self, text: Text, *, n_ctx: int, n_chunks: int | None) -> Windows:
-        """A text by this model's tokenizer.
+        """Tokenize a text with this model's tokenizer, and cut it into windows.
 
-        Raises MeasureError when it is too short; TokenizerError or UnsupportedError for a tokenizer that cannot be
-        built.
+        Raises MeasureError if it is too short; TokenizerError or UnsupportedError if the tokenizer cannot be built.
         """
         if isinstance(self.engine, GgufEngine):
             ids, bos = text_tokens(self.path, text.text)
             return cut_windows(ids, bos, n_ctx=n_ctx, n_chunks=n_chunks, name=text.name, sha256=text.sha256)
         files, size = read_tokenizer(self.path), self.engine.n_vocab
-        found = tokens.token_ids(files, [text.text.removesuffix("\n")])
+        text_ids = tokens.token_ids(files, [text.text.removesuffix("\n")])
         bos = tokens.first_token(files, {**self.engine.config, "vocab_size": size}, size)
-        whole = found if bos is None else np.concatenate([np.array([bos], np.int32), found])
+        whole = text_ids if bos is None else np.concatenate([np.array([bos], np.int32), text_ids])
         return cut_windows(whole.tolist(), bos, n_ctx=n_ctx, n_chunks=n_chunks, name=text.name, sha256=text.sha256)
 
     def close(self) -> None:
@@ -93,47 +92,49 @@ class Subject:
 
 
 def open_subjects(path: Path, *, threads: int, device: object = None) -> list[Subject]:
-    """The model at `path` (any shard of a split GGUF stands for it), or each of a folder of GGUF files.
+    """Open the model at `path` (any shard of a split GGUF), or every file of a folder of GGUF files.
 
-    Raises CheckpointError, UnsupportedError: there is none, or none that can be run.
+    Raises CheckpointError or UnsupportedError if there is no model, or if it cannot be run.
     """
     if path.is_dir() and not (path / "config.json").exists():
         files = sorted(file for file in path.glob("*.gguf") if file == shard_paths(file)[0])
         if not files:
-            raise CheckpointError(f"{path} holds neither a config.json nor GGUF files; name a model")
+            raise CheckpointError(
+                f"{path} contains neither a config.json nor GGUF files; pass a folder of weights or a GGUF file"
+            )
         return [_gguf(file, threads) for file in files]
     if path.is_dir():
         return [_folder(path, open_folder(path, threads=threads, device=device))]
     if not path.exists():
-        raise CheckpointError(f"there is no {path}; name a GGUF file or a folder of weights")
+        raise CheckpointError(f"{path} is not found; pass a GGUF file or a folder of weights")
     return [_gguf(shard_paths(path)[0], threads)]
 
 
 def checkpoint_subject(checkpoint: Checkpoint, *, threads: int, device: object = None) -> Subject:
-    """A checkpoint that is already open, as one from the hub; the subject closes it."""
+    """The subject of an open checkpoint, for example from the hub; the subject closes it."""
     engine = FolderEngine(checkpoint, threads=threads, device=device)
     return _folder(checkpoint.folder, engine, checkpoint.name)
 
 
 def check_vocabularies(reference: Subject, candidates: Sequence[Subject], warn: Callable[[str], object]) -> None:
-    """Raises MeasureError for a candidate whose token ids mean something else than the reference's."""
+    """Raises MeasureError if a token id of a candidate has another text than in the reference."""
     for candidate in candidates:
         if candidate.engine.n_vocab != reference.engine.n_vocab:
             raise MeasureError(
-                f"{candidate.name} has a vocabulary of {candidate.engine.n_vocab}, {reference.name} one of"
-                f" {reference.engine.n_vocab}: their figures cannot be compared; measure models of one vocabulary"
+                f"{candidate.name} has a vocabulary of {candidate.engine.n_vocab} tokens, {reference.name} one of"
+                f" {reference.engine.n_vocab}; measure models of one vocabulary"
             )
         if candidate.vocabulary is None or reference.vocabulary is None:
             one = candidate if candidate.vocabulary is None else reference
-            warn(f"the tokens of {one.name} cannot be listed, so only the sizes of the vocabularies were compared")
+            warn(f"the tokens of {one.name} cannot be listed; only the sizes of the vocabularies are compared")
             continue
         pairs = enumerate(zip(reference.vocabulary, candidate.vocabulary, strict=True))
         different = next(((at, a, b) for at, (a, b) in pairs if a != b and a is not None and b is not None), None)
         if different:
             at, a, b = different
             raise MeasureError(
-                f"{candidate.name} has another vocabulary than {reference.name}: token {at} is {_shown(b)} there and"
-                f" {_shown(a)} here; measure models of one vocabulary"
+                f"{candidate.name} has another vocabulary than {reference.name}: its token {at} is {_shown(b)}, not"
+                f" {_shown(a)}; measure models of one vocabulary"
             )
 
 

@@ -1,4 +1,4 @@
-"""Figures out of the records of scored tokens: each with its standard error, those against a reference paired."""
+"""Figures from the records of scored tokens, each with its standard error; comparisons are paired by token."""
 
 import math
 from collections.abc import Mapping
@@ -35,7 +35,7 @@ def perplexity_of(losses: Losses) -> Figure:
 def ratio_of(losses: Losses, reference: Losses) -> Figure:
     """perplexity / the reference's, from the losses of the same tokens.
 
-    Which text was chosen moves both alike, so this error is many times smaller than the perplexities' own.
+    The choice of the text moves both alike, so this error is many times smaller than that of each perplexity.
     """
     return perplexity_of(losses - reference)
 
@@ -70,13 +70,13 @@ def kl_document(kl: NDArray[np.float64]) -> dict[str, Any]:
 
 
 def quality_document(text: str, own: NDArray[np.void], reference: NDArray[np.void] | None) -> dict[str, Any]:
-    """What a report says of a model on one text; `reference` None for the reference itself."""
-    found: dict[str, Any] = {"text": text, "perplexity": perplexity_of(own["loss"]).document()}
+    """The figures of a model on one text; `reference` is None for the reference itself."""
+    figures: dict[str, Any] = {"text": text, "perplexity": perplexity_of(own["loss"]).document()}
     if reference is None:
-        return found
+        return figures
     squares = mean_of(own["change"].astype(np.float64) ** 2)
     change, rms = mean_of(own["change"]), math.sqrt(squares.value)
-    return found | {
+    return figures | {
         "perplexity_difference": difference_of(own["loss"], reference["loss"]).document(),
         "perplexity_ratio": ratio_of(own["loss"], reference["loss"]).document(),
         "kl": kl_document(own["kl"]),
@@ -94,22 +94,22 @@ def quality_document(text: str, own: NDArray[np.void], reference: NDArray[np.voi
 def failures(
     quality: Mapping[str, Any], *, max_delta: tuple[float, bool] | None, max_kl: float | None, min_top1: float | None
 ) -> list[str]:
-    """In words, what of a candidate's figures on one text is beyond a limit.
+    """A phrase for each limit that a candidate's figures on one text exceed.
 
-    `max_delta`: of the perplexity, (limit, whether it is a share of the reference's).
+    `max_delta`: of the perplexity, (limit, whether it is a fraction of the reference's).
     """
-    found = []
+    reasons = []
     if max_delta is not None:
         limit, relative = max_delta
         delta = quality["perplexity_ratio"]["value"] - 1 if relative else quality["perplexity_difference"]["value"]
         if not delta <= limit:
             shown = f"{delta:.1%} over {limit:.1%}" if relative else f"{delta:.4g} over {limit:.4g}"
-            found.append(f"its perplexity is above the reference's by {shown}")
+            reasons.append(f"its perplexity is above the reference's by {shown}")
     if max_kl is not None and not quality["kl"]["mean"] <= max_kl:
-        found.append(f"its mean KL divergence is {quality['kl']['mean']:.4g}, over {max_kl:.4g}")
+        reasons.append(f"its mean KL divergence is {quality['kl']['mean']:.4g}, over {max_kl:.4g}")
     if min_top1 is not None and not quality["top1"]["value"] >= min_top1:
-        found.append(f"its top-1 agreement is {quality['top1']['value']:.1%}, under {min_top1:.1%}")
-    return found
+        reasons.append(f"its top-1 agreement is {quality['top1']['value']:.1%}, under {min_top1:.1%}")
+    return reasons
 
 
 def _error(values: NDArray[np.float64]) -> float:

@@ -1,7 +1,6 @@
-"""How far each weight matrix of a quantized model is from the reference's, both seen under their names in a GGUF.
+"""Relative Frobenius error of each weight matrix of a quantized model, by its name in a GGUF.
 
-A checkpoint's tensors take those names by the family's rules, and their rows the order they have there, so a folder
-compares with a GGUF file, and a GPTQ folder has the same rows as one.
+The family's rules map the tensors of a checkpoint to GGUF names and row order, so a folder compares with a GGUF file.
 """
 
 import re
@@ -68,19 +67,21 @@ def tensor_errors(
         pairs = [(tensor, references.match(name)) for name, tensor in candidates.matrices.items()]
         common = [(tensor, other) for tensor, other in pairs if other is not None]
         if not common:
-            raise MeasureError(f"{candidate.name} and {reference.name} have no weight matrix in common: other models?")
-        found = []
+            raise MeasureError(
+                f"{candidate.name} and {reference.name} have no weight matrix in common; pass files of one model"
+            )
+        errors = []
         for done, (tensor, other) in enumerate(common):
             if tensor.shape != other.shape:
                 raise MeasureError(
                     f"{tensor.name} is {list(tensor.shape)} in {candidate.name} and {list(other.shape)} in"
-                    f" {reference.name}: they are not the same model"
+                    f" {reference.name}; pass files of one model"
                 )
             layer, kind = _place(tensor.name)
-            found.append(TensorError(layer, kind, tensor.type, _error(tensor, other)))
+            errors.append(TensorError(layer, kind, tensor.type, _error(tensor, other)))
             if progress is not None:
                 progress(done + 1, len(common))
-        return sorted(found, key=lambda each: (each.layer is not None, each.layer or 0))
+        return sorted(errors, key=lambda error: (error.layer is not None, error.layer or 0))
 
 
 @dataclass(frozen=True)

@@ -171,7 +171,7 @@ def plan_conversion(
         threads=gguf.threads if gguf and not calibration else threads,
         fingerprint=_fingerprint(source, calibration, folders, gguf, imatrix),
         warnings=(*(calibration.samples.warnings if calibration else ()), *(gguf.warnings if gguf else ())),
-        notes=notes,
+        notes=(*(source.notes if isinstance(source, Checkpoint) else ()), *notes),
     )
 
 

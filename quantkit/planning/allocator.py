@@ -1,4 +1,4 @@
-"""How much memory a graph takes: ggml's graph allocator, replayed on shapes.
+"""Memory of a compute graph: a replay of ggml's graph allocator on shapes.
 
 Rules: ggml_gallocr_alloc_graph_impl and ggml_dyn_tallocr (ggml/src/ggml-alloc.c). Tensors are placed in the order in
 which they are computed, each into the smallest hole it fits, and freed after their last use; an operation that may work
@@ -56,7 +56,7 @@ class Arena:
 
 
 class _Slot:
-    """What the allocator knows of one tensor."""
+    """The allocator's state of one tensor."""
 
     __slots__ = ("arena", "children", "offset", "owned", "views")
 
@@ -67,7 +67,7 @@ class _Slot:
 
 
 def graph_memory(graph: Graph, device: Mapping[int, str] | None = None) -> dict[str, int]:
-    """Bytes of compute buffer on each device. `device` maps id(tensor) to where it is computed; CPU if not there."""
+    """Bytes of compute buffer on each device. `device`: id(tensor) to device name; CPU by default."""
     arenas: dict[str, Arena] = {}
     slots: defaultdict[int, _Slot] = defaultdict(_Slot)
     where = device or {}
@@ -88,8 +88,8 @@ def graph_memory(graph: Graph, device: Mapping[int, str] | None = None) -> dict[
         slot.owned = True
         slot.offset = slot.arena.take(tensor.nbytes)
 
-    for each in graph.leaves:
-        place(each)
+    for leaf in graph.leaves:
+        place(leaf)
     for node in graph.nodes:
         if node.root is not None and node.kind != "wait":
             slots[id(node.root)].views += 1
@@ -105,7 +105,7 @@ def graph_memory(graph: Graph, device: Mapping[int, str] | None = None) -> dict[
 
 
 def _take_over(tensor: Tensor, slot: _Slot, slots: Mapping[int, _Slot]) -> bool:
-    """Whether `tensor` may stand where one of its operands stands; if so, it does. Views are never taken over."""
+    """Reuse the memory of an operand for `tensor` if possible; returns whether it did. Views are never reused."""
     for parent in tensor.src:
         own = slots[id(parent)]
         if not own.owned or own.arena is None or parent.kept or own.children != 1 or own.views:
@@ -118,7 +118,7 @@ def _take_over(tensor: Tensor, slot: _Slot, slots: Mapping[int, _Slot]) -> bool:
 
 
 def _release(parent: Tensor, slots: Mapping[int, _Slot]) -> None:
-    """One use of `parent` is over; the last one frees it, or what it is a view of."""
+    """End one use of `parent`; the last use frees it, or the tensor that it views."""
     slot = slots[id(parent)]
     slot.children -= 1
     if slot.children or slot.views:

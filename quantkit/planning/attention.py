@@ -1,4 +1,4 @@
-"""How a layer attends, drawn as llama.cpp draws it (build_attn, build_attn_mha, deepseek2)."""
+"""The graph of attention, as llama.cpp builds it (build_attn, build_attn_mha, deepseek2)."""
 
 from quantkit.gguf.types import block_size
 from quantkit.planning.context import KV_TYPES
@@ -13,11 +13,11 @@ def attention(d: Drawing, x: Tensor, layer: Layer) -> Tensor:
         whole = d.linear(layer, "attn_qkv", x)
         width = layer.rows("attn_qkv") * F32
         sizes = ((layer.head_k, layer.n_head), (layer.head_k, layer.n_head_kv), (layer.head_v, layer.n_head_kv))
-        q, k, v = (view(whole, (*each, d.n), (each[0] * F32, width)) for each in sizes)
+        q, k, v = (view(whole, (*heads, d.n), (heads[0] * F32, width)) for heads in sizes)
     else:
         q, k, v = (d.linear(layer, name, x) for name in ("attn_q", "attn_k", "attn_v"))
         if layer.has("attn_q_norm.weight") and layer.rows("attn_q_norm") == q.shape[0] != layer.head_k:
-            # normed over all heads at once, before they are told apart
+            # the norm covers all heads together, before the split into heads
             q, k = d.norm(q, "attn_q_norm", layer.tensors), d.norm(k, "attn_k_norm", layer.tensors)
         q = view(q, (layer.head_k, layer.n_head, d.n))
         k = view(k, (layer.head_k, layer.n_head_kv, d.n))
@@ -33,7 +33,7 @@ def attention(d: Drawing, x: Tensor, layer: Layer) -> Tensor:
 
 
 def mla(d: Drawing, x: Tensor, layer: Layer) -> Tensor:
-    """Attention whose keys and values are kept as one compressed vector a token (DeepSeek)."""
+    """Multi-head latent attention: the cache holds one compressed vector per token (DeepSeek)."""
     shape, n, n_head = d.shape, d.n, layer.n_head
     rank = int(shape.number("attention.kv_lora_rank"))
     rope = int(shape.number("rope.dimension_count"))
@@ -58,10 +58,10 @@ def mla(d: Drawing, x: Tensor, layer: Layer) -> Tensor:
         out = _attend(d, q, k, v, layer, v_rows=layer.rows("attn_v_b"))
     else:
         kv = d.linear(layer, "attn_kv_b", squeezed)
-        each = kv.shape[0] // n_head
-        value = each - (head - rope)
-        rest = view(kv, (head - rope, n_head, n), (each * F32, each * n_head * F32))
-        v = fresh((value, n_head, n), view(kv, (value, n_head, n), (each * F32, each * n_head * F32)))
+        per_head = kv.shape[0] // n_head
+        value = per_head - (head - rope)
+        rest = view(kv, (head - rope, n_head, n), (per_head * F32, per_head * n_head * F32))
+        v = fresh((value, n_head, n), view(kv, (value, n_head, n), (per_head * F32, per_head * n_head * F32)))
         q = d.rope(q)
         k = fresh((head, n_head, n), rest, fresh((rope, n_head, n), k_rope))
         out = _attend(d, q, k, v, layer)
@@ -76,8 +76,8 @@ def _attend(d: Drawing, q: Tensor, k: Tensor, v: Tensor, layer: Layer, v_rows: i
     if cache.v_turn is not None:
         v = _turned(v, cache.v_turn)
     flash, cells = d.context.flash_on, cache.cells
-    for each in (q, k, v) if d.shape.window else (q, v, k):
-        d.graph.expand(each)
+    for projection in (q, k, v) if d.shape.window else (q, v, k):
+        d.graph.expand(projection)
     size = block_size(KV_TYPES[d.context.kv_type])
     element = size[1] / size[0]
     k_cache = held("k cache", layer.head_k * layer.n_head_kv, cells, size=element, layer=d.layer)
@@ -123,7 +123,7 @@ def _decompressed(d: Drawing, x: Tensor, rows: int, n_head: int) -> Tensor:
 
 
 def _turned(x: Tensor, turn: Tensor) -> Tensor:
-    """Rotated before it goes into a quantized cache (llama_mul_mat_hadamard)."""
+    """The Hadamard rotation before a quantized cache (llama_mul_mat_hadamard)."""
     size = turn.shape[0]
     rows = x.shape[0] * x.shape[1] * x.shape[2] // size
     flat = view(x, (size, rows)) if x.stride == contiguous(x.shape, F32) else fresh((size, rows), x)

@@ -1,9 +1,9 @@
-"""What fits a budget: the best type, the most layers on the GPU, the longest context; or how much is missing.
+"""Fitting a model to a memory budget: the best type, the most layers on the GPU, the longest context, or the shortfall.
 
-The rule: of the types of four bits and more that fit on the GPU whole, the best is taken. Where none does, of those
-that fit GPU and CPU together, the best that still answers at a reader's pace, or nearly as fast as the fastest. Only
-then the smaller ones, in the same way. Unquantized types are taken only where nothing else was asked for: q8_0 is as
-good and half the size.
+The rule has three steps. First comes the best type of at least about 4 bits that fits on the GPU completely. Next comes
+the best type that fits on GPU and CPU together and generates at reading speed, or nearly as fast as the fastest type.
+Smaller types follow by the same two steps. Unquantized types are recommended only if the user names no other: q8_0 is
+as good at half the size.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -30,7 +30,7 @@ class Budget:
     cpu_features: frozenset[str] = frozenset()
 
     def missing(self, memory: Memory) -> int:
-        """Bytes short on the device that is shortest of them, 0 where all fits."""
+        """The larger shortfall of the two devices, in bytes; 0 if all fits."""
         short = memory.cpu.total - self.ram
         if memory.gpu is not None:
             short = max(short, memory.gpu.total - self.vram)
@@ -39,7 +39,7 @@ class Budget:
 
 @dataclass(frozen=True)
 class Fit:
-    """One form of the model within a budget. `missing`: bytes short with as many layers on the GPU as it takes."""
+    """One form of the model in a budget. `missing`: missing bytes with this number of layers on the GPU."""
 
     offer: Offer
     memory: Memory
@@ -56,17 +56,17 @@ class Fit:
 
 @dataclass(frozen=True)
 class Remedy:
-    """A change that would make it fit, in words, and what it would then take."""
+    """A change that makes the model fit, as an option, and the fit with it."""
 
     what: str
     fit: Fit
 
 
 def fit_offer(shape: ModelShape, offer: Offer, context: Context, budget: Budget, *, fixed_layers: bool = False) -> Fit:
-    """The offer with the most layers on the GPU that its memory has room for.
+    """The offer with the most layers on the GPU that fit its memory.
 
-    `fixed_layers`: as many as `context` says. Where nothing fits the fit says what is missing, with the layers that
-    leave the least of it. A GPU too small to take part is left out: then the fit's memory has none.
+    `fixed_layers`: use the number of layers of `context`. If nothing fits, the fit states the missing bytes. A GPU that
+    is too small even for its compute buffer is not used; the fit's memory then has no GPU.
     """
     has_gpu = budget.vram > 0
 
@@ -81,8 +81,8 @@ def fit_offer(shape: ModelShape, offer: Offer, context: Context, budget: Budget,
         )
 
     if not has_gpu or fixed_layers:
-        found = memory(context.gpu_layers if has_gpu else 0)
-        return Fit(offer, found, budget.missing(found))
+        fixed = memory(context.gpu_layers if has_gpu else 0)
+        return Fit(offer, fixed, budget.missing(fixed))
     whole = memory(shape.n_layer + 1)
     if not budget.missing(whole):
         return Fit(offer, whole)
@@ -90,23 +90,23 @@ def fit_offer(shape: ModelShape, offer: Offer, context: Context, budget: Budget,
     def on_gpu(memory: Memory) -> bool:
         return memory.gpu is not None and memory.gpu.total <= budget.vram
 
-    # the compute buffer hardly depends on how many layers there are: it is guessed for the search, then set right
+    # the compute buffer hardly depends on the number of layers: the search uses an estimate, then corrects it
     guess = compute_bytes(shape, offer.tensors, replace(context, gpu_layers=shape.n_layer // 2), has_gpu=True)
     layers = max(_largest(lambda layers: on_gpu(memory(layers, guess)), 0, shape.n_layer), 0)
-    found = memory(layers)
-    while layers and not on_gpu(found):
+    split = memory(layers)
+    while layers and not on_gpu(split):
         layers -= 1
-        found = memory(layers)
+        split = memory(layers)
     while layers < shape.n_layer and on_gpu(more := memory(layers + 1)):
-        layers, found = layers + 1, more
-    if not on_gpu(found):
-        # a GPU with no layer on it still wants its compute buffer: without room for that, better none
-        found = plan_memory(shape, offer.tensors, replace(context, gpu_layers=0), cpu_features=budget.cpu_features)
-    return Fit(offer, found, budget.missing(found))
+        layers, split = layers + 1, more
+    if not on_gpu(split):
+        # a GPU without layers still needs its compute buffer; if that does not fit, the GPU is not used
+        split = plan_memory(shape, offer.tensors, replace(context, gpu_layers=0), cpu_features=budget.cpu_features)
+    return Fit(offer, split, budget.missing(split))
 
 
 def best_fit(shape: ModelShape, fits: Iterable[tuple[Fit, float]]) -> Fit | None:
-    """The fit to recommend, by the rule above; `fits` and their tokens a second, best quality first."""
+    """The fit to recommend by the rule above. `fits`: pairs of fit and tokens per second, best quality first."""
     fitting = [(fit, pace) for fit, pace in fits if fit.fits]
     quantized = [(fit, pace) for fit, pace in fitting if not fit.offer.is_float] or fitting
     for good in (True, False):
@@ -121,7 +121,7 @@ def best_fit(shape: ModelShape, fits: Iterable[tuple[Fit, float]]) -> Fit | None
 
 
 def longest_context(shape: ModelShape, fit: Fit, budget: Budget, most: int) -> int:
-    """The longest context up to `most` that fits with the fit's layers on the GPU; 0 where not even the shortest."""
+    """The longest context up to `most` that fits with the fit's layers on the GPU; 0 if none fits."""
 
     def fits(steps: int) -> bool:
         context = replace(fit.memory.context, n_ctx=min(steps * _STEP, most))
@@ -132,7 +132,7 @@ def longest_context(shape: ModelShape, fit: Fit, budget: Budget, most: int) -> i
 
 
 def remedies(shape: ModelShape, offers: Sequence[Offer], context: Context, budget: Budget) -> list[Remedy]:
-    """Changes, each by itself, that would make the smallest of `offers` fit, or the budget that would."""
+    """Single changes that make the smallest of `offers` fit."""
     smallest = min(offers, key=lambda offer: offer.size)
     tries: list[tuple[str, Context]] = []
     if context.n_ctx > _LEAST_CTX:
@@ -155,7 +155,7 @@ def remedies(shape: ModelShape, offers: Sequence[Offer], context: Context, budge
 
 
 def _largest(good: Callable[[int], bool], low: int, high: int) -> int:
-    """The largest number of low..high for which `good` holds, if it holds for all below it; low - 1 for none."""
+    """The largest number in low..high for which the monotonic `good` holds; low - 1 if none."""
     if not good(low):
         return low - 1
     while low < high:

@@ -1,4 +1,4 @@
-"""What a user may set of a llama.cpp context, as far as memory depends on it."""
+"""The options of a llama.cpp context that its memory depends on."""
 
 from dataclasses import dataclass
 
@@ -17,7 +17,7 @@ KV_TYPES = {
 class Context:
     """llama.cpp's -c, -ctk and -ctv, -b, -ub, -fa, -ngl, --n-cpu-moe, --op-offload; defaults are llama-cli's.
 
-    `flash`: None lets llama.cpp decide, which turns flash attention on wherever the device has it. `op_offload`: the
+    `flash`: None lets llama.cpp decide; it uses flash attention if the device supports it. `op_offload`: the
     GPU computes prompts with weights that lie on the CPU too (as CUDA does, and an RPC server does not).
     """
 
@@ -44,14 +44,14 @@ class Context:
 
     @property
     def cells(self) -> int:
-        """Cells of the cache: n_ctx, up to a multiple of 256 (llama_context's constructor)."""
+        """Cells of the cache: n_ctx, rounded up to a multiple of 256 (llama_context's constructor)."""
         return -(-self.n_ctx // 256) * 256
 
     @property
     def tokens(self) -> int:
-        """Tokens of the largest graph: a physical batch, no more than a logical one, no more than the context."""
+        """Tokens of the largest graph: the smallest of physical batch, logical batch and context."""
         return min(self.n_ubatch, self.n_batch, self.n_ctx)
 
     def window_cells(self, window: int) -> int:
-        """Cells of the cache of layers that slide (llama_kv_cache_iswa)."""
+        """Cells of the cache of layers with a sliding window (llama_kv_cache_iswa)."""
         return -(-min(self.cells, window + self.tokens) // 256) * 256

@@ -1,4 +1,4 @@
-"""A graph being drawn: what every part of it needs, and the pieces that recur."""
+"""The builder of a compute graph: shared inputs and recurring operations."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from quantkit.planning.tensors import F16, F32, I32, I64, Graph, Tensor, contigu
 
 @dataclass(frozen=True)
 class Cache:
-    """The inputs of one kind of layer: cells, where new rows go, the mask, and the rotation of a quantized cache."""
+    """Cache inputs of one kind of layer: cells, indices of new rows, mask, and the rotation of a quantized cache."""
 
     cells: int
     k_index: Tensor
@@ -21,7 +21,7 @@ class Cache:
 
 
 class Drawing:
-    """The graph of one physical batch of `n` tokens; `layer` is the one being drawn, None outside the layers."""
+    """The graph of one physical batch of `n` tokens; `layer` is the current layer, None outside the layers."""
 
     def __init__(self, shape: ModelShape, context: Context) -> None:
         self.shape, self.context = shape, context
@@ -33,7 +33,7 @@ class Drawing:
         self.caches = {slides: self._cache(slides) for slides in (False, True) if not slides or shape.window}
 
     def named(self, name: str) -> str:
-        """The name in the file of a weight of the layer being drawn, or of one outside the layers."""
+        """The full tensor name of a weight of the current layer, or of one outside the layers."""
         return name if self.layer is None else f"blk.{self.layer}.{name}"
 
     def norm(self, x: Tensor, name: str, tensors: Mapping[str, tuple[int, ...]]) -> Tensor:

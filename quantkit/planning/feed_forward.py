@@ -1,4 +1,4 @@
-"""The feed-forward of a layer, drawn as llama.cpp draws it (build_ffn, build_moe_ffn)."""
+"""The graph of a feed-forward, as llama.cpp builds it (build_ffn, build_moe_ffn)."""
 
 from quantkit.planning.drawing import Drawing
 from quantkit.planning.shape import Layer
@@ -6,7 +6,7 @@ from quantkit.planning.tensors import F32, I32, Tensor, fresh, matmul, matmul_id
 
 
 def feed_forward(d: Drawing, x: Tensor, layer: Layer) -> Tensor:
-    """The feed-forward of a layer: dense, or experts, with those that all tokens share."""
+    """The feed-forward of a layer: dense, or routed experts with shared ones."""
     if not layer.has("ffn_down_exps.weight"):
         return _dense_ffn(d, x, layer)
     out = _experts(d, x, layer)
@@ -23,7 +23,7 @@ def _dense_ffn(d: Drawing, x: Tensor, layer: Layer, suffix: str = "") -> Tensor:
     up = d.linear(layer, "ffn_up" + suffix, x)
     if layer.has(f"ffn_gate{suffix}.weight"):
         gate = d.linear(layer, "ffn_gate" + suffix, x)
-        # the gate comes first in the operation, but was drawn after the up projection
+        # the gate is the first operand, but is computed after the up projection
         hidden = fresh(gate.shape, gate, up)
     elif up.shape[0] == 2 * layer.tensors[f"ffn_down{suffix}.weight"][-1]:
         hidden = fresh((up.shape[0] // 2, d.n), up)
@@ -62,11 +62,11 @@ def _experts(d: Drawing, x: Tensor, layer: Layer) -> Tensor:
             hidden = fresh((inner, used, n), gate, up)
         else:
             hidden = same(up)
-    each = _expert_linear(d, "ffn_down_exps", layer, d.shape.n_embd, hidden, ids)
-    each = same(each, weights)
-    d.graph.expand(each)
+    down = _expert_linear(d, "ffn_down_exps", layer, d.shape.n_embd, hidden, ids)
+    down = same(down, weights)
+    d.graph.expand(down)
     width = d.shape.n_embd * F32
-    views = [d.graph.expand(view(each, (d.shape.n_embd, n), (width * used,))) for _ in range(used)]
+    views = [d.graph.expand(view(down, (d.shape.n_embd, n), (width * used,))) for _ in range(used)]
     total = views[0] if used > 1 else fresh((d.shape.n_embd, n), views[0])
     for part in views[1:]:
         total = d.graph.expand(same(total, part))

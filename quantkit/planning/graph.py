@@ -17,7 +17,7 @@ _TELLING = 4
 
 
 def prompt_graph(shape: ModelShape, context: Context, layers: Sequence[int] | None = None) -> Graph:
-    """The graph of a whole physical batch; of these `layers` only, the last one among them, where not of all."""
+    """The graph of a whole physical batch; `layers` limits it to some layers, which must include the last."""
     d = Drawing(shape, context)
     x = _embedded(d)
     for number in range(shape.n_layer) if layers is None else layers:
@@ -41,9 +41,9 @@ def prompt_graph(shape: ModelShape, context: Context, layers: Sequence[int] | No
 
 
 def telling_layers(shape: ModelShape, kinds: Sequence[Hashable]) -> list[int]:
-    """Layers enough for the memory of all: of a run of equal ones four, since what is freed is taken again at once.
+    """Layers that are enough to compute the memory of all: four of each run of equal layers, which reuse freed memory.
 
-    `kinds` sets apart layers that are alike in themselves, by where they run.
+    `kinds`: device placement per layer; layers of different kinds are not equal.
     """
     chosen, run = [], 0
     before: Hashable = None
@@ -58,10 +58,10 @@ def telling_layers(shape: ModelShape, kinds: Sequence[Hashable]) -> list[int]:
 
 
 def _embedded(d: Drawing) -> Tensor:
-    """The tokens' embeddings as the first layer gets them."""
+    """The token embeddings that enter the first layer."""
     tokens, vectors = leaf("tokens", d.n, size=I32), leaf("embeddings", d.shape.n_embd, d.n)
     x = d.graph.expand(_rows(d, "token_embd.weight", tokens))
-    # the graph keeps a place for embeddings given instead of tokens
+    # the graph reserves an input for embeddings in place of tokens
     d.graph.expand(vectors)
     if d.shape.traits.scaled_embedding or d.shape.number("embedding_scale"):
         x = same(x)

@@ -1,4 +1,4 @@
-"""How many layers of a GGUF file a GPU has room for: what `run` and `ollama` ask of the plan."""
+"""The number of layers of a GGUF file that fit on a GPU, for `run` and `ollama`."""
 
 from pathlib import Path
 
@@ -11,11 +11,13 @@ from quantkit.planning.sources import open_source
 
 
 def layers_that_fit(model: Path, *, n_ctx: int, vram: int, op_offload: bool = True) -> int:
-    """The most layers of `model` that fit in `vram` bytes with a context of `n_ctx`: up to all and one, the output.
+    """The most layers of `model` that fit in `vram` bytes with a context of `n_ctx`: the output is one more.
 
-    `op_offload`: see `Context`. The CPU's memory is not looked at: layers are either here or there, and there is no
-    third place. Raises CheckpointError for what is no GGUF, UnsupportedError where the plan does not know the
-    architecture.
+    `op_offload`: see `Context`. The CPU's memory is not checked, because the other layers can only be there.
+
+    Raises:
+        CheckpointError: the file is not a GGUF.
+        UnsupportedError: the plan does not support the architecture.
     """
     source = open_source(str(model))
     try:
@@ -27,7 +29,7 @@ def layers_that_fit(model: Path, *, n_ctx: int, vram: int, op_offload: bool = Tr
 
 
 def layers_or_all(model: Path, *, n_ctx: int, vram: int, op_offload: bool = True) -> int | None:
-    """The same; None, which leaves it to llama.cpp to take all, for a file the plan does not know."""
+    """Like `layers_that_fit`, or None (llama.cpp then offloads all layers) if the plan does not support the file."""
     try:
         return layers_that_fit(model, n_ctx=n_ctx, vram=vram, op_offload=op_offload)
     except QuantkitError:

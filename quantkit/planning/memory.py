@@ -2,7 +2,7 @@
 
 Placement is llama.cpp's (src/llama-model.cpp, load_tensors): of the layers and the output, counted as n_layer + 1, the
 GPU takes the last `gpu_layers`; the token embedding stays on the CPU. The compute buffers come from the graph itself
-(graph, schedule, allocator) and equal what llama.cpp logs; `OVERHEAD` is what a process takes besides.
+(graph, schedule, allocator) and equal what llama.cpp logs; the overhead constants are what a process takes besides.
 """
 
 import re
@@ -23,9 +23,9 @@ from quantkit.planning.schedule import place
 from quantkit.planning.shape import ModelShape
 
 GPU_OVERHEAD = 512 << 20
-"""Assumed for the CUDA context, its libraries and pools: they are the driver's, no header tells of them."""
+"""Assumed for the CUDA context, its libraries and pools, which belong to the driver and appear in no header."""
 CPU_OVERHEAD = 25 << 20
-"""Measured: what llama.cpp takes beside its buffers, in address space; the vocabulary comes on top."""
+"""Measured: address space that llama.cpp takes besides its buffers and the vocabulary."""
 BYTES_OF_TOKEN = 820
 """Measured with SmolLM2: its 49,152 tokens and their merges take 38.6 MiB."""
 
@@ -48,7 +48,7 @@ class PlannedTensor:
 
     @cached_property
     def layer(self) -> int | None:
-        """The layer it belongs to, None for those outside."""
+        """The tensor's layer, None outside the layers."""
         match = _LAYER.match(self.name)
         return int(match[1]) if match else None
 
@@ -69,9 +69,9 @@ class PlannedTensor:
 
 @dataclass(frozen=True)
 class DeviceMemory:
-    """Bytes on one device. `repacked` is the part of `weights` that llama.cpp rearranges for the CPU.
+    """Bytes on one device. `repacked` is the part of `weights` that llama.cpp repacks for the CPU.
 
-    `output` holds the logits of the tokens asked for; `overhead` is assumed or measured, not llama.cpp's own figure.
+    `output` is the logits buffer. `overhead` is assumed or measured; llama.cpp does not report it.
     """
 
     name: str
@@ -84,7 +84,7 @@ class DeviceMemory:
 
     @property
     def buffers(self) -> int:
-        """What llama.cpp itself reports."""
+        """The bytes that llama.cpp reports."""
         return self.weights + self.kv + self.compute + self.output
 
     @property
@@ -94,7 +94,7 @@ class DeviceMemory:
 
 @dataclass(frozen=True)
 class Memory:
-    """The memory of one run. `gpu` is None where none is used."""
+    """The memory of one run. `gpu` is None without a GPU."""
 
     cpu: DeviceMemory
     gpu: DeviceMemory | None = None
@@ -118,27 +118,26 @@ def plan_memory(
     cpu_features: frozenset[str] = frozenset(),
     compute: Mapping[str, int] | None = None,
 ) -> Memory:
-    """The memory of a run. `has_gpu`: llama.cpp will see one, which takes part even with no layer on it.
+    """The memory of a run. `has_gpu`: llama.cpp finds a GPU and uses it even without layers on it.
 
-    `compute`: the compute buffers where they are known already, or guessed from a like run.
-
-    `cpu_features` (flags of /proc/cpuinfo) say which weights llama.cpp rearranges on load; without any, none.
+    `compute`: known or estimated compute buffers in bytes, by device; None computes them. `cpu_features`: flags of
+    /proc/cpuinfo that decide which weights llama.cpp repacks; empty for none.
     """
     where = weight_devices(shape, tensors, context if has_gpu else Context(gpu_layers=0))
     weights = {"CPU": 0, "GPU": 0}
-    rearranged = 0
+    repacked_bytes = 0
     for tensor in tensors:
         for device in where[tensor.name]:
             weights[device] += tensor.nbytes if device == "CPU" else _on_gpu(tensor)
             if device == "CPU" and repacked(tensor.name, tensor.type, tensor.shape, cpu_features):
-                rearranged += tensor.nbytes
+                repacked_bytes += tensor.nbytes
     kv = kv_bytes(shape, context if has_gpu else Context(**{**vars(context), "gpu_layers": 0}))
     if compute is None:
         compute = compute_bytes(shape, tensors, context, has_gpu=has_gpu)
     cpu = DeviceMemory(
         "CPU",
         weights=weights["CPU"],
-        repacked=rearranged,
+        repacked=repacked_bytes,
         kv=kv["CPU"],
         compute=compute.get("CPU", 0),
         output=4 * shape.n_vocab,
@@ -160,7 +159,7 @@ def first_gpu_layer(shape: ModelShape, context: Context) -> int:
 def weight_devices(
     shape: ModelShape, tensors: Iterable[PlannedTensor], context: Context
 ) -> Mapping[str, tuple[str, ...]]:
-    """Where each tensor lies, by name; a tied embedding is on the CPU and, as the output, on the GPU too."""
+    """The devices of each tensor, by name; a tied embedding is on the CPU and, as the output, on the GPU."""
     start = first_gpu_layer(shape, context)
     tied = "output.weight" not in shape.tensors
     devices: dict[str, tuple[str, ...]] = {}
@@ -186,7 +185,7 @@ def kv_bytes(shape: ModelShape, context: Context) -> dict[str, int]:
     sizes = {"CPU": 0, "GPU": 0}
     for number, layer in enumerate(shape.layers):
         cells = context.window_cells(shape.window) if layer.slides else context.cells
-        # without flash attention values lie transposed, and every layer takes the widest one's room
+        # without flash attention values are transposed, and every layer is as large as the widest
         values = layer.n_head_kv * layer.head_v if context.flash_on else widest
         row = row_bytes(kind, layer.n_head_kv * layer.head_k) + (row_bytes(kind, values) if values else 0)
         sizes["GPU" if number >= start else "CPU"] += row * cells
@@ -214,7 +213,7 @@ def compute_bytes(
 
 
 def _largest_of_a_kind(tensors: Sequence[PlannedTensor]) -> dict[str, int]:
-    """Bytes of each tensor by name, those of layers as in the layer where they are largest: a mix varies by layer."""
+    """Bytes by tensor name; a tensor of a layer counts as the largest of its kind, because types vary by layer."""
     largest: dict[str, int] = {}
     for tensor in tensors:
         largest[tensor.kind] = max(largest.get(tensor.kind, 0), tensor.nbytes)

@@ -1,6 +1,6 @@
-"""What phones are like, as far as a model's memory goes: data, and the assumption about what Android leaves to an app.
+"""Memory of phones: their sizes, and an assumption about the memory that Android leaves to an app.
 
-termux/termux.sh holds the same figures, for it must choose without Python; a test keeps the two alike.
+termux/termux.sh has the same figures, because it chooses without Python; a test compares the two.
 """
 
 import re
@@ -13,19 +13,19 @@ from quantkit.planning.memory import plan_memory
 from quantkit.planning.sources import Source, tensors_as_they_are
 
 PHONE_TYPES = ("q4_0", "q4_k_m")
-"""Both with an importance matrix: Q4_0 is what llama.cpp runs fastest on ARM, Q4_K_M is nearer to the original."""
+"""Both with an importance matrix. Q4_0 is the fastest type of llama.cpp on ARM; Q4_K_M has a smaller error."""
 
 ANDROID_BYTES = 2 << 30
 ANDROID_TENTHS = 1
 """Assumed, not measured: Android and its services keep 2 GiB and a tenth of the memory."""
 REPORTED = 0.93
-"""Assumed: the part of the memory a phone is sold with that its kernel reports as MemTotal."""
+"""Assumed: the kernel's MemTotal as a fraction of the advertised memory."""
 
 PHONE_BANDWIDTH = 20e9
-"""Assumed: bytes a second that a phone's CPU reads, about half of what its LPDDR5 is sold with."""
+"""Assumed: bytes per second that a phone's CPU reads, about half of the LPDDR5 specification."""
 
 RUNGS = ((1024, 128), (2048, 128), (4096, 256), (4096, 512), (8192, 512))
-"""(context, batch) that a phone may be given; the script takes the last that the phone has room for."""
+"""Pairs (context, batch); the script takes the last that fits the phone's memory."""
 
 _SIZE = re.compile(r"(\d{1,3})\s*(?:gi?b?)?", re.IGNORECASE)
 _SMALLEST, _LARGEST = 2, 64
@@ -33,7 +33,7 @@ _SMALLEST, _LARGEST = 2, 64
 
 @dataclass(frozen=True)
 class Phone:
-    """A phone sold with so many gigabytes of memory, and the most context and batch (logical and physical) for it."""
+    """A phone by advertised gigabytes of memory, with its largest context and batch (logical and physical)."""
 
     gigabytes: int
     n_ctx: int
@@ -56,7 +56,7 @@ SMALLER = (1024, 128)
 
 
 def room(total: int) -> int:
-    """Bytes that Android leaves to a model, of `total` bytes that the kernel has; not less than nothing."""
+    """Bytes that Android leaves to a model out of the kernel's `total` bytes; at least 0."""
     return max((total // 1024 * (10 - ANDROID_TENTHS) // 10) * 1024 - ANDROID_BYTES, 0)
 
 
@@ -64,14 +64,14 @@ def phone(text: str) -> Phone:
     """The phone of `8G`, `8` or `8GB`.
 
     Raises:
-        UsageError: not a whole number of gigabytes that phones have.
+        UsageError: not a memory size of a phone in whole gigabytes.
     """
     match = _SIZE.fullmatch(text.strip())
     if match is None or not _SMALLEST <= int(match[1]) <= _LARGEST:
-        sold = ", ".join(f"{each.gigabytes}G" for each in PHONES)
-        raise UsageError(f"--phone {text!r} is not a memory size that phones have; write {sold}")
+        sizes = ", ".join(f"{known.gigabytes}G" for known in PHONES)
+        raise UsageError(f"--phone {text!r} is not a memory size that phones have; write {sizes}")
     gigabytes = int(match[1])
-    limits = [(each.n_ctx, each.n_batch) for each in PHONES if each.gigabytes <= gigabytes]
+    limits = [(known.n_ctx, known.n_batch) for known in PHONES if known.gigabytes <= gigabytes]
     return Phone(gigabytes, *(limits[-1] if limits else SMALLER))
 
 
@@ -81,13 +81,15 @@ def phone_context(n_ctx: int, n_batch: int) -> Context:
 
 
 def phone_memory(source: Source, n_ctx: int | None = None) -> list[tuple[int, int, int]]:
-    """(context, batch, bytes of memory) of a GGUF on a phone, for every rung, or at one context for every batch.
+    """(context, batch, bytes of memory) of a GGUF on a phone, for all RUNGS, or for one context with every batch.
 
-    Contexts longer than what the model was trained for are left out, but for the smallest. An architecture that
-    plan_memory does not know raises its UnsupportedError.
+    Contexts longer than the model's training context are omitted, except the smallest.
+
+    Raises:
+        UnsupportedError: plan_memory does not support the architecture.
     """
     tensors = tensors_as_they_are(source.model)
-    most = source.shape.context or max(each for each, _ in RUNGS)
+    most = source.shape.context or max(n for n, _ in RUNGS)
     pairs: Sequence[tuple[int, int]] = RUNGS
     if n_ctx is not None:
         pairs = tuple((n_ctx, batch) for batch in dict.fromkeys(batch for _, batch in RUNGS))

@@ -18,13 +18,13 @@ DEFAULT_CTX = 4096
 
 @dataclass(frozen=True)
 class PlanOptions:
-    """The machine and the settings of llama.cpp to plan for; None means: as the machine or the model is.
+    """The machine and the settings of llama.cpp to plan for; None takes the value of the machine or the model.
 
     Attributes:
         types: GGUF types, `awq`, `gptq`; None for the usual ones.
         machine: free memory and bandwidth; None measures this machine.
         phone: plan for this phone instead of `machine`.
-        n_ctx: tokens of context; None for 4096, or what the model is trained for if that is less.
+        n_ctx: tokens of context; None for 4096, or the training context if that is shorter.
         kv_type: type of the KV cache.
         n_ubatch: tokens of a physical batch; None for 512.
         flash: flash attention; None lets llama.cpp decide.
@@ -50,7 +50,7 @@ class PlanOptions:
         """The llama.cpp context.
 
         Raises:
-            UsageError: an unknown KV type, or one that needs flash attention without it.
+            UsageError: an unknown KV type, or a quantized one without flash attention.
         """
         phone = self.phone
         n_ubatch = phone.n_batch if phone else self.n_ubatch or 512
@@ -108,8 +108,8 @@ def plan(source: str, options: PlanOptions | None = None, *, offline: bool = Fal
 
 
 def _with_rows(plan: Plan, types: Sequence[str] | None, *, fixed_layers: bool) -> Plan:
-    """A row for each type. `fixed_layers`: the context says how many layers are on the GPU."""
-    speeds = {device: pace for device, (pace, _) in plan.bandwidth.items()}
+    """A row for each type. `fixed_layers`: the context fixes the number of layers on the GPU."""
+    speeds = {device: speed for device, (speed, _) in plan.bandwidth.items()}
     rows = []
     for offer in offers(plan.source, types):
         if offer.why_not:
@@ -122,7 +122,7 @@ def _with_rows(plan: Plan, types: Sequence[str] | None, *, fixed_layers: bool) -
 
 
 def _with_best(plan: Plan) -> Plan:
-    """The recommended row and the longest context, or the remedies where nothing fits."""
+    """The recommended row and the longest context, or the remedies if nothing fits."""
     shape, context, budget = plan.source.shape, plan.context, plan.budget
     best = best_fit(shape, [(row.fit, row.speed) for row in plan.rows if row.fit is not None])
     folders = [row for row in plan.rows if row.offer.is_folder and row.devices and not row.missing]

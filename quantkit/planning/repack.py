@@ -1,7 +1,7 @@
-"""Which weights llama.cpp rearranges for the CPU's matrix instructions when it loads them.
+"""Which weights llama.cpp repacks for the CPU's matrix instructions while it loads them.
 
-Rules: ggml_repack_get_optimal_repack_type (ggml/src/ggml-cpu/repack.cpp). What is rearranged lies in memory of its own
-instead of in the mapped file, so it cannot be dropped and read again; `--no-repack` turns it off.
+Rules: ggml_repack_get_optimal_repack_type (ggml/src/ggml-cpu/repack.cpp). Repacked weights are in
+allocated memory, not in the mapped file, so the kernel cannot drop and reread them. `--no-repack` turns it off.
 """
 
 import re
@@ -10,7 +10,7 @@ from gguf import GGMLQuantizationType
 
 _T = GGMLQuantizationType
 _MULTIPLIED = re.compile(r"(blk\.\d+\.(attn_.*|ffn_.*)|output)\.weight")
-# feature -> types it rearranges, and by how many rows together
+# CPU feature -> repacked types, with the number of rows that are interleaved
 _BY_FEATURE: dict[str, dict[GGMLQuantizationType, int]] = {
     "avx2": {_T.Q4_0: 8, _T.Q4_K: 8, _T.IQ4_NL: 8, _T.MXFP4: 8},
     "avx512f": {_T.Q2_K: 8},
@@ -19,7 +19,7 @@ _BY_FEATURE: dict[str, dict[GGMLQuantizationType, int]] = {
 
 
 def repacked(name: str, kind: GGMLQuantizationType, shape: tuple[int, ...], features: frozenset[str]) -> bool:
-    """Whether a tensor (numpy shape) is rearranged on a CPU with `features`, the flags of /proc/cpuinfo."""
+    """Whether llama.cpp repacks a tensor (numpy shape) on a CPU with `features`, the flags of /proc/cpuinfo."""
     if len(shape) < 2 or not _MULTIPLIED.fullmatch(name):
         return False
     return any(

@@ -71,8 +71,8 @@ class Plan:
 
     Attributes:
         given: the source as the user wrote it.
-        machine: memory and bandwidth that the plan counts with.
-        best: the recommended row; None where nothing fits.
+        machine: memory and bandwidth of the plan.
+        best: the recommended row; None if nothing fits.
         longest: the longest context, in tokens, that the best row has memory for.
         bandwidth: by device, bytes per second and where the figure is from.
         remedies: changes that make the smallest type fit: option, type, bytes of memory.
@@ -97,7 +97,7 @@ class Plan:
         return sum(tensor.n_elements for tensor in self.source.model.tensors)
 
     def commands(self) -> list[str]:
-        """The commands that make the best type and run it; none where nothing fits."""
+        """The commands that make the best type and run it; empty if nothing fits."""
         if self.best is None:
             return []
         if self.for_phone:
@@ -175,7 +175,7 @@ class Plan:
         }
 
     def missing(self) -> dict[str, Any] | None:
-        """The row nearest to fitting, the bytes it lacks and what would help; None where no type can be made."""
+        """The row that is nearest to fitting, the missing bytes and remedies; None if no type is possible."""
         rows = [row for row in self.rows if not row.offer.why_not]
         if not rows:
             return None
@@ -188,29 +188,29 @@ class Plan:
         }
 
     def notes(self) -> Iterator[str]:
-        """What limits the figures, a sentence each."""
+        """The limits of the figures, one sentence each."""
         yield from self.source.notes
         devices = ["CPU", *(["GPU"] if self.machine.vram else [])]
-        paces = " and ".join(
+        bandwidths = " and ".join(
             f"{pace / 1e9:.3g} GB/s ({device}, {origin})"
             for device, (pace, origin) in ((device, self.bandwidth[device]) for device in devices)
         )
-        yield f"tokens/s are an estimate for the first tokens of a chat: bytes read per token at {paces}"
+        yield f"tokens/s are an estimate for the first tokens of a chat: bytes read per token at {bandwidths}"
         if self.best is not None and self.best.fit is not None and self.machine.vram and not self.best.fit.memory.gpu:
-            yield "the GPU is left out: even without layers on it, llama.cpp needs more GPU memory than there is"
+            yield "the plan leaves the GPU out: even without layers on it, llama.cpp needs more memory than it has"
         elif self.machine.vram:
-            yield f"GPU memory counts {GPU_OVERHEAD / 2**30:.1g} GiB for the CUDA context, which is assumed"
+            yield f"GPU memory includes an assumed {GPU_OVERHEAD / 2**30:.1g} GiB for the CUDA context"
         for row in self.rows:
             if row.offer.is_folder and row.devices:
                 (gpu,) = row.devices
                 parts = f"weights {gpu.weights / 1e9:.1f} GB, KV cache {gpu.kv / 1e9:.1f} GB and the CUDA context"
-                yield f"{row.offer.label} counts {parts}; the runtime's workspace is extra, a few GB in vLLM"
+                yield f"{row.offer.label} includes {parts}; the runtime's workspace is extra, a few GB in vLLM"
         if self.source.shape.context and self.context.n_ctx > self.source.shape.context:
             yield f"the model is trained for {self.source.shape.context} tokens; longer texts may lose quality"
         if any(row.fit is not None and row.fit.memory.cpu.repacked for row in self.rows):
             yield (
-                "llama.cpp repacks part of the weights for this CPU while it loads them, so the file's pages briefly"
-                " take memory too; --no-repack (in llama.cpp too) avoids this"
+                "llama.cpp repacks part of the weights for this CPU while it loads them; the file's pages briefly take"
+                " memory too. --no-repack avoids this, here and in llama.cpp"
             )
         if not has_checked_plan(self.source.shape.arch):
             yield f"the compute buffer of {self.source.shape.arch} is an estimate: no test compares this architecture"

@@ -1,7 +1,7 @@
-"""Which device computes what when a model is split over CPU and GPU, and what has to be copied for it.
+"""The device of each operation when a model is split over CPU and GPU, and the copies between devices.
 
 Follows ggml_backend_sched_split_graph (ggml/src/ggml-backend.cpp) for one GPU. A prompt's matrix products run on the
-GPU even with weights that lie on the CPU: those are copied over, one at a time, into the GPU's compute buffer.
+GPU even with weights on the CPU. Those are copied, one at a time, into the GPU's compute buffer.
 """
 
 import sys
@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from quantkit.planning.tensors import Graph, Tensor
 
 _OFFLOADED_FROM = 32
-"""Rows of a batch from which CUDA takes over an operation whose weight lies on the CPU."""
+"""Rows of a batch from which CUDA computes an operation whose weight is on the CPU."""
 
 
 def place(
@@ -21,10 +21,10 @@ def place(
     *,
     offload: bool = True,
 ) -> tuple[Graph, dict[int, str]]:
-    """The graph with its copies between devices, and the device of each tensor by id.
+    """The graph with copies between devices, and the device of each tensor by id.
 
-    `weights`: device of each weight by name, `sizes` their bytes. `offload`: whether the GPU computes with weights that
-    lie on the CPU. Changes `graph`'s nodes.
+    `weights`: device of each weight by name, `sizes` their bytes. `offload`: whether the GPU computes with weights
+    on the CPU. Changes `graph`'s nodes.
     """
     device = _assign(graph, weights, first_gpu_layer, _OFFLOADED_FROM if offload else sys.maxsize)
     out = Graph()
@@ -100,10 +100,10 @@ def _assign(graph: Graph, weights: Mapping[str, str], first_gpu_layer: int, offl
 
 
 def _is_view(node: Tensor) -> bool:
-    """A view that computes nothing; a store into a cache is a view too, but works."""
+    """Whether a node is a view that computes nothing; a store into a cache is a view that computes."""
     return node.root is not None and len(node.src) == 1
 
 
 def _depends(parent: Tensor) -> Tensor:
-    """A node that computes nothing: `parent` is not freed before it."""
+    """A node that computes nothing and keeps `parent` allocated until it runs."""
     return Tensor(parent.shape, parent.size, (parent,), kind="wait", root=parent)

@@ -1,6 +1,6 @@
-"""The shape of a model as llama.cpp sees it, out of a GGUF's keys and tensors, present or yet to be written.
+"""The shape of a model in llama.cpp, from the keys and tensors of a GGUF that exists or is planned.
 
-Keys: ggml's docs/gguf.md and llama.cpp's src/llama-hparams; which architectures slide: src/models.
+Keys: ggml's docs/gguf.md and llama.cpp's src/llama-hparams. Sliding windows: src/models.
 """
 
 import re
@@ -20,8 +20,8 @@ _LAYER = re.compile(r"blk\.(\d+)\.(.+)")
 class Layer:
     """One decoder layer. `tensors`: numpy shapes by name within the layer ("attn_q.weight").
 
-    `head_k`, `head_v`: elements of a head in the cache; `head_v` is 0 where values are a part of the keys (MLA).
-    `slides`: whether it sees only the window.
+    `head_k`, `head_v`: elements of a head in the cache; `head_v` is 0 if values are part of the keys (MLA).
+    `slides`: whether the layer has a sliding window.
     """
 
     n_head: int
@@ -32,7 +32,7 @@ class Layer:
     tensors: Mapping[str, tuple[int, ...]]
 
     def rows(self, name: str) -> int:
-        """Output rows of a weight of this layer, 0 if it has none; of one expert where they are stacked."""
+        """Output rows of a weight of this layer (of one expert if stacked), 0 if the layer does not have it."""
         shape = self.tensors.get(name + ".weight")
         return 0 if shape is None else (shape[-2] if len(shape) > 1 else shape[-1])
 
@@ -42,9 +42,9 @@ class Layer:
 
 @dataclass(frozen=True)
 class ModelShape:
-    """What memory and speed depend on. `window` is 0 where no layer slides; `keys` without the architecture's prefix.
+    """The sizes that decide memory and speed. `window` is 0 without sliding layers; `keys` have no prefix.
 
-    `tensors`: numpy shapes of those outside the layers.
+    `tensors`: numpy shapes of the tensors outside the layers.
     """
 
     arch: str
@@ -71,7 +71,7 @@ class ModelShape:
         return any(layer.has("ffn_down_exps.weight") for layer in self.layers)
 
     def number(self, key: str, default: float = 0.0) -> float:
-        """A number among the keys; `default` where there is none."""
+        """The number of a key, or `default`."""
         value = self.keys.get(key)
         return default if value is None or np.ndim(value) else float(value)
 
@@ -80,12 +80,12 @@ def model_shape(keys: Mapping[str, Any], tensors: Iterable[tuple[str, tuple[int,
     """The shape from a header's keys and its tensors (name, numpy shape).
 
     Raises:
-        CheckpointError: a size is missing or not sensible, or the embedding is.
-        UnsupportedError: an architecture whose memory is not of this kind (recurrent, encoder, indexed attention).
+        CheckpointError: a size is missing or invalid, or the embedding is missing.
+        UnsupportedError: a recurrent model, an encoder, or one with indexed attention.
     """
     arch = keys.get("general.architecture")
     if not isinstance(arch, str):
-        raise CheckpointError(f"{where} has no general.architecture; it is not a model")
+        raise CheckpointError(f"{where} has no general.architecture, so it is not a model; pass a model GGUF")
     traits = traits_of(arch)
     if not traits.plannable or any(key.startswith((f"{arch}.ssm.", f"{arch}.wkv.")) for key in keys):
         raise UnsupportedError(f"{where} is of architecture {arch}, whose memory quantkit cannot plan yet")
@@ -101,9 +101,11 @@ def model_shape(keys: Mapping[str, Any], tensors: Iterable[tuple[str, tuple[int,
         elif int(match[1]) < n_layer:
             by_layer[int(match[1])][match[2]] = shape
     if "token_embd.weight" not in outer:
-        raise CheckpointError(f"{where} has no token_embd.weight; it is not a whole model")
-    heads = _each(own, "attention.head_count", n_layer, None, where)
-    kv_heads = _each(own, "attention.head_count_kv", n_layer, heads, where)
+        raise CheckpointError(
+            f"{where} has no token_embd.weight, so it is not a complete model; pass the complete file"
+        )
+    heads = _per_layer(own, "attention.head_count", n_layer, None, where)
+    kv_heads = _per_layer(own, "attention.head_count_kv", n_layer, heads, where)
     window = int(own.get("attention.sliding_window") or traits.default_window) if traits.sliding_every else 0
     slides = _slides(own, traits.sliding_every or 0, n_layer) if window else [False] * n_layer
     layers = []
@@ -130,27 +132,27 @@ def model_shape(keys: Mapping[str, Any], tensors: Iterable[tuple[str, tuple[int,
 def _count(keys: Mapping[str, Any], name: str, where: str) -> int:
     value = keys.get(name)
     if not isinstance(value, int | np.integer) or not 0 < value < 1 << 24:
-        raise CheckpointError(f"{where} has {name} {value!r}; a count is needed to plan for it")
+        raise CheckpointError(f"{where} has {name} {value!r}, but a plan needs a positive whole number; check the file")
     return int(value)
 
 
-def _each(keys: Mapping[str, Any], name: str, n_layer: int, default: list[int] | None, where: str) -> list[int]:
-    """A count for every layer, of a key that holds one for all or one for each."""
+def _per_layer(keys: Mapping[str, Any], name: str, n_layer: int, default: list[int] | None, where: str) -> list[int]:
+    """A count per layer, from a key with one value for all layers or one per layer."""
     value = keys.get(name)
     if value is None and default is not None:
         return default
     if value is not None and np.ndim(value):
-        counts = [int(each) for each in value]
+        counts = [int(count) for count in value]
         if len(counts) < n_layer:
-            raise CheckpointError(f"{where} has {len(counts)} values of {name} for {n_layer} layers")
+            raise CheckpointError(f"{where} has {len(counts)} values of {name} for {n_layer} layers; check the file")
         return counts[:n_layer]
     return [_count(keys, name, where)] * n_layer
 
 
 def _slides(keys: Mapping[str, Any], default_every: int, n_layer: int) -> list[bool]:
-    """Which layers slide: as the file says, else by the architecture's pattern (load_swa_pattern)."""
+    """Which layers have a sliding window: from the file, else by the architecture's pattern (load_swa_pattern)."""
     pattern = keys.get("attention.sliding_window_pattern")
     if pattern is not None and np.ndim(pattern):
-        return [bool(each) for each in pattern][:n_layer] + [False] * max(0, n_layer - len(pattern))
+        return [bool(slides) for slides in pattern][:n_layer] + [False] * max(0, n_layer - len(pattern))
     every = int(pattern) if pattern else default_every
     return [every == 0 or i % every < every - 1 for i in range(n_layer)]

@@ -1,4 +1,4 @@
-"""Every form a model can be given, with its size: GGUF types, and the folders of AWQ and GPTQ."""
+"""The sizes of a model in each GGUF type, and as AWQ and GPTQ folders."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,18 +18,18 @@ from quantkit.planning.sources import Source, tensors_as_they_are
 
 FOLDERS = ("awq", "gptq")
 USUAL = ("bf16", "q8_0", "q6_k", "q5_k_m", "q4_k_m", "q4_0", "q3_k_m", "q2_k", *FOLDERS)
-"""What is shown when no type is asked for."""
+"""The types of a plan without -t."""
 _FLOATS = ("f32", "f16", "bf16")
 _KEPT = Path("unused")
 
 
 @dataclass(frozen=True)
 class Offer:
-    """One form of the model. `label`: as typed after -t; `size`: bytes on disk; `tensors`: empty for a folder.
+    """One form of the model. `label`: the value of -t; `size`: bytes on disk; `tensors`: empty for a folder.
 
-    `file`: its name, a folder's for AWQ and GPTQ. `bits`: per weight. `why_not`: why it cannot be had, the rest being
-    nothing then. `needs_imatrix`: it is made with --imatrix or --calibrate. `group`: inputs that share a scale in AWQ
-    and GPTQ.
+    `file`: name of the file, or of the folder for AWQ and GPTQ. `bits`: bits per weight. `why_not`: the reason why this
+    form is impossible; the other fields are then empty. `needs_imatrix`: it requires --imatrix or --calibrate. `group`:
+    inputs that share a scale in AWQ and GPTQ.
     """
 
     label: str
@@ -51,10 +51,10 @@ class Offer:
 
 
 def known_types(names: Sequence[str]) -> tuple[str, ...]:
-    """The names of `-t`, each checked, in the order given.
+    """The checked names of `-t`, in their order.
 
     Raises:
-        UsageError: an unknown type; awq and gptq are known too.
+        UsageError: a name that is neither a GGUF type nor awq or gptq.
     """
     known = []
     for name in names:
@@ -63,18 +63,18 @@ def known_types(names: Sequence[str]) -> tuple[str, ...]:
             try:
                 key = file_type(key).name
             except UsageError as error:
-                raise UsageError(f"{str(error).rstrip('.')}, awq, gptq.") from None
+                raise UsageError(f"{error}, awq, gptq") from None
         known.append(key)
     return tuple(dict.fromkeys(known))
 
 
 def offers(source: Source, names: Sequence[str] | None) -> tuple[Offer, ...]:
-    """The forms asked for, or the usual ones, best first; a quantized GGUF is what it is."""
+    """The forms of `names`, or the usual ones, best first; a quantized GGUF has only its own form."""
     if source.is_gguf and any(t.type.name not in ("F32", "F16", "BF16") for t in source.model.tensors):
         if names:
             raise UsageError(
-                f"{source.model.name} is quantized already, so -t {names[0]} does not apply; leave -t out, or plan for"
-                " the original checkpoint"
+                f"{source.model.name} is quantized already, so -t {names[0]} does not apply; remove -t, or plan for the"
+                " original checkpoint"
             )
         return (as_it_is(source),)
     wanted = known_types(names) if names else _usual(source)
@@ -87,7 +87,7 @@ def _usual(source: Source) -> tuple[str, ...]:
 
 
 def _quality(offer: Offer) -> float:
-    """Types by the bits of an 8B model, the order in which llama.cpp's own tables of perplexity have them too."""
+    """Rank of a type: its bits per weight in an 8B model, which is also the order of llama.cpp's perplexity tables."""
     legacy = {"q4_1": 4.55, "q5_0": 5.5, "q5_1": 5.65}
     return (
         legacy.get(offer.label, FILE_TYPES[offer.label].bits)
@@ -129,7 +129,7 @@ def _gguf(source: Source, kind: FileType) -> Offer:
 
 
 def _with_imatrix(source: Source, kind: FileType) -> Offer:
-    """A type that needs an importance matrix, whose keys in the file (some 200 bytes) are not known yet."""
+    """A type that needs an importance matrix; its keys in the file (about 200 bytes) are not counted."""
     model = source.model
     plain = [MixTensor(tensor.name, tensor.shape, tensor.type) for tensor in model.tensors]
     choices = choose_types(model.sizes, kind, plain, MixOptions(has_imatrix=True))
@@ -144,7 +144,7 @@ def _with_imatrix(source: Source, kind: FileType) -> Offer:
 
 @lru_cache(maxsize=1)
 def _linears(checkpoint: Checkpoint) -> tuple[Any, tuple[Any, ...]]:
-    """The native model and the linears of its layers, found once for both methods."""
+    """The native model and the linears of its layers, cached for both methods."""
     from quantkit.families.base.native import Native
     from quantkit.outputs.packed_folders import all_layers
 
@@ -156,14 +156,14 @@ def _folder(source: Source, method: str) -> Offer:
     """An AWQ or GPTQ folder: the sizes of its weight files, without the few kB of config and the tokenizer."""
     checkpoint = source.model.checkpoint
     if checkpoint is None:
-        return Offer(method, why_not=f"{method.upper()} is made from a checkpoint, not from a GGUF")
-    # imported only here: these formats need the native architecture, which a plan for GGUF alone does not
+        return Offer(method, why_not=f"{method.upper()} needs a checkpoint, not a GGUF")
+    # imported here because a plan for GGUF alone does not need these formats
     from quantkit.outputs.packed_folders import FolderRequest, plan_folder_of
     from quantkit.quant.grid import Grid
 
     try:
         native, layers = _linears(checkpoint)
-        widths = {linear.n_in for layer in layers for each in layer.inputs for linear in each.linears}
+        widths = {linear.n_in for layer in layers for layer_input in layer.inputs for linear in layer_input.linears}
         group = next((size for size in (128, 64, 32) if not any(width % size for width in widths)), 128)
         grid = Grid(group=group) if method == "awq" else Grid(group=group, symmetric=True)
         request = FolderRequest("awq" if method == "awq" else "gptq", grid)

@@ -1,4 +1,4 @@
-"""What to plan for, from headers alone: a hub id, a folder, a config.json by itself, or a GGUF."""
+"""The source of a plan, read from headers alone: a hub id, a folder, a lone config.json, or a GGUF."""
 
 import re
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ from quantkit.checkpoint.folder import parse_config, read_small_file
 from quantkit.checkpoint.sources import open_checkpoint
 from quantkit.checkpoint.tensor import TensorInfo
 from quantkit.errors import CheckpointError, TokenizerError
-from quantkit.families import Family, Hyperparameters, find_family
+from quantkit.families import Family, Hyperparameters, complete_architecture, find_family
 from quantkit.families.base.family import Rule
 from quantkit.gguf.layout import padded
 from quantkit.outputs.model import Model, model_from_checkpoint, model_from_gguf
@@ -21,7 +21,7 @@ from quantkit.planning.shape import ModelShape, model_shape
 from quantkit.tokenizer import Vocabulary
 
 _LARGE_TOKENIZER = 4 << 20
-"""Bytes of a tokenizer.json from which its own library takes more memory than a plan should."""
+"""Bytes of a tokenizer.json above which its library would take too much memory for a plan."""
 _PIECE = 1 << 18
 _ENTRY = re.compile(rb'"((?:[^"\\]|\\.)*)"\s*:\s*\d')
 _MERGE = re.compile(rb'"((?:[^"\\]|\\.)*)"')
@@ -30,9 +30,9 @@ _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "qwen.tiktoken
 
 @dataclass(frozen=True)
 class Source:
-    """The model to plan for. `exact`: file sizes are exact to the byte; `notes` say why not, and other limits.
+    """The model to plan for. `exact`: file sizes are exact to the byte; `notes` give the reasons if not, and limits.
 
-    `vocabulary`: bytes by which a GGUF is larger than the model's keys tell, where the vocabulary was only weighed.
+    `vocabulary`: estimated bytes of the vocabulary in a GGUF if the model has a placeholder for it; else 0.
     """
 
     model: Model
@@ -47,7 +47,7 @@ class Source:
 
     @property
     def is_config(self) -> bool:
-        """Whether there is a config.json and nothing else, so that nothing can be converted."""
+        """Whether the source is a lone config.json, which cannot be converted."""
         return self.model.checkpoint is not None and not self.model.checkpoint.header_sha256
 
 
@@ -57,7 +57,7 @@ def open_source(source: str, *, offline: bool = False) -> Source:
     `source`: a hub id, a checkpoint folder, a folder that has a config.json and no weights, a config.json, or a GGUF.
 
     Raises:
-        CheckpointError, UnsupportedError: there is no such thing, it is damaged, or its family is not known.
+        CheckpointError, UnsupportedError: the source is not found, damaged, or of an unknown family.
     """
     path = Path(source).expanduser()
     if source.endswith(".gguf") and not path.is_dir():
@@ -67,20 +67,21 @@ def open_source(source: str, *, offline: bool = False) -> Source:
     if path.is_file() and path.suffix == ".json":
         return _from_config(path)
     if path.is_dir() and not (path / "config.json").is_file() and (files := sorted(path.glob("*.gguf"))):
-        raise CheckpointError(f"{source} is a folder of GGUF files; name the one to plan for, such as {files[0]}")
+        raise CheckpointError(f"{source} is a folder of GGUF files; pass one of them, such as {files[0]}")
     if path.is_dir() and (path / "config.json").is_file() and not _has_weights(path):
         return _from_config(path / "config.json")
-    return _from_checkpoint(open_checkpoint(source, offline=offline, headers_only=True))
+    return _from_checkpoint(open_checkpoint(source, offline=offline, headers_only=True, judge=complete_architecture))
 
 
 def _planned(model: Model, *, exact: bool, notes: tuple[str, ...] = (), vocabulary: int = 0) -> Source:
     keys: dict[str, Any] = {key.key: key.value for key in model.keys}
     shape = model_shape(keys, [(tensor.name, tensor.shape) for tensor in model.tensors], model.name)
-    return Source(model, shape, exact, notes, vocabulary)
+    repairs = model.checkpoint.notes if model.checkpoint else ()
+    return Source(model, shape, exact, (*repairs, *notes), vocabulary)
 
 
 def tensors_as_they_are(model: Model) -> tuple[PlannedTensor, ...]:
-    """The tensors of a GGUF in the types they have."""
+    """The tensors of a GGUF in their stored types."""
     return tuple(PlannedTensor(tensor.name, tensor.shape, tensor.type) for tensor in model.tensors)
 
 
@@ -95,30 +96,30 @@ def _from_checkpoint(checkpoint: Checkpoint) -> Source:
         try:
             return _planned(model_from_checkpoint(checkpoint), exact=True)
         except TokenizerError as error:
-            return _with_stand_in(checkpoint, f"its tokenizer cannot be converted as it is: {error}")
+            return _with_stand_in(checkpoint, f"its tokenizer cannot be converted: {error}")
     if small:
-        return _with_stand_in(checkpoint, "it has no tokenizer; files are larger by the vocabulary, a few MB")
+        return _with_stand_in(checkpoint, "it has no tokenizer; real files are larger by the vocabulary, a few MB")
     return _with_stand_in(
-        checkpoint, "its vocabulary is large and was weighed, not converted: sizes are off by a few kB"
+        checkpoint, "its vocabulary is large, so its size is estimated; file sizes are off by a few kB"
     )
 
 
 def _with_stand_in(checkpoint: Checkpoint, *notes: str) -> Source:
-    """A checkpoint whose vocabulary is estimated, not converted: file sizes are right to a few kilobytes."""
-    weight = padded(_vocabulary_bytes(checkpoint.folder))
-    return _planned(_weighed(checkpoint), exact=False, notes=notes, vocabulary=weight)
+    """A checkpoint with an estimated vocabulary; file sizes are right to a few kilobytes."""
+    estimate = padded(_vocabulary_bytes(checkpoint.folder))
+    return _planned(_without_vocabulary(checkpoint), exact=False, notes=notes, vocabulary=estimate)
 
 
-def _weighed(checkpoint: Checkpoint) -> Model:
+def _without_vocabulary(checkpoint: Checkpoint) -> Model:
     """The model without its vocabulary."""
     n_vocab = find_family(checkpoint.config).sizes(checkpoint.config).vocab
     return model_from_checkpoint(checkpoint, vocabulary=Vocabulary("", "", [b""] * n_vocab, [], [], None))
 
 
 def _vocabulary_bytes(folder: Path) -> int:
-    """About how many bytes the vocabulary takes in a GGUF: texts, kinds, and merges.
+    """Estimated bytes of the vocabulary in a GGUF: texts, token types and merges.
 
-    Of a tokenizer.json the strings are counted where they stand: parsed, a large one takes 60 MB.
+    The strings of a tokenizer.json are counted without parsing it, because a parsed large one takes 60 MB.
     """
     try:
         text = (folder / "tokenizer.json").read_bytes()
@@ -126,33 +127,33 @@ def _vocabulary_bytes(folder: Path) -> int:
         return sum((folder / name).stat().st_size for name in _TOKENIZERS if (folder / name).is_file())
     merges = text.rfind(b'"merges"')
     split = merges if merges >= 0 else len(text)
-    size = 2048 + _weight(_ENTRY, text, 0, split, 8 + 4)
+    size = 2048 + _string_bytes(_ENTRY, text, 0, split, 8 + 4)
     if merges >= 0:
         start = split + len(b'"merges"')
-        # a merge stands as "a b" or, in newer files, as ["a", "b"], where the space between is not said
+        # a merge is "a b" or, in newer files, ["a", "b"], which lacks the space
         in_pairs = text[start : start + 64].count(b"[") > 1
-        size += _weight(_MERGE, text, start, len(text), 4.5 if in_pairs else 8)
+        size += _string_bytes(_MERGE, text, start, len(text), 4.5 if in_pairs else 8)
     return size
 
 
-def _weight(pattern: re.Pattern[bytes], text: bytes, start: int, stop: int, each: float) -> int:
-    """Bytes of the texts that `pattern` finds, backslashes not counted, and `each` more for every one."""
+def _string_bytes(pattern: re.Pattern[bytes], text: bytes, start: int, stop: int, overhead: float) -> int:
+    """Bytes of all matches of `pattern` without backslashes, plus `overhead` bytes per match."""
     size = 0.0
     while start < stop:
-        # a piece at a time, so that few texts are in memory; a comma between two of them ends it
+        # one piece at a time limits memory; a piece ends at a comma between two strings
         comma = text.find(b'",', start + _PIECE, stop)
         end = stop if comma < 0 else comma + 2
         texts = pattern.findall(text, start, end)
         joined = b"".join(texts)
-        size += len(joined) - joined.count(b"\\") + each * len(texts)
+        size += len(joined) - joined.count(b"\\") + overhead * len(texts)
         start = end
     return int(size)
 
 
 def _from_config(path: Path) -> Source:
-    """A model with a config.json and no weights: its family's rules give the tensors."""
+    """A model without weights: the family's rules and config.json give the tensors."""
     folder = path.parent
-    config = parse_config(read_small_file(folder, path.name, str(path)), str(path))
+    config = dict(complete_architecture(parse_config(read_small_file(folder, path.name, str(path)), str(path))))
     family = find_family(config)
     sizes = family.sizes(config)
     dtype = {"float32": "F32", "float16": "F16"}.get(str(config.get("torch_dtype") or config.get("dtype")), "BF16")
@@ -163,8 +164,10 @@ def _from_config(path: Path) -> Source:
     name = folder.resolve().name if path.name == "config.json" else path.stem
     origin = Origin(name, str(path), folder)
     checkpoint = Checkpoint(origin, config, WeightFiles(tensors, {}))
-    note = "from its config.json alone: the vocabulary and what not every model of the family has (biases) are left out"
-    return _planned(_weighed(checkpoint), exact=False, notes=(note,), vocabulary=padded(_vocabulary_bytes(folder)))
+    note = "sizes come from config.json alone; the vocabulary and optional tensors such as biases are not counted"
+    return _planned(
+        _without_vocabulary(checkpoint), exact=False, notes=(note,), vocabulary=padded(_vocabulary_bytes(folder))
+    )
 
 
 def _ruled(family: Family, sizes: Hyperparameters) -> Iterator[tuple[str, tuple[int, ...]]]:

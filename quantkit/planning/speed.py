@@ -1,6 +1,6 @@
-"""How fast a model may answer: generating a token reads every weight it uses once, at the memory's pace.
+"""Estimated generation speed: one token reads every active weight once, at the memory bandwidth.
 
-An estimate: it leaves out arithmetic, which decides for prompts, and all that waits between devices.
+The estimate ignores arithmetic, which dominates prompts, and synchronisation between devices.
 """
 
 from collections.abc import Mapping, Sequence
@@ -10,11 +10,11 @@ from quantkit.planning.memory import PlannedTensor, kv_bytes, weight_devices
 from quantkit.planning.shape import ModelShape
 
 _EARLY = 512
-"""Tokens of context at which the estimate is made: early in a conversation."""
+"""Tokens of context of the estimate, as early in a conversation."""
 
 
 def bytes_per_token(shape: ModelShape, tensors: Sequence[PlannedTensor], context: Context) -> dict[str, int]:
-    """Bytes each device reads to generate one token: of experts those in use, of the embedding one row."""
+    """Bytes that each device reads for one token: only the chosen experts, and one row of the embedding."""
     where = weight_devices(shape, tensors, context)
     moved = {"CPU": 0, "GPU": 0}
     for tensor in tensors:
@@ -32,6 +32,6 @@ def bytes_per_token(shape: ModelShape, tensors: Sequence[PlannedTensor], context
 
 
 def tokens_per_second(moved: Mapping[str, int], bandwidth: Mapping[str, float]) -> float:
-    """Tokens a second, each device in its turn at its bandwidth (bytes a second)."""
+    """Tokens per second; the devices work one after the other, at `bandwidth` bytes per second."""
     seconds = sum(size / bandwidth[device] for device, size in moved.items() if size)
     return 1 / seconds if seconds else 0.0

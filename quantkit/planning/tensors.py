@@ -1,6 +1,6 @@
-"""A compute graph as llama.cpp draws it, as far as memory goes: shapes, strides, views and who needs what.
+"""A compute graph for its memory alone: shapes, strides, views and operands.
 
-The operations are ggml's (ggml/src/ggml.c); of each only the shape of its result matters here and whether it may
+The operations are ggml's (ggml/src/ggml.c); only the shape of the result matters here, and whether it may
 overwrite an operand (ggml_op_can_inplace of ggml-alloc.c). Shapes are ggml's: innermost dimension first.
 """
 
@@ -52,25 +52,24 @@ class Tensor:
 
 
 class Graph:
-    """Nodes in the order in which they run, leaves in the order in which they are met."""
+    """Nodes in execution order, leaves in the order of their first use."""
 
     def __init__(self) -> None:
         self.nodes: list[Tensor] = []
         self.leaves: list[Tensor] = []
-        self._seen: set[int] = set()
-        self._held: list[Tensor] = []
+        self._visited: set[int] = set()
 
     def expand(self, tensor: Tensor) -> Tensor:
-        """Append what `tensor` needs, operands from left to right, then the tensor (ggml_build_forward_expand)."""
-        stack: list[tuple[Tensor, int]] = [(tensor, 0)] if id(tensor) not in self._seen else []
-        self._seen.add(id(tensor))
+        """Append the operands of `tensor` from left to right, then the tensor (ggml_build_forward_expand)."""
+        stack: list[tuple[Tensor, int]] = [(tensor, 0)] if id(tensor) not in self._visited else []
+        self._visited.add(id(tensor))
         while stack:
             node, at = stack[-1]
-            while at < len(node.src) and id(node.src[at]) in self._seen:
+            while at < len(node.src) and id(node.src[at]) in self._visited:
                 at += 1
             if at < len(node.src):
                 stack[-1] = (node, at + 1)
-                self._seen.add(id(node.src[at]))
+                self._visited.add(id(node.src[at]))
                 stack.append((node.src[at], 0))
                 continue
             (self.nodes if node.kind == "op" else self.leaves).append(node)
@@ -91,12 +90,12 @@ def dims(*sizes: int) -> Shape:
 
 
 def leaf(name: str, *sizes: int, size: int = F32) -> Tensor:
-    """An input of the graph, which has its place from the start."""
+    """An input of the graph, allocated from the start."""
     return Tensor(dims(*sizes), size, kind="input", name=name)
 
 
 def held(name: str, *sizes: int, size: float = F16, layer: int | None = None) -> Tensor:
-    """A cache: memory of its own, none of the graph's. `size`: bytes of an element, a fraction in a quantized one."""
+    """A cache, outside the graph's memory. `size`: bytes of an element, a fraction in a quantized one."""
     tensor = Tensor(dims(*sizes), size, kind="held", name=name)
     tensor.layer = layer
     return tensor
@@ -122,19 +121,19 @@ def matmul_id(weight: str, rows: int, x: Tensor, ids: Tensor) -> Tensor:
 
 
 def same(a: Tensor, *others: Tensor, weight: str | None = None, inplace: bool = True) -> Tensor:
-    """An operation element by element, whose result may take the place of an operand: add, mul, scale, rope, norms."""
+    """An elementwise operation whose result may overwrite an operand: add, mul, scale, rope, norms."""
     out = Tensor(a.shape, a.size, (a, *others), inplace=inplace)
     out.weight = weight
     return out
 
 
 def fresh(sizes: Sequence[int], *src: Tensor, size: float = F32) -> Tensor:
-    """An operation whose result has a place of its own."""
+    """An operation whose result needs new memory."""
     return Tensor(dims(*sizes), size, src)
 
 
 def view(a: Tensor, sizes: Sequence[int], stride: Sequence[float] | None = None) -> Tensor:
-    """A part of a tensor, or the tensor in another shape (then without `stride`)."""
+    """A part of a tensor, or without `stride` the tensor in another shape."""
     shape = dims(*sizes)
     if stride is None:
         return Tensor(shape, a.size, (a,), root=a)

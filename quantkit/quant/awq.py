@@ -1,8 +1,8 @@
-"""AWQ (Lin et al. 2023, arXiv 2306.00978): inputs scaled so that those that matter round better, then ranges clipped.
+"""AWQ (Lin et al. 2023, arXiv 2306.00978): scale the salient input channels, then clip the ranges.
 
 Scaling a weight column by s and its input by 1/s leaves the output unchanged. After rounding, channels with a large s
-have a smaller relative error. Both searches minimise the error of the output over the calibration text by its Gram
-matrix, tr(dW H dW').
+have a smaller relative error. The searches for scales and for clipping minimise the output error over the calibration
+text, tr(dW H dW'), where H is the Gram matrix.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,16 +18,17 @@ from quantkit.workers import SERIAL, Workers, parts
 
 _LEAST = np.float32(1e-4)
 _WIDE, _FEWEST_ROWS = 4096, 128
-_ROWS = 1024  # rows whose ranges are searched together
+_ROWS = 1024  # rows whose ranges are searched in one batch
 _SHRINKS = tuple(1 - 0.06 * i for i in range(8))
 
 
 @dataclass(frozen=True)
 class Scale:
-    """The scale found for an input.
+    """The scale of an input.
 
-    values: float32 (n_in,), all 1 where nothing is better; the errors without and with it, tr(dW H dW') over the rows
-    searched, summed over the linears; ratio: the power of the activations in it (0 for all 1).
+    values: float32 (n_in,); all 1 if no scale has a smaller error.
+    error_before, error_after: tr(dW H dW') without and with the scale, over the searched rows of all linears.
+    ratio: the power of the activations in the scale; 0 if all values are 1.
     """
 
     values: Array
@@ -47,16 +48,21 @@ def search_scale(
     name: str = "the input",
     workers: Workers = SERIAL,
 ) -> Scale:
-    """The scale of an input's channels with which its linears, rounded to nearest, err least.
+    """Search the channel scale of an input that minimises the error of its linears after rounding to nearest.
 
-    `weights` are of (n_out, n_in), `gram` (n_in, n_in) the sum of x x'. Two families are tried, a^r and (a / u)^r, r
-    from 0 to 1 in `steps`, every fourth first and then around the best: a and u are the root mean squares of an input
-    and of the weights it meets. `ties` (n_in,): channels of the same number share a scale. At most `rows` rows, evenly
-    taken, stand for all of the linears' in the search; fewer of inputs wider than 4096, where each costs more. `name`
-    is the input's, for messages. Raises CalibrationError for statistics that are not finite.
+    weights: float32 (n_out, n_in) of each linear.
+    gram: float32 (n_in, n_in), H, the sum of x x'.
+    ties: (n_in,); channels with the same number share a scale.
+    steps: number of steps of r from 0 to 1.
+    rows: at most this number of evenly spaced rows of all linears is searched; fewer for inputs wider than 4096.
+    name: the name of the input in messages.
+
+    The candidates are a^r and (a / u)^r. a is the root mean square of a channel's activations, u that of its weights.
+    Every fourth r is tried first, then those around the best. Raises CalibrationError for statistics that are not
+    finite.
     """
     if not np.isfinite(gram).all():
-        raise CalibrationError(f"the calibration text gives activations that are not finite in {name}: check the model")
+        raise CalibrationError(f"the activations of the calibration text are not finite in {name}; check the model")
     rows = min(rows, max(_FEWEST_ROWS, rows * _WIDE // len(gram)))
     step = -(-sum(len(w) for w in weights) // rows)
     searched = np.concatenate([w[::step] for w in weights])
@@ -76,7 +82,7 @@ def search_scale(
         return _error(searched, gram, grid, scale_of(*candidate))
 
     before = _error(searched, gram, grid, ones)
-    errors: tuple[dict[int, float], ...] = ({}, {})  # for each base, by the power's step
+    errors: tuple[dict[int, float], ...] = ({}, {})  # for each base: step of the power -> error
     for step in (4, 2, 1):  # from coarse to fine around the best
         candidates = [(base, power) for base in (0, 1) for power in _powers(errors[base], step, steps)]
         for (base, power), error in zip(candidates, workers.map(error_of, candidates), strict=True):
@@ -88,7 +94,7 @@ def search_scale(
 
 
 def _powers(tried: Mapping[int, float], step: int, steps: int) -> list[int]:
-    """The powers to try next: every `step`-th at first, then the two neighbours of the best."""
+    """The powers to try next: every `step`-th power first, then the two neighbours of the best."""
     if not tried:
         return list(range(0, steps + 1, step))
     middle = min(tried, key=tried.__getitem__)
@@ -100,10 +106,10 @@ def _first(pair: tuple[float, tuple[int, int]]) -> float:
 
 
 def quantize_awq(w: Array, gram: Array, grid: Grid, workers: Workers = SERIAL) -> Quantized:
-    """An already scaled matrix (n_out, n_in) on the grid, ranges clipped; `gram` is of the input as scaled, H / (s s').
+    """Quantize a scaled matrix (n_out, n_in) with clipped ranges. `gram`: of the scaled input, H / (s s').
 
-    Each group's range is shrunk to where the group's own share of the output error, d' H_gg d, is least, never worse
-    than the whole range; what is outside is clipped and the rest rounded to nearest.
+    The range of each group is shrunk to minimise the group's part of the output error, d' H_gg d. The full range is a
+    candidate too. Weights outside the range are clipped, and all are rounded to nearest.
     """
     scales, zeros = search_clip(w, gram, grid, workers=workers)
     return round_with(w, scales, zeros, grid)
@@ -112,20 +118,20 @@ def quantize_awq(w: Array, gram: Array, grid: Grid, workers: Workers = SERIAL) -
 def search_clip(
     w: Array, gram: Array, grid: Grid, *, shrinks: Sequence[float] = _SHRINKS, workers: Workers = SERIAL
 ) -> tuple[Array, Array]:
-    """Scales and zero points, float32 (n_out, n_groups), of each group's range shrunk by the best of `shrinks`."""
+    """Scales and zero points, float32 (n_out, n_groups). `shrinks`: the candidate factors of each group's range."""
     blocks = group_blocks(gram, grid)
     ranges = workers.map(lambda rows: best_ranges(w[rows], blocks, grid, shrinks), list(parts(len(w), _ROWS)))
     return np.concatenate([scales for scales, _ in ranges]), np.concatenate([zeros for _, zeros in ranges])
 
 
 def group_blocks(gram: Array, grid: Grid) -> Array:
-    """The blocks of a Gram matrix on its diagonal, one for each group: (n_groups, group size, group size)."""
+    """The diagonal blocks of a Gram matrix, one for each group: (n_groups, group size, group size)."""
     n_in, size = len(gram), grid.group_size(len(gram))
     return np.stack([gram[at : at + size, at : at + size] for at in range(0, n_in, size)])
 
 
 def _error(w: Array, gram: Array, grid: Grid, s: Array) -> float:
-    """tr(dW H dW') of w times s rounded to nearest, over s."""
+    """tr(dW H dW'), where dW is the error of w s rounded to nearest, divided by s."""
     scaled = w * s
     scales, zeros = scales_and_zeros(*group_ranges(scaled, grid), grid)
     difference = nearest(in_groups(scaled, grid), scales, zeros, grid).reshape(w.shape)
@@ -135,7 +141,7 @@ def _error(w: Array, gram: Array, grid: Grid, s: Array) -> float:
 
 
 def _tied(values: Array, ties: NDArray[np.integer] | None, n_in: int) -> Array:
-    """The mean of values over the channels that share a scale, for each channel."""
+    """For each channel, the mean of `values` over the channels that share its scale."""
     if ties is None:
         return values.copy()
     sums = np.bincount(ties, values, minlength=n_in)

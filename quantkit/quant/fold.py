@@ -1,9 +1,9 @@
-"""Scales moved from the inputs of linears into what makes those inputs, so that the model computes what it did.
+"""Folding of AWQ scales into the previous norm or linear, so that the model's output does not change.
 
-An input x of linears W becomes x / s and W becomes W s, channel by channel (AWQ, arXiv 2306.00978, section 3.2); x / s
-is made by the norm before it, or by the linear whose rows become its channels. All functions change float32 arrays (of
-numpy, or tensors of torch on one device) in place; `tensors` are a layer's by name, as the checkpoint stores them and
-contiguous; a `scale` has a positive value for each channel of the input, (width,).
+For each channel, the input x of linears W becomes x / s, and W becomes W s (AWQ, arXiv 2306.00978, section 3.2). The
+previous norm, or the linear whose rows become the channels, is changed to compute x / s. All functions change float32
+arrays in place (numpy arrays, or torch tensors on one device). `tensors`: the contiguous tensors of a layer by name, in
+the checkpoint's shape. `scale`: a positive value for each channel of the input, (width,).
 """
 
 from collections.abc import Mapping
@@ -15,9 +15,9 @@ from quantkit.forward.linears import Input, LayerLinears, Linear, NormFold, RowF
 
 
 def apply_fold(tensors: Mapping[str, Array], layer: LayerLinears, fold: NormFold | RowFold, scale: Array) -> None:
-    """All of one fold: what makes its inputs over `scale`, and the columns of every linear that sees them times it.
+    """Apply one fold: divide the source of its inputs by `scale`, and multiply the columns of their linears by it.
 
-    Where not all of the layer is in memory: `fold_source` once, and `fold_input` for each of the fold's inputs.
+    If only part of the layer is in memory, call `fold_source` once and `fold_input` for each input of the fold.
     """
     fold_source(tensors, fold, scale)
     for key in fold.inputs if isinstance(fold, NormFold) else (fold.input,):
@@ -25,7 +25,7 @@ def apply_fold(tensors: Mapping[str, Array], layer: LayerLinears, fold: NormFold
 
 
 def fold_source(tensors: Mapping[str, Array], fold: NormFold | RowFold, scale: Array) -> None:
-    """What makes the fold's inputs, over `scale`: the norm, or the rows of the linear before."""
+    """Divide the source of the fold's inputs by `scale`: the norm, or the rows of the previous linear."""
     if isinstance(fold, NormFold):
         fold_norm(tensors[fold.norm + ".weight"], tensors.get(fold.norm + ".bias"), fold, scale)
     else:
@@ -33,38 +33,38 @@ def fold_source(tensors: Mapping[str, Array], fold: NormFold | RowFold, scale: A
 
 
 def fold_input(tensors: Mapping[str, Array], input: Input, scale: Array) -> None:
-    """Every linear of `input`, those never quantized too, takes its channels times `scale`."""
+    """Multiply the columns of all linears of `input` by `scale`, including linears that are never quantized."""
     for linear in input.linears:
         scale_columns(matrix(tensors, linear), scale)
 
 
 def fold_norm(weight: Array, bias: Array | None, fold: NormFold, scale: Array) -> None:
-    """A norm's weight and bias (width,) over `scale`."""
+    """Divide the weight and bias (width,) of a norm by `scale`."""
     weight[:] = (weight + fold.offset) / scale - fold.offset
     if bias is not None:
         bias /= scale
 
 
 def fold_rows(weight: Array, bias: Array | None, fold: RowFold, scale: Array) -> None:
-    """The rows of weight (n_out, n_in) and bias (n_out,) that become the fold's input, over `scale`.
+    """Divide the rows of weight (n_out, n_in) and bias (n_out,) that become the fold's input by `scale`.
 
-    Channels made by one row must have one scale: see `pooled`.
+    All channels of one row must have the same scale: see `pooled`.
     """
-    over = empty((len(weight),), weight)
-    over[:] = 1.0
-    over[list(fold.rows)] = scale
-    weight /= over[:, None]
+    divisor = empty((len(weight),), weight)
+    divisor[:] = 1.0
+    divisor[list(fold.rows)] = scale
+    weight /= divisor[:, None]
     if bias is not None:
-        bias /= over
+        bias /= divisor
 
 
 def scale_columns(weight: Array, scale: Array) -> None:
-    """weight (n_out, n_in) for an input that came over `scale`."""
+    """Multiply the columns of weight (n_out, n_in) by `scale`, for an input divided by it."""
     weight *= scale
 
 
 def pooled(fold: NormFold | RowFold, values: Array) -> Array:
-    """Values of channels, numpy (width,), averaged over those that must share a scale: all that one row makes."""
+    """Channel values, numpy (width,), averaged over the channels of one row, which must share a scale."""
     if isinstance(fold, NormFold):
         return values
     rows = np.array(fold.rows)
@@ -73,13 +73,13 @@ def pooled(fold: NormFold | RowFold, values: Array) -> Array:
 
 
 def matrix(tensors: Mapping[str, Array], linear: Linear) -> Array:
-    """The linear's weight as a view (n_out, n_in) of its tensor: turned and stacked ones too."""
+    """The linear's weight as a view (n_out, n_in) of its tensor, also if the tensor is transposed or stacked."""
     shape = (linear.n_in, linear.n_out) if linear.form.turned else (linear.n_out, linear.n_in)
     stored: Array = tensors[linear.name + linear.form.weight].reshape(-1, *shape)[linear.index or 0]
     return stored.T if linear.form.turned else stored
 
 
 def bias(tensors: Mapping[str, Array], linear: Linear) -> Array | None:
-    """The linear's bias as a view (n_out,) of its tensor, None where there is none."""
+    """The linear's bias as a view (n_out,) of its tensor; None without a bias."""
     stored = tensors.get(linear.name + linear.form.bias)
     return None if stored is None else stored.reshape(-1, linear.n_out)[linear.index or 0]

@@ -1,4 +1,4 @@
-"""GPTQ (Frantar et al. 2022, arXiv 2210.17323): columns rounded one by one, each error made up for by those to come."""
+"""GPTQ (Frantar et al. 2022, arXiv 2210.17323): round columns in order; later columns compensate earlier errors."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -13,14 +13,14 @@ from quantkit.workers import SERIAL, Workers, parts
 
 _SHRINKS = (1.0, 0.94, 0.88, 0.82, 0.76, 0.7)
 _MOST_DAMP = 1.0
-_RUN = 16  # columns within a block whose errors are carried over one by one
-_ROWS = 1024  # rows that are rounded together
-_TILE = 1024  # side of the tiles of a blocked factorisation, which is used from twice that on
+_RUN = 16  # columns of a block whose errors are fed back one by one
+_ROWS = 1024  # rows that are rounded in one batch
+_TILE = 1024  # tile size of the blocked factorisation, which is used for more than two tiles
 
 
 @dataclass(frozen=True)
 class Solution:
-    """The matrices of one gptq call in their order, and the damping that was needed."""
+    """The quantized matrices of one gptq call, in order, and the damping used."""
 
     matrices: list[Quantized]
     damp: float
@@ -53,29 +53,34 @@ def gptq(
     """Quantize matrices (n_out, n_in) that see the same input so that the outputs over the calibration text stay close.
 
     gram: float32 (n_in, n_in), H, the sum of x x' over `count` tokens.
-    damp: this fraction of H's mean diagonal is added to the diagonal; ten times more, at most 1, where the
-        factorisation fails.
-    act_order: columns are rounded in the order of falling diagonal.
-    static_groups: groups (i // group size), scales and zero points are fixed beforehand. Otherwise they are computed
-        along the way from the updated weights, and groups are neighbours in act_order's order. The error is about the
-        same; runtimes read static groups fastest.
-    block: this number of columns shares one matrix product with all columns before them.
+    damp: this fraction of H's mean diagonal is added to the diagonal. If the factorisation fails, the fraction is
+        increased tenfold, up to 1.
+    act_order: columns are rounded in the order of decreasing diagonal of H.
+    static_groups: groups (i // group size), scales and zero points are fixed before rounding. Otherwise they are
+        computed during rounding from the updated weights, and groups are neighbours in act_order's order. The error is
+        about the same; runtimes read static groups fastest.
+    block: the number of columns that share one matrix product with all earlier columns.
     name: the name of the input in messages.
     workers: rows are rounded in parallel; the result does not depend on the number of threads.
 
-    A group's range is the one with the least error weighted by the pivots R_kk^2 below, as the loss weights it. An
-    input that is always 0 rounds to nearest.
+    The range of a group minimises the error weighted by R_kk^2 below, as in the loss. The columns of an input that is
+    always 0 are rounded to nearest.
 
-    The form used is that of LDL factors (Chee et al. 2023, arXiv 2307.13304, show it equal to the paper's): with
-    H = R R', R upper triangular, the loss is the sum over k of R_kk^2 (e_k + sum_{j<k} e_j R_jk / R_kk)^2, so column k
-    rounds w_k + sum_{j<k} e_j R_jk / R_kk, and no inverse is needed. Raises CalibrationError for statistics that
-    cannot be used: no token, numbers that are not finite, no factorisation at any damping.
+    The LDL form is used (Chee et al. 2023, arXiv 2307.13304, show that it equals the paper's). With H = R R', R upper
+    triangular, the loss is
+
+        sum_k R_kk^2 (e_k + sum_{j<k} e_j R_jk / R_kk)^2
+
+    so column k rounds w_k + sum_{j<k} e_j R_jk / R_kk. This needs no inverse.
+
+    Raises:
+        CalibrationError: no token, statistics that are not finite, or no factorisation at any damping.
     """
     n_in = len(gram)
     if count < 1:
-        raise CalibrationError(f"no token of the calibration text reached {name}: calibrate on a longer text")
+        raise CalibrationError(f"no token of the calibration text reached {name}; calibrate on a longer text")
     if not np.isfinite(gram).all():
-        raise CalibrationError(f"the calibration text gives activations that are not finite in {name}: check the model")
+        raise CalibrationError(f"the activations of the calibration text are not finite in {name}; check the model")
     diagonal = np.diagonal(gram)
     order = np.argsort(-diagonal, kind="stable") if act_order else np.arange(n_in)
     factor, damp = _factor(gram[np.ix_(order, order)], damp, name, workers)
@@ -104,22 +109,22 @@ def gptq(
     q = np.concatenate([own for own, _ in rounded])
     scales = np.concatenate([ranges.scales.T for _, ranges in rounded])
     zeros = np.concatenate([ranges.zeros.T for _, ranges in rounded]).astype(np.uint8)
-    ends = np.cumsum([len(each) for each in weights])[:-1]
+    ends = np.cumsum([len(weight) for weight in weights])[:-1]
     split = zip(np.split(q, ends), np.split(scales, ends), np.split(zeros, ends), strict=True)
     return Solution([Quantized(grid, *parts, groups) for parts in split], damp)
 
 
 def _factor(gram: Array, damp: float, name: str, workers: Workers) -> tuple[Array, float]:
-    """R upper triangular with R R' = gram, damped, and the damping.
+    """R, upper triangular, with R R' = damped gram; and the damping.
 
-    In float32, which `gram` was summed in: on a real model's the errors are those of float64 to four figures.
+    In float32, the type of `gram`. On a real model the errors equal those in float64 to four figures.
     """
     flipped = np.ascontiguousarray(gram[::-1, ::-1])
     diagonal = np.diagonal(flipped).copy()
     mean = float(diagonal.mean(dtype=np.float64))
     if mean <= 0:
-        raise CalibrationError(f"the calibration text leaves {name} at zero: calibrate on another text")
-    diagonal[diagonal <= 0] = mean  # an input that is never set rounds on its own
+        raise CalibrationError(f"{name} is zero for the whole calibration text; calibrate on another text")
+    diagonal[diagonal <= 0] = mean  # an input that is always 0 does not affect other columns
     while True:
         np.fill_diagonal(flipped, diagonal + np.float32(damp * mean))
         try:
@@ -127,17 +132,17 @@ def _factor(gram: Array, damp: float, name: str, workers: Workers) -> tuple[Arra
         except np.linalg.LinAlgError:
             if damp >= _MOST_DAMP:
                 raise CalibrationError(
-                    f"the calibration statistics of {name} cannot be factored even when damped by {damp:g}: "
+                    f"the calibration statistics of {name} cannot be factored, even with a damping of {damp:g}; "
                     "calibrate on a longer text"
                 ) from None
             damp = min(_MOST_DAMP, max(0.001, 10 * damp))
 
 
 def cholesky(matrix: Array, workers: Workers = SERIAL) -> Array:
-    """L, lower triangular, with L L' = matrix (n, n), which is symmetric and positive definite.
+    """L, lower triangular, with L L' = matrix (n, n), a symmetric positive definite matrix.
 
-    Over 2048 rows in tiles of 1024, right-looking: factor a diagonal tile, solve the tiles below, update the rest.
-    Raises numpy.linalg.LinAlgError where the matrix is not positive definite.
+    A matrix of more than 2048 rows is factored in tiles of 1024, right-looking: factor a diagonal tile, solve the tiles
+    below it, update the rest. Raises numpy.linalg.LinAlgError when the matrix is not positive definite.
     """
     if len(matrix) <= 2 * _TILE:
         return np.asarray(np.linalg.cholesky(matrix), matrix.dtype)
@@ -170,9 +175,9 @@ def _feed_back(
     block: int,
     importance: Array | None,
 ) -> NDArray[np.uint8]:
-    """Integers (n_out, n_in): columns in `order`, each after the errors of those before, weighted by `feedback`.
+    """The integers (n_out, n_in). Columns are rounded in `order`; `feedback` weights the errors of earlier columns.
 
-    With `importance`, in that order, `ranges` is filled group by group on the way, else it is what is rounded to.
+    With `importance` (in `order`), `ranges` is filled group by group during rounding; otherwise it is the input.
     """
     n_out, n_in = w.shape
     columns = np.ascontiguousarray(w.T[order])
@@ -185,12 +190,12 @@ def _feed_back(
         stop = min(start + block, n_in)
         carried = feedback[:start, start:stop].T @ errors[:start]
         if importance is not None:
-            # The weights the paper would have by now: each column also makes up for those before it in its group.
+            # The updated weights of the paper: each column also compensates the errors of earlier columns in its group.
             within = feedback[start:stop, start:stop].T + np.eye(stop - start, dtype=np.float32)
             updated = columns[start:stop] + np.linalg.solve(within, carried)
             whole = replace(grid, group=-1)
-            found = best_ranges(np.ascontiguousarray(updated.T), importance[start:stop], whole, _SHRINKS)
-            ranges.put(slice(start // block, start // block + 1), *found)
+            group_range = best_ranges(np.ascontiguousarray(updated.T), importance[start:stop], whole, _SHRINKS)
+            ranges.put(slice(start // block, start // block + 1), *group_range)
         carried += columns[start:stop]
         for first in range(start, stop, _RUN):
             last = min(first + _RUN, stop)

@@ -1,4 +1,4 @@
-"""What a weight is rounded to: integers of a few bits, a scale and a zero point for each group of inputs."""
+"""The quantization grid: integers of a few bits, with a scale and a zero point for each group of inputs."""
 
 from dataclasses import dataclass
 
@@ -10,10 +10,11 @@ Array = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Grid:
-    """`bits` of an integer; `group` inputs that share a scale and a zero point (-1: all inputs of a row).
+    """A quantization grid.
 
-    `symmetric`: the zero point is 2^(bits - 1) everywhere, as GPTQ has it; else it is an integer of its own, no smaller
-    than `least_zero` (1 for GPTQ's files, which hold the zero point less one: some kernels read 0 back as 2^bits).
+    `bits`: bits of an integer. `group`: number of inputs that share a scale and a zero point; -1 for all inputs of a
+    row. `symmetric`: every zero point is 2^(bits - 1), as in GPTQ; otherwise each group has its own. `least_zero`: the
+    smallest zero point. It is 1 for GPTQ files, which store the zero point minus one: some kernels read 0 as 2^bits.
     """
 
     bits: int = 4
@@ -27,7 +28,7 @@ class Grid:
         return (1 << self.bits) - 1
 
     def group_size(self, n_in: int) -> int:
-        """Inputs of a group in rows of `n_in`."""
+        """Number of inputs of a group in rows of `n_in`."""
         return n_in if self.group == -1 else self.group
 
     def groups(self, n_in: int) -> NDArray[np.int32]:
@@ -39,8 +40,8 @@ class Grid:
 class Quantized:
     """A quantized matrix (n_out, n_in): weight[o, i] = (q[o, i] - zeros[o, g]) * scales[o, g] with g = groups[i].
 
-    q, zeros: uint8 (n_out, n_in) and (n_out, n_groups); scales: float32 of float16's values, (n_out, n_groups);
-    groups: int32 (n_in,), i // group size unless GPTQ made its groups in another order.
+    q, zeros: uint8 (n_out, n_in) and (n_out, n_groups). scales: float32 (n_out, n_groups), with values of float16.
+    groups: int32 (n_in,), i // group size, or another order from GPTQ.
     """
 
     grid: Grid
@@ -50,6 +51,6 @@ class Quantized:
     groups: NDArray[np.int32]
 
     def dequantized(self) -> Array:
-        """The matrix as a runtime sees it, float32 (n_out, n_in)."""
+        """The dequantized matrix, float32 (n_out, n_in), as in a runtime."""
         scales, zeros = self.scales[:, self.groups], self.zeros[:, self.groups]
         return (self.q.astype(np.float32) - zeros.astype(np.float32)) * scales

@@ -1,4 +1,4 @@
-"""Rounding of a matrix to a grid by each group's least and greatest weight, and what an error costs in the output."""
+"""Rounding of a matrix to a grid, the ranges of groups, and the output error of rounding."""
 
 from collections.abc import Sequence
 
@@ -14,26 +14,28 @@ _USUAL_GROUPS = (256, 128, 64, 32, 16)
 
 
 def check_group(n_in: int, grid: Grid, name: str) -> None:
-    """Raise UsageError for bits or a group that no format has, UnsupportedError where `n_in` is not whole groups.
+    """Raise UsageError for an unsupported `bits` or `group`, UnsupportedError if `n_in` is not whole groups.
 
-    `name` is the matrix's, for the message.
+    `name`: the name of the matrix in messages.
     """
     if grid.bits not in BITS:
-        raise UsageError(f"int4 formats have {', '.join(map(str, BITS[:-1]))} or {BITS[-1]} bits, not {grid.bits}")
+        raise UsageError(f"{grid.bits} bits are not supported; choose from {', '.join(map(str, BITS))}")
     if grid.group < 1 and grid.group != -1:
-        raise UsageError(f"a group has 1 or more weights, or -1 for a whole row, not {grid.group}")
+        raise UsageError(f"group size {grid.group} is not valid; use 1 or more, or -1 for a whole row")
     if n_in % grid.group_size(n_in):
         whole = [str(size) for size in _USUAL_GROUPS if n_in % size == 0]
-        fitting = f"groups of {', '.join(whole)} or -1 (a whole row)" if whole else "groups of -1 (a whole row)"
+        fitting = (
+            f"a group size of {', '.join(whole)} or -1 (a whole row)" if whole else "a group size of -1 (a whole row)"
+        )
         raise UnsupportedError(
-            f"{name} has {n_in} inputs, which groups of {grid.group} do not divide: ask for {fitting}, or skip it"
+            f"{name} has {n_in} inputs, which is not a multiple of group size {grid.group}; use {fitting}, or skip it"
         )
 
 
 def round_to_nearest(w: Array, grid: Grid) -> Quantized:
-    """The matrix w (n_out, n_in) on the grid, each group's range from its least to its greatest weight, 0 within it.
+    """Quantize w (n_out, n_in) to nearest. The range of a group is from its minimum to its maximum and includes 0.
 
-    Scales are rounded to float16 before the integers are chosen; a group of zeros stays exact.
+    Scales are rounded to float16 before the integers are computed. A group of zeros stays exact.
     """
     low, high = group_ranges(w, grid)
     scales, zeros = scales_and_zeros(low, high, grid)
@@ -41,7 +43,7 @@ def round_to_nearest(w: Array, grid: Grid) -> Quantized:
 
 
 def round_with(w: Array, scales: Array, zeros: Array, grid: Grid) -> Quantized:
-    """The matrix w (n_out, n_in) on the grid of given scales and zero points (n_out, n_groups), groups in order."""
+    """Quantize w (n_out, n_in) with the given scales and zero points (n_out, n_groups), groups in order."""
     q = in_groups(w, grid) / scales[:, :, None]
     np.rint(q, out=q)
     q += zeros[:, :, None]
@@ -50,7 +52,7 @@ def round_with(w: Array, scales: Array, zeros: Array, grid: Grid) -> Quantized:
 
 
 def group_ranges(w: Array, grid: Grid) -> tuple[Array, Array]:
-    """The least and greatest weight of each group, 0 among them: two of (n_out, n_groups)."""
+    """Minimum and maximum of each group and 0: two arrays (n_out, n_groups)."""
     grouped = in_groups(w, grid)
     zero = np.float32(0)
     return grouped.min(axis=2, initial=zero), grouped.max(axis=2, initial=zero)
@@ -62,9 +64,9 @@ def in_groups(w: Array, grid: Grid) -> Array:
 
 
 def scales_and_zeros(low: Array, high: Array, grid: Grid) -> tuple[Array, Array]:
-    """Scales of float16's values and whole zero points, both float32, for ranges of any shape with low <= 0 <= high."""
+    """Scales (with float16 values) and integer zero points, both float32, for ranges with low <= 0 <= high."""
     top, least = np.float32(grid.top), np.float32(grid.least_zero)
-    # A zero point that may not be smaller leaves fewer integers above it.
+    # A minimum of the zero point leaves fewer integers above it.
     steps = 2 * np.maximum(high, -low) / top if grid.symmetric else np.maximum((high - low) / top, high / (top - least))
     scales = np.where(steps > 0, float16_scales(steps), np.float32(1))
     if grid.symmetric:
@@ -73,11 +75,11 @@ def scales_and_zeros(low: Array, high: Array, grid: Grid) -> tuple[Array, Array]
 
 
 def best_ranges(w: Array, weight: Array, grid: Grid, shrinks: Sequence[float]) -> tuple[Array, Array]:
-    """Scales and zero points (n_out, n_groups) of the range, shrunk from the whole, with the least weighted error.
+    """Scales and zero points (n_out, n_groups) of the shrunk range with the smallest weighted error.
 
-    `weight`: what an error counts in a group, either of each input's square (n_in,) or a quadratic form for each group
-    (n_groups, group size, group size). The first of equal ones is taken, so with 1 among `shrinks` nothing gets worse.
-    Then each scale is the one with which the integers found fit best (least squares), where that errs less.
+    `weight`: the weight of the squared error of each input (n_in,), or a quadratic form for each group (n_groups, group
+    size, group size). `shrinks`: factors of the full range; the first of equal candidates wins, so with factor 1 the
+    error never increases. Finally each scale is refitted to its integers by least squares, if that reduces the error.
     """
     low, high = group_ranges(w, grid)
     grouped = in_groups(w, grid)
@@ -121,7 +123,7 @@ def _product(a: Array, b: Array) -> Array:
 
 
 def nearest(grouped: Array, scales: Array, zeros: Array, grid: Grid) -> Array:
-    """The value on the grid nearest to each of `grouped` (n_out, n_groups, group size), a new array."""
+    """The grid value nearest to each value of `grouped` (n_out, n_groups, group size), as a new array."""
     q: Array = grouped / scales[:, :, None]
     np.rint(q, out=q)
     np.clip(q, -zeros[:, :, None], np.float32(grid.top) - zeros[:, :, None], out=q)
@@ -130,15 +132,15 @@ def nearest(grouped: Array, scales: Array, zeros: Array, grid: Grid) -> Array:
 
 
 def float16_scales(scales: NDArray[np.floating]) -> Array:
-    """Positive scales rounded to float16, the least of which is not 0, as float32."""
+    """Positive scales rounded to float16, never to 0, as float32."""
     rounded: Array = np.clip(scales, _LEAST_SCALE, _GREATEST_SCALE).astype(np.float16).astype(np.float32)
     return rounded
 
 
 def output_error(w: Array, rounded: Array, gram: Array) -> tuple[float, float]:
-    """What rounding costs: tr(dW H dW') = ||dW X||^2 with dW = rounded - w, and its share of ||W X||^2.
+    """The output error of rounding, tr(dW H dW') = ||dW X||^2 with dW = rounded - w, and its ratio to ||W X||^2.
 
-    w and rounded (n_out, n_in); gram (n_in, n_in) is H = X X', the sum over tokens. The share of a zero output is 0.
+    w and rounded: (n_out, n_in). gram: (n_in, n_in), H = X X', the sum over tokens. The ratio is 0 for a zero output.
     """
     error, whole = _energy(rounded - w, gram), _energy(w, gram)
     return error, error / whole if whole > 0 else 0.0

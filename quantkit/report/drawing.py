@@ -1,4 +1,4 @@
-"""How every plot looks, and how a drawn figure becomes SVG and PNG: the same bytes from the same report.
+"""The style of every plot, and a figure as SVG and PNG: the same report gives the same bytes.
 
 matplotlib (extra `report`) is imported on first use only. Figures are drawn in the light colours; the SVG for a page
 has CSS variables in their places, so that it follows the page's light or dark.
@@ -25,7 +25,8 @@ WIDTH = 380
 DPI = 216
 """Of the PNGs: 1140 pixels across."""
 
-# Roles of the page (page.css has their dark values). Colours of data are Okabe and Ito's, told apart by everyone.
+# Roles of the page (page.css has their dark values). Colours of data are Okabe and Ito's: colour-blind readers can
+# distinguish them.
 INK, SOFT, GRID, PAGE = "#1c2127", "#5c6672", "#dde2e8", "#fefefe"
 SERIES = ("#0072b2", "#d55e00", "#009e73", "#b5589b", "#2f9fd8", "#c98500")
 KINDS = {"weights": "#0072b3", "kv": "#e08a00", "compute": "#009e74", "other": "#8d97a3"}
@@ -53,7 +54,7 @@ class Plot:
     caption: str
     """How to read it; plots of one group that are read alike have the same."""
     note: str
-    """What is to be said of this one alone, or nothing."""
+    """A note on this plot alone, or an empty string."""
     svg: str
     """A file of its own, in light colours."""
     inline: str
@@ -98,7 +99,7 @@ def _drawn(figure: "Figure") -> bytes:
 
 
 def short(text: str, most: int) -> str:
-    """At most `most` characters, the middle left out of longer ones: both ends of a model's name tell something."""
+    """At most `most` characters; a longer text loses its middle, because both ends of a model's name matter."""
     if len(text) <= most:
         return text
     head = (most - 1) // 2
@@ -106,8 +107,8 @@ def short(text: str, most: int) -> str:
 
 
 def em_width(text: str) -> float:
-    """A width in em that no usual font exceeds, where the font that will be taken is not known."""
-    return sum(1.0 if unicodedata.east_asian_width(each) in "WF" else 0.62 for each in text)
+    """An upper bound of the width in em; the font of the reader is not known."""
+    return sum(1.0 if unicodedata.east_asian_width(character) in "WF" else 0.62 for character in text)
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Figures as people read them: as many digits as their errors allow, decimal sizes, an en dash for what is absent."""
+"""Formats figures: as many digits as their errors allow, decimal sizes, an en dash for an absent figure."""
 
 import math
 
@@ -75,7 +75,7 @@ def whole(count: int | None) -> str:
 
 
 def smaller(count: float | None, reference: float | None) -> str | None:
-    """How much smaller than the reference: "66% smaller"; None where a size is unknown or there is nothing to say."""
+    """How much smaller than the reference: "66% smaller"; None if a size is unknown."""
     if not count or not reference:
         return None
     part = 1 - count / reference

@@ -1,4 +1,4 @@
-"""A report as one HTML page that needs nothing else: no network, no script; for phones, in light and dark."""
+"""A report as one self-contained HTML page: no network, no script; for phones, in light and dark."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
@@ -13,7 +13,7 @@ from quantkit.report.method import machine, method
 from quantkit.report.tables import Table, detail, files, memory, overview, quality, speed, texts
 from quantkit.report.verdict import verdict
 
-# The page may not fetch or run anything, whatever a file's name smuggles in.
+# The page must not fetch or run anything, even if a file's name contains markup.
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 _LONG = 28
 
@@ -23,9 +23,9 @@ def html(report: Mapping[str, Any], plots: Sequence[Plot] = ()) -> str:
 
     Every string of the document is escaped. What was not measured has no section.
     """
-    found = read_report(report)
-    title = _title(found)
-    body = "\n".join(part for part in _sections(found, title, plots) if part)
+    typed = read_report(report)
+    title = _title(typed)
+    body = "\n".join(part for part in _sections(typed, title, plots) if part)
     style = resources.files("quantkit.report").joinpath("page.css").read_text("utf-8")
     return f"""<!doctype html>
 <html lang="en">
@@ -102,7 +102,7 @@ def _section(title: str, content: str) -> str:
 
 
 def _figures(plots: Sequence[Plot], *groups: str) -> str:
-    """The plots of some groups, with their caption above them where they share it."""
+    """The plots of some groups; a shared caption is above them."""
     wanted = [plot for plot in plots if plot.group in groups]
     if not wanted:
         return ""
@@ -110,9 +110,9 @@ def _figures(plots: Sequence[Plot], *groups: str) -> str:
     figures = []
     for plot in wanted:
         caption = " ".join(part for part in ("" if shared else plot.caption, plot.note) if part)
-        said = f"\n<figcaption>{_text(caption)}</figcaption>" if caption else ""
+        figcaption = f"\n<figcaption>{_text(caption)}</figcaption>" if caption else ""
         figures.append(
-            f'<figure id="{escape(plot.name)}">\n<h3>{escape(plot.title)}</h3>\n{plot.inline}{said}\n</figure>'
+            f'<figure id="{escape(plot.name)}">\n<h3>{escape(plot.title)}</h3>\n{plot.inline}{figcaption}\n</figure>'
         )
     note = f'<p class="note">{_text(wanted[0].caption)}</p>\n' if shared else ""
     return note + '<div class="plots">\n' + "\n".join(figures) + "\n</div>\n"
@@ -124,8 +124,8 @@ def _texts(report: Report) -> str:
         if len(report.texts) > 1:
             parts.append(_titled(text.name, quality(report, text), report))
         parts.append(_titled("", detail(report, text), report))
-    found = "\n".join(part for part in parts if part)
-    return found + _TEXTS_NOTE if found else ""
+    tables = "\n".join(part for part in parts if part)
+    return tables + _TEXTS_NOTE if tables else ""
 
 
 def _titled(title: str, table: Table, report: Report) -> str:
@@ -136,7 +136,7 @@ def _titled(title: str, table: Table, report: Report) -> str:
 
 
 def _folded(title: str, table: Table, report: Report) -> str:
-    """A table that is opened by hand, for what is drawn above it."""
+    """A collapsed table with the figures of the plots above it."""
     if not table.rows:
         return ""
     return f"<details>\n<summary>{escape(title)}</summary>\n{_table(table, report)}</details>\n"
@@ -188,8 +188,8 @@ def _begins(groups: Sequence[str], number: int) -> bool:
 def _classes(begins: bool, cell: str) -> str:
     """A column that begins a group has a line; long cells (paths, names) may break anywhere."""
     applies = {"begins": begins, "long": len(cell) > _LONG, "absent": cell == ABSENT}
-    found = [name for name, applied in applies.items() if applied]
-    return f' class="{" ".join(found)}"' if found else ""
+    names = [name for name, applied in applies.items() if applied]
+    return f' class="{" ".join(names)}"' if names else ""
 
 
 def _text(text: str) -> str:

@@ -1,4 +1,4 @@
-"""Where the labels of points go so that none overlaps another, a mark or the edge. Pure geometry, in any unit."""
+"""Places the labels of points so that no label overlaps another, a mark or the edge. Geometry only, in any unit."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -20,7 +20,7 @@ def place(
 ) -> list[Box | None]:
     """A box of each (width, height) of `sizes` near its point, inside `frame`, clear of `blocked` and of each other.
 
-    `lines` are avoided where that costs no more than a little distance. None where there is no room left at all.
+    A label avoids `lines` if that costs little distance. None if there is no space for a label.
     """
     placed: list[Box | None] = []
     taken = list(blocked)

@@ -18,17 +18,17 @@ def markdown(report: Mapping[str, Any]) -> str:
     With several texts, first one table with the texts side by side, then one for each. Memory and speed follow where
     they were measured. Never raises for what the document lacks.
     """
-    found = read_report(report)
-    blocks = [_table(overview(found))] if found.models else ["Nothing was measured."]
-    if len(found.texts) > 1:
-        for text in found.texts:
-            blocks += [f"**{_plain(text.name)}**", _table(quality(found, text))]
-    if found.texts:
-        blocks.append(_plain(method(found)))
-    for table in (memory(found), speed(found)):
+    typed = read_report(report)
+    blocks = [_table(overview(typed))] if typed.models else ["Nothing was measured."]
+    if len(typed.texts) > 1:
+        for text in typed.texts:
+            blocks += [f"**{_plain(text.name)}**", _table(quality(typed, text))]
+    if typed.texts:
+        blocks.append(_plain(method(typed)))
+    for table in (memory(typed), speed(typed)):
         if table.rows:
             blocks += [f"**{table.title}**", _table(table)]
-    blocks += [f"Flagged: {_plain(flag)}" for flag in found.flags]
+    blocks += [f"Flagged: {_plain(flag)}" for flag in typed.flags]
     return "\n\n".join(blocks) + "\n"
 
 

@@ -1,18 +1,18 @@
-"""How the figures were measured, in sentences, and what is known of the machine and the files."""
+"""The method of the measurement in sentences, and the machine."""
 
 from quantkit.measurement.document import Report, Text
 from quantkit.report.figures import duration, size, whole
 
 
 def method(report: Report) -> str:
-    """One line for under a table: windows, scoring, pairing."""
+    """The line under a table: windows, scoring, pairing."""
     parts = []
     if report.ctx:
         parts.append(f"Perplexity as llama-perplexity measures it: windows of {whole(report.ctx)} tokens")
         parts.append("the second half of each scored")
     else:
         parts.append("Perplexity as llama-perplexity measures it")
-    texts = [said for said in map(_text, report.texts) if said]
+    texts = [text for text in map(_text, report.texts) if text]
     if texts:
         parts.append("; ".join(texts))
     sentence = ", ".join(parts) + ". ± is one standard error."
@@ -26,11 +26,11 @@ def method(report: Report) -> str:
 
 
 def machine(report: Report) -> list[tuple[str, str]]:
-    """What it ran on and how, as (name, value)."""
+    """The machine and the settings, as (name, value)."""
     cores = f", {report.cores} cores" if report.cores else ""
-    found = [("processor", report.cpu + cores if report.cpu else ""), ("memory", _size(report.memory_bytes))]
-    found += [("GPU", f"{name}, {size(held)}" if held else name) for name, held in report.gpus]
-    found += [
+    facts = [("processor", report.cpu + cores if report.cpu else ""), ("memory", _size(report.memory_bytes))]
+    facts += [("GPU", f"{name}, {size(memory)}" if memory else name) for name, memory in report.gpus]
+    facts += [
         ("threads", str(report.threads or "")),
         ("context", f"{whole(report.ctx)} tokens" if report.ctx else ""),
         ("chunks asked for", str(report.chunks or "")),
@@ -38,7 +38,7 @@ def machine(report: Report) -> list[tuple[str, str]]:
         ("measured at", report.created),
         ("quantkit", report.version),
     ]
-    return [(name, value) for name, value in found if value]
+    return [(name, value) for name, value in facts if value]
 
 
 def _size(count: float | None) -> str:

@@ -1,4 +1,4 @@
-"""How far each candidate's predictions are from the reference's, token by token."""
+"""The distribution of each candidate's KL divergence from the reference, by token."""
 
 from typing import TYPE_CHECKING
 

@@ -1,4 +1,4 @@
-"""Memory by offloaded layers: what lies where, by kind, for each way a model was loaded."""
+"""Memory by device and kind, for each number of offloaded layers."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -65,7 +65,7 @@ def _plot(name: str, title: str, bars: Sequence[_Bar], largest: float) -> Plot:
 
 def _bars(model: Model) -> list[_Bar]:
     contexts = {row.n_ctx for row in model.memory}
-    found: list[_Bar] = []
+    bars: list[_Bar] = []
     for load, row in enumerate(model.memory):
         context = f", {row.n_ctx} ctx" if len(contexts) > 1 and row.n_ctx else ""
         opening = f"{short(row.gpu_layers, 9)}{context}"
@@ -73,10 +73,10 @@ def _bars(model: Model) -> list[_Bar]:
         for number, device in enumerate(row.devices):
             peak = row.peak_pss if number == 0 else None
             label = f"{opening} · {short(device.name or '?', 16)}"
-            found.append(_Bar(label, device.parts, driver.pop(device.name, None), peak, load))
+            bars.append(_Bar(label, device.parts, driver.pop(device.name, None), peak, load))
         for name, used in driver.items():
-            found.append(_Bar(f"{opening} · {short(name or '?', 16)}", {}, used, None, load))
-    return found
+            bars.append(_Bar(f"{opening} · {short(name or '?', 16)}", {}, used, None, load))
+    return bars
 
 
 def _extent(row: Memory) -> float:
@@ -92,13 +92,13 @@ def _fill(figure: "Figure", bars: Sequence[_Bar], largest: float) -> None:
     named: set[str] = set()
     for place, bar in zip(places, bars, strict=True):
         start = 0.0
-        for kind, held in bar.parts.items():
-            if held <= 0:
+        for kind, used in bar.parts.items():
+            if used <= 0:
                 continue
             label = "" if kind in named else _NAMES[kind]
             named.add(kind)
-            axes.barh(place, held / unit, left=start / unit, height=0.72, color=KINDS[kind], label=label, linewidth=0)
-            start += held
+            axes.barh(place, used / unit, left=start / unit, height=0.72, color=KINDS[kind], label=label, linewidth=0)
+            start += used
         marks = [(bar.driver, "|", 13, "driver's figure"), (bar.peak, "d", 5.5, "peak PSS")]
         for value, marker, points, label in marks:
             if value is not None:
@@ -139,7 +139,7 @@ def _fill(figure: "Figure", bars: Sequence[_Bar], largest: float) -> None:
     axes.set_xlabel(unit_name)
     handles, labels = axes.get_legend_handles_labels()
     order = [*_NAMES.values(), "peak PSS", "driver's figure"]
-    entries = sorted(zip(labels, handles, strict=True), key=lambda each: order.index(each[0]))
+    entries = sorted(zip(labels, handles, strict=True), key=lambda entry: order.index(entry[0]))
     figure.legend(
         [handle for _, handle in entries],
         [label for label, _ in entries],

@@ -1,4 +1,4 @@
-"""Perplexity against size: what each byte saved costs, and which models no other one beats in both."""
+"""Perplexity against size, and the Pareto front of the models."""
 
 import math
 from collections.abc import Sequence
@@ -71,7 +71,7 @@ def perplexity(report: Report, text: Text, number: int) -> Plot | None:
 
 
 def pareto(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """Those of (size, perplexity) that no other point beats in one and equals or beats in the other, by size."""
+    """The Pareto front of (size, perplexity), by size: no other point is better in one and as good in the other."""
     kept: list[tuple[float, float]] = []
     for size, value in sorted(set(points)):
         if not kept or value < kept[-1][1]:
@@ -132,16 +132,16 @@ def _axis(axes: "Axes", which: str, values: Sequence[float], errors: Sequence[fl
 
 def _round_values(least: float, most: float) -> list[float]:
     """From two to seven round values between the two, for a logarithmic axis."""
-    found: list[float] = []
+    ticks: list[float] = []
     for steps in ((1,), (1, 3), (1, 2, 5), (1, 1.5, 2, 3, 5, 7), tuple(tenth / 10 for tenth in range(10, 100, 2))):
         powers = range(math.floor(math.log10(least)), math.ceil(math.log10(most)) + 1)
         values = [step * 10.0**power for power in powers for step in steps]
         inside = [value for value in values if least <= value <= most]
-        if len(inside) <= 7 or not found:
-            found = inside
-        if len(found) >= 4:
+        if len(inside) <= 7 or not ticks:
+            ticks = inside
+        if len(ticks) >= 4:
             break
-    return found[:: math.ceil(len(found) / 7) or 1]
+    return ticks[:: math.ceil(len(ticks) / 7) or 1]
 
 
 def _label(
@@ -174,7 +174,7 @@ def _label(
         for step in range(steps):
             x, y = (start + (end - start) * step / steps for start, end in zip(one, other, strict=True))
             lines.append((x - 2, y - 2, x + 2, y + 2))
-    # Those on the line are named first, should there not be room for all.
+    # Points on the line get their labels first, in case there is no space for all.
     pairs = sorted(zip(points, at, strict=True), key=lambda pair: not pair[0].reference and pair[1] not in best)
     points, at = [point for point, _ in pairs], [value for _, value in pairs]
     sizes = [(em_width(point.label) * _FONT + 2, _FONT * 1.35) for point in points]

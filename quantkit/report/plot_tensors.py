@@ -1,4 +1,4 @@
-"""The error of each weight by layer and kind of tensor: where a candidate lost what it lost."""
+"""Heat maps of the error of each weight, by layer and kind of tensor."""
 
 import math
 from collections import defaultdict
@@ -21,8 +21,8 @@ Cells = Mapping[tuple[str, int], float]
 
 
 def tensor_errors(report: Report) -> list[Plot]:
-    """A heat map for each candidate whose weights were compared, each to its own scale: their levels are far apart, and
-    what is looked for is the layer or kind that stands out."""
+    """A heat map for each candidate whose weights were compared, each with its own scale: their levels are far apart,
+    and the plot shows which layer or kind stands out."""
     measured = [(model, _cells(model)) for model in report.candidates]
     shown = [(model, cells) for model, cells in measured if any(cells.values())]
     return [_plot(model, cells, number) for number, (model, cells) in enumerate(shown, 1)]
@@ -50,11 +50,11 @@ def _plot(model: Model, cells: Cells, number: int) -> Plot:
 
 def _cells(model: Model) -> Cells:
     """(kind, layer) -> error; where a layer has several tensors of a kind (experts), their root mean square."""
-    found: defaultdict[tuple[str, int], list[float]] = defaultdict(list)
+    errors_of: defaultdict[tuple[str, int], list[float]] = defaultdict(list)
     for error in model.tensor_errors:
         if error.layer is not None and 0 <= error.layer < 10_000:
-            found[error.kind, error.layer].append(error.error)
-    return {key: math.sqrt(sum(each * each for each in errors) / len(errors)) for key, errors in found.items()}
+            errors_of[error.kind, error.layer].append(error.error)
+    return {key: math.sqrt(sum(error * error for error in errors) / len(errors)) for key, errors in errors_of.items()}
 
 
 def _kinds(cells: Cells) -> list[str]:

@@ -1,4 +1,4 @@
-"""The plots of a report: which there are, and their captions. Each says how to read it."""
+"""All plots of a report."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -22,7 +22,7 @@ def plots(report: Mapping[str, Any]) -> list[Plot]:
 
 
 def plots_of(report: Report) -> list[Plot]:
-    found: list[Plot | None] = []
+    drawn: list[Plot | None] = []
     for draw in (perplexity, divergence):
-        found += [draw(report, text, number) for number, text in enumerate(report.texts, 1)]
-    return [plot for plot in (*found, *memory(report), *tensor_errors(report)) if plot is not None]
+        drawn += [draw(report, text, number) for number, text in enumerate(report.texts, 1)]
+    return [plot for plot in (*drawn, *memory(report), *tensor_errors(report)) if plot is not None]

@@ -43,7 +43,7 @@ _DETAIL: tuple[QualityColumn, ...] = (
 
 
 def overview(report: Report) -> Table:
-    """What a reader wants first: all columns of one text, or several texts side by side with the most telling ones."""
+    """The first table: all columns of one text, or the main columns of several texts side by side."""
     several = len(report.texts) > 1
     columns = [(text.name, *column) for text in report.texts for column in (_SHORT if several else _QUALITY)]
     rows = [(*_identity(model), *(read(model.on(text)) for text, _, read in columns)) for model in report.models]
@@ -62,7 +62,7 @@ def quality(report: Report, text: Text) -> Table:
 
 
 def detail(report: Report, text: Text) -> Table:
-    """The rest of what was measured on a text, candidates only."""
+    """The other figures of the candidates on a text."""
     rows = [
         (model.label, *(read(model.on(text.name)) for _, read in _DETAIL))
         for model in report.candidates
@@ -121,7 +121,7 @@ def speed(report: Report) -> Table:
 
 
 def files(report: Report) -> Table:
-    """Which file each model was, and what measured it."""
+    """The file of each model, and its engine."""
     rows = [
         (
             model.label,
@@ -154,7 +154,7 @@ def _identity(model: Model) -> tuple[str, str, str]:
 def _trimmed(
     title: str, headers: Sequence[str], rows: Sequence[Sequence[str]], groups: Sequence[str] = (), without: str = ""
 ) -> Table:
-    """Without the columns that no row has anything in, and the one named `without`."""
+    """The table without its empty columns and the column named `without`."""
     kept = [
         i
         for i, header in enumerate(headers)

@@ -1,4 +1,4 @@
-"""What the figures come to, in sentences a person understands at once; each is deduced, none is an opinion."""
+"""The conclusions from the figures, in sentences. Each follows from the figures by a rule."""
 
 import math
 
@@ -25,17 +25,17 @@ def verdict(report: Report) -> list[str]:
         opening = best.label
     else:
         opening = f"{best.label} keeps the most{' and is the smallest' if best is smallest else ''}"
-    said = [f"{opening}: {_cost(report, best, text)}."]
+    sentences = [f"{opening}: {_cost(report, best, text)}."]
     if more := _more(best, text):
-        said.append(f"{best.label}: {more[0][0].lower()}{more[0][1:]} {' '.join(more[1:])}".strip())
+        sentences.append(f"{best.label}: {more[0][0].lower()}{more[0][1:]} {' '.join(more[1:])}".strip())
     close = min((model for model in ranked if model.bytes and _within(model.on(text.name))), key=_size, default=None)
     if close is not None and close not in (best, smallest):
         opening = f"{close.label} is the smallest within {CLOSE:.0%} of the reference's perplexity"
-        said.append(" ".join([f"{opening}: {_cost(report, close, text)}.", *_more(close, text)]))
+        sentences.append(" ".join([f"{opening}: {_cost(report, close, text)}.", *_more(close, text)]))
     if smallest is not None and smallest is not best:
         opening = f"{smallest.label} is the smallest"
-        said.append(" ".join([f"{opening}: {_cost(report, smallest, text)}.", *_more(smallest, text)]))
-    return said + _dominated(ranked, text)
+        sentences.append(" ".join([f"{opening}: {_cost(report, smallest, text)}.", *_more(smallest, text)]))
+    return sentences + _dominated(ranked, text)
 
 
 def _cost(report: Report, model: Model, text: Text) -> str:
@@ -52,18 +52,18 @@ def _cost(report: Report, model: Model, text: Text) -> str:
 
 
 def _more(model: Model, text: Text) -> list[str]:
-    """What qualifies the figure: whether it can be told from nothing, the same top token, the other texts."""
+    """Sentences on significance, the same top token and the other texts."""
     on = model.on(text.name)
-    said = []
+    sentences = []
     if on is not None and on.ratio is not None and abs(on.ratio.value - 1) <= 2 * (on.ratio.error or 0.0):
-        said.append("The change of perplexity is within two standard errors, it may as well be none.")
+        sentences.append("The change of perplexity is within two standard errors, it may as well be none.")
     if on is not None and on.top1 is not None:
-        said.append(f"The most likely token is the reference's {percent(on.top1)} of the time.")
+        sentences.append(f"The most likely token is the reference's {percent(on.top1)} of the time.")
     others = [on for on in model.quality if on.text != text.name and on.ratio is not None]
-    found = [f"{change(on.ratio)} on {on.text}" for on in others]
-    if found:
-        said.append(f"Perplexity changes by {_listed(found)}.")
-    return said
+    changes = [f"{change(on.ratio)} on {on.text}" for on in others]
+    if changes:
+        sentences.append(f"Perplexity changes by {_listed(changes)}.")
+    return sentences
 
 
 def _size(model: Model) -> float:
@@ -72,18 +72,18 @@ def _size(model: Model) -> float:
 
 def _dominated(ranked: list[Model], text: Text) -> list[str]:
     """Candidates for which a clearly better one is no larger."""
-    said = []
+    sentences = []
     for place, model in enumerate(ranked):
         for better in ranked[:place]:
             no_larger = better.bytes and model.bytes and better.bytes <= model.bytes
             if no_larger and _clearly(better.on(text.name), model.on(text.name)):
-                said.append(f"{model.label} has nothing over {better.label}, which is no larger and keeps more.")
+                sentences.append(f"{model.label} has nothing over {better.label}, which is no larger and keeps more.")
                 break
-    return said
+    return sentences
 
 
 def _clearly(better: Quality | None, worse: Quality | None) -> bool:
-    """Whether their losses differ by more than twice both errors together."""
+    """Whether their losses differ by more than two combined standard errors."""
     errors = [
         (on.kl.mean if on.kl is not None and on.kl.mean is not None else on.ratio) if on is not None else None
         for on in (better, worse)
@@ -93,7 +93,7 @@ def _clearly(better: Quality | None, worse: Quality | None) -> bool:
 
 
 def _loss(on: Quality | None) -> float | None:
-    """What candidates are ranked by: the mean divergence, or the change of perplexity where there is none."""
+    """The rank of a candidate: its mean KL divergence, or the change of perplexity if there is none."""
     if on is None:
         return None
     if on.kl is not None and on.kl.mean is not None:

@@ -1,4 +1,4 @@
-"""A report on disk: report.json, report.md, report.html and plots/, each complete or not there."""
+"""Writes a report: report.json, report.md, report.html and plots/, each file atomically."""
 
 import json
 import re
@@ -16,10 +16,10 @@ _PLOT = re.compile(r"(perplexity-size|kl-divergence|memory|tensor-errors)(-\d+)?
 
 
 def write_report(report: Mapping[str, Any], folder: Path) -> list[Path]:
-    """Write the report.json document and all that is made of it into `folder`; the files written, in that order.
+    """Write the report.json document and the pages and plots of it into `folder`; returns the files, in that order.
 
-    report.json and report.md come first, so that they are there when plots cannot be drawn. Files of an earlier report
-    are replaced, each by a rename; its plots and page that this one has not are removed, for they show other figures.
+    report.json and report.md come first, so they exist even if plots cannot be drawn. The files replace those of an
+    earlier report; its plots and page are removed if this report has none, because they show other figures.
 
     Raises:
         MissingExtraError: matplotlib is not installed; report.json and report.md are written.

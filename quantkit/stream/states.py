@@ -1,7 +1,7 @@
 """The hidden states of all samples between two layers, in files: memory holds one sample at a time.
 
-Files of a work folder, float32 (samples, tokens, hidden) in row-major order. Layers write to another file than they
-read from, so that a killed run finds what the last finished layer left.
+The files are in a work folder, float32 (samples, tokens, hidden) in row-major order. A layer writes to a different file
+than it reads, so that a killed run can resume after the last finished layer.
 """
 
 import os
@@ -18,7 +18,7 @@ _ITEM = 4
 
 
 class States:
-    """`read` and `write` give and take one sample (n_tokens, hidden), from many threads at once."""
+    """`read` and `write` transfer one sample, float32 (n_tokens, hidden). Many threads may call them at once."""
 
     def __init__(self, folder: Path, n_samples: int, n_tokens: int, hidden: int) -> None:
         self.folder, self.shape = folder, (n_samples, n_tokens, hidden)
@@ -26,22 +26,22 @@ class States:
         self._open: dict[str, int] = {}
 
     def holds(self, name: str) -> bool:
-        """Whether the file `name` has been written to its end."""
+        """Whether the file `name` is complete."""
         path = self.folder / name
         return path.exists() and path.stat().st_size == self._bytes * self.shape[0]
 
     def read(self, name: str, sample: int) -> Array:
-        """One sample of the file `name`. Raises ReadError."""
+        """Read one sample of the file `name`. Raises ReadError when the file is truncated or cannot be read."""
         try:
             data = os.pread(self._file(name), self._bytes, sample * self._bytes)
         except OSError as error:
-            raise ReadError(f"{self.folder / name} cannot be read ({error.strerror}); check the disk") from error
+            raise ReadError(f"cannot read {self.folder / name} ({error.strerror}); check the disk") from error
         if len(data) != self._bytes:
-            raise ReadError(f"{self.folder / name} ended early; remove {self.folder} and run the command again")
+            raise ReadError(f"{self.folder / name} is truncated; remove {self.folder} and run the command again")
         return np.frombuffer(bytearray(data), np.float32).reshape(self.shape[1:])
 
     def write(self, name: str, sample: int, values: Array) -> None:
-        """One sample into the file `name`. Raises OutputError when the disk is full."""
+        """Write one sample to the file `name`. Raises OutputError when the disk is full."""
         data = np.ascontiguousarray(values, np.float32).reshape(-1).view(np.uint8).data
         done = 0
         try:
@@ -49,7 +49,7 @@ class States:
                 done += os.pwrite(self._file(name), data[done:], sample * self._bytes + done)
         except OSError as error:
             raise OutputError(
-                f"{self.folder / name} cannot be written ({error.strerror}); free some space and run the command again"
+                f"cannot write {self.folder / name} ({error.strerror}); free some space and run the command again"
             ) from error
 
     def _file(self, name: str) -> int:
@@ -58,7 +58,7 @@ class States:
         return self._open[name]
 
     def close(self) -> None:
-        """Close the files; they stay."""
+        """Close the files without deleting them."""
         for descriptor in self._open.values():
             os.close(descriptor)
         self._open.clear()

@@ -1,4 +1,4 @@
-"""The streamed forward: a checkpoint run over all samples layer by layer, in the memory of one layer.
+"""The streamed forward: all samples run through a checkpoint layer by layer, in the memory of one layer.
 
 A layer's tensors are read once. All samples go through the layer, and statistics of the linears' inputs are summed.
 The watcher then receives the tensors and the statistics, and both are freed. Routed experts are processed one at a
@@ -28,9 +28,9 @@ from quantkit.workers import SERIAL, Workers
 Tensors = dict[str, Array]
 _T = TypeVar("_T")
 
-# Inputs of linears that wait for their sums, in bytes.
+# Limit of the linear inputs that wait for summation, in bytes.
 _WAITING_BYTES = 128 << 20
-# Tokens that an expert sees at once, where so many are routed to it.
+# Tokens that an expert processes at once, if enough are routed to it.
 _EXPERT_TOKENS = 512
 
 
@@ -70,7 +70,7 @@ class Stream:
         sample_name: str = "calibration sample",
     ) -> None:
         self.native, self.tokens, self.device, self.sample_name = native, tokens, device, sample_name
-        # a GPU computes one sample at a time with all it has
+        # one sample uses the whole GPU
         self.threads = threads if device is None else 1
         self.gram, self.propagate = gram, propagate
         self.decoder = native.decoder
@@ -83,7 +83,7 @@ class Stream:
         return layer_linears(self.native.architecture, self.native.config, number, self.native.tensors)
 
     def embed(self) -> None:
-        """Write the states that go into the first layer. Raises CalibrationError when one is not finite."""
+        """Write the input states of the first layer. Raises CalibrationError when a state is not finite."""
 
         def one(sample: int) -> None:
             x = self.decoder.embed(self.tokens[sample].tolist())
@@ -93,14 +93,14 @@ class Stream:
         self.workers.map(one, range(len(self.tokens)))
 
     def can_start_at(self, number: int) -> bool:
-        """Whether the states that go into layer `number` are there."""
+        """Whether the input states of layer `number` exist."""
         return self.states.holds(states_file(number))
 
     def layer(self, number: int, watcher: Watcher | None = None) -> None:
-        """All samples through one layer; then, and after each expert, the watcher is called.
+        """Run all samples through one layer. The watcher is called after the layer and after each expert.
 
-        Without a watcher nothing is gathered, and experts that no token was sent to are not read.
-        Raises CalibrationError, naming the layer, when a hidden state is not finite.
+        Without a watcher no statistics are collected, and experts that receive no token are not read.
+        Raises CalibrationError with the layer's name when a hidden state is not finite.
         """
         linears = self.linears(number)
         dense = tuple(entry for entry in linears.inputs if entry.expert is None and watcher)
@@ -135,7 +135,7 @@ class Stream:
         self._gather(one, statistics)
 
     def _up_to_experts(self, number: int, weights: LayerWeights, statistics: Mapping[str, Statistics]) -> Routes:
-        """All of a layer but its routed experts: the next states begin as what the shared expert gives."""
+        """Run a layer without its routed experts. The next states start as the output of the shared expert."""
         chosen: dict[int, NDArray[np.int64]] = {}
         share: dict[int, Array] = {}
 
@@ -162,7 +162,7 @@ class Stream:
         self, number: int, linears: LayerLinears, expert: int, routes: Routes, watcher: Watcher | None
     ) -> None:
         inputs = tuple(entry for entry in linears.inputs if entry.expert == expert)
-        # those stacked in one tensor of all experts are read where they stand
+        # linears that are stacked in one tensor of all experts are read from the checkpoint
         alone = [entry for entry in inputs if all(linear.index is None for linear in entry.linears)]
         tensors = self._load(stored_names(alone) & self.native.tensors.keys())
         recorded = inputs if watcher else ()
@@ -185,9 +185,9 @@ class Stream:
         *,
         add: bool,
     ) -> None:
-        """The tokens routed to an expert, and the rows of `extra` by sample, which count in the Gram matrix only.
+        """Run an expert on its tokens, and on the rows of `extra` by sample, which are summed in the Gram matrix only.
 
-        `add`: the expert's answers are added to the next states.
+        `add`: add the expert's outputs to the next states.
         """
 
         def run(tap: LayerWeights, x: Array) -> Array:
@@ -215,7 +215,7 @@ class Stream:
                 run(others, concatenate(unrouted))
             return tap.inputs, others.inputs
 
-        # so many samples that an expert sees a few hundred tokens at once
+        # the number of samples that gives an expert a few hundred tokens at once
         together = max(1, _EXPERT_TOKENS * len(self.tokens) // max(1, int((routes.chosen == expert).sum())))
         together = min(together, len(self.tokens))
         width = sum(len(entry.squares) for entry in statistics.values())
@@ -235,7 +235,7 @@ class Stream:
         self.workers.map(one, range(len(self.tokens)))
 
     def _gather(self, one: Callable[[int], dict[str, Array]], statistics: Mapping[str, Statistics]) -> None:
-        """`one` for every sample, its taps summed in the order of samples."""
+        """Call `one` for every sample, and sum its taps in the order of samples."""
         width = sum(len(entry.squares) for entry in statistics.values())
         for batch in _groups(range(len(self.tokens)), self._at_once(width)):
             self._sum(statistics, self.workers.map(one, batch))
@@ -258,7 +258,7 @@ class Stream:
             add(key, self.workers)
 
     def _at_once(self, width: int) -> int:
-        """Number of samples that may wait for the sums of `width` values a token, whatever the number of threads."""
+        """Number of samples that may wait for the sums of `width` values a token, for any number of threads."""
         return max(1, int(_WAITING_BYTES // (4 * max(width, 1) * self.tokens.shape[1])))
 
     def _read(self, name: str, sample: int) -> Array:
@@ -273,21 +273,21 @@ class Stream:
         return LayerWeights(native.whole, native.rows, native.tensors.keys(), there, keys)
 
     def _check_finite(self, x: Array, what: str, sample: int) -> None:
-        # one infinite or NaN value makes the sum so
+        # one infinite or NaN value makes the sum infinite or NaN
         if not np.isfinite(float(x.sum())):
             raise CalibrationError(
                 f"{what.rstrip('.')} gives hidden states that are not finite (NaN or infinite) for"
-                f" {self.sample_name} {sample + 1}; the checkpoint is damaged, or another text avoids it"
+                f" {self.sample_name} {sample + 1}; check the checkpoint for damage, or use another text"
             )
 
     def _names_outside_experts(self, number: int, linears: LayerLinears) -> set[str]:
-        """The layer's tensors that are not of a routed expert."""
+        """The layer's tensors that do not belong to a routed expert."""
         at = self.decoder.at(number)
         of_experts = stored_names([entry for entry in linears.inputs if entry.expert is not None])
         return {name for name in self.native.tensors if name.startswith(at)} - of_experts
 
     def close(self) -> None:
-        """Stop the threads and close the states' files, which stay."""
+        """Stop the threads and close the states' files without deleting them."""
         self.workers.close()
         self.states.close()
 
@@ -299,7 +299,7 @@ class Stream:
 
 
 def states_file(number: int) -> str:
-    """The states that go into layer `number`: two files in turn."""
+    """The file of the input states of layer `number`. Two files alternate."""
     return f"states-{number % 2}"
 
 

@@ -1,1 +1,1 @@
-"""Texts: documents, datasets of the hub, calibration samples and evaluation windows, as token ids."""
+"""Texts for calibration and evaluation: documents, datasets of the hub, token ids, samples and windows."""

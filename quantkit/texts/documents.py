@@ -1,6 +1,6 @@
-"""Text to calibrate or measure on, as it lies on disk: plain text, JSON, JSON lines or Parquet, cut into documents.
+"""Documents from text files: plain text, JSON, JSON lines or Parquet.
 
-A document is a text, or a conversation: the list of its messages, each with `role` and `content`.
+A document is a text or a conversation. A conversation is a list of messages with `role` and `content`.
 """
 
 import gzip
@@ -16,20 +16,24 @@ from quantkit.errors import CalibrationError, MissingExtraError
 Document = str | list[dict[str, str]]
 
 MOST_CHARACTERS = 1 << 24
-"""Of one source: 2,000 samples of 2,048 tokens are in it, and it is tokenized in seconds."""
+"""Limit of characters of one source: enough for 2,000 samples of 2,048 tokens, tokenized in seconds."""
 _LARGEST_JSON = 1 << 28
 _KEYS = ("text", "messages", "conversations")
-# ShareGPT's names of the roles.
+# ShareGPT's role names.
 _ROLES = {"human": "user", "gpt": "assistant", "bot": "assistant"}
 _OPENERS: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".xz": lzma.open}
 
 
 def read_documents(path: Path, most: int = MOST_CHARACTERS) -> tuple[list[Document], list[str]]:
-    """The documents of one file by its ending, and warnings (that only the start of a long one is taken).
+    """The documents of one file, and warnings (only the start of a long file is used).
 
-    `.jsonl` and `.json` hold objects with `text`, or with `messages` (or ShareGPT's `conversations`); `.parquet` has a
-    column so named; any other file is one text. `.gz` and `.xz` may follow. Reading ends after `most` characters (of a
-    plain text: bytes). Raises CalibrationError, MissingExtraError.
+    The file name's ending gives the format. `.jsonl` and `.json` contain objects with `text` or `messages` (or
+    ShareGPT's `conversations`). `.parquet` has a column with one of these names. Any other file is one text. `.gz` and
+    `.xz` may follow. Reading ends after `most` characters (bytes for plain text).
+
+    Raises:
+        CalibrationError: the file is missing, damaged or malformed.
+        MissingExtraError: the file is Parquet and pyarrow is not installed.
     """
     suffixes = [suffix.lower() for suffix in path.suffixes]
     packed = suffixes.pop() if suffixes and suffixes[-1] in _OPENERS else ""
@@ -44,41 +48,41 @@ def read_documents(path: Path, most: int = MOST_CHARACTERS) -> tuple[list[Docume
                 return _up_to_enough(_json(file, path), path, most)
             return _plain(file, path, most)
     except FileNotFoundError as error:
-        raise CalibrationError(f"the text {path} does not exist; check the path") from error
+        raise CalibrationError(f"text file {path} not found; check the path") from error
     except IsADirectoryError as error:
-        raise CalibrationError(f"the text {path} is a folder; name a file in it") from error
+        raise CalibrationError(f"{path} is a folder, not a text file; pass a file in it") from error
     except (OSError, EOFError, lzma.LZMAError) as error:
-        reason = getattr(error, "strerror", None) or f"{packed or 'the file'} is damaged: {error}"
-        raise CalibrationError(f"the text {path} cannot be read ({reason})") from error
+        reason = getattr(error, "strerror", None) or f"damaged {packed or 'file'}: {error}"
+        raise CalibrationError(f"cannot read text file {path} ({reason}); check the file") from error
 
 
 def characters(document: Document) -> int:
-    """How long a document is."""
+    """Length of a document in characters."""
     return len(document) if isinstance(document, str) else sum(len(message["content"]) for message in document)
 
 
 def plain_text(document: Document) -> str:
-    """A document as it stands beside others: its messages' contents, each on lines of its own, and an end.
+    """A document as plain text: the text, or the contents of its messages joined by newlines.
 
-    What ends in a line already is left as it is, others end in an empty one.
+    A text that does not end with a newline gets two newlines.
     """
     text = document if isinstance(document, str) else "\n".join(message["content"] for message in document)
     return text if text.endswith("\n") else text + "\n\n"
 
 
 def _up_to_enough(documents: Iterable[Document], path: Path, most: int) -> tuple[list[Document], list[str]]:
-    taken: list[Document] = []
+    documents_read: list[Document] = []
     size = 0
     for document in documents:
         if size >= most:
-            return taken, [_only_the_start(path, most)]
-        taken.append(document)
+            return documents_read, [_only_the_start(path, most)]
+        documents_read.append(document)
         size += characters(document)
-    return taken, []
+    return documents_read, []
 
 
 def _only_the_start(path: Path, most: int) -> str:
-    return f"{path.name} is long: its first {most / 1e6:.0f} million characters are taken"
+    return f"{path.name} is long; only its first {most / 1e6:.0f} million characters are used"
 
 
 def _plain(file: IO[bytes], path: Path, most: int) -> tuple[list[Document], list[str]]:
@@ -90,10 +94,10 @@ def _plain(file: IO[bytes], path: Path, most: int) -> tuple[list[Document], list
 
 
 def _decoded(data: bytes, what: str, *, cut: bool = False) -> str:
-    """UTF-8 text; of data that was `cut` at a byte the last character may be incomplete."""
+    """Decode UTF-8. With `cut`, the last character may be incomplete and is dropped."""
     zero = data.find(b"\0")
     if zero >= 0:
-        raise CalibrationError(f"{what} is not text: byte {zero} is zero; give UTF-8 text, JSON lines or Parquet")
+        raise CalibrationError(f"{what} is not text: byte {zero} is zero; pass UTF-8 text, JSON lines or Parquet")
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -112,10 +116,12 @@ def _lines(file: IO[bytes], path: Path) -> Iterator[Document]:
 
 
 def _json(file: IO[bytes], path: Path) -> Iterator[Document]:
-    """An array of objects, or one object, or, as files so named often are, an object on each line."""
+    """Documents of a JSON file: an array of objects, one object, or (common in practice) one object a line."""
     data = file.read(_LARGEST_JSON + 1)
     if len(data) > _LARGEST_JSON:
-        raise CalibrationError(f"{path.name} is over {_LARGEST_JSON >> 20} MiB of JSON; give it as JSON lines (.jsonl)")
+        raise CalibrationError(
+            f"{path.name} is larger than {_LARGEST_JSON >> 20} MiB; convert it to JSON lines (.jsonl)"
+        )
     text = _decoded(data, path.name)
     first, _, rest = text.lstrip().partition("\n")
     if rest.strip() and first.startswith("{") and first.rstrip().endswith("}"):
@@ -133,9 +139,11 @@ def _parsed(text: str, where: str) -> Any:
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:
-        raise CalibrationError(f"{where} is not valid JSON: {error.msg} at character {error.pos + 1}") from error
+        raise CalibrationError(
+            f"{where} is not valid JSON: {error.msg} at character {error.pos + 1}; correct it"
+        ) from error
     except RecursionError as error:
-        raise CalibrationError(f"{where} is not sensible JSON: it is nested too deeply") from error
+        raise CalibrationError(f"{where} is nested too deeply for JSON; flatten it") from error
 
 
 def _document(entry: Any, where: str) -> Document:
@@ -143,15 +151,17 @@ def _document(entry: Any, where: str) -> Document:
         return entry
     key = next((key for key in _KEYS if isinstance(entry, dict) and entry.get(key) is not None), None)
     if key is None:
-        found = f"the keys {', '.join(map(repr, entry))[:80]}" if isinstance(entry, dict) else type(entry).__name__
-        raise CalibrationError(f"{where} has neither 'text' nor 'messages', but {found}; rename what holds the text")
+        content = f"the keys {', '.join(map(repr, entry))[:80]}" if isinstance(entry, dict) else type(entry).__name__
+        raise CalibrationError(
+            f"{where} has neither 'text' nor 'messages', but {content}; rename the key that holds the text to 'text'"
+        )
     if key == "text":
         if not isinstance(entry["text"], str):
-            raise CalibrationError(f"{where} has a 'text' that is {type(entry['text']).__name__}, not a string")
+            raise CalibrationError(f"{where} has a 'text' of type {type(entry['text']).__name__}; it must be a string")
         return str(entry["text"])
     messages = entry[key]
     if not isinstance(messages, list):
-        raise CalibrationError(f"{where} has {key!r} that are {type(messages).__name__}, not a list")
+        raise CalibrationError(f"{where} has {key!r} of type {type(messages).__name__}; it must be a list")
     return [_message(message, where, key) for message in messages]
 
 
@@ -160,7 +170,9 @@ def _message(message: Any, where: str, key: str) -> dict[str, str]:
         role, content = message.get("role", message.get("from")), message.get("content", message.get("value"))
         if isinstance(role, str) and isinstance(content, str):
             return {"role": _ROLES.get(role, role), "content": content}
-    raise CalibrationError(f"{where} has a message in {key!r} without a 'role' and a 'content' that are strings")
+    raise CalibrationError(
+        f"{where} has an invalid message in {key!r}; every message must have a 'role' and a 'content' that are strings"
+    )
 
 
 def _parquet(path: Path) -> Iterator[Document]:
@@ -168,7 +180,7 @@ def _parquet(path: Path) -> Iterator[Document]:
         parquet = importlib.import_module("pyarrow.parquet")
     except ImportError as error:
         raise MissingExtraError(
-            f"{path.name} is Parquet, which needs pyarrow; install it with: pip install pyarrow"
+            f"{path.name} is Parquet and pyarrow is not installed; install it with: pip install pyarrow"
         ) from error
     try:
         file = parquet.ParquetFile(path)
@@ -176,8 +188,8 @@ def _parquet(path: Path) -> Iterator[Document]:
         column = next((name for name in _KEYS if name in names), None)
         if column is None:
             raise CalibrationError(
-                f"{path.name} has neither a column 'text' nor 'messages', but {', '.join(names)[:80]};"
-                " export the one that holds the text as .txt or .jsonl"
+                f"{path.name} has no column 'text' or 'messages' (its columns: {', '.join(names)[:80]});"
+                " export the column that holds the text as .txt or .jsonl"
             )
         number = 0
         for batch in file.iter_batches(batch_size=1024, columns=[column]):
@@ -185,5 +197,6 @@ def _parquet(path: Path) -> Iterator[Document]:
                 number += 1
                 if value is not None:
                     yield _document({column: value}, f"row {number} of {path.name}")
-    except (ValueError, OSError) as error:  # pyarrow's own errors are one or the other
-        raise CalibrationError(f"{path.name} is not readable Parquet ({str(error).splitlines()[0][:120]})") from error
+    except (ValueError, OSError) as error:  # pyarrow's errors are subclasses of one of these
+        reason = str(error).splitlines()[0][:120]
+        raise CalibrationError(f"{path.name} is not readable Parquet ({reason}); export it again") from error

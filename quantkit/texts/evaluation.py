@@ -1,4 +1,4 @@
-"""The texts that models are measured on."""
+"""Texts for evaluation (perplexity, KL divergence)."""
 
 import hashlib
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from quantkit.texts.samples import load_documents
 
 @dataclass(frozen=True)
 class Text:
-    """A text, and the name a report knows it by: the file's name, or the dataset's id."""
+    """A text and its name in reports: the file name or the dataset id."""
 
     name: str
     text: str
@@ -18,15 +18,17 @@ class Text:
 
     @property
     def sha256(self) -> str:
-        """Of the text in UTF-8."""
+        """The sha256 of the text in UTF-8."""
         return hashlib.sha256(self.text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def load_text(source: str, *, offline: bool = False) -> Text:
-    """A text file as it is; the documents of a `.jsonl`, `.json` or `.parquet` file, or of a hub dataset
-    (`ORG/NAME[:SPLIT]`), one after the other.
+    """Load a text file, or the joined documents of a `.jsonl`, `.json` or `.parquet` file or a hub dataset
+    (`ORG/NAME[:SPLIT]`).
 
-    Raises MeasureError for one without words, and what `calibration.text.load_documents` raises.
+    Raises:
+        MeasureError: the text is empty.
+        CalibrationError, HubError, MissingExtraError: see `samples.load_documents`.
     """
     documents, name, warnings = load_documents(source, offline=offline)
     if len(documents) == 1 and isinstance(documents[0], str):
@@ -34,5 +36,5 @@ def load_text(source: str, *, offline: bool = False) -> Text:
     else:
         text = "".join(plain_text(document) for document in documents if characters(document))
     if not text.strip():
-        raise MeasureError(f"the text {name} is empty; give one with words in it")
+        raise MeasureError(f"the text {name} is empty; pass a text with words")
     return Text(name, text, warnings)

@@ -1,4 +1,4 @@
-"""Calibration samples: a text in the checkpoint's own tokens, cut into pieces of equal length."""
+"""Calibration samples: the token ids of a text, cut into pieces of equal length."""
 
 import hashlib
 from dataclasses import dataclass
@@ -18,17 +18,17 @@ from quantkit.tokenizer.files import read as read_tokenizer
 
 DEFAULT_TEXT = Path(__file__).with_name("default_text.jsonl.xz")
 DEFAULT_NAME = "quantkit's default text"
-_FEWEST = 8
-"""Samples below which what is asked for is not merely cut down."""
+_MIN_SAMPLES = 8
+"""A text for fewer samples is an error, not a warning."""
 
 
 @dataclass(frozen=True)
 class Samples:
-    """Token ids to calibrate on, int32 (n_samples, seq_len), and where they came from.
+    """Token ids for calibration, int32 (n_samples, seq_len), and their source.
 
-    `name` is the file's name, the dataset's id, or DEFAULT_NAME; `sha256` that of the text as tokenized, in UTF-8,
-    chat template and all; `tokens_in_text` how many tokens it has; `chat` whether conversations in it went through the
-    checkpoint's chat template.
+    `name`: the file name, the dataset id, or DEFAULT_NAME. `sha256`: of the tokenized text in UTF-8, including the chat
+    template. `tokens_in_text`: the number of tokens of the whole text. `chat`: whether conversations were rendered with
+    the checkpoint's chat template.
     """
 
     tokens: NDArray[np.int32]
@@ -39,7 +39,7 @@ class Samples:
     warnings: tuple[str, ...] = ()
 
     def record(self) -> dict[str, Any]:
-        """What a record of origin says of them."""
+        """The entry for the origin record."""
         return {
             "text": self.name,
             "sha256": self.sha256,
@@ -59,38 +59,44 @@ def load_samples(
     spread: bool = True,
     offline: bool = False,
 ) -> Samples:
-    """`n_samples` of `seq_len` tokens each out of `source`, by the tokenizer of `checkpoint`.
+    """`n_samples` samples of `seq_len` tokens from `source`, tokenized with the tokenizer of `checkpoint`.
 
-    `source` is a file (see `documents.read_documents`), `ORG/NAME[:SPLIT]` of the hub, or None for the text that comes
-    with quantkit. `chat`: see `tokens.render_documents`. `spread`: from all over the text at even distances, else from
-    its start; a text of exactly so many tokens gives the same either way. Where the tokenizer begins a text with BOS,
-    each sample begins with it too, and has one token less of the text. A text too short gives fewer samples, with a
-    warning, but not fewer than 8 (or than asked for).
+    source: a file (see `documents.read_documents`), a hub dataset `ORG/NAME[:SPLIT]`, or None for quantkit's own text.
+    chat: see `tokens.render_documents`.
+    spread: take samples at even distances over the whole text; otherwise take them from its start.
+
+    If the tokenizer adds BOS, every sample begins with BOS and has one token less of the text. A text that is too short
+    gives fewer samples and a warning.
 
     Raises:
-        CalibrationError: the text is missing, empty, binary, malformed or too short, or at odds with the embedding.
-        MissingExtraError: it is Parquet and pyarrow is not installed.
-        HubError, TokenizerError, UnsupportedError, TemplateError: from those rooms.
+        CalibrationError: the text is missing, empty, binary or malformed; it has too few tokens for 8 samples (or for
+            `n_samples`, if smaller); or a token id exceeds the embedding.
+        MissingExtraError: the text is Parquet and pyarrow is not installed.
+        HubError: the dataset cannot be downloaded.
+        TokenizerError, UnsupportedError: the tokenizer cannot be loaded.
+        TemplateError: the chat template fails.
     """
     if n_samples < 1 or seq_len < 2:
-        raise CalibrationError(f"{n_samples} samples of {seq_len} tokens calibrate nothing; ask for more")
+        raise CalibrationError(
+            f"cannot calibrate on {n_samples} samples of {seq_len} tokens; use at least 1 sample of 2 tokens"
+        )
     documents, name, warnings = load_documents(source, offline=offline)
     files = read_tokenizer(checkpoint.folder)
     text = tokens.render_documents(documents, files, chat=chat)
     ids = tokens.token_ids(files, text.texts)
     vocab = find_family(checkpoint.config).sizes(checkpoint.config).vocab
     if not ids.size:
-        raise CalibrationError(f"the calibration text {name} is empty; give one with words in it")
+        raise CalibrationError(f"the calibration text {name} is empty; pass a text with words")
     if int(ids.max()) >= vocab:
         raise CalibrationError(
             f"the tokenizer gives the id {int(ids.max())} in {name}, but the embedding of {checkpoint.name} has only"
-            f" {vocab} rows; the tokenizer files and the weights do not belong together"
+            f" {vocab} rows; use the tokenizer files that belong to these weights"
         )
     first = tokens.first_token(files, {**checkpoint.config, "vocab_size": vocab}, vocab)
     cut, short = cut_samples(ids, n_samples, seq_len, first, spread=spread, name=name)
     digest = hashlib.sha256()
-    for each in text.texts:
-        digest.update(each.encode("utf-8", "surrogatepass"))
+    for rendered in text.texts:
+        digest.update(rendered.encode("utf-8", "surrogatepass"))
     return Samples(
         tokens=cut,
         name=name,
@@ -104,28 +110,25 @@ def load_samples(
 def cut_samples(
     ids: NDArray[np.int32], n_samples: int, seq_len: int, first: int | None, *, spread: bool, name: str
 ) -> tuple[NDArray[np.int32], tuple[str, ...]]:
-    """`ids` (n,) cut into int32 (n_samples, seq_len), `first` before each where it is not None; and warnings.
+    """Cut `ids` (n,) into samples, int32 (n_samples, seq_len), and return them with warnings.
 
-    Raises CalibrationError when there are too few.
+    `first`: the token before every sample, None for no such token. Raises CalibrationError when `ids` are too few.
     """
     length = seq_len - (first is not None)
-    found = min(len(ids) // length, n_samples)
+    n_cut = min(len(ids) // length, n_samples)
     warnings: tuple[str, ...] = ()
-    if found < n_samples:
-        short = (
-            f"{name} has {len(ids)} tokens of this tokenizer, where {n_samples} samples of {seq_len} need"
-            f" {n_samples * length}"
-        )
-        if found < min(n_samples, _FEWEST):
-            raise CalibrationError(f"{short}; give a longer text, or ask for fewer or shorter samples")
-        warnings = (f"{short}; {found} samples are taken",)
-    last, steps = len(ids) - length, max(found - 1, 1)
-    starts = [number * last // steps if spread else number * length for number in range(found)]
+    if n_cut < n_samples:
+        short = f"{name} has {len(ids)} tokens, but {n_samples} samples of {seq_len} tokens need {n_samples * length}"
+        if n_cut < min(n_samples, _MIN_SAMPLES):
+            raise CalibrationError(f"{short}; pass a longer text, or use fewer or shorter samples")
+        warnings = (f"{short}; {n_cut} samples are used",)
+    last, steps = len(ids) - length, max(n_cut - 1, 1)
+    starts = [number * last // steps if spread else number * length for number in range(n_cut)]
     samples = np.stack([ids[start : start + length] for start in starts])
     if first is not None:
-        # A rendered conversation may begin with BOS itself, and no model has seen two.
+        # A rendered conversation may begin with BOS already, and models are not trained with two.
         repeated = samples[:, 0] == first
-        begun = np.concatenate([np.full((found, 1), first, np.int32), samples], axis=1)
+        begun = np.concatenate([np.full((n_cut, 1), first, np.int32), samples], axis=1)
         for number in np.flatnonzero(repeated):
             start = starts[number]
             if start + seq_len <= len(ids):
@@ -135,20 +138,20 @@ def cut_samples(
 
 
 def load_documents(source: str | None, *, offline: bool) -> tuple[list[Document], str, tuple[str, ...]]:
-    """The documents of a source (see `load_samples`), its name, and warnings. Raises CalibrationError and HubError."""
+    """The documents of a source (see `load_samples`), its name, and warnings. Raises CalibrationError, HubError."""
     if source is None:
         documents, warnings = read_documents(DEFAULT_TEXT)
         return documents, DEFAULT_NAME, tuple(warnings)
     path = Path(source).expanduser()
-    asked = parse_dataset(source)
-    if asked is None or path.exists():
+    dataset = parse_dataset(source)
+    if dataset is None or path.exists():
         documents, warnings = read_documents(path)
         return documents, path.name, tuple(warnings)
-    documents, room = [], MOST_CHARACTERS
-    for file in dataset_files(asked, offline=offline):
-        found, warnings = read_documents(file, room)
-        documents += found
+    documents, remaining = [], MOST_CHARACTERS
+    for file in dataset_files(dataset, offline=offline):
+        file_documents, warnings = read_documents(file, remaining)
+        documents += file_documents
         if warnings:
-            return documents, source, (f"{source} is long: it is read up to {file.name}",)
-        room -= sum(map(characters, found))
+            return documents, source, (f"{source} is long; only its files up to {file.name} are used",)
+        remaining -= sum(map(characters, file_documents))
     return documents, source, ()

@@ -1,4 +1,4 @@
-"""Token ids of calibration text by the checkpoint's own tokenizer, and conversations by its own chat template."""
+"""Tokenization of text with the checkpoint's tokenizer, and conversations rendered with its chat template."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -17,13 +17,13 @@ from quantkit.tokenizer.huggingface import SPECIAL_ROLES, build_tokenizer, sente
 _PIECE = 1 << 16
 _PIECES_AT_ONCE = 16
 _CONVERSATIONS_AT_ONCE = 128
-# Templates that print today's date would give another text tomorrow; the date is the one Llama 3's falls back on.
+# A fixed date keeps the text of templates that print today's date the same. Llama 3's template falls back on this one.
 _ONE_DATE = "{% macro strftime_now(pattern) %}26 Jul 2024{% endmacro %}"
 
 
 @dataclass(frozen=True)
 class Rendered:
-    """Texts in the order of the documents; `rendered` of them are conversations that went through the template."""
+    """Texts in the order of the documents. `rendered`: how many of them the chat template rendered."""
 
     texts: list[str]
     rendered: int
@@ -31,22 +31,22 @@ class Rendered:
 
 
 def token_ids(files: TokenizerFiles, texts: Iterable[str]) -> NDArray[np.int32]:
-    """The ids of all `texts`, one after the other, int32 (n_tokens,), without BOS or EOS around them.
+    """The ids of all `texts` in order, int32 (n_tokens,), without BOS or EOS.
 
-    A text over 65,536 characters is read in pieces that end at a line, where no tokenizer joins over.
-    Raises TokenizerError or UnsupportedError when the tokenizer cannot be built.
+    A text of more than 65,536 characters is tokenized in pieces. A piece ends at a newline, because no tokenizer merges
+    across it. Raises TokenizerError or UnsupportedError when the tokenizer cannot be built.
     """
     encode = _encoder(files)
-    found: list[NDArray[np.int32]] = [np.empty(0, np.int32)]
+    arrays: list[NDArray[np.int32]] = [np.empty(0, np.int32)]
     waiting: list[str] = []
     for text in texts:
         for piece in pieces(text):
             waiting.append(piece)
             if len(waiting) == _PIECES_AT_ONCE:
-                found += [np.array(ids, np.int32) for ids in encode(waiting)]
+                arrays += [np.array(ids, np.int32) for ids in encode(waiting)]
                 waiting = []
-    found += [np.array(ids, np.int32) for ids in encode(waiting)]
-    return np.concatenate(found)
+    arrays += [np.array(ids, np.int32) for ids in encode(waiting)]
+    return np.concatenate(arrays)
 
 
 def _encoder(files: TokenizerFiles) -> Callable[[Sequence[str]], Iterable[Sequence[int]]]:
@@ -56,11 +56,13 @@ def _encoder(files: TokenizerFiles) -> Callable[[Sequence[str]], Iterable[Sequen
     if files.tokenizer is None and files.model is not None:
         return lambda texts: sentencepiece_ids(files, texts) if texts else []
     tokenizer = build_tokenizer(files)
-    return lambda texts: [each.ids for each in tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)]
+    return lambda texts: [
+        encoding.ids for encoding in tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
+    ]
 
 
 def pieces(text: str, longest: int = _PIECE) -> Iterator[str]:
-    """`text` in pieces of at most `longest` characters, cut before a line that does not begin with a space."""
+    """Split `text` into pieces of at most `longest` characters, before lines that do not begin with a space."""
     start = 0
     while len(text) - start > longest:
         end = text.rfind("\n", start + 1, start + longest)
@@ -74,14 +76,14 @@ def pieces(text: str, longest: int = _PIECE) -> Iterator[str]:
 
 
 def first_token(files: TokenizerFiles, config: dict[str, Any], n_tokens: int) -> int | None:
-    """The BOS that this tokenizer puts before a text by default, None if it puts none there.
+    """The BOS that this tokenizer adds before a text by default; None if it adds none.
 
-    As a runtime decides: the post-processor of tokenizer.json, else add_bos_token; a tokenizer.model that is alone and
-    says nothing adds it (LlamaTokenizer's default, and llama.cpp's).
+    The rule is that of runtimes: the post-processor of tokenizer.json decides, then add_bos_token. Without either, a
+    tokenizer.model without tokenizer.json adds BOS (the default of LlamaTokenizer and llama.cpp).
     """
-    said = special.read(files, config, n_tokens)
+    specials = special.read(files, config, n_tokens)
     alone = files.tokenizer is None and files.model is not None
-    return said.ids.get("bos") if said.adds.get("bos", alone) else None
+    return specials.ids.get("bos") if specials.adds.get("bos", alone) else None
 
 
 def chat_template(files: TokenizerFiles) -> str | None:
@@ -90,20 +92,24 @@ def chat_template(files: TokenizerFiles) -> str | None:
 
 
 def render_documents(documents: Sequence[Document], files: TokenizerFiles, *, chat: bool | None) -> Rendered:
-    """Each document as text: conversations by the checkpoint's template, in a process of its own (see quantkit.chat).
+    """Render documents as texts. The chat template runs in a child process (see quantkit.chat).
 
-    `chat` None: by the template if there is one; True: a template and at least one conversation must be there; False:
-    the messages' contents as they stand. A conversation that the template refuses is tried without its system message,
-    then left out with a warning. Raises CalibrationError where nothing is left, TemplateError where the template fails.
+    `chat`: None uses the template if the checkpoint has one. True requires a template and a conversation. False uses
+    the plain contents of the messages. A conversation that the template refuses is rendered again without its system
+    message. A conversation that still fails is skipped with a warning.
+
+    Raises:
+        CalibrationError: `chat` is True without a template or conversation, or all conversations fail.
+        TemplateError: the template exceeds its time or memory.
     """
     conversations = [document for document in documents if not isinstance(document, str)]
     template = None if chat is False else chat_template(files)
     if chat and template is None:
         raise CalibrationError(
-            f"{files.folder} has no chat template to render conversations by; calibrate without --chat"
+            f"{files.folder} has no chat template to render conversations with; calibrate without --chat"
         )
     if chat and not conversations:
-        raise CalibrationError("the calibration text holds no conversations ('messages'); calibrate without --chat")
+        raise CalibrationError("the calibration text has no conversations ('messages'); calibrate without --chat")
     if template is None or not conversations:
         return Rendered([plain_text(document) for document in documents if characters(document)], 0, ())
     answers = iter(_render(template, conversations, files))
@@ -116,8 +122,11 @@ def render_documents(documents: Sequence[Document], files: TokenizerFiles, *, ch
         elif answer:
             texts.append(answer)
     if len(refused) == len(conversations):
-        raise CalibrationError(f"none of the {len(refused)} conversations of the calibration text fit: {refused[0]}")
-    warnings = (f"left out {len(refused)} of {len(conversations)} conversations: {refused[0]}",) if refused else ()
+        raise CalibrationError(
+            f"the chat template fails on all {len(refused)} conversations of the calibration text ({refused[0]});"
+            " calibrate on another text"
+        )
+    warnings = (f"skipped {len(refused)} of {len(conversations)} conversations: {refused[0]}",) if refused else ()
     return Rendered(texts, len(conversations) - len(refused), warnings)
 
 
@@ -133,20 +142,20 @@ def _render(
         "add_generation_prompt": False,
     }
 
-    def all_of(asked: Sequence[list[dict[str, str]]]) -> list[str | TemplateError]:
+    def render_batches(batch: Sequence[list[dict[str, str]]]) -> list[str | TemplateError]:
         answers: list[str | TemplateError] = []
-        for start in range(0, len(asked), _CONVERSATIONS_AT_ONCE):
-            some = asked[start : start + _CONVERSATIONS_AT_ONCE]
+        for start in range(0, len(batch), _CONVERSATIONS_AT_ONCE):
+            some = batch[start : start + _CONVERSATIONS_AT_ONCE]
             answers += render_all_contained(fixed, [{**options, "messages": messages} for messages in some])
         return answers
 
-    answers = all_of(conversations)
+    answers = render_batches(conversations)
     again = [
         number
         for number, answer in enumerate(answers)
-        if isinstance(answer, TemplateRefusal) and any(each["role"] == "system" for each in conversations[number])
+        if isinstance(answer, TemplateRefusal) and any(message["role"] == "system" for message in conversations[number])
     ]
-    without = [[each for each in conversations[number] if each["role"] != "system"] for number in again]
-    for number, answer in zip(again, all_of(without), strict=True):
+    without = [[message for message in conversations[number] if message["role"] != "system"] for number in again]
+    for number, answer in zip(again, render_batches(without), strict=True):
         answers[number] = answer
     return answers

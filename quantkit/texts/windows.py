@@ -1,4 +1,4 @@
-"""A text as models are measured on it: windows of token ids that do not overlap, cut as llama-perplexity cuts them."""
+"""Evaluation windows: token ids cut into windows without overlap, as in llama-perplexity."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,8 +11,10 @@ from quantkit.errors import MeasureError
 
 @dataclass(frozen=True)
 class Windows:
-    """`tokens` int32 (n_windows, n_ctx) is what a model is given; `targets` int32 (n_windows, n_scored) what it should
-    expect after positions `first` .. n_ctx - 2. `n_tokens`: of the whole text; `sha256`: of it in UTF-8.
+    """Windows of a text.
+
+    `tokens`: int32 (n_windows, n_ctx), the model's input. `targets`: int32 (n_windows, n_scored), the correct next
+    tokens after positions `first` .. n_ctx - 2. `n_tokens`: tokens of the whole text. `sha256`: of the text in UTF-8.
     """
 
     name: str
@@ -23,7 +25,7 @@ class Windows:
 
     @property
     def first(self) -> int:
-        """The first position that is scored: each scored token has at least half a window before it."""
+        """The first scored position. Every scored token has at least half a window of context."""
         return int(self.tokens.shape[1]) // 2
 
 
@@ -35,16 +37,20 @@ def n_scored(n_ctx: int) -> int:
 def cut_windows(
     ids: Sequence[int], bos: int | None, *, n_ctx: int, n_chunks: int | None, name: str, sha256: str = ""
 ) -> Windows:
-    """The first `n_chunks` windows (all, if None) of a text's token ids, those put around it by its tokenizer included.
+    """Cut the first `n_chunks` windows (None: all) from the token ids of a text, including the tokenizer's BOS and EOS.
 
-    `bos`: replaces the first token of each window, None for a vocabulary that adds none. Source: llama.cpp's
-    tools/perplexity. Raises MeasureError when the text is shorter than one window, ValueError for n_ctx under 8.
+    `bos`: replaces the first token of every window; None for a vocabulary that adds none. Source: llama.cpp's
+    tools/perplexity.
+
+    Raises:
+        MeasureError: the text is shorter than one window.
+        ValueError: n_ctx is less than 8 or n_chunks less than 1.
     """
     if n_ctx < 8 or (n_chunks is not None and n_chunks < 1):
         raise ValueError(f"n_ctx must be at least 8 and n_chunks at least 1, not {n_ctx} and {n_chunks}")
     if len(ids) < n_ctx:
         raise MeasureError(
-            f"{name} has {len(ids)} tokens, and one window needs {n_ctx}; give a longer text or a smaller --ctx"
+            f"{name} has {len(ids)} tokens, but one window needs {n_ctx}; pass a longer text or a smaller --ctx"
         )
     count = min(len(ids) // n_ctx, n_chunks or len(ids))
     tokens = np.array(ids[: count * n_ctx], np.int32).reshape(count, n_ctx)

@@ -230,7 +230,7 @@ def test_a_folder_without_usable_weights_says_what_it_holds(tmp_path: Path, file
     assert words in refusal(tmp_path, CheckpointError)
 
 
-@pytest.mark.parametrize("method", ["awq", "gptq", "bitsandbytes", "bitnet"])
+@pytest.mark.parametrize("method", ["awq", "gptq", "bitnet", "modelopt"])
 def test_a_checkpoint_already_quantized_is_refused_with_its_method(tmp_path: Path, method: str) -> None:
     folder = single(tmp_path, quantization_config={"quant_method": method, "bits": 4})
     message = refusal(folder, UnsupportedError)

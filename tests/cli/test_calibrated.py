@@ -227,7 +227,7 @@ def text_of(content: bytes) -> Callable[[Path], tuple[str | Path, ...]]:
 
 
 REFUSED: dict[str, tuple[int, str, Callable[[Path], tuple[str | Path, ...]]]] = {
-    "a text too short": (1, "give a longer text", text_of(b"The hills let go. " * 9)),
+    "a text too short": (1, "pass a longer text", text_of(b"The hills let go. " * 9)),
     "an empty text": (1, "empty", text_of(b"")),
     "a binary text": (1, "not text", text_of(b"\x7fELF\x00\x00")),
     "a text that is not UTF-8": (1, "UTF-8", text_of(b"caf\xe9 " * 999)),
@@ -236,7 +236,7 @@ REFUSED: dict[str, tuple[int, str, Callable[[Path], tuple[str | Path, ...]]]] = 
         "absent.txt does not exist",
         lambda folder: ("--calibration", folder / "absent.txt"),
     ),
-    "a group that does not divide": (1, "ask for groups of 32, 16 or -1", lambda _: ("--group-size", "64")),
+    "a group that does not divide": (1, "use a group size of 32, 16 or -1", lambda _: ("--group-size", "64")),
     "a group of nothing": (2, "not 0", lambda _: ("--group-size", "0")),
     "five bits": (2, "not 5", lambda _: ("--bits", "5")),
     "no samples": (2, "--samples", lambda _: ("--samples", "0")),

@@ -148,7 +148,7 @@ BAD: dict[Callable[[Path], None], tuple[str, ...]] = {
     put_nan_into_a_tensor: ("model.layers.1.mlp.up_proj.weight", "NaN"),
     drop_a_tensor: ("model.layers.1.self_attn.k_proj.weight", "missing"),
     widen_the_config: ("config.json", "640", "512"),
-    name_an_unknown_architecture: ("LlamoForCausalLM", "LlamaForCausalLM", "MistralForCausalLM"),
+    name_an_unknown_architecture: ("LlamoForCausalLM", "nearest by name are LlamaForCausalLM"),
     make_the_pre_tokenizer_unknown: ("--pre",),
     shrink_the_embedding: ("vocab", "768"),
     break_the_config: ("config.json",),
@@ -174,6 +174,12 @@ def test_a_bad_checkpoint_gets_one_sentence_naming_what_is_wrong(
         assert words in answer.sentence
     assert answer.stdout == ""
     nothing_final(out)
+
+
+def test_an_adapter_folder_is_named_with_its_base_model(tmp_path: Path) -> None:
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "ORG/BASE"}))
+    answer = quantkit("gguf", tmp_path, "-t", "q8_0", "-o", tmp_path / "out")
+    assert answer.code == 1 and "an adapter (LoRA) for 'ORG/BASE'" in answer.sentence
 
 
 def test_wrong_words_are_wrong_usage(sound: Path, tmp_path: Path) -> None:

@@ -92,12 +92,12 @@ def test_json_is_one_document_and_a_dry_run_writes_nothing(source: Path, tmp_pat
 @pytest.mark.parametrize(
     ("words", "code", "expected"),
     [
-        (("--calibration", "gone.txt"), 1, "gone.txt does not exist"),
+        (("--calibration", "gone.txt"), 1, "gone.txt not found"),
         (("--calibration", "empty.txt"), 1, "empty.txt is empty"),
         (("--calibration", "picture.png"), 1, "picture.png is not"),
         (("--calibration", "broken.jsonl"), 1, "line 2 of broken.jsonl is not valid JSON"),
-        (("--calibration", "few.txt"), 1, "tokens of this tokenizer, where 128 samples of 512 need"),
-        (("--chat", "--calibration", "few.txt"), 1, "holds no conversations"),
+        (("--calibration", "few.txt"), 1, "tokens, but 128 samples of 512 tokens need"),
+        (("--chat", "--calibration", "few.txt"), 1, "has no conversations"),
         (("-o", "folder"), 1, "folder is a folder"),
         (("-o", "there.gguf", *CUT), 1, "there.gguf already exists; add --force"),
     ],

@@ -54,15 +54,15 @@ def test_a_model_that_can_be_converted_is_fetched(hub: Hub, files: dict[str, byt
     [
         (
             {"architectures": ["Olmo2ForSequenceClassification"]},
-            "Olmo2ForSequenceClassification of config.json is not supported yet; it would need a family file, as"
-            " quantkit/families/olmo2.py is one",
+            "Olmo2ForSequenceClassification of config.json is not supported yet; if llama.cpp runs it, add a family"
+            " file such as quantkit/families/olmo2.py",
         ),
         (
             {"architectures": ["GrokForCausalLM"]},
-            "quantkit/families/llama.py is one, for an architecture that llama.cpp",
+            "add a family file such as quantkit/families/llama.py",
         ),
-        ({"architectures": None}, "names no architecture"),
-        ({"rope_scaling": {"rope_type": "longrope", "factor": 4.0}}, "rope scaling 'longrope' cannot be expressed"),
+        ({"architectures": None, "model_type": "novel"}, "names no architecture"),
+        ({"rope_scaling": {"rope_type": "longrope", "factor": 4.0}}, "cannot express rope scaling 'longrope'"),
         ({"num_attention_heads": 5}, "does not divide by num_attention_heads 5"),
         (
             {"architectures": ["BloomForCausalLM"], "apply_residual_connection_post_layernorm": True},

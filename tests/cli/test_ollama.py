@@ -250,7 +250,7 @@ def test_a_recipe_says_what_was_not_asked(folder: Path) -> None:
         (("m-Q4_0.gguf", "--name", "ns/a..b"), 2, "'a..b'"),
         (("m-Q4_0.gguf", "--name", "blossom", "--push"), 2, "--push needs a namespace; write --name NAMESPACE/blossom"),
         (("m-Q4_0.gguf", *NAME, "--default", "q8_0"), 2, "--default q8_0 is not among the files, which are q4_0"),
-        (("m-Q4_0.gguf", *NAME, "--default", "q99"), 2, "no quantization type 'q99'"),
+        (("m-Q4_0.gguf", *NAME, "--default", "q99"), 2, "unknown quantization type 'q99'"),
         (("m-Q4_0.gguf", "again.gguf", *NAME), 2, "m-Q4_0.gguf, again.gguf are all q4_0"),
         (
             ("m-Q4_0.gguf", "large.gguf", *NAME),
@@ -263,8 +263,16 @@ def test_a_recipe_says_what_was_not_asked(folder: Path) -> None:
         (("m-Q4_0.gguf", *NAME, "-p", "num_ctx=0"), 2, "a num_ctx of 0 holds no token"),
         (("m-Q4_0.gguf", *NAME, "-p", "stop="), 2, "a stop that is empty says nothing"),
         (("m-Q4_0.gguf", *NAME, "-p", "top_k"), 2, "'top_k' is not NAME=VALUE"),
-        (("m-Q4_0.gguf", *NAME, "-p", "num_ctx=1", "--ctx", "2"), 2, "--ctx and --parameter num_ctx both say it"),
-        (("m-Q4_0.gguf", *NAME, "--message", "bot=Hi"), 2, "is not ROLE=TEXT with the role system, user, assistant"),
+        (
+            ("m-Q4_0.gguf", *NAME, "-p", "num_ctx=1", "--ctx", "2"),
+            2,
+            "--ctx and --parameter num_ctx set the same value",
+        ),
+        (
+            ("m-Q4_0.gguf", *NAME, "--message", "bot=Hi"),
+            2,
+            "is not ROLE=TEXT; the role must be one of system, user, assistant",
+        ),
         (("m-Q4_0.gguf", *NAME, "--license", "gone"), 2, "cannot read --license gone: No such file or directory"),
         (("m-Q4_0.gguf", *NAME, "--chat-template", "chatlm"), 2, "(did you mean chatml?)"),
         (("m-Q4_0.gguf", *NAME, "--size", "4 b"), 2, "'model:4 b'"),

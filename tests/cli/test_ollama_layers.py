@@ -1,4 +1,4 @@
-"""`quantkit ollama --num-gpu auto`: the layers that fit, for each quantization its own."""
+"""`quantkit ollama --gpu-layers`: the layers that fit, for each quantization its own."""
 
 from pathlib import Path
 
@@ -38,7 +38,7 @@ def test_more_memory_holds_more_layers_and_a_smaller_type_at_least_as_many(folde
 
 
 def test_each_quantization_gets_its_own_number(folder: Path, tmp_path: Path) -> None:
-    answer = quantkit("ollama", folder, *NAME, "--size", "1b", "-o", tmp_path, "--num-gpu", "auto", "--vram", "80G")
+    answer = quantkit("ollama", folder, *NAME, "--size", "1b", "-o", tmp_path, "--gpu-layers", "auto", "--vram", "80G")
     assert answer.code == 0, answer.stderr
     assert num_gpu(tmp_path, "Modelfile") == num_gpu(tmp_path, "Modelfile.q8_0") == 7
     assert "num_gpu 7 fits 80 GB with num_ctx 4096, by the plan" in answer.stderr
@@ -49,11 +49,17 @@ def test_each_quantization_gets_its_own_number(folder: Path, tmp_path: Path) -> 
     assert tight.code == 0 and num_gpu(tmp_path, "Modelfile") == 0
 
 
+def test_all_layers_and_the_former_name_of_the_option(folder: Path, tmp_path: Path) -> None:
+    words = ("ollama", folder, *NAME, "--size", "1b", "-o", tmp_path)
+    assert quantkit(*words, "--gpu-layers", "all").code == 0 and num_gpu(tmp_path, "Modelfile") == 999
+    assert quantkit(*words, "--num-gpu", "3", "-f").code == 0 and num_gpu(tmp_path, "Modelfile") == 3
+
+
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
         (("--num-gpu", "auto", "--vram", "eight"), "--vram 'eight' is not a size"),
-        (("--num-gpu", "some"), "write a number, or auto"),
+        (("--num-gpu", "some"), "write auto, all, or a number"),
         (("--vram", "8G"), "give both"),
         (("--num-gpu", "12", "--vram", "8G"), "give both"),
     ],

@@ -133,7 +133,7 @@ def test_a_phone_gets_its_types_its_context_and_a_script(tmp_path: Path) -> None
         (("--ram", "16"), "--ram '16' has no unit; write 16G for gigabytes"),
         (("--ram=-4G",), "--ram '-4G' is negative; write the memory there is, such as 8G"),
         (("--ram", "much"), "--ram 'much' is not a size; write 500M, 8G or 2GiB"),
-        (("-t", "q4_9"), "no quantization type 'q4_9'"),
+        (("-t", "q4_9"), "unknown quantization type 'q4_9'"),
         (("--kv-type", "q3_k"), "unknown KV cache type 'q3_k'; choose from f16, q8_0, q4_0"),
         (("--phone", "eight"), "--phone 'eight' is not a memory size that phones have; write 4G, 6G, 8G, 12G"),
         (("--phone", "8G", "--ram", "8G"), "use only one of them"),

@@ -108,7 +108,7 @@ def test_a_conversation_at_a_terminal(here: Path) -> None:
         os.killpg(terminal.running.pid, signal.SIGINT)  # Ctrl-C: the answer ends, not the conversation
         assert "stopped" in terminal.wait(">>> ")
         terminal.type("/nothing\n")
-        assert "there is no /nothing" in terminal.wait(">>> ")
+        assert "unknown command /nothing" in terminal.wait(">>> ")
         terminal.type("/clear\n")
         terminal.wait(">>> ")
         terminal.type('"""two\n')

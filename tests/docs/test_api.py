@@ -12,6 +12,7 @@ import quantkit
 from quantkit.errors import OutputError, UsageError
 from tests.helpers.command import quantkit as command
 from tests.helpers.tiny import tiny_llama
+from tests.helpers.tiny_tokenizers import CORPUS
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "reference" / "api.md"
 EXAMPLES = re.findall(r"^```python\n(.*?)^```", PAGE.read_text("utf-8"), re.M | re.S)
@@ -21,6 +22,8 @@ EXAMPLES = re.findall(r"^```python\n(.*?)^```", PAGE.read_text("utf-8"), re.M | 
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("api")
     tiny_llama(folder / "FOLDER", variant="llama3")
+    assert command("gguf", "FOLDER", "-t", "q8_0", "--no-logits", cwd=folder).code == 0
+    (folder / "text.txt").write_text(CORPUS, "utf-8")
     return folder
 
 
@@ -49,6 +52,21 @@ def test_plan_and_inspect_say_what_the_commands_say(place: Path) -> None:
     assert quantkit.plan(place / "FOLDER", options).document()["types"] == said["types"]
     said = json.loads(command("inspect", place / "FOLDER", "--format", "json").stdout)
     assert quantkit.inspect(place / "FOLDER").name == said["name"]
+
+
+def test_measure_returns_the_figures_of_the_command(place: Path, tmp_path: Path) -> None:
+    options = quantkit.MeasureOptions(output=tmp_path / "api", n_ctx=64, n_chunks=1)
+    measured = quantkit.measure(place / "FOLDER", [place / "FOLDER-GGUF"], [place / "text.txt"], options)
+    words = ["--ctx", "64", "--chunks", "1", "--gpu-layers", "none", "--format", "json", "-o", tmp_path / "command"]
+    answer = command("measure", place / "FOLDER", place / "FOLDER-GGUF", "-T", place / "text.txt", *words)
+    assert answer.code == 0, answer.stderr
+    models = json.loads(answer.stdout)["models"]
+    assert [model["quality"] for model in measured.document["models"]] == [model["quality"] for model in models]
+    assert [model.label for model in measured.report.candidates] == ["q8_0"]
+    files = {path.name for path in (tmp_path / "api").iterdir()}
+    assert files == {"report.json", "report.md", "report.html", "plots"}
+    with pytest.raises(UsageError, match="measuring needs a text"):
+        quantkit.measure(place / "FOLDER", [], [])
 
 
 def test_bad_requests_are_errors_with_a_next_step(place: Path, tmp_path: Path) -> None:

@@ -121,7 +121,7 @@ def test_groups_that_llama_cpp_ranks_otherwise_are_written_and_told() -> None:
     config = {**V2, "topk_method": "group_limited_greedy", "n_group": 8, "topk_group": 3}
     assert keys(config)["expert_group_used_count"] == 3
     (told,) = find_family(config).cautions(sizes_of(config))
-    assert "of 8 groups of experts" in told
+    assert "its 8 expert groups" in told
     assert not list(find_family(V2).cautions(sizes_of(V2)))
 
 

@@ -21,6 +21,7 @@ ALLOWED = {
     "tokenizer/differences.py": {"gpt2", "t5"},
     "tokenizer/spm.py": {"llama", "t5"},
     "tokenizer/spm_json.py": {"llama"},
+    "tokenizer/written.py": {"gpt2"},
     # the same, and its names of pre-tokenizers; a projector's file has the architecture clip
     "publish/ollama/facts.py": {"bert", "clip", "falcon-h1", "gpt2", "lfm2", "llama"},
     # names of chat templates

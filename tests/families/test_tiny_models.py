@@ -13,16 +13,21 @@ from quantkit.families import all_families
 from quantkit.llamacpp.session import logits
 from tests.families.expected import expected, read_gguf, write_checkpoint
 from tests.families.models import TOKENS, all_cases
-from tests.helpers.conversions import to_gguf
+from tests.helpers import conversions
 
 # Keys that the converter leaves to the vocabulary, or that quantizing states anew.
 NOT_COMPARED = {"general.architecture"}
 
 
+def to_gguf(checkpoint: Path, folder: Path) -> Path:
+    """The checkpoint as an f32 file."""
+    return conversions.to_gguf(checkpoint, "f32", folder)
+
+
 @pytest.mark.parametrize("name", sorted(all_cases()))
 def test_logits_are_transformers_and_tensors_the_converters(name: str, tmp_path: Path) -> None:
     case, known = all_cases()[name][1], expected(name)
-    found = to_gguf(write_checkpoint(name, tmp_path / name), tmp_path)
+    found = to_gguf(write_checkpoint(name, tmp_path / name), "f32", tmp_path)
 
     if case.converter:
         keys, tensors = read_gguf(found)

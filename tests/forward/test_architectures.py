@@ -116,4 +116,4 @@ def test_a_source_that_the_reference_does_not_know_skips_the_check_and_says_so(
         plan = plan_gguf(model, GgufRequest(types=(file_type("f16"),), folder=tmp_path / "out"))
         check, correlation = check_logits(plan, plan.outputs[0], SourceLogits(checkpoint), None)
     assert (check.status, correlation) == ("skipped", None)
-    assert "does not know the architecture LlamaForCausalLM" in check.detail
+    assert "does not support architecture LlamaForCausalLM" in check.detail

@@ -188,7 +188,7 @@ def test_without_a_library_a_type_numpy_cannot_make_says_what_to_install(monkeyp
     monkeypatch.setattr(kernels, "_first_working", kernels.NumpyKernels)
     rows = weights_like_a_models(cols=256)
     assert quantize_rows(_T.Q4_0, rows).shape == (ROWS, row_bytes(_T.Q4_0, 256))
-    with pytest.raises(MissingExtraError, match=r"gguf \S+ cannot make q4_k as .* pip install libggml-python"):
+    with pytest.raises(MissingExtraError, match=r"gguf \S+ cannot write q4_k with .* pip install libggml-python"):
         quantize_rows(_T.Q4_K, rows)
     with pytest.raises(MissingExtraError, match="q4_0 with an importance matrix"):
         quantize_rows(_T.Q4_0, rows, importances(256))
@@ -275,11 +275,11 @@ def test_infinity_that_overflows_into_a_scale_is_noticed(name: str) -> None:
 
 def test_arrays_of_the_wrong_shape_are_refused_before_ggml_sees_them() -> None:
     rows = weights_like_a_models(cols=256)
-    with pytest.raises(ValueError, match="importances for rows of 256"):
+    with pytest.raises(ValueError, match=r"weights have shape \(255,\), not \(256,\)"):
         quantize_rows(_T.Q4_K, rows, importances(255))
-    with pytest.raises(ValueError, match="wanted contiguous uint8"):
+    with pytest.raises(ValueError, match="not contiguous uint8"):
         quantize_rows(_T.Q4_K, rows, out=np.empty((1, 1), np.uint8))
     with pytest.raises(ValueError, match="not whole blocks"):
         quantize_rows(_T.Q4_K, rows[:, :100])
-    with pytest.raises(ValueError, match="wanted 144 bytes"):
+    with pytest.raises(ValueError, match="not 144 bytes"):
         dequantize_rows(_T.Q4_K, np.zeros((2, 100), np.uint8), 256)

@@ -72,7 +72,7 @@ def test_an_unknown_file_type_names_the_closest_and_all_others() -> None:
 
 def test_an_unknown_tensor_type_is_refused_and_a_mix_is_not_a_tensor_type() -> None:
     assert tensor_type("Q6_K") == GGMLQuantizationType.Q6_K
-    with pytest.raises(UsageError, match=r"no tensor type 'q4_k_m'.*q4_k"):
+    with pytest.raises(UsageError, match=r"unknown tensor type 'q4_k_m'.*q4_k"):
         tensor_type("q4_k_m")
 
 

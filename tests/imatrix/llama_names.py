@@ -13,7 +13,7 @@ import numpy as np
 
 from tests.families.expected import write_checkpoint
 from tests.families.models import VOCAB, all_cases
-from tests.families.test_tiny_models import to_gguf
+from tests.helpers.conversions import to_gguf
 from tests.helpers.imatrix_peer import Entry, llama_imatrix
 
 GOLDEN = Path(__file__).with_suffix(".json")
@@ -35,7 +35,7 @@ def shape_of(sizes: Mapping[str, int]) -> Shape:
 def of_llama_cpp(name: str, folder: Path) -> tuple[Path, dict[str, Entry]]:
     """The checkpoint of a case, and llama-imatrix's entries of it over TOKENS."""
     checkpoint = write_checkpoint(name, folder / name)
-    return checkpoint, llama_imatrix(to_gguf(checkpoint, folder), TOKENS, folder)
+    return checkpoint, llama_imatrix(to_gguf(checkpoint, "f32", folder), TOKENS, folder)
 
 
 def main() -> None:

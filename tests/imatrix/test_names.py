@@ -99,7 +99,7 @@ def test_sums_of_a_real_model_are_within_a_hundredth_of_llama_imatrix(tmp_path: 
         tokens = load_samples(checkpoint, source=None, n_samples=8, seq_len=256).tokens
         native = Native(checkpoint)
         sums, counts = collect_imatrix(squares_of(native, tokens, tmp_path / "work"), imatrix_sources(native))
-    theirs = llama_imatrix(to_gguf(folder, tmp_path), tokens, tmp_path)
+    theirs = llama_imatrix(to_gguf(folder, "f32", tmp_path), tokens, tmp_path)
     assert sums.keys() == theirs.keys() and len(sums) == 30 * 7
     for tensor, values in sums.items():
         assert difference(values, theirs[tensor]) < 0.01, tensor

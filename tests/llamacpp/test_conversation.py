@@ -25,7 +25,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def talking(model: Path, *, n_ctx: int = 256, raw: bool = False, **asked) -> Conversation:
-    conversation = converse(model, n_ctx=n_ctx, system=None, raw=raw, asked={"temperature": 0, **asked})
+    conversation = converse(model, n_ctx=n_ctx, system=None, raw=raw, sampling={"temperature": 0, **asked})
     conversation.open(gpu_layers=0, n_threads=2)
     return conversation
 
@@ -115,5 +115,5 @@ def test_what_was_asked_goes_before_what_the_file_recommends(model: Path, tmp_pa
     assert Sampling.of(header, {}) == Sampling()
     assert Sampling.of(header, {"temperature": 0.3, "top_k": None}) == Sampling(temperature=0.3)
     trained = header.value("llama.context_length")
-    assert converse(model, n_ctx=None, system=None, raw=False, asked={}).n_ctx == min(CONTEXT, trained)
+    assert converse(model, n_ctx=None, system=None, raw=False, sampling={}).n_ctx == min(CONTEXT, trained)
     assert np.isfinite(Sampling().document()["seed"])

@@ -481,14 +481,14 @@ def remade(change: Callable[[dict[str, Any]], object]) -> Callable[[Path], None]
 @pytest.mark.parametrize(
     ("make", "sentence"),
     [
-        (lambda _folder: None, "is no folder"),
+        (lambda _folder: None, "is not a folder"),
         (Path.mkdir, "has no config.json"),
-        (lambda folder: folder.write_text("GGUF"), "is no folder"),
+        (lambda folder: folder.write_text("GGUF"), "is not a folder"),
         (lambda folder: (tiny_llama(folder) / "config.json").write_text("{"), "config.json of .* is not"),
         (lambda folder: (tiny_llama(folder) / "model.safetensors").unlink(), "holds no weights"),
         (
-            remade(lambda config: config.update(quantization_config={"quant_method": "bitsandbytes"})),
-            "is already quantized .*bitsandbytes",
+            remade(lambda config: config.update(quantization_config={"quant_method": "quanto"})),
+            "is already quantized .*quanto",
         ),
         (
             remade(lambda config: config.update(quantization_config={"quant_method": "awq", "bits": 4})),

@@ -90,7 +90,7 @@ def test_without_a_device_only_the_row_without_offloading_is_there_and_a_note_sa
     seen = []
     rows, notes = measure_memory(tiny, n_ctx=256, progress=lambda done, of: seen.append((done, of)))
     assert [row.gpu_layers for row in rows] == [0] and seen == [(1, 1)]
-    assert len(notes) == 1 and "no memory with 3 layers offloaded" in notes[0]
+    assert len(notes) == 1 and "the memory with 3 layers offloaded is not measured" in notes[0]
 
 
 def test_layers_beyond_the_models_are_all_of_them_and_none_comes_twice(tiny: Path) -> None:
@@ -145,7 +145,7 @@ def test_what_cannot_be_loaded_is_one_sentence_and_leaves_no_process(tiny: Path,
 
 @pytest.mark.parametrize(
     ("endpoint", "reason"),
-    [("localhost", "not HOST:PORT"), ("127.0.0.1:9", "could not reach the RPC server|has no RPC backend")],
+    [("localhost", "write it as HOST:PORT"), ("127.0.0.1:9", "could not reach the RPC server|has no RPC backend")],
 )
 def test_an_rpc_server_that_is_not_there_is_one_sentence(endpoint: str, reason: str, tiny: Path) -> None:
     with pytest.raises(QuantkitError, match=f"{reason}|has no RPC backend") as caught:

@@ -50,7 +50,7 @@ def test_without_a_limit_every_whole_window_is_measured(tmp_path: Path) -> None:
 def test_a_text_too_short_for_a_window_is_refused_with_both_numbers(tmp_path: Path) -> None:
     folder = tiny_llama(tmp_path, dtype="f32", variant="smollm2")
     model = write_tiny_gguf(folder, tmp_path / "tiny.gguf")
-    with pytest.raises(QuantkitError, match=r"has \d+ tokens, and one window needs 512"):
+    with pytest.raises(QuantkitError, match=r"has \d+ tokens, but one window needs 512"):
         perplexity(model, "The lazy dog.")
 
 

@@ -29,7 +29,7 @@ def test_a_command_gives_its_document_its_time_and_its_peak(tmp_path: Path) -> N
     ("words", "kind", "said"),
     [
         (("gguf", "nowhere", "-t", "q8_0"), QuantkitError, "neither an existing folder nor a hub id"),
-        (("gguf", "nowhere", "-t", "q9"), UsageError, "no quantization type 'q9'"),
+        (("gguf", "nowhere", "-t", "q9"), UsageError, "unknown quantization type 'q9'"),
         (("gguf", "--nonsense"), UsageError, ""),
     ],
 )

@@ -104,7 +104,7 @@ def test_tables_of_others_are_left_alone(tmp_path: Path) -> None:
         ('eos_token = "<|im_end|>"', "eos_token = 2", "{path}:5: eos_token of [model] is 2, not a text"),
         ("[ollama]\n", "[olama]\n", "{path}:7: the recipe has the unknown key 'olama' (did you mean ollama?)"),
         ('name = "ns/m"', 'name = "NS/m"', "capital letters"),
-        ('"Q8_0"', '"q99"', "no quantization type 'q99'"),
+        ('"Q8_0"', '"q99"', "unknown quantization type 'q99'"),
         ('["q4_0", "Q8_0"]', "[]", "{path}:9: types of [ollama] is empty"),
         ("temperature = 0.5", "temprature = 0.5", "did you mean temperature?"),
         (

@@ -126,7 +126,7 @@ WRONG = {
     "an unknown type in a list": (
         '"Q2_K",',
         '"Q2_KK",',
-        "{path}:9: gguf of [formats]: There is no quantization type 'Q2_KK'",
+        "{path}:9: gguf of [formats]: unknown quantization type 'Q2_KK'",
     ),
     "nothing to make": ('"q4_0",\n    "Q2_K",\n', "", "{path}:9: gguf of [formats] is empty"),
     "5 bits": ("group_size = 64", "bits = 5", "{path}:13: bits of [formats.awq] is 5, not 4"),

@@ -61,10 +61,12 @@ def test_what_was_fetched_once_serves_offline_and_when_the_hub_is_away(hub: Hub,
 
 def test_what_a_dataset_lacks_is_said_with_what_it_has(hub: Hub, tmp_path: Path) -> None:
     assert (
-        "no Parquet, JSON or text files (but .md, .png)" in read(hub.endpoint, tmp_path, "some-org/pictures")["message"]
+        "no Parquet, JSON or text files (only .md, .png)"
+        in read(hub.endpoint, tmp_path, "some-org/pictures")["message"]
     )
     assert (
-        "has no file of 'dev'; it has chats/train.json" in read(hub.endpoint, tmp_path, "some-org/texts:dev")["message"]
+        "has no file for split 'dev'; choose from chats/train.json"
+        in read(hub.endpoint, tmp_path, "some-org/texts:dev")["message"]
     )
     missing = read(hub.endpoint, tmp_path, "some-org/nothing")
     assert missing["error"] == "HubError" and "datasets/some-org/nothing is neither" in missing["message"]

@@ -60,16 +60,16 @@ def test_only_the_start_of_a_long_source_is_read_and_that_is_said(tmp_path: Path
         ("a.txt", "text".encode("utf-16-le"), r"a\.txt is not text: byte 1 is zero"),
         ("a.jsonl", b'{"text": "x"}\n\n{"text": \n', r"line 3 of a\.jsonl is not valid JSON: .* at character 1"),
         ("a.jsonl", b'{"text": "x"}\n{"prompt": "x", "id": 1}', r"line 2 of a\.jsonl has neither .* 'prompt', 'id'"),
-        ("a.jsonl", b'{"text": 7}', r"line 1 of a\.jsonl has a 'text' that is int"),
+        ("a.jsonl", b'{"text": 7}', r"line 1 of a\.jsonl has a 'text' of type int"),
         ("a.jsonl", b"7", r"line 1 of a\.jsonl has neither 'text' nor 'messages', but int"),
-        ("a.jsonl", b'{"messages": "Hi"}', r"line 1 of a\.jsonl has 'messages' that are str, not a list"),
-        ("a.jsonl", b'{"messages": [{"role": "user"}]}', r"line 1 of a\.jsonl has a message in 'messages' without"),
-        ("a.jsonl", b"[" * 100_000, r"line 1 of a\.jsonl is not"),
+        ("a.jsonl", b'{"messages": "Hi"}', r"line 1 of a\.jsonl has 'messages' of type str; it must be a list"),
+        ("a.jsonl", b'{"messages": [{"role": "user"}]}', r"line 1 of a\.jsonl has an invalid message in 'messages'"),
+        ("a.jsonl", b"[" * 100_000, r"line 1 of a\.jsonl is nested too deeply|line 1 of a\.jsonl is not"),
         ("a.jsonl", b'{"text": "\xff"}', r"line 1 of a\.jsonl is not UTF-8"),
         ("a.json", b'[{"text": "x"},\n 3]', r"entry 2 of a\.json has neither"),
         ("a.json", b"", r"a\.json is not valid JSON"),
-        ("a.jsonl.gz", b"not gzip", r"a\.jsonl\.gz cannot be read \(\.gz is damaged"),
-        ("a.jsonl.xz", b"not xz", r"a\.jsonl\.xz cannot be read \(\.xz is damaged"),
+        ("a.jsonl.gz", b"not gzip", r"a\.jsonl\.gz \(damaged \.gz"),
+        ("a.jsonl.xz", b"not xz", r"a\.jsonl\.xz \(damaged \.xz"),
     ],
 )
 def test_a_malformed_file_is_refused_with_the_place(tmp_path: Path, name: str, data: bytes, expected: str) -> None:
@@ -78,7 +78,7 @@ def test_a_malformed_file_is_refused_with_the_place(tmp_path: Path, name: str, d
 
 
 def test_a_missing_file_and_a_folder_are_said(tmp_path: Path) -> None:
-    with pytest.raises(CalibrationError, match=r"gone\.txt does not exist"):
+    with pytest.raises(CalibrationError, match=r"gone\.txt not found"):
         read_documents(tmp_path / "gone.txt")
     with pytest.raises(CalibrationError, match="is a folder"):
         read_documents(tmp_path)
@@ -98,7 +98,7 @@ def test_parquet_gives_its_column_of_text_or_messages(tmp_path: Path) -> None:
     parquet.write_table(pyarrow.table({"messages": [CHAT]}), tmp_path / "b.parquet")
     assert read_documents(tmp_path / "b.parquet") == ([CHAT], [])
     parquet.write_table(pyarrow.table({"question": ["?"]}), tmp_path / "c.parquet")
-    with pytest.raises(CalibrationError, match="neither a column 'text' nor 'messages', but question"):
+    with pytest.raises(CalibrationError, match=r"no column 'text' or 'messages' \(its columns: question"):
         read_documents(tmp_path / "c.parquet")
     with pytest.raises(CalibrationError, match="not readable Parquet"):
         read_documents(write(tmp_path, "d.parquet", b"PAR1 no table PAR1"))

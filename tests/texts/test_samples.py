@@ -105,19 +105,17 @@ def test_a_conversation_that_the_template_refuses_is_left_out_and_counted(tmp_pa
     source = write(tmp_path, "chats.jsonl", "\n".join(json.dumps({"messages": chat}) for chat in chats))
     with open_checkpoint(str(folder)) as checkpoint:
         found = load_samples(checkpoint, source=source, n_samples=1, seq_len=8)
-        assert found.warnings == (
-            "left out 1 of 3 conversations: the chat template refuses the conversation: no tools",
-        )
+        assert found.warnings == ("skipped 1 of 3 conversations: the chat template refuses the conversation: no tools",)
         # one date whatever the day, so that the same text comes tomorrow
         text = "Hello " * 300 + " on 26 Jul 2024\nGoodbye on 26 Jul 2024\n"
         assert found.sha256 == hashlib.sha256(text.encode()).hexdigest()
         only_tools = write(tmp_path, "tools.jsonl", json.dumps({"messages": chats[1]}))
-        with pytest.raises(CalibrationError, match=r"none of the 1 conversations .* no tools"):
+        with pytest.raises(CalibrationError, match=r"fails on all 1 conversations .* no tools"):
             load_samples(checkpoint, source=only_tools, n_samples=1, seq_len=8)
 
 
 def test_asking_for_chat_where_there_is_none_is_refused(smollm: Path, tmp_path: Path) -> None:
-    with open_checkpoint(str(smollm)) as checkpoint, pytest.raises(CalibrationError, match="holds no conversations"):
+    with open_checkpoint(str(smollm)) as checkpoint, pytest.raises(CalibrationError, match="has no conversations"):
         load_samples(checkpoint, source=write(tmp_path, "a.txt", TEXT), n_samples=1, seq_len=8, chat=True)
 
 
@@ -143,12 +141,12 @@ def test_a_short_text_gives_fewer_samples_or_is_refused_with_both_numbers() -> N
     ids = np.arange(2, 1002, dtype=np.int32)
     found, warnings = cut_samples(ids, 20, 100, 1, spread=True, name="a.txt")
     assert found.shape == (10, 100)
-    assert warnings == (
-        "a.txt has 1000 tokens of this tokenizer, where 20 samples of 100 need 1980; 10 samples are taken",
-    )
-    with pytest.raises(CalibrationError, match=r"a\.txt has 1000 tokens .* 20 samples of 200 need 4000; give a longer"):
+    assert warnings == ("a.txt has 1000 tokens, but 20 samples of 100 tokens need 1980; 10 samples are used",)
+    with pytest.raises(
+        CalibrationError, match=r"a\.txt has 1000 tokens, but 20 samples of 200 tokens need 4000; pass a longer"
+    ):
         cut_samples(ids, 20, 200, None, spread=True, name="a.txt")
-    with pytest.raises(CalibrationError, match="2 samples of 600 need 1200"):
+    with pytest.raises(CalibrationError, match="2 samples of 600 tokens need 1200"):
         cut_samples(ids, 2, 600, None, spread=True, name="a.txt")
 
 

@@ -1,4 +1,4 @@
-"""What a family file is made of: data about the names, shapes, keys and transforms of its tensors."""
+"""The data types of a family file: names, shapes, keys and transforms of its tensors."""
 
 import re
 from collections.abc import Callable, Iterable, Mapping
@@ -18,7 +18,7 @@ Adjust = Callable[[NDArray[np.float32]], NDArray[np.float32]]
 
 @dataclass(frozen=True)
 class Take:
-    """A matrix cut out of a source tensor, which counts as (prod(shape[:-1]), shape[-1]); a vector counts as one row.
+    """A matrix cut from a source tensor of shape (prod(shape[:-1]), shape[-1]); a vector counts as one row.
 
     `rows` and `columns` are indices in their new order; None takes all in order. For a vector, `rows` are its elements.
     `transposed` transposes the cut. Rows of the result come in groups of `step`: a group's source rows are read
@@ -40,9 +40,9 @@ class Rule:
     attention heads whose rows go from Hugging Face's half-split rotary order to llama.cpp's interleaved one.
 
     Several rules may have the same target: the first whose source is in the checkpoint is used. `layers` restricts a
-    rule to some layers, `when` to some configs. `take` cuts the target out of the source: one matrix, or several that
-    are stacked along a new first axis (the experts of a fused tensor). `adjust` computes new float32 rows out of the
-    (n, columns) rows taken; a tensor so changed is float32 from there on. `scales` names the scale tensor of a source
+    rule to some layers, `when` to some configs. `take` cuts the target from the source: one matrix, or several
+    stacked along a new first axis (the experts of a fused tensor). `adjust` computes float32 rows from the
+    (n, columns) rows of the cut; the tensor is then float32. `scales` names the scale tensor of a source
     in MXFP4 blocks: `shape` is then that of the blocks (..., blocks of a row, 16 bytes) and the target has rows of 32
     values a block.
     """
@@ -71,7 +71,7 @@ class Key:
 
 @dataclass(frozen=True)
 class Computed:
-    """A tensor that is derived from config.json instead of read: float32 values or None where it does not apply."""
+    """A tensor that is derived from config.json instead of read: float32 values or None if it does not apply."""
 
     target: str
     values: Callable[[Hyperparameters], NDArray[np.float32] | None]
@@ -123,8 +123,8 @@ class Family:
         rules: the tensors of the GGUF.
         keys: the architecture's GGUF keys, in the order of llama.cpp's converter.
         computed: tensors that are computed from config.json.
-        defaults: by model_type, what the transformers config class takes for a key that config.json lacks. A `head_dim`
-            there, whatever its value, says that the class has one even where config.json does not.
+        defaults: by model_type, the transformers config class's default of a key that config.json lacks. A `head_dim`
+            entry, even None, marks a class that always has a head_dim.
         prepare: turns a completed config into the standard names (hidden_size, num_attention_heads,
             intermediate_size...); refuses what a GGUF cannot express.
         rename: (regular expression, replacement) pairs for source names, applied before the rules: prefixes that depend
@@ -134,7 +134,7 @@ class Family:
         rope_kinds: the rope scalings that llama.cpp runs for this architecture.
         canonical: for a checkpoint of remote code, its native architecture, or None if it has none. Without
             `canonical` the family is native.
-        cautions: sentences for the user where the GGUF equals the checkpoint only with a restriction.
+        cautions: sentences for the user about restrictions under which the GGUF equals the checkpoint.
         forward: the forward's description for all `architectures`, or one by name; None: no forward.
         traits: what the memory plan needs beyond tensors and keys.
         token_roles: special tokens that the family's code fixes.
@@ -163,7 +163,7 @@ class Family:
         """The sizes that a config.json of this family states.
 
         Raises:
-            CheckpointError, UnsupportedError: see `read_hyperparameters`, or what the family itself refuses.
+            CheckpointError, UnsupportedError: from `read_hyperparameters` or from the family's `prepare`.
         """
         return read_hyperparameters(self.complete(config), self.rope_kinds)
 
@@ -173,7 +173,7 @@ class Family:
         return own[name] if name in own else sizes.dimension(name)
 
     def complete(self, config: Mapping[str, Any]) -> dict[str, Any]:
-        """config.json with missing keys filled in as transformers does, which is what llama.cpp's converter reads too.
+        """config.json with the defaults of transformers for missing keys; llama.cpp's converter reads the same.
 
         A config of another model_type, or of none, gets no defaults.
         """

@@ -1,4 +1,4 @@
-"""Cuts out of fused tensors, by what they hold."""
+"""Cuts from fused tensors."""
 
 import numpy as np
 
@@ -6,12 +6,12 @@ from quantkit.families.base.family import Take
 
 
 def rows(start: int, count: int) -> Take:
-    """`count` neighbouring rows from row `start` on (elements, of a vector)."""
+    """`count` consecutive rows from row `start` (of a vector: elements)."""
     return Take(np.arange(start, start + count, dtype=np.int64))
 
 
 def expert_halves(n_expert: int, n_rows: int, half: int) -> tuple[Take, ...]:
-    """One half (0 or 1) of each expert's rows, where a tensor holds two matrices of `n_rows` rows an expert.
+    """One half (0 or 1) of each expert's rows, for a tensor with two matrices of `n_rows` rows per expert.
 
     The source is (n_expert, 2 * n_rows, columns), gate before up: transformers' fused experts.
     """

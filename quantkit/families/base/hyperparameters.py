@@ -1,4 +1,4 @@
-"""The numbers of config.json under one name each, whatever the family calls them, checked before use."""
+"""Sizes and numbers of config.json, under one name for all families, checked before use."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -8,7 +8,34 @@ from quantkit.errors import CheckpointError, UnsupportedError
 
 ROPE_KINDS = ("default", "linear", "yarn", "llama3", "dynamic")
 
-_LIMIT = 2**31 - 1
+_INT32_MAX = 2**31 - 1
+_FLOAT32_MAX = (2 - 2**-23) * 2.0**127
+
+# Upper bounds well above every published model; larger counts would keep a plan or a conversion busy for hours.
+_MAX_LAYERS = 1_000
+_MAX_EXPERTS = 10_000
+_MAX_EXPERT_LAYERS = 200_000
+_MAX_HEADS = 10_000
+_MAX_WIDTH = 1 << 20
+_MAX_VOCABULARY = 1 << 24
+_BOUNDS = {
+    **dict.fromkeys(
+        ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "num_nextn_predict_layers"), _MAX_LAYERS
+    ),
+    **dict.fromkeys(
+        ("num_local_experts", "num_experts", "n_routed_experts", "n_shared_experts", "n_group", "topk_group"),
+        _MAX_EXPERTS,
+    ),
+    **dict.fromkeys(("num_experts_per_tok", "num_experts_per_token"), _MAX_EXPERTS),
+    **dict.fromkeys(
+        ("num_attention_heads", "n_head", "n_heads", "num_key_value_heads", "num_kv_heads", "n_head_kv"), _MAX_HEADS
+    ),
+    **dict.fromkeys(("hidden_size", "n_embd", "n_embed", "dim", "intermediate_size", "n_inner", "ffn_dim"), _MAX_WIDTH),
+    **dict.fromkeys(("moe_intermediate_size", "shared_expert_intermediate_size"), _MAX_WIDTH),
+    **dict.fromkeys(("shared_intermediate_size", "head_dim", "kv_channels", "v_head_dim"), _MAX_WIDTH),
+    **dict.fromkeys(("qk_rope_head_dim", "qk_nope_head_dim", "kv_lora_rank", "q_lora_rank"), _MAX_WIDTH),
+    "vocab_size": _MAX_VOCABULARY,
+}
 _ROPE_NUMBERS = (
     "rope_theta",
     "factor",
@@ -29,7 +56,7 @@ class Hyperparameters:
     """Sizes of a decoder-only transformer (counts, not bytes).
 
     `head_dim_given` and `n_head_kv_given`: config.json states them. `rope` has the shape of transformers 5's
-    `rope_parameters`; `config` is the completed config.json, for what only one family asks.
+    `rope_parameters`. `config` is the completed config.json, for settings that only one family reads.
     """
 
     n_layer: int
@@ -50,7 +77,7 @@ class Hyperparameters:
     config: Mapping[str, Any] = field(default_factory=dict)
 
     def dimension(self, name: str) -> int:
-        """Size of a dimension named by a tensor rule: a number, a field, `q` or `kv` (projection rows)."""
+        """Size of a dimension that a tensor rule names: a number, a field, `q` or `kv` (projection rows)."""
         if name.isdecimal():
             return int(name)
         if name == "q":
@@ -61,13 +88,13 @@ class Hyperparameters:
 
 
 def read_hyperparameters(config: Mapping[str, Any], rope_kinds: tuple[str, ...] = ROPE_KINDS) -> Hyperparameters:
-    """Sizes out of a config.json, by Hugging Face's names and their common aliases.
+    """Read the sizes from a config.json, by Hugging Face's names and their common aliases.
 
     `rope_kinds` are the rope types that the family's GGUF can express.
 
     Raises:
-        CheckpointError: a size is missing, not a positive whole number, or at odds with another one.
-        UnsupportedError: a rope scaling that a GGUF of this family cannot express.
+        CheckpointError: a size is missing, not a positive whole number, too large, or inconsistent with another one.
+        UnsupportedError: a GGUF of this family cannot express the rope scaling.
     """
     hidden = size(config, "hidden_size", "n_embd", "dim")
     n_head = size(config, "num_attention_heads", "n_head", "n_heads")
@@ -76,26 +103,35 @@ def read_hyperparameters(config: Mapping[str, Any], rope_kinds: tuple[str, ...] 
     given = config.get("head_dim")
     if given is None and hidden % n_head:
         raise CheckpointError(
-            f"config.json: hidden_size {hidden} does not divide by num_attention_heads {n_head}, head_dim is not given"
+            f"config.json: hidden_size {hidden} does not divide by num_attention_heads {n_head} and head_dim is absent;"
+            " correct one of the sizes or add head_dim"
         )
     if n_head % n_head_kv:
         raise CheckpointError(
-            f"config.json: num_attention_heads {n_head} does not divide by num_key_value_heads {n_head_kv}"
+            f"config.json: num_attention_heads {n_head} does not divide by num_key_value_heads {n_head_kv}; correct one"
+            " of them"
         )
     head_dim = size(config, "head_dim") if given is not None else hidden // n_head
     if head_dim % 2:
         raise CheckpointError(
-            f"config.json: a head of {head_dim} values cannot carry rotary positions; it must be even"
+            f"config.json: head_dim is {head_dim}; it must be even, because rotary positions rotate pairs of values"
+        )
+    n_layer = size(config, "num_hidden_layers", "n_layer", "n_layers", "num_layers")
+    n_expert = optional_size(config, "num_local_experts", "num_experts", "n_routed_experts") or 0
+    if n_layer * n_expert > _MAX_EXPERT_LAYERS:
+        raise CheckpointError(
+            f"config.json: {n_layer} layers of {n_expert} experts are {n_layer * n_expert} experts in total; at most"
+            f" {_MAX_EXPERT_LAYERS} are supported"
         )
     return Hyperparameters(
-        n_layer=size(config, "num_hidden_layers", "n_layer", "n_layers", "num_layers"),
+        n_layer=n_layer,
         hidden=hidden,
         n_head=n_head,
         n_head_kv=n_head_kv,
         head_dim=head_dim,
         ffn=size(config, "intermediate_size", "n_inner", "ffn_dim"),
         vocab=size(config, "vocab_size"),
-        n_expert=optional_size(config, "num_local_experts", "num_experts", "n_routed_experts") or 0,
+        n_expert=n_expert,
         n_expert_used=optional_size(config, "num_experts_per_tok", "num_experts_per_token") or 0,
         context=optional_size(
             config,
@@ -131,56 +167,68 @@ def _rope(config: Mapping[str, Any], kinds: tuple[str, ...]) -> dict[str, Any]:
         rope.setdefault("partial_rotary_factor", partial)
     kind = rope["rope_type"] = rope.get("rope_type") or rope.get("type") or "default"
     if kind not in kinds:
-        raise UnsupportedError(f"config.json: rope scaling {kind!r} cannot be expressed in a GGUF of this family")
+        raise UnsupportedError(f"config.json: a GGUF of this family cannot express rope scaling {kind!r}")
     needed = {"linear": ("factor",), "yarn": ("factor",), "llama3": ("factor",)}.get(kind, ())
     for name, value in rope.items():
         if name in _ROPE_NUMBERS and value is not None and not _is_positive(value):
-            raise CheckpointError(f"config.json: rope {name} must be a positive number, not {value!r}")
+            raise CheckpointError(f"config.json: rope {name} must be a positive number, not {_shown(value)}")
     for name in needed:
         if rope.get(name) is None:
-            raise CheckpointError(f"config.json: rope scaling {kind!r} needs a {name}")
-    original = rope.get("original_max_position_embeddings") or config.get("original_max_position_embeddings")
+            raise CheckpointError(f"config.json: rope scaling {kind!r} needs a {name}; add it")
+    original = rope.get("original_max_position_embeddings") or optional_size(config, "original_max_position_embeddings")
     if original is not None:
         rope["original_max_position_embeddings"] = int(original)
     return rope
 
 
 def _is_positive(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and value > 0
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value <= _FLOAT32_MAX
+
+
+def _shown(value: object) -> str:
+    """The value for a message; an integer of thousands of digits is cut, which Python refuses to print."""
+    if isinstance(value, int) and value.bit_length() > 256:
+        return f"a whole number of {value.bit_length()} bits"
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:80]}..."
 
 
 def size(config: Mapping[str, Any], *names: str) -> int:
-    """A count that config.json must give under one of `names`; CheckpointError where it does not."""
+    """The count that config.json has under one of `names`; CheckpointError if it is absent or invalid."""
     value = optional_size(config, *names)
     if value is None:
-        raise CheckpointError(f"config.json has no {names[0]}; it is needed to lay out the tensors")
+        raise CheckpointError(f"config.json has no {names[0]}; add it, the tensor shapes depend on it")
     return value
 
 
 def optional_size(config: Mapping[str, Any], *names: str) -> int | None:
-    """A count that config.json may give under one of `names`; CheckpointError where it is not a positive number."""
+    """The count that config.json has under one of `names`, or None; CheckpointError if it is invalid or too large."""
     for name in names:
         value = config.get(name)
         if value is None:
             continue
-        # Some exporters write 4096.0; a count of experts may be given as 0, for none.
+        # Some exporters write 4096.0; 0 experts means a model without experts.
         if isinstance(value, float) and value.is_integer():
             value = int(value)
         if value == 0 and "expert" in name:
             continue
-        if isinstance(value, bool) or not isinstance(value, int) or not 0 < value <= _LIMIT:
-            raise CheckpointError(f"config.json: {name} must be a positive whole number, not {value!r}")
+        if isinstance(value, bool) or not isinstance(value, int) or value <= 0:
+            raise CheckpointError(f"config.json: {name} must be a positive whole number, not {_shown(value)}")
+        if value > (bound := _BOUNDS.get(name, _INT32_MAX)):
+            raise CheckpointError(f"config.json: {name} is {_shown(value)}, but at most {bound} is supported")
         return value
     return None
 
 
 def number(config: Mapping[str, Any], *names: str) -> float | None:
-    """A number that config.json may give under one of `names`; CheckpointError where it is something else."""
+    """The number that config.json has under one of `names`, or None; CheckpointError if it is not a finite number."""
     for name in names:
         value = config.get(name)
         if value is None:
             continue
         if isinstance(value, bool) or not isinstance(value, int | float):
-            raise CheckpointError(f"config.json: {name} must be a number, not {value!r}")
+            raise CheckpointError(f"config.json: {name} must be a number, not {_shown(value)}")
+        if not abs(value) <= _FLOAT32_MAX:  # true for NaN too
+            raise CheckpointError(f"config.json: {name} must be a finite 32-bit float, not {_shown(value)}")
         return float(value)
     return None

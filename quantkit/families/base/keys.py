@@ -9,7 +9,7 @@ _GATING = {"softmax": 1, "sigmoid": 2}
 
 
 def base_keys(arch: str, sizes: Hyperparameters) -> list[Key]:
-    """What config.json says, as far as every architecture may have it; families add their own after it."""
+    """The keys that every architecture may have; a family appends its own."""
     config = sizes.config
     keys = [Key(f"{arch}.block_count", "u32", sizes.n_layer)]
     if sizes.context is not None:
@@ -33,7 +33,7 @@ def base_keys(arch: str, sizes: Hyperparameters) -> list[Key]:
 
 
 def head_dim_keys(arch: str, sizes: Hyperparameters) -> list[Key]:
-    """Width of a head, where it is stated."""
+    """The keys for the width of a head."""
     return [
         Key(f"{arch}.attention.key_length", "u32", sizes.head_dim),
         Key(f"{arch}.attention.value_length", "u32", sizes.head_dim),
@@ -54,13 +54,15 @@ def _expert_keys(arch: str, sizes: Hyperparameters) -> list[Key]:
     gating = next((config[name] for name in names if config.get(name) is not None), None)
     if gating is not None:
         if gating not in _GATING:
-            raise UnsupportedError(f"config.json: experts are scored by {gating!r}, which llama.cpp does not know")
+            raise UnsupportedError(
+                f"config.json: the router's score function is {gating!r}; llama.cpp supports softmax and sigmoid"
+            )
         keys.append(Key(f"{arch}.expert_gating_func", "u32", _GATING[gating]))
     return keys
 
 
 def rope_keys(arch: str, sizes: Hyperparameters) -> list[Key]:
-    """Rope base and scaling. `dynamic` has no key: a runtime that needs longer contexts asks for it itself."""
+    """Rope base and scaling. `dynamic` has no key, because the runtime chooses it for longer contexts."""
     rope, keys = sizes.rope, []
     kind = rope.get("rope_type")
     if kind in ("linear", "yarn"):

@@ -16,13 +16,13 @@ from quantkit.families.base.hyperparameters import Hyperparameters
 # Buffers that old checkpoints carry and every runtime recomputes.
 _BUFFERS = Dropped(r".*\.(rotary_emb\.inv_freq|attention\.masked_bias|attention\.bias|attn\.masked_bias|attn\.bias)")
 MXFP4_BLOCK = 32
-# What a source may be stacked over, and the size that counts it.
+# Placeholders of a source name over which tensors are stacked, and the size that counts them.
 _STACKED = {"expert": "n_expert", "head": "n_head", "kv_head": "n_head_kv"}
 
 
 @dataclass(frozen=True)
 class Part:
-    """A source tensor, and the matrix to cut out of it. `scales`: the source is in MXFP4 blocks with these scales."""
+    """A source tensor and the matrix to cut from it. `scales`: the tensor with the scales of its MXFP4 blocks."""
 
     source: str
     take: Take = field(default_factory=Take)
@@ -45,7 +45,7 @@ class MappedTensor:
 
     @property
     def part_rows(self) -> int:
-        """Rows that each part gives."""
+        """Rows of each part."""
         return int(np.prod(self.shape[:-1], dtype=np.int64)) // max(len(self.parts), 1)
 
     @property
@@ -74,7 +74,7 @@ def map_tensors(family: Family, sizes: Hyperparameters, tensors: Mapping[str, Sh
 
 
 def left_out(family: Family, sizes: Hyperparameters, tensors: Mapping[str, Shaped]) -> list[str]:
-    """What of the checkpoint no GGUF of this family carries, a sentence for each kind worth telling."""
+    """Sentences about the checkpoint's tensors that a GGUF of this family does not contain."""
     sentences = []
     for drop in family.dropped:
         names = [name for name in tensors if drop.matches(sizes, name)]
@@ -87,9 +87,9 @@ def left_out(family: Family, sizes: Hyperparameters, tensors: Mapping[str, Shape
 def canonical_checkpoint(
     family: Family, sizes: Hyperparameters, tensors: Mapping[str, Shaped], *, nearest: bool = False
 ) -> tuple[dict[str, Any], list[MappedTensor]]:
-    """The checkpoint as its native transformers architecture has it: config.json, and where each tensor comes from.
+    """The checkpoint as its native transformers architecture: config.json, and the source of each tensor.
 
-    `nearest`: as the nearest architecture where none is the same (see `Canonical`).
+    `nearest`: accept the nearest architecture if none is the same (see `Canonical`).
 
     Raises:
         UnsupportedError: transformers has no native architecture for this checkpoint.
@@ -104,7 +104,7 @@ def canonical_checkpoint(
     canonical = family.canonical(sizes)
     if canonical is None or not (canonical.native or nearest):
         raise UnsupportedError(
-            f"transformers has no architecture of its own for this {family.name} checkpoint; it becomes GGUF only"
+            f"transformers has no architecture of its own for this {family.name} checkpoint; convert it to GGUF instead"
         )
     return canonical.config(sizes.config), mapper.map(canonical.rules)
 
@@ -177,13 +177,15 @@ class _Mapper:
             if actual != shape:
                 raise CheckpointError(
                     f"tensor {name} has shape {list(actual)}, but config.json makes it {list(shape)}"
-                    f" ({' x '.join(rule.shape)}); the weights and config.json do not belong together"
+                    f" ({' x '.join(rule.shape)}); use the config.json that belongs to these weights"
                 )
         self.used.update(names)
         scales = rule.scales.format(layer=layer) if rule.scales else None
         if scales is not None:
             if scales not in self.names:
-                raise CheckpointError(f"tensor {scales} is missing from the checkpoint; {names[0]} cannot be read")
+                raise CheckpointError(
+                    f"tensor {scales} is missing from the checkpoint; without it {names[0]} cannot be read"
+                )
             self.used.add(scales)
             shape = (*shape[:-2], shape[-2] * MXFP4_BLOCK)
         return self._cut(rule, [self.names[name] for name in names], shape, scales and self.names[scales], layer)
@@ -200,9 +202,9 @@ class _Mapper:
         return MappedTensor(target, (len(parts), *one) if stacked else one, parts, None, step, rule.adjust)
 
     def _cuts_of(self, rule: Rule, shape: tuple[int, ...]) -> tuple[tuple[Take, ...], bool]:
-        """What to cut out of each source, and whether the rule names several cuts; the same object for every layer.
+        """The cuts from each source, and whether the rule has several; all layers share the same object.
 
-        The rows of all experts of gpt-oss-120b are 20 MB of numbers, of which 36 layers need one copy.
+        Sharing matters for gpt-oss-120b: the row indices of all its experts take 20 MB, and it has 36 layers.
         """
         if id(rule) not in self.cuts:
             taken: Take | tuple[Take, ...] = Take()
@@ -212,8 +214,8 @@ class _Mapper:
             elif rule.take:
                 taken = rule.take(self.sizes)
             several = isinstance(taken, tuple)
-            each = taken if isinstance(taken, tuple) else (taken,)
-            self.cuts[id(rule)] = tuple(_resolved(cut, shape) for cut in each), several
+            cuts = taken if isinstance(taken, tuple) else (taken,)
+            self.cuts[id(rule)] = tuple(_resolved(cut, shape) for cut in cuts), several
         return self.cuts[id(rule)]
 
     def _refuse_unknown(self, rules: tuple[Rule, ...], unknown: list[str]) -> None:
@@ -223,13 +225,13 @@ class _Mapper:
         ]
         if beyond:
             raise CheckpointError(
-                f"tensor {beyond[0]} is beyond the {n_layer} layers of config.json;"
-                " the weights and config.json do not belong together"
+                f"tensor {beyond[0]} is beyond the {n_layer} layers of config.json; use the config.json that belongs to"
+                " these weights"
             )
         known = [rule.source.format(layer=0, expert=0, head=0, kv_head=0) for rule in rules]
         close = difflib.get_close_matches(re.sub(r"\.\d+\.", ".0.", unknown[0]), known, n=1)
         more = f" (and {len(unknown) - 1} more)" if len(unknown) > 1 else ""
-        hint = f"; the nearest it knows is {close[0]}" if close else ""
+        hint = f"; the nearest known name is {close[0]}" if close else ""
         raise UnsupportedError(f"tensor {unknown[0]}{more} is not part of the {self.family.name} family{hint}")
 
 
@@ -240,11 +242,11 @@ def _stacked_over(rule: Rule) -> str | None:
 def _missing(rule: Rule, name: str, sizes: Hyperparameters) -> str:
     experts = f" of {sizes.n_expert} experts" if sizes.n_expert else ""
     head = " and an output head of its own (tie_word_embeddings is false)" if rule.tied_to_embedding else ""
-    return f"tensor {name} is missing from the checkpoint; config.json asks for {sizes.n_layer} layers{experts}{head}"
+    return f"tensor {name} is missing from the checkpoint; config.json describes {sizes.n_layer} layers{experts}{head}"
 
 
 def _resolved(take: Take, shape: tuple[int, ...]) -> Take:
-    """The cut as it is read: the elements of a vector are columns of its one row, a turned matrix names its rows."""
+    """The cut with explicit indices: vectors become columns of one row, a transposed matrix lists its rows."""
     if len(shape) == 1:
         return Take(columns=take.rows)
     if take.transposed and take.rows is None:
@@ -253,7 +255,7 @@ def _resolved(take: Take, shape: tuple[int, ...]) -> Take:
 
 
 def _cut_shape(shape: tuple[int, ...], take: Take) -> tuple[int, ...]:
-    """Shape of what is cut out of one source tensor: as it stands, or a matrix, or a vector out of a vector."""
+    """Shape of the cut from one source tensor: unchanged, a matrix, or a vector for a vector."""
     if take.rows is None and take.columns is None:
         return shape
     n_columns = len(take.columns) if take.columns is not None else shape[-1]

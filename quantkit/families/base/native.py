@@ -1,4 +1,4 @@
-"""A checkpoint as its native transformers architecture has it: config.json, and the tensors under native names."""
+"""A checkpoint as its native transformers architecture: config.json, and tensors under native names."""
 
 from collections.abc import Mapping
 from functools import cached_property
@@ -17,7 +17,7 @@ from quantkit.forward.weights import Weights
 
 
 class Source(Protocol):
-    """What the stream runs: weights of a native architecture under native names, read where they stand."""
+    """The input of the stream: weights of a native architecture under native names, read from disk on demand."""
 
     architecture: Architecture
 
@@ -32,16 +32,17 @@ class Source(Protocol):
 
 
 class Native:
-    """config.json and tensors of the native architecture; values are read where they stand, nothing is in memory.
+    """config.json and tensors of the native architecture; values are read from disk on demand.
 
-    Experts that the checkpoint has fused into one tensor of all (as transformers 5 saves them) stand under the names
-    they have one by one, which is how every loader of quantized files wants them.
+    A checkpoint may fuse all experts into one tensor (transformers 5). Here each expert has tensors of its own, because
+    every loader of quantized files expects them.
     """
 
     def __init__(self, checkpoint: Checkpoint, *, nearest: bool = False) -> None:
-        """`nearest`: the nearest architecture will do where none is the same (see `families.Canonical`).
+        """`nearest`: accept the nearest architecture if none is the same (see `families.Canonical`).
 
-        Raises UnsupportedError where there is no native architecture, or the forward does not know it or a setting.
+        Raises:
+            UnsupportedError: no native architecture exists, or the forward does not support it or a setting.
         """
         family = find_family(checkpoint.config)
         self.sizes = family.sizes(checkpoint.config)
@@ -70,7 +71,7 @@ class Native:
         return self.rows(name, 0, tensor.part_rows * len(tensor.parts)).reshape(tensor.shape)
 
     def held_type(self, name: str) -> np.dtype[Any]:
-        """The type a tensor is read in."""
+        """The dtype that a tensor is read in."""
         return self.checkpoint.tensors[self.tensors[name].parts[0].source].read_dtype
 
 
@@ -89,7 +90,7 @@ def _one_by_one(
 
 
 def _stack_of(name: str, experts: Experts) -> str | None:
-    """`up` or `down` if all experts stand in this tensor: the stacked gate and up, or down."""
+    """`up` for the stacked gate and up of all experts, `down` for the stacked down, None for other tensors."""
     stacked = experts.stacked
     assert stacked is not None
     for role, linear in (("up", stacked.fused or stacked.up), ("down", stacked.down)):

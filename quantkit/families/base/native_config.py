@@ -1,9 +1,9 @@
-"""config.json of the native architecture that a checkpoint of remote code is the same model as."""
+"""config.json of the native architecture that computes the same as a checkpoint of remote code."""
 
 from collections.abc import Mapping
 from typing import Any
 
-# What means the same in published remote code and in transformers.
+# Settings with the same meaning in published remote code and in transformers.
 _SHARED = (
     "bos_token_id",
     "dtype",
@@ -27,7 +27,7 @@ _SHARED = (
 
 
 def shared(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings that mean the same in both, as far as they are stated."""
+    """The settings with the same meaning in both that config.json states."""
     return {key: config[key] for key in _SHARED if config.get(key) is not None}
 
 

@@ -1,4 +1,4 @@
-"""Rows of a mapped tensor, read from the checkpoint: the only place that carries out what rules say."""
+"""Reading rows of a mapped tensor from the checkpoint; only this module applies the rules' cuts."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -10,7 +10,7 @@ from quantkit.families.base.mapping import MXFP4_BLOCK, MappedTensor, Part
 
 ReadRows = Callable[[str, int, int], NDArray[Any]]
 
-# Stretches of wanted rows with at most this many unwanted ones between them are read in one go.
+# Runs of needed rows with at most this many other rows between them are read together.
 _GAP = 8
 
 
@@ -36,27 +36,27 @@ def read_mapped(read_rows: ReadRows, tensor: MappedTensor, start: int, stop: int
 def _cut(read: Callable[[int, int], NDArray[Any]], part: Part, start: int, stop: int) -> NDArray[Any]:
     take = part.take
     if take.transposed:
-        assert take.rows is not None  # the mapping names the rows of whatever it turns on its side
-        values = _wanted(read, take.rows)
+        assert take.rows is not None  # the mapping lists the rows of every transposed cut
+        values = _read_in_order(read, take.rows)
         return np.ascontiguousarray((values if take.columns is None else values[:, take.columns]).T[start:stop])
-    values = read(start, stop) if take.rows is None else _wanted(read, take.rows[start:stop])
+    values = read(start, stop) if take.rows is None else _read_in_order(read, take.rows[start:stop])
     return values if take.columns is None else values[:, take.columns]
 
 
-def _wanted(read: Callable[[int, int], NDArray[Any]], rows: NDArray[np.int64]) -> NDArray[Any]:
-    """The rows in the order given; each stretch of neighbours is read once."""
+def _read_in_order(read: Callable[[int, int], NDArray[Any]], rows: NDArray[np.int64]) -> NDArray[Any]:
+    """The rows in the given order; each run of neighbouring rows is read once."""
     order = np.argsort(rows, kind="stable")
     pieces = []
-    for near in _stretches(rows[order]):
-        first = int(near[0])
-        pieces.append(read(first, int(near[-1]) + 1)[near - first])
+    for run in _runs(rows[order]):
+        first = int(run[0])
+        pieces.append(read(first, int(run[-1]) + 1)[run - first])
     values = pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
     back = np.empty_like(order)
     back[order] = np.arange(len(order))
     return values[back]
 
 
-def _stretches(rows: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
+def _runs(rows: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
     yield from np.split(rows, np.flatnonzero(np.diff(rows) > _GAP + 1) + 1)
 
 

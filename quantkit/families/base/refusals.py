@@ -1,4 +1,4 @@
-"""Settings of config.json that llama.cpp supports with one value only: refused, or reported as a caution."""
+"""Checks of config.json settings that llama.cpp supports with one value only: an error, or a caution."""
 
 import math
 from collections.abc import Mapping
@@ -7,32 +7,33 @@ from typing import Any
 from quantkit.errors import UnsupportedError
 from quantkit.families.base.hyperparameters import Hyperparameters, number, optional_size
 
-# llama.cpp's LLM_FFN_GELU is the tanh form out of a table; the exact form differs from it by less than the table does.
+# llama.cpp's LLM_FFN_GELU reads the tanh form from a table; the table's error exceeds the gap to the exact form.
 GELU = ("gelu", "gelu_new", "gelu_fast", "gelu_pytorch_tanh", "gelu_python", "gelu_accurate")
 SILU = ("silu", "swish")
 
 
 def only(config: Mapping[str, Any], name: str, *allowed: object, family: str) -> None:
-    """Refuse a setting that is given and is not one of `allowed`; None counts as not given.
+    """Refuse a setting whose value is not in `allowed`; an absent setting and None pass.
 
     Raises:
         UnsupportedError: llama.cpp does not run the family with this setting.
     """
     value = config.get(name)
-    if value is None or any(value == each and isinstance(value, bool) == isinstance(each, bool) for each in allowed):
+    if value is None or any(value == good and isinstance(value, bool) == isinstance(good, bool) for good in allowed):
         return
-    known = " or ".join(str(each).lower() if isinstance(each, bool) else str(each) for each in allowed)
-    said = str(value).lower() if isinstance(value, bool) else repr(value)
+    supported = " or ".join(str(good).lower() if isinstance(good, bool) else str(good) for good in allowed)
+    shown = str(value).lower() if isinstance(value, bool) else repr(value)
     raise UnsupportedError(
-        f"config.json: {name} is {said}, but llama.cpp runs {family} only with {known}; no GGUF can express it"
+        f"config.json: {name} is {shown}, but llama.cpp runs {family} only with {supported}; a GGUF cannot express this"
+        " setting"
     )
 
 
 def plain_yarn(config: Mapping[str, Any], family: str) -> None:
-    """Refuse YaRN with settings other than the factor: most of llama.cpp's architectures read only the factor.
+    """Refuse YaRN settings that differ from llama.cpp's constants; most of its architectures read only the factor.
 
-    The rest is built in: beta_fast 32, beta_slow 1, an attention factor of 0.1 ln(factor) + 1 (llama-context.cpp),
-    which are transformers' defaults too.
+    The constants are beta_fast 32, beta_slow 1 and an attention factor of 0.1 ln(factor) + 1 (llama-context.cpp).
+    transformers has the same defaults.
 
     Raises:
         UnsupportedError: a setting that llama.cpp would ignore.
@@ -40,28 +41,28 @@ def plain_yarn(config: Mapping[str, Any], family: str) -> None:
     rope = config.get("rope_parameters") or config.get("rope_scaling")
     if not isinstance(rope, Mapping) or (rope.get("rope_type") or rope.get("type")) != "yarn":
         return
-    named = f"{family} with YaRN"
-    only(rope, "beta_fast", 32, family=named)
-    only(rope, "beta_slow", 1, family=named)
-    only(rope, "truncate", True, family=named)
-    stretch = math.log(max(number(rope, "factor") or 1.0, 1.0))
-    given, mscale, all_dims = (number(rope, name) for name in ("attention_factor", "mscale", "mscale_all_dim"))
-    if given is None and mscale and all_dims:
-        given = (0.1 * mscale * stretch + 1) / (0.1 * all_dims * stretch + 1)
-    built_in = 0.1 * stretch + 1
-    if given is not None and not math.isclose(given, built_in, rel_tol=1e-4):
+    with_yarn = f"{family} with YaRN"
+    only(rope, "beta_fast", 32, family=with_yarn)
+    only(rope, "beta_slow", 1, family=with_yarn)
+    only(rope, "truncate", True, family=with_yarn)
+    log_factor = math.log(max(number(rope, "factor") or 1.0, 1.0))
+    attention, mscale, all_dims = (number(rope, name) for name in ("attention_factor", "mscale", "mscale_all_dim"))
+    if attention is None and mscale and all_dims:
+        attention = (0.1 * mscale * log_factor + 1) / (0.1 * all_dims * log_factor + 1)
+    built_in = 0.1 * log_factor + 1
+    if attention is not None and not math.isclose(attention, built_in, rel_tol=1e-4):
         raise UnsupportedError(
-            f"config.json: YaRN's attention_factor is {given:g}, but llama.cpp runs {named} only with {built_in:g};"
-            " no GGUF can express it"
+            f"config.json: YaRN's attention_factor is {attention:g}, but llama.cpp runs {with_yarn} only with"
+            f" {built_in:g}; a GGUF cannot express this setting"
         )
 
 
 def window_ignored(sizes: Hyperparameters) -> list[str]:
-    """The caution for a sliding window that llama.cpp ignores (Mistral 7B v0.1, Phi-3): it attends to all tokens."""
+    """The caution for a sliding window that llama.cpp ignores (Mistral 7B v0.1, Phi-3)."""
     window = optional_size(sizes.config, "sliding_window")
     if window is None or sizes.context is None or window >= sizes.context:
         return []
     return [
-        f"the model attends to its last {window} tokens, llama.cpp to the whole text: a longer one reads otherwise than"
-        " in the checkpoint"
+        "llama.cpp ignores this model's sliding window and attends to all tokens; the model attends to its last"
+        f" {window} tokens, so outputs differ for longer texts"
     ]

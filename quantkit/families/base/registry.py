@@ -1,4 +1,4 @@
-"""Every family, and what other rooms look up in them: by config.json, by GGUF architecture, by model_type."""
+"""The registry of families: lookups by config.json, by GGUF architecture and by model_type."""
 
 import difflib
 import importlib
@@ -25,6 +25,16 @@ from quantkit.tokenizer.roles import NO_ROLES, TokenRoles
 FOLDERS_VARIABLE = "QUANTKIT_FAMILIES"
 """Environment variable: folders of the user's own family files, separated as in PATH."""
 
+# Classes that wrap a model when it is saved: before its own name, or in its place.
+_WRAPPER = re.compile(r"^(FSDP|DDP|Peft)(?=[A-Z])")
+_WRAPPER_CLASSES = (
+    "DeepSpeedEngine",
+    "DistributedDataParallel",
+    "FullyShardedDataParallel",
+    "OptimizedModule",
+    "PeftModel",
+    "PeftModelForCausalLM",
+)
 _ENDING = re.compile(r"(For[A-Z]\w+|LMHeadModel|Model)$")
 
 
@@ -32,7 +42,7 @@ def all_families() -> tuple[Family, ...]:
     """Every family by module name: quantkit's own, then those of the folders in QUANTKIT_FAMILIES.
 
     Raises:
-        UsageError: a family file of the user's cannot be loaded.
+        UsageError: a user's family file cannot be loaded.
     """
     return (*_own().values(), *_users(os.environ.get(FOLDERS_VARIABLE, "")).values())
 
@@ -59,7 +69,7 @@ def _users(folders: str) -> dict[str, Family]:
             for name in family.architectures:
                 if name in owners:
                     raise UsageError(
-                        f"{path} defines architecture {name}, which {owners[name]} has already; remove the name from"
+                        f"{path} defines architecture {name}, which {owners[name]} also defines; remove the name from"
                         " one of them"
                     )
                 owners[name] = str(path)
@@ -92,28 +102,66 @@ def _import(path: Path) -> ModuleType:
 
 
 def find_family(config: Mapping[str, Any]) -> Family:
-    """The family of the first name in `config["architectures"]`.
+    """The family of the architecture that config.json names, see `complete_architecture`.
 
     Raises:
-        UnsupportedError: no family has this architecture; the message says how to add one and lists the known ones.
-        UsageError: a family file of the user's cannot be loaded.
+        UnsupportedError: no family has this architecture; the message says how to add one and names the nearest ones.
+        UsageError: a user's family file cannot be loaded.
     """
-    wanted = _architecture_name(config)
     known = {name: family for family in all_families() for name in family.architectures}
+    wanted = _architecture_name(complete_architecture(config))
     if wanted in known:
         return known[wanted]
-    supported = ", ".join(sorted(known))
     if wanted is None:
-        raise UnsupportedError(f'config.json names no architecture ("architectures": [...]); supported are {supported}')
+        model_type = config.get("model_type")
+        known_type = f" and its model_type {model_type!a} is not known" if isinstance(model_type, str) else ""
+        raise UnsupportedError(
+            f'config.json names no architecture{known_type}; add "architectures": ["NAME"] with the name of the'
+            " model's class"
+        )
     near = _nearest(wanted, known)
-    hint = f"; the nearest by name is {near}" if near else ""
+    *others, last = near or [""]
+    names = f"{', '.join(others)} and {last}" if others else last
+    hint = f"; the nearest by name {'are' if others else 'is'} {names}" if near else ""
     modules = {name: module for module, family in _own().items() for name in family.architectures}
-    example = modules.get(near or "", "llama")
+    example = modules.get(near[0] if near else "", "llama")
     raise UnsupportedError(
-        f"architecture {wanted} of config.json is not supported yet; it would need a family file, as"
-        f" quantkit/families/{example}.py is one, for an architecture that llama.cpp runs; supported are"
-        f" {supported}{hint}"
+        f"architecture {wanted} of config.json is not supported yet; if llama.cpp runs it, add a family file such as"
+        f" quantkit/families/{example}.py{hint}"
     )
+
+
+def complete_architecture(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """config.json with the architecture of its model_type where it names none or the class of a wrapper.
+
+    A wrapper before a known name (FSDPLlamaForCausalLM) is taken off. Other configs are returned as they are.
+    """
+    name = _architecture_name(config)
+    known = [known for family in all_families() for known in family.architectures]
+    if name in known:
+        return config
+    inner: str | None = None
+    if name is not None:
+        inner = _WRAPPER.sub("", name)
+        if inner not in known:
+            inner = None
+    if inner is None and (name is None or name in _WRAPPER_CLASSES):
+        inner = _architecture_of_type(config)
+    return config if inner is None else {**config, "architectures": [inner]}
+
+
+def _architecture_of_type(config: Mapping[str, Any]) -> str | None:
+    """The architecture whose name is that of the model_type ("qwen2_moe": Qwen2MoeForCausalLM), else its family's."""
+    model_type = config.get("model_type")
+    if not isinstance(model_type, str):
+        return None
+    plain = model_type.removesuffix("_text").replace("_", "").replace("-", "").lower()
+    for family in all_families():
+        named = [name for name in family.architectures if _ENDING.sub("", name).lower() == plain]
+        whole = [name for name in named if name.endswith("ForConditionalGeneration") == ("text_config" in config)]
+        if named:
+            return (whole or named)[0]
+    return next((family.architectures[0] for family in all_families() if model_type in family.defaults), None)
 
 
 def _architecture_name(config: Mapping[str, Any]) -> str | None:
@@ -121,22 +169,26 @@ def _architecture_name(config: Mapping[str, Any]) -> str | None:
     return names[0] if isinstance(names, list) and names and isinstance(names[0], str) else None
 
 
-def _nearest(wanted: str, known: Iterable[str]) -> str | None:
-    """The known architecture with the most similar name, endings such as ForCausalLM left out."""
+def _nearest(wanted: str, known: Iterable[str]) -> list[str]:
+    """The known architectures with the most similar names, at most three; endings such as ForCausalLM are left out."""
     models = {_ENDING.sub("", name): name for name in known}
-    close = difflib.get_close_matches(_ENDING.sub("", wanted), models, n=1, cutoff=0.65)
-    return models[close[0]] if close else None
+    close = difflib.get_close_matches(_ENDING.sub("", wanted), models, n=3, cutoff=0.65)
+    return [models[name] for name in close]
 
 
-def check_config(config: Mapping[str, Any]) -> None:
-    """Refuse what config.json alone shows cannot be converted, before any weights are fetched.
+def check_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Refuse a model that config.json alone shows to be unsupported, before any weights are fetched.
+
+    Returns config.json with its architecture filled in, see `complete_architecture`.
 
     Raises:
         UnsupportedError: no family has the architecture, or a GGUF cannot express a setting.
         CheckpointError: a size is missing or inconsistent with another one.
     """
-    family = find_family(config)
-    family.keys(family.gguf_arch, family.sizes(config))
+    completed = complete_architecture(config)
+    family = find_family(completed)
+    family.keys(family.gguf_arch, family.sizes(completed))
+    return completed
 
 
 def find_architecture(config: Mapping[str, Any]) -> Architecture:
@@ -148,10 +200,10 @@ def find_architecture(config: Mapping[str, Any]) -> Architecture:
     name = _architecture_name(config) or "LlamaForCausalLM"
     architecture = forward_architectures().get(name)
     if architecture is None:
-        raise UnsupportedError(f"the reference forward does not know the architecture {name} of config.json")
+        raise UnsupportedError(f"the reference forward does not support architecture {name} of config.json")
     reason = architecture.refused(config)
     if reason:
-        raise UnsupportedError(f"the reference forward of {name} does not know {reason}")
+        raise UnsupportedError(f"the reference forward of {name} does not support {reason}")
     return replace(architecture, **architecture.variant(config))
 
 
@@ -178,7 +230,7 @@ def token_roles(config: Mapping[str, Any]) -> TokenRoles:
 
 
 def traits_of(gguf_arch: str) -> Traits:
-    """The traits of a GGUF architecture; those of Llama where nothing is known of it."""
+    """The traits of a GGUF architecture; those of Llama for an unknown one."""
     from quantkit.families.unconverted import TRAITS
 
     for family in all_families():
@@ -193,7 +245,7 @@ def has_checked_plan(gguf_arch: str) -> bool:
 
 
 def positions_of(model_type: str | None) -> str | None:
-    """`alibi` or `learned` where the model_type of config.json alone decides it, else None."""
+    """`alibi` or `learned` if the model_type of config.json alone decides it, else None."""
     from quantkit.families.unconverted import POSITIONS
 
     for family in all_families():

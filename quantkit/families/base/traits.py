@@ -1,4 +1,4 @@
-"""What the memory plan must know of a GGUF architecture's graph that tensors and keys do not show."""
+"""Properties of a GGUF architecture's graph that the memory plan needs and that tensors and keys do not show."""
 
 from dataclasses import dataclass
 from typing import Literal

@@ -1,0 +1,87 @@
+"""Folders that are not a checkpoint: what they hold, by their files' names, and what to pass instead."""
+
+import json
+import re
+from collections.abc import Collection
+from pathlib import Path
+
+from quantkit.checkpoint.jsonfile import shown
+
+_TRAINER = re.compile(r"checkpoint-(\d+)")
+
+
+def describe_names(names: Collection[str]) -> str | None:
+    """What a folder or repository with these names holds instead of a checkpoint, and what to do; None: unknown."""
+
+    def first(pattern: str) -> str | None:
+        return next((name for name in sorted(names) if re.fullmatch(pattern, name)), None)
+
+    if first(r"(model|pytorch_model)(-\d+-of-\d+)?\.(safetensors|bin)"):
+        return None  # a model whose config.json is missing; what lies beside its weights is not the cause
+    if first(r"adapter_(model\.(safetensors|bin)|config\.json)"):
+        return "holds an adapter (LoRA), not a model; merge it into its base model first (PEFT's merge_and_unload)"
+    if first(r".*\.distcp|pytorch_model_fsdp(_\d+)?"):
+        return "holds a sharded FSDP state, not a model; merge it first with `accelerate merge-weights`"
+    if first(r"zero_to_fp32\.py|global_step\d+|(bf16_)?zero_pp_rank_.*\.pt"):
+        return (
+            "holds the training state of DeepSpeed ZeRO, not a model; consolidate it with "
+            "`python zero_to_fp32.py . OUTPUT --safe_serialization` first"
+        )
+    if first(r".*\.gguf"):
+        return "holds GGUF files, not a checkpoint; pass one of those files instead"
+    original = first(r"consolidated.*\.(safetensors|pth)")
+    if original:
+        return f"holds only the original weights ({original}); take the checkpoint in Hugging Face format"
+    if first(r"(tf_model\.h5|flax_model\.msgpack|model\.ckpt.*)"):
+        return "holds only TensorFlow or Flax weights; take a checkpoint with model.safetensors"
+    return None
+
+
+def describe_folder(folder: Path) -> str | None:
+    """What a local folder holds instead of a checkpoint, and what to do; None where it is not known.
+
+    Names the folder inside that is a checkpoint (of a hub cache, of a training run), and an adapter's base model.
+    """
+    try:
+        names = [entry.name for entry in folder.iterdir()]
+    except OSError:
+        return None
+    snapshot = _snapshot(folder)
+    if snapshot is not None:
+        return f"is a hub cache folder, not a checkpoint; pass the snapshot inside it, {snapshot}"
+    base = _base_model(folder) if "adapter_config.json" in names else None
+    if base:
+        return (
+            f"holds an adapter (LoRA) for {shown(base)}, not a model; merge it into that base model first "
+            "(PEFT's merge_and_unload)"
+        )
+    steps = sorted((int(match[1]), match[0]) for match in map(_TRAINER.fullmatch, names) if match)
+    if steps:
+        return f"holds {len(steps)} checkpoints of a training run; pass one of them, such as {folder / steps[-1][1]}"
+    return describe_names(names)
+
+
+def _snapshot(folder: Path) -> Path | None:
+    """The snapshot of a hub cache folder (models--ORG--NAME or its snapshots/) that refs/main or the date names."""
+    snapshots = folder if folder.name == "snapshots" else folder / "snapshots"
+    if not snapshots.resolve().parent.name.startswith("models--"):
+        return None
+    try:
+        main = snapshots / (snapshots.parent / "refs" / "main").read_text().strip()
+        if main.is_dir() and main.parent == snapshots:
+            return main
+    except (OSError, ValueError):
+        pass
+    try:
+        revisions = [path for path in snapshots.iterdir() if path.is_dir()]
+        return max(revisions, key=lambda path: path.stat().st_mtime, default=None)
+    except OSError:
+        return None
+
+
+def _base_model(folder: Path) -> str | None:
+    try:
+        name = json.loads((folder / "adapter_config.json").read_bytes()).get("base_model_name_or_path")
+    except (OSError, ValueError, AttributeError, RecursionError):
+        return None
+    return name if isinstance(name, str) and name else None
