@@ -53,7 +53,9 @@ def add_ends(
             "no file of the checkpoint names an end of text (EOS); llama.cpp takes a token of its own choice for it"
         ]
     known = {ids["eos"], ids.get("eot"), ids.get("eom")}
-    ends = dict.fromkeys(number for numbers in sources.values() for number in numbers)
+    # a bare number of config.json that a token's name overrules is a conflict, as for llama.cpp's converter, not an end
+    bare = {"config.json"} if len(sources.get("config.json", ())) == 1 else set()
+    ends = dict.fromkeys(number for name, numbers in sources.items() if name not in bare for number in numbers)
     more = [number for number in ends if number not in known and _text(texts, number) not in _STOPS_BY_TEXT]
     for role in ("eot", "eom"):
         if role not in ids and more:

@@ -241,8 +241,13 @@ def test_published_tokenizers_have_their_own_ids(entry: Published, tmp_path: Pat
     )
     assert vocabulary.pre == entry.pre
     assert len(vocabulary.tokens) == entry.vocab_size
+    # llama.cpp's converter reads no list of ends; each that it does not stop at has a key after its own ids
+    roles = ("eot_token_id", "eom_token_id")
+    ends = [
+        key for key in vocabulary.keys if listed and key.key.endswith(roles) and key.value in config["eos_token_id"]
+    ]
     if entry.digest:
-        assert digest(vocabulary.keys) == entry.digest
+        assert digest(key for key in vocabulary.keys if key not in ends) == entry.digest
 
 
 @pytest.mark.full

@@ -127,6 +127,11 @@ class TestEnds:
         assert "config.json names 7 (" in told
         assert "the GGUF's EOS is 9 (" in told
 
+    def test_a_bare_number_that_a_name_overrules_is_told_and_adds_no_key(self, smollm: Path) -> None:
+        vocabulary = load_vocabulary(smollm, BPE | {"eos_token_id": 7})
+        assert [value(vocabulary, f"{role}_token_id") for role in ("eos", "eot", "eom")] == [2, None, None]
+        assert any("config.json names 7 (" in warning for warning in vocabulary.warnings)
+
     def test_an_absent_eos_is_a_warning(self, smollm: Path) -> None:
         change(smollm, eos_token=...)
         change(smollm, "special_tokens_map.json", eos_token=...)
