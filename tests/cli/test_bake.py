@@ -358,7 +358,7 @@ BAD = {
     "only push without push": (["tiny.toml", "--only", "push"], 2, "write both"),
     "measuring what is not there": (["tiny.toml", "--only", "measure"], 1, "bake it with convert first"),
     "a source that is nothing": (["tiny.toml", "--source", "nowhere"], 2, "neither a hub id ORG/NAME nor a folder"),
-    "no group of 128": (["tiny.toml", "--set", "formats.awq=true", "--only", "convert"], 1, "groups of 128"),
+    "no group of 128": (["tiny.toml", "--set", "formats.awq=true", "--only", "convert"], 1, "group size 128"),
 }
 
 

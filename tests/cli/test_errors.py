@@ -281,7 +281,7 @@ def test_a_source_that_is_nothing_known_is_one_sentence(tmp_path: Path) -> None:
     assert "broken.gguf" in answer.sentence
     answer = quantkit("gguf", tmp_path)
     assert answer.code == 1
-    assert "config.json" in answer.sentence
+    assert "holds GGUF files, not a checkpoint; pass one of those files" in answer.sentence
 
 
 def test_no_network_and_no_cache_are_one_sentence(tmp_path: Path) -> None:

@@ -176,7 +176,7 @@ def test_an_unfinished_measurement_of_something_else_is_not_thrown_away_unasked(
 
 BAD = {
     "no text": (["model"], "measuring needs a text"),
-    "no such text": (["model", "--text", "nowhere.txt"], "nowhere.txt does not exist"),
+    "no such text": (["model", "--text", "nowhere.txt"], "nowhere.txt not found"),
     "an empty text": (["model", "--text", "empty.txt"], "empty.txt is empty"),
     "a binary text": (["model", "--text", "model-GGUF/model-Q8_0.gguf"], "is not text"),
     "a text shorter than a window": (["model", "--text", "short.txt"], "short.txt has 4 tokens, but one window needs"),

@@ -122,7 +122,7 @@ def test_folders_of_every_architecture_give_the_sources_logits(name: str, tmp_pa
 def test_what_no_architecture_of_transformers_is_the_same_as_is_refused(name: str, tmp_path: Path) -> None:
     with (
         open_checkpoint(str(write_checkpoint(name, tmp_path / name))) as checkpoint,
-        pytest.raises(UnsupportedError, match="it becomes GGUF only"),
+        pytest.raises(UnsupportedError, match="convert it to GGUF instead"),
     ):
         Native(checkpoint)
 

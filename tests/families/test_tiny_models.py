@@ -13,15 +13,10 @@ from quantkit.families import all_families
 from quantkit.llamacpp.session import logits
 from tests.families.expected import expected, read_gguf, write_checkpoint
 from tests.families.models import TOKENS, all_cases
-from tests.helpers import conversions
+from tests.helpers.conversions import to_gguf
 
 # Keys that the converter leaves to the vocabulary, or that quantizing states anew.
 NOT_COMPARED = {"general.architecture"}
-
-
-def to_gguf(checkpoint: Path, folder: Path) -> Path:
-    """The checkpoint as an f32 file."""
-    return conversions.to_gguf(checkpoint, "f32", folder)
 
 
 @pytest.mark.parametrize("name", sorted(all_cases()))

@@ -19,7 +19,7 @@ from quantkit.stream.stream import Stream, Tensors
 from quantkit.texts.samples import load_samples
 from tests.families.expected import write_checkpoint
 from tests.families.models import all_cases
-from tests.families.test_tiny_models import to_gguf
+from tests.helpers.conversions import to_gguf
 from tests.helpers.imatrix_peer import Entry, llama_imatrix
 from tests.helpers.real import smollm2_or_skip
 from tests.imatrix.llama_names import GOLDEN, TOKENS, of_llama_cpp, shape_of

@@ -10,8 +10,9 @@ from quantkit.families import has_checked_plan
 from quantkit.measurement.memory import loaded_memory
 from quantkit.planning.context import Context
 from quantkit.planning.memory import plan_memory
+from tests.families.expected import write_checkpoint
 from tests.families.models import all_cases
-from tests.families.test_tiny_models import to_gguf, write_checkpoint
+from tests.helpers.conversions import to_gguf
 from tests.helpers.rpc_server import Rpc, rpc
 from tests.planning.llama_memory import Job, measure
 from tests.planning.models import read_model
@@ -24,7 +25,7 @@ HUNDREDTH = 0.0051 * (1 << 20)
 
 @pytest.mark.parametrize("name", sorted(all_cases()))
 def test_the_compute_buffer_is_llama_cpps(name: str, tmp_path: Path) -> None:
-    path = to_gguf(write_checkpoint(name, tmp_path / name), tmp_path)
+    path = to_gguf(write_checkpoint(name, tmp_path / name), "f32", tmp_path)
     shape, tensors = read_model(path)
     assert has_checked_plan(shape.arch)
     jobs = [Job(str(path), n_ctx=n_ctx, flash=flash) for n_ctx, flash in ((512, -1), (2048, 0), (8192, -1))]
@@ -46,7 +47,7 @@ def server() -> Iterator[str]:
 @pytest.mark.parametrize("name", ["llama", "mixtral", "deepseek-v3", "bloom", "qwen2moe", "falcon-40b"])
 def test_each_device_takes_what_the_plan_says_for_any_number_of_layers(name: str, server: str, tmp_path: Path) -> None:
     assert os.environ["GGML_BACKEND_PATH"]
-    path = to_gguf(write_checkpoint(name, tmp_path / name), tmp_path)
+    path = to_gguf(write_checkpoint(name, tmp_path / name), "f32", tmp_path)
     shape, tensors = read_model(path)
     for layers in range(1, shape.n_layer + 2):
         found = loaded_memory(path, n_ctx=4096, gpu_layers=layers, rpc=[server])
