@@ -65,12 +65,12 @@ def push_folder(
             interrupted; the sentence says what to do.
     """
     if not is_hub_id(repo_id):
-        raise UsageError(f"{repo_id!r} is no repository of the hub; write ORG/NAME, in letters, digits, - _ and .")
+        raise UsageError(f"{repo_id!r} is not a repository of the hub; write ORG/NAME, in letters, digits, - _ and .")
     found = files_to_push(folder)
     if dry_run:
         return found
     if get_token() is None:
-        raise PublishError(f"nobody is logged in to the hub; {LOGIN}")
+        raise PublishError(f"not logged in to the hub; {LOGIN}")
     with _quiet(progress is not None):
         try:
             return _push(HfApi(), folder, repo_id, found, private, progress or (lambda what, done, total: None))

@@ -21,9 +21,9 @@ def explain(error: Exception, repo_id: str) -> PublishError:
     if isinstance(error, OfflineModeIsEnabled):
         return PublishError(f"{repo_id} cannot be pushed: offline mode is on; unset HF_HUB_OFFLINE")
     if isinstance(error, LocalTokenNotFoundError):
-        return PublishError(f"nobody is logged in to the hub; {LOGIN}")
+        return PublishError(f"not logged in to the hub; {LOGIN}")
     if isinstance(error, HFValidationError):
-        return PublishError(f"{repo_id!r} is no repository of the hub ({_reason(error)}); write ORG/NAME")
+        return PublishError(f"{repo_id!r} is not a repository of the hub ({_reason(error)}); write ORG/NAME")
     if isinstance(error, HfHubHTTPError):
         return PublishError(_http_sentence(error, repo_id))
     if _named(error, _UNREACHABLE):

@@ -116,14 +116,14 @@ def _setting(setting: str) -> Layer:
     key, equals, value = setting.partition("=")
     label = f"--set {setting}"
     if not equals or not key.strip():
-        raise UsageError(f"{label} is no KEY=VALUE; write --set calibration.samples=8")
+        raise UsageError(f"{label} is not KEY=VALUE; write --set calibration.samples=8")
     try:
         table = tomllib.loads(setting)
     except tomllib.TOMLDecodeError:
         try:
             table = tomllib.loads(f"{key} = ''")
         except tomllib.TOMLDecodeError as error:
-            raise UsageError(f"{label}: {key!r} is no key; write --set calibration.samples=8") from error
+            raise UsageError(f"{label}: {key!r} is not a key; write --set calibration.samples=8") from error
         at: Any = table
         *parents, last = _first_keys(table)
         for parent in parents:

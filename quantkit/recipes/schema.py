@@ -83,7 +83,7 @@ def _whole(least: int) -> Value:
 
 def _plain_name(value: str) -> str | None:
     if Path(value).name != value or value in (".", "..") or not value.isprintable():
-        return f"is {value!r}, which is no plain name; outputs go where -o says"
+        return f"is {value!r}, which is not a plain name; outputs go where -o says"
     return None
 
 
@@ -108,7 +108,7 @@ def _types(value: list[str]) -> str | None:
 
 
 def _repo(value: str) -> str | None:
-    return None if _REPO.fullmatch(value) else f"is {value!r}, which is no hub id ORG/NAME"
+    return None if _REPO.fullmatch(value) else f"is {value!r}, which is not a hub id ORG/NAME"
 
 
 def _ollama_name(value: str) -> str | None:

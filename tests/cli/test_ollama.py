@@ -276,7 +276,7 @@ def test_a_recipe_says_what_was_not_asked(folder: Path) -> None:
         (("m-Q4_0.gguf", *NAME, "--license", "gone"), 2, "cannot read --license gone: No such file or directory"),
         (("m-Q4_0.gguf", *NAME, "--chat-template", "chatlm"), 2, "(did you mean chatml?)"),
         (("m-Q4_0.gguf", *NAME, "--size", "4 b"), 2, "'model:4 b'"),
-        (("m-Q4_0.gguf", *NAME, "--create", "--host", "a:b"), 2, "the Ollama host 'a:b' is no address"),
+        (("m-Q4_0.gguf", *NAME, "--create", "--host", "a:b"), 2, "the Ollama host 'a:b' is not an address"),
         (("m-Q4_0.gguf", *NAME, "--plan", "p.toml"), 2, "MODEL is in the plan p.toml already"),
         (("--plan", "gone.toml"), 2, "cannot read the plan gone.toml"),
         (("m-Q4_0.gguf", "--recipe", "gone.toml"), 2, "cannot read the recipe gone.toml"),

@@ -269,7 +269,7 @@ def test_a_card_written_by_hand_or_changed_is_kept_and_our_own_replaced(gguf: Pa
 
 @pytest.mark.parametrize(
     ("kind", "folder", "words"),
-    [("awq", "Tiny-GGUF", "no AWQ folder"), ("gguf", "Tiny-AWQ", "no folder of GGUF"), ("awq", "Tiny-GPTQ", "no AWQ")],
+    [("awq", "Tiny-GGUF", "does not hold AWQ"), ("gguf", "Tiny-AWQ", "not a folder of GGUF"), ("awq", "Tiny-GPTQ", "does not hold AWQ")],
 )
 def test_a_folder_of_another_kind_is_told(outputs: Path, kind: str, folder: str, words: str) -> None:
     with pytest.raises((UsageError, CheckpointError), match=words):
@@ -349,7 +349,7 @@ def test_a_licence_of_no_identifier_becomes_other_with_its_name() -> None:
 
 
 def test_a_language_that_is_no_code_is_refused() -> None:
-    with pytest.raises(UsageError, match="'Chinese' is no ISO 639 code; write en, zh"):
+    with pytest.raises(UsageError, match="'Chinese' is not an ISO 639 code; write en, zh"):
         read(languages=("zh", "Chinese"))
 
 

@@ -62,10 +62,10 @@ def test_a_report_of_another_model_brings_nothing(folder: Path, tmp_path: Path) 
     ("words", "code", "sentence"),
     [
         (("nothing",), 2, "folder nothing not found"),
-        (("empty",), 2, "no folder of GGUF files and no AWQ or GPTQ checkpoint"),
+        (("empty",), 2, "neither a folder of GGUF files nor an AWQ or GPTQ checkpoint"),
         (("Small-GGUF", "--repo", "me"), 2, "--repo 'me' is not a hub id; write ORG/NAME"),
         (("Small-GGUF", "--base-model", "a/b/c"), 2, "--base-model 'a/b/c' is not a hub id"),
-        (("Small-GGUF", "--language", "Chinese"), 2, "'Chinese' is no ISO 639 code"),
+        (("Small-GGUF", "--language", "Chinese"), 2, "'Chinese' is not an ISO 639 code"),
         (("Small-GGUF", "--ollama", "Me/Small"), 2, "capital letters"),
         (("Small-GGUF", "--report", "empty"), 2, "cannot read the report empty/report.json"),
         (("Small-GGUF", "--report", "words.json"), 1, "words.json is not valid JSON"),

@@ -71,7 +71,7 @@ def test_a_folder_gives_its_models_and_says_what_is_none(tmp_path: Path) -> None
     assert [each.type for each in found] == ["q4_0", "q8_0"]
     assert len(notes) == 2
     assert "broken.gguf is not a sound GGUF file" in notes[0]
-    assert "mmproj.gguf is no model but of the kind 'mmproj'" in notes[1]
+    assert "mmproj.gguf is not a model: its kind is 'mmproj'" in notes[1]
 
 
 def test_a_shard_stands_for_all(tmp_path: Path) -> None:

@@ -155,7 +155,7 @@ def test_nobody_logged_in_is_told_how_before_anything_is_asked(hub: UploadHub, f
     answer = push(hub.endpoint, folder, token=None)
     assert answer == {
         "error": "PublishError",
-        "sentence": "nobody is logged in to the hub; run `hf auth login` with a token that may write, or set HF_TOKEN",
+        "sentence": "not logged in to the hub; run `hf auth login` with a token that may write, or set HF_TOKEN",
     }
     assert hub.requests == []
 

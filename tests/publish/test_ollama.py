@@ -67,7 +67,7 @@ def test_the_host_is_read_as_ollama_reads_it(text: str | None, url: str) -> None
 
 @pytest.mark.parametrize("text", ["ftp://example.com", "example.com:port", "example.com:70000"])
 def test_a_host_that_is_none_is_refused(text: str) -> None:
-    with pytest.raises(UsageError, match="is no address; write HOST, HOST:PORT"):
+    with pytest.raises(UsageError, match="is not an address; write HOST, HOST:PORT"):
         parse_host(text)
 
 
@@ -183,10 +183,10 @@ def answering(data: bytes) -> tuple[str, threading.Thread]:
 @pytest.mark.parametrize(
     ("data", "why"),
     [
-        (b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\n<html>", "is no Ollama server"),
-        (b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n[]", "is no Ollama server"),
-        (b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n", "is no Ollama server"),
-        (b"SSH-2.0-OpenSSH\r\n", "is no Ollama server"),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\n<html>", "is not an Ollama server"),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n[]", "is not an Ollama server"),
+        (b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n", "is not an Ollama server"),
+        (b"SSH-2.0-OpenSSH\r\n", "is not an Ollama server"),
         (b"", "the Ollama server went away (it closed the connection); start it again"),
     ],
 )

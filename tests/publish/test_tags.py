@@ -147,7 +147,7 @@ def test_the_parts_of_a_name() -> None:
         ("ns/m@sha256", "'m@sha256'"),
         ("ns/" + "m" * 81, "has 81 characters; Ollama takes up to 80"),
         ("ho st/ns/m", "has a space"),
-        ("-host/ns/m", "'-host', which is no host"),
+        ("-host/ns/m", "'-host', which is not a host"),
     ],
 )
 def test_a_malformed_name_is_refused_with_the_part_that_is_wrong(text: str, why: str) -> None:
@@ -211,9 +211,9 @@ def test_a_plan_without_gpu_tags_has_no_modelfile_for_them(tmp_path: Path) -> No
         ('tags = ["4b"]', "", "lacks tags"),
         ('tags = ["4b"]', "tags = []", "has no tags"),
         ('tags = ["4b"]', 'tags = "4b"', "tags in [[quantization]] 1 of"),
-        ('tags = ["4b"]', "tags = [4]", "has 4, which is no text"),
+        ('tags = ["4b"]', "tags = [4]", "has 4, which is not a text"),
         ('tags = ["4b"]', 'tags = ["4 b"]', "'4 b'"),
-        ('tags = ["4b"]', 'tags = ["gpu"]', "gives the tag 'gpu' twice"),
+        ('tags = ["4b"]', 'tags = ["gpu"]', "tag 'gpu' is listed twice"),
         ('"azure99/blossom-v5"', '"azure99/blossom-v5:4b"', "the tags stand under each quantization"),
         ('"azure99/blossom-v5"', '"Azure99/blossom-v5"', "capital letters"),
         ("version = 1", "version = 2", "version 2, not quantkit-ollama-plan version 1"),

@@ -81,6 +81,6 @@ def test_two_bakes_of_one_recipe_do_not_work_at_once(tmp_path: Path) -> None:
 @pytest.mark.parametrize("data", [b"{}\n", b"[1]\n", b"no JSON\n", b'{"format":"quantkit-bake","version":2}\n'])
 def test_a_file_that_is_no_journal_is_not_overwritten(tmp_path: Path, data: bytes) -> None:
     (tmp_path / "m.bake.journal").write_bytes(data)
-    with pytest.raises(OutputError, match="no journal of a bake"):
+    with pytest.raises(OutputError, match="not a journal of a bake"):
         opened(tmp_path)
     assert (tmp_path / "m.bake.journal").read_bytes() == data

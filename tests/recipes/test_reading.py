@@ -137,8 +137,12 @@ WRONG = {
     "a text that is not there": ("ns/texts:test", "gone.txt", "{path}:20: texts of [measure] names {folder}/gone.txt"),
     "a folder that is not there": ('"ns/m"', '"./gone"', "{path}:5: source of [model] names the folder {folder}/gone"),
     "a source that is nothing": ('"ns/m"', '"m"', "{path}:5: source of [model] is 'm', which is neither a hub id"),
-    "a name with a slash": ('name = "m"', 'name = "a/b"', "{path}:4: name of [model] is 'a/b', which is no plain name"),
-    "a repository that is none": ("ns/m-GGUF", "m-GGUF", "{path}:29: gguf of [hub] is 'm-GGUF', which is no hub id"),
+    "a name with a slash": (
+        'name = "m"',
+        'name = "a/b"',
+        "{path}:4: name of [model] is 'a/b', which is not a plain name",
+    ),
+    "a repository that is none": ("ns/m-GGUF", "m-GGUF", "{path}:29: gguf of [hub] is 'm-GGUF', which is not a hub id"),
     "another version": ("version = 1", "version = 2", "{path}:1: version is 2, not 1"),
     "no name": ('name = "m"\n', "", "{path}:3: [model] lacks name"),
     "floors and nothing measured": ('[measure]\ntexts = ["ns/texts:test"]\n', "", "{path}:20: [floors] says what"),
@@ -179,9 +183,9 @@ def test_a_circle_of_extends_is_told(tmp_path: Path) -> None:
     [
         ("calibration.samples=x", "--set calibration.samples=x: samples of [calibration] is 'x', not a whole number"),
         ("calibration.sample=8", "--set calibration.sample=8: [calibration] has the unknown key 'sample' (did you"),
-        ("samples", "--set samples is no KEY=VALUE"),
-        ("= 3", "--set = 3 is no KEY=VALUE"),
-        ("a b=3", "--set a b=3: 'a b' is no key"),
+        ("samples", "--set samples is not KEY=VALUE"),
+        ("= 3", "--set = 3 is not KEY=VALUE"),
+        ("a b=3", "--set a b=3: 'a b' is not a key"),
     ],
 )
 def test_a_wrong_setting_is_one_sentence(tmp_path: Path, setting: str, words: str) -> None:

@@ -82,7 +82,9 @@ def kind_of_folder(folder: Path) -> str:
     except (OSError, ValueError, KeyError, TypeError):
         method = None
     if method not in ("awq", "gptq"):
-        raise UsageError(f"{folder} is no folder of GGUF files and no AWQ or GPTQ checkpoint; convert a model first")
+        raise UsageError(
+            f"{folder} is neither a folder of GGUF files nor an AWQ or GPTQ checkpoint; convert a model first"
+        )
     return str(method)
 
 

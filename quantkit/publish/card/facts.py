@@ -119,7 +119,7 @@ def card_facts(folder: Path, kind: str, model: CardModel, report: Mapping[str, A
 
 def _gguf_weights(folder: Path, description: Description) -> tuple[Weights, ...]:
     if description.kind != "folder of GGUF files":
-        raise UsageError(f"{folder} is no folder of GGUF files but a {description.kind}; give --kind awq or gptq")
+        raise UsageError(f"{folder} is not a folder of GGUF files but a {description.kind}; give --kind awq or gptq")
     record = read_record(folder)
     described = {file.name for file in description.files}
     for path in sorted(folder.glob("*.gguf")):
@@ -141,7 +141,7 @@ def _gguf_weights(folder: Path, description: Description) -> tuple[Weights, ...]
 def _folder_weights(folder: Path, kind: str, description: Description) -> tuple[Weights, ...]:
     method = description.quantization.method.lower() if description.quantization else None
     if method != kind:
-        raise UsageError(f"{folder} is no {KINDS[kind]} folder but a {description.type or ''} {description.kind}")
+        raise UsageError(f"{folder} does not hold {KINDS[kind]} but a {description.type or ''} {description.kind}")
     files = tuple((file.name, file.bytes) for file in description.files)
     entry = entry_of(read_record(folder), folder / files[0][0]) if files else None
     bits = description.weights.bits_per_weight if description.weights else None

@@ -83,5 +83,5 @@ def license_of(text: str | None) -> dict[str, str]:
 
 def _language(text: str) -> str:
     if not _LANGUAGE.fullmatch(text):
-        raise UsageError(f"the language {text!r} is no ISO 639 code; write en, zh, multilingual or code")
+        raise UsageError(f"the language {text!r} is not an ISO 639 code; write en, zh, multilingual or code")
     return text

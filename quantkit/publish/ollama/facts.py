@@ -74,7 +74,7 @@ def facts_of_gguf(path: Path) -> Facts:
     values = {key.key: key.value for key in headers[0].keys}
     kind = values.get("general.type", "model")
     if kind != "model" or values.get("general.architecture") == "clip":
-        raise CheckpointError(f"{path.name} is no model but of the kind {kind!r}; name the model's own GGUF")
+        raise CheckpointError(f"{path.name} is not a model: its kind is {kind!r}; pass the model's own GGUF")
     tokens = values.get(f"{_TOKEN}tokens", ())
     name = str(values.get("general.name") or path.stem)
     template = _text(values.get(_TEMPLATE)) or _text(values.get(f"{_TEMPLATE}.default"))

@@ -64,7 +64,7 @@ def read_plan(path: Path) -> TagPlan:
     tags = plan.tags()
     twice = next((tag for tag in tags if tags.count(tag) > 1), None)
     if twice is not None:
-        raise UsageError(f"the plan {path} gives the tag {twice!r} twice; a tag is one thing")
+        raise UsageError(f"tag {twice!r} is listed twice in {path}; every tag must be unique")
     files = [file for each in plan.quantizations for file in (each.modelfile, each.gpu_modelfile) if file]
     again = next((file for file in files if files.count(file) > 1), None)
     if again is not None:
@@ -76,7 +76,7 @@ def read_plan(path: Path) -> TagPlan:
 
 def _read(table: Any, where: str) -> Quantization:
     if not isinstance(table, Mapping):
-        raise UsageError(f"{where} is no table")
+        raise UsageError(f"{where} is not a table")
     _check_keys({"gpu_tags": [], "gpu_modelfile": "", **table}, _TABLE, where, table)
     listed = {key: _texts(table.get(key, []), f"{key} in {where}") for key in ("files", "tags", "gpu_tags")}
     for key in ("files", "tags"):
@@ -100,7 +100,7 @@ def _read(table: Any, where: str) -> Quantization:
 def _texts(value: Iterable[Any], where: str) -> tuple[str, ...]:
     for item in value:
         if not isinstance(item, str) or not item:
-            raise UsageError(f"{where} has {item!r}, which is no text")
+            raise UsageError(f"{where} has {item!r}, which is not a text")
     return tuple(value)
 
 

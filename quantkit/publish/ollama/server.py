@@ -48,7 +48,7 @@ def parse_host(text: str | None) -> str:
         parts = urlsplit(f"//{rest}")
         port = parts.port or (_PORTS[scheme] if mark else 11434)
     except (ValueError, KeyError):
-        raise UsageError(f"the Ollama host {text!r} is no address; write HOST, HOST:PORT or https://HOST") from None
+        raise UsageError(f"the Ollama host {text!r} is not an address; write HOST, HOST:PORT or https://HOST") from None
     host = parts.hostname or "127.0.0.1"
     return f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}{parts.path.rstrip('/')}"
 
@@ -179,7 +179,7 @@ class Server:
             except (ValueError, OSError, http.client.HTTPException):
                 found = None
             if response.status != 200 or not isinstance(found, dict):
-                raise PublishError(f"what answers at {self.url} is no Ollama server; say where one is with --host")
+                raise PublishError(f"the server at {self.url} is not an Ollama server; name one with --host")
             return found
 
     def _request(self, method: str, path: str, body: Any = None, headers: Mapping[str, str] | None = None) -> "_Answer":
@@ -205,9 +205,7 @@ class Server:
         except (OSError, http.client.HTTPException) as error:
             connection.close()
             if isinstance(error, http.client.BadStatusLine) and not isinstance(error, OSError):
-                raise PublishError(
-                    f"what answers at {self.url} is no Ollama server; say where one is with --host"
-                ) from error
+                raise PublishError(f"the server at {self.url} is not an Ollama server; name one with --host") from error
             raise _Gone(_why(error)) from error
 
 

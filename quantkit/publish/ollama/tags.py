@@ -51,7 +51,7 @@ def parse_name(text: str) -> Name:
     host = front[0] if len(front) == 2 else None
     namespace = front[-1] if front else None
     if host is not None and not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]*(:\d+)?", host):
-        raise UsageError(f"the name {text!r} starts with {host!r}, which is no host")
+        raise UsageError(f"the name {text!r} starts with {host!r}, which is not a host")
     for kind, part in zip(_KINDS, (namespace, model, tag if colon else None), strict=True):
         if part is not None:
             _check_part(kind, part, text)

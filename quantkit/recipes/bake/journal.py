@@ -37,7 +37,7 @@ class BakeJournal:
     """An open, locked journal; the folder of `path` is what its files are relative to."""
 
     def __init__(self, path: Path) -> None:
-        """Raises OutputError: another bake holds it, it cannot be written, or it is no journal of a bake."""
+        """Raises OutputError: another bake holds it, it cannot be written, or it is not a journal of a bake."""
         self.path, self.root = path, path.parent
         try:
             self.root.mkdir(parents=True, exist_ok=True)
@@ -128,7 +128,7 @@ class BakeJournal:
                 self._keep(line)
         except (ValueError, KeyError, TypeError) as error:
             self._file.close()
-            raise OutputError(f"{self.path} is no journal of a bake; move it away, then bake again") from error
+            raise OutputError(f"{self.path} is not a journal of a bake; move it away, then bake again") from error
         if not lines:
             head = {"format": FORMAT, "version": VERSION}
             self._file.write(json.dumps(head, separators=(",", ":")).encode() + b"\n")
