@@ -269,7 +269,11 @@ def test_a_card_written_by_hand_or_changed_is_kept_and_our_own_replaced(gguf: Pa
 
 @pytest.mark.parametrize(
     ("kind", "folder", "words"),
-    [("awq", "Tiny-GGUF", "does not hold AWQ"), ("gguf", "Tiny-AWQ", "not a folder of GGUF"), ("awq", "Tiny-GPTQ", "does not hold AWQ")],
+    [
+        ("awq", "Tiny-GGUF", "does not hold AWQ"),
+        ("gguf", "Tiny-AWQ", "not a folder of GGUF"),
+        ("awq", "Tiny-GPTQ", "does not hold AWQ"),
+    ],
 )
 def test_a_folder_of_another_kind_is_told(outputs: Path, kind: str, folder: str, words: str) -> None:
     with pytest.raises((UsageError, CheckpointError), match=words):
