@@ -18,7 +18,7 @@ from quantkit.workers import SERIAL, Workers, parts
 
 _LEAST = np.float32(1e-4)
 _WIDE, _FEWEST_ROWS = 4096, 128
-_ROWS = 1024  # rows whose ranges are searched in one batch
+_WHOLE, _ROWS = 2048, 512  # ranges of up to 2048 rows are searched together, of more in parts of 512
 _SHRINKS = tuple(1 - 0.06 * i for i in range(8))
 
 
@@ -120,7 +120,10 @@ def search_clip(
 ) -> tuple[Array, Array]:
     """Scales and zero points, float32 (n_out, n_groups). `shrinks`: the candidate factors of each group's range."""
     blocks = group_blocks(gram, grid)
-    ranges = workers.map(lambda rows: best_ranges(w[rows], blocks, grid, shrinks), list(parts(len(w), _ROWS)))
+    ranges = workers.map(
+        lambda rows: best_ranges(w[rows], blocks, grid, shrinks),
+        list(parts(len(w), len(w) if len(w) <= _WHOLE else _ROWS)),
+    )
     return np.concatenate([scales for scales, _ in ranges]), np.concatenate([zeros for _, zeros in ranges])
 
 
