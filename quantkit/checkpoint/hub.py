@@ -31,26 +31,13 @@ from quantkit.checkpoint.folder import (
 from quantkit.checkpoint.hub_errors import DroppedError, UnreachableError, explain, is_transient, not_cached
 from quantkit.checkpoint.not_checkpoint import describe_names
 from quantkit.checkpoint.safetensors_file import PREFIX_BYTES, Header, header_length, parse_header
-from quantkit.checkpoint.sources import Judge, Progress, judged, open_folder
+from quantkit.checkpoint.sources import SETTINGS_FILES, Judge, Progress, judged, open_folder
 from quantkit.checkpoint.weights import combine, read_index, shard_names
 from quantkit.errors import CheckpointError, HubError
 from quantkit.files import free_space
 
 # Everything besides the weights that a conversion may need or copy.
-_SMALL_FILES = (
-    "config.json",
-    "generation_config.json",
-    "tokenizer*",
-    "*.model",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.*",
-    "merges.txt",
-    "*.tiktoken",
-    "chat_template.*",
-    "README.md",
-    "LICENSE*",
-)
+_SMALL_FILES = ("config.json", *SETTINGS_FILES, "README.md", "LICENSE*")
 _PAUSES = (1.0, 2.0)
 _HEADER_THREADS = 8
 _TIMEOUT = 20.0

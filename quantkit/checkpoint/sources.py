@@ -21,7 +21,7 @@ Judge = Callable[[Mapping[str, Any]], Mapping[str, Any]]
 """Looks at config.json before anything else is fetched or read, and returns it with its architecture filled in; what it
 raises ends the opening."""
 
-_SETTINGS = (
+SETTINGS_FILES = (
     "generation_config.json",
     "tokenizer*",
     "*.model",
@@ -145,7 +145,7 @@ def judged(config: dict[str, Any], judge: Judge | None) -> tuple[dict[str, Any],
 def check_small_files(folder: Path, where: str) -> None:
     """Refuse a tokenizer or settings file that is a git-lfs pointer or may not be read. Raises CheckpointError."""
     for path in sorted(folder.iterdir()):
-        if not any(fnmatchcase(path.name, pattern) for pattern in _SETTINGS) or not path.is_file():
+        if not any(fnmatchcase(path.name, pattern) for pattern in SETTINGS_FILES) or not path.is_file():
             continue
         try:
             with path.open("rb") as file:

@@ -88,8 +88,8 @@ def bake(
         baked, failed = _bake_on_ray(read, words, ray, threads, out)
     for each in baked:
         show_baked(each, out)
-    found = [{"name": name, "error": str(error)} for name, error in failed]
-    out.document({"command": "bake", "dry_run": False, "recipes": baked, "failed": found})
+    failures = [{"name": name, "error": str(error)} for name, error in failed]
+    out.document({"command": "bake", "dry_run": False, "recipes": baked, "failed": failures})
     if failed:
         name, error = failed[0]
         more = f" ({len(failed)} recipes failed)" if len(failed) > 1 else ""
@@ -164,8 +164,8 @@ def _check_names(read: Sequence[Recipe]) -> None:
 
 def _dry_run(read: Sequence[Recipe], output: Path, steps: Sequence[str], machine: Machine, out: Out) -> None:
     messages = Messages(note=lambda text: out.note(f"  {text}"), warn=out.warn)
-    found = [plan_bake(recipe, output.absolute(), steps, machine, messages) for recipe in read]
-    for each in found:
+    plans = [plan_bake(recipe, output.absolute(), steps, machine, messages) for recipe in read]
+    for each in plans:
         for step, words in each.commands:
             out.say(f"{step}: quantkit {printable(shlex.join(words))}")
         if each.sizes:
@@ -175,7 +175,7 @@ def _dry_run(read: Sequence[Recipe], output: Path, steps: Sequence[str], machine
                 " memory"
             )
     out.say("dry run: nothing was written")
-    out.document({"command": "bake", "dry_run": True, "recipes": [_planned(each) for each in found]})
+    out.document({"command": "bake", "dry_run": True, "recipes": [_planned(plan) for plan in plans]})
 
 
 def _planned(plan: BakePlan) -> dict[str, Any]:
