@@ -10,7 +10,7 @@ import typer
 from quantkit.cli.ollama_layers import read_num_gpu, with_layers
 from quantkit.cli.ollama_options import read_overrides
 from quantkit.cli.options import LICENSE_HELP, ContextOption, ForceOption, ParameterOption, ShortParameterOption
-from quantkit.cli.output import Out, human_bytes, printable
+from quantkit.cli.output import Out, human_bytes
 from quantkit.errors import ModelfileError, OutputError, UsageError
 from quantkit.files import write_atomically
 from quantkit.gguf.file_types import file_type
@@ -262,10 +262,10 @@ def _show(plan: TagPlan, items: list[Item], out: Out) -> None:
             out.warn(
                 f"no TEMPLATE on any tag, Ollama {bundle.modelfile.requires} or later is needed:"
                 f" the GGUF's chat template cannot be said exactly in Ollama's language:"
-                f" {printable(bundle.reason or '')}"
+                f" {bundle.reason or ''}"
             )
     for note in dict.fromkeys(note for item in items for note in item.bundle.notes):
-        out.note(printable(note))
+        out.note(note)
 
 
 def _document(plan: TagPlan, items: list[Item], dry_run: bool) -> dict[str, object]:
