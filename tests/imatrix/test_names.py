@@ -1,6 +1,5 @@
 """Importance matrices from our own forward against llama.cpp's llama-imatrix: which tensors, how many values, which."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -22,10 +21,10 @@ from tests.families.models import all_cases
 from tests.helpers.conversions import to_gguf
 from tests.helpers.imatrix_peer import Entry, llama_imatrix
 from tests.helpers.real import smollm2_or_skip
-from tests.imatrix.llama_names import GOLDEN, TOKENS, of_llama_cpp, shape_of
+from tests.imatrix.llama_names import TOKENS, known_entries, of_llama_cpp, shape_of
 
 Squares = dict[LinearKey, tuple[NDArray[np.float64], int]]
-KNOWN = json.loads(GOLDEN.read_text())
+KNOWN = known_entries()
 SMALL = [name for name in sorted(KNOWN) if max(layers for layers, _ in KNOWN[name].values()) <= 8]
 # These stand in GGUF as llama.cpp multiplies them: the keys' half on its side, by head; see imatrix_sources.
 TURNED = "attn_k_b.weight"

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantkit.families.base.hyperparameters import ROPE_KINDS, Hyperparameters, read_hyperparameters
+from quantkit.families.base.multimodal import as_text_model
 from quantkit.families.base.traits import LLAMA_TRAITS, Traits
 from quantkit.forward.description import Architecture
 from quantkit.tokenizer.roles import NO_ROLES, TokenRoles
@@ -135,6 +136,8 @@ class Family:
         canonical: for a checkpoint of remote code, its native architecture, or None if it has none. Without
             `canonical` the family is native.
         cautions: sentences for the user about restrictions under which the GGUF equals the checkpoint.
+        text_models: by the architecture of a multimodal checkpoint, architecture and model_type of its text model; the
+            config within its config.json is then the one that all else sees.
         forward: the forward's description for all `architectures`, or one by name; None: no forward.
         traits: what the memory plan needs beyond tensors and keys.
         token_roles: special tokens that the family's code fixes.
@@ -155,6 +158,7 @@ class Family:
     rope_kinds: tuple[str, ...] = ROPE_KINDS
     canonical: Callable[[Hyperparameters], Canonical | None] | None = None
     cautions: Callable[[Hyperparameters], Iterable[str]] = lambda sizes: ()
+    text_models: Mapping[str, tuple[str, str]] = field(default_factory=dict)
     forward: Architecture | Mapping[str, Architecture] | None = None
     traits: Traits = LLAMA_TRAITS
     token_roles: TokenRoles = NO_ROLES
@@ -177,8 +181,13 @@ class Family:
 
         A config of another model_type, or of none, gets no defaults.
         """
-        full = self._with_defaults(config)
+        full = self._with_defaults(self._text(config))
         return self.prepare(full) if self.prepare else full
+
+    def _text(self, config: Mapping[str, Any]) -> Mapping[str, Any]:
+        names = config.get("architectures")
+        text = self.text_models.get(str(names[0])) if isinstance(names, list) and names else None
+        return as_text_model(config, *text) if text else config
 
     def _with_defaults(self, config: Mapping[str, Any]) -> dict[str, Any]:
         defaults = self.defaults.get(str(config.get("model_type")))

@@ -84,6 +84,8 @@ def rope_keys(arch: str, sizes: Hyperparameters) -> list[Key]:
             value = rope.get(name, rope.get("attn_factor") if name == "attention_factor" else None)
             if value is not None:
                 keys.append(Key(f"{arch}.rope.scaling.{key}", "f32", value))
+    if isinstance(sections := rope.get("mrope_section"), list):
+        keys.append(Key(f"{arch}.rope.dimension_sections", "i32s", [*sections, 0, 0, 0, 0][:4]))
     if rope.get("rope_theta") is not None:
         keys.append(Key(f"{arch}.rope.freq_base", "f32", rope["rope_theta"]))
     local = number(sizes.config, "rope_local_base_freq", "local_rope_theta", "rope_local_theta", "swa_rope_theta")

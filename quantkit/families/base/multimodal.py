@@ -1,0 +1,53 @@
+"""The text model of a checkpoint that also sees images or hears audio: its config.json and its tensor names."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from quantkit.errors import CheckpointError
+
+TEXT_KEYS = ("text_config", "llm_config", "language_config")
+"""Keys of config.json that hold the config of the text model."""
+
+TEXT_PREFIXES = (
+    (r"^model\.language_model\.(?=lm_head\.)", ""),
+    (r"^model\.language_model\.(model\.)?", "model."),
+    (r"^language_model\.(?=model\.|lm_head\.)", ""),
+    (r"^model\.text_model\.", "model."),
+)
+"""`Family.rename` of text models that are saved within another model."""
+
+VISION = r"(model\.)?(visual|vision_tower|vision_model|multi_modal_projector|vision_projection|connector)\..*"
+"""`Dropped.pattern` of the tensors that see images."""
+VISION_LEFT_OUT = "they see images; this GGUF holds the text model only"
+
+# Of the whole checkpoint, so they hold for the text model too.
+_SHARED = ("torch_dtype", "dtype", "transformers_version", "tie_word_embeddings", "vision_config")
+
+
+def nested_text_config(config: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """The text model's config within config.json, or None.
+
+    Raises:
+        CheckpointError: it is not an object.
+    """
+    for key in TEXT_KEYS:
+        nested = config.get(key)
+        if nested is None:
+            continue
+        if not isinstance(nested, Mapping):
+            raise CheckpointError(f"config.json: {key} must be an object, not {nested!r}")
+        return nested
+    return None
+
+
+def as_text_model(config: Mapping[str, Any], architecture: str, model_type: str) -> dict[str, Any]:
+    """config.json of the text model alone, of class `architecture`; a config without a nested one stays as it is.
+
+    Raises:
+        CheckpointError: the nested config is not an object.
+    """
+    nested = nested_text_config(config)
+    if nested is None:
+        return dict(config)
+    shared = {key: config[key] for key in _SHARED if key in config}
+    return {**shared, **nested, "architectures": [architecture], "model_type": model_type}
