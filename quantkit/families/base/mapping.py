@@ -134,7 +134,8 @@ class _Mapper:
         for candidates in by_target.values():
             layers: list[int | None] = [None]
             if "{layer}" in candidates[0].source:
-                layers = list(range(self.sizes.n_layer))
+                own = range(self.sizes.n_layer)
+                layers = [*sorted({n for rule in candidates for n in (rule.layers(self.sizes) if rule.layers else own)})]
             for layer in layers:
                 tensor = self._first(candidates, layer)
                 if tensor is not None:
@@ -174,7 +175,7 @@ class _Mapper:
         shape = tuple(self.family.dimension(sizes, name) for name in rule.shape)
         for name in names:
             if name not in self.names:
-                raise CheckpointError(_missing(rule, name, sizes))
+                raise CheckpointError(_missing(rule, name, layer, sizes))
             actual = tuple(self.tensors[self.names[name]].shape)
             if actual != shape:
                 raise CheckpointError(
@@ -241,7 +242,12 @@ def _stacked_over(rule: Rule) -> str | None:
     return next((name for name in _STACKED if f"{{{name}}}" in rule.source), None)
 
 
-def _missing(rule: Rule, name: str, sizes: Hyperparameters) -> str:
+def _missing(rule: Rule, name: str, layer: int | None, sizes: Hyperparameters) -> str:
+    if layer is not None and layer >= sizes.n_layer:
+        return (
+            f"tensor {name} is missing from the checkpoint; config.json describes {sizes.n_layer} layers and others"
+            " that predict a further token; set num_nextn_predict_layers to 0 if the checkpoint lacks them"
+        )
     experts = f" of {sizes.n_expert} experts" if sizes.n_expert else ""
     head = " and an output head of its own (tie_word_embeddings is false)" if rule.tied_to_embedding else ""
     return f"tensor {name} is missing from the checkpoint; config.json describes {sizes.n_layer} layers{experts}{head}"
