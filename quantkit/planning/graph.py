@@ -97,7 +97,12 @@ def _decoder_layer(d: Drawing, x: Tensor, layer: Layer, number: int) -> Tensor:
         out = d.norm(out, "post_attention_norm", layer.tensors)
     parallel = traits.parallel or (traits.parallel_without_feed_norm and not layer.has("ffn_norm.weight"))
     if parallel:
-        return same(same(feed_forward(d, before, layer), out), x)
+        fed = feed_forward(d, before, layer)
+        return same(same(out, fed) if traits.attention_first else same(fed, out), x)
+    if shape.number("use_parallel_residual") and layer.has("ffn_norm.weight"):
+        # GPT-NeoX: each part has a norm of its own, over the same hidden states
+        fed = feed_forward(d, d.norm(x, "ffn_norm", layer.tensors), layer)
+        return same(same(fed, x), out)
     joined = same(same(out) if scaled else out, x)
     has_norm = layer.has(traits.feed_norm + ".weight") or traits.unweighted_norms
     normed = d.norm(joined, traits.feed_norm, layer.tensors) if has_norm else joined
