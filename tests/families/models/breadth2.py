@@ -156,7 +156,6 @@ CASES = (
     Case("glm", GLM, newest=True, converter=False),
     Case("gpt-bigcode", BIGCODE),
     Case("jais2", JAIS2, newest=True),
-    # its converter needs the published tokenizer
     Case("xverse", LLAMA, publish=_xverse),
     Case("minicpm", GRANITE, publish=_minicpm),
     Case("orion", STABLELM, publish=_orion),
@@ -170,5 +169,7 @@ CASES = (
             "rope_scaling": LLAMA3 | {"factor": 8.0},
         },
         publish=_exaone,
+        # with transformers 4 the converter writes the epsilon of a layer norm, and llama.cpp does not load the file
+        converter=False,
     ),
 )
