@@ -19,6 +19,7 @@ from quantkit.families.base.hyperparameters import Hyperparameters, number, opti
 from quantkit.families.base.keys import base_keys
 from quantkit.families.base.multimodal import TEXT_PREFIXES, VISION, VISION_LEFT_OUT
 from quantkit.families.base.refusals import SILU, only, plain_yarn
+from quantkit.families.base.traits import Traits
 from quantkit.families.gemma import plus_one
 from quantkit.families.qwen2 import ROPE_KINDS
 from quantkit.forward.description import Architecture, Attention, Config, DeltaNet, Norm, given, head_dim
@@ -337,5 +338,6 @@ FAMILY = Family(
     rename=PREFIXES,
     dropped=DROPPED,
     rope_kinds=ROPE_KINDS,
+    traits=Traits(plannable=False),
     forward={"Qwen3_5ForCausalLM": FORWARD, "Qwen3_5TextModel": FORWARD},
 )
