@@ -166,6 +166,9 @@ def _normed(part: Attention, layer: Layer, name: str, x: Array) -> Array:
         heads = [layer.norm(f"{name}.norms.{head}", x[:, head], part.norm) for head in range(x.shape[1])]
         stacked: Array = namespace(x).stack(heads, axis=1)
         return stacked
+    if part.normed == "by_head":
+        weight = layer.vector(f"{name}.weight", x).reshape(x.shape[1:])
+        return normalise(x, weight, None, part.norm, layer.eps)
     if part.normed == "all":
         return layer.norm(name, x.reshape(len(x), -1), part.norm).reshape(x.shape)
     return layer.norm(name, x, part.norm)

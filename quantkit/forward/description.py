@@ -66,7 +66,8 @@ class Attention:
             its queries, its key and its value.
         kv_heads: number of key-value heads.
         norms: norms of queries and keys; `has_norms` says whether config.json uses them.
-        normed: a norm over a head, over all heads at once, or for each head with a weight of its own.
+        normed: a norm over a head, over all heads at once, or over a head with weights of its own: a tensor a head
+            (`each`) or one of shape (heads, head_dim) (`by_head`).
         clip: the config key of the limit on queries, keys and values.
         pairs: which values of a head rotate together: i and i + half the rotary width, or neighbours.
         rotary: number of rotated values of a head.
@@ -91,7 +92,7 @@ class Attention:
     kv_heads: Callable[[Config], int] = key_value_heads
     norms: tuple[str, str] | None = None
     has_norms: Callable[[Config], bool] = lambda _: True
-    normed: Literal["head", "all", "each"] = "head"
+    normed: Literal["head", "all", "each", "by_head"] = "head"
     norm: Norm = Norm()
     clip: str | None = None
     pairs: Literal["half", "neighbours"] = "half"

@@ -9,10 +9,9 @@ from typing import Any
 
 from quantkit.checkpoint.checkpoint import Checkpoint, Origin, WeightFiles
 from quantkit.checkpoint.folder import parse_config, read_small_file
-from quantkit.checkpoint.sources import open_checkpoint
 from quantkit.checkpoint.tensor import TensorInfo
 from quantkit.errors import CheckpointError, TokenizerError
-from quantkit.families import Family, Hyperparameters, complete_architecture, find_family
+from quantkit.families import Family, Hyperparameters, complete_architecture, find_family, open_model
 from quantkit.families.base.family import Rule
 from quantkit.gguf.layout import padded
 from quantkit.outputs.model import Model, model_from_checkpoint, model_from_gguf
@@ -70,7 +69,7 @@ def open_source(source: str, *, offline: bool = False) -> Source:
         raise CheckpointError(f"{source} is a folder of GGUF files; pass one of them, such as {files[0]}")
     if path.is_dir() and (path / "config.json").is_file() and not _has_weights(path):
         return _from_config(path / "config.json")
-    return _from_checkpoint(open_checkpoint(source, offline=offline, headers_only=True, judge=complete_architecture))
+    return _from_checkpoint(open_model(source, offline=offline, headers_only=True, any_architecture=True))
 
 
 def _planned(model: Model, *, exact: bool, notes: tuple[str, ...] = (), vocabulary: int = 0) -> Source:

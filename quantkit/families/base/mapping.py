@@ -109,11 +109,18 @@ def canonical_checkpoint(
     return canonical.config(sizes.config), mapper.map(canonical.rules)
 
 
+def renamed(family: Family, name: str) -> str:
+    """A tensor's name in the checkpoint as the family's rules have it."""
+    for pattern, replacement in family.rename:
+        name = re.sub(pattern, replacement, name)
+    return name
+
+
 class _Mapper:
     def __init__(self, family: Family, sizes: Hyperparameters, tensors: Mapping[str, Shaped]) -> None:
         self.family, self.sizes, self.tensors = family, sizes, tensors
         # name as the rules have it -> name in the checkpoint
-        self.names = {self._renamed(name): name for name in tensors}
+        self.names = {renamed(family, name): name for name in tensors}
         self.used: set[str] = set()
         self.cuts: dict[int, tuple[tuple[Take, ...], bool]] = {}
         self.dropped = (*family.dropped, _BUFFERS)
@@ -144,11 +151,6 @@ class _Mapper:
 
     def is_dropped(self, source: str) -> bool:
         return any(drop.matches(self.sizes, source) for drop in self.dropped)
-
-    def _renamed(self, name: str) -> str:
-        for pattern, replacement in self.family.rename:
-            name = re.sub(pattern, replacement, name)
-        return name
 
     def _first(self, candidates: list[Rule], layer: int | None) -> MappedTensor | None:
         """By the first rule for this layer whose source is there, else by the first rule."""
