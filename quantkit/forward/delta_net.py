@@ -8,6 +8,7 @@ Within a chunk the updates are one triangular system (the UT transform of arXiv 
 """
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -84,9 +85,7 @@ def _projected(part: DeltaNet, layer: Layer, x: Array, sizes: Sizes) -> tuple[Ar
     shared_by = sizes.value_heads // groups
     by_head = weights.linear(at + part.fused[0], x, sizes.channels + sizes.values).reshape(n, groups, -1)
     ends = [0, width, 2 * width, 2 * width + shared_by * sizes.value_width, by_head.shape[-1]]
-    q, k, v, gate = (
-        by_head[..., start:stop].reshape(n, -1) for start, stop in zip(ends[:-1], ends[1:], strict=True)
-    )
+    q, k, v, gate = (by_head[..., start:stop].reshape(n, -1) for start, stop in pairwise(ends))
     pairs = weights.linear(at + part.fused[1], x, 2 * sizes.value_heads).reshape(n, groups, 2 * shared_by)
     mixed = namespace(x).concatenate([q, k, v], axis=-1)
     return mixed, gate, pairs[..., :shared_by].reshape(n, -1), pairs[..., shared_by:].reshape(n, -1)

@@ -89,7 +89,7 @@ class DecoderLayer:
 
     def attend(self, x: Array) -> tuple[Array, Array]:
         """The hidden states (n, hidden) after attention, and the input of the feed-forward."""
-        architecture, layer = self.architecture, self.layer
+        architecture = self.architecture
         normed = self._normed(architecture.attention_norm, x)
         attended = self._normed(architecture.after_attention, self._mixed(normed))
         if architecture.parallel:

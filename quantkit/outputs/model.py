@@ -33,7 +33,13 @@ _TYPES: dict[Any, GGMLQuantizationType] = {
     np.dtype(np.float16): GGMLQuantizationType.F16,
     np.dtype(ml_dtypes.bfloat16): GGMLQuantizationType.BF16,
 }
-_F32_NAMES = ("_norm.weight", "ffn_gate_inp.weight", "ffn_gate_inp_shexp.weight", "position_embd.weight", "ssm_conv1d.weight")
+_F32_NAMES = (
+    "_norm.weight",
+    "ffn_gate_inp.weight",
+    "ffn_gate_inp_shexp.weight",
+    "position_embd.weight",
+    "ssm_conv1d.weight",
+)
 READABLE = frozenset(TENSOR_TYPES.values())
 
 

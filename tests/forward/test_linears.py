@@ -207,7 +207,12 @@ def test_routers_and_gates_of_shared_experts_are_kept_and_nothing_else_is() -> N
                 for one in each.linears:
                     last = one.name.split(".", 3)[-1]
                     kept = last in {"mlp.gate", "mlp.router", "mlp.shared_expert_gate"} or last.startswith(
-                        ("block_sparse_moe.gate", "block_sparse_moe.router", "linear_attn.in_proj_a", "linear_attn.in_proj_b")
+                        (
+                            "block_sparse_moe.gate",
+                            "block_sparse_moe.router",
+                            "linear_attn.in_proj_a",
+                            "linear_attn.in_proj_b",
+                        )
                     )
                     assert one.kept == kept, one.name
 

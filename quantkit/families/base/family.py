@@ -174,7 +174,9 @@ class Family:
     token_roles: TokenRoles = NO_ROLES
 
     def sizes(self, config: Mapping[str, Any], tensors: Collection[str] | None = None) -> Hyperparameters:
-        """The sizes that a config.json of this family states. `tensors`: the names of the checkpoint's tensors, if known.
+        """The sizes that a config.json of this family states.
+
+        `tensors`: the names of the checkpoint's tensors, if they are known (see `observe`).
 
         Raises:
             CheckpointError, UnsupportedError: from `read_hyperparameters` or from the family's `prepare`.

@@ -55,8 +55,9 @@ _ROPE_NUMBERS = (
 class Hyperparameters:
     """Sizes of a decoder-only transformer (counts, not bytes).
 
-    `n_draft`: layers after these that predict a later token (multi-token prediction). `head_dim_given` and `n_head_kv_given`: config.json states them. `rope` has the shape of transformers 5's
-    `rope_parameters`. `config` is the completed config.json, for settings that only one family reads.
+    `n_draft`: layers after these that predict a later token (multi-token prediction). `head_dim_given` and
+    `n_head_kv_given`: config.json states them. `rope` has the shape of transformers 5's `rope_parameters`. `config` is
+    the completed config.json, for settings that only one family reads.
     """
 
     n_layer: int
