@@ -1,53 +1,57 @@
-"""Which layers of a mixture are dense, which have experts, and which follow the model's own to predict further tokens.
+"""Which layers of a mixture are dense, which have experts, and the layers after them that predict a later token.
 
 DeepSeek-V3 (arXiv 2412.19437, section 2.2) calls the last kind multi-token prediction; llama.cpp calls it nextn.
 """
 
-from quantkit.families.base.family import Rule
-from quantkit.families.base.hyperparameters import Hyperparameters, optional_size
+import re
+from collections.abc import Collection, Iterable
+from dataclasses import replace
+from typing import Any
 
+from quantkit.families.base.family import Key, Rule
+from quantkit.families.base.hyperparameters import Hyperparameters, number, size
 
-def nextn_count(sizes: Hyperparameters) -> int:
-    """`num_nextn_predict_layers`: how many layers predict a further token."""
-    key = "num_nextn_predict_layers"
-    return (optional_size(sizes.config, key) or 0) if sizes.config.get(key) else 0
-
-
-def nextn_layers(sizes: Hyperparameters) -> range:
-    """The numbers of the layers that predict a further token; they follow the model's own."""
-    return range(sizes.n_layer, sizes.n_layer + nextn_count(sizes))
-
-
-def all_layers(sizes: Hyperparameters) -> range:
-    """The model's own layers and those that predict a further token."""
-    return range(sizes.n_layer + nextn_count(sizes))
+_NEXTN = "num_nextn_predict_layers"
 
 
 def dense_layers(sizes: Hyperparameters) -> range:
     """The first `first_k_dense_replace` layers, which have no experts."""
-    key = "first_k_dense_replace"
-    stated = (optional_size(sizes.config, key) or 0) if sizes.config.get(key) else 0
-    return range(min(stated, sizes.n_layer))
+    return range(min(int(number(sizes.config, "first_k_dense_replace") or 0), sizes.n_layer))
 
 
 def routed_layers(sizes: Hyperparameters) -> range:
-    """The layers with experts; the layers that predict a further token are among them."""
-    return range(len(dense_layers(sizes)), sizes.n_layer + nextn_count(sizes))
+    """The layers with experts."""
+    return range(len(dense_layers(sizes)), sizes.n_layer)
 
 
-def nextn_rules(at: str = "model.layers.{layer}") -> tuple[Rule, ...]:
-    """What a layer that predicts a further token has beyond a layer's tensors."""
+def nextn_rules(layer: Iterable[Rule], at: str = "model.layers.{layer}") -> tuple[Rule, ...]:
+    """The rules of a layer that predicts a later token: those of a layer with experts (`layer`), and its own.
+
+    The source names of the layer go on after those of the model's own layers.
+    """
     to = "blk.{layer}.nextn"
-    return (
-        Rule(f"{at}.eh_proj.weight", f"{to}.eh_proj.weight", ("hidden", "two_hidden"), layers=nextn_layers),
-        Rule(f"{at}.enorm.weight", f"{to}.enorm.weight", ("hidden",), layers=nextn_layers),
-        Rule(f"{at}.hnorm.weight", f"{to}.hnorm.weight", ("hidden",), layers=nextn_layers),
-        *(
-            Rule(f"{at}.{source}.weight", f"{to}.{target}.weight", shape, required=False, layers=nextn_layers)
-            for source, target, shape in (
-                ("embed_tokens", "embed_tokens", ("vocab", "hidden")),
-                ("shared_head.head", "shared_head_head", ("vocab", "hidden")),
-                ("shared_head.norm", "shared_head_norm", ("hidden",)),
-            )
-        ),
+    own = (
+        Rule(f"{at}.eh_proj.weight", f"{to}.eh_proj.weight", ("hidden", "two_hidden")),
+        Rule(f"{at}.enorm.weight", f"{to}.enorm.weight", ("hidden",)),
+        Rule(f"{at}.hnorm.weight", f"{to}.hnorm.weight", ("hidden",)),
+        Rule(f"{at}.embed_tokens.weight", f"{to}.embed_tokens.weight", ("vocab", "hidden"), required=False),
+        Rule(f"{at}.shared_head.head.weight", f"{to}.shared_head_head.weight", ("vocab", "hidden"), required=False),
+        Rule(f"{at}.shared_head.norm.weight", f"{to}.shared_head_norm.weight", ("hidden",), required=False),
     )
+    return tuple(replace(rule, draft=True, layers=None) for rule in (*layer, *own))
+
+
+def observe_nextn(config: dict[str, Any], tensors: Collection[str]) -> dict[str, Any]:
+    """config.json with the number of layers that predict a later token in the checkpoint; transformers loses them."""
+    own = size(config, "num_hidden_layers")
+    numbers = {int(match[1]) for name in tensors if (match := re.match(r"model\.layers\.(\d+)\.eh_proj\.", name))}
+    further = sum(number >= own for number in numbers)
+    if further or config.get(_NEXTN) is not None:
+        config[_NEXTN] = further
+    return config
+
+
+def nextn_keys(arch: str, sizes: Hyperparameters) -> list[Key]:
+    """The key for the number of layers that predict a later token, if config.json states it."""
+    stated = sizes.config.get(_NEXTN) is not None
+    return [Key(f"{arch}.nextn_predict_layers", "u32", sizes.n_draft)] if stated else []

@@ -2,7 +2,7 @@
 
 import difflib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
@@ -126,17 +126,13 @@ class _Mapper:
         self.dropped = (*family.dropped, _BUFFERS)
 
     def map(self, rules: tuple[Rule, ...]) -> list[MappedTensor]:
-        by_target: dict[str, list[Rule]] = {}
+        by_target: dict[tuple[str, bool], list[Rule]] = {}
         for rule in rules:
             if rule.when is None or rule.when(self.sizes):
-                by_target.setdefault(rule.target, []).append(rule)
+                by_target.setdefault((rule.target, rule.draft), []).append(rule)
         mapped = []
         for candidates in by_target.values():
-            layers: list[int | None] = [None]
-            if "{layer}" in candidates[0].source:
-                own = range(self.sizes.n_layer)
-                layers = [*sorted({n for rule in candidates for n in (rule.layers(self.sizes) if rule.layers else own)})]
-            for layer in layers:
+            for layer in self._layers(candidates[0]):
                 tensor = self._first(candidates, layer)
                 if tensor is not None:
                     mapped.append(tensor)
@@ -146,6 +142,12 @@ class _Mapper:
         if unknown:
             self._refuse_unknown(rules, unknown)
         return mapped
+
+    def _layers(self, rule: Rule) -> Iterable[int | None]:
+        n_layer = self.sizes.n_layer
+        if rule.draft:
+            return range(n_layer, n_layer + self.sizes.n_draft)
+        return range(n_layer) if "{layer}" in rule.source else (None,)
 
     def is_dropped(self, source: str) -> bool:
         return any(drop.matches(self.sizes, source) for drop in self.dropped)
@@ -162,9 +164,10 @@ class _Mapper:
 
     def _sources(self, rule: Rule, layer: int | None) -> list[str]:
         over = _stacked_over(rule)
+        numbers = {"layer": layer, "draft": None if layer is None else layer - self.sizes.n_layer}
         if over is None:
-            return [rule.source.format(layer=layer)]
-        return [rule.source.format(layer=layer, **{over: n}) for n in range(getattr(self.sizes, _STACKED[over]))]
+            return [rule.source.format(**numbers)]
+        return [rule.source.format(**numbers, **{over: n}) for n in range(getattr(self.sizes, _STACKED[over]))]
 
     def _apply(self, rule: Rule, layer: int | None) -> MappedTensor | None:
         sizes = self.sizes
@@ -175,7 +178,7 @@ class _Mapper:
         shape = tuple(self.family.dimension(sizes, name) for name in rule.shape)
         for name in names:
             if name not in self.names:
-                raise CheckpointError(_missing(rule, name, layer, sizes))
+                raise CheckpointError(_missing(rule, name, sizes))
             actual = tuple(self.tensors[self.names[name]].shape)
             if actual != shape:
                 raise CheckpointError(
@@ -231,7 +234,7 @@ class _Mapper:
                 f"tensor {beyond[0]} is beyond the {n_layer} layers of config.json; use the config.json that belongs to"
                 " these weights"
             )
-        known = [rule.source.format(layer=0, expert=0, head=0, kv_head=0) for rule in rules]
+        known = [rule.source.format(layer=0, draft=0, expert=0, head=0, kv_head=0) for rule in rules]
         close = difflib.get_close_matches(re.sub(r"\.\d+\.", ".0.", unknown[0]), known, n=1)
         more = f" (and {len(unknown) - 1} more)" if len(unknown) > 1 else ""
         hint = f"; the nearest known name is {close[0]}" if close else ""
@@ -242,12 +245,7 @@ def _stacked_over(rule: Rule) -> str | None:
     return next((name for name in _STACKED if f"{{{name}}}" in rule.source), None)
 
 
-def _missing(rule: Rule, name: str, layer: int | None, sizes: Hyperparameters) -> str:
-    if layer is not None and layer >= sizes.n_layer:
-        return (
-            f"tensor {name} is missing from the checkpoint; config.json describes {sizes.n_layer} layers and others"
-            " that predict a further token; set num_nextn_predict_layers to 0 if the checkpoint lacks them"
-        )
+def _missing(rule: Rule, name: str, sizes: Hyperparameters) -> str:
     experts = f" of {sizes.n_expert} experts" if sizes.n_expert else ""
     head = " and an output head of its own (tie_word_embeddings is false)" if rule.tied_to_embedding else ""
     return f"tensor {name} is missing from the checkpoint; config.json describes {sizes.n_layer} layers{experts}{head}"
