@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from quantkit.errors import CheckpointError, UnsupportedError
 from quantkit.families.base.family import Adjust, Dropped, Family, Rule, Take
 from quantkit.families.base.hyperparameters import Hyperparameters
+from quantkit.families.base.multimodal import without_images
 
 # Buffers that old checkpoints carry and every runtime recomputes.
 _BUFFERS = Dropped(r".*\.(rotary_emb\.inv_freq|attention\.masked_bias|attention\.bias|attn\.masked_bias|attn\.bias)")
@@ -98,7 +99,7 @@ def canonical_checkpoint(
     mapper = _Mapper(family, sizes, tensors)
     if family.canonical is None:
         kept = {mapper.names[name]: name for name in mapper.names if not mapper.is_dropped(mapper.names[name])}
-        return dict(sizes.config), [
+        return _text_config(family, sizes.config), [
             MappedTensor(native, tuple(tensors[source].shape), (Part(source),)) for source, native in kept.items()
         ]
     canonical = family.canonical(sizes)
@@ -107,6 +108,13 @@ def canonical_checkpoint(
             f"transformers has no architecture of its own for this {family.name} checkpoint; convert it to GGUF instead"
         )
     return canonical.config(sizes.config), mapper.map(canonical.rules)
+
+
+def _text_config(family: Family, config: Mapping[str, Any]) -> dict[str, Any]:
+    if not family.text_models:
+        return dict(config)
+    own_class = any(architecture in family.architectures for architecture, _ in family.text_models.values())
+    return without_images(config, keep_sections=own_class)
 
 
 def renamed(family: Family, name: str) -> str:
