@@ -2,7 +2,7 @@
 
 import difflib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
@@ -126,16 +126,13 @@ class _Mapper:
         self.dropped = (*family.dropped, _BUFFERS)
 
     def map(self, rules: tuple[Rule, ...]) -> list[MappedTensor]:
-        by_target: dict[str, list[Rule]] = {}
+        by_target: dict[tuple[str, bool], list[Rule]] = {}
         for rule in rules:
             if rule.when is None or rule.when(self.sizes):
-                by_target.setdefault(rule.target, []).append(rule)
+                by_target.setdefault((rule.target, rule.draft), []).append(rule)
         mapped = []
         for candidates in by_target.values():
-            layers: list[int | None] = [None]
-            if "{layer}" in candidates[0].source:
-                layers = list(range(self.sizes.n_layer))
-            for layer in layers:
+            for layer in self._layers(candidates[0]):
                 tensor = self._first(candidates, layer)
                 if tensor is not None:
                     mapped.append(tensor)
@@ -145,6 +142,12 @@ class _Mapper:
         if unknown:
             self._refuse_unknown(rules, unknown)
         return mapped
+
+    def _layers(self, rule: Rule) -> Iterable[int | None]:
+        n_layer = self.sizes.n_layer
+        if rule.draft:
+            return range(n_layer, n_layer + self.sizes.n_draft)
+        return range(n_layer) if "{layer}" in rule.source else (None,)
 
     def is_dropped(self, source: str) -> bool:
         return any(drop.matches(self.sizes, source) for drop in self.dropped)
@@ -170,9 +173,10 @@ class _Mapper:
 
     def _sources(self, rule: Rule, layer: int | None) -> list[str]:
         over = _stacked_over(rule)
+        numbers = {"layer": layer, "draft": None if layer is None else layer - self.sizes.n_layer}
         if over is None:
-            return [rule.source.format(layer=layer)]
-        return [rule.source.format(layer=layer, **{over: n}) for n in range(getattr(self.sizes, _STACKED[over]))]
+            return [rule.source.format(**numbers)]
+        return [rule.source.format(**numbers, **{over: n}) for n in range(getattr(self.sizes, _STACKED[over]))]
 
     def _apply(self, rule: Rule, layer: int | None) -> MappedTensor | None:
         sizes = self.sizes
@@ -239,7 +243,7 @@ class _Mapper:
                 f"tensor {beyond[0]} is beyond the {n_layer} layers of config.json; use the config.json that belongs to"
                 " these weights"
             )
-        known = [rule.source.format(layer=0, expert=0, head=0, kv_head=0) for rule in rules]
+        known = [rule.source.format(layer=0, draft=0, expert=0, head=0, kv_head=0) for rule in rules]
         close = difflib.get_close_matches(re.sub(r"\.\d+\.", ".0.", unknown[0]), known, n=1)
         more = f" (and {len(unknown) - 1} more)" if len(unknown) > 1 else ""
         hint = f"; the nearest known name is {close[0]}" if close else ""

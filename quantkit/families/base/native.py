@@ -46,7 +46,7 @@ class Native:
             UnsupportedError: no native architecture exists, or the forward does not support it or a setting.
         """
         family = find_family(checkpoint.config)
-        self.sizes = family.sizes(checkpoint.config)
+        self.sizes = family.sizes(checkpoint.config, checkpoint.tensors)
         self.config, mapped = canonical_checkpoint(family, self.sizes, checkpoint.tensors, nearest=nearest)
         self.checkpoint = checkpoint
         self.architecture = find_architecture(self.config)
