@@ -12,7 +12,7 @@ from quantkit.families.base.experts import expert_dimensions, expert_rules, expe
 from quantkit.families.base.family import Family, Key, Rule
 from quantkit.families.base.hyperparameters import Hyperparameters, number, optional_size, size
 from quantkit.families.base.keys import base_keys
-from quantkit.families.base.layers import all_layers, dense_layers, nextn_count, nextn_rules, routed_layers
+from quantkit.families.base.layers import dense_layers, nextn_keys, nextn_rules, observe_nextn, routed_layers
 from quantkit.families.base.refusals import SILU, only, plain_yarn
 from quantkit.families.base.traits import Traits
 from quantkit.families.llama import ENDS
@@ -25,16 +25,23 @@ from quantkit.tokenizer.roles import TokenRoles
 _MLP, _TO = "model.layers.{layer}.mlp", "blk.{layer}"
 _ATTENTION_NORM, _FEED_NORM = NORMS
 
-RULES = (
-    *(replace(rule, layers=all_layers) for rule in (_ATTENTION_NORM, *PROJECTIONS)),
-    *(replace(rule, layers=all_layers, required=False) for rule in (*BIASES, *HEAD_NORM_RULES)),
-    replace(_FEED_NORM, target=f"{_TO}.post_attention_norm.weight", layers=all_layers),
-    *(replace(rule, layers=dense_layers) for rule in PLAIN_MLP),
+_LAYER = (
+    _ATTENTION_NORM,
+    *PROJECTIONS,
+    *(replace(rule, required=False) for rule in (*BIASES, *HEAD_NORM_RULES)),
+    replace(_FEED_NORM, target=f"{_TO}.post_attention_norm.weight"),
+)
+_EXPERTS = (
     Rule(f"{_MLP}.gate.weight", f"{_TO}.ffn_gate_inp.weight", ("n_expert", "hidden"), layers=routed_layers),
     Rule(f"{_MLP}.gate.e_score_correction_bias", f"{_TO}.exp_probs_b.bias", ("n_expert",), layers=routed_layers),
     *expert_rules(f"{_MLP}.experts", layers=routed_layers),
     *shared_rules(f"{_MLP}.shared_experts", layers=routed_layers),
-    *nextn_rules(),
+)
+RULES = (
+    *_LAYER,
+    *(replace(rule, layers=dense_layers) for rule in PLAIN_MLP),
+    *_EXPERTS,
+    *nextn_rules((*_LAYER, *_EXPERTS)),
     *ENDS,
 )
 
@@ -70,12 +77,8 @@ def _dimensions(sizes: Hyperparameters) -> dict[str, int]:
 def keys(arch: str, sizes: Hyperparameters) -> list[Key]:
     """The common keys, the rotated width and the experts' keys, in the converter's order."""
     config = sizes.config
-    base = [
-        replace(key, value=len(all_layers(sizes))) if key.name.endswith(".block_count") else key
-        for key in base_keys(arch, sizes)
-    ]
-    result = [
-        *base,
+    return [
+        *base_keys(arch, sizes),
         Key(f"{arch}.rope.dimension_count", "u32", int(sizes.head_dim * sizes.rope.get("partial_rotary_factor", 0.5))),
         Key(f"{arch}.expert_feed_forward_length", "u32", expert_width(sizes)),
         Key(f"{arch}.expert_shared_count", "u32", size(config, "n_shared_experts")),
@@ -83,10 +86,8 @@ def keys(arch: str, sizes: Hyperparameters) -> list[Key]:
         Key(f"{arch}.expert_gating_func", "u32", 2),
         Key(f"{arch}.expert_weights_scale", "f32", number(config, "routed_scaling_factor")),
         Key(f"{arch}.expert_weights_norm", "bool", bool(config.get("norm_topk_prob"))),
+        *nextn_keys(arch, sizes),
     ]
-    if config.get("num_nextn_predict_layers") is not None:
-        result.append(Key(f"{arch}.nextn_predict_layers", "u32", nextn_count(sizes)))
-    return result
 
 
 def prepare(config: dict[str, Any]) -> dict[str, Any]:
@@ -138,6 +139,7 @@ FAMILY = Family(
     rules=RULES,
     keys=keys,
     defaults=DEFAULTS,
+    observe=observe_nextn,
     prepare=prepare,
     dimensions=_dimensions,
     rope_kinds=ROPE_KINDS,
