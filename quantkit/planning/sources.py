@@ -181,8 +181,9 @@ def _ruled(family: Family, sizes: Hyperparameters) -> Iterator[tuple[str, tuple[
             if (rule.target, layer) in yielded:
                 continue
             yielded.add((rule.target, layer))
+            draft = None if layer is None else layer - sizes.n_layer
             for expert in range(sizes.n_expert) if "{expert}" in rule.source else (None,):
-                yield rule.source.format(layer=layer, expert=expert), shape
+                yield rule.source.format(layer=layer, draft=draft, expert=expert), shape
 
 
 def _is_there(rule: Rule, sizes: Hyperparameters) -> bool:
@@ -190,7 +191,9 @@ def _is_there(rule: Rule, sizes: Hyperparameters) -> bool:
 
 
 def _layers(rule: Rule, sizes: Hyperparameters) -> Iterator[int | None]:
-    if "{layer}" not in rule.source:
+    if rule.draft:
+        yield from range(sizes.n_layer, sizes.n_layer + sizes.n_draft)
+    elif "{layer}" not in rule.source:
         yield None
     else:
         yield from rule.layers(sizes) if rule.layers else range(sizes.n_layer)
