@@ -10,7 +10,7 @@ import pytest
 from quantkit.errors import CheckpointError, PassingError, QuantkitError
 from quantkit.verify import quantized, running
 from quantkit.verify.check import guard
-from tests.helpers.command import quantkit
+from tests.helpers.command import quantkit_here
 from tests.helpers.tiny import tiny_llama
 
 FEW = ("--samples", "8", "--seq-len", "32", "--raw", "--group-size", "32")
@@ -54,13 +54,13 @@ def test_too_little_memory_in_a_check_keeps_the_partials_and_the_rerun_gives_the
 ) -> None:
     model = tiny_llama(tmp_path / "model", hidden=64, intermediate=96)
     words = ("convert", model, "-t", "awq", "-t", "q8_0", *FEW, "-o")
-    assert quantkit(*words, tmp_path / "undisturbed").code == 0
+    assert quantkit_here(*words, tmp_path / "undisturbed").code == 0
     with monkeypatch.context() as patched:
         patched.setattr(module, name, raising(MemoryError()))
-        answer = quantkit(*words, tmp_path / "out")
+        answer = quantkit_here(*words, tmp_path / "out")
     assert answer.code == 1 and "memory" in answer.sentence, answer.stderr
     assert (tmp_path / "out" / "model-AWQ.partial").exists()
     assert not list((tmp_path / "out").rglob("*.failed"))
-    again = quantkit(*words, tmp_path / "out")
+    again = quantkit_here(*words, tmp_path / "out")
     assert again.code == 0, again.stderr
     assert hashes(tmp_path / "out") == hashes(tmp_path / "undisturbed")
