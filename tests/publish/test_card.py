@@ -140,7 +140,11 @@ def test_a_folder_for_gpus_says_its_library_and_bits(outputs: Path, tmp_path: Pa
     python = re.search(r"```python\n(.*?)```", text, re.DOTALL)
     assert python is not None
     compile(python[1], "card", "exec")
-    assert "LlamaForCausalLM with GPTQModel 7.6" in text and "llama-cli" not in text
+    assert (
+        "GPTQModel 7.6" in text
+        and "folders of LlamaForCausalLM in tests that compared the logits" in text
+        and "llama-cli" not in text
+    )
     made = section(text, "How it was made")
     assert "group size 64" in made and "14 linears quantized" in made and "text.txt, 8 samples of 64 tokens" in made
 
@@ -189,19 +193,19 @@ def test_a_table_of_each_text_where_there_are_several(gguf: Path) -> None:
 
 
 def test_which_to_take_goes_by_the_memory_that_was_measured(gguf: Path) -> None:
-    said = section(card_of(gguf, report=report_of(gguf)), "Which to take")
+    choices = section(card_of(gguf, report=report_of(gguf)), "Which to take")
     # 4.1 GB and 8.1 GB with a quarter of the memory to spare: 5.47 and 10.8 GB
-    assert re.findall(r"With (\d+) GB of memory or more: \*\*(\w+)\*\*, which took ([\d.]+) GB", said) == [
+    assert re.findall(r"With (\d+) GB of memory or more: \*\*(\w+)\*\*, which took ([\d.]+) GB", choices) == [
         ("6", "Q4_0", "4.10"),
         ("12", "Q8_0", "8.10"),
     ]
-    assert said.count("with a context of 4,096 tokens, measured") == 2
+    assert choices.count("with a context of 4,096 tokens, measured") == 2
 
 
 def test_figures_of_other_files_are_refused(gguf: Path) -> None:
     report = report_of(gguf)
     report["models"][1]["bytes"] += 1
-    with pytest.raises(PublishError, match=r"measured a Tiny-Q4_0\.gguf of \d+ bytes.*measure again"):
+    with pytest.raises(PublishError, match=r"measured Tiny-Q4_0\.gguf with \d+ bytes.*measure again"):
         write_card(gguf, kind="gguf", model=FULL, report=report)
     assert not (gguf / "README.md").exists()
 
@@ -270,9 +274,9 @@ def test_a_card_written_by_hand_or_changed_is_kept_and_our_own_replaced(gguf: Pa
 @pytest.mark.parametrize(
     ("kind", "folder", "words"),
     [
-        ("awq", "Tiny-GGUF", "does not hold AWQ"),
+        ("awq", "Tiny-GGUF", "holds not AWQ"),
         ("gguf", "Tiny-AWQ", "not a folder of GGUF"),
-        ("awq", "Tiny-GPTQ", "does not hold AWQ"),
+        ("awq", "Tiny-GPTQ", "holds not AWQ"),
     ],
 )
 def test_a_folder_of_another_kind_is_told(outputs: Path, kind: str, folder: str, words: str) -> None:
@@ -283,7 +287,7 @@ def test_a_folder_of_another_kind_is_told(outputs: Path, kind: str, folder: str,
 def test_the_cards_commands_run_as_they_stand(gguf: Path) -> None:
     """`quantkit run` for real; llama.cpp's and Ollama's are checked as words of a shell, for neither is built here."""
     text = card_of(gguf)
-    commands = [line for found in re.findall(r"```sh\n(.*?)```", text, re.DOTALL) for line in found.splitlines()]
+    commands = [line for block in re.findall(r"```sh\n(.*?)```", text, re.DOTALL) for line in block.splitlines()]
     assert [shlex.split(line)[:3] for line in commands] == [
         ["llama-cli", "-hf", "me/Tiny-GGUF:Q4_0"],
         ["llama-cli", "-m", "Tiny-Q4_0.gguf"],
@@ -339,9 +343,9 @@ def test_the_loaders_are_those_of_the_guide() -> None:
 
 
 def test_a_mixture_is_warned_of_and_an_untested_architecture_said_to_be_one() -> None:
-    assert "computes something else" in loaders_tested("awq", "MixtralForCausalLM")
-    assert "with no loader for Glm4ForCausalLM" in loaders_tested("gptq", "Glm4ForCausalLM")
-    assert "something else" not in loaders_tested("gptq", "LlamaForCausalLM")
+    assert "computes wrong results" in loaders_tested("awq", "MixtralForCausalLM")
+    assert "No loader was tested with GPTQ folders of Glm4ForCausalLM" in loaders_tested("gptq", "Glm4ForCausalLM")
+    assert "wrong results" not in loaders_tested("gptq", "LlamaForCausalLM")
 
 
 def test_a_licence_of_no_identifier_becomes_other_with_its_name() -> None:
@@ -419,11 +423,11 @@ def tokens_of(card: str) -> list[list[str]]:
     """The kinds of blocks and of what is inside each, without plain text."""
     parser = MarkdownIt("commonmark").enable(["table", "strikethrough"])
     plainly = ("text", "text_special", "html_inline_comment")
-    found = []
+    kinds = []
     for token in parser.parse(card.partition("\n---\n")[2]):
         inside = [child.type for child in token.children or () if child.content != "<!-- -->"]
-        found.append([token.type, *(kind for kind in inside if kind not in plainly)])
-    return found
+        kinds.append([token.type, *(kind for kind in inside if kind not in plainly)])
+    return kinds
 
 
 @given(text=st.text(alphabet=st.sampled_from("`~|\\ a<>\n"), max_size=30))
@@ -445,7 +449,7 @@ def test_a_file_with_a_name_for_the_shell_stays_one_word(gguf: Path) -> None:
     name = "-x; touch 'pwned` $(id)-Q4_0.gguf"
     (gguf / "Tiny-Q4_0.gguf").rename(gguf / name)
     text = card_of(gguf, model=CardModel("Tiny"))
-    commands = [line for found in re.findall(r"```+sh\n(.*?)```", text, re.DOTALL) for line in found.splitlines()]
+    commands = [line for block in re.findall(r"```+sh\n(.*?)```", text, re.DOTALL) for line in block.splitlines()]
     words = [shlex.split(line) for line in commands]
     assert [words[0][2], words[1][2], words[2][3]] == [f"./{name}"] * 3
     assert shlex.split(commands[0])[:2] == ["llama-cli", "-m"]

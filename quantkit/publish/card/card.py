@@ -1,4 +1,4 @@
-"""A model card for a folder of outputs: README.md with the hub's metadata, what was measured, and how to run it."""
+"""A model card for a folder of outputs: README.md with the hub's metadata, the measured figures, and commands."""
 
 import hashlib
 import json
@@ -12,8 +12,8 @@ from quantkit.files import write_atomically
 from quantkit.publish.card.escaping import link, plain
 from quantkit.publish.card.facts import KINDS, CardFacts, CardModel, card_facts
 from quantkit.publish.card.metadata import front_matter, metadata
-from quantkit.publish.card.provenance import made
-from quantkit.publish.card.sections import choice, conversation, files, measured, opening, shown
+from quantkit.publish.card.provenance import provenance
+from quantkit.publish.card.sections import choice, conversation, files, measured, opening, with_headings
 from quantkit.publish.card.usage import running
 
 __all__ = ["CardModel", "card_text", "kind_of_folder", "write_card"]
@@ -37,22 +37,23 @@ def write_card(
     plots: Path | None = None,
     path: Path | None = None,
 ) -> Path:
-    """Write README.md into `folder`, a folder of GGUF files or an AWQ or GPTQ checkpoint, or to `path`; where it is.
+    """Write README.md into `folder`, a folder of GGUF files or an AWQ or GPTQ checkpoint, or to `path`.
 
     `kind`: "gguf", "awq" or "gptq". `report`: a report.json document; only models that are files of this folder count.
-    `plots`: the folder of the report's PNGs, or the report's own folder; they are copied to plots/ beside the card,
-    unless the report has nothing of this folder. A card there that is not as quantkit wrote it last is kept as
-    README.md.bak.
+    `plots`: the folder of the report's PNGs, or the report's own folder. The plots are copied to plots/ beside the
+    card, unless the report has no model of this folder. An existing card that was edited is kept as README.md.bak.
+
+    Returns the path of the card.
 
     Raises:
-        UsageError: the folder is of another kind, or a language is no code.
-        PublishError: the report's figures are those of other files than are there now.
+        UsageError: the folder is of another kind, or a language is not a language code.
+        PublishError: the report measured other files than those in the folder.
         CheckpointError: the folder holds no sound model.
-        OutputError: it cannot be written to.
+        OutputError: the card cannot be written.
     """
     facts = card_facts(folder, kind, model, report)
     path = path or folder / FILE_NAME
-    # plots of a report that measured nothing of this folder are another model's
+    # The plots of a report without a model of this folder show another model.
     own = report is None or facts.report is not None
     pictures = _pictures(plots) if plots is not None and own else {}
     text = card_text(facts, pictures)
@@ -65,15 +66,17 @@ def write_card(
         path.parent.mkdir(exist_ok=True)
         write_atomically(path, text)
     except OSError as error:
-        raise OutputError(f"cannot write {error.filename or path}: {error.strerror or error}") from error
+        raise OutputError(
+            f"cannot write {error.filename or path} ({error.strerror or error}); pass another file with -o"
+        ) from error
     return path
 
 
 def kind_of_folder(folder: Path) -> str:
-    """ "gguf", "awq" or "gptq", by what is in it.
+    """ "gguf", "awq" or "gptq", by the files of the folder.
 
     Raises:
-        UsageError: none of these.
+        UsageError: the folder is none of these.
     """
     if any(folder.glob("*.gguf")):
         return "gguf"
@@ -89,20 +92,20 @@ def kind_of_folder(folder: Path) -> str:
 
 
 def card_text(facts: CardFacts, pictures: Mapping[str, Path] | None = None) -> str:
-    """The whole card, which ends with a mark that tells whether it was changed since."""
-    model, found = facts.model, facts.description
+    """The whole card, which ends with a digest that shows a later change."""
+    model, description = facts.model, facts.description
     fields = metadata(
         kind=facts.kind,
         base_model=facts.base_model,
         license=facts.license,
         languages=model.languages,
         hub_repo=model.hub_repo,
-        conversational=found.template is not None,
+        conversational=description.template is not None,
         imatrix=any((entry.get("options") or {}).get("imatrix") for entry in facts.entries),
-        bits=found.quantization.bits if found.quantization is not None else None,
+        bits=description.quantization.bits if description.quantization is not None else None,
     )
     title = plain(f"{model.name} {KINDS[facts.kind]}")
-    sections = shown(
+    sections = with_headings(
         [
             ("Files", files(facts)),
             ("Which to take" if facts.kind == "gguf" else "What it takes", choice(facts)),
@@ -110,7 +113,7 @@ def card_text(facts: CardFacts, pictures: Mapping[str, Path] | None = None) -> s
             ("Chat template", conversation(facts)),
             ("Memory and speed", measured(facts)),
             ("Plots", "\n\n".join(f"!{link(_caption(name), f'{PLOTS}/{name}')}" for name in pictures or ())),
-            ("How it was made", made(facts)),
+            ("How it was made", provenance(facts)),
         ]
     )
     text = f"{front_matter(fields)}\n# {title}\n\n{opening(facts)}\n\n{sections}\n"
@@ -123,7 +126,7 @@ def _pictures(folder: Path) -> dict[str, Path]:
 
 
 def _place(path: Path) -> tuple[int, int, str]:
-    """As on the report's page: by what is drawn, then by its number."""
+    """The order of the report's page: by the kind of plot, then by its number."""
     order = [number for number, start in enumerate(_PICTURES) if path.stem.startswith(start)]
     number = re.search(r"-(\d+)$", path.stem)
     return order[0] if order else len(_PICTURES), int(number[1]) if number else 1, path.name
@@ -131,9 +134,9 @@ def _place(path: Path) -> tuple[int, int, str]:
 
 def _caption(name: str) -> str:
     stem = name.removesuffix(".png")
-    said = next((words for start, words in _PICTURES.items() if stem.startswith(start)), stem)
+    caption = next((words for start, words in _PICTURES.items() if stem.startswith(start)), stem)
     number = re.search(r"-(\d+)$", stem)
-    return f"{said} ({number[1]})" if number and said != stem else said
+    return f"{caption} ({number[1]})" if number and caption != stem else caption
 
 
 def _is_ours(path: Path) -> bool:
@@ -141,8 +144,8 @@ def _is_ours(path: Path) -> bool:
         text = path.read_text("utf-8")
     except (OSError, ValueError):
         return False
-    found = _MARK.search(text)
-    return found is not None and found[1] == _digest(text[: found.start() - 1])
+    mark = _MARK.search(text)
+    return mark is not None and mark[1] == _digest(text[: mark.start() - 1])
 
 
 def _digest(text: str) -> str:

@@ -1,4 +1,4 @@
-"""What a folder of outputs says of itself, for its card: weight files, quantkit.json, the chat template, figures."""
+"""The facts of a folder of outputs, for its card: weight files, quantkit.json, the chat template, figures."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -18,10 +18,10 @@ KINDS = {"gguf": "GGUF", "awq": "AWQ", "gptq": "GPTQ"}
 
 @dataclass(frozen=True)
 class CardModel:
-    """What the publisher says of the model; all but its name may be left out.
+    """The publisher's statements about the model; only its name is required.
 
-    `base_model`: a hub id. `license`: the hub's identifier, or the licence's name. `languages`: ISO 639 codes.
-    `ollama_name`: NAMESPACE/MODEL, where it is published on Ollama. `hub_repo`: the repository the card is for.
+    `base_model`: a hub id. `license`: the hub's identifier, or the license's name. `languages`: ISO 639 codes.
+    `ollama_name`: NAMESPACE/MODEL on Ollama. `hub_repo`: the repository of the card.
     """
 
     name: str
@@ -37,7 +37,7 @@ class CardModel:
 class Weights:
     """One thing to download: a GGUF, all its shards, or the quantized checkpoint of the folder.
 
-    `type`: q4_0, awq. `entry`: what quantkit.json records of it. `measured`: its figures, where a report has them.
+    `type`: q4_0, awq. `entry`: its entry in quantkit.json. `measured`: its figures, if a report has them.
     """
 
     name: str
@@ -59,7 +59,7 @@ class Weights:
 
 @dataclass(frozen=True)
 class CardFacts:
-    """Everything a card is written from. `report` has the models of this folder and the reference only."""
+    """The input of a card. `report` has only the models of this folder and the reference."""
 
     kind: str
     model: CardModel
@@ -76,33 +76,34 @@ class CardFacts:
 
     @property
     def entries(self) -> tuple[Mapping[str, Any], ...]:
-        """The entries of quantkit.json, each once."""
-        return tuple(each.entry for each in self.weights if each.entry is not None)
+        """The entries of quantkit.json for the weights that have one."""
+        return tuple(weights.entry for weights in self.weights if weights.entry is not None)
 
 
 def card_facts(folder: Path, kind: str, model: CardModel, report: Mapping[str, Any] | None) -> CardFacts:
     """Read the folder.
 
-    `report`: a report.json document, of which the models that are files of this folder count.
+    `report`: a report.json document; only models that are files of this folder count.
 
     Raises:
-        UsageError: no such kind, or the folder is of another.
-        PublishError: the report's figures are those of other files than are there now.
+        UsageError: the kind is unknown, or the folder is of another kind.
+        PublishError: the report measured other files than those in the folder.
         CheckpointError: the folder holds no sound model.
     """
     if kind not in KINDS:
-        raise UsageError(f"a card is for gguf, awq or gptq, not {kind!r}")
+        raise UsageError(f"a card is for a folder of gguf, awq or gptq, not of {kind!r}")
     description = inspect_source(str(folder.resolve()))
     weights = _gguf_weights(folder, description) if kind == "gguf" else _folder_weights(folder, kind, description)
-    found = read_report(report) if report is not None else None
-    for each in weights:
-        if each.entry is not None and (changed := changed_since(each.entry, folder)):
-            raise PublishError(f"{changed[0]}; convert it again, or take its entry out of quantkit.json")
-    if found is not None:
-        weights = tuple(replace(each, measured=_measured(each, found, kind)) for each in weights)
-        own = {id(each.measured) for each in weights}
-        found = replace(found, models=tuple(each for each in found.models if each.is_reference or id(each) in own))
-    origins = [origin for each in weights if (origin := _mapping((each.entry or {}).get("origin")))]
+    figures = read_report(report) if report is not None else None
+    for output in weights:
+        if output.entry is not None and (changed := changed_since(output.entry, folder)):
+            raise PublishError(f"{changed[0]}; convert it again, or remove its entry from quantkit.json")
+    if figures is not None:
+        weights = tuple(replace(output, measured=_measured(output, figures, kind)) for output in weights)
+        own = {id(output.measured) for output in weights}
+        models = tuple(entry for entry in figures.models if entry.is_reference or id(entry) in own)
+        figures = replace(figures, models=models)
+    origins = [origin for output in weights if (origin := _mapping((output.entry or {}).get("origin")))]
     source, revision = (origins[0].get("source"), origins[0].get("revision")) if origins else (None, None)
     source = source.partition("@")[0] if isinstance(source, str) else None
     return CardFacts(
@@ -110,7 +111,7 @@ def card_facts(folder: Path, kind: str, model: CardModel, report: Mapping[str, A
         model=model,
         description=description,
         weights=weights,
-        report=found if found is not None and any(each.measured for each in weights) else None,
+        report=figures if figures is not None and any(output.measured for output in weights) else None,
         base_model=model.base_model or (source if source and is_hub_id(source) else None),
         revision=revision if isinstance(revision, str) else None,
         license=model.license or (facts_of_gguf(folder / weights[0].path).license if kind == "gguf" else None),
@@ -124,24 +125,26 @@ def _gguf_weights(folder: Path, description: Description) -> tuple[Weights, ...]
     described = {file.name for file in description.files}
     for path in sorted(folder.glob("*.gguf")):
         if path.name not in described:
-            read_header(path)  # an importance matrix may lie here, a damaged file may not
-    found = [
+            read_header(path)  # an importance matrix is allowed here, a damaged file is not
+    weights = [
         Weights(
-            each.name,
-            each.type,
-            tuple((file.name, file.bytes) for file in each.files),
-            each.bits_per_weight or None,
-            entry_of(record, folder / each.files[0].name),
+            output.name,
+            output.type,
+            tuple((file.name, file.bytes) for file in output.files),
+            output.bits_per_weight or None,
+            entry_of(record, folder / output.files[0].name),
         )
-        for each in description.outputs
+        for output in description.outputs
     ]
-    return tuple(sorted(found, key=lambda each: (each.bytes, each.name)))
+    return tuple(sorted(weights, key=lambda output: (output.bytes, output.name)))
 
 
 def _folder_weights(folder: Path, kind: str, description: Description) -> tuple[Weights, ...]:
     method = description.quantization.method.lower() if description.quantization else None
     if method != kind:
-        raise UsageError(f"{folder} does not hold {KINDS[kind]} but a {description.type or ''} {description.kind}")
+        raise UsageError(
+            f"{folder} holds not {KINDS[kind]} but a {description.type or ''} {description.kind}; check the folder"
+        )
     files = tuple((file.name, file.bytes) for file in description.files)
     entry = entry_of(read_record(folder), folder / files[0][0]) if files else None
     bits = description.weights.bits_per_weight if description.weights else None
@@ -149,17 +152,17 @@ def _folder_weights(folder: Path, kind: str, description: Description) -> tuple[
 
 
 def _measured(weights: Weights, report: Report, kind: str) -> Model | None:
-    """The report's model that these files are: by its path, else the only one with its type for a label."""
+    """The report's model of these files: by its path, else the only one whose label is the type."""
     names = {weights.name, *(name for name, _ in weights.files)} if kind == "gguf" else {weights.name}
-    found = [model for model in report.models if model.kind == kind and model.path in names]
-    if not found:
-        found = [model for model in report.models if model.kind == kind and not model.path and _label(model, weights)]
-    if len(found) != 1:
+    models = [model for model in report.models if model.kind == kind and model.path in names]
+    if not models:
+        models = [model for model in report.models if model.kind == kind and not model.path and _label(model, weights)]
+    if len(models) != 1:
         return None
-    model = found[0]
+    model = models[0]
     if model.bytes is not None and int(model.bytes) != weights.bytes:
         raise PublishError(
-            f"the report measured a {model.path or model.label} of {model.bytes:.0f} bytes, but the one there now has"
+            f"the report measured {model.path or model.label} with {model.bytes:.0f} bytes, but the file now has"
             f" {weights.bytes}; measure again with `quantkit measure`, or write the card without the report"
         )
     return model
@@ -169,5 +172,5 @@ def _label(model: Model, weights: Weights) -> bool:
     return model.label.lower() == weights.type.lower()
 
 
-def _mapping(found: object) -> Mapping[str, Any]:
-    return found if isinstance(found, Mapping) else {}
+def _mapping(value: object) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {}

@@ -1,7 +1,7 @@
 """A card's metadata as the hub reads it: the YAML at the head of README.md.
 
-https://huggingface.co/docs/hub/model-cards#model-card-metadata; the licences' identifiers are those of
-https://huggingface.co/docs/hub/repositories-licenses, in licenses.txt (any other licence is `other` with its name).
+https://huggingface.co/docs/hub/model-cards#model-card-metadata; the license identifiers are those of
+https://huggingface.co/docs/hub/repositories-licenses, in licenses.txt (any other license is `other` with its name).
 """
 
 import re
@@ -22,7 +22,7 @@ _NAME_OF_LICENSE = 60
 
 
 def is_hub_id(text: str) -> bool:
-    """Whether a text is ORG/NAME as the hub takes it."""
+    """Whether a text is ORG/NAME by the hub's rules."""
     try:
         validate_repo_id(text)
     except HFValidationError:
@@ -41,19 +41,19 @@ def metadata(
     imatrix: bool = False,
     bits: int | None = None,
 ) -> dict[str, Any]:
-    """The metadata as a mapping of plain values, in the order they are written.
+    """The metadata as a mapping of plain values, in the order of the card.
 
-    `base_model` counts only as a hub id. `hub_repo`: its owner is who quantized.
+    `base_model` counts only if it is a hub id. The owner of `hub_repo` is named as the quantizer.
 
     Raises:
-        UsageError: a language is no code that the hub knows.
+        UsageError: a language is not a code that the hub knows.
     """
     base = base_model if base_model is not None and is_hub_id(base_model) else None
     tags = ["gguf", "llama.cpp", "ollama"] if kind == "gguf" else [kind, *([f"{bits}-bit"] if bits else [])]
     fields: dict[str, Any] = {
         "base_model": base,
         "base_model_relation": "quantized" if base else None,
-        "language": [_language(each) for each in languages] or None,
+        "language": [_language(code) for code in languages] or None,
         **license_of(license),
         "library_name": None if kind == "gguf" else "transformers",
         "pipeline_tag": "text-generation",
@@ -70,7 +70,7 @@ def front_matter(fields: dict[str, Any]) -> str:
 
 
 def license_of(text: str | None) -> dict[str, str]:
-    """The fields of a licence: the hub's identifier where it is one, else `other` and its name in the hub's letters."""
+    """The fields of a license: its hub identifier if it has one, else `other` and its name in the hub's letters."""
     name = one_line(text or "")
     if not name:
         return {}

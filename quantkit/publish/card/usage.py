@@ -1,4 +1,4 @@
-"""How to run what a card describes: llama.cpp, Ollama, vLLM, transformers, quantkit itself."""
+"""The commands of a card that run the model: llama.cpp, Ollama, vLLM, transformers, quantkit."""
 
 import shlex
 from collections.abc import Mapping
@@ -19,17 +19,18 @@ LOADERS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
 }
 PROMPT = "Why is the sky blue?"
 PHONE = 8_000_000_000
-"""Bytes of the largest file that a phone of today might run."""
+"""The size in bytes of the largest file that a phone can run today."""
 
 
 def running(facts: CardFacts) -> str:
-    """The commands, each in a block of its own under what it is for."""
+    """The commands, one block for each runtime."""
     return "\n\n".join(_gguf(facts) if facts.kind == "gguf" else _folder(facts))
 
 
 def gguf_commands(facts: CardFacts) -> Mapping[str, list[str]]:
-    """Runtime -> its commands; those that download from the hub only where the repository is known."""
-    weights = next((each for kind in PREFERRED for each in facts.weights if each.type == kind), facts.weights[0])
+    """The commands of each runtime; those that download from the hub only if the repository is known."""
+    preferred = (output for kind in PREFERRED for output in facts.weights if output.type == kind)
+    weights = next(preferred, facts.weights[0])
     repo, tag, path = _repo(facts), weights.type.upper(), _path(weights.path)
     commands: dict[str, list[str]] = {
         "llama.cpp": [*([f"llama-cli -hf {repo}:{tag}"] if repo else []), f"llama-cli -m {path}"],
@@ -43,7 +44,7 @@ def gguf_commands(facts: CardFacts) -> Mapping[str, list[str]]:
         commands["a phone"] = [f"quantkit termux --gguf {shlex.quote(url) if repo else url} -o termux.sh"]
     if repo:
         commands["llama.cpp"].append(f"llama-server -hf {repo}:{tag}")
-        if len(weights.files) == 1:  # Ollama takes no split files from the hub
+        if len(weights.files) == 1:  # Ollama does not load split files from the hub
             commands["Ollama"].append(f"ollama run hf.co/{repo}:{tag}")
     return {name: lines for name, lines in commands.items() if lines}
 
@@ -51,10 +52,10 @@ def gguf_commands(facts: CardFacts) -> Mapping[str, list[str]]:
 def _gguf(facts: CardFacts) -> list[str]:
     words = {
         "llama.cpp": "[llama.cpp](https://github.com/ggml-org/llama.cpp): a conversation in the terminal"
-        + (", or a server with a page of its own:" if _repo(facts) else ":"),
+        + (", or a server with a web page:" if _repo(facts) else ":"),
         "Ollama": "[Ollama](https://ollama.com):",
-        "quantkit": "quantkit, for a quick look at a file that is here:",
-        "a phone": "An Android phone: this writes a script that sets up Termux with the model, to be run there:",
+        "quantkit": "quantkit, for a quick test of a local file:",
+        "a phone": "An Android phone: this writes a script that sets up Termux with the model; run it on the phone:",
     }
     parts = []
     for name, lines in gguf_commands(facts).items():
@@ -65,49 +66,49 @@ def _gguf(facts: CardFacts) -> list[str]:
 def _folder(facts: CardFacts) -> list[str]:
     source = _repo(facts) or facts.weights[0].name
     return [
-        f"[vLLM](https://docs.vllm.ai) reads {KINDS[facts.kind]} from config.json by itself (not run for this card):",
+        f"[vLLM](https://docs.vllm.ai) reads {KINDS[facts.kind]} from config.json (not run for this card):",
         block(f"vllm serve {shlex.quote(source)}", "sh"),
-        "transformers, with the packages `gptqmodel` and `optimum` beside it:",
+        "transformers, with the packages `gptqmodel` and `optimum`:",
         block(_python(source, chat=facts.description.template is not None), "python"),
         tested(facts.kind, facts.description.architecture),
     ]
 
 
 def tested(kind: str, architecture: str | None) -> str:
-    """Which loaders were tested with this architecture, and the one that is known to go wrong."""
-    found = [loader for loader, reads in LOADERS.items() if architecture in reads[kind]]
+    """Which loaders were tested with this architecture, and a loader that computes wrong results."""
+    tested_loaders = [loader for loader, reads in LOADERS.items() if architecture in reads[kind]]
     name = plain(architecture or "this architecture")
-    said = f"Folders of {KINDS[kind]} by quantkit were loaded, and their logits compared, "
-    if found:
-        said += f"for {name} with {listed(found)}."
+    if tested_loaders:
+        text = f"{listed(tested_loaders)} loaded {KINDS[kind]} folders of {name} in tests that compared the logits."
     else:
-        said += f"with no loader for {name}: this one was read back by quantkit's own forward only."
+        text = f"No loader was tested with {KINDS[kind]} folders of {name}; quantkit's own forward read this one."
     if architecture is not None and ("Moe" in architecture or "Mixtral" in architecture):
-        said += (
-            " transformers 5.23 loads quantized mixtures without an error and computes something else: take another."
+        text += (
+            " transformers 5.23 loads quantized mixtures without an error but computes wrong results: use another"
+            " loader."
         )
-    return said
+    return text
 
 
 def _python(source: str, *, chat: bool) -> str:
     name = f'"{source}"' if is_hub_id(source) else repr(source)
     if chat:
-        ask = f"""messages = [{{"role": "user", "content": "{PROMPT}"}}]
+        inputs = f"""messages = [{{"role": "user", "content": "{PROMPT}"}}]
 inputs = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True, return_tensors="pt")"""
     else:
-        ask = f'inputs = tokenizer("{PROMPT}", return_tensors="pt")'
+        inputs = f'inputs = tokenizer("{PROMPT}", return_tensors="pt")'
     return f"""from transformers import AutoModelForCausalLM, AutoTokenizer
 
 name = {name}
 tokenizer = AutoTokenizer.from_pretrained(name)
 model = AutoModelForCausalLM.from_pretrained(name, device_map="auto")
-{ask}
+{inputs}
 answer = model.generate(**inputs.to(model.device), max_new_tokens=200)
 print(tokenizer.decode(answer[0][inputs["input_ids"].shape[1]:], skip_special_tokens=True))"""
 
 
 def _path(name: str) -> str:
-    """A file here as a word of the shell, never taken for an option."""
+    """A local file as a word of the shell that cannot be read as an option."""
     return shlex.quote(f"./{name}" if name.startswith("-") else name)
 
 
