@@ -7,7 +7,6 @@ one. Sources: llama.cpp's src/models (graphs) and conversion/glm.py, chatglm.py 
 from quantkit.families.base.traits import Traits
 from quantkit.tokenizer.roles import TokenRoles
 
-_PARALLEL = Traits(layer_norm=True, parallel=True)
 _LAYER_NORM = Traits(layer_norm=True)
 
 # Recurrent models, encoders, diffusion models, and models with an indexed or shared cache.
@@ -22,18 +21,10 @@ _NOT_PLANNABLE = (
 TRAITS = {
     **dict.fromkeys(_NOT_PLANNABLE, Traits(plannable=False)),
     "codeshell": _LAYER_NORM,
-    "cohere2": Traits(layer_norm=True, parallel=True, sliding_every=4),
-    "command-r": _PARALLEL,
-    "exaone4": Traits(sliding_every=4),
     "gemma-embedding": Traits(sliding_every=6),
-    "gptneox": _PARALLEL,
     "jais": Traits(positions="stated"),
     "mpt": Traits(layer_norm=True, positions="stated"),
-    "nemotron": _LAYER_NORM,
-    "orion": _LAYER_NORM,
-    "phi2": _PARALLEL,
     "refact": Traits(positions="stated"),
-    "starcoder": Traits(layer_norm=True, positions="stated"),
     "starcoder2": _LAYER_NORM,
 }
 """By `general.architecture` of a GGUF."""
@@ -43,7 +34,6 @@ _GLM = TokenRoles(also={"eos": _END, "eot": "<|user|>", "unk": _END})
 _GLM_MOE = TokenRoles(also={"bos": "[gMASK]", "eot": "<|user|>", "unk": _END, "eom": "<|observation|>"})
 
 TOKEN_ROLES = {
-    "GlmForCausalLM": _GLM,
     "ChatGLMModel": _GLM,
     "ChatGLMForConditionalGeneration": _GLM,
     "Glm4MoeForCausalLM": _GLM_MOE,

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from quantkit.forward.arithmetic import alibi_slopes, normalise, turn
+from quantkit.forward.arithmetic import alibi_slopes, normalise, sigmoid, turn
 from quantkit.forward.arrays import Array, device, empty, namespace, place
 from quantkit.forward.description import Attention, Config, Norm, given, head_dim
 from quantkit.forward.rope import rope_frequencies
@@ -61,7 +61,11 @@ class Context:
 
 def attend(part: Attention, layer: Layer, x: Array, context: Context) -> Array:
     """Attention over the hidden states x (n, hidden): (n, hidden)."""
-    q, k, v = _latent(part, layer, x) if part.latent else _plain(part, layer, x, context)
+    gate: Array | None = None
+    if part.latent:
+        q, k, v = _latent(part, layer, x)
+    else:
+        q, k, v, gate = _plain(part, layer, x, context)
     (heads, n, size), groups, where = q.shape, len(k), device(x)
     cap = layer.config.get(part.softcap) if part.softcap else None
     scale = part.scale(layer.config, layer.number) / (cap or 1.0)
@@ -90,6 +94,8 @@ def attend(part: Attention, layer: Layer, x: Array, context: Context) -> Array:
         mixed = (parts.reshape(scores.shape) @ v[:, first:stop]).reshape(heads, rows, -1)
         mixed /= total  # fewer divisions than on the scores
         out[start:stop] = mixed.swapaxes(0, 1)
+    if gate is not None:
+        out *= sigmoid(gate)
     return layer.weights.linear(layer.at + part.at + part.out, out.reshape(n, -1), x.shape[1], part.form)
 
 
@@ -124,18 +130,21 @@ def _mask(rows: int, keys: int, window: int, where: Any) -> Array:
     return mask
 
 
-def _plain(part: Attention, layer: Layer, x: Array, context: Context) -> tuple[Array, Array, Array]:
-    """Queries, keys and values (heads, n, head_dim), after norms and rope."""
+def _plain(part: Attention, layer: Layer, x: Array, context: Context) -> tuple[Array, Array, Array, Array | None]:
+    """Queries, keys and values (heads, n, head_dim), after norms and rope; the output's gate (n, heads, head_dim)."""
     source = part.shared_from(layer.config, layer.number)
     if source is not None:
         q = layer.weights.linear(layer.at + part.at + part.separate[0], x, _query_width(layer.config), part.form)
         q = q.reshape(len(x), -1, head_dim(layer.config))
         if part.norms:
             q = _normed(part, layer, part.norms[0], q)
-        return _turned(part, layer, q.swapaxes(0, 1)), *context.shared[source]
+        return _turned(part, layer, q.swapaxes(0, 1)), *context.shared[source], None
     heads, kv_heads = int(given(layer.config, "num_attention_heads", "n_head")), part.kv_heads(layer.config)
     size = head_dim(layer.config)
     q, k, v = _projected(part, layer, x, heads, kv_heads, size)
+    gate: Array | None = None
+    if part.gated:
+        q, gate = q[..., :size], q[..., size:]
     if part.norms and part.has_norms(layer.config):
         q = _normed(part, layer, part.norms[0], q)
         k = _normed(part, layer, part.norms[1], k)
@@ -148,7 +157,7 @@ def _plain(part: Attention, layer: Layer, x: Array, context: Context) -> tuple[A
     q, k = _turned(part, layer, q), _turned(part, layer, k)
     if layer.number in context.sources:
         context.shared[layer.number] = (k, v)
-    return q, k, v
+    return q, k, v, gate
 
 
 def _query_width(config: Config) -> int:
@@ -167,14 +176,15 @@ def _turned(part: Attention, layer: Layer, x: Array) -> Array:
 def _projected(
     part: Attention, layer: Layer, x: Array, heads: int, kv_heads: int, size: int
 ) -> tuple[Array, Array, Array]:
-    """Queries (n, heads, size), keys and values (n, kv_heads, size)."""
+    """Queries (n, heads, size; twice the size with gates), keys and values (n, kv_heads, size)."""
     at, n = layer.at + part.at, len(x)
     if part.fused is None:
         keys_only = part.keys_as_values(layer.config, layer.number)
         names = part.separate[:2] if keys_only else part.separate
+        widths = (2 * size if part.gated else size, size, size)
         q, k, *values = (
-            layer.weights.linear(at + name, x, count * size, part.form).reshape(n, count, size)
-            for name, count in zip(names, (heads, kv_heads, kv_heads), strict=False)
+            layer.weights.linear(at + name, x, count * width, part.form).reshape(n, count, width)
+            for name, count, width in zip(names, (heads, kv_heads, kv_heads), widths, strict=False)
         )
         return q, k, k if keys_only else values[0]
     fused = layer.weights.linear(at + part.fused, x, (heads + 2 * kv_heads) * size, part.form)
@@ -191,6 +201,9 @@ def _normed(part: Attention, layer: Layer, name: str, x: Array) -> Array:
         heads = [layer.norm(f"{name}.norms.{head}", x[:, head], part.norm) for head in range(x.shape[1])]
         stacked: Array = namespace(x).stack(heads, axis=1)
         return stacked
+    if part.normed == "by_head":
+        weight = layer.vector(f"{name}.weight", x).reshape(x.shape[1:])
+        return normalise(x, weight, None, part.norm, layer.eps)
     if part.normed == "all":
         return layer.norm(name, x.reshape(len(x), -1), part.norm).reshape(x.shape)
     return layer.norm(name, x, part.norm)

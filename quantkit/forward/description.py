@@ -66,7 +66,8 @@ class Attention:
             its queries, its key and its value.
         kv_heads: number of key-value heads.
         norms: norms of queries and keys; `has_norms` says whether config.json uses them.
-        normed: a norm over a head, over all heads at once, or for each head with a weight of its own.
+        normed: a norm over a head, over all heads at once, or over a head with weights of its own: a tensor a head
+            (`each`) or one of shape (heads, head_dim) (`by_head`).
         clip: the config key of the limit on queries, keys and values.
         pairs: which values of a head rotate together: i and i + half the rotary width, or neighbours.
         rotary: number of rotated values of a head.
@@ -81,6 +82,8 @@ class Attention:
         value_norm: the norm of a value over its head.
         keys_as_values: whether a layer's values are its keys before norm and rope.
         shared_from: the earlier layer whose keys and values a layer uses instead of its own, or None.
+        gated: the linear for queries gives each head a gate of the same width after its query; the output of
+            attention is multiplied by the gate's sigmoid.
     """
 
     at: str = "self_attn."
@@ -92,7 +95,7 @@ class Attention:
     kv_heads: Callable[[Config], int] = key_value_heads
     norms: tuple[str, str] | None = None
     has_norms: Callable[[Config], bool] = lambda _: True
-    normed: Literal["head", "all", "each"] = "head"
+    normed: Literal["head", "all", "each", "by_head"] = "head"
     norm: Norm = Norm()
     clip: str | None = None
     pairs: Literal["half", "neighbours"] = "half"
@@ -107,6 +110,40 @@ class Attention:
     value_norm: Norm | None = None
     keys_as_values: Callable[[Config, int], bool] = lambda _config, _layer: False
     shared_from: Callable[[Config, int], int | None] = lambda _config, _layer: None
+    gated: bool = False
+
+
+@dataclass(frozen=True)
+class DeltaNet:
+    """Gated DeltaNet (arXiv 2412.06464): linear attention with a state that a gated delta rule updates per token.
+
+    Queries, keys and values pass a short causal convolution. Several value heads may share a key head.
+
+    Attributes:
+        layers: whether a layer has it in place of attention.
+        separate: names of the linears for queries, keys and values together, the output gate, beta (how much of a
+            token is written) and the decay.
+        fused: two linears instead: queries, keys, values and gate; beta and decay. Each is ordered by key head.
+        convolution: the depthwise convolution over queries, keys and values, (channels, 1, kernel width).
+        decay, time_bias: the logarithm of the decay rate, and what is added to the decay's linear; one a value head.
+        norm: the norm of each value head, which is then multiplied by SiLU of the output gate.
+        eps: what the norm of queries and keys adds to their sum of squares.
+    """
+
+    layers: Callable[[Config, int], bool]
+    at: str = "linear_attn."
+    separate: tuple[str, str, str, str] = ("in_proj_qkv", "in_proj_z", "in_proj_b", "in_proj_a")
+    fused: tuple[str, str] | None = None
+    convolution: str = "conv1d"
+    decay: str = "A_log"
+    time_bias: str = "dt_bias"
+    norm: str = "norm"
+    out: str = "out_proj"
+    eps: float = 1e-6
+    key_heads: Callable[[Config], int] = lambda config: int(config["linear_num_key_heads"])
+    value_heads: Callable[[Config], int] = lambda config: int(config["linear_num_value_heads"])
+    key_width: Callable[[Config], int] = lambda config: int(config["linear_key_head_dim"])
+    value_width: Callable[[Config], int] = lambda config: int(config["linear_value_head_dim"])
 
 
 @dataclass(frozen=True)
@@ -225,6 +262,7 @@ class Architecture:
         base: prefix of all names but the head's; checkpoints saved from the bare model lack it.
         layer: prefix of a layer's names.
         positions: the tensor of learned positions.
+        delta_net: what some layers have in place of attention.
         parallel: both parts read the same hidden states, the feed-forward through `feed_norm` or, if that is None,
             through attention's norm.
         layer_inputs: per-layer embeddings.
@@ -249,6 +287,7 @@ class Architecture:
     parallel: bool = False
     residual_scale: Callable[[Config], float] = lambda _: 1.0
     attention: Attention = field(default_factory=Attention)
+    delta_net: DeltaNet | None = None
     feed: FeedForward = field(default_factory=FeedForward)
     experts: Experts | None = None
     layer_inputs: LayerInputs | None = None

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from quantkit.forward.arithmetic import softcapped
 from quantkit.forward.attention import Context, Layer, attend
+from quantkit.forward.delta_net import delta_net
 from quantkit.forward.description import Architecture, Norm, given, head_dim
 from quantkit.forward.feed_forward import feed_forward, mixture, route
 from quantkit.forward.layer_inputs import add_layer_input
@@ -115,9 +116,9 @@ class DecoderLayer:
 
     def attend(self, x: Array, context: Context) -> tuple[Array, Array]:
         """The hidden states (n, hidden) after attention, and the input of the feed-forward or the experts."""
-        architecture, layer = self.architecture, self.layer
+        architecture = self.architecture
         normed = self._normed(architecture.attention_norm, x)
-        attended = self._normed(architecture.after_attention, attend(architecture.attention, layer, normed, context))
+        attended = self._normed(architecture.after_attention, self._mixed(normed, context))
         if architecture.parallel:
             normed_middle = self._normed(architecture.feed_norm, x) if architecture.feed_norm else normed
             return f32(x + attended), normed_middle
@@ -160,6 +161,12 @@ class DecoderLayer:
         scale = self.layer.vector(self.layer.at + self.beside.router_scale, x)
         normed = self.layer.norm("", middle, Norm("rms", weighted=False))
         return f32(normed * scale * np.float32(x.shape[1] ** -0.5))
+
+    def _mixed(self, x: Array, context: Context) -> Array:
+        recurrent = self.architecture.delta_net
+        if recurrent and recurrent.layers(self.layer.config, self.layer.number):
+            return delta_net(recurrent, self.layer, x)
+        return attend(self.architecture.attention, self.layer, x, context)
 
     def _normed(self, name: str | None, x: Array) -> Array:
         return self.layer.norm(self.layer.at + name, x, self.architecture.norm) if name else x

@@ -4,10 +4,12 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
 from functools import cache
 
+from quantkit.forward.delta_net import sizes_of
 from quantkit.forward.description import (
     Architecture,
     Attention,
     Config,
+    DeltaNet,
     Experts,
     FeedForward,
     LayerInputs,
@@ -26,9 +28,15 @@ def layer_linears(architecture: Architecture, config: Config, number: int, names
     base = architecture.base if f"{architecture.base}{architecture.embedding}.weight" in names else ""
     config = architecture.per_layer(config, number)
     place = _Place(config, number, base + architecture.layer.format(number), names)
-    attention = _attention(architecture.attention, place)
+    recurrent = architecture.delta_net
+    if recurrent and recurrent.layers(config, number):
+        attention = _delta_net(recurrent, place)
+    else:
+        attention = _attention(architecture.attention, place)
     experts = architecture.experts if architecture.experts and architecture.experts.layers(config, number) else None
-    dense = _feed_forward(architecture.feed, place, "feed", "feed.down")
+    dense = _NO_PART
+    if experts is None or experts.beside:
+        dense = _feed_forward(architecture.feed, place, "feed", "feed.down")
     feed = _mixture(experts, place) if experts else dense
 
     shared = architecture.parallel and architecture.feed_norm is None
@@ -74,6 +82,9 @@ class _Part:
     fed: tuple[str, ...]
 
 
+_NO_PART = _Part((), (), ())
+
+
 def _attention(part: Attention, place: _Place) -> _Part:
     return _latent(part, place) if part.latent else _plain(part, place)
 
@@ -88,7 +99,9 @@ def _plain(part: Attention, place: _Place) -> _Part:
     own_values = not part.keys_as_values(config, place.number)
     shares = part.shared_from(config, place.number) is not None
     if part.fused is None:
-        counts = (heads,) if shares else (heads, kv_heads, kv_heads) if own_values else (heads, kv_heads)
+        counts = [2 * heads if part.gated else heads, kv_heads, kv_heads]
+        if shares or not own_values:
+            counts = counts[: 1 if shares else 2]
         readers = tuple(
             Linear(at + name, place.hidden, count * size, part.form)
             for name, count in zip(part.separate, counts, strict=False)
@@ -105,6 +118,26 @@ def _plain(part: Attention, place: _Place) -> _Part:
     foldable = own_values and not shares and not clipped and part.value_norm is None
     folds = (RowFold(readers[-1], rows, "attention.out"),) if foldable else ()
     return _Part(inputs, folds, ("attention",))
+
+
+def _delta_net(part: DeltaNet, place: _Place) -> _Part:
+    at, sizes = place.at + part.at, sizes_of(part, place.config)
+    wide: tuple[tuple[str, int], ...]
+    narrow: tuple[tuple[str, int], ...]
+    if part.fused:
+        wide = ((part.fused[0], sizes.channels + sizes.values),)
+        narrow = ((part.fused[1], 2 * sizes.value_heads),)
+    else:
+        wide = ((part.separate[0], sizes.channels), (part.separate[1], sizes.values))
+        narrow = ((part.separate[2], sizes.value_heads), (part.separate[3], sizes.value_heads))
+    # beta and the decay have a row for each head: too few to save anything, and few loaders take such a shape
+    readers = (
+        *(Linear(at + name, place.hidden, n_out) for name, n_out in wide),
+        *(Linear(at + name, place.hidden, n_out, kept=True) for name, n_out in narrow),
+    )
+    out = Linear(at + part.out, sizes.values, place.hidden)
+    # what enters the last linear was normed and gated, so no row before it is linear in it
+    return _Part((Input("attention", readers), Input("attention.out", (out,))), (), ("attention",))
 
 
 def _latent(part: Attention, place: _Place) -> _Part:

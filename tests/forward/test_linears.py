@@ -112,7 +112,9 @@ def test_every_matrix_of_a_layer_is_a_linear_once(name: str) -> None:
     assert elements == {
         each: values.size
         for each, values in tensors.items()
-        if values.ndim > 1 and in_a_layer(architecture, each) and not each.endswith("_bias")
+        if values.ndim > 1
+        and in_a_layer(architecture, each)
+        and not each.endswith(("_bias", "_norm.weight", "conv1d.weight"))
     }
 
 
@@ -217,8 +219,18 @@ def test_routers_and_gates_of_shared_experts_are_kept_and_nothing_else_is() -> N
             for each in layer.inputs:
                 for one in each.linears:
                     last = one.name.split(".", 3)[-1]
-                    kept = last in {"mlp.gate", "mlp.router", "mlp.shared_expert_gate"} or last.startswith(
-                        ("block_sparse_moe.gate", "block_sparse_moe.router")
+                    kept = last in {
+                        "mlp.gate",
+                        "mlp.router",
+                        "mlp.shared_expert_gate",
+                        "router.proj",
+                    } or last.startswith(
+                        (
+                            "block_sparse_moe.gate",
+                            "block_sparse_moe.router",
+                            "linear_attn.in_proj_a",
+                            "linear_attn.in_proj_b",
+                        )
                     )
                     assert one.kept == kept, one.name
 

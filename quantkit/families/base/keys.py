@@ -11,7 +11,7 @@ _GATING = {"softmax": 1, "sigmoid": 2}
 def base_keys(arch: str, sizes: Hyperparameters) -> list[Key]:
     """The keys that every architecture may have; a family appends its own."""
     config = sizes.config
-    keys = [Key(f"{arch}.block_count", "u32", sizes.n_layer)]
+    keys = [Key(f"{arch}.block_count", "u32", sizes.n_layer + sizes.n_draft)]
     if sizes.context is not None:
         keys.append(Key(f"{arch}.context_length", "u32", sizes.context))
     keys += [

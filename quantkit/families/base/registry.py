@@ -157,7 +157,7 @@ def _architecture_of_type(config: Mapping[str, Any]) -> str | None:
         return None
     plain = model_type.removesuffix("_text").replace("_", "").replace("-", "").lower()
     for family in all_families():
-        named = [name for name in family.architectures if _ENDING.sub("", name).lower() == plain]
+        named = [name for name in family.architectures if _ENDING.sub("", name).replace("_", "").lower() == plain]
         whole = [name for name in named if name.endswith("ForConditionalGeneration") == ("text_config" in config)]
         if named:
             return (whole or named)[0]

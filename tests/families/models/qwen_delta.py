@@ -1,0 +1,110 @@
+"""Qwen's models with Gated DeltaNet, dense: three layers of it to one of gated attention, and a draft layer (MTP)."""
+
+from typing import Any
+
+from tests.families.models.case import VOCAB, Case, Tensors, weight
+
+TEXT = {
+    "model_type": "qwen3_5_text",
+    "architectures": ["Qwen3_5ForCausalLM"],
+    "vocab_size": VOCAB,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "num_hidden_layers": 4,
+    "head_dim": 32,
+    "hidden_act": "silu",
+    "attention_bias": False,
+    "attn_output_gate": True,
+    "full_attention_interval": 4,
+    "layer_types": ["linear_attention", "linear_attention", "linear_attention", "full_attention"],
+    "linear_conv_kernel_dim": 4,
+    "linear_key_head_dim": 16,
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "linear_value_head_dim": 16,
+    "mamba_ssm_dtype": "float32",
+    "max_position_embeddings": 512,
+    "mtp_num_hidden_layers": 1,
+    "mtp_use_dedicated_embeddings": False,
+    "rms_norm_eps": 1e-6,
+    "rope_parameters": {
+        "mrope_interleaved": True,
+        "mrope_section": [2, 1, 1],
+        "partial_rotary_factor": 0.25,
+        "rope_theta": 1e7,
+        "rope_type": "default",
+    },
+    "bos_token_id": 0,
+    "eos_token_id": 2,
+    "tie_word_embeddings": False,
+}
+VISION = {
+    "model_type": "qwen3_5_vision",
+    "depth": 2,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_heads": 2,
+    "num_position_embeddings": 16,
+    "out_hidden_size": 64,
+    "patch_size": 4,
+    "spatial_merge_size": 2,
+    "temporal_patch_size": 2,
+}
+QWEN35 = {
+    "model_type": "qwen3_5",
+    "architectures": ["Qwen3_5ForConditionalGeneration"],
+    "text_config": {key: value for key, value in TEXT.items() if key != "architectures"},
+    "vision_config": VISION,
+    "image_token_id": 280,
+    "video_token_id": 281,
+    "vision_start_token_id": 282,
+    "vision_end_token_id": 283,
+    "tie_word_embeddings": False,
+}
+
+
+def with_draft(config: dict[str, Any], tensors: Tensors) -> tuple[dict[str, Any], Tensors]:
+    """Add the layer that predicts a second token, which transformers' classes leave out: one with attention."""
+    layer = next(name for name in tensors if name.endswith("self_attn.q_proj.weight")).partition("self_attn")[0]
+    moved = {name.removeprefix(layer): values.shape for name, values in tensors.items() if name.startswith(layer)}
+    shapes = {f"mtp.layers.0.{name}": shape for name, shape in moved.items()}
+    hidden = tensors[f"{layer}input_layernorm.weight"].shape[0]
+    shapes |= {"mtp.fc.weight": (hidden, 2 * hidden), "mtp.norm.weight": (hidden,)}
+    shapes |= {f"mtp.pre_fc_norm_{which}.weight": (hidden,) for which in ("embedding", "hidden")}
+    return config, tensors | {name: weight(0, name, shape) for name, shape in shapes.items()}
+
+
+def bare(config: dict[str, Any], tensors: Tensors) -> tuple[dict[str, Any], Tensors]:
+    """As the model without a head saves itself."""
+    return config, {name.removeprefix("model."): values for name, values in tensors.items()}
+
+
+CASES = (
+    Case("qwen35", QWEN35, publish=with_draft, newest=True, auto="AutoModelForImageTextToText"),
+    Case(
+        "qwen35-tied-equal-heads",
+        {
+            **TEXT,
+            "tie_word_embeddings": True,
+            "linear_num_value_heads": 2,
+            "layer_types": ["full_attention", "linear_attention", "linear_attention", "full_attention"],
+        },
+        publish=with_draft,
+        newest=True,
+    ),
+    Case(
+        "qwen35-bare",
+        {
+            **{key: value for key, value in TEXT.items() if key != "layer_types"},
+            "architectures": ["Qwen3_5TextModel"],
+            "tie_word_embeddings": True,
+            "num_hidden_layers": 3,
+            "full_attention_interval": 3,
+            "linear_num_value_heads": 6,
+        },
+        publish=bare,
+        newest=True,
+    ),
+)
