@@ -21,13 +21,10 @@ _NOT_PLANNABLE = (
 TRAITS = {
     **dict.fromkeys(_NOT_PLANNABLE, Traits(plannable=False)),
     "codeshell": _LAYER_NORM,
-    "exaone4": Traits(sliding_every=4),
     "gemma-embedding": Traits(sliding_every=6),
     "jais": Traits(positions="stated"),
     "mpt": Traits(layer_norm=True, positions="stated"),
-    "orion": _LAYER_NORM,
     "refact": Traits(positions="stated"),
-    "starcoder": Traits(layer_norm=True, positions="stated"),
     "starcoder2": _LAYER_NORM,
 }
 """By `general.architecture` of a GGUF."""
@@ -37,7 +34,6 @@ _GLM = TokenRoles(also={"eos": _END, "eot": "<|user|>", "unk": _END})
 _GLM_MOE = TokenRoles(also={"bos": "[gMASK]", "eot": "<|user|>", "unk": _END, "eom": "<|observation|>"})
 
 TOKEN_ROLES = {
-    "GlmForCausalLM": _GLM,
     "ChatGLMModel": _GLM,
     "ChatGLMForConditionalGeneration": _GLM,
     "Glm4MoeForCausalLM": _GLM_MOE,

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from quantkit.errors import CheckpointError, UnsupportedError
 from quantkit.families.base.family import Adjust, Dropped, Family, Rule, Take
 from quantkit.families.base.hyperparameters import Hyperparameters
+from quantkit.families.base.multimodal import without_images
 
 # Buffers that old checkpoints carry and every runtime recomputes.
 _BUFFERS = Dropped(r".*\.(rotary_emb\.inv_freq|attention\.masked_bias|attention\.bias|attn\.masked_bias|attn\.bias)")
@@ -98,7 +99,7 @@ def canonical_checkpoint(
     mapper = _Mapper(family, sizes, tensors)
     if family.canonical is None:
         kept = {mapper.names[name]: name for name in mapper.names if not mapper.is_dropped(mapper.names[name])}
-        return dict(sizes.config), [
+        return _text_config(family, sizes.config), [
             MappedTensor(native, tuple(tensors[source].shape), (Part(source),)) for source, native in kept.items()
         ]
     canonical = family.canonical(sizes)
@@ -107,6 +108,13 @@ def canonical_checkpoint(
             f"transformers has no architecture of its own for this {family.name} checkpoint; convert it to GGUF instead"
         )
     return canonical.config(sizes.config), mapper.map(canonical.rules)
+
+
+def _text_config(family: Family, config: Mapping[str, Any]) -> dict[str, Any]:
+    if not family.text_models:
+        return dict(config)
+    own_class = any(architecture in family.architectures for architecture, _ in family.text_models.values())
+    return without_images(config, keep_sections=own_class)
 
 
 def renamed(family: Family, name: str) -> str:
@@ -153,14 +161,23 @@ class _Mapper:
         return any(drop.matches(self.sizes, source) for drop in self.dropped)
 
     def _first(self, candidates: list[Rule], layer: int | None) -> MappedTensor | None:
-        """By the first rule for this layer whose source is there, else by the first rule."""
+        """By the first rule for this layer whose source is there, if possible in its shape, else by the first rule."""
         at_layer = [
             rule for rule in candidates if layer is None or rule.layers is None or layer in set(rule.layers(self.sizes))
         ]
         if not at_layer:
             return None
-        present = (rule for rule in at_layer if any(name in self.names for name in self._sources(rule, layer)))
-        return self._apply(next(present, at_layer[0]), layer)
+        present = [rule for rule in at_layer if any(name in self.names for name in self._sources(rule, layer))]
+        fitting = (rule for rule in present if len(present) > 1 and self._fits(rule, layer))
+        return self._apply(next(fitting, (present or at_layer)[0]), layer)
+
+    def _fits(self, rule: Rule, layer: int | None) -> bool:
+        """Whether the rule's first source is there in its shape; layouts may differ in the shape alone."""
+        name = self._sources(rule, layer)[0]
+        return name in self.names and tuple(self.tensors[self.names[name]].shape) == self._shape(rule)
+
+    def _shape(self, rule: Rule) -> tuple[int, ...]:
+        return tuple(self.family.dimension(self.sizes, name) for name in rule.shape)
 
     def _sources(self, rule: Rule, layer: int | None) -> list[str]:
         over = _stacked_over(rule)
@@ -175,7 +192,7 @@ class _Mapper:
         present = [name for name in names if name in self.names]
         if not present and not (rule.required or (rule.tied_to_embedding and not sizes.tied)):
             return None
-        shape = tuple(self.family.dimension(sizes, name) for name in rule.shape)
+        shape = self._shape(rule)
         for name in names:
             if name not in self.names:
                 raise CheckpointError(_missing(rule, name, sizes))

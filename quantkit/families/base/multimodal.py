@@ -51,3 +51,16 @@ def as_text_model(config: Mapping[str, Any], architecture: str, model_type: str)
         return dict(config)
     shared = {key: config[key] for key in _SHARED if key in config}
     return {**shared, **nested, "architectures": [architecture], "model_type": model_type}
+
+
+def without_images(config: Mapping[str, Any], *, keep_sections: bool) -> dict[str, Any]:
+    """config.json of a text model for its own class: no vision_config and, unless kept, no sections of multimodal rope.
+
+    The sections divide a head among time, height and width; the three are equal for text. Only classes that know
+    images read them.
+    """
+    plain = {key: value for key, value in config.items() if key != "vision_config"}
+    for key in ("rope_parameters", "rope_scaling"):
+        if not keep_sections and isinstance(rope := plain.get(key), Mapping):
+            plain[key] = {name: value for name, value in rope.items() if not name.startswith("mrope_")}
+    return plain
