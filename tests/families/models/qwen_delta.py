@@ -136,9 +136,10 @@ for _key in ("mtp_num_hidden_layers", "mtp_use_dedicated_embeddings", "mamba_ssm
     del NEXT[_key]
 
 # Seeds are such that torch's exp, which the converter takes of A_log, rounds correctly; one value in a hundred is off
-# by an ulp, which ones differs by torch's build.
+# by an ulp, which ones differs by torch's build. DeltaNet norms its output, and the first token's is a multiple of one
+# product q k: where that is about zero, rounding decides its sign, so a seed must also avoid this.
 CASES = (
-    Case("qwen35moe", QWEN35_MOE, publish=fused_with_draft, newest=True, auto="AutoModelForImageTextToText"),
+    Case("qwen35moe", QWEN35_MOE, publish=fused_with_draft, newest=True, auto="AutoModelForImageTextToText", seed=2),
     Case(
         "qwen35moe-separate",
         {**MOE_TEXT, "architectures": ["Qwen3_5MoeForCausalLM"]},
