@@ -36,7 +36,6 @@ _GLM_MOE = TokenRoles(also={"bos": "[gMASK]", "eot": "<|user|>", "unk": _END, "e
 TOKEN_ROLES = {
     "ChatGLMModel": _GLM,
     "ChatGLMForConditionalGeneration": _GLM,
-    "Glm4MoeForCausalLM": _GLM_MOE,
     "Glm4MoeLiteForCausalLM": _GLM_MOE,
 }
 """By `architectures` of config.json."""

@@ -135,7 +135,7 @@ def read_hyperparameters(config: Mapping[str, Any], rope_kinds: tuple[str, ...] 
         vocab=size(config, "vocab_size"),
         n_expert=n_expert,
         n_expert_used=optional_size(config, "num_experts_per_tok", "num_experts_per_token") or 0,
-        n_draft=int(number(config, "mtp_num_hidden_layers") or 0),
+        n_draft=int(number(config, "mtp_num_hidden_layers", "num_nextn_predict_layers") or 0),
         context=optional_size(
             config,
             "max_position_embeddings",
