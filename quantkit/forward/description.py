@@ -175,6 +175,7 @@ class Experts:
         expert: one expert; `{}` in its names stands for its number.
         stacked: all experts in one tensor; used where the checkpoint has it.
         count: config keys of the number of experts.
+        used: config keys of the number of experts that a token goes to.
         score: the function from the router's output to scores.
         correction: a vector added to the scores for the choice only.
         groups: (number of groups, groups chosen); experts come from the best groups only.
@@ -189,6 +190,7 @@ class Experts:
     expert: FeedForward | None = None
     stacked: FeedForward | None = None
     count: tuple[str, ...] = ("num_local_experts", "num_experts", "n_routed_experts")
+    used: tuple[str, ...] = ("num_experts_per_tok", "num_experts_per_token")
     score: Literal["softmax", "sigmoid"] = "softmax"
     correction: str | None = None
     groups: Callable[[Config], tuple[int, int]] = lambda _: (1, 1)
