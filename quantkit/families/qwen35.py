@@ -174,7 +174,7 @@ def draft_rules(layer: Iterable[Rule]) -> tuple[Rule, ...]:
 
 def keys(arch: str, sizes: Hyperparameters) -> list[Key]:
     """The common keys, then DeltaNet's under the names that llama.cpp has for state space models."""
-    return [*base_keys(arch, sizes), *delta_net_keys(arch, sizes), *_sections(arch, sizes)]
+    return [*base_keys(arch, sizes), *delta_net_keys(arch, sizes), *section_keys(arch, sizes)]
 
 
 def delta_net_keys(arch: str, sizes: Hyperparameters) -> list[Key]:
@@ -196,7 +196,8 @@ def delta_net_keys(arch: str, sizes: Hyperparameters) -> list[Key]:
     ]
 
 
-def _sections(arch: str, sizes: Hyperparameters) -> list[Key]:
+def section_keys(arch: str, sizes: Hyperparameters) -> list[Key]:
+    """The sections of the multimodal rope, where config.json does not state them."""
     if "mrope_section" in sizes.rope:
         return []
     return [Key(f"{arch}.rope.dimension_sections", "i32s", [*_SECTIONS, 0])]

@@ -15,7 +15,7 @@ _NOT_PLANNABLE = (
     *("eurobert", "t5", "t5encoder", "clip", "wavtokenizer-dec", "gemma3n", "deepseek4", "deepseek32"),
     *("glm-dsa", "llada", "llada-moe", "dream", "rnd1", "minimax-m3", "dflash", "eagle3", "rwkv6", "rwkv7"),
     *("rwkv6qwen2", "arwkv7", "mamba", "mamba2", "plamo2", "jamba", "falcon-h1", "granitehybrid", "nemotron_h"),
-    *("lfm2", "qwen3next"),
+    "lfm2",
 )
 
 TRAITS = {
@@ -36,7 +36,6 @@ _GLM_MOE = TokenRoles(also={"bos": "[gMASK]", "eot": "<|user|>", "unk": _END, "e
 TOKEN_ROLES = {
     "ChatGLMModel": _GLM,
     "ChatGLMForConditionalGeneration": _GLM,
-    "Glm4MoeForCausalLM": _GLM_MOE,
     "Glm4MoeLiteForCausalLM": _GLM_MOE,
 }
 """By `architectures` of config.json."""

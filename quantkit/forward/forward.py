@@ -83,7 +83,8 @@ class Decoder:
         """The layer of a tensor name, None outside the layers."""
         before, after = (self.base + self.architecture.layer).split("{}")
         number = name.removeprefix(before).split(after)[0] if name.startswith(before) else ""
-        return int(number) if number.isdecimal() else None
+        # layers beyond the decoder's own predict a later token, and the forward does not run them
+        return int(number) if number.isdecimal() and int(number) < self.n_layers else None
 
     def layer(self, number: int, weights: Weights | None = None) -> "DecoderLayer":
         """Layer `number`, with `weights` or the decoder's own."""
