@@ -367,6 +367,7 @@ FORWARD = Architecture(
     feed=FeedForward(activation=("hidden_activation",), default_activation="gelu_pytorch_tanh"),
     experts=Experts(
         router="router.proj",
+        used=("top_k_experts",),
         stacked=FeedForward(
             at="experts.",
             fused="gate_up_proj",
