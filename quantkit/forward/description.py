@@ -76,6 +76,7 @@ class Attention:
         scale: factor on the scores.
         softcap: the config key of the scores' soft cap.
         window: tokens of a layer's sliding window, or None.
+        late_queries: (beta, length), or None: queries are multiplied by 1 + beta ln(1 + floor(position / length)).
         sinks: one score a head that takes part in the softmax and has no value.
         latent: DeepSeek's latent attention: queries, keys and values from short vectors; all heads share the rotated
             part of the key.
@@ -102,6 +103,7 @@ class Attention:
     scale: Callable[[Config, int], float] = by_head_dim
     softcap: str | None = None
     window: Callable[[Config, int], int | None] = lambda _config, _layer: None
+    late_queries: Callable[[Config], tuple[float, int] | None] = lambda _: None
     sinks: str | None = None
     latent: bool = False
     gated: bool = False
@@ -173,6 +175,7 @@ class Experts:
         expert: one expert; `{}` in its names stands for its number.
         stacked: all experts in one tensor; used where the checkpoint has it.
         count: config keys of the number of experts.
+        used: config keys of the number of experts that a token goes to.
         score: the function from the router's output to scores.
         correction: a vector added to the scores for the choice only.
         groups: (number of groups, groups chosen); experts come from the best groups only.
@@ -187,6 +190,7 @@ class Experts:
     expert: FeedForward | None = None
     stacked: FeedForward | None = None
     count: tuple[str, ...] = ("num_local_experts", "num_experts", "n_routed_experts")
+    used: tuple[str, ...] = ("num_experts_per_tok", "num_experts_per_token")
     score: Literal["softmax", "sigmoid"] = "softmax"
     correction: str | None = None
     groups: Callable[[Config], tuple[int, int]] = lambda _: (1, 1)
