@@ -23,6 +23,8 @@ def prompt_graph(shape: ModelShape, context: Context, layers: Sequence[int] | No
     for number in range(shape.n_layer) if layers is None else layers:
         d.layer = number
         x = _decoder_layer(d, x, shape.layers[number], number)
+        if number < shape.n_deepstack:
+            x = same(x, d.embedding_part(number + 1))
     d.layer = None
     if shape.traits.output_last:
         # the last layer's result is offered to a draft model
@@ -59,8 +61,13 @@ def telling_layers(shape: ModelShape, kinds: Sequence[Hashable]) -> list[int]:
 
 def _embedded(d: Drawing) -> Tensor:
     """The token embeddings that enter the first layer."""
-    tokens, vectors = leaf("tokens", d.n, size=I32), leaf("embeddings", d.shape.n_embd, d.n)
+    width = d.shape.n_embd * (1 + d.shape.n_deepstack)
+    tokens, vectors = leaf("tokens", d.n, size=I32), leaf("embeddings", width, d.n)
     x = d.graph.expand(_rows(d, "token_embd.weight", tokens))
+    if d.shape.n_deepstack:
+        # a token's embedding is padded to the width of an image's
+        d.embedding = d.graph.expand(fresh((width, d.n), x))
+        x = d.embedding_part(0)
     # the graph reserves an input for embeddings in place of tokens
     d.graph.expand(vectors)
     if d.shape.traits.scaled_embedding or d.shape.number("embedding_scale"):

@@ -220,7 +220,7 @@ def test_a_modelfile_edited_by_hand_is_not_overwritten_unasked(folder: Path) -> 
     assert quantkit("ollama", folder, *NAME).code == 0
     (folder / "Modelfile").write_text("FROM mine\n")
     said = failed(quantkit("ollama", folder, *NAME))
-    assert "Modelfile is there already and says something else; replace it with --force" in said
+    assert "Modelfile already exists with another content; overwrite it with --force" in said
     assert (folder / "Modelfile").read_text() == "FROM mine\n"
     assert quantkit("ollama", folder, *NAME, "--force").code == 0
     assert (folder / "Modelfile").read_text() != "FROM mine\n"

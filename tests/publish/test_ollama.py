@@ -160,7 +160,7 @@ def test_no_server_is_one_sentence() -> None:
         Server(f"http://127.0.0.1:{port}").version()
     assert sentence(caught) == (
         f"no Ollama server answers at http://127.0.0.1:{port} (Connection refused); start one with `ollama serve`, or"
-        " say where it is with --host or OLLAMA_HOST"
+        " pass its address with --host or OLLAMA_HOST"
     )
 
 

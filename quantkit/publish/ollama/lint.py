@@ -3,9 +3,10 @@
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
-from quantkit.errors import ModelfileError
+from quantkit.errors import ModelfileError, UsageError
 from quantkit.publish.ollama.modelfile_parser import COMMANDS, Command, deleted_by_parser, line_of, read_commands
 from quantkit.publish.ollama.modelfile_text import named
 from quantkit.publish.ollama.parameters import DEPRECATED, read_parameter
@@ -46,6 +47,24 @@ def lint_modelfile(text: str) -> list[Finding]:
     if not any(command.name == "from" for command in commands):
         findings.append(Finding(line_of(text, len(text)), "error", "no FROM: a Modelfile must say what model it is of"))
     return sorted(findings, key=lambda finding: finding.line)
+
+
+def lint_file(path: Path) -> list[Finding]:
+    """The findings of a Modelfile on disk.
+
+    Raises:
+        UsageError: the file cannot be read.
+        ModelfileError: it is not UTF-8 text.
+    """
+    try:
+        text = path.read_text("utf-8")
+    except OSError as error:
+        raise UsageError(f"cannot read {path}: {error.strerror or error}") from error
+    except UnicodeDecodeError as error:
+        raise ModelfileError(
+            f"{path} is not UTF-8 text (byte {error.start}); Ollama would not read it as meant"
+        ) from error
+    return lint_modelfile(text)
 
 
 def _errors(command: Command) -> Iterator[Finding]:
