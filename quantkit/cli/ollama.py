@@ -159,4 +159,4 @@ def _check(path: Path, out: Out) -> None:
     if findings:
         count = len(findings)
         raise ModelfileError(f"{path} has {count} {'finding' if count == 1 else 'findings'}")
-    out.note(f"{path}: nothing to find fault with")
+    out.note(f"{path}: no findings")

@@ -20,7 +20,7 @@ def prompt_graph(shape: ModelShape, context: Context, layers: Sequence[int] | No
     """The graph of a whole physical batch; `layers` limits it to some layers, which must include the last."""
     d = Drawing(shape, context)
     x = _embedded(d)
-    for number in range(shape.n_layer) if layers is None else layers:
+    for number in range(len(shape.trunk)) if layers is None else layers:
         d.layer = number
         x = _decoder_layer(d, x, shape.layers[number], number)
         if number < shape.n_deepstack:
@@ -49,12 +49,12 @@ def telling_layers(shape: ModelShape, kinds: Sequence[Hashable]) -> list[int]:
     """
     chosen, run = [], 0
     before: Hashable = None
-    for i, layer in enumerate(shape.layers):
+    for i, layer in enumerate(shape.trunk):
         sizes = (layer.n_head, layer.n_head_kv, layer.head_k, layer.head_v, layer.slides)
         sign = (sizes, tuple(layer.tensors.items()), kinds[i])
         run = run + 1 if sign == before else 1
         before = sign
-        if run <= _TELLING or i == shape.n_layer - 1:
+        if run <= _TELLING or i == len(shape.trunk) - 1:
             chosen.append(i)
     return chosen
 
@@ -93,7 +93,7 @@ def _decoder_layer(d: Drawing, x: Tensor, layer: Layer, number: int) -> Tensor:
         attended = d.norm(x, "attn_norm_2", layer.tensors)
     draw = mla if layer.has("attn_kv_a_mqa.weight") else attention
     out = draw(d, attended, layer)
-    last = number == shape.n_layer - 1 and not traits.output_last
+    last = number == len(shape.trunk) - 1 and not traits.output_last
     if last:
         out = fresh((out.shape[0], d.n), out, d.outputs)
         x = fresh((x.shape[0], d.n), x, d.outputs)

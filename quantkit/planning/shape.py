@@ -67,6 +67,11 @@ class ModelShape:
         return "attention.key_length_mla" in self.keys
 
     @property
+    def trunk(self) -> tuple[Layer, ...]:
+        """The layers that predict the next token: those with a cache. Layers for a later token follow them."""
+        return self.layers[: self.n_layer - int(self.number("nextn_predict_layers"))]
+
+    @property
     def n_deepstack(self) -> int:
         """Layers whose output an image adds to (DeepStack); 0 for text models."""
         return int(self.number("n_deepstack_layers"))

@@ -80,6 +80,8 @@ def written(name: str, folder: Path) -> Path:
     """
     write_checkpoint(name, folder)
     config = json.loads((folder / "config.json").read_text())
+    if "text_config" in config:
+        config["text_config"] = everyone_everywhere(config["text_config"])
     (folder / "config.json").write_text(json.dumps(everyone_everywhere(config)))
     return folder
 

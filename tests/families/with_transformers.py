@@ -132,13 +132,19 @@ def convert(folder: Path, out: Path, pre: str | None) -> None:
 
     architecture = get_model_architecture(ModelBase.load_hparams(folder, False), ModelType.TEXT)
     kind = conversion.get_model_class(architecture)
-    changes: dict[str, Any] = {"model_arch": kind.model_arch}
+    changes: dict[str, Any] = {}
     if pre is None:
         changes["set_vocab"] = lambda self: None
     else:
         changes["get_vocab_base_pre"] = lambda self, tokenizer: pre
+    changed = type(kind.__name__, (kind,), {"model_arch": kind.model_arch, **changes})
     with torch.inference_mode():
-        type(kind.__name__, (kind,), changes)(folder, gguf.LlamaFileType.ALL_F32, out).write()
+        converter = changed(folder, gguf.LlamaFileType.ALL_F32, out)
+        if hasattr(converter, "impl"):
+            # a class that only chooses another one
+            for name, function in changes.items():
+                setattr(converter.impl, name, function.__get__(converter.impl))
+        converter.write()
 
 
 def main() -> None:

@@ -40,7 +40,6 @@ _INTEGERS = {
 _FLOATS = {
     *("top_p", "min_p", "temperature", "repeat_penalty", "presence_penalty", "frequency_penalty"),
 }
-_NEW_RENDERING = (0, 30)
 _NO_TEMPLATE = "{{ .Prompt }}"
 
 
@@ -113,19 +112,25 @@ class Ollama:
     def shown_template(self, name: str) -> str:
         """What /api/show gives as the template of a model: what its prompts are rendered with.
 
-        From 0.30 on that is the GGUF's own if there is no TEMPLATE, or if the GGUF's has tools or thinking and the
-        TEMPLATE has not. An older server prints a bare prompt for a model without a TEMPLATE.
+        From 0.30 on that is the GGUF's own if the GGUF's has tools or thinking and the TEMPLATE has not. For a model
+        without a TEMPLATE 0.32 prints a bare prompt, and 0.33 the GGUF's own.
         """
         stored, jinja = self.layer(name, "template"), self.jinja(name)
         if not self._renders_jinja() or not jinja or (stored and self.go_template):
             return str(stored or _NO_TEMPLATE)
-        if stored is None or self.go_template is False:
+        if stored is None:
+            return jinja if self._at_least(0, 33) else _NO_TEMPLATE
+        if self.go_template is False:
             return jinja
         more = _jinja_features(jinja) - {word for word in ("Tools", "Thinking") if f".{word}" in stored}
         return jinja if more and not {".Tools", ".ToolCalls"} <= set(re.findall(r"\.\w+", stored)) else str(stored)
 
     def _renders_jinja(self) -> bool:
-        return self.version == "0.0.0" or tuple(map(int, self.version.split("-")[0].split(".")[:2])) >= _NEW_RENDERING
+        return self._at_least(0, 30)
+
+    def _at_least(self, *version: int) -> bool:
+        """A server that was built without a version stamp reports 0.0.0 and is a new one."""
+        return self.version == "0.0.0" or tuple(map(int, self.version.split("-")[0].split(".")[:2])) >= version
 
     def put(self, data: bytes) -> str:
         digest = f"sha256:{hashlib.sha256(data).hexdigest()}"
@@ -357,9 +362,9 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.flush()
 
     def _end_lines(self, value: dict[str, Any]) -> None:
+        self.ollama.requests.append((self.command, self.path, 200))
         self._line(value)
         self.wfile.write(b"0\r\n\r\n")
-        self.ollama.requests.append((self.command, self.path, 200))
 
     def _break(self) -> None:
         """As a process that was killed: the connection is reset."""

@@ -12,7 +12,7 @@ from quantkit.families.base.native import Native
 from quantkit.forward.layer_linears import layer_linears
 from quantkit.forward.linears import LayerLinears
 from quantkit.imatrix.file import load_imatrix, write_imatrix
-from quantkit.imatrix.names import LinearKey, as_imatrix, collect_imatrix, imatrix_sources
+from quantkit.imatrix.names import LinearKey, as_imatrix, collect_imatrix, imatrix_columns, imatrix_sources
 from quantkit.stream.statistics import Statistics
 from quantkit.stream.stream import Stream, Tensors
 from quantkit.texts.samples import load_samples
@@ -82,7 +82,9 @@ def test_sums_and_counts_are_those_that_llama_imatrix_gathers(name: str, tmp_pat
     assert shape_of({tensor: entry.sums.size for tensor, entry in theirs.items()}) == KNOWN[name]
     with open_checkpoint(str(folder)) as checkpoint:
         native = Native(checkpoint, nearest=True)
-        sums, counts = collect_imatrix(squares_of(native, TOKENS, tmp_path / "work"), imatrix_sources(native))
+        sums, counts = collect_imatrix(
+            squares_of(native, TOKENS, tmp_path / "work"), imatrix_sources(native), imatrix_columns(native)
+        )
     # Over blocks of MXFP4, llama.cpp rounds what it multiplies: now and then a token goes to another expert.
     allowed, routed_otherwise = (0.15, 3) if "mxfp4" in name else (2e-3, 0)
     for tensor in sums:
