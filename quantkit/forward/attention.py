@@ -55,6 +55,11 @@ def attend(part: Attention, layer: Layer, x: Array) -> Array:
     (heads, n, size), groups, where = q.shape, len(k), device(x)
     cap = layer.config.get(part.softcap) if part.softcap else None
     scale = part.scale(layer.config, layer.number) / (cap or 1.0)
+    late = part.late_queries(layer.config)
+    if late is not None:
+        beta, length = late
+        factors = 1.0 + beta * np.log1p(np.arange(n) // length)
+        q = q * place(factors.astype(np.float32)[:, None], where)
     q = q.reshape(groups, heads // groups, n, size)
     slopes = place(alibi_slopes(heads), where) if part.alibi(layer.config) else None
     sinks = layer.vector(layer.at + part.at + part.sinks, x) if part.sinks else None

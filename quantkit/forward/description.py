@@ -77,6 +77,7 @@ class Attention:
         scale: factor on the scores.
         softcap: the config key of the scores' soft cap.
         window: tokens of a layer's sliding window, or None.
+        late_queries: (beta, length), or None: queries are multiplied by 1 + beta ln(1 + floor(position / length)).
         sinks: one score a head that takes part in the softmax and has no value.
         latent: DeepSeek's latent attention: queries, keys and values from short vectors; all heads share the rotated
             part of the key.
@@ -104,6 +105,7 @@ class Attention:
     scale: Callable[[Config, int], float] = by_head_dim
     softcap: str | None = None
     window: Callable[[Config, int], int | None] = lambda _config, _layer: None
+    late_queries: Callable[[Config], tuple[float, int] | None] = lambda _: None
     sinks: str | None = None
     latent: bool = False
     gated: bool = False
