@@ -68,6 +68,7 @@ class Attention:
         norms: norms of queries and keys; `has_norms` says whether config.json uses them.
         normed: a norm over a head, over all heads at once, or over a head with weights of its own: a tensor a head
             (`each`) or one of shape (heads, head_dim) (`by_head`).
+        norms_after_rope: whether the norms come after the rotation.
         clip: the config key of the limit on queries, keys and values.
         pairs: which values of a head rotate together: i and i + half the rotary width, or neighbours.
         rotary: number of rotated values of a head.
@@ -76,6 +77,7 @@ class Attention:
         scale: factor on the scores.
         softcap: the config key of the scores' soft cap.
         window: tokens of a layer's sliding window, or None.
+        late_queries: (beta, length), or None: queries are multiplied by 1 + beta ln(1 + floor(position / length)).
         sinks: one score a head that takes part in the softmax and has no value.
         latent: DeepSeek's latent attention: queries, keys and values from short vectors; all heads share the rotated
             part of the key.
@@ -94,6 +96,7 @@ class Attention:
     has_norms: Callable[[Config], bool] = lambda _: True
     normed: Literal["head", "all", "each", "by_head"] = "head"
     norm: Norm = Norm()
+    norms_after_rope: bool = False
     clip: str | None = None
     pairs: Literal["half", "neighbours"] = "half"
     rotary: Callable[[Config], int] = partial_rotary
@@ -102,6 +105,7 @@ class Attention:
     scale: Callable[[Config, int], float] = by_head_dim
     softcap: str | None = None
     window: Callable[[Config, int], int | None] = lambda _config, _layer: None
+    late_queries: Callable[[Config], tuple[float, int] | None] = lambda _: None
     sinks: str | None = None
     latent: bool = False
     gated: bool = False
@@ -173,6 +177,7 @@ class Experts:
         expert: one expert; `{}` in its names stands for its number.
         stacked: all experts in one tensor; used where the checkpoint has it.
         count: config keys of the number of experts.
+        used: config keys of the number of experts that a token goes to, or a list of it, one number a layer.
         score: the function from the router's output to scores.
         correction: a vector added to the scores for the choice only.
         groups: (number of groups, groups chosen); experts come from the best groups only.
@@ -187,6 +192,7 @@ class Experts:
     expert: FeedForward | None = None
     stacked: FeedForward | None = None
     count: tuple[str, ...] = ("num_local_experts", "num_experts", "n_routed_experts")
+    used: tuple[str, ...] = ("num_experts_per_tok", "num_experts_per_token")
     score: Literal["softmax", "sigmoid"] = "softmax"
     correction: str | None = None
     groups: Callable[[Config], tuple[int, int]] = lambda _: (1, 1)
