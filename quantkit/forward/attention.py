@@ -129,18 +129,25 @@ def _plain(part: Attention, layer: Layer, x: Array) -> tuple[Array, Array, Array
     gate: Array | None = None
     if part.gated:
         q, gate = q[..., :size], q[..., size:]
-    if part.norms and part.has_norms(layer.config):
-        q = _normed(part, layer, part.norms[0], q)
-        k = _normed(part, layer, part.norms[1], k)
+    if not part.norms_after_rope:
+        q, k = _both_normed(part, layer, q, k)
     limit = layer.config.get(part.clip) if part.clip else None
     if limit is not None:
         q, k, v = (namespace(each).clip(each, -limit, limit) for each in (q, k, v))
     q, k, v = (each.swapaxes(0, 1) for each in (q, k, v))
     settings = part.rope(layer.config, layer.number)
-    if settings is None or part.alibi(layer.config):
-        return q, k, v, gate
-    cos, sin = _angles(settings, part.rotary(layer.config), x)
-    return turn(q, cos, sin, part.pairs), turn(k, cos, sin, part.pairs), v, gate
+    if settings is not None and not part.alibi(layer.config):
+        cos, sin = _angles(settings, part.rotary(layer.config), x)
+        q, k = turn(q, cos, sin, part.pairs), turn(k, cos, sin, part.pairs)
+    if part.norms_after_rope:
+        q, k = _both_normed(part, layer, q, k)
+    return q, k, v, gate
+
+
+def _both_normed(part: Attention, layer: Layer, q: Array, k: Array) -> tuple[Array, Array]:
+    if not part.norms or not part.has_norms(layer.config):
+        return q, k
+    return _normed(part, layer, part.norms[0], q), _normed(part, layer, part.norms[1], k)
 
 
 def _projected(
