@@ -22,6 +22,7 @@ from quantkit.families.gemma2 import FORWARD as GEMMA2_FORWARD
 from quantkit.families.gemma2 import NORMS, refuse_other_query_scale
 from quantkit.forward.description import Attention, Config, given
 from quantkit.forward.settings import HEAD_NORMS, local_rope, query_scale, slides, window
+from quantkit.tokenizer.roles import SpacePrefix, TokenRoles
 
 # llama.cpp takes this one where a file says nothing.
 _PATTERN = 6
@@ -118,4 +119,5 @@ FAMILY = Family(
     rope_kinds=("default", "linear"),
     forward={"Gemma3ForCausalLM": FORWARD},
     traits=Traits(sliding_every=6, scaled_query=True, scaled_embedding=True),
+    token_roles=TokenRoles(space_prefix=SpacePrefix.FALSE_LAST),
 )

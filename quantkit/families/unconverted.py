@@ -25,18 +25,15 @@ TRAITS = {
     "jais": Traits(positions="stated"),
     "mpt": Traits(layer_norm=True, positions="stated"),
     "refact": Traits(positions="stated"),
-    "starcoder2": _LAYER_NORM,
 }
 """By `general.architecture` of a GGUF."""
 
 _END = "<|endoftext|>"
 _GLM = TokenRoles(also={"eos": _END, "eot": "<|user|>", "unk": _END})
-_GLM_MOE = TokenRoles(also={"bos": "[gMASK]", "eot": "<|user|>", "unk": _END, "eom": "<|observation|>"})
 
 TOKEN_ROLES = {
     "ChatGLMModel": _GLM,
     "ChatGLMForConditionalGeneration": _GLM,
-    "Glm4MoeLiteForCausalLM": _GLM_MOE,
 }
 """By `architectures` of config.json."""
 

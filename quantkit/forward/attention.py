@@ -150,9 +150,8 @@ def _plain(part: Attention, layer: Layer, x: Array, context: Context) -> tuple[A
     gate: Array | None = None
     if part.gated:
         q, gate = q[..., :size], q[..., size:]
-    if part.norms and part.has_norms(layer.config):
-        q = _normed(part, layer, part.norms[0], q)
-        k = _normed(part, layer, part.norms[1], k)
+    if not part.norms_after_rope:
+        q, k = _both_normed(part, layer, q, k)
     if part.value_norm:
         v = layer.norm("", v, part.value_norm)
     limit = layer.config.get(part.clip) if part.clip else None
@@ -160,6 +159,8 @@ def _plain(part: Attention, layer: Layer, x: Array, context: Context) -> tuple[A
         q, k, v = (namespace(each).clip(each, -limit, limit) for each in (q, k, v))
     q, k, v = (each.swapaxes(0, 1) for each in (q, k, v))
     q, k = _turned(part, layer, q), _turned(part, layer, k)
+    if part.norms_after_rope:
+        q, k = _both_normed(part, layer, q, k)
     if layer.number in context.sources:
         context.shared[layer.number] = (k, v)
     return q, k, v, gate
@@ -176,6 +177,12 @@ def _turned(part: Attention, layer: Layer, x: Array) -> Array:
         return x
     cos, sin = _angles(settings, part.rotary(layer.config), x[0])
     return turn(x, cos, sin, part.pairs)
+
+
+def _both_normed(part: Attention, layer: Layer, q: Array, k: Array) -> tuple[Array, Array]:
+    if not part.norms or not part.has_norms(layer.config):
+        return q, k
+    return _normed(part, layer, part.norms[0], q), _normed(part, layer, part.norms[1], k)
 
 
 def _projected(

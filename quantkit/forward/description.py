@@ -68,6 +68,7 @@ class Attention:
         norms: norms of queries and keys; `has_norms` says whether config.json uses them.
         normed: a norm over a head, over all heads at once, or over a head with weights of its own: a tensor a head
             (`each`) or one of shape (heads, head_dim) (`by_head`).
+        norms_after_rope: whether the norms come after the rotation.
         clip: the config key of the limit on queries, keys and values.
         pairs: which values of a head rotate together: i and i + half the rotary width, or neighbours.
         rotary: number of rotated values of a head.
@@ -98,6 +99,7 @@ class Attention:
     has_norms: Callable[[Config], bool] = lambda _: True
     normed: Literal["head", "all", "each", "by_head"] = "head"
     norm: Norm = Norm()
+    norms_after_rope: bool = False
     clip: str | None = None
     pairs: Literal["half", "neighbours"] = "half"
     rotary: Callable[[Config], int] = partial_rotary
@@ -198,7 +200,7 @@ class Experts:
         expert: one expert; `{}` in its names stands for its number.
         stacked: all experts in one tensor; used where the checkpoint has it.
         count: config keys of the number of experts.
-        used: config keys of the number of experts that a token goes to.
+        used: config keys of the number of experts that a token goes to, or a list of it, one number a layer.
         score: the function from the router's output to scores.
         correction: a vector added to the scores for the choice only.
         groups: (number of groups, groups chosen); experts come from the best groups only.

@@ -103,7 +103,8 @@ def route(part: Experts, layer: Layer, x: Array) -> tuple[NDArray[np.int64], Arr
         group_scores = taken(by_group, ascending(-by_group)[..., : part.group_by]).sum(axis=-1)
         excluded = ascending(ascending(-group_scores)) >= top_groups
         ranked = namespace(x).where(excluded[..., None], -math.inf, by_group).reshape(len(x), count)
-    top = int(given(layer.config, *part.used, default=2))
+    stated = given(layer.config, *part.used, default=2)
+    top = int(stated[layer.number] if isinstance(stated, list) else stated)
     chosen = ascending(-ranked)[:, :top]
     share = taken(scores, chosen)
     if part.normalised(layer.config):

@@ -30,7 +30,10 @@ def rope_frequencies(config: Mapping[str, Any], head_dim: int, length: int) -> t
     kind = scaling.get("rope_type") or scaling.get("type") or "default"
     pairs = np.arange(0, head_dim, 2) / head_dim
     trained = int(config.get("max_position_embeddings") or length)
-    if kind == "dynamic":
+    if kind == "dynamic" and scaling.get("alpha"):
+        # NTK-aware scaling with a fixed alpha: the base is stretched alike for every length
+        theta *= float(scaling["alpha"]) ** (head_dim / (head_dim - 2))
+    elif kind == "dynamic":
         factor = float(scaling.get("factor") or 1.0)
         stretch = factor * max(length, trained) / trained - (factor - 1)
         theta *= stretch ** (head_dim / (head_dim - 2))

@@ -67,11 +67,15 @@ class Rule:
 
 @dataclass(frozen=True)
 class Key:
-    """A GGUF key as plain data. `kind`: `u32`, `f32`, `str`, `bool`, or `u32s`, `i32s`, `f32s`, `bools` for arrays."""
+    """A GGUF key as plain data. `kind`: `u32`, `f32`, `str`, `bool`, or `u32s`, `i32s`, `f32s`, `bools` for arrays.
+
+    `first`: the converter writes it before all but general.architecture.
+    """
 
     name: str
     kind: str
     value: Any
+    first: bool = False
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,9 @@ class Case:
     that changes the model before it runs, where transformers has no class for it. `converter` says whether llama.cpp's
     own converter gets this checkpoint right; if not, only the logits decide. `drift` is the difference of logits that
     is allowed, relative to their standard deviation.
+
+    `tokenizer` is the style of the tokenizer files (see tokenizers.py); `vocabulary` says whether the converter makes
+    its keys of these files as it does of published ones. `differs` are keys that are not the converter's on purpose.
     """
 
     name: str
@@ -38,6 +41,9 @@ class Case:
     drift: float = 0.02
     newest: bool = False
     auto: str = "AutoModelForCausalLM"
+    tokenizer: str = "smollm"
+    vocabulary: bool = True
+    differs: tuple[str, ...] = ()
 
     @property
     def multimodal(self) -> bool:
