@@ -35,7 +35,7 @@ def show_notes(items: Sequence[Item], out: Out, *, vram: int | None, index_read:
     for bundle in {item.bundle.reason: item.bundle for item in items if item.bundle.template == REFUSED}.values():
         out.warn(
             f"no TEMPLATE on any tag, Ollama {bundle.modelfile.requires} or later is needed: no template of Ollama's"
-            f" writes exactly what the GGUF's chat template writes: {printable(bundle.reason or '')}"
+            f" writes exactly what the GGUF's chat template writes: {bundle.reason or ''}"
         )
         if not index_read:
             out.note(NO_INDEX)

@@ -18,7 +18,7 @@ from quantkit.gguf.vocabulary import token_texts
 from quantkit.inspection.config import shape_of_config, text_config
 from quantkit.inspection.description import Description, File, Quantization, Template, Vocabulary
 from quantkit.inspection.keys import describe_template, template_of_keys, vocabulary_of_keys
-from quantkit.inspection.record import entry_of, read_record
+from quantkit.inspection.record import entry_of, readable_record
 from quantkit.inspection.weights import Stored, count_weights
 from quantkit.outputs.model import model_from_checkpoint
 from quantkit.outputs.templates import generation_config
@@ -181,7 +181,8 @@ def _template_file(folder: Path) -> Template | None:
 
 def _origin(contents: _Contents) -> Mapping[str, Any] | None:
     """The record's entry of these weight files, else the whole record."""
-    record = read_record(contents.folder)
+    record, faults = readable_record(contents.folder)
+    contents.notes += faults
     entry = entry_of(record, Path(contents.files[0].name)) if contents.files else None
     return entry or record or None
 

@@ -10,6 +10,7 @@ from quantkit.checkpoint import Checkpoint
 from quantkit.checkpoint.sources import parse_source
 from quantkit.errors import UsageError
 from quantkit.families import open_model
+from quantkit.files import user_path
 from quantkit.forward.devices import find_device
 from quantkit.measurement.document import Report, read_report
 from quantkit.measurement.run import Limits, MeasureOptions, measure_subjects
@@ -101,7 +102,7 @@ def _open_all(sources: Sequence[str], options: MeasureOptions, progress: Progres
     device = find_device(options.device)
     try:
         for source in sources:
-            path = Path(source).expanduser()
+            path = user_path(source)
             if path.exists() or source.endswith(".gguf") or isinstance(parse_source(source), Path):
                 subjects += open_subjects(path, threads=options.threads, device=device)
             else:

@@ -8,6 +8,7 @@ from collections.abc import Hashable, Sequence
 
 from quantkit.planning.attention import attention, mla
 from quantkit.planning.context import Context
+from quantkit.planning.delta_net import delta_net
 from quantkit.planning.drawing import Drawing
 from quantkit.planning.feed_forward import feed_forward
 from quantkit.planning.shape import Layer, ModelShape
@@ -20,7 +21,7 @@ def prompt_graph(shape: ModelShape, context: Context, layers: Sequence[int] | No
     """The graph of a whole physical batch; `layers` limits it to some layers, which must include the last."""
     d = Drawing(shape, context)
     x = _embedded(d)
-    for number in range(shape.n_layer) if layers is None else layers:
+    for number in range(len(shape.trunk)) if layers is None else layers:
         d.layer = number
         x = _decoder_layer(d, x, shape.layers[number], number)
         if number < shape.n_deepstack:
@@ -32,6 +33,9 @@ def prompt_graph(shape: ModelShape, context: Context, layers: Sequence[int] | No
         x = fresh((shape.n_embd, d.n), x, d.outputs)
     x = d.norm(x, "output_norm", shape.tensors)
     x.kept = True
+    if shape.traits.output_after_norm:
+        x = fresh((shape.n_embd, d.n), x, d.outputs)
+        x.kept = True
     x = matmul("output.weight", shape.n_vocab, x)
     if shape.number("logit_scale"):
         x = same(x)
@@ -49,12 +53,12 @@ def telling_layers(shape: ModelShape, kinds: Sequence[Hashable]) -> list[int]:
     """
     chosen, run = [], 0
     before: Hashable = None
-    for i, layer in enumerate(shape.layers):
+    for i, layer in enumerate(shape.trunk):
         sizes = (layer.n_head, layer.n_head_kv, layer.head_k, layer.head_v, layer.slides)
         sign = (sizes, tuple(layer.tensors.items()), kinds[i])
         run = run + 1 if sign == before else 1
         before = sign
-        if run <= _TELLING or i == shape.n_layer - 1:
+        if run <= _TELLING or i == len(shape.trunk) - 1:
             chosen.append(i)
     return chosen
 
@@ -92,8 +96,10 @@ def _decoder_layer(d: Drawing, x: Tensor, layer: Layer, number: int) -> Tensor:
     if layer.has("attn_norm_2.weight"):
         attended = d.norm(x, "attn_norm_2", layer.tensors)
     draw = mla if layer.has("attn_kv_a_mqa.weight") else attention
+    if layer.is_recurrent:
+        draw = delta_net
     out = draw(d, attended, layer)
-    last = number == shape.n_layer - 1 and not traits.output_last
+    last = number == len(shape.trunk) - 1 and not traits.output_last and not traits.output_after_norm
     if last:
         out = fresh((out.shape[0], d.n), out, d.outputs)
         x = fresh((x.shape[0], d.n), x, d.outputs)

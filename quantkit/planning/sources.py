@@ -13,6 +13,7 @@ from quantkit.checkpoint.tensor import TensorInfo
 from quantkit.errors import CheckpointError, TokenizerError
 from quantkit.families import Family, Hyperparameters, complete_architecture, find_family, open_model
 from quantkit.families.base.family import Rule
+from quantkit.files import user_path
 from quantkit.gguf.layout import padded
 from quantkit.outputs.model import Model, model_from_checkpoint, model_from_gguf
 from quantkit.planning.memory import PlannedTensor
@@ -58,7 +59,7 @@ def open_source(source: str, *, offline: bool = False) -> Source:
     Raises:
         CheckpointError, UnsupportedError: the source is not found, damaged, or of an unknown family.
     """
-    path = Path(source).expanduser()
+    path = user_path(source)
     if source.endswith(".gguf") and not path.is_dir():
         if not path.is_file():
             raise CheckpointError(f"there is no file {source}; check the name")

@@ -1,14 +1,14 @@
-"""The push of a folder of outputs to the hub, through huggingface_hub's client: its token, endpoint and transfer.
+"""Upload of an output folder to the hub with huggingface_hub's client: its token, endpoint and transfer.
 
-Large files are sent one after the other, and one commit ends the push, so the repository never shows half of a folder.
-The hub keeps files that were sent but not committed for a while: the same call after an interruption sends the rest.
+Files are sent one after the other. One commit publishes all, so readers never see half of a folder. The hub keeps sent
+files for a while: after an interruption the same call sends the missing ones.
 """
 
 import hashlib
 import logging
 import os
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -27,13 +27,11 @@ from huggingface_hub.utils import (
 
 from quantkit import __version__
 from quantkit.errors import PublishError, UsageError
+from quantkit.progress import SILENT, Progress
 from quantkit.publish.card.metadata import is_hub_id
 from quantkit.publish.hub_errors import LOGIN, explain
 
-PushProgress = Callable[[str, int, int], object]
-"""Called with the path of a file, the bytes that are done, and the bytes in all."""
-
-# Files that never leave: unfinished ones, those that failed a check, backups, and hidden files.
+# Unfinished, failed, replaced and hidden files are never uploaded.
 _PRIVATE = ("*.partial", "*.failed", "*.journal", "*.bak*", "*.tmp", "*.lock", ".*", "__pycache__")
 _CARD = "README.md"
 _PATHS_AT_ONCE = 100
@@ -42,31 +40,29 @@ _PIECE = 1 << 22
 
 @dataclass(frozen=True)
 class Pushed:
-    """A file of the repository: its path and its size in bytes."""
+    """A file of the repository: its path and size."""
 
     path: str
     bytes: int
 
 
 def push_folder(
-    folder: Path, repo_id: str, *, private: bool = False, dry_run: bool = False, progress: PushProgress | None = None
+    folder: Path, repo_id: str, *, private: bool = False, dry_run: bool = False, progress: Progress | None = None
 ) -> list[Pushed]:
-    """Push every finished file of `folder` to the model repository `repo_id`, which is created if it does not exist.
+    """Push every finished file of `folder` to the model repository `repo_id`, and return the files that were sent.
 
-    Returns the files that were sent. A file that the hub has with the same bytes is not sent. Unfinished files
-    (`*.partial`), journals, `*.failed`, `*.bak`, hidden files and links out of the folder never leave. Nothing on the
-    hub is deleted. `private` makes a new repository private, and refuses an existing public one. `dry_run` calls no
-    server, and returns every file that could be pushed. Without `progress` the client shows its own bars on a terminal.
+    The repository is created if it does not exist. Files that the hub already has are not sent and not returned.
+    Unfinished files (`*.partial`), journals, `*.failed`, `*.bak`, hidden files and links out of the folder are never
+    sent. Nothing on the hub is deleted. `private` creates a private repository, and refuses an existing public one.
+    `dry_run` makes no request and returns every file of the folder. `progress` counts bytes; without it the client
+    shows its own bars on a terminal.
 
     Raises:
-        UsageError: the folder is missing or has nothing to push, or the repository's name is malformed.
-        PublishError: no token, no permission, no space, the hub refused the card or cannot be reached, or the push was
-            interrupted; the message names the next step.
+        UsageError: the folder is missing or empty, or the repository's name is malformed.
+        PublishError: there is no token, permission or space, the hub refuses the card, or it cannot be reached.
     """
     if not is_hub_id(repo_id):
-        raise UsageError(
-            f"{repo_id!r} is not the name of a hub repository; write ORG/NAME, in letters, digits, - _ and ."
-        )
+        raise UsageError(f"{repo_id!r} is not a hub repository; pass ORG/NAME with letters, digits, - _ and .")
     files = files_to_push(folder)
     if dry_run:
         return files
@@ -74,21 +70,21 @@ def push_folder(
         raise PublishError(f"not logged in to the hub; {LOGIN}")
     with _quiet(progress is not None):
         try:
-            return _push(HfApi(), folder, repo_id, files, private, progress or (lambda path, done, total: None))
+            return _push(HfApi(), folder, repo_id, files, private, progress or SILENT)
         except (PublishError, UsageError):
             raise
-        except Exception as error:  # the client and its libraries raise many kinds
+        except Exception as error:  # the client and its libraries raise errors of many kinds
             raise explain(error, repo_id) from error
 
 
 def files_to_push(folder: Path) -> list[Pushed]:
-    """The finished files of a folder, in the order of their names.
+    """The finished files of a folder, sorted by name.
 
     Raises:
-        UsageError: the folder does not exist, or holds no finished file.
+        UsageError: the folder is missing or empty.
     """
     if not folder.is_dir():
-        raise UsageError(f"folder {folder} not found; pass the folder to push")
+        raise UsageError(f"folder {folder} is not found; pass an output folder")
     root, files = folder.resolve(), []
     for where, folders, names in os.walk(folder):
         folders[:] = [name for name in folders if not _is_private(name)]
@@ -97,31 +93,27 @@ def files_to_push(folder: Path) -> list[Pushed]:
             if not _is_private(name) and path.is_file() and path.resolve().is_relative_to(root):
                 files.append(Pushed(path.relative_to(folder).as_posix(), path.stat().st_size))
     if not files:
-        raise UsageError(f"{folder} holds no finished file to push; convert a model into it first")
+        raise UsageError(f"{folder} has no files to push; convert a model into it first")
     return sorted(files, key=lambda file: file.path)
 
 
 def _push(
-    api: HfApi, folder: Path, repo_id: str, files: Sequence[Pushed], private: bool, progress: PushProgress
+    api: HfApi, folder: Path, repo_id: str, files: Sequence[Pushed], private: bool, progress: Progress
 ) -> list[Pushed]:
     if (card := folder / _CARD).is_file():
         _check_card(card)
     api.create_repo(repo_id, private=private, exist_ok=True)
     if private and api.model_info(repo_id).private is not True:
-        raise PublishError(
-            f"{repo_id} already exists and is public; make it private in its settings, or use another name"
-        )
-    on_hub = _files_on_hub(api, repo_id, files)
+        raise PublishError(f"{repo_id} exists and is public; make it private in its settings, or pass another name")
+    on_hub = _on_the_hub(api, repo_id, files)
     missing = [file for file in files if not _same(folder / file.path, on_hub.get(file.path))]
-    total, done = sum(file.bytes for file in missing), 0
+    progress.start("sending", sum(file.bytes for file in missing))
     operations = []
     for file in missing:
-        progress(file.path, done, total)
         operation = CommitOperationAdd(path_in_repo=file.path, path_or_fileobj=folder / file.path)
         api.preupload_lfs_files(repo_id, additions=[operation], free_memory=False)
         operations.append(operation)
-        done += file.bytes
-        progress(file.path, done, total)
+        progress.advance(file.bytes, file.path)
     if operations:
         message = f"{len(operations)} file{'s' if len(operations) > 1 else ''} by quantkit {__version__}"
         api.create_commit(repo_id, operations=operations, commit_message=message)
@@ -129,7 +121,7 @@ def _push(
 
 
 def _check_card(path: Path) -> None:
-    """Ask the hub to validate the card before anything is sent: only the hub knows its rules for metadata."""
+    """Let the hub validate the card before any file is sent; only the hub knows its rules for metadata."""
     request = {"repoType": "model", "content": path.read_text("utf-8", "replace")}
     address = f"{constants.ENDPOINT}/api/validate-yaml"
     response = get_session().post(address, json=request, headers=build_hf_headers())
@@ -140,12 +132,10 @@ def _check_card(path: Path) -> None:
         errors = [str(error["message"]) for error in response.json()["errors"]]
     except (ValueError, KeyError, TypeError):
         errors = [response.text]
-    raise PublishError(
-        f"the hub refuses the metadata of {path} ({'; '.join(errors)[:400] or 'it is malformed'}); correct it there"
-    )
+    raise PublishError(f"the hub refuses the metadata of {path}: {'; '.join(errors)[:400] or 'it is malformed'}")
 
 
-def _files_on_hub(api: HfApi, repo_id: str, files: Sequence[Pushed]) -> dict[str, RepoFile]:
+def _on_the_hub(api: HfApi, repo_id: str, files: Sequence[Pushed]) -> dict[str, RepoFile]:
     paths = [file.path for file in files]
     on_hub: dict[str, RepoFile] = {}
     for start in range(0, len(paths), _PATHS_AT_ONCE):
@@ -155,16 +145,16 @@ def _files_on_hub(api: HfApi, repo_id: str, files: Sequence[Pushed]) -> dict[str
     return on_hub
 
 
-def _same(path: Path, on_hub: RepoFile | None) -> bool:
-    """Whether the hub's file has the same bytes: by the SHA-256 of a large file, by the git blob id of a small one."""
+def _same(path: Path, remote: RepoFile | None) -> bool:
+    """Whether the hub's file has the same bytes: by SHA-256 for LFS files, by git's blob id for others."""
     size = path.stat().st_size
-    if on_hub is None or on_hub.size != size:
+    if remote is None or remote.size != size:
         return False
-    digest = hashlib.sha256() if on_hub.lfs else hashlib.sha1(b"blob %d\0" % size)
+    digest = hashlib.sha256() if remote.lfs else hashlib.sha1(b"blob %d\0" % size)
     with path.open("rb") as file:
         while piece := file.read(_PIECE):
             digest.update(piece)
-    return bool(digest.hexdigest() == (on_hub.lfs.sha256 if on_hub.lfs else on_hub.blob_id))
+    return bool(digest.hexdigest() == (remote.lfs.sha256 if remote.lfs else remote.blob_id))
 
 
 def _is_private(name: str) -> bool:
@@ -173,7 +163,7 @@ def _is_private(name: str) -> bool:
 
 @contextmanager
 def _quiet(without_bars: bool) -> Iterator[None]:
-    """Run huggingface_hub without its log lines and warnings; its errors are exceptions."""
+    """huggingface_hub without log lines and warnings; failures are exceptions."""
     logger = logging.getLogger("huggingface_hub")
     level, bars = logger.level, not are_progress_bars_disabled()
     if not constants.HF_DEBUG:

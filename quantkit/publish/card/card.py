@@ -1,4 +1,4 @@
-"""A model card for a folder of outputs: README.md with the hub's metadata, the measured figures, and commands."""
+"""The model card of an output folder: README.md with the hub's metadata, measured figures and run commands."""
 
 import hashlib
 import json
@@ -12,8 +12,8 @@ from quantkit.files import write_atomically
 from quantkit.publish.card.escaping import link, plain
 from quantkit.publish.card.facts import KINDS, CardFacts, CardModel, card_facts
 from quantkit.publish.card.metadata import front_matter, metadata
-from quantkit.publish.card.provenance import provenance
-from quantkit.publish.card.sections import choice, conversation, files, measured, opening, with_headings
+from quantkit.publish.card.provenance import made
+from quantkit.publish.card.sections import choice, conversation, files, measured, opening, shown
 from quantkit.publish.card.usage import running
 
 __all__ = ["CardModel", "card_text", "kind_of_folder", "write_card"]
@@ -37,23 +37,22 @@ def write_card(
     plots: Path | None = None,
     path: Path | None = None,
 ) -> Path:
-    """Write README.md into `folder`, a folder of GGUF files or an AWQ or GPTQ checkpoint, or to `path`.
+    """Write the card of `folder`, and return its path: `path`, or README.md in the folder.
 
-    `kind`: "gguf", "awq" or "gptq". `report`: a report.json document; only models that are files of this folder count.
-    `plots`: the folder of the report's PNGs, or the report's own folder. The plots are copied to plots/ beside the
-    card, unless the report has no model of this folder. An existing card that was edited is kept as README.md.bak.
-
-    Returns the path of the card.
+    `kind`: "gguf", "awq" or "gptq". `report`: a report.json document; models that are not files of this folder are
+    ignored.
+    `plots`: the report's folder, or its folder of PNGs. They are copied to plots/ beside the card if the report
+    measured this folder. A card that was edited since quantkit wrote it is kept as README.md.bak.
 
     Raises:
-        UsageError: the folder is of another kind, or a language is not a language code.
-        PublishError: the report measured other files than those in the folder.
-        CheckpointError: the folder holds no sound model.
+        UsageError: the folder has another kind, or a language is not an ISO 639 code.
+        PublishError: the report measured other files than the folder has now.
+        CheckpointError: the folder has no readable model.
         OutputError: the card cannot be written.
     """
     facts = card_facts(folder, kind, model, report)
     path = path or folder / FILE_NAME
-    # The plots of a report without a model of this folder show another model.
+    # plots of a report without this folder are those of another model
     own = report is None or facts.report is not None
     pictures = _pictures(plots) if plots is not None and own else {}
     text = card_text(facts, pictures)
@@ -66,14 +65,12 @@ def write_card(
         path.parent.mkdir(exist_ok=True)
         write_atomically(path, text)
     except OSError as error:
-        raise OutputError(
-            f"cannot write {error.filename or path} ({error.strerror or error}); pass another file with -o"
-        ) from error
+        raise OutputError(f"cannot write {error.filename or path}: {error.strerror or error}") from error
     return path
 
 
 def kind_of_folder(folder: Path) -> str:
-    """ "gguf", "awq" or "gptq", by the files of the folder.
+    """The kind of an output folder: "gguf", "awq" or "gptq".
 
     Raises:
         UsageError: the folder is none of these.
@@ -85,14 +82,12 @@ def kind_of_folder(folder: Path) -> str:
     except (OSError, ValueError, KeyError, TypeError):
         method = None
     if method not in ("awq", "gptq"):
-        raise UsageError(
-            f"{folder} is neither a folder of GGUF files nor an AWQ or GPTQ checkpoint; convert a model first"
-        )
+        raise UsageError(f"{folder} is not a folder of GGUF files, AWQ or GPTQ; convert a model into it first")
     return str(method)
 
 
 def card_text(facts: CardFacts, pictures: Mapping[str, Path] | None = None) -> str:
-    """The whole card, which ends with a digest that shows a later change."""
+    """The text of the card; its last line is a checksum that shows later edits."""
     model, description = facts.model, facts.description
     fields = metadata(
         kind=facts.kind,
@@ -105,15 +100,15 @@ def card_text(facts: CardFacts, pictures: Mapping[str, Path] | None = None) -> s
         bits=description.quantization.bits if description.quantization is not None else None,
     )
     title = plain(f"{model.name} {KINDS[facts.kind]}")
-    sections = with_headings(
+    sections = shown(
         [
             ("Files", files(facts)),
-            ("Which to take" if facts.kind == "gguf" else "What it takes", choice(facts)),
+            ("Which file to choose" if facts.kind == "gguf" else "Memory needed", choice(facts)),
             ("Running it", running(facts)),
             ("Chat template", conversation(facts)),
             ("Memory and speed", measured(facts)),
             ("Plots", "\n\n".join(f"!{link(_caption(name), f'{PLOTS}/{name}')}" for name in pictures or ())),
-            ("How it was made", provenance(facts)),
+            ("How it was made", made(facts)),
         ]
     )
     text = f"{front_matter(fields)}\n# {title}\n\n{opening(facts)}\n\n{sections}\n"
@@ -126,7 +121,7 @@ def _pictures(folder: Path) -> dict[str, Path]:
 
 
 def _place(path: Path) -> tuple[int, int, str]:
-    """The order of the report's page: by the kind of plot, then by its number."""
+    """The order of the report's page: by subject, then by number."""
     order = [number for number, start in enumerate(_PICTURES) if path.stem.startswith(start)]
     number = re.search(r"-(\d+)$", path.stem)
     return order[0] if order else len(_PICTURES), int(number[1]) if number else 1, path.name

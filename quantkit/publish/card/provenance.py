@@ -1,4 +1,4 @@
-"""The section of a card on how its files were made: what quantkit.json records, and nothing else."""
+"""The section of a card on how its files were made, from quantkit.json alone."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -7,15 +7,15 @@ from quantkit.publish.card.escaping import bullets, code, link, listed, plain
 from quantkit.publish.card.facts import CardFacts
 
 
-def provenance(facts: CardFacts) -> str:
-    """How the files were made, by quantkit.json; a value that is not recorded is left out."""
+def made(facts: CardFacts) -> str:
+    """A list of the recorded facts; facts without a record are left out."""
     entries = facts.entries
     if not entries:
-        return "There is no record of how these files were made (quantkit.json)."
+        return "quantkit.json has no record of how these files were made."
     first = entries[0]
     origin, lines = _mapping(first.get("origin")), []
-    versions = _distinct(_text(_mapping(entry.get("tool")).get("version")) for entry in entries)
-    dates = _distinct(_text(entry.get("written"))[:10] for entry in entries)
+    versions = _unique(_text(_mapping(entry.get("tool")).get("version")) for entry in entries)
+    dates = _unique(_text(entry.get("written"))[:10] for entry in entries)
     lines.append(f"quantkit {plain(listed(versions))}{f', {plain(listed(dates))}' if dates else ''}")
     if source := _text(origin.get("source")):
         revision = f", revision {code(facts.revision)}" if facts.revision else ""
@@ -24,21 +24,23 @@ def provenance(facts: CardFacts) -> str:
         if not facts.revision and len(headers) == 1:
             name, digest = next(iter(headers.items()))
             lines[-1] += f" ({plain(name)}, sha256 of its header {code(_text(digest))})"
-    lines += _distinct(_calibration(entry) for entry in entries)
-    lines += _distinct(_matrix(entry) for entry in entries)
+    lines += _unique(_calibration(entry) for entry in entries)
+    lines += _unique(_matrix(entry) for entry in entries)
     if options := _options(first):
         lines.append(options)
     lines += _kept(facts)
     if template := _text(origin.get("chat_template")):
         lines.append(f"chat template: {plain(template)}")
-    lines += [f"noted: {plain(warning)}" for warning in _warnings(entries)]
-    checks = _distinct(_text(check.get("name")) for entry in entries for check in checks_passed(entry))
+    lines += [f"warning: {plain(warning)}" for warning in _warnings(entries)]
+    checks = _unique(_text(check.get("name")) for entry in entries for check in checks_passed(entry))
     if checks:
-        lines.append(f"checks passed before the files got their names: {plain(', '.join(checks))}")
-    lines.append(
-        f"sha256 of every file, the type and the error of every tensor: {link('quantkit.json', 'quantkit.json')}"
-    )
+        lines.append(f"checks passed before the files got their final names: {plain(', '.join(checks))}")
+    lines.append(f"sha256 of each file, type and error of each tensor: {link('quantkit.json', 'quantkit.json')}")
     return bullets(lines)
+
+
+def _warnings(entries: Iterable[Mapping[str, Any]]) -> list[str]:
+    return _unique(_text(warning) for entry in entries for warning in entry.get("warnings") or ())
 
 
 def _calibration(entry: Mapping[str, Any]) -> str:
@@ -60,15 +62,15 @@ def _matrix(entry: Mapping[str, Any]) -> str:
 
 
 def _options(entry: Mapping[str, Any]) -> str:
-    """The options of AWQ and GPTQ; for a GGUF the card lists the types of its tensors instead."""
+    """The options of AWQ and GPTQ; the type mix of a GGUF shows its own."""
     options = _mapping(entry.get("options"))
     names = ("bits", "group_size", "symmetric", "damp", "act_order", "static_groups")
-    values = [f"{name.replace('_', ' ')} {_word(options[name])}" for name in names if options.get(name) is not None]
-    return f"options: {plain(', '.join(values))}" if values else ""
+    stated = [f"{name.replace('_', ' ')} {_word(options[name])}" for name in names if options.get(name) is not None]
+    return f"options: {plain(', '.join(stated))}" if stated else ""
 
 
 def _kept(facts: CardFacts) -> list[str]:
-    """The tensors that keep another type or full precision."""
+    """Lines on the tensors of other types than the output's own."""
     if facts.kind == "gguf":
         mixes = []
         for weights in facts.weights:
@@ -93,16 +95,11 @@ def _kept(facts: CardFacts) -> list[str]:
 
 
 def checks_passed(entry: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """The checks of quantkit.json that passed."""
+    """The checks that quantkit.json records as passed."""
     return [check for check in entry.get("checks") or () if _mapping(check).get("status") == "passed"]
 
 
-def _warnings(entries: Iterable[Mapping[str, Any]]) -> list[str]:
-    return _distinct(_text(warning) for entry in entries for warning in entry.get("warnings") or ())
-
-
-def _distinct(texts: Iterable[str]) -> list[str]:
-    """The texts that are not empty, without repeats."""
+def _unique(texts: Iterable[str]) -> list[str]:
     return list(dict.fromkeys(text for text in texts if text))
 
 

@@ -1,4 +1,4 @@
-"""The sections of a card: the files, the cost of quantization, and which file to take."""
+"""The sections of a card on its files, their quality and memory, and the choice among them."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -14,39 +14,39 @@ from quantkit.report.tables import Table, memory, speed
 from quantkit.report.verdict import verdict
 
 MACHINES = (4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 512, 1024)
-"""Sizes of memory that machines have, in GB."""
-SPARE = 0.25
-"""The fraction of a machine's memory that stays free for other programs."""
+"""Usual memory sizes of machines, in GB."""
+RESERVED = 0.25
+"""Fraction of a machine's memory that other programs need."""
 
 
 def opening(facts: CardFacts) -> str:
-    """One paragraph on what the folder holds."""
+    """The first paragraph: what the folder is."""
     model, weights = facts.model, facts.weights
     base = facts.base_model
     of = f"[{plain(base)}](https://huggingface.co/{base})" if base and is_hub_id(base) else plain(base or model.name)
     if facts.kind == "gguf":
         types = listed([f"**{plain(output.type.upper())}**" for output in weights])
-        what = f"{of} as GGUF for llama.cpp, Ollama and what builds on them, in {types}."
+        what = f"{of} as GGUF for llama.cpp, Ollama and programs built on them, in {types}."
     else:
         what = f"{of} quantized with {KINDS[facts.kind]}{_scheme(facts)}, for GPUs: vLLM, transformers and others."
-    description = facts.description
-    properties = []
-    if description.weights is not None:
-        count = description.weights.parameters
-        properties.append(f"{_billions(count)} parameters")
-        if description.weights.active_parameters < count:
-            properties.append(f"of which {_billions(description.weights.active_parameters)} work on a token")
+    summary = facts.description.weights
+    sizes = []
+    if summary is not None:
+        sizes.append(f"{_billions(summary.parameters)} parameters")
+        if summary.active_parameters < summary.parameters:
+            sizes.append(f"{_billions(summary.active_parameters)} active parameters per token")
     if facts.context_length:
-        properties.append(f"a context of {whole(facts.context_length)} tokens")
-    tail = f" The model has {listed(properties)}." if properties else ""
-    terms = f" Its licence: {plain(facts.license)}." if facts.license else ""
-    checked = all(checks_passed(entry) for entry in facts.entries if entry) and len(facts.entries) == len(weights)
-    how = " Made with quantkit, which checked the files against the source before it named them." if checked else ""
+        sizes.append(f"a context of {whole(facts.context_length)} tokens")
+    tail = f" The model has {listed(sizes)}." if sizes else ""
+    terms = f" Licence: {plain(facts.license)}." if facts.license else ""
+    entries = facts.entries
+    checked = len(entries) == len(weights) and all(checks_passed(entry) for entry in entries)
+    how = " quantkit made the files and checked them against the source." if checked else ""
     return f"{what}{tail}{terms}{how}"
 
 
 def files(facts: CardFacts) -> str:
-    """The table of files, with figures if there is a report; one table for each text of the report."""
+    """The table of files, with figures if there is a report; every further text has its own table."""
     report = facts.report
     parts = [_files_table(facts, report, report.texts[0] if report and report.texts else None)]
     if report is not None:
@@ -55,58 +55,58 @@ def files(facts: CardFacts) -> str:
         if report.texts:
             parts.append(plain(method(report)))
     else:
-        parts.append("The cost of the quantization was not measured.")
+        parts.append("The quality after quantization was not measured.")
     return "\n\n".join(parts)
 
 
 def measured(facts: CardFacts) -> str | None:
-    """Memory and speed, if they were measured, and the machine."""
+    """Measured memory and speed and the machine, or None."""
     if facts.report is None:
         return None
-    report = replace(facts.report, models=tuple(model for model in facts.report.models if _of(facts, model)))
-    tables = [figures for figures in (memory(report), speed(report)) if figures.rows]
+    report = replace(facts.report, models=tuple(model for model in facts.report.models if _is_own(facts, model)))
+    tables = [part for part in (memory(report), speed(report)) if part.rows]
     if not tables:
         return None
     rig = {name: value for name, value in machine(report) if name in ("processor", "memory", "GPU", "measured at")}
-    ran = f"Measured with llama.cpp on {plain(', '.join(rig.values()))}." if rig else "Measured with llama.cpp."
+    sentence = f"Measured with llama.cpp on {plain(', '.join(rig.values()))}." if rig else "Measured with llama.cpp."
     contexts = {row.n_ctx for model in report.models for row in model.memory if row.n_ctx}
     if len(contexts) == 1:
-        ran += f" Memory is for a context of {whole(next(iter(contexts)))} tokens."
-    return "\n\n".join([ran, *map(_report_table, tables)])
+        sentence += f" Memory is for a context of {whole(next(iter(contexts)))} tokens."
+    return "\n\n".join([sentence, *(_report_table(part) for part in tables)])
 
 
 def choice(facts: CardFacts) -> str:
-    """Which file to take: the verdict of the figures, then the best file for each size of memory."""
-    items = [plain(sentence) for sentence in verdict(facts.report)] if facts.report is not None else []
+    """A list that helps to choose a file: the verdict of the figures, then the best file for each memory size."""
+    lines = [plain(sentence) for sentence in verdict(facts.report)] if facts.report is not None else []
     if facts.kind != "gguf":
         needed = size(facts.weights[0].bytes)
-        items.append(f"The weights take {needed} of GPU memory; the KV cache and the runtime need more.")
-        return bullets(items)
+        lines.append(f"The weights take {needed} of GPU memory; the KV cache and the runtime need more.")
+        return bullets(lines)
     best_first = sorted(facts.weights, key=_worth, reverse=True)
     rows: list[tuple[int, Weights]] = []
     for gigabytes in MACHINES:
-        fits = next((weights for weights in best_first if _needs(weights) <= gigabytes * 1e9 * (1 - SPARE)), None)
+        available = gigabytes * 1e9 * (1 - RESERVED)
+        fits = next((weights for weights in best_first if _memory_needed(weights) <= available), None)
         if fits is not None and (not rows or rows[-1][1] is not fits):
             rows.append((gigabytes, fits))
     for gigabytes, weights in rows:
-        items.append(
-            f"With {gigabytes} GB of memory or more: **{plain(weights.type.upper())}**, {_need_words(weights)}."
-        )
-    items.append(
-        f"That leaves {SPARE:.0%} of the memory to other programs; a longer context takes more. A GPU that holds the"
-        " whole file is fastest; otherwise llama.cpp splits the model between GPU and memory."
+        kind, needed = plain(weights.type.upper()), _memory_text(weights)
+        lines.append(f"With {gigabytes} GB of memory or more: **{kind}**, {needed}.")
+    lines.append(
+        f"These figures leave {RESERVED:.0%} of the memory to other programs. A longer context needs more. The model is"
+        " fastest if a GPU holds the whole file; otherwise llama.cpp splits it between GPU and CPU memory."
     )
-    return bullets(items)
+    return bullets(lines)
 
 
 def conversation(facts: CardFacts) -> str | None:
-    """The chat template's output for a short conversation."""
+    """A short conversation rendered by the chat template, or None."""
     template = facts.description.template
     if template is None or not template.sample:
         return None
     name = f" ({plain(template.name)})" if template.name else ""
     turns = listed([plain(role) for role in template.roles]) if template.roles else "a conversation"
-    return f"The template{name} renders {turns}, up to the answer, as:\n\n{block(template.sample)}"
+    return f"The template{name} renders {turns} and the prompt for an answer as:\n\n{block(template.sample)}"
 
 
 def _files_table(facts: CardFacts, report: Report | None, text: Text | None) -> str:
@@ -123,15 +123,15 @@ def _files_table(facts: CardFacts, report: Report | None, text: Text | None) -> 
     ]
     rows = []
     reference = report.reference if report is not None else None
-    if reference is not None and not _of(facts, reference):
+    if reference is not None and not _is_own(facts, reference):
         rows.append([plain(reference.label), "(reference)", size(reference.bytes), _bits(reference.bits_per_weight)])
         rows[-1] += _figures(reference.on(text.name) if text is not None else None)
     for weights in facts.weights:
-        measured_ = weights.measured
-        quality = measured_.on(text.name) if measured_ is not None and text is not None else None
+        model = weights.measured
+        quality = model.on(text.name) if model is not None and text is not None else None
         single = len(weights.files) == 1 and facts.kind == "gguf"
-        name = link(weights.path, weights.path) if single else _several(weights)
-        kind = plain(weights.type.upper()) + (" (reference)" if measured_ and measured_.is_reference else "")
+        name = link(weights.path, weights.path) if single else _with_shards(weights)
+        kind = plain(weights.type.upper()) + (" (reference)" if model and model.is_reference else "")
         rows.append([name, kind, size(weights.bytes), _bits(weights.bits_per_weight), *_figures(quality)])
     used = [i for i in range(len(headers)) if any(row[i] != ABSENT for row in rows)]
     return table([headers[i] for i in used], [[row[i] for i in used] for row in rows])
@@ -144,21 +144,23 @@ def _figures(quality: Quality | None) -> list[str]:
     return [plus_minus(quality.perplexity, decimals=2), change(quality.ratio), plus_minus(kl), percent(quality.top1)]
 
 
-def _several(weights: Weights) -> str:
+def _with_shards(weights: Weights) -> str:
     shards = f" ({len(weights.files)} files)" if len(weights.files) > 1 else ""
     return f"{link(weights.path, weights.path)}{shards}"
 
 
-def _report_table(figures: Table) -> str:
-    return table([plain(header) for header in figures.headers], [[plain(cell) for cell in row] for row in figures.rows])
+def _report_table(part: Table) -> str:
+    return table([plain(header) for header in part.headers], [[plain(cell) for cell in row] for row in part.rows])
 
 
-def _of(facts: CardFacts, model: Model) -> bool:
-    return any(output.measured is not None and output.measured.label == model.label for output in facts.weights)
+def _is_own(facts: CardFacts, model: Model) -> bool:
+    """Whether the report's model is a file of this folder."""
+    measured = (weights.measured for weights in facts.weights)
+    return any(own is not None and own.label == model.label for own in measured)
 
 
 def _worth(weights: Weights) -> tuple[float, float]:
-    """A key that is larger for better weights: by KL divergence if the report has it, then by bits per weight."""
+    """A key that sorts the best last: by KL divergence if the report has it, else by bits per weight."""
     quality = weights.measured.quality[0] if weights.measured and weights.measured.quality else None
     kl = quality.kl.mean.value if quality and quality.kl and quality.kl.mean else None
     if weights.measured is not None and weights.measured.is_reference:
@@ -167,7 +169,7 @@ def _worth(weights: Weights) -> tuple[float, float]:
 
 
 def _measured_memory(weights: Weights) -> tuple[float, int | None] | None:
-    """(bytes, context in tokens) of the measurement without a GPU."""
+    """Bytes and context length of the measurement without GPU layers, or None."""
     for row in weights.measured.memory if weights.measured is not None else ():
         together = sum(device.total for device in row.devices)
         if row.gpu_layers == "0" and together:
@@ -175,25 +177,24 @@ def _measured_memory(weights: Weights) -> tuple[float, int | None] | None:
     return None
 
 
-def _needs(weights: Weights) -> float:
-    measurement = _measured_memory(weights)
-    return measurement[0] if measurement is not None else weights.bytes
+def _memory_needed(weights: Weights) -> float:
+    needed = _measured_memory(weights)
+    return needed[0] if needed is not None else weights.bytes
 
 
-def _need_words(weights: Weights) -> str:
-    measurement = _measured_memory(weights)
-    if measurement is None:
-        return f"a file of {size(weights.bytes)} that must fit together with the KV cache (not measured)"
-    peak, n_ctx = measurement
-    context = f" with a context of {whole(n_ctx)} tokens" if n_ctx else ""
-    return f"which took {size(peak)}{context}, measured"
+def _memory_text(weights: Weights) -> str:
+    needed = _measured_memory(weights)
+    if needed is None:
+        return f"a file of {size(weights.bytes)}; the KV cache needs more (not measured)"
+    context = f" with a context of {whole(needed[1])} tokens" if needed[1] else ""
+    return f"{size(needed[0])}{context} (measured)"
 
 
 def _scheme(facts: CardFacts) -> str:
     quantization = facts.description.quantization
     if quantization is None or not quantization.bits:
         return ""
-    group = f", groups of {quantization.group}" if quantization.group and quantization.group > 0 else ""
+    group = f", group size {quantization.group}" if quantization.group and quantization.group > 0 else ""
     return f" to {quantization.bits} bits{group}"
 
 
@@ -206,6 +207,6 @@ def _billions(count: int) -> str:
     return f"{scaled:.3g} {unit}"
 
 
-def with_headings(headings: Sequence[tuple[str, str | None]]) -> str:
-    """The sections that have a text, under their headings."""
+def shown(headings: Sequence[tuple[str, str | None]]) -> str:
+    """The sections with text, under their headings."""
     return "\n\n".join(f"## {heading}\n\n{text}" for heading, text in headings if text)

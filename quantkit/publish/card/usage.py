@@ -1,4 +1,4 @@
-"""The commands of a card that run the model: llama.cpp, Ollama, vLLM, transformers, quantkit."""
+"""The section of a card on running the model: llama.cpp, Ollama, vLLM, transformers, quantkit."""
 
 import shlex
 from collections.abc import Mapping
@@ -9,8 +9,8 @@ from quantkit.publish.card.facts import KINDS, CardFacts
 from quantkit.publish.card.metadata import is_hub_id
 from quantkit.publish.ollama.tags import PREFERRED
 
-# Loaders whose logits were compared with quantkit's own forward over the dequantized weights (tests/peers), by the
-# architectures of config.json; the README has the same table.
+# Loaders whose logits tests/peers compares with quantkit's own forward over the dequantized weights, with the
+# architectures that were compared.
 _DENSE, _MIXTURES = ("LlamaForCausalLM", "Qwen2ForCausalLM"), ("Qwen2MoeForCausalLM", "Qwen3MoeForCausalLM")
 LOADERS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
     "GPTQModel 7.6": {"awq": (*_DENSE, *_MIXTURES), "gptq": (*_DENSE, *_MIXTURES)},
@@ -19,18 +19,17 @@ LOADERS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
 }
 PROMPT = "Why is the sky blue?"
 PHONE = 8_000_000_000
-"""The size in bytes of the largest file that a phone can run today."""
+"""Bytes of the largest file for a phone."""
 
 
 def running(facts: CardFacts) -> str:
-    """The commands, one block for each runtime."""
+    """The commands, each in a code block under its purpose."""
     return "\n\n".join(_gguf(facts) if facts.kind == "gguf" else _folder(facts))
 
 
 def gguf_commands(facts: CardFacts) -> Mapping[str, list[str]]:
-    """The commands of each runtime; those that download from the hub only if the repository is known."""
-    preferred = (output for kind in PREFERRED for output in facts.weights if output.type == kind)
-    weights = next(preferred, facts.weights[0])
+    """The commands of each runtime; those that download from the hub need a known repository."""
+    weights = next((own for kind in PREFERRED for own in facts.weights if own.type == kind), facts.weights[0])
     repo, tag, path = _repo(facts), weights.type.upper(), _path(weights.path)
     commands: dict[str, list[str]] = {
         "llama.cpp": [*([f"llama-cli -hf {repo}:{tag}"] if repo else []), f"llama-cli -m {path}"],
@@ -44,7 +43,7 @@ def gguf_commands(facts: CardFacts) -> Mapping[str, list[str]]:
         commands["a phone"] = [f"quantkit termux --gguf {shlex.quote(url) if repo else url} -o termux.sh"]
     if repo:
         commands["llama.cpp"].append(f"llama-server -hf {repo}:{tag}")
-        if len(weights.files) == 1:  # Ollama does not load split files from the hub
+        if len(weights.files) == 1:  # Ollama does not download split files from the hub
             commands["Ollama"].append(f"ollama run hf.co/{repo}:{tag}")
     return {name: lines for name, lines in commands.items() if lines}
 
@@ -55,7 +54,7 @@ def _gguf(facts: CardFacts) -> list[str]:
         + (", or a server with a web page:" if _repo(facts) else ":"),
         "Ollama": "[Ollama](https://ollama.com):",
         "quantkit": "quantkit, for a quick test of a local file:",
-        "a phone": "An Android phone: this writes a script that sets up Termux with the model; run it on the phone:",
+        "a phone": "An Android phone: write a script that installs llama.cpp and the model; run it in Termux:",
     }
     parts = []
     for name, lines in gguf_commands(facts).items():
@@ -66,7 +65,7 @@ def _gguf(facts: CardFacts) -> list[str]:
 def _folder(facts: CardFacts) -> list[str]:
     source = _repo(facts) or facts.weights[0].name
     return [
-        f"[vLLM](https://docs.vllm.ai) reads {KINDS[facts.kind]} from config.json (not run for this card):",
+        f"[vLLM](https://docs.vllm.ai) recognises {KINDS[facts.kind]} by config.json (not tested for this card):",
         block(f"vllm serve {shlex.quote(source)}", "sh"),
         "transformers, with the packages `gptqmodel` and `optimum`:",
         block(_python(source, chat=facts.description.template is not None), "python"),
@@ -75,40 +74,39 @@ def _folder(facts: CardFacts) -> list[str]:
 
 
 def tested(kind: str, architecture: str | None) -> str:
-    """Which loaders were tested with this architecture, and a loader that computes wrong results."""
-    tested_loaders = [loader for loader, reads in LOADERS.items() if architecture in reads[kind]]
+    """Sentences on the loaders that were tested with this architecture, and on the one with a known fault."""
+    loaders = [loader for loader, reads in LOADERS.items() if architecture in reads[kind]]
     name = plain(architecture or "this architecture")
-    if tested_loaders:
-        text = f"{listed(tested_loaders)} loaded {KINDS[kind]} folders of {name} in tests that compared the logits."
-    else:
-        text = f"No loader was tested with {KINDS[kind]} folders of {name}; quantkit's own forward read this one."
-    if architecture is not None and ("Moe" in architecture or "Mixtral" in architecture):
-        text += (
-            " transformers 5.23 loads quantized mixtures without an error but computes wrong results: use another"
-            " loader."
+    if loaders:
+        text = (
+            f"quantkit's {KINDS[kind]} folders of {name} were loaded and their logits compared with {listed(loaders)}."
         )
+    else:
+        text = f"No loader was tested with {KINDS[kind]} folders of {name}; quantkit's own forward checked this one."
+    if architecture is not None and ("Moe" in architecture or "Mixtral" in architecture):
+        text += " transformers 5.23 loads quantized mixtures without an error but computes wrong logits; avoid it."
     return text
 
 
 def _python(source: str, *, chat: bool) -> str:
     name = f'"{source}"' if is_hub_id(source) else repr(source)
     if chat:
-        inputs = f"""messages = [{{"role": "user", "content": "{PROMPT}"}}]
+        ask = f"""messages = [{{"role": "user", "content": "{PROMPT}"}}]
 inputs = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True, return_tensors="pt")"""
     else:
-        inputs = f'inputs = tokenizer("{PROMPT}", return_tensors="pt")'
+        ask = f'inputs = tokenizer("{PROMPT}", return_tensors="pt")'
     return f"""from transformers import AutoModelForCausalLM, AutoTokenizer
 
 name = {name}
 tokenizer = AutoTokenizer.from_pretrained(name)
 model = AutoModelForCausalLM.from_pretrained(name, device_map="auto")
-{inputs}
+{ask}
 answer = model.generate(**inputs.to(model.device), max_new_tokens=200)
 print(tokenizer.decode(answer[0][inputs["input_ids"].shape[1]:], skip_special_tokens=True))"""
 
 
 def _path(name: str) -> str:
-    """A local file as a word of the shell that cannot be read as an option."""
+    """A local file as a shell word that is never an option."""
     return shlex.quote(f"./{name}" if name.startswith("-") else name)
 
 
