@@ -18,6 +18,7 @@ from quantkit.families.gemma import FORWARD as GEMMA_FORWARD
 from quantkit.families.gemma import HEAD, MATRICES, gemma_keys, norm
 from quantkit.forward.description import Attention
 from quantkit.forward.settings import query_scale, window
+from quantkit.tokenizer.roles import SpacePrefix, TokenRoles
 
 NORMS = (
     norm("input_layernorm", "attn_norm"),
@@ -113,4 +114,5 @@ FAMILY = Family(
     rope_kinds=("default",),
     forward=FORWARD,
     traits=Traits(sliding_every=2, default_window=4096, scaled_query=True, scaled_embedding=True),
+    token_roles=TokenRoles(space_prefix=SpacePrefix.FALSE_LAST),
 )

@@ -174,7 +174,7 @@ def draft_rules(layer: Iterable[Rule]) -> tuple[Rule, ...]:
 
 def keys(arch: str, sizes: Hyperparameters) -> list[Key]:
     """The common keys, then DeltaNet's under the names that llama.cpp has for state space models."""
-    return [*base_keys(arch, sizes), *delta_net_keys(arch, sizes), *_sections(arch, sizes)]
+    return [*base_keys(arch, sizes), *delta_net_keys(arch, sizes), *section_keys(arch, sizes)]
 
 
 def delta_net_keys(arch: str, sizes: Hyperparameters) -> list[Key]:
@@ -196,7 +196,8 @@ def delta_net_keys(arch: str, sizes: Hyperparameters) -> list[Key]:
     ]
 
 
-def _sections(arch: str, sizes: Hyperparameters) -> list[Key]:
+def section_keys(arch: str, sizes: Hyperparameters) -> list[Key]:
+    """The sections of the multimodal rope, where config.json does not state them."""
     if "mrope_section" in sizes.rope:
         return []
     return [Key(f"{arch}.rope.dimension_sections", "i32s", [*_SECTIONS, 0])]
@@ -323,6 +324,14 @@ FORWARD = Architecture(
     delta_net=DeltaNet(layers=has_delta_net),
 )
 
+TRAITS = Traits(
+    feed_norm="post_attention_norm",
+    output_after_norm=True,
+    delta_net=True,
+    gated_attention=True,
+    sigmoid_shared_gate=True,
+)
+
 FAMILY = Family(
     name="Qwen 3.5",
     models="Qwen3.5 0.8B/2B/4B/9B/27B, Qwen3.6-27B, Qwen3.8-27B, text only",
@@ -338,6 +347,6 @@ FAMILY = Family(
     rename=PREFIXES,
     dropped=DROPPED,
     rope_kinds=ROPE_KINDS,
-    traits=Traits(plannable=False),
+    traits=TRAITS,
     forward={"Qwen3_5ForCausalLM": FORWARD, "Qwen3_5TextModel": FORWARD},
 )

@@ -51,7 +51,8 @@ FAMILY = replace(
     gguf_arch="qwen3vl",
     keys=keys,
     prepare=_prepare,
-    defaults={"qwen3_vl_text": DEFAULTS["qwen3"]},
+    # transformers' Qwen3VLTextConfig
+    defaults={"qwen3_vl_text": {**DEFAULTS["qwen3"], "max_position_embeddings": 128000, "rope_theta": 500000.0}},
     text_models={"Qwen3VLForConditionalGeneration": ("Qwen3ForCausalLM", "qwen3_vl_text")},
     rename=TEXT_PREFIXES,
     dropped=(Dropped(VISION, VISION_LEFT_OUT),),

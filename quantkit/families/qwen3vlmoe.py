@@ -85,8 +85,19 @@ FAMILY = replace(
     rules=NORMS + PROJECTIONS + HEAD_NORM_RULES + _SAVED + _TRANSPOSED + ENDS,
     keys=keys,
     # every published config states norm_topk_prob; the class always normalises
+    # transformers' Qwen3VLMoeTextConfig
     defaults={
-        "qwen3_vl_moe_text": {**DEFAULTS["qwen3_moe"], "norm_topk_prob": True, "rope_theta": 500000.0, "head_dim": None}
+        "qwen3_vl_moe_text": {
+            **DEFAULTS["qwen3_moe"],
+            "head_dim": None,
+            "max_position_embeddings": 128000,
+            "moe_intermediate_size": 1408,
+            "norm_topk_prob": True,
+            "num_experts": 60,
+            "num_experts_per_tok": 4,
+            "num_key_value_heads": 16,
+            "rope_theta": 500000.0,
+        }
     },
     text_models={"Qwen3VLMoeForConditionalGeneration": ("Qwen3MoeForCausalLM", "qwen3_vl_moe_text")},
     rename=TEXT_PREFIXES,

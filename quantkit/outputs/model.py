@@ -129,7 +129,8 @@ def model_from_checkpoint(
     tensors = [_describe(tensor, checkpoint) for tensor in sorted(mapped, key=lambda tensor: sort_key(tensor.name))]
     keys = general_keys(checkpoint.folder, checkpoint.name, family.gguf_arch, [(t.name, t.shape) for t in mapped])
     arch_keys = family.keys(family.gguf_arch, sizes)
-    keys += [plain_key(key.name, key.kind, key.value) for key in arch_keys]
+    keys[1:1] = [plain_key(key.name, key.kind, key.value) for key in arch_keys if key.first]
+    keys += [plain_key(key.name, key.kind, key.value) for key in arch_keys if not key.first]
 
     def read_rows(tensor: str, start: int, stop: int) -> NDArray[Any]:
         return read_mapped(checkpoint.read_rows, by_name[tensor], start, stop)

@@ -41,7 +41,7 @@ EIGHT_BIT = (FolderRequest("awq", Grid(8, 16)), FolderRequest("gptq", Grid(8, -1
 WHOLE_ROWS = (FolderRequest("awq", Grid(8, -1)), FolderRequest("gptq", Grid(8, -1, symmetric=True)))
 # No architecture of transformers is the same, or none of its loaders reads experts stacked in one tensor.
 NO_NATIVE = {"baichuan-13b", "baichuan2-13b"}
-STACKED_ONLY = {name for name in all_cases() if name.startswith(("gpt-oss", "granitemoe"))}
+STACKED_ONLY = {name for name in all_cases() if name.startswith(("gpt-oss", "granitemoe", "gemma4-experts"))}
 WRITTEN = sorted(all_cases().keys() - NO_NATIVE - STACKED_ONLY)
 # One or two a group in the default suite: what differs in folds, linears, experts or names.
 FIRST = {
@@ -80,6 +80,8 @@ def written(name: str, folder: Path) -> Path:
     """
     write_checkpoint(name, folder)
     config = json.loads((folder / "config.json").read_text())
+    if "text_config" in config:
+        config["text_config"] = everyone_everywhere(config["text_config"])
     (folder / "config.json").write_text(json.dumps(everyone_everywhere(config)))
     return folder
 

@@ -82,7 +82,7 @@ def test_logits_of_the_published_checkpoint_are_those_of_transformers(name: str,
         ("deepseek-v3", {"routed_scaling_factor": 1.0}),
         ("deepseek-v3-yarn", {"rope_scaling": None}),
         ("gpt-oss", {"swiglu_limit": 0.5}),
-        ("qwen35-tied-equal-heads", {"layer_types": None}),
+        ("qwen35-tied-equal-heads", {"rope_parameters": {"rope_theta": 1e7, "partial_rotary_factor": 1.0}}),
     ],
 )
 def test_the_tiny_models_notice_a_setting_that_is_not_followed(name: str, change: dict[str, Any]) -> None:

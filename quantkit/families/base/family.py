@@ -67,11 +67,15 @@ class Rule:
 
 @dataclass(frozen=True)
 class Key:
-    """A GGUF key as plain data. `kind`: `u32`, `f32`, `str`, `bool`, or `u32s`, `i32s`, `f32s`, `bools` for arrays."""
+    """A GGUF key as plain data. `kind`: `u32`, `f32`, `str`, `bool`, or `u32s`, `i32s`, `f32s`, `bools` for arrays.
+
+    `first`: the converter writes it before all but general.architecture.
+    """
 
     name: str
     kind: str
     value: Any
+    first: bool = False
 
 
 @dataclass(frozen=True)
@@ -146,7 +150,8 @@ class Family:
             `canonical` the family is native.
         cautions: sentences for the user about restrictions under which the GGUF equals the checkpoint.
         text_models: by the architecture of a multimodal checkpoint, architecture and model_type of its text model; the
-            config within its config.json is then the one that all else sees.
+            config within its config.json is then the one that all else sees. None: the model_type that it states.
+        text_defaults: what the nested config may leave out.
         forward: the forward's description for all `architectures`, or one by name; None: no forward.
         traits: what the memory plan needs beyond tensors and keys.
         token_roles: special tokens that the family's code fixes.
@@ -168,7 +173,8 @@ class Family:
     rope_kinds: tuple[str, ...] = ROPE_KINDS
     canonical: Callable[[Hyperparameters], Canonical | None] | None = None
     cautions: Callable[[Hyperparameters], Iterable[str]] = lambda sizes: ()
-    text_models: Mapping[str, tuple[str, str]] = field(default_factory=dict)
+    text_models: Mapping[str, tuple[str, str | None]] = field(default_factory=dict)
+    text_defaults: Mapping[str, Any] = field(default_factory=dict)
     forward: Architecture | Mapping[str, Architecture] | None = None
     traits: Traits = LLAMA_TRAITS
     token_roles: TokenRoles = NO_ROLES
@@ -203,7 +209,7 @@ class Family:
     def _text(self, config: Mapping[str, Any]) -> Mapping[str, Any]:
         names = config.get("architectures")
         text = self.text_models.get(str(names[0])) if isinstance(names, list) and names else None
-        return as_text_model(config, *text) if text else config
+        return as_text_model(config, *text, self.text_defaults) if text else config
 
     def _with_defaults(self, config: Mapping[str, Any]) -> dict[str, Any]:
         defaults = self.defaults.get(str(config.get("model_type")))

@@ -131,7 +131,7 @@ def read_hyperparameters(config: Mapping[str, Any], rope_kinds: tuple[str, ...] 
         n_head=n_head,
         n_head_kv=n_head_kv,
         head_dim=head_dim,
-        ffn=size(config, "intermediate_size", "n_inner", "ffn_dim"),
+        ffn=_feed_forward(config, n_expert),
         vocab=size(config, "vocab_size"),
         n_expert=n_expert,
         n_expert_used=optional_size(config, "num_experts_per_tok", "num_experts_per_token") or 0,
@@ -152,6 +152,12 @@ def read_hyperparameters(config: Mapping[str, Any], rope_kinds: tuple[str, ...] 
         rope=_rope(config, rope_kinds),
         config=config,
     )
+
+
+def _feed_forward(config: Mapping[str, Any], n_expert: int) -> int:
+    """The width of a dense feed-forward; 0 for a mixture whose config.json states none, because no layer is dense."""
+    names = ("intermediate_size", "n_inner", "ffn_dim")
+    return (optional_size(config, *names) or 0) if n_expert else size(config, *names)
 
 
 def _rope(config: Mapping[str, Any], kinds: tuple[str, ...]) -> dict[str, Any]:

@@ -14,11 +14,10 @@ def base_keys(arch: str, sizes: Hyperparameters) -> list[Key]:
     keys = [Key(f"{arch}.block_count", "u32", sizes.n_layer + sizes.n_draft)]
     if sizes.context is not None:
         keys.append(Key(f"{arch}.context_length", "u32", sizes.context))
-    keys += [
-        Key(f"{arch}.embedding_length", "u32", sizes.hidden),
-        Key(f"{arch}.feed_forward_length", "u32", sizes.ffn),
-        Key(f"{arch}.attention.head_count", "u32", sizes.n_head),
-    ]
+    keys.append(Key(f"{arch}.embedding_length", "u32", sizes.hidden))
+    if sizes.ffn:
+        keys.append(Key(f"{arch}.feed_forward_length", "u32", sizes.ffn))
+    keys.append(Key(f"{arch}.attention.head_count", "u32", sizes.n_head))
     if sizes.n_head_kv_given:
         keys.append(Key(f"{arch}.attention.head_count_kv", "u32", sizes.n_head_kv))
     keys += rope_keys(arch, sizes)
