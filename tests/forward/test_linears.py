@@ -227,6 +227,7 @@ def test_routers_and_gates_of_shared_experts_are_kept_and_nothing_else_is() -> N
                         "mlp.router",
                         "mlp.shared_expert_gate",
                         "router.proj",
+                        "feed_forward.gate",
                     } or last.startswith(
                         (
                             "block_sparse_moe.gate",
