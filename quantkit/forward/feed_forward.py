@@ -43,9 +43,12 @@ def feed_forward(part: FeedForward, layer: Layer, x: Array, index: int = 0) -> A
     return linear(part.down, up, x.shape[1])
 
 
-def mixture(part: Experts, layer: Layer, x: Array) -> Array:
-    """x (n, hidden) through the experts that the router chooses for each token, and the shared one: (n, hidden)."""
-    chosen, share = route(part, layer, x)
+def mixture(part: Experts, layer: Layer, x: Array, routed: Array) -> Array:
+    """x (n, hidden) through the experts that the router chooses for each token, and the shared one: (n, hidden).
+
+    The router reads `routed` (n, hidden).
+    """
+    chosen, share = route(part, layer, routed)
     xp = namespace(x)
     out: Array = xp.zeros_like(x)
     for expert in range(expert_count(part, layer)):
@@ -106,4 +109,6 @@ def route(part: Experts, layer: Layer, x: Array) -> tuple[NDArray[np.int64], Arr
     share = taken(scores, chosen)
     if part.normalised(layer.config):
         share = share / (share.sum(axis=-1, keepdims=True) + 1e-20)
+    if part.expert_scale:
+        share = share * layer.vector(layer.at + part.expert_scale, x)[chosen]
     return chosen, share * part.scale(layer.config)

@@ -1,4 +1,6 @@
-"""Rotary position frequencies, as config.json asks for them: plain, linear, dynamic, llama3, YaRN and LongRoPE scaling.
+"""Rotary position frequencies, as config.json asks for them.
+
+Scaling: linear, proportional, dynamic, llama3, YaRN and LongRoPE.
 
 Sources: RoFormer (arXiv 2104.09864); position interpolation (2306.15595); YaRN (2309.00071); LongRoPE (2402.13753) as
 Phi-3 has it; Llama 3.1's own code.
@@ -38,6 +40,10 @@ def rope_frequencies(config: Mapping[str, Any], head_dim: int, length: int) -> t
     plain = theta**-pairs
     if kind in ("default", "dynamic"):
         return plain, 1.0
+    if kind == "proportional":
+        # the pairs after the rotated fraction stand still
+        turning = int(float(scaling.get("partial_rotary_factor") or 1.0) * head_dim // 2)
+        return np.where(np.arange(len(plain)) < turning, plain, 0.0) / float(scaling.get("factor") or 1.0), 1.0
     if kind == "linear":
         return plain / float(scaling["factor"]), 1.0
     if kind == "llama3":

@@ -161,7 +161,7 @@ def test_nobody_logged_in_is_told_how_before_anything_is_asked(hub: UploadHub, f
     answer = push(hub.endpoint, folder, token=None)
     assert answer == {
         "error": "PublishError",
-        "sentence": "not logged in to the hub; run `hf auth login` with a token that may write, or set HF_TOKEN",
+        "sentence": "not logged in to the hub; run `hf auth login` with a token that can write, or set HF_TOKEN",
     }
     assert hub.requests == []
 
@@ -170,18 +170,18 @@ def test_nobody_logged_in_is_told_how_before_anything_is_asked(hub: UploadHub, f
     ("refuse", "asked", "words"),
     [
         (None, {"token": "hf_wrong"}, ("refused the token", "(401)", "hf auth login")),
-        (None, {"repo": "others/Tiny"}, ("may not write to others/Tiny", "403", "write access to others")),
-        (("/commit/", 403, "Authorization error."), {}, ("may not write to me/Tiny-GGUF", "Authorization error")),
-        (("objects/batch", 403, "Private repository storage limit reached"), {}, ("no room", "limit reached")),
-        (("objects/batch", 402, "Payment required"), {}, ("no room for me/Tiny-GGUF", "Payment required")),
+        (None, {"repo": "others/Tiny"}, ("cannot write to others/Tiny", "403", "write access to others")),
+        (("/commit/", 403, "Authorization error."), {}, ("cannot write to me/Tiny-GGUF", "Authorization error")),
+        (("objects/batch", 403, "Private repository storage limit reached"), {}, ("no space", "limit reached")),
+        (("objects/batch", 402, "Payment required"), {}, ("no space for me/Tiny-GGUF", "Payment required")),
         (
             ("/api/validate-yaml", 400, '"license" must be one of'),
             {},
             ("refuses the metadata", '"license" must'),
         ),
-        (("/commit/", 400, "bad header"), {}, ("refused to take", "400", "bad header")),
+        (("/commit/", 400, "bad header"), {}, ("refused the push", "400", "bad header")),
         (("/paths-info/", 429, ""), {}, ("slow down", "wait a few minutes")),
-        (("/api/repos/create", 500, ""), {}, ("answered 500", "not sent again")),
+        (("/api/repos/create", 500, ""), {}, ("answered 500", "files that arrived are kept")),
     ],
     ids=lambda value: "-".join(map(str, value[:2])) if isinstance(value, tuple) else None,
 )
