@@ -170,7 +170,7 @@ def _libraries() -> Path:
     """Where llama-cpp-python keeps libllama and ggml; found without loading them."""
     spec = importlib.util.find_spec("llama_cpp")
     assert spec is not None and spec.origin is not None, "the peer needs the extra `run`: pip install 'quantkit[run]'"
-    return Path(spec.origin).parent / "lib"
+    return Path(spec.origin).resolve().parent / "lib"
 
 
 def _compile(peer: Peer) -> None:
