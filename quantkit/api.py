@@ -6,10 +6,10 @@ from contextlib import closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from quantkit.checkpoint import Checkpoint, open_checkpoint
+from quantkit.checkpoint import Checkpoint
 from quantkit.conversion.run import Result, run
 from quantkit.errors import MissingExtraError, UsageError
-from quantkit.families import check_config
+from quantkit.families import open_model
 from quantkit.gguf.file_types import file_type
 from quantkit.inspection import Description, inspect_source
 from quantkit.measurement.costs import Costs
@@ -91,7 +91,7 @@ def open_source(source: str | Path, *, offline: bool = False, headers_only: bool
     """
     if is_gguf(source):
         return model_from_gguf(Path(source))
-    return open_checkpoint(str(source), offline=offline, headers_only=headers_only, judge=check_config)
+    return open_model(str(source), offline=offline, headers_only=headers_only)
 
 
 def is_gguf(source: str | Path) -> bool:

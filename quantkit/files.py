@@ -6,11 +6,19 @@ import stat
 from collections.abc import Iterable
 from pathlib import Path
 
-from quantkit.errors import OutputError
+from quantkit.errors import OutputError, UsageError
 
 PARTIAL, FAILED = ".partial", ".failed"
 # O_NONBLOCK: a pipe at the name is refused, not waited for
 _FLAGS = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
+
+
+def user_path(text: str) -> Path:
+    """The path that a user writes; a leading `~` or `~USER` is a home folder. Raises UsageError if there is none."""
+    try:
+        return Path(text).expanduser()
+    except RuntimeError as error:
+        raise UsageError(f"the home folder of {text} is not found; write the path without ~") from error
 
 
 def partial_path(path: Path) -> Path:

@@ -1,135 +1,219 @@
-"""The journal of a long run: its finished steps, so that a kill costs one step.
+"""Journals: the finished steps of a long run, so that a kill costs one step.
 
-JSON lines, format `quantkit-journal` version 1: first the fingerprint of the plan, then a line for each finished step
-(a tensor, a layer), then `{"finishing": {file: sha256}}` once everything is written and checked.
+A journal is a file of JSON lines. The first line names the format and the version. Every line carries a CRC-32 of
+itself and of all lines before it, so a damaged, missing or moved line is noticed before anything is taken from it.
 """
 
 import fcntl
 import json
 import os
+import zlib
 from collections.abc import Iterable, Mapping, Sequence
+from io import FileIO
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from quantkit.errors import OutputError
 from quantkit.files import open_partial
 
-FORMAT, VERSION = "quantkit-journal", 1
+FORMAT, VERSION = "quantkit-journal", 2
+_CRC = "crc32"
+
+
+class DamagedJournal(Exception):
+    """A journal is not as quantkit wrote it. The message says where."""
+
+
+class JournalFile:
+    """An open, locked file of journal lines; `lines` are those after the head, `head` is None in a new file.
+
+    The caller judges `head`, then calls `start` to write a new file, or `append` to continue this one.
+    """
+
+    def __init__(self, path: Path, busy: str) -> None:
+        """Open or create the file at `path`; nothing in it is changed yet.
+
+        Raises:
+            OutputError: it cannot be opened, or another process holds it, of which `busy` is the sentence.
+            DamagedJournal: a line is not JSON, is not an object, or its checksum is wrong; the file stays as it is.
+        """
+        self.path = path
+        self._file = _locked(path, busy)
+        try:
+            data = self._file.read()
+            self._size = data.rfind(b"\n") + 1
+            self._torn = self._size != len(data)
+            read, self._crc = _parsed(data[: self._size])
+        except DamagedJournal:
+            self._file.close()
+            raise
+        except OSError as error:
+            self._file.close()
+            raise OutputError(f"cannot read {path}: {error.strerror or error}; run the command again") from error
+        self.head: Mapping[str, Any] | None = read[0] if read else None
+        self.lines: Sequence[Mapping[str, Any]] = read[1:]
+
+    def start(self, head: Mapping[str, Any], lines: Iterable[Mapping[str, Any]] = ()) -> None:
+        """Empty the file, and write `head` and `lines`. Raises OutputError."""
+        self._size, self._torn, self._crc = 0, True, 0
+        for line in (head, *lines):
+            self.append(line)
+
+    def append(self, line: Mapping[str, Any]) -> None:
+        """Write a line, of JSON, at the end. A last line that is incomplete is removed first. Raises OutputError."""
+        text, crc = _encoded(line, self._crc)
+        try:
+            if self._torn:
+                self._file.truncate(self._size)
+            self._torn, written = True, 0
+            while written < len(text):
+                written += self._file.write(text[written:])
+        except OSError as error:
+            raise OutputError(
+                f"cannot write {self.path}: {error.strerror or error}; free some space and run the command again"
+            ) from error
+        self._size, self._torn, self._crc = self._size + len(text), False, crc
+
+    def sync(self) -> None:
+        """Flush the file to the disk. Raises OutputError."""
+        try:
+            os.fsync(self._file.fileno())
+        except OSError as error:
+            raise OutputError(f"cannot write {self.path}: {error.strerror or error}; check the disk") from error
+
+    def close(self) -> None:
+        """Close the file, which unlocks it."""
+        self._file.close()
 
 
 class Journal:
-    """An open, locked journal.
+    """The journal of a conversion or a measurement, open and locked; its steps are tensors and layers.
 
-    `done`: steps that an earlier run finished. `records`: every finished step and what was recorded with it. `stale`:
-    partial files of a run that was thrown away. `finishing`: sha256 by file, once only renaming is left.
+    Format `quantkit-journal`: the head holds the fingerprint of the plan; `{"finishing": {file: sha256}}` follows the
+    steps once everything is written and checked. `records`: every finished step and what was recorded with it.
+    `stale`: partial files of a run that was thrown away. `finishing`: sha256 by file, once only renaming is left.
     """
 
     def __init__(self, path: Path, fingerprint: str, files: Sequence[str], *, force: bool) -> None:
         """Open or create the journal of the run that `fingerprint` identifies and that writes `files`.
 
         Raises:
-            OutputError: another process holds it, or it belongs to another source or other options (unless `force`).
+            OutputError: another process holds it, it is damaged, or it belongs to another source or other options
+                (the last two unless `force`).
         """
         self.path = path
         self._head = {"format": FORMAT, "version": VERSION, "fingerprint": fingerprint, "files": list(files)}
-        self.done: set[str] = set()
         self.records: dict[str, Any] = {}
         self.stale: list[str] = []
         self.finishing: Mapping[str, str] | None = None
-        self._file = _locked(path)
-        lines = self._load()
-        self.resumed = bool(lines) and lines[0].get("fingerprint") == fingerprint
-        if lines and not self.resumed and not force:
+        self.resumed = False
+        self._file = self._open(force=force)
+        head = self._file.head
+        if head is not None and (head.get("format"), head.get("version")) == (FORMAT, VERSION):
+            self.resumed = head["fingerprint"] == fingerprint
+            self.stale = [] if self.resumed else list(head["files"])
+        if head is not None and not self.resumed and not force:
             self._file.close()
             raise OutputError(
                 f"{path.parent} holds an unfinished run of another source or of other options ({path.name});"
                 " finish it with the same command, or add --force to discard it"
             )
-        if self.resumed:
-            for line in lines[1:]:
-                if "tensor" in line:
-                    self.done.add(line["tensor"])
-                    self.records[line["tensor"]] = line.get("record")
-                self.finishing = line.get("finishing", self.finishing)
-            if lines[0].get("boot") != _boot() and self.finishing is None:
-                # The machine has restarted since; data that had not reached the disk is lost, and it is unknown which.
-                self.forget()
-        else:
-            self.stale = [str(name) for name in lines[0].get("files", [])] if lines else []
+        if not self.resumed:
             self._start()
+            return
+        for line in self._file.lines:
+            if "tensor" in line:
+                self.records[line["tensor"]] = line.get("record")
+            self.finishing = line.get("finishing", self.finishing)
+        if head is not None and head["boot"] != _boot() and self.finishing is None:
+            # The machine has restarted since; data that had not reached the disk is lost, and it is unknown which.
+            self.forget()
+
+    @property
+    def done(self) -> set[str]:
+        """The finished steps."""
+        return set(self.records)
 
     def forget(self, steps: Iterable[str] | None = None) -> None:
         """Drop finished steps, by default all of them: they are to be done again."""
         for step in list(self.records) if steps is None else steps:
-            self.done.discard(step)
             self.records.pop(step, None)
         self.finishing = None
         self._start()
 
-    def _start(self) -> None:
-        self._file.truncate(0)
-        self._append({**self._head, "boot": _boot()})
-        for step, record in self.records.items():
-            self._append(_line(step, record))
-
     def finished(self, step: str, record: Any = None) -> None:
         """Record that a step is done and its bytes are in every output; a resumed run gets `record` (of JSON) back."""
-        self._append(_line(step, record))
+        self._file.append(_line(step, record))
         self.records[step] = record
 
     def start_finishing(self, sha256: Mapping[str, str]) -> None:
         """Record that all outputs are complete and checked; only renaming is left."""
-        self._file.flush()
-        self._append({"finishing": dict(sha256)})
-        os.fsync(self._file.fileno())
-
-    def remove(self) -> None:
-        self.path.unlink(missing_ok=True)
-        self._file.close()
+        self._file.append({"finishing": dict(sha256)})
+        self._file.sync()
 
     def close(self) -> None:
+        """Close the file, which unlocks it."""
         self._file.close()
 
-    def _append(self, line: Mapping[str, Any]) -> None:
-        self._file.write(json.dumps(line, separators=(",", ":")).encode() + b"\n")
-        self._file.flush()
-
-    def _load(self) -> list[dict[str, Any]]:
+    def _open(self, *, force: bool) -> JournalFile:
+        busy = f"another quantkit is writing into {self.path.parent} right now; wait for it"
         try:
-            lines = whole_lines(self._file)
-        except ValueError:
-            return [{}]
-        if lines and (lines[0].get("format"), lines[0].get("version")) != (FORMAT, VERSION):
-            return [{}]
-        return lines
+            return JournalFile(self.path, busy)
+        except DamagedJournal as error:
+            if not force:
+                raise OutputError(
+                    f"the journal of the unfinished run in {self.path.parent} is damaged ({error});"
+                    " add --force to start over"
+                ) from error
+        self.path.unlink(missing_ok=True)
+        return JournalFile(self.path, busy)
+
+    def _start(self) -> None:
+        lines = [_line(step, record) for step, record in self.records.items()]
+        self._file.start({**self._head, "boot": _boot()}, lines)
 
 
 def _line(step: str, record: Any) -> dict[str, Any]:
     return {"tensor": step} if record is None else {"tensor": step, "record": record}
 
 
-def whole_lines(file: BinaryIO) -> list[Any]:
-    """The JSON lines of a journal. A last line that a kill cut short is removed from the file.
-
-    Raises ValueError for a line that is not JSON.
-    """
-    file.seek(0)
-    data = file.read()
-    whole = data[: data.rfind(b"\n") + 1]
-    if len(whole) != len(data):
-        file.truncate(len(whole))
-    return [json.loads(line) for line in whole.splitlines()]
+def _encoded(line: Mapping[str, Any], before: int) -> tuple[bytes, int]:
+    """A line as it is written, and the checksum of all lines up to it; `before`: that of the lines before."""
+    crc = zlib.crc32(_dumped(line), before)
+    return _dumped({**line, _CRC: crc}) + b"\n", crc
 
 
-def _locked(path: Path) -> BinaryIO:
-    """The journal's file, opened and locked. A file that another process removed meanwhile is opened again."""
+def _dumped(line: Mapping[str, Any]) -> bytes:
+    return json.dumps(line, separators=(",", ":")).encode()
+
+
+def _parsed(data: bytes) -> tuple[list[dict[str, Any]], int]:
+    """The lines, and the checksum up to the last of them. Raises DamagedJournal."""
+    lines: list[dict[str, Any]] = []
+    crc = 0
+    for number, text in enumerate(data.split(b"\n")[:-1], 1):
+        try:
+            line = json.loads(text)
+            expected = line.pop(_CRC)
+            crc = zlib.crc32(_dumped(line), crc)
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+            raise DamagedJournal(f"line {number} is not a line of a journal") from error
+        if crc != expected:
+            raise DamagedJournal(f"the checksum of line {number} is wrong")
+        lines.append(line)
+    return lines, crc
+
+
+def _locked(path: Path, busy: str) -> FileIO:
+    """The file, opened and locked. A file that another process removed meanwhile is opened again."""
     while True:
-        file = os.fdopen(open_partial(path, keep=True, append=True), "a+b")
+        file = os.fdopen(open_partial(path, keep=True, append=True), "a+b", buffering=0)
+        file.seek(0)
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             file.close()
-            raise OutputError(f"another quantkit is writing into {path.parent} right now; wait for it") from None
+            raise OutputError(busy) from None
         except OSError:
             # the file system has no locks: continue without
             return file

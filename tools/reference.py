@@ -9,6 +9,7 @@ import typer
 from quantkit.cli import COMMANDS, load_command
 from quantkit.cli.errors import EXIT_CODES
 from quantkit.families import all_families
+from quantkit.families.wrappers import WRAPPERS
 from quantkit.gguf.file_types import FILE_TYPES
 from quantkit.recipes.schema import SCHEMA, Either, Kind, Table, Value
 from tools.schemas import SCHEMAS, schema_text
@@ -74,6 +75,15 @@ def families_page() -> str:
     for family in sorted(all_families(), key=lambda family: family.name.lower()):
         names = ", ".join(f"`{name}`" for name in family.architectures)
         rows.append(f"| {family.name} | {family.models} | {names} | {family.gguf_arch} |")
+    rows += [
+        "",
+        "These wrap the text model of any family above; the text model in their config.json decides. quantkit converts"
+        " that text model.",
+        "",
+        "| wrapper | models |",
+        "|---|---|",
+        *(f"| `{wrapper.architecture}` | {wrapper.models} |" for wrapper in WRAPPERS),
+    ]
     return "# Families\n\n" + _NOTE + "\n".join(rows) + "\n"
 
 

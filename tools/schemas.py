@@ -366,6 +366,7 @@ OLLAMA = OneOf(
                     "requires": "string?",
                     "parameters": [[{}]],
                     "notes": ["string"],
+                    "replaced_by": "string?",
                 }
             ],
             "written?": ["string"],

@@ -80,6 +80,17 @@ class Checkpoint:
         self._weights = weights
         self._closed = False
 
+    @property
+    def has_weights(self) -> bool:
+        """Whether rows can be read; not if only the headers of the weights were opened."""
+        return self._weights.descriptors is not None
+
+    def amend(self, config: dict[str, Any], tensors: Mapping[str, TensorInfo], note: str) -> None:
+        """Replace the config and the tensors by what the weights show; `note` says so."""
+        self.config = config
+        self.tensors = MappingProxyType(dict(sorted(tensors.items())))
+        self.notes = (*self.notes, note)
+
     def read_rows(self, name: str, start: int, stop: int) -> npt.NDArray[Any]:
         """Rows start..stop of a tensor seen as (prod(shape[:-1]), shape[-1]), shape (stop - start, shape[-1]).
 

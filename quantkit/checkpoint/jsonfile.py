@@ -2,9 +2,10 @@
 
 import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
-from quantkit.errors import CheckpointError
+from quantkit.errors import CheckpointError, ReadError
 
 
 def parse_object(data: bytes, what: str, parse_int: Callable[[str], int] = int) -> dict[str, Any]:
@@ -25,6 +26,20 @@ def parse_object(data: bytes, what: str, parse_int: Callable[[str], int] = int) 
     if not isinstance(value, dict):
         raise CheckpointError(f"{what} holds a JSON {type(value).__name__}, not an object; download it again")
     return value
+
+
+def read_hints(path: Path) -> dict[str, Any]:
+    """The JSON object of a file that only has hints (generation_config.json); {} if it is missing or malformed.
+
+    Raises ReadError: the disk cannot read it now, so what it says is unknown.
+    """
+    try:
+        value = json.loads(path.read_bytes().decode("utf-8"))
+    except (FileNotFoundError, NotADirectoryError, ValueError, RecursionError):
+        return {}
+    except OSError as error:
+        raise ReadError(f"{path} cannot be read ({error.strerror or error}); check the disk and rerun") from error
+    return value if isinstance(value, dict) else {}
 
 
 def shown(text: str, limit: int = 80) -> str:

@@ -13,6 +13,7 @@ from quantkit.checkpoint.folder import GIT_LFS, parse_config, read_small_file, r
 from quantkit.checkpoint.jsonfile import shown
 from quantkit.checkpoint.weights import open_weights
 from quantkit.errors import CheckpointError
+from quantkit.files import user_path
 
 Progress = Callable[[str, int, int], None]
 """(file being fetched, bytes done, bytes in all): bytes count over all weight files together."""
@@ -46,7 +47,7 @@ class HubId:
 
 def parse_source(source: str) -> Path | HubId:
     """The folder or hub repository `source` names; what exists on disk wins. Raises CheckpointError for neither."""
-    path = Path(source).expanduser()
+    path = user_path(source)
     try:
         exists, is_folder = bool(source) and path.exists(), path.is_dir()
     except PermissionError as error:
@@ -58,6 +59,10 @@ def parse_source(source: str) -> Path | HubId:
             raise CheckpointError(
                 f"{source} is a file, not a checkpoint folder or a .gguf; pass the folder that contains config.json"
             )
+        try:
+            str(path.absolute()).encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise CheckpointError(f"the path {path.absolute()} is not UTF-8 text; rename the folder") from error
         return path
     match = _HUB_ID.fullmatch(source)
     if match is None:

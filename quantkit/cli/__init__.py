@@ -2,7 +2,7 @@
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import wraps
 from importlib import import_module
 from inspect import Parameter, signature
@@ -15,6 +15,7 @@ from quantkit import __version__
 from quantkit.cli.errors import Interrupted, explain
 from quantkit.cli.options import DebugOption, Format, FormatOption
 from quantkit.cli.output import Out
+from quantkit.errors import UsageError
 
 COMMANDS = {
     "convert": "Convert a source to every listed type in one pass, checked.",
@@ -120,7 +121,17 @@ def _with_output(function: Callable[..., None]) -> Callable[..., None]:
     return command
 
 
+def _refuse_other_bytes(words: Sequence[str]) -> None:
+    """Raise UsageError for a word that is not UTF-8: neither a JSON document nor a GGUF can hold it."""
+    for word in words:
+        try:
+            word.encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise UsageError(f"{word} is not UTF-8 text; rename the file or the folder") from error
+
+
 def main() -> None:
     """Run the command line; every failure becomes one sentence on stderr and an exit code."""
     with explain():
+        _refuse_other_bytes(sys.argv[1:])
         app(prog_name="quantkit" if "_QUANTKIT_COMPLETE" not in os.environ else None, args=sys.argv[1:])

@@ -11,8 +11,9 @@ import typer
 
 from quantkit.cli.bake_summary import baked_document, show_baked
 from quantkit.cli.conversion_options import DeviceOption, MaxRamOption, OfflineOption, ThreadsOption
-from quantkit.cli.output import Out, human_bytes, printable
+from quantkit.cli.output import Out, human_bytes
 from quantkit.errors import QuantkitError, UsageError, VerificationError
+from quantkit.files import user_path
 from quantkit.recipes import Recipe, read_recipe
 from quantkit.recipes.bake.commands import Machine
 from quantkit.recipes.bake.dry_run import BakePlan, plan_bake
@@ -151,7 +152,8 @@ def _words(options: Options) -> list[str]:
 
 def _rooted(source: str) -> str:
     """A folder by a path that says that it is one."""
-    return str(Path(source).expanduser().absolute()) if Path(source).expanduser().is_dir() else source
+    path = user_path(source)
+    return str(path.absolute()) if path.is_dir() else source
 
 
 def _check_names(read: Sequence[Recipe]) -> None:
@@ -167,7 +169,7 @@ def _dry_run(read: Sequence[Recipe], output: Path, steps: Sequence[str], machine
     plans = [plan_bake(recipe, output.absolute(), steps, machine, messages) for recipe in read]
     for each in plans:
         for step, words in each.commands:
-            out.say(f"{step}: quantkit {printable(shlex.join(words))}")
+            out.say(f"{step}: quantkit {shlex.join(words)}")
         if each.sizes:
             sizes = ", ".join(f"{name} {human_bytes(size)}" for name, size in each.sizes.items())
             out.say(

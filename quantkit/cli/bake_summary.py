@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from quantkit.cli.output import Out, human_bytes, printable
+from quantkit.cli.output import Out, human_bytes
 from quantkit.recipes.bake.commands import output_of, report_folder
 from quantkit.recipes.bake.run import Baked
 
@@ -32,12 +32,12 @@ def show_baked(recipe: Mapping[str, Any], out: Out) -> None:
         peak = f", peak memory {human_bytes(step['peak_memory_bytes'])}" if step["peak_memory_bytes"] else ""
         was = "was " if step["state"] == "kept" else ""
         time = f", {was}made in {step['seconds']:.1f} s{peak}" if step["seconds"] else ""
-        why = f" ({printable(step['why'])})" if step["why"] else ""
+        why = f" ({step['why']})" if step["why"] else ""
         out.say(f"{step['step']}: {step['state']}{time}{why}")
     if recipe["report"] is not None:
         out.say(f"report: {_shown(Path(recipe['report']) / 'report.md')}")
     for reason in recipe["floors_not_met"]:
-        out.say(f"floor not met: {printable(reason)}")
+        out.say(f"floor not met: {reason}")
 
 
 def baked_document(baked: Baked) -> dict[str, Any]:

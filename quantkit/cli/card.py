@@ -8,7 +8,7 @@ import typer
 
 from quantkit.cli.ollama_options import license_name
 from quantkit.cli.options import LICENSE_HELP
-from quantkit.cli.output import Out, printable
+from quantkit.cli.output import Out
 from quantkit.errors import UsageError
 from quantkit.measurement.document import load_report
 from quantkit.publish.card.card import CardModel, kind_of_folder, write_card
@@ -73,7 +73,7 @@ def card(
     plots = report if report is None or report.is_dir() else report.parent
     written = write_card(folder, kind=kind, model=model, report=figures, plots=plots, path=output)
     out.document({"command": "card", "folder": str(folder), "kind": kind, "card": str(written)})
-    out.say(printable(str(written)))
+    out.say(str(written))
     if repo is not None and output is None:
         command = f"hf upload {repo} {shlex.quote(str(folder))} --exclude '*.partial' '*.failed' '*.journal*' '*.bak*'"
-        out.note(printable(f"to publish the folder: {command}"))
+        out.note(f"to publish the folder: {command}")

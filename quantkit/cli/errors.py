@@ -57,7 +57,10 @@ def explain() -> Iterator[None]:
 def _sentence(error: BaseException) -> str:
     message = _first(MESSAGES, error, None)
     if message is None:
-        return f"unexpected {type(error).__name__}: {error}; please report it with the traceback that --debug prints"
+        return printable(
+            f"unexpected {type(error).__name__}: {' '.join(str(error).split())}; please report it with the traceback"
+            " that --debug prints"
+        )
     return printable(" ".join(message(error).split()).removesuffix("."))
 
 

@@ -1,14 +1,102 @@
-"""Read and check the options of `quantkit ollama`."""
+"""The options of `quantkit ollama`: their declarations, and the values they give."""
 
 from pathlib import Path
+from typing import Annotated
+
+import typer
 
 from quantkit.chat import BUILT_IN, built_in
+from quantkit.cli.options import LICENSE_HELP, parse_gpu_layers, parse_size
 from quantkit.errors import UsageError
+from quantkit.machine import this_machine
 from quantkit.publish.card.metadata import LICENSES
+from quantkit.publish.ollama.bundle import ALL_LAYERS
 from quantkit.publish.ollama.overrides import Overrides, check_parameter, typed_parameter
+from quantkit.publish.ollama.plan_file import FILE_NAME
 
 NONE = "none"
+AUTO = "auto"
 _ROLES = ("system", "user", "assistant")
+
+ModelsArg = Annotated[
+    list[Path] | None,
+    typer.Argument(metavar="MODEL.gguf", help="GGUF files, or a NAME-GGUF folder.", show_default=False),
+]
+NameOption = Annotated[
+    str | None,
+    typer.Option("--name", metavar="NS/MODEL[:TAG]", help="Name to publish under.", show_default=False),
+]
+OutputOption = Annotated[
+    Path | None,
+    typer.Option("--output", "-o", metavar="DIR", help="Folder of the Modelfiles.", show_default="beside the GGUF"),
+]
+DefaultOption = Annotated[
+    str | None,
+    typer.Option(metavar="TYPE", help="Type that gets the short tags.", show_default="q4_0 if present"),
+]
+SizeOption = Annotated[
+    str | None,
+    typer.Option(metavar="SIZE", help="Model size in the tags, such as 4b.", show_default="the GGUF's, rounded"),
+]
+PlanOption = Annotated[
+    Path | None, typer.Option("--plan", metavar="FILE", help=f"An edited {FILE_NAME}, used instead of a new plan.")
+]
+RecipeOption = Annotated[
+    Path | None, typer.Option("--recipe", metavar="FILE", help="A recipe; its [ollama] table gives the defaults.")
+]
+NumGpuOption = Annotated[
+    str | None,
+    typer.Option("--gpu-layers", "--num-gpu", metavar="auto|all|N", help="Layers on the GPU; auto: as many as fit."),
+]
+VramOption = Annotated[
+    str | None,
+    typer.Option(metavar="SIZE", help="GPU memory for --gpu-layers auto.", show_default="the free memory"),
+]
+SystemOption = Annotated[str | None, typer.Option(metavar="TEXT", help="The system message.")]
+LicenseOption = Annotated[
+    list[str] | None,
+    typer.Option("--license", metavar="ID|FILE", help=LICENSE_HELP, show_default="the GGUF's"),
+]
+MessageOption = Annotated[
+    list[str] | None,
+    typer.Option("--message", metavar="ROLE=TEXT", help="A first message of the conversation; repeatable."),
+]
+ChatTemplateOption = Annotated[
+    str | None,
+    typer.Option(metavar="FILE|NAME", help="A Jinja file, a built-in template, or none."),
+]
+CheckOption = Annotated[
+    Path | None, typer.Option("--check", metavar="FILE", help="Check a Modelfile and do nothing else.")
+]
+CreateOption = Annotated[bool, typer.Option("--create", help="Create every tag on the Ollama server.")]
+PushOption = Annotated[bool, typer.Option("--push", help="Create every tag, then push all tags.")]
+HostOption = Annotated[
+    str | None,
+    typer.Option(metavar="URL", help="The Ollama server.", show_default="OLLAMA_HOST, else 127.0.0.1:11434"),
+]
+InsecureOption = Annotated[bool, typer.Option("--insecure", help="Push to a registry without TLS.")]
+DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Print the plan; write nothing, call no server.")]
+
+
+def read_num_gpu(text: str | None, vram: str | None) -> tuple[int | None, int | None]:
+    """(layers, None) for a number or `all`; (None, bytes of GPU memory) for `auto`; (None, None) without the option.
+
+    Raises:
+        UsageError: `text` is not a number, `all` or `auto`, or `auto` is given and this machine has no GPU.
+    """
+    if text != AUTO:
+        if vram is not None:
+            raise UsageError("--vram is the GPU memory of --gpu-layers auto; give both")
+        if text is None:
+            return None, None
+        layers = parse_gpu_layers(text, "auto, all, or a number")
+        return (ALL_LAYERS if layers is None else layers), None
+    memory = parse_size(vram, "--vram") if vram is not None else this_machine().vram
+    if not memory:
+        raise UsageError(
+            "--gpu-layers auto finds no GPU on this machine; pass the GPU memory to publish for, such as --vram 8G"
+        )
+    return None, memory
 
 
 def read_overrides(

@@ -16,8 +16,16 @@ _NAME_WIDTH = 10
 
 
 def printable(text: str) -> str:
-    """`text` with control characters escaped, so that text from a file cannot control the terminal; newlines stay."""
+    """`text` with control characters and lone surrogates escaped, so that no input controls the terminal.
+
+    Newlines stay. `Out` prints all text like this; only text that takes another way needs a call.
+    """
     return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
+
+
+def _ascii_where_unprintable(document: str) -> str:
+    """A JSON document whose characters that are not printable are `\\uXXXX`: it says the same."""
+    return "".join(c if c.isprintable() or c == "\n" else json.dumps(c)[1:-1] for c in document)
 
 
 class Out:
@@ -33,24 +41,26 @@ class Out:
     def note(self, text: str, style: str = "") -> None:
         """Print one line about the work on stderr; nothing when quiet."""
         if self.format != Format.quiet:
-            self.stderr.print(text, style=style, markup=False)
+            self.stderr.print(printable(text), style=style, markup=False)
 
     def warn(self, text: str) -> None:
         """Print a warning on stderr, in every format."""
-        self.stderr.print(f"warning: {text}", style="yellow", markup=False)
+        self.stderr.print(printable(f"warning: {text}"), style="yellow", markup=False)
 
     def document(self, value: Mapping[str, Any]) -> None:
         """Print the whole result as one JSON document; only with --format json."""
         if self.format == Format.json:
-            print(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False))
+            print(_ascii_where_unprintable(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)))
 
     def table(self, headers: Sequence[tuple[str, str]], rows: Sequence[Sequence[str]], title: str = "") -> None:
         """Print a table for people; `headers` are (text, justification)."""
         if self.format != Format.human:
             return
         from rich.table import Table
+        from rich.text import Text
 
-        table = Table(title=title or None, title_justify="left", title_style="bold", box=None, pad_edge=False)
+        heading = Text(printable(title)) if title else None
+        table = Table(title=heading, title_justify="left", title_style="bold", box=None, pad_edge=False)
         for number, (text, justify) in enumerate(headers):
             # the first column names the row: it stays readable on a narrow terminal
             width = min(_NAME_WIDTH, max(map(len, [text, *(row[0] for row in rows)]))) if number == 0 else None
@@ -63,13 +73,13 @@ class Out:
                 min_width=width,
             )
         for row in rows:
-            table.add_row(*row)
+            table.add_row(*(Text(printable(cell)) for cell in row))
         self.stdout.print(table)
 
     def say(self, text: str) -> None:
         """Print one line of the result for people, on stdout."""
         if self.format == Format.human:
-            self.stdout.print(text, markup=False)
+            self.stdout.print(printable(text), markup=False)
 
     @contextmanager
     def progress(self) -> Iterator[Progress]:
@@ -81,7 +91,7 @@ class Out:
             from rich.progress import Progress as Bars
 
             columns = (
-                TextColumn("{task.description}"),
+                TextColumn("{task.description}", markup=False),
                 BarColumn(bar_width=28),
                 TextColumn("{task.percentage:>3.0f}%"),
                 TimeElapsedColumn(),
@@ -103,10 +113,10 @@ class _Bar:
 
     def start(self, stage: str, total: int = 0) -> None:
         self._stage = stage
-        self._bars.reset(self._task, total=total or None, description=f"{stage:<40.40}")
+        self._bars.reset(self._task, total=total or None, description=f"{printable(stage):<40.40}")
 
     def advance(self, amount: int = 1, item: str = "") -> None:
-        self._bars.update(self._task, advance=amount, description=f"{f'{self._stage} {item}':<40.40}")
+        self._bars.update(self._task, advance=amount, description=f"{printable(f'{self._stage} {item}'):<40.40}")
 
 
 class _Lines:

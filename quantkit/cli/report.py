@@ -4,9 +4,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from quantkit.cli.output import Out, human_bytes, human_count
+from quantkit.conversion.record import damaged_records
 from quantkit.conversion.run import Result
 from quantkit.errors import VerificationError
 from quantkit.files import free_space
+from quantkit.inspection.record import FILE_NAME
 from quantkit.outputs.calibration import ImatrixOutput
 from quantkit.outputs.gguf_files import GgufOutput
 from quantkit.outputs.packed_folders import FolderPlan
@@ -18,6 +20,8 @@ def announce(plan: ConversionPlan, out: Out) -> None:
     """The warnings; what is converted, on what it calibrates, the disk and memory that everything takes."""
     for warning in plan.warnings:
         out.warn(warning)
+    for fault in damaged_records(plan):
+        out.warn(f"{fault}; the conversion renames it to {FILE_NAME}.bak")
     for note in plan.notes:
         out.note(note)
     facts = _facts(plan)

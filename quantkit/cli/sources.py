@@ -16,8 +16,7 @@ def is_gguf(source: str) -> bool:
 
 def fetch(source: str, out: Out, *, offline: bool, headers_only: bool) -> "Checkpoint":
     """Open a checkpoint; its config.json is checked before anything else is downloaded."""
-    from quantkit.checkpoint import open_checkpoint
-    from quantkit.families import check_config
+    from quantkit.families import open_model
 
     with out.progress() as progress:
         counted = 0
@@ -29,4 +28,4 @@ def fetch(source: str, out: Out, *, offline: bool, headers_only: bool) -> "Check
             progress.advance(done - counted, file)
             counted = done
 
-        return open_checkpoint(source, offline=offline, headers_only=headers_only, progress=show, judge=check_config)
+        return open_model(source, offline=offline, headers_only=headers_only, progress=show)

@@ -10,9 +10,9 @@ import typer
 
 from quantkit.cli.ollama_options import read_overrides
 from quantkit.cli.options import ContextOption, ForceOption, ParameterOption, ShortParameterOption, parse_size
-from quantkit.cli.output import Out, human_bytes, printable
+from quantkit.cli.output import Out, human_bytes
 from quantkit.errors import CheckpointError, OutputError, UnsupportedError, UsageError
-from quantkit.files import write_atomically
+from quantkit.files import user_path, write_atomically
 from quantkit.planning.phones import PHONES, Phone, phone_memory
 from quantkit.planning.sources import open_source
 from quantkit.publish.ollama.bundle import make_bundle
@@ -141,7 +141,7 @@ def _is_url(text: str) -> bool:
 def _look(gguf: str, known: _Found, overrides: Overrides | None, ctx: int | None, out: Out, *, offline: bool) -> _Found:
     """What the GGUF tells; without `overrides` its sizes only."""
     if not _is_url(gguf):
-        path = Path(gguf).expanduser()
+        path = user_path(gguf)
         if not path.is_file():
             raise CheckpointError(f"there is no file {gguf}; check the name")
         found = _read(path, known, overrides, ctx, out)
@@ -203,7 +203,7 @@ def _rung(settings: Settings, phone: Phone) -> tuple[int, int, int] | None:
 def _show(settings: Settings, output: Path, out: Out) -> None:
     how = "is pulled" if not settings.gguf else f"is made of {settings.gguf}"
     size = f", {human_bytes(settings.model_bytes)}" if settings.model_bytes else ""
-    out.say(printable(f"{settings.name} {how}{size}"))
+    out.say(f"{settings.name} {how}{size}")
     if not settings.memory:
         if settings.model_bytes is None:
             out.say("what it needs is not known: the script asks for its size (--figures or --ram tell more)")
@@ -221,9 +221,7 @@ def _show(settings: Settings, output: Path, out: Out) -> None:
     out.table([*headers, ("fits", "left")], rows)
     out.note("note: room is what Android is assumed to leave: all but a tenth and 2 GiB; the script reads the phone's")
     if output.name and settings.gguf and not _is_url(settings.gguf):
-        out.note(
-            f"note: copy {printable(settings.gguf)} to the phone too, into its Download folder or beside the script"
-        )
+        out.note(f"note: copy {settings.gguf} to the phone too, into its Download folder or beside the script")
 
 
 def _write(output: Path, text: str, *, force: bool) -> None:

@@ -59,7 +59,7 @@ def calibrate(plan: ConversionPlan, calibration: CalibrationPlan, journal: Journ
             method = QUANTIZERS[folder.request.method]
             quantizers.append(method(folder, writer, native.whole, workers, calibration.propagate))
         if not all(quantizer.writer.resumed for quantizer in quantizers):
-            journal.forget()
+            _forget_layers(plan, journal)
         stream = Stream(
             native,
             calibration.samples.tokens,
@@ -97,10 +97,20 @@ def _first_layer(plan: ConversionPlan, count: int, journal: Journal, stream: Str
     """The first unfinished layer; 0, with an empty journal, when its states or sums of squares are lost."""
     first = next((number for number in range(count) if _step(number) not in journal.records), count)
     states = first == count or stream.can_start_at(first)
-    if first and not (states and all(_squares_file(plan, number).exists() for number in range(first))):
-        journal.forget()
+    squares = [_squares_file(plan, number).exists() for number in range(count)]
+    # A later layer was run, although the journal does not have it: it has overwritten the states of this one.
+    overwritten = any(squares[first + 1 :])
+    if not (states and all(squares[:first])) or overwritten:
+        _forget_layers(plan, journal)
         return 0
     return first
+
+
+def _forget_layers(plan: ConversionPlan, journal: Journal) -> None:
+    """Empty the journal, and remove the sums of squares, which are evidence of finished layers."""
+    journal.forget()
+    for path in plan.work.glob("squares-*.npz"):
+        path.unlink()
 
 
 def _copy_outside_layers(calibration: CalibrationPlan, quantizers: list[LayerQuantizer]) -> LayerRecord:

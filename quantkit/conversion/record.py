@@ -12,9 +12,10 @@ from typing import Any
 
 from quantkit import __version__
 from quantkit.conversion.calibration import Calibration
+from quantkit.errors import CheckpointError
 from quantkit.files import partial_path, write_atomically
 from quantkit.gguf.kernels import accelerated, library
-from quantkit.inspection.record import FILE_NAME, FORMAT, VERSION
+from quantkit.inspection.record import FILE_NAME, FORMAT, VERSION, parse_record
 from quantkit.machine import peak_memory
 from quantkit.outputs.gguf_files import GgufOutput, GgufPlan
 from quantkit.outputs.packed_folders import FolderPlan
@@ -41,6 +42,18 @@ def write_records(
         record_outputs(plan.gguf.request.folder, gguf)
 
 
+def damaged_records(plan: ConversionPlan) -> list[str]:
+    """What is wrong with quantkit.json files that the run will add entries to; it renames them to `.bak`."""
+    path = plan.gguf.request.folder / FILE_NAME if plan.gguf is not None else None
+    if path is None or not path.exists():
+        return []
+    try:
+        parse_record(path)
+    except CheckpointError as error:
+        return [str(error)]
+    return []
+
+
 def record_outputs(folder: Path, entries: Mapping[str, Mapping[str, Any]]) -> None:
     """Add entries to the folder's quantkit.json; they replace those of the same name. Raises OutputError."""
     record = _load(folder / FILE_NAME)
@@ -49,15 +62,12 @@ def record_outputs(folder: Path, entries: Mapping[str, Mapping[str, Any]]) -> No
 
 
 def _load(path: Path) -> dict[str, Any]:
-    """The present record. A damaged one, or one of a later version, is renamed to `.bak`."""
+    """The present record. A damaged one, or one of another version, is renamed to `.bak`; the plan has said so."""
     if path.exists():
         try:
-            record = json.loads(path.read_text("utf-8"))
-            if record["format"] == FORMAT and record["version"] == VERSION and isinstance(record["outputs"], dict):
-                return dict(record)
-        except (OSError, ValueError, KeyError, TypeError):
-            pass
-        path.replace(path.with_name(f"{FILE_NAME}.bak"))
+            return parse_record(path)
+        except CheckpointError:
+            path.replace(path.with_name(f"{FILE_NAME}.bak"))
     return {"format": FORMAT, "version": VERSION, "outputs": {}}
 
 

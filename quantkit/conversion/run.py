@@ -104,7 +104,7 @@ def run(
 
 def _write_imatrix(output: ImatrixOutput, plan: CalibrationPlan, calibration: Calibration) -> dict[str, int]:
     """Write the importance matrix; the number of experts without tokens, by tensor."""
-    sums, counts = collect_imatrix(calibration.squares, plan.imatrix_sources)
+    sums, counts = collect_imatrix(calibration.squares, plan.imatrix_sources, plan.imatrix_columns)
     chunks, chunk_size = plan.samples.tokens.shape
     datasets = [plan.samples.name]
     write_imatrix(partial_path(output.path), sums, counts, datasets=datasets, chunk_size=chunk_size, chunks=chunks)

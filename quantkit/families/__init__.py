@@ -7,6 +7,7 @@ QUANTKIT_FAMILIES names.
 from quantkit.families.base.family import Canonical, Computed, Dropped, Family, Key, Rule, Take
 from quantkit.families.base.hyperparameters import Hyperparameters, read_hyperparameters
 from quantkit.families.base.mapping import MappedTensor, Part, canonical_checkpoint, left_out, map_tensors
+from quantkit.families.base.opening import open_model
 from quantkit.families.base.reading import read_mapped
 from quantkit.families.base.reference import reference_logits
 from quantkit.families.base.registry import (
@@ -46,6 +47,7 @@ __all__ = [
     "has_checked_plan",
     "left_out",
     "map_tensors",
+    "open_model",
     "positions_of",
     "read_hyperparameters",
     "read_mapped",

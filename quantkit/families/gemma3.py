@@ -8,11 +8,12 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from quantkit.errors import CheckpointError, UnsupportedError
+from quantkit.errors import UnsupportedError
 from quantkit.families import gemma2
 from quantkit.families.base.family import Dropped, Family, Key, Rule
 from quantkit.families.base.hyperparameters import Hyperparameters, number, size
 from quantkit.families.base.keys import base_keys
+from quantkit.families.base.multimodal import TEXT_PREFIXES, VISION, VISION_LEFT_OUT
 from quantkit.families.base.refusals import GELU, only
 from quantkit.families.base.sliding import pattern_keys, pattern_of, sliding_layers
 from quantkit.families.base.traits import Traits
@@ -40,7 +41,6 @@ TEXT_DEFAULTS: dict[str, Any] = {
 
 def prepare(config: dict[str, Any]) -> dict[str, Any]:
     """The text model's config; refuse what llama.cpp's graph has built in otherwise."""
-    config = _text(config)
     only(config, "hidden_activation", *GELU, family="Gemma 3")
     only(config, "attention_bias", False, family="Gemma 3")
     only(config, "use_bidirectional_attention", False, family="Gemma 3")
@@ -52,17 +52,6 @@ def prepare(config: dict[str, Any]) -> dict[str, Any]:
         )
     _local_rope(config)
     return config
-
-
-def _text(config: dict[str, Any]) -> dict[str, Any]:
-    nested = config.get("text_config")
-    if nested is None:
-        return config
-    if not isinstance(nested, Mapping):
-        raise CheckpointError(f"config.json: text_config must be an object, not {nested!r}")
-    same = {name: config[name] for name in ("torch_dtype", "dtype", "transformers_version") if name in config}
-    text = {**TEXT_DEFAULTS, **same, **nested}
-    return {**text, "architectures": ["Gemma3ForCausalLM"], "model_type": "gemma3_text"}
 
 
 def _local_rope(config: dict[str, Any]) -> None:
@@ -123,16 +112,9 @@ FAMILY = Family(
     keys=keys,
     defaults={"gemma3_text": TEXT_DEFAULTS},
     prepare=prepare,
-    rename=(
-        (r"^model\.language_model\.", "model."),
-        (r"^language_model\.(?=model\.|lm_head\.)", ""),
-    ),
-    dropped=(
-        Dropped(
-            r"(model\.)?(vision_tower|multi_modal_projector)\..*",
-            "they see images; this GGUF holds the text model only",
-        ),
-    ),
+    text_models={"Gemma3ForConditionalGeneration": ("Gemma3ForCausalLM", "gemma3_text")},
+    rename=TEXT_PREFIXES,
+    dropped=(Dropped(VISION, VISION_LEFT_OUT),),
     rope_kinds=("default", "linear"),
     forward={"Gemma3ForCausalLM": FORWARD},
     traits=Traits(sliding_every=6, scaled_query=True, scaled_embedding=True),

@@ -60,7 +60,9 @@ def llama3_rope_factors(sizes: Hyperparameters) -> NDArray[np.float32] | None:
     """Llama 3.1's frequency divisors, float32 (head_dim / 2,), or None without that scaling.
 
     `factor` divides long wavelengths; short ones stay; a blend covers the range between (Llama 3.1 reference code,
-    transformers' `_compute_llama3_parameters`). Steps in float32 follow llama.cpp's converter, so the bytes agree.
+    transformers' `_compute_llama3_parameters`). Steps in float32 follow llama.cpp's converter, so the bytes agree:
+    torch divides a number by a tensor as the tensor's reciprocal times the number, and its power is that of float64,
+    rounded, in all but a few values.
     """
     rope = sizes.rope
     if rope.get("rope_type") != "llama3":
@@ -69,15 +71,19 @@ def llama3_rope_factors(sizes: Hyperparameters) -> NDArray[np.float32] | None:
     low, high = rope.get("low_freq_factor", 1.0), rope.get("high_freq_factor", 4.0)
     original = rope.get("original_max_position_embeddings", 8192)
     exponent = np.arange(0, sizes.head_dim, 2, dtype=np.float32) / np.float32(sizes.head_dim)
-    frequencies = np.float32(1.0) / np.float32(rope.get("rope_theta", 10000.0)) ** exponent
+    power = np.float64(rope.get("rope_theta", 10000.0)) ** exponent.astype(np.float64)
+    frequencies = np.float32(1.0) / power.astype(np.float32)
+
+    def over(number: float, value: np.float32) -> np.float32:
+        return np.float32(1) / value * np.float32(number)
 
     def divisor(frequency: np.float32) -> np.float32:
-        wavelength = np.float32(2 * math.pi) / frequency
+        wavelength = over(2 * math.pi, frequency)
         if wavelength < np.float32(original / high):
             return np.float32(1)
         if wavelength > np.float32(original / low):
             return np.float32(factor)
-        smooth = (np.float32(original) / wavelength - np.float32(low)) / np.float32(high - low)
+        smooth = (over(original, wavelength) - np.float32(low)) / np.float32(high - low)
         return np.float32(1) / ((np.float32(1) - smooth) / np.float32(factor) + smooth)
 
     return np.array([divisor(frequency) for frequency in frequencies], dtype=np.float32)

@@ -44,7 +44,7 @@ ROUTED = (
     ),
     Rule(f"{_MLP}.experts.down_proj", f"{_TO}.ffn_down_exps.weight", ("n_expert", "hidden", "expert_ffn")),
 )
-_SHARED = (
+SHARED = (
     Rule(f"{_MLP}.shared_expert_gate.weight", f"{_TO}.ffn_gate_inp_shexp.weight", ("1", "hidden")),
     Rule(f"{_MLP}.shared_expert.gate_proj.weight", f"{_TO}.ffn_gate_shexp.weight", ("shared_ffn", "hidden")),
     Rule(f"{_MLP}.shared_expert.up_proj.weight", f"{_TO}.ffn_up_shexp.weight", ("shared_ffn", "hidden")),
@@ -139,7 +139,7 @@ FAMILY = Family(
     architectures=("Qwen2MoeForCausalLM",),
     gguf_arch="qwen2moe",
     # qkv_bias may be false.
-    rules=NORMS + PROJECTIONS + tuple(replace(rule, required=False) for rule in BIASES) + ROUTED + _SHARED + ENDS,
+    rules=NORMS + PROJECTIONS + tuple(replace(rule, required=False) for rule in BIASES) + ROUTED + SHARED + ENDS,
     keys=keys,
     defaults=DEFAULTS,
     prepare=_prepare,

@@ -7,7 +7,6 @@ one. Sources: llama.cpp's src/models (graphs) and conversion/glm.py, chatglm.py 
 from quantkit.families.base.traits import Traits
 from quantkit.tokenizer.roles import TokenRoles
 
-_PARALLEL = Traits(layer_norm=True, parallel=True)
 _LAYER_NORM = Traits(layer_norm=True)
 
 # Recurrent models, encoders, diffusion models, and models with an indexed or shared cache.
@@ -16,24 +15,16 @@ _NOT_PLANNABLE = (
     *("eurobert", "t5", "t5encoder", "clip", "wavtokenizer-dec", "gemma3n", "gemma4", "deepseek4", "deepseek32"),
     *("glm-dsa", "llada", "llada-moe", "dream", "rnd1", "minimax-m3", "dflash", "eagle3", "rwkv6", "rwkv7"),
     *("rwkv6qwen2", "arwkv7", "mamba", "mamba2", "plamo2", "jamba", "falcon-h1", "granitehybrid", "nemotron_h"),
-    *("lfm2", "qwen3next"),
+    "lfm2",
 )
 
 TRAITS = {
     **dict.fromkeys(_NOT_PLANNABLE, Traits(plannable=False)),
     "codeshell": _LAYER_NORM,
-    "cohere2": Traits(layer_norm=True, parallel=True, sliding_every=4),
-    "command-r": _PARALLEL,
-    "exaone4": Traits(sliding_every=4),
     "gemma-embedding": Traits(sliding_every=6),
-    "gptneox": _PARALLEL,
     "jais": Traits(positions="stated"),
     "mpt": Traits(layer_norm=True, positions="stated"),
-    "nemotron": _LAYER_NORM,
-    "orion": _LAYER_NORM,
-    "phi2": _PARALLEL,
     "refact": Traits(positions="stated"),
-    "starcoder": Traits(layer_norm=True, positions="stated"),
     "starcoder2": _LAYER_NORM,
 }
 """By `general.architecture` of a GGUF."""
@@ -43,10 +34,8 @@ _GLM = TokenRoles(also={"eos": _END, "eot": "<|user|>", "unk": _END})
 _GLM_MOE = TokenRoles(also={"bos": "[gMASK]", "eot": "<|user|>", "unk": _END, "eom": "<|observation|>"})
 
 TOKEN_ROLES = {
-    "GlmForCausalLM": _GLM,
     "ChatGLMModel": _GLM,
     "ChatGLMForConditionalGeneration": _GLM,
-    "Glm4MoeForCausalLM": _GLM_MOE,
     "Glm4MoeLiteForCausalLM": _GLM_MOE,
 }
 """By `architectures` of config.json."""

@@ -59,6 +59,12 @@ def _relu(x: Array) -> Array:
     return out
 
 
+def _relu_squared(x: Array) -> Array:
+    out = _relu(x)
+    out *= out
+    return out
+
+
 def _gelu(x: Array) -> Array:
     out = erf(x * 0.5**0.5)
     out += 1.0
@@ -83,6 +89,7 @@ _ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "silu": _silu,
     "swish": _silu,
     "relu": _relu,
+    "relu2": _relu_squared,
     "gelu": _gelu,
     "gelu_new": _gelu_tanh,
     "gelu_pytorch_tanh": _gelu_tanh,

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from quantkit.forward.arithmetic import alibi_slopes, normalise, turn
+from quantkit.forward.arithmetic import alibi_slopes, normalise, sigmoid, turn
 from quantkit.forward.arrays import Array, device, empty, namespace, place
 from quantkit.forward.description import Attention, Config, Norm, given, head_dim
 from quantkit.forward.rope import rope_frequencies
@@ -47,10 +47,19 @@ class Layer:
 
 def attend(part: Attention, layer: Layer, x: Array) -> Array:
     """Attention over the hidden states x (n, hidden): (n, hidden)."""
-    q, k, v = _latent(part, layer, x) if part.latent else _plain(part, layer, x)
+    gate: Array | None = None
+    if part.latent:
+        q, k, v = _latent(part, layer, x)
+    else:
+        q, k, v, gate = _plain(part, layer, x)
     (heads, n, size), groups, where = q.shape, len(k), device(x)
     cap = layer.config.get(part.softcap) if part.softcap else None
     scale = part.scale(layer.config, layer.number) / (cap or 1.0)
+    late = part.late_queries(layer.config)
+    if late is not None:
+        beta, length = late
+        factors = 1.0 + beta * np.log1p(np.arange(n) // length)
+        q = q * place(factors.astype(np.float32)[:, None], where)
     q = q.reshape(groups, heads // groups, n, size)
     slopes = place(alibi_slopes(heads), where) if part.alibi(layer.config) else None
     sinks = layer.vector(layer.at + part.at + part.sinks, x) if part.sinks else None
@@ -76,6 +85,8 @@ def attend(part: Attention, layer: Layer, x: Array) -> Array:
         mixed = (parts.reshape(scores.shape) @ v[:, first:stop]).reshape(heads, rows, -1)
         mixed /= total  # fewer divisions than on the scores
         out[start:stop] = mixed.swapaxes(0, 1)
+    if gate is not None:
+        out *= sigmoid(gate)
     return layer.weights.linear(layer.at + part.at + part.out, out.reshape(n, -1), x.shape[1], part.form)
 
 
@@ -110,11 +121,14 @@ def _mask(rows: int, keys: int, window: int, where: Any) -> Array:
     return mask
 
 
-def _plain(part: Attention, layer: Layer, x: Array) -> tuple[Array, Array, Array]:
-    """Queries, keys and values (heads, n, head_dim), after norms and rope."""
+def _plain(part: Attention, layer: Layer, x: Array) -> tuple[Array, Array, Array, Array | None]:
+    """Queries, keys and values (heads, n, head_dim), after norms and rope; the output's gate (n, heads, head_dim)."""
     heads, kv_heads = int(given(layer.config, "num_attention_heads", "n_head")), part.kv_heads(layer.config)
     size = head_dim(layer.config)
     q, k, v = _projected(part, layer, x, heads, kv_heads, size)
+    gate: Array | None = None
+    if part.gated:
+        q, gate = q[..., :size], q[..., size:]
     if part.norms and part.has_norms(layer.config):
         q = _normed(part, layer, part.norms[0], q)
         k = _normed(part, layer, part.norms[1], k)
@@ -124,20 +138,23 @@ def _plain(part: Attention, layer: Layer, x: Array) -> tuple[Array, Array, Array
     q, k, v = (each.swapaxes(0, 1) for each in (q, k, v))
     settings = part.rope(layer.config, layer.number)
     if settings is None or part.alibi(layer.config):
-        return q, k, v
+        return q, k, v, gate
     cos, sin = _angles(settings, part.rotary(layer.config), x)
-    return turn(q, cos, sin, part.pairs), turn(k, cos, sin, part.pairs), v
+    return turn(q, cos, sin, part.pairs), turn(k, cos, sin, part.pairs), v, gate
 
 
 def _projected(
     part: Attention, layer: Layer, x: Array, heads: int, kv_heads: int, size: int
 ) -> tuple[Array, Array, Array]:
-    """Queries (n, heads, size), keys and values (n, kv_heads, size)."""
+    """Queries (n, heads, size; twice the size with gates), keys and values (n, kv_heads, size)."""
     at, n = layer.at + part.at, len(x)
     if part.fused is None:
+        of_query = 2 * size if part.gated else size
         q, k, v = (
-            layer.weights.linear(at + name, x, count * size, part.form).reshape(n, count, size)
-            for name, count in zip(part.separate, (heads, kv_heads, kv_heads), strict=True)
+            layer.weights.linear(at + name, x, count * width, part.form).reshape(n, count, width)
+            for name, count, width in zip(
+                part.separate, (heads, kv_heads, kv_heads), (of_query, size, size), strict=True
+            )
         )
         return q, k, v
     fused = layer.weights.linear(at + part.fused, x, (heads + 2 * kv_heads) * size, part.form)
@@ -154,6 +171,9 @@ def _normed(part: Attention, layer: Layer, name: str, x: Array) -> Array:
         heads = [layer.norm(f"{name}.norms.{head}", x[:, head], part.norm) for head in range(x.shape[1])]
         stacked: Array = namespace(x).stack(heads, axis=1)
         return stacked
+    if part.normed == "by_head":
+        weight = layer.vector(f"{name}.weight", x).reshape(x.shape[1:])
+        return normalise(x, weight, None, part.norm, layer.eps)
     if part.normed == "all":
         return layer.norm(name, x.reshape(len(x), -1), part.norm).reshape(x.shape)
     return layer.norm(name, x, part.norm)

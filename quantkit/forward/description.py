@@ -66,7 +66,8 @@ class Attention:
             its queries, its key and its value.
         kv_heads: number of key-value heads.
         norms: norms of queries and keys; `has_norms` says whether config.json uses them.
-        normed: a norm over a head, over all heads at once, or for each head with a weight of its own.
+        normed: a norm over a head, over all heads at once, or over a head with weights of its own: a tensor a head
+            (`each`) or one of shape (heads, head_dim) (`by_head`).
         clip: the config key of the limit on queries, keys and values.
         pairs: which values of a head rotate together: i and i + half the rotary width, or neighbours.
         rotary: number of rotated values of a head.
@@ -75,9 +76,12 @@ class Attention:
         scale: factor on the scores.
         softcap: the config key of the scores' soft cap.
         window: tokens of a layer's sliding window, or None.
+        late_queries: (beta, length), or None: queries are multiplied by 1 + beta ln(1 + floor(position / length)).
         sinks: one score a head that takes part in the softmax and has no value.
         latent: DeepSeek's latent attention: queries, keys and values from short vectors; all heads share the rotated
             part of the key.
+        gated: the linear for queries gives each head a gate of the same width after its query; the output of
+            attention is multiplied by the gate's sigmoid.
     """
 
     at: str = "self_attn."
@@ -89,7 +93,7 @@ class Attention:
     kv_heads: Callable[[Config], int] = key_value_heads
     norms: tuple[str, str] | None = None
     has_norms: Callable[[Config], bool] = lambda _: True
-    normed: Literal["head", "all", "each"] = "head"
+    normed: Literal["head", "all", "each", "by_head"] = "head"
     norm: Norm = Norm()
     clip: str | None = None
     pairs: Literal["half", "neighbours"] = "half"
@@ -99,8 +103,43 @@ class Attention:
     scale: Callable[[Config, int], float] = by_head_dim
     softcap: str | None = None
     window: Callable[[Config, int], int | None] = lambda _config, _layer: None
+    late_queries: Callable[[Config], tuple[float, int] | None] = lambda _: None
     sinks: str | None = None
     latent: bool = False
+    gated: bool = False
+
+
+@dataclass(frozen=True)
+class DeltaNet:
+    """Gated DeltaNet (arXiv 2412.06464): linear attention with a state that a gated delta rule updates per token.
+
+    Queries, keys and values pass a short causal convolution. Several value heads may share a key head.
+
+    Attributes:
+        layers: whether a layer has it in place of attention.
+        separate: names of the linears for queries, keys and values together, the output gate, beta (how much of a
+            token is written) and the decay.
+        fused: two linears instead: queries, keys, values and gate; beta and decay. Each is ordered by key head.
+        convolution: the depthwise convolution over queries, keys and values, (channels, 1, kernel width).
+        decay, time_bias: the logarithm of the decay rate, and what is added to the decay's linear; one a value head.
+        norm: the norm of each value head, which is then multiplied by SiLU of the output gate.
+        eps: what the norm of queries and keys adds to their sum of squares.
+    """
+
+    layers: Callable[[Config, int], bool]
+    at: str = "linear_attn."
+    separate: tuple[str, str, str, str] = ("in_proj_qkv", "in_proj_z", "in_proj_b", "in_proj_a")
+    fused: tuple[str, str] | None = None
+    convolution: str = "conv1d"
+    decay: str = "A_log"
+    time_bias: str = "dt_bias"
+    norm: str = "norm"
+    out: str = "out_proj"
+    eps: float = 1e-6
+    key_heads: Callable[[Config], int] = lambda config: int(config["linear_num_key_heads"])
+    value_heads: Callable[[Config], int] = lambda config: int(config["linear_num_value_heads"])
+    key_width: Callable[[Config], int] = lambda config: int(config["linear_key_head_dim"])
+    value_width: Callable[[Config], int] = lambda config: int(config["linear_value_head_dim"])
 
 
 @dataclass(frozen=True)
@@ -136,6 +175,7 @@ class Experts:
         expert: one expert; `{}` in its names stands for its number.
         stacked: all experts in one tensor; used where the checkpoint has it.
         count: config keys of the number of experts.
+        used: config keys of the number of experts that a token goes to.
         score: the function from the router's output to scores.
         correction: a vector added to the scores for the choice only.
         groups: (number of groups, groups chosen); experts come from the best groups only.
@@ -150,6 +190,7 @@ class Experts:
     expert: FeedForward | None = None
     stacked: FeedForward | None = None
     count: tuple[str, ...] = ("num_local_experts", "num_experts", "n_routed_experts")
+    used: tuple[str, ...] = ("num_experts_per_tok", "num_experts_per_token")
     score: Literal["softmax", "sigmoid"] = "softmax"
     correction: str | None = None
     groups: Callable[[Config], tuple[int, int]] = lambda _: (1, 1)
@@ -173,6 +214,7 @@ class Architecture:
         base: prefix of all names but the head's; checkpoints saved from the bare model lack it.
         layer: prefix of a layer's names.
         positions: the tensor of learned positions.
+        delta_net: what some layers have in place of attention.
         parallel: both parts read the same hidden states, the feed-forward through `feed_norm` or, if that is None,
             through attention's norm.
         tied: whether the embedding is the head where config.json does not say.
@@ -194,6 +236,7 @@ class Architecture:
     parallel: bool = False
     residual_scale: Callable[[Config], float] = lambda _: 1.0
     attention: Attention = field(default_factory=Attention)
+    delta_net: DeltaNet | None = None
     feed: FeedForward = field(default_factory=FeedForward)
     experts: Experts | None = None
     last_norm: str = "norm"

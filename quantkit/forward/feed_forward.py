@@ -100,7 +100,7 @@ def route(part: Experts, layer: Layer, x: Array) -> tuple[NDArray[np.int64], Arr
         group_scores = taken(by_group, ascending(-by_group)[..., : part.group_by]).sum(axis=-1)
         excluded = ascending(ascending(-group_scores)) >= top_groups
         ranked = namespace(x).where(excluded[..., None], -math.inf, by_group).reshape(len(x), count)
-    top = int(given(layer.config, "num_experts_per_tok", "num_experts_per_token", default=2))
+    top = int(given(layer.config, *part.used, default=2))
     chosen = ascending(-ranked)[:, :top]
     share = taken(scores, chosen)
     if part.normalised(layer.config):

@@ -7,6 +7,7 @@ import numpy as np
 
 from quantkit.forward.arithmetic import softcapped
 from quantkit.forward.attention import Layer, attend
+from quantkit.forward.delta_net import delta_net
 from quantkit.forward.description import Architecture, given
 from quantkit.forward.feed_forward import feed_forward, mixture
 from quantkit.forward.weights import Array, Weights, f32
@@ -56,7 +57,8 @@ class Decoder:
         """The layer of a tensor name, None outside the layers."""
         before, after = (self.base + self.architecture.layer).split("{}")
         number = name.removeprefix(before).split(after)[0] if name.startswith(before) else ""
-        return int(number) if number.isdecimal() else None
+        # layers beyond the decoder's own predict a later token, and the forward does not run them
+        return int(number) if number.isdecimal() and int(number) < self.n_layers else None
 
     def layer(self, number: int, weights: Weights | None = None) -> "DecoderLayer":
         """Layer `number`, with `weights` or the decoder's own."""
@@ -88,9 +90,9 @@ class DecoderLayer:
 
     def attend(self, x: Array) -> tuple[Array, Array]:
         """The hidden states (n, hidden) after attention, and the input of the feed-forward."""
-        architecture, layer = self.architecture, self.layer
+        architecture = self.architecture
         normed = self._normed(architecture.attention_norm, x)
-        attended = self._normed(architecture.after_attention, attend(architecture.attention, layer, normed))
+        attended = self._normed(architecture.after_attention, self._mixed(normed))
         if architecture.parallel:
             normed_middle = self._normed(architecture.feed_norm, x) if architecture.feed_norm else normed
             return f32(x + attended), normed_middle
@@ -108,6 +110,12 @@ class DecoderLayer:
         if self.architecture.parallel:
             return f32(middle + fed)
         return f32(middle + self._normed(self.architecture.after_feed, fed) * self._scale())
+
+    def _mixed(self, x: Array) -> Array:
+        recurrent = self.architecture.delta_net
+        if recurrent and recurrent.layers(self.layer.config, self.layer.number):
+            return delta_net(recurrent, self.layer, x)
+        return attend(self.architecture.attention, self.layer, x)
 
     def _normed(self, name: str | None, x: Array) -> Array:
         return self.layer.norm(self.layer.at + name, x, self.architecture.norm) if name else x

@@ -4,7 +4,17 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
 from functools import cache
 
-from quantkit.forward.description import Architecture, Attention, Config, Experts, FeedForward, given, head_dim
+from quantkit.forward.delta_net import sizes_of
+from quantkit.forward.description import (
+    Architecture,
+    Attention,
+    Config,
+    DeltaNet,
+    Experts,
+    FeedForward,
+    given,
+    head_dim,
+)
 from quantkit.forward.linears import Input, LayerLinears, Linear, NormFold, RowFold
 
 
@@ -16,7 +26,11 @@ def layer_linears(architecture: Architecture, config: Config, number: int, names
     """
     base = architecture.base if f"{architecture.base}{architecture.embedding}.weight" in names else ""
     place = _Place(config, base + architecture.layer.format(number), names)
-    attention = _attention(architecture.attention, place)
+    recurrent = architecture.delta_net
+    if recurrent and recurrent.layers(config, number):
+        attention = _delta_net(recurrent, place)
+    else:
+        attention = _attention(architecture.attention, place)
     experts = architecture.experts
     if experts and experts.layers(config, number):
         feed = _mixture(experts, place)
@@ -71,7 +85,7 @@ def _plain(part: Attention, place: _Place) -> _Part:
     readers: tuple[Linear, ...]
     first, step = 0, size  # first row of the values, and rows from one key head to the next
     if part.fused is None:
-        counts = (heads, kv_heads, kv_heads)
+        counts = (2 * heads if part.gated else heads, kv_heads, kv_heads)
         readers = tuple(
             Linear(at + name, place.hidden, count * size, part.form)
             for name, count in zip(part.separate, counts, strict=True)
@@ -87,6 +101,26 @@ def _plain(part: Attention, place: _Place) -> _Part:
     clipped = part.clip is not None and config.get(part.clip) is not None
     folds = () if clipped else (RowFold(readers[-1], rows, "attention.out"),)
     return _Part(inputs, folds, ("attention",))
+
+
+def _delta_net(part: DeltaNet, place: _Place) -> _Part:
+    at, sizes = place.at + part.at, sizes_of(part, place.config)
+    wide: tuple[tuple[str, int], ...]
+    narrow: tuple[tuple[str, int], ...]
+    if part.fused:
+        wide = ((part.fused[0], sizes.channels + sizes.values),)
+        narrow = ((part.fused[1], 2 * sizes.value_heads),)
+    else:
+        wide = ((part.separate[0], sizes.channels), (part.separate[1], sizes.values))
+        narrow = ((part.separate[2], sizes.value_heads), (part.separate[3], sizes.value_heads))
+    # beta and the decay have a row for each head: too few to save anything, and few loaders take such a shape
+    readers = (
+        *(Linear(at + name, place.hidden, n_out) for name, n_out in wide),
+        *(Linear(at + name, place.hidden, n_out, kept=True) for name, n_out in narrow),
+    )
+    out = Linear(at + part.out, sizes.values, place.hidden)
+    # what enters the last linear was normed and gated, so no row before it is linear in it
+    return _Part((Input("attention", readers), Input("attention.out", (out,))), (), ("attention",))
 
 
 def _latent(part: Attention, place: _Place) -> _Part:

@@ -12,7 +12,7 @@ class Linear:
     """A matrix of the checkpoint (native names): `name` + form.weight, (n_out, n_in), or transposed (n_in, n_out).
 
     `index`: the matrix of that number in a tensor that stacks several (experts of fused checkpoints), else None.
-    `kept`: never quantized (a router, a shared expert's gate).
+    `kept`: never quantized (a router, a shared expert's gate, the decay of linear attention).
     """
 
     name: str

@@ -3,7 +3,6 @@
 The heuristics are from the gguf package (gguf.Metadata). This module adds keys that its release does not have.
 """
 
-import json
 import struct
 from collections.abc import Iterable
 from pathlib import Path
@@ -13,6 +12,7 @@ import gguf
 import yaml
 from gguf import GGUFValueType
 
+from quantkit.checkpoint.jsonfile import read_hints
 from quantkit.errors import CheckpointError
 from quantkit.gguf.keyvalues import KeyValue
 
@@ -81,7 +81,7 @@ def _load_metadata(folder: Path, name: str, total: int) -> gguf.Metadata:
         raise CheckpointError(f"cannot read the front matter of README.md ({first}); fix or remove it") from error
     for field, names in _SAMPLING.items():
         for key in names:
-            value = _generation_config(folder).get(key)
+            value = read_hints(folder / "generation_config.json").get(key)
             if value is not None:
                 setattr(metadata, field, value)
                 break
@@ -102,15 +102,6 @@ _SAMPLING = {
     "sampling_mirostat_tau": ("mirostat_tau",),
     "sampling_mirostat_eta": ("mirostat_eta",),
 }
-
-
-def _generation_config(folder: Path) -> dict[str, Any]:
-    """The parsed generation_config.json; {} if it is missing or malformed, as in many models."""
-    try:
-        loaded = json.loads((folder / "generation_config.json").read_text("utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return loaded if isinstance(loaded, dict) else {}
 
 
 def quantization_keys(ftype: int) -> list[KeyValue]:

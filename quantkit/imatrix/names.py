@@ -8,6 +8,7 @@ linears and the GGUF tensors consist of rows of checkpoint tensors, so these row
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import numpy as np
 from numpy.typing import NDArray
@@ -56,16 +57,33 @@ def imatrix_sources(native: Native) -> dict[str, tuple[LinearKey, ...]]:
     return linears
 
 
-def collect_imatrix(squares: Squares, sources: Mapping[str, Sequence[LinearKey]]) -> tuple[_Sums, _Sums]:
+def imatrix_columns(native: Native) -> dict[str, NDArray[np.int64]]:
+    """GGUF tensor -> the input channels that its columns multiply, for tensors whose columns are in another order."""
+    family = find_family(native.checkpoint.config)
+    orders = {}
+    for tensor in map_tensors(family, native.sizes, native.checkpoint.tensors):
+        take = tensor.parts[0].take if tensor.parts else None
+        if take is not None and take.columns is not None and len(tensor.shape) == 2 and not take.transposed:
+            orders[tensor.name] = take.columns
+    return orders
+
+
+def collect_imatrix(
+    squares: Squares,
+    sources: Mapping[str, Sequence[LinearKey]],
+    columns: Mapping[str, NDArray[np.int64]] = MappingProxyType({}),
+) -> tuple[_Sums, _Sums]:
     """(sums, counts) for `write_imatrix`: float32 (n_matrices, n_in) and (n_matrices,) of the tensors in `sources`.
 
+    `columns`: see `imatrix_columns`.
     An expert that received no token has a count of 0; readers then weight its inputs equally. A tensor with a linear
     that is not in `squares` has no entry.
     """
     sums, counts = {}, {}
     for name, keys in sources.items():
         if all(key in squares for key in keys):
-            sums[name] = np.stack([squares[key][0] for key in keys]).astype(np.float32)
+            stacked = np.stack([squares[key][0] for key in keys]).astype(np.float32)
+            sums[name] = stacked[:, columns[name]] if name in columns else stacked
             counts[name] = np.array([squares[key][1] for key in keys], np.float32)
     return sums, counts
 

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from quantkit.checkpoint.sources import parse_source
 from quantkit.errors import CheckpointError
+from quantkit.files import user_path
 from quantkit.gguf.layout import MAGIC
 from quantkit.inspection.checkpoints import describe_checkpoint_folder, describe_hub_checkpoint
 from quantkit.inspection.description import Description
@@ -21,7 +22,7 @@ def inspect_source(source: str, *, offline: bool = False) -> Description:
         CheckpointError: the source is not found or is damaged. HubError: the hub cannot be read.
         UnsupportedError: a hub repository of quantized weights.
     """
-    path = Path(source).expanduser()
+    path = user_path(source)
     if source.endswith(".gguf") and not path.exists():
         raise CheckpointError(f"there is no file {source}; check the name")
     if path.is_file():

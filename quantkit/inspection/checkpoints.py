@@ -7,18 +7,18 @@ from pathlib import Path
 from typing import Any
 
 from quantkit.chat import suggest
-from quantkit.checkpoint import Checkpoint, TensorInfo, open_checkpoint
+from quantkit.checkpoint import Checkpoint, TensorInfo
 from quantkit.checkpoint.folder import choose_weights, is_possibly_stale, quantization_config, read_small_file
 from quantkit.checkpoint.jsonfile import parse_object
 from quantkit.checkpoint.weights import open_weights
 from quantkit.errors import MissingExtraError, QuantkitError, UnsupportedError
-from quantkit.families import Family, complete_architecture, find_family, token_roles
+from quantkit.families import Family, find_family, open_model, token_roles
 from quantkit.gguf.keyvalues import KeyValue
 from quantkit.gguf.vocabulary import token_texts
 from quantkit.inspection.config import shape_of_config, text_config
 from quantkit.inspection.description import Description, File, Quantization, Template, Vocabulary
 from quantkit.inspection.keys import describe_template, template_of_keys, vocabulary_of_keys
-from quantkit.inspection.record import entry_of, read_record
+from quantkit.inspection.record import entry_of, readable_record
 from quantkit.inspection.weights import Stored, count_weights
 from quantkit.outputs.model import model_from_checkpoint
 from quantkit.outputs.templates import generation_config
@@ -63,7 +63,7 @@ def describe_checkpoint_folder(folder: Path, source: str) -> Description:
     packed = _is_packed(quantization_config(config))
     if not packed or is_possibly_stale(config):
         try:
-            contents.opened = open_checkpoint(str(folder), judge=complete_architecture)
+            contents.opened = open_model(str(folder), any_architecture=True)
             contents.name, contents.revision = contents.opened.name, contents.opened.revision
             contents.config = contents.opened.config
             contents.notes += contents.opened.notes
@@ -81,13 +81,14 @@ def describe_hub_checkpoint(source: str, *, offline: bool = False) -> Descriptio
     """A checkpoint on the hub; only the headers of its weights are fetched.
 
     Raises:
-        CheckpointError, HubError, UnsupportedError: as `open_checkpoint` does.
+        CheckpointError, HubError, UnsupportedError: as `open_model` does.
     """
-    with open_checkpoint(source, offline=offline, headers_only=True, judge=complete_architecture) as opened:
+    with open_model(source, offline=offline, headers_only=True, any_architecture=True) as opened:
         tensors = list(opened.tensors.values())
         names = sorted({tensor.file for tensor in tensors})
         files = [File(name, sum(tensor.nbytes for tensor in tensors if tensor.file == name)) for name in names]
-        contents = _Contents(opened.name, opened.folder, opened.config, tensors, files, opened.revision, opened)
+        notes = list(opened.notes)
+        contents = _Contents(opened.name, opened.folder, opened.config, tensors, files, opened.revision, opened, notes)
         return _describe(contents, source)
 
 
@@ -180,7 +181,8 @@ def _template_file(folder: Path) -> Template | None:
 
 def _origin(contents: _Contents) -> Mapping[str, Any] | None:
     """The record's entry of these weight files, else the whole record."""
-    record = read_record(contents.folder)
+    record, faults = readable_record(contents.folder)
+    contents.notes += faults
     entry = entry_of(record, Path(contents.files[0].name)) if contents.files else None
     return entry or record or None
 

@@ -10,7 +10,7 @@ from quantkit.gguf.file_types import FILE_TYPES
 from quantkit.gguf.reader import GgufHeader, read_header, shard_paths
 from quantkit.inspection import keys as gguf_keys
 from quantkit.inspection.description import Description, File, Output, Shape
-from quantkit.inspection.record import changed_since, entry_of, read_record
+from quantkit.inspection.record import changed_since, entry_of, readable_record
 from quantkit.inspection.weights import Stored, count_weights
 
 _KINDS = {"imatrix": "importance matrix", "adapter": "LoRA adapter", "mmproj": "multimodal projector"}
@@ -36,7 +36,9 @@ def describe_gguf(path: Path, source: str) -> Description:
         experts=shape.experts,
         experts_used=shape.experts_used,
     )
-    record = entry_of(read_record(path.parent), path)
+    entries, faults = readable_record(path.parent)
+    record = entry_of(entries, path)
+    notes += faults
     if record is not None:
         notes += changed_since(record, path.parent)
     kind = values.get("general.type")
@@ -93,8 +95,8 @@ def describe_folder(folder: Path, source: str) -> Description:
         files=tuple(file for model in models for file in model.files),
         type=None if several else models[0].type,
         outputs=outputs,
-        origin=read_record(folder) or None,
-        notes=(*(note for model in models for note in model.notes), *others, *(str(error) for error in broken)),
+        origin=readable_record(folder)[0] or None,
+        notes=tuple(dict.fromkeys((*(note for model in models for note in model.notes), *others, *map(str, broken)))),
     )
 
 

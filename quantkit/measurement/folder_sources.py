@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from quantkit.checkpoint import Checkpoint, open_checkpoint
+from quantkit.checkpoint import Checkpoint
 from quantkit.checkpoint.folder import quantization_config, read_small_file
 from quantkit.checkpoint.jsonfile import parse_object
 from quantkit.errors import CheckpointError
-from quantkit.families import check_config, find_architecture
+from quantkit.families import find_architecture, open_model
 from quantkit.families.base.native import Native, Source
 from quantkit.forward.forward import Decoder
 from quantkit.forward.weights import Array, Weights
@@ -77,7 +77,7 @@ def open_source(path: Path) -> Checkpoint | QuantizedFolder:
     method = quantization.get("quant_method", quantization.get("method"))
     if method in ("awq", "gptq") or (not quantization and (path / "quantize_config.json").is_file()):
         return open_quantized(path)
-    return open_checkpoint(str(path), judge=check_config)
+    return open_model(str(path))
 
 
 def source_of(opened: Checkpoint | QuantizedFolder) -> Source:

@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from quantkit.checkpoint import Checkpoint, open_checkpoint
+from quantkit.checkpoint import Checkpoint
 from quantkit.checkpoint.sources import parse_source
 from quantkit.errors import UsageError
-from quantkit.families import check_config
+from quantkit.families import open_model
+from quantkit.files import user_path
 from quantkit.forward.devices import find_device
 from quantkit.measurement.document import Report, read_report
 from quantkit.measurement.run import Limits, MeasureOptions, measure_subjects
@@ -79,6 +80,8 @@ def measure(
     if not candidates and options.limits != Limits():
         raise UsageError("--max-delta, --max-kl and --min-top1 apply to candidates; name one after the reference")
     with _open_all([reference, *candidates], options, progress) as subjects:
+        for note in dict.fromkeys(note for subject in subjects for note in subject.notes):
+            warn(note)
         folder = Path(options.output or f"{subjects[0].name}-report")
         loaded = [_load_text(source, options, warn) for source in texts]
         document = measure_subjects(subjects, loaded, options, folder / WORK, progress, warn)
@@ -99,7 +102,7 @@ def _open_all(sources: Sequence[str], options: MeasureOptions, progress: Progres
     device = find_device(options.device)
     try:
         for source in sources:
-            path = Path(source).expanduser()
+            path = user_path(source)
             if path.exists() or source.endswith(".gguf") or isinstance(parse_source(source), Path):
                 subjects += open_subjects(path, threads=options.threads, device=device)
             else:
@@ -122,4 +125,4 @@ def _download(source: str, progress: Progress, *, offline: bool) -> Checkpoint:
         progress.advance(done - downloaded, file)
         downloaded = done
 
-    return open_checkpoint(source, offline=offline, progress=report, judge=check_config)
+    return open_model(source, offline=offline, progress=report)

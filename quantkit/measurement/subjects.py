@@ -41,6 +41,13 @@ class Subject:
         """ "gguf", "hf", "awq" or "gptq"."""
         return "gguf" if isinstance(self.engine, GgufEngine) else self.engine.kind
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What was changed or left out when the model was opened."""
+        if isinstance(self.engine, GgufEngine):
+            return ()
+        return tuple(f"{self.name}: {note}" for note in self.engine.opened.notes)
+
     @cached_property
     def files(self) -> tuple[Path, ...]:
         """The weight files."""

@@ -139,7 +139,7 @@ def _of_folder(
     types: Mapping[str, str],
 ) -> dict[str, _Matrix]:
     family = find_family(config)
-    mapped = map_tensors(family, family.sizes(config), tensors)
+    mapped = map_tensors(family, family.sizes(config, tensors), tensors)
     return {
         tensor.name: _of_mapped(tensor, read_rows, types)
         for tensor in mapped

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from quantkit.errors import UsageError
 from quantkit.families.base.native import Native
@@ -15,7 +16,7 @@ from quantkit.forward.linears import LayerLinears
 from quantkit.gguf.keyvalues import array, string, uint32
 from quantkit.gguf.layout import padded
 from quantkit.imatrix.file import Imatrix
-from quantkit.imatrix.names import LinearKey, Squares, as_imatrix, collect_imatrix, imatrix_sources
+from quantkit.imatrix.names import LinearKey, Squares, as_imatrix, collect_imatrix, imatrix_columns, imatrix_sources
 from quantkit.outputs.packed_folders import all_layers
 from quantkit.texts.samples import Samples, load_samples
 
@@ -62,9 +63,14 @@ class CalibrationPlan:
         """GGUF tensor -> the linears whose inputs it multiplies (see `imatrix.names`)."""
         return imatrix_sources(self.native)
 
+    @cached_property
+    def imatrix_columns(self) -> dict[str, NDArray[np.int64]]:
+        """See `quantkit.imatrix.names.imatrix_columns`."""
+        return imatrix_columns(self.native)
+
     def imatrix(self, squares: Squares | None = None) -> Imatrix:
         """The importance matrix of `squares`; without them one of the same shapes, to plan with."""
-        sums, counts = collect_imatrix(squares or self._ones(), self.imatrix_sources)
+        sums, counts = collect_imatrix(squares or self._ones(), self.imatrix_sources, self.imatrix_columns)
         chunks, chunk_size = self.samples.tokens.shape
         return as_imatrix(sums, counts, datasets=[self.samples.name], chunks=chunks, chunk_size=chunk_size)
 

@@ -33,7 +33,13 @@ _TYPES: dict[Any, GGMLQuantizationType] = {
     np.dtype(np.float16): GGMLQuantizationType.F16,
     np.dtype(ml_dtypes.bfloat16): GGMLQuantizationType.BF16,
 }
-_F32_NAMES = ("_norm.weight", "ffn_gate_inp.weight", "ffn_gate_inp_shexp.weight", "position_embd.weight")
+_F32_NAMES = (
+    "_norm.weight",
+    "ffn_gate_inp.weight",
+    "ffn_gate_inp_shexp.weight",
+    "position_embd.weight",
+    "ssm_conv1d.weight",
+)
 READABLE = frozenset(TENSOR_TYPES.values())
 
 
@@ -103,7 +109,7 @@ def model_from_checkpoint(
     """
     config = checkpoint.config
     family = find_family(config)
-    sizes = family.sizes(config)
+    sizes = family.sizes(config, checkpoint.tensors)
     mapped = map_tensors(family, sizes, checkpoint.tensors)
     # config.json may leave the size of the vocabulary to the default of its class, which `sizes` has
     if vocabulary is None:

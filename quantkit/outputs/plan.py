@@ -170,8 +170,12 @@ def plan_conversion(
         imatrix=imatrix,
         threads=gguf.threads if gguf and not calibration else threads,
         fingerprint=_fingerprint(source, calibration, folders, gguf, imatrix),
-        warnings=(*(calibration.samples.warnings if calibration else ()), *(gguf.warnings if gguf else ())),
-        notes=(*(source.notes if isinstance(source, Checkpoint) else ()), *notes),
+        warnings=(
+            *(source.notes if isinstance(source, Checkpoint) else ()),
+            *(calibration.samples.warnings if calibration else ()),
+            *(gguf.warnings if gguf else ()),
+        ),
+        notes=notes,
     )
 
 

@@ -1,12 +1,12 @@
 """The chat template of an output: the checkpoint's own, the requested one, or a built-in that fits."""
 
-import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from quantkit.chat import BUILT_IN, BuiltIn, built_in, render_sample, suggestions
 from quantkit.checkpoint import Checkpoint
+from quantkit.checkpoint.jsonfile import read_hints
 from quantkit.errors import TemplateError, UsageError
 from quantkit.gguf.keyvalues import string, uint32
 from quantkit.gguf.vocabulary import TEMPLATE_KEY, token_texts
@@ -94,12 +94,8 @@ def _recorded(model: Model, template: str) -> Model:
 
 
 def generation_config(folder: Path) -> dict[str, Any]:
-    """generation_config.json; {} if it is missing or malformed, because it only has hints."""
-    try:
-        loaded = json.loads((folder / "generation_config.json").read_text("utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return loaded if isinstance(loaded, dict) else {}
+    """generation_config.json; {} if it is missing or malformed, because it only has hints. Raises ReadError."""
+    return read_hints(folder / "generation_config.json")
 
 
 def _missing_marks(model: Model, template: BuiltIn | None) -> str | None:

@@ -21,6 +21,7 @@ from quantkit.checkpoint.tensor import NUMPY_DTYPES, TensorInfo
 from quantkit.checkpoint.weights import open_weights
 from quantkit.errors import CheckpointError, UnsupportedError
 from quantkit.families import find_architecture
+from quantkit.families.base.output_head import untied_config
 from quantkit.forward.weights import Array, Weights
 
 _PARTS = ("qweight", "qzeros", "scales")
@@ -61,7 +62,8 @@ class PackedLinear:
 class QuantizedFolder:
     """A folder of quantized weights, open. Nothing but the last linear's words is in memory.
 
-    config        config.json without its quantization_config
+    config        config.json without its quantization_config; not tied where the head differs from the embedding
+    notes         what of it was changed
     quantization  the quantization_config
     scheme        the quantization_config, parsed
     tensors       every tensor as stored
@@ -79,6 +81,7 @@ class QuantizedFolder:
         try:
             self.tensors: Mapping[str, TensorInfo] = MappingProxyType(dict(sorted(self._files.tensors.items())))
             self.linears = {linear.name: linear for linear in _linears(self.tensors, self.scheme, folder)}
+            self.config, self.notes = untied_config(self.config, self.tensors, self.stored_rows)
         except BaseException:
             self._files.close()
             raise

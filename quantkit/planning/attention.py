@@ -28,6 +28,8 @@ def attention(d: Drawing, x: Tensor, layer: Layer) -> Tensor:
         q, k = d.rope(q), d.rope(k)
     if d.shape.traits.scaled_query:
         q = same(q)
+    if d.shape.number("attention.temperature_scale"):
+        q = same(q, d.query_scale)
     out = _attend(d, q, k, v, layer)
     return d.linear(layer, "attn_output", out)
 

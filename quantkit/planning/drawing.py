@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from quantkit.planning.context import Context
 from quantkit.planning.shape import Layer, ModelShape
-from quantkit.planning.tensors import F16, F32, I32, I64, Graph, Tensor, contiguous, leaf, matmul, same
+from quantkit.planning.tensors import F16, F32, I32, I64, Graph, Tensor, contiguous, leaf, matmul, same, view
 
 
 @dataclass(frozen=True)
@@ -28,13 +28,20 @@ class Drawing:
         self.graph = Graph()
         self.n = context.tokens
         self.layer: int | None = None
-        self.positions = leaf("positions", self.n, size=I32)
+        self.positions = leaf("positions", self.n * shape.positions_per_token, size=I32)
+        self.query_scale = leaf("query scale", 1, 1, self.n)
         self.outputs = leaf("outputs", self.n, size=I32)
+        self.embedding: Tensor | None = None
         self.caches = {slides: self._cache(slides) for slides in (False, True) if not slides or shape.window}
 
     def named(self, name: str) -> str:
         """The full tensor name of a weight of the current layer, or of one outside the layers."""
         return name if self.layer is None else f"blk.{self.layer}.{name}"
+
+    def embedding_part(self, number: int) -> Tensor:
+        """A part of the padded embedding: 0 is the token's, layer i adds part i + 1 (DeepStack)."""
+        assert self.embedding is not None
+        return view(self.embedding, (self.shape.n_embd, self.n), (self.embedding.stride[1],))
 
     def norm(self, x: Tensor, name: str, tensors: Mapping[str, tuple[int, ...]]) -> Tensor:
         x = same(x, inplace=not self.shape.traits.layer_norm)

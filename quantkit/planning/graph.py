@@ -20,9 +20,11 @@ def prompt_graph(shape: ModelShape, context: Context, layers: Sequence[int] | No
     """The graph of a whole physical batch; `layers` limits it to some layers, which must include the last."""
     d = Drawing(shape, context)
     x = _embedded(d)
-    for number in range(shape.n_layer) if layers is None else layers:
+    for number in range(len(shape.trunk)) if layers is None else layers:
         d.layer = number
         x = _decoder_layer(d, x, shape.layers[number], number)
+        if number < shape.n_deepstack:
+            x = same(x, d.embedding_part(number + 1))
     d.layer = None
     if shape.traits.output_last:
         # the last layer's result is offered to a draft model
@@ -47,20 +49,25 @@ def telling_layers(shape: ModelShape, kinds: Sequence[Hashable]) -> list[int]:
     """
     chosen, run = [], 0
     before: Hashable = None
-    for i, layer in enumerate(shape.layers):
+    for i, layer in enumerate(shape.trunk):
         sizes = (layer.n_head, layer.n_head_kv, layer.head_k, layer.head_v, layer.slides)
         sign = (sizes, tuple(layer.tensors.items()), kinds[i])
         run = run + 1 if sign == before else 1
         before = sign
-        if run <= _TELLING or i == shape.n_layer - 1:
+        if run <= _TELLING or i == len(shape.trunk) - 1:
             chosen.append(i)
     return chosen
 
 
 def _embedded(d: Drawing) -> Tensor:
     """The token embeddings that enter the first layer."""
-    tokens, vectors = leaf("tokens", d.n, size=I32), leaf("embeddings", d.shape.n_embd, d.n)
+    width = d.shape.n_embd * (1 + d.shape.n_deepstack)
+    tokens, vectors = leaf("tokens", d.n, size=I32), leaf("embeddings", width, d.n)
     x = d.graph.expand(_rows(d, "token_embd.weight", tokens))
+    if d.shape.n_deepstack:
+        # a token's embedding is padded to the width of an image's
+        d.embedding = d.graph.expand(fresh((width, d.n), x))
+        x = d.embedding_part(0)
     # the graph reserves an input for embeddings in place of tokens
     d.graph.expand(vectors)
     if d.shape.traits.scaled_embedding or d.shape.number("embedding_scale"):
@@ -86,7 +93,7 @@ def _decoder_layer(d: Drawing, x: Tensor, layer: Layer, number: int) -> Tensor:
         attended = d.norm(x, "attn_norm_2", layer.tensors)
     draw = mla if layer.has("attn_kv_a_mqa.weight") else attention
     out = draw(d, attended, layer)
-    last = number == shape.n_layer - 1 and not traits.output_last
+    last = number == len(shape.trunk) - 1 and not traits.output_last
     if last:
         out = fresh((out.shape[0], d.n), out, d.outputs)
         x = fresh((x.shape[0], d.n), x, d.outputs)
@@ -97,7 +104,12 @@ def _decoder_layer(d: Drawing, x: Tensor, layer: Layer, number: int) -> Tensor:
         out = d.norm(out, "post_attention_norm", layer.tensors)
     parallel = traits.parallel or (traits.parallel_without_feed_norm and not layer.has("ffn_norm.weight"))
     if parallel:
-        return same(same(feed_forward(d, before, layer), out), x)
+        fed = feed_forward(d, before, layer)
+        return same(same(out, fed) if traits.attention_first else same(fed, out), x)
+    if shape.number("use_parallel_residual") and layer.has("ffn_norm.weight"):
+        # GPT-NeoX: each part has a norm of its own, over the same hidden states
+        fed = feed_forward(d, d.norm(x, "ffn_norm", layer.tensors), layer)
+        return same(same(fed, x), out)
     joined = same(same(out) if scaled else out, x)
     has_norm = layer.has(traits.feed_norm + ".weight") or traits.unweighted_norms
     normed = d.norm(joined, traits.feed_norm, layer.tensors) if has_norm else joined

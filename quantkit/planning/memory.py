@@ -165,7 +165,9 @@ def weight_devices(
     devices: dict[str, tuple[str, ...]] = {}
     for tensor in tensors:
         layer = tensor.layer
-        if layer is not None:
+        if layer is not None and layer >= len(shape.trunk):
+            devices[tensor.name] = ()  # llama.cpp loads layers for a later token only on request (load_mtp)
+        elif layer is not None:
             stays = layer < start or (layer < context.cpu_moe and tensor.is_expert)
             devices[tensor.name] = ("CPU",) if stays else ("GPU",)
         elif tensor.name.startswith("output"):
@@ -183,7 +185,7 @@ def kv_bytes(shape: ModelShape, context: Context) -> dict[str, int]:
     kind = KV_TYPES[context.kv_type]
     widest = max(layer.n_head_kv * layer.head_v for layer in shape.layers)
     sizes = {"CPU": 0, "GPU": 0}
-    for number, layer in enumerate(shape.layers):
+    for number, layer in enumerate(shape.trunk):
         cells = context.window_cells(shape.window) if layer.slides else context.cells
         # without flash attention values are transposed, and every layer is as large as the widest
         values = layer.n_head_kv * layer.head_v if context.flash_on else widest

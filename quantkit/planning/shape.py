@@ -67,6 +67,22 @@ class ModelShape:
         return "attention.key_length_mla" in self.keys
 
     @property
+    def trunk(self) -> tuple[Layer, ...]:
+        """The layers that predict the next token: those with a cache. Layers for a later token follow them."""
+        return self.layers[: self.n_layer - int(self.number("nextn_predict_layers"))]
+
+    @property
+    def n_deepstack(self) -> int:
+        """Layers whose output an image adds to (DeepStack); 0 for text models."""
+        return int(self.number("n_deepstack_layers"))
+
+    @property
+    def positions_per_token(self) -> int:
+        """Numbers of a token's position: 4 for multimodal rope (llama_hparams::n_pos_per_embd), else 1."""
+        sections = self.keys.get("rope.dimension_sections")
+        return 4 if sections is not None and all(size > 0 for size in sections[:2]) else 1
+
+    @property
     def has_experts(self) -> bool:
         return any(layer.has("ffn_down_exps.weight") for layer in self.layers)
 

@@ -9,11 +9,11 @@ from typing import Any
 
 from quantkit.checkpoint.checkpoint import Checkpoint, Origin, WeightFiles
 from quantkit.checkpoint.folder import parse_config, read_small_file
-from quantkit.checkpoint.sources import open_checkpoint
 from quantkit.checkpoint.tensor import TensorInfo
 from quantkit.errors import CheckpointError, TokenizerError
-from quantkit.families import Family, Hyperparameters, complete_architecture, find_family
+from quantkit.families import Family, Hyperparameters, complete_architecture, find_family, open_model
 from quantkit.families.base.family import Rule
+from quantkit.files import user_path
 from quantkit.gguf.layout import padded
 from quantkit.outputs.model import Model, model_from_checkpoint, model_from_gguf
 from quantkit.planning.memory import PlannedTensor
@@ -59,7 +59,7 @@ def open_source(source: str, *, offline: bool = False) -> Source:
     Raises:
         CheckpointError, UnsupportedError: the source is not found, damaged, or of an unknown family.
     """
-    path = Path(source).expanduser()
+    path = user_path(source)
     if source.endswith(".gguf") and not path.is_dir():
         if not path.is_file():
             raise CheckpointError(f"there is no file {source}; check the name")
@@ -70,7 +70,7 @@ def open_source(source: str, *, offline: bool = False) -> Source:
         raise CheckpointError(f"{source} is a folder of GGUF files; pass one of them, such as {files[0]}")
     if path.is_dir() and (path / "config.json").is_file() and not _has_weights(path):
         return _from_config(path / "config.json")
-    return _from_checkpoint(open_checkpoint(source, offline=offline, headers_only=True, judge=complete_architecture))
+    return _from_checkpoint(open_model(source, offline=offline, headers_only=True, any_architecture=True))
 
 
 def _planned(model: Model, *, exact: bool, notes: tuple[str, ...] = (), vocabulary: int = 0) -> Source:
@@ -181,8 +181,9 @@ def _ruled(family: Family, sizes: Hyperparameters) -> Iterator[tuple[str, tuple[
             if (rule.target, layer) in yielded:
                 continue
             yielded.add((rule.target, layer))
+            draft = None if layer is None else layer - sizes.n_layer
             for expert in range(sizes.n_expert) if "{expert}" in rule.source else (None,):
-                yield rule.source.format(layer=layer, expert=expert), shape
+                yield rule.source.format(layer=layer, draft=draft, expert=expert), shape
 
 
 def _is_there(rule: Rule, sizes: Hyperparameters) -> bool:
@@ -190,7 +191,9 @@ def _is_there(rule: Rule, sizes: Hyperparameters) -> bool:
 
 
 def _layers(rule: Rule, sizes: Hyperparameters) -> Iterator[int | None]:
-    if "{layer}" not in rule.source:
+    if rule.draft:
+        yield from range(sizes.n_layer, sizes.n_layer + sizes.n_draft)
+    elif "{layer}" not in rule.source:
         yield None
     else:
         yield from rule.layers(sizes) if rule.layers else range(sizes.n_layer)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from quantkit.errors import UsageError
+from quantkit.files import user_path
 from quantkit.recipes.lines import Keys, line_of
 from quantkit.recipes.schema import (
     BUILT_IN_TEMPLATES,
@@ -70,7 +71,10 @@ def open_recipe(path: Path, settings: Sequence[str] = ()) -> Opened:
         wrong = check_table(layer.table, SCHEMA)
         if wrong:
             raise UsageError(f"{layer.place(wrong[0])}: {wrong[1]}")
-        merged = _over(_with_paths(layer), merged)
+        try:
+            merged = _over(_with_paths(layer), merged)
+        except UsageError as error:
+            raise UsageError(f"{layer.label}: {error}") from error
     merged.pop("extends", None)
     if merged.get("model", {}).get("revision") == "":
         del merged["model"]["revision"]
@@ -85,8 +89,8 @@ def _chain(path: Path) -> list[Layer]:
         layer = _read(path, layers[-1] if layers else None)
         layers.append(layer)
         base = layer.table.get("extends")
-        if not isinstance(base, str) or not base:
-            return layers
+        if not isinstance(base, str) or not base or "\0" in base:
+            return layers  # `check_table` refuses such a value
         path = path.parent / base
         if path.resolve() in seen:
             circle = " -> ".join(each.name for each in [*seen[seen.index(path.resolve()) :], path])
@@ -107,7 +111,7 @@ def _read(path: Path, extended_by: Layer | None) -> Layer:
         raise UsageError(f"the recipe {path} is not UTF-8 text (byte {error.start})") from error
     try:
         return Layer(str(path), path.parent, text, tomllib.loads(text))
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:  # also a number of too many digits, and tables nested too deeply
         raise UsageError(f"the recipe {path} is not TOML: {error}") from error
 
 
@@ -119,10 +123,10 @@ def _setting(setting: str) -> Layer:
         raise UsageError(f"{label} is not KEY=VALUE; write --set calibration.samples=8")
     try:
         table = tomllib.loads(setting)
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):
         try:
             table = tomllib.loads(f"{key} = ''")
-        except tomllib.TOMLDecodeError as error:
+        except (ValueError, RecursionError) as error:
             raise UsageError(f"{label}: {key!r} is not a key; write --set calibration.samples=8") from error
         at: Any = table
         *parents, last = _first_keys(table)
@@ -165,7 +169,7 @@ def _absolute(value: str, folder: Path) -> str:
 
 
 def _rooted(value: str, folder: Path) -> Path:
-    return Path(os.path.normpath(folder.resolve() / Path(value).expanduser()))
+    return Path(os.path.normpath(folder.resolve() / user_path(value)))
 
 
 def _over(top: Mapping[str, Any], below: Mapping[str, Any]) -> dict[str, Any]:

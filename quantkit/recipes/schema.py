@@ -286,11 +286,19 @@ def _check(value: Any, kind: Kind, keys: tuple[str, ...]) -> tuple[tuple[str, ..
         return check_table(value, kind, keys)
     if not kind.fits(value):
         return keys, f"{_named(keys)} is {value!r}, not {kind.what}"
+    if _has_nul(value):
+        return keys, f"{_named(keys)} has a NUL character; remove it"
     try:
         wrong = kind.check(value)
     except UsageError as error:
         return keys, f"{_named(keys)}: {error}"
     return (keys, f"{_named(keys)} {wrong}") if wrong else None
+
+
+def _has_nul(value: Any) -> bool:
+    if isinstance(value, Mapping):
+        return any(_has_nul(item) for pair in value.items() for item in pair)
+    return any(map(_has_nul, value)) if isinstance(value, list) else isinstance(value, str) and "\0" in value
 
 
 def _named(keys: tuple[str, ...]) -> str:

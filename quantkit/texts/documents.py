@@ -7,6 +7,7 @@ import gzip
 import importlib
 import json
 import lzma
+import zlib
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any
@@ -51,7 +52,7 @@ def read_documents(path: Path, most: int = MOST_CHARACTERS) -> tuple[list[Docume
         raise CalibrationError(f"text file {path} not found; check the path") from error
     except IsADirectoryError as error:
         raise CalibrationError(f"{path} is a folder, not a text file; pass a file in it") from error
-    except (OSError, EOFError, lzma.LZMAError) as error:
+    except (OSError, EOFError, lzma.LZMAError, zlib.error) as error:
         reason = getattr(error, "strerror", None) or f"damaged {packed or 'file'}: {error}"
         raise CalibrationError(f"cannot read text file {path} ({reason}); check the file") from error
 
@@ -142,13 +143,15 @@ def _parsed(text: str, where: str) -> Any:
         raise CalibrationError(
             f"{where} is not valid JSON: {error.msg} at character {error.pos + 1}; correct it"
         ) from error
+    except ValueError as error:
+        raise CalibrationError(f"{where} has a number with too many digits; correct it") from error
     except RecursionError as error:
         raise CalibrationError(f"{where} is nested too deeply for JSON; flatten it") from error
 
 
 def _document(entry: Any, where: str) -> Document:
     if isinstance(entry, str):
-        return entry
+        return _unicode(entry, where)
     key = next((key for key in _KEYS if isinstance(entry, dict) and entry.get(key) is not None), None)
     if key is None:
         content = f"the keys {', '.join(map(repr, entry))[:80]}" if isinstance(entry, dict) else type(entry).__name__
@@ -158,7 +161,7 @@ def _document(entry: Any, where: str) -> Document:
     if key == "text":
         if not isinstance(entry["text"], str):
             raise CalibrationError(f"{where} has a 'text' of type {type(entry['text']).__name__}; it must be a string")
-        return str(entry["text"])
+        return _unicode(entry["text"], where)
     messages = entry[key]
     if not isinstance(messages, list):
         raise CalibrationError(f"{where} has {key!r} of type {type(messages).__name__}; it must be a list")
@@ -169,10 +172,21 @@ def _message(message: Any, where: str, key: str) -> dict[str, str]:
     if isinstance(message, dict):
         role, content = message.get("role", message.get("from")), message.get("content", message.get("value"))
         if isinstance(role, str) and isinstance(content, str):
-            return {"role": _ROLES.get(role, role), "content": content}
+            return {"role": _unicode(_ROLES.get(role, role), where), "content": _unicode(content, where)}
     raise CalibrationError(
         f"{where} has an invalid message in {key!r}; every message must have a 'role' and a 'content' that are strings"
     )
+
+
+def _unicode(text: str, where: str) -> str:
+    """`text`, which JSON may have filled with half characters that no tokenizer takes."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise CalibrationError(
+            f"{where} has the lone surrogate {text[error.start]!a} at character {error.start + 1}; remove it"
+        ) from error
+    return text
 
 
 def _parquet(path: Path) -> Iterator[Document]:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from quantkit.checkpoint import Checkpoint
 from quantkit.errors import CalibrationError
 from quantkit.families import find_family
+from quantkit.files import user_path
 from quantkit.texts import tokens
 from quantkit.texts.dataset import dataset_files, parse_dataset
 from quantkit.texts.documents import MOST_CHARACTERS, Document, characters, read_documents
@@ -142,7 +143,7 @@ def load_documents(source: str | None, *, offline: bool) -> tuple[list[Document]
     if source is None:
         documents, warnings = read_documents(DEFAULT_TEXT)
         return documents, DEFAULT_NAME, tuple(warnings)
-    path = Path(source).expanduser()
+    path = user_path(source)
     dataset = parse_dataset(source)
     if dataset is None or path.exists():
         documents, warnings = read_documents(path)

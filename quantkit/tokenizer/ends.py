@@ -4,9 +4,10 @@ llama.cpp stops at the EOS, EOT and EOM of the file, and at tokens of some well-
 special_eog_ids). A checkpoint can list more ends in generation_config.json and config.json. transformers stops at all.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
+
+from quantkit.checkpoint.jsonfile import read_hints
 
 from .files import TokenizerFiles, token_text
 
@@ -92,11 +93,7 @@ def _sources(files: TokenizerFiles, config: Mapping[str, Any], texts: Sequence[b
 
 def _generation_ends(files: TokenizerFiles) -> Any:
     """eos_token_id of generation_config.json; None where the file is missing or malformed, as it has only hints."""
-    try:
-        loaded = json.loads((files.folder / "generation_config.json").read_text("utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return None
-    return loaded.get("eos_token_id") if isinstance(loaded, dict) else None
+    return read_hints(files.folder / "generation_config.json").get("eos_token_id")
 
 
 def _text(texts: Sequence[bytes], number: int) -> str:

@@ -55,8 +55,8 @@ def parse(data: bytes) -> SentencePieceModel:
         if number == 1:
             piece = dict(_fields(_message(value)))
             pieces.append(_message(piece.get(1, b"")))
-            scores.append(struct.unpack("<f", struct.pack("<I", _integer(piece.get(2, 0))))[0])
-            types.append(_integer(piece.get(3, 1)))
+            scores.append(struct.unpack("<f", _bounded(piece.get(2, 0), 0, 2**32 - 1).to_bytes(4, "little"))[0])
+            types.append(_bounded(piece.get(3, 1), 1, 6))
         elif number == 2:
             trainer = dict(_fields(_message(value)))
         elif number == 3:
@@ -122,6 +122,13 @@ def _integer(value: int | bytes) -> int:
     if isinstance(value, bytes):
         raise ValueError("a message where a number belongs")
     return value
+
+
+def _bounded(value: int | bytes, least: int, most: int) -> int:
+    number = _integer(value)
+    if not least <= number <= most:
+        raise ValueError(f"the number {number} where {least} to {most} is allowed")
+    return number
 
 
 def _signed(value: int | bytes) -> int:

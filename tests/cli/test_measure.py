@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from gguf import GGUFReader
 
+from quantkit.journal import Journal
 from tests.helpers.command import Answer, command, quantkit
 from tests.helpers.tiny import tiny_llama
 from tests.helpers.tiny_tokenizers import CORPUS
@@ -166,7 +167,7 @@ def test_killed_at_any_moment_it_goes_on_to_the_same_figures(here: Path, everyth
 def test_an_unfinished_measurement_of_something_else_is_not_thrown_away_unasked(here: Path) -> None:
     work = here / "mine" / "measure.partial"
     work.mkdir(parents=True)
-    (work / "journal").write_text('{"format":"quantkit-journal","version":1,"fingerprint":"other","files":[]}\n')
+    Journal(work / "journal", "other", [], force=False).close()
     (work / "model-0.records").write_bytes(b"x")
     refused = measure(here, "model", "-o", "mine")
     assert refused.code == 1 and "--force" in refused.sentence

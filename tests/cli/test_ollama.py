@@ -220,7 +220,7 @@ def test_a_modelfile_edited_by_hand_is_not_overwritten_unasked(folder: Path) -> 
     assert quantkit("ollama", folder, *NAME).code == 0
     (folder / "Modelfile").write_text("FROM mine\n")
     said = failed(quantkit("ollama", folder, *NAME))
-    assert "Modelfile is there already and says something else; replace it with --force" in said
+    assert "Modelfile already exists with another content; overwrite it with --force" in said
     assert (folder / "Modelfile").read_text() == "FROM mine\n"
     assert quantkit("ollama", folder, *NAME, "--force").code == 0
     assert (folder / "Modelfile").read_text() != "FROM mine\n"
@@ -298,13 +298,24 @@ def test_what_is_wrong_is_one_sentence(
     assert not (place / "Modelfile").exists()
 
 
+def test_a_system_message_that_no_modelfile_can_hold_is_sent_over_http(folder: Path, server: Ollama) -> None:
+    words = ("ollama", folder, *NAME, "--system", "全\u3000角")
+    refused = failed(quantkit(*words))
+    assert "U+3000 (IDEOGRAPHIC SPACE)" in refused and "publish with `quantkit ollama --create`" in refused
+    answer = quantkit(*words, "--create", env=at(server))
+    assert answer.code == 0, answer.stderr
+    assert "warning: Modelfile is not written: SYSTEM has U+3000" in answer.stderr
+    assert server.layer("azure99/blossom-v5:gpu", "system") == "全\u3000角"
+    assert not (folder / "Modelfile").exists() and (folder / "Modelfile.gpu").exists()
+
+
 def test_check_is_clean_for_what_it_wrote_itself_and_finds_what_is_wrong(folder: Path) -> None:
     assert quantkit("ollama", folder, *NAME).code == 0
     for name in ("Modelfile", "Modelfile.gpu", "Modelfile.q8_0"):
         answer = quantkit("ollama", "--check", folder / name)
         assert (answer.code, answer.stdout) == (0, "")
     bad = folder / "Bad"
-    bad.write_text("FROM ./m.gguf\nPARAMETER temprature 1\nPARAMETER mirostat 1\n")
+    bad.write_text("FROM ./m-Q4_0.gguf\nPARAMETER temprature 1\nPARAMETER mirostat 1\n")
     answer = quantkit("ollama", "--check", bad)
     assert f"{bad} has 2 findings" in failed(answer)
     lines = answer.stdout.splitlines()

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import random
+import shutil
 import signal
 import subprocess
 import time
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 from gguf import GGUFReader
 
+from quantkit.journal import JournalFile
 from tests.helpers.command import command, quantkit
 from tests.helpers.tiny import tiny_llama
 
@@ -142,8 +144,10 @@ def test_a_journal_of_an_earlier_start_of_the_machine_is_not_believed(
 ) -> None:
     out = interrupted(checkpoint, tmp_path, lines=20)
     journal = tmp_path / "model-conversion.partial" / "journal"
-    head, *rest = journal.read_text().splitlines()
-    journal.write_text("\n".join([json.dumps({**json.loads(head), "boot": "another"}), *rest]) + "\n")
+    file = JournalFile(journal, "")
+    assert file.head is not None
+    file.start({**file.head, "boot": "another"}, file.lines)
+    file.close()
     answer = quantkit("gguf", checkpoint, *TYPES, "-o", tmp_path, "--no-logits", "--format", "json")
     assert answer.code == 0, answer.stderr
     assert json.loads(answer.stdout)["resumed_tensors"] == 0
@@ -155,20 +159,25 @@ def test_a_finish_that_was_cut_short_is_finished_and_a_lost_one_made_anew(
 ) -> None:
     words = ("gguf", checkpoint, *TYPES, "-o", tmp_path, "--no-logits")
     out = interrupted(checkpoint, tmp_path, lines=3)
-    head = (tmp_path / "model-conversion.partial" / "journal").read_text().splitlines()[0]
+    journal = tmp_path / "model-conversion.partial" / "journal"
+    file = JournalFile(journal, "")
+    assert file.head is not None
+    file.start(file.head, [{"finishing": undisturbed}])
+    file.close()
+    finishing = journal.read_bytes()
+    shutil.rmtree(journal.parent)
     assert quantkit(*words).code == 0
-    finishing = head + "\n" + json.dumps({"finishing": undisturbed}) + "\n"
     # Killed between the first and the second rename.
-    (tmp_path / "model-conversion.partial").mkdir()
-    (tmp_path / "model-conversion.partial" / "journal").write_text(finishing)
+    journal.parent.mkdir()
+    journal.write_bytes(finishing)
     (out / "model-Q8_0.gguf").rename(out / "model-Q8_0.gguf.partial")
     assert quantkit(*words).code == 0
     assert hashes(out) == undisturbed
     assert not list(out.glob("*.partial"))
-    (tmp_path / "model-conversion.partial").mkdir()
-    (tmp_path / "model-conversion.partial" / "journal").write_text(finishing)
-    for file in out.glob("*.gguf"):
-        file.unlink()
+    journal.parent.mkdir()
+    journal.write_bytes(finishing)
+    for path in out.glob("*.gguf"):
+        path.unlink()
     assert quantkit(*words).code == 0
     assert hashes(out) == undisturbed
 

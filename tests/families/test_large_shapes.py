@@ -77,8 +77,9 @@ def source(family: Family, sizes: Hyperparameters, *, packed: bool) -> dict[str,
                 continue
             seen.add((rule.target, layer))
             shape = tuple(family.dimension(sizes, name) for name in rule.shape)
+            draft = None if layer is None else layer - sizes.n_layer
             for expert in range(sizes.n_expert) if "{expert}" in rule.source else (None,):
-                found[rule.source.format(layer=layer, expert=expert)] = Shaped(shape)
+                found[rule.source.format(layer=layer, draft=draft, expert=expert)] = Shaped(shape)
             if rule.scales:
                 found[rule.scales.format(layer=layer)] = Shaped(shape[:-1])
     return found
@@ -89,7 +90,9 @@ def wanted(rule: Rule, sizes: Hyperparameters) -> bool:
 
 
 def layers(rule: Rule, sizes: Hyperparameters) -> Iterator[int | None]:
-    if "{layer}" not in rule.source:
+    if rule.draft:
+        yield from range(sizes.n_layer, sizes.n_layer + sizes.n_draft)
+    elif "{layer}" not in rule.source:
         yield None
     else:
         yield from rule.layers(sizes) if rule.layers else range(sizes.n_layer)

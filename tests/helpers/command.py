@@ -54,7 +54,7 @@ def quantkit(
     """
     if env or timeout or _environment() != _AT_START:
         return quantkit_process(*words, cwd=cwd, env=env, timeout=timeout or 240)
-    return _quantkit_here(*words, cwd=cwd)
+    return quantkit_here(*words, cwd=cwd)
 
 
 def quantkit_process(
@@ -73,7 +73,7 @@ def quantkit_process(
     return Answer(done.returncode, done.stdout, done.stderr)
 
 
-def _quantkit_here(*words: str | Path, cwd: Path | None) -> Answer:
+def quantkit_here(*words: str | Path, cwd: Path | None = None) -> Answer:
     """The function that the `quantkit` script calls, with the process's arguments, folder and streams set for it.
 
     Streams are replaced as file descriptors, so the output of child processes is captured too.

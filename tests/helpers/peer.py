@@ -1,6 +1,6 @@
 """llama.cpp's own two steps as the peer: convert_hf_to_gguf.py in a venv of its own, then the real llama-quantize.
 
-Both come out of the llama-cpp-python sdist. The converter needs torch and transformers, which quantkit's own
+They come out of the llama-cpp-python sdist. The converter needs torch and transformers, which quantkit's own
 environment must never see. The programs are compiled from their single files against the installed libllama (extra
 `run`), so that they and the tests' other oracle are the same build. Everything lands under .cache/peer on first use.
 """
@@ -21,13 +21,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-CACHE = REPOSITORY / ".cache" / "peer"
-SDIST = "llama-cpp-python==0.3.36"
-# llama.cpp pins torch 2.11.0; the converter's arithmetic on weights is a cast, so the nearest release that is at hand
-# will do. transformers is as pinned there: pre-tokenizers are recognised by what its tokenizers give.
-REQUIREMENTS = (
-    "torch==2.13.0",
-    "transformers==4.57.6",
+# The converter's arithmetic on weights is a cast, so a torch near the one that llama.cpp pins serves as well.
+_TORCH = "torch==2.13.0"
+_REQUIREMENTS = (
     "numpy>=2.2,<3",
     "sentencepiece>=0.2,<0.3",
     "protobuf>=4.21,<8",
@@ -46,10 +42,8 @@ from conversion.base import TextModel
 TextModel.get_vocab_base_pre = lambda self, tokenizer: name
 runpy.run_path(script, run_name="__main__")
 """
-_WANTED = (
-    "convert_hf_to_gguf.py",
-    "conversion/",
-    "gguf-py/gguf/",
+_CONVERTER = ("convert_hf_to_gguf.py", "conversion/", "gguf-py/gguf/")
+_SOURCES = (
     "common/",
     "ggml/include/",
     "include/",
@@ -62,6 +56,42 @@ _PROGRAMS = {
     "llama-gguf-split": ("tools/gguf-split/gguf-split.cpp",),
 }
 _STUBS = Path(__file__).with_name("peer_stubs.cpp")
+
+
+@dataclass(frozen=True)
+class _Release:
+    """A source distribution that holds a tree of llama.cpp, and the transformers that its converter runs with here.
+
+    `tree` is the tree's folder in the archive, `wanted` the paths to unpack. `build` are packages that pip needs to
+    read the archive's metadata. `programs`: compile llama.cpp's own programs too.
+    """
+
+    cache: Path
+    sdist: str
+    tree: str
+    transformers: str
+    wanted: tuple[str, ...] = _CONVERTER
+    build: tuple[str, ...] = ()
+    programs: bool = False
+
+
+# transformers is as pinned in that tree: pre-tokenizers are recognised by what its tokenizers give.
+_RUN = _Release(
+    REPOSITORY / ".cache" / "peer",
+    "llama-cpp-python==0.3.36",
+    "/vendor/llama.cpp/",
+    "transformers==4.57.6",
+    wanted=_CONVERTER + _SOURCES,
+    programs=True,
+)
+# The newest converter (b11549) beside the transformers that publishers of this year's models use.
+_NEWEST = _Release(
+    REPOSITORY / ".cache" / "peer-newest",
+    "xllamacpp==2026.10.11549",
+    "/thirdparty/llama.cpp/",
+    "transformers==5.24.0",
+    build=("setuptools", "wheel", "cython"),
+)
 
 
 @dataclass(frozen=True)
@@ -143,26 +173,34 @@ class Peer:
 
 
 def peer_converter() -> Peer:
-    """The peer, installed on first use (about a minute, and 1.3 GB with a CPU torch)."""
-    CACHE.mkdir(parents=True, exist_ok=True)
-    peer = Peer(CACHE / "venv" / "bin" / "python", CACHE / "llama.cpp", CACHE / "bin")
-    stamp = CACHE / "ready.json"
-    wanted = {
-        "sdist": SDIST,
-        "requirements": list(REQUIREMENTS),
-        "tree": list(_WANTED),
-        "libllama": str(_libraries()),
-        "stubs": _STUBS.read_text(),
-    }
-    with _locked(CACHE / "lock"):
-        if not (stamp.exists() and json.loads(stamp.read_text()) == wanted):
-            for folder in (CACHE / "venv", peer.source, peer.programs):
+    """The peer of the same llama.cpp as the extra `run`, installed on first use (about a minute, and 1.3 GB)."""
+    return _installed(_RUN)
+
+
+def newest_converter() -> Peer:
+    """The newest llama.cpp's converter with transformers 5; it has no compiled programs."""
+    return _installed(_NEWEST)
+
+
+def _installed(release: _Release) -> Peer:
+    cache = release.cache
+    cache.mkdir(parents=True, exist_ok=True)
+    peer = Peer(cache / "venv" / "bin" / "python", cache / "llama.cpp", cache / "bin")
+    stamp = cache / "ready.json"
+    requirements = [_TORCH, release.transformers, *_REQUIREMENTS]
+    inputs = {"sdist": release.sdist, "requirements": requirements, "tree": list(release.wanted)}
+    if release.programs:
+        inputs |= {"libllama": str(_libraries()), "stubs": _STUBS.read_text()}
+    with _locked(cache / "lock"):
+        if not (stamp.exists() and json.loads(stamp.read_text()) == inputs):
+            for folder in (cache / "venv", peer.source, peer.programs):
                 shutil.rmtree(folder, ignore_errors=True)
-            _run([sys.executable, "-m", "venv", str(CACHE / "venv")])
-            _pip(peer.python, "install", *REQUIREMENTS)
-            _unpack_sdist(peer)
-            _compile(peer)
-            stamp.write_text(json.dumps(wanted))
+            _run([sys.executable, "-m", "venv", str(cache / "venv")])
+            _pip(peer.python, "install", *requirements, *release.build)
+            _unpack_sdist(peer, release)
+            if release.programs:
+                _compile(peer)
+            stamp.write_text(json.dumps(inputs))
     return peer
 
 
@@ -183,27 +221,30 @@ def _compile(peer: Peer) -> None:
         _run(["c++", "-O2", "-std=c++17", *include, *sources, str(_STUBS), *link, "-o", str(peer.programs / program)])
 
 
-def _unpack_sdist(peer: Peer) -> None:
-    with tempfile.TemporaryDirectory(prefix="sdist-", dir=CACHE) as folder:
-        # pip reads the metadata of what it downloads, which for this package needs no compiler
+def _unpack_sdist(peer: Peer, release: _Release) -> None:
+    name = release.sdist.split("==")[0]
+    with tempfile.TemporaryDirectory(prefix="sdist-", dir=release.cache) as folder:
+        # pip reads the metadata of what it downloads; neither package needs a compiler for that
+        isolation = ["--no-build-isolation"] if release.build else []
         _pip(
             peer.python,
             "download",
             "--no-deps",
+            *isolation,
             "--no-binary",
-            SDIST.split("==")[0],
+            name,
             "--dest",
             folder,
-            SDIST,
+            release.sdist,
         )
         (archive,) = Path(folder).glob("*.tar.gz")
         unpacked = Path(folder) / "unpacked"
         with tarfile.open(archive) as tar:
             for member in tar:
-                path = member.name.partition("/vendor/llama.cpp/")[2]
-                if member.isfile() and path.startswith(_WANTED):
+                path = member.name.partition(release.tree)[2]
+                if member.isfile() and path.startswith(release.wanted):
                     tar.extract(member, unpacked, filter="data")
-        (tree,) = unpacked.glob("*/vendor/llama.cpp")
+        (tree,) = unpacked.glob("*" + release.tree)
         tree.rename(peer.source)
 
 

@@ -1,10 +1,11 @@
-"""What llama-imatrix has entries for in every tiny model: `python -m tests.imatrix.llama_names` asks it anew.
+"""What llama-imatrix has entries for in every tiny model: `python -m tests.imatrix.llama_names GROUP ...` asks it anew.
 
-llama_names.json: case -> tensor name without its layer -> [in how many layers, how many values each].
+golden/GROUP.json: case -> tensor name without its layer -> [in how many layers, how many values each].
 """
 
 import json
 import re
+import sys
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,7 +17,7 @@ from tests.families.models import VOCAB, all_cases
 from tests.helpers.conversions import to_gguf
 from tests.helpers.imatrix_peer import Entry, llama_imatrix
 
-GOLDEN = Path(__file__).with_suffix(".json")
+GOLDEN = Path(__file__).with_name("golden")
 TOKENS = np.random.RandomState(0).randint(3, VOCAB - 8, (4, 32)).astype(np.int32)
 
 Shape = dict[str, list[int]]
@@ -38,14 +39,23 @@ def of_llama_cpp(name: str, folder: Path) -> tuple[Path, dict[str, Entry]]:
     return checkpoint, llama_imatrix(to_gguf(checkpoint, "f32", folder), TOKENS, folder)
 
 
+def known_entries() -> dict[str, Shape]:
+    """The stored shapes of every case."""
+    return {name: shape for path in GOLDEN.glob("*.json") for name, shape in json.loads(path.read_text()).items()}
+
+
 def main() -> None:
-    golden = {}
-    for name in sorted(all_cases()):
-        with tempfile.TemporaryDirectory() as folder:
-            _, entries = of_llama_cpp(name, Path(folder))
-        golden[name] = shape_of({each: entry.sums.size for each, entry in entries.items()})
-    lines = ",\n".join(f"{json.dumps(name)}: {json.dumps(shape)}" for name, shape in golden.items())
-    GOLDEN.write_text("{\n" + lines + "\n}\n")
+    groups = sys.argv[1:] or sorted({group for group, _ in all_cases().values()})
+    GOLDEN.mkdir(exist_ok=True)
+    for group in groups:
+        golden = {}
+        for name in sorted(name for name, (of, _) in all_cases().items() if of == group):
+            with tempfile.TemporaryDirectory() as folder:
+                _, entries = of_llama_cpp(name, Path(folder))
+            golden[name] = shape_of({tensor: entry.sums.size for tensor, entry in entries.items()})
+        lines = ",\n".join(f"{json.dumps(name)}: {json.dumps(shape)}" for name, shape in golden.items())
+        (GOLDEN / f"{group}.json").write_text("{\n" + lines + "\n}\n")
+        print(f"{group}: {len(golden)} cases")
 
 
 if __name__ == "__main__":

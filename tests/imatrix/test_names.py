@@ -1,6 +1,5 @@
 """Importance matrices from our own forward against llama.cpp's llama-imatrix: which tensors, how many values, which."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -13,7 +12,7 @@ from quantkit.families.base.native import Native
 from quantkit.forward.layer_linears import layer_linears
 from quantkit.forward.linears import LayerLinears
 from quantkit.imatrix.file import load_imatrix, write_imatrix
-from quantkit.imatrix.names import LinearKey, as_imatrix, collect_imatrix, imatrix_sources
+from quantkit.imatrix.names import LinearKey, as_imatrix, collect_imatrix, imatrix_columns, imatrix_sources
 from quantkit.stream.statistics import Statistics
 from quantkit.stream.stream import Stream, Tensors
 from quantkit.texts.samples import load_samples
@@ -22,10 +21,10 @@ from tests.families.models import all_cases
 from tests.helpers.conversions import to_gguf
 from tests.helpers.imatrix_peer import Entry, llama_imatrix
 from tests.helpers.real import smollm2_or_skip
-from tests.imatrix.llama_names import GOLDEN, TOKENS, of_llama_cpp, shape_of
+from tests.imatrix.llama_names import TOKENS, known_entries, of_llama_cpp, shape_of
 
 Squares = dict[LinearKey, tuple[NDArray[np.float64], int]]
-KNOWN = json.loads(GOLDEN.read_text())
+KNOWN = known_entries()
 SMALL = [name for name in sorted(KNOWN) if max(layers for layers, _ in KNOWN[name].values()) <= 8]
 # These stand in GGUF as llama.cpp multiplies them: the keys' half on its side, by head; see imatrix_sources.
 TURNED = "attn_k_b.weight"
@@ -83,7 +82,9 @@ def test_sums_and_counts_are_those_that_llama_imatrix_gathers(name: str, tmp_pat
     assert shape_of({tensor: entry.sums.size for tensor, entry in theirs.items()}) == KNOWN[name]
     with open_checkpoint(str(folder)) as checkpoint:
         native = Native(checkpoint, nearest=True)
-        sums, counts = collect_imatrix(squares_of(native, TOKENS, tmp_path / "work"), imatrix_sources(native))
+        sums, counts = collect_imatrix(
+            squares_of(native, TOKENS, tmp_path / "work"), imatrix_sources(native), imatrix_columns(native)
+        )
     # Over blocks of MXFP4, llama.cpp rounds what it multiplies: now and then a token goes to another expert.
     allowed, routed_otherwise = (0.15, 3) if "mxfp4" in name else (2e-3, 0)
     for tensor in sums:

@@ -23,6 +23,7 @@ from quantkit.inspection.keys import shape_of_keys
 from quantkit.inspection.weights import Stored, count_weights
 from tests.conversion.test_bytes import a_random_imatrix
 from tests.families.test_large_shapes import V2_LITE
+from tests.helpers.checkpoints import copy_tensors
 from tests.helpers.command import quantkit
 from tests.helpers.hub_server import Repo, running_hub
 from tests.helpers.real import smollm2_or_skip
@@ -152,6 +153,7 @@ def test_a_broken_file_of_a_folder_is_said_and_the_others_told(place: Path, tmp_
 
 def test_a_tied_embedding_counts_once_even_when_its_head_is_stored(tmp_path: Path) -> None:
     folder = tiny_llama(tmp_path / "untied", variant="llama2")
+    copy_tensors(folder, {"lm_head.weight": "model.embed_tokens.weight"})
     untied = inspect_source(str(folder)).weights
     tied = inspect_source(str(change(folder, tie_word_embeddings=True))).weights
     assert untied is not None and tied is not None

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from quantkit.families import has_checked_plan
+from quantkit.families import find_family, has_checked_plan
 from quantkit.measurement.memory import loaded_memory
 from quantkit.planning.context import Context
 from quantkit.planning.memory import plan_memory
-from tests.families.expected import write_checkpoint
+from tests.families.expected import expected, write_checkpoint
 from tests.families.models import all_cases
 from tests.helpers.conversions import to_gguf
 from tests.helpers.rpc_server import Rpc, rpc
@@ -23,7 +23,10 @@ HUNDREDTH = 0.0051 * (1 << 20)
 """Half of the log's last digit, in bytes."""
 
 
-@pytest.mark.parametrize("name", sorted(all_cases()))
+PLANNED = [name for name in sorted(all_cases()) if find_family(expected(name).config).traits.plannable]
+
+
+@pytest.mark.parametrize("name", PLANNED)
 def test_the_compute_buffer_is_llama_cpps(name: str, tmp_path: Path) -> None:
     path = to_gguf(write_checkpoint(name, tmp_path / name), "f32", tmp_path)
     shape, tensors = read_model(path)

@@ -213,7 +213,7 @@ def test_commands_are_read_in_any_case_and_the_last_of_a_single_one_counts() -> 
         (Modelfile(()), "needs a FROM"),
         (
             Modelfile(("m",), system="全角\u3000空格"),
-            r"SYSTEM has U\+3000 \(IDEOGRAPHIC SPACE\).*HTTP API can carry it",
+            r"SYSTEM has U\+3000 \(IDEOGRAPHIC SPACE\).*quantkit ollama --create`, which sends it over",
         ),
         (Modelfile(("m",), parameters=(("stop", "\u200b"),)), r"PARAMETER stop has U\+200B.*HTTP API"),
         (Modelfile(("m",), licenses=("page\x0cbreak",)), r"LICENSE has U\+000C"),

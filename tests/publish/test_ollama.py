@@ -9,7 +9,7 @@ import pytest
 
 from quantkit.errors import PublishError, UsageError
 from quantkit.publish.ollama.modelfile import Modelfile
-from quantkit.publish.ollama.server import Server, create_request, digest_of, parse_host
+from quantkit.publish.ollama.server import Server, StoredModel, create_request, digest_of, parse_host
 from tests.helpers.ollama_server import KEY, Ollama, running_ollama
 from tests.publish.gguf_files import write_gguf
 from tests.publish.recorded import Recorded
@@ -133,6 +133,32 @@ def test_what_create_says_is_what_the_server_keeps(ollama: Ollama, file: Path) -
     assert ollama.models["ns/m:4b"]["config"] == {"requires": "0.30.0"}
 
 
+def test_a_create_that_another_one_disturbed_is_repeated_once(ollama: Ollama, file: Path) -> None:
+    ollama.races = 1
+    made(ollama, file, parameters=(("num_ctx", 4096),))
+    assert "ns/m:4b" in ollama.models
+    assert sum(path == "/api/create" for _, path, _ in ollama.requests) == 2
+    ollama.races = 2
+    with pytest.raises(PublishError, match=r"twice: open .*; another create may be at work on the same server, repeat"):
+        made(ollama, file, parameters=(("num_ctx", 4096),))
+    assert ollama.races == 0
+
+
+def test_show_gives_what_was_stored(ollama: Ollama, file: Path) -> None:
+    server = made(ollama, file, template="{{ .Prompt }}!", system="全\u3000角")
+    assert server.show("ns/m:4b") == StoredModel("{{ .Prompt }}!", "全\u3000角")
+    with pytest.raises(PublishError, match="could not show ns/gone: model 'ns/gone' not found"):
+        server.show("ns/gone")
+
+
+def test_a_server_that_rewrites_the_gguf_is_sent_the_file_again(ollama: Ollama, file: Path) -> None:
+    ollama.rewrites = True
+    made(ollama, file)
+    assert digest_of(file) not in ollama.blobs and ollama.uploads() == 1
+    made(ollama, file)
+    assert ollama.uploads() == 2 and "ns/m:4b" in ollama.models
+
+
 def test_a_push_of_gpu_sends_the_parameters_alone(ollama: Ollama, file: Path) -> None:
     server = made(ollama, file, template="{{ .Prompt }}", parameters=(("temperature", 0.5),))
     server.create(create_request("ns/m:gpu", Modelfile(sources=("ns/m:4b",), parameters=(("num_gpu", 999),))))
@@ -160,7 +186,7 @@ def test_no_server_is_one_sentence() -> None:
         Server(f"http://127.0.0.1:{port}").version()
     assert sentence(caught) == (
         f"no Ollama server answers at http://127.0.0.1:{port} (Connection refused); start one with `ollama serve`, or"
-        " say where it is with --host or OLLAMA_HOST"
+        " pass its address with --host or OLLAMA_HOST"
     )
 
 

@@ -9,7 +9,7 @@ from quantkit.errors import PublishError
 from quantkit.publish.ollama.bundle import make_bundle
 from quantkit.publish.ollama.facts import facts_of_gguf
 from quantkit.publish.ollama.overrides import Overrides
-from quantkit.publish.ollama.push import Item, Made, create_all, push_all
+from quantkit.publish.ollama.push import Created, Item, create_all, push_all
 from quantkit.publish.ollama.server import Server
 from quantkit.publish.ollama.tags import Name, TagPlan, plan_tags
 from tests.helpers.ollama_server import Ollama, running_ollama
@@ -48,7 +48,7 @@ def weights(ollama: Ollama, name: str) -> str:
     return str(digest)
 
 
-def make(ollama: Ollama, planned: tuple[TagPlan, list[Item]]) -> Made:
+def make(ollama: Ollama, planned: tuple[TagPlan, list[Item]]) -> Created:
     return create_all(Server(ollama.url), *planned)
 
 

@@ -72,7 +72,7 @@ def test_a_torn_last_line_is_forgotten(tmp_path: Path) -> None:
 
 def test_two_bakes_of_one_recipe_do_not_work_at_once(tmp_path: Path) -> None:
     journal = opened(tmp_path)
-    with pytest.raises(OutputError, match="another bake is at work"):
+    with pytest.raises(OutputError, match="another bake is writing"):
         opened(tmp_path)
     journal.close()
     opened(tmp_path).close()

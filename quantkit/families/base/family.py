@@ -1,14 +1,15 @@
 """The data types of a family file: names, shapes, keys and transforms of its tensors."""
 
 import re
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from quantkit.families.base.hyperparameters import ROPE_KINDS, Hyperparameters, read_hyperparameters
+from quantkit.families.base.multimodal import as_text_model
 from quantkit.families.base.traits import LLAMA_TRAITS, Traits
 from quantkit.forward.description import Architecture
 from quantkit.tokenizer.roles import NO_ROLES, TokenRoles
@@ -45,6 +46,9 @@ class Rule:
     (n, columns) rows of the cut; the tensor is then float32. `scales` names the scale tensor of a source
     in MXFP4 blocks: `shape` is then that of the blocks (..., blocks of a row, 16 bytes) and the target has rows of 32
     values a block.
+
+    `draft`: the tensor belongs to the layers that predict a later token (multi-token prediction). `{draft}` in its
+    source counts them from 0; `{layer}` in its target goes on after the model's own layers.
     """
 
     source: str
@@ -58,6 +62,7 @@ class Rule:
     adjust: Adjust | None = None
     scales: str | None = None
     when: Callable[[Hyperparameters], bool] | None = None
+    draft: bool = False
 
 
 @dataclass(frozen=True)
@@ -97,15 +102,18 @@ class Dropped:
     """Source tensors that the GGUF does not have: a regular expression for whole names, and the reason.
 
     `why` ends the message "left out N tensors (FIRST, ...): "; an empty `why` gives no message. `layers` are the
-    numbers that `{layer}` in the pattern stands for.
+    numbers that `{layer}` in the pattern stands for. `when` restricts it to some configs.
     """
 
     pattern: str
     why: str = ""
     layers: Callable[[Hyperparameters], Iterable[int]] | None = None
+    when: Callable[[Hyperparameters], bool] | None = None
 
     def matches(self, sizes: Hyperparameters, name: str) -> bool:
         """Whether the source tensor `name` is left out."""
+        if self.when is not None and not self.when(sizes):
+            return False
         layers = "|".join(map(str, self.layers(sizes))) if self.layers else ""
         # a pattern for layers that a config has none of matches nothing
         return bool(re.fullmatch(self.pattern.replace("{layer}", f"(?:{layers or '(?!)'})"), name))
@@ -125,6 +133,8 @@ class Family:
         computed: tensors that are computed from config.json.
         defaults: by model_type, the transformers config class's default of a key that config.json lacks. A `head_dim`
             entry, even None, marks a class that always has a head_dim.
+        observe: completes a config by settings that only the names of the checkpoint's tensors show; applied before
+            `prepare` wherever the tensors are known.
         prepare: turns a completed config into the standard names (hidden_size, num_attention_heads,
             intermediate_size...); refuses what a GGUF cannot express.
         rename: (regular expression, replacement) pairs for source names, applied before the rules: prefixes that depend
@@ -135,6 +145,9 @@ class Family:
         canonical: for a checkpoint of remote code, its native architecture, or None if it has none. Without
             `canonical` the family is native.
         cautions: sentences for the user about restrictions under which the GGUF equals the checkpoint.
+        text_models: by the architecture of a multimodal checkpoint, architecture and model_type of its text model; the
+            config within its config.json is then the one that all else sees. None: the model_type that it states.
+        text_defaults: what the nested config may leave out.
         forward: the forward's description for all `architectures`, or one by name; None: no forward.
         traits: what the memory plan needs beyond tensors and keys.
         token_roles: special tokens that the family's code fixes.
@@ -148,6 +161,7 @@ class Family:
     keys: Callable[[str, Hyperparameters], list[Key]]
     computed: tuple[Computed, ...] = ()
     defaults: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    observe: Callable[[dict[str, Any], Collection[str]], dict[str, Any]] | None = None
     prepare: Callable[[dict[str, Any]], dict[str, Any]] | None = None
     rename: tuple[tuple[str, str], ...] = ()
     dropped: tuple[Dropped, ...] = ()
@@ -155,30 +169,43 @@ class Family:
     rope_kinds: tuple[str, ...] = ROPE_KINDS
     canonical: Callable[[Hyperparameters], Canonical | None] | None = None
     cautions: Callable[[Hyperparameters], Iterable[str]] = lambda sizes: ()
+    text_models: Mapping[str, tuple[str, str | None]] = field(default_factory=dict)
+    text_defaults: Mapping[str, Any] = field(default_factory=dict)
     forward: Architecture | Mapping[str, Architecture] | None = None
     traits: Traits = LLAMA_TRAITS
     token_roles: TokenRoles = NO_ROLES
 
-    def sizes(self, config: Mapping[str, Any]) -> Hyperparameters:
+    def sizes(self, config: Mapping[str, Any], tensors: Collection[str] | None = None) -> Hyperparameters:
         """The sizes that a config.json of this family states.
+
+        `tensors`: the names of the checkpoint's tensors, if they are known (see `observe`).
 
         Raises:
             CheckpointError, UnsupportedError: from `read_hyperparameters` or from the family's `prepare`.
         """
-        return read_hyperparameters(self.complete(config), self.rope_kinds)
+        sizes = read_hyperparameters(self.complete(config, tensors), self.rope_kinds)
+        # other classes ignore such layers, whatever config.json states
+        return sizes if any(rule.draft for rule in self.rules) else replace(sizes, n_draft=0)
 
     def dimension(self, sizes: Hyperparameters, name: str) -> int:
         """Size of a dimension named by a rule: a number, the family's own, a field of `sizes`, `q` or `kv`."""
         own = self.dimensions(sizes) if self.dimensions else {}
         return own[name] if name in own else sizes.dimension(name)
 
-    def complete(self, config: Mapping[str, Any]) -> dict[str, Any]:
+    def complete(self, config: Mapping[str, Any], tensors: Collection[str] | None = None) -> dict[str, Any]:
         """config.json with the defaults of transformers for missing keys; llama.cpp's converter reads the same.
 
         A config of another model_type, or of none, gets no defaults.
         """
-        full = self._with_defaults(config)
+        full = self._with_defaults(self._text(config))
+        if self.observe and tensors is not None:
+            full = self.observe(full, tensors)
         return self.prepare(full) if self.prepare else full
+
+    def _text(self, config: Mapping[str, Any]) -> Mapping[str, Any]:
+        names = config.get("architectures")
+        text = self.text_models.get(str(names[0])) if isinstance(names, list) and names else None
+        return as_text_model(config, *text, self.text_defaults) if text else config
 
     def _with_defaults(self, config: Mapping[str, Any]) -> dict[str, Any]:
         defaults = self.defaults.get(str(config.get("model_type")))

@@ -55,8 +55,9 @@ _ROPE_NUMBERS = (
 class Hyperparameters:
     """Sizes of a decoder-only transformer (counts, not bytes).
 
-    `head_dim_given` and `n_head_kv_given`: config.json states them. `rope` has the shape of transformers 5's
-    `rope_parameters`. `config` is the completed config.json, for settings that only one family reads.
+    `n_draft`: layers after these that predict a later token (multi-token prediction). `head_dim_given` and
+    `n_head_kv_given`: config.json states them. `rope` has the shape of transformers 5's `rope_parameters`. `config` is
+    the completed config.json, for settings that only one family reads.
     """
 
     n_layer: int
@@ -68,6 +69,7 @@ class Hyperparameters:
     vocab: int
     n_expert: int = 0
     n_expert_used: int = 0
+    n_draft: int = 0
     context: int | None = None
     tied: bool = False
     head_dim_given: bool = False
@@ -129,10 +131,11 @@ def read_hyperparameters(config: Mapping[str, Any], rope_kinds: tuple[str, ...] 
         n_head=n_head,
         n_head_kv=n_head_kv,
         head_dim=head_dim,
-        ffn=size(config, "intermediate_size", "n_inner", "ffn_dim"),
+        ffn=_feed_forward(config, n_expert),
         vocab=size(config, "vocab_size"),
         n_expert=n_expert,
         n_expert_used=optional_size(config, "num_experts_per_tok", "num_experts_per_token") or 0,
+        n_draft=int(number(config, "mtp_num_hidden_layers", "num_nextn_predict_layers") or 0),
         context=optional_size(
             config,
             "max_position_embeddings",
@@ -149,6 +152,12 @@ def read_hyperparameters(config: Mapping[str, Any], rope_kinds: tuple[str, ...] 
         rope=_rope(config, rope_kinds),
         config=config,
     )
+
+
+def _feed_forward(config: Mapping[str, Any], n_expert: int) -> int:
+    """The width of a dense feed-forward; 0 for a mixture whose config.json states none, because no layer is dense."""
+    names = ("intermediate_size", "n_inner", "ffn_dim")
+    return (optional_size(config, *names) or 0) if n_expert else size(config, *names)
 
 
 def _rope(config: Mapping[str, Any], kinds: tuple[str, ...]) -> dict[str, Any]:

@@ -11,14 +11,13 @@ _GATING = {"softmax": 1, "sigmoid": 2}
 def base_keys(arch: str, sizes: Hyperparameters) -> list[Key]:
     """The keys that every architecture may have; a family appends its own."""
     config = sizes.config
-    keys = [Key(f"{arch}.block_count", "u32", sizes.n_layer)]
+    keys = [Key(f"{arch}.block_count", "u32", sizes.n_layer + sizes.n_draft)]
     if sizes.context is not None:
         keys.append(Key(f"{arch}.context_length", "u32", sizes.context))
-    keys += [
-        Key(f"{arch}.embedding_length", "u32", sizes.hidden),
-        Key(f"{arch}.feed_forward_length", "u32", sizes.ffn),
-        Key(f"{arch}.attention.head_count", "u32", sizes.n_head),
-    ]
+    keys.append(Key(f"{arch}.embedding_length", "u32", sizes.hidden))
+    if sizes.ffn:
+        keys.append(Key(f"{arch}.feed_forward_length", "u32", sizes.ffn))
+    keys.append(Key(f"{arch}.attention.head_count", "u32", sizes.n_head))
     if sizes.n_head_kv_given:
         keys.append(Key(f"{arch}.attention.head_count_kv", "u32", sizes.n_head_kv))
     keys += rope_keys(arch, sizes)
@@ -84,6 +83,8 @@ def rope_keys(arch: str, sizes: Hyperparameters) -> list[Key]:
             value = rope.get(name, rope.get("attn_factor") if name == "attention_factor" else None)
             if value is not None:
                 keys.append(Key(f"{arch}.rope.scaling.{key}", "f32", value))
+    if isinstance(sections := rope.get("mrope_section"), list):
+        keys.append(Key(f"{arch}.rope.dimension_sections", "i32s", [*sections, 0, 0, 0, 0][:4]))
     if rope.get("rope_theta") is not None:
         keys.append(Key(f"{arch}.rope.freq_base", "f32", rope["rope_theta"]))
     local = number(sizes.config, "rope_local_base_freq", "local_rope_theta", "rope_local_theta", "swa_rope_theta")

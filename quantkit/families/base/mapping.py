@@ -2,7 +2,7 @@
 
 import difflib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from quantkit.errors import CheckpointError, UnsupportedError
 from quantkit.families.base.family import Adjust, Dropped, Family, Rule, Take
 from quantkit.families.base.hyperparameters import Hyperparameters
+from quantkit.families.base.multimodal import without_images
 
 # Buffers that old checkpoints carry and every runtime recomputes.
 _BUFFERS = Dropped(r".*\.(rotary_emb\.inv_freq|attention\.masked_bias|attention\.bias|attn\.masked_bias|attn\.bias)")
@@ -98,7 +99,7 @@ def canonical_checkpoint(
     mapper = _Mapper(family, sizes, tensors)
     if family.canonical is None:
         kept = {mapper.names[name]: name for name in mapper.names if not mapper.is_dropped(mapper.names[name])}
-        return dict(sizes.config), [
+        return _text_config(family, sizes.config), [
             MappedTensor(native, tuple(tensors[source].shape), (Part(source),)) for source, native in kept.items()
         ]
     canonical = family.canonical(sizes)
@@ -109,26 +110,37 @@ def canonical_checkpoint(
     return canonical.config(sizes.config), mapper.map(canonical.rules)
 
 
+def _text_config(family: Family, config: Mapping[str, Any]) -> dict[str, Any]:
+    if not family.text_models:
+        return dict(config)
+    own_class = any(architecture in family.architectures for architecture, _ in family.text_models.values())
+    return without_images(config, keep_sections=own_class)
+
+
+def renamed(family: Family, name: str) -> str:
+    """A tensor's name in the checkpoint as the family's rules have it."""
+    for pattern, replacement in family.rename:
+        name = re.sub(pattern, replacement, name)
+    return name
+
+
 class _Mapper:
     def __init__(self, family: Family, sizes: Hyperparameters, tensors: Mapping[str, Shaped]) -> None:
         self.family, self.sizes, self.tensors = family, sizes, tensors
         # name as the rules have it -> name in the checkpoint
-        self.names = {self._renamed(name): name for name in tensors}
+        self.names = {renamed(family, name): name for name in tensors}
         self.used: set[str] = set()
         self.cuts: dict[int, tuple[tuple[Take, ...], bool]] = {}
         self.dropped = (*family.dropped, _BUFFERS)
 
     def map(self, rules: tuple[Rule, ...]) -> list[MappedTensor]:
-        by_target: dict[str, list[Rule]] = {}
+        by_target: dict[tuple[str, bool], list[Rule]] = {}
         for rule in rules:
             if rule.when is None or rule.when(self.sizes):
-                by_target.setdefault(rule.target, []).append(rule)
+                by_target.setdefault((rule.target, rule.draft), []).append(rule)
         mapped = []
         for candidates in by_target.values():
-            layers: list[int | None] = [None]
-            if "{layer}" in candidates[0].source:
-                layers = list(range(self.sizes.n_layer))
-            for layer in layers:
+            for layer in self._layers(candidates[0]):
                 tensor = self._first(candidates, layer)
                 if tensor is not None:
                     mapped.append(tensor)
@@ -139,29 +151,40 @@ class _Mapper:
             self._refuse_unknown(rules, unknown)
         return mapped
 
+    def _layers(self, rule: Rule) -> Iterable[int | None]:
+        n_layer = self.sizes.n_layer
+        if rule.draft:
+            return range(n_layer, n_layer + self.sizes.n_draft)
+        return range(n_layer) if "{layer}" in rule.source else (None,)
+
     def is_dropped(self, source: str) -> bool:
         return any(drop.matches(self.sizes, source) for drop in self.dropped)
 
-    def _renamed(self, name: str) -> str:
-        for pattern, replacement in self.family.rename:
-            name = re.sub(pattern, replacement, name)
-        return name
-
     def _first(self, candidates: list[Rule], layer: int | None) -> MappedTensor | None:
-        """By the first rule for this layer whose source is there, else by the first rule."""
+        """By the first rule for this layer whose source is there, if possible in its shape, else by the first rule."""
         at_layer = [
             rule for rule in candidates if layer is None or rule.layers is None or layer in set(rule.layers(self.sizes))
         ]
         if not at_layer:
             return None
-        present = (rule for rule in at_layer if any(name in self.names for name in self._sources(rule, layer)))
-        return self._apply(next(present, at_layer[0]), layer)
+        present = [rule for rule in at_layer if any(name in self.names for name in self._sources(rule, layer))]
+        fitting = (rule for rule in present if len(present) > 1 and self._fits(rule, layer))
+        return self._apply(next(fitting, (present or at_layer)[0]), layer)
+
+    def _fits(self, rule: Rule, layer: int | None) -> bool:
+        """Whether the rule's first source is there in its shape; layouts may differ in the shape alone."""
+        name = self._sources(rule, layer)[0]
+        return name in self.names and tuple(self.tensors[self.names[name]].shape) == self._shape(rule)
+
+    def _shape(self, rule: Rule) -> tuple[int, ...]:
+        return tuple(self.family.dimension(self.sizes, name) for name in rule.shape)
 
     def _sources(self, rule: Rule, layer: int | None) -> list[str]:
         over = _stacked_over(rule)
+        numbers = {"layer": layer, "draft": None if layer is None else layer - self.sizes.n_layer}
         if over is None:
-            return [rule.source.format(layer=layer)]
-        return [rule.source.format(layer=layer, **{over: n}) for n in range(getattr(self.sizes, _STACKED[over]))]
+            return [rule.source.format(**numbers)]
+        return [rule.source.format(**numbers, **{over: n}) for n in range(getattr(self.sizes, _STACKED[over]))]
 
     def _apply(self, rule: Rule, layer: int | None) -> MappedTensor | None:
         sizes = self.sizes
@@ -169,7 +192,7 @@ class _Mapper:
         present = [name for name in names if name in self.names]
         if not present and not (rule.required or (rule.tied_to_embedding and not sizes.tied)):
             return None
-        shape = tuple(self.family.dimension(sizes, name) for name in rule.shape)
+        shape = self._shape(rule)
         for name in names:
             if name not in self.names:
                 raise CheckpointError(_missing(rule, name, sizes))
@@ -228,7 +251,7 @@ class _Mapper:
                 f"tensor {beyond[0]} is beyond the {n_layer} layers of config.json; use the config.json that belongs to"
                 " these weights"
             )
-        known = [rule.source.format(layer=0, expert=0, head=0, kv_head=0) for rule in rules]
+        known = [rule.source.format(layer=0, draft=0, expert=0, head=0, kv_head=0) for rule in rules]
         close = difflib.get_close_matches(re.sub(r"\.\d+\.", ".0.", unknown[0]), known, n=1)
         more = f" (and {len(unknown) - 1} more)" if len(unknown) > 1 else ""
         hint = f"; the nearest known name is {close[0]}" if close else ""

@@ -1,6 +1,7 @@
 """A checkpoint as its native transformers architecture: config.json, and tensors under native names."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import cached_property
 from typing import Any, Protocol
 
@@ -45,7 +46,7 @@ class Native:
             UnsupportedError: no native architecture exists, or the forward does not support it or a setting.
         """
         family = find_family(checkpoint.config)
-        self.sizes = family.sizes(checkpoint.config)
+        self.sizes = family.sizes(checkpoint.config, checkpoint.tensors)
         self.config, mapped = canonical_checkpoint(family, self.sizes, checkpoint.tensors, nearest=nearest)
         self.checkpoint = checkpoint
         self.architecture = find_architecture(self.config)
@@ -114,6 +115,12 @@ def _split(
     for expert in range(count):
         for linear, start, stop in pieces:
             own = f"{at}{single.at.format(expert)}{linear}{single.form.weight}"
+            if len(tensor.parts) == count:
+                # published transposed: the matrix's rows are columns of the source
+                part = tensor.parts[expert]
+                take = replace(part.take, columns=np.arange(start, stop, dtype=np.int64))
+                split[own] = MappedTensor(own, (stop - start, width), (replace(part, take=take),), None, stop - start)
+                continue
             order = np.arange(expert * rows + start, expert * rows + stop, dtype=np.int64)
             split[own] = MappedTensor(own, (stop - start, width), (Part(tensor.parts[0].source, Take(rows=order)),))
     return split

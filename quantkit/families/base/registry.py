@@ -17,7 +17,8 @@ from typing import Any
 
 from quantkit import families
 from quantkit.errors import UnsupportedError, UsageError
-from quantkit.families.base.family import Family
+from quantkit.families.base.family import Dropped, Family
+from quantkit.families.base.multimodal import TEXT_PREFIXES, TOWERS, TOWERS_LEFT_OUT, nested_text_config
 from quantkit.families.base.traits import Traits
 from quantkit.forward.description import Architecture
 from quantkit.tokenizer.roles import NO_ROLES, TokenRoles
@@ -110,6 +111,8 @@ def find_family(config: Mapping[str, Any]) -> Family:
     """
     known = {name: family for family in all_families() for name in family.architectures}
     wanted = _architecture_name(complete_architecture(config))
+    if (wrapped := _wrapped_family(config, wanted, known)) is not None:
+        return wrapped
     if wanted in known:
         return known[wanted]
     if wanted is None:
@@ -128,6 +131,34 @@ def find_family(config: Mapping[str, Any]) -> Family:
     raise UnsupportedError(
         f"architecture {wanted} of config.json is not supported yet; if llama.cpp runs it, add a family file such as"
         f" quantkit/families/{example}.py{hint}"
+    )
+
+
+def _wrapped_family(config: Mapping[str, Any], wanted: str | None, known: Mapping[str, Family]) -> Family | None:
+    """The family of the text model that a wrapper's config.json names, with the wrapper's tensor names; else None."""
+    from quantkit.families.wrappers import NAMES, WRAPPERS
+
+    wrapper = next((wrapper for wrapper in WRAPPERS if wrapper.architecture == wanted), None)
+    if wrapper is None:
+        return None
+    if wanted in known and _architecture_name(nested_text_config(config) or {}) is None:
+        return None
+    text = wrapper.text_config(config)
+    name = _architecture_name(text) or _architecture_of_type(text) or str(text["model_type"])
+    name = NAMES.get(name, name)
+    if name not in known:
+        raise UnsupportedError(
+            f"the text model of config.json is of architecture {name}, which is not supported yet; only the text model"
+            f" of {wanted} is converted"
+        )
+    family = known[name]
+    return replace(
+        family,
+        architectures=(wrapper.architecture,),
+        text_models={wrapper.architecture: (name, text["model_type"])},
+        text_defaults=text,
+        rename=(*TEXT_PREFIXES, *family.rename),
+        dropped=(*family.dropped, Dropped(TOWERS, TOWERS_LEFT_OUT)),
     )
 
 
@@ -157,7 +188,7 @@ def _architecture_of_type(config: Mapping[str, Any]) -> str | None:
         return None
     plain = model_type.removesuffix("_text").replace("_", "").replace("-", "").lower()
     for family in all_families():
-        named = [name for name in family.architectures if _ENDING.sub("", name).lower() == plain]
+        named = [name for name in family.architectures if _ENDING.sub("", name).replace("_", "").lower() == plain]
         whole = [name for name in named if name.endswith("ForConditionalGeneration") == ("text_config" in config)]
         if named:
             return (whole or named)[0]
@@ -223,10 +254,9 @@ def token_roles(config: Mapping[str, Any]) -> TokenRoles:
     from quantkit.families.unconverted import TOKEN_ROLES
 
     wanted = _architecture_name(config)
-    for family in all_families():
-        if wanted in family.architectures:
-            return family.token_roles
-    return TOKEN_ROLES.get(wanted or "", NO_ROLES)
+    known = {name: family for family in all_families() for name in family.architectures}
+    family = _wrapped_family(config, wanted, known) or known.get(wanted or "")
+    return TOKEN_ROLES.get(wanted or "", NO_ROLES) if family is None else family.token_roles
 
 
 def traits_of(gguf_arch: str) -> Traits:

@@ -18,6 +18,8 @@ class Traits:
         rope_layers: only models of this many layers have rotary positions; None means all.
         parallel: attention and feed-forward start from the same norm.
         parallel_without_feed_norm: the same, in layers without a norm for the feed-forward.
+        attention_first: where both parts start from the same norm, attention's output projection comes before the
+            feed-forward and so takes memory beside it.
         feed_norm: the tensor that norms the input of the feed-forward.
         scaled_query: queries are scaled in an operation of their own.
         scaled_embedding: embeddings are scaled although no key shows it.
@@ -35,6 +37,7 @@ class Traits:
     rope_layers: int | None = None
     parallel: bool = False
     parallel_without_feed_norm: bool = False
+    attention_first: bool = False
     feed_norm: Literal["ffn_norm", "post_attention_norm"] = "ffn_norm"
     scaled_query: bool = False
     scaled_embedding: bool = False

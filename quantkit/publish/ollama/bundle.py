@@ -11,77 +11,118 @@ from quantkit.publish.ollama.modelfile import Modelfile
 from quantkit.publish.ollama.overrides import Overrides, Parameters
 
 NUM_CTX = 4096
-"""Pinned where nobody asks for another: Ollama's own default is 4k, 32k or 256k by the memory it finds."""
+"""The default of num_ctx: Ollama's own default is 4k, 32k or 256k by the memory it finds."""
 ALL_LAYERS = 999
 REQUIRES_JINJA = "0.30.0"
-"""From this version on Ollama renders the GGUF's own Jinja template where the model has no TEMPLATE."""
+"""From this version on Ollama renders the GGUF's own Jinja template if the model has no TEMPLATE."""
 RAW_TEMPLATE = "{{ .Prompt }}"
+EXACT, REFUSED, NONE = "exact", "refused", "none"
 
 
 @dataclass(frozen=True)
 class Bundle:
-    """Both Modelfiles, and what there is to say about them."""
+    """Both Modelfiles of one model file, and the notes about them."""
 
     modelfile: Modelfile
     gpu: Modelfile
     template: str
-    """"exact", "refused" (Ollama renders the file's own Jinja) or "none"."""
+    """EXACT, REFUSED (Ollama renders the file's own Jinja) or NONE (the model only completes text)."""
     reason: str | None
-    """Why it was refused."""
+    """Why the template was refused."""
     notes: tuple[str, ...]
+    replaces_jinja: bool = False
+    """Whether TEMPLATE says something else than the chat template that is in the file."""
+
+
+@dataclass(frozen=True)
+class _Template:
+    """The TEMPLATE of a Modelfile: `state` and `reason` as in Bundle."""
+
+    go: GoTemplate | None
+    state: str
+    reason: str | None
+    notes: tuple[str, ...]
+    replaces_jinja: bool = False
 
 
 def make_bundle(facts: Facts, overrides: Overrides, *, sources: Sequence[str], base: str) -> Bundle:
     """The Modelfiles of one model file.
 
-    `sources` are the FROM lines of the first (paths of the file or its shards), `base` is the name with the tag that it
-    is published under, from which the second is made.
+    `sources` are the FROM lines of the first (paths of the file or its shards). `base` is the name with the tag that
+    it is published under; the second is made from it.
 
     Raises:
-        TemplateError: the template that was asked for cannot be exact, or there is none and nobody said so.
+        TemplateError: the template that was passed cannot be exact, or none is known for the file.
     """
-    template, state, reason, notes = _template(facts, overrides)
-    asked = dict(item for item in overrides.parameters if item[0] != "stop")
-    num_ctx = asked.pop("num_ctx", None)
-    if num_ctx is None:
-        num_ctx = min(facts.context_length or NUM_CTX, NUM_CTX)
-        known = f"; the model has {facts.context_length}" if facts.context_length else ""
-        notes.append(f"num_ctx is pinned to {num_ctx}{known}, --ctx sets another")
-    elif facts.context_length and int(num_ctx) > facts.context_length:
-        notes.append(f"num_ctx {num_ctx} is more than the {facts.context_length} tokens the model was made for")
+    template = _template(facts, overrides)
+    num_ctx, notes = _num_ctx(facts, overrides)
     stops = [
-        *(template.stops if template else ()),
+        *(template.go.stops if template.go else ()),
         *facts.end_tokens,
         *(str(value) for name, value in overrides.parameters if name == "stop"),
     ]
+    single = {name: value for name, value in overrides.parameters if name not in ("stop", "num_ctx")}
     parameters: Parameters = (
-        *{**dict(facts.sampling), **asked}.items(),
+        *{**dict(facts.sampling), **single}.items(),
         ("num_ctx", num_ctx),
         *(("stop", stop) for stop in dict.fromkeys(stops)),
     )
-    made = Modelfile(
+    modelfile = Modelfile(
         sources=tuple(sources),
         parameters=parameters,
-        template=template.text if template else None,
+        template=template.go.text if template.go else None,
         system=overrides.system,
         licenses=overrides.licenses or ((facts.license,) if facts.license else ()),
         messages=overrides.messages,
-        requires=REQUIRES_JINJA if state == "refused" else None,
+        requires=REQUIRES_JINJA if template.state == REFUSED else None,
     )
     gpu = Modelfile(
         sources=(base,),
         parameters=(("num_gpu", ALL_LAYERS), ("num_ctx", num_ctx)),
-        requires=made.requires,
+        requires=modelfile.requires,
     )
-    return Bundle(made, gpu, state, reason, tuple(dict.fromkeys(notes)))
+    return Bundle(
+        modelfile,
+        gpu,
+        template.state,
+        template.reason,
+        tuple(dict.fromkeys((*template.notes, *notes))),
+        template.replaces_jinja,
+    )
 
 
-def _template(facts: Facts, overrides: Overrides) -> tuple[GoTemplate | None, str, str | None, list[str]]:
+def jinja_features(jinja: str) -> list[str]:
+    """Which of "tools" and "thinking" Ollama finds in a Jinja template.
+
+    Ollama looks for words in the text (server/images.go, chatTemplateHasToolSupport and the test for thinking).
+    """
+    tools = "tools" in jinja or "tool_call" in jinja
+    strips = "content.split('</think>')" in jinja or 'content.split("</think>")' in jinja
+    strips = strips and "reasoning_content" not in jinja and "<SPECIAL_12>" not in jinja
+    thinking = ("<think>" in jinja and "</think>" in jinja) or strips
+    return [name for name, present in (("tools", tools), ("thinking", thinking)) if present]
+
+
+def _num_ctx(facts: Facts, overrides: Overrides) -> tuple[int, list[str]]:
+    trained = facts.context_length
+    for name, value in overrides.parameters:
+        if name == "num_ctx":
+            if trained and int(value) > trained:
+                return int(value), [f"num_ctx {value} is more than the {trained} tokens the model was made for"]
+            return int(value), []
+    num_ctx = min(trained or NUM_CTX, NUM_CTX)
+    trained_note = f"; the model has {trained}" if trained else ""
+    return num_ctx, [f"num_ctx is pinned to {num_ctx}{trained_note}, --ctx sets another"]
+
+
+def _template(facts: Facts, overrides: Overrides) -> _Template:
+    notes: list[str] = []
     if overrides.chat_template == "":
         # Without a TEMPLATE Ollama would take the file's own, or ChatML.
-        return GoTemplate(RAW_TEMPLATE, (), ()), "none", None, []
+        go = GoTemplate(RAW_TEMPLATE, (), ())
+        notes += _ignored_notes(facts, replaces=True)
+        return _Template(go, NONE, None, tuple(notes), replaces_jinja=facts.chat_template is not None)
     text = overrides.chat_template or facts.chat_template
-    notes: list[str] = []
     if text is None and facts.suggested is not None:
         text = facts.suggested.text
         notes.append(f"no chat template in the file; took the built-in '{facts.suggested.name}', which fits it")
@@ -92,15 +133,30 @@ def _template(facts: Facts, overrides: Overrides) -> tuple[GoTemplate | None, st
         )
     try:
         special = tuple(sorted(facts.special_tokens.items()))
-        made = _synthesized(text, facts.bos_token, facts.eos_token, special, facts.adds_bos)
+        go = _synthesized(text, facts.bos_token, facts.eos_token, special, facts.adds_bos)
     except TemplateError as error:
         if text != facts.chat_template:
             raise TemplateError(
                 f"the chat template cannot become one of Ollama's ({error}), and {facts.files[0].name} does not carry"
                 " it for Ollama to render; convert the model with --chat-template, then publish it"
             ) from error
-        return None, "refused", str(error), notes
-    return made, "exact", None, [*notes, *(f"template: {limit}" for limit in made.limits)]
+        return _Template(None, REFUSED, str(error), tuple(notes))
+    replaces = facts.chat_template is not None and text != facts.chat_template
+    notes += [f"template: {limit}" for limit in go.limits]
+    notes += _ignored_notes(facts, replaces=replaces)
+    return _Template(go, EXACT, None, tuple(notes), replaces)
+
+
+def _ignored_notes(facts: Facts, *, replaces: bool) -> list[str]:
+    """For which servers a TEMPLATE does not count; `replaces`: it says something else than the GGUF's Jinja."""
+    features = jinja_features(facts.chat_template or "")
+    if not features:
+        return []
+    note = (
+        f"template: only Ollama before {REQUIRES_JINJA} uses TEMPLATE; later servers render the GGUF's own chat"
+        f" template, because it has {' and '.join(features)}"
+    )
+    return [f"{note}; convert the model with --chat-template to change that one" if replaces else note]
 
 
 @cache

@@ -6,7 +6,7 @@ import unicodedata
 from quantkit.errors import ModelfileError
 from quantkit.publish.ollama.modelfile_parser import deleted_by_parser
 
-_OVER_HTTP = "Ollama's HTTP API can carry it"
+_OVER_HTTP = "publish with `quantkit ollama --create`, which sends it over Ollama's HTTP API"
 _CLOSES_EARLY = re.compile(r'"""(?=[ \t\r\n]*[\r\n])')
 _HOLE = re.compile(r"\{\{(?P<comment>(?:-[ \t\r\n])?/\*.*?\*/)?", re.DOTALL)
 _STRING = re.compile(r"\"(?:[^\"\\\n]|\\.)*\"|'(?:[^'\\\n]|\\.)*'|`[^`]*`")
@@ -18,7 +18,7 @@ def quoted(value: str, what: str) -> str:
     if _CLOSES_EARLY.search(value):
         raise ModelfileError(
             f'{what} has three quotes (""") at the end of a line, where a Modelfile ends the value: change the text, '
-            f"or publish without a Modelfile, as {_OVER_HTTP}"
+            f"or {_OVER_HTTP}"
         )
     return f'"""{value}"""'
 
@@ -105,8 +105,8 @@ def _check(value: str, what: str) -> None:
     gone = deleted_by_parser(value)
     if gone:
         raise ModelfileError(
-            f"{what} has {named(gone)}, which Ollama deletes from a Modelfile without a word: change the text, or "
-            f"publish without a Modelfile, as {_OVER_HTTP}"
+            f"{what} has {named(gone)}, which Ollama deletes from a Modelfile without a word: change the text, or"
+            f" {_OVER_HTTP}"
         )
 
 

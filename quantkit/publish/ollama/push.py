@@ -1,31 +1,47 @@
-"""A tag plan carried out on an Ollama server: every blob sent once, every tag made, every tag pushed."""
+"""A tag plan carried out on an Ollama server: every blob sent once, every tag created and checked, every tag pushed."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from quantkit.errors import PublishError
 from quantkit.progress import SILENT, Progress
-from quantkit.publish.ollama.bundle import Bundle
+from quantkit.publish.ollama.bundle import REFUSED, Bundle
 from quantkit.publish.ollama.facts import Facts
+from quantkit.publish.ollama.modelfile import Modelfile
+from quantkit.publish.ollama.rendering import check_stored, renders_jinja, replaced
 from quantkit.publish.ollama.server import Server, create_request, digest_of
 from quantkit.publish.ollama.tags import Quantization, TagPlan
+from quantkit.publish.ollama.template_index import BuiltInTemplate, Replacement, replacement
 
 
 @dataclass(frozen=True)
 class Item:
-    """One quantization of the plan, its file's facts and its Modelfiles."""
+    """One quantization of the plan, its file's facts and its Modelfiles.
+
+    `replacement`: the built-in template that `create` would store in place of the GGUF's own, if that is known.
+    """
 
     plan: Quantization
     facts: Facts
     bundle: Bundle
+    replacement: Replacement | None = None
 
 
 @dataclass(frozen=True)
-class Made:
-    """The names of the created tags, and the bytes of the blobs that were sent and that the server already had."""
+class Created:
+    """The names of the created tags, notes about them, and the bytes that were sent or already on the server."""
 
-    tags: list[str]
-    sent: int
-    kept: int
+    tags: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    sent: int = 0
+    kept: int = 0
+
+
+def foresee_replacement(facts: Facts, bundle: Bundle, index: Sequence[BuiltInTemplate]) -> Replacement | None:
+    """The built-in template of `index` that `create` stores because the Modelfile has no TEMPLATE, or None."""
+    if bundle.template != REFUSED or facts.chat_template is None:
+        return None
+    return replacement(facts.chat_template, index)
 
 
 def create_all(
@@ -33,46 +49,69 @@ def create_all(
     plan: TagPlan,
     items: Sequence[Item],
     progress: Progress = SILENT,
-) -> Made:
-    """Create every tag on the server. A second run sends only the blobs that the server does not have.
+) -> Created:
+    """Create every tag on the server and compare what it stored with what was sent.
 
-    `progress` counts the bytes of each file twice: hashed, then sent or already on the server.
+    A second run sends only the blobs that the server does not have. `progress` counts the bytes of each file twice:
+    hashed, then sent or already on the server.
 
     Raises:
-        PublishError: no server, it refuses, or it goes away.
+        PublishError: no server, it refuses, it goes away, or prompts of a tag would not be those of its Modelfile.
     """
-    server.version()
+    version = server.version()
+    for item in items:
+        if item.replacement is not None:
+            what = f"would store its built-in template {item.replacement.name!r}"
+            raise PublishError(replaced(what, plan.name.tagged(item.plan.tags[0]), item.facts))
     total = 2 * sum(file.stat().st_size for item in items for file in item.facts.files)
     progress.start("publishing", total)
     tags: list[str] = []
+    notes: list[str] = []
+    if not renders_jinja(version) and any(item.bundle.template == REFUSED for item in items):
+        notes.append(
+            f"this server is Ollama {version}, which ignores the GGUF's own template; it can make and push the tags"
+        )
     sent = kept = 0
     for item in items:
-        digests: dict[str, str] = {}
-        for file in item.facts.files:
-            digest = digests[file.name] = digest_of(file, progress)
-            size = file.stat().st_size
-            if server.has_blob(digest):
-                kept += size
-                progress.advance(size, file.name)
-            else:
-                server.send_blob(file, digest, progress)
-                sent += size
-        first = plan.name.tagged(item.plan.tags[0])
-        server.create(create_request(first, item.bundle.modelfile, digests), lambda text: progress.advance(0, text))
-        tags += [first, *_copies(server, plan, item.plan.tags)]
-        if item.plan.gpu_tags:
-            first = plan.name.tagged(item.plan.gpu_tags[0])
-            server.create(create_request(first, item.bundle.gpu), lambda text: progress.advance(0, text))
-            tags += [first, *_copies(server, plan, item.plan.gpu_tags)]
-    return Made(tags, sent, kept)
+        digests, sent_bytes, kept_bytes = _send_files(server, item.facts, progress)
+        sent, kept = sent + sent_bytes, kept + kept_bytes
+        for group, modelfile, files in (
+            (item.plan.tags, item.bundle.modelfile, digests),
+            (item.plan.gpu_tags, item.bundle.gpu, None),
+        ):
+            if group:
+                names = [plan.name.tagged(tag) for tag in group]
+                note = _create_and_check(server, names[0], modelfile, files, item, progress)
+                notes += [note] if note else []
+                for copy in names[1:]:
+                    # The same manifest, so a copy cannot differ.
+                    server.copy(names[0], copy)
+                tags += names
+    return Created(tags, list(dict.fromkeys(notes)), sent, kept)
 
 
-def _copies(server: Server, plan: TagPlan, tags: Sequence[str]) -> list[str]:
-    """The further tags of one model, by copying the first: the same manifest, so nothing can differ."""
-    source, copies = plan.name.tagged(tags[0]), [plan.name.tagged(tag) for tag in tags[1:]]
-    for copy in copies:
-        server.copy(source, copy)
-    return copies
+def _send_files(server: Server, facts: Facts, progress: Progress) -> tuple[dict[str, str], int, int]:
+    """The digests of the model's files by name, the bytes sent, and the bytes the server already had."""
+    digests: dict[str, str] = {}
+    sent = kept = 0
+    for file in facts.files:
+        digest = digests[file.name] = digest_of(file, progress)
+        size = file.stat().st_size
+        if server.has_blob(digest):
+            kept += size
+            progress.advance(size, file.name)
+        else:
+            server.send_blob(file, digest, progress)
+            sent += size
+    return digests, sent, kept
+
+
+def _create_and_check(
+    server: Server, name: str, modelfile: Modelfile, files: dict[str, str] | None, item: Item, progress: Progress
+) -> str | None:
+    request = create_request(name, modelfile, files)
+    built_in = server.create(request, lambda text: progress.advance(0, text))
+    return check_stored(name, server.show(name), item.facts, item.bundle, built_in)
 
 
 def push_all(

@@ -18,8 +18,11 @@ VOCAB = 288
 class Case:
     """One tiny model.
 
-    `config` goes to the transformers config class of its `model_type`; the model is its AutoModelForCausalLM, whose
-    weights are `weight(seed, name, shape)`. `publish` turns config and tensors into the layout in which remote-code
+    With `newest`, `config` is config.json as the hub has it, read by the class `auto` of transformers 5, and the
+    tensors have the names and shapes that this class saves; the converter is the newest one.
+
+    Otherwise `config` goes to the transformers config class of its `model_type`; the model is its AutoModelForCausalLM.
+    Weights are `weight(seed, name, shape)`. `publish` turns config and tensors into the layout in which remote-code
     families are published; a family that transformers knows needs none. `patch` names a function of with_transformers
     that changes the model before it runs, where transformers has no class for it. `converter` says whether llama.cpp's
     own converter gets this checkpoint right; if not, only the logits decide. `drift` is the difference of logits that
@@ -33,6 +36,13 @@ class Case:
     converter: bool = True
     seed: int = 0
     drift: float = 0.02
+    newest: bool = False
+    auto: str = "AutoModelForCausalLM"
+
+    @property
+    def multimodal(self) -> bool:
+        """Whether the checkpoint holds more than a text model."""
+        return self.auto != "AutoModelForCausalLM"
 
 
 def weight(seed: int, name: str, shape: tuple[int, ...]) -> np.ndarray:
@@ -45,6 +55,9 @@ def weight(seed: int, name: str, shape: tuple[int, ...]) -> np.ndarray:
         return values
     if name.endswith("bias") or "_bias" in name.rsplit(".", 1)[-1]:
         return np.float32(0.2) * values
+    if name.endswith("A_log"):
+        # so that a recurrent state still holds the first tokens at the last one
+        return values - np.float32(2.0)
     if len(shape) == 1:
         return np.float32(1.0) + np.float32(0.2) * values
     if "embed" in name or "wte" in name or "wpe" in name:

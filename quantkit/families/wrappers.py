@@ -1,0 +1,50 @@
+"""Checkpoints that wrap a text model of any family with towers for images or audio: the text model decides.
+
+llama.cpp's converter does the same: it takes `architectures` of the nested config (conversion/__init__.py,
+get_model_architecture). A nested config may leave out what its class takes by default; `defaults` are those of
+transformers 5. A wrapper that has a family of its own decides only where the nested config names a class.
+"""
+
+from quantkit.families.base.multimodal import Wrapper
+
+_LLAMA = {
+    "hidden_act": "silu",
+    "hidden_size": 4096,
+    "intermediate_size": 11008,
+    "num_attention_heads": 32,
+    "num_hidden_layers": 32,
+    "vocab_size": 32000,
+}
+_MISTRAL = {**_LLAMA, "intermediate_size": 14336}
+_QWEN2 = {**_LLAMA, "intermediate_size": 22016, "vocab_size": 151936}
+_BY_TYPE = {"llama": _LLAMA, "mistral": _MISTRAL, "qwen2": _QWEN2}
+_VOXTRAL = {
+    "head_dim": 128,
+    "hidden_act": "silu",
+    "hidden_size": 3072,
+    "intermediate_size": 8192,
+    "max_position_embeddings": 131072,
+    "num_attention_heads": 32,
+    "num_hidden_layers": 30,
+    "num_key_value_heads": 8,
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 100000000.0,
+    "vocab_size": 131072,
+}
+
+WRAPPERS = (
+    Wrapper("LlavaForConditionalGeneration", "Llava 1.5, Pixtral 12B", "llama", _BY_TYPE),
+    Wrapper("Idefics3ForConditionalGeneration", "Idefics3, Granite Docling", "llama", _BY_TYPE),
+    Wrapper("SmolVLMForConditionalGeneration", "SmolVLM, SmolVLM2", "llama", _BY_TYPE),
+    Wrapper("InternVLChatModel", "InternVL 2, 2.5 and 3", "qwen2", _BY_TYPE),
+    Wrapper("InternVLForConditionalGeneration", "InternVL 3 and 3.5", "qwen2", _BY_TYPE),
+    Wrapper("VoxtralForConditionalGeneration", "Voxtral Mini and Small", "llama", {"llama": _VOXTRAL}),
+    Wrapper("Mistral3ForConditionalGeneration", "Mistral 3 whose text model names its class", "mistral", {}),
+    Wrapper("Qwen2AudioForConditionalGeneration", "Qwen2-Audio", "qwen2", _BY_TYPE),
+    Wrapper("AudioFlamingo3ForConditionalGeneration", "Audio Flamingo 3", "qwen2", _BY_TYPE),
+    Wrapper("KimiVLForConditionalGeneration", "Kimi-VL A3B", "deepseek_v3", {}),
+    Wrapper("KimiK25ForConditionalGeneration", "Kimi K2.5", "deepseek_v3", {}),
+)
+
+NAMES = {"VLlama3ForCausalLM": "LlamaForCausalLM"}
+"""Names of nested architectures that transformers has under another name."""

@@ -1,0 +1,168 @@
+"""Gated DeltaNet (arXiv 2412.06464): linear attention in chunks of tokens, with a state between chunks.
+
+For each value head, with keys k and queries q of length one (q also divided by the square root of the width):
+
+    S_t = exp(g_t) S_{t-1} (I - beta_t k_t k_t') + beta_t v_t k_t'        o_t = S_t q_t
+
+Within a chunk the updates are one triangular system (the UT transform of arXiv 2406.06484, section 3).
+"""
+
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+
+from quantkit.forward.arithmetic import activation, sigmoid
+from quantkit.forward.arrays import Array, device, empty, namespace, place
+from quantkit.forward.attention import Layer
+from quantkit.forward.description import Config, DeltaNet, Norm
+
+_CHUNK = 64
+_PLAIN = Norm()
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Counts and widths of heads. `keys` and `values` are the widths of all heads together."""
+
+    key_heads: int
+    value_heads: int
+    key_width: int
+    value_width: int
+
+    @property
+    def keys(self) -> int:
+        return self.key_heads * self.key_width
+
+    @property
+    def values(self) -> int:
+        return self.value_heads * self.value_width
+
+    @property
+    def channels(self) -> int:
+        """What the convolution covers: queries, keys and values."""
+        return 2 * self.keys + self.values
+
+
+def sizes_of(part: DeltaNet, config: Config) -> Sizes:
+    return Sizes(part.key_heads(config), part.value_heads(config), part.key_width(config), part.value_width(config))
+
+
+def delta_net(part: DeltaNet, layer: Layer, x: Array) -> Array:
+    """Gated DeltaNet over the hidden states x (n, hidden): (n, hidden)."""
+    xp, sizes, n = namespace(x), sizes_of(part, layer.config), len(x)
+    at = layer.at + part.at
+    mixed, gate, beta, decay = _projected(part, layer, x, sizes)
+    mixed = _convolved(mixed, layer, at + part.convolution)
+    queries, keys, values = (
+        part_of.reshape(n, -1, width)
+        for part_of, width in (
+            (mixed[:, : sizes.keys], sizes.key_width),
+            (mixed[:, sizes.keys : 2 * sizes.keys], sizes.key_width),
+            (mixed[:, 2 * sizes.keys :], sizes.value_width),
+        )
+    )
+    queries, keys = _unit(queries, part.eps), _unit(keys, part.eps)
+    queries *= sizes.key_width**-0.5
+    log_decay = -xp.exp(layer.vector(at + part.decay, x)) * _softplus(decay + layer.vector(at + part.time_bias, x))
+    out = _recurrent(queries, keys, values, log_decay, sigmoid(beta))
+    out = layer.norm(at + part.norm, out, _PLAIN)
+    out *= activation("silu")(gate.reshape(out.shape))
+    return layer.weights.linear(at + part.out, out.reshape(n, -1), x.shape[1])
+
+
+def _projected(part: DeltaNet, layer: Layer, x: Array, sizes: Sizes) -> tuple[Array, Array, Array, Array]:
+    """Queries, keys and values (n, channels), the gate (n, values), beta and the decay (n, value heads)."""
+    at, weights = layer.at + part.at, layer.weights
+    if part.fused is None:
+        counts = (sizes.channels, sizes.values, sizes.value_heads, sizes.value_heads)
+        mixed, gate, beta, decay = (
+            weights.linear(at + name, x, count) for name, count in zip(part.separate, counts, strict=True)
+        )
+        return mixed, gate, beta, decay
+    n, groups, width = len(x), sizes.key_heads, sizes.key_width
+    shared_by = sizes.value_heads // groups
+    by_head = weights.linear(at + part.fused[0], x, sizes.channels + sizes.values).reshape(n, groups, -1)
+    ends = [0, width, 2 * width, 2 * width + shared_by * sizes.value_width, by_head.shape[-1]]
+    q, k, v, gate = (by_head[..., start:stop].reshape(n, -1) for start, stop in pairwise(ends))
+    pairs = weights.linear(at + part.fused[1], x, 2 * sizes.value_heads).reshape(n, groups, 2 * shared_by)
+    mixed = namespace(x).concatenate([q, k, v], axis=-1)
+    return mixed, gate, pairs[..., :shared_by].reshape(n, -1), pairs[..., shared_by:].reshape(n, -1)
+
+
+def _convolved(x: Array, layer: Layer, name: str) -> Array:
+    """The causal depthwise convolution of x (n, channels), and SiLU."""
+    taps = layer.vector(name + ".weight", x).reshape(x.shape[1], -1)
+    width = taps.shape[1]
+    out: Array = x * taps[:, width - 1]
+    for back in range(1, min(width, len(x))):
+        out[back:] += x[:-back] * taps[:, width - 1 - back]
+    if layer.weights.has(name + ".bias"):
+        out += layer.vector(name + ".bias", x)
+    return activation("silu")(out)
+
+
+def _unit(x: Array, eps: float) -> Array:
+    xp = namespace(x)
+    squares = xp.einsum("...i,...i->...", x, x)
+    out: Array = x * (1.0 / xp.sqrt(squares + eps))[..., None]
+    return out
+
+
+def _softplus(x: Array) -> Array:
+    xp = namespace(x)
+    out: Array = xp.clip(x, 0.0, None) + xp.log1p(xp.exp(-abs(x)))
+    return out
+
+
+def _recurrent(queries: Array, keys: Array, values: Array, log_decay: Array, beta: Array) -> Array:
+    """The output (n, value heads, value width) of queries and keys (n, key heads, key width) and the values.
+
+    `log_decay` and `beta` are (n, value heads). Consecutive value heads share a key head.
+    """
+    n, heads, width = values.shape
+    shared_by = heads // keys.shape[1]
+    xp, where = namespace(values), device(values)
+    state = empty((heads, keys.shape[-1], width), values)
+    state[...] = 0.0
+    out = empty((n, heads, width), values)
+    for start in range(0, n, _CHUNK):
+        rows = slice(start, min(start + _CHUNK, n))
+        q, k = (_by_value_head(part[rows], shared_by) for part in (queries, keys))
+        v, g, b = values[rows].swapaxes(0, 1), log_decay[rows].swapaxes(0, 1), beta[rows].swapaxes(0, 1)[..., None]
+        total = xp.cumsum(g, axis=1)
+        # from token j to token i >= j; the mask comes first, because exp of a later j could overflow
+        between = xp.exp(total[:, :, None] - total[:, None, :] + _later(q.shape[1], where))
+        since = xp.exp(total)[..., None]
+        system = (k * b) @ k.swapaxes(1, 2) * between
+        system = system * _strictly_lower(q.shape[1], where) + _identity(q.shape[1], where)
+        written = xp.linalg.solve(system, v * b - (k * b * since) @ state)
+        out[rows] = ((q * since) @ state + (q @ k.swapaxes(1, 2) * between) @ written).swapaxes(0, 1)
+        remaining = xp.exp(total[:, -1:] - total)[..., None]
+        state = state * since[:, -1:] + (k * remaining).swapaxes(1, 2) @ written
+    return out
+
+
+def _by_value_head(x: Array, shared_by: int) -> Array:
+    """(n, key heads, width) as (value heads, n, width)."""
+    n, heads, width = x.shape
+    shape = (heads, shared_by, n, width)
+    by_head: Array = namespace(x).broadcast_to(x.swapaxes(0, 1)[:, None], shape).reshape(heads * shared_by, n, width)
+    return by_head
+
+
+def _later(n: int, where: Any) -> Array:
+    """-inf where column j is after row i, else 0."""
+    mask: Array = place(np.triu(np.full((n, n), -np.inf, np.float32), 1), where)
+    return mask
+
+
+def _strictly_lower(n: int, where: Any) -> Array:
+    lower: Array = place(np.tri(n, n, -1, dtype=np.float32), where)
+    return lower
+
+
+def _identity(n: int, where: Any) -> Array:
+    identity: Array = place(np.eye(n, dtype=np.float32), where)
+    return identity

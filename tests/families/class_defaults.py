@@ -1,0 +1,51 @@
+"""What transformers' config classes take for every setting: sizes of a published model, by architecture.
+
+    <python of the newest peer> -m tests.families.class_defaults ARCHITECTURE ...
+
+prints config.json of each as JSON. `python -m tests.families.class_defaults` asks for all families and stores the
+answer in golden/class_defaults.json.
+"""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+GOLDEN = Path(__file__).with_name("golden") / "class_defaults.json"
+# Settings of generation and of the hub, which say nothing about the model.
+_LEFT_OUT = ("_name_or_path", "id2label", "label2id", "transformers_version")
+
+
+def defaults_of(architecture: str) -> dict[str, Any] | None:
+    """config.json of the class `architecture` with nothing but defaults; None if transformers has no such class."""
+    import transformers
+
+    model = getattr(transformers, architecture, None)
+    if model is None:
+        return None
+    config = model.config_class().to_dict()
+    kept = {key: value for key, value in config.items() if key not in _LEFT_OUT}
+    return {**kept, "architectures": [architecture]}
+
+
+def main() -> None:
+    if sys.argv[1:]:
+        print(json.dumps({name: defaults_of(name) for name in sys.argv[1:]}))
+        return
+    from quantkit.families import all_families
+    from tests.helpers.peer import REPOSITORY, newest_converter
+
+    names = sorted({name for family in all_families() for name in family.architectures})
+    peer = newest_converter()
+    environment = {**peer.environment(), "PYTHONPATH": str(REPOSITORY)}
+    command = [str(peer.python), "-m", "tests.families.class_defaults", *names]
+    answer = subprocess.run(command, env=environment, cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    known = {name: config for name, config in json.loads(answer.stdout).items() if config is not None}
+    lines = ",\n".join(f"{json.dumps(name)}: {json.dumps(config, sort_keys=True)}" for name, config in known.items())
+    GOLDEN.write_text("{\n" + lines + "\n}\n")
+    print(f"{len(known)} of {len(names)} architectures")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,96 @@
+"""Every family at the sizes that its config class in transformers has by default, which are those of a published model.
+
+The type mix is compared with llama_model_quantize's own, in a dry run over a file without weights.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from quantkit.families import find_family
+from quantkit.gguf.file_types import FILE_TYPES
+from quantkit.gguf.mix import choose_types
+from quantkit.outputs.model import _mix_model
+from tests.families.class_defaults import GOLDEN
+from tests.families.test_large_shapes import described
+from tests.helpers import oracle
+
+CONFIGS: dict[str, dict[str, Any]] = json.loads(GOLDEN.read_text())
+TYPES = ("q4_0", "q4_k_m", "q2_k", "iq4_xs")
+
+
+_EXAONE_KINDS = [("full" if layer % 4 == 3 else "sliding") + "_attention" for layer in range(64)]
+_SECTIONS = {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [24, 20, 20]}
+# What published models state and the class leaves out or has otherwise.
+STATED: dict[str, dict[str, Any]] = {
+    "DeepseekV2ForCausalLM": {"num_experts_per_tok": 6},
+    "Exaone4ForCausalLM": {"num_hidden_layers": 64, "layer_types": _EXAONE_KINDS},
+    "Qwen2VLForConditionalGeneration": {"rope_parameters": _SECTIONS},
+    "Qwen2_5_VLForConditionalGeneration": {"rope_parameters": _SECTIONS},
+    "Qwen3MoeForCausalLM": {"norm_topk_prob": True},
+    "Qwen3VLForConditionalGeneration": {"rope_parameters": _SECTIONS},
+    "Qwen3VLMoeForConditionalGeneration": {"rope_parameters": _SECTIONS},
+}
+
+
+def published(architecture: str) -> dict[str, Any]:
+    """The class's config with what published models state, in the text model's config where there is one."""
+    config, stated = CONFIGS[architecture], STATED.get(architecture, {})
+    return (
+        {**config, "text_config": {**config["text_config"], **stated}} if "text_config" in config else config | stated
+    )
+
+
+# Defaults that transformers 5 changed; checkpoints that state nothing are older.
+CHANGED = {
+    **dict.fromkeys(
+        (f"{kind}.sliding_window" for kind in ("qwen2", "qwen2_moe", "qwen2_vl_text", "qwen2_5_vl_text", "qwen3")), 4096
+    ),
+    **dict.fromkeys((f"{kind}.sliding_window" for kind in ("qwen3_moe", "qwen3_vl_moe_text")), 4096),
+    "olmo3.rope_theta": 10000.0,
+}
+
+
+def stated_defaults(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The class's settings in one level; the rope of full attention stands for that of all layers."""
+    rope = config.get("rope_parameters") or {}
+    return {**rope.get("full_attention", rope), **config}
+
+
+@pytest.mark.parametrize("architecture", sorted(CONFIGS))
+def test_what_a_silent_config_means_is_what_transformers_takes(architecture: str) -> None:
+    """None stands for a value that the class computes from others."""
+    family = find_family({"architectures": [architecture]})
+    whole = CONFIGS[architecture]
+    for config in (whole, whole.get("text_config") or {}):
+        kind, theirs = str(config.get("model_type")), stated_defaults(config)
+        ours = {key: CHANGED.get(f"{kind}.{key}", value) for key, value in family.defaults.get(kind, {}).items()}
+        theirs = {key: CHANGED.get(f"{kind}.{key}", value) for key, value in theirs.items()}
+        different = {
+            key: (value, theirs[key])
+            for key, value in ours.items()
+            if key in theirs and value is not None and theirs[key] != value
+        }
+        assert not different
+
+
+@pytest.mark.parametrize("architecture", sorted(CONFIGS))
+def test_the_mix_of_types_is_llama_model_quantizes(architecture: str, tmp_path: Path) -> None:
+    keys, tensors = described(published(architecture), packed=False)
+    path = tmp_path / "sparse.gguf"
+    oracle.write_sparse_gguf(path, keys, [(tensor.name, tensor.shape, tensor.dtype) for tensor in tensors])
+    jobs = [
+        oracle.Job(src=str(path), dst="unused", ftype=FILE_TYPES[name].ftype, dry_run=True, allow_requantize=True)
+        for name in TYPES
+    ]
+    arch = str(keys["general.architecture"])
+    for name, result in zip(TYPES, oracle.run_jobs(jobs), strict=True):
+        assert result.code == 0, result.log[-500:]
+        ours = {tensor.name: tensor.type for tensor in choose_types(_mix_model(arch, keys), FILE_TYPES[name], tensors)}
+        theirs = oracle.mix_from_log(result.log)
+        different = {key: (ours[key].name, theirs[key].name) for key in ours if ours[key] != theirs[key]}
+        assert not different, name
+        assert list(ours) == list(theirs)

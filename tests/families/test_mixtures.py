@@ -1,0 +1,70 @@
+"""Mixtures of experts: settings that llama.cpp would run as another model, and layers that predict a later token."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from quantkit.checkpoint import open_checkpoint
+from quantkit.errors import CheckpointError, QuantkitError, UnsupportedError
+from quantkit.families import find_family
+from quantkit.planning.context import Context
+from quantkit.planning.memory import plan_memory
+from tests.families.expected import expected, write_checkpoint
+from tests.helpers.conversions import to_gguf
+from tests.planning.models import read_model
+
+REFUSED: list[tuple[str, dict[str, Any], type[QuantkitError], str]] = [
+    ("glm4moe", {"hidden_act": "gelu"}, UnsupportedError, "hidden_act is 'gelu'"),
+    ("glm4moe", {"scoring_func": "softmax"}, UnsupportedError, "scoring_func is 'softmax'"),
+    ("glm4moe", {"num_experts_per_tok": 7}, CheckpointError, "num_experts_per_tok 7 is more than n_routed_experts 6"),
+    ("minimax-m2", {"scoring_func": "softmax"}, UnsupportedError, "scoring_func is 'softmax'"),
+    ("minimax-m2", {"tie_word_embeddings": True}, UnsupportedError, "tie_word_embeddings is true"),
+    ("minimax-m2", {"qk_norm_type": "per_head"}, UnsupportedError, "qk_norm_type is 'per_head'"),
+    ("minimax-m2", {"attn_type_list": [0, 1, 1]}, UnsupportedError, "attn_type_list is"),
+    ("minimax-m2", {"use_routing_bias": False}, UnsupportedError, "use_routing_bias is false"),
+    ("minimax-m2", {"rotary_dim": 15}, CheckpointError, "rotary_dim 15 must be even"),
+    ("minimax-m2", {"rotary_dim": 48}, CheckpointError, "at most head_dim 32"),
+    ("minimax-m2", {"num_experts_per_tok": 7}, CheckpointError, "num_experts_per_tok 7 is more than"),
+    ("ernie4.5", {"use_bias": True}, UnsupportedError, "use_bias is true"),
+    ("ernie4.5-moe", {"use_bias": True}, UnsupportedError, "use_bias is true"),
+    ("ernie4.5-moe", {"moe_layer_interval": 2}, UnsupportedError, "moe_layer_interval is 2"),
+    ("ernie4.5-moe", {"moe_layer_end_index": 1}, UnsupportedError, "moe_layer_end_index is 1.*only with -1 or 2"),
+    ("ernie4.5-moe", {"moe_k": 7}, CheckpointError, "moe_k 7 is more than moe_num_experts 6"),
+    ("glm4moe", {"rope_scaling": {"type": "llama3", "factor": 8.0}}, UnsupportedError, "rope scaling 'llama3'"),
+]
+
+
+@pytest.mark.parametrize(("name", "change", "error", "words"), REFUSED)
+def test_what_llama_cpp_would_run_wrong_is_refused(
+    name: str, change: dict[str, Any], error: type[QuantkitError], words: str
+) -> None:
+    config = expected(name).config
+    family = find_family(config)
+    family.keys(family.gguf_arch, family.sizes(config))
+    with pytest.raises(error, match=words):
+        family.keys(family.gguf_arch, family.sizes({**config, **change}))
+
+
+@pytest.mark.parametrize(("name", "stated", "blocks"), [("glm4moe-head-norms-groups", 1, 3), ("glm4moe", 0, 4)])
+def test_the_checkpoint_says_how_many_layers_predict_a_later_token(
+    name: str, stated: int, blocks: int, tmp_path: Path
+) -> None:
+    """transformers saves a model without these layers and leaves config.json as it was."""
+    with open_checkpoint(str(write_checkpoint(name, tmp_path))) as checkpoint:
+        config = {**checkpoint.config, "num_nextn_predict_layers": stated}
+        family = find_family(config)
+        keys = {key.name: key.value for key in family.keys("glm4moe", family.sizes(config, checkpoint.tensors))}
+    assert keys["glm4moe.block_count"] == blocks
+    assert keys["glm4moe.nextn_predict_layers"] == blocks - 3
+
+
+def test_layers_that_predict_a_later_token_take_no_memory(tmp_path: Path) -> None:
+    """llama.cpp loads them on request only, and the cache has no place for them."""
+    path = to_gguf(write_checkpoint("glm4moe", tmp_path / "glm4moe"), "f32", tmp_path)
+    shape, tensors = read_model(path)
+    without = [tensor for tensor in tensors if tensor.layer != 3]
+    assert len(without) < len(tensors)
+    memory, expected_memory = (plan_memory(shape, each, Context(n_ctx=512)) for each in (tensors, without))
+    assert memory == expected_memory
+    assert memory.cpu.weights == sum(tensor.nbytes for tensor in without)
