@@ -96,7 +96,7 @@ def test_a_program_without_an_index_gives_none(tmp_path: Path, content: bytes) -
 
 
 def test_the_nearest_built_in_is_taken_and_the_first_of_equally_near_ones() -> None:
-    index = [BuiltInTemplate("far", "x" * 90), BuiltInTemplate("near", "ab"), BuiltInTemplate("as near", "cb")]
+    index = (BuiltInTemplate("far", "x" * 90), BuiltInTemplate("near", "ab"), BuiltInTemplate("as near", "cb"))
     nearest = replacement("bb", index)
     assert nearest is not None and (nearest.name, nearest.distance) == ("near", 1)
     assert replacement("y" * 300, index) is None

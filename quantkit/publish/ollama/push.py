@@ -37,7 +37,7 @@ class Created:
     kept: int = 0
 
 
-def foresee_replacement(facts: Facts, bundle: Bundle, index: Sequence[BuiltInTemplate]) -> Replacement | None:
+def foresee_replacement(facts: Facts, bundle: Bundle, index: tuple[BuiltInTemplate, ...]) -> Replacement | None:
     """The built-in template of `index` that `create` stores because the Modelfile has no TEMPLATE, or None."""
     if bundle.template != REFUSED or facts.chat_template is None:
         return None
