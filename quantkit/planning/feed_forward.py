@@ -14,7 +14,8 @@ def feed_forward(d: Drawing, x: Tensor, layer: Layer) -> Tensor:
         shared = _dense_ffn(d, x, layer, "_shexp")
         if layer.has("ffn_gate_inp_shexp.weight"):
             gate = matmul(d.named("ffn_gate_inp_shexp.weight"), 1, x)
-            shared = same(shared, same(same(gate), gate))
+            gate = same(gate) if d.shape.traits.sigmoid_shared_gate else same(same(gate), gate)
+            shared = same(shared, gate)
         out = same(out, shared)
     return out
 

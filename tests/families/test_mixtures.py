@@ -31,6 +31,15 @@ REFUSED: list[tuple[str, dict[str, Any], type[QuantkitError], str]] = [
     ("ernie4.5-moe", {"moe_layer_interval": 2}, UnsupportedError, "moe_layer_interval is 2"),
     ("ernie4.5-moe", {"moe_layer_end_index": 1}, UnsupportedError, "moe_layer_end_index is 1.*only with -1 or 2"),
     ("ernie4.5-moe", {"moe_k": 7}, CheckpointError, "moe_k 7 is more than moe_num_experts 6"),
+    ("hunyuan-dense", {"attention_bias": True}, UnsupportedError, "attention_bias is true"),
+    ("hunyuan-dense", {"use_cla": True}, UnsupportedError, "use_cla is true"),
+    ("hunyuan-dense", {"rope_scaling": {"type": "dynamic", "factor": 2.0}}, UnsupportedError, "alpha None"),
+    ("hunyuan-dense", {"rope_scaling": {"type": "yarn", "factor": 2.0}}, UnsupportedError, "rope scaling 'yarn'"),
+    ("hunyuan-moe", {"moe_topk": [3, 2]}, UnsupportedError, "moe_topk differs between layers"),
+    ("hunyuan-moe", {"moe_topk": "3"}, CheckpointError, "moe_topk must be a whole number"),
+    ("hunyuan-moe", {"moe_topk": 7}, CheckpointError, "moe_topk 7 is more than num_experts 6"),
+    ("hunyuan-moe", {"num_shared_expert": [2, 2]}, UnsupportedError, "num_shared_expert is 2"),
+    ("hunyuan-moe", {"moe_intermediate_size": 16}, UnsupportedError, "moe_intermediate_size is 16.*only with 32"),
     ("glm4moe", {"rope_scaling": {"type": "llama3", "factor": 8.0}}, UnsupportedError, "rope scaling 'llama3'"),
 ]
 

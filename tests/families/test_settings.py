@@ -161,5 +161,6 @@ def test_no_family_lists_a_setting_that_its_classes_lack_or_that_all_classes_hav
     for family in all_families():
         configs = [published(name) for name in family.architectures if name in CONFIGS]
         settings = {key for config in configs for key in (*config, *text_settings(config))}
-        assert not set(family.no_effect) - settings, family.name
+        # no class is known of remote code, or of a family that is not in class_defaults.json yet
+        assert not configs or not set(family.no_effect) - settings, family.name
         assert not set(family.no_effect) & NO_EFFECT, family.name

@@ -51,12 +51,16 @@ def layers_of(tensors: dict[str, np.ndarray], config: dict[str, Any]) -> list[La
 
 
 def traced(tensors: dict[str, np.ndarray], config: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> Seen:
-    """The inputs of all linears of a run, the head's last."""
+    """The inputs of all linears of a run within layers, and the head's last."""
+    architecture = find_architecture(config)
+    outside = architecture.layer_inputs and architecture.layer_inputs.projection
     arrays: list[Array] = []
     seen: Seen = []
     real = Weights.linear
 
     def linear(self: Weights, name: str, x: Array, n_out: int, form: Form = Form(), index: int = 0) -> Array:
+        if outside and name.endswith(outside):
+            return real(self, name, x, n_out, form, index)
         at = next((i for i, array in enumerate(arrays) if array is x), len(arrays))
         if at == len(arrays):
             arrays.append(x)
@@ -186,6 +190,15 @@ _FOLDS = {
         "kv_b_proj > attention.out",
         "up_proj > feed.down",
     ],
+    # values are normed over their head
+    "gemma4": ["input_layernorm > attention", "pre_feedforward_layernorm > feed", "up_proj > feed.down"],
+    "gemma4-experts": [
+        "input_layernorm > attention",
+        "pre_feedforward_layernorm_2 > " + " ".join(f"expert.{expert}" for expert in range(6)),
+        "pre_feedforward_layernorm > feed",
+        *(f"gate_up_proj {expert} > expert.{expert}.down" for expert in range(6)),
+        "up_proj > feed.down",
+    ],
     "deepseek-v2-lite": [
         "input_layernorm > attention",
         "post_attention_layernorm > feed",
@@ -207,7 +220,12 @@ def test_routers_and_gates_of_shared_experts_are_kept_and_nothing_else_is() -> N
             for each in layer.inputs:
                 for one in each.linears:
                     last = one.name.split(".", 3)[-1]
-                    kept = last in {"mlp.gate", "mlp.router", "mlp.shared_expert_gate"} or last.startswith(
+                    kept = last in {
+                        "mlp.gate",
+                        "mlp.router",
+                        "mlp.shared_expert_gate",
+                        "router.proj",
+                    } or last.startswith(
                         (
                             "block_sparse_moe.gate",
                             "block_sparse_moe.router",

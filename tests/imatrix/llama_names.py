@@ -1,6 +1,7 @@
 """What llama-imatrix has entries for in every tiny model: `python -m tests.imatrix.llama_names GROUP ...` asks it anew.
 
-golden/GROUP.json: case -> tensor name without its layer -> [in how many layers, how many values each].
+golden/GROUP.json: case -> tensor name without its layer -> [in how many layers, how many values each]. Where layers
+differ in values, the name of each number after the first has it in front ("256 attn_output.weight").
 """
 
 import json
@@ -28,7 +29,9 @@ def shape_of(sizes: Mapping[str, int]) -> Shape:
     found: Shape = {}
     for name in sorted(sizes):
         short = re.sub(r"^blk\.\d+\.", "", name)
-        assert found.setdefault(short, [0, sizes[name]])[1] == sizes[name], name
+        if found.setdefault(short, [0, sizes[name]])[1] != sizes[name]:
+            short = f"{sizes[name]} {short}"
+            found.setdefault(short, [0, sizes[name]])
         found[short][0] += 1
     return found
 

@@ -63,8 +63,8 @@ def test_the_files_sampling_stands_and_the_publishers_goes_over_it(tmp_path: Pat
 
 def test_overrides_of_the_command_line_replace_those_of_the_recipe() -> None:
     recipe = Overrides(parameters=(("top_p", 0.1), ("top_k", 5), ("stop", "A")), system="recipe", licenses=("L",))
-    said = Overrides(parameters=(("top_p", 0.9), ("stop", "B")), messages=(("user", "Hi"),))
-    assert said.over(recipe) == Overrides(
+    options = Overrides(parameters=(("top_p", 0.9), ("stop", "B")), messages=(("user", "Hi"),))
+    assert options.over(recipe) == Overrides(
         parameters=(("top_k", 5), ("stop", "A"), ("top_p", 0.9), ("stop", "B")),
         system="recipe",
         licenses=("L",),
@@ -153,9 +153,9 @@ def test_what_is_written_parses_back_and_has_nothing_to_find_fault_with(tmp_path
         chat_template=BUILT_IN[template].text if template else None,
     )
     made = bundle(tmp_path, overrides)
-    for each in (made.modelfile, made.gpu):
-        text = write_modelfile(each)
+    for modelfile in (made.modelfile, made.gpu):
+        text = write_modelfile(modelfile)
         assert lint_modelfile(text) == []
-        assert set(parse_modelfile(text).parameters) == set(each.parameters)
-        assert parse_modelfile(text).template == each.template
-        assert parse_modelfile(text).system == each.system
+        assert set(parse_modelfile(text).parameters) == set(modelfile.parameters)
+        assert parse_modelfile(text).template == modelfile.template
+        assert parse_modelfile(text).system == modelfile.system

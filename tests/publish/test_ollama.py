@@ -37,12 +37,12 @@ def sentence(caught: pytest.ExceptionInfo[PublishError]) -> str:
     return str(caught.value)
 
 
-def made(ollama: Ollama, file: Path, name: str = "ns/m:4b", **said: object) -> Server:
+def made(ollama: Ollama, file: Path, name: str = "ns/m:4b", **fields: object) -> Server:
     server = Server(ollama.url)
     digest = digest_of(file)
     if not server.has_blob(digest):
         server.send_blob(file, digest)
-    server.create(create_request(name, Modelfile(sources=(f"./{file.name}",), **said), {file.name: digest}))  # type: ignore[arg-type]
+    server.create(create_request(name, Modelfile(sources=(f"./{file.name}",), **fields), {file.name: digest}))  # type: ignore[arg-type]
     return server
 
 
@@ -172,12 +172,12 @@ def test_a_push_of_gpu_sends_the_parameters_alone(ollama: Ollama, file: Path) ->
 
 def test_a_push_tells_how_far_each_layer_is(ollama: Ollama, file: Path) -> None:
     server = made(ollama, file)
-    seen: list[tuple[str, str, int, int]] = []
-    server.push("ns/m:4b", progress=lambda *line: seen.append(line))
+    lines: list[tuple[str, str, int, int]] = []
+    server.push("ns/m:4b", progress=lambda *line: lines.append(line))
     size = file.stat().st_size
-    assert seen[0] == ("retrieving manifest", "", 0, 0)
-    assert seen[1][2:] == (0, size) and seen[2][2:] == (size, size) and seen[2][1] == digest_of(file)
-    assert seen[-1][0] == "success"
+    assert lines[0] == ("retrieving manifest", "", 0, 0)
+    assert lines[1][2:] == (0, size) and lines[2][2:] == (size, size) and lines[2][1] == digest_of(file)
+    assert lines[-1][0] == "success"
 
 
 def test_no_server_is_one_sentence() -> None:
@@ -191,7 +191,7 @@ def test_no_server_is_one_sentence() -> None:
 
 
 def answering(data: bytes) -> tuple[str, threading.Thread]:
-    """The address of something that answers each of its callers with `data` and hangs up."""
+    """The address of a listener that answers one caller with `data` and closes the connection."""
     listener = socket.create_server(("127.0.0.1", 0))
 
     def serve() -> None:

@@ -97,8 +97,8 @@ def test_a_program_without_an_index_gives_none(tmp_path: Path, content: bytes) -
 
 def test_the_nearest_built_in_is_taken_and_the_first_of_equally_near_ones() -> None:
     index = [BuiltInTemplate("far", "x" * 90), BuiltInTemplate("near", "ab"), BuiltInTemplate("as near", "cb")]
-    found = replacement("bb", index)
-    assert found is not None and (found.name, found.distance) == ("near", 1)
+    nearest = replacement("bb", index)
+    assert nearest is not None and (nearest.name, nearest.distance) == ("near", 1)
     assert replacement("y" * 300, index) is None
 
 
@@ -129,8 +129,8 @@ def test_the_comment_that_the_message_names_keeps_the_template(ollama: Ollama, t
     assert item.replacement is None
     create(ollama, item)
     assert ollama.layer("ns/m:latest", "template") is None
-    shown = comment + NEAR if version == "0.33.1" else "{{ .Prompt }}"
-    assert ollama.shown_template("ns/m:latest") == shown
+    expected = comment + NEAR if version == "0.33.1" else "{{ .Prompt }}"
+    assert ollama.shown_template("ns/m:latest") == expected
 
 
 @pytest.mark.parametrize("version", ["0.12.6", "0.29.1", "0.30.0", "0.32.15", "0.33.0-rc2", "0.0.0"])
