@@ -39,6 +39,7 @@ _F32_NAMES = (
     "ffn_gate_inp_shexp.weight",
     "position_embd.weight",
     "ssm_conv1d.weight",
+    "shortconv.conv.weight",
 )
 _ENDS = ("token_embd.weight", "output_norm.weight", "output.weight")
 Mtp = Literal["keep", "only", "drop"]
