@@ -9,6 +9,7 @@ from quantkit.families.base.family import Family
 from quantkit.families.base.refusals import only, plain_yarn
 from quantkit.families.llama import ATTENTION, ENDS, MLP, llama_keys
 from quantkit.forward.description import Architecture, FeedForward
+from quantkit.tokenizer.roles import LLAMA_ROLES
 
 # transformers' ArceeConfig.
 DEFAULTS: dict[str, dict[str, Any]] = {
@@ -51,4 +52,5 @@ FAMILY = Family(
     prepare=_prepare,
     rope_kinds=("default", "linear", "yarn", "dynamic"),
     forward=FORWARD,
+    token_roles=LLAMA_ROLES,
 )

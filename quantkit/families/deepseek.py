@@ -25,11 +25,11 @@ _LAYER, _ATTENTION = "model.layers.{layer}", "model.layers.{layer}.self_attn"
 _MLP = "model.layers.{layer}.mlp"
 
 
-def _dimensions(sizes: Hyperparameters) -> dict[str, int]:
+def dimensions(sizes: Hyperparameters) -> dict[str, int]:
     config, heads = sizes.config, sizes.n_head
     rope, nope = size(config, "qk_rope_head_dim"), size(config, "qk_nope_head_dim")
     value, latent = size(config, "v_head_dim"), size(config, "kv_lora_rank")
-    expert = size(config, "moe_intermediate_size")
+    expert = optional_size(config, "moe_intermediate_size") or 0
     return {
         "q": heads * (nope + rope),
         "q_latent": optional_size(config, "q_lora_rank") or 0,
@@ -39,7 +39,7 @@ def _dimensions(sizes: Hyperparameters) -> dict[str, int]:
         "values": heads * value,
         "expert_ffn": expert,
         "expert_gate_up": 2 * expert,
-        "shared_ffn": expert * size(config, "n_shared_experts"),
+        "shared_ffn": expert * (optional_size(config, "n_shared_experts") or 0),
     }
 
 
@@ -76,6 +76,8 @@ def _half(half: int) -> Callable[[Hyperparameters], tuple[Take, ...]]:
 
 
 def _n_dense(sizes: Hyperparameters) -> int:
+    if not sizes.n_expert:
+        return sizes.n_layer
     return min(int(number(sizes.config, "first_k_dense_replace") or 0), sizes.n_layer)
 
 
@@ -160,7 +162,7 @@ def keys(arch: str, sizes: Hyperparameters) -> list[Key]:
         for key in base_keys(arch, sizes)
     ]
     result += [
-        Key(f"{arch}.leading_dense_block_count", "u32", int(number(config, "first_k_dense_replace") or 0)),
+        Key(f"{arch}.leading_dense_block_count", "u32", _n_dense(sizes)),
         Key(f"{arch}.vocab_size", "u32", sizes.vocab),
     ]
     if (compressed := optional_size(config, "q_lora_rank")) is not None:
@@ -169,10 +171,12 @@ def keys(arch: str, sizes: Hyperparameters) -> list[Key]:
         Key(f"{arch}.attention.kv_lora_rank", "u32", latent),
         Key(f"{arch}.attention.key_length_mla", "u32", size(config, "qk_nope_head_dim") + rope),
         Key(f"{arch}.attention.value_length_mla", "u32", size(config, "v_head_dim")),
-        Key(f"{arch}.expert_feed_forward_length", "u32", size(config, "moe_intermediate_size")),
-        Key(f"{arch}.expert_shared_count", "u32", size(config, "n_shared_experts")),
-        Key(f"{arch}.expert_weights_scale", "f32", number(config, "routed_scaling_factor")),
+        # a model without experts states its feed-forward's width here
+        Key(f"{arch}.expert_feed_forward_length", "u32", size(config, "moe_intermediate_size", "intermediate_size")),
+        Key(f"{arch}.expert_shared_count", "u32", optional_size(config, "n_shared_experts") or 0),
     ]
+    if (scale := number(config, "routed_scaling_factor")) is not None:
+        result.append(Key(f"{arch}.expert_weights_scale", "f32", scale))
     if config.get("norm_topk_prob"):
         result.append(Key(f"{arch}.expert_weights_norm", "bool", True))
     result.append(Key(f"{arch}.rope.dimension_count", "u32", rope))
@@ -189,23 +193,19 @@ _LITE_LAYERS_AND_VOCABULARY = (48, 128256)
 
 def _config_is_v3(config: Mapping[str, Any]) -> bool:
     """Whether config.json is of V3's class, which R1 and Moonlight share."""
-    return bool(config["architectures"][0] == "DeepseekV3ForCausalLM")
+    return bool(config["architectures"][0] in ("DeepseekV3ForCausalLM", "Glm4MoeLiteForCausalLM"))
 
 
 def _prepare(config: dict[str, Any]) -> dict[str, Any]:
     """Refuse settings that llama.cpp does not support; set head_dim to the rotary width, as transformers does."""
     v3 = _config_is_v3(config)
     family = "DeepSeek-V3" if v3 else "DeepSeek-V2"
-    config["head_dim"] = size(config, "qk_rope_head_dim")
-    heads = size(config, "num_attention_heads")
-    only(config, "num_key_value_heads", heads, family=family)
-    only(config, "hidden_act", *SILU, family=family)
-    only(config, "attention_bias", False, family=family)
-    only(config, "mlp_bias", False, family=family)
+    prepare_attention(config, family)
     only(config, "moe_layer_freq", 1, family=family)
-    only(config, "rope_interleave", True, family=family)
     only(config, "scoring_func", "sigmoid" if v3 else "softmax", family=family)
     size(config, "num_experts_per_tok")
+    size(config, "moe_intermediate_size")
+    size(config, "n_shared_experts")
     if v3:
         config["scoring_func"] = "sigmoid"
         only(config, "topk_method", "noaux_tc", family=family)
@@ -213,9 +213,20 @@ def _prepare(config: dict[str, Any]) -> dict[str, Any]:
         # transformers ignores norm_topk_prob; DeepSeek's code ignores routed_scaling_factor; llama.cpp applies both
         only(config, "norm_topk_prob", False, family=family)
         _groups_of_v2(config)
+    return config
+
+
+def prepare_attention(config: dict[str, Any], family: str) -> None:
+    """Refuse settings outside the mixture that llama.cpp does not support; set head_dim to the rotary width."""
+    config["head_dim"] = size(config, "qk_rope_head_dim")
+    heads = size(config, "num_attention_heads")
+    only(config, "num_key_value_heads", heads, family=family)
+    only(config, "hidden_act", *SILU, family=family)
+    only(config, "attention_bias", False, family=family)
+    only(config, "mlp_bias", False, family=family)
+    only(config, "rope_interleave", True, family=family)
     _queries(config)
     _yarn(config)
-    return config
 
 
 def _groups_of_v2(config: dict[str, Any]) -> None:
@@ -319,10 +330,10 @@ _SHARED_EXPERTS = FeedForward(
     at="mlp.shared_experts.",
     inner=lambda config: int(config["moe_intermediate_size"]) * int(given(config, "n_shared_experts", default=0)),
 )
-_LATENT = Architecture(attention=Attention(latent=True, pairs="neighbours", scale=latent_scale))
+LATENT = Architecture(attention=Attention(latent=True, pairs="neighbours", scale=latent_scale))
 # The attention scale of V2 follows the published model's code.
 _V2 = replace(
-    _LATENT,
+    LATENT,
     experts=Experts(
         router="mlp.gate",
         expert=EXPERT,
@@ -338,8 +349,8 @@ _V2 = replace(
         else None
     ),
 )
-_V3 = replace(
-    _LATENT,
+V3_FORWARD = replace(
+    LATENT,
     experts=Experts(
         router="mlp.gate",
         expert=EXPERT,
@@ -363,7 +374,7 @@ FAMILY = Family(
     keys=keys,
     defaults=DEFAULTS,
     prepare=_prepare,
-    dimensions=_dimensions,
+    dimensions=dimensions,
     dropped=(
         Dropped(
             r"model\.layers\.{layer}\..*",
@@ -373,5 +384,7 @@ FAMILY = Family(
     ),
     rope_kinds=("default", "yarn"),
     cautions=_cautions,
-    forward={"DeepseekV2ForCausalLM": _V2, "DeepseekV3ForCausalLM": _V3},
+    # the widths follow from the others; layers for a later token are left out
+    no_effect=("head_dim", "num_nextn_predict_layers", "qk_head_dim"),
+    forward={"DeepseekV2ForCausalLM": _V2, "DeepseekV3ForCausalLM": V3_FORWARD},
 )

@@ -15,7 +15,7 @@ from quantkit.families.base.keys import head_dim_keys
 from quantkit.families.base.refusals import GELU, only
 from quantkit.families.base.traits import Traits
 from quantkit.forward.description import Architecture, FeedForward, Norm
-from quantkit.tokenizer.roles import TokenRoles
+from quantkit.tokenizer.roles import SpacePrefix, TokenRoles
 
 _LAYER = "model.layers.{layer}"
 # What llama.cpp takes where a file says nothing; its converter stores no base for Gemma 1 and 2.
@@ -71,6 +71,7 @@ def prepare(config: dict[str, Any]) -> dict[str, Any]:
     only(config, "hidden_activation", *GELU, family="Gemma")
     only(config, "tie_word_embeddings", True, family="Gemma")
     only(config, "attention_bias", False, family="Gemma")
+    only(config, "use_bidirectional_attention", False, family="Gemma")
     return config
 
 
@@ -113,5 +114,5 @@ FAMILY = Family(
     rope_kinds=("default",),
     forward=FORWARD,
     traits=Traits(scaled_query=True, scaled_embedding=True),
-    token_roles=TokenRoles(also={"eot": "<end_of_turn>"}),
+    token_roles=TokenRoles(also={"eot": "<end_of_turn>"}, space_prefix=SpacePrefix.FALSE_LAST),
 )

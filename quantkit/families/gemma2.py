@@ -18,6 +18,7 @@ from quantkit.families.gemma import FORWARD as GEMMA_FORWARD
 from quantkit.families.gemma import HEAD, MATRICES, gemma_keys, norm
 from quantkit.forward.description import Attention
 from quantkit.forward.settings import query_scale, window
+from quantkit.tokenizer.roles import SpacePrefix, TokenRoles
 
 NORMS = (
     norm("input_layernorm", "attn_norm"),
@@ -50,6 +51,7 @@ def prepare(config: dict[str, Any]) -> dict[str, Any]:
     only(config, "hidden_activation", *GELU, family="Gemma 2")
     only(config, "tie_word_embeddings", True, family="Gemma 2")
     only(config, "attention_bias", False, family="Gemma 2")
+    only(config, "use_bidirectional_attention", False, family="Gemma 2")
     refuse_other_query_scale(config, _LAYERS_OF_27B, "Gemma 2")
     for name in ("attn_logit_softcapping", "final_logit_softcapping"):
         if not number(config, name):
@@ -113,4 +115,5 @@ FAMILY = Family(
     rope_kinds=("default",),
     forward=FORWARD,
     traits=Traits(sliding_every=2, default_window=4096, scaled_query=True, scaled_embedding=True),
+    token_roles=TokenRoles(space_prefix=SpacePrefix.FALSE_LAST),
 )

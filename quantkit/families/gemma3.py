@@ -22,6 +22,7 @@ from quantkit.families.gemma2 import FORWARD as GEMMA2_FORWARD
 from quantkit.families.gemma2 import NORMS, refuse_other_query_scale
 from quantkit.forward.description import Attention, Config, given
 from quantkit.forward.settings import HEAD_NORMS, local_rope, query_scale, slides, window
+from quantkit.tokenizer.roles import SpacePrefix, TokenRoles
 
 # llama.cpp takes this one where a file says nothing.
 _PATTERN = 6
@@ -50,11 +51,11 @@ def prepare(config: dict[str, Any]) -> dict[str, Any]:
             f"config.json: attn_logit_softcapping is {config['attn_logit_softcapping']!r}, but llama.cpp runs Gemma 3"
             " without one; a GGUF cannot express this setting"
         )
-    _local_rope(config)
+    read_local_rope(config)
     return config
 
 
-def _local_rope(config: dict[str, Any]) -> None:
+def read_local_rope(config: dict[str, Any]) -> None:
     """Read the rotary settings of sliding layers as transformers 5 states them; llama.cpp has only their base."""
     given = config.get("rope_parameters")
     local = given.get("sliding_attention") if isinstance(given, Mapping) else None
@@ -118,4 +119,5 @@ FAMILY = Family(
     rope_kinds=("default", "linear"),
     forward={"Gemma3ForCausalLM": FORWARD},
     traits=Traits(sliding_every=6, scaled_query=True, scaled_embedding=True),
+    token_roles=TokenRoles(space_prefix=SpacePrefix.FALSE_LAST),
 )

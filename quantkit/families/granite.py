@@ -13,6 +13,7 @@ from quantkit.families.base.refusals import SILU, only, plain_yarn
 from quantkit.families.llama import ATTENTION, ENDS, MLP, llama3_rope_factors, llama_keys
 from quantkit.forward.description import Architecture, Attention, given
 from quantkit.forward.settings import number_of
+from quantkit.tokenizer.roles import LLAMA_ROLES
 
 # config.json -> the key's name after the architecture, in the converter's order.
 MULTIPLIERS = {
@@ -88,4 +89,5 @@ FAMILY = Family(
     defaults={"granite": CONFIG},
     prepare=_prepare,
     forward=FORWARD,
+    token_roles=LLAMA_ROLES,
 )

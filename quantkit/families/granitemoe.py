@@ -16,6 +16,7 @@ from quantkit.families.granite import FORWARD as GRANITE_FORWARD
 from quantkit.families.llama import ATTENTION, ENDS, llama3_rope_factors
 from quantkit.forward.description import Experts, FeedForward
 from quantkit.forward.settings import size_of
+from quantkit.tokenizer.roles import LLAMA_ROLES
 
 _AT, _TO = "model.layers.{layer}", "blk.{layer}"
 
@@ -134,4 +135,5 @@ FAMILY = Family(
     rename=RENAME,
     dimensions=_dimensions,
     forward=FORWARD,
+    token_roles=LLAMA_ROLES,
 )

@@ -11,6 +11,7 @@ from quantkit.families.base.family import Canonical, Family, Rule
 from quantkit.families.base.native_config import as_llama
 from quantkit.families.base.refusals import SILU, only
 from quantkit.families.llama import ATTENTION, ENDS, MLP, llama_keys
+from quantkit.tokenizer.roles import LLAMA_ROLES
 
 _RULES = (
     *ATTENTION,
@@ -51,4 +52,5 @@ FAMILY = Family(
     canonical=lambda sizes: Canonical(
         _native_config, tuple(Rule(rule.source, rule.source, rule.shape, required=rule.required) for rule in _RULES)
     ),
+    token_roles=LLAMA_ROLES,
 )

@@ -14,7 +14,7 @@ from quantkit.families.base.keys import base_keys
 from quantkit.families.base.mapping import interleave_rotary_rows
 from quantkit.families.base.native_config import as_llama
 from quantkit.families.base.refusals import SILU, only
-from quantkit.tokenizer.roles import TokenRoles
+from quantkit.tokenizer.roles import SpacePrefix, TokenRoles
 
 _ROLES: dict[str, slice | int] = {"q": slice(None, -2), "k": -2, "v": -1}
 
@@ -92,5 +92,5 @@ FAMILY = Family(
     rope_kinds=("default", "linear", "dynamic"),
     canonical=lambda sizes: Canonical(as_llama, NATIVE_RULES),
     # its chats end with a token that the configuration does not name as EOS
-    token_roles=TokenRoles(instead={"eos": "<|im_end|>"}),
+    token_roles=TokenRoles(instead={"eos": "<|im_end|>"}, space_prefix=SpacePrefix.MODEL_AFTER_TYPES),
 )

@@ -11,6 +11,7 @@ from quantkit.families.base.hyperparameters import Hyperparameters
 from quantkit.families.base.native_config import as_llama
 from quantkit.families.base.refusals import SILU, only, plain_yarn
 from quantkit.families.llama import ATTENTION, ENDS, MLP, llama_keys
+from quantkit.tokenizer.roles import SpacePrefix, TokenRoles
 
 _RULES = ATTENTION + MLP + ENDS
 _NATIVE_RULES = tuple(
@@ -52,4 +53,5 @@ FAMILY = Family(
     prepare=_prepare,
     rope_kinds=("default", "linear", "dynamic", "yarn"),
     canonical=_canonical,
+    token_roles=TokenRoles(space_prefix=SpacePrefix.STATED_AFTER_TYPES),
 )

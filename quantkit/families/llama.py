@@ -15,6 +15,7 @@ from quantkit.families.base.keys import base_keys
 from quantkit.families.base.refusals import SILU, only, plain_yarn, window_ignored
 from quantkit.forward.description import Architecture, Attention
 from quantkit.forward.settings import every_layer, flag
+from quantkit.tokenizer.roles import LLAMA_ROLES
 
 ATTENTION = (
     Rule("model.layers.{layer}.input_layernorm.weight", "blk.{layer}.attn_norm.weight", ("hidden",)),
@@ -126,4 +127,5 @@ FAMILY = Family(
         "LLaMAForCausalLM": FORWARD,
         "MistralForCausalLM": Architecture(attention=Attention(window=every_layer)),
     },
+    token_roles=LLAMA_ROLES,
 )

@@ -5,6 +5,7 @@ from quantkit.families.base.refusals import window_ignored
 from quantkit.families.llama import ATTENTION, ENDS, llama3_rope_factors, llama_keys, prepare
 from quantkit.forward.description import Architecture, Attention, Experts, FeedForward
 from quantkit.forward.settings import every_layer
+from quantkit.tokenizer.roles import LLAMA_ROLES
 
 _MOE = "model.layers.{layer}.block_sparse_moe"
 
@@ -47,4 +48,5 @@ FAMILY = Family(
     prepare=prepare,
     cautions=window_ignored,
     forward=FORWARD,
+    token_roles=LLAMA_ROLES,
 )

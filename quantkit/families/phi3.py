@@ -98,7 +98,7 @@ def _keys(arch: str, sizes: Hyperparameters) -> list[Key]:
         Key(f"{arch}.rope.dimension_count", "u32", _rotated(sizes)),
         Key(f"{arch}.rope.freq_base", "f32", sizes.rope.get("rope_theta", 10000.0)),
         Key(f"{arch}.attention.sliding_window", "u32", optional_size(config, "sliding_window") or 0),
-        *([Key(f"{arch}.rope.scaling.attn_factor", "f32", attention_factor(sizes))] if long else []),
+        *([Key(f"{arch}.rope.scaling.attn_factor", "f32", attention_factor(sizes), first=True)] if long else []),
     ]
 
 

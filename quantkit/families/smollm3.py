@@ -13,6 +13,7 @@ from quantkit.families.llama import ATTENTION, ENDS, llama_keys
 from quantkit.families.qwen2 import PLAIN_MLP, ROPE_KINDS
 from quantkit.forward.description import Architecture, Attention, Config, given
 from quantkit.forward.settings import if_used, slides
+from quantkit.tokenizer.roles import LLAMA_ROLES
 
 _BLIND = 4
 
@@ -92,4 +93,5 @@ FAMILY = Family(
     prepare=_prepare,
     rope_kinds=ROPE_KINDS,
     forward=FORWARD,
+    token_roles=LLAMA_ROLES,
 )

@@ -20,6 +20,7 @@ from quantkit.imatrix.names import LinearKey, Squares, as_imatrix, collect_imatr
 from quantkit.machine import resident_memory
 from quantkit.outputs.memory import vocabulary_memory
 from quantkit.outputs.packed_folders import all_layers
+from quantkit.stream.shared import bytes_per_token
 from quantkit.texts.samples import Samples, load_samples
 
 # Memory beside the arrays that are counted one by one: python, numpy, inputs that wait for their sums.
@@ -58,8 +59,7 @@ class CalibrationPlan:
 
     @property
     def disk(self) -> int:
-        files = 4 if self.native.architecture.experts else 2
-        return self.samples.tokens.size * self.native.decoder.hidden * 4 * files
+        return self.samples.tokens.size * bytes_per_token(self.native.decoder)
 
     @cached_property
     def imatrix_sources(self) -> dict[str, tuple[LinearKey, ...]]:

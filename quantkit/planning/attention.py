@@ -9,6 +9,7 @@ from quantkit.planning.tensors import F16, F32, Tensor, contiguous, fresh, held,
 
 def attention(d: Drawing, x: Tensor, layer: Layer) -> Tensor:
     """Attention of a layer to all cells of its cache, and its output projection."""
+    gates: Tensor | None = None
     if layer.has("attn_qkv.weight"):
         whole = d.linear(layer, "attn_qkv", x)
         width = layer.rows("attn_qkv") * F32
@@ -19,7 +20,12 @@ def attention(d: Drawing, x: Tensor, layer: Layer) -> Tensor:
         if layer.has("attn_q_norm.weight") and layer.rows("attn_q_norm") == q.shape[0] != layer.head_k:
             # the norm covers all heads together, before the split into heads
             q, k = d.norm(q, "attn_q_norm", layer.tensors), d.norm(k, "attn_k_norm", layer.tensors)
-        q = view(q, (layer.head_k, layer.n_head, d.n))
+        if d.shape.traits.gated_attention:
+            q = gates = view(
+                q, (layer.head_k, layer.n_head, d.n), (width := 2 * layer.head_k * F32, width * layer.n_head)
+            )
+        else:
+            q = view(q, (layer.head_k, layer.n_head, d.n))
         k = view(k, (layer.head_k, layer.n_head_kv, d.n))
         v = view(v, (layer.head_v, layer.n_head_kv, d.n))
     if layer.has("attn_q_norm.weight") and layer.rows("attn_q_norm") == layer.head_k:
@@ -31,6 +37,8 @@ def attention(d: Drawing, x: Tensor, layer: Layer) -> Tensor:
     if d.shape.number("attention.temperature_scale"):
         q = same(q, d.query_scale)
     out = _attend(d, q, k, v, layer)
+    if gates is not None:
+        out = same(out, same(fresh(out.shape, view(gates, gates.shape[:3], gates.stride[1:3]))))
     return d.linear(layer, "attn_output", out)
 
 

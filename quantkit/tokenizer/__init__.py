@@ -17,16 +17,17 @@ from . import bytelevel, chat_templates, special, spm, spm_json
 from .differences import Difference, differences
 from .ends import add_ends
 from .files import TokenizerFiles, read
-from .huggingface import hf_token_ids
+from .huggingface import hf_token_ids, panics_refused
 from .pretokenizers import check_name, pretokenizer_names
 from .probe import PROBE
-from .roles import NO_ROLES, TokenRoles, add_family_roles, add_named_ends
+from .roles import NO_ROLES, SpacePrefix, TokenRoles, add_family_roles, add_named_ends
 from .tokens import Tokens, refuse_duplicates
 from .written import special_texts, unlike_texts
 
 __all__ = [
     "PROBE",
     "Difference",
+    "SpacePrefix",
     "TokenRoles",
     "Vocabulary",
     "differences",
@@ -78,7 +79,8 @@ def load_vocabulary(
     files = read(folder)
     config = _with_vocab_size(config)
     try:
-        vocabulary = _vocabulary(files, config, roles, pre, chat_template)
+        with panics_refused(folder):
+            vocabulary = _vocabulary(files, config, roles, pre, chat_template)
     except (KeyError, TypeError, AttributeError, ValueError, IndexError) as error:
         raise TokenizerError(
             f"The tokenizer files in {folder} are not shaped as expected ({type(error).__name__}: {error}); "
@@ -102,7 +104,7 @@ def _with_vocab_size(config: Mapping[str, Any]) -> Mapping[str, Any]:
 def _vocabulary(
     files: TokenizerFiles, config: Mapping[str, Any], roles: TokenRoles, pre: str | None, chat_template: str | None
 ) -> Vocabulary:
-    tokens = _tokens(files, config, pre)
+    tokens = _tokens(files, config, roles.space_prefix, pre)
     refuse_duplicates(tokens)
     specials = special.read(files, config, len(tokens.texts))
     specials.ids = tokens.ids | specials.ids
@@ -118,28 +120,26 @@ def _vocabulary(
         model=tokens.model,
         pre=tokens.pre,
         tokens=tokens.texts,
-        keys=tokens.keys() + special.keys(specials, config),
+        keys=[*tokens.keys(), *special.keys(specials, config), *tokens.end],
         warnings=tokens.warnings + specials.warnings,
         chat_template=special.default_template(specials.template),
     )
 
 
-def _tokens(files: TokenizerFiles, config: Mapping[str, Any], pre: str | None) -> Tokens:
+def _tokens(files: TokenizerFiles, config: Mapping[str, Any], space_prefix: SpacePrefix, pre: str | None) -> Tokens:
     """tokenizer.model first, then a SentencePiece-style tokenizer.json, then byte-level BPE (conversion/llama.py)."""
     style = files.tokenizer is not None and spm_json.is_sentencepiece_style(files.tokenizer)
     from_model = files.model is not None and (files.tokenizer is None or spm.is_sentencepiece(files))
-    said = files.config.get("add_prefix_space")
-    said = said if isinstance(said, bool) else None
     if not (from_model or style):
         tokens = bytelevel.load(files, config, pre)
-        tokens.first = spm.said_key(said)
+        spm.add_stated_prefix(tokens, space_prefix, spm.stated_prefix(files))
         return tokens
     if pre not in (None, "default"):
         raise UsageError(
             f"--pre {pre} does not apply: {files.folder} has a SentencePiece tokenizer, which is not split."
         )
     if from_model:
-        return spm.load(files, config)
+        return spm.load(files, config, space_prefix)
     tokens, prefix = spm_json.load(files, config)
-    tokens.first = spm.spaces_key(tokens, said, prefix)
+    spm.add_space_prefix(tokens, space_prefix, spm.stated_prefix(files), prefix)
     return tokens

@@ -5,7 +5,8 @@ PreTrainedTokenizerFast does; a class named there never rebuilds the pipeline.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -38,10 +39,29 @@ def hf_token_ids(folder: Path, texts: Sequence[str]) -> list[list[int]]:
     if files.tokenizer is None and files.model is not None:
         return sentencepiece_ids(files, texts)
     tokenizer = build_tokenizer(files)
-    ids = [encoding.ids for encoding in tokenizer.encode_batch(list(texts), add_special_tokens=False)]
+    with panics_refused(folder):
+        ids = _encoded(tokenizer, texts)
     del tokenizer
     release_freed_memory()
     return ids
+
+
+def _encoded(tokenizer: Tokenizer, texts: Sequence[str]) -> list[list[int]]:
+    return [encoding.ids for encoding in tokenizer.encode_batch(list(texts), add_special_tokens=False)]
+
+
+@contextmanager
+def panics_refused(folder: Path) -> Iterator[None]:
+    """Raise TokenizerError for a panic of the Rust library, which a contradictory tokenizer.json can cause."""
+    try:
+        yield
+    except BaseException as error:
+        # pyo3's class derives from BaseException and cannot be imported
+        if type(error).__name__ != "PanicException":
+            raise
+        raise TokenizerError(
+            f"the tokenizers library fails on the tokenizer files in {folder} ({error}); download them again"
+        ) from error
 
 
 def build_tokenizer(files: TokenizerFiles) -> Tokenizer:

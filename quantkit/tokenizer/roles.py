@@ -1,14 +1,32 @@
-"""Special tokens that a family's checkpoints leave to code: which token ends a turn, where no file says so.
+"""What a family's checkpoints leave to code: which token ends a turn, and the space in front of a text.
 
-llama.cpp's converter names them by text, family by family; so does a family file (`TokenRoles`). A token that the
-vocabulary does not have is left out.
+llama.cpp's converter names special tokens by text, family by family; so does a family file (`TokenRoles`). A token that
+the vocabulary does not have is left out.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from enum import Enum, auto
 from typing import Any
 
 from .files import token_text
+
+
+class SpacePrefix(Enum):
+    """How llama.cpp's converter of a family writes the key tokenizer.ggml.add_space_prefix.
+
+    STATED: before the model, as add_prefix_space of tokenizer_config.json; without it, not at all.
+    STATED_AFTER_TYPES: the same, after the token types.
+    MODEL_AFTER_TYPES: as tokenizer.model has it, after the token types.
+    FALSE_LAST: false, after all other keys.
+    NEVER: not at all.
+    """
+
+    STATED = auto()
+    STATED_AFTER_TYPES = auto()
+    MODEL_AFTER_TYPES = auto()
+    FALSE_LAST = auto()
+    NEVER = auto()
 
 
 @dataclass(frozen=True)
@@ -16,15 +34,18 @@ class TokenRoles:
     """Role -> token text. Roles are bos, eos, eot, eom, unk.
 
     `first` counts where the files name no special token at all, `also` for the roles that the files leave open;
-    `instead` overrules the files, with a warning.
+    `instead` overrules the files, with a warning. `space_prefix`: the key for the space in front of a text.
     """
 
     first: Mapping[str, str] = field(default_factory=dict)
     also: Mapping[str, str] = field(default_factory=dict)
     instead: Mapping[str, str] = field(default_factory=dict)
+    space_prefix: SpacePrefix = SpacePrefix.NEVER
 
 
 NO_ROLES = TokenRoles()
+LLAMA_ROLES = TokenRoles(space_prefix=SpacePrefix.STATED)
+"""Of the families that llama.cpp's converter derives from its LlamaModel."""
 
 
 def add_family_roles(ids: dict[str, int], roles: TokenRoles, texts: list[bytes], warnings: list[str]) -> None:

@@ -20,6 +20,7 @@ from quantkit.gguf import keyvalues
 from . import sentencepiece_model, spm_json
 from .files import TokenizerFiles
 from .huggingface import added_token_entries, load_sentencepiece
+from .roles import SpacePrefix
 from .sentencepiece_model import Algorithm, SentencePieceModel
 from .tokens import (
     ADDED_SCORE,
@@ -73,7 +74,7 @@ def user_defined(files: TokenizerFiles) -> dict[int, str]:
     }
 
 
-def load(files: TokenizerFiles, config: Mapping[str, Any]) -> Tokens:
+def load(files: TokenizerFiles, config: Mapping[str, Any], space_prefix: SpacePrefix = SpacePrefix.NEVER) -> Tokens:
     """The vocabulary of tokenizer.model, padded to config's vocab_size, with the checkpoint's added tokens in place.
 
     Raises TokenizerError (malformed, or larger than the embedding), UnsupportedError (word and character models).
@@ -99,7 +100,7 @@ def load(files: TokenizerFiles, config: Mapping[str, Any]) -> Tokens:
     _place_added(files, tokens, vocab_size)
     say_padded(tokens, sum(kind != UNUSED for kind in tokens.types) + sum(kind == UNUSED for kind in model.types))
     if model.algorithm == Algorithm.BPE:
-        _bpe_spaces(files, model, tokens)
+        _bpe_spaces(files, model, tokens, space_prefix)
     else:
         _unigram(model, tokens)
     return tokens
@@ -141,14 +142,13 @@ def _place_added(files: TokenizerFiles, tokens: Tokens, vocab_size: int) -> None
         tokens.warnings.append(left_out(dropped, vocab_size))
 
 
-def _bpe_spaces(files: TokenizerFiles, model: SentencePieceModel, tokens: Tokens) -> None:
-    """Say add_space_prefix where llama.cpp's default (true) or tokenizer_config.json contradicts the tokenizer."""
+def _bpe_spaces(files: TokenizerFiles, model: SentencePieceModel, tokens: Tokens, space_prefix: SpacePrefix) -> None:
+    """Add the add_space_prefix key, and the warnings about spaces and normalization."""
     prefix = model.add_dummy_prefix
     if files.tokenizer is not None and spm_json.is_sentencepiece_style(files.tokenizer):
         prefix, caveats = spm_json.space_prefix(files)
         tokens.warnings += caveats
-    said = files.config.get("add_prefix_space")
-    tokens.first = spaces_key(tokens, said if isinstance(said, bool) else None, prefix)
+    add_space_prefix(tokens, space_prefix, stated_prefix(files), prefix)
     _cut_user_defined(files, model, tokens, prefix)
     if files.tokenizer is None and model.precompiled_charsmap:
         tokens.warnings.append(
@@ -209,21 +209,45 @@ def _is_marker(piece: str, scores: Mapping[str, float]) -> bool:
     return False
 
 
-def spaces_key(tokens: Tokens, said: bool | None, prefix: bool) -> list[keyvalues.KeyValue]:
-    """The add_space_prefix key: what llama.cpp's converter would write if right, corrected with a warning if not."""
-    if said is None and prefix:
-        return []
-    if prefix != (True if said is None else said):
+def stated_prefix(files: TokenizerFiles) -> bool | None:
+    """add_prefix_space of tokenizer_config.json, None where it is not stated."""
+    stated = files.config.get("add_prefix_space")
+    return stated if isinstance(stated, bool) else None
+
+
+def add_space_prefix(tokens: Tokens, style: SpacePrefix, stated: bool | None, prefix: bool) -> None:
+    """Add the add_space_prefix key where llama.cpp's converter writes it, with the tokenizer's own value `prefix`.
+
+    If the converter's value, or llama.cpp's default (true) without the key, is another one, a warning says so.
+    """
+    written = {
+        SpacePrefix.STATED: stated,
+        SpacePrefix.STATED_AFTER_TYPES: stated,
+        SpacePrefix.MODEL_AFTER_TYPES: prefix,
+        SpacePrefix.FALSE_LAST: False,
+        SpacePrefix.NEVER: None,
+    }[style]
+    if written is None and prefix:
+        return
+    if prefix != (True if written is None else written):
         tokens.warnings.append(
             f"add_space_prefix is {str(prefix).lower()}, as the tokenizer does; llama.cpp's converter would leave it "
             f"{str(not prefix).lower()}"
         )
-    return [keyvalues.boolean("tokenizer.ggml.add_space_prefix", prefix)]
+    _keys_at(tokens, style).append(keyvalues.boolean("tokenizer.ggml.add_space_prefix", prefix))
 
 
-def said_key(said: bool | None) -> list[keyvalues.KeyValue]:
-    """The key as tokenizer_config.json's add_prefix_space has it; byte-level BPE carries it without using it."""
-    return [] if said is None else [keyvalues.boolean("tokenizer.ggml.add_space_prefix", said)]
+def add_stated_prefix(tokens: Tokens, style: SpacePrefix, stated: bool | None) -> None:
+    """Add the key as tokenizer_config.json states it to a byte-level BPE vocabulary, which does not use it."""
+    if stated is not None and style in (SpacePrefix.STATED, SpacePrefix.STATED_AFTER_TYPES):
+        _keys_at(tokens, style).append(keyvalues.boolean("tokenizer.ggml.add_space_prefix", stated))
+
+
+def _keys_at(tokens: Tokens, style: SpacePrefix) -> list[keyvalues.KeyValue]:
+    """The keys among which the converter writes add_space_prefix."""
+    if style is SpacePrefix.FALSE_LAST:
+        return tokens.end
+    return tokens.last if style in (SpacePrefix.STATED_AFTER_TYPES, SpacePrefix.MODEL_AFTER_TYPES) else tokens.first
 
 
 def _unigram(model: SentencePieceModel, tokens: Tokens) -> None:

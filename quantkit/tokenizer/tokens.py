@@ -20,8 +20,9 @@ _LOOKS_SPECIAL = {"<pad>", "<mask>", "<2mass>", "[@BOS@]"}
 class Tokens:
     """One vocabulary: `texts[i]`, `types[i]` and, except for byte-level BPE, `scores[i]` describe token i.
 
-    `first` are the keys that precede tokenizer.ggml.model, `last` those that follow the token types. `ids` and `adds`
-    are special token ids by role, and whether they are added, to be written where the checkpoint's files do not say.
+    `first` are the keys that precede tokenizer.ggml.model, `last` those that follow the token types, `end` those that
+    follow all others. `ids` and `adds` are special token ids by role, and whether they are added, for roles that the
+    checkpoint's files leave open.
     """
 
     model: str
@@ -32,6 +33,7 @@ class Tokens:
     merges: list[str] = field(default_factory=list)
     first: list[KeyValue] = field(default_factory=list)
     last: list[KeyValue] = field(default_factory=list)
+    end: list[KeyValue] = field(default_factory=list)
     ids: dict[str, int] = field(default_factory=dict)
     adds: dict[str, bool] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)

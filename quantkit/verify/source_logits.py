@@ -14,7 +14,7 @@ from quantkit.families.base.native import Native
 from quantkit.machine import memory_limit
 from quantkit.outputs.memory import PROBE_TOKENS
 from quantkit.tokenizer import PROBE, hf_token_ids
-from quantkit.verify.check import Check
+from quantkit.verify.check import Check, raise_if_passing
 
 Logits = NDArray[np.float32]
 
@@ -53,15 +53,18 @@ class SourceLogits:
             tokens = self._tokens()
             return tokens, source_logits(self.checkpoint, tokens)
         except UnsupportedError as error:
+            raise_if_passing("logits", error)
             return NoSourceLogits(str(error))
         except (QuantkitError, LookupError, TypeError, ValueError, ArithmeticError, MemoryError, OSError) as error:
+            raise_if_passing("logits", error)
             return NoSourceLogits(not_compared(error))
 
     def _tokens(self) -> list[int]:
         """The first tokens of the longest probe text; without a readable tokenizer, ids spread over the vocabulary."""
         try:
             return list(max(self.probe_ids(), key=len)[:PROBE_TOKENS])
-        except QuantkitError:
+        except QuantkitError as error:
+            raise_if_passing("logits", error)
             size = int(Native(self.checkpoint, nearest=True).config["vocab_size"])
             return [(7919 * index + 3) % size for index in range(PROBE_TOKENS)]
 

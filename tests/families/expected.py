@@ -9,7 +9,7 @@ import json
 import subprocess
 import sys
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -18,11 +18,12 @@ import gguf
 import numpy as np
 
 from demo.safetensors_file import write_safetensors
-from tests.families.models import VOCAB, all_cases, weight
+from tests.families.models import all_cases, weight, write_tokenizer
 from tests.helpers.peer import REPOSITORY, Peer, newest_converter, peer_converter
-from tests.helpers.tiny_tokenizers import write_byte_level_bpe
 
 DTYPES = {"float32": "F32", "uint8": "U8"}
+_LONG = 200
+"""Characters of a value's JSON above which its hash is stored."""
 GOLDEN = Path(__file__).with_name("golden")
 
 
@@ -30,7 +31,7 @@ GOLDEN = Path(__file__).with_name("golden")
 class Expected:
     """Of one case: published config.json, the native model's config and tensor shapes, logits (tokens, vocabulary) to
     half precision, and the converter's own GGUF: its architecture keys, each tensor's type, numpy shape and sha256 (16
-    digits).
+    digits), and `header`, all its keys in order (see `read_header`).
     """
 
     config: dict[str, Any]
@@ -38,6 +39,7 @@ class Expected:
     logits: np.ndarray
     keys: dict[str, Any] | None
     tensors: dict[str, list[Any]] | None
+    header: list[list[Any]] | None = None
 
 
 @cache
@@ -64,14 +66,9 @@ def write_checkpoint(name: str, folder: Path) -> Path:
     write_safetensors(
         folder / "model.safetensors", {key: (DTYPES[value.dtype.name], value) for key, value in sorted(tensors.items())}
     )
-    write_tokenizer(folder)
+    write_tokenizer(folder, case.tokenizer)
     (folder / "config.json").write_text(json.dumps(known.config))
     return folder
-
-
-def write_tokenizer(folder: Path) -> None:
-    """A tokenizer of VOCAB tokens: which one does not matter to tensors and logits."""
-    write_byte_level_bpe(folder, "smollm", VOCAB)
 
 
 def tensor_hash(data: np.ndarray) -> str:
@@ -91,6 +88,19 @@ def read_gguf(path: Path) -> tuple[dict[str, Any], dict[str, list[Any]]]:
         each.name: [each.tensor_type.name, _shape(each.shape), tensor_hash(each.data)] for each in reader.tensors
     }
     return keys, tensors
+
+
+def read_header(path: Path) -> list[list[Any]]:
+    """Every key of a GGUF in its order: name, type, value; of a long value the sha256 (16 digits) of its JSON."""
+    header = []
+    for field in gguf.GGUFReader(path).fields.values():
+        if field.name.startswith("GGUF."):
+            continue
+        value = field.contents()
+        if len(text := json.dumps(value)) > _LONG:
+            value = "sha256 " + hashlib.sha256(text.encode()).hexdigest()[:16]
+        header.append([field.name, "/".join(kind.name for kind in field.types), value])
+    return header
 
 
 def _shape(dimensions: np.ndarray) -> list[int]:
@@ -118,13 +128,15 @@ def _compute(names: list[str], folder: Path, peer: Peer) -> dict[str, Expected]:
     records = {}
     for name in names:
         here = folder / name
-        keys, tensors = read_gguf(folder / f"{name}.gguf") if all_cases()[name][1].converter else (None, None)
+        converted = folder / f"{name}.gguf"
+        keys, tensors = read_gguf(converted) if all_cases()[name][1].converter else (None, None)
         records[name] = Expected(
             config=json.loads((here / "config.json").read_text()),
             native=json.loads((here / "native.json").read_text()),
             logits=np.load(here / "logits.npy").astype(np.float16),
             keys=keys,
             tensors=tensors,
+            header=read_header(converted) if all_cases()[name][1].converter else None,
         )
     return records
 
@@ -137,12 +149,12 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             found = compute(names, Path(folder))
         record = {
-            name: {"config": each.config, "native": each.native, "keys": each.keys, "tensors": each.tensors}
-            for name, each in found.items()
+            name: {field.name: getattr(known, field.name) for field in fields(known) if field.name != "logits"}
+            for name, known in found.items()
         }
-        text = ",\n".join(f"{json.dumps(name)}: {json.dumps(each)}" for name, each in record.items())
+        text = ",\n".join(f"{json.dumps(name)}: {json.dumps(figures)}" for name, figures in record.items())
         (GOLDEN / f"{group}.json").write_text("{\n" + text + "\n}\n")
-        np.savez_compressed(GOLDEN / f"{group}.npz", **{name: each.logits for name, each in found.items()})
+        np.savez_compressed(GOLDEN / f"{group}.npz", **{name: known.logits for name, known in found.items()})
         print(f"{group}: {len(names)} cases")
 
 

@@ -8,7 +8,8 @@ import pytest
 
 from quantkit.checkpoint import open_checkpoint
 from quantkit.errors import CheckpointError, UnsupportedError
-from quantkit.families import canonical_checkpoint, find_family, left_out
+from quantkit.families import canonical_checkpoint, find_family, left_out, token_roles
+from quantkit.tokenizer import load_vocabulary
 from tests.families.expected import expected, write_checkpoint
 
 GEMMA2_27B = {
@@ -123,3 +124,14 @@ def test_the_native_checkpoint_is_the_text_model_alone(name: str, tmp_path: Path
     assert {tensor.name: list(tensor.shape) for tensor in tensors} == native["layout"]
     stated = {key: value for key, value in native["config"].items() if key != "transformers_version"}
     assert {key: config.get(key) for key in stated} == stated
+
+
+@pytest.mark.parametrize("name", ["gemma", "gemma2", "gemma3"])
+def test_add_space_prefix_is_false_and_last_as_the_converter_writes_it_so_nothing_warns(
+    name: str, tmp_path: Path
+) -> None:
+    folder = write_checkpoint(name, tmp_path / name)
+    config = expected(name).config
+    vocabulary = load_vocabulary(folder, config, roles=token_roles(config))
+    assert (vocabulary.keys[-1].key, vocabulary.keys[-1].value) == ("tokenizer.ggml.add_space_prefix", False)
+    assert not [warning for warning in vocabulary.warnings if "add_space_prefix" in warning]

@@ -3,14 +3,17 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from quantkit.checkpoint import open_checkpoint
 from quantkit.errors import CheckpointError, QuantkitError, UnsupportedError
 from quantkit.families import find_family
+from quantkit.families.base.native import Native
 from quantkit.planning.context import Context
 from quantkit.planning.memory import plan_memory
 from tests.families.expected import expected, write_checkpoint
+from tests.families.models import TOKENS
 from tests.helpers.conversions import to_gguf
 from tests.planning.models import read_model
 
@@ -31,6 +34,22 @@ REFUSED: list[tuple[str, dict[str, Any], type[QuantkitError], str]] = [
     ("ernie4.5-moe", {"moe_layer_interval": 2}, UnsupportedError, "moe_layer_interval is 2"),
     ("ernie4.5-moe", {"moe_layer_end_index": 1}, UnsupportedError, "moe_layer_end_index is 1.*only with -1 or 2"),
     ("ernie4.5-moe", {"moe_k": 7}, CheckpointError, "moe_k 7 is more than moe_num_experts 6"),
+    ("hunyuan-dense", {"attention_bias": True}, UnsupportedError, "attention_bias is true"),
+    ("hunyuan-dense", {"use_cla": True}, UnsupportedError, "use_cla is true"),
+    ("hunyuan-dense", {"rope_scaling": {"type": "dynamic", "factor": 2.0}}, UnsupportedError, "alpha None"),
+    ("hunyuan-dense", {"rope_scaling": {"type": "yarn", "factor": 2.0}}, UnsupportedError, "rope scaling 'yarn'"),
+    ("hunyuan-moe", {"moe_topk": [3, 2]}, UnsupportedError, "moe_topk differs between layers"),
+    ("hunyuan-moe", {"moe_topk": "3"}, CheckpointError, "moe_topk must be a whole number"),
+    ("hunyuan-moe", {"moe_topk": 7}, CheckpointError, "moe_topk 7 is more than num_experts 6"),
+    ("hunyuan-moe", {"num_shared_expert": [2, 2]}, UnsupportedError, "num_shared_expert is 2"),
+    ("hunyuan-moe", {"moe_intermediate_size": 16}, UnsupportedError, "moe_intermediate_size is 16.*only with 32"),
+    ("bailingmoe", {"norm_head": True}, UnsupportedError, "norm_head is true"),
+    ("bailingmoe", {"first_k_dense_replace": 1}, UnsupportedError, "first_k_dense_replace is 1"),
+    ("bailingmoe", {"num_experts_per_tok": 7}, CheckpointError, "num_experts_per_tok 7 is more than num_experts 6"),
+    ("bailingmoe2", {"use_qkv_bias": True}, UnsupportedError, "use_qkv_bias is true"),
+    ("bailingmoe2", {"use_qk_norm": False}, UnsupportedError, "use_qk_norm is false"),
+    ("bailingmoe2", {"num_shared_experts": 2}, UnsupportedError, "num_shared_experts is 2"),
+    ("bailingmoe2", {"head_dim": 32}, UnsupportedError, "4 heads of head_dim 32 are not hidden_size 64"),
     ("glm4moe", {"rope_scaling": {"type": "llama3", "factor": 8.0}}, UnsupportedError, "rope scaling 'llama3'"),
 ]
 
@@ -44,6 +63,14 @@ def test_what_llama_cpp_would_run_wrong_is_refused(
     family.keys(family.gguf_arch, family.sizes(config))
     with pytest.raises(error, match=words):
         family.keys(family.gguf_arch, family.sizes({**config, **change}))
+
+
+@pytest.mark.parametrize("name", ["bailingmoe", "bailingmoe2", "bailingmoe2-no-groups"])
+def test_the_forward_of_remote_code_gives_the_logits_of_the_native_model(name: str, tmp_path: Path) -> None:
+    with open_checkpoint(str(write_checkpoint(name, tmp_path))) as checkpoint:
+        native, known = Native(checkpoint), expected(name).logits
+        ours = native.decoder.run(TOKENS)
+    np.testing.assert_allclose(ours, known, atol=2e-3 * known.std() + 1e-3 * np.abs(known).max())
 
 
 @pytest.mark.parametrize(("name", "stated", "blocks"), [("glm4moe-head-norms-groups", 1, 3), ("glm4moe", 0, 4)])

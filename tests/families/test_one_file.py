@@ -16,9 +16,9 @@ ALLOWED = {
     # a test compares it with llama.cpp, and a new family needs no entry
     "gguf/mix.py": {"falcon", "llama"},
     "gguf/mix_rules.py": {"llama", "qwen2", "olmo"},
-    # llama.cpp's names of kinds of tokenizer (tokenizer.ggml.model)
+    # llama.cpp's names of kinds of tokenizer (tokenizer.ggml.model) and of pre-tokenizers
     "tokenizer/bytelevel.py": {"gpt2"},
-    "tokenizer/differences.py": {"gpt2", "t5"},
+    "tokenizer/differences.py": {"gpt2", "minimax-m2", "t5"},
     "tokenizer/spm.py": {"llama", "t5"},
     "tokenizer/spm_json.py": {"llama"},
     "tokenizer/written.py": {"gpt2"},

@@ -11,12 +11,12 @@ import pytest
 
 from quantkit.families import all_families
 from quantkit.llamacpp.session import logits
-from tests.families.expected import expected, read_gguf, write_checkpoint
+from tests.families.expected import expected, read_gguf, read_header, write_checkpoint
 from tests.families.models import TOKENS, all_cases
 from tests.helpers.conversions import to_gguf
 
-# Keys that the converter leaves to the vocabulary, or that quantizing states anew.
-NOT_COMPARED = {"general.architecture"}
+# llama_model_quantize writes these two last, as quantkit does; the converter writes them in the middle.
+WRITTEN_LAST = ["general.quantization_version", "general.file_type"]
 
 
 @pytest.mark.parametrize("name", sorted(all_cases()))
@@ -30,6 +30,11 @@ def test_logits_are_transformers_and_tensors_the_converters(name: str, tmp_path:
         assert {each: tensors.get(each) for each in known.tensors} == known.tensors
         assert set(tensors) == set(known.tensors)
         assert keys == known.keys
+        if known.header is not None:
+            header = read_header(found)
+            assert [key for key, *_ in header[-2:]] == WRITTEN_LAST
+            ours = [key for key in header[:-2] if key[0] not in case.differs]
+            assert ours == [key for key in known.header if key[0] not in (*WRITTEN_LAST, *case.differs)]
 
     ours = logits(found, TOKENS)
     assert ours.shape == known.logits.shape

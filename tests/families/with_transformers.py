@@ -4,7 +4,7 @@
 
 For each case FOLDER/CASE gets the checkpoint in f32 as it would be published, its logits (logits.npy, float32,
 (tokens, vocabulary), eager attention) and what the native model was (native.json: config and shapes of its tensors).
-`--convert` runs llama.cpp's own converter on it too, without its vocabulary, into FOLDER/CASE.gguf.
+`--convert` runs llama.cpp's own converter on it too, into FOLDER/CASE.gguf.
 tests/families/expected.py calls this.
 """
 
@@ -22,8 +22,7 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from tests.families.models import TOKENS, VOCAB, Case, all_cases, weight
-from tests.helpers.tiny_tokenizers import write_byte_level_bpe
+from tests.families.models import TOKENS, Case, all_cases, weight, write_tokenizer
 
 
 def build_newest(case: Case) -> tuple[dict[str, Any], dict[str, np.ndarray], np.ndarray, dict[str, Any]]:
@@ -122,20 +121,29 @@ def scale_attention_by_yarn(model: Any) -> None:
         layer.self_attn.scaling *= scale * scale
 
 
-def convert(folder: Path, out: Path) -> None:
-    """llama.cpp's converter on `folder`, f32, with the vocabulary left out."""
+def convert(folder: Path, out: Path, pre: str | None) -> None:
+    """llama.cpp's converter on `folder`, f32. `pre`: the pre-tokenizer's name; None leaves the vocabulary out.
+
+    The converter knows pre-tokenizers by a hash over the ids of a text, which a tokenizer of a test cannot have.
+    """
     import conversion
     import gguf
     from conversion.base import ModelBase, ModelType, get_model_architecture
 
     architecture = get_model_architecture(ModelBase.load_hparams(folder, False), ModelType.TEXT)
     kind = conversion.get_model_class(architecture)
-    without = type(kind.__name__, (kind,), {"model_arch": kind.model_arch, "set_vocab": lambda self: None})
+    changes: dict[str, Any] = {}
+    if pre is None:
+        changes["set_vocab"] = lambda self: None
+    else:
+        changes["get_vocab_base_pre"] = lambda self, tokenizer: pre
+    changed = type(kind.__name__, (kind,), {"model_arch": kind.model_arch, **changes})
     with torch.inference_mode():
-        converter = without(folder, gguf.LlamaFileType.ALL_F32, out)
+        converter = changed(folder, gguf.LlamaFileType.ALL_F32, out)
         if hasattr(converter, "impl"):
             # a class that only chooses another one
-            converter.impl.set_vocab = lambda: None
+            for name, function in changes.items():
+                setattr(converter.impl, name, function.__get__(converter.impl))
         converter.write()
 
 
@@ -150,10 +158,10 @@ def main() -> None:
         save_file({key: np.ascontiguousarray(value) for key, value in tensors.items()}, here / "model.safetensors")
         np.save(here / "logits.npy", logits)
         (here / "native.json").write_text(json.dumps(native))
-        write_byte_level_bpe(here, "smollm", VOCAB)
+        write_tokenizer(here, case.tokenizer)
         if "--convert" in sys.argv and case.converter:
             print(name, file=sys.stderr)
-            convert(here, folder / f"{name}.gguf")
+            convert(here, folder / f"{name}.gguf", "smollm" if case.vocabulary else None)
 
 
 if __name__ == "__main__":

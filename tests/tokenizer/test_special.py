@@ -7,6 +7,7 @@ import pytest
 from quantkit.errors import TokenizerError, UsageError
 from quantkit.families import token_roles
 from quantkit.tokenizer import PROBE, Vocabulary, hf_token_ids, load_vocabulary
+from quantkit.tokenizer.roles import LLAMA_ROLES
 from tests.helpers.tiny_tokenizers import write_byte_level_bpe, write_sentencepiece
 
 BPE = {"vocab_size": 600}
@@ -33,7 +34,7 @@ def value(vocabulary: Vocabulary, name: str) -> Any:
 
 
 def test_the_keys_come_in_the_order_of_llama_cpps_converter(smollm: Path) -> None:
-    assert names(load_vocabulary(smollm, BPE)) == [
+    assert names(load_vocabulary(smollm, BPE, roles=LLAMA_ROLES)) == [
         "add_space_prefix",
         "model",
         "pre",

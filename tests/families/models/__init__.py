@@ -5,8 +5,9 @@ import pkgutil
 from functools import cache
 
 from tests.families.models.case import TOKENS, VOCAB, Case, weight
+from tests.families.models.tokenizers import write_tokenizer
 
-__all__ = ["TOKENS", "VOCAB", "Case", "all_cases", "weight"]
+__all__ = ["TOKENS", "VOCAB", "Case", "all_cases", "weight", "write_tokenizer"]
 
 
 @cache

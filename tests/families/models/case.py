@@ -27,6 +27,9 @@ class Case:
     that changes the model before it runs, where transformers has no class for it. `converter` says whether llama.cpp's
     own converter gets this checkpoint right; if not, only the logits decide. `drift` is the difference of logits that
     is allowed, relative to their standard deviation.
+
+    `tokenizer` is the style of the tokenizer files (see tokenizers.py); `vocabulary` says whether the converter makes
+    its keys of these files as it does of published ones. `differs` are keys that are not the converter's on purpose.
     """
 
     name: str
@@ -38,6 +41,9 @@ class Case:
     drift: float = 0.02
     newest: bool = False
     auto: str = "AutoModelForCausalLM"
+    tokenizer: str = "smollm"
+    vocabulary: bool = True
+    differs: tuple[str, ...] = ()
 
     @property
     def multimodal(self) -> bool:
@@ -58,8 +64,8 @@ def weight(seed: int, name: str, shape: tuple[int, ...]) -> np.ndarray:
     if name.endswith("A_log"):
         # so that a recurrent state still holds the first tokens at the last one
         return values - np.float32(2.0)
-    if len(shape) == 1:
-        return np.float32(1.0) + np.float32(0.2) * values
+    if len(shape) < 2:
+        return np.asarray(np.float32(1.0) + np.float32(0.2) * values)
     if "embed" in name or "wte" in name or "wpe" in name:
         return values * np.float32(0.5)
     return values * np.float32(1.3 / shape[-1] ** 0.5)

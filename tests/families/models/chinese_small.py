@@ -153,13 +153,19 @@ CASES = (
     _baichuan("baichuan2", second=True),
     _baichuan("baichuan-13b", alibi=True),
     _baichuan("baichuan2-13b", alibi=True, second=True),
-    Case("internlm2", {**INTERNLM, "rope_scaling": DYNAMIC}, publish_internlm2),
-    Case("internlm2-linear", {**INTERNLM, "rope_scaling": {"rope_type": "linear", "factor": 4.0}}, publish_internlm2),
+    Case("internlm2", {**INTERNLM, "rope_scaling": DYNAMIC}, publish_internlm2, tokenizer="few-letters"),
+    Case(
+        "internlm2-linear",
+        {**INTERNLM, "rope_scaling": {"rope_type": "linear", "factor": 4.0}},
+        publish_internlm2,
+        tokenizer="few-letters",
+    ),
     Case(
         "internlm3",
         {**INTERNLM, "rope_scaling": DYNAMIC, "head_dim": 16, "attention_bias": True, "mlp_bias": True},
         publish_internlm3,
         seed=3,
+        tokenizer="few-letters",
     ),
     # llama.cpp's converter knows InternLM 1 no more
     Case(

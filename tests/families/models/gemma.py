@@ -1,5 +1,6 @@
 """Gemma 1, 2 and 3: norms less one, caps, windows that slide in some layers, the text model beside an image tower."""
 
+from dataclasses import replace
 from typing import Any
 
 from tests.families.models.case import VOCAB, Case, Tensors, weight
@@ -54,8 +55,9 @@ def publish_today(config: dict[str, Any], tensors: Tensors) -> tuple[dict[str, A
 WIDE = {"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 8, "query_pre_attn_scalar": 32}
 LINEAR = {"rope_scaling": {"rope_type": "linear", "factor": 8.0}}
 
-CASES = (
-    Case("gemma", {**BASE, "model_type": "gemma"}),
+_PLAIN = (
+    # the converter writes id 107, whatever its text; quantkit looks for <end_of_turn>, which is 107 in Gemma
+    Case("gemma", {**BASE, "model_type": "gemma"}, differs=("tokenizer.ggml.eot_token_id",)),
     # a base of its own is lost by llama.cpp's converter
     Case("gemma-theta", {**BASE, "model_type": "gemma", "rope_theta": 500.0}, converter=False),
     Case("gemma2", GEMMA2),
@@ -74,3 +76,4 @@ CASES = (
     Case("gemma3-images", {**GEMMA3, **LINEAR}, publish=publish_today),
     Case("gemma3-images-first", {**GEMMA3, **LINEAR}, publish=publish_first),
 )
+CASES = tuple(replace(case, tokenizer="gemma") for case in _PLAIN)

@@ -55,22 +55,31 @@ CASES = (
         converter=False,
         seed=2,
     ),
-    Case("glm4", {**GLM4, "attention_bias": True}, seed=1),
-    Case("glm4-tied-no-biases", {**GLM4, "attention_bias": False, "tie_word_embeddings": True}),
+    Case("glm4", {**GLM4, "attention_bias": True}, seed=1, tokenizer="glm"),
+    Case("glm4-tied-no-biases", {**GLM4, "attention_bias": False, "tie_word_embeddings": True}, tokenizer="glm"),
     Case(
         "glm4-yarn",
         {
             **GLM4,
             "rope_scaling": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 128},
         },
+        tokenizer="glm",
     ),
     Case("smollm3", {**SMOLLM3, "tie_word_embeddings": True}),
     Case("smollm3-untied", SMOLLM3),
     # not by its number: llama.cpp looks for Phi-3's own tokens in whatever is called phi3 or phi-3
-    Case("phi-4k", {**PHI3, "sliding_window": 100}),
+    Case("phi-4k", {**PHI3, "sliding_window": 100}, tokenizer="few-letters"),
     # llama.cpp chooses the table by the context asked for (256 at least), transformers by the text's 16 tokens
-    Case("phi-128k-short", {**PHI3, "original_max_position_embeddings": 256, "rope_scaling": LONGROPE}),
-    Case("phi-128k-long", {**PHI3, "original_max_position_embeddings": 12, "rope_scaling": LONGROPE}),
+    Case(
+        "phi-128k-short",
+        {**PHI3, "original_max_position_embeddings": 256, "rope_scaling": LONGROPE},
+        tokenizer="few-letters",
+    ),
+    Case(
+        "phi-128k-long",
+        {**PHI3, "original_max_position_embeddings": 12, "rope_scaling": LONGROPE},
+        tokenizer="few-letters",
+    ),
     Case(
         "phi4-mini",
         {
@@ -80,6 +89,7 @@ CASES = (
             "rope_scaling": PARTIAL,
             "tie_word_embeddings": True,
         },
+        tokenizer="few-letters",
     ),
-    Case("phi4", {**PHI3, "original_max_position_embeddings": 512, "rope_theta": 250000.0}),
+    Case("phi4", {**PHI3, "original_max_position_embeddings": 512, "rope_theta": 250000.0}, tokenizer="few-letters"),
 )

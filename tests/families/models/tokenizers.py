@@ -1,0 +1,14 @@
+"""The tokenizer files of the tiny models: VOCAB tokens, in the kind of files that the family publishes."""
+
+from pathlib import Path
+
+from tests.families.models.case import VOCAB
+from tests.helpers.tiny_tokenizers import write_byte_level_bpe, write_sentencepiece
+
+
+def write_tokenizer(folder: Path, style: str) -> None:
+    """Write a tokenizer: `smollm` and `glm` are byte-level BPE; `few-letters` and `gemma` are SentencePiece."""
+    if style in ("smollm", "glm"):
+        write_byte_level_bpe(folder, style, VOCAB)
+    else:
+        write_sentencepiece(folder, style, VOCAB, model=True, json_too=True, unigram=False)
