@@ -65,7 +65,7 @@ def test_what_llama_cpp_would_run_wrong_is_refused(
         family.keys(family.gguf_arch, family.sizes({**config, **change}))
 
 
-@pytest.mark.parametrize("name", ["bailingmoe", "bailingmoe2", "bailingmoe2-no-groups"])
+@pytest.mark.parametrize("name", ["bailingmoe", "bailingmoe2", "bailingmoe2-further-token"])
 def test_the_forward_of_remote_code_gives_the_logits_of_the_native_model(name: str, tmp_path: Path) -> None:
     with open_checkpoint(str(write_checkpoint(name, tmp_path))) as checkpoint:
         native, known = Native(checkpoint), expected(name).logits
