@@ -17,7 +17,7 @@ from quantkit.gguf.metadata import quantization_keys
 from quantkit.gguf.mix import Choice, MixOptions, MixTensor, choose_types, idle_overrides
 from quantkit.imatrix.file import Imatrix
 from quantkit.machine import cores, resident_memory
-from quantkit.outputs.model import Model, ModelTensor
+from quantkit.outputs.model import Model, ModelTensor, Mtp
 from quantkit.outputs.templates import Template
 
 CHUNK_ELEMENTS = 1 << 19
@@ -29,7 +29,7 @@ class GgufRequest:
     """GGUF files to write, one for each type. Sizes in bytes; 0 threads are all cores.
 
     `calibrate`: the importance matrix comes from the calibration of the same conversion. `pre` (BPE pre-tokenizer) and
-    `chat_template` (see `choose_template`) replace those of a checkpoint.
+    `chat_template` (see `choose_template`) replace those of a checkpoint. `mtp`: see `model_from_checkpoint`.
     """
 
     types: tuple[FileType, ...]
@@ -42,6 +42,7 @@ class GgufRequest:
     allow_requantize: bool = False
     pre: str | None = None
     chat_template: Template | None = None
+    mtp: Mtp = "keep"
     threads: int = 0
     max_ram: int | None = None
 

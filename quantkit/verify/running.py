@@ -86,6 +86,8 @@ def check_logits(
     """Logits of a short text, by llama.cpp, against the source's; and their mean correlation."""
     if source is None:
         return Check("logits", "skipped", "the source is a GGUF"), None
+    if plan.model.draft_only:
+        return Check("logits", "skipped", "the file has no layers of the model's own; it runs beside the model"), None
     skipped = skipped_logits(wanted, output.size, plan.request.max_ram)
     if skipped is not None:
         return skipped, None

@@ -1,5 +1,6 @@
 """The API client against the stand-in server: what arrives, what is not sent twice, and every way it can go wrong."""
 
+import contextlib
 import socket
 import threading
 from collections.abc import Iterator
@@ -8,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from quantkit.errors import PublishError, UsageError
+from quantkit.publish.ollama import connection
 from quantkit.publish.ollama.modelfile import Modelfile
 from quantkit.publish.ollama.server import Server, StoredModel, create_request, digest_of, parse_host
 from tests.helpers.ollama_server import KEY, Ollama, running_ollama
@@ -204,6 +206,40 @@ def answering(data: bytes) -> tuple[str, threading.Thread]:
     thread = threading.Thread(target=serve, daemon=True)
     thread.start()
     return f"http://127.0.0.1:{listener.getsockname()[1]}", thread
+
+
+def endless(head: bytes, data: bytes) -> str:
+    """The address of a listener that answers one caller with `head` and then `data` until the caller leaves."""
+    listener = socket.create_server(("127.0.0.1", 0))
+
+    def serve() -> None:
+        with listener:
+            caller, _ = listener.accept()
+            with caller, contextlib.suppress(OSError):
+                caller.recv(65536)
+                caller.sendall(head)
+                while True:
+                    caller.sendall(data)
+
+    threading.Thread(target=serve, daemon=True).start()
+    return f"http://127.0.0.1:{listener.getsockname()[1]}"
+
+
+@pytest.mark.parametrize(
+    ("data", "limit", "why"),
+    [
+        (b"x" * 1000, "_MAX_BODY", "answered with more than"),
+        (b'{"status": "working"}\n' * 50, "_MAX_LINES", "answered with more than 1000 lines"),
+        (b"x" * 1000, "_MAX_LINE", "answered with a line that Ollama does not write"),
+    ],
+)
+def test_an_answer_without_an_end_is_cut_off(
+    data: bytes, limit: str, why: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connection, limit, 1000)
+    server = Server(endless(b"HTTP/1.1 200 OK\r\n\r\n", data))
+    with pytest.raises(PublishError, match=why):
+        server.version() if limit == "_MAX_BODY" else server.push("ns/m")
 
 
 @pytest.mark.parametrize(
