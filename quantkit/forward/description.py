@@ -156,6 +156,23 @@ class DeltaNet:
 
 
 @dataclass(frozen=True)
+class ShortConvolution:
+    """A gated causal convolution over a few tokens in place of attention (LFM2).
+
+    Attributes:
+        layers: whether a layer has it in place of attention.
+        projection: the linear for two gates and the values: before the convolution, after it, values.
+        convolution: the depthwise convolution, (hidden, 1, kernel width).
+    """
+
+    layers: Callable[[Config, int], bool]
+    at: str = "conv."
+    projection: str = "in_proj"
+    convolution: str = "conv"
+    out: str = "out_proj"
+
+
+@dataclass(frozen=True)
 class FeedForward:
     """down(activation(gate) * up), or down(activation(up)) if `gate` is None.
 
@@ -275,7 +292,7 @@ class Architecture:
         base: prefix of all names but the head's; checkpoints saved from the bare model lack it.
         layer: prefix of a layer's names.
         positions: the tensor of learned positions.
-        delta_net: what some layers have in place of attention.
+        delta_net, short_convolution: what some layers have in place of attention.
         parallel: both parts read the same hidden states, the feed-forward through `feed_norm` or, if that is None,
             through attention's norm.
         layer_inputs: per-layer embeddings.
@@ -301,6 +318,7 @@ class Architecture:
     residual_scale: Callable[[Config], float] = lambda _: 1.0
     attention: Attention = field(default_factory=Attention)
     delta_net: DeltaNet | None = None
+    short_convolution: ShortConvolution | None = None
     feed: FeedForward = field(default_factory=FeedForward)
     experts: Experts | None = None
     layer_inputs: LayerInputs | None = None
