@@ -1,5 +1,6 @@
 """ERNIE 4.5, dense and mixtures: neighbouring rotary values, a bias on softmax scores, shared experts or none."""
 
+from dataclasses import replace
 from typing import Any
 
 from tests.families.models.case import VOCAB, Case
@@ -40,7 +41,7 @@ MOE: dict[str, Any] = {
     "moe_num_shared_experts": 2,
 }
 
-CASES = (
+_PLAIN = (
     Case("ernie4.5", ERNIE, newest=True),
     Case("ernie4.5-untied", {**ERNIE, "tie_word_embeddings": False}, newest=True),
     Case("ernie4.5-moe", MOE, newest=True),
@@ -48,3 +49,4 @@ CASES = (
     # the converter takes experts one by one only
     Case("ernie4.5-moe-fused", {**MOE, "tie_word_embeddings": False}, publish=fused, newest=True, converter=False),
 )
+CASES = tuple(replace(case, tokenizer="few-letters") for case in _PLAIN)

@@ -1,6 +1,7 @@
 """GLM-4.5: sigmoid scores with a bias, norms of queries and keys or none, and layers that predict a further token."""
 
 import re
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -69,7 +70,7 @@ def fused(config: dict[str, Any], tensors: Tensors) -> tuple[dict[str, Any], Ten
     return config, published
 
 
-CASES = (
+_PLAIN = (
     Case("glm4moe", {**GLM4_MOE, "first_k_dense_replace": 2}, publish=with_further_token, newest=True),
     Case(
         "glm4moe-head-norms-groups",
@@ -85,3 +86,4 @@ CASES = (
         converter=False,
     ),
 )
+CASES = tuple(replace(case, tokenizer="glm4moe") for case in _PLAIN)
