@@ -18,6 +18,7 @@ from quantkit.families.qwen2 import PLAIN_MLP, PROJECTIONS, ROPE_KINDS
 from quantkit.families.qwen3 import HEAD_NORM_RULES
 from quantkit.forward.description import Architecture, Attention, Config, Experts, FeedForward, given
 from quantkit.forward.settings import EXPERT, FUSED_EXPERTS, HEAD_NORMS, number_of
+from quantkit.tokenizer.roles import LLAMA_ROLES
 
 _AT, _TO = "model.layers.{layer}", "blk.{layer}"
 _MLP = f"{_AT}.mlp"
@@ -162,4 +163,5 @@ FAMILY = Family(
     rope_kinds=ROPE_KINDS,
     forward=FORWARD,
     traits=Traits(sliding_every=4, scaled_embedding=True),
+    token_roles=LLAMA_ROLES,
 )

@@ -34,6 +34,7 @@ def test_logits_are_transformers_and_tensors_the_converters(name: str, tmp_path:
             header = read_header(found)
             assert [key for key, *_ in header[-2:]] == WRITTEN_LAST
             ours = [key for key in header[:-2] if key[0] not in case.differs]
+            ours = [key for key in ours if case.vocabulary or not key[0].startswith("tokenizer.")]
             assert ours == [key for key in known.header if key[0] not in (*WRITTEN_LAST, *case.differs)]
 
     ours = logits(found, TOKENS)
