@@ -11,6 +11,7 @@ from typing import Any, TypeGuard
 
 from quantkit.errors import TokenizerError, UsageError
 from quantkit.gguf.keyvalues import KeyValue
+from quantkit.machine import release_freed_memory
 
 from . import bytelevel, chat_templates, special, spm, spm_json
 from .differences import Difference, differences
@@ -79,12 +80,15 @@ def load_vocabulary(
     config = _with_vocab_size(config)
     try:
         with panics_refused(folder):
-            return _vocabulary(files, config, roles, pre, chat_template)
+            vocabulary = _vocabulary(files, config, roles, pre, chat_template)
     except (KeyError, TypeError, AttributeError, ValueError, IndexError) as error:
         raise TokenizerError(
             f"The tokenizer files in {folder} are not shaped as expected ({type(error).__name__}: {error}); "
             "download them again."
         ) from error
+    del files
+    release_freed_memory()
+    return vocabulary
 
 
 def _with_vocab_size(config: Mapping[str, Any]) -> Mapping[str, Any]:
