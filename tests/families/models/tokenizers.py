@@ -7,7 +7,7 @@ from tests.helpers.tiny_tokenizers import write_byte_level_bpe, write_sentencepi
 
 
 def write_tokenizer(folder: Path, style: str) -> None:
-    """Write a tokenizer: `smollm`, `glm` and `glm-4.5` are byte-level BPE; `few-letters` and `gemma` are SentencePiece."""
+    """Write a tokenizer: `few-letters` and `gemma` are SentencePiece, the other styles byte-level BPE."""
     if style in ("smollm", "glm", "glm-4.5"):
         write_byte_level_bpe(folder, style, VOCAB)
     else:
