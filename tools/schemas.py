@@ -56,7 +56,7 @@ RECORD = {
     "version": Const((1,)),
     "outputs": Map(
         {
-            "tool": {"name": "string", "version": "string", "kernels": "string", "lanes": ["string"]},
+            "tool": {"name": "string", "version": "string", "kernels": "string", "c_kernels": ["string"]},
             "written": "string",
             "origin": ORIGIN,
             "type": "string",

@@ -39,6 +39,8 @@ def attention(d: Drawing, x: Tensor, layer: Layer) -> Tensor:
     out = _attend(d, q, k, v, layer)
     if gates is not None:
         out = same(out, same(fresh(out.shape, view(gates, gates.shape[:3], gates.stride[1:3]))))
+    if layer.has("attn_gate.weight"):
+        out = same(out, same(d.linear(layer, "attn_gate", x)))
     return d.linear(layer, "attn_output", out)
 
 

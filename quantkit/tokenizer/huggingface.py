@@ -14,6 +14,7 @@ from sentencepiece import SentencePieceProcessor
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
 
 from quantkit.errors import TokenizerError, UnsupportedError
+from quantkit.machine import release_freed_memory
 
 from . import ranks
 from .files import TokenizerFiles, read, token_text
@@ -31,14 +32,18 @@ def hf_token_ids(folder: Path, texts: Sequence[str]) -> list[list[int]]:
 
     Raises TokenizerError or UnsupportedError when the tokenizer cannot be built.
     """
-    files = read(folder)
+    files = read(folder).without_vocabulary()
+    release_freed_memory()
     if files.ranks is not None:
         return ranks.token_ids(files.ranks, texts)
     if files.tokenizer is None and files.model is not None:
         return sentencepiece_ids(files, texts)
     tokenizer = build_tokenizer(files)
     with panics_refused(folder):
-        return _encoded(tokenizer, texts)
+        ids = _encoded(tokenizer, texts)
+    del tokenizer
+    release_freed_memory()
+    return ids
 
 
 def _encoded(tokenizer: Tokenizer, texts: Sequence[str]) -> list[list[int]]:
@@ -65,11 +70,11 @@ def build_tokenizer(files: TokenizerFiles) -> Tokenizer:
     Raises TokenizerError when `tokenizers` cannot load it, UnsupportedError for an unknown slow tokenizer class.
     """
     try:
-        base = _from_vocab_and_merges(files) if files.tokenizer_text is None else load_pipeline(files.tokenizer_text)
+        base = _from_vocab_and_merges(files) if files.tokenizer_data is None else load_pipeline(files.tokenizer_data)
     except UnsupportedError:
         raise
     except Exception as error:  # the Rust library raises bare Exception
-        name = "tokenizer.json" if files.tokenizer_text is not None else "vocab.json"
+        name = "tokenizer.json" if files.tokenizer_data is not None else "vocab.json"
         raise TokenizerError(
             f"{files.folder / name} is not a loadable tokenizer ({error}); download it again."
         ) from error
@@ -78,12 +83,12 @@ def build_tokenizer(files: TokenizerFiles) -> Tokenizer:
     return base
 
 
-def load_pipeline(text: str) -> Tokenizer:
-    """The pipeline that the text of a tokenizer.json describes, without its padding and truncation.
+def load_pipeline(data: bytes) -> Tokenizer:
+    """The pipeline that the bytes of a tokenizer.json describe, without its padding and truncation.
 
     Both only shape batches. Left on, they add pad tokens to every encoded text, or cut it.
     """
-    tokenizer = Tokenizer.from_str(text)
+    tokenizer = Tokenizer.from_buffer(data)
     tokenizer.no_padding()
     tokenizer.no_truncation()
     return tokenizer

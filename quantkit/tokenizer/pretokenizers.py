@@ -159,7 +159,7 @@ def normalizers(node: Any) -> list[str]:
 def _merges_reach_all(source: dict[str, Any]) -> bool:
     """Whether merging alone makes every token, so that ignore_merges changes nothing."""
     plain = dict(source, model=dict(source["model"], ignore_merges=False))
-    model = load_pipeline(json.dumps(plain)).model
+    model = load_pipeline(json.dumps(plain).encode()).model
     return all(len(model.tokenize(text)) == 1 for text in source["model"]["vocab"] if text)
 
 

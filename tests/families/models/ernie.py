@@ -1,6 +1,5 @@
 """ERNIE 4.5, dense and mixtures: neighbouring rotary values, a bias on softmax scores, shared experts or none."""
 
-from dataclasses import replace
 from typing import Any
 
 from tests.families.models.case import VOCAB, Case
@@ -41,12 +40,16 @@ MOE: dict[str, Any] = {
     "moe_num_shared_experts": 2,
 }
 
-_PLAIN = (
-    Case("ernie4.5", ERNIE, newest=True),
-    Case("ernie4.5-untied", {**ERNIE, "tie_word_embeddings": False}, newest=True),
-    Case("ernie4.5-moe", MOE, newest=True),
-    Case("ernie4.5-moe-no-shared", {**MOE, "moe_num_shared_experts": 0, "moe_layer_end_index": -1}, newest=True),
+CASES = (
+    Case("ernie4.5", ERNIE, newest=True, tokenizer="few-letters"),
+    Case("ernie4.5-untied", {**ERNIE, "tie_word_embeddings": False}, newest=True, tokenizer="few-letters"),
+    Case("ernie4.5-moe", MOE, newest=True, tokenizer="few-letters"),
+    Case(
+        "ernie4.5-moe-no-shared",
+        {**MOE, "moe_num_shared_experts": 0, "moe_layer_end_index": -1},
+        newest=True,
+        tokenizer="few-letters",
+    ),
     # the converter takes experts one by one only
     Case("ernie4.5-moe-fused", {**MOE, "tie_word_embeddings": False}, publish=fused, newest=True, converter=False),
 )
-CASES = tuple(replace(case, tokenizer="few-letters") for case in _PLAIN)

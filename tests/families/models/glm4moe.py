@@ -1,7 +1,6 @@
 """GLM-4.5: sigmoid scores with a bias, norms of queries and keys or none, and layers that predict a further token."""
 
 import re
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -70,12 +69,19 @@ def fused(config: dict[str, Any], tensors: Tensors) -> tuple[dict[str, Any], Ten
     return config, published
 
 
-_PLAIN = (
-    Case("glm4moe", {**GLM4_MOE, "first_k_dense_replace": 2}, publish=with_further_token, newest=True),
+CASES = (
+    Case(
+        "glm4moe",
+        {**GLM4_MOE, "first_k_dense_replace": 2},
+        publish=with_further_token,
+        newest=True,
+        tokenizer="glm-4.5",
+    ),
     Case(
         "glm4moe-head-norms-groups",
         {**GLM4_MOE, "use_qk_norm": True, "n_group": 2, "topk_group": 1, "n_routed_experts": 8, "n_shared_experts": 2},
         newest=True,
+        tokenizer="glm-4.5",
     ),
     # the converter takes experts one by one only
     Case(
@@ -86,4 +92,3 @@ _PLAIN = (
         converter=False,
     ),
 )
-CASES = tuple(replace(case, tokenizer="glm4moe") for case in _PLAIN)
