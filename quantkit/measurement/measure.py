@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from quantkit.checkpoint import Checkpoint
 from quantkit.checkpoint.sources import parse_source
 from quantkit.errors import UsageError
 from quantkit.families import open_model
@@ -107,23 +106,9 @@ def _open_all(sources: Sequence[str], options: MeasureOptions, progress: Progres
             if path.exists() or source.endswith(".gguf") or isinstance(parse_source(source), Path):
                 subjects += open_subjects(path, threads=options.threads, device=device)
             else:
-                checkpoint = _download(source, progress, offline=options.offline)
+                checkpoint = open_model(source, offline=options.offline, progress=progress)
                 subjects.append(checkpoint_subject(checkpoint, threads=options.threads, device=device))
         yield subjects
     finally:
         for subject in subjects:
             subject.close()
-
-
-def _download(source: str, progress: Progress, *, offline: bool) -> Checkpoint:
-    """A checkpoint of the hub; its config.json is checked before anything else is downloaded."""
-    downloaded = 0
-
-    def report(file: str, done: int, total: int) -> None:
-        nonlocal downloaded
-        if not downloaded:
-            progress.start("downloading", total)
-        progress.advance(done - downloaded, file)
-        downloaded = done
-
-    return open_model(source, offline=offline, progress=report)
