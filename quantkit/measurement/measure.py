@@ -12,7 +12,8 @@ from quantkit.errors import UsageError
 from quantkit.families import open_model
 from quantkit.files import user_path
 from quantkit.forward.devices import find_device
-from quantkit.measurement.document import Report, read_report
+from quantkit.measurement.document import Report
+from quantkit.measurement.reading import read_report
 from quantkit.measurement.run import Limits, MeasureOptions, measure_subjects
 from quantkit.measurement.subjects import Subject, checkpoint_subject, open_subjects
 from quantkit.progress import SILENT, Progress
