@@ -56,10 +56,7 @@ def _experts(d: Drawing, x: Tensor, layer: Layer) -> Tensor:
         weights = same(weights)
     d.graph.expand(weights)
     inner = layer.tensors["ffn_down_exps.weight"][-1]
-    if traits.weighted_input:
-        x = same(fresh((x.shape[0], used, n), x), weights)
-    else:
-        x = view(x, (x.shape[0], 1, n))
+    x = same(fresh((x.shape[0], used, n), x), weights) if traits.weighted_input else view(x, (x.shape[0], 1, n))
     if layer.has("ffn_gate_up_exps.weight"):
         both = matmul_id(d.named("ffn_gate_up_exps.weight"), 2 * inner, x, ids)
         stride = (2 * inner * F32, 2 * inner * used * F32)
