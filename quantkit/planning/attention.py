@@ -34,7 +34,7 @@ def attention(d: Drawing, x: Tensor, layer: Layer) -> Tensor:
         q, k = d.rope(q), d.rope(k)
     if d.shape.traits.scaled_query:
         q = same(q)
-    if d.shape.number("attention.temperature_scale"):
+    if d.shape.number("attention.temperature_scale") or (d.shape.traits.late_queries and not layer.slides):
         q = same(q, d.query_scale)
     out = _attend(d, q, k, v, layer)
     if gates is not None:
