@@ -167,6 +167,7 @@ REPORT = {
             "path": "string",
             "engine": "string",
             "bytes": "integer",
+            "vocabulary?": "integer",
             "parameters?": "integer",
             "bits_per_weight?": "number",
             "quality": [QUALITY],

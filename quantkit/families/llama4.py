@@ -207,6 +207,11 @@ FAMILY = Family(
     rope_kinds=("default", "llama3"),
     text_models={"Llama4ForConditionalGeneration": ("Llama4ForCausalLM", "llama4_text")},
     forward={"Llama4ForCausalLM": FORWARD},
-    # the graph has its own inputs: a scale of queries, and experts that read scaled copies of the hidden states
-    traits=Traits(plannable=False),
+    traits=Traits(
+        sliding_every=_FULL_EVERY,
+        default_window=_CHUNK,
+        expert_weights_summed_to_one=False,
+        weighted_input=True,
+        late_queries=True,
+    ),
 )

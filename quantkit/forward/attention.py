@@ -156,6 +156,9 @@ def _plain(part: Attention, layer: Layer, x: Array, context: Context) -> tuple[A
     gate: Array | None = None
     if part.gated:
         q, gate = q[..., :size], q[..., size:]
+    elif part.gate:
+        gate = layer.weights.linear(layer.at + part.at + part.gate, x, heads * size, part.form)
+        gate = gate.reshape(len(x), heads, size)
     if not part.norms_after_rope:
         q, k = _both_normed(part, layer, q, k)
     if part.value_norm:

@@ -89,6 +89,7 @@ class Attention:
         shared_from: the earlier layer whose keys and values a layer uses instead of its own, or None.
         gated: the linear for queries gives each head a gate of the same width after its query; the output of
             attention is multiplied by the gate's sigmoid.
+        gate: the linear of its own that gives such a gate.
     """
 
     at: str = "self_attn."
@@ -120,6 +121,7 @@ class Attention:
     keys_as_values: Callable[[Config, int], bool] = lambda _config, _layer: False
     shared_from: Callable[[Config, int], int | None] = lambda _config, _layer: None
     gated: bool = False
+    gate: str | None = None
 
 
 @dataclass(frozen=True)

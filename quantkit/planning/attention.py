@@ -34,11 +34,13 @@ def attention(d: Drawing, x: Tensor, layer: Layer) -> Tensor:
         q, k = d.rope(q), d.rope(k)
     if d.shape.traits.scaled_query:
         q = same(q)
-    if d.shape.number("attention.temperature_scale"):
+    if d.shape.number("attention.temperature_scale") or (d.shape.traits.late_queries and not layer.slides):
         q = same(q, d.query_scale)
     out = _attend(d, q, k, v, layer)
     if gates is not None:
         out = same(out, same(fresh(out.shape, view(gates, gates.shape[:3], gates.stride[1:3]))))
+    if layer.has("attn_gate.weight"):
+        out = same(out, same(d.linear(layer, "attn_gate", x)))
     return d.linear(layer, "attn_output", out)
 
 

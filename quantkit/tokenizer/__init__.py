@@ -7,7 +7,7 @@ right, and into keys that give the checkpoint's own token ids where it is not; `
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from quantkit.errors import TokenizerError, UsageError
 from quantkit.gguf.keyvalues import KeyValue
@@ -108,6 +108,8 @@ def _vocabulary(
     refuse_duplicates(tokens)
     specials = special.read(files, config, len(tokens.texts))
     specials.ids = tokens.ids | specials.ids
+    stated = {role: config.get(key) for role, key in roles.stated.items()}
+    specials.ids |= {role: number for role, number in stated.items() if _is_token(number, len(tokens.texts))}
     add_family_roles(specials.ids, roles, tokens.texts, specials.warnings)
     add_named_ends(specials.ids, files.config, tokens.texts, specials.warnings)
     specials.warnings += add_ends(specials.ids, files, config, tokens.texts)
@@ -124,6 +126,10 @@ def _vocabulary(
         warnings=tokens.warnings + specials.warnings,
         chat_template=special.default_template(specials.template),
     )
+
+
+def _is_token(number: Any, count: int) -> TypeGuard[int]:
+    return isinstance(number, int) and not isinstance(number, bool) and 0 <= number < count
 
 
 def _tokens(files: TokenizerFiles, config: Mapping[str, Any], space_prefix: SpacePrefix, pre: str | None) -> Tokens:

@@ -35,12 +35,14 @@ class TokenRoles:
 
     `first` counts where the files name no special token at all, `also` for the roles that the files leave open;
     `instead` overrules the files, with a warning. `space_prefix`: the key for the space in front of a text.
+    `stated`: role -> the key of config.json that has the token's id.
     """
 
     first: Mapping[str, str] = field(default_factory=dict)
     also: Mapping[str, str] = field(default_factory=dict)
     instead: Mapping[str, str] = field(default_factory=dict)
     space_prefix: SpacePrefix = SpacePrefix.NEVER
+    stated: Mapping[str, str] = field(default_factory=dict)
 
 
 NO_ROLES = TokenRoles()

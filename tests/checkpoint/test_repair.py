@@ -143,6 +143,6 @@ def test_an_architecture_taken_from_the_model_type_is_told(tmp_path: Path) -> No
     folder = tiny_llama(tmp_path / "model", variant="llama3")
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, "architectures": None}))
-    with open_checkpoint(str(folder), judge=check_config) as opened:
+    with open_checkpoint(str(folder), check=check_config) as opened:
         assert opened.config["architectures"] == ["LlamaForCausalLM"]
         assert opened.notes == ("config.json names no architecture; LlamaForCausalLM is taken",)

@@ -62,6 +62,12 @@ REFUSED: list[tuple[str, dict[str, Any], type[QuantkitError], str]] = [
     ("llama4", {"use_qk_norm": False}, UnsupportedError, "use_qk_norm is false.*4 experts"),
     ("llama4-interleaved-128-experts", {"use_qk_norm": True}, UnsupportedError, "use_qk_norm is true.*128 experts"),
     ("llama4", {"num_experts_per_tok": 5}, CheckpointError, "num_experts_per_tok 5 is more than num_local_experts 4"),
+    ("afmoe", {"mup_enabled": False}, UnsupportedError, "mup_enabled is false"),
+    ("afmoe", {"route_norm": False}, UnsupportedError, "route_norm is false"),
+    ("afmoe", {"score_func": "softmax"}, UnsupportedError, "score_func is 'softmax'"),
+    ("afmoe", {"layer_types": ["full_attention"] * 5}, UnsupportedError, "layer_types is"),
+    ("afmoe", {"global_attn_every_n_layers": 2}, UnsupportedError, "global_attn_every_n_layers is 2"),
+    ("afmoe", {"num_experts_per_tok": 7}, CheckpointError, "num_experts_per_tok 7 is more than num_experts 6"),
     ("glm4moe", {"rope_scaling": {"type": "llama3", "factor": 8.0}}, UnsupportedError, "rope scaling 'llama3'"),
 ]
 
