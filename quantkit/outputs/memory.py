@@ -39,7 +39,7 @@ def vocabulary_memory(folder: Path | None, n_vocab: int, at_once: int) -> Vocabu
     held = resident_memory()
     logits = 4 * PROBE_TOKENS * n_vocab * (1 + _COMPARED * at_once) + _FORWARD if folder else 0
     checking = held + max(_TO_LOAD * size, logits) + at_once * _PIECES
-    return VocabularyMemory(min(peak_memory(), held + _TO_CONVERT * size), checking)
+    return VocabularyMemory(min(peak_memory(), held + _TO_CONVERT * size) + _PIECES, checking)
 
 
 def checked_at_once(size: int, threads: int, max_ram: int | None) -> int:

@@ -32,6 +32,8 @@ def hf_token_ids(folder: Path, texts: Sequence[str]) -> list[list[int]]:
 
     Raises TokenizerError or UnsupportedError when the tokenizer cannot be built.
     """
+    # a calibration before this leaves memory that the C library keeps
+    release_freed_memory()
     files = read(folder).without_vocabulary()
     release_freed_memory()
     if files.ranks is not None:
