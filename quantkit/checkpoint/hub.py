@@ -129,13 +129,13 @@ def _is_small_file(name: str) -> bool:
 
 def _from_cache(request: Request, otherwise: HubError) -> Checkpoint:
     """The repository as far as the cache holds it; `otherwise` is raised when it holds nothing of it."""
-    found = try_to_load_from_cache(
+    cached = try_to_load_from_cache(
         request.repo_id, "config.json", cache_dir=request.cache, revision=request.revision or constants.DEFAULT_REVISION
     )
-    if not isinstance(found, str):
+    if not isinstance(cached, str):
         raise otherwise
     try:
-        return open_folder(_origin(request, Path(found).parent), request.check)
+        return open_folder(_origin(request, Path(cached).parent), request.check)
     except CheckpointError as error:
         if isinstance(otherwise, UnreachableError):
             raise otherwise from error
@@ -196,8 +196,8 @@ def _download_weights(request: Request, listing: _Listing, files: list[str]) -> 
 
 
 def _cached(request: Request, commit: str, file: str) -> Path | None:
-    found = try_to_load_from_cache(request.repo_id, file, cache_dir=request.cache, revision=commit)
-    return Path(found) if isinstance(found, str) else None
+    cached = try_to_load_from_cache(request.repo_id, file, cache_dir=request.cache, revision=commit)
+    return Path(cached) if isinstance(cached, str) else None
 
 
 def _bar(report: Callable[[int], None]) -> type[Any]:

@@ -83,8 +83,8 @@ def load_vocabulary(
             vocabulary = _vocabulary(files, config, roles, pre, chat_template)
     except (KeyError, TypeError, AttributeError, ValueError, IndexError) as error:
         raise TokenizerError(
-            f"The tokenizer files in {folder} are not shaped as expected ({type(error).__name__}: {error}); "
-            "download them again."
+            f"the tokenizer files in {folder} are not shaped as expected ({type(error).__name__}: {error}); "
+            "download them again"
         ) from error
     del files
     release_freed_memory()
@@ -142,7 +142,7 @@ def _tokens(files: TokenizerFiles, config: Mapping[str, Any], space_prefix: Spac
         return tokens
     if pre not in (None, "default"):
         raise UsageError(
-            f"--pre {pre} does not apply: {files.folder} has a SentencePiece tokenizer, which is not split."
+            f"--pre {pre} does not apply: {files.folder} has a SentencePiece tokenizer, which is not split"
         )
     if from_model:
         return spm.load(files, config, space_prefix)

@@ -57,7 +57,7 @@ def read(folder: Path) -> TokenizerFiles:
     Raises TokenizerError when the folder has no tokenizer, or a file is not what its name says.
     """
     if not folder.is_dir():
-        raise TokenizerError(f"{folder} is not a folder, so there is no tokenizer to read; pass a checkpoint folder.")
+        raise TokenizerError(f"{folder} is not a folder, so there is no tokenizer to read; pass a checkpoint folder")
     data = _read_bytes(folder / "tokenizer.json")
     table = _ranks(folder) if data is None else None
     if table is not None:
@@ -85,7 +85,7 @@ def read(folder: Path) -> TokenizerFiles:
             hint = f" ({table.name} says neither how text is split nor which tokens are special)"
         raise TokenizerError(
             f"{folder} has no tokenizer{hint}: expected tokenizer.json, tokenizer.model, or vocab.json with "
-            "merges.txt; download them from the model's page into that folder."
+            "merges.txt; download them from the model's page into that folder"
         )
     return files
 
@@ -113,7 +113,7 @@ def _decoded(data: bytes, path: Path) -> str:
 
 
 def _unreadable(path: Path, error: Exception) -> TokenizerError:
-    return TokenizerError(f"{path} cannot be read as UTF-8 text ({error}); download it again.")
+    return TokenizerError(f"{path} cannot be read as UTF-8 text ({error}); download it again")
 
 
 def read_object(path: Path) -> dict[str, Any] | None:
@@ -126,9 +126,9 @@ def _object(text: str, path: Path) -> dict[str, Any]:
     try:
         value = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise TokenizerError(f"{path} is not valid JSON ({error}); download it again.") from error
+        raise TokenizerError(f"{path} is not valid JSON ({error}); download it again") from error
     if not isinstance(value, dict):
-        raise TokenizerError(f"{path} holds a JSON {type(value).__name__}, not an object; download it again.")
+        raise TokenizerError(f"{path} holds a JSON {type(value).__name__}, not an object; download it again")
     return value
 
 
@@ -136,9 +136,7 @@ def _added(path: Path) -> dict[str, int]:
     added = read_object(path) or {}
     for token, number in added.items():
         if not isinstance(number, int) or number < 0:
-            raise TokenizerError(
-                f"{path} gives token {token!r} the id {number!r}, which is not a token id; correct it."
-            )
+            raise TokenizerError(f"{path} gives token {token!r} the id {number!r}, which is not a token id; correct it")
     return added
 
 

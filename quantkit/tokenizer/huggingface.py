@@ -78,7 +78,7 @@ def build_tokenizer(files: TokenizerFiles) -> Tokenizer:
     except Exception as error:  # the Rust library raises bare Exception
         name = "tokenizer.json" if files.tokenizer_data is not None else "vocab.json"
         raise TokenizerError(
-            f"{files.folder / name} is not a loadable tokenizer ({error}); download it again."
+            f"{files.folder / name} is not a loadable tokenizer ({error}); download it again"
         ) from error
     base.add_tokens([_added_token(entry) for _, entry in added_token_entries(files)])
     base.add_special_tokens(_role_tokens(files))
@@ -145,7 +145,7 @@ def _from_vocab_and_merges(files: TokenizerFiles) -> Tokenizer:
     else:
         raise UnsupportedError(
             f"{files.folder} holds vocab.json and merges.txt of a {kind}, whose split is only in its Python class; "
-            "save the tokenizer once as tokenizer.json (tokenizer.save_pretrained in transformers)."
+            "save the tokenizer once as tokenizer.json (tokenizer.save_pretrained in transformers)"
         )
     tokenizer.decoder = decoders.ByteLevel()
     return tokenizer
@@ -177,5 +177,5 @@ def load_sentencepiece(files: TokenizerFiles) -> SentencePieceProcessor:
     try:
         processor.LoadFromFile(str(files.model))
     except (RuntimeError, OSError, ValueError) as error:
-        raise TokenizerError(f"{files.model} is not a SentencePiece model; download it again.") from error
+        raise TokenizerError(f"{files.model} is not a SentencePiece model; download it again") from error
     return processor

@@ -14,6 +14,8 @@ NO_EFFECT = frozenset(
         "attn_pdrop",
         "classifier_dropout",
         "embd_pdrop",
+        "embedding_dropout",
+        "embedding_initializer_range",
         "hidden_dropout",
         "initializer_range",
         "output_router_logits",
@@ -40,8 +42,10 @@ NO_EFFECT = frozenset(
         "use_cache",
         # read with the tokenizer files (tokenizer/special.py, tokenizer/ends.py)
         "bos_token_id",
+        "eod_token_id",
         "eos_token_id",
         "pad_token_id",
+        "sep_token_id",
         # decided by the tensors (output_head.py, optional rules)
         "attention_bias",
         "mlp_bias",
@@ -52,9 +56,13 @@ NO_EFFECT = frozenset(
         "image_token_id",
         "image_token_index",
         "mm_tokens_per_image",
+        "multimodal_projector_bias",
+        "projector_hidden_act",
+        "spatial_merge_size",
         "video_token_id",
         "vision_config",
         "vision_end_token_id",
+        "vision_feature_layer",
         "vision_start_token_id",
     }
 )
