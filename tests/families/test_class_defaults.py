@@ -27,7 +27,9 @@ _SECTIONS = {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [24, 20
 # What published models state and the class leaves out or has otherwise.
 STATED: dict[str, dict[str, Any]] = {
     "DeepseekV2ForCausalLM": {"num_experts_per_tok": 6},
+    "Dots1ForCausalLM": {"n_routed_experts": 128, "n_shared_experts": 2, "num_experts_per_tok": 6},
     "Exaone4ForCausalLM": {"num_hidden_layers": 64, "layer_types": _EXAONE_KINDS},
+    "Glm4MoeForCausalLM": {"head_dim": 128},
     "Qwen2VLForConditionalGeneration": {"rope_parameters": _SECTIONS},
     "Qwen2_5_VLForConditionalGeneration": {"rope_parameters": _SECTIONS},
     "Qwen3MoeForCausalLM": {"norm_topk_prob": True},
@@ -51,6 +53,8 @@ CHANGED = {
     ),
     **dict.fromkeys((f"{kind}.sliding_window" for kind in ("qwen3_moe", "qwen3_vl_moe_text")), 4096),
     "olmo3.rope_theta": 10000.0,
+    # the class computes the last layer with experts
+    "ernie4_5_moe.moe_layer_end_index": -1,
 }
 
 
@@ -65,7 +69,9 @@ def test_what_a_silent_config_means_is_what_transformers_takes(architecture: str
     """None stands for a value that the class computes from others."""
     family = find_family({"architectures": [architecture]})
     whole = CONFIGS[architecture]
-    for config in (whole, whole.get("text_config") or {}):
+    # Mistral 3 brings settings of its own where config.json has no text model at all
+    text = {} if architecture == "Mistral3ForConditionalGeneration" else whole.get("text_config") or {}
+    for config in (whole, text):
         kind, theirs = str(config.get("model_type")), stated_defaults(config)
         ours = {key: CHANGED.get(f"{kind}.{key}", value) for key, value in family.defaults.get(kind, {}).items()}
         theirs = {key: CHANGED.get(f"{kind}.{key}", value) for key, value in theirs.items()}
