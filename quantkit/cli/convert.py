@@ -93,7 +93,7 @@ def convert_source(out: Out, command: str, source: str, conversion: Conversion, 
     )
     with closing(opened):
         plan = plan_conversion(opened, request)
-        report.announce(plan, out)
+        report.announce(plan, out, logits=conversion.output.logits)
         if work.dry_run:
             report.show_plan(plan, out, command)
             return

@@ -103,5 +103,7 @@ FAMILY = Family(
     dimensions=qwen3moe.FAMILY.dimensions,
     traits=Traits(sliding_every=_PATTERN),
     rope_kinds=("default", "yarn"),
+    # layers for a later token are left out
+    no_effect=("mtp_layer_types", "mtp_mlp_layer_types"),
     forward=FORWARD,
 )

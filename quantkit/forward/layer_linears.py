@@ -116,7 +116,8 @@ def _plain(part: Attention, place: _Place) -> _Part:
             first, step = (shared_by + 1) * size, (shared_by + 2) * size
     rows = tuple(first + head // shared_by * step + i for head in range(heads) for i in range(size))
     out = Linear(at + part.out, heads * size, place.hidden, part.form)
-    inputs = (Input("attention", readers), Input("attention.out", (out,)))
+    gates = (Linear(at + part.gate, place.hidden, heads * size, part.form),) if part.gate else ()
+    inputs = (Input("attention", readers + gates), Input("attention.out", (out,)))
     clipped = part.clip is not None and config.get(part.clip) is not None
     foldable = own_values and not shares and not clipped and part.value_norm is None
     folds = (RowFold(readers[-1], rows, "attention.out"),) if foldable else ()

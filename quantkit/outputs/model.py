@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from quantkit.checkpoint import Checkpoint
 from quantkit.errors import CheckpointError, ReadError, TokenizerError, UnsupportedError, UsageError
-from quantkit.families import MappedTensor, find_family, left_out, map_tensors, read_mapped
+from quantkit.families import MappedTensor, cautions, find_family, left_out, map_tensors, read_mapped
 from quantkit.gguf.kernels import dequantize_rows
 from quantkit.gguf.keyvalues import KeyValue
 from quantkit.gguf.metadata import QUANTIZATION_KEYS, SPLIT_KEYS, general_keys, plain_key
@@ -161,7 +161,7 @@ def model_from_checkpoint(
         read_rows=read_rows,
         origin=origin_of(checkpoint),
         family=family.name,
-        warnings=(*left_out(family, sizes, checkpoint.tensors), *family.cautions(sizes), *vocabulary.warnings),
+        warnings=(*left_out(family, sizes, checkpoint.tensors), *cautions(family, sizes), *vocabulary.warnings),
         checkpoint=checkpoint,
         weight_files=weight_files_of(checkpoint),
         close=checkpoint.close,

@@ -39,6 +39,8 @@ def _experts(d: Drawing, x: Tensor, layer: Layer) -> Tensor:
     logits = d.linear(layer, "ffn_gate_inp", x)
     probabilities = logits if traits.softmax_of_chosen else same(logits)
     chosen = same(probabilities, weight=d.named("exp_probs_b.bias")) if layer.has("exp_probs_b.bias") else probabilities
+    if traits.weighted_input:
+        chosen = logits  # the order is the same, and no bias comes between
     groups = int(d.shape.number("expert_group_count"))
     if groups > 1:
         chosen = _of_the_best_groups(d, chosen, groups, int(d.shape.number("expert_group_used_count")))
@@ -54,7 +56,7 @@ def _experts(d: Drawing, x: Tensor, layer: Layer) -> Tensor:
         weights = same(weights)
     d.graph.expand(weights)
     inner = layer.tensors["ffn_down_exps.weight"][-1]
-    x = view(x, (x.shape[0], 1, n))
+    x = same(fresh((x.shape[0], used, n), x), weights) if traits.weighted_input else view(x, (x.shape[0], 1, n))
     if layer.has("ffn_gate_up_exps.weight"):
         both = matmul_id(d.named("ffn_gate_up_exps.weight"), 2 * inner, x, ids)
         stride = (2 * inner * F32, 2 * inner * used * F32)
@@ -67,7 +69,8 @@ def _experts(d: Drawing, x: Tensor, layer: Layer) -> Tensor:
         else:
             hidden = same(up)
     down = _expert_linear(d, "ffn_down_exps", layer, d.shape.n_embd, hidden, ids)
-    down = same(down, weights)
+    if not traits.weighted_input:
+        down = same(down, weights)
     d.graph.expand(down)
     width = d.shape.n_embd * F32
     views = [d.graph.expand(view(down, (d.shape.n_embd, n), (width * used,))) for _ in range(used)]

@@ -14,7 +14,7 @@ import numpy as np
 
 from quantkit.errors import QuantkitError
 from quantkit.journal import Journal
-from quantkit.measurement.document import load_report, read_report
+from quantkit.measurement.reading import load_report, read_report
 from quantkit.recipes import read_recipe
 from quantkit.recipes.bake.journal import BakeJournal
 from quantkit.recipes.ollama import ollama_recipe

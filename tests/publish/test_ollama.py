@@ -1,4 +1,4 @@
-"""The API client against the stand-in server: what arrives, what is not sent twice, and every way it can go wrong."""
+"""The API client against the stand-in server: what arrives, what is not sent twice, and every failure."""
 
 import contextlib
 import socket
@@ -68,12 +68,12 @@ def test_the_host_is_read_as_ollama_reads_it(text: str | None, url: str) -> None
 
 
 @pytest.mark.parametrize("text", ["ftp://example.com", "example.com:port", "example.com:70000"])
-def test_a_host_that_is_none_is_refused(text: str) -> None:
+def test_a_malformed_host_is_refused(text: str) -> None:
     with pytest.raises(UsageError, match="is not an address; write HOST, HOST:PORT"):
         parse_host(text)
 
 
-def test_the_body_of_create_holds_all_a_modelfile_says() -> None:
+def test_the_body_of_create_holds_every_value_of_a_modelfile() -> None:
     modelfile = Modelfile(
         sources=("./m.gguf",),
         parameters=(("temperature", 0.5), ("stop", "<|im_end|>"), ("num_ctx", 4096), ("stop", "\n")),
@@ -116,7 +116,7 @@ def test_a_file_that_changed_after_it_was_hashed_is_refused_by_the_server(ollama
     assert not ollama.blobs
 
 
-def test_what_create_says_is_what_the_server_keeps(ollama: Ollama, file: Path) -> None:
+def test_the_server_keeps_what_create_sends(ollama: Ollama, file: Path) -> None:
     made(
         ollama,
         file,
@@ -172,7 +172,7 @@ def test_a_push_of_gpu_sends_the_parameters_alone(ollama: Ollama, file: Path) ->
     assert dict(ollama.manifests["ns/m:gpu"])["template"] == dict(ollama.manifests["ns/m:4b"])["template"]
 
 
-def test_a_push_tells_how_far_each_layer_is(ollama: Ollama, file: Path) -> None:
+def test_a_push_reports_the_progress_of_every_layer(ollama: Ollama, file: Path) -> None:
     server = made(ollama, file)
     lines: list[tuple[str, str, int, int]] = []
     server.push("ns/m:4b", progress=lambda *line: lines.append(line))
@@ -252,7 +252,7 @@ def test_an_answer_without_an_end_is_cut_off(
         (b"", "the Ollama server went away (it closed the connection); start it again"),
     ],
 )
-def test_what_is_not_ollama_is_one_sentence(data: bytes, why: str) -> None:
+def test_a_server_that_is_not_ollama_is_one_sentence(data: bytes, why: str) -> None:
     url, thread = answering(data)
     with pytest.raises(PublishError) as caught:
         Server(url).version()
@@ -260,9 +260,7 @@ def test_what_is_not_ollama_is_one_sentence(data: bytes, why: str) -> None:
     thread.join()
 
 
-def test_a_server_that_dies_in_an_upload_says_how_far_it_came_and_the_next_try_completes(
-    ollama: Ollama, tmp_path: Path
-) -> None:
+def test_an_upload_that_breaks_reports_its_bytes_and_the_next_try_completes(ollama: Ollama, tmp_path: Path) -> None:
     file = tmp_path / "big.gguf"
     file.write_bytes(b"GGUF" + bytes(24_000_000))
     server, digest = Server(ollama.url), digest_of(file)
@@ -293,7 +291,7 @@ def test_a_server_that_dies_in_its_work_is_one_sentence(ollama: Ollama, file: Pa
     assert "ns/m:4b" in ollama.models
 
 
-def test_the_servers_own_words_are_passed_on(ollama: Ollama, file: Path) -> None:
+def test_the_servers_message_is_passed_on(ollama: Ollama, file: Path) -> None:
     ollama.create_error = "failed to validate GGUF"
     with pytest.raises(PublishError, match="could not make ns/m:4b: failed to validate GGUF"):
         made(ollama, file)
