@@ -51,8 +51,7 @@ def make_targets(folder: Path) -> dict[str, Target]:
     outputs, matrix = folder / "model-GGUF", folder / "model-imatrix.gguf"
     gguf = outputs / "model-Q8_0.gguf"
     (folder / "Modelfile").write_text(
-        'FROM ./model.gguf\nTEMPLATE """<|x|>{{ .Prompt }}<|y|>"""\nPARAMETER stop "<|x|>"\n'
-        "SYSTEM Hello\nMESSAGE user Hi\n"
+        'FROM smollm2\nTEMPLATE """<|x|>{{ .Prompt }}<|y|>"""\nPARAMETER stop "<|x|>"\nSYSTEM Hello\nMESSAGE user Hi\n'
     )
     shutil.copytree(ROOT / "recipes", folder / "recipes")
     (folder / "report.json").write_text(json.dumps(sample()))
