@@ -36,10 +36,10 @@ def vocabulary_memory(folder: Path | None, n_vocab: int, at_once: int) -> Vocabu
     the peak so far.
     """
     size = sum(path.stat().st_size for path in map(folder.joinpath, _FILES) if path.is_file()) if folder else 0
-    held = resident_memory()
+    resident = resident_memory()
     logits = 4 * PROBE_TOKENS * n_vocab * (1 + _COMPARED * at_once) + _FORWARD if folder else 0
-    checking = held + max(_TO_LOAD * size, logits) + at_once * _PIECES
-    return VocabularyMemory(min(peak_memory(), held + _TO_CONVERT * size) + _PIECES, checking)
+    checking = resident + max(_TO_LOAD * size, logits) + at_once * _PIECES
+    return VocabularyMemory(min(peak_memory(), resident + _TO_CONVERT * size) + _PIECES, checking)
 
 
 def checked_at_once(size: int, threads: int, max_ram: int | None) -> int:

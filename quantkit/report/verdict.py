@@ -108,7 +108,7 @@ def _dominated(ranked: list[Model], text: Text) -> list[str]:
         for better in ranked[:place]:
             no_larger = better.bytes and model.bytes and better.bytes <= model.bytes
             if no_larger and _clearly(better.on(text.name), model.on(text.name)):
-                sentences.append(f"{model.label} has nothing over {better.label}, which is no larger and keeps more.")
+                sentences.append(f"{better.label} is better than {model.label}: not larger, closer to the reference.")
                 break
     return sentences
 

@@ -11,12 +11,8 @@ from typing import Any
 import pytest
 
 from quantkit.families import find_family
-from quantkit.gguf.file_types import FILE_TYPES
-from quantkit.gguf.mix import choose_types
-from quantkit.outputs.model import _mix_model
 from tests.families.class_defaults import GOLDEN
-from tests.families.test_large_shapes import described
-from tests.helpers import oracle
+from tests.families.test_large_shapes import assert_mixes_are_llama_cpps, described
 
 CONFIGS: dict[str, dict[str, Any]] = json.loads(GOLDEN.read_text())
 TYPES = ("q4_0", "q4_k_m", "q2_k", "iq4_xs")
@@ -86,17 +82,4 @@ def test_what_a_silent_config_means_is_what_transformers_takes(architecture: str
 @pytest.mark.parametrize("architecture", sorted(CONFIGS))
 def test_the_mix_of_types_is_llama_model_quantizes(architecture: str, tmp_path: Path) -> None:
     keys, tensors = described(published(architecture), packed=False)
-    path = tmp_path / "sparse.gguf"
-    oracle.write_sparse_gguf(path, keys, [(tensor.name, tensor.shape, tensor.dtype) for tensor in tensors])
-    jobs = [
-        oracle.Job(src=str(path), dst="unused", ftype=FILE_TYPES[name].ftype, dry_run=True, allow_requantize=True)
-        for name in TYPES
-    ]
-    arch = str(keys["general.architecture"])
-    for name, result in zip(TYPES, oracle.run_jobs(jobs), strict=True):
-        assert result.code == 0, result.log[-500:]
-        ours = {tensor.name: tensor.type for tensor in choose_types(_mix_model(arch, keys), FILE_TYPES[name], tensors)}
-        theirs = oracle.mix_from_log(result.log)
-        different = {key: (ours[key].name, theirs[key].name) for key in ours if ours[key] != theirs[key]}
-        assert not different, name
-        assert list(ours) == list(theirs)
+    assert_mixes_are_llama_cpps(keys, tensors, TYPES, tmp_path / "sparse.gguf")
