@@ -15,6 +15,7 @@ from quantkit.families.base.refusals import SILU, only
 from quantkit.families.llama import ENDS
 from quantkit.families.qwen2 import NORMS, PLAIN_MLP, PROJECTIONS
 from quantkit.forward.description import Architecture, Attention
+from quantkit.tokenizer.roles import TokenRoles
 
 _AT, _TO = "model.layers.{layer}", "blk.{layer}"
 # config.json states 32k; the converter writes the 256k that the technical report gives for the published alphas
@@ -87,4 +88,6 @@ FAMILY = Family(
     prepare=lambda config: prepare_hunyuan(config, "Hunyuan"),
     rope_kinds=("default", "dynamic"),
     forward=FORWARD,
+    # the published eos_token_id is another token's; the converter takes this key too
+    token_roles=TokenRoles(stated={"eos": "eod_token_id"}),
 )

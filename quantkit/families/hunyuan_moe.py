@@ -58,11 +58,15 @@ def _one(config: dict[str, Any], name: str, default: int | None = None) -> int:
 
 
 def _keys(arch: str, sizes: Hyperparameters) -> list[Key]:
+    keys, used = hunyuan_keys(arch, sizes), f"{arch}.expert_used_count"
+    scaling = [key for key in keys if key.name.startswith(f"{arch}.rope.scaling.")]
     return [
-        *hunyuan_keys(arch, sizes),
+        *(key for key in keys if key.name != used and key not in scaling),
         Key(f"{arch}.expert_shared_feed_forward_length", "u32", sizes.ffn),
         Key(f"{arch}.expert_feed_forward_length", "u32", sizes.ffn),
+        Key(used, "u32", sizes.n_expert_used),
         Key(f"{arch}.expert_shared_count", "u32", 1),
+        *scaling,
     ]
 
 

@@ -15,7 +15,6 @@ _NOT_PLANNABLE = (
     *("eurobert", "t5", "t5encoder", "clip", "wavtokenizer-dec", "gemma3n", "deepseek4", "deepseek32"),
     *("glm-dsa", "llada", "llada-moe", "dream", "rnd1", "minimax-m3", "dflash", "eagle3", "rwkv6", "rwkv7"),
     *("rwkv6qwen2", "arwkv7", "mamba", "mamba2", "plamo2", "jamba", "falcon-h1", "granitehybrid", "nemotron_h"),
-    "lfm2",
 )
 
 TRAITS = {

@@ -1,6 +1,6 @@
 """Causal self-attention of any described architecture."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
@@ -69,21 +69,20 @@ def attend(part: Attention, layer: Layer, x: Array, context: Context) -> Array:
     (heads, n, size), groups, where = q.shape, len(k), device(x)
     cap = layer.config.get(part.softcap) if part.softcap else None
     scale = part.scale(layer.config, layer.number) / (cap or 1.0)
-    late = part.late_queries(layer.config)
+    late = part.late_queries(layer.config, layer.number)
     if late is not None:
-        beta, length = late
-        factors = 1.0 + beta * np.log1p(np.arange(n) // length)
+        beta, length, position = late
+        factors = 1.0 + beta * np.log1p(np.arange(position, position + n) // length)
         q = q * place(factors.astype(np.float32)[:, None], where)
     q = q.reshape(groups, heads // groups, n, size)
     slopes = place(alibi_slopes(heads), where) if part.alibi(layer.config) else None
     sinks = layer.vector(layer.at + part.at + part.sinks, x) if part.sinks else None
-    window = part.window(layer.config, layer.number) or n
+    window, chunk = part.window(layer.config, layer.number) or n, part.chunk(layer.config, layer.number) or n
 
     out = empty((n, heads, v.shape[-1]), x)
     step = _ROWS if where is None else _ROWS_OF_TENSORS
-    for start in range(0, n, step):
-        stop = min(start + step, n)
-        first, rows = max(0, start + 1 - window), stop - start
+    for start, stop in _steps(n, step, chunk):
+        first, rows = max(start - start % chunk, start + 1 - window), stop - start
         # heads that share a key are stacked into one matrix
         queries: Array = namespace(x).multiply(q[:, :, start:stop], scale)
         scores = queries.reshape(groups, -1, size) @ k[:, first:stop].swapaxes(1, 2)
@@ -102,6 +101,13 @@ def attend(part: Attention, layer: Layer, x: Array, context: Context) -> Array:
     if gate is not None:
         out *= sigmoid(gate)
     return layer.weights.linear(layer.at + part.at + part.out, out.reshape(n, -1), x.shape[1], part.form)
+
+
+def _steps(n: int, step: int, chunk: int) -> Iterator[tuple[int, int]]:
+    """Ranges of at most `step` of n tokens; none crosses the end of a chunk."""
+    for first in range(0, n, chunk):
+        end = min(first + chunk, n)
+        yield from ((start, min(start + step, end)) for start in range(first, end, step))
 
 
 def _softmax_parts(scores: Array, sinks: Array | None) -> tuple[Array, Array]:
@@ -150,6 +156,9 @@ def _plain(part: Attention, layer: Layer, x: Array, context: Context) -> tuple[A
     gate: Array | None = None
     if part.gated:
         q, gate = q[..., :size], q[..., size:]
+    elif part.gate:
+        gate = layer.weights.linear(layer.at + part.at + part.gate, x, heads * size, part.form)
+        gate = gate.reshape(len(x), heads, size)
     if not part.norms_after_rope:
         q, k = _both_normed(part, layer, q, k)
     if part.value_norm:
@@ -180,7 +189,7 @@ def _turned(part: Attention, layer: Layer, x: Array) -> Array:
 
 
 def _both_normed(part: Attention, layer: Layer, q: Array, k: Array) -> tuple[Array, Array]:
-    if not part.norms or not part.has_norms(layer.config):
+    if not part.norms or not (part.has_norms(layer.config) and part.normed_layers(layer.config, layer.number)):
         return q, k
     return _normed(part, layer, part.norms[0], q), _normed(part, layer, part.norms[1], k)
 

@@ -69,6 +69,7 @@ class Attention:
         normed: a norm over a head, over all heads at once, or over a head with weights of its own: a tensor a head
             (`each`) or one of shape (heads, head_dim) (`by_head`).
         norms_after_rope: whether the norms come after the rotation.
+        normed_layers: the layers whose queries and keys have norms.
         clip: the config key of the limit on queries, keys and values.
         pairs: which values of a head rotate together: i and i + half the rotary width, or neighbours.
         rotary: number of rotated values of a head.
@@ -77,7 +78,9 @@ class Attention:
         scale: factor on the scores.
         softcap: the config key of the scores' soft cap.
         window: tokens of a layer's sliding window, or None.
-        late_queries: (beta, length), or None: queries are multiplied by 1 + beta ln(1 + floor(position / length)).
+        chunk: tokens of a layer's chunks, or None; a token attends within its chunk only.
+        late_queries: a layer's (beta, length, first), or None: queries are multiplied by
+            1 + beta ln(1 + floor(position / length)); the first token has the position `first`.
         sinks: one score a head that takes part in the softmax and has no value.
         latent: DeepSeek's latent attention: queries, keys and values from short vectors; all heads share the rotated
             part of the key.
@@ -86,6 +89,7 @@ class Attention:
         shared_from: the earlier layer whose keys and values a layer uses instead of its own, or None.
         gated: the linear for queries gives each head a gate of the same width after its query; the output of
             attention is multiplied by the gate's sigmoid.
+        gate: the linear of its own that gives such a gate.
     """
 
     at: str = "self_attn."
@@ -100,6 +104,7 @@ class Attention:
     normed: Literal["head", "all", "each", "by_head"] = "head"
     norm: Norm = Norm()
     norms_after_rope: bool = False
+    normed_layers: Callable[[Config, int], bool] = lambda _config, _layer: True
     clip: str | None = None
     pairs: Literal["half", "neighbours"] = "half"
     rotary: Callable[[Config], int] = partial_rotary
@@ -108,13 +113,15 @@ class Attention:
     scale: Callable[[Config, int], float] = by_head_dim
     softcap: str | None = None
     window: Callable[[Config, int], int | None] = lambda _config, _layer: None
-    late_queries: Callable[[Config], tuple[float, int] | None] = lambda _: None
+    late_queries: Callable[[Config, int], tuple[float, int, int] | None] = lambda _config, _layer: None
+    chunk: Callable[[Config, int], int | None] = lambda _config, _layer: None
     sinks: str | None = None
     latent: bool = False
     value_norm: Norm | None = None
     keys_as_values: Callable[[Config, int], bool] = lambda _config, _layer: False
     shared_from: Callable[[Config, int], int | None] = lambda _config, _layer: None
     gated: bool = False
+    gate: str | None = None
 
 
 @dataclass(frozen=True)
@@ -148,6 +155,23 @@ class DeltaNet:
     value_heads: Callable[[Config], int] = lambda config: int(config["linear_num_value_heads"])
     key_width: Callable[[Config], int] = lambda config: int(config["linear_key_head_dim"])
     value_width: Callable[[Config], int] = lambda config: int(config["linear_value_head_dim"])
+
+
+@dataclass(frozen=True)
+class ShortConvolution:
+    """A gated causal convolution over a few tokens in place of attention (LFM2).
+
+    Attributes:
+        layers: whether a layer has it in place of attention.
+        projection: the linear for two gates and the values: before the convolution, after it, values.
+        convolution: the depthwise convolution, (hidden, 1, kernel width).
+    """
+
+    layers: Callable[[Config, int], bool]
+    at: str = "conv."
+    projection: str = "in_proj"
+    convolution: str = "conv"
+    out: str = "out_proj"
 
 
 @dataclass(frozen=True)
@@ -208,6 +232,7 @@ class Experts:
         normalised: whether the weights of the chosen experts are scaled to a sum of one.
         scale: factor on the weights.
         expert_scale: a vector; the weight of each expert is multiplied by its element.
+        weighted_input: whether the weights scale an expert's input instead of its output.
         shared: an expert for every token, times the sigmoid of `shared_gate` if there is one.
         beside: the norms, if experts run beside the layer's feed-forward and do not replace it.
         layers: whether a layer has experts.
@@ -225,6 +250,7 @@ class Experts:
     normalised: Callable[[Config], bool] = lambda _: True
     scale: Callable[[Config], float] = lambda _: 1.0
     expert_scale: str | None = None
+    weighted_input: bool = False
     shared: FeedForward | None = None
     shared_gate: str | None = None
     beside: Beside | None = None
@@ -268,7 +294,7 @@ class Architecture:
         base: prefix of all names but the head's; checkpoints saved from the bare model lack it.
         layer: prefix of a layer's names.
         positions: the tensor of learned positions.
-        delta_net: what some layers have in place of attention.
+        delta_net, short_convolution: what some layers have in place of attention.
         parallel: both parts read the same hidden states, the feed-forward through `feed_norm` or, if that is None,
             through attention's norm.
         layer_inputs: per-layer embeddings.
@@ -294,6 +320,7 @@ class Architecture:
     residual_scale: Callable[[Config], float] = lambda _: 1.0
     attention: Attention = field(default_factory=Attention)
     delta_net: DeltaNet | None = None
+    short_convolution: ShortConvolution | None = None
     feed: FeedForward = field(default_factory=FeedForward)
     experts: Experts | None = None
     layer_inputs: LayerInputs | None = None

@@ -56,8 +56,11 @@ def mixture(part: Experts, layer: Layer, x: Array, routed: Array) -> Array:
         if not len(rows):
             continue
         one, index = expert_part(part, layer, expert)
-        output = feed_forward(one, layer, x[rows], index)
-        out[rows] += output * share[rows, slots][:, None]
+        weights = share[rows, slots][:, None]
+        if part.weighted_input:
+            out[rows] += feed_forward(one, layer, x[rows] * weights, index)
+        else:
+            out[rows] += feed_forward(one, layer, x[rows], index) * weights
     from_shared = shared(part, layer, x)
     return out if from_shared is None else out + from_shared
 

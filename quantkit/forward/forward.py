@@ -12,6 +12,7 @@ from quantkit.forward.delta_net import delta_net
 from quantkit.forward.description import Architecture, Norm, given, head_dim
 from quantkit.forward.feed_forward import feed_forward, mixture, route
 from quantkit.forward.layer_inputs import add_layer_input
+from quantkit.forward.short_convolution import short_convolution
 from quantkit.forward.weights import Array, Weights, f32
 
 _EPS = ("rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon", "norm_eps")
@@ -167,6 +168,9 @@ class DecoderLayer:
         recurrent = self.architecture.delta_net
         if recurrent and recurrent.layers(self.layer.config, self.layer.number):
             return delta_net(recurrent, self.layer, x)
+        convolution = self.architecture.short_convolution
+        if convolution and convolution.layers(self.layer.config, self.layer.number):
+            return short_convolution(convolution, self.layer, x)
         return attend(self.architecture.attention, self.layer, x, context)
 
     def _normed(self, name: str | None, x: Array) -> Array:

@@ -13,6 +13,7 @@ from quantkit.forward.description import (
     Experts,
     FeedForward,
     LayerInputs,
+    ShortConvolution,
     given,
     head_dim,
 )
@@ -31,6 +32,8 @@ def layer_linears(architecture: Architecture, config: Config, number: int, names
     recurrent = architecture.delta_net
     if recurrent and recurrent.layers(config, number):
         attention = _delta_net(recurrent, place)
+    elif (convolution := architecture.short_convolution) and convolution.layers(config, number):
+        attention = _short_convolution(convolution, place)
     else:
         attention = _attention(architecture.attention, place)
     experts = architecture.experts if architecture.experts and architecture.experts.layers(config, number) else None
@@ -113,7 +116,8 @@ def _plain(part: Attention, place: _Place) -> _Part:
             first, step = (shared_by + 1) * size, (shared_by + 2) * size
     rows = tuple(first + head // shared_by * step + i for head in range(heads) for i in range(size))
     out = Linear(at + part.out, heads * size, place.hidden, part.form)
-    inputs = (Input("attention", readers), Input("attention.out", (out,)))
+    gates = (Linear(at + part.gate, place.hidden, heads * size, part.form),) if part.gate else ()
+    inputs = (Input("attention", readers + gates), Input("attention.out", (out,)))
     clipped = part.clip is not None and config.get(part.clip) is not None
     foldable = own_values and not shares and not clipped and part.value_norm is None
     folds = (RowFold(readers[-1], rows, "attention.out"),) if foldable else ()
@@ -138,6 +142,15 @@ def _delta_net(part: DeltaNet, place: _Place) -> _Part:
     out = Linear(at + part.out, sizes.values, place.hidden)
     # what enters the last linear was normed and gated, so no row before it is linear in it
     return _Part((Input("attention", readers), Input("attention.out", (out,))), (), ("attention",))
+
+
+def _short_convolution(part: ShortConvolution, place: _Place) -> _Part:
+    at, hidden = place.at + part.at, place.hidden
+    projection = Linear(at + part.projection, hidden, 3 * hidden)
+    out = Linear(at + part.out, hidden, hidden)
+    inputs = (Input("attention", (projection,)), Input("attention.out", (out,)))
+    # the second gate is a factor of the last linear's input
+    return _Part(inputs, (RowFold(projection, _rows(hidden, 2 * hidden, 1), "attention.out"),), ("attention",))
 
 
 def _latent(part: Attention, place: _Place) -> _Part:

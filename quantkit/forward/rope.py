@@ -59,7 +59,8 @@ def _llama3(plain: Frequencies, scaling: Mapping[str, Any]) -> Frequencies:
     """`factor` divides long wavelengths, short ones stay, a blend covers the range between; defaults of Llama 3.1."""
     low, high = float(scaling.get("low_freq_factor", 1.0)), float(scaling.get("high_freq_factor", 4.0))
     turns = float(scaling.get("original_max_position_embeddings", 8192)) * plain / (2 * math.pi)
-    keep = np.clip((turns - low) / (high - low), 0.0, 1.0)
+    # Llama 4 has equal ends, and so no range between
+    keep = np.clip((turns - low) / (high - low), 0.0, 1.0) if high != low else (turns > low).astype(np.float64)
     return plain * (keep + (1 - keep) / float(scaling["factor"]))
 
 

@@ -4,7 +4,19 @@ from quantkit.gguf.types import block_size
 from quantkit.planning.context import KV_TYPES
 from quantkit.planning.drawing import Drawing
 from quantkit.planning.shape import Layer
-from quantkit.planning.tensors import F16, F32, Tensor, contiguous, fresh, held, matmul, permuted, same, stored, view
+from quantkit.planning.tensors import (
+    F16,
+    F32,
+    Tensor,
+    cache_of,
+    contiguous,
+    fresh,
+    matmul,
+    permuted,
+    same,
+    stored,
+    view,
+)
 
 
 def attention(d: Drawing, x: Tensor, layer: Layer) -> Tensor:
@@ -34,11 +46,13 @@ def attention(d: Drawing, x: Tensor, layer: Layer) -> Tensor:
         q, k = d.rope(q), d.rope(k)
     if d.shape.traits.scaled_query:
         q = same(q)
-    if d.shape.number("attention.temperature_scale"):
+    if d.shape.number("attention.temperature_scale") or (d.shape.traits.late_queries and not layer.slides):
         q = same(q, d.query_scale)
     out = _attend(d, q, k, v, layer)
     if gates is not None:
         out = same(out, same(fresh(out.shape, view(gates, gates.shape[:3], gates.stride[1:3]))))
+    if layer.has("attn_gate.weight"):
+        out = same(out, same(d.linear(layer, "attn_gate", x)))
     return d.linear(layer, "attn_output", out)
 
 
@@ -90,12 +104,12 @@ def _attend(d: Drawing, q: Tensor, k: Tensor, v: Tensor, layer: Layer, v_rows: i
         d.graph.expand(projection)
     size = block_size(KV_TYPES[d.context.kv_type])
     element = size[1] / size[0]
-    k_cache = held("k cache", layer.head_k * layer.n_head_kv, cells, size=element, layer=d.layer)
+    k_cache = cache_of("k cache", layer.head_k * layer.n_head_kv, cells, size=element, layer=d.layer)
     d.graph.expand(stored(k_cache, view(k, (layer.head_k * layer.n_head_kv, d.n)), cache.k_index))
     keys = view(k_cache, (layer.head_k, layer.n_head_kv, cells))
     head_v, n_head = v.shape[0], layer.n_head
     if layer.head_v:
-        v_cache = held("v cache", layer.head_v * layer.n_head_kv, cells, size=element, layer=d.layer)
+        v_cache = cache_of("v cache", layer.head_v * layer.n_head_kv, cells, size=element, layer=d.layer)
         merged = view(v, (head_v * layer.n_head_kv, d.n))
         if not flash and v.stride != contiguous(v.shape, F32):
             merged = fresh((head_v * layer.n_head_kv, d.n), v)

@@ -2,7 +2,7 @@
 
 from quantkit.planning.drawing import Drawing
 from quantkit.planning.shape import Layer, ModelShape
-from quantkit.planning.tensors import F32, Tensor, fresh, held, matmul, same, view
+from quantkit.planning.tensors import F32, Tensor, cache_of, fresh, matmul, same, view
 
 
 def state_elements(shape: ModelShape) -> tuple[int, int]:
@@ -24,7 +24,7 @@ def delta_net(d: Drawing, x: Tensor, layer: Layer) -> Tensor:
     mixed, gate = d.linear(layer, "attn_qkv", x), d.linear(layer, "attn_gate", x)
     beta, decay = _beta_and_decay(d, x, layer, heads, groups)
 
-    convolution = held("convolution state", of_convolution, size=F32, layer=d.layer)
+    convolution = cache_of("convolution state", of_convolution, size=F32, layer=d.layer)
     last = d.graph.expand(fresh((of_convolution, 1), convolution, copies))
     turned = view(mixed, (n, channels), (channels * F32,))
     turned.stride = (channels * F32, F32, channels * n * F32, channels * n * F32)
@@ -32,7 +32,7 @@ def delta_net(d: Drawing, x: Tensor, layer: Layer) -> Tensor:
     tail = view(inputs, (kernel - 1, channels), ((kernel - 1 + n) * F32,))
     d.graph.expand(_copied(convolution, tail))
 
-    matrices = held("matrices", of_heads, size=F32, layer=d.layer)
+    matrices = cache_of("matrices", of_heads, size=F32, layer=d.layer)
     state = d.graph.expand(fresh((of_heads, 1), matrices, copies))
     convolved = fresh((channels, n), inputs)
     convolved.weight = d.named("ssm_conv1d.weight")

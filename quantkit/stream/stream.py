@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from quantkit.errors import CalibrationError
 from quantkit.families.base.native import Source
 from quantkit.forward.allocator import keep_freed_memory
-from quantkit.forward.arrays import Array, fetch, namespace, place
+from quantkit.forward.arrays import Array, device, fetch, namespace, place
 from quantkit.forward.attention import Context
 from quantkit.forward.feed_forward import expert_count, expert_part, feed_forward, shared
 from quantkit.forward.layer_linears import layer_linears
@@ -199,6 +199,9 @@ class Stream:
         `add`: add the expert's outputs to the next states.
         """
 
+        experts = self.decoder.architecture.experts
+        weighted_input = experts is not None and experts.weighted_input
+
         def run(tap: LayerWeights, x: Array) -> Array:
             layer = self.decoder.layer(number, tap)
             assert layer.experts is not None
@@ -210,14 +213,21 @@ class Stream:
             states = [self._read("seen", sample) for sample in samples]
             tap, others = weights.tapped(), weights.tapped()
             concatenate = namespace(states[0]).concatenate
+            weights_of = [
+                routes.share[sample, rows, slots][:, None]
+                for sample, (rows, slots) in zip(samples, routed_to, strict=True)
+            ]
             routed = concatenate([x[rows] for x, (rows, _) in zip(states, routed_to, strict=True)])
+            if weighted_input:
+                routed = routed * place(np.concatenate(weights_of), device(routed))
             if len(routed):
                 answers = fetch(run(tap, routed))
                 ends = np.cumsum([len(rows) for rows, _ in routed_to])
-                for sample, (rows, slots), part in zip(samples, routed_to, np.split(answers, ends[:-1]), strict=True):
+                parts = np.split(answers, ends[:-1])
+                for sample, (rows, _), factors, part in zip(samples, routed_to, weights_of, parts, strict=True):
                     if add and len(rows):
                         fed = self.states.read(states_file(number + 1), sample)
-                        fed[rows] += part * routes.share[sample, rows, slots][:, None]
+                        fed[rows] += part if weighted_input else part * factors
                         self.states.write(states_file(number + 1), sample, fed)
             unrouted = [x[extra[sample]] for x, sample in zip(states, samples, strict=True) if sample in extra]
             if unrouted:

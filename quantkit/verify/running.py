@@ -26,8 +26,10 @@ _LOGIT_FLOOR = ((8.0, 0.95), (5.0, 0.7), (4.2, 0.5), (3.3, 0.25), (2.5, 0.1), (0
 _MEDIAN_FLOOR = 0.996
 
 
-def check_tokens(plan: GgufPlan) -> Check:
+def check_tokens(plan: GgufPlan, source: SourceLogits | None = None) -> Check:
     """Token ids of the written vocabulary, by llama.cpp, against the checkpoint's own tokenizer; once for all outputs.
+
+    `source` keeps the tokenizer's ids for the check of logits.
 
     A text that llama.cpp cannot tokenize for a known reason does not fail the check; it is counted and explained.
     Without llama.cpp the check compares the texts of the written tokens with what the checkpoint's tokenizer reads.
@@ -44,7 +46,8 @@ def check_tokens(plan: GgufPlan) -> Check:
                 ids = vocab_token_ids(path, PROBE)
         except MissingExtraError as error:
             return _compare_texts(plan.outputs[0], checkpoint.folder, str(error))
-        different = differences(checkpoint.folder, plan.model.keys, PROBE, ids)
+        expected = (source or SourceLogits(checkpoint)).probe_ids()
+        different = differences(checkpoint.folder, plan.model.keys, PROBE, ids, expected)
         for item in different:
             if item.reason is None:
                 pairs = enumerate(zip(item.ids, item.expected, strict=False))
@@ -86,6 +89,8 @@ def check_logits(
     """Logits of a short text, by llama.cpp, against the source's; and their mean correlation."""
     if source is None:
         return Check("logits", "skipped", "the source is a GGUF"), None
+    if plan.model.draft_only:
+        return Check("logits", "skipped", "the file has no layers of the model's own; it runs beside the model"), None
     skipped = skipped_logits(wanted, output.size, plan.request.max_ram)
     if skipped is not None:
         return skipped, None

@@ -83,7 +83,7 @@ def test_a_folder_becomes_a_plan_and_two_modelfiles_each(folder: Path) -> None:
     assert parse_modelfile((folder / "Modelfile.q8_0.gpu").read_text()).sources == ("azure99/blossom-v5:4b-q8_0",)
 
 
-def test_everything_a_publisher_may_say_arrives(folder: Path, tmp_path: Path) -> None:
+def test_every_option_of_a_publisher_arrives(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "LICENSE").write_text("Do as you like.\n")
     answer = quantkit(
         *("ollama", folder / "m-Q4_0.gguf", *NAME, "-o", tmp_path / "out", "--ctx", "8192", "--num-gpu", "20"),
@@ -107,7 +107,7 @@ def test_everything_a_publisher_may_say_arrives(folder: Path, tmp_path: Path) ->
     assert gpu.parameters == (("num_gpu", 999), ("num_ctx", 8192))
 
 
-def test_a_refused_template_is_said_and_leaves_no_template_anywhere(tmp_path: Path) -> None:
+def test_a_refused_template_gives_a_warning_and_no_template_anywhere(tmp_path: Path) -> None:
     write_gguf(tmp_path / "m.gguf", template=INEXACT)
     answer = quantkit("ollama", tmp_path / "m.gguf", *NAME)
     assert answer.code == 0
@@ -199,7 +199,7 @@ def test_a_key_that_is_not_registered_is_one_sentence(folder: Path, server: Olla
     assert len(server.models) == 8
 
 
-def test_no_server_is_one_sentence_and_the_modelfiles_are_there_all_the_same(folder: Path) -> None:
+def test_no_server_is_one_sentence_and_the_modelfiles_are_written(folder: Path) -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -208,7 +208,7 @@ def test_no_server_is_one_sentence_and_the_modelfiles_are_there_all_the_same(fol
     assert (folder / "Modelfile").exists()
 
 
-def test_an_old_server_is_warned_of_where_it_matters(tmp_path: Path, server: Ollama) -> None:
+def test_an_old_server_gives_a_warning_if_it_matters(tmp_path: Path, server: Ollama) -> None:
     server.version = "0.12.6"
     write_gguf(tmp_path / "m.gguf", template=INEXACT)
     answer = quantkit("ollama", tmp_path / "m.gguf", *NAME, "--create", env=at(server))
@@ -216,7 +216,7 @@ def test_an_old_server_is_warned_of_where_it_matters(tmp_path: Path, server: Oll
     assert "this server is Ollama 0.12.6, which ignores the GGUF's own template" in answer.stderr
 
 
-def test_a_modelfile_edited_by_hand_is_not_overwritten_unasked(folder: Path) -> None:
+def test_a_modelfile_edited_by_hand_is_overwritten_only_with_force(folder: Path) -> None:
     assert quantkit("ollama", folder, *NAME).code == 0
     (folder / "Modelfile").write_text("FROM mine\n")
     sentence = failed(quantkit("ollama", folder, *NAME))
@@ -226,7 +226,7 @@ def test_a_modelfile_edited_by_hand_is_not_overwritten_unasked(folder: Path) -> 
     assert (folder / "Modelfile").read_text() != "FROM mine\n"
 
 
-def test_a_recipe_says_what_was_not_asked(folder: Path) -> None:
+def test_a_recipe_gives_the_values_that_options_leave_out(folder: Path) -> None:
     recipe = Path(__file__).resolve().parents[2] / "recipes" / "blossom-v5-4b.toml"
     answer = quantkit("ollama", folder / "m-Q4_0.gguf", "--recipe", recipe, "-p", "top_k=7")
     assert answer.code == 0, answer.stderr
@@ -284,7 +284,7 @@ def test_a_recipe_says_what_was_not_asked(folder: Path) -> None:
         (("empty", *NAME), 1, "empty holds no GGUF file"),
     ],
 )
-def test_what_is_wrong_is_one_sentence(
+def test_a_wrong_command_line_is_one_sentence(
     words: tuple[str, ...], code: int, sentence: str, folder: Path, tmp_path: Path
 ) -> None:
     place = tmp_path / "place"

@@ -115,7 +115,7 @@ def test_every_matrix_of_a_layer_is_a_linear_once(name: str) -> None:
         for each, values in tensors.items()
         if values.ndim > 1
         and in_a_layer(architecture, each)
-        and not each.endswith(("_bias", "_norm.weight", "conv1d.weight"))
+        and not each.endswith(("_bias", "_norm.weight", "conv1d.weight", "conv.conv.weight"))
     }
 
 
@@ -199,6 +199,8 @@ _FOLDS = {
         *(f"gate_up_proj {expert} > expert.{expert}.down" for expert in range(6)),
         "up_proj > feed.down",
     ],
+    # the convolution's second gate is linear until the next input
+    "lfm2": ["operator_norm > attention", "ffn_norm > feed", "in_proj > attention.out", "w3 > feed.down"],
     "deepseek-v2-lite": [
         "input_layernorm > attention",
         "post_attention_layernorm > feed",
@@ -222,9 +224,13 @@ def test_routers_and_gates_of_shared_experts_are_kept_and_nothing_else_is() -> N
                     last = one.name.split(".", 3)[-1]
                     kept = last in {
                         "mlp.gate",
+                        "mlp.gate.wg",
                         "mlp.router",
+                        "mlp.router.gate",
                         "mlp.shared_expert_gate",
                         "router.proj",
+                        "feed_forward.gate",
+                        "feed_forward.router",
                     } or last.startswith(
                         (
                             "block_sparse_moe.gate",

@@ -378,7 +378,7 @@ class _Handler(BaseHTTPRequestHandler):
 class _Server(ThreadingHTTPServer):
     daemon_threads = True
 
-    def handle_error(self, *_: object) -> None:  # a client that went away is no news here
+    def handle_error(self, *_: object) -> None:  # a client that closes the connection is not an error here
         pass
 
     def shutdown_request(self, request: Any) -> None:

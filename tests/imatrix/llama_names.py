@@ -20,6 +20,8 @@ from tests.helpers.imatrix_peer import Entry, llama_imatrix
 
 GOLDEN = Path(__file__).with_name("golden")
 TOKENS = np.random.RandomState(0).randint(3, VOCAB - 8, (4, 32)).astype(np.int32)
+# llama-imatrix puts BOS first where a vocabulary asks for it
+TOKENS[:, 0] = 1
 
 Shape = dict[str, list[int]]
 

@@ -45,7 +45,7 @@ def test_num_ctx_is_always_pinned(tmp_path: Path, context: int, pinned: int) -> 
     assert any(f"num_ctx is pinned to {pinned}; the model has {context}" in note for note in made.notes)
 
 
-def test_a_context_beyond_the_models_is_said(tmp_path: Path) -> None:
+def test_a_context_longer_than_the_models_gives_a_note(tmp_path: Path) -> None:
     made = bundle(tmp_path, Overrides(parameters=(("num_ctx", 65536),)))
     assert parameters(made)["num_ctx"] == 65536
     assert "num_ctx 65536 is more than the 32768 tokens the model was made for" in made.notes
@@ -122,7 +122,7 @@ def test_a_file_without_a_template_gets_the_built_in_that_fits(tmp_path: Path) -
     assert "<|endofutterance|>" in stops(made)
 
 
-def test_a_file_without_a_template_and_none_known_is_refused_and_told_how(tmp_path: Path) -> None:
+def test_a_file_without_a_known_template_is_refused_with_the_next_step(tmp_path: Path) -> None:
     with pytest.raises(TemplateError) as caught:
         bundle(tmp_path, template=None)
     assert str(caught.value) == (
@@ -131,7 +131,7 @@ def test_a_file_without_a_template_and_none_known_is_refused_and_told_how(tmp_pa
     )
 
 
-def test_a_model_that_only_completes_says_so_that_ollama_does_not_guess(tmp_path: Path) -> None:
+def test_a_model_that_only_completes_gets_a_bare_template_so_that_ollama_does_not_guess(tmp_path: Path) -> None:
     made = bundle(tmp_path, Overrides(chat_template=""), template=None)
     assert (made.template, made.modelfile.template, made.modelfile.requires) == ("none", "{{ .Prompt }}", None)
 

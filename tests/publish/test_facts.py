@@ -54,7 +54,7 @@ def test_a_file_without_a_size_is_counted(tmp_path: Path) -> None:
     assert facts_of_gguf(write_gguf(tmp_path / "m.gguf", size_label=None)).size_label == "0.26K"
 
 
-def test_the_template_is_suggested_from_the_vocabulary_only_where_there_is_none(tmp_path: Path) -> None:
+def test_a_template_is_suggested_from_the_vocabulary_only_if_the_file_has_none(tmp_path: Path) -> None:
     tokens = ["<unk>", "<s>", "</s>", "<|beginofutterance|>", "<|endofutterance|>"]
     without = facts_of_gguf(write_gguf(tmp_path / "a.gguf", template=None, tokens=tokens))
     assert without.chat_template is None and without.suggested is not None and without.suggested.name == "huozi"
@@ -62,7 +62,7 @@ def test_the_template_is_suggested_from_the_vocabulary_only_where_there_is_none(
     assert facts_of_gguf(write_gguf(tmp_path / "c.gguf", template=None)).suggested is None
 
 
-def test_a_folder_gives_its_models_and_says_what_is_none(tmp_path: Path) -> None:
+def test_a_folder_gives_its_models_and_a_note_for_other_files(tmp_path: Path) -> None:
     write_gguf(tmp_path / "m-Q4_0.gguf")
     write_gguf(tmp_path / "m-Q8_0.gguf", type="q8_0")
     write_gguf(tmp_path / "mmproj.gguf", kind="mmproj")
@@ -83,7 +83,7 @@ def test_a_shard_stands_for_all(tmp_path: Path) -> None:
     assert only.files == (first, second) and notes == []
 
 
-def test_what_is_no_gguf_is_one_sentence(tmp_path: Path) -> None:
+def test_a_file_that_is_not_a_gguf_is_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "m.gguf").write_text("not one")
     with pytest.raises(CheckpointError, match=r"m\.gguf is not a sound GGUF file: the magic is missing"):
         facts_of_gguf(tmp_path / "m.gguf")

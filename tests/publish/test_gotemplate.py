@@ -49,7 +49,7 @@ def test_literal_braces_quotes_and_runes_that_do_not_print_survive_go_and_the_mo
     assert parse_modelfile(text).template == template.text
 
 
-def test_a_default_system_message_stands_where_none_is_given() -> None:
+def test_the_default_system_message_is_written_if_there_is_no_other() -> None:
     template = go(BUILT_IN["chatml"].text)
     assert rendered(template, "user: a").startswith("<|im_start|>system\nYou are a helpful assistant.<|im_end|>")
     assert rendered(template, "system: b", "user: a").startswith("<|im_start|>system\nb<|im_end|>\n<|im_start|>user\na")
@@ -103,7 +103,7 @@ def test_the_bos_is_left_to_a_runtime_that_adds_it() -> None:
         ("{% for m in functions %}{{ m.name }}{% endfor %}" + LOOP[:10], "malformed"),
     ],
 )
-def test_what_a_go_template_cannot_say_is_refused_with_the_reason(jinja: str, reason: str) -> None:
+def test_what_a_go_template_cannot_write_is_refused_with_the_reason(jinja: str, reason: str) -> None:
     with pytest.raises(TemplateError, match=reason):
         go(jinja)
 
@@ -123,7 +123,7 @@ def test_a_refusal_is_an_error_of_its_own() -> None:
         (LOOP.replace("{{ m.content", "{{ m.content or 'nothing'"), "an empty message is not as in the Jinja template"),
     ],
 )
-def test_what_only_some_messages_bring_up_is_a_limit(jinja: str, limit: str) -> None:
+def test_a_difference_for_some_messages_only_is_a_limit(jinja: str, limit: str) -> None:
     assert any(text.startswith(limit) for text in go(jinja).limits)
 
 

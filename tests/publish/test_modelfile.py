@@ -111,7 +111,7 @@ def test_any_text_is_read_or_refused_as_the_second_reading_of_the_grammar_does(t
     assert modelfile.system == next((value for name, _, value in reversed(expected) if name == "system"), None)
 
 
-def test_everything_a_modelfile_can_say_comes_back() -> None:
+def test_every_value_of_a_modelfile_is_read_back() -> None:
     modelfile = Modelfile(
         sources=("./model.gguf", "./mmproj model.gguf"),
         parameters=(
@@ -232,7 +232,7 @@ def test_commands_are_read_in_any_case_and_the_last_of_a_single_one_counts() -> 
         (Modelfile(("m",), requires="latest"), "version such as"),
     ],
 )
-def test_what_a_modelfile_cannot_say_is_not_written(modelfile: Modelfile, reason: str) -> None:
+def test_a_value_that_a_modelfile_cannot_hold_is_not_written(modelfile: Modelfile, reason: str) -> None:
     with pytest.raises(ModelfileError, match=reason):
         write_modelfile(modelfile)
 
@@ -251,7 +251,7 @@ def test_what_a_modelfile_cannot_say_is_not_written(modelfile: Modelfile, reason
         ("{{/* a }} comment */}}\u3000", '{{/* a }} comment */}}{{ "\\u3000" }}'),
     ],
 )
-def test_a_template_says_what_the_parser_deletes_with_string_actions(template: str, written: str) -> None:
+def test_string_actions_write_what_the_parser_deletes(template: str, written: str) -> None:
     assert read_values(Modelfile(("m",), template=template))[1] == ("template", "", written)
 
 

@@ -39,10 +39,10 @@ PIECES += [
 ]
 
 
-def test_templates_with_what_the_parser_deletes_render_as_meant() -> None:
+def test_templates_with_characters_that_the_parser_deletes_render_unchanged() -> None:
     chance = random.Random(7)
     drawn = [chance.choices(PIECES, k=chance.randint(1, 8)) for _ in range(600)]
-    # A brace before another is no text of a Go template.
+    # Two braces in a row begin an action, so they are not literal text.
     templates = ["".join(pieces) for pieces in drawn if not any(a == "{" == b[0] for a, b in pairwise(pieces))]
     conversations = [[{"role": "user", "content": "hi \u3000"}]]
     written = [read(write_modelfile(Modelfile(("m",), template=template)))[1][2] for template in templates]

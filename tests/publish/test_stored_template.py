@@ -96,7 +96,7 @@ def test_a_program_without_an_index_gives_none(tmp_path: Path, content: bytes) -
 
 
 def test_the_nearest_built_in_is_taken_and_the_first_of_equally_near_ones() -> None:
-    index = [BuiltInTemplate("far", "x" * 90), BuiltInTemplate("near", "ab"), BuiltInTemplate("as near", "cb")]
+    index = (BuiltInTemplate("far", "x" * 90), BuiltInTemplate("near", "ab"), BuiltInTemplate("as near", "cb"))
     nearest = replacement("bb", index)
     assert nearest is not None and (nearest.name, nearest.distance) == ("near", 1)
     assert replacement("y" * 300, index) is None
@@ -119,6 +119,18 @@ def test_without_an_index_the_replacement_is_found_by_reading_back_what_was_stor
     assert "stored its built-in template 'chatml' for ns/m:4b-q4_0" in str(caught.value)
     assert f"add a Jinja comment of {COMMENT_CHARACTERS} characters" in str(caught.value)
     assert list(ollama.models) == ["ns/m:4b-q4_0"], "no further tag is made of it"
+
+
+def test_a_built_in_that_the_server_stores_and_does_not_use_is_no_error(ollama: Ollama, tmp_path: Path) -> None:
+    near_with_tools = NEAR + "{% if tools %}{% endif %}"
+    (item,) = foresee([item_of(tmp_path, near_with_tools)], INDEX)
+    assert item.replacement is not None
+    create(ollama, item)
+    assert ollama.layer("ns/m:latest", "template") == CHATML.go
+    assert ollama.shown_template("ns/m:latest") == near_with_tools
+    ollama.version = "0.29.1"
+    with pytest.raises(PublishError, match="would store its built-in template 'chatml'"):
+        create(ollama, item)
 
 
 @pytest.mark.parametrize("version", ["0.29.1", "0.32.15", "0.33.1"])

@@ -30,6 +30,8 @@ class Traits:
         sigmoid_shared_gate: the gate of the shared expert is one operation, not SiLU and a division.
         expert_weights_summed_to_one: the weights of the chosen experts are normalised.
         softmax_of_chosen: the router's softmax is over the chosen experts only.
+        weighted_input: the router's weights scale the input of the experts instead of their output.
+        late_queries: queries of layers without a window are scaled by their position.
     """
 
     plannable: bool = True
@@ -52,6 +54,8 @@ class Traits:
     sigmoid_shared_gate: bool = False
     expert_weights_summed_to_one: bool = True
     softmax_of_chosen: bool = False
+    weighted_input: bool = False
+    late_queries: bool = False
 
     def has_rope(self, n_layer: int) -> bool:
         """Whether a model of `n_layer` layers has rotary positions."""

@@ -9,7 +9,8 @@ from quantkit.errors import PublishError, UsageError
 from quantkit.gguf.reader import read_header
 from quantkit.inspection import Description, inspect_source
 from quantkit.inspection.record import changed_since, entry_of, read_record
-from quantkit.measurement.document import Model, Report, read_report
+from quantkit.measurement.document import Model, Report
+from quantkit.measurement.reading import read_report
 from quantkit.publish.card.metadata import is_hub_id
 from quantkit.publish.ollama.facts import facts_of_gguf
 
