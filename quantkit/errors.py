@@ -1,5 +1,7 @@
 """The exceptions of quantkit. A message says what is wrong, with the name and the value, and what to do."""
 
+import errno
+
 
 class QuantkitError(Exception):
     """Base of all errors that quantkit reports to the user. The command line prints the message and exits 1."""
@@ -15,6 +17,10 @@ class CheckpointError(QuantkitError):
 
 class ReadError(CheckpointError):
     """The source cannot be read now (a disk or network error). Finished output is kept, and a rerun resumes."""
+
+
+class PassingError(QuantkitError):
+    """The machine failed (a disk error, too little memory), not the work: it is kept, and a rerun resumes."""
 
 
 class HubError(CheckpointError):
@@ -67,3 +73,19 @@ class MissingExtraError(QuantkitError):
 
 class VerificationError(QuantkitError):
     """A written output failed a check. The command line exits 3."""
+
+
+_OWN_ERRORS = (None, errno.ENOENT, errno.ENOTDIR, errno.EISDIR)
+
+
+def passing_fault(error: BaseException) -> OSError | MemoryError | None:
+    """The fault of the machine that `error` is, or was raised from; None for a fault of the work itself.
+
+    A file that does not exist, or that a library finds malformed (an OSError without a number), is of the work.
+    """
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, MemoryError) or (isinstance(cause, OSError) and cause.errno not in _OWN_ERRORS):
+            return cause
+        cause = cause.__cause__ or (None if cause.__suppress_context__ else cause.__context__)
+    return None

@@ -56,7 +56,7 @@ RECORD = {
     "version": Const((1,)),
     "outputs": Map(
         {
-            "tool": {"name": "string", "version": "string", "kernels": "string", "lanes": ["string"]},
+            "tool": {"name": "string", "version": "string", "kernels": "string", "c_kernels": ["string"]},
             "written": "string",
             "origin": ORIGIN,
             "type": "string",
@@ -167,6 +167,7 @@ REPORT = {
             "path": "string",
             "engine": "string",
             "bytes": "integer",
+            "vocabulary?": "integer",
             "parameters?": "integer",
             "bits_per_weight?": "number",
             "quality": [QUALITY],

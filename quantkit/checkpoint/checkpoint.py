@@ -46,7 +46,7 @@ class Checkpoint:
     """A model's source. Nothing of the weights is in memory; `read_rows` may be called from many threads at once.
 
     name           last component of the folder or of the hub id
-    source         as it was asked for
+    source         as the user named it
     repo_id        the hub repository, None for a folder
     revision       the hub commit hash, None for a folder
     folder         local folder with config.json and the tokenizer files

@@ -106,15 +106,16 @@ def _stays_inside(file: str) -> bool:
     return not path.is_absolute() and ".." not in path.parts and path.name != ""
 
 
-def check_index(weight_map: Mapping[str, str], found: Mapping[str, str], name: str, where: str) -> None:
-    """Refuse an index that disagrees with the shards' own headers; `found` maps each tensor to the file holding it."""
+def check_index(weight_map: Mapping[str, str], files: Mapping[str, str], name: str, where: str) -> None:
+    """Refuse an index that disagrees with the shards' own headers; `files`: the file of each tensor."""
     for tensor, file in weight_map.items():
-        if found.get(tensor) != file:
-            held = f"it is in {found[tensor]}" if tensor in found else "no shard has it"
+        if files.get(tensor) != file:
+            actual = f"it is in {files[tensor]}" if tensor in files else "no shard has it"
             raise CheckpointError(
-                f"{name} of {where} places tensor {shown(tensor)} in {file}, but {held}; download the checkpoint again"
+                f"{name} of {where} places tensor {shown(tensor)} in {file}, but {actual}; download the checkpoint"
+                " again"
             )
-    for tensor, file in found.items():
+    for tensor, file in files.items():
         if tensor not in weight_map:
             raise CheckpointError(
                 f"{file} of {where} holds tensor {shown(tensor)}, which {name} does not list; download it again"
@@ -141,9 +142,9 @@ def quantization_config(config: Mapping[str, Any]) -> dict[str, Any]:
     text = config.get("text_config")
     for holder in (config, text if isinstance(text, dict) else {}):
         for key in ("quantization_config", "compression_config"):
-            found = holder.get(key)
-            if isinstance(found, dict) and found:
-                return found
+            stated = holder.get(key)
+            if isinstance(stated, dict) and stated:
+                return stated
     return {}
 
 

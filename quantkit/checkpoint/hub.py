@@ -31,10 +31,11 @@ from quantkit.checkpoint.folder import (
 from quantkit.checkpoint.hub_errors import DroppedError, UnreachableError, explain, is_transient, not_cached
 from quantkit.checkpoint.not_checkpoint import describe_names
 from quantkit.checkpoint.safetensors_file import PREFIX_BYTES, Header, header_length, parse_header
-from quantkit.checkpoint.sources import SETTINGS_FILES, Judge, Progress, judged, open_folder
+from quantkit.checkpoint.sources import SETTINGS_FILES, ConfigCheck, checked_config, open_folder
 from quantkit.checkpoint.weights import combine, read_index, shard_names
 from quantkit.errors import CheckpointError, HubError
 from quantkit.files import free_space
+from quantkit.progress import SILENT, Progress
 
 # Everything besides the weights that a conversion may need or copy.
 _SMALL_FILES = ("config.json", *SETTINGS_FILES, "README.md", "LICENSE*", "modules.json")
@@ -50,15 +51,15 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Request:
-    """What was asked of the hub; the revision is None for the default branch."""
+    """What to open from the hub; the revision is None for the default branch."""
 
     repo_id: str
     revision: str | None
     source: str
     token: str | None = None
     cache_dir: Path | None = None
-    progress: Progress | None = None
-    judge: Judge | None = None
+    progress: Progress = SILENT
+    check: ConfigCheck | None = None
 
     @property
     def cache(self) -> Path:
@@ -96,7 +97,7 @@ def open_from_hub(request: Request, *, offline: bool, headers_only: bool) -> Che
         if folder.name != listing.commit:  # the branch moved between the two requests
             listing = _list_files(request, folder.name)
         config = parse_config(read_small_file(folder, "config.json", request.source), request.source)
-        completed, notes = judged(config, request.judge)
+        completed, notes = checked_config(config, request.check)
         for name in sorted(listing.sizes):
             if _is_small_file(name):
                 _download(request, listing.commit, name)
@@ -117,7 +118,7 @@ def open_from_hub(request: Request, *, offline: bool, headers_only: bool) -> Che
             if headers_only:
                 return remote
         _download_weights(request, listing, files)
-        return open_folder(origin, request.judge)
+        return open_folder(origin, request.check)
 
 
 def _origin(request: Request, folder: Path) -> Origin:
@@ -131,13 +132,13 @@ def _is_small_file(name: str) -> bool:
 
 def _from_cache(request: Request, otherwise: HubError) -> Checkpoint:
     """The repository as far as the cache holds it; `otherwise` is raised when it holds nothing of it."""
-    found = try_to_load_from_cache(
+    cached = try_to_load_from_cache(
         request.repo_id, "config.json", cache_dir=request.cache, revision=request.revision or constants.DEFAULT_REVISION
     )
-    if not isinstance(found, str):
+    if not isinstance(cached, str):
         raise otherwise
     try:
-        return open_folder(_origin(request, Path(found).parent), request.judge)
+        return open_folder(_origin(request, Path(cached).parent), request.check)
     except CheckpointError as error:
         if isinstance(otherwise, UnreachableError):
             raise otherwise from error
@@ -183,23 +184,23 @@ def _download_weights(request: Request, listing: _Listing, files: list[str]) -> 
             f"the weights of {request.repo_id} take {need / 1e9:.1f} GB but the hub cache {request.cache} has only "
             f"{free / 1e9:.1f} GB free; free space, or set HF_HUB_CACHE to a larger disk"
         )
-    total, before = sum(sizes.values()), 0
-    report = request.progress or (lambda label, done, total: None)
+    request.progress.start("downloading", sum(sizes.values()))
     for file in files:
-        size, start = sizes[file], before
+        request.progress.advance(0, file)
+        counted = 0
 
-        def advance(done: int, file: str = file, start: int = start, size: int = size) -> None:
-            report(file, start + min(done, size), total)
+        def count(done: int, file: str = file, size: int = sizes[file]) -> None:
+            nonlocal counted
+            request.progress.advance(min(done, size) - counted, file)
+            counted = min(done, size)
 
-        report(file, start, total)
-        _download(request, listing.commit, file, _bar(advance))
-        before += size
-        report(file, before, total)
+        _download(request, listing.commit, file, _bar(count))
+        count(sizes[file])
 
 
 def _cached(request: Request, commit: str, file: str) -> Path | None:
-    found = try_to_load_from_cache(request.repo_id, file, cache_dir=request.cache, revision=commit)
-    return Path(found) if isinstance(found, str) else None
+    cached = try_to_load_from_cache(request.repo_id, file, cache_dir=request.cache, revision=commit)
+    return Path(cached) if isinstance(cached, str) else None
 
 
 def _bar(report: Callable[[int], None]) -> type[Any]:

@@ -53,14 +53,14 @@ class _DuplicateKey(Exception):
 
 
 def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        seen: set[str] = set()
+    values = dict(pairs)
+    if len(values) != len(pairs):
+        keys: set[str] = set()
         for key, _ in pairs:
-            if key in seen:
+            if key in keys:
                 raise _DuplicateKey(key)
-            seen.add(key)
-    return found
+            keys.add(key)
+    return values
 
 
 def _reason(error: BaseException) -> str:

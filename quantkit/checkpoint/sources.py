@@ -14,13 +14,13 @@ from quantkit.checkpoint.jsonfile import shown
 from quantkit.checkpoint.weights import open_weights
 from quantkit.errors import CheckpointError
 from quantkit.files import user_path
+from quantkit.progress import SILENT, Progress
 
-Progress = Callable[[str, int, int], None]
-"""(file being fetched, bytes done, bytes in all): bytes count over all weight files together."""
+ConfigCheck = Callable[[Mapping[str, Any]], Mapping[str, Any]]
+"""Gets config.json before any other file is fetched or read, and returns it with its architecture filled in.
 
-Judge = Callable[[Mapping[str, Any]], Mapping[str, Any]]
-"""Looks at config.json before anything else is fetched or read, and returns it with its architecture filled in; what it
-raises ends the opening."""
+What it raises ends the opening.
+"""
 
 SETTINGS_FILES = (
     "generation_config.json",
@@ -88,33 +88,34 @@ def open_checkpoint(
     offline: bool = False,
     headers_only: bool = False,
     cache_dir: Path | None = None,
-    progress: Progress | None = None,
-    judge: Judge | None = None,
+    progress: Progress = SILENT,
+    check: ConfigCheck | None = None,
 ) -> Checkpoint:
     """A checkpoint, validated: headers, index and config are checked before this returns; no weights are in memory.
 
     From the hub only the needed files are fetched, into the hub's standard cache (or `cache_dir`); `token` stands in
     for the stored one, `offline` (or HF_HUB_OFFLINE) keeps to the cache. `headers_only` fetches of a hub repository's
-    weights only their safetensors headers, by range requests; such a checkpoint cannot read rows. `judge` sees
-    config.json first: a model it refuses, by raising, costs no download.
+    weights only their safetensors headers, by range requests; such a checkpoint cannot read rows. `check` gets
+    config.json first, so a model that it refuses costs no download. `progress`: one stage, "downloading", in bytes of
+    all weight files.
 
     Raises CheckpointError (HubError from the hub), UnsupportedError for weights already quantized or of an unknown
     dtype, MissingExtraError for torch files without torch. Each message is one sentence.
     """
     where = parse_source(source)
     if isinstance(where, Path):
-        return open_folder(_origin_of_folder(where, source), judge)
+        return open_folder(_origin_of_folder(where, source), check)
     # Imported only here: a local folder should not pay for the hub client's start.
     from quantkit.checkpoint import hub
 
     return hub.open_from_hub(
-        hub.Request(where.repo_id, where.revision, source, token, cache_dir, progress, judge),
+        hub.Request(where.repo_id, where.revision, source, token, cache_dir, progress, check),
         offline=offline,
         headers_only=headers_only,
     )
 
 
-def open_folder(origin: Origin, judge: Judge | None = None) -> Checkpoint:
+def open_folder(origin: Origin, check: ConfigCheck | None = None) -> Checkpoint:
     """The checkpoint in a local folder. Raises as `open_checkpoint` does."""
     where = origin.source
     try:
@@ -124,7 +125,7 @@ def open_folder(origin: Origin, judge: Judge | None = None) -> Checkpoint:
     if empty:
         raise CheckpointError(f"{where} is empty; give a folder with config.json and model.safetensors")
     config = parse_config(read_small_file(origin.folder, "config.json", where), where)
-    config, notes = judged(config, judge)
+    config, notes = checked_config(config, check)
     check_small_files(origin.folder, where)
     weights = open_weights(origin.folder, where)
     try:
@@ -134,11 +135,11 @@ def open_folder(origin: Origin, judge: Judge | None = None) -> Checkpoint:
         raise
 
 
-def judged(config: dict[str, Any], judge: Judge | None) -> tuple[dict[str, Any], tuple[str, ...]]:
-    """(config.json as `judge` completes it, the note that says what it changed)."""
-    if judge is None:
+def checked_config(config: dict[str, Any], check: ConfigCheck | None) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """(config.json as `check` completes it, the note that says what it changed)."""
+    if check is None:
         return config, ()
-    completed = dict(judge(config))
+    completed = dict(check(config))
     names = completed.get("architectures")
     if names == config.get("architectures"):
         return completed, ()

@@ -80,8 +80,8 @@ def combine(
                 f"tensor {shown(tensor.name)} of {where} is in both {other.file} and {tensor.file}; download it again"
             )
     if weight_map is not None:
-        found = {name: tensor.file for name, tensor in tensors.items()}
-        check_index(weight_map, found, chosen.index or "", where)
+        files_of = {name: tensor.file for name, tensor in tensors.items()}
+        check_index(weight_map, files_of, chosen.index or "", where)
     if not tensors:
         raise CheckpointError(f"the weight files of {where} hold no tensors; download the checkpoint again")
     return WeightFiles(tensors, {file: header.sha256 for file, header in headers.items()}, descriptors)

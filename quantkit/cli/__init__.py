@@ -1,6 +1,7 @@
 """The command line: one module per command, loaded when it is asked for. Only this room prints."""
 
 import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from functools import wraps
@@ -15,6 +16,7 @@ from quantkit import __version__
 from quantkit.cli.errors import Interrupted, explain
 from quantkit.cli.options import DebugOption, Format, FormatOption
 from quantkit.cli.output import Out
+from quantkit.cli.signals import interruptible
 from quantkit.errors import UsageError
 
 COMMANDS = {
@@ -55,7 +57,8 @@ class _Commands(TyperGroup):
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt as interrupt:
-            raise Interrupted from interrupt
+            # typer would end it without a message
+            raise Interrupted(getattr(interrupt, "number", signal.SIGINT)) from interrupt
 
 
 def _typer(**settings: Any) -> typer.Typer:
@@ -132,6 +135,6 @@ def _refuse_other_bytes(words: Sequence[str]) -> None:
 
 def main() -> None:
     """Run the command line; every failure becomes one sentence on stderr and an exit code."""
-    with explain():
+    with explain(), interruptible():
         _refuse_other_bytes(sys.argv[1:])
         app(prog_name="quantkit" if "_QUANTKIT_COMPLETE" not in os.environ else None, args=sys.argv[1:])

@@ -10,7 +10,7 @@ from quantkit.cli.ollama_options import license_name
 from quantkit.cli.options import LICENSE_HELP
 from quantkit.cli.output import Out
 from quantkit.errors import UsageError
-from quantkit.measurement.document import load_report
+from quantkit.measurement.reading import load_report
 from quantkit.publish.card.card import CardModel, kind_of_folder, write_card
 from quantkit.publish.card.facts import KINDS
 from quantkit.publish.card.metadata import is_hub_id

@@ -101,6 +101,9 @@ class GgufOptions:
     pure: bool = _option(False, "One type for all tensors, no mix.", "--pure")
     split_max_size: str | None = _option(None, "Write shards of at most this size (500M, 2G).", metavar="SIZE")
     allow_requantize: bool = _option(False, "Accept a source that is quantized already.", "--allow-requantize")
+    mtp: Literal["keep", "only", "drop"] = _option(
+        "keep", "Layers that predict a later token (MTP): keep, write alone as mtp-NAME, or leave out."
+    )
     pre: str | None = _option(None, "BPE pre-tokenizer, if it is not recognized.", metavar="NAME")
     chat_template: str | None = _option(
         None,

@@ -93,7 +93,7 @@ def convert_source(out: Out, command: str, source: str, conversion: Conversion, 
     )
     with closing(opened):
         plan = plan_conversion(opened, request)
-        report.announce(plan, out)
+        report.announce(plan, out, logits=conversion.output.logits)
         if work.dry_run:
             report.show_plan(plan, out, command)
             return
@@ -199,6 +199,7 @@ def _gguf_request(
         calibrate=calibrate,
         split_max_size=parse_size(options.split_max_size, "--split-max-size") if options.split_max_size else None,
         allow_requantize=options.allow_requantize,
+        mtp=options.mtp,
         pre=options.pre,
         chat_template=choose_template(options.chat_template) if options.chat_template is not None else None,
     )

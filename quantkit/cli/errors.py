@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Callable, Iterator
@@ -12,14 +13,17 @@ from quantkit.errors import QuantkitError, UsageError, VerificationError
 
 
 class Interrupted(Exception):
-    """Ctrl-C inside a command; typer would end a KeyboardInterrupt without a message."""
+    """A signal inside a command, by default that of Ctrl-C; `number` is the signal's."""
+
+    def __init__(self, number: int = signal.SIGINT) -> None:
+        super().__init__(number)
+        self.number = number
 
 
 EXIT_CODES: dict[type[BaseException], int] = {
     UsageError: 2,
     VerificationError: 3,
     QuantkitError: 1,
-    Interrupted: 130,
     KeyboardInterrupt: 130,
     MemoryError: 1,
     OSError: 1,
@@ -51,7 +55,7 @@ def explain() -> Iterator[None]:
         if "--debug" in sys.argv:
             traceback.print_exc()
         print(f"quantkit: {_sentence(error)}", file=sys.stderr)
-        sys.exit(_first(EXIT_CODES, error, 1))
+        sys.exit(128 + error.number if isinstance(error, Interrupted) else _first(EXIT_CODES, error, 1))
 
 
 def _sentence(error: BaseException) -> str:

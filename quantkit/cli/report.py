@@ -16,8 +16,11 @@ from quantkit.outputs.plan import ConversionPlan, OutputPlan, file_sizes, final_
 from quantkit.verify import Check, Verified
 
 
-def announce(plan: ConversionPlan, out: Out) -> None:
-    """The warnings; what is converted, on what it calibrates, the disk and memory that everything takes."""
+def announce(plan: ConversionPlan, out: Out, *, logits: bool | None = None) -> None:
+    """The warnings; what is converted, on what it calibrates, the disk and memory that everything takes.
+
+    `logits`: whether the check of logits is requested; None if it depends on the memory.
+    """
     for warning in plan.warnings:
         out.warn(warning)
     for fault in damaged_records(plan):
@@ -42,6 +45,8 @@ def announce(plan: ConversionPlan, out: Out) -> None:
         f"needs {human_bytes(plan.disk)} of disk ({human_bytes(free_space(plan.output))} free) and about"
         f" {human_bytes(plan.peak_memory)} of memory, {plan.threads} thread{'s' if plan.threads > 1 else ''}"
     )
+    if plan.gguf is not None and logits is not False and plan.gguf.llama_memory:
+        out.note(f"llama.cpp takes up to {human_bytes(plan.gguf.llama_memory)} more while it computes logits")
 
 
 def show_plan(plan: ConversionPlan, out: Out, command: str) -> None:

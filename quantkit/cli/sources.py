@@ -19,13 +19,4 @@ def fetch(source: str, out: Out, *, offline: bool, headers_only: bool) -> "Check
     from quantkit.families import open_model
 
     with out.progress() as progress:
-        counted = 0
-
-        def show(file: str, done: int, total: int) -> None:
-            nonlocal counted
-            if not counted:
-                progress.start("downloading", total)
-            progress.advance(done - counted, file)
-            counted = done
-
-        return open_model(source, offline=offline, headers_only=headers_only, progress=show)
+        return open_model(source, offline=offline, headers_only=headers_only, progress=progress)

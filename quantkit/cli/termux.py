@@ -1,7 +1,6 @@
 """`quantkit termux`: write one bash script that installs and runs a model in Termux on an Android phone."""
 
 import re
-import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -30,6 +29,7 @@ from quantkit.publish.termux import (
     script,
     without_phone_parameters,
 )
+from quantkit.scratch import scratch_folder
 
 BESIDE_WEIGHTS = 500_000_000
 """Where only a file's size is known: KV cache, compute and the process, as the script assumes them too."""
@@ -157,8 +157,8 @@ def _look(gguf: str, known: _Found, overrides: Overrides | None, ctx: int | None
         made = modelfile_of_name("model", overrides.parameters, overrides.system)
         text = without_phone_parameters(made)
         return replace(known, file=file_name(gguf), modelfile=text, flags=llama_flags(overrides.parameters))
-    with tempfile.TemporaryDirectory() as folder:
-        remote = look_at(gguf, Path(folder))
+    with scratch_folder() as folder:
+        remote = look_at(gguf, folder)
         return replace(_read(remote.path, known, overrides, ctx, out), sha256=remote.sha256 or "" if overrides else "")
 
 

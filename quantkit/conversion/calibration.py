@@ -2,14 +2,16 @@
 
 from contextlib import ExitStack
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 from threadpoolctl import threadpool_limits
 
 from quantkit.conversion.packed_layers import QUANTIZERS, LayerQuantizer, LayerSums
-from quantkit.errors import OutputError
+from quantkit.errors import OutputError, PassingError
 from quantkit.files import partial_path
 from quantkit.imatrix.names import Squares
 from quantkit.journal import Journal
@@ -146,13 +148,24 @@ def _save_squares(plan: ConversionPlan, number: int, sums: LayerSums) -> None:
 def _load_squares(plan: ConversionPlan, calibration: CalibrationPlan) -> Squares:
     sums = {}
     for layer in calibration.layers:
-        with np.load(_squares_file(plan, layer.number)) as squares:
+        with _open_squares(_squares_file(plan, layer.number)) as squares:
             for entry in layer.inputs:
                 if entry.key in squares:
                     values = squares[entry.key]
                     for linear in entry.linears:
                         sums[linear.name, linear.index] = values[:-1], int(values[-1])
     return sums
+
+
+def _open_squares(path: Path) -> Any:
+    """The arrays of a file of `_save_squares`. Raises PassingError, or OutputError when the file is damaged."""
+    try:
+        # zipfile would take a disk error for the end of a damaged file
+        return np.load(BytesIO(path.read_bytes()))
+    except OSError as error:
+        raise PassingError(f"cannot read {path} ({error.strerror or error}); run the same command again") from error
+    except (ValueError, BadZipFile) as error:
+        raise OutputError(f"{path} is damaged; add --force to start over") from error
 
 
 def _squares_file(plan: ConversionPlan, number: int) -> Path:

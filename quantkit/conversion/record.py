@@ -74,7 +74,7 @@ def _load(path: Path) -> dict[str, Any]:
 def _entry(plan: ConversionPlan, item: Verified, seconds: Mapping[str, float]) -> dict[str, Any]:
     """What every output records. `seconds` are of the whole conversion, which `seconds_cover` lists."""
     entry = {
-        "tool": {"name": "quantkit", "version": __version__, "kernels": str(library()), "lanes": accelerated()},
+        "tool": {"name": "quantkit", "version": __version__, "kernels": str(library()), "c_kernels": accelerated()},
         "written": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "origin": dict(plan.origin),
         "type": type_name(item.output),

@@ -5,7 +5,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from quantkit.errors import CalibrationError, HubError, OutputError, QuantkitError, ReadError
+from quantkit.errors import (
+    CalibrationError,
+    HubError,
+    OutputError,
+    PassingError,
+    QuantkitError,
+    ReadError,
+    passing_fault,
+)
 from quantkit.files import (
     PARTIAL,
     failed_path,
@@ -55,10 +63,10 @@ def open_work(plan: ConversionPlan, *, force: bool) -> Iterator[Journal]:
             f"out of memory at about {peak_memory() / 1e9:.1f} GB; rerun with fewer --threads to resume, or with a"
             " smaller --seq-len and --force to start over"
         ) from None
-    except (ReadError, HubError):
+    except (ReadError, HubError, PassingError):
         raise
     except QuantkitError as error:
-        if not (journal.records and isinstance(error, OutputError)):
+        if not (journal.records and (isinstance(error, OutputError) or passing_fault(error))):
             _discard(plan)
         raise
     finally:

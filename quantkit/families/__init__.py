@@ -22,6 +22,7 @@ from quantkit.families.base.registry import (
     token_roles,
     traits_of,
 )
+from quantkit.families.base.settings import cautions
 from quantkit.families.base.traits import LLAMA_TRAITS, Traits
 
 __all__ = [
@@ -39,6 +40,7 @@ __all__ = [
     "Traits",
     "all_families",
     "canonical_checkpoint",
+    "cautions",
     "check_config",
     "complete_architecture",
     "find_architecture",

@@ -132,6 +132,7 @@ FAMILY = Family(
     prepare=prepare,
     rename=((r"^(?!transformer\.|lm_head\.)", "transformer."),),
     dimensions=lambda sizes: {"qkv": 3 * sizes.hidden},
+    no_effect=("slow_but_exact",),
     forward={"BloomForCausalLM": FORWARD},
     traits=Traits(layer_norm=True, positions="alibi"),
 )

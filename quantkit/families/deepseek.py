@@ -384,5 +384,7 @@ FAMILY = Family(
     ),
     rope_kinds=("default", "yarn"),
     cautions=_cautions,
+    # the widths follow from the others; layers for a later token are left out
+    no_effect=("head_dim", "num_nextn_predict_layers", "qk_head_dim"),
     forward={"DeepseekV2ForCausalLM": _V2, "DeepseekV3ForCausalLM": V3_FORWARD},
 )

@@ -115,5 +115,7 @@ FAMILY = Family(
     prepare=_prepare,
     dimensions=_dimensions,
     rope_kinds=ROPE_KINDS,
+    # a window is refused by the layers that have it
+    no_effect=("sliding_window",),
     forward=FORWARD,
 )

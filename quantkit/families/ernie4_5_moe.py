@@ -104,6 +104,7 @@ def _keys(arch: str, sizes: Hyperparameters) -> list[Key]:
 def _prepare(config: dict[str, Any]) -> dict[str, Any]:
     last = size(config, "num_hidden_layers") - 1
     only(config, "moe_layer_interval", 1, family=_FAMILY)
+    only(config, "moe_norm_min", 1e-12, family=_FAMILY)
     only(config, "moe_layer_end_index", -1, last, family=_FAMILY)
     experts, used = optional_size(config, "moe_num_experts") or 0, size(config, "moe_k")
     if used > experts:

@@ -12,7 +12,7 @@ import numpy as np
 from quantkit.families.base.family import Family, Key, Rule, Take
 from quantkit.families.base.hyperparameters import Hyperparameters, number, optional_size, size
 from quantkit.families.base.keys import rope_keys
-from quantkit.families.base.refusals import GELU, only
+from quantkit.families.base.refusals import GELU, only, plain_yarn
 from quantkit.families.base.traits import Traits
 from quantkit.forward.description import Architecture, Attention, Config, FeedForward, given
 from quantkit.forward.settings import LAYER_NORM
@@ -70,6 +70,7 @@ def prepare(config: dict[str, Any]) -> dict[str, Any]:
     """
     for name, allowed in (("alibi", (False,)), ("parallel_attn", (True,)), ("bias", (False,)), ("activation", GELU)):
         only(config, name, *allowed, family="Falcon")
+    plain_yarn(config, "Falcon")
     hidden = size(config, "n_embed", "hidden_size")
     heads = size(config, "num_attention_heads", "n_head")
     grouped = optional_size(config, "num_kv_heads", "n_head_kv")
@@ -165,6 +166,8 @@ FAMILY = Family(
     rename=((r"^(?!transformer\.|lm_head\.)", "transformer."),),
     dimensions=lambda sizes: {"qkv": (sizes.n_head + 2 * sizes.n_head_kv) * sizes.head_dim},
     rope_kinds=("default", "linear", "yarn", "dynamic"),
+    # the tensors show it
+    no_effect=("num_ln_in_parallel_attn",),
     forward={"FalconForCausalLM": FORWARD},
     traits=Traits(layer_norm=True, parallel=True),
 )

@@ -71,6 +71,7 @@ def prepare(config: dict[str, Any]) -> dict[str, Any]:
     only(config, "hidden_activation", *GELU, family="Gemma")
     only(config, "tie_word_embeddings", True, family="Gemma")
     only(config, "attention_bias", False, family="Gemma")
+    only(config, "use_bidirectional_attention", False, family="Gemma")
     return config
 
 

@@ -51,6 +51,7 @@ def prepare(config: dict[str, Any]) -> dict[str, Any]:
     only(config, "hidden_activation", *GELU, family="Gemma 2")
     only(config, "tie_word_embeddings", True, family="Gemma 2")
     only(config, "attention_bias", False, family="Gemma 2")
+    only(config, "use_bidirectional_attention", False, family="Gemma 2")
     refuse_other_query_scale(config, _LAYERS_OF_27B, "Gemma 2")
     for name in ("attn_logit_softcapping", "final_logit_softcapping"):
         if not number(config, name):

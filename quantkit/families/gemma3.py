@@ -51,11 +51,11 @@ def prepare(config: dict[str, Any]) -> dict[str, Any]:
             f"config.json: attn_logit_softcapping is {config['attn_logit_softcapping']!r}, but llama.cpp runs Gemma 3"
             " without one; a GGUF cannot express this setting"
         )
-    _local_rope(config)
+    read_local_rope(config)
     return config
 
 
-def _local_rope(config: dict[str, Any]) -> None:
+def read_local_rope(config: dict[str, Any]) -> None:
     """Read the rotary settings of sliding layers as transformers 5 states them; llama.cpp has only their base."""
     given = config.get("rope_parameters")
     local = given.get("sliding_attention") if isinstance(given, Mapping) else None

@@ -143,6 +143,8 @@ FAMILY = Family(
     prepare=prepare,
     dimensions=_dimensions,
     rope_kinds=ROPE_KINDS,
+    # the tensors show the norms
+    no_effect=("use_qk_norm",),
     forward=FORWARD,
     traits=Traits(feed_norm="post_attention_norm"),
     token_roles=TOKEN_ROLES,

@@ -102,6 +102,8 @@ FAMILY = replace(
             layers=DEEPSEEK.dropped[0].layers,
         ),
     ),
+    # the width follows from the others
+    no_effect=("qk_head_dim",),
     forward=V3_FORWARD,
     token_roles=TOKEN_ROLES,
 )

@@ -131,6 +131,15 @@ FAMILY = Family(
     prepare=prepare,
     rename=((r"^(?!transformer\.|lm_head\.)", "transformer."),),
     dimensions=lambda sizes: {"qkv": 3 * sizes.hidden},
+    # precision, and heads for other tasks
+    no_effect=(
+        "reorder_and_upcast_attn",
+        "summary_activation",
+        "summary_first_dropout",
+        "summary_proj_to_labels",
+        "summary_type",
+        "summary_use_proj",
+    ),
     forward=FORWARD,
     traits=Traits(layer_norm=True, positions="learned"),
 )

@@ -120,6 +120,8 @@ FAMILY = Family(
     rename=((r"^(?!transformer\.|lm_head\.)", "transformer."),),
     dropped=(Dropped(r"transformer\.h\.\d+\.attn\.(bias|masked_bias)"),),
     dimensions=lambda sizes: {"qkv": sizes.hidden + 2 * sizes.head_dim},
+    # precision; multi_query decides the number of key heads
+    no_effect=("attention_softmax_in_fp32", "num_key_value_heads", "scale_attention_softmax_in_fp32"),
     forward=FORWARD,
     traits=Traits(layer_norm=True, positions="learned"),
 )

@@ -25,8 +25,9 @@ _EXPERTS = "model.layers.{layer}.mlp.experts"
 _BLOCK_VALUES, _BLOCK_BYTES = 32, 16
 # The window alternates, with the first layer sliding (llama.cpp's load_swa_pattern).
 _PATTERN = 2
-# SwiGLU's limit in llama.cpp's graph (LLM_FFN_SWIGLU_OAI_MOE).
+# SwiGLU's limit and alpha in llama.cpp's graph (LLM_FFN_SWIGLU_OAI_MOE).
 _LIMIT = 7.0
+_ALPHA = 1.702
 
 
 def _dimensions(sizes: Hyperparameters) -> dict[str, int]:
@@ -116,6 +117,7 @@ def prepare(config: dict[str, Any]) -> dict[str, Any]:
     """Refuse settings that differ from the constants of llama.cpp's graph."""
     only(config, "hidden_act", *SILU, family="gpt-oss")
     only(config, "swiglu_limit", _LIMIT, family="gpt-oss")
+    only(config, "swiglu_alpha", _ALPHA, family="gpt-oss")
     only(config, "attention_bias", True, family="gpt-oss")
     only(config, "tie_word_embeddings", False, family="gpt-oss")
     rope = config.get("rope_parameters") or config.get("rope_scaling")

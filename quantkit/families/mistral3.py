@@ -63,9 +63,9 @@ def keys(arch: str, sizes: Hyperparameters) -> list[Key]:
     return result
 
 
-def _late_queries(config: Config) -> tuple[float, int]:
+def _late_queries(config: Config, _layer: int) -> tuple[float, int, int]:
     rope = config.get("rope_parameters") or config["rope_scaling"]
-    return float(rope["llama_4_scaling_beta"]), int(rope["original_max_position_embeddings"])
+    return float(rope["llama_4_scaling_beta"]), int(rope["original_max_position_embeddings"]), 0
 
 
 FAMILY = replace(

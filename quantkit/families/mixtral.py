@@ -1,9 +1,10 @@
 """Mixtral: Llama's attention with a router over experts. llama.cpp keeps it under the `llama` architecture."""
 
+from quantkit.families.base.experts import expert_dimensions, expert_rules
 from quantkit.families.base.family import Computed, Family, Rule
 from quantkit.families.base.refusals import window_ignored
 from quantkit.families.llama import ATTENTION, ENDS, llama3_rope_factors, llama_keys, prepare
-from quantkit.forward.description import Architecture, Attention, Experts, FeedForward
+from quantkit.forward.description import Architecture, Attention, Experts, FeedForward, Form
 from quantkit.forward.settings import every_layer
 from quantkit.tokenizer.roles import LLAMA_ROLES
 
@@ -11,10 +12,11 @@ _MOE = "model.layers.{layer}.block_sparse_moe"
 
 EXPERTS = (
     Rule(f"{_MOE}.gate.weight", "blk.{layer}.ffn_gate_inp.weight", ("n_expert", "hidden")),
-    Rule(f"{_MOE}.experts.{{expert}}.w1.weight", "blk.{layer}.ffn_gate_exps.weight", ("ffn", "hidden")),
-    Rule(f"{_MOE}.experts.{{expert}}.w2.weight", "blk.{layer}.ffn_down_exps.weight", ("hidden", "ffn")),
-    Rule(f"{_MOE}.experts.{{expert}}.w3.weight", "blk.{layer}.ffn_up_exps.weight", ("ffn", "hidden")),
+    *expert_rules(f"{_MOE}.experts", names=("w1", "w3", "w2"), width=lambda sizes: sizes.ffn),
 )
+
+# The names of transformers 5's modules.
+RENAME = ((r"\.mlp\.(?=gate\.|experts\.)", ".block_sparse_moe."),)
 
 # transformers' MixtralConfig.
 DEFAULTS = {
@@ -33,6 +35,7 @@ FORWARD = Architecture(
     experts=Experts(
         router="block_sparse_moe.gate",
         expert=FeedForward(at="block_sparse_moe.experts.{}.", gate="w1", up="w3", down="w2"),
+        stacked=FeedForward(at="block_sparse_moe.experts.", fused="gate_up_proj", form=Form(weight="", bias="_bias")),
     ),
 )
 
@@ -46,6 +49,8 @@ FAMILY = Family(
     computed=(Computed("rope_freqs.weight", llama3_rope_factors),),
     defaults=DEFAULTS,
     prepare=prepare,
+    rename=RENAME,
+    dimensions=lambda sizes: expert_dimensions(sizes.ffn),
     cautions=window_ignored,
     forward=FORWARD,
     token_roles=LLAMA_ROLES,

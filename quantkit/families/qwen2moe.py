@@ -145,6 +145,8 @@ FAMILY = Family(
     prepare=_prepare,
     dimensions=dimensions,
     rope_kinds=ROPE_KINDS,
+    # a window is refused, whichever layers have it; the tensors show the biases
+    no_effect=("layer_types", "max_window_layers", "qkv_bias"),
     forward=FORWARD,
     traits=Traits(expert_weights_summed_to_one=False),
 )

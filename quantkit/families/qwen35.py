@@ -324,6 +324,14 @@ FORWARD = Architecture(
     delta_net=DeltaNet(layers=has_delta_net),
 )
 
+TRAITS = Traits(
+    feed_norm="post_attention_norm",
+    output_after_norm=True,
+    delta_net=True,
+    gated_attention=True,
+    sigmoid_shared_gate=True,
+)
+
 FAMILY = Family(
     name="Qwen 3.5",
     models="Qwen3.5 0.8B/2B/4B/9B/27B, Qwen3.6-27B, Qwen3.8-27B, text only",
@@ -339,6 +347,6 @@ FAMILY = Family(
     rename=PREFIXES,
     dropped=DROPPED,
     rope_kinds=ROPE_KINDS,
-    traits=Traits(plannable=False),
+    traits=TRAITS,
     forward={"Qwen3_5ForCausalLM": FORWARD, "Qwen3_5TextModel": FORWARD},
 )

@@ -12,7 +12,6 @@ import numpy as np
 from quantkit.families.base.family import Dropped, Family, Key, Rule, Take
 from quantkit.families.base.hyperparameters import Hyperparameters, size
 from quantkit.families.base.refusals import only
-from quantkit.families.base.traits import Traits
 from quantkit.families.qwen2 import ROPE_KINDS
 from quantkit.families.qwen2moe import every_layer_routed
 from quantkit.families.qwen2moe import keys as expert_keys
@@ -22,6 +21,7 @@ from quantkit.families.qwen35 import (
     GATED_ATTENTION,
     NORMS,
     PREFIXES,
+    TRAITS,
     WITH_DELTA_NET,
     delta_net_keys,
     draft_rules,
@@ -142,5 +142,5 @@ FAMILY = Family(
     ),
     rope_kinds=ROPE_KINDS,
     forward=FORWARD,
-    traits=Traits(plannable=False),
+    traits=TRAITS,
 )

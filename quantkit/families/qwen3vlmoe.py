@@ -103,5 +103,7 @@ FAMILY = replace(
     rename=TEXT_PREFIXES,
     dropped=(Dropped(VISION, VISION_LEFT_OUT),),
     canonical=lambda sizes: Canonical(_native_config, _NATIVE_RULES),
+    # no layer reads it
+    no_effect=("sliding_window",),
     forward=None,
 )

@@ -146,6 +146,8 @@ FAMILY = Family(
     prepare=_prepare,
     rope_kinds=("default", "linear", "dynamic"),
     canonical=_canonical,
+    # the tensors show the biases
+    no_effect=("use_qkv_bias",),
     forward=FORWARD,
     traits=Traits(layer_norm=True, parallel_without_feed_norm=True),
 )

@@ -44,5 +44,6 @@ FAMILY = replace(
     prepare=_prepare,
     cautions=lambda sizes: (),
     dropped=(),
+    no_effect=("head_dim", "qk_head_dim"),
     forward=LATENT,
 )

@@ -1,6 +1,7 @@
 """Causal self-attention of any described architecture."""
 
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
@@ -45,31 +46,43 @@ class Layer:
         )
 
 
-def attend(part: Attention, layer: Layer, x: Array) -> Array:
+@dataclass(frozen=True)
+class Context:
+    """A sequence beside its hidden states: its token ids, and what layers leave for later ones.
+
+    `shared`: keys and values (heads, n, head_dim) by the number of the layer that computed them; a layer adds its own
+    if its number is in `sources`.
+    """
+
+    tokens: Sequence[int] = ()
+    sources: frozenset[int] = frozenset()
+    shared: dict[int, tuple[Array, Array]] = field(default_factory=dict)
+
+
+def attend(part: Attention, layer: Layer, x: Array, context: Context) -> Array:
     """Attention over the hidden states x (n, hidden): (n, hidden)."""
     gate: Array | None = None
     if part.latent:
         q, k, v = _latent(part, layer, x)
     else:
-        q, k, v, gate = _plain(part, layer, x)
+        q, k, v, gate = _plain(part, layer, x, context)
     (heads, n, size), groups, where = q.shape, len(k), device(x)
     cap = layer.config.get(part.softcap) if part.softcap else None
     scale = part.scale(layer.config, layer.number) / (cap or 1.0)
-    late = part.late_queries(layer.config)
+    late = part.late_queries(layer.config, layer.number)
     if late is not None:
-        beta, length = late
-        factors = 1.0 + beta * np.log1p(np.arange(n) // length)
+        beta, length, position = late
+        factors = 1.0 + beta * np.log1p(np.arange(position, position + n) // length)
         q = q * place(factors.astype(np.float32)[:, None], where)
     q = q.reshape(groups, heads // groups, n, size)
     slopes = place(alibi_slopes(heads), where) if part.alibi(layer.config) else None
     sinks = layer.vector(layer.at + part.at + part.sinks, x) if part.sinks else None
-    window = part.window(layer.config, layer.number) or n
+    window, chunk = part.window(layer.config, layer.number) or n, part.chunk(layer.config, layer.number) or n
 
     out = empty((n, heads, v.shape[-1]), x)
     step = _ROWS if where is None else _ROWS_OF_TENSORS
-    for start in range(0, n, step):
-        stop = min(start + step, n)
-        first, rows = max(0, start + 1 - window), stop - start
+    for start, stop in _steps(n, step, chunk):
+        first, rows = max(start - start % chunk, start + 1 - window), stop - start
         # heads that share a key are stacked into one matrix
         queries: Array = namespace(x).multiply(q[:, :, start:stop], scale)
         scores = queries.reshape(groups, -1, size) @ k[:, first:stop].swapaxes(1, 2)
@@ -88,6 +101,13 @@ def attend(part: Attention, layer: Layer, x: Array) -> Array:
     if gate is not None:
         out *= sigmoid(gate)
     return layer.weights.linear(layer.at + part.at + part.out, out.reshape(n, -1), x.shape[1], part.form)
+
+
+def _steps(n: int, step: int, chunk: int) -> Iterator[tuple[int, int]]:
+    """Ranges of at most `step` of n tokens; none crosses the end of a chunk."""
+    for first in range(0, n, chunk):
+        end = min(first + chunk, n)
+        yield from ((start, min(start + step, end)) for start in range(first, end, step))
 
 
 def _softmax_parts(scores: Array, sinks: Array | None) -> tuple[Array, Array]:
@@ -121,26 +141,57 @@ def _mask(rows: int, keys: int, window: int, where: Any) -> Array:
     return mask
 
 
-def _plain(part: Attention, layer: Layer, x: Array) -> tuple[Array, Array, Array, Array | None]:
+def _plain(part: Attention, layer: Layer, x: Array, context: Context) -> tuple[Array, Array, Array, Array | None]:
     """Queries, keys and values (heads, n, head_dim), after norms and rope; the output's gate (n, heads, head_dim)."""
+    source = part.shared_from(layer.config, layer.number)
+    if source is not None:
+        q = layer.weights.linear(layer.at + part.at + part.separate[0], x, _query_width(layer.config), part.form)
+        q = q.reshape(len(x), -1, head_dim(layer.config))
+        if part.norms:
+            q = _normed(part, layer, part.norms[0], q)
+        return _turned(part, layer, q.swapaxes(0, 1)), *context.shared[source], None
     heads, kv_heads = int(given(layer.config, "num_attention_heads", "n_head")), part.kv_heads(layer.config)
     size = head_dim(layer.config)
     q, k, v = _projected(part, layer, x, heads, kv_heads, size)
     gate: Array | None = None
     if part.gated:
         q, gate = q[..., :size], q[..., size:]
-    if part.norms and part.has_norms(layer.config):
-        q = _normed(part, layer, part.norms[0], q)
-        k = _normed(part, layer, part.norms[1], k)
+    elif part.gate:
+        gate = layer.weights.linear(layer.at + part.at + part.gate, x, heads * size, part.form)
+        gate = gate.reshape(len(x), heads, size)
+    if not part.norms_after_rope:
+        q, k = _both_normed(part, layer, q, k)
+    if part.value_norm:
+        v = layer.norm("", v, part.value_norm)
     limit = layer.config.get(part.clip) if part.clip else None
     if limit is not None:
         q, k, v = (namespace(each).clip(each, -limit, limit) for each in (q, k, v))
     q, k, v = (each.swapaxes(0, 1) for each in (q, k, v))
+    q, k = _turned(part, layer, q), _turned(part, layer, k)
+    if part.norms_after_rope:
+        q, k = _both_normed(part, layer, q, k)
+    if layer.number in context.sources:
+        context.shared[layer.number] = (k, v)
+    return q, k, v, gate
+
+
+def _query_width(config: Config) -> int:
+    return int(given(config, "num_attention_heads", "n_head")) * head_dim(config)
+
+
+def _turned(part: Attention, layer: Layer, x: Array) -> Array:
+    """Queries or keys (heads, n, head_dim) after rope."""
     settings = part.rope(layer.config, layer.number)
     if settings is None or part.alibi(layer.config):
-        return q, k, v, gate
-    cos, sin = _angles(settings, part.rotary(layer.config), x)
-    return turn(q, cos, sin, part.pairs), turn(k, cos, sin, part.pairs), v, gate
+        return x
+    cos, sin = _angles(settings, part.rotary(layer.config), x[0])
+    return turn(x, cos, sin, part.pairs)
+
+
+def _both_normed(part: Attention, layer: Layer, q: Array, k: Array) -> tuple[Array, Array]:
+    if not part.norms or not (part.has_norms(layer.config) and part.normed_layers(layer.config, layer.number)):
+        return q, k
+    return _normed(part, layer, part.norms[0], q), _normed(part, layer, part.norms[1], k)
 
 
 def _projected(
@@ -149,14 +200,14 @@ def _projected(
     """Queries (n, heads, size; twice the size with gates), keys and values (n, kv_heads, size)."""
     at, n = layer.at + part.at, len(x)
     if part.fused is None:
-        of_query = 2 * size if part.gated else size
-        q, k, v = (
+        keys_only = part.keys_as_values(layer.config, layer.number)
+        names = part.separate[:2] if keys_only else part.separate
+        widths = (2 * size if part.gated else size, size, size)
+        q, k, *values = (
             layer.weights.linear(at + name, x, count * width, part.form).reshape(n, count, width)
-            for name, count, width in zip(
-                part.separate, (heads, kv_heads, kv_heads), (of_query, size, size), strict=True
-            )
+            for name, count, width in zip(names, (heads, kv_heads, kv_heads), widths, strict=False)
         )
-        return q, k, v
+        return q, k, k if keys_only else values[0]
     fused = layer.weights.linear(at + part.fused, x, (heads + 2 * kv_heads) * size, part.form)
     if not part.grouped:
         all_heads = fused.reshape(n, heads + 2 * kv_heads, size)

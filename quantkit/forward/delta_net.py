@@ -17,6 +17,7 @@ from quantkit.forward.arithmetic import activation, sigmoid
 from quantkit.forward.arrays import Array, device, empty, namespace, place
 from quantkit.forward.attention import Layer
 from quantkit.forward.description import Config, DeltaNet, Norm
+from quantkit.forward.short_convolution import convolved
 
 _CHUNK = 64
 _PLAIN = Norm()
@@ -54,7 +55,7 @@ def delta_net(part: DeltaNet, layer: Layer, x: Array) -> Array:
     xp, sizes, n = namespace(x), sizes_of(part, layer.config), len(x)
     at = layer.at + part.at
     mixed, gate, beta, decay = _projected(part, layer, x, sizes)
-    mixed = _convolved(mixed, layer, at + part.convolution)
+    mixed = activation("silu")(convolved(mixed, layer, at + part.convolution))
     queries, keys, values = (
         part_of.reshape(n, -1, width)
         for part_of, width in (
@@ -89,18 +90,6 @@ def _projected(part: DeltaNet, layer: Layer, x: Array, sizes: Sizes) -> tuple[Ar
     pairs = weights.linear(at + part.fused[1], x, 2 * sizes.value_heads).reshape(n, groups, 2 * shared_by)
     mixed = namespace(x).concatenate([q, k, v], axis=-1)
     return mixed, gate, pairs[..., :shared_by].reshape(n, -1), pairs[..., shared_by:].reshape(n, -1)
-
-
-def _convolved(x: Array, layer: Layer, name: str) -> Array:
-    """The causal depthwise convolution of x (n, channels), and SiLU."""
-    taps = layer.vector(name + ".weight", x).reshape(x.shape[1], -1)
-    width = taps.shape[1]
-    out: Array = x * taps[:, width - 1]
-    for back in range(1, min(width, len(x))):
-        out[back:] += x[:-back] * taps[:, width - 1 - back]
-    if layer.weights.has(name + ".bias"):
-        out += layer.vector(name + ".bias", x)
-    return activation("silu")(out)
 
 
 def _unit(x: Array, eps: float) -> Array:

@@ -68,6 +68,8 @@ class Attention:
         norms: norms of queries and keys; `has_norms` says whether config.json uses them.
         normed: a norm over a head, over all heads at once, or over a head with weights of its own: a tensor a head
             (`each`) or one of shape (heads, head_dim) (`by_head`).
+        norms_after_rope: whether the norms come after the rotation.
+        normed_layers: the layers whose queries and keys have norms.
         clip: the config key of the limit on queries, keys and values.
         pairs: which values of a head rotate together: i and i + half the rotary width, or neighbours.
         rotary: number of rotated values of a head.
@@ -76,12 +78,18 @@ class Attention:
         scale: factor on the scores.
         softcap: the config key of the scores' soft cap.
         window: tokens of a layer's sliding window, or None.
-        late_queries: (beta, length), or None: queries are multiplied by 1 + beta ln(1 + floor(position / length)).
+        chunk: tokens of a layer's chunks, or None; a token attends within its chunk only.
+        late_queries: a layer's (beta, length, first), or None: queries are multiplied by
+            1 + beta ln(1 + floor(position / length)); the first token has the position `first`.
         sinks: one score a head that takes part in the softmax and has no value.
         latent: DeepSeek's latent attention: queries, keys and values from short vectors; all heads share the rotated
             part of the key.
+        value_norm: the norm of a value over its head.
+        keys_as_values: whether a layer's values are its keys before norm and rope.
+        shared_from: the earlier layer whose keys and values a layer uses instead of its own, or None.
         gated: the linear for queries gives each head a gate of the same width after its query; the output of
             attention is multiplied by the gate's sigmoid.
+        gate: the linear of its own that gives such a gate.
     """
 
     at: str = "self_attn."
@@ -95,6 +103,8 @@ class Attention:
     has_norms: Callable[[Config], bool] = lambda _: True
     normed: Literal["head", "all", "each", "by_head"] = "head"
     norm: Norm = Norm()
+    norms_after_rope: bool = False
+    normed_layers: Callable[[Config, int], bool] = lambda _config, _layer: True
     clip: str | None = None
     pairs: Literal["half", "neighbours"] = "half"
     rotary: Callable[[Config], int] = partial_rotary
@@ -103,10 +113,15 @@ class Attention:
     scale: Callable[[Config, int], float] = by_head_dim
     softcap: str | None = None
     window: Callable[[Config, int], int | None] = lambda _config, _layer: None
-    late_queries: Callable[[Config], tuple[float, int] | None] = lambda _: None
+    late_queries: Callable[[Config, int], tuple[float, int, int] | None] = lambda _config, _layer: None
+    chunk: Callable[[Config, int], int | None] = lambda _config, _layer: None
     sinks: str | None = None
     latent: bool = False
+    value_norm: Norm | None = None
+    keys_as_values: Callable[[Config, int], bool] = lambda _config, _layer: False
+    shared_from: Callable[[Config, int], int | None] = lambda _config, _layer: None
     gated: bool = False
+    gate: str | None = None
 
 
 @dataclass(frozen=True)
@@ -143,6 +158,23 @@ class DeltaNet:
 
 
 @dataclass(frozen=True)
+class ShortConvolution:
+    """A gated causal convolution over a few tokens in place of attention (LFM2).
+
+    Attributes:
+        layers: whether a layer has it in place of attention.
+        projection: the linear for two gates and the values: before the convolution, after it, values.
+        convolution: the depthwise convolution, (hidden, 1, kernel width).
+    """
+
+    layers: Callable[[Config, int], bool]
+    at: str = "conv."
+    projection: str = "in_proj"
+    convolution: str = "conv"
+    out: str = "out_proj"
+
+
+@dataclass(frozen=True)
 class FeedForward:
     """down(activation(gate) * up), or down(activation(up)) if `gate` is None.
 
@@ -167,6 +199,23 @@ class FeedForward:
 
 
 @dataclass(frozen=True)
+class Beside:
+    """Norms of a layer whose experts run beside its feed-forward: the outputs of both are normed and added.
+
+    Attributes:
+        norm: norm of the experts' input.
+        after_experts, after_dense: norms of the two outputs.
+        router_scale: vector; the router reads the hidden states over their root mean square, times this vector, times
+            1 / sqrt(hidden).
+    """
+
+    norm: str
+    after_experts: str
+    after_dense: str
+    router_scale: str
+
+
+@dataclass(frozen=True)
 class Experts:
     """Feed-forwards of which each token uses the best by the router's score.
 
@@ -175,14 +224,17 @@ class Experts:
         expert: one expert; `{}` in its names stands for its number.
         stacked: all experts in one tensor; used where the checkpoint has it.
         count: config keys of the number of experts.
-        used: config keys of the number of experts that a token goes to.
+        used: config keys of the number of experts that a token goes to, or a list of it, one number a layer.
         score: the function from the router's output to scores.
         correction: a vector added to the scores for the choice only.
         groups: (number of groups, groups chosen); experts come from the best groups only.
         group_by: a group's score is the sum of its best scores, this many.
         normalised: whether the weights of the chosen experts are scaled to a sum of one.
         scale: factor on the weights.
+        expert_scale: a vector; the weight of each expert is multiplied by its element.
+        weighted_input: whether the weights scale an expert's input instead of its output.
         shared: an expert for every token, times the sigmoid of `shared_gate` if there is one.
+        beside: the norms, if experts run beside the layer's feed-forward and do not replace it.
         layers: whether a layer has experts.
     """
 
@@ -197,9 +249,37 @@ class Experts:
     group_by: int = 1
     normalised: Callable[[Config], bool] = lambda _: True
     scale: Callable[[Config], float] = lambda _: 1.0
+    expert_scale: str | None = None
+    weighted_input: bool = False
     shared: FeedForward | None = None
     shared_gate: str | None = None
+    beside: Beside | None = None
     layers: Callable[[Config, int], bool] = lambda _config, _layer: True
+
+
+@dataclass(frozen=True)
+class LayerInputs:
+    """Per-layer embeddings: each layer has a vector of its own for each token, which gates a part after its others.
+
+    The vector is (embedding row * sqrt(width) + norm(projection of the model's embedding / sqrt(hidden))) / sqrt(2).
+    The part adds norm(out(activation(gate(x)) * vector)) to the hidden states x.
+
+    Attributes:
+        width: elements of the vector; 0 if the model has none.
+        embedding, projection, norm: names outside the layers; the tensors hold all layers one after the other.
+        gate, out, after: names within a layer.
+        activation: config keys of the activation's name.
+    """
+
+    width: Callable[[Config], int]
+    embedding: str = "embed_tokens_per_layer"
+    projection: str = "per_layer_model_projection"
+    norm: str = "per_layer_projection_norm"
+    gate: str = "per_layer_input_gate"
+    out: str = "per_layer_projection"
+    after: str = "post_per_layer_input_norm"
+    activation: tuple[str, ...] = ("hidden_activation",)
+    default_activation: str = "gelu_pytorch_tanh"
 
 
 @dataclass(frozen=True)
@@ -214,10 +294,13 @@ class Architecture:
         base: prefix of all names but the head's; checkpoints saved from the bare model lack it.
         layer: prefix of a layer's names.
         positions: the tensor of learned positions.
-        delta_net: what some layers have in place of attention.
+        delta_net, short_convolution: what some layers have in place of attention.
         parallel: both parts read the same hidden states, the feed-forward through `feed_norm` or, if that is None,
             through attention's norm.
+        layer_inputs: per-layer embeddings.
+        layer_scale: the tensor of one number that multiplies a layer's output.
         tied: whether the embedding is the head where config.json does not say.
+        per_layer: the config of a layer, where layers differ in sizes.
         variant: fields that depend on config.json.
         refused: the setting of config.json that the forward does not support, or None.
     """
@@ -237,12 +320,16 @@ class Architecture:
     residual_scale: Callable[[Config], float] = lambda _: 1.0
     attention: Attention = field(default_factory=Attention)
     delta_net: DeltaNet | None = None
+    short_convolution: ShortConvolution | None = None
     feed: FeedForward = field(default_factory=FeedForward)
     experts: Experts | None = None
+    layer_inputs: LayerInputs | None = None
+    layer_scale: str | None = None
     last_norm: str = "norm"
     head: str = "lm_head"
     tied: bool = False
     logit_scale: Callable[[Config], float] = lambda _: 1.0
     logit_softcap: str | None = None
+    per_layer: Callable[[Config, int], Config] = lambda config, _: config
     variant: Callable[[Config], Mapping[str, Any]] = lambda _: {}
     refused: Callable[[Config], str | None] = lambda _: None

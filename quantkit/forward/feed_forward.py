@@ -43,9 +43,12 @@ def feed_forward(part: FeedForward, layer: Layer, x: Array, index: int = 0) -> A
     return linear(part.down, up, x.shape[1])
 
 
-def mixture(part: Experts, layer: Layer, x: Array) -> Array:
-    """x (n, hidden) through the experts that the router chooses for each token, and the shared one: (n, hidden)."""
-    chosen, share = route(part, layer, x)
+def mixture(part: Experts, layer: Layer, x: Array, routed: Array) -> Array:
+    """x (n, hidden) through the experts that the router chooses for each token, and the shared one: (n, hidden).
+
+    The router reads `routed` (n, hidden).
+    """
+    chosen, share = route(part, layer, routed)
     xp = namespace(x)
     out: Array = xp.zeros_like(x)
     for expert in range(expert_count(part, layer)):
@@ -53,8 +56,11 @@ def mixture(part: Experts, layer: Layer, x: Array) -> Array:
         if not len(rows):
             continue
         one, index = expert_part(part, layer, expert)
-        output = feed_forward(one, layer, x[rows], index)
-        out[rows] += output * share[rows, slots][:, None]
+        weights = share[rows, slots][:, None]
+        if part.weighted_input:
+            out[rows] += feed_forward(one, layer, x[rows] * weights, index)
+        else:
+            out[rows] += feed_forward(one, layer, x[rows], index) * weights
     from_shared = shared(part, layer, x)
     return out if from_shared is None else out + from_shared
 
@@ -100,9 +106,12 @@ def route(part: Experts, layer: Layer, x: Array) -> tuple[NDArray[np.int64], Arr
         group_scores = taken(by_group, ascending(-by_group)[..., : part.group_by]).sum(axis=-1)
         excluded = ascending(ascending(-group_scores)) >= top_groups
         ranked = namespace(x).where(excluded[..., None], -math.inf, by_group).reshape(len(x), count)
-    top = int(given(layer.config, *part.used, default=2))
+    stated = given(layer.config, *part.used, default=2)
+    top = int(stated[layer.number] if isinstance(stated, list) else stated)
     chosen = ascending(-ranked)[:, :top]
     share = taken(scores, chosen)
     if part.normalised(layer.config):
         share = share / (share.sum(axis=-1, keepdims=True) + 1e-20)
+    if part.expert_scale:
+        share = share * layer.vector(layer.at + part.expert_scale, x)[chosen]
     return chosen, share * part.scale(layer.config)

@@ -4,12 +4,15 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from quantkit.forward.arithmetic import softcapped
-from quantkit.forward.attention import Layer, attend
+from quantkit.forward.attention import Context, Layer, attend
 from quantkit.forward.delta_net import delta_net
-from quantkit.forward.description import Architecture, given
-from quantkit.forward.feed_forward import feed_forward, mixture
+from quantkit.forward.description import Architecture, Norm, given, head_dim
+from quantkit.forward.feed_forward import feed_forward, mixture, route
+from quantkit.forward.layer_inputs import add_layer_input
+from quantkit.forward.short_convolution import short_convolution
 from quantkit.forward.weights import Array, Weights, f32
 
 _EPS = ("rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon", "norm_eps")
@@ -30,13 +33,19 @@ class Decoder:
         self.eps = float(given(config, *_EPS, default=1e-6 if self.architecture.norm.kind == "rms" else 1e-5))
         self.n_layers = int(given(config, "num_hidden_layers", "n_layer"))
         self.hidden = int(given(config, "hidden_size", "n_embd"))
+        sources = (self.shared_from(number) for number in range(self.n_layers))
+        self.shared_layers = frozenset(source for source in sources if source is not None)
 
     def run(self, tokens: Sequence[int]) -> Array:
         """Logits (n_tokens, n_vocab) in float32 for one sequence of token ids, layer by layer."""
-        x = self.embed(tokens)
+        x, context = self.embed(tokens), self.context(tokens)
         for number in range(self.n_layers):
-            x = self.layer(number)(x)
+            x = self.layer(number)(x, context)
         return self.logits(x)
+
+    def context(self, tokens: Sequence[int]) -> Context:
+        """What layers need of a sequence beside its hidden states."""
+        return Context(tokens, self.shared_layers)
 
     def embed(self, tokens: Sequence[int]) -> Array:
         """The hidden states (n_tokens, hidden) before the first layer."""
@@ -48,6 +57,24 @@ class Decoder:
         if architecture.embedding_norm:
             x = self._at(weights, 0, "").norm(self.base + architecture.embedding_norm, x, architecture.norm)
         return x
+
+    @property
+    def outer_linears(self) -> tuple[str, ...]:
+        """Names of the linears outside the layers."""
+        head = () if self.head == self.embedding else (self.head,)
+        inputs = self.architecture.layer_inputs
+        if inputs is None or not inputs.width(self.config):
+            return head
+        return (self.base + inputs.projection, *head)
+
+    def shared_from(self, number: int) -> int | None:
+        """The earlier layer whose keys and values layer `number` uses instead of its own."""
+        return self.architecture.attention.shared_from(self.config, number)
+
+    def key_shape(self, number: int) -> tuple[int, int]:
+        """Key heads of a layer, and elements of a head."""
+        config = self.architecture.per_layer(self.config, number)
+        return self.architecture.attention.kv_heads(config), head_dim(config)
 
     def at(self, number: int) -> str:
         """The prefix of the tensor names of layer `number`."""
@@ -62,7 +89,7 @@ class Decoder:
 
     def layer(self, number: int, weights: Weights | None = None) -> "DecoderLayer":
         """Layer `number`, with `weights` or the decoder's own."""
-        return DecoderLayer(self.architecture, self._at(weights or self.weights, number, self.at(number)))
+        return DecoderLayer(self, self._at(weights or self.weights, number, self.at(number)))
 
     def logits(self, x: Array) -> Array:
         """Logits (n_tokens, n_vocab) from the hidden states after the last layer."""
@@ -73,49 +100,78 @@ class Decoder:
         return softcapped(logits, self.config.get(architecture.logit_softcap) if architecture.logit_softcap else None)
 
     def _at(self, weights: Weights, number: int, at: str) -> Layer:
-        return Layer(weights, self.config, number, at, self.eps)
+        return Layer(weights, self.architecture.per_layer(self.config, number), number, at, self.eps)
 
 
 class DecoderLayer:
     """One layer in the three steps of calibration; calling it runs all three for one sequence."""
 
-    def __init__(self, architecture: Architecture, layer: Layer) -> None:
-        self.architecture, self.layer = architecture, layer
-        experts = architecture.experts
+    def __init__(self, decoder: Decoder, layer: Layer) -> None:
+        self.decoder, self.architecture, self.layer = decoder, decoder.architecture, layer
+        experts = self.architecture.experts
         self.experts = experts if experts and experts.layers(layer.config, layer.number) else None
+        self.beside = self.experts.beside if self.experts else None
 
-    def __call__(self, x: Array) -> Array:
-        middle, normed_middle = self.attend(x)
-        return self.join(middle, self.feed(normed_middle))
+    def __call__(self, x: Array, context: Context) -> Array:
+        middle, normed_middle = self.attend(x, context)
+        return self.join(middle, self.feed(middle, normed_middle), context)
 
-    def attend(self, x: Array) -> tuple[Array, Array]:
-        """The hidden states (n, hidden) after attention, and the input of the feed-forward."""
+    def attend(self, x: Array, context: Context) -> tuple[Array, Array]:
+        """The hidden states (n, hidden) after attention, and the input of the feed-forward or the experts."""
         architecture = self.architecture
         normed = self._normed(architecture.attention_norm, x)
-        attended = self._normed(architecture.after_attention, self._mixed(normed))
+        attended = self._normed(architecture.after_attention, self._mixed(normed, context))
         if architecture.parallel:
             normed_middle = self._normed(architecture.feed_norm, x) if architecture.feed_norm else normed
             return f32(x + attended), normed_middle
         middle = f32(x + attended * self._scale())
-        return middle, self._normed(architecture.feed_norm, middle)
+        return middle, self._normed(self.beside.norm if self.beside else architecture.feed_norm, middle)
 
-    def feed(self, x: Array) -> Array:
-        """The output of the feed-forward: (n, hidden)."""
+    def feed(self, middle: Array, x: Array) -> Array:
+        """The output of the feed-forward or the experts for their input x: (n, hidden)."""
         if self.experts:
-            return mixture(self.experts, self.layer, x)
+            return mixture(self.experts, self.layer, x, self._routed(middle, x))
         return feed_forward(self.architecture.feed, self.layer, x)
 
-    def join(self, middle: Array, fed: Array) -> Array:
-        """The hidden states after the layer."""
-        if self.architecture.parallel:
-            return f32(middle + fed)
-        return f32(middle + self._normed(self.architecture.after_feed, fed) * self._scale())
+    def route(self, middle: Array, x: Array) -> tuple[NDArray[np.int64], Array]:
+        """The experts of each token and their weights, see `feed_forward.route`."""
+        assert self.experts is not None
+        return route(self.experts, self.layer, self._routed(middle, x))
 
-    def _mixed(self, x: Array) -> Array:
+    def dense(self, middle: Array) -> Array:
+        """The output of the feed-forward that runs beside the experts: (n, hidden)."""
+        normed = self._normed(self.architecture.feed_norm, middle)
+        return feed_forward(self.architecture.feed, self.layer, normed)
+
+    def join(self, middle: Array, fed: Array, context: Context) -> Array:
+        """The hidden states after the layer."""
+        architecture, layer = self.architecture, self.layer
+        if architecture.parallel:
+            return f32(middle + fed)
+        if self.beside:
+            dense = self._normed(self.beside.after_dense, self.dense(middle))
+            fed = self._normed(self.beside.after_experts, fed) + dense
+        x = f32(middle + self._normed(architecture.after_feed, fed) * self._scale())
+        if architecture.layer_inputs:
+            x = add_layer_input(architecture.layer_inputs, layer, self.decoder, x, context.tokens)
+        return x * layer.vector(layer.at + architecture.layer_scale, x) if architecture.layer_scale else x
+
+    def _routed(self, middle: Array, x: Array) -> Array:
+        """The input of the router."""
+        if not self.beside:
+            return x
+        scale = self.layer.vector(self.layer.at + self.beside.router_scale, x)
+        normed = self.layer.norm("", middle, Norm("rms", weighted=False))
+        return f32(normed * scale * np.float32(x.shape[1] ** -0.5))
+
+    def _mixed(self, x: Array, context: Context) -> Array:
         recurrent = self.architecture.delta_net
         if recurrent and recurrent.layers(self.layer.config, self.layer.number):
             return delta_net(recurrent, self.layer, x)
-        return attend(self.architecture.attention, self.layer, x)
+        convolution = self.architecture.short_convolution
+        if convolution and convolution.layers(self.layer.config, self.layer.number):
+            return short_convolution(convolution, self.layer, x)
+        return attend(self.architecture.attention, self.layer, x, context)
 
     def _normed(self, name: str | None, x: Array) -> Array:
         return self.layer.norm(self.layer.at + name, x, self.architecture.norm) if name else x

@@ -12,6 +12,8 @@ from quantkit.forward.description import (
     DeltaNet,
     Experts,
     FeedForward,
+    LayerInputs,
+    ShortConvolution,
     given,
     head_dim,
 )
@@ -25,17 +27,20 @@ def layer_linears(architecture: Architecture, config: Config, number: int, names
     distinguish stacked from separate experts. Raises nothing.
     """
     base = architecture.base if f"{architecture.base}{architecture.embedding}.weight" in names else ""
-    place = _Place(config, base + architecture.layer.format(number), names)
+    config = architecture.per_layer(config, number)
+    place = _Place(config, number, base + architecture.layer.format(number), names)
     recurrent = architecture.delta_net
     if recurrent and recurrent.layers(config, number):
         attention = _delta_net(recurrent, place)
+    elif (convolution := architecture.short_convolution) and convolution.layers(config, number):
+        attention = _short_convolution(convolution, place)
     else:
         attention = _attention(architecture.attention, place)
-    experts = architecture.experts
-    if experts and experts.layers(config, number):
-        feed = _mixture(experts, place)
-    else:
-        feed = _feed_forward(architecture.feed, place, "feed", "feed.down")
+    experts = architecture.experts if architecture.experts and architecture.experts.layers(config, number) else None
+    dense = _NO_PART
+    if experts is None or experts.beside:
+        dense = _feed_forward(architecture.feed, place, "feed", "feed.down")
+    feed = _mixture(experts, place) if experts else dense
 
     shared = architecture.parallel and architecture.feed_norm is None
     if shared:  # both parts read the same norm, so `feed` and `attention` are one input
@@ -45,6 +50,12 @@ def layer_linears(architecture: Architecture, config: Config, number: int, names
     else:
         inputs = attention.inputs + feed.inputs
         normed = [(architecture.attention_norm, attention.fed), (architecture.feed_norm, feed.fed)]
+    if experts and experts.beside:
+        inputs += dense.inputs
+        normed[1:] = [(experts.beside.norm, feed.fed), (architecture.feed_norm, dense.fed)]
+        feed = replace(feed, folds=feed.folds + dense.folds)
+    if architecture.layer_inputs:
+        inputs += _layer_inputs(architecture.layer_inputs, place)
     norms = tuple(
         NormFold(place.at + norm, architecture.norm.offset, fed)
         for norm, fed in normed
@@ -56,6 +67,7 @@ def layer_linears(architecture: Architecture, config: Config, number: int, names
 @dataclass(frozen=True)
 class _Place:
     config: Config
+    number: int
     at: str
     names: Collection[str]
 
@@ -73,6 +85,9 @@ class _Part:
     fed: tuple[str, ...]
 
 
+_NO_PART = _Part((), (), ())
+
+
 def _attention(part: Attention, place: _Place) -> _Part:
     return _latent(part, place) if part.latent else _plain(part, place)
 
@@ -84,11 +99,15 @@ def _plain(part: Attention, place: _Place) -> _Part:
     shared_by = heads // kv_heads
     readers: tuple[Linear, ...]
     first, step = 0, size  # first row of the values, and rows from one key head to the next
+    own_values = not part.keys_as_values(config, place.number)
+    shares = part.shared_from(config, place.number) is not None
     if part.fused is None:
-        counts = (2 * heads if part.gated else heads, kv_heads, kv_heads)
+        counts = [2 * heads if part.gated else heads, kv_heads, kv_heads]
+        if shares or not own_values:
+            counts = counts[: 1 if shares else 2]
         readers = tuple(
             Linear(at + name, place.hidden, count * size, part.form)
-            for name, count in zip(part.separate, counts, strict=True)
+            for name, count in zip(part.separate, counts, strict=False)
         )
     else:
         readers = (Linear(at + part.fused, place.hidden, (heads + 2 * kv_heads) * size, part.form),)
@@ -97,9 +116,11 @@ def _plain(part: Attention, place: _Place) -> _Part:
             first, step = (shared_by + 1) * size, (shared_by + 2) * size
     rows = tuple(first + head // shared_by * step + i for head in range(heads) for i in range(size))
     out = Linear(at + part.out, heads * size, place.hidden, part.form)
-    inputs = (Input("attention", readers), Input("attention.out", (out,)))
+    gates = (Linear(at + part.gate, place.hidden, heads * size, part.form),) if part.gate else ()
+    inputs = (Input("attention", readers + gates), Input("attention.out", (out,)))
     clipped = part.clip is not None and config.get(part.clip) is not None
-    folds = () if clipped else (RowFold(readers[-1], rows, "attention.out"),)
+    foldable = own_values and not shares and not clipped and part.value_norm is None
+    folds = (RowFold(readers[-1], rows, "attention.out"),) if foldable else ()
     return _Part(inputs, folds, ("attention",))
 
 
@@ -121,6 +142,15 @@ def _delta_net(part: DeltaNet, place: _Place) -> _Part:
     out = Linear(at + part.out, sizes.values, place.hidden)
     # what enters the last linear was normed and gated, so no row before it is linear in it
     return _Part((Input("attention", readers), Input("attention.out", (out,))), (), ("attention",))
+
+
+def _short_convolution(part: ShortConvolution, place: _Place) -> _Part:
+    at, hidden = place.at + part.at, place.hidden
+    projection = Linear(at + part.projection, hidden, 3 * hidden)
+    out = Linear(at + part.out, hidden, hidden)
+    inputs = (Input("attention", (projection,)), Input("attention.out", (out,)))
+    # the second gate is a factor of the last linear's input
+    return _Part(inputs, (RowFold(projection, _rows(hidden, 2 * hidden, 1), "attention.out"),), ("attention",))
 
 
 def _latent(part: Attention, place: _Place) -> _Part:
@@ -177,6 +207,16 @@ def _rows(start: int, stop: int, step: int) -> tuple[int, ...]:
     return tuple(range(start, stop, step))
 
 
+def _layer_inputs(part: LayerInputs, place: _Place) -> tuple[Input, ...]:
+    """The gate reads hidden states without a norm, and its activation comes before the product: no folds."""
+    width = part.width(place.config)
+    if not width:
+        return ()
+    gate = Linear(place.at + part.gate, place.hidden, width)
+    out = Linear(place.at + part.out, width, place.hidden)
+    return Input("layer_input", (gate,)), Input("layer_input.out", (out,))
+
+
 def _mixture(part: Experts, place: _Place) -> _Part:
     count = int(given(place.config, *part.count))
     readers = [Linear(place.at + part.router, place.hidden, count, kept=True)]
@@ -190,8 +230,10 @@ def _mixture(part: Experts, place: _Place) -> _Part:
             readers.append(Linear(place.at + part.shared_gate, place.hidden, 1, kept=True))
         after += always.inputs[1:]
         folds += always.folds
-    inputs = (Input("feed", tuple(readers)), *(own for expert in experts for own in expert.inputs), *after)
-    return _Part(inputs, tuple(folds), ("feed", *(key for expert in experts for key in expert.fed)))
+    key = "router" if part.beside else "feed"
+    inputs = (Input(key, tuple(readers)), *(own for expert in experts for own in expert.inputs), *after)
+    of_experts = tuple(key for expert in experts for key in expert.fed)
+    return _Part(inputs, tuple(folds), of_experts if part.beside else ("feed", *of_experts))
 
 
 def _experts(part: Experts, place: _Place, count: int) -> Iterator[_Part]:

@@ -1,4 +1,6 @@
-"""Rotary position frequencies, as config.json asks for them: plain, linear, dynamic, llama3, YaRN and LongRoPE scaling.
+"""Rotary position frequencies, as config.json asks for them.
+
+Scaling: linear, proportional, dynamic, llama3, YaRN and LongRoPE.
 
 Sources: RoFormer (arXiv 2104.09864); position interpolation (2306.15595); YaRN (2309.00071); LongRoPE (2402.13753) as
 Phi-3 has it; Llama 3.1's own code.
@@ -28,13 +30,20 @@ def rope_frequencies(config: Mapping[str, Any], head_dim: int, length: int) -> t
     kind = scaling.get("rope_type") or scaling.get("type") or "default"
     pairs = np.arange(0, head_dim, 2) / head_dim
     trained = int(config.get("max_position_embeddings") or length)
-    if kind == "dynamic":
+    if kind == "dynamic" and scaling.get("alpha"):
+        # NTK-aware scaling with a fixed alpha: the base is stretched alike for every length
+        theta *= float(scaling["alpha"]) ** (head_dim / (head_dim - 2))
+    elif kind == "dynamic":
         factor = float(scaling.get("factor") or 1.0)
         stretch = factor * max(length, trained) / trained - (factor - 1)
         theta *= stretch ** (head_dim / (head_dim - 2))
     plain = theta**-pairs
     if kind in ("default", "dynamic"):
         return plain, 1.0
+    if kind == "proportional":
+        # the pairs after the rotated fraction stand still
+        turning = int(float(scaling.get("partial_rotary_factor") or 1.0) * head_dim // 2)
+        return np.where(np.arange(len(plain)) < turning, plain, 0.0) / float(scaling.get("factor") or 1.0), 1.0
     if kind == "linear":
         return plain / float(scaling["factor"]), 1.0
     if kind == "llama3":
@@ -50,7 +59,8 @@ def _llama3(plain: Frequencies, scaling: Mapping[str, Any]) -> Frequencies:
     """`factor` divides long wavelengths, short ones stay, a blend covers the range between; defaults of Llama 3.1."""
     low, high = float(scaling.get("low_freq_factor", 1.0)), float(scaling.get("high_freq_factor", 4.0))
     turns = float(scaling.get("original_max_position_embeddings", 8192)) * plain / (2 * math.pi)
-    keep = np.clip((turns - low) / (high - low), 0.0, 1.0)
+    # Llama 4 has equal ends, and so no range between
+    keep = np.clip((turns - low) / (high - low), 0.0, 1.0) if high != low else (turns > low).astype(np.float64)
     return plain * (keep + (1 - keep) / float(scaling["factor"]))
 
 

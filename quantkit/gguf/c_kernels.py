@@ -15,7 +15,6 @@ import os
 import shutil
 import stat
 import subprocess
-import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -24,6 +23,7 @@ from gguf import GGMLQuantizationType
 from numpy.typing import NDArray
 
 from quantkit.gguf.types import row_bytes
+from quantkit.scratch import scratch_folder
 
 _T = GGMLQuantizationType
 Quantize = Callable[[GGMLQuantizationType, NDArray[np.float32], NDArray[np.uint8]], None]
@@ -105,12 +105,12 @@ def _library() -> ctypes.CDLL:
     name = f"c_kernels-{hashlib.sha256(b'|'.join(identity)).hexdigest()[:16]}.so"
     cache = _cache_folder()
     if cache is None:
-        with tempfile.TemporaryDirectory(prefix="quantkit-") as folder:
-            return ctypes.CDLL(str(_compile(compiler, Path(folder) / name)))
+        with scratch_folder() as folder:
+            return ctypes.CDLL(str(_compile(compiler, folder / name)))
     library = _load_trusted(cache / name)
     if library is None:
-        with tempfile.TemporaryDirectory(dir=cache) as folder:
-            compiled = _compile(compiler, Path(folder) / name)
+        with scratch_folder(str(cache)) as folder:
+            compiled = _compile(compiler, folder / name)
             digest = compiled.with_suffix(".sha256")
             digest.write_text(hashlib.sha256(compiled.read_bytes()).hexdigest())
             for path in (compiled, digest):
@@ -124,7 +124,9 @@ def _library() -> ctypes.CDLL:
 
 def _compile(compiler: str, library: Path) -> Path:
     command = [compiler, *_FLAGS, "-o", str(library), str(SOURCE), "-lm"]
-    subprocess.run(command, check=True, capture_output=True, timeout=_COMPILE_SECONDS)
+    # the compiler's own temporary files stay there too, should it be killed
+    environment = {**os.environ, "TMPDIR": str(library.parent)}
+    subprocess.run(command, check=True, capture_output=True, timeout=_COMPILE_SECONDS, env=environment)
     return library
 
 

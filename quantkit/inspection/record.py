@@ -135,7 +135,7 @@ def _object(fields: Mapping[str, Fits], required: tuple[str, ...] = ()) -> Fits:
 
 _ENTRY = _object(
     {
-        "tool": _object({"name": _TEXT, "version": _TEXT, "kernels": _TEXT, "lanes": _list_of(_TEXT)}),
+        "tool": _object({"name": _TEXT, "version": _TEXT, "kernels": _TEXT, "c_kernels": _list_of(_TEXT)}),
         "written": _TEXT,
         "origin": _object(
             {"source": _TEXT, "revision": _or_null(_TEXT), "header_sha256": _map_of(_TEXT), "chat_template": _TEXT}

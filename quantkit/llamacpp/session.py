@@ -8,7 +8,7 @@ import importlib.util
 import json
 import os
 import re
-import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -22,11 +22,13 @@ import numpy as np
 import numpy.typing as npt
 
 import quantkit
-from quantkit.errors import MissingExtraError, QuantkitError
-
-_MEMORY = "/dev/shm"
+from quantkit.errors import MissingExtraError, PassingError, QuantkitError
+from quantkit.scratch import folder_in_memory, scratch_folder
 
 Progress = Callable[..., object]
+
+_NO_MEMORY = re.compile(r"out of memory|failed to allocate|unable to allocate|bad_alloc", re.IGNORECASE)
+_SECONDS_TO_DIE = 5.0
 
 
 def vocab_token_ids(model: Path, texts: Sequence[str], *, timeout: float = 120.0) -> list[list[int]]:
@@ -59,19 +61,12 @@ def logits(
     """
     if not tokens:
         raise ValueError("tokens is empty; pass at least one token id")
-    with tempfile.TemporaryDirectory(prefix="quantkit-", dir=folder_in_memory(len(tokens) << 21)) as folder:
-        out = Path(folder) / "logits.npy"
+    with scratch_folder(folder_in_memory(len(tokens) << 21)) as folder:
+        out = folder / "logits.npy"
         request = {"task": "logits", "model": str(model), "tokens": [int(token) for token in tokens], "out": str(out)}
         run_child({**request, "n_threads": n_threads}, model, timeout=timeout)
         loaded: npt.NDArray[np.float32] = np.load(out)
     return loaded
-
-
-def folder_in_memory(size: int) -> str | None:
-    """A folder in memory with space for `size` bytes; None if there is none, and the disk is used."""
-    if os.access(_MEMORY, os.W_OK) and shutil.disk_usage(_MEMORY).free > size:
-        return _MEMORY
-    return None
 
 
 def require_llama_cpp() -> None:
@@ -137,11 +132,23 @@ class LlamaSession:
                 watchdog.cancel()
         if answer is not None and "result" in answer:
             return answer["result"]
-        self._child.kill()
-        self._child.wait()
+        code = self._end(alive=answer is not None)
         if late.is_set():
             raise QuantkitError(f"{self.model}: llama.cpp did not finish in {timeout:g} seconds and was stopped")
-        raise QuantkitError(_explain(self.model, answer, self._log))
+        reason = _explain(self.model, answer, self._log)
+        if code == -signal.SIGKILL or _NO_MEMORY.search(reason):
+            raise PassingError(f"{reason} (too little memory?); the finished work is kept, free some memory and rerun")
+        raise QuantkitError(reason)
+
+    def _end(self, *, alive: bool) -> int | None:
+        """Stop the child; the code with which one that is not `alive` any more ended by itself."""
+        code = None
+        if not alive:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                code = self._child.wait(_SECONDS_TO_DIE)
+        self._child.kill()
+        self._child.wait()
+        return code
 
     def _converse(self, request: Mapping[str, Any], progress: Progress | None) -> dict[str, Any] | None:
         """The child's last message on a request; None if it died without one."""
@@ -152,6 +159,8 @@ class LlamaSession:
         except BrokenPipeError:
             return None
         for line in self._child.stdout:
+            if not line.endswith(b"\n"):
+                return None  # the child died in the middle of it
             message: dict[str, Any] = json.loads(line)
             if "stopped" in message:
                 continue

@@ -27,6 +27,7 @@ from quantkit.machine import cores, memory_limit
 from quantkit.measurement.folder_sources import open_source, parameter_count, source_of, weight_bytes
 from quantkit.packed.reader import QuantizedFolder
 from quantkit.stream.layer import LayerWeights
+from quantkit.stream.shared import bytes_per_token, shared_file
 from quantkit.stream.states import States
 from quantkit.stream.stream import Stream, states_file
 
@@ -74,8 +75,7 @@ class FolderEngine:
 
     def work_bytes(self, n_windows: int, n_ctx: int) -> int:
         """Disk that `prepare` takes under its work folder; afterwards less than half of it is kept."""
-        files = 4 if self.source.architecture.experts else 2
-        return files * n_windows * n_ctx * self.source.decoder.hidden * 4
+        return n_windows * n_ctx * bytes_per_token(self.source.decoder)
 
     def prepare(self, windows: NDArray[np.int32], work: Path, progress: Callable[[int, int], object]) -> None:
         """Send `windows`, (n, n_ctx), through the layers; a killed call resumes in `work` at its layer.
@@ -131,7 +131,8 @@ class FolderEngine:
         """The last states of the positions that are scored: all but the first half of a window and its last token."""
         assert self._states is not None
         last = states_file(layers)
-        for name in {states_file(layers + 1), "middle", "seen"}:
+        shared = {shared_file(number) for number in self.source.decoder.shared_layers}
+        for name in {states_file(layers + 1), "middle", "seen"} | shared:
             (work / name).unlink(missing_ok=True)
         count, n_ctx = shape
         states = States(work, count, n_ctx, self.source.decoder.hidden)

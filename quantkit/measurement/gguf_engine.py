@@ -1,6 +1,5 @@
 """Logits of a GGUF file over windows of text, by llama.cpp in a process that keeps the model loaded."""
 
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,8 +8,9 @@ from numpy.typing import NDArray
 
 from quantkit.errors import CheckpointError
 from quantkit.gguf.reader import read_header, shard_paths
-from quantkit.llamacpp.session import LlamaSession, folder_in_memory
+from quantkit.llamacpp.session import LlamaSession
 from quantkit.measurement.engine import Array
+from quantkit.scratch import drop_scratch, folder_in_memory, make_scratch
 from quantkit.texts.windows import n_scored
 
 
@@ -30,7 +30,7 @@ class GgufEngine:
         self.n_bytes = sum(shard.stat().st_size for shard in shard_paths(path))
         self._session: LlamaSession | None = None
         self._windows: NDArray[np.int32] = np.empty((0, 0), np.int32)
-        self._spool: tempfile.TemporaryDirectory[str] | None = None
+        self._spool: Path | None = None
         self._rows: Array | None = None
 
     @property
@@ -57,7 +57,7 @@ class GgufEngine:
                 "task": "window",
                 "tokens": self._windows[window].tolist(),
                 "first": n_ctx // 2,
-                "out": str(Path(self._spool.name) / "logits"),
+                "out": str(self._spool / "logits"),
             }
         )
         return self._rows
@@ -67,8 +67,8 @@ class GgufEngine:
         try:
             self._session.ask({"task": "open", "model": str(self.path), "n_ctx": n_ctx, "n_threads": self.n_threads})
             shape = (n_scored(n_ctx), self.n_vocab)
-            self._spool = tempfile.TemporaryDirectory(prefix="quantkit-", dir=folder_in_memory(4 * shape[0] * shape[1]))
-            self._rows = np.memmap(Path(self._spool.name) / "logits", np.float32, "w+", 0, shape)
+            self._spool = make_scratch(folder_in_memory(4 * shape[0] * shape[1]))
+            self._rows = np.memmap(self._spool / "logits", np.float32, "w+", 0, shape)
         except BaseException:
             self.release()
             raise
@@ -77,7 +77,7 @@ class GgufEngine:
         if self._session is not None:
             self._session.close()
         if self._spool is not None:
-            self._spool.cleanup()
+            drop_scratch(self._spool)
         self._session = self._spool = self._rows = None
 
     def close(self) -> None:

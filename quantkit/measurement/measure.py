@@ -6,13 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from quantkit.checkpoint import Checkpoint
 from quantkit.checkpoint.sources import parse_source
 from quantkit.errors import UsageError
 from quantkit.families import open_model
 from quantkit.files import user_path
 from quantkit.forward.devices import find_device
-from quantkit.measurement.document import Report, read_report
+from quantkit.measurement.document import Report
+from quantkit.measurement.reading import read_report
 from quantkit.measurement.run import Limits, MeasureOptions, measure_subjects
 from quantkit.measurement.subjects import Subject, checkpoint_subject, open_subjects
 from quantkit.progress import SILENT, Progress
@@ -106,23 +106,9 @@ def _open_all(sources: Sequence[str], options: MeasureOptions, progress: Progres
             if path.exists() or source.endswith(".gguf") or isinstance(parse_source(source), Path):
                 subjects += open_subjects(path, threads=options.threads, device=device)
             else:
-                checkpoint = _download(source, progress, offline=options.offline)
+                checkpoint = open_model(source, offline=options.offline, progress=progress)
                 subjects.append(checkpoint_subject(checkpoint, threads=options.threads, device=device))
         yield subjects
     finally:
         for subject in subjects:
             subject.close()
-
-
-def _download(source: str, progress: Progress, *, offline: bool) -> Checkpoint:
-    """A checkpoint of the hub; its config.json is checked before anything else is downloaded."""
-    downloaded = 0
-
-    def report(file: str, done: int, total: int) -> None:
-        nonlocal downloaded
-        if not downloaded:
-            progress.start("downloading", total)
-        progress.advance(done - downloaded, file)
-        downloaded = done
-
-    return open_model(source, offline=offline, progress=report)

@@ -1,6 +1,5 @@
 """Perplexity of a GGUF file as llama.cpp's llama-perplexity tool measures it."""
 
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +12,7 @@ from quantkit.llamacpp.session import text_tokens
 from quantkit.measurement.comparison import Comparison
 from quantkit.measurement.gguf_engine import GgufEngine
 from quantkit.measurement.summary import perplexity_of, ratio_of
+from quantkit.scratch import scratch_folder
 from quantkit.texts.windows import cut_windows
 
 
@@ -51,9 +51,9 @@ def perplexity(
     ids, bos = text_tokens(model, text)
     windows = cut_windows(ids, bos, n_ctx=n_ctx, n_chunks=n_chunks, name="the text")
     done = 0
-    with tempfile.TemporaryDirectory(prefix="quantkit-") as work:
+    with scratch_folder() as work:
         engine = GgufEngine(model, n_threads=n_threads)
-        comparison = Comparison([engine], [str(model)], [windows], Path(work), threads=1)
+        comparison = Comparison([engine], [str(model)], [windows], work, threads=1)
 
         def measured(count: int) -> None:
             nonlocal done

@@ -106,6 +106,8 @@ def measure_subjects(
         models = [
             _model(comparison, number, label, subjects, windows) for number, label in enumerate(_labels(subjects))
         ]
+    for sentence in _worse_than_guessing(models):
+        warn(sentence)
     seconds = round(time.monotonic() - start, 3)
     if options.costs is not None:
         costs, notes = measure_costs(subjects, options.costs, progress)
@@ -207,6 +209,7 @@ def _model(
         "path": subject.path.name,
         "engine": _engine(subject.kind),
         "bytes": subject.engine.n_bytes,
+        "vocabulary": subject.engine.n_vocab,
     }
     if weights is not None:
         document |= {"parameters": weights.parameters, "bits_per_weight": round(weights.bits_per_weight, 4)}
@@ -243,6 +246,18 @@ def _flags(models: Sequence[Mapping[str, Any]], limits: Limits) -> list[str]:
         for model in models[1:]
         for quality in model["quality"]
         for reason in failures(quality, max_delta=limits.delta, max_kl=limits.kl, min_top1=limits.top1)
+    ]
+
+
+def _worse_than_guessing(models: Sequence[Mapping[str, Any]]) -> list[str]:
+    """A sentence for each text on which a model's perplexity exceeds the size of its vocabulary."""
+    return [
+        f"the perplexity of {model['label']} on {quality['text']} is {quality['perplexity']['value']:.4g}, above its"
+        f" vocabulary of {model['vocabulary']} tokens: equal probabilities would score better; check that the weights"
+        " are sound and that the model knows the text's language"
+        for model in models
+        for quality in model["quality"]
+        if quality["perplexity"]["value"] > model["vocabulary"]
     ]
 
 

@@ -17,11 +17,15 @@ from quantkit.gguf.keyvalues import array, string, uint32
 from quantkit.gguf.layout import padded
 from quantkit.imatrix.file import Imatrix
 from quantkit.imatrix.names import LinearKey, Squares, as_imatrix, collect_imatrix, imatrix_columns, imatrix_sources
+from quantkit.machine import resident_memory
+from quantkit.outputs.memory import vocabulary_memory
 from quantkit.outputs.packed_folders import all_layers
+from quantkit.stream.shared import bytes_per_token
 from quantkit.texts.samples import Samples, load_samples
 
 # Memory beside the arrays that are counted one by one: python, numpy, inputs that wait for their sums.
 _BASE_MEMORY = 330 << 20
+_WAITING_MEMORY = 192 << 20
 
 
 @dataclass(frozen=True)
@@ -55,8 +59,7 @@ class CalibrationPlan:
 
     @property
     def disk(self) -> int:
-        files = 4 if self.native.architecture.experts else 2
-        return self.samples.tokens.size * self.native.decoder.hidden * 4 * files
+        return self.samples.tokens.size * bytes_per_token(self.native.decoder)
 
     @cached_property
     def imatrix_sources(self) -> dict[str, tuple[LinearKey, ...]]:
@@ -118,7 +121,8 @@ def plan_calibration(
             offline=request.offline,
         )
     layers = all_layers(native)
-    memory = _memory(layers, samples.tokens.shape[1], threads, gram=gram)
+    vocabulary = vocabulary_memory(native.checkpoint.folder, int(native.config["vocab_size"]), 1)
+    memory = max(_memory(layers, samples.tokens.shape[1], threads, gram=gram), vocabulary.reading, vocabulary.checking)
     if max_ram is not None and memory > max_ram:
         raise UsageError(
             f"--max-ram {max_ram / 1e9:.2f} GB is too small; the calibration needs about {memory / 1e9:.2f} GB for the"
@@ -149,12 +153,12 @@ def _memory(layers: Sequence[LayerLinears], seq_len: int, threads: int, *, gram:
             linear.n_in * linear.n_out for entry in inputs for linear in entry.linears if linear.index is None
         )
         sums = sum(entry.width**2 for entry in inputs) if gram else 0
-        widest = max(entry.width for entry in inputs)
-        tallest = max(sum(linear.n_out for linear in entry.linears) for entry in inputs)
-        # a factor in float64 and its copy; one or two copies of the widest input's matrices
-        copies = (6 * widest**2 + 4 * widest * tallest) if gram else 0
-        forward = threads * seq_len * 4 * (widest + tallest)
-        return 4 * (weights + sums + copies + forward)
+        heights = [sum(linear.n_out for linear in entry.linears) for entry in inputs]
+        # of one input at a time: the permuted and damped Gram matrix and its factor, and copies of the matrices
+        copies = max(6 * e.width**2 + 4 * e.width * height for e, height in zip(inputs, heights, strict=True))
+        forward = threads * seq_len * 4 * (max(entry.width for entry in inputs) + max(heights))
+        return 4 * (weights + sums + (copies if gram else 0) + forward)
 
     mixed = [layer for layer in layers if any(entry.expert == 0 for entry in layer.inputs)]
-    return _BASE_MEMORY + max(need(layer, None) for layer in layers) + (need(mixed[0], 0) if mixed else 0)
+    base = max(_BASE_MEMORY, resident_memory() + _WAITING_MEMORY)
+    return base + max(need(layer, None) for layer in layers) + (need(mixed[0], 0) if mixed else 0)

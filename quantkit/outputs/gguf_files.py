@@ -17,7 +17,8 @@ from quantkit.gguf.metadata import quantization_keys
 from quantkit.gguf.mix import Choice, MixOptions, MixTensor, choose_types, idle_overrides
 from quantkit.imatrix.file import Imatrix
 from quantkit.machine import cores, resident_memory
-from quantkit.outputs.model import Model, ModelTensor
+from quantkit.outputs.memory import checked_at_once, llama_memory, vocabulary_memory
+from quantkit.outputs.model import Model, ModelTensor, Mtp
 from quantkit.outputs.templates import Template
 
 CHUNK_ELEMENTS = 1 << 19
@@ -29,7 +30,7 @@ class GgufRequest:
     """GGUF files to write, one for each type. Sizes in bytes; 0 threads are all cores.
 
     `calibrate`: the importance matrix comes from the calibration of the same conversion. `pre` (BPE pre-tokenizer) and
-    `chat_template` (see `choose_template`) replace those of a checkpoint.
+    `chat_template` (see `choose_template`) replace those of a checkpoint. `mtp`: see `model_from_checkpoint`.
     """
 
     types: tuple[FileType, ...]
@@ -42,6 +43,7 @@ class GgufRequest:
     allow_requantize: bool = False
     pre: str | None = None
     chat_template: Template | None = None
+    mtp: Mtp = "keep"
     threads: int = 0
     max_ram: int | None = None
 
@@ -97,6 +99,17 @@ class GgufPlan:
     def n_elements(self) -> int:
         return sum(tensor.n_elements for tensor in self.model.tensors)
 
+    @property
+    def checked_at_once(self) -> int:
+        """Outputs whose checks run at the same time."""
+        return checked_at_once(self.disk, self.threads, self.request.max_ram)
+
+    @property
+    def llama_memory(self) -> int:
+        """Bytes of memory of the processes in which llama.cpp computes the outputs' logits."""
+        sizes = [output.size for output in self.outputs]
+        return llama_memory(sizes, self.checked_at_once) if self.model.checkpoint is not None else 0
+
     def bits_per_weight(self, output: GgufOutput) -> float:
         return 8 * sum(slot.nbytes for file in output.files for slot in file.slots) / self.n_elements
 
@@ -145,7 +158,7 @@ def plan_gguf(model: Model, request: GgufRequest) -> GgufPlan:
             f"rows that do not fit the blocks of their type get a similar type, as in llama.cpp; tensors of"
             f" {len(tensors)}: {counts}"
         )
-    threads, chunk, peak = _fit_memory(model.tensors, request)
+    threads, chunk, peak = _fit_memory(model, request, [output.size for output in outputs])
     return GgufPlan(model, request, tuple(outputs), weights, threads, chunk, peak, (*model.warnings, *warnings))
 
 
@@ -217,15 +230,23 @@ def _imatrix_keys(request: GgufRequest) -> list[KeyValue]:
     return keys
 
 
-def _fit_memory(tensors: Sequence[ModelTensor], request: GgufRequest) -> tuple[int, int, int]:
-    """Threads, elements of a chunk and expected peak memory in bytes, within `max_ram` if possible."""
+def _fit_memory(model: Model, request: GgufRequest, sizes: Sequence[int]) -> tuple[int, int, int]:
+    """Threads, elements of a chunk and expected peak memory in bytes, within `max_ram` if possible.
+
+    `sizes`: bytes of each output. The memory is that of the pass or of the checks after it, whichever is larger.
+    """
     threads = request.threads or cores()
-    largest_step = max(tensor.row_step * tensor.n_columns for tensor in tensors)
+    largest_step = max(tensor.row_step * tensor.n_columns for tensor in model.tensors)
     base = resident_memory() + (48 << 20)
+    folder = model.checkpoint.folder if model.checkpoint is not None else None
+    n_vocab = next((tensor.n_rows for tensor in model.tensors if tensor.name == "token_embd.weight"), 0)
 
     def peak(threads: int, chunk: int) -> int:
         # source rows, their reordered copy, float32, the finite mask, and one quantized block at a time
-        return base + threads * max(chunk, largest_step) * (4 + 4 + 4 + 1 + 4)
+        one_pass = base + threads * max(chunk, largest_step) * (4 + 4 + 4 + 1 + 4)
+        at_once = min(checked_at_once(sum(sizes), threads, request.max_ram), len(sizes))
+        vocabulary = vocabulary_memory(folder, n_vocab, at_once)
+        return max(one_pass, vocabulary.reading, vocabulary.checking)
 
     chunk = CHUNK_ELEMENTS
     if request.max_ram is not None:

@@ -8,9 +8,9 @@ import hashlib
 import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import ml_dtypes
 import numpy as np
@@ -18,8 +18,8 @@ from gguf import GGMLQuantizationType
 from numpy.typing import NDArray
 
 from quantkit.checkpoint import Checkpoint
-from quantkit.errors import CheckpointError, ReadError, TokenizerError, UnsupportedError
-from quantkit.families import MappedTensor, find_family, left_out, map_tensors, read_mapped
+from quantkit.errors import CheckpointError, ReadError, TokenizerError, UnsupportedError, UsageError
+from quantkit.families import MappedTensor, cautions, find_family, left_out, map_tensors, read_mapped
 from quantkit.gguf.kernels import dequantize_rows
 from quantkit.gguf.keyvalues import KeyValue
 from quantkit.gguf.metadata import QUANTIZATION_KEYS, SPLIT_KEYS, general_keys, plain_key
@@ -39,7 +39,11 @@ _F32_NAMES = (
     "ffn_gate_inp_shexp.weight",
     "position_embd.weight",
     "ssm_conv1d.weight",
+    "shortconv.conv.weight",
 )
+_ENDS = ("token_embd.weight", "output_norm.weight", "output.weight")
+Mtp = Literal["keep", "only", "drop"]
+"""What happens to layers that predict a later token: kept, written without the model's own layers, or left out."""
 READABLE = frozenset(TENSOR_TYPES.values())
 
 
@@ -76,7 +80,8 @@ class Model:
     """A source that can be converted.
 
     `read_rows(name, start, stop)` returns (stop - start, n_columns) in the tensor's own type, or uint8 rows of blocks
-    for a quantized source. `origin` goes into the records of outputs; `weight_files` contain the weights.
+    for a quantized source. `origin` goes into the records of outputs; `weight_files` contain the weights. `draft_only`:
+    it has the layers that predict a later token and none of the model's own.
     """
 
     name: str
@@ -90,6 +95,7 @@ class Model:
     checkpoint: Checkpoint | None = None
     weight_files: tuple[Path, ...] = ()
     close: Callable[[], None] = field(default=lambda: None)
+    draft_only: bool = False
 
 
 def model_from_checkpoint(
@@ -99,18 +105,30 @@ def model_from_checkpoint(
     chat_template: str | None = None,
     name: str | None = None,
     vocabulary: Vocabulary | None = None,
+    mtp: Mtp = "keep",
 ) -> Model:
     """A checkpoint as the GGUF that llama.cpp's converter writes, in the source's own precision.
 
-    `vocabulary` replaces that of the tokenizer files, which are then not read.
+    `vocabulary` replaces that of the tokenizer files, which are then not read. `mtp`: what happens to the layers that
+    predict a later token (multi-token prediction).
 
     Raises:
+        UsageError: the layers of `mtp` "only" do not exist.
         CheckpointError, TokenizerError, UnsupportedError: the checkpoint or its tokenizer cannot be converted.
     """
     config = checkpoint.config
     family = find_family(config)
     sizes = family.sizes(config, checkpoint.tensors)
+    if mtp == "only" and not sizes.n_draft:
+        raise UsageError(
+            f"--mtp only: {checkpoint.name} has no layer that predicts a later token; leave the option out"
+        )
     mapped = map_tensors(family, sizes, checkpoint.tensors)
+    if mtp == "only":
+        mapped = [tensor for tensor in mapped if _serves_draft(tensor.name, sizes.n_layer)]
+    elif mtp == "drop":
+        mapped = [tensor for tensor in mapped if sort_key(tensor.name)[0] < sizes.n_layer]
+        sizes = replace(sizes, n_draft=0)
     # config.json may leave the size of the vocabulary to the default of its class, which `sizes` has
     if vocabulary is None:
         vocabulary = load_vocabulary(
@@ -143,11 +161,17 @@ def model_from_checkpoint(
         read_rows=read_rows,
         origin=origin_of(checkpoint),
         family=family.name,
-        warnings=(*left_out(family, sizes, checkpoint.tensors), *family.cautions(sizes), *vocabulary.warnings),
+        warnings=(*left_out(family, sizes, checkpoint.tensors), *cautions(family, sizes), *vocabulary.warnings),
         checkpoint=checkpoint,
         weight_files=weight_files_of(checkpoint),
         close=checkpoint.close,
+        draft_only=mtp == "only",
     )
+
+
+def _serves_draft(name: str, n_layer: int) -> bool:
+    """Whether a file of the draft layers alone has the tensor: theirs, and the embedding, last norm and head."""
+    return name in _ENDS or sort_key(name)[0] >= n_layer
 
 
 def origin_of(source: "Checkpoint | Model") -> Mapping[str, Any]:

@@ -130,8 +130,7 @@ def plan_folder_of(native: Native, layers: Sequence[LayerLinears], request: Fold
         reason = why_not_packed(request.method, request.grid, linear.n_in, linear.n_out)
         if reason:
             raise UnsupportedError(f"{linear.name} does not fit {request.label}: {reason}; add --skip {linear.name}")
-    head = native.decoder.head
-    kept = (*skipped, *([head] if head != native.decoder.embedding else []))
+    kept = (*skipped, *native.decoder.outer_linears)
     shards = plan_folder(_stated(native, quantized, request), request.max_shard)
     return FolderPlan(request, folder, tuple(layers), quantized, kept, tuple(shards))
 

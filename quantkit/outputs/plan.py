@@ -193,11 +193,19 @@ def _plan_calibration(
 def _model(source: Checkpoint | Model, request: GgufRequest, name: str) -> tuple[Model, tuple[str, ...]]:
     """The source as the GGUF that it would be unquantized; and what the user should know about its chat template."""
     if isinstance(source, Checkpoint):
-        model, note = model_with_template(source, request.chat_template, name=name, pre=request.pre)
+        model, note = model_with_template(
+            source,
+            request.chat_template,
+            name=f"mtp-{name}" if request.mtp == "only" else name,
+            pre=request.pre,
+            mtp=request.mtp,
+        )
         return model, () if note is None else (note,)
     for option, value in (("--pre", request.pre), ("--chat-template", request.chat_template)):
         if value is not None:
             raise UsageError(f"{option} needs a checkpoint; {source.name} is a GGUF and keeps its vocabulary")
+    if request.mtp != "keep":
+        raise UsageError(f"--mtp {request.mtp} needs a checkpoint; {source.name} is a GGUF and keeps its layers")
     return replace(source, name=name), ()
 
 

@@ -10,7 +10,7 @@ from quantkit.checkpoint.jsonfile import read_hints
 from quantkit.errors import TemplateError, UsageError
 from quantkit.gguf.keyvalues import string, uint32
 from quantkit.gguf.vocabulary import TEMPLATE_KEY, token_texts
-from quantkit.outputs.model import Model, model_from_checkpoint
+from quantkit.outputs.model import Model, Mtp, model_from_checkpoint
 
 NONE = "none"
 _EOT, _EOS = "tokenizer.ggml.eot_token_id", "tokenizer.ggml.eos_token_id"
@@ -55,7 +55,12 @@ def choose_template(name: str) -> Template:
 
 
 def model_with_template(
-    checkpoint: Checkpoint, choice: Template | None, *, name: str | None = None, pre: str | None = None
+    checkpoint: Checkpoint,
+    choice: Template | None,
+    *,
+    name: str | None = None,
+    pre: str | None = None,
+    mtp: Mtp = "keep",
 ) -> tuple[Model, str | None]:
     """The model with its chat template, and a note for the user or None.
 
@@ -66,10 +71,10 @@ def model_with_template(
     Raises as `model_from_checkpoint` does.
     """
     if choice is not None and choice.text is not None:
-        model = model_from_checkpoint(checkpoint, pre=pre, name=name, chat_template=choice.text)
+        model = model_from_checkpoint(checkpoint, pre=pre, name=name, chat_template=choice.text, mtp=mtp)
         origin = f"built-in '{choice.built_in.name}', requested" if choice.built_in else "a file, requested"
         return _recorded(_ending_turns(model, choice.built_in), origin), _missing_marks(model, choice.built_in)
-    model = model_from_checkpoint(checkpoint, pre=pre, name=name)
+    model = model_from_checkpoint(checkpoint, pre=pre, name=name, mtp=mtp)
     own = any(key.key.startswith(TEMPLATE_KEY) for key in model.keys)
     if choice is not None:
         without = tuple(key for key in model.keys if not key.key.startswith(TEMPLATE_KEY))

@@ -85,6 +85,8 @@ def _dynamic(kept: Iterable[str], quantized: Iterable[str]) -> dict[str, Any]:
     short = {_below_layer(name) for name in quantized}
     names = sorted({_shortened(name, short) for name in kept if _LAYER.match(name)})
     patterns = [f"-:^{'' if _LAYER.match(name) else '.*' + re.escape('.')}{re.escape(name)}$" for name in names]
+    # outside the layers; the head, a name of one part, is never quantized by default
+    patterns += [f"-:^{re.escape(name)}$" for name in kept if "." in name and not _LAYER.match(name)]
     return {"dynamic": {pattern: {} for pattern in patterns}} if patterns else {}
 
 

@@ -80,7 +80,7 @@ def graph_memory(graph: Graph, device: Mapping[int, str] | None = None) -> dict[
 
     def place(tensor: Tensor) -> None:
         slot = slots[id(tensor)]
-        if slot.owned or tensor.kind == "held" or tensor.root is not None:
+        if slot.owned or tensor.kind == "cache" or tensor.root is not None:
             return
         if tensor.inplace and _take_over(tensor, slot, slots):
             return

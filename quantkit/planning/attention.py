@@ -4,11 +4,24 @@ from quantkit.gguf.types import block_size
 from quantkit.planning.context import KV_TYPES
 from quantkit.planning.drawing import Drawing
 from quantkit.planning.shape import Layer
-from quantkit.planning.tensors import F16, F32, Tensor, contiguous, fresh, held, matmul, permuted, same, stored, view
+from quantkit.planning.tensors import (
+    F16,
+    F32,
+    Tensor,
+    cache_of,
+    contiguous,
+    fresh,
+    matmul,
+    permuted,
+    same,
+    stored,
+    view,
+)
 
 
 def attention(d: Drawing, x: Tensor, layer: Layer) -> Tensor:
     """Attention of a layer to all cells of its cache, and its output projection."""
+    gates: Tensor | None = None
     if layer.has("attn_qkv.weight"):
         whole = d.linear(layer, "attn_qkv", x)
         width = layer.rows("attn_qkv") * F32
@@ -19,7 +32,12 @@ def attention(d: Drawing, x: Tensor, layer: Layer) -> Tensor:
         if layer.has("attn_q_norm.weight") and layer.rows("attn_q_norm") == q.shape[0] != layer.head_k:
             # the norm covers all heads together, before the split into heads
             q, k = d.norm(q, "attn_q_norm", layer.tensors), d.norm(k, "attn_k_norm", layer.tensors)
-        q = view(q, (layer.head_k, layer.n_head, d.n))
+        if d.shape.traits.gated_attention:
+            q = gates = view(
+                q, (layer.head_k, layer.n_head, d.n), (width := 2 * layer.head_k * F32, width * layer.n_head)
+            )
+        else:
+            q = view(q, (layer.head_k, layer.n_head, d.n))
         k = view(k, (layer.head_k, layer.n_head_kv, d.n))
         v = view(v, (layer.head_v, layer.n_head_kv, d.n))
     if layer.has("attn_q_norm.weight") and layer.rows("attn_q_norm") == layer.head_k:
@@ -28,9 +46,13 @@ def attention(d: Drawing, x: Tensor, layer: Layer) -> Tensor:
         q, k = d.rope(q), d.rope(k)
     if d.shape.traits.scaled_query:
         q = same(q)
-    if d.shape.number("attention.temperature_scale"):
+    if d.shape.number("attention.temperature_scale") or (d.shape.traits.late_queries and not layer.slides):
         q = same(q, d.query_scale)
     out = _attend(d, q, k, v, layer)
+    if gates is not None:
+        out = same(out, same(fresh(out.shape, view(gates, gates.shape[:3], gates.stride[1:3]))))
+    if layer.has("attn_gate.weight"):
+        out = same(out, same(d.linear(layer, "attn_gate", x)))
     return d.linear(layer, "attn_output", out)
 
 
@@ -82,12 +104,12 @@ def _attend(d: Drawing, q: Tensor, k: Tensor, v: Tensor, layer: Layer, v_rows: i
         d.graph.expand(projection)
     size = block_size(KV_TYPES[d.context.kv_type])
     element = size[1] / size[0]
-    k_cache = held("k cache", layer.head_k * layer.n_head_kv, cells, size=element, layer=d.layer)
+    k_cache = cache_of("k cache", layer.head_k * layer.n_head_kv, cells, size=element, layer=d.layer)
     d.graph.expand(stored(k_cache, view(k, (layer.head_k * layer.n_head_kv, d.n)), cache.k_index))
     keys = view(k_cache, (layer.head_k, layer.n_head_kv, cells))
     head_v, n_head = v.shape[0], layer.n_head
     if layer.head_v:
-        v_cache = held("v cache", layer.head_v * layer.n_head_kv, cells, size=element, layer=d.layer)
+        v_cache = cache_of("v cache", layer.head_v * layer.n_head_kv, cells, size=element, layer=d.layer)
         merged = view(v, (head_v * layer.n_head_kv, d.n))
         if not flash and v.stride != contiguous(v.shape, F32):
             merged = fresh((head_v * layer.n_head_kv, d.n), v)

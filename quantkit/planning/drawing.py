@@ -31,6 +31,7 @@ class Drawing:
         self.positions = leaf("positions", self.n * shape.positions_per_token, size=I32)
         self.query_scale = leaf("query scale", 1, 1, self.n)
         self.outputs = leaf("outputs", self.n, size=I32)
+        self.state_copies = leaf("state copies", 1, size=I32)
         self.embedding: Tensor | None = None
         self.caches = {slides: self._cache(slides) for slides in (False, True) if not slides or shape.window}
 

@@ -2,7 +2,7 @@
 
 from quantkit.planning.drawing import Drawing
 from quantkit.planning.shape import Layer
-from quantkit.planning.tensors import F32, I32, Tensor, fresh, matmul, matmul_id, same, view
+from quantkit.planning.tensors import F32, I32, Tensor, fresh, matmul, matmul_id, same, stored, view
 
 
 def feed_forward(d: Drawing, x: Tensor, layer: Layer) -> Tensor:
@@ -14,7 +14,8 @@ def feed_forward(d: Drawing, x: Tensor, layer: Layer) -> Tensor:
         shared = _dense_ffn(d, x, layer, "_shexp")
         if layer.has("ffn_gate_inp_shexp.weight"):
             gate = matmul(d.named("ffn_gate_inp_shexp.weight"), 1, x)
-            shared = same(shared, same(same(gate), gate))
+            gate = same(gate) if d.shape.traits.sigmoid_shared_gate else same(same(gate), gate)
+            shared = same(shared, gate)
         out = same(out, shared)
     return out
 
@@ -38,6 +39,11 @@ def _experts(d: Drawing, x: Tensor, layer: Layer) -> Tensor:
     logits = d.linear(layer, "ffn_gate_inp", x)
     probabilities = logits if traits.softmax_of_chosen else same(logits)
     chosen = same(probabilities, weight=d.named("exp_probs_b.bias")) if layer.has("exp_probs_b.bias") else probabilities
+    if traits.weighted_input:
+        chosen = logits  # the order is the same, and no bias comes between
+    groups = int(d.shape.number("expert_group_count"))
+    if groups > 1:
+        chosen = _of_the_best_groups(d, chosen, groups, int(d.shape.number("expert_group_used_count")))
     order = fresh((count, n), chosen, size=I32)
     ids = view(order, (used, n), (count * I32,))
     weights = fresh((1, used, n), view(probabilities, (1, count, n)), ids)
@@ -50,7 +56,7 @@ def _experts(d: Drawing, x: Tensor, layer: Layer) -> Tensor:
         weights = same(weights)
     d.graph.expand(weights)
     inner = layer.tensors["ffn_down_exps.weight"][-1]
-    x = view(x, (x.shape[0], 1, n))
+    x = same(fresh((x.shape[0], used, n), x), weights) if traits.weighted_input else view(x, (x.shape[0], 1, n))
     if layer.has("ffn_gate_up_exps.weight"):
         both = matmul_id(d.named("ffn_gate_up_exps.weight"), 2 * inner, x, ids)
         stride = (2 * inner * F32, 2 * inner * used * F32)
@@ -63,7 +69,8 @@ def _experts(d: Drawing, x: Tensor, layer: Layer) -> Tensor:
         else:
             hidden = same(up)
     down = _expert_linear(d, "ffn_down_exps", layer, d.shape.n_embd, hidden, ids)
-    down = same(down, weights)
+    if not traits.weighted_input:
+        down = same(down, weights)
     d.graph.expand(down)
     width = d.shape.n_embd * F32
     views = [d.graph.expand(view(down, (d.shape.n_embd, n), (width * used,))) for _ in range(used)]
@@ -71,6 +78,20 @@ def _experts(d: Drawing, x: Tensor, layer: Layer) -> Tensor:
     for part in views[1:]:
         total = d.graph.expand(same(total, part))
     return total
+
+
+def _of_the_best_groups(d: Drawing, scores: Tensor, groups: int, used: int) -> Tensor:
+    """The scores (experts, tokens) with those outside the `used` groups of the highest two scores masked."""
+    count, n = scores.shape[0], d.n
+    size = count // groups
+    grouped = view(scores, (size, groups, n))
+    order = fresh((size, groups, n), grouped, size=I32)
+    two = view(order, (2, groups, n), (size * I32, size * groups * I32))
+    best = fresh((1, 2, groups, n), view(grouped, (1, size, groups, n)), two)
+    sums = view(fresh((1, groups, n), view(best, (2, groups, n))), (groups, n))
+    chosen = view(fresh((groups, n), sums, size=I32), (used, n), (groups * I32,))
+    kept = fresh((size, used, n), grouped, chosen)
+    return view(stored(fresh((size, groups, n), grouped), kept, chosen), (count, n))
 
 
 def _expert_linear(d: Drawing, name: str, layer: Layer, rows: int, x: Tensor, ids: Tensor) -> Tensor:

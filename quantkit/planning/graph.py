@@ -8,6 +8,7 @@ from collections.abc import Hashable, Sequence
 
 from quantkit.planning.attention import attention, mla
 from quantkit.planning.context import Context
+from quantkit.planning.delta_net import delta_net
 from quantkit.planning.drawing import Drawing
 from quantkit.planning.feed_forward import feed_forward
 from quantkit.planning.shape import Layer, ModelShape
@@ -32,6 +33,9 @@ def prompt_graph(shape: ModelShape, context: Context, layers: Sequence[int] | No
         x = fresh((shape.n_embd, d.n), x, d.outputs)
     x = d.norm(x, "output_norm", shape.tensors)
     x.kept = True
+    if shape.traits.output_after_norm:
+        x = fresh((shape.n_embd, d.n), x, d.outputs)
+        x.kept = True
     x = matmul("output.weight", shape.n_vocab, x)
     if shape.number("logit_scale"):
         x = same(x)
@@ -92,8 +96,10 @@ def _decoder_layer(d: Drawing, x: Tensor, layer: Layer, number: int) -> Tensor:
     if layer.has("attn_norm_2.weight"):
         attended = d.norm(x, "attn_norm_2", layer.tensors)
     draw = mla if layer.has("attn_kv_a_mqa.weight") else attention
+    if layer.is_recurrent:
+        draw = delta_net
     out = draw(d, attended, layer)
-    last = number == len(shape.trunk) - 1 and not traits.output_last
+    last = number == len(shape.trunk) - 1 and not traits.output_last and not traits.output_after_norm
     if last:
         out = fresh((out.shape[0], d.n), out, d.outputs)
         x = fresh((x.shape[0], d.n), x, d.outputs)

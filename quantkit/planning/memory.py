@@ -17,10 +17,12 @@ from quantkit.gguf.layout import tensor_bytes
 from quantkit.gguf.types import row_bytes
 from quantkit.planning.allocator import graph_memory
 from quantkit.planning.context import KV_TYPES, Context
+from quantkit.planning.delta_net import state_elements
 from quantkit.planning.graph import prompt_graph, telling_layers
 from quantkit.planning.repack import repacked
 from quantkit.planning.schedule import place
 from quantkit.planning.shape import ModelShape
+from quantkit.planning.tensors import F32
 
 GPU_OVERHEAD = 512 << 20
 """Assumed for the CUDA context, its libraries and pools, which belong to the driver and appear in no header."""
@@ -180,17 +182,24 @@ def weight_devices(
 
 
 def kv_bytes(shape: ModelShape, context: Context) -> dict[str, int]:
-    """Bytes of the key-value cache on each device, layer by layer (llama_kv_cache's constructor)."""
+    """Bytes of the key-value cache and of recurrent states on each device, layer by layer.
+
+    Sources: the constructors of llama_kv_cache and llama_memory_recurrent, for one sequence.
+    """
     start = first_gpu_layer(shape, context)
     kind = KV_TYPES[context.kv_type]
     widest = max(layer.n_head_kv * layer.head_v for layer in shape.layers)
     sizes = {"CPU": 0, "GPU": 0}
     for number, layer in enumerate(shape.trunk):
+        device = "GPU" if number >= start else "CPU"
+        if layer.is_recurrent:
+            sizes[device] += F32 * sum(state_elements(shape))
+            continue
         cells = context.window_cells(shape.window) if layer.slides else context.cells
         # without flash attention values are transposed, and every layer is as large as the widest
         values = layer.n_head_kv * layer.head_v if context.flash_on else widest
         row = row_bytes(kind, layer.n_head_kv * layer.head_k) + (row_bytes(kind, values) if values else 0)
-        sizes["GPU" if number >= start else "CPU"] += row * cells
+        sizes[device] += row * cells
     return sizes
 
 

@@ -10,7 +10,7 @@ from quantkit.machine import Machine
 from quantkit.planning.budget import Budget, Fit
 from quantkit.planning.context import Context
 from quantkit.planning.memory import GPU_OVERHEAD, DeviceMemory
-from quantkit.planning.sizes import Offer
+from quantkit.planning.sizes import DEFAULT_GROUP, Offer
 from quantkit.planning.sources import Source
 
 
@@ -118,7 +118,7 @@ class Plan:
 
     def _folder_commands(self, row: Row) -> list[str]:
         offer = row.offer
-        group = f" --group-size {offer.group}" if offer.group != 128 else ""
+        group = f" --group-size {offer.group}" if offer.group != DEFAULT_GROUP else ""
         return [
             f"quantkit {offer.label} {shlex.quote(self.given)}{group}",
             f"vllm serve {shlex.quote(offer.file)} --max-model-len {self.context.n_ctx}",
@@ -203,8 +203,13 @@ class Plan:
         for row in self.rows:
             if row.offer.is_folder and row.devices:
                 (gpu,) = row.devices
-                parts = f"weights {gpu.weights / 1e9:.1f} GB, KV cache {gpu.kv / 1e9:.1f} GB and the CUDA context"
+                parts = f"weights {_amount(gpu.weights)}, KV cache {_amount(gpu.kv)} and the CUDA context"
                 yield f"{row.offer.label} includes {parts}; the runtime's workspace is extra, a few GB in vLLM"
+                if row.offer.group != DEFAULT_GROUP:
+                    yield (
+                        f"{row.offer.label} is planned in groups of {row.offer.group} inputs, because {DEFAULT_GROUP}"
+                        f" do not divide every width of this model; convert it with --group-size {row.offer.group}"
+                    )
         if self.source.shape.context and self.context.n_ctx > self.source.shape.context:
             yield f"the model is trained for {self.source.shape.context} tokens; longer texts may lose quality"
         if any(row.fit is not None and row.fit.memory.cpu.repacked for row in self.rows):
@@ -214,3 +219,8 @@ class Plan:
             )
         if not has_checked_plan(self.source.shape.arch):
             yield f"the compute buffer of {self.source.shape.arch} is an estimate: no test compares this architecture"
+
+
+def _amount(size: int) -> str:
+    """A size with three digits, in the unit that suits it."""
+    return f"{size / 1e9:.3g} GB" if size >= 1e9 else f"{size / 1e6:.3g} MB"

@@ -70,13 +70,13 @@ def place(
 def _assign(graph: Graph, weights: Mapping[str, str], first_gpu_layer: int, offloaded_from: int) -> dict[int, str]:
     known: dict[int, str] = {id(leaf): "CPU" for leaf in graph.leaves if leaf.kind == "input"}
     for leaf in graph.leaves:
-        if leaf.kind == "held":
+        if leaf.kind == "cache":
             known[id(leaf)] = "GPU" if (leaf.layer or 0) >= first_gpu_layer else "CPU"
     chosen: dict[int, str | None] = {}
     for node in graph.nodes:
         weight = node.weight
         place: str | None = None
-        if node.root is not None and node.root.kind == "held" and not _is_view(node):
+        if node.root is not None and node.root.kind == "cache" and not _is_view(node):
             place = known[id(node.root)]
         elif weight is not None:
             place = weights.get(weight, "CPU")

@@ -39,6 +39,11 @@ class Layer:
     def has(self, name: str) -> bool:
         return name in self.tensors
 
+    @property
+    def is_recurrent(self) -> bool:
+        """Whether the layer has a state in place of a cache."""
+        return self.has("ssm_conv1d.weight")
+
 
 @dataclass(frozen=True)
 class ModelShape:
@@ -103,7 +108,8 @@ def model_shape(keys: Mapping[str, Any], tensors: Iterable[tuple[str, tuple[int,
     if not isinstance(arch, str):
         raise CheckpointError(f"{where} has no general.architecture, so it is not a model; pass a model GGUF")
     traits = traits_of(arch)
-    if not traits.plannable or any(key.startswith((f"{arch}.ssm.", f"{arch}.wkv.")) for key in keys):
+    recurrent = any(key.startswith((f"{arch}.ssm.", f"{arch}.wkv.")) for key in keys)
+    if not traits.plannable or (recurrent and not traits.delta_net):
         raise UnsupportedError(f"{where} is of architecture {arch}, whose memory quantkit cannot plan yet")
     own = {key.removeprefix(f"{arch}."): value for key, value in keys.items() if key.startswith(f"{arch}.")}
     n_layer = _count(own, "block_count", where)

@@ -142,6 +142,10 @@ def _with_imatrix(source: Source, kind: FileType) -> Offer:
     return Offer(kind.name, file.size + source.vocabulary, bits, tensors, file.name, needs_imatrix=True)
 
 
+DEFAULT_GROUP = 128
+"""The group size of `quantkit awq` and `quantkit gptq` without --group-size."""
+
+
 @lru_cache(maxsize=1)
 def _linears(checkpoint: Checkpoint) -> tuple[Any, tuple[Any, ...]]:
     """The native model and the linears of its layers, cached for both methods."""
@@ -164,7 +168,9 @@ def _folder(source: Source, method: str) -> Offer:
     try:
         native, layers = _linears(checkpoint)
         widths = {linear.n_in for layer in layers for layer_input in layer.inputs for linear in layer_input.linears}
-        group = next((size for size in (128, 64, 32) if not any(width % size for width in widths)), 128)
+        group = next(
+            (size for size in (DEFAULT_GROUP, 64, 32) if not any(width % size for width in widths)), DEFAULT_GROUP
+        )
         grid = Grid(group=group) if method == "awq" else Grid(group=group, symmetric=True)
         request = FolderRequest("awq" if method == "awq" else "gptq", grid)
         plan = plan_folder_of(native, layers, request, _KEPT)

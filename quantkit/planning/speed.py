@@ -23,7 +23,8 @@ def bytes_per_token(shape: ModelShape, tensors: Sequence[PlannedTensor], context
             size = size * shape.n_expert_used // tensor.shape[0]
         if tensor.name == "token_embd.weight" and "output.weight" in shape.tensors:
             size //= tensor.shape[0]
-        moved[where[tensor.name][-1]] += size
+        if devices := where[tensor.name]:  # layers for a later token are on no device
+            moved[devices[-1]] += size
     kv = kv_bytes(shape, context)
     cells = min(_EARLY, context.cells)
     for device in moved:

@@ -14,7 +14,7 @@ Stride = tuple[float, float, float, float]
 
 
 class Tensor:
-    """A node or a leaf. `kind` is "op", "input" (allocated before the graph runs), "held" (a cache) or "wait" (a copy).
+    """A node or a leaf. `kind` is "op", "input" (allocated before the graph runs), "cache" or "wait" (a copy).
 
     `size` is bytes of an element; `stride` bytes to the next one in each dimension. `root` is the tensor whose memory a
     view is a part of. `weight` is the name in the file of the weight that an operation takes, which decides
@@ -94,9 +94,9 @@ def leaf(name: str, *sizes: int, size: int = F32) -> Tensor:
     return Tensor(dims(*sizes), size, kind="input", name=name)
 
 
-def held(name: str, *sizes: int, size: float = F16, layer: int | None = None) -> Tensor:
+def cache_of(name: str, *sizes: int, size: float = F16, layer: int | None = None) -> Tensor:
     """A cache, outside the graph's memory. `size`: bytes of an element, a fraction in a quantized one."""
-    tensor = Tensor(dims(*sizes), size, kind="held", name=name)
+    tensor = Tensor(dims(*sizes), size, kind="cache", name=name)
     tensor.layer = layer
     return tensor
 

@@ -1,4 +1,4 @@
-"""What went wrong while pushing to the hub, in one sentence with the next step."""
+"""Errors of a push to the hub, in one sentence with the next step."""
 
 import re
 
@@ -7,23 +7,23 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalToken
 
 from quantkit.errors import PublishError
 
-LOGIN = "run `hf auth login` with a token that may write, or set HF_TOKEN"
+LOGIN = "run `hf auth login` with a token that can write, or set HF_TOKEN"
 # The client's classes by name: httpx in some releases of huggingface_hub, httpx2 in others.
 _UNREACHABLE = {"ConnectError", "ConnectTimeout", "ProxyError", "UnsupportedProtocol"}
 _DROPPED = {"TransportError", "ReadTimeout", "WriteTimeout", "PoolTimeout", "ConnectionError", "TimeoutError"}
 _QUOTA = re.compile(r"storage|quota|limit reached|too large|upgrade|payment", re.IGNORECASE)
-_MOST = 200
+_MAX_CHARACTERS = 200
 
 
 def explain(error: Exception, repo_id: str) -> PublishError:
-    """The sentence for an error met while pushing to `repo_id`."""
+    """The error of a push to `repo_id` as one sentence."""
     error = _root(error)
     if isinstance(error, OfflineModeIsEnabled):
         return PublishError(f"{repo_id} cannot be pushed: offline mode is on; unset HF_HUB_OFFLINE")
     if isinstance(error, LocalTokenNotFoundError):
         return PublishError(f"not logged in to the hub; {LOGIN}")
     if isinstance(error, HFValidationError):
-        return PublishError(f"{repo_id!r} is not a repository of the hub ({_reason(error)}); write ORG/NAME")
+        return PublishError(f"{repo_id!r} is not the name of a hub repository ({_reason(error)}); write ORG/NAME")
     if isinstance(error, HfHubHTTPError):
         return PublishError(_http_sentence(error, repo_id))
     if _named(error, _UNREACHABLE):
@@ -32,44 +32,53 @@ def explain(error: Exception, repo_id: str) -> PublishError:
         )
     if _named(error, _DROPPED):
         return PublishError(
-            f"the connection dropped while pushing to {repo_id} ({_reason(error)}); run the same command once more,"
-            " what arrived is not sent again"
+            f"the connection dropped while pushing to {repo_id} ({_reason(error)}); run the same command again,"
+            " files that arrived are not sent again"
         )
     if isinstance(error, OSError) and error.filename is not None:
-        return PublishError(f"{error.filename} cannot be read for {repo_id}: {error.strerror or error}")
+        return PublishError(
+            f"{error.filename} cannot be read for {repo_id} ({error.strerror or error}); check the file"
+        )
     if _QUOTA.search(str(error)):
         return PublishError(_full(repo_id, _reason(error)))
-    return PublishError(f"pushing to {repo_id} failed ({_reason(error)}); run the same command once more")
+    return PublishError(f"pushing to {repo_id} failed ({_reason(error)}); run the same command again")
 
 
 def _http_sentence(error: HfHubHTTPError, repo_id: str) -> str:
     status: int = error.response.status_code
-    said = _one_line(error.server_message or "")
+    message = _one_line(error.server_message or "")
     owner = repo_id.partition("/")[0]
-    if status in (402, 413, 507) or (status == 403 and _QUOTA.search(said)):
-        return _full(repo_id, said or str(status))
+    if status in (402, 413, 507) or (status == 403 and _QUOTA.search(message)):
+        return _full(repo_id, message or str(status))
     if status == 401:
         return f"the hub refused the token for {repo_id} (401); {LOGIN}"
     if status == 403:
         return (
-            f"the token may not write to {repo_id} (403{f': {said}' if said else ''}); take one with write access to"
-            f" {owner}, or another name"
+            f"the token cannot write to {repo_id} (403{f': {message}' if message else ''}); use one with write access"
+            f" to {owner}, or another name"
         )
     if status == 404:
-        return f"{repo_id} is not to be found on the hub (404) with this token; {LOGIN}"
+        return f"{repo_id} not found on the hub (404) with this token; {LOGIN}"
     if status == 429:
-        return f"the hub asks to slow down (429) while pushing to {repo_id}; wait a few minutes and try again"
+        return (
+            f"the hub asks to slow down (429) while pushing to {repo_id}; wait a few minutes, then repeat the command"
+        )
     if status >= 500:
-        return f"the hub answered {status} for {repo_id}; run the same command later, what arrived is not sent again"
-    return f"the hub refused to take {repo_id} ({status}{f': {said}' if said else ''})"
+        return f"the hub answered {status} for {repo_id}; repeat the command later, files that arrived are kept"
+    return (
+        f"the hub refused the push to {repo_id} ({status}{f': {message}' if message else ''}); check the name and token"
+    )
 
 
-def _full(repo_id: str, said: str) -> str:
-    return f"the hub has no room for {repo_id} ({said}); free some storage there or take another plan, then run again"
+def _full(repo_id: str, message: str) -> str:
+    return (
+        f"the hub has no space for {repo_id} ({message}); free storage there or change the plan, then run the same"
+        " command again"
+    )
 
 
 def _root(error: Exception) -> Exception:
-    """The error behind the client's "error while uploading"."""
+    """The cause of the client's "error while uploading"."""
     if type(error) is RuntimeError and isinstance(error.__cause__, Exception):
         return _root(error.__cause__)
     return error
@@ -85,4 +94,4 @@ def _reason(error: Exception) -> str:
 
 
 def _one_line(text: str) -> str:
-    return " ".join(text.split())[:_MOST].rstrip(".")
+    return " ".join(text.split())[:_MAX_CHARACTERS].rstrip(".")

@@ -6,7 +6,8 @@ from importlib import resources
 from itertools import groupby
 from typing import Any
 
-from quantkit.measurement.document import Report, read_report
+from quantkit.measurement.document import Report
+from quantkit.measurement.reading import read_report
 from quantkit.report.drawing import Plot
 from quantkit.report.figures import ABSENT
 from quantkit.report.method import machine, method

@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from quantkit.measurement.document import read_report
+from quantkit.measurement.reading import read_report
 from quantkit.report.method import method
 from quantkit.report.tables import Table, memory, overview, quality, speed
 

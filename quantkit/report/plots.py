@@ -3,7 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
-from quantkit.measurement.document import Report, read_report
+from quantkit.measurement.document import Report
+from quantkit.measurement.reading import read_report
 from quantkit.report.drawing import Plot, check_extra
 from quantkit.report.plot_divergence import divergence
 from quantkit.report.plot_memory import memory

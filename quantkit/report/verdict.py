@@ -20,12 +20,13 @@ def verdict(report: Report) -> list[str]:
         return []
     ranked.sort(key=lambda model: _loss(model.on(text.name)) or 0.0)
     best = ranked[0]
+    doubts = _worse_than_guessing(report, text)
     smallest = min((model for model in ranked if model.bytes), key=_size, default=None)
     if len(ranked) == 1:
         opening = best.label
     else:
         opening = f"{best.label} keeps the most{' and is the smallest' if best is smallest else ''}"
-    sentences = [f"{opening}: {_cost(report, best, text)}."]
+    sentences = [*doubts, f"{opening}: {_cost(report, best, text)}.", *_other_rank(ranked, text)]
     if more := _more(best, text):
         sentences.append(f"{best.label}: {more[0][0].lower()}{more[0][1:]} {' '.join(more[1:])}".strip())
     close = min((model for model in ranked if model.bytes and _within(model.on(text.name))), key=_size, default=None)
@@ -36,6 +37,36 @@ def verdict(report: Report) -> list[str]:
         opening = f"{smallest.label} is the smallest"
         sentences.append(" ".join([f"{opening}: {_cost(report, smallest, text)}.", *_more(smallest, text)]))
     return sentences + _dominated(ranked, text)
+
+
+def _worse_than_guessing(report: Report, text: Text) -> list[str]:
+    """The doubt about all figures if the reference's perplexity exceeds the size of its vocabulary."""
+    reference = report.reference
+    on = reference.on(text.name) if reference is not None else None
+    if reference is None or reference.vocabulary is None or on is None or on.perplexity is None:
+        return []
+    if on.perplexity.value <= reference.vocabulary:
+        return []
+    return [
+        f"The reference's perplexity on {text.name} is above its vocabulary of {reference.vocabulary:,} tokens, so it"
+        " predicts worse than equal probabilities: its weights are damaged, or it does not know the text's language."
+        " The comparison below says little."
+    ]
+
+
+def _other_rank(ranked: list[Model], text: Text) -> list[str]:
+    """The candidate that perplexity ranks first, if KL divergence ranks another one first."""
+    rated = [(model, on.ratio) for model in ranked if (on := model.on(text.name)) is not None and on.ratio is not None]
+    if len(rated) < 2:
+        return []
+    closest, ratio = min(rated, key=lambda pair: abs(pair[1].value - 1))
+    best, on = ranked[0], ranked[0].on(text.name)
+    if closest is best or on is None or on.kl is None or on.ratio is None:
+        return []
+    return [
+        f"The two measures rank differently: {best.label} has the smallest KL divergence, {closest.label} the smallest"
+        f" change of perplexity ({change(ratio)})."
+    ]
 
 
 def _cost(report: Report, model: Model, text: Text) -> str:
@@ -77,7 +108,7 @@ def _dominated(ranked: list[Model], text: Text) -> list[str]:
         for better in ranked[:place]:
             no_larger = better.bytes and model.bytes and better.bytes <= model.bytes
             if no_larger and _clearly(better.on(text.name), model.on(text.name)):
-                sentences.append(f"{model.label} has nothing over {better.label}, which is no larger and keeps more.")
+                sentences.append(f"{better.label} is better than {model.label}: not larger, closer to the reference.")
                 break
     return sentences
 
@@ -102,7 +133,7 @@ def _loss(on: Quality | None) -> float | None:
 
 
 def _within(on: Quality | None) -> bool:
-    return on is not None and on.ratio is not None and on.ratio.value - 1 <= CLOSE
+    return on is not None and on.ratio is not None and abs(on.ratio.value - 1) <= CLOSE
 
 
 def _listed(parts: list[str]) -> str:

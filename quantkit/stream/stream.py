@@ -15,12 +15,14 @@ from numpy.typing import NDArray
 from quantkit.errors import CalibrationError
 from quantkit.families.base.native import Source
 from quantkit.forward.allocator import keep_freed_memory
-from quantkit.forward.arrays import Array, fetch, namespace, place
-from quantkit.forward.feed_forward import expert_count, expert_part, feed_forward, route, shared
+from quantkit.forward.arrays import Array, device, fetch, namespace, place
+from quantkit.forward.attention import Context
+from quantkit.forward.feed_forward import expert_count, expert_part, feed_forward, shared
 from quantkit.forward.layer_linears import layer_linears
 from quantkit.forward.linears import LayerLinears
 from quantkit.stream.layer import LayerWeights, keys_of, stored_names
 from quantkit.stream.routing import EXPERT_FLOOR, Routes
+from quantkit.stream.shared import SharedStates
 from quantkit.stream.states import States
 from quantkit.stream.statistics import Statistics
 from quantkit.workers import SERIAL, Workers
@@ -75,6 +77,7 @@ class Stream:
         self.gram, self.propagate = gram, propagate
         self.decoder = native.decoder
         self.states = States(folder, len(tokens), tokens.shape[1], self.decoder.hidden)
+        self.shared = SharedStates(self.decoder, folder, len(tokens), tokens.shape[1], device)
         keep_freed_memory()
         self.workers = Workers(self.threads)
 
@@ -127,7 +130,9 @@ class Stream:
     def _through(self, number: int, weights: LayerWeights, statistics: Mapping[str, Statistics]) -> None:
         def one(sample: int) -> dict[str, Array]:
             tap = weights.tapped()
-            x = self.decoder.layer(number, tap)(self._read(states_file(number), sample))
+            context = self._context(number, sample)
+            x = self.decoder.layer(number, tap)(self._read(states_file(number), sample), context)
+            self.shared.save(number, sample, context)
             self._check_finite(x, self.decoder.at(number), sample)
             self.states.write(states_file(number + 1), sample, fetch(x))
             return tap.inputs
@@ -143,9 +148,13 @@ class Stream:
             tap = weights.tapped()
             layer = self.decoder.layer(number, tap)
             assert layer.experts is not None
-            middle, normed = layer.attend(self._read(states_file(number), sample))
+            context = self._context(number, sample)
+            middle, normed = layer.attend(self._read(states_file(number), sample), context)
+            self.shared.save(number, sample, context)
             self._check_finite(middle, self.decoder.at(number), sample)
-            chosen[sample], share[sample] = map(fetch, route(layer.experts, layer.layer, normed))
+            chosen[sample], share[sample] = map(fetch, layer.route(middle, normed))
+            if layer.beside and statistics:
+                layer.dense(middle)
             fed = shared(layer.experts, layer.layer, normed)
             self.states.write("middle", sample, fetch(middle))
             self.states.write("seen", sample, fetch(normed))
@@ -190,6 +199,9 @@ class Stream:
         `add`: add the expert's outputs to the next states.
         """
 
+        experts = self.decoder.architecture.experts
+        weighted_input = experts is not None and experts.weighted_input
+
         def run(tap: LayerWeights, x: Array) -> Array:
             layer = self.decoder.layer(number, tap)
             assert layer.experts is not None
@@ -201,14 +213,21 @@ class Stream:
             states = [self._read("seen", sample) for sample in samples]
             tap, others = weights.tapped(), weights.tapped()
             concatenate = namespace(states[0]).concatenate
+            weights_of = [
+                routes.share[sample, rows, slots][:, None]
+                for sample, (rows, slots) in zip(samples, routed_to, strict=True)
+            ]
             routed = concatenate([x[rows] for x, (rows, _) in zip(states, routed_to, strict=True)])
+            if weighted_input:
+                routed = routed * place(np.concatenate(weights_of), device(routed))
             if len(routed):
                 answers = fetch(run(tap, routed))
                 ends = np.cumsum([len(rows) for rows, _ in routed_to])
-                for sample, (rows, slots), part in zip(samples, routed_to, np.split(answers, ends[:-1]), strict=True):
+                parts = np.split(answers, ends[:-1])
+                for sample, (rows, _), factors, part in zip(samples, routed_to, weights_of, parts, strict=True):
                     if add and len(rows):
                         fed = self.states.read(states_file(number + 1), sample)
-                        fed[rows] += part * routes.share[sample, rows, slots][:, None]
+                        fed[rows] += part if weighted_input else part * factors
                         self.states.write(states_file(number + 1), sample, fed)
             unrouted = [x[extra[sample]] for x, sample in zip(states, samples, strict=True) if sample in extra]
             if unrouted:
@@ -228,7 +247,7 @@ class Stream:
         def one(sample: int) -> None:
             layer = self.decoder.layer(number, weights)
             fed = self._read(states_file(number + 1), sample)
-            x = layer.join(self._read("middle", sample), fed)
+            x = layer.join(self._read("middle", sample), fed, self.decoder.context(self.tokens[sample].tolist()))
             self._check_finite(x, self.decoder.at(number), sample)
             self.states.write(states_file(number + 1), sample, fetch(x))
 
@@ -261,6 +280,12 @@ class Stream:
         """Number of samples that may wait for the sums of `width` values a token, for any number of threads."""
         return max(1, int(_WAITING_BYTES // (4 * max(width, 1) * self.tokens.shape[1])))
 
+    def _context(self, number: int, sample: int) -> Context:
+        """What layer `number` needs of a sample beside its hidden states."""
+        context = self.decoder.context(self.tokens[sample].tolist())
+        self.shared.load(number, sample, context)
+        return context
+
     def _read(self, name: str, sample: int) -> Array:
         x: Array = place(self.states.read(name, sample), self.device)
         return x
@@ -290,6 +315,7 @@ class Stream:
         """Stop the threads and close the states' files without deleting them."""
         self.workers.close()
         self.states.close()
+        self.shared.close()
 
     def __enter__(self) -> "Stream":
         return self

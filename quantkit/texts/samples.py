@@ -12,6 +12,7 @@ from quantkit.checkpoint import Checkpoint
 from quantkit.errors import CalibrationError
 from quantkit.families import find_family
 from quantkit.files import user_path
+from quantkit.machine import release_freed_memory
 from quantkit.texts import tokens
 from quantkit.texts.dataset import dataset_files, parse_dataset
 from quantkit.texts.documents import MOST_CHARACTERS, Document, characters, read_documents
@@ -93,6 +94,7 @@ def load_samples(
             f"the tokenizer gives the id {int(ids.max())} in {name}, but the embedding of {checkpoint.name} has only"
             f" {vocab} rows; use the tokenizer files that belong to these weights"
         )
+    release_freed_memory()
     first = tokens.first_token(files, {**checkpoint.config, "vocab_size": vocab}, vocab)
     cut, short = cut_samples(ids, n_samples, seq_len, first, spread=spread, name=name)
     digest = hashlib.sha256()

@@ -7,10 +7,11 @@ right, and into keys that give the checkpoint's own token ids where it is not; `
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from quantkit.errors import TokenizerError, UsageError
 from quantkit.gguf.keyvalues import KeyValue
+from quantkit.machine import release_freed_memory
 
 from . import bytelevel, chat_templates, special, spm, spm_json
 from .differences import Difference, differences
@@ -79,12 +80,15 @@ def load_vocabulary(
     config = _with_vocab_size(config)
     try:
         with panics_refused(folder):
-            return _vocabulary(files, config, roles, pre, chat_template)
+            vocabulary = _vocabulary(files, config, roles, pre, chat_template)
     except (KeyError, TypeError, AttributeError, ValueError, IndexError) as error:
         raise TokenizerError(
-            f"The tokenizer files in {folder} are not shaped as expected ({type(error).__name__}: {error}); "
-            "download them again."
+            f"the tokenizer files in {folder} are not shaped as expected ({type(error).__name__}: {error}); "
+            "download them again"
         ) from error
+    del files
+    release_freed_memory()
+    return vocabulary
 
 
 def _with_vocab_size(config: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -104,6 +108,8 @@ def _vocabulary(
     refuse_duplicates(tokens)
     specials = special.read(files, config, len(tokens.texts))
     specials.ids = tokens.ids | specials.ids
+    stated = {role: config.get(key) for role, key in roles.stated.items()}
+    specials.ids |= {role: number for role, number in stated.items() if _is_token(number, len(tokens.texts))}
     add_family_roles(specials.ids, roles, tokens.texts, specials.warnings)
     add_named_ends(specials.ids, files.config, tokens.texts, specials.warnings)
     specials.warnings += add_ends(specials.ids, files, config, tokens.texts)
@@ -122,6 +128,10 @@ def _vocabulary(
     )
 
 
+def _is_token(number: Any, count: int) -> TypeGuard[int]:
+    return isinstance(number, int) and not isinstance(number, bool) and 0 <= number < count
+
+
 def _tokens(files: TokenizerFiles, config: Mapping[str, Any], space_prefix: SpacePrefix, pre: str | None) -> Tokens:
     """tokenizer.model first, then a SentencePiece-style tokenizer.json, then byte-level BPE (conversion/llama.py)."""
     style = files.tokenizer is not None and spm_json.is_sentencepiece_style(files.tokenizer)
@@ -132,7 +142,7 @@ def _tokens(files: TokenizerFiles, config: Mapping[str, Any], space_prefix: Spac
         return tokens
     if pre not in (None, "default"):
         raise UsageError(
-            f"--pre {pre} does not apply: {files.folder} has a SentencePiece tokenizer, which is not split."
+            f"--pre {pre} does not apply: {files.folder} has a SentencePiece tokenizer, which is not split"
         )
     if from_model:
         return spm.load(files, config, space_prefix)

@@ -54,7 +54,7 @@ def load(files: TokenizerFiles, config: Mapping[str, Any], pre: str | None) -> T
     if merges:
         tokens.last = [keyvalues.array("tokenizer.ggml.merges", GGUFValueType.STRING, merges)]
     else:
-        raise TokenizerError(f"{where} has no merges, without which llama.cpp cannot load a byte-level BPE vocabulary.")
+        raise TokenizerError(f"{where} has no merges, without which llama.cpp cannot load a byte-level BPE vocabulary")
     if recognised.by_hash:
         tokens.warnings.append(
             f"the pre-tokenizer is {recognised.name}, {recognised.why}; llama.cpp's converter would write "
@@ -83,16 +83,16 @@ def _require_byte_level(source: dict[str, Any], where: str) -> None:
             else "only BPE and SentencePiece are handled"
         )
         raise UnsupportedError(
-            f"{where} holds a {kind} tokenizer, which quantkit cannot write to GGUF from there; {hint}."
+            f"{where} holds a {kind} tokenizer, which quantkit cannot write to GGUF from there; {hint}"
         )
     if not any(part.get("type") == "ByteLevel" for part in parts):
         raise UnsupportedError(
             f"{where} holds a BPE tokenizer that is neither byte-level nor SentencePiece-style (byte_fallback); "
-            "llama.cpp has no tokenizer for it."
+            "llama.cpp has no tokenizer for it"
         )
     if model.get("continuing_subword_prefix") or model.get("end_of_word_suffix"):
         raise UnsupportedError(
-            f"{where} marks word pieces with a prefix or suffix, which llama.cpp's BPE does not know."
+            f"{where} marks word pieces with a prefix or suffix, which llama.cpp's BPE does not know"
         )
 
 

@@ -50,19 +50,27 @@ class Difference:
 
 
 def differences(
-    folder: Path, keys: Sequence[KeyValue], texts: Sequence[str], ids: Sequence[list[int]]
+    folder: Path,
+    keys: Sequence[KeyValue],
+    texts: Sequence[str],
+    ids: Sequence[list[int]],
+    expected: Sequence[list[int]] | None = None,
 ) -> list[Difference]:
     """Compare llama.cpp's `ids` of `texts` with the checkpoint's own tokenizer's, and explain what can be explained.
 
-    `keys` are the tokenizer.* keys of the file that gave the ids. Raises what hf_token_ids raises.
+    `keys` are the tokenizer.* keys of the file that gave the ids. `expected`: that tokenizer's ids, if known already.
+    Raises what hf_token_ids raises.
     """
-    expected = hf_token_ids(folder, texts)
-    files = read(folder)
-    return [
-        Difference(text, list(got), list(want), _reason(files, keys, text, list(got), list(want)))
+    expected = hf_token_ids(folder, texts) if expected is None else expected
+    different = [
+        (text, list(got), list(want))
         for text, got, want in zip(texts, ids, expected, strict=True)
         if list(got) != list(want)
     ]
+    if not different:
+        return []
+    files = read(folder)
+    return [Difference(text, got, want, _reason(files, keys, text, got, want)) for text, got, want in different]
 
 
 def _reason(

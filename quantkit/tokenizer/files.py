@@ -5,7 +5,7 @@ Everything the vocabulary needs from disk comes from here; nothing is interprete
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,16 +18,16 @@ from . import chat_templates, ranks
 class TokenizerFiles:
     """What a checkpoint folder says about its tokenizer.
 
-    `tokenizer` is tokenizer.json, `config` tokenizer_config.json ({} where absent), `special` special_tokens_map.json,
-    `added` added_tokens.json (token -> id), `model` the path of tokenizer.model, `vocab` and `merges` those of
-    vocab.json and merges.txt; a path or `tokenizer` is None where the file is absent. `ranks` is the path of Qwen-1's
-    qwen.tiktoken where nothing else describes the tokenizer; `tokenizer` is then made from it. `templates` are the chat
-    templates by file, the one in use first.
+    `tokenizer` is tokenizer.json, `tokenizer_data` its bytes in UTF-8, `config` tokenizer_config.json ({} where
+    absent), `special` special_tokens_map.json, `added` added_tokens.json (token -> id), `model` the path of
+    tokenizer.model, `vocab` and `merges` those of vocab.json and merges.txt; a path or `tokenizer` is None where the
+    file is absent. `ranks` is the path of Qwen-1's qwen.tiktoken where nothing else describes the tokenizer;
+    `tokenizer` is then made from it. `templates` are the chat templates by file, the one in use first.
     """
 
     folder: Path
     tokenizer: dict[str, Any] | None
-    tokenizer_text: str | None
+    tokenizer_data: bytes | None
     config: dict[str, Any]
     special: dict[str, Any]
     added: dict[str, int]
@@ -36,6 +36,14 @@ class TokenizerFiles:
     merges: Path | None
     templates: tuple[tuple[str, chat_templates.Template], ...]
     ranks: Path | None = None
+
+    def without_vocabulary(self) -> "TokenizerFiles":
+        """The same files without the parsed tokens and merges of tokenizer.json, which hold most of the memory."""
+        model = (self.tokenizer or {}).get("model")
+        if self.tokenizer is None or not isinstance(model, dict):
+            return self
+        kept = {name: value for name, value in model.items() if name not in ("vocab", "merges")}
+        return replace(self, tokenizer={**self.tokenizer, "model": kept})
 
     @property
     def template(self) -> chat_templates.Template | None:
@@ -49,16 +57,18 @@ def read(folder: Path) -> TokenizerFiles:
     Raises TokenizerError when the folder has no tokenizer, or a file is not what its name says.
     """
     if not folder.is_dir():
-        raise TokenizerError(f"{folder} is not a folder, so there is no tokenizer to read; pass a checkpoint folder.")
-    text = read_text(folder / "tokenizer.json")
-    table = _ranks(folder) if text is None else None
+        raise TokenizerError(f"{folder} is not a folder, so there is no tokenizer to read; pass a checkpoint folder")
+    data = _read_bytes(folder / "tokenizer.json")
+    table = _ranks(folder) if data is None else None
     if table is not None:
-        text = ranks.tokenizer_json(table)
+        data = ranks.tokenizer_json(table).encode("utf-8")
     config = read_object(folder / "tokenizer_config.json") or {}
     files = TokenizerFiles(
         folder=folder,
-        tokenizer=None if text is None else _object(text, folder / "tokenizer.json"),
-        tokenizer_text=text,
+        tokenizer=None
+        if data is None
+        else _object(_decoded(data, folder / "tokenizer.json"), folder / "tokenizer.json"),
+        tokenizer_data=data,
         config=config,
         special=read_object(folder / "special_tokens_map.json") or {},
         added=_added(folder / "added_tokens.json"),
@@ -75,19 +85,35 @@ def read(folder: Path) -> TokenizerFiles:
             hint = f" ({table.name} says neither how text is split nor which tokens are special)"
         raise TokenizerError(
             f"{folder} has no tokenizer{hint}: expected tokenizer.json, tokenizer.model, or vocab.json with "
-            "merges.txt; download them from the model's page into that folder."
+            "merges.txt; download them from the model's page into that folder"
         )
     return files
 
 
 def read_text(path: Path) -> str | None:
     """The file's text, or None where there is no such file."""
+    data = _read_bytes(path)
+    return None if data is None else _decoded(data, path).replace("\r\n", "\n").replace("\r", "\n")
+
+
+def _read_bytes(path: Path) -> bytes | None:
     if not path.is_file():
         return None
     try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise TokenizerError(f"{path} cannot be read as UTF-8 text ({error}); download it again.") from error
+        return path.read_bytes()
+    except OSError as error:
+        raise _unreadable(path, error) from error
+
+
+def _decoded(data: bytes, path: Path) -> str:
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: Path, error: Exception) -> TokenizerError:
+    return TokenizerError(f"{path} cannot be read as UTF-8 text ({error}); download it again")
 
 
 def read_object(path: Path) -> dict[str, Any] | None:
@@ -100,9 +126,9 @@ def _object(text: str, path: Path) -> dict[str, Any]:
     try:
         value = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise TokenizerError(f"{path} is not valid JSON ({error}); download it again.") from error
+        raise TokenizerError(f"{path} is not valid JSON ({error}); download it again") from error
     if not isinstance(value, dict):
-        raise TokenizerError(f"{path} holds a JSON {type(value).__name__}, not an object; download it again.")
+        raise TokenizerError(f"{path} holds a JSON {type(value).__name__}, not an object; download it again")
     return value
 
 
@@ -110,9 +136,7 @@ def _added(path: Path) -> dict[str, int]:
     added = read_object(path) or {}
     for token, number in added.items():
         if not isinstance(number, int) or number < 0:
-            raise TokenizerError(
-                f"{path} gives token {token!r} the id {number!r}, which is not a token id; correct it."
-            )
+            raise TokenizerError(f"{path} gives token {token!r} the id {number!r}, which is not a token id; correct it")
     return added
 
 

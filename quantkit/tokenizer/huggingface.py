@@ -14,6 +14,7 @@ from sentencepiece import SentencePieceProcessor
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
 
 from quantkit.errors import TokenizerError, UnsupportedError
+from quantkit.machine import release_freed_memory
 
 from . import ranks
 from .files import TokenizerFiles, read, token_text
@@ -31,14 +32,20 @@ def hf_token_ids(folder: Path, texts: Sequence[str]) -> list[list[int]]:
 
     Raises TokenizerError or UnsupportedError when the tokenizer cannot be built.
     """
-    files = read(folder)
+    # a calibration before this leaves memory that the C library keeps
+    release_freed_memory()
+    files = read(folder).without_vocabulary()
+    release_freed_memory()
     if files.ranks is not None:
         return ranks.token_ids(files.ranks, texts)
     if files.tokenizer is None and files.model is not None:
         return sentencepiece_ids(files, texts)
     tokenizer = build_tokenizer(files)
     with panics_refused(folder):
-        return _encoded(tokenizer, texts)
+        ids = _encoded(tokenizer, texts)
+    del tokenizer
+    release_freed_memory()
+    return ids
 
 
 def _encoded(tokenizer: Tokenizer, texts: Sequence[str]) -> list[list[int]]:
@@ -65,25 +72,25 @@ def build_tokenizer(files: TokenizerFiles) -> Tokenizer:
     Raises TokenizerError when `tokenizers` cannot load it, UnsupportedError for an unknown slow tokenizer class.
     """
     try:
-        base = _from_vocab_and_merges(files) if files.tokenizer_text is None else load_pipeline(files.tokenizer_text)
+        base = _from_vocab_and_merges(files) if files.tokenizer_data is None else load_pipeline(files.tokenizer_data)
     except UnsupportedError:
         raise
     except Exception as error:  # the Rust library raises bare Exception
-        name = "tokenizer.json" if files.tokenizer_text is not None else "vocab.json"
+        name = "tokenizer.json" if files.tokenizer_data is not None else "vocab.json"
         raise TokenizerError(
-            f"{files.folder / name} is not a loadable tokenizer ({error}); download it again."
+            f"{files.folder / name} is not a loadable tokenizer ({error}); download it again"
         ) from error
     base.add_tokens([_added_token(entry) for _, entry in added_token_entries(files)])
     base.add_special_tokens(_role_tokens(files))
     return base
 
 
-def load_pipeline(text: str) -> Tokenizer:
-    """The pipeline that the text of a tokenizer.json describes, without its padding and truncation.
+def load_pipeline(data: bytes) -> Tokenizer:
+    """The pipeline that the bytes of a tokenizer.json describe, without its padding and truncation.
 
     Both only shape batches. Left on, they add pad tokens to every encoded text, or cut it.
     """
-    tokenizer = Tokenizer.from_str(text)
+    tokenizer = Tokenizer.from_buffer(data)
     tokenizer.no_padding()
     tokenizer.no_truncation()
     return tokenizer
@@ -138,7 +145,7 @@ def _from_vocab_and_merges(files: TokenizerFiles) -> Tokenizer:
     else:
         raise UnsupportedError(
             f"{files.folder} holds vocab.json and merges.txt of a {kind}, whose split is only in its Python class; "
-            "save the tokenizer once as tokenizer.json (tokenizer.save_pretrained in transformers)."
+            "save the tokenizer once as tokenizer.json (tokenizer.save_pretrained in transformers)"
         )
     tokenizer.decoder = decoders.ByteLevel()
     return tokenizer
@@ -170,5 +177,5 @@ def load_sentencepiece(files: TokenizerFiles) -> SentencePieceProcessor:
     try:
         processor.LoadFromFile(str(files.model))
     except (RuntimeError, OSError, ValueError) as error:
-        raise TokenizerError(f"{files.model} is not a SentencePiece model; download it again.") from error
+        raise TokenizerError(f"{files.model} is not a SentencePiece model; download it again") from error
     return processor

@@ -67,7 +67,7 @@ def check_name(name: str) -> None:
     names = pretokenizer_names()
     if name not in names:
         near = get_close_matches(name, names, 1, 0.0)[0]
-        raise UsageError(f"--pre {name}: llama.cpp knows no such pre-tokenizer; the nearest name is {near}.")
+        raise UsageError(f"--pre {name}: llama.cpp knows no such pre-tokenizer; the nearest name is {near}")
 
 
 def recognise(tokenizer: Tokenizer, source: dict[str, Any], config: dict[str, Any], where: str) -> Recognised:
@@ -75,7 +75,7 @@ def recognise(tokenizer: Tokenizer, source: dict[str, Any], config: dict[str, An
 
     `source` is the tokenizer's JSON, `config` tokenizer_config.json, `where` names the file in messages.
 
-    Raises UnsupportedError naming the nearest pre-tokenizer, how it was judged, and --pre.
+    Raises UnsupportedError naming the nearest pre-tokenizer, how it was compared, and --pre.
     """
     by_hash = _by_hash(tokenizer, config)
     steps = canonical_steps(source.get("pre_tokenizer"))
@@ -159,7 +159,7 @@ def normalizers(node: Any) -> list[str]:
 def _merges_reach_all(source: dict[str, Any]) -> bool:
     """Whether merging alone makes every token, so that ignore_merges changes nothing."""
     plain = dict(source, model=dict(source["model"], ignore_merges=False))
-    model = load_pipeline(json.dumps(plain)).model
+    model = load_pipeline(json.dumps(plain).encode()).model
     return all(len(model.tokenize(text)) == 1 for text in source["model"]["vocab"] if text)
 
 
@@ -169,7 +169,7 @@ def _unknown(
     if changing:
         return (
             f"{where} normalizes text with {' and '.join(changing)}, which llama.cpp's byte-level BPE does not; "
-            "--pre NAME converts it all the same, with other ids for texts that normalization changes."
+            "--pre NAME converts it all the same, with other ids for texts that normalization changes"
         )
     splits: dict[str, Any] = _facts()["splits"]
     own = _splits_of(tokenizer.pre_tokenizer)
@@ -186,7 +186,7 @@ def _unknown(
         reason += f", but this tokenizer has ignore_merges {str(ignores_merges).lower()} and llama.cpp's does not"
     return (
         f"{where} has a pre-tokenizer that llama.cpp does not know; the nearest is {name} ({reason}): "
-        f"pass --pre {name} to use it, or another of llama.cpp's names."
+        f"pass --pre {name} to use it, or another of llama.cpp's names"
     )
 
 

@@ -40,7 +40,7 @@ def read(path: Path) -> Ranks:
         return _parse(path.read_bytes())
     except (OSError, ValueError, binascii.Error) as error:
         raise TokenizerError(
-            f"{path} is not a table of base64 tokens and ranks ({error}); download it again."
+            f"{path} is not a table of base64 tokens and ranks ({error}); download it again"
         ) from error
 
 
@@ -91,11 +91,11 @@ def join(ranks: Ranks, word: bytes, below: int | None = None) -> list[bytes]:
     parts = [word[position : position + 1] for position in range(len(word))]
     unranked = len(ranks) if below is None else below
     while len(parts) > 1:
-        found = [ranks.get(left + right, unranked) for left, right in pairwise(parts)]
-        lowest = min(found)
+        merged = [ranks.get(left + right, unranked) for left, right in pairwise(parts)]
+        lowest = min(merged)
         if lowest >= unranked:
             break
-        at = found.index(lowest)
+        at = merged.index(lowest)
         parts[at : at + 2] = [parts[at] + parts[at + 1]]
     return parts
 

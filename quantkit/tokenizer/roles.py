@@ -35,12 +35,14 @@ class TokenRoles:
 
     `first` counts where the files name no special token at all, `also` for the roles that the files leave open;
     `instead` overrules the files, with a warning. `space_prefix`: the key for the space in front of a text.
+    `stated`: role -> the key of config.json that has the token's id.
     """
 
     first: Mapping[str, str] = field(default_factory=dict)
     also: Mapping[str, str] = field(default_factory=dict)
     instead: Mapping[str, str] = field(default_factory=dict)
     space_prefix: SpacePrefix = SpacePrefix.NEVER
+    stated: Mapping[str, str] = field(default_factory=dict)
 
 
 NO_ROLES = TokenRoles()
@@ -61,14 +63,14 @@ def add_family_roles(ids: dict[str, int], roles: TokenRoles, texts: list[bytes],
         ids[role] = number
 
 
-def add_named_ends(ids: dict[str, int], said: Mapping[str, Any], texts: list[bytes], warnings: list[str]) -> None:
+def add_named_ends(ids: dict[str, int], stated: Mapping[str, Any], texts: list[bytes], warnings: list[str]) -> None:
     """Find BOS and EOS by their names in tokenizer_config.json where nothing gave EOS an id.
 
     llama.cpp would otherwise take its default for the kind of vocabulary (11 for byte-level BPE), which ends no turn.
     """
     if "eos" in ids:
         return
-    names = {role: token_text(said.get(f"{role}_token")) for role in ("bos", "eos")}
+    names = {role: token_text(stated.get(f"{role}_token")) for role in ("bos", "eos")}
     known = _positions(texts, {name for name in names.values() if name})
     for role, name in names.items():
         if role not in ids and name in known:

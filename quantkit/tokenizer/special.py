@@ -47,16 +47,16 @@ class Specials:
 def read(files: TokenizerFiles, config: Mapping[str, Any], n_tokens: int) -> Specials:
     """Special tokens of the checkpoint; an id outside the `n_tokens` of the vocabulary is left out with a warning."""
     specials = Specials()
-    said = dict(files.config)
+    stated = dict(files.config)
     roles = list(_ROLES)
     if files.tokenizer is not None:
-        _from_post_processor(files.tokenizer, said, roles, specials)
+        _from_post_processor(files.tokenizer, stated, roles, specials)
     specials.template = files.template
     for role in roles:
-        adds = said.get(f"add_{role}_token")
+        adds = stated.get(f"add_{role}_token")
         if isinstance(adds, bool):
             specials.adds.setdefault(role, adds)
-        text = token_text(said.get(f"{role}_token"))
+        text = token_text(stated.get(f"{role}_token"))
         if text is not None:
             _keep(specials, role, _added_id(files, text), n_tokens)
     nested = config.get("text_config")
@@ -135,14 +135,16 @@ def _added_id(files: TokenizerFiles, text: str) -> Any:
     return None
 
 
-def _from_post_processor(tokenizer: dict[str, Any], said: dict[str, Any], roles: list[str], specials: Specials) -> None:
-    """What the post-processor puts around a text decides about BOS, EOS and SEP; it may also rename them in `said`."""
-    has_config = bool(said)
-    bos, cls, eos, sep = (token_text(said.get(f"{role}_token")) for role in ("bos", "cls", "eos", "sep"))
+def _from_post_processor(
+    tokenizer: dict[str, Any], stated: dict[str, Any], roles: list[str], specials: Specials
+) -> None:
+    """What the post-processor puts around a text decides about BOS, EOS and SEP; it may rename them in `stated`."""
+    has_config = bool(stated)
+    bos, cls, eos, sep = (token_text(stated.get(f"{role}_token")) for role in ("bos", "cls", "eos", "sep"))
     if has_config and not bos and cls:
-        said["bos_token"] = bos = cls
+        stated["bos_token"] = bos = cls
     if has_config and not eos and sep:
-        said["eos_token"] = eos = sep
+        stated["eos_token"] = eos = sep
     processor = tokenizer.get("post_processor")
     for step in (processor or {}).get("processors", [processor] if processor else []):
         kind = step.get("type")
@@ -152,17 +154,17 @@ def _from_post_processor(tokenizer: dict[str, Any], said: dict[str, Any], roles:
         elif kind == "RobertaProcessing":
             specials.adds |= {"bos": True, "eos": True, "sep": True}
             if has_config:
-                said["cls_token"] = cls = cls or step.get("cls", [bos])[0]
-                said["sep_token"] = sep = sep or step.get("sep", [eos])[0]
+                stated["cls_token"] = cls = cls or step.get("cls", [bos])[0]
+                stated["sep_token"] = sep = sep or step.get("sep", [eos])[0]
         elif kind == "TemplateProcessing":
-            bos, cls, eos, sep = _from_template(step, said, roles, specials, (bos, cls, eos, sep), has_config)
+            bos, cls, eos, sep = _from_template(step, stated, roles, specials, (bos, cls, eos, sep), has_config)
 
 
 _Four = tuple[str | None, str | None, str | None, str | None]
 
 
 def _from_template(
-    step: dict[str, Any], said: dict[str, Any], roles: list[str], specials: Specials, tokens: _Four, has_config: bool
+    step: dict[str, Any], stated: dict[str, Any], roles: list[str], specials: Specials, tokens: _Four, has_config: bool
 ) -> _Four:
     bos, cls, eos, sep = tokens
     single, pair = step.get("single") or [], step.get("pair") or []
@@ -173,9 +175,9 @@ def _from_template(
             bos = first
         elif first not in (bos, cls):
             if not bos:
-                said["bos_token"] = bos = first
+                stated["bos_token"] = bos = first
             if not cls:
-                said["cls_token"] = cls = first
+                stated["cls_token"] = cls = first
         specials.adds["bos"] = first in (bos, cls)
     if last:
         if has_config and last != eos:
@@ -183,8 +185,8 @@ def _from_template(
             spare = next((role for role in ("eot", "eom") if role not in roles), None)
             if spare:
                 roles.append(spare)
-                said[f"{spare}_token"] = eos
-            said["eos_token"] = last
+                stated[f"{spare}_token"] = eos
+            stated["eos_token"] = last
         eos = last
         specials.adds["eos"] = True
     middle = _between(pair, first, last)
@@ -195,7 +197,7 @@ def _from_template(
             add = add or _special(middle[1]) in ends
         specials.adds["sep"] = add
         if add and not sep and has_config:
-            said["sep_token"] = eos
+            stated["sep_token"] = eos
     return bos, cls, eos, sep
 
 
@@ -223,4 +225,4 @@ def _sequence(part: dict[str, Any]) -> str | None:
 def refuse_template(template: str) -> None:
     """Raise TokenizerError for an override that holds no text."""
     if not template.strip():
-        raise TokenizerError("--chat-template is empty; give the template's text or leave the option out.")
+        raise TokenizerError("--chat-template is empty; give the template's text or leave the option out")

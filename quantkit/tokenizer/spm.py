@@ -84,14 +84,14 @@ def load(files: TokenizerFiles, config: Mapping[str, Any], space_prefix: SpacePr
     try:
         model = sentencepiece_model.parse(files.model.read_bytes())
     except ValueError as error:
-        raise TokenizerError(f"{files.model} is not a SentencePiece model ({error}); download it again.") from error
+        raise TokenizerError(f"{files.model} is not a SentencePiece model ({error}); download it again") from error
     if model.algorithm not in (Algorithm.BPE, Algorithm.UNIGRAM):
         kind = Algorithm(model.algorithm).name.lower() if model.algorithm in list(Algorithm) else model.algorithm
         raise UnsupportedError(
-            f"{files.model} is a SentencePiece {kind} model; llama.cpp tokenizes only bpe and unigram."
+            f"{files.model} is a SentencePiece {kind} model; llama.cpp tokenizes only bpe and unigram"
         )
     if model.whitespace_as_suffix:
-        raise UnsupportedError(f"{files.model} writes spaces as suffixes, which llama.cpp's files cannot say.")
+        raise UnsupportedError(f"{files.model} writes spaces as suffixes, which llama.cpp's files cannot say")
 
     vocab_size = int(config.get("vocab_size") or len(model.pieces))
     if len(model.pieces) > vocab_size:

@@ -38,7 +38,7 @@ def load(files: TokenizerFiles, config: Mapping[str, Any]) -> tuple[Tokens, bool
     prefix, caveats = space_prefix(files)
     if model.get("continuing_subword_prefix") or model.get("end_of_word_suffix"):
         raise UnsupportedError(
-            f"{files.folder / 'tokenizer.json'} marks word pieces, which llama.cpp's SPM cannot follow."
+            f"{files.folder / 'tokenizer.json'} marks word pieces, which llama.cpp's SPM cannot follow"
         )
     tokenizer = build_tokenizer(files)
     added = tokenizer.get_added_tokens_decoder()
@@ -108,7 +108,7 @@ def space_prefix(files: TokenizerFiles) -> tuple[bool, list[str]]:
         else:
             raise UnsupportedError(
                 f"{path} normalizes text with {step.get('type')}, which llama.cpp's SentencePiece tokenizer does not; "
-                "put the checkpoint's tokenizer.model beside it."
+                "put the checkpoint's tokenizer.model beside it"
             )
     caveats = []
     for step in _steps(files.tokenizer.get("pre_tokenizer"), "pretokenizers"):
@@ -123,10 +123,10 @@ def space_prefix(files: TokenizerFiles) -> tuple[bool, list[str]]:
         elif not (step.get("type") == "Split" and step.get("pattern") == {"String": " "} and replaced):
             raise UnsupportedError(
                 f"{path} splits text with {step.get('type')}, which llama.cpp's SentencePiece tokenizer does not; "
-                "put the checkpoint's tokenizer.model beside it."
+                "put the checkpoint's tokenizer.model beside it"
             )
     if not replaced:
-        raise TokenizerError(f"{path} has byte fallback but never replaces spaces by {SPACE!r}; check the file.")
+        raise TokenizerError(f"{path} has byte fallback but never replaces spaces by {SPACE!r}; check the file")
     return prefix, caveats
 
 

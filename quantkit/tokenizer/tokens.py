@@ -93,13 +93,13 @@ def fit(vocab: Mapping[str, int], added: Container[int], rows: int | None) -> tu
     `rows` is config.json's vocab_size, or None to take what the tokenizer needs. Only added tokens may be left out
     (Gemma 3's 1B has one for the images it cannot see); raises TokenizerError when others would be.
     """
-    found = 1 + max(vocab.values(), default=-1)
-    rows = rows or found
-    if found <= rows:
+    count = 1 + max(vocab.values(), default=-1)
+    rows = rows or count
+    if count <= rows:
         return dict(vocab), rows, []
     beyond = {number: text for text, number in vocab.items() if number >= rows}
     if not all(number in added for number in beyond):
-        raise too_large(found, rows)
+        raise too_large(count, rows)
     return {text: number for text, number in vocab.items() if number < rows}, rows, [left_out(beyond, rows)]
 
 
@@ -112,21 +112,21 @@ def left_out(beyond: Mapping[int, str], rows: int) -> str:
     )
 
 
-def too_large(found: int, vocab_size: int) -> TokenizerError:
+def too_large(count: int, vocab_size: int) -> TokenizerError:
     """The refusal of a tokenizer whose ids run past the embedding."""
     return TokenizerError(
-        f"The tokenizer has {found} tokens but config.json's vocab_size, the rows of the embedding, is {vocab_size}; "
-        f"use the tokenizer the weights were trained with, or resize the embedding to {found} rows."
+        f"the tokenizer has {count} tokens but config.json's vocab_size, the rows of the embedding, is {vocab_size}; "
+        f"use the tokenizer the weights were trained with, or resize the embedding to {count} rows"
     )
 
 
 def refuse_duplicates(tokens: Tokens) -> None:
     """Raise TokenizerError when two ids share one text: llama.cpp aborts on loading such a file."""
-    seen: dict[bytes, int] = {}
+    ids: dict[bytes, int] = {}
     for number, text in enumerate(tokens.texts):
-        other = seen.setdefault(text, number)
+        other = ids.setdefault(text, number)
         if other != number:
             raise TokenizerError(
-                f"Tokens {other} and {number} have the same text {text.decode(errors='replace')!r}, which llama.cpp "
-                "cannot load; give one of them another text in the tokenizer files."
+                f"tokens {other} and {number} have the same text {text.decode(errors='replace')!r}, which llama.cpp "
+                "cannot load; give one of them another text in the tokenizer files"
             )

@@ -7,7 +7,6 @@ plain numpy forward over the original weights.
 
 from concurrent.futures import ThreadPoolExecutor
 
-from quantkit.machine import memory_limit
 from quantkit.outputs.gguf_files import GgufOutput, GgufPlan
 from quantkit.progress import SILENT, Progress
 from quantkit.verify.check import Check, Verified
@@ -28,8 +27,8 @@ def verify_gguf(
     """
     if source is None and plan.model.checkpoint is not None:
         source = SourceLogits(plan.model.checkpoint)
-    with ThreadPoolExecutor(_workers(plan)) as pool:
-        tokens = pool.submit(check_tokens, plan)
+    with ThreadPoolExecutor(plan.checked_at_once) as pool:
+        tokens = pool.submit(check_tokens, plan, source)
 
         def check(output: GgufOutput) -> Verified:
             checks, hashes = check_files(output)
@@ -45,9 +44,3 @@ def verify_gguf(
             return Verified(output, tuple(checks), hashes, errors, correlation)
 
         return list(pool.map(check, plan.outputs))
-
-
-def _workers(plan: GgufPlan) -> int:
-    """Outputs checked at once: one for each thread, as long as all of them together are small against the memory."""
-    memory = min(plan.request.max_ram or memory_limit(), memory_limit())
-    return plan.threads if plan.disk < memory // 4 else 1

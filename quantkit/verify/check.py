@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from quantkit.errors import MissingExtraError, QuantkitError
+from quantkit.errors import MissingExtraError, PassingError, QuantkitError, passing_fault
 from quantkit.outputs.plan import OutputPlan
 
 
@@ -36,10 +36,28 @@ class Verified:
 
 
 def guard(name: str, run: Callable[[], str]) -> Check:
-    """Run a check: "passed" with the text it returns, "failed" with its error, "skipped" without an optional extra."""
+    """Run a check: "passed" with the text it returns, "failed" with its error, "skipped" without an optional extra.
+
+    Raises PassingError: the machine failed (disk, memory), so the check says nothing about the output.
+    """
     try:
         return Check(name, "passed", run())
     except MissingExtraError as error:
         return Check(name, "skipped", str(error))
-    except QuantkitError as error:
+    except (QuantkitError, OSError, MemoryError) as error:
+        raise_if_passing(name, error)
+        if isinstance(error, OSError):
+            return Check(name, "failed", f"{error.filename or 'a file'}: {error.strerror or error}")
         return Check(name, "failed", str(error))
+
+
+def raise_if_passing(name: str, error: BaseException) -> None:
+    """Raise PassingError if the machine ended the check `name`, which then says nothing about the output."""
+    if isinstance(error, PassingError):
+        raise error
+    fault = passing_fault(error)
+    if fault is not None:
+        reason = "too little memory" if isinstance(fault, MemoryError) else fault.strerror or str(fault)
+        raise PassingError(
+            f"the check of {name} could not be made ({reason}); the finished work is kept, run the same command again"
+        ) from error

@@ -20,7 +20,7 @@ from quantkit.forward.weights import Array, f32
 from quantkit.outputs.packed_folders import FolderPlan
 from quantkit.packed.reader import QuantizedFolder, open_quantized
 from quantkit.packed.writer import json_bytes, small_files
-from quantkit.verify.check import Check, Verified, guard
+from quantkit.verify.check import Check, Verified, guard, raise_if_passing
 from quantkit.verify.source_logits import NoSourceLogits, SourceLogits, correlations, skipped_logits
 
 # Correlation with the source's logits that a folder must reach, by its bits. Round-to-nearest alone gives 0.82 to 0.99
@@ -55,6 +55,7 @@ def verify_folder(
     try:
         opened = open_quantized(folder)
     except QuantkitError as error:
+        raise_if_passing("structure", error)
         return Verified(plan, (Check("structure", "failed", str(error)),), hashes, errors or {})
     with opened:
         checks: list[Check] = []
@@ -102,7 +103,10 @@ def _structure(opened: QuantizedFolder, plan: FolderPlan, native: Native) -> str
 
 
 def _same_json(path: Path, expected: Mapping[str, Any]) -> None:
-    written = json.loads(path.read_text("utf-8"))
+    try:
+        written = json.loads(path.read_text("utf-8"))
+    except ValueError as error:
+        raise VerificationError(f"{path.name} is not what was written") from error
     planned = json.loads(json_bytes(expected))
     for key in sorted(written.keys() | planned.keys()):
         if written.get(key) != planned.get(key):

@@ -1,7 +1,6 @@
 """GGUF files run by llama.cpp: token ids and logits against the checkpoint's own tokenizer and weights."""
 
 import contextlib
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from quantkit.files import partial_path
 from quantkit.gguf.reader import read_header
 from quantkit.gguf.types import block_size
 from quantkit.outputs.gguf_files import GgufOutput, GgufPlan
+from quantkit.scratch import scratch_folder
 from quantkit.tokenizer import PROBE, differences, special_texts, unlike_texts
 from quantkit.verify.check import Check, guard
 from quantkit.verify.source_logits import NoSourceLogits, SourceLogits, correlations, not_compared, skipped_logits
@@ -26,8 +26,10 @@ _LOGIT_FLOOR = ((8.0, 0.95), (5.0, 0.7), (4.2, 0.5), (3.3, 0.25), (2.5, 0.1), (0
 _MEDIAN_FLOOR = 0.996
 
 
-def check_tokens(plan: GgufPlan) -> Check:
+def check_tokens(plan: GgufPlan, source: SourceLogits | None = None) -> Check:
     """Token ids of the written vocabulary, by llama.cpp, against the checkpoint's own tokenizer; once for all outputs.
+
+    `source` keeps the tokenizer's ids for the check of logits.
 
     A text that llama.cpp cannot tokenize for a known reason does not fail the check; it is counted and explained.
     Without llama.cpp the check compares the texts of the written tokens with what the checkpoint's tokenizer reads.
@@ -44,7 +46,8 @@ def check_tokens(plan: GgufPlan) -> Check:
                 ids = vocab_token_ids(path, PROBE)
         except MissingExtraError as error:
             return _compare_texts(plan.outputs[0], checkpoint.folder, str(error))
-        different = differences(checkpoint.folder, plan.model.keys, PROBE, ids)
+        expected = (source or SourceLogits(checkpoint)).probe_ids()
+        different = differences(checkpoint.folder, plan.model.keys, PROBE, ids, expected)
         for item in different:
             if item.reason is None:
                 pairs = enumerate(zip(item.ids, item.expected, strict=False))
@@ -74,10 +77,10 @@ def _compare_texts(output: GgufOutput, folder: Path, why: str) -> str:
 @contextlib.contextmanager
 def loadable(output: GgufOutput) -> Iterator[Path]:
     """A path that llama.cpp can open: it needs shards under their final names, so links with those names are made."""
-    with tempfile.TemporaryDirectory(prefix="quantkit-") as folder:
+    with scratch_folder() as folder:
         for file in output.files:
-            (Path(folder) / file.name).symlink_to(partial_path(output.folder / file.name).resolve())
-        yield Path(folder) / output.files[0].name
+            (folder / file.name).symlink_to(partial_path(output.folder / file.name).resolve())
+        yield folder / output.files[0].name
 
 
 def check_logits(
@@ -86,6 +89,8 @@ def check_logits(
     """Logits of a short text, by llama.cpp, against the source's; and their mean correlation."""
     if source is None:
         return Check("logits", "skipped", "the source is a GGUF"), None
+    if plan.model.draft_only:
+        return Check("logits", "skipped", "the file has no layers of the model's own; it runs beside the model"), None
     skipped = skipped_logits(wanted, output.size, plan.request.max_ram)
     if skipped is not None:
         return skipped, None
@@ -118,7 +123,7 @@ def check_logits(
         return guard("logits", compare), next(iter(compared), None)
     except NoSourceLogits as error:
         return Check("logits", "skipped", str(error)), None
-    except (LookupError, TypeError, ValueError, ArithmeticError, MemoryError, OSError) as error:
+    except (LookupError, TypeError, ValueError, ArithmeticError) as error:
         return Check("logits", "skipped", not_compared(error)), None
 
 

@@ -12,11 +12,11 @@ from quantkit.errors import QuantkitError, UnsupportedError
 from quantkit.families import reference_logits
 from quantkit.families.base.native import Native
 from quantkit.machine import memory_limit
+from quantkit.outputs.memory import PROBE_TOKENS
 from quantkit.tokenizer import PROBE, hf_token_ids
-from quantkit.verify.check import Check
+from quantkit.verify.check import Check, raise_if_passing
 
 Logits = NDArray[np.float32]
-_PROBE_TOKENS = 24
 
 
 class NoSourceLogits(Exception):
@@ -29,7 +29,15 @@ class SourceLogits:
     def __init__(self, checkpoint: Checkpoint) -> None:
         self.checkpoint = checkpoint
         self._computed: tuple[list[int], Logits] | NoSourceLogits | None = None
-        self._lock = threading.Lock()
+        self._probe_ids: list[list[int]] | None = None
+        self._lock, self._tokenizer_lock = threading.Lock(), threading.Lock()
+
+    def probe_ids(self) -> list[list[int]]:
+        """Token ids of PROBE by the checkpoint's own tokenizer, loaded once. Raises what hf_token_ids raises."""
+        with self._tokenizer_lock:
+            if self._probe_ids is None:
+                self._probe_ids = hf_token_ids(self.checkpoint.folder, PROBE)
+        return self._probe_ids
 
     def get(self) -> tuple[list[int], Logits]:
         """Token ids, and logits (len(ids), vocabulary). Raises NoSourceLogits."""
@@ -45,17 +53,20 @@ class SourceLogits:
             tokens = self._tokens()
             return tokens, source_logits(self.checkpoint, tokens)
         except UnsupportedError as error:
+            raise_if_passing("logits", error)
             return NoSourceLogits(str(error))
         except (QuantkitError, LookupError, TypeError, ValueError, ArithmeticError, MemoryError, OSError) as error:
+            raise_if_passing("logits", error)
             return NoSourceLogits(not_compared(error))
 
     def _tokens(self) -> list[int]:
         """The first tokens of the longest probe text; without a readable tokenizer, ids spread over the vocabulary."""
         try:
-            return list(max(hf_token_ids(self.checkpoint.folder, PROBE), key=len)[:_PROBE_TOKENS])
-        except QuantkitError:
+            return list(max(self.probe_ids(), key=len)[:PROBE_TOKENS])
+        except QuantkitError as error:
+            raise_if_passing("logits", error)
             size = int(Native(self.checkpoint, nearest=True).config["vocab_size"])
-            return [(7919 * index + 3) % size for index in range(_PROBE_TOKENS)]
+            return [(7919 * index + 3) % size for index in range(PROBE_TOKENS)]
 
 
 def source_logits(checkpoint: Checkpoint, tokens: Sequence[int]) -> Logits:

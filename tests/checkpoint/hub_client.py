@@ -14,13 +14,28 @@ from quantkit.checkpoint import open_checkpoint
 from quantkit.errors import QuantkitError
 
 
+class Steps:
+    """A Progress that records (file, bytes done, bytes in all)."""
+
+    def __init__(self) -> None:
+        self.steps: list[tuple[str, int, int]] = []
+        self.done = self.total = 0
+
+    def start(self, stage: str, total: int = 0) -> None:
+        self.done, self.total = 0, total
+
+    def advance(self, amount: int = 1, item: str = "") -> None:
+        self.done += amount
+        self.steps.append((item, self.done, self.total))
+
+
 def main() -> None:
     arguments: dict[str, Any] = json.loads(sys.argv[1])
-    steps: list[tuple[str, int, int]] = []
+    progress = Steps()
     started = time.monotonic()
     result: dict[str, Any]
     try:
-        with open_checkpoint(**arguments, progress=lambda *step: steps.append(step)) as checkpoint:
+        with open_checkpoint(**arguments, progress=progress) as checkpoint:
             result = {
                 "name": checkpoint.name,
                 "repo_id": checkpoint.repo_id,
@@ -40,7 +55,7 @@ def main() -> None:
     except QuantkitError as error:
         result = {"error": type(error).__name__, "hub": "HubError" in [k.__name__ for k in type(error).__mro__]}
         result["message"] = str(error)
-    print(json.dumps({**result, "steps": steps, "seconds": time.monotonic() - started}))
+    print(json.dumps({**result, "steps": progress.steps, "seconds": time.monotonic() - started}))
 
 
 if __name__ == "__main__":

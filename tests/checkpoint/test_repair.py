@@ -132,9 +132,10 @@ def test_a_missing_or_wrapper_architecture_is_that_of_the_model_type(
 def test_every_family_is_found_by_the_model_types_it_has_defaults_for() -> None:
     from quantkit.families import all_families
 
-    for family in all_families():
-        for model_type in family.defaults:
-            assert find_family({"model_type": model_type}) is family, model_type
+    families = all_families()
+    for model_type in {name for family in families for name in family.defaults}:
+        # two releases of one publisher may share a model_type
+        assert model_type in find_family({"model_type": model_type}).defaults
 
 
 def test_an_architecture_taken_from_the_model_type_is_told(tmp_path: Path) -> None:
@@ -143,6 +144,6 @@ def test_an_architecture_taken_from_the_model_type_is_told(tmp_path: Path) -> No
     folder = tiny_llama(tmp_path / "model", variant="llama3")
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, "architectures": None}))
-    with open_checkpoint(str(folder), judge=check_config) as opened:
+    with open_checkpoint(str(folder), check=check_config) as opened:
         assert opened.config["architectures"] == ["LlamaForCausalLM"]
         assert opened.notes == ("config.json names no architecture; LlamaForCausalLM is taken",)

@@ -229,3 +229,13 @@ def test_bad_input_gets_one_sentence(damaged: Path, case: str) -> None:
     assert answer.code in (1, 2)
     assert sentence in answer.sentence
     shutil.rmtree(damaged / "model-report", ignore_errors=True)
+
+
+def test_a_perplexity_above_the_vocabulary_is_warned_about(tmp_path: Path) -> None:
+    """The weights are random, so each model is worse than equal probabilities."""
+    folder = tiny_llama(tmp_path / "model")
+    text = tmp_path / "text.txt"
+    text.write_text("The quick brown fox jumps over the lazy dog. " * 60)
+    answer = quantkit("measure", folder, "--text", text, "--ctx", "64", "--chunks", "1", "-o", tmp_path / "report")
+    assert answer.code == 0, answer.stderr
+    assert "above its vocabulary of 768 tokens" in answer.stderr

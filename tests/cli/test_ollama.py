@@ -83,7 +83,7 @@ def test_a_folder_becomes_a_plan_and_two_modelfiles_each(folder: Path) -> None:
     assert parse_modelfile((folder / "Modelfile.q8_0.gpu").read_text()).sources == ("azure99/blossom-v5:4b-q8_0",)
 
 
-def test_everything_a_publisher_may_say_arrives(folder: Path, tmp_path: Path) -> None:
+def test_every_option_of_a_publisher_arrives(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "LICENSE").write_text("Do as you like.\n")
     answer = quantkit(
         *("ollama", folder / "m-Q4_0.gguf", *NAME, "-o", tmp_path / "out", "--ctx", "8192", "--num-gpu", "20"),
@@ -95,8 +95,8 @@ def test_everything_a_publisher_may_say_arrives(folder: Path, tmp_path: Path) ->
     text = (tmp_path / "out" / "Modelfile").read_text()
     made = parse_modelfile(text)
     assert made.sources == ("../m-GGUF/m-Q4_0.gguf",)
-    said = [item for item in made.parameters if item[0] != "stop"]
-    assert dict(said) == {"temperature": 0.5, "top_k": 50, "num_ctx": 8192, "num_gpu": 20}
+    parameters = [item for item in made.parameters if item[0] != "stop"]
+    assert dict(parameters) == {"temperature": 0.5, "top_k": 50, "num_ctx": 8192, "num_gpu": 20}
     assert ("stop", "|Human|:") in made.parameters
     assert (made.system, made.licenses) == ("Be brief.", ("Do as you like.\n",))
     assert made.messages == (("user", "Hi"), ("assistant", "Hello=there"))
@@ -107,7 +107,7 @@ def test_everything_a_publisher_may_say_arrives(folder: Path, tmp_path: Path) ->
     assert gpu.parameters == (("num_gpu", 999), ("num_ctx", 8192))
 
 
-def test_a_refused_template_is_said_and_leaves_no_template_anywhere(tmp_path: Path) -> None:
+def test_a_refused_template_gives_a_warning_and_no_template_anywhere(tmp_path: Path) -> None:
     write_gguf(tmp_path / "m.gguf", template=INEXACT)
     answer = quantkit("ollama", tmp_path / "m.gguf", *NAME)
     assert answer.code == 0
@@ -133,12 +133,12 @@ def test_dry_run_writes_nothing_and_asks_no_server(folder: Path) -> None:
 
 def test_json_is_one_document_and_quiet_is_nothing(folder: Path, server: Ollama) -> None:
     answer = quantkit("ollama", folder, *NAME, "--create", "--format", "json", env=at(server))
-    found = json.loads(answer.stdout)
-    assert found["command"] == "ollama" and found["name"] == "azure99/blossom-v5"
-    assert [each["type"] for each in found["quantizations"]] == ["q4_0", "q8_0"]
-    assert found["quantizations"][0]["template"] == "exact"
-    assert set(found["created"]) == set(server.models)
-    assert [Path(path).name for path in found["written"]][-1] == "ollama-plan.toml"
+    document = json.loads(answer.stdout)
+    assert document["command"] == "ollama" and document["name"] == "azure99/blossom-v5"
+    assert [quantization["type"] for quantization in document["quantizations"]] == ["q4_0", "q8_0"]
+    assert document["quantizations"][0]["template"] == "exact"
+    assert set(document["created"]) == set(server.models)
+    assert [Path(path).name for path in document["written"]][-1] == "ollama-plan.toml"
     answer = quantkit("ollama", folder, *NAME, "--format", "quiet")
     assert (answer.code, answer.stdout, answer.stderr) == (0, "", "")
 
@@ -185,8 +185,8 @@ def test_a_server_that_dies_in_an_upload_is_one_sentence_and_the_same_command_co
     folder: Path, server: Ollama
 ) -> None:
     server.die_after = 100
-    said = failed(quantkit("ollama", folder, *NAME, "--push", env=at(server)))
-    assert "went away after" in said and "of m-Q4_0.gguf" in said and "repeat the command" in said
+    sentence = failed(quantkit("ollama", folder, *NAME, "--push", env=at(server)))
+    assert "went away after" in sentence and "of m-Q4_0.gguf" in sentence and "repeat the command" in sentence
     assert not server.models
     assert quantkit_process("ollama", folder, *NAME, "--push", env=at(server)).code == 0
     assert len(server.manifests) == 8
@@ -194,21 +194,21 @@ def test_a_server_that_dies_in_an_upload_is_one_sentence_and_the_same_command_co
 
 def test_a_key_that_is_not_registered_is_one_sentence(folder: Path, server: Ollama) -> None:
     server.unknown_key = True
-    said = failed(quantkit("ollama", folder, *NAME, "--push", env=at(server)))
-    assert "this machine's key is not registered there" in said and "https://ollama.com/settings/keys" in said
+    sentence = failed(quantkit("ollama", folder, *NAME, "--push", env=at(server)))
+    assert "this machine's key is not registered there" in sentence and "https://ollama.com/settings/keys" in sentence
     assert len(server.models) == 8
 
 
-def test_no_server_is_one_sentence_and_the_modelfiles_are_there_all_the_same(folder: Path) -> None:
+def test_no_server_is_one_sentence_and_the_modelfiles_are_written(folder: Path) -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    said = failed(quantkit("ollama", folder, *NAME, "--create", "--host", f"127.0.0.1:{port}"))
-    assert f"no Ollama server answers at http://127.0.0.1:{port}" in said and "`ollama serve`" in said
+    sentence = failed(quantkit("ollama", folder, *NAME, "--create", "--host", f"127.0.0.1:{port}"))
+    assert f"no Ollama server answers at http://127.0.0.1:{port}" in sentence and "`ollama serve`" in sentence
     assert (folder / "Modelfile").exists()
 
 
-def test_an_old_server_is_warned_of_where_it_matters(tmp_path: Path, server: Ollama) -> None:
+def test_an_old_server_gives_a_warning_if_it_matters(tmp_path: Path, server: Ollama) -> None:
     server.version = "0.12.6"
     write_gguf(tmp_path / "m.gguf", template=INEXACT)
     answer = quantkit("ollama", tmp_path / "m.gguf", *NAME, "--create", env=at(server))
@@ -216,24 +216,24 @@ def test_an_old_server_is_warned_of_where_it_matters(tmp_path: Path, server: Oll
     assert "this server is Ollama 0.12.6, which ignores the GGUF's own template" in answer.stderr
 
 
-def test_a_modelfile_edited_by_hand_is_not_overwritten_unasked(folder: Path) -> None:
+def test_a_modelfile_edited_by_hand_is_overwritten_only_with_force(folder: Path) -> None:
     assert quantkit("ollama", folder, *NAME).code == 0
     (folder / "Modelfile").write_text("FROM mine\n")
-    said = failed(quantkit("ollama", folder, *NAME))
-    assert "Modelfile already exists with another content; overwrite it with --force" in said
+    sentence = failed(quantkit("ollama", folder, *NAME))
+    assert "Modelfile already exists with another content; overwrite it with --force" in sentence
     assert (folder / "Modelfile").read_text() == "FROM mine\n"
     assert quantkit("ollama", folder, *NAME, "--force").code == 0
     assert (folder / "Modelfile").read_text() != "FROM mine\n"
 
 
-def test_a_recipe_says_what_was_not_asked(folder: Path) -> None:
+def test_a_recipe_gives_the_values_that_options_leave_out(folder: Path) -> None:
     recipe = Path(__file__).resolve().parents[2] / "recipes" / "blossom-v5-4b.toml"
     answer = quantkit("ollama", folder / "m-Q4_0.gguf", "--recipe", recipe, "-p", "top_k=7")
     assert answer.code == 0, answer.stderr
     made = parse_modelfile((folder / "Modelfile").read_text())
     assert "azure99/blossom-v5:latest" in answer.stdout
-    said = {name: value for name, value in made.parameters if name != "stop"}
-    assert said == {"temperature": 0.5, "top_p": 0.85, "top_k": 7, "repeat_penalty": 1.05, "num_ctx": 4096}
+    parameters = {name: value for name, value in made.parameters if name != "stop"}
+    assert parameters == {"temperature": 0.5, "top_p": 0.85, "top_k": 7, "repeat_penalty": 1.05, "num_ctx": 4096}
     assert made.system is not None and made.system.startswith("A chat between a human")
 
 
@@ -242,7 +242,7 @@ def test_a_recipe_says_what_was_not_asked(folder: Path) -> None:
     [
         (("m-Q4_0.gguf",), 2, "--name NAMESPACE/MODEL is missing"),
         (NAME, 2, "no GGUF was named"),
-        (("gone.gguf", *NAME), 1, "there is no file gone.gguf"),
+        (("gone.gguf", *NAME), 1, "file gone.gguf not found; check the path"),
         (("words.gguf", *NAME), 1, "words.gguf is not a sound GGUF file: the magic is missing"),
         (("bare.gguf", *NAME), 1, "bare.gguf has no chat template and none is known for it; give one with"),
         (("m-Q4_0.gguf", "--name", "my model"), 2, "the name 'my model' has a space"),
@@ -260,8 +260,8 @@ def test_a_recipe_says_what_was_not_asked(folder: Path) -> None:
         (("m-Q4_0.gguf", *NAME, "-p", "temprature=1"), 2, "did you mean temperature?"),
         (("m-Q4_0.gguf", *NAME, "-p", "top_k=many"), 2, "takes a whole number, not 'many'"),
         (("m-Q4_0.gguf", *NAME, "-p", "mirostat=1"), 2, "deprecated"),
-        (("m-Q4_0.gguf", *NAME, "-p", "num_ctx=0"), 2, "a num_ctx of 0 holds no token"),
-        (("m-Q4_0.gguf", *NAME, "-p", "stop="), 2, "a stop that is empty says nothing"),
+        (("m-Q4_0.gguf", *NAME, "-p", "num_ctx=0"), 2, "num_ctx 0 must be greater than zero"),
+        (("m-Q4_0.gguf", *NAME, "-p", "stop="), 2, "stop is empty; give a text or leave it out"),
         (("m-Q4_0.gguf", *NAME, "-p", "top_k"), 2, "'top_k' is not NAME=VALUE"),
         (
             ("m-Q4_0.gguf", *NAME, "-p", "num_ctx=1", "--ctx", "2"),
@@ -284,7 +284,7 @@ def test_a_recipe_says_what_was_not_asked(folder: Path) -> None:
         (("empty", *NAME), 1, "empty holds no GGUF file"),
     ],
 )
-def test_what_is_wrong_is_one_sentence(
+def test_a_wrong_command_line_is_one_sentence(
     words: tuple[str, ...], code: int, sentence: str, folder: Path, tmp_path: Path
 ) -> None:
     place = tmp_path / "place"
@@ -321,8 +321,11 @@ def test_check_is_clean_for_what_it_wrote_itself_and_finds_what_is_wrong(folder:
     lines = answer.stdout.splitlines()
     assert lines[0].startswith(f"{bad}:2: error: ") and "temperature" in lines[0]
     assert lines[1].startswith(f"{bad}:3: warning: ") and "mirostat" in lines[1]
-    found = json.loads(quantkit("ollama", "--check", bad, "--format", "json").stdout)
-    assert [(each["line"], each["severity"]) for each in found["findings"]] == [(2, "error"), (3, "warning")]
+    document = json.loads(quantkit("ollama", "--check", bad, "--format", "json").stdout)
+    assert [(finding["line"], finding["severity"]) for finding in document["findings"]] == [
+        (2, "error"),
+        (3, "warning"),
+    ]
 
 
 def test_check_of_what_cannot_be_read_is_one_sentence(tmp_path: Path) -> None:
@@ -333,8 +336,8 @@ def test_check_of_what_cannot_be_read_is_one_sentence(tmp_path: Path) -> None:
 
 def test_a_folder_that_cannot_be_written_is_one_sentence(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    said = failed(quantkit("ollama", folder, *NAME, "-o", tmp_path / "file"))
-    assert f"cannot write in {tmp_path / 'file'}" in said
+    sentence = failed(quantkit("ollama", folder, *NAME, "-o", tmp_path / "file"))
+    assert f"cannot write in {tmp_path / 'file'}" in sentence
 
 
 def test_the_help_fits_80_columns() -> None:

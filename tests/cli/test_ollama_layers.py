@@ -64,6 +64,6 @@ def test_all_layers_and_the_former_name_of_the_option(folder: Path, tmp_path: Pa
         (("--num-gpu", "12", "--vram", "8G"), "give both"),
     ],
 )
-def test_a_wish_that_says_nothing_is_one_sentence(folder: Path, words: tuple[str, ...], sentence: str) -> None:
+def test_contradicting_gpu_options_are_one_sentence(folder: Path, words: tuple[str, ...], sentence: str) -> None:
     answer = quantkit("ollama", folder, *NAME, "--dry-run", *words)
     assert answer.code == 2 and sentence in answer.sentence

@@ -216,3 +216,15 @@ def test_a_folder_and_its_config_alone_are_planned_alike(tmp_path: Path) -> None
     with_weights, without = plan(folder, "-t", "q8_0"), plan(alone, "-t", "q8_0")
     assert with_weights["exact_sizes"] and not without["exact_sizes"]
     assert with_weights["types"][0]["devices"] == without["types"][0]["devices"]
+
+
+def test_awq_whose_default_group_does_not_fit_names_the_group_that_convert_needs(tmp_path: Path) -> None:
+    folder = tiny_llama(tmp_path / "model", variant="smollm2")
+    refused = quantkit("awq", folder, "--dry-run", "-o", tmp_path)
+    assert refused.code == 1 and "128" in refused.sentence
+    answer = quantkit("plan", folder, "--vram", "2G", "-t", "awq")
+    assert answer.code == 0, answer.stderr
+    assert "awq, group 32" in answer.stdout
+    assert "convert it with --group-size 32" in " ".join(answer.stderr.split())
+    assert "0.0 GB" not in answer.stderr + answer.stdout
+    assert quantkit("awq", folder, "--group-size", "32", "--dry-run", "-o", tmp_path).code == 0

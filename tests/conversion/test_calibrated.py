@@ -41,7 +41,7 @@ EIGHT_BIT = (FolderRequest("awq", Grid(8, 16)), FolderRequest("gptq", Grid(8, -1
 WHOLE_ROWS = (FolderRequest("awq", Grid(8, -1)), FolderRequest("gptq", Grid(8, -1, symmetric=True)))
 # No architecture of transformers is the same, or none of its loaders reads experts stacked in one tensor.
 NO_NATIVE = {"baichuan-13b", "baichuan2-13b"}
-STACKED_ONLY = {name for name in all_cases() if name.startswith(("gpt-oss", "granitemoe"))}
+STACKED_ONLY = {name for name in all_cases() if name.startswith(("gpt-oss", "granitemoe", "gemma4-experts", "llama4"))}
 WRITTEN = sorted(all_cases().keys() - NO_NATIVE - STACKED_ONLY)
 # One or two a group in the default suite: what differs in folds, linears, experts or names.
 FIRST = {

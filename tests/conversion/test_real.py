@@ -5,7 +5,7 @@ from pathlib import Path
 
 from quantkit.gguf.file_types import FILE_TYPES
 from tests.conversion.test_bytes import convert, sha256
-from tests.helpers.command import quantkit
+from tests.helpers.command import quantkit_process
 from tests.helpers.oracle import Job, run_jobs
 from tests.helpers.real import smollm2_or_skip
 
@@ -22,7 +22,7 @@ def test_the_demos_four_files_are_llama_cpps_whole(tmp_path: Path) -> None:
 
 
 def test_real_weights_keep_their_logits(tmp_path: Path) -> None:
-    answer = quantkit("gguf", smollm2_or_skip(), "-t", "q8_0", "-o", tmp_path, "--format", "json")
+    answer = quantkit_process("gguf", smollm2_or_skip(), "-t", "q8_0", "-o", tmp_path, "--format", "json")
     assert answer.code == 0, answer.stderr
     document = json.loads(answer.stdout)
     assert document["outputs"][0]["logit_correlation"] > 0.995

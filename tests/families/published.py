@@ -4,7 +4,7 @@ The figures are from the models' own pages (parameters: total_size of the weight
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -158,12 +158,15 @@ def source_shapes(model: Published) -> dict[str, tuple[int, ...]]:
     shapes: dict[str, tuple[int, ...]] = {}
     taken: set[tuple[str, int | None]] = set()
     for rule in family.rules:
-        for layer in range(sizes.n_layer) if "{layer}" in rule.source else (None,):
+        layers: Iterable[int | None] = range(sizes.n_layer) if "{layer}" in rule.source else (None,)
+        if rule.draft:
+            layers = range(sizes.n_layer, sizes.n_layer + sizes.n_draft)
+        for layer in layers:
             if (rule.target, layer) in taken or not _there(rule, layer, sizes, model):
                 continue
             taken.add((rule.target, layer))
             for expert in range(sizes.n_expert) if "{expert}" in rule.source else (None,):
-                name = rule.source.format(layer=layer, expert=expert)
+                name = rule.source.format(layer=layer, draft=(layer or 0) - sizes.n_layer, expert=expert)
                 shapes[name] = tuple(family.dimension(sizes, each) for each in rule.shape)
     return shapes
 

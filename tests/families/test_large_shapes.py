@@ -1,7 +1,7 @@
 """DeepSeek, Gemma 3 and gpt-oss at their published sizes: parameters, and the type mixes that llama.cpp gives them."""
 
 import tracemalloc
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -121,18 +121,25 @@ def test_parameters_and_mixes_are_llama_cpps(name: str, tmp_path: Path) -> None:
     keys, tensors = described(config, packed=packed)
     assert round(sum(prod(tensor.shape) for tensor in tensors) / 1e9, 2) == billions
 
-    path = tmp_path / "sparse.gguf"
-    oracle.write_sparse_gguf(path, keys, [(each.name, each.shape, each.dtype) for each in tensors])
+    assert_mixes_are_llama_cpps(keys, tensors, ASKED, tmp_path / "sparse.gguf")
+
+
+def assert_mixes_are_llama_cpps(
+    keys: dict[str, Any], tensors: list[MixTensor], types: Iterable[str], path: Path
+) -> None:
+    """Our type of each tensor is that of a dry run of llama_model_quantize over a file without weights at `path`."""
+    oracle.write_sparse_gguf(path, keys, [(tensor.name, tensor.shape, tensor.dtype) for tensor in tensors])
+    names = list(types)
     jobs = [
-        oracle.Job(src=str(path), dst="unused", ftype=FILE_TYPES[asked].ftype, dry_run=True, allow_requantize=True)
-        for asked in ASKED
+        oracle.Job(src=str(path), dst="unused", ftype=FILE_TYPES[name].ftype, dry_run=True, allow_requantize=True)
+        for name in names
     ]
     arch = str(keys["general.architecture"])
-    for asked, result in zip(ASKED, oracle.run_jobs(jobs), strict=True):
+    for name, result in zip(names, oracle.run_jobs(jobs), strict=True):
         assert result.code == 0, result.log[-500:]
-        ours = {each.name: each.type for each in choose_types(_mix_model(arch, keys), FILE_TYPES[asked], tensors)}
+        ours = {tensor.name: tensor.type for tensor in choose_types(_mix_model(arch, keys), FILE_TYPES[name], tensors)}
         theirs = oracle.mix_from_log(result.log)
-        assert {key: (ours[key].name, theirs[key].name) for key in ours if ours[key] != theirs[key]} == {}, asked
+        assert {key: (ours[key].name, theirs[key].name) for key in ours if ours[key] != theirs[key]} == {}, name
         assert list(ours) == list(theirs)
 
 

@@ -114,7 +114,9 @@ def test_a_config_that_cannot_be_true_is_refused(change: dict[str, object], word
 
 
 def test_an_unknown_architecture_names_at_most_the_three_nearest() -> None:
-    with pytest.raises(UnsupportedError, match=r"nearest by name are MixtralForCausalLM and MistralForCausalLM"):
+    with pytest.raises(
+        UnsupportedError, match=r"nearest by name are MixtralForCausalLM, MistralForCausalLM and Mistral3"
+    ):
         find_family({"architectures": ["MixtraForCausalLM"]})
     with pytest.raises(UnsupportedError, match="names no architecture"):
         find_family({"model_type": "novel"})

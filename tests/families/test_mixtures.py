@@ -1,16 +1,22 @@
 """Mixtures of experts: settings that llama.cpp would run as another model, and layers that predict a later token."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from quantkit.checkpoint import open_checkpoint
 from quantkit.errors import CheckpointError, QuantkitError, UnsupportedError
 from quantkit.families import find_family
+from quantkit.families.base.native import Native
+from quantkit.forward.attention import Context as Sequence
+from quantkit.forward.attention import attend
 from quantkit.planning.context import Context
 from quantkit.planning.memory import plan_memory
 from tests.families.expected import expected, write_checkpoint
+from tests.families.models import TOKENS
 from tests.helpers.conversions import to_gguf
 from tests.planning.models import read_model
 
@@ -31,6 +37,37 @@ REFUSED: list[tuple[str, dict[str, Any], type[QuantkitError], str]] = [
     ("ernie4.5-moe", {"moe_layer_interval": 2}, UnsupportedError, "moe_layer_interval is 2"),
     ("ernie4.5-moe", {"moe_layer_end_index": 1}, UnsupportedError, "moe_layer_end_index is 1.*only with -1 or 2"),
     ("ernie4.5-moe", {"moe_k": 7}, CheckpointError, "moe_k 7 is more than moe_num_experts 6"),
+    ("hunyuan-dense", {"attention_bias": True}, UnsupportedError, "attention_bias is true"),
+    ("hunyuan-dense", {"use_cla": True}, UnsupportedError, "use_cla is true"),
+    ("hunyuan-dense", {"rope_scaling": {"type": "dynamic", "factor": 2.0}}, UnsupportedError, "alpha None"),
+    ("hunyuan-dense", {"rope_scaling": {"type": "yarn", "factor": 2.0}}, UnsupportedError, "rope scaling 'yarn'"),
+    ("hunyuan-moe", {"moe_topk": [3, 2]}, UnsupportedError, "moe_topk differs between layers"),
+    ("hunyuan-moe", {"moe_topk": "3"}, CheckpointError, "moe_topk must be a whole number"),
+    ("hunyuan-moe", {"moe_topk": 7}, CheckpointError, "moe_topk 7 is more than num_experts 6"),
+    ("hunyuan-moe", {"num_shared_expert": [2, 2]}, UnsupportedError, "num_shared_expert is 2"),
+    ("hunyuan-moe", {"moe_intermediate_size": 16}, UnsupportedError, "moe_intermediate_size is 16.*only with 32"),
+    ("bailingmoe", {"norm_head": True}, UnsupportedError, "norm_head is true"),
+    ("bailingmoe", {"first_k_dense_replace": 1}, UnsupportedError, "first_k_dense_replace is 1"),
+    ("bailingmoe", {"num_experts_per_tok": 7}, CheckpointError, "num_experts_per_tok 7 is more than num_experts 6"),
+    ("bailingmoe2", {"use_qkv_bias": True}, UnsupportedError, "use_qkv_bias is true"),
+    ("bailingmoe2", {"use_qk_norm": False}, UnsupportedError, "use_qk_norm is false"),
+    ("bailingmoe2", {"num_shared_experts": 2}, UnsupportedError, "num_shared_experts is 2"),
+    ("bailingmoe2", {"head_dim": 32}, UnsupportedError, "4 heads of head_dim 32 are not hidden_size 64"),
+    ("llama4", {"attention_chunk_size": 4096}, UnsupportedError, "attention_chunk_size is 4096.*only with 8192"),
+    ("llama4", {"attn_temperature_tuning": False}, UnsupportedError, "attn_temperature_tuning is false"),
+    ("llama4", {"floor_scale": 4096}, UnsupportedError, "floor_scale is 4096"),
+    ("llama4", {"no_rope_layers": [1, 1, 1, 1, 1]}, UnsupportedError, "no_rope_layers is"),
+    ("llama4", {"layer_types": ["full_attention"] * 5}, UnsupportedError, "layer_types is"),
+    ("llama4", {"moe_layers": [1, 3]}, UnsupportedError, "moe_layers is"),
+    ("llama4", {"use_qk_norm": False}, UnsupportedError, "use_qk_norm is false.*4 experts"),
+    ("llama4-interleaved-128-experts", {"use_qk_norm": True}, UnsupportedError, "use_qk_norm is true.*128 experts"),
+    ("llama4", {"num_experts_per_tok": 5}, CheckpointError, "num_experts_per_tok 5 is more than num_local_experts 4"),
+    ("afmoe", {"mup_enabled": False}, UnsupportedError, "mup_enabled is false"),
+    ("afmoe", {"route_norm": False}, UnsupportedError, "route_norm is false"),
+    ("afmoe", {"score_func": "softmax"}, UnsupportedError, "score_func is 'softmax'"),
+    ("afmoe", {"layer_types": ["full_attention"] * 5}, UnsupportedError, "layer_types is"),
+    ("afmoe", {"global_attn_every_n_layers": 2}, UnsupportedError, "global_attn_every_n_layers is 2"),
+    ("afmoe", {"num_experts_per_tok": 7}, CheckpointError, "num_experts_per_tok 7 is more than num_experts 6"),
     ("glm4moe", {"rope_scaling": {"type": "llama3", "factor": 8.0}}, UnsupportedError, "rope scaling 'llama3'"),
 ]
 
@@ -44,6 +81,41 @@ def test_what_llama_cpp_would_run_wrong_is_refused(
     family.keys(family.gguf_arch, family.sizes(config))
     with pytest.raises(error, match=words):
         family.keys(family.gguf_arch, family.sizes({**config, **change}))
+
+
+@pytest.mark.parametrize("name", ["bailingmoe", "bailingmoe2", "bailingmoe2-further-token"])
+def test_the_forward_of_remote_code_gives_the_logits_of_the_native_model(name: str, tmp_path: Path) -> None:
+    with open_checkpoint(str(write_checkpoint(name, tmp_path))) as checkpoint:
+        native, known = Native(checkpoint), expected(name).logits
+        ours = native.decoder.run(TOKENS)
+    np.testing.assert_allclose(ours, known, atol=2e-3 * known.std() + 1e-3 * np.abs(known).max())
+
+
+def test_a_token_attends_within_its_chunk_only(tmp_path: Path) -> None:
+    """Rotary scores depend on distances alone, so each chunk gives what it gives as a text of its own."""
+    with open_checkpoint(str(write_checkpoint("llama4", tmp_path))) as checkpoint:
+        decoder = Native(checkpoint).decoder
+        layer = decoder.layer(0).layer
+        chunked = replace(layer, config={**layer.config, "attention_chunk_size": 5})
+        x = np.random.default_rng(0).standard_normal((12, decoder.hidden)).astype(np.float32)
+        part = decoder.architecture.attention
+        whole = attend(part, chunked, x, Sequence())
+        alone = [attend(part, layer, piece, Sequence()) for piece in (x[:5], x[5:10], x[10:])]
+    np.testing.assert_allclose(whole, np.concatenate(alone), atol=1e-5)
+
+
+def test_late_queries_of_layers_without_positions_are_scaled_as_transformers_scales_them(tmp_path: Path) -> None:
+    """log1p(floor((position + 1) / floor_scale)) * attn_scale + 1 (Llama4TextAttention.forward)."""
+    with open_checkpoint(str(write_checkpoint("llama4", tmp_path))) as checkpoint:
+        decoder = Native(checkpoint).decoder
+        part, config = decoder.architecture.attention, {**decoder.config, "floor_scale": 4}
+        layers = [replace(decoder.layer(number).layer, config=config) for number in (2, 3)]
+        x = np.random.default_rng(0).standard_normal((8, decoder.hidden)).astype(np.float32)
+        late = [attend(part, layer, x, Sequence()) for layer in layers]
+        plain = [attend(part, replace(layer, config=decoder.config), x, Sequence()) for layer in layers]
+    np.testing.assert_array_equal(late[0], plain[0])
+    np.testing.assert_array_equal(late[1][:3], plain[1][:3])
+    assert (np.abs(late[1][3:] - plain[1][3:]).max(axis=1) > 1e-4).all()
 
 
 @pytest.mark.parametrize(("name", "stated", "blocks"), [("glm4moe-head-norms-groups", 1, 3), ("glm4moe", 0, 4)])

@@ -15,10 +15,10 @@ ALLOWED = {
     # llama.cpp's own type mix (src/llama-quant.cpp), keyed by its architectures, for any GGUF that llama.cpp knows;
     # a test compares it with llama.cpp, and a new family needs no entry
     "gguf/mix.py": {"falcon", "llama"},
-    "gguf/mix_rules.py": {"llama", "qwen2", "olmo"},
-    # llama.cpp's names of kinds of tokenizer (tokenizer.ggml.model)
+    "gguf/mix_rules.py": {"jais2", "llama", "qwen2", "olmo"},
+    # llama.cpp's names of kinds of tokenizer (tokenizer.ggml.model) and of pre-tokenizers
     "tokenizer/bytelevel.py": {"gpt2"},
-    "tokenizer/differences.py": {"gpt2", "t5"},
+    "tokenizer/differences.py": {"gpt2", "llama4", "minimax-m2", "t5"},
     "tokenizer/spm.py": {"llama", "t5"},
     "tokenizer/spm_json.py": {"llama"},
     "tokenizer/written.py": {"gpt2"},
@@ -26,7 +26,7 @@ ALLOWED = {
     "publish/ollama/facts.py": {"bert", "clip", "falcon-h1", "gpt2", "lfm2", "llama"},
     # names of chat templates
     "chat/builtin.py": {"baichuan"},
-    "chat/recognise.py": {"baichuan", "command-r", "gemma", "granite", "mistral"},
+    "chat/recognise.py": {"baichuan", "command-r", "exaone", "gemma", "granite", "mistral"},
     "chat/suggest.py": {"baichuan"},
     # a mode of numpy's take
     "checkpoint/float8.py": {"clip"},

@@ -49,8 +49,10 @@ def assert_transformers_own(found: np.ndarray, name: str) -> None:
 
 def test_every_architecture_of_the_reference_is_compared() -> None:
     compared = {expected(name).native["config"]["architectures"][0] for name in NATIVE}
-    former_names = {"LLaMAForCausalLM", "StableLMEpochForCausalLM"}
-    assert set(forward_architectures()) - former_names == compared
+    spellings = {"LLaMAForCausalLM", "StableLMEpochForCausalLM", "LFM2ForCausalLM", "Ernie4_5_ForCausalLM"}
+    # transformers has no class of these: their published checkpoints are compared with classes that compute the same
+    remote = {"BailingMoeForCausalLM", "BailingMoeV2ForCausalLM"}
+    assert set(forward_architectures()) - spellings - remote == compared
 
 
 @pytest.mark.parametrize("name", NATIVE)

@@ -5,7 +5,7 @@ import pytest
 
 from quantkit.families import reference_logits
 from quantkit.forward import attention
-from quantkit.forward.attention import Layer, attend
+from quantkit.forward.attention import Context, Layer, attend
 from quantkit.forward.description import Attention
 from quantkit.forward.weights import Weights
 from tests.families.models import TOKENS
@@ -47,6 +47,6 @@ def test_a_long_sequence_attends_as_the_plain_formula_does(window: int | None) -
     part = Attention(rope=lambda _config, _layer: None, window=lambda _config, _layer: window)
     config = {"hidden_size": hidden, "num_attention_heads": heads, "num_key_value_heads": kv}
     held = Weights(tensors.__getitem__, lambda name, start, stop: tensors[name][start:stop], tensors.keys())
-    found = attend(part, Layer(held, config, 0, "", 1e-5), x.astype(np.float32))
+    found = attend(part, Layer(held, config, 0, "", 1e-5), x.astype(np.float32), Context())
     assert found.dtype == np.float32
     np.testing.assert_allclose(found, expected, atol=2e-5 * expected.std(), rtol=2e-5)

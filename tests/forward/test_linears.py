@@ -51,12 +51,16 @@ def layers_of(tensors: dict[str, np.ndarray], config: dict[str, Any]) -> list[La
 
 
 def traced(tensors: dict[str, np.ndarray], config: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> Seen:
-    """The inputs of all linears of a run, the head's last."""
+    """The inputs of all linears of a run within layers, and the head's last."""
+    architecture = find_architecture(config)
+    outside = architecture.layer_inputs and architecture.layer_inputs.projection
     arrays: list[Array] = []
     seen: Seen = []
     real = Weights.linear
 
     def linear(self: Weights, name: str, x: Array, n_out: int, form: Form = Form(), index: int = 0) -> Array:
+        if outside and name.endswith(outside):
+            return real(self, name, x, n_out, form, index)
         at = next((i for i, array in enumerate(arrays) if array is x), len(arrays))
         if at == len(arrays):
             arrays.append(x)
@@ -111,7 +115,7 @@ def test_every_matrix_of_a_layer_is_a_linear_once(name: str) -> None:
         for each, values in tensors.items()
         if values.ndim > 1
         and in_a_layer(architecture, each)
-        and not each.endswith(("_bias", "_norm.weight", "conv1d.weight"))
+        and not each.endswith(("_bias", "_norm.weight", "conv1d.weight", "conv.conv.weight"))
     }
 
 
@@ -186,6 +190,17 @@ _FOLDS = {
         "kv_b_proj > attention.out",
         "up_proj > feed.down",
     ],
+    # values are normed over their head
+    "gemma4": ["input_layernorm > attention", "pre_feedforward_layernorm > feed", "up_proj > feed.down"],
+    "gemma4-experts": [
+        "input_layernorm > attention",
+        "pre_feedforward_layernorm_2 > " + " ".join(f"expert.{expert}" for expert in range(6)),
+        "pre_feedforward_layernorm > feed",
+        *(f"gate_up_proj {expert} > expert.{expert}.down" for expert in range(6)),
+        "up_proj > feed.down",
+    ],
+    # the convolution's second gate is linear until the next input
+    "lfm2": ["operator_norm > attention", "ffn_norm > feed", "in_proj > attention.out", "w3 > feed.down"],
     "deepseek-v2-lite": [
         "input_layernorm > attention",
         "post_attention_layernorm > feed",
@@ -207,7 +222,16 @@ def test_routers_and_gates_of_shared_experts_are_kept_and_nothing_else_is() -> N
             for each in layer.inputs:
                 for one in each.linears:
                     last = one.name.split(".", 3)[-1]
-                    kept = last in {"mlp.gate", "mlp.router", "mlp.shared_expert_gate"} or last.startswith(
+                    kept = last in {
+                        "mlp.gate",
+                        "mlp.gate.wg",
+                        "mlp.router",
+                        "mlp.router.gate",
+                        "mlp.shared_expert_gate",
+                        "router.proj",
+                        "feed_forward.gate",
+                        "feed_forward.router",
+                    } or last.startswith(
                         (
                             "block_sparse_moe.gate",
                             "block_sparse_moe.router",

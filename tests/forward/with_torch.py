@@ -34,9 +34,9 @@ def weights(tensors: dict[str, Any]) -> Weights:
 def logits(arrays: dict[str, Any], of_layers: dict[str, Any], config: dict[str, Any], device: str) -> torch.Tensor:
     decoder = Decoder(weights(arrays), config, find_architecture(config))
     with patch.object(torch.Tensor, "__array__", refuse), patch.object(torch.Tensor, "numpy", refuse):
-        x = place(decoder.embed(TOKENS), torch.device(device))
+        x, context = place(decoder.embed(TOKENS), torch.device(device)), decoder.context(TOKENS)
         for number in range(decoder.n_layers):
-            x = decoder.layer(number, weights(of_layers))(x)
+            x = decoder.layer(number, weights(of_layers))(x, context)
             assert (x.dtype, x.device.type) == (torch.float32, device)
         return decoder.logits(x)
 

@@ -10,6 +10,7 @@ import pytest
 
 from quantkit.checkpoint import open_checkpoint
 from quantkit.families.base.native import Native
+from quantkit.forward.attention import Context
 from quantkit.outputs.packed_folders import all_layers
 from quantkit.quant.grid import Grid
 from quantkit.quant.rounding import round_to_nearest
@@ -39,14 +40,15 @@ def directions_of(native: Native, text: np.ndarray) -> dict[int, np.ndarray]:
     """By layer: the direction along which what the router sees of every token is nearest to 1 (least squares)."""
     decoder = native.decoder
     streams, found = [decoder.embed(window.tolist()) for window in text], {}
+    context = Context()
     for number in range(decoder.n_layers):
         layer = decoder.layer(number)
-        halves = [layer.attend(x) for x in streams]
+        halves = [layer.attend(x, context) for x in streams]
         seen = np.concatenate([each for _, each in halves]).astype(np.float64)
         gram = seen.T @ seen
         gram[np.diag_indices_from(gram)] += 1e-3 * np.trace(gram) / len(gram)
         found[number] = np.linalg.solve(gram, seen.sum(axis=0)).astype(np.float32)
-        streams = [layer.join(middle, layer.feed(each)) for middle, each in halves]
+        streams = [layer.join(middle, layer.feed(middle, each), context) for middle, each in halves]
     return found
 
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from quantkit.errors import QuantkitError
 from quantkit.journal import Journal
-from quantkit.measurement.document import load_report, read_report
+from quantkit.measurement.reading import load_report, read_report
 from quantkit.recipes import read_recipe
 from quantkit.recipes.bake.journal import BakeJournal
 from quantkit.recipes.ollama import ollama_recipe
@@ -51,8 +51,7 @@ def make_targets(folder: Path) -> dict[str, Target]:
     outputs, matrix = folder / "model-GGUF", folder / "model-imatrix.gguf"
     gguf = outputs / "model-Q8_0.gguf"
     (folder / "Modelfile").write_text(
-        'FROM ./model.gguf\nTEMPLATE """<|x|>{{ .Prompt }}<|y|>"""\nPARAMETER stop "<|x|>"\n'
-        "SYSTEM Hello\nMESSAGE user Hi\n"
+        'FROM smollm2\nTEMPLATE """<|x|>{{ .Prompt }}<|y|>"""\nPARAMETER stop "<|x|>"\nSYSTEM Hello\nMESSAGE user Hi\n'
     )
     shutil.copytree(ROOT / "recipes", folder / "recipes")
     (folder / "report.json").write_text(json.dumps(sample()))

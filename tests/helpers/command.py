@@ -11,6 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
+# sets KMP_DUPLICATE_LIB_OK when it is imported, which must not look like a change by a test
+import threadpoolctl  # noqa: F401
+
 from quantkit.cli import main
 
 _COLUMNS = "80"

@@ -57,14 +57,14 @@ func render(parsed *template.Template, messages []message) answer {
 	var system []string
 	var joined []*message
 	for i := range messages {
-		each := messages[i]
-		if each.Role == "system" {
-			system = append(system, each.Content)
+		message := messages[i]
+		if message.Role == "system" {
+			system = append(system, message.Content)
 		}
-		if n := len(joined); n > 0 && joined[n-1].Role == each.Role {
-			joined[n-1].Content += "\\n\\n" + each.Content
+		if n := len(joined); n > 0 && joined[n-1].Role == message.Role {
+			joined[n-1].Content += "\\n\\n" + message.Content
 		} else {
-			joined = append(joined, &each)
+			joined = append(joined, &message)
 		}
 	}
 	var text strings.Builder
@@ -85,18 +85,18 @@ func main() {
 		panic(err)
 	}
 	answers := make([][]answer, len(requests))
-	for i, each := range requests {
+	for i, request := range requests {
 		functions := template.FuncMap{
 			"json":             asJSON,
 			"currentDate":      func(...string) string { return "2026-01-02" },
 			"yesterdayDate":    func(...string) string { return "2026-01-01" },
 			"toTypeScriptType": func(any) string { return "any" },
 		}
-		parsed, err := template.New("").Option("missingkey=zero").Funcs(functions).Parse(each.Template)
-		if len(each.Conversations) == 0 && err != nil {
+		parsed, err := template.New("").Option("missingkey=zero").Funcs(functions).Parse(request.Template)
+		if len(request.Conversations) == 0 && err != nil {
 			answers[i] = append(answers[i], answer{Error: err.Error()})
 		}
-		for _, messages := range each.Conversations {
+		for _, messages := range request.Conversations {
 			if err != nil {
 				answers[i] = append(answers[i], answer{Error: err.Error()})
 			} else {

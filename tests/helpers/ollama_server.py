@@ -98,7 +98,7 @@ class Ollama:
 
     def layer(self, name: str, kind: str) -> Any:
         """The text, parameters or messages of a model; None where it has no such layer."""
-        digest = next((digest for each, digest in self.models[name]["layers"] if each == kind), None)
+        digest = next((digest for layer, digest in self.models[name]["layers"] if layer == kind), None)
         if digest is None:
             return None
         data = self.blobs[digest]
@@ -193,24 +193,24 @@ class _Handler(BaseHTTPRequestHandler):
         ollama = self.ollama
         if not _DIGEST.fullmatch(digest):
             raise _Refused("invalid digest format")
-        left, found = int(self.headers["Content-Length"]), bytearray()
+        left, data = int(self.headers["Content-Length"]), bytearray()
         while left:
             part = self.rfile.read(min(left, 1 << 16))
             if not part:
                 return
             left -= len(part)
-            found += part
-            if ollama.die_after is not None and len(found) >= ollama.die_after:
+            data += part
+            if ollama.die_after is not None and len(data) >= ollama.die_after:
                 ollama.die_after = None
                 self._break()
                 return
         if digest in ollama.blobs:
             self._answer(200, None)
             return
-        actual = f"sha256:{hashlib.sha256(found).hexdigest()}"
+        actual = f"sha256:{hashlib.sha256(data).hexdigest()}"
         if actual != digest:
             raise _Refused(f'digest mismatch, expected "{digest}", got "{actual}"')
-        ollama.blobs[digest] = bytes(found)
+        ollama.blobs[digest] = bytes(data)
         self._answer(201, None)
 
     def _create(self, body: dict[str, Any]) -> None:
@@ -378,7 +378,7 @@ class _Handler(BaseHTTPRequestHandler):
 class _Server(ThreadingHTTPServer):
     daemon_threads = True
 
-    def handle_error(self, *_: object) -> None:  # a client that went away is no news here
+    def handle_error(self, *_: object) -> None:  # a client that closes the connection is not an error here
         pass
 
     def shutdown_request(self, request: Any) -> None:
@@ -417,7 +417,7 @@ def _jinja_features(jinja: str) -> set[str]:
 def _check_parameters(parameters: dict[str, Any]) -> None:
     for name, value in parameters.items():
         if name == "stop":
-            fits = isinstance(value, list) and all(isinstance(each, str) and each for each in value)
+            fits = isinstance(value, list) and all(isinstance(stop, str) and stop for stop in value)
         elif name in _INTEGERS:
             fits = isinstance(value, int) and not isinstance(value, bool)
         elif name in _FLOATS:

@@ -70,12 +70,8 @@ SMOLLM_SPECIAL = [
     "<empty_output>",
 ]
 
-_SPECIAL = {
-    "llama3": LLAMA3_SPECIAL,
-    "smollm": SMOLLM_SPECIAL,
-    "glm": [*SMOLLM_SPECIAL, "<|user|>"],
-    "glm-moe": [*SMOLLM_SPECIAL, "<|user|>", "[gMASK]", "<|observation|>"],
-}
+_SPECIAL = {"llama3": LLAMA3_SPECIAL, "smollm": SMOLLM_SPECIAL, "glm": [*SMOLLM_SPECIAL, "<|user|>"]}
+_SPECIAL["glm-4.5"] = [*SMOLLM_SPECIAL, "[gMASK]", "<|user|>", "<|observation|>"]
 
 _CHATML = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"

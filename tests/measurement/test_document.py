@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from quantkit.errors import MeasureError, UsageError
-from quantkit.measurement.document import SCHEMA, load_report, read_report
+from quantkit.measurement.document import SCHEMA
+from quantkit.measurement.reading import load_report, read_report
 from tests.report.sample import sample
 
 

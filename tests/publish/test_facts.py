@@ -32,7 +32,7 @@ def test_every_fact_of_a_header(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("said", "model", "pre", "adds"),
+    ("add_bos_token", "model", "pre", "adds"),
     [
         (True, "gpt2", "qwen2", True),
         (False, "llama", "default", False),
@@ -44,9 +44,9 @@ def test_every_fact_of_a_header(tmp_path: Path) -> None:
     ],
 )
 def test_a_bos_is_added_where_llama_cpp_adds_it(
-    tmp_path: Path, said: bool | None, model: str, pre: str, adds: bool
+    tmp_path: Path, add_bos_token: bool | None, model: str, pre: str, adds: bool
 ) -> None:
-    path = write_gguf(tmp_path / "m.gguf", add_bos=said, model=model, pre=pre)
+    path = write_gguf(tmp_path / "m.gguf", add_bos=add_bos_token, model=model, pre=pre)
     assert facts_of_gguf(path).adds_bos is adds
 
 
@@ -54,7 +54,7 @@ def test_a_file_without_a_size_is_counted(tmp_path: Path) -> None:
     assert facts_of_gguf(write_gguf(tmp_path / "m.gguf", size_label=None)).size_label == "0.26K"
 
 
-def test_the_template_is_suggested_from_the_vocabulary_only_where_there_is_none(tmp_path: Path) -> None:
+def test_a_template_is_suggested_from_the_vocabulary_only_if_the_file_has_none(tmp_path: Path) -> None:
     tokens = ["<unk>", "<s>", "</s>", "<|beginofutterance|>", "<|endofutterance|>"]
     without = facts_of_gguf(write_gguf(tmp_path / "a.gguf", template=None, tokens=tokens))
     assert without.chat_template is None and without.suggested is not None and without.suggested.name == "huozi"
@@ -62,13 +62,13 @@ def test_the_template_is_suggested_from_the_vocabulary_only_where_there_is_none(
     assert facts_of_gguf(write_gguf(tmp_path / "c.gguf", template=None)).suggested is None
 
 
-def test_a_folder_gives_its_models_and_says_what_is_none(tmp_path: Path) -> None:
+def test_a_folder_gives_its_models_and_a_note_for_other_files(tmp_path: Path) -> None:
     write_gguf(tmp_path / "m-Q4_0.gguf")
     write_gguf(tmp_path / "m-Q8_0.gguf", type="q8_0")
     write_gguf(tmp_path / "mmproj.gguf", kind="mmproj")
     (tmp_path / "broken.gguf").write_bytes(b"GGUF")
-    found, notes = facts_of_folder(tmp_path)
-    assert [each.type for each in found] == ["q4_0", "q8_0"]
+    models, notes = facts_of_folder(tmp_path)
+    assert [model.type for model in models] == ["q4_0", "q8_0"]
     assert len(notes) == 2
     assert "broken.gguf is not a sound GGUF file" in notes[0]
     assert "mmproj.gguf is not a model: its kind is 'mmproj'" in notes[1]
@@ -83,11 +83,11 @@ def test_a_shard_stands_for_all(tmp_path: Path) -> None:
     assert only.files == (first, second) and notes == []
 
 
-def test_what_is_no_gguf_is_one_sentence(tmp_path: Path) -> None:
+def test_a_file_that_is_not_a_gguf_is_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "m.gguf").write_text("not one")
     with pytest.raises(CheckpointError, match=r"m\.gguf is not a sound GGUF file: the magic is missing"):
         facts_of_gguf(tmp_path / "m.gguf")
-    with pytest.raises(CheckpointError, match=r"there is no file .*gone\.gguf"):
+    with pytest.raises(CheckpointError, match=r"file .*gone\.gguf not found; check the path"):
         facts_of_gguf(tmp_path / "gone.gguf")
     (tmp_path / "empty").mkdir()
     with pytest.raises(CheckpointError, match="empty holds no GGUF file; make them with `quantkit gguf`"):

@@ -1,4 +1,4 @@
-"""What becomes of a Jinja template: told exactly, told with a limit, or refused with the reason."""
+"""What a Jinja template becomes: an exact Go template, one with limits, or a refusal with the reason."""
 
 import pytest
 
@@ -16,17 +16,17 @@ def go(jinja: str, *, bos: str = "<s>", adds_bos: bool = True) -> GoTemplate:
     return synthesize(jinja, bos_token=bos, eos_token="</s>", adds_bos=adds_bos)
 
 
-def said(*turns: str) -> list[dict[str, str]]:
+def messages(*turns: str) -> list[dict[str, str]]:
     """Messages from `role: content`."""
     return [dict(zip(("role", "content"), turn.split(": ", 1), strict=True)) for turn in turns]
 
 
 def rendered(template: GoTemplate, *turns: str) -> str:
-    ((text,),) = rendered_by_go([(template.text, [said(*turns)])])
+    ((text,),) = rendered_by_go([(template.text, [messages(*turns)])])
     return text
 
 
-def test_an_ordinary_template_is_told_without_limits() -> None:
+def test_an_ordinary_template_has_no_limits() -> None:
     template = go(LOOP + PROMPT)
     assert template.limits == ()
     assert rendered(template, "system: a", "user: b") == "<|system|>a<|end|><|user|>b<|end|><|assistant|>"
@@ -42,14 +42,14 @@ AWKWARD = '{{ .Content }} { {{{ }} {% """" ` \\n \\ \u3000\u00a0\u200b\ue000\U00
 
 
 def test_literal_braces_quotes_and_runes_that_do_not_print_survive_go_and_the_modelfile() -> None:
-    literal = "".join(f"\\U{ord(each):08x}" for each in AWKWARD)
+    literal = "".join(f"\\U{ord(rune):08x}" for rune in AWKWARD)
     template = go(f'{{% for m in messages %}}{{{{ "{literal}" + m.role }}}}{{{{ m.content }}}}{{% endfor %}}')
     assert rendered(template, "system: a", "user: {{ b }}") == f"{AWKWARD}systema{AWKWARD}user{{{{ b }}}}"
     text = write_modelfile(Modelfile(sources=("./model.gguf",), template=template.text))
     assert parse_modelfile(text).template == template.text
 
 
-def test_a_default_system_message_stands_where_none_is_given() -> None:
+def test_the_default_system_message_is_written_if_there_is_no_other() -> None:
     template = go(BUILT_IN["chatml"].text)
     assert rendered(template, "user: a").startswith("<|im_start|>system\nYou are a helpful assistant.<|im_end|>")
     assert rendered(template, "system: b", "user: a").startswith("<|im_start|>system\nb<|im_end|>\n<|im_start|>user\na")
@@ -64,7 +64,7 @@ FOLDED = (
 )
 
 
-def test_a_system_message_written_into_the_last_turn_is_told() -> None:
+def test_a_system_message_is_written_into_the_last_turn() -> None:
     template = go(FOLDED)
     expected = "[INST]a[/INST]b</s>[INST]s: c[/INST]"
     assert rendered(template, "system: s", "user: a", "assistant: b", "user: c") == expected
@@ -103,7 +103,7 @@ def test_the_bos_is_left_to_a_runtime_that_adds_it() -> None:
         ("{% for m in functions %}{{ m.name }}{% endfor %}" + LOOP[:10], "malformed"),
     ],
 )
-def test_what_a_go_template_cannot_say_is_refused_with_the_reason(jinja: str, reason: str) -> None:
+def test_what_a_go_template_cannot_write_is_refused_with_the_reason(jinja: str, reason: str) -> None:
     with pytest.raises(TemplateError, match=reason):
         go(jinja)
 
@@ -123,8 +123,8 @@ def test_a_refusal_is_an_error_of_its_own() -> None:
         (LOOP.replace("{{ m.content", "{{ m.content or 'nothing'"), "an empty message is not as in the Jinja template"),
     ],
 )
-def test_what_only_some_messages_bring_up_is_a_limit(jinja: str, limit: str) -> None:
-    assert any(each.startswith(limit) for each in go(jinja).limits)
+def test_a_difference_for_some_messages_only_is_a_limit(jinja: str, limit: str) -> None:
+    assert any(text.startswith(limit) for text in go(jinja).limits)
 
 
 @pytest.mark.parametrize(
@@ -139,13 +139,13 @@ def test_what_only_some_messages_bring_up_is_a_limit(jinja: str, limit: str) -> 
 def test_stops_are_eos_the_end_of_an_answer_and_the_opening_of_a_question(
     name: str, eos: str, stops: tuple[str, ...]
 ) -> None:
-    found = synthesize(BUILT_IN[name].text, bos_token="<s>", eos_token=eos, adds_bos=False)
-    assert found.stops == stops
+    template = synthesize(BUILT_IN[name].text, bos_token="<s>", eos_token=eos, adds_bos=False)
+    assert template.stops == stops
 
 
 def test_huozis_chinese_roles_come_out_as_its_jinja_template_writes_them() -> None:
     turns = ("system: 你是一个智能助手", "user: 你好", "assistant: 你好！", "user: 写一首诗")
-    expected = render(BUILT_IN["huozi"].text, said(*turns), bos_token="<s>", eos_token="</s>")
+    expected = render(BUILT_IN["huozi"].text, messages(*turns), bos_token="<s>", eos_token="</s>")
     assert "系统" in expected and "用户" in expected
     assert rendered(go(BUILT_IN["huozi"].text), *turns) == expected
 

@@ -1,4 +1,4 @@
-"""Over real templates, Go renders what jinja2 renders: the Jinja template is the truth, Go's own engine the judge."""
+"""Go's own engine renders real templates as jinja2 renders the Jinja they were made from."""
 
 from collections.abc import Sequence
 
@@ -31,9 +31,9 @@ MISSION = {
 
 
 def test_the_missions_models_are_accepted_and_exact() -> None:
-    named = {each.name: each for each in corpus()}
+    named = {template.name: template for template in corpus()}
     chosen = [named[name] for name in MISSION.values()]
-    accepted, refused, wrong = judged(chosen)
+    accepted, refused, wrong = compared(chosen)
     assert not refused and not wrong, (refused, wrong)
     assert len(accepted) == len(MISSION)
 
@@ -41,8 +41,8 @@ def test_the_missions_models_are_accepted_and_exact() -> None:
 @pytest.mark.full
 def test_of_all_real_templates_none_is_wrong_and_nine_of_ten_are_accepted(capsys: pytest.CaptureFixture[str]) -> None:
     published = corpus()
-    accepted, refused, wrong = judged(published)
-    text_only = [each.name for each in published if each.name not in NOT_TEXT_ONLY]
+    accepted, refused, wrong = compared(published)
+    text_only = [template.name for template in published if template.name not in NOT_TEXT_ONLY]
     of_these = [name for name in accepted if name in text_only]
     with capsys.disabled():
         print(f"\n{len(published)} templates: {len(accepted)} accepted, {len(refused)} refused, {len(wrong)} wrong")
@@ -54,45 +54,51 @@ def test_of_all_real_templates_none_is_wrong_and_nine_of_ten_are_accepted(capsys
     assert len(of_these) >= 0.9 * len(text_only)
 
 
-def judged(published: Sequence[Published]) -> tuple[dict[str, GoTemplate], dict[str, str], dict[str, str]]:
+def compared(published: Sequence[Published]) -> tuple[dict[str, GoTemplate], dict[str, str], dict[str, str]]:
     """Templates by name: the accepted ones, why others are refused, and where accepted ones are wrong."""
     accepted: dict[str, GoTemplate] = {}
     refused: dict[str, str] = {}
-    for each in published:
+    for template in published:
         try:
-            accepted[each.name] = synthesize(
-                each.jinja, bos_token=each.bos, eos_token=each.eos, special_tokens=each.special, adds_bos=bool(each.bos)
+            accepted[template.name] = synthesize(
+                template.jinja,
+                bos_token=template.bos,
+                eos_token=template.eos,
+                special_tokens=template.special,
+                adds_bos=bool(template.bos),
             )
         except TemplateError as error:
-            refused[each.name] = str(error)
-    truth = {each.name: by_jinja(each) for each in published if each.name in accepted}
-    found = rendered_by_go([(accepted[name].text, [asked for asked, _ in pairs]) for name, pairs in truth.items()])
+            refused[template.name] = str(error)
+    truth = {template.name: by_jinja(template) for template in published if template.name in accepted}
+    prompts = rendered_by_go(
+        [(accepted[name].text, [conversation for conversation, _ in pairs]) for name, pairs in truth.items()]
+    )
     wrong = {}
-    for (name, pairs), texts in zip(truth.items(), found, strict=True):
+    for (name, pairs), texts in zip(truth.items(), prompts, strict=True):
         assert len(pairs) >= 25, f"{name} renders only {len(pairs)} conversations"
-        for (asked, expected), text in zip(pairs, texts, strict=True):
+        for (conversation, expected), text in zip(pairs, texts, strict=True):
             if text != expected:
-                wrong[name] = f"{[each['role'] for each in asked]}: Go {text!r}, Jinja {expected!r}"
+                wrong[name] = f"{[message['role'] for message in conversation]}: Go {text!r}, Jinja {expected!r}"
     return accepted, refused, wrong
 
 
-def by_jinja(each: Published) -> list[tuple[list[dict[str, str]], str]]:
-    """The conversations that a template takes, each with its prompt; an answer at the end is left open."""
-    found = []
-    for asked in conversations(system=True):
-        last = asked[-1]
+def by_jinja(template: Published) -> list[tuple[list[dict[str, str]], str]]:
+    """The conversations that a template accepts, with their prompts; nothing follows an answer at the end."""
+    prompts = []
+    for conversation in conversations(system=True):
+        last = conversation[-1]
         try:
             text = render(
-                each.jinja,
-                asked,
-                bos_token=each.bos,
-                eos_token=each.eos,
-                special_tokens=each.special,
+                template.jinja,
+                conversation,
+                bos_token=template.bos,
+                eos_token=template.eos,
+                special_tokens=template.special,
                 add_generation_prompt=last["role"] == "user",
             )
         except TemplateError:
             continue
         if last["role"] == "assistant":
             text = text[: text.rindex(last["content"]) + len(last["content"])]
-        found.append((asked, text.removeprefix(each.bos)))
-    return found
+        prompts.append((conversation, text.removeprefix(template.bos)))
+    return prompts

@@ -1,4 +1,4 @@
-"""Modelfiles, written and read: Ollama's grammar gives back what was meant, or the writer says why not."""
+"""Modelfiles, written and read: Ollama's grammar gives back every value, or the writer refuses it with the reason."""
 
 import re
 import unicodedata
@@ -78,11 +78,11 @@ def test_the_plain_text_of_a_template_survives_with_what_cannot_be_printed_in_st
     (_, _, written) = read_values(Modelfile(("m",), template=text))[1]
     actions = re.compile(r'\{\{ "((?:\{|\\"|\\u[0-9a-f]{4}|\\U[0-9a-f]{8})+)" \}\}')
 
-    def said(action: re.Match[str]) -> str:
+    def escaped(action: re.Match[str]) -> str:
         escapes = re.compile(r'\\u(....)|\\U(........)|\\(")|(\{)')
         return escapes.sub(lambda m: m[3] or m[4] or chr(int(m[1] or m[2], 16)), action[1])
 
-    assert actions.sub(said, written) == text
+    assert actions.sub(escaped, written) == text
     assert "{{" not in actions.sub("", written) or "{{" in text
 
 
@@ -103,15 +103,15 @@ def test_any_text_is_read_or_refused_as_the_second_reading_of_the_grammar_does(t
     keys = {key for name, key, _ in expected if name == "parameter"} - {"stop"}
     if keys:  # a name or a number that only Ollama's second step, which types the parameters, looks at
         return
-    found = parse_modelfile(text)
-    assert found.sources == tuple(value for name, _, value in expected if name == "from")
-    assert found.licenses == tuple(value for name, _, value in expected if name == "license")
-    assert found.messages == tuple((key, value) for name, key, value in expected if name == "message")
-    assert found.parameters == tuple((key, value) for name, key, value in expected if name == "parameter")
-    assert found.system == next((value for name, _, value in reversed(expected) if name == "system"), None)
+    modelfile = parse_modelfile(text)
+    assert modelfile.sources == tuple(value for name, _, value in expected if name == "from")
+    assert modelfile.licenses == tuple(value for name, _, value in expected if name == "license")
+    assert modelfile.messages == tuple((key, value) for name, key, value in expected if name == "message")
+    assert modelfile.parameters == tuple((key, value) for name, key, value in expected if name == "parameter")
+    assert modelfile.system == next((value for name, _, value in reversed(expected) if name == "system"), None)
 
 
-def test_everything_a_modelfile_can_say_comes_back() -> None:
+def test_every_value_of_a_modelfile_is_read_back() -> None:
     modelfile = Modelfile(
         sources=("./model.gguf", "./mmproj model.gguf"),
         parameters=(
@@ -203,8 +203,8 @@ def test_what_ollama_refuses_is_refused_with_the_line(text: str, reason: str) ->
 
 def test_commands_are_read_in_any_case_and_the_last_of_a_single_one_counts() -> None:
     text = "\ufefffrom a\nFrom b\nsystem one\nSYSTEM two\nParameter top_k 1\nPARAMETER top_k 2\nPARAMETER mirostat x\n"
-    found = parse_modelfile(text)
-    assert found == Modelfile(("a", "b"), system="two", parameters=(("top_k", 2),))
+    modelfile = parse_modelfile(text)
+    assert modelfile == Modelfile(("a", "b"), system="two", parameters=(("top_k", 2),))
 
 
 @pytest.mark.parametrize(
@@ -232,7 +232,7 @@ def test_commands_are_read_in_any_case_and_the_last_of_a_single_one_counts() -> 
         (Modelfile(("m",), requires="latest"), "version such as"),
     ],
 )
-def test_what_a_modelfile_cannot_say_is_not_written(modelfile: Modelfile, reason: str) -> None:
+def test_a_value_that_a_modelfile_cannot_hold_is_not_written(modelfile: Modelfile, reason: str) -> None:
     with pytest.raises(ModelfileError, match=reason):
         write_modelfile(modelfile)
 
@@ -251,7 +251,7 @@ def test_what_a_modelfile_cannot_say_is_not_written(modelfile: Modelfile, reason
         ("{{/* a }} comment */}}\u3000", '{{/* a }} comment */}}{{ "\\u3000" }}'),
     ],
 )
-def test_a_template_says_what_the_parser_deletes_with_string_actions(template: str, written: str) -> None:
+def test_string_actions_write_what_the_parser_deletes(template: str, written: str) -> None:
     assert read_values(Modelfile(("m",), template=template))[1] == ("template", "", written)
 
 

@@ -1,4 +1,4 @@
-"""A template written into a Modelfile renders, by the real Go, as the template that was meant."""
+"""A template written into a Modelfile renders, by the real Go, as the original template."""
 
 import random
 from itertools import pairwise
@@ -39,14 +39,14 @@ PIECES += [
 ]
 
 
-def test_templates_with_what_the_parser_deletes_render_as_meant() -> None:
+def test_templates_with_characters_that_the_parser_deletes_render_unchanged() -> None:
     chance = random.Random(7)
     drawn = [chance.choices(PIECES, k=chance.randint(1, 8)) for _ in range(600)]
-    # A brace before another is no text of a Go template.
-    meant = ["".join(pieces) for pieces in drawn if not any(a == "{" == b[0] for a, b in pairwise(pieces))]
+    # Two braces in a row begin an action, so they are not literal text.
+    templates = ["".join(pieces) for pieces in drawn if not any(a == "{" == b[0] for a, b in pairwise(pieces))]
     conversations = [[{"role": "user", "content": "hi \u3000"}]]
-    written = [read(write_modelfile(Modelfile(("m",), template=template)))[1][2] for template in meant]
-    assert sum(old != new for old, new in zip(meant, written, strict=True)) > len(meant) / 2
-    rendered = rendered_by_go([(template, conversations) for template in [*meant, *written]])
-    for template, expected, found in zip(meant, rendered, rendered[len(meant) :], strict=False):
-        assert found == expected, template
+    written = [read(write_modelfile(Modelfile(("m",), template=template)))[1][2] for template in templates]
+    assert sum(old != new for old, new in zip(templates, written, strict=True)) > len(templates) / 2
+    rendered = rendered_by_go([(template, conversations) for template in [*templates, *written]])
+    for template, expected, prompts in zip(templates, rendered, rendered[len(templates) :], strict=False):
+        assert prompts == expected, template

@@ -10,7 +10,7 @@ from quantkit.publish.ollama.lint import lint_file
 from quantkit.publish.ollama.modelfile import DEPRECATED, Modelfile, lint_modelfile, write_modelfile
 
 
-def said(text: str) -> list[tuple[int, str]]:
+def findings_of(text: str) -> list[tuple[int, str]]:
     return [(finding.line, finding.severity) for finding in lint_modelfile(text)]
 
 
@@ -24,7 +24,7 @@ def test_a_written_modelfile_has_nothing_to_say_about() -> None:
         messages=(("user", "hi"),),
         requires="0.30.0",
     )
-    assert said(write_modelfile(modelfile).replace("FROM the start", "From the start")) == []
+    assert findings_of(write_modelfile(modelfile).replace("FROM the start", "From the start")) == []
 
 
 @pytest.mark.parametrize(
@@ -58,7 +58,7 @@ def test_a_written_modelfile_has_nothing_to_say_about() -> None:
         ("TEMPLATE {% if true %}<s>{% endif %}", "warning", "Jinja tag {% if ..., which Ollama writes into every"),
     ],
 )
-def test_each_fault_is_told_once_with_its_line(line: str, severity: str, words: str) -> None:
+def test_every_fault_is_reported_once_with_its_line(line: str, severity: str, words: str) -> None:
     (finding,) = lint_modelfile(f"FROM model\r\n# comment\r\n{line}\r\n")
     assert (finding.line, finding.severity) == (3, severity)
     assert words in finding.message
@@ -66,10 +66,10 @@ def test_each_fault_is_told_once_with_its_line(line: str, severity: str, words: 
 
 @pytest.mark.parametrize("name", sorted(DEPRECATED))
 def test_a_deprecated_parameter_is_a_warning_whatever_its_value(name: str) -> None:
-    assert said(f"FROM m\nPARAMETER {name} banana\n") == [(2, "warning")]
+    assert findings_of(f"FROM m\nPARAMETER {name} banana\n") == [(2, "warning")]
 
 
-def test_a_quote_that_closes_late_is_told_where_it_took_commands_in() -> None:
+def test_a_quote_that_closes_late_is_reported_at_the_commands_it_contains() -> None:
     text = 'FROM m\nSYSTEM """short""" # comment\nPARAMETER seed 1\nLICENSE """MIT"""\n'
     findings = lint_modelfile(text)
     assert [(f.line, f.severity) for f in findings] == [(2, "warning"), (3, "warning"), (4, "warning")]
@@ -77,17 +77,17 @@ def test_a_quote_that_closes_late_is_told_where_it_took_commands_in() -> None:
     assert "opens SYSTEM on line 2" in findings[1].message
 
 
-def test_several_faults_of_one_file_are_all_told_in_order() -> None:
+def test_several_faults_of_one_file_are_reported_in_order() -> None:
     text = "SYSTEMX y\nPARAMETER heat 1\nMESSAGE tool x\nSYSTEM a\nSYSTEM b\n"
-    assert said(text) == [(1, "error"), (2, "error"), (3, "error"), (5, "warning"), (6, "error")]
+    assert findings_of(text) == [(1, "error"), (2, "error"), (3, "error"), (5, "warning"), (6, "error")]
 
 
 def test_no_from_is_an_error_and_a_model_with_its_projector_is_not() -> None:
-    assert said("") == [(1, "error")]
-    assert said("FROM ./model.gguf\nFROM ./mmproj.gguf\n") == []
+    assert findings_of("") == [(1, "error")]
+    assert findings_of("FROM ./model.gguf\nFROM ./mmproj.gguf\n") == []
 
 
-def test_a_fault_of_a_template_is_told_with_its_own_line() -> None:
+def test_a_fault_of_a_template_is_reported_with_its_own_line() -> None:
     text = 'FROM m\nTEMPLATE """{{ if .System }}\n{{ .System }}\r\n{{ nosuch }}{{ end }}"""\n'
     (finding,) = lint_modelfile(text)
     assert (finding.line, finding.severity) == (4, "error")
@@ -147,8 +147,8 @@ def test_utf_16_without_a_mark_and_latin_1_are_refused(tmp_path: Path) -> None:
 
 
 def test_a_bare_prompt_is_a_finding_only_as_ollama_show_prints_it() -> None:
-    assert said("FROM m\nTEMPLATE {{ .Prompt }}\n") == [(2, "warning")]
-    assert said(write_modelfile(Modelfile(("m",), template="{{ .Prompt }}"))) == []
+    assert findings_of("FROM m\nTEMPLATE {{ .Prompt }}\n") == [(2, "warning")]
+    assert findings_of(write_modelfile(Modelfile(("m",), template="{{ .Prompt }}"))) == []
 
 
 def test_the_modelfiles_of_this_project_have_no_findings() -> None:

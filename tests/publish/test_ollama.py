@@ -1,5 +1,6 @@
-"""The API client against the stand-in server: what arrives, what is not sent twice, and every way it can go wrong."""
+"""The API client against the stand-in server: what arrives, what is not sent twice, and every failure."""
 
+import contextlib
 import socket
 import threading
 from collections.abc import Iterator
@@ -8,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from quantkit.errors import PublishError, UsageError
+from quantkit.publish.ollama import connection
 from quantkit.publish.ollama.modelfile import Modelfile
 from quantkit.publish.ollama.server import Server, StoredModel, create_request, digest_of, parse_host
 from tests.helpers.ollama_server import KEY, Ollama, running_ollama
@@ -37,12 +39,12 @@ def sentence(caught: pytest.ExceptionInfo[PublishError]) -> str:
     return str(caught.value)
 
 
-def made(ollama: Ollama, file: Path, name: str = "ns/m:4b", **said: object) -> Server:
+def made(ollama: Ollama, file: Path, name: str = "ns/m:4b", **fields: object) -> Server:
     server = Server(ollama.url)
     digest = digest_of(file)
     if not server.has_blob(digest):
         server.send_blob(file, digest)
-    server.create(create_request(name, Modelfile(sources=(f"./{file.name}",), **said), {file.name: digest}))  # type: ignore[arg-type]
+    server.create(create_request(name, Modelfile(sources=(f"./{file.name}",), **fields), {file.name: digest}))  # type: ignore[arg-type]
     return server
 
 
@@ -66,12 +68,12 @@ def test_the_host_is_read_as_ollama_reads_it(text: str | None, url: str) -> None
 
 
 @pytest.mark.parametrize("text", ["ftp://example.com", "example.com:port", "example.com:70000"])
-def test_a_host_that_is_none_is_refused(text: str) -> None:
+def test_a_malformed_host_is_refused(text: str) -> None:
     with pytest.raises(UsageError, match="is not an address; write HOST, HOST:PORT"):
         parse_host(text)
 
 
-def test_the_body_of_create_holds_all_a_modelfile_says() -> None:
+def test_the_body_of_create_holds_every_value_of_a_modelfile() -> None:
     modelfile = Modelfile(
         sources=("./m.gguf",),
         parameters=(("temperature", 0.5), ("stop", "<|im_end|>"), ("num_ctx", 4096), ("stop", "\n")),
@@ -114,7 +116,7 @@ def test_a_file_that_changed_after_it_was_hashed_is_refused_by_the_server(ollama
     assert not ollama.blobs
 
 
-def test_what_create_says_is_what_the_server_keeps(ollama: Ollama, file: Path) -> None:
+def test_the_server_keeps_what_create_sends(ollama: Ollama, file: Path) -> None:
     made(
         ollama,
         file,
@@ -170,14 +172,14 @@ def test_a_push_of_gpu_sends_the_parameters_alone(ollama: Ollama, file: Path) ->
     assert dict(ollama.manifests["ns/m:gpu"])["template"] == dict(ollama.manifests["ns/m:4b"])["template"]
 
 
-def test_a_push_tells_how_far_each_layer_is(ollama: Ollama, file: Path) -> None:
+def test_a_push_reports_the_progress_of_every_layer(ollama: Ollama, file: Path) -> None:
     server = made(ollama, file)
-    seen: list[tuple[str, str, int, int]] = []
-    server.push("ns/m:4b", progress=lambda *line: seen.append(line))
+    lines: list[tuple[str, str, int, int]] = []
+    server.push("ns/m:4b", progress=lambda *line: lines.append(line))
     size = file.stat().st_size
-    assert seen[0] == ("retrieving manifest", "", 0, 0)
-    assert seen[1][2:] == (0, size) and seen[2][2:] == (size, size) and seen[2][1] == digest_of(file)
-    assert seen[-1][0] == "success"
+    assert lines[0] == ("retrieving manifest", "", 0, 0)
+    assert lines[1][2:] == (0, size) and lines[2][2:] == (size, size) and lines[2][1] == digest_of(file)
+    assert lines[-1][0] == "success"
 
 
 def test_no_server_is_one_sentence() -> None:
@@ -191,7 +193,7 @@ def test_no_server_is_one_sentence() -> None:
 
 
 def answering(data: bytes) -> tuple[str, threading.Thread]:
-    """The address of something that answers each of its callers with `data` and hangs up."""
+    """The address of a listener that answers one caller with `data` and closes the connection."""
     listener = socket.create_server(("127.0.0.1", 0))
 
     def serve() -> None:
@@ -206,6 +208,40 @@ def answering(data: bytes) -> tuple[str, threading.Thread]:
     return f"http://127.0.0.1:{listener.getsockname()[1]}", thread
 
 
+def endless(head: bytes, data: bytes) -> str:
+    """The address of a listener that answers one caller with `head` and then `data` until the caller leaves."""
+    listener = socket.create_server(("127.0.0.1", 0))
+
+    def serve() -> None:
+        with listener:
+            caller, _ = listener.accept()
+            with caller, contextlib.suppress(OSError):
+                caller.recv(65536)
+                caller.sendall(head)
+                while True:
+                    caller.sendall(data)
+
+    threading.Thread(target=serve, daemon=True).start()
+    return f"http://127.0.0.1:{listener.getsockname()[1]}"
+
+
+@pytest.mark.parametrize(
+    ("data", "limit", "why"),
+    [
+        (b"x" * 1000, "_MAX_BODY", "answered with more than"),
+        (b'{"status": "working"}\n' * 50, "_MAX_LINES", "answered with more than 1000 lines"),
+        (b"x" * 1000, "_MAX_LINE", "answered with a line that Ollama does not write"),
+    ],
+)
+def test_an_answer_without_an_end_is_cut_off(
+    data: bytes, limit: str, why: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connection, limit, 1000)
+    server = Server(endless(b"HTTP/1.1 200 OK\r\n\r\n", data))
+    with pytest.raises(PublishError, match=why):
+        server.version() if limit == "_MAX_BODY" else server.push("ns/m")
+
+
 @pytest.mark.parametrize(
     ("data", "why"),
     [
@@ -216,7 +252,7 @@ def answering(data: bytes) -> tuple[str, threading.Thread]:
         (b"", "the Ollama server went away (it closed the connection); start it again"),
     ],
 )
-def test_what_is_not_ollama_is_one_sentence(data: bytes, why: str) -> None:
+def test_a_server_that_is_not_ollama_is_one_sentence(data: bytes, why: str) -> None:
     url, thread = answering(data)
     with pytest.raises(PublishError) as caught:
         Server(url).version()
@@ -224,9 +260,7 @@ def test_what_is_not_ollama_is_one_sentence(data: bytes, why: str) -> None:
     thread.join()
 
 
-def test_a_server_that_dies_in_an_upload_says_how_far_it_came_and_the_next_try_completes(
-    ollama: Ollama, tmp_path: Path
-) -> None:
+def test_an_upload_that_breaks_reports_its_bytes_and_the_next_try_completes(ollama: Ollama, tmp_path: Path) -> None:
     file = tmp_path / "big.gguf"
     file.write_bytes(b"GGUF" + bytes(24_000_000))
     server, digest = Server(ollama.url), digest_of(file)
@@ -257,7 +291,7 @@ def test_a_server_that_dies_in_its_work_is_one_sentence(ollama: Ollama, file: Pa
     assert "ns/m:4b" in ollama.models
 
 
-def test_the_servers_own_words_are_passed_on(ollama: Ollama, file: Path) -> None:
+def test_the_servers_message_is_passed_on(ollama: Ollama, file: Path) -> None:
     ollama.create_error = "failed to validate GGUF"
     with pytest.raises(PublishError, match="could not make ns/m:4b: failed to validate GGUF"):
         made(ollama, file)

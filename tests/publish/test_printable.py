@@ -6,7 +6,7 @@ import unicodedata
 from quantkit.publish.ollama.printable import is_printable
 
 
-def test_every_code_point_of_unicode_3_2_is_printable_as_its_category_says() -> None:
+def test_every_code_point_of_unicode_3_2_is_printable_by_its_category() -> None:
     for code in range(sys.maxunicode + 1):
         character = chr(code)
         if unicodedata.ucd_3_2_0.category(character) != "Cn":

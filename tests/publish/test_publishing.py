@@ -34,12 +34,16 @@ def planned(tmp_path: Path) -> tuple[TagPlan, list[Item]]:
         kind: facts_of_gguf(write_gguf(tmp_path / f"m-{kind.upper()}.gguf", type=kind, extra=i))
         for i, kind in enumerate(("q4_0", "q8_0"))
     }
-    plan = plan_tags(Name("m", "ns"), [(kind, (each.files[0].name,)) for kind, each in facts.items()], size="4b")
+    plan = plan_tags(
+        Name("m", "ns"), [(kind, (facts_of_type.files[0].name,)) for kind, facts_of_type in facts.items()], size="4b"
+    )
     items = []
-    for each in plan.quantizations:
-        sources = [f"./{file}" for file in each.files]
-        made = make_bundle(facts[each.type], Overrides(), sources=sources, base=plan.name.tagged(each.tags[0]))
-        items.append(Item(each, facts[each.type], made))
+    for quantization in plan.quantizations:
+        sources = [f"./{file}" for file in quantization.files]
+        bundle = make_bundle(
+            facts[quantization.type], Overrides(), sources=sources, base=plan.name.tagged(quantization.tags[0])
+        )
+        items.append(Item(quantization, facts[quantization.type], bundle))
     return plan, items
 
 
@@ -70,9 +74,9 @@ def test_gpu_differs_from_the_plain_tag_in_nothing_but_its_parameters(
     make(ollama, planned)
     plain, gpu = dict(ollama.models["ns/m:4b"]["layers"]), dict(ollama.models["ns/m:gpu"]["layers"])
     assert {kind for kind in plain if plain[kind] != gpu[kind]} == {"params"} and plain.keys() == gpu.keys()
-    said, with_gpu = ollama.layer("ns/m:4b", "params"), ollama.layer("ns/m:gpu", "params")
-    assert with_gpu == said | {"num_gpu": 999}
-    assert "num_gpu" not in said and said["num_ctx"] == 4096
+    plain_parameters, gpu_parameters = ollama.layer("ns/m:4b", "params"), ollama.layer("ns/m:gpu", "params")
+    assert gpu_parameters == plain_parameters | {"num_gpu": 999}
+    assert "num_gpu" not in plain_parameters and plain_parameters["num_ctx"] == 4096
 
 
 def test_aliases_are_the_same_model(ollama: Ollama, planned: tuple[TagPlan, list[Item]]) -> None:

@@ -96,9 +96,9 @@ def test_a_program_without_an_index_gives_none(tmp_path: Path, content: bytes) -
 
 
 def test_the_nearest_built_in_is_taken_and_the_first_of_equally_near_ones() -> None:
-    index = [BuiltInTemplate("far", "x" * 90), BuiltInTemplate("near", "ab"), BuiltInTemplate("as near", "cb")]
-    found = replacement("bb", index)
-    assert found is not None and (found.name, found.distance) == ("near", 1)
+    index = (BuiltInTemplate("far", "x" * 90), BuiltInTemplate("near", "ab"), BuiltInTemplate("as near", "cb"))
+    nearest = replacement("bb", index)
+    assert nearest is not None and (nearest.name, nearest.distance) == ("near", 1)
     assert replacement("y" * 300, index) is None
 
 
@@ -121,6 +121,18 @@ def test_without_an_index_the_replacement_is_found_by_reading_back_what_was_stor
     assert list(ollama.models) == ["ns/m:4b-q4_0"], "no further tag is made of it"
 
 
+def test_a_built_in_that_the_server_stores_and_does_not_use_is_no_error(ollama: Ollama, tmp_path: Path) -> None:
+    near_with_tools = NEAR + "{% if tools %}{% endif %}"
+    (item,) = foresee([item_of(tmp_path, near_with_tools)], INDEX)
+    assert item.replacement is not None
+    create(ollama, item)
+    assert ollama.layer("ns/m:latest", "template") == CHATML.go
+    assert ollama.shown_template("ns/m:latest") == near_with_tools
+    ollama.version = "0.29.1"
+    with pytest.raises(PublishError, match="would store its built-in template 'chatml'"):
+        create(ollama, item)
+
+
 @pytest.mark.parametrize("version", ["0.29.1", "0.32.15", "0.33.1"])
 def test_the_comment_that_the_message_names_keeps_the_template(ollama: Ollama, tmp_path: Path, version: str) -> None:
     ollama.version = version
@@ -129,8 +141,8 @@ def test_the_comment_that_the_message_names_keeps_the_template(ollama: Ollama, t
     assert item.replacement is None
     create(ollama, item)
     assert ollama.layer("ns/m:latest", "template") is None
-    shown = comment + NEAR if version == "0.33.1" else "{{ .Prompt }}"
-    assert ollama.shown_template("ns/m:latest") == shown
+    expected = comment + NEAR if version == "0.33.1" else "{{ .Prompt }}"
+    assert ollama.shown_template("ns/m:latest") == expected
 
 
 @pytest.mark.parametrize("version", ["0.12.6", "0.29.1", "0.30.0", "0.32.15", "0.33.0-rc2", "0.0.0"])

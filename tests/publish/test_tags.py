@@ -12,33 +12,37 @@ from quantkit.publish.ollama.tags import Name, TagPlan, parse_name, plan_tags, s
 BLOSSOM = Name("blossom-v5", "azure99")
 
 
-def found(*types: str) -> list[tuple[str, tuple[str, ...]]]:
+def files(*types: str) -> list[tuple[str, tuple[str, ...]]]:
     return [(kind, (f"m-{kind.upper()}.gguf",)) for kind in types]
 
 
 def tags(plan: TagPlan) -> dict[str, tuple[tuple[str, ...], tuple[str, ...]]]:
-    return {each.type: (each.tags, each.gpu_tags) for each in plan.quantizations}
+    return {quantization.type: (quantization.tags, quantization.gpu_tags) for quantization in plan.quantizations}
 
 
 def test_one_q4_0_gets_the_tags_of_blossoms_own_page() -> None:
-    plan = plan_tags(BLOSSOM, found("q4_0"), size="4b")
+    plan = plan_tags(BLOSSOM, files("q4_0"), size="4b")
     assert tags(plan) == {"q4_0": (("4b-q4_0", "4b", "latest"), ("4b-q4_0-gpu", "4b-gpu", "gpu"))}
     assert plan.quantizations[0].modelfile == "Modelfile"
     assert plan.quantizations[0].gpu_modelfile == "Modelfile.gpu"
 
 
 def test_the_short_tags_go_to_q4_0_and_the_others_keep_their_type() -> None:
-    plan = plan_tags(BLOSSOM, found("q2_k", "q4_0", "q8_0"), size="9b")
+    plan = plan_tags(BLOSSOM, files("q2_k", "q4_0", "q8_0"), size="9b")
     assert tags(plan) == {
         "q4_0": (("9b-q4_0", "9b", "latest"), ("9b-q4_0-gpu", "9b-gpu", "gpu")),
         "q2_k": (("9b-q2_k",), ("9b-q2_k-gpu",)),
         "q8_0": (("9b-q8_0",), ("9b-q8_0-gpu",)),
     }
-    assert [each.modelfile for each in plan.quantizations] == ["Modelfile", "Modelfile.q2_k", "Modelfile.q8_0"]
+    assert [quantization.modelfile for quantization in plan.quantizations] == [
+        "Modelfile",
+        "Modelfile.q2_k",
+        "Modelfile.q8_0",
+    ]
 
 
 def test_another_default_takes_the_short_tags() -> None:
-    plan = plan_tags(BLOSSOM, found("q4_0", "q8_0"), size="9b", default="q8_0")
+    plan = plan_tags(BLOSSOM, files("q4_0", "q8_0"), size="9b", default="q8_0")
     assert tags(plan)["q8_0"][0] == ("9b-q8_0", "9b", "latest")
     assert tags(plan)["q4_0"][0] == ("9b-q4_0",)
 
@@ -47,12 +51,12 @@ def test_another_default_takes_the_short_tags() -> None:
     ("types", "short"), [(("q2_k", "q4_k_m"), "q4_k_m"), (("q8_0", "q2_k"), "q8_0"), (("f16",), "f16")]
 )
 def test_without_q4_0_the_next_best_is_short(types: tuple[str, ...], short: str) -> None:
-    plan = plan_tags(BLOSSOM, found(*types), size="4b")
+    plan = plan_tags(BLOSSOM, files(*types), size="4b")
     assert [kind for kind, (plain, _) in tags(plan).items() if "latest" in plain] == [short]
 
 
 def test_a_tag_in_the_name_leaves_latest_to_another_size() -> None:
-    plan = plan_tags(parse_name("azure99/blossom-v5:14b"), found("q4_0", "q8_0"), size="4b")
+    plan = plan_tags(parse_name("azure99/blossom-v5:14b"), files("q4_0", "q8_0"), size="4b")
     assert tags(plan) == {
         "q4_0": (("14b-q4_0", "14b"), ("14b-q4_0-gpu", "14b-gpu")),
         "q8_0": (("14b-q8_0",), ("14b-q8_0-gpu",)),
@@ -61,12 +65,12 @@ def test_a_tag_in_the_name_leaves_latest_to_another_size() -> None:
 
 
 def test_a_whole_tag_in_the_name_is_taken_as_it_is() -> None:
-    plan = plan_tags(parse_name("ns/m:4b-q4_0"), found("q4_0"), size="4b")
+    plan = plan_tags(parse_name("ns/m:4b-q4_0"), files("q4_0"), size="4b")
     assert tags(plan) == {"q4_0": (("4b-q4_0",), ("4b-q4_0-gpu",))}
 
 
 def test_without_a_size_the_type_is_the_tag() -> None:
-    assert tags(plan_tags(BLOSSOM, found("q4_0"), size=None)) == {
+    assert tags(plan_tags(BLOSSOM, files("q4_0"), size=None)) == {
         "q4_0": (("q4_0", "latest"), ("q4_0-gpu", "gpu")),
     }
 
@@ -76,7 +80,7 @@ def test_two_files_of_one_type_and_an_absent_default_are_refused() -> None:
     with pytest.raises(UsageError, match=r"a\.gguf, b\.gguf are all q4_0"):
         plan_tags(BLOSSOM, two, size="4b")
     with pytest.raises(UsageError, match="--default q8_0 is not among the files, which are q4_0"):
-        plan_tags(BLOSSOM, found("q4_0"), size="4b", default="q8_0")
+        plan_tags(BLOSSOM, files("q4_0"), size="4b", default="q8_0")
 
 
 @pytest.mark.parametrize(
@@ -145,7 +149,7 @@ def test_the_parts_of_a_name() -> None:
         ("ns/m:4b:gpu", "the tag of the name"),
         ("ns/模型", "'模型'"),
         ("ns/m@sha256", "'m@sha256'"),
-        ("ns/" + "m" * 81, "has 81 characters; Ollama takes up to 80"),
+        ("ns/" + "m" * 81, "has 81 characters; Ollama allows at most 80"),
         ("ho st/ns/m", "has a space"),
         ("-host/ns/m", "'-host', which is not a host"),
     ],
@@ -164,7 +168,7 @@ def test_a_plan_survives_its_file(tmp_path: Path) -> None:
 
 
 def test_the_plans_file_is_toml_that_anyone_can_read() -> None:
-    table = tomllib.loads(write_plan(plan_tags(BLOSSOM, found("q4_0"), size="4b")))
+    table = tomllib.loads(write_plan(plan_tags(BLOSSOM, files("q4_0"), size="4b")))
     assert table == {
         "format": "quantkit-ollama-plan",
         "version": 1,
@@ -214,7 +218,7 @@ def test_a_plan_without_gpu_tags_has_no_modelfile_for_them(tmp_path: Path) -> No
         ('tags = ["4b"]', "tags = [4]", "has 4, which is not a text"),
         ('tags = ["4b"]', 'tags = ["4 b"]', "'4 b'"),
         ('tags = ["4b"]', 'tags = ["gpu"]', "tag 'gpu' is listed twice"),
-        ('"azure99/blossom-v5"', '"azure99/blossom-v5:4b"', "the tags stand under each quantization"),
+        ('"azure99/blossom-v5"', '"azure99/blossom-v5:4b"', "list tags under each [[quantization]] only"),
         ('"azure99/blossom-v5"', '"Azure99/blossom-v5"', "capital letters"),
         ("version = 1", "version = 2", "version 2, not quantkit-ollama-plan version 1"),
         ("version = 1", "version = true", "version in the plan"),

@@ -1,6 +1,6 @@
 """The sentences at the top of a page, each a consequence of the figures under it."""
 
-from quantkit.measurement.document import read_report
+from quantkit.measurement.reading import read_report
 from quantkit.report.verdict import verdict
 from tests.report.sample import sample
 
@@ -24,8 +24,8 @@ def test_a_larger_and_worse_candidate_is_named() -> None:
     document = sample()
     document["models"][4]["bytes"] = 120_000_000
     said = verdict(read_report(document))
-    assert "q2_k has nothing over q4_k_m, which is no larger and keeps more." in said
-    assert sum("nothing over" in sentence for sentence in said) == 1
+    assert "q4_k_m is better than q2_k: not larger, closer to the reference." in said
+    assert sum("is better than" in sentence for sentence in said) == 1
 
 
 def test_one_candidate_is_not_compared_with_itself() -> None:
@@ -40,3 +40,29 @@ def test_without_figures_nothing_is_claimed() -> None:
         model["quality"] = []
     assert verdict(read_report(document)) == []
     assert verdict(read_report({})) == []
+
+
+def test_a_candidate_whose_perplexity_is_far_below_the_references_is_not_close() -> None:
+    document = sample()
+    document["models"][2]["quality"][0]["perplexity_ratio"]["value"] = 0.392
+    assert not any("within 5%" in sentence for sentence in verdict(read_report(document)))
+
+
+def test_a_reference_that_is_worse_than_guessing_comes_first() -> None:
+    document = sample()
+    document["models"][0]["vocabulary"] = 49_152
+    plain = verdict(read_report(document))
+    document["models"][0]["vocabulary"] = 22
+    doubtful = verdict(read_report(document))
+    assert doubtful[1:] == plain
+    assert "wiki.test.raw is above its vocabulary of 22 tokens" in doubtful[0]
+
+
+def test_a_candidate_that_only_perplexity_ranks_first_is_named_too() -> None:
+    document = sample()
+    document["models"][2]["quality"][0]["perplexity_ratio"]["value"] = 1.0002
+    _, said, *_ = verdict(read_report(document))
+    assert said == (
+        "The two measures rank differently: q8_0 has the smallest KL divergence, q4_k_m the smallest change of"
+        " perplexity (+0.02% ± 0.31%)."
+    )

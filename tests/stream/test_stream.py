@@ -29,8 +29,10 @@ from tests.families.expected import write_checkpoint
 from tests.helpers.peer import REPOSITORY, peer_converter
 
 # A dense model; a mixture; one with a gated shared expert and fused experts; latent attention, a first dense layer and
-# shared experts; turned matrices; parallel layers of one norm.
+# shared experts; turned matrices; parallel layers of one norm; layers that use keys and values of an earlier one, and
+# per-layer embeddings; experts beside the feed-forward.
 MODELS = ["gemma2", "mixtral", "qwen2moe-fused-no-biases", "deepseek-v2-lite", "gpt2", "falcon-7b"]
+MODELS += ["gemma4", "gemma4-experts"]
 MIXTURES = ["mixtral", "qwen2moe-fused-no-biases", "deepseek-v2-lite"]
 SHAPE = (5, 18)
 
@@ -133,9 +135,9 @@ def test_the_last_states_are_those_of_the_plain_forward(name: str, tmp_path: Pat
         _, layers, last = streamed(native, tmp_path / "work")
         decoder = native.decoder
         for sample, tokens in enumerate(tokens_for(native)):
-            x = decoder.embed(tokens.tolist())
+            x, context = decoder.embed(tokens.tolist()), decoder.context(tokens.tolist())
             for number in range(len(layers)):
-                x = decoder.layer(number)(x)
+                x = decoder.layer(number)(x, context)
             np.testing.assert_allclose(last[sample], x, rtol=0, atol=2e-5 * np.abs(x).max())
 
 
@@ -199,7 +201,7 @@ def test_without_gram_matrices_the_squares_are_the_same(name: str, tmp_path: Pat
             assert (a.tokens, b.gram, b.gram_tokens) == (b.tokens, None, 0)
 
 
-@pytest.mark.parametrize("name", ["mixtral", "llama"])
+@pytest.mark.parametrize("name", ["mixtral", "llama", "gemma4"])
 def test_propagated_states_are_those_of_the_tensors_handed_back(name: str, tmp_path: Path) -> None:
     """A watcher that scales every value vector: the states go on as with those tensors, the statistics too."""
 
@@ -232,9 +234,9 @@ def test_propagated_states_are_those_of_the_tensors_handed_back(name: str, tmp_p
             lambda key, start, stop: changed(native.rows(key, start, stop), key),
             native.tensors.keys(),
         )
-        x = native.decoder.embed(tokens[3].tolist())
+        x, context = native.decoder.embed(tokens[3].tolist()), native.decoder.context(tokens[3].tolist())
         for number in range(native.decoder.n_layers):
-            x = native.decoder.layer(number, weights)(x)
+            x = native.decoder.layer(number, weights)(x, context)
     np.testing.assert_allclose(found, x, rtol=0, atol=2e-5 * np.abs(x).max())
 
 

@@ -141,7 +141,7 @@ def test_a_byte_level_tokenizer_without_merges(tmp_path: Path) -> None:
 def test_two_ids_with_one_text(tmp_path: Path) -> None:
     decoder = {"5": {"content": "same", "special": True}, "6": {"content": "same", "special": True}}
     edit(spm(tmp_path), lambda source: source.update(added_tokens_decoder=decoder), "tokenizer_config.json")
-    assert "Tokens 5 and 6 have the same text 'same'" in refusal(tmp_path)
+    assert "tokens 5 and 6 have the same text 'same'" in refusal(tmp_path)
 
 
 def test_an_added_id_that_is_no_number(tmp_path: Path) -> None:

@@ -152,6 +152,8 @@ class Family:
         text_models: by the architecture of a multimodal checkpoint, architecture and model_type of its text model; the
             config within its config.json is then the one that all else sees. None: the model_type that it states.
         text_defaults: what the nested config may leave out.
+        no_effect: settings of its transformers config class that do not change what the GGUF computes, beside those of
+            all classes (see `settings`).
         forward: the forward's description for all `architectures`, or one by name; None: no forward.
         traits: what the memory plan needs beyond tensors and keys.
         token_roles: special tokens that the family's code fixes.
@@ -175,6 +177,7 @@ class Family:
     cautions: Callable[[Hyperparameters], Iterable[str]] = lambda sizes: ()
     text_models: Mapping[str, tuple[str, str | None]] = field(default_factory=dict)
     text_defaults: Mapping[str, Any] = field(default_factory=dict)
+    no_effect: tuple[str, ...] = ()
     forward: Architecture | Mapping[str, Architecture] | None = None
     traits: Traits = LLAMA_TRAITS
     token_roles: TokenRoles = NO_ROLES

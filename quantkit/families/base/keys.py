@@ -1,5 +1,7 @@
 """The GGUF keys that every architecture has, in the order of llama.cpp's converter (TextModel.set_gguf_parameters)."""
 
+from collections.abc import Mapping
+
 from quantkit.errors import UnsupportedError
 from quantkit.families.base.family import Key
 from quantkit.families.base.hyperparameters import Hyperparameters, number, optional_size
@@ -88,6 +90,9 @@ def rope_keys(arch: str, sizes: Hyperparameters) -> list[Key]:
     if rope.get("rope_theta") is not None:
         keys.append(Key(f"{arch}.rope.freq_base", "f32", rope["rope_theta"]))
     local = number(sizes.config, "rope_local_base_freq", "local_rope_theta", "rope_local_theta", "swa_rope_theta")
+    by_kind = (sizes.config.get("rope_parameters") or {}).get("sliding_attention")
+    if local is None and isinstance(by_kind, Mapping):
+        local = number(by_kind, "rope_theta")
     if local is not None:
         keys.append(Key(f"{arch}.rope.freq_base_swa", "f32", local))
     return keys

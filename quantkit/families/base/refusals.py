@@ -39,6 +39,8 @@ def plain_yarn(config: Mapping[str, Any], family: str) -> None:
         UnsupportedError: a setting that llama.cpp would ignore.
     """
     rope = config.get("rope_parameters") or config.get("rope_scaling")
+    if isinstance(rope, Mapping) and isinstance(rope.get("full_attention"), Mapping):
+        rope = rope["full_attention"]
     if not isinstance(rope, Mapping) or (rope.get("rope_type") or rope.get("type")) != "yarn":
         return
     with_yarn = f"{family} with YaRN"

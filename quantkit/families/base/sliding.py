@@ -31,8 +31,8 @@ def sliding_layers(config: Mapping[str, Any], n_layer: int, pattern: int) -> lis
 
 
 def pattern_of(config: Mapping[str, Any], default: int) -> int:
-    """`sliding_window_pattern`, a setting of older configs."""
-    return optional_size(config, "sliding_window_pattern") or default
+    """The setting of older configs, as published and as transformers 5 saves it."""
+    return optional_size(config, "sliding_window_pattern", "_sliding_window_pattern") or default
 
 
 def pattern_keys(arch: str, layers: list[bool], pattern: int) -> list[Key]:

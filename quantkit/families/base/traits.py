@@ -24,8 +24,14 @@ class Traits:
         scaled_query: queries are scaled in an operation of their own.
         scaled_embedding: embeddings are scaled although no key shows it.
         output_last: rows without an output are dropped after the last layer, not within it.
+        output_after_norm: they are dropped after the last norm.
+        delta_net: layers with a convolution have Gated DeltaNet in place of attention.
+        gated_attention: queries come with a gate for the output of attention.
+        sigmoid_shared_gate: the gate of the shared expert is one operation, not SiLU and a division.
         expert_weights_summed_to_one: the weights of the chosen experts are normalised.
         softmax_of_chosen: the router's softmax is over the chosen experts only.
+        weighted_input: the router's weights scale the input of the experts instead of their output.
+        late_queries: queries of layers without a window are scaled by their position.
     """
 
     plannable: bool = True
@@ -42,8 +48,14 @@ class Traits:
     scaled_query: bool = False
     scaled_embedding: bool = False
     output_last: bool = False
+    output_after_norm: bool = False
+    delta_net: bool = False
+    gated_attention: bool = False
+    sigmoid_shared_gate: bool = False
     expert_weights_summed_to_one: bool = True
     softmax_of_chosen: bool = False
+    weighted_input: bool = False
+    late_queries: bool = False
 
     def has_rope(self, n_layer: int) -> bool:
         """Whether a model of `n_layer` layers has rotary positions."""

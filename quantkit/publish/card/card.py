@@ -1,4 +1,4 @@
-"""A model card for a folder of outputs: README.md with the hub's metadata, what was measured, and how to run it."""
+"""The model card of an output folder: README.md with the hub's metadata, measured figures and run commands."""
 
 import hashlib
 import json
@@ -37,22 +37,22 @@ def write_card(
     plots: Path | None = None,
     path: Path | None = None,
 ) -> Path:
-    """Write README.md into `folder`, a folder of GGUF files or an AWQ or GPTQ checkpoint, or to `path`; where it is.
+    """Write the card of `folder`, and return its path: `path`, or README.md in the folder.
 
-    `kind`: "gguf", "awq" or "gptq". `report`: a report.json document; only models that are files of this folder count.
-    `plots`: the folder of the report's PNGs, or the report's own folder; they are copied to plots/ beside the card,
-    unless the report has nothing of this folder. A card there that is not as quantkit wrote it last is kept as
-    README.md.bak.
+    `kind`: "gguf", "awq" or "gptq". `report`: a report.json document; models that are not files of this folder are
+    ignored.
+    `plots`: the report's folder, or its folder of PNGs. They are copied to plots/ beside the card if the report
+    measured this folder. A card that was edited since quantkit wrote it is kept as README.md.bak.
 
     Raises:
-        UsageError: the folder is of another kind, or a language is no code.
-        PublishError: the report's figures are those of other files than are there now.
-        CheckpointError: the folder holds no sound model.
-        OutputError: it cannot be written to.
+        UsageError: the folder has another kind, or a language is not an ISO 639 code.
+        PublishError: the report measured other files than the folder has now.
+        CheckpointError: the folder has no readable model.
+        OutputError: the card cannot be written.
     """
     facts = card_facts(folder, kind, model, report)
     path = path or folder / FILE_NAME
-    # plots of a report that measured nothing of this folder are another model's
+    # plots of a report without this folder are those of another model
     own = report is None or facts.report is not None
     pictures = _pictures(plots) if plots is not None and own else {}
     text = card_text(facts, pictures)
@@ -70,10 +70,10 @@ def write_card(
 
 
 def kind_of_folder(folder: Path) -> str:
-    """ "gguf", "awq" or "gptq", by what is in it.
+    """The kind of an output folder: "gguf", "awq" or "gptq".
 
     Raises:
-        UsageError: none of these.
+        UsageError: the folder is none of these.
     """
     if any(folder.glob("*.gguf")):
         return "gguf"
@@ -82,30 +82,28 @@ def kind_of_folder(folder: Path) -> str:
     except (OSError, ValueError, KeyError, TypeError):
         method = None
     if method not in ("awq", "gptq"):
-        raise UsageError(
-            f"{folder} is neither a folder of GGUF files nor an AWQ or GPTQ checkpoint; convert a model first"
-        )
+        raise UsageError(f"{folder} is not a folder of GGUF files, AWQ or GPTQ; convert a model into it first")
     return str(method)
 
 
 def card_text(facts: CardFacts, pictures: Mapping[str, Path] | None = None) -> str:
-    """The whole card, which ends with a mark that tells whether it was changed since."""
-    model, found = facts.model, facts.description
+    """The text of the card; its last line is a checksum that shows later edits."""
+    model, description = facts.model, facts.description
     fields = metadata(
         kind=facts.kind,
         base_model=facts.base_model,
         license=facts.license,
         languages=model.languages,
         hub_repo=model.hub_repo,
-        conversational=found.template is not None,
+        conversational=description.template is not None,
         imatrix=any((entry.get("options") or {}).get("imatrix") for entry in facts.entries),
-        bits=found.quantization.bits if found.quantization is not None else None,
+        bits=description.quantization.bits if description.quantization is not None else None,
     )
     title = plain(f"{model.name} {KINDS[facts.kind]}")
     sections = shown(
         [
             ("Files", files(facts)),
-            ("Which to take" if facts.kind == "gguf" else "What it takes", choice(facts)),
+            ("Which file to choose" if facts.kind == "gguf" else "Memory needed", choice(facts)),
             ("Running it", running(facts)),
             ("Chat template", conversation(facts)),
             ("Memory and speed", measured(facts)),
@@ -123,7 +121,7 @@ def _pictures(folder: Path) -> dict[str, Path]:
 
 
 def _place(path: Path) -> tuple[int, int, str]:
-    """As on the report's page: by what is drawn, then by its number."""
+    """The order of the report's page: by subject, then by number."""
     order = [number for number, start in enumerate(_PICTURES) if path.stem.startswith(start)]
     number = re.search(r"-(\d+)$", path.stem)
     return order[0] if order else len(_PICTURES), int(number[1]) if number else 1, path.name
@@ -131,9 +129,9 @@ def _place(path: Path) -> tuple[int, int, str]:
 
 def _caption(name: str) -> str:
     stem = name.removesuffix(".png")
-    said = next((words for start, words in _PICTURES.items() if stem.startswith(start)), stem)
+    caption = next((words for start, words in _PICTURES.items() if stem.startswith(start)), stem)
     number = re.search(r"-(\d+)$", stem)
-    return f"{said} ({number[1]})" if number and said != stem else said
+    return f"{caption} ({number[1]})" if number and caption != stem else caption
 
 
 def _is_ours(path: Path) -> bool:
@@ -141,8 +139,8 @@ def _is_ours(path: Path) -> bool:
         text = path.read_text("utf-8")
     except (OSError, ValueError):
         return False
-    found = _MARK.search(text)
-    return found is not None and found[1] == _digest(text[: found.start() - 1])
+    mark = _MARK.search(text)
+    return mark is not None and mark[1] == _digest(text[: mark.start() - 1])
 
 
 def _digest(text: str) -> str:

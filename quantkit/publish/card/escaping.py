@@ -1,40 +1,40 @@
-"""Markdown out of text that others wrote: names, licences and templates say what they say and mark nothing up."""
+"""Text that others wrote as Markdown: names, licenses and templates keep their text and mark nothing up."""
 
 import re
 from collections.abc import Sequence
 from urllib.parse import quote
 
-# What Markdown, or the HTML inside it, takes for markup; an underscore or a dash inside a word is none.
+# What Markdown, or HTML inside it, reads as markup. An underscore or a dash inside a word is plain text.
 _MARKUP = re.compile(r"([\\`*\[\]<>|~$&#!]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])|^(?:[-+=]|\d+[.)])(?=\s|[-+=]|$))")
 _ADDRESS = re.compile(r"(?i)\b(https?|ftp)(://)|\b(www)(\.)|(?<=\S)(@)(?=\S)")
 
 
 def one_line(text: str) -> str:
-    """The text in one line, without what cannot be seen: control characters, direction marks, halves of characters."""
-    shown = "".join(char if char.isprintable() else " " if char.isspace() else "\ufffd" for char in text)
-    return " ".join(shown.split())
+    """The text in one line, without invisible characters: control characters, direction marks, lone surrogates."""
+    visible = "".join(char if char.isprintable() else " " if char.isspace() else "\ufffd" for char in text)
+    return " ".join(visible.split())
 
 
 def plain(text: str) -> str:
-    """The text as a reader sees it, whatever is in it; addresses in it do not become links."""
+    """The text, escaped so that Markdown shows it unchanged; addresses in it do not become links."""
     escaped = _MARKUP.sub(lambda match: _escape(match[1]), one_line(text))
     return _ADDRESS.sub(_broken_address, escaped)
 
 
 def code(text: str) -> str:
-    """The text as a code span that nothing in it ends, and that may stand in a table."""
-    line = one_line(text).replace("|", "\u2502")  # no escape of a bar holds in a span and in a table alike
+    """The text as a code span that nothing in it ends, and that is allowed in a table."""
+    line = one_line(text).replace("|", "\u2502")  # no escape of a bar works both in a span and in a table
     fence = "`" * (_longest_run(line) + 1)
     pad = " " if line.startswith("`") or line.endswith("`") or not line else ""
     return f"{fence}{pad}{line}{pad}{fence}"
 
 
 def block(text: str, language: str = "") -> str:
-    """The text as a fenced block that no line of it ends; its line breaks stay, other control characters do not."""
+    """The text as a fenced block that no line of it ends, with its line breaks and without other control characters."""
     lines = re.split(r"\r\n|\r|\n", text)
-    shown = "\n".join("".join(c if c.isprintable() or c == "\t" else "\ufffd" for c in line) for line in lines)
-    fence = "`" * max(3, _longest_run(shown) + 1)
-    return f"{fence}{language}\n{shown}\n{fence}"
+    visible = "\n".join("".join(c if c.isprintable() or c == "\t" else "\ufffd" for c in line) for line in lines)
+    fence = "`" * max(3, _longest_run(visible) + 1)
+    return f"{fence}{language}\n{visible}\n{fence}"
 
 
 def link(text: str, path: str) -> str:
@@ -43,7 +43,7 @@ def link(text: str, path: str) -> str:
 
 
 def table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table, its cells Markdown already; the first column is words, the others are figures."""
+    """A table whose cells are Markdown; the first column holds words, the others figures."""
     lines = [headers, ["---", *["---:"] * (len(headers) - 1)], *rows]
     return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
 
@@ -62,10 +62,10 @@ def _escape(mark: str) -> str:
 
 
 def _broken_address(match: re.Match[str]) -> str:
-    # a comment of HTML is seen by nobody and keeps both halves apart
-    whole = match[0]
-    at = whole.find(":") if "://" in whole else len(whole) - 1
-    return f"{whole[:at]}<!-- -->{whole[at:]}"
+    # An HTML comment is invisible and separates both halves.
+    address = match[0]
+    at = address.find(":") if "://" in address else len(address) - 1
+    return f"{address[:at]}<!-- -->{address[at:]}"
 
 
 def _longest_run(text: str) -> int:

@@ -1,4 +1,4 @@
-"""What a folder of outputs says of itself, for its card: weight files, quantkit.json, the chat template, figures."""
+"""The facts of a folder of outputs that its card states: weight files, quantkit.json, chat template, figures."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -9,7 +9,8 @@ from quantkit.errors import PublishError, UsageError
 from quantkit.gguf.reader import read_header
 from quantkit.inspection import Description, inspect_source
 from quantkit.inspection.record import changed_since, entry_of, read_record
-from quantkit.measurement.document import Model, Report, read_report
+from quantkit.measurement.document import Model, Report
+from quantkit.measurement.reading import read_report
 from quantkit.publish.card.metadata import is_hub_id
 from quantkit.publish.ollama.facts import facts_of_gguf
 
@@ -18,10 +19,10 @@ KINDS = {"gguf": "GGUF", "awq": "AWQ", "gptq": "GPTQ"}
 
 @dataclass(frozen=True)
 class CardModel:
-    """What the publisher says of the model; all but its name may be left out.
+    """The publisher's statements about the model; only the name is required.
 
     `base_model`: a hub id. `license`: the hub's identifier, or the licence's name. `languages`: ISO 639 codes.
-    `ollama_name`: NAMESPACE/MODEL, where it is published on Ollama. `hub_repo`: the repository the card is for.
+    `ollama_name`: NAMESPACE/MODEL on Ollama. `hub_repo`: the hub repository of the card.
     """
 
     name: str
@@ -35,9 +36,9 @@ class CardModel:
 
 @dataclass(frozen=True)
 class Weights:
-    """One thing to download: a GGUF, all its shards, or the quantized checkpoint of the folder.
+    """One download: a GGUF, all its shards, or the quantized checkpoint of the folder.
 
-    `type`: q4_0, awq. `entry`: what quantkit.json records of it. `measured`: its figures, where a report has them.
+    `type`: q4_0, awq. `entry`: its entry in quantkit.json. `measured`: its figures in the report, or None.
     """
 
     name: str
@@ -53,13 +54,13 @@ class Weights:
 
     @property
     def path(self) -> str:
-        """The file to name in a command."""
+        """The file that a command names."""
         return self.files[0][0]
 
 
 @dataclass(frozen=True)
 class CardFacts:
-    """Everything a card is written from. `report` has the models of this folder and the reference only."""
+    """All facts of a card. `report` has only the models of this folder and the reference."""
 
     kind: str
     model: CardModel
@@ -76,33 +77,36 @@ class CardFacts:
 
     @property
     def entries(self) -> tuple[Mapping[str, Any], ...]:
-        """The entries of quantkit.json, each once."""
-        return tuple(each.entry for each in self.weights if each.entry is not None)
+        """The entries of quantkit.json, without duplicates."""
+        return tuple(weights.entry for weights in self.weights if weights.entry is not None)
 
 
 def card_facts(folder: Path, kind: str, model: CardModel, report: Mapping[str, Any] | None) -> CardFacts:
-    """Read the folder.
+    """The facts of `folder`, an output folder of `kind` ("gguf", "awq" or "gptq").
 
-    `report`: a report.json document, of which the models that are files of this folder count.
+    `report`: a report.json document; its models that are not files of this folder are ignored.
 
     Raises:
-        UsageError: no such kind, or the folder is of another.
-        PublishError: the report's figures are those of other files than are there now.
-        CheckpointError: the folder holds no sound model.
+        UsageError: the kind is unknown, or the folder has another kind.
+        PublishError: the report measured other files than the folder has now.
+        CheckpointError: the folder has no readable model.
     """
     if kind not in KINDS:
         raise UsageError(f"a card is for gguf, awq or gptq, not {kind!r}")
     description = inspect_source(str(folder.resolve()))
     weights = _gguf_weights(folder, description) if kind == "gguf" else _folder_weights(folder, kind, description)
-    found = read_report(report) if report is not None else None
-    for each in weights:
-        if each.entry is not None and (changed := changed_since(each.entry, folder)):
-            raise PublishError(f"{changed[0]}; convert it again, or take its entry out of quantkit.json")
-    if found is not None:
-        weights = tuple(replace(each, measured=_measured(each, found, kind)) for each in weights)
-        own = {id(each.measured) for each in weights}
-        found = replace(found, models=tuple(each for each in found.models if each.is_reference or id(each) in own))
-    origins = [origin for each in weights if (origin := _mapping((each.entry or {}).get("origin")))]
+    for output in weights:
+        if output.entry is not None and (changed := changed_since(output.entry, folder)):
+            raise PublishError(f"{changed[0]}; convert it again, or remove its entry from quantkit.json")
+    own_report = None
+    if report is not None:
+        whole = read_report(report)
+        weights = tuple(replace(output, measured=_measured(output, whole, kind)) for output in weights)
+        own = {id(output.measured) for output in weights}
+        models = tuple(measured for measured in whole.models if measured.is_reference or id(measured) in own)
+        if any(output.measured for output in weights):
+            own_report = replace(whole, models=models)
+    origins = [origin for output in weights if (origin := _mapping((output.entry or {}).get("origin")))]
     source, revision = (origins[0].get("source"), origins[0].get("revision")) if origins else (None, None)
     source = source.partition("@")[0] if isinstance(source, str) else None
     return CardFacts(
@@ -110,7 +114,7 @@ def card_facts(folder: Path, kind: str, model: CardModel, report: Mapping[str, A
         model=model,
         description=description,
         weights=weights,
-        report=found if found is not None and any(each.measured for each in weights) else None,
+        report=own_report,
         base_model=model.base_model or (source if source and is_hub_id(source) else None),
         revision=revision if isinstance(revision, str) else None,
         license=model.license or (facts_of_gguf(folder / weights[0].path).license if kind == "gguf" else None),
@@ -119,29 +123,32 @@ def card_facts(folder: Path, kind: str, model: CardModel, report: Mapping[str, A
 
 def _gguf_weights(folder: Path, description: Description) -> tuple[Weights, ...]:
     if description.kind != "folder of GGUF files":
-        raise UsageError(f"{folder} is not a folder of GGUF files but a {description.kind}; give --kind awq or gptq")
+        raise UsageError(
+            f"{folder} is a {description.kind}, not a folder of GGUF files; pass --kind awq or --kind gptq"
+        )
     record = read_record(folder)
     described = {file.name for file in description.files}
     for path in sorted(folder.glob("*.gguf")):
         if path.name not in described:
-            read_header(path)  # an importance matrix may lie here, a damaged file may not
-    found = [
+            read_header(path)  # an importance matrix is allowed here; a damaged file raises an error
+    outputs = [
         Weights(
-            each.name,
-            each.type,
-            tuple((file.name, file.bytes) for file in each.files),
-            each.bits_per_weight or None,
-            entry_of(record, folder / each.files[0].name),
+            output.name,
+            output.type,
+            tuple((file.name, file.bytes) for file in output.files),
+            output.bits_per_weight or None,
+            entry_of(record, folder / output.files[0].name),
         )
-        for each in description.outputs
+        for output in description.outputs
     ]
-    return tuple(sorted(found, key=lambda each: (each.bytes, each.name)))
+    return tuple(sorted(outputs, key=lambda weights: (weights.bytes, weights.name)))
 
 
 def _folder_weights(folder: Path, kind: str, description: Description) -> tuple[Weights, ...]:
     method = description.quantization.method.lower() if description.quantization else None
     if method != kind:
-        raise UsageError(f"{folder} does not hold {KINDS[kind]} but a {description.type or ''} {description.kind}")
+        actual = " ".join(filter(None, (description.type, description.kind)))
+        raise UsageError(f"{folder} is a {actual}, not a folder of {KINDS[kind]}; pass another --kind")
     files = tuple((file.name, file.bytes) for file in description.files)
     entry = entry_of(read_record(folder), folder / files[0][0]) if files else None
     bits = description.weights.bits_per_weight if description.weights else None
@@ -149,18 +156,19 @@ def _folder_weights(folder: Path, kind: str, description: Description) -> tuple[
 
 
 def _measured(weights: Weights, report: Report, kind: str) -> Model | None:
-    """The report's model that these files are: by its path, else the only one with its type for a label."""
+    """The figures of these files: the report's model with their path, else its only model whose label is their type."""
     names = {weights.name, *(name for name, _ in weights.files)} if kind == "gguf" else {weights.name}
-    found = [model for model in report.models if model.kind == kind and model.path in names]
-    if not found:
-        found = [model for model in report.models if model.kind == kind and not model.path and _label(model, weights)]
-    if len(found) != 1:
+    same_kind = [model for model in report.models if model.kind == kind]
+    candidates = [model for model in same_kind if model.path in names]
+    if not candidates:
+        candidates = [model for model in same_kind if not model.path and _label(model, weights)]
+    if len(candidates) != 1:
         return None
-    model = found[0]
+    model = candidates[0]
     if model.bytes is not None and int(model.bytes) != weights.bytes:
         raise PublishError(
-            f"the report measured a {model.path or model.label} of {model.bytes:.0f} bytes, but the one there now has"
-            f" {weights.bytes}; measure again with `quantkit measure`, or write the card without the report"
+            f"the report measured {model.path or model.label} with {model.bytes:.0f} bytes, but the file now has"
+            f" {weights.bytes} bytes; measure it again with quantkit measure, or write the card without the report"
         )
     return model
 
@@ -169,5 +177,5 @@ def _label(model: Model, weights: Weights) -> bool:
     return model.label.lower() == weights.type.lower()
 
 
-def _mapping(found: object) -> Mapping[str, Any]:
-    return found if isinstance(found, Mapping) else {}
+def _mapping(value: object) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {}

@@ -1,4 +1,4 @@
-"""A card's metadata as the hub reads it: the YAML at the head of README.md.
+"""A card's metadata for the hub: the YAML at the start of README.md.
 
 https://huggingface.co/docs/hub/model-cards#model-card-metadata; the licences' identifiers are those of
 https://huggingface.co/docs/hub/repositories-licenses, in licenses.txt (any other licence is `other` with its name).
@@ -22,7 +22,7 @@ _NAME_OF_LICENSE = 60
 
 
 def is_hub_id(text: str) -> bool:
-    """Whether a text is ORG/NAME as the hub takes it."""
+    """Whether the text is a valid ORG/NAME of the hub."""
     try:
         validate_repo_id(text)
     except HFValidationError:
@@ -41,19 +41,19 @@ def metadata(
     imatrix: bool = False,
     bits: int | None = None,
 ) -> dict[str, Any]:
-    """The metadata as a mapping of plain values, in the order they are written.
+    """The metadata as plain values, in the order of the YAML.
 
-    `base_model` counts only as a hub id. `hub_repo`: its owner is who quantized.
+    `base_model` is used if it is a hub id. The owner of `hub_repo` becomes `quantized_by`.
 
     Raises:
-        UsageError: a language is no code that the hub knows.
+        UsageError: a language is not an ISO 639 code.
     """
     base = base_model if base_model is not None and is_hub_id(base_model) else None
     tags = ["gguf", "llama.cpp", "ollama"] if kind == "gguf" else [kind, *([f"{bits}-bit"] if bits else [])]
     fields: dict[str, Any] = {
         "base_model": base,
         "base_model_relation": "quantized" if base else None,
-        "language": [_language(each) for each in languages] or None,
+        "language": [_language(code) for code in languages] or None,
         **license_of(license),
         "library_name": None if kind == "gguf" else "transformers",
         "pipeline_tag": "text-generation",
@@ -65,12 +65,12 @@ def metadata(
 
 
 def front_matter(fields: dict[str, Any]) -> str:
-    """The fields between their lines of dashes, as huggingface_hub writes them."""
+    """The YAML between lines of dashes, as huggingface_hub writes it."""
     return f"---\n{ModelCardData(**fields).to_yaml()}\n---\n"
 
 
 def license_of(text: str | None) -> dict[str, str]:
-    """The fields of a licence: the hub's identifier where it is one, else `other` and its name in the hub's letters."""
+    """The licence fields: the hub's identifier, or `other` with the name in the hub's characters."""
     name = one_line(text or "")
     if not name:
         return {}
@@ -83,5 +83,5 @@ def license_of(text: str | None) -> dict[str, str]:
 
 def _language(text: str) -> str:
     if not _LANGUAGE.fullmatch(text):
-        raise UsageError(f"the language {text!r} is not an ISO 639 code; write en, zh, multilingual or code")
+        raise UsageError(f"language {text!r} is not an ISO 639 code; pass en, zh, multilingual or code")
     return text

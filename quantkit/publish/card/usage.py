@@ -1,4 +1,4 @@
-"""How to run what a card describes: llama.cpp, Ollama, vLLM, transformers, quantkit itself."""
+"""The section of a card on running the model: llama.cpp, Ollama, vLLM, transformers, quantkit."""
 
 import shlex
 from collections.abc import Mapping
@@ -9,8 +9,8 @@ from quantkit.publish.card.facts import KINDS, CardFacts
 from quantkit.publish.card.metadata import is_hub_id
 from quantkit.publish.ollama.tags import PREFERRED
 
-# Loaders whose logits were compared with quantkit's own forward over the dequantized weights (tests/peers), by the
-# architectures of config.json; the README has the same table.
+# Loaders whose logits tests/peers compares with quantkit's own forward over the dequantized weights, with the
+# architectures that were compared.
 _DENSE, _MIXTURES = ("LlamaForCausalLM", "Qwen2ForCausalLM"), ("Qwen2MoeForCausalLM", "Qwen3MoeForCausalLM")
 LOADERS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
     "GPTQModel 7.6": {"awq": (*_DENSE, *_MIXTURES), "gptq": (*_DENSE, *_MIXTURES)},
@@ -19,17 +19,17 @@ LOADERS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
 }
 PROMPT = "Why is the sky blue?"
 PHONE = 8_000_000_000
-"""Bytes of the largest file that a phone of today might run."""
+"""Bytes of the largest file for a phone."""
 
 
 def running(facts: CardFacts) -> str:
-    """The commands, each in a block of its own under what it is for."""
+    """The commands, each in a code block under its purpose."""
     return "\n\n".join(_gguf(facts) if facts.kind == "gguf" else _folder(facts))
 
 
 def gguf_commands(facts: CardFacts) -> Mapping[str, list[str]]:
-    """Runtime -> its commands; those that download from the hub only where the repository is known."""
-    weights = next((each for kind in PREFERRED for each in facts.weights if each.type == kind), facts.weights[0])
+    """The commands of each runtime; those that download from the hub need a known repository."""
+    weights = next((own for kind in PREFERRED for own in facts.weights if own.type == kind), facts.weights[0])
     repo, tag, path = _repo(facts), weights.type.upper(), _path(weights.path)
     commands: dict[str, list[str]] = {
         "llama.cpp": [*([f"llama-cli -hf {repo}:{tag}"] if repo else []), f"llama-cli -m {path}"],
@@ -43,7 +43,7 @@ def gguf_commands(facts: CardFacts) -> Mapping[str, list[str]]:
         commands["a phone"] = [f"quantkit termux --gguf {shlex.quote(url) if repo else url} -o termux.sh"]
     if repo:
         commands["llama.cpp"].append(f"llama-server -hf {repo}:{tag}")
-        if len(weights.files) == 1:  # Ollama takes no split files from the hub
+        if len(weights.files) == 1:  # Ollama does not download split files from the hub
             commands["Ollama"].append(f"ollama run hf.co/{repo}:{tag}")
     return {name: lines for name, lines in commands.items() if lines}
 
@@ -51,10 +51,10 @@ def gguf_commands(facts: CardFacts) -> Mapping[str, list[str]]:
 def _gguf(facts: CardFacts) -> list[str]:
     words = {
         "llama.cpp": "[llama.cpp](https://github.com/ggml-org/llama.cpp): a conversation in the terminal"
-        + (", or a server with a page of its own:" if _repo(facts) else ":"),
+        + (", or a server with a web page:" if _repo(facts) else ":"),
         "Ollama": "[Ollama](https://ollama.com):",
-        "quantkit": "quantkit, for a quick look at a file that is here:",
-        "a phone": "An Android phone: this writes a script that sets up Termux with the model, to be run there:",
+        "quantkit": "quantkit, for a quick test of a local file:",
+        "a phone": "An Android phone: write a script that installs llama.cpp and the model; run it in Termux:",
     }
     parts = []
     for name, lines in gguf_commands(facts).items():
@@ -65,28 +65,27 @@ def _gguf(facts: CardFacts) -> list[str]:
 def _folder(facts: CardFacts) -> list[str]:
     source = _repo(facts) or facts.weights[0].name
     return [
-        f"[vLLM](https://docs.vllm.ai) reads {KINDS[facts.kind]} from config.json by itself (not run for this card):",
+        f"[vLLM](https://docs.vllm.ai) recognises {KINDS[facts.kind]} by config.json (not tested for this card):",
         block(f"vllm serve {shlex.quote(source)}", "sh"),
-        "transformers, with the packages `gptqmodel` and `optimum` beside it:",
+        "transformers, with the packages `gptqmodel` and `optimum`:",
         block(_python(source, chat=facts.description.template is not None), "python"),
         tested(facts.kind, facts.description.architecture),
     ]
 
 
 def tested(kind: str, architecture: str | None) -> str:
-    """Which loaders were tested with this architecture, and the one that is known to go wrong."""
-    found = [loader for loader, reads in LOADERS.items() if architecture in reads[kind]]
+    """Sentences on the loaders that were tested with this architecture, and on the one with a known fault."""
+    loaders = [loader for loader, reads in LOADERS.items() if architecture in reads[kind]]
     name = plain(architecture or "this architecture")
-    said = f"Folders of {KINDS[kind]} by quantkit were loaded, and their logits compared, "
-    if found:
-        said += f"for {name} with {listed(found)}."
-    else:
-        said += f"with no loader for {name}: this one was read back by quantkit's own forward only."
-    if architecture is not None and ("Moe" in architecture or "Mixtral" in architecture):
-        said += (
-            " transformers 5.23 loads quantized mixtures without an error and computes something else: take another."
+    if loaders:
+        text = (
+            f"quantkit's {KINDS[kind]} folders of {name} were loaded and their logits compared with {listed(loaders)}."
         )
-    return said
+    else:
+        text = f"No loader was tested with {KINDS[kind]} folders of {name}; quantkit's own forward checked this one."
+    if architecture is not None and ("Moe" in architecture or "Mixtral" in architecture):
+        text += " transformers 5.23 loads quantized mixtures without an error but computes wrong logits; avoid it."
+    return text
 
 
 def _python(source: str, *, chat: bool) -> str:
@@ -107,7 +106,7 @@ print(tokenizer.decode(answer[0][inputs["input_ids"].shape[1]:], skip_special_to
 
 
 def _path(name: str) -> str:
-    """A file here as a word of the shell, never taken for an option."""
+    """A local file as a shell word that is never an option."""
     return shlex.quote(f"./{name}" if name.startswith("-") else name)
 
 

@@ -17,6 +17,8 @@ _CONNECT_SECONDS = 10.0
 _ANSWER_SECONDS = 3600.0
 _MAX_LINE = 1 << 20
 _MAX_BODY = 1 << 26
+# A push of days at Ollama's pace, a line every 60 ms, has fewer.
+_MAX_LINES = 5_000_000
 
 
 class ConnectionBroken(PublishError):
@@ -47,8 +49,12 @@ class Response:
         return body
 
     def lines(self) -> Iterator[dict[str, Any]]:
-        """The JSON objects of a streamed answer, one a line."""
+        """The JSON objects of a streamed answer, one a line; raises PublishError for one that does not end."""
+        count = 0
         while line := self._reading(self._response.readline, _MAX_LINE):
+            count += 1
+            if count > _MAX_LINES:
+                raise PublishError(f"the server answered with more than {_MAX_LINES} lines; check --host")
             if not line.strip():
                 continue
             try:

@@ -1,8 +1,8 @@
 """A Jinja chat template as a Go template in Ollama's dialect, exact or refused.
 
-What the Jinja template writes is found by probing (`probing`); here it becomes `{{ range .Messages }}`. Ollama hands a
-template `.Messages`, neighbours of one role already joined, and `.System`, all system messages joined; when the
-conversation ends with an answer, that answer is to be continued, so nothing follows it (template/template.go).
+`probing` finds out what the Jinja template writes; this module writes it as `{{ range .Messages }}`. Ollama gives a
+template `.Messages`, with neighbours of one role joined, and `.System`, all system messages joined. If the conversation
+ends with an answer, the model continues that answer, so nothing follows it (template/template.go).
 """
 
 import json
@@ -19,7 +19,7 @@ __all__ = ["GoTemplate", "TemplateRefused", "synthesize"]
 
 @dataclass(frozen=True)
 class GoTemplate:
-    """`text` for TEMPLATE, `stops` for PARAMETER stop, and in `limits` one phrase for each thing it cannot follow."""
+    """`text` is for TEMPLATE, `stops` for PARAMETER stop; `limits` has a phrase for each difference from the Jinja."""
 
     text: str
     stops: tuple[str, ...]
@@ -36,18 +36,18 @@ def synthesize(
 ) -> GoTemplate:
     """The Go template that renders what `jinja` renders, without the BOS at the start if the runtime adds one.
 
-    `special_tokens` are further tokens the template may name (`unk_token`).
+    `special_tokens` are further tokens that the template may name (`unk_token`).
 
     Raises:
-        TemplateRefused: no Go template is exact, or the Jinja template itself fails, with the reason.
+        TemplateRefused: no Go template is exact, or the Jinja template itself fails; the message has the reason.
         TemplateError: the template runs out of time or memory.
     """
     options = {"bos_token": bos_token, "eos_token": eos_token, "special_tokens": dict(special_tokens or {})}
     wording = probe(jinja, options, bos_token if adds_bos else "")
-    return GoTemplate(_written(wording), _stops(wording, bos_token, eos_token), wording.limits)
+    return GoTemplate(_go_text(wording), _stops(wording, bos_token, eos_token), wording.limits)
 
 
-def _written(wording: Wording) -> str:
+def _go_text(wording: Wording) -> str:
     counted = "{{ $left := len (slice $.Messages $i) }}" if wording.form.counted else ""
     text = '{{ $prev := "" }}{{ range $i, $_ := .Messages }}' + counted
     handled = [role for role in "sua" if any(place.role == role for place in wording.literals)]
@@ -60,7 +60,7 @@ def _written(wording: Wording) -> str:
             test = f"and ({test}) ({_is_one_of('$prev', before)})"
         clauses.append(f"if {test} }}}}{_choice(here)}{{{{ .Content }}}}{{{{ $prev = .Role }}}}")
     if handled != list("sua") or any(clause.startswith("if and") for clause in clauses):
-        # Where a message was left out, its neighbours meet: joined as Ollama joins messages of one role.
+        # If a message was left out, its neighbours may have one role: join them as Ollama joins messages.
         clauses.insert(0, "if eq .Role $prev }}\n\n{{ .Content }}")
     text += "".join(f"{{{{ {'else ' if number else ''}{clause}" for number, clause in enumerate(clauses))
     text += "{{ end }}{{ end }}"
@@ -73,10 +73,10 @@ def _is_one_of(variable: str, roles: Iterable[str]) -> str:
 
 
 def _choice(literals: Mapping[Place, str]) -> str:
-    """The Go text that writes the literal of the place at hand, by as few of the features as tell them apart."""
+    """The Go text that writes the literal of the current place, by the fewest features that distinguish the places."""
     features = list(Place._fields)
     for feature in ("role", "left", "system", "before"):
-        rest = [each for each in features if each != feature]
+        rest = [name for name in features if name != feature]
         if len({_values(place, rest) for place in literals}) == len(
             {(_values(p, rest), t) for p, t in literals.items()}
         ):
@@ -85,7 +85,7 @@ def _choice(literals: Mapping[Place, str]) -> str:
 
 
 def _values(place: Place, features: Sequence[str]) -> tuple[object, ...]:
-    return tuple(getattr(place, each) for each in features)
+    return tuple(getattr(place, feature) for feature in features)
 
 
 def _branches(literals: Mapping[tuple[object, ...], str], features: Sequence[str]) -> str:
@@ -101,18 +101,18 @@ def _branches(literals: Mapping[tuple[object, ...], str], features: Sequence[str
     for value in dict.fromkeys(values[0] for values in literals):
         below = {values[1:]: text for values, text in literals.items() if values[0] == value}
         values_of.setdefault(_branches(below, features[1:]), []).append(value)
-    # What most values share, and nothing at all, come last: the else.
+    # The text of most values, or the empty text, comes last: it is the else.
     *tested, last = sorted(values_of, key=lambda text: (not text, len(values_of[text]), str(values_of[text])))
     text = ""
-    for each in tested:
-        text += f"{{{{ {'else ' if text else ''}if {_test(features[0], values_of[each])} }}}}{each}"
+    for branch in tested:
+        text += f"{{{{ {'else ' if text else ''}if {_test(features[0], values_of[branch])} }}}}{branch}"
     if not text:
         return last
     return text + (f"{{{{ else }}}}{last}" if last else "") + "{{ end }}"
 
 
 def _shared_end(texts: Sequence[Sequence[str]], reverse: bool = False) -> str:
-    """What all texts of atoms end in; with `reverse` the atoms are given, and joined, from the last to the first."""
+    """The end that all texts share, as text; with `reverse` the atoms are listed from the last to the first."""
     shared = 0
     while all(shared < len(text) for text in texts) and len({text[-1 - shared] for text in texts}) == 1:
         shared += 1
@@ -125,7 +125,7 @@ def _test(feature: str, values: Sequence[object]) -> str:
         return _is_one_of("$prev", map(str, values))
     if feature == "system":
         return "$.System" if values[0] else "not $.System"
-    exact = [str(each) for each in values if each != 3]
+    exact = [str(value) for value in values if value != 3]
     tests = [f"eq $left {' '.join(exact)}"] if exact else []
     tests += ["ge $left 3"] if len(exact) < len(values) else []
     return tests[0] if len(tests) == 1 else f"or ({tests[0]}) ({tests[1]})"
@@ -133,15 +133,15 @@ def _test(feature: str, values: Sequence[object]) -> str:
 
 _MARKER = re.compile(r"<[^<>\s]{1,60}>|\[\|[^\[\]]{1,60}\|\]|\[/?[A-Z_]{2,}\]")
 _ATOM = re.compile(rf"{_MARKER.pattern}|\w+|.", re.DOTALL)
-"""Marks and words are not torn apart; the system message's mark is a word."""
+"""Markers and words stay whole; the mark of the system message is a word."""
 _SPECIAL = re.compile(r"(\{{2,}|\{$|\"{3,})")
 
 
 def _quoted(literal: str) -> str:
-    """Literal text in a Go template, with the system message where its mark stands.
+    """Literal text in a Go template, with the system message in place of its mark.
 
-    What Go would take for an action, and what Ollama's Modelfile reader would drop (runes that do not print) or take
-    for the end of the value, is written as a quoted string.
+    Some text is written as a quoted string: what Go would read as an action, what Ollama's Modelfile reader would
+    delete (runes that do not print), and what it would read as the end of the value.
     """
     return "{{ $.System }}".join(_text(part) for part in literal.split(system_mark()))
 
@@ -149,28 +149,28 @@ def _quoted(literal: str) -> str:
 def _text(literal: str) -> str:
     parts = _SPECIAL.split(literal)
     for index, part in enumerate(parts):
-        kept = part if index % 2 == 0 else f"{{{{ {json.dumps(part)} }}}}"
+        safe = part if index % 2 == 0 else f"{{{{ {json.dumps(part)} }}}}"
         parts[index] = "".join(
-            each if each in "\n\t" or is_printable(each) else f'{{{{ "\\U{ord(each):08x}" }}}}' for each in kept
+            rune if rune in "\n\t" or is_printable(rune) else f'{{{{ "\\U{ord(rune):08x}" }}}}' for rune in safe
         )
     return "".join(parts)
 
 
 def _stops(wording: Wording, bos: str, eos: str) -> tuple[str, ...]:
-    """The texts that end an answer: EOS, the mark after an answer, and what opens the user's next turn."""
-    found = [eos] if eos else []
+    """The texts that end an answer: EOS, the marker after an answer, and the opening of the user's next turn."""
+    stops = [eos] if eos else []
     between = [text for place, text in wording.literals.items() if (place.before, place.role) == ("a", "u")]
     for text in between:
         rest = text.replace(system_mark(), "").strip()
         if eos and rest.startswith(eos):
             rest = rest.removeprefix(eos).strip()
         elif first := _MARKER.match(rest):
-            found.append(first[0])
+            stops.append(first[0])
             rest = rest.removeprefix(first[0]).strip()
-        # A BOS between turns ([INST] follows it) opens nothing by itself; where it is the mark of a turn, a word does.
+        # A BOS before [INST] does not open a turn; a BOS that is the marker of a turn, before a role's name, does.
         after = rest.removeprefix(bos).strip() if bos else rest
         if opening := _MARKER.match(after) or _MARKER.match(rest):
-            found.append(opening[0])
+            stops.append(opening[0])
         elif rest:
-            found.append(rest.splitlines()[0].strip())
-    return tuple(dict.fromkeys(found))
+            stops.append(rest.splitlines()[0].strip())
+    return tuple(dict.fromkeys(stops))

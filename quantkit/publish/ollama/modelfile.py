@@ -1,7 +1,7 @@
-"""Modelfiles: what `ollama create` reads, written so that Ollama's parser gives every value back, and read as it does.
+"""Modelfiles: what `ollama create` reads. Writing and reading agree with Ollama's own parser.
 
-The grammar (Ollama 0.32, parser/parser.go) has no escapes and deletes code points it cannot print; what it cannot say
-is refused here with the reason, never written differently.
+The grammar (Ollama 0.32, parser/parser.go) has no escapes, and deletes code points that it cannot print. A value that
+the grammar cannot express is refused with the reason, never written differently.
 """
 
 from collections.abc import Iterator
@@ -18,9 +18,12 @@ __all__ = ["DEPRECATED", "PARAMETERS", "Finding", "Modelfile", "lint_modelfile",
 
 @dataclass(frozen=True)
 class Modelfile:
-    """What a Modelfile says. `sources` are FROM's values: a model's name, or paths that Ollama merges (a model and its
-    mmproj). `parameters` are (name, value) with the value of the type that PARAMETERS gives; stop may repeat.
-    `messages` are (role, text). None is a command that is absent; an empty text is one that is there."""
+    """The values of a Modelfile.
+
+    `sources` are FROM's values: a model's name, or paths that Ollama merges (a model and its mmproj). `parameters` are
+    (name, value) with a value of the type in PARAMETERS; stop may repeat. `messages` are (role, text). None means that
+    the command is absent; an empty text means that it is present.
+    """
 
     sources: tuple[str, ...]
     parameters: tuple[tuple[str, ParameterValue], ...] = ()
@@ -36,20 +39,25 @@ class Modelfile:
 
 
 def write_modelfile(modelfile: Modelfile) -> str:
-    """The text of a Modelfile that Ollama's parser reads back as `modelfile`, by lines that end in a line feed.
+    """The text of a Modelfile that Ollama's parser reads back as `modelfile`, in lines that end in a line feed.
 
-    A file must hold it in UTF-8 with its line ends unchanged (`newline=""`): a carriage return in a value is kept.
-    TEMPLATE may come out written differently, with the same rendering (see modelfile_text.quoted_template).
-    Raises ModelfileError for what the grammar has no way to say, and for what Ollama would refuse or ignore.
+    Write it to a file in UTF-8 with unchanged line ends (`newline=""`), because a carriage return in a value is kept.
+    TEMPLATE may be written differently, with the same rendering (see modelfile_text.quoted_template).
+
+    Raises:
+        ModelfileError: the grammar cannot express a value, or Ollama would refuse or ignore it.
     """
     return "".join(f"{line}\n" for line in _lines(modelfile))
 
 
 def parse_modelfile(text: str) -> Modelfile:
-    """A Modelfile's text as Ollama acts on it: of a repeated command or parameter that is not a list the last counts,
-    deprecated parameters are passed over, deleted code points are gone.
+    """The values that Ollama takes from a Modelfile's text.
 
-    Raises ModelfileError, naming the line, where Ollama refuses the text.
+    The last of a repeated command or parameter counts, unless it is a list. Deprecated parameters are ignored, and
+    code points that Ollama deletes are absent.
+
+    Raises:
+        ModelfileError: Ollama refuses the text; the message names the line.
     """
     commands, faults = read_commands(text)
     if faults:
@@ -78,7 +86,7 @@ def parse_modelfile(text: str) -> Modelfile:
 
 def _lines(modelfile: Modelfile) -> Iterator[str]:
     if not modelfile.sources:
-        raise ModelfileError("a Modelfile needs a FROM: a model's name or a GGUF's path")
+        raise ModelfileError("a Modelfile needs a FROM; add a model's name or a GGUF's path")
     for source in modelfile.sources:
         yield f"FROM {_path(source, 'FROM')}"
     if modelfile.adapter is not None:
@@ -115,16 +123,16 @@ def _path(value: str, what: str) -> str:
 
 
 def _parameter_lines(parameters: tuple[tuple[str, ParameterValue], ...]) -> Iterator[str]:
-    seen: set[str] = set()
+    names: set[str] = set()
     for name, value in parameters:
         text = format_parameter(name, value)
         if name == "stop":
             if not text:
-                raise ModelfileError("PARAMETER stop is empty and could end an answer before it begins: leave it out")
+                raise ModelfileError("PARAMETER stop is empty and could end an answer before it begins; leave it out")
             text = quoted_in_line(text, "PARAMETER stop")
-        elif name in seen:
-            raise ModelfileError(f"PARAMETER {name} is given twice and only the last would count: give it once")
-        seen.add(name)
+        elif name in names:
+            raise ModelfileError(f"PARAMETER {name} is given twice, and only the last counts; give it once")
+        names.add(name)
         yield f"PARAMETER {name} {text}"
 
 
@@ -138,7 +146,7 @@ def _parameters(commands: list[Command]) -> tuple[tuple[str, ParameterValue], ..
         except ModelfileError as error:
             raise ModelfileError(f"line {command.line} of the Modelfile: {error}") from error
         if command.key != "stop":
-            read = [known for known in read if known[0] != command.key]
+            read = [parameter for parameter in read if parameter[0] != command.key]
         read.append((command.key, value))
     return tuple(read)
 

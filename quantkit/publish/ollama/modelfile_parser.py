@@ -1,8 +1,8 @@
-"""Reading the Modelfile grammar: text to commands, as Ollama's parser/parser.go reads it.
+"""The parser of the Modelfile grammar: text to commands, as in Ollama's parser/parser.go.
 
-There are no escapes. A value runs to the end of its line, unless it starts with a quote: then it runs to the first line
-that ends with the same quote (one `"` or three), white space aside. Code points that Go calls non-printable are
-deleted, a comment is a line that starts with #, and a carriage return ends a line as a line feed does.
+There are no escapes. A value ends at the end of its line. A value that starts with a quote (one `"` or three) ends at
+the first line whose end is the same quote, without regard to white space. The parser deletes code points that Go calls
+non-printable. A comment is a line that starts with #. A carriage return ends a line, as a line feed does.
 """
 
 import re
@@ -31,9 +31,9 @@ _BREAK = re.compile(r"[\r\n]")
 
 @dataclass(frozen=True)
 class Command:
-    """One command: `name` in small letters, `key` the parameter's name or the message's role, `value` unquoted.
+    """One command: `name` in lower case, `key` the parameter's name or the message's role, `value` without quotes.
 
-    `raw` is the value's text before anything was deleted or unquoted; `line` and `last_line` count from 1.
+    `raw` is the value's text with its quotes and every code point. `line` and `last_line` count from 1.
     """
 
     line: int
@@ -46,15 +46,18 @@ class Command:
 
 @dataclass(frozen=True)
 class Fault:
-    """Where the text leaves the grammar: Ollama stops there."""
+    """A violation of the grammar, at which Ollama stops."""
 
     line: int
     message: str
 
 
 def read_commands(text: str) -> tuple[list[Command], list[Fault]]:
-    """All commands of a Modelfile in order, and what Ollama would refuse in it; after a fault, reading goes on at the
-    next line, so that a linter can tell of several. A leading byte order mark is passed over."""
+    """All commands of a Modelfile in order, and its faults, each of which makes Ollama refuse the file.
+
+    After a fault, reading continues at the next line, so that a linter can report several. A leading byte order mark
+    is skipped.
+    """
     text = text.removeprefix("\ufeff")
     commands: list[Command] = []
     faults: list[Fault] = []
@@ -65,11 +68,11 @@ def read_commands(text: str) -> tuple[list[Command], list[Fault]]:
         elif text[at] == "#":
             at = _end_of_line(text, at)
         else:
-            found, at = _command(text, at)
-            if isinstance(found, Command):
-                commands.append(found)
+            result, at = _command(text, at)
+            if isinstance(result, Command):
+                commands.append(result)
             else:
-                faults.append(found)
+                faults.append(result)
     return commands, faults
 
 
@@ -79,7 +82,7 @@ def line_of(text: str, at: int) -> int:
 
 
 def deleted_by_parser(text: str) -> str:
-    """The code points of a value that Ollama's parser deletes, each once, in order; tab and line ends are kept."""
+    """The code points of a value that Ollama's parser deletes, without repeats; tabs and line ends are kept."""
     return "".join(dict.fromkeys(c for c in text if c not in _BLANK and not is_printable(c)))
 
 
@@ -90,11 +93,11 @@ def _command(text: str, at: int) -> tuple[Command | Fault, int]:
     name, at = _printable(word[0]).lower(), word.end()
     if name not in COMMANDS or text[at : at + 1] not in (" ", "\t"):
         end = _end_of_line(text, start)
-        said = re.split(r"[ \t]", text[start:end])[0]
+        first_word = re.split(r"[ \t]", text[start:end])[0]
         if name in COMMANDS:
             problem = f"{name.upper()} is not followed by a space and a value"
         else:
-            problem = f"no command {_shown(said)}: a line starts with one of {', '.join(COMMANDS).upper()}, or #"
+            problem = f"no command {_shown(first_word)}: a line starts with one of {', '.join(COMMANDS).upper()}, or #"
         return Fault(line, problem), end
     at += 1
     key = ""
@@ -119,17 +122,17 @@ def _key_problem(name: str, key: str, follower: str) -> str:
         what = "role" if name == "message" else "parameter's name"
         return f"{name.upper()} and the {what} must be exactly one space apart"
     if name == "message" and key not in ROLES:
-        return f"MESSAGE needs one of the roles {', '.join(ROLES)}, in small letters, not {key!r}"
+        return f"MESSAGE needs one of the roles {', '.join(ROLES)}, in lower case, not {key!r}"
     if follower not in (" ", "\t") or not follower:
         return f"{name.upper()} {key} is not followed by a space and a value"
     return ""
 
 
 def _value(text: str, at: int) -> tuple[str, int] | None:
-    """The unquoted value that starts at `at` and where it ends, or None when its quote is not closed.
+    """The value that starts at `at`, without quotes, and where it ends; None if its quote is not closed.
 
-    parser.go looks at all it has gathered at every line end. Only the quote at its start and the line just ended can
-    decide, and a blank line changes nothing.
+    parser.go examines the whole value at every line end. This function examines only the quote at the start and the
+    last line, because nothing else can close the value.
     """
     end = _end_of_line(text, at)
     gathered = [_printable(text[at:end])]
@@ -147,8 +150,8 @@ def _value(text: str, at: int) -> tuple[str, int] | None:
 
 
 def _end_of_line(text: str, at: int) -> int:
-    found = _BREAK.search(text, at)
-    return found.start() if found else len(text)
+    line_end = _BREAK.search(text, at)
+    return line_end.start() if line_end else len(text)
 
 
 def _printable(text: str) -> str:

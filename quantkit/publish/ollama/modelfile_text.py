@@ -1,4 +1,4 @@
-"""Writing values into the Modelfile grammar, which has no escapes: quoted so that they come back, or refused."""
+"""Values in the Modelfile grammar, which has no escapes: quoted so that Ollama reads them back, or refused."""
 
 import re
 import unicodedata
@@ -13,18 +13,18 @@ _STRING = re.compile(r"\"(?:[^\"\\\n]|\\.)*\"|'(?:[^'\\\n]|\\.)*'|`[^`]*`")
 
 
 def quoted(value: str, what: str) -> str:
-    """`value` in triple quotes; raises ModelfileError, naming `what`, for a text that even those cannot hold."""
+    """`value` in triple quotes; raises ModelfileError, naming `what`, if triple quotes cannot hold it."""
     _check(value, what)
     if _CLOSES_EARLY.search(value):
         raise ModelfileError(
-            f'{what} has three quotes (""") at the end of a line, where a Modelfile ends the value: change the text, '
+            f'{what} has three quotes (""") at the end of a line, where a Modelfile ends the value; change the text, '
             f"or {_OVER_HTTP}"
         )
     return f'"""{value}"""'
 
 
 def quoted_in_line(value: str, what: str) -> str:
-    """As `quoted`, with one pair of quotes where those do: a text of one line that does not start with a quote."""
+    """As `quoted`, but with one pair of quotes for a text of one line that does not start with a quote."""
     if value.startswith('"') or "\n" in value or "\r" in value:
         return quoted(value, what)
     _check(value, what)
@@ -32,7 +32,7 @@ def quoted_in_line(value: str, what: str) -> str:
 
 
 def bare(value: str, what: str) -> str:
-    """`value` without quotes where the parser gives it back so, else quoted."""
+    """`value` without quotes if the parser reads it back unchanged, else quoted."""
     if not value or value != value.strip(" \t") or '"' in value or "\n" in value or "\r" in value:
         return quoted_in_line(value, what)
     _check(value, what)
@@ -40,10 +40,12 @@ def bare(value: str, what: str) -> str:
 
 
 def quoted_template(template: str) -> str:
-    """A Go template in triple quotes, with what the parser would delete or end the value at said by Go string actions:
+    """A Go template in triple quotes, with string actions for what the parser would delete or end the value at.
+
     U+3000 becomes `{{ "\\u3000" }}`, or `\\u3000` in a string that is already inside an action.
 
-    Raises ModelfileError where neither is possible: in an action outside its strings, in a raw string, in a comment.
+    Raises:
+        ModelfileError: neither is possible: in an action outside its strings, in a raw string, or in a comment.
     """
     _check_unicode(template, "TEMPLATE")
     parts: list[str] = []
@@ -57,16 +59,16 @@ def quoted_template(template: str) -> str:
 
 
 def named(characters: str) -> str:
-    """Code points for a sentence: `U+3000 (IDEOGRAPHIC SPACE)`, at most four of them."""
-    shown = [f"U+{ord(c):04X} ({unicodedata.name(c, 'a control or private character')})" for c in characters[:4]]
-    return ", ".join(shown) + (f" and {len(characters) - 4} more" if len(characters) > 4 else "")
+    """Code points as words: `U+3000 (IDEOGRAPHIC SPACE)`, at most four of them."""
+    words = [f"U+{ord(c):04X} ({unicodedata.name(c, 'a control or private character')})" for c in characters[:4]]
+    return ", ".join(words) + (f" and {len(characters) - 4} more" if len(characters) > 4 else "")
 
 
 def _literal(text: str) -> str:
-    # A brace before the new action would make three in a row, which Go reads as an action that starts with a brace.
-    gone = "".join(re.escape(c) for c in deleted_by_parser(text))
-    if gone:
-        text = re.sub(rf"\{{?[{gone}]+", lambda m: '{{ "' + _escaped(m[0]) + '" }}', text)
+    # A brace before the new action would make three braces; Go reads those as an action that starts with a brace.
+    deleted = "".join(re.escape(c) for c in deleted_by_parser(text))
+    if deleted:
+        text = re.sub(rf"\{{?[{deleted}]+", lambda m: '{{ "' + _escaped(m[0]) + '" }}', text)
     return _CLOSES_EARLY.sub('""{{ "\\\\"" }}', text)
 
 
@@ -83,29 +85,31 @@ def _action(action: str) -> str:
         return action
     if action.startswith(("{{/*", "{{- /*")):
         raise ModelfileError(
-            f"a comment of TEMPLATE has {named(deleted_by_parser(action))}, which a Modelfile loses: remove it"
+            f"a comment of TEMPLATE has {named(deleted_by_parser(action))}, which a Modelfile loses; remove it"
         )
     written = _STRING.sub(lambda m: m[0] if m[0].startswith("`") else _escaped(m[0]), action)
-    gone = deleted_by_parser(written)
-    if gone:
+    deleted = deleted_by_parser(written)
+    if deleted:
         raise ModelfileError(
-            f"TEMPLATE has {named(gone)} in the action {action[:60]!r}, which a Modelfile loses: write it as an "
+            f"TEMPLATE has {named(deleted)} in the action {action[:60]!r}, which a Modelfile loses; write it as an "
             "escape in a string in double quotes, or remove it"
         )
     return written
 
 
 def _escaped(text: str) -> str:
-    gone = deleted_by_parser(text)
-    return "".join((f"\\u{ord(c):04x}" if ord(c) < 0x10000 else f"\\U{ord(c):08x}") if c in gone else c for c in text)
+    deleted = deleted_by_parser(text)
+    return "".join(
+        (f"\\u{ord(c):04x}" if ord(c) < 0x10000 else f"\\U{ord(c):08x}") if c in deleted else c for c in text
+    )
 
 
 def _check(value: str, what: str) -> None:
     _check_unicode(value, what)
-    gone = deleted_by_parser(value)
-    if gone:
+    deleted = deleted_by_parser(value)
+    if deleted:
         raise ModelfileError(
-            f"{what} has {named(gone)}, which Ollama deletes from a Modelfile without a word: change the text, or"
+            f"{what} has {named(deleted)}, which Ollama deletes from a Modelfile without a warning; change the text, or"
             f" {_OVER_HTTP}"
         )
 
@@ -115,5 +119,5 @@ def _check_unicode(value: str, what: str) -> None:
         value.encode()
     except UnicodeEncodeError as error:
         raise ModelfileError(
-            f"{what} is not valid Unicode: it has the lone surrogate {value[error.start]!r}"
+            f"{what} is not valid Unicode: it has the lone surrogate {value[error.start]!r}; remove it"
         ) from error

@@ -13,12 +13,12 @@ class Overrides:
     """Values that one source, a command line or a recipe, sets in place of those of the GGUF file."""
 
     parameters: Parameters = ()
-    """`stop` may come several times and is added to the template's; includes `num_ctx` and `num_gpu`."""
+    """`stop` may repeat, and is added to the template's stops. `num_ctx` and `num_gpu` are among them."""
     system: str | None = None
     licenses: tuple[str, ...] = ()
     messages: tuple[tuple[str, str], ...] = ()
     chat_template: str | None = None
-    """A Jinja text in place of the file's; "" for none at all."""
+    """A Jinja text in place of the file's; an empty text for none."""
 
     def over(self, other: "Overrides") -> "Overrides":
         """These overrides, completed by those of `other`; where both set a value, this object's is used."""
@@ -36,15 +36,15 @@ class Overrides:
 def check_parameter(name: str, value: object, where: str) -> ParameterValue:
     """The value itself, if Ollama has such a parameter of its type; raises UsageError naming `where`."""
     if not isinstance(value, str | int | float | bool):
-        raise UsageError(f"{where}: PARAMETER {name} takes no {type(value).__name__}, such as {value!r}")
+        raise UsageError(f"{where}: PARAMETER {name} cannot be a {type(value).__name__}, such as {value!r}")
     try:
         format_parameter(name, value)
     except ModelfileError as error:
         raise UsageError(f"{where}: {error}") from error
     if name == "num_ctx" and isinstance(value, int) and value < 1:
-        raise UsageError(f"{where}: a num_ctx of {value} holds no token")
+        raise UsageError(f"{where}: num_ctx {value} must be greater than zero")
     if value == "":
-        raise UsageError(f"{where}: a {name} that is empty says nothing")
+        raise UsageError(f"{where}: {name} is empty; give a text or leave it out")
     return value
 
 
@@ -53,9 +53,9 @@ def typed_parameter(text: str, where: str) -> tuple[str, ParameterValue]:
     name, equals, value = text.partition("=")
     name = name.strip()
     if not equals or not name:
-        raise UsageError(f"{where} {text!r} is not NAME=VALUE")
+        raise UsageError(f"{where} {text!r} is not NAME=VALUE; write one such as temperature=0.5")
     try:
-        found: ParameterValue = value if name in DEPRECATED else read_parameter(name, value)
+        parsed: ParameterValue = value if name in DEPRECATED else read_parameter(name, value)
     except ModelfileError as error:
         raise UsageError(f"{where} {text}: {error}") from error
-    return name, check_parameter(name, found, f"{where} {text}")
+    return name, check_parameter(name, parsed, f"{where} {text}")

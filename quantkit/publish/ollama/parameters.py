@@ -1,4 +1,4 @@
-"""The parameters that `PARAMETER name value` may set, and how their values are written.
+"""The parameters of `PARAMETER name value`, and how their values are written.
 
 Source: Ollama 0.32's api/types.go (Options, FormatParams) and parser/parser.go (deprecatedParameters).
 """
@@ -55,10 +55,12 @@ _DECIMAL = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?", re.A
 
 
 def read_parameter(name: str, text: str) -> ParameterValue:
-    """The value of `PARAMETER name text` as Ollama takes it: by Go's ParseInt (64 bit), ParseFloat (32 bit), ParseBool.
+    """The value of `PARAMETER name text` as Ollama reads it: by Go's ParseInt (64 bit), ParseFloat (32 bit), ParseBool.
 
-    Raises ModelfileError for a name Ollama does not know or a text its type cannot read. A deprecated name is the
-    caller's to handle: Ollama reads past it.
+    The caller must handle a deprecated name, which Ollama ignores.
+
+    Raises:
+        ModelfileError: Ollama does not know the name, or its type cannot read the text.
     """
     kind = _kind(name)
     if kind is str:
@@ -77,12 +79,13 @@ def read_parameter(name: str, text: str) -> ParameterValue:
 
 
 def format_parameter(name: str, value: ParameterValue) -> str:
-    """The text of `value` for `PARAMETER name`, unquoted.
+    """The text of `value` for `PARAMETER name`, without quotes.
 
-    Raises ModelfileError for a name Ollama does not know or ignores, and for a value not of its type.
+    Raises:
+        ModelfileError: Ollama does not know the name or ignores it, or the value is not of its type.
     """
     if name in DEPRECATED:
-        raise ModelfileError(f"PARAMETER {name} is deprecated and Ollama ignores it: leave it out")
+        raise ModelfileError(f"PARAMETER {name} is deprecated, and Ollama ignores it; leave it out")
     kind = _kind(name)
     if kind is str:
         if not isinstance(value, str):
@@ -103,7 +106,7 @@ def _kind(name: str) -> type:
     if name in PARAMETERS:
         return PARAMETERS[name]
     near = difflib.get_close_matches(name.lower(), PARAMETERS, n=1)
-    hint = f"; did you mean {near[0]}?" if near else f": it has {', '.join(PARAMETERS)}"
+    hint = f"; did you mean {near[0]}?" if near else f"; it has {', '.join(PARAMETERS)}"
     raise ModelfileError(f"Ollama has no parameter {name!r}{hint}")
 
 

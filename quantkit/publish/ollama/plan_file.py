@@ -1,4 +1,4 @@
-"""The tag plan as a TOML file: written to be edited, read back strictly.
+"""The tag plan as a TOML file, which a user may edit and pass back.
 
 Format `quantkit-ollama-plan` version 1. File names are relative to the plan.
 """
@@ -16,26 +16,26 @@ from quantkit.publish.ollama.tags import Quantization, TagPlan, check_tag, parse
 FILE_NAME, FORMAT, VERSION = "ollama-plan.toml", "quantkit-ollama-plan", 1
 
 _HEAD = f"""\
-# What `quantkit ollama` publishes: edit the tags and give it back with --plan {FILE_NAME}.
-# The first of `tags` is made from the files, the others are copies of it. `gpu_tags` are the same weights with every
-# layer on the GPU; without them there is no such tag.
+# What `quantkit ollama` publishes. Edit the tags and pass the file back with --plan {FILE_NAME}.
+# The first of `tags` is created from the files, and the others are copies of it. `gpu_tags` are the same weights with
+# every layer on the GPU; leave the list empty for no such tag.
 """
 _TABLE = {"type": str, "files": list, "tags": list, "gpu_tags": list, "modelfile": str, "gpu_modelfile": str}
 _TOP = {"format": str, "version": int, "name": str, "quantization": list}
 
 
 def toml_string(text: str) -> str:
-    """A TOML basic string: JSON's, and DEL escaped, which TOML keeps out too."""
+    """A TOML basic string: JSON's spelling, with DEL escaped too, which TOML does not allow."""
     return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
 def write_plan(plan: TagPlan) -> str:
     """The plan's text."""
     lines = [f'{_HEAD}\nformat = "{FORMAT}"', f"version = {VERSION}", f"name = {toml_string(str(plan.name))}"]
-    for each in plan.quantizations:
+    for quantization in plan.quantizations:
         lines += ["", "[[quantization]]"]
         for key in _TABLE:
-            value = getattr(each, key)
+            value = getattr(quantization, key)
             listed = f"[{', '.join(map(toml_string, value))}]" if isinstance(value, tuple) else toml_string(value)
             lines.append(f"{key} = {listed}")
     return "\n".join(lines) + "\n"
@@ -45,7 +45,7 @@ def read_plan(path: Path) -> TagPlan:
     """The plan of a file.
 
     Raises:
-        UsageError: it cannot be read, has an unknown or missing key, a malformed name or tag, or a tag twice.
+        UsageError: the file cannot be read, or has an unknown or missing key, a malformed name or tag, or a tag twice.
     """
     try:
         table = tomllib.loads(path.read_text("utf-8"))
@@ -58,30 +58,30 @@ def read_plan(path: Path) -> TagPlan:
         raise UsageError(f"{path} is {table['format']} version {table['version']}, not {FORMAT} version {VERSION}")
     name = parse_name(table["name"])
     if name.tag is not None:
-        raise UsageError(f"the plan {path} names {name}; the tags stand under each quantization")
-    plan = TagPlan(name, tuple(_read(each, f"[[quantization]] {i + 1} of {path}")
-                               for i, each in enumerate(table["quantization"])))  # fmt: skip
+        raise UsageError(f"the plan {path} has the name {name} with a tag; list tags under each [[quantization]] only")
+    tables = enumerate(table["quantization"], 1)
+    plan = TagPlan(name, tuple(_read(entry, f"[[quantization]] {number} of {path}") for number, entry in tables))
     tags = plan.tags()
     twice = next((tag for tag in tags if tags.count(tag) > 1), None)
     if twice is not None:
         raise UsageError(f"tag {twice!r} is listed twice in {path}; every tag must be unique")
-    files = [file for each in plan.quantizations for file in (each.modelfile, each.gpu_modelfile) if file]
+    files = [file for entry in plan.quantizations for file in (entry.modelfile, entry.gpu_modelfile) if file]
     again = next((file for file in files if files.count(file) > 1), None)
     if again is not None:
-        raise UsageError(f"the plan {path} writes {again!r} twice; each Modelfile needs a name of its own")
+        raise UsageError(f"the plan {path} writes {again!r} twice; every Modelfile must have a unique name")
     if not plan.quantizations:
-        raise UsageError(f"the plan {path} has no [[quantization]]")
+        raise UsageError(f"the plan {path} has no [[quantization]]; write a new plan without --plan")
     return plan
 
 
 def _read(table: Any, where: str) -> Quantization:
     if not isinstance(table, Mapping):
-        raise UsageError(f"{where} is not a table")
+        raise UsageError(f"{where} is not a table; write [[quantization]] and its keys")
     _check_keys({"gpu_tags": [], "gpu_modelfile": "", **table}, _TABLE, where, table)
     listed = {key: _texts(table.get(key, []), f"{key} in {where}") for key in ("files", "tags", "gpu_tags")}
     for key in ("files", "tags"):
         if not listed[key]:
-            raise UsageError(f"{where} has no {key}")
+            raise UsageError(f"{where} has no {key}; list at least one")
     for tag in (*listed["tags"], *listed["gpu_tags"]):
         check_tag(tag)
     names = [table["modelfile"], *([table.get("gpu_modelfile", "")] if listed["gpu_tags"] else [])]
@@ -100,7 +100,7 @@ def _read(table: Any, where: str) -> Quantization:
 def _texts(value: Iterable[Any], where: str) -> tuple[str, ...]:
     for item in value:
         if not isinstance(item, str) or not item:
-            raise UsageError(f"{where} has {item!r}, which is not a text")
+            raise UsageError(f"{where} has {item!r}, which is not a text; write it in quotes")
     return tuple(value)
 
 
@@ -112,7 +112,7 @@ def _check_keys(table: Mapping[str, Any], known: Mapping[str, type], where: str,
             raise UsageError(f"{where} has the unknown key {key!r}{hint}")
     for key, kind in known.items():
         if key not in table:
-            raise UsageError(f"{where} lacks {key}")
+            raise UsageError(f"{where} lacks {key}; add it")
         if not isinstance(table[key], kind) or isinstance(table[key], bool):
             what = {str: "a text", int: "a whole number", list: "a list"}[kind]
             raise UsageError(f"{key} in {where} is {table[key]!r}, not {what}")

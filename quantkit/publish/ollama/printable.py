@@ -1,8 +1,8 @@
-"""Which code points Ollama's Modelfile parser keeps: those Go calls printable.
+"""Which code points Ollama's Modelfile parser keeps: those that Go calls printable.
 
-Go's strconv.IsPrint: letters, marks, numbers, punctuation, symbols and the ASCII space. The table is Unicode 15.0's,
-as in Go 1.21 to 1.26 (Ollama's go.mod asks for 1.26); it is data because unicodedata differs from one Python to the
-next. A code point assigned later may be kept by a newer Ollama and is deleted by an older one: it counts as deleted.
+Go's strconv.IsPrint: letters, marks, numbers, punctuation, symbols and the ASCII space. The table is that of Unicode
+15.0, as in Go 1.21 to 1.26 (Ollama's go.mod requires 1.26). It is data because unicodedata differs between Pythons. A
+newer Ollama may keep a code point that Unicode added later, and an older one deletes it: it counts as deleted.
 """
 
 from bisect import bisect_right

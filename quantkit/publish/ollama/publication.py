@@ -102,7 +102,7 @@ def make_items(publication: Publication, overrides: Overrides, *, vram: int | No
     return items
 
 
-def foresee(items: Sequence[Item], index: Sequence[BuiltInTemplate]) -> list[Item]:
+def foresee(items: Sequence[Item], index: tuple[BuiltInTemplate, ...]) -> list[Item]:
     """The items with the built-in templates of `index` that `ollama create` would store in place of the GGUFs' own."""
     return [replace(item, replacement=foresee_replacement(item.facts, item.bundle, index)) for item in items]
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 from quantkit.errors import PublishError
 from quantkit.progress import SILENT, Progress
-from quantkit.publish.ollama.bundle import REFUSED, Bundle
+from quantkit.publish.ollama.bundle import REFUSED, Bundle, jinja_features
 from quantkit.publish.ollama.facts import Facts
 from quantkit.publish.ollama.modelfile import Modelfile
 from quantkit.publish.ollama.rendering import check_stored, renders_jinja, replaced
@@ -37,7 +37,7 @@ class Created:
     kept: int = 0
 
 
-def foresee_replacement(facts: Facts, bundle: Bundle, index: Sequence[BuiltInTemplate]) -> Replacement | None:
+def foresee_replacement(facts: Facts, bundle: Bundle, index: tuple[BuiltInTemplate, ...]) -> Replacement | None:
     """The built-in template of `index` that `create` stores because the Modelfile has no TEMPLATE, or None."""
     if bundle.template != REFUSED or facts.chat_template is None:
         return None
@@ -60,7 +60,9 @@ def create_all(
     """
     version = server.version()
     for item in items:
-        if item.replacement is not None:
+        # A server that renders Jinja may prefer the GGUF's own to the built-in it stored: that is read back.
+        may_prefer_own = renders_jinja(version) and jinja_features(item.facts.chat_template or "")
+        if item.replacement is not None and not may_prefer_own:
             what = f"would store its built-in template {item.replacement.name!r}"
             raise PublishError(replaced(what, plan.name.tagged(item.plan.tags[0]), item.facts))
     total = 2 * sum(file.stat().st_size for item in items for file in item.facts.files)

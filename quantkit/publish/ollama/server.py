@@ -27,7 +27,7 @@ _PORTS = {"http": 80, "https": 443}
 _UNAUTHORIZED = re.compile(
     r"unauthori[sz]ed|not authori[sz]ed|access denied|unknown key|not signed in|\b40[13]\b", re.I
 )
-# Two creates at once share blobs, and one may remove what the other still reads (seen with 0.33); a repeat works.
+# Two creates at once share blobs, and one may remove what the other still reads (0.33); a repeat works.
 _BLOB_REMOVED = re.compile(r"no such file or directory|cannot find the file specified", re.I)
 _DETECTED = re.compile(r"using autodetected template (\S+)")
 

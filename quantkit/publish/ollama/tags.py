@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from quantkit.errors import UsageError
 
 PREFERRED = ("q4_0", "q4_k_m")
-"""What the short tags stand for where nobody says otherwise: the first of these that is there, else the first given."""
+"""The default type of the short tags: the first of these that is present, else the first type."""
 
 _PART = re.compile(r"[a-z0-9_][a-z0-9._-]*")
 _MAX_PART = 80
@@ -17,7 +17,7 @@ _LABEL = re.compile(r"(\d+)x([\d.]+)([KMBT])|([\d.]+)([KMBT])", re.IGNORECASE)
 
 @dataclass(frozen=True)
 class Name:
-    """`HOST/NAMESPACE/MODEL:TAG`, of which only the model is needed."""
+    """`HOST/NAMESPACE/MODEL:TAG`; only the model is required."""
 
     model: str
     namespace: str | None = None
@@ -29,18 +29,18 @@ class Name:
         return f"{path}:{self.tag}" if self.tag else path
 
     def tagged(self, tag: str | None) -> str:
-        """The name with another tag; None for none."""
+        """The name with another tag, or without one for None."""
         return str(Name(self.model, self.namespace, self.host, tag))
 
 
 def parse_name(text: str) -> Name:
-    """The parts of a name as the user types it.
+    """The parts of a name that the user typed.
 
     The rules are those of Ollama's types/model/name.go (letters, digits, `_`, `-`, `.`; up to 80 of them; no dot in a
     namespace), and two of its registry's: lower case, and no two dots in a row.
 
     Raises:
-        UsageError: a part is missing or has a character it cannot have.
+        UsageError: a part is missing or has a character that is not allowed.
     """
     if not text or text != text.strip() or any(char.isspace() for char in text):
         raise UsageError(f"the name {text!r} has a space or is empty; write NAMESPACE/MODEL or NAMESPACE/MODEL:TAG")
@@ -51,7 +51,7 @@ def parse_name(text: str) -> Name:
     host = front[0] if len(front) == 2 else None
     namespace = front[-1] if front else None
     if host is not None and not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]*(:\d+)?", host):
-        raise UsageError(f"the name {text!r} starts with {host!r}, which is not a host")
+        raise UsageError(f"the name {text!r} starts with {host!r}, which is not a host; write HOST/NAMESPACE/MODEL")
     for kind, part in zip(_KINDS, (namespace, model, tag if colon else None), strict=True):
         if part is not None:
             _check_part(kind, part, text)
@@ -59,7 +59,7 @@ def parse_name(text: str) -> Name:
 
 
 def check_tag(tag: str) -> str:
-    """The tag itself; raises UsageError where Ollama would not take it."""
+    """The tag itself; raises UsageError if Ollama would refuse it."""
     _check_part("tag", tag, tag)
     return tag
 
@@ -71,24 +71,27 @@ def _check_part(kind: str, part: str, text: str) -> None:
         )
     if not part or not _PART.fullmatch(part) or ".." in part or (kind == "namespace" and "." in part):
         why = "letters, digits, - and _" if kind == "namespace" else "letters, digits, single dots, - and _"
-        raise UsageError(f"the {kind} of the name {text!r} is {part!r}; it may have {why}, and starts with no - or dot")
+        raise UsageError(
+            f"the {kind} of the name {text!r} is {part!r}; it may have {why}, and must not start with - or a dot"
+        )
     if len(part) > _MAX_PART:
-        raise UsageError(f"the {kind} {part!r} has {len(part)} characters; Ollama takes up to {_MAX_PART}")
+        raise UsageError(f"the {kind} {part!r} has {len(part)} characters; Ollama allows at most {_MAX_PART}")
 
 
 def size_tag(label: str | None) -> str | None:
-    """A GGUF's size label as publishers tag it: "3.9B" is `4b`, "1.8B" `1.8b`, "135M" `135m`, "8x7B" `8x7b`.
+    """The tag of a GGUF's size label: "3.9B" is `4b`, "1.8B" `1.8b`, "135M" `135m`, "8x7B" `8x7b`.
 
-    From 5 on a size is whole, below it keeps one decimal, of which .9 counts up. None for a label of another kind.
+    A size of 5 or more is rounded to a whole number. A smaller one keeps one decimal, but .9 is rounded up. None for a
+    label of another form.
     """
     if label is None:
         return None
     match = _LABEL.match(label.strip())
     if not match:
         return None
-    experts, each, unit, plain, plain_unit = match.groups()
+    experts, expert_size, unit, plain, plain_unit = match.groups()
     if experts:
-        return f"{experts}x{_rounded(each)}{unit.lower()}"
+        return f"{experts}x{_rounded(expert_size)}{unit.lower()}"
     return f"{_rounded(plain)}{plain_unit.lower()}"
 
 
@@ -102,9 +105,10 @@ def _rounded(number: str) -> str:
 
 @dataclass(frozen=True)
 class Quantization:
-    """One model file (or its shards), the tags that get it, and those that get it with every layer on the GPU.
+    """One model file (or its shards), its tags, and its tags with every layer on the GPU.
 
-    The first of `tags` is made from the file, the others are copies of it; `gpu_tags` likewise, made from that tag.
+    The first of `tags` is created from the file, and the others are copies of it. The first of `gpu_tags` is created
+    from that tag.
     """
 
     type: str
@@ -117,46 +121,46 @@ class Quantization:
 
 @dataclass(frozen=True)
 class TagPlan:
-    """Everything that is published under one name; `name` carries no tag."""
+    """Everything that is published under one name; `name` has no tag."""
 
     name: Name
     quantizations: tuple[Quantization, ...]
 
     def tags(self) -> list[str]:
-        return [tag for each in self.quantizations for tag in (*each.tags, *each.gpu_tags)]
+        return [tag for quantization in self.quantizations for tag in (*quantization.tags, *quantization.gpu_tags)]
 
 
 def plan_tags(
-    name: Name, found: Sequence[tuple[str, tuple[str, ...]]], *, size: str | None, default: str | None = None
+    name: Name, files: Sequence[tuple[str, tuple[str, ...]]], *, size: str | None, default: str | None = None
 ) -> TagPlan:
-    """The plan for `found`, pairs of a type ("q4_0") and its file names.
+    """The plan for `files`, pairs of a type ("q4_0") and its file names.
 
-    The default type, else the first of PREFERRED that is there, gets the short tags. A tag in `name` stands where the
-    size would and leaves `latest` and `gpu` alone, so that a second size does not take them over.
+    The default type, else the first of PREFERRED that is present, gets the short tags. A tag in `name` replaces the
+    size and leaves `latest` and `gpu` out, so that a second size does not take them over.
 
     Raises:
-        UsageError: a type stands twice, or the default one is not there.
+        UsageError: a type is listed twice, or no file has the default type.
     """
-    types = [kind for kind, _ in found]
+    types = [kind for kind, _ in files]
     for kind in types:
         if types.count(kind) > 1:
-            files = ", ".join(file for each, files in found if each == kind for file in files[:1])
-            raise UsageError(f"{files} are all {kind}; publish them one by one, or under tags of an edited --plan")
+            same = ", ".join(names[0] for type_, names in files if type_ == kind)
+            raise UsageError(f"{same} are all {kind}; publish them one by one, or under tags of an edited --plan")
     if default is not None and default not in types:
         raise UsageError(f"--default {default} is not among the files, which are {', '.join(types)}")
     chosen = default or next((kind for kind in PREFERRED if kind in types), types[0])
     base = name.tag or size
-    ordered = sorted(found, key=lambda item: item[0] != chosen)
+    ordered = sorted(files, key=lambda item: item[0] != chosen)
     return TagPlan(
         Name(name.model, name.namespace, name.host),
-        tuple(_quantization(kind, files, base, kind == chosen, whole=name.tag is None) for kind, files in ordered),
+        tuple(_quantization(kind, names, base, kind == chosen, whole=name.tag is None) for kind, names in ordered),
     )
 
 
 def _quantization(kind: str, files: tuple[str, ...], base: str | None, short: bool, whole: bool) -> Quantization:
-    # A publisher may have named the whole tag: `--name ns/m:4b-q4_0`.
-    named = base is None or base == kind or base.endswith(f"-{kind}")
-    long = check_tag((base or kind) if named else f"{base}-{kind}")
+    # The user may have passed the whole tag: `--name ns/m:4b-q4_0`.
+    complete = base is None or base == kind or base.endswith(f"-{kind}")
+    long = check_tag((base or kind) if complete else f"{base}-{kind}")
     tags, gpu = [long], [f"{long}-gpu"]
     if short and base:
         tags.append(base)

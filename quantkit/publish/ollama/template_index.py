@@ -9,8 +9,8 @@ reads it from the program of this machine.
 import json
 import mmap
 import shutil
-from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 MAX_DISTANCE = 100
@@ -58,8 +58,12 @@ def read_index(program: Path) -> tuple[BuiltInTemplate, ...] | None:
         return None
 
 
-def replacement(jinja: str, index: Sequence[BuiltInTemplate]) -> Replacement | None:
-    """The built-in template that `create` stores in place of `jinja`: the nearest, the first of equally near ones."""
+@cache
+def replacement(jinja: str, index: tuple[BuiltInTemplate, ...]) -> Replacement | None:
+    """The built-in template that `create` stores in place of `jinja`: the nearest, the first of equally near ones.
+
+    All quantizations of a model have one template, and a comparison may take a second.
+    """
     nearest: Replacement | None = None
     for entry in index:
         limit = nearest.distance if nearest else MAX_DISTANCE

@@ -1,5 +1,6 @@
 """One quantkit command in a process of its own: its document, its time, its peak memory, its one sentence of error."""
 
+import contextlib
 import ctypes
 import json
 import os
@@ -17,6 +18,7 @@ from quantkit.errors import QuantkitError, UsageError, VerificationError
 
 _MARK, _WARNING = "quantkit: ", "warning: "
 _PR_SET_PDEATHSIG = 1
+_SECONDS_TO_END = 10.0
 _ERRORS: dict[int, type[QuantkitError]] = {2: UsageError, 3: VerificationError}
 
 
@@ -82,6 +84,10 @@ def run_process(words: Sequence[str], messages: Messages, folder: Path | None = 
         answer = process.stdout.read()
         _, status, usage = os.wait4(process.pid, 0)
     except BaseException:
+        # it gets the time to remove what it has in folders of temporary files
+        process.terminate()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(_SECONDS_TO_END)
         process.kill()
         process.wait()
         raise
@@ -93,7 +99,7 @@ def run_process(words: Sequence[str], messages: Messages, folder: Path | None = 
 
 def failure(command: str, code: int, sentences: Sequence[str]) -> BaseException:
     """What a command's exit code other than 0 means, with its last sentence."""
-    if code in (130, -signal.SIGINT):
+    if code in (128 + signal.SIGINT, -signal.SIGINT):
         return KeyboardInterrupt()
     if code < 0:
         why = ", perhaps for want of memory" if -code == signal.SIGKILL else ""

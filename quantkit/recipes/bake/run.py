@@ -11,7 +11,7 @@ from typing import Any
 
 from quantkit.errors import MeasureError, OutputError, UsageError, VerificationError
 from quantkit.files import write_atomically
-from quantkit.measurement.document import load_report
+from quantkit.measurement.reading import load_report
 from quantkit.recipes.bake.cards import card_model, push, write_cards
 from quantkit.recipes.bake.commands import (
     Command,

@@ -156,9 +156,10 @@ CASES = (
     Case("glm", GLM, newest=True, converter=False),
     Case("gpt-bigcode", BIGCODE),
     Case("jais2", JAIS2, newest=True),
-    Case("xverse", LLAMA, publish=_xverse),
-    Case("minicpm", GRANITE, publish=_minicpm),
-    Case("orion", STABLELM, publish=_orion),
+    # the converter takes any tokenizer.json for SentencePiece's
+    Case("xverse", LLAMA, publish=_xverse, vocabulary=False),
+    Case("minicpm", GRANITE, publish=_minicpm, tokenizer="few-letters"),
+    Case("orion", STABLELM, publish=_orion, tokenizer="few-letters"),
     Case(
         "exaone",
         {

@@ -65,8 +65,8 @@ def weight(seed: int, name: str, shape: tuple[int, ...]) -> np.ndarray:
     if name.endswith("A_log"):
         # so that a recurrent state still holds the first tokens at the last one
         return values - np.float32(2.0)
-    if len(shape) == 1:
-        return np.float32(1.0) + np.float32(0.2) * values
+    if len(shape) < 2:
+        return np.asarray(np.float32(1.0) + np.float32(0.2) * values)
     if "embed" in name or "wte" in name or "wpe" in name:
         return values * np.float32(0.5)
     return values * np.float32(1.3 / shape[-1] ** 0.5)

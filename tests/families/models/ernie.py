@@ -41,10 +41,15 @@ MOE: dict[str, Any] = {
 }
 
 CASES = (
-    Case("ernie4.5", ERNIE, newest=True),
-    Case("ernie4.5-untied", {**ERNIE, "tie_word_embeddings": False}, newest=True),
-    Case("ernie4.5-moe", MOE, newest=True),
-    Case("ernie4.5-moe-no-shared", {**MOE, "moe_num_shared_experts": 0, "moe_layer_end_index": -1}, newest=True),
+    Case("ernie4.5", ERNIE, newest=True, tokenizer="few-letters"),
+    Case("ernie4.5-untied", {**ERNIE, "tie_word_embeddings": False}, newest=True, tokenizer="few-letters"),
+    Case("ernie4.5-moe", MOE, newest=True, tokenizer="few-letters"),
+    Case(
+        "ernie4.5-moe-no-shared",
+        {**MOE, "moe_num_shared_experts": 0, "moe_layer_end_index": -1},
+        newest=True,
+        tokenizer="few-letters",
+    ),
     # the converter takes experts one by one only
     Case("ernie4.5-moe-fused", {**MOE, "tie_word_embeddings": False}, publish=fused, newest=True, converter=False),
 )

@@ -114,9 +114,9 @@ def with_another_token(config: dict[str, Any], tensors: Tensors) -> tuple[dict[s
 
 CASES = (
     Case("youtu", YOUTU, newest=True),
-    Case("glm-4.7-flash", GLM_FLASH, newest=True, seed=1, tokenizer="glm-moe"),
+    Case("glm-4.7-flash", GLM_FLASH, newest=True, seed=1, tokenizer="glm-4.5"),
     # llama.cpp's converter keeps the further layer, which the deepseek2 of the runtime here does not read
-    Case("glm-4.7-flash-mtp", GLM_FLASH, with_another_token, converter=False, newest=True, seed=1, tokenizer="glm-moe"),
+    Case("glm-4.7-flash-mtp", GLM_FLASH, with_another_token, converter=False, newest=True, seed=1, tokenizer="glm-4.5"),
     Case("dots1", DOTS1, newest=True, seed=1),
     Case("starcoder2", STARCODER2, newest=True),
     Case("starcoder2-untied", {**STARCODER2, "tie_word_embeddings": False}, newest=True),

@@ -70,11 +70,18 @@ def fused(config: dict[str, Any], tensors: Tensors) -> tuple[dict[str, Any], Ten
 
 
 CASES = (
-    Case("glm4moe", {**GLM4_MOE, "first_k_dense_replace": 2}, publish=with_further_token, newest=True),
+    Case(
+        "glm4moe",
+        {**GLM4_MOE, "first_k_dense_replace": 2},
+        publish=with_further_token,
+        newest=True,
+        tokenizer="glm-4.5",
+    ),
     Case(
         "glm4moe-head-norms-groups",
         {**GLM4_MOE, "use_qk_norm": True, "n_group": 2, "topk_group": 1, "n_routed_experts": 8, "n_shared_experts": 2},
         newest=True,
+        tokenizer="glm-4.5",
     ),
     # the converter takes experts one by one only
     Case(

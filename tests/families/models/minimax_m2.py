@@ -56,7 +56,9 @@ def named_by_modules(config: dict[str, Any], tensors: Tensors) -> tuple[dict[str
         published[f"{at}.mlp.experts.gate_up_proj"] = np.concatenate([stacked("w1"), stacked("w3")], axis=1)
         published[f"{at}.mlp.experts.down_proj"] = stacked("w2")
     kept = {key: value for key, value in config.items() if key not in ("rope_theta", "rotary_dim")}
-    rope = {"rope_type": "default", "rope_theta": config["rope_theta"], "partial_rotary_factor": 0.5}
+    rope = {"rope_type": "default", "rope_theta": config["rope_theta"]}
+    if "rotary_dim" in config:
+        rope["partial_rotary_factor"] = config["rotary_dim"] / config["head_dim"]
     return {**kept, "rope_parameters": rope}, published
 
 

@@ -7,8 +7,8 @@ from tests.helpers.tiny_tokenizers import write_byte_level_bpe, write_sentencepi
 
 
 def write_tokenizer(folder: Path, style: str) -> None:
-    """Write a tokenizer: byte-level BPE (`smollm`, `glm`, `glm-moe`) or SentencePiece (`few-letters`, `gemma`)."""
-    if style in ("smollm", "glm", "glm-moe"):
+    """Write a tokenizer: `few-letters` and `gemma` are SentencePiece, the other styles byte-level BPE."""
+    if style in ("smollm", "glm", "glm-4.5"):
         write_byte_level_bpe(folder, style, VOCAB)
     else:
         write_sentencepiece(folder, style, VOCAB, model=True, json_too=True, unigram=False)

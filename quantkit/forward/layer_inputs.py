@@ -1,0 +1,47 @@
+"""Per-layer embeddings (Gemma 3n): a vector for each token and layer gates a small part at the end of the layer."""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+
+from quantkit.forward.arithmetic import activation
+from quantkit.forward.arrays import Array, device, namespace, place
+from quantkit.forward.attention import Layer
+from quantkit.forward.description import Architecture, LayerInputs, given
+from quantkit.forward.weights import f32
+
+
+class Model(Protocol):
+    """The decoder, as far as a layer's input depends on it."""
+
+    architecture: Architecture
+    base: str
+
+    def embed(self, tokens: Sequence[int]) -> Array: ...
+
+
+def add_layer_input(part: LayerInputs, layer: Layer, model: Model, x: Array, tokens: Sequence[int]) -> Array:
+    """The hidden states x (n, hidden) after the layer's gated part: (n, hidden)."""
+    width = part.width(layer.config)
+    if not width:
+        return x
+    gate = layer.weights.linear(layer.at + part.gate, x, width)
+    gate = activation(given(layer.config, *part.activation, default=part.default_activation))(gate)
+    gate *= layer_input(part, layer, model, x, tokens)
+    out = layer.weights.linear(layer.at + part.out, gate, x.shape[1])
+    return f32(x + layer.norm(layer.at + part.after, out, model.architecture.norm))
+
+
+def layer_input(part: LayerInputs, layer: Layer, model: Model, x: Array, tokens: Sequence[int]) -> Array:
+    """The vectors of `layer` for `tokens`: (n, width), beside x."""
+    width, columns = part.width(layer.config), slice(layer.number * part.width(layer.config), None)
+    embedded = place(model.embed(tokens), device(x))
+    projected = layer.weights.linear(model.base + part.projection, embedded, width, index=layer.number)
+    projected *= embedded.shape[1] ** -0.5
+    projected = layer.norm(model.base + part.norm, projected, model.architecture.norm)
+    ids, order = np.unique(np.asarray(tokens), return_inverse=True)
+    rows = [f32(layer.weights.rows(f"{model.base}{part.embedding}.weight", id, id + 1)) for id in ids.tolist()]
+    own = namespace(rows[0]).concatenate([row[:, columns][:, :width] for row in rows])[order.tolist()] * width**0.5
+    vectors: Array = (projected + place(own, device(x))) * 2**-0.5
+    return vectors

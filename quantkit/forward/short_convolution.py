@@ -1,0 +1,26 @@
+"""The causal depthwise convolution of recurrent layers, and LFM2's gated short convolution in place of attention."""
+
+from quantkit.forward.arrays import Array
+from quantkit.forward.attention import Layer
+from quantkit.forward.description import ShortConvolution
+
+
+def convolved(x: Array, layer: Layer, name: str) -> Array:
+    """The causal depthwise convolution `name` of x (n, channels): its last tap is for the token itself."""
+    taps = layer.vector(name + ".weight", x).reshape(x.shape[1], -1)
+    width = taps.shape[1]
+    out: Array = x * taps[:, width - 1]
+    for back in range(1, min(width, len(x))):
+        out[back:] += x[:-back] * taps[:, width - 1 - back]
+    if layer.weights.has(name + ".bias"):
+        out += layer.vector(name + ".bias", x)
+    return out
+
+
+def short_convolution(part: ShortConvolution, layer: Layer, x: Array) -> Array:
+    """out(c * convolution(b * v)) for the projections b, c and v of the hidden states x (n, hidden): (n, hidden)."""
+    at, width = layer.at + part.at, x.shape[1]
+    projected = layer.weights.linear(at + part.projection, x, 3 * width)
+    before, after, values = (projected[:, i * width : (i + 1) * width] for i in range(3))
+    mixed = after * convolved(before * values, layer, at + part.convolution)
+    return layer.weights.linear(at + part.out, mixed, width)

@@ -1,0 +1,105 @@
+"""After TERM, INT (also twice) and the death of a child nothing is left in /tmp or /dev/shm, and a rerun resumes."""
+
+import hashlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.helpers.command import command, quantkit_process
+from tests.helpers.tiny import tiny_llama
+
+pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="/dev/shm is Linux's")
+
+SHARED = Path("/dev/shm")
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_llama(tmp_path_factory.mktemp("source") / "model", variant="llama3", hidden=256, layers=6)
+
+
+def words(model: Path, out: Path) -> list[str]:
+    return command("gguf", model, "-t", "q8_0", "-t", "q4_0", "-t", "q5_0", "-t", "f16", "-o", out, "--threads", "1")
+
+
+def scratch(pid: int, temporary: Path) -> list[Path]:
+    return [path for folder in (temporary, SHARED) for path in folder.glob(f"quantkit-{pid}-*")]
+
+
+def started(model: Path, out: Path, temporary: Path) -> "subprocess.Popen[str]":
+    """A conversion that has a temporary folder, so its check by llama.cpp is at work."""
+    temporary.mkdir()
+    process = subprocess.Popen(
+        words(model, out), env={**os.environ, "TMPDIR": str(temporary)}, stderr=subprocess.PIPE, text=True
+    )
+    while process.poll() is None and not scratch(process.pid, temporary):
+        time.sleep(0.001)
+    assert process.poll() is None
+    return process
+
+
+def digests(folder: Path) -> dict[str, str]:
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.rglob("*.gguf")}
+
+
+@pytest.fixture(scope="module")
+def undisturbed(model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    out = tmp_path_factory.mktemp("undisturbed")
+    subprocess.run(words(model, out), check=True, capture_output=True)
+    return digests(out)
+
+
+@pytest.mark.parametrize(
+    ("signals", "code"),
+    [((signal.SIGTERM,), 143), ((signal.SIGINT,), 130), ((signal.SIGINT,) * 2, 130)],
+)
+def test_a_signal_leaves_no_temporary_file_and_a_rerun_resumes(
+    model: Path, undisturbed: dict[str, str], tmp_path: Path, signals: tuple[int, ...], code: int
+) -> None:
+    process = started(model, tmp_path / "out", tmp_path / "tmp")
+    for number in signals:
+        process.send_signal(number)
+        time.sleep(0.02)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == code, stderr
+    assert "Traceback" not in stderr
+    assert len(signals) > 1 or "quantkit: interrupted; run the same command again" in stderr
+    assert not scratch(process.pid, tmp_path / "tmp")
+    again = quantkit_process(*words(model, tmp_path / "out")[3:])
+    assert again.code == 0, again.stderr
+    assert digests(tmp_path / "out") == undisturbed
+
+
+def test_the_death_of_a_child_is_no_failed_check(model: Path, undisturbed: dict[str, str], tmp_path: Path) -> None:
+    process = started(model, tmp_path / "out", tmp_path / "tmp")
+    children = psutil.Process(process.pid).children()
+    while process.poll() is None and not children:
+        children = psutil.Process(process.pid).children()
+    for child in children:
+        child.kill()
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 1, stderr
+    assert "too little memory" in stderr and "rerun" in stderr
+    assert not scratch(process.pid, tmp_path / "tmp")
+    assert not list((tmp_path / "out").rglob("*.failed"))
+    again = quantkit_process(*words(model, tmp_path / "out")[3:], "--format", "json")
+    assert again.code == 0, again.stderr
+    assert digests(tmp_path / "out") == undisturbed
+
+
+def test_an_ignored_signal_stays_ignored(model: Path, tmp_path: Path) -> None:
+    """nohup ignores SIGHUP before it starts the command."""
+    (tmp_path / "tmp").mkdir()
+    shell = ["sh", "-c", 'trap "" HUP; exec "$@"', "sh", *words(model, tmp_path / "out")]
+    process = subprocess.Popen(shell, env={**os.environ, "TMPDIR": str(tmp_path / "tmp")}, stderr=subprocess.PIPE)
+    while process.poll() is None and not scratch(process.pid, tmp_path / "tmp"):
+        time.sleep(0.001)
+    process.send_signal(signal.SIGHUP)
+    process.communicate(timeout=120)
+    assert process.returncode == 0

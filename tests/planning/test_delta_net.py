@@ -1,0 +1,49 @@
+"""Models with Gated DeltaNet at their published sizes: cache, states and compute buffer against llama.cpp's account."""
+
+from pathlib import Path
+
+import pytest
+
+from quantkit.checkpoint import open_checkpoint
+from quantkit.families import find_family
+from quantkit.outputs.model import model_from_checkpoint
+from quantkit.planning.context import Context
+from quantkit.planning.memory import plan_memory
+from tests.conversion.test_published_mix_delta import SHAPES
+from tests.families.published import Published, write_sparse
+from tests.helpers.oracle import write_sparse_gguf
+from tests.planning.llama_memory import Job, measure
+from tests.planning.models import read_model
+
+pytestmark = pytest.mark.full
+
+
+def header(published: Published, folder: Path) -> Path:
+    """The unquantized GGUF, with holes for weights and no vocabulary."""
+    family, model = (
+        find_family(published.config),
+        model_from_checkpoint(open_checkpoint(str(write_sparse(published, folder / "model")))),
+    )
+    model.close()
+    arch, keys = family.gguf_arch, family.keys(family.gguf_arch, family.sizes(published.config))
+    record = {key.name: float(key.value) if key.kind == "f32" else key.value for key in keys}
+    record |= {"general.architecture": arch, "tokenizer.ggml.model": "no_vocab", f"{arch}.vocab_size": 248320}
+    path = folder / "model.gguf"
+    write_sparse_gguf(path, record, [(tensor.name, tensor.shape, tensor.type) for tensor in model.tensors])
+    return path
+
+
+@pytest.mark.parametrize("published", SHAPES, ids=lambda model: model.name)
+def test_a_model_of_its_published_size_takes_what_llama_cpp_reserves(published: Published, tmp_path: Path) -> None:
+    path = header(published, tmp_path)
+    shape, tensors = read_model(path)
+    jobs = [
+        Job(str(path), n_ctx=n_ctx, flash=flash, kv=kv, no_alloc=True)
+        for n_ctx, flash, kv in ((512, -1, "f16"), (4096, 0, "f16"), (32768, -1, "q8_0"))
+    ]
+    for job, found in zip(jobs, measure(jobs), strict=True):
+        context = Context(n_ctx=job.n_ctx, kv_type=job.kv, flash=False if job.flash == 0 else None)
+        memory = plan_memory(shape, tensors, context).cpu
+        assert memory.compute == pytest.approx(found.compute, rel=0.001), job
+        assert memory.kv == pytest.approx(found.kv, rel=0.001), job
+        assert memory.weights == pytest.approx(found.weights, rel=0.001), job
