@@ -92,6 +92,14 @@ class GgufOptions:
         "--calibrate/--no-imatrix",
         show_default="convert: --calibrate, gguf: --no-imatrix",
     )
+    target_size: str | None = _option(
+        None,
+        "Also write a GGUF of at most this size (4.5G), the type of each tensor chosen by its cost.",
+        metavar="SIZE",
+    )
+    target_bpw: float | None = _option(
+        None, "Also write a GGUF of at most this many bits per weight (4.5), its types chosen likewise.", metavar="BITS"
+    )
     tensor_type: list[str] | None = _option(
         None, "Type of the tensors whose name matches; repeat.", metavar="REGEX=TYPE"
     )
