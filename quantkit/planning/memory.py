@@ -22,6 +22,7 @@ from quantkit.planning.graph import prompt_graph, telling_layers
 from quantkit.planning.repack import repacked
 from quantkit.planning.schedule import place
 from quantkit.planning.shape import ModelShape
+from quantkit.planning.short_convolution import convolution_elements
 from quantkit.planning.tensors import F32
 
 GPU_OVERHEAD = 512 << 20
@@ -188,16 +189,18 @@ def kv_bytes(shape: ModelShape, context: Context) -> dict[str, int]:
     """
     start = first_gpu_layer(shape, context)
     kind = KV_TYPES[context.kv_type]
-    widest = max(layer.n_head_kv * layer.head_v for layer in shape.layers)
     sizes = {"CPU": 0, "GPU": 0}
     for number, layer in enumerate(shape.trunk):
         device = "GPU" if number >= start else "CPU"
         if layer.is_recurrent:
-            sizes[device] += F32 * sum(state_elements(shape))
+            elements = convolution_elements(shape) if layer.has_short_convolution else sum(state_elements(shape))
+            sizes[device] += F32 * elements
+            continue
+        if layer.shared_from is not None:
             continue
         cells = context.window_cells(shape.window) if layer.slides else context.cells
         # without flash attention values are transposed, and every layer is as large as the widest
-        values = layer.n_head_kv * layer.head_v if context.flash_on else widest
+        values = layer.n_head_kv * layer.head_v if context.flash_on else shape.widest_values
         row = row_bytes(kind, layer.n_head_kv * layer.head_k) + (row_bytes(kind, values) if values else 0)
         sizes[device] += row * cells
     return sizes
