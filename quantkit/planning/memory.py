@@ -33,6 +33,7 @@ BYTES_OF_TOKEN = 820
 """Measured with SmolLM2: its 49,152 tokens and their merges take 38.6 MiB."""
 
 _EXPERTS = frozenset(f"ffn_{name}_exps.weight" for name in ("gate", "up", "down", "gate_up"))
+_OF_FIRST_LAYER = frozenset(("per_layer_model_proj.weight", "per_layer_proj_norm.weight"))
 _LAYER = re.compile(r"blk\.(\d+)\.")
 _CUDA_ROW = 512
 
@@ -173,7 +174,9 @@ def weight_devices(
         elif layer is not None:
             stays = layer < start or (layer < context.cpu_moe and tensor.is_expert)
             devices[tensor.name] = ("CPU",) if stays else ("GPU",)
-        elif tensor.name.startswith("output"):
+        elif tensor.name in _OF_FIRST_LAYER:
+            devices[tensor.name] = ("CPU",) if start > 0 else ("GPU",)
+        elif tensor.name.startswith("output") or tensor.name == f"{shape.traits.last_norm}.weight":
             devices[tensor.name] = ("GPU" if shape.n_layer >= start else "CPU",)
         elif tensor.name == "token_embd.weight" and tied and shape.n_layer >= start:
             devices[tensor.name] = ("CPU", "GPU")
