@@ -8,7 +8,7 @@ from tests.helpers.tiny_tokenizers import write_byte_level_bpe, write_sentencepi
 
 def write_tokenizer(folder: Path, style: str) -> None:
     """Write a tokenizer: `few-letters` and `gemma` are SentencePiece, the other styles byte-level BPE."""
-    if style in ("smollm", "glm", "glm-4.5"):
+    if style in ("smollm", "glm", "glm-4.5", "solar"):
         write_byte_level_bpe(folder, style, VOCAB)
     else:
         write_sentencepiece(folder, style, VOCAB, model=True, json_too=True, unigram=False)
