@@ -19,7 +19,7 @@ from quantkit.families.base.refusals import only
 def _centred(rows: NDArray[np.float32]) -> NDArray[np.float32]:
     """(1, experts) or (experts, 1) without its mean; the sum goes from first to last in float32, as the converter's."""
     total = rows.reshape(-1).cumsum(dtype=np.float32)[-1]
-    return rows - total / np.float32(rows.size)
+    return np.asarray(rows - total / np.float32(rows.size), dtype=np.float32)
 
 
 def _rule(rule: Rule) -> Rule:
