@@ -22,7 +22,7 @@ from quantkit.outputs.model import Model, ModelTensor, Mtp
 from quantkit.outputs.templates import Template
 
 CHUNK_ELEMENTS = 1 << 19
-_FLOATS = (GGMLQuantizationType.F32, GGMLQuantizationType.F16, GGMLQuantizationType.BF16)
+FLOATS = (GGMLQuantizationType.F32, GGMLQuantizationType.F16, GGMLQuantizationType.BF16)
 
 
 @dataclass(frozen=True)
@@ -127,7 +127,7 @@ def plan_gguf(model: Model, request: GgufRequest) -> GgufPlan:
         UnsupportedError: the source is quantized already and `allow_requantize` is not set.
     """
     tensors = [MixTensor(t.name, t.shape, t.type) for t in model.tensors]
-    weights = _importance(model, request)
+    weights = {} if request.imatrix is None else column_weights(model, request.imatrix, request.imatrix_name)
     warnings = [
         f"--tensor-type {pattern} matches no quantized tensor; a tensor name is for example blk.0.attn_v.weight"
         for pattern in idle_overrides(model.sizes, tensors, request.mix)
@@ -141,7 +141,7 @@ def plan_gguf(model: Model, request: GgufRequest) -> GgufPlan:
         _check_importance(choices, type_, weights)
         for tensor, choice in zip(model.tensors, choices, strict=True):
             if choice.type != tensor.type:
-                if tensor.type not in _FLOATS and not request.allow_requantize:
+                if tensor.type not in FLOATS and not request.allow_requantize:
                     raise UnsupportedError(_quantized_already(model, tensor))
                 require(choice.type, weighted=choice.name in weights)
         fallbacks[type_.label] = sum(choice.fallback for choice in choices)
@@ -167,9 +167,9 @@ def _as_published(model: Model, request: GgufRequest, type_: FileType) -> dict[s
 
     llama.cpp's converter does so for gpt-oss's experts in MXFP4.
     """
-    if type_.tensor_type not in _FLOATS or model.checkpoint is None or request.allow_requantize:
+    if type_.tensor_type not in FLOATS or model.checkpoint is None or request.allow_requantize:
         return {}
-    return {tensor.name: tensor.type for tensor in model.tensors if tensor.type not in _FLOATS}
+    return {tensor.name: tensor.type for tensor in model.tensors if tensor.type not in FLOATS}
 
 
 def _quantized_already(model: Model, tensor: ModelTensor) -> str:
@@ -180,13 +180,15 @@ def _quantized_already(model: Model, tensor: ModelTensor) -> str:
     return f"{text}; {same}convert the original checkpoint or an f16, bf16 or f32 GGUF, or add --allow-requantize"
 
 
-def _importance(model: Model, request: GgufRequest) -> dict[str, NDArray[np.float32]]:
-    """Importance of each tensor's columns, float32 (experts, n_columns), for the tensors that the imatrix covers."""
+def column_weights(model: Model, imatrix: Imatrix, imatrix_name: str | None) -> dict[str, NDArray[np.float32]]:
+    """Importance of each tensor's columns, float32 (experts, n_columns), for the tensors that the imatrix covers.
+
+    Raises:
+        ImatrixError: the matrix covers no tensor of the model, or has another number of values for one.
+    """
     weights: dict[str, NDArray[np.float32]] = {}
-    if request.imatrix is None:
-        return weights
     for tensor in model.tensors:
-        values = request.imatrix.values.get(tensor.name)
+        values = imatrix.values.get(tensor.name)
         if values is None:
             continue
         experts = tensor.n_rows // tensor.matrix_rows
@@ -194,12 +196,12 @@ def _importance(model: Model, request: GgufRequest) -> dict[str, NDArray[np.floa
             if tensor.name == "token_embd.weight":
                 continue
             raise ImatrixError(
-                f"{request.imatrix_name}: {tensor.name} has {values.size} values but the tensor needs"
+                f"{imatrix_name}: {tensor.name} has {values.size} values but the tensor needs"
                 f" {experts * tensor.n_columns}; this importance matrix belongs to another model"
             )
         weights[tensor.name] = np.ascontiguousarray(values, dtype=np.float32).reshape(experts, tensor.n_columns)
     if not weights:
-        raise ImatrixError(f"{request.imatrix_name} covers no tensor of {model.name}; it belongs to another model")
+        raise ImatrixError(f"{imatrix_name} covers no tensor of {model.name}; it belongs to another model")
     return weights
 
 
