@@ -280,6 +280,7 @@ PLAN = {
     "layers": "integer",
     "trained_context": "integer?",
     "exact_sizes": "boolean",
+    "imatrix": "string?",
     "budget": {"ram": "integer", "vram": "integer", "gpu": "string?"},
     "context": {
         **dict.fromkeys(("n_ctx", "n_batch", "n_ubatch", "cpu_moe"), "integer"),
