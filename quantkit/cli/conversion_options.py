@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal, get_type_hints
 import typer
 
 from quantkit.chat import BUILT_IN
+from quantkit.cli.options import DRY_RUN, FORCE, OFFLINE, output_option
 from quantkit.errors import UsageError
 from quantkit.gguf.file_types import FILE_TYPES
 
@@ -49,23 +50,26 @@ CheckpointArg = Annotated[
 _THREADS = typer.Option(metavar="N", min=1, max=1024, help="Threads.", show_default="all cores")
 _MAX_RAM = typer.Option(metavar="SIZE", help="Limit of the memory of the run.")
 _DEVICE = typer.Option(help="Where to compute; auto uses CUDA if torch finds it.")
-_OFFLINE = typer.Option("--offline", help="Use only files in the hub's cache.")
 ThreadsOption = Annotated[int | None, _THREADS]
 MaxRamOption = Annotated[str | None, _MAX_RAM]
 DeviceOption = Annotated[Literal["auto", "cpu", "cuda"], _DEVICE]
-OfflineOption = Annotated[bool, _OFFLINE]
 
 
 def _option(default: Any, help_: str, *flags: str, **settings: Any) -> Any:
     """A field that is an option; its flag is its name unless `flags` are given."""
-    return dataclasses.field(default=default, metadata={"option": typer.Option(*flags, help=help_, **settings)})
+    return _declared(default, typer.Option(*flags, help=help_, **settings))
+
+
+def _declared(default: Any, option: Any) -> Any:
+    """A field that is an option declared elsewhere."""
+    return dataclasses.field(default=default, metadata={"option": option})
 
 
 @dataclass(frozen=True)
 class OutputOptions:
     """Where outputs go, and how they are checked."""
 
-    output: Path = _option(Path(), "Folder of the outputs.", "--output", "-o", metavar="DIR", show_default="here")
+    output: Path = _declared(Path(), output_option("DIR", "Folder of the outputs.", "here"))
     name: str | None = _option(None, "Name of the outputs.", metavar="NAME", show_default="the source's")
     logits: bool | None = _option(
         None,
@@ -91,6 +95,14 @@ class GgufOptions:
         "Compute the importance matrix of GGUF types over a calibration text, or use none.",
         "--calibrate/--no-imatrix",
         show_default="convert: --calibrate, gguf: --no-imatrix",
+    )
+    target_size: str | None = _option(
+        None,
+        "Also write a GGUF of at most this size (4.5G), the type of each tensor chosen by its cost.",
+        metavar="SIZE",
+    )
+    target_bpw: float | None = _option(
+        None, "Also write a GGUF of at most this many bits per weight (4.5), its types chosen likewise.", metavar="BITS"
     )
     tensor_type: list[str] | None = _option(
         None, "Type of the tensors whose name matches; repeat.", metavar="REGEX=TYPE"
@@ -169,18 +181,18 @@ class CalibrationOptions:
         "--chat/--raw",
         show_default="the template if there is one",
     )
-    device: Literal["auto", "cpu", "cuda"] = dataclasses.field(default="auto", metadata={"option": _DEVICE})
+    device: Literal["auto", "cpu", "cuda"] = _declared("auto", _DEVICE)
 
 
 @dataclass(frozen=True)
 class RunOptions:
     """How to work; nothing here changes a byte."""
 
-    threads: int | None = dataclasses.field(default=None, metadata={"option": _THREADS})
-    max_ram: str | None = dataclasses.field(default=None, metadata={"option": _MAX_RAM})
-    dry_run: bool = _option(False, "Print sizes, memory and types only; read no weights, write nothing.", "--dry-run")
-    force: bool = _option(False, "Overwrite outputs that already exist.", "--force", "-f")
-    offline: bool = dataclasses.field(default=False, metadata={"option": _OFFLINE})
+    threads: int | None = _declared(None, _THREADS)
+    max_ram: str | None = _declared(None, _MAX_RAM)
+    dry_run: bool = _declared(False, DRY_RUN)
+    force: bool = _declared(False, FORCE)
+    offline: bool = _declared(False, OFFLINE)
 
 
 def grouped(function: Callable[..., None]) -> Callable[..., None]:

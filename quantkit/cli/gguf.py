@@ -53,7 +53,8 @@ def gguf(
 
     Example: quantkit gguf ORG/NAME -t q4_0 -t q4_k_m -t q8_0 -o out
     """
-    names = types or ([] if options.preset else ["q4_0"])
+    others = options.preset or options.target_size or options.target_bpw
+    names = types or ([] if others else ["q4_0"])
     for name in names:
         file_type(name)  # no other type here
     convert_source(out, "gguf", source, Conversion(tuple(names), output, options, calibration=calibration), work)

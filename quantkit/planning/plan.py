@@ -15,6 +15,9 @@ from quantkit.planning.speed import bytes_per_token, tokens_per_second
 
 DEFAULT_CTX = 4096
 
+ALL_LAYERS = 1 << 16
+"""More layers than any model has: all of them."""
+
 
 @dataclass(frozen=True)
 class PlanOptions:
@@ -28,7 +31,7 @@ class PlanOptions:
         kv_type: type of the KV cache.
         n_ubatch: tokens of a physical batch; None for 512.
         flash: flash attention; None lets llama.cpp decide.
-        gpu_layers: layers on the GPU; None for the most that fit.
+        gpu_layers: layers on the GPU, ALL_LAYERS or more than there are for all; None for the most that fit.
         cpu_moe: layers whose experts stay on the CPU.
         repack: llama.cpp repacks weights for the CPU.
         bandwidth: bytes per second that `CPU` and `GPU` read, with the origin of the figure.

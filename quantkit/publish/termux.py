@@ -6,8 +6,10 @@ The settings are single-quoted, so bash takes every byte of them as it is; what 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
 from importlib.resources import files
+from pathlib import Path
 
-from quantkit.errors import ModelfileError, UsageError
+from quantkit.errors import ModelfileError, OutputError, UsageError
+from quantkit.files import make_folder, write_atomically
 from quantkit.publish.ollama.modelfile import Modelfile, write_modelfile
 from quantkit.publish.ollama.parameters import ParameterValue
 
@@ -72,6 +74,23 @@ def fill_in(text: str, settings: Settings) -> str:
             lines[number] = f"{name}={quote(values.pop(name), name)}"
     assert not values, f"the script has no {', '.join(values)}"
     return text[:start] + "\n".join(lines) + "\n" + text[end:]
+
+
+def write_script(path: Path, text: str, *, force: bool) -> None:
+    """Write the script as an executable file; one that has the same text already stays.
+
+    Raises:
+        OutputError: the file cannot be written, or has another content (unless `force`).
+    """
+    try:
+        if path.is_file() and not force:
+            if path.read_bytes() == text.encode():
+                return
+            raise OutputError(f"{path} already exists with other content; add --force to overwrite it")
+    except OSError as error:
+        raise OutputError(f"cannot read {path}: {error.strerror or error}; choose another file with -o") from error
+    make_folder(path.parent)
+    write_atomically(path, text, mode=0o755)
 
 
 def quote(value: str, name: str) -> str:

@@ -355,7 +355,7 @@ BAD = {
     "a recipe that is not there": (["gone.toml"], 2, "cannot read the recipe gone.toml"),
     "the same model twice": (["tiny.toml", "tiny.toml"], 2, "both name their model tiny"),
     "an unknown step": (["tiny.toml", "--only", "mesure"], 2, "mesure"),
-    "only push without push": (["tiny.toml", "--only", "push"], 2, "give both"),
+    "only push without push": (["tiny.toml", "--only", "push"], 2, "pass both"),
     "measuring what is not there": (["tiny.toml", "--only", "measure"], 1, "bake it with convert first"),
     "a source that is nothing": (["tiny.toml", "--source", "nowhere"], 2, "neither a hub id ORG/NAME nor a folder"),
     "no group of 128": (["tiny.toml", "--set", "formats.awq=true", "--only", "convert"], 1, "group size 128"),

@@ -17,6 +17,9 @@ TEXT_PREFIXES = (
 )
 """`Family.rename` of text models that are saved within another model."""
 
+BARE_PREFIX = ((r"^(?!model\.|lm_head\.)", "model."),)
+"""`Family.rename` of models that may be saved without a head, under names without a prefix."""
+
 VISION = r"(model\.)?(visual|vision_tower|vision_model|multi_modal_projector|vision_projection|connector)\..*"
 """`Dropped.pattern` of the tensors that see images."""
 TOWERS = (
