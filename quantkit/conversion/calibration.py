@@ -10,6 +10,8 @@ from zipfile import BadZipFile
 import numpy as np
 from threadpoolctl import threadpool_limits
 
+from quantkit.conversion.gguf_layers import FeedbackRounder
+from quantkit.conversion.gguf_pass import has_all_files
 from quantkit.conversion.packed_layers import QUANTIZERS, LayerQuantizer, LayerSums
 from quantkit.errors import OutputError, PassingError
 from quantkit.files import partial_path
@@ -62,6 +64,12 @@ def calibrate(plan: ConversionPlan, calibration: CalibrationPlan, journal: Journ
             quantizers.append(method(folder, writer, native.whole, workers, calibration.propagate))
         if not all(quantizer.writer.resumed for quantizer in quantizers):
             _forget_layers(plan, journal)
+        rounder = None
+        if plan.gguf is not None and plan.gguf.request.solver == "feedback":
+            if not has_all_files(plan.gguf):
+                _forget_layers(plan, journal)
+            rounder = FeedbackRounder(plan.gguf, calibration, workers, keep=journal.resumed)
+            stack.enter_context(rounder)
         stream = Stream(
             native,
             calibration.samples.tokens,
@@ -81,9 +89,11 @@ def calibrate(plan: ConversionPlan, calibration: CalibrationPlan, journal: Journ
         if _OUTSIDE_LAYERS not in journal.records:
             journal.finished(_OUTSIDE_LAYERS, _copy_outside_layers(calibration, quantizers))
         for number in range(first, count):
-            sums = LayerSums(quantizers)
+            sums = LayerSums(quantizers if rounder is None else [rounder, *quantizers])
             stream.layer(number, sums)
             _save_squares(plan, number, sums)
+            for name, tensor_record in rounder.records.items() if rounder else ():
+                journal.finished(name, tensor_record)
             record = {quantizer.plan.request.method: quantizer.record() for quantizer in quantizers}
             journal.finished(_step(number), {**record, "tokens": sums.tokens, "starved": sums.starved})
             worst = [f", worst error {max(q.errors.values()):.1%}" for q in quantizers if q.errors]

@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 
 _T = GGMLQuantizationType
 _BYTES = NDArray[np.uint8]
-_INTS = NDArray[np.integer]
 
 IQ4_POINTS = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)
 
@@ -38,10 +37,10 @@ class Blocks:
 class BlockFormat:
     """What a type can hold.
 
-    `group`: columns that share a scale. `groups`: groups of a block. `low`, `high`: the range of a point, or None for
-    the points of `table`. `least_scale`, `greatest_scale`: the range of a group's integer scale; (1, 1) if the block has
-    one float16 scale only. `greatest_minimum`: of a group's integer minimum; 0 for a type without minima, 1 for one
-    float16 minimum only.
+    `group`: columns that share a scale. `groups`: groups of a block. `low`, `high`: the range of a point. `table`: the
+    points, if they are not all integers of the range. `least_scale`, `greatest_scale`: the range of a group's integer
+    scale; (1, 1) if the block has one float16 scale only. `greatest_minimum`: the greatest integer minimum of a group;
+    0 for a type without minima, 1 for one float16 minimum only.
     """
 
     kind: GGMLQuantizationType
@@ -124,21 +123,23 @@ def _half(values: NDArray[np.float32] | None, count: int) -> _BYTES:
 
 def _nibbles(levels: _BYTES, run: int) -> _BYTES:
     """The low 4 bits: level i of the first half of 2 * run levels shares a byte with level i of the second half."""
-    halves = levels.reshape(len(levels), -1, 2, run) & 15
-    return (halves[:, :, 0] | halves[:, :, 1] << 4).reshape(len(levels), -1)
+    halves = levels.reshape(len(levels), -1, 2, run) & np.uint8(15)
+    packed: _BYTES = halves[:, :, 0] | halves[:, :, 1] << np.uint8(4)
+    return packed.reshape(len(levels), -1)
 
 
 def _pairs(levels: _BYTES) -> _BYTES:
     """The low 2 bits: levels i, 32 + i, 64 + i, 96 + i of 128 share a byte."""
-    quarters = (levels & 3).reshape(len(levels), -1, 4, 32)
-    return (quarters[:, :, 0] | quarters[:, :, 1] << 2 | quarters[:, :, 2] << 4 | quarters[:, :, 3] << 6).reshape(
-        len(levels), -1
-    )
+    quarters = (levels & np.uint8(3)).reshape(len(levels), -1, 4, 32)
+    packed: _BYTES = (quarters << np.array([[0], [2], [4], [6]], np.uint8)).sum(axis=2, dtype=np.uint8)
+    return packed.reshape(len(levels), -1)
 
 
 def _bit(levels: _BYTES, bit: int) -> _BYTES:
     """Bit `bit` of level 32 j + i as bit j of byte i."""
-    return np.packbits((levels >> bit & 1).reshape(len(levels), -1, 32), axis=1, bitorder="little")[:, 0]
+    bits = (levels >> np.uint8(bit) & np.uint8(1)).reshape(len(levels), -1, 32)
+    packed: _BYTES = np.packbits(bits, axis=1, bitorder="little")[:, 0]
+    return packed
 
 
 def _q4_0(p: _Parts) -> list[_BYTES]:
@@ -150,7 +151,7 @@ def _q4_1(p: _Parts) -> list[_BYTES]:
 
 
 def _fifth(p: _Parts) -> _BYTES:
-    return np.packbits(p.levels >> 4 & 1, axis=1, bitorder="little")
+    return np.packbits(p.levels >> np.uint8(4) & np.uint8(1), axis=1, bitorder="little")
 
 
 def _q5_0(p: _Parts) -> list[_BYTES]:
@@ -171,14 +172,14 @@ def _negated(halves: _BYTES) -> _BYTES:
 
 def _q2_k(p: _Parts) -> list[_BYTES]:
     assert p.minima is not None
-    return [p.scales.astype(np.uint8) | p.minima << 4, _pairs(p.levels), p.d, p.dmin]
+    return [p.scales.astype(np.uint8) | p.minima << np.uint8(4), _pairs(p.levels), p.d, p.dmin]
 
 
 def _q3_k(p: _Parts) -> list[_BYTES]:
     scales = (p.scales + 32).astype(np.uint8)
-    low = scales[:, :8] & 15 | (scales[:, 8:] & 15) << 4
-    high = (scales >> 4).reshape(-1, 4, 4)
-    high = high[:, 0] | high[:, 1] << 2 | high[:, 2] << 4 | high[:, 3] << 6
+    low = scales[:, :8] & np.uint8(15) | (scales[:, 8:] & np.uint8(15)) << np.uint8(4)
+    high = (scales >> np.uint8(4)).reshape(-1, 4, 4)
+    high = high[:, 0] | high[:, 1] << np.uint8(2) | high[:, 2] << np.uint8(4) | high[:, 3] << np.uint8(6)
     return [_bit(p.levels, 2), _pairs(p.levels), low, high, p.d]
 
 
@@ -188,9 +189,9 @@ def _scales_and_minima(p: _Parts) -> _BYTES:
     scales, minima = p.scales.astype(np.uint8), p.minima
     return np.concatenate(
         [
-            scales[:, :4] | scales[:, 4:] >> 4 << 6,
-            minima[:, :4] | minima[:, 4:] >> 4 << 6,
-            scales[:, 4:] & 15 | (minima[:, 4:] & 15) << 4,
+            scales[:, :4] | scales[:, 4:] >> np.uint8(4) << np.uint8(6),
+            minima[:, :4] | minima[:, 4:] >> np.uint8(4) << np.uint8(6),
+            scales[:, 4:] & np.uint8(15) | (minima[:, 4:] & np.uint8(15)) << np.uint8(4),
         ],
         axis=1,
     )
@@ -206,13 +207,13 @@ def _q5_k(p: _Parts) -> list[_BYTES]:
 
 def _q6_k(p: _Parts) -> list[_BYTES]:
     scales = p.scales.astype(np.int8).view(np.uint8)
-    return [_nibbles(p.levels, 64), _pairs(p.levels >> 4), scales, p.d]
+    return [_nibbles(p.levels, 64), _pairs(p.levels >> np.uint8(4)), scales, p.d]
 
 
 def _iq4_xs(p: _Parts) -> list[_BYTES]:
     scales = (p.scales + 32).astype(np.uint16)
-    high = (scales >> 4 << np.arange(0, 16, 2, dtype=np.uint16)).sum(axis=1, dtype=np.uint16)
-    low = (scales[:, ::2] & 15 | (scales[:, 1::2] & 15) << 4).astype(np.uint8)
+    high = (scales >> np.uint16(4) << np.arange(0, 16, 2, dtype=np.uint16)).sum(axis=1, dtype=np.uint16)
+    low = (scales[:, ::2] & np.uint16(15) | (scales[:, 1::2] & np.uint16(15)) << np.uint16(4)).astype(np.uint8)
     return [p.d, high.astype("<u2").view(np.uint8).reshape(-1, 2), low, _nibbles(p.levels, 16)]
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from gguf import GGMLQuantizationType, GGUFValueType
@@ -22,6 +23,8 @@ from quantkit.outputs.model import Model, ModelTensor, Mtp
 from quantkit.outputs.target import Candidates, Target, candidates, even_types, labelled, target_choices
 from quantkit.outputs.templates import Template
 
+Solver = Literal["llama.cpp", "feedback"]
+"""How weights are rounded to a type: with llama.cpp's bytes, or with error feedback."""
 CHUNK_ELEMENTS = 1 << 19
 _FLOATS = (GGMLQuantizationType.F32, GGMLQuantizationType.F16, GGMLQuantizationType.BF16)
 
@@ -33,6 +36,8 @@ class GgufRequest:
     `target`: write one more file, of a given size, whose types the calibration chooses; it needs `calibrate`.
     `calibrate`: the importance matrix comes from the calibration of the same conversion. `pre` (BPE pre-tokenizer) and
     `chat_template` (see `choose_template`) replace those of a checkpoint. `mtp`: see `model_from_checkpoint`.
+    `solver`: "feedback" rounds with error feedback over the Gram matrix, damped by `damp` (see `quant.feedback`); it
+    needs `calibrate`.
     """
 
     types: tuple[FileType, ...]
@@ -47,6 +52,8 @@ class GgufRequest:
     pre: str | None = None
     chat_template: Template | None = None
     mtp: Mtp = "keep"
+    solver: Solver = "llama.cpp"
+    damp: float = 0.01
     threads: int = 0
     max_ram: int | None = None
 

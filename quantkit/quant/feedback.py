@@ -10,7 +10,6 @@ The output error of rounding W (n_out, n_in) to W + E is tr(E H E'), H = X X' ov
 Steps 3 and 4 alternate, block by block, in sweeps. No move raises the error.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,6 +22,8 @@ from quantkit.quant.gptq import factor_gram
 from quantkit.quant.grid import Array
 from quantkit.workers import SERIAL, Workers, parts
 
+SOLVER_VERSION = 1
+"""Raised when the bytes change, so that an unfinished run is not continued with other bytes."""
 _ROWS = 256  # rows that are rounded in one batch
 _CHUNK = 128  # columns that share one matrix product with all others
 _RUN = 16
@@ -44,7 +45,9 @@ class Curvature:
     damp: float
 
 
-def curvature(gram: Array, count: int, *, damp: float = 0.01, name: str = "the input", workers: Workers = SERIAL) -> Curvature:
+def curvature(
+    gram: Array, count: int, *, damp: float = 0.01, name: str = "the input", workers: Workers = SERIAL
+) -> Curvature:
     """Factor H = `gram`, the sum of x x' over `count` tokens. Raises CalibrationError as `gptq` does."""
     order, factor, damp = factor_gram(gram, count, damp=damp, act_order=True, name=name, workers=workers)
     pivots = np.diagonal(factor).copy()
@@ -67,7 +70,9 @@ def quantize_with_feedback(
     """The bytes of `weight`, float32 (n_out, n_in), in `kind`: uint8 (n_out, row_bytes)."""
 
     def some(rows: slice) -> NDArray[np.uint8]:
-        return pack_blocks(kind, as_blocks(solve(FORMATS[kind], np.ascontiguousarray(weight[rows].T), curvature, sweeps=sweeps)))
+        return pack_blocks(
+            kind, as_blocks(solve(FORMATS[kind], np.ascontiguousarray(weight[rows].T), curvature, sweeps=sweeps))
+        )
 
     return np.concatenate(workers.map(some, list(parts(len(weight), _ROWS))))
 
@@ -152,7 +157,9 @@ def sweep(format_: BlockFormat, w: Array, solution: Solution, hessian: Array) ->
         _sweep_chunk(format_, solution, error[start:stop], gradient, hessian[start:stop, start:stop], start)
 
 
-def _sweep_chunk(format_: BlockFormat, solution: Solution, error: Array, gradient: Array, hessian: Array, start: int) -> None:
+def _sweep_chunk(
+    format_: BlockFormat, solution: Solution, error: Array, gradient: Array, hessian: Array, start: int
+) -> None:
     """Descend in a chunk of whole blocks from column `start`; `gradient` is H E there, `hessian` the chunk's own."""
     local = np.ascontiguousarray(hessian)
     for block in range(start // format_.block, (start + len(error)) // format_.block):
@@ -165,7 +172,16 @@ def _sweep_chunk(format_: BlockFormat, solution: Solution, error: Array, gradien
         _refit_block(format_, solution, block, error, gradient, local, slice(first, first + format_.block))
 
 
-def _descend(format_: BlockFormat, solution: Solution, group: int, block: int, error: Array, gradient: Array, local: Array, at: slice) -> None:
+def _descend(
+    format_: BlockFormat,
+    solution: Solution,
+    group: int,
+    block: int,
+    error: Array,
+    gradient: Array,
+    local: Array,
+    at: slice,
+) -> None:
     scales = solution.scales
     step = scales.d[block] * scales.scales[group]
     inverse = np.divide(np.float32(1), step, out=np.zeros_like(step), where=step != 0)
@@ -188,10 +204,14 @@ def _descend(format_: BlockFormat, solution: Solution, group: int, block: int, e
     gradient += local[:, at] @ moved
 
 
-def _refit_block(format_: BlockFormat, solution: Solution, block: int, error: Array, gradient: Array, local: Array, at: slice) -> None:
+def _refit_block(
+    format_: BlockFormat, solution: Solution, block: int, error: Array, gradient: Array, local: Array, at: slice
+) -> None:
     """Least squares of d and dmin for the present levels and group scales."""
     scales, groups = solution.scales, slice(block * format_.groups, (block + 1) * format_.groups)
-    u = solution.points[block * format_.block : (block + 1) * format_.block] * np.repeat(scales.scales[groups], format_.group, axis=0)
+    u = solution.points[block * format_.block : (block + 1) * format_.block] * np.repeat(
+        scales.scales[groups], format_.group, axis=0
+    )
     v = None if scales.minima is None else -np.repeat(scales.minima[groups], format_.group, axis=0)
     own, pull = local[at, at], gradient[at]
     hu = own @ u
@@ -216,7 +236,11 @@ def _refit_block(format_: BlockFormat, solution: Solution, block: int, error: Ar
         first = to_half(old + du)
         # the minimum that suits the rounded d
         suits = np.divide(-(vg + (first - old) * uv), vv, out=np.zeros_like(vg), where=vv > _TINY)
-        for trial, trial_min in ((first, to_half(old_min + dv)), (first, to_half(old_min + suits)), (to_half(old + alone), old_min)):
+        for trial, trial_min in (
+            (first, to_half(old_min + dv)),
+            (first, to_half(old_min + suits)),
+            (to_half(old + alone), old_min),
+        ):
             a, b = trial - old, trial_min - old_min
             gain = 2 * (a * ug + b * vg) + a * a * uu + 2 * a * b * uv + b * b * vv
             better = gain < least
@@ -228,7 +252,16 @@ def _refit_block(format_: BlockFormat, solution: Solution, block: int, error: Ar
     gradient += local[:, at] @ moved
 
 
-def _refit_group(format_: BlockFormat, solution: Solution, group: int, block: int, error: Array, gradient: Array, local: Array, at: slice) -> None:
+def _refit_group(
+    format_: BlockFormat,
+    solution: Solution,
+    group: int,
+    block: int,
+    error: Array,
+    gradient: Array,
+    local: Array,
+    at: slice,
+) -> None:
     """The best of a group's integer scale and minimum near the least-squares solution."""
     scales = solution.scales
     first = group * format_.group
