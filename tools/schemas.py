@@ -84,6 +84,13 @@ RECORD = {
                 "kl_divergence_of_groups": Map("number"),
                 "types": Map("string"),
             },
+            # --solver feedback
+            "feedback?": {
+                "damp": "number",
+                "sweeps": "integer",
+                "version": "integer",
+                "without_feedback": Map("string"),
+            },
             # AWQ and GPTQ
             "architecture?": "string?",
             "quantized_linears?": "integer",

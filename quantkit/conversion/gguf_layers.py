@@ -3,10 +3,9 @@
 The bytes go to their place in the partial files. The pass over the model then leaves these tensors out.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from gguf import GGMLQuantizationType
@@ -18,7 +17,7 @@ from quantkit.forward.linears import LayerLinears
 from quantkit.gguf.blocks import FORMATS
 from quantkit.imatrix.names import LinearKey
 from quantkit.outputs.calibration import CalibrationPlan
-from quantkit.outputs.gguf_files import GgufPlan
+from quantkit.outputs.gguf_files import GgufOutput, GgufPlan
 from quantkit.outputs.model import ModelTensor, widen
 from quantkit.quant.feedback import Curvature, curvature, quantize_with_feedback
 from quantkit.stream.statistics import Statistics
@@ -27,6 +26,7 @@ from quantkit.workers import Workers
 Array = NDArray[np.float32]
 # Rows that one thread rounds at once. The bytes depend on it in the last bit of a sum, so it is not an option.
 _ROWS = 256
+_UNQUANTIZED = (GGMLQuantizationType.F32, GGMLQuantizationType.F16, GGMLQuantizationType.BF16)
 
 
 @dataclass(frozen=True)
@@ -41,14 +41,14 @@ class _Matrix:
 class FeedbackRounder:
     """Rounds the GGUF tensors of each layer that reads a calibrated input, in every type, and writes them.
 
-    Types without integer levels are rounded as in the pass, with the same importances. `records` holds, by tensor of
-    the current layer, what the journal keeps: `plain`, why a matrix was rounded
-    without feedback.
+    Types without integer levels are rounded as in the pass, with the same importances. `covered`: the tensors that are
+    rounded here, of all layers. `rounded`: the tensors of the current layer, each with the reasons why some of its
+    matrices were rounded without feedback.
     """
 
     def __init__(self, plan: GgufPlan, calibration: CalibrationPlan, workers: Workers, *, keep: bool) -> None:
         self.plan, self.workers = plan, workers
-        self.records: dict[str, dict[str, Any]] = {}
+        self.rounded: dict[str, list[str]] = {}
         self._stack = ExitStack()
         self._targets = open_targets(plan, self._stack, keep=keep)
         tensors = {tensor.name: tensor for tensor in plan.model.tensors}
@@ -62,6 +62,10 @@ class FeedbackRounder:
     def _has_levels(self, name: str) -> bool:
         return any(target.slot.type in FORMATS for target in self._targets[name])
 
+    @property
+    def covered(self) -> set[str]:
+        return {matrix.tensor.name for matrices in self._matrices.values() for matrix in matrices}
+
     def __enter__(self) -> "FeedbackRounder":
         return self
 
@@ -70,7 +74,7 @@ class FeedbackRounder:
 
     def begin(self) -> None:
         """Start a new layer."""
-        self.records.clear()
+        self.rounded.clear()
 
     def quantize(
         self, layer: LayerLinears, expert: int | None, tensors: Mapping[str, Array], sums: Mapping[str, Statistics]
@@ -104,9 +108,9 @@ class FeedbackRounder:
         first, step = matrix.number * tensor.matrix_rows, tensor.row_step * max(1, _ROWS // tensor.row_step)
         starts = range(first, first + tensor.matrix_rows, step)
         targets = self._targets[tensor.name]
-        record = self.records.setdefault(tensor.name, {"plain": []})
+        reasons = self.rounded.setdefault(tensor.name, [])
         if isinstance(prepared, str):
-            record["plain"].append(prepared)
+            reasons.append(prepared)
 
         def one(start: int) -> None:
             stop = min(start + step, first + tensor.matrix_rows)
@@ -124,6 +128,21 @@ class FeedbackRounder:
                 write_at(target, made[kind], start)
 
         self.workers.map(one, list(starts))
+
+
+def without_feedback(output: GgufOutput, rounded: Mapping[str, Sequence[str]]) -> dict[str, str]:
+    """The quantized tensors of a file that were rounded without feedback, at least in part, and why."""
+    reasons: dict[str, str] = {}
+    for choice in output.choices:
+        if choice.type in _UNQUANTIZED:
+            continue
+        if choice.type not in FORMATS:
+            reasons[choice.name] = f"{choice.type.name} has no integer levels"
+        elif choice.name not in rounded:
+            reasons[choice.name] = "no Gram matrix of its input"
+        elif rounded[choice.name]:
+            reasons[choice.name] = rounded[choice.name][0]
+    return reasons
 
 
 def _importance(statistics: Statistics, columns: NDArray[np.int64] | None) -> Array:

@@ -24,6 +24,8 @@ from quantkit.workers import SERIAL, Workers, parts
 
 SOLVER_VERSION = 1
 """Raised when the bytes change, so that an unfinished run is not continued with other bytes."""
+SWEEPS = 2
+"""Sweeps after the feedback."""
 _ROWS = 256  # rows that are rounded in one batch
 _CHUNK = 128  # columns that share one matrix product with all others
 _RUN = 16
@@ -64,7 +66,7 @@ def quantize_with_feedback(
     weight: Array,
     curvature: Curvature,
     *,
-    sweeps: int = 2,
+    sweeps: int = SWEEPS,
     workers: Workers = SERIAL,
 ) -> NDArray[np.uint8]:
     """The bytes of `weight`, float32 (n_out, n_in), in `kind`: uint8 (n_out, row_bytes)."""
