@@ -12,6 +12,7 @@ from typing import Any
 
 from quantkit import __version__
 from quantkit.conversion.calibration import Calibration
+from quantkit.conversion.type_choice import TypeChoice
 from quantkit.errors import CheckpointError
 from quantkit.files import partial_path, write_atomically
 from quantkit.gguf.kernels import accelerated, library
@@ -24,7 +25,11 @@ from quantkit.verify import Verified
 
 
 def write_records(
-    plan: ConversionPlan, outputs: Sequence[Verified], calibration: Calibration | None, seconds: Mapping[str, float]
+    plan: ConversionPlan,
+    outputs: Sequence[Verified],
+    calibration: Calibration | None,
+    seconds: Mapping[str, float],
+    choice: TypeChoice | None = None,
 ) -> None:
     """Write quantkit.json into every folder of outputs, packed folders still under their partial names.
 
@@ -38,6 +43,8 @@ def write_records(
             record_outputs(partial_path(output.folder), {output.folder.name: _entry(plan, item, seconds) | own})
         elif isinstance(output, GgufOutput) and plan.gguf is not None and not item.failed:
             gguf[output.stem] = _entry(plan, item, seconds) | _gguf_facts(plan.gguf, output)
+            if choice is not None and output is plan.gguf.target_output:
+                gguf[output.stem]["target"] = _target_facts(plan.gguf, output, choice)
     if plan.gguf is not None:
         record_outputs(plan.gguf.request.folder, gguf)
 
@@ -114,6 +121,18 @@ def _gguf_facts(plan: GgufPlan, output: GgufOutput) -> dict[str, Any]:
             "imatrix": imatrix,
         },
         "relative_error_method": "RMS error over RMS of the source, on sampled rows of each tensor",
+    }
+
+
+def _target_facts(plan: GgufPlan, output: GgufOutput, choice: TypeChoice) -> dict[str, Any]:
+    target = plan.request.target
+    assert target is not None
+    return {
+        "bytes": target.size,
+        "bits_per_weight": target.bits,
+        "expected_kl_divergence": choice.expected,
+        "kl_divergence_of_groups": dict(choice.divergence),
+        "types": {item.name: item.type.name for item in output.choices},
     }
 
 

@@ -113,7 +113,12 @@ class ConversionPlan:
 
     @property
     def peak_memory(self) -> int:
-        return max(self.calibration.memory if self.calibration else 0, self.gguf.peak_memory if self.gguf else 0)
+        choice = self.calibration is not None and self.gguf is not None and self.gguf.request.target is not None
+        return max(
+            self.calibration.memory if self.calibration else 0,
+            self.calibration.sensitivity_memory(self.threads) if choice and self.calibration else 0,
+            self.gguf.peak_memory if self.gguf else 0,
+        )
 
     @property
     def parameters(self) -> int:
@@ -155,6 +160,8 @@ def plan_conversion(
             plan_folder_of(calibration.native, calibration.layers, folder, request.output / f"{name}-{folder.label}")
             for folder in sorted(request.folders, key=lambda folder: folder.method != "gptq")
         )
+    if request.gguf is not None and request.gguf.target is not None:
+        _check_target(request.gguf)
     model, notes = _model(source, request.gguf, name) if request.gguf else (None, ())
     gguf = _plan_gguf(model, request, calibration) if model else None
     imatrix_file = request.imatrix_file or request.output / f"{name}-imatrix.gguf"
@@ -177,6 +184,22 @@ def plan_conversion(
         ),
         notes=notes,
     )
+
+
+def _check_target(request: GgufRequest) -> None:
+    """Raise UsageError for an option that contradicts a file of a given size."""
+    for option, given in (
+        ("--pure", request.mix.pure),
+        ("--split-max-size", request.split_max_size is not None),
+        ("--mtp only", request.mtp == "only"),
+    ):
+        if given:
+            raise UsageError(f"{option} does not go with --target-size or --target-bpw; leave one of them out")
+    if not request.calibrate:
+        raise UsageError(
+            "--target-size and --target-bpw choose types by a calibration; leave out --imatrix and --no-imatrix, and"
+            " convert a checkpoint, not a GGUF"
+        )
 
 
 def _plan_calibration(
@@ -251,6 +274,7 @@ def _fingerprint(
         ],
         "folders": [asdict(folder.request) for folder in folders],
         "imatrix": [given and given.sha256, imatrix and imatrix.path.name],
+        "target": gguf and gguf.request.target and [gguf.request.target.size, gguf.request.target.bits],
         "files": [
             [file.name, file.size, hashlib.sha256(file.header).hexdigest()]
             for output in (gguf.outputs if gguf else ())
