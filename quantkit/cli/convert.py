@@ -35,22 +35,24 @@ if TYPE_CHECKING:
 def convert(
     out: Out,
     source: SourceArg,
-    output: OutputOptions,
-    gguf: GgufOptions,
-    packed: PackedOptions,
-    gptq: GptqOptions,
-    calibration: CalibrationOptions,
-    work: RunOptions,
+    *,
     types: Annotated[
         list[str] | None,
         typer.Option(
             "--type",
             "-t",
             metavar="TYPE",
+            rich_help_panel=OutputOptions.heading,
             help="awq, gptq, imatrix, or a GGUF type (quantkit gguf --help lists them); repeat for more.",
             autocompletion=complete_type,
         ),
     ] = None,
+    output: OutputOptions,
+    gguf: GgufOptions,
+    packed: PackedOptions,
+    gptq: GptqOptions,
+    calibration: CalibrationOptions,
+    work: RunOptions,
 ) -> None:
     """Convert a source to every listed type in one pass, checked.
 

@@ -30,21 +30,23 @@ EPILOG = (
 def gguf(
     out: Out,
     source: SourceArg,
-    output: OutputOptions,
-    options: GgufOptions,
-    calibration: CalibrationOptions,
-    work: RunOptions,
+    *,
     types: Annotated[
         list[str] | None,
         typer.Option(
             "--type",
             "-t",
             metavar="TYPE",
+            rich_help_panel=OutputOptions.heading,
             help="A GGUF type; repeat for more, all come out of one pass.",
             show_default="q4_0",
             autocompletion=complete_gguf_type,
         ),
     ] = None,
+    output: OutputOptions,
+    options: GgufOptions,
+    calibration: CalibrationOptions,
+    work: RunOptions,
 ) -> None:
     """Convert a source to GGUF: every listed type in one pass, checked.
 
