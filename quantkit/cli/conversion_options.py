@@ -2,13 +2,14 @@
 
 # ruff: noqa: RUF009 (_option returns a dataclass field)
 
+import copy
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import wraps
 from inspect import Parameter, signature
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_type_hints
+from typing import Annotated, Any, ClassVar, Literal, get_type_hints
 
 import typer
 
@@ -69,6 +70,7 @@ def _declared(default: Any, option: Any) -> Any:
 class OutputOptions:
     """Where outputs go, and how they are checked."""
 
+    heading: ClassVar[str] = "Outputs"
     output: Path = _declared(Path(), output_option("DIR", "Folder of the outputs.", "here"))
     name: str | None = _option(None, "Name of the outputs.", metavar="NAME", show_default="the source's")
     logits: bool | None = _option(
@@ -83,6 +85,7 @@ class OutputOptions:
 class GgufOptions:
     """Options of GGUF types."""
 
+    heading: ClassVar[str] = "GGUF types"
     preset: str | None = _option(
         None,
         "phone: q4_0 and q4_k_m with an importance matrix (--calibrate, unless --imatrix is given).",
@@ -95,6 +98,18 @@ class GgufOptions:
         "Compute the importance matrix of GGUF types over a calibration text, or use none.",
         "--calibrate/--no-imatrix",
         show_default="convert: --calibrate, gguf: --no-imatrix",
+    )
+    solver: Literal["llama.cpp", "feedback"] = _option(
+        "llama.cpp",
+        "Rounding: llama.cpp's own, or error feedback over a calibration text (more accurate, slower).",
+    )
+    target_size: str | None = _option(
+        None,
+        "Also write a GGUF of at most this size (4.5G); the calibration chooses the type of each tensor.",
+        metavar="SIZE",
+    )
+    target_bpw: float | None = _option(
+        None, "Also write a GGUF of at most this many bits per weight (4.5), types chosen likewise.", metavar="BITS"
     )
     tensor_type: list[str] | None = _option(
         None, "Type of the tensors whose name matches; repeat.", metavar="REGEX=TYPE"
@@ -123,6 +138,7 @@ class GgufOptions:
 class PackedOptions:
     """Options of AWQ and GPTQ."""
 
+    heading: ClassVar[str] = "AWQ and GPTQ"
     bits: int = _option(4, "Bits of a weight: 2, 3, 4 or 8.", metavar="N")
     group_size: int = _option(128, "Inputs that share a scale: 32, 64, 128; -1 for all.", metavar="N")
     skip: list[str] | None = _option(None, "Linears not to quantize (down_proj, *.0.*); repeat.", metavar="PATTERN")
@@ -134,6 +150,7 @@ class PackedOptions:
 class GptqOptions:
     """Options of GPTQ alone."""
 
+    heading: ClassVar[str] = "GPTQ"
     symmetric: bool = _option(
         True, "One zero point for all groups (every kernel reads it), or one a group.", "--sym/--asym"
     )
@@ -159,6 +176,7 @@ class GptqOptions:
 class CalibrationOptions:
     """What to calibrate on."""
 
+    heading: ClassVar[str] = "Calibration"
     calibration: str | None = _option(
         None,
         "Calibration text: a text, jsonl or parquet file, or a dataset of the hub.",
@@ -180,6 +198,7 @@ class CalibrationOptions:
 class RunOptions:
     """How to work; nothing here changes a byte."""
 
+    heading: ClassVar[str] = "Run"
     threads: int | None = _declared(None, _THREADS)
     max_ram: str | None = _declared(None, _MAX_RAM)
     dry_run: bool = _declared(False, DRY_RUN)
@@ -215,17 +234,24 @@ def refuse_idle(group: Any, needed: str) -> None:
             raise UsageError(f"{flag} has no effect without {needed}; leave it out, or add {needed}")
 
 
+def _under(option: Any, heading: str) -> Any:
+    """A copy of an option that the help shows under `heading`."""
+    option = copy.copy(option)
+    option.rich_help_panel = heading
+    return option
+
+
 def _options(group: Any) -> list[Parameter]:
     """The fields of a dataclass of options as parameters; empty for anything else."""
     if not dataclasses.is_dataclass(group):
         return []
-    hints = get_type_hints(group)
+    hints, heading = get_type_hints(group), str(vars(group)["heading"])
     return [
         Parameter(
             field.name,
             Parameter.KEYWORD_ONLY,
             default=field.default,
-            annotation=Annotated[hints[field.name], field.metadata["option"]],
+            annotation=Annotated[hints[field.name], _under(field.metadata["option"], heading)],
         )
         for field in dataclasses.fields(group)
     ]
