@@ -84,6 +84,13 @@ RECORD = {
                 "kl_divergence_of_groups": Map("number"),
                 "types": Map("string"),
             },
+            # --solver feedback
+            "feedback?": {
+                "damp": "number",
+                "sweeps": "integer",
+                "version": "integer",
+                "without_feedback": Map("string"),
+            },
             # AWQ and GPTQ
             "architecture?": "string?",
             "quantized_linears?": "integer",
@@ -289,6 +296,7 @@ PLAN = {
     "layers": "integer",
     "trained_context": "integer?",
     "exact_sizes": "boolean",
+    "imatrix": "string?",
     "budget": {"ram": "integer", "vram": "integer", "gpu": "string?"},
     "context": {
         **dict.fromkeys(("n_ctx", "n_batch", "n_ubatch", "cpu_moe"), "integer"),

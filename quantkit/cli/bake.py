@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from quantkit.cli.bake_summary import baked_document, planned_document, show_baked, show_plans
+from quantkit.cli.bake_summary import BakeProgress, baked_document, planned_document, show_baked, show_plans
 from quantkit.cli.conversion_options import DeviceOption, MaxRamOption, ThreadsOption
 from quantkit.cli.options import DryRunOption, ForceOption, OfflineOption, output_option
 from quantkit.cli.output import Out
@@ -17,9 +17,9 @@ from quantkit.files import user_path
 from quantkit.recipes import Recipe, read_recipe
 from quantkit.recipes.bake.commands import Machine
 from quantkit.recipes.bake.dry_run import plan_bake
-from quantkit.recipes.bake.process import Messages, failure
+from quantkit.recipes.bake.process import failure
 from quantkit.recipes.bake.ray_cluster import bake_on_ray
-from quantkit.recipes.bake.run import STEPS, Hooks, Options
+from quantkit.recipes.bake.result import STEPS, Options
 from quantkit.recipes.bake.run import bake as bake_recipe
 
 Document = dict[str, Any]
@@ -73,8 +73,8 @@ def bake(
         raise UsageError("--only push needs --push; pass both")
     machine = Machine(threads, None if device == "auto" else device, max_ram, offline)
     if dry_run:
-        messages = Messages(note=lambda text: out.note(f"  {text}"), warn=out.warn)
-        plans = [plan_bake(recipe, output.absolute(), steps or STEPS, machine, messages) for recipe in opened]
+        folder, progress = output.absolute(), BakeProgress(out)
+        plans = [plan_bake(recipe, folder, steps or STEPS, machine, progress, out.warn) for recipe in opened]
         show_plans(plans, out)
         out.document({"command": "bake", "dry_run": True, "recipes": [planned_document(plan) for plan in plans]})
         return
@@ -102,12 +102,8 @@ def _bake_here(recipes: Sequence[Recipe], options: Options, out: Out) -> tuple[l
     baked: list[Document] = []
     failed: list[Failure] = []
     for recipe in recipes:
-        hooks = Hooks(
-            stage=lambda text, name=recipe.name: out.note(f"{name}: {text}", style="bold"),  # type: ignore[misc]
-            messages=Messages(note=lambda text: out.note(f"  {text}"), warn=out.warn),
-        )
         try:
-            baked.append(baked_document(bake_recipe(recipe, options, hooks)))
+            baked.append(baked_document(bake_recipe(recipe, options, BakeProgress(out, recipe.name), out.warn)))
         except QuantkitError as error:
             failed.append((recipe.name, error))
             if len(recipes) > 1:
@@ -121,12 +117,13 @@ def _bake_on_ray(
     """Bake each recipe on a worker of a Ray cluster; the documents, and the errors by recipe."""
     baked: list[Document] = []
     failed: list[Failure] = []
-    messages = Messages(note=out.note, warn=out.warn)
     paths = [recipe.opened.path for recipe in recipes]
-    for recipe, done in zip(recipes, bake_on_ray(paths, words, address, threads, messages), strict=True):
+    for recipe, done in zip(
+        recipes, bake_on_ray(paths, words, address, threads, BakeProgress(out, indent="")), strict=True
+    ):
         documents = json.loads(done.ended.answer)["recipes"] if done.ended.answer else []
         baked += documents
-        # floors that are not met make an exit code too, but the document has them
+        # a floor that is not met is an exit code too, but the document reports it
         if done.ended.code and not (documents and documents[0]["floors_not_met"]):
             error = failure("bake", done.ended.code, done.ended.sentences)
             if not isinstance(error, QuantkitError):

@@ -1,4 +1,4 @@
-"""What `quantkit bake` prints: a plan or a finished bake, as text or as a document."""
+"""Output of `quantkit bake`: its progress, a plan, and a finished bake, as text and as documents."""
 
 import shlex
 from collections.abc import Mapping, Sequence
@@ -9,11 +9,24 @@ from quantkit.cli.output import Out, human_bytes
 from quantkit.inspection.record import readable_record
 from quantkit.recipes.bake.commands import output_of, report_folder
 from quantkit.recipes.bake.dry_run import BakePlan
-from quantkit.recipes.bake.run import Baked
+from quantkit.recipes.bake.result import Baked
+
+
+class BakeProgress:
+    """A Progress that prints each stage and each item as a line: the commands of a bake have progress of their own."""
+
+    def __init__(self, out: Out, name: str = "", indent: str = "  ") -> None:
+        self._out, self._name, self._indent = out, name, indent
+
+    def start(self, stage: str, total: int = 0) -> None:
+        self._out.note(f"{self._name}: {stage}", style="bold")
+
+    def advance(self, amount: int = 1, item: str = "") -> None:
+        self._out.note(f"{self._indent}{item}")
 
 
 def show_plans(plans: Sequence[BakePlan], out: Out) -> None:
-    """The commands, sizes, disk and memory of a dry run."""
+    """Print the commands, sizes, disk and memory of a dry run."""
     for plan in plans:
         for step, words in plan.commands:
             out.say(f"{step}: quantkit {shlex.join(words)}")
@@ -27,7 +40,7 @@ def show_plans(plans: Sequence[BakePlan], out: Out) -> None:
 
 
 def planned_document(plan: BakePlan) -> dict[str, Any]:
-    """The document of one recipe's dry run."""
+    """The JSON document of one recipe's dry run."""
     return {
         "name": plan.recipe.name,
         "commands": [{"step": step, "words": ["quantkit", *words]} for step, words in plan.commands],
@@ -38,7 +51,7 @@ def planned_document(plan: BakePlan) -> dict[str, Any]:
 
 
 def show_baked(recipe: Mapping[str, Any], out: Out) -> None:
-    """The outputs, steps and floors of one recipe, from its document."""
+    """Print the outputs, steps and floors of one recipe, from its document."""
     folder, rows = Path(recipe["folder"]), []
     for output in recipe["outputs"]:
         quality = output["quality"] or {}
@@ -68,7 +81,7 @@ def show_baked(recipe: Mapping[str, Any], out: Out) -> None:
 
 
 def baked_document(baked: Baked) -> dict[str, Any]:
-    """The document of one finished recipe."""
+    """The JSON document of one finished recipe."""
     return {
         "name": baked.recipe.name,
         "source": baked.recipe.source,
@@ -92,7 +105,7 @@ def baked_document(baked: Baked) -> dict[str, Any]:
 
 
 def _outputs(baked: Baked) -> list[dict[str, Any]]:
-    """The existing formats: bytes, sha256 of the files, quality on the first text."""
+    """The formats that exist: bytes, sha256 of the files, quality on the first text."""
     outputs = []
     models = {model["path"]: model for model in (baked.report or {}).get("models", [])[1:]}
     for name in baked.recipe.formats.names:
@@ -114,7 +127,7 @@ def _outputs(baked: Baked) -> list[dict[str, Any]]:
 
 
 def _recorded(path: Path) -> dict[str, dict[str, Any]]:
-    """The files of an output, by its quantkit.json; {} without a sound one."""
+    """The files of an output from its quantkit.json; {} if that is missing or damaged."""
     folder, key = (path, path.name) if path.is_dir() else (path.parent, path.stem)
     entries, _ = readable_record(folder)
     files: dict[str, dict[str, Any]] = entries.get(key, {}).get("files", {})

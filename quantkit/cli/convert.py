@@ -198,10 +198,17 @@ def _gguf_request(
             f"--preset {options.preset} needs an importance matrix, and a GGUF gives none; pass --imatrix FILE"
         )
     if calibrate is None:
-        wanted = conversion.calibrates or text is not None or options.preset is not None or _target(options) is not None
+        wanted = (
+            conversion.calibrates
+            or text is not None
+            or options.preset is not None
+            or options.solver == "feedback"
+            or _target(options) is not None
+        )
         calibrate = options.imatrix is None and wanted and not is_gguf
     return GgufRequest(
         types=types,
+        solver=options.solver,
         target=_target(options),
         mix=MixOptions(
             output_type=tensor_type(options.output_type) if options.output_type else None,

@@ -1,4 +1,4 @@
-"""What `quantkit termux` prints: the table of phones, and the JSON document."""
+"""Output of `quantkit termux`: the table of phones, and the JSON document."""
 
 from pathlib import Path
 from typing import Any
@@ -10,13 +10,15 @@ from quantkit.publish.termux_model import choose, is_url
 
 
 def show_phones(settings: Settings, out: Out) -> None:
-    """Which phones run the model, with which context and batch."""
-    how = "is pulled" if not settings.gguf else f"is made of {settings.gguf}"
+    """Print the phones that run the model, with their context and batch."""
+    how = "is pulled" if not settings.gguf else f"is created from {settings.gguf}"
     size = f", {human_bytes(settings.model_bytes)}" if settings.model_bytes else ""
     out.say(f"{settings.name} {how}{size}")
     if not settings.memory:
         if settings.model_bytes is None:
-            out.say("the memory it needs is unknown: the script asks for its size; pass --figures or --ram")
+            out.say(
+                "the memory of the model is unknown: the script asks the registry for its size; pass --figures or --ram"
+            )
         return
     rows = []
     for phone in PHONES:

@@ -6,7 +6,7 @@ call resumes: a finished layer and a finished tensor are steps of the journal.
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
 from quantkit.conversion.calibration import Calibration, calibrate
@@ -32,8 +32,8 @@ class Result:
     """A finished conversion. `seconds`: wall time by stage; `quantize_seconds`: CPU time by GGUF label.
 
     `peak_memory` in bytes. `starved`: by layer, the experts that received few tokens. `resumed_layers` and
-    `resumed_tensors`: steps that an earlier run finished. `choice`: the types of a file of a given size. Outputs
-    that failed a check are named `NAME.failed`.
+    `resumed_tensors`: steps that an earlier run finished. `choice`: the types of a file of a given size. `rounded`: see
+    `Calibration`. Outputs that failed a check are named `NAME.failed`.
     """
 
     plan: ConversionPlan
@@ -46,6 +46,7 @@ class Result:
     resumed_layers: int = 0
     resumed_tensors: int = 0
     choice: TypeChoice | None = None
+    rounded: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
     @property
     def failed(self) -> tuple[Verified, ...]:
@@ -108,6 +109,7 @@ def run(
         resumed_layers=calibration.resumed if calibration else 0,
         resumed_tensors=resumed,
         choice=choice,
+        rounded=calibration.rounded if calibration else {},
     )
 
 

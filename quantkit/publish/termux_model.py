@@ -1,4 +1,4 @@
-"""What the Termux script is told about a model: from a GGUF file, from the header of one at a URL, or from its name."""
+"""The settings of the Termux script for a model: from a GGUF file, from a GGUF at a URL, or from a name."""
 
 import re
 from dataclasses import dataclass, replace
@@ -13,7 +13,7 @@ from quantkit.publish.ollama.bundle import make_bundle
 from quantkit.publish.ollama.facts import facts_of_gguf
 from quantkit.publish.ollama.overrides import Overrides
 from quantkit.publish.ollama.server import digest_of
-from quantkit.publish.remote_gguf import check_url, file_name, look_at
+from quantkit.publish.remote_gguf import check_url, fetch_header, file_name
 from quantkit.publish.termux import (
     Settings,
     check_parameters,
@@ -24,18 +24,22 @@ from quantkit.publish.termux import (
 from quantkit.scratch import scratch_folder
 
 BESIDE_WEIGHTS = 500_000_000
-"""Bytes for KV cache, compute buffers and the process where only the file's size is known; the script has it too."""
+"""Bytes for KV cache, buffers and the process if only the size of the file is known; the script has the same value."""
 _CONTEXTS = ((1024, 128), (2048, 128), (4096, 512))
-"""(context, batch) to offer where only the memory is known."""
+"""(context, batch) in tokens if only the memory is known."""
 
 
 @dataclass(frozen=True)
 class ScriptRequest:
-    """What a user asks of the script.
+    """The options of a script.
 
-    `name`: the model to pull, or the name to make the GGUF under. `gguf`: URL or file. `figures`: URL or file of the
-    GGUF behind `name`, for sizes only. `size` and `memory` in bytes replace what the GGUF says. `offline`: do not read
-    a URL.
+    Attributes:
+        overrides: parameters, system message and chat template.
+        name: the model to pull, or the Ollama name for the GGUF.
+        gguf: URL or file of the GGUF to run.
+        figures: URL or file of the GGUF behind `name`; it gives sizes only.
+        size, memory: bytes that replace the figures of the GGUF.
+        offline: do not read a URL.
     """
 
     overrides: Overrides
@@ -48,13 +52,19 @@ class ScriptRequest:
 
     @property
     def ctx(self) -> int | None:
-        """The context length in tokens that the user pins."""
+        """The context length of the parameters, in tokens; None without num_ctx."""
         return next((int(value) for key, value in self.overrides.parameters if key == "num_ctx"), None)
 
 
 @dataclass(frozen=True)
 class PhoneModel:
-    """What the script is told about the model; `notes` and `warnings` are for the user who makes the script."""
+    """The facts of a model for the script; `notes` and `warnings` are for the user of quantkit.
+
+    Attributes:
+        size: bytes of the file.
+        memory: (context in tokens, batch in tokens, bytes), smallest first.
+        flags: the parameters as flags of llama-server.
+    """
 
     file: str = ""
     size: int | None = None
@@ -67,22 +77,22 @@ class PhoneModel:
 
 
 def script_settings(request: ScriptRequest, progress: Progress = SILENT) -> tuple[Settings, PhoneModel]:
-    """The settings of the script, and the model that they are of.
+    """The settings of the script, and the facts of the model.
 
     Raises:
-        UsageError: the request names no model, contradicts itself, or sets what the phone chooses.
+        UsageError: the request has no model, has options that exclude each other, or sets what the phone chooses.
         CheckpointError, HubError: the GGUF is missing, damaged or cannot be fetched.
     """
     if not request.name and request.gguf is None:
         raise UsageError("no model is given; write quantkit termux --model NS/MODEL, or --gguf URL|FILE")
     if request.figures is not None and request.gguf is not None:
-        raise UsageError("--figures is for a model that is pulled by name; leave it out, --gguf gives the figures")
+        raise UsageError("--figures is for a model that is pulled by name; remove it, because --gguf has the figures")
     overrides, ctx = request.overrides, request.ctx
     check_parameters(overrides.parameters)
     if request.gguf is not None:
-        model = _model_to_make(request, progress)
+        model = _gguf_model(request, progress)
     elif overrides.chat_template is not None:
-        raise UsageError("--chat-template is for --gguf; a model that is pulled has its own template")
+        raise UsageError("--chat-template is for --gguf; remove it, because a pulled model has its own template")
     else:
         model = _sizes(request.figures, ctx) if request.figures is not None else PhoneModel()
         modelfile = modelfile_of_name(request.name, overrides.parameters, overrides.system)
@@ -116,7 +126,7 @@ def plain_name(file: str) -> str:
 
 
 def choose(settings: Settings, phone: Phone) -> tuple[int, int, int] | None:
-    """(context, batch, bytes) that the script takes on a phone with nothing else open; None where it refuses."""
+    """The (context, batch, bytes) that the script chooses on a phone without other apps; None if nothing fits."""
     fits = None
     for n_ctx, batch, need in settings.memory:
         if batch <= phone.n_batch and (settings.ctx or n_ctx <= phone.n_ctx) and need <= phone.room:
@@ -124,8 +134,8 @@ def choose(settings: Settings, phone: Phone) -> tuple[int, int, int] | None:
     return fits
 
 
-def _model_to_make(request: ScriptRequest, progress: Progress) -> PhoneModel:
-    """The GGUF that the phone downloads or gets copied, with its Modelfile, flags and sha256."""
+def _gguf_model(request: ScriptRequest, progress: Progress) -> PhoneModel:
+    """The GGUF that the phone downloads or gets as a file, with its Modelfile, flags and sha256."""
     assert request.gguf is not None
     overrides, ctx = request.overrides, request.ctx
     if not is_url(request.gguf):
@@ -136,7 +146,7 @@ def _model_to_make(request: ScriptRequest, progress: Progress) -> PhoneModel:
     check_url(request.gguf)
     if request.offline:
         if overrides.chat_template is not None:
-            raise UsageError("--chat-template needs the header of the GGUF; leave out --offline")
+            raise UsageError("--chat-template needs the header of the GGUF; remove --offline")
         modelfile = modelfile_of_name("model", overrides.parameters, overrides.system)
         return PhoneModel(
             file=file_name(request.gguf),
@@ -144,18 +154,18 @@ def _model_to_make(request: ScriptRequest, progress: Progress) -> PhoneModel:
             flags=llama_flags(overrides.parameters),
         )
     with scratch_folder() as folder:
-        remote = look_at(request.gguf, folder)
+        remote = fetch_header(request.gguf, folder)
         model = _with_modelfile(_header(remote.path, ctx), remote.path, overrides)
         return replace(model, sha256=remote.sha256 or "")
 
 
 def _sizes(gguf: str, ctx: int | None) -> PhoneModel:
-    """The sizes of a GGUF, by URL or file."""
+    """The size and memory of a GGUF at a URL or in a file."""
     if not is_url(gguf):
         return _header(_existing(gguf), ctx)
     check_url(gguf)
     with scratch_folder() as folder:
-        return _header(look_at(gguf, folder).path, ctx)
+        return _header(fetch_header(gguf, folder).path, ctx)
 
 
 def _existing(gguf: str) -> Path:
@@ -166,7 +176,7 @@ def _existing(gguf: str) -> Path:
 
 
 def _header(path: Path, ctx: int | None) -> PhoneModel:
-    """What the header of `path` says; the rest of the file may be a hole."""
+    """The size and memory from the header of `path`; the rest of the file can be empty."""
     if re.search(r"-\d{5}-of-\d{5}\.gguf$", path.name):
         raise UsageError(f"{path.name} is one of several shards; join them into one file for a phone")
     model = PhoneModel(file=path.name, size=path.stat().st_size)
@@ -177,8 +187,8 @@ def _header(path: Path, ctx: int | None) -> PhoneModel:
         finally:
             source.model.close()
     except UnsupportedError as error:
-        guess = f"the script assumes the file's size and {BESIDE_WEIGHTS / 1e6:.0f} MB more"
-        return replace(model, warnings=(f"{error}; {guess}",))
+        assumption = f"the script assumes the file's size and {BESIDE_WEIGHTS / 1e6:.0f} MB more"
+        return replace(model, warnings=(f"{error}; {assumption}",))
 
 
 def _with_modelfile(model: PhoneModel, path: Path, overrides: Overrides) -> PhoneModel:

@@ -119,15 +119,15 @@ def test_json_is_one_document(model: Path, tmp_path: Path) -> None:
     )
     document = json.loads(answer.stdout)
     assert document["bytes"] == model.stat().st_size
-    assert [each["gigabytes"] for each in document["phones"]] == [each.gigabytes for each in PHONES]
-    assert all(each["fits"] for each in document["phones"])
+    assert [phone["gigabytes"] for phone in document["phones"]] == [phone.gigabytes for phone in PHONES]
+    assert all(phone["fits"] for phone in document["phones"])
     assert document["script"] is None
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_phone_that_is_too_small_is_told(model: Path, tmp_path: Path) -> None:
+def test_a_phone_that_is_too_small_is_marked(model: Path, tmp_path: Path) -> None:
     answer = quantkit("termux", "--model", "me/model", "--ram", "4G", "--dry-run", "--format", "json", cwd=tmp_path)
-    assert [each["fits"] for each in json.loads(answer.stdout)["phones"]] == [False, False, True, True]
+    assert [phone["fits"] for phone in json.loads(answer.stdout)["phones"]] == [False, False, True, True]
 
 
 def test_an_existing_file_is_kept(tmp_path: Path) -> None:
@@ -156,7 +156,7 @@ def test_an_existing_file_is_kept(tmp_path: Path) -> None:
         (("--model", "m", "--chat-template", "chatml"), 2, "--chat-template is for --gguf"),
         (("--model", "m", "-o", "/proc/x/termux.sh"), 1, "cannot create /proc/x"),
         (("--model", "m", "--system", "bell\x07"), 1, "SYSTEM"),
-        (("--gguf", "https://h/m.gguf", "--offline", "--chat-template", "chatml"), 2, "leave out --offline"),
+        (("--gguf", "https://h/m.gguf", "--offline", "--chat-template", "chatml"), 2, "remove --offline"),
     ],
 )
 def test_what_is_wrong_is_one_sentence(words: tuple[str, ...], code: int, said: str, tmp_path: Path) -> None:
