@@ -33,8 +33,8 @@ _EXACT = (_T.F32, _T.F16, _T.BF16)
 _SHARE = 0.1
 _WINDOWS, _LEAST_TOKENS, _MOST_TOKENS = 8, 32, 256
 _MOST_GROUPS, _MOST_RANGES = 24, 3
-# Rows on which the error of a type is measured, over so many matrices of a tensor at most.
-_ROWS, _MATRICES = 64, 8
+# Weights on which the error of a type is measured, in at least so many rows, over so many matrices of a tensor at most.
+_SAMPLED, _ROWS, _MATRICES = 1 << 14, 8, 8
 # A group never counts less than this share of the median group: its measured divergence may be 0 by chance.
 _LEAST_COST = 0.02
 _FEW_BITS = 3.5
@@ -169,13 +169,14 @@ def _sample(gguf: GgufPlan, tensor: ModelTensor) -> list[_Sample]:
     weights = gguf.weights.get(tensor.name)
     matrices = tensor.n_rows // tensor.matrix_rows
     count = min(matrices, _MATRICES)
+    wanted = max(_ROWS, _SAMPLED // tensor.n_columns)
     samples = []
     for matrix in np.linspace(0, matrices - 1, count).astype(int).tolist():
         step = tensor.row_step
-        pieces = max(1, min(tensor.matrix_rows // step, -(-_ROWS // (count * step))))
+        pieces = max(1, min(tensor.matrix_rows // step, -(-wanted // (count * step))))
         starts = np.linspace(0, tensor.matrix_rows // step - 1, pieces).astype(int) * step + matrix * tensor.matrix_rows
         rows = [widen(gguf.model.read_rows(tensor.name, start, start + step), tensor) for start in starts.tolist()]
-        samples.append((np.concatenate(rows)[: max(_ROWS, step)], None if weights is None else weights[matrix]))
+        samples.append((np.concatenate(rows)[: -(-wanted // count)], None if weights is None else weights[matrix]))
     return samples
 
 
