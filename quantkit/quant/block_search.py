@@ -56,7 +56,8 @@ def nearest_points(values: Array, format_: BlockFormat) -> Array:
         return rounded
     # the middles between points are multiples of 1/2, so the half below a value decides
     halves = np.floor(np.clip(values, np.float32(format_.low), np.float32(format_.high)) * np.float32(2))
-    return _by_half(format_.table)[halves.astype(np.int16) - np.int16(2 * format_.low)]
+    points: Array = _by_half(format_.table)[halves.astype(np.int16) - np.int16(2 * format_.low)]
+    return points
 
 
 @functools.cache
