@@ -8,6 +8,7 @@ columns that the calibration found. `quant/budget.py` then chooses.
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from gguf import GGMLQuantizationType
@@ -49,6 +50,11 @@ class TypeChoice:
     expected: float
 
 
+def has_chosen_types(plan: ConversionPlan) -> bool:
+    """Whether an earlier run of the same plan has chosen the types."""
+    return _kept(plan).exists()
+
+
 def choose_target_types(plan: ConversionPlan, gguf: GgufPlan, progress: Progress) -> TypeChoice:
     """Choose the types of the file of `gguf.request.target`; `gguf` has the importance matrix of this calibration.
 
@@ -58,10 +64,9 @@ def choose_target_types(plan: ConversionPlan, gguf: GgufPlan, progress: Progress
         CalibrationError: the model's logits are not finite.
         CheckpointError, ReadError, OutputError: a tensor or the states cannot be read or written.
     """
-    path = plan.work / "types.json"
-    kept = _load(path.read_text()) if path.exists() else None
-    if kept is not None:
-        return kept
+    path = _kept(plan)
+    if path.exists():
+        return _load(path.read_text())
     calibration = plan.calibration
     assert calibration is not None
     options = gguf.candidates()
@@ -83,6 +88,10 @@ def choose_target_types(plan: ConversionPlan, gguf: GgufPlan, progress: Progress
     )
     write_atomically(path, _dump(choice))
     return choice
+
+
+def _kept(plan: ConversionPlan) -> Path:
+    return plan.work / "types.json"
 
 
 def _measure(
