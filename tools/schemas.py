@@ -84,6 +84,13 @@ RECORD = {
                 "kl_divergence_of_groups": Map("number"),
                 "types": Map("string"),
             },
+            # --solver feedback
+            "feedback?": {
+                "damp": "number",
+                "sweeps": "integer",
+                "version": "integer",
+                "without_feedback": Map("string"),
+            },
             # AWQ and GPTQ
             "architecture?": "string?",
             "quantized_linears?": "integer",
@@ -289,6 +296,7 @@ PLAN = {
     "layers": "integer",
     "trained_context": "integer?",
     "exact_sizes": "boolean",
+    "imatrix": "string?",
     "budget": {"ram": "integer", "vram": "integer", "gpu": "string?"},
     "context": {
         **dict.fromkeys(("n_ctx", "n_batch", "n_ubatch", "cpu_moe"), "integer"),
@@ -328,6 +336,7 @@ PLAN = {
     ],
     "best": "string?",
     "longest_context": "integer?",
+    "target_size": "integer?",
     "commands": ["string"],
     "missing": OrNull(
         {

@@ -132,6 +132,7 @@ def _options(conversion: Conversion, work: RunOptions, *, calibrate: bool) -> "C
         split_max_size=parse_size(gguf.split_max_size, "--split-max-size") if gguf.split_max_size else None,
         allow_requantize=gguf.allow_requantize,
         mtp=gguf.mtp,
+        solver=gguf.solver,
         pre=gguf.pre,
         chat_template=gguf.chat_template,
         dtype=packed.dtype,

@@ -99,6 +99,10 @@ class GgufOptions:
         "--calibrate/--no-imatrix",
         show_default="convert: --calibrate, gguf: --no-imatrix",
     )
+    solver: Literal["llama.cpp", "feedback"] = _option(
+        "llama.cpp",
+        "Rounding: llama.cpp's own, or error feedback over a calibration text (more accurate, slower).",
+    )
     target_size: str | None = _option(
         None,
         "Also write a GGUF of at most this size (4.5G); the calibration chooses the type of each tensor.",

@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import replace
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -34,6 +35,10 @@ def plan(
         typer.Option(
             "--type", "-t", metavar="TYPE", help="A GGUF type, awq or gptq; repeat.", show_default="the usual"
         ),
+    ] = None,
+    imatrix: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Importance matrix of the GGUF types, which changes their sizes."),
     ] = None,
     vram: Annotated[
         str | None, typer.Option(metavar="SIZE", help="GPU memory to use (8G; none).", show_default="what is free")
@@ -74,6 +79,7 @@ def plan(
     chosen_phone = _phone(for_phone, vram, ram)
     options = PlanOptions(
         types=types,
+        imatrix=imatrix,
         machine=None if chosen_phone else _machine(vram, ram),
         phone=chosen_phone,
         n_ctx=ctx,

@@ -5,10 +5,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from quantkit.cli.output import Out, human_bytes, human_count
+from quantkit.conversion.gguf_layers import without_feedback
 from quantkit.conversion.record import damaged_records
 from quantkit.conversion.run import Result
 from quantkit.errors import VerificationError
 from quantkit.files import free_space
+from quantkit.gguf.blocks import FORMATS
 from quantkit.inspection.record import FILE_NAME
 from quantkit.outputs.calibration import ImatrixOutput
 from quantkit.outputs.gguf_files import GgufOutput, GgufPlan
@@ -85,6 +87,8 @@ def show_result(result: Result, out: Out, command: str) -> None:
         out.say("\n".join(f"{path}{'.failed' if item.failed else ''}" for path in final_paths(item.output)))
     if result.choice is not None and plan.gguf is not None:
         _show_choice(plan.gguf, result.choice.expected, out)
+    if plan.gguf is not None and plan.gguf.request.solver == "feedback":
+        _show_feedback(plan.gguf, result.rounded, out)
     done = []
     if plan.calibration is not None:
         if plan.imatrix is not None:
@@ -111,6 +115,22 @@ def show_result(result: Result, out: Out, command: str) -> None:
             "resumed_tensors": result.resumed_tensors,
         }
     )
+
+
+def _show_feedback(gguf: GgufPlan, rounded: Mapping[str, Sequence[str]], out: Out) -> None:
+    """The tensors that were rounded without error feedback, and why."""
+    out.say("")
+    for output in gguf.outputs:
+        plain = without_feedback(output, rounded)
+        reasons: dict[str, list[str]] = {}
+        for name, reason in plain.items():
+            reasons.setdefault(reason, []).append(name)
+        count = sum(choice.type in FORMATS for choice in output.choices) - len(plain)
+        words = [f"{names[0]}{f' and {len(names) - 1} more' if names[1:] else ''}: {r}" for r, names in reasons.items()]
+        out.say(
+            f"{output.type.name}: {count} tensors rounded with error feedback"
+            + (f", {len(plain)} as llama.cpp does ({'; '.join(words)})" if plain else "")
+        )
 
 
 def _show_choice(gguf: GgufPlan, expected: float, out: Out) -> None:

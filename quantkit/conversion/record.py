@@ -12,6 +12,7 @@ from typing import Any
 
 from quantkit import __version__
 from quantkit.conversion.calibration import Calibration
+from quantkit.conversion.gguf_layers import without_feedback
 from quantkit.conversion.type_choice import TypeChoice
 from quantkit.errors import CheckpointError
 from quantkit.files import partial_path, write_atomically
@@ -21,6 +22,7 @@ from quantkit.machine import peak_memory
 from quantkit.outputs.gguf_files import GgufOutput, GgufPlan
 from quantkit.outputs.packed_folders import FolderPlan
 from quantkit.outputs.plan import ConversionPlan, file_sizes, type_name
+from quantkit.quant.feedback import SOLVER_VERSION, SWEEPS
 from quantkit.verify import Verified
 
 
@@ -43,6 +45,8 @@ def write_records(
             record_outputs(partial_path(output.folder), {output.folder.name: _entry(plan, item, seconds) | own})
         elif isinstance(output, GgufOutput) and plan.gguf is not None and not item.failed:
             gguf[output.stem] = _entry(plan, item, seconds) | _gguf_facts(plan.gguf, output)
+            if plan.gguf.request.solver == "feedback" and calibration is not None:
+                gguf[output.stem]["feedback"] = _feedback_facts(plan.gguf, output, calibration)
             if choice is not None and output is plan.gguf.target_output:
                 gguf[output.stem]["target"] = _target_facts(plan.gguf, output, choice)
     if plan.gguf is not None:
@@ -119,8 +123,18 @@ def _gguf_facts(plan: GgufPlan, output: GgufOutput) -> dict[str, Any]:
             "tensor_types": [[pattern, kind.name] for pattern, kind in mix.tensor_types],
             "split_max_size": request.split_max_size,
             "imatrix": imatrix,
+            "solver": request.solver,
         },
         "relative_error_method": "RMS error over RMS of the source, on sampled rows of each tensor",
+    }
+
+
+def _feedback_facts(plan: GgufPlan, output: GgufOutput, calibration: Calibration) -> dict[str, Any]:
+    return {
+        "damp": plan.request.damp,
+        "sweeps": SWEEPS,
+        "version": SOLVER_VERSION,
+        "without_feedback": without_feedback(output, calibration.rounded),
     }
 
 

@@ -422,6 +422,6 @@ FAMILY = Family(
     ),
     rope_kinds=("proportional",),
     forward={"Gemma4ForCausalLM": FORWARD},
-    traits=Traits(plannable=False),
+    traits=Traits(sliding_every=_PATTERN, scaled_embedding=True, normed_values=True, output_after_norm=True),
     token_roles=TokenRoles(raw_bpe=RawBpe("gemma4", _VISIBLE), adds={"bos": True}, space_prefix=SpacePrefix.FALSE_LAST),
 )

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from gguf import GGMLQuantizationType, GGUFValueType
@@ -22,8 +23,12 @@ from quantkit.outputs.model import Model, ModelTensor, Mtp
 from quantkit.outputs.target import Candidates, Target, candidates, even_types, labelled, target_choices
 from quantkit.outputs.templates import Template
 
+Solver = Literal["llama.cpp", "feedback"]
+"""How weights are rounded to a type: with llama.cpp's bytes, or with error feedback."""
 CHUNK_ELEMENTS = 1 << 19
-_FLOATS = (GGMLQuantizationType.F32, GGMLQuantizationType.F16, GGMLQuantizationType.BF16)
+# Bits per weight below those of a target at which a type is no candidate: a sum of costs never takes one so poor.
+_BELOW_TARGET = 2.0
+FLOATS = (GGMLQuantizationType.F32, GGMLQuantizationType.F16, GGMLQuantizationType.BF16)
 
 
 @dataclass(frozen=True)
@@ -33,6 +38,8 @@ class GgufRequest:
     `target`: write one more file, of a given size, whose types the calibration chooses; it needs `calibrate`.
     `calibrate`: the importance matrix comes from the calibration of the same conversion. `pre` (BPE pre-tokenizer) and
     `chat_template` (see `choose_template`) replace those of a checkpoint. `mtp`: see `model_from_checkpoint`.
+    `solver`: "feedback" rounds with error feedback over the Gram matrix, damped by `damp` (see `quant.feedback`); it
+    needs `calibrate`.
     """
 
     types: tuple[FileType, ...]
@@ -47,6 +54,8 @@ class GgufRequest:
     pre: str | None = None
     chat_template: Template | None = None
     mtp: Mtp = "keep"
+    solver: Solver = "llama.cpp"
+    damp: float = 0.01
     threads: int = 0
     max_ram: int | None = None
 
@@ -149,7 +158,7 @@ def plan_gguf(model: Model, request: GgufRequest) -> GgufPlan:
         UnsupportedError: the source is quantized already and `allow_requantize` is not set.
     """
     tensors = [MixTensor(t.name, t.shape, t.type) for t in model.tensors]
-    weights = _importance(model, request)
+    weights = {} if request.imatrix is None else column_weights(model, request.imatrix, request.imatrix_name)
     warnings = [
         f"--tensor-type {pattern} matches no quantized tensor; a tensor name is for example blk.0.attn_v.weight"
         for pattern in idle_overrides(model.sizes, tensors, request.mix)
@@ -165,7 +174,7 @@ def plan_gguf(model: Model, request: GgufRequest) -> GgufPlan:
         _check_importance(choices, type_, weights)
         for tensor, choice in zip(model.tensors, choices, strict=True):
             if choice.type != tensor.type:
-                if tensor.type not in _FLOATS and not request.allow_requantize:
+                if tensor.type not in FLOATS and not request.allow_requantize:
                     raise UnsupportedError(_quantized_already(model, tensor))
                 require(choice.type, weighted=choice.name in weights)
         fallbacks[type_.label] = sum(choice.fallback for choice in choices)
@@ -191,6 +200,11 @@ def _keys(model: Model, request: GgufRequest, ftype: int) -> list[KeyValue]:
 
 def _candidates(model: Model, request: GgufRequest, weights: Mapping[str, object]) -> list[Candidates]:
     tensors = [MixTensor(t.name, t.shape, t.type) for t in model.tensors]
+    budget = _target_budget(model, request)
+    least = 8 * budget / sum(tensor.n_elements for tensor in model.tensors) - _BELOW_TARGET
+    options = candidates(model.sizes, tensors, request.mix, frozenset(weights), least=least)
+    if sum(min(option.bytes) for option in options) <= budget:
+        return options
     return candidates(model.sizes, tensors, request.mix, frozenset(weights))
 
 
@@ -222,9 +236,9 @@ def _as_published(model: Model, request: GgufRequest, type_: FileType) -> dict[s
 
     llama.cpp's converter does so for gpt-oss's experts in MXFP4.
     """
-    if type_.tensor_type not in _FLOATS or model.checkpoint is None or request.allow_requantize:
+    if type_.tensor_type not in FLOATS or model.checkpoint is None or request.allow_requantize:
         return {}
-    return {tensor.name: tensor.type for tensor in model.tensors if tensor.type not in _FLOATS}
+    return {tensor.name: tensor.type for tensor in model.tensors if tensor.type not in FLOATS}
 
 
 def _quantized_already(model: Model, tensor: ModelTensor) -> str:
@@ -235,13 +249,15 @@ def _quantized_already(model: Model, tensor: ModelTensor) -> str:
     return f"{text}; {same}convert the original checkpoint or an f16, bf16 or f32 GGUF, or add --allow-requantize"
 
 
-def _importance(model: Model, request: GgufRequest) -> dict[str, NDArray[np.float32]]:
-    """Importance of each tensor's columns, float32 (experts, n_columns), for the tensors that the imatrix covers."""
+def column_weights(model: Model, imatrix: Imatrix, imatrix_name: str | None) -> dict[str, NDArray[np.float32]]:
+    """Importance of each tensor's columns, float32 (experts, n_columns), for the tensors that the imatrix covers.
+
+    Raises:
+        ImatrixError: the matrix covers no tensor of the model, or has another number of values for one.
+    """
     weights: dict[str, NDArray[np.float32]] = {}
-    if request.imatrix is None:
-        return weights
     for tensor in model.tensors:
-        values = request.imatrix.values.get(tensor.name)
+        values = imatrix.values.get(tensor.name)
         if values is None:
             continue
         experts = tensor.n_rows // tensor.matrix_rows
@@ -249,12 +265,12 @@ def _importance(model: Model, request: GgufRequest) -> dict[str, NDArray[np.floa
             if tensor.name == "token_embd.weight":
                 continue
             raise ImatrixError(
-                f"{request.imatrix_name}: {tensor.name} has {values.size} values but the tensor needs"
+                f"{imatrix_name}: {tensor.name} has {values.size} values but the tensor needs"
                 f" {experts * tensor.n_columns}; this importance matrix belongs to another model"
             )
         weights[tensor.name] = np.ascontiguousarray(values, dtype=np.float32).reshape(experts, tensor.n_columns)
     if not weights:
-        raise ImatrixError(f"{request.imatrix_name} covers no tensor of {model.name}; it belongs to another model")
+        raise ImatrixError(f"{imatrix_name} covers no tensor of {model.name}; it belongs to another model")
     return weights
 
 

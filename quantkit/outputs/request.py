@@ -10,7 +10,7 @@ from quantkit.gguf.file_types import FileType, file_type
 from quantkit.gguf.mix import MixOptions
 from quantkit.imatrix.file import load_imatrix
 from quantkit.outputs.calibration import CalibrationRequest
-from quantkit.outputs.gguf_files import GgufRequest
+from quantkit.outputs.gguf_files import GgufRequest, Solver
 from quantkit.outputs.model import Mtp
 from quantkit.outputs.packed_folders import FolderRequest, Method
 from quantkit.outputs.plan import ConversionRequest
@@ -44,6 +44,7 @@ class ConvertOptions:
         split_max_size: bytes of a shard of a GGUF; None for one file.
         allow_requantize: accept a source that is quantized already.
         mtp: layers that predict a later token (MTP): "keep", "only" or "drop".
+        solver: rounding of GGUF types: "llama.cpp", or "feedback" for error feedback over the calibration.
         pre: name of the BPE pre-tokenizer; None to recognize it.
         chat_template: a Jinja file, the name of a built-in template, or "none"; None for the checkpoint's.
         dtype, max_shard: of AWQ and GPTQ: type of unquantized tensors, bytes of a weight file.
@@ -68,6 +69,7 @@ class ConvertOptions:
     split_max_size: int | None = None
     allow_requantize: bool = False
     mtp: Mtp = "keep"
+    solver: Solver = "llama.cpp"
     pre: str | None = None
     chat_template: str | None = None
     dtype: Literal["float16", "bfloat16"] = "float16"
@@ -99,8 +101,9 @@ def conversion_request(
     files = tuple(dict.fromkeys(file_type(name) for name in names if name not in (*_METHODS, _IMATRIX)))
     calibrate = options.calibrate
     if calibrate is None:
-        needs_imatrix = options.target is not None or any(kind.needs_imatrix for kind in files)
-        calibrate = not is_gguf and options.imatrix is None and (bool(methods) or _IMATRIX in names or needs_imatrix)
+        calibrated = bool(methods) or _IMATRIX in names or options.target is not None or options.solver == "feedback"
+        needed = calibrated or any(kind.needs_imatrix for kind in files)
+        calibrate = needed and options.imatrix is None and not is_gguf
     return ConversionRequest(
         output=output,
         name=options.name,
@@ -137,6 +140,7 @@ def _gguf_request(types: tuple[FileType, ...], options: ConvertOptions, *, calib
         split_max_size=options.split_max_size,
         allow_requantize=options.allow_requantize,
         mtp=options.mtp,
+        solver=options.solver,
         pre=options.pre,
         chat_template=choose_template(options.chat_template) if options.chat_template is not None else None,
     )

@@ -18,7 +18,7 @@ from .differences import Difference, differences
 from .ends import add_ends
 from .files import TokenizerFiles, read
 from .huggingface import hf_token_ids, panics_refused
-from .pretokenizers import check_name, pretokenizer_names
+from .pretokenizers import check_name, known_since, pretokenizer_names
 from .probe import PROBE
 from .roles import NO_ROLES, SpacePrefix, TokenRoles, add_family_roles, add_named_ends
 from .tokens import Tokens, refuse_duplicates
@@ -32,6 +32,7 @@ __all__ = [
     "Vocabulary",
     "differences",
     "hf_token_ids",
+    "known_since",
     "load_vocabulary",
     "pretokenizer_names",
     "special_texts",

@@ -82,6 +82,7 @@ SMOLLM_SPECIAL = [
 
 _SPECIAL = {"llama3": LLAMA3_SPECIAL, "smollm": SMOLLM_SPECIAL, "glm": [*SMOLLM_SPECIAL, "<|user|>"]}
 _SPECIAL["glm-4.5"] = [*SMOLLM_SPECIAL, "[gMASK]", "<|user|>", "<|observation|>"]
+_SPECIAL["solar"] = [*SMOLLM_SPECIAL, "<|startoftext|>", "<unk>"]
 
 _CHATML = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"

@@ -8,7 +8,7 @@ from tests.helpers.tiny_tokenizers import write_byte_level_bpe, write_raw_bpe, w
 
 def write_tokenizer(folder: Path, style: str) -> None:
     """Write a tokenizer: `few-letters` and `gemma` are SentencePiece, `raw` merges text, the others are byte-level."""
-    if style in ("smollm", "glm", "glm-4.5"):
+    if style in ("smollm", "glm", "glm-4.5", "solar"):
         write_byte_level_bpe(folder, style, VOCAB)
     elif style == "raw":
         write_raw_bpe(folder, VOCAB)
