@@ -84,7 +84,11 @@ def _calibrate(conversion: Conversion, types: list[str], *, is_gguf: bool) -> bo
     calibrate = options.calibrate
     if calibrate is None:
         wanted = (
-            conversion.calibrates or text is not None or options.preset is not None or target_of(options) is not None
+            conversion.calibrates
+            or text is not None
+            or options.preset is not None
+            or options.solver == "feedback"
+            or target_of(options) is not None
         )
         calibrate = options.imatrix is None and wanted and not is_gguf
     has_files = bool(target_of(options)) or any(name not in ("awq", "gptq", IMATRIX) for name in types)
