@@ -100,8 +100,8 @@ def _measure(
     native, tokens = calibration.native, calibration.samples.tokens
     kinds = len(groups_of(native, 1)[0])
     groups, _ = groups_of(native, _ranges(kinds, native.decoder.n_layers))
-    each = int(_SHARE * tokens.size / (len(groups) * _WINDOWS))
-    length = min(tokens.shape[1], max(_LEAST_TOKENS, min(_MOST_TOKENS, each)))
+    share = int(_SHARE * tokens.size / (len(groups) * _WINDOWS))
+    length = min(tokens.shape[1], max(_LEAST_TOKENS, min(_MOST_TOKENS, share)))
     chosen = np.unique(np.linspace(0, len(tokens) - 1, _WINDOWS).astype(np.int64))
     progress.start("measuring sensitivity", native.decoder.n_layers)
     return sensitivity(

@@ -38,6 +38,7 @@ def _prepare(config: dict[str, Any]) -> dict[str, Any]:
     attention = dict(attention) if isinstance(attention, Mapping) else {}
     only(config, "expansion_ratio", 4, family=_FAMILY)
     only(config, "no_bias", True, family=_FAMILY)
+    only(config, "norm_type", "low_precision_layernorm", "layernorm", family=_FAMILY)
     only(attention, "attn_type", "multihead_attention", family=_FAMILY)
     only(attention, "alibi", True, family=_FAMILY)
     only(attention, "alibi_bias_max", _LONGEST_BIAS, family=_FAMILY)
@@ -72,7 +73,7 @@ def _keys(arch: str, sizes: Hyperparameters) -> list[Key]:
         Key(f"{arch}.block_count", "u32", sizes.n_layer),
         Key(f"{arch}.feed_forward_length", "u32", sizes.ffn),
         Key(f"{arch}.attention.head_count", "u32", sizes.n_head),
-        Key(f"{arch}.attention.layer_norm_epsilon", "f32", 1e-5),
+        Key(f"{arch}.attention.layer_norm_epsilon", "f32", number(sizes.config, "layer_norm_epsilon") or 1e-5),
         *([] if clip is None else [Key(f"{arch}.attention.clamp_kqv", "f32", clip)]),
         Key(f"{arch}.attention.max_alibi_bias", "f32", float(_LONGEST_BIAS)),
     ]
@@ -107,6 +108,8 @@ FAMILY = Family(
     },
     prepare=_prepare,
     dimensions=lambda sizes: {"qkv": 3 * sizes.hidden},
+    # training, and learned positions, which a model with ALiBi has none of
+    no_effect=("emb_pdrop", "embedding_fraction", "init_device", "learned_pos_emb"),
     forward=FORWARD,
     traits=Traits(layer_norm=True, positions="stated"),
 )

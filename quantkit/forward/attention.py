@@ -165,8 +165,8 @@ def _plain(part: Attention, layer: Layer, x: Array, context: Context) -> tuple[A
         v = layer.norm("", v, part.value_norm)
     limit = layer.config.get(part.clip) if part.clip else None
     if limit is not None:
-        q, k, v = (namespace(each).clip(each, -limit, limit) for each in (q, k, v))
-    q, k, v = (each.swapaxes(0, 1) for each in (q, k, v))
+        q, k, v = (namespace(states).clip(states, -limit, limit) for states in (q, k, v))
+    q, k, v = (states.swapaxes(0, 1) for states in (q, k, v))
     q, k = _turned(part, layer, q), _turned(part, layer, k)
     if part.norms_after_rope:
         q, k = _both_normed(part, layer, q, k)
