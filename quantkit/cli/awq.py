@@ -1,6 +1,7 @@
 """`quantkit awq`: convert to AWQ only."""
 
 from quantkit.cli.conversion_options import (
+    AwqOptions,
     CalibrationOptions,
     CheckpointArg,
     OutputOptions,
@@ -18,6 +19,7 @@ def awq(
     source: CheckpointArg,
     output: OutputOptions,
     packed: PackedOptions,
+    options: AwqOptions,
     calibration: CalibrationOptions,
     work: RunOptions,
 ) -> None:
@@ -29,4 +31,5 @@ def awq(
 
     Example: quantkit awq ORG/NAME --group-size 64 -o out
     """
-    convert_source(out, "awq", source, Conversion(("awq",), output, packed=packed, calibration=calibration), work)
+    conversion = Conversion(("awq",), output, packed=packed, awq=options, calibration=calibration)
+    convert_source(out, "awq", source, conversion, work)

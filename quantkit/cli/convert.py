@@ -10,6 +10,7 @@ import typer
 from quantkit.cli.conversion_options import (
     IMATRIX,
     PRESET,
+    AwqOptions,
     CalibrationOptions,
     GgufOptions,
     GptqOptions,
@@ -47,6 +48,7 @@ def convert(
     output: OutputOptions,
     gguf: GgufOptions,
     packed: PackedOptions,
+    awq: AwqOptions,
     gptq: GptqOptions,
     calibration: CalibrationOptions,
     work: RunOptions,
@@ -59,7 +61,7 @@ def convert(
 
     Example: quantkit convert ORG/NAME -t awq -t gptq -t q4_0 -t q2_k -o out
     """
-    conversion = Conversion(tuple(types), output, gguf, packed, gptq, calibration, calibrates=True)
+    conversion = Conversion(tuple(types), output, gguf, packed, awq, gptq, calibration, calibrates=True)
     convert_source(out, "convert", source, conversion, work)
 
 
@@ -71,6 +73,7 @@ class Conversion:
     output: OutputOptions = field(default_factory=OutputOptions)
     gguf: GgufOptions = field(default_factory=GgufOptions)
     packed: PackedOptions = field(default_factory=PackedOptions)
+    awq: AwqOptions = field(default_factory=AwqOptions)
     gptq: GptqOptions = field(default_factory=GptqOptions)
     calibration: CalibrationOptions = field(default_factory=CalibrationOptions)
     calibrates: bool = False
@@ -123,6 +126,7 @@ def _request(conversion: Conversion, work: RunOptions, *, is_gguf: bool) -> "Con
     for group, applies, needed in (
         (conversion.gguf, types, "a GGUF type"),
         (packed, methods, "-t awq or -t gptq"),
+        (conversion.awq, "awq" in methods, "-t awq"),
         (gptq, "gptq" in methods, "-t gptq"),
     ):
         if not applies:
@@ -142,6 +146,7 @@ def _request(conversion: Conversion, work: RunOptions, *, is_gguf: bool) -> "Con
                 skip=tuple(packed.skip or ()),
                 dtype=packed.dtype,
                 max_shard=parse_size(packed.max_shard_size, "--max-shard-size"),
+                rounding=conversion.awq.rounding,
                 damp=gptq.damp,
                 act_order=gptq.act_order,
                 static_groups=gptq.static_groups,

@@ -16,19 +16,21 @@ from quantkit.packed.config import QUANTIZE_CONFIG, awq_config, gptq_config
 from quantkit.packed.layout import MAX_SHARD, Shard, Stated, plan_folder, total_bytes
 from quantkit.packed.packing import packed_shapes, why_not_packed
 from quantkit.packed.writer import json_bytes
+from quantkit.quant.factor import LEAST_DAMP
 from quantkit.quant.grid import Grid
 from quantkit.quant.rounding import check_group
 
 DTYPES = {"float16": "F16", "bfloat16": "BF16"}
 Method = Literal["awq", "gptq"]
+Rounding = Literal["feedback", "nearest"]
 
 
 @dataclass(frozen=True)
 class FolderRequest:
     """A folder to write. `skip`: shell patterns of linears to keep; `dtype` of kept tensors; `max_shard` in bytes.
 
-    Of GPTQ alone: `damp` (the fraction of the Hessian's mean diagonal added to its diagonal), `act_order`,
-    `static_groups`.
+    `rounding`, of AWQ alone: with error feedback, or to nearest as in the paper. Of GPTQ alone: `damp` (the fraction of
+    the Hessian's mean diagonal added to its diagonal; None: by the number of tokens), `act_order`, `static_groups`.
     """
 
     method: Method
@@ -36,7 +38,8 @@ class FolderRequest:
     skip: tuple[str, ...] = ()
     dtype: str = "float16"
     max_shard: int = MAX_SHARD
-    damp: float = 0.01
+    rounding: Rounding = "feedback"
+    damp: float | None = None
     act_order: bool = True
     static_groups: bool = True
 
@@ -79,7 +82,7 @@ class FolderPlan:
             self.kept,
             self.quantized.keys(),
             desc_act=not request.trivial_groups,
-            damp_percent=request.damp,
+            damp_percent=LEAST_DAMP if request.damp is None else request.damp,
             static_groups=request.static_groups,
         )
 
