@@ -6,11 +6,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from quantkit.forward.arrays import Array, device, fetch, namespace, place
+from quantkit.forward.arrays import Array, fetch, namespace
 from quantkit.workers import SERIAL, Workers, parts
 
-# A token's x x' counts for at most this multiple of the median token's in a Gram matrix.
-_MOST_ENERGY = 4.0
 # Columns of a wide Gram matrix that are summed together; up to twice that, all are.
 _BLOCK = 1024
 
@@ -47,7 +45,7 @@ class Statistics:
             self.squares += fetch(namespace(piece).einsum("ij,ij->j", piece, piece))
             self.tokens += len(piece)
         if self.gram is not None:
-            together = [_without_outliers(piece) for piece in (*pieces, *extra) if len(piece)]
+            together = [piece for piece in (*pieces, *extra) if len(piece)]
             if together:
                 x = together[0] if len(together) == 1 else namespace(together[0]).concatenate(together)
                 self._add_gram(x, workers)
@@ -69,17 +67,3 @@ class Statistics:
             gram[columns, before] += product.T
 
         workers.map(add_columns, list(parts(width, _BLOCK)))
-
-
-def _without_outliers(x: Array) -> Array:
-    """x (n, width) with the norms of outlier tokens reduced to the limit.
-
-    The first token of a text can have a norm of hundreds of times the median (Sun et al. 2024, arXiv 2402.17762). It
-    would be most of the Gram matrix, and the errors of all other tokens would count for nothing.
-    """
-    energy = fetch(namespace(x).einsum("ij,ij->i", x, x))
-    limit = np.float32(_MOST_ENERGY) * np.median(energy)
-    if not limit > 0 or energy.max() <= limit:
-        return x
-    factors = np.sqrt(np.minimum(1, limit / np.maximum(energy, limit)), dtype=np.float32)
-    return x * place(factors[:, None], device(x))
