@@ -64,13 +64,9 @@ def convert(
 
     Example: quantkit convert ORG/NAME -t awq -t gptq -t q4_0 -t q2_k -o out
     """
-<<<<<<< HEAD
-    conversion = Conversion(tuple(types), output, gguf, packed, awq, gptq, calibration, calibrates=True)
-=======
     if not (types or gguf.preset or _target(gguf)):
         raise UsageError("no type is given; name one with -t (-t q4_k_m), or a size with --target-size")
-    conversion = Conversion(tuple(types or ()), output, gguf, packed, gptq, calibration, calibrates=True)
->>>>>>> main
+    conversion = Conversion(tuple(types or ()), output, gguf, packed, awq, gptq, calibration, calibrates=True)
     convert_source(out, "convert", source, conversion, work)
 
 

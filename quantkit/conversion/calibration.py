@@ -11,13 +11,9 @@ from zipfile import BadZipFile
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-<<<<<<< HEAD
-from quantkit.conversion.packed_layers import LayerQuantizer, LayerSums, quantizer_of
-=======
 from quantkit.conversion.gguf_layers import FeedbackRounder
 from quantkit.conversion.gguf_pass import has_all_files
-from quantkit.conversion.packed_layers import QUANTIZERS, LayerQuantizer, LayerSums
->>>>>>> main
+from quantkit.conversion.packed_layers import LayerQuantizer, LayerSums, quantizer_of
 from quantkit.errors import OutputError, PassingError
 from quantkit.files import partial_path
 from quantkit.imatrix.names import Squares

@@ -72,35 +72,51 @@ def factor(
     Raises CalibrationError: no token, statistics that are not finite, or no factorisation at any damping.
     """
     n_in = len(gram)
-    if count < 1:
-        raise CalibrationError(f"no token of the calibration text reached {name}; calibrate on a longer text")
-    if not np.isfinite(gram).all():
-        raise CalibrationError(f"the activations of the calibration text are not finite in {name}; check the model")
-    diagonal = np.diagonal(gram).copy()
-    order = np.argsort(-diagonal, kind="stable") if act_order else np.arange(n_in)
-    mean = float(diagonal.mean(dtype=np.float64))
-    if mean <= 0:
-        raise CalibrationError(f"{name} is zero for the whole calibration text; calibrate on another text")
-    diagonal[diagonal <= 0] = mean  # an input that is always 0 does not affect other columns
+    asked = usual_damp(n_in, count) if damp is None and count > 0 else damp or 0.0
+    order, triangle, used = factor_gram(gram, count, damp=asked, act_order=act_order, name=name, workers=workers)
     damped = gram.copy()
-    first = fraction = usual_damp(n_in, count) if damp is None else damp
-    while True:
-        np.fill_diagonal(damped, diagonal + np.float32(fraction * mean))
-        try:
-            triangle = _upper(damped[np.ix_(order, order)], workers)
-            break
-        except np.linalg.LinAlgError:
-            if fraction >= _MOST_DAMP:
-                raise CalibrationError(
-                    f"the calibration statistics of {name} cannot be factored, even with a damping of {fraction:g}; "
-                    "calibrate on a longer text"
-                ) from None
-            fraction = min(_MOST_DAMP, max(0.001, 10 * fraction))
+    np.fill_diagonal(damped, _damped_diagonal(gram, used))
     ordered = np.diagonal(triangle).copy()
     pivots = np.empty(n_in, np.float32)
     pivots[order] = ordered
     triangle /= ordered
-    return Factor(damped, order, pivots, np.triu(triangle, 1), fraction, fraction > first)
+    return Factor(damped, order, pivots, np.triu(triangle, 1), used, used > asked)
+
+
+def factor_gram(
+    gram: Array, count: int, *, damp: float, act_order: bool, name: str, workers: Workers
+) -> tuple[NDArray[np.intp], Array, float]:
+    """The order of the columns, the factor R of the damped H in that order, and the damping; see `factor`.
+
+    Raises:
+        CalibrationError: no token, statistics that are not finite, or no factorisation at any damping.
+    """
+    if count < 1:
+        raise CalibrationError(f"no token of the calibration text reached {name}; calibrate on a longer text")
+    if not np.isfinite(gram).all():
+        raise CalibrationError(f"the activations of the calibration text are not finite in {name}; check the model")
+    if not np.diagonal(gram).mean(dtype=np.float64) > 0:
+        raise CalibrationError(f"{name} is zero for the whole calibration text; calibrate on another text")
+    order = np.argsort(-np.diagonal(gram), kind="stable") if act_order else np.arange(len(gram))
+    flipped = np.ascontiguousarray(gram[np.ix_(order, order)][::-1, ::-1])
+    while True:
+        np.fill_diagonal(flipped, _damped_diagonal(gram, damp)[order][::-1])
+        try:
+            return order, np.asarray(cholesky(flipped, workers)[::-1, ::-1], np.float32), damp
+        except np.linalg.LinAlgError:
+            if damp >= _MOST_DAMP:
+                raise CalibrationError(
+                    f"the calibration statistics of {name} cannot be factored, even with a damping of {damp:g}; "
+                    "calibrate on a longer text"
+                ) from None
+            damp = min(_MOST_DAMP, max(0.001, 10 * damp))
+
+
+def _damped_diagonal(gram: Array, damp: float) -> Array:
+    diagonal = np.diagonal(gram).copy()
+    mean = float(diagonal.mean(dtype=np.float64))
+    diagonal[diagonal <= 0] = mean  # an input that is always 0 does not affect other columns
+    return np.asarray(diagonal + np.float32(damp * mean), np.float32)
 
 
 def usual_damp(n_in: int, count: int) -> float:
@@ -110,12 +126,6 @@ def usual_damp(n_in: int, count: int) -> float:
     the same text is smallest near n_in / (2 count); on texts of another kind, more damping is better, hence the 0.05.
     """
     return min(_MOST_DAMP, max(LEAST_DAMP, 0.5 * n_in / count))
-
-
-def _upper(matrix: Array, workers: Workers) -> Array:
-    """R, upper triangular, with R R' = matrix."""
-    flipped = np.ascontiguousarray(matrix[::-1, ::-1])
-    return np.asarray(cholesky(flipped, workers)[::-1, ::-1], np.float32)
 
 
 def cholesky(matrix: Array, workers: Workers = SERIAL) -> Array:

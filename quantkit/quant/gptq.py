@@ -91,16 +91,7 @@ def round_with_feedback(
     that is always 0 are rounded to nearest. So is a matrix whose error would be larger than that of rounding to
     nearest, by 128 of its rows.
     """
-<<<<<<< HEAD
     n_in = len(factored.gram)
-=======
-    n_in = len(gram)
-    order, factor, damp = factor_gram(gram, count, damp=damp, act_order=act_order, name=name, workers=workers)
-    pivots = np.diagonal(factor).copy()
-    importance = pivots * pivots
-    feedback = np.triu(factor / pivots, 1)
-
->>>>>>> main
     w = np.concatenate(weights)
     size, groups = grid.group_size(n_in), grid.groups(n_in)
     importance = factored.pivots**2
@@ -131,7 +122,6 @@ def round_with_feedback(
     return [_better(*pair, factored.gram) for pair in zip(weights, matrices, strict=True)]
 
 
-<<<<<<< HEAD
 def _better(w: Array, quantized: Quantized, gram: Array) -> Quantized:
     """`quantized`, or w rounded to nearest if its error is smaller, by evenly spaced rows."""
     rows = slice(None, None, -(-len(w) // _CHECKED_ROWS))
@@ -140,73 +130,6 @@ def _better(w: Array, quantized: Quantized, gram: Array) -> Quantized:
     if output_error(w[rows], nearest, gram)[0] < output_error(w[rows], rounded_rows, gram)[0]:
         return round_to_nearest(w, quantized.grid)
     return quantized
-=======
-def factor_gram(
-    gram: Array, count: int, *, damp: float, act_order: bool, name: str, workers: Workers
-) -> tuple[NDArray[np.intp], Array, float]:
-    """The order of the columns, the factor R of the damped H in that order, and the damping; see `gptq`.
-
-    Raises:
-        CalibrationError: no token, statistics that are not finite, or no factorisation at any damping.
-    """
-    if count < 1:
-        raise CalibrationError(f"no token of the calibration text reached {name}; calibrate on a longer text")
-    if not np.isfinite(gram).all():
-        raise CalibrationError(f"the activations of the calibration text are not finite in {name}; check the model")
-    order = np.argsort(-np.diagonal(gram), kind="stable") if act_order else np.arange(len(gram))
-    return order, *_factor(gram[np.ix_(order, order)], damp, name, workers)
-
-
-def _factor(gram: Array, damp: float, name: str, workers: Workers) -> tuple[Array, float]:
-    """R, upper triangular, with R R' = damped gram; and the damping.
-
-    In float32, the type of `gram`. On a real model the errors equal those in float64 to four figures.
-    """
-    flipped = np.ascontiguousarray(gram[::-1, ::-1])
-    diagonal = np.diagonal(flipped).copy()
-    mean = float(diagonal.mean(dtype=np.float64))
-    if mean <= 0:
-        raise CalibrationError(f"{name} is zero for the whole calibration text; calibrate on another text")
-    diagonal[diagonal <= 0] = mean  # an input that is always 0 does not affect other columns
-    while True:
-        np.fill_diagonal(flipped, diagonal + np.float32(damp * mean))
-        try:
-            return np.asarray(cholesky(flipped, workers)[::-1, ::-1], np.float32), damp
-        except np.linalg.LinAlgError:
-            if damp >= _MOST_DAMP:
-                raise CalibrationError(
-                    f"the calibration statistics of {name} cannot be factored, even with a damping of {damp:g}; "
-                    "calibrate on a longer text"
-                ) from None
-            damp = min(_MOST_DAMP, max(0.001, 10 * damp))
-
-
-def cholesky(matrix: Array, workers: Workers = SERIAL) -> Array:
-    """L, lower triangular, with L L' = matrix (n, n), a symmetric positive definite matrix.
-
-    A matrix of more than 2048 rows is factored in tiles of 1024, right-looking: factor a diagonal tile, solve the tiles
-    below it, update the rest. Raises numpy.linalg.LinAlgError when the matrix is not positive definite.
-    """
-    if len(matrix) <= 2 * _TILE:
-        return np.asarray(np.linalg.cholesky(matrix), matrix.dtype)
-    work = np.tril(matrix)
-    tiles = list(parts(len(work), _TILE))
-    for number, here in enumerate(tiles):
-        work[here, here] = np.linalg.cholesky(work[here, here])
-        below = tiles[number + 1 :]
-
-        def solve(tile: slice, here: slice = here) -> None:
-            # L_ih L_hh' = A_ih
-            work[tile, here] = np.linalg.solve(work[here, here], work[tile, here].T).T
-
-        def update(pair: tuple[slice, slice], here: slice = here) -> None:
-            row, column = pair
-            work[row, column] -= work[row, here] @ work[column, here].T
-
-        workers.map(solve, below)
-        workers.map(update, [(row, column) for i, row in enumerate(below) for column in below[: i + 1]])
-    return np.tril(work)
->>>>>>> main
 
 
 def _feed_back(
