@@ -150,6 +150,7 @@ class PackedOptions:
 class AwqOptions:
     """Options of AWQ alone."""
 
+    heading: ClassVar[str] = "AWQ"
     rounding: Literal["feedback", "nearest"] = _option(
         "feedback", "Rounding: feed errors to later columns, as GPTQ does, or to nearest, as in the paper."
     )
