@@ -1,6 +1,7 @@
 """AWQ and GPTQ folders to write: which linears are quantized, and the layout of every file."""
 
 import fnmatch
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -133,9 +134,25 @@ def plan_folder_of(native: Native, layers: Sequence[LayerLinears], request: Fold
         reason = why_not_packed(request.method, request.grid, linear.n_in, linear.n_out)
         if reason:
             raise UnsupportedError(f"{linear.name} does not fit {request.label}: {reason}; add --skip {linear.name}")
-    kept = (*skipped, *native.decoder.outer_linears)
+    kept = (*skipped, *native.decoder.outer_linears, *draft_layers(native))
     shards = plan_folder(_stated(native, quantized, request), request.max_shard)
     return FolderPlan(request, folder, tuple(layers), quantized, kept, tuple(shards))
+
+
+def draft_layers(native: Native) -> tuple[str, ...]:
+    """The places of layers that predict a later token (MTP), which are not quantized: "mtp.*" or "model.layers.46.*".
+
+    Their tensors have a layer number, but none of the decoder's.
+    """
+    decoder = native.decoder
+    own = decoder.at(0).partition(".")[0]
+    places = set()
+    for name in native.tensors:
+        numbered = re.match(r"(.*?)\.\d+\.", name)
+        if numbered is not None and decoder.layer_of(name) is None:
+            root = name.partition(".")[0]
+            places.add(f"{numbered[0]}*" if root == own else f"{root}.*")
+    return tuple(sorted(places))
 
 
 def _stated(native: Native, quantized: Mapping[str, Linear], request: FolderRequest) -> list[Stated]:
