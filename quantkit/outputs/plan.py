@@ -198,7 +198,6 @@ def _check_target(request: GgufRequest) -> None:
         ("--pure", request.mix.pure),
         ("--split-max-size", request.split_max_size is not None),
         ("--mtp only", request.mtp == "only"),
-        ("--solver feedback", request.solver == "feedback"),
     ):
         if given:
             raise UsageError(f"{option} does not go with --target-size or --target-bpw; leave one of them out")

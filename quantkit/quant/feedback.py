@@ -22,6 +22,7 @@ from quantkit.quant.factor import factor_gram
 from quantkit.quant.grid import Array
 from quantkit.workers import SERIAL, Workers, parts
 
+DAMP, SHRINK = 0.01, 0.3
 SOLVER_VERSION = 1
 """Raised when the bytes change, so that an unfinished run is not continued with other bytes."""
 SWEEPS = 2
@@ -48,15 +49,28 @@ class Curvature:
 
 
 def curvature(
-    gram: Array, count: int, *, damp: float = 0.01, name: str = "the input", workers: Workers = SERIAL
+    gram: Array,
+    count: int,
+    *,
+    damp: float = DAMP,
+    shrink: float = SHRINK,
+    name: str = "the input",
+    workers: Workers = SERIAL,
 ) -> Curvature:
-    """Factor H = `gram`, the sum of x x' over `count` tokens. Raises CalibrationError as `gptq` does."""
-    order, factor, damp = factor_gram(gram, count, damp=damp, act_order=True, name=name, workers=workers)
+    """Damp and factor H = `gram`, the sum of x x' over `count` tokens.
+
+    shrink: this fraction of each diagonal entry is added to it, so that correlations count for less: those of another
+        kind of text differ. damp: this fraction of the mean diagonal is added, as in `gptq`.
+
+    Raises CalibrationError as `gptq` does.
+    """
+    hessian = gram.copy()
+    np.fill_diagonal(hessian, np.diagonal(gram) * np.float32(1 + shrink))
+    order, factor, damp = factor_gram(hessian, count, damp=damp, act_order=True, name=name, workers=workers)
     pivots = np.diagonal(factor).copy()
     importance = np.empty_like(pivots)
     importance[order] = pivots * pivots
-    hessian = gram.copy()
-    diagonal = np.diagonal(hessian) + np.float32(damp * np.diagonal(gram).mean(dtype=np.float64))
+    diagonal = np.diagonal(hessian) + np.float32(damp * np.diagonal(hessian).mean(dtype=np.float64))
     np.fill_diagonal(hessian, diagonal)
     return Curvature(hessian, order, np.triu(factor / pivots, 1), importance, damp)
 
