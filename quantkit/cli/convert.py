@@ -25,6 +25,7 @@ from quantkit.cli.output import Out
 from quantkit.errors import UsageError
 
 if TYPE_CHECKING:
+    from quantkit.checkpoint import Checkpoint
     from quantkit.gguf.file_types import FileType
     from quantkit.outputs.gguf_files import GgufRequest
     from quantkit.outputs.plan import ConversionRequest
@@ -82,16 +83,23 @@ def convert_source(out: Out, command: str, source: str, conversion: Conversion, 
     from quantkit.cli import report
     from quantkit.cli.sources import fetch, is_gguf
     from quantkit.conversion.run import run
-    from quantkit.outputs.model import model_from_gguf
+    from quantkit.outputs.model import Model
+    from quantkit.outputs.opening import open_convertible
     from quantkit.outputs.plan import plan_conversion
 
     request = _request(conversion, work, is_gguf=is_gguf(source))
-    opened = (
-        model_from_gguf(Path(source))
-        if is_gguf(source) and request.gguf is not None
-        else fetch(source, out, offline=work.offline, headers_only=work.dry_run)
-    )
+    if request.gguf is None:
+        opened: Checkpoint | Model = fetch(source, out, offline=work.offline, headers_only=work.dry_run)
+    else:
+        converter = conversion.gguf.converter_options
+        mtp, offline, headers_only = conversion.gguf.mtp, work.offline, work.dry_run
+        with out.progress() as progress:
+            opened = open_convertible(
+                source, converter, mtp=mtp, offline=offline, headers_only=headers_only, progress=progress
+            )
     with closing(opened):
+        if isinstance(opened, Model) and not is_gguf(source):
+            request = _request(conversion, work, is_gguf=True)  # no importance matrix is computed for it
         plan = plan_conversion(opened, request)
         report.announce(plan, out, logits=conversion.output.logits)
         if work.dry_run:
