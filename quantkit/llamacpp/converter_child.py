@@ -23,6 +23,7 @@ import runpy
 import signal
 import sys
 import threading
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -234,13 +235,13 @@ def _run(request: dict[str, Any]) -> None:
     threading.Thread(target=_listen, args=(requests,), daemon=True).start()
     # this script's own folder holds modules of quantkit, whose names others may use
     sys.path[:] = [path for path in sys.path if Path(path or ".").resolve() != Path(__file__).resolve().parent]
-    for package in ("torch", "transformers"):
-        if importlib.util.find_spec(package) is None:
-            raise _Failure("missing", package)
     script = _script(request)
     sys.path.insert(0, str(script.parent))
     if (script.parent / "gguf-py").is_dir() and "NO_LOCAL_GGUF" not in os.environ:
         sys.path.insert(1, str(script.parent / "gguf-py"))
+    for package in ("torch", "transformers"):
+        if importlib.util.find_spec(package) is None:
+            raise _Failure("missing", package)
     _keep_to_local_code()
     _serve_instead_of_writing(request, requests)
     _name_pre_tokenizer(request["pre"])
@@ -249,8 +250,11 @@ def _run(request: dict[str, Any]) -> None:
 
 
 def _reason(error: BaseException) -> str:
-    text = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {text[0]}" if text else type(error).__name__
+    """The error in one line, with the place in the converter that raised it."""
+    lines = str(error).strip().splitlines()
+    where = traceback.extract_tb(error.__traceback__)[-1]
+    place = f"{Path(where.filename).name}, line {where.lineno}"
+    return f"{type(error).__name__}{f': {lines[0]}' if lines else ''} ({place})"
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""Tiny random checkpoints of architectures without a family, made by the classes of transformers. Runs in a peer's venv.
+"""Tiny random checkpoints of architectures without a family, made by classes of transformers. Runs in a peer's venv.
 
     <peer's python> -m tests.helpers.converter_models FOLDER ARCHITECTURE ...
 
