@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from huggingface_hub import HfApi, constants, hf_hub_download, hf_hub_url, try_to_load_from_cache
+from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
 from huggingface_hub.utils import tqdm as hub_tqdm
 
@@ -38,7 +39,9 @@ from quantkit.files import free_space
 from quantkit.progress import SILENT, Progress
 
 # Everything besides the weights that a conversion may need or copy.
-_SMALL_FILES = ("config.json", *SETTINGS_FILES, "README.md", "LICENSE*")
+_SMALL_FILES = ("config.json", *SETTINGS_FILES, "README.md", "LICENSE*", "modules.json")
+# of an embedding model, which modules.json names
+_POOLING = "*_Pooling/config.json"
 _PAUSES = (1.0, 2.0)
 _HEADER_THREADS = 8
 _TIMEOUT = 20.0
@@ -124,14 +127,17 @@ def _origin(request: Request, folder: Path) -> Origin:
 
 
 def _is_small_file(name: str) -> bool:
-    return "/" not in name and any(fnmatchcase(name, pattern) for pattern in _SMALL_FILES)
+    patterns = _SMALL_FILES if "/" not in name else (_POOLING,)
+    return any(fnmatchcase(name, pattern) for pattern in patterns)
 
 
 def _from_cache(request: Request, otherwise: HubError) -> Checkpoint:
     """The repository as far as the cache holds it; `otherwise` is raised when it holds nothing of it."""
-    cached = try_to_load_from_cache(
-        request.repo_id, "config.json", cache_dir=request.cache, revision=request.revision or constants.DEFAULT_REVISION
-    )
+    revision = request.revision or constants.DEFAULT_REVISION
+    try:
+        cached = try_to_load_from_cache(request.repo_id, "config.json", cache_dir=request.cache, revision=revision)
+    except HFValidationError as error:
+        raise explain(error, request.repo_id, request.revision, "config.json", request.cache) from error
     if not isinstance(cached, str):
         raise otherwise
     try:

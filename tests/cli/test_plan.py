@@ -228,3 +228,21 @@ def test_awq_whose_default_group_does_not_fit_names_the_group_that_convert_needs
     assert "convert it with --group-size 32" in " ".join(answer.stderr.split())
     assert "0.0 GB" not in answer.stderr + answer.stdout
     assert quantkit("awq", folder, "--group-size", "32", "--dry-run", "-o", tmp_path).code == 0
+
+
+@pytest.mark.parametrize("room", [("--vram", "570M", "--ram", "8G"), ("--vram", "0", "--ram", "58M")])
+def test_the_file_of_the_size_that_a_plan_offers_fits_as_a_whole(room: tuple[str, ...], tmp_path: Path) -> None:
+    source = tiny_llama(tmp_path / "model", variant="llama3", layers=8, hidden=512, intermediate=2048)
+    words = (*room, "--ctx", "256", "--format", "json", "--bandwidth", "10G,100G")
+    found = json.loads(quantkit("plan", source, *words).stdout)
+    size = found["target_size"]
+    assert size is not None
+    few = ("--samples", "2", "--seq-len", "32", "--no-logits", "-o", tmp_path)
+    answer = quantkit("gguf", source, "--target-size", str(size), *few)
+    assert answer.code == 0, answer.stderr
+    (file,) = (tmp_path / "model-GGUF").glob("*.gguf")
+    layers = ("--gpu-layers", "all") if room[1] != "0" else ()
+    fit = json.loads(quantkit("plan", file, *words, *layers).stdout)["types"][0]
+    assert fit["fits"]
+    # and it is not much smaller than what fits
+    assert file.stat().st_size > 0.97 * size

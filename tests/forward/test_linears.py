@@ -46,7 +46,7 @@ def everyone_everywhere(config: dict[str, Any]) -> dict[str, Any]:
 
 def layers_of(tensors: dict[str, np.ndarray], config: dict[str, Any]) -> list[LayerLinears]:
     architecture = find_architecture(config)
-    n_layers = int(given(config, "num_hidden_layers", "n_layer"))
+    n_layers = int(given(config, "num_hidden_layers", "n_layer", "n_layers"))
     return [layer_linears(architecture, config, number, set(tensors)) for number in range(n_layers)]
 
 
