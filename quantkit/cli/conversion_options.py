@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import wraps
 from inspect import Parameter, signature
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, get_type_hints
 
 import typer
 
@@ -17,6 +17,9 @@ from quantkit.chat import BUILT_IN
 from quantkit.cli.options import DRY_RUN, FORCE, OFFLINE, output_option
 from quantkit.errors import UsageError
 from quantkit.gguf.file_types import FILE_TYPES
+
+if TYPE_CHECKING:
+    from quantkit.llamacpp.converter import ConverterOptions
 
 IMATRIX, PRESET = "imatrix", "phone"
 _OTHERS = {
@@ -132,6 +135,24 @@ class GgufOptions:
         autocompletion=_complete_template,
         show_default="the checkpoint's",
     )
+    converter: Path | None = _option(
+        None,
+        "llama.cpp's checkout or converter folder, for a model without a family.",
+        metavar="DIR",
+        show_default="$QUANTKIT_LLAMA_CPP",
+    )
+    converter_python: Path | None = _option(
+        None,
+        "Python with torch that runs the converter.",
+        metavar="PYTHON",
+        show_default="$QUANTKIT_LLAMA_CPP_PYTHON, or a venv beside the converter",
+    )
+
+    @property
+    def converter_options(self) -> "ConverterOptions":
+        from quantkit.llamacpp.converter import ConverterOptions
+
+        return ConverterOptions(self.converter, self.converter_python, self.pre)
 
 
 @dataclass(frozen=True)

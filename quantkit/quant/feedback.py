@@ -93,6 +93,11 @@ def quantize_with_feedback(
     return np.concatenate(workers.map(some, list(parts(len(weight), _ROWS))))
 
 
+def working_memory(n_in: int, threads: int) -> int:
+    """Bytes of the rows of `n_in` weights that are rounded at once: about ten arrays of float32."""
+    return threads * _ROWS * n_in * 4 * 10
+
+
 @dataclass
 class Solution:
     """Scales and points (n_in, n_rows)."""
