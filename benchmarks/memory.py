@@ -48,7 +48,7 @@ def _with_tokenizer(checkpoint: Path, shape: Shape) -> None:
 def _one(bench: Lines, checkpoint: Path, command: str, threads: int, samples: tuple[str, ...]) -> None:
     out = WORK / "ours"
     shutil.rmtree(out, ignore_errors=True)
-    words = [sys.executable, "-m", "quantkit", command, checkpoint, *COMMANDS[command]]
+    words: list[str | Path] = [sys.executable, "-m", "quantkit", command, checkpoint, *COMMANDS[command]]
     words += ["--pre", "qwen2"] if command == "gguf" and checkpoint.name != SMOLLM2.name else []
     words += samples if command != "gguf" else ()
     output = out / "matrix.gguf" if command == "imatrix" else out

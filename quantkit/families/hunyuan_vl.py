@@ -13,6 +13,7 @@ from quantkit.families.base.family import Dropped, Key
 from quantkit.families.base.hyperparameters import Hyperparameters, number
 from quantkit.families.base.keys import base_keys
 from quantkit.families.base.multimodal import TEXT_PREFIXES, TOWERS, TOWERS_LEFT_OUT
+from quantkit.families.base.refusals import only
 from quantkit.families.hunyuan import FAMILY as HUNYUAN
 from quantkit.families.hunyuan import prepare_hunyuan
 
@@ -44,6 +45,13 @@ def _prepare(config: dict[str, Any]) -> dict[str, Any]:
         )
     if not number(given, "alpha"):
         raise CheckpointError(f"config.json: {name} has alpha {given.get('alpha')!r}, but HunyuanOCR needs one; add it")
+    only(
+        {"rope_type": given.get("rope_type") or given.get("type")},
+        "rope_type",
+        "dynamic",
+        "xdrope",
+        family="HunyuanOCR",
+    )
     plain = {key: value for key, value in given.items() if key not in ("type", "xdrope_section")}
     config[name] = {**plain, "rope_type": "dynamic", "mrope_section": sections}
     config.update(architectures=["HunYuanDenseV1ForCausalLM"], model_type="hunyuan_v1_dense")

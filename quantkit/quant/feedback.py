@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from quantkit.gguf.blocks import FORMATS, BlockFormat, Blocks, pack_blocks
 from quantkit.quant.block_search import Scales, nearest_points, search_scales, to_half
-from quantkit.quant.gptq import factor_gram
+from quantkit.quant.factor import factor_gram
 from quantkit.quant.grid import Array
 from quantkit.workers import SERIAL, Workers, parts
 
@@ -91,6 +91,11 @@ def quantize_with_feedback(
         )
 
     return np.concatenate(workers.map(some, list(parts(len(weight), _ROWS))))
+
+
+def working_memory(n_in: int, threads: int) -> int:
+    """Bytes of the rows of `n_in` weights that are rounded at once: about ten arrays of float32."""
+    return threads * _ROWS * n_in * 4 * 10
 
 
 @dataclass

@@ -26,6 +26,10 @@ STATED: dict[str, dict[str, Any]] = {
     "DeepseekV2ForCausalLM": {"num_experts_per_tok": 6},
     "Dots1ForCausalLM": {"n_routed_experts": 128, "n_shared_experts": 2, "num_experts_per_tok": 6},
     "Exaone4ForCausalLM": {"num_hidden_layers": 64, "layer_types": _EXAONE_KINDS},
+    "Exaone4_5_ForConditionalGeneration": {"num_hidden_layers": 64, "layer_types": _EXAONE_KINDS},
+    "HunYuanVLForConditionalGeneration": {
+        "rope_parameters": {"rope_type": "dynamic", "alpha": 1000.0, "mrope_section": [16, 16, 16, 16]}
+    },
     "Glm4MoeForCausalLM": {"head_dim": 128},
     "Glm4vMoeForConditionalGeneration": {"head_dim": 128},
     "PaddleOCRVLForConditionalGeneration": {"rope_parameters": {**_SECTIONS, "mrope_section": [16, 24, 24]}},

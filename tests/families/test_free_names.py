@@ -63,6 +63,13 @@ def test_rope_of_hunyuan_ocr_without_sections_or_alpha_is_refused(key: str, word
         find_family(config).sizes({**config, "text_config": {**config["text_config"], "rope_scaling": rope}})
 
 
+def test_another_scaling_of_hunyuan_ocrs_rope_is_refused() -> None:
+    config = expected("hunyuan-vl").config
+    rope = {**config["text_config"]["rope_scaling"], "type": "yarn"}
+    with pytest.raises(UnsupportedError, match="rope_type is 'yarn'"):
+        find_family(config).sizes({**config, "text_config": {**config["text_config"], "rope_scaling": rope}})
+
+
 @pytest.mark.parametrize(
     ("name", "architecture"), [("bailingmoe", "BailingMoeForCausalLM"), ("bailingmoe2", "BailingMoeV2ForCausalLM")]
 )

@@ -47,6 +47,7 @@ SLIDING_BY_LAYER = [
 # Settings under which others count.
 ALSO: dict[str, list[Config]] = {
     "Exaone4ForCausalLM": [{"layer_types": None}],
+    "Exaone4_5_ForConditionalGeneration": [{"layer_types": None}],
     "ExaoneMoeForCausalLM": [{"layer_types": None}],
     "Gemma3ForCausalLM": [{"layer_types": None}],
     "Gemma3ForConditionalGeneration": [{"layer_types": None}],
