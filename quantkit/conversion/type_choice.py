@@ -8,6 +8,7 @@ columns that the calibration found. `quant/budget.py` then chooses.
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from gguf import GGMLQuantizationType
@@ -49,6 +50,11 @@ class TypeChoice:
     expected: float
 
 
+def has_chosen_types(plan: ConversionPlan) -> bool:
+    """Whether an earlier run of the same plan has chosen the types."""
+    return _kept(plan).exists()
+
+
 def choose_target_types(plan: ConversionPlan, gguf: GgufPlan, progress: Progress) -> TypeChoice:
     """Choose the types of the file of `gguf.request.target`; `gguf` has the importance matrix of this calibration.
 
@@ -58,10 +64,9 @@ def choose_target_types(plan: ConversionPlan, gguf: GgufPlan, progress: Progress
         CalibrationError: the model's logits are not finite.
         CheckpointError, ReadError, OutputError: a tensor or the states cannot be read or written.
     """
-    path = plan.work / "types.json"
-    kept = _load(path.read_text()) if path.exists() else None
-    if kept is not None:
-        return kept
+    path = _kept(plan)
+    if path.exists():
+        return _load(path.read_text())
     calibration = plan.calibration
     assert calibration is not None
     options = gguf.candidates()
@@ -85,14 +90,18 @@ def choose_target_types(plan: ConversionPlan, gguf: GgufPlan, progress: Progress
     return choice
 
 
+def _kept(plan: ConversionPlan) -> Path:
+    return plan.work / "types.json"
+
+
 def _measure(
     plan: ConversionPlan, calibration: CalibrationPlan, levels: int, workers: Workers, progress: Progress
 ) -> Sensitivity:
     native, tokens = calibration.native, calibration.samples.tokens
     kinds = len(groups_of(native, 1)[0])
     groups, _ = groups_of(native, _ranges(kinds, native.decoder.n_layers))
-    each = int(_SHARE * tokens.size / (len(groups) * _WINDOWS))
-    length = min(tokens.shape[1], max(_LEAST_TOKENS, min(_MOST_TOKENS, each)))
+    share = int(_SHARE * tokens.size / (len(groups) * _WINDOWS))
+    length = min(tokens.shape[1], max(_LEAST_TOKENS, min(_MOST_TOKENS, share)))
     chosen = np.unique(np.linspace(0, len(tokens) - 1, _WINDOWS).astype(np.int64))
     progress.start("measuring sensitivity", native.decoder.n_layers)
     return sensitivity(

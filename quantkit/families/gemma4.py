@@ -149,7 +149,7 @@ def _global(config: Config, key: str, own: str, default: int) -> int:
     """A size of global layers: under a key of its own, else in the layers' settings as transformers 5 saves them."""
     by_layer = config.get("per_layer_config")
     settings = by_layer.values() if isinstance(by_layer, Mapping) else ()
-    nested = (each.get(own) for each in settings if isinstance(each, Mapping))
+    nested = (layer.get(own) for layer in settings if isinstance(layer, Mapping))
     return int(given(config, key, default=next((value for value in nested if value), default)))
 
 

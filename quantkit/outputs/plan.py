@@ -23,7 +23,7 @@ from quantkit.outputs.gguf_files import GgufOutput, GgufPlan, GgufRequest, plan_
 from quantkit.outputs.model import Model, origin_of, weight_files_of
 from quantkit.outputs.packed_folders import FolderPlan, FolderRequest, plan_folder_of
 from quantkit.outputs.templates import model_with_template
-from quantkit.quant.feedback import SOLVER_VERSION
+from quantkit.quant.feedback import SOLVER_VERSION, working_memory
 from quantkit.texts.samples import Samples
 
 OutputPlan = GgufOutput | FolderPlan | ImatrixOutput
@@ -116,10 +116,18 @@ class ConversionPlan:
     def peak_memory(self) -> int:
         choice = self.calibration is not None and self.gguf is not None and self.gguf.request.target is not None
         return max(
-            self.calibration.memory if self.calibration else 0,
+            self.calibration.memory + self._rounding_memory if self.calibration else 0,
             self.calibration.sensitivity_memory(self.threads) if choice and self.calibration else 0,
             self.gguf.peak_memory if self.gguf else 0,
         )
+
+    @property
+    def _rounding_memory(self) -> int:
+        """Bytes of the rows that threads round with error feedback at once."""
+        if self.gguf is None or self.gguf.request.solver != "feedback" or self.calibration is None:
+            return 0
+        widest = max(entry.width for layer in self.calibration.layers for entry in layer.inputs)
+        return working_memory(widest, self.threads)
 
     @property
     def parameters(self) -> int:
@@ -198,7 +206,6 @@ def _check_target(request: GgufRequest) -> None:
         ("--pure", request.mix.pure),
         ("--split-max-size", request.split_max_size is not None),
         ("--mtp only", request.mtp == "only"),
-        ("--solver feedback", request.solver == "feedback"),
     ):
         if given:
             raise UsageError(f"{option} does not go with --target-size or --target-bpw; leave one of them out")
@@ -213,6 +220,11 @@ def _plan_calibration(
     source: Checkpoint | Model, request: ConversionRequest, samples: Samples | None, threads: int
 ) -> CalibrationPlan:
     if not isinstance(source, Checkpoint):
+        if source.folder is not None:
+            raise UsageError(
+                f"a calibration needs a family, and {source.name} has none; convert to GGUF types without --calibrate,"
+                " or pass --imatrix FILE"
+            )
         raise UsageError(f"a calibration needs a checkpoint, but {source.name} is a GGUF; pass --imatrix FILE")
     if request.calibration.propagate and (len(request.folders), request.calibrated) != (1, 1):
         raise UsageError("--propagate quantized allows one calibrated type only; the hidden states follow that type")
@@ -232,6 +244,13 @@ def _model(source: Checkpoint | Model, request: GgufRequest, name: str) -> tuple
             mtp=request.mtp,
         )
         return model, () if note is None else (note,)
+    if source.folder is not None:
+        if request.chat_template is not None:
+            raise UsageError(
+                f"--chat-template needs a family, and {source.name} has none; put the template into the checkpoint's"
+                " chat_template.jinja"
+            )
+        return replace(source, name=f"mtp-{name}" if request.mtp == "only" else name), ()
     for option, value in (("--pre", request.pre), ("--chat-template", request.chat_template)):
         if value is not None:
             raise UsageError(f"{option} needs a checkpoint; {source.name} is a GGUF and keeps its vocabulary")

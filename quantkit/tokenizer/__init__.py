@@ -110,7 +110,10 @@ def _vocabulary(
     refuse_duplicates(tokens)
     specials = special.read(files, config, len(tokens.texts))
     specials.ids = tokens.ids | specials.ids
-    stated = {role: config.get(key) for role, key in roles.stated.items()}
+    # the text model of a checkpoint with towers states its tokens in its own config
+    text = config.get("text_config")
+    settings = {**config, **text} if isinstance(text, Mapping) else config
+    stated = {role: settings.get(key) for role, key in roles.stated.items()}
     specials.ids |= {role: number for role, number in stated.items() if _is_token(number, len(tokens.texts))}
     add_family_roles(specials.ids, roles, tokens.texts, specials.warnings)
     add_named_ends(specials.ids, files.config, tokens.texts, specials.warnings)
