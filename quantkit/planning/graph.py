@@ -11,6 +11,7 @@ from quantkit.planning.context import Context
 from quantkit.planning.delta_net import delta_net
 from quantkit.planning.drawing import Drawing
 from quantkit.planning.feed_forward import feed_forward
+from quantkit.planning.recurrent import mamba2
 from quantkit.planning.shape import Layer, ModelShape
 from quantkit.planning.tensors import I32, Graph, Tensor, fresh, leaf, matmul, same
 
@@ -97,7 +98,7 @@ def _decoder_layer(d: Drawing, x: Tensor, layer: Layer, number: int) -> Tensor:
         attended = d.norm(x, "attn_norm_2", layer.tensors)
     draw = mla if layer.has("attn_kv_a_mqa.weight") else attention
     if layer.is_recurrent:
-        draw = delta_net
+        draw = mamba2 if traits.mamba2 else delta_net
     out = draw(d, attended, layer)
     last = number == len(shape.trunk) - 1 and not traits.output_last and not traits.output_after_norm
     if last:

@@ -62,7 +62,9 @@ def test_the_closing_table_names_each_file_and_its_size(checkpoint: Path, tmp_pa
         assert re.search(rf"^{label.lower()} +[\d.]+ [kM]B ", answer.stdout, re.MULTILINE)
         assert str(tmp_path / "model-GGUF" / f"model-{label}.gguf") in answer.stdout
     assert "peak memory" in answer.stdout
-    assert re.search(r"needs [\d.]+ [kM]B of disk \([\d.]+ [MGT]B free\) and about [\d.]+ [MG]B of memory", answer.stderr)
+    assert re.search(
+        r"needs [\d.]+ [kM]B of disk \([\d.]+ [MGT]B free\) and about [\d.]+ [MG]B of memory", answer.stderr
+    )
 
 
 @pytest.mark.parametrize(

@@ -26,6 +26,7 @@ STATED: dict[str, dict[str, Any]] = {
     "Dots1ForCausalLM": {"n_routed_experts": 128, "n_shared_experts": 2, "num_experts_per_tok": 6},
     "Exaone4ForCausalLM": {"num_hidden_layers": 64, "layer_types": _EXAONE_KINDS},
     "Glm4MoeForCausalLM": {"head_dim": 128},
+    "GraniteMoeHybridForCausalLM": {"layer_types": ["mamba", "mamba", "mamba", "attention"] * 8},
     "Qwen2VLForConditionalGeneration": {"rope_parameters": _SECTIONS},
     "Qwen2_5_VLForConditionalGeneration": {"rope_parameters": _SECTIONS},
     "Qwen3MoeForCausalLM": {"norm_topk_prob": True},
