@@ -1,6 +1,6 @@
 """Granite 4: Granite's multipliers, Mamba 2 in place of attention in most layers, dense or with experts.
 
-Shape of the GGUF: llama.cpp's `granitehybrid` architecture (src/models/granite-hybrid.cpp), whose attention has no rotary
+Shape of the GGUF: llama.cpp's `granitehybrid` architecture (src/models/granite-hybrid.cpp). Its attention has no rotary
 positions. A model without Mamba layers is of the `granite` or `granitemoe` architecture, with rotary positions.
 """
 
@@ -94,6 +94,10 @@ def _has_experts(sizes: Hyperparameters) -> bool:
     return sizes.n_expert > 0
 
 
+def _in_a_mixture(rule: Rule) -> Callable[[Hyperparameters], bool]:
+    return lambda sizes: _has_experts(sizes) and (rule.when is None or rule.when(sizes))
+
+
 def _is_dense(sizes: Hyperparameters) -> bool:
     return sizes.n_expert == 0
 
@@ -102,10 +106,7 @@ _AT, _TO = "model.layers.{layer}", "blk.{layer}"
 _ATTENDING = tuple(
     replace(rule, layers=_layers_with(mamba=False)) if ".self_attn." in rule.source else rule for rule in ATTENTION
 )
-_MIXTURE = tuple(
-    replace(rule, when=lambda sizes, rule=rule: _has_experts(sizes) and (rule.when is None or rule.when(sizes)))
-    for rule in EXPERTS
-)
+_MIXTURE = tuple(replace(rule, when=_in_a_mixture(rule)) for rule in EXPERTS)
 _DENSE = (
     *(
         Rule(
@@ -161,10 +162,12 @@ def _prepare(config: dict[str, Any]) -> dict[str, Any]:
         only(config, "mamba_conv_bias", True, family=_NAME)
         only(config, "mamba_proj_bias", False, family=_NAME)
         no_time_limits(config, _NAME)
+        rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
+        only(rope, "rope_type", "default", family=f"{_NAME} with Mamba layers")
         if all(kinds(config)):
             raise UnsupportedError(
-                f"config.json: every layer is a Mamba layer, but llama.cpp runs {_NAME} only with an attention layer; list"
-                " one in layer_types"
+                f"config.json: every layer is a Mamba layer, but llama.cpp runs {_NAME} only with an attention layer;"
+                " state the kinds of the layers in layer_types"
             )
     elif config.get("position_embedding_type") != "rope":
         raise UnsupportedError(
@@ -179,7 +182,6 @@ def _prepare(config: dict[str, Any]) -> dict[str, Any]:
             f"config.json: mamba_n_heads {heads} times mamba_d_head {width} is not mamba_expand times hidden_size"
             f" ({own['ssm_inner']}); correct one of them"
         )
-    config["mamba_d_head"] = own["ssm_inner"] // heads
     experts, used = optional_size(config, "num_local_experts"), optional_size(config, "num_experts_per_tok")
     if experts is None:
         # the width that llama.cpp reads for the dense feed-forward
@@ -197,6 +199,11 @@ def _has_mamba(config: Config, layer: int) -> bool:
     return stated is None or stated[layer] in _MAMBA
 
 
+def _head_width(config: Config) -> int:
+    """`mamba_d_head`, which may be "auto"."""
+    return int(config["mamba_expand"]) * int(config["hidden_size"]) // int(config["mamba_n_heads"])
+
+
 _EXPERTS = MOE_FORWARD.experts
 assert _EXPERTS is not None
 FORWARD = replace(
@@ -205,7 +212,7 @@ FORWARD = replace(
         MOE_FORWARD.attention,
         rope=lambda config, _: config if config.get("position_embedding_type") == "rope" else None,
     ),
-    mamba2=Mamba2(layers=_has_mamba),
+    mamba2=Mamba2(layers=_has_mamba, head_width=_head_width),
     feed=FeedForward(
         at="shared_mlp.", fused="input_linear", down="output_linear", inner=size_of("shared_intermediate_size")
     ),
@@ -246,6 +253,7 @@ FAMILY = Family(
     prepare=_prepare,
     rename=RENAME,
     dimensions=_dimensions,
+    no_effect=("mamba_chunk_size",),
     forward=FORWARD,
     traits=Traits(mamba2=True, positions="stated"),
 )

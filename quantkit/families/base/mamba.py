@@ -32,8 +32,8 @@ def mamba2_dimensions(hidden: int, inner: int, heads: int, groups: int, state: i
     """
     if inner % heads or heads % groups:
         raise CheckpointError(
-            f"config.json: Mamba has an inner width of {inner}, {heads} heads and {groups} groups; heads must divide the"
-            " width and groups must divide the heads, correct these sizes"
+            f"config.json: Mamba has an inner width of {inner}, {heads} heads and {groups} groups; choose heads that"
+            " divide the width and groups that divide the heads"
         )
     channels = inner + 2 * groups * state
     return {
