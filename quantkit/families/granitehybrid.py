@@ -243,7 +243,6 @@ FAMILY = Family(
             "mamba_n_heads": 128,
             "mamba_n_groups": 1,
             "mamba_d_state": 256,
-            "mamba_d_head": "auto",
             "mamba_d_conv": 4,
             "mamba_expand": 2,
             "mamba_conv_bias": True,
