@@ -1,5 +1,7 @@
 """The calibration: one streamed forward gives every packed folder its layers and the importance matrix its sums."""
 
+import shutil
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from io import BytesIO
@@ -8,12 +10,16 @@ from typing import Any
 from zipfile import BadZipFile
 
 import numpy as np
+from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
+from quantkit.conversion.gguf_layers import FeedbackRounder
+from quantkit.conversion.gguf_pass import has_all_files
 from quantkit.conversion.packed_layers import QUANTIZERS, LayerQuantizer, LayerSums
 from quantkit.errors import OutputError, PassingError
 from quantkit.files import partial_path
-from quantkit.imatrix.names import Squares
+from quantkit.forward.linears import LayerLinears
+from quantkit.imatrix.names import LinearKey, Squares
 from quantkit.journal import Journal
 from quantkit.machine import peak_memory
 from quantkit.outputs.calibration import CalibrationPlan
@@ -34,12 +40,16 @@ LayerRecord = dict[str, Any]
 
 @dataclass(frozen=True)
 class Calibration:
-    """A finished calibration. `squares`: linear -> sums of squares of its input, tokens. `resumed`: layers."""
+    """A finished calibration. `squares`: linear -> sums of squares of its input, tokens. `resumed`: layers.
+
+    `rounded`: GGUF tensor -> why some of its matrices were rounded without error feedback (see `FeedbackRounder`).
+    """
 
     squares: Squares
     layers: tuple[LayerRecord, ...]
     outside: LayerRecord
     resumed: int
+    rounded: Mapping[str, Sequence[str]]
 
 
 def calibrate(plan: ConversionPlan, calibration: CalibrationPlan, journal: Journal, progress: Progress) -> Calibration:
@@ -62,6 +72,12 @@ def calibrate(plan: ConversionPlan, calibration: CalibrationPlan, journal: Journ
             quantizers.append(method(folder, writer, native.whole, workers, calibration.propagate))
         if not all(quantizer.writer.resumed for quantizer in quantizers):
             _forget_layers(plan, journal)
+        rounder = None
+        if plan.gguf is not None and plan.gguf.request.solver == "feedback":
+            if not has_all_files(plan.gguf):
+                _forget_layers(plan, journal)
+            rounder = FeedbackRounder(plan.gguf, calibration, workers, keep=journal.resumed)
+            stack.enter_context(rounder)
         stream = Stream(
             native,
             calibration.samples.tokens,
@@ -81,9 +97,11 @@ def calibrate(plan: ConversionPlan, calibration: CalibrationPlan, journal: Journ
         if _OUTSIDE_LAYERS not in journal.records:
             journal.finished(_OUTSIDE_LAYERS, _copy_outside_layers(calibration, quantizers))
         for number in range(first, count):
-            sums = LayerSums(quantizers)
+            sums = LayerSums(quantizers if rounder is None else [rounder, *quantizers])
             stream.layer(number, sums)
             _save_squares(plan, number, sums)
+            for name, reasons in rounder.rounded.items() if rounder else ():
+                journal.finished(name, reasons)
             record = {quantizer.plan.request.method: quantizer.record() for quantizer in quantizers}
             journal.finished(_step(number), {**record, "tokens": sums.tokens, "starved": sums.starved})
             worst = [f", worst error {max(q.errors.values()):.1%}" for q in quantizers if q.errors]
@@ -92,7 +110,50 @@ def calibrate(plan: ConversionPlan, calibration: CalibrationPlan, journal: Journ
             folder = quantizer.plan
             quantizer.writer.finish(folder.config(native.config), native.checkpoint.folder, folder.more_files())
     layers = tuple(journal.records[_step(number)] for number in range(count))
-    return Calibration(_load_squares(plan, calibration), layers, journal.records[_OUTSIDE_LAYERS], first)
+    rounded = {name: journal.records[name] for name in sorted(rounder.covered)} if rounder else {}
+    return Calibration(_load_squares(plan, calibration), layers, journal.records[_OUTSIDE_LAYERS], first, rounded)
+
+
+def survey(plan: ConversionPlan, calibration: CalibrationPlan, progress: Progress) -> Squares:
+    """The sums of squares of every input, from a run of their own: error feedback needs the types before it begins.
+
+    Raises as `calibrate` does. A killed survey begins anew.
+    """
+    folder = plan.work / "survey"
+    squares: dict[LinearKey, tuple[NDArray[np.float64], int]] = {}
+    folder.mkdir(exist_ok=True)
+    with (
+        threadpool_limits(1, "blas"),
+        Stream(
+            calibration.native,
+            calibration.samples.tokens,
+            folder,
+            threads=plan.threads,
+            gram=False,
+            device=calibration.device,
+        ) as stream,
+    ):
+        progress.start("measuring inputs", len(calibration.layers))
+        stream.embed()
+        for layer in calibration.layers:
+            sums = LayerSums([])
+            stream.layer(layer.number, sums)
+            squares |= _by_linear(layer, sums.squares)
+            progress.advance(1, f"layer {layer.number + 1} of {len(calibration.layers)}")
+    shutil.rmtree(folder)
+    return squares
+
+
+def _by_linear(
+    layer: LayerLinears, squares: Mapping[str, NDArray[np.float64]]
+) -> dict[LinearKey, tuple[NDArray[np.float64], int]]:
+    """Sums of squares and tokens of each linear of a layer, from those of its inputs."""
+    return {
+        (linear.name, linear.index): (squares[entry.key][:-1], int(squares[entry.key][-1]))
+        for entry in layer.inputs
+        if entry.key in squares
+        for linear in entry.linears
+    }
 
 
 def _first_layer(plan: ConversionPlan, count: int, journal: Journal, stream: Stream) -> int:
@@ -146,14 +207,10 @@ def _save_squares(plan: ConversionPlan, number: int, sums: LayerSums) -> None:
 
 
 def _load_squares(plan: ConversionPlan, calibration: CalibrationPlan) -> Squares:
-    sums = {}
+    sums: dict[LinearKey, tuple[NDArray[np.float64], int]] = {}
     for layer in calibration.layers:
         with _open_squares(_squares_file(plan, layer.number)) as squares:
-            for entry in layer.inputs:
-                if entry.key in squares:
-                    values = squares[entry.key]
-                    for linear in entry.linears:
-                        sums[linear.name, linear.index] = values[:-1], int(values[-1])
+            sums |= _by_linear(layer, dict(squares))
     return sums
 
 

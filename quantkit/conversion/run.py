@@ -6,18 +6,20 @@ call resumes: a finished layer and a finished tensor are steps of the journal.
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
-from quantkit.conversion.calibration import Calibration, calibrate
+from quantkit.conversion.calibration import Calibration, calibrate, survey
 from quantkit.conversion.gguf_pass import forget_lost, run_pass
 from quantkit.conversion.record import write_records
+from quantkit.conversion.type_choice import TypeChoice, choose_target_types, has_chosen_types
 from quantkit.conversion.work import name_output, open_work
 from quantkit.files import partial_path, sync
 from quantkit.imatrix.file import write_imatrix
 from quantkit.imatrix.names import collect_imatrix
 from quantkit.machine import peak_memory
 from quantkit.outputs.calibration import CalibrationPlan, ImatrixOutput
+from quantkit.outputs.gguf_files import GgufPlan
 from quantkit.outputs.plan import ConversionPlan, final_paths
 from quantkit.progress import SILENT, Progress
 from quantkit.verify import Verified, verify_gguf
@@ -31,7 +33,8 @@ class Result:
     """A finished conversion. `seconds`: wall time by stage; `quantize_seconds`: CPU time by GGUF label.
 
     `peak_memory` in bytes. `starved`: by layer, the experts that received few tokens. `resumed_layers` and
-    `resumed_tensors`: steps that an earlier run finished. Outputs that failed a check are named `NAME.failed`.
+    `resumed_tensors`: steps that an earlier run finished. `choice`: the types of a file of a given size. `rounded`: see
+    `Calibration`. Outputs that failed a check are named `NAME.failed`.
     """
 
     plan: ConversionPlan
@@ -43,6 +46,8 @@ class Result:
     unseen_experts: Mapping[str, int]
     resumed_layers: int = 0
     resumed_tensors: int = 0
+    choice: TypeChoice | None = None
+    rounded: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
     @property
     def failed(self) -> tuple[Verified, ...]:
@@ -65,15 +70,25 @@ def run(
     """
     with open_work(plan, force=force) as journal:
         clock = [("", time.monotonic())]
-        calibration, quantize_seconds, resumed, unseen = None, {}, 0, {}
-        if plan.calibration is not None:
-            calibration = calibrate(plan, plan.calibration, journal, progress)
+        calibration, choice, quantize_seconds, resumed, unseen = None, None, {}, 0, {}
+        inputs = plan.calibration
+        if inputs is not None:
+            if plan.gguf is not None and plan.gguf.request.target and plan.gguf.request.solver == "feedback":
+                choice = _choose_first(plan, plan.gguf, inputs, progress)
+                plan = replace(plan, gguf=plan.gguf.with_types(choice.types))
+                clock.append(("choose types", time.monotonic()))
+            calibration = calibrate(plan, inputs, journal, progress)
             clock.append(("calibrate", time.monotonic()))
             if plan.imatrix is not None:
-                unseen = _write_imatrix(plan.imatrix, plan.calibration, calibration)
+                unseen = _write_imatrix(plan.imatrix, inputs, calibration)
             if plan.gguf is not None and plan.gguf.request.calibrate:
-                imatrix = plan.calibration.imatrix(calibration.squares)
-                plan = replace(plan, gguf=plan.gguf.with_imatrix(imatrix))
+                imatrix = inputs.imatrix(calibration.squares)
+                gguf = plan.gguf.with_imatrix(imatrix)
+                if gguf.request.target is not None and choice is None:
+                    choice = choose_target_types(plan, gguf, progress)
+                    gguf = gguf.with_types(choice.types)
+                    clock.append(("choose types", time.monotonic()))
+                plan = replace(plan, gguf=gguf)
         if plan.gguf is not None:
             resumed = forget_lost(plan.gguf, journal)
             quantize_seconds = run_pass(plan.gguf, journal, progress)
@@ -83,7 +98,7 @@ def run(
         seconds = {stage: now - before for (_, before), (stage, now) in pairwise(clock)}
         for path in plan.paths:
             sync(partial_path(path))
-        write_records(plan, outputs, calibration, seconds)
+        write_records(plan, outputs, calibration, seconds, choice)
         journal.start_finishing({name: digest for item in outputs for name, digest in item.sha256.items()})
         for item in outputs:
             for path in final_paths(item.output):
@@ -99,7 +114,16 @@ def run(
         unseen_experts=unseen,
         resumed_layers=calibration.resumed if calibration else 0,
         resumed_tensors=resumed,
+        choice=choice,
+        rounded=calibration.rounded if calibration else {},
     )
+
+
+def _choose_first(plan: ConversionPlan, gguf: GgufPlan, calibration: CalibrationPlan, progress: Progress) -> TypeChoice:
+    """The types of a file of a given size before the calibration, which rounds to them."""
+    if not has_chosen_types(plan):
+        gguf = gguf.with_imatrix(calibration.imatrix(survey(plan, calibration, progress)))
+    return choose_target_types(plan, gguf, progress)
 
 
 def _write_imatrix(output: ImatrixOutput, plan: CalibrationPlan, calibration: Calibration) -> dict[str, int]:

@@ -35,6 +35,7 @@ from quantkit.forward.description import (
     given,
 )
 from quantkit.forward.settings import HEAD_NORMS, local_rope, size_of, slides, window
+from quantkit.tokenizer.roles import RawBpe, SpacePrefix, TokenRoles
 
 # transformers takes this one where config.json has no layer_types.
 _PATTERN = 6
@@ -44,6 +45,12 @@ _ROPE = {
     "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0},
     "full_attention": {"rope_type": "proportional", "partial_rotary_factor": 0.25, "rope_theta": 1e6},
 }
+
+# The marks of thoughts and tool calls.
+_VISIBLE = (
+    *("<|channel>", "<channel|>", "<|tool_call>", "<tool_call|>"),
+    *("<|tool_response>", "<tool_response|>", '<|"|>'),
+)
 
 # transformers' Gemma4TextConfig.
 _DEFAULTS: dict[str, Any] = {
@@ -142,7 +149,7 @@ def _global(config: Config, key: str, own: str, default: int) -> int:
     """A size of global layers: under a key of its own, else in the layers' settings as transformers 5 saves them."""
     by_layer = config.get("per_layer_config")
     settings = by_layer.values() if isinstance(by_layer, Mapping) else ()
-    nested = (each.get(own) for each in settings if isinstance(each, Mapping))
+    nested = (layer.get(own) for layer in settings if isinstance(layer, Mapping))
     return int(given(config, key, default=next((value for value in nested if value), default)))
 
 
@@ -415,5 +422,6 @@ FAMILY = Family(
     ),
     rope_kinds=("proportional",),
     forward={"Gemma4ForCausalLM": FORWARD},
-    traits=Traits(plannable=False),
+    traits=Traits(sliding_every=_PATTERN, scaled_embedding=True, normed_values=True, output_after_norm=True),
+    token_roles=TokenRoles(raw_bpe=RawBpe("gemma4", _VISIBLE), adds={"bos": True}, space_prefix=SpacePrefix.FALSE_LAST),
 )

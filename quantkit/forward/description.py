@@ -18,7 +18,10 @@ def given(config: Config, *keys: str, default: Any = None) -> Any:
 
 
 def head_dim(config: Config) -> int:
-    hidden, heads = given(config, "hidden_size", "n_embd"), given(config, "num_attention_heads", "n_head")
+    hidden, heads = (
+        given(config, "hidden_size", "n_embd", "d_model"),
+        given(config, "num_attention_heads", "n_head", "n_heads"),
+    )
     return int(given(config, "head_dim", default=hidden // heads))
 
 
@@ -34,7 +37,7 @@ def partial_rotary(config: Config) -> int:
 
 
 def key_value_heads(config: Config) -> int:
-    return int(given(config, "num_key_value_heads", "num_attention_heads", "n_head"))
+    return int(given(config, "num_key_value_heads", "num_attention_heads", "n_head", "n_heads"))
 
 
 @dataclass(frozen=True)

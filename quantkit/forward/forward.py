@@ -32,8 +32,8 @@ class Decoder:
         tied = bool(given(config, "tie_word_embeddings", default=self.architecture.tied))
         self.head = self.embedding if tied else self.architecture.head
         self.eps = float(given(config, *_EPS, default=1e-6 if self.architecture.norm.kind == "rms" else 1e-5))
-        self.n_layers = int(given(config, "num_hidden_layers", "n_layer"))
-        self.hidden = int(given(config, "hidden_size", "n_embd"))
+        self.n_layers = int(given(config, "num_hidden_layers", "n_layer", "n_layers"))
+        self.hidden = int(given(config, "hidden_size", "n_embd", "d_model"))
         sources = (self.shared_from(number) for number in range(self.n_layers))
         self.shared_layers = frozenset(source for source in sources if source is not None)
 

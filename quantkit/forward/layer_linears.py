@@ -77,7 +77,7 @@ class _Place:
 
     @property
     def hidden(self) -> int:
-        return int(given(self.config, "hidden_size", "n_embd"))
+        return int(given(self.config, "hidden_size", "n_embd", "d_model"))
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ def _attention(part: Attention, place: _Place) -> _Part:
 
 def _plain(part: Attention, place: _Place) -> _Part:
     config, at = place.config, place.at + part.at
-    heads, kv_heads = int(given(config, "num_attention_heads", "n_head")), part.kv_heads(config)
+    heads, kv_heads = int(given(config, "num_attention_heads", "n_head", "n_heads")), part.kv_heads(config)
     size = head_dim(config)
     shared_by = heads // kv_heads
     readers: tuple[Linear, ...]

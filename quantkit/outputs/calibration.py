@@ -20,12 +20,15 @@ from quantkit.imatrix.names import LinearKey, Squares, as_imatrix, collect_imatr
 from quantkit.machine import resident_memory
 from quantkit.outputs.memory import vocabulary_memory
 from quantkit.outputs.packed_folders import all_layers
+from quantkit.stream.sensitivity import LOGITS_AT_ONCE
 from quantkit.stream.shared import bytes_per_token
+from quantkit.stream.stream import samples_at_once
 from quantkit.texts.samples import Samples, load_samples
 
 # Memory beside the arrays that are counted one by one: python, numpy, inputs that wait for their sums.
 _BASE_MEMORY = 330 << 20
 _WAITING_MEMORY = 192 << 20
+_SMALL_MEMORY = 32 << 20
 
 
 @dataclass(frozen=True)
@@ -77,6 +80,17 @@ class CalibrationPlan:
         chunks, chunk_size = self.samples.tokens.shape
         return as_imatrix(sums, counts, datasets=[self.samples.name], chunks=chunks, chunk_size=chunk_size)
 
+    def sensitivity_memory(self, threads: int) -> int:
+        """Bytes that the choice of types for a given size takes: a layer twice, and logits of one batch per thread."""
+
+        def weights(layer: LayerLinears) -> int:
+            linears = [linear for entry in layer.inputs if entry.expert is None for linear in entry.linears]
+            return sum(linear.n_in * linear.n_out for linear in linears)
+
+        base = max(_BASE_MEMORY, resident_memory() + _WAITING_MEMORY)
+        logits = (1 + 2 * threads) * max(LOGITS_AT_ONCE, int(self.native.config["vocab_size"]))
+        return base + 4 * (2 * max(map(weights, self.layers)) + logits)
+
     def _ones(self) -> Squares:
         inputs = [entry for layer in self.layers for entry in layer.inputs]
         return {(linear.name, linear.index): (np.ones(entry.width), 1) for entry in inputs for linear in entry.linears}
@@ -122,7 +136,12 @@ def plan_calibration(
         )
     layers = all_layers(native)
     vocabulary = vocabulary_memory(native.checkpoint.folder, int(native.config["vocab_size"]), 1)
-    memory = max(_memory(layers, samples.tokens.shape[1], threads, gram=gram), vocabulary.reading, vocabulary.checking)
+    n_samples, seq_len = samples.tokens.shape
+    if gram or any(entry.expert is not None for layer in layers for entry in layer.inputs):
+        stream = _memory(layers, seq_len, threads, gram=gram)
+    else:
+        stream = _dense_memory(layers, n_samples, seq_len, threads)
+    memory = max(stream, vocabulary.reading, vocabulary.checking)
     if max_ram is not None and memory > max_ram:
         raise UsageError(
             f"--max-ram {max_ram / 1e9:.2f} GB is too small; the calibration needs about {memory / 1e9:.2f} GB for the"
@@ -142,6 +161,21 @@ def plan_imatrix(path: Path, calibration: CalibrationPlan) -> ImatrixOutput:
         head += sum(8 + len(name + suffix) + 4 + 2 * 8 + 4 + 8 for suffix in (".in_sum2", ".counts"))
         data += padded(4 * values.size) + padded(4 * count)
     return ImatrixOutput(path, len(imatrix.values), padded(head) + data)
+
+
+def _dense_memory(layers: Sequence[LayerLinears], n_samples: int, seq_len: int, threads: int) -> int:
+    """Bytes for layers without routed experts, where only squares are summed; see `_memory` for the others."""
+
+    def need(layer: LayerLinears) -> int:
+        width = sum(entry.width for entry in layer.inputs)
+        heights = [sum(linear.n_out for linear in entry.linears) for entry in layer.inputs]
+        weights = sum(entry.width * height for entry, height in zip(layer.inputs, heights, strict=True))
+        waiting = min(n_samples, samples_at_once(width, seq_len)) * seq_len * width
+        # of one sample for each thread: the widest input, the outputs of its linears, and a copy of both
+        forward = threads * seq_len * 2 * (max(entry.width for entry in layer.inputs) + max(heights))
+        return 4 * (weights + waiting + forward)
+
+    return resident_memory() + _SMALL_MEMORY + max(need(layer) for layer in layers)
 
 
 def _memory(layers: Sequence[LayerLinears], seq_len: int, threads: int, *, gram: bool) -> int:

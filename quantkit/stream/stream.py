@@ -5,7 +5,7 @@ The watcher then receives the tensors and the statistics, and both are freed. Ro
 time, each over the tokens that the router sends it.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -20,7 +20,7 @@ from quantkit.forward.attention import Context
 from quantkit.forward.feed_forward import expert_count, expert_part, feed_forward, shared
 from quantkit.forward.layer_linears import layer_linears
 from quantkit.forward.linears import LayerLinears
-from quantkit.stream.layer import LayerWeights, keys_of, stored_names
+from quantkit.stream.layer import LayerWeights, keys_of, names_outside_experts, stored_names
 from quantkit.stream.routing import EXPERT_FLOOR, Routes
 from quantkit.stream.shared import SharedStates
 from quantkit.stream.states import States
@@ -107,7 +107,7 @@ class Stream:
         """
         linears = self.linears(number)
         dense = tuple(entry for entry in linears.inputs if entry.expert is None and watcher)
-        tensors = self._load(self._names_outside_experts(number, linears))
+        tensors = self._load(names_outside_experts(self.native, linears))
         weights = self._weights(tensors, keys_of(dense))
         layer = self.decoder.layer(number, weights)
         statistics = {entry.key: Statistics.of(entry.width, gram=self.gram) for entry in dense}
@@ -238,7 +238,9 @@ class Stream:
         together = max(1, _EXPERT_TOKENS * len(self.tokens) // max(1, int((routes.chosen == expert).sum())))
         together = min(together, len(self.tokens))
         width = sum(len(entry.squares) for entry in statistics.values())
-        for batch in _groups(_groups(range(len(self.tokens)), together), max(1, self._at_once(width) // together)):
+        for batch in _groups(
+            _groups(range(len(self.tokens)), together), max(1, samples_at_once(width, self.tokens.shape[1]) // together)
+        ):
             results = self.workers.map(some, batch)
             routed = [inputs for inputs, _ in results]
             self._sum(statistics, routed, [others for _, others in results])
@@ -256,7 +258,7 @@ class Stream:
     def _gather(self, one: Callable[[int], dict[str, Array]], statistics: Mapping[str, Statistics]) -> None:
         """Call `one` for every sample, and sum its taps in the order of samples."""
         width = sum(len(entry.squares) for entry in statistics.values())
-        for batch in _groups(range(len(self.tokens)), self._at_once(width)):
+        for batch in _groups(range(len(self.tokens)), samples_at_once(width, self.tokens.shape[1])):
             self._sum(statistics, self.workers.map(one, batch))
 
     def _sum(
@@ -276,10 +278,6 @@ class Stream:
         for key in wide:
             add(key, self.workers)
 
-    def _at_once(self, width: int) -> int:
-        """Number of samples that may wait for the sums of `width` values a token, for any number of threads."""
-        return max(1, int(_WAITING_BYTES // (4 * max(width, 1) * self.tokens.shape[1])))
-
     def _context(self, number: int, sample: int) -> Context:
         """What layer `number` needs of a sample beside its hidden states."""
         context = self.decoder.context(self.tokens[sample].tolist())
@@ -290,7 +288,7 @@ class Stream:
         x: Array = place(self.states.read(name, sample), self.device)
         return x
 
-    def _load(self, names: set[str]) -> Tensors:
+    def _load(self, names: Iterable[str]) -> Tensors:
         return {name: np.array(self.native.whole(name), np.float32) for name in sorted(names)}
 
     def _weights(self, tensors: Tensors, keys: Mapping[tuple[str, int], str]) -> LayerWeights:
@@ -305,12 +303,6 @@ class Stream:
                 f" {self.sample_name} {sample + 1}; check the checkpoint for damage, or use another text"
             )
 
-    def _names_outside_experts(self, number: int, linears: LayerLinears) -> set[str]:
-        """The layer's tensors that do not belong to a routed expert."""
-        at = self.decoder.at(number)
-        of_experts = stored_names([entry for entry in linears.inputs if entry.expert is not None])
-        return {name for name in self.native.tensors if name.startswith(at)} - of_experts
-
     def close(self) -> None:
         """Stop the threads and close the states' files without deleting them."""
         self.workers.close()
@@ -322,6 +314,11 @@ class Stream:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def samples_at_once(width: int, seq_len: int) -> int:
+    """Number of samples that may wait for the sums of `width` values a token, for any number of threads."""
+    return max(1, int(_WAITING_BYTES // (4 * max(width, 1) * seq_len)))
 
 
 def states_file(number: int) -> str:

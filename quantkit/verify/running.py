@@ -1,18 +1,19 @@
 """GGUF files run by llama.cpp: token ids and logits against the checkpoint's own tokenizer and weights."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from quantkit.errors import MissingExtraError, VerificationError
+from quantkit.errors import MissingExtraError, PassingError, QuantkitError, VerificationError
 from quantkit.files import partial_path
+from quantkit.gguf.keyvalues import KeyValue
 from quantkit.gguf.reader import read_header
 from quantkit.gguf.types import block_size
 from quantkit.outputs.gguf_files import GgufOutput, GgufPlan
 from quantkit.scratch import scratch_folder
-from quantkit.tokenizer import PROBE, differences, special_texts, unlike_texts
+from quantkit.tokenizer import PROBE, differences, known_since, special_texts, unlike_texts
 from quantkit.verify.check import Check, guard
 from quantkit.verify.source_logits import NoSourceLogits, SourceLogits, correlations, not_compared, skipped_logits
 
@@ -46,6 +47,11 @@ def check_tokens(plan: GgufPlan, source: SourceLogits | None = None) -> Check:
                 ids = vocab_token_ids(path, PROBE)
         except MissingExtraError as error:
             return _compare_texts(plan.outputs[0], checkpoint.folder, str(error))
+        except QuantkitError as error:
+            too_old = newer_pretokenizer(plan.model.keys)
+            if too_old is None or isinstance(error, PassingError):
+                raise
+            return _compare_texts(plan.outputs[0], checkpoint.folder, too_old)
         expected = (source or SourceLogits(checkpoint)).probe_ids()
         different = differences(checkpoint.folder, plan.model.keys, PROBE, ids, expected)
         for item in different:
@@ -61,6 +67,13 @@ def check_tokens(plan: GgufPlan, source: SourceLogits | None = None) -> Check:
         return equal + (f"; llama.cpp cannot tokenize the others: {'; '.join(reasons)}" if reasons else "")
 
     return guard("tokens", compare)
+
+
+def newer_pretokenizer(keys: Sequence[KeyValue]) -> str | None:
+    """Why an older llama.cpp does not load a vocabulary, or None if its pre-tokenizer is not a new one."""
+    name = next((str(key.value) for key in keys if key.key == "tokenizer.ggml.pre"), "")
+    since = known_since(name)
+    return since and f"the installed llama.cpp does not load it; {since} and later know the pre-tokenizer {name}"
 
 
 def _compare_texts(output: GgufOutput, folder: Path, why: str) -> str:
@@ -101,7 +114,13 @@ def check_logits(
 
         tokens, expected = source.get()
         with loadable(output) as path:
-            values = logits(path, tokens)
+            try:
+                values = logits(path, tokens)
+            except QuantkitError as error:
+                too_old = newer_pretokenizer(plan.model.keys)
+                if too_old is None or isinstance(error, MissingExtraError | PassingError):
+                    raise
+                raise NoSourceLogits(too_old) from error
         if not np.isfinite(values).all():
             raise VerificationError(f"{output.label} gives logits that are not finite")
         by_position, bits = correlations(values, expected), _narrowest(output)

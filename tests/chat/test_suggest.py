@@ -14,8 +14,8 @@ def vocabulary(*marks: tuple[int, str]) -> list[str]:
 
 
 def name(tokens: list[str], generation_config: dict[str, object], checkpoint: str = "model") -> str | None:
-    found = suggest(tokens, generation_config, checkpoint)
-    return found and found.template.name
+    suggestion = suggest(tokens, generation_config, checkpoint)
+    return suggestion and suggestion.template.name
 
 
 def test_huozi_is_known_by_its_vocabulary() -> None:
@@ -63,7 +63,7 @@ def test_every_built_in_says_where_its_format_is_published() -> None:
 
 
 def test_formats_are_recognised_by_their_marks() -> None:
-    assert [template_name(each.text) for each in BUILT_IN.values()] == list(BUILT_IN)
+    assert [template_name(template.text) for template in BUILT_IN.values()] == list(BUILT_IN)
     found = {title: template_name(text) for title, text, _ in [*grid_templates(), *smollm2_template()]}
     assert found["SmolLM2"] == found["qwen"] == found["yi"] == found["internlm"] == found["dbrx"] == "chatml"
     assert (found["llama"], found["gemma"], found["phi"]) == ("llama-3", "gemma", "phi-4")

@@ -85,7 +85,8 @@ def read_gguf(path: Path) -> tuple[dict[str, Any], dict[str, list[Any]]]:
     }
     keys["general.architecture"] = reader.fields["general.architecture"].contents()
     tensors = {
-        each.name: [each.tensor_type.name, _shape(each.shape), tensor_hash(each.data)] for each in reader.tensors
+        tensor.name: [tensor.tensor_type.name, _shape(tensor.shape), tensor_hash(tensor.data)]
+        for tensor in reader.tensors
     }
     return keys, tensors
 

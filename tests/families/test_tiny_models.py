@@ -27,7 +27,7 @@ def test_logits_are_transformers_and_tensors_the_converters(name: str, tmp_path:
     if case.converter:
         keys, tensors = read_gguf(found)
         assert known.tensors is not None and known.keys is not None
-        assert {each: tensors.get(each) for each in known.tensors} == known.tensors
+        assert {tensor: tensors.get(tensor) for tensor in known.tensors} == known.tensors
         assert set(tensors) == set(known.tensors)
         assert keys == known.keys
         if known.header is not None:

@@ -46,7 +46,7 @@ def everyone_everywhere(config: dict[str, Any]) -> dict[str, Any]:
 
 def layers_of(tensors: dict[str, np.ndarray], config: dict[str, Any]) -> list[LayerLinears]:
     architecture = find_architecture(config)
-    n_layers = int(given(config, "num_hidden_layers", "n_layer"))
+    n_layers = int(given(config, "num_hidden_layers", "n_layer", "n_layers"))
     return [layer_linears(architecture, config, number, set(tensors)) for number in range(n_layers)]
 
 
@@ -75,9 +75,9 @@ def traced(tensors: dict[str, np.ndarray], config: dict[str, Any], monkeypatch: 
 
 def described(layers: list[LayerLinears]) -> Seen:
     return [
-        (each.width, {(one.name, one.form, one.index or 0, one.n_out) for one in each.linears})
+        (group.width, {(one.name, one.form, one.index or 0, one.n_out) for one in group.linears})
         for layer in layers
-        for each in layer.inputs
+        for group in layer.inputs
     ]
 
 
@@ -219,8 +219,8 @@ def test_scales_fold_into_norms_and_into_rows_that_stay_linear_until_the_next_in
 def test_routers_and_gates_of_shared_experts_are_kept_and_nothing_else_is() -> None:
     for name in MODELS:
         for layer in layers_of(*model(name)):
-            for each in layer.inputs:
-                for one in each.linears:
+            for group in layer.inputs:
+                for one in group.linears:
                     last = one.name.split(".", 3)[-1]
                     kept = last in {
                         "mlp.gate",
@@ -244,8 +244,8 @@ def test_routers_and_gates_of_shared_experts_are_kept_and_nothing_else_is() -> N
 
 def test_inputs_of_an_expert_name_it_and_keys_are_unique() -> None:
     layer = layers_of(*model("qwen2moe"))[0]
-    assert len({each.key for each in layer.inputs}) == len(layer.inputs)
-    assert {each.key: each.expert for each in layer.inputs if each.expert is not None} == {
+    assert len({group.key for group in layer.inputs}) == len(layer.inputs)
+    assert {group.key: group.expert for group in layer.inputs if group.expert is not None} == {
         f"expert.{expert}{end}": expert for expert in range(6) for end in ("", ".down")
     }
     assert layer.find("expert.3.down").linears[0].name == "model.layers.0.mlp.experts.3.down_proj"

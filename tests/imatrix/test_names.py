@@ -38,10 +38,10 @@ class Keep:
         self.squares: Squares = {}
 
     def dense(self, layer: LayerLinears, tensors: Tensors, statistics: Mapping[str, Statistics]) -> Tensors:
-        for each in layer.inputs:
-            if each.key in statistics:
-                found = statistics[each.key].squares, statistics[each.key].tokens
-                self.squares |= {(linear.name, linear.index): found for linear in each.linears}
+        for group in layer.inputs:
+            if group.key in statistics:
+                found = statistics[group.key].squares, statistics[group.key].tokens
+                self.squares |= {(linear.name, linear.index): found for linear in group.linears}
         return tensors
 
     def expert(
@@ -69,7 +69,7 @@ def test_entries_and_their_sizes_are_those_of_llama_imatrix(name: str, tmp_path:
             layer_linears(native.architecture, native.config, number, native.tensors)
             for number in range(native.decoder.n_layers)
         ]
-        linears = [linear for layer in layers for each in layer.inputs for linear in each.linears]
+        linears = [linear for layer in layers for group in layer.inputs for linear in group.linears]
         squares = {(linear.name, linear.index): (np.ones(linear.n_in), 1) for linear in linears}
         sums, _ = collect_imatrix(squares, imatrix_sources(native))
     assert shape_of({tensor: values.size for tensor, values in sums.items()}) == expected

@@ -96,13 +96,13 @@ def test_each_window_is_what_the_plain_forward_gives(variant: str, tmp_path: Pat
     tensors, config = load(folder)
     tokens = windows(int(config["vocab_size"]))
     with open_folder(folder, threads=2) as engine:
-        found = all_logits(engine, tokens, tmp_path / "work")
+        result = all_logits(engine, tokens, tmp_path / "work")
         again = engine.logits(1)
     reference = plain(tensors, config, tokens)
-    assert found.dtype == np.float32
-    assert found.shape == (5, 15, config["vocab_size"])
-    np.testing.assert_allclose(found, reference, rtol=0, atol=2e-5 * np.abs(reference).max())
-    assert (again == found[1]).all()
+    assert result.dtype == np.float32
+    assert result.shape == (5, 15, config["vocab_size"])
+    np.testing.assert_allclose(result, reference, rtol=0, atol=2e-5 * np.abs(reference).max())
+    assert (again == result[1]).all()
 
 
 @pytest.mark.parametrize("variant", ["llama3", "mixtral"])
@@ -122,12 +122,12 @@ def test_a_folder_that_the_command_made_is_run_on_its_dequantized_weights(
     with open_folder(source, threads=1) as engine:
         n_parameters, unquantized = engine.n_parameters, all_logits(engine, tokens, tmp_path / "source")
     with open_folder(folder, threads=2) as engine:
-        found = all_logits(engine, tokens, tmp_path / "work")
+        result = all_logits(engine, tokens, tmp_path / "work")
         assert (engine.kind, engine.n_parameters) == (method, n_parameters)
         assert engine.n_bytes == sum(path.stat().st_size for path in folder.glob("*.safetensors"))
     reference = plain(weights, config, tokens)
-    np.testing.assert_allclose(found, reference, rtol=0, atol=2e-5 * np.abs(reference).max())
-    assert np.abs(found - unquantized).max() > 1e-2 * np.abs(reference).max()
+    np.testing.assert_allclose(result, reference, rtol=0, atol=2e-5 * np.abs(reference).max())
+    assert np.abs(result - unquantized).max() > 1e-2 * np.abs(reference).max()
 
 
 @pytest.mark.parametrize("name", ["gpt2", "qwen2moe-fused-no-biases"])
@@ -138,8 +138,8 @@ def test_turned_and_mixed_folders_are_read_as_a_runtime_does(name: str, tmp_path
     with open_quantized(folder) as opened:
         reference = plain({each: opened.whole(each) for each in opened.names}, opened.config, tokens)
     with open_folder(folder, threads=2) as engine:
-        found = all_logits(engine, tokens, tmp_path / "work")
-    np.testing.assert_allclose(found, reference, rtol=0, atol=2e-5 * np.abs(reference).max())
+        result = all_logits(engine, tokens, tmp_path / "work")
+    np.testing.assert_allclose(result, reference, rtol=0, atol=2e-5 * np.abs(reference).max())
 
 
 @pytest.mark.parametrize("method", ["hf", "awq"])
@@ -241,13 +241,13 @@ def test_experts_that_no_token_was_sent_to_are_not_read(tmp_path: Path, monkeypa
         engine.prepare(np.full((1, 16), 7, np.int32), tmp_path / "work", quiet)
         tensors, config = load(folder)
         wanted, count = int(config["num_experts_per_tok"]), int(config["num_local_experts"])
-    experts = {each.split(".experts.")[1].split(".")[0] for each in reads if ".experts." in each}
+    experts = {name.split(".experts.")[1].split(".")[0] for name in reads if ".experts." in name}
     assert wanted < count
     assert len(experts) == wanted
     with open_folder(folder) as engine:
-        found = all_logits(engine, np.full((1, 16), 7, np.int32), tmp_path / "work")
+        result = all_logits(engine, np.full((1, 16), 7, np.int32), tmp_path / "work")
     reference = plain(tensors, config, np.full((1, 16), 7, np.int32))
-    np.testing.assert_allclose(found, reference, rtol=0, atol=2e-5 * np.abs(reference).max())
+    np.testing.assert_allclose(result, reference, rtol=0, atol=2e-5 * np.abs(reference).max())
 
 
 def test_only_the_scored_states_are_left_and_less_disk_is_taken_than_said(tmp_path: Path) -> None:

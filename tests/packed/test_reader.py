@@ -100,8 +100,8 @@ def test_the_forward_runs_on_a_folder_as_on_the_rounded_weights(model: str, meth
         linears = {
             f"{linear.name}.weight": linear
             for layer in all_layers(native)
-            for each in layer.inputs
-            for linear in each.linears
+            for group in layer.inputs
+            for linear in group.linears
             if not linear.kept
         }
 

@@ -142,6 +142,8 @@ class Family:
             entry, even None, marks a class that always has a head_dim.
         observe: completes a config by settings that only the names of the checkpoint's tensors show; applied before
             `prepare` wherever the tensors are known.
+        recognises: whether a config that names no architecture is of this family, where several families share its
+            model_type.
         prepare: turns a completed config into the standard names (hidden_size, num_attention_heads,
             intermediate_size...); refuses what a GGUF cannot express.
         rename: (regular expression, replacement) pairs for source names, applied before the rules: prefixes that depend
@@ -172,6 +174,7 @@ class Family:
     computed: tuple[Computed, ...] = ()
     defaults: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     observe: Callable[[dict[str, Any], Collection[str]], dict[str, Any]] | None = None
+    recognises: Callable[[Mapping[str, Any]], bool] | None = None
     prepare: Callable[[dict[str, Any]], dict[str, Any]] | None = None
     rename: tuple[tuple[str, str], ...] = ()
     dropped: tuple[Dropped, ...] = ()

@@ -9,7 +9,7 @@ class Traits:
     """How llama.cpp's graph of one GGUF architecture differs from Llama's (llama.cpp, src/models).
 
     Attributes:
-        plannable: the cache is a key-value cache; False for recurrent models, encoders and indexed attention.
+        plannable: quantkit knows the graph; False for most recurrent models, encoders and indexed attention.
         sliding_every: layers with a sliding window have a smaller cache; one layer in this many has no window.
         default_window: tokens of the window where the file has no key for it.
         layer_norm: norms are LayerNorms, which llama.cpp never computes in place; elsewhere RMS norms.
@@ -33,6 +33,9 @@ class Traits:
         softmax_of_chosen: the router's softmax is over the chosen experts only.
         weighted_input: the router's weights scale the input of the experts instead of their output.
         late_queries: queries of layers without a window are scaled by their position.
+        normed_values: values pass an RMS norm without a weight.
+        residual_first: the hidden states are the first operand of a sum with a layer's part, not the second.
+        last_norm: the tensor that norms the last layer's output.
     """
 
     plannable: bool = True
@@ -58,6 +61,9 @@ class Traits:
     softmax_of_chosen: bool = False
     weighted_input: bool = False
     late_queries: bool = False
+    normed_values: bool = False
+    residual_first: bool = False
+    last_norm: Literal["output_norm", "token_embd_norm"] = "output_norm"
 
     def has_rope(self, n_layer: int) -> bool:
         """Whether a model of `n_layer` layers has rotary positions."""
