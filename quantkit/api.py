@@ -9,14 +9,14 @@ from pathlib import Path
 from quantkit.checkpoint import Checkpoint
 from quantkit.conversion.run import Result, run
 from quantkit.errors import MissingExtraError
-from quantkit.families import open_model
 from quantkit.inspection import Description, inspect_source
 from quantkit.measurement.costs import Costs
 from quantkit.measurement.measure import WORK, Measurement
 from quantkit.measurement.measure import measure as measure_models
 from quantkit.measurement.run import Limits, MeasureOptions
 from quantkit.outputs.calibration import CalibrationRequest
-from quantkit.outputs.model import Model, model_from_gguf
+from quantkit.outputs.model import Model
+from quantkit.outputs.opening import open_convertible
 from quantkit.outputs.plan import ConversionRequest, plan_conversion
 from quantkit.outputs.request import ConvertOptions, conversion_request
 from quantkit.planning.plan import PlanOptions
@@ -52,20 +52,15 @@ __all__ = [
 def open_source(source: str | Path, *, offline: bool = False, headers_only: bool = False) -> Checkpoint | Model:
     """Open a checkpoint (folder or hub id `ORG/NAME[@REVISION]`) or a GGUF file; the caller closes it.
 
+    A checkpoint without a family is read by llama.cpp's converter, if QUANTKIT_LLAMA_CPP names one.
+
     Headers, index and config are checked before this returns; no weights are in memory. `offline`: only what the hub's
     cache holds. `headers_only`: of a model on the hub only the headers of its weights are downloaded.
 
     Raises:
         CheckpointError, HubError, UnsupportedError: the source is not found, damaged, or of an unknown family.
     """
-    if is_gguf(source):
-        return model_from_gguf(Path(source))
-    return open_model(str(source), offline=offline, headers_only=headers_only)
-
-
-def is_gguf(source: str | Path) -> bool:
-    """Whether `source` names a GGUF file, not a checkpoint."""
-    return str(source).endswith(".gguf") and not Path(source).is_dir()
+    return open_convertible(str(source), offline=offline, headers_only=headers_only)
 
 
 def convert(
@@ -92,7 +87,7 @@ def convert(
     """
     options = options or ConvertOptions()
     with closing(open_source(source, offline=options.calibration.offline)) as opened:
-        request = conversion_request(types, Path(output), options, is_gguf=is_gguf(source))
+        request = conversion_request(types, Path(output), options, is_gguf=isinstance(opened, Model))
         return run(plan_conversion(opened, request), force=options.force, logits=options.logits, progress=progress)
 
 

@@ -31,6 +31,10 @@ class UnsupportedError(QuantkitError):
     """A valid input that quantkit does not support (architecture, tokenizer, dtype, type)."""
 
 
+class UnknownArchitectureError(UnsupportedError):
+    """No family has the architecture of config.json."""
+
+
 class TokenizerError(QuantkitError):
     """The tokenizer files are missing, malformed or do not match the embedding."""
 

@@ -140,6 +140,8 @@ ENVIRONMENT = {
     "HF_HUB_OFFLINE": "1: only what the cache holds",
     "OLLAMA_HOST": "the Ollama server of `quantkit ollama --create`",
     "QUANTKIT_C_KERNELS": "0: ggml's kernels only",
+    "QUANTKIT_LLAMA_CPP": "a checkout of llama.cpp, or the folder of its converter, for models without a family",
+    "QUANTKIT_LLAMA_CPP_PYTHON": "the Python with torch that runs that converter",
     "QUANTKIT_FAMILIES": "folders of further family files, separated as in PATH",
     "CC": "the C compiler of quantkit's kernels",
     "XDG_CACHE_HOME": "where the compiled kernels are kept",

@@ -48,6 +48,7 @@ ORIGIN = {
     "revision": "string?",
     "header_sha256": Map("string"),
     "chat_template?": "string",
+    "converter?": "string",
 }
 TEXT = {"text": "string", "sha256": "string", "samples": "integer", "tokens_per_sample": "integer"}
 

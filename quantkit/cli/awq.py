@@ -2,6 +2,7 @@
 
 from quantkit.cli.conversion import Conversion
 from quantkit.cli.conversion_options import (
+    AwqOptions,
     CalibrationOptions,
     CheckpointArg,
     OutputOptions,
@@ -19,6 +20,7 @@ def awq(
     source: CheckpointArg,
     output: OutputOptions,
     packed: PackedOptions,
+    options: AwqOptions,
     calibration: CalibrationOptions,
     work: RunOptions,
 ) -> None:
@@ -30,4 +32,5 @@ def awq(
 
     Example: quantkit awq ORG/NAME --group-size 64 -o out
     """
-    convert_source(out, "awq", source, Conversion(("awq",), output, packed=packed, calibration=calibration), work)
+    conversion = Conversion(("awq",), output, packed=packed, awq=options, calibration=calibration)
+    convert_source(out, "awq", source, conversion, work)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from quantkit.cli.conversion_options import (
     IMATRIX,
     PRESET,
+    AwqOptions,
     CalibrationOptions,
     GgufOptions,
     GptqOptions,
@@ -31,6 +32,7 @@ class Conversion:
     output: OutputOptions = field(default_factory=OutputOptions)
     gguf: GgufOptions = field(default_factory=GgufOptions)
     packed: PackedOptions = field(default_factory=PackedOptions)
+    awq: AwqOptions = field(default_factory=AwqOptions)
     gptq: GptqOptions = field(default_factory=GptqOptions)
     calibration: CalibrationOptions = field(default_factory=CalibrationOptions)
     calibrates: bool = False
@@ -64,6 +66,7 @@ def _types(conversion: Conversion) -> list[str]:
     for group, applies, needed in (
         (conversion.gguf, files or target_of(conversion.gguf), "a GGUF type"),
         (conversion.packed, methods, "-t awq or -t gptq"),
+        (conversion.awq, "awq" in methods, "-t awq"),
         (conversion.gptq, "gptq" in methods, "-t gptq"),
     ):
         if not applies:
@@ -142,6 +145,7 @@ def _options(conversion: Conversion, work: RunOptions, *, calibrate: bool) -> "C
         dtype=packed.dtype,
         max_shard=parse_size(packed.max_shard_size, "--max-shard-size"),
         symmetric=gptq.symmetric,
+        rounding=conversion.awq.rounding,
         damp=gptq.damp,
         act_order=gptq.act_order,
         static_groups=gptq.static_groups,

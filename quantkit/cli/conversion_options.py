@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import wraps
 from inspect import Parameter, signature
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, get_type_hints
 
 import typer
 
@@ -17,6 +17,9 @@ from quantkit.chat import BUILT_IN
 from quantkit.cli.options import DRY_RUN, FORCE, OFFLINE, output_option
 from quantkit.errors import UsageError
 from quantkit.gguf.file_types import FILE_TYPES
+
+if TYPE_CHECKING:
+    from quantkit.llamacpp.converter import ConverterOptions
 
 IMATRIX, PRESET = "imatrix", "phone"
 _OTHERS = {
@@ -132,6 +135,24 @@ class GgufOptions:
         autocompletion=_complete_template,
         show_default="the checkpoint's",
     )
+    converter: Path | None = _option(
+        None,
+        "llama.cpp's checkout or converter folder, for a model without a family.",
+        metavar="DIR",
+        show_default="$QUANTKIT_LLAMA_CPP",
+    )
+    converter_python: Path | None = _option(
+        None,
+        "Python with torch that runs the converter.",
+        metavar="PYTHON",
+        show_default="$QUANTKIT_LLAMA_CPP_PYTHON, or a venv beside the converter",
+    )
+
+    @property
+    def converter_options(self) -> "ConverterOptions":
+        from quantkit.llamacpp.converter import ConverterOptions
+
+        return ConverterOptions(self.converter, self.converter_python, self.pre)
 
 
 @dataclass(frozen=True)
@@ -144,6 +165,16 @@ class PackedOptions:
     skip: list[str] | None = _option(None, "Linears not to quantize (down_proj, *.0.*); repeat.", metavar="PATTERN")
     dtype: Literal["float16", "bfloat16"] = _option("float16", "Type of unquantized tensors.")
     max_shard_size: str = _option("5G", "Largest size of a weight file.", metavar="SIZE")
+
+
+@dataclass(frozen=True)
+class AwqOptions:
+    """Options of AWQ alone."""
+
+    heading: ClassVar[str] = "AWQ"
+    rounding: Literal["feedback", "nearest"] = _option(
+        "feedback", "Rounding: feed errors to later columns, as GPTQ does, or to nearest, as in the paper."
+    )
 
 
 @dataclass(frozen=True)
@@ -160,12 +191,13 @@ class GptqOptions:
         "Groups of adjacent columns despite --act-order, which kernels read fastest.",
         "--static-groups/--no-static-groups",
     )
-    damp: float = _option(
-        0.01,
+    damp: float | None = _option(
+        None,
         "Damping: this fraction of the Hessian's mean diagonal is added to its diagonal.",
         metavar="FRACTION",
         min=0.0,
         max=1.0,
+        show_default="inputs / (2 tokens), at least 0.05",
     )
     propagate: Literal["float", "quantized"] = _option(
         "float", "Layers whose activations calibrate the next layer: the source's or the quantized ones."

@@ -1,13 +1,13 @@
 """`quantkit convert`: a source to every type in one pass; gguf, awq, gptq and imatrix are its presets."""
 
 from contextlib import closing
-from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from quantkit.cli.conversion import Conversion, convert_options, target_of
 from quantkit.cli.conversion_options import (
+    AwqOptions,
     CalibrationOptions,
     GgufOptions,
     GptqOptions,
@@ -20,6 +20,9 @@ from quantkit.cli.conversion_options import (
 from quantkit.cli.options import SourceArg
 from quantkit.cli.output import Out
 from quantkit.errors import UsageError
+
+if TYPE_CHECKING:
+    from quantkit.checkpoint import Checkpoint
 
 
 @grouped
@@ -41,6 +44,7 @@ def convert(
     output: OutputOptions,
     gguf: GgufOptions,
     packed: PackedOptions,
+    awq: AwqOptions,
     gptq: GptqOptions,
     calibration: CalibrationOptions,
     work: RunOptions,
@@ -55,7 +59,7 @@ def convert(
     """
     if not (types or gguf.preset or target_of(gguf)):
         raise UsageError("no type is given; name one with -t (-t q4_k_m), or a size with --target-size")
-    conversion = Conversion(tuple(types or ()), output, gguf, packed, gptq, calibration, calibrates=True)
+    conversion = Conversion(tuple(types or ()), output, gguf, packed, awq, gptq, calibration, calibrates=True)
     convert_source(out, "convert", source, conversion, work)
 
 
@@ -64,18 +68,27 @@ def convert_source(out: Out, command: str, source: str, conversion: Conversion, 
     from quantkit.cli import report
     from quantkit.cli.sources import fetch, is_gguf
     from quantkit.conversion.run import run
-    from quantkit.outputs.model import model_from_gguf
+    from quantkit.outputs.model import Model
+    from quantkit.outputs.opening import open_convertible
     from quantkit.outputs.plan import plan_conversion
     from quantkit.outputs.request import conversion_request
 
     types, options = convert_options(conversion, work, is_gguf=is_gguf(source))
     request = conversion_request(types, conversion.output.output, options, is_gguf=is_gguf(source))
-    opened = (
-        model_from_gguf(Path(source))
-        if is_gguf(source) and request.gguf is not None
-        else fetch(source, out, offline=work.offline, headers_only=work.dry_run)
-    )
+    if request.gguf is None:
+        opened: Checkpoint | Model = fetch(source, out, offline=work.offline, headers_only=work.dry_run)
+    else:
+        converter = conversion.gguf.converter_options
+        mtp, offline, headers_only = conversion.gguf.mtp, work.offline, work.dry_run
+        with out.progress() as progress:
+            opened = open_convertible(
+                source, converter, mtp=mtp, offline=offline, headers_only=headers_only, progress=progress
+            )
     with closing(opened):
+        if isinstance(opened, Model) and not is_gguf(source):
+            # no importance matrix is computed for it
+            types, options = convert_options(conversion, work, is_gguf=True)
+            request = conversion_request(types, conversion.output.output, options, is_gguf=True)
         plan = plan_conversion(opened, request)
         report.announce(plan, out, logits=options.logits)
         if work.dry_run:

@@ -15,7 +15,7 @@ from threadpoolctl import threadpool_limits
 
 from quantkit.conversion.gguf_layers import FeedbackRounder
 from quantkit.conversion.gguf_pass import has_all_files
-from quantkit.conversion.packed_layers import QUANTIZERS, LayerQuantizer, LayerSums
+from quantkit.conversion.packed_layers import LayerQuantizer, LayerSums, quantizer_of
 from quantkit.errors import OutputError, PassingError
 from quantkit.files import partial_path
 from quantkit.forward.linears import LayerLinears
@@ -68,7 +68,7 @@ def calibrate(plan: ConversionPlan, calibration: CalibrationPlan, journal: Journ
         for folder in plan.folders:
             writer = FolderWriter(partial_path(folder.folder), folder.shards, keep=journal.resumed)
             stack.enter_context(writer)
-            method = QUANTIZERS[folder.request.method]
+            method = quantizer_of(folder.request)
             quantizers.append(method(folder, writer, native.whole, workers, calibration.propagate))
         if not all(quantizer.writer.resumed for quantizer in quantizers):
             _forget_layers(plan, journal)

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from gguf import GGMLQuantizationType
@@ -123,7 +124,9 @@ def _drain(
             if len(pending) >= 2 * plan.threads:
                 done, pending = wait(pending, return_when=FIRST_COMPLETED)
                 collect(done)
-            pending.add(pool.submit(_convert, plan, chunk, targets, progress))
+            # a source that is read fastest in order is read here, one chunk after the other
+            rows = plan.model.read_rows(chunk.tensor.name, chunk.start, chunk.stop) if plan.model.in_order else None
+            pending.add(pool.submit(_convert, plan, chunk, targets, progress, rows))
         collect(pending)
     except BaseException:
         for future in pending:
@@ -168,10 +171,16 @@ def _chunks(tensor: ModelTensor, elements: int, record: Callable[[str], None]) -
     return (Chunk(tensor, start, stop, countdown) for start, stop in ranges)
 
 
-def _convert(plan: GgufPlan, chunk: Chunk, targets: list[Target], progress: Progress) -> dict[str, float]:
-    """Read one chunk, quantize and write it for every output. Returns the CPU seconds of quantization by label."""
+def _convert(
+    plan: GgufPlan, chunk: Chunk, targets: list[Target], progress: Progress, rows: NDArray[Any] | None
+) -> dict[str, float]:
+    """Read one chunk (unless `rows` are given), quantize and write it for every output.
+
+    Returns the CPU seconds of quantization by label.
+    """
     tensor = chunk.tensor
-    rows = plan.model.read_rows(tensor.name, chunk.start, chunk.stop)
+    if rows is None:
+        rows = plan.model.read_rows(tensor.name, chunk.start, chunk.stop)
     floats = widen(rows, tensor)
     check_finite(floats, tensor, chunk.start)
     weights = plan.weights.get(tensor.name)

@@ -138,7 +138,13 @@ _ENTRY = _object(
         "tool": _object({"name": _TEXT, "version": _TEXT, "kernels": _TEXT, "c_kernels": _list_of(_TEXT)}),
         "written": _TEXT,
         "origin": _object(
-            {"source": _TEXT, "revision": _or_null(_TEXT), "header_sha256": _map_of(_TEXT), "chat_template": _TEXT}
+            {
+                "source": _TEXT,
+                "revision": _or_null(_TEXT),
+                "header_sha256": _map_of(_TEXT),
+                "chat_template": _TEXT,
+                "converter": _TEXT,
+            }
         ),
         "type": _TEXT,
         "files": _map_of(_object({"bytes": _COUNT, "sha256": _or_null(_TEXT)})),

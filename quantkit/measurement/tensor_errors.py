@@ -21,7 +21,8 @@ from quantkit.errors import MeasureError
 from quantkit.families import find_family, map_tensors, read_mapped
 from quantkit.families.base.mapping import MappedTensor
 from quantkit.measurement.folder_sources import Dequantized, open_source
-from quantkit.outputs.model import ModelTensor, model_from_gguf, widen
+from quantkit.outputs.gguf_source import model_from_gguf
+from quantkit.outputs.model import ModelTensor, widen
 
 _SLICE = 1 << 20
 _HUGE = 1 << 25

@@ -120,7 +120,7 @@ class GgufPlan:
     def llama_memory(self) -> int:
         """Bytes of memory of the processes in which llama.cpp computes the outputs' logits."""
         sizes = [output.size for output in self.outputs]
-        return llama_memory(sizes, self.checked_at_once) if self.model.checkpoint is not None else 0
+        return llama_memory(sizes, self.checked_at_once) if self.model.folder is not None else 0
 
     def bits_per_weight(self, output: GgufOutput) -> float:
         return 8 * sum(slot.nbytes for file in output.files for slot in file.slots) / self.n_elements
@@ -309,15 +309,16 @@ def _fit_memory(model: Model, request: GgufRequest, sizes: Sequence[int]) -> tup
     threads = request.threads or cores()
     largest_step = max(tensor.row_step * tensor.n_columns for tensor in model.tensors)
     base = resident_memory() + (48 << 20)
-    folder = model.checkpoint.folder if model.checkpoint is not None else None
     n_vocab = next((tensor.n_rows for tensor in model.tensors if tensor.name == "token_embd.weight"), 0)
 
     def peak(threads: int, chunk: int) -> int:
         # source rows, their reordered copy, float32, the finite mask, and one quantized block at a time
         one_pass = base + threads * max(chunk, largest_step) * (4 + 4 + 4 + 1 + 4)
+        if model.in_order:
+            one_pass += 2 * threads * max(chunk, largest_step) * 4  # rows that wait for a thread
         at_once = min(checked_at_once(sum(sizes), threads, request.max_ram), len(sizes))
-        vocabulary = vocabulary_memory(folder, n_vocab, at_once)
-        return max(one_pass, vocabulary.reading, vocabulary.checking)
+        vocabulary = vocabulary_memory(model.folder, n_vocab, at_once)
+        return model.reader_memory + max(one_pass, vocabulary.reading, vocabulary.checking)
 
     chunk = CHUNK_ELEMENTS
     if request.max_ram is not None:

@@ -1,13 +1,10 @@
 """A source as an unquantized GGUF that exists only as a description.
 
-A checkpoint or a GGUF file becomes a `Model`: the keys of its unquantized GGUF, its tensors with their types there, in
+A checkpoint becomes a `Model`: the keys of its unquantized GGUF, its tensors with their types there, in
 llama.cpp's order, and a function that reads rows. It is never written.
 """
 
-import hashlib
-import os
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -18,17 +15,15 @@ from gguf import GGMLQuantizationType
 from numpy.typing import NDArray
 
 from quantkit.checkpoint import Checkpoint
-from quantkit.errors import CheckpointError, ReadError, TokenizerError, UnsupportedError, UsageError
+from quantkit.errors import TokenizerError, UnsupportedError, UsageError
 from quantkit.families import MappedTensor, cautions, find_family, left_out, map_tensors, read_mapped
 from quantkit.gguf.kernels import dequantize_rows
 from quantkit.gguf.keyvalues import KeyValue
-from quantkit.gguf.metadata import QUANTIZATION_KEYS, SPLIT_KEYS, general_keys, plain_key
+from quantkit.gguf.metadata import general_keys, plain_key
 from quantkit.gguf.mix import MixModel, sort_key
-from quantkit.gguf.reader import GgufHeader, read_header, shard_paths
-from quantkit.gguf.types import TENSOR_TYPES
 from quantkit.tokenizer import Vocabulary, load_vocabulary
 
-_TYPES: dict[Any, GGMLQuantizationType] = {
+FLOAT_TYPES: dict[Any, GGMLQuantizationType] = {
     np.dtype(np.float32): GGMLQuantizationType.F32,
     np.dtype(np.float16): GGMLQuantizationType.F16,
     np.dtype(ml_dtypes.bfloat16): GGMLQuantizationType.BF16,
@@ -44,7 +39,6 @@ _F32_NAMES = (
 _ENDS = ("token_embd.weight", "output_norm.weight", "output.weight")
 Mtp = Literal["keep", "only", "drop"]
 """What happens to layers that predict a later token: kept, written without the model's own layers, or left out."""
-READABLE = frozenset(TENSOR_TYPES.values())
 
 
 @dataclass(frozen=True)
@@ -81,7 +75,9 @@ class Model:
 
     `read_rows(name, start, stop)` returns (stop - start, n_columns) in the tensor's own type, or uint8 rows of blocks
     for a quantized source. `origin` goes into the records of outputs; `weight_files` contain the weights. `draft_only`:
-    it has the layers that predict a later token and none of the model's own.
+    it has the layers that predict a later token and none of the model's own. `folder` has the checkpoint's tokenizer
+    files, None for a GGUF. `in_order`: rows are read fastest tensor by tensor. `reader_memory`: bytes of another
+    process that reads them.
     """
 
     name: str
@@ -96,6 +92,9 @@ class Model:
     weight_files: tuple[Path, ...] = ()
     close: Callable[[], None] = field(default=lambda: None)
     draft_only: bool = False
+    folder: Path | None = None
+    in_order: bool = False
+    reader_memory: int = 0
 
 
 def model_from_checkpoint(
@@ -158,7 +157,7 @@ def model_from_checkpoint(
         name=name or checkpoint.name,
         keys=(*keys, *vocabulary.keys),
         tensors=tuple(tensors),
-        sizes=_mix_model(arch, {key.name: key.value for key in arch_keys}),
+        sizes=mix_model(arch, {key.name: key.value for key in arch_keys}),
         read_rows=read_rows,
         origin=origin_of(checkpoint),
         family=family.name,
@@ -167,6 +166,7 @@ def model_from_checkpoint(
         weight_files=weight_files_of(checkpoint),
         close=checkpoint.close,
         draft_only=mtp == "only",
+        folder=checkpoint.folder,
     )
 
 
@@ -201,12 +201,12 @@ def _describe(tensor: MappedTensor, checkpoint: Checkpoint) -> ModelTensor:
         kind = GGMLQuantizationType.F32
     else:
         dtypes = {np.dtype(checkpoint.tensors[part.source].read_dtype) for part in tensor.parts}
-        if len(dtypes) > 1 or not dtypes <= _TYPES.keys():
+        if len(dtypes) > 1 or not dtypes <= FLOAT_TYPES.keys():
             names = ", ".join(sorted(str(dtype) for dtype in dtypes))
             raise UnsupportedError(
                 f"tensor {source} is stored as {names}; only float weights of one type can be converted"
             )
-        kind = _TYPES[dtypes.pop()]
+        kind = FLOAT_TYPES[dtypes.pop()]
     return ModelTensor(tensor.name, tensor.shape, kind, tensor.row_step, source)
 
 
@@ -215,73 +215,7 @@ def _stays_f32(name: str, shape: Sequence[int]) -> bool:
     return len(shape) < 2 or name.endswith(_F32_NAMES) or not name.endswith(".weight")
 
 
-def model_from_gguf(path: Path, *, name: str | None = None) -> Model:
-    """An existing GGUF, with all its shards, as a source.
-
-    Raises:
-        CheckpointError: the file is not a valid GGUF, or a shard is missing.
-    """
-    headers = [read_header(shard) for shard in shard_paths(path)]
-    first = headers[0]
-    arch = first.value("general.architecture")
-    if not isinstance(arch, str):
-        raise CheckpointError(f"{path.name} has no general.architecture, so it is not a model; pass a GGUF model")
-    where = {slot.name: (index, slot) for index, header in enumerate(headers) for slot in header.tensors}
-    expected = first.value("split.tensors.count")
-    if expected is not None and expected != len(where):
-        raise CheckpointError(
-            f"{path.name} and its shards have {len(where)} tensors, but state {expected}; download it again"
-        )
-    opened = ExitStack()
-    files = []
-    for header in headers:
-        files.append(os.open(header.path, os.O_RDONLY))
-        opened.callback(os.close, files[-1])
-
-    def read_rows(tensor: str, start: int, stop: int) -> NDArray[Any]:
-        index, slot = where[tensor]
-        width = slot.row_bytes
-        try:
-            data = os.pread(files[index], (stop - start) * width, slot.offset + start * width)
-        except OSError as error:
-            raise ReadError(
-                f"{headers[index].path.name} cannot be read at tensor {tensor} ({error.strerror}); check the disk"
-            ) from error
-        if len(data) != (stop - start) * width:
-            raise CheckpointError(
-                f"{headers[index].path.name} ends inside tensor {tensor}; it is truncated, download it again"
-            )
-        rows = np.frombuffer(data, dtype=np.uint8).reshape(stop - start, width)
-        dtype = next((dtype for dtype, kind in _TYPES.items() if kind == slot.type), None)
-        return rows if dtype is None else rows.view(dtype)
-
-    names = sorted(where, key=sort_key)
-    for _, slot in where.values():
-        if slot.type not in READABLE:
-            raise UnsupportedError(
-                f"tensor {slot.name} of {path.name} is {slot.type.name}, which is not supported;"
-                " convert the original checkpoint"
-            )
-    keys = [key for key in first.keys if key.key not in (*QUANTIZATION_KEYS, *SPLIT_KEYS, "general.alignment")]
-    stem = path.name.removesuffix(".gguf")
-    return Model(
-        name=name or (stem[: -len("-00001-of-00001")] if len(headers) > 1 else stem),
-        keys=tuple(keys),
-        tensors=tuple(ModelTensor(n, where[n][1].shape, where[n][1].type, 1, n) for n in names),
-        sizes=_mix_model(arch, {key.key: key.value for key in first.keys}),
-        read_rows=read_rows,
-        weight_files=tuple(header.path for header in headers),
-        origin={
-            "source": path.name,
-            "revision": None,
-            "header_sha256": {h.path.name: _header_hash(h) for h in headers},
-        },
-        family=arch,
-        close=opened.close,
-    )
-
-
-def _mix_model(arch: str, keys: Mapping[str, Any]) -> MixModel:
+def mix_model(arch: str, keys: Mapping[str, Any]) -> MixModel:
     """The facts that decide the type mix, from the architecture's keys."""
 
     def number(key: str) -> int:
@@ -297,11 +231,6 @@ def _mix_model(arch: str, keys: Mapping[str, Any]) -> MixModel:
         n_head_kv=number("attention.head_count_kv") or n_head,
         n_expert=number("expert_count"),
     )
-
-
-def _header_hash(header: GgufHeader) -> str:
-    with header.path.open("rb") as file:
-        return hashlib.sha256(file.read(header.header_bytes)).hexdigest()
 
 
 def widen(rows: NDArray[np.generic], tensor: ModelTensor) -> NDArray[np.float32]:

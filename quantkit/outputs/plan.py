@@ -220,6 +220,11 @@ def _plan_calibration(
     source: Checkpoint | Model, request: ConversionRequest, samples: Samples | None, threads: int
 ) -> CalibrationPlan:
     if not isinstance(source, Checkpoint):
+        if source.folder is not None:
+            raise UsageError(
+                f"a calibration needs a family, and {source.name} has none; convert to GGUF types without --calibrate,"
+                " or pass --imatrix FILE"
+            )
         raise UsageError(f"a calibration needs a checkpoint, but {source.name} is a GGUF; pass --imatrix FILE")
     if request.calibration.propagate and (len(request.folders), request.calibrated) != (1, 1):
         raise UsageError("--propagate quantized allows one calibrated type only; the hidden states follow that type")
@@ -239,6 +244,13 @@ def _model(source: Checkpoint | Model, request: GgufRequest, name: str) -> tuple
             mtp=request.mtp,
         )
         return model, () if note is None else (note,)
+    if source.folder is not None:
+        if request.chat_template is not None:
+            raise UsageError(
+                f"--chat-template needs a family, and {source.name} has none; put the template into the checkpoint's"
+                " chat_template.jinja"
+            )
+        return replace(source, name=f"mtp-{name}" if request.mtp == "only" else name), ()
     for option, value in (("--pre", request.pre), ("--chat-template", request.chat_template)):
         if value is not None:
             raise UsageError(f"{option} needs a checkpoint; {source.name} is a GGUF and keeps its vocabulary")

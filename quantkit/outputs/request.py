@@ -48,8 +48,10 @@ class ConvertOptions:
         pre: name of the BPE pre-tokenizer; None to recognize it.
         chat_template: a Jinja file, the name of a built-in template, or "none"; None for the checkpoint's.
         dtype, max_shard: of AWQ and GPTQ: type of unquantized tensors, bytes of a weight file.
+        rounding: of AWQ: with error feedback or to nearest.
         symmetric, damp, act_order, static_groups: of GPTQ: one zero point for all groups, the fraction of the Hessian's
-            mean diagonal that is added to its diagonal, the order of the columns, groups of adjacent columns.
+            mean diagonal that is added to its diagonal (None: by the number of tokens), the order of the columns,
+            groups of adjacent columns.
     """
 
     name: str | None = None
@@ -75,7 +77,8 @@ class ConvertOptions:
     dtype: Literal["float16", "bfloat16"] = "float16"
     max_shard: int = MAX_SHARD
     symmetric: bool = True
-    damp: float = 0.01
+    rounding: Literal["feedback", "nearest"] = "feedback"
+    damp: float | None = None
     act_order: bool = True
     static_groups: bool = True
 
@@ -115,6 +118,7 @@ def conversion_request(
                 skip=options.skip,
                 dtype=options.dtype,
                 max_shard=options.max_shard,
+                rounding=options.rounding,
                 damp=options.damp,
                 act_order=options.act_order,
                 static_groups=options.static_groups,

@@ -15,7 +15,8 @@ from quantkit.families import Family, Hyperparameters, complete_architecture, fi
 from quantkit.families.base.family import Rule
 from quantkit.files import user_path
 from quantkit.gguf.layout import padded
-from quantkit.outputs.model import Model, model_from_checkpoint, model_from_gguf
+from quantkit.outputs.gguf_source import model_from_gguf
+from quantkit.outputs.model import Model, model_from_checkpoint
 from quantkit.planning.memory import PlannedTensor
 from quantkit.planning.shape import ModelShape, model_shape
 from quantkit.tokenizer import Vocabulary

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from quantkit.gguf.blocks import FORMATS, BlockFormat, Blocks, pack_blocks
 from quantkit.quant.block_search import Scales, nearest_points, search_scales, to_half
-from quantkit.quant.gptq import factor_gram
+from quantkit.quant.factor import factor_gram
 from quantkit.quant.grid import Array
 from quantkit.workers import SERIAL, Workers, parts
 

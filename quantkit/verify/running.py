@@ -1,19 +1,29 @@
 """GGUF files run by llama.cpp: token ids and logits against the checkpoint's own tokenizer and weights."""
 
 import contextlib
+import re
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
-from quantkit.errors import MissingExtraError, PassingError, QuantkitError, VerificationError
+from quantkit.errors import (
+    MissingExtraError,
+    PassingError,
+    QuantkitError,
+    TokenizerError,
+    UnsupportedError,
+    VerificationError,
+)
 from quantkit.files import partial_path
 from quantkit.gguf.keyvalues import KeyValue
 from quantkit.gguf.reader import read_header
 from quantkit.gguf.types import block_size
 from quantkit.outputs.gguf_files import GgufOutput, GgufPlan
+from quantkit.outputs.memory import PROBE_TOKENS
 from quantkit.scratch import scratch_folder
-from quantkit.tokenizer import PROBE, differences, known_since, special_texts, unlike_texts
+from quantkit.tokenizer import PROBE, differences, hf_token_ids, known_since, special_texts, unlike_texts
 from quantkit.verify.check import Check, guard
 from quantkit.verify.source_logits import NoSourceLogits, SourceLogits, correlations, not_compared, skipped_logits
 
@@ -25,6 +35,7 @@ _LOGIT_FLOOR = ((8.0, 0.95), (5.0, 0.7), (4.2, 0.5), (3.3, 0.25), (2.5, 0.1), (0
 # and there (sound mixtures: mean 0.983, median 0.9975), two experts swapped in one layer change most positions (median
 # up to 0.9946).
 _MEDIAN_FLOOR = 0.996
+_UNKNOWN = re.compile("unknown model architecture")
 
 
 def check_tokens(plan: GgufPlan, source: SourceLogits | None = None) -> Check:
@@ -35,8 +46,8 @@ def check_tokens(plan: GgufPlan, source: SourceLogits | None = None) -> Check:
     A text that llama.cpp cannot tokenize for a known reason does not fail the check; it is counted and explained.
     Without llama.cpp the check compares the texts of the written tokens with what the checkpoint's tokenizer reads.
     """
-    checkpoint = plan.model.checkpoint
-    if checkpoint is None:
+    folder, checkpoint = plan.model.folder, plan.model.checkpoint
+    if folder is None:
         return Check("tokens", "skipped", "the source is a GGUF; its vocabulary is copied")
 
     def compare() -> str:
@@ -46,14 +57,23 @@ def check_tokens(plan: GgufPlan, source: SourceLogits | None = None) -> Check:
             with loadable(plan.outputs[0]) as path:
                 ids = vocab_token_ids(path, PROBE)
         except MissingExtraError as error:
-            return _compare_texts(plan.outputs[0], checkpoint.folder, str(error))
+            return _compare_texts(plan.outputs[0], folder, str(error))
         except QuantkitError as error:
             too_old = newer_pretokenizer(plan.model.keys)
+            if checkpoint is None and _UNKNOWN.search(str(error)):
+                too_old = "the installed llama.cpp does not know this architecture"
             if too_old is None or isinstance(error, PassingError):
                 raise
-            return _compare_texts(plan.outputs[0], checkpoint.folder, too_old)
-        expected = (source or SourceLogits(checkpoint)).probe_ids()
-        different = differences(checkpoint.folder, plan.model.keys, PROBE, ids, expected)
+            return _compare_texts(plan.outputs[0], folder, too_old)
+        if checkpoint is not None:
+            expected = (source or SourceLogits(checkpoint)).probe_ids()
+        else:
+            expected = hf_token_ids(folder, PROBE)
+        different = differences(folder, plan.model.keys, PROBE, ids, expected)
+        if checkpoint is None and plan.request.pre is None and 2 * len(different) < len(PROBE):
+            # llama.cpp's converter chose the pre-tokenizer, so llama.cpp cannot do better
+            why = "llama.cpp reads this vocabulary so"
+            different = [replace(item, reason=item.reason or why) for item in different]
         for item in different:
             if item.reason is None:
                 pairs = enumerate(zip(item.ids, item.expected, strict=False))
@@ -66,6 +86,14 @@ def check_tokens(plan: GgufPlan, source: SourceLogits | None = None) -> Check:
         reasons = sorted({item.reason for item in different if item.reason})
         return equal + (f"; llama.cpp cannot tokenize the others: {'; '.join(reasons)}" if reasons else "")
 
+    if checkpoint is None:
+        # the vocabulary is llama.cpp's; a tokenizer that quantkit cannot read says nothing about it
+        try:
+            hf_token_ids(folder, PROBE)
+        except (TokenizerError, UnsupportedError) as error:
+            return Check("tokens", "skipped", f"the checkpoint's tokenizer could not be run ({error})")
+        if _value(plan, "tokenizer.ggml.model") in (None, "none"):
+            return Check("tokens", "skipped", "the file has no vocabulary")
     return guard("tokens", compare)
 
 
@@ -99,14 +127,19 @@ def loadable(output: GgufOutput) -> Iterator[Path]:
 def check_logits(
     plan: GgufPlan, output: GgufOutput, source: SourceLogits | None, wanted: bool | None
 ) -> tuple[Check, float | None]:
-    """Logits of a short text, by llama.cpp, against the source's; and their mean correlation."""
-    if source is None:
+    """Logits of a short text, by llama.cpp, against the source's; and their mean correlation.
+
+    Of a source without a forward the logits must be finite.
+    """
+    if source is None and plan.model.folder is None:
         return Check("logits", "skipped", "the source is a GGUF"), None
     if plan.model.draft_only:
         return Check("logits", "skipped", "the file has no layers of the model's own; it runs beside the model"), None
     skipped = skipped_logits(wanted, output.size, plan.request.max_ram)
     if skipped is not None:
         return skipped, None
+    if source is None:
+        return _check_finite(plan, output), None
     compared: list[float] = []
 
     def compare() -> str:
@@ -144,6 +177,48 @@ def check_logits(
         return Check("logits", "skipped", str(error)), None
     except (LookupError, TypeError, ValueError, ArithmeticError) as error:
         return Check("logits", "skipped", not_compared(error)), None
+
+
+def _check_finite(plan: GgufPlan, output: GgufOutput) -> Check:
+    """Whether llama.cpp loads the file and gives finite logits, where it knows the architecture."""
+    arch = plan.model.family
+    if (
+        "embedding" in arch
+        or _value(plan, f"{arch}.attention.causal") is False
+        or _value(plan, f"{arch}.pooling_type") is not None
+    ):
+        return Check("logits", "skipped", "the model gives embeddings, not logits")
+    if any(tensor.name.startswith("enc.") for tensor in plan.model.tensors):
+        return Check("logits", "skipped", "the model has an encoder, so it gives no logits of a text alone")
+    if _value(plan, "tokenizer.ggml.model") is None:
+        return Check("logits", "skipped", "the file has no vocabulary")
+    n_vocab = next((tensor.n_rows for tensor in plan.model.tensors if tensor.name == "token_embd.weight"), 0)
+    if not n_vocab:
+        return Check("logits", "skipped", "the model has no token embedding")
+    unknown: list[str] = []
+
+    def run() -> str:
+        from quantkit.llamacpp.session import logits
+
+        tokens = [(7919 * index + 3) % n_vocab for index in range(PROBE_TOKENS)]
+        try:
+            with loadable(output) as path:
+                values = logits(path, tokens)
+        except QuantkitError as error:
+            if not _UNKNOWN.search(str(error)):
+                raise
+            unknown.append(arch)
+            return ""
+        if not np.isfinite(values).all():
+            raise VerificationError(f"{output.label} gives logits that are not finite")
+        return f"llama.cpp loads the file; finite over {len(tokens)} tokens"
+
+    check = guard("logits", run)
+    return Check("logits", "skipped", f"the installed llama.cpp does not know {arch}") if unknown else check
+
+
+def _value(plan: GgufPlan, key: str) -> object:
+    return next((item.value for item in plan.model.keys if item.key == key), None)
 
 
 def _narrowest(output: GgufOutput) -> float:

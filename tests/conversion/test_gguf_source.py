@@ -10,7 +10,7 @@ import pytest
 from gguf import GGUFReader, GGUFWriter
 
 from quantkit.errors import UnsupportedError
-from quantkit.outputs.model import model_from_gguf
+from quantkit.outputs.gguf_source import model_from_gguf
 from tests.conversion.test_bytes import convert, tensors
 from tests.helpers.command import command, quantkit
 from tests.helpers.tiny import tiny_llama

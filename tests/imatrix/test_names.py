@@ -126,9 +126,9 @@ def test_an_imatrix_in_memory_is_the_one_that_is_read_back_from_its_file(tmp_pat
     assert counts["blk.0.ffn_up_exps.weight"].tolist() == [50, 0, 50]
     write_imatrix(tmp_path / "i.gguf", sums, counts, datasets=["a.txt"], chunk_size=32, chunks=2)
     read = load_imatrix(tmp_path / "i.gguf")
-    held = as_imatrix(sums, counts, datasets=["a.txt"], chunks=2, chunk_size=32)
-    assert (held.datasets, held.chunks, held.chunk_size) == (read.datasets, read.chunks, read.chunk_size)
-    assert held.values.keys() == read.values.keys() == {"blk.0.ffn_up_exps.weight", "blk.0.attn_q.weight"}
-    for name, values in held.values.items():
+    imatrix = as_imatrix(sums, counts, datasets=["a.txt"], chunks=2, chunk_size=32)
+    assert (imatrix.datasets, imatrix.chunks, imatrix.chunk_size) == (read.datasets, read.chunks, read.chunk_size)
+    assert imatrix.values.keys() == read.values.keys() == {"blk.0.ffn_up_exps.weight", "blk.0.attn_q.weight"}
+    for name, values in imatrix.values.items():
         assert values.dtype == np.float32 and values.tobytes() == read.values[name].tobytes()
     assert read.values["blk.0.ffn_up_exps.weight"][8:16].tolist() == [1.0] * 8

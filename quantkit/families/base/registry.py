@@ -16,7 +16,7 @@ from types import ModuleType
 from typing import Any
 
 from quantkit import families
-from quantkit.errors import UnsupportedError, UsageError
+from quantkit.errors import UnknownArchitectureError, UnsupportedError, UsageError
 from quantkit.families.base.family import Dropped, Family
 from quantkit.families.base.multimodal import TEXT_PREFIXES, TOWERS, TOWERS_LEFT_OUT, nested_text_config
 from quantkit.families.base.traits import Traits
@@ -128,7 +128,7 @@ def find_family(config: Mapping[str, Any]) -> Family:
     hint = f"; the nearest by name {'are' if others else 'is'} {names}" if near else ""
     modules = {name: module for module, family in _own().items() for name in family.architectures}
     example = modules.get(near[0] if near else "", "llama")
-    raise UnsupportedError(
+    raise UnknownArchitectureError(
         f"architecture {wanted} of config.json is not supported yet; if llama.cpp runs it, add a family file such as"
         f" quantkit/families/{example}.py{hint}"
     )
@@ -147,7 +147,7 @@ def _wrapped_family(config: Mapping[str, Any], wanted: str | None, known: Mappin
     name = _architecture_name(text) or _architecture_of_type(text) or str(text["model_type"])
     name = NAMES.get(name, name)
     if name not in known:
-        raise UnsupportedError(
+        raise UnknownArchitectureError(
             f"the text model of config.json is of architecture {name}, which is not supported yet; only the text model"
             f" of {wanted} is converted"
         )

