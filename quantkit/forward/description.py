@@ -161,6 +161,36 @@ class DeltaNet:
 
 
 @dataclass(frozen=True)
+class Mamba2:
+    """Mamba 2 (arXiv 2405.21060): a state for each head that decays by one factor a token.
+
+    One linear gives the gate, the values, the keys (B), the queries (C) and the time steps, in this order. Values, keys
+    and queries pass a short causal convolution. Consecutive heads share the keys and queries of a group.
+
+    Attributes:
+        layers: whether a layer has it in place of attention.
+        convolution: the depthwise convolution over values, keys and queries, (channels, 1, kernel width).
+        decay, time_bias, skip: the logarithm of the decay rate, what is added to the time step, and the factor of the
+            value that is added to the output; one a head.
+        norm: the norm of the gated output in as many parts as there are groups; its weight covers all parts.
+    """
+
+    layers: Callable[[Config, int], bool]
+    at: str = "mamba."
+    projection: str = "in_proj"
+    convolution: str = "conv1d"
+    decay: str = "A_log"
+    time_bias: str = "dt_bias"
+    skip: str = "D"
+    norm: str = "norm"
+    out: str = "out_proj"
+    heads: Callable[[Config], int] = lambda config: int(config["mamba_n_heads"])
+    head_width: Callable[[Config], int] = lambda config: int(config["mamba_d_head"])
+    groups: Callable[[Config], int] = lambda config: int(config["mamba_n_groups"])
+    state: Callable[[Config], int] = lambda config: int(config["mamba_d_state"])
+
+
+@dataclass(frozen=True)
 class ShortConvolution:
     """A gated causal convolution over a few tokens in place of attention (LFM2).
 
@@ -338,7 +368,7 @@ class Architecture:
         base: prefix of all names but the head's; checkpoints saved from the bare model lack it.
         layer: prefix of a layer's names.
         positions: the tensor of learned positions.
-        delta_net, short_convolution: what some layers have in place of attention.
+        delta_net, mamba2, short_convolution: what some layers have in place of attention.
         parallel: both parts read the same hidden states, the feed-forward through `feed_norm` or, if that is None,
             through attention's norm.
         layer_inputs: per-layer embeddings.
@@ -366,6 +396,7 @@ class Architecture:
     residual_scale: Callable[[Config], float] = lambda _: 1.0
     attention: Attention = field(default_factory=Attention)
     delta_net: DeltaNet | None = None
+    mamba2: Mamba2 | None = None
     short_convolution: ShortConvolution | None = None
     feed: FeedForward = field(default_factory=FeedForward)
     experts: Experts | None = None

@@ -4,6 +4,7 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
 from functools import cache
 
+from quantkit.forward import mamba2
 from quantkit.forward.delta_net import sizes_of
 from quantkit.forward.description import (
     AltUp,
@@ -15,6 +16,7 @@ from quantkit.forward.description import (
     FeedForward,
     Laurel,
     LayerInputs,
+    Mamba2,
     ShortConvolution,
     given,
     head_dim,
@@ -34,6 +36,8 @@ def layer_linears(architecture: Architecture, config: Config, number: int, names
     recurrent = architecture.delta_net
     if recurrent and recurrent.layers(config, number):
         attention = _delta_net(recurrent, place)
+    elif (state_space := architecture.mamba2) and state_space.layers(config, number):
+        attention = _mamba2(state_space, place)
     elif (convolution := architecture.short_convolution) and convolution.layers(config, number):
         attention = _short_convolution(convolution, place)
     else:
@@ -149,6 +153,14 @@ def _delta_net(part: DeltaNet, place: _Place) -> _Part:
     out = Linear(at + part.out, sizes.values, place.hidden)
     # what enters the last linear was normed and gated, so no row before it is linear in it
     return _Part((Input("attention", readers), Input("attention.out", (out,))), (), ("attention",))
+
+
+def _mamba2(part: Mamba2, place: _Place) -> _Part:
+    at, sizes = place.at + part.at, mamba2.sizes_of(part, place.config)
+    projection = Linear(at + part.projection, place.hidden, sizes.projected)
+    out = Linear(at + part.out, sizes.inner, place.hidden)
+    inputs = (Input("attention", (projection,)), Input("attention.out", (out,)))
+    return _Part(inputs, (NormFold(at + part.norm, 0.0, ("attention.out",)),), ("attention",))
 
 
 def _short_convolution(part: ShortConvolution, place: _Place) -> _Part:

@@ -35,6 +35,7 @@ class MappedTensor:
     """A tensor of the GGUF: `parts` stacked along a new first axis, or `values` computed.
 
     `shape` is in numpy order. Rows may be taken in steps of `row_step`: within a step the order of rows is closed.
+    `cut_shape`: the shape of what the parts give where `shape` divides the same elements otherwise.
     """
 
     name: str
@@ -43,6 +44,7 @@ class MappedTensor:
     values: NDArray[np.float32] | None = None
     row_step: int = 1
     adjust: Adjust | None = None
+    cut_shape: tuple[int, ...] | None = None
 
     @property
     def part_rows(self) -> int:
@@ -222,7 +224,13 @@ class _Mapper:
         stacked = several or _stacked_over(rule) is not None
         step = one[-2] if cuts[0].transposed else cuts[0].step
         target = rule.target.format(layer=layer)
-        return MappedTensor(target, (len(parts), *one) if stacked else one, parts, None, step, rule.adjust)
+        shape = (len(parts), *one) if stacked else one
+        if rule.reshaped is None:
+            return MappedTensor(target, shape, parts, None, step, rule.adjust)
+        final = tuple(self.family.dimension(self.sizes, name) for name in rule.reshaped)
+        while len(final) > 1 and final[0] == 1:
+            final = final[1:]  # ggml's writer leaves outer dimensions of one out
+        return MappedTensor(target, final, parts, None, 1, rule.adjust, shape)
 
     def _cuts_of(self, rule: Rule, shape: tuple[int, ...]) -> tuple[tuple[Take, ...], bool]:
         """The cuts from each source, and whether the rule has several; all layers share the same object.
