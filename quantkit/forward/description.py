@@ -215,6 +215,8 @@ class FeedForward:
         fused: one linear for gate and up: one after the other, or `alternating`.
         clamped: gpt-oss's variant: gate and up are limited, the gate is x sigmoid(1.702 x), and 1 is added to up.
         inner: width between up and down.
+        sparsity: by layer, the share of gates that are set to zero, if gates were normal; 0 keeps all. The others are
+            what they exceed that quantile by.
         activation: config keys of the activation's name; `default_activation` if config.json has none of them.
     """
 
@@ -227,6 +229,7 @@ class FeedForward:
     clamped: bool = False
     form: Form = Form()
     inner: Callable[[Config], int] = lambda config: int(config["intermediate_size"])
+    sparsity: Callable[[Config, int], float] = lambda _config, _layer: 0.0
     activation: tuple[str, ...] = ("hidden_act",)
     default_activation: str = "silu"
 
@@ -299,12 +302,14 @@ class LayerInputs:
 
     Attributes:
         width: elements of the vector; 0 if the model has none.
+        rows: tokens in the table of vectors; later tokens have the first row. 0: all have their own.
         embedding, projection, norm: names outside the layers; the tensors hold all layers one after the other.
         gate, out, after: names within a layer.
         activation: config keys of the activation's name.
     """
 
     width: Callable[[Config], int]
+    rows: Callable[[Config], int] = lambda config: int(config.get("vocab_size_per_layer_input") or 0)
     embedding: str = "embed_tokens_per_layer"
     projection: str = "per_layer_model_projection"
     norm: str = "per_layer_projection_norm"
@@ -313,6 +318,42 @@ class LayerInputs:
     after: str = "post_per_layer_input_norm"
     activation: tuple[str, ...] = ("hidden_activation",)
     default_activation: str = "gelu_pytorch_tanh"
+
+
+@dataclass(frozen=True)
+class AltUp:
+    """Several streams of hidden states, of which a layer computes one (see `altup`).
+
+    Attributes:
+        projection, unembedding: linears outside the layers that make a stream from the embedding and merge it; a number
+            follows the name.
+        prediction, correction, router, router_norm, output_scale: names within a layer, below `at`.
+    """
+
+    at: str = "altup."
+    projection: str = "altup_projections"
+    unembedding: str = "altup_unembed_projections"
+    prediction: str = "prediction_coefs"
+    correction: str = "correction_coefs"
+    router: str = "modality_router"
+    router_norm: str = "router_norm"
+    output_scale: str = "correct_output_scale"
+    count: Callable[[Config], int] = lambda config: int(config["altup_num_inputs"])
+    active: Callable[[Config], int] = lambda config: int(config["altup_active_idx"])
+
+
+@dataclass(frozen=True)
+class Laurel:
+    """LAuReL (arXiv 2411.07501), a low-rank residual: the layer gives (state + x + norm(right(left(x)))) / sqrt(2).
+
+    x is the normed input of attention. All names are below `at`.
+    """
+
+    at: str = "laurel."
+    left: str = "linear_left"
+    right: str = "linear_right"
+    norm: str = "post_laurel_norm"
+    rank: Callable[[Config], int] = lambda config: int(config["laurel_rank"])
 
 
 @dataclass(frozen=True)
@@ -331,6 +372,8 @@ class Architecture:
         parallel: both parts read the same hidden states, the feed-forward through `feed_norm` or, if that is None,
             through attention's norm.
         layer_inputs: per-layer embeddings.
+        altup: several streams of hidden states.
+        laurel: a low-rank residual beside attention.
         layer_scale: the tensor of one number that multiplies a layer's output.
         tied: whether the embedding is the head where config.json does not say.
         per_layer: the config of a layer, where layers differ in sizes.
@@ -358,6 +401,8 @@ class Architecture:
     feed: FeedForward = field(default_factory=FeedForward)
     experts: Experts | None = None
     layer_inputs: LayerInputs | None = None
+    altup: AltUp | None = None
+    laurel: Laurel | None = None
     layer_scale: str | None = None
     last_norm: str = "norm"
     head: str = "lm_head"

@@ -7,12 +7,14 @@ from functools import cache
 from quantkit.forward import mamba2
 from quantkit.forward.delta_net import sizes_of
 from quantkit.forward.description import (
+    AltUp,
     Architecture,
     Attention,
     Config,
     DeltaNet,
     Experts,
     FeedForward,
+    Laurel,
     LayerInputs,
     Mamba2,
     ShortConvolution,
@@ -40,6 +42,8 @@ def layer_linears(architecture: Architecture, config: Config, number: int, names
         attention = _short_convolution(convolution, place)
     else:
         attention = _attention(architecture.attention, place)
+    if architecture.laurel:
+        attention = _with_laurel(architecture.laurel, place, attention)
     experts = architecture.experts if architecture.experts and architecture.experts.layers(config, number) else None
     dense = _NO_PART
     if experts is None or experts.beside:
@@ -58,12 +62,15 @@ def layer_linears(architecture: Architecture, config: Config, number: int, names
         inputs += dense.inputs
         normed[1:] = [(experts.beside.norm, feed.fed), (architecture.feed_norm, dense.fed)]
         feed = replace(feed, folds=feed.folds + dense.folds)
+    if architecture.altup:
+        before, after = _altup(architecture.altup, place)
+        inputs = (*before, *inputs, *after)
     if architecture.layer_inputs:
         inputs += _layer_inputs(architecture.layer_inputs, place)
     norms = tuple(
         NormFold(place.at + norm, architecture.norm.offset, fed)
         for norm, fed in normed
-        if norm is not None and architecture.norm.weighted
+        if norm is not None and fed and architecture.norm.weighted
     )
     return LayerLinears(number, inputs, norms + attention.folds + feed.folds)
 
@@ -217,6 +224,29 @@ def _rows_of_up(part: FeedForward, inner: int) -> tuple[int, ...]:
 def _rows(start: int, stop: int, step: int) -> tuple[int, ...]:
     # hundreds of experts share one tuple
     return tuple(range(start, stop, step))
+
+
+def _with_laurel(part: Laurel, place: _Place, attention: _Part) -> _Part:
+    """Attention and the low-rank residual, whose linears are small: llama.cpp keeps them as they are.
+
+    The residual also adds the normed hidden states themselves, so no scale can be folded into that norm.
+    """
+    at, rank = place.at + part.at, part.rank(place.config)
+    left = Linear(at + part.left, place.hidden, rank, kept=True)
+    right = Linear(at + part.right, rank, place.hidden, kept=True)
+    first, *others = attention.inputs
+    inputs = (replace(first, linears=(*first.linears, left)), *others, Input("laurel", (right,)))
+    return replace(attention, inputs=inputs, fed=())
+
+
+def _altup(part: AltUp, place: _Place) -> tuple[tuple[Input, ...], tuple[Input, ...]]:
+    """The inputs of the streams' coefficients, before the layer's parts and after them; llama.cpp keeps these too."""
+    at, count = place.at + part.at, part.count(place.config)
+    router = Linear(at + part.router, place.hidden, count, kept=True)
+    prediction = Linear(at + part.prediction, count, count * count, kept=True)
+    correction = Linear(at + part.correction, count, count, kept=True)
+    before = Input("altup.router", (router,)), Input("altup.prediction", (prediction,))
+    return before, (Input("altup.correction", (correction,)),)
 
 
 def _layer_inputs(part: LayerInputs, place: _Place) -> tuple[Input, ...]:

@@ -87,6 +87,9 @@ def test_sums_and_counts_are_those_that_llama_imatrix_gathers(name: str, tmp_pat
         )
     # Over blocks of MXFP4, llama.cpp rounds what it multiplies: now and then a token goes to another expert.
     allowed, routed_otherwise = (0.15, 3) if "mxfp4" in name else (2e-3, 0)
+    if "gemma3n" in name:
+        # llama.cpp's standard deviation of a row of gates has one value fewer below it
+        allowed = 1e-2
     for tensor in sums:
         if not tensor.endswith(BY_HEAD):  # there: latent vectors as attention has mixed them, here: one by one
             assert difference(sums[tensor], theirs[tensor]) < allowed, tensor

@@ -18,7 +18,7 @@ from quantkit.families.base.multimodal import without_images
 _BUFFERS = Dropped(r".*\.(rotary_emb\.inv_freq|attention\.masked_bias|attention\.bias|attn\.masked_bias|attn\.bias)")
 MXFP4_BLOCK = 32
 # Placeholders of a source name over which tensors are stacked, and the size that counts them.
-_STACKED = {"expert": "n_expert", "head": "n_head", "kv_head": "n_head_kv"}
+_STACKED = {"expert": "n_expert", "head": "n_head", "kv_head": "n_head_kv", "stream": "n_stream"}
 
 
 @dataclass(frozen=True)
@@ -259,7 +259,7 @@ class _Mapper:
                 f"tensor {beyond[0]} is beyond the {n_layer} layers of config.json; use the config.json that belongs to"
                 " these weights"
             )
-        known = [rule.source.format(layer=0, draft=0, expert=0, head=0, kv_head=0) for rule in rules]
+        known = [rule.source.format(layer=0, draft=0, expert=0, head=0, kv_head=0, stream=0) for rule in rules]
         close = difflib.get_close_matches(re.sub(r"\.\d+\.", ".0.", unknown[0]), known, n=1)
         more = f" (and {len(unknown) - 1} more)" if len(unknown) > 1 else ""
         hint = f"; the nearest known name is {close[0]}" if close else ""
