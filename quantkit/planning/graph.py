@@ -12,6 +12,7 @@ from quantkit.planning.delta_net import delta_net
 from quantkit.planning.drawing import Drawing
 from quantkit.planning.feed_forward import experts_beside_dense, feed_forward
 from quantkit.planning.layer_inputs import layer_inputs, with_layer_input
+from quantkit.planning.recurrent import mamba2
 from quantkit.planning.shape import Layer, ModelShape
 from quantkit.planning.short_convolution import short_convolution
 from quantkit.planning.tensors import I32, Graph, Tensor, fresh, leaf, matmul, same
@@ -101,7 +102,8 @@ def _decoder_layer(d: Drawing, x: Tensor, layer: Layer, number: int) -> Tensor:
         attended = d.norm(x, "attn_norm_2", layer.tensors)
     draw = mla if layer.has("attn_kv_a_mqa.weight") else attention
     if layer.is_recurrent:
-        draw = short_convolution if layer.has_short_convolution else delta_net
+        state_space = mamba2 if traits.mamba2 else delta_net
+        draw = short_convolution if layer.has_short_convolution else state_space
     out = draw(d, attended, layer)
     last = number == len(shape.trunk) - 1 and not traits.output_last and not traits.output_after_norm
     if last:

@@ -17,8 +17,8 @@ from quantkit.gguf.layout import tensor_bytes
 from quantkit.gguf.types import row_bytes
 from quantkit.planning.allocator import graph_memory
 from quantkit.planning.context import KV_TYPES, Context
-from quantkit.planning.delta_net import state_elements
 from quantkit.planning.graph import prompt_graph, telling_layers
+from quantkit.planning.recurrent import state_elements
 from quantkit.planning.repack import repacked
 from quantkit.planning.schedule import place
 from quantkit.planning.shape import ModelShape

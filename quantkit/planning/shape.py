@@ -14,6 +14,7 @@ from quantkit.errors import CheckpointError, UnsupportedError
 from quantkit.families import LLAMA_TRAITS, Traits, traits_of
 
 _LAYER = re.compile(r"blk\.(\d+)\.(.+)")
+_STATE = re.compile(r"\.(ssm|time_mix)_")
 
 
 @dataclass(frozen=True)
@@ -120,8 +121,12 @@ def model_shape(keys: Mapping[str, Any], tensors: Iterable[tuple[str, tuple[int,
     if not isinstance(arch, str):
         raise CheckpointError(f"{where} has no general.architecture, so it is not a model; pass a model GGUF")
     traits = traits_of(arch)
-    recurrent = any(key.startswith((f"{arch}.ssm.", f"{arch}.wkv.")) for key in keys)
-    if not traits.plannable or (recurrent and not traits.delta_net):
+    tensors = list(tensors)
+    # a model of attention alone may have keys of states that no layer has
+    recurrent = any(key.startswith((f"{arch}.ssm.", f"{arch}.wkv.")) for key in keys) and any(
+        _STATE.search(name) for name, _ in tensors
+    )
+    if not traits.plannable or (recurrent and not (traits.delta_net or traits.mamba2)):
         raise UnsupportedError(f"{where} is of architecture {arch}, whose memory quantkit cannot plan yet")
     own = {key.removeprefix(f"{arch}."): value for key, value in keys.items() if key.startswith(f"{arch}.")}
     n_layer = _count(own, "block_count", where)

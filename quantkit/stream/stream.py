@@ -76,7 +76,7 @@ class Stream:
         self.threads = threads if device is None else 1
         self.gram, self.propagate = gram, propagate
         self.decoder = native.decoder
-        self.states = States(folder, len(tokens), tokens.shape[1], self.decoder.hidden)
+        self.states = States(folder, len(tokens), tokens.shape[1], self.decoder.width)
         self.shared = SharedStates(self.decoder, folder, len(tokens), tokens.shape[1], device)
         keep_freed_memory()
         self.workers = Workers(self.threads)

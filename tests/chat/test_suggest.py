@@ -45,7 +45,7 @@ def test_blossom_is_known_by_name_and_two_answers_are_none() -> None:
     assert name([], {}, "blossom-v3-mistral-7b") == "blossom"
     both = vocabulary((195, "<reserved_106>"), (196, "<reserved_107>"))
     assert name(both, BAICHUAN, "Blossom-v2-baichuan2-7b") is None
-    assert [each.template.name for each in suggestions(both, BAICHUAN, "Blossom-v2-baichuan2-7b")] == [
+    assert [suggestion.template.name for suggestion in suggestions(both, BAICHUAN, "Blossom-v2-baichuan2-7b")] == [
         "baichuan2",
         "blossom",
     ]

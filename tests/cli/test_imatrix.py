@@ -57,8 +57,8 @@ def test_calibrating_a_conversion_gives_the_tensors_that_the_file_gives(
         assert tensors(tmp_path / "once" / name) == tensors(tmp_path / "file" / name)
     assert sorted(path.name for path in (tmp_path / "once").iterdir()) == ["mix-GGUF"]
     record = json.loads((tmp_path / "once" / "mix-GGUF" / "quantkit.json").read_text())
-    told = json.dumps(record)
-    assert "quantkit's default text, calibrated here" in told and '"tokens_per_sample": 48' in told
+    text = json.dumps(record)
+    assert "quantkit's default text, calibrated here" in text and '"tokens_per_sample": 48' in text
 
 
 def test_the_matrix_changes_what_is_written(source: Path, made: Path, tmp_path: Path) -> None:

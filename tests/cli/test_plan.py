@@ -192,10 +192,10 @@ def _cost(words: list[str]) -> tuple[int, float, int]:
     """Exit code, seconds of the processor and peak memory in bytes, taken by a small process in between: a child
     starts with its parent's peak."""
     environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1"}
-    told = subprocess.run(
+    done = subprocess.run(
         [sys.executable, "-c", _WAIT, *words], env=environment, capture_output=True, text=True, check=True
     )
-    code, seconds, peak = told.stdout.split()
+    code, seconds, peak = done.stdout.split()
     return int(code), float(seconds), int(peak) * 1024
 
 

@@ -148,14 +148,14 @@ def main() -> None:
     for group in groups:
         names = [name for name, (of, _) in all_cases().items() if of == group]
         with tempfile.TemporaryDirectory() as folder:
-            found = compute(names, Path(folder))
+            computed = compute(names, Path(folder))
         record = {
             name: {field.name: getattr(known, field.name) for field in fields(known) if field.name != "logits"}
-            for name, known in found.items()
+            for name, known in computed.items()
         }
         text = ",\n".join(f"{json.dumps(name)}: {json.dumps(figures)}" for name, figures in record.items())
         (GOLDEN / f"{group}.json").write_text("{\n" + text + "\n}\n")
-        np.savez_compressed(GOLDEN / f"{group}.npz", **{name: known.logits for name, known in found.items()})
+        np.savez_compressed(GOLDEN / f"{group}.npz", **{name: known.logits for name, known in computed.items()})
         print(f"{group}: {len(names)} cases")
 
 

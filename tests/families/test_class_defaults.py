@@ -31,6 +31,7 @@ STATED: dict[str, dict[str, Any]] = {
         "rope_parameters": {"rope_type": "dynamic", "alpha": 1000.0, "mrope_section": [16, 16, 16, 16]}
     },
     "Glm4MoeForCausalLM": {"head_dim": 128},
+    "GraniteMoeHybridForCausalLM": {"layer_types": ["mamba", "mamba", "mamba", "attention"] * 8},
     "Glm4vMoeForConditionalGeneration": {"head_dim": 128},
     "PaddleOCRVLForConditionalGeneration": {"rope_parameters": {**_SECTIONS, "mrope_section": [16, 24, 24]}},
     "Qwen2VLForConditionalGeneration": {"rope_parameters": _SECTIONS},

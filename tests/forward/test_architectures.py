@@ -100,8 +100,8 @@ def test_logits_of_the_published_checkpoint_are_those_of_transformers(name: str,
 def test_the_tiny_models_notice_a_setting_that_is_not_followed(name: str, change: dict[str, Any]) -> None:
     tensors, config = native(name)
     assert config.get(next(iter(change))) != next(iter(change.values()))
-    found = reference_logits(tensors.__getitem__, {**config, **change}, TOKENS)
-    assert np.abs(found - expected(name).logits).max() > 0.02 * expected(name).logits.std()
+    result = reference_logits(tensors.__getitem__, {**config, **change}, TOKENS)
+    assert np.abs(result - expected(name).logits).max() > 0.02 * expected(name).logits.std()
 
 
 @pytest.mark.parametrize(

@@ -120,8 +120,8 @@ def test_two_servers_share_the_layers_and_are_told_apart(tmp_path: Path, server:
     folder = tiny_llama(tmp_path, dtype="f32", variant="mistral")
     tiny = write_tiny_gguf(folder, tmp_path / "tiny.gguf")
     with rpc().serving() as second:
-        found = loaded_memory(tiny, n_ctx=256, rpc=[server, second])
-    names = {device.name: device.weights for device in found.devices}
+        memory = loaded_memory(tiny, n_ctx=256, rpc=[server, second])
+    names = {device.name: device.weights for device in memory.devices}
     assert set(names) == {"CPU", f"RPC0[{server}]", f"RPC0[{second}]"}
     assert all(np.array(list(names.values())) > 0)
 

@@ -43,9 +43,9 @@ def test_token_ids_of_a_byte_level_vocabulary_are_the_tokenizers_and_special_tok
     folder = tiny_llama(tmp_path, dtype="f32", variant="smollm2")
     texts = [*TEXTS, "<|im_start|>user\nhi<|im_end|>"]
     truth = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    found = vocab_token_ids(write_tiny_gguf(folder, tmp_path / "tiny.gguf"), texts)
-    assert found == [truth.encode(text, add_special_tokens=False).ids for text in texts]
-    assert found[-1][0] == 1 and found[-1][-1] == 2
+    ids = vocab_token_ids(write_tiny_gguf(folder, tmp_path / "tiny.gguf"), texts)
+    assert ids == [truth.encode(text, add_special_tokens=False).ids for text in texts]
+    assert ids[-1][0] == 1 and ids[-1][-1] == 2
 
 
 def broken(data: bytes, how: str) -> bytes:

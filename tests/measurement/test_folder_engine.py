@@ -168,10 +168,10 @@ def test_a_head_too_large_for_memory_is_read_in_slices(tmp_path: Path, monkeypat
     folder = tiny_llama(tmp_path / "model", variant="smollm2")
     tokens = windows(700)
     with open_folder(folder) as engine:
-        held = all_logits(engine, tokens, tmp_path / "work")
+        result = all_logits(engine, tokens, tmp_path / "work")
         assert engine.resident_bytes == 4 * engine.n_vocab * int(engine.config["hidden_size"])
         engine.release()
-        assert (engine.logits(0) == held[0]).all()
+        assert (engine.logits(0) == result[0]).all()
     monkeypatch.setattr(folder_engine, "_MEMORY", 1)
     with open_folder(folder) as engine:
         assert engine.resident_bytes == 0
@@ -180,7 +180,7 @@ def test_a_head_too_large_for_memory_is_read_in_slices(tmp_path: Path, monkeypat
         monkeypatch.setattr(Native, "rows", counted(Native.rows, reads))
         sliced = np.stack([engine.logits(window) for window in range(len(tokens))])
     assert reads["model.embed_tokens.weight"] >= len(tokens)
-    np.testing.assert_allclose(sliced, held, rtol=0, atol=1e-5 * np.abs(held).max())
+    np.testing.assert_allclose(sliced, result, rtol=0, atol=1e-5 * np.abs(result).max())
 
 
 @pytest.mark.parametrize(

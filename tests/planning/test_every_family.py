@@ -60,10 +60,10 @@ def test_each_device_takes_what_the_plan_says_for_any_number_of_layers(name: str
     for layers in range(1, shape.n_layer + 2):
         if (name, layers) in FLASH_OFF:
             continue
-        found = loaded_memory(path, n_ctx=4096, gpu_layers=layers, rpc=[server])
+        memory = loaded_memory(path, n_ctx=4096, gpu_layers=layers, rpc=[server])
         # an RPC server computes with its own weights only
         planned = plan_memory(shape, tensors, Context(gpu_layers=layers, op_offload=False), has_gpu=True)
-        for ours, theirs in zip(planned.devices, found.devices, strict=True):
+        for ours, theirs in zip(planned.devices, memory.devices, strict=True):
             assert ours.weights == pytest.approx(theirs.weights, rel=0.01, abs=HUNDREDTH), (layers, ours)
             assert ours.kv == pytest.approx(theirs.kv, abs=2 * HUNDREDTH), (layers, ours)
             assert ours.compute == pytest.approx(theirs.compute, rel=0.03, abs=2 * HUNDREDTH), (layers, ours)

@@ -88,6 +88,11 @@ class Hyperparameters:
             return self.n_head_kv * self.head_dim
         return int(getattr(self, name))
 
+    @property
+    def n_stream(self) -> int:
+        """AltUp's streams of hidden states but the first."""
+        return (optional_size(self.config, "altup_num_inputs") or 1) - 1
+
 
 def read_hyperparameters(config: Mapping[str, Any], rope_kinds: tuple[str, ...] = ROPE_KINDS) -> Hyperparameters:
     """Read the sizes from a config.json, by Hugging Face's names and their common aliases.

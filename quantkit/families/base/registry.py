@@ -228,7 +228,8 @@ def check_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
     """
     completed = complete_architecture(config)
     family = find_family(completed)
-    family.keys(family.gguf_arch, family.sizes(completed))
+    sizes = family.sizes(completed)
+    family.keys(family.arch(sizes), sizes)
     return completed
 
 
