@@ -283,6 +283,7 @@ FAMILY = Family(
     ),
     rope_kinds=("default",),
     forward={"Gemma3nForCausalLM": FORWARD},
+    # the plan does not draw AltUp, LAuReL and the sparse activations yet
     traits=Traits(plannable=False),
     token_roles=TokenRoles(space_prefix=SpacePrefix.FALSE_LAST),
 )
