@@ -49,7 +49,8 @@ class Target:
 
     def file_type(self, overhead: int, n_elements: int) -> FileType:
         """The type of the file, named after its bits for each weight ("4.50bpw")."""
-        bits = 8 * self.tensor_budget(overhead, n_elements) / n_elements
+        # a larger file would not be better than f16
+        bits = min(16.0, 8 * self.tensor_budget(overhead, n_elements) / n_elements)
         return FileType(f"{bits:.2f}bpw", file_type("q4_k_m").ftype, "Q4_K", bits, "types chosen for the size")
 
 
