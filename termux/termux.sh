@@ -1,59 +1,60 @@
 #!/data/data/com.termux/files/usr/bin/bash
-# From a bare Termux on an Android phone to a running model. It can be read, saved and run, or piped:
+# Install and run a language model in Termux on an Android phone. Save and run this script, or pipe it:
 #
 #     curl -fsSL ADDRESS/termux.sh | bash
 #     curl -fsSL ADDRESS/termux.sh | bash -s -- --model NAMESPACE/MODEL:TAG --dry-run
 #
-# What it does, each step printed before it happens:
-#   1. looks: is this Termux on a 64-bit ARM phone, which cores, how much memory, how much free space
-#   2. refuses, before anything is fetched, what would not fit
+# It prints each step before it runs it:
+#   1. checks the phone: Termux on a 64-bit ARM processor, cores, memory, free space
+#   2. refuses a model that does not fit, before any download
 #   3. installs a runtime: the package ollama; else, for a GGUF, the package llama-cpp; else Ollama from source
-#   4. fetches the model, taking up a download that broke off
-#   5. keeps the server running: a runit service, a wake lock, a start at boot; each can be left out
-#   6. says how to chat
-# Run again it finds what is done. --uninstall takes away what it made, and nothing else. --help has the options.
+#   4. downloads the model; an interrupted download resumes
+#   5. keeps the server running: a runit service, a wake lock, a start at boot; each is optional
+#   6. prints the commands to chat
+# A second run skips the finished steps. --uninstall removes what this script installed, and nothing else. --help lists
+# the options.
 #
-# It has been tested with bash, curl and runit on Linux in a stand-in for Termux; on Android itself it has not.
+# Tested with bash, curl and runit on Linux in an imitation of Termux; not tested on Android.
 
 set -euo pipefail
 
 # >>> settings, filled in by `quantkit termux`
-# Ollama's name of the model: what is pulled, or what the GGUF becomes.
+# Ollama's name of the model: the model to pull, or the name for the GGUF.
 NAME=''
-# Address of a GGUF, or its file name on the phone; where there is none, NAME is pulled.
+# URL of a GGUF, or its file name on the phone; if empty, Ollama pulls NAME.
 # shellcheck disable=SC1003,SC2016
 GGUF=''
 # Size of the model's file, and its sha256.
 MODEL_BYTES=''
 MODEL_SHA256=''
-# CONTEXT:BATCH:BYTES, the memory that running takes at each, smallest first.
+# CONTEXT:BATCH:BYTES, the memory of the running model for each context and batch, smallest first.
 MEMORY=''
-# The context to take; where there is none, by the phone's memory.
+# The context in tokens; if empty, the phone's memory decides.
 CTX=''
-# Lines of the Modelfile beside FROM, num_ctx, num_batch and num_thread.
+# Lines of the Modelfile without FROM, num_ctx, num_batch and num_thread.
 # shellcheck disable=SC1003,SC2016
 MODELFILE=''
-# The same parameters as llama.cpp has them.
+# The same parameters as flags of llama-server.
 LLAMA_FLAGS=''
 # <<< settings
 
-# GIGABYTES:CONTEXT:BATCH, the most that a phone sold with so much memory is given (quantkit/planning/phones.py).
+# GIGABYTES:CONTEXT:BATCH, the maximum for a phone sold with this memory (quantkit/planning/phones.py).
 PHONES='4:2048:128 6:4096:256 8:4096:512 12:8192:512'
 SMALLER_PHONE='1024:128'
-# Assumed: Android and its services keep a tenth of the memory and 2 GiB.
+# Assumption: Android and its services use a tenth of the memory and 2 GiB.
 ANDROID_KIB=2097152
 ANDROID_TENTHS=1
-# Used where quantkit gave no figures: without bytes, the contexts to choose from.
+# The contexts to choose from if MEMORY is empty; the bytes are unknown.
 CONTEXTS='1024:128:0 2048:128:0 4096:256:0 4096:512:0 8192:512:0'
-# Beside the weights, where only their size is known.
+# Bytes in addition to the weights, if only the size of the file is known.
 BESIDE_WEIGHTS=500000000
-# What the packages take, and what building Ollama takes.
+# Disk space of the packages, and of a build of Ollama.
 PACKAGES_BYTES=300000000
 BUILD_BYTES=6000000000
 OLLAMA_SOURCE='https://github.com/ollama/ollama'
 OLLAMA_TAG='v0.31.1'
 
-# Where to look; the tests look elsewhere.
+# Places that the tests replace.
 PROC=${QUANTKIT_PROC:-/proc}
 SYS=${QUANTKIT_SYS:-/sys}
 REGISTRY=${QUANTKIT_REGISTRY:-}
@@ -73,20 +74,20 @@ usage() {
 usage: termux.sh [options]
 
   --model NAME        pull this model with Ollama: NAMESPACE/MODEL:TAG
-  --gguf URL|FILE     fetch this GGUF, or take the file of that name on the phone
-  --size BYTES        its size, where the script does not know it
-  --sha256 HEX        its sha256
-  --ram BYTES         memory that running it takes
-  --ctx N             context, instead of what the phone's memory allows
+  --gguf URL|FILE     download this GGUF, or use the file of this name on the phone
+  --size BYTES        size of the model, if the script does not know it
+  --sha256 HEX        sha256 of the GGUF
+  --ram BYTES         memory of the running model
+  --ctx N             context in tokens, instead of the maximum for the phone's memory
   --threads N         threads, instead of the number of big cores
   --use WAY           auto, ollama, llama.cpp or source
-  --gpu vulkan|opencl also install a GPU backend (not tested; Adreno 660 is known to answer nonsense)
+  --gpu vulkan|opencl also install a GPU backend (not tested; an Adreno 660 is known to give wrong answers)
   --no-service        start the server once, without a runit service
   --no-wake-lock      let Android sleep
   --no-boot           do not start at boot
-  --anyway            go on where memory or space looks too little
+  --anyway            continue although memory or space seems too small
   --dry-run           print every step, change nothing
-  --uninstall         take away what this script made
+  --uninstall         remove what this script installed
 END
 }
 
@@ -104,7 +105,7 @@ wrong() {
   exit 2
 }
 
-# Print a command, then run it. Its stdin is not ours: piped into bash, that is this script.
+# Print a command, then run it. Its stdin is /dev/null: if this script is piped into bash, stdin is the script.
 run() {
   printf '+'
   printf ' %q' "$@"
@@ -112,7 +113,7 @@ run() {
   [[ -n $DRY_RUN ]] || "$@" </dev/null
 }
 
-# The same, of a command that tells nothing worth reading.
+# Print a command, then run it without its output.
 quietly() {
   printf '+'
   printf ' %q' "$@"
@@ -120,7 +121,7 @@ quietly() {
   [[ -n $DRY_RUN ]] || "$@" </dev/null >/dev/null 2>&1 || true
 }
 
-# put FILE MODE TEXT: print what is written, then write it whole or not at all.
+# put FILE MODE TEXT: print the text, then write the file in one step.
 put() {
   local file=$1 mode=$2 text=$3
   printf '+ write %q (mode %s):\n' "$file" "$mode"
@@ -134,21 +135,21 @@ put() {
 
 same() { [[ -f $1 && $(<"$1") == "$2" ]]; }
 
-# folder DIR: make it, noting every folder that was not there, so that --uninstall can take the empty ones away.
+# folder DIR: create it and record each new folder, so that --uninstall can remove the empty ones.
 folder() {
   [[ -d $1 ]] && return
   folder "$(dirname "$1")"
-  made folder "$1"
+  record folder "$1"
   [[ -d $1 ]] || run mkdir "$1"
 }
 
-# Note what is about to be made, so that --uninstall knows even after a kill in the middle.
-made() {
+# Record KIND NAME before it is made, so that --uninstall knows it after a kill.
+record() {
   [[ -n $DRY_RUN ]] && return
-  was_made "$@" || printf '%s\n' "$*" >>"$STATE/made"
+  is_recorded "$@" || printf '%s\n' "$*" >>"$STATE/made"
 }
 
-was_made() { [[ -f $STATE/made ]] && grep -qxF -- "$*" "$STATE/made"; }
+is_recorded() { [[ -f $STATE/made ]] && grep -qxF -- "$*" "$STATE/made"; }
 
 gb() {
   local tens=$((($1 + 5000000) / 10000000))
@@ -160,10 +161,10 @@ installed() { dpkg-query -W -f '${Status}' "$1" 2>/dev/null | grep -q 'ok instal
 whole() { [[ $2 =~ ^[1-9][0-9]{0,15}$ ]] || wrong "$1 takes a whole number, not '$2'"; }
 
 read_options() {
-  local each
-  for each in "$@"; do
-    # Another model than the one filled in: its figures do not hold.
-    if [[ $each == --model || $each == --gguf ]]; then
+  local word
+  for word in "$@"; do
+    # Another model: the settings of the first one do not apply.
+    if [[ $word == --model || $word == --gguf ]]; then
       NAME='' GGUF='' MODEL_BYTES='' MODEL_SHA256='' MEMORY='' MODELFILE='' LLAMA_FLAGS=''
     fi
   done
@@ -190,15 +191,15 @@ read_options() {
       --dry-run) DRY_RUN=1 ;;
       --uninstall) UNINSTALL=1 ;;
       -h | --help) usage && exit 0 ;;
-      *) wrong "there is no option '$1'; --help lists them" ;;
+      *) wrong "unknown option '$1'; --help lists the options" ;;
     esac
     shift
   done
   [[ $WAY =~ ^(auto|ollama|llama\.cpp|source)$ ]] || wrong "--use takes auto, ollama, llama.cpp or source, not '$WAY'"
   [[ -z $GPU || $GPU =~ ^(vulkan|opencl)$ ]] || wrong "--gpu takes vulkan or opencl, not '$GPU'"
   [[ -z $MODEL_SHA256 || $MODEL_SHA256 =~ ^[0-9a-f]{64}$ ]] || wrong "--sha256 takes 64 hexadecimal digits"
-  [[ -z $NAME || $NAME =~ ^[A-Za-z0-9_][A-Za-z0-9._:/-]*$ ]] || wrong "'$NAME' is no model's name"
-  [[ $GGUF != *[[:cntrl:]]* ]] || wrong "the GGUF's address has control characters"
+  [[ -z $NAME || $NAME =~ ^[A-Za-z0-9_][A-Za-z0-9._:/-]*$ ]] || wrong "'$NAME' is not the name of a model; write NAMESPACE/MODEL:TAG"
+  [[ $GGUF != *[[:cntrl:]]* ]] || wrong "the address of --gguf has control characters; remove them"
   if [[ -n $GGUF && -z $NAME ]]; then
     local base=${GGUF%%[?#]*}
     base=${base##*/}
@@ -211,7 +212,7 @@ read_options() {
 
 is_url() { [[ $1 =~ ^https?:// ]]; }
 
-# ---- what phone this is
+# ---- the phone
 
 guard() {
   if [[ -z ${PREFIX:-} || ! -d $PREFIX || -z ${HOME:-} ]] || ! command -v pkg >/dev/null; then
@@ -220,7 +221,7 @@ guard() {
   local machine
   machine=$(uname -m)
   [[ $machine == aarch64 || $machine == arm64 ]] ||
-    die "this processor is $machine, and Termux has Ollama and llama.cpp for aarch64 only"
+    die "this processor is $machine; Termux has Ollama and llama.cpp for aarch64 only"
   STATE=$HOME/.quantkit-termux
   SVDIR=${SVDIR:-$PREFIX/var/service}
   LOGDIR=${LOGDIR:-$PREFIX/var/log}
@@ -244,8 +245,8 @@ meminfo() {
   echo 0
 }
 
-# The big cores: all but those of the slowest cluster. Where there is one cluster, all. A slowest cluster that the
-# kernel rates at 6/10 of the fastest or more is no small one (phones of big cores only) and counts as well.
+# The big cores: all cores except those of the slowest cluster. A single cluster counts as big. The slowest cluster
+# counts too if the kernel rates its capacity at 6/10 of the fastest one or more: such a phone has big cores only.
 count_big_cores() {
   local -A cores=() capacity=()
   local cpu speed slowest='' best=0
@@ -263,10 +264,10 @@ count_big_cores() {
   local all=0 count
   for count in "${cores[@]}"; do ((all += count)); done
   if ((all == 0)); then
-    # Not told: half of them is right on most phones.
+    # The kernel does not report speeds: half of the cores is correct for most phones.
     all=$(nproc 2>/dev/null || echo 2)
     BIG_CORES=$((all > 2 ? all / 2 : all))
-    CORES="$all cores, speeds not told"
+    CORES="$all cores, unknown speeds"
     return
   fi
   BIG_CORES=$all
@@ -279,13 +280,13 @@ count_big_cores() {
   done < <(printf '%s\n' "${!cores[@]}" | sort -n)
 }
 
-look() {
+check_phone() {
   step 'This phone'
   count_big_cores
   [[ -n $THREADS ]] || THREADS=$BIG_CORES
   TOTAL_KIB=$(meminfo MemTotal)
   AVAILABLE=$(($(meminfo MemAvailable) * 1024))
-  ((TOTAL_KIB > 0)) || die "$PROC/meminfo does not tell how much memory there is"
+  ((TOTAL_KIB > 0)) || die "$PROC/meminfo does not contain MemTotal, so the memory is unknown"
   ROOM=$(((TOTAL_KIB * (10 - ANDROID_TENTHS) / 10 - ANDROID_KIB) * 1024))
   ((AVAILABLE > ROOM)) && ROOM=$AVAILABLE
   FREE=$(free_bytes)
@@ -297,13 +298,13 @@ look() {
 free_bytes() {
   local free
   { read -r _ && read -r _ _ _ free _; } < <(df -Pk "$HOME")
-  [[ $free =~ ^[0-9]+$ ]] || die "df does not tell how much space is free in $HOME"
+  [[ $free =~ ^[0-9]+$ ]] || die "df does not report the free space of $HOME"
   echo $((free * 1024))
 }
 
-# ---- what the model needs
+# ---- the memory and space of the model
 
-# The most context and batch for a phone of so much memory: the kernel has up to 15 % less than what it was sold with.
+# The maximum context and batch for the phone's memory. MemTotal is up to 15 % less than the memory it was sold with.
 phone_limits() {
   local phone limit=$SMALLER_PHONE
   for phone in $PHONES; do
@@ -312,7 +313,7 @@ phone_limits() {
   MOST_CTX=${limit%:*} MOST_BATCH=${limit#*:}
 }
 
-# The largest context and batch that this phone may have and whose memory there is room for.
+# Choose the largest context and batch within the phone's limits and its room.
 choose_context() {
   phone_limits
   local entry ctx batch bytes least='' contexts=''
@@ -331,23 +332,23 @@ choose_context() {
     least=${least:-$ctx:$batch:$bytes}
     if ((bytes <= ROOM)); then N_CTX=$ctx N_BATCH=$batch NEED=$bytes; fi
   done
-  [[ -n $least ]] || wrong "this script knows what these contexts take:$contexts;" \
-    "for $CTX have it written anew by quantkit termux --ctx $CTX"
+  [[ -n $least ]] || wrong "--ctx $CTX is not a context of this script:$contexts;" \
+    "choose one of these, or write the script again with quantkit termux --ctx $CTX"
   IFS=: read -r ctx batch bytes <<<"$least"
   if [[ -z $N_CTX && -n $ANYWAY ]]; then N_CTX=$ctx N_BATCH=$batch NEED=$bytes; fi
   [[ -n $N_CTX ]] ||
     die "the model needs $(gb "$bytes") of memory at a context of $ctx, and this phone has room for $(gb "$ROOM");" \
-      "take a smaller model or type (--anyway tries it)"
+      "choose a smaller model or type, or pass --anyway"
   if ((NEED == 0)); then
-    say "needs:   a memory that is not known; context $N_CTX, batch $N_BATCH"
+    say "needs:   unknown memory; context $N_CTX, batch $N_BATCH"
   else
     say "needs:   $(gb "$NEED") of memory with a context of $N_CTX, batch $N_BATCH"
     ((NEED <= AVAILABLE)) ||
-      warn "$(gb "$AVAILABLE") of memory are available just now: close other apps, or Android may end Termux"
+      warn "only $(gb "$AVAILABLE") of memory are available now; close other apps, or Android may stop Termux"
   fi
 }
 
-# What is asked for, what quantkit reckoned, or the weights and something beside; 0 if nothing is known.
+# The bytes of --ram, or quantkit's figure, or the weights and BESIDE_WEIGHTS; 0 if unknown.
 bytes_needed() {
   if [[ -n $RAM ]]; then
     echo "$RAM"
@@ -360,7 +361,7 @@ bytes_needed() {
   fi
 }
 
-# What a name stands for is in the registry's manifest: the sizes of its layers.
+# The size of the model to pull: the sum of the layers in the registry's manifest.
 ask_registry() {
   local rest=$NAME host='' tag=latest answer code=0 size total=0
   [[ ${rest##*/} == *:* ]] && tag=${rest##*:} && rest=${rest%:*}
@@ -372,22 +373,22 @@ ask_registry() {
   ((code == 0)) || no_network "$base" "$code"
   case ${answer##* } in
     200) while read -r size; do ((total += ${size##*:})); done < <(grep -oE '"size": *[0-9]+' <<<"$answer") ;;
-    404) die "${base#*://} has no model $NAME; look at the name and the tag" ;;
+    404) die "${base#*://} has no model $NAME; check the name and the tag" ;;
   esac
   if ((total > 0)); then
     MODEL_BYTES=$total
   elif [[ -z $MODEL_BYTES ]]; then
-    warn "${base#*://} does not tell the size of $NAME, so memory and space are not checked (--size and --ram give them)"
+    warn "${base#*://} does not report the size of $NAME, so memory and space are not checked; pass --size and --ram"
   fi
 }
 
 no_network() {
   local host=${1#*://}
-  die "no network: ${host%%/*} does not answer (curl's error $2); connect the phone and run this again," \
-    "it goes on from where it is"
+  die "no network: ${host%%/*} does not answer (curl's error $2); connect the phone and run this again" \
+    "to resume"
 }
 
-# The file of that name, where phones keep what is downloaded or pushed to them.
+# Find the GGUF file in the folders for downloads and copied files.
 find_file() {
   local place
   local name=${GGUF##*/}
@@ -397,11 +398,11 @@ find_file() {
       return
     fi
   done
-  die "there is no file $name here, in $HOME or in the phone's Download folder; copy it there," \
-    "or give its address with --gguf URL"
+  die "file $name not found in this folder, in $HOME or in the phone's Download folder; copy it there," \
+    "or pass its address with --gguf URL"
 }
 
-# Size and reachability of what will be fetched.
+# Check that the model can be downloaded, and find its size.
 ask_source() {
   LOCAL_FILE=''
   if is_present; then
@@ -413,7 +414,7 @@ ask_source() {
     headers=$(curl -fsSLI --connect-timeout 20 --max-time 60 -- "$GGUF" 2>/dev/null </dev/null) || code=$?
     case $code in
       0) ;;
-      22) die "$GGUF is not there, or may not be read: the server refuses it" ;;
+      22) die "$GGUF not found or not readable on the server; check the address" ;;
       *) no_network "$GGUF" "$code" ;;
     esac
     if [[ -z $MODEL_BYTES ]]; then
@@ -425,7 +426,7 @@ ask_source() {
   else
     find_file
     [[ -z $MODEL_BYTES || $(size_of "$LOCAL_FILE") == "$MODEL_BYTES" ]] ||
-      die "$LOCAL_FILE has $(size_of "$LOCAL_FILE") bytes and should have $MODEL_BYTES; copy it again"
+      die "$LOCAL_FILE has $(size_of "$LOCAL_FILE") bytes instead of $MODEL_BYTES; copy it again"
     MODEL_BYTES=$(size_of "$LOCAL_FILE")
   fi
 }
@@ -436,31 +437,31 @@ check_space() {
     need=$bytes
   else
     is_url "$GGUF" && need=$((bytes - $(size_of "$STATE/model.gguf.part")))
-    # Ollama keeps a copy of its own.
+    # Ollama makes a copy of the GGUF.
     [[ $WAY == llama.cpp ]] || need=$((need + bytes))
   fi
   command -v ollama >/dev/null || command -v llama-server >/dev/null || need=$((need + PACKAGES_BYTES))
   ((need <= FREE)) || [[ -n $ANYWAY ]] ||
     die "this takes $(gb "$need") of space and $(gb "$FREE") are free;" \
-      "free $(gb $((need - FREE))) more (--anyway tries it)"
+      "free $(gb $((need - FREE))) more, or pass --anyway"
   say "takes:   $(gb "$need") of space"
 }
 
 # ---- the runtime
 
-# Install packages that are not there. Returns pkg's failure.
+# Install the missing packages. Returns 1 if pkg fails.
 install() {
-  local each missing=()
-  for each in "$@"; do installed "$each" || missing+=("$each"); done
+  local package missing=()
+  for package in "$@"; do installed "$package" || missing+=("$package"); done
   ((${#missing[@]})) || return 0
-  for each in "${missing[@]}"; do made package "$each"; done
+  for package in "${missing[@]}"; do record package "$package"; done
   run env DEBIAN_FRONTEND=noninteractive pkg install -y "${missing[@]}" && return
-  # What was not installed is not ours to take away.
-  for each in "${missing[@]}"; do installed "$each" || unmake package "$each"; done
+  # --uninstall must not remove a package that this script did not install.
+  for package in "${missing[@]}"; do installed "$package" || unrecord package "$package"; done
   return 1
 }
 
-unmake() {
+unrecord() {
   [[ -z $DRY_RUN && -f $STATE/made ]] || return 0
   grep -vxF -- "$*" "$STATE/made" >"$STATE/made.new" || true
   mv -f "$STATE/made.new" "$STATE/made"
@@ -473,19 +474,19 @@ with_ollama() {
   if ! command -v ollama >/dev/null; then install ollama || return 1; fi
   works ollama || return 1
   [[ -z $GPU ]] || install "ollama-backend-$GPU" vulkan-loader-generic mesa-vulkan-icd-freedreno ||
-    warn "the GPU backend could not be installed; the processor does the work"
+    warn "the GPU backend was not installed; the model runs on the processor"
 }
 
 with_llama_cpp() {
   [[ -n $GGUF ]] || {
-    say "(llama.cpp cannot pull $NAME: for it a GGUF must be given with --gguf)"
+    say "(llama.cpp cannot pull $NAME; it needs a GGUF: pass --gguf)"
     return 1
   }
   RUNTIME=llama-server
   if ! command -v llama-server >/dev/null; then install llama-cpp || return 1; fi
   works llama-server || return 1
   [[ -z $GPU ]] || install "llama-cpp-backend-$GPU" vulkan-loader-generic mesa-vulkan-icd-freedreno ||
-    warn "the GPU backend could not be installed; the processor does the work"
+    warn "the GPU backend was not installed; the model runs on the processor"
 }
 
 with_source() {
@@ -496,7 +497,7 @@ with_source() {
     return 1
   }
   install golang git cmake ninja clang libandroid-spawn || return 1
-  # A tree of another version, or half a clone, is no use.
+  # Remove a tree of another version or an incomplete clone.
   if [[ -d $source && ! -f $source/.cloned-$OLLAMA_TAG ]]; then run rm -rf "$source" || return 1; fi
   if [[ ! -d $source ]]; then
     run git clone --depth 1 --branch "$OLLAMA_TAG" "$OLLAMA_SOURCE" "$source" || return 1
@@ -505,17 +506,17 @@ with_source() {
   run cmake -S "$source" -B "$source/build" -G Ninja -DCMAKE_BUILD_TYPE=Release \
     -DGGML_BACKEND_DL=ON -DGGML_CPU_ALL_VARIANTS=ON -DGGML_OPENMP=OFF \
     -DCMAKE_EXE_LINKER_FLAGS=-landroid-spawn -DCMAKE_SHARED_LINKER_FLAGS=-landroid-spawn || return 1
-  # Each compiler takes up to a gigabyte: no more of them than big cores.
+  # A compiler takes up to one gigabyte, so there is one per big core.
   run cmake --build "$source/build" --parallel "$THREADS" || return 1
   [[ -n $DRY_RUN || -x $source/ollama ]] || return 1
-  made link "$PREFIX/bin/ollama"
-  # Beside its libraries, which it looks for from where it is.
+  record link "$PREFIX/bin/ollama"
+  # A link, because Ollama finds its libraries relative to its own file.
   run ln -sf "$source/ollama" "$PREFIX/bin/ollama" || return 1
   works ollama
 }
 
 get_runtime() {
-  step 'A runtime'
+  step 'The runtime'
   local way ways='ollama llama_cpp source'
   case $WAY in
     ollama) ways=ollama ;;
@@ -526,18 +527,18 @@ get_runtime() {
   [[ $GPU == opencl && $WAY == auto ]] && ways='llama_cpp ollama source'
   for way in $ways; do
     if "with_$way"; then
-      say "$RUNTIME it is."
+      say "The runtime is $RUNTIME."
       return
     fi
-    warn "${way/_/.} could not be had on this phone"
+    warn "${way/_/.} could not be installed on this phone"
   done
-  die 'no runtime could be installed; look at what is said above, try "pkg update", see that there is a network,' \
+  die 'no runtime could be installed; read the messages above, check the network, run "pkg update",' \
     'and run this again'
 }
 
 # ---- the model
 
-# What identifies the model that is wanted.
+# The identity of the model: its name, address and sha256.
 identity() { printf '%s\n%s\n%s' "$NAME" "$GGUF" "${MODEL_SHA256:-unknown}"; }
 
 is_present() { same "$STATE/present" "$(identity)"; }
@@ -556,7 +557,7 @@ fetch_gguf() {
     check_sha256 "$LOCAL_FILE" || die "$LOCAL_FILE is damaged: its sha256 is not $MODEL_SHA256; copy it again"
     run ln -sf "$LOCAL_FILE" "$FILE"
   elif is_fetched; then
-    say "$FILE is there already."
+    say "$FILE already exists."
   else
     download
   fi
@@ -564,13 +565,13 @@ fetch_gguf() {
 
 check_sha256() {
   [[ -n $MODEL_SHA256 && -z $DRY_RUN ]] || return 0
-  say 'checking its sha256'
+  say 'checking the sha256'
   [[ $(sha256sum <"$1") == "$MODEL_SHA256 "* ]]
 }
 
 download() {
   local part=$FILE.part had code idle=0
-  # The rest of another file would be no good.
+  # The part of another file must not be resumed.
   same "$FILE.from" "$GGUF $MODEL_SHA256" || { [[ ! -e $part ]] || run rm -f "$part"; }
   put "$FILE.from" 600 "$GGUF $MODEL_SHA256"
   local show=-sS
@@ -579,14 +580,14 @@ download() {
     had=$(size_of "$part")
     [[ -n $MODEL_BYTES ]] && ((had > MODEL_BYTES)) && run rm -f "$part" && had=0
     if [[ -n $MODEL_BYTES ]] && ((had == MODEL_BYTES)); then break; fi
-    ((had == 0)) || say "going on from $(gb "$had")"
+    ((had == 0)) || say "resuming at $(gb "$had")"
     code=0
     run curl -fL "$show" --connect-timeout 20 --speed-limit 1000 --speed-time 60 -C - -o "$part" -- "$GGUF" || code=$?
     [[ -n $DRY_RUN ]] && break
     case $code in
       0) [[ -n $MODEL_BYTES ]] || break ;;
-      22) die "the server no longer gives $GGUF" ;;
-      33) run rm -f "$part" ;; # It cannot go on in the middle.
+      22) die "the server no longer has $GGUF; check the address" ;;
+      33) run rm -f "$part" ;; # The server cannot resume.
     esac
     if (($(size_of "$part") > had)); then
       idle=0
@@ -597,8 +598,8 @@ download() {
   done
   if ! check_sha256 "$part"; then
     run rm -f "$part"
-    die "what $GGUF gave has not the sha256 $MODEL_SHA256; run this again," \
-      "and if that does not help, the file there is another one"
+    die "the file from $GGUF does not have the sha256 $MODEL_SHA256; run this again;" \
+      "if that fails too, the server has another file"
   fi
   run mv -f "$part" "$FILE"
 }
@@ -637,16 +638,16 @@ keep_running() {
   OURS=1
   local service=$SVDIR/$RUNTIME
   if answers && [[ ! -d $service && ! -f $STATE/server.pid ]]; then
-    say 'A server answers already; it is used as it is.'
+    say 'A server answers already; this script uses it unchanged.'
     OURS=''
     return
   fi
   if [[ -n $WAKE_LOCK ]] && command -v termux-wake-lock >/dev/null; then
-    made wake-lock
-    run termux-wake-lock || warn 'the wake lock could not be taken'
+    record wake-lock
+    run termux-wake-lock || warn 'the wake lock failed; Android may stop the server'
   fi
   if [[ -n $SERVICE ]] && ! install termux-services; then
-    warn 'termux-services could not be installed; the server is started without a service'
+    warn 'termux-services could not be installed; the server starts without a service'
     SERVICE=''
   fi
   if [[ -n $SERVICE ]]; then make_service "$service"; elif ! answers; then start_once; fi
@@ -658,9 +659,9 @@ make_service() {
   script="#!$PREFIX/bin/sh"$'\n'"$MARK"$'\n'"exec 2>&1"$'\n'"$(server_environment)"$'\n'"exec $(server_command)"
   log="#!$PREFIX/bin/sh"$'\n'"$MARK"$'\n'"exec $PREFIX/bin/svlogd -tt $(printf %q "$LOGDIR/sv/$RUNTIME")"
   if [[ -d $service ]] && ! grep -qsF "$MARK" "$service/run"; then
-    say "The service $service is not this script's and stays as it is."
+    say "The service $service is not from this script and stays unchanged."
   elif same "$service/run" "$script"; then
-    say 'The service is there already.'
+    say 'The service already exists.'
   elif [[ -d $service ]]; then
     put "$service/run" 700 "$script"
     run sv restart "$service" || true
@@ -668,9 +669,9 @@ make_service() {
     folder "$SVDIR"
     folder "$LOGDIR/sv"
     run mkdir -p "$LOGDIR/sv/$RUNTIME"
-    # Made under a name that runit does not look at, then renamed: it must not see half a service.
+    # Created under a hidden name and renamed, so that runit never sees an incomplete service.
     local new=$SVDIR/.$RUNTIME.new
-    made service "$RUNTIME"
+    record service "$RUNTIME"
     run rm -rf "$new"
     run mkdir -p "$new/log"
     put "$new/run" 700 "$script"
@@ -678,16 +679,16 @@ make_service() {
     run mv "$new" "$service"
   fi
   [[ ! -f $service/down ]] || run rm -f "$service/down"
-  # Says nothing and does nothing where the daemon runs.
-  made daemon
+  # This does nothing if the daemon runs.
+  record daemon
   quietly service-daemon start
-  # Where it was stopped by hand; runit finds a new one by itself within five seconds.
+  # For a service that a user stopped; runit starts a new one by itself within five seconds.
   [[ -n $DRY_RUN || ! -d $service/supervise ]] || run sv up "$service" || true
 }
 
 start_once() {
   put "$STATE/serve" 700 "#!$PREFIX/bin/sh"$'\n'"$MARK"$'\n'"$(server_environment)"$'\n'"exec $(server_command)"
-  say "+ $(printf '%q' "$STATE/serve") in the background, what it says goes to $STATE/server.log"
+  say "+ $(printf '%q' "$STATE/serve") in the background, with the log $STATE/server.log"
   [[ -n $DRY_RUN ]] && return
   nohup "$STATE/serve" </dev/null >"$STATE/server.log" 2>&1 &
   echo $! >"$STATE/server.pid"
@@ -703,17 +704,17 @@ start_at_boot() {
     text+=$'\n'"$(printf 'nohup %q </dev/null >%q 2>&1 &' "$STATE/serve" "$STATE/server.log")"
   fi
   same "$file" "$text" && return
-  made boot "$file"
+  record boot "$file"
   folder "${file%/*}"
   put "$file" 700 "$text"
-  say 'This takes effect with the app Termux:Boot, opened once.'
+  say 'The start at boot needs the app Termux:Boot; open it once.'
 }
 
 wait_for_server() {
   [[ -n $DRY_RUN ]] && say "+ wait until http://$HOST answers" && return
   local end=$((SECONDS + WAIT))
   while ((SECONDS < end)); do
-    answers && say 'It answers.' && return
+    answers && say 'The server answers.' && return
     sleep 0.2
   done
   local log=$LOGDIR/sv/$RUNTIME/current
@@ -730,7 +731,7 @@ make_model() {
   if [[ -n $GGUF ]]; then
     LOCAL_NAME=$NAME from=./model.gguf
   else
-    # On this phone a model of its own name, of the same weights, that knows its cores and memory.
+    # A second model with the same weights and the parameters for this phone.
     local tag='' base=${NAME##*/}
     [[ $base == *:* ]] && tag=:${base#*:}
     LOCAL_NAME=${base%%:*}-phone$tag
@@ -740,30 +741,30 @@ make_model() {
   local modelfile=$STATE/Modelfile
   if is_present && has_model "$LOCAL_NAME"; then
     if [[ $(tail -n +2 "$modelfile" 2>/dev/null) == "$text" ]]; then
-      say "The model $LOCAL_NAME is there already."
+      say "The model $LOCAL_NAME already exists."
       return
     fi
-    # Of the same weights with other parameters.
+    # The same weights with other parameters.
     from=$LOCAL_NAME
   fi
   if [[ -z $GGUF ]]; then
     step "The model $NAME"
-    # It may have been the user's before.
-    has_model "$NAME" || made model "$NAME"
+    # --uninstall must not remove a model that the user already had.
+    has_model "$NAME" || record model "$NAME"
     pull
   elif [[ $from == ./model.gguf && ! -e $FILE && -z $DRY_RUN ]]; then
-    # It was made once and then removed by hand.
+    # The user removed the model.
     run rm -f "$STATE/present"
     ask_source
     check_space
     fetch_gguf
   fi
-  step "The model $LOCAL_NAME, made for this phone"
+  step "The model $LOCAL_NAME, with the parameters for this phone"
   put "$modelfile" 600 "FROM $from"$'\n'"$text"
-  has_model "$LOCAL_NAME" || made model "$LOCAL_NAME"
-  run ollama create "$LOCAL_NAME" -f "$modelfile" || die "Ollama could not make $LOCAL_NAME; what it said is above"
+  has_model "$LOCAL_NAME" || record model "$LOCAL_NAME"
+  run ollama create "$LOCAL_NAME" -f "$modelfile" || die "Ollama could not create $LOCAL_NAME; its message is above"
   put "$STATE/present" 600 "$(identity)"
-  # Ollama has its own copy now.
+  # Ollama has a copy of the GGUF.
   if [[ $from == ./model.gguf ]]; then run rm -f "$FILE" "$FILE.from"; fi
 }
 
@@ -775,12 +776,12 @@ pull() {
     run ollama pull "$NAME" && return
     ((try == 3)) || sleep "$PAUSE"
   done
-  die "Ollama could not pull $NAME; with a network, run this again: it goes on from where it is"
+  die "Ollama could not pull $NAME; check the network and run this again to resume"
 }
 
 # ---- the end
 
-farewell() {
+show_commands() {
   step 'To chat'
   if [[ $RUNTIME != ollama ]]; then
     say "  open http://127.0.0.1:$LLAMA_PORT in the phone's browser, or"
@@ -789,20 +790,20 @@ farewell() {
     say '  ollama run NAMESPACE/MODEL:TAG'
   else
     say "  ollama run $LOCAL_NAME"
-    say "  ollama run $LOCAL_NAME --nowordwrap     for Chinese, whose lines would break in the wrong places"
+    say "  ollama run $LOCAL_NAME --nowordwrap     for Chinese, which Ollama wraps in wrong places"
   fi
   [[ -z $OURS ]] || say "
-Android 12 and later ends background processes. Let Termux use the battery without limits in Android's settings, and on
-Android 14 turn on \"Disable child process restrictions\" among the developer options; before that, from a computer:
+Android 12 and later stops background processes. In Android's settings, let Termux use the battery without limits. On
+Android 14, enable \"Disable child process restrictions\" in the developer options. On older versions, run on a computer:
   adb shell settings put global settings_enable_monitor_phantom_procs false"
 }
 
 uninstall() {
   [[ -f $STATE/made ]] || {
-    say 'There is nothing to take away.'
+    say 'There is nothing to remove.'
     return 0
   }
-  step 'Taking away what this script made'
+  step 'Removing what this script installed'
   local kind what
   local -a models=() packages=() folders=() links=() services=() boots=()
   local wake='' daemon=''
@@ -820,37 +821,37 @@ uninstall() {
   done <"$STATE/made"
   RUNTIME=ollama
   if ((${#models[@]})) && command -v ollama >/dev/null; then
-    answers || start_for_a_moment
+    answers || start_temporarily
     for what in "${models[@]}"; do run ollama rm "$what" || warn "$what could not be removed"; done
   fi
   for what in "${boots[@]}"; do run rm -f "$what"; done
   for what in "${services[@]}"; do
     if [[ -d $SVDIR/$what ]]; then
-      # Moved away first, or runit would start it again.
+      # Moved first, because runit would start it again.
       run mv "$SVDIR/$what" "$SVDIR/.$what.gone"
       [[ ! -d $SVDIR/.$what.gone/supervise && -z $DRY_RUN ]] || quietly sv force-shutdown "$SVDIR/.$what.gone"
     fi
     run rm -rf "$SVDIR/.$what.gone" "$SVDIR/.$what.new" "$LOGDIR/sv/$what"
   done
   if [[ -f $STATE/server.pid ]]; then quietly kill "$(<"$STATE/server.pid")"; fi
-  if [[ -n $daemon ]] && was_made package termux-services; then quietly service-daemon stop; fi
+  if [[ -n $daemon ]] && is_recorded package termux-services; then quietly service-daemon stop; fi
   for what in "${links[@]}"; do
     [[ ! -L $what ]] || run rm -f "$what"
   done
   if ((${#packages[@]})); then
     run env DEBIAN_FRONTEND=noninteractive pkg uninstall -y "${packages[@]}" ||
       warn "pkg could not remove ${packages[*]}"
-    say '(what these packages had brought with them, pkg autoremove takes away)'
+    say '(pkg autoremove removes the dependencies of these packages)'
   fi
   if [[ -n $wake ]] && command -v termux-wake-unlock >/dev/null; then quietly termux-wake-unlock; fi
-  if was_made folder "$HOME/.ollama"; then keep_or_remove_ollama; fi
+  if is_recorded folder "$HOME/.ollama"; then keep_or_remove_ollama; fi
   run rm -rf "$STATE"
   for what in "${folders[@]}"; do
     [[ ! -d $what ]] || run rmdir --ignore-fail-on-non-empty "$what"
   done
 }
 
-start_for_a_moment() {
+start_temporarily() {
   say '+ ollama serve, until its models are removed'
   [[ -n $DRY_RUN ]] && return
   OLLAMA_HOST=$HOST nohup ollama serve </dev/null >/dev/null 2>&1 &
@@ -860,14 +861,14 @@ start_for_a_moment() {
     answers && return
     sleep 0.2
   done
-  warn 'the server does not start'
+  warn 'the server does not start, so its models are not removed'
 }
 
-# Ollama's own folder, if it was not there before: its keys, and models that someone else may have pulled since.
+# Remove Ollama's folder, which this script created, unless the user pulled models since.
 keep_or_remove_ollama() {
   local manifests=$HOME/.ollama/models/manifests
   if [[ -d $manifests && -n $(find "$manifests" -type f -print -quit) ]]; then
-    warn "$HOME/.ollama stays: it holds models that this script did not make"
+    warn "$HOME/.ollama stays: it has models that this script did not create"
   else
     run rm -rf "$HOME/.ollama"
   fi
@@ -880,29 +881,29 @@ main() {
     uninstall
     return
   fi
-  look
+  check_phone
   if [[ -n $NAME ]]; then
     ask_source
     choose_context
     is_present || check_space
   else
     choose_context
-    warn 'no model is named (--model or --gguf); the server alone is set up'
+    warn 'no model is given (--model or --gguf); only the server is set up'
   fi
   if [[ ! -d $STATE ]]; then
-    step 'Notes'
-    say "What is made is noted in $STATE, for --uninstall."
+    step 'State'
+    say "$STATE records what this script makes, for --uninstall."
     run mkdir "$STATE"
   fi
   [[ -d $HOME/.ollama ]] || OLLAMA_IS_NEW=1
   get_runtime
-  if [[ $RUNTIME == ollama && -n ${OLLAMA_IS_NEW:-} ]]; then made folder "$HOME/.ollama"; fi
+  if [[ $RUNTIME == ollama && -n ${OLLAMA_IS_NEW:-} ]]; then record folder "$HOME/.ollama"; fi
   FILE=$STATE/model.gguf
   fetch_gguf
   keep_running
   wait_for_server
   if [[ $RUNTIME == ollama ]]; then make_model; fi
-  farewell
+  show_commands
 }
 
 main "$@"

@@ -77,6 +77,21 @@ RECORD = {
             "bits_per_weight?": "number",
             "parameters?": "integer",
             "type_mix?": Map("integer"),
+            # a GGUF of a given size
+            "target?": {
+                "bytes": "integer?",
+                "bits_per_weight": "number?",
+                "expected_kl_divergence": "number",
+                "kl_divergence_of_groups": Map("number"),
+                "types": Map("string"),
+            },
+            # --solver feedback
+            "feedback?": {
+                "damp": "number",
+                "sweeps": "integer",
+                "version": "integer",
+                "without_feedback": Map("string"),
+            },
             # AWQ and GPTQ
             "architecture?": "string?",
             "quantized_linears?": "integer",
@@ -119,6 +134,7 @@ CONVERSION = {
             "type_mix?": Map("integer"),
             "tensors?": Map("string"),
             "quantize_cpu_seconds?": "number",
+            "expected_kl_divergence?": "number",
             # importance matrix
             "entries?": "integer",
             "experts_without_tokens?": Map("integer"),
@@ -281,6 +297,7 @@ PLAN = {
     "layers": "integer",
     "trained_context": "integer?",
     "exact_sizes": "boolean",
+    "imatrix": "string?",
     "budget": {"ram": "integer", "vram": "integer", "gpu": "string?"},
     "context": {
         **dict.fromkeys(("n_ctx", "n_batch", "n_ubatch", "cpu_moe"), "integer"),

@@ -38,7 +38,9 @@ from quantkit.files import free_space
 from quantkit.progress import SILENT, Progress
 
 # Everything besides the weights that a conversion may need or copy.
-_SMALL_FILES = ("config.json", *SETTINGS_FILES, "README.md", "LICENSE*")
+_SMALL_FILES = ("config.json", *SETTINGS_FILES, "README.md", "LICENSE*", "modules.json")
+# of an embedding model, which modules.json names
+_POOLING = "*_Pooling/config.json"
 _PAUSES = (1.0, 2.0)
 _HEADER_THREADS = 8
 _TIMEOUT = 20.0
@@ -124,7 +126,8 @@ def _origin(request: Request, folder: Path) -> Origin:
 
 
 def _is_small_file(name: str) -> bool:
-    return "/" not in name and any(fnmatchcase(name, pattern) for pattern in _SMALL_FILES)
+    patterns = _SMALL_FILES if "/" not in name else (_POOLING,)
+    return any(fnmatchcase(name, pattern) for pattern in patterns)
 
 
 def _from_cache(request: Request, otherwise: HubError) -> Checkpoint:

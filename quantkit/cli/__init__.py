@@ -61,6 +61,25 @@ class _Commands(TyperGroup):
             raise Interrupted(getattr(interrupt, "number", signal.SIGINT)) from interrupt
 
 
+class _Command(TyperCommand):
+    """A command whose help shows its options under the headings that they name (typer's `rich_help_panel`)."""
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        headings: dict[str, list[tuple[str, str]]] = {"Arguments": [], "Options": []}
+        for parameter in self.get_params(ctx):
+            record = parameter.get_help_record(ctx)
+            if record is None:
+                continue
+            usual = "Arguments" if parameter.param_type_name == "argument" else "Options"
+            headings.setdefault(getattr(parameter, "rich_help_panel", None) or usual, []).append(record)
+        # what every command has comes last
+        headings["Options"] = headings.pop("Options")
+        for heading, records in headings.items():
+            if records:
+                with formatter.section(heading):
+                    formatter.write_dl(records)
+
+
 def _typer(**settings: Any) -> typer.Typer:
     return typer.Typer(
         rich_markup_mode=None,
@@ -99,7 +118,7 @@ def load_command(name: str) -> TyperCommand:
     """The command NAME: function NAME of module quantkit.cli.NAME; the module's EPILOG follows its help."""
     module = import_module(f"quantkit.cli.{name}")
     single = _typer(add_completion=False)
-    single.command(name, epilog=getattr(module, "EPILOG", None))(_with_output(getattr(module, name)))
+    single.command(name, cls=_Command, epilog=getattr(module, "EPILOG", None))(_with_output(getattr(module, name)))
     command = typer.main.get_command(single)
     assert isinstance(command, TyperCommand)
     return command

@@ -1,28 +1,68 @@
-"""What a bake tells at its end: one table and a line a step for people, or the document."""
+"""Output of `quantkit bake`: its progress, a plan, and a finished bake, as text and as documents."""
 
-import json
-from collections.abc import Mapping
+import shlex
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from quantkit.cli.output import Out, human_bytes
+from quantkit.inspection.record import readable_record
 from quantkit.recipes.bake.commands import output_of, report_folder
-from quantkit.recipes.bake.run import Baked
+from quantkit.recipes.bake.dry_run import BakePlan
+from quantkit.recipes.bake.result import Baked
+
+
+class BakeProgress:
+    """A Progress that prints each stage and each item as a line: the commands of a bake have progress of their own."""
+
+    def __init__(self, out: Out, name: str = "", indent: str = "  ") -> None:
+        self._out, self._name, self._indent = out, name, indent
+
+    def start(self, stage: str, total: int = 0) -> None:
+        self._out.note(f"{self._name}: {stage}", style="bold")
+
+    def advance(self, amount: int = 1, item: str = "") -> None:
+        self._out.note(f"{self._indent}{item}")
+
+
+def show_plans(plans: Sequence[BakePlan], out: Out) -> None:
+    """Print the commands, sizes, disk and memory of a dry run."""
+    for plan in plans:
+        for step, words in plan.commands:
+            out.say(f"{step}: quantkit {shlex.join(words)}")
+        if plan.sizes:
+            sizes = ", ".join(f"{name} {human_bytes(size)}" for name, size in plan.sizes.items())
+            out.say(
+                f"{plan.recipe.name}: {sizes}; {human_bytes(plan.disk)} of disk, about {human_bytes(plan.memory)} of"
+                " memory"
+            )
+    out.say("dry run: nothing was written")
+
+
+def planned_document(plan: BakePlan) -> dict[str, Any]:
+    """The JSON document of one recipe's dry run."""
+    return {
+        "name": plan.recipe.name,
+        "commands": [{"step": step, "words": ["quantkit", *words]} for step, words in plan.commands],
+        "bytes": plan.sizes,
+        "disk_bytes": plan.disk,
+        "expected_peak_memory_bytes": plan.memory,
+    }
 
 
 def show_baked(recipe: Mapping[str, Any], out: Out) -> None:
-    """The summary of one recipe, from its document."""
+    """Print the outputs, steps and floors of one recipe, from its document."""
     folder, rows = Path(recipe["folder"]), []
-    for each in recipe["outputs"]:
-        quality = each["quality"] or {}
+    for output in recipe["outputs"]:
+        quality = output["quality"] or {}
         ratio, kl = quality.get("perplexity_ratio"), quality.get("kl")
         rows.append(
             [
-                each["format"],
-                human_bytes(each["bytes"]),
+                output["format"],
+                human_bytes(output["bytes"]),
                 f"{100 * (ratio['value'] - 1):+.1f} ± {100 * ratio['error']:.1f}%" if ratio else "",
                 f"{kl['mean']:.3g} ± {kl['error']:.1g}" if kl else "",
-                str(Path(each["path"]).relative_to(folder)),
+                str(Path(output["path"]).relative_to(folder)),
             ]
         )
     headers = [("format", "left"), ("size", "right"), ("perplexity", "right"), ("KL", "right"), ("where", "left")]
@@ -41,7 +81,7 @@ def show_baked(recipe: Mapping[str, Any], out: Out) -> None:
 
 
 def baked_document(baked: Baked) -> dict[str, Any]:
-    """What the document says of one recipe."""
+    """The JSON document of one finished recipe."""
     return {
         "name": baked.recipe.name,
         "source": baked.recipe.source,
@@ -65,8 +105,8 @@ def baked_document(baked: Baked) -> dict[str, Any]:
 
 
 def _outputs(baked: Baked) -> list[dict[str, Any]]:
-    """Each format that is there: its bytes, the sha256 of its files, what it measured at on the first text."""
-    found = []
+    """The formats that exist: bytes, sha256 of the files, quality on the first text."""
+    outputs = []
     models = {model["path"]: model for model in (baked.report or {}).get("models", [])[1:]}
     for name in baked.recipe.formats.names:
         path = output_of(baked.recipe, baked.folder, name)
@@ -74,7 +114,7 @@ def _outputs(baked: Baked) -> list[dict[str, Any]]:
             continue
         quality = models.get(path.name, {}).get("quality") or [None]
         files = _recorded(path)
-        found.append(
+        outputs.append(
             {
                 "format": name,
                 "path": str(path),
@@ -83,17 +123,15 @@ def _outputs(baked: Baked) -> list[dict[str, Any]]:
                 "quality": quality[0],
             }
         )
-    return found
+    return outputs
 
 
 def _recorded(path: Path) -> dict[str, dict[str, Any]]:
-    """The files of an output, as quantkit.json has them."""
-    record, key = (path / "quantkit.json", path.name) if path.is_dir() else (path.parent / "quantkit.json", path.stem)
-    try:
-        found: dict[str, dict[str, Any]] = json.loads(record.read_text("utf-8"))["outputs"][key]["files"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return {}
-    return found
+    """The files of an output from its quantkit.json; {} if that is missing or damaged."""
+    folder, key = (path, path.name) if path.is_dir() else (path.parent, path.stem)
+    entries, _ = readable_record(folder)
+    files: dict[str, dict[str, Any]] = entries.get(key, {}).get("files", {})
+    return files
 
 
 def _size(path: Path) -> int:

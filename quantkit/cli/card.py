@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from quantkit.cli.ollama_options import license_name
-from quantkit.cli.options import LICENSE_HELP
+from quantkit.cli.options import LICENSE_HELP, output_option
 from quantkit.cli.output import Out
 from quantkit.errors import UsageError
 from quantkit.measurement.reading import load_report
@@ -46,7 +46,7 @@ def card(
     ollama: Annotated[str | None, typer.Option("--ollama", metavar="NS/MODEL", help="Model name on Ollama.")] = None,
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", metavar="FILE", help="File of the card.", show_default="README.md in FOLDER"),
+        output_option("FILE", "File of the card.", "README.md in FOLDER"),
     ] = None,
 ) -> None:
     """Write a model card for a folder of outputs.

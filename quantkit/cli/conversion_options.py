@@ -2,17 +2,19 @@
 
 # ruff: noqa: RUF009 (_option returns a dataclass field)
 
+import copy
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import wraps
 from inspect import Parameter, signature
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, get_type_hints
 
 import typer
 
 from quantkit.chat import BUILT_IN
+from quantkit.cli.options import DRY_RUN, FORCE, OFFLINE, output_option
 from quantkit.errors import UsageError
 from quantkit.gguf.file_types import FILE_TYPES
 
@@ -52,23 +54,27 @@ CheckpointArg = Annotated[
 _THREADS = typer.Option(metavar="N", min=1, max=1024, help="Threads.", show_default="all cores")
 _MAX_RAM = typer.Option(metavar="SIZE", help="Limit of the memory of the run.")
 _DEVICE = typer.Option(help="Where to compute; auto uses CUDA if torch finds it.")
-_OFFLINE = typer.Option("--offline", help="Use only files in the hub's cache.")
 ThreadsOption = Annotated[int | None, _THREADS]
 MaxRamOption = Annotated[str | None, _MAX_RAM]
 DeviceOption = Annotated[Literal["auto", "cpu", "cuda"], _DEVICE]
-OfflineOption = Annotated[bool, _OFFLINE]
 
 
 def _option(default: Any, help_: str, *flags: str, **settings: Any) -> Any:
     """A field that is an option; its flag is its name unless `flags` are given."""
-    return dataclasses.field(default=default, metadata={"option": typer.Option(*flags, help=help_, **settings)})
+    return _declared(default, typer.Option(*flags, help=help_, **settings))
+
+
+def _declared(default: Any, option: Any) -> Any:
+    """A field that is an option declared elsewhere."""
+    return dataclasses.field(default=default, metadata={"option": option})
 
 
 @dataclass(frozen=True)
 class OutputOptions:
     """Where outputs go, and how they are checked."""
 
-    output: Path = _option(Path(), "Folder of the outputs.", "--output", "-o", metavar="DIR", show_default="here")
+    heading: ClassVar[str] = "Outputs"
+    output: Path = _declared(Path(), output_option("DIR", "Folder of the outputs.", "here"))
     name: str | None = _option(None, "Name of the outputs.", metavar="NAME", show_default="the source's")
     logits: bool | None = _option(
         None,
@@ -82,6 +88,7 @@ class OutputOptions:
 class GgufOptions:
     """Options of GGUF types."""
 
+    heading: ClassVar[str] = "GGUF types"
     preset: str | None = _option(
         None,
         "phone: q4_0 and q4_k_m with an importance matrix (--calibrate, unless --imatrix is given).",
@@ -94,6 +101,18 @@ class GgufOptions:
         "Compute the importance matrix of GGUF types over a calibration text, or use none.",
         "--calibrate/--no-imatrix",
         show_default="convert: --calibrate, gguf: --no-imatrix",
+    )
+    solver: Literal["llama.cpp", "feedback"] = _option(
+        "llama.cpp",
+        "Rounding: llama.cpp's own, or error feedback over a calibration text (more accurate, slower).",
+    )
+    target_size: str | None = _option(
+        None,
+        "Also write a GGUF of at most this size (4.5G); the calibration chooses the type of each tensor.",
+        metavar="SIZE",
+    )
+    target_bpw: float | None = _option(
+        None, "Also write a GGUF of at most this many bits per weight (4.5), types chosen likewise.", metavar="BITS"
     )
     tensor_type: list[str] | None = _option(
         None, "Type of the tensors whose name matches; repeat.", metavar="REGEX=TYPE"
@@ -140,6 +159,7 @@ class GgufOptions:
 class PackedOptions:
     """Options of AWQ and GPTQ."""
 
+    heading: ClassVar[str] = "AWQ and GPTQ"
     bits: int = _option(4, "Bits of a weight: 2, 3, 4 or 8.", metavar="N")
     group_size: int = _option(128, "Inputs that share a scale: 32, 64, 128; -1 for all.", metavar="N")
     skip: list[str] | None = _option(None, "Linears not to quantize (down_proj, *.0.*); repeat.", metavar="PATTERN")
@@ -151,6 +171,7 @@ class PackedOptions:
 class GptqOptions:
     """Options of GPTQ alone."""
 
+    heading: ClassVar[str] = "GPTQ"
     symmetric: bool = _option(
         True, "One zero point for all groups (every kernel reads it), or one a group.", "--sym/--asym"
     )
@@ -176,6 +197,7 @@ class GptqOptions:
 class CalibrationOptions:
     """What to calibrate on."""
 
+    heading: ClassVar[str] = "Calibration"
     calibration: str | None = _option(
         None,
         "Calibration text: a text, jsonl or parquet file, or a dataset of the hub.",
@@ -190,18 +212,19 @@ class CalibrationOptions:
         "--chat/--raw",
         show_default="the template if there is one",
     )
-    device: Literal["auto", "cpu", "cuda"] = dataclasses.field(default="auto", metadata={"option": _DEVICE})
+    device: Literal["auto", "cpu", "cuda"] = _declared("auto", _DEVICE)
 
 
 @dataclass(frozen=True)
 class RunOptions:
     """How to work; nothing here changes a byte."""
 
-    threads: int | None = dataclasses.field(default=None, metadata={"option": _THREADS})
-    max_ram: str | None = dataclasses.field(default=None, metadata={"option": _MAX_RAM})
-    dry_run: bool = _option(False, "Print sizes, memory and types only; read no weights, write nothing.", "--dry-run")
-    force: bool = _option(False, "Overwrite outputs that already exist.", "--force", "-f")
-    offline: bool = dataclasses.field(default=False, metadata={"option": _OFFLINE})
+    heading: ClassVar[str] = "Run"
+    threads: int | None = _declared(None, _THREADS)
+    max_ram: str | None = _declared(None, _MAX_RAM)
+    dry_run: bool = _declared(False, DRY_RUN)
+    force: bool = _declared(False, FORCE)
+    offline: bool = _declared(False, OFFLINE)
 
 
 def grouped(function: Callable[..., None]) -> Callable[..., None]:
@@ -232,17 +255,24 @@ def refuse_idle(group: Any, needed: str) -> None:
             raise UsageError(f"{flag} has no effect without {needed}; leave it out, or add {needed}")
 
 
+def _under(option: Any, heading: str) -> Any:
+    """A copy of an option that the help shows under `heading`."""
+    option = copy.copy(option)
+    option.rich_help_panel = heading
+    return option
+
+
 def _options(group: Any) -> list[Parameter]:
     """The fields of a dataclass of options as parameters; empty for anything else."""
     if not dataclasses.is_dataclass(group):
         return []
-    hints = get_type_hints(group)
+    hints, heading = get_type_hints(group), str(vars(group)["heading"])
     return [
         Parameter(
             field.name,
             Parameter.KEYWORD_ONLY,
             default=field.default,
-            annotation=Annotated[hints[field.name], field.metadata["option"]],
+            annotation=Annotated[hints[field.name], _under(field.metadata["option"], heading)],
         )
         for field in dataclasses.fields(group)
     ]

@@ -29,22 +29,25 @@ if TYPE_CHECKING:
     from quantkit.gguf.file_types import FileType
     from quantkit.outputs.gguf_files import GgufRequest
     from quantkit.outputs.plan import ConversionRequest
+    from quantkit.outputs.target import Target
 
 
 @grouped
 def convert(
     out: Out,
     source: SourceArg,
+    *,
     types: Annotated[
-        list[str],
+        list[str] | None,
         typer.Option(
             "--type",
             "-t",
             metavar="TYPE",
+            rich_help_panel=OutputOptions.heading,
             help="awq, gptq, imatrix, or a GGUF type (quantkit gguf --help lists them); repeat for more.",
             autocompletion=complete_type,
         ),
-    ],
+    ] = None,
     output: OutputOptions,
     gguf: GgufOptions,
     packed: PackedOptions,
@@ -60,7 +63,9 @@ def convert(
 
     Example: quantkit convert ORG/NAME -t awq -t gptq -t q4_0 -t q2_k -o out
     """
-    conversion = Conversion(tuple(types), output, gguf, packed, gptq, calibration, calibrates=True)
+    if not (types or gguf.preset or _target(gguf)):
+        raise UsageError("no type is given; name one with -t (-t q4_k_m), or a size with --target-size")
+    conversion = Conversion(tuple(types or ()), output, gguf, packed, gptq, calibration, calibrates=True)
     convert_source(out, "convert", source, conversion, work)
 
 
@@ -128,15 +133,16 @@ def _request(conversion: Conversion, work: RunOptions, *, is_gguf: bool) -> "Con
     names = list(dict.fromkeys(name.lower() for name in names))
     methods = [method for method in ("awq", "gptq") if method in names]
     types = tuple(dict.fromkeys(file_type(name) for name in names if name not in (*methods, IMATRIX)))
+    target = _target(conversion.gguf)
     for group, applies, needed in (
-        (conversion.gguf, types, "a GGUF type"),
+        (conversion.gguf, types or target, "a GGUF type"),
         (packed, methods, "-t awq or -t gptq"),
         (gptq, "gptq" in methods, "-t gptq"),
     ):
         if not applies:
             refuse_idle(group, needed)
     others = methods or IMATRIX in names
-    gguf = _gguf_request(conversion, types, others=bool(others), is_gguf=is_gguf) if types else None
+    gguf = _gguf_request(conversion, types, others=bool(others), is_gguf=is_gguf) if types or target else None
     if not others and not (gguf and gguf.calibrate):
         refuse_idle(calibration, "--calibrate")
     return ConversionRequest(
@@ -172,6 +178,15 @@ def _request(conversion: Conversion, work: RunOptions, *, is_gguf: bool) -> "Con
     )
 
 
+def _target(options: GgufOptions) -> "Target | None":
+    from quantkit.outputs.target import Target
+
+    if options.target_size is None and options.target_bpw is None:
+        return None
+    size = None if options.target_size is None else parse_size(options.target_size, "--target-size")
+    return Target(size=size, bits=options.target_bpw)
+
+
 def _gguf_request(
     conversion: Conversion, types: tuple["FileType", ...], *, others: bool, is_gguf: bool
 ) -> "GgufRequest":
@@ -191,10 +206,18 @@ def _gguf_request(
             f"--preset {options.preset} needs an importance matrix, and a GGUF gives none; pass --imatrix FILE"
         )
     if calibrate is None:
-        wanted = conversion.calibrates or text is not None or options.preset is not None
+        wanted = (
+            conversion.calibrates
+            or text is not None
+            or options.preset is not None
+            or options.solver == "feedback"
+            or _target(options) is not None
+        )
         calibrate = options.imatrix is None and wanted and not is_gguf
     return GgufRequest(
         types=types,
+        solver=options.solver,
+        target=_target(options),
         mix=MixOptions(
             output_type=tensor_type(options.output_type) if options.output_type else None,
             embedding_type=tensor_type(options.embedding_type) if options.embedding_type else None,

@@ -30,21 +30,23 @@ EPILOG = (
 def gguf(
     out: Out,
     source: SourceArg,
-    output: OutputOptions,
-    options: GgufOptions,
-    calibration: CalibrationOptions,
-    work: RunOptions,
+    *,
     types: Annotated[
         list[str] | None,
         typer.Option(
             "--type",
             "-t",
             metavar="TYPE",
+            rich_help_panel=OutputOptions.heading,
             help="A GGUF type; repeat for more, all come out of one pass.",
             show_default="q4_0",
             autocompletion=complete_gguf_type,
         ),
     ] = None,
+    output: OutputOptions,
+    options: GgufOptions,
+    calibration: CalibrationOptions,
+    work: RunOptions,
 ) -> None:
     """Convert a source to GGUF: every listed type in one pass, checked.
 
@@ -53,7 +55,8 @@ def gguf(
 
     Example: quantkit gguf ORG/NAME -t q4_0 -t q4_k_m -t q8_0 -o out
     """
-    names = types or ([] if options.preset else ["q4_0"])
+    others = options.preset or options.target_size or options.target_bpw
+    names = types or ([] if others else ["q4_0"])
     for name in names:
         file_type(name)  # no other type here
     convert_source(out, "gguf", source, Conversion(tuple(names), output, options, calibration=calibration), work)

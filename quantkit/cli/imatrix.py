@@ -3,8 +3,6 @@
 from pathlib import Path
 from typing import Annotated
 
-import typer
-
 from quantkit.cli.conversion_options import (
     IMATRIX,
     CalibrationOptions,
@@ -14,6 +12,7 @@ from quantkit.cli.conversion_options import (
     grouped,
 )
 from quantkit.cli.convert import Conversion, convert_source
+from quantkit.cli.options import output_option
 from quantkit.cli.output import Out
 from quantkit.errors import OutputError
 
@@ -26,7 +25,7 @@ def imatrix(
     work: RunOptions,
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", metavar="FILE", help="The file to write.", show_default="NAME-imatrix.gguf"),
+        output_option("FILE", "The file to write.", "NAME-imatrix.gguf"),
     ] = None,
 ) -> None:
     """Compute an importance matrix over a calibration text.

@@ -5,6 +5,7 @@ from typing import Annotated
 import typer
 
 from quantkit.cli.inspect_lines import lines_of
+from quantkit.cli.options import OfflineOption
 from quantkit.cli.output import Out
 from quantkit.inspection import inspect_source
 
@@ -19,7 +20,7 @@ def inspect(
             show_default=False,
         ),
     ],
-    offline: Annotated[bool, typer.Option("--offline", help="Use only what the hub's cache holds.")] = False,
+    offline: OfflineOption = False,
 ) -> None:
     """Show what a checkpoint or an output is, from headers alone.
 

@@ -7,9 +7,9 @@ from typing import Annotated
 import typer
 
 from quantkit.api import measure as measure_models
-from quantkit.cli.conversion_options import DeviceOption, OfflineOption, ThreadsOption
+from quantkit.cli.conversion_options import DeviceOption, ThreadsOption
 from quantkit.cli.measure_tables import show_measurement
-from quantkit.cli.options import ForceOption, parse_gpu_layers
+from quantkit.cli.options import ForceOption, OfflineOption, context_option, output_option, parse_gpu_layers
 from quantkit.cli.output import Out
 from quantkit.errors import UsageError, VerificationError
 from quantkit.machine import cores
@@ -47,9 +47,9 @@ def measure(
     ] = None,
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", metavar="DIR", help="Folder of the report.", show_default="NAME-report"),
+        output_option("DIR", "Folder of the report.", "NAME-report"),
     ] = None,
-    ctx: Annotated[int, typer.Option("--ctx", metavar="N", min=8, help="Tokens of a window (a chunk).")] = 512,
+    ctx: Annotated[int, context_option("Tokens of a window (a chunk).", least=8)] = 512,
     chunks: Annotated[
         int | None,
         typer.Option("--chunks", metavar="N", min=1, help="Windows of each text.", show_default="all"),
@@ -57,7 +57,7 @@ def measure(
     gpu_layers: Annotated[
         str,
         typer.Option(
-            "--gpu-layers", metavar="LIST", help="Numbers of GPU layers to measure a GGUF's memory with, or none."
+            "--gpu-layers", metavar="all|N,...", help="Layers on the GPU to measure a GGUF's memory with, or none."
         ),
     ] = "0,8,16,all",
     memory_ctx: Annotated[

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from quantkit.cli import ollama_options as options
 from quantkit.cli.ollama_tables import document, show_notes, show_plan
-from quantkit.cli.options import ContextOption, ForceOption, ParameterOption, ShortParameterOption
+from quantkit.cli.options import ContextOption, DryRunOption, ForceOption, ParameterOption, ShortParameterOption
 from quantkit.cli.output import Out, human_bytes
 from quantkit.errors import ModelfileError, UsageError
 from quantkit.publish.ollama.lint import lint_file
@@ -51,7 +51,7 @@ def ollama(
     push: options.PushOption = False,
     host: options.HostOption = None,
     insecure: options.InsecureOption = False,
-    dry_run: options.DryRunOption = False,
+    dry_run: DryRunOption = False,
     force: ForceOption = False,
 ) -> None:
     """Write Modelfiles and publish a GGUF on Ollama.

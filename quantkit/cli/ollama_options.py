@@ -6,7 +6,15 @@ from typing import Annotated
 import typer
 
 from quantkit.chat import BUILT_IN, built_in
-from quantkit.cli.options import LICENSE_HELP, parse_gpu_layers, parse_size
+from quantkit.cli.options import (
+    AUTO,
+    GPU_LAYERS_METAVAR,
+    LAYERS_HELP,
+    LICENSE_HELP,
+    output_option,
+    parse_gpu_layers,
+    parse_size,
+)
 from quantkit.errors import UsageError
 from quantkit.machine import this_machine
 from quantkit.publish.card.metadata import LICENSES
@@ -15,7 +23,6 @@ from quantkit.publish.ollama.overrides import Overrides, check_parameter, typed_
 from quantkit.publish.ollama.plan_file import FILE_NAME
 
 NONE = "none"
-AUTO = "auto"
 _ROLES = ("system", "user", "assistant")
 
 ModelsArg = Annotated[
@@ -28,7 +35,7 @@ NameOption = Annotated[
 ]
 OutputOption = Annotated[
     Path | None,
-    typer.Option("--output", "-o", metavar="DIR", help="Folder of the Modelfiles.", show_default="beside the GGUF"),
+    output_option("DIR", "Folder of the Modelfiles.", "beside the GGUF"),
 ]
 DefaultOption = Annotated[
     str | None,
@@ -46,7 +53,7 @@ RecipeOption = Annotated[
 ]
 NumGpuOption = Annotated[
     str | None,
-    typer.Option("--gpu-layers", "--num-gpu", metavar="auto|all|N", help="Layers on the GPU; auto: as many as fit."),
+    typer.Option("--gpu-layers", "--num-gpu", metavar=GPU_LAYERS_METAVAR, help=LAYERS_HELP),
 ]
 VramOption = Annotated[
     str | None,
@@ -75,7 +82,6 @@ HostOption = Annotated[
     typer.Option(metavar="URL", help="The Ollama server.", show_default="OLLAMA_HOST, else 127.0.0.1:11434"),
 ]
 InsecureOption = Annotated[bool, typer.Option("--insecure", help="Push to a registry without TLS.")]
-DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Print the plan; write nothing, call no server.")]
 
 
 def read_num_gpu(text: str | None, vram: str | None) -> tuple[int | None, int | None]:
@@ -89,7 +95,7 @@ def read_num_gpu(text: str | None, vram: str | None) -> tuple[int | None, int | 
             raise UsageError("--vram is the GPU memory of --gpu-layers auto; give both")
         if text is None:
             return None, None
-        layers = parse_gpu_layers(text, "auto, all, or a number")
+        layers = parse_gpu_layers(text)
         return (ALL_LAYERS if layers is None else layers), None
     memory = parse_size(vram, "--vram") if vram is not None else this_machine().vram
     if not memory:

@@ -2,7 +2,7 @@
 
 import re
 from enum import StrEnum
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -30,13 +30,29 @@ SourceArg = Annotated[
 FormatOption = Annotated[
     Format, typer.Option("--format", help="Output: text for people, one JSON document, or nothing.")
 ]
-OfflineOption = Annotated[bool, typer.Option("--offline", help="Use only local files and the hub's cache.")]
-ContextOption = Annotated[
-    int | None,
-    typer.Option(
-        "--ctx", metavar="N", min=1, max=1 << 24, help="Tokens of context.", show_default="by the model and command"
-    ),
-]
+OFFLINE = typer.Option("--offline", help="Use only local files and the hub's cache.")
+FORCE = typer.Option("--force", "-f", help="Overwrite outputs that already exist.")
+DRY_RUN = typer.Option("--dry-run", help="Print the plan; read no weights, write nothing, call no server.")
+OfflineOption = Annotated[bool, OFFLINE]
+ForceOption = Annotated[bool, FORCE]
+DryRunOption = Annotated[bool, DRY_RUN]
+
+
+def output_option(metavar: str, help_: str, default: str | None = None) -> Any:
+    """--output of one command: DIR or FILE, what it is, and where the outputs go without it."""
+    return typer.Option("--output", "-o", metavar=metavar, help=help_, show_default=default or True)
+
+
+def context_option(help_: str = "Tokens of context.", *, least: int = 1, default: str | None = None) -> Any:
+    """--ctx of one command, with the smallest value that it takes."""
+    return typer.Option("--ctx", metavar="N", min=least, max=1 << 24, help=help_, show_default=default or True)
+
+
+ContextOption = Annotated[int | None, context_option(default="by the model and command")]
+LAYERS_HELP = "Layers on the GPU; auto: as many as fit."
+GPU_LAYERS_METAVAR = "auto|all|N"
+GPU_LAYERS = typer.Option("--gpu-layers", metavar=GPU_LAYERS_METAVAR, help=LAYERS_HELP)
+AUTO = "auto"
 ParameterOption = Annotated[
     list[str] | None,
     typer.Option("--parameter", metavar="NAME=VALUE", help="An Ollama PARAMETER, such as temperature=0.5; repeatable."),
@@ -45,10 +61,6 @@ ShortParameterOption = Annotated[list[str] | None, typer.Option("-p", hidden=Tru
 """The former short name of --parameter; `-p` is --prompt in `quantkit run`."""
 LICENSE_HELP = "License: an SPDX id such as apache-2.0, or a FILE with its text."
 DebugOption = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
-ForceOption = Annotated[bool, typer.Option("--force", "-f", help="Overwrite outputs that already exist.")]
-DryRunOption = Annotated[
-    bool, typer.Option("--dry-run", help="Print sizes, memory and types only; read no weights, write nothing.")
-]
 
 
 def parse_size(text: str, option: str) -> int:
@@ -69,10 +81,10 @@ def parse_size(text: str, option: str) -> int:
     return size
 
 
-def parse_gpu_layers(text: str, choices: str) -> int | None:
+def parse_gpu_layers(text: str, choices: str = "auto, all, or a number") -> int | None:
     """Number of layers on the GPU that one word of --gpu-layers gives; None for `all`.
 
-    `choices`: what the option accepts, for the error.
+    A command treats AUTO before. `choices`: what the option accepts, for the error.
 
     Raises:
         UsageError: neither `all` nor a number.

@@ -2,18 +2,19 @@
 
 import re
 from dataclasses import replace
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from quantkit.cli.options import parse_size
+from quantkit.cli.options import AUTO, GPU_LAYERS, OfflineOption, context_option, parse_gpu_layers, parse_size
 from quantkit.cli.output import Out, human_bytes
 from quantkit.cli.plan_tables import show_plan
 from quantkit.errors import UsageError
 from quantkit.machine import Machine, this_machine
 from quantkit.planning.context import KV_TYPES
 from quantkit.planning.phones import Phone, phone
-from quantkit.planning.plan import PlanOptions
+from quantkit.planning.plan import ALL_LAYERS, PlanOptions
 from quantkit.planning.plan import plan as plan_model
 
 _PLAIN_NUMBER = re.compile(r"^\s*-?\d+(\.\d+)?\s*$")
@@ -35,6 +36,10 @@ def plan(
             "--type", "-t", metavar="TYPE", help="A GGUF type, awq or gptq; repeat.", show_default="the usual"
         ),
     ] = None,
+    imatrix: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Importance matrix of the GGUF types, which changes their sizes."),
+    ] = None,
     vram: Annotated[
         str | None, typer.Option(metavar="SIZE", help="GPU memory to use (8G; none).", show_default="what is free")
     ] = None,
@@ -45,14 +50,9 @@ def plan(
         str | None,
         typer.Option("--phone", metavar="SIZE", help="Plan for a phone sold with so much memory: 4G, 6G, 8G, 12G."),
     ] = None,
-    ctx: Annotated[
-        int | None,
-        typer.Option(metavar="N", min=1, max=1 << 24, help="Tokens of context.", show_default="4096, or the trained"),
-    ] = None,
+    ctx: Annotated[int | None, context_option(default="4096, or the trained")] = None,
     kv_type: Annotated[str, typer.Option(metavar="TYPE", help=f"Type of the KV cache: {', '.join(KV_TYPES)}.")] = "f16",
-    gpu_layers: Annotated[
-        int | None, typer.Option("--gpu-layers", metavar="N", min=0, help="Layers on the GPU.", show_default="most")
-    ] = None,
+    gpu_layers: Annotated[str, GPU_LAYERS] = AUTO,
     cpu_moe: Annotated[
         int, typer.Option("--n-cpu-moe", metavar="N", min=0, help="Layers whose experts stay on the CPU.")
     ] = 0,
@@ -67,7 +67,7 @@ def plan(
         str | None,
         typer.Option(metavar="CPU[,GPU]", help="Memory read a second (40G,500G).", show_default="measured"),
     ] = None,
-    offline: Annotated[bool, typer.Option("--offline", help="Use only what the hub's cache holds.")] = False,
+    offline: OfflineOption = False,
 ) -> None:
     """Show which format and placement fit a machine, from headers alone.
 
@@ -79,13 +79,14 @@ def plan(
     chosen_phone = _phone(for_phone, vram, ram)
     options = PlanOptions(
         types=types,
+        imatrix=imatrix,
         machine=None if chosen_phone else _machine(vram, ram),
         phone=chosen_phone,
         n_ctx=ctx,
         kv_type=kv_type,
         n_ubatch=batch,
         flash=flash_attn,
-        gpu_layers=gpu_layers,
+        gpu_layers=_layers(gpu_layers),
         cpu_moe=cpu_moe,
         repack=repack,
         bandwidth=_bandwidths(bandwidth),
@@ -106,6 +107,14 @@ def _phone(text: str | None, vram: str | None, ram: str | None) -> Phone | None:
     if vram is not None or ram is not None:
         raise UsageError("--phone sets the memory, and so do --ram and --vram; use only one of them")
     return phone(text)
+
+
+def _layers(text: str) -> int | None:
+    """Layers on the GPU; None for as many as fit."""
+    if text == AUTO:
+        return None
+    layers = parse_gpu_layers(text)
+    return ALL_LAYERS if layers is None else layers
 
 
 def _machine(vram: str | None, ram: str | None) -> Machine:

@@ -1,16 +1,19 @@
 """What a conversion prints: its plan, its result, and the one JSON document of both."""
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from quantkit.cli.output import Out, human_bytes, human_count
+from quantkit.conversion.gguf_layers import without_feedback
 from quantkit.conversion.record import damaged_records
 from quantkit.conversion.run import Result
 from quantkit.errors import VerificationError
 from quantkit.files import free_space
+from quantkit.gguf.blocks import FORMATS
 from quantkit.inspection.record import FILE_NAME
 from quantkit.outputs.calibration import ImatrixOutput
-from quantkit.outputs.gguf_files import GgufOutput
+from quantkit.outputs.gguf_files import GgufOutput, GgufPlan
 from quantkit.outputs.packed_folders import FolderPlan
 from quantkit.outputs.plan import ConversionPlan, OutputPlan, file_sizes, final_paths, type_name
 from quantkit.verify import Check, Verified
@@ -63,6 +66,8 @@ def show_plan(plan: ConversionPlan, out: Out, command: str) -> None:
         for output in plan.outputs
     ]
     out.table(headers, rows)
+    if plan.gguf is not None and plan.gguf.target_output is not None:
+        out.say(f"the calibration chooses the types of {plan.gguf.target_output.type.name}; its size stays about this")
     out.say("dry run: nothing was written")
     outputs = [_planned(plan, output) for output in plan.outputs]
     for document, output in zip(outputs, plan.outputs, strict=True):
@@ -80,6 +85,10 @@ def show_result(result: Result, out: Out, command: str) -> None:
     out.say("")
     for item in result.outputs:
         out.say("\n".join(f"{path}{'.failed' if item.failed else ''}" for path in final_paths(item.output)))
+    if result.choice is not None and plan.gguf is not None:
+        _show_choice(plan.gguf, result.choice.expected, out)
+    if plan.gguf is not None and plan.gguf.request.solver == "feedback":
+        _show_feedback(plan.gguf, result.rounded, out)
     done = []
     if plan.calibration is not None:
         if plan.imatrix is not None:
@@ -106,6 +115,37 @@ def show_result(result: Result, out: Out, command: str) -> None:
             "resumed_tensors": result.resumed_tensors,
         }
     )
+
+
+def _show_feedback(gguf: GgufPlan, rounded: Mapping[str, Sequence[str]], out: Out) -> None:
+    """The tensors that were rounded without error feedback, and why."""
+    out.say("")
+    for output in gguf.outputs:
+        plain = without_feedback(output, rounded)
+        reasons: dict[str, list[str]] = {}
+        for name, reason in plain.items():
+            reasons.setdefault(reason, []).append(name)
+        count = sum(choice.type in FORMATS for choice in output.choices) - len(plain)
+        words = [f"{names[0]}{f' and {len(names) - 1} more' if names[1:] else ''}: {r}" for r, names in reasons.items()]
+        out.say(
+            f"{output.type.name}: {count} tensors rounded with error feedback"
+            + (f", {len(plain)} as llama.cpp does ({'; '.join(words)})" if plain else "")
+        )
+
+
+def _show_choice(gguf: GgufPlan, expected: float, out: Out) -> None:
+    """The types of a file of a given size, by kind of tensor."""
+    output = gguf.target_output
+    assert output is not None
+    kinds: dict[str, dict[str, int]] = {}
+    for choice in output.choices:
+        if choice.type.name != "F32":
+            counts = kinds.setdefault(re.sub(r"^blk\.\d+\.|\.weight$", "", choice.name), {})
+            counts[choice.type.name.lower()] = counts.get(choice.type.name.lower(), 0) + 1
+    rows = [[kind, " ".join(f"{n}x{name}" for name, n in sorted(counts.items()))] for kind, counts in kinds.items()]
+    out.say("")
+    out.table([(f"tensors of {output.type.name}", "left"), ("types", "left")], rows)
+    out.say(f"expected KL divergence of {output.type.name}, to compare such files: {expected:.3f}")
 
 
 def raise_failed(result: Result) -> None:
@@ -173,6 +213,8 @@ def _document(result: Result, item: Verified) -> dict[str, Any]:
     }
     if isinstance(item.output, GgufOutput):
         document["quantize_cpu_seconds"] = round(result.quantize_seconds.get(item.output.label, 0.0), 3)
+        if result.choice is not None and result.plan.gguf and item.output is result.plan.gguf.target_output:
+            document["expected_kl_divergence"] = result.choice.expected
     elif isinstance(item.output, ImatrixOutput):
         document["experts_without_tokens"] = dict(result.unseen_experts)
     else:

@@ -9,7 +9,7 @@ import typer
 
 from quantkit.cli.conversation import answer_once, talk
 from quantkit.cli.conversion_options import ThreadsOption
-from quantkit.cli.options import Format, parse_gpu_layers
+from quantkit.cli.options import AUTO, GPU_LAYERS, Format, context_option, parse_gpu_layers
 from quantkit.cli.output import Out, human_bytes
 from quantkit.errors import UsageError
 from quantkit.llamacpp.conversation import converse
@@ -29,12 +29,10 @@ def run(
     system: Annotated[
         str | None, typer.Option("--system", "-s", metavar="TEXT", help="The system prompt.", show_default="none")
     ] = None,
-    gpu_layers: Annotated[
-        str, typer.Option("--gpu-layers", metavar="auto|all|N", help="Layers on the GPU; auto: as many as fit.")
-    ] = "auto",
+    gpu_layers: Annotated[str, GPU_LAYERS] = AUTO,
     ctx: Annotated[
         int | None,
-        typer.Option("--ctx", metavar="N", min=16, help="Tokens of context.", show_default="4096 or the model's"),
+        context_option(least=16, default="4096 or the model's"),
     ] = None,
     max_tokens: Annotated[
         int, typer.Option("--max-tokens", "-n", metavar="N", min=1, help="Maximum length of the answer, in tokens.")
@@ -84,8 +82,8 @@ def run(
         "repeat_penalty": repeat_penalty,
         "seed": seed,
     }
-    fit_layers = gpu_layers == "auto"
-    layers = None if fit_layers else parse_gpu_layers(gpu_layers, "auto, all, or a number")
+    fit_layers = gpu_layers == AUTO
+    layers = None if fit_layers else parse_gpu_layers(gpu_layers)
     with converse(model, n_ctx=ctx, system=system, raw=raw, sampling=sampling) as conversation:
         if conversation.template is None and not raw:
             out.warn(f"{model.name} has no chat template; the model continues the text as it is")

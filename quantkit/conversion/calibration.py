@@ -1,5 +1,6 @@
 """The calibration: one streamed forward gives every packed folder its layers and the importance matrix its sums."""
 
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from io import BytesIO
@@ -10,6 +11,8 @@ from zipfile import BadZipFile
 import numpy as np
 from threadpoolctl import threadpool_limits
 
+from quantkit.conversion.gguf_layers import FeedbackRounder
+from quantkit.conversion.gguf_pass import has_all_files
 from quantkit.conversion.packed_layers import QUANTIZERS, LayerQuantizer, LayerSums
 from quantkit.errors import OutputError, PassingError
 from quantkit.files import partial_path
@@ -34,12 +37,16 @@ LayerRecord = dict[str, Any]
 
 @dataclass(frozen=True)
 class Calibration:
-    """A finished calibration. `squares`: linear -> sums of squares of its input, tokens. `resumed`: layers."""
+    """A finished calibration. `squares`: linear -> sums of squares of its input, tokens. `resumed`: layers.
+
+    `rounded`: GGUF tensor -> why some of its matrices were rounded without error feedback (see `FeedbackRounder`).
+    """
 
     squares: Squares
     layers: tuple[LayerRecord, ...]
     outside: LayerRecord
     resumed: int
+    rounded: Mapping[str, Sequence[str]]
 
 
 def calibrate(plan: ConversionPlan, calibration: CalibrationPlan, journal: Journal, progress: Progress) -> Calibration:
@@ -62,6 +69,12 @@ def calibrate(plan: ConversionPlan, calibration: CalibrationPlan, journal: Journ
             quantizers.append(method(folder, writer, native.whole, workers, calibration.propagate))
         if not all(quantizer.writer.resumed for quantizer in quantizers):
             _forget_layers(plan, journal)
+        rounder = None
+        if plan.gguf is not None and plan.gguf.request.solver == "feedback":
+            if not has_all_files(plan.gguf):
+                _forget_layers(plan, journal)
+            rounder = FeedbackRounder(plan.gguf, calibration, workers, keep=journal.resumed)
+            stack.enter_context(rounder)
         stream = Stream(
             native,
             calibration.samples.tokens,
@@ -81,9 +94,11 @@ def calibrate(plan: ConversionPlan, calibration: CalibrationPlan, journal: Journ
         if _OUTSIDE_LAYERS not in journal.records:
             journal.finished(_OUTSIDE_LAYERS, _copy_outside_layers(calibration, quantizers))
         for number in range(first, count):
-            sums = LayerSums(quantizers)
+            sums = LayerSums(quantizers if rounder is None else [rounder, *quantizers])
             stream.layer(number, sums)
             _save_squares(plan, number, sums)
+            for name, reasons in rounder.rounded.items() if rounder else ():
+                journal.finished(name, reasons)
             record = {quantizer.plan.request.method: quantizer.record() for quantizer in quantizers}
             journal.finished(_step(number), {**record, "tokens": sums.tokens, "starved": sums.starved})
             worst = [f", worst error {max(q.errors.values()):.1%}" for q in quantizers if q.errors]
@@ -92,7 +107,8 @@ def calibrate(plan: ConversionPlan, calibration: CalibrationPlan, journal: Journ
             folder = quantizer.plan
             quantizer.writer.finish(folder.config(native.config), native.checkpoint.folder, folder.more_files())
     layers = tuple(journal.records[_step(number)] for number in range(count))
-    return Calibration(_load_squares(plan, calibration), layers, journal.records[_OUTSIDE_LAYERS], first)
+    rounded = {name: journal.records[name] for name in sorted(rounder.covered)} if rounder else {}
+    return Calibration(_load_squares(plan, calibration), layers, journal.records[_OUTSIDE_LAYERS], first, rounded)
 
 
 def _first_layer(plan: ConversionPlan, count: int, journal: Journal, stream: Stream) -> int:

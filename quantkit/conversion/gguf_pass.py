@@ -71,7 +71,8 @@ def run_pass(plan: GgufPlan, journal: Journal, progress: Progress) -> dict[str, 
         UnsupportedError: a value does not fit the type.
     """
     with ExitStack() as stack:
-        targets = _open_targets(plan, stack, keep=journal.resumed)
+        # with records, an earlier stage of this run has already written into the files
+        targets = open_targets(plan, stack, keep=journal.resumed or bool(journal.records))
         lock = threading.Lock()
 
         def record(name: str) -> None:
@@ -92,13 +93,18 @@ def run_pass(plan: GgufPlan, journal: Journal, progress: Progress) -> dict[str, 
 
 def forget_lost(plan: GgufPlan, journal: Journal) -> int:
     """Forget the finished tensors if a partial file was removed or truncated; how many tensors are finished."""
-    sizes = {partial_path(output.folder / file.name): file.size for output in plan.outputs for file in output.files}
     names = [tensor.name for tensor in plan.model.tensors if tensor.name in journal.records]
-    if all(path.exists() and path.stat().st_size == size for path, size in sizes.items()):
+    if has_all_files(plan):
         return len(names)
     if names:
         journal.forget(names)
     return 0
+
+
+def has_all_files(plan: GgufPlan) -> bool:
+    """Whether every partial file exists at its full size."""
+    sizes = {partial_path(output.folder / file.name): file.size for output in plan.outputs for file in output.files}
+    return all(path.exists() and path.stat().st_size == size for path, size in sizes.items())
 
 
 def _drain(
@@ -129,8 +135,11 @@ def _drain(
     return seconds
 
 
-def _open_targets(plan: GgufPlan, stack: ExitStack, *, keep: bool) -> dict[str, list[Target]]:
-    """Create each file at its full size, so that a full disk is an error now, and write its header."""
+def open_targets(plan: GgufPlan, stack: ExitStack, *, keep: bool) -> dict[str, list[Target]]:
+    """Create each file at its full size, so that a full disk is an error now, and write its header; targets by tensor.
+
+    Raises OutputError.
+    """
     targets: dict[str, list[Target]] = {}
     for output in plan.outputs:
         for file in output.files:
@@ -173,11 +182,7 @@ def _convert(
     if rows is None:
         rows = plan.model.read_rows(tensor.name, chunk.start, chunk.stop)
     floats = widen(rows, tensor)
-    if not _all_finite(floats):
-        raise CheckpointError(
-            f"tensor {tensor.source} contains NaN or infinity (row {_bad_row(floats) + chunk.start} of {tensor.name});"
-            " the checkpoint is damaged, download it again or ask its author"
-        )
+    check_finite(floats, tensor, chunk.start)
     weights = plan.weights.get(tensor.name)
     importance = None if weights is None else weights[chunk.start // tensor.matrix_rows]
     quantized: dict[GGMLQuantizationType, NDArray[np.uint8]] = {}
@@ -186,18 +191,15 @@ def _convert(
         kind = target.slot.type
         if kind not in quantized:
             started = time.thread_time()
-            quantized[kind] = _quantize(kind, rows, floats, tensor, importance, target.label)
+            quantized[kind] = quantize_chunk(kind, rows, floats, tensor, importance, target.label)
             seconds[target.label] = time.thread_time() - started
-        try:
-            _write(target.descriptor, quantized[kind].data, target.slot.offset + chunk.start * target.slot.row_bytes)
-        except OSError as error:
-            raise OutputError(f"writing {target.label} failed: {error.strerror or error}") from error
+        write_at(target, quantized[kind], chunk.start)
     chunk.last_of.one_finished()
     progress.advance(floats.size, tensor.name)
     return seconds
 
 
-def _quantize(
+def quantize_chunk(
     kind: GGMLQuantizationType,
     rows: NDArray[np.generic],
     floats: NDArray[np.float32],
@@ -205,6 +207,7 @@ def _quantize(
     importance: NDArray[np.float32] | None,
     label: str,
 ) -> NDArray[np.uint8]:
+    """The bytes of rows in `kind` as llama.cpp writes them. Raises UnsupportedError if a value does not fit."""
     if kind == GGMLQuantizationType.F32:
         return floats.view(np.uint8)
     if kind == tensor.type:
@@ -220,6 +223,23 @@ def _quantize(
             f" {kind.name}; choose bf16 or a quantized type with wider scales"
         )
     return data
+
+
+def write_at(target: Target, data: NDArray[np.uint8], row: int) -> None:
+    """Write the rows of a tensor from `row` on. Raises OutputError."""
+    try:
+        _write(target.descriptor, data.data, target.slot.offset + row * target.slot.row_bytes)
+    except OSError as error:
+        raise OutputError(f"writing {target.label} failed: {error.strerror or error}") from error
+
+
+def check_finite(floats: NDArray[np.float32], tensor: ModelTensor, row: int) -> None:
+    """Raise CheckpointError if `floats`, the rows of `tensor` from `row` on, contain NaN or infinity."""
+    if not _all_finite(floats):
+        raise CheckpointError(
+            f"tensor {tensor.source} contains NaN or infinity (row {_bad_row(floats) + row} of {tensor.name});"
+            " the checkpoint is damaged, download it again or ask its author"
+        )
 
 
 def _all_finite(floats: NDArray[np.float32]) -> bool:

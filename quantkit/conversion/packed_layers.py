@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +27,16 @@ Sums = Mapping[str, Statistics]
 _SAMPLED_EXPERTS, _SAMPLED_ROWS = 8, 512
 # The output error of a linear is measured on so many rows, evenly spread.
 _ERROR_ROWS = 128
+
+
+class LayerReader(Protocol):
+    """What uses the statistics of a layer while they are in memory."""
+
+    def begin(self) -> None:
+        """Start a new layer."""
+
+    def quantize(self, layer: LayerLinears, expert: int | None, tensors: Tensors, sums: Sums) -> None:
+        """Quantize and write the linears of one routed expert, or with None all others of the layer."""
 
 
 @dataclass
@@ -185,7 +195,7 @@ class LayerSums:
     GPTQ leaves the tensors as they are unless it propagates, AWQ scales them: so AWQ comes last.
     """
 
-    def __init__(self, quantizers: Sequence[LayerQuantizer]) -> None:
+    def __init__(self, quantizers: Sequence[LayerReader]) -> None:
         self.quantizers = quantizers
         self.squares: dict[str, NDArray[np.float64]] = {}
         self.tokens: dict[str, int] = {}

@@ -12,6 +12,8 @@ from typing import Any
 
 from quantkit import __version__
 from quantkit.conversion.calibration import Calibration
+from quantkit.conversion.gguf_layers import without_feedback
+from quantkit.conversion.type_choice import TypeChoice
 from quantkit.errors import CheckpointError
 from quantkit.files import partial_path, write_atomically
 from quantkit.gguf.kernels import accelerated, library
@@ -20,11 +22,16 @@ from quantkit.machine import peak_memory
 from quantkit.outputs.gguf_files import GgufOutput, GgufPlan
 from quantkit.outputs.packed_folders import FolderPlan
 from quantkit.outputs.plan import ConversionPlan, file_sizes, type_name
+from quantkit.quant.feedback import SOLVER_VERSION, SWEEPS
 from quantkit.verify import Verified
 
 
 def write_records(
-    plan: ConversionPlan, outputs: Sequence[Verified], calibration: Calibration | None, seconds: Mapping[str, float]
+    plan: ConversionPlan,
+    outputs: Sequence[Verified],
+    calibration: Calibration | None,
+    seconds: Mapping[str, float],
+    choice: TypeChoice | None = None,
 ) -> None:
     """Write quantkit.json into every folder of outputs, packed folders still under their partial names.
 
@@ -38,6 +45,10 @@ def write_records(
             record_outputs(partial_path(output.folder), {output.folder.name: _entry(plan, item, seconds) | own})
         elif isinstance(output, GgufOutput) and plan.gguf is not None and not item.failed:
             gguf[output.stem] = _entry(plan, item, seconds) | _gguf_facts(plan.gguf, output)
+            if plan.gguf.request.solver == "feedback" and calibration is not None:
+                gguf[output.stem]["feedback"] = _feedback_facts(plan.gguf, output, calibration)
+            if choice is not None and output is plan.gguf.target_output:
+                gguf[output.stem]["target"] = _target_facts(plan.gguf, output, choice)
     if plan.gguf is not None:
         record_outputs(plan.gguf.request.folder, gguf)
 
@@ -112,8 +123,30 @@ def _gguf_facts(plan: GgufPlan, output: GgufOutput) -> dict[str, Any]:
             "tensor_types": [[pattern, kind.name] for pattern, kind in mix.tensor_types],
             "split_max_size": request.split_max_size,
             "imatrix": imatrix,
+            "solver": request.solver,
         },
         "relative_error_method": "RMS error over RMS of the source, on sampled rows of each tensor",
+    }
+
+
+def _feedback_facts(plan: GgufPlan, output: GgufOutput, calibration: Calibration) -> dict[str, Any]:
+    return {
+        "damp": plan.request.damp,
+        "sweeps": SWEEPS,
+        "version": SOLVER_VERSION,
+        "without_feedback": without_feedback(output, calibration.rounded),
+    }
+
+
+def _target_facts(plan: GgufPlan, output: GgufOutput, choice: TypeChoice) -> dict[str, Any]:
+    target = plan.request.target
+    assert target is not None
+    return {
+        "bytes": target.size,
+        "bits_per_weight": target.bits,
+        "expected_kl_divergence": choice.expected,
+        "kl_divergence_of_groups": dict(choice.divergence),
+        "types": {item.name: item.type.name for item in output.choices},
     }
 
 

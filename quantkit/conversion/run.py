@@ -6,12 +6,13 @@ call resumes: a finished layer and a finished tensor are steps of the journal.
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
 from quantkit.conversion.calibration import Calibration, calibrate
 from quantkit.conversion.gguf_pass import forget_lost, run_pass
 from quantkit.conversion.record import write_records
+from quantkit.conversion.type_choice import TypeChoice, choose_target_types
 from quantkit.conversion.work import name_output, open_work
 from quantkit.files import partial_path, sync
 from quantkit.imatrix.file import write_imatrix
@@ -31,7 +32,8 @@ class Result:
     """A finished conversion. `seconds`: wall time by stage; `quantize_seconds`: CPU time by GGUF label.
 
     `peak_memory` in bytes. `starved`: by layer, the experts that received few tokens. `resumed_layers` and
-    `resumed_tensors`: steps that an earlier run finished. Outputs that failed a check are named `NAME.failed`.
+    `resumed_tensors`: steps that an earlier run finished. `choice`: the types of a file of a given size. `rounded`: see
+    `Calibration`. Outputs that failed a check are named `NAME.failed`.
     """
 
     plan: ConversionPlan
@@ -43,6 +45,8 @@ class Result:
     unseen_experts: Mapping[str, int]
     resumed_layers: int = 0
     resumed_tensors: int = 0
+    choice: TypeChoice | None = None
+    rounded: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
     @property
     def failed(self) -> tuple[Verified, ...]:
@@ -65,7 +69,7 @@ def run(
     """
     with open_work(plan, force=force) as journal:
         clock = [("", time.monotonic())]
-        calibration, quantize_seconds, resumed, unseen = None, {}, 0, {}
+        calibration, choice, quantize_seconds, resumed, unseen = None, None, {}, 0, {}
         if plan.calibration is not None:
             calibration = calibrate(plan, plan.calibration, journal, progress)
             clock.append(("calibrate", time.monotonic()))
@@ -73,7 +77,12 @@ def run(
                 unseen = _write_imatrix(plan.imatrix, plan.calibration, calibration)
             if plan.gguf is not None and plan.gguf.request.calibrate:
                 imatrix = plan.calibration.imatrix(calibration.squares)
-                plan = replace(plan, gguf=plan.gguf.with_imatrix(imatrix))
+                gguf = plan.gguf.with_imatrix(imatrix)
+                if gguf.request.target is not None:
+                    choice = choose_target_types(plan, gguf, progress)
+                    gguf = gguf.with_types(choice.types)
+                    clock.append(("choose types", time.monotonic()))
+                plan = replace(plan, gguf=gguf)
         if plan.gguf is not None:
             resumed = forget_lost(plan.gguf, journal)
             quantize_seconds = run_pass(plan.gguf, journal, progress)
@@ -83,7 +92,7 @@ def run(
         seconds = {stage: now - before for (_, before), (stage, now) in pairwise(clock)}
         for path in plan.paths:
             sync(partial_path(path))
-        write_records(plan, outputs, calibration, seconds)
+        write_records(plan, outputs, calibration, seconds, choice)
         journal.start_finishing({name: digest for item in outputs for name, digest in item.sha256.items()})
         for item in outputs:
             for path in final_paths(item.output):
@@ -99,6 +108,8 @@ def run(
         unseen_experts=unseen,
         resumed_layers=calibration.resumed if calibration else 0,
         resumed_tensors=resumed,
+        choice=choice,
+        rounded=calibration.rounded if calibration else {},
     )
 
 

@@ -35,6 +35,7 @@ from quantkit.forward.description import (
     given,
 )
 from quantkit.forward.settings import HEAD_NORMS, local_rope, size_of, slides, window
+from quantkit.tokenizer.roles import RawBpe, SpacePrefix, TokenRoles
 
 # transformers takes this one where config.json has no layer_types.
 _PATTERN = 6
@@ -44,6 +45,12 @@ _ROPE = {
     "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0},
     "full_attention": {"rope_type": "proportional", "partial_rotary_factor": 0.25, "rope_theta": 1e6},
 }
+
+# The marks of thoughts and tool calls.
+_VISIBLE = (
+    *("<|channel>", "<channel|>", "<|tool_call>", "<tool_call|>"),
+    *("<|tool_response>", "<tool_response|>", '<|"|>'),
+)
 
 # transformers' Gemma4TextConfig.
 _DEFAULTS: dict[str, Any] = {
@@ -416,4 +423,5 @@ FAMILY = Family(
     rope_kinds=("proportional",),
     forward={"Gemma4ForCausalLM": FORWARD},
     traits=Traits(plannable=False),
+    token_roles=TokenRoles(raw_bpe=RawBpe("gemma4", _VISIBLE), adds={"bos": True}, space_prefix=SpacePrefix.FALSE_LAST),
 )

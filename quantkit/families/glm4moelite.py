@@ -9,10 +9,11 @@ from dataclasses import replace
 from typing import Any
 
 from quantkit.errors import UnsupportedError
-from quantkit.families.base.family import Dropped
-from quantkit.families.base.hyperparameters import number, size
+from quantkit.families.base.family import Dropped, Key
+from quantkit.families.base.hyperparameters import Hyperparameters, number, size
 from quantkit.families.deepseek import FAMILY as DEEPSEEK
 from quantkit.families.deepseek import V3_FORWARD
+from quantkit.families.deepseek import keys as deepseek_keys
 from quantkit.families.glm4moe import TOKEN_ROLES
 
 _KNOWN_LAYERS, _KNOWN_VOCABULARY = (47, 48), 154880
@@ -59,6 +60,15 @@ def _prepare(config: dict[str, Any]) -> dict[str, Any]:
     return config
 
 
+def keys(arch: str, sizes: Hyperparameters) -> list[Key]:
+    """DeepSeek-V3's keys. This class has no head_dim, so the widths of a head come after the latent's width."""
+    result = deepseek_keys(arch, sizes)
+    widths = [key for key in result if key.name in (f"{arch}.attention.key_length", f"{arch}.attention.value_length")]
+    others = [key for key in result if key not in widths]
+    after = next(i for i, key in enumerate(others) if key.name == f"{arch}.attention.kv_lora_rank") + 1
+    return [*others[:after], *widths, *others[after:]]
+
+
 def _dense_layers(config: Mapping[str, Any]) -> int:
     """How many layers are dense: by mlp_layer_types the first ones, else the first one.
 
@@ -82,6 +92,7 @@ FAMILY = replace(
     name="GLM-4.7-Flash",
     models="GLM-4.7-Flash 30B-A3B",
     architectures=("Glm4MoeLiteForCausalLM",),
+    keys=keys,
     defaults=DEFAULTS,
     prepare=_prepare,
     dropped=(

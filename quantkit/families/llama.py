@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 from quantkit.families.base.family import Computed, Family, Key, Rule
 from quantkit.families.base.hyperparameters import Hyperparameters
 from quantkit.families.base.keys import base_keys
+from quantkit.families.base.multimodal import BARE_PREFIX
+from quantkit.families.base.pooling import as_bare_model
 from quantkit.families.base.refusals import SILU, only, plain_yarn, window_ignored
 from quantkit.forward.description import Architecture, Attention
 from quantkit.forward.settings import every_layer, flag
@@ -94,10 +96,11 @@ def prepare(config: dict[str, Any]) -> dict[str, Any]:
     """Refuse settings that differ from the constants of llama.cpp's `llama` graph."""
     only(config, "hidden_act", *SILU, family="Llama")
     plain_yarn(config, "Llama")
+    as_bare_model(config)
     return config
 
 
-# transformers' LlamaConfig and MistralConfig.
+# transformers' LlamaConfig, MistralConfig and IQuestCoderConfig.
 DEFAULTS: dict[str, dict[str, Any]] = {
     "llama": {"max_position_embeddings": 2048, "rms_norm_eps": 1e-6, "rope_theta": 10000.0, "head_dim": None},
     "mistral": {
@@ -106,6 +109,14 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "rms_norm_eps": 1e-6,
         "rope_theta": 10000.0,
     },
+    "iquestcoder": {
+        "head_dim": 128,
+        "max_position_embeddings": 131072,
+        "num_key_value_heads": 8,
+        "rms_norm_eps": 1e-5,
+        "rope_theta": 10000.0,
+        "tie_word_embeddings": False,
+    },
 }
 
 # transformers' Llama; families that differ from Llama only in ALiBi set `alibi` (see Canonical)
@@ -113,8 +124,15 @@ FORWARD = Architecture(attention=Attention(alibi=flag("alibi")))
 
 FAMILY = Family(
     name="Llama",
-    models="Llama 1/2/3, Mistral, Yi, SmolLM, TinyLlama",
-    architectures=("LlamaForCausalLM", "LLaMAForCausalLM", "MistralForCausalLM"),
+    models="Llama 1/2/3, Mistral, Yi, SmolLM, TinyLlama, IQuest-Coder",
+    architectures=(
+        "LlamaForCausalLM",
+        "LLaMAForCausalLM",
+        "MistralForCausalLM",
+        "IQuestCoderForCausalLM",
+        "LlamaModel",
+        "VLlama3ForCausalLM",
+    ),
     gguf_arch="llama",
     rules=ATTENTION + MLP + ENDS,
     keys=llama_keys,
@@ -122,9 +140,12 @@ FAMILY = Family(
     defaults=DEFAULTS,
     prepare=prepare,
     cautions=window_ignored,
+    rename=BARE_PREFIX,
     forward={
         "LlamaForCausalLM": FORWARD,
         "LLaMAForCausalLM": FORWARD,
+        "IQuestCoderForCausalLM": FORWARD,
+        "VLlama3ForCausalLM": FORWARD,
         "MistralForCausalLM": Architecture(attention=Attention(window=every_layer)),
     },
     token_roles=LLAMA_ROLES,

@@ -12,8 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantkit.errors import CheckpointError
-from quantkit.families.base.family import Computed, Family, Key, Rule
+from quantkit.families.base.family import Computed, Dropped, Family, Key, Rule
 from quantkit.families.base.hyperparameters import Hyperparameters, optional_size, size
+from quantkit.families.base.multimodal import TEXT_PREFIXES, TOWERS, TOWERS_LEFT_OUT
 from quantkit.families.base.refusals import SILU, only, window_ignored
 from quantkit.families.llama import ENDS
 from quantkit.forward.description import Architecture, Attention, FeedForward
@@ -118,8 +119,8 @@ FORWARD = Architecture(
 
 FAMILY = Family(
     name="Phi-3",
-    models="Phi-3, Phi-3.5, Phi-4, Phi-4-mini",
-    architectures=("Phi3ForCausalLM",),
+    models="Phi-3, Phi-3.5, Phi-4, Phi-4-mini, Phi-4-reasoning-vision (text only)",
+    architectures=("Phi3ForCausalLM", "Phi4ForCausalLMV"),
     gguf_arch="phi3",
     rules=RULES,
     keys=_keys,
@@ -134,6 +135,8 @@ FAMILY = Family(
         "qkv": (sizes.n_head + 2 * sizes.n_head_kv) * sizes.head_dim,
     },
     rope_kinds=("default", "longrope"),
+    rename=TEXT_PREFIXES,
+    dropped=(Dropped(TOWERS, TOWERS_LEFT_OUT),),
     cautions=window_ignored,
     forward=FORWARD,
 )

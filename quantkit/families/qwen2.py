@@ -7,9 +7,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from quantkit.errors import UnsupportedError
-from quantkit.families.base.family import Family, Rule
+from quantkit.families.base.family import Family, Key, Rule
 from quantkit.families.base.hyperparameters import Hyperparameters
 from quantkit.families.base.keys import base_keys
+from quantkit.families.base.multimodal import BARE_PREFIX
+from quantkit.families.base.pooling import as_bare_model, pooling_keys
 from quantkit.families.base.refusals import SILU, only, plain_yarn
 from quantkit.families.llama import ENDS, MLP
 from quantkit.forward.description import Architecture, Attention, Config, given
@@ -79,6 +81,7 @@ def _prepare(config: dict[str, Any]) -> dict[str, Any]:
     only(config, "hidden_act", *SILU, family="Qwen2")
     no_window(config, "Qwen2", by_layer=True)
     plain_yarn(config, "Qwen2")
+    as_bare_model(config)
     return config
 
 
@@ -97,18 +100,24 @@ def window(config: Config, layer: int) -> int | None:
     return if_used(config, layer) if slides(config, layer, late) else None
 
 
+def keys(arch: str, sizes: Hyperparameters) -> list[Key]:
+    """The common keys, and the pooling of an embedding model."""
+    return [*base_keys(arch, sizes), *pooling_keys(arch, sizes)]
+
+
 FORWARD = Architecture(attention=Attention(window=window))
 
 FAMILY = Family(
     name="Qwen2",
     models="Qwen1.5, Qwen2, Qwen2.5, QwQ",
-    architectures=("Qwen2ForCausalLM",),
+    architectures=("Qwen2ForCausalLM", "Qwen2Model"),
     gguf_arch="qwen2",
     rules=NORMS + PROJECTIONS + BIASES + PLAIN_MLP + ENDS,
-    keys=base_keys,
+    keys=keys,
     defaults=DEFAULTS,
     prepare=_prepare,
     cautions=_cautions,
     rope_kinds=ROPE_KINDS,
-    forward=FORWARD,
+    rename=BARE_PREFIX,
+    forward={"Qwen2ForCausalLM": FORWARD},
 )

@@ -10,7 +10,8 @@ from typing import Any
 
 from quantkit.errors import CheckpointError
 from quantkit.families.base.family import Dropped
-from quantkit.families.base.multimodal import TEXT_PREFIXES, VISION, VISION_LEFT_OUT
+from quantkit.families.base.multimodal import BARE_PREFIX, TEXT_PREFIXES, TOWERS, TOWERS_LEFT_OUT
+from quantkit.families.base.pooling import as_bare_model
 from quantkit.families.base.refusals import SILU, only
 from quantkit.families.qwen2 import DEFAULTS as QWEN2_DEFAULTS
 from quantkit.families.qwen2 import FAMILY as QWEN2
@@ -24,12 +25,27 @@ _TEXT = {
     "rms_norm_eps": 1e-5,
     "rope_theta": 1000000.0,
 }
+# transformers' Qwen2_5OmniTextConfig.
+_OMNI = {
+    **_TEXT,
+    "hidden_act": "silu",
+    "hidden_size": 3584,
+    "intermediate_size": 18944,
+    "max_window_layers": 28,
+    "num_attention_heads": 28,
+    "num_hidden_layers": 28,
+    "num_key_value_heads": 4,
+    "rms_norm_eps": 1e-6,
+    "tie_word_embeddings": False,
+    "vocab_size": 152064,
+}
 
 
 def _prepare(config: dict[str, Any]) -> dict[str, Any]:
     """Qwen 2's config: rope of type `mrope` is plain rope with sections."""
     only(config, "hidden_act", *SILU, family="Qwen2-VL")
     no_window(config, "Qwen2-VL", by_layer=True)
+    as_bare_model(config)
     name = "rope_parameters" if config.get("rope_parameters") else "rope_scaling"
     rope = config.get(name)
     sections = rope.get("mrope_section") if isinstance(rope, Mapping) else None
@@ -48,17 +64,30 @@ def _prepare(config: dict[str, Any]) -> dict[str, Any]:
 FAMILY = replace(
     QWEN2,
     name="Qwen2-VL",
-    models="Qwen2-VL 2B/7B/72B, Qwen2.5-VL 3B/7B/32B/72B, text only",
-    architectures=("Qwen2VLForConditionalGeneration", "Qwen2_5_VLForConditionalGeneration"),
+    models="Qwen2-VL 2B/7B/72B, Qwen2.5-VL 3B/7B/32B/72B, Qwen2.5-Omni 3B/7B, text only",
+    architectures=(
+        "Qwen2VLForConditionalGeneration",
+        "Qwen2_5_VLForConditionalGeneration",
+        "Qwen2_5OmniModel",
+        "Qwen2VLModel",
+    ),
     gguf_arch="qwen2vl",
-    defaults={"qwen2_vl": _TEXT, "qwen2_vl_text": _TEXT, "qwen2_5_vl": _TEXT, "qwen2_5_vl_text": _TEXT},
+    defaults={
+        "qwen2_vl": _TEXT,
+        "qwen2_vl_text": _TEXT,
+        "qwen2_5_vl": _TEXT,
+        "qwen2_5_vl_text": _TEXT,
+        "qwen2_5_omni_text": _OMNI,
+    },
     prepare=_prepare,
     text_models={
         "Qwen2VLForConditionalGeneration": ("Qwen2ForCausalLM", "qwen2_vl_text"),
         "Qwen2_5_VLForConditionalGeneration": ("Qwen2ForCausalLM", "qwen2_5_vl_text"),
+        "Qwen2_5OmniModel": ("Qwen2ForCausalLM", "qwen2_5_omni_text"),
+        "Qwen2VLModel": ("Qwen2Model", "qwen2_vl_text"),
     },
     rope_kinds=("default",),
-    rename=TEXT_PREFIXES,
-    dropped=(Dropped(VISION, VISION_LEFT_OUT),),
+    rename=((r"^language_model\.(?!model\.|lm_head\.)", "model."), *TEXT_PREFIXES, *BARE_PREFIX),
+    dropped=(Dropped(TOWERS, TOWERS_LEFT_OUT),),
     forward=None,
 )

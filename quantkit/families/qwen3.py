@@ -5,8 +5,11 @@ Shape of the GGUF: llama.cpp's `qwen3` architecture (src/models/qwen3.cpp).
 
 from typing import Any
 
-from quantkit.families.base.family import Family, Rule
+from quantkit.families.base.family import Family, Key, Rule
+from quantkit.families.base.hyperparameters import Hyperparameters
 from quantkit.families.base.keys import base_keys
+from quantkit.families.base.multimodal import BARE_PREFIX
+from quantkit.families.base.pooling import as_bare_model, pooling_keys
 from quantkit.families.base.refusals import SILU, only, plain_yarn
 from quantkit.families.llama import ENDS
 from quantkit.families.qwen2 import NORMS, PLAIN_MLP, PROJECTIONS, ROPE_KINDS, no_window, window
@@ -39,20 +42,27 @@ def _prepare(config: dict[str, Any]) -> dict[str, Any]:
     only(config, "attention_bias", False, family="Qwen3")
     no_window(config, "Qwen3", by_layer=True)
     plain_yarn(config, "Qwen3")
+    as_bare_model(config)
     return config
+
+
+def keys(arch: str, sizes: Hyperparameters) -> list[Key]:
+    """The common keys, and the pooling of an embedding model."""
+    return [*base_keys(arch, sizes), *pooling_keys(arch, sizes)]
 
 
 FORWARD = Architecture(attention=Attention(window=window, norms=HEAD_NORMS))
 
 FAMILY = Family(
     name="Qwen3",
-    models="Qwen3",
-    architectures=("Qwen3ForCausalLM",),
+    models="Qwen3, Qwen3-Embedding",
+    architectures=("Qwen3ForCausalLM", "Qwen3Model"),
     gguf_arch="qwen3",
     rules=NORMS + PROJECTIONS + HEAD_NORM_RULES + PLAIN_MLP + ENDS,
-    keys=base_keys,
+    keys=keys,
     defaults=DEFAULTS,
     prepare=_prepare,
     rope_kinds=ROPE_KINDS,
-    forward=FORWARD,
+    rename=BARE_PREFIX,
+    forward={"Qwen3ForCausalLM": FORWARD},
 )

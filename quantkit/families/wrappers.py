@@ -18,6 +18,7 @@ _LLAMA = {
 _MISTRAL = {**_LLAMA, "intermediate_size": 14336}
 _QWEN2 = {**_LLAMA, "intermediate_size": 22016, "vocab_size": 151936}
 _BY_TYPE = {"llama": _LLAMA, "mistral": _MISTRAL, "qwen2": _QWEN2}
+_QWEN3 = {**_QWEN2, "head_dim": 128}
 _VOXTRAL = {
     "head_dim": 128,
     "hidden_act": "silu",
@@ -42,6 +43,10 @@ WRAPPERS = (
     Wrapper("Mistral3ForConditionalGeneration", "Mistral 3 whose text model names its class", "mistral", {}),
     Wrapper("Qwen2AudioForConditionalGeneration", "Qwen2-Audio", "qwen2", _BY_TYPE),
     Wrapper("AudioFlamingo3ForConditionalGeneration", "Audio Flamingo 3", "qwen2", _BY_TYPE),
+    Wrapper("JanusForConditionalGeneration", "Janus-Pro 1B and 7B", "llama", _BY_TYPE),
+    # its tower has a norm of its own outside
+    Wrapper("Sarashina2VisionForCausalLM", "Sarashina2-Vision", "llama", _BY_TYPE, outside=("norm",)),
+    Wrapper("StepVLForConditionalGeneration", "Step3-VL-10B", "qwen3", {"qwen3": _QWEN3}),
     Wrapper("KimiVLForConditionalGeneration", "Kimi-VL A3B", "deepseek_v3", {}),
     Wrapper("KimiK25ForConditionalGeneration", "Kimi K2.5", "deepseek_v3", {}),
 )

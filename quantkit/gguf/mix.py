@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from gguf import GGMLQuantizationType
 
 from quantkit.errors import UnsupportedError, UsageError
-from quantkit.gguf.file_types import FileType
+from quantkit.gguf.file_types import FileType, file_type
 from quantkit.gguf.mix_rules import (
     AT_LEAST_Q8_0,
     EMBEDDINGS,
@@ -105,6 +105,17 @@ def choose_types(
     return choices
 
 
+def fixed_types(
+    model: MixModel, tensors: Sequence[MixTensor], options: MixOptions
+) -> list[GGMLQuantizationType | None]:
+    """The type of each tensor that no file type changes: llama.cpp keeps it, or an option names it. None for others.
+
+    Raises UsageError as `choose_types` does.
+    """
+    mixer = _Mixer(model, file_type("q8_0"), tensors, options)
+    return [mixer.named(tensor) if quantizable(model, tensor, options) else tensor.dtype for tensor in tensors]
+
+
 def idle_overrides(model: MixModel, tensors: Sequence[MixTensor], options: MixOptions) -> list[str]:
     """The patterns of `options.tensor_types` that match no quantizable tensor."""
     names = [tensor.name for tensor in tensors if quantizable(model, tensor, options)]
@@ -152,21 +163,39 @@ class _Mixer:
 
     def choose(self, tensor: MixTensor) -> tuple[GGMLQuantizationType, bool]:
         """The type, and whether it is a fallback for the row length (llama_tensor_get_type)."""
-        options, role = self.options, role_of(tensor.name)
-        if not quantizable(self.model, tensor, options):
+        role, default = role_of(tensor.name), self.ftype.tensor_type
+        if not quantizable(self.model, tensor, self.options):
             return tensor.dtype, False
-        override = next((type_ for pattern, type_ in self.overrides if pattern.search(tensor.name)), None)
-        per_layer = tensor.name == "per_layer_token_embd.weight"
-        if options.embedding_type is not None and role is Role.EMBEDDING and not (per_layer and override is not None):
-            return _fitting(options.embedding_type, tensor, "--embedding-type"), False
-        if options.output_type is not None and role is Role.OUTPUT:
-            return _fitting(options.output_type, tensor, "--output-type"), False
-        default = self.ftype.tensor_type
+        of_ends = self._of_ends(tensor, role)
+        if of_ends is not None:
+            return of_ends, False
         if default in (_T.F32, _T.F16, _T.BF16):
             return default, False
+        override = self._override(tensor)
         if override is not None:
             return _fallback(override, tensor)
-        return _fallback(default if options.pure else self._by_rules(tensor, role), tensor)
+        return _fallback(default if self.options.pure else self._by_rules(tensor, role), tensor)
+
+    def named(self, tensor: MixTensor) -> GGMLQuantizationType | None:
+        """The type that an option of the user gives the tensor."""
+        of_ends, override = self._of_ends(tensor, role_of(tensor.name)), self._override(tensor)
+        if of_ends is not None or override is None:
+            return of_ends
+        return _fallback(override, tensor)[0]
+
+    def _of_ends(self, tensor: MixTensor, role: Role) -> GGMLQuantizationType | None:
+        """The type of --embedding-type or --output-type."""
+        options = self.options
+        per_layer = tensor.name == "per_layer_token_embd.weight" and self._override(tensor) is not None
+        if options.embedding_type is not None and role is Role.EMBEDDING and not per_layer:
+            return _fitting(options.embedding_type, tensor, "--embedding-type")
+        if options.output_type is not None and role is Role.OUTPUT:
+            return _fitting(options.output_type, tensor, "--output-type")
+        return None
+
+    def _override(self, tensor: MixTensor) -> GGMLQuantizationType | None:
+        """The type of the first pattern of --tensor-type that matches."""
+        return next((type_ for pattern, type_ in self.overrides if pattern.search(tensor.name)), None)
 
     def _by_rules(self, tensor: MixTensor, role: Role) -> GGMLQuantizationType:
         """llama_tensor_get_type_impl."""

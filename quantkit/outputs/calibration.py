@@ -20,6 +20,7 @@ from quantkit.imatrix.names import LinearKey, Squares, as_imatrix, collect_imatr
 from quantkit.machine import resident_memory
 from quantkit.outputs.memory import vocabulary_memory
 from quantkit.outputs.packed_folders import all_layers
+from quantkit.stream.sensitivity import LOGITS_AT_ONCE
 from quantkit.stream.shared import bytes_per_token
 from quantkit.texts.samples import Samples, load_samples
 
@@ -76,6 +77,17 @@ class CalibrationPlan:
         sums, counts = collect_imatrix(squares or self._ones(), self.imatrix_sources, self.imatrix_columns)
         chunks, chunk_size = self.samples.tokens.shape
         return as_imatrix(sums, counts, datasets=[self.samples.name], chunks=chunks, chunk_size=chunk_size)
+
+    def sensitivity_memory(self, threads: int) -> int:
+        """Bytes that the choice of types for a given size takes: a layer twice, and logits of one batch per thread."""
+
+        def weights(layer: LayerLinears) -> int:
+            linears = [linear for entry in layer.inputs if entry.expert is None for linear in entry.linears]
+            return sum(linear.n_in * linear.n_out for linear in linears)
+
+        base = max(_BASE_MEMORY, resident_memory() + _WAITING_MEMORY)
+        logits = (1 + 2 * threads) * max(LOGITS_AT_ONCE, int(self.native.config["vocab_size"]))
+        return base + 4 * (2 * max(map(weights, self.layers)) + logits)
 
     def _ones(self) -> Squares:
         inputs = [entry for layer in self.layers for entry in layer.inputs]

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from gguf import GGMLQuantizationType, GGUFValueType
@@ -12,28 +13,35 @@ from quantkit.errors import ImatrixError, UnsupportedError, UsageError
 from quantkit.gguf.file_types import FileType, file_type
 from quantkit.gguf.kernels import require
 from quantkit.gguf.keyvalues import KeyValue
-from quantkit.gguf.layout import FileLayout, lay_out
+from quantkit.gguf.layout import FileLayout, lay_out, padded
 from quantkit.gguf.metadata import quantization_keys
 from quantkit.gguf.mix import Choice, MixOptions, MixTensor, choose_types, idle_overrides
 from quantkit.imatrix.file import Imatrix
 from quantkit.machine import cores, resident_memory
 from quantkit.outputs.memory import checked_at_once, llama_memory, vocabulary_memory
 from quantkit.outputs.model import Model, ModelTensor, Mtp
+from quantkit.outputs.target import Candidates, Target, candidates, even_types, labelled, target_choices
 from quantkit.outputs.templates import Template
 
+Solver = Literal["llama.cpp", "feedback"]
+"""How weights are rounded to a type: with llama.cpp's bytes, or with error feedback."""
 CHUNK_ELEMENTS = 1 << 19
-_FLOATS = (GGMLQuantizationType.F32, GGMLQuantizationType.F16, GGMLQuantizationType.BF16)
+FLOATS = (GGMLQuantizationType.F32, GGMLQuantizationType.F16, GGMLQuantizationType.BF16)
 
 
 @dataclass(frozen=True)
 class GgufRequest:
     """GGUF files to write, one for each type. Sizes in bytes; 0 threads are all cores.
 
+    `target`: write one more file, of a given size, whose types the calibration chooses; it needs `calibrate`.
     `calibrate`: the importance matrix comes from the calibration of the same conversion. `pre` (BPE pre-tokenizer) and
     `chat_template` (see `choose_template`) replace those of a checkpoint. `mtp`: see `model_from_checkpoint`.
+    `solver`: "feedback" rounds with error feedback over the Gram matrix, damped by `damp` (see `quant.feedback`); it
+    needs `calibrate`.
     """
 
     types: tuple[FileType, ...]
+    target: Target | None = None
     folder: Path = Path()
     mix: MixOptions = field(default_factory=MixOptions)
     imatrix: Imatrix | None = None
@@ -44,6 +52,8 @@ class GgufRequest:
     pre: str | None = None
     chat_template: Template | None = None
     mtp: Mtp = "keep"
+    solver: Solver = "llama.cpp"
+    damp: float = 0.01
     threads: int = 0
     max_ram: int | None = None
 
@@ -117,6 +127,25 @@ class GgufPlan:
         """The same plan with the values of another importance matrix of the same tensors."""
         return plan_gguf(self.model, replace(self.request, imatrix=imatrix))
 
+    def candidates(self) -> list[Candidates]:
+        """The types that each tensor of a file of a given size may have."""
+        return _candidates(self.model, self.request, self.weights)
+
+    @property
+    def target_output(self) -> GgufOutput | None:
+        """The file of a given size."""
+        return self.outputs[-1] if self.request.target is not None else None
+
+    @property
+    def target_budget(self) -> int:
+        """Bytes that the tensors of the file of a given size may take."""
+        return _target_budget(self.model, self.request)
+
+    def with_types(self, types: Mapping[str, GGMLQuantizationType]) -> "GgufPlan":
+        """The same plan with these types in the file of a given size."""
+        assert self.request.target is not None
+        return plan_gguf(self.model, replace(self.request, target=replace(self.request.target, types=types)))
+
 
 def plan_gguf(model: Model, request: GgufRequest) -> GgufPlan:
     """Decide the type of every tensor and the place of every byte.
@@ -127,30 +156,31 @@ def plan_gguf(model: Model, request: GgufRequest) -> GgufPlan:
         UnsupportedError: the source is quantized already and `allow_requantize` is not set.
     """
     tensors = [MixTensor(t.name, t.shape, t.type) for t in model.tensors]
-    weights = _importance(model, request)
+    weights = {} if request.imatrix is None else column_weights(model, request.imatrix, request.imatrix_name)
     warnings = [
         f"--tensor-type {pattern} matches no quantized tensor; a tensor name is for example blk.0.attn_v.weight"
         for pattern in idle_overrides(model.sizes, tensors, request.mix)
     ]
     outputs = []
     fallbacks: dict[str, int] = {}
-    for type_ in request.types:
-        choices = choose_types(model.sizes, type_, tensors, request.mix)
+    mixes = [(type_, choose_types(model.sizes, type_, tensors, request.mix)) for type_ in request.types]
+    if request.target is not None:
+        mixes.append(_target_mix(model, request, request.target, weights))
+    for type_, choices in mixes:
         kept = _as_published(model, request, type_)
         choices = [replace(choice, type=kept.get(choice.name, choice.type)) for choice in choices]
         _check_importance(choices, type_, weights)
         for tensor, choice in zip(model.tensors, choices, strict=True):
             if choice.type != tensor.type:
-                if tensor.type not in _FLOATS and not request.allow_requantize:
+                if tensor.type not in FLOATS and not request.allow_requantize:
                     raise UnsupportedError(_quantized_already(model, tensor))
                 require(choice.type, weighted=choice.name in weights)
         fallbacks[type_.label] = sum(choice.fallback for choice in choices)
         # llama.cpp's converter (prepare_metadata) gives a file of floats and MXFP4 blocks the file type of the blocks
         ftype = file_type("mxfp4").ftype if kept else type_.ftype
-        keys = [*model.keys, *quantization_keys(ftype), *_imatrix_keys(request)]
         stem = f"{model.name}-{type_.label}"
         shapes = [(t.name, t.shape, choice.type) for t, choice in zip(model.tensors, choices, strict=True)]
-        files = lay_out(stem, keys, shapes, request.split_max_size)
+        files = lay_out(stem, _keys(model, request, ftype), shapes, request.split_max_size)
         outputs.append(GgufOutput(type_, request.folder, stem, tuple(choices), tuple(files)))
     if any(fallbacks.values()):
         counts = ", ".join(f"{label} {count}" for label, count in fallbacks.items() if count)
@@ -162,14 +192,46 @@ def plan_gguf(model: Model, request: GgufRequest) -> GgufPlan:
     return GgufPlan(model, request, tuple(outputs), weights, threads, chunk, peak, (*model.warnings, *warnings))
 
 
+def _keys(model: Model, request: GgufRequest, ftype: int) -> list[KeyValue]:
+    return [*model.keys, *quantization_keys(ftype), *_imatrix_keys(request)]
+
+
+def _candidates(model: Model, request: GgufRequest, weights: Mapping[str, object]) -> list[Candidates]:
+    tensors = [MixTensor(t.name, t.shape, t.type) for t in model.tensors]
+    return candidates(model.sizes, tensors, request.mix, frozenset(weights))
+
+
+def _target_budget(model: Model, request: GgufRequest) -> int:
+    assert request.target is not None
+    return request.target.tensor_budget(_overhead(model, request), sum(t.n_elements for t in model.tensors))
+
+
+def _target_mix(
+    model: Model, request: GgufRequest, target: Target, weights: Mapping[str, object]
+) -> tuple[FileType, list[Choice]]:
+    """The file of a given size: its type, and the types of its tensors, even ones until they are chosen."""
+    options = _candidates(model, request, weights)
+    types = target.types or even_types(options, _target_budget(model, request))
+    mix = target_choices(options, types)
+    kind = target.file_type(_overhead(model, request), sum(tensor.n_elements for tensor in model.tensors))
+    return labelled(kind, mix, [option.tensor for option in options]), mix
+
+
+def _overhead(model: Model, request: GgufRequest) -> int:
+    """Bytes of a file outside its tensors. They do not depend on the types."""
+    shapes = [(tensor.name, tensor.shape, GGMLQuantizationType.F32) for tensor in model.tensors]
+    file = lay_out(model.name, _keys(model, request, 0), shapes)[0]
+    return file.size - sum(padded(slot.nbytes) for slot in file.slots)
+
+
 def _as_published(model: Model, request: GgufRequest, type_: FileType) -> dict[str, GGMLQuantizationType]:
     """Weights that a checkpoint was published with in a type of ggml: an unquantized GGUF keeps that type.
 
     llama.cpp's converter does so for gpt-oss's experts in MXFP4.
     """
-    if type_.tensor_type not in _FLOATS or model.checkpoint is None or request.allow_requantize:
+    if type_.tensor_type not in FLOATS or model.checkpoint is None or request.allow_requantize:
         return {}
-    return {tensor.name: tensor.type for tensor in model.tensors if tensor.type not in _FLOATS}
+    return {tensor.name: tensor.type for tensor in model.tensors if tensor.type not in FLOATS}
 
 
 def _quantized_already(model: Model, tensor: ModelTensor) -> str:
@@ -180,13 +242,15 @@ def _quantized_already(model: Model, tensor: ModelTensor) -> str:
     return f"{text}; {same}convert the original checkpoint or an f16, bf16 or f32 GGUF, or add --allow-requantize"
 
 
-def _importance(model: Model, request: GgufRequest) -> dict[str, NDArray[np.float32]]:
-    """Importance of each tensor's columns, float32 (experts, n_columns), for the tensors that the imatrix covers."""
+def column_weights(model: Model, imatrix: Imatrix, imatrix_name: str | None) -> dict[str, NDArray[np.float32]]:
+    """Importance of each tensor's columns, float32 (experts, n_columns), for the tensors that the imatrix covers.
+
+    Raises:
+        ImatrixError: the matrix covers no tensor of the model, or has another number of values for one.
+    """
     weights: dict[str, NDArray[np.float32]] = {}
-    if request.imatrix is None:
-        return weights
     for tensor in model.tensors:
-        values = request.imatrix.values.get(tensor.name)
+        values = imatrix.values.get(tensor.name)
         if values is None:
             continue
         experts = tensor.n_rows // tensor.matrix_rows
@@ -194,12 +258,12 @@ def _importance(model: Model, request: GgufRequest) -> dict[str, NDArray[np.floa
             if tensor.name == "token_embd.weight":
                 continue
             raise ImatrixError(
-                f"{request.imatrix_name}: {tensor.name} has {values.size} values but the tensor needs"
+                f"{imatrix_name}: {tensor.name} has {values.size} values but the tensor needs"
                 f" {experts * tensor.n_columns}; this importance matrix belongs to another model"
             )
         weights[tensor.name] = np.ascontiguousarray(values, dtype=np.float32).reshape(experts, tensor.n_columns)
     if not weights:
-        raise ImatrixError(f"{request.imatrix_name} covers no tensor of {model.name}; it belongs to another model")
+        raise ImatrixError(f"{imatrix_name} covers no tensor of {model.name}; it belongs to another model")
     return weights
 
 

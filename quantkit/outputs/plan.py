@@ -23,6 +23,7 @@ from quantkit.outputs.gguf_files import GgufOutput, GgufPlan, GgufRequest, plan_
 from quantkit.outputs.model import Model, origin_of, weight_files_of
 from quantkit.outputs.packed_folders import FolderPlan, FolderRequest, plan_folder_of
 from quantkit.outputs.templates import model_with_template
+from quantkit.quant.feedback import SOLVER_VERSION
 from quantkit.texts.samples import Samples
 
 OutputPlan = GgufOutput | FolderPlan | ImatrixOutput
@@ -113,7 +114,12 @@ class ConversionPlan:
 
     @property
     def peak_memory(self) -> int:
-        return max(self.calibration.memory if self.calibration else 0, self.gguf.peak_memory if self.gguf else 0)
+        choice = self.calibration is not None and self.gguf is not None and self.gguf.request.target is not None
+        return max(
+            self.calibration.memory if self.calibration else 0,
+            self.calibration.sensitivity_memory(self.threads) if choice and self.calibration else 0,
+            self.gguf.peak_memory if self.gguf else 0,
+        )
 
     @property
     def parameters(self) -> int:
@@ -155,6 +161,13 @@ def plan_conversion(
             plan_folder_of(calibration.native, calibration.layers, folder, request.output / f"{name}-{folder.label}")
             for folder in sorted(request.folders, key=lambda folder: folder.method != "gptq")
         )
+    if request.gguf is not None and request.gguf.target is not None:
+        _check_target(request.gguf)
+    if request.gguf is not None and request.gguf.solver == "feedback" and not request.gguf.calibrate:
+        raise UsageError(
+            "--solver feedback needs the Gram matrices of a calibration; leave out --imatrix and --no-imatrix, and"
+            " convert a checkpoint, not a GGUF"
+        )
     model, notes = _model(source, request.gguf, name) if request.gguf else (None, ())
     gguf = _plan_gguf(model, request, calibration) if model else None
     imatrix_file = request.imatrix_file or request.output / f"{name}-imatrix.gguf"
@@ -179,6 +192,23 @@ def plan_conversion(
     )
 
 
+def _check_target(request: GgufRequest) -> None:
+    """Raise UsageError for an option that contradicts a file of a given size."""
+    for option, given in (
+        ("--pure", request.mix.pure),
+        ("--split-max-size", request.split_max_size is not None),
+        ("--mtp only", request.mtp == "only"),
+        ("--solver feedback", request.solver == "feedback"),
+    ):
+        if given:
+            raise UsageError(f"{option} does not go with --target-size or --target-bpw; leave one of them out")
+    if not request.calibrate:
+        raise UsageError(
+            "--target-size and --target-bpw choose types by a calibration; leave out --imatrix and --no-imatrix, and"
+            " convert a checkpoint, not a GGUF"
+        )
+
+
 def _plan_calibration(
     source: Checkpoint | Model, request: ConversionRequest, samples: Samples | None, threads: int
 ) -> CalibrationPlan:
@@ -191,7 +221,8 @@ def _plan_calibration(
         raise UsageError(f"a calibration needs a checkpoint, but {source.name} is a GGUF; pass --imatrix FILE")
     if request.calibration.propagate and (len(request.folders), request.calibrated) != (1, 1):
         raise UsageError("--propagate quantized allows one calibrated type only; the hidden states follow that type")
-    native, gram = Native(source, nearest=not request.folders), bool(request.folders)
+    feedback = request.gguf is not None and request.gguf.solver == "feedback"
+    native, gram = Native(source, nearest=not request.folders), bool(request.folders) or feedback
     return plan_calibration(native, request.calibration, samples, gram=gram, threads=threads, max_ram=request.max_ram)
 
 
@@ -263,6 +294,8 @@ def _fingerprint(
         ],
         "folders": [asdict(folder.request) for folder in folders],
         "imatrix": [given and given.sha256, imatrix and imatrix.path.name],
+        "target": gguf and gguf.request.target and [gguf.request.target.size, gguf.request.target.bits],
+        "solver": gguf and gguf.request.solver == "feedback" and [SOLVER_VERSION, gguf.request.damp],
         "files": [
             [file.name, file.size, hashlib.sha256(file.header).hexdigest()]
             for output in (gguf.outputs if gguf else ())

@@ -81,7 +81,7 @@ def fit_offer(shape: ModelShape, offer: Offer, context: Context, budget: Budget,
         )
 
     if not has_gpu or fixed_layers:
-        fixed = memory(context.gpu_layers if has_gpu else 0)
+        fixed = memory(min(context.gpu_layers, shape.n_layer + 1) if has_gpu else 0)
         return Fit(offer, fixed, budget.missing(fixed))
     whole = memory(shape.n_layer + 1)
     if not budget.missing(whole):

@@ -2,18 +2,23 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
+from quantkit.imatrix.file import load_imatrix
 from quantkit.machine import Machine, probe_bandwidth, this_machine
 from quantkit.planning.budget import Budget, best_fit, fit_offer, longest_context, remedies
 from quantkit.planning.context import Context
 from quantkit.planning.memory import GPU_OVERHEAD, DeviceMemory, kv_bytes
 from quantkit.planning.phones import PHONE_BANDWIDTH, PHONE_TYPES, Phone
 from quantkit.planning.result import Plan, Row
-from quantkit.planning.sizes import Offer, known_types, offers
+from quantkit.planning.sizes import Matrix, Offer, known_types, offers
 from quantkit.planning.sources import open_source
 from quantkit.planning.speed import bytes_per_token, tokens_per_second
 
 DEFAULT_CTX = 4096
+
+ALL_LAYERS = 1 << 16
+"""More layers than any model has: all of them."""
 
 
 @dataclass(frozen=True)
@@ -22,19 +27,21 @@ class PlanOptions:
 
     Attributes:
         types: GGUF types, `awq`, `gptq`; None for the usual ones.
+        imatrix: importance matrix of the GGUF types, which changes the type of some tensors and adds keys.
         machine: free memory and bandwidth; None measures this machine.
         phone: plan for this phone instead of `machine`.
         n_ctx: tokens of context; None for 4096, or the training context if that is shorter.
         kv_type: type of the KV cache.
         n_ubatch: tokens of a physical batch; None for 512.
         flash: flash attention; None lets llama.cpp decide.
-        gpu_layers: layers on the GPU; None for the most that fit.
+        gpu_layers: layers on the GPU, ALL_LAYERS or more than there are for all; None for the most that fit.
         cpu_moe: layers whose experts stay on the CPU.
         repack: llama.cpp repacks weights for the CPU.
         bandwidth: bytes per second that `CPU` and `GPU` read, with the origin of the figure.
     """
 
     types: Sequence[str] | None = None
+    imatrix: Path | None = None
     machine: Machine | None = None
     phone: Phone | None = None
     n_ctx: int | None = None
@@ -74,12 +81,14 @@ def plan(source: str, options: PlanOptions | None = None, *, offline: bool = Fal
 
     Raises:
         UsageError: an unknown type or KV type.
+        ImatrixError: the importance matrix is damaged or belongs to another model.
         CheckpointError, HubError, UnsupportedError: the source is not found, damaged, or of an unknown family.
     """
     options = options or PlanOptions()
     types = options.types or (PHONE_TYPES if options.phone else None)
     known_types(types or ())
     context = options.context()
+    matrix = Matrix(options.imatrix, load_imatrix(options.imatrix)) if options.imatrix else None
     machine = Machine(ram=options.phone.room) if options.phone else options.machine or this_machine()
     bandwidth = {"GPU": (machine.gpu_bandwidth, machine.gpu_bandwidth_from), **(options.bandwidth or {})}
     if options.phone:
@@ -101,17 +110,19 @@ def plan(source: str, options: PlanOptions | None = None, *, offline: bool = Fal
             best=None,
             bandwidth=bandwidth,
             for_phone=options.phone is not None,
+            imatrix=options.imatrix,
         )
-        return _with_best(_with_rows(empty, types, fixed_layers=options.gpu_layers is not None))
+        made = offers(opened, types, matrix, calibrated=empty.for_phone)
+        return _with_best(_with_rows(empty, made, fixed_layers=options.gpu_layers is not None))
     finally:
         opened.model.close()
 
 
-def _with_rows(plan: Plan, types: Sequence[str] | None, *, fixed_layers: bool) -> Plan:
-    """A row for each type. `fixed_layers`: the context fixes the number of layers on the GPU."""
+def _with_rows(plan: Plan, made: Sequence[Offer], *, fixed_layers: bool) -> Plan:
+    """A row for each form of the model. `fixed_layers`: the context fixes the number of layers on the GPU."""
     speeds = {device: speed for device, (speed, _) in plan.bandwidth.items()}
     rows = []
-    for offer in offers(plan.source, types):
+    for offer in made:
         if offer.why_not:
             rows.append(Row(offer))
         elif offer.is_folder:

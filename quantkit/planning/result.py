@@ -3,6 +3,7 @@
 import shlex
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from quantkit.families import has_checked_plan
@@ -77,6 +78,7 @@ class Plan:
         bandwidth: by device, bytes per second and where the figure is from.
         remedies: changes that make the smallest type fit: option, type, bytes of memory.
         for_phone: the commands set up Termux.
+        imatrix: importance matrix of the GGUF types.
     """
 
     given: str
@@ -90,6 +92,7 @@ class Plan:
     bandwidth: Mapping[str, tuple[float, str]] = field(default_factory=dict)
     remedies: tuple[tuple[str, str, int], ...] = ()
     for_phone: bool = False
+    imatrix: Path | None = None
 
     @property
     def parameters(self) -> int:
@@ -110,7 +113,10 @@ class Plan:
         if self.source.is_gguf:
             return [f"quantkit termux --gguf {shlex.quote(self.given)}"]
         file = shlex.quote(f"{self.source.model.name}-GGUF/{row.offer.file}")
-        return [f"quantkit gguf {self._checkpoint()} --preset phone", f"quantkit termux --gguf {file}"]
+        return [f"quantkit gguf {self._checkpoint()} --preset phone{self._matrix()}", f"quantkit termux --gguf {file}"]
+
+    def _matrix(self) -> str:
+        return "" if self.imatrix is None else f" --imatrix {shlex.quote(str(self.imatrix))}"
 
     def _checkpoint(self) -> str:
         """The source for a conversion; a config.json alone is enough to plan, not to convert."""
@@ -129,7 +135,7 @@ class Plan:
         commands, file = [], self.given
         if offer.label != "as it is":
             calibrate = " --calibrate" if offer.needs_imatrix else ""
-            commands.append(f"quantkit gguf {self._checkpoint()} -t {offer.label}{calibrate}")
+            commands.append(f"quantkit gguf {self._checkpoint()} -t {offer.label}{self._matrix() or calibrate}")
             file = f"{self.source.model.name}-GGUF/{offer.file}"
         options = f"-ngl {context.gpu_layers} -c {context.n_ctx}"
         options += " --device none" if self.budget.vram and fit.memory.gpu is None else ""
@@ -157,6 +163,7 @@ class Plan:
             "layers": shape.n_layer,
             "trained_context": shape.context or None,
             "exact_sizes": self.source.exact,
+            "imatrix": None if self.imatrix is None else str(self.imatrix),
             "budget": {"ram": self.machine.ram, "vram": self.machine.vram, "gpu": self.machine.gpu_name or None},
             "context": {**vars(context), "gpu_layers": None, "flash": context.flash_on},
             "assumed": {

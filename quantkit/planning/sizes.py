@@ -1,7 +1,7 @@
 """The sizes of a model in each GGUF type, and as AWQ and GPTQ folders."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,8 @@ from quantkit.gguf.file_types import FILE_TYPES, FileType, file_type
 from quantkit.gguf.layout import lay_out
 from quantkit.gguf.metadata import quantization_keys
 from quantkit.gguf.mix import MixOptions, MixTensor, choose_types
-from quantkit.outputs.gguf_files import GgufRequest, plan_gguf
+from quantkit.imatrix.file import Imatrix
+from quantkit.outputs.gguf_files import FLOATS, GgufRequest, column_weights, plan_gguf
 from quantkit.planning.memory import PlannedTensor
 from quantkit.planning.sources import Source, tensors_as_they_are
 
@@ -21,6 +22,14 @@ USUAL = ("bf16", "q8_0", "q6_k", "q5_k_m", "q4_k_m", "q4_0", "q3_k_m", "q2_k", *
 """The types of a plan without -t."""
 _FLOATS = ("f32", "f16", "bf16")
 _KEPT = Path("unused")
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """An importance matrix and its file, whose name is stored in a GGUF."""
+
+    path: Path
+    values: Imatrix
 
 
 @dataclass(frozen=True)
@@ -68,17 +77,38 @@ def known_types(names: Sequence[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(known))
 
 
-def offers(source: Source, names: Sequence[str] | None) -> tuple[Offer, ...]:
-    """The forms of `names`, or the usual ones, best first; a quantized GGUF has only its own form."""
+def offers(
+    source: Source, names: Sequence[str] | None, matrix: Matrix | None = None, *, calibrated: bool = False
+) -> tuple[Offer, ...]:
+    """The forms of `names`, or the usual ones, best first; a quantized GGUF has only its own form.
+
+    `matrix`: the GGUF types are quantized with it. `calibrated`: the command that makes them computes one.
+
+    Raises:
+        UsageError: an unknown type, or an option that does not apply to a quantized GGUF or to AWQ and GPTQ.
+        ImatrixError: `matrix` belongs to another model.
+    """
     if source.is_gguf and any(t.type.name not in ("F32", "F16", "BF16") for t in source.model.tensors):
         if names:
             raise UsageError(
                 f"{source.model.name} is quantized already, so -t {names[0]} does not apply; remove -t, or plan for the"
                 " original checkpoint"
             )
+        if matrix is not None:
+            raise UsageError(
+                f"{source.model.name} is quantized already, so --imatrix does not apply; remove --imatrix, or plan for"
+                " the original checkpoint"
+            )
         return (as_it_is(source),)
     wanted = known_types(names) if names else _usual(source)
-    made = [_folder(source, name) if name in FOLDERS else _gguf(source, file_type(name)) for name in wanted]
+    if matrix is not None:
+        if all(name in FOLDERS for name in wanted):
+            raise UsageError("--imatrix has no effect without a GGUF type; leave it out, or add a type such as -t q4_0")
+        column_weights(source.model, matrix.values, matrix.path.name)
+    made = [
+        _folder(source, name) if name in FOLDERS else _gguf(source, file_type(name), matrix, calibrated=calibrated)
+        for name in wanted
+    ]
     return tuple(sorted(made, key=lambda offer: (offer.is_folder, -_quality(offer))))
 
 
@@ -110,12 +140,16 @@ def as_it_is(source: Source) -> Offer:
     )
 
 
-def _gguf(source: Source, kind: FileType) -> Offer:
+def _gguf(source: Source, kind: FileType, matrix: Matrix | None, *, calibrated: bool) -> Offer:
     model = source.model
     try:
-        if kind.needs_imatrix:
-            return _with_imatrix(source, kind)
-        plan = plan_gguf(model, GgufRequest(types=(kind,), folder=_KEPT, allow_requantize=model.checkpoint is not None))
+        if matrix is None and (kind.needs_imatrix or (calibrated and kind.tensor_type not in FLOATS)):
+            return _calibrated(source, kind)
+        request = GgufRequest(types=(kind,), folder=_KEPT, allow_requantize=model.checkpoint is not None)
+        if matrix is not None:
+            mix = MixOptions(has_imatrix=True)
+            request = replace(request, mix=mix, imatrix=matrix.values, imatrix_name=matrix.path.name)
+        plan = plan_gguf(model, request)
     except QuantkitError as error:
         return Offer(kind.name, why_not=str(error))
     output = plan.outputs[0]
@@ -123,13 +157,12 @@ def _gguf(source: Source, kind: FileType) -> Offer:
         PlannedTensor(tensor.name, tensor.shape, choice.type)
         for tensor, choice in zip(model.tensors, output.choices, strict=True)
     )
-    return Offer(
-        kind.name, output.size + source.vocabulary, plan.bits_per_weight(output), tensors, output.files[0].name
-    )
+    size, bits = output.size + source.vocabulary, plan.bits_per_weight(output)
+    return Offer(kind.name, size, bits, tensors, output.files[0].name, needs_imatrix=kind.needs_imatrix)
 
 
-def _with_imatrix(source: Source, kind: FileType) -> Offer:
-    """A type that needs an importance matrix; its keys in the file (about 200 bytes) are not counted."""
+def _calibrated(source: Source, kind: FileType) -> Offer:
+    """A type whose importance matrix is not computed yet; its keys in the file (about 200 bytes) are not counted."""
     model = source.model
     plain = [MixTensor(tensor.name, tensor.shape, tensor.type) for tensor in model.tensors]
     choices = choose_types(model.sizes, kind, plain, MixOptions(has_imatrix=True))
@@ -139,7 +172,8 @@ def _with_imatrix(source: Source, kind: FileType) -> Offer:
     keys = [*model.keys, *quantization_keys(kind.ftype)]
     (file,) = lay_out(f"{model.name}-{kind.label}", keys, [(t.name, t.shape, t.type) for t in tensors])
     bits = 8 * sum(tensor.nbytes for tensor in tensors) / sum(tensor.n_elements for tensor in tensors)
-    return Offer(kind.name, file.size + source.vocabulary, bits, tensors, file.name, needs_imatrix=True)
+    size = file.size + source.vocabulary
+    return Offer(kind.name, size, bits, tensors, file.name, needs_imatrix=kind.needs_imatrix)
 
 
 DEFAULT_GROUP = 128

@@ -1,6 +1,6 @@
-"""A GGUF that lies on a web server: its size, its sha256 where the server tells it, and its header, nothing more.
+"""The header, size and sha256 of a GGUF on a web server.
 
-The header is put at the start of a file of the true size whose rest is a hole, so that all that reads headers reads it.
+The header is written at the start of a sparse file of the full size, so that every reader of headers can read it.
 """
 
 import re
@@ -16,7 +16,7 @@ from quantkit.errors import CheckpointError, HubError, UsageError
 from quantkit.gguf.reader import read_header
 
 _PARTS = (1 << 20, 16 << 20, 64 << 20, 256 << 20)
-"""Bytes fetched until the header is whole: a vocabulary takes up to some 20 MB."""
+"""Bytes to fetch until the header is complete; a vocabulary takes up to about 20 MB."""
 _TIMEOUT = 60
 _RANGE = re.compile(r"bytes \d+-\d+/(\d+)")
 _ETAG = re.compile(r'"?([0-9a-f]{64})"?')
@@ -24,7 +24,13 @@ _ETAG = re.compile(r'"?([0-9a-f]{64})"?')
 
 @dataclass(frozen=True)
 class RemoteGguf:
-    """`path`: a local file with the true header and size. `sha256`: as the hub tells it, else None."""
+    """A GGUF on a web server.
+
+    Attributes:
+        path: a local sparse file with the header and the size of the GGUF.
+        size: bytes.
+        sha256: of the file, if the server is a hub that reports it.
+    """
 
     path: Path
     size: int
@@ -32,34 +38,36 @@ class RemoteGguf:
 
 
 def check_url(url: str) -> str:
-    """The address itself; raises UsageError if it has what an address cannot have, or is of another kind."""
+    """Return `url`; raises UsageError if it is not a plain http or https address."""
     try:
         parts = urlsplit(url)
         port = parts.port
     except ValueError as error:
-        raise UsageError(f"the address {url!r} is malformed: {error}") from error
+        raise UsageError(f"the address {url!r} is malformed: {error}; check it") from error
     del port
     if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise UsageError(f"the address {url!r} is not http:// or https:// and a host")
+        raise UsageError(f"the address {url!r} is not http://HOST or https://HOST; check it")
     if parts.username or parts.password:
-        raise UsageError("the address has a password in it, which the script would show to anyone; leave it out")
+        raise UsageError("the address contains a password, which every reader of the script would see; remove it")
     if not url.isascii() or not url.isprintable() or " " in url:
-        raise UsageError(f"the address {url!r} has characters that need % and their code")
+        raise UsageError(
+            f"the address {url!r} has characters that an address cannot contain; write them as % and their code"
+        )
     return url
 
 
 def file_name(url: str) -> str:
-    """The last part of the path, without what a file name cannot have."""
+    """The last part of the path, with _ for each character that a file name cannot contain."""
     name = unquote(urlsplit(url).path).rpartition("/")[2]
     return re.sub(r"[^\w.+-]", "_", name, flags=re.ASCII).lstrip(".") or "model.gguf"
 
 
-def look_at(url: str, folder: Path) -> RemoteGguf:
+def fetch_header(url: str, folder: Path) -> RemoteGguf:
     """Fetch the header of the GGUF at `url` into `folder`.
 
     Raises:
-        HubError: nobody answers, or the server refuses.
-        CheckpointError: what is there is no sound GGUF.
+        HubError: the server does not answer or refuses.
+        CheckpointError: the file is not a sound GGUF.
     """
     path = folder / file_name(url)
     for part in _PARTS:
@@ -70,11 +78,13 @@ def look_at(url: str, folder: Path) -> RemoteGguf:
         except CheckpointError:
             if fetched >= size or part == _PARTS[-1]:
                 raise
-    raise CheckpointError(f"the header of {url} is longer than {_PARTS[-1] >> 20} MiB, which no sound GGUF's is")
+    raise CheckpointError(
+        f"the header of {url} is longer than {_PARTS[-1] >> 20} MiB, so it is not a sound GGUF; check the address"
+    )
 
 
 class _Redirects(urllib.request.HTTPRedirectHandler):
-    """Follows redirects and keeps what the hub says of a file on the way."""
+    """Follows redirects and keeps the first X-Linked-Etag, with which a hub reports the sha256 of a file."""
 
     def __init__(self) -> None:
         self.etag: str | None = None
@@ -87,25 +97,25 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
 
 
 def _fetch(url: str, part: int, path: Path) -> tuple[int, str | None, int]:
-    """Write the first `part` bytes; returns the whole size, the sha256 if told, and how many bytes came."""
+    """Write the first `part` bytes to `path`; returns the full size, the sha256 or None, and the bytes received."""
     redirects = _Redirects()
     request = urllib.request.Request(url, headers={"Range": f"bytes=0-{part - 1}", "User-Agent": "quantkit"})
     host = urlsplit(url).hostname
     try:
         with urllib.request.build_opener(redirects).open(request, timeout=_TIMEOUT) as answer:
-            told = _RANGE.match(answer.headers.get("Content-Range") or "")
-            length = told[1] if told else answer.headers.get("Content-Length")
+            content_range = _RANGE.match(answer.headers.get("Content-Range") or "")
+            length = content_range[1] if content_range else answer.headers.get("Content-Length")
             data = answer.read(part)
             etag = redirects.etag or answer.headers.get("X-Linked-Etag")
     except urllib.error.HTTPError as error:
-        raise HubError(f"{host} answers {error.code} {error.reason} for {url}; look at the address") from error
+        raise HubError(f"{host} answers {error.code} {error.reason} for {url}; check the address") from error
     except (OSError, HTTPException) as error:
         reason = getattr(error, "reason", None) or error
         raise HubError(
-            f"{host} cannot be reached ({reason}); look at the address, or give --offline with --size and --ram"
+            f"{host} cannot be reached ({reason}); check the address, or pass --offline with --size and --ram"
         ) from error
     if length is None or not length.isdigit():
-        raise HubError(f"{host} does not tell the size of {url}; give it with --offline --size and --ram")
+        raise HubError(f"{host} does not report the size of {url}; pass --offline with --size and --ram")
     size = int(length)
     with path.open("wb") as file:
         file.write(data)

@@ -77,13 +77,7 @@ def gptq(
         CalibrationError: no token, statistics that are not finite, or no factorisation at any damping.
     """
     n_in = len(gram)
-    if count < 1:
-        raise CalibrationError(f"no token of the calibration text reached {name}; calibrate on a longer text")
-    if not np.isfinite(gram).all():
-        raise CalibrationError(f"the activations of the calibration text are not finite in {name}; check the model")
-    diagonal = np.diagonal(gram)
-    order = np.argsort(-diagonal, kind="stable") if act_order else np.arange(n_in)
-    factor, damp = _factor(gram[np.ix_(order, order)], damp, name, workers)
+    order, factor, damp = factor_gram(gram, count, damp=damp, act_order=act_order, name=name, workers=workers)
     pivots = np.diagonal(factor).copy()
     importance = pivots * pivots
     feedback = np.triu(factor / pivots, 1)
@@ -112,6 +106,22 @@ def gptq(
     ends = np.cumsum([len(weight) for weight in weights])[:-1]
     split = zip(np.split(q, ends), np.split(scales, ends), np.split(zeros, ends), strict=True)
     return Solution([Quantized(grid, *parts, groups) for parts in split], damp)
+
+
+def factor_gram(
+    gram: Array, count: int, *, damp: float, act_order: bool, name: str, workers: Workers
+) -> tuple[NDArray[np.intp], Array, float]:
+    """The order of the columns, the factor R of the damped H in that order, and the damping; see `gptq`.
+
+    Raises:
+        CalibrationError: no token, statistics that are not finite, or no factorisation at any damping.
+    """
+    if count < 1:
+        raise CalibrationError(f"no token of the calibration text reached {name}; calibrate on a longer text")
+    if not np.isfinite(gram).all():
+        raise CalibrationError(f"the activations of the calibration text are not finite in {name}; check the model")
+    order = np.argsort(-np.diagonal(gram), kind="stable") if act_order else np.arange(len(gram))
+    return order, *_factor(gram[np.ix_(order, order)], damp, name, workers)
 
 
 def _factor(gram: Array, damp: float, name: str, workers: Workers) -> tuple[Array, float]:

@@ -1,6 +1,6 @@
-"""Recipes: one TOML file says everything about how a model is baked, checked and published.
+"""Recipes: one TOML file describes how a model is converted, measured and published.
 
-Format `version = 1`; a recipe may stand on another one by `extends`. Files: recipes/NAME.toml.
+Format `version = 1`; a recipe can extend another one (key `extends`). Files: recipes/NAME.toml.
 """
 
 from quantkit.recipes.reading import open_recipe

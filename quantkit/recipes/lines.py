@@ -1,4 +1,4 @@
-"""On which line of a TOML text a key is set: tomllib tells of syntax only."""
+"""The line of a TOML text that sets a key; tomllib reports lines of syntax errors only."""
 
 import tomllib
 from collections.abc import Sequence
@@ -8,21 +8,21 @@ Keys = tuple[str, ...]
 
 
 def line_of(text: str, keys: Sequence[str]) -> int | None:
-    """The line, from 1, where the statement begins that sets `keys` (a table: where it is first spoken of).
+    """The line, from 1, on which the statement that sets `keys` begins; for a table, its first mention.
 
-    The text is one that tomllib reads. What ends a statement is known without a parser of our own: the lines up to
-    there are TOML by themselves, and those that end within it are not.
+    `text` is valid TOML. This needs no parser: the lines up to the end of a statement are valid TOML by themselves, and
+    the lines up to a place within a statement are not.
     """
     lines = text.split("\n")
-    whole = 0
+    complete = 0
     for count in range(1, len(lines) + 1):
         try:
             table = tomllib.loads("\n".join(lines[:count]) + "\n")
         except tomllib.TOMLDecodeError:
             continue
         if _has(table, keys):
-            return whole + 1
-        whole = count
+            return complete + 1
+        complete = count
     return None
 
 

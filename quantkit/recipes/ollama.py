@@ -1,4 +1,4 @@
-"""What of a recipe Ollama needs: [model], which model it is, and [ollama], how it is published."""
+"""The part of a recipe for Ollama: [model] describes the model, [ollama] describes its publication."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ NONE = "none"
 
 @dataclass(frozen=True)
 class OllamaRecipe:
-    """A recipe's [model] as the facts of a file that is still to be made, and its [ollama]."""
+    """[model] as the facts of a GGUF file that does not exist yet, and [ollama]."""
 
     facts: Facts
     name: Name
@@ -31,22 +31,27 @@ class OllamaRecipe:
 
 
 def read_ollama(path: Path) -> OllamaRecipe:
-    """What the recipe in a file says for Ollama. Raises UsageError with file and line, as `open_recipe`."""
+    """Read the part of a recipe file for Ollama; raises UsageError with file and line, as `open_recipe`."""
     return ollama_recipe(open_recipe(path))
 
 
 def ollama_recipe(opened: Opened) -> OllamaRecipe:
-    """The same of a recipe that is open. Without chat_template the model keeps its own, and `facts` have none."""
+    """The part of an open recipe for Ollama.
+
+    Without the key `chat_template` the model keeps its own template, and `facts.chat_template` is None.
+
+    Raises:
+        UsageError: [model] or [ollama] has no name, a template is not readable, or a parameter is wrong.
+    """
     model, ollama = opened.get("model") or {}, opened.get("ollama") or {}
-    for table, name, found in (("model", "name", model), ("ollama", "name", ollama)):
-        if name not in found:
-            opened.fail((table, name), f"[{table}] lacks {name}")
+    for table, values in (("model", model), ("ollama", ollama)):
+        if "name" not in values:
+            opened.fail((table, "name"), f"[{table}] lacks the key name; add it")
     types = ollama.get("types", opened.get("formats", "gguf") or ["q4_0"])
-    types = tuple(dict.fromkeys(file_type(each).name for each in types))
-    asked = model.get("chat_template")
-    template, mark = _template(opened, asked)
+    types = tuple(dict.fromkeys(file_type(name).name for name in types))
+    template, end_of_turn = _template(opened, model.get("chat_template"))
     eos = model.get("eos_token", "")
-    ends = (mark, eos) if mark else (eos,)
+    ends = (end_of_turn, eos) if end_of_turn else (eos,)
     facts = Facts(
         name=model["name"],
         files=(Path(f"{model['name']}.gguf"),),
@@ -74,40 +79,39 @@ def ollama_recipe(opened: Opened) -> OllamaRecipe:
 
 
 def modelfiles(recipe: OllamaRecipe) -> dict[str, str]:
-    """The texts of every Modelfile the recipe leads to, by file name, for GGUFs named NAME-TYPE.gguf beside them."""
-    found = [(kind, (f"{recipe.facts.name}-{kind.upper()}.gguf",)) for kind in recipe.types]
-    plan = plan_tags(recipe.name, found, size=recipe.size)
+    """The text of each Modelfile of the recipe, by file name; the GGUF files NAME-TYPE.gguf are in the same folder."""
+    files = [(kind, (f"{recipe.facts.name}-{kind.upper()}.gguf",)) for kind in recipe.types]
+    plan = plan_tags(recipe.name, files, size=recipe.size)
     texts: dict[str, str] = {}
-    for each in plan.quantizations:
-        sources = [f"./{file}" for file in each.files]
-        bundle = make_bundle(recipe.facts, recipe.overrides, sources=sources, base=plan.name.tagged(each.tags[0]))
-        texts[each.modelfile] = write_modelfile(bundle.modelfile)
-        texts[each.gpu_modelfile] = write_modelfile(bundle.gpu)
+    for quantization in plan.quantizations:
+        sources = [f"./{file}" for file in quantization.files]
+        base = plan.name.tagged(quantization.tags[0])
+        bundle = make_bundle(recipe.facts, recipe.overrides, sources=sources, base=base)
+        texts[quantization.modelfile] = write_modelfile(bundle.modelfile)
+        texts[quantization.gpu_modelfile] = write_modelfile(bundle.gpu)
     return texts
 
 
-def _template(opened: Opened, asked: str | None) -> tuple[str | None, str | None]:
-    """The text ("" for none at all, None where the model's own stays) and what ends a turn where not EOS."""
-    if asked is None:
+def _template(opened: Opened, value: str | None) -> tuple[str | None, str | None]:
+    """The template's text ("" for no template, None for the model's own), and its end of turn if that is not EOS."""
+    if value is None:
         return None, None
-    if asked == NONE:
+    if value == NONE:
         return "", None
-    if asked in BUILT_IN:
-        return BUILT_IN[asked].text, BUILT_IN[asked].end_of_turn
+    if value in BUILT_IN:
+        return BUILT_IN[value].text, BUILT_IN[value].end_of_turn
     try:
-        return Path(asked).read_text("utf-8"), None
+        return Path(value).read_text("utf-8"), None
     except (OSError, ValueError) as error:
-        opened.fail(
-            ("model", "chat_template"), f"chat_template of [model] names {asked}, which cannot be read: {error}"
-        )
+        opened.fail(("model", "chat_template"), f"chat_template of [model]: cannot read {value}: {error}")
 
 
 def _parameters(opened: Opened, table: Mapping[str, Any]) -> Parameters:
-    found: list[tuple[str, ParameterValue]] = []
-    for name, value in table.items():
-        for each in value if isinstance(value, list) else [value]:
+    parameters: list[tuple[str, ParameterValue]] = []
+    for name, values in table.items():
+        for value in values if isinstance(values, list) else [values]:
             try:
-                found.append((name, check_parameter(name, each, "[ollama.parameters]")))
+                parameters.append((name, check_parameter(name, value, "[ollama.parameters]")))
             except UsageError as error:
                 opened.fail(("ollama", "parameters", name), str(error))
-    return tuple(found)
+    return tuple(parameters)

@@ -1,4 +1,4 @@
-"""A recipe's file and the ones it extends, read, checked and laid over each other."""
+"""Read a recipe file and the files that it extends, check them, and merge them."""
 
 import os
 import tomllib
@@ -21,7 +21,13 @@ from quantkit.recipes.schema import (
 
 @dataclass(frozen=True)
 class Layer:
-    """One file, or one `--set`; `label` is what a mistake in it is told under, `folder` what its paths start from."""
+    """One file, or one `--set`.
+
+    Attributes:
+        label: the name that errors give it.
+        folder: relative paths in it start here.
+        numbered: errors give a line.
+    """
 
     label: str
     folder: Path
@@ -30,7 +36,7 @@ class Layer:
     numbered: bool = True
 
     def place(self, keys: Sequence[str]) -> str:
-        """FILE:LINE of the nearest of `keys` that stands in it."""
+        """FILE:LINE of `keys`, or of the nearest parent table that the text sets."""
         for count in range(len(keys), 0, -1):
             line = line_of(self.text, keys[:count]) if self.numbered else None
             if line is not None:
@@ -40,14 +46,19 @@ class Layer:
 
 @dataclass(frozen=True)
 class Opened:
-    """A recipe with all it extends and what was set over it. `layers`: the topmost first; paths are absolute."""
+    """A merged recipe: the file, the files that it extends, and the settings.
+
+    Attributes:
+        layers: the one with the highest precedence first.
+        table: the merged table; its paths are absolute.
+    """
 
     path: Path
     layers: tuple[Layer, ...]
     table: Mapping[str, Any]
 
     def fail(self, keys: Keys, sentence: str) -> NoReturn:
-        """Raise UsageError about the keys, with the file and line that set them, else that of their table."""
+        """Raise UsageError for `keys`, with the file and line that set them, or else that set their table."""
         for count in range(len(keys), 0, -1):
             for layer in self.layers:
                 if _get(layer.table, keys[:count]) is not None:
@@ -55,24 +66,25 @@ class Opened:
         raise UsageError(f"{self.path}: {sentence}")
 
     def get(self, *keys: str) -> Any:
-        """The value, or None."""
+        """The value at `keys`, or None."""
         return _get(self.table, keys)
 
 
 def open_recipe(path: Path, settings: Sequence[str] = ()) -> Opened:
-    """The recipe in a file, with `KEY=VALUE` settings over it (`calibration.samples=8`).
+    """Read a recipe file; `settings` are `KEY=VALUE` texts that override its keys (`calibration.samples=8`).
 
     Raises:
-        UsageError: with file and line: not to be read, not TOML, an unknown key, a wrong value, a circle of extends.
+        UsageError: a file is not readable or not TOML, a key is unknown, a value is wrong, or `extends` forms a cycle;
+            with file and line.
     """
     layers = [*(_setting(text) for text in reversed(settings)), *_chain(path)]
     merged: dict[str, Any] = {}
     for layer in reversed(layers):
-        wrong = check_table(layer.table, SCHEMA)
-        if wrong:
-            raise UsageError(f"{layer.place(wrong[0])}: {wrong[1]}")
+        mistake = check_table(layer.table, SCHEMA)
+        if mistake:
+            raise UsageError(f"{layer.place(mistake[0])}: {mistake[1]}")
         try:
-            merged = _over(_with_paths(layer), merged)
+            merged = _merge(_with_paths(layer), merged)
         except UsageError as error:
             raise UsageError(f"{layer.label}: {error}") from error
     merged.pop("extends", None)
@@ -83,18 +95,18 @@ def open_recipe(path: Path, settings: Sequence[str] = ()) -> Opened:
 
 def _chain(path: Path) -> list[Layer]:
     layers: list[Layer] = []
-    seen: list[Path] = []
+    files: list[Path] = []
     while True:
-        seen.append(path.resolve())
+        files.append(path.resolve())
         layer = _read(path, layers[-1] if layers else None)
         layers.append(layer)
         base = layer.table.get("extends")
         if not isinstance(base, str) or not base or "\0" in base:
             return layers  # `check_table` refuses such a value
         path = path.parent / base
-        if path.resolve() in seen:
-            circle = " -> ".join(each.name for each in [*seen[seen.index(path.resolve()) :], path])
-            raise UsageError(f"{layer.place(['extends'])}: extends goes in a circle: {circle}; take one of them out")
+        if path.resolve() in files:
+            cycle = " -> ".join(file.name for file in [*files[files.index(path.resolve()) :], path])
+            raise UsageError(f"{layer.place(['extends'])}: extends forms a cycle: {cycle}; remove one of them")
 
 
 def _read(path: Path, extended_by: Layer | None) -> Layer:
@@ -102,21 +114,19 @@ def _read(path: Path, extended_by: Layer | None) -> Layer:
         text = path.read_bytes().decode("utf-8").replace("\r\n", "\n")
     except OSError as error:
         if extended_by is not None:
-            raise UsageError(
-                f"{extended_by.place(['extends'])}: extends names {path}, which cannot be read:"
-                f" {error.strerror or error}"
-            ) from error
-        raise UsageError(f"cannot read the recipe {path}: {error.strerror or error}") from error
+            place = extended_by.place(["extends"])
+            raise UsageError(f"{place}: extends: cannot read {path}: {error.strerror or error}; check it") from error
+        raise UsageError(f"cannot read the recipe {path}: {error.strerror or error}; check the name") from error
     except UnicodeDecodeError as error:
-        raise UsageError(f"the recipe {path} is not UTF-8 text (byte {error.start})") from error
+        raise UsageError(f"the recipe {path} is not UTF-8 text (byte {error.start}); save it as UTF-8") from error
     try:
         return Layer(str(path), path.parent, text, tomllib.loads(text))
-    except (ValueError, RecursionError) as error:  # also a number of too many digits, and tables nested too deeply
-        raise UsageError(f"the recipe {path} is not TOML: {error}") from error
+    except (ValueError, RecursionError) as error:  # also for a number of too many digits and for deeply nested tables
+        raise UsageError(f"the recipe {path} is not TOML: {error}; correct the file") from error
 
 
 def _setting(setting: str) -> Layer:
-    """`KEY=VALUE`, the value as TOML has it; one that is none is a text."""
+    """The layer of `KEY=VALUE`; a value that is not TOML is a string."""
     key, equals, value = setting.partition("=")
     label = f"--set {setting}"
     if not equals or not key.strip():
@@ -128,39 +138,39 @@ def _setting(setting: str) -> Layer:
             table = tomllib.loads(f"{key} = ''")
         except (ValueError, RecursionError) as error:
             raise UsageError(f"{label}: {key!r} is not a key; write --set calibration.samples=8") from error
-        at: Any = table
+        inner: Any = table
         *parents, last = _first_keys(table)
         for parent in parents:
-            at = at[parent]
-        at[last] = value.strip()
+            inner = inner[parent]
+        inner[last] = value.strip()
     return Layer(label, Path(), "", table, numbered=False)
 
 
 def _first_keys(table: Mapping[str, Any]) -> list[str]:
     keys: list[str] = []
-    at: Any = table
-    while isinstance(at, Mapping):
-        keys.append(next(iter(at)))
-        at = at[keys[-1]]
+    inner: Any = table
+    while isinstance(inner, Mapping):
+        keys.append(next(iter(inner)))
+        inner = inner[keys[-1]]
     return keys
 
 
 def _with_paths(layer: Layer) -> dict[str, Any]:
-    """The layer's table, in which what names files names them from the root."""
-    found: dict[str, Any] = _copy(layer.table)
-    model, calibration, measure = (found.get(name, {}) for name in ("model", "calibration", "measure"))
+    """A copy of the layer's table with absolute paths."""
+    table: dict[str, Any] = _copy(layer.table)
+    model, calibration, measure = (table.get(name, {}) for name in ("model", "calibration", "measure"))
     if "source" in model:
         model["source"] = _absolute(model["source"], layer.folder)
         if is_path(model["source"]) and "revision" not in model:
-            # a revision that a base recipe asks of its hub id says nothing about a folder
+            # the revision of a base recipe belongs to its hub id, not to this folder
             model["revision"] = ""
     if model.get("chat_template", "none") not in BUILT_IN_TEMPLATES:
         model["chat_template"] = str(_rooted(model["chat_template"], layer.folder))
     if "text" in calibration:
         calibration["text"] = _absolute(calibration["text"], layer.folder)
     if "texts" in measure:
-        measure["texts"] = [_absolute(each, layer.folder) for each in measure["texts"]]
-    return found
+        measure["texts"] = [_absolute(text, layer.folder) for text in measure["texts"]]
+    return table
 
 
 def _absolute(value: str, folder: Path) -> str:
@@ -172,18 +182,18 @@ def _rooted(value: str, folder: Path) -> Path:
     return Path(os.path.normpath(folder.resolve() / user_path(value)))
 
 
-def _over(top: Mapping[str, Any], below: Mapping[str, Any]) -> dict[str, Any]:
-    """Tables merge, everything else is replaced."""
-    merged = dict(below)
-    for key, value in top.items():
-        under = below.get(key)
-        both = isinstance(value, Mapping) and isinstance(under, Mapping)
-        merged[key] = _over(value, under) if both else value  # type: ignore[arg-type]
+def _merge(upper: Mapping[str, Any], lower: Mapping[str, Any]) -> dict[str, Any]:
+    """`upper` overrides `lower`: tables merge, every other value is replaced."""
+    merged = dict(lower)
+    for key, value in upper.items():
+        base = lower.get(key)
+        both = isinstance(value, Mapping) and isinstance(base, Mapping)
+        merged[key] = _merge(value, base) if both else value  # type: ignore[arg-type]
     return merged
 
 
 def _copy(value: Any) -> Any:
-    return {key: _copy(each) for key, each in value.items()} if isinstance(value, Mapping) else value
+    return {key: _copy(item) for key, item in value.items()} if isinstance(value, Mapping) else value
 
 
 def _get(table: Any, keys: Sequence[str]) -> Any:

@@ -1,4 +1,4 @@
-"""A recipe as values: what is made of which model, what it is measured on, what it has to reach, where it goes."""
+"""A recipe as values: the model, the formats, calibration, measurement, quality floors and repositories."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,12 +10,12 @@ from quantkit.recipes.reading import Opened, open_recipe
 from quantkit.recipes.schema import INT4, is_path
 
 GROUP_SIZE, SAMPLES, SEQ_LEN, CTX, GPU_LAYERS, MEMORY_CTX = 128, 128, 512, 512, "0,8,16,all", 4096
-"""What the commands take where nobody says otherwise."""
+"""The defaults of the commands."""
 
 
 @dataclass(frozen=True)
 class PackedFormat:
-    """AWQ or GPTQ."""
+    """Options of AWQ or GPTQ: inputs that share a scale, and patterns of linears that stay in 16 bits."""
 
     group_size: int = GROUP_SIZE
     skip: tuple[str, ...] = ()
@@ -23,7 +23,7 @@ class PackedFormat:
 
 @dataclass(frozen=True)
 class Formats:
-    """What is made. `imatrix`: whether GGUF types use the calibration."""
+    """The formats to write: GGUF types, and AWQ or GPTQ by name. `imatrix`: GGUF types use the calibration."""
 
     gguf: tuple[str, ...]
     packed: Mapping[str, PackedFormat]
@@ -31,11 +31,14 @@ class Formats:
 
     @property
     def names(self) -> tuple[str, ...]:
+        """All formats, those of AWQ and GPTQ first."""
         return (*self.packed, *self.gguf)
 
 
 @dataclass(frozen=True)
 class Calibration:
+    """[calibration]: `seq_len` in tokens; `chat` None lets the command decide whether to apply the chat template."""
+
     text: str | None
     samples: int
     seq_len: int
@@ -44,6 +47,8 @@ class Calibration:
 
 @dataclass(frozen=True)
 class Measuring:
+    """[measure]: `ctx` and `memory_ctx` in tokens; `chunks` None for all windows of a text."""
+
     texts: tuple[str, ...]
     ctx: int
     chunks: int | None
@@ -54,7 +59,13 @@ class Measuring:
 
 @dataclass(frozen=True)
 class Floor:
-    """What a format may cost at most. `delta`: (of the perplexity, whether it is a share of the reference's)."""
+    """Limits of a format's loss; None for no limit.
+
+    Attributes:
+        delta: maximum increase of the perplexity, and whether it is a fraction of the reference's perplexity.
+        kl: maximum mean KL divergence, in nats.
+        top1: minimum fraction of positions with the same most likely token.
+    """
 
     delta: tuple[float, bool] | None = None
     kl: float | None = None
@@ -63,13 +74,22 @@ class Floor:
 
 @dataclass(frozen=True)
 class Phone:
+    """[phone]: the GGUF types that get a Termux script, and the memory of the phone (`4G`)."""
+
     types: tuple[str, ...]
     memory: str | None
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """Everything but what Ollama gets, which `ollama.ollama_recipe` reads. `source`: a hub id or an absolute path."""
+    """A checked recipe without its part for Ollama, which `ollama.ollama_recipe` reads.
+
+    Attributes:
+        source: a hub id or an absolute path.
+        base_model: the hub id that cards name: [model]'s, or else the first source of the layers that is a hub id.
+        floors: by format; a format without a limit is not in it.
+        hub: gguf, awq, gptq -> repository.
+    """
 
     opened: Opened
     name: str
@@ -79,37 +99,34 @@ class Recipe:
     license: str | None
     languages: tuple[str, ...]
     base_model: str | None
-    """The hub id that cards name: where [model] says none, the source as any layer has it."""
     formats: Formats
     calibration: Calibration
     measure: Measuring | None
     floors: Mapping[str, Floor]
-    """By format; those without a limit are not in it."""
     ollama_name: str | None
     phone: Phone | None
     hub: Mapping[str, str]
-    """gguf, awq, gptq -> repository."""
     private: bool
 
 
 def read_recipe(path: Path, settings: Sequence[str] = ()) -> Recipe:
-    """The recipe in a file, fit to be baked; `settings` as for `open_recipe`.
+    """Read and check a recipe for `bake`; `settings` as for `open_recipe`.
 
     Raises:
-        UsageError: with file and line: as `open_recipe`; a key is missing, a file it names is not there, nothing is to
-            be made, a floor is for a format that is not made.
+        UsageError: as `open_recipe`; or a key is missing, a file is not found, the recipe has no format, or a type of
+            [phone] is not converted; with file and line.
     """
     opened = open_recipe(path, settings)
     model = opened.get("model") or {}
     for key in ("name", "source"):
         if key not in model:
-            opened.fail(("model", key), f"[model] lacks {key}")
+            opened.fail(("model", key), f"[model] lacks the key {key}; add it")
     source = model["source"]
     if is_path(source) and not Path(source).is_dir():
-        opened.fail(("model", "source"), f"source of [model] names the folder {source}, which is not there")
+        opened.fail(("model", "source"), f"source of [model]: folder {source} not found; check the path")
     template = model.get("chat_template")
     if template is not None and is_path(template) and not Path(template).is_file():
-        opened.fail(("model", "chat_template"), f"chat_template of [model] names {template}, which is not there")
+        opened.fail(("model", "chat_template"), f"chat_template of [model]: file {template} not found; check the path")
     if model.get("revision") and "@" not in source:
         source = f"{source}@{model['revision']}"
     formats = _formats(opened)
@@ -135,30 +152,31 @@ def read_recipe(path: Path, settings: Sequence[str] = ()) -> Recipe:
 
 def _published_as(opened: Opened) -> str | None:
     sources = (layer.table.get("model", {}).get("source", ".") for layer in opened.layers)
-    return next((each.partition("@")[0] for each in sources if not is_path(each) and not Path(each).exists()), None)
+    ids = (source.partition("@")[0] for source in sources if not is_path(source) and not Path(source).exists())
+    return next(ids, None)
 
 
 def _formats(opened: Opened) -> Formats:
     table = opened.get("formats") or {}
     packed: dict[str, PackedFormat] = {}
     for method in INT4:
-        asked = table.get(method, False)
-        if asked is not False:
-            options: Mapping[str, Any] = {} if asked is True else asked
+        value = table.get(method, False)
+        if value is not False:
+            options: Mapping[str, Any] = {} if value is True else value
             packed[method] = PackedFormat(options.get("group_size", GROUP_SIZE), tuple(options.get("skip", ())))
-    gguf = tuple(dict.fromkeys(file_type(each).name for each in table.get("gguf", ())))
+    gguf = tuple(dict.fromkeys(file_type(name).name for name in table.get("gguf", ())))
     if not gguf and not packed:
-        opened.fail(("formats",), 'the recipe makes nothing; write gguf = ["q4_0"] or awq = true under [formats]')
-    for each in gguf:
-        if file_type(each).needs_imatrix and not table.get("imatrix", True):
-            opened.fail(("formats", "imatrix"), f"{each} cannot be made without an importance matrix; imatrix is false")
+        opened.fail(("formats",), 'the recipe has no format; write gguf = ["q4_0"] or awq = true under [formats]')
+    for name in gguf:
+        if file_type(name).needs_imatrix and not table.get("imatrix", True):
+            opened.fail(("formats", "imatrix"), f"{name} needs an importance matrix; remove imatrix = false")
     return Formats(gguf, packed, table.get("imatrix", True))
 
 
 def _calibration(opened: Opened) -> Calibration:
     table = opened.get("calibration") or {}
     if "text" in table and is_path(table["text"]) and not Path(table["text"]).is_file():
-        opened.fail(("calibration", "text"), f"text of [calibration] names {table['text']}, which is not there")
+        opened.fail(("calibration", "text"), f"text of [calibration]: file {table['text']} not found; check the path")
     return Calibration(
         table.get("text"), table.get("samples", SAMPLES), table.get("seq_len", SEQ_LEN), table.get("chat")
     )
@@ -168,13 +186,13 @@ def _measuring(opened: Opened) -> Measuring | None:
     table = opened.get("measure")
     if not table:
         if opened.get("floors"):
-            opened.fail(("floors",), "[floors] says what measuring must show, but no [measure] names texts")
+            opened.fail(("floors",), "[floors] needs a measurement; add [measure] with texts, or remove [floors]")
         return None
     if "texts" not in table:
-        opened.fail(("measure", "texts"), "[measure] lacks texts")
+        opened.fail(("measure", "texts"), "[measure] lacks the key texts; add it")
     for text in table["texts"]:
         if is_path(text) and not Path(text).is_file():
-            opened.fail(("measure", "texts"), f"texts of [measure] names {text}, which is not there")
+            opened.fail(("measure", "texts"), f"texts of [measure]: file {text} not found; check the path")
     return Measuring(
         texts=tuple(table["texts"]),
         ctx=table.get("ctx", CTX),
@@ -186,20 +204,20 @@ def _measuring(opened: Opened) -> Measuring | None:
 
 
 def _floors(opened: Opened, formats: Formats) -> dict[str, Floor]:
-    """The limits of each format: those for all, and its own over them."""
+    """The limits of each format: its own, and else those for all formats."""
     table = opened.get("floors") or {}
     common = {key: value for key, value in table.items() if not isinstance(value, Mapping)}
     own = {_format(key): value for key, value in table.items() if isinstance(value, Mapping)}
-    found = {}
+    floors = {}
     for name in formats.names:
         limits = common | dict(own.get(name, {}))
         if limits:
-            found[name] = Floor(
+            floors[name] = Floor(
                 delta=_limit(limits["max_delta"]) if "max_delta" in limits else None,
                 kl=float(limits["max_kl"]) if "max_kl" in limits else None,
                 top1=_limit(limits["min_top1"])[0] if "min_top1" in limits else None,
             )
-    return found
+    return floors
 
 
 def _format(name: str) -> str:
@@ -216,8 +234,8 @@ def _phone(opened: Opened, formats: Formats) -> Phone | None:
     table = opened.get("phone")
     if table is None:
         return None
-    types = tuple(dict.fromkeys(file_type(each).name for each in table.get("types", formats.gguf)))
-    missing = next((each for each in types if each not in formats.gguf), None)
+    types = tuple(dict.fromkeys(file_type(name).name for name in table.get("types", formats.gguf)))
+    missing = next((name for name in types if name not in formats.gguf), None)
     if missing:
-        opened.fail(("phone", "types"), f"types of [phone] has {missing}, which gguf of [formats] does not make")
+        opened.fail(("phone", "types"), f"types of [phone]: {missing} is not converted; add it to gguf of [formats]")
     return Phone(types, table.get("memory"))

@@ -1,4 +1,4 @@
-"""What a recipe may say, as data: every table, every key, and what its value has to be."""
+"""The schema of a recipe as data: every table, every key, and the values that it takes."""
 
 import difflib
 import re
@@ -24,9 +24,12 @@ _SIZE = re.compile(r"\d+(\.\d+)?\s*[kmgt]?i?b?", re.IGNORECASE)
 
 @dataclass(frozen=True)
 class Value:
-    """A key's value. `what`: in words, for "KEY is X, not WHAT"; `fits` says whether it is that.
+    """The value of a key.
 
-    `check` raises UsageError, or gives the rest of a sentence "KEY of [TABLE] ...", where it is that and yet wrong.
+    Attributes:
+        what: the kind of value in words, for "KEY is X, not WHAT".
+        fits: whether a value is of this kind.
+        check: the end of the sentence "KEY of [TABLE] ..." for a wrong value of this kind, or raises UsageError.
     """
 
     what: str
@@ -36,13 +39,18 @@ class Value:
 
 @dataclass(frozen=True)
 class Table:
-    """A table with `keys`; one with `more` may have others, named as `more_names` allows, whose values are `more`."""
+    """A table with `keys`.
+
+    Attributes:
+        more: the kind of the values of other keys; None if other keys are errors.
+        more_names: whether another key's name is allowed.
+        names: examples of such names; a misspelt key is compared with them.
+    """
 
     keys: Mapping[str, "Kind"]
     more: "Kind | None" = None
     more_names: Callable[[str], bool] = lambda _name: True
     names: tuple[str, ...] = ()
-    """Of `more_names`, to compare a misspelt key with."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +69,7 @@ def _is_text(value: Any) -> bool:
 
 
 def _is_texts(value: Any) -> bool:
-    return isinstance(value, list) and all(_is_text(each) for each in value)
+    return isinstance(value, list) and all(_is_text(item) for item in value)
 
 
 def _is_number(value: Any) -> bool:
@@ -83,14 +91,14 @@ def _whole(least: int) -> Value:
 
 def _plain_name(value: str) -> str | None:
     if Path(value).name != value or value in (".", "..") or not value.isprintable():
-        return f"is {value!r}, which is not a plain name; outputs go where -o says"
+        return f"is {value!r}, which is not a plain name; choose the folder with -o"
     return None
 
 
 def _source(value: str) -> str | None:
     if is_path(value) or re.fullmatch(_REPO.pattern + r"(@.+)?", value, re.ASCII):
         return None
-    return f"is {value!r}, which is neither a hub id ORG/NAME nor a folder (a folder is written ./NAME)"
+    return f"is {value!r}, which is neither a hub id ORG/NAME nor a folder; write a folder as ./NAME"
 
 
 def _template(value: str) -> str | None:
@@ -101,14 +109,14 @@ def _template(value: str) -> str | None:
 
 def _types(value: list[str]) -> str | None:
     if not value:
-        return "is empty; name at least one, q4_0 perhaps, or leave the key out"
-    for each in value:
-        file_type(each)
+        return "is empty; list at least one type, such as q4_0, or remove the key"
+    for name in value:
+        file_type(name)
     return None
 
 
 def _repo(value: str) -> str | None:
-    return None if _REPO.fullmatch(value) else f"is {value!r}, which is not a hub id ORG/NAME"
+    return None if _REPO.fullmatch(value) else f"is {value!r}, which is not a hub id; write ORG/NAME"
 
 
 def _ollama_name(value: str) -> str | None:
@@ -119,35 +127,40 @@ def _ollama_name(value: str) -> str | None:
 def _text_source(value: str) -> str | None:
     if is_path(value) or looks_like_file(value) or parse_dataset(value):
         return None
-    return f"is {value!r}, which is neither a file nor a dataset of the hub ORG/NAME:SPLIT"
+    return (
+        f"is {value!r}, which is neither a file nor a hub dataset; write a file as ./NAME, a dataset as ORG/NAME:SPLIT"
+    )
 
 
 def _text_sources(value: list[str]) -> str | None:
     if not value:
-        return "is empty; name a text, or leave [measure] out"
-    return next((wrong.replace("is ", "has ", 1) for each in value if (wrong := _text_source(each))), None)
+        return "is empty; list at least one text, or remove [measure]"
+    mistakes = (_text_source(text) for text in value)
+    return next((mistake.replace("is ", "has ", 1) for mistake in mistakes if mistake), None)
 
 
 def _messages(value: list[Any]) -> str | None:
-    for each in value:
-        if not (isinstance(each, list) and len(each) == 2 and each[0] in ROLES and isinstance(each[1], str)):
-            return f'has {each!r}; each is ["ROLE", "TEXT"], the role system, user or assistant'
+    for message in value:
+        if not (
+            isinstance(message, list) and len(message) == 2 and message[0] in ROLES and isinstance(message[1], str)
+        ):
+            return f'has {message!r}; write each message as ["ROLE", "TEXT"], with the role system, user or assistant'
     return None
 
 
 def _share(value: Any) -> str | None:
     text = str(value)
     number = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
-    return None if number <= 1 else f'is {value!r}, which is more than all; write "95%" or 0.95'
+    return None if number <= 1 else f'is {value!r}, which is more than 100%; write "95%" or 0.95'
 
 
 def is_path(value: str) -> bool:
-    """Whether a text says itself that it is a path: ./NAME, ../NAME, /NAME, ~/NAME."""
+    """Whether a text has the form of a path: ./NAME, ../NAME, /NAME, ~/NAME."""
     return value.startswith(("./", "../", "/", "~")) or value in (".", "..")
 
 
 def looks_like_file(value: str) -> bool:
-    """Whether a text is more likely a file than a dataset of the hub."""
+    """Whether a text is more likely the name of a file than of a hub dataset."""
     return parse_dataset(value) is None and bool(Path(value).suffix)
 
 
@@ -156,11 +169,11 @@ ANY_TEXT = Value("a text", lambda value: isinstance(value, str))
 BOOL = Value("true or false", lambda value: isinstance(value, bool))
 TEXTS = Value("a list of texts", _is_texts)
 NUMBER = Value("a number", _is_number)
-LIMIT = Value('a number, or a text as "5%"', _is_limit)
+LIMIT = Value('a number, or a text such as "5%"', _is_limit)
 
 _INT4 = Table(
     {
-        "bits": Value("4: AWQ and GPTQ are written with 4 bits", lambda value: value == 4 and value is not True),
+        "bits": Value("4: recipes write AWQ and GPTQ with 4 bits", lambda value: value == 4 and value is not True),
         "group_size": Value(
             "a whole number, or -1 for one group",
             lambda value: isinstance(value, int) and not isinstance(value, bool) and (value > 0 or value == -1),
@@ -171,7 +184,7 @@ _INT4 = Table(
 _FLOORS = {
     "max_delta": LIMIT,
     "max_kl": Value("a number", lambda value: _is_number(value) and value >= 0),
-    "min_top1": Value('a share as "95%" or 0.95', _is_limit, _share),
+    "min_top1": Value('a fraction such as "95%" or 0.95', _is_limit, _share),
 }
 _TYPE_NAMES = (*INT4, *FILE_TYPES)
 
@@ -192,7 +205,7 @@ MODEL: dict[str, Kind] = {
 
 SCHEMA = Table(
     {
-        "version": Value(f"{VERSION}, the only version there is", lambda value: value == VERSION and value is not True),
+        "version": Value(f"{VERSION}, the only version", lambda value: value == VERSION and value is not True),
         "extends": TEXT,
         "model": Table(MODEL),
         "formats": Table(
@@ -217,7 +230,7 @@ SCHEMA = Table(
                 "ctx": _whole(8),
                 "chunks": _whole(1),
                 "gpu_layers": Value(
-                    'a text as "0,8,all" or "none"',
+                    'a text such as "0,8,all" or "none"',
                     lambda value: (
                         isinstance(value, str) and bool(re.fullmatch(r"none|(\d+|all)(,\s*(\d+|all))*", value))
                     ),
@@ -236,7 +249,7 @@ SCHEMA = Table(
                 "system": ANY_TEXT,
                 "license": TEXT,
                 "messages": Value("a list", lambda value: isinstance(value, list), _messages),
-                # each is judged where Ollama's parameters are known
+                # `recipes.ollama` checks each parameter
                 "parameters": Table({}, more=Value("a value", lambda value: True)),
             }
         ),
@@ -244,7 +257,7 @@ SCHEMA = Table(
             {
                 "types": Value("a list of texts", _is_texts, _types),
                 "memory": Value(
-                    'a size as "4G"', lambda value: isinstance(value, str) and bool(_SIZE.fullmatch(value.strip()))
+                    'a size such as "4G"', lambda value: isinstance(value, str) and bool(_SIZE.fullmatch(value.strip()))
                 ),
             }
         ),
@@ -263,17 +276,17 @@ SCHEMA = Table(
 def check_table(
     table: Mapping[str, Any], kind: Table, keys: tuple[str, ...] = ()
 ) -> tuple[tuple[str, ...], str] | None:
-    """The first mistake: where (the keys that lead there) and the sentence about it."""
+    """The first mistake of `table`: the keys that lead to it, and a sentence; None for a correct table."""
     for key, value in table.items():
         here = (*keys, key)
         if key in kind.keys:
-            wrong = _check(value, kind.keys[key], here)
+            mistake = _check(value, kind.keys[key], here)
         elif kind.more is not None and kind.more_names(key):
-            wrong = _check(value, kind.more, here)
+            mistake = _check(value, kind.more, here)
         else:
-            wrong = here, _unknown(key, kind, keys)
-        if wrong:
-            return wrong
+            mistake = here, _unknown(key, kind, keys)
+        if mistake:
+            return mistake
     return None
 
 
@@ -289,10 +302,10 @@ def _check(value: Any, kind: Kind, keys: tuple[str, ...]) -> tuple[tuple[str, ..
     if _has_nul(value):
         return keys, f"{_named(keys)} has a NUL character; remove it"
     try:
-        wrong = kind.check(value)
+        mistake = kind.check(value)
     except UsageError as error:
         return keys, f"{_named(keys)}: {error}"
-    return (keys, f"{_named(keys)} {wrong}") if wrong else None
+    return (keys, f"{_named(keys)} {mistake}") if mistake else None
 
 
 def _has_nul(value: Any) -> bool:

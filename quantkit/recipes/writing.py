@@ -1,4 +1,4 @@
-"""A recipe with everything in one file: what was baked, to be read again by any command that takes a recipe."""
+"""Write a merged recipe as one TOML file that every command with a recipe reads."""
 
 import json
 from collections.abc import Mapping
@@ -6,12 +6,12 @@ from typing import Any
 
 
 def write_recipe(table: Mapping[str, Any]) -> str:
-    """TOML of a recipe's table: texts, numbers, truth values, lists of those, and tables."""
-    plain = {key: value for key, value in table.items() if not isinstance(value, Mapping)}
+    """TOML text of a recipe's table: strings, numbers, booleans, lists of them, and tables."""
+    values = {key: value for key, value in table.items() if not isinstance(value, Mapping)}
     tables = {key: value for key, value in table.items() if isinstance(value, Mapping)}
-    lines = [f"{_key(key)} = {_value(value)}" for key, value in plain.items()]
+    lines = [f"{_key(key)} = {_value(value)}" for key, value in values.items()]
     for key, value in tables.items():
-        lines += ["", f"[{_key(key)}]"] + [f"{_key(name)} = {_value(each)}" for name, each in value.items()]
+        lines += ["", f"[{_key(key)}]"] + [f"{_key(name)} = {_value(item)}" for name, item in value.items()]
     return "\n".join(lines) + "\n"
 
 
@@ -21,7 +21,7 @@ def _key(key: str) -> str:
 
 def _value(value: Any) -> str:
     if isinstance(value, Mapping):
-        return "{ " + ", ".join(f"{_key(key)} = {_value(each)}" for key, each in value.items()) + " }"
+        return "{ " + ", ".join(f"{_key(key)} = {_value(item)}" for key, item in value.items()) + " }"
     if isinstance(value, list):
         return "[" + ", ".join(map(_value, value)) + "]"
     if isinstance(value, bool):
@@ -30,5 +30,5 @@ def _value(value: Any) -> str:
 
 
 def _text(value: str) -> str:
-    # JSON's escapes are TOML's, but for DEL, which JSON leaves as it is
+    # JSON and TOML share their escapes, except for DEL, which JSON does not escape
     return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")

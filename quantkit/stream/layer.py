@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from quantkit.families.base.native import Source
 from quantkit.forward.description import Form
-from quantkit.forward.linears import PLAIN, Input
+from quantkit.forward.linears import PLAIN, Input, LayerLinears
 from quantkit.forward.weights import Weights
 
 Array = NDArray[np.float32]
@@ -62,3 +63,10 @@ def stored_names(inputs: Sequence[Input]) -> set[str]:
         for linear in entry.linears
         for ending in (linear.form.weight, linear.form.bias, "_blocks", "_scales")
     }
+
+
+def names_outside_experts(native: Source, linears: LayerLinears) -> list[str]:
+    """The tensors of a layer that do not belong to a routed expert, sorted."""
+    at = native.decoder.at(linears.number)
+    of_experts = stored_names([entry for entry in linears.inputs if entry.expert is not None])
+    return sorted({name for name in native.tensors if name.startswith(at)} - of_experts)

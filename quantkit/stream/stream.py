@@ -5,7 +5,7 @@ The watcher then receives the tensors and the statistics, and both are freed. Ro
 time, each over the tokens that the router sends it.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -20,7 +20,7 @@ from quantkit.forward.attention import Context
 from quantkit.forward.feed_forward import expert_count, expert_part, feed_forward, shared
 from quantkit.forward.layer_linears import layer_linears
 from quantkit.forward.linears import LayerLinears
-from quantkit.stream.layer import LayerWeights, keys_of, stored_names
+from quantkit.stream.layer import LayerWeights, keys_of, names_outside_experts, stored_names
 from quantkit.stream.routing import EXPERT_FLOOR, Routes
 from quantkit.stream.shared import SharedStates
 from quantkit.stream.states import States
@@ -107,7 +107,7 @@ class Stream:
         """
         linears = self.linears(number)
         dense = tuple(entry for entry in linears.inputs if entry.expert is None and watcher)
-        tensors = self._load(self._names_outside_experts(number, linears))
+        tensors = self._load(names_outside_experts(self.native, linears))
         weights = self._weights(tensors, keys_of(dense))
         layer = self.decoder.layer(number, weights)
         statistics = {entry.key: Statistics.of(entry.width, gram=self.gram) for entry in dense}
@@ -290,7 +290,7 @@ class Stream:
         x: Array = place(self.states.read(name, sample), self.device)
         return x
 
-    def _load(self, names: set[str]) -> Tensors:
+    def _load(self, names: Iterable[str]) -> Tensors:
         return {name: np.array(self.native.whole(name), np.float32) for name in sorted(names)}
 
     def _weights(self, tensors: Tensors, keys: Mapping[tuple[str, int], str]) -> LayerWeights:
@@ -304,12 +304,6 @@ class Stream:
                 f"{what.rstrip('.')} gives hidden states that are not finite (NaN or infinite) for"
                 f" {self.sample_name} {sample + 1}; check the checkpoint for damage, or use another text"
             )
-
-    def _names_outside_experts(self, number: int, linears: LayerLinears) -> set[str]:
-        """The layer's tensors that do not belong to a routed expert."""
-        at = self.decoder.at(number)
-        of_experts = stored_names([entry for entry in linears.inputs if entry.expert is not None])
-        return {name for name in self.native.tensors if name.startswith(at)} - of_experts
 
     def close(self) -> None:
         """Stop the threads and close the states' files without deleting them."""

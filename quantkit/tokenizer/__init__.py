@@ -13,7 +13,7 @@ from quantkit.errors import TokenizerError, UsageError
 from quantkit.gguf.keyvalues import KeyValue
 from quantkit.machine import release_freed_memory
 
-from . import bytelevel, chat_templates, special, spm, spm_json
+from . import bytelevel, chat_templates, raw_bpe, special, spm, spm_json
 from .differences import Difference, differences
 from .ends import add_ends
 from .files import TokenizerFiles, read
@@ -43,9 +43,10 @@ __all__ = [
 class Vocabulary:
     """A vocabulary ready for a GGUF header.
 
-    `model` and `pre` are tokenizer.ggml.model and tokenizer.ggml.pre; `tokens` the texts as stored, one per embedding
-    row; `keys` every tokenizer.* key in the order llama.cpp's converter writes them; `warnings` what a user should
-    know, including each intended difference from that converter; `chat_template` the default template, if any.
+    `model` and `pre` are tokenizer.ggml.model and tokenizer.ggml.pre ("" where `model` implies the split); `tokens` the
+    texts as stored, one per embedding row; `keys` every tokenizer.* key in the order llama.cpp's converter writes them;
+    `warnings` what a user should know, including each intended difference from that converter; `chat_template` the
+    default template, if any.
     """
 
     model: str
@@ -104,7 +105,7 @@ def _with_vocab_size(config: Mapping[str, Any]) -> Mapping[str, Any]:
 def _vocabulary(
     files: TokenizerFiles, config: Mapping[str, Any], roles: TokenRoles, pre: str | None, chat_template: str | None
 ) -> Vocabulary:
-    tokens = _tokens(files, config, roles.space_prefix, pre)
+    tokens = _tokens(files, config, roles, pre)
     refuse_duplicates(tokens)
     specials = special.read(files, config, len(tokens.texts))
     specials.ids = tokens.ids | specials.ids
@@ -114,13 +115,14 @@ def _vocabulary(
     add_named_ends(specials.ids, files.config, tokens.texts, specials.warnings)
     specials.warnings += add_ends(specials.ids, files, config, tokens.texts)
     specials.adds = tokens.adds | specials.adds
+    tokens.end += special.force_added(specials, roles.adds)
     if chat_template is not None:
         specials.template = chat_template
     else:
         specials.warnings += chat_templates.warnings(files.templates)
     return Vocabulary(
         model=tokens.model,
-        pre=tokens.pre,
+        pre=tokens.pre or "",
         tokens=tokens.texts,
         keys=[*tokens.keys(), *special.keys(specials, config), *tokens.end],
         warnings=tokens.warnings + specials.warnings,
@@ -132,8 +134,12 @@ def _is_token(number: Any, count: int) -> TypeGuard[int]:
     return isinstance(number, int) and not isinstance(number, bool) and 0 <= number < count
 
 
-def _tokens(files: TokenizerFiles, config: Mapping[str, Any], space_prefix: SpacePrefix, pre: str | None) -> Tokens:
-    """tokenizer.model first, then a SentencePiece-style tokenizer.json, then byte-level BPE (conversion/llama.py)."""
+def _tokens(files: TokenizerFiles, config: Mapping[str, Any], roles: TokenRoles, pre: str | None) -> Tokens:
+    """tokenizer.model first, then a SentencePiece-style tokenizer.json, then byte-level BPE (conversion/llama.py).
+
+    A family with `raw_bpe` takes its tokenizer.json first.
+    """
+    space_prefix = roles.space_prefix
     style = files.tokenizer is not None and spm_json.is_sentencepiece_style(files.tokenizer)
     from_model = files.model is not None and (files.tokenizer is None or spm.is_sentencepiece(files))
     if not (from_model or style):
@@ -144,6 +150,8 @@ def _tokens(files: TokenizerFiles, config: Mapping[str, Any], space_prefix: Spac
         raise UsageError(
             f"--pre {pre} does not apply: {files.folder} has a SentencePiece tokenizer, which is not split"
         )
+    if style and roles.raw_bpe:
+        return raw_bpe.load(files, config, roles.raw_bpe)
     if from_model:
         return spm.load(files, config, space_prefix)
     tokens, prefix = spm_json.load(files, config)

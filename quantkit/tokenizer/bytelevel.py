@@ -50,9 +50,9 @@ def load(files: TokenizerFiles, config: Mapping[str, Any], pre: str | None) -> T
         else:
             tokens.texts[number], tokens.types[number] = text.encode(), NORMAL
     say_padded(tokens, len(vocab))
-    merges = _merges(files)
-    if merges:
-        tokens.last = [keyvalues.array("tokenizer.ggml.merges", GGUFValueType.STRING, merges)]
+    pairs = merges(files)
+    if pairs:
+        tokens.last = [keyvalues.array("tokenizer.ggml.merges", GGUFValueType.STRING, pairs)]
     else:
         raise TokenizerError(f"{where} has no merges, without which llama.cpp cannot load a byte-level BPE vocabulary")
     if recognised.by_hash:
@@ -96,14 +96,14 @@ def _require_byte_level(source: dict[str, Any], where: str) -> None:
         )
 
 
-def _merges(files: TokenizerFiles) -> list[str]:
+def merges(files: TokenizerFiles) -> list[str]:
     """The merges as "a b"; a space inside a part is spelled as byte-level BPE spells it, with U+0120."""
-    merges = ((files.tokenizer or {}).get("model") or {}).get("merges")
-    if not merges:
+    listed = ((files.tokenizer or {}).get("model") or {}).get("merges")
+    if not listed:
         return _merges_txt(files)
-    if isinstance(merges[0], str):
-        return list(merges)
-    return [" ".join(part.replace(" ", "Ġ") for part in pair) for pair in merges]
+    if isinstance(listed[0], str):
+        return list(listed)
+    return [" ".join(part.replace(" ", "Ġ") for part in pair) for pair in listed]
 
 
 def _merges_txt(files: TokenizerFiles) -> list[str]:

@@ -30,12 +30,25 @@ class SpacePrefix(Enum):
 
 
 @dataclass(frozen=True)
+class RawBpe:
+    """A BPE over raw UTF-8 text with byte fallback: llama.cpp's `model`, and the special tokens that it prints.
+
+    `visible` are token texts that the converter types user-defined, so that a chat parser can read them.
+    """
+
+    model: str
+    visible: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class TokenRoles:
     """Role -> token text. Roles are bos, eos, eot, eom, unk.
 
     `first` counts where the files name no special token at all, `also` for the roles that the files leave open;
     `instead` overrules the files, with a warning. `space_prefix`: the key for the space in front of a text.
-    `stated`: role -> the key of config.json that has the token's id.
+    `stated`: role -> the key of config.json that has the token's id. `adds`: role -> whether llama.cpp adds the token
+    to a text, whatever the files say. `raw_bpe`: how a tokenizer.json that merges raw text is written; None writes a
+    SentencePiece vocabulary.
     """
 
     first: Mapping[str, str] = field(default_factory=dict)
@@ -43,6 +56,8 @@ class TokenRoles:
     instead: Mapping[str, str] = field(default_factory=dict)
     space_prefix: SpacePrefix = SpacePrefix.NEVER
     stated: Mapping[str, str] = field(default_factory=dict)
+    adds: Mapping[str, bool] = field(default_factory=dict)
+    raw_bpe: RawBpe | None = None
 
 
 NO_ROLES = TokenRoles()

@@ -87,6 +87,13 @@ def keys(specials: Specials, config: Mapping[str, Any]) -> list[KeyValue]:
     ]
 
 
+def force_added(specials: Specials, adds: Mapping[str, bool]) -> list[KeyValue]:
+    """Set whether BOS or EOS is added, by role; return the keys of the roles that the files leave open."""
+    late = [role for role in adds if role not in specials.adds]
+    specials.adds |= {role: add for role, add in adds.items() if role not in late}
+    return [keyvalues.boolean(f"tokenizer.ggml.add_{role}_token", adds[role]) for role in late]
+
+
 def template_keys(template: str | list[dict[str, Any]] | None) -> list[KeyValue]:
     """tokenizer.chat_template, or for named templates one key each, their names, and the default one last."""
     if template is None:

@@ -19,7 +19,7 @@ from .huggingface import build_tokenizer
 from .tokens import BYTE, NORMAL, SPACE, UNKNOWN, UNUSED, Tokens, fit, padding, say_padded
 
 PADDING_SCORE = -10000.0
-_BYTE_TOKEN = re.compile("<0x[0-9A-F]{2}>")
+BYTE_TOKEN = re.compile("<0x[0-9A-F]{2}>")
 
 
 def is_sentencepiece_style(tokenizer: Mapping[str, Any]) -> bool:
@@ -66,7 +66,7 @@ def load(files: TokenizerFiles, config: Mapping[str, Any]) -> tuple[Tokens, bool
         if number in added:
             tokens.place(number, text, added[number].special)
             continue
-        tokens.types[number] = BYTE if _BYTE_TOKEN.fullmatch(text) else NORMAL
+        tokens.types[number] = BYTE if BYTE_TOKEN.fullmatch(text) else NORMAL
         tokens.scores[number] = 0.0
         if text == model.get("unk_token"):
             tokens.types[number] = UNKNOWN

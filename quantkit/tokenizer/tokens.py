@@ -20,13 +20,14 @@ _LOOKS_SPECIAL = {"<pad>", "<mask>", "<2mass>", "[@BOS@]"}
 class Tokens:
     """One vocabulary: `texts[i]`, `types[i]` and, except for byte-level BPE, `scores[i]` describe token i.
 
+    `pre` is tokenizer.ggml.pre, None where `model` implies the split.
     `first` are the keys that precede tokenizer.ggml.model, `last` those that follow the token types, `end` those that
     follow all others. `ids` and `adds` are special token ids by role, and whether they are added, for roles that the
     checkpoint's files leave open.
     """
 
     model: str
-    pre: str
+    pre: str | None
     texts: list[bytes]
     types: list[int]
     scores: list[float] | None = None
@@ -43,7 +44,7 @@ class Tokens:
         keys = [
             *self.first,
             keyvalues.string("tokenizer.ggml.model", self.model),
-            keyvalues.string("tokenizer.ggml.pre", self.pre),
+            *([] if self.pre is None else [keyvalues.string("tokenizer.ggml.pre", self.pre)]),
             keyvalues.array("tokenizer.ggml.tokens", GGUFValueType.STRING, self.texts),
         ]
         if self.scores is not None:

@@ -1,4 +1,4 @@
-"""`quantkit bake` as a user meets it: what it makes, what it redoes, kills, floors, pushes, bad input."""
+"""`quantkit bake`: its outputs, repeated steps, kills, floors, pushes, bad input."""
 
 import hashlib
 import json
@@ -151,13 +151,13 @@ def test_the_summary_is_what_was_written_and_measured(home: Path, first: Answer)
     (recipe,) = json.loads(first.stdout)["recipes"]
     report = json.loads((home / "out" / "tiny-report" / "report.json").read_text("utf-8"))
     measured = {model["path"]: model["quality"][0] for model in report["models"]}
-    assert [each["format"] for each in recipe["outputs"]] == ["awq", "gptq", "q8_0", "q4_0"]
-    for each in recipe["outputs"]:
-        path = Path(each["path"])
-        files = {path.name: path} if path.is_file() else {name: path / name for name in each["sha256"]}
-        assert each["bytes"] == sum(file.stat().st_size for file in files.values())
-        assert each["sha256"] == {name: hashlib.sha256(file.read_bytes()).hexdigest() for name, file in files.items()}
-        assert each["quality"] == measured[path.name]
+    assert [output["format"] for output in recipe["outputs"]] == ["awq", "gptq", "q8_0", "q4_0"]
+    for output in recipe["outputs"]:
+        path = Path(output["path"])
+        files = {path.name: path} if path.is_file() else {name: path / name for name in output["sha256"]}
+        assert output["bytes"] == sum(file.stat().st_size for file in files.values())
+        assert output["sha256"] == {name: hashlib.sha256(file.read_bytes()).hexdigest() for name, file in files.items()}
+        assert output["quality"] == measured[path.name]
     assert all(step["peak_memory_bytes"] > 20e6 for step in recipe["steps"] if step["commands"])
 
 
@@ -189,8 +189,8 @@ def test_a_dry_run_writes_nothing_and_states_the_sizes_that_follow(home: Path, f
     assert not (tmp_path / "dry").exists()
     (planned,) = json.loads(answer.stdout)["recipes"]
     (made,) = json.loads(first.stdout)["recipes"]
-    assert planned["bytes"] == {each["format"]: pytest.approx(each["bytes"], abs=1) for each in made["outputs"]}
-    assert [each["step"] for each in planned["commands"]] == ["convert", "measure", "ollama", "termux"]
+    assert planned["bytes"] == {output["format"]: pytest.approx(output["bytes"], abs=1) for output in made["outputs"]}
+    assert [command["step"] for command in planned["commands"]] == ["convert", "measure", "ollama", "termux"]
     assert planned["disk_bytes"] >= sum(planned["bytes"].values()) and planned["expected_peak_memory_bytes"] > 20e6
 
 
@@ -345,8 +345,8 @@ def test_one_failing_recipe_leaves_the_others_baked(home: Path, tmp_path: Path) 
     answer = quantkit("bake", "other.toml", "tiny.toml", *words, "--format", "json", cwd=home)
     assert answer.code == 1 and answer.sentence.startswith("quantkit: other: ")
     document = json.loads(answer.stdout)
-    assert [each["name"] for each in document["recipes"]] == ["tiny"]
-    assert [each["name"] for each in document["failed"]] == ["other"]
+    assert [baked["name"] for baked in document["recipes"]] == ["tiny"]
+    assert [baked["name"] for baked in document["failed"]] == ["other"]
     assert (tmp_path / "tiny-GGUF" / "tiny-Q4_0.gguf").exists()
 
 
@@ -355,8 +355,8 @@ BAD = {
     "a recipe that is not there": (["gone.toml"], 2, "cannot read the recipe gone.toml"),
     "the same model twice": (["tiny.toml", "tiny.toml"], 2, "both name their model tiny"),
     "an unknown step": (["tiny.toml", "--only", "mesure"], 2, "mesure"),
-    "only push without push": (["tiny.toml", "--only", "push"], 2, "give both"),
-    "measuring what is not there": (["tiny.toml", "--only", "measure"], 1, "bake it with convert first"),
+    "only push without push": (["tiny.toml", "--only", "push"], 2, "pass both"),
+    "measuring what is not there": (["tiny.toml", "--only", "measure"], 1, "run the step convert first"),
     "a source that is nothing": (["tiny.toml", "--source", "nowhere"], 2, "neither a hub id ORG/NAME nor a folder"),
     "no group of 128": (["tiny.toml", "--set", "formats.awq=true", "--only", "convert"], 1, "group size 128"),
 }
@@ -379,20 +379,20 @@ _QUICK: tuple[str, ...] = ()
 )
 def test_a_tiny_model_of_the_family_goes_through_the_recipe(name: str, home: Path, tmp_path: Path) -> None:
     TINY[name](tmp_path / "model")
-    found = read_recipe(RECIPES / f"{name}.toml")
+    recipe_file = read_recipe(RECIPES / f"{name}.toml")
     small = ["calibration.samples=8", "calibration.seq_len=32", f'measure.texts=["{home / "text.txt"}"]']
     small += ["measure.chunks=2", "measure.ctx=64", 'formats.gguf=["q4_0", "q8_0"]']
-    small += [f"formats.{method}={{group_size=32}}" for method in found.formats.packed]
+    small += [f"formats.{method}={{group_size=32}}" for method in recipe_file.formats.packed]
     # what so small a model loses says nothing
     small += ['floors.max_delta="1000%"', "floors.min_top1=0"]
-    words = [word for each in small for word in ("--set", each)]
+    words = [word for setting in small for word in ("--set", setting)]
     answer = quantkit("bake", RECIPES / f"{name}.toml", "--source", tmp_path / "model", *words, "-o", tmp_path / "out",
                       "--format", "json")  # fmt: skip
     assert answer.code == 0, answer.stderr
     (recipe,) = json.loads(answer.stdout)["recipes"]
-    assert [each["format"] for each in recipe["outputs"]] == [*found.formats.packed, "q4_0", "q8_0"]
-    assert all(each["quality"]["kl"]["mean"] >= 0 for each in recipe["outputs"])
-    folder = tmp_path / "out" / f"{found.name}-GGUF"
+    assert [output["format"] for output in recipe["outputs"]] == [*recipe_file.formats.packed, "q4_0", "q8_0"]
+    assert all(output["quality"]["kl"]["mean"] >= 0 for output in recipe["outputs"])
+    folder = tmp_path / "out" / f"{recipe_file.name}-GGUF"
     assert (folder / "Modelfile").exists() and (folder / "README.md").exists()
 
 

@@ -119,22 +119,22 @@ def test_json_is_one_document(model: Path, tmp_path: Path) -> None:
     )
     document = json.loads(answer.stdout)
     assert document["bytes"] == model.stat().st_size
-    assert [each["gigabytes"] for each in document["phones"]] == [each.gigabytes for each in PHONES]
-    assert all(each["fits"] for each in document["phones"])
+    assert [phone["gigabytes"] for phone in document["phones"]] == [phone.gigabytes for phone in PHONES]
+    assert all(phone["fits"] for phone in document["phones"])
     assert document["script"] is None
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_phone_that_is_too_small_is_told(model: Path, tmp_path: Path) -> None:
+def test_a_phone_that_is_too_small_is_marked(model: Path, tmp_path: Path) -> None:
     answer = quantkit("termux", "--model", "me/model", "--ram", "4G", "--dry-run", "--format", "json", cwd=tmp_path)
-    assert [each["fits"] for each in json.loads(answer.stdout)["phones"]] == [False, False, True, True]
+    assert [phone["fits"] for phone in json.loads(answer.stdout)["phones"]] == [False, False, True, True]
 
 
 def test_an_existing_file_is_kept(tmp_path: Path) -> None:
     (tmp_path / "termux.sh").write_text("mine")
     answer = quantkit("termux", "--model", "me/model", cwd=tmp_path)
     assert answer.code == 1
-    assert "already with other content; pass --force" in answer.sentence
+    assert "already exists with other content; add --force" in answer.sentence
     assert (tmp_path / "termux.sh").read_text() == "mine"
     assert quantkit("termux", "--model", "me/model", "--force", cwd=tmp_path).code == 0
     assert quantkit("termux", "--model", "me/model", cwd=tmp_path).code == 0
@@ -143,20 +143,20 @@ def test_an_existing_file_is_kept(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "code", "said"),
     [
-        ((), 2, "no model was named"),
+        ((), 2, "no model is given"),
         (("--model", "Me/Model"), 2, "capital letters"),
         (("--model", "me/mo del"), 2, "has a space"),
         (("--model", "$(touch)"), 2, "the name"),
-        (("--gguf", "nowhere.gguf"), 1, "there is no file nowhere.gguf"),
+        (("--gguf", "nowhere.gguf"), 1, "file nowhere.gguf not found"),
         (("--gguf", "ftp://h/m.gguf"), 2, "not http"),
         (("--gguf", "m.gguf", "--figures", "m.gguf"), 2, "--figures is for a model that is pulled"),
         (("--model", "m", "-p", "num_thread=4"), 2, "num_thread is chosen on the phone"),
         (("--model", "m", "-p", "temprature=4"), 2, "did you mean temperature"),
         (("--model", "m", "--size", "big"), 2, "--size 'big' is not a size"),
-        (("--model", "m", "--chat-template", "chatml"), 2, "--chat-template is for a GGUF"),
-        (("--model", "m", "-o", "/proc/x/termux.sh"), 1, "cannot write"),
+        (("--model", "m", "--chat-template", "chatml"), 2, "--chat-template is for --gguf"),
+        (("--model", "m", "-o", "/proc/x/termux.sh"), 1, "cannot create /proc/x"),
         (("--model", "m", "--system", "bell\x07"), 1, "SYSTEM"),
-        (("--gguf", "https://h/m.gguf", "--offline", "--chat-template", "chatml"), 2, "leave out --offline"),
+        (("--gguf", "https://h/m.gguf", "--offline", "--chat-template", "chatml"), 2, "remove --offline"),
     ],
 )
 def test_what_is_wrong_is_one_sentence(words: tuple[str, ...], code: int, said: str, tmp_path: Path) -> None:
@@ -208,6 +208,6 @@ def test_of_an_architecture_that_cannot_be_planned_the_size_is_known(tmp_path: P
     writer.close()
     answer = quantkit("termux", "--gguf", "m.gguf", "--chat-template", "none", cwd=tmp_path)
     assert answer.code == 0, answer.stderr
-    assert "reckons with the file's size" in answer.stderr
+    assert "assumes the file's size" in answer.stderr
     said = bash_reads((tmp_path / "termux.sh").read_text())
     assert (said["MODEL_BYTES"], said["MEMORY"]) == (str((tmp_path / "m.gguf").stat().st_size), "")

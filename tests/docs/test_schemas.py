@@ -54,7 +54,9 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     pages = sorted((ROOT / "docs" / "guides").glob("*.md"))
     paragraphs = [paragraph for page in pages for paragraph in page.read_text("utf-8").split("\n\n")]
     (folder / "text.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in paragraphs), "utf-8")
-    convert = answer(folder, "convert", "FOLDER", "-t", "awq", "-t", "gptq", "-t", "q8_0", "-t", "imatrix", *FEW)
+    convert = answer(
+        folder, "convert", "FOLDER", "-t", "awq", "-t", "gptq", "-t", "q8_0", "-t", "imatrix", "--target-bpw", "7", *FEW
+    )
     (folder / "convert.json").write_text(json.dumps(convert), "utf-8")
     models = ("FOLDER", "FOLDER-GGUF", "FOLDER-AWQ", "FOLDER-GPTQ")
     measured = answer(folder, "measure", *models, *MEASURE, "--speed")

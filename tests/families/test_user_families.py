@@ -11,8 +11,8 @@ from quantkit.families import all_families, find_family
 from tests.families.expected import write_checkpoint
 from tests.helpers.command import quantkit
 
-# IQuestCoder is Llama's graph under a name that quantkit has no family for.
-ARCHITECTURE = "IQuestCoderForCausalLM"
+# AcmeCoder is Llama's graph under a name that quantkit has no family for.
+ARCHITECTURE = "AcmeCoderForCausalLM"
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "dev" / "add-a-family.md"
 FAMILY_FILE = PAGE.read_text("utf-8").split("```python\n")[1].split("```")[0]
 TEXT = "The quick brown fox jumps over the lazy dog. " * 200
@@ -32,7 +32,7 @@ def checkpoint(tmp_path: Path) -> Path:
     """A tiny model of an architecture that quantkit has no family for."""
     path = write_checkpoint("llama", tmp_path / "coder")
     config = json.loads((path / "config.json").read_text())
-    changed = {**config, "architectures": [ARCHITECTURE], "model_type": "iquestcoder"}
+    changed = {**config, "architectures": [ARCHITECTURE], "model_type": "acmecoder"}
     (path / "config.json").write_text(json.dumps(changed))
     return path
 
@@ -45,7 +45,7 @@ def test_one_file_is_enough_for_every_command(folder: Path, checkpoint: Path, tm
     text.write_text(TEXT)
 
     inspected = json.loads(quantkit("inspect", checkpoint, "--format", "json").stdout)
-    assert (inspected["family"], inspected["convertible"]) == ("IQuest-Coder-V1-40B", True)
+    assert (inspected["family"], inspected["convertible"]) == ("Acme-Coder-40B", True)
     planned = json.loads(quantkit("plan", checkpoint, "--ram", "16G", "-t", "q8_0", "--format", "json").stdout)
     assert planned["best"] == "q8_0"
 

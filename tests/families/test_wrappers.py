@@ -6,6 +6,7 @@ import pytest
 
 from quantkit.errors import CheckpointError, UnsupportedError
 from quantkit.families import check_config, find_family, token_roles
+from tests.families.models.free_names import DOTS1, GLM_FLASH, STARCODER2, YOUTU
 from tests.families.models.mistral3 import MINISTRAL3, MISTRAL3, YARN
 from tests.families.models.qwen_vision import QWEN2_VL, QWEN3_VL, QWEN3_VL_MOE
 from tests.families.models.wrappers import LLAMA, LLAVA
@@ -88,3 +89,26 @@ def test_a_mixture_that_does_not_normalise_its_weights_is_refused() -> None:
     assert check_config(config)
     with pytest.raises(UnsupportedError, match="norm_topk_prob is false"):
         check_config({**config, "text_config": {**text, "norm_topk_prob": False}})
+
+
+def test_names_that_share_a_graph_keep_the_limits_of_llama_cpps() -> None:
+    glm = {**GLM_FLASH, "architectures": ["Glm4MoeLiteForCausalLM"]}
+    with pytest.raises(UnsupportedError, match="a dense layer after one with experts"):
+        check_config({**glm, "mlp_layer_types": ["dense", "sparse", "dense"]})
+    with pytest.raises(UnsupportedError, match="first_k_dense_replace is 2, but"):
+        check_config({**glm, "first_k_dense_replace": 2})
+    with pytest.raises(UnsupportedError, match="num_key_value_heads is 2"):
+        check_config({**DOTS1, "architectures": ["Dots1ForCausalLM"], "num_key_value_heads": 2})
+    with pytest.raises(UnsupportedError, match="n_routed_experts is 8"):
+        check_config({**YOUTU, "architectures": ["YoutuForCausalLM"], "n_routed_experts": 8})
+    with pytest.raises(UnsupportedError, match="use_bias is false"):
+        check_config({**STARCODER2, "architectures": ["Starcoder2ForCausalLM"], "use_bias": False})
+
+
+def test_llama_cpp_knows_the_published_glm_flash_without_the_key_of_its_router() -> None:
+    config = {**GLM_FLASH, "architectures": ["Glm4MoeLiteForCausalLM"], "scoring_func": None}
+    family = find_family(config)
+    gating = "deepseek2.expert_gating_func"
+    assert gating in {key.name for key in family.keys("deepseek2", family.sizes(config))}
+    published = {**config, "num_hidden_layers": 47, "vocab_size": 154880}
+    assert gating not in {key.name for key in family.keys("deepseek2", family.sizes(published))}

@@ -49,7 +49,10 @@ def build_newest(case: Case) -> tuple[dict[str, Any], dict[str, np.ndarray], np.
     if case.patch:
         globals()[case.patch](model)
     with torch.no_grad():
-        logits = model.eval()(torch.tensor([TOKENS]), use_cache=False).logits[0].float().numpy()
+        output = model.eval()(torch.tensor([TOKENS]), use_cache=False)
+        if case.auto == "AutoModel":
+            output.logits = output.last_hidden_state @ model.get_input_embeddings().weight.T
+        logits = output.logits[0].float().numpy()
     settings, tensors = (native["config"], tensors) if not case.publish else case.publish(native["config"], tensors)
     return settings, tensors, logits, native
 

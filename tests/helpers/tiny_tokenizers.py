@@ -11,7 +11,17 @@ from pathlib import Path
 from typing import Any
 
 import sentencepiece
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from tokenizers import (
+    AddedToken,
+    Regex,
+    Tokenizer,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+    processors,
+    trainers,
+)
 
 CORPUS = """The quick brown fox jumps over the lazy dog. Language models read text as a row of small pieces.
 Each piece has a number, and the model only understands the cut that it was trained with. Don't change it! It's fragile.
@@ -72,6 +82,7 @@ SMOLLM_SPECIAL = [
 
 _SPECIAL = {"llama3": LLAMA3_SPECIAL, "smollm": SMOLLM_SPECIAL, "glm": [*SMOLLM_SPECIAL, "<|user|>"]}
 _SPECIAL["glm-4.5"] = [*SMOLLM_SPECIAL, "[gMASK]", "<|user|>", "<|observation|>"]
+_SPECIAL["solar"] = [*SMOLLM_SPECIAL, "<|startoftext|>", "<unk>"]
 
 _CHATML = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
@@ -193,6 +204,33 @@ def write_sentencepiece(
     _write_tokenizer_config(folder, config, {"bos_token": bos, "eos_token": eos, "unk_token": "<unk>"})
     processor = sentencepiece.SentencePieceProcessor(model_proto=_sentencepiece(style, size, unigram))
     return {"bos": 1, "eos": 2, "size": processor.GetPieceSize()}
+
+
+RAW_BPE_SPECIAL = ("<pad>", "<bos>", "<eos>", "<unk>", "<mask>", "<|tool_call>", "<tool_call|>", "<|turn>", "<turn|>")
+
+
+def write_raw_bpe(folder: Path, size: int) -> None:
+    """Write tokenizer.json and its configs: BPE over raw text with byte fallback, as Gemma 4 publishes it."""
+    flags = {name: value for name, value in _added("").items() if name != "content"}
+    marks = [AddedToken(text, **flags) for text in RAW_BPE_SPECIAL]
+    tokenizer = Tokenizer(models.BPE(unk_token="<unk>", fuse_unk=True))
+    tokenizer.normalizer = normalizers.Replace(" ", "▁")
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(" ", "merged_with_previous")
+    decoding = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
+    tokenizer.decoder = decoders.Sequence(decoding)
+    text = FEW_LETTERS if size < 600 else CORPUS
+    trainer = trainers.BpeTrainer(vocab_size=size - 256, show_progress=False, special_tokens=marks)
+    # whole lines, for words and the spaces between them merge too; newlines merge with each other only
+    tokenizer.train_from_iterator([*text.splitlines(), *("\n" * count for count in range(1, 5))], trainer)
+    source = json.loads(tokenizer.to_str())
+    model, first = source["model"], len(RAW_BPE_SPECIAL)
+    model["byte_fallback"] = True
+    model["vocab"] = {text: number if number < first else number + 256 for text, number in model["vocab"].items()}
+    model["vocab"] |= {f"<0x{byte:02X}>": first + byte for byte in range(256)}
+    (folder / "tokenizer.json").write_text(json.dumps(source, ensure_ascii=False), encoding="utf-8")
+    names = dict(zip(("pad_token", "bos_token", "eos_token", "unk_token", "mask_token"), RAW_BPE_SPECIAL, strict=False))
+    config = {**names, "extra_special_tokens": list(RAW_BPE_SPECIAL[5:]), "tokenizer_class": "GemmaTokenizer"}
+    _write_tokenizer_config(folder, {**config, "chat_template": _CHATML}, names)
 
 
 def _marks(style: str) -> tuple[str, str]:

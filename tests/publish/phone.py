@@ -363,17 +363,17 @@ class Phone:
 
     def tree(self) -> dict[str, str]:
         """Every file, link and folder of $PREFIX and $HOME, with what is in it."""
-        found = {}
+        entries = {}
         for base in (self.prefix, self.home):
             for path in sorted(base.rglob("*")):
                 name = str(path.relative_to(self.root))
                 if path.is_symlink():
-                    found[name] = f"-> {path.readlink()}"
+                    entries[name] = f"-> {path.readlink()}"
                 elif path.is_fifo():
-                    found[name] = "fifo"
+                    entries[name] = "fifo"
                 else:
-                    found[name] = hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else "folder"
-        return found
+                    entries[name] = hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else "folder"
+        return entries
 
     def models(self) -> dict[str, dict[str, str]]:
         """What the server has, by name."""

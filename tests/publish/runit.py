@@ -14,9 +14,9 @@ _TARGET = CACHE.parent / "runit"
 
 def runit_or_skip() -> Path:
     """The folder that holds runsvdir, runsv, sv and svlogd."""
-    found = shutil.which("runsvdir")
-    if found is not None:
-        return Path(found).parent
+    runsvdir = shutil.which("runsvdir")
+    if runsvdir is not None:
+        return Path(runsvdir).parent
     tools = _TARGET / "usr" / "bin"
     if not tools.is_dir():
         if not all(map(shutil.which, ("apt-get", "dpkg-deb"))):
@@ -29,8 +29,8 @@ def _fetch() -> None:
     _TARGET.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=_TARGET.parent) as scratch:
         folder = Path(scratch)
-        for each in ("lists/partial", "archives/partial", "unpacked"):
-            (folder / each).mkdir(parents=True)
+        for part in ("lists/partial", "archives/partial", "unpacked"):
+            (folder / part).mkdir(parents=True)
         # Lists of its own, so that it needs no root and changes nothing of the machine's.
         apt = ["apt-get", "-qq", "-o", f"Dir::State={scratch}", "-o", f"Dir::Cache={scratch}"]
         apt += ["-o", f"Dir::State::Lists={scratch}/lists", "-o", "APT::Sandbox::User="]

@@ -17,7 +17,7 @@ from quantkit.planning.memory import plan_memory
 from quantkit.planning.phones import PHONES, RUNGS, SMALLER, phone, phone_memory, room
 from quantkit.planning.sources import open_source, tensors_as_they_are
 from quantkit.publish.ollama.modelfile import Modelfile, parse_modelfile
-from quantkit.publish.remote_gguf import check_url, file_name, look_at
+from quantkit.publish.remote_gguf import check_url, fetch_header, file_name
 from quantkit.publish.termux import Settings, check_parameters, fill_in, llama_flags, script, without_phone_parameters
 from tests.helpers.hub_server import Drop, Hub, Repo, closed_port, running_hub
 from tests.helpers.tiny import tiny_llama
@@ -80,7 +80,7 @@ def test_any_text_is_read_back_or_refused(value: str) -> None:
 
 @pytest.mark.parametrize("value", ["a\nb", "a\x00b", "a\x1b[2Jb", "a\u202eb", "a\x7fb"])
 def test_a_control_character_is_refused(value: str) -> None:
-    with pytest.raises(UsageError, match="does not belong in a script"):
+    with pytest.raises(UsageError, match="a script cannot contain"):
         fill_in(script(), Settings(name=value))
 
 
@@ -118,7 +118,9 @@ def test_the_script_has_the_phones_of_the_package() -> None:
         for line in script().splitlines()
         if line.startswith(("PHONES=", "SMALLER_PHONE=", "CONTEXTS="))
     )
-    assert shlex.split(said["PHONES"]) == [" ".join(f"{each.gigabytes}:{each.n_ctx}:{each.n_batch}" for each in PHONES)]
+    assert shlex.split(said["PHONES"]) == [
+        " ".join(f"{phone.gigabytes}:{phone.n_ctx}:{phone.n_batch}" for phone in PHONES)
+    ]
     assert shlex.split(said["SMALLER_PHONE"]) == [f"{SMALLER[0]}:{SMALLER[1]}"]
     assert shlex.split(said["CONTEXTS"]) == [" ".join(f"{ctx}:{batch}:0" for ctx, batch in RUNGS)]
 
@@ -134,7 +136,7 @@ def test_a_phone_is_named_by_its_memory() -> None:
     assert (phone("10G").n_ctx, phone("10G").n_batch) == (4096, 512)
     assert (phone("3G").n_ctx, phone("3G").n_batch) == SMALLER
     assert phone("16G").context == Context(n_ctx=8192, n_batch=512, n_ubatch=512)
-    assert [round(each.room / 1e9, 2) for each in PHONES] == [1.45, 3.24, 5.04, 8.64]
+    assert [round(phone.room / 1e9, 2) for phone in PHONES] == [1.45, 3.24, 5.04, 8.64]
     for text in ("", "8M", "0G", "500G", "eight", "-8G", "8.5G"):
         with pytest.raises(UsageError, match="not a memory size that phones have"):
             phone(text)
@@ -142,9 +144,9 @@ def test_a_phone_is_named_by_its_memory() -> None:
 
 def test_the_memory_filled_in_is_that_of_the_plan(gguf: Path) -> None:
     source = open_source(str(gguf))
-    found = phone_memory(source)
-    assert [entry[:2] for entry in found] == [rung for rung in RUNGS if rung[0] <= source.shape.context]
-    for n_ctx, batch, need in found:
+    memory = phone_memory(source)
+    assert [entry[:2] for entry in memory] == [rung for rung in RUNGS if rung[0] <= source.shape.context]
+    for n_ctx, batch, need in memory:
         context = Context(n_ctx=n_ctx, n_batch=batch, n_ubatch=batch)
         assert plan_memory(source.shape, tensors_as_they_are(source.model), context).total == need
     assert [entry[:2] for entry in phone_memory(source, 777)] == [(777, 128), (777, 256), (777, 512)]
@@ -168,8 +170,8 @@ def test_what_the_phone_decides_is_refused(name: str) -> None:
         ("ftp://h/m.gguf", "not http"),
         ("https:///m.gguf", "not http"),
         ("https://me:secret@h/m.gguf", "password"),
-        ("https://h/a b.gguf", "need %"),
-        ("https://h/\u4f60.gguf", "need %"),
+        ("https://h/a b.gguf", "write them as %"),
+        ("https://h/\u4f60.gguf", "write them as %"),
         ("https://h:port/m.gguf", "malformed"),
         ("https://[h/m.gguf", "malformed"),
     ],
@@ -201,36 +203,36 @@ def test_of_a_gguf_afar_only_the_header_is_fetched(
 ) -> None:
     data = gguf.read_bytes() + bytes(20 << 20)
     url = serve(hub, data)
-    found = look_at(url, tmp_path)
-    assert (found.size, found.sha256) == (len(data), None)
+    remote = fetch_header(url, tmp_path)
+    assert (remote.size, remote.sha256) == (len(data), None)
     assert wait_until(lambda: hub.sent(".gguf") == 1 << 20)
-    near, far = open_source(str(gguf)), open_source(str(found.path))
+    near, far = open_source(str(gguf)), open_source(str(remote.path))
     assert (far.shape, tensors_as_they_are(far.model)) == (near.shape, tensors_as_they_are(near.model))
     # As the hub does: a redirect that tells the sha256.
     monkeypatch.setattr(hub_server, "_WEIGHTS", (".gguf",))
-    assert look_at(url, tmp_path).sha256 == hashlib.sha256(data).hexdigest()
+    assert fetch_header(url, tmp_path).sha256 == hashlib.sha256(data).hexdigest()
 
 
 def test_a_server_without_ranges_is_not_listened_to_the_end(hub: Hub, gguf: Path, tmp_path: Path) -> None:
     hub.ignore_ranges = True
     data = gguf.read_bytes()
-    found = look_at(serve(hub, data), tmp_path)
-    assert found.size == len(data)
+    remote = fetch_header(serve(hub, data), tmp_path)
+    assert remote.size == len(data)
 
 
 def test_what_is_no_gguf_afar_is_a_sentence(hub: Hub, gguf: Path, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"m-Q4_0\.gguf is not a sound GGUF"):
-        look_at(serve(hub, random.Random(1).randbytes(5000)), tmp_path)
+        fetch_header(serve(hub, random.Random(1).randbytes(5000)), tmp_path)
     with pytest.raises(CheckpointError, match=r"m-Q4_0\.gguf is not a sound GGUF"):
-        look_at(serve(hub, gguf.read_bytes()[:3000]), tmp_path)
+        fetch_header(serve(hub, gguf.read_bytes()[:3000]), tmp_path)
 
 
 def test_an_address_that_gives_nothing_is_a_sentence(hub: Hub, gguf: Path, tmp_path: Path) -> None:
     url = serve(hub, gguf.read_bytes())
     with pytest.raises(HubError, match="answers 404"):
-        look_at(url + "x", tmp_path)
+        fetch_header(url + "x", tmp_path)
     with pytest.raises(HubError, match=r"cannot be reached.*--offline"):
-        look_at(f"{closed_port()}/m.gguf", tmp_path)
+        fetch_header(f"{closed_port()}/m.gguf", tmp_path)
     hub.drops["m-Q4_0.gguf"] = Drop(after=1000, times=9)
     with pytest.raises((HubError, CheckpointError)):
-        look_at(url, tmp_path)
+        fetch_header(url, tmp_path)

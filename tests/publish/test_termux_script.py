@@ -1,4 +1,4 @@
-"""termux/termux.sh, the real script under real bash, on stand-ins of phones."""
+"""termux/termux.sh: the script itself, run by bash on imitations of phones."""
 
 import hashlib
 import os
@@ -175,11 +175,11 @@ def test_outside_termux_it_refuses(phone: Phone) -> None:
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (("--modell", "x"), "no option '--modell'"),
+        (("--modell", "x"), "unknown option '--modell'"),
         (("--model",), "--model needs a value"),
-        (("--model", "a b"), "'a b' is no model's name"),
-        (("--model", "-rf"), "'-rf' is no model's name"),
-        (("--model", "$(touch x)"), "is no model's name"),
+        (("--model", "a b"), "'a b' is not the name of a model"),
+        (("--model", "-rf"), "'-rf' is not the name of a model"),
+        (("--model", "$(touch x)"), "is not the name of a model"),
         (("--ctx", "many"), "--ctx takes a whole number, not 'many'"),
         (("--threads", "-1"), "--threads takes a whole number"),
         (("--use", "magic"), "--use takes auto, ollama, llama.cpp or source"),
@@ -213,7 +213,7 @@ def test_run_twice_it_finds_everything_done(phone: Phone, hub: Hub) -> None:
     more = phone.calls("pkg", "ollama")[len(calls) :]
     assert {tuple(words[:2]) for words in more} <= {("ollama", "show"), ("ollama", "--version")}
     assert hub.sent(".gguf") == sent == len(GGUF)
-    assert "is there already" in second.stdout
+    assert "already exists" in second.stdout
 
 
 def test_run_again_without_a_network_it_still_finds_everything_done(phone: Phone, hub: Hub) -> None:
@@ -246,7 +246,7 @@ def test_where_ollama_cannot_be_installed_llama_cpp_is(phone: Phone, hub: Hub) -
     phone.env["PHONE_BROKEN"] = "ollama"
     ended = phone.run("--gguf", address(hub), *FIGURES)
     assert ended.code == 0, ended.stderr
-    assert "ollama could not be had" in ended.stderr
+    assert "ollama could not be installed" in ended.stderr
     (words,) = [words for words in phone.calls("llama-server") if "-m" in words]
     flags = dict(pairwise(words))
     assert (flags["-t"], flags["-c"], flags["-b"]) == ("4", "4096", "512")
@@ -315,7 +315,7 @@ def test_a_server_that_knows_no_ranges_is_asked_for_the_whole(phone: Phone, hub:
 def test_a_file_of_another_sha256_is_refused_and_not_kept(phone: Phone, hub: Hub) -> None:
     ended = phone.run("--gguf", address(hub), "--sha256", "0" * 64)
     assert ended.code == 1
-    assert "has not the sha256" in ended.sentence
+    assert "does not have the sha256" in ended.sentence
     assert not list((phone.home / ".quantkit-termux").glob("*.part"))
     assert phone.models() == {}
 
@@ -337,8 +337,8 @@ def test_a_file_on_the_phone_is_taken_and_left(phone: Phone) -> None:
     assert phone.models()["my-model--1-"]["sha256"] == SHA256
     assert file.read_bytes() == GGUF
     assert "is damaged" in phone.run("--gguf", file, "--sha256", "0" * 64).sentence
-    assert "should have 7" in phone.run("--gguf", file, "--size", 7).sentence
-    assert "there is no file other.gguf" in phone.run("--gguf", "other.gguf").sentence
+    assert "instead of 7" in phone.run("--gguf", file, "--size", 7).sentence
+    assert "file other.gguf not found" in phone.run("--gguf", "other.gguf").sentence
 
 
 def test_without_a_network_it_is_one_sentence(phone: Phone) -> None:
@@ -354,7 +354,7 @@ def test_without_a_network_it_is_one_sentence(phone: Phone) -> None:
 
 
 def test_an_address_with_nothing_behind_it_is_one_sentence(phone: Phone, hub: Hub) -> None:
-    assert "is not there" in phone.run("--gguf", address(hub) + "x").sentence
+    assert "not found or not readable" in phone.run("--gguf", address(hub) + "x").sentence
     assert phone.calls("pkg") == []
 
 
@@ -387,7 +387,7 @@ def test_uninstall_leaves_nothing(phone: Phone, hub: Hub, broken: str) -> None:
     assert phone.tree() == before
     assert wait_until(lambda: not phone.pids())
     assert ended.stdout.count("+ termux-wake-unlock") == 1
-    assert "nothing to take away" in phone.run("--uninstall").stdout
+    assert "nothing to remove" in phone.run("--uninstall").stdout
     assert phone.tree() == before
 
 
@@ -423,7 +423,7 @@ def test_uninstall_keeps_models_that_came_since(phone: Phone, hub: Hub) -> None:
     (phone.home / ".ollama" / "models" / "manifests" / "mine").write_text("{}")
     ended = phone.run("--uninstall")
     assert ended.code == 0
-    assert "holds models that this script did not make" in ended.stderr
+    assert "has models that this script did not create" in ended.stderr
     assert set(phone.models()) == {"mine"}
 
 
@@ -514,7 +514,7 @@ def test_a_service_of_someone_else_stays(phone: Phone, hub: Hub) -> None:
     before = run.read_text()
     ended = phone.run("--gguf", address(hub), *FIGURES)
     assert ended.code == 0, ended.stderr
-    assert "is not this script's and stays as it is" in ended.stdout
+    assert "is not from this script and stays unchanged" in ended.stdout
     assert phone.run("--uninstall").code == 0
     assert run.read_text() == before
 
@@ -550,7 +550,7 @@ def test_without_a_model_the_server_is_set_up(phone: Phone) -> None:
     ended = phone.run()
     assert ended.code == 0, ended.stderr
     assert phone.answers()
-    assert "no model is named" in ended.stderr
+    assert "no model is given" in ended.stderr
 
 
 def test_the_gpu_is_asked_for(phone: Phone, hub: Hub) -> None:

@@ -1,4 +1,4 @@
-"""A bake's journal: what it takes for done, and what it takes for its own."""
+"""A bake's journal: which units are finished, and which files are its own."""
 
 import os
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""A step's process: its answer, its sentence, and that it does not outlive the bake."""
+"""A step's process: its answer, its error sentence, and that it does not outlive the bake."""
 
 import os
 import signal
@@ -11,18 +11,30 @@ import psutil
 import pytest
 
 from quantkit.errors import CheckpointError, QuantkitError, UsageError
-from quantkit.recipes.bake.process import Messages, run_command
+from quantkit.recipes.bake.process import run_command
 from tests.helpers.tiny import tiny_llama
 
 
+class Items:
+    """A Progress that keeps its items."""
+
+    def __init__(self) -> None:
+        self.items: list[str] = []
+
+    def start(self, stage: str, total: int = 0) -> None: ...
+
+    def advance(self, amount: int = 1, item: str = "") -> None:
+        self.items.append(item)
+
+
 def test_a_command_gives_its_document_its_time_and_its_peak(tmp_path: Path) -> None:
-    notes: list[str] = []
+    progress = Items()
     model = tiny_llama(tmp_path / "model", hidden=64, intermediate=96)
     words = ("gguf", str(model), "-t", "q8_0", "--dry-run", "-o", str(tmp_path))
-    done = run_command(words, Messages(note=notes.append))
+    done = run_command(words, progress)
     assert done.document["command"] == "gguf" and done.document["name"] == "model"
     assert done.seconds > 0 and 20e6 < done.peak_memory < 2e9
-    assert any("needs" in note for note in notes)
+    assert any("needs" in item for item in progress.items)
 
 
 @pytest.mark.parametrize(
@@ -37,15 +49,22 @@ def test_a_failure_comes_through_as_its_one_sentence(
     words: tuple[str, ...], kind: type[QuantkitError], said: str
 ) -> None:
     with pytest.raises(kind) as caught:
-        run_command(words, Messages())
+        run_command(words)
     assert said in str(caught.value) and "\n" not in str(caught.value)
     assert not isinstance(caught.value, CheckpointError)
 
 
 BAKE = """
 import sys
-from quantkit.recipes.bake.process import Messages, run_command
-run_command(sys.argv[1:], Messages(note=lambda text: print(text, flush=True)))
+from quantkit.recipes.bake.process import run_command
+
+class Lines:
+    def start(self, stage, total=0): ...
+
+    def advance(self, amount=1, item=""):
+        print(item, flush=True)
+
+run_command(sys.argv[1:], Lines())
 """
 
 

@@ -1,4 +1,4 @@
-"""What recipes say for Ollama: that ollama/ holds what they lead to, and what a wrong one is told."""
+"""The part of recipes for Ollama: ollama/ matches the recipes, and each mistake is one sentence."""
 
 from pathlib import Path
 
@@ -95,7 +95,7 @@ def test_tables_of_others_are_left_alone(tmp_path: Path) -> None:
             'eos_tokn = "x"',
             "{path}:5: [model] has the unknown key 'eos_tokn' (did you mean eos_token?)",
         ),
-        ('name = "m"\n', "", "{path}:1: [model] lacks name"),
+        ('name = "m"\n', "", "{path}:1: [model] lacks the key name"),
         ('chat_template = "chatml"', 'chat_template = "chatlm"', "did you mean chatml?"),
         ('eos_token = "<|im_end|>"', "eos_token = 2", "{path}:5: eos_token of [model] is 2, not a text"),
         ("[ollama]\n", "[olama]\n", "{path}:7: the recipe has the unknown key 'olama' (did you mean ollama?)"),

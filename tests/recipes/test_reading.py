@@ -1,4 +1,4 @@
-"""Recipes as files: what stands on what, where a mistake is, and what comes out of one written in full."""
+"""Recipe files: how they extend each other, where a mistake is reported, and how a merged one is written."""
 
 import tomllib
 from pathlib import Path
@@ -53,21 +53,21 @@ def recipe(folder: Path, text: str = GOOD, name: str = "m.toml") -> Path:
 
 
 def test_a_recipe_is_read_whole(tmp_path: Path) -> None:
-    found = read_recipe(recipe(tmp_path))
-    assert (found.name, found.source) == ("m", "ns/m@v1")
-    assert found.formats.names == ("awq", "gptq", "q4_0", "q2_k")
-    assert found.formats.packed == {"awq": PackedFormat(64, ("down_proj",)), "gptq": PackedFormat(128)}
-    assert found.calibration.samples == 8 and found.calibration.seq_len == 512
-    assert found.floors["q2_k"] == Floor(delta=(3.0, False)) and found.floors["awq"] == Floor(delta=(0.05, True))
-    assert found.hub == {"gguf": "ns/m-GGUF"} and not found.private
+    loaded = read_recipe(recipe(tmp_path))
+    assert (loaded.name, loaded.source) == ("m", "ns/m@v1")
+    assert loaded.formats.names == ("awq", "gptq", "q4_0", "q2_k")
+    assert loaded.formats.packed == {"awq": PackedFormat(64, ("down_proj",)), "gptq": PackedFormat(128)}
+    assert loaded.calibration.samples == 8 and loaded.calibration.seq_len == 512
+    assert loaded.floors["q2_k"] == Floor(delta=(3.0, False)) and loaded.floors["awq"] == Floor(delta=(0.05, True))
+    assert loaded.hub == {"gguf": "ns/m-GGUF"} and not loaded.private
 
 
 def test_tables_merge_and_lists_are_replaced(tmp_path: Path) -> None:
     recipe(tmp_path, GOOD, "base.toml")
     top = 'extends = "../base.toml"\n[model]\nname = "n"\n[formats]\ngguf = ["q8_0"]\ngptq = false\n'
-    found = read_recipe(recipe(tmp_path, top, "deep/top.toml"))
-    assert (found.name, found.source) == ("n", "ns/m@v1")
-    assert found.formats.names == ("awq", "q8_0")
+    loaded = read_recipe(recipe(tmp_path, top, "deep/top.toml"))
+    assert (loaded.name, loaded.source) == ("n", "ns/m@v1")
+    assert loaded.formats.names == ("awq", "q8_0")
 
 
 def test_paths_start_from_the_file_that_names_them(tmp_path: Path) -> None:
@@ -75,21 +75,21 @@ def test_paths_start_from_the_file_that_names_them(tmp_path: Path) -> None:
     (tmp_path / "text.txt").write_text("words")
     base = GOOD.replace('"ns/m"', '"./weights"').replace('revision = "v1"\n', "").replace("ns/texts:test", "text.txt")
     recipe(tmp_path, base, "base.toml")
-    found = read_recipe(recipe(tmp_path, 'extends = "../base.toml"\n', "deep/top.toml"))
-    assert Path(found.source) == tmp_path / "weights"
-    assert found.measure is not None and found.measure.texts == (str(tmp_path / "text.txt"),)
+    loaded = read_recipe(recipe(tmp_path, 'extends = "../base.toml"\n', "deep/top.toml"))
+    assert Path(loaded.source) == tmp_path / "weights"
+    assert loaded.measure is not None and loaded.measure.texts == (str(tmp_path / "text.txt"),)
 
 
 def test_a_folder_in_place_of_a_hub_id_has_no_revision_but_keeps_its_name_for_cards(tmp_path: Path) -> None:
-    found = read_recipe(recipe(tmp_path), [f'model.source="{tmp_path}"'])
-    assert found.source == str(tmp_path)
-    assert found.base_model == "ns/m"
+    loaded = read_recipe(recipe(tmp_path), [f'model.source="{tmp_path}"'])
+    assert loaded.source == str(tmp_path)
+    assert loaded.base_model == "ns/m"
 
 
 def test_settings_are_laid_over_the_recipe(tmp_path: Path) -> None:
     settings = ["calibration.samples=16", "model.name=other", 'formats.gguf=["q8_0"]', "calibration.samples=32"]
-    found = read_recipe(recipe(tmp_path), settings)
-    assert (found.name, found.formats.gguf, found.calibration.samples) == ("other", ("q8_0",), 32)
+    loaded = read_recipe(recipe(tmp_path), settings)
+    assert (loaded.name, loaded.formats.gguf, loaded.calibration.samples) == ("other", ("q8_0",), 32)
 
 
 def test_a_recipe_written_in_one_file_says_the_same(tmp_path: Path) -> None:
@@ -109,11 +109,11 @@ def test_odd_texts_survive_being_written(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("path", sorted(RECIPES.glob("*.toml")), ids=lambda path: path.stem)
 def test_every_recipe_of_the_repository_can_be_baked(path: Path) -> None:
-    found = read_recipe(path)
-    assert path.stem.lower() in found.name.lower() or found.name.lower().startswith(path.stem)
-    assert {"q4_0", "q2_k", "q4_k_m"} <= set(found.formats.gguf)
-    assert found.base_model and found.license
-    assert found.measure is None or found.floors.keys() == set(found.formats.names)
+    loaded = read_recipe(path)
+    assert path.stem.lower() in loaded.name.lower() or loaded.name.lower().startswith(path.stem)
+    assert {"q4_0", "q2_k", "q4_k_m"} <= set(loaded.formats.gguf)
+    assert loaded.base_model and loaded.license
+    assert loaded.measure is None or loaded.floors.keys() == set(loaded.formats.names)
 
 
 WRONG = {
@@ -134,8 +134,12 @@ WRONG = {
     "a floor below nothing": ("= 3\n", "= -3\n", "{path}:26: max_delta of [floors.q2_k] is -3, not a number"),
     "a floor for an unknown type": ("floors.q2_k", "floors.q2k", "{path}:25: [floors] has the unknown key 'q2k' (did"),
     "a share of more than all": ('max_delta = "5%"', "min_top1 = 95", "{path}:23: min_top1 of [floors] is 95, which"),
-    "a text that is not there": ("ns/texts:test", "gone.txt", "{path}:20: texts of [measure] names {folder}/gone.txt"),
-    "a folder that is not there": ('"ns/m"', '"./gone"', "{path}:5: source of [model] names the folder {folder}/gone"),
+    "a text that is not there": (
+        "ns/texts:test",
+        "gone.txt",
+        "{path}:20: texts of [measure]: file {folder}/gone.txt not",
+    ),
+    "a folder that is not there": ('"ns/m"', '"./gone"', "{path}:5: source of [model]: folder {folder}/gone not found"),
     "a source that is nothing": ('"ns/m"', '"m"', "{path}:5: source of [model] is 'm', which is neither a hub id"),
     "a name with a slash": (
         'name = "m"',
@@ -144,9 +148,17 @@ WRONG = {
     ),
     "a repository that is none": ("ns/m-GGUF", "m-GGUF", "{path}:29: gguf of [hub] is 'm-GGUF', which is not a hub id"),
     "another version": ("version = 1", "version = 2", "{path}:1: version is 2, not 1"),
-    "no name": ('name = "m"\n', "", "{path}:3: [model] lacks name"),
-    "floors and nothing measured": ('[measure]\ntexts = ["ns/texts:test"]\n', "", "{path}:20: [floors] says what"),
-    "a base that is not there": ("version = 1", 'extends = "no.toml"', "{path}:1: extends names {folder}/no.toml"),
+    "no name": ('name = "m"\n', "", "{path}:3: [model] lacks the key name"),
+    "floors and nothing measured": (
+        '[measure]\ntexts = ["ns/texts:test"]\n',
+        "",
+        "{path}:20: [floors] needs a measurement",
+    ),
+    "a base that is not there": (
+        "version = 1",
+        'extends = "no.toml"',
+        "{path}:1: extends: cannot read {folder}/no.toml",
+    ),
     "no TOML": ("[model]", "[model", "at line 3"),
     "an imatrix that is needed": ('"q4_0",', '"iq1_s",]\nimatrix = false\nx = [', "unknown key 'x'"),
 }
@@ -162,20 +174,20 @@ def test_a_mistake_is_one_sentence_with_file_and_line(tmp_path: Path, old: str, 
     assert "\n" not in str(caught.value)
 
 
-def test_a_mistake_in_a_base_is_told_of_the_base(tmp_path: Path) -> None:
+def test_a_mistake_in_a_base_names_the_base(tmp_path: Path) -> None:
     base = recipe(tmp_path, GOOD.replace("samples = 8", "samples = 0"), "base.toml")
     with pytest.raises(UsageError) as caught:
         read_recipe(recipe(tmp_path, 'extends = "base.toml"\n[model]\nname = "n"\n', "top.toml"))
     assert str(caught.value).startswith(f"{base}:17: samples of [calibration] is 0, not a whole number from 1")
 
 
-def test_a_circle_of_extends_is_told(tmp_path: Path) -> None:
+def test_a_cycle_of_extends_is_one_sentence(tmp_path: Path) -> None:
     recipe(tmp_path, 'extends = "b.toml"\n', "a.toml")
     b = recipe(tmp_path, '# b\nextends = "c.toml"\n', "b.toml")
     c = recipe(tmp_path, 'version = 1\nextends = "b.toml"\n', "c.toml")
     with pytest.raises(UsageError) as caught:
         read_recipe(tmp_path / "a.toml")
-    assert str(caught.value).startswith(f"{c}:2: extends goes in a circle: {b.name} -> {c.name} -> {b.name}")
+    assert str(caught.value).startswith(f"{c}:2: extends forms a cycle: {b.name} -> {c.name} -> {b.name}")
 
 
 @pytest.mark.parametrize(

@@ -144,6 +144,39 @@ def write_from_gguf(folder: Path, vocab: Path, pre_tokenizer: list[dict[str, Any
     (folder / "tokenizer.json").write_text(json.dumps(tokenizer, ensure_ascii=False), encoding="utf-8")
 
 
+def write_raw_bpe(folder: Path, vocab: Path) -> None:
+    """Gemma 4's tokenizer.json from the real tokens and merges in a GGUF vocabulary, with its published pipeline."""
+    tokens, types, _ = gguf_tokens(vocab)
+    flags = {"lstrip": False, "rstrip": False, "normalized": False, "single_word": False, "special": True}
+    marks = [(number, tokens[number]) for number, kind in enumerate(types) if kind in (CONTROL, USER_DEFINED)]
+    replaced = {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}
+    back = {"type": "Replace", "pattern": {"String": "▁"}, "content": " "}
+    tokenizer = {
+        "version": "1.0",
+        "added_tokens": [{"id": number, "content": text, **flags} for number, text in marks],
+        "normalizer": replaced,
+        "pre_tokenizer": {
+            "type": "Split",
+            "pattern": {"String": " "},
+            "behavior": "MergedWithPrevious",
+            "invert": False,
+        },
+        "post_processor": None,
+        "decoder": {"type": "Sequence", "decoders": [back, {"type": "ByteFallback"}, {"type": "Fuse"}]},
+        "model": {
+            "type": "BPE",
+            "unk_token": "<unk>",
+            "fuse_unk": True,
+            "byte_fallback": True,
+            "vocab": {text: number for number, text in enumerate(tokens)},
+            "merges": gguf_strings(vocab, "merges"),
+        },
+    }
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer, ensure_ascii=False), encoding="utf-8")
+    roles = {f"{name}_token": f"<{name}>" for name in ("bos", "eos", "unk", "pad", "mask")}
+    (folder / "tokenizer_config.json").write_text(json.dumps(roles | {"tokenizer_class": "GemmaTokenizer"}))
+
+
 def write_baichuan(folder: Path, vocab: Path, *, add_dummy_prefix: bool) -> None:
     """Baichuan-7B's tokenizer.model from the real pieces and scores in a GGUF vocabulary.
 

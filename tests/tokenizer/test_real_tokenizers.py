@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import tiktoken
+from gguf import GGUFReader
 
 from quantkit.families import token_roles
 from quantkit.tokenizer import PROBE, differences, hf_token_ids, load_vocabulary, ranks
@@ -35,7 +36,7 @@ from .families import (
     gguf_vocab,
 )
 from .oracle import disagreements, llama_ids
-from .stand_ins import gguf_truth, write_baichuan, write_bloom, write_from_gguf, write_huozi, write_phi3
+from .stand_ins import gguf_truth, write_baichuan, write_bloom, write_from_gguf, write_huozi, write_phi3, write_raw_bpe
 
 EXTRA = {"bos_token_id": 1, "eos_token_id": 2}
 QWEN1_CONFIG = {"architectures": ["QWenLMHeadModel"], "vocab_size": 151936}
@@ -212,6 +213,26 @@ def test_phi_3s_pieces_give_the_ids_of_its_own_tokenizer(tmp_path: Path) -> None
     vocabulary = compare("Phi-3, rebuilt", ("Phi-3",), tmp_path, tmp_path, [*texts, *PROBE], vocab_size=32064)
     assert disagreements(llama_ids(vocabulary, texts, tmp_path), truth, texts) == []
     assert special(vocabulary) == {"bos": 1, "eos": 32000}
+
+
+@pytest.mark.full
+def test_gemma_4s_merges_give_the_ids_of_its_own_tokenizer_and_the_converters_keys(tmp_path: Path) -> None:
+    source = gguf_vocab("gemma-4")
+    write_raw_bpe(tmp_path, source)
+    texts, truth = gguf_truth(source)
+    config = {"architectures": ["Gemma4ForCausalLM"], "vocab_size": 262144}
+    vocabulary = load_vocabulary(tmp_path, config, roles=token_roles(config))
+    theirs = {name: field.contents() for name, field in GGUFReader(source).fields.items()}
+    ours = {key.key: key.value for key in vocabulary.keys}
+    template = "tokenizer.chat_template"
+    assert list(ours) == [name for name in theirs if name.startswith("tokenizer.") and name != template]
+    assert [text.decode() for text in ours.pop("tokenizer.ggml.tokens")] == theirs["tokenizer.ggml.tokens"]
+    assert {name for name, written in ours.items() if written != theirs[name]} == set()
+    runs = ["\n" * count for count in (1, 2, 3, 31, 32, 33, 70)] + ["a\n\n\nb", " \n ", "\t\n\t"]
+    ids = llama_ids(vocabulary, [*texts, *PROBE, *runs], tmp_path)
+    assert disagreements(ids, hf_token_ids(tmp_path, [*texts, *PROBE, *runs]), [*texts, *PROBE, *runs]) == []
+    assert disagreements(ids[: len(texts)], truth, texts) == []
+    tally.record("Gemma 4, rebuilt", ("Gemma 4",), len(ids), [])
 
 
 @pytest.mark.full

@@ -8,9 +8,11 @@ from typing import Any
 import pytest
 import sentencepiece
 
+from quantkit.errors import UnsupportedError
+from quantkit.families import token_roles
 from quantkit.tokenizer import PROBE, differences, hf_token_ids, load_vocabulary, special_texts, unlike_texts
 from quantkit.tokenizer.sentencepiece_model import parse
-from tests.helpers.tiny_tokenizers import CORPUS, write_byte_level_bpe, write_sentencepiece
+from tests.helpers.tiny_tokenizers import CORPUS, write_byte_level_bpe, write_raw_bpe, write_sentencepiece
 
 from .oracle import disagreements, llama_ids
 
@@ -62,6 +64,33 @@ def test_sentencepiece_bpe_gives_the_same_ids_from_model_or_json(style: str, fil
     assert vocabulary.model == "llama"
     assert unlike_texts(tmp_path, vocabulary.keys, TEXTS) == []
     assert disagreements(llama_ids(vocabulary, TEXTS, tmp_path), hf_token_ids(tmp_path, TEXTS), TEXTS) == []
+
+
+RAW = {"architectures": ["Gemma4ForCausalLM"]}
+
+
+def test_a_bpe_over_raw_text_gives_the_same_ids_with_runs_of_newlines_and_spaces(tmp_path: Path) -> None:
+    write_raw_bpe(tmp_path, 900)
+    vocabulary = load_vocabulary(tmp_path, {"vocab_size": 904}, roles=token_roles(RAW))
+    runs = ["\n" * count for count in range(1, 12)] + ["a\n\n\nb", " \n ", "\t\n\t", "x<|turn>user\n\n<turn|>\n"]
+    texts = [*TEXTS, *runs, "<|tool_call>  f(x)<tool_call|>"]
+    assert (vocabulary.model, vocabulary.pre, vocabulary.tokens[-1]) == ("gemma4", "", b"[PAD903]")
+    assert unlike_texts(tmp_path, vocabulary.keys, [*TEXTS, *special_texts(tmp_path, vocabulary.keys)]) == []
+    assert disagreements(llama_ids(vocabulary, texts, tmp_path), hf_token_ids(tmp_path, texts), texts) == []
+    (whole,) = llama_ids(vocabulary, ["fox"], tmp_path, add_special=True)
+    assert whole[0] == value(vocabulary.keys, "bos_token_id") == 1
+
+
+def test_a_bpe_over_raw_text_is_refused_with_a_space_in_front(tmp_path: Path) -> None:
+    write_raw_bpe(tmp_path, 900)
+    source = json.loads((tmp_path / "tokenizer.json").read_text())
+    source["normalizer"] = {
+        "type": "Sequence",
+        "normalizers": [{"type": "Prepend", "prepend": "▁"}, source["normalizer"]],
+    }
+    (tmp_path / "tokenizer.json").write_text(json.dumps(source))
+    with pytest.raises(UnsupportedError, match="puts a space in front of the text"):
+        load_vocabulary(tmp_path, {}, roles=token_roles(RAW))
 
 
 def test_user_defined_pieces_are_cut_out_as_sentencepiece_does(tmp_path: Path) -> None:

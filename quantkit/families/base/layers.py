@@ -44,7 +44,11 @@ def nextn_rules(layer: Iterable[Rule], at: str = "model.layers.{layer}") -> tupl
 def observe_nextn(config: dict[str, Any], tensors: Collection[str]) -> dict[str, Any]:
     """config.json with the number of layers that predict a later token in the checkpoint; transformers loses them."""
     own = size(config, "num_hidden_layers")
-    numbers = {int(match[1]) for name in tensors if (match := re.match(r"model\.layers\.(\d+)\.eh_proj\.", name))}
+    numbers = {
+        int(match[1])
+        for name in tensors
+        if (match := re.match(r"model\.(?:language_model\.)?layers\.(\d+)\.eh_proj\.", name))
+    }
     further = sum(number >= own for number in numbers)
     if further or config.get(_NEXTN) is not None:
         config[_NEXTN] = further

@@ -10,6 +10,7 @@ TEXT_KEYS = ("text_config", "llm_config", "language_config")
 """Keys of config.json that hold the config of the text model."""
 
 TEXT_PREFIXES = (
+    (r"^(thinker|llm)\.", ""),
     (r"^model\.language_model\.(?=lm_head\.)", ""),
     (r"^model\.language_model\.(model\.)?", "model."),
     (r"^language_model\.(?=model\.|lm_head\.|output\.)", ""),
@@ -17,12 +18,17 @@ TEXT_PREFIXES = (
 )
 """`Family.rename` of text models that are saved within another model."""
 
+BARE_PREFIX = ((r"^(?!model\.|lm_head\.)", "model."),)
+"""`Family.rename` of models that may be saved without a head, under names without a prefix."""
+
 VISION = r"(model\.)?(visual|vision_tower|vision_model|multi_modal_projector|vision_projection|connector)\..*"
 """`Dropped.pattern` of the tensors that see images."""
 TOWERS = (
-    r"(model\.)?(visual|vision_tower|vision_model|audio_tower|multi_modal_projector|mm_projector|mlp1|connector)\..*"
+    r"(thinker\.|model\.)*(visual|vision_tower|vision_model|audio_tower|multi_modal_projector|mm_projector|projector"
+    r"|mlp1|mlp_AR|connector|siglip2|merger|aligner|vit_large_projector|vqmodel|generation_\w+"
+    r"|talker|token2wav|code2wav)\..*"
 )
-"""The same, with the tensors that hear audio."""
+"""The same, with the tensors that hear audio, speak or draw."""
 TOWERS_LEFT_OUT = "they see images or hear audio; this GGUF holds the text model only"
 VISION_LEFT_OUT = "they see images; this GGUF holds the text model only"
 
@@ -34,13 +40,15 @@ _SHARED = ("torch_dtype", "dtype", "transformers_version", "tie_word_embeddings"
 class Wrapper:
     """A class that wraps a text model of any family. `text_type`: its model_type where the nested config has none.
 
-    `defaults`: by model_type of the text model, what a nested config may leave out.
+    `defaults`: by model_type of the text model, what a nested config may leave out. `outside`: prefixes of
+    tensors that are not the text model's, although their names look so.
     """
 
     architecture: str
     models: str
     text_type: str
     defaults: Mapping[str, Mapping[str, Any]]
+    outside: tuple[str, ...] = ()
 
     def text_config(self, config: Mapping[str, Any]) -> dict[str, Any]:
         """The nested config, complete.
@@ -63,6 +71,8 @@ def nested_text_config(config: Mapping[str, Any]) -> Mapping[str, Any] | None:
     Raises:
         CheckpointError: it is not an object.
     """
+    if isinstance(thinker := config.get("thinker_config"), Mapping):
+        config = thinker
     for key in TEXT_KEYS:
         nested = config.get(key)
         if nested is None:

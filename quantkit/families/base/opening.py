@@ -2,6 +2,7 @@
 
 from quantkit.checkpoint import Checkpoint, open_checkpoint
 from quantkit.families.base.output_head import resolve_output_head
+from quantkit.families.base.pooling import resolve_pooling
 from quantkit.families.base.registry import check_config, complete_architecture
 from quantkit.progress import SILENT, Progress
 
@@ -26,6 +27,7 @@ def open_model(
     checkpoint = open_checkpoint(source, offline=offline, headers_only=headers_only, progress=progress, check=check)
     try:
         resolve_output_head(checkpoint)
+        resolve_pooling(checkpoint)
     except BaseException:
         checkpoint.close()
         raise

@@ -157,8 +157,11 @@ def _wrapped_family(config: Mapping[str, Any], wanted: str | None, known: Mappin
         architectures=(wrapper.architecture,),
         text_models={wrapper.architecture: (name, text["model_type"])},
         text_defaults=text,
-        rename=(*TEXT_PREFIXES, *family.rename),
-        dropped=(*family.dropped, Dropped(TOWERS, TOWERS_LEFT_OUT)),
+        rename=(*((rf"^(?={name}\.)", "tower.") for name in wrapper.outside), *TEXT_PREFIXES, *family.rename),
+        dropped=(
+            *family.dropped,
+            Dropped("|".join((TOWERS, *(rf"{name}\..*" for name in wrapper.outside))), TOWERS_LEFT_OUT),
+        ),
     )
 
 

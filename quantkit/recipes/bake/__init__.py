@@ -1,1 +1,1 @@
-"""Baking: a recipe as steps, each a quantkit command in a process of its own, with a journal that survives a kill."""
+"""Bake a recipe: its steps are quantkit commands in processes of their own, with a journal that survives a kill."""

@@ -1,4 +1,4 @@
-"""The commands that a recipe stands for, and the files each one leaves."""
+"""The commands of a recipe, and the outputs of each one."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from quantkit.recipes.recipe import Recipe
 
 @dataclass(frozen=True)
 class Machine:
-    """How to work, which changes no byte of what is made."""
+    """Options that do not change the bytes of an output."""
 
     threads: int | None = None
     device: str | None = None
@@ -23,12 +23,17 @@ class Machine:
 
 @dataclass(frozen=True)
 class Command:
-    """`quantkit WORDS... MORE...`: `words` decide what comes out, `more` do not."""
+    """`quantkit WORDS... MORE...`.
+
+    Attributes:
+        words: the words that the content of the outputs depends on.
+        more: the other words: folders and options of the machine.
+        formats: the formats that a conversion writes.
+    """
 
     words: tuple[str, ...]
     more: tuple[str, ...] = ()
     formats: tuple[str, ...] = ()
-    """What it makes, of a conversion."""
 
     @property
     def line(self) -> tuple[str, ...]:
@@ -51,15 +56,15 @@ def report_folder(recipe: Recipe, folder: Path) -> Path:
 
 
 def convert_commands(recipe: Recipe, formats: Sequence[str], folder: Path, machine: Machine) -> list[Command]:
-    """As few conversions as make `formats`: those that share their options go through one calibration together."""
+    """The smallest number of conversions for `formats`: AWQ and GPTQ with equal options share a calibration."""
     groups: list[tuple[str, ...]] = []
     for method, options in recipe.formats.packed.items():
         if method in formats:
-            alike = next((n for n, group in enumerate(groups) if recipe.formats.packed[group[0]] == options), None)
-            if alike is None:
+            same = next((n for n, group in enumerate(groups) if recipe.formats.packed[group[0]] == options), None)
+            if same is None:
                 groups.append((method,))
             else:
-                groups[alike] += (method,)
+                groups[same] += (method,)
     gguf = tuple(name for name in formats if name not in recipe.formats.packed)
     if gguf and groups:
         groups[0] += gguf
@@ -100,21 +105,21 @@ def _convert(recipe: Recipe, group: tuple[str, ...], folder: Path, machine: Mach
 
 
 def signature(recipe: Recipe, name: str) -> tuple[str, ...]:
-    """What one format is made by, whatever else is made with it."""
+    """The words that convert one format alone; the other formats of a conversion do not change them."""
     return _convert(recipe, (name,), Path(), Machine()).words
 
 
 def measure_command(recipe: Recipe, formats: Sequence[str], folder: Path, machine: Machine) -> Command:
-    """All formats against the source."""
-    asked = recipe.measure
-    assert asked is not None
+    """The command that measures `formats` against the source."""
+    measure = recipe.measure
+    assert measure is not None
     words = ["measure", recipe.source, *(str(output_of(recipe, folder, name)) for name in formats)]
-    for text in asked.texts:
+    for text in measure.texts:
         words += ["--text", text]
-    words += ["--ctx", str(asked.ctx), "--gpu-layers", asked.gpu_layers, "--memory-ctx", str(asked.memory_ctx)]
-    if asked.chunks is not None:
-        words += ["--chunks", str(asked.chunks)]
-    if asked.speed:
+    words += ["--ctx", str(measure.ctx), "--gpu-layers", measure.gpu_layers, "--memory-ctx", str(measure.memory_ctx)]
+    if measure.chunks is not None:
+        words += ["--chunks", str(measure.chunks)]
+    if measure.speed:
         words.append("--speed")
     more = ["-o", str(report_folder(recipe, folder)), *_threads(machine), *_offline(machine)]
     if machine.device:
@@ -122,34 +127,35 @@ def measure_command(recipe: Recipe, formats: Sequence[str], folder: Path, machin
     return Command(tuple(words), tuple(more))
 
 
-def ollama_files(recipe: Recipe, found: OllamaRecipe, folder: Path) -> list[Path]:
-    """The GGUF files that go to Ollama: of [ollama]'s types those that are made."""
-    return [output_of(recipe, folder, name) for name in found.types if name in recipe.formats.gguf]
+def ollama_files(recipe: Recipe, ollama: OllamaRecipe, folder: Path) -> list[Path]:
+    """The GGUF files for Ollama: the types of [ollama] that are in [formats]."""
+    return [output_of(recipe, folder, name) for name in ollama.types if name in recipe.formats.gguf]
 
 
 def ollama_command(recipe: Recipe, files: Sequence[Path], effective: Path) -> Command:
-    """The Modelfiles, beside the GGUF files; `effective`: the recipe in one file."""
+    """The command that writes Modelfiles beside the GGUF files; `effective`: the merged recipe in one file."""
     return Command(("ollama", *map(str, files), "--recipe", str(effective)))
 
 
 def termux_commands(recipe: Recipe, folder: Path) -> list[tuple[Command, Path]]:
-    """For each of [phone]'s types the command and the script it writes."""
+    """For each type of [phone] the command, and the script that it writes."""
     assert recipe.phone is not None
     tags: dict[str, str] = {}
     overrides: list[str] = ["--chat-template", recipe.chat_template] if recipe.chat_template == NONE else []
     if recipe.ollama_name is not None:
-        found = ollama_recipe(recipe.opened)
-        for key, value in found.overrides.parameters:
+        ollama = ollama_recipe(recipe.opened)
+        for key, value in ollama.overrides.parameters:
             overrides += ["--parameter", f"{key}={value}"]
-        if found.overrides.system is not None:
-            overrides += ["--system", found.overrides.system]
-        made = [(name, (name,)) for name in found.types if name in recipe.formats.gguf]
-        plan = plan_tags(found.name, made, size=found.size) if made else None
-        tags = {each.type: plan.name.tagged(each.tags[0]) for each in plan.quantizations} if plan else {}
+        if ollama.overrides.system is not None:
+            overrides += ["--system", ollama.overrides.system]
+        files = [(name, (name,)) for name in ollama.types if name in recipe.formats.gguf]
+        if files:
+            plan = plan_tags(ollama.name, files, size=ollama.size)
+            tags = {tagged.type: plan.name.tagged(tagged.tags[0]) for tagged in plan.quantizations}
     commands = []
     for name in recipe.phone.types:
         file = str(output_of(recipe, folder, name))
-        # a model that is pulled brings its parameters; one without a template can only be made there
+        # a pulled model has its parameters already; a model without a template is created on the phone
         pulled = name in tags and recipe.chat_template != NONE
         source = ["--model", tags[name], "--figures", file] if pulled else ["--gguf", file, *overrides]
         memory = ["--ram", recipe.phone.memory] if recipe.phone.memory else []
@@ -159,7 +165,7 @@ def termux_commands(recipe: Recipe, folder: Path) -> list[tuple[Command, Path]]:
 
 
 def chat_template_file(recipe: Recipe) -> Path | None:
-    """The file of the chat template, where it is one."""
+    """The file of the chat template; None for a built-in template or none."""
     if recipe.chat_template is None or recipe.chat_template in (*BUILT_IN, NONE):
         return None
     return Path(recipe.chat_template)

@@ -1,9 +1,10 @@
 """The plan of a bake, from headers alone: its commands, and the sizes, disk and memory of the conversion."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from quantkit.progress import Progress
 from quantkit.recipes.bake.commands import (
     Machine,
     convert_commands,
@@ -12,14 +13,14 @@ from quantkit.recipes.bake.commands import (
     ollama_files,
     termux_commands,
 )
-from quantkit.recipes.bake.process import Messages, run_command
+from quantkit.recipes.bake.process import run_command
 from quantkit.recipes.ollama import ollama_recipe
 from quantkit.recipes.recipe import Recipe
 
 
 @dataclass(frozen=True)
 class BakePlan:
-    """`commands`: (step, words) in order. `sizes`: bytes by format. `disk` and `memory` in bytes."""
+    """`commands`: (step, words of the command) in order. `sizes`: bytes by format. `disk` and `memory` in bytes."""
 
     recipe: Recipe
     commands: tuple[tuple[str, tuple[str, ...]], ...]
@@ -28,16 +29,27 @@ class BakePlan:
     memory: int
 
 
-def plan_bake(recipe: Recipe, folder: Path, steps: Sequence[str], machine: Machine, messages: Messages) -> BakePlan:
-    """The plan of `steps`; raises what a dry run of the conversion raises."""
+def plan_bake(
+    recipe: Recipe,
+    folder: Path,
+    steps: Sequence[str],
+    machine: Machine,
+    progress: Progress,
+    warn: Callable[[str], object],
+) -> BakePlan:
+    """Plan `steps`; `warn` receives each warning.
+
+    Raises:
+        QuantkitError: the dry run of a conversion failed.
+    """
     commands: list[tuple[str, tuple[str, ...]]] = []
     sizes: dict[str, int] = {}
     disk = memory = 0
     if "convert" in steps:
         for command in convert_commands(recipe, recipe.formats.names, folder, machine):
             commands.append(("convert", command.line))
-            document = run_command((*command.line, "--dry-run"), messages).document
-            sizes |= {each["type"].lower(): each["bytes"] for each in document["outputs"]}
+            document = run_command((*command.line, "--dry-run"), progress, warn).document
+            sizes |= {output["type"].lower(): output["bytes"] for output in document["outputs"]}
             disk += document["disk_bytes"]
             memory = max(memory, document["expected_peak_memory_bytes"])
     if "measure" in steps and recipe.measure is not None:

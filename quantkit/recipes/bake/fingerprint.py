@@ -1,4 +1,4 @@
-"""What a step's outcome hangs on, as one fingerprint: the command's words, the files it reads, the version."""
+"""The fingerprint of a step's inputs: the words of its command, the files that it reads, and quantkit's version."""
 
 import hashlib
 import json
@@ -14,18 +14,18 @@ from quantkit.recipes.recipe import Recipe
 
 
 def fingerprint(folder: Path, words: Sequence[str], files: Iterable[Path], more: Any = None) -> str:
-    """Changes when a word, a file's size or time of change, or `more` (of JSON) does, but not when `folder` is moved.
+    """A sha256 of the words, of the size and time of change of each file, and of `more` (a JSON value).
 
-    Files and `folder`, that of the outputs, are absolute.
+    It stays the same when `folder`, the folder of the outputs, moves. `folder` and `files` are absolute paths.
     """
-    here = [word.replace(f"{folder}{os.sep}", "") for word in words]
+    relative = [word.replace(f"{folder}{os.sep}", "") for word in words]
     listed = sorted(stamps(files, folder).items())
-    text = json.dumps([__version__, here, listed, more], sort_keys=True, ensure_ascii=False)
+    text = json.dumps([__version__, relative, listed, more], sort_keys=True, ensure_ascii=False)
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def source_files(recipe: Recipe) -> list[Path]:
-    """The files of a source that is a folder; none of one on the hub, whose name says it all."""
+    """The files of a source folder; none for a hub id, because the words of the command contain its revision."""
     folder = Path(recipe.source)
     if not folder.is_absolute():
         return []
@@ -33,20 +33,20 @@ def source_files(recipe: Recipe) -> list[Path]:
 
 
 def calibration_files(recipe: Recipe) -> list[Path]:
-    """The calibration text and the chat template, where they are files."""
+    """The calibration text and the chat template, if they are files."""
     text = recipe.calibration.text
-    found = [Path(text)] if text is not None and Path(text).is_absolute() else []
+    files = [Path(text)] if text is not None and Path(text).is_absolute() else []
     template = chat_template_file(recipe)
-    return found if template is None else [*found, template]
+    return files if template is None else [*files, template]
 
 
 def text_files(recipe: Recipe) -> list[Path]:
-    """The texts to measure on that are files."""
+    """The measured texts that are files."""
     return [Path(text) for text in (recipe.measure.texts if recipe.measure else ()) if Path(text).is_absolute()]
 
 
 def weight_files(output: Path) -> list[Path]:
-    """The files of an output that its weights and tokens are in; not what other steps write beside them."""
+    """The files of an output with weights, config and tokens; without the files that later steps write there."""
     if not output.is_dir():
         return [output]
     names = ("*.safetensors", "config.json", "quantize_config.json", "tokenizer*")

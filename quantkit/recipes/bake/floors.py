@@ -1,4 +1,4 @@
-"""Whether what was measured is good enough: a report held against a recipe's floors."""
+"""Compare a report with the floors of a recipe."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,12 +10,12 @@ from quantkit.recipes.recipe import Recipe
 
 
 def broken_floors(recipe: Recipe, report: Mapping[str, Any]) -> list[str]:
-    """A sentence for each limit that a format exceeds on a text; `report` is a report.json."""
-    found = []
+    """A sentence for each limit that a format exceeds on a text; `report` is the document of report.json."""
+    broken: list[str] = []
     models = {model["path"]: model for model in report["models"] if model["role"] == "candidate"}
     for name, floor in recipe.floors.items():
         model = models.get(output_of(recipe, Path(), name).name)
         for quality in model["quality"] if model else ():
             reasons = failures(quality, max_delta=floor.delta, max_kl=floor.kl, min_top1=floor.top1)
-            found += [f"{model['name']}: on {quality['text']} {reason}" for reason in reasons] if model else []
-    return found
+            broken += [f"{model['name']}: on {quality['text']} {reason}" for reason in reasons] if model else []
+    return broken

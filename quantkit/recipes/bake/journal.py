@@ -13,7 +13,7 @@ from quantkit.files import make_folder
 from quantkit.journal import DamagedJournal, JournalFile
 
 FORMAT, VERSION = "quantkit-bake", 2
-_MOVE = "move it away, and bake again with --force"
+_MOVE = "move it away, then bake again with --force"
 
 Stamps = dict[str, list[int] | None]
 """File -> [bytes, time of change in ns]; None if the file does not exist."""
@@ -39,11 +39,11 @@ class BakeJournal:
     """
 
     def __init__(self, path: Path) -> None:
-        """Raises OutputError: another bake holds it, it cannot be written, or it is not a sound journal of a bake."""
+        """Raises OutputError: another bake has it open, it is not writable, or it is not a journal of a bake."""
         self.path, self.root = path, path.parent
         make_folder(self.root)
         try:
-            self._file = JournalFile(path, f"another bake is writing {path.name} right now; wait for it")
+            self._file = JournalFile(path, f"another bake is writing {path.name}; wait until it ends")
         except DamagedJournal as error:
             raise OutputError(f"{path} is not a journal of a bake ({error}); {_MOVE}") from error
         self.last: dict[str, dict[str, Any]] = {}
@@ -55,7 +55,7 @@ class BakeJournal:
             self._file.close()
             raise OutputError(f"{path} is not a journal of a bake, version {VERSION}; {_MOVE}")
         for line in self._file.lines:
-            self._keep(dict(line))
+            self._remember(dict(line))
 
     def current(self, unit: str, fingerprint: str) -> bool:
         """Whether the unit is finished, its inputs are the same, and its files have not changed since."""
@@ -108,9 +108,9 @@ class BakeJournal:
 
     def _append(self, line: dict[str, Any]) -> None:
         self._file.append(line)
-        self._keep(line)
+        self._remember(line)
 
-    def _keep(self, line: dict[str, Any]) -> None:
+    def _remember(self, line: dict[str, Any]) -> None:
         self.last[line["unit"]] = line
         if line["state"] == "finished":
             self.finished_last[line["unit"]] = line

@@ -1,4 +1,4 @@
-"""One quantkit command in a process of its own: its document, its time, its peak memory, its one sentence of error."""
+"""Run one quantkit command in a process of its own: its JSON document, time, peak memory, and error sentence."""
 
 import contextlib
 import ctypes
@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from quantkit.errors import QuantkitError, UsageError, VerificationError
+from quantkit.progress import SILENT, Progress
 
 _MARK, _WARNING = "quantkit: ", "warning: "
 _PR_SET_PDEATHSIG = 1
@@ -23,16 +24,8 @@ _ERRORS: dict[int, type[QuantkitError]] = {2: UsageError, 3: VerificationError}
 
 
 @dataclass(frozen=True)
-class Messages:
-    """Receivers of what a command prints while it works: `note` gets each line, `warn` each warning."""
-
-    note: Callable[[str], object] = lambda text: None
-    warn: Callable[[str], object] = lambda text: None
-
-
-@dataclass(frozen=True)
 class Finished:
-    """A command that went well. `peak_memory`: the largest resident set of it or a child of its, in bytes."""
+    """A command that succeeded. `peak_memory`: the largest resident set of the command or of a child, in bytes."""
 
     document: dict[str, Any]
     seconds: float
@@ -41,7 +34,14 @@ class Finished:
 
 @dataclass(frozen=True)
 class Ended:
-    """A command that ended, well or not: its exit code (minus a signal), what it printed, its sentences of error."""
+    """A command that succeeded or failed.
+
+    Attributes:
+        code: the exit code, or the negative number of the signal that killed it.
+        answer: its stdout.
+        sentences: its error sentences.
+        seconds, peak_memory: as in `Finished`.
+    """
 
     code: int
     answer: str
@@ -50,21 +50,32 @@ class Ended:
     peak_memory: int
 
 
-def run_command(words: Sequence[str], messages: Messages) -> Finished:
-    """Run `quantkit WORDS... --format json` and wait for it. It dies with this process, however that ends.
+def run_command(
+    words: Sequence[str], progress: Progress = SILENT, warn: Callable[[str], object] = lambda text: None
+) -> Finished:
+    """Run `quantkit WORDS... --format json` and wait for it. The command dies with this process.
+
+    Args:
+        progress: receives each line that the command prints on stderr, as the item of a step of 0.
+        warn: receives each warning.
 
     Raises:
-        QuantkitError: it failed; with its own sentence, as the class of its exit code.
-        KeyboardInterrupt: it was interrupted.
+        QuantkitError: the command failed; with its own sentence, in the class of its exit code.
+        KeyboardInterrupt: the command was interrupted.
     """
-    ended = run_process(words, messages)
+    ended = run_process(words, progress, warn)
     if ended.code:
         raise failure(words[0], ended.code, ended.sentences)
     return Finished(json.loads(ended.answer), ended.seconds, ended.peak_memory)
 
 
-def run_process(words: Sequence[str], messages: Messages, folder: Path | None = None) -> Ended:
-    """The same for who wants its answer in any case; in `folder`, if it is given."""
+def run_process(
+    words: Sequence[str],
+    progress: Progress = SILENT,
+    warn: Callable[[str], object] = lambda text: None,
+    folder: Path | None = None,
+) -> Ended:
+    """Run the command as `run_command`, in `folder` if it is given; a failure is returned, not raised."""
     started = time.monotonic()
     process = subprocess.Popen(
         [sys.executable, "-m", "quantkit", *words, "--format", "json"],
@@ -74,17 +85,17 @@ def run_process(words: Sequence[str], messages: Messages, folder: Path | None = 
         encoding="utf-8",
         errors="replace",
         cwd=folder,
-        preexec_fn=_dying_with(os.getpid()),
+        preexec_fn=_die_with(os.getpid()),
     )
     sentences: list[str] = []
-    listener = threading.Thread(target=_listen, args=(process, messages, sentences), daemon=True)
+    listener = threading.Thread(target=_listen, args=(process, progress, warn, sentences), daemon=True)
     listener.start()
     try:
         assert process.stdout is not None
         answer = process.stdout.read()
         _, status, usage = os.wait4(process.pid, 0)
     except BaseException:
-        # it gets the time to remove what it has in folders of temporary files
+        # the command needs time to remove its temporary folders
         process.terminate()
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(_SECONDS_TO_END)
@@ -98,40 +109,42 @@ def run_process(words: Sequence[str], messages: Messages, folder: Path | None = 
 
 
 def failure(command: str, code: int, sentences: Sequence[str]) -> BaseException:
-    """What a command's exit code other than 0 means, with its last sentence."""
+    """The error for an exit code other than 0, with the last sentence of the command."""
     if code in (128 + signal.SIGINT, -signal.SIGINT):
         return KeyboardInterrupt()
     if code < 0:
-        why = ", perhaps for want of memory" if -code == signal.SIGKILL else ""
-        return QuantkitError(
-            f"quantkit {command} was killed by signal {-code}{why}; the same bake goes on where it was"
-        )
+        why = ", possibly because memory ran out" if -code == signal.SIGKILL else ""
+        return QuantkitError(f"quantkit {command} was killed by signal {-code}{why}; run the same bake again to resume")
     return _ERRORS.get(code, QuantkitError)(
-        sentences[-1] if sentences else f"quantkit {command} failed with exit code {code} and said nothing"
+        sentences[-1]
+        if sentences
+        else f"quantkit {command} failed with exit code {code} without a message; run it by itself with --debug"
     )
 
 
-def _listen(process: "subprocess.Popen[str]", messages: Messages, sentences: list[str]) -> None:
+def _listen(
+    process: "subprocess.Popen[str]", progress: Progress, warn: Callable[[str], object], sentences: list[str]
+) -> None:
     assert process.stderr is not None
     for line in process.stderr:
         text = line.rstrip()
         if text.startswith(_MARK):
             sentences.append(text.removeprefix(_MARK))
         elif text.startswith(_WARNING):
-            messages.warn(text.removeprefix(_WARNING))
+            warn(text.removeprefix(_WARNING))
         elif text:
-            messages.note(text)
+            progress.advance(0, text)
 
 
-def _dying_with(parent: int) -> Callable[[], None] | None:
-    """What a child does first so that the kernel ends it with its parent (Linux): prctl(PR_SET_PDEATHSIG)."""
+def _die_with(parent: int) -> Callable[[], None] | None:
+    """A function that a child runs first, so that Linux kills it with its parent: prctl(PR_SET_PDEATHSIG)."""
     if not sys.platform.startswith("linux"):
         return None
     libc = ctypes.CDLL(None, use_errno=True)
 
     def prepare() -> None:
         libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != parent:  # it went away in between
+        if os.getppid() != parent:  # the parent ended before prctl
             os._exit(1)
 
     return prepare

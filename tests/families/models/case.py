@@ -19,7 +19,8 @@ class Case:
     """One tiny model.
 
     With `newest`, `config` is config.json as the hub has it, read by the class `auto` of transformers 5, and the
-    tensors have the names and shapes that this class saves; the converter is the newest one.
+    tensors have the names and shapes that this class saves; the converter is the newest one. A model without a head
+    (AutoModel) gets its logits from its embedding, as llama.cpp has them.
 
     Otherwise `config` goes to the transformers config class of its `model_type`; the model is its AutoModelForCausalLM.
     Weights are `weight(seed, name, shape)`. `publish` turns config and tensors into the layout in which remote-code
@@ -47,7 +48,7 @@ class Case:
 
     @property
     def multimodal(self) -> bool:
-        """Whether the checkpoint holds more than a text model."""
+        """Whether the checkpoint holds more than a text model with a head, or less."""
         return self.auto != "AutoModelForCausalLM"
 
 

@@ -75,6 +75,31 @@ STARCODER2 = {
     "tie_word_embeddings": True,
     "use_bias": True,
 }
+# Embedding models: saved without a head.
+QWEN3_EMBEDDING = {
+    **BASE,
+    "model_type": "qwen3",
+    "attention_bias": False,
+    "head_dim": 32,
+    "max_window_layers": 3,
+    "num_key_value_heads": 2,
+    "rope_theta": 1e6,
+    "sliding_window": None,
+    "tie_word_embeddings": True,
+    "use_sliding_window": False,
+}
+QWEN2_EMBEDDING = {
+    **{key: value for key, value in QWEN3_EMBEDDING.items() if key not in ("head_dim", "attention_bias")},
+    "model_type": "qwen2",
+    "tie_word_embeddings": False,
+}
+LLAMA = {**BASE, "model_type": "llama", "num_key_value_heads": 2, "rope_theta": 1e6}
+IQUEST = {**LLAMA, "model_type": "iquestcoder", "head_dim": 32, "architectures": ["IQuestCoderForCausalLM"]}
+
+
+def named_without_prefix(config: dict[str, Any], tensors: Tensors) -> tuple[dict[str, Any], Tensors]:
+    """As Qwen3-Embedding is published: the class with a head, the names without."""
+    return {**config, "architectures": ["Qwen3ForCausalLM"]}, tensors
 
 
 def with_another_token(config: dict[str, Any], tensors: Tensors) -> tuple[dict[str, Any], Tensors]:
@@ -89,10 +114,15 @@ def with_another_token(config: dict[str, Any], tensors: Tensors) -> tuple[dict[s
 
 CASES = (
     Case("youtu", YOUTU, newest=True),
-    Case("glm-4.7-flash", GLM_FLASH, newest=True, seed=1),
+    Case("glm-4.7-flash", GLM_FLASH, newest=True, seed=1, tokenizer="glm-4.5"),
     # llama.cpp's converter keeps the further layer, which the deepseek2 of the runtime here does not read
-    Case("glm-4.7-flash-mtp", GLM_FLASH, with_another_token, converter=False, newest=True, seed=1),
+    Case("glm-4.7-flash-mtp", GLM_FLASH, with_another_token, converter=False, newest=True, seed=1, tokenizer="glm-4.5"),
     Case("dots1", DOTS1, newest=True, seed=1),
     Case("starcoder2", STARCODER2, newest=True),
     Case("starcoder2-untied", {**STARCODER2, "tie_word_embeddings": False}, newest=True),
+    Case("qwen3-model", QWEN3_EMBEDDING, newest=True, auto="AutoModel"),
+    Case("qwen3-embedding", QWEN3_EMBEDDING, named_without_prefix, newest=True, auto="AutoModel"),
+    Case("qwen2-model", QWEN2_EMBEDDING, newest=True, auto="AutoModel"),
+    Case("llama-model", LLAMA, newest=True, auto="AutoModel"),
+    Case("iquestcoder", IQUEST, newest=True),
 )

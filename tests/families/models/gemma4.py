@@ -1,5 +1,6 @@
 """Gemma 4: two head sizes, values that are keys, layers that share keys and values, per-layer embeddings, experts."""
 
+from dataclasses import replace
 from typing import Any
 
 from tests.families.models.case import VOCAB, Case, Tensors, weight
@@ -13,9 +14,9 @@ TEXT: dict[str, Any] = {
     "model_type": "gemma4_text",
     "attention_bias": False,
     "attention_k_eq_v": False,
-    "bos_token_id": 2,
+    "bos_token_id": 1,
     "enable_moe_block": False,
-    "eos_token_id": 1,
+    "eos_token_id": 2,
     "final_logit_softcapping": 30.0,
     "global_head_dim": 64,
     "head_dim": 32,
@@ -121,14 +122,14 @@ def with_unused_keys(config: dict[str, Any], tensors: Tensors) -> tuple[dict[str
 
 SEES = "AutoModelForImageTextToText"
 
-CASES = (
-    Case("gemma4", SMALL, newest=True),
+_CASES = (
+    Case("gemma4", SMALL),
     # published checkpoints hold keys and values of layers that use those of an earlier one
-    Case("gemma4-wide", {**SMALL, "use_double_wide_mlp": True}, newest=True, publish=with_unused_keys),
+    Case("gemma4-wide", {**SMALL, "use_double_wide_mlp": True}, publish=with_unused_keys),
     # without a key llama.cpp caps the logits at 30, and the converter writes none
-    Case("gemma4-uncapped", {**LARGE, "final_logit_softcapping": None}, newest=True, converter=False),
-    Case("gemma4-large", LARGE, newest=True),
-    Case("gemma4-experts", EXPERTS, newest=True),
+    Case("gemma4-uncapped", {**LARGE, "final_logit_softcapping": None}, converter=False),
+    Case("gemma4-large", LARGE),
+    Case("gemma4-experts", EXPERTS),
     Case(
         "gemma4-images",
         {
@@ -139,8 +140,8 @@ CASES = (
             "tie_word_embeddings": True,
             **IDS,
         },
-        newest=True,
         auto=SEES,
     ),
-    Case("gemma4-unified", UNIFIED, newest=True, auto=SEES),
+    Case("gemma4-unified", UNIFIED, auto=SEES),
 )
+CASES = tuple(replace(case, newest=True, tokenizer="raw") for case in _CASES)

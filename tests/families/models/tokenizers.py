@@ -3,12 +3,14 @@
 from pathlib import Path
 
 from tests.families.models.case import VOCAB
-from tests.helpers.tiny_tokenizers import write_byte_level_bpe, write_sentencepiece
+from tests.helpers.tiny_tokenizers import write_byte_level_bpe, write_raw_bpe, write_sentencepiece
 
 
 def write_tokenizer(folder: Path, style: str) -> None:
-    """Write a tokenizer: `few-letters` and `gemma` are SentencePiece, the other styles byte-level BPE."""
-    if style in ("smollm", "glm", "glm-4.5"):
+    """Write a tokenizer: `few-letters` and `gemma` are SentencePiece, `raw` merges text, the others are byte-level."""
+    if style in ("smollm", "glm", "glm-4.5", "solar"):
         write_byte_level_bpe(folder, style, VOCAB)
+    elif style == "raw":
+        write_raw_bpe(folder, VOCAB)
     else:
         write_sentencepiece(folder, style, VOCAB, model=True, json_too=True, unigram=False)

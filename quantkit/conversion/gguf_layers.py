@@ -1,0 +1,153 @@
+"""GGUF tensors of one layer at a time, rounded with error feedback while the calibration holds their Gram matrix.
+
+The bytes go to their place in the partial files. The pass over the model then leaves these tensors out.
+"""
+
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+
+import numpy as np
+from gguf import GGMLQuantizationType
+from numpy.typing import NDArray
+
+from quantkit.conversion.gguf_pass import check_finite, open_targets, quantize_chunk, write_at
+from quantkit.errors import CalibrationError
+from quantkit.forward.linears import LayerLinears
+from quantkit.gguf.blocks import FORMATS
+from quantkit.imatrix.names import LinearKey
+from quantkit.outputs.calibration import CalibrationPlan
+from quantkit.outputs.gguf_files import GgufOutput, GgufPlan
+from quantkit.outputs.model import ModelTensor, widen
+from quantkit.quant.feedback import Curvature, curvature, quantize_with_feedback
+from quantkit.stream.statistics import Statistics
+from quantkit.workers import Workers
+
+Array = NDArray[np.float32]
+# Rows that one thread rounds at once. The bytes depend on it in the last bit of a sum, so it is not an option.
+_ROWS = 256
+_UNQUANTIZED = (GGMLQuantizationType.F32, GGMLQuantizationType.F16, GGMLQuantizationType.BF16)
+
+
+@dataclass(frozen=True)
+class _Matrix:
+    """Matrix `number` of a GGUF tensor; `columns`: the input channels that its columns multiply, None if in order."""
+
+    tensor: ModelTensor
+    number: int
+    columns: NDArray[np.int64] | None
+
+
+class FeedbackRounder:
+    """Rounds the GGUF tensors of each layer that reads a calibrated input, in every type, and writes them.
+
+    Types without integer levels are rounded as in the pass, with the same importances. `covered`: the tensors that are
+    rounded here, of all layers. `rounded`: the tensors of the current layer, each with the reasons why some of its
+    matrices were rounded without feedback.
+    """
+
+    def __init__(self, plan: GgufPlan, calibration: CalibrationPlan, workers: Workers, *, keep: bool) -> None:
+        self.plan, self.workers = plan, workers
+        self.rounded: dict[str, list[str]] = {}
+        self._stack = ExitStack()
+        self._targets = open_targets(plan, self._stack, keep=keep)
+        tensors = {tensor.name: tensor for tensor in plan.model.tensors}
+        self._matrices: dict[LinearKey, list[_Matrix]] = {}
+        for name, keys in calibration.imatrix_sources.items():
+            if name in tensors and self._has_levels(name):
+                for number, key in enumerate(keys):
+                    matrix = _Matrix(tensors[name], number, calibration.imatrix_columns.get(name))
+                    self._matrices.setdefault(key, []).append(matrix)
+
+    def _has_levels(self, name: str) -> bool:
+        return any(target.slot.type in FORMATS for target in self._targets[name])
+
+    @property
+    def covered(self) -> set[str]:
+        return {matrix.tensor.name for matrices in self._matrices.values() for matrix in matrices}
+
+    def __enter__(self) -> "FeedbackRounder":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def begin(self) -> None:
+        """Start a new layer."""
+        self.rounded.clear()
+
+    def quantize(
+        self, layer: LayerLinears, expert: int | None, tensors: Mapping[str, Array], sums: Mapping[str, Statistics]
+    ) -> None:
+        """Round and write the matrices of one routed expert, or with None all others of the layer."""
+        for entry in layer.inputs:
+            if entry.expert != expert:
+                continue
+            matrices = [m for linear in entry.linears for m in self._matrices.get((linear.name, linear.index), [])]
+            prepared: dict[int, Curvature | str] = {}
+            for matrix in matrices:
+                order = id(matrix.columns)
+                if order not in prepared:
+                    prepared[order] = self._curvature(matrix, sums[entry.key])
+                self._round(matrix, prepared[order], _importance(sums[entry.key], matrix.columns))
+
+    def _curvature(self, matrix: _Matrix, statistics: Statistics) -> Curvature | str:
+        """H, prepared; or why it cannot be used."""
+        gram = statistics.gram
+        assert gram is not None
+        if matrix.columns is not None:
+            gram = gram[np.ix_(matrix.columns, matrix.columns)]
+        name, damp = f"the input of {matrix.tensor.name}", self.plan.request.damp
+        try:
+            return curvature(gram, statistics.gram_tokens, damp=damp, name=name, workers=self.workers)
+        except CalibrationError as error:
+            return str(error)
+
+    def _round(self, matrix: _Matrix, prepared: Curvature | str, importance: Array) -> None:
+        tensor, plan = matrix.tensor, self.plan
+        first, step = matrix.number * tensor.matrix_rows, tensor.row_step * max(1, _ROWS // tensor.row_step)
+        starts = range(first, first + tensor.matrix_rows, step)
+        targets = self._targets[tensor.name]
+        reasons = self.rounded.setdefault(tensor.name, [])
+        if isinstance(prepared, str):
+            reasons.append(prepared)
+
+        def one(start: int) -> None:
+            stop = min(start + step, first + tensor.matrix_rows)
+            rows = plan.model.read_rows(tensor.name, start, stop)
+            floats = widen(rows, tensor)
+            check_finite(floats, tensor, start)
+            made: dict[GGMLQuantizationType, NDArray[np.uint8]] = {}
+            for target in targets:
+                kind = target.slot.type
+                if kind not in made:
+                    if kind in FORMATS and kind != tensor.type and not isinstance(prepared, str):
+                        made[kind] = quantize_with_feedback(kind, floats, prepared)
+                    else:
+                        made[kind] = quantize_chunk(kind, rows, floats, tensor, importance, target.label)
+                write_at(target, made[kind], start)
+
+        self.workers.map(one, list(starts))
+
+
+def without_feedback(output: GgufOutput, rounded: Mapping[str, Sequence[str]]) -> dict[str, str]:
+    """The quantized tensors of a file that were rounded without feedback, at least in part, and why."""
+    reasons: dict[str, str] = {}
+    for choice in output.choices:
+        if choice.type in _UNQUANTIZED:
+            continue
+        if choice.type not in FORMATS:
+            reasons[choice.name] = f"{choice.type.name} has no integer levels"
+        elif choice.name not in rounded:
+            reasons[choice.name] = "no Gram matrix of its input"
+        elif rounded[choice.name]:
+            reasons[choice.name] = rounded[choice.name][0]
+    return reasons
+
+
+def _importance(statistics: Statistics, columns: NDArray[np.int64] | None) -> Array:
+    """The importances of the columns, as in the importance matrix: mean squares, or 1 without tokens."""
+    if not statistics.tokens:
+        return np.ones(len(statistics.squares), np.float32)
+    means: Array = statistics.squares.astype(np.float32) / np.float32(statistics.tokens)
+    return means if columns is None else np.ascontiguousarray(means[columns])

@@ -1,0 +1,222 @@
+"""GGUF files rounded with error feedback: better outputs, llama.cpp's bytes elsewhere, the same bytes after a kill."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from gguf import GGUFReader
+
+from quantkit.checkpoint import open_checkpoint
+from quantkit.errors import PassingError
+from quantkit.families.base.native import Native
+from quantkit.gguf.blocks import FORMATS
+from quantkit.gguf.kernels import dequantize_rows
+from quantkit.imatrix.names import imatrix_columns, imatrix_sources
+from quantkit.quant.grid import Array
+from quantkit.stream.stream import Stream
+from quantkit.texts.samples import load_samples
+from tests.families.expected import write_checkpoint
+from tests.helpers.command import quantkit
+from tests.helpers.tiny import tiny_llama
+
+CUT = ("--samples", "12", "--seq-len", "64")
+TYPES = ("-t", "q4_0", "-t", "q4_k_m", "-t", "iq3_s")
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("source") / "model"
+    return tiny_llama(folder, variant="llama3", hidden=128, intermediate=256)
+
+
+@pytest.fixture(scope="module")
+def outputs(source: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The folder of files by solver."""
+    folders = {}
+    for solver in ("llama.cpp", "feedback"):
+        out = tmp_path_factory.mktemp("out")
+        answer = quantkit("gguf", source, *TYPES, "--calibrate", "--solver", solver, *CUT, "-o", out, "--threads", "1")
+        assert answer.code == 0, answer.stderr
+        folders[solver] = out / "model-GGUF"
+    return folders
+
+
+def hashes(folder: Path) -> dict[str, str]:
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.rglob("*.gguf"))}
+
+
+def grams(source: Path, folder: Path) -> dict[str, list[Array]]:
+    """H of each matrix of the GGUF tensors, summed by the streamed forward, its columns in the order of the tensor."""
+    by_linear: dict[Any, Array] = {}
+
+    class Keeper:
+        def dense(self, layer: Any, tensors: Any, statistics: Any) -> Any:
+            for entry in layer.inputs:
+                if entry.key in statistics:
+                    by_linear.update(
+                        {(linear.name, linear.index): statistics[entry.key].gram for linear in entry.linears}
+                    )
+            return tensors
+
+        def expert(self, layer: Any, expert: int, tensors: Any, statistics: Any) -> Any:
+            return self.dense(layer, tensors, statistics)
+
+    with open_checkpoint(str(source)) as checkpoint:
+        native = Native(checkpoint, nearest=True)
+        samples = load_samples(checkpoint, source=None, n_samples=12, seq_len=64, chat=None, offline=True)
+        with Stream(native, samples.tokens, folder, threads=1) as stream:
+            stream.embed()
+            for number in range(native.decoder.n_layers):
+                stream.layer(number, Keeper())
+        columns = imatrix_columns(native)
+        return {
+            name: [
+                by_linear[key][np.ix_(columns[name], columns[name])] if name in columns else by_linear[key]
+                for key in keys
+            ]
+            for name, keys in imatrix_sources(native).items()
+        }
+
+
+def tensors(path: Path) -> dict[str, Array]:
+    """Every tensor of a file, dequantized: (n_matrices, n_out, n_in)."""
+    made = {}
+    for tensor in GGUFReader(path).tensors:
+        if len(tensor.shape) > 1:
+            n_cols, n_rows = int(tensor.shape[0]), int(tensor.shape[1])
+            data = (
+                np.ascontiguousarray(tensor.data)
+                .view(np.uint8)
+                .reshape(-1, tensor.n_bytes * n_cols // tensor.n_elements)
+            )
+            made[tensor.name] = dequantize_rows(tensor.tensor_type, data, n_cols).reshape(-1, n_rows, n_cols)
+    return made
+
+
+def output_errors(path: Path, exact: Path, hessians: dict[str, list[Array]]) -> dict[str, float]:
+    """tr(E H E') of each tensor."""
+    made, wanted = tensors(path), tensors(exact)
+    errors = {name: (made[name] - wanted[name]).astype(np.float64) for name in hessians if name in made}
+    return {
+        name: sum(
+            float(np.einsum("oi,ij,oj->", e, h, e, optimize=True)) for e, h in zip(error, hessians[name], strict=True)
+        )
+        for name, error in errors.items()
+    }
+
+
+@pytest.mark.parametrize("model", ["llama3", "qwen2moe-fused-no-biases", "qwen35"])
+def test_the_outputs_of_every_tensor_are_nearer_to_the_sources(model: str, tmp_path: Path) -> None:
+    if model == "llama3":
+        source = tiny_llama(tmp_path / "model", variant="llama3", hidden=128, intermediate=256)
+    else:
+        source = write_checkpoint(model, tmp_path / "model")
+    assert quantkit("gguf", source, "-t", "f32", "-o", tmp_path / "exact", "--no-logits").code == 0
+    (exact,) = (tmp_path / "exact").rglob("*.gguf")
+    hessians, errors = grams(source, tmp_path), {}
+    for solver in ("llama.cpp", "feedback"):
+        out = tmp_path / solver
+        answer = quantkit(
+            "gguf", source, "-t", "q4_0", "--calibrate", "--solver", solver, *CUT, "-o", out, "--no-logits"
+        )
+        assert answer.code == 0, answer.stderr
+        (path,) = out.rglob("*.gguf")
+        errors[solver] = output_errors(path, exact, hessians)
+    assert errors["feedback"].keys() == errors["llama.cpp"].keys() != set()
+    kinds = {tensor.name: tensor.tensor_type for tensor in GGUFReader(path).tensors}
+    rounded = [name for name in errors["feedback"] if kinds[name] in FORMATS]
+    assert len(rounded) > 6
+    ratios = {name: errors["feedback"][name] / errors["llama.cpp"][name] for name in rounded}
+    assert max(ratios.values()) < 1, ratios
+    assert np.mean(list(ratios.values())) < 0.8
+
+
+def test_tensors_without_a_gram_matrix_or_levels_have_llama_cpps_bytes(outputs: dict[str, Path]) -> None:
+    for path in sorted(outputs["feedback"].glob("*.gguf")):
+        plain = {tensor.name: tensor for tensor in GGUFReader(outputs["llama.cpp"] / path.name).tensors}
+        record = json.loads((outputs["feedback"] / "quantkit.json").read_text())["outputs"][path.stem]
+        without = record["feedback"]["without_feedback"]
+        assert record["options"]["solver"] == "feedback"
+        assert "no Gram matrix of its input" in without["token_embd.weight"] or path.stem.endswith("IQ3_S")
+        for tensor in GGUFReader(path).tensors:
+            same = np.array_equal(tensor.data, plain[tensor.name].data)
+            assert tensor.tensor_type == plain[tensor.name].tensor_type
+            assert same == (tensor.name in without or tensor.tensor_type.name == "F32"), tensor.name
+        assert {check["status"] for check in record["checks"]} == {"passed"}
+        assert without["blk.0.ffn_down.weight"] == "IQ3_S has no integer levels" if "IQ3_S" in path.stem else True
+
+
+@pytest.mark.parametrize("model", ["llama3", "mixtral"])
+def test_bytes_do_not_depend_on_threads_or_on_a_stop(
+    model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if model == "llama3":
+        source = tiny_llama(tmp_path / "model", variant="llama3", hidden=288, intermediate=512)
+    else:
+        source = write_checkpoint(model, tmp_path / "model")
+    words = ("gguf", source, "-t", "q4_0", "--solver", "feedback", *CUT, "--no-logits")
+    for threads in ("1", "2", "7"):
+        assert quantkit(*words, "--threads", threads, "-o", tmp_path / threads).code == 0
+    expected = hashes(tmp_path / "1")
+    assert expected
+    assert hashes(tmp_path / "2") == hashes(tmp_path / "7") == expected
+    run, stopped = Stream.layer, tmp_path / "stopped"
+
+    def stop_at_the_second(stream: Stream, number: int, *rest: Any) -> None:
+        if number == 1:
+            raise PassingError("the disk is away")
+        run(stream, number, *rest)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Stream, "layer", stop_at_the_second)
+        assert quantkit(*words, "-o", stopped).code != 0
+    assert list(stopped.glob("*.partial"))
+    answer = quantkit(*words, "-o", stopped, "--format", "json")
+    assert json.loads(answer.stdout)["resumed_layers"] == 1
+    assert hashes(stopped) == expected
+
+
+def test_a_lost_partial_file_starts_the_layers_over(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ("gguf", source, "-t", "q4_0", "--solver", "feedback", *CUT, "--no-logits")
+    assert quantkit(*words, "-o", tmp_path / "whole").code == 0
+    run = Stream.layer
+
+    def stop_at_the_second(stream: Stream, number: int, *rest: Any) -> None:
+        if number == 1:
+            raise PassingError("the disk is away")
+        run(stream, number, *rest)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Stream, "layer", stop_at_the_second)
+        assert quantkit(*words, "-o", tmp_path / "lost").code != 0
+    (partial,) = (tmp_path / "lost").rglob("*.gguf.partial")
+    partial.unlink()
+    assert quantkit(*words, "-o", tmp_path / "lost").code == 0
+    assert hashes(tmp_path / "lost") == hashes(tmp_path / "whole")
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (("--no-imatrix",), "--solver feedback needs the Gram matrices of a calibration"),
+        (("--target-bpw", "5"), "--solver feedback does not go with --target-size or --target-bpw"),
+    ],
+)
+def test_options_that_contradict_the_solver_are_one_sentence(
+    words: tuple[str, ...], sentence: str, source: Path
+) -> None:
+    answer = quantkit("gguf", source, "-t", "q4_0", "--solver", "feedback", *words, "--dry-run")
+    assert answer.code == 2
+    assert sentence in answer.sentence
+
+
+def test_a_gguf_cannot_be_rounded_with_feedback(outputs: dict[str, Path]) -> None:
+    path = outputs["llama.cpp"] / "model-Q4_0.gguf"
+    answer = quantkit("gguf", path, "-t", "q4_0", "--solver", "feedback", "--allow-requantize", "--dry-run")
+    assert answer.code == 2
+    assert "convert a checkpoint, not a GGUF" in answer.sentence

@@ -1,0 +1,128 @@
+"""A GGUF of a given size: it is not larger, its types follow what their errors cost, and it is the same each time."""
+
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from gguf import GGUFReader
+
+from quantkit.gguf.mix_rules import NEEDS_IMATRIX
+from tests.families.expected import write_checkpoint
+from tests.helpers.command import quantkit
+from tests.helpers.tiny import tiny_llama
+
+CUT = ("--samples", "8", "--seq-len", "64")
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_llama(tmp_path_factory.mktemp("source") / "model", variant="llama3", layers=4)
+
+
+def written(folder: Path) -> Path:
+    (path,) = folder.glob("*/*BPW.gguf")
+    return path
+
+
+def sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def test_the_file_is_just_below_its_size_and_passes_every_check(source: Path, tmp_path: Path) -> None:
+    answer = quantkit("convert", source, "-t", "q4_0", "--target-size", "2.1M", *CUT, "-o", tmp_path)
+    assert answer.code == 0, answer.stderr
+    path = written(tmp_path)
+    # the unit is 10^6 bytes; the smallest step between types of this model is below 40 kB
+    assert 2_060_000 < path.stat().st_size <= 2_100_000
+    assert (tmp_path / "model-GGUF" / "model-Q4_0.gguf").exists()
+    record = json.loads((path.parent / "quantkit.json").read_text())["outputs"][path.stem]
+    tensors = {tensor.name: tensor.tensor_type.name for tensor in GGUFReader(path).tensors}
+    assert record["target"]["types"] == tensors
+    assert len(set(tensors.values())) > 2
+    assert all(value >= 0 for value in record["target"]["kl_divergence_of_groups"].values())
+    assert {check["status"] for check in record["checks"]} == {"passed"}
+
+
+@pytest.mark.parametrize("bits", [3.0, 4.5, 6.0])
+def test_bits_for_each_weight_are_those_asked_for(bits: float, source: Path, tmp_path: Path) -> None:
+    words = ("--target-bpw", str(bits), *CUT, "-o", tmp_path, "--format", "json", "--no-logits")
+    answer = quantkit("gguf", source, *words)
+    assert answer.code == 0, answer.stderr
+    (output,) = json.loads(answer.stdout)["outputs"]
+    assert bits - 0.12 < output["bits_per_weight"] <= bits
+    assert output["type"] == f"{bits:.2f}bpw"
+    reader = GGUFReader(written(tmp_path))
+    embedding = next(tensor for tensor in reader.tensors if tensor.name == "token_embd.weight")
+    assert embedding.tensor_type not in NEEDS_IMATRIX  # no importances exist for it
+
+
+def test_options_of_the_user_hold(source: Path, tmp_path: Path) -> None:
+    words = ("--tensor-type", "attn_v=f16", "--embedding-type", "q8_0", "--target-bpw", "6")
+    answer = quantkit("gguf", source, *words, *CUT, "-o", tmp_path, "--no-logits")
+    assert answer.code == 0, answer.stderr
+    types = {tensor.name: tensor.tensor_type.name for tensor in GGUFReader(written(tmp_path)).tensors}
+    assert types["token_embd.weight"] == "Q8_0"
+    assert {kind for name, kind in types.items() if "attn_v" in name} == {"F16"}
+
+
+@pytest.mark.parametrize("model", ["qwen2moe-fused-no-biases", "gpt2", "deepseek-v2-lite", "phi-4k"])
+def test_other_architectures_get_a_file_of_a_given_size(model: str, tmp_path: Path) -> None:
+    source = write_checkpoint(model, tmp_path / "model")
+    answer = quantkit("gguf", source, "--target-bpw", "9", *CUT, "-o", tmp_path, "--format", "json")
+    assert answer.code == 0, answer.stderr
+    (output,) = json.loads(answer.stdout)["outputs"]
+    assert 7 < output["bits_per_weight"] <= 9
+    assert {check["status"] for check in output["checks"]} <= {"passed", "skipped"}
+
+
+def test_the_bytes_do_not_depend_on_threads_or_on_a_kill(source: Path, tmp_path: Path) -> None:
+    words = [str(source), "--target-bpw", "4.5", *CUT, "--no-logits"]
+    for threads in ("1", "3"):
+        assert quantkit("gguf", *words, "--threads", threads, "-o", tmp_path / threads).code == 0
+    expected = sha256(written(tmp_path / "1"))
+    assert sha256(written(tmp_path / "3")) == expected
+    out = tmp_path / "killed"
+    command = [sys.executable, "-m", "quantkit", "gguf", *words, "-o", str(out)]
+    running = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    work = out / "model-conversion.partial"
+    while running.poll() is None and not (work / "types.json").exists():
+        time.sleep(0.002)
+    if running.poll() is None:
+        os.kill(running.pid, signal.SIGKILL)
+    running.wait()
+    assert quantkit("gguf", *words, "-o", out).code == 0
+    assert sha256(written(out)) == expected
+    assert not work.exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (("--target-size", "100k"), "the smallest types take"),
+        (("--target-size", "2M", "--target-bpw", "4"), "give one of --target-size and --target-bpw"),
+        (("--target-bpw", "4", "--no-imatrix"), "choose types by a calibration"),
+        (("--target-bpw", "4", "--pure"), "--pure does not go with"),
+        (("--target-bpw", "4", "--split-max-size", "1M"), "--split-max-size does not go with"),
+        (("--target-bpw", "nan"), "--target-bpw"),
+        (("--target-bpw", "-1"), "--target-bpw"),
+        (("--target-size", "many"), "--target-size"),
+    ],
+)
+def test_a_target_that_cannot_be_met_is_one_sentence(words: tuple[str, ...], sentence: str, source: Path) -> None:
+    answer = quantkit("gguf", source, *words, "--dry-run")
+    assert answer.code in (1, 2)
+    assert sentence in answer.stderr
+    assert "Traceback" not in answer.stderr
+
+
+def test_a_gguf_is_no_source_for_a_file_of_a_given_size(source: Path, tmp_path: Path) -> None:
+    assert quantkit("gguf", source, "-t", "f16", "-o", tmp_path, "--no-logits").code == 0
+    answer = quantkit("gguf", tmp_path / "model-GGUF" / "model-F16.gguf", "--target-bpw", "4", "--dry-run")
+    assert answer.code == 2
+    assert "convert a checkpoint, not a GGUF" in answer.stderr
