@@ -81,6 +81,7 @@ bench: $(VENV)/dev.stamp
 	$(BIN)/python -m benchmarks.run
 	$(BIN)/python -m benchmarks.calibrated
 	$(BIN)/python -m benchmarks.measured
+	$(BIN)/python -m benchmarks.memory
 	$(BIN)/python -m benchmarks.startup
 
 docs readme: $(VENV)/dev.stamp

@@ -34,10 +34,11 @@ class Shape:
     heads: int
     kv_heads: int
     experts: int = 0
+    vocab: int = VOCAB
 
     def tensors(self) -> Iterator[tuple[str, tuple[int, ...]]]:
         kv = self.hidden // self.heads * self.kv_heads
-        yield "model.embed_tokens.weight", (VOCAB, self.hidden)
+        yield "model.embed_tokens.weight", (self.vocab, self.hidden)
         for layer in range(self.layers):
             at = f"model.layers.{layer}."
             yield f"{at}input_layernorm.weight", (self.hidden,)
@@ -72,6 +73,7 @@ class Shape:
             "num_attention_heads": self.heads,
             "num_hidden_layers": self.layers,
             "num_key_value_heads": self.kv_heads,
+            "vocab_size": self.vocab,
         }
         if self.experts:
             mixtral = {"architectures": ["MixtralForCausalLM"], "model_type": "mixtral", "sliding_window": None}

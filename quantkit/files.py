@@ -3,7 +3,7 @@
 import os
 import shutil
 import stat
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from quantkit.errors import OutputError, UsageError
@@ -19,6 +19,14 @@ def user_path(text: str) -> Path:
         return Path(text).expanduser()
     except RuntimeError as error:
         raise UsageError(f"the home folder of {text} is not found; write the path without ~") from error
+
+
+def path_is(path: Path, kind: Callable[[Path], bool] = Path.exists) -> bool:
+    """Whether `path` exists as `kind` (Path.is_file, Path.is_dir) says; False for a name that no file can have."""
+    try:
+        return kind(path)
+    except (OSError, ValueError):  # a name too long for the file system, or with a null byte
+        return False
 
 
 def partial_path(path: Path) -> Path:

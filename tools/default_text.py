@@ -60,13 +60,13 @@ def _spread(passages: list[str], count: int) -> list[str]:
 
 def _passages(text: str, size: int, between: str = "\n\n") -> list[str]:
     """Stretches of whole paragraphs, each of at least `size` characters."""
-    found, held = [], ""
+    passages, passage = [], ""
     for paragraph in text.split(between):
-        held += (between if held else "") + paragraph.strip("\n")
-        if len(held) >= size:
-            found.append(held)
-            held = ""
-    return found
+        passage += (between if passage else "") + paragraph.strip("\n")
+        if len(passage) >= size:
+            passages.append(passage)
+            passage = ""
+    return passages
 
 
 def _books() -> list[Entry]:
@@ -112,8 +112,8 @@ def _classics() -> list[Entry]:
 
 def _works(node: Any) -> Iterator[Entry]:
     if isinstance(node, list):
-        for each in node:
-            yield from _works(each)
+        for work in node:
+            yield from _works(work)
     elif "paragraphs" in node:
         yield node
     else:
@@ -148,7 +148,7 @@ def _questions() -> list[Entry]:
 def _arithmetic() -> list[Entry]:
     rng = random.Random(1)
     makers: list[Callable[[random.Random], tuple[str, str]]] = [_sum, _product, _percent, _sequence, _purchase]
-    found = []
+    entries = []
     for number in range(_N_GENERATED):
         turns = [makers[(number + turn) % len(makers)](rng) for turn in range(3)]
         messages = [
@@ -156,8 +156,8 @@ def _arithmetic() -> list[Entry]:
             for turn in turns
             for role, text in zip(("user", "assistant"), turn, strict=True)
         ]
-        found.append({"messages": messages})
-    return found
+        entries.append({"messages": messages})
+    return entries
 
 
 def _sum(rng: random.Random) -> tuple[str, str]:
@@ -214,7 +214,7 @@ def _records() -> list[Entry]:
     names = ("Anna Weiss", "王小明", "Jonas Lund", "李芳", "Marta Silva", "Tom Baker", "陈静", "Aisha Khan")
     cities = ("Lisbon", "成都", "Oslo", "杭州", "Leeds", "Freiburg", "西安", "Lahore")
     goods = ("lamp", "notebook", "kettle", "bicycle pump", "umbrella", "desk", "teapot", "backpack")
-    found = []
+    entries = []
     for number in range(_N_GENERATED):
         orders = [
             {
@@ -230,8 +230,10 @@ def _records() -> list[Entry]:
             }
             for _ in range(4)
         ]
-        found.append({"text": json.dumps({"page": number + 1, "orders": orders}, ensure_ascii=False, indent=2) + "\n"})
-    return found
+        entries.append(
+            {"text": json.dumps({"page": number + 1, "orders": orders}, ensure_ascii=False, indent=2) + "\n"}
+        )
+    return entries
 
 
 def _moment(rng: random.Random) -> str:

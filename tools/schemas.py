@@ -337,6 +337,7 @@ PLAN = {
     ],
     "best": "string?",
     "longest_context": "integer?",
+    "target_size": "integer?",
     "commands": ["string"],
     "missing": OrNull(
         {

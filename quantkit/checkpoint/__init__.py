@@ -1,4 +1,4 @@
-"""Where weights come from: a folder or a hub repository becomes config, tokenizer files and lazily read tensors.
+"""Checkpoints in a folder or a hub repository: config, tokenizer files, and tensors that are read by rows.
 
 Everything is validated when a checkpoint is opened; afterwards only rows are read.
 """

@@ -1,4 +1,4 @@
-"""A checkpoint opened: its config, its tensors as data, and the only way to their values, row by row."""
+"""An open checkpoint: its config, the description of its tensors, and a function that reads rows of them."""
 
 import os
 from collections.abc import Mapping
@@ -43,7 +43,7 @@ class WeightFiles:
 
 
 class Checkpoint:
-    """A model's source. Nothing of the weights is in memory; `read_rows` may be called from many threads at once.
+    """A checkpoint. No weights are in memory; many threads can call `read_rows` at once.
 
     name           last component of the folder or of the hub id
     source         as the user named it
@@ -52,14 +52,14 @@ class Checkpoint:
     folder         local folder with config.json and the tokenizer files
     config         the parsed config.json
     tensors        every tensor by name, in order of names; scales of f8 weights are not among them
-    notes          what was undone or left out of it, a sentence each, for the user
+    notes          a sentence for the user on each thing that was undone or omitted
     header_sha256  sha256 of each weight file's header (of the pickle for torch's files), for the record of origin
     """
 
     def __init__(
         self, origin: Origin, config: dict[str, Any], weights: WeightFiles, notes: tuple[str, ...] = ()
     ) -> None:
-        """Raises CheckpointError or UnsupportedError when a tensor cannot be read; the caller then closes `weights`."""
+        """Raises CheckpointError or UnsupportedError if a tensor is not readable; the caller then closes `weights`."""
         self.name = origin.name
         self.source = origin.source
         self.repo_id = origin.repo_id
@@ -116,7 +116,7 @@ class Checkpoint:
             return values
         scale = self._scales[tensor.scale]
         block = block_of(tensor, scale, self._block)
-        assert block is not None  # pair_scales refused the checkpoint otherwise
+        assert block is not None  # pair_scales checked it
         columns = -(-tensor.row_length // block[1])
         scales = self._read(scale, 0, scale.nbytes).view(SCALE_DTYPES[scale.dtype]).astype(np.float32)
         rows = tensor.shape[-2] if len(tensor.shape) > 1 else 1
@@ -124,7 +124,7 @@ class Checkpoint:
         return values
 
     def _read(self, tensor: TensorInfo, offset: int, nbytes: int) -> npt.NDArray[np.uint8]:
-        """`nbytes` bytes of a tensor's data from byte `offset` of it on."""
+        """`nbytes` bytes of a tensor's data, from its byte `offset`."""
         if self._closed:
             raise CheckpointError(f"{self.source} was closed before tensor {shown(tensor.name)} was read")
         if self._weights.descriptors is None:

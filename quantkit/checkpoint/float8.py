@@ -24,7 +24,7 @@ Block = tuple[int, int]
 
 _DEFAULT_BLOCK: Block = (128, 128)
 _SCALE_SUFFIXES = ("_scale_inv", "_scale")
-# Scales for activations: of no use to a weight, hidden with the weight's own scale.
+# Scales for activations, which a weight does not need; they are hidden together with the weight's scale.
 _ACTIVATION_SUFFIXES = ("input_scale", "activation_scale")
 SCALE_DTYPES: dict[str, np.dtype] = {
     **{name: NUMPY_DTYPES[name] for name in ("F32", "BF16", "F16")},
@@ -40,8 +40,8 @@ def pair_scales(
 ) -> tuple[dict[str, TensorInfo], dict[str, TensorInfo]]:
     """(the model's tensors with `scale` filled in for f8, the scale tensors, which the model does not see).
 
-    Raises CheckpointError when a scale is missing or of a shape that does not fit its weight, UnsupportedError when it
-    is of a dtype that no release uses.
+    Raises CheckpointError if a scale is missing or its shape does not fit its weight, UnsupportedError if no release
+    uses its dtype.
     """
     block = block_size(config, where)
     model, scales = dict(tensors), {}
@@ -67,7 +67,7 @@ def pair_scales(
 
 
 def block_size(config: Mapping[str, Any], where: str) -> Block:
-    """The block of config.json's quantization_config.weight_block_size, 128 x 128 where it says nothing."""
+    """The block of config.json's quantization_config.weight_block_size, 128 x 128 without that key."""
     size = quantization_config(config).get("weight_block_size")
     if size is None:
         return _DEFAULT_BLOCK
@@ -80,7 +80,7 @@ def block_size(config: Mapping[str, Any], where: str) -> Block:
 
 
 def block_of(tensor: TensorInfo, scale: TensorInfo, block: Block) -> Block | None:
-    """How many rows and columns of `tensor` (last two dimensions) share one of `scale`'s values; None: they do not fit.
+    """The rows and columns of `tensor` (last two dimensions) that share a value of `scale`; None if they do not fit.
 
     A single scale for the tensor, one per matrix of a stack, one per row and one per block are told apart by shape.
     """

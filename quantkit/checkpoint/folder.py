@@ -1,4 +1,4 @@
-"""Which files of a checkpoint make up its weights, and what its config.json and index say.
+"""Choose the weight files of a checkpoint, and read its config.json and index.
 
 The same rules serve a local folder and the listing of a hub repository: names in, names out.
 """
@@ -17,7 +17,7 @@ SAFETENSORS = "safetensors"
 TORCH = "torch"
 GIT_LFS = b"version https://git-lfs"
 
-# In order of preference. As llama.cpp does, an index decides over a single file beside it.
+# In order of preference. As in llama.cpp, an index has priority over a single file.
 _LAYOUTS = (
     (SAFETENSORS, "model.safetensors", re.compile(r"model-(\d+)-of-(\d+)\.safetensors")),
     (TORCH, "pytorch_model.bin", re.compile(r"pytorch_model-(\d+)-of-(\d+)\.bin")),
@@ -26,7 +26,7 @@ _LAYOUTS = (
 
 @dataclass(frozen=True)
 class Weights:
-    """The weight files of a checkpoint; with an index the files are those it names, known once it is read."""
+    """The weight files of a checkpoint. With an index they are known only after it is read, because it lists them."""
 
     kind: str
     """SAFETENSORS or TORCH."""
@@ -61,7 +61,7 @@ def _complete(shards: list[re.Match[str]], where: str) -> tuple[str, ...]:
         )
     total = totals.pop()
     present = {int(match[1]) for match in shards}
-    # Not range(total): a name may claim any number of shards.
+    # Not range(total), because a file name can state any number of shards.
     missing = next((number for number in range(1, len(shards) + 2) if number not in present), None)
     if len(present) < int(total) and missing is not None:
         first = shards[0][0]

@@ -1,4 +1,4 @@
-"""A checkpoint from the hub, through huggingface_hub's own client: its cache, token, offline mode and endpoint.
+"""A checkpoint from the hub by huggingface_hub: its cache, token, offline mode and endpoint.
 
 Small files come first, so that an unsuitable model is refused before its weights are fetched; then either the weight
 files, or by range requests only their headers.
@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from huggingface_hub import HfApi, constants, hf_hub_download, hf_hub_url, try_to_load_from_cache
+from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
 from huggingface_hub.utils import tqdm as hub_tqdm
 
@@ -37,7 +38,7 @@ from quantkit.errors import CheckpointError, HubError
 from quantkit.files import free_space
 from quantkit.progress import SILENT, Progress
 
-# Everything besides the weights that a conversion may need or copy.
+# The files besides the weights that a conversion may need or copy.
 _SMALL_FILES = ("config.json", *SETTINGS_FILES, "README.md", "LICENSE*", "modules.json")
 # of an embedding model, which modules.json names
 _POOLING = "*_Pooling/config.json"
@@ -51,7 +52,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Request:
-    """What to open from the hub; the revision is None for the default branch."""
+    """A repository to open; the revision is None for the default branch."""
 
     repo_id: str
     revision: str | None
@@ -74,9 +75,9 @@ class _Listing:
 
 
 def open_from_hub(request: Request, *, offline: bool, headers_only: bool) -> Checkpoint:
-    """The checkpoint of a repository; see `open_checkpoint`. Raises HubError and whatever opening a folder raises.
+    """The checkpoint of a repository; see `open_checkpoint`. Raises HubError, or as `open_folder`.
 
-    When the hub cannot be reached, a complete copy in the cache serves, as with other tools of the hub.
+    If the hub cannot be reached, a complete copy in the cache is used.
     """
     with _quiet():
         if offline or constants.HF_HUB_OFFLINE:
@@ -92,7 +93,7 @@ def open_from_hub(request: Request, *, offline: bool, headers_only: bool) -> Che
                 if other
                 else f"{request.repo_id} has no config.json on the hub; take the model's Hugging Face checkpoint"
             )
-        # Asked for by the name the user gave: that is what lets the cache answer for the same name when offline.
+        # The request has the user's name of the revision, so that the cache finds it by the same name offline.
         folder = Path(_download(request, request.revision, "config.json")).parent
         if folder.name != listing.commit:  # the branch moved between the two requests
             listing = _list_files(request, folder.name)
@@ -110,7 +111,7 @@ def open_from_hub(request: Request, *, offline: bool, headers_only: bool) -> Che
             if file not in listing.sizes:
                 raise CheckpointError(f"{request.source} lacks its weight file {file}; tell the repository's owner")
         origin = _origin(request, folder)
-        # Of a model that may be quantized the headers decide, before the weights are downloaded.
+        # The headers show whether the model is quantized, before the weights are downloaded.
         suspect = is_possibly_stale(config) is not None and chosen.kind == SAFETENSORS
         if headers_only or suspect:
             headers = _fetch_headers(request, listing, chosen, files)
@@ -131,10 +132,12 @@ def _is_small_file(name: str) -> bool:
 
 
 def _from_cache(request: Request, otherwise: HubError) -> Checkpoint:
-    """The repository as far as the cache holds it; `otherwise` is raised when it holds nothing of it."""
-    cached = try_to_load_from_cache(
-        request.repo_id, "config.json", cache_dir=request.cache, revision=request.revision or constants.DEFAULT_REVISION
-    )
+    """The repository from the cache; raises `otherwise` if the cache has no file of it."""
+    revision = request.revision or constants.DEFAULT_REVISION
+    try:
+        cached = try_to_load_from_cache(request.repo_id, "config.json", cache_dir=request.cache, revision=revision)
+    except HFValidationError as error:
+        raise explain(error, request.repo_id, request.revision, "config.json", request.cache) from error
     if not isinstance(cached, str):
         raise otherwise
     try:
@@ -259,7 +262,7 @@ def _fetch_range(request: Request, url: str, start: int, length: int) -> tuple[b
     }
     with get_session().stream("GET", url, headers=headers, follow_redirects=True, timeout=_TIMEOUT) as response:
         hf_raise_for_status(response)
-        # A server may ignore the range and send the file from its start: what is needed is taken, the rest left.
+        # A server may ignore the range and send the file from its start: the needed part is read, the rest is not.
         skip = 0 if response.status_code == 206 else start
         stated = response.headers.get("Content-Range", "").rpartition("/")[2] or response.headers.get(
             "Content-Length", ""
@@ -275,13 +278,13 @@ def _fetch_range(request: Request, url: str, start: int, length: int) -> tuple[b
 
 
 def _attempt(request: Request, what: str, call: Callable[[], T]) -> T:
-    """The call's result, tried again after what may pass; other failures become a HubError of one sentence."""
+    """The call's result, repeated after a transient failure; other failures become a HubError of one sentence."""
     for pause in (*_PAUSES, None):
         try:
             return call()
         except CheckpointError:
             raise
-        except Exception as error:  # whatever the client and the libraries under it may raise
+        except Exception as error:  # the client and its libraries raise errors of many classes
             if pause is None or not is_transient(error):
                 raise explain(error, request.repo_id, request.revision, what, request.cache) from error
             time.sleep(pause)
@@ -290,7 +293,7 @@ def _attempt(request: Request, what: str, call: Callable[[], T]) -> T:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """huggingface_hub without its own log lines and warnings; what matters comes back as an exception."""
+    """Silence the log lines and warnings of huggingface_hub; its failures are exceptions."""
     logger = logging.getLogger("huggingface_hub")
     level = logger.level
     if not constants.HF_DEBUG:

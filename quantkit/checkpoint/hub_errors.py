@@ -1,4 +1,4 @@
-"""What went wrong at the hub, in one sentence with the next step.
+"""Sentences with the next step for failures of the hub.
 
 huggingface_hub's own errors are told apart by type; those of its HTTP client by class name, because the client is
 httpx in some of its releases and httpx2 in others.
@@ -34,15 +34,15 @@ _DROPPED = {
 
 
 class UnreachableError(HubError):
-    """The hub could not be contacted at all, so that a complete copy in the cache may serve instead."""
+    """The hub could not be reached; a complete copy in the cache can replace it."""
 
 
 class DroppedError(Exception):
-    """A response ended before all the bytes asked for had come."""
+    """A response ended before all requested bytes."""
 
 
 def is_transient(error: Exception) -> bool:
-    """Whether trying again may help: a dropped connection, a download of the wrong size, a server fault."""
+    """Whether a repeated call may succeed: after a dropped connection, a download of wrong size, a server error."""
     error = _root(error)
     if isinstance(error, HfHubHTTPError):
         status: int = error.response.status_code
@@ -51,7 +51,7 @@ def is_transient(error: Exception) -> bool:
 
 
 def explain(error: Exception, repo_id: str, revision: str | None, what: str, cache: Path) -> HubError:
-    """The sentence for an error met while getting `what` (a file name, "its list of files") of a repository."""
+    """The sentence for an error of the download of `what` (a file name, "its list of files") of a repository."""
     error = _root(error)
     if isinstance(error, OfflineModeIsEnabled | LocalEntryNotFoundError):
         return not_cached(repo_id, cache)
@@ -80,7 +80,7 @@ def explain(error: Exception, repo_id: str, revision: str | None, what: str, cac
 
 
 def not_cached(repo_id: str, cache: Path) -> HubError:
-    """The sentence for an offline run that lacks the repository."""
+    """The sentence for an offline run without the repository in the cache."""
     return HubError(
         f"{repo_id} is not in the hub cache {cache} and offline mode is on; "
         f"fetch it once online (without HF_HUB_OFFLINE), or give a local folder"
@@ -115,7 +115,7 @@ def _http_sentence(error: HfHubHTTPError, repo_id: str, revision: str | None, wh
 
 
 def _root(error: Exception) -> Exception:
-    """The error behind huggingface_hub's "not found locally either", when there is one."""
+    """The error behind huggingface_hub's "not found locally either", if there is one."""
     if isinstance(error, LocalEntryNotFoundError) and isinstance(error.__cause__, Exception):
         return _root(error.__cause__)
     return error

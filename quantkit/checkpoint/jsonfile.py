@@ -1,4 +1,4 @@
-"""JSON from strangers: read as bytes, refused in one sentence when it is not what it claims to be."""
+"""Read JSON of unknown origin; malformed files raise an error of one sentence."""
 
 import json
 from collections.abc import Callable
@@ -11,7 +11,7 @@ from quantkit.errors import CheckpointError, ReadError
 def parse_object(data: bytes, what: str, parse_int: Callable[[str], int] = int) -> dict[str, Any]:
     """The JSON object in `data`; `what` names it in messages ("config.json of FOLDER").
 
-    A key given twice is refused: parsers disagree about which one counts. Raises CheckpointError.
+    Raises CheckpointError, also for a key that appears twice, because parsers disagree on its value.
     """
     try:
         value = json.loads(data.decode("utf-8"), object_pairs_hook=_unique_keys, parse_int=parse_int)
@@ -31,7 +31,7 @@ def parse_object(data: bytes, what: str, parse_int: Callable[[str], int] = int) 
 def read_hints(path: Path) -> dict[str, Any]:
     """The JSON object of a file that only has hints (generation_config.json); {} if it is missing or malformed.
 
-    Raises ReadError: the disk cannot read it now, so what it says is unknown.
+    Raises ReadError if the disk cannot read the file, so that its content is unknown.
     """
     try:
         value = json.loads(path.read_bytes().decode("utf-8"))
@@ -43,7 +43,7 @@ def read_hints(path: Path) -> dict[str, Any]:
 
 
 def shown(text: str, limit: int = 80) -> str:
-    """A name from a file as it may stand in a message: quoted, printable, never longer than a line."""
+    """A name from a file for a message: quoted, printable, at most one line."""
     return ascii(text if len(text) <= limit else text[:limit] + "...")
 
 

@@ -1,4 +1,4 @@
-"""Folders that are not a checkpoint: what they hold, by their files' names, and what to pass instead."""
+"""Folders that are not a checkpoint: their content by file names, and the path to pass instead."""
 
 import json
 import re
@@ -11,13 +11,13 @@ _TRAINER = re.compile(r"checkpoint-(\d+)")
 
 
 def describe_names(names: Collection[str]) -> str | None:
-    """What a folder or repository with these names holds instead of a checkpoint, and what to do; None: unknown."""
+    """A sentence on the content of a folder with these file names, with the next step; None if unknown."""
 
     def first(pattern: str) -> str | None:
         return next((name for name in sorted(names) if re.fullmatch(pattern, name)), None)
 
     if first(r"(model|pytorch_model)(-\d+-of-\d+)?\.(safetensors|bin)"):
-        return None  # a model whose config.json is missing; what lies beside its weights is not the cause
+        return None  # a model without config.json; the files beside its weights are not the cause
     if first(r"adapter_(model\.(safetensors|bin)|config\.json)"):
         return "holds an adapter (LoRA), not a model; merge it into its base model first (PEFT's merge_and_unload)"
     if first(r".*\.distcp|pytorch_model_fsdp(_\d+)?"):
@@ -38,9 +38,9 @@ def describe_names(names: Collection[str]) -> str | None:
 
 
 def describe_folder(folder: Path) -> str | None:
-    """What a local folder holds instead of a checkpoint, and what to do; None where it is not known.
+    """A sentence on the content of a local folder, with the next step; None if unknown.
 
-    Names the folder inside that is a checkpoint (of a hub cache, of a training run), and an adapter's base model.
+    It names a checkpoint inside the folder (of a hub cache, of a training run), or the base model of an adapter.
     """
     try:
         names = [entry.name for entry in folder.iterdir()]

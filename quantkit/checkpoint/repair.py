@@ -1,6 +1,6 @@
-"""What training and quantization tools leave in a checkpoint's tensors: undone where that is exact, else refused.
+"""Traces of training and quantization tools in a checkpoint's tensors: removed if that is exact, else refused.
 
-Undone, with a note for the user: wrapper prefixes of every tensor, scales of an f8 KV cache, a quantization_config over
+Removed, with a note: wrapper prefixes of every tensor, scales of an f8 KV cache, a quantization_config over
 16-bit weights. Refused by name: packed weights, unmerged adapters, empty tensors.
 """
 
@@ -16,7 +16,7 @@ from quantkit.errors import CheckpointError, UnsupportedError
 
 # PEFT, torch.compile, DDP and DeepSpeed, FSDP, activation checkpointing.
 _PREFIXES = ("base_model.model.", "_orig_mod.", "module.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")
-# FSDP, torch.compile and activation checkpointing also wrap single layers, so their names stand inside a name.
+# FSDP, torch.compile and activation checkpointing also wrap single layers, so their prefixes occur inside a name.
 _INFIX = re.compile(r"(?<=\.)(_fsdp_wrapped_module|_checkpoint_wrapped_module|_orig_mod)\.")
 # Scales of an f8 KV cache and of f8 attention: vLLM's, AutoFP8's and compressed-tensors' spellings.
 _KV_SCALE = re.compile(
@@ -36,7 +36,7 @@ _SIXTEEN_BITS = ("BF16", "F16", "F32", "F64")
 
 
 def unwrap_names(tensors: Mapping[str, TensorInfo]) -> tuple[dict[str, TensorInfo], list[str]]:
-    """(tensors by name without the prefixes of wrappers, the notes that say so); sound names stay as they are."""
+    """(tensors by name without the prefixes of wrappers, the notes on them); other names stay unchanged."""
     names = list(tensors)
     removed: list[str] = []
     while names and (prefix := next((p for p in _PREFIXES if all(n.startswith(p) for n in names)), None)):
@@ -52,7 +52,7 @@ def unwrap_names(tensors: Mapping[str, TensorInfo]) -> tuple[dict[str, TensorInf
 
 
 def drop_kv_scales(tensors: Mapping[str, TensorInfo]) -> tuple[dict[str, TensorInfo], list[str]]:
-    """(tensors without the scales of an f8 KV cache, which change no weight, the note that says so)."""
+    """(tensors without the scales of an f8 KV cache, which change no weight, and the note on them)."""
     dropped = [name for name in tensors if _KV_SCALE.search(name)]
     if not dropped:
         return dict(tensors), []
@@ -105,9 +105,9 @@ def _is_mlx(tensors: Mapping[str, TensorInfo], biases: str) -> bool:
 def drop_stale_quantization(
     config: dict[str, Any], tensors: Collection[TensorInfo], where: str
 ) -> tuple[dict[str, Any], list[str]]:
-    """(config without the quantization_config that a merge into 16 bit left in it, the note that says so).
+    """(config without the quantization_config that a merge into 16 bits left in it, and the note on it).
 
-    Raises UnsupportedError where the weights are quantized as it says.
+    Raises UnsupportedError if the weights are quantized.
     """
     method = is_possibly_stale(config)
     if method is None:

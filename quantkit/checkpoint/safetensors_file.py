@@ -1,4 +1,4 @@
-"""The header of a safetensors file: parsed and checked without trusting a byte of it.
+"""Parse and check the header of a safetensors file of unknown origin.
 
 Format: https://github.com/huggingface/safetensors#format. A file is 8 bytes of little-endian header length, a JSON
 header of that length, then the data. The checks are those of the reference library (`SafeTensors::read_metadata`,
@@ -33,7 +33,7 @@ class Header:
 
 
 def header_length(prefix: bytes, file: str, file_size: int) -> int:
-    """The length of the JSON header, from a file's first 8 bytes; refused before anything of it is read.
+    """The length of the JSON header, from a file's first 8 bytes; checked before the header is read.
 
     `file_size` is in bytes. Raises CheckpointError naming `file`.
     """
@@ -59,7 +59,7 @@ def header_length(prefix: bytes, file: str, file_size: int) -> int:
 def parse_header(header: bytes, file: str, file_size: int) -> Header:
     """The tensors a JSON header describes, with absolute offsets, checked against the file's size in bytes.
 
-    Raises CheckpointError naming `file` and, where there is one, the tensor.
+    Raises CheckpointError with the names of `file` and of the tensor, if there is one.
     """
     what = f"the header of {file}"
     if not header.startswith(b"{"):

@@ -1,4 +1,4 @@
-"""What the user names as SOURCE, opened: a folder, or ORG/NAME or ORG/NAME@REVISION on the hub."""
+"""Open SOURCE of the command line: a folder, or ORG/NAME or ORG/NAME@REVISION on the hub."""
 
 import os
 import re
@@ -46,7 +46,7 @@ class HubId:
 
 
 def parse_source(source: str) -> Path | HubId:
-    """The folder or hub repository `source` names; what exists on disk wins. Raises CheckpointError for neither."""
+    """The folder or hub repository `source` names; a path that exists wins. Raises CheckpointError for neither."""
     path = user_path(source)
     try:
         exists, is_folder = bool(source) and path.exists(), path.is_dir()
@@ -105,7 +105,7 @@ def open_checkpoint(
     where = parse_source(source)
     if isinstance(where, Path):
         return open_folder(_origin_of_folder(where, source), check)
-    # Imported only here: a local folder should not pay for the hub client's start.
+    # Imported here, because a local folder does not need the hub client, which is slow to import.
     from quantkit.checkpoint import hub
 
     return hub.open_from_hub(
@@ -136,7 +136,7 @@ def open_folder(origin: Origin, check: ConfigCheck | None = None) -> Checkpoint:
 
 
 def checked_config(config: dict[str, Any], check: ConfigCheck | None) -> tuple[dict[str, Any], tuple[str, ...]]:
-    """(config.json as `check` completes it, the note that says what it changed)."""
+    """(config.json as `check` completes it, the note on the changes)."""
     if check is None:
         return config, ()
     completed = dict(check(config))
@@ -149,7 +149,7 @@ def checked_config(config: dict[str, Any], check: ConfigCheck | None) -> tuple[d
 
 
 def check_small_files(folder: Path, where: str) -> None:
-    """Refuse a tokenizer or settings file that is a git-lfs pointer or may not be read. Raises CheckpointError."""
+    """Raise CheckpointError for a tokenizer or settings file that is a git-lfs pointer or not readable."""
     for path in sorted(folder.iterdir()):
         if not any(fnmatchcase(path.name, pattern) for pattern in SETTINGS_FILES) or not path.is_file():
             continue

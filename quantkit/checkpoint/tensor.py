@@ -1,4 +1,4 @@
-"""What a checkpoint says about one tensor, and the element types the safetensors format knows."""
+"""The description of one tensor of a checkpoint, and the element types of the safetensors format."""
 
 import math
 from dataclasses import dataclass
@@ -32,7 +32,7 @@ DTYPE_BITS: dict[str, int] = {
     "U64": 64,
 }
 
-# The numpy type of the stored bytes, for those quantkit reads.
+# The numpy type of the stored bytes, for the types that quantkit reads.
 NUMPY_DTYPES: dict[str, np.dtype] = {
     "BOOL": np.dtype(np.bool_),
     "U8": np.dtype(np.uint8),
@@ -56,7 +56,7 @@ FLOAT8 = ("F8_E4M3", "F8_E5M2")
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """One tensor as its file describes it; nothing of its data is in memory."""
+    """One tensor as its file describes it, without its data."""
 
     name: str
     dtype: str

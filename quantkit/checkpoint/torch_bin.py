@@ -1,4 +1,4 @@
-"""pytorch_model.bin: where each tensor's bytes lie in the file, so that they are read as safetensors are.
+"""pytorch_model.bin: the offset of each tensor in the file, so that rows are read as from safetensors.
 
 A file of torch.save is a zip archive: a pickle that describes the tensors, and one uncompressed member per storage.
 Only torch's weights_only loader reads the pickle (it refuses anything that would run code), with the data mapped. The
@@ -69,7 +69,7 @@ def read_header(path: Path, file: str) -> Header:
         ) from error
     except (
         Exception
-    ) as error:  # a damaged archive surfaces as RuntimeError, KeyError, EOFError, ... by where it is damaged
+    ) as error:  # a damaged archive raises RuntimeError, KeyError, EOFError and others, depending on the damaged place
         _refuse(file, f"cannot be loaded by torch ({_first_line(error)})", error)
     if not isinstance(state, dict) or not all(
         isinstance(name, str) and isinstance(tensor, torch.Tensor) and _is_dense(tensor, torch)

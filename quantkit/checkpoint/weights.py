@@ -1,4 +1,4 @@
-"""The weight files of a local folder: opened, their headers checked, their agreement with the index checked."""
+"""Open the weight files of a local folder, and check their headers against the index."""
 
 import os
 from collections.abc import Iterable, Mapping
@@ -26,7 +26,7 @@ from quantkit.errors import CheckpointError
 def open_weights(folder: Path, where: str) -> WeightFiles:
     """Every weight file of `folder`, open for reading; `where` names the checkpoint in messages.
 
-    Raises CheckpointError naming the file for anything missing, truncated, malformed or contradictory.
+    Raises CheckpointError with the name of a file that is missing, truncated, malformed or contradicts the index.
     """
     chosen = choose_weights([entry.name for entry in folder.iterdir()], where)
     weight_map = read_index(folder, chosen, where)
@@ -53,7 +53,7 @@ def open_weights(folder: Path, where: str) -> WeightFiles:
 
 
 def read_index(folder: Path, chosen: Weights, where: str) -> dict[str, str] | None:
-    """The weight map of the chosen index, None where there is no index."""
+    """The weight map of the chosen index, None without an index."""
     if chosen.index is None:
         return None
     return parse_index(read_small_file(folder, chosen.index, where), chosen.index, where)
@@ -71,7 +71,7 @@ def combine(
     where: str,
     descriptors: Mapping[str, int] | None,
 ) -> WeightFiles:
-    """The tensors of all files together, each in one file only and where the index says."""
+    """The tensors of all files together, each in one file only, which is the one in the index."""
     tensors: dict[str, TensorInfo] = {}
     for tensor in _all(headers.values()):
         other = tensors.setdefault(tensor.name, tensor)

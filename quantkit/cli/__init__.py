@@ -99,8 +99,8 @@ app = _typer(
 )
 
 
-def _version(asked: bool) -> None:
-    if asked:
+def _version(value: bool) -> None:
+    if value:
         typer.echo(f"quantkit {__version__}")
         raise typer.Exit()
 
@@ -137,9 +137,9 @@ def _with_output(function: Callable[..., None]) -> Callable[..., None]:
         Parameter("format_", Parameter.KEYWORD_ONLY, default=Format.human, annotation=FormatOption),
         Parameter("debug", Parameter.KEYWORD_ONLY, default=False, annotation=DebugOption),
     ]
-    parameters = [each.replace(kind=Parameter.KEYWORD_ONLY) for each in own] + shared
+    parameters = [parameter.replace(kind=Parameter.KEYWORD_ONLY) for parameter in own] + shared
     command.__signature__ = signature(function).replace(parameters=parameters)  # type: ignore[attr-defined]
-    command.__annotations__ = {each.name: each.annotation for each in parameters}
+    command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     return command
 
 

@@ -1,6 +1,8 @@
 """`quantkit awq`: convert to AWQ only."""
 
+from quantkit.cli.conversion import Conversion
 from quantkit.cli.conversion_options import (
+    AwqOptions,
     CalibrationOptions,
     CheckpointArg,
     OutputOptions,
@@ -8,7 +10,7 @@ from quantkit.cli.conversion_options import (
     RunOptions,
     grouped,
 )
-from quantkit.cli.convert import Conversion, convert_source
+from quantkit.cli.convert import convert_source
 from quantkit.cli.output import Out
 
 
@@ -18,6 +20,7 @@ def awq(
     source: CheckpointArg,
     output: OutputOptions,
     packed: PackedOptions,
+    options: AwqOptions,
     calibration: CalibrationOptions,
     work: RunOptions,
 ) -> None:
@@ -29,4 +32,5 @@ def awq(
 
     Example: quantkit awq ORG/NAME --group-size 64 -o out
     """
-    convert_source(out, "awq", source, Conversion(("awq",), output, packed=packed, calibration=calibration), work)
+    conversion = Conversion(("awq",), output, packed=packed, awq=options, calibration=calibration)
+    convert_source(out, "awq", source, conversion, work)

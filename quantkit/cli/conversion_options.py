@@ -168,6 +168,16 @@ class PackedOptions:
 
 
 @dataclass(frozen=True)
+class AwqOptions:
+    """Options of AWQ alone."""
+
+    heading: ClassVar[str] = "AWQ"
+    rounding: Literal["feedback", "nearest"] = _option(
+        "feedback", "Rounding: feed errors to later columns, as GPTQ does, or to nearest, as in the paper."
+    )
+
+
+@dataclass(frozen=True)
 class GptqOptions:
     """Options of GPTQ alone."""
 
@@ -181,12 +191,13 @@ class GptqOptions:
         "Groups of adjacent columns despite --act-order, which kernels read fastest.",
         "--static-groups/--no-static-groups",
     )
-    damp: float = _option(
-        0.01,
+    damp: float | None = _option(
+        None,
         "Damping: this fraction of the Hessian's mean diagonal is added to its diagonal.",
         metavar="FRACTION",
         min=0.0,
         max=1.0,
+        show_default="inputs / (2 tokens), at least 0.05",
     )
     propagate: Literal["float", "quantized"] = _option(
         "float", "Layers whose activations calibrate the next layer: the source's or the quantized ones."

@@ -4,6 +4,7 @@ from typing import Annotated
 
 import typer
 
+from quantkit.cli.conversion import Conversion
 from quantkit.cli.conversion_options import (
     CalibrationOptions,
     GgufOptions,
@@ -12,7 +13,7 @@ from quantkit.cli.conversion_options import (
     complete_gguf_type,
     grouped,
 )
-from quantkit.cli.convert import Conversion, convert_source
+from quantkit.cli.convert import convert_source
 from quantkit.cli.options import SourceArg
 from quantkit.cli.output import Out
 from quantkit.gguf.file_types import FILE_TYPES, file_type

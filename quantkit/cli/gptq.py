@@ -1,5 +1,6 @@
 """`quantkit gptq`: convert to GPTQ only."""
 
+from quantkit.cli.conversion import Conversion
 from quantkit.cli.conversion_options import (
     CalibrationOptions,
     CheckpointArg,
@@ -9,7 +10,7 @@ from quantkit.cli.conversion_options import (
     RunOptions,
     grouped,
 )
-from quantkit.cli.convert import Conversion, convert_source
+from quantkit.cli.convert import convert_source
 from quantkit.cli.output import Out
 
 

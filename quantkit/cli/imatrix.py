@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Annotated
 
+from quantkit.cli.conversion import Conversion
 from quantkit.cli.conversion_options import (
     IMATRIX,
     CalibrationOptions,
@@ -11,7 +12,7 @@ from quantkit.cli.conversion_options import (
     RunOptions,
     grouped,
 )
-from quantkit.cli.convert import Conversion, convert_source
+from quantkit.cli.convert import convert_source
 from quantkit.cli.options import output_option
 from quantkit.cli.output import Out
 from quantkit.errors import OutputError

@@ -141,12 +141,12 @@ def _outputs(description: Description) -> list[str]:
         return []
     rows = [
         (
-            each.type,
-            f"{each.bits_per_weight:.2f} bits",
-            human_bytes(sum(file.bytes for file in each.files)),
-            printable(each.files[0].name) + (f" and {len(each.files) - 1} more" if len(each.files) > 1 else ""),
+            output.type,
+            f"{output.bits_per_weight:.2f} bits",
+            human_bytes(sum(file.bytes for file in output.files)),
+            printable(output.files[0].name) + (f" and {len(output.files) - 1} more" if len(output.files) > 1 else ""),
         )
-        for each in description.outputs
+        for output in description.outputs
     ]
     first, *more = _columns(rows, left=(0, 3))
     return [f"{'files':<{_LABEL}}{first[_LABEL:]}", *more]
@@ -172,7 +172,7 @@ def _words(vocabulary: Vocabulary | None) -> list[tuple[str, str]]:
     if vocabulary.adds_bos is not None:
         text += ", adds BOS" if vocabulary.adds_bos else ", no BOS added"
     text += ", adds EOS" if vocabulary.adds_eos else ""
-    special = "  ".join(f"{each.role} {each.id} {each.text!r}" for each in vocabulary.special[:_MOST_TOKENS])
+    special = "  ".join(f"{token.role} {token.id} {token.text!r}" for token in vocabulary.special[:_MOST_TOKENS])
     return [("vocabulary", text), ("", special)]
 
 

@@ -27,6 +27,7 @@ def show_plan(plan: Plan, out: Out, *, ram_is_free: bool, vram_is_free: bool) ->
             out.say(line)
     else:
         _recommendation(plan.best, plan, out)
+    _target(plan, out)
     for note in plan.notes():
         out.note(f"note: {note}")
 
@@ -88,6 +89,16 @@ def _recommendation(best: Row, plan: Plan, out: Out) -> None:
     out.say("")
     for command in plan.commands():
         out.say(f"  {command}")
+
+
+def _target(plan: Plan, out: Out) -> None:
+    """The command that makes the largest file that fits as a whole."""
+    command = plan.target_command()
+    if command is None or plan.target_size is None:
+        return
+    where = "on the GPU" if plan.machine.vram else "into memory"
+    bits = 8 * plan.target_size / plan.parameters
+    out.say(f"\nThe largest file that fits {where} as a whole has {bits:.2f} bits per weight:\n\n  {command}")
 
 
 def _device_row(device: DeviceMemory) -> list[str]:

@@ -1,5 +1,6 @@
 """The calibration: one streamed forward gives every packed folder its layers and the importance matrix its sums."""
 
+import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -9,14 +10,16 @@ from typing import Any
 from zipfile import BadZipFile
 
 import numpy as np
+from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
 from quantkit.conversion.gguf_layers import FeedbackRounder
 from quantkit.conversion.gguf_pass import has_all_files
-from quantkit.conversion.packed_layers import QUANTIZERS, LayerQuantizer, LayerSums
+from quantkit.conversion.packed_layers import LayerQuantizer, LayerSums, quantizer_of
 from quantkit.errors import OutputError, PassingError
 from quantkit.files import partial_path
-from quantkit.imatrix.names import Squares
+from quantkit.forward.linears import LayerLinears
+from quantkit.imatrix.names import LinearKey, Squares
 from quantkit.journal import Journal
 from quantkit.machine import peak_memory
 from quantkit.outputs.calibration import CalibrationPlan
@@ -65,7 +68,7 @@ def calibrate(plan: ConversionPlan, calibration: CalibrationPlan, journal: Journ
         for folder in plan.folders:
             writer = FolderWriter(partial_path(folder.folder), folder.shards, keep=journal.resumed)
             stack.enter_context(writer)
-            method = QUANTIZERS[folder.request.method]
+            method = quantizer_of(folder.request)
             quantizers.append(method(folder, writer, native.whole, workers, calibration.propagate))
         if not all(quantizer.writer.resumed for quantizer in quantizers):
             _forget_layers(plan, journal)
@@ -109,6 +112,48 @@ def calibrate(plan: ConversionPlan, calibration: CalibrationPlan, journal: Journ
     layers = tuple(journal.records[_step(number)] for number in range(count))
     rounded = {name: journal.records[name] for name in sorted(rounder.covered)} if rounder else {}
     return Calibration(_load_squares(plan, calibration), layers, journal.records[_OUTSIDE_LAYERS], first, rounded)
+
+
+def survey(plan: ConversionPlan, calibration: CalibrationPlan, progress: Progress) -> Squares:
+    """The sums of squares of every input, from a run of their own: error feedback needs the types before it begins.
+
+    Raises as `calibrate` does. A killed survey begins anew.
+    """
+    folder = plan.work / "survey"
+    squares: dict[LinearKey, tuple[NDArray[np.float64], int]] = {}
+    folder.mkdir(exist_ok=True)
+    with (
+        threadpool_limits(1, "blas"),
+        Stream(
+            calibration.native,
+            calibration.samples.tokens,
+            folder,
+            threads=plan.threads,
+            gram=False,
+            device=calibration.device,
+        ) as stream,
+    ):
+        progress.start("measuring inputs", len(calibration.layers))
+        stream.embed()
+        for layer in calibration.layers:
+            sums = LayerSums([])
+            stream.layer(layer.number, sums)
+            squares |= _by_linear(layer, sums.squares)
+            progress.advance(1, f"layer {layer.number + 1} of {len(calibration.layers)}")
+    shutil.rmtree(folder)
+    return squares
+
+
+def _by_linear(
+    layer: LayerLinears, squares: Mapping[str, NDArray[np.float64]]
+) -> dict[LinearKey, tuple[NDArray[np.float64], int]]:
+    """Sums of squares and tokens of each linear of a layer, from those of its inputs."""
+    return {
+        (linear.name, linear.index): (squares[entry.key][:-1], int(squares[entry.key][-1]))
+        for entry in layer.inputs
+        if entry.key in squares
+        for linear in entry.linears
+    }
 
 
 def _first_layer(plan: ConversionPlan, count: int, journal: Journal, stream: Stream) -> int:
@@ -162,14 +207,10 @@ def _save_squares(plan: ConversionPlan, number: int, sums: LayerSums) -> None:
 
 
 def _load_squares(plan: ConversionPlan, calibration: CalibrationPlan) -> Squares:
-    sums = {}
+    sums: dict[LinearKey, tuple[NDArray[np.float64], int]] = {}
     for layer in calibration.layers:
         with _open_squares(_squares_file(plan, layer.number)) as squares:
-            for entry in layer.inputs:
-                if entry.key in squares:
-                    values = squares[entry.key]
-                    for linear in entry.linears:
-                        sums[linear.name, linear.index] = values[:-1], int(values[-1])
+            sums |= _by_linear(layer, dict(squares))
     return sums
 
 

@@ -8,12 +8,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantkit.forward.linears import Input, LayerLinears, Linear, NormFold, RowFold
-from quantkit.outputs.packed_folders import FolderPlan
+from quantkit.outputs.packed_folders import FolderPlan, FolderRequest
 from quantkit.packed.packing import pack_awq, pack_gptq
 from quantkit.packed.writer import FolderWriter
-from quantkit.quant.awq import quantize_awq, search_scale
-from quantkit.quant.fold import apply_fold, fold_input, fold_source, matrix
-from quantkit.quant.gptq import gptq
+from quantkit.quant.awq import search_scale
+from quantkit.quant.awq_nearest import quantize_awq
+from quantkit.quant.awq_nearest import search_scale as search_nearest_scale
+from quantkit.quant.factor import Factor, factor
+from quantkit.quant.fold import fold_input, fold_source, matrix
+from quantkit.quant.gptq import round_with_feedback
 from quantkit.quant.grid import Quantized
 from quantkit.quant.rounding import output_error
 from quantkit.stream.statistics import Statistics
@@ -41,7 +44,7 @@ class LayerReader(Protocol):
 
 @dataclass
 class LayerQuantizer:
-    """Writes one folder layer by layer. `errors` and `damping` (by input) are those of the current layer.
+    """Writes one folder layer by layer. `errors` (by linear) and raised `damping` (by input): of the current layer.
 
     `read` returns a whole tensor of the checkpoint. `propagate`: the tensors become those that a runtime will use.
     """
@@ -75,6 +78,42 @@ class LayerQuantizer:
         """The linears of an input that are quantized."""
         return [linear for linear in entry.linears if linear.name in self.plan.quantized]
 
+    def factor(self, entry: Input, sums: Sums, *, damp: float | None = None, act_order: bool = True) -> Factor:
+        """The factor of an input's Gram matrix. A damping that had to be raised is recorded."""
+        statistics, name = sums[entry.key], f"the input of {entry.linears[0].name}"
+        assert statistics.gram is not None
+        factored = factor(
+            statistics.gram,
+            statistics.gram_tokens,
+            damp=damp,
+            act_order=act_order,
+            name=name,
+            workers=self.workers,
+        )
+        if factored.raised:
+            self.damping[entry.key] = factored.damp
+        return factored
+
+    def round(
+        self,
+        tensors: Tensors,
+        linears: Sequence[Linear],
+        factored: Factor,
+        statistics: Statistics,
+        *,
+        static_groups: bool = True,
+        scale: Array | None = None,
+    ) -> None:
+        """Round linears of one input with error feedback and write them. Their columns are multiplied by `scale`."""
+        assert statistics.gram is not None
+        weights = [matrix(tensors, linear) for linear in linears]
+        rounded = round_with_feedback(
+            weights, factored, self.plan.request.grid, static_groups=static_groups, workers=self.workers
+        )
+        gram = statistics.gram if scale is None else statistics.gram / (scale[:, None] * scale)
+        for linear, quantized in zip(linears, rounded, strict=True):
+            self.write_quantized(tensors, linear, quantized, gram)
+
     def write_quantized(self, tensors: Tensors, linear: Linear, quantized: Quantized, gram: Array) -> None:
         """Write a quantized linear and measure the relative error of its output over the calibration text."""
         weight, rounded = matrix(tensors, linear), quantized.dequantized()
@@ -105,28 +144,18 @@ class GptqQuantizer(LayerQuantizer):
         request, inputs = self.plan.request, [entry for entry in layer.inputs if entry.expert == expert]
         self.write_kept(tensors, inputs)
         for entry in inputs:
-            linears, statistics = self.quantized(entry), sums[entry.key]
-            if not linears:
-                continue
-            assert statistics.gram is not None
-            solution = gptq(
-                [matrix(tensors, linear) for linear in linears],
-                statistics.gram,
-                statistics.gram_tokens,
-                request.grid,
-                damp=request.damp,
-                act_order=request.act_order,
-                static_groups=request.static_groups,
-                name=f"the input of {linears[0].name}",
-                workers=self.workers,
-            )
-            self.damping[entry.key] = solution.damp
-            for linear, quantized in zip(linears, solution.matrices, strict=True):
-                self.write_quantized(tensors, linear, quantized, statistics.gram)
+            linears = self.quantized(entry)
+            if linears:
+                factored = self.factor(entry, sums, damp=request.damp, act_order=request.act_order)
+                self.round(tensors, linears, factored, sums[entry.key], static_groups=request.static_groups)
 
 
 class AwqQuantizer(LayerQuantizer):
-    """AWQ (arXiv 2306.00978): fold scales into what precedes a linear, clip the ranges, round."""
+    """AWQ (arXiv 2306.00978): fold scales into what precedes a linear, clip the ranges, round with error feedback.
+
+    Inputs are visited from the last to the first, since a scale changes the rows of the linear before it. So the factor
+    of one input serves the search of its scale and the rounding, and no two are in memory.
+    """
 
     def begin(self) -> None:
         super().begin()
@@ -134,15 +163,69 @@ class AwqQuantizer(LayerQuantizer):
 
     def quantize(self, layer: LayerLinears, expert: int | None, tensors: Tensors, sums: Sums) -> None:
         inputs = [entry for entry in layer.inputs if entry.expert == expert]
-        keys = {entry.key for entry in inputs}
         for entry in inputs:
             if entry.key in self._scales:  # the norm before the experts, scaled with the rest of the layer
                 fold_input(tensors, entry, self._scales[entry.key])
+        for entry in reversed(inputs):
+            linears = self.quantized(entry)
+            fold = None if entry.key in self._scales else _fold_of(layer, entry)
+            searched = self._searched(layer, fold, tensors) if fold is not None else []
+            if not (linears or searched):
+                continue
+            factored = self.factor(entry, sums)
+            if fold is not None and searched:
+                ties = np.array(fold.rows) if isinstance(fold, RowFold) else None
+                found = search_scale(searched, factored, self.plan.request.grid, ties=ties, workers=self.workers)
+                self._fold(layer, fold, expert, tensors, found.values)
+            scale = self._scales.get(entry.key)
+            if linears:
+                factored = factored if scale is None else factored.scaled(scale)
+                self.round(tensors, linears, factored, sums[entry.key], scale=scale)
+        self.write_kept(tensors, inputs)
+
+    def _searched(self, layer: LayerLinears, fold: NormFold | RowFold, tensors: Tensors) -> list[Array]:
+        """The matrices by which the scale of a fold is searched; of many experts that a norm feeds, only a sample."""
+        keys = (fold.input,) if isinstance(fold, RowFold) else fold.inputs
+        inputs = [layer.find(key) for key in keys]
+        if isinstance(fold, RowFold):
+            return [matrix(tensors, linear) for entry in inputs for linear in self.quantized(entry)]
+        dense = [entry for entry in inputs if entry.expert is None]
+        routed = [entry for entry in inputs if entry.expert is not None]
+        weights = [matrix(tensors, linear) for entry in dense for linear in self.quantized(entry)]
+        for entry in routed[:: max(1, len(routed) // _SAMPLED_EXPERTS)]:
+            weights += [self._sampled_rows(linear) for linear in self.quantized(entry)]
+        return weights
+
+    def _fold(
+        self, layer: LayerLinears, fold: NormFold | RowFold, expert: int | None, tensors: Tensors, scale: Array
+    ) -> None:
+        """Apply a scale to what is in memory; experts that come later take it when they come."""
+        keys = (fold.input,) if isinstance(fold, RowFold) else fold.inputs
+        fold_source(tensors, fold, scale)
+        for key in keys:
+            self._scales[key] = scale
+            if layer.find(key).expert == expert:
+                fold_input(tensors, layer.find(key), scale)
+
+    def _sampled_rows(self, linear: Linear) -> Array:
+        """Evenly spread rows of an expert that is not in memory; for a moment one whole matrix is."""
+        stored = self.read(linear.name + linear.form.weight)
+        weight = stored.T if linear.form.turned else stored
+        return np.array(weight[:: -(-len(weight) // _SAMPLED_ROWS)], np.float32)
+
+
+class NearestAwqQuantizer(AwqQuantizer):
+    """AWQ as in the paper: scales and ranges searched for rounding to nearest, and that rounding."""
+
+    def quantize(self, layer: LayerLinears, expert: int | None, tensors: Tensors, sums: Sums) -> None:
+        inputs = [entry for entry in layer.inputs if entry.expert == expert]
+        keys = {entry.key for entry in inputs}
+        for entry in inputs:
+            if entry.key in self._scales:
+                fold_input(tensors, entry, self._scales[entry.key])
         for fold in layer.folds:
-            if isinstance(fold, RowFold) and fold.input in keys:
-                self._fold_rows(layer, fold, tensors, sums)
-            elif isinstance(fold, NormFold) and expert is None:
-                self._fold_norm(layer, fold, tensors, sums)
+            if fold.input in keys if isinstance(fold, RowFold) else expert is None:
+                self._search_and_fold(layer, fold, expert, tensors, sums)
         self.write_kept(tensors, inputs)
         for entry in inputs:
             gram, scale = _gram(sums, entry.key), self._scales.get(entry.key)
@@ -152,41 +235,36 @@ class AwqQuantizer(LayerQuantizer):
                 rounded = quantize_awq(matrix(tensors, linear), gram, self.plan.request.grid, self.workers)
                 self.write_quantized(tensors, linear, rounded, gram)
 
-    def _fold_norm(self, layer: LayerLinears, fold: NormFold, tensors: Tensors, sums: Sums) -> None:
-        """Scale a norm by one search over all linears that it feeds; of many experts only a sample counts."""
-        inputs = [layer.find(key) for key in fold.inputs]
-        dense = [entry for entry in inputs if entry.expert is None]
-        routed = [entry for entry in inputs if entry.expert is not None]
-        weights = [matrix(tensors, linear) for entry in dense for linear in self.quantized(entry)]
-        for entry in routed[:: max(1, len(routed) // _SAMPLED_EXPERTS)]:
-            weights += [self._sampled_rows(linear) for linear in self.quantized(entry)]
+    def _search_and_fold(
+        self, layer: LayerLinears, fold: NormFold | RowFold, expert: int | None, tensors: Tensors, sums: Sums
+    ) -> None:
+        weights = self._searched(layer, fold, tensors)
         if not weights:
             return
-        gram, name = _gram(sums, fold.inputs[0]), f"the output of {fold.norm}"
-        scale = search_scale(weights, gram, self.plan.request.grid, name=name, workers=self.workers).values
-        fold_source(tensors, fold, scale)
-        self._scales |= dict.fromkeys(fold.inputs, scale)
-        for entry in dense:
-            fold_input(tensors, entry, scale)
-
-    def _fold_rows(self, layer: LayerLinears, fold: RowFold, tensors: Tensors, sums: Sums) -> None:
-        linears, gram = self.quantized(layer.find(fold.input)), _gram(sums, fold.input)
-        if not linears:
-            return
-        weights, ties = [matrix(tensors, linear) for linear in linears], np.array(fold.rows)
-        name = f"the input of {linears[0].name}"
-        scale = search_scale(weights, gram, self.plan.request.grid, ties=ties, name=name, workers=self.workers).values
-        apply_fold(tensors, layer, fold, scale)
-        self._scales[fold.input] = scale
-
-    def _sampled_rows(self, linear: Linear) -> Array:
-        """Evenly spread rows of an expert that is not in memory; for a moment one whole matrix is."""
-        stored = self.read(linear.name + linear.form.weight)
-        weight = stored.T if linear.form.turned else stored
-        return np.array(weight[:: -(-len(weight) // _SAMPLED_ROWS)], np.float32)
+        if isinstance(fold, RowFold):
+            key, ties = fold.input, np.array(fold.rows)
+            name = f"the input of {self.quantized(layer.find(key))[0].name}"
+        else:
+            key, ties, name = fold.inputs[0], None, f"the output of {fold.norm}"
+        found = search_nearest_scale(
+            weights, _gram(sums, key), self.plan.request.grid, ties=ties, name=name, workers=self.workers
+        )
+        self._fold(layer, fold, expert, tensors, found.values)
 
 
-QUANTIZERS: dict[str, type[LayerQuantizer]] = {"awq": AwqQuantizer, "gptq": GptqQuantizer}
+def _fold_of(layer: LayerLinears, entry: Input) -> NormFold | RowFold | None:
+    """The fold that gives an input its scale. The norm before the experts is scaled with the rest of the layer."""
+    for fold in layer.folds:
+        if entry.key == fold.input if isinstance(fold, RowFold) else entry.key in fold.inputs and entry.expert is None:
+            return fold
+    return None
+
+
+def quantizer_of(request: FolderRequest) -> type[LayerQuantizer]:
+    """The algorithm of a folder."""
+    if request.method == "gptq":
+        return GptqQuantizer
+    return NearestAwqQuantizer if request.rounding == "nearest" else AwqQuantizer
 
 
 class LayerSums:

@@ -162,12 +162,15 @@ def _folder_facts(plan: ConversionPlan, folder: FolderPlan, calibration: Calibra
         "propagate": "quantized" if plan.calibration.propagate else "float",
     }
     if request.method == "gptq":
-        options |= {"damp": request.damp, "act_order": request.act_order, "static_groups": request.static_groups}
+        damp = "by tokens" if request.damp is None else request.damp
+        options |= {"damp": damp, "act_order": request.act_order, "static_groups": request.static_groups}
+    else:
+        options["rounding"] = request.rounding
     layers = {f"layer {number}": record for number, record in enumerate(calibration.layers)}
-    damping = {name: layer[request.method]["damping"] for name, layer in layers.items()}
+    raised = {name: layer[request.method]["damping"] for name, layer in layers.items()}
     tables = {
         "tokens_per_expert": {name: layer["tokens"] for name, layer in layers.items() if layer["tokens"]},
-        "damping_raised": {n: d for n, d in damping.items() if any(value != request.damp for value in d.values())},
+        "damping_raised": {name: damping for name, damping in raised.items() if damping},
     }
     if tables["tokens_per_expert"]:
         starved = {name: layer["starved"] for name, layer in layers.items() if layer["starved"]}

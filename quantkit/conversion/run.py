@@ -9,16 +9,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
-from quantkit.conversion.calibration import Calibration, calibrate
+from quantkit.conversion.calibration import Calibration, calibrate, survey
 from quantkit.conversion.gguf_pass import forget_lost, run_pass
 from quantkit.conversion.record import write_records
-from quantkit.conversion.type_choice import TypeChoice, choose_target_types
+from quantkit.conversion.type_choice import TypeChoice, choose_target_types, has_chosen_types
 from quantkit.conversion.work import name_output, open_work
 from quantkit.files import partial_path, sync
 from quantkit.imatrix.file import write_imatrix
 from quantkit.imatrix.names import collect_imatrix
 from quantkit.machine import peak_memory
 from quantkit.outputs.calibration import CalibrationPlan, ImatrixOutput
+from quantkit.outputs.gguf_files import GgufPlan
 from quantkit.outputs.plan import ConversionPlan, final_paths
 from quantkit.progress import SILENT, Progress
 from quantkit.verify import Verified, verify_gguf
@@ -70,15 +71,20 @@ def run(
     with open_work(plan, force=force) as journal:
         clock = [("", time.monotonic())]
         calibration, choice, quantize_seconds, resumed, unseen = None, None, {}, 0, {}
-        if plan.calibration is not None:
-            calibration = calibrate(plan, plan.calibration, journal, progress)
+        inputs = plan.calibration
+        if inputs is not None:
+            if plan.gguf is not None and plan.gguf.request.target and plan.gguf.request.solver == "feedback":
+                choice = _choose_first(plan, plan.gguf, inputs, progress)
+                plan = replace(plan, gguf=plan.gguf.with_types(choice.types))
+                clock.append(("choose types", time.monotonic()))
+            calibration = calibrate(plan, inputs, journal, progress)
             clock.append(("calibrate", time.monotonic()))
             if plan.imatrix is not None:
-                unseen = _write_imatrix(plan.imatrix, plan.calibration, calibration)
+                unseen = _write_imatrix(plan.imatrix, inputs, calibration)
             if plan.gguf is not None and plan.gguf.request.calibrate:
-                imatrix = plan.calibration.imatrix(calibration.squares)
+                imatrix = inputs.imatrix(calibration.squares)
                 gguf = plan.gguf.with_imatrix(imatrix)
-                if gguf.request.target is not None:
+                if gguf.request.target is not None and choice is None:
                     choice = choose_target_types(plan, gguf, progress)
                     gguf = gguf.with_types(choice.types)
                     clock.append(("choose types", time.monotonic()))
@@ -111,6 +117,13 @@ def run(
         choice=choice,
         rounded=calibration.rounded if calibration else {},
     )
+
+
+def _choose_first(plan: ConversionPlan, gguf: GgufPlan, calibration: CalibrationPlan, progress: Progress) -> TypeChoice:
+    """The types of a file of a given size before the calibration, which rounds to them."""
+    if not has_chosen_types(plan):
+        gguf = gguf.with_imatrix(calibration.imatrix(survey(plan, calibration, progress)))
+    return choose_target_types(plan, gguf, progress)
 
 
 def _write_imatrix(output: ImatrixOutput, plan: CalibrationPlan, calibration: Calibration) -> dict[str, int]:

@@ -8,6 +8,7 @@ columns that the calibration found. `quant/budget.py` then chooses.
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from gguf import GGMLQuantizationType
@@ -33,8 +34,8 @@ _EXACT = (_T.F32, _T.F16, _T.BF16)
 _SHARE = 0.1
 _WINDOWS, _LEAST_TOKENS, _MOST_TOKENS = 8, 32, 256
 _MOST_GROUPS, _MOST_RANGES = 24, 3
-# Rows on which the error of a type is measured, over so many matrices of a tensor at most.
-_ROWS, _MATRICES = 64, 8
+# Weights on which the error of a type is measured, in at least so many rows, over so many matrices of a tensor at most.
+_SAMPLED, _ROWS, _MATRICES = 1 << 14, 8, 8
 # A group never counts less than this share of the median group: its measured divergence may be 0 by chance.
 _LEAST_COST = 0.02
 _FEW_BITS = 3.5
@@ -49,6 +50,11 @@ class TypeChoice:
     expected: float
 
 
+def has_chosen_types(plan: ConversionPlan) -> bool:
+    """Whether an earlier run of the same plan has chosen the types."""
+    return _kept(plan).exists()
+
+
 def choose_target_types(plan: ConversionPlan, gguf: GgufPlan, progress: Progress) -> TypeChoice:
     """Choose the types of the file of `gguf.request.target`; `gguf` has the importance matrix of this calibration.
 
@@ -58,10 +64,9 @@ def choose_target_types(plan: ConversionPlan, gguf: GgufPlan, progress: Progress
         CalibrationError: the model's logits are not finite.
         CheckpointError, ReadError, OutputError: a tensor or the states cannot be read or written.
     """
-    path = plan.work / "types.json"
-    kept = _load(path.read_text()) if path.exists() else None
-    if kept is not None:
-        return kept
+    path = _kept(plan)
+    if path.exists():
+        return _load(path.read_text())
     calibration = plan.calibration
     assert calibration is not None
     options = gguf.candidates()
@@ -85,14 +90,18 @@ def choose_target_types(plan: ConversionPlan, gguf: GgufPlan, progress: Progress
     return choice
 
 
+def _kept(plan: ConversionPlan) -> Path:
+    return plan.work / "types.json"
+
+
 def _measure(
     plan: ConversionPlan, calibration: CalibrationPlan, levels: int, workers: Workers, progress: Progress
 ) -> Sensitivity:
     native, tokens = calibration.native, calibration.samples.tokens
     kinds = len(groups_of(native, 1)[0])
     groups, _ = groups_of(native, _ranges(kinds, native.decoder.n_layers))
-    each = int(_SHARE * tokens.size / (len(groups) * _WINDOWS))
-    length = min(tokens.shape[1], max(_LEAST_TOKENS, min(_MOST_TOKENS, each)))
+    share = int(_SHARE * tokens.size / (len(groups) * _WINDOWS))
+    length = min(tokens.shape[1], max(_LEAST_TOKENS, min(_MOST_TOKENS, share)))
     chosen = np.unique(np.linspace(0, len(tokens) - 1, _WINDOWS).astype(np.int64))
     progress.start("measuring sensitivity", native.decoder.n_layers)
     return sensitivity(
@@ -169,13 +178,14 @@ def _sample(gguf: GgufPlan, tensor: ModelTensor) -> list[_Sample]:
     weights = gguf.weights.get(tensor.name)
     matrices = tensor.n_rows // tensor.matrix_rows
     count = min(matrices, _MATRICES)
+    wanted = max(_ROWS, _SAMPLED // tensor.n_columns)
     samples = []
     for matrix in np.linspace(0, matrices - 1, count).astype(int).tolist():
         step = tensor.row_step
-        pieces = max(1, min(tensor.matrix_rows // step, -(-_ROWS // (count * step))))
+        pieces = max(1, min(tensor.matrix_rows // step, -(-wanted // (count * step))))
         starts = np.linspace(0, tensor.matrix_rows // step - 1, pieces).astype(int) * step + matrix * tensor.matrix_rows
         rows = [widen(gguf.model.read_rows(tensor.name, start, start + step), tensor) for start in starts.tolist()]
-        samples.append((np.concatenate(rows)[: max(_ROWS, step)], None if weights is None else weights[matrix]))
+        samples.append((np.concatenate(rows)[: -(-wanted // count)], None if weights is None else weights[matrix]))
     return samples
 
 

@@ -5,6 +5,7 @@ values in one matrix and multiplies the width of the shared expert by their numb
 source is the published modeling_bailing_moe_v2.py.
 """
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -119,6 +120,12 @@ def _prepare(config: dict[str, Any]) -> dict[str, Any]:
     return prepare_bailing(config, family)
 
 
+def _is_second(config: Mapping[str, Any]) -> bool:
+    """Whether the config has the router of the second generation; both generations have the same model_type."""
+    marks = ("moe_router_enable_expert_bias", "n_group", "topk_group", "use_qk_norm")
+    return config.get("score_function") == "sigmoid" or any(config.get(name) is not None for name in marks)
+
+
 FORWARD = Architecture(
     embedding="word_embeddings",
     attention=Attention(
@@ -147,6 +154,7 @@ FAMILY = Family(
     keys=_keys,
     defaults={"bailing_moe_v2": _DEFAULTS, "bailing_moe": _DEFAULTS},
     observe=observe_nextn,
+    recognises=_is_second,
     prepare=_prepare,
     dimensions=_dimensions,
     rope_kinds=ROPE_KINDS,

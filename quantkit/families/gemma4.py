@@ -149,7 +149,7 @@ def _global(config: Config, key: str, own: str, default: int) -> int:
     """A size of global layers: under a key of its own, else in the layers' settings as transformers 5 saves them."""
     by_layer = config.get("per_layer_config")
     settings = by_layer.values() if isinstance(by_layer, Mapping) else ()
-    nested = (each.get(own) for each in settings if isinstance(each, Mapping))
+    nested = (layer.get(own) for layer in settings if isinstance(layer, Mapping))
     return int(given(config, key, default=next((value for value in nested if value), default)))
 
 
@@ -422,6 +422,6 @@ FAMILY = Family(
     ),
     rope_kinds=("proportional",),
     forward={"Gemma4ForCausalLM": FORWARD},
-    traits=Traits(plannable=False),
+    traits=Traits(sliding_every=_PATTERN, scaled_embedding=True, normed_values=True, output_after_norm=True),
     token_roles=TokenRoles(raw_bpe=RawBpe("gemma4", _VISIBLE), adds={"bos": True}, space_prefix=SpacePrefix.FALSE_LAST),
 )

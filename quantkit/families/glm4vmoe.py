@@ -33,5 +33,6 @@ FAMILY = replace(
     rope_kinds=("default",),
     rename=TEXT_PREFIXES,
     dropped=(Dropped(TOWERS, TOWERS_LEFT_OUT),),
+    no_effect=(),
     forward=None,
 )

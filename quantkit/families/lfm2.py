@@ -189,5 +189,5 @@ FAMILY = Family(
     dimensions=dimensions,
     rope_kinds=("default",),
     forward=FORWARD,
-    traits=Traits(plannable=False),
+    traits=Traits(residual_first=True, last_norm="token_embd_norm"),
 )

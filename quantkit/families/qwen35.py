@@ -17,6 +17,7 @@ from quantkit.errors import CheckpointError, UnsupportedError
 from quantkit.families.base.family import Dropped, Family, Key, Rule, Take
 from quantkit.families.base.hyperparameters import Hyperparameters, number, optional_size, size
 from quantkit.families.base.keys import base_keys
+from quantkit.families.base.mamba import negative_exp
 from quantkit.families.base.multimodal import TEXT_PREFIXES, VISION, VISION_LEFT_OUT
 from quantkit.families.base.refusals import SILU, only, plain_yarn
 from quantkit.families.base.traits import Traits
@@ -108,11 +109,6 @@ def _channels(sizes: Hyperparameters) -> Take:
     assert values is not None
     before = 2 * size(sizes.config, "linear_key_head_dim") * size(sizes.config, "linear_num_key_heads")
     return Take(np.concatenate([np.arange(before, dtype=np.int64), before + values]))
-
-
-def negative_exp(rows: NDArray[np.float32]) -> NDArray[np.float32]:
-    """-exp of the logarithm of the decay, rounded once from float64; the converter's torch may be one ulp off."""
-    return (-np.exp(rows.astype(np.float64))).astype(np.float32)
 
 
 def norm_rule(source: str, target: str, shape: str = "hidden", **more: Any) -> Rule:

@@ -15,7 +15,13 @@ from quantkit.families.qwen3vl import FAMILY as QWEN3_VL
 from quantkit.tokenizer.roles import TokenRoles
 
 _NAME = "Qwen3ASRForConditionalGeneration"
-_SIZES = {"hidden_act": "silu", "tie_word_embeddings": True}
+# transformers' Qwen3ASRConfig.
+_SIZES = {
+    "hidden_act": "silu",
+    "max_position_embeddings": 65536,
+    "num_key_value_heads": 8,
+    "tie_word_embeddings": True,
+}
 
 
 def _prepare(config: dict[str, Any]) -> dict[str, Any]:

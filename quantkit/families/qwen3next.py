@@ -11,6 +11,7 @@ import numpy as np
 
 from quantkit.families.base.family import Dropped, Family, Key, Rule, Take
 from quantkit.families.base.hyperparameters import Hyperparameters, size
+from quantkit.families.base.mamba import negative_exp
 from quantkit.families.base.refusals import only
 from quantkit.families.qwen2 import ROPE_KINDS
 from quantkit.families.qwen2moe import every_layer_routed
@@ -25,7 +26,6 @@ from quantkit.families.qwen35 import (
     WITH_DELTA_NET,
     delta_net_keys,
     draft_rules,
-    negative_exp,
     observe,
     prepare_delta_net,
 )

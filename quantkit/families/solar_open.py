@@ -39,6 +39,7 @@ FAMILY = replace(
     architectures=("SolarOpenForCausalLM",),
     defaults={"solar_open": _SOLAR},
     prepare=_prepare,
+    no_effect=(),
     forward=FORWARD,
     token_roles=TokenRoles(also={"bos": "<|startoftext|>", "eos": _END, "eot": _END, "unk": "<unk>"}),
 )

@@ -7,22 +7,18 @@ one. Sources: llama.cpp's src/models (graphs) and conversion/glm.py, chatglm.py 
 from quantkit.families.base.traits import Traits
 from quantkit.tokenizer.roles import TokenRoles
 
-_LAYER_NORM = Traits(layer_norm=True)
-
 # Recurrent models, encoders, diffusion models, and models with an indexed or shared cache.
 _NOT_PLANNABLE = (
     *("bert", "nomic-bert", "nomic-bert-moe", "jina-bert-v2", "jina-bert-v3", "neo-bert", "modern-bert"),
-    *("eurobert", "t5", "t5encoder", "clip", "wavtokenizer-dec", "gemma3n", "deepseek4", "deepseek32"),
+    *("eurobert", "t5", "t5encoder", "clip", "wavtokenizer-dec", "deepseek4", "deepseek32"),
     *("glm-dsa", "llada", "llada-moe", "dream", "rnd1", "minimax-m3", "dflash", "eagle3", "rwkv6", "rwkv7"),
-    *("rwkv6qwen2", "arwkv7", "mamba", "mamba2", "plamo2", "jamba", "falcon-h1", "granitehybrid", "nemotron_h"),
+    *("rwkv6qwen2", "arwkv7", "mamba", "mamba2", "plamo2", "jamba", "falcon-h1", "nemotron_h"),
 )
 
 TRAITS = {
     **dict.fromkeys(_NOT_PLANNABLE, Traits(plannable=False)),
-    "codeshell": _LAYER_NORM,
     "gemma-embedding": Traits(sliding_every=6),
     "jais": Traits(positions="stated"),
-    "mpt": Traits(layer_norm=True, positions="stated"),
     "refact": Traits(positions="stated"),
 }
 """By `general.architecture` of a GGUF."""
@@ -36,5 +32,5 @@ TOKEN_ROLES = {
 }
 """By `architectures` of config.json."""
 
-POSITIONS = {"gpt_bigcode": "learned", "mpt": "alibi", "opt": "learned"}
+POSITIONS = {"gpt_bigcode": "learned", "opt": "learned"}
 """By `model_type` of config.json."""

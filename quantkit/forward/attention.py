@@ -150,7 +150,7 @@ def _plain(part: Attention, layer: Layer, x: Array, context: Context) -> tuple[A
         if part.norms:
             q = _normed(part, layer, part.norms[0], q)
         return _turned(part, layer, q.swapaxes(0, 1)), *context.shared[source], None
-    heads, kv_heads = int(given(layer.config, "num_attention_heads", "n_head")), part.kv_heads(layer.config)
+    heads, kv_heads = int(given(layer.config, "num_attention_heads", "n_head", "n_heads")), part.kv_heads(layer.config)
     size = head_dim(layer.config)
     q, k, v = _projected(part, layer, x, heads, kv_heads, size)
     gate: Array | None = None
@@ -165,8 +165,8 @@ def _plain(part: Attention, layer: Layer, x: Array, context: Context) -> tuple[A
         v = layer.norm("", v, part.value_norm)
     limit = layer.config.get(part.clip) if part.clip else None
     if limit is not None:
-        q, k, v = (namespace(each).clip(each, -limit, limit) for each in (q, k, v))
-    q, k, v = (each.swapaxes(0, 1) for each in (q, k, v))
+        q, k, v = (namespace(states).clip(states, -limit, limit) for states in (q, k, v))
+    q, k, v = (states.swapaxes(0, 1) for states in (q, k, v))
     q, k = _turned(part, layer, q), _turned(part, layer, k)
     if part.norms_after_rope:
         q, k = _both_normed(part, layer, q, k)
@@ -176,7 +176,7 @@ def _plain(part: Attention, layer: Layer, x: Array, context: Context) -> tuple[A
 
 
 def _query_width(config: Config) -> int:
-    return int(given(config, "num_attention_heads", "n_head")) * head_dim(config)
+    return int(given(config, "num_attention_heads", "n_head", "n_heads")) * head_dim(config)
 
 
 def _turned(part: Attention, layer: Layer, x: Array) -> Array:

@@ -16,10 +16,10 @@ import numpy as np
 from quantkit.forward.arithmetic import activation, sigmoid
 from quantkit.forward.arrays import Array, device, empty, namespace, place
 from quantkit.forward.attention import Layer
+from quantkit.forward.chunks import CHUNK, by_head, later, softplus
 from quantkit.forward.description import Config, DeltaNet, Norm
 from quantkit.forward.short_convolution import convolved
 
-_CHUNK = 64
 _PLAIN = Norm()
 
 
@@ -66,7 +66,7 @@ def delta_net(part: DeltaNet, layer: Layer, x: Array) -> Array:
     )
     queries, keys = _unit(queries, part.eps), _unit(keys, part.eps)
     queries *= sizes.key_width**-0.5
-    log_decay = -xp.exp(layer.vector(at + part.decay, x)) * _softplus(decay + layer.vector(at + part.time_bias, x))
+    log_decay = -xp.exp(layer.vector(at + part.decay, x)) * softplus(decay + layer.vector(at + part.time_bias, x))
     out = _recurrent(queries, keys, values, log_decay, sigmoid(beta))
     out = layer.norm(at + part.norm, out, _PLAIN)
     out *= activation("silu")(gate.reshape(out.shape))
@@ -84,9 +84,9 @@ def _projected(part: DeltaNet, layer: Layer, x: Array, sizes: Sizes) -> tuple[Ar
         return mixed, gate, beta, decay
     n, groups, width = len(x), sizes.key_heads, sizes.key_width
     shared_by = sizes.value_heads // groups
-    by_head = weights.linear(at + part.fused[0], x, sizes.channels + sizes.values).reshape(n, groups, -1)
-    ends = [0, width, 2 * width, 2 * width + shared_by * sizes.value_width, by_head.shape[-1]]
-    q, k, v, gate = (by_head[..., start:stop].reshape(n, -1) for start, stop in pairwise(ends))
+    grouped = weights.linear(at + part.fused[0], x, sizes.channels + sizes.values).reshape(n, groups, -1)
+    ends = [0, width, 2 * width, 2 * width + shared_by * sizes.value_width, grouped.shape[-1]]
+    q, k, v, gate = (grouped[..., start:stop].reshape(n, -1) for start, stop in pairwise(ends))
     pairs = weights.linear(at + part.fused[1], x, 2 * sizes.value_heads).reshape(n, groups, 2 * shared_by)
     mixed = namespace(x).concatenate([q, k, v], axis=-1)
     return mixed, gate, pairs[..., :shared_by].reshape(n, -1), pairs[..., shared_by:].reshape(n, -1)
@@ -96,12 +96,6 @@ def _unit(x: Array, eps: float) -> Array:
     xp = namespace(x)
     squares = xp.einsum("...i,...i->...", x, x)
     out: Array = x * (1.0 / xp.sqrt(squares + eps))[..., None]
-    return out
-
-
-def _softplus(x: Array) -> Array:
-    xp = namespace(x)
-    out: Array = xp.clip(x, 0.0, None) + xp.log1p(xp.exp(-abs(x)))
     return out
 
 
@@ -116,13 +110,13 @@ def _recurrent(queries: Array, keys: Array, values: Array, log_decay: Array, bet
     state = empty((heads, keys.shape[-1], width), values)
     state[...] = 0.0
     out = empty((n, heads, width), values)
-    for start in range(0, n, _CHUNK):
-        rows = slice(start, min(start + _CHUNK, n))
-        q, k = (_by_value_head(part[rows], shared_by) for part in (queries, keys))
+    for start in range(0, n, CHUNK):
+        rows = slice(start, min(start + CHUNK, n))
+        q, k = (by_head(part[rows], shared_by) for part in (queries, keys))
         v, g, b = values[rows].swapaxes(0, 1), log_decay[rows].swapaxes(0, 1), beta[rows].swapaxes(0, 1)[..., None]
         total = xp.cumsum(g, axis=1)
         # from token j to token i >= j; the mask comes first, because exp of a later j could overflow
-        between = xp.exp(total[:, :, None] - total[:, None, :] + _later(q.shape[1], where))
+        between = xp.exp(total[:, :, None] - total[:, None, :] + later(q.shape[1], where))
         since = xp.exp(total)[..., None]
         system = (k * b) @ k.swapaxes(1, 2) * between
         system = system * _strictly_lower(q.shape[1], where) + _identity(q.shape[1], where)
@@ -131,20 +125,6 @@ def _recurrent(queries: Array, keys: Array, values: Array, log_decay: Array, bet
         remaining = xp.exp(total[:, -1:] - total)[..., None]
         state = state * since[:, -1:] + (k * remaining).swapaxes(1, 2) @ written
     return out
-
-
-def _by_value_head(x: Array, shared_by: int) -> Array:
-    """(n, key heads, width) as (value heads, n, width)."""
-    n, heads, width = x.shape
-    shape = (heads, shared_by, n, width)
-    by_head: Array = namespace(x).broadcast_to(x.swapaxes(0, 1)[:, None], shape).reshape(heads * shared_by, n, width)
-    return by_head
-
-
-def _later(n: int, where: Any) -> Array:
-    """-inf where column j is after row i, else 0."""
-    mask: Array = place(np.triu(np.full((n, n), -np.inf, np.float32), 1), where)
-    return mask
 
 
 def _strictly_lower(n: int, where: Any) -> Array:

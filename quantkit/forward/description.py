@@ -18,7 +18,10 @@ def given(config: Config, *keys: str, default: Any = None) -> Any:
 
 
 def head_dim(config: Config) -> int:
-    hidden, heads = given(config, "hidden_size", "n_embd"), given(config, "num_attention_heads", "n_head")
+    hidden, heads = (
+        given(config, "hidden_size", "n_embd", "d_model"),
+        given(config, "num_attention_heads", "n_head", "n_heads"),
+    )
     return int(given(config, "head_dim", default=hidden // heads))
 
 
@@ -34,7 +37,7 @@ def partial_rotary(config: Config) -> int:
 
 
 def key_value_heads(config: Config) -> int:
-    return int(given(config, "num_key_value_heads", "num_attention_heads", "n_head"))
+    return int(given(config, "num_key_value_heads", "num_attention_heads", "n_head", "n_heads"))
 
 
 @dataclass(frozen=True)
@@ -158,6 +161,36 @@ class DeltaNet:
 
 
 @dataclass(frozen=True)
+class Mamba2:
+    """Mamba 2 (arXiv 2405.21060): a state for each head that decays by one factor a token.
+
+    One linear gives the gate, the values, the keys (B), the queries (C) and the time steps, in this order. Values, keys
+    and queries pass a short causal convolution. Consecutive heads share the keys and queries of a group.
+
+    Attributes:
+        layers: whether a layer has it in place of attention.
+        convolution: the depthwise convolution over values, keys and queries, (channels, 1, kernel width).
+        decay, time_bias, skip: the logarithm of the decay rate, what is added to the time step, and the factor of the
+            value that is added to the output; one a head.
+        norm: the norm of the gated output in as many parts as there are groups; its weight covers all parts.
+    """
+
+    layers: Callable[[Config, int], bool]
+    at: str = "mamba."
+    projection: str = "in_proj"
+    convolution: str = "conv1d"
+    decay: str = "A_log"
+    time_bias: str = "dt_bias"
+    skip: str = "D"
+    norm: str = "norm"
+    out: str = "out_proj"
+    heads: Callable[[Config], int] = lambda config: int(config["mamba_n_heads"])
+    head_width: Callable[[Config], int] = lambda config: int(config["mamba_d_head"])
+    groups: Callable[[Config], int] = lambda config: int(config["mamba_n_groups"])
+    state: Callable[[Config], int] = lambda config: int(config["mamba_d_state"])
+
+
+@dataclass(frozen=True)
 class ShortConvolution:
     """A gated causal convolution over a few tokens in place of attention (LFM2).
 
@@ -182,6 +215,8 @@ class FeedForward:
         fused: one linear for gate and up: one after the other, or `alternating`.
         clamped: gpt-oss's variant: gate and up are limited, the gate is x sigmoid(1.702 x), and 1 is added to up.
         inner: width between up and down.
+        sparsity: by layer, the share of gates that are set to zero, if gates were normal; 0 keeps all. The others are
+            what they exceed that quantile by.
         activation: config keys of the activation's name; `default_activation` if config.json has none of them.
     """
 
@@ -194,6 +229,7 @@ class FeedForward:
     clamped: bool = False
     form: Form = Form()
     inner: Callable[[Config], int] = lambda config: int(config["intermediate_size"])
+    sparsity: Callable[[Config, int], float] = lambda _config, _layer: 0.0
     activation: tuple[str, ...] = ("hidden_act",)
     default_activation: str = "silu"
 
@@ -266,12 +302,14 @@ class LayerInputs:
 
     Attributes:
         width: elements of the vector; 0 if the model has none.
+        rows: tokens in the table of vectors; later tokens have the first row. 0: all have their own.
         embedding, projection, norm: names outside the layers; the tensors hold all layers one after the other.
         gate, out, after: names within a layer.
         activation: config keys of the activation's name.
     """
 
     width: Callable[[Config], int]
+    rows: Callable[[Config], int] = lambda config: int(config.get("vocab_size_per_layer_input") or 0)
     embedding: str = "embed_tokens_per_layer"
     projection: str = "per_layer_model_projection"
     norm: str = "per_layer_projection_norm"
@@ -280,6 +318,42 @@ class LayerInputs:
     after: str = "post_per_layer_input_norm"
     activation: tuple[str, ...] = ("hidden_activation",)
     default_activation: str = "gelu_pytorch_tanh"
+
+
+@dataclass(frozen=True)
+class AltUp:
+    """Several streams of hidden states, of which a layer computes one (see `altup`).
+
+    Attributes:
+        projection, unembedding: linears outside the layers that make a stream from the embedding and merge it; a number
+            follows the name.
+        prediction, correction, router, router_norm, output_scale: names within a layer, below `at`.
+    """
+
+    at: str = "altup."
+    projection: str = "altup_projections"
+    unembedding: str = "altup_unembed_projections"
+    prediction: str = "prediction_coefs"
+    correction: str = "correction_coefs"
+    router: str = "modality_router"
+    router_norm: str = "router_norm"
+    output_scale: str = "correct_output_scale"
+    count: Callable[[Config], int] = lambda config: int(config["altup_num_inputs"])
+    active: Callable[[Config], int] = lambda config: int(config["altup_active_idx"])
+
+
+@dataclass(frozen=True)
+class Laurel:
+    """LAuReL (arXiv 2411.07501), a low-rank residual: the layer gives (state + x + norm(right(left(x)))) / sqrt(2).
+
+    x is the normed input of attention. All names are below `at`.
+    """
+
+    at: str = "laurel."
+    left: str = "linear_left"
+    right: str = "linear_right"
+    norm: str = "post_laurel_norm"
+    rank: Callable[[Config], int] = lambda config: int(config["laurel_rank"])
 
 
 @dataclass(frozen=True)
@@ -294,10 +368,12 @@ class Architecture:
         base: prefix of all names but the head's; checkpoints saved from the bare model lack it.
         layer: prefix of a layer's names.
         positions: the tensor of learned positions.
-        delta_net, short_convolution: what some layers have in place of attention.
+        delta_net, mamba2, short_convolution: what some layers have in place of attention.
         parallel: both parts read the same hidden states, the feed-forward through `feed_norm` or, if that is None,
             through attention's norm.
         layer_inputs: per-layer embeddings.
+        altup: several streams of hidden states.
+        laurel: a low-rank residual beside attention.
         layer_scale: the tensor of one number that multiplies a layer's output.
         tied: whether the embedding is the head where config.json does not say.
         per_layer: the config of a layer, where layers differ in sizes.
@@ -320,10 +396,13 @@ class Architecture:
     residual_scale: Callable[[Config], float] = lambda _: 1.0
     attention: Attention = field(default_factory=Attention)
     delta_net: DeltaNet | None = None
+    mamba2: Mamba2 | None = None
     short_convolution: ShortConvolution | None = None
     feed: FeedForward = field(default_factory=FeedForward)
     experts: Experts | None = None
     layer_inputs: LayerInputs | None = None
+    altup: AltUp | None = None
+    laurel: Laurel | None = None
     layer_scale: str | None = None
     last_norm: str = "norm"
     head: str = "lm_head"

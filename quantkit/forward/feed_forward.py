@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from statistics import NormalDist
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,6 +35,8 @@ def feed_forward(part: FeedForward, layer: Layer, x: Array, index: int = 0) -> A
         up = (xp.clip(up, -limit, limit) + 1.0) * gate * sigmoid(_GATE_SLOPE * gate)
     else:
         act = activation(given(config, *part.activation, default=part.default_activation))
+        if gate is not None and (sparsity := part.sparsity(config, layer.number)):
+            gate = _beyond(gate, NormalDist().inv_cdf(sparsity))
         if gate is None:
             up = act(up)
         else:
@@ -41,6 +44,15 @@ def feed_forward(part: FeedForward, layer: Layer, x: Array, index: int = 0) -> A
             gate *= up
             up = gate
     return linear(part.down, up, x.shape[1])
+
+
+def _beyond(x: Array, deviations: float) -> Array:
+    """What each value exceeds the mean of its row by, over that many standard deviations, or 0."""
+    xp = namespace(x)
+    x = x - x.mean(axis=-1, keepdims=True)
+    cutoff = xp.sqrt(xp.einsum("ni,ni->n", x, x) / x.shape[1])[:, None] * deviations
+    beyond: Array = xp.clip(x - cutoff, 0.0, None)
+    return beyond
 
 
 def mixture(part: Experts, layer: Layer, x: Array, routed: Array) -> Array:

@@ -6,12 +6,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from quantkit.forward.altup import Streams, merged, spread, stream
 from quantkit.forward.arithmetic import softcapped
 from quantkit.forward.attention import Context, Layer, attend
 from quantkit.forward.delta_net import delta_net
-from quantkit.forward.description import Architecture, Norm, given, head_dim
+from quantkit.forward.description import AltUp, Architecture, Laurel, Norm, given, head_dim
 from quantkit.forward.feed_forward import feed_forward, mixture, route
-from quantkit.forward.layer_inputs import add_layer_input
+from quantkit.forward.layer_inputs import add_layer_input, gated_input
+from quantkit.forward.mamba2 import mamba2
 from quantkit.forward.short_convolution import short_convolution
 from quantkit.forward.weights import Array, Weights, f32
 
@@ -31,8 +33,9 @@ class Decoder:
         tied = bool(given(config, "tie_word_embeddings", default=self.architecture.tied))
         self.head = self.embedding if tied else self.architecture.head
         self.eps = float(given(config, *_EPS, default=1e-6 if self.architecture.norm.kind == "rms" else 1e-5))
-        self.n_layers = int(given(config, "num_hidden_layers", "n_layer"))
-        self.hidden = int(given(config, "hidden_size", "n_embd"))
+        self.n_layers = int(given(config, "num_hidden_layers", "n_layer", "n_layers"))
+        self.hidden = int(given(config, "hidden_size", "n_embd", "d_model"))
+        self.streams = self.architecture.altup.count(config) if self.architecture.altup else 1
         sources = (self.shared_from(number) for number in range(self.n_layers))
         self.shared_layers = frozenset(source for source in sources if source is not None)
 
@@ -47,8 +50,19 @@ class Decoder:
         """What layers need of a sequence beside its hidden states."""
         return Context(tokens, self.shared_layers)
 
+    @property
+    def width(self) -> int:
+        """Elements of a token's hidden states between layers."""
+        return self.streams * self.hidden
+
     def embed(self, tokens: Sequence[int]) -> Array:
-        """The hidden states (n_tokens, hidden) before the first layer."""
+        """The hidden states (n_tokens, width) before the first layer."""
+        x = self.embedded(tokens)
+        part = self.architecture.altup
+        return spread(part, self.weights, self.base, x, self.streams) if part else x
+
+    def embedded(self, tokens: Sequence[int]) -> Array:
+        """The embeddings (n_tokens, hidden)."""
         architecture, weights = self.architecture, self.weights
         x = np.concatenate([f32(weights.rows(self.embedding + ".weight", id, id + 1)) for id in tokens])
         x *= np.float32(architecture.embedding_scale(self.config))
@@ -65,7 +79,16 @@ class Decoder:
         inputs = self.architecture.layer_inputs
         if inputs is None or not inputs.width(self.config):
             return head
-        return (self.base + inputs.projection, *head)
+        numbers = range(self.streams - 1)
+        return (
+            self.base + inputs.projection,
+            *(f"{self.base}{part}.{n}" for part in self._stream_projections() for n in numbers),
+            *head,
+        )
+
+    def _stream_projections(self) -> tuple[str, ...]:
+        part = self.architecture.altup
+        return (part.projection, part.unembedding) if part else ()
 
     def shared_from(self, number: int) -> int | None:
         """The earlier layer whose keys and values layer `number` uses instead of its own."""
@@ -94,6 +117,8 @@ class Decoder:
     def logits(self, x: Array) -> Array:
         """Logits (n_tokens, n_vocab) from the hidden states after the last layer."""
         architecture = self.architecture
+        if architecture.altup:
+            x = merged(architecture.altup, self.weights, self.base, x, self.streams)
         x = self._at(self.weights, 0, "").norm(self.base + architecture.last_norm, x, architecture.norm)
         logits = self.weights.linear(self.head, x, int(self.config["vocab_size"]))
         logits = logits * np.float32(architecture.logit_scale(self.config))
@@ -113,8 +138,24 @@ class DecoderLayer:
         self.beside = self.experts.beside if self.experts else None
 
     def __call__(self, x: Array, context: Context) -> Array:
+        if self.architecture.altup:
+            return self._one_stream(self.architecture.altup, x, context)
         middle, normed_middle = self.attend(x, context)
         return self.join(middle, self.feed(middle, normed_middle), context)
+
+    def _one_stream(self, part: AltUp, x: Array, context: Context) -> Array:
+        """The streams x (n, streams * hidden) after the layer, whose parts compute the active one."""
+        streams = Streams(part, self.layer, self.architecture.norm, self.decoder.hidden)
+        predictions = streams.predict(x)
+        middle, normed_middle = self.attend(stream(predictions, streams.active, streams.hidden), context)
+        fed = self._normed(self.architecture.after_feed, self.feed(middle, normed_middle))
+        x = streams.correct(predictions, f32(middle + fed))
+        inputs = self.architecture.layer_inputs
+        if inputs is None:
+            return x
+        return streams.add_to_others(
+            x, gated_input(inputs, self.layer, self.decoder, streams.scaled(x), context.tokens)
+        )
 
     def attend(self, x: Array, context: Context) -> tuple[Array, Array]:
         """The hidden states (n, hidden) after attention, and the input of the feed-forward or the experts."""
@@ -125,6 +166,8 @@ class DecoderLayer:
             normed_middle = self._normed(architecture.feed_norm, x) if architecture.feed_norm else normed
             return f32(x + attended), normed_middle
         middle = f32(x + attended * self._scale())
+        if self.architecture.laurel:
+            middle = f32((middle + self._low_rank(self.architecture.laurel, normed)) * 0.5**0.5)
         return middle, self._normed(self.beside.norm if self.beside else architecture.feed_norm, middle)
 
     def feed(self, middle: Array, x: Array) -> Array:
@@ -156,6 +199,12 @@ class DecoderLayer:
             x = add_layer_input(architecture.layer_inputs, layer, self.decoder, x, context.tokens)
         return x * layer.vector(layer.at + architecture.layer_scale, x) if architecture.layer_scale else x
 
+    def _low_rank(self, part: Laurel, x: Array) -> Array:
+        at, weights = self.layer.at + part.at, self.layer.weights
+        out = weights.linear(at + part.left, x, part.rank(self.layer.config))
+        out = weights.linear(at + part.right, out, x.shape[1])
+        return f32(x + self.layer.norm(at + part.norm, out, self.architecture.norm))
+
     def _routed(self, middle: Array, x: Array) -> Array:
         """The input of the router."""
         if not self.beside:
@@ -168,6 +217,9 @@ class DecoderLayer:
         recurrent = self.architecture.delta_net
         if recurrent and recurrent.layers(self.layer.config, self.layer.number):
             return delta_net(recurrent, self.layer, x)
+        state_space = self.architecture.mamba2
+        if state_space and state_space.layers(self.layer.config, self.layer.number):
+            return mamba2(state_space, self.layer, x)
         convolution = self.architecture.short_convolution
         if convolution and convolution.layers(self.layer.config, self.layer.number):
             return short_convolution(convolution, self.layer, x)

@@ -18,29 +18,35 @@ class Model(Protocol):
     architecture: Architecture
     base: str
 
-    def embed(self, tokens: Sequence[int]) -> Array: ...
+    def embedded(self, tokens: Sequence[int]) -> Array: ...
 
 
 def add_layer_input(part: LayerInputs, layer: Layer, model: Model, x: Array, tokens: Sequence[int]) -> Array:
     """The hidden states x (n, hidden) after the layer's gated part: (n, hidden)."""
+    return f32(x + gated_input(part, layer, model, x, tokens)) if part.width(layer.config) else x
+
+
+def gated_input(part: LayerInputs, layer: Layer, model: Model, x: Array, tokens: Sequence[int]) -> Array:
+    """The layer's vectors, gated by x (n, hidden), projected and normed: (n, hidden)."""
     width = part.width(layer.config)
-    if not width:
-        return x
     gate = layer.weights.linear(layer.at + part.gate, x, width)
     gate = activation(given(layer.config, *part.activation, default=part.default_activation))(gate)
     gate *= layer_input(part, layer, model, x, tokens)
     out = layer.weights.linear(layer.at + part.out, gate, x.shape[1])
-    return f32(x + layer.norm(layer.at + part.after, out, model.architecture.norm))
+    return layer.norm(layer.at + part.after, out, model.architecture.norm)
 
 
 def layer_input(part: LayerInputs, layer: Layer, model: Model, x: Array, tokens: Sequence[int]) -> Array:
     """The vectors of `layer` for `tokens`: (n, width), beside x."""
     width, columns = part.width(layer.config), slice(layer.number * part.width(layer.config), None)
-    embedded = place(model.embed(tokens), device(x))
+    embedded = place(model.embedded(tokens), device(x))
     projected = layer.weights.linear(model.base + part.projection, embedded, width, index=layer.number)
     projected *= embedded.shape[1] ** -0.5
     projected = layer.norm(model.base + part.norm, projected, model.architecture.norm)
-    ids, order = np.unique(np.asarray(tokens), return_inverse=True)
+    known = np.asarray(tokens)
+    if table := part.rows(layer.config):
+        known = np.where(known < table, known, 0)
+    ids, order = np.unique(known, return_inverse=True)
     rows = [f32(layer.weights.rows(f"{model.base}{part.embedding}.weight", id, id + 1)) for id in ids.tolist()]
     own = namespace(rows[0]).concatenate([row[:, columns][:, :width] for row in rows])[order.tolist()] * width**0.5
     vectors: Array = (projected + place(own, device(x))) * 2**-0.5

@@ -4,15 +4,19 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
 from functools import cache
 
+from quantkit.forward import mamba2
 from quantkit.forward.delta_net import sizes_of
 from quantkit.forward.description import (
+    AltUp,
     Architecture,
     Attention,
     Config,
     DeltaNet,
     Experts,
     FeedForward,
+    Laurel,
     LayerInputs,
+    Mamba2,
     ShortConvolution,
     given,
     head_dim,
@@ -32,10 +36,14 @@ def layer_linears(architecture: Architecture, config: Config, number: int, names
     recurrent = architecture.delta_net
     if recurrent and recurrent.layers(config, number):
         attention = _delta_net(recurrent, place)
+    elif (state_space := architecture.mamba2) and state_space.layers(config, number):
+        attention = _mamba2(state_space, place)
     elif (convolution := architecture.short_convolution) and convolution.layers(config, number):
         attention = _short_convolution(convolution, place)
     else:
         attention = _attention(architecture.attention, place)
+    if architecture.laurel:
+        attention = _with_laurel(architecture.laurel, place, attention)
     experts = architecture.experts if architecture.experts and architecture.experts.layers(config, number) else None
     dense = _NO_PART
     if experts is None or experts.beside:
@@ -54,12 +62,15 @@ def layer_linears(architecture: Architecture, config: Config, number: int, names
         inputs += dense.inputs
         normed[1:] = [(experts.beside.norm, feed.fed), (architecture.feed_norm, dense.fed)]
         feed = replace(feed, folds=feed.folds + dense.folds)
+    if architecture.altup:
+        before, after = _altup(architecture.altup, place)
+        inputs = (*before, *inputs, *after)
     if architecture.layer_inputs:
         inputs += _layer_inputs(architecture.layer_inputs, place)
     norms = tuple(
         NormFold(place.at + norm, architecture.norm.offset, fed)
         for norm, fed in normed
-        if norm is not None and architecture.norm.weighted
+        if norm is not None and fed and architecture.norm.weighted
     )
     return LayerLinears(number, inputs, norms + attention.folds + feed.folds)
 
@@ -73,7 +84,7 @@ class _Place:
 
     @property
     def hidden(self) -> int:
-        return int(given(self.config, "hidden_size", "n_embd"))
+        return int(given(self.config, "hidden_size", "n_embd", "d_model"))
 
 
 @dataclass(frozen=True)
@@ -94,7 +105,7 @@ def _attention(part: Attention, place: _Place) -> _Part:
 
 def _plain(part: Attention, place: _Place) -> _Part:
     config, at = place.config, place.at + part.at
-    heads, kv_heads = int(given(config, "num_attention_heads", "n_head")), part.kv_heads(config)
+    heads, kv_heads = int(given(config, "num_attention_heads", "n_head", "n_heads")), part.kv_heads(config)
     size = head_dim(config)
     shared_by = heads // kv_heads
     readers: tuple[Linear, ...]
@@ -142,6 +153,14 @@ def _delta_net(part: DeltaNet, place: _Place) -> _Part:
     out = Linear(at + part.out, sizes.values, place.hidden)
     # what enters the last linear was normed and gated, so no row before it is linear in it
     return _Part((Input("attention", readers), Input("attention.out", (out,))), (), ("attention",))
+
+
+def _mamba2(part: Mamba2, place: _Place) -> _Part:
+    at, sizes = place.at + part.at, mamba2.sizes_of(part, place.config)
+    projection = Linear(at + part.projection, place.hidden, sizes.projected)
+    out = Linear(at + part.out, sizes.inner, place.hidden)
+    inputs = (Input("attention", (projection,)), Input("attention.out", (out,)))
+    return _Part(inputs, (NormFold(at + part.norm, 0.0, ("attention.out",)),), ("attention",))
 
 
 def _short_convolution(part: ShortConvolution, place: _Place) -> _Part:
@@ -205,6 +224,29 @@ def _rows_of_up(part: FeedForward, inner: int) -> tuple[int, ...]:
 def _rows(start: int, stop: int, step: int) -> tuple[int, ...]:
     # hundreds of experts share one tuple
     return tuple(range(start, stop, step))
+
+
+def _with_laurel(part: Laurel, place: _Place, attention: _Part) -> _Part:
+    """Attention and the low-rank residual, whose linears are small: llama.cpp keeps them as they are.
+
+    The residual also adds the normed hidden states themselves, so no scale can be folded into that norm.
+    """
+    at, rank = place.at + part.at, part.rank(place.config)
+    left = Linear(at + part.left, place.hidden, rank, kept=True)
+    right = Linear(at + part.right, rank, place.hidden, kept=True)
+    first, *others = attention.inputs
+    inputs = (replace(first, linears=(*first.linears, left)), *others, Input("laurel", (right,)))
+    return replace(attention, inputs=inputs, fed=())
+
+
+def _altup(part: AltUp, place: _Place) -> tuple[tuple[Input, ...], tuple[Input, ...]]:
+    """The inputs of the streams' coefficients, before the layer's parts and after them; llama.cpp keeps these too."""
+    at, count = place.at + part.at, part.count(place.config)
+    router = Linear(at + part.router, place.hidden, count, kept=True)
+    prediction = Linear(at + part.prediction, count, count * count, kept=True)
+    correction = Linear(at + part.correction, count, count, kept=True)
+    before = Input("altup.router", (router,)), Input("altup.prediction", (prediction,))
+    return before, (Input("altup.correction", (correction,)),)
 
 
 def _layer_inputs(part: LayerInputs, place: _Place) -> tuple[Input, ...]:

@@ -57,8 +57,8 @@ def rope_frequencies(config: Mapping[str, Any], head_dim: int, length: int) -> t
 
 def _llama3(plain: Frequencies, scaling: Mapping[str, Any]) -> Frequencies:
     """`factor` divides long wavelengths, short ones stay, a blend covers the range between; defaults of Llama 3.1."""
-    low, high = float(scaling.get("low_freq_factor", 1.0)), float(scaling.get("high_freq_factor", 4.0))
-    turns = float(scaling.get("original_max_position_embeddings", 8192)) * plain / (2 * math.pi)
+    low, high = float(scaling.get("low_freq_factor") or 1.0), float(scaling.get("high_freq_factor") or 4.0)
+    turns = float(scaling.get("original_max_position_embeddings") or 8192) * plain / (2 * math.pi)
     # Llama 4 has equal ends, and so no range between
     keep = np.clip((turns - low) / (high - low), 0.0, 1.0) if high != low else (turns > low).astype(np.float64)
     return plain * (keep + (1 - keep) / float(scaling["factor"]))

@@ -93,13 +93,14 @@ def file_type(name: str) -> FileType:
     key = name.strip().lower()
     key = _ALIASES.get(key, key)
     if key not in FILE_TYPES:
-        raise UsageError(unknown_name("quantization type", name, key, FILE_TYPES))
+        raise UsageError(
+            unknown_name("quantization type", name, key, FILE_TYPES) + "; quantkit gguf --help lists all types"
+        )
     return FILE_TYPES[key]
 
 
 def unknown_name(what: str, name: str, key: str, known: Iterable[str]) -> str:
-    """The error message for a `name` that is not one of `known`, with the closest match to `key`."""
-    names = list(known)
-    close = difflib.get_close_matches(key, names, n=1)
-    hint = f" (did you mean {close[0]}?)" if close else ""
-    return f"unknown {what} {name!r}{hint}; choose from {', '.join(names)}"
+    """The error message for a `name` that is not one of `known`, with the three that are nearest to `key`."""
+    close = difflib.get_close_matches(key, list(known), n=3, cutoff=0.4)
+    nearest = f"; the nearest are {', '.join(close)}" if close else ""
+    return f"unknown {what} {name!r}{nearest}"

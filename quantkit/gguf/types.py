@@ -24,7 +24,9 @@ def tensor_type(name: str) -> GGMLQuantizationType:
     """The tensor type `name` ("q6_k", "f16"), in any case. Raises UsageError for an unknown name."""
     key = name.strip().lower()
     if key not in TENSOR_TYPES:
-        raise UsageError(unknown_name("tensor type", name, key, TENSOR_TYPES))
+        raise UsageError(
+            unknown_name("tensor type", name, key, TENSOR_TYPES) + "; pass a type of ggml such as q4_0, q4_k or q8_0"
+        )
     return TENSOR_TYPES[key]
 
 

@@ -1,4 +1,4 @@
-"""The schema of report.json, as typed values; `reading` makes them of a document.
+"""The schema of report.json, as typed values; `reading` builds them from a document.
 
 Sizes are bytes, KL divergences nats a token, agreements fractions of 1, speeds tokens a second.
 """
@@ -12,7 +12,7 @@ SCHEMA = 1
 
 @dataclass(frozen=True)
 class Value:
-    """A figure with its standard error; None where the document has no error."""
+    """A figure with its standard error; None if the document has no error."""
 
     value: float
     error: float | None

@@ -15,7 +15,7 @@ class Engine(Protocol):
 
     @property
     def n_vocab(self) -> int:
-        """Logits a position."""
+        """The number of logits of a position."""
 
     @property
     def resident_bytes(self) -> int:

@@ -92,7 +92,7 @@ class FolderEngine:
             raise OutputError(f"cannot create {work}: {error.strerror or error}") from error
         fingerprint = hashlib.sha256(repr(windows.shape).encode() + windows.tobytes()).hexdigest()
         self._forget_states()
-        self._states = States(work, count, n_ctx - 1 - first, decoder.hidden)
+        self._states = States(work, count, n_ctx - 1 - first, decoder.width)
         journal = Journal(work / "journal", fingerprint, [], force=True)
         try:
             if _SCORED not in journal.done or not self._states.holds(_SCORED):
@@ -135,7 +135,7 @@ class FolderEngine:
         for name in {states_file(layers + 1), "middle", "seen"} | shared:
             (work / name).unlink(missing_ok=True)
         count, n_ctx = shape
-        states = States(work, count, n_ctx, self.source.decoder.hidden)
+        states = States(work, count, n_ctx, self.source.decoder.width)
         try:
             for window in range(count):
                 self._states.write(_SCORED, window, states.read(last, window)[n_ctx // 2 : n_ctx - 1])

@@ -29,7 +29,7 @@ _FLASH_ATTENTION = {None: -1, False: 0, True: 1}
 
 @dataclass(frozen=True)
 class Device:
-    """A device layers can be offloaded to; sizes in bytes, as it states them (0 where it does not)."""
+    """A device that can hold layers; sizes in bytes as the device reports them, 0 if it does not."""
 
     name: str
     description: str
@@ -39,7 +39,7 @@ class Device:
 
 @dataclass(frozen=True)
 class Buffer:
-    """A buffer by llama.cpp's name for its type; `holds` is "weights", "kv", "compute" or "other"; in bytes."""
+    """A buffer, named by llama.cpp's buffer type; `holds` is "weights", "kv", "compute" or "other"; size in bytes."""
 
     name: str
     holds: str
@@ -48,7 +48,7 @@ class Buffer:
 
 @dataclass(frozen=True)
 class DeviceMemory:
-    """What one device holds, in bytes; "CPU" is the host, pinned buffers for a GPU included.
+    """Bytes on one device; "CPU" is the host, with pinned buffers for a GPU.
 
     `weights` of the CPU are the part of the file that is mapped: from the first tensor it uses as it is in the file to
     the last, whatever lies between. `kv` is the KV cache (and a recurrent state), `compute` the scratch of the graph,
@@ -68,7 +68,7 @@ class DeviceMemory:
 
 @dataclass(frozen=True)
 class LoadedMemory:
-    """A model as it was loaded, and used for one token and a small batch. Sizes in bytes.
+    """The memory of a model that was loaded and evaluated one token and a small batch. Sizes in bytes.
 
     `gpu_layers` are those really offloaded, `of_layers` what counts as all of them (the output layer is one).
     `peak_rss` is the process's largest resident size (VmHWM): the pages of the mapped file that were read count in it,

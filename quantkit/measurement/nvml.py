@@ -1,4 +1,4 @@
-"""GPU memory of a process by the NVIDIA driver (nvidia-ml-py); empty where either is not installed."""
+"""GPU memory of a process by the NVIDIA driver (nvidia-ml-py); empty if the package or a driver is missing."""
 
 import importlib
 from dataclasses import dataclass
@@ -49,7 +49,7 @@ class DriverMemory:
 
 
 def _nvml() -> Any:
-    """pynvml, ready; None where the package or the driver is missing."""
+    """pynvml, initialized; None if the package or the driver is missing."""
     try:
         pynvml = importlib.import_module("pynvml")
         pynvml.nvmlInit()

@@ -45,7 +45,7 @@ def perplexity(
     window is replaced by BOS when the vocabulary adds one; of each window only the tokens after position n_ctx / 2 are
     scored, so each has at least half a window of context: n_ctx - 1 - n_ctx / 2 tokens a window. (transformers'
     usual figure scores all of a window and is higher.) `progress(done, of, value so far)` is called per window.
-    Raises MissingExtraError without llama-cpp-python; QuantkitError when llama.cpp refuses the file; MeasureError when
+    Raises MissingExtraError without llama-cpp-python; QuantkitError if llama.cpp refuses the file; MeasureError if
     the text has fewer than n_ctx tokens, or logits are not finite.
     """
     ids, bos = text_tokens(model, text)

@@ -1,4 +1,4 @@
-"""Reading report.json: `load_report` refuses a damaged or newer file, `read_report` gives the document typed fields.
+"""Read report.json: `load_report` refuses a damaged or newer file, `read_report` returns typed values.
 
 A field that is absent or malformed is None or an empty tuple. A number that is not finite counts as absent.
 """

@@ -18,9 +18,9 @@ _BLOCK = 512
 
 RECORD = np.dtype(
     [
-        ("loss", "f8"),  # -log p of the token that came, nats
+        ("loss", "f8"),  # -log p of the text's own token, in nats
         ("kl", "f8"),  # KL divergence of the reference's distribution from the model's, nats
-        ("change", "f4"),  # p of the token that came, less the reference's
+        ("change", "f4"),  # p of the text's own token minus the reference's p
         ("top1", "u1"),  # whether the most likely token is the reference's
         ("top5", "u1"),  # how many of the five most likely are among the reference's five
     ]

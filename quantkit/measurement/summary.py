@@ -47,7 +47,7 @@ def difference_of(losses: Losses, reference: Losses) -> Figure:
 
 
 def mean_of(values: NDArray[Any]) -> Figure:
-    """The mean."""
+    """The mean of `values`, and its standard error."""
     values = values.astype(np.float64)
     return Figure(float(values.mean()), _error(values))
 

@@ -53,12 +53,11 @@ def tensor_errors(
 ) -> list[TensorError]:
     """The error of every weight matrix both have; stacked experts are one. `progress`: matrices done, of how many.
 
-    Each is a GGUF file or a folder of Hugging Face, AWQ or GPTQ weights. An AWQ candidate has none: its scales are
-    folded into the neighbours, and single matrices are not the reference's any more. A tied output matrix compares with
-    the embedding. Rows are read in slices of a million elements; of a matrix of more than 2^25 elements every k-th
-    slice only, so that no more than about 2^25 are read.
+    Each model is a GGUF file or a folder of Hugging Face, AWQ or GPTQ weights. An AWQ candidate has no errors, because
+    its scales are folded into neighbouring matrices. A tied output matrix compares with the embedding. Rows are read in
+    slices of a million elements. A matrix of more than 2^25 elements is sampled: every k-th slice, about 2^25 elements.
 
-    Raises CheckpointError or UnsupportedError for what cannot be read, MeasureError where the two are not one model.
+    Raises CheckpointError or UnsupportedError if a model is not readable, MeasureError if the two models differ.
     """
     with ExitStack() as stack:
         candidates = _open(candidate, stack)
@@ -166,7 +165,7 @@ def _is_matrix(name: str, shape: tuple[int, ...]) -> bool:
 
 
 def _error(tensor: _Matrix, other: _Matrix) -> float:
-    """Of an all-zero reference the error is absolute: 0 where it stayed zero."""
+    """The relative error; for an all-zero reference the absolute error."""
     n_rows, n_columns = prod(tensor.shape[:-1]), tensor.shape[-1]
     step = max(tensor.step, other.step)
     step *= max(1, _SLICE // (step * n_columns))

@@ -22,11 +22,13 @@ from quantkit.outputs.memory import vocabulary_memory
 from quantkit.outputs.packed_folders import all_layers
 from quantkit.stream.sensitivity import LOGITS_AT_ONCE
 from quantkit.stream.shared import bytes_per_token
+from quantkit.stream.stream import samples_at_once
 from quantkit.texts.samples import Samples, load_samples
 
 # Memory beside the arrays that are counted one by one: python, numpy, inputs that wait for their sums.
 _BASE_MEMORY = 330 << 20
 _WAITING_MEMORY = 192 << 20
+_SMALL_MEMORY = 32 << 20
 
 
 @dataclass(frozen=True)
@@ -134,7 +136,12 @@ def plan_calibration(
         )
     layers = all_layers(native)
     vocabulary = vocabulary_memory(native.checkpoint.folder, int(native.config["vocab_size"]), 1)
-    memory = max(_memory(layers, samples.tokens.shape[1], threads, gram=gram), vocabulary.reading, vocabulary.checking)
+    n_samples, seq_len = samples.tokens.shape
+    if gram or any(entry.expert is not None for layer in layers for entry in layer.inputs):
+        stream = _memory(layers, seq_len, threads, gram=gram)
+    else:
+        stream = _dense_memory(layers, n_samples, seq_len, threads)
+    memory = max(stream, vocabulary.reading, vocabulary.checking)
     if max_ram is not None and memory > max_ram:
         raise UsageError(
             f"--max-ram {max_ram / 1e9:.2f} GB is too small; the calibration needs about {memory / 1e9:.2f} GB for the"
@@ -154,6 +161,21 @@ def plan_imatrix(path: Path, calibration: CalibrationPlan) -> ImatrixOutput:
         head += sum(8 + len(name + suffix) + 4 + 2 * 8 + 4 + 8 for suffix in (".in_sum2", ".counts"))
         data += padded(4 * values.size) + padded(4 * count)
     return ImatrixOutput(path, len(imatrix.values), padded(head) + data)
+
+
+def _dense_memory(layers: Sequence[LayerLinears], n_samples: int, seq_len: int, threads: int) -> int:
+    """Bytes for layers without routed experts, where only squares are summed; see `_memory` for the others."""
+
+    def need(layer: LayerLinears) -> int:
+        width = sum(entry.width for entry in layer.inputs)
+        heights = [sum(linear.n_out for linear in entry.linears) for entry in layer.inputs]
+        weights = sum(entry.width * height for entry, height in zip(layer.inputs, heights, strict=True))
+        waiting = min(n_samples, samples_at_once(width, seq_len)) * seq_len * width
+        # of one sample for each thread: the widest input, the outputs of its linears, and a copy of both
+        forward = threads * seq_len * 2 * (max(entry.width for entry in layer.inputs) + max(heights))
+        return 4 * (weights + waiting + forward)
+
+    return resident_memory() + _SMALL_MEMORY + max(need(layer) for layer in layers)
 
 
 def _memory(layers: Sequence[LayerLinears], seq_len: int, threads: int, *, gram: bool) -> int:

@@ -26,6 +26,8 @@ from quantkit.outputs.templates import Template
 Solver = Literal["llama.cpp", "feedback"]
 """How weights are rounded to a type: with llama.cpp's bytes, or with error feedback."""
 CHUNK_ELEMENTS = 1 << 19
+# Bits per weight below those of a target at which a type is no candidate: a sum of costs never takes one so poor.
+_BELOW_TARGET = 2.0
 FLOATS = (GGMLQuantizationType.F32, GGMLQuantizationType.F16, GGMLQuantizationType.BF16)
 
 
@@ -198,6 +200,11 @@ def _keys(model: Model, request: GgufRequest, ftype: int) -> list[KeyValue]:
 
 def _candidates(model: Model, request: GgufRequest, weights: Mapping[str, object]) -> list[Candidates]:
     tensors = [MixTensor(t.name, t.shape, t.type) for t in model.tensors]
+    budget = _target_budget(model, request)
+    least = 8 * budget / sum(tensor.n_elements for tensor in model.tensors) - _BELOW_TARGET
+    options = candidates(model.sizes, tensors, request.mix, frozenset(weights), least=least)
+    if sum(min(option.bytes) for option in options) <= budget:
+        return options
     return candidates(model.sizes, tensors, request.mix, frozenset(weights))
 
 

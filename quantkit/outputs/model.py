@@ -144,8 +144,9 @@ def model_from_checkpoint(
         )
     by_name = {tensor.name: tensor for tensor in mapped}
     tensors = [_describe(tensor, checkpoint) for tensor in sorted(mapped, key=lambda tensor: sort_key(tensor.name))]
-    keys = general_keys(checkpoint.folder, checkpoint.name, family.gguf_arch, [(t.name, t.shape) for t in mapped])
-    arch_keys = family.keys(family.gguf_arch, sizes)
+    arch = family.arch(sizes)
+    keys = general_keys(checkpoint.folder, checkpoint.name, arch, [(t.name, t.shape) for t in mapped])
+    arch_keys = family.keys(arch, sizes)
     keys[1:1] = [plain_key(key.name, key.kind, key.value) for key in arch_keys if key.first]
     keys += [plain_key(key.name, key.kind, key.value) for key in arch_keys if not key.first]
 
@@ -156,7 +157,7 @@ def model_from_checkpoint(
         name=name or checkpoint.name,
         keys=(*keys, *vocabulary.keys),
         tensors=tuple(tensors),
-        sizes=mix_model(family.gguf_arch, {key.name: key.value for key in arch_keys}),
+        sizes=mix_model(arch, {key.name: key.value for key in arch_keys}),
         read_rows=read_rows,
         origin=origin_of(checkpoint),
         family=family.name,

@@ -1,6 +1,7 @@
 """AWQ and GPTQ folders to write: which linears are quantized, and the layout of every file."""
 
 import fnmatch
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,19 +17,21 @@ from quantkit.packed.config import QUANTIZE_CONFIG, awq_config, gptq_config
 from quantkit.packed.layout import MAX_SHARD, Shard, Stated, plan_folder, total_bytes
 from quantkit.packed.packing import packed_shapes, why_not_packed
 from quantkit.packed.writer import json_bytes
+from quantkit.quant.factor import LEAST_DAMP
 from quantkit.quant.grid import Grid
 from quantkit.quant.rounding import check_group
 
 DTYPES = {"float16": "F16", "bfloat16": "BF16"}
 Method = Literal["awq", "gptq"]
+Rounding = Literal["feedback", "nearest"]
 
 
 @dataclass(frozen=True)
 class FolderRequest:
     """A folder to write. `skip`: shell patterns of linears to keep; `dtype` of kept tensors; `max_shard` in bytes.
 
-    Of GPTQ alone: `damp` (the fraction of the Hessian's mean diagonal added to its diagonal), `act_order`,
-    `static_groups`.
+    `rounding`, of AWQ alone: with error feedback, or to nearest as in the paper. Of GPTQ alone: `damp` (the fraction of
+    the Hessian's mean diagonal added to its diagonal; None: by the number of tokens), `act_order`, `static_groups`.
     """
 
     method: Method
@@ -36,7 +39,8 @@ class FolderRequest:
     skip: tuple[str, ...] = ()
     dtype: str = "float16"
     max_shard: int = MAX_SHARD
-    damp: float = 0.01
+    rounding: Rounding = "feedback"
+    damp: float | None = None
     act_order: bool = True
     static_groups: bool = True
 
@@ -79,7 +83,7 @@ class FolderPlan:
             self.kept,
             self.quantized.keys(),
             desc_act=not request.trivial_groups,
-            damp_percent=request.damp,
+            damp_percent=LEAST_DAMP if request.damp is None else request.damp,
             static_groups=request.static_groups,
         )
 
@@ -130,9 +134,25 @@ def plan_folder_of(native: Native, layers: Sequence[LayerLinears], request: Fold
         reason = why_not_packed(request.method, request.grid, linear.n_in, linear.n_out)
         if reason:
             raise UnsupportedError(f"{linear.name} does not fit {request.label}: {reason}; add --skip {linear.name}")
-    kept = (*skipped, *native.decoder.outer_linears)
+    kept = (*skipped, *native.decoder.outer_linears, *draft_layers(native))
     shards = plan_folder(_stated(native, quantized, request), request.max_shard)
     return FolderPlan(request, folder, tuple(layers), quantized, kept, tuple(shards))
+
+
+def draft_layers(native: Native) -> tuple[str, ...]:
+    """The places of layers that predict a later token (MTP), which are not quantized: "mtp.*" or "model.layers.46.*".
+
+    Their tensors have a layer number, but none of the decoder's.
+    """
+    decoder = native.decoder
+    own = decoder.at(0).partition(".")[0]
+    places = set()
+    for name in native.tensors:
+        numbered = re.match(r"(.*?)\.\d+\.", name)
+        if numbered is not None and decoder.layer_of(name) is None:
+            root = name.partition(".")[0]
+            places.add(f"{numbered[0]}*" if root == own else f"{root}.*")
+    return tuple(sorted(places))
 
 
 def _stated(native: Native, quantized: Mapping[str, Linear], request: FolderRequest) -> list[Stated]:

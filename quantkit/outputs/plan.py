@@ -23,7 +23,7 @@ from quantkit.outputs.gguf_files import GgufOutput, GgufPlan, GgufRequest, plan_
 from quantkit.outputs.model import Model, origin_of, weight_files_of
 from quantkit.outputs.packed_folders import FolderPlan, FolderRequest, plan_folder_of
 from quantkit.outputs.templates import model_with_template
-from quantkit.quant.feedback import SOLVER_VERSION
+from quantkit.quant.feedback import SOLVER_VERSION, working_memory
 from quantkit.texts.samples import Samples
 
 OutputPlan = GgufOutput | FolderPlan | ImatrixOutput
@@ -116,10 +116,18 @@ class ConversionPlan:
     def peak_memory(self) -> int:
         choice = self.calibration is not None and self.gguf is not None and self.gguf.request.target is not None
         return max(
-            self.calibration.memory if self.calibration else 0,
+            self.calibration.memory + self._rounding_memory if self.calibration else 0,
             self.calibration.sensitivity_memory(self.threads) if choice and self.calibration else 0,
             self.gguf.peak_memory if self.gguf else 0,
         )
+
+    @property
+    def _rounding_memory(self) -> int:
+        """Bytes of the rows that threads round with error feedback at once."""
+        if self.gguf is None or self.gguf.request.solver != "feedback" or self.calibration is None:
+            return 0
+        widest = max(entry.width for layer in self.calibration.layers for entry in layer.inputs)
+        return working_memory(widest, self.threads)
 
     @property
     def parameters(self) -> int:
@@ -198,7 +206,6 @@ def _check_target(request: GgufRequest) -> None:
         ("--pure", request.mix.pure),
         ("--split-max-size", request.split_max_size is not None),
         ("--mtp only", request.mtp == "only"),
-        ("--solver feedback", request.solver == "feedback"),
     ):
         if given:
             raise UsageError(f"{option} does not go with --target-size or --target-bpw; leave one of them out")

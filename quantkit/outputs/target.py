@@ -49,7 +49,8 @@ class Target:
 
     def file_type(self, overhead: int, n_elements: int) -> FileType:
         """The type of the file, named after its bits for each weight ("4.50bpw")."""
-        bits = 8 * self.tensor_budget(overhead, n_elements) / n_elements
+        # a larger file would not be better than f16
+        bits = min(16.0, 8 * self.tensor_budget(overhead, n_elements) / n_elements)
         return FileType(f"{bits:.2f}bpw", file_type("q4_k_m").ftype, "Q4_K", bits, "types chosen for the size")
 
 
@@ -63,17 +64,19 @@ class Candidates:
 
 
 def candidates(
-    model: MixModel, tensors: Sequence[MixTensor], options: MixOptions, weighted: frozenset[str]
+    model: MixModel, tensors: Sequence[MixTensor], options: MixOptions, weighted: frozenset[str], least: float = 0.0
 ) -> list[Candidates]:
     """For each tensor the types that fit its rows and the options of the user.
 
     A tensor has a single type if llama.cpp keeps it, if its source is quantized already, or if an option names its
     type. `weighted`: the tensors with importances; the other ones get no type that needs them.
+    `least`: types of fewer bits per weight are left out where a tensor has a larger one.
     """
     result = []
     for tensor, fixed in zip(tensors, fixed_types(model, tensors, options), strict=True):
         own = tensor.dtype if fixed is None and tensor.dtype not in _FLOATS else fixed
         kinds = (own,) if own is not None else _fitting(tensor, weighted=tensor.name in weighted)
+        kinds = tuple(kind for kind in kinds if _bits(kind) >= least) or kinds
         sizes = tuple(padded(tensor_bytes(kind, tensor.shape)) for kind in kinds)
         result.append(Candidates(tensor, kinds, sizes))
     return result
@@ -91,6 +94,11 @@ def _fitting(tensor: MixTensor, *, weighted: bool) -> tuple[GGMLQuantizationType
         and _available(kind, weighted=weighted)
         and (weighted or not (requires_imatrix(kind) or kind in NEEDS_IMATRIX))
     )
+
+
+def _bits(kind: GGMLQuantizationType) -> float:
+    elements, n_bytes = block_size(kind)
+    return 8 * n_bytes / elements
 
 
 def _available(kind: GGMLQuantizationType, *, weighted: bool) -> bool:

@@ -15,13 +15,14 @@ from quantkit.quant.grid import Grid
 QUANTIZE_CONFIG = "quantize_config.json"
 """Where AutoGPTQ and GPTQModel look before config.json; it holds the same as quantization_config."""
 
+_BELOW = ".*"
 _LAYER = re.compile(r".*?\.\d+\.")
 
 
 def awq_config(grid: Grid, kept: Collection[str], quantized: Collection[str]) -> dict[str, Any]:
     """quantization_config of an AWQ folder. `kept`, `quantized`: names of linears ("model.layers.0.mlp.gate").
 
-    GPTQModel ignores modules_to_not_convert and reads `dynamic`.
+    "mtp.*" in `kept` stands for all linears below mtp. GPTQModel ignores modules_to_not_convert and reads `dynamic`.
     """
     config: dict[str, Any] = {
         "quant_method": "awq",
@@ -63,13 +64,13 @@ def gptq_config(
         "pack_dtype": "int32",
         "meta": {"quantizer": [f"quantkit:{__version__}"]},
     }
-    inside = [name for name in kept if _LAYER.match(name)]
+    inside = [name for name in kept if _LAYER.match(name) and not name.endswith(_BELOW)]
     if inside:
         config["modules_in_block_to_quantize"] = [_endings(quantized, inside)]
     return config | _dynamic(kept, quantized)
 
 
-def modules_to_not_convert(kept: Iterable[str], quantized: Iterable[str]) -> list[str]:
+def modules_to_not_convert(kept: Collection[str], quantized: Iterable[str]) -> list[str]:
     """The shortest names that match all of `kept` and none of `quantized`.
 
     AutoAWQ searches a name below its layer, transformers 4 and vLLM a full name, transformers 5 its two ends. So the
@@ -77,16 +78,20 @@ def modules_to_not_convert(kept: Iterable[str], quantized: Iterable[str]) -> lis
     ("mlp.gate" in "mlp.gate_proj").
     """
     short = {_below_layer(name) for name in quantized}
-    return sorted({_shortened(name, short) for name in kept})
+    below = {name.removesuffix(_BELOW) for name in kept if name.endswith(_BELOW)}
+    return sorted(below | {_shortened(name, short) for name in kept if not name.endswith(_BELOW)})
 
 
-def _dynamic(kept: Iterable[str], quantized: Iterable[str]) -> dict[str, Any]:
+def _dynamic(kept: Collection[str], quantized: Iterable[str]) -> dict[str, Any]:
     """Patterns of unquantized linears for GPTQModel and vLLM: "-:" and an expression that matches from the start."""
     short = {_below_layer(name) for name in quantized}
+    below = [name for name in kept if name.endswith(_BELOW)]
+    kept = [name for name in kept if not name.endswith(_BELOW)]
     names = sorted({_shortened(name, short) for name in kept if _LAYER.match(name)})
     patterns = [f"-:^{'' if _LAYER.match(name) else '.*' + re.escape('.')}{re.escape(name)}$" for name in names]
     # outside the layers; the head, a name of one part, is never quantized by default
     patterns += [f"-:^{re.escape(name)}$" for name in kept if "." in name and not _LAYER.match(name)]
+    patterns += [f"-:^{re.escape(name.removesuffix(_BELOW))}{re.escape('.')}.*" for name in below]
     return {"dynamic": {pattern: {} for pattern in patterns}} if patterns else {}
 
 

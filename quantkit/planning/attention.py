@@ -27,8 +27,11 @@ def attention(d: Drawing, x: Tensor, layer: Layer) -> Tensor:
         width = layer.rows("attn_qkv") * F32
         sizes = ((layer.head_k, layer.n_head), (layer.head_k, layer.n_head_kv), (layer.head_v, layer.n_head_kv))
         q, k, v = (view(whole, (*heads, d.n), (heads[0] * F32, width)) for heads in sizes)
+    elif layer.shared_from is not None:
+        return _to_shared_cache(d, x, layer)
     else:
-        q, k, v = (d.linear(layer, name, x) for name in ("attn_q", "attn_k", "attn_v"))
+        q, k = (d.linear(layer, name, x) for name in ("attn_q", "attn_k"))
+        v = d.linear(layer, "attn_v", x) if layer.has("attn_v.weight") else k
         if layer.has("attn_q_norm.weight") and layer.rows("attn_q_norm") == q.shape[0] != layer.head_k:
             # the norm covers all heads together, before the split into heads
             q, k = d.norm(q, "attn_q_norm", layer.tensors), d.norm(k, "attn_k_norm", layer.tensors)
@@ -42,6 +45,8 @@ def attention(d: Drawing, x: Tensor, layer: Layer) -> Tensor:
         v = view(v, (layer.head_v, layer.n_head_kv, d.n))
     if layer.has("attn_q_norm.weight") and layer.rows("attn_q_norm") == layer.head_k:
         q, k = d.norm(q, "attn_q_norm", layer.tensors), d.norm(k, "attn_k_norm", layer.tensors)
+    if d.shape.traits.normed_values:
+        v = same(v)
     if d.shape.traits.has_rope(d.shape.n_layer):
         q, k = d.rope(q), d.rope(k)
     if d.shape.traits.scaled_query:
@@ -54,6 +59,14 @@ def attention(d: Drawing, x: Tensor, layer: Layer) -> Tensor:
     if layer.has("attn_gate.weight"):
         out = same(out, same(d.linear(layer, "attn_gate", x)))
     return d.linear(layer, "attn_output", out)
+
+
+def _to_shared_cache(d: Drawing, x: Tensor, layer: Layer) -> Tensor:
+    """Attention of a layer to the keys and values of an earlier one."""
+    q = view(d.linear(layer, "attn_q", x), (layer.head_k, layer.n_head, d.n))
+    q = d.norm(q, "attn_q_norm", layer.tensors) if layer.has("attn_q_norm.weight") else q
+    q = d.rope(q) if d.shape.traits.has_rope(d.shape.n_layer) else q
+    return d.linear(layer, "attn_output", _attend(d, q, None, None, layer))
 
 
 def mla(d: Drawing, x: Tensor, layer: Layer) -> Tensor:
@@ -92,28 +105,32 @@ def mla(d: Drawing, x: Tensor, layer: Layer) -> Tensor:
     return d.linear(layer, "attn_output", out)
 
 
-def _attend(d: Drawing, q: Tensor, k: Tensor, v: Tensor, layer: Layer, v_rows: int = 0) -> Tensor:
-    """Store keys and values, attend to all cells, (head_v * n_head, n); `v_rows` are those of MLA's attn_v_b."""
+def _attend(d: Drawing, q: Tensor, k: Tensor | None, v: Tensor | None, layer: Layer, v_rows: int = 0) -> Tensor:
+    """Store keys and values, attend to all cells, (head_v * n_head, n); `v_rows` are those of MLA's attn_v_b.
+
+    `k` and `v` are None where an earlier layer stores them.
+    """
     cache = d.caches[layer.slides]
     if cache.k_turn is not None:
-        q, k = _turned(q, cache.k_turn), _turned(k, cache.k_turn)
+        q, k = _turned(q, cache.k_turn), k and _turned(k, cache.k_turn)
     if cache.v_turn is not None:
-        v = _turned(v, cache.v_turn)
+        v = v and _turned(v, cache.v_turn)
     flash, cells = d.context.flash_on, cache.cells
     for projection in (q, k, v) if d.shape.window else (q, v, k):
-        d.graph.expand(projection)
+        if projection is not None:
+            d.graph.expand(projection)
     size = block_size(KV_TYPES[d.context.kv_type])
     element = size[1] / size[0]
-    k_cache = cache_of("k cache", layer.head_k * layer.n_head_kv, cells, size=element, layer=d.layer)
-    d.graph.expand(stored(k_cache, view(k, (layer.head_k * layer.n_head_kv, d.n)), cache.k_index))
+    own = d.layer if layer.shared_from is None else layer.shared_from
+    k_cache = cache_of("k cache", layer.head_k * layer.n_head_kv, cells, size=element, layer=own)
+    if k is not None:
+        d.graph.expand(stored(k_cache, view(k, (layer.head_k * layer.n_head_kv, d.n)), cache.k_index))
     keys = view(k_cache, (layer.head_k, layer.n_head_kv, cells))
-    head_v, n_head = v.shape[0], layer.n_head
+    head_v, n_head = layer.head_v if v is None else v.shape[0], layer.n_head
     if layer.head_v:
-        v_cache = cache_of("v cache", layer.head_v * layer.n_head_kv, cells, size=element, layer=d.layer)
-        merged = view(v, (head_v * layer.n_head_kv, d.n))
-        if not flash and v.stride != contiguous(v.shape, F32):
-            merged = fresh((head_v * layer.n_head_kv, d.n), v)
-        d.graph.expand(stored(v_cache, merged, cache.v_index))
+        v_cache = cache_of("v cache", layer.head_v * layer.n_head_kv, cells, size=element, layer=own)
+        if v is not None:
+            d.graph.expand(stored(v_cache, _merged(d, v, layer), cache.v_index))
         values = view(v_cache, (layer.head_v, layer.n_head_kv, cells))
     else:
         values = view(keys, (head_v, layer.n_head_kv, cells), (layer.head_k * element, layer.head_k * element))
@@ -138,6 +155,15 @@ def _attend(d: Drawing, q: Tensor, k: Tensor, v: Tensor, layer: Layer, v_rows: i
     if cache.v_turn is not None:
         out = _turned(out, cache.v_turn)
     return out
+
+
+def _merged(d: Drawing, v: Tensor, layer: Layer) -> Tensor:
+    """Values as rows of a cache: without flash attention in one piece, as wide as those of the widest layer."""
+    width = layer.head_v * layer.n_head_kv
+    if d.context.flash_on:
+        return view(v, (width, d.n))
+    rows = view(v, (width, d.n)) if v.stride == contiguous(v.shape, F32) else fresh((width, d.n), v)
+    return rows if width == d.shape.widest_values else fresh((d.shape.widest_values, d.n), rows)
 
 
 def _decompressed(d: Drawing, x: Tensor, rows: int, n_head: int) -> Tensor:

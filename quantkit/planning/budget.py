@@ -19,6 +19,8 @@ _LEAST_CTX = 512
 _READING_PACE = 8.0
 _NEARLY = 0.8
 _STEP = 256
+# The share of the room for weights that a file of a given size may take: rows of other types are padded otherwise.
+_SURE = 0.995
 
 
 @dataclass(frozen=True)
@@ -118,6 +120,23 @@ def best_fit(shape: ModelShape, fits: Iterable[tuple[Fit, float]]) -> Fit | None
             enough = min(_READING_PACE, _NEARLY * max(pace for _, pace in some))
             return next(fit for fit, pace in some if pace >= enough)
     return None
+
+
+def largest_file(shape: ModelShape, offers: Iterable[Offer], context: Context, budget: Budget) -> int | None:
+    """Bytes of the largest GGUF that fits as a whole on the GPU, or without one into memory; None if no size does.
+
+    All but the weights takes what it takes with the nearest of `offers`, so types of other sizes change it a little.
+    """
+    layers = shape.n_layer + 1 if budget.vram else 0
+    sizes: list[tuple[int, int]] = []
+    for offer in offers:
+        fit = fit_offer(shape, offer, replace(context, gpu_layers=layers), budget, fixed_layers=True)
+        device, room = (fit.memory.gpu, budget.vram) if budget.vram else (fit.memory.cpu, budget.ram)
+        if device is not None:
+            size = offer.size + room - device.total
+            sizes.append((abs(size - offer.size), size))
+    size = min(sizes)[1] if sizes else 0
+    return int(size * _SURE) if size > 0 else None
 
 
 def longest_context(shape: ModelShape, fit: Fit, budget: Budget, most: int) -> int:

@@ -1,15 +1,9 @@
 """The graph of Gated DeltaNet, as llama.cpp builds it (src/models/delta-net-base.cpp, qwen35.cpp, qwen3next.cpp)."""
 
 from quantkit.planning.drawing import Drawing
-from quantkit.planning.shape import Layer, ModelShape
+from quantkit.planning.recurrent import convolution_inputs, copied, state_elements
+from quantkit.planning.shape import Layer
 from quantkit.planning.tensors import F32, Tensor, cache_of, fresh, matmul, same, view
-
-
-def state_elements(shape: ModelShape) -> tuple[int, int]:
-    """Float32 elements of a layer's states: the last inputs of its convolution, and its heads' matrices."""
-    state, inner = (int(shape.number(f"ssm.{key}")) for key in ("state_size", "inner_size"))
-    channels = inner + 2 * state * int(shape.number("ssm.group_count"))
-    return (int(shape.number("ssm.conv_kernel")) - 1) * channels, state * inner
 
 
 def delta_net(d: Drawing, x: Tensor, layer: Layer) -> Tensor:
@@ -17,7 +11,7 @@ def delta_net(d: Drawing, x: Tensor, layer: Layer) -> Tensor:
     shape, n = d.shape, d.n
     width, groups = int(shape.number("ssm.state_size")), int(shape.number("ssm.group_count"))
     heads, inner = int(shape.number("ssm.time_step_rank")), int(shape.number("ssm.inner_size"))
-    kernel, channels = int(shape.number("ssm.conv_kernel")), inner + 2 * width * groups
+    channels = inner + 2 * width * groups
     of_convolution, of_heads = state_elements(shape)
     copies = d.state_copies
     d.graph.expand(x)
@@ -26,11 +20,7 @@ def delta_net(d: Drawing, x: Tensor, layer: Layer) -> Tensor:
 
     convolution = cache_of("convolution state", of_convolution, size=F32, layer=d.layer)
     last = d.graph.expand(fresh((of_convolution, 1), convolution, copies))
-    turned = view(mixed, (n, channels), (channels * F32,))
-    turned.stride = (channels * F32, F32, channels * n * F32, channels * n * F32)
-    inputs = fresh((kernel - 1 + n, channels), view(last, (kernel - 1, channels)), turned)
-    tail = view(inputs, (kernel - 1, channels), ((kernel - 1 + n) * F32,))
-    d.graph.expand(_copied(convolution, tail))
+    inputs = convolution_inputs(d, mixed, convolution, last, channels)
 
     matrices = cache_of("matrices", of_heads, size=F32, layer=d.layer)
     state = d.graph.expand(fresh((of_heads, 1), matrices, copies))
@@ -45,7 +35,7 @@ def delta_net(d: Drawing, x: Tensor, layer: Layer) -> Tensor:
         )
     values = view(convolved, (width, heads, n), strides)
     out = fresh((inner, n + width), queries, keys, values, decay, beta, view(state, (width, width, heads)))
-    d.graph.expand(_copied(matrices, view(out, (of_heads,), (0,))))
+    d.graph.expand(copied(matrices, view(out, (of_heads,), (0,))))
     normed = d.norm(view(out, (width, heads, n), (width * F32, inner * F32)), "ssm_norm", layer.tensors)
     gated = same(normed, same(view(gate, (width, heads, n))))
     return matmul(d.named("ssm_out.weight"), layer.rows("ssm_out"), view(gated, (inner, n)))
@@ -65,8 +55,3 @@ def _beta_and_decay(d: Drawing, x: Tensor, layer: Layer, heads: int, groups: int
     decay = same(decay, weight=d.named("ssm_dt.bias"))
     decay = same(same(decay), weight=d.named("ssm_a"))
     return view(beta, (1, heads, n)), view(decay, (1, heads, n))
-
-
-def _copied(state: Tensor, x: Tensor) -> Tensor:
-    """x written into a state (ggml_cpy): a view of the state."""
-    return Tensor(x.shape, F32, (x, view(state, state.shape)), root=state)

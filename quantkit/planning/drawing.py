@@ -31,6 +31,7 @@ class Drawing:
         self.positions = leaf("positions", self.n * shape.positions_per_token, size=I32)
         self.query_scale = leaf("query scale", 1, 1, self.n)
         self.outputs = leaf("outputs", self.n, size=I32)
+        self.layer_inputs: Tensor | None = None
         self.state_copies = leaf("state copies", 1, size=I32)
         self.embedding: Tensor | None = None
         self.caches = {slides: self._cache(slides) for slides in (False, True) if not slides or shape.window}
@@ -63,11 +64,11 @@ class Drawing:
     def _cache(self, slides: bool) -> Cache:
         shape, context = self.shape, self.context
         cells = context.window_cells(shape.window) if slides else context.cells
-        widest = max(layer.n_head_kv * layer.head_v for layer in shape.layers)
-        v_rows = self.n if context.flash_on else self.n * widest
+        v_rows = self.n if context.flash_on else self.n * shape.widest_values
         turns: list[Tensor | None] = [None, None]
         if context.kv_type != "f16":
-            for i, sizes in enumerate(({x.head_k for x in shape.layers}, {x.head_v for x in shape.layers})):
+            own = [layer for layer in shape.layers if layer.slides == slides and layer.shared_from is None]
+            for i, sizes in enumerate(({layer.head_k for layer in own}, {layer.head_v for layer in own})):
                 head = next(iter(sizes)) if len(sizes) == 1 else 0
                 if head and head % 64 == 0 and not shape.is_mla:
                     size = 64 if i else _largest_turn(head)

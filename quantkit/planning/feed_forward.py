@@ -9,7 +9,7 @@ def feed_forward(d: Drawing, x: Tensor, layer: Layer) -> Tensor:
     """The feed-forward of a layer: dense, or routed experts with shared ones."""
     if not layer.has("ffn_down_exps.weight"):
         return _dense_ffn(d, x, layer)
-    out = _experts(d, x, layer)
+    out = _experts(d, x, layer, d.linear(layer, "ffn_gate_inp", x))
     if layer.has("ffn_down_shexp.weight"):
         shared = _dense_ffn(d, x, layer, "_shexp")
         if layer.has("ffn_gate_inp_shexp.weight"):
@@ -33,10 +33,20 @@ def _dense_ffn(d: Drawing, x: Tensor, layer: Layer, suffix: str = "") -> Tensor:
     return d.linear(layer, "ffn_down" + suffix, hidden)
 
 
-def _experts(d: Drawing, x: Tensor, layer: Layer) -> Tensor:
+def experts_beside_dense(d: Drawing, x: Tensor, layer: Layer) -> Tensor:
+    """A dense feed-forward and experts of the same hidden states `x`, each with norms of its own, added (Gemma 4)."""
+    dense = _dense_ffn(d, d.norm(x, "ffn_norm", layer.tensors), layer)
+    dense = d.norm(dense, "post_ffw_norm_1", layer.tensors)
+    normed = d.norm(x, "pre_ffw_norm_2", layer.tensors)
+    # the router has a norm without a weight, a factor and a scale
+    routed = same(same(same(x)), weight=d.named("ffn_gate_inp.scale"))
+    out = _experts(d, normed, layer, matmul(d.named("ffn_gate_inp.weight"), layer.rows("ffn_gate_inp"), routed))
+    return same(dense, d.norm(out, "post_ffw_norm_2", layer.tensors))
+
+
+def _experts(d: Drawing, x: Tensor, layer: Layer, logits: Tensor) -> Tensor:
     n, traits, used = d.n, d.shape.traits, d.shape.n_expert_used
     count = layer.tensors["ffn_down_exps.weight"][0]
-    logits = d.linear(layer, "ffn_gate_inp", x)
     probabilities = logits if traits.softmax_of_chosen else same(logits)
     chosen = same(probabilities, weight=d.named("exp_probs_b.bias")) if layer.has("exp_probs_b.bias") else probabilities
     if traits.weighted_input:
@@ -69,6 +79,10 @@ def _experts(d: Drawing, x: Tensor, layer: Layer) -> Tensor:
         else:
             hidden = same(up)
     down = _expert_linear(d, "ffn_down_exps", layer, d.shape.n_embd, hidden, ids)
+    if layer.has("ffn_down_exps.scale"):
+        scales = fresh((1, count, n))
+        scales.weight = d.named("ffn_down_exps.scale")
+        down = same(down, fresh((1, used, n), scales, ids))
     if not traits.weighted_input:
         down = same(down, weights)
     d.graph.expand(down)

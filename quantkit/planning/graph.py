@@ -10,8 +10,11 @@ from quantkit.planning.attention import attention, mla
 from quantkit.planning.context import Context
 from quantkit.planning.delta_net import delta_net
 from quantkit.planning.drawing import Drawing
-from quantkit.planning.feed_forward import feed_forward
+from quantkit.planning.feed_forward import experts_beside_dense, feed_forward
+from quantkit.planning.layer_inputs import layer_inputs, with_layer_input
+from quantkit.planning.recurrent import mamba2
 from quantkit.planning.shape import Layer, ModelShape
+from quantkit.planning.short_convolution import short_convolution
 from quantkit.planning.tensors import I32, Graph, Tensor, fresh, leaf, matmul, same
 
 _TELLING = 4
@@ -21,6 +24,8 @@ def prompt_graph(shape: ModelShape, context: Context, layers: Sequence[int] | No
     """The graph of a whole physical batch; `layers` limits it to some layers, which must include the last."""
     d = Drawing(shape, context)
     x = _embedded(d)
+    if "per_layer_token_embd.weight" in shape.tensors:
+        d.layer_inputs = layer_inputs(d, x)
     for number in range(len(shape.trunk)) if layers is None else layers:
         d.layer = number
         x = _decoder_layer(d, x, shape.layers[number], number)
@@ -31,7 +36,7 @@ def prompt_graph(shape: ModelShape, context: Context, layers: Sequence[int] | No
         # the last layer's result is offered to a draft model
         x.kept = True
         x = fresh((shape.n_embd, d.n), x, d.outputs)
-    x = d.norm(x, "output_norm", shape.tensors)
+    x = d.norm(x, shape.traits.last_norm, shape.tensors)
     x.kept = True
     if shape.traits.output_after_norm:
         x = fresh((shape.n_embd, d.n), x, d.outputs)
@@ -54,7 +59,7 @@ def telling_layers(shape: ModelShape, kinds: Sequence[Hashable]) -> list[int]:
     chosen, run = [], 0
     before: Hashable = None
     for i, layer in enumerate(shape.trunk):
-        sizes = (layer.n_head, layer.n_head_kv, layer.head_k, layer.head_v, layer.slides)
+        sizes = (layer.n_head, layer.n_head_kv, layer.head_k, layer.head_v, layer.slides, layer.shared_from)
         sign = (sizes, tuple(layer.tensors.items()), kinds[i])
         run = run + 1 if sign == before else 1
         before = sign
@@ -78,7 +83,7 @@ def _embedded(d: Drawing) -> Tensor:
         x = same(x)
     if "position_embd.weight" in d.shape.tensors:
         x = same(x, _rows(d, "position_embd.weight", d.positions))
-    if "token_embd_norm.weight" in d.shape.tensors:
+    if "token_embd_norm.weight" in d.shape.tensors and d.shape.traits.last_norm != "token_embd_norm":
         x = d.norm(x, "token_embd_norm", d.shape.tensors)
     return x
 
@@ -97,7 +102,8 @@ def _decoder_layer(d: Drawing, x: Tensor, layer: Layer, number: int) -> Tensor:
         attended = d.norm(x, "attn_norm_2", layer.tensors)
     draw = mla if layer.has("attn_kv_a_mqa.weight") else attention
     if layer.is_recurrent:
-        draw = delta_net
+        state_space = mamba2 if traits.mamba2 else delta_net
+        draw = short_convolution if layer.has_short_convolution else state_space
     out = draw(d, attended, layer)
     last = number == len(shape.trunk) - 1 and not traits.output_last and not traits.output_after_norm
     if last:
@@ -116,10 +122,26 @@ def _decoder_layer(d: Drawing, x: Tensor, layer: Layer, number: int) -> Tensor:
         # GPT-NeoX: each part has a norm of its own, over the same hidden states
         fed = feed_forward(d, d.norm(x, "ffn_norm", layer.tensors), layer)
         return same(same(fed, x), out)
-    joined = same(same(out) if scaled else out, x)
-    has_norm = layer.has(traits.feed_norm + ".weight") or traits.unweighted_norms
-    normed = d.norm(joined, traits.feed_norm, layer.tensors) if has_norm else joined
-    out = feed_forward(d, normed, layer)
+    joined = _joined(d, same(out) if scaled else out, x)
+    if layer.has("pre_ffw_norm_2.weight"):
+        out = experts_beside_dense(d, joined, layer)
+    else:
+        out = feed_forward(d, _normed(d, joined, layer), layer)
     if layer.has("post_ffw_norm.weight"):
         out = d.norm(out, "post_ffw_norm", layer.tensors)
-    return same(same(out) if scaled else out, joined)
+    out = _joined(d, same(out) if scaled else out, joined)
+    if d.layer_inputs is not None:
+        out = with_layer_input(d, out, layer, number)
+    return same(out, weight=d.named("layer_output_scale.weight")) if layer.has("layer_output_scale.weight") else out
+
+
+def _normed(d: Drawing, x: Tensor, layer: Layer) -> Tensor:
+    """The input of the feed-forward."""
+    traits = d.shape.traits
+    has_norm = layer.has(traits.feed_norm + ".weight") or traits.unweighted_norms
+    return d.norm(x, traits.feed_norm, layer.tensors) if has_norm else x
+
+
+def _joined(d: Drawing, part: Tensor, x: Tensor) -> Tensor:
+    """The sum of the hidden states and a layer's part."""
+    return same(x, part) if d.shape.traits.residual_first else same(part, x)

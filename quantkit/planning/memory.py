@@ -17,11 +17,12 @@ from quantkit.gguf.layout import tensor_bytes
 from quantkit.gguf.types import row_bytes
 from quantkit.planning.allocator import graph_memory
 from quantkit.planning.context import KV_TYPES, Context
-from quantkit.planning.delta_net import state_elements
 from quantkit.planning.graph import prompt_graph, telling_layers
+from quantkit.planning.recurrent import state_elements
 from quantkit.planning.repack import repacked
 from quantkit.planning.schedule import place
 from quantkit.planning.shape import ModelShape
+from quantkit.planning.short_convolution import convolution_elements
 from quantkit.planning.tensors import F32
 
 GPU_OVERHEAD = 512 << 20
@@ -32,6 +33,7 @@ BYTES_OF_TOKEN = 820
 """Measured with SmolLM2: its 49,152 tokens and their merges take 38.6 MiB."""
 
 _EXPERTS = frozenset(f"ffn_{name}_exps.weight" for name in ("gate", "up", "down", "gate_up"))
+_OF_FIRST_LAYER = frozenset(("per_layer_model_proj.weight", "per_layer_proj_norm.weight"))
 _LAYER = re.compile(r"blk\.(\d+)\.")
 _CUDA_ROW = 512
 
@@ -172,7 +174,9 @@ def weight_devices(
         elif layer is not None:
             stays = layer < start or (layer < context.cpu_moe and tensor.is_expert)
             devices[tensor.name] = ("CPU",) if stays else ("GPU",)
-        elif tensor.name.startswith("output"):
+        elif tensor.name in _OF_FIRST_LAYER:
+            devices[tensor.name] = ("CPU",) if start > 0 else ("GPU",)
+        elif tensor.name.startswith("output") or tensor.name == f"{shape.traits.last_norm}.weight":
             devices[tensor.name] = ("GPU" if shape.n_layer >= start else "CPU",)
         elif tensor.name == "token_embd.weight" and tied and shape.n_layer >= start:
             devices[tensor.name] = ("CPU", "GPU")
@@ -188,16 +192,18 @@ def kv_bytes(shape: ModelShape, context: Context) -> dict[str, int]:
     """
     start = first_gpu_layer(shape, context)
     kind = KV_TYPES[context.kv_type]
-    widest = max(layer.n_head_kv * layer.head_v for layer in shape.layers)
     sizes = {"CPU": 0, "GPU": 0}
     for number, layer in enumerate(shape.trunk):
         device = "GPU" if number >= start else "CPU"
         if layer.is_recurrent:
-            sizes[device] += F32 * sum(state_elements(shape))
+            elements = convolution_elements(shape) if layer.has_short_convolution else sum(state_elements(shape))
+            sizes[device] += F32 * elements
+            continue
+        if layer.shared_from is not None:
             continue
         cells = context.window_cells(shape.window) if layer.slides else context.cells
         # without flash attention values are transposed, and every layer is as large as the widest
-        values = layer.n_head_kv * layer.head_v if context.flash_on else widest
+        values = layer.n_head_kv * layer.head_v if context.flash_on else shape.widest_values
         row = row_bytes(kind, layer.n_head_kv * layer.head_k) + (row_bytes(kind, values) if values else 0)
         sizes[device] += row * cells
     return sizes

@@ -4,18 +4,23 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from quantkit.gguf.mix import MixOptions, MixTensor
 from quantkit.imatrix.file import load_imatrix
 from quantkit.machine import Machine, probe_bandwidth, this_machine
-from quantkit.planning.budget import Budget, best_fit, fit_offer, longest_context, remedies
+from quantkit.outputs.target import candidates
+from quantkit.planning.budget import Budget, best_fit, fit_offer, largest_file, longest_context, remedies
 from quantkit.planning.context import Context
 from quantkit.planning.memory import GPU_OVERHEAD, DeviceMemory, kv_bytes
 from quantkit.planning.phones import PHONE_BANDWIDTH, PHONE_TYPES, Phone
 from quantkit.planning.result import Plan, Row
 from quantkit.planning.sizes import Matrix, Offer, known_types, offers
-from quantkit.planning.sources import open_source
+from quantkit.planning.sources import Source, open_source
 from quantkit.planning.speed import bytes_per_token, tokens_per_second
 
 DEFAULT_CTX = 4096
+
+# A file of a given size has no use above this: q8_0 is as good.
+MOST_TARGET_BITS = 8.5
 
 ALL_LAYERS = 1 << 16
 """More layers than any model has: all of them."""
@@ -113,7 +118,7 @@ def plan(source: str, options: PlanOptions | None = None, *, offline: bool = Fal
             imatrix=options.imatrix,
         )
         made = offers(opened, types, matrix, calibrated=empty.for_phone)
-        return _with_best(_with_rows(empty, made, fixed_layers=options.gpu_layers is not None))
+        return _with_target(_with_best(_with_rows(empty, made, fixed_layers=options.gpu_layers is not None)))
     finally:
         opened.model.close()
 
@@ -148,6 +153,24 @@ def _with_best(plan: Plan) -> Plan:
     most = shape.context or context.n_ctx
     longest = max(longest_context(shape, best, budget, most), best.memory.context.n_ctx if most else 0)
     return replace(plan, best=row, longest=longest)
+
+
+def _with_target(plan: Plan) -> Plan:
+    """The size to pass as --target-size, if a checkpoint is the source and such a size is of use."""
+    quantized = [row.offer for row in plan.rows if row.fit is not None and not row.offer.is_float]
+    if plan.source.is_gguf or plan.for_phone or not quantized:
+        return plan
+    size = largest_file(plan.source.shape, quantized, plan.context, plan.budget)
+    if size is None or size < _smallest(plan.source) or 8 * size > MOST_TARGET_BITS * plan.parameters:
+        return plan
+    return replace(plan, target_size=size)
+
+
+def _smallest(source: Source) -> int:
+    """Bytes of the tensors of the smallest file that --target-size can make."""
+    tensors = [MixTensor(tensor.name, tensor.shape, tensor.type) for tensor in source.model.tensors]
+    weighted = frozenset(tensor.name for tensor in tensors if tensor.name.startswith("blk."))
+    return sum(min(option.bytes) for option in candidates(source.model.sizes, tensors, MixOptions(), weighted))
 
 
 def _gguf_row(plan: Plan, offer: Offer, speeds: Mapping[str, float], *, fixed_layers: bool) -> Row:

@@ -79,6 +79,8 @@ class Plan:
         remedies: changes that make the smallest type fit: option, type, bytes of memory.
         for_phone: the commands set up Termux.
         imatrix: importance matrix of the GGUF types.
+        target_size: bytes of the largest file that fits as a whole on the GPU, or without one into memory; None if it
+            is above 8.5 bits per weight or cannot be made.
     """
 
     given: str
@@ -93,6 +95,7 @@ class Plan:
     remedies: tuple[tuple[str, str, int], ...] = ()
     for_phone: bool = False
     imatrix: Path | None = None
+    target_size: int | None = None
 
     @property
     def parameters(self) -> int:
@@ -108,6 +111,12 @@ class Plan:
         if self.best.fit is None:
             return self._folder_commands(self.best)
         return self._gguf_commands(self.best, self.best.fit)
+
+    def target_command(self) -> str | None:
+        """The command that makes the largest file that fits as a whole."""
+        if self.target_size is None:
+            return None
+        return f"quantkit gguf {self._checkpoint()} --target-size {self.target_size // 10**6}M"
 
     def _phone_commands(self, row: Row) -> list[str]:
         if self.source.is_gguf:
@@ -176,6 +185,7 @@ class Plan:
             "types": [row.document() for row in self.rows],
             "best": None if self.best is None else self.best.offer.label,
             "longest_context": self.longest or None,
+            "target_size": self.target_size,
             "commands": self.commands(),
             "missing": None if self.best is not None else self.missing(),
             "notes": list(self.notes()),

@@ -14,6 +14,7 @@ from quantkit.errors import CheckpointError, UnsupportedError
 from quantkit.families import LLAMA_TRAITS, Traits, traits_of
 
 _LAYER = re.compile(r"blk\.(\d+)\.(.+)")
+_STATE = re.compile(r"\.(ssm|time_mix)_")
 
 
 @dataclass(frozen=True)
@@ -21,7 +22,8 @@ class Layer:
     """One decoder layer. `tensors`: numpy shapes by name within the layer ("attn_q.weight").
 
     `head_k`, `head_v`: elements of a head in the cache; `head_v` is 0 if values are part of the keys (MLA).
-    `slides`: whether the layer has a sliding window.
+    `slides`: whether the layer has a sliding window. `shared_from`: the layer whose keys and values this one attends
+    to, None if it has its own.
     """
 
     n_head: int
@@ -30,6 +32,7 @@ class Layer:
     head_v: int
     slides: bool
     tensors: Mapping[str, tuple[int, ...]]
+    shared_from: int | None = None
 
     def rows(self, name: str) -> int:
         """Output rows of a weight of this layer (of one expert if stacked), 0 if the layer does not have it."""
@@ -42,7 +45,12 @@ class Layer:
     @property
     def is_recurrent(self) -> bool:
         """Whether the layer has a state in place of a cache."""
-        return self.has("ssm_conv1d.weight")
+        return self.has("ssm_conv1d.weight") or self.has_short_convolution
+
+    @property
+    def has_short_convolution(self) -> bool:
+        """Whether the layer has a gated short convolution in place of attention."""
+        return self.has("shortconv.conv.weight")
 
 
 @dataclass(frozen=True)
@@ -77,6 +85,11 @@ class ModelShape:
         return self.layers[: self.n_layer - int(self.number("nextn_predict_layers"))]
 
     @property
+    def widest_values(self) -> int:
+        """Elements of a token's values in the layer that has the most."""
+        return max(layer.n_head_kv * layer.head_v for layer in self.layers)
+
+    @property
     def n_deepstack(self) -> int:
         """Layers whose output an image adds to (DeepStack); 0 for text models."""
         return int(self.number("n_deepstack_layers"))
@@ -108,8 +121,12 @@ def model_shape(keys: Mapping[str, Any], tensors: Iterable[tuple[str, tuple[int,
     if not isinstance(arch, str):
         raise CheckpointError(f"{where} has no general.architecture, so it is not a model; pass a model GGUF")
     traits = traits_of(arch)
-    recurrent = any(key.startswith((f"{arch}.ssm.", f"{arch}.wkv.")) for key in keys)
-    if not traits.plannable or (recurrent and not traits.delta_net):
+    tensors = list(tensors)
+    # a model of attention alone may have keys of states that no layer has
+    recurrent = any(key.startswith((f"{arch}.ssm.", f"{arch}.wkv.")) for key in keys) and any(
+        _STATE.search(name) for name, _ in tensors
+    )
+    if not traits.plannable or (recurrent and not (traits.delta_net or traits.mamba2)):
         raise UnsupportedError(f"{where} is of architecture {arch}, whose memory quantkit cannot plan yet")
     own = {key.removeprefix(f"{arch}."): value for key, value in keys.items() if key.startswith(f"{arch}.")}
     n_layer = _count(own, "block_count", where)
@@ -136,7 +153,8 @@ def model_shape(keys: Mapping[str, Any], tensors: Iterable[tuple[str, tuple[int,
         head = n_embd // max(heads[i], 1)
         key = int(own.get("attention.key_length" + swa) or head)
         value = 0 if "attention.key_length_mla" in own else int(own.get("attention.value_length" + swa) or head)
-        layers.append(Layer(heads[i], kv_heads[i], key, value, slides[i], by_layer[i]))
+        shared = _shared_from(own, n_layer, i, slides[i])
+        layers.append(Layer(heads[i], kv_heads[i], key, value, slides[i], by_layer[i], shared))
     return ModelShape(
         arch=arch,
         n_embd=n_embd,
@@ -169,6 +187,12 @@ def _per_layer(keys: Mapping[str, Any], name: str, n_layer: int, default: list[i
             raise CheckpointError(f"{where} has {len(counts)} values of {name} for {n_layer} layers; check the file")
         return counts[:n_layer]
     return [_count(keys, name, where)] * n_layer
+
+
+def _shared_from(keys: Mapping[str, Any], n_layer: int, layer: int, slides: bool) -> int | None:
+    """The layer whose cache a layer reads: of the last two with their own, a sliding one first (llama-model.cpp)."""
+    first = n_layer - int(keys.get("attention.shared_kv_layers") or 0)
+    return None if layer < first else first - (2 if slides else 1)
 
 
 def _slides(keys: Mapping[str, Any], default_every: int, n_layer: int) -> list[bool]:

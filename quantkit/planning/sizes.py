@@ -72,7 +72,7 @@ def known_types(names: Sequence[str]) -> tuple[str, ...]:
             try:
                 key = file_type(key).name
             except UsageError as error:
-                raise UsageError(f"{error}, awq, gptq") from None
+                raise UsageError(f"{error}; awq and gptq are types too") from None
         known.append(key)
     return tuple(dict.fromkeys(known))
 

@@ -1,25 +1,27 @@
-"""AWQ (Lin et al. 2023, arXiv 2306.00978): scale the salient input channels, then clip the ranges.
+"""AWQ (Lin et al. 2023, arXiv 2306.00978) with error feedback: scale input channels, clip ranges, round as GPTQ.
 
 Scaling a weight column by s and its input by 1/s leaves the output unchanged. After rounding, channels with a large s
-have a smaller relative error. The searches for scales and for clipping minimise the output error over the calibration
-text, tr(dW H dW'), where H is the Gram matrix.
+have a smaller relative error. AWQ's format does not say how its integers were found, so they are rounded with error
+feedback, and scales and ranges are searched for that rounding. The paper's own rounding is in `awq_nearest`.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from quantkit.errors import CalibrationError
-from quantkit.quant.grid import Array, Grid, Quantized
-from quantkit.quant.rounding import best_ranges, group_ranges, in_groups, nearest, round_with, scales_and_zeros
-from quantkit.workers import SERIAL, Workers, parts
+from quantkit.quant.factor import Factor
+from quantkit.quant.gptq import round_with_feedback
+from quantkit.quant.grid import Array, Grid
+from quantkit.quant.rounding import group_ranges, in_groups, nearest, output_error, scales_and_zeros
+from quantkit.workers import SERIAL, Workers
 
 _LEAST = np.float32(1e-4)
-_WIDE, _FEWEST_ROWS = 4096, 128
-_WHOLE, _ROWS = 2048, 512  # ranges of up to 2048 rows are searched together, of more in parts of 512
-_SHRINKS = tuple(1 - 0.06 * i for i in range(8))
+_STEPS = 16  # steps of a power from 0 to 1
+_SEARCHED_ROWS, _SEARCHED_WEIGHTS = 512, 1 << 21
+_CHECKED_ROWS = 128
+_SHRINKS = (1.0, 0.88)
 
 
 @dataclass(frozen=True)
@@ -27,129 +29,112 @@ class Scale:
     """The scale of an input.
 
     values: float32 (n_in,); all 1 if no scale has a smaller error.
-    error_before, error_after: tr(dW H dW') without and with the scale, over the searched rows of all linears.
-    ratio: the power of the activations in the scale; 0 if all values are 1.
+    error_before, error_after: tr(dW H dW') without and with the scale, H damped, over some rows of all linears.
+    powers: of the pivots and of the weights in the scale.
     """
 
     values: Array
     error_before: float
     error_after: float
-    ratio: float
+    powers: tuple[float, float]
 
 
 def search_scale(
     weights: Sequence[Array],
-    gram: Array,
+    factored: Factor,
     grid: Grid,
     *,
     ties: NDArray[np.integer] | None = None,
-    steps: int = 20,
-    rows: int = 512,
-    name: str = "the input",
     workers: Workers = SERIAL,
 ) -> Scale:
-    """Search the channel scale of an input that minimises the error of its linears after rounding to nearest.
+    """Search the channel scale of an input that minimises the error of its linears after rounding with feedback.
 
     weights: float32 (n_out, n_in) of each linear.
-    gram: float32 (n_in, n_in), H, the sum of x x'.
     ties: (n_in,); channels with the same number share a scale.
-    steps: number of steps of r from 0 to 1.
-    rows: at most this number of evenly spaced rows of all linears is searched; fewer for inputs wider than 4096.
-    name: the name of the input in messages.
 
-    The candidates are a^r and (a / u)^r. a is the root mean square of a channel's activations, u that of its weights.
-    Every fourth r is tried first, then those around the best. Raises CalibrationError for statistics that are not
-    finite.
+    The candidates are p^a / u^b with a and b from 0 to 1. p are the pivots R_kk: the root mean square of what a channel
+    adds to the channels rounded after it. u is the root mean square of the channel's weights. A candidate's error is
+    sum_k R_kk^2 d_k^2 with d the error of rounding to nearest: that of feedback has the same size at every column.
+    The best candidate is kept if it lowers the error of rounding with feedback.
     """
-    if not np.isfinite(gram).all():
-        raise CalibrationError(f"the activations of the calibration text are not finite in {name}; check the model")
-    rows = min(rows, max(_FEWEST_ROWS, rows * _WIDE // len(gram)))
-    step = -(-sum(len(w) for w in weights) // rows)
-    searched = np.concatenate([w[::step] for w in weights])
-    act = _tied(np.diagonal(gram), ties, len(gram)) ** np.float32(0.5)
-    act = np.maximum(act / max(float(act.mean()), 1e-30), _LEAST)
+    n_in = len(factored.pivots)
+    rows = min(_SEARCHED_ROWS, max(_CHECKED_ROWS, _SEARCHED_WEIGHTS // n_in))
+    searched = _spread(weights, rows)
+    importance = factored.pivots**2
     squares = np.sum([np.einsum("oi,oi->i", w, w) for w in weights], axis=0)
-    size = _tied(squares, ties, len(gram)) ** np.float32(0.5)
-    size = np.maximum(size / max(float(size.mean()), 1e-30), _LEAST)
+    pivots, size = _relative(_tied(importance, ties, n_in)), _relative(_tied(squares, ties, n_in))
 
-    ones = np.ones(len(gram), np.float32)
-    bases = (act, act / size)
+    def scale_of(powers: tuple[int, int]) -> Array:
+        of_pivots, of_size = (np.float32(power / _STEPS) for power in powers)
+        return _centred(pivots**of_pivots / size**of_size)
 
-    def scale_of(base: int, power: int) -> Array:
-        return _centred(bases[base] ** np.float32(power / steps))
+    def error_of(powers: tuple[int, int]) -> float:
+        return _weighted_error(searched, importance, grid, scale_of(powers))
 
-    def error_of(candidate: tuple[int, int]) -> float:
-        return _error(searched, gram, grid, scale_of(*candidate))
-
-    before = _error(searched, gram, grid, ones)
-    errors: tuple[dict[int, float], ...] = ({}, {})  # for each base: step of the power -> error
+    errors: dict[tuple[int, int], float] = {}
     for step in (4, 2, 1):  # from coarse to fine around the best
-        candidates = [(base, power) for base in (0, 1) for power in _powers(errors[base], step, steps)]
-        for (base, power), error in zip(candidates, workers.map(error_of, candidates), strict=True):
-            errors[base][power] = error
-    least, best = min(((error, (base, power)) for base in (0, 1) for power, error in errors[base].items()), key=_first)
-    if not least < before:
-        return Scale(ones, before, before, 0.0)
-    return Scale(scale_of(*best), before, least, best[1] / steps)
+        candidates = _candidates(errors, step)
+        errors |= zip(candidates, workers.map(error_of, candidates), strict=True)
+    best = min(errors, key=errors.__getitem__)
+    checked = _spread(weights, _CHECKED_ROWS)
+    ones = np.ones(n_in, np.float32)
+    before = _feedback_error(checked, factored, grid, ones, workers)
+    after = _feedback_error(checked, factored, grid, scale_of(best), workers) if any(best) else before
+    if not after < before:
+        return Scale(ones, before, before, (0.0, 0.0))
+    return Scale(scale_of(best), before, after, (best[0] / _STEPS, best[1] / _STEPS))
 
 
-def _powers(tried: Mapping[int, float], step: int, steps: int) -> list[int]:
-    """The powers to try next: every `step`-th power first, then the two neighbours of the best."""
+def _candidates(tried: dict[tuple[int, int], float], step: int) -> list[tuple[int, int]]:
+    """The powers to try next, in steps: a grid first, then the neighbours of the best."""
     if not tried:
-        return list(range(0, steps + 1, step))
-    middle = min(tried, key=tried.__getitem__)
-    return [power for power in (middle - step, middle + step) if 0 <= power <= steps and power not in tried]
+        steps = range(0, _STEPS + 1, step)
+        return [(a, b) for a in steps for b in steps]
+    a, b = min(tried, key=tried.__getitem__)
+    around = [(a + i, b + j) for i in (-step, 0, step) for j in (-step, 0, step)]
+    return [pair for pair in around if pair not in tried and min(pair) >= 0 and max(pair) <= _STEPS]
 
 
-def _first(pair: tuple[float, tuple[int, int]]) -> float:
-    return pair[0]
-
-
-def quantize_awq(w: Array, gram: Array, grid: Grid, workers: Workers = SERIAL) -> Quantized:
-    """Quantize a scaled matrix (n_out, n_in) with clipped ranges. `gram`: of the scaled input, H / (s s').
-
-    The range of each group is shrunk to minimise the group's part of the output error, d' H_gg d. The full range is a
-    candidate too. Weights outside the range are clipped, and all are rounded to nearest.
-    """
-    scales, zeros = search_clip(w, gram, grid, workers=workers)
-    return round_with(w, scales, zeros, grid)
-
-
-def search_clip(
-    w: Array, gram: Array, grid: Grid, *, shrinks: Sequence[float] = _SHRINKS, workers: Workers = SERIAL
-) -> tuple[Array, Array]:
-    """Scales and zero points, float32 (n_out, n_groups). `shrinks`: the candidate factors of each group's range."""
-    blocks = group_blocks(gram, grid)
-    ranges = workers.map(
-        lambda rows: best_ranges(w[rows], blocks, grid, shrinks),
-        list(parts(len(w), len(w) if len(w) <= _WHOLE else _ROWS)),
-    )
-    return np.concatenate([scales for scales, _ in ranges]), np.concatenate([zeros for _, zeros in ranges])
-
-
-def group_blocks(gram: Array, grid: Grid) -> Array:
-    """The diagonal blocks of a Gram matrix, one for each group: (n_groups, group size, group size)."""
-    n_in, size = len(gram), grid.group_size(len(gram))
-    return np.stack([gram[at : at + size, at : at + size] for at in range(0, n_in, size)])
-
-
-def _error(w: Array, gram: Array, grid: Grid, s: Array) -> float:
-    """tr(dW H dW'), where dW is the error of w s rounded to nearest, divided by s."""
+def _weighted_error(w: Array, importance: Array, grid: Grid, s: Array) -> float:
+    """The error of w s rounded to nearest, over s, squared and weighted; each group at the better of two ranges."""
     scaled = w * s
-    scales, zeros = scales_and_zeros(*group_ranges(scaled, grid), grid)
-    difference = nearest(in_groups(scaled, grid), scales, zeros, grid).reshape(w.shape)
-    difference -= scaled
-    difference /= s
-    return float(np.einsum("oi,oi->", difference @ gram, difference))
+    grouped, weight = in_groups(scaled, grid), in_groups((importance / (s * s))[None], grid)[0]
+    low, high = group_ranges(scaled, grid)
+    least = np.full(low.shape, np.inf, np.float32)
+    for shrink in map(np.float32, _SHRINKS):
+        difference = nearest(grouped, *scales_and_zeros(low * shrink, high * shrink, grid), grid)
+        difference -= grouped
+        np.square(difference, out=difference)
+        np.minimum(least, np.einsum("ogi,gi->og", difference, weight), out=least)
+    return float(least.sum(dtype=np.float64))
 
 
-def _tied(values: Array, ties: NDArray[np.integer] | None, n_in: int) -> Array:
-    """For each channel, the mean of `values` over the channels that share its scale."""
+def _feedback_error(w: Array, factored: Factor, grid: Grid, s: Array, workers: Workers) -> float:
+    """tr(dW H dW') of w s rounded with feedback, over s."""
+    scaled = w * s
+    (quantized,) = round_with_feedback([scaled], factored.scaled(s), grid, sweeps=0, workers=workers)
+    return output_error(w, quantized.dequantized() / s, factored.gram)[0]
+
+
+def _spread(weights: Sequence[Array], rows: int) -> Array:
+    """At most `rows` evenly spaced rows of all matrices."""
+    step = -(-sum(len(w) for w in weights) // rows)
+    return np.concatenate([w[::step] for w in weights])
+
+
+def _tied(squares: Array, ties: NDArray[np.integer] | None, n_in: int) -> Array:
+    """For each channel, the mean of `squares` over the channels that share its scale."""
     if ties is None:
-        return values.copy()
-    sums = np.bincount(ties, values, minlength=n_in)
+        return squares
+    sums = np.bincount(ties, squares, minlength=n_in)
     means: Array = (sums / np.maximum(np.bincount(ties, minlength=n_in), 1))[ties].astype(np.float32)
     return means
+
+
+def _relative(squares: Array) -> Array:
+    """Square roots over their mean, never 0."""
+    roots = np.sqrt(squares)
+    return np.asarray(np.maximum(roots / max(float(roots.mean()), 1e-30), _LEAST), np.float32)
 
 
 def _centred(s: Array) -> Array:

@@ -3,6 +3,7 @@
 Arrays have columns first, so that a row of a matrix is one vector lane: x is float32 (n_groups, group, n_rows).
 """
 
+import functools
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,7 +15,7 @@ from quantkit.quant.grid import Array
 _Ints = NDArray[np.int16]
 # Part of the range that the largest value of a group may use, as a factor on the scale that just covers it.
 _FACTORS = np.linspace(0.62, 1.12, 18).astype(np.float32)
-_MIN_FACTORS = np.linspace(0.60, 1.05, 14).astype(np.float32)
+_MIN_FACTORS = np.linspace(0.60, 1.05, 14)
 _TINY = np.float32(1e-30)
 
 
@@ -53,9 +54,19 @@ def nearest_points(values: Array, format_: BlockFormat) -> Array:
         rounded: Array = np.rint(values)
         np.clip(rounded, np.float32(format_.low), np.float32(format_.high), out=rounded)
         return rounded
-    table = np.array(format_.table, np.float32)
-    middles = (table[1:] + table[:-1]) / 2
-    return table[np.searchsorted(middles, values)]
+    # the middles between points are multiples of 1/2, so the half below a value decides
+    halves = np.floor(np.clip(values, np.float32(format_.low), np.float32(format_.high)) * np.float32(2))
+    points: Array = _by_half(format_.table)[halves.astype(np.int16) - np.int16(2 * format_.low)]
+    return points
+
+
+@functools.cache
+def _by_half(table: tuple[int, ...]) -> Array:
+    """The point nearest to each value h / 2 <= x < (h + 1) / 2, for all h between twice the ends of the table."""
+    points = np.array(table, np.float32)
+    inside = (np.arange(2 * table[0], 2 * table[-1] + 1, dtype=np.float32) + np.float32(0.5)) / np.float32(2)
+    nearest: Array = points[np.abs(inside[:, None] - points).argmin(axis=1)]
+    return nearest
 
 
 def search_scales(x: Array, weight: Array, format_: BlockFormat) -> Scales:
@@ -100,6 +111,16 @@ def _fitted(x: Array, weight: Array, wx: Array, step: Array, format_: BlockForma
     return fitted, fitted * dot
 
 
+def _affine_candidates(top: int) -> list[tuple[np.float32, np.float32]]:
+    """Factors on the step that just covers a group, and where the range is cut: 0 at the high end, 1 at the low end.
+
+    With a factor top / k the ends are k levels apart: weights that lie on a lattice of that step are met exactly.
+    """
+    cut = [(factor, shift) for factor in _MIN_FACTORS for shift in (0.0, 0.5, 1.0)]
+    lattices = [(top / k, 0.0) for k in range(top, top // 2, -1)]
+    return [(np.float32(factor), np.float32(shift)) for factor, shift in (*lattices, *cut)]
+
+
 def _affine(x: Array, weight: Array, format_: BlockFormat) -> tuple[Array, Array]:
     """The step and the lowest value of each group, both real: (n_groups, n_rows)."""
     bounded = format_.has_group_scales  # their minima are not positive
@@ -111,34 +132,32 @@ def _affine(x: Array, weight: Array, format_: BlockFormat) -> tuple[Array, Array
     wx = weight * x
     sum_x = wx.sum(axis=1)
     best, best_low, least = full.copy(), low.copy(), np.full(low.shape, np.inf, np.float32)
-    for factor in _MIN_FACTORS:
-        for shift in (np.float32(0), np.float32(0.5), np.float32(1)):
-            step = full * factor
-            # the part of the range that is cut is cut at both ends, or at one
-            start = low + (1 - factor) * shift * (high - low)
-            inverse = np.divide(np.float32(1), step, out=np.zeros_like(step), where=step > 0)
-            points = nearest_points((x - start[:, None]) * inverse[:, None], format_)
-            wp = weight * points
-            sum_p = wp.sum(axis=1)
-            sum_pp = np.einsum("gkr,gkr->gr", wp, points)
-            sum_xp = np.einsum("gkr,gkr->gr", wp, x)
-            det = sum_w * sum_pp - sum_p * sum_p
-            good = det > 1e-6 * sum_w * sum_pp
-            inv = np.divide(np.float32(1), det, out=np.zeros_like(det), where=good)
-            fit = np.where(good, (sum_w * sum_xp - sum_x * sum_p) * inv, step)
-            fit_low = np.where(good, (sum_pp * sum_x - sum_p * sum_xp) * inv, start)
-            if bounded:
-                above = fit_low > 0
-                alone = np.divide(sum_xp, sum_pp, out=np.zeros_like(step), where=sum_pp > _TINY)
-                fit, fit_low = np.where(above, alone, fit), np.where(above, np.float32(0), fit_low)
-            error = (
-                fit * fit * sum_pp + 2 * fit * fit_low * sum_p + fit_low * fit_low * sum_w
-                - 2 * fit * sum_xp - 2 * fit_low * sum_x
-            )  # fmt: skip
-            better = (error < least) & (fit >= 0)
-            np.copyto(least, error, where=better)
-            np.copyto(best, fit, where=better)
-            np.copyto(best_low, fit_low, where=better)
+    for factor, shift in _affine_candidates(format_.high):
+        step = full * factor
+        start = low + (1 - factor) * shift * (high - low)
+        inverse = np.divide(np.float32(1), step, out=np.zeros_like(step), where=step > 0)
+        points = nearest_points((x - start[:, None]) * inverse[:, None], format_)
+        wp = weight * points
+        sum_p = wp.sum(axis=1)
+        sum_pp = np.einsum("gkr,gkr->gr", wp, points)
+        sum_xp = np.einsum("gkr,gkr->gr", wp, x)
+        det = sum_w * sum_pp - sum_p * sum_p
+        good = det > 1e-6 * sum_w * sum_pp
+        inv = np.divide(np.float32(1), det, out=np.zeros_like(det), where=good)
+        fit = np.where(good, (sum_w * sum_xp - sum_x * sum_p) * inv, step)
+        fit_low = np.where(good, (sum_pp * sum_x - sum_p * sum_xp) * inv, start)
+        if bounded:
+            above = fit_low > 0
+            alone = np.divide(sum_xp, sum_pp, out=np.zeros_like(step), where=sum_pp > _TINY)
+            fit, fit_low = np.where(above, alone, fit), np.where(above, np.float32(0), fit_low)
+        error = (
+            fit * fit * sum_pp + 2 * fit * fit_low * sum_p + fit_low * fit_low * sum_w
+            - 2 * fit * sum_xp - 2 * fit_low * sum_x
+        )  # fmt: skip
+        better = (error < least) & (fit >= 0)
+        np.copyto(least, error, where=better)
+        np.copyto(best, fit, where=better)
+        np.copyto(best_low, fit_low, where=better)
     return best, best_low
 
 

@@ -18,10 +18,11 @@ from numpy.typing import NDArray
 
 from quantkit.gguf.blocks import FORMATS, BlockFormat, Blocks, pack_blocks
 from quantkit.quant.block_search import Scales, nearest_points, search_scales, to_half
-from quantkit.quant.gptq import factor_gram
+from quantkit.quant.factor import factor_gram
 from quantkit.quant.grid import Array
 from quantkit.workers import SERIAL, Workers, parts
 
+DAMP, SHRINK = 0.01, 0.3
 SOLVER_VERSION = 1
 """Raised when the bytes change, so that an unfinished run is not continued with other bytes."""
 SWEEPS = 2
@@ -48,15 +49,28 @@ class Curvature:
 
 
 def curvature(
-    gram: Array, count: int, *, damp: float = 0.01, name: str = "the input", workers: Workers = SERIAL
+    gram: Array,
+    count: int,
+    *,
+    damp: float = DAMP,
+    shrink: float = SHRINK,
+    name: str = "the input",
+    workers: Workers = SERIAL,
 ) -> Curvature:
-    """Factor H = `gram`, the sum of x x' over `count` tokens. Raises CalibrationError as `gptq` does."""
-    order, factor, damp = factor_gram(gram, count, damp=damp, act_order=True, name=name, workers=workers)
+    """Damp and factor H = `gram`, the sum of x x' over `count` tokens.
+
+    shrink: this fraction of each diagonal entry is added to it, so that correlations count for less: those of another
+        kind of text differ. damp: this fraction of the mean diagonal is added, as in `gptq`.
+
+    Raises CalibrationError as `gptq` does.
+    """
+    hessian = gram.copy()
+    np.fill_diagonal(hessian, np.diagonal(gram) * np.float32(1 + shrink))
+    order, factor, damp = factor_gram(hessian, count, damp=damp, act_order=True, name=name, workers=workers)
     pivots = np.diagonal(factor).copy()
     importance = np.empty_like(pivots)
     importance[order] = pivots * pivots
-    hessian = gram.copy()
-    diagonal = np.diagonal(hessian) + np.float32(damp * np.diagonal(gram).mean(dtype=np.float64))
+    diagonal = np.diagonal(hessian) + np.float32(damp * np.diagonal(hessian).mean(dtype=np.float64))
     np.fill_diagonal(hessian, diagonal)
     return Curvature(hessian, order, np.triu(factor / pivots, 1), importance, damp)
 
@@ -77,6 +91,11 @@ def quantize_with_feedback(
         )
 
     return np.concatenate(workers.map(some, list(parts(len(weight), _ROWS))))
+
+
+def working_memory(n_in: int, threads: int) -> int:
+    """Bytes of the rows of `n_in` weights that are rounded at once: about ten arrays of float32."""
+    return threads * _ROWS * n_in * 4 * 10
 
 
 @dataclass

@@ -1,6 +1,6 @@
 """The quantization grid: integers of a few bits, with a scale and a zero point for each group of inputs."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -54,3 +54,7 @@ class Quantized:
         """The dequantized matrix, float32 (n_out, n_in), as in a runtime."""
         scales, zeros = self.scales[:, self.groups], self.zeros[:, self.groups]
         return (self.q.astype(np.float32) - zeros.astype(np.float32)) * scales
+
+    def rows(self, rows: slice) -> "Quantized":
+        """Some rows of the matrix."""
+        return replace(self, q=self.q[rows], scales=self.scales[rows], zeros=self.zeros[rows])

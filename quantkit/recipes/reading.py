@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from quantkit.errors import UsageError
-from quantkit.files import user_path
+from quantkit.files import path_is, user_path
 from quantkit.recipes.lines import Keys, line_of
 from quantkit.recipes.schema import (
     BUILT_IN_TEMPLATES,
@@ -175,7 +175,7 @@ def _with_paths(layer: Layer) -> dict[str, Any]:
 
 def _absolute(value: str, folder: Path) -> str:
     path = _rooted(value, folder)
-    return str(path) if is_path(value) or looks_like_file(value) or path.exists() else value
+    return str(path) if is_path(value) or looks_like_file(value) or path_is(path) else value
 
 
 def _rooted(value: str, folder: Path) -> Path:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from quantkit.files import path_is
 from quantkit.gguf.file_types import file_type
 from quantkit.recipes.reading import Opened, open_recipe
 from quantkit.recipes.schema import INT4, is_path
@@ -122,10 +123,10 @@ def read_recipe(path: Path, settings: Sequence[str] = ()) -> Recipe:
         if key not in model:
             opened.fail(("model", key), f"[model] lacks the key {key}; add it")
     source = model["source"]
-    if is_path(source) and not Path(source).is_dir():
+    if is_path(source) and not path_is(Path(source), Path.is_dir):
         opened.fail(("model", "source"), f"source of [model]: folder {source} not found; check the path")
     template = model.get("chat_template")
-    if template is not None and is_path(template) and not Path(template).is_file():
+    if template is not None and is_path(template) and not path_is(Path(template), Path.is_file):
         opened.fail(("model", "chat_template"), f"chat_template of [model]: file {template} not found; check the path")
     if model.get("revision") and "@" not in source:
         source = f"{source}@{model['revision']}"
@@ -152,7 +153,7 @@ def read_recipe(path: Path, settings: Sequence[str] = ()) -> Recipe:
 
 def _published_as(opened: Opened) -> str | None:
     sources = (layer.table.get("model", {}).get("source", ".") for layer in opened.layers)
-    ids = (source.partition("@")[0] for source in sources if not is_path(source) and not Path(source).exists())
+    ids = (source.partition("@")[0] for source in sources if not is_path(source) and not path_is(Path(source)))
     return next(ids, None)
 
 
@@ -175,7 +176,7 @@ def _formats(opened: Opened) -> Formats:
 
 def _calibration(opened: Opened) -> Calibration:
     table = opened.get("calibration") or {}
-    if "text" in table and is_path(table["text"]) and not Path(table["text"]).is_file():
+    if "text" in table and is_path(table["text"]) and not path_is(Path(table["text"]), Path.is_file):
         opened.fail(("calibration", "text"), f"text of [calibration]: file {table['text']} not found; check the path")
     return Calibration(
         table.get("text"), table.get("samples", SAMPLES), table.get("seq_len", SEQ_LEN), table.get("chat")
@@ -191,7 +192,7 @@ def _measuring(opened: Opened) -> Measuring | None:
     if "texts" not in table:
         opened.fail(("measure", "texts"), "[measure] lacks the key texts; add it")
     for text in table["texts"]:
-        if is_path(text) and not Path(text).is_file():
+        if is_path(text) and not path_is(Path(text), Path.is_file):
             opened.fail(("measure", "texts"), f"texts of [measure]: file {text} not found; check the path")
     return Measuring(
         texts=tuple(table["texts"]),

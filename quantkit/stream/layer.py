@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantkit.families.base.native import Source
+from quantkit.forward.arrays import namespace
 from quantkit.forward.description import Form
 from quantkit.forward.linears import PLAIN, Input, LayerLinears
 from quantkit.forward.weights import Weights
@@ -20,15 +21,17 @@ class LayerWeights(Weights):
     """`tensors`: by name, float32 in the checkpoint's shape. Other tensors are read from the checkpoint when needed.
 
     `keys`: (linear name, index in its stack) -> key of its input. `inputs`: by key, the first x (n_tokens, n_in) that
-    a linear with this input received. Each thread uses its own `tapped` copy, which has its own `inputs`.
+    a linear with this input received, and what that linear received later. Each thread uses its own `tapped` copy,
+    which has its own `inputs`.
     """
 
     tensors: Mapping[str, Array] = field(default_factory=dict)
     keys: Mapping[tuple[str, int], str] = field(default_factory=dict)
     inputs: dict[str, Any] = field(default_factory=dict)
+    readers: dict[str, tuple[str, int]] = field(default_factory=dict)
 
     def tapped(self) -> "LayerWeights":
-        return LayerWeights(self.read, self.rows, self.names, self.tensors, self.keys, {})
+        return LayerWeights(self.read, self.rows, self.names, self.tensors, self.keys, {}, {})
 
     def vector(self, name: str) -> Array:
         tensor = self.tensors.get(name)
@@ -36,8 +39,8 @@ class LayerWeights(Weights):
 
     def linear(self, name: str, x: Array, n_out: int, form: Form = PLAIN, index: int = 0) -> Array:
         key = self.keys.get((name, index))
-        if key is not None:
-            self.inputs.setdefault(key, x)
+        if key is not None and self.readers.setdefault(key, (name, index)) == (name, index):
+            self.inputs[key] = namespace(x).concatenate([self.inputs[key], x]) if key in self.inputs else x
         tensor = self.tensors.get(name + form.weight)
         if tensor is None:
             return super().linear(name, x, n_out, form, index)

@@ -125,7 +125,7 @@ class _Probe:
         self.native, self.tokens, self.levels, self.workers = native, tokens, levels, workers
         self.decoder, self.groups = native.decoder, groups
         self.order = ["", *groups]
-        self.states = States(folder, len(self.order) * len(tokens), tokens.shape[1], self.decoder.hidden)
+        self.states = States(folder, len(self.order) * len(tokens), tokens.shape[1], self.decoder.width)
         layers = {name: self._first_layer(group) for name, group in groups.items()}
         self.first = {"": 0, **layers, EMBEDDING: 0}
         self.contexts: dict[tuple[str, int], Context] = {}
@@ -172,7 +172,7 @@ class _Probe:
         tap = replace(self._weights("", {}), keys={(self.decoder.head, 0): HEAD})
         head = Decoder(tap, self.native.config, self.native.architecture)
         rounded_head = self._decoder(HEAD)
-        sums, squares = dict.fromkeys(self.groups, 0.0), np.zeros(self.decoder.hidden)
+        sums, squares = dict.fromkeys(self.groups, 0.0), np.zeros(self.decoder.width)
         for batch in np.array_split(positions, -(-len(positions) * vocabulary // LOGITS_AT_ONCE)):
             tap.inputs.clear()
             clean = _log_probabilities(head.logits(self._final(n_layers, "", batch)))

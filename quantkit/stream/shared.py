@@ -47,7 +47,7 @@ def bytes_per_token(decoder: Decoder) -> int:
     """Disk bytes per token of all files between two layers: hidden states, and keys and values for later layers."""
     files = 4 if decoder.architecture.experts else 2
     shapes = [decoder.key_shape(number) for number in decoder.shared_layers]
-    return 4 * (files * decoder.hidden + sum(2 * heads * size for heads, size in shapes))
+    return 4 * (files * decoder.width + sum(2 * heads * size for heads, size in shapes))
 
 
 def shared_file(number: int) -> str:

@@ -76,7 +76,7 @@ class Stream:
         self.threads = threads if device is None else 1
         self.gram, self.propagate = gram, propagate
         self.decoder = native.decoder
-        self.states = States(folder, len(tokens), tokens.shape[1], self.decoder.hidden)
+        self.states = States(folder, len(tokens), tokens.shape[1], self.decoder.width)
         self.shared = SharedStates(self.decoder, folder, len(tokens), tokens.shape[1], device)
         keep_freed_memory()
         self.workers = Workers(self.threads)
@@ -238,7 +238,9 @@ class Stream:
         together = max(1, _EXPERT_TOKENS * len(self.tokens) // max(1, int((routes.chosen == expert).sum())))
         together = min(together, len(self.tokens))
         width = sum(len(entry.squares) for entry in statistics.values())
-        for batch in _groups(_groups(range(len(self.tokens)), together), max(1, self._at_once(width) // together)):
+        for batch in _groups(
+            _groups(range(len(self.tokens)), together), max(1, samples_at_once(width, self.tokens.shape[1]) // together)
+        ):
             results = self.workers.map(some, batch)
             routed = [inputs for inputs, _ in results]
             self._sum(statistics, routed, [others for _, others in results])
@@ -256,7 +258,7 @@ class Stream:
     def _gather(self, one: Callable[[int], dict[str, Array]], statistics: Mapping[str, Statistics]) -> None:
         """Call `one` for every sample, and sum its taps in the order of samples."""
         width = sum(len(entry.squares) for entry in statistics.values())
-        for batch in _groups(range(len(self.tokens)), self._at_once(width)):
+        for batch in _groups(range(len(self.tokens)), samples_at_once(width, self.tokens.shape[1])):
             self._sum(statistics, self.workers.map(one, batch))
 
     def _sum(
@@ -275,10 +277,6 @@ class Stream:
         self.workers.map(add, [key for key in statistics if key not in wide])
         for key in wide:
             add(key, self.workers)
-
-    def _at_once(self, width: int) -> int:
-        """Number of samples that may wait for the sums of `width` values a token, for any number of threads."""
-        return max(1, int(_WAITING_BYTES // (4 * max(width, 1) * self.tokens.shape[1])))
 
     def _context(self, number: int, sample: int) -> Context:
         """What layer `number` needs of a sample beside its hidden states."""
@@ -316,6 +314,11 @@ class Stream:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def samples_at_once(width: int, seq_len: int) -> int:
+    """Number of samples that may wait for the sums of `width` values a token, for any number of threads."""
+    return max(1, int(_WAITING_BYTES // (4 * max(width, 1) * seq_len)))
 
 
 def states_file(number: int) -> str:

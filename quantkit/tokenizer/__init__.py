@@ -18,7 +18,7 @@ from .differences import Difference, differences
 from .ends import add_ends
 from .files import TokenizerFiles, read
 from .huggingface import hf_token_ids, panics_refused
-from .pretokenizers import check_name, pretokenizer_names
+from .pretokenizers import check_name, known_since, pretokenizer_names
 from .probe import PROBE
 from .roles import NO_ROLES, SpacePrefix, TokenRoles, add_family_roles, add_named_ends
 from .tokens import Tokens, refuse_duplicates
@@ -32,6 +32,7 @@ __all__ = [
     "Vocabulary",
     "differences",
     "hf_token_ids",
+    "known_since",
     "load_vocabulary",
     "pretokenizer_names",
     "special_texts",
@@ -109,7 +110,10 @@ def _vocabulary(
     refuse_duplicates(tokens)
     specials = special.read(files, config, len(tokens.texts))
     specials.ids = tokens.ids | specials.ids
-    stated = {role: config.get(key) for role, key in roles.stated.items()}
+    # the text model of a checkpoint with towers states its tokens in its own config
+    text = config.get("text_config")
+    settings = {**config, **text} if isinstance(text, Mapping) else config
+    stated = {role: settings.get(key) for role, key in roles.stated.items()}
     specials.ids |= {role: number for role, number in stated.items() if _is_token(number, len(tokens.texts))}
     add_family_roles(specials.ids, roles, tokens.texts, specials.warnings)
     add_named_ends(specials.ids, files.config, tokens.texts, specials.warnings)

@@ -57,6 +57,12 @@ def adds_bos(name: str) -> bool:
     return bool(_facts()["names"].get(name, {}).get("add_bos", False))
 
 
+def known_since(name: str) -> str | None:
+    """The build of llama.cpp from which on this name is known; None for names that the oldest supported one knows."""
+    since = _facts()["names"].get(name, {}).get("newer")
+    return None if since is None else str(since)
+
+
 def _ignores_merges(name: str) -> bool:
     """Whether llama.cpp takes a whole word that is a token as it is, without merging, for this name."""
     return bool(_facts()["names"][name].get("ignore_merges", False))

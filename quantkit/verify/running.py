@@ -2,20 +2,28 @@
 
 import contextlib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
-from quantkit.errors import MissingExtraError, QuantkitError, TokenizerError, UnsupportedError, VerificationError
+from quantkit.errors import (
+    MissingExtraError,
+    PassingError,
+    QuantkitError,
+    TokenizerError,
+    UnsupportedError,
+    VerificationError,
+)
 from quantkit.files import partial_path
+from quantkit.gguf.keyvalues import KeyValue
 from quantkit.gguf.reader import read_header
 from quantkit.gguf.types import block_size
 from quantkit.outputs.gguf_files import GgufOutput, GgufPlan
 from quantkit.outputs.memory import PROBE_TOKENS
 from quantkit.scratch import scratch_folder
-from quantkit.tokenizer import PROBE, differences, hf_token_ids, special_texts, unlike_texts
+from quantkit.tokenizer import PROBE, differences, hf_token_ids, known_since, special_texts, unlike_texts
 from quantkit.verify.check import Check, guard
 from quantkit.verify.source_logits import NoSourceLogits, SourceLogits, correlations, not_compared, skipped_logits
 
@@ -51,9 +59,12 @@ def check_tokens(plan: GgufPlan, source: SourceLogits | None = None) -> Check:
         except MissingExtraError as error:
             return _compare_texts(plan.outputs[0], folder, str(error))
         except QuantkitError as error:
-            if checkpoint is not None or not _UNKNOWN.search(str(error)):
+            too_old = newer_pretokenizer(plan.model.keys)
+            if checkpoint is None and _UNKNOWN.search(str(error)):
+                too_old = "the installed llama.cpp does not know this architecture"
+            if too_old is None or isinstance(error, PassingError):
                 raise
-            return _compare_texts(plan.outputs[0], folder, "the installed llama.cpp does not know this architecture")
+            return _compare_texts(plan.outputs[0], folder, too_old)
         if checkpoint is not None:
             expected = (source or SourceLogits(checkpoint)).probe_ids()
         else:
@@ -84,6 +95,13 @@ def check_tokens(plan: GgufPlan, source: SourceLogits | None = None) -> Check:
         if _value(plan, "tokenizer.ggml.model") in (None, "none"):
             return Check("tokens", "skipped", "the file has no vocabulary")
     return guard("tokens", compare)
+
+
+def newer_pretokenizer(keys: Sequence[KeyValue]) -> str | None:
+    """Why an older llama.cpp does not load a vocabulary, or None if its pre-tokenizer is not a new one."""
+    name = next((str(key.value) for key in keys if key.key == "tokenizer.ggml.pre"), "")
+    since = known_since(name)
+    return since and f"the installed llama.cpp does not load it; {since} and later know the pre-tokenizer {name}"
 
 
 def _compare_texts(output: GgufOutput, folder: Path, why: str) -> str:
@@ -129,7 +147,13 @@ def check_logits(
 
         tokens, expected = source.get()
         with loadable(output) as path:
-            values = logits(path, tokens)
+            try:
+                values = logits(path, tokens)
+            except QuantkitError as error:
+                too_old = newer_pretokenizer(plan.model.keys)
+                if too_old is None or isinstance(error, MissingExtraError | PassingError):
+                    raise
+                raise NoSourceLogits(too_old) from error
         if not np.isfinite(values).all():
             raise VerificationError(f"{output.label} gives logits that are not finite")
         by_position, bits = correlations(values, expected), _narrowest(output)

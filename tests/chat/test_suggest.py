@@ -14,8 +14,8 @@ def vocabulary(*marks: tuple[int, str]) -> list[str]:
 
 
 def name(tokens: list[str], generation_config: dict[str, object], checkpoint: str = "model") -> str | None:
-    found = suggest(tokens, generation_config, checkpoint)
-    return found and found.template.name
+    suggestion = suggest(tokens, generation_config, checkpoint)
+    return suggestion and suggestion.template.name
 
 
 def test_huozi_is_known_by_its_vocabulary() -> None:
@@ -45,7 +45,7 @@ def test_blossom_is_known_by_name_and_two_answers_are_none() -> None:
     assert name([], {}, "blossom-v3-mistral-7b") == "blossom"
     both = vocabulary((195, "<reserved_106>"), (196, "<reserved_107>"))
     assert name(both, BAICHUAN, "Blossom-v2-baichuan2-7b") is None
-    assert [each.template.name for each in suggestions(both, BAICHUAN, "Blossom-v2-baichuan2-7b")] == [
+    assert [suggestion.template.name for suggestion in suggestions(both, BAICHUAN, "Blossom-v2-baichuan2-7b")] == [
         "baichuan2",
         "blossom",
     ]
@@ -63,7 +63,7 @@ def test_every_built_in_says_where_its_format_is_published() -> None:
 
 
 def test_formats_are_recognised_by_their_marks() -> None:
-    assert [template_name(each.text) for each in BUILT_IN.values()] == list(BUILT_IN)
+    assert [template_name(template.text) for template in BUILT_IN.values()] == list(BUILT_IN)
     found = {title: template_name(text) for title, text, _ in [*grid_templates(), *smollm2_template()]}
     assert found["SmolLM2"] == found["qwen"] == found["yi"] == found["internlm"] == found["dbrx"] == "chatml"
     assert (found["llama"], found["gemma"], found["phi"]) == ("llama-3", "gemma", "phi-4")

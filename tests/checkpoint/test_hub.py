@@ -16,6 +16,7 @@ import pytest
 from safetensors.numpy import save
 
 from tests.checkpoint.files import CONFIG
+from tests.helpers.command import quantkit
 from tests.helpers.hub_server import Drop, Hub, Repo, closed_port, running_hub
 
 REPO = "some-org/Tiny-Llama"
@@ -341,3 +342,8 @@ def test_a_cache_folder_of_ones_own_is_used(hub: Hub, client: Client, tmp_path: 
     )
     assert done.stdout.startswith(str(tmp_path / "mine"))
     assert not (client.home / "hub").exists()
+
+
+def test_a_hub_id_longer_than_the_hub_allows_is_one_sentence_offline_too(tmp_path: Path) -> None:
+    answer = quantkit("awq", f"ORG/{400 * 'n'}", "--offline", "-o", tmp_path)
+    assert answer.code == 1 and "neither an existing folder nor a valid hub id" in answer.sentence

@@ -109,9 +109,9 @@ def test_a_dry_run_writes_nothing_and_states_the_sizes_that_follow(here: Here, s
     assert dry.code == 0, dry.stderr
     assert not out.exists()
     stated = {
-        Path(each["folder"]) / file["name"]: file["bytes"]
-        for each in json.loads(dry.stdout)["outputs"]
-        for file in each["files"]
+        Path(output["folder"]) / file["name"]: file["bytes"]
+        for output in json.loads(dry.stdout)["outputs"]
+        for file in output["files"]
     }
     assert here(*words).code == 0
     assert stated == {path: path.stat().st_size for path in (*out.glob("*/*.safetensors"), *out.glob("*/*.gguf"))}

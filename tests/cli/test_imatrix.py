@@ -35,11 +35,11 @@ def tensors(path: Path) -> dict[str, bytes]:
 
 
 def test_the_file_weighs_every_matrix_of_every_layer(made: Path) -> None:
-    found = load_imatrix(made)
+    imatrix = load_imatrix(made)
     linears = ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate_inp")
     experts = ("ffn_gate_exps", "ffn_up_exps", "ffn_down_exps")
-    assert found.values.keys() == {f"blk.{n}.{name}.weight" for n in range(2) for name in (*linears, *experts)}
-    assert (found.datasets, found.chunks, found.chunk_size) == (["quantkit's default text"], 9, 48)
+    assert imatrix.values.keys() == {f"blk.{n}.{name}.weight" for n in range(2) for name in (*linears, *experts)}
+    assert (imatrix.datasets, imatrix.chunks, imatrix.chunk_size) == (["quantkit's default text"], 9, 48)
     counts = {tensor.name: tensor.data.ravel() for tensor in gguf.GGUFReader(made).tensors if "counts" in tensor.name}
     assert counts["blk.0.attn_q.weight.counts"].tolist() == [432]
     assert counts["blk.1.ffn_up_exps.weight.counts"].sum() == 2 * 432  # each token goes to two of four experts
@@ -55,10 +55,10 @@ def test_calibrating_a_conversion_gives_the_tensors_that_the_file_gives(
     for label in ("Q2_K", "IQ2_XXS"):
         name = f"mix-GGUF/mix-{label}.gguf"
         assert tensors(tmp_path / "once" / name) == tensors(tmp_path / "file" / name)
-    assert sorted(each.name for each in (tmp_path / "once").iterdir()) == ["mix-GGUF"]
+    assert sorted(path.name for path in (tmp_path / "once").iterdir()) == ["mix-GGUF"]
     record = json.loads((tmp_path / "once" / "mix-GGUF" / "quantkit.json").read_text())
-    told = json.dumps(record)
-    assert "quantkit's default text, calibrated here" in told and '"tokens_per_sample": 48' in told
+    text = json.dumps(record)
+    assert "quantkit's default text, calibrated here" in text and '"tokens_per_sample": 48' in text
 
 
 def test_the_matrix_changes_what_is_written(source: Path, made: Path, tmp_path: Path) -> None:

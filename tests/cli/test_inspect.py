@@ -24,13 +24,13 @@ def test_the_page_has_a_line_for_each_fact(checkpoint: Path) -> None:
     answer = quantkit("inspect", checkpoint)
     assert answer.code == 0 and not answer.stderr
     assert answer.stdout.startswith("model: bf16 checkpoint\n\n")
-    found = facts(answer.stdout)
-    assert found["parameters"] == "3.935M, 2.363M active for a token"
-    assert found["experts"] == "4, 2 for each token"
-    assert found["context"] == "32768 tokens, rope base 1000000"
-    assert found["weights"] == "16.00 bits per weight"
-    assert found["converts"] == "yes, quantkit gguf takes it"
-    assert found["vocabulary"] == "768 tokens, llama, adds BOS"
+    lines = facts(answer.stdout)
+    assert lines["parameters"] == "3.935M, 2.363M active for a token"
+    assert lines["experts"] == "4, 2 for each token"
+    assert lines["context"] == "32768 tokens, rope base 1000000"
+    assert lines["weights"] == "16.00 bits per weight"
+    assert lines["converts"] == "yes, quantkit gguf takes it"
+    assert lines["vocabulary"] == "768 tokens, llama, adds BOS"
     assert "            | <s>Be brief.</s>[INST] Hello! [/INST]Hi, how can I help?</s>[INST] What is 2+2? [/INST]" in (
         answer.stdout.splitlines()
     )
@@ -39,10 +39,10 @@ def test_the_page_has_a_line_for_each_fact(checkpoint: Path) -> None:
 
 def test_json_is_one_document(checkpoint: Path) -> None:
     answer = quantkit("inspect", checkpoint, "--format", "json")
-    found = json.loads(answer.stdout)
-    assert found["command"] == "inspect" and found["kind"] == "checkpoint"
-    assert found["weights"]["groups"] == [{"type": "BF16", "tensors": 41, "elements": 3935488, "bytes": 7870976}]
-    assert found["bytes"] == (checkpoint / "model.safetensors").stat().st_size
+    document = json.loads(answer.stdout)
+    assert document["command"] == "inspect" and document["kind"] == "checkpoint"
+    assert document["weights"]["groups"] == [{"type": "BF16", "tensors": 41, "elements": 3935488, "bytes": 7870976}]
+    assert document["bytes"] == (checkpoint / "model.safetensors").stat().st_size
     assert answer.stderr == ""
 
 
@@ -55,10 +55,10 @@ def test_an_unsupported_model_is_described_all_the_same(checkpoint: Path, tmp_pa
     folder = Path(shutil.copytree(checkpoint, tmp_path / "model"))
     config = json.loads((folder / "config.json").read_text()) | {"architectures": ["GrokForCausalLM"]}
     (folder / "config.json").write_text(json.dumps(config))
-    found = facts(quantkit("inspect", folder).stdout)
-    assert found["family"] == "unknown (GrokForCausalLM)"
-    assert found["converts"] == "no: architecture GrokForCausalLM is not supported yet"
-    assert found["parameters"] == "3.935M, 2.363M active for a token"
+    lines = facts(quantkit("inspect", folder).stdout)
+    assert lines["family"] == "unknown (GrokForCausalLM)"
+    assert lines["converts"] == "no: architecture GrokForCausalLM is not supported yet"
+    assert lines["parameters"] == "3.935M, 2.363M active for a token"
 
 
 def test_a_strangers_template_cannot_reach_the_terminal(checkpoint: Path, tmp_path: Path) -> None:

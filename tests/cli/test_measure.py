@@ -64,7 +64,7 @@ def test_every_format_stands_side_by_side_on_every_text(everything: dict) -> Non
     ]
     assert [text["name"] for text in everything["texts"]] == ["other.txt", "text.txt"]
     for model in everything["models"]:
-        assert [each["text"] for each in model["quality"]] == ["other.txt", "text.txt"]
+        assert [figures["text"] for figures in model["quality"]] == ["other.txt", "text.txt"]
         assert model["quality"][0]["perplexity"]["value"] != model["quality"][1]["perplexity"]["value"]
 
 
@@ -112,7 +112,7 @@ def test_texts_of_one_name_are_told_apart(here: Path, everything: dict) -> None:
     words = ("model-GGUF/model-Q8_0.gguf", "--text", "second/text.txt", "--format", "json", "-o", "namesakes")
     report = document(measure(here, *words))
     assert [text["name"] for text in report["texts"]] == ["text.txt", "text.txt (2)"]
-    assert [each["text"] for each in report["models"][0]["quality"]] == ["text.txt", "text.txt (2)"]
+    assert [figures["text"] for figures in report["models"][0]["quality"]] == ["text.txt", "text.txt (2)"]
     values = [text["sha256"] for text in report["texts"]]
     assert values[0] != values[1]
     assert "text.txt (2)" in (here / "namesakes" / "report.md").read_text("utf-8")

@@ -53,15 +53,15 @@ def test_the_page_names_one_choice_and_how_to_get_it(llama: Path) -> None:
 
 
 def test_json_has_every_form_by_device_and_the_same_choice(llama: Path) -> None:
-    found = plan(llama, "--vram", "8G", "--ram", "16G")
-    assert found["best"] == "q6_k" and found["longest_context"] == 2048 and found["missing"] is None
-    by_type = {each["type"]: each for each in found["types"]}
+    document = plan(llama, "--vram", "8G", "--ram", "16G")
+    assert document["best"] == "q6_k" and document["longest_context"] == 2048 and document["missing"] is None
+    by_type = {row["type"]: row for row in document["types"]}
     q8_0 = by_type["q8_0"]
     assert q8_0["fits"] and 0 < q8_0["gpu_layers"] < 33
     cpu, gpu = q8_0["devices"]
     assert gpu["total"] == gpu["weights"] + gpu["kv"] + gpu["compute"] + gpu["overhead"] <= 8e9
     assert cpu["name"] == "CPU" and "awq" not in by_type
-    assert found["budget"] == {"ram": 16 * 10**9, "vram": 8 * 10**9, "gpu": None}
+    assert document["budget"] == {"ram": 16 * 10**9, "vram": 8 * 10**9, "gpu": None}
 
 
 def test_where_nothing_fits_it_says_what_is_missing_and_what_would_do(llama: Path) -> None:
@@ -69,10 +69,10 @@ def test_where_nothing_fits_it_says_what_is_missing_and_what_would_do(llama: Pat
     answer = quantkit("plan", *words, *FAST)
     assert answer.code == 0
     assert "Nothing fits: q2_k comes nearest and lacks" in answer.stdout
-    found = plan(*words)
-    assert found["best"] is None and found["missing"]["bytes"] > 0 and found["commands"] == []
-    need = found["missing"]["needs"]["ram"]
-    assert need == found["missing"]["bytes"] + 3_400_000_000
+    document = plan(*words)
+    assert document["best"] is None and document["missing"]["bytes"] > 0 and document["commands"] == []
+    need = document["missing"]["needs"]["ram"]
+    assert need == document["missing"]["bytes"] + 3_400_000_000
     assert (
         plan(llama, "--vram", "none", "--ram", f"{need / 1e6 + 1:.0f}M", "-t", "q2_k", "--no-repack")["best"] == "q2_k"
     )
@@ -116,14 +116,14 @@ def test_the_commands_carry_the_settings(llama: Path) -> None:
 
 def test_a_phone_gets_its_types_its_context_and_a_script(tmp_path: Path) -> None:
     folder = tiny_llama(tmp_path / "model", variant="llama3")
-    found = plan(folder, "--phone", "6G")
-    assert [row["type"] for row in found["types"]] == ["q4_k_m", "q4_0"]
-    assert found["context"]["n_ctx"] <= 4096 and found["context"]["n_ubatch"] == 256
-    assert found["commands"] == [
+    document = plan(folder, "--phone", "6G")
+    assert [row["type"] for row in document["types"]] == ["q4_k_m", "q4_0"]
+    assert document["context"]["n_ctx"] <= 4096 and document["context"]["n_ubatch"] == 256
+    assert document["commands"] == [
         f"quantkit gguf {folder} --preset phone",
         "quantkit termux --gguf model-GGUF/model-Q4_K_M.gguf",
     ]
-    assert plan(folder, "--phone", "12G")["budget"]["ram"] > found["budget"]["ram"]
+    assert plan(folder, "--phone", "12G")["budget"]["ram"] > document["budget"]["ram"]
 
 
 @pytest.mark.parametrize(
@@ -192,10 +192,10 @@ def _cost(words: list[str]) -> tuple[int, float, int]:
     """Exit code, seconds of the processor and peak memory in bytes, taken by a small process in between: a child
     starts with its parent's peak."""
     environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1"}
-    told = subprocess.run(
+    done = subprocess.run(
         [sys.executable, "-c", _WAIT, *words], env=environment, capture_output=True, text=True, check=True
     )
-    code, seconds, peak = told.stdout.split()
+    code, seconds, peak = done.stdout.split()
     return int(code), float(seconds), int(peak) * 1024
 
 
@@ -228,3 +228,21 @@ def test_awq_whose_default_group_does_not_fit_names_the_group_that_convert_needs
     assert "convert it with --group-size 32" in " ".join(answer.stderr.split())
     assert "0.0 GB" not in answer.stderr + answer.stdout
     assert quantkit("awq", folder, "--group-size", "32", "--dry-run", "-o", tmp_path).code == 0
+
+
+@pytest.mark.parametrize("room", [("--vram", "570M", "--ram", "8G"), ("--vram", "0", "--ram", "58M")])
+def test_the_file_of_the_size_that_a_plan_offers_fits_as_a_whole(room: tuple[str, ...], tmp_path: Path) -> None:
+    source = tiny_llama(tmp_path / "model", variant="llama3", layers=8, hidden=512, intermediate=2048)
+    words = (*room, "--ctx", "256", "--format", "json", "--bandwidth", "10G,100G")
+    document = json.loads(quantkit("plan", source, *words).stdout)
+    size = document["target_size"]
+    assert size is not None
+    few = ("--samples", "2", "--seq-len", "32", "--no-logits", "-o", tmp_path)
+    answer = quantkit("gguf", source, "--target-size", str(size), *few)
+    assert answer.code == 0, answer.stderr
+    (file,) = (tmp_path / "model-GGUF").glob("*.gguf")
+    layers = ("--gpu-layers", "all") if room[1] != "0" else ()
+    fit = json.loads(quantkit("plan", file, *words, *layers).stdout)["types"][0]
+    assert fit["fits"]
+    # and it is not much smaller than what fits
+    assert file.stat().st_size > 0.97 * size

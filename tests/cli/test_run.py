@@ -35,8 +35,8 @@ def test_the_answer_alone_goes_to_stdout_however_it_is_asked(here: Path) -> None
     said = quantkit("run", "model.gguf", "-p", "Hello", *GREEDY, cwd=here)
     assert said.code == 0, said.stderr
     assert "8 tokens, " in said.stderr and "--max-tokens reached" in said.stderr
-    told = json.loads(quantkit("run", "model.gguf", "-p", "Hello", *GREEDY, "--format", "json", cwd=here).stdout)
-    assert said.stdout == told["answer"] + "\n" and told["ended"] == "length" and told["tokens"] == 8
+    document = json.loads(quantkit("run", "model.gguf", "-p", "Hello", *GREEDY, "--format", "json", cwd=here).stdout)
+    assert said.stdout == document["answer"] + "\n" and document["ended"] == "length" and document["tokens"] == 8
     piped = subprocess.run(command("run", "model.gguf", *GREEDY), input=b"Hello\n", capture_output=True, cwd=here)
     assert piped.stdout.decode() == said.stdout
 

@@ -162,10 +162,10 @@ def test_routers_and_gates_stay_as_they_are_but_for_what_the_norm_before_them_ga
         config = json.loads((folder.output.folder / "config.json").read_text())["quantization_config"]
         with open_quantized(folder.output.folder) as opened:
             # what loaders of AWQ and of GPTQ are told to leave alone
-            told = json.dumps(config.get("modules_to_not_convert") or config.get("dynamic"))
-            assert "lm_head" in told or config.get("lm_head") is False or "lm_head.weight" not in opened.tensors
+            text = json.dumps(config.get("modules_to_not_convert") or config.get("dynamic"))
+            assert "lm_head" in text or config.get("lm_head") is False or "lm_head.weight" not in opened.tensors
             for gate in gates:
-                assert gate.rpartition(".")[2] in told
+                assert gate.rpartition(".")[2] in text
                 stored = opened.stored(f"model.layers.{last}.{gate}.weight")
                 assert stored.dtype == np.float16
                 product = stored.astype(np.float32) * opened.stored(norm).astype(np.float32)

@@ -204,7 +204,6 @@ def test_a_lost_partial_file_starts_the_layers_over(
     ("words", "sentence"),
     [
         (("--no-imatrix",), "--solver feedback needs the Gram matrices of a calibration"),
-        (("--target-bpw", "5"), "--solver feedback does not go with --target-size or --target-bpw"),
     ],
 )
 def test_options_that_contradict_the_solver_are_one_sentence(

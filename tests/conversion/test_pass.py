@@ -36,9 +36,9 @@ def undisturbed(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> d
     out = tmp_path_factory.mktemp("undisturbed")
     answer = quantkit("gguf", checkpoint, *TYPES, "-o", out, "--no-logits")
     assert answer.code == 0, answer.stderr
-    found = hashes(out / "model-GGUF")
-    assert len(found) == 4
-    return found
+    digests = hashes(out / "model-GGUF")
+    assert len(digests) == 4
+    return digests
 
 
 @pytest.mark.parametrize("threads", [1, 2, 7])

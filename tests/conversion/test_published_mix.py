@@ -98,7 +98,7 @@ def test_every_file_type_mixes_a_published_model_as_llama_cpp_does(published: Pu
     finally:
         model.close()
     jobs = [
-        oracle.Job(src=str(unquantized), dst="unused", ftype=each.ftype, dry_run=True) for each in FILE_TYPES.values()
+        oracle.Job(src=str(unquantized), dst="unused", ftype=kind.ftype, dry_run=True) for kind in FILE_TYPES.values()
     ]
     tensors = [MixTensor(tensor.name, tensor.shape, tensor.type) for tensor in model.tensors]
     different = []

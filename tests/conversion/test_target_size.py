@@ -34,6 +34,17 @@ def sha256(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
+def killed(out: Path, words: list[str]) -> None:
+    """Run `quantkit gguf` and kill it once the types are chosen."""
+    command = [sys.executable, "-m", "quantkit", "gguf", *words, "-o", str(out)]
+    running = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while running.poll() is None and not (out / "model-conversion.partial" / "types.json").exists():
+        time.sleep(0.002)
+    if running.poll() is None:
+        os.kill(running.pid, signal.SIGKILL)
+    running.wait()
+
+
 def test_the_file_is_just_below_its_size_and_passes_every_check(source: Path, tmp_path: Path) -> None:
     answer = quantkit("convert", source, "-t", "q4_0", "--target-size", "2.1M", *CUT, "-o", tmp_path)
     assert answer.code == 0, answer.stderr
@@ -88,17 +99,27 @@ def test_the_bytes_do_not_depend_on_threads_or_on_a_kill(source: Path, tmp_path:
     expected = sha256(written(tmp_path / "1"))
     assert sha256(written(tmp_path / "3")) == expected
     out = tmp_path / "killed"
-    command = [sys.executable, "-m", "quantkit", "gguf", *words, "-o", str(out)]
-    running = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    work = out / "model-conversion.partial"
-    while running.poll() is None and not (work / "types.json").exists():
-        time.sleep(0.002)
-    if running.poll() is None:
-        os.kill(running.pid, signal.SIGKILL)
-    running.wait()
+    killed(out, words)
     assert quantkit("gguf", *words, "-o", out).code == 0
     assert sha256(written(out)) == expected
-    assert not work.exists()
+    assert not (out / "model-conversion.partial").exists()
+
+
+def test_error_feedback_rounds_to_the_chosen_types_and_resumes(source: Path, tmp_path: Path) -> None:
+    words = [str(source), "--target-bpw", "4.5", *CUT, "--no-logits"]
+    for name, more in (("plain", ()), ("feedback", ("--solver", "feedback"))):
+        answer = quantkit("gguf", *words, *more, "-o", tmp_path / name)
+        assert answer.code == 0, answer.stderr
+    types = [
+        {tensor.name: tensor.tensor_type.name for tensor in GGUFReader(written(tmp_path / name)).tensors}
+        for name in ("plain", "feedback")
+    ]
+    assert types[0] == types[1]
+    assert sha256(written(tmp_path / "plain")) != sha256(written(tmp_path / "feedback"))
+    out = tmp_path / "killed"
+    killed(out, [*words, "--solver", "feedback"])
+    assert quantkit("gguf", *words, "--solver", "feedback", "-o", out).code == 0
+    assert sha256(written(out)) == sha256(written(tmp_path / "feedback"))
 
 
 @pytest.mark.parametrize(

@@ -42,8 +42,8 @@ def test_the_rebuilt_checkpoint_computes_and_tokenizes_as_the_gguf_it_came_from(
         except InputsUnavailable as error:
             pytest.skip(str(error))
         assert vocab_token_ids(source, texts) == ids
-        found = logits(source, ids[0])
+        result = logits(source, ids[0])
     expected = reference_logits(read, json.loads((folder / "config.json").read_text()), ids[0])
     for position in range(1, len(ids[0])):
-        assert np.corrcoef(found[position], expected[position])[0, 1] > 0.99
-    assert found[-1].argmax() == expected[-1].argmax() == tokenizer.token_to_id("ĠParis")
+        assert np.corrcoef(result[position], expected[position])[0, 1] > 0.99
+    assert result[-1].argmax() == expected[-1].argmax() == tokenizer.token_to_id("ĠParis")

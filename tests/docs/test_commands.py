@@ -71,7 +71,7 @@ def run(words: list[str], place: Path) -> Answer:
 def test_every_quantkit_command_of_the_documentation_runs(words: list[str], place: Path) -> None:
     writes = words[1] in ("awq", "convert", "gguf", "gptq", "imatrix", "measure") and "--help" not in words
     calibrates = words[1] not in ("gguf", "measure") or any(
-        word.startswith(("--calibrat", "--preset")) for word in words
+        word.startswith(("--calibrat", "--preset", "--solver", "--target")) for word in words
     )
     more = (*(["--force"] if writes else []), *(FEW_SAMPLES if writes and calibrates else []))
     answer = run([*words[1:], *more], place)

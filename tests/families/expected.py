@@ -85,7 +85,8 @@ def read_gguf(path: Path) -> tuple[dict[str, Any], dict[str, list[Any]]]:
     }
     keys["general.architecture"] = reader.fields["general.architecture"].contents()
     tensors = {
-        each.name: [each.tensor_type.name, _shape(each.shape), tensor_hash(each.data)] for each in reader.tensors
+        tensor.name: [tensor.tensor_type.name, _shape(tensor.shape), tensor_hash(tensor.data)]
+        for tensor in reader.tensors
     }
     return keys, tensors
 
@@ -147,14 +148,14 @@ def main() -> None:
     for group in groups:
         names = [name for name, (of, _) in all_cases().items() if of == group]
         with tempfile.TemporaryDirectory() as folder:
-            found = compute(names, Path(folder))
+            computed = compute(names, Path(folder))
         record = {
             name: {field.name: getattr(known, field.name) for field in fields(known) if field.name != "logits"}
-            for name, known in found.items()
+            for name, known in computed.items()
         }
         text = ",\n".join(f"{json.dumps(name)}: {json.dumps(figures)}" for name, figures in record.items())
         (GOLDEN / f"{group}.json").write_text("{\n" + text + "\n}\n")
-        np.savez_compressed(GOLDEN / f"{group}.npz", **{name: known.logits for name, known in found.items()})
+        np.savez_compressed(GOLDEN / f"{group}.npz", **{name: known.logits for name, known in computed.items()})
         print(f"{group}: {len(names)} cases")
 
 

@@ -172,6 +172,8 @@ def source_shapes(model: Published) -> dict[str, tuple[int, ...]]:
 
 
 def _there(rule: Rule, layer: int | None, sizes: Hyperparameters, model: Published) -> bool:
+    if rule.when is not None and not rule.when(sizes):
+        return False
     if layer is not None and rule.layers is not None and layer not in set(rule.layers(sizes)):
         return False
     wanted = rule.required or (rule.tied_to_embedding and not sizes.tied)

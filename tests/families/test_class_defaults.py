@@ -22,12 +22,22 @@ _EXAONE_KINDS = [("full" if layer % 4 == 3 else "sliding") + "_attention" for la
 _SECTIONS = {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [24, 20, 20]}
 # What published models state and the class leaves out or has otherwise.
 STATED: dict[str, dict[str, Any]] = {
+    "AfmoeForCausalLM": {"mup_enabled": True},
     "DeepseekV2ForCausalLM": {"num_experts_per_tok": 6},
     "Dots1ForCausalLM": {"n_routed_experts": 128, "n_shared_experts": 2, "num_experts_per_tok": 6},
     "Exaone4ForCausalLM": {"num_hidden_layers": 64, "layer_types": _EXAONE_KINDS},
+    "Exaone4_5_ForConditionalGeneration": {"num_hidden_layers": 64, "layer_types": _EXAONE_KINDS},
+    "HunYuanVLForConditionalGeneration": {
+        "rope_parameters": {"rope_type": "dynamic", "alpha": 1000.0, "mrope_section": [16, 16, 16, 16]}
+    },
     "Glm4MoeForCausalLM": {"head_dim": 128},
+    "GraniteMoeHybridForCausalLM": {"layer_types": ["mamba", "mamba", "mamba", "attention"] * 8},
+    "Glm4vMoeForConditionalGeneration": {"head_dim": 128},
+    "PaddleOCRVLForConditionalGeneration": {"rope_parameters": {**_SECTIONS, "mrope_section": [16, 24, 24]}},
     "Qwen2VLForConditionalGeneration": {"rope_parameters": _SECTIONS},
+    "Qwen2VLModel": {"rope_parameters": _SECTIONS},
     "Qwen2_5_VLForConditionalGeneration": {"rope_parameters": _SECTIONS},
+    "Qwen3ASRForConditionalGeneration": {"rope_parameters": _SECTIONS},
     "Qwen3MoeForCausalLM": {"norm_topk_prob": True},
     "Qwen3VLForConditionalGeneration": {"rope_parameters": _SECTIONS},
     "Qwen3VLMoeForConditionalGeneration": {"rope_parameters": _SECTIONS},

@@ -53,10 +53,10 @@ def config(case: str, **changes: Any) -> dict[str, Any]:
     ],
 )
 def test_a_setting_no_gguf_can_express_is_refused(case: str, change: dict[str, Any], words: str) -> None:
-    found = config(case)
-    find_family(found).sizes(found)
+    settings = config(case)
+    find_family(settings).sizes(settings)
     with pytest.raises(UnsupportedError, match=words):
-        find_family(found).sizes({**found, **change})
+        find_family(settings).sizes({**settings, **change})
 
 
 @pytest.mark.parametrize("case", sorted(case.name for case in CASES))

@@ -14,7 +14,7 @@ from quantkit.families import Family, Hyperparameters, find_family, map_tensors
 from quantkit.families.base.family import Rule
 from quantkit.gguf.file_types import FILE_TYPES
 from quantkit.gguf.mix import MixTensor, choose_types, sort_key
-from quantkit.outputs.model import _mix_model, _stays_f32
+from quantkit.outputs.model import _stays_f32, mix_model
 from tests.families.test_deepseek import V3
 from tests.families.test_gemma import text
 from tests.helpers import oracle
@@ -137,7 +137,7 @@ def assert_mixes_are_llama_cpps(
     arch = str(keys["general.architecture"])
     for name, result in zip(names, oracle.run_jobs(jobs), strict=True):
         assert result.code == 0, result.log[-500:]
-        ours = {tensor.name: tensor.type for tensor in choose_types(_mix_model(arch, keys), FILE_TYPES[name], tensors)}
+        ours = {tensor.name: tensor.type for tensor in choose_types(mix_model(arch, keys), FILE_TYPES[name], tensors)}
         theirs = oracle.mix_from_log(result.log)
         assert {key: (ours[key].name, theirs[key].name) for key in ours if ours[key] != theirs[key]} == {}, name
         assert list(ours) == list(theirs)

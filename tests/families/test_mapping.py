@@ -172,6 +172,16 @@ def test_llama3_rope_factors_are_those_of_the_published_rule() -> None:
     assert llama3_rope_factors(read_hyperparameters(CONFIG)) is None
 
 
+def test_a_rope_setting_of_null_is_an_absent_one() -> None:
+    rope = {"rope_type": "llama3", "factor": 8.0}
+    nulls = dict.fromkeys(("original_max_position_embeddings", "low_freq_factor", "high_freq_factor"))
+    config = {**CONFIG, "max_position_embeddings": 131072, "rope_theta": 500000.0}
+    given = llama3_rope_factors(read_hyperparameters({**config, "rope_scaling": rope | nulls}))
+    absent = llama3_rope_factors(read_hyperparameters({**config, "rope_scaling": rope}))
+    assert given is not None and absent is not None
+    assert given.tolist() == absent.tolist()
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [

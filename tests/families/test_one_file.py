@@ -26,7 +26,7 @@ ALLOWED = {
     "publish/ollama/facts.py": {"bert", "clip", "falcon-h1", "gpt2", "lfm2", "llama"},
     # names of chat templates
     "chat/builtin.py": {"baichuan"},
-    "chat/recognise.py": {"baichuan", "command-r", "exaone", "gemma", "granite", "mistral"},
+    "chat/recognise.py": {"baichuan", "command-r", "deepseek", "exaone", "gemma", "granite", "mistral"},
     "chat/suggest.py": {"baichuan"},
     # a mode of numpy's take
     "checkpoint/float8.py": {"clip"},

@@ -60,10 +60,10 @@ def yarn(**changes: Any) -> dict[str, Any]:
     ],
 )
 def test_a_setting_no_gguf_can_express_is_refused(case: str, change: dict[str, Any], words: str) -> None:
-    found = config(case)
-    find_family(found).sizes(found)
+    settings = config(case)
+    find_family(settings).sizes(settings)
     with pytest.raises(UnsupportedError, match=words):
-        find_family(found).sizes({**found, **change})
+        find_family(settings).sizes({**settings, **change})
 
 
 @pytest.mark.parametrize(
@@ -80,9 +80,9 @@ def test_a_setting_no_gguf_can_express_is_refused(case: str, change: dict[str, A
     ],
 )
 def test_a_config_that_cannot_be_true_is_refused(case: str, change: dict[str, Any], words: str) -> None:
-    found = config(case, **change)
+    settings = config(case, **change)
     with pytest.raises(CheckpointError, match=words):
-        find_family(found).sizes(found)
+        find_family(settings).sizes(settings)
 
 
 @pytest.mark.parametrize(
@@ -96,20 +96,20 @@ def test_a_config_that_cannot_be_true_is_refused(case: str, change: dict[str, An
     ],
 )
 def test_a_window_that_hides_nothing_is_no_obstacle(change: dict[str, Any]) -> None:
-    found = config("qwen2", **change)
-    assert find_family(found).sizes(found).n_layer == 3
+    settings = config("qwen2", **change)
+    assert find_family(settings).sizes(settings).n_layer == 3
 
 
 def test_yarn_as_llama_cpp_has_it_built_in_may_be_spelled_out() -> None:
-    found = config("qwen2-yarn", **yarn(beta_fast=32, beta_slow=1.0, attention_factor=1.1386294361119891))
-    assert keys(found)["qwen2.rope.scaling.factor"] == 4.0
+    settings = config("qwen2-yarn", **yarn(beta_fast=32, beta_slow=1.0, attention_factor=1.1386294361119891))
+    assert keys(settings)["qwen2.rope.scaling.factor"] == 4.0
 
 
 def test_the_two_halves_qwen_1_counts_are_one_width_elsewhere() -> None:
-    found = config("qwen")
-    assert found["intermediate_size"] == 2 * 96
-    assert find_family(found).sizes(found).ffn == 96
-    assert keys(found)["qwen.feed_forward_length"] == 2 * 96
+    settings = config("qwen")
+    assert settings["intermediate_size"] == 2 * 96
+    assert find_family(settings).sizes(settings).ffn == 96
+    assert keys(settings)["qwen.feed_forward_length"] == 2 * 96
 
 
 @pytest.mark.parametrize(
@@ -128,10 +128,10 @@ def test_qwen_1_ends_where_it_would_start_to_stretch(change: dict[str, Any], con
 
 @pytest.mark.parametrize("case", ["qwen2", "qwen2-yarn", "qwen2moe", "qwen3moe", "granitemoe"])
 def test_rope_settings_of_either_generation_give_the_same_keys(case: str) -> None:
-    found = config(case)
-    newer = {key: value for key, value in found.items() if key not in ("rope_theta", "rope_scaling")}
-    rope = {"rope_type": "default", **(found["rope_scaling"] or {}), "rope_theta": found["rope_theta"]}
-    assert keys({**newer, "rope_parameters": rope}) == keys(found)
+    settings = config(case)
+    newer = {key: value for key, value in settings.items() if key not in ("rope_theta", "rope_scaling")}
+    rope = {"rope_type": "default", **(settings["rope_scaling"] or {}), "rope_theta": settings["rope_theta"]}
+    assert keys({**newer, "rope_parameters": rope}) == keys(settings)
 
 
 def test_attention_by_chunks_is_told() -> None:

@@ -47,13 +47,20 @@ SLIDING_BY_LAYER = [
 # Settings under which others count.
 ALSO: dict[str, list[Config]] = {
     "Exaone4ForCausalLM": [{"layer_types": None}],
+    "Exaone4_5_ForConditionalGeneration": [{"layer_types": None}],
+    "ExaoneMoeForCausalLM": [{"layer_types": None}],
     "Gemma3ForCausalLM": [{"layer_types": None}],
     "Gemma3ForConditionalGeneration": [{"layer_types": None}],
     "Qwen2ForCausalLM": SLIDING_BY_LAYER,
+    "Lfm2ForCausalLM": [{"layer_types": None}],
+    "Qwen2Model": SLIDING_BY_LAYER,
     "Qwen2MoeForCausalLM": [SLIDING],
     "Qwen2VLForConditionalGeneration": SLIDING_BY_LAYER,
+    "Qwen2VLModel": SLIDING_BY_LAYER,
     "Qwen2_5_VLForConditionalGeneration": SLIDING_BY_LAYER,
+    "Qwen3ASRForConditionalGeneration": SLIDING_BY_LAYER,
     "Qwen3ForCausalLM": SLIDING_BY_LAYER,
+    "Qwen3Model": SLIDING_BY_LAYER,
     "Qwen3MoeForCausalLM": [SLIDING],
     "SmolLM3ForCausalLM": [SLIDING],
 }
@@ -106,7 +113,8 @@ def other_values(value: Any) -> list[Any]:
     if isinstance(value, list):
         return [[*value[:-1], "sliding_attention"], ["full_attention", *value[1:]], [], [0, 2]]
     if isinstance(value, Mapping):
-        return [{"rope_type": "yarn", "factor": 3.0, "rope_theta": 777.0}]
+        entries = [{**value, key: new} for key, entry in value.items() for new in other_values(entry)[:1]]
+        return [{"rope_type": "yarn", "factor": 3.0, "rope_theta": 777.0}, *entries]
     return [7, 0.37, True, False, "another", [1]]
 
 

@@ -88,7 +88,7 @@ def test_a_table_of_rotary_factors_must_fit_the_head(factor: object) -> None:
     family = find_family(config)
     sizes = family.sizes({**config, "rope_scaling": {**config["rope_scaling"], "long_factor": factor}})
     with pytest.raises(CheckpointError, match="long_factor must be a list of 8 numbers"):
-        [each.values(sizes) for each in family.computed]
+        [value.values(sizes) for value in family.computed]
 
 
 def test_the_first_releases_of_phi_3_called_longrope_su_or_yarn() -> None:

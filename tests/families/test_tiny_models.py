@@ -22,16 +22,16 @@ WRITTEN_LAST = ["general.quantization_version", "general.file_type"]
 @pytest.mark.parametrize("name", sorted(all_cases()))
 def test_logits_are_transformers_and_tensors_the_converters(name: str, tmp_path: Path) -> None:
     case, known = all_cases()[name][1], expected(name)
-    found = to_gguf(write_checkpoint(name, tmp_path / name), "f32", tmp_path)
+    converted = to_gguf(write_checkpoint(name, tmp_path / name), "f32", tmp_path)
 
     if case.converter:
-        keys, tensors = read_gguf(found)
+        keys, tensors = read_gguf(converted)
         assert known.tensors is not None and known.keys is not None
-        assert {each: tensors.get(each) for each in known.tensors} == known.tensors
+        assert {tensor: tensors.get(tensor) for tensor in known.tensors} == known.tensors
         assert set(tensors) == set(known.tensors)
         assert keys == known.keys
         if known.header is not None:
-            header = read_header(found)
+            header = read_header(converted)
             assert [key for key, *_ in header[-2:]] == WRITTEN_LAST
             ours, theirs = (
                 [
@@ -44,7 +44,7 @@ def test_logits_are_transformers_and_tensors_the_converters(name: str, tmp_path:
             )
             assert ours == theirs
 
-    ours = logits(found, TOKENS)
+    ours = logits(converted, TOKENS)
     assert ours.shape == known.logits.shape
     drift = np.abs(ours - known.logits).max() / known.logits.std()
     assert drift < case.drift, f"logits differ by {drift:.2%} of their standard deviation"

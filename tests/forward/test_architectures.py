@@ -49,10 +49,17 @@ def assert_transformers_own(found: np.ndarray, name: str) -> None:
 
 def test_every_architecture_of_the_reference_is_compared() -> None:
     compared = {expected(name).native["config"]["architectures"][0] for name in NATIVE}
-    spellings = {"LLaMAForCausalLM", "StableLMEpochForCausalLM", "LFM2ForCausalLM", "Ernie4_5_ForCausalLM"}
+    spellings = {
+        "LLaMAForCausalLM",
+        "StableLMEpochForCausalLM",
+        "LFM2ForCausalLM",
+        "Ernie4_5_ForCausalLM",
+        "MptForCausalLM",
+    }
     # transformers has no class of these: their published checkpoints are compared with classes that compute the same
     remote = {
         *("BailingMoeForCausalLM", "BailingMoeV2ForCausalLM", "KORMoForCausalLM", "Phi4ForCausalLMV"),
+        *("CodeShellForCausalLM", "DeepseekForCausalLM", "MaincoderForCausalLM", "PaddleOCRVLForConditionalGeneration"),
         *("YoutuVLForConditionalGeneration", "modeling_sarvam_moe.SarvamMoEForCausalLM"),
     }
     assert set(forward_architectures()) - spellings - remote == compared
@@ -93,8 +100,8 @@ def test_logits_of_the_published_checkpoint_are_those_of_transformers(name: str,
 def test_the_tiny_models_notice_a_setting_that_is_not_followed(name: str, change: dict[str, Any]) -> None:
     tensors, config = native(name)
     assert config.get(next(iter(change))) != next(iter(change.values()))
-    found = reference_logits(tensors.__getitem__, {**config, **change}, TOKENS)
-    assert np.abs(found - expected(name).logits).max() > 0.02 * expected(name).logits.std()
+    result = reference_logits(tensors.__getitem__, {**config, **change}, TOKENS)
+    assert np.abs(result - expected(name).logits).max() > 0.02 * expected(name).logits.std()
 
 
 @pytest.mark.parametrize(

@@ -50,13 +50,13 @@ def test_norms_follow_their_formula_and_leave_their_input_alone(kind: str) -> No
     rng = np.random.default_rng(7)
     x, weight, bias = (rng.normal(1.0, 3.0, size).astype(np.float32) for size in ((5, 96), 96, 96))
     before = x.copy()
-    found = normalise(x, weight, bias, Norm("rms" if kind == "rms" else "layer", offset=1.0), 1e-3)
+    normalized = normalise(x, weight, bias, Norm("rms" if kind == "rms" else "layer", offset=1.0), 1e-3)
     np.testing.assert_array_equal(x, before)
     wide = x.astype(np.float64)
     centred = wide - wide.mean(axis=-1, keepdims=True) if kind == "layer" else wide
     expected = centred / np.sqrt((centred**2).mean(axis=-1, keepdims=True) + 1e-3) * (weight + 1.0) + bias
-    assert found.dtype == np.float32
-    np.testing.assert_allclose(found, expected, rtol=2e-6, atol=2e-6)
+    assert normalized.dtype == np.float32
+    np.testing.assert_allclose(normalized, expected, rtol=2e-6, atol=2e-6)
 
 
 @pytest.mark.parametrize("pairs", ["half", "neighbours"])
@@ -64,9 +64,9 @@ def test_turning_is_multiplication_by_a_complex_number_and_spares_the_rest(pairs
     rng = np.random.default_rng(8)
     x = rng.normal(size=(2, 3, 10)).astype(np.float32)
     angles = rng.normal(size=(3, 4))
-    found = turn(x, np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32), pairs)
+    rotated = turn(x, np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32), pairs)
     one, other = (slice(0, 4), slice(4, 8)) if pairs == "half" else (slice(0, 8, 2), slice(1, 8, 2))
     expected = (x[..., one] + 1j * x[..., other]) * np.exp(1j * angles)
-    np.testing.assert_allclose(found[..., one], expected.real, atol=1e-6)
-    np.testing.assert_allclose(found[..., other], expected.imag, atol=1e-6)
-    np.testing.assert_array_equal(found[..., 8:], x[..., 8:])
+    np.testing.assert_allclose(rotated[..., one], expected.real, atol=1e-6)
+    np.testing.assert_allclose(rotated[..., other], expected.imag, atol=1e-6)
+    np.testing.assert_array_equal(rotated[..., 8:], x[..., 8:])

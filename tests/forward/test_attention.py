@@ -47,6 +47,6 @@ def test_a_long_sequence_attends_as_the_plain_formula_does(window: int | None) -
     part = Attention(rope=lambda _config, _layer: None, window=lambda _config, _layer: window)
     config = {"hidden_size": hidden, "num_attention_heads": heads, "num_key_value_heads": kv}
     held = Weights(tensors.__getitem__, lambda name, start, stop: tensors[name][start:stop], tensors.keys())
-    found = attend(part, Layer(held, config, 0, "", 1e-5), x.astype(np.float32), Context())
-    assert found.dtype == np.float32
-    np.testing.assert_allclose(found, expected, atol=2e-5 * expected.std(), rtol=2e-5)
+    result = attend(part, Layer(held, config, 0, "", 1e-5), x.astype(np.float32), Context())
+    assert result.dtype == np.float32
+    np.testing.assert_allclose(result, expected, atol=2e-5 * expected.std(), rtol=2e-5)

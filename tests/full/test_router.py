@@ -64,7 +64,7 @@ def test_a_router_in_four_bits_sends_tokens_to_the_wrong_experts(wikitext2: str)
         layers = all_layers(native)
         config = native.config
     source = perplexity(config, tensors, text[:3])
-    linears = [linear for layer in layers for each in layer.inputs for linear in each.linears]
+    linears = [linear for layer in layers for group in layer.inputs for linear in group.linears]
     for linear in linears:
         if not linear.kept:
             name = linear.name + ".weight"

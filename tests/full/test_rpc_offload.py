@@ -112,16 +112,16 @@ def test_the_process_shrinks_by_what_it_no_longer_holds(rows: list[LoadedMemory]
 
 
 def test_speed_is_measured_with_layers_offloaded(q4_0: Path, server: str) -> None:
-    found = measure_speed(q4_0, gpu_layers=16, n_prompt=32, n_generate=4, repetitions=2, rpc=[server])
-    assert found.gpu_layers == 16 and found.prompt.value > found.generation.value > 0
+    speeds = measure_speed(q4_0, gpu_layers=16, n_prompt=32, n_generate=4, repetitions=2, rpc=[server])
+    assert speeds.gpu_layers == 16 and speeds.prompt.value > speeds.generation.value > 0
 
 
 def test_two_servers_share_the_layers_and_are_told_apart(tmp_path: Path, server: str) -> None:
     folder = tiny_llama(tmp_path, dtype="f32", variant="mistral")
     tiny = write_tiny_gguf(folder, tmp_path / "tiny.gguf")
     with rpc().serving() as second:
-        found = loaded_memory(tiny, n_ctx=256, rpc=[server, second])
-    names = {device.name: device.weights for device in found.devices}
+        memory = loaded_memory(tiny, n_ctx=256, rpc=[server, second])
+    names = {device.name: device.weights for device in memory.devices}
     assert set(names) == {"CPU", f"RPC0[{server}]", f"RPC0[{second}]"}
     assert all(np.array(list(names.values())) > 0)
 

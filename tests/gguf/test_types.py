@@ -1,6 +1,7 @@
 """The type tables against llama.cpp's own."""
 
 import ctypes
+import re
 from pathlib import Path
 
 import gguf
@@ -65,9 +66,15 @@ def test_a_file_type_is_found_in_any_case_and_by_llama_quantizes_aliases(typed: 
     assert file_type(typed).label == name.upper()
 
 
-def test_an_unknown_file_type_names_the_closest_and_all_others() -> None:
-    with pytest.raises(UsageError, match=r"'q4_k_x' \(did you mean q4_k_[sm]\?\); choose from .*iq1_s.*mxfp4"):
+def test_an_unknown_file_type_names_the_three_nearest_and_the_command_that_lists_all() -> None:
+    with pytest.raises(UsageError) as refusal:
         file_type("q4_k_x")
+    message = str(refusal.value)
+    assert message.startswith("unknown quantization type 'q4_k_x'; the nearest are ")
+    assert {"q4_k_s", "q4_k_m"} < {name for name in FILE_TYPES if re.search(rf"\b{name}\b", message)}
+    assert message.count(", ") == 2 and message.endswith("; quantkit gguf --help lists all types")
+    with pytest.raises(UsageError, match=r"unknown quantization type '§'; quantkit gguf --help lists all types$"):
+        file_type("§")
 
 
 def test_an_unknown_tensor_type_is_refused_and_a_mix_is_not_a_tensor_type() -> None:

@@ -63,9 +63,9 @@ def perplexity_command(
 def llama_perplexity(model: Path, text: Path, *, chunks: int, base: Path | None = None) -> Printed:
     """The final estimate for a GGUF file."""
     said = _run(perplexity_command(model, text, chunks=chunks, base=base))
-    found = re.search(rf"Final estimate: PPL = {_NUMBER} \+/- {_NUMBER}", said)
-    assert found, said[-2000:]
-    return Printed(*found.groups())
+    match = re.search(rf"Final estimate: PPL = {_NUMBER} \+/- {_NUMBER}", said)
+    assert match, said[-2000:]
+    return Printed(*match.groups())
 
 
 def llama_kl_divergence(model: Path, text: Path, base: Path, *, chunks: int) -> Mapping[str, Printed]:

@@ -52,9 +52,9 @@ def _fetch(folder: str, sha256: str, command: list[str], part: str | tuple[str, 
     CACHE.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=CACHE) as scratch:
         archive = _download(folder, command, Path(scratch))
-        found = hashlib.sha256(archive.read_bytes()).hexdigest()
-        if found != sha256:
-            pytest.fail(f"{archive.name} has sha256 {found}, pinned is {sha256}")
+        digest = hashlib.sha256(archive.read_bytes()).hexdigest()
+        if digest != sha256:
+            pytest.fail(f"{archive.name} has sha256 {digest}, pinned is {sha256}")
         unpacked = Path(scratch) / "unpacked"
         if zipfile.is_zipfile(archive):
             with zipfile.ZipFile(archive) as file:

@@ -38,10 +38,10 @@ class Keep:
         self.squares: Squares = {}
 
     def dense(self, layer: LayerLinears, tensors: Tensors, statistics: Mapping[str, Statistics]) -> Tensors:
-        for each in layer.inputs:
-            if each.key in statistics:
-                found = statistics[each.key].squares, statistics[each.key].tokens
-                self.squares |= {(linear.name, linear.index): found for linear in each.linears}
+        for group in layer.inputs:
+            if group.key in statistics:
+                found = statistics[group.key].squares, statistics[group.key].tokens
+                self.squares |= {(linear.name, linear.index): found for linear in group.linears}
         return tensors
 
     def expert(
@@ -69,7 +69,7 @@ def test_entries_and_their_sizes_are_those_of_llama_imatrix(name: str, tmp_path:
             layer_linears(native.architecture, native.config, number, native.tensors)
             for number in range(native.decoder.n_layers)
         ]
-        linears = [linear for layer in layers for each in layer.inputs for linear in each.linears]
+        linears = [linear for layer in layers for group in layer.inputs for linear in group.linears]
         squares = {(linear.name, linear.index): (np.ones(linear.n_in), 1) for linear in linears}
         sums, _ = collect_imatrix(squares, imatrix_sources(native))
     assert shape_of({tensor: values.size for tensor, values in sums.items()}) == expected
@@ -87,6 +87,9 @@ def test_sums_and_counts_are_those_that_llama_imatrix_gathers(name: str, tmp_pat
         )
     # Over blocks of MXFP4, llama.cpp rounds what it multiplies: now and then a token goes to another expert.
     allowed, routed_otherwise = (0.15, 3) if "mxfp4" in name else (2e-3, 0)
+    if "gemma3n" in name:
+        # llama.cpp's standard deviation of a row of gates has one value fewer below it
+        allowed = 1e-2
     for tensor in sums:
         if not tensor.endswith(BY_HEAD):  # there: latent vectors as attention has mixed them, here: one by one
             assert difference(sums[tensor], theirs[tensor]) < allowed, tensor
@@ -126,9 +129,9 @@ def test_an_imatrix_in_memory_is_the_one_that_is_read_back_from_its_file(tmp_pat
     assert counts["blk.0.ffn_up_exps.weight"].tolist() == [50, 0, 50]
     write_imatrix(tmp_path / "i.gguf", sums, counts, datasets=["a.txt"], chunk_size=32, chunks=2)
     read = load_imatrix(tmp_path / "i.gguf")
-    held = as_imatrix(sums, counts, datasets=["a.txt"], chunks=2, chunk_size=32)
-    assert (held.datasets, held.chunks, held.chunk_size) == (read.datasets, read.chunks, read.chunk_size)
-    assert held.values.keys() == read.values.keys() == {"blk.0.ffn_up_exps.weight", "blk.0.attn_q.weight"}
-    for name, values in held.values.items():
+    imatrix = as_imatrix(sums, counts, datasets=["a.txt"], chunks=2, chunk_size=32)
+    assert (imatrix.datasets, imatrix.chunks, imatrix.chunk_size) == (read.datasets, read.chunks, read.chunk_size)
+    assert imatrix.values.keys() == read.values.keys() == {"blk.0.ffn_up_exps.weight", "blk.0.attn_q.weight"}
+    for name, values in imatrix.values.items():
         assert values.dtype == np.float32 and values.tobytes() == read.values[name].tobytes()
     assert read.values["blk.0.ffn_up_exps.weight"][8:16].tolist() == [1.0] * 8

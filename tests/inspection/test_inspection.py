@@ -59,26 +59,30 @@ def change(folder: Path, file: str = "config.json", **changes: object) -> Path:
 
 
 def test_a_checkpoint_of_experts(place: Path) -> None:
-    found = inspect_source(str(place / "moe"))
+    description = inspect_source(str(place / "moe"))
     elements = stored_elements(place / "moe")
     experts = sum(count for name, count in elements.items() if ".experts." in name)
-    assert found.kind == "checkpoint" and found.type == "bf16"
-    assert "Mixtral" in str(found.family) and found.architecture == "MixtralForCausalLM"
-    assert found.convertible is True
-    assert found.weights is not None
-    assert found.weights.parameters == sum(elements.values())
-    assert found.weights.active_parameters == sum(elements.values()) - experts // 2
-    assert found.weights.bytes == 2 * sum(elements.values())
-    assert found.weights.bits_per_weight == 16
-    assert (found.shape.layers, found.shape.hidden, found.shape.ffn) == (2, 256, 512)
-    assert (found.shape.heads, found.shape.kv_heads, found.shape.head_dim) == (4, 2, 64)
-    assert (found.shape.experts, found.shape.experts_used, found.shape.context) == (4, 2, 32768)
-    assert (found.shape.positions, found.shape.rope_base, found.shape.rope_scaling) == ("rope", 1e6, None)
-    assert found.size == (place / "moe" / "model.safetensors").stat().st_size
-    assert found.vocabulary is not None and found.vocabulary.size == 768
-    assert found.vocabulary.special[:2] == (SpecialToken("bos", 1, "<s>"), SpecialToken("eos", 2, "</s>"))
-    assert found.template is not None and found.template.name == "mistral"
-    assert "[INST] Hello! [/INST]Hi, how can I help?</s>" in str(found.template.sample)
+    assert description.kind == "checkpoint" and description.type == "bf16"
+    assert "Mixtral" in str(description.family) and description.architecture == "MixtralForCausalLM"
+    assert description.convertible is True
+    assert description.weights is not None
+    assert description.weights.parameters == sum(elements.values())
+    assert description.weights.active_parameters == sum(elements.values()) - experts // 2
+    assert description.weights.bytes == 2 * sum(elements.values())
+    assert description.weights.bits_per_weight == 16
+    assert (description.shape.layers, description.shape.hidden, description.shape.ffn) == (2, 256, 512)
+    assert (description.shape.heads, description.shape.kv_heads, description.shape.head_dim) == (4, 2, 64)
+    assert (description.shape.experts, description.shape.experts_used, description.shape.context) == (4, 2, 32768)
+    assert (description.shape.positions, description.shape.rope_base, description.shape.rope_scaling) == (
+        "rope",
+        1e6,
+        None,
+    )
+    assert description.size == (place / "moe" / "model.safetensors").stat().st_size
+    assert description.vocabulary is not None and description.vocabulary.size == 768
+    assert description.vocabulary.special[:2] == (SpecialToken("bos", 1, "<s>"), SpecialToken("eos", 2, "</s>"))
+    assert description.template is not None and description.template.name == "mistral"
+    assert "[INST] Hello! [/INST]Hi, how can I help?</s>" in str(description.template.sample)
 
 
 @pytest.mark.parametrize("file", ["moe-Q2_K.gguf", "moe-BF16.gguf", "moe-Q8_0-00001-of-00003.gguf"])
@@ -94,17 +98,17 @@ def test_a_gguf_says_the_same_as_its_checkpoint(place: Path, file: str) -> None:
 
 def test_a_gguf_file_by_type(place: Path) -> None:
     file = place / "moe-GGUF" / "moe-Q2_K.gguf"
-    found = inspect_source(str(file))
+    description = inspect_source(str(file))
     truth: dict[str, list[int]] = {}
     for tensor in GGUFReader(file).tensors:
         group = truth.setdefault(tensor.tensor_type.name, [0, 0, 0])
         for i, number in enumerate((1, int(tensor.n_elements), int(tensor.n_bytes))):
             group[i] += number
-    assert found.weights is not None
-    assert {g.type: [g.tensors, g.elements, g.bytes] for g in found.weights.groups} == truth
+    assert description.weights is not None
+    assert {g.type: [g.tensors, g.elements, g.bytes] for g in description.weights.groups} == truth
     parameters = sum(group[1] for group in truth.values())
-    assert found.weights.bits_per_weight == pytest.approx(8 * sum(g[2] for g in truth.values()) / parameters)
-    assert (found.type, found.size) == ("q2_k", file.stat().st_size)
+    assert description.weights.bits_per_weight == pytest.approx(8 * sum(g[2] for g in truth.values()) / parameters)
+    assert (description.type, description.size) == ("q2_k", file.stat().st_size)
 
 
 def test_any_shard_stands_for_the_whole_split_model(place: Path) -> None:
@@ -118,37 +122,41 @@ def test_any_shard_stands_for_the_whole_split_model(place: Path) -> None:
 
 
 def test_a_gguf_tells_where_it_came_from(place: Path) -> None:
-    found = inspect_source(str(place / "moe-GGUF" / "moe-Q8_0-00002-of-00003.gguf"))
-    assert found.origin is not None
-    assert found.origin["origin"]["source"] == "moe"
-    assert found.origin["options"]["split_max_size"] == 2_000_000
-    assert {check["status"] for check in found.origin["checks"]} <= {"passed", "skipped"}
-    assert 0 < found.origin["worst_relative_error"]["value"] < 0.1
-    assert found.notes == ()
+    description = inspect_source(str(place / "moe-GGUF" / "moe-Q8_0-00002-of-00003.gguf"))
+    assert description.origin is not None
+    assert description.origin["origin"]["source"] == "moe"
+    assert description.origin["options"]["split_max_size"] == 2_000_000
+    assert {check["status"] for check in description.origin["checks"]} <= {"passed", "skipped"}
+    assert 0 < description.origin["worst_relative_error"]["value"] < 0.1
+    assert description.notes == ()
 
 
 def test_a_file_that_is_not_the_recorded_one_is_said(place: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(place / "moe-GGUF", tmp_path / "moe-GGUF"))
     shutil.copy(folder / "moe-BF16.gguf", folder / "moe-Q2_K.gguf")
-    found = inspect_source(str(folder / "moe-Q2_K.gguf"))
-    assert any("moe-Q2_K.gguf has" in note and "another file" in note for note in found.notes)
-    assert found.type == "bf16"
+    description = inspect_source(str(folder / "moe-Q2_K.gguf"))
+    assert any("moe-Q2_K.gguf has" in note and "another file" in note for note in description.notes)
+    assert description.type == "bf16"
 
 
 def test_a_folder_of_outputs(place: Path) -> None:
-    found = inspect_source(str(place / "moe-GGUF"))
-    assert found.kind == "folder of GGUF files"
-    assert [(each.type, len(each.files)) for each in found.outputs] == [("bf16", 1), ("q2_k", 1), ("q8_0", 3)]
-    assert found.size == sum(file.stat().st_size for file in (place / "moe-GGUF").glob("*.gguf"))
-    assert found.origin is not None and set(found.origin) == {"moe-BF16", "moe-Q2_K", "moe-Q8_0"}
+    description = inspect_source(str(place / "moe-GGUF"))
+    assert description.kind == "folder of GGUF files"
+    assert [(output.type, len(output.files)) for output in description.outputs] == [
+        ("bf16", 1),
+        ("q2_k", 1),
+        ("q8_0", 3),
+    ]
+    assert description.size == sum(file.stat().st_size for file in (place / "moe-GGUF").glob("*.gguf"))
+    assert description.origin is not None and set(description.origin) == {"moe-BF16", "moe-Q2_K", "moe-Q8_0"}
 
 
 def test_a_broken_file_of_a_folder_is_said_and_the_others_told(place: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(place / "moe-GGUF", tmp_path / "moe-GGUF"))
     (folder / "moe-Q2_K.gguf").write_bytes((folder / "moe-Q2_K.gguf").read_bytes()[:10_000])
-    found = inspect_source(str(folder))
-    assert [each.type for each in found.outputs] == ["bf16", "q8_0"]
-    assert any("moe-Q2_K.gguf is not a sound GGUF file" in note for note in found.notes)
+    description = inspect_source(str(folder))
+    assert [output.type for output in description.outputs] == ["bf16", "q8_0"]
+    assert any("moe-Q2_K.gguf is not a sound GGUF file" in note for note in description.notes)
 
 
 def test_a_tied_embedding_counts_once_even_when_its_head_is_stored(tmp_path: Path) -> None:
@@ -175,13 +183,24 @@ def test_a_head_is_tied_by_the_class_too_where_config_json_is_silent(tmp_path: P
 
 
 def test_smollm2_as_everybody_knows_it() -> None:
-    found = inspect_source(str(smollm2_or_skip()))
-    assert found.weights is not None and found.vocabulary is not None and found.template is not None
-    assert found.weights.parameters == found.weights.active_parameters == 134_515_008
-    assert (found.shape.layers, found.shape.heads, found.shape.kv_heads, found.shape.context) == (30, 9, 3, 8192)
-    assert (found.vocabulary.size, found.vocabulary.model, found.vocabulary.pre) == (49152, "gpt2", "smollm")
-    assert found.template.name == "chatml"
-    assert str(found.template.sample).startswith("<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nHello!")
+    description = inspect_source(str(smollm2_or_skip()))
+    assert description.weights is not None and description.vocabulary is not None and description.template is not None
+    assert description.weights.parameters == description.weights.active_parameters == 134_515_008
+    assert (
+        description.shape.layers,
+        description.shape.heads,
+        description.shape.kv_heads,
+        description.shape.context,
+    ) == (30, 9, 3, 8192)
+    assert (description.vocabulary.size, description.vocabulary.model, description.vocabulary.pre) == (
+        49152,
+        "gpt2",
+        "smollm",
+    )
+    assert description.template.name == "chatml"
+    assert str(description.template.sample).startswith(
+        "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nHello!"
+    )
 
 
 def test_rope_scaling_is_named(place: Path) -> None:
@@ -214,51 +233,55 @@ def test_a_shared_expert_is_told_of_a_gguf_too() -> None:
 def test_an_architecture_not_supported_is_told_as_far_as_it_goes(place: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(place / "llama3", tmp_path / "model"))
     known = inspect_source(str(folder))
-    found = inspect_source(str(change(folder, architectures=["GrokForCausalLM"], model_type="grok")))
-    assert found.convertible is False
-    assert found.why_not == "architecture GrokForCausalLM is not supported yet"
-    assert found.family is None
-    assert (found.weights, found.shape, found.vocabulary) == (known.weights, known.shape, known.vocabulary)
+    description = inspect_source(str(change(folder, architectures=["GrokForCausalLM"], model_type="grok")))
+    assert description.convertible is False
+    assert description.why_not == "architecture GrokForCausalLM is not supported yet"
+    assert description.family is None
+    assert (description.weights, description.shape, description.vocabulary) == (
+        known.weights,
+        known.shape,
+        known.vocabulary,
+    )
 
 
 def test_a_model_that_its_family_refuses_is_told_all_the_same(place: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(place / "moe", tmp_path / "model"))
     known = inspect_source(str(folder))
-    found = inspect_source(str(change(folder, hidden_act="relu")))
-    assert found.convertible is False and "hidden_act is 'relu'" in str(found.why_not)
-    assert (found.family, found.weights, found.shape) == (known.family, known.weights, known.shape)
+    description = inspect_source(str(change(folder, hidden_act="relu")))
+    assert description.convertible is False and "hidden_act is 'relu'" in str(description.why_not)
+    assert (description.family, description.weights, description.shape) == (known.family, known.weights, known.shape)
 
 
 def test_a_config_that_names_no_architecture_is_not_taken_for_one_unsupported(place: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(place / "llama3", tmp_path / "model"))
-    found = inspect_source(str(change(folder, architectures=None, model_type="novel")))
-    assert found.why_not == "config.json names no architecture"
+    description = inspect_source(str(change(folder, architectures=None, model_type="novel")))
+    assert description.why_not == "config.json names no architecture"
 
 
 def test_a_checkpoint_without_a_tokenizer_still_has_sizes(place: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(place / "llama3", tmp_path / "model"))
     (folder / "tokenizer.json").unlink()
-    found = inspect_source(str(folder))
-    assert found.weights is not None and found.vocabulary is not None
-    assert found.vocabulary.size == 768
-    assert found.convertible is False and "no tokenizer" in str(found.why_not)
+    description = inspect_source(str(folder))
+    assert description.weights is not None and description.vocabulary is not None
+    assert description.vocabulary.size == 768
+    assert description.convertible is False and "no tokenizer" in str(description.why_not)
 
 
 def test_a_broken_template_is_said(place: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(place / "llama3", tmp_path / "model"))
-    found = inspect_source(str(change(folder, "tokenizer_config.json", chat_template="{% for %}")))
-    assert found.template is not None and found.template.sample is None
+    description = inspect_source(str(change(folder, "tokenizer_config.json", chat_template="{% for %}")))
+    assert description.template is not None and description.template.sample is None
     assert (
-        found.template.error
+        description.template.error
         == "the chat template is malformed at line 1: Expected an expression, got 'end of statement block'"
     )
 
 
 def test_a_template_that_fits_is_suggested(place: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(place / "llama3", tmp_path / "blossom-v9"))
-    found = inspect_source(str(change(folder, "tokenizer_config.json", chat_template=None)))
-    assert found.template is None
-    assert found.suggested_template == "the built-in 'blossom' fits (its name is Blossom's)"
+    description = inspect_source(str(change(folder, "tokenizer_config.json", chat_template=None)))
+    assert description.template is None
+    assert description.suggested_template == "the built-in 'blossom' fits (its name is Blossom's)"
 
 
 def packed_checkpoint(folder: Path, method: str) -> Path:
@@ -279,12 +302,12 @@ def packed_checkpoint(folder: Path, method: str) -> Path:
 
 @pytest.mark.parametrize("method", ["awq", "gptq"])
 def test_a_packed_checkpoint_counts_weights_not_integers(tmp_path: Path, method: str) -> None:
-    found = inspect_source(str(packed_checkpoint(tmp_path / "model", method)))
-    assert found.kind == "quantized checkpoint"
-    assert found.type == f"{method} 4 bit, group 128"
-    assert found.weights is not None
-    assert found.weights.parameters == 768 * 512 + 256 * 512
-    assert found.convertible is False and "already quantized" in str(found.why_not)
+    description = inspect_source(str(packed_checkpoint(tmp_path / "model", method)))
+    assert description.kind == "quantized checkpoint"
+    assert description.type == f"{method} 4 bit, group 128"
+    assert description.weights is not None
+    assert description.weights.parameters == 768 * 512 + 256 * 512
+    assert description.convertible is False and "already quantized" in str(description.why_not)
 
 
 @pytest.mark.parametrize(
@@ -321,8 +344,8 @@ def test_what_counts_as_a_weight(name: str, kind: str, elements: int, weights: i
     ],
 )
 def test_only_routed_experts_rest(name: str, active: int) -> None:
-    found = count_weights([Stored(name, "BF16", 800, 1600)], experts=8, experts_used=2)
-    assert found is not None and found.active_parameters == active
+    weights = count_weights([Stored(name, "BF16", 800, 1600)], experts=8, experts_used=2)
+    assert weights is not None and weights.active_parameters == active
 
 
 def test_mixtral_8x7b_has_the_parameters_its_makers_state() -> None:
@@ -336,19 +359,19 @@ def test_mixtral_8x7b_has_the_parameters_its_makers_state() -> None:
         for expert in range(8):
             sizes |= {f"{at}.block_sparse_moe.experts.{expert}.w{i}.weight": hidden * inner for i in (1, 2, 3)}
     tensors = [Stored(name, "BF16", count, 2 * count) for name, count in sizes.items()]
-    found = count_weights(tensors, experts=8, experts_used=2)
-    assert found is not None
+    weights = count_weights(tensors, experts=8, experts_used=2)
+    assert weights is not None
     # Mixtral of Experts (arXiv 2401.04088): 47B in all, 13B for a token; the hub's count is 46,702,792,704.
-    assert found.parameters == 46_702_792_704
-    assert round(found.active_parameters / 1e9, 1) == 12.9
+    assert weights.parameters == 46_702_792_704
+    assert round(weights.active_parameters / 1e9, 1) == 12.9
 
 
 def test_an_importance_matrix_is_no_model(place: Path, tmp_path: Path) -> None:
     a_random_imatrix(tmp_path / "imatrix.gguf", place / "moe-GGUF" / "moe-BF16.gguf")
-    found = inspect_source(str(tmp_path / "imatrix.gguf"))
-    assert found.kind == "importance matrix (GGUF)"
-    assert found.weights is None
-    assert "1 chunks of 64 tokens of random" in found.notes[0]
+    description = inspect_source(str(tmp_path / "imatrix.gguf"))
+    assert description.kind == "importance matrix (GGUF)"
+    assert description.weights is None
+    assert "1 chunks of 64 tokens of random" in description.notes[0]
 
 
 def of_hub(repo: Repo, tmp_path: Path) -> tuple[dict[str, Any], int]:

@@ -23,9 +23,9 @@ def mixture(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_folder_says_how_it_is_quantized_and_what_is_kept(mixture: Path) -> None:
-    found = inspect_source(str(mixture.with_name("M-AWQ")))
-    assert (found.kind, found.type) == ("quantized checkpoint", "awq 4 bit, group 64")
-    told = found.quantization
+    description = inspect_source(str(mixture.with_name("M-AWQ")))
+    assert (description.kind, description.type) == ("quantized checkpoint", "awq 4 bit, group 64")
+    told = description.quantization
     assert told is not None
     assert (told.method, told.bits, told.group, told.packing) == ("awq", 4, 64, "gemm")
     assert (told.symmetric, told.act_order) == (False, None)

@@ -56,10 +56,10 @@ def test_the_answer_is_the_greedy_one_and_later_turns_are_those_of_a_fresh_start
 def test_the_template_of_the_file_makes_the_prompt(model: Path) -> None:
     with talking(model) as conversation:
         conversation.system = "Be brief."
-        found = conversation._tokens([{"role": "user", "content": "Hi"}])
+        tokens = conversation._tokens([{"role": "user", "content": "Hi"}])
     text = "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
     (expected,) = vocab_token_ids(model, [text])
-    assert found[-len(expected) :] == expected
+    assert tokens[-len(expected) :] == expected
 
 
 def test_raw_text_is_continued_without_a_template(model: Path) -> None:

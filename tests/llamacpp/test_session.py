@@ -27,11 +27,11 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("variant", ["llama2", "mistral", "smollm2", "attention-bias"])
 def test_logits_agree_with_the_independent_numpy_forward(variant: str, tmp_path: Path) -> None:
     folder = tiny_llama(tmp_path, dtype="f32", variant=variant)
-    found = logits(write_tiny_gguf(folder, tmp_path / "tiny.gguf"), TOKENS)
+    result = logits(write_tiny_gguf(folder, tmp_path / "tiny.gguf"), TOKENS)
     tensors, config = load(folder)
     expected = reference_logits(tensors.__getitem__, config, TOKENS)
-    assert found.shape == expected.shape and found.dtype == np.float32
-    np.testing.assert_allclose(found, expected, atol=2e-3)
+    assert result.shape == expected.shape and result.dtype == np.float32
+    np.testing.assert_allclose(result, expected, atol=2e-3)
 
 
 def test_token_ids_are_sentencepieces(tiny: Path) -> None:
@@ -43,9 +43,9 @@ def test_token_ids_of_a_byte_level_vocabulary_are_the_tokenizers_and_special_tok
     folder = tiny_llama(tmp_path, dtype="f32", variant="smollm2")
     texts = [*TEXTS, "<|im_start|>user\nhi<|im_end|>"]
     truth = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    found = vocab_token_ids(write_tiny_gguf(folder, tmp_path / "tiny.gguf"), texts)
-    assert found == [truth.encode(text, add_special_tokens=False).ids for text in texts]
-    assert found[-1][0] == 1 and found[-1][-1] == 2
+    ids = vocab_token_ids(write_tiny_gguf(folder, tmp_path / "tiny.gguf"), texts)
+    assert ids == [truth.encode(text, add_special_tokens=False).ids for text in texts]
+    assert ids[-1][0] == 1 and ids[-1][-1] == 2
 
 
 def broken(data: bytes, how: str) -> bytes:

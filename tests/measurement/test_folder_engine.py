@@ -96,13 +96,13 @@ def test_each_window_is_what_the_plain_forward_gives(variant: str, tmp_path: Pat
     tensors, config = load(folder)
     tokens = windows(int(config["vocab_size"]))
     with open_folder(folder, threads=2) as engine:
-        found = all_logits(engine, tokens, tmp_path / "work")
+        result = all_logits(engine, tokens, tmp_path / "work")
         again = engine.logits(1)
     reference = plain(tensors, config, tokens)
-    assert found.dtype == np.float32
-    assert found.shape == (5, 15, config["vocab_size"])
-    np.testing.assert_allclose(found, reference, rtol=0, atol=2e-5 * np.abs(reference).max())
-    assert (again == found[1]).all()
+    assert result.dtype == np.float32
+    assert result.shape == (5, 15, config["vocab_size"])
+    np.testing.assert_allclose(result, reference, rtol=0, atol=2e-5 * np.abs(reference).max())
+    assert (again == result[1]).all()
 
 
 @pytest.mark.parametrize("variant", ["llama3", "mixtral"])
@@ -122,12 +122,12 @@ def test_a_folder_that_the_command_made_is_run_on_its_dequantized_weights(
     with open_folder(source, threads=1) as engine:
         n_parameters, unquantized = engine.n_parameters, all_logits(engine, tokens, tmp_path / "source")
     with open_folder(folder, threads=2) as engine:
-        found = all_logits(engine, tokens, tmp_path / "work")
+        result = all_logits(engine, tokens, tmp_path / "work")
         assert (engine.kind, engine.n_parameters) == (method, n_parameters)
         assert engine.n_bytes == sum(path.stat().st_size for path in folder.glob("*.safetensors"))
     reference = plain(weights, config, tokens)
-    np.testing.assert_allclose(found, reference, rtol=0, atol=2e-5 * np.abs(reference).max())
-    assert np.abs(found - unquantized).max() > 1e-2 * np.abs(reference).max()
+    np.testing.assert_allclose(result, reference, rtol=0, atol=2e-5 * np.abs(reference).max())
+    assert np.abs(result - unquantized).max() > 1e-2 * np.abs(reference).max()
 
 
 @pytest.mark.parametrize("name", ["gpt2", "qwen2moe-fused-no-biases"])
@@ -138,8 +138,8 @@ def test_turned_and_mixed_folders_are_read_as_a_runtime_does(name: str, tmp_path
     with open_quantized(folder) as opened:
         reference = plain({each: opened.whole(each) for each in opened.names}, opened.config, tokens)
     with open_folder(folder, threads=2) as engine:
-        found = all_logits(engine, tokens, tmp_path / "work")
-    np.testing.assert_allclose(found, reference, rtol=0, atol=2e-5 * np.abs(reference).max())
+        result = all_logits(engine, tokens, tmp_path / "work")
+    np.testing.assert_allclose(result, reference, rtol=0, atol=2e-5 * np.abs(reference).max())
 
 
 @pytest.mark.parametrize("method", ["hf", "awq"])
@@ -168,10 +168,10 @@ def test_a_head_too_large_for_memory_is_read_in_slices(tmp_path: Path, monkeypat
     folder = tiny_llama(tmp_path / "model", variant="smollm2")
     tokens = windows(700)
     with open_folder(folder) as engine:
-        held = all_logits(engine, tokens, tmp_path / "work")
+        result = all_logits(engine, tokens, tmp_path / "work")
         assert engine.resident_bytes == 4 * engine.n_vocab * int(engine.config["hidden_size"])
         engine.release()
-        assert (engine.logits(0) == held[0]).all()
+        assert (engine.logits(0) == result[0]).all()
     monkeypatch.setattr(folder_engine, "_MEMORY", 1)
     with open_folder(folder) as engine:
         assert engine.resident_bytes == 0
@@ -180,7 +180,7 @@ def test_a_head_too_large_for_memory_is_read_in_slices(tmp_path: Path, monkeypat
         monkeypatch.setattr(Native, "rows", counted(Native.rows, reads))
         sliced = np.stack([engine.logits(window) for window in range(len(tokens))])
     assert reads["model.embed_tokens.weight"] >= len(tokens)
-    np.testing.assert_allclose(sliced, held, rtol=0, atol=1e-5 * np.abs(held).max())
+    np.testing.assert_allclose(sliced, result, rtol=0, atol=1e-5 * np.abs(result).max())
 
 
 @pytest.mark.parametrize(
@@ -241,13 +241,13 @@ def test_experts_that_no_token_was_sent_to_are_not_read(tmp_path: Path, monkeypa
         engine.prepare(np.full((1, 16), 7, np.int32), tmp_path / "work", quiet)
         tensors, config = load(folder)
         wanted, count = int(config["num_experts_per_tok"]), int(config["num_local_experts"])
-    experts = {each.split(".experts.")[1].split(".")[0] for each in reads if ".experts." in each}
+    experts = {name.split(".experts.")[1].split(".")[0] for name in reads if ".experts." in name}
     assert wanted < count
     assert len(experts) == wanted
     with open_folder(folder) as engine:
-        found = all_logits(engine, np.full((1, 16), 7, np.int32), tmp_path / "work")
+        result = all_logits(engine, np.full((1, 16), 7, np.int32), tmp_path / "work")
     reference = plain(tensors, config, np.full((1, 16), 7, np.int32))
-    np.testing.assert_allclose(found, reference, rtol=0, atol=2e-5 * np.abs(reference).max())
+    np.testing.assert_allclose(result, reference, rtol=0, atol=2e-5 * np.abs(reference).max())
 
 
 def test_only_the_scored_states_are_left_and_less_disk_is_taken_than_said(tmp_path: Path) -> None:

@@ -55,9 +55,9 @@ def test_the_weights_are_the_files_tensors(tiny: Path, loaded: LoadedMemory) -> 
 
 @pytest.mark.parametrize(("kv_type", "value"), [("f16", 2), ("f32", 4)])
 def test_the_kv_cache_is_what_its_shape_says(kv_type: str, value: int, tiny: Path) -> None:
-    found = loaded_memory(tiny, gpu_layers=0, n_ctx=2048, kv_type=kv_type)
-    assert found.n_ctx == 2048
-    assert found.devices[0].kv == pytest.approx(kv_bytes(tiny, 2048, value), abs=LOG)
+    memory = loaded_memory(tiny, gpu_layers=0, n_ctx=2048, kv_type=kv_type)
+    assert memory.n_ctx == 2048
+    assert memory.devices[0].kv == pytest.approx(kv_bytes(tiny, 2048, value), abs=LOG)
 
 
 def test_the_scratch_grows_with_the_batch_and_without_flash_attention(tiny: Path, loaded: LoadedMemory) -> None:
@@ -117,14 +117,14 @@ def test_repacked_weights_are_counted_beside_the_mapped_file(tiny: Path, tmp_pat
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    found = loaded_memory(path, gpu_layers=0, n_ctx=256)
+    memory = loaded_memory(path, gpu_layers=0, n_ctx=256)
     packed = sum(tensor.n_elements * 18 // 32 for tensor in matrices)
-    repacked = [buffer.bytes for buffer in found.buffers if buffer.name == "CPU_REPACK"]
+    repacked = [buffer.bytes for buffer in memory.buffers if buffer.name == "CPU_REPACK"]
     if not repacked:
         pytest.skip("llama.cpp has no repacked kernels for this CPU")
     assert repacked == [pytest.approx(packed, abs=LOG)]
-    output = sum(buffer.bytes for buffer in found.buffers if buffer.name == "CPU" and buffer.holds == "other")
-    assert found.devices[0].other == repacked[0] + output
+    output = sum(buffer.bytes for buffer in memory.buffers if buffer.name == "CPU" and buffer.holds == "other")
+    assert memory.devices[0].other == repacked[0] + output
 
 
 def test_what_cannot_be_loaded_is_one_sentence_and_leaves_no_process(tiny: Path, tmp_path: Path) -> None:

@@ -31,13 +31,13 @@ def test_it_is_the_mean_loss_of_the_second_half_of_each_window(variant: str, add
         log_p = rows - np.log(np.exp(rows).sum(axis=1, keepdims=True))
         losses += [-log_p[i, window[i + 1]] for i in range(n_ctx // 2, n_ctx - 1)]
     seen = []
-    found = perplexity(model, CORPUS, n_ctx=n_ctx, n_chunks=n_chunks, progress=lambda *now: seen.append(now))
-    assert (found.n_chunks, found.n_tokens) == (n_chunks, len(losses))
-    assert found.value == pytest.approx(np.exp(np.mean(losses)), rel=2e-3)
+    figure = perplexity(model, CORPUS, n_ctx=n_ctx, n_chunks=n_chunks, progress=lambda *now: seen.append(now))
+    assert (figure.n_chunks, figure.n_tokens) == (n_chunks, len(losses))
+    assert figure.value == pytest.approx(np.exp(np.mean(losses)), rel=2e-3)
     standard_error = np.std(losses, ddof=1) / np.sqrt(len(losses))
-    assert found.error == pytest.approx(found.value * standard_error, rel=5e-3)
+    assert figure.error == pytest.approx(figure.value * standard_error, rel=5e-3)
     assert [now[:2] for now in seen] == [(1, 3), (2, 3), (3, 3)]
-    assert seen[-1][2] == pytest.approx(found.value)
+    assert seen[-1][2] == pytest.approx(figure.value)
 
 
 def test_without_a_limit_every_whole_window_is_measured(tmp_path: Path) -> None:
@@ -84,6 +84,6 @@ def test_real_weights_give_what_llama_perplexity_printed() -> None:
             model, text = extract(SMOLLM2_GGUF, Path(scratch)), wikitext2_test()
         except InputsUnavailable as error:
             pytest.skip(str(error))
-        found = perplexity(model, text, n_chunks=5)
-    assert found.value == pytest.approx(22.3635, abs=2e-3)
-    assert found.error == pytest.approx(1.96126, abs=2e-3)
+        figure = perplexity(model, text, n_chunks=5)
+    assert figure.value == pytest.approx(22.3635, abs=2e-3)
+    assert figure.error == pytest.approx(1.96126, abs=2e-3)

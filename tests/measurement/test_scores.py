@@ -23,16 +23,16 @@ def test_every_figure_is_its_textbook_formula_in_float64(n_vocab: int, threads: 
     targets = np.random.RandomState(2).randint(0, n_vocab, 37).astype(np.int32)
     with Scorer(threads) as scorer:
         scored, own = scorer.score(reference, targets), scorer.score(rows, targets)
-        found = scorer.compare(reference, scored, rows, own)
+        records = scorer.compare(reference, scored, rows, own)
     log_p, log_q = log_softmax(reference), log_softmax(rows)
     each = np.arange(37)
-    np.testing.assert_allclose(found["loss"], -log_q[each, targets], rtol=2e-6)
-    np.testing.assert_allclose(found["kl"], (np.exp(log_p) * (log_p - log_q)).sum(axis=1), rtol=2e-5, atol=1e-6)
+    np.testing.assert_allclose(records["loss"], -log_q[each, targets], rtol=2e-6)
+    np.testing.assert_allclose(records["kl"], (np.exp(log_p) * (log_p - log_q)).sum(axis=1), rtol=2e-5, atol=1e-6)
     expected = np.exp(log_q[each, targets]) - np.exp(log_p[each, targets])
-    np.testing.assert_allclose(found["change"], expected, rtol=1e-4, atol=1e-9)
-    assert found["top1"].tolist() == (rows.argmax(axis=1) == reference.argmax(axis=1)).tolist()
+    np.testing.assert_allclose(records["change"], expected, rtol=1e-4, atol=1e-9)
+    assert records["top1"].tolist() == (rows.argmax(axis=1) == reference.argmax(axis=1)).tolist()
     best = [np.argsort(-logits, axis=1)[:, :5] for logits in (reference, rows)]
-    assert found["top5"].tolist() == [len(set(a) & set(b)) for a, b in zip(*best, strict=True)]
+    assert records["top5"].tolist() == [len(set(a) & set(b)) for a, b in zip(*best, strict=True)]
     np.testing.assert_array_equal(own.top, best[1])
 
 
@@ -41,10 +41,10 @@ def test_a_model_differs_from_itself_by_exactly_nothing() -> None:
     targets = np.arange(50, dtype=np.int32)
     with Scorer(2) as scorer:
         scored = scorer.score(rows, targets)
-        found = scorer.compare(rows, scored, rows.copy(), scorer.score(rows.copy(), targets))
-    assert (found["kl"] == 0).all() and (found["change"] == 0).all()
-    assert (found["top1"] == 1).all() and (found["top5"] == 5).all()
-    document = quality_document("text", found, found)
+        records = scorer.compare(rows, scored, rows.copy(), scorer.score(rows.copy(), targets))
+    assert (records["kl"] == 0).all() and (records["change"] == 0).all()
+    assert (records["top1"] == 1).all() and (records["top5"] == 5).all()
+    document = quality_document("text", records, records)
     assert document["perplexity_difference"] == {"value": 0.0, "error": 0.0}
     assert document["perplexity_ratio"] == {"value": 1.0, "error": 0.0}
     assert document["top1"]["value"] == document["top5"]["value"] == 1.0
@@ -57,11 +57,11 @@ def test_tokens_that_cannot_come_do_not_count_and_others_that_cannot_make_it_inf
     targets = np.zeros(2, np.int32)
     with Scorer(1) as scorer:
         scored, own = scorer.score(reference, targets), scorer.score(rows, targets)
-        found = scorer.compare(reference, scored, rows, own)
+        records = scorer.compare(reference, scored, rows, own)
     some = np.arange(100) != 7
     log_p, log_q = log_softmax(reference[:1, some]), log_softmax(rows[:1, some])
-    assert found["kl"][0] == pytest.approx((np.exp(log_p) * (log_p - log_q)).sum(), rel=1e-5)
-    assert found["kl"][1] == np.inf
+    assert records["kl"][0] == pytest.approx((np.exp(log_p) * (log_p - log_q)).sum(), rel=1e-5)
+    assert records["kl"][1] == np.inf
 
 
 def test_rows_with_nan_are_known() -> None:

@@ -19,19 +19,19 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_both_rates_come_with_an_error_and_fit_into_the_time_it_took(tiny: Path) -> None:
     seen: list[tuple[int, int]] = []
     started = time.perf_counter()
-    found = measure_speed(
+    speeds = measure_speed(
         tiny, n_prompt=128, n_generate=64, repetitions=4, progress=lambda done, of: seen.append((done, of))
     )
     seconds = time.perf_counter() - started
-    assert found.prompt.error is not None and found.generation.error is not None
-    assert 0 < found.prompt.error < found.prompt.value and 0 < found.generation.error < found.generation.value
-    assert 4 * (128 / found.prompt.value + 64 / found.generation.value) < seconds
+    assert speeds.prompt.error is not None and speeds.generation.error is not None
+    assert 0 < speeds.prompt.error < speeds.prompt.value and 0 < speeds.generation.error < speeds.generation.value
+    assert 4 * (128 / speeds.prompt.value + 64 / speeds.generation.value) < seconds
     assert seen == [(done, 8) for done in range(1, 9)]
 
 
 def test_a_batch_of_tokens_is_faster_than_one_after_the_other(tiny: Path) -> None:
-    found = measure_speed(tiny, n_prompt=256, n_generate=64, repetitions=2)
-    assert found.prompt.value > found.generation.value
+    speeds = measure_speed(tiny, n_prompt=256, n_generate=64, repetitions=2)
+    assert speeds.prompt.value > speeds.generation.value
 
 
 def test_a_row_of_the_report_has_every_part_and_no_error_of_a_single_run(tiny: Path) -> None:

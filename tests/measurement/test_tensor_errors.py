@@ -57,12 +57,12 @@ def test_each_matrix_has_the_error_that_the_gguf_package_finds(
     kind: gguf.GGMLQuantizationType, plain: Path, tmp_path: Path
 ) -> None:
     tensors = {tensor.name: np.array(tensor.data) for tensor in gguf.GGUFReader(plain).tensors}
-    found = named(tensor_errors(plain, write_gguf(tmp_path / "q.gguf", tensors, kind)))
+    errors = named(tensor_errors(plain, write_gguf(tmp_path / "q.gguf", tensors, kind)))
     matrices = {name: data for name, data in tensors.items() if data.ndim == 2}
-    assert len(found) == len(matrices) == 2 * 7 + 2
+    assert len(errors) == len(matrices) == 2 * 7 + 2
     for name, data in matrices.items():
         parts = name.split(".")
-        error = found[(int(parts[1]), parts[2]) if parts[0] == "blk" else (None, parts[0])]
+        error = errors[(int(parts[1]), parts[2]) if parts[0] == "blk" else (None, parts[0])]
         expected = relative(gguf.quants.dequantize(gguf.quants.quantize(data, kind), kind), data)
         assert error.error == pytest.approx(expected, rel=1e-4) and error.type == kind.name
 
@@ -72,14 +72,14 @@ def test_a_folder_compares_with_a_gguf_whatever_the_order_of_rows(folder: Path, 
     assert {error.error for error in tensor_errors(plain, folder)} == {0.0}
     tensors = {tensor.name: np.array(tensor.data) for tensor in gguf.GGUFReader(plain).tensors}
     tensors["blk.1.attn_q.weight"] *= np.float32(1.25)
-    found = named(tensor_errors(folder, write_gguf(tmp_path / "changed.gguf", tensors)))
-    assert found.pop((1, "attn_q")).error == pytest.approx(0.25)
-    assert {error.error for error in found.values()} == {0.0}
+    errors = named(tensor_errors(folder, write_gguf(tmp_path / "changed.gguf", tensors)))
+    assert errors.pop((1, "attn_q")).error == pytest.approx(0.25)
+    assert {error.error for error in errors.values()} == {0.0}
 
 
 def test_a_gptq_folder_has_the_error_of_its_words_unpacked_by_hand(folder: Path, tmp_path: Path) -> None:
     write_folder(folder, tmp_path / "gptq", "gptq", Grid(4, 32, True))
-    found = named(tensor_errors(folder, tmp_path / "gptq"))
+    errors = named(tensor_errors(folder, tmp_path / "gptq"))
     source, _ = load(folder)
     packed = load_file(tmp_path / "gptq" / "model.safetensors")
     for name, kind in {"mlp.down_proj": "ffn_down", "self_attn.q_proj": "attn_q"}.items():
@@ -90,10 +90,10 @@ def test_a_gptq_folder_has_the_error_of_its_words_unpacked_by_hand(folder: Path,
         zero = ((zeros[:, :, None] >> nibble) & 15).reshape(len(zeros), -1).astype(np.int64) + 1
         scale = packed[f"{linear}.scales"].astype(np.float64)
         weight = (q - np.repeat(zero, 32, axis=0)) * np.repeat(scale, 32, axis=0)
-        error = found[1, kind]
+        error = errors[1, kind]
         assert error.type == "GPTQ 4-bit"
         assert error.error == pytest.approx(relative(weight.T, source[f"{linear}.weight"]), rel=1e-4)
-    assert found[None, "token_embd"].type == "F16" and 0 < found[None, "token_embd"].error < 1e-3
+    assert errors[None, "token_embd"].type == "F16" and 0 < errors[None, "token_embd"].error < 1e-3
 
 
 def test_a_gguf_reference_compares_with_a_gptq_folder(folder: Path, plain: Path, tmp_path: Path) -> None:
@@ -124,8 +124,8 @@ def test_an_output_matrix_of_its_own_compares_with_a_tied_embedding(tmp_path: Pa
     data = np.random.default_rng(0).standard_normal((96, 64)).astype(np.float32)
     tied = write_gguf(tmp_path / "tied.gguf", {"token_embd.weight": data})
     apart = write_gguf(tmp_path / "apart.gguf", {"token_embd.weight": data, "output.weight": data * np.float32(0.9)})
-    found = named(tensor_errors(tied, apart))
-    assert found[None, "token_embd"].error == 0 and found[None, "output"].error == pytest.approx(0.1)
+    errors = named(tensor_errors(tied, apart))
+    assert errors[None, "token_embd"].error == 0 and errors[None, "output"].error == pytest.approx(0.1)
 
 
 def test_of_a_huge_matrix_slices_over_all_of_it_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -175,5 +175,5 @@ def test_a_damaged_file_is_one_sentence(plain: Path, folder: Path, tmp_path: Pat
 
 def test_progress_counts_the_matrices(plain: Path) -> None:
     seen: list[tuple[int, int]] = []
-    found = tensor_errors(plain, plain, progress=lambda done, of: seen.append((done, of)))
-    assert seen == [(done, len(found)) for done in range(1, len(found) + 1)]
+    errors = tensor_errors(plain, plain, progress=lambda done, of: seen.append((done, of)))
+    assert seen == [(done, len(errors)) for done in range(1, len(errors) + 1)]

@@ -67,15 +67,15 @@ def test_gptq_reads_back_with_groups_in_any_order(bits: int, version: int, tmp_p
     quantized = Quantized(made.grid, made.q, made.scales, made.zeros, order)
     config = {"quant_method": "gptq", "bits": bits, "group_size": 32, "desc_act": True}
     config |= {"checkpoint_format": "gptq" if version == 1 else "gptq_v2"}
-    found = dequantized(folder_of(pack_gptq(quantized, version), config, tmp_path / "f"))
-    assert np.array_equal(found, quantized.dequantized())
+    matrix = dequantized(folder_of(pack_gptq(quantized, version), config, tmp_path / "f"))
+    assert np.array_equal(matrix, quantized.dequantized())
 
 
 def test_a_gptq_folder_without_g_idx_has_its_groups_in_order(tmp_path: Path) -> None:
     quantized = random_quantized(Grid(4, 32), n_out=64, n_in=96, least_zero=1)
     packed = {name: array for name, array in pack_gptq(quantized, 1).items() if name != "g_idx"}
-    found = dequantized(folder_of(packed, {"quant_method": "gptq", "bits": 4, "group_size": 32}, tmp_path / "f"))
-    assert np.array_equal(found, quantized.dequantized())
+    matrix = dequantized(folder_of(packed, {"quant_method": "gptq", "bits": 4, "group_size": 32}, tmp_path / "f"))
+    assert np.array_equal(matrix, quantized.dequantized())
 
 
 @pytest.mark.parametrize("bits", [2, 4, 8])
@@ -100,8 +100,8 @@ def test_the_forward_runs_on_a_folder_as_on_the_rounded_weights(model: str, meth
         linears = {
             f"{linear.name}.weight": linear
             for layer in all_layers(native)
-            for each in layer.inputs
-            for linear in each.linears
+            for group in layer.inputs
+            for linear in group.linears
             if not linear.kept
         }
 
@@ -116,8 +116,8 @@ def test_the_forward_runs_on_a_folder_as_on_the_rounded_weights(model: str, meth
         expected = reference_logits(whole, native.config, TOKENS, names=native.tensors.keys())
     with open_quantized(tmp_path / "q") as folder:
         assert folder.names == native.tensors.keys()
-        found = reference_logits(folder.whole, folder.config, TOKENS, rows=folder.rows, names=folder.names)
-    assert np.allclose(found, expected, atol=1e-4 * float(np.abs(expected).max()))
+        result = reference_logits(folder.whole, folder.config, TOKENS, rows=folder.rows, names=folder.names)
+    assert np.allclose(result, expected, atol=1e-4 * float(np.abs(expected).max()))
 
 
 def _config(change: Callable[[dict[str, Any]], object], folder: Path) -> None:

@@ -54,8 +54,8 @@ def converted(smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[s
 
 
 def test_smollm2_takes_what_the_plan_says(converted: dict[str, Path]) -> None:
-    asked = jobs(converted["Q8_0"])
-    for job, found in zip(asked, measure(asked), strict=True):
+    tasks = jobs(converted["Q8_0"])
+    for job, found in zip(tasks, measure(tasks), strict=True):
         assert_within(converted["Q8_0"], job, found)
 
 
@@ -63,16 +63,16 @@ def test_smollm2_takes_what_the_plan_says(converted: dict[str, Path]) -> None:
 def test_loading_a_shape_takes_what_the_plan_says(name: str, tmp_path: Path) -> None:
     path = tmp_path / "model.gguf"
     path = write_sliding(path) if name == "sliding window" else write_model(path, SHAPES[name])
-    asked = jobs(path, settings=[("f16", None), ("f16", False)])
-    for job, found in zip(asked, measure(asked), strict=True):
+    tasks = jobs(path, settings=[("f16", None), ("f16", False)])
+    for job, found in zip(tasks, measure(tasks), strict=True):
         assert_within(path, job, found)
 
 
 @pytest.mark.parametrize("name", LARGE)
 def test_large_models_are_sized_as_llama_cpp_sizes_them(name: str, tmp_path: Path) -> None:
     path = write_model(tmp_path / "model.gguf", LARGE[name])
-    asked = jobs(path, no_alloc=True)
-    for job, found in zip(asked, measure(asked), strict=True):
+    tasks = jobs(path, no_alloc=True)
+    for job, found in zip(tasks, measure(tasks), strict=True):
         assert_within(path, job, found)
 
 
@@ -80,8 +80,8 @@ def test_large_models_are_sized_as_llama_cpp_sizes_them(name: str, tmp_path: Pat
 def test_compressed_caches_and_windows_are_sized_as_llama_cpp_sizes_them(name: str, tmp_path: Path) -> None:
     config, packed, _ = MODELS[name]
     path = write_described(tmp_path / "model.gguf", *described(config, packed=packed))
-    asked = jobs(path, no_alloc=True)
-    for job, found in zip(asked, measure(asked), strict=True):
+    tasks = jobs(path, no_alloc=True)
+    for job, found in zip(tasks, measure(tasks), strict=True):
         assert_within(path, job, found)
 
 

@@ -54,9 +54,9 @@ def test_a_folder_without_weights_is_planned_from_its_config(tmp_path: Path) -> 
     shutil.copy(whole / "config.json", tmp_path / "huozi-3.json")
     expected = {tensor.name: tensor.shape for tensor in open_source(str(whole)).model.tensors}
     for place in (alone, alone / "config.json", tmp_path / "huozi-3.json"):
-        found = open_source(str(place))
-        assert {tensor.name: tensor.shape for tensor in found.model.tensors} == expected
-        assert not found.exact and "from config.json alone" in found.notes[0]
+        source = open_source(str(place))
+        assert {tensor.name: tensor.shape for tensor in source.model.tensors} == expected
+        assert not source.exact and "from config.json alone" in source.notes[0]
     assert open_source(str(tmp_path / "huozi-3.json")).model.name == "huozi-3"
 
 
@@ -66,9 +66,9 @@ def test_a_folder_without_weights_is_planned_from_its_config(tmp_path: Path) -> 
 )
 def test_huozi_3_takes_what_was_published(type_: str, layers: int, published: float, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps({**HUOZI.config, "torch_dtype": "bfloat16"}))
-    found = open_source(str(tmp_path))
-    (offer,) = offers(found, [type_])
-    gpu = plan_memory(found.shape, offer.tensors, Context(n_ctx=2048, gpu_layers=layers), has_gpu=True).gpu
+    source = open_source(str(tmp_path))
+    (offer,) = offers(source, [type_])
+    gpu = plan_memory(source.shape, offer.tensors, Context(n_ctx=2048, gpu_layers=layers), has_gpu=True).gpu
     assert gpu is not None
     assert gpu.total / 1e9 == pytest.approx(published, rel=0.04)
 
@@ -87,19 +87,19 @@ def test_a_large_vocabulary_is_weighed_to_a_thousandth(tmp_path: Path, monkeypat
     folder = tiny_llama(tmp_path / "model", variant="llama3", vocab=1000)
     (exact,) = offers(open_source(str(folder)), ["bf16"])
     monkeypatch.setattr("quantkit.planning.sources._LARGE_TOKENIZER", 0)
-    found = open_source(str(folder))
-    (weighed,) = offers(found, ["bf16"])
-    assert not found.exact
+    source = open_source(str(folder))
+    (weighed,) = offers(source, ["bf16"])
+    assert not source.exact
     assert weighed.size == pytest.approx(exact.size, abs=4096)
 
 
 def test_a_quantized_gguf_is_planned_as_it_is(tmp_path: Path) -> None:
     path = write_model(tmp_path / "model.gguf", LARGE["8B"], GGMLQuantizationType.Q4_0)
-    found = open_source(str(path))
-    (offer,) = offers(found, None)
+    source = open_source(str(path))
+    (offer,) = offers(source, None)
     assert (offer.label, offer.size) == ("as it is", path.stat().st_size)
     with pytest.raises(UsageError, match="is quantized already, so -t q2_k does not apply"):
-        offers(found, ["q2_k"])
+        offers(source, ["q2_k"])
 
 
 def test_types_that_need_an_importance_matrix_are_weighed_too(tmp_path: Path) -> None:
@@ -119,7 +119,9 @@ def test_awq_and_gptq_of_a_gguf_cannot_be_had(tmp_path: Path) -> None:
 
 def test_an_unknown_type_is_refused_with_what_there_is() -> None:
     assert known_types(["Q4_0", "awq", "q4_0"]) == ("q4_0", "awq")
-    with pytest.raises(UsageError, match=r"unknown quantization type 'q4_9' \(did you mean q4_.*awq, gptq$"):
+    with pytest.raises(
+        UsageError, match=r"unknown quantization type 'q4_9'; the nearest are q4_.*awq and gptq are types too$"
+    ):
         known_types(["q4_9"])
 
 

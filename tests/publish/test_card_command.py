@@ -18,13 +18,13 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_the_options_are_in_the_card_and_what_lacks_comes_from_the_files(folder: Path, tmp_path: Path) -> None:
-    told = quantkit(
+    answer = quantkit(
         *("card", folder, "--base-model", "org/Small", "--repo", "me/Small-GGUF", "--ollama", "me/small"),
         *("--language", "zh", "--language", "en"),
         cwd=tmp_path,
     )
-    assert told.code == 0, told.stderr
-    assert told.stdout.strip() == str(folder / "README.md") and "hf upload me/Small-GGUF" in told.stderr
+    assert answer.code == 0, answer.stderr
+    assert answer.stdout.strip() == str(folder / "README.md") and "hf upload me/Small-GGUF" in answer.stderr
     fields = metadata_load(folder / "README.md")
     assert (fields["base_model"], fields["license"], fields["language"]) == ("org/Small", "mit", ["zh", "en"])
     text = (folder / "README.md").read_text()
@@ -39,8 +39,10 @@ def test_a_report_brings_its_figures_and_plots(folder: Path, tmp_path: Path) -> 
     model = {"label": "q4_0", "kind": "gguf", "path": "Small-Q4_0.gguf", "role": "candidate", "quality": quality}
     (report / "report.json").write_text(json.dumps({"texts": [{"name": "wiki"}], "models": [model]}))
     for given in (report, report / "report.json"):
-        told = quantkit("card", folder, "--report", given, "-o", tmp_path / "card.md", "--format", "json", cwd=tmp_path)
-        assert json.loads(told.stdout)["card"] == str(tmp_path / "card.md")
+        answer = quantkit(
+            "card", folder, "--report", given, "-o", tmp_path / "card.md", "--format", "json", cwd=tmp_path
+        )
+        assert json.loads(answer.stdout)["card"] == str(tmp_path / "card.md")
         text = (tmp_path / "card.md").read_text()
         assert "12.50 ± 0.25" in text and "](plots/memory.png)" in text
     assert (tmp_path / "plots" / "memory.png").exists() and not (folder / "README.md").exists()
@@ -79,6 +81,6 @@ def test_bad_input_is_one_sentence(
     (tmp_path / "empty").mkdir()
     (tmp_path / "words.json").write_text("words")
     (tmp_path / "list.json").write_text("[]")
-    told = quantkit("card", *words, cwd=tmp_path)
-    assert told.code == code and sentence in told.sentence, told.stderr
+    answer = quantkit("card", *words, cwd=tmp_path)
+    assert answer.code == code and sentence in answer.sentence, answer.stderr
     assert not (folder / "README.md").exists()

@@ -31,7 +31,7 @@ N_OUT, N_IN, TOKENS = 24, 512, 900
 
 @pytest.fixture(scope="module")
 def prepared() -> Curvature:
-    return curvature(gram(inputs(TOKENS, N_IN)), TOKENS)
+    return curvature(gram(inputs(TOKENS, N_IN)), TOKENS, shrink=0)
 
 
 def columns(n_out: int = N_OUT) -> Array:

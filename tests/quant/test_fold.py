@@ -138,7 +138,7 @@ def test_a_matrix_is_seen_with_outputs_as_rows_and_changes_where_it_is_stored(
 def test_a_bias_is_that_of_the_matrix_in_its_stack() -> None:
     linear = Linear("mlp.experts.gate_up_proj", 4, 2, Form("", "_bias", turned=True), index=1)
     tensors = {"mlp.experts.gate_up_proj_bias": np.arange(6, dtype=np.float32).reshape(3, 2)}
-    found = folding.bias(tensors, linear)
-    assert found is not None
-    assert found.tolist() == [2, 3]
+    values = folding.bias(tensors, linear)
+    assert values is not None
+    assert values.tolist() == [2, 3]
     assert folding.bias({}, linear) is None

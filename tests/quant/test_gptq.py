@@ -6,9 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from quantkit.errors import CalibrationError
 from quantkit.quant import gptq as gptq_module
-from quantkit.quant.gptq import cholesky, gptq
+from quantkit.quant.factor import factor
+from quantkit.quant.gptq import gptq, round_with_feedback
 from quantkit.quant.grid import Array, Grid, Quantized
 from quantkit.quant.rounding import round_to_nearest
 from quantkit.workers import Workers
@@ -18,7 +18,14 @@ Doubles = NDArray[np.float64]
 
 
 DAMP = 0.01
-"""The default of `gptq`."""
+
+
+def by_feedback_alone(
+    w: Array, h: Array, count: int, grid: Grid, *, act_order: bool = True, static: bool = True, block: int = 128
+) -> Quantized:
+    """The integers without coordinate descent, as in the paper."""
+    factored = factor(h, count, damp=DAMP, act_order=act_order)
+    return round_with_feedback([w], factored, grid, static_groups=static, sweeps=0, block=block)[0]
 
 
 def paper(w: Array, h: Array, made: Quantized, damp: float, order: NDArray[np.intp]) -> NDArray[np.int64]:
@@ -54,7 +61,7 @@ def order_of(h: Array, act_order: bool) -> NDArray[np.intp]:
 def test_the_integers_are_the_papers(grid: Grid, act_order: bool, static: bool, block: int) -> None:
     x, w = inputs(500, 192), weight(40, 192)
     h = gram(x)
-    made = gptq([w], h, 500, grid, act_order=act_order, static_groups=static, block=block).matrices[0]
+    made = by_feedback_alone(w, h, 500, grid, act_order=act_order, static=static, block=block)
     expected = paper(w, h, made, DAMP, order_of(h, act_order))
     # Values within float32 rounding of a half may fall either way, and then move those that follow in their row.
     assert np.mean(made.q != expected) < 0.01
@@ -66,7 +73,7 @@ def test_the_errors_are_fed_to_the_right_columns() -> None:
     """A slip by one in the feedback, as mlx-lm's, costs a third more error: here a tenth more would be seen."""
     x, w, grid = inputs(1000, 128), weight(64, 128), Grid(4, 32)
     h = gram(x)
-    made = gptq([w], h, 1000, grid, act_order=False).matrices[0]
+    made = by_feedback_alone(w, h, 1000, grid, act_order=False)
     best = paper(w, h, made, DAMP, np.arange(128))
     slipped = paper(w, np.roll(h, (1, 1), (0, 1)), made, DAMP, np.arange(128))
     of = [
@@ -136,7 +143,7 @@ def test_any_matrix_and_text_give_a_result_no_worse_than_rounding(
     solution = gptq([w], gram(x), n_tokens, grid, static_groups=static)
     made = solution.matrices[0]
     assert made.q.max() <= grid.top and made.zeros.min() >= 1 and np.isfinite(made.scales).all()
-    assert solution.damp >= DAMP
+    assert solution.damp >= 0.05
     if kind == "zero":
         assert not made.dequantized().any()
     if kind in ("few tokens", "dead"):
@@ -145,52 +152,6 @@ def test_any_matrix_and_text_give_a_result_no_worse_than_rounding(
     if kind == "dead" and static and bits == 8:
         # What no token showed is rounded, not thrown away.
         assert np.abs(made.dequantized() - w).max() <= 0.06 * np.abs(w).max()
-
-
-def test_statistics_that_cannot_be_used_are_told() -> None:
-    x, w, grid = inputs(300, 64), weight(8, 64), Grid(4, 32)
-    h = gram(x)
-    with pytest.raises(CalibrationError, match=r"no token .* reached x\.y; calibrate on a longer text"):
-        gptq([w], 0 * h, 0, grid, name="x.y")
-    for bad in (np.nan, np.inf):
-        broken = h.copy()
-        broken[3, 5] = bad
-        with pytest.raises(CalibrationError, match=r"not finite in x\.y"):
-            gptq([w], broken, 300, grid, name="x.y")
-    with pytest.raises(CalibrationError, match=r"x\.y is zero"):
-        gptq([w], 0 * h, 300, grid, name="x.y")
-    with pytest.raises(CalibrationError, match=r"x\.y cannot be factored"):
-        gptq([w], np.where(np.eye(64, dtype=bool), h, 1e3 * h.max()).astype(np.float32), 300, grid, name="x.y")
-
-
-def test_damping_is_raised_where_the_factorisation_needs_it_and_told() -> None:
-    x, w, grid = inputs(20, 64), weight(8, 64), Grid(4, 32)
-    h = gram(x)
-    h -= 0.02 * np.diagonal(h).mean() * np.eye(64, dtype=np.float32)  # as rounding errors leave a singular matrix
-    solution = gptq([w], h, 20, grid, damp=0.01)
-    assert solution.damp == pytest.approx(0.1)
-    assert gptq([w], gram(x), 20, grid, damp=0.01).damp == 0.01
-
-
-@pytest.mark.parametrize("threads", [1, 2, 7])
-def test_a_factor_in_tiles_is_the_factor(threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Tiles are 1024 wide in use; 24 here, so that several of them and a shorter last one take part."""
-    monkeypatch.setattr(gptq_module, "_TILE", 24)
-    h = gram(inputs(400, 130)) + np.eye(130, dtype=np.float32)
-    with Workers(threads) as workers:
-        factor = cholesky(h, workers)
-    # The backward error is that of float32; the factor itself may move with the condition of the matrix.
-    assert np.abs(factor.astype(np.float64) @ factor.astype(np.float64).T - h).max() < 3e-7 * h.max()
-    assert np.array_equal(factor, np.tril(factor))
-    assert np.array_equal(factor, cholesky(h))
-
-
-def test_a_matrix_in_tiles_that_is_not_positive_definite_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gptq_module, "_TILE", 24)
-    h = gram(inputs(400, 130))
-    h[100, 100] = -1.0
-    with pytest.raises(np.linalg.LinAlgError):
-        cholesky(h)
 
 
 @pytest.mark.parametrize("static", [True, False])

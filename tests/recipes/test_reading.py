@@ -92,6 +92,14 @@ def test_settings_are_laid_over_the_recipe(tmp_path: Path) -> None:
     assert (loaded.name, loaded.formats.gguf, loaded.calibration.samples) == ("other", ("q8_0",), 32)
 
 
+def test_a_source_too_long_for_a_file_name_is_a_hub_id_or_a_folder_that_is_not_found(tmp_path: Path) -> None:
+    name = "ORG/" + 300 * "n"
+    text = GOOD.replace(GOOD.split('source = "')[1].split('"')[0], name, 1)
+    assert read_recipe(recipe(tmp_path, text)).source.startswith(name)
+    with pytest.raises(UsageError, match="not found; check the path"):
+        read_recipe(recipe(tmp_path, text.replace(name, f"./{name}")))
+
+
 def test_a_recipe_written_in_one_file_says_the_same(tmp_path: Path) -> None:
     for path in (recipe(tmp_path), *sorted(RECIPES.glob("*.toml"))):
         opened = open_recipe(path)

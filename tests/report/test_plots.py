@@ -51,7 +51,7 @@ def test_a_plot_on_the_page_has_no_color_but_the_pages_own_and_the_heat_maps(dra
 
 
 def test_ids_of_all_plots_are_different(drawn: dict[str, Plot]) -> None:
-    ids = [each for plot in drawn.values() for each in re.findall(r' id="([^"]+)"', plot.inline)]
+    ids = [text for plot in drawn.values() for text in re.findall(r' id="([^"]+)"', plot.inline)]
     assert len(ids) == len(set(ids))
     for plot in drawn.values():
         referred = re.findall(r'(?:url\(|href=")#([^)"]+)', plot.inline)

@@ -23,8 +23,8 @@ def main(folder: Path, names: list[str]) -> None:
                 Native(checkpoint), folder / "with-torch", device=torch.device("cpu")
             )
         for layer in layers:
-            for each in layer.inputs:
-                statistics, key = kept.statistics[layer.number][each.key], f"{layer.number} {each.key}"
+            for group in layer.inputs:
+                statistics, key = kept.statistics[layer.number][group.key], f"{layer.number} {group.key}"
                 found[f"{key} gram"], found[f"{key} squares"] = statistics.gram, statistics.squares
                 found[f"{key} tokens"] = [statistics.tokens, statistics.gram_tokens]
         np.savez(folder / f"{name}.npz", **found)

@@ -115,11 +115,11 @@ def test_gram_matrices_and_squares_are_those_of_the_forwards_own_inputs(
         inputs = traced(native, monkeypatch)
     compared = 0
     for layer in layers:
-        assert kept.statistics[layer.number].keys() == {each.key for each in layer.inputs}
-        for each in layer.inputs:
-            found = kept.statistics[layer.number][each.key]
-            for linear in each.linears:
-                x = together(inputs[linear.name, linear.index or 0], each.width)
+        assert kept.statistics[layer.number].keys() == {group.key for group in layer.inputs}
+        for group in layer.inputs:
+            found = kept.statistics[layer.number][group.key]
+            for linear in group.linears:
+                x = together(inputs[linear.name, linear.index or 0], group.width)
                 assert found.gram is not None
                 assert_gram(found.gram, x)
                 np.testing.assert_allclose(found.squares, (x * x).sum(axis=0), rtol=1e-5, atol=1e-9)
@@ -177,11 +177,11 @@ def test_others_tokens_are_as_many_as_are_lacking_and_from_all_over() -> None:
     chosen = np.stack([rng.permuted(np.tile(np.arange(8), (50, 1)), axis=1)[:, :2] for _ in range(6)])
     routes = Routes(chosen, np.ones(chosen.shape, np.float32))
     routed = (chosen == 3).any(axis=-1)
-    found = routes.others(3, 200)
-    picked = {(sample, int(row)) for sample, rows in found.items() for row in rows}
-    assert len(picked) == sum(map(len, found.values())) == 200 - routed.sum()
+    picks = routes.others(3, 200)
+    picked = {(sample, int(row)) for sample, rows in picks.items() for row in rows}
+    assert len(picked) == sum(map(len, picks.values())) == 200 - routed.sum()
     assert not any(routed[at] for at in picked)
-    assert all(len(found[sample]) >= 0.5 * len(picked) / 6 for sample in range(6))
+    assert all(len(picks[sample]) >= 0.5 * len(picked) / 6 for sample in range(6))
     assert routes.others(3, int(routed.sum())) == {}
     # no more than there are
     assert sum(map(len, routes.others(3, 10_000).values())) == (~routed).sum()
@@ -195,8 +195,8 @@ def test_without_gram_matrices_the_squares_are_the_same(name: str, tmp_path: Pat
         squares, _, same = streamed(native, tmp_path / "b", gram=False)
     assert np.array_equal(last, same)
     for layer in layers:
-        for each in layer.inputs:
-            a, b = (kept.statistics[layer.number][each.key] for kept in (whole, squares))
+        for group in layer.inputs:
+            a, b = (kept.statistics[layer.number][group.key] for kept in (whole, squares))
             np.testing.assert_allclose(a.squares, b.squares, rtol=1e-6)
             assert (a.tokens, b.gram, b.gram_tokens) == (b.tokens, None, 0)
 
@@ -223,7 +223,7 @@ def test_propagated_states_are_those_of_the_tensors_handed_back(name: str, tmp_p
             stream.embed()
             for number in range(native.decoder.n_layers):
                 stream.layer(number, Halved())
-            found = stream.states.read(f"states-{native.decoder.n_layers % 2}", 3)
+            states = stream.states.read(f"states-{native.decoder.n_layers % 2}", 3)
 
         def changed(values: np.ndarray, key: str) -> np.ndarray:
             factor = 0.5 if "v_proj" in key else 0.25 if ".experts." in key else 1.0
@@ -237,7 +237,7 @@ def test_propagated_states_are_those_of_the_tensors_handed_back(name: str, tmp_p
         x, context = native.decoder.embed(tokens[3].tolist()), native.decoder.context(tokens[3].tolist())
         for number in range(native.decoder.n_layers):
             x = native.decoder.layer(number, weights)(x, context)
-    np.testing.assert_allclose(found, x, rtol=0, atol=2e-5 * np.abs(x).max())
+    np.testing.assert_allclose(states, x, rtol=0, atol=2e-5 * np.abs(x).max())
 
 
 def test_states_are_there_once_their_last_sample_is(tmp_path: Path) -> None:
@@ -275,8 +275,8 @@ def test_torch_gathers_what_numpy_gathers(tmp_path: Path) -> None:
             kept, layers, last = streamed(Native(checkpoint), tmp_path / "work")
             np.testing.assert_allclose(theirs["last"], last, rtol=0, atol=1e-4 * np.abs(last).max())
             for layer in layers:
-                for each in layer.inputs:
-                    ours, key = kept.statistics[layer.number][each.key], f"{layer.number} {each.key}"
+                for group in layer.inputs:
+                    ours, key = kept.statistics[layer.number][group.key], f"{layer.number} {group.key}"
                     assert theirs[f"{key} tokens"].tolist() == [ours.tokens, ours.gram_tokens]
                     assert ours.gram is not None
                     scale = max(float(np.diagonal(ours.gram).max()), 1e-9)

@@ -10,10 +10,10 @@ from quantkit.texts.documents import read_documents
 
 def main() -> None:
     source, offline = sys.argv[1], sys.argv[2] == "offline"
-    asked = parse_dataset(source)
-    assert asked is not None
+    dataset = parse_dataset(source)
+    assert dataset is not None
     try:
-        found = [(path.name, read_documents(path)[0]) for path in dataset_files(asked, offline=offline)]
+        found = [(path.name, read_documents(path)[0]) for path in dataset_files(dataset, offline=offline)]
         print(json.dumps({"files": [name for name, _ in found], "documents": [d for _, each in found for d in each]}))
     except QuantkitError as error:
         print(json.dumps({"error": type(error).__name__, "message": str(error)}))

@@ -43,21 +43,23 @@ def write(folder: Path, name: str, text: str) -> str:
 def test_the_samples_are_the_tokenizers_own_ids_in_order(smollm: Path, tmp_path: Path) -> None:
     expected = Tokenizer.from_file(str(smollm / "tokenizer.json")).encode(TEXT, add_special_tokens=False).ids
     with open_checkpoint(str(smollm)) as checkpoint:
-        found = load_samples(checkpoint, source=write(tmp_path, "a.txt", TEXT), n_samples=12, seq_len=64, spread=False)
-    assert found.tokens.dtype == np.int32 and found.tokens.shape == (12, 64)
-    assert found.tokens.ravel().tolist() == expected[: 12 * 64]
-    assert (found.name, found.tokens_in_text, found.chat, found.warnings) == ("a.txt", len(expected), False, ())
-    assert found.sha256 == hashlib.sha256(TEXT.encode()).hexdigest()
+        samples = load_samples(
+            checkpoint, source=write(tmp_path, "a.txt", TEXT), n_samples=12, seq_len=64, spread=False
+        )
+    assert samples.tokens.dtype == np.int32 and samples.tokens.shape == (12, 64)
+    assert samples.tokens.ravel().tolist() == expected[: 12 * 64]
+    assert (samples.name, samples.tokens_in_text, samples.chat, samples.warnings) == ("a.txt", len(expected), False, ())
+    assert samples.sha256 == hashlib.sha256(TEXT.encode()).hexdigest()
 
 
 def test_each_sample_begins_with_bos_where_the_tokenizer_adds_one(llama2: Path, tmp_path: Path) -> None:
     source = write(tmp_path, "a.txt", TEXT)
     with open_checkpoint(str(llama2)) as checkpoint:
-        found = load_samples(checkpoint, source=source, n_samples=4, seq_len=32, spread=False)
+        samples = load_samples(checkpoint, source=source, n_samples=4, seq_len=32, spread=False)
     whole = Tokenizer.from_file(str(llama2 / "tokenizer.json")).encode(TEXT).ids
     assert whole[0] == 1
-    assert found.tokens[:, 0].tolist() == [1] * 4
-    assert found.tokens[:, 1:].ravel().tolist() == whole[1 : 1 + 4 * 31]
+    assert samples.tokens[:, 0].tolist() == [1] * 4
+    assert samples.tokens[:, 1:].ravel().tolist() == whole[1 : 1 + 4 * 31]
 
 
 def test_add_bos_token_false_wins_over_a_tokenizer_model_that_would(tmp_path: Path) -> None:
@@ -81,11 +83,11 @@ def test_conversations_go_through_the_checkpoints_template_unless_taken_raw(smol
     raw = "".join(f"{q['content']}\n{a['content']}\n\n" for q, a in CHATS)
     with open_checkpoint(str(smollm)) as checkpoint:
         for chat, text in ((None, rendered), (True, rendered), (False, raw)):
-            found = load_samples(checkpoint, source=source, n_samples=8, seq_len=64, chat=chat, spread=False)
+            samples = load_samples(checkpoint, source=source, n_samples=8, seq_len=64, chat=chat, spread=False)
             ids = tokenizer.encode(text, add_special_tokens=False).ids
-            assert found.tokens.ravel().tolist() == ids[: 8 * 64]
-            assert (found.chat, found.tokens_in_text) == (chat is not False, len(ids))
-            assert found.sha256 == hashlib.sha256(text.encode()).hexdigest()
+            assert samples.tokens.ravel().tolist() == ids[: 8 * 64]
+            assert (samples.chat, samples.tokens_in_text) == (chat is not False, len(ids))
+            assert samples.sha256 == hashlib.sha256(text.encode()).hexdigest()
 
 
 def test_a_conversation_that_the_template_refuses_is_left_out_and_counted(tmp_path: Path) -> None:
@@ -104,11 +106,13 @@ def test_a_conversation_that_the_template_refuses_is_left_out_and_counted(tmp_pa
     ]
     source = write(tmp_path, "chats.jsonl", "\n".join(json.dumps({"messages": chat}) for chat in chats))
     with open_checkpoint(str(folder)) as checkpoint:
-        found = load_samples(checkpoint, source=source, n_samples=1, seq_len=8)
-        assert found.warnings == ("skipped 1 of 3 conversations: the chat template refuses the conversation: no tools",)
+        samples = load_samples(checkpoint, source=source, n_samples=1, seq_len=8)
+        assert samples.warnings == (
+            "skipped 1 of 3 conversations: the chat template refuses the conversation: no tools",
+        )
         # one date whatever the day, so that the same text comes tomorrow
         text = "Hello " * 300 + " on 26 Jul 2024\nGoodbye on 26 Jul 2024\n"
-        assert found.sha256 == hashlib.sha256(text.encode()).hexdigest()
+        assert samples.sha256 == hashlib.sha256(text.encode()).hexdigest()
         only_tools = write(tmp_path, "tools.jsonl", json.dumps({"messages": chats[1]}))
         with pytest.raises(CalibrationError, match=r"fails on all 1 conversations .* no tools"):
             load_samples(checkpoint, source=only_tools, n_samples=1, seq_len=8)
@@ -172,9 +176,9 @@ def test_pieces_of_a_long_text_are_its_own_characters_and_do_not_change_its_toke
 
 def test_the_default_text_is_enough_for_128_long_samples_of_a_real_model() -> None:
     with open_checkpoint(str(smollm2_or_skip())) as checkpoint:
-        found = load_samples(checkpoint, source=None, n_samples=128, seq_len=2048)
-    assert found.tokens.shape == (128, 2048) and found.warnings == () and found.chat
-    assert found.name == DEFAULT_NAME and found.tokens_in_text > 300_000
+        samples = load_samples(checkpoint, source=None, n_samples=128, seq_len=2048)
+    assert samples.tokens.shape == (128, 2048) and samples.warnings == () and samples.chat
+    assert samples.name == DEFAULT_NAME and samples.tokens_in_text > 300_000
     assert DEFAULT_TEXT.stat().st_size <= 400_000
 
 

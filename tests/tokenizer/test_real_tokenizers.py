@@ -59,10 +59,10 @@ def compare(
 ) -> Any:
     """The vocabulary, after llama.cpp's ids of the texts were found equal but for `differing` with a reason."""
     vocabulary = load_vocabulary(folder, config, roles=LLAMA_ROLES)
-    found = differences(folder, vocabulary.keys, texts, llama_ids(vocabulary, texts, tmp))
-    assert [difference for difference in found if difference.reason is None] == []
-    assert len(found) <= differing
-    tally.record(name, families, len(texts), found)
+    unequal = differences(folder, vocabulary.keys, texts, llama_ids(vocabulary, texts, tmp))
+    assert [difference for difference in unequal if difference.reason is None] == []
+    assert len(unequal) <= differing
+    tally.record(name, families, len(texts), unequal)
     return vocabulary
 
 
@@ -201,9 +201,11 @@ class TestBaichuan:
         (ids,) = llama_ids(vocabulary, ["<reserved_106>你好<reserved_107>"], tmp_path)
         apart = hf_token_ids(tmp_path, ["你好"])[0]
         assert ids == [199, *apart, 200]
-        found = differences(tmp_path, vocabulary.keys, BAICHUAN_TEXTS, llama_ids(vocabulary, BAICHUAN_TEXTS, tmp_path))
-        assert 0 < len(found) <= 3
-        assert all(difference.reason for difference in found)
+        unequal = differences(
+            tmp_path, vocabulary.keys, BAICHUAN_TEXTS, llama_ids(vocabulary, BAICHUAN_TEXTS, tmp_path)
+        )
+        assert 0 < len(unequal) <= 3
+        assert all(difference.reason for difference in unequal)
 
 
 @pytest.mark.full
@@ -299,8 +301,8 @@ def test_a_model_of_user_defined_pieces_is_cut_longest_first_from_the_left() -> 
 def test_families_name_the_tokens_that_end_a_turn(name: str, architecture: str, wanted: dict[str, int]) -> None:
     entry = next(entry for entry in PUBLISHED if entry.name == name)
     config = {"architectures": [architecture], "vocab_size": entry.vocab_size}
-    found = special(load_vocabulary(entry.folder(), config, roles=token_roles(config)))
-    assert {role: found.get(role) for role in wanted} == wanted
+    roles = special(load_vocabulary(entry.folder(), config, roles=token_roles(config)))
+    assert {role: roles.get(role) for role in wanted} == wanted
 
 
 @pytest.mark.full

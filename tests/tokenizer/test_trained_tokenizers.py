@@ -122,9 +122,9 @@ def test_a_unigram_model_keeps_its_spaces_when_it_does_not_squeeze_them(tmp_path
     options = {"normalization_rule_name": "identity", "remove_extra_whitespaces": False}
     train(tmp_path, model_type="unigram", allow_whitespace_only_pieces=True, **options)
     vocabulary = load_vocabulary(tmp_path, {})
-    found = differences(tmp_path, vocabulary.keys, TEXTS, llama_ids(vocabulary, TEXTS, tmp_path))
-    assert [difference.text for difference in found] == [" "]
-    assert "spaces only" in str(found[0].reason)
+    unequal = differences(tmp_path, vocabulary.keys, TEXTS, llama_ids(vocabulary, TEXTS, tmp_path))
+    assert [difference.text for difference in unequal] == [" "]
+    assert "spaces only" in str(unequal[0].reason)
 
 
 def test_a_unigram_model_with_byte_fallback_differs_only_on_characters_it_lacks(tmp_path: Path) -> None:

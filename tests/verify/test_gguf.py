@@ -211,3 +211,19 @@ def test_a_yardstick_that_fails_fails_no_file(
     (check,) = [check for check in result.checks if check.name == "logits"]
     assert check.status == "skipped"
     assert "KeyError" in check.detail
+
+
+def test_a_pretokenizer_that_the_installed_llama_cpp_does_not_know_yet_fails_no_check(
+    checkpoint: Path, tmp_path: Path
+) -> None:
+    model = model_from_checkpoint(open_checkpoint(str(checkpoint)), pre="k2-horizon")
+    plan = plan_gguf(model, GgufRequest(types=(file_type("q8_0"),), folder=tmp_path, threads=1))
+    journal = Journal(tmp_path / "journal.partial", "plan", [], force=False)
+    run_pass(plan, journal, SILENT)
+    journal.close()
+    (result,) = verify_gguf(plan, logits=True)
+    checks = {check.name: check for check in result.checks}
+    assert not result.failed
+    # llama.cpp b11549 and later load the file, and then compare ids and logits
+    details = checks["tokens"].detail, checks["logits"].detail
+    assert all("b11549 and later know the pre-tokenizer k2-horizon" in detail for detail in details)

@@ -119,8 +119,10 @@ def test_a_flipped_bit_is_found(sound: Made, harmed: Path) -> None:
 
 def test_a_scale_that_is_not_finite_is_found(sound: Made, harmed: Path) -> None:
     _change(harmed, f"{DOWN}.scales", lambda scales: scales.__setitem__((0, 0), np.inf), sound)
-    found = failed(sound.verify(harmed))
-    assert found.startswith(f"bytes: tensor {DOWN}.scales of model-0000") and found.endswith("contains NaN or infinity")
+    failure = failed(sound.verify(harmed))
+    assert failure.startswith(f"bytes: tensor {DOWN}.scales of model-0000") and failure.endswith(
+        "contains NaN or infinity"
+    )
 
 
 @pytest.mark.parametrize(
@@ -137,8 +139,8 @@ def test_a_file_that_is_missing_or_changed_is_found(
 ) -> None:
     assert len(sound.plan.shards) == 3
     harm(harmed)
-    found = failed(sound.verify(harmed))
-    assert found.startswith("structure: ") and message in found
+    failure = failed(sound.verify(harmed))
+    assert failure.startswith("structure: ") and message in failure
 
 
 @pytest.mark.parametrize(
@@ -154,8 +156,8 @@ def test_a_config_that_says_something_else_is_found(key: str, value: object, sou
 def test_rows_out_of_place_are_found_though_written_as_meant(sound: Made, harmed: Path) -> None:
     # all inputs of a linear in the opposite order, and hashes to match
     _change(harmed, f"{DOWN}.qweight", lambda words: words.__setitem__(slice(None), words[::-1].copy()), sound)
-    found = failed(replace(sound, hashes=_hashes(sound, harmed)).verify(harmed))
-    assert found.startswith(f"rows: linear {DOWN} has the source's signs in")
+    failure = failed(replace(sound, hashes=_hashes(sound, harmed)).verify(harmed))
+    assert failure.startswith(f"rows: linear {DOWN} has the source's signs in")
 
 
 def test_logits_far_from_the_sources_fail(sound: Made, harmed: Path) -> None:
@@ -163,8 +165,8 @@ def test_logits_far_from_the_sources_fail(sound: Made, harmed: Path) -> None:
     norms = ["model.layers.0.input_layernorm.weight", "model.norm.weight"]
     for norm in norms:
         _change(harmed, norm, lambda values: values.__imul__(np.where(np.arange(len(values)) % 2, -1, 1)), sound)
-    found = failed(replace(sound, hashes=_hashes(sound, harmed)).verify(harmed))
-    assert found.startswith("logits: the logits of AWQ have a correlation of")
+    failure = failed(replace(sound, hashes=_hashes(sound, harmed)).verify(harmed))
+    assert failure.startswith("logits: the logits of AWQ have a correlation of")
 
 
 def test_logits_that_are_not_finite_fail(sound: Made, tmp_path: Path) -> None:
@@ -172,8 +174,8 @@ def test_logits_that_are_not_finite_fail(sound: Made, tmp_path: Path) -> None:
     made = Made(sound.native, plan, write_planned(plan, sound.native))
     # bfloat16's 3e38: finite, until the head multiplies it
     _change(plan.folder, "model.norm.weight", lambda values: values.fill(0x7F61), made)
-    found = failed(replace(made, hashes=_hashes(made, plan.folder)).verify())
-    assert found == "logits: harmed gives logits that are not finite"
+    failure = failed(replace(made, hashes=_hashes(made, plan.folder)).verify())
+    assert failure == "logits: harmed gives logits that are not finite"
 
 
 def _hashes(made: Made, folder: Path) -> Hashes:

@@ -36,16 +36,18 @@ class Take:
 class Rule:
     """One tensor of the family: its names, its shape, and the transform of its rows.
 
-    `source` and `target` may hold `{layer}`; a `source` with `{expert}`, `{head}` or `{kv_head}` is stacked over all of
-    them. `shape` names the dimensions of one source tensor (see `Family.dimension`). `heads` names the count of
-    attention heads whose rows go from Hugging Face's half-split rotary order to llama.cpp's interleaved one.
+    `source` and `target` may hold `{layer}`; a `source` with `{expert}`, `{head}`, `{kv_head}` or `{stream}` (AltUp's
+    streams but the first) is stacked over all of them. `shape` names the dimensions of one source tensor (see
+    `Family.dimension`). `heads` names the count of attention heads whose rows go from Hugging Face's half-split rotary
+    order to llama.cpp's interleaved one.
 
     Several rules may have the same target: the first whose source is in the checkpoint is used. `layers` restricts a
     rule to some layers, `when` to some configs. `take` cuts the target from the source: one matrix, or several
     stacked along a new first axis (the experts of a fused tensor). `adjust` computes float32 rows from the
     (n, columns) rows of the cut; the tensor is then float32. `scales` names the scale tensor of a source
     in MXFP4 blocks: `shape` is then that of the blocks (..., blocks of a row, 16 bytes) and the target has rows of 32
-    values a block.
+    values a block. `reshaped` names the dimensions of the target where they differ from those of the source or the cut;
+    the elements keep their order.
 
     `draft`: the tensor belongs to the layers that predict a later token (multi-token prediction). `{draft}` in its
     source counts them from 0; `{layer}` in its target goes on after the model's own layers.
@@ -62,6 +64,7 @@ class Rule:
     adjust: Adjust | None = None
     scales: str | None = None
     when: Callable[[Hyperparameters], bool] | None = None
+    reshaped: tuple[str, ...] | None = None
     draft: bool = False
 
 
@@ -132,6 +135,7 @@ class Family:
         models: what users call the models.
         architectures: names in `architectures` of config.json.
         gguf_arch: `general.architecture` of the GGUF.
+        arch_of: the same by config, where llama.cpp runs some models of the family as another architecture.
         rules: the tensors of the GGUF.
         keys: the architecture's GGUF keys, in the order of llama.cpp's converter.
         computed: tensors that are computed from config.json.
@@ -139,6 +143,8 @@ class Family:
             entry, even None, marks a class that always has a head_dim.
         observe: completes a config by settings that only the names of the checkpoint's tensors show; applied before
             `prepare` wherever the tensors are known.
+        recognises: whether a config that names no architecture is of this family, where several families share its
+            model_type.
         prepare: turns a completed config into the standard names (hidden_size, num_attention_heads,
             intermediate_size...); refuses what a GGUF cannot express.
         rename: (regular expression, replacement) pairs for source names, applied before the rules: prefixes that depend
@@ -165,9 +171,11 @@ class Family:
     gguf_arch: str
     rules: tuple[Rule, ...]
     keys: Callable[[str, Hyperparameters], list[Key]]
+    arch_of: Callable[[Hyperparameters], str] | None = None
     computed: tuple[Computed, ...] = ()
     defaults: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     observe: Callable[[dict[str, Any], Collection[str]], dict[str, Any]] | None = None
+    recognises: Callable[[Mapping[str, Any]], bool] | None = None
     prepare: Callable[[dict[str, Any]], dict[str, Any]] | None = None
     rename: tuple[tuple[str, str], ...] = ()
     dropped: tuple[Dropped, ...] = ()
@@ -193,6 +201,10 @@ class Family:
         sizes = read_hyperparameters(self.complete(config, tensors), self.rope_kinds)
         # other classes ignore such layers, whatever config.json states
         return sizes if any(rule.draft for rule in self.rules) else replace(sizes, n_draft=0)
+
+    def arch(self, sizes: Hyperparameters) -> str:
+        """`general.architecture` of the GGUF of a model of these sizes."""
+        return self.arch_of(sizes) if self.arch_of else self.gguf_arch
 
     def dimension(self, sizes: Hyperparameters, name: str) -> int:
         """Size of a dimension named by a rule: a number, the family's own, a field of `sizes`, `q` or `kv`."""

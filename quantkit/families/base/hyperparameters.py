@@ -88,6 +88,11 @@ class Hyperparameters:
             return self.n_head_kv * self.head_dim
         return int(getattr(self, name))
 
+    @property
+    def n_stream(self) -> int:
+        """AltUp's streams of hidden states but the first."""
+        return (optional_size(self.config, "altup_num_inputs") or 1) - 1
+
 
 def read_hyperparameters(config: Mapping[str, Any], rope_kinds: tuple[str, ...] = ROPE_KINDS) -> Hyperparameters:
     """Read the sizes from a config.json, by Hugging Face's names and their common aliases.
@@ -168,6 +173,8 @@ def _rope(config: Mapping[str, Any], kinds: tuple[str, ...]) -> dict[str, Any]:
     rope = dict(given)
     if isinstance(rope.get("full_attention"), Mapping):
         rope = dict(rope["full_attention"])
+    # transformers treats a setting of null as absent
+    rope = {name: value for name, value in rope.items() if value is not None}
     theta = number(config, "rope_theta", "rotary_emb_base")
     if theta is not None:
         rope.setdefault("rope_theta", theta)
@@ -179,7 +186,7 @@ def _rope(config: Mapping[str, Any], kinds: tuple[str, ...]) -> dict[str, Any]:
         raise UnsupportedError(f"config.json: a GGUF of this family cannot express rope scaling {kind!r}")
     needed = {"linear": ("factor",), "yarn": ("factor",), "llama3": ("factor",)}.get(kind, ())
     for name, value in rope.items():
-        if name in _ROPE_NUMBERS and value is not None and not _is_positive(value):
+        if name in _ROPE_NUMBERS and not _is_positive(value):
             raise CheckpointError(f"config.json: rope {name} must be a positive number, not {_shown(value)}")
     for name in needed:
         if rope.get(name) is None:

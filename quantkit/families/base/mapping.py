@@ -18,7 +18,7 @@ from quantkit.families.base.multimodal import without_images
 _BUFFERS = Dropped(r".*\.(rotary_emb\.inv_freq|attention\.masked_bias|attention\.bias|attn\.masked_bias|attn\.bias)")
 MXFP4_BLOCK = 32
 # Placeholders of a source name over which tensors are stacked, and the size that counts them.
-_STACKED = {"expert": "n_expert", "head": "n_head", "kv_head": "n_head_kv"}
+_STACKED = {"expert": "n_expert", "head": "n_head", "kv_head": "n_head_kv", "stream": "n_stream"}
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,7 @@ class MappedTensor:
     """A tensor of the GGUF: `parts` stacked along a new first axis, or `values` computed.
 
     `shape` is in numpy order. Rows may be taken in steps of `row_step`: within a step the order of rows is closed.
+    `cut_shape`: the shape of what the parts give where `shape` divides the same elements otherwise.
     """
 
     name: str
@@ -43,6 +44,7 @@ class MappedTensor:
     values: NDArray[np.float32] | None = None
     row_step: int = 1
     adjust: Adjust | None = None
+    cut_shape: tuple[int, ...] | None = None
 
     @property
     def part_rows(self) -> int:
@@ -222,7 +224,13 @@ class _Mapper:
         stacked = several or _stacked_over(rule) is not None
         step = one[-2] if cuts[0].transposed else cuts[0].step
         target = rule.target.format(layer=layer)
-        return MappedTensor(target, (len(parts), *one) if stacked else one, parts, None, step, rule.adjust)
+        shape = (len(parts), *one) if stacked else one
+        if rule.reshaped is None:
+            return MappedTensor(target, shape, parts, None, step, rule.adjust)
+        final = tuple(self.family.dimension(self.sizes, name) for name in rule.reshaped)
+        while len(final) > 1 and final[0] == 1:
+            final = final[1:]  # ggml's writer leaves outer dimensions of one out
+        return MappedTensor(target, final, parts, None, 1, rule.adjust, shape)
 
     def _cuts_of(self, rule: Rule, shape: tuple[int, ...]) -> tuple[tuple[Take, ...], bool]:
         """The cuts from each source, and whether the rule has several; all layers share the same object.
@@ -251,7 +259,7 @@ class _Mapper:
                 f"tensor {beyond[0]} is beyond the {n_layer} layers of config.json; use the config.json that belongs to"
                 " these weights"
             )
-        known = [rule.source.format(layer=0, draft=0, expert=0, head=0, kv_head=0) for rule in rules]
+        known = [rule.source.format(layer=0, draft=0, expert=0, head=0, kv_head=0, stream=0) for rule in rules]
         close = difflib.get_close_matches(re.sub(r"\.\d+\.", ".0.", unknown[0]), known, n=1)
         more = f" (and {len(unknown) - 1} more)" if len(unknown) > 1 else ""
         hint = f"; the nearest known name is {close[0]}" if close else ""

@@ -1,6 +1,7 @@
 """Reading rows of a mapped tensor from the checkpoint; only this module applies the rules' cuts."""
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,10 @@ def read_mapped(read_rows: ReadRows, tensor: MappedTensor, start: int, stop: int
     """
     if tensor.values is not None:
         return tensor.values.reshape(-1, tensor.shape[-1])[start:stop]
+    if tensor.cut_shape is not None:
+        cut = replace(tensor, shape=tensor.cut_shape, cut_shape=None)
+        whole = read_mapped(read_rows, cut, 0, cut.part_rows * len(cut.parts))
+        return whole.reshape(-1, tensor.shape[-1])[start:stop]
     rows = tensor.part_rows
     pieces = []
     for index in range(start // rows, -(-stop // rows)):

@@ -185,10 +185,17 @@ def complete_architecture(config: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _architecture_of_type(config: Mapping[str, Any]) -> str | None:
-    """The architecture whose name is that of the model_type ("qwen2_moe": Qwen2MoeForCausalLM), else its family's."""
+    """The architecture of a config that names none, by its model_type.
+
+    First a family that recognises the config's settings, then the architecture whose name is that of the model_type
+    ("qwen2_moe": Qwen2MoeForCausalLM), then the family with defaults for it.
+    """
     model_type = config.get("model_type")
     if not isinstance(model_type, str):
         return None
+    for family in all_families():
+        if model_type in family.defaults and family.recognises is not None and family.recognises(config):
+            return family.architectures[0]
     plain = model_type.removesuffix("_text").replace("_", "").replace("-", "").lower()
     for family in all_families():
         named = [name for name in family.architectures if _ENDING.sub("", name).replace("_", "").lower() == plain]
@@ -221,7 +228,8 @@ def check_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
     """
     completed = complete_architecture(config)
     family = find_family(completed)
-    family.keys(family.gguf_arch, family.sizes(completed))
+    sizes = family.sizes(completed)
+    family.keys(family.arch(sizes), sizes)
     return completed
 
 

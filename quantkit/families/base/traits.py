@@ -9,7 +9,7 @@ class Traits:
     """How llama.cpp's graph of one GGUF architecture differs from Llama's (llama.cpp, src/models).
 
     Attributes:
-        plannable: the cache is a key-value cache; False for recurrent models, encoders and indexed attention.
+        plannable: quantkit knows the graph; False for most recurrent models, encoders and indexed attention.
         sliding_every: layers with a sliding window have a smaller cache; one layer in this many has no window.
         default_window: tokens of the window where the file has no key for it.
         layer_norm: norms are LayerNorms, which llama.cpp never computes in place; elsewhere RMS norms.
@@ -26,12 +26,16 @@ class Traits:
         output_last: rows without an output are dropped after the last layer, not within it.
         output_after_norm: they are dropped after the last norm.
         delta_net: layers with a convolution have Gated DeltaNet in place of attention.
+        mamba2: layers with a convolution have Mamba 2 in place of attention.
         gated_attention: queries come with a gate for the output of attention.
         sigmoid_shared_gate: the gate of the shared expert is one operation, not SiLU and a division.
         expert_weights_summed_to_one: the weights of the chosen experts are normalised.
         softmax_of_chosen: the router's softmax is over the chosen experts only.
         weighted_input: the router's weights scale the input of the experts instead of their output.
         late_queries: queries of layers without a window are scaled by their position.
+        normed_values: values pass an RMS norm without a weight.
+        residual_first: the hidden states are the first operand of a sum with a layer's part, not the second.
+        last_norm: the tensor that norms the last layer's output.
     """
 
     plannable: bool = True
@@ -50,12 +54,16 @@ class Traits:
     output_last: bool = False
     output_after_norm: bool = False
     delta_net: bool = False
+    mamba2: bool = False
     gated_attention: bool = False
     sigmoid_shared_gate: bool = False
     expert_weights_summed_to_one: bool = True
     softmax_of_chosen: bool = False
     weighted_input: bool = False
     late_queries: bool = False
+    normed_values: bool = False
+    residual_first: bool = False
+    last_norm: Literal["output_norm", "token_embd_norm"] = "output_norm"
 
     def has_rope(self, n_layer: int) -> bool:
         """Whether a model of `n_layer` layers has rotary positions."""

@@ -1,0 +1,119 @@
+"""Rules, keys and checks that families with Mamba layers share.
+
+llama.cpp keeps the decay rate itself in place of its logarithm, and a norm as one row a group (src/models/
+mamba-base.cpp). All but the projections is float32 in every GGUF.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from quantkit.errors import CheckpointError, UnsupportedError
+from quantkit.families.base.family import Key, Rule, Take
+from quantkit.families.base.hyperparameters import Hyperparameters
+
+Layers = Callable[[Hyperparameters], Iterable[int]]
+
+
+def negative_exp(rows: NDArray[np.float32]) -> NDArray[np.float32]:
+    """-exp of the logarithm of the decay, rounded once from float64; the converter's torch may be one ulp off."""
+    return (-np.exp(rows.astype(np.float64))).astype(np.float32)
+
+
+def mamba2_dimensions(hidden: int, inner: int, heads: int, groups: int, state: int, kernel: int) -> dict[str, int]:
+    """The dimensions that `mamba2_rules` names.
+
+    Raises:
+        CheckpointError: heads do not divide the inner width, or groups do not divide the heads.
+    """
+    if inner % heads or heads % groups:
+        raise CheckpointError(
+            f"config.json: Mamba has an inner width of {inner}, {heads} heads and {groups} groups; choose heads that"
+            " divide the width and groups that divide the heads"
+        )
+    channels = inner + 2 * groups * state
+    return {
+        "ssm_inner": inner,
+        "ssm_heads": heads,
+        "ssm_groups": groups,
+        "ssm_group_width": inner // groups,
+        "ssm_channels": channels,
+        "ssm_kernel": kernel,
+        "ssm_projected": inner + channels + heads,
+    }
+
+
+def _all_channels(channels: Callable[[Hyperparameters], int]) -> Callable[[Hyperparameters], Take]:
+    return lambda sizes: Take(np.arange(channels(sizes), dtype=np.int64))
+
+
+def mamba2_rules(
+    at: str, channels: Callable[[Hyperparameters], int], layers: Layers | None = None, *, norm_required: bool = True
+) -> tuple[Rule, ...]:
+    """The rules of Mamba 2 under the prefix `at`. `channels`: what the convolution covers."""
+    to = "blk.{layer}.ssm"
+    rules = (
+        Rule(f"{at}in_proj.weight", f"{to}_in.weight", ("ssm_projected", "hidden")),
+        # without the middle axis of one
+        Rule(
+            f"{at}conv1d.weight",
+            f"{to}_conv1d.weight",
+            ("ssm_channels", "1", "ssm_kernel"),
+            take=_all_channels(channels),
+        ),
+        Rule(f"{at}conv1d.bias", f"{to}_conv1d.bias", ("ssm_channels",)),
+        Rule(f"{at}dt_bias", f"{to}_dt.bias", ("ssm_heads",)),
+        Rule(f"{at}A_log", f"{to}_a", ("ssm_heads",), adjust=negative_exp, reshaped=("ssm_heads", "1")),
+        Rule(f"{at}D", f"{to}_d", ("ssm_heads",), reshaped=("ssm_heads", "1")),
+        Rule(
+            f"{at}norm.weight",
+            f"{to}_norm.weight",
+            ("ssm_inner",),
+            reshaped=("ssm_groups", "ssm_group_width"),
+            required=norm_required,
+        ),
+        Rule(f"{at}out_proj.weight", f"{to}_out.weight", ("hidden", "ssm_inner")),
+    )
+    return tuple(replace(rule, layers=layers) for rule in rules)
+
+
+def mamba2_keys(arch: str, own: Mapping[str, int], state: int) -> list[Key]:
+    """Mamba 2's keys in the converter's order; `own` are `mamba2_dimensions`."""
+    return [
+        Key(f"{arch}.ssm.conv_kernel", "u32", own["ssm_kernel"]),
+        Key(f"{arch}.ssm.state_size", "u32", state),
+        Key(f"{arch}.ssm.group_count", "u32", own["ssm_groups"]),
+        Key(f"{arch}.ssm.inner_size", "u32", own["ssm_inner"]),
+        Key(f"{arch}.ssm.time_step_rank", "u32", own["ssm_heads"]),
+    ]
+
+
+def no_time_limits(config: Mapping[str, Any], family: str, name: str = "time_step_limit") -> None:
+    """Refuse limits on time steps, which llama.cpp does not have.
+
+    Raises:
+        UnsupportedError: the limits are not 0 and infinity.
+    """
+    limits = config.get(name)
+    if limits is None:
+        return
+    ends = [_float(end) for end in limits] if isinstance(limits, list | tuple) else []
+    if len(ends) != 2 or ends[0] != 0 or ends[1] != math.inf:
+        raise UnsupportedError(
+            f"config.json: {name} is {limits!r}, but llama.cpp runs {family} only without limits; a GGUF cannot express"
+            " this setting"
+        )
+
+
+def _float(end: object) -> float | None:
+    """The number, which transformers 5 may write as {"__float__": "Infinity"}."""
+    if isinstance(end, Mapping):
+        end = end.get("__float__")
+    try:
+        return float(end)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        return None

@@ -1,0 +1,99 @@
+"""Mamba 2 (arXiv 2405.21060) in chunks of tokens, with a state between chunks (section 6, block decomposition).
+
+For each head, with values x, keys B, queries C, time steps d > 0 and the decay rate a < 0:
+
+    H_t = exp(d_t a) H_{t-1} + d_t B_t x_t'        y_t = H_t' C_t + D x_t
+"""
+
+from dataclasses import dataclass
+
+from quantkit.forward.arithmetic import activation, normalise
+from quantkit.forward.arrays import Array, device, empty, namespace
+from quantkit.forward.attention import Layer
+from quantkit.forward.chunks import CHUNK, by_head, later, softplus
+from quantkit.forward.description import Config, Mamba2, Norm
+from quantkit.forward.short_convolution import convolved
+
+_PLAIN = Norm()
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Counts and widths: heads and the width of a head's values, groups and the width of a group's keys."""
+
+    heads: int
+    head_width: int
+    groups: int
+    state: int
+
+    @property
+    def inner(self) -> int:
+        """Elements of all heads' values."""
+        return self.heads * self.head_width
+
+    @property
+    def channels(self) -> int:
+        """What the convolution covers: values, keys and queries."""
+        return self.inner + 2 * self.groups * self.state
+
+    @property
+    def projected(self) -> int:
+        """Rows of the input projection: gate, values, keys, queries and time steps."""
+        return self.inner + self.channels + self.heads
+
+
+def sizes_of(part: Mamba2, config: Config) -> Sizes:
+    return Sizes(part.heads(config), part.head_width(config), part.groups(config), part.state(config))
+
+
+def mamba2(part: Mamba2, layer: Layer, x: Array) -> Array:
+    """Mamba 2 over the hidden states x (n, hidden): (n, hidden)."""
+    sizes, n, at = sizes_of(part, layer.config), len(x), layer.at + part.at
+    projected = layer.weights.linear(at + part.projection, x, sizes.projected)
+    gate, mixed, steps = (
+        projected[:, start:stop]
+        for start, stop in (
+            (0, sizes.inner),
+            (sizes.inner, sizes.inner + sizes.channels),
+            (sizes.inner + sizes.channels, sizes.projected),
+        )
+    )
+    mixed = activation("silu")(convolved(mixed, layer, at + part.convolution))
+    keys_at = sizes.inner + sizes.groups * sizes.state
+    values = mixed[:, : sizes.inner].reshape(n, sizes.heads, sizes.head_width)
+    keys = mixed[:, sizes.inner : keys_at].reshape(n, sizes.groups, sizes.state)
+    queries = mixed[:, keys_at:].reshape(n, sizes.groups, sizes.state)
+    steps = softplus(steps + layer.vector(at + part.time_bias, x))
+    rate = -namespace(x).exp(layer.vector(at + part.decay, x))
+    out = recurrent(queries, keys, values, steps, rate)
+    out += layer.vector(at + part.skip, x)[:, None] * values
+    gated = out.reshape(n, sizes.inner) * activation("silu")(gate)
+    weight = layer.vector(at + part.norm + ".weight", x).reshape(sizes.groups, -1)
+    normed = normalise(gated.reshape(n, sizes.groups, -1), weight, None, _PLAIN, layer.eps)
+    return layer.weights.linear(at + part.out, normed.reshape(n, -1), x.shape[1])
+
+
+def recurrent(queries: Array, keys: Array, values: Array, steps: Array, rate: Array) -> Array:
+    """The output (n, heads, head width), without the skip, of queries and keys (n, groups, state width).
+
+    `values` are (n, heads, head width), `steps` (n, heads), `rate` (heads,), negative.
+    """
+    n, heads, width = values.shape
+    shared_by = heads // keys.shape[1]
+    xp, where = namespace(values), device(values)
+    state = empty((heads, keys.shape[-1], width), values)
+    state[...] = 0.0
+    out = empty((n, heads, width), values)
+    for start in range(0, n, CHUNK):
+        rows = slice(start, min(start + CHUNK, n))
+        q, k = (by_head(part[rows], shared_by) for part in (queries, keys))
+        d = steps[rows].swapaxes(0, 1)
+        written = values[rows].swapaxes(0, 1) * d[..., None]
+        total = xp.cumsum(d * rate[:, None], axis=1)
+        # from token j to token i >= j; the mask comes first, because exp of a later j could overflow
+        between = xp.exp(total[:, :, None] - total[:, None, :] + later(q.shape[1], where))
+        since = xp.exp(total)[..., None]
+        out[rows] = ((q * since) @ state + (q @ k.swapaxes(1, 2) * between) @ written).swapaxes(0, 1)
+        remaining = xp.exp(total[:, -1:] - total)[..., None]
+        state = state * since[:, -1:] + (k * remaining).swapaxes(1, 2) @ written
+    return out
