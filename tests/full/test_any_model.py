@@ -1,0 +1,65 @@
+"""Models without a family have the bytes of llama.cpp's two steps: its own converter, then llama-quantize.
+
+The converter is the newest one of tests.helpers.peer, and transformers 5 makes the checkpoints. llama-quantize is that
+of the extra `run`, which knows fewer architectures than the converter.
+"""
+
+import json
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from quantkit.gguf.file_types import FILE_TYPES
+from tests.helpers.command import quantkit
+from tests.helpers.converter_models import VOCAB
+from tests.helpers.peer import REPOSITORY, newest_converter, peer_converter
+from tests.helpers.tiny_tokenizers import write_byte_level_bpe
+
+pytestmark = [pytest.mark.full, pytest.mark.timeout(600)]
+
+TYPES = {"f16": 1, "q4_0": 2, "q4_k_m": 15}
+ARCHITECTURES = (
+    "ApertusForCausalLM",
+    "Cohere2MoeForCausalLM",
+    "FalconMambaForCausalLM",
+    "Gemma3TextModel",
+    "GraniteMoeSWAForCausalLM",
+    "GraniteSWAForCausalLM",
+    "HYV3ForCausalLM",
+    "HrmTextForCausalLM",
+    "LagunaForCausalLM",
+    "Lfm2Model",
+    "MambaForCausalLM",
+    "NemotronHForCausalLM",
+)
+
+
+@pytest.fixture(scope="module")
+def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder, peer = tmp_path_factory.mktemp("checkpoints"), newest_converter()
+    command = [str(peer.python), "-m", "tests.helpers.converter_models", str(folder), *ARCHITECTURES]
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    done = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=True)
+    errors = json.loads(done.stdout.splitlines()[-1])
+    assert errors == dict.fromkeys(ARCHITECTURES)
+    for name in ARCHITECTURES:
+        write_byte_level_bpe(folder / name, "smollm", VOCAB)
+    return folder
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_every_type_has_the_bytes_of_llama_cpps_two_steps(name: str, checkpoints: Path, tmp_path: Path) -> None:
+    converter = newest_converter()
+    types = [word for kind in TYPES for word in ("-t", kind)]
+    # the tests' tokenizer has no hash that the converter knows
+    options = ("--pre", "smollm", "--converter", converter.source, "--no-logits")
+    answer = quantkit("gguf", checkpoints / name, *types, "-o", tmp_path, *options)
+    assert answer.code == 0, answer.stderr
+    assert "has no family in quantkit" in answer.stderr
+    converter.convert(checkpoints / name, tmp_path / "converted.gguf", "auto", pre="smollm")
+    for kind, number in TYPES.items():
+        peer_converter().quantize(tmp_path / "converted.gguf", tmp_path / "theirs.gguf", number)
+        ours = tmp_path / f"{name}-GGUF" / f"{name}-{FILE_TYPES[kind].label}.gguf"
+        assert ours.read_bytes() == (tmp_path / "theirs.gguf").read_bytes(), kind
