@@ -45,12 +45,20 @@ SLIDING_BY_LAYER = [
     {**SLIDING, "max_window_layers": 4},
 ]
 # Settings under which others count.
+GEMMA4_EXPERTS: Config = {
+    "enable_moe_block": True,
+    "num_experts": 8,
+    "top_k_experts": 2,
+    "moe_intermediate_size": 64,
+}
 ALSO: dict[str, list[Config]] = {
     "Exaone4ForCausalLM": [{"layer_types": None}],
     "Exaone4_5_ForConditionalGeneration": [{"layer_types": None}],
     "ExaoneMoeForCausalLM": [{"layer_types": None}],
     "Gemma3ForCausalLM": [{"layer_types": None}],
     "Gemma3ForConditionalGeneration": [{"layer_types": None}],
+    "Gemma4ForCausalLM": [GEMMA4_EXPERTS],
+    "Gemma4ForConditionalGeneration": [GEMMA4_EXPERTS],
     "Qwen2ForCausalLM": SLIDING_BY_LAYER,
     "Lfm2ForCausalLM": [{"layer_types": None}],
     "Qwen2Model": SLIDING_BY_LAYER,

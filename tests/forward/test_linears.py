@@ -235,6 +235,11 @@ def test_routers_and_gates_of_shared_experts_are_kept_and_nothing_else_is() -> N
                         "router.proj",
                         "feed_forward.gate",
                         "feed_forward.router",
+                        "altup.correction_coefs",
+                        "altup.modality_router",
+                        "altup.prediction_coefs",
+                        "laurel.linear_left",
+                        "laurel.linear_right",
                     } or last.startswith(
                         (
                             "block_sparse_moe.gate",

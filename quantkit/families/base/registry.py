@@ -212,7 +212,8 @@ def _architecture_name(config: Mapping[str, Any]) -> str | None:
 
 def _nearest(wanted: str, known: Iterable[str]) -> list[str]:
     """The known architectures with the most similar names, at most three; endings such as ForCausalLM are left out."""
-    models = {_ENDING.sub("", name): name for name in known}
+    # of several classes of one model, the last one counts
+    models = {_ENDING.sub("", name): name for name in sorted(known, key=lambda name: name.endswith("ForCausalLM"))}
     close = difflib.get_close_matches(_ENDING.sub("", wanted), models, n=3, cutoff=0.65)
     return [models[name] for name in close]
 

@@ -53,7 +53,11 @@ NO_EFFECT = frozenset(
         # the parts of a multimodal checkpoint that a GGUF of its text model leaves out
         "audio_config",
         "audio_token_id",
+        "boa_token_id",
+        "boi_token_id",
         "boi_token_index",
+        "eoa_token_index",
+        "eoi_token_id",
         "eoi_token_index",
         "image_token_id",
         "image_end_token_id",
