@@ -175,8 +175,8 @@ class AwqQuantizer(LayerQuantizer):
             factored = self.factor(entry, sums)
             if fold is not None and searched:
                 ties = np.array(fold.rows) if isinstance(fold, RowFold) else None
-                found = search_scale(searched, factored, self.plan.request.grid, ties=ties, workers=self.workers)
-                self._fold(layer, fold, expert, tensors, found.values)
+                best = search_scale(searched, factored, self.plan.request.grid, ties=ties, workers=self.workers)
+                self._fold(layer, fold, expert, tensors, best.values)
             scale = self._scales.get(entry.key)
             if linears:
                 factored = factored if scale is None else factored.scaled(scale)
@@ -246,10 +246,10 @@ class NearestAwqQuantizer(AwqQuantizer):
             name = f"the input of {self.quantized(layer.find(key))[0].name}"
         else:
             key, ties, name = fold.inputs[0], None, f"the output of {fold.norm}"
-        found = search_nearest_scale(
+        best = search_nearest_scale(
             weights, _gram(sums, key), self.plan.request.grid, ties=ties, name=name, workers=self.workers
         )
-        self._fold(layer, fold, expert, tensors, found.values)
+        self._fold(layer, fold, expert, tensors, best.values)
 
 
 def _fold_of(layer: LayerLinears, entry: Input) -> NormFold | RowFold | None:

@@ -72,15 +72,15 @@ def factor(
     Raises CalibrationError: no token, statistics that are not finite, or no factorisation at any damping.
     """
     n_in = len(gram)
-    asked = usual_damp(n_in, count) if damp is None and count > 0 else damp or 0.0
-    order, triangle, used = factor_gram(gram, count, damp=asked, act_order=act_order, name=name, workers=workers)
+    fraction = usual_damp(n_in, count) if damp is None and count > 0 else damp or 0.0
+    order, triangle, used = factor_gram(gram, count, damp=fraction, act_order=act_order, name=name, workers=workers)
     damped = gram.copy()
     np.fill_diagonal(damped, _damped_diagonal(gram, used))
     ordered = np.diagonal(triangle).copy()
     pivots = np.empty(n_in, np.float32)
     pivots[order] = ordered
     triangle /= ordered
-    return Factor(damped, order, pivots, np.triu(triangle, 1), used, used > asked)
+    return Factor(damped, order, pivots, np.triu(triangle, 1), used, used > fraction)
 
 
 def factor_gram(
