@@ -25,7 +25,7 @@ from quantkit.outputs.plan import ConversionPlan
 from quantkit.outputs.target import Candidates
 from quantkit.progress import Progress
 from quantkit.quant.budget import choose_within
-from quantkit.stream.sensitivity import EMBEDDING, HEAD, Sensitivity, coarsely_rounded, groups_of, sensitivity
+from quantkit.stream.sensitivity import EMBEDDING, HEAD, Group, Sensitivity, coarsely_rounded, groups_of, sensitivity
 from quantkit.workers import Workers
 
 _T = GGMLQuantizationType
@@ -73,8 +73,9 @@ def choose_target_types(plan: ConversionPlan, gguf: GgufPlan, progress: Progress
     bits = 8 * gguf.target_budget / gguf.n_elements
     levels = 3 if bits < _FEW_BITS else 7
     with Workers(plan.threads) as workers:
-        measured = _measure(plan, calibration, levels, workers, progress)
-        names = _group_names(calibration)
+        groups_by_name, of_tensor = _grouping(calibration)
+        measured = _measure(plan, calibration, groups_by_name, levels, workers, progress)
+        names = _group_names(calibration, of_tensor)
         groups = [_groups_of_tensor(option.tensor.name, names, measured) for option in options]
         progress.start("choosing types", len(options))
         errors = workers.map(lambda option: _errors(gguf, option, measured, levels, progress), options)
@@ -94,12 +95,22 @@ def _kept(plan: ConversionPlan) -> Path:
     return plan.work / "types.json"
 
 
+def _grouping(calibration: CalibrationPlan) -> tuple[dict[str, Group], dict[str, str]]:
+    """The groups by name, and tensor name -> its group, in as many ranges of layers as the windows allow."""
+    native = calibration.native
+    kinds, n_layers = len(groups_of(native, 1)[0]), native.decoder.n_layers
+    return groups_of(native, max(1, min(_MOST_RANGES, _MOST_GROUPS // kinds, n_layers)))
+
+
 def _measure(
-    plan: ConversionPlan, calibration: CalibrationPlan, levels: int, workers: Workers, progress: Progress
+    plan: ConversionPlan,
+    calibration: CalibrationPlan,
+    groups: Mapping[str, Group],
+    levels: int,
+    workers: Workers,
+    progress: Progress,
 ) -> Sensitivity:
     native, tokens = calibration.native, calibration.samples.tokens
-    kinds = len(groups_of(native, 1)[0])
-    groups, _ = groups_of(native, _ranges(kinds, native.decoder.n_layers))
     share = int(_SHARE * tokens.size / (len(groups) * _WINDOWS))
     length = min(tokens.shape[1], max(_LEAST_TOKENS, min(_MOST_TOKENS, share)))
     chosen = np.unique(np.linspace(0, len(tokens) - 1, _WINDOWS).astype(np.int64))
@@ -115,15 +126,8 @@ def _measure(
     )
 
 
-def _ranges(kinds: int, n_layers: int) -> int:
-    return max(1, min(_MOST_RANGES, _MOST_GROUPS // kinds, n_layers))
-
-
-def _group_names(calibration: CalibrationPlan) -> dict[str, str]:
+def _group_names(calibration: CalibrationPlan, of_tensor: Mapping[str, str]) -> dict[str, str]:
     """GGUF tensor -> the group of the matrices that it consists of."""
-    native = calibration.native
-    kinds = len(groups_of(native, 1)[0])
-    _, of_tensor = groups_of(native, _ranges(kinds, native.decoder.n_layers))
     of_linear = {
         (linear.name, linear.index): of_tensor[linear.name + linear.form.weight]
         for layer in calibration.layers

@@ -26,7 +26,7 @@ from quantkit.outputs.templates import Template
 Solver = Literal["llama.cpp", "feedback"]
 """How weights are rounded to a type: with llama.cpp's bytes, or with error feedback."""
 CHUNK_ELEMENTS = 1 << 19
-# Bits per weight below those of a target at which a type is no candidate: a sum of costs never takes one so poor.
+# A type with fewer bits per weight than the target minus this is not tried: the choice never takes one so poor.
 _BELOW_TARGET = 2.0
 FLOATS = (GGMLQuantizationType.F32, GGMLQuantizationType.F16, GGMLQuantizationType.BF16)
 
