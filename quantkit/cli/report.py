@@ -94,15 +94,19 @@ def show_result(result: Result, out: Out, command: str) -> None:
         if plan.imatrix is not None:
             done.append(f"{plan.imatrix.entries} tensors over {plan.calibration.samples.tokens.size} tokens")
         done.append(f"{len(plan.calibration.layers)} layers calibrated in {result.seconds['calibrate']:.1f} s")
+    if plan.direct_folders:
+        count = len(plan.direct_folders)
+        done.append(f"{count} folder{'s' if count > 1 else ''} in one pass of {result.seconds['folders']:.1f} s")
     if plan.gguf is not None:
         count = len(plan.gguf.outputs)
         done.append(f"{count} GGUF type{'s' if count > 1 else ''} in one pass of {result.seconds['pass']:.1f} s")
     done.append(f"checked in {result.seconds['verify']:.1f} s, peak memory {human_bytes(result.peak_memory)}")
     out.say(f"\n{', '.join(done)}")
-    if plan.gguf is not None:
+    if plan.gguf is not None or plan.direct_folders:
         out.say("error: the worst tensor's, relative; logits: correlation with the source's")
-    if plan.folders:
-        out.say("error of AWQ and GPTQ: the worst linear's, squared error of its output over the calibration text")
+    if plan.calibrated_folders:
+        names = " and ".join(sorted(folder.label for folder in plan.calibrated_folders))
+        out.say(f"error of {names}: the worst linear's, squared error of its output over the calibration text")
     out.document(
         {
             "command": command,
@@ -158,16 +162,16 @@ def raise_failed(result: Result) -> None:
 
 
 def _facts(plan: ConversionPlan) -> dict[str, Any]:
-    gguf, calibration = plan.gguf, plan.calibration
+    gguf, calibration, native = plan.gguf, plan.calibration, plan.native
     samples = calibration.samples if calibration else None
     return {
         "name": plan.name,
         "family": gguf.model.family if gguf else None,
-        "architecture": (calibration.native.config.get("architectures") or [None])[0] if calibration else None,
+        "architecture": (native.config.get("architectures") or [None])[0] if native else None,
         "origin": dict(plan.origin),
         "folder": str(gguf.request.folder if gguf else plan.output),
         "parameters": plan.parameters,
-        "layers": len(calibration.layers) if calibration else None,
+        "layers": native.decoder.n_layers if native else None,
         "calibration": samples
         and {
             "text": samples.name,
@@ -248,7 +252,8 @@ def _mix(output: OutputPlan) -> str:
     if isinstance(output, ImatrixOutput):
         return f"{output.entries} covered"
     grid = output.request.grid
-    return f"{len(output.quantized)} linears of {grid.bits} bit, group {grid.group}; {len(output.kept)} kept"
+    group = f", group {grid.group}" if grid.group > 0 else ""
+    return f"{len(output.quantized)} linears of {grid.bits} bit{group}; {len(output.kept)} kept"
 
 
 def _checks_text(checks: Sequence[Check]) -> str:

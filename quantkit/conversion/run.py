@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
 from quantkit.conversion.calibration import Calibration, calibrate, survey
+from quantkit.conversion.direct_folders import DirectFolders, write_direct_folders
 from quantkit.conversion.gguf_pass import forget_lost, run_pass
 from quantkit.conversion.record import write_records
 from quantkit.conversion.type_choice import TypeChoice, choose_target_types, has_chosen_types
@@ -89,11 +90,15 @@ def run(
                     gguf = gguf.with_types(choice.types)
                     clock.append(("choose types", time.monotonic()))
                 plan = replace(plan, gguf=gguf)
+        direct = DirectFolders({}, 0)
+        if plan.direct_folders:
+            direct = write_direct_folders(plan, journal, progress)
+            clock.append(("folders", time.monotonic()))
         if plan.gguf is not None:
             resumed = forget_lost(plan.gguf, journal)
             quantize_seconds = run_pass(plan.gguf, journal, progress)
             clock.append(("pass", time.monotonic()))
-        outputs = _verify(plan, calibration, logits, progress)
+        outputs = _verify(plan, calibration, direct, logits, progress)
         clock.append(("verify", time.monotonic()))
         seconds = {stage: now - before for (_, before), (stage, now) in pairwise(clock)}
         for path in plan.paths:
@@ -113,7 +118,7 @@ def run(
         starved={number: record["starved"] for number, record in layers if record["starved"]},
         unseen_experts=unseen,
         resumed_layers=calibration.resumed if calibration else 0,
-        resumed_tensors=resumed,
+        resumed_tensors=resumed + direct.resumed,
         choice=choice,
         rounded=calibration.rounded if calibration else {},
     )
@@ -137,14 +142,18 @@ def _write_imatrix(output: ImatrixOutput, plan: CalibrationPlan, calibration: Ca
 
 
 def _verify(
-    plan: ConversionPlan, calibration: Calibration | None, logits: bool | None, progress: Progress
+    plan: ConversionPlan,
+    calibration: Calibration | None,
+    direct: DirectFolders,
+    logits: bool | None,
+    progress: Progress,
 ) -> tuple[Verified, ...]:
     """Reload and check every output, still under its partial name."""
     progress.start("checking", len(plan.outputs))
     source = SourceLogits(plan.checkpoint) if plan.checkpoint else None
     outputs: list[Verified] = []
     if calibration is not None and plan.calibration is not None:
-        for folder in plan.folders:
+        for folder in plan.calibrated_folders:
             method = folder.request.method
             records = [calibration.outside[method], *(layer[method] for layer in calibration.layers)]
             hashes = {name: digest for record in records for name, digest in record["sha256"].items()}
@@ -152,6 +161,11 @@ def _verify(
             native, partial = plan.calibration.native, partial_path(folder.folder)
             outputs.append(verify_folder(partial, folder, native, hashes, errors=errors, logits=logits, source=source))
             progress.advance(1, folder.label)
+    for folder in plan.direct_folders:
+        assert plan.native is not None
+        written, partial = direct.hashes[folder.request.method], partial_path(folder.folder)
+        outputs.append(verify_folder(partial, folder, plan.native, written, logits=logits, source=source))
+        progress.advance(1, folder.label)
     if plan.gguf is not None:
         outputs += verify_gguf(plan.gguf, logits=logits, source=source, progress=progress)
     if plan.imatrix is not None and plan.calibration is not None and calibration is not None:

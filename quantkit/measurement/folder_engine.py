@@ -11,8 +11,9 @@ and until it is done the states between two layers (see `stream.states`). `logit
 
 import hashlib
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +27,7 @@ from quantkit.journal import Journal
 from quantkit.machine import cores, memory_limit
 from quantkit.measurement.folder_sources import open_source, parameter_count, source_of, weight_bytes
 from quantkit.packed.reader import QuantizedFolder
+from quantkit.packed.registry import type_of
 from quantkit.stream.layer import LayerWeights
 from quantkit.stream.shared import bytes_per_token, shared_file
 from quantkit.stream.states import States
@@ -42,7 +44,7 @@ class FolderEngine:
     """The `Engine` of a folder.
 
     opened        the checkpoint or the quantized folder, closed with the engine
-    kind          "hf", "awq" or "gptq"
+    kind          "hf", or the name of a format of quantized folders (`packed.registry`)
     folder        where its tokenizer is
     config        config.json as the forward takes it
     n_vocab       logits of a position
@@ -58,7 +60,7 @@ class FolderEngine:
         self.opened, self.device = opened, device
         self.threads = threads or cores()
         self.source = source_of(opened)
-        self.kind = opened.scheme.method if isinstance(opened, QuantizedFolder) else "hf"
+        self.kind = type_of(_stated_config(opened)) or "hf"
         self.folder, self.config = opened.folder, self.source.config
         self.n_vocab = int(self.config["vocab_size"])
         self.n_bytes, self.n_parameters = weight_bytes(opened), parameter_count(self.source)
@@ -239,6 +241,13 @@ def open_folder(path: Path, *, threads: int = 0, device: object = None) -> Folde
     except BaseException:
         opened.close()
         raise
+
+
+def _stated_config(opened: Checkpoint | QuantizedFolder) -> Mapping[str, Any]:
+    """config.json with what it states of the quantization."""
+    if isinstance(opened, QuantizedFolder):
+        return {**opened.config, "quantization_config": opened.quantization}
+    return opened.config
 
 
 def _step(number: int) -> str:

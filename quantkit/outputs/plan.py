@@ -19,10 +19,12 @@ from quantkit.outputs.calibration import (
     plan_calibration,
     plan_imatrix,
 )
+from quantkit.outputs.direct import direct_memory
 from quantkit.outputs.gguf_files import GgufOutput, GgufPlan, GgufRequest, plan_gguf
 from quantkit.outputs.model import Model, origin_of, weight_files_of
-from quantkit.outputs.packed_folders import FolderPlan, FolderRequest, plan_folder_of
+from quantkit.outputs.packed_folders import FolderPlan, FolderRequest, all_layers, plan_folder_of
 from quantkit.outputs.templates import model_with_template
+from quantkit.packed.registry import FORMATS
 from quantkit.quant.feedback import SOLVER_VERSION, working_memory
 from quantkit.texts.samples import Samples
 
@@ -45,7 +47,7 @@ def final_paths(output: OutputPlan) -> tuple[Path, ...]:
 
 
 def type_name(output: OutputPlan) -> str:
-    """The type as documents and records name it: q4_0, AWQ, GPTQ, imatrix."""
+    """The type as documents and records name it: q4_0, AWQ, FP8, imatrix."""
     return output.type.name if isinstance(output, GgufOutput) else output.label
 
 
@@ -70,7 +72,8 @@ class ConversionRequest:
     @property
     def calibrated(self) -> int:
         """How many kinds of outputs need the calibration."""
-        return len(self.folders) + self.imatrix + bool(self.gguf and self.gguf.calibrate)
+        folders = [folder for folder in self.folders if FORMATS[folder.method].calibrated]
+        return len(folders) + self.imatrix + bool(self.gguf and self.gguf.calibrate)
 
 
 @dataclass(frozen=True)
@@ -78,6 +81,7 @@ class ConversionPlan:
     """A conversion that can be run. `disk` and `peak_memory` in bytes, for everything together.
 
     `fingerprint` is a hash of all that decides the bytes of the outputs: only a run with the same one is resumed.
+    `native`: the source of folders and of the calibration.
     """
 
     name: str
@@ -92,6 +96,17 @@ class ConversionPlan:
     fingerprint: str
     warnings: tuple[str, ...]
     notes: tuple[str, ...]
+    native: Native | None = None
+
+    @property
+    def calibrated_folders(self) -> tuple[FolderPlan, ...]:
+        """The folders that the calibration writes."""
+        return tuple(folder for folder in self.folders if folder.format.calibrated)
+
+    @property
+    def direct_folders(self) -> tuple[FolderPlan, ...]:
+        """The folders that need no calibration."""
+        return tuple(folder for folder in self.folders if not folder.format.calibrated)
 
     @property
     def outputs(self) -> tuple[OutputPlan, ...]:
@@ -119,6 +134,7 @@ class ConversionPlan:
             self.calibration.memory + self._rounding_memory if self.calibration else 0,
             self.calibration.sensitivity_memory(self.threads) if choice and self.calibration else 0,
             self.gguf.peak_memory if self.gguf else 0,
+            direct_memory(self.native, self.threads) if self.native and self.direct_folders else 0,
         )
 
     @property
@@ -162,13 +178,15 @@ def plan_conversion(
     """
     name, threads = request.name or source.name, request.threads or cores()
     calibration = _plan_calibration(source, request, samples, threads) if request.calibrated else None
-    folders: tuple[FolderPlan, ...] = ()
-    if calibration:
-        # GPTQ runs first: it leaves the tensors of a layer as they are, AWQ scales them
-        folders = tuple(
-            plan_folder_of(calibration.native, calibration.layers, folder, request.output / f"{name}-{folder.label}")
-            for folder in sorted(request.folders, key=lambda folder: folder.method != "gptq")
-        )
+    native = calibration.native if calibration else _native(source, request) if request.folders else None
+    folders = _plan_folders(native, calibration, request, name) if native else ()
+    if native is not None and request.max_ram is not None and any(not f.format.calibrated for f in folders):
+        memory = direct_memory(native, threads)
+        if memory > request.max_ram:
+            raise UsageError(
+                f"--max-ram {request.max_ram / 1e9:.2f} GB is too small; the folders need about {memory / 1e9:.2f} GB;"
+                " use fewer --threads"
+            )
     if request.gguf is not None and request.gguf.target is not None:
         _check_target(request.gguf)
     if request.gguf is not None and request.gguf.solver == "feedback" and not request.gguf.calibrate:
@@ -191,12 +209,36 @@ def plan_conversion(
         imatrix=imatrix,
         threads=gguf.threads if gguf and not calibration else threads,
         fingerprint=_fingerprint(source, calibration, folders, gguf, imatrix),
+        native=native,
         warnings=(
             *(source.notes if isinstance(source, Checkpoint) else ()),
             *(calibration.samples.warnings if calibration else ()),
             *(gguf.warnings if gguf else ()),
         ),
         notes=notes,
+    )
+
+
+def _native(source: Checkpoint | Model, request: ConversionRequest) -> Native:
+    """The source of folders that need no calibration."""
+    if not isinstance(source, Checkpoint):
+        what = "has no family" if source.folder is not None else "is a GGUF"
+        method = request.folders[0].method
+        raise UsageError(f"-t {method} needs a checkpoint with a family, but {source.name} {what}; choose a GGUF type")
+    return Native(source)
+
+
+def _plan_folders(
+    native: Native, calibration: CalibrationPlan | None, request: ConversionRequest, name: str
+) -> tuple[FolderPlan, ...]:
+    layers = calibration.layers if calibration else all_layers(native)
+    # GPTQ runs first: it leaves the tensors of a layer as they are, AWQ scales them
+    ordered = sorted(
+        request.folders, key=lambda item: (not FORMATS[item.method].calibrated, item.algorithm_used != "gptq")
+    )
+    return tuple(
+        plan_folder_of(native, layers, folder, request.output / f"{name}-{FORMATS[folder.method].label}")
+        for folder in ordered
     )
 
 
@@ -226,10 +268,11 @@ def _plan_calibration(
                 " or pass --imatrix FILE"
             )
         raise UsageError(f"a calibration needs a checkpoint, but {source.name} is a GGUF; pass --imatrix FILE")
-    if request.calibration.propagate and (len(request.folders), request.calibrated) != (1, 1):
+    calibrated = [folder for folder in request.folders if FORMATS[folder.method].calibrated]
+    if request.calibration.propagate and (len(calibrated), request.calibrated) != (1, 1):
         raise UsageError("--propagate quantized allows one calibrated type only; the hidden states follow that type")
     feedback = request.gguf is not None and request.gguf.solver == "feedback"
-    native, gram = Native(source, nearest=not request.folders), bool(request.folders) or feedback
+    native, gram = Native(source, nearest=not request.folders), bool(calibrated) or feedback
     return plan_calibration(native, request.calibration, samples, gram=gram, threads=threads, max_ram=request.max_ram)
 
 
