@@ -247,7 +247,8 @@ def _results(steps_: Steps, format_: BlockFormat, seed: int) -> list[Array]:
     steps_.descend_group(
         format_, own[group, group], pull[group].copy(), step[0].copy(), points[group], error[group], moved[group]
     )
-    u, v = points + np.float32(0.5), None if base is None else -np.ones(x.shape, np.float32)
+    u: Array = points + np.float32(0.5)
+    v: Array | None = None if base is None else -np.ones_like(x)
     fit = Fit(u, own @ u, v, None if v is None else own @ v, pull)
     d, scale = scales.d[0].copy(), scales.scales[0].copy()
     dmin = None if scales.dmin is None else scales.dmin[0].copy()
