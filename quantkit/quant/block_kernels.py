@@ -242,7 +242,8 @@ def _results(steps_: Steps, format_: BlockFormat, seed: int) -> list[Array]:
     run = Run(columns, matrix[:_LONGEST_RUN, :_LONGEST_RUN] * np.float32(0.1), x[columns], x[columns])
     steps_.feed_back_run(format_, run, step, base, points, errors)
     error, moved = np.zeros_like(x), np.zeros_like(x)
-    own, group = matrix + n_cols * np.eye(n_cols, dtype=np.float32), slice(0, format_.group)
+    own: Array = matrix + n_cols * np.eye(n_cols, dtype=np.float32)
+    group = slice(0, format_.group)
     pull = np.ascontiguousarray(x[::-1])
     steps_.descend_group(
         format_, own[group, group], pull[group].copy(), step[0].copy(), points[group], error[group], moved[group]
