@@ -59,6 +59,31 @@ class Norm:
 
 
 @dataclass(frozen=True)
+class Indexer:
+    """DeepSeek Sparse Attention: index heads score the keys, and a query attends to the keys with the best scores.
+
+    Attributes:
+        queries, keys, weights: linears for index queries (from the compressed queries), one index key, and a weight of
+            each index head.
+        norm: the LayerNorm of the index key.
+        pairs: which values rotate together, see `Attention`; as many as in attention, the first of a head.
+        top: number of keys that a query attends to.
+        own: whether a layer has an indexer; another layer uses the choice of the last layer before it that has.
+    """
+
+    at: str = "indexer."
+    queries: str = "wq_b"
+    keys: str = "wk"
+    weights: str = "weights_proj"
+    norm: str = "k_norm"
+    pairs: Literal["half", "neighbours"] = "half"
+    heads: Callable[[Config], int] = lambda config: int(config["index_n_heads"])
+    width: Callable[[Config], int] = lambda config: int(config["index_head_dim"])
+    top: Callable[[Config], int] = lambda config: int(config["index_topk"])
+    own: Callable[[Config, int], bool] = lambda _config, _layer: True
+
+
+@dataclass(frozen=True)
 class Attention:
     """Causal attention with heads, of which several may share a key and a value.
 
@@ -87,6 +112,7 @@ class Attention:
         sinks: one score a head that takes part in the softmax and has no value.
         latent: DeepSeek's latent attention: queries, keys and values from short vectors; all heads share the rotated
             part of the key.
+        indexer: with latent attention, what chooses the keys that a query attends to.
         value_norm: the norm of a value over its head.
         keys_as_values: whether a layer's values are its keys before norm and rope.
         shared_from: the earlier layer whose keys and values a layer uses instead of its own, or None.
@@ -121,6 +147,7 @@ class Attention:
     chunk: Callable[[Config, int], int | None] = lambda _config, _layer: None
     sinks: str | None = None
     latent: bool = False
+    indexer: Indexer | None = None
     value_norm: Norm | None = None
     keys_as_values: Callable[[Config, int], bool] = lambda _config, _layer: False
     shared_from: Callable[[Config, int], int | None] = lambda _config, _layer: None

@@ -14,6 +14,7 @@ from quantkit.forward.description import (
     DeltaNet,
     Experts,
     FeedForward,
+    Indexer,
     Laurel,
     LayerInputs,
     Mamba2,
@@ -193,15 +194,29 @@ def _latent(part: Attention, place: _Place) -> _Part:
     kv = Linear(at + "kv_b_proj", rank, heads * (nope + value))
     out = Linear(at + part.out, heads * value, hidden, part.form)
     first = Linear(at + "q_a_proj", hidden, short) if short else Linear(at + "q_proj", hidden, n_queries)
-    inputs = [Input("attention", (first, joint))]
+    readers, of_queries = _indexer(part.indexer, place, at, short)
+    inputs = [Input("attention", (first, joint, *readers))]
     norms = []
     if short:
-        inputs.append(Input("attention.q", (Linear(at + "q_b_proj", short, n_queries),)))
+        inputs.append(Input("attention.q", (Linear(at + "q_b_proj", short, n_queries), *of_queries)))
         norms.append(NormFold(at + "q_a_layernorm", part.norm.offset, ("attention.q",)))
     inputs += [Input("attention.kv", (kv,)), Input("attention.out", (out,))]
     norms.append(NormFold(at + "kv_a_layernorm", part.norm.offset, ("attention.kv",)))
     rows = tuple(head * (nope + value) + nope + i for head in range(heads) for i in range(value))
     return _Part(tuple(inputs), (*norms, RowFold(kv, rows, "attention.out")), ("attention",))
+
+
+def _indexer(part: Indexer | None, place: _Place, at: str, rank: int) -> tuple[tuple[Linear, ...], tuple[Linear, ...]]:
+    """The indexer's linears over the input of attention and over the compressed queries.
+
+    They are small and decide which tokens are seen at all, so they keep their precision.
+    """
+    if part is None or not part.own(place.config, place.number):
+        return (), ()
+    heads, size = part.heads(place.config), part.width(place.config)
+    keys = Linear(at + part.at + part.keys, place.hidden, size, kept=True)
+    weights = Linear(at + part.at + part.weights, place.hidden, heads, kept=True)
+    return (keys, weights), (Linear(at + part.at + part.queries, rank, heads * size, kept=True),)
 
 
 def _feed_forward(
