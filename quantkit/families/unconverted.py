@@ -12,7 +12,8 @@ _NOT_PLANNABLE = (
     *("bert", "nomic-bert", "nomic-bert-moe", "jina-bert-v2", "jina-bert-v3", "neo-bert", "modern-bert"),
     *("eurobert", "t5", "t5encoder", "clip", "wavtokenizer-dec", "deepseek4"),
     *("llada", "llada-moe", "dream", "rnd1", "minimax-m3", "dflash", "eagle3", "rwkv6", "rwkv7"),
-    *("rwkv6qwen2", "arwkv7", "mamba", "mamba2", "plamo2", "jamba", "falcon-h1", "nemotron_h"),
+    *("rwkv6qwen2", "arwkv7"),
+    *("mamba", "mamba2", "plamo2", "jamba", "nemotron_h"),
 )
 
 TRAITS = {

@@ -119,6 +119,7 @@ class Attention:
         gated: the linear for queries gives each head a gate of the same width after its query; the output of
             attention is multiplied by the gate's sigmoid.
         gate: the linear of its own that gives such a gate.
+        multipliers: factors of queries, keys, values and the output, after their linears (muP).
     """
 
     at: str = "self_attn."
@@ -152,6 +153,7 @@ class Attention:
     shared_from: Callable[[Config, int], int | None] = lambda _config, _layer: None
     gated: bool = False
     gate: str | None = None
+    multipliers: Callable[[Config], tuple[float, float, float, float]] | None = None
 
 
 @dataclass(frozen=True)
@@ -200,6 +202,9 @@ class Mamba2:
         decay, time_bias, skip: the logarithm of the decay rate, what is added to the time step, and the factor of the
             value that is added to the output; one a head.
         norm: the norm of the gated output in as many parts as there are groups; its weight covers all parts.
+        has_norm: whether config.json uses that norm.
+        beside: whether it runs beside attention: both read the same norm, and their outputs are added.
+        multipliers: factors of gate, values, keys, queries, time steps and the output, after their linears (muP).
     """
 
     layers: Callable[[Config, int], bool]
@@ -210,6 +215,9 @@ class Mamba2:
     time_bias: str = "dt_bias"
     skip: str = "D"
     norm: str = "norm"
+    has_norm: Callable[[Config], bool] = lambda _: True
+    beside: bool = False
+    multipliers: Callable[[Config], tuple[float, float, float, float, float, float]] | None = None
     out: str = "out_proj"
     heads: Callable[[Config], int] = lambda config: int(config["mamba_n_heads"])
     head_width: Callable[[Config], int] = lambda config: int(config["mamba_d_head"])
@@ -245,6 +253,7 @@ class FeedForward:
         sparsity: by layer, the share of gates that are set to zero, if gates were normal; 0 keeps all. The others are
             what they exceed that quantile by.
         activation: config keys of the activation's name; `default_activation` if config.json has none of them.
+        multipliers: factors of the gate before its activation, and of the output (muP).
     """
 
     at: str = "mlp."
@@ -259,6 +268,7 @@ class FeedForward:
     sparsity: Callable[[Config, int], float] = lambda _config, _layer: 0.0
     activation: tuple[str, ...] = ("hidden_act",)
     default_activation: str = "silu"
+    multipliers: Callable[[Config], tuple[float, float]] | None = None
 
 
 @dataclass(frozen=True)
@@ -395,7 +405,7 @@ class Architecture:
         base: prefix of all names but the head's; checkpoints saved from the bare model lack it.
         layer: prefix of a layer's names.
         positions: the tensor of learned positions.
-        delta_net, mamba2, short_convolution: what some layers have in place of attention.
+        delta_net, mamba2, short_convolution: what some layers have in place of attention (Mamba 2 also beside it).
         parallel: both parts read the same hidden states, the feed-forward through `feed_norm` or, if that is None,
             through attention's norm.
         layer_inputs: per-layer embeddings.

@@ -234,6 +234,8 @@ class DecoderLayer:
             return delta_net(recurrent, self.layer, x)
         state_space = self.architecture.mamba2
         if state_space and state_space.layers(self.layer.config, self.layer.number):
+            if state_space.beside:
+                return attend(self.architecture.attention, self.layer, x, context) + mamba2(state_space, self.layer, x)
             return mamba2(state_space, self.layer, x)
         convolution = self.architecture.short_convolution
         if convolution and convolution.layers(self.layer.config, self.layer.number):

@@ -39,6 +39,8 @@ def layer_linears(architecture: Architecture, config: Config, number: int, names
         attention = _delta_net(recurrent, place)
     elif (state_space := architecture.mamba2) and state_space.layers(config, number):
         attention = _mamba2(state_space, place)
+        if state_space.beside:
+            attention = _side_by_side(_attention(architecture.attention, place), attention)
     elif (convolution := architecture.short_convolution) and convolution.layers(config, number):
         attention = _short_convolution(convolution, place)
     else:
@@ -160,8 +162,17 @@ def _mamba2(part: Mamba2, place: _Place) -> _Part:
     at, sizes = place.at + part.at, mamba2.sizes_of(part, place.config)
     projection = Linear(at + part.projection, place.hidden, sizes.projected)
     out = Linear(at + part.out, sizes.inner, place.hidden)
-    inputs = (Input("attention", (projection,)), Input("attention.out", (out,)))
-    return _Part(inputs, (NormFold(at + part.norm, 0.0, ("attention.out",)),), ("attention",))
+    key = "mamba.out" if part.beside else "attention.out"
+    inputs = (Input("attention", (projection,)), Input(key, (out,)))
+    # without the norm the output is gated, and no row before it is linear in it
+    folds = (NormFold(at + part.norm, 0.0, (key,)),) if part.has_norm(place.config) else ()
+    return _Part(inputs, folds, ("attention",))
+
+
+def _side_by_side(first: _Part, second: _Part) -> _Part:
+    """Two parts that read the same norm."""
+    both = replace(first.inputs[0], linears=first.inputs[0].linears + second.inputs[0].linears)
+    return _Part((both, *first.inputs[1:], *second.inputs[1:]), first.folds + second.folds, first.fed)
 
 
 def _short_convolution(part: ShortConvolution, place: _Place) -> _Part:
