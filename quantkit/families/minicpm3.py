@@ -109,7 +109,7 @@ def _scale(config: Config, _layer: int) -> float:
 
 
 def _model_scale(config: Config) -> float:
-    return float(number_of("dim_model_base", _MODEL_BASE)(config) / config["hidden_size"])
+    return number_of("dim_model_base", _MODEL_BASE)(config) / float(config["hidden_size"])
 
 
 def _with_value_width(config: Config, _layer: int) -> Config:
