@@ -105,11 +105,13 @@ def _keys(arch: str, sizes: Hyperparameters) -> list[Key]:
 
 
 def _scale(config: Config, _layer: int) -> float:
-    return float(config["qk_nope_head_dim"] + config["qk_rope_head_dim"]) ** -0.5
+    scale: float = float(config["qk_nope_head_dim"] + config["qk_rope_head_dim"]) ** -0.5
+    return scale
 
 
 def _model_scale(config: Config) -> float:
-    return number_of("dim_model_base", _MODEL_BASE)(config) / float(config["hidden_size"])
+    scale: float = number_of("dim_model_base", _MODEL_BASE)(config) / float(config["hidden_size"])
+    return scale
 
 
 def _with_value_width(config: Config, _layer: int) -> Config:
