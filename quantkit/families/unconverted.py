@@ -1,7 +1,7 @@
 """Models that quantkit reads but does not convert: traits, token roles and positions that their files do not show.
 
 `plan` and `inspect` accept any GGUF, `inspect` any checkpoint. An entry moves into a family file when the model gets
-one. Sources: llama.cpp's src/models (graphs) and conversion/glm.py, chatglm.py (tokens).
+one. Source: llama.cpp's src/models (graphs).
 """
 
 from quantkit.families.base.traits import Traits
@@ -24,13 +24,7 @@ TRAITS = {
 }
 """By `general.architecture` of a GGUF."""
 
-_END = "<|endoftext|>"
-_GLM = TokenRoles(also={"eos": _END, "eot": "<|user|>", "unk": _END})
-
-TOKEN_ROLES = {
-    "ChatGLMModel": _GLM,
-    "ChatGLMForConditionalGeneration": _GLM,
-}
+TOKEN_ROLES: dict[str, TokenRoles] = {}
 """By `architectures` of config.json."""
 
 POSITIONS = {"gpt_bigcode": "learned", "opt": "learned"}

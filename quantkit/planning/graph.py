@@ -41,6 +41,8 @@ def prompt_graph(shape: ModelShape, context: Context, layers: Sequence[int] | No
     if shape.traits.output_after_norm:
         x = fresh((shape.n_embd, d.n), x, d.outputs)
         x.kept = True
+    if shape.traits.scaled_parts:
+        x = same(x)
     x = matmul("output.weight", shape.n_vocab, x)
     if shape.number("logit_scale"):
         x = same(x)
@@ -115,7 +117,7 @@ def _decoder_layer(d: Drawing, x: Tensor, layer: Layer, number: int) -> Tensor:
         x = fresh((x.shape[0], d.n), x, d.outputs)
         if traits.parallel:
             before = fresh((before.shape[0], d.n), before, d.outputs)
-    scaled = bool(shape.number("residual_scale"))
+    scaled = traits.scaled_parts or bool(shape.number("residual_scale"))
     if layer.has("post_attention_norm.weight") and traits.feed_norm != "post_attention_norm":
         out = d.norm(out, "post_attention_norm", layer.tensors)
     parallel = traits.parallel or (traits.parallel_without_feed_norm and not layer.has("ffn_norm.weight"))
