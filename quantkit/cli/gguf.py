@@ -6,14 +6,15 @@ import typer
 
 from quantkit.cli.conversion import Conversion
 from quantkit.cli.conversion_options import (
+    AdapterOptions,
     CalibrationOptions,
     GgufOptions,
     OutputOptions,
     RunOptions,
     complete_gguf_type,
-    grouped,
 )
 from quantkit.cli.convert import convert_source
+from quantkit.cli.option_groups import grouped
 from quantkit.cli.options import SourceArg
 from quantkit.cli.output import Out
 from quantkit.gguf.file_types import FILE_TYPES, file_type
@@ -45,6 +46,7 @@ def gguf(
         ),
     ] = None,
     output: OutputOptions,
+    adapters: AdapterOptions,
     options: GgufOptions,
     calibration: CalibrationOptions,
     work: RunOptions,
@@ -60,4 +62,6 @@ def gguf(
     names = types or ([] if others else ["q4_0"])
     for name in names:
         file_type(name)  # no other type here
-    convert_source(out, "gguf", source, Conversion(tuple(names), output, options, calibration=calibration), work)
+    convert_source(
+        out, "gguf", source, Conversion(tuple(names), output, options, calibration=calibration, adapters=adapters), work
+    )

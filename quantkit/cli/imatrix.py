@@ -6,13 +6,14 @@ from typing import Annotated
 from quantkit.cli.conversion import Conversion
 from quantkit.cli.conversion_options import (
     IMATRIX,
+    AdapterOptions,
     CalibrationOptions,
     CheckpointArg,
     OutputOptions,
     RunOptions,
-    grouped,
 )
 from quantkit.cli.convert import convert_source
+from quantkit.cli.option_groups import grouped
 from quantkit.cli.options import output_option
 from quantkit.cli.output import Out
 from quantkit.errors import OutputError
@@ -22,6 +23,7 @@ from quantkit.errors import OutputError
 def imatrix(
     out: Out,
     source: CheckpointArg,
+    adapters: AdapterOptions,
     calibration: CalibrationOptions,
     work: RunOptions,
     output: Annotated[
@@ -40,5 +42,5 @@ def imatrix(
     if output is not None and output.is_dir():
         raise OutputError(f"{output} is a folder; pass the name of the file, for example {output / 'imatrix.gguf'}")
     place = OutputOptions() if output is None else OutputOptions(output.parent, output.stem)
-    conversion = Conversion((IMATRIX,), place, calibration=calibration, imatrix_file=output)
+    conversion = Conversion((IMATRIX,), place, calibration=calibration, adapters=adapters, imatrix_file=output)
     convert_source(out, "imatrix", source, conversion, work)

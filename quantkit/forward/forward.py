@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from quantkit.forward.altup import Streams, merged, spread, stream
 from quantkit.forward.arithmetic import softcapped
+from quantkit.forward.arrays import namespace
 from quantkit.forward.attention import Context, Layer, attend
 from quantkit.forward.delta_net import delta_net
 from quantkit.forward.description import AltUp, Architecture, Laurel, Norm, given, head_dim
@@ -94,6 +95,21 @@ class Decoder:
         """The earlier layer whose keys and values layer `number` uses instead of its own."""
         return self.architecture.attention.shared_from(self.config, number)
 
+    def chosen_by(self, number: int) -> int | None:
+        """The layer whose indexer chooses the keys of layer `number`, None without an indexer."""
+        indexer = self.architecture.attention.indexer
+        if indexer is None:
+            return None
+        return next(layer for layer in range(number, -1, -1) if indexer.own(self.config, layer) or layer == 0)
+
+    def choosing_layers(self, n_tokens: int) -> frozenset[int]:
+        """The layers whose choice of keys later layers use, in a sequence of `n_tokens`: none if it is short."""
+        indexer = self.architecture.attention.indexer
+        if indexer is None or n_tokens <= indexer.top(self.config):
+            return frozenset()
+        choosers = ((number, self.chosen_by(number)) for number in range(self.n_layers))
+        return frozenset(chooser for number, chooser in choosers if chooser is not None and chooser != number)
+
     def key_shape(self, number: int) -> tuple[int, int]:
         """Key heads of a layer, and elements of a head."""
         config = self.architecture.per_layer(self.config, number)
@@ -160,12 +176,16 @@ class DecoderLayer:
     def attend(self, x: Array, context: Context) -> tuple[Array, Array]:
         """The hidden states (n, hidden) after attention, and the input of the feed-forward or the experts."""
         architecture = self.architecture
+        if not architecture.mixes(self.layer.config, self.layer.number):
+            return x, self._normed(architecture.feed_norm, x)
         normed = self._normed(architecture.attention_norm, x)
         attended = self._normed(architecture.after_attention, self._mixed(normed, context))
         if architecture.parallel:
             normed_middle = self._normed(architecture.feed_norm, x) if architecture.feed_norm else normed
             return f32(x + attended), normed_middle
         middle = f32(x + attended * self._scale())
+        if not architecture.feeds(self.layer.config, self.layer.number):
+            return middle, middle
         if self.architecture.laurel:
             middle = f32((middle + self._low_rank(self.architecture.laurel, normed)) * 0.5**0.5)
         return middle, self._normed(self.beside.norm if self.beside else architecture.feed_norm, middle)
@@ -174,6 +194,9 @@ class DecoderLayer:
         """The output of the feed-forward or the experts for their input x: (n, hidden)."""
         if self.experts:
             return mixture(self.experts, self.layer, x, self._routed(middle, x))
+        if not self.architecture.feeds(self.layer.config, self.layer.number):
+            nothing: Array = namespace(x).zeros_like(x)
+            return nothing
         return feed_forward(self.architecture.feed, self.layer, x)
 
     def route(self, middle: Array, x: Array) -> tuple[NDArray[np.int64], Array]:
@@ -219,6 +242,8 @@ class DecoderLayer:
             return delta_net(recurrent, self.layer, x)
         state_space = self.architecture.mamba2
         if state_space and state_space.layers(self.layer.config, self.layer.number):
+            if state_space.beside:
+                return attend(self.architecture.attention, self.layer, x, context) + mamba2(state_space, self.layer, x)
             return mamba2(state_space, self.layer, x)
         convolution = self.architecture.short_convolution
         if convolution and convolution.layers(self.layer.config, self.layer.number):

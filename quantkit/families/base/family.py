@@ -15,6 +15,7 @@ from quantkit.forward.description import Architecture
 from quantkit.tokenizer.roles import NO_ROLES, TokenRoles
 
 Adjust = Callable[[NDArray[np.float32]], NDArray[np.float32]]
+Factor = float | NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,8 @@ class Rule:
     Several rules may have the same target: the first whose source is in the checkpoint is used. `layers` restricts a
     rule to some layers, `when` to some configs. `take` cuts the target from the source: one matrix, or several
     stacked along a new first axis (the experts of a fused tensor). `adjust` computes float32 rows from the
-    (n, columns) rows of the cut; the tensor is then float32. `scales` names the scale tensor of a source
+    (n, columns) rows of the cut; the tensor is then float32. So it is with `factors`: numbers, or one number a row of
+    the cut, which multiply it one after the other. `scales` names the scale tensor of a source
     in MXFP4 blocks: `shape` is then that of the blocks (..., blocks of a row, 16 bytes) and the target has rows of 32
     values a block. `reshaped` names the dimensions of the target where they differ from those of the source or the cut;
     the elements keep their order.
@@ -62,6 +64,7 @@ class Rule:
     layers: Callable[[Hyperparameters], Iterable[int]] | None = None
     take: Callable[[Hyperparameters], "Take | tuple[Take, ...]"] | None = None
     adjust: Adjust | None = None
+    factors: Callable[[Hyperparameters], "tuple[Factor, ...]"] | None = None
     scales: str | None = None
     when: Callable[[Hyperparameters], bool] | None = None
     reshaped: tuple[str, ...] | None = None
@@ -136,6 +139,7 @@ class Family:
         architectures: names in `architectures` of config.json.
         gguf_arch: `general.architecture` of the GGUF.
         arch_of: the same by config, where llama.cpp runs some models of the family as another architecture.
+        other_archs: what `arch_of` may also give and no other family has; the family's traits apply.
         rules: the tensors of the GGUF.
         keys: the architecture's GGUF keys, in the order of llama.cpp's converter.
         computed: tensors that are computed from config.json.
@@ -172,6 +176,7 @@ class Family:
     rules: tuple[Rule, ...]
     keys: Callable[[str, Hyperparameters], list[Key]]
     arch_of: Callable[[Hyperparameters], str] | None = None
+    other_archs: tuple[str, ...] = ()
     computed: tuple[Computed, ...] = ()
     defaults: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     observe: Callable[[dict[str, Any], Collection[str]], dict[str, Any]] | None = None
@@ -201,6 +206,11 @@ class Family:
         sizes = read_hyperparameters(self.complete(config, tensors), self.rope_kinds)
         # other classes ignore such layers, whatever config.json states
         return sizes if any(rule.draft for rule in self.rules) else replace(sizes, n_draft=0)
+
+    @property
+    def gguf_archs(self) -> tuple[str, ...]:
+        """Values of `general.architecture` whose traits are the family's."""
+        return (self.gguf_arch, *self.other_archs)
 
     def arch(self, sizes: Hyperparameters) -> str:
         """`general.architecture` of the GGUF of a model of these sizes."""

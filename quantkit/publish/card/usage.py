@@ -16,7 +16,6 @@ LOADERS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
     "GPTQModel 7.6": {"awq": (*_DENSE, *_MIXTURES), "gptq": (*_DENSE, *_MIXTURES)},
     "AutoAWQ 0.2.9 with transformers 4.51.3": {"awq": ("LlamaForCausalLM", "MixtralForCausalLM"), "gptq": ()},
     "transformers 5.23": {"awq": _DENSE, "gptq": _DENSE},
-    "transformers 5.24": {},
 }
 _PACKAGES = {"awq": "`gptqmodel` and `optimum`", "gptq": "`gptqmodel` and `optimum`", "fp8-block": "`accelerate`"}
 """The packages that transformers needs; `compressed-tensors` for other formats."""
