@@ -8,9 +8,9 @@ from quantkit.cli.conversion_options import (
     OutputOptions,
     PackedOptions,
     RunOptions,
-    grouped,
 )
 from quantkit.cli.convert import convert_source
+from quantkit.cli.option_groups import grouped
 from quantkit.cli.output import Out
 
 

@@ -1,29 +1,24 @@
 """`quantkit bake`: run recipes, here or on a Ray cluster."""
 
 import json
-from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from quantkit.cli.bake_summary import BakeProgress, baked_document, planned_document, show_baked, show_plans
+from quantkit.cli.bake_summary import BakeProgress, planned_document, show_baked, show_plans
 from quantkit.cli.conversion_options import DeviceOption, MaxRamOption, ThreadsOption
 from quantkit.cli.options import DryRunOption, ForceOption, OfflineOption, output_option
 from quantkit.cli.output import Out
-from quantkit.errors import QuantkitError, UsageError, VerificationError
+from quantkit.errors import UsageError, VerificationError
 from quantkit.files import user_path
-from quantkit.recipes import Recipe, read_recipe
+from quantkit.recipes import read_recipe
 from quantkit.recipes.bake.commands import Machine
 from quantkit.recipes.bake.dry_run import plan_bake
-from quantkit.recipes.bake.process import failure
-from quantkit.recipes.bake.ray_cluster import bake_on_ray
 from quantkit.recipes.bake.result import STEPS, Options
-from quantkit.recipes.bake.run import bake as bake_recipe
+from quantkit.recipes.bake.several import bake_in_turn, bake_on_cluster, require_unique_names
 
-Document = dict[str, Any]
-Failure = tuple[str, QuantkitError]
 StepName = StrEnum("StepName", {name: name for name in STEPS})  # type: ignore[misc]
 
 
@@ -67,7 +62,7 @@ def bake(
     """
     overrides = [*(settings or ()), *([f"model.source={json.dumps(_absolute(source))}"] if source is not None else ())]
     opened = [read_recipe(path, overrides) for path in recipes]
-    _require_unique_names(opened)
+    require_unique_names(opened)
     steps = tuple(str(step) for step in only or ())
     if "push" in steps and not push:
         raise UsageError("--only push needs --push; pass both")
@@ -80,80 +75,19 @@ def bake(
         return
     options = Options(output, steps, push, force, machine)
     if ray is None:
-        baked, failed = _bake_here(opened, options, out)
+        bakes = bake_in_turn(opened, options, BakeProgress(out), out.warn)
     else:
-        words = [*_words(options), *(word for setting in overrides for word in ("--set", setting))]
-        baked, failed = _bake_on_ray(opened, words, ray, threads, out)
-    for document in baked:
+        bakes = bake_on_cluster(opened, options, overrides, ray, BakeProgress(out, indent=""), out.warn)
+    for document in bakes.documents:
         show_baked(document, out)
-    failures = [{"name": name, "error": str(error)} for name, error in failed]
-    out.document({"command": "bake", "dry_run": False, "recipes": baked, "failed": failures})
-    if failed:
-        name, error = failed[0]
-        more = f" ({len(failed)} recipes failed)" if len(failed) > 1 else ""
-        raise type(error)(f"{name}: {error}{more}" if len(opened) > 1 else str(error)) from error
-    broken = [reason for document in baked for reason in document["floors_not_met"]]
-    if broken:
-        raise VerificationError(f"floors are not met: {'; '.join(broken)}")
-
-
-def _bake_here(recipes: Sequence[Recipe], options: Options, out: Out) -> tuple[list[Document], list[Failure]]:
-    """Bake one recipe after the other; the documents, and the errors by recipe."""
-    baked: list[Document] = []
-    failed: list[Failure] = []
-    for recipe in recipes:
-        try:
-            baked.append(baked_document(bake_recipe(recipe, options, BakeProgress(out, recipe.name), out.warn)))
-        except QuantkitError as error:
-            failed.append((recipe.name, error))
-            if len(recipes) > 1:
-                out.warn(f"{recipe.name}: {error}")
-    return baked, failed
-
-
-def _bake_on_ray(
-    recipes: Sequence[Recipe], words: Sequence[str], address: str, threads: int | None, out: Out
-) -> tuple[list[Document], list[Failure]]:
-    """Bake each recipe on a worker of a Ray cluster; the documents, and the errors by recipe."""
-    baked: list[Document] = []
-    failed: list[Failure] = []
-    paths = [recipe.opened.path for recipe in recipes]
-    for recipe, done in zip(
-        recipes, bake_on_ray(paths, words, address, threads, BakeProgress(out, indent="")), strict=True
-    ):
-        documents = json.loads(done.ended.answer)["recipes"] if done.ended.answer else []
-        baked += documents
-        # a floor that is not met is an exit code too, but the document reports it
-        if done.ended.code and not (documents and documents[0]["floors_not_met"]):
-            error = failure("bake", done.ended.code, done.ended.sentences)
-            if not isinstance(error, QuantkitError):
-                raise error
-            failed.append((recipe.name, error))
-            out.warn(f"{recipe.name}: {error}")
-    return baked, failed
-
-
-def _words(options: Options) -> list[str]:
-    """The options as words of a command line for a worker."""
-    machine = options.machine
-    words = ["-o", str(options.output.absolute()), *(word for step in options.only for word in ("--only", step))]
-    words += ["--push"] if options.push else []
-    words += ["--force"] if options.force else []
-    words += ["--device", machine.device] if machine.device else []
-    words += ["--max-ram", machine.max_ram] if machine.max_ram else []
-    return words + (["--offline"] if machine.offline else [])
+    failed = [{"name": name, "error": str(error)} for name, error in bakes.errors]
+    out.document({"command": "bake", "dry_run": False, "recipes": list(bakes.documents), "failed": failed})
+    bakes.raise_first()
+    if bakes.broken_floors:
+        raise VerificationError(f"floors are not met: {'; '.join(bakes.broken_floors)}")
 
 
 def _absolute(source: str) -> str:
     """A folder as an absolute path, a hub id as it is."""
     path = user_path(source)
     return str(path.absolute()) if path.is_dir() else source
-
-
-def _require_unique_names(recipes: Sequence[Recipe]) -> None:
-    """Raise UsageError for two recipes that would write the same files."""
-    names = [recipe.name for recipe in recipes]
-    repeated = next((name for name in names if names.count(name) > 1), None)
-    if repeated is not None:
-        both = " and ".join(str(recipe.opened.path) for recipe in recipes if recipe.name == repeated)
-        raise UsageError(f"{both} both name their model {repeated} and would write the same files; rename one of them")

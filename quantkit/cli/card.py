@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from quantkit.cli.ollama_options import license_name
-from quantkit.cli.options import LICENSE_HELP, output_option
+from quantkit.cli.options import LICENSE, output_option
 from quantkit.cli.output import Out
 from quantkit.errors import UsageError
 from quantkit.measurement.reading import load_report
@@ -33,10 +33,7 @@ def card(
     name: Annotated[
         str | None, typer.Option("--name", metavar="TEXT", help="Model name.", show_default="the folder's")
     ] = None,
-    license_: Annotated[
-        str | None,
-        typer.Option("--license", metavar="ID|FILE", help=LICENSE_HELP, show_default="the GGUF's"),
-    ] = None,
+    license_: Annotated[str | None, LICENSE] = None,
     languages: Annotated[
         list[str] | None, typer.Option("--language", metavar="CODE", help="Language code, such as en; repeatable.")
     ] = None,

@@ -14,14 +14,13 @@ from quantkit.cli.conversion_options import (
     OutputOptions,
     PackedOptions,
     RunOptions,
-    refuse_idle,
 )
+from quantkit.cli.option_groups import refuse_idle
 from quantkit.cli.options import parse_size
 from quantkit.errors import UsageError
 
 if TYPE_CHECKING:
     from quantkit.outputs.request import ConvertOptions
-    from quantkit.outputs.target import Target
 
 
 @dataclass(frozen=True)
@@ -64,7 +63,7 @@ def _types(conversion: Conversion) -> list[str]:
     methods = {"awq", "gptq"} & set(names)
     files = [file_type(name) for name in names if name not in (*methods, IMATRIX)]
     for group, applies, needed in (
-        (conversion.gguf, files or target_of(conversion.gguf), "a GGUF type"),
+        (conversion.gguf, files or conversion.gguf.target, "a GGUF type"),
         (conversion.packed, methods, "-t awq or -t gptq"),
         (conversion.awq, "awq" in methods, "-t awq"),
         (conversion.gptq, "gptq" in methods, "-t gptq"),
@@ -92,19 +91,17 @@ def _calibrate(conversion: Conversion, types: list[str], *, is_gguf: bool) -> bo
             or text is not None
             or options.preset is not None
             or options.solver == "feedback"
-            or target_of(options) is not None
+            or options.target is not None
         )
         # llama.cpp runs the whole file for it, so a GGUF is calibrated only by request
         calibrate = options.imatrix is None and wanted and (text is not None or not is_gguf)
-    has_files = bool(target_of(options)) or any(name not in ("awq", "gptq", IMATRIX) for name in types)
+    has_files = bool(options.target) or any(name not in ("awq", "gptq", IMATRIX) for name in types)
     if not others and not (has_files and calibrate):
         refuse_idle(conversion.calibration, "--calibrate")
     return calibrate
 
 
 def _options(conversion: Conversion, work: RunOptions, *, calibrate: bool) -> "ConvertOptions":
-    from quantkit.gguf.mix import MixOptions, parse_override
-    from quantkit.gguf.types import tensor_type
     from quantkit.outputs.calibration import CalibrationRequest
     from quantkit.outputs.request import ConvertOptions
 
@@ -130,14 +127,8 @@ def _options(conversion: Conversion, work: RunOptions, *, calibrate: bool) -> "C
         logits=conversion.output.logits,
         imatrix=gguf.imatrix,
         imatrix_file=conversion.imatrix_file,
-        target=target_of(gguf),
-        mix=MixOptions(
-            output_type=tensor_type(gguf.output_type) if gguf.output_type else None,
-            embedding_type=tensor_type(gguf.embedding_type) if gguf.embedding_type else None,
-            pure=gguf.pure,
-            leave_output=gguf.leave_output_tensor,
-            tensor_types=tuple(parse_override(text) for text in gguf.tensor_type or ()),
-        ),
+        target=gguf.target,
+        mix=gguf.mix_options,
         split_max_size=parse_size(gguf.split_max_size, "--split-max-size") if gguf.split_max_size else None,
         allow_requantize=gguf.allow_requantize,
         mtp=gguf.mtp,
@@ -152,13 +143,3 @@ def _options(conversion: Conversion, work: RunOptions, *, calibrate: bool) -> "C
         act_order=gptq.act_order,
         static_groups=gptq.static_groups,
     )
-
-
-def target_of(options: GgufOptions) -> "Target | None":
-    """The size of --target-size or --target-bpw; None without them."""
-    from quantkit.outputs.target import Target
-
-    if options.target_size is None and options.target_bpw is None:
-        return None
-    size = None if options.target_size is None else parse_size(options.target_size, "--target-size")
-    return Target(size=size, bits=options.target_bpw)

@@ -1,25 +1,22 @@
 """The options of convert and its presets, declared once; each group is a dataclass whose fields are the options."""
 
-# ruff: noqa: RUF009 (_option returns a dataclass field)
+# ruff: noqa: RUF009 (option returns a dataclass field)
 
-import copy
-import dataclasses
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import wraps
-from inspect import Parameter, signature
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, get_type_hints
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 import typer
 
 from quantkit.chat import BUILT_IN
-from quantkit.cli.options import DRY_RUN, FORCE, OFFLINE, output_option
-from quantkit.errors import UsageError
+from quantkit.cli.option_groups import declared, option
+from quantkit.cli.options import DRY_RUN, FORCE, OFFLINE, output_option, parse_size
 from quantkit.gguf.file_types import FILE_TYPES
 
 if TYPE_CHECKING:
+    from quantkit.gguf.mix import MixOptions
     from quantkit.llamacpp.converter import ConverterOptions
+    from quantkit.outputs.target import Target
 
 IMATRIX, PRESET = "imatrix", "phone"
 _OTHERS = {
@@ -59,24 +56,14 @@ MaxRamOption = Annotated[str | None, _MAX_RAM]
 DeviceOption = Annotated[Literal["auto", "cpu", "cuda"], _DEVICE]
 
 
-def _option(default: Any, help_: str, *flags: str, **settings: Any) -> Any:
-    """A field that is an option; its flag is its name unless `flags` are given."""
-    return _declared(default, typer.Option(*flags, help=help_, **settings))
-
-
-def _declared(default: Any, option: Any) -> Any:
-    """A field that is an option declared elsewhere."""
-    return dataclasses.field(default=default, metadata={"option": option})
-
-
 @dataclass(frozen=True)
 class OutputOptions:
     """Where outputs go, and how they are checked."""
 
     heading: ClassVar[str] = "Outputs"
-    output: Path = _declared(Path(), output_option("DIR", "Folder of the outputs.", "here"))
-    name: str | None = _option(None, "Name of the outputs.", metavar="NAME", show_default="the source's")
-    logits: bool | None = _option(
+    output: Path = declared(Path(), output_option("DIR", "Folder of the outputs.", "here"))
+    name: str | None = option(None, "Name of the outputs.", metavar="NAME", show_default="the source's")
+    logits: bool | None = option(
         None,
         "Run each output and compare its logits with the source's.",
         "--logits/--no-logits",
@@ -89,45 +76,45 @@ class GgufOptions:
     """Options of GGUF types."""
 
     heading: ClassVar[str] = "GGUF types"
-    preset: str | None = _option(
+    preset: str | None = option(
         None,
         "phone: q4_0 and q4_k_m with an importance matrix (--calibrate, unless --imatrix is given).",
         metavar="NAME",
         autocompletion=lambda: [PRESET],
     )
-    imatrix: Path | None = _option(None, "Importance matrix of llama.cpp (GGUF or .dat).", metavar="FILE")
-    calibrate: bool | None = _option(
+    imatrix: Path | None = option(None, "Importance matrix of llama.cpp (GGUF or .dat).", metavar="FILE")
+    calibrate: bool | None = option(
         None,
         "Compute the importance matrix of GGUF types over a calibration text, or use none.",
         "--calibrate/--no-imatrix",
         show_default="convert: --calibrate, gguf: --no-imatrix",
     )
-    solver: Literal["llama.cpp", "feedback"] = _option(
+    solver: Literal["llama.cpp", "feedback"] = option(
         "llama.cpp",
         "Rounding: llama.cpp's own, or error feedback over a calibration text (more accurate, slower).",
     )
-    target_size: str | None = _option(
+    target_size: str | None = option(
         None,
         "Also write a GGUF of at most this size (4.5G); the calibration chooses the type of each tensor.",
         metavar="SIZE",
     )
-    target_bpw: float | None = _option(
+    target_bpw: float | None = option(
         None, "Also write a GGUF of at most this many bits per weight (4.5), types chosen likewise.", metavar="BITS"
     )
-    tensor_type: list[str] | None = _option(
+    tensor_type: list[str] | None = option(
         None, "Type of the tensors whose name matches; repeat.", metavar="REGEX=TYPE"
     )
-    output_type: str | None = _option(None, "Type of the output head.", metavar="TYPE")
-    embedding_type: str | None = _option(None, "Type of the token embedding.", metavar="TYPE")
-    leave_output_tensor: bool = _option(False, "Keep the output head unquantized.", "--leave-output-tensor")
-    pure: bool = _option(False, "One type for all tensors, no mix.", "--pure")
-    split_max_size: str | None = _option(None, "Write shards of at most this size (500M, 2G).", metavar="SIZE")
-    allow_requantize: bool = _option(False, "Accept a source that is quantized already.", "--allow-requantize")
-    mtp: Literal["keep", "only", "drop"] = _option(
+    output_type: str | None = option(None, "Type of the output head.", metavar="TYPE")
+    embedding_type: str | None = option(None, "Type of the token embedding.", metavar="TYPE")
+    leave_output_tensor: bool = option(False, "Keep the output head unquantized.", "--leave-output-tensor")
+    pure: bool = option(False, "One type for all tensors, no mix.", "--pure")
+    split_max_size: str | None = option(None, "Write shards of at most this size (500M, 2G).", metavar="SIZE")
+    allow_requantize: bool = option(False, "Accept a source that is quantized already.", "--allow-requantize")
+    mtp: Literal["keep", "only", "drop"] = option(
         "keep", "Layers that predict a later token (MTP): keep, write alone as mtp-NAME, or leave out."
     )
-    pre: str | None = _option(None, "BPE pre-tokenizer, if it is not recognized.", metavar="NAME")
-    chat_template: str | None = _option(
+    pre: str | None = option(None, "BPE pre-tokenizer, if it is not recognized.", metavar="NAME")
+    chat_template: str | None = option(
         None,
         f"Chat template of the GGUF: a Jinja file, one of {', '.join(BUILT_IN)}, or none. Write a file with such a name"
         " as ./NAME.",
@@ -135,18 +122,42 @@ class GgufOptions:
         autocompletion=_complete_template,
         show_default="the checkpoint's",
     )
-    converter: Path | None = _option(
+    converter: Path | None = option(
         None,
         "llama.cpp's checkout or converter folder, for a model without a family.",
         metavar="DIR",
         show_default="$QUANTKIT_LLAMA_CPP",
     )
-    converter_python: Path | None = _option(
+    converter_python: Path | None = option(
         None,
         "Python with torch that runs the converter.",
         metavar="PYTHON",
         show_default="$QUANTKIT_LLAMA_CPP_PYTHON, or a venv beside the converter",
     )
+
+    @property
+    def target(self) -> "Target | None":
+        """The size of --target-size or --target-bpw; None without them."""
+        from quantkit.outputs.target import Target
+
+        if self.target_size is None and self.target_bpw is None:
+            return None
+        size = None if self.target_size is None else parse_size(self.target_size, "--target-size")
+        return Target(size=size, bits=self.target_bpw)
+
+    @property
+    def mix_options(self) -> "MixOptions":
+        """The types of single tensors."""
+        from quantkit.gguf.mix import MixOptions, parse_override
+        from quantkit.gguf.types import tensor_type
+
+        return MixOptions(
+            output_type=tensor_type(self.output_type) if self.output_type else None,
+            embedding_type=tensor_type(self.embedding_type) if self.embedding_type else None,
+            pure=self.pure,
+            leave_output=self.leave_output_tensor,
+            tensor_types=tuple(parse_override(text) for text in self.tensor_type or ()),
+        )
 
     @property
     def converter_options(self) -> "ConverterOptions":
@@ -160,11 +171,11 @@ class PackedOptions:
     """Options of AWQ and GPTQ."""
 
     heading: ClassVar[str] = "AWQ and GPTQ"
-    bits: int = _option(4, "Bits of a weight: 2, 3, 4 or 8.", metavar="N")
-    group_size: int = _option(128, "Inputs that share a scale: 32, 64, 128; -1 for all.", metavar="N")
-    skip: list[str] | None = _option(None, "Linears not to quantize (down_proj, *.0.*); repeat.", metavar="PATTERN")
-    dtype: Literal["float16", "bfloat16"] = _option("float16", "Type of unquantized tensors.")
-    max_shard_size: str = _option("5G", "Largest size of a weight file.", metavar="SIZE")
+    bits: int = option(4, "Bits of a weight: 2, 3, 4 or 8.", metavar="N")
+    group_size: int = option(128, "Inputs that share a scale: 32, 64, 128; -1 for all.", metavar="N")
+    skip: list[str] | None = option(None, "Linears not to quantize (down_proj, *.0.*); repeat.", metavar="PATTERN")
+    dtype: Literal["float16", "bfloat16"] = option("float16", "Type of unquantized tensors.")
+    max_shard_size: str = option("5G", "Largest size of a weight file.", metavar="SIZE")
 
 
 @dataclass(frozen=True)
@@ -172,7 +183,7 @@ class AwqOptions:
     """Options of AWQ alone."""
 
     heading: ClassVar[str] = "AWQ"
-    rounding: Literal["feedback", "nearest"] = _option(
+    rounding: Literal["feedback", "nearest"] = option(
         "feedback", "Rounding: feed errors to later columns, as GPTQ does, or to nearest, as in the paper."
     )
 
@@ -182,16 +193,16 @@ class GptqOptions:
     """Options of GPTQ alone."""
 
     heading: ClassVar[str] = "GPTQ"
-    symmetric: bool = _option(
+    symmetric: bool = option(
         True, "One zero point for all groups (every kernel reads it), or one a group.", "--sym/--asym"
     )
-    act_order: bool = _option(True, "Quantize columns in order of decreasing activation.", "--act-order/--no-act-order")
-    static_groups: bool = _option(
+    act_order: bool = option(True, "Quantize columns in order of decreasing activation.", "--act-order/--no-act-order")
+    static_groups: bool = option(
         True,
         "Groups of adjacent columns despite --act-order, which kernels read fastest.",
         "--static-groups/--no-static-groups",
     )
-    damp: float | None = _option(
+    damp: float | None = option(
         None,
         "Damping: this fraction of the Hessian's mean diagonal is added to its diagonal.",
         metavar="FRACTION",
@@ -199,7 +210,7 @@ class GptqOptions:
         max=1.0,
         show_default="inputs / (2 tokens), at least 0.05",
     )
-    propagate: Literal["float", "quantized"] = _option(
+    propagate: Literal["float", "quantized"] = option(
         "float", "Layers whose activations calibrate the next layer: the source's or the quantized ones."
     )
 
@@ -209,21 +220,21 @@ class CalibrationOptions:
     """What to calibrate on."""
 
     heading: ClassVar[str] = "Calibration"
-    calibration: str | None = _option(
+    calibration: str | None = option(
         None,
         "Calibration text: a text, jsonl or parquet file, or a dataset of the hub.",
         metavar="FILE|ORG/NAME[:SPLIT]",
         show_default="a mixed text that comes with quantkit",
     )
-    samples: int = _option(128, "Calibration samples.", metavar="N", min=1)
-    seq_len: int = _option(512, "Tokens of a sample.", metavar="N", min=2)
-    chat: bool | None = _option(
+    samples: int = option(128, "Calibration samples.", metavar="N", min=1)
+    seq_len: int = option(512, "Tokens of a sample.", metavar="N", min=2)
+    chat: bool | None = option(
         None,
         "Apply the chat template to conversations in the text, or use them as they are.",
         "--chat/--raw",
         show_default="the template if there is one",
     )
-    device: Literal["auto", "cpu", "cuda"] = _declared("auto", _DEVICE)
+    device: Literal["auto", "cpu", "cuda"] = declared("auto", _DEVICE)
 
 
 @dataclass(frozen=True)
@@ -231,59 +242,8 @@ class RunOptions:
     """How to work; nothing here changes a byte."""
 
     heading: ClassVar[str] = "Run"
-    threads: int | None = _declared(None, _THREADS)
-    max_ram: str | None = _declared(None, _MAX_RAM)
-    dry_run: bool = _declared(False, DRY_RUN)
-    force: bool = _declared(False, FORCE)
-    offline: bool = _declared(False, OFFLINE)
-
-
-def grouped(function: Callable[..., None]) -> Callable[..., None]:
-    """`function` as a command: each parameter that is a dataclass of options becomes those options."""
-    hints = get_type_hints(function, include_extras=True)
-    groups = {name: _options(hints[name]) for name in signature(function).parameters}
-
-    @wraps(function)
-    def command(*positional: Any, **values: Any) -> None:
-        for name, options in groups.items():
-            if options:
-                values[name] = hints[name](**{option.name: values.pop(option.name) for option in options})
-        function(*positional, **values)
-
-    flat: list[Parameter] = []
-    for name, parameter in signature(function).parameters.items():
-        flat += groups[name] or [parameter.replace(annotation=hints[name], kind=Parameter.KEYWORD_ONLY)]
-    command.__signature__ = signature(function).replace(parameters=flat)  # type: ignore[attr-defined]
-    return command
-
-
-def refuse_idle(group: Any, needed: str) -> None:
-    """Raise UsageError if an option of the group is given, because it has no effect without `needed`."""
-    for option in _options(type(group)):
-        if getattr(group, option.name) != option.default:
-            declared = option.annotation.__metadata__[0].default  # in an Annotated option the first of its flags
-            flag = declared if isinstance(declared, str) else f"--{option.name.replace('_', '-')}"
-            raise UsageError(f"{flag} has no effect without {needed}; leave it out, or add {needed}")
-
-
-def _under(option: Any, heading: str) -> Any:
-    """A copy of an option that the help shows under `heading`."""
-    option = copy.copy(option)
-    option.rich_help_panel = heading
-    return option
-
-
-def _options(group: Any) -> list[Parameter]:
-    """The fields of a dataclass of options as parameters; empty for anything else."""
-    if not dataclasses.is_dataclass(group):
-        return []
-    hints, heading = get_type_hints(group), str(vars(group)["heading"])
-    return [
-        Parameter(
-            field.name,
-            Parameter.KEYWORD_ONLY,
-            default=field.default,
-            annotation=Annotated[hints[field.name], _under(field.metadata["option"], heading)],
-        )
-        for field in dataclasses.fields(group)
-    ]
+    threads: int | None = declared(None, _THREADS)
+    max_ram: str | None = declared(None, _MAX_RAM)
+    dry_run: bool = declared(False, DRY_RUN)
+    force: bool = declared(False, FORCE)
+    offline: bool = declared(False, OFFLINE)

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from quantkit.cli.conversion import Conversion, convert_options, target_of
+from quantkit.cli.conversion import Conversion, convert_options
 from quantkit.cli.conversion_options import (
     AwqOptions,
     CalibrationOptions,
@@ -15,8 +15,8 @@ from quantkit.cli.conversion_options import (
     PackedOptions,
     RunOptions,
     complete_type,
-    grouped,
 )
+from quantkit.cli.option_groups import grouped
 from quantkit.cli.options import SourceArg
 from quantkit.cli.output import Out
 from quantkit.errors import UsageError
@@ -57,7 +57,7 @@ def convert(
 
     Example: quantkit convert ORG/NAME -t awq -t gptq -t q4_0 -t q2_k -o out
     """
-    if not (types or gguf.preset or target_of(gguf)):
+    if not (types or gguf.preset or gguf.target):
         raise UsageError("no type is given; name one with -t (-t q4_k_m), or a size with --target-size")
     conversion = Conversion(tuple(types or ()), output, gguf, packed, awq, gptq, calibration, calibrates=True)
     convert_source(out, "convert", source, conversion, work)
@@ -65,7 +65,8 @@ def convert(
 
 def convert_source(out: Out, command: str, source: str, conversion: Conversion, work: RunOptions) -> None:
     """Plan the conversion of `source`, run it unless it is a dry run, show the result."""
-    from quantkit.cli import report
+    from quantkit.cli.conversion_document import planned_document, result_document
+    from quantkit.cli.conversion_tables import announce, raise_failed, show_plan, show_result
     from quantkit.cli.sources import fetch, is_gguf
     from quantkit.conversion.run import run
     from quantkit.outputs.model import Model
@@ -90,11 +91,13 @@ def convert_source(out: Out, command: str, source: str, conversion: Conversion, 
             types, options = convert_options(conversion, work, is_gguf=True)
             request = conversion_request(types, conversion.output.output, options, is_gguf=True)
         plan = plan_conversion(opened, request)
-        report.announce(plan, out, logits=options.logits)
+        announce(plan, out, logits=options.logits)
         if work.dry_run:
-            report.show_plan(plan, out, command)
+            show_plan(plan, out)
+            out.document(planned_document(plan, command))
             return
         with out.progress() as progress:
             result = run(plan, force=options.force, logits=options.logits, progress=progress)
-    report.show_result(result, out, command)
-    report.raise_failed(result)
+    show_result(result, out)
+    out.document(result_document(result, command))
+    raise_failed(result)

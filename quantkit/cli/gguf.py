@@ -11,9 +11,9 @@ from quantkit.cli.conversion_options import (
     OutputOptions,
     RunOptions,
     complete_gguf_type,
-    grouped,
 )
 from quantkit.cli.convert import convert_source
+from quantkit.cli.option_groups import grouped
 from quantkit.cli.options import SourceArg
 from quantkit.cli.output import Out
 from quantkit.gguf.file_types import FILE_TYPES, file_type

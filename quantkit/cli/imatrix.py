@@ -10,9 +10,9 @@ from quantkit.cli.conversion_options import (
     CheckpointArg,
     OutputOptions,
     RunOptions,
-    grouped,
 )
 from quantkit.cli.convert import convert_source
+from quantkit.cli.option_groups import grouped
 from quantkit.cli.options import output_option
 from quantkit.cli.output import Out
 from quantkit.errors import OutputError

@@ -1,11 +1,12 @@
 """A model's description as lines for a terminal."""
 
 import textwrap
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
+from quantkit.cli.inspect_origin import origin_lines
+from quantkit.cli.inspect_shape import context_words, expert_words, quantized_words, shape_words
 from quantkit.cli.output import human_bytes, human_count, printable
-from quantkit.inspection.description import Description, Quantization, Shape, Template, Vocabulary
+from quantkit.inspection.description import Description, Template, Vocabulary
 
 _LABEL = 12
 _MOST_TOKENS, _MOST_LINES = 12, 24
@@ -18,7 +19,7 @@ def lines_of(description: Description, width: int) -> list[str]:
         lines += _labelled(label, text, width)
     lines += _types(description)
     lines += _outputs(description)
-    for label, text in (*_words(description.vocabulary), *_origin(description)):
+    for label, text in (*_vocabulary_words(description.vocabulary), *origin_lines(description)):
         lines += _labelled(label, text, width)
     lines += _template(description, width)
     for note in description.notes:
@@ -50,9 +51,9 @@ def _facts(description: Description) -> list[tuple[str, str]]:
         if weights.active_parameters != weights.parameters:
             active = f", {human_count(weights.active_parameters)} active for a token"
         facts.append(("parameters", f"{human_count(weights.parameters)}{active}"))
-    facts += [("shape", _shape(shape)), ("experts", _experts(shape)), ("context", _context(shape))]
+    facts += [("shape", shape_words(shape)), ("experts", expert_words(shape)), ("context", context_words(shape))]
     if description.quantization:
-        facts.append(("quantized", _quantized(description.quantization)))
+        facts.append(("quantized", quantized_words(description.quantization)))
     if description.convertible is True:
         facts.append(("converts", "yes, quantkit gguf takes it"))
     elif description.convertible is False:
@@ -66,56 +67,6 @@ def _facts(description: Description) -> list[tuple[str, str]]:
             ("size", f"{size} in {len(description.files)} files" + ("" if description.outputs else f", {first} ..."))
         )
     return facts
-
-
-def _quantized(description: Quantization) -> str:
-    words = [f"{description.linears} linears"]
-    if description.symmetric is not None:
-        words.append("symmetric" if description.symmetric else "asymmetric")
-    if description.act_order:
-        words.append("act-order")
-    if description.packing:
-        words.append(f"packed as {description.packing}")
-    kept = f"; kept as they were: {', '.join(description.kept)}" if description.kept else ""
-    return ", ".join(words) + kept
-
-
-def _shape(shape: Shape) -> str:
-    words = []
-    if shape.layers:
-        words.append(f"{shape.layers} layers")
-    if shape.hidden:
-        words.append(f"hidden {shape.hidden}")
-    if shape.ffn:
-        words.append(f"feed-forward {shape.ffn}")
-    if shape.heads:
-        shared = f" ({shape.kv_heads} for keys and values)" if shape.kv_heads != shape.heads else ""
-        words.append(f"{shape.heads} heads{shared}" + (f" of {shape.head_dim}" if shape.head_dim else ""))
-    return ", ".join(words)
-
-
-def _experts(shape: Shape) -> str:
-    if not shape.experts:
-        return ""
-    words = [f"{shape.experts}, {shape.experts_used or '?'} for each token"]
-    if shape.experts_shared:
-        words.append(f"{shape.experts_shared} shared")
-    if shape.expert_ffn:
-        words.append(f"feed-forward {shape.expert_ffn}")
-    return ", ".join(words)
-
-
-def _context(shape: Shape) -> str:
-    words = [f"{shape.context} tokens"] if shape.context else []
-    if shape.sliding_window:
-        words.append(f"sliding window {shape.sliding_window}")
-    if shape.positions == "rope":
-        base = f" base {shape.rope_base:.10g}" if shape.rope_base else ""
-        part = f" on {shape.rope_dimensions} of {shape.head_dim}" if shape.rope_dimensions else ""
-        words.append(f"rope{base}{part}" + (f", scaling {shape.rope_scaling}" if shape.rope_scaling else ""))
-    elif shape.positions:
-        words.append({"alibi": "ALiBi"}.get(shape.positions, f"{shape.positions} positions"))
-    return ", ".join(words)
 
 
 def _types(description: Description) -> list[str]:
@@ -164,7 +115,7 @@ def _columns(rows: Sequence[tuple[str, ...]], left: tuple[int, ...] = (0,)) -> l
     return [(" " * _LABEL + "  ".join(row)).rstrip() for row in cells]
 
 
-def _words(vocabulary: Vocabulary | None) -> list[tuple[str, str]]:
+def _vocabulary_words(vocabulary: Vocabulary | None) -> list[tuple[str, str]]:
     if vocabulary is None:
         return []
     kind = "/".join(filter(None, (vocabulary.model, vocabulary.pre if vocabulary.pre != "default" else None)))
@@ -174,41 +125,6 @@ def _words(vocabulary: Vocabulary | None) -> list[tuple[str, str]]:
     text += ", adds EOS" if vocabulary.adds_eos else ""
     special = "  ".join(f"{token.role} {token.id} {token.text!r}" for token in vocabulary.special[:_MOST_TOKENS])
     return [("vocabulary", text), ("", special)]
-
-
-def _origin(description: Description) -> list[tuple[str, str]]:
-    if description.outputs and isinstance(description.origin, Mapping):
-        entries = [entry for entry in description.origin.values() if isinstance(entry, dict)]
-        return [("origin", _made(entries[0]))] if entries else []
-    if description.origin is not None and "origin" in description.origin:
-        return [("origin", _made(description.origin)), ("checks", _checks(description.origin))]
-    return [("revision", description.revision)] if description.revision else []
-
-
-def _made(entry: Mapping[str, Any]) -> str:
-    origin = entry.get("origin") if isinstance(entry.get("origin"), dict) else {}
-    tool = entry.get("tool") if isinstance(entry.get("tool"), dict) else {}
-    revision = f"@{origin['revision']}" if origin and origin.get("revision") else ""
-    words = [f"made from {(origin or {}).get('source', '?')}{revision}"]
-    words.append(f"by {(tool or {}).get('name', '?')} {(tool or {}).get('version', '')}".rstrip())
-    if entry.get("written"):
-        words.append(f"on {entry['written']}")
-    text = entry.get("calibration")
-    if isinstance(text, dict):
-        count, length = text.get("samples", "?"), text.get("tokens_per_sample", "?")
-        return f"{' '.join(words)}, calibrated on {text.get('text', '?')} ({count} samples of {length} tokens)"
-    options = entry.get("options") if isinstance(entry.get("options"), dict) else {}
-    given = [
-        f"--{name.replace('_', '-').replace('-types', '-type')}" for name, value in (options or {}).items() if value
-    ]
-    return " ".join(words) + (f", with {', '.join(given)}".replace("-types", "-type") if given else "")
-
-
-def _checks(entry: Mapping[str, Any]) -> str:
-    checks = entry.get("checks")
-    if not isinstance(checks, list):
-        return ""
-    return "; ".join(f"{c.get('name')} {c.get('status')}" for c in checks if isinstance(c, dict))
 
 
 def _template(description: Description, width: int) -> list[str]:

@@ -9,7 +9,7 @@ import typer
 from quantkit.api import measure as measure_models
 from quantkit.cli.conversion_options import DeviceOption, ThreadsOption
 from quantkit.cli.measure_tables import show_measurement
-from quantkit.cli.options import ForceOption, OfflineOption, context_option, output_option, parse_gpu_layers
+from quantkit.cli.options import ForceOption, OfflineOption, RpcOption, context_option, output_option, parse_gpu_layers
 from quantkit.cli.output import Out
 from quantkit.errors import UsageError, VerificationError
 from quantkit.machine import cores
@@ -66,12 +66,7 @@ def measure(
     speed: Annotated[
         bool, typer.Option("--speed", help="Measure the tokens per second of GGUF files, as llama-bench does.")
     ] = False,
-    rpc: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--rpc", metavar="HOST:PORT", help="A llama.cpp rpc-server whose devices count as GPUs; repeatable."
-        ),
-    ] = None,
+    rpc: RpcOption = None,
     max_delta: Annotated[
         str | None,
         typer.Option(metavar="X|X%", help="Exit 3 if a perplexity exceeds the reference's by more than this."),

@@ -5,7 +5,14 @@ from pathlib import Path
 
 from quantkit.cli import ollama_options as options
 from quantkit.cli.ollama_tables import document, show_notes, show_plan
-from quantkit.cli.options import ContextOption, DryRunOption, ForceOption, ParameterOption, ShortParameterOption
+from quantkit.cli.options import (
+    ChatTemplateOption,
+    ContextOption,
+    DryRunOption,
+    ForceOption,
+    ParameterOption,
+    SystemOption,
+)
 from quantkit.cli.output import Out, human_bytes
 from quantkit.errors import ModelfileError, UsageError
 from quantkit.publish.ollama.lint import lint_file
@@ -38,14 +45,13 @@ def ollama(
     plan_file: options.PlanOption = None,
     recipe_file: options.RecipeOption = None,
     parameters: ParameterOption = None,
-    short_parameters: ShortParameterOption = None,
     ctx: ContextOption = None,
-    num_gpu: options.NumGpuOption = None,
+    gpu_layers: options.GpuLayersOption = None,
     vram: options.VramOption = None,
-    system: options.SystemOption = None,
+    system: SystemOption = None,
     license_: options.LicenseOption = None,
     messages: options.MessageOption = None,
-    chat_template: options.ChatTemplateOption = None,
+    chat_template: ChatTemplateOption = None,
     check: options.CheckOption = None,
     create: options.CreateOption = False,
     push: options.PushOption = False,
@@ -65,10 +71,8 @@ def ollama(
         _check(check, out)
         return
     recipe = read_ollama(recipe_file) if recipe_file else None
-    layers, gpu_memory = options.read_num_gpu(num_gpu, vram)
-    overrides = options.read_overrides(
-        [*(parameters or ()), *(short_parameters or ())], ctx, layers, system, license_, messages, chat_template
-    )
+    layers, gpu_memory = options.read_gpu_layers(gpu_layers, vram)
+    overrides = options.read_overrides(parameters, ctx, layers, system, license_, messages, chat_template)
     if recipe is not None:
         overrides = overrides.over(recipe.overrides)
     server = Server(parse_host(host or os.environ.get("OLLAMA_HOST"))) if create or push else None

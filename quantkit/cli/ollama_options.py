@@ -8,9 +8,8 @@ import typer
 from quantkit.chat import BUILT_IN, built_in
 from quantkit.cli.options import (
     AUTO,
-    GPU_LAYERS_METAVAR,
-    LAYERS_HELP,
-    LICENSE_HELP,
+    LICENSE,
+    gpu_layers_option,
     output_option,
     parse_gpu_layers,
     parse_size,
@@ -51,26 +50,15 @@ PlanOption = Annotated[
 RecipeOption = Annotated[
     Path | None, typer.Option("--recipe", metavar="FILE", help="A recipe; its [ollama] table gives the defaults.")
 ]
-NumGpuOption = Annotated[
-    str | None,
-    typer.Option("--gpu-layers", "--num-gpu", metavar=GPU_LAYERS_METAVAR, help=LAYERS_HELP),
-]
+GpuLayersOption = Annotated[str | None, gpu_layers_option("--num-gpu")]
 VramOption = Annotated[
     str | None,
     typer.Option(metavar="SIZE", help="GPU memory for --gpu-layers auto.", show_default="the free memory"),
 ]
-SystemOption = Annotated[str | None, typer.Option(metavar="TEXT", help="The system message.")]
-LicenseOption = Annotated[
-    list[str] | None,
-    typer.Option("--license", metavar="ID|FILE", help=LICENSE_HELP, show_default="the GGUF's"),
-]
+LicenseOption = Annotated[list[str] | None, LICENSE]
 MessageOption = Annotated[
     list[str] | None,
     typer.Option("--message", metavar="ROLE=TEXT", help="A first message of the conversation; repeatable."),
-]
-ChatTemplateOption = Annotated[
-    str | None,
-    typer.Option(metavar="FILE|NAME", help="A Jinja file, a built-in template, or none."),
 ]
 CheckOption = Annotated[
     Path | None, typer.Option("--check", metavar="FILE", help="Check a Modelfile and do nothing else.")
@@ -84,7 +72,7 @@ HostOption = Annotated[
 InsecureOption = Annotated[bool, typer.Option("--insecure", help="Push to a registry without TLS.")]
 
 
-def read_num_gpu(text: str | None, vram: str | None) -> tuple[int | None, int | None]:
+def read_gpu_layers(text: str | None, vram: str | None) -> tuple[int | None, int | None]:
     """(layers, None) for a number or `all`; (None, bytes of GPU memory) for `auto`; (None, None) without the option.
 
     Raises:

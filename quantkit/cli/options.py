@@ -49,17 +49,33 @@ def context_option(help_: str = "Tokens of context.", *, least: int = 1, default
 
 
 ContextOption = Annotated[int | None, context_option(default="by the model and command")]
-LAYERS_HELP = "Layers on the GPU; auto: as many as fit."
-GPU_LAYERS_METAVAR = "auto|all|N"
-GPU_LAYERS = typer.Option("--gpu-layers", metavar=GPU_LAYERS_METAVAR, help=LAYERS_HELP)
+
+
+def gpu_layers_option(*flags: str) -> Any:
+    """--gpu-layers of one command, with the further names `flags`."""
+    return typer.Option("--gpu-layers", *flags, metavar="auto|all|N", help="Layers on the GPU; auto: as many as fit.")
+
+
+GPU_LAYERS = gpu_layers_option()
 AUTO = "auto"
 ParameterOption = Annotated[
     list[str] | None,
     typer.Option("--parameter", metavar="NAME=VALUE", help="An Ollama PARAMETER, such as temperature=0.5; repeatable."),
 ]
-ShortParameterOption = Annotated[list[str] | None, typer.Option("-p", hidden=True)]
-"""The former short name of --parameter; `-p` is --prompt in `quantkit run`."""
-LICENSE_HELP = "License: an SPDX id such as apache-2.0, or a FILE with its text."
+RpcOption = Annotated[
+    list[str] | None,
+    typer.Option("--rpc", metavar="HOST:PORT", help="A llama.cpp rpc-server whose devices count as GPUs; repeatable."),
+]
+SystemOption = Annotated[str | None, typer.Option(metavar="TEXT", help="The system message.")]
+ChatTemplateOption = Annotated[
+    str | None, typer.Option(metavar="FILE|NAME", help="A Jinja file, a built-in template, or none.")
+]
+LICENSE = typer.Option(
+    "--license",
+    metavar="ID|FILE",
+    help="License: an SPDX id such as apache-2.0, or a FILE with its text.",
+    show_default="the GGUF's",
+)
 DebugOption = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 
 

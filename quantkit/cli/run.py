@@ -9,7 +9,7 @@ import typer
 
 from quantkit.cli.conversation import answer_once, talk
 from quantkit.cli.conversion_options import ThreadsOption
-from quantkit.cli.options import AUTO, GPU_LAYERS, Format, context_option, parse_gpu_layers
+from quantkit.cli.options import AUTO, GPU_LAYERS, Format, RpcOption, context_option, parse_gpu_layers
 from quantkit.cli.output import Out, human_bytes
 from quantkit.errors import UsageError
 from quantkit.llamacpp.conversation import converse
@@ -54,12 +54,7 @@ def run(
     ] = None,
     raw: Annotated[bool, typer.Option("--raw", help="Use no chat template: the model continues the text.")] = False,
     threads: ThreadsOption = None,
-    rpc: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--rpc", metavar="HOST:PORT", help="A llama.cpp rpc-server whose devices count as GPUs; repeatable."
-        ),
-    ] = None,
+    rpc: RpcOption = None,
 ) -> None:
     """Chat with a GGUF file, by llama.cpp.
 

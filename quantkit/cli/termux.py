@@ -7,12 +7,13 @@ import typer
 
 from quantkit.cli.ollama_options import read_overrides
 from quantkit.cli.options import (
+    ChatTemplateOption,
     ContextOption,
     DryRunOption,
     ForceOption,
     OfflineOption,
     ParameterOption,
-    ShortParameterOption,
+    SystemOption,
     output_option,
     parse_size,
 )
@@ -49,12 +50,8 @@ def termux(
     ] = None,
     ctx: ContextOption = None,
     parameters: ParameterOption = None,
-    short_parameters: ShortParameterOption = None,
-    system: Annotated[str | None, typer.Option(metavar="TEXT", help="The system message.")] = None,
-    chat_template: Annotated[
-        str | None,
-        typer.Option(metavar="FILE|NAME", help="A Jinja file, a built-in template, or none."),
-    ] = None,
+    system: SystemOption = None,
+    chat_template: ChatTemplateOption = None,
     offline: OfflineOption = False,
     dry_run: DryRunOption = False,
     force: ForceOption = False,
@@ -66,9 +63,8 @@ def termux(
 
     Example: quantkit termux --model NS/MODEL --figures MODEL.gguf -o termux.sh
     """
-    given = [*(parameters or ()), *(short_parameters or ())]
     request = ScriptRequest(
-        overrides=read_overrides(given, ctx, None, system, None, None, chat_template),
+        overrides=read_overrides(parameters, ctx, None, system, None, None, chat_template),
         name=str(parse_name(model)) if model is not None else "",
         gguf=gguf,
         figures=figures,

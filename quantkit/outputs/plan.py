@@ -180,9 +180,7 @@ def plan_conversion(
     if request.calibrated and isinstance(source, Checkpoint):
         calibration = _plan_calibration(source, request, samples, threads)
     elif request.calibrated and isinstance(source, Model):
-        callback = plan_callback(
-            source, request.calibration, samples, threads=threads, max_ram=request.max_ram
-        )
+        callback = plan_callback(source, request.calibration, samples, threads=threads, max_ram=request.max_ram)
     folders: tuple[FolderPlan, ...] = ()
     if calibration:
         # GPTQ runs first: it leaves the tensors of a layer as they are, AWQ scales them
@@ -194,8 +192,7 @@ def plan_conversion(
         _check_target(request.gguf)
     if request.gguf is not None and request.gguf.solver == "feedback" and not request.gguf.calibrate:
         raise UsageError(
-            "--solver feedback needs the Gram matrices of a calibration; leave out --imatrix and"
-            " --no-imatrix"
+            "--solver feedback needs the Gram matrices of a calibration; leave out --imatrix and --no-imatrix"
         )
     inputs = calibration or callback
     model, notes = _model(source, request.gguf, name) if request.gguf else (None, ())
@@ -240,8 +237,7 @@ def _check_target(request: GgufRequest) -> None:
             raise UsageError(f"{option} does not go with --target-size or --target-bpw; leave one of them out")
     if not request.calibrate:
         raise UsageError(
-            "--target-size and --target-bpw choose types by a calibration; leave out --imatrix and"
-            " --no-imatrix"
+            "--target-size and --target-bpw choose types by a calibration; leave out --imatrix and --no-imatrix"
         )
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from quantkit.cli import COMMANDS
+from quantkit.cli import COMMANDS, load_command
 from tests.helpers.command import command, quantkit_process
 
 HEAVY = re.compile(r"(numpy|huggingface_hub|torch|quantkit\.(stream|measurement))\b")
@@ -45,6 +45,22 @@ WORDS = {
 def test_the_summary_in_the_list_is_the_first_line_of_the_commands_help(name: str) -> None:
     function = getattr(import_module(f"quantkit.cli.{name}"), name)
     assert (inspect.getdoc(function) or "").splitlines()[0] == COMMANDS[name]
+
+
+def test_an_option_means_one_thing_in_every_command() -> None:
+    meanings: dict[str, set[tuple[str | None, ...]]] = {}
+    for name in COMMANDS:
+        for parameter in load_command(name).params:
+            for flag in parameter.opts:
+                meanings.setdefault(flag, set()).add((parameter.name, getattr(parameter, "help", None)))
+    shared = ("--debug", "--format", "--license", "--device", "--threads", "--max-ram", "--rpc", "--dry-run", "--force")
+    assert {flag: len(meanings[flag]) for flag in (*shared, "--offline", "-p")} == dict.fromkeys(
+        (*shared, "--offline", "-p"), 1
+    )
+    # measure takes a list of numbers, the other commands one
+    assert {meaning[0] for meaning in meanings["--gpu-layers"]} == {"gpu_layers"}
+    short = {flag: {meaning[0] for meaning in options} for flag, options in meanings.items() if len(flag) == 2}
+    assert {flag: len(names) for flag, names in short.items()} == dict.fromkeys(short, 1)
 
 
 @pytest.mark.parametrize("words", [("--help",), ("--version",), *((name, "--help") for name in LIGHT)], ids=" ".join)

@@ -87,7 +87,16 @@ def test_every_option_of_a_publisher_arrives(folder: Path, tmp_path: Path) -> No
     (tmp_path / "LICENSE").write_text("Do as you like.\n")
     answer = quantkit(
         *("ollama", folder / "m-Q4_0.gguf", *NAME, "-o", tmp_path / "out", "--ctx", "8192", "--num-gpu", "20"),
-        *("--parameter", "top_k=50", "-p", "temperature=0.5", "-p", "stop=|Human|:", "--system", "Be brief."),
+        *(
+            "--parameter",
+            "top_k=50",
+            "--parameter",
+            "temperature=0.5",
+            "--parameter",
+            "stop=|Human|:",
+            "--system",
+            "Be brief.",
+        ),
         *("--license", tmp_path / "LICENSE", "--message", "user=Hi", "--message", "assistant=Hello=there"),
         *("--chat-template", "blossom", "--size", "5b"),
     )
@@ -170,7 +179,7 @@ def test_push_makes_and_pushes_every_tag_and_a_second_one_sends_nothing(folder: 
 
 
 def test_what_is_on_the_server_is_what_the_modelfiles_say(folder: Path, server: Ollama) -> None:
-    words = ("--system", 'Say "yes".', "-p", "stop=|Human|:")
+    words = ("--system", 'Say "yes".', "--parameter", "stop=|Human|:")
     assert quantkit("ollama", folder, *NAME, "--create", "--host", server.url, *words).code == 0
     made = parse_modelfile((folder / "Modelfile").read_text())
     for tag in ("latest", "gpu"):
@@ -228,7 +237,7 @@ def test_a_modelfile_edited_by_hand_is_overwritten_only_with_force(folder: Path)
 
 def test_a_recipe_gives_the_values_that_options_leave_out(folder: Path) -> None:
     recipe = Path(__file__).resolve().parents[2] / "recipes" / "blossom-v5-4b.toml"
-    answer = quantkit("ollama", folder / "m-Q4_0.gguf", "--recipe", recipe, "-p", "top_k=7")
+    answer = quantkit("ollama", folder / "m-Q4_0.gguf", "--recipe", recipe, "--parameter", "top_k=7")
     assert answer.code == 0, answer.stderr
     made = parse_modelfile((folder / "Modelfile").read_text())
     assert "azure99/blossom-v5:latest" in answer.stdout
@@ -257,14 +266,14 @@ def test_a_recipe_gives_the_values_that_options_leave_out(folder: Path) -> None:
             2,
             "the files are of several sizes: m-Q4_0.gguf (3.9B), large.gguf (34B)",
         ),
-        (("m-Q4_0.gguf", *NAME, "-p", "temprature=1"), 2, "did you mean temperature?"),
-        (("m-Q4_0.gguf", *NAME, "-p", "top_k=many"), 2, "takes a whole number, not 'many'"),
-        (("m-Q4_0.gguf", *NAME, "-p", "mirostat=1"), 2, "deprecated"),
-        (("m-Q4_0.gguf", *NAME, "-p", "num_ctx=0"), 2, "num_ctx 0 must be greater than zero"),
-        (("m-Q4_0.gguf", *NAME, "-p", "stop="), 2, "stop is empty; give a text or leave it out"),
-        (("m-Q4_0.gguf", *NAME, "-p", "top_k"), 2, "'top_k' is not NAME=VALUE"),
+        (("m-Q4_0.gguf", *NAME, "--parameter", "temprature=1"), 2, "did you mean temperature?"),
+        (("m-Q4_0.gguf", *NAME, "--parameter", "top_k=many"), 2, "takes a whole number, not 'many'"),
+        (("m-Q4_0.gguf", *NAME, "--parameter", "mirostat=1"), 2, "deprecated"),
+        (("m-Q4_0.gguf", *NAME, "--parameter", "num_ctx=0"), 2, "num_ctx 0 must be greater than zero"),
+        (("m-Q4_0.gguf", *NAME, "--parameter", "stop="), 2, "stop is empty; give a text or leave it out"),
+        (("m-Q4_0.gguf", *NAME, "--parameter", "top_k"), 2, "'top_k' is not NAME=VALUE"),
         (
-            ("m-Q4_0.gguf", *NAME, "-p", "num_ctx=1", "--ctx", "2"),
+            ("m-Q4_0.gguf", *NAME, "--parameter", "num_ctx=1", "--ctx", "2"),
             2,
             "--ctx and --parameter num_ctx set the same value",
         ),

@@ -60,7 +60,17 @@ def quantkit(*words: str | Path | int, cwd: Path) -> Answer:
 
 def test_of_a_file_everything_is_filled_in(model: Path, tmp_path: Path) -> None:
     answer = quantkit(
-        *("termux", "--gguf", model, "--chat-template", "chatml", "-p", "temperature=0.5", "--system", "It's `you`."),
+        *(
+            "termux",
+            "--gguf",
+            model,
+            "--chat-template",
+            "chatml",
+            "--parameter",
+            "temperature=0.5",
+            "--system",
+            "It's `you`.",
+        ),
         cwd=tmp_path,
     )
     assert answer.code == 0, answer.stderr
@@ -150,8 +160,8 @@ def test_an_existing_file_is_kept(tmp_path: Path) -> None:
         (("--gguf", "nowhere.gguf"), 1, "file nowhere.gguf not found"),
         (("--gguf", "ftp://h/m.gguf"), 2, "not http"),
         (("--gguf", "m.gguf", "--figures", "m.gguf"), 2, "--figures is for a model that is pulled"),
-        (("--model", "m", "-p", "num_thread=4"), 2, "num_thread is chosen on the phone"),
-        (("--model", "m", "-p", "temprature=4"), 2, "did you mean temperature"),
+        (("--model", "m", "--parameter", "num_thread=4"), 2, "num_thread is chosen on the phone"),
+        (("--model", "m", "--parameter", "temprature=4"), 2, "did you mean temperature"),
         (("--model", "m", "--size", "big"), 2, "--size 'big' is not a size"),
         (("--model", "m", "--chat-template", "chatml"), 2, "--chat-template is for --gguf"),
         (("--model", "m", "-o", "/proc/x/termux.sh"), 1, "cannot create /proc/x"),

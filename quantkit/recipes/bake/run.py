@@ -117,7 +117,7 @@ class _Bake:
             for name in command.formats:
                 journal.start(name, inputs[name], weight_files(output_of(recipe, self.folder, name)))
             line = (*command.line, *(("--force",) if replacing else ()))
-            self.progress.start(f"converting to {', '.join(command.formats)}")
+            self._stage(f"converting to {', '.join(command.formats)}")
             done = run_command(line, self.progress, self.warn)
             for name in command.formats:
                 files = weight_files(output_of(recipe, self.folder, name))
@@ -164,7 +164,7 @@ class _Bake:
         if self._is_current("measure", inputs):
             return self._kept("measure", ("measure",))
         line = (*command.line, *(("--force",) if "measure" in self.journal.last or self.options.force else ()))
-        self.progress.start(f"measuring {len(recipe.formats.names)} formats against {recipe.source}")
+        self._stage(f"measuring {len(recipe.formats.names)} formats against {recipe.source}")
         reports = [report_folder(recipe, self.folder) / name for name in ("report.json", "report.md")]
         return self._run("measure", inputs, line, reports)
 
@@ -186,7 +186,7 @@ class _Bake:
         inputs = fingerprint(self.folder, command.words, files, tables)
         if self._is_current("ollama", inputs):
             return self._kept("ollama", ("ollama",))
-        self.progress.start("writing Modelfiles")
+        self._stage("writing Modelfiles")
         return self._run("ollama", inputs, self._overwriting("ollama", command), None)
 
     def _cards(self) -> Step:
@@ -199,7 +199,7 @@ class _Bake:
         inputs = fingerprint(self.folder, ["cards"], files, models)
         if self._is_current("cards", inputs):
             return self._kept("cards", ("cards",))
-        self.progress.start("writing model cards")
+        self._stage("writing model cards")
         written = write_cards(recipe, self.folder, report)
         self.journal.finish("cards", inputs, written, {})
         return Step("cards", "done", ", ".join(str(path.relative_to(self.folder)) for path in written))
@@ -216,7 +216,7 @@ class _Bake:
             if self._is_current(unit, inputs):
                 steps.append(self._kept("termux", (unit,)))
                 continue
-            self.progress.start(f"writing {script.name}")
+            self._stage(f"writing {script.name}")
             steps.append(self._run("termux", inputs, self._overwriting(unit, command), [script], unit))
         state = "done" if any(step.state == "done" for step in steps) else "kept"
         lines = tuple(line for step in steps for line in step.commands)
@@ -236,7 +236,7 @@ class _Bake:
                 )
             if broken_floors(recipe, report):
                 return Step("push", "left out", "floors are not met")
-        self.progress.start("pushing to the hub")
+        self._stage("pushing to the hub")
         self.pushed = push(recipe, self.folder, self.progress)
         return Step("push", "done", ", ".join(self.pushed))
 
@@ -258,6 +258,9 @@ class _Bake:
         outputs = [self.folder / name for name in (last or {}).get("files", {})]
         ours = last is not None and self.journal.ours(unit, outputs)
         return (*command.line, *(("--force",) if ours or self.options.force else ()))
+
+    def _stage(self, text: str) -> None:
+        self.progress.start(f"{self.recipe.name}: {text}")
 
     def _kept(self, step: str, units: Sequence[str]) -> Step:
         records = [self.journal.record(unit) for unit in units]

@@ -1,9 +1,9 @@
-"""What a conversion prints: its plan, its result, and the one JSON document of both."""
+"""What a conversion prints for people: warnings and needs, the table of its plan, the table of its result."""
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
 
+from quantkit.cli.conversion_document import conversion_facts
 from quantkit.cli.output import Out, human_bytes, human_count
 from quantkit.conversion.gguf_layers import without_feedback
 from quantkit.conversion.record import damaged_records
@@ -14,13 +14,12 @@ from quantkit.gguf.blocks import FORMATS
 from quantkit.inspection.record import FILE_NAME
 from quantkit.outputs.calibration import ImatrixOutput
 from quantkit.outputs.gguf_files import GgufOutput, GgufPlan
-from quantkit.outputs.packed_folders import FolderPlan
 from quantkit.outputs.plan import ConversionPlan, OutputPlan, file_sizes, final_paths, type_name
 from quantkit.verify import Check, Verified
 
 
 def announce(plan: ConversionPlan, out: Out, *, logits: bool | None = None) -> None:
-    """The warnings; what is converted, on what it calibrates, the disk and memory that everything takes.
+    """Print the warnings, the model, the calibration text, and the disk and memory of the whole conversion.
 
     `logits`: whether the check of logits is requested; None if it depends on the memory.
     """
@@ -30,7 +29,7 @@ def announce(plan: ConversionPlan, out: Out, *, logits: bool | None = None) -> N
         out.warn(f"{fault}; the conversion renames it to {FILE_NAME}.bak")
     for note in plan.notes:
         out.note(note)
-    facts = _facts(plan)
+    facts = conversion_facts(plan)
     words = [str(facts["family"] or facts["architecture"]), f"{human_count(facts['parameters'])} parameters"]
     if plan.gguf is not None:
         tensors = plan.gguf.model.tensors
@@ -61,8 +60,8 @@ def _runner(plan: ConversionPlan) -> str:
     return f"; llama.cpp runs a temporary {plan.callback.file_type.name} GGUF"
 
 
-def show_plan(plan: ConversionPlan, out: Out, command: str) -> None:
-    """The answer of a dry run."""
+def show_plan(plan: ConversionPlan, out: Out) -> None:
+    """Print the table of a dry run."""
     headers = [("type", "left"), ("size", "right"), ("bits/weight", "right"), ("files", "right"), ("tensors", "left")]
     rows = [
         [
@@ -78,15 +77,10 @@ def show_plan(plan: ConversionPlan, out: Out, command: str) -> None:
     if plan.gguf is not None and plan.gguf.target_output is not None:
         out.say(f"the calibration chooses the types of {plan.gguf.target_output.type.name}; its size stays about this")
     out.say("dry run: nothing was written")
-    outputs = [_planned(plan, output) for output in plan.outputs]
-    for document, output in zip(outputs, plan.outputs, strict=True):
-        if isinstance(output, GgufOutput):
-            document["tensors"] = {choice.name: choice.type.name for choice in output.choices}
-    out.document({"command": command, "dry_run": True, **_facts(plan), "outputs": outputs})
 
 
-def show_result(result: Result, out: Out, command: str) -> None:
-    """The closing table and lines, or the document."""
+def show_result(result: Result, out: Out) -> None:
+    """Print the table of the outputs, the files, and what the conversion took."""
     plan = result.plan
     _warn_experts(result, out)
     headers = [("type", "left"), *((name, "right") for name in ("size", "bits/weight", "error", "logits", "cpu"))]
@@ -113,18 +107,6 @@ def show_result(result: Result, out: Out, command: str) -> None:
         out.say("error: the worst tensor's, relative; logits: correlation with the source's")
     if plan.folders:
         out.say("error of AWQ and GPTQ: the worst linear's, squared error of its output over the calibration text")
-    out.document(
-        {
-            "command": command,
-            "dry_run": False,
-            **_facts(plan),
-            "outputs": [_document(result, item) for item in result.outputs],
-            "seconds": {name: round(value, 3) for name, value in result.seconds.items()},
-            "peak_memory_bytes": result.peak_memory,
-            "resumed_layers": result.resumed_layers,
-            "resumed_tensors": result.resumed_tensors,
-        }
-    )
 
 
 def _show_feedback(gguf: GgufPlan, rounded: Mapping[str, Sequence[str]], out: Out) -> None:
@@ -165,71 +147,6 @@ def raise_failed(result: Result) -> None:
         raise VerificationError(
             f"{item.output.label} failed its check of {check.name}: {check.detail}; it is kept as {path.name}.failed"
         )
-
-
-def _facts(plan: ConversionPlan) -> dict[str, Any]:
-    gguf, calibration, samples = plan.gguf, plan.calibration, plan.samples
-    model = gguf.model if gguf else plan.callback.model if plan.callback else None
-    return {
-        "name": plan.name,
-        "family": model.family if model else None,
-        "architecture": (calibration.native.config.get("architectures") or [None])[0] if calibration else None,
-        "origin": dict(plan.origin),
-        "folder": str(gguf.request.folder if gguf else plan.output),
-        "parameters": plan.parameters,
-        "layers": len(calibration.layers) if calibration else None,
-        "calibration": samples
-        and {
-            "text": samples.name,
-            "sha256": samples.sha256,
-            "samples": len(samples.tokens),
-            "tokens_per_sample": int(samples.tokens.shape[1]),
-        },
-        "expected_peak_memory_bytes": plan.peak_memory,
-        "disk_bytes": plan.disk,
-        "threads": plan.threads,
-        "warnings": list(plan.warnings),
-    }
-
-
-def _planned(plan: ConversionPlan, output: OutputPlan, sha256: Mapping[str, str] | None = None) -> dict[str, Any]:
-    """An output of the document; what its type does not have is left out."""
-    bits = plan.bits_per_weight(output)
-    document = {
-        "type": type_name(output),
-        "folder": str(final_paths(output)[0] if isinstance(output, FolderPlan) else output.folder),
-        "bytes": output.size,
-        "bits_per_weight": None if bits is None else round(bits, 4),
-        "files": [
-            {"name": name, "bytes": size} | ({} if sha256 is None else {"sha256": sha256.get(name)})
-            for name, size in file_sizes(output).items()
-        ],
-    }
-    if isinstance(output, GgufOutput):
-        return {**document, "type_mix": output.mix}
-    if isinstance(output, ImatrixOutput):
-        return {**document, "entries": output.entries}
-    grid = output.request.grid
-    linears = {"quantized_linears": len(output.quantized), "kept_linears": list(output.kept)}
-    return {**document, "bits": grid.bits, "group_size": grid.group, **linears}
-
-
-def _document(result: Result, item: Verified) -> dict[str, Any]:
-    document = _planned(result.plan, item.output, item.sha256) | {
-        "worst_relative_error": max(item.errors.values(), default=None),
-        "logit_correlation": item.logit_correlation,
-        "verified": not item.failed,
-        "checks": [vars(check) for check in item.checks],
-    }
-    if isinstance(item.output, GgufOutput):
-        document["quantize_cpu_seconds"] = round(result.quantize_seconds.get(item.output.label, 0.0), 3)
-        if result.choice is not None and result.plan.gguf and item.output is result.plan.gguf.target_output:
-            document["expected_kl_divergence"] = result.choice.expected
-    elif isinstance(item.output, ImatrixOutput):
-        document["experts_without_tokens"] = dict(result.unseen_experts)
-    else:
-        document["relative_error"] = dict(item.errors)
-    return document
 
 
 def _row(result: Result, item: Verified) -> list[str]:

@@ -1,0 +1,101 @@
+"""The JSON documents of a conversion: its plan and its result, with one shape of `outputs`."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from quantkit.conversion.run import Result
+from quantkit.outputs.calibration import ImatrixOutput
+from quantkit.outputs.gguf_files import GgufOutput
+from quantkit.outputs.packed_folders import FolderPlan
+from quantkit.outputs.plan import ConversionPlan, OutputPlan, file_sizes, final_paths, type_name
+from quantkit.verify import Verified
+
+
+def planned_document(plan: ConversionPlan, command: str) -> dict[str, Any]:
+    """The document of a dry run of `command`."""
+    outputs = [_output(plan, output) for output in plan.outputs]
+    for document, output in zip(outputs, plan.outputs, strict=True):
+        if isinstance(output, GgufOutput):
+            document["tensors"] = {choice.name: choice.type.name for choice in output.choices}
+    return {"command": command, "dry_run": True, **conversion_facts(plan), "outputs": outputs}
+
+
+def result_document(result: Result, command: str) -> dict[str, Any]:
+    """The document of a finished run of `command`."""
+    return {
+        "command": command,
+        "dry_run": False,
+        **conversion_facts(result.plan),
+        "outputs": [_verified(result, item) for item in result.outputs],
+        "seconds": {name: round(value, 3) for name, value in result.seconds.items()},
+        "peak_memory_bytes": result.peak_memory,
+        "resumed_layers": result.resumed_layers,
+        "resumed_tensors": result.resumed_tensors,
+    }
+
+
+def conversion_facts(plan: ConversionPlan) -> dict[str, Any]:
+    """What both documents of a conversion hold: the model, the calibration, disk in bytes, memory in bytes."""
+    gguf, calibration, samples = plan.gguf, plan.calibration, plan.samples
+    model = gguf.model if gguf else plan.callback.model if plan.callback else None
+    return {
+        "name": plan.name,
+        "family": model.family if model else None,
+        "architecture": (calibration.native.config.get("architectures") or [None])[0] if calibration else None,
+        "origin": dict(plan.origin),
+        "folder": str(gguf.request.folder if gguf else plan.output),
+        "parameters": plan.parameters,
+        "layers": len(calibration.layers) if calibration else None,
+        "calibration": samples
+        and {
+            "text": samples.name,
+            "sha256": samples.sha256,
+            "samples": len(samples.tokens),
+            "tokens_per_sample": int(samples.tokens.shape[1]),
+        },
+        "expected_peak_memory_bytes": plan.peak_memory,
+        "disk_bytes": plan.disk,
+        "threads": plan.threads,
+        "warnings": list(plan.warnings),
+    }
+
+
+def _output(plan: ConversionPlan, output: OutputPlan, sha256: Mapping[str, str] | None = None) -> dict[str, Any]:
+    """An output of the document; what its type does not have is left out."""
+    bits = plan.bits_per_weight(output)
+    document = {
+        "type": type_name(output),
+        "folder": str(final_paths(output)[0] if isinstance(output, FolderPlan) else output.folder),
+        "bytes": output.size,
+        "bits_per_weight": None if bits is None else round(bits, 4),
+        "files": [
+            {"name": name, "bytes": size} | ({} if sha256 is None else {"sha256": sha256.get(name)})
+            for name, size in file_sizes(output).items()
+        ],
+    }
+    if isinstance(output, GgufOutput):
+        return {**document, "type_mix": output.mix}
+    if isinstance(output, ImatrixOutput):
+        return {**document, "entries": output.entries}
+    grid = output.request.grid
+    linears = {"quantized_linears": len(output.quantized), "kept_linears": list(output.kept)}
+    return {**document, "bits": grid.bits, "group_size": grid.group, **linears}
+
+
+def _verified(result: Result, item: Verified) -> dict[str, Any]:
+    """An output of the document after the conversion: its checks and errors too."""
+    document = _output(result.plan, item.output, item.sha256) | {
+        "worst_relative_error": max(item.errors.values(), default=None),
+        "logit_correlation": item.logit_correlation,
+        "verified": not item.failed,
+        "checks": [vars(check) for check in item.checks],
+    }
+    if isinstance(item.output, GgufOutput):
+        document["quantize_cpu_seconds"] = round(result.quantize_seconds.get(item.output.label, 0.0), 3)
+        if result.choice is not None and result.plan.gguf and item.output is result.plan.gguf.target_output:
+            document["expected_kl_divergence"] = result.choice.expected
+    elif isinstance(item.output, ImatrixOutput):
+        document["experts_without_tokens"] = dict(result.unseen_experts)
+    else:
+        document["relative_error"] = dict(item.errors)
+    return document

@@ -1,0 +1,41 @@
+"""The words of `quantkit inspect` for the origin of an output, from its quantkit.json."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from quantkit.inspection.description import Description
+
+
+def origin_lines(description: Description) -> list[tuple[str, str]]:
+    if description.outputs and isinstance(description.origin, Mapping):
+        entries = [entry for entry in description.origin.values() if isinstance(entry, dict)]
+        return [("origin", _made(entries[0]))] if entries else []
+    if description.origin is not None and "origin" in description.origin:
+        return [("origin", _made(description.origin)), ("checks", _checks(description.origin))]
+    return [("revision", description.revision)] if description.revision else []
+
+
+def _made(entry: Mapping[str, Any]) -> str:
+    origin = entry.get("origin") if isinstance(entry.get("origin"), dict) else {}
+    tool = entry.get("tool") if isinstance(entry.get("tool"), dict) else {}
+    revision = f"@{origin['revision']}" if origin and origin.get("revision") else ""
+    words = [f"made from {(origin or {}).get('source', '?')}{revision}"]
+    words.append(f"by {(tool or {}).get('name', '?')} {(tool or {}).get('version', '')}".rstrip())
+    if entry.get("written"):
+        words.append(f"on {entry['written']}")
+    text = entry.get("calibration")
+    if isinstance(text, dict):
+        count, length = text.get("samples", "?"), text.get("tokens_per_sample", "?")
+        return f"{' '.join(words)}, calibrated on {text.get('text', '?')} ({count} samples of {length} tokens)"
+    options = entry.get("options") if isinstance(entry.get("options"), dict) else {}
+    given = [
+        f"--{name.replace('_', '-').replace('-types', '-type')}" for name, value in (options or {}).items() if value
+    ]
+    return " ".join(words) + (f", with {', '.join(given)}".replace("-types", "-type") if given else "")
+
+
+def _checks(entry: Mapping[str, Any]) -> str:
+    checks = entry.get("checks")
+    if not isinstance(checks, list):
+        return ""
+    return "; ".join(f"{c.get('name')} {c.get('status')}" for c in checks if isinstance(c, dict))
