@@ -101,7 +101,7 @@ def plan_callback(
         CalibrationError, HubError, TemplateError: see `make_samples`.
     """
     require_llama_cpp()
-    if request.propagate or request.device != "auto":
+    if request.propagate or request.device == "cuda":
         option = "--propagate quantized" if request.propagate else f"--device {request.device}"
         raise UsageError(f"{option} needs a family, and {model.name} is calibrated by llama.cpp; leave it out")
     if model.draft_only:
