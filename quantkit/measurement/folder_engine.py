@@ -75,7 +75,7 @@ class FolderEngine:
 
     def work_bytes(self, n_windows: int, n_ctx: int) -> int:
         """Disk that `prepare` takes under its work folder; afterwards less than half of it is kept."""
-        return n_windows * n_ctx * bytes_per_token(self.source.decoder)
+        return n_windows * n_ctx * bytes_per_token(self.source.decoder, n_ctx)
 
     def prepare(self, windows: NDArray[np.int32], work: Path, progress: Callable[[int, int], object]) -> None:
         """Send `windows`, (n, n_ctx), through the layers; a killed call resumes in `work` at its layer.
@@ -131,7 +131,8 @@ class FolderEngine:
         """The last states of the positions that are scored: all but the first half of a window and its last token."""
         assert self._states is not None
         last = states_file(layers)
-        shared = {shared_file(number) for number in self.source.decoder.shared_layers}
+        decoder = self.source.decoder
+        shared = {shared_file(number) for number in decoder.shared_layers | decoder.choosing_layers(shape[1])}
         for name in {states_file(layers + 1), "middle", "seen"} | shared:
             (work / name).unlink(missing_ok=True)
         count, n_ctx = shape

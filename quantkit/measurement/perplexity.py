@@ -61,8 +61,11 @@ def perplexity(
             if progress is not None and count:
                 progress(done, len(windows.tokens), comparison.perplexity_so_far(0))
 
-        comparison.run(measured=measured)
-        losses = comparison.records(0, 0)["loss"].copy()
+        try:
+            comparison.run(measured=measured)
+            losses = comparison.records(0, 0)["loss"].copy()
+        finally:
+            comparison.close()
     figure = perplexity_of(losses)
     return Perplexity(figure.value, figure.error, len(losses), len(windows.tokens), losses)
 

@@ -101,6 +101,7 @@ def measure_subjects(
             work,
             threads=options.threads,
         )
+        stack.callback(comparison.close)
         stages = _ComparisonStages(comparison, subjects, progress)
         comparison.run(prepared=stages.prepared, measured=stages.measured)
         models = [
@@ -145,7 +146,8 @@ def _begin(work: Path, fingerprint: str, stack: ExitStack, *, force: bool) -> No
         work.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OutputError(f"cannot create {work}: {error.strerror or error}") from error
-    journal = Journal(work / "journal", fingerprint, [], force=force)
+    # The records have checksums of their own, so that those before a restart of the machine count.
+    journal = Journal(work / "journal", fingerprint, [], force=force, outlasts_restart=True)
     stack.callback(journal.close)
     if _BEGUN not in journal.done:
         for path in work.iterdir():
@@ -154,6 +156,7 @@ def _begin(work: Path, fingerprint: str, stack: ExitStack, *, force: bool) -> No
             elif path != journal.path:
                 path.unlink()
         journal.finished(_BEGUN)
+        journal.sync()
 
 
 def _fingerprint(subjects: Sequence[Subject], windows: Sequence[Windows]) -> str:

@@ -15,6 +15,7 @@ from quantkit.forward.description import Architecture
 from quantkit.tokenizer.roles import NO_ROLES, TokenRoles
 
 Adjust = Callable[[NDArray[np.float32]], NDArray[np.float32]]
+Factor = float | NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,8 @@ class Rule:
     Several rules may have the same target: the first whose source is in the checkpoint is used. `layers` restricts a
     rule to some layers, `when` to some configs. `take` cuts the target from the source: one matrix, or several
     stacked along a new first axis (the experts of a fused tensor). `adjust` computes float32 rows from the
-    (n, columns) rows of the cut; the tensor is then float32. `scales` names the scale tensor of a source
+    (n, columns) rows of the cut; the tensor is then float32. So it is with `factors`: numbers, or one number a row of
+    the cut, which multiply it one after the other. `scales` names the scale tensor of a source
     in MXFP4 blocks: `shape` is then that of the blocks (..., blocks of a row, 16 bytes) and the target has rows of 32
     values a block. `reshaped` names the dimensions of the target where they differ from those of the source or the cut;
     the elements keep their order.
@@ -62,6 +64,7 @@ class Rule:
     layers: Callable[[Hyperparameters], Iterable[int]] | None = None
     take: Callable[[Hyperparameters], "Take | tuple[Take, ...]"] | None = None
     adjust: Adjust | None = None
+    factors: Callable[[Hyperparameters], "tuple[Factor, ...]"] | None = None
     scales: str | None = None
     when: Callable[[Hyperparameters], bool] | None = None
     reshaped: tuple[str, ...] | None = None
