@@ -143,7 +143,7 @@ class Checkpoint:
                     f"check the disk"
                 ) from error
             if got == 0:
-                raise CheckpointError(
+                raise ReadError(
                     f"{tensor.file} of {self.source} ended in the middle of tensor {shown(tensor.name)}; "
                     f"it changed since it was opened, download it again"
                 )
