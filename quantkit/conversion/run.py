@@ -8,6 +8,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +19,7 @@ from quantkit.conversion.gguf_pass import forget_lost, run_pass
 from quantkit.conversion.record import write_records
 from quantkit.conversion.type_choice import TypeChoice, choose_target_types, has_chosen_types
 from quantkit.conversion.work import name_output, open_work
+from quantkit.errors import ReadError
 from quantkit.files import partial_path, sync
 from quantkit.imatrix.file import write_imatrix
 from quantkit.imatrix.names import collect_imatrix
@@ -76,6 +78,7 @@ def run(
     """
     with open_work(plan, force=force) as journal:
         clock = [("", time.monotonic())]
+        source = _source_files(plan)
         calibration, choice, quantize_seconds, resumed, unseen = None, None, {}, 0, {}
         inputs = plan.calibration
         if inputs is not None:
@@ -104,6 +107,8 @@ def run(
             quantize_seconds = run_pass(plan.gguf, journal, progress)
             clock.append(("pass", time.monotonic()))
         outputs = _verify(plan, calibration, logits, progress)
+        if any(output.failed for output in outputs):
+            _refuse_changed(source, _source_files(plan))
         clock.append(("verify", time.monotonic()))
         seconds = {stage: now - before for (_, before), (stage, now) in pairwise(clock)}
         for path in plan.paths:
@@ -165,6 +170,27 @@ def _write_imatrix(
     write_imatrix(partial_path(output.path), sums, counts, datasets=datasets, chunk_size=chunk_size, chunks=chunks)
     unseen = {name: int((count == 0).sum()) for name, count in counts.items()}
     return {name: number for name, number in unseen.items() if number}
+
+
+def _source_files(plan: ConversionPlan) -> dict[Path, tuple[int, int]]:
+    """Size and time of change of every file of the source."""
+    model = plan.gguf.model if plan.gguf else None
+    paths = list(model.weight_files) if model else []
+    folder = plan.checkpoint.folder if plan.checkpoint else model.folder if model else None
+    if folder is not None and folder.is_dir():
+        paths += folder.iterdir()
+    states = {path: path.stat() for path in paths if path.is_file()}
+    return {path: (state.st_size, state.st_mtime_ns) for path, state in states.items()}
+
+
+def _refuse_changed(before: Mapping[Path, tuple[int, int]], after: Mapping[Path, tuple[int, int]]) -> None:
+    """Raise ReadError if a file of the source changed: a failed check then says nothing about the output."""
+    changed = [path.name for path in before if before[path] != after.get(path)]
+    if changed:
+        raise ReadError(
+            f"{changed[0]} of the source changed while the command ran; restore it and run the same command again, or"
+            " add --force to start over"
+        )
 
 
 def _verify(
