@@ -103,9 +103,9 @@ def _entry(plan: ConversionPlan, item: Verified, seconds: Mapping[str, float]) -
         "threads": plan.threads,
         "warnings": list(plan.warnings),
     }
-    if plan.calibration is None or not calibrated:
+    if plan.samples is None or not calibrated:
         return entry
-    return entry | {"calibration": plan.calibration.samples.record()}
+    return entry | {"calibration": plan.samples.record()}
 
 
 def _gguf_facts(plan: GgufPlan, output: GgufOutput) -> dict[str, Any]:

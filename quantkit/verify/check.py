@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from quantkit.errors import MissingExtraError, PassingError, QuantkitError, passing_fault
+from quantkit.errors import MissingExtraError, PassingError, QuantkitError, ReadError, passing_fault
 from quantkit.outputs.plan import OutputPlan
 
 
@@ -38,7 +38,7 @@ class Verified:
 def guard(name: str, run: Callable[[], str]) -> Check:
     """Run a check: "passed" with the text it returns, "failed" with its error, "skipped" without an optional extra.
 
-    Raises PassingError: the machine failed (disk, memory), so the check says nothing about the output.
+    Raises PassingError or ReadError: the machine or the source failed, so the check says nothing about the output.
     """
     try:
         return Check(name, "passed", run())
@@ -52,8 +52,11 @@ def guard(name: str, run: Callable[[], str]) -> Check:
 
 
 def raise_if_passing(name: str, error: BaseException) -> None:
-    """Raise PassingError if the machine ended the check `name`, which then says nothing about the output."""
-    if isinstance(error, PassingError):
+    """Raise PassingError if the machine ended the check `name`, which then says nothing about the output.
+
+    An error of reading the source (ReadError) is raised as it is.
+    """
+    if isinstance(error, PassingError | ReadError):
         raise error
     fault = passing_fault(error)
     if fault is not None:
