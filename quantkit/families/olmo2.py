@@ -1,7 +1,7 @@
 """OLMo 2 and 3: norms after attention and MLP, and over all queries and all keys together.
 
-Shape of the GGUF: llama.cpp's `olmo2` architecture (src/models/olmo2.cpp). OLMo 3 adds a window to some layers, which
-also keep the plain rotation where the others are stretched by YaRN.
+Shape of the GGUF: llama.cpp's `olmo2` architecture (src/models/olmo2.cpp). OLMo 3 adds a window to some
+layers. YaRN stretches the rotation of the other layers only.
 """
 
 from dataclasses import replace

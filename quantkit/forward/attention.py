@@ -231,7 +231,7 @@ def _normed(part: Attention, layer: Layer, name: str, x: Array) -> Array:
 
 
 def _latent(part: Attention, layer: Layer, x: Array) -> tuple[Array, Array, Array]:
-    """DeepSeek-V2's multi-head latent attention (arXiv 2405.04434): as `_plain`, values of a width of their own."""
+    """DeepSeek-V2's multi-head latent attention (arXiv 2405.04434): as `_plain`, but values have another width."""
     config, weights, at, n = layer.config, layer.weights, layer.at + part.at, len(x)
     heads, rank = int(config["num_attention_heads"]), int(config["kv_lora_rank"])
     still, turning, value = (int(config[f"{key}_head_dim"]) for key in ("qk_nope", "qk_rope", "v"))

@@ -1,8 +1,8 @@
 """The process in which llama.cpp runs: `python -m quantkit.llamacpp.child`, started by session.py only.
 
 A bad file can abort llama.cpp, so it never shares a process with the caller. Requests come as JSON lines on stdin, one
-at a time; answers go to stdout as JSON lines: for each request any number of {"progress": [done, of]}, then
-{"result": ...} or {"error": "..."}, after which this process must be replaced. Only llama.cpp's errors go to
+at a time. Answers go to stdout as JSON lines: for each request any number of {"progress": [done, of]}, then
+{"result": ...} or {"error": "..."}. After an error the caller replaces this process. Only llama.cpp's errors go to
 stderr. The process exits when stdin closes, because then the caller is gone.
 """
 

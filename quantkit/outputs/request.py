@@ -31,7 +31,7 @@ class ConvertOptions:
         name: name of the outputs; None for the source's.
         bits, group_size: of AWQ and GPTQ: bits of a weight, inputs that share a scale.
         skip: patterns of the linears that AWQ and GPTQ keep in 16 bits.
-        calibrate: GGUF types get an importance matrix; None: if AWQ or GPTQ is asked too, or a type needs one.
+        calibrate: GGUF types get an importance matrix; None: if AWQ or GPTQ is requested, or a type needs one.
         calibration: the text, the number of samples and their length.
         threads: 0 for all cores that this process may use. The bytes do not depend on it.
         max_ram: bytes of memory that the conversion may take; None for no limit.

@@ -48,8 +48,8 @@ def tensor_bytes(dtype: str, shape: Sequence[int]) -> int:
 def plan_folder(tensors: Sequence[Stated], max_shard: int = MAX_SHARD) -> list[Shard]:
     """Files for `tensors`, in this order: `model.safetensors`, or shards of at most `max_shard` tensor bytes.
 
-    A larger tensor has a shard of its own. Within a file, tensors whose size is not a multiple of four come last,
-    because readers map tensors in place and need them aligned to their elements.
+    A larger tensor has a separate shard. Within a file, tensors whose size is not a multiple of four come last. Readers
+    map tensors in place and need them aligned to their elements.
     """
     groups: list[list[Stated]] = [[]]
     filled = 0

@@ -1,8 +1,8 @@
 """Reads AWQ and GPTQ folders, ours or another tool's: every linear as the float32 matrix that a runtime computes with.
 
 The code follows the formats' descriptions and shares nothing with `packing`, so that each checks the other. Value k of
-a row of words is at bit k * bits of the row, counted from the lowest bit of the first word; AWQ in 4 bit has a table
-for the order within a word.
+a row of words is at bit k * bits of the row; bit 0 is the lowest bit of the first word. AWQ in 4 bit has a table for
+the order within a word.
 """
 
 import os
@@ -34,8 +34,8 @@ _AWQ_NIBBLE = np.array([0, 4, 1, 5, 2, 6, 3, 7])
 class Scheme:
     """How a folder's linears are quantized. `method`: "awq" or "gptq"; `group`: -1 for all inputs of a row.
 
-    `less_one`: zero points are stored minus one. `carried`: GPTQModel subtracted the one from whole words, so that a
-    zero point of 0 borrows from its neighbour (3-bit values cross words and wrap in their own field).
+    `less_one`: zero points are stored minus one. `carried`: GPTQModel subtracted the one from whole words, so a zero
+    point of 0 borrows from its neighbour. 3-bit values cross words and wrap in their own field.
     """
 
     method: str
@@ -60,15 +60,16 @@ class PackedLinear:
 
 
 class QuantizedFolder:
-    """A folder of quantized weights, open. Nothing but the last linear's words is in memory.
+    """An open folder of quantized weights. Only the words of the last linear are in memory.
 
-    config        config.json without its quantization_config; not tied where the head differs from the embedding
-    notes         what of it was changed
-    quantization  the quantization_config
-    scheme        the quantization_config, parsed
-    tensors       every tensor as stored
-    linears       the quantized linears by name ("model.layers.0.mlp.down_proj")
-    names         the tensors of the model as if it were not quantized (NAME.weight for each quantized linear)
+    Attributes:
+        config: config.json without its quantization_config; untied if the head differs from the embedding.
+        notes: the changes of config.json.
+        quantization: the quantization_config.
+        scheme: the quantization_config, parsed.
+        tensors: every tensor as stored.
+        linears: the quantized linears by name ("model.layers.0.mlp.down_proj").
+        names: the tensors of the model before quantization (NAME.weight for each quantized linear).
     """
 
     def __init__(self, folder: Path) -> None:

@@ -35,7 +35,7 @@ class Layer:
     shared_from: int | None = None
 
     def rows(self, name: str) -> int:
-        """Output rows of a weight of this layer (of one expert if stacked), 0 if the layer does not have it."""
+        """Output rows of a weight of this layer, of one expert if stacked; 0 if the layer does not have it."""
         shape = self.tensors.get(name + ".weight")
         return 0 if shape is None else (shape[-2] if len(shape) > 1 else shape[-1])
 

@@ -63,7 +63,7 @@ def known_types(names: Sequence[str]) -> tuple[str, ...]:
     """The checked names of `-t`, in their order.
 
     Raises:
-        UsageError: a name that is neither a GGUF type nor awq or gptq.
+        UsageError: a name is not a GGUF type, awq or gptq.
     """
     known = []
     for name in names:

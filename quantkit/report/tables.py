@@ -72,7 +72,7 @@ def detail(report: Report, text: Text) -> Table:
 
 
 def memory(report: Report) -> Table:
-    """A row for each device of each load of each model, with the process's own figures on the first of them."""
+    """A row for each device of each load of each model; the first row of a load has the figures of the process."""
     contexts = {row.n_ctx for model in report.models for row in model.memory}
     rows = []
     for model in report.models:

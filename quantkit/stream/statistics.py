@@ -1,4 +1,4 @@
-"""Statistics of a linear's input: sums over tokens. The tokens themselves are not kept."""
+"""Statistics of a linear's input: sums over tokens. The tokens are not kept."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

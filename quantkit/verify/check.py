@@ -20,8 +20,8 @@ class Check:
 class Verified:
     """An output and its checks. `sha256` by file name; `errors`: the relative error of each tensor or linear.
 
-    The error of a GGUF tensor is the RMS error on sampled rows over the RMS of the source. That of a linear of AWQ and
-    GPTQ is the squared error of its outputs over the calibration text, over their squares.
+    The error of a GGUF tensor is the RMS error on sampled rows, divided by the RMS of the source. The error of a linear
+    of AWQ or GPTQ is the squared error of its outputs on the calibration text, divided by their squares.
     """
 
     output: OutputPlan
@@ -38,7 +38,8 @@ class Verified:
 def guard(name: str, run: Callable[[], str]) -> Check:
     """Run a check: "passed" with the text it returns, "failed" with its error, "skipped" without an optional extra.
 
-    Raises PassingError: the machine failed (disk, memory), so the check says nothing about the output.
+    Raises:
+        PassingError: the machine failed (disk, memory); the output may be sound.
     """
     try:
         return Check(name, "passed", run())
@@ -52,7 +53,7 @@ def guard(name: str, run: Callable[[], str]) -> Check:
 
 
 def raise_if_passing(name: str, error: BaseException) -> None:
-    """Raise PassingError if the machine ended the check `name`, which then says nothing about the output."""
+    """Raise PassingError if a fault of the machine ended the check `name`; the output may be sound."""
     if isinstance(error, PassingError):
         raise error
     fault = passing_fault(error)

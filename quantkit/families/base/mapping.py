@@ -163,7 +163,7 @@ class _Mapper:
         return any(drop.matches(self.sizes, source) for drop in self.dropped)
 
     def _first(self, candidates: list[Rule], layer: int | None) -> MappedTensor | None:
-        """By the first rule for this layer whose source is there, if possible in its shape, else by the first rule."""
+        """By the first rule for this layer with a source, in the right shape if possible; else by the first rule."""
         at_layer = [
             rule for rule in candidates if layer is None or rule.layers is None or layer in set(rule.layers(self.sizes))
         ]

@@ -35,7 +35,7 @@ class Source(Protocol):
 class Native:
     """config.json and tensors of the native architecture; values are read from disk on demand.
 
-    A checkpoint may fuse all experts into one tensor (transformers 5). Here each expert has tensors of its own, because
+    A checkpoint may fuse all experts into one tensor (transformers 5). Here each expert has separate tensors, because
     every loader of quantized files expects them.
     """
 

@@ -73,7 +73,7 @@ def kind_of_folder(folder: Path) -> str:
     """The kind of an output folder: "gguf", "awq" or "gptq".
 
     Raises:
-        UsageError: the folder is none of these.
+        UsageError: the folder is of another kind.
     """
     if any(folder.glob("*.gguf")):
         return "gguf"

@@ -22,7 +22,7 @@ _MAX_LINES = 5_000_000
 
 
 class ConnectionBroken(PublishError):
-    """The connection broke; `why` is the reason. A caller that knows what was going on says so instead."""
+    """The connection broke; `why` is the reason. A caller that knows the work at that time names it instead."""
 
     def __init__(self, why: str) -> None:
         super().__init__(f"the Ollama server went away ({why}); start it again and repeat the command")

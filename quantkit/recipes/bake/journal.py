@@ -35,7 +35,7 @@ def stamps(files: Iterable[Path], root: Path) -> Stamps:
 class BakeJournal:
     """An open, locked journal; its files are relative to the folder of `path`.
 
-    `last`: the latest line of each unit. `finished_last`: the latest line of each unit that says it is finished.
+    `last`: the latest line of each unit. `finished_last`: the latest line of each unit that records its end.
     """
 
     def __init__(self, path: Path) -> None:
