@@ -51,6 +51,7 @@ class Result:
 
     @property
     def failed(self) -> tuple[Verified, ...]:
+        """The outputs that failed a check."""
         return tuple(output for output in self.outputs if output.failed)
 
 

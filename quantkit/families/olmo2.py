@@ -34,6 +34,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {"olmo2": _OLMO2, "olmo3": {**_OLMO2, "sli
 
 
 def prepare(config: dict[str, Any]) -> dict[str, Any]:
+    """Refuse settings that llama.cpp's graph does not have."""
     for name, allowed in (("hidden_act", SILU), ("attention_bias", (False,)), ("tie_word_embeddings", (False,))):
         only(config, name, *allowed, family="OLMo 2")
     only(config, "head_dim", size(config, "hidden_size") // size(config, "num_attention_heads"), family="OLMo 2")

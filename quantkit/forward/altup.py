@@ -25,10 +25,12 @@ class Streams:
 
     @property
     def count(self) -> int:
+        """The number of streams."""
         return self.part.count(self.layer.config)
 
     @property
     def active(self) -> int:
+        """The index of the stream that the layer computes."""
         return self.part.active(self.layer.config)
 
     def predict(self, x: Array) -> Array:

@@ -39,6 +39,7 @@ def fetch(x: Any) -> npt.NDArray[Any]:
 
 
 def empty(shape: tuple[int, ...], like: Any) -> Array:
+    """An array of undefined values, float32, of the kind and on the device of `like`."""
     made: Array = np.empty(shape, np.float32) if isinstance(like, np.ndarray) else like.new_empty(shape)
     return made
 

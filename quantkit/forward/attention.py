@@ -36,6 +36,7 @@ class Layer:
         return values
 
     def norm(self, name: str, x: Array, norm: Norm, eps: float | None = None) -> Array:
+        """x after the norm `name` of the layer, with its weight and bias if it has them."""
         bias = name + ".bias"
         return normalise(
             x,

@@ -34,10 +34,12 @@ class Sizes:
 
     @property
     def keys(self) -> int:
+        """Width of all keys."""
         return self.key_heads * self.key_width
 
     @property
     def values(self) -> int:
+        """Width of all values."""
         return self.value_heads * self.value_width
 
     @property
@@ -47,6 +49,7 @@ class Sizes:
 
 
 def sizes_of(part: DeltaNet, config: Config) -> Sizes:
+    """The sizes that config.json gives."""
     return Sizes(part.key_heads(config), part.value_heads(config), part.key_width(config), part.value_width(config))
 
 

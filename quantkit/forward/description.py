@@ -18,6 +18,7 @@ def given(config: Config, *keys: str, default: Any = None) -> Any:
 
 
 def head_dim(config: Config) -> int:
+    """Width of a head: `head_dim`, or the hidden size over the number of heads."""
     hidden, heads = (
         given(config, "hidden_size", "n_embd", "d_model"),
         given(config, "num_attention_heads", "n_head", "n_heads"),
@@ -26,6 +27,7 @@ def head_dim(config: Config) -> int:
 
 
 def by_head_dim(config: Config, _layer: int) -> float:
+    """The usual factor on the scores: 1 / sqrt(head_dim)."""
     return float(head_dim(config) ** -0.5)
 
 
@@ -37,6 +39,7 @@ def partial_rotary(config: Config) -> int:
 
 
 def key_value_heads(config: Config) -> int:
+    """Number of key-value heads; by default that of the heads."""
     return int(given(config, "num_key_value_heads", "num_attention_heads", "n_head", "n_heads"))
 
 

@@ -39,6 +39,7 @@ class Input:
 
     @property
     def width(self) -> int:
+        """Width of the input."""
         return self.linears[0].n_in
 
 

@@ -43,6 +43,7 @@ class Sizes:
 
 
 def sizes_of(part: Mamba2, config: Config) -> Sizes:
+    """The sizes that config.json gives."""
     return Sizes(part.heads(config), part.head_width(config), part.groups(config), part.state(config))
 
 

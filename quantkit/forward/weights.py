@@ -34,6 +34,7 @@ class Weights:
     names: Collection[str] | None = None
 
     def has(self, name: str) -> bool:
+        """Whether the tensor exists."""
         if self.names is not None:
             return name in self.names
         try:
@@ -43,6 +44,7 @@ class Weights:
         return True
 
     def vector(self, name: str) -> Array:
+        """A tensor as a vector of float32."""
         return f32(self.read(name)).reshape(-1)
 
     def linear(self, name: str, x: Array, n_out: int, form: Form = _PLAIN, index: int = 0) -> Array:

@@ -60,6 +60,7 @@ class BlockFormat:
 
     @property
     def has_group_scales(self) -> bool:
+        """Whether groups of columns have integer scales."""
         return self.greatest_scale > 1
 
 

@@ -27,6 +27,7 @@ _F32 = 0
 
 
 def vocab_tokens(request: dict[str, Any]) -> list[list[int]]:
+    """Token ids of each text, without BOS and EOS; special tokens in a text become their ids."""
     with load(request["model"], vocab_only=True) as model:
         vocab = llama.llama_model_get_vocab(model)
         return [tokenize(vocab, text, add_special=False, parse_special=True) for text in request["texts"]]
@@ -114,6 +115,7 @@ def _listen(requests: "queue.Queue[str]") -> None:
 
 
 def main() -> None:
+    """Answer requests until stdin closes."""
     # the caller is in the same process group, and handles the interrupt
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     requests: queue.Queue[str] = queue.Queue()

@@ -258,6 +258,7 @@ def _reason(error: BaseException) -> str:
 
 
 def main() -> None:
+    """Run the converter up to its header, then serve tensors until stdin closes."""
     # the caller is in the same process group, and handles the interrupt
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     _end_with_parent()

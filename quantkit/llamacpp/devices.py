@@ -88,6 +88,7 @@ def devices(request: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def offload_devices() -> list[dict[str, Any]]:
+    """The GPUs of llama.cpp: name, description, total and free memory in bytes."""
     records = []
     for device in (_device(i) for i in range(_count())):
         if _kind(device) in (_GPU, _INTEGRATED):

@@ -53,14 +53,17 @@ class ModelTensor:
 
     @property
     def n_rows(self) -> int:
+        """Rows of the tensor seen as a matrix."""
         return int(np.prod(self.shape[:-1], dtype=np.int64)) if len(self.shape) > 1 else 1
 
     @property
     def n_columns(self) -> int:
+        """Columns: the last dimension."""
         return self.shape[-1]
 
     @property
     def n_elements(self) -> int:
+        """Number of elements."""
         return self.n_rows * self.n_columns
 
     @property

@@ -46,6 +46,7 @@ class FolderRequest:
 
     @property
     def label(self) -> str:
+        """The method in folder names: AWQ or GPTQ."""
         return self.method.upper()
 
     @property
@@ -67,10 +68,12 @@ class FolderPlan:
 
     @property
     def label(self) -> str:
+        """The method in folder names: AWQ or GPTQ."""
         return self.request.label
 
     @property
     def size(self) -> int:
+        """Bytes of the weight files."""
         return total_bytes(self.shards)
 
     def quantization_config(self) -> dict[str, Any]:

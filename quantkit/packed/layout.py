@@ -42,6 +42,7 @@ class Shard:
 
 
 def tensor_bytes(dtype: str, shape: Sequence[int]) -> int:
+    """Bytes of a tensor."""
     return DTYPE_BITS[dtype] // 8 * prod(shape)
 
 
@@ -77,6 +78,7 @@ def index_json(shards: Sequence[Shard]) -> bytes | None:
 
 
 def total_bytes(shards: Iterable[Shard]) -> int:
+    """Bytes of all shards."""
     return sum(shard.size for shard in shards)
 
 

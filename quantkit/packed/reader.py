@@ -46,6 +46,7 @@ class Scheme:
 
     @property
     def carried_whole(self) -> bool:
+        """Whether the carry goes through whole words: values do not cross words."""
         return self.carried and 32 % self.bits == 0
 
 
@@ -191,6 +192,7 @@ class QuantizedFolder:
         return words
 
     def close(self) -> None:
+        """Close the files."""
         self._last = None
         self._files.close()
 

@@ -131,6 +131,7 @@ class FolderWriter:
             ) from error
 
     def close(self) -> None:
+        """Close the files; an incomplete folder keeps its partial name."""
         while self._files:
             os.close(self._files.pop())
 

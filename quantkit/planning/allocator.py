@@ -24,9 +24,11 @@ class Arena:
         self.peak = 0
 
     def padded(self, size: int) -> int:
+        """`size` rounded up to the alignment."""
         return -(-size // self.alignment) * self.alignment
 
     def take(self, size: int) -> int:
+        """The offset of a new block of `size` bytes: in the smallest hole that fits."""
         size = self.padded(size)
         best = -1
         for i, (_, room) in enumerate(self.free_blocks[:-1]):
@@ -43,6 +45,7 @@ class Arena:
         return offset
 
     def give(self, offset: int, size: int) -> None:
+        """Free a block, and join it with the holes beside it."""
         size = self.padded(size)
         blocks = self.free_blocks
         at = 0

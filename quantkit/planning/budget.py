@@ -49,10 +49,12 @@ class Fit:
 
     @property
     def fits(self) -> bool:
+        """Whether the memory is sufficient."""
         return not self.missing
 
     @property
     def gpu_layers(self) -> int:
+        """Layers on the GPU."""
         return self.memory.context.gpu_layers
 
 

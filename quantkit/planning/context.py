@@ -40,6 +40,7 @@ class Context:
 
     @property
     def flash_on(self) -> bool:
+        """Whether flash attention is used."""
         return self.flash is not False
 
     @property

@@ -40,6 +40,7 @@ class Layer:
         return 0 if shape is None else (shape[-2] if len(shape) > 1 else shape[-1])
 
     def has(self, name: str) -> bool:
+        """Whether the layer has the tensor."""
         return name in self.tensors
 
     @property
@@ -73,10 +74,12 @@ class ModelShape:
 
     @property
     def n_layer(self) -> int:
+        """Number of layers."""
         return len(self.layers)
 
     @property
     def is_mla(self) -> bool:
+        """Whether attention is DeepSeek's latent attention with compressed keys and values."""
         return "attention.key_length_mla" in self.keys
 
     @property
@@ -102,6 +105,7 @@ class ModelShape:
 
     @property
     def has_experts(self) -> bool:
+        """Whether a layer has routed experts."""
         return any(layer.has("ffn_down_exps.weight") for layer in self.layers)
 
     def number(self, key: str, default: float = 0.0) -> float:

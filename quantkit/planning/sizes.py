@@ -52,10 +52,12 @@ class Offer:
 
     @property
     def is_folder(self) -> bool:
+        """Whether the offer is AWQ or GPTQ."""
         return self.label in FOLDERS
 
     @property
     def is_float(self) -> bool:
+        """Whether the offer is an unquantized type."""
         return self.label in _FLOATS
 
 

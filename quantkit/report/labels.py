@@ -41,6 +41,7 @@ def place(
 
 
 def overlap(one: Box, other: Box) -> bool:
+    """Whether two boxes (left, bottom, right, top) overlap."""
     return one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3]
 
 

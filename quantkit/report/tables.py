@@ -102,6 +102,7 @@ def memory(report: Report) -> Table:
 
 
 def speed(report: Report) -> Table:
+    """A row for each speed measurement of each model."""
     rows = [
         (
             model.label,
@@ -138,6 +139,7 @@ def files(report: Report) -> Table:
 
 
 def texts(report: Report) -> Table:
+    """A row for each text."""
     rows = [
         (text.name, whole(text.tokens), whole(text.chunks), whole(text.scored_tokens), text.sha256)
         for text in report.texts

@@ -51,4 +51,5 @@ def bytes_per_token(decoder: Decoder) -> int:
 
 
 def shared_file(number: int) -> str:
+    """Name of the file with the keys and values of layer `number`."""
     return f"shared-{number}"

@@ -29,6 +29,7 @@ class Statistics:
 
     @classmethod
     def of(cls, width: int, *, gram: bool) -> "Statistics":
+        """Empty statistics of an input of this width; with `gram`, of its Gram matrix too."""
         return cls(np.zeros(width), 0, np.zeros((width, width), np.float32) if gram else None)
 
     @property

@@ -32,6 +32,7 @@ class Verified:
 
     @property
     def failed(self) -> tuple[Check, ...]:
+        """The checks that failed."""
         return tuple(check for check in self.checks if check.status == "failed")
 
 

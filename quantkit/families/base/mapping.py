@@ -53,10 +53,13 @@ class MappedTensor:
 
     @property
     def is_mxfp4(self) -> bool:
+        """Whether the tensor is stored in MXFP4 blocks, which are copied."""
         return bool(self.parts) and self.parts[0].scales is not None
 
 
 class Shaped(Protocol):
+    """A tensor with a shape."""
+
     @property
     def shape(self) -> tuple[int, ...]: ...
 

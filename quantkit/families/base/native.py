@@ -23,13 +23,22 @@ class Source(Protocol):
     architecture: Architecture
 
     @property
-    def config(self) -> Mapping[str, Any]: ...
+    def config(self) -> Mapping[str, Any]:
+        """config.json of the native architecture."""
+
     @property
-    def tensors(self) -> Mapping[str, object]: ...
+    def tensors(self) -> Mapping[str, object]:
+        """Every tensor by name."""
+
     @property
-    def decoder(self) -> Decoder: ...
-    def rows(self, name: str, start: int, stop: int) -> NDArray[Any]: ...
-    def whole(self, name: str) -> NDArray[Any]: ...
+    def decoder(self) -> Decoder:
+        """The forward of the architecture over these weights."""
+
+    def rows(self, name: str, start: int, stop: int) -> NDArray[Any]:
+        """Rows start to stop of a tensor seen as (prod(shape[:-1]), shape[-1]); LookupError if it does not exist."""
+
+    def whole(self, name: str) -> NDArray[Any]:
+        """A tensor in its shape; LookupError if it does not exist."""
 
 
 class Native:

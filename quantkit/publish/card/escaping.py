@@ -49,6 +49,7 @@ def table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def bullets(items: Sequence[str]) -> str:
+    """A Markdown list."""
     return "\n".join(f"- {item}" for item in items)
 
 

@@ -97,6 +97,7 @@ class Upload:
         self._file.close()
 
     def read(self, size: int = -1) -> bytes:
+        """The next bytes, at least a chunk; reports them to the progress."""
         chunk = self._file.read(max(size, _CHUNK))
         self.sent += len(chunk)
         self._progress.advance(len(chunk), self._name)

@@ -113,6 +113,7 @@ class Server:
         return str(self._json("GET", "/api/version").get("version", ""))
 
     def has_blob(self, digest: str) -> bool:
+        """Whether the server has the blob. Raises PublishError for another answer than 200 and 404."""
         with self._request("HEAD", f"/api/blobs/{digest}") as response:
             if response.status not in (200, 404):
                 raise PublishError(

@@ -127,6 +127,7 @@ class TagPlan:
     quantizations: tuple[Quantization, ...]
 
     def tags(self) -> list[str]:
+        """Every tag, in the order of the quantizations."""
         return [tag for quantization in self.quantizations for tag in (*quantization.tags, *quantization.gpu_tags)]
 
 

@@ -104,6 +104,7 @@ class BakeJournal:
         return dict(self.finished_last.get(unit, {}).get("record", {}))
 
     def close(self) -> None:
+        """Close the file, which unlocks the journal."""
         self._file.close()
 
     def _append(self, line: dict[str, Any]) -> None:
