@@ -1,6 +1,6 @@
 """Scaled float8 weights, dequantized to float32 as they are read.
 
-DeepSeek-V3 and the Qwen FP8 releases store a weight in f8 with one scale for each block of 128 x 128 elements. Blocks
+DeepSeek-V3 and the Qwen FP8 releases store a weight in f8. Each block of 128 x 128 elements has one scale. Blocks
 at the edges are partial. The scales are in a companion tensor NAME_scale_inv; the value is f8 * scale. Other releases
 have one scale for the tensor or for each row (Mistral's `weight_scale_inv`, compressed-tensors' `weight_scale`). The
 arithmetic is llama.cpp's (`dequant_simple` in its conversion/base.py): both factors in float32, one multiplication.
@@ -83,7 +83,7 @@ def block_size(config: Mapping[str, Any], where: str) -> Block:
 def block_of(tensor: TensorInfo, scale: TensorInfo, block: Block) -> Block | None:
     """The rows and columns of `tensor` (last two dimensions) that share a value of `scale`; None if they do not fit.
 
-    The shape of `scale` shows whether it has one value, or one per matrix of a stack, per row or per block.
+    The shape of `scale` shows what has one value: the tensor, each matrix of a stack, each row or each block.
     """
     *stack, rows, columns = tensor.shape if len(tensor.shape) > 1 else (1, *(tensor.shape or (1,)))
     shape = scale.shape

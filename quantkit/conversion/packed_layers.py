@@ -26,7 +26,7 @@ Array = NDArray[np.float32]
 Tensors = dict[str, Array]
 Sums = Mapping[str, Statistics]
 
-# The search for the scale of a norm before routed experts uses this many experts, and this many rows of each.
+# The scale of a norm before routed experts is searched on this many experts, with this many rows each.
 _SAMPLED_EXPERTS, _SAMPLED_ROWS = 8, 512
 # The output error of a linear is measured on this many rows, evenly spread.
 _ERROR_ROWS = 128

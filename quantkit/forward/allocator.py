@@ -11,7 +11,7 @@ _KEPT = 512 << 20
 def keep_freed_memory() -> bool:
     """Let freed arrays of up to 32 MiB be reused rather than given back; whether the C library does (glibc only).
 
-    In threads other than the first, glibc returns every large array to the system and maps it again page by page. With
+    In all threads but the first, glibc returns a large array to the system and maps it again page by page. With
     a hidden size of 576 this takes a sixth of the forward's time. The setting lasts for the rest of the process.
     """
     try:

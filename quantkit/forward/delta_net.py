@@ -1,6 +1,6 @@
 """Gated DeltaNet (arXiv 2412.06464): linear attention in chunks of tokens, with a state between chunks.
 
-For each value head, with keys k and queries q of length one (q is then divided by the square root of the width):
+Keys k and queries q have length one; q is then divided by the square root of the width. For each value head:
 
     S_t = exp(g_t) S_{t-1} (I - beta_t k_t k_t') + beta_t v_t k_t'        o_t = S_t q_t
 

@@ -173,8 +173,8 @@ class Mamba2:
     Attributes:
         layers: whether a layer has it in place of attention.
         convolution: the depthwise convolution over values, keys and queries, (channels, 1, kernel width).
-        decay, time_bias, skip: the logarithm of the decay rate, the bias of the time step, and the factor of the value
-            in the output; one per head.
+        decay, time_bias, skip: one per head: the logarithm of the decay rate, the time step's bias, the value's factor
+            in the output.
         norm: the norm of the gated output in as many parts as there are groups; its weight covers all parts.
     """
 

@@ -11,8 +11,8 @@ class DriverFigure:
 
     Attributes:
         bytes: the memory in use.
-        method: "process" for the driver's figure of the process. "difference" for the increase of the GPU's memory in
-            use, if the driver does not know the process; in a container it often sees other process ids.
+        method: "process", the driver's figure of the process; or "difference", the increase of the GPU's memory in use.
+            The second is used if the driver does not know the process: in a container it often sees other process ids.
     """
 
     name: str

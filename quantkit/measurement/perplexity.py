@@ -45,9 +45,9 @@ def perplexity(
     """Perplexity of `text` in windows of `n_ctx` tokens that do not overlap, as llama-perplexity computes it.
 
     The text without one trailing newline is tokenized whole. If the vocabulary adds a BOS token, it replaces the first
-    token of each window. Only the tokens after position n_ctx / 2 are scored, n_ctx - 1 - n_ctx / 2 of a window, so
-    each has at least half a window of context. (The usual figure of transformers scores the whole window and is
-    higher.)
+    token of each window. Only the tokens after position n_ctx / 2 are scored, so each has at least half a window of
+    context. These are n_ctx - 1 - n_ctx / 2 tokens of a window. (The usual figure of transformers scores the whole
+    window and is higher.)
 
     Args:
         n_chunks: largest number of windows; None for all.

@@ -112,7 +112,7 @@ def _missing_marks(model: Model, template: BuiltIn | None) -> str | None:
 
 
 def _ending_turns(model: Model, template: BuiltIn | None) -> Model:
-    """The model with its built-in's end of turn as EOT, unless it is the EOS or an EOT is set already."""
+    """The model with its built-in's end of turn as EOT, unless it is the EOS or an EOT is set."""
     present = {key.key: key.value for key in model.keys if key.key in (_EOT, _EOS)}
     if template is None or template.end_of_turn is None or _EOT in present:
         return model

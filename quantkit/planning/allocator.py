@@ -1,8 +1,8 @@
 """Memory of a compute graph: a replay of ggml's graph allocator on shapes.
 
 Rules: ggml_gallocr_alloc_graph_impl and ggml_dyn_tallocr (ggml/src/ggml-alloc.c). Tensors are placed in the order of
-their computation, each into the smallest hole that fits, and freed after their last use. An operation that may work in
-place takes over an operand that nothing else needs.
+their computation, and freed after their last use. Each goes into the smallest hole that fits. An operation that may
+work in place takes over an operand that nothing else needs.
 """
 
 from collections import defaultdict

@@ -156,7 +156,7 @@ def _style(name: str) -> Iterator[None]:
 
 
 def _tree(drawn: bytes, name: str, title: str) -> ElementTree.Element:
-    """matplotlib's SVG with a title, a font that every system has, and ids that are unique in a page with several."""
+    """matplotlib's SVG with a title, a font that every system has, and ids that are unique in a page."""
     root = ElementTree.fromstring(drawn)
     for metadata in root.findall(f"{_SVG}metadata"):
         root.remove(metadata)

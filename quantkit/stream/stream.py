@@ -195,7 +195,7 @@ class Stream:
         *,
         add: bool,
     ) -> None:
-        """Run an expert on its tokens and on the rows of `extra` by sample, which count in the Gram matrix only.
+        """Run an expert on its tokens and on the rows of `extra` by sample; those count in the Gram matrix only.
 
         `add`: add the expert's outputs to the next states.
         """

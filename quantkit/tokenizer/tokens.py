@@ -89,7 +89,7 @@ def say_padded(tokens: Tokens, used: int) -> None:
 
 
 def fit(vocab: Mapping[str, int], added: Container[int], rows: int | None) -> tuple[dict[str, int], int, list[str]]:
-    """(text -> id of the tokens with a row of the embedding, the number of rows, a warning for tokens without a row).
+    """The ids by text of tokens with a row of the embedding, the number of rows, a warning for other tokens.
 
     `rows` is config.json's vocab_size; None takes what the tokenizer needs. Only added tokens may be left out: Gemma
     3's 1B has one for images, which it cannot see.

@@ -21,7 +21,7 @@ class Verified:
     """An output and its checks. `sha256` by file name; `errors`: the relative error of each tensor or linear.
 
     The error of a GGUF tensor is the RMS error on sampled rows, divided by the RMS of the source. The error of a linear
-    of AWQ or GPTQ is the squared error of its outputs on the calibration text, divided by their squares.
+    of AWQ or GPTQ is the squared error of its outputs on the calibration text, relative to their squares.
     """
 
     output: OutputPlan

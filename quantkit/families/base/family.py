@@ -45,9 +45,9 @@ class Rule:
     rule to some layers, `when` to some configs. `take` cuts the target from the source: one matrix, or several
     stacked along a new first axis (the experts of a fused tensor). `adjust` computes float32 rows from the
     (n, columns) rows of the cut; the tensor is then float32. `scales` names the scale tensor of a source
-    in MXFP4 blocks. Then `shape` is the blocks' (..., blocks of a row, 16 bytes), and a block gives 32 values of a row
-    of the target. `reshaped` names the dimensions of the target where they differ from those of the source or the cut;
-    the elements keep their order.
+    in MXFP4 blocks. Then `shape` is (..., blocks of a row, 16 bytes), and a block gives 32 values of a target row.
+    `reshaped` names the dimensions of the target where they differ from those of the source or the cut; the elements
+    keep their order.
 
     `draft`: the tensor belongs to the layers that predict a later token (multi-token prediction). `{draft}` in its
     source counts them from 0; `{layer}` in its target goes on after the model's own layers.

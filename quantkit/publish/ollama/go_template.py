@@ -141,7 +141,7 @@ def _quoted(literal: str) -> str:
     """Literal text in a Go template, with the system message in place of its mark.
 
     Three kinds of text are written as a quoted string. Go would read the first as an action. Ollama's Modelfile reader
-    would delete the second (runes that do not print), and would read the third as the end of the value.
+    would delete the second (runes that do not print). It would read the third as the end of the value.
     """
     return "{{ $.System }}".join(_text(part) for part in literal.split(system_mark()))
 

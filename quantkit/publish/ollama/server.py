@@ -1,6 +1,6 @@
 """Ollama's HTTP API, as far as publishing needs it: blobs, create, show, copy, push.
 
-The standard library is enough. The PyPI client `ollama` (0.6) cannot ask whether a blob is on the server, does not
+The standard library is enough. The PyPI client `ollama` (0.6) cannot ask whether a blob is on the server. It does not
 report the progress of an upload, and drops the `requires` of a model. Source: docs/api.md and server/routes.go of
 ollama/ollama.
 """
