@@ -132,6 +132,24 @@ def require_space(folder: Path, needed: int, reusable: Iterable[Path] = ()) -> N
         )
 
 
+def reserve(path: Path, size: int) -> None:
+    """Create the file `path` of `size` bytes, all of them on the disk: a write to a map of it cannot end the process.
+
+    Raises OutputError: the disk has less space.
+    """
+    descriptor = open_partial(path, keep=False)
+    try:
+        os.posix_fallocate(descriptor, 0, size)
+    except OSError as error:
+        path.unlink(missing_ok=True)
+        raise OutputError(
+            f"cannot write {size / 1e6:.0f} MB to {path}: {error.strerror or error}; free some space and run the"
+            " command again"
+        ) from error
+    finally:
+        os.close(descriptor)
+
+
 def refuse_existing(paths: Iterable[Path], *, force: bool) -> None:
     """Raise OutputError for the first of `paths` that exists, unless `force`."""
     existing = next((path for path in paths if path.exists()), None)

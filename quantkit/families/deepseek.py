@@ -86,7 +86,7 @@ def _dense_layers(sizes: Hyperparameters) -> Iterable[int]:
     return range(_n_dense(sizes))
 
 
-def _expert_layers(sizes: Hyperparameters) -> Iterable[int]:
+def expert_layers(sizes: Hyperparameters) -> Iterable[int]:
     return range(_n_dense(sizes), sizes.n_layer)
 
 
@@ -97,39 +97,39 @@ def _extra_layers(sizes: Hyperparameters) -> Iterable[int]:
     return range(sizes.n_layer, sizes.n_layer + more)
 
 
-def _matrix(source: str, target: str, *shape: str, **more: Any) -> Rule:
+def matrix(source: str, target: str, *shape: str, **more: Any) -> Rule:
     return Rule(f"{source}.weight", f"blk.{{layer}}.{target}.weight", shape, **more)
 
 
 ATTENTION = (
-    _matrix(f"{_LAYER}.input_layernorm", "attn_norm", "hidden"),
-    _matrix(f"{_ATTENTION}.q_proj", "attn_q", "q", "hidden", when=_plain_queries),
-    _matrix(f"{_ATTENTION}.q_a_proj", "attn_q_a", "q_latent", "hidden", when=_compressed_queries),
-    _matrix(f"{_ATTENTION}.q_a_layernorm", "attn_q_a_norm", "q_latent", when=_compressed_queries),
-    _matrix(f"{_ATTENTION}.q_b_proj", "attn_q_b", "q", "q_latent", when=_compressed_queries),
-    _matrix(f"{_ATTENTION}.kv_a_proj_with_mqa", "attn_kv_a_mqa", "latent_and_rope", "hidden"),
-    _matrix(f"{_ATTENTION}.kv_a_layernorm", "attn_kv_a_norm", "latent"),
-    _matrix(f"{_ATTENTION}.kv_b_proj", "attn_k_b", "keys_and_values", "latent", take=_key_heads),
-    _matrix(f"{_ATTENTION}.kv_b_proj", "attn_v_b", "keys_and_values", "latent", take=_value_heads),
-    _matrix(f"{_ATTENTION}.o_proj", "attn_output", "hidden", "values"),
-    _matrix(f"{_LAYER}.post_attention_layernorm", "ffn_norm", "hidden"),
+    matrix(f"{_LAYER}.input_layernorm", "attn_norm", "hidden"),
+    matrix(f"{_ATTENTION}.q_proj", "attn_q", "q", "hidden", when=_plain_queries),
+    matrix(f"{_ATTENTION}.q_a_proj", "attn_q_a", "q_latent", "hidden", when=_compressed_queries),
+    matrix(f"{_ATTENTION}.q_a_layernorm", "attn_q_a_norm", "q_latent", when=_compressed_queries),
+    matrix(f"{_ATTENTION}.q_b_proj", "attn_q_b", "q", "q_latent", when=_compressed_queries),
+    matrix(f"{_ATTENTION}.kv_a_proj_with_mqa", "attn_kv_a_mqa", "latent_and_rope", "hidden"),
+    matrix(f"{_ATTENTION}.kv_a_layernorm", "attn_kv_a_norm", "latent"),
+    matrix(f"{_ATTENTION}.kv_b_proj", "attn_k_b", "keys_and_values", "latent", take=_key_heads),
+    matrix(f"{_ATTENTION}.kv_b_proj", "attn_v_b", "keys_and_values", "latent", take=_value_heads),
+    matrix(f"{_ATTENTION}.o_proj", "attn_output", "hidden", "values"),
+    matrix(f"{_LAYER}.post_attention_layernorm", "ffn_norm", "hidden"),
 )
 
 FEED_FORWARD = (
-    _matrix(f"{_MLP}.gate_proj", "ffn_gate", "ffn", "hidden", layers=_dense_layers),
-    _matrix(f"{_MLP}.up_proj", "ffn_up", "ffn", "hidden", layers=_dense_layers),
-    _matrix(f"{_MLP}.down_proj", "ffn_down", "hidden", "ffn", layers=_dense_layers),
-    _matrix(f"{_MLP}.gate", "ffn_gate_inp", "n_expert", "hidden", layers=_expert_layers),
+    matrix(f"{_MLP}.gate_proj", "ffn_gate", "ffn", "hidden", layers=_dense_layers),
+    matrix(f"{_MLP}.up_proj", "ffn_up", "ffn", "hidden", layers=_dense_layers),
+    matrix(f"{_MLP}.down_proj", "ffn_down", "hidden", "ffn", layers=_dense_layers),
+    matrix(f"{_MLP}.gate", "ffn_gate_inp", "n_expert", "hidden", layers=expert_layers),
     Rule(
         f"{_MLP}.gate.e_score_correction_bias",
         "blk.{layer}.exp_probs_b.bias",
         ("n_expert",),
-        layers=_expert_layers,
+        layers=expert_layers,
         when=_is_v3,
     ),
-    _matrix(f"{_MLP}.experts.{{expert}}.gate_proj", "ffn_gate_exps", "expert_ffn", "hidden", layers=_expert_layers),
-    _matrix(f"{_MLP}.experts.{{expert}}.up_proj", "ffn_up_exps", "expert_ffn", "hidden", layers=_expert_layers),
-    _matrix(f"{_MLP}.experts.{{expert}}.down_proj", "ffn_down_exps", "hidden", "expert_ffn", layers=_expert_layers),
+    matrix(f"{_MLP}.experts.{{expert}}.gate_proj", "ffn_gate_exps", "expert_ffn", "hidden", layers=expert_layers),
+    matrix(f"{_MLP}.experts.{{expert}}.up_proj", "ffn_up_exps", "expert_ffn", "hidden", layers=expert_layers),
+    matrix(f"{_MLP}.experts.{{expert}}.down_proj", "ffn_down_exps", "hidden", "expert_ffn", layers=expert_layers),
     # fused, as transformers 5 may save them
     *(
         Rule(
@@ -137,7 +137,7 @@ FEED_FORWARD = (
             f"blk.{{layer}}.ffn_{name}_exps.weight",
             ("n_expert", "expert_gate_up", "hidden"),
             take=_half(half),
-            layers=_expert_layers,
+            layers=expert_layers,
         )
         for half, name in enumerate(("gate", "up"))
     ),
@@ -145,11 +145,11 @@ FEED_FORWARD = (
         f"{_MLP}.experts.down_proj",
         "blk.{layer}.ffn_down_exps.weight",
         ("n_expert", "hidden", "expert_ffn"),
-        layers=_expert_layers,
+        layers=expert_layers,
     ),
-    _matrix(f"{_MLP}.shared_experts.gate_proj", "ffn_gate_shexp", "shared_ffn", "hidden", layers=_expert_layers),
-    _matrix(f"{_MLP}.shared_experts.up_proj", "ffn_up_shexp", "shared_ffn", "hidden", layers=_expert_layers),
-    _matrix(f"{_MLP}.shared_experts.down_proj", "ffn_down_shexp", "hidden", "shared_ffn", layers=_expert_layers),
+    matrix(f"{_MLP}.shared_experts.gate_proj", "ffn_gate_shexp", "shared_ffn", "hidden", layers=expert_layers),
+    matrix(f"{_MLP}.shared_experts.up_proj", "ffn_up_shexp", "shared_ffn", "hidden", layers=expert_layers),
+    matrix(f"{_MLP}.shared_experts.down_proj", "ffn_down_shexp", "hidden", "shared_ffn", layers=expert_layers),
 )
 
 
@@ -192,9 +192,12 @@ _LITE_LAYERS = (26, 27)
 _LITE_LAYERS_AND_VOCABULARY = (48, 128256)
 
 
+_AS_V3 = ("DeepseekV3ForCausalLM", "DeepseekV32ForCausalLM", "Glm4MoeLiteForCausalLM", "GlmMoeDsaForCausalLM")
+
+
 def _config_is_v3(config: Mapping[str, Any]) -> bool:
     """Whether config.json is of V3's class, which R1 and Moonlight share."""
-    return bool(config["architectures"][0] in ("DeepseekV3ForCausalLM", "Glm4MoeLiteForCausalLM"))
+    return bool(config["architectures"][0] in _AS_V3)
 
 
 def _prepare(config: dict[str, Any]) -> dict[str, Any]:
@@ -202,15 +205,13 @@ def _prepare(config: dict[str, Any]) -> dict[str, Any]:
     v3 = _config_is_v3(config)
     family = "DeepSeek-V3" if v3 else "DeepSeek-V2"
     prepare_attention(config, family)
-    only(config, "moe_layer_freq", 1, family=family)
-    only(config, "scoring_func", "sigmoid" if v3 else "softmax", family=family)
-    size(config, "num_experts_per_tok")
-    size(config, "moe_intermediate_size")
-    size(config, "n_shared_experts")
+    _queries(config)
     if v3:
-        config["scoring_func"] = "sigmoid"
-        only(config, "topk_method", "noaux_tc", family=family)
+        prepare_experts(config, family)
     else:
+        only(config, "moe_layer_freq", 1, family=family)
+        only(config, "scoring_func", "softmax", family=family)
+        _expert_sizes(config)
         # transformers ignores norm_topk_prob; DeepSeek's code ignores routed_scaling_factor; llama.cpp applies both
         only(config, "norm_topk_prob", False, family=family)
         _groups_of_v2(config)
@@ -226,8 +227,21 @@ def prepare_attention(config: dict[str, Any], family: str) -> None:
     only(config, "attention_bias", False, family=family)
     only(config, "mlp_bias", False, family=family)
     only(config, "rope_interleave", True, family=family)
-    _queries(config)
     _yarn(config)
+
+
+def prepare_experts(config: dict[str, Any], family: str) -> None:
+    """Refuse settings of V3's mixture that llama.cpp does not support; state its scores."""
+    only(config, "moe_layer_freq", 1, family=family)
+    only(config, "scoring_func", "sigmoid", family=family)
+    only(config, "topk_method", "noaux_tc", family=family)
+    _expert_sizes(config)
+    config["scoring_func"] = "sigmoid"
+
+
+def _expert_sizes(config: Mapping[str, Any]) -> None:
+    for name in ("num_experts_per_tok", "moe_intermediate_size", "n_shared_experts"):
+        size(config, name)
 
 
 def _groups_of_v2(config: dict[str, Any]) -> None:

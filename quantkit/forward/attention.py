@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from quantkit.forward.arithmetic import alibi_slopes, normalise, sigmoid, turn
 from quantkit.forward.arrays import Array, device, empty, namespace, place
-from quantkit.forward.description import Attention, Config, Norm, given, head_dim
+from quantkit.forward.description import Attention, Config, Indexer, Norm, given, head_dim
+from quantkit.forward.indexer import excluded_keys
 from quantkit.forward.rope import rope_frequencies
 from quantkit.forward.weights import Weights
 
@@ -52,19 +53,24 @@ class Context:
     """A sequence beside its hidden states: its token ids, and what layers leave for later ones.
 
     `shared`: keys and values (heads, n, head_dim) by the number of the layer that computed them; a layer adds its own
-    if its number is in `sources`.
+    if its number is in `sources`. `excluded`: by the number of the last layer with an indexer, its choice (see
+    `excluded_keys`).
     """
 
     tokens: Sequence[int] = ()
     sources: frozenset[int] = frozenset()
     shared: dict[int, tuple[Array, Array]] = field(default_factory=dict)
+    excluded: dict[int, Array | None] = field(default_factory=dict)
 
 
 def attend(part: Attention, layer: Layer, x: Array, context: Context) -> Array:
     """Attention over the hidden states x (n, hidden): (n, hidden)."""
     gate: Array | None = None
+    excluded: Array | None = None
     if part.latent:
-        q, k, v = _latent(part, layer, x)
+        q, k, v, short = _latent(part, layer, x)
+        if part.indexer:
+            excluded = _excluded(part.indexer, part, layer, x, short, context)
     else:
         q, k, v, gate = _plain(part, layer, x, context)
     (heads, n, size), groups, where = q.shape, len(k), device(x)
@@ -95,13 +101,16 @@ def attend(part: Attention, layer: Layer, x: Array, context: Context) -> Array:
             by_head -= slopes[:, None, None] * place(_distance(rows, stop - first).astype(np.float32), where)
         masked = rows if window >= stop else stop - first
         by_head[:, :, stop - first - masked :] += _mask(rows, masked, window, where)
+        if excluded is not None:
+            by_head[:, excluded[start:stop, first:stop]] = -np.inf
         parts, total = _softmax_parts(by_head, sinks)
         mixed = (parts.reshape(scores.shape) @ v[:, first:stop]).reshape(heads, rows, -1)
         mixed /= total  # fewer divisions than on the scores
         out[start:stop] = mixed.swapaxes(0, 1)
     if gate is not None:
         out *= sigmoid(gate)
-    return layer.weights.linear(layer.at + part.at + part.out, out.reshape(n, -1), x.shape[1], part.form)
+    out = layer.weights.linear(layer.at + part.at + part.out, out.reshape(n, -1), x.shape[1], part.form)
+    return out * np.float32(part.multipliers(layer.config)[3]) if part.multipliers else out
 
 
 def _steps(n: int, step: int, chunk: int) -> Iterator[tuple[int, int]]:
@@ -154,6 +163,9 @@ def _plain(part: Attention, layer: Layer, x: Array, context: Context) -> tuple[A
     heads, kv_heads = int(given(layer.config, "num_attention_heads", "n_head", "n_heads")), part.kv_heads(layer.config)
     size = head_dim(layer.config)
     q, k, v = _projected(part, layer, x, heads, kv_heads, size)
+    if part.multipliers:
+        factors = part.multipliers(layer.config)
+        q, k, v = (states * np.float32(factor) for states, factor in zip((q, k, v), factors, strict=False))
     gate: Array | None = None
     if part.gated:
         q, gate = q[..., :size], q[..., size:]
@@ -231,18 +243,34 @@ def _normed(part: Attention, layer: Layer, name: str, x: Array) -> Array:
     return layer.norm(name, x, part.norm)
 
 
-def _latent(part: Attention, layer: Layer, x: Array) -> tuple[Array, Array, Array]:
-    """DeepSeek-V2's multi-head latent attention (arXiv 2405.04434): as `_plain`, but values have another width."""
+def _excluded(
+    part: Indexer, attention: Attention, layer: Layer, x: Array, short: Array, context: Context
+) -> Array | None:
+    """The keys that a query does not attend to, by the layer's indexer or the last one before it; None: all count."""
+    if part.own(layer.config, layer.number):
+        angles = _angles(layer.config, int(layer.config["qk_rope_head_dim"]), x)
+        chosen = excluded_keys(part, layer, layer.at + attention.at + part.at, x, short, angles)
+        context.excluded.clear()
+        context.excluded[layer.number] = chosen
+        return chosen
+    return next(iter(context.excluded.values()), None)
+
+
+def _latent(part: Attention, layer: Layer, x: Array) -> tuple[Array, Array, Array, Array]:
+    """DeepSeek-V2's multi-head latent attention (arXiv 2405.04434): as `_plain`, but values have another width.
+
+    The last of the results are the compressed queries (n, rank), or x if the model has none.
+    """
     config, weights, at, n = layer.config, layer.weights, layer.at + part.at, len(x)
     heads, rank = int(config["num_attention_heads"]), int(config["kv_lora_rank"])
     still, turning, value = (int(config[f"{key}_head_dim"]) for key in ("qk_nope", "qk_rope", "v"))
-    short = x
+    queries = x
     name = "q_proj"
     if config.get("q_lora_rank"):
-        short = weights.linear(at + "q_a_proj", x, int(config["q_lora_rank"]))
-        short = layer.norm(at + "q_a_layernorm", short, part.norm, _LATENT_EPS)
+        queries = weights.linear(at + "q_a_proj", x, int(config["q_lora_rank"]))
+        queries = layer.norm(at + "q_a_layernorm", queries, part.norm, _LATENT_EPS)
         name = "q_b_proj"
-    q = weights.linear(at + name, short, heads * (still + turning)).reshape(n, heads, -1).swapaxes(0, 1)
+    q = weights.linear(at + name, queries, heads * (still + turning)).reshape(n, heads, -1).swapaxes(0, 1)
 
     joint = weights.linear(at + "kv_a_proj_with_mqa", x, rank + turning)
     short = layer.norm(at + "kv_a_layernorm", joint[:, :rank], part.norm, _LATENT_EPS)
@@ -254,7 +282,7 @@ def _latent(part: Attention, layer: Layer, x: Array) -> tuple[Array, Array, Arra
     k_turned = turn(joint[None, :, rank:], cos, sin, _pairs(part, config))
     k_turned = xp.broadcast_to(k_turned, (heads, n, turning))
     q = xp.concatenate([q[..., :still], q_turned], axis=-1)
-    return q, xp.concatenate([kv[..., :still], k_turned], axis=-1), kv[..., still:]
+    return q, xp.concatenate([kv[..., :still], k_turned], axis=-1), kv[..., still:], queries
 
 
 def _pairs(part: Attention, config: Config) -> str:

@@ -62,6 +62,31 @@ class Norm:
 
 
 @dataclass(frozen=True)
+class Indexer:
+    """DeepSeek Sparse Attention: index heads score the keys, and a query attends to the keys with the best scores.
+
+    Attributes:
+        queries, keys, weights: linears for index queries (from the compressed queries), one index key, and a weight of
+            each index head.
+        norm: the LayerNorm of the index key.
+        pairs: which values rotate together, see `Attention`; as many as in attention, the first of a head.
+        top: number of keys that a query attends to.
+        own: whether a layer has an indexer; another layer uses the choice of the last layer before it that has.
+    """
+
+    at: str = "indexer."
+    queries: str = "wq_b"
+    keys: str = "wk"
+    weights: str = "weights_proj"
+    norm: str = "k_norm"
+    pairs: Literal["half", "neighbours"] = "half"
+    heads: Callable[[Config], int] = lambda config: int(config["index_n_heads"])
+    width: Callable[[Config], int] = lambda config: int(config["index_head_dim"])
+    top: Callable[[Config], int] = lambda config: int(config["index_topk"])
+    own: Callable[[Config, int], bool] = lambda _config, _layer: True
+
+
+@dataclass(frozen=True)
 class Attention:
     """Causal attention with heads, of which several may share a key and a value.
 
@@ -90,12 +115,14 @@ class Attention:
         sinks: one score a head that takes part in the softmax and has no value.
         latent: DeepSeek's latent attention: queries, keys and values from short vectors; all heads share the rotated
             part of the key.
+        indexer: with latent attention, what chooses the keys that a query attends to.
         value_norm: the norm of a value over its head.
         keys_as_values: whether a layer's values are its keys before norm and rope.
         shared_from: the earlier layer whose keys and values a layer uses; None for a layer with keys and values.
         gated: the linear for queries gives each head a gate of the same width after its query; the output of
             attention is multiplied by the gate's sigmoid.
         gate: the separate linear that gives such a gate.
+        multipliers: factors of queries, keys, values and the output, after their linears (muP).
     """
 
     at: str = "self_attn."
@@ -123,11 +150,13 @@ class Attention:
     chunk: Callable[[Config, int], int | None] = lambda _config, _layer: None
     sinks: str | None = None
     latent: bool = False
+    indexer: Indexer | None = None
     value_norm: Norm | None = None
     keys_as_values: Callable[[Config, int], bool] = lambda _config, _layer: False
     shared_from: Callable[[Config, int], int | None] = lambda _config, _layer: None
     gated: bool = False
     gate: str | None = None
+    multipliers: Callable[[Config], tuple[float, float, float, float]] | None = None
 
 
 @dataclass(frozen=True)
@@ -176,6 +205,9 @@ class Mamba2:
         decay, time_bias, skip: one per head: the logarithm of the decay rate, the time step's bias, the value's factor
             in the output.
         norm: the norm of the gated output in as many parts as there are groups; its weight covers all parts.
+        has_norm: whether config.json uses that norm.
+        beside: whether it runs beside attention: both read the same norm, and their outputs are added.
+        multipliers: factors of gate, values, keys, queries, time steps and the output, after their linears (muP).
     """
 
     layers: Callable[[Config, int], bool]
@@ -186,6 +218,9 @@ class Mamba2:
     time_bias: str = "dt_bias"
     skip: str = "D"
     norm: str = "norm"
+    has_norm: Callable[[Config], bool] = lambda _: True
+    beside: bool = False
+    multipliers: Callable[[Config], tuple[float, float, float, float, float, float]] | None = None
     out: str = "out_proj"
     heads: Callable[[Config], int] = lambda config: int(config["mamba_n_heads"])
     head_width: Callable[[Config], int] = lambda config: int(config["mamba_d_head"])
@@ -221,6 +256,7 @@ class FeedForward:
         sparsity: by layer, the share of gates that are set to zero, if gates were normal; 0 keeps all. The others are
             what they exceed that quantile by.
         activation: config keys of the activation's name; `default_activation` if config.json lacks them.
+        multipliers: factors of the gate before its activation, and of the output (muP).
     """
 
     at: str = "mlp."
@@ -235,6 +271,7 @@ class FeedForward:
     sparsity: Callable[[Config, int], float] = lambda _config, _layer: 0.0
     activation: tuple[str, ...] = ("hidden_act",)
     default_activation: str = "silu"
+    multipliers: Callable[[Config], tuple[float, float]] | None = None
 
 
 @dataclass(frozen=True)
@@ -371,7 +408,7 @@ class Architecture:
         base: prefix of all names but the head's; checkpoints saved from the bare model lack it.
         layer: prefix of a layer's names.
         positions: the tensor of learned positions.
-        delta_net, mamba2, short_convolution: what some layers have in place of attention.
+        delta_net, mamba2, short_convolution: what some layers have in place of attention (Mamba 2 also beside it).
         parallel: both parts read the same hidden states, the feed-forward through `feed_norm` or, if that is None,
             through attention's norm.
         layer_inputs: per-layer embeddings.

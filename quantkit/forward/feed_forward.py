@@ -35,6 +35,8 @@ def feed_forward(part: FeedForward, layer: Layer, x: Array, index: int = 0) -> A
         up = (xp.clip(up, -limit, limit) + 1.0) * gate * sigmoid(_GATE_SLOPE * gate)
     else:
         act = activation(given(config, *part.activation, default=part.default_activation))
+        if gate is not None and part.multipliers:
+            gate = gate * np.float32(part.multipliers(config)[0])
         if gate is not None and (sparsity := part.sparsity(config, layer.number)):
             gate = _beyond(gate, NormalDist().inv_cdf(sparsity))
         if gate is None:
@@ -43,7 +45,8 @@ def feed_forward(part: FeedForward, layer: Layer, x: Array, index: int = 0) -> A
             gate = act(gate)
             gate *= up
             up = gate
-    return linear(part.down, up, x.shape[1])
+    out = linear(part.down, up, x.shape[1])
+    return out * np.float32(part.multipliers(config)[1]) if part.multipliers else out
 
 
 def _beyond(x: Array, deviations: float) -> Array:

@@ -94,6 +94,21 @@ class Decoder:
         """The earlier layer whose keys and values layer `number` uses; None if it has its own."""
         return self.architecture.attention.shared_from(self.config, number)
 
+    def chosen_by(self, number: int) -> int | None:
+        """The layer whose indexer chooses the keys of layer `number`, None without an indexer."""
+        indexer = self.architecture.attention.indexer
+        if indexer is None:
+            return None
+        return next(layer for layer in range(number, -1, -1) if indexer.own(self.config, layer) or layer == 0)
+
+    def choosing_layers(self, n_tokens: int) -> frozenset[int]:
+        """The layers whose choice of keys later layers use, in a sequence of `n_tokens`: none if it is short."""
+        indexer = self.architecture.attention.indexer
+        if indexer is None or n_tokens <= indexer.top(self.config):
+            return frozenset()
+        choosers = ((number, self.chosen_by(number)) for number in range(self.n_layers))
+        return frozenset(chooser for number, chooser in choosers if chooser is not None and chooser != number)
+
     def key_shape(self, number: int) -> tuple[int, int]:
         """Key heads of a layer, and elements of a head."""
         config = self.architecture.per_layer(self.config, number)
@@ -219,6 +234,8 @@ class DecoderLayer:
             return delta_net(recurrent, self.layer, x)
         state_space = self.architecture.mamba2
         if state_space and state_space.layers(self.layer.config, self.layer.number):
+            if state_space.beside:
+                return attend(self.architecture.attention, self.layer, x, context) + mamba2(state_space, self.layer, x)
             return mamba2(state_space, self.layer, x)
         convolution = self.architecture.short_convolution
         if convolution and convolution.layers(self.layer.config, self.layer.number):

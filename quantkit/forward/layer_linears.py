@@ -14,6 +14,7 @@ from quantkit.forward.description import (
     DeltaNet,
     Experts,
     FeedForward,
+    Indexer,
     Laurel,
     LayerInputs,
     Mamba2,
@@ -38,6 +39,8 @@ def layer_linears(architecture: Architecture, config: Config, number: int, names
         attention = _delta_net(recurrent, place)
     elif (state_space := architecture.mamba2) and state_space.layers(config, number):
         attention = _mamba2(state_space, place)
+        if state_space.beside:
+            attention = _side_by_side(_attention(architecture.attention, place), attention)
     elif (convolution := architecture.short_convolution) and convolution.layers(config, number):
         attention = _short_convolution(convolution, place)
     else:
@@ -159,8 +162,17 @@ def _mamba2(part: Mamba2, place: _Place) -> _Part:
     at, sizes = place.at + part.at, mamba2.sizes_of(part, place.config)
     projection = Linear(at + part.projection, place.hidden, sizes.projected)
     out = Linear(at + part.out, sizes.inner, place.hidden)
-    inputs = (Input("attention", (projection,)), Input("attention.out", (out,)))
-    return _Part(inputs, (NormFold(at + part.norm, 0.0, ("attention.out",)),), ("attention",))
+    key = "mamba.out" if part.beside else "attention.out"
+    inputs = (Input("attention", (projection,)), Input(key, (out,)))
+    # without the norm the output is gated, and no row before it is linear in it
+    folds = (NormFold(at + part.norm, 0.0, (key,)),) if part.has_norm(place.config) else ()
+    return _Part(inputs, folds, ("attention",))
+
+
+def _side_by_side(first: _Part, second: _Part) -> _Part:
+    """Two parts that read the same norm."""
+    both = replace(first.inputs[0], linears=first.inputs[0].linears + second.inputs[0].linears)
+    return _Part((both, *first.inputs[1:], *second.inputs[1:]), first.folds + second.folds, first.fed)
 
 
 def _short_convolution(part: ShortConvolution, place: _Place) -> _Part:
@@ -182,15 +194,29 @@ def _latent(part: Attention, place: _Place) -> _Part:
     kv = Linear(at + "kv_b_proj", rank, heads * (nope + value))
     out = Linear(at + part.out, heads * value, hidden, part.form)
     first = Linear(at + "q_a_proj", hidden, short) if short else Linear(at + "q_proj", hidden, n_queries)
-    inputs = [Input("attention", (first, joint))]
+    readers, of_queries = _indexer(part.indexer, place, at, short)
+    inputs = [Input("attention", (first, joint, *readers))]
     norms = []
     if short:
-        inputs.append(Input("attention.q", (Linear(at + "q_b_proj", short, n_queries),)))
+        inputs.append(Input("attention.q", (Linear(at + "q_b_proj", short, n_queries), *of_queries)))
         norms.append(NormFold(at + "q_a_layernorm", part.norm.offset, ("attention.q",)))
     inputs += [Input("attention.kv", (kv,)), Input("attention.out", (out,))]
     norms.append(NormFold(at + "kv_a_layernorm", part.norm.offset, ("attention.kv",)))
     rows = tuple(head * (nope + value) + nope + i for head in range(heads) for i in range(value))
     return _Part(tuple(inputs), (*norms, RowFold(kv, rows, "attention.out")), ("attention",))
+
+
+def _indexer(part: Indexer | None, place: _Place, at: str, rank: int) -> tuple[tuple[Linear, ...], tuple[Linear, ...]]:
+    """The indexer's linears over the input of attention and over the compressed queries.
+
+    They are small and decide which tokens are seen at all, so they keep their precision.
+    """
+    if part is None or not part.own(place.config, place.number):
+        return (), ()
+    heads, size = part.heads(place.config), part.width(place.config)
+    keys = Linear(at + part.at + part.keys, place.hidden, size, kept=True)
+    weights = Linear(at + part.at + part.weights, place.hidden, heads, kept=True)
+    return (keys, weights), (Linear(at + part.at + part.queries, rank, heads * size, kept=True),)
 
 
 def _feed_forward(

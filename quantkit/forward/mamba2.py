@@ -5,10 +5,14 @@ Each head has values x, keys B, queries C, time steps d > 0 and a decay rate a <
     H_t = exp(d_t a) H_{t-1} + d_t B_t x_t'        y_t = H_t' C_t + D x_t
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+from numpy.typing import NDArray
+
 from quantkit.forward.arithmetic import activation, normalise
-from quantkit.forward.arrays import Array, device, empty, namespace
+from quantkit.forward.arrays import Array, device, empty, namespace, place
 from quantkit.forward.attention import Layer
 from quantkit.forward.chunks import CHUNK, by_head, later, softplus
 from quantkit.forward.description import Config, Mamba2, Norm
@@ -51,6 +55,9 @@ def mamba2(part: Mamba2, layer: Layer, x: Array) -> Array:
     """Mamba 2 over the hidden states x (n, hidden): (n, hidden)."""
     sizes, n, at = sizes_of(part, layer.config), len(x), layer.at + part.at
     projected = layer.weights.linear(at + part.projection, x, sizes.projected)
+    factors = part.multipliers(layer.config) if part.multipliers else None
+    if factors:
+        projected = projected * place(_by_row(sizes, factors), device(x))
     gate, mixed, steps = (
         projected[:, start:stop]
         for start, stop in (
@@ -69,9 +76,18 @@ def mamba2(part: Mamba2, layer: Layer, x: Array) -> Array:
     out = recurrent(queries, keys, values, steps, rate)
     out += layer.vector(at + part.skip, x)[:, None] * values
     gated = out.reshape(n, sizes.inner) * activation("silu")(gate)
-    weight = layer.vector(at + part.norm + ".weight", x).reshape(sizes.groups, -1)
-    normed = normalise(gated.reshape(n, sizes.groups, -1), weight, None, _PLAIN, layer.eps)
-    return layer.weights.linear(at + part.out, normed.reshape(n, -1), x.shape[1])
+    if part.has_norm(layer.config):
+        weight = layer.vector(at + part.norm + ".weight", x).reshape(sizes.groups, -1)
+        gated = normalise(gated.reshape(n, sizes.groups, -1), weight, None, _PLAIN, layer.eps).reshape(n, -1)
+    out = layer.weights.linear(at + part.out, gated, x.shape[1])
+    return out * np.float32(factors[-1]) if factors else out
+
+
+def _by_row(sizes: Sizes, factors: Sequence[float]) -> NDArray[np.float32]:
+    """The factor of each row of the input projection."""
+    keys = sizes.groups * sizes.state
+    counts = (sizes.inner, sizes.inner, keys, keys, sizes.heads)
+    return np.repeat(np.array(factors[: len(counts)], np.float32), counts)
 
 
 def recurrent(queries: Array, keys: Array, values: Array, steps: Array, rate: Array) -> Array:

@@ -93,7 +93,9 @@ def pack_blocks(kind: GGMLQuantizationType, blocks: Blocks) -> _BYTES:
     n_rows, n_cols = blocks.points.shape
     count = n_rows * n_cols // format_.block
     if format_.table is not None:
-        levels = np.searchsorted(np.array(format_.table, np.float32), blocks.points).astype(np.uint8)
+        level_of = np.zeros(format_.high - format_.low + 1, np.uint8)
+        level_of[np.array(format_.table) - format_.low] = np.arange(len(format_.table))
+        levels = level_of[(blocks.points - np.float32(format_.low)).astype(np.int16)]
     else:
         levels = (blocks.points - np.float32(0 if kind == _T.Q8_0 else format_.low)).astype(np.int16).astype(np.uint8)
     parts = _Parts(

@@ -12,6 +12,8 @@
 #include <stdint.h>
 #include <string.h>
 
+#include "half.h"
+
 enum { SUPER = 256, LANES = 8 };
 
 typedef float vf __attribute__((vector_size(4 * LANES)));
@@ -37,38 +39,6 @@ static inline vf clamped(vi level, int low, int high) {
     return __builtin_convertvector(level, vf);
 }
 static inline int clamped1(int level, int low, int high) { return level < low ? low : level > high ? high : level; }
-
-static uint16_t to_half(float value) {
-    uint32_t bits;
-    memcpy(&bits, &value, 4);
-    uint32_t sign = bits >> 16 & 0x8000, rest = bits & 0x7fffffff;
-    if (rest > 0x7f800000) return (uint16_t)(sign | 0x7e00);
-    if (rest >= 0x477ff000) return (uint16_t)(sign | 0x7c00);
-    if (rest < 0x38800000) {
-        /* Subnormal: let the float unit round at the position of half's last bit. */
-        float small, anchor = 0.5f;
-        memcpy(&small, &rest, 4);
-        small += anchor;
-        uint32_t rounded, base;
-        memcpy(&rounded, &small, 4);
-        memcpy(&base, &anchor, 4);
-        return (uint16_t)(sign | (rounded - base));
-    }
-    uint32_t odd = rest >> 13 & 1;
-    return (uint16_t)(sign | ((rest + 0xfff + odd - 0x38000000) >> 13));
-}
-
-static float from_half(uint16_t half) {
-    uint32_t sign = (uint32_t)(half & 0x8000) << 16, exponent = half >> 10 & 31, fraction = half & 1023;
-    float value;
-    if (exponent == 0) {
-        value = (float)fraction * 5.9604644775390625e-8f;
-        return sign ? -value : value;
-    }
-    uint32_t bits = sign | (exponent == 31 ? 0x7f800000 : (exponent + 112) << 23) | fraction << 13;
-    memcpy(&value, &bits, 4);
-    return value;
-}
 
 /* Eight sub-blocks of n values each, value i of all eight in lanes[i]. */
 static void gather(const float *x, int n, vf *lanes) {

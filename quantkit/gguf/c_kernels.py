@@ -15,7 +15,7 @@ import os
 import shutil
 import stat
 import subprocess
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -28,10 +28,12 @@ from quantkit.scratch import scratch_folder
 _T = GGMLQuantizationType
 Quantize = Callable[[GGMLQuantizationType, NDArray[np.float32], NDArray[np.uint8]], None]
 
-SOURCE = Path(__file__).with_name("c_kernels.c")
+_FOLDER = Path(__file__).parent
+SOURCE = _FOLDER / "c_kernels.c"
+_HEADERS = (_FOLDER / "half.h",)
 KINDS = (_T.Q2_K, _T.Q4_K, _T.Q5_K, _T.Q6_K)
 # No fused multiply-add: it rounds once where ggml's code rounds twice.
-_FLAGS = ("-O3", "-march=native", "-ffp-contract=off", "-fno-math-errno", "-shared", "-fPIC")
+_FLAGS = ("-march=native", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-shared", "-fPIC")
 _COMPILE_SECONDS = 60
 
 
@@ -43,7 +45,7 @@ def load(reference: Quantize) -> Mapping[GGMLQuantizationType, Quantize]:
     if os.environ.get("QUANTKIT_C_KERNELS") == "0":
         return {}
     try:
-        library = _library()
+        library = compiled(SOURCE)
     except (OSError, subprocess.SubprocessError):
         return {}
     candidates = {kind: _bound(library, kind) for kind in KINDS}
@@ -93,27 +95,29 @@ def _bound(library: ctypes.CDLL, kind: GGMLQuantizationType) -> Quantize:
     return quantize
 
 
-def _library() -> ctypes.CDLL:
-    """The compiled kernels, from the cache or newly compiled.
+def compiled(source: Path, optimize: Sequence[str] = ("-O3",)) -> ctypes.CDLL:
+    """The library of a C file, from the cache or newly compiled. `optimize`: options of the compiler.
 
     Raises OSError (no compiler, no writable folder) or subprocess.SubprocessError (the source does not compile).
     """
     compiler = next(filter(None, map(shutil.which, filter(None, (os.environ.get("CC"), "cc", "gcc", "clang")))), None)
     if compiler is None:
         raise FileNotFoundError("no C compiler")
-    identity = [SOURCE.read_bytes(), " ".join(_FLAGS).encode(), str(Path(compiler).resolve()).encode(), _processor()]
-    name = f"c_kernels-{hashlib.sha256(b'|'.join(identity)).hexdigest()[:16]}.so"
+    sources = [path.read_bytes() for path in (source, *_HEADERS)]
+    flags = [*optimize, *_FLAGS]
+    identity = [*sources, " ".join(flags).encode(), str(Path(compiler).resolve()).encode(), _processor()]
+    name = f"{source.stem}-{hashlib.sha256(b'|'.join(identity)).hexdigest()[:16]}.so"
     cache = _cache_folder()
     if cache is None:
         with scratch_folder() as folder:
-            return ctypes.CDLL(str(_compile(compiler, folder / name)))
+            return ctypes.CDLL(str(_compile([compiler, *flags], source, folder / name)))
     library = _load_trusted(cache / name)
     if library is None:
         with scratch_folder(str(cache)) as folder:
-            compiled = _compile(compiler, folder / name)
-            digest = compiled.with_suffix(".sha256")
-            digest.write_text(hashlib.sha256(compiled.read_bytes()).hexdigest())
-            for path in (compiled, digest):
+            made = _compile([compiler, *flags], source, folder / name)
+            digest = made.with_suffix(".sha256")
+            digest.write_text(hashlib.sha256(made.read_bytes()).hexdigest())
+            for path in (made, digest):
                 path.chmod(0o644)
                 path.replace(cache / path.name)
         library = _load_trusted(cache / name)
@@ -122,8 +126,8 @@ def _library() -> ctypes.CDLL:
     return library
 
 
-def _compile(compiler: str, library: Path) -> Path:
-    command = [compiler, *_FLAGS, "-o", str(library), str(SOURCE), "-lm"]
+def _compile(compiler: Sequence[str], source: Path, library: Path) -> Path:
+    command = [*compiler, f"-I{_FOLDER}", "-o", str(library), str(source), "-lm"]
     # the compiler's own temporary files stay there too, should it be killed
     environment = {**os.environ, "TMPDIR": str(library.parent)}
     subprocess.run(command, check=True, capture_output=True, timeout=_COMPILE_SECONDS, env=environment)

@@ -14,6 +14,7 @@ import signal
 import sys
 import threading
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -43,7 +44,10 @@ def text_tokens(request: dict[str, Any]) -> dict[str, Any]:
 
 
 def logits(request: dict[str, Any]) -> None:
-    """Writes (n_tokens, n_vocab) to request["out"]; the KV cache is float32 and flash attention off, for exactness."""
+    """Writes (n_tokens, n_vocab) float32 to request["out"].
+
+    The KV cache is float32 and flash attention off, for exactness.
+    """
     tokens = request["tokens"]
     with (
         load(request["model"], n_gpu_layers=0, check_tensors=True, use_extra_bufts=False) as model,
@@ -62,7 +66,11 @@ def logits(request: dict[str, Any]) -> None:
         if max(tokens) >= n_vocab:
             raise Failed(f"cannot evaluate token {max(tokens)}: the vocabulary has {n_vocab} tokens")
         values = decode(running, tokens, 0, n_vocab)
-        np.lib.format.open_memmap(request["out"], "w+", np.float32, values.shape)[:] = values
+        try:
+            with Path(request["out"]).open("wb") as file:
+                file.write(np.ascontiguousarray(values, np.float32).data)
+        except OSError as error:
+            raise Failed(f"could not write its logits: {error.strerror}") from error
 
 
 class Open:

@@ -4,6 +4,7 @@ Only the records of the tokens are kept (see scores.RECORD), which are small. Mo
 take turns. A turn has as many windows as the disk has space for their logits.
 """
 
+import math
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,9 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantkit.errors import MeasureError
+from quantkit.files import reserve
 from quantkit.machine import available_memory
 from quantkit.measurement.engine import Array, Engine
-from quantkit.measurement.scores import RECORD, Scored, Scorer, records
+from quantkit.measurement.record_file import RecordFile
+from quantkit.measurement.scores import Scored, Scorer, records
 from quantkit.progress import SILENT, Progress
 from quantkit.texts.windows import Windows
 
@@ -44,7 +47,13 @@ class Comparison:
         self.tokens = np.concatenate([text.tokens for text in texts])
         self.targets = np.concatenate([text.targets for text in texts])
         work.mkdir(parents=True, exist_ok=True)
-        self._records = [self._file(number) for number in range(len(models))]
+        shape = self.targets.shape
+        self._files = [RecordFile(work / f"model-{number}.records", *shape) for number in range(len(models))]
+
+    def close(self) -> None:
+        """Close the files of records; the records remain."""
+        for file in self._files:
+            file.close()
 
     @property
     def n_windows(self) -> int:
@@ -54,11 +63,11 @@ class Comparison:
     def records(self, model: int, text: int) -> NDArray[np.void]:
         """The RECORD of each scored token of a text, (n_tokens,)."""
         start = sum(len(windows.tokens) for windows in self.texts[:text])
-        return np.array(self._records[model][start : start + len(self.texts[text].tokens)]).reshape(-1)
+        return np.array(self._files[model].values[start : start + len(self.texts[text].tokens)]).reshape(-1)
 
     def perplexity_so_far(self, model: int) -> float:
         """exp of the mean loss of the measured tokens of a model; NaN before the first window."""
-        losses = self._records[model]["loss"]
+        losses = self._files[model].values["loss"]
         known = losses[~np.isnan(losses)]
         return float(np.exp(known.mean())) if known.size else float("nan")
 
@@ -102,7 +111,7 @@ class Comparison:
             scored = self._score(0, window, rows, scorer)
             for number in range(1, len(self.engines)):
                 self._compare(number, window, rows, scored, scorer)
-            self._keep(0, window, records(scored))
+            self._files[0].keep(window, records(scored))
             self._advance(1, progress)
 
     def _in_turns(self, left: Sequence[int], scorer: Scorer, progress: Progress) -> None:
@@ -110,7 +119,8 @@ class Comparison:
         for start in range(0, len(left), at_once):
             batch = left[start : start + at_once]
             shape = (len(batch), self.targets.shape[1], self.engines[0].n_vocab)
-            spool = np.memmap(self.work / "logits", np.float32, "w+", 0, shape)
+            reserve(self.work / "logits", 4 * math.prod(shape))
+            spool = np.memmap(self.work / "logits", np.float32, "r+", 0, shape)
             scored = []
             for place, window in enumerate(batch):
                 spool[place] = self.engines[0].logits(window)
@@ -121,17 +131,17 @@ class Comparison:
                     self._compare(number, window, spool[place], scored[place], scorer)
                 self.engines[number].release()
             for place, window in enumerate(batch):
-                self._keep(0, window, records(scored[place]))
+                self._files[0].keep(window, records(scored[place]))
             del spool
             (self.work / "logits").unlink()
             self._advance(len(batch), progress)
 
     def _compare(self, number: int, window: int, reference: Array, scored: Scored, scorer: Scorer) -> None:
-        if not np.isnan(self._records[number]["loss"][window]).any():
+        if not np.isnan(self._files[number].values["loss"][window]).any():
             return
         rows = self.engines[number].logits(window)
         own = self._score(number, window, rows, scorer)
-        self._keep(number, window, scorer.compare(reference, scored, rows, own))
+        self._files[number].keep(window, scorer.compare(reference, scored, rows, own))
 
     def _score(self, number: int, window: int, rows: Array, scorer: Scorer) -> Scored:
         scored = scorer.score(rows, self.targets[window])
@@ -146,25 +156,8 @@ class Comparison:
             )
         return scored
 
-    def _keep(self, number: int, window: int, scores: NDArray[np.void]) -> None:
-        self._records[number][window] = scores
-        self._records[number].flush()
-
     def _is_done(self, window: int) -> bool:
-        return not any(np.isnan(scores["loss"][window]).any() for scores in self._records)
-
-    def _file(self, number: int) -> "np.memmap[tuple[int, int], np.dtype[np.void]]":
-        """The records of a model; a loss of NaN marks a window that is not measured."""
-        path, shape = self.work / f"model-{number}.records", self.targets.shape
-        if path.exists() and path.stat().st_size == RECORD.itemsize * self.targets.size:
-            return np.memmap(path, RECORD, "r+", 0, shape)
-        # a kill must not leave zeros, which would count as measured
-        new = path.with_name(path.name + ".new")
-        scores = np.memmap(new, RECORD, "w+", 0, shape)
-        scores["loss"] = np.nan
-        scores.flush()
-        new.replace(path)
-        return scores
+        return not any(np.isnan(file.values["loss"][window]).any() for file in self._files)
 
     def _fit_together(self) -> bool:
         return sum(engine.resident_bytes for engine in self.engines) < _MEMORY_SHARE * available_memory()

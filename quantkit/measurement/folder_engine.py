@@ -81,7 +81,7 @@ class FolderEngine:
 
     def work_bytes(self, n_windows: int, n_ctx: int) -> int:
         """Bytes of disk that `prepare` needs in its work folder; less than half of them remain afterwards."""
-        return n_windows * n_ctx * bytes_per_token(self.source.decoder)
+        return n_windows * n_ctx * bytes_per_token(self.source.decoder, n_ctx)
 
     def prepare(self, windows: NDArray[np.int32], work: Path, progress: Progress) -> None:
         """Compute all layers for `windows`, int32 (n, n_ctx). After a kill, a call with the same `work` resumes.
@@ -141,7 +141,8 @@ class FolderEngine:
         """Write the last states of the scored positions: the second half of a window without its last token."""
         assert self._states is not None
         last = states_file(layers)
-        shared = {shared_file(number) for number in self.source.decoder.shared_layers}
+        decoder = self.source.decoder
+        shared = {shared_file(number) for number in decoder.shared_layers | decoder.choosing_layers(shape[1])}
         for name in {states_file(layers + 1), "middle", "seen"} | shared:
             (work / name).unlink(missing_ok=True)
         count, n_ctx = shape

@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantkit.errors import CheckpointError
+from quantkit.files import reserve
 from quantkit.gguf.reader import read_header, shard_paths
 from quantkit.llamacpp.session import LlamaSession
 from quantkit.measurement.engine import Array
@@ -77,7 +78,8 @@ class GgufEngine:
             self._session.ask({"task": "open", "model": str(self.path), "n_ctx": n_ctx, "n_threads": self.n_threads})
             shape = (n_scored(n_ctx), self.n_vocab)
             self._spool = make_scratch(folder_in_memory(4 * shape[0] * shape[1]))
-            self._rows = np.memmap(self._spool / "logits", np.float32, "w+", 0, shape)
+            reserve(self._spool / "logits", 4 * shape[0] * shape[1])
+            self._rows = np.memmap(self._spool / "logits", np.float32, "r+", 0, shape)
         except BaseException:
             self.release()
             raise

@@ -64,8 +64,11 @@ def perplexity(
     with scratch_folder() as work:
         compared = ComparedModel(GgufEngine(model, n_threads=n_threads), str(model), model.name)
         comparison = Comparison([compared], [windows], work, threads=1)
-        comparison.run(progress)
-        losses = comparison.records(0, 0)["loss"].copy()
+        try:
+            comparison.run(progress)
+            losses = comparison.records(0, 0)["loss"].copy()
+        finally:
+            comparison.close()
     figure = perplexity_of(losses)
     return Perplexity(figure.value, figure.error, len(losses), len(windows.tokens), losses)
 

@@ -103,6 +103,7 @@ def measure_subjects(
         _begin(work, _fingerprint(subjects, windows), stack, force=options.force)
         compared = [ComparedModel(subject.engine, subject.name, subject.label) for subject in subjects]
         comparison = Comparison(compared, windows, work, threads=options.threads)
+        stack.callback(comparison.close)
         comparison.run(progress)
         models = [
             _model(comparison, number, label, subjects, windows) for number, label in enumerate(_labels(subjects))
@@ -146,7 +147,8 @@ def _begin(work: Path, fingerprint: str, stack: ExitStack, *, force: bool) -> No
         work.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OutputError(f"cannot create {work}: {error.strerror or error}") from error
-    journal = Journal(work / "journal", fingerprint, [], force=force)
+    # The records have checksums of their own, so that those before a restart of the machine count.
+    journal = Journal(work / "journal", fingerprint, [], force=force, outlasts_restart=True)
     stack.callback(journal.close)
     if _BEGUN not in journal.done:
         for path in work.iterdir():
@@ -155,6 +157,7 @@ def _begin(work: Path, fingerprint: str, stack: ExitStack, *, force: bool) -> No
             elif path != journal.path:
                 path.unlink()
         journal.finished(_BEGUN)
+        journal.sync()
 
 
 def _fingerprint(subjects: Sequence[Subject], windows: Sequence[Windows]) -> str:

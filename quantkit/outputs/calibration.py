@@ -63,7 +63,7 @@ class CalibrationPlan:
     @property
     def disk(self) -> int:
         """Bytes of the hidden states in the work folder."""
-        return self.samples.tokens.size * bytes_per_token(self.native.decoder)
+        return self.samples.tokens.size * bytes_per_token(self.native.decoder, self.samples.tokens.shape[1])
 
     @cached_property
     def imatrix_sources(self) -> dict[str, tuple[LinearKey, ...]]:

@@ -204,7 +204,7 @@ def _describe(tensor: MappedTensor, checkpoint: Checkpoint) -> ModelTensor:
     source = tensor.parts[0].source if tensor.parts else "config.json"
     if tensor.is_mxfp4:
         kind = GGMLQuantizationType.MXFP4
-    elif tensor.values is not None or tensor.adjust is not None or _stays_f32(tensor.name, tensor.shape):
+    elif tensor.values is not None or _is_computed(tensor) or _stays_f32(tensor.name, tensor.shape):
         kind = GGMLQuantizationType.F32
     else:
         dtypes = {np.dtype(checkpoint.tensors[part.source].read_dtype) for part in tensor.parts}
@@ -215,6 +215,11 @@ def _describe(tensor: MappedTensor, checkpoint: Checkpoint) -> ModelTensor:
             )
         kind = FLOAT_TYPES[dtypes.pop()]
     return ModelTensor(tensor.name, tensor.shape, kind, tensor.row_step, source)
+
+
+def _is_computed(tensor: MappedTensor) -> bool:
+    """Whether the values differ from the checkpoint's; they are then computed in float32."""
+    return tensor.adjust is not None or bool(tensor.factors)
 
 
 def _stays_f32(name: str, shape: Sequence[int]) -> bool:

@@ -48,9 +48,10 @@ class Drawing:
     def norm(self, x: Tensor, name: str, tensors: Mapping[str, tuple[int, ...]]) -> Tensor:
         """A norm, and its weight and bias if the file has them."""
         x = same(x, inplace=not self.shape.traits.layer_norm)
-        for part in ("weight", "bias"):
-            if f"{name}.{part}" in tensors:
-                x = same(x, weight=self.named(f"{name}.{part}"))
+        # a few architectures name a norm without .weight
+        for part in (name, f"{name}.weight", f"{name}.bias"):
+            if part in tensors:
+                x = same(x, weight=self.named(part))
         return x
 
     def linear(self, layer: Layer, name: str, x: Tensor) -> Tensor:

@@ -96,6 +96,8 @@ def _rows(d: Drawing, weight: str, ids: Tensor) -> Tensor:
 
 def _decoder_layer(d: Drawing, x: Tensor, layer: Layer, number: int) -> Tensor:
     shape, traits = d.shape, d.shape.traits
+    if layer.is_recurrent and layer.has_attention:
+        return _side_by_side(d, x, layer, number)
     before = d.norm(x, "attn_norm", layer.tensors) if layer.has("attn_norm.weight") or traits.unweighted_norms else x
     attended = before
     if layer.has("attn_norm_2.weight"):
@@ -135,10 +137,20 @@ def _decoder_layer(d: Drawing, x: Tensor, layer: Layer, number: int) -> Tensor:
     return same(out, weight=d.named("layer_output_scale.weight")) if layer.has("layer_output_scale.weight") else out
 
 
+def _side_by_side(d: Drawing, x: Tensor, layer: Layer, number: int) -> Tensor:
+    """A layer with attention and Mamba 2 of the same hidden states, each after the norm (src/models/falcon-h1.cpp)."""
+    attended = attention(d, d.norm(x, "attn_norm", layer.tensors), layer)
+    out = mamba2(d, d.norm(x, "attn_norm", layer.tensors), layer)
+    x = same(same(attended, out), x)
+    if number == len(d.shape.trunk) - 1:
+        x = fresh((x.shape[0], d.n), x, d.outputs)
+    return same(feed_forward(d, _normed(d, x, layer), layer), x)
+
+
 def _normed(d: Drawing, x: Tensor, layer: Layer) -> Tensor:
     """The input of the feed-forward."""
     traits = d.shape.traits
-    has_norm = layer.has(traits.feed_norm + ".weight") or traits.unweighted_norms
+    has_norm = layer.has(traits.feed_norm + ".weight") or layer.has(traits.feed_norm) or traits.unweighted_norms
     return d.norm(x, traits.feed_norm, layer.tensors) if has_norm else x
 
 

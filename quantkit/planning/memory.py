@@ -203,8 +203,7 @@ def kv_bytes(shape: ModelShape, context: Context) -> dict[str, int]:
         if layer.is_recurrent:
             elements = convolution_elements(shape) if layer.has_short_convolution else sum(state_elements(shape))
             sizes[device] += F32 * elements
-            continue
-        if layer.shared_from is not None:
+        if layer.shared_from is not None or not layer.has_attention:
             continue
         cells = context.window_cells(shape.window) if layer.slides else context.cells
         # without flash attention values are transposed, and every layer is as large as the widest

@@ -49,6 +49,11 @@ class Layer:
         return self.has("ssm_conv1d.weight") or self.has_short_convolution
 
     @property
+    def has_attention(self) -> bool:
+        """Whether the layer has a key-value cache; it may also have a state."""
+        return not self.is_recurrent or self.has("attn_k.weight")
+
+    @property
     def has_short_convolution(self) -> bool:
         """Whether the layer has a gated short convolution in place of attention."""
         return self.has("shortconv.conv.weight")

@@ -1,18 +1,17 @@
 """Scales of GGUF blocks by weighted search: more candidates than ggml tries, and both signs.
 
-Arrays have columns first, so that a row of a matrix is one vector lane: x is float32 (n_groups, group, n_rows).
+Arrays have columns first, so that a row of a matrix is one vector lane: x is float32 (n_groups, group, n_rows). Sums
+over columns are in order, so that `block_kernels.c` has the same bytes.
 """
 
 import functools
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from quantkit.gguf.blocks import BlockFormat
 from quantkit.quant.grid import Array
 
-_Ints = NDArray[np.int16]
 # Part of the range that the largest value of a group may use, as a factor on the scale that just covers it.
 _FACTORS = np.linspace(0.62, 1.12, 18).astype(np.float32)
 _MIN_FACTORS = np.linspace(0.60, 1.05, 14)
@@ -50,18 +49,20 @@ def to_half(values: Array) -> Array:
 
 def nearest_points(values: Array, format_: BlockFormat) -> Array:
     """The point nearest to each value, as a new array."""
+    low, high = np.float32(format_.low), np.float32(format_.high)
     if format_.table is None:
         rounded: Array = np.rint(values)
-        np.clip(rounded, np.float32(format_.low), np.float32(format_.high), out=rounded)
+        np.fmax(rounded, low, out=rounded)  # a value that is not a number becomes the lowest point
+        np.fmin(rounded, high, out=rounded)
         return rounded
     # the middles between points are multiples of 1/2, so the half below a value decides
-    halves = np.floor(np.clip(values, np.float32(format_.low), np.float32(format_.high)) * np.float32(2))
-    points: Array = _by_half(format_.table)[halves.astype(np.int16) - np.int16(2 * format_.low)]
+    halves = np.floor(np.fmin(np.fmax(values, low), high) * np.float32(2))
+    points: Array = points_by_half(format_.table)[halves.astype(np.int16) - np.int16(2 * format_.low)]
     return points
 
 
 @functools.cache
-def _by_half(table: tuple[int, ...]) -> Array:
+def points_by_half(table: tuple[int, ...]) -> Array:
     """The point nearest to each value h / 2 <= x < (h + 1) / 2, for all h between twice the ends of the table."""
     points = np.array(table, np.float32)
     inside = (np.arange(2 * table[0], 2 * table[-1] + 1, dtype=np.float32) + np.float32(0.5)) / np.float32(2)
@@ -72,7 +73,7 @@ def _by_half(table: tuple[int, ...]) -> Array:
 def search_scales(x: Array, weight: Array, format_: BlockFormat) -> Scales:
     """The scales of x (n_cols, n_rows) with the least squared error, weighted by `weight` (n_cols,)."""
     grouped = x.reshape(-1, format_.group, x.shape[1])
-    weights = weight.reshape(-1, format_.group, 1)
+    weights = np.ascontiguousarray(weight, np.float32).reshape(-1, format_.group, 1)
     affine = format_.greatest_minimum > 0
     if affine:
         step, low = _affine(grouped, weights, format_)
@@ -91,13 +92,11 @@ def _symmetric(x: Array, weight: Array, format_: BlockFormat) -> Array:
     peak = np.take_along_axis(x, np.abs(x).argmax(axis=1)[:, None], axis=1)[:, 0]
     best, least = np.zeros_like(peak), np.full(peak.shape, np.inf, np.float32)
     wx = weight * x
-    for end in (format_.low, format_.high):
-        for factor in _FACTORS:
-            step = peak * (factor / np.float32(end))
-            step, gain = _fitted(x, weight, wx, step, format_)
-            better = -gain < least
-            np.copyto(least, -gain, where=better)
-            np.copyto(best, step, where=better)
+    for ratio in candidates(format_):
+        step, gain = _fitted(x, weight, wx, peak * ratio, format_)
+        better = -gain < least
+        np.copyto(least, -gain, where=better)
+        np.copyto(best, step, where=better)
     return _fitted(x, weight, wx, best, format_)[0]
 
 
@@ -105,20 +104,31 @@ def _fitted(x: Array, weight: Array, wx: Array, step: Array, format_: BlockForma
     """The least-squares step for the points that `step` gives, and by how much it lowers the squared error."""
     inverse = np.divide(np.float32(1), step, out=np.zeros_like(step), where=step != 0)
     points = nearest_points(x * inverse[:, None], format_)
-    dot = np.einsum("gkr,gkr->gr", wx, points)
-    norm = np.einsum("gkr,gkr->gr", weight * points, points)
+    dot = _sum(wx * points)
+    norm = _sum(weight * points * points)
     fitted = np.divide(dot, norm, out=np.zeros_like(dot), where=norm > _TINY)
     return fitted, fitted * dot
 
 
-def _affine_candidates(top: int) -> list[tuple[np.float32, np.float32]]:
-    """Factors on the step that just covers a group, and where the range is cut: 0 at the high end, 1 at the low end.
+def candidates(format_: BlockFormat) -> Array:
+    """The steps that the search tries: float32 (n,), or (n, 2) for a type with minima.
 
-    With a factor top / k the ends are k levels apart: weights that lie on a lattice of that step are met exactly.
+    Without minima: factors on the value of a group with the largest magnitude. With minima: factors on the step that
+    just covers a group, and the part of its range that is cut at the low end. With a factor top / k the ends are k
+    levels apart: weights that lie on a lattice of that step are met exactly.
     """
-    cut = [(factor, shift) for factor in _MIN_FACTORS for shift in (0.0, 0.5, 1.0)]
-    lattices = [(top / k, 0.0) for k in range(top, top // 2, -1)]
-    return [(np.float32(factor), np.float32(shift)) for factor, shift in (*lattices, *cut)]
+    if format_.greatest_minimum == 0:
+        ends = np.repeat(np.array([format_.low, format_.high], np.float32), len(_FACTORS))
+        return np.tile(_FACTORS, 2) / ends
+    top = format_.high
+    cuts = [(top / k, 0.0) for k in range(top, top // 2, -1)]
+    cuts += [(factor, (1 - factor) * shift) for factor in _MIN_FACTORS for shift in (0.0, 0.5, 1.0)]
+    return np.array(cuts, np.float32)
+
+
+def super_ends(format_: BlockFormat) -> Array:
+    """The integer scales that the group with the largest step of a super-block may get: float32 (n,)."""
+    return np.array([format_.least_scale, format_.greatest_scale], np.float32)
 
 
 def _affine(x: Array, weight: Array, format_: BlockFormat) -> tuple[Array, Array]:
@@ -128,19 +138,16 @@ def _affine(x: Array, weight: Array, format_: BlockFormat) -> tuple[Array, Array
     if bounded:
         np.minimum(low, 0, out=low)
     full = (high - low) / np.float32(format_.high)
-    sum_w = np.broadcast_to(weight.sum(axis=1), low.shape)
-    wx = weight * x
-    sum_x = wx.sum(axis=1)
+    sum_w = np.broadcast_to(_sum(weight), low.shape)
+    sum_x = _sum(weight * x)
     best, best_low, least = full.copy(), low.copy(), np.full(low.shape, np.inf, np.float32)
-    for factor, shift in _affine_candidates(format_.high):
+    for factor, cut in candidates(format_):
         step = full * factor
-        start = low + (1 - factor) * shift * (high - low)
+        start = low + cut * (high - low)
         inverse = np.divide(np.float32(1), step, out=np.zeros_like(step), where=step > 0)
         points = nearest_points((x - start[:, None]) * inverse[:, None], format_)
         wp = weight * points
-        sum_p = wp.sum(axis=1)
-        sum_pp = np.einsum("gkr,gkr->gr", wp, points)
-        sum_xp = np.einsum("gkr,gkr->gr", wp, x)
+        sum_p, sum_pp, sum_xp = _sum(wp), _sum(wp * points), _sum(wp * x)
         det = sum_w * sum_pp - sum_p * sum_p
         good = det > 1e-6 * sum_w * sum_pp
         inv = np.divide(np.float32(1), det, out=np.zeros_like(det), where=good)
@@ -167,13 +174,13 @@ def _symmetric_super(x: Array, weight: Array, step: Array, format_: BlockFormat)
     peak = np.take_along_axis(grouped, np.abs(grouped).argmax(axis=1)[:, None], axis=1)[:, 0]
     best: Scales | None = None
     least = np.full(peak.shape, np.inf, np.float32)
-    for end in (format_.least_scale, format_.greatest_scale):
-        d = to_half(peak / np.float32(end))
+    for end in super_ends(format_):
+        d = to_half(peak / end)
         wide = np.repeat(d, format_.groups, axis=0)
         inverse = np.divide(np.float32(1), wide, out=np.zeros_like(wide), where=wide != 0)
         scales = np.clip(np.rint(step * inverse), format_.least_scale, format_.greatest_scale)
         scales, error = _neighbours(x, weight, wide, scales, format_)
-        total = error.reshape(-1, format_.groups, n_rows).sum(axis=1)
+        total = _sum(error.reshape(-1, format_.groups, n_rows))
         better = total < least
         if best is None:
             best = Scales(d, None, scales, None)
@@ -205,8 +212,15 @@ def _error(x: Array, weight: Array, step: Array, base: Array | None, format_: Bl
     difference = nearest_points(shifted * inverse[:, None], format_)
     difference *= step[:, None]
     difference -= shifted
-    error: Array = np.einsum("gkr,gkr->gr", weight * difference, difference)
-    return error
+    return _sum(weight * difference * difference)
+
+
+def _sum(values: Array) -> Array:
+    """The sum over the columns of each group, in their order: (n_groups, n_rows)."""
+    total: Array = values[:, 0].copy()
+    for column in range(1, values.shape[1]):
+        total += values[:, column]
+    return total
 
 
 def _affine_super(x: Array, weight: Array, step: Array, low: Array, format_: BlockFormat) -> Scales:

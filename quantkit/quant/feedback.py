@@ -17,20 +17,21 @@ from gguf import GGMLQuantizationType
 from numpy.typing import NDArray
 
 from quantkit.gguf.blocks import FORMATS, BlockFormat, Blocks, pack_blocks
-from quantkit.quant.block_search import Scales, nearest_points, search_scales, to_half
+from quantkit.quant.block_kernels import Steps, steps
+from quantkit.quant.block_search import Scales
+from quantkit.quant.block_steps import Fit, Run
 from quantkit.quant.factor import factor_gram
 from quantkit.quant.grid import Array
 from quantkit.workers import SERIAL, Workers, parts
 
 DAMP, SHRINK = 0.01, 0.3
-SOLVER_VERSION = 1
+SOLVER_VERSION = 2
 """Raised when the bytes change, so that an unfinished run is not continued with other bytes."""
 SWEEPS = 2
 """Sweeps after the feedback."""
 _ROWS = 256  # rows that are rounded in one batch
 _CHUNK = 128  # columns that share one matrix product with all others
-_RUN = 16
-_TINY = np.float32(1e-30)
+_RUN = 16  # columns of a chunk that are rounded by one call
 
 
 @dataclass(frozen=True)
@@ -117,12 +118,13 @@ def as_blocks(solution: Solution) -> Blocks:
     )
 
 
-def solve(format_: BlockFormat, w: Array, curvature: Curvature, *, sweeps: int) -> Solution:
-    """Round w (n_in, n_rows)."""
-    scales = search_scales(w, curvature.importance, format_)
-    solution = Solution(scales, feed_back(format_, w, scales, curvature))
+def solve(format_: BlockFormat, w: Array, curvature: Curvature, *, sweeps: int, by: Steps | None = None) -> Solution:
+    """Round w (n_in, n_rows). `by`: the implementation of the steps, the fastest by default."""
+    by = by or steps()
+    scales = by.search_scales(w, curvature.importance, format_)
+    solution = Solution(scales, feed_back(format_, w, scales, curvature, by))
     for _ in range(sweeps):
-        sweep(format_, w, solution, curvature.hessian)
+        sweep(format_, w, solution, curvature.hessian, by)
     return solution
 
 
@@ -135,12 +137,11 @@ def values(format_: BlockFormat, solution: Solution) -> Array:
     return made
 
 
-def feed_back(format_: BlockFormat, w: Array, scales: Scales, curvature: Curvature) -> Array:
+def feed_back(format_: BlockFormat, w: Array, scales: Scales, curvature: Curvature, by: Steps | None = None) -> Array:
     """The points (n_in, n_rows) by error feedback with fixed scales."""
-    n_in = len(w)
-    order, feedback = curvature.order, curvature.feedback
+    by = by or steps()
+    n_in, order, feedback = len(w), curvature.order.astype(np.int64), curvature.feedback
     step, base = scales.step(format_), scales.base(format_)
-    inverse = np.divide(np.float32(1), step, out=np.zeros_like(step), where=step != 0)
     columns = np.ascontiguousarray(w[order])
     errors, points = np.empty_like(columns), np.empty_like(columns)
     for start in range(0, n_in, _CHUNK):
@@ -149,182 +150,77 @@ def feed_back(format_: BlockFormat, w: Array, scales: Scales, curvature: Curvatu
         carried += columns[start:stop]
         for first in range(start, stop, _RUN):
             last = min(first + _RUN, stop)
+            target = carried[first - start : last - start]
             if first > start:
-                carried[first - start : last - start] += feedback[start:first, first:last].T @ errors[start:first]
-            for k in range(first, last):
-                target, column = carried[k - start], order[k]
-                if k > first:
-                    target += feedback[first:k, k] @ errors[first:k]
-                group = column // format_.group
-                if base is not None:
-                    target -= base[group]
-                point = nearest_points(target * inverse[group], format_)
-                points[column] = point
-                point *= step[group]
-                if base is not None:
-                    point += base[group]
-                np.subtract(columns[k], point, out=errors[k])
+                target += feedback[start:first, first:last].T @ errors[start:first]
+            run = Run(order[first:last], feedback[first:last, first:last], columns[first:last], target)
+            by.feed_back_run(format_, run, step, base, points, errors[first:last])
     return points
 
 
-def sweep(format_: BlockFormat, w: Array, solution: Solution, hessian: Array) -> None:
+def sweep(format_: BlockFormat, w: Array, solution: Solution, hessian: Array, by: Steps | None = None) -> None:
     """One sweep over all blocks: scales refitted, levels moved."""
+    by = by or steps()
     error = values(format_, solution)
     error -= w
     width = format_.block if format_.block > 32 else _CHUNK
     for start in range(0, len(w), width):
         stop = min(start + width, len(w))
         gradient = hessian[start:stop] @ error
-        _sweep_chunk(format_, solution, error[start:stop], gradient, hessian[start:stop, start:stop], start)
+        chunk = _Chunk(format_, solution, error[start:stop], gradient, hessian[start:stop, start:stop], start, by)
+        chunk.descend()
 
 
-def _sweep_chunk(
-    format_: BlockFormat, solution: Solution, error: Array, gradient: Array, hessian: Array, start: int
-) -> None:
-    """Descend in a chunk of whole blocks from column `start`; `gradient` is H E there, `hessian` the chunk's own."""
-    local = np.ascontiguousarray(hessian)
-    for block in range(start // format_.block, (start + len(error)) // format_.block):
-        first = block * format_.block - start
-        for group in range(block * format_.groups, (block + 1) * format_.groups):
-            at = slice(group * format_.group - start, (group + 1) * format_.group - start)
-            if format_.has_group_scales:
-                _refit_group(format_, solution, group, block, error, gradient, local, at)
-            _descend(format_, solution, group, block, error, gradient, local, at)
-        _refit_block(format_, solution, block, error, gradient, local, slice(first, first + format_.block))
+@dataclass(frozen=True)
+class _Chunk:
+    """Whole blocks from column `start`. `gradient` is H E there, `hessian` the chunk's own block of H."""
 
+    format: BlockFormat
+    solution: Solution
+    error: Array
+    gradient: Array
+    hessian: Array
+    start: int
+    by: Steps
 
-def _descend(
-    format_: BlockFormat,
-    solution: Solution,
-    group: int,
-    block: int,
-    error: Array,
-    gradient: Array,
-    local: Array,
-    at: slice,
-) -> None:
-    scales = solution.scales
-    step = scales.d[block] * scales.scales[group]
-    inverse = np.divide(np.float32(1), step, out=np.zeros_like(step), where=step != 0)
-    first = group * format_.group
-    points = solution.points[first : first + format_.group]
-    moved = np.empty_like(points)
-    pull = gradient[at].copy()
-    own = local[at, at]
-    for k in range(format_.group):
-        if k:
-            pull[k] += own[k, :k] @ moved[:k]
-        if own[k, k] <= 0:
-            moved[k] = 0
-            continue
-        better = nearest_points(points[k] - pull[k] * (inverse / own[k, k]), format_)
-        better[step == 0] = points[k][step == 0]
-        np.multiply(better - points[k], step, out=moved[k])
-        points[k] = better
-    error[at] += moved
-    gradient += local[:, at] @ moved
+    def descend(self) -> None:
+        format_, first = self.format, self.start // self.format.block
+        last = first + len(self.error) // format_.block
+        for block in range(first, last):
+            for group in range(block * format_.groups, (block + 1) * format_.groups):
+                self._descend_group(block, group)
+            self._refit_block(block, stays=block + 1 == last)
 
+    def _descend_group(self, block: int, group: int) -> None:
+        format_, scales, size = self.format, self.solution.scales, self.format.group
+        at = slice(group * size - self.start, (group + 1) * size - self.start)
+        own, points = self.hessian[at, at], self.solution.points[group * size : (group + 1) * size]
+        moved, pull = np.zeros_like(points), self.gradient[at].copy()
+        if format_.has_group_scales:
+            u, v, hv = points * scales.d[block], None, None
+            minimum = None
+            if scales.minima is not None and scales.dmin is not None:
+                v = np.tile(-scales.dmin[block], (size, 1))
+                hv, minimum = own.sum(axis=1)[:, None] * v, scales.minima[group]
+            fit = Fit(u, own @ u, v, hv, pull)
+            self.by.refit_integers(format_, fit, scales.scales[group], minimum, self.error[at], moved)
+            pull += own @ moved
+        step = scales.d[block] * scales.scales[group]
+        self.by.descend_group(format_, own, pull, step, points, self.error[at], moved)
+        self.gradient[:] += self.hessian[:, at] @ moved
 
-def _refit_block(
-    format_: BlockFormat, solution: Solution, block: int, error: Array, gradient: Array, local: Array, at: slice
-) -> None:
-    """Least squares of d and dmin for the present levels and group scales."""
-    scales, groups = solution.scales, slice(block * format_.groups, (block + 1) * format_.groups)
-    u = solution.points[block * format_.block : (block + 1) * format_.block] * np.repeat(
-        scales.scales[groups], format_.group, axis=0
-    )
-    v = None if scales.minima is None else -np.repeat(scales.minima[groups], format_.group, axis=0)
-    own, pull = local[at, at], gradient[at]
-    hu = own @ u
-    uu, ug = _dot(u, hu), _dot(u, pull)
-    if v is None:
-        best = to_half(scales.d[block] - np.divide(ug, uu, out=np.zeros_like(ug), where=uu > _TINY))
-        change = best - scales.d[block]
-        change[change * (2 * ug + change * uu) >= 0] = 0
-        scales.d[block] += change
-        moved = u * change
-    else:
-        hv = own @ v
-        vv, uv, vg = _dot(v, hv), _dot(u, hv), _dot(v, pull)
-        assert scales.dmin is not None
-        old, old_min = scales.d[block].copy(), scales.dmin[block].copy()
-        det = uu * vv - uv * uv
-        good = det > 1e-6 * uu * vv
-        inv = np.divide(np.float32(1), det, out=np.zeros_like(det), where=good)
-        du, dv = (uv * vg - vv * ug) * inv, (uv * ug - uu * vg) * inv
-        alone = np.divide(-ug, uu, out=np.zeros_like(ug), where=uu > _TINY)
-        best, best_min, least = old.copy(), old_min.copy(), np.zeros_like(old)
-        first = to_half(old + du)
-        # the minimum that suits the rounded d
-        suits = np.divide(-(vg + (first - old) * uv), vv, out=np.zeros_like(vg), where=vv > _TINY)
-        for trial, trial_min in (
-            (first, to_half(old_min + dv)),
-            (first, to_half(old_min + suits)),
-            (to_half(old + alone), old_min),
-        ):
-            a, b = trial - old, trial_min - old_min
-            gain = 2 * (a * ug + b * vg) + a * a * uu + 2 * a * b * uv + b * b * vv
-            better = gain < least
-            for target, source in ((least, gain), (best, trial), (best_min, trial_min)):
-                np.copyto(target, source, where=better)
-        scales.d[block], scales.dmin[block] = best, best_min
-        moved = u * (best - old) + v * (best_min - old_min)
-    error[at] += moved
-    gradient += local[:, at] @ moved
-
-
-def _refit_group(
-    format_: BlockFormat,
-    solution: Solution,
-    group: int,
-    block: int,
-    error: Array,
-    gradient: Array,
-    local: Array,
-    at: slice,
-) -> None:
-    """The best of a group's integer scale and minimum near the least-squares solution."""
-    scales = solution.scales
-    first = group * format_.group
-    d = scales.d[block]
-    u = solution.points[first : first + format_.group] * d
-    own, pull = local[at, at], gradient[at]
-    uu, ug = _dot(u, own @ u), _dot(u, pull)
-    old = scales.scales[group].copy()
-    low, high = format_.least_scale, format_.greatest_scale
-    if scales.minima is None:
-        best = np.clip(np.rint(old - np.divide(ug, uu, out=np.zeros_like(ug), where=uu > _TINY)), low, high)
-        change = best - old
-        change[change * (2 * ug + change * uu) >= 0] = 0
-        scales.scales[group] += change
-        moved = u * change
-    else:
-        assert scales.dmin is not None
-        v = np.broadcast_to(-scales.dmin[block], u.shape)
-        hv = own @ v
-        vv, uv, vg = _dot(v, hv), _dot(u, hv), _dot(v, pull)
-        old_min = scales.minima[group].copy()
-        det = uu * vv - uv * uv
-        good = det > 1e-6 * uu * vv
-        inv = np.divide(np.float32(1), det, out=np.zeros_like(det), where=good)
-        center = np.rint(old + (uv * vg - vv * ug) * inv)
-        best, best_min, least = old.copy(), old_min.copy(), np.zeros_like(d)
-        for change_of in (0, -1, 1):
-            trial = np.clip(center + np.float32(change_of), low, high)
-            a = trial - old
-            suits = np.divide(-(vg + a * uv), vv, out=np.zeros_like(vg), where=vv > _TINY)
-            trial_min = np.clip(np.rint(old_min + suits), 0, format_.greatest_minimum)
-            b = trial_min - old_min
-            gain = 2 * (a * ug + b * vg) + a * a * uu + 2 * a * b * uv + b * b * vv
-            better = gain < least
-            for target, source in ((least, gain), (best, trial), (best_min, trial_min)):
-                np.copyto(target, source, where=better)
-        scales.scales[group], scales.minima[group] = best, best_min
-        moved = u * (best - old) + v * (best_min - old_min)
-    error[at] += moved
-    gradient += local[:, at] @ moved
-
-
-def _dot(a: Array, b: Array) -> Array:
-    product: Array = np.einsum("kr,kr->r", a, b)
-    return product
+    def _refit_block(self, block: int, *, stays: bool) -> None:
+        """Refit d and dmin. `stays`: nothing reads the gradient afterwards."""
+        format_, scales, size = self.format, self.solution.scales, self.format.block
+        at, groups = slice(block * size - self.start, (block + 1) * size - self.start), format_.groups
+        own, points = self.hessian[at, at], self.solution.points[block * size : (block + 1) * size]
+        of_block = slice(block * groups, (block + 1) * groups)
+        u, v, hv, dmin = points * np.repeat(scales.scales[of_block], format_.group, axis=0), None, None, None
+        if scales.minima is not None and scales.dmin is not None:
+            v, dmin = -np.repeat(scales.minima[of_block], format_.group, axis=0), scales.dmin[block]
+            hv = own.reshape(size, groups, format_.group).sum(axis=2) @ -scales.minima[of_block]
+        moved = np.empty_like(points)
+        fit = Fit(u, own @ u, v, hv, self.gradient[at])
+        self.by.refit_halves(fit, scales.d[block], dmin, self.error[at], moved)
+        if not stays:
+            self.gradient[:] += self.hessian[:, at] @ moved

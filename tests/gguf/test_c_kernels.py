@@ -90,7 +90,7 @@ def test_source_that_does_not_compile_costs_speed_only(monkeypatch: pytest.Monke
 def cached(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """The library in a cache folder of the test's own."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    c_kernels._library()
+    c_kernels.compiled(c_kernels.SOURCE)
     (library,) = (tmp_path / "quantkit").glob("*.so")
     return library
 
@@ -98,7 +98,7 @@ def cached(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 @needs_compiler
 def test_the_library_is_compiled_once_into_the_cache(cached: Path) -> None:
     stamp = cached.stat().st_mtime_ns
-    assert c_kernels._library().quantkit_q4_k
+    assert c_kernels.compiled(c_kernels.SOURCE).quantkit_q4_k
     assert cached.stat().st_mtime_ns == stamp
     assert ctypes.CDLL(str(cached)).quantkit_q4_k
 
@@ -126,7 +126,7 @@ def test_a_library_that_others_may_have_written_is_compiled_again(
         assert c_kernels._load_trusted(cached) is None
         return
     assert c_kernels._load_trusted(cached) is None
-    assert c_kernels._library().quantkit_q4_k
+    assert c_kernels.compiled(c_kernels.SOURCE).quantkit_q4_k
     assert not cached.is_symlink()
     assert cached.read_bytes() == sound
     assert cached.stat().st_mode & 0o022 == 0
@@ -136,7 +136,7 @@ def test_a_library_that_others_may_have_written_is_compiled_again(
 def test_a_cache_folder_that_others_can_write_is_not_used(cached: Path) -> None:
     cached.parent.chmod(0o777)
     before = sorted(cached.parent.iterdir())
-    assert c_kernels._library().quantkit_q4_k
+    assert c_kernels.compiled(c_kernels.SOURCE).quantkit_q4_k
     assert sorted(cached.parent.iterdir()) == before
     assert c_kernels._cache_folder() is None
 
@@ -149,4 +149,4 @@ def test_without_a_home_the_kernels_are_compiled_outside_the_cache(monkeypatch: 
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
     monkeypatch.setattr(c_kernels.Path, "home", no_home)
     assert c_kernels._cache_folder() is None
-    assert c_kernels._library().quantkit_q4_k
+    assert c_kernels.compiled(c_kernels.SOURCE).quantkit_q4_k

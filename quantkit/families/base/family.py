@@ -15,6 +15,7 @@ from quantkit.forward.description import Architecture
 from quantkit.tokenizer.roles import NO_ROLES, TokenRoles
 
 Adjust = Callable[[NDArray[np.float32]], NDArray[np.float32]]
+Factor = float | NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -44,10 +45,10 @@ class Rule:
     Several rules may have the same target: the first whose source is in the checkpoint is used. `layers` restricts a
     rule to some layers, `when` to some configs. `take` cuts the target from the source: one matrix, or several
     stacked along a new first axis (the experts of a fused tensor). `adjust` computes float32 rows from the
-    (n, columns) rows of the cut; the tensor is then float32. `scales` names the scale tensor of a source
-    in MXFP4 blocks. Then `shape` is (..., blocks of a row, 16 bytes), and a block gives 32 values of a target row.
-    `reshaped` names the dimensions of the target where they differ from those of the source or the cut; the elements
-    keep their order.
+    (n, columns) rows of the cut; the tensor is then float32. `factors` make it float32 too: numbers, or one number per
+    row of the cut, which multiply it one after the other. `scales` names the scale tensor of a source in MXFP4 blocks.
+    Then `shape` is (..., blocks of a row, 16 bytes), and a block gives 32 values of a target row. `reshaped` names the
+    dimensions of the target where they differ from those of the source or the cut; the elements keep their order.
 
     `draft`: the tensor belongs to the layers that predict a later token (multi-token prediction). `{draft}` in its
     source counts them from 0; `{layer}` in its target goes on after the model's own layers.
@@ -62,6 +63,7 @@ class Rule:
     layers: Callable[[Hyperparameters], Iterable[int]] | None = None
     take: Callable[[Hyperparameters], "Take | tuple[Take, ...]"] | None = None
     adjust: Adjust | None = None
+    factors: Callable[[Hyperparameters], "tuple[Factor, ...]"] | None = None
     scales: str | None = None
     when: Callable[[Hyperparameters], bool] | None = None
     reshaped: tuple[str, ...] | None = None

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantkit.errors import CheckpointError, UnsupportedError
-from quantkit.families.base.family import Adjust, Dropped, Family, Rule, Take
+from quantkit.families.base.family import Adjust, Dropped, Factor, Family, Rule, Take
 from quantkit.families.base.hyperparameters import Hyperparameters
 from quantkit.families.base.multimodal import without_images
 
@@ -35,7 +35,8 @@ class MappedTensor:
     """A tensor of the GGUF: `parts` stacked along a new first axis, or `values` computed.
 
     `shape` is in numpy order. Rows may be taken in steps of `row_step`: within a step the order of rows is closed.
-    `cut_shape`: the shape of what the parts give where `shape` divides the same elements otherwise.
+    `cut_shape`: the shape of what the parts give where `shape` divides the same elements otherwise. `factors` multiply
+    the rows in float32, one after the other: numbers, or one number a row.
     """
 
     name: str
@@ -45,6 +46,7 @@ class MappedTensor:
     row_step: int = 1
     adjust: Adjust | None = None
     cut_shape: tuple[int, ...] | None = None
+    factors: tuple[Factor, ...] = ()
 
     @property
     def part_rows(self) -> int:
@@ -229,7 +231,8 @@ class _Mapper:
         target = rule.target.format(layer=layer)
         shape = (len(parts), *one) if stacked else one
         if rule.reshaped is None:
-            return MappedTensor(target, shape, parts, None, step, rule.adjust)
+            factors = rule.factors(self.sizes) if rule.factors else ()
+            return MappedTensor(target, shape, parts, None, step, rule.adjust, factors=factors)
         final = tuple(self.family.dimension(self.sizes, name) for name in rule.reshaped)
         while len(final) > 1 and final[0] == 1:
             final = final[1:]  # ggml's writer leaves outer dimensions of one out

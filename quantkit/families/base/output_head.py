@@ -37,14 +37,16 @@ def resolve_output_head(checkpoint: Checkpoint) -> None:
     if family is None:
         return
     embedding, head = _names(family, checkpoint.tensors)
-    if head is None or not checkpoint.has_weights:
+    if head is None:
         return
     if embedding is None:
         name = _source_of(family, _EMBEDDING)
         tensors = {**checkpoint.tensors, name: replace(checkpoint.tensors[head], name=name)}
         del tensors[head]
         checkpoint.amend(checkpoint.config, tensors, f"{head} serves as the embedding, which the weight files lack")
-    elif _differ(checkpoint.tensors[embedding], checkpoint.tensors[head], checkpoint.read_rows):
+    elif checkpoint.has_weights and _differ(
+        checkpoint.tensors[embedding], checkpoint.tensors[head], checkpoint.read_rows
+    ):
         config = untied(checkpoint.config)
         _check_supported(family, config, embedding, head)
         checkpoint.amend(config, checkpoint.tensors, _note(embedding, head))

@@ -92,6 +92,8 @@ class BakeJournal:
             return
         before = stamps(files, self.root)
         self._append({"unit": unit, "state": "started", "fingerprint": fingerprint, "before": before})
+        # a power cut that lost this line would leave files that look like another bake's
+        self._file.sync()
 
     def finish(self, unit: str, fingerprint: str, files: Sequence[Path], record: Mapping[str, Any]) -> None:
         """Record that the unit is finished and wrote `files`; `record`, of JSON, is kept with it."""
