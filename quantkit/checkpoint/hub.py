@@ -7,10 +7,10 @@ refused before its weights are fetched; then the weight files.
 import logging
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, TypeVar
@@ -123,6 +123,37 @@ def open_from_hub(request: Request, *, offline: bool, headers_only: bool) -> Che
                 request.checks.tensors(remote)
         _download_weights(request, listing, files)
         return open_folder(origin, request.checks)
+
+
+def fetch_files(request: Request, names: Sequence[str], *, offline: bool) -> Path:
+    """The snapshot folder of a repository with those of `names` that it has; the first one must exist.
+
+    If the hub cannot be reached, the copy in the cache is used. Raises HubError.
+    """
+    with _quiet():
+        if offline or constants.HF_HUB_OFFLINE:
+            return _cached_folder(request, names[0], not_cached(request.repo_id, request.cache))
+        try:
+            listing = _list_files(request, request.revision)
+        except UnreachableError as error:
+            return _cached_folder(request, names[0], error)
+        if names[0] not in listing.sizes:
+            raise HubError(f"{request.repo_id} has no {names[0]} on the hub; check the name")
+        # by the user's name of the revision, so that the cache finds it by the same name offline
+        folder = Path(_download(request, request.revision, names[0])).parent
+        for name in names[1:]:
+            if name in listing.sizes:
+                _download_weights(request, replace(listing, commit=folder.name), [name])
+        return folder
+
+
+def _cached_folder(request: Request, name: str, otherwise: HubError) -> Path:
+    """The snapshot folder in the cache that has the file `name`; raises `otherwise` without one."""
+    revision = request.revision or constants.DEFAULT_REVISION
+    cached = try_to_load_from_cache(request.repo_id, name, cache_dir=request.cache, revision=revision)
+    if not isinstance(cached, str):
+        raise otherwise
+    return Path(cached).parent
 
 
 def _origin(request: Request, folder: Path) -> Origin:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from quantkit.cli.conversion_options import (
     IMATRIX,
     PRESET,
+    AdapterOptions,
     AwqOptions,
     CalibrationOptions,
     GgufOptions,
@@ -34,6 +35,7 @@ class Conversion:
     awq: AwqOptions = field(default_factory=AwqOptions)
     gptq: GptqOptions = field(default_factory=GptqOptions)
     calibration: CalibrationOptions = field(default_factory=CalibrationOptions)
+    adapters: AdapterOptions = field(default_factory=AdapterOptions)
     calibrates: bool = False
     imatrix_file: Path | None = None
 
@@ -106,6 +108,7 @@ def _options(conversion: Conversion, work: RunOptions, *, calibrate: bool) -> "C
     gguf, packed, gptq, calibration = conversion.gguf, conversion.packed, conversion.gptq, conversion.calibration
     return ConvertOptions(
         name=conversion.output.name,
+        adapters=conversion.adapters.requests,
         bits=packed.bits,
         group_size=packed.group_size,
         skip=tuple(packed.skip or ()),

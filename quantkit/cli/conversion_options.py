@@ -11,9 +11,11 @@ import typer
 from quantkit.chat import BUILT_IN
 from quantkit.cli.option_groups import declared, option
 from quantkit.cli.options import DRY_RUN, FORCE, OFFLINE, output_option, parse_size
+from quantkit.errors import UsageError
 from quantkit.gguf.file_types import FILE_TYPES
 
 if TYPE_CHECKING:
+    from quantkit.adapters import AdapterRequest
     from quantkit.gguf.mix import MixOptions
     from quantkit.llamacpp.converter import ConverterOptions
     from quantkit.outputs.target import Target
@@ -69,6 +71,34 @@ class OutputOptions:
         "--logits/--no-logits",
         show_default="if it fits in memory",
     )
+
+
+@dataclass(frozen=True)
+class AdapterOptions:
+    """LoRA adapters that a conversion merges."""
+
+    heading: ClassVar[str] = "Adapters"
+    adapter: list[str] | None = option(
+        None,
+        "LoRA adapter of PEFT (a folder or a hub id) to merge into the weights; repeat.",
+        metavar="ADAPTER",
+    )
+    adapter_scale: list[float] | None = option(
+        None, "Factor of what an adapter adds; one for each --adapter, in order.", metavar="X", show_default="1"
+    )
+
+    @property
+    def requests(self) -> "tuple[AdapterRequest, ...]":
+        """The adapters with their scales. Raises UsageError if the scales are not as many as the adapters."""
+        from quantkit.adapters import AdapterRequest
+
+        sources, scales = self.adapter or [], self.adapter_scale or []
+        if scales and len(scales) != len(sources):
+            raise UsageError(
+                f"--adapter-scale is given {len(scales)} times, but --adapter {len(sources)} times; give one scale for"
+                " each adapter, in order"
+            )
+        return tuple(AdapterRequest(*pair) for pair in zip(sources, scales or [1.0] * len(sources), strict=True))
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ import typer
 
 from quantkit.cli.conversion import Conversion, convert_options
 from quantkit.cli.conversion_options import (
+    AdapterOptions,
     AwqOptions,
     CalibrationOptions,
     GgufOptions,
@@ -42,6 +43,7 @@ def convert(
         ),
     ] = None,
     output: OutputOptions,
+    adapters: AdapterOptions,
     gguf: GgufOptions,
     packed: PackedOptions,
     awq: AwqOptions,
@@ -59,7 +61,7 @@ def convert(
     """
     if not (types or gguf.preset or gguf.target):
         raise UsageError("no type is given; name one with -t (-t q4_k_m), or a size with --target-size")
-    conversion = Conversion(tuple(types or ()), output, gguf, packed, awq, gptq, calibration, calibrates=True)
+    conversion = Conversion(tuple(types or ()), output, gguf, packed, awq, gptq, calibration, adapters, calibrates=True)
     convert_source(out, "convert", source, conversion, work)
 
 
@@ -70,7 +72,7 @@ def convert_source(out: Out, command: str, source: str, conversion: Conversion, 
     from quantkit.cli.sources import fetch, is_gguf
     from quantkit.conversion.run import run
     from quantkit.outputs.model import Model
-    from quantkit.outputs.opening import open_convertible
+    from quantkit.outputs.opening import merge_adapters, open_convertible
     from quantkit.outputs.plan import plan_conversion
     from quantkit.outputs.request import conversion_request
 
@@ -86,6 +88,9 @@ def convert_source(out: Out, command: str, source: str, conversion: Conversion, 
                 source, converter, mtp=mtp, offline=offline, headers_only=headers_only, progress=progress
             )
     with closing(opened):
+        if options.adapters:
+            with out.progress() as progress:
+                merge_adapters(opened, options.adapters, offline=work.offline, progress=progress)
         if isinstance(opened, Model) and not is_gguf(source):
             # no importance matrix is computed for it
             types, options = convert_options(conversion, work, is_gguf=True)

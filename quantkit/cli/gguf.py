@@ -6,6 +6,7 @@ import typer
 
 from quantkit.cli.conversion import Conversion
 from quantkit.cli.conversion_options import (
+    AdapterOptions,
     CalibrationOptions,
     GgufOptions,
     OutputOptions,
@@ -45,6 +46,7 @@ def gguf(
         ),
     ] = None,
     output: OutputOptions,
+    adapters: AdapterOptions,
     options: GgufOptions,
     calibration: CalibrationOptions,
     work: RunOptions,
@@ -60,4 +62,6 @@ def gguf(
     names = types or ([] if others else ["q4_0"])
     for name in names:
         file_type(name)  # no other type here
-    convert_source(out, "gguf", source, Conversion(tuple(names), output, options, calibration=calibration), work)
+    convert_source(
+        out, "gguf", source, Conversion(tuple(names), output, options, calibration=calibration, adapters=adapters), work
+    )

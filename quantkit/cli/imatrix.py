@@ -6,6 +6,7 @@ from typing import Annotated
 from quantkit.cli.conversion import Conversion
 from quantkit.cli.conversion_options import (
     IMATRIX,
+    AdapterOptions,
     CalibrationOptions,
     CheckpointArg,
     OutputOptions,
@@ -22,6 +23,7 @@ from quantkit.errors import OutputError
 def imatrix(
     out: Out,
     source: CheckpointArg,
+    adapters: AdapterOptions,
     calibration: CalibrationOptions,
     work: RunOptions,
     output: Annotated[
@@ -40,5 +42,5 @@ def imatrix(
     if output is not None and output.is_dir():
         raise OutputError(f"{output} is a folder; pass the name of the file, for example {output / 'imatrix.gguf'}")
     place = OutputOptions() if output is None else OutputOptions(output.parent, output.stem)
-    conversion = Conversion((IMATRIX,), place, calibration=calibration, imatrix_file=output)
+    conversion = Conversion((IMATRIX,), place, calibration=calibration, adapters=adapters, imatrix_file=output)
     convert_source(out, "imatrix", source, conversion, work)

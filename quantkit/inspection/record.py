@@ -145,6 +145,20 @@ _ENTRY = _object(
                 "header_sha256": _map_of(_TEXT),
                 "chat_template": _TEXT,
                 "converter": _TEXT,
+                "adapters": _list_of(
+                    _object(
+                        {
+                            "source": _TEXT,
+                            "revision": _or_null(_TEXT),
+                            "sha256": _TEXT,
+                            "config_sha256": _TEXT,
+                            "kind": _TEXT,
+                            "rank": _COUNT,
+                            "scale": _NUMBER,
+                            "base": _or_null(_TEXT),
+                        }
+                    )
+                ),
             }
         ),
         "type": _TEXT,

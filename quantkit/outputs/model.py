@@ -186,11 +186,12 @@ def origin_of(source: "Checkpoint | Model") -> Mapping[str, Any]:
     """The origin of a source, for the records of its outputs."""
     if isinstance(source, Model):
         return source.origin
-    return {
+    origin = {
         "source": source.repo_id or source.folder.name,
         "revision": source.revision,
         "header_sha256": dict(source.header_sha256),
     }
+    return origin | ({"adapters": [adapter.record for adapter in source.adapters]} if source.adapters else {})
 
 
 def weight_files_of(source: "Checkpoint | Model") -> tuple[Path, ...]:

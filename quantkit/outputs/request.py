@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from quantkit.adapters import AdapterRequest
 from quantkit.errors import UsageError
 from quantkit.gguf.file_types import FileType, file_type
 from quantkit.gguf.mix import MixOptions
@@ -31,6 +32,7 @@ class ConvertOptions:
         name: name of the outputs; None for the source's.
         bits, group_size: of AWQ and GPTQ: bits of a weight, inputs that share a scale.
         skip: patterns of the linears that AWQ and GPTQ keep in 16 bits.
+        adapters: LoRA adapters that are merged into the weights while they are read, in order.
         calibrate: GGUF types get an importance matrix; None: if AWQ or GPTQ is requested, or a type needs one.
         calibration: the text, the number of samples and their length.
         threads: 0 for all cores that this process may use. The bytes do not depend on it.
@@ -55,6 +57,7 @@ class ConvertOptions:
     """
 
     name: str | None = None
+    adapters: tuple[AdapterRequest, ...] = ()
     bits: int = 4
     group_size: int = 128
     skip: tuple[str, ...] = ()

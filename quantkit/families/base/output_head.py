@@ -66,6 +66,11 @@ def untied_config(
     return untied(config), (_note(embedding, head),)
 
 
+def head_names(family: Family) -> tuple[str, str]:
+    """The names of the embedding and of the output head in the family's rules."""
+    return _source_of(family, _EMBEDDING), _source_of(family, _HEAD)
+
+
 def untied(config: Mapping[str, Any]) -> dict[str, Any]:
     """config.json with `tie_word_embeddings` false, in its text_config too."""
     result = {**config, "tie_word_embeddings": False}
