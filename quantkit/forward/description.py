@@ -409,6 +409,8 @@ class Architecture:
         layer: prefix of a layer's names.
         positions: the tensor of learned positions.
         delta_net, mamba2, short_convolution: what some layers have in place of attention (Mamba 2 also beside it).
+        mixes: whether a layer has attention or what stands in its place.
+        feeds: whether a layer has a feed-forward or experts.
         parallel: both parts read the same hidden states, the feed-forward through `feed_norm` or, if that is None,
             through attention's norm.
         layer_inputs: per-layer embeddings.
@@ -432,6 +434,8 @@ class Architecture:
     after_attention: str | None = None
     feed_norm: str | None = "post_attention_layernorm"
     after_feed: str | None = None
+    mixes: Callable[[Config, int], bool] = lambda _config, _layer: True
+    feeds: Callable[[Config, int], bool] = lambda _config, _layer: True
     parallel: bool = False
     residual_scale: Callable[[Config], float] = lambda _: 1.0
     attention: Attention = field(default_factory=Attention)

@@ -51,7 +51,13 @@ class Layer:
     @property
     def has_attention(self) -> bool:
         """Whether the layer has a key-value cache; it may also have a state."""
-        return not self.is_recurrent or self.has("attn_k.weight")
+        return any(name.startswith(("attn_q", "attn_k")) for name in self.tensors)
+
+    @property
+    def has_one_part(self) -> bool:
+        """Whether the layer is attention, a state or a feed-forward alone, after one norm."""
+        mixes = self.is_recurrent or self.has_attention
+        return mixes != any(name.startswith("ffn_down") for name in self.tensors)
 
     @property
     def has_short_convolution(self) -> bool:

@@ -32,7 +32,7 @@ from quantkit.texts.samples import Samples
 from quantkit.verify import Verified
 from quantkit.verify.source_logits import correlations
 from tests.families.expected import write_checkpoint
-from tests.families.models import TOKENS, all_cases
+from tests.families.models import TOKENS, all_cases, forward_cases
 from tests.forward.test_linears import everyone_everywhere
 from tests.helpers.tiny import tiny_llama
 
@@ -42,7 +42,7 @@ WHOLE_ROWS = (FolderRequest("awq", Grid(8, -1)), FolderRequest("gptq", Grid(8, -
 # No architecture of transformers is the same, or none of its loaders reads experts stacked in one tensor.
 NO_NATIVE = {"baichuan-13b", "baichuan2-13b"}
 STACKED_ONLY = {name for name in all_cases() if name.startswith(("gpt-oss", "granitemoe", "gemma4-experts", "llama4"))}
-WRITTEN = sorted(all_cases().keys() - NO_NATIVE - STACKED_ONLY)
+WRITTEN = sorted(forward_cases().keys() - NO_NATIVE - STACKED_ONLY)
 # One or two a group in the default suite: what differs in folds, linears, experts or names.
 FIRST = {
     "baichuan2",  # remote code, packed queries, keys and values; normed head

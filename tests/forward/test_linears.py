@@ -11,14 +11,16 @@ from quantkit.forward.description import Architecture, Form, given
 from quantkit.forward.layer_linears import layer_linears
 from quantkit.forward.linears import LayerLinears, Linear, NormFold, RowFold
 from quantkit.forward.weights import Array, Weights
-from tests.families.models import TOKENS, all_cases
+from tests.families.models import TOKENS, all_cases, forward_cases
 from tests.forward.test_architectures import native
 
 # Published checkpoints with native names, but experts stacked in one tensor or packed.
 STACKED = {f"{name} as published": name for name in ("qwen2moe-fused-no-biases", "qwen3moe-fused-tied", "olmoe-fused")}
 PACKED = {"gpt-oss-mxfp4 as published": "gpt-oss-mxfp4"}
 MODELS = (
-    sorted(name for name, (_, case) in all_cases().items() if not case.multimodal) + sorted(STACKED) + sorted(PACKED)
+    sorted(name for name, (_, case) in forward_cases().items() if not case.multimodal)
+    + sorted(STACKED)
+    + sorted(PACKED)
 )
 
 Call = tuple[str, Form, int, int]

@@ -15,13 +15,14 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from urllib.parse import parse_qs, unquote, urlsplit
 
 import yaml
 
 import quantkit.publish.card
+from tests.helpers.hub_server import QuietServer
 
 LARGE = 20_000
 """Bytes from which on a file goes through LFS, as binary ones always do (the hub: 10 MB)."""
@@ -65,8 +66,7 @@ class UploadHub:
 @contextmanager
 def running_upload_hub() -> Iterator[UploadHub]:
     hub = UploadHub()
-    server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(hub))
-    server.daemon_threads = True
+    server = QuietServer(("127.0.0.1", 0), _handler(hub))
     hub.endpoint = f"http://127.0.0.1:{server.server_address[1]}"
     threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
     try:

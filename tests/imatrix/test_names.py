@@ -17,7 +17,7 @@ from quantkit.stream.statistics import Statistics
 from quantkit.stream.stream import Stream, Tensors
 from quantkit.texts.samples import load_samples
 from tests.families.expected import write_checkpoint
-from tests.families.models import all_cases
+from tests.families.models import forward_cases
 from tests.helpers.conversions import to_gguf
 from tests.helpers.imatrix_peer import Entry, llama_imatrix
 from tests.helpers.real import smollm2_or_skip
@@ -25,7 +25,11 @@ from tests.imatrix.llama_names import TOKENS, known_entries, of_llama_cpp, shape
 
 Squares = dict[LinearKey, tuple[NDArray[np.float64], int]]
 KNOWN = known_entries()
-SMALL = [name for name in sorted(KNOWN) if max(layers for layers, _ in KNOWN[name].values()) <= 8]
+SMALL = [
+    name
+    for name in sorted(KNOWN.keys() & forward_cases().keys())
+    if max(layers for layers, _ in KNOWN[name].values()) <= 8
+]
 # These stand in GGUF as llama.cpp multiplies them: the keys' half on its side, by head; see imatrix_sources.
 TURNED = "attn_k_b.weight"
 BY_HEAD = "attn_v_b.weight"
@@ -60,7 +64,7 @@ def squares_of(native: Native, tokens: NDArray[np.int32], folder: Path) -> Squar
     return keep.squares
 
 
-@pytest.mark.parametrize("name", sorted(all_cases()))
+@pytest.mark.parametrize("name", sorted(forward_cases()))
 def test_entries_and_their_sizes_are_those_of_llama_imatrix(name: str, tmp_path: Path) -> None:
     expected = {tensor: shape for tensor, shape in KNOWN[name].items() if tensor != TURNED}
     with open_checkpoint(str(write_checkpoint(name, tmp_path / name))) as checkpoint:

@@ -138,6 +138,7 @@ class Family:
         architectures: names in `architectures` of config.json.
         gguf_arch: `general.architecture` of the GGUF.
         arch_of: the same by config, where llama.cpp runs some models of the family as another architecture.
+        other_archs: what `arch_of` may also give and no other family has; the family's traits apply.
         rules: the tensors of the GGUF.
         keys: the architecture's GGUF keys, in the order of llama.cpp's converter.
         computed: tensors that are computed from config.json.
@@ -174,6 +175,7 @@ class Family:
     rules: tuple[Rule, ...]
     keys: Callable[[str, Hyperparameters], list[Key]]
     arch_of: Callable[[Hyperparameters], str] | None = None
+    other_archs: tuple[str, ...] = ()
     computed: tuple[Computed, ...] = ()
     defaults: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     observe: Callable[[dict[str, Any], Collection[str]], dict[str, Any]] | None = None
@@ -203,6 +205,11 @@ class Family:
         sizes = read_hyperparameters(self.complete(config, tensors), self.rope_kinds)
         # other classes ignore such layers, whatever config.json states
         return sizes if any(rule.draft for rule in self.rules) else replace(sizes, n_draft=0)
+
+    @property
+    def gguf_archs(self) -> tuple[str, ...]:
+        """Values of `general.architecture` whose traits are the family's."""
+        return (self.gguf_arch, *self.other_archs)
 
     def arch(self, sizes: Hyperparameters) -> str:
         """`general.architecture` of the GGUF of a model of these sizes."""

@@ -117,9 +117,9 @@ def _split(
     at = name[: name.index(stacked.at)]
     inner, count = stacked.inner(config), int(given(config, *experts.count))
     rows, width = tensor.part_rows * len(tensor.parts) // count, tensor.shape[-1]
-    pieces = (
-        [(single.down, 0, rows)] if role == "down" else [(str(single.gate), 0, inner), (single.up, inner, 2 * inner)]
-    )
+    pieces = [(single.down if role == "down" else single.up, 0, rows)]
+    if role == "up" and single.gate:
+        pieces = [(single.gate, 0, inner), (single.up, inner, 2 * inner)]
     split = {}
     for expert in range(count):
         for linear, start, stop in pieces:

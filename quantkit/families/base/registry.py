@@ -276,14 +276,14 @@ def traits_of(gguf_arch: str) -> Traits:
     from quantkit.families.unconverted import TRAITS
 
     for family in all_families():
-        if family.gguf_arch == gguf_arch:
+        if gguf_arch in family.gguf_archs:
             return family.traits
     return TRAITS.get(gguf_arch, Traits())
 
 
 def has_checked_plan(gguf_arch: str) -> bool:
     """Whether the tests compare the compute buffer of this GGUF architecture with llama.cpp's."""
-    return any(family.gguf_arch == gguf_arch for family in _own().values())
+    return any(gguf_arch in family.gguf_archs for family in _own().values())
 
 
 def positions_of(model_type: str | None) -> str | None:

@@ -7,7 +7,7 @@ from functools import cache
 from tests.families.models.case import TOKENS, VOCAB, Case, weight
 from tests.families.models.tokenizers import write_tokenizer
 
-__all__ = ["TOKENS", "VOCAB", "Case", "all_cases", "weight", "write_tokenizer"]
+__all__ = ["TOKENS", "VOCAB", "Case", "all_cases", "forward_cases", "weight", "write_tokenizer"]
 
 
 @cache
@@ -19,3 +19,8 @@ def all_cases() -> dict[str, tuple[str, Case]]:
             assert case.name not in found, case.name
             found[case.name] = (entry.name, case)
     return found
+
+
+def forward_cases() -> dict[str, tuple[str, Case]]:
+    """The cases that our own forward runs."""
+    return {name: (group, case) for name, (group, case) in all_cases().items() if case.forward}
