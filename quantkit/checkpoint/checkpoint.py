@@ -189,7 +189,7 @@ class Checkpoint:
 def read_exactly(descriptor: int, tensor: TensorInfo, position: int, nbytes: int, where: str) -> npt.NDArray[np.uint8]:
     """`nbytes` bytes of a tensor's file from byte `position`; `where` names the checkpoint in messages.
 
-    Raises CheckpointError if the file ends early, ReadError if the disk cannot read it.
+    Raises ReadError: the file ends early now, because it changed, or the disk cannot read it.
     """
     buffer = np.empty(nbytes, np.uint8)
     view, done = buffer.data, 0
@@ -202,7 +202,7 @@ def read_exactly(descriptor: int, tensor: TensorInfo, position: int, nbytes: int
                 f"check the disk"
             ) from error
         if got == 0:
-            raise CheckpointError(
+            raise ReadError(
                 f"{tensor.file} of {where} ended in the middle of tensor {shown(tensor.name)}; "
                 f"it changed since it was opened, download it again"
             )

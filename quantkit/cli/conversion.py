@@ -81,9 +81,10 @@ def _calibrate(conversion: Conversion, types: list[str], *, is_gguf: bool) -> bo
     others = not {"awq", "gptq", IMATRIX}.isdisjoint(types)
     if options.imatrix is not None and (options.calibrate or (text is not None and not others)):
         raise UsageError("--imatrix and --calibrate both give an importance matrix; leave one out")
-    if options.preset and is_gguf and options.imatrix is None and options.calibrate is not False:
+    if options.preset and is_gguf and options.imatrix is None and options.calibrate is None and text is None:
         raise UsageError(
-            f"--preset {options.preset} needs an importance matrix, and a GGUF gives none; pass --imatrix FILE"
+            f"--preset {options.preset} needs an importance matrix; add --calibrate, with which llama.cpp runs the"
+            " model over a text, or pass --imatrix FILE"
         )
     calibrate = options.calibrate
     if calibrate is None:
@@ -94,7 +95,8 @@ def _calibrate(conversion: Conversion, types: list[str], *, is_gguf: bool) -> bo
             or options.solver == "feedback"
             or options.target is not None
         )
-        calibrate = options.imatrix is None and wanted and not is_gguf
+        # llama.cpp runs the whole file for it, so a GGUF is calibrated only by request
+        calibrate = options.imatrix is None and wanted and (text is not None or not is_gguf)
     has_files = bool(options.target) or any(name not in ("awq", "gptq", IMATRIX) for name in types)
     if not others and not (has_files and calibrate):
         refuse_idle(conversion.calibration, "--calibrate")

@@ -36,11 +36,11 @@ def result_document(result: Result, command: str) -> dict[str, Any]:
 
 def conversion_facts(plan: ConversionPlan) -> dict[str, Any]:
     """What both documents of a conversion hold: the model, the calibration, disk in bytes, memory in bytes."""
-    gguf, calibration = plan.gguf, plan.calibration
-    samples = calibration.samples if calibration else None
+    gguf, calibration, samples = plan.gguf, plan.calibration, plan.samples
+    model = gguf.model if gguf else plan.callback.model if plan.callback else None
     return {
         "name": plan.name,
-        "family": gguf.model.family if gguf else None,
+        "family": model.family if model else None,
         "architecture": (calibration.native.config.get("architectures") or [None])[0] if calibration else None,
         "origin": dict(plan.origin),
         "folder": str(gguf.request.folder if gguf else plan.output),

@@ -38,17 +38,26 @@ def announce(plan: ConversionPlan, out: Out, *, logits: bool | None = None) -> N
     elif facts["layers"] is not None:
         words.append(f"{facts['layers']} layers")
     out.note(f"{plan.name}: {', '.join(words)}")
-    if plan.calibration is not None:
-        samples = plan.calibration.samples
+    if plan.samples is not None:
+        samples = plan.samples
         chat = ", with the chat template" if samples.chat else ""
         count, length = samples.tokens.shape
-        out.note(f"calibrates on {count} samples of {length} tokens of {samples.name}{chat}")
+        out.note(f"calibrates on {count} samples of {length} tokens of {samples.name}{chat}{_runner(plan)}")
     out.note(
         f"needs {human_bytes(plan.disk)} of disk ({human_bytes(free_space(plan.output))} free) and about"
         f" {human_bytes(plan.peak_memory)} of memory, {plan.threads} thread{'s' if plan.threads > 1 else ''}"
     )
     if plan.gguf is not None and logits is not False and plan.gguf.llama_memory:
         out.note(f"llama.cpp takes up to {human_bytes(plan.gguf.llama_memory)} more while it computes logits")
+
+
+def _runner(plan: ConversionPlan) -> str:
+    """Who runs the model over the text, where it is not quantkit."""
+    if plan.callback is None:
+        return ""
+    if plan.callback.file is not None:
+        return "; llama.cpp runs the file"
+    return f"; llama.cpp runs a temporary {plan.callback.file_type.name} GGUF"
 
 
 def show_plan(plan: ConversionPlan, out: Out) -> None:
@@ -84,10 +93,11 @@ def show_result(result: Result, out: Out) -> None:
     if plan.gguf is not None and plan.gguf.request.solver == "feedback":
         _show_feedback(plan.gguf, result.rounded, out)
     done = []
-    if plan.calibration is not None:
+    if plan.samples is not None:
         if plan.imatrix is not None:
-            done.append(f"{plan.imatrix.entries} tensors over {plan.calibration.samples.tokens.size} tokens")
-        done.append(f"{len(plan.calibration.layers)} layers calibrated in {result.seconds['calibrate']:.1f} s")
+            done.append(f"{plan.imatrix.entries} tensors over {plan.samples.tokens.size} tokens")
+        what = f"{len(plan.calibration.layers)} layers" if plan.calibration is not None else "inputs by llama.cpp"
+        done.append(f"{what} calibrated in {result.seconds['calibrate']:.1f} s")
     if plan.gguf is not None:
         count = len(plan.gguf.outputs)
         done.append(f"{count} GGUF type{'s' if count > 1 else ''} in one pass of {result.seconds['pass']:.1f} s")

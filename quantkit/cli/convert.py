@@ -78,7 +78,7 @@ def convert_source(out: Out, command: str, source: str, conversion: Conversion, 
 
     types, options = convert_options(conversion, work, is_gguf=is_gguf(source))
     request = conversion_request(types, conversion.output.output, options, is_gguf=is_gguf(source))
-    if request.gguf is None:
+    if request.folders and not is_gguf(source):
         opened: Checkpoint | Model = fetch(source, out, offline=work.offline, headers_only=work.dry_run)
     else:
         converter = conversion.gguf.converter_options
@@ -92,7 +92,7 @@ def convert_source(out: Out, command: str, source: str, conversion: Conversion, 
             with out.progress() as progress:
                 merge_adapters(opened, options.adapters, offline=work.offline, progress=progress)
         if isinstance(opened, Model) and not is_gguf(source):
-            # no importance matrix is computed for it
+            # an importance matrix is computed only by request
             types, options = convert_options(conversion, work, is_gguf=True)
             request = conversion_request(types, conversion.output.output, options, is_gguf=True)
         plan = plan_conversion(opened, request)

@@ -100,7 +100,7 @@ def _entry(plan: ConversionPlan, item: Verified, seconds: Mapping[str, float]) -
         "threads": plan.threads,
         "warnings": list(plan.warnings),
     }
-    return entry | ({"calibration": plan.calibration.samples.record()} if plan.calibration is not None else {})
+    return entry | ({"calibration": plan.samples.record()} if plan.samples is not None else {})
 
 
 def _gguf_facts(plan: GgufPlan, output: GgufOutput) -> dict[str, Any]:

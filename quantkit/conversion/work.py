@@ -57,7 +57,7 @@ def open_work(plan: ConversionPlan, *, force: bool) -> Iterator[Journal]:
         yield journal
         shutil.rmtree(plan.work)
     except MemoryError:
-        if plan.calibration is None:
+        if plan.samples is None:
             raise
         raise CalibrationError(
             f"out of memory at about {peak_memory() / 1e9:.1f} GB; rerun with fewer --threads to resume, or with a"

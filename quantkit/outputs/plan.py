@@ -19,6 +19,7 @@ from quantkit.outputs.calibration import (
     plan_calibration,
     plan_imatrix,
 )
+from quantkit.outputs.callback import CallbackPlan, plan_callback
 from quantkit.outputs.gguf_files import GgufOutput, GgufPlan, GgufRequest, plan_gguf
 from quantkit.outputs.model import Model, origin_of, weight_files_of
 from quantkit.outputs.packed_folders import FolderPlan, FolderRequest, plan_folder_of
@@ -77,6 +78,7 @@ class ConversionRequest:
 class ConversionPlan:
     """A conversion that can be run. `disk` and `peak_memory` in bytes, for everything together.
 
+    `calibration`: of a source with a family, layer by layer; `callback`: of another source, by llama.cpp.
     `fingerprint` is a hash of all that decides the bytes of the outputs: only a run with the same one is resumed.
     """
 
@@ -92,6 +94,13 @@ class ConversionPlan:
     fingerprint: str
     warnings: tuple[str, ...]
     notes: tuple[str, ...]
+    callback: CallbackPlan | None = None
+
+    @property
+    def samples(self) -> Samples | None:
+        """The calibration samples; None if nothing is calibrated."""
+        inputs = self.calibration or self.callback
+        return inputs.samples if inputs else None
 
     @property
     def outputs(self) -> tuple[OutputPlan, ...]:
@@ -112,7 +121,8 @@ class ConversionPlan:
     @property
     def disk(self) -> int:
         """Bytes of disk for the outputs and the work folder."""
-        return sum(output.size for output in self.outputs) + (self.calibration.disk if self.calibration else 0)
+        inputs = self.calibration or self.callback
+        return sum(output.size for output in self.outputs) + (inputs.disk if inputs else 0)
 
     @property
     def peak_memory(self) -> int:
@@ -121,6 +131,7 @@ class ConversionPlan:
         return max(
             self.calibration.memory + self._rounding_memory if self.calibration else 0,
             self.calibration.sensitivity_memory(self.threads) if choice and self.calibration else 0,
+            self.callback.memory if self.callback else 0,
             self.gguf.peak_memory if self.gguf else 0,
         )
 
@@ -137,6 +148,8 @@ class ConversionPlan:
         """The number of weights of the source."""
         if self.gguf is not None:
             return self.gguf.n_elements
+        if self.callback is not None:
+            return sum(tensor.n_elements for tensor in self.callback.model.tensors)
         return sum(tensor.n_params for tensor in self.checkpoint.tensors.values()) if self.checkpoint else 0
 
     def bits_per_weight(self, output: OutputPlan) -> float | None:
@@ -164,7 +177,13 @@ def plan_conversion(
             `plan_folder_of` and `plan_gguf`.
     """
     name, threads = request.name or source.name, request.threads or cores()
-    calibration = _plan_calibration(source, request, samples, threads) if request.calibrated else None
+    if isinstance(source, Model):
+        _refuse_without_family(source, request)
+    calibration, callback = None, None
+    if request.calibrated and isinstance(source, Checkpoint):
+        calibration = _plan_calibration(source, request, samples, threads)
+    elif request.calibrated and isinstance(source, Model):
+        callback = plan_callback(source, request.calibration, samples, threads=threads, max_ram=request.max_ram)
     folders: tuple[FolderPlan, ...] = ()
     if calibration:
         # GPTQ runs first: it leaves the tensors of a layer as they are, AWQ scales them
@@ -176,13 +195,19 @@ def plan_conversion(
         _check_target(request.gguf)
     if request.gguf is not None and request.gguf.solver == "feedback" and not request.gguf.calibrate:
         raise UsageError(
-            "--solver feedback needs the Gram matrices of a calibration; leave out --imatrix and --no-imatrix, and"
-            " convert a checkpoint, not a GGUF"
+            "--solver feedback needs the Gram matrices of a calibration; leave out --imatrix and --no-imatrix"
         )
+    inputs = calibration or callback
     model, notes = _model(source, request.gguf, name) if request.gguf else (None, ())
-    gguf = _plan_gguf(model, request, calibration) if model else None
+    gguf = _plan_gguf(model, request, inputs) if model else None
     imatrix_file = request.imatrix_file or request.output / f"{name}-imatrix.gguf"
-    imatrix = plan_imatrix(imatrix_file, calibration) if request.imatrix and calibration else None
+    imatrix = None
+    if request.imatrix and calibration:
+        matrices = {tensor: len(linears) for tensor, linears in calibration.imatrix_sources.items()}
+        imatrix = plan_imatrix(imatrix_file, calibration.imatrix(), matrices)
+    elif request.imatrix and callback:
+        matrices = {tensor: count for tensor, (count, _) in callback.shapes.items()}
+        imatrix = plan_imatrix(imatrix_file, callback.imatrix(), matrices)
     return ConversionPlan(
         name=name,
         output=request.output,
@@ -192,14 +217,15 @@ def plan_conversion(
         folders=folders,
         gguf=gguf,
         imatrix=imatrix,
-        threads=gguf.threads if gguf and not calibration else threads,
-        fingerprint=_fingerprint(source, calibration, folders, gguf, imatrix),
+        threads=gguf.threads if gguf and not inputs else threads,
+        fingerprint=_fingerprint(source, inputs, folders, gguf, imatrix),
         warnings=(
             *(source.notes if isinstance(source, Checkpoint) else ()),
-            *(calibration.samples.warnings if calibration else ()),
-            *(gguf.warnings if gguf else ()),
+            *(inputs.samples.warnings if inputs else ()),
+            *(gguf.warnings if gguf else source.warnings if isinstance(source, Model) else ()),
         ),
         notes=notes,
+        callback=callback,
     )
 
 
@@ -214,26 +240,32 @@ def _check_target(request: GgufRequest) -> None:
             raise UsageError(f"{option} does not go with --target-size or --target-bpw; leave one of them out")
     if not request.calibrate:
         raise UsageError(
-            "--target-size and --target-bpw choose types by a calibration; leave out --imatrix and --no-imatrix, and"
-            " convert a checkpoint, not a GGUF"
+            "--target-size and --target-bpw choose types by a calibration; leave out --imatrix and --no-imatrix"
         )
 
 
 def _plan_calibration(
-    source: Checkpoint | Model, request: ConversionRequest, samples: Samples | None, threads: int
+    source: Checkpoint, request: ConversionRequest, samples: Samples | None, threads: int
 ) -> CalibrationPlan:
-    if not isinstance(source, Checkpoint):
-        if source.folder is not None:
-            raise UsageError(
-                f"a calibration needs a family, and {source.name} has none; convert to GGUF types without --calibrate,"
-                " or pass --imatrix FILE"
-            )
-        raise UsageError(f"a calibration needs a checkpoint, but {source.name} is a GGUF; pass --imatrix FILE")
     if request.calibration.propagate and (len(request.folders), request.calibrated) != (1, 1):
         raise UsageError("--propagate quantized allows one calibrated type only; the hidden states follow that type")
     feedback = request.gguf is not None and request.gguf.solver == "feedback"
     native, gram = Native(source, nearest=not request.folders), bool(request.folders) or feedback
     return plan_calibration(native, request.calibration, samples, gram=gram, threads=threads, max_ram=request.max_ram)
+
+
+def _refuse_without_family(source: Model, request: ConversionRequest) -> None:
+    """Raise UsageError for what needs the checkpoint of a family: `source` is a GGUF, or bridged."""
+    gguf = request.gguf
+    for what, given in (
+        ("AWQ or GPTQ", bool(request.folders)),
+        ("--target-size or --target-bpw", gguf is not None and gguf.target is not None),
+        ("--solver feedback", gguf is not None and gguf.solver == "feedback"),
+    ):
+        if given and source.folder is None:
+            raise UsageError(f"{what} needs a checkpoint, but {source.name} is a GGUF; convert the original checkpoint")
+        if given:
+            raise UsageError(f"{what} needs a family, but {source.name} has none in quantkit; leave it out")
 
 
 def _model(source: Checkpoint | Model, request: GgufRequest, name: str) -> tuple[Model, tuple[str, ...]]:
@@ -262,7 +294,9 @@ def _model(source: Checkpoint | Model, request: GgufRequest, name: str) -> tuple
     return replace(source, name=name), ()
 
 
-def _plan_gguf(model: Model, request: ConversionRequest, calibration: CalibrationPlan | None) -> GgufPlan:
+def _plan_gguf(
+    model: Model, request: ConversionRequest, calibration: CalibrationPlan | CallbackPlan | None
+) -> GgufPlan:
     gguf = request.gguf
     assert gguf is not None
     imatrix, imatrix_name = gguf.imatrix, gguf.imatrix_name
@@ -285,7 +319,7 @@ def _plan_gguf(model: Model, request: ConversionRequest, calibration: Calibratio
 
 def _fingerprint(
     source: Checkpoint | Model,
-    calibration: CalibrationPlan | None,
+    calibration: CalibrationPlan | CallbackPlan | None,
     folders: tuple[FolderPlan, ...],
     gguf: GgufPlan | None,
     imatrix: ImatrixOutput | None,
@@ -298,9 +332,9 @@ def _fingerprint(
         "weights": {name: [status.st_size, status.st_mtime_ns] for name, status in stamps.items()},
         "calibration": calibration
         and [
-            calibration.native.config,
+            calibration.native.config if isinstance(calibration, CalibrationPlan) else "llama.cpp",
             hashlib.sha256(calibration.samples.tokens.tobytes()).hexdigest(),
-            calibration.propagate,
+            isinstance(calibration, CalibrationPlan) and calibration.propagate,
         ],
         "folders": [asdict(folder.request) for folder in folders],
         "imatrix": [given and given.sha256, imatrix and imatrix.path.name],

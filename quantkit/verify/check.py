@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from quantkit.errors import MissingExtraError, PassingError, QuantkitError, passing_fault
+from quantkit.errors import MissingExtraError, PassingError, QuantkitError, ReadError, passing_fault
 from quantkit.outputs.plan import OutputPlan
 
 
@@ -40,7 +40,7 @@ def guard(name: str, run: Callable[[], str]) -> Check:
     """Run a check: "passed" with the text it returns, "failed" with its error, "skipped" without an optional extra.
 
     Raises:
-        PassingError: the machine failed (disk, memory); the output may be sound.
+        PassingError, ReadError: the machine or the source failed; the output may be sound.
     """
     try:
         return Check(name, "passed", run())
@@ -54,8 +54,11 @@ def guard(name: str, run: Callable[[], str]) -> Check:
 
 
 def raise_if_passing(name: str, error: BaseException) -> None:
-    """Raise PassingError if a fault of the machine ended the check `name`; the output may be sound."""
-    if isinstance(error, PassingError):
+    """Raise PassingError if a fault of the machine ended the check `name`; the output may be sound.
+
+    An error of reading the source (ReadError) is raised unchanged.
+    """
+    if isinstance(error, PassingError | ReadError):
         raise error
     fault = passing_fault(error)
     if fault is not None:
