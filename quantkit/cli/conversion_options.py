@@ -188,6 +188,7 @@ class GgufOptions:
 
     @property
     def converter_options(self) -> "ConverterOptions":
+        """How to find and run llama.cpp's converter."""
         from quantkit.llamacpp.converter import ConverterOptions
 
         return ConverterOptions(self.converter, self.converter_python, self.pre)

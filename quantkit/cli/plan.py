@@ -133,7 +133,7 @@ def _machine(vram: str | None, ram: str | None) -> Machine:
 
 
 def _budget(text: str, option: str) -> int:
-    """A size with its unit: a bare 8 would be eight bytes, which nobody wants."""
+    """A size with its unit; a number without a unit, which would be bytes, is refused."""
     if text.strip().startswith("-"):
         raise UsageError(f"{option} {text!r} is negative; write the memory there is, such as 8G")
     if _PLAIN_NUMBER.match(text):

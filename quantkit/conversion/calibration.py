@@ -115,9 +115,9 @@ def calibrate(plan: ConversionPlan, calibration: CalibrationPlan, journal: Journ
 
 
 def survey(plan: ConversionPlan, calibration: CalibrationPlan, progress: Progress) -> Squares:
-    """The sums of squares of every input, from a run of their own: error feedback needs the types before it begins.
+    """The sums of squares of every input, from a separate run: error feedback needs the types before it begins.
 
-    Raises as `calibrate` does. A killed survey begins anew.
+    Raises as `calibrate` does. A killed survey starts over.
     """
     folder = plan.work / "survey"
     squares: dict[LinearKey, tuple[NDArray[np.float64], int]] = {}

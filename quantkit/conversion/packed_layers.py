@@ -26,9 +26,9 @@ Array = NDArray[np.float32]
 Tensors = dict[str, Array]
 Sums = Mapping[str, Statistics]
 
-# The scale of a norm before routed experts is searched on so many experts, and on so many rows of each.
+# The scale of a norm before routed experts is searched on this many experts, with this many rows each.
 _SAMPLED_EXPERTS, _SAMPLED_ROWS = 8, 512
-# The output error of a linear is measured on so many rows, evenly spread.
+# The output error of a linear is measured on this many rows, evenly spread.
 _ERROR_ROWS = 128
 
 
@@ -155,8 +155,8 @@ class GptqQuantizer(LayerQuantizer):
 class AwqQuantizer(LayerQuantizer):
     """AWQ (arXiv 2306.00978): fold scales into what precedes a linear, clip the ranges, round with error feedback.
 
-    Inputs are visited from the last to the first, since a scale changes the rows of the linear before it. So the factor
-    of one input serves the search of its scale and the rounding, and no two are in memory.
+    Inputs are visited from the last to the first, since a scale changes the rows of the linear before it. The factor of
+    one input serves the search of its scale and the rounding. Only one factor is in memory.
     """
 
     def begin(self) -> None:

@@ -75,7 +75,7 @@ def record_outputs(folder: Path, entries: Mapping[str, Mapping[str, Any]]) -> No
 
 
 def _load(path: Path) -> dict[str, Any]:
-    """The present record. A damaged one, or one of another version, is renamed to `.bak`; the plan has said so."""
+    """The present record. A damaged one, or one of another version, is renamed to `.bak`; the plan warns about it."""
     if path.exists():
         try:
             return parse_record(path)

@@ -1,6 +1,6 @@
 """The driver: run a plan from the lock to the final names, whatever it writes.
 
-Everything is written under partial names, checked, recorded and only then renamed. After a kill at any moment the same
+Outputs are written under partial names, checked, recorded, and renamed at the end. After a kill at any moment the same
 call resumes: a finished layer and a finished tensor are steps of the journal.
 """
 
@@ -60,6 +60,7 @@ class Result:
 
     @property
     def failed(self) -> tuple[Verified, ...]:
+        """The outputs that failed a check."""
         return tuple(output for output in self.outputs if output.failed)
 
 

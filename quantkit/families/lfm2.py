@@ -95,6 +95,7 @@ def prepare(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def dimensions(sizes: Hyperparameters) -> dict[str, int]:
+    """Width of the convolution's input projection, and of its kernel."""
     return {"three_hidden": 3 * sizes.hidden, "kernel": size(sizes.config, "conv_L_cache")}
 
 

@@ -1,6 +1,6 @@
 """Gated DeltaNet (arXiv 2412.06464): linear attention in chunks of tokens, with a state between chunks.
 
-For each value head, with keys k and queries q of length one (q also divided by the square root of the width):
+Keys k and queries q have length one; q is then divided by the square root of the width. For each value head:
 
     S_t = exp(g_t) S_{t-1} (I - beta_t k_t k_t') + beta_t v_t k_t'        o_t = S_t q_t
 
@@ -34,10 +34,12 @@ class Sizes:
 
     @property
     def keys(self) -> int:
+        """Width of all keys."""
         return self.key_heads * self.key_width
 
     @property
     def values(self) -> int:
+        """Width of all values."""
         return self.value_heads * self.value_width
 
     @property
@@ -47,6 +49,7 @@ class Sizes:
 
 
 def sizes_of(part: DeltaNet, config: Config) -> Sizes:
+    """The sizes that config.json gives."""
     return Sizes(part.key_heads(config), part.value_heads(config), part.key_width(config), part.value_width(config))
 
 

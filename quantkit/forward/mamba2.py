@@ -1,6 +1,6 @@
 """Mamba 2 (arXiv 2405.21060) in chunks of tokens, with a state between chunks (section 6, block decomposition).
 
-For each head, with values x, keys B, queries C, time steps d > 0 and the decay rate a < 0:
+Each head has values x, keys B, queries C, time steps d > 0 and a decay rate a < 0:
 
     H_t = exp(d_t a) H_{t-1} + d_t B_t x_t'        y_t = H_t' C_t + D x_t
 """
@@ -47,6 +47,7 @@ class Sizes:
 
 
 def sizes_of(part: Mamba2, config: Config) -> Sizes:
+    """The sizes that config.json gives."""
     return Sizes(part.heads(config), part.head_width(config), part.groups(config), part.state(config))
 
 

@@ -62,6 +62,7 @@ class CalibrationPlan:
 
     @property
     def disk(self) -> int:
+        """Bytes of the hidden states in the work folder."""
         return self.samples.tokens.size * bytes_per_token(self.native.decoder, self.samples.tokens.shape[1])
 
     @cached_property
@@ -107,6 +108,7 @@ class ImatrixOutput:
 
     @property
     def folder(self) -> Path:
+        """The folder of the file."""
         return self.path.parent
 
 

@@ -44,10 +44,12 @@ class FolderPlan:
 
     @property
     def label(self) -> str:
+        """The format in folder names: AWQ, FP8."""
         return self.format.label
 
     @property
     def size(self) -> int:
+        """Bytes of the weight files."""
         return total_bytes(self.shards)
 
     @property
@@ -98,8 +100,8 @@ def plan_folder_of(native: Native, layers: Sequence[LayerLinears], request: Fold
     """Decide which linears are quantized and the place of every byte.
 
     Raises:
-        UnsupportedError: all experts are in one tensor, which no loader of the method reads, or a matrix does not fit
-            the format or the group size.
+        UnsupportedError: a matrix does not fit the format or the group size; or one tensor has all experts, which no
+            loader of the method reads.
         UsageError: a --skip pattern matches nothing, or all linears are skipped.
     """
     folder_format = FORMATS[request.method]
@@ -141,7 +143,7 @@ def plan_folder_of(native: Native, layers: Sequence[LayerLinears], request: Fold
 def draft_layers(native: Native) -> tuple[str, ...]:
     """The places of layers that predict a later token (MTP), which are not quantized: "mtp.*" or "model.layers.46.*".
 
-    Their tensors have a layer number, but none of the decoder's.
+    Their tensors have a layer number, but the decoder does not have such a layer.
     """
     decoder = native.decoder
     own = decoder.at(0).partition(".")[0]

@@ -119,6 +119,7 @@ class ConversionPlan:
 
     @property
     def outputs(self) -> tuple[OutputPlan, ...]:
+        """All outputs: folders, GGUF files, the importance matrix."""
         files = self.gguf.outputs if self.gguf else ()
         return (*self.folders, *files, *([self.imatrix] if self.imatrix else []))
 
@@ -134,11 +135,13 @@ class ConversionPlan:
 
     @property
     def disk(self) -> int:
+        """Bytes of disk for the outputs and the work folder."""
         inputs = self.calibration or self.callback
         return sum(output.size for output in self.outputs) + (inputs.disk if inputs else 0)
 
     @property
     def peak_memory(self) -> int:
+        """Bytes of memory at the peak: the largest of the stages."""
         choice = self.calibration is not None and self.gguf is not None and self.gguf.request.target is not None
         return max(
             self.calibration.memory + self._rounding_memory if self.calibration else 0,

@@ -33,7 +33,7 @@ class ConvertOptions:
         group_size: of folders: inputs that share a scale; None for the format's usual one (128, MLX 64).
         skip: patterns of the linears that folders keep in 16 bits.
         adapters: LoRA adapters that are merged into the weights while they are read, in order.
-        calibrate: GGUF types get an importance matrix; None: if AWQ or GPTQ is asked too, or a type needs one.
+        calibrate: GGUF types get an importance matrix; None: if AWQ or GPTQ is requested, or a type needs one.
         calibration: the text, the number of samples and their length.
         threads: 0 for all cores that this process may use. The bytes do not depend on it.
         max_ram: bytes of memory that the conversion may take; None for no limit.

@@ -1,8 +1,8 @@
 """The linears of AWQ and GPTQ folders, ours or another tool's.
 
 The code follows the formats' descriptions and shares nothing with `packing`, so that each checks the other. Value k of
-a row of words is at bit k * bits of the row, counted from the lowest bit of the first word; AWQ in 4 bit has a table
-for the order within a word.
+a row of words is at bit k * bits of the row; bit 0 is the lowest bit of the first word. AWQ in 4 bit has a table for
+the order within a word.
 """
 
 from collections.abc import Mapping
@@ -42,8 +42,8 @@ class Integers:
 class AwqGptqScheme(Scheme):
     """AWQ or GPTQ; the words of the last linear stay in memory, because a matrix is read in slices.
 
-    `less_one`: zero points are stored minus one. `carried`: GPTQModel subtracted the one from whole words, so that a
-    zero point of 0 borrows from its neighbour (3-bit values cross words and wrap in their own field).
+    `less_one`: zero points are stored minus one. `carried`: GPTQModel subtracted the one from whole words, so a zero
+    point of 0 borrows from its neighbour. 3-bit values cross words and wrap in their own field.
     """
 
     method: str
@@ -56,6 +56,7 @@ class AwqGptqScheme(Scheme):
 
     @property
     def carried_whole(self) -> bool:
+        """Whether the carry goes through whole words: values do not cross words."""
         return self.carried and 32 % self.bits == 0
 
     def linears(self, tensors: Mapping[str, TensorInfo], folder: Path) -> list[PackedLinear]:

@@ -28,15 +28,16 @@ __all__ = ["PackedLinear", "QuantizedFolder", "open_quantized", "read_scheme"]
 
 
 class QuantizedFolder:
-    """A folder of quantized weights, open. At most the words of one linear are in memory.
+    """An open folder of quantized weights. At most the words of one linear are in memory.
 
-    config        config.json without its quantization_config; not tied where the head differs from the embedding
-    notes         what of it was changed
-    quantization  the quantization_config
-    scheme        the quantization_config, parsed
-    tensors       every tensor as stored
-    linears       the quantized linears by name ("model.layers.0.mlp.down_proj")
-    names         the tensors of the model as if it were not quantized (NAME.weight for each quantized linear)
+    Attributes:
+        config: config.json without its quantization_config; untied if the head differs from the embedding.
+        notes: the changes of config.json.
+        quantization: the quantization_config.
+        scheme: the quantization_config, parsed.
+        tensors: every tensor as stored.
+        linears: the quantized linears by name ("model.layers.0.mlp.down_proj").
+        names: the tensors of the model before quantization (NAME.weight for each quantized linear).
     """
 
     def __init__(self, folder: Path) -> None:
@@ -111,6 +112,7 @@ class QuantizedFolder:
         return self.scheme.dequantized(self, linear, start, linear.n_out if stop is None else min(stop, linear.n_out))
 
     def close(self) -> None:
+        """Close the files."""
         self.scheme.forget()
         self._files.close()
 

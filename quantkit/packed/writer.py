@@ -1,7 +1,7 @@
 """Writes the folder of a quantized model, in any order, under NAME.partial; it is renamed when it is complete.
 
-Beside the weights it contains config.json, the index of shards, and copies of the checkpoint's tokenizer, generation,
-template and licence files.
+Beside the weights it contains config.json and the index of shards. It has copies of the checkpoint's tokenizer,
+generation, template and licence files.
 """
 
 import hashlib
@@ -131,6 +131,7 @@ class FolderWriter:
             ) from error
 
     def close(self) -> None:
+        """Close the files; an incomplete folder keeps its partial name."""
         while self._files:
             os.close(self._files.pop())
 

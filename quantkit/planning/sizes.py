@@ -55,6 +55,7 @@ class Offer:
 
     @property
     def is_folder(self) -> bool:
+        """Whether the offer is a folder of quantized weights."""
         return self.label in FOLDERS
 
     @property
@@ -64,6 +65,7 @@ class Offer:
 
     @property
     def is_float(self) -> bool:
+        """Whether the offer is an unquantized type."""
         return self.label in _FLOATS
 
 

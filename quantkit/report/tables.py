@@ -73,7 +73,7 @@ def detail(report: Report, text: Text) -> Table:
 
 
 def memory(report: Report) -> Table:
-    """A row for each device of each load of each model, with the process's own figures on the first of them."""
+    """A row for each device of each load of each model; the first row of a load has the figures of the process."""
     contexts = {row.n_ctx for model in report.models for row in model.memory}
     rows = []
     for model in report.models:
@@ -103,6 +103,7 @@ def memory(report: Report) -> Table:
 
 
 def speed(report: Report) -> Table:
+    """A row for each speed measurement of each model."""
     rows = [
         (
             model.label,
@@ -139,6 +140,7 @@ def files(report: Report) -> Table:
 
 
 def texts(report: Report) -> Table:
+    """A row for each text."""
     rows = [
         (text.name, whole(text.tokens), whole(text.chunks), whole(text.scored_tokens), text.sha256)
         for text in report.texts

@@ -1,7 +1,7 @@
 """A written folder of quantized weights, reloaded by a reader that shares no code with the packing, and checked.
 
-The structure is compared with the plan, every byte with what was written, sampled rows and the logits of a short text
-with the source's; a few tokens are generated.
+The structure is compared with the plan, and every byte with what was written. Sampled rows and the logits of a short
+text are compared with the source's. A few tokens are generated.
 """
 
 import hashlib
@@ -24,8 +24,8 @@ from quantkit.packed.writer import json_bytes, small_files
 from quantkit.verify.check import Check, Verified, guard, raise_if_passing
 from quantkit.verify.source_logits import NoSourceLogits, SourceLogits, correlations, skipped_logits
 
-# Correlation with the source's logits that a folder must reach, by its bits. Round-to-nearest alone gives 0.82 to 0.99
-# in 4 bit and 0.6 to 0.96 in 3 (SmolLM2 and small random models), a wrong layout about 0; 2 bit can give any logits.
+# Least correlation with the source's logits, by bits. On SmolLM2 and small random models round-to-nearest alone gives
+# 0.82 to 0.99 in 4 bit and 0.6 to 0.96 in 3. A wrong layout gives about 0. 2 bit can give any logits.
 LOGIT_FLOOR = {8: 0.95, 6: 0.9, 5: 0.7, 4: 0.5, 3: 0.25, 2: -1.0}
 # The share, by magnitude, of products of a source weight and its quantized weight that are positive. Folded scales are
 # positive and keep the signs, so it holds for AWQ too; misplaced rows or columns give one half.

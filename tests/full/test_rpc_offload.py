@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from quantkit.errors import QuantkitError
+from quantkit.measurement.load_options import LoadOptions
 from quantkit.measurement.memory import RESOLUTION, LoadedMemory, gpu_devices, loaded_memory, measure_memory
-from quantkit.measurement.speed import measure_speed
+from quantkit.measurement.speed import SpeedTests, measure_speed
 from tests.helpers.command import quantkit
 from tests.helpers.real import smollm2 as smollm2
 from tests.helpers.rpc_server import rpc
@@ -42,7 +43,7 @@ def q4_0(smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def rows(q4_0: Path, server: str) -> list[LoadedMemory]:
-    found, notes = measure_memory(q4_0, n_ctx=N_CTX, rpc=[server])
+    found, notes = measure_memory(q4_0, options=LoadOptions(rpc=[server]), n_ctx=N_CTX)
     assert notes == []
     return found
 
@@ -112,7 +113,7 @@ def test_the_process_shrinks_by_what_it_no_longer_holds(rows: list[LoadedMemory]
 
 
 def test_speed_is_measured_with_layers_offloaded(q4_0: Path, server: str) -> None:
-    speeds = measure_speed(q4_0, gpu_layers=16, n_prompt=32, n_generate=4, repetitions=2, rpc=[server])
+    speeds = measure_speed(q4_0, LoadOptions(gpu_layers=16, rpc=[server]), SpeedTests(32, 4, 2))
     assert speeds.gpu_layers == 16 and speeds.prompt.value > speeds.generation.value > 0
 
 
@@ -120,7 +121,7 @@ def test_two_servers_share_the_layers_and_are_told_apart(tmp_path: Path, server:
     folder = tiny_llama(tmp_path, dtype="f32", variant="mistral")
     tiny = write_tiny_gguf(folder, tmp_path / "tiny.gguf")
     with rpc().serving() as second:
-        memory = loaded_memory(tiny, n_ctx=256, rpc=[server, second])
+        memory = loaded_memory(tiny, LoadOptions(rpc=[server, second]), n_ctx=256)
     names = {device.name: device.weights for device in memory.devices}
     assert set(names) == {"CPU", f"RPC0[{server}]", f"RPC0[{second}]"}
     assert all(np.array(list(names.values())) > 0)
@@ -128,5 +129,5 @@ def test_two_servers_share_the_layers_and_are_told_apart(tmp_path: Path, server:
 
 def test_a_server_that_is_not_there_is_one_sentence(q4_0: Path, server: str) -> None:
     with pytest.raises(QuantkitError, match=r"could not reach the RPC server 127\.0\.0\.1:9 \(") as caught:
-        loaded_memory(q4_0, rpc=["127.0.0.1:9"])
+        loaded_memory(q4_0, LoadOptions(rpc=["127.0.0.1:9"]))
     assert "\n" not in str(caught.value)

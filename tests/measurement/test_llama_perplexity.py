@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from demo.smollm2 import NAME
 from quantkit.measurement.gguf_engine import GgufEngine
+from quantkit.progress import SILENT
 from tests.helpers.command import quantkit
 from tests.helpers.llama_perplexity import Printed, llama_kl_divergence, llama_perplexity
 from tests.helpers.real import smollm2_or_skip, wikitext2_or_skip
@@ -192,7 +193,7 @@ def _known_by_window(reference: Path, candidate: Path, base: Base) -> Iterator[t
     each = np.arange(SCORED)
     try:
         for engine in engines:
-            engine.prepare(base.tokens, Path(), lambda done, of: None)
+            engine.prepare(base.tokens, Path(), SILENT)
         for window, ids in enumerate(base.tokens):
             rows, targets = slice(window * SCORED, (window + 1) * SCORED), ids[N_CTX // 2 + 1 :]
             first, second = (engine.logits(window) for engine in engines)

@@ -171,9 +171,3 @@ def test_a_damaged_file_is_one_sentence(plain: Path, folder: Path, tmp_path: Pat
     (copy / "model.safetensors").write_bytes(b"\0" * 8)
     with pytest.raises(CheckpointError, match=r"model\.safetensors"):
         tensor_errors(copy, plain)
-
-
-def test_progress_counts_the_matrices(plain: Path) -> None:
-    seen: list[tuple[int, int]] = []
-    errors = tensor_errors(plain, plain, progress=lambda done, of: seen.append((done, of)))
-    assert seen == [(done, len(errors)) for done in range(1, len(errors) + 1)]

@@ -10,7 +10,7 @@ from safetensors.numpy import load_file
 from quantkit import ConvertOptions, convert
 from quantkit.families import reference_logits
 from quantkit.measurement.folder_engine import open_folder
-from quantkit.progress import Progress
+from quantkit.progress import SILENT, Progress
 from quantkit.quant.float8 import to_float8
 from tests.families.expected import write_checkpoint
 from tests.helpers.command import quantkit
@@ -199,7 +199,7 @@ def test_a_folder_can_be_measured_is_described_and_has_a_card(folders: dict[str,
     for method, folder in folders.items():
         with open_folder(folder, threads=1) as engine:
             assert engine.kind == method
-            engine.prepare(tokens, tmp_path / method, lambda done, layers: None)
+            engine.prepare(tokens, tmp_path / method, SILENT)
             logits = engine.logits(0)
         weights = {name: values.astype(np.float32) for name, values in weights_of(folder).items()}
         config = json.loads((folder / "config.json").read_text())

@@ -72,7 +72,7 @@ def kind_of_folder(folder: Path) -> str:
     """The kind of an output folder: "gguf", or a format of folders such as "awq".
 
     Raises:
-        UsageError: the folder is none of these.
+        UsageError: the folder is of another kind.
     """
     if any(folder.glob("*.gguf")):
         return "gguf"

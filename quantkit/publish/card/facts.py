@@ -52,6 +52,7 @@ class Weights:
 
     @property
     def bytes(self) -> int:
+        """Bytes of all files."""
         return sum(size for _, size in self.files)
 
     @property
@@ -75,6 +76,7 @@ class CardFacts:
 
     @property
     def context_length(self) -> int | None:
+        """Context in tokens; None if unknown."""
         return self.model.context_length or self.description.shape.context
 
     @property
