@@ -145,8 +145,8 @@ class TestQwen1:
     def test_a_text_that_is_not_normalized_differs_for_that_reason(self, folder: Path, tmp_path: Path) -> None:
         vocabulary = load_vocabulary(folder, QWEN1_CONFIG, roles=token_roles(QWEN1_CONFIG))
         texts = ["cafe\u0301"]
-        (found,) = differences(folder, vocabulary.keys, texts, llama_ids(vocabulary, texts, tmp_path))
-        assert "normalizes it first" in str(found.reason)
+        (difference,) = differences(folder, vocabulary.keys, texts, llama_ids(vocabulary, texts, tmp_path))
+        assert "normalizes it first" in str(difference.reason)
 
     @pytest.mark.full
     def test_the_merges_are_those_that_qwen_2_published_for_the_same_ranks(self, folder: Path) -> None:
