@@ -38,7 +38,7 @@ def convert(
             "-t",
             metavar="TYPE",
             rich_help_panel=OutputOptions.heading,
-            help="awq, gptq, imatrix, or a GGUF type (quantkit gguf --help lists them); repeat for more.",
+            help="awq, gptq, fp8, fp8-block, imatrix, or a GGUF type (see quantkit gguf --help); repeat for more.",
             autocompletion=complete_type,
         ),
     ] = None,

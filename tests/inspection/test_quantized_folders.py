@@ -7,7 +7,6 @@ import pytest
 
 from quantkit.conversion.record import record_outputs
 from quantkit.inspection import inspect_source
-from quantkit.outputs.packed_folders import Method
 from quantkit.quant.grid import Grid
 from tests.helpers.command import quantkit
 from tests.helpers.tiny import tiny_llama
@@ -37,7 +36,7 @@ def test_a_folder_says_how_it_is_quantized_and_what_is_kept(mixture: Path) -> No
 
 @pytest.mark.parametrize("bits", [2, 3, 4, 8])
 @pytest.mark.parametrize("method", ["awq", "gptq"])
-def test_packed_weights_are_counted_as_their_sources(method: Method, bits: int, tmp_path: Path) -> None:
+def test_packed_weights_are_counted_as_their_sources(method: str, bits: int, tmp_path: Path) -> None:
     source = tiny_llama(tmp_path / "m")
     write_folder(source, tmp_path / "q", method, Grid(bits, 32, method == "gptq"))
     actual, expected = inspect_source(str(tmp_path / "q")).weights, inspect_source(str(source)).weights
