@@ -98,15 +98,19 @@ def show_result(result: Result, out: Out) -> None:
             done.append(f"{plan.imatrix.entries} tensors over {plan.samples.tokens.size} tokens")
         what = f"{len(plan.calibration.layers)} layers" if plan.calibration is not None else "inputs by llama.cpp"
         done.append(f"{what} calibrated in {result.seconds['calibrate']:.1f} s")
+    if plan.direct_folders:
+        count = len(plan.direct_folders)
+        done.append(f"{count} folder{'s' if count > 1 else ''} in one pass of {result.seconds['folders']:.1f} s")
     if plan.gguf is not None:
         count = len(plan.gguf.outputs)
         done.append(f"{count} GGUF type{'s' if count > 1 else ''} in one pass of {result.seconds['pass']:.1f} s")
     done.append(f"checked in {result.seconds['verify']:.1f} s, peak memory {human_bytes(result.peak_memory)}")
     out.say(f"\n{', '.join(done)}")
-    if plan.gguf is not None:
+    if plan.gguf is not None or plan.direct_folders:
         out.say("error: the worst tensor's, relative; logits: correlation with the source's")
-    if plan.folders:
-        out.say("error of AWQ and GPTQ: the worst linear's, squared error of its output over the calibration text")
+    if plan.calibrated_folders:
+        names = " and ".join(sorted(folder.label for folder in plan.calibrated_folders))
+        out.say(f"error of {names}: the worst linear's, squared error of its output over the calibration text")
 
 
 def _show_feedback(gguf: GgufPlan, rounded: Mapping[str, Sequence[str]], out: Out) -> None:
@@ -175,7 +179,8 @@ def _mix(output: OutputPlan) -> str:
     if isinstance(output, ImatrixOutput):
         return f"{output.entries} covered"
     grid = output.request.grid
-    return f"{len(output.quantized)} linears of {grid.bits} bit, group {grid.group}; {len(output.kept)} kept"
+    group = f", group {grid.group}" if grid.group > 0 else ""
+    return f"{len(output.quantized)} linears of {grid.bits} bit{group}; {len(output.kept)} kept"
 
 
 def _checks_text(checks: Sequence[Check]) -> str:

@@ -3,8 +3,6 @@
 from contextlib import closing
 from typing import TYPE_CHECKING, Annotated
 
-import typer
-
 from quantkit.cli.conversion import Conversion, convert_options
 from quantkit.cli.conversion_options import (
     AdapterOptions,
@@ -16,6 +14,7 @@ from quantkit.cli.conversion_options import (
     PackedOptions,
     RunOptions,
     complete_type,
+    type_option,
 )
 from quantkit.cli.option_groups import grouped
 from quantkit.cli.options import SourceArg
@@ -33,13 +32,9 @@ def convert(
     *,
     types: Annotated[
         list[str] | None,
-        typer.Option(
-            "--type",
-            "-t",
-            metavar="TYPE",
-            rich_help_panel=OutputOptions.heading,
-            help="awq, gptq, imatrix, or a GGUF type (quantkit gguf --help lists them); repeat for more.",
-            autocompletion=complete_type,
+        type_option(
+            "awq, gptq, fp8, fp8-block, imatrix, or a GGUF type (see quantkit gguf --help); repeat for more.",
+            complete_type,
         ),
     ] = None,
     output: OutputOptions,

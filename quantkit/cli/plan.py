@@ -33,7 +33,11 @@ def plan(
     types: Annotated[
         list[str] | None,
         typer.Option(
-            "--type", "-t", metavar="TYPE", help="A GGUF type, awq or gptq; repeat.", show_default="the usual"
+            "--type",
+            "-t",
+            metavar="TYPE",
+            help="A GGUF type, or a folder such as awq or fp8; repeat.",
+            show_default="the usual",
         ),
     ] = None,
     imatrix: Annotated[

@@ -65,7 +65,7 @@ def calibrate(plan: ConversionPlan, calibration: CalibrationPlan, journal: Journ
         stack.enter_context(threadpool_limits(1, "blas"))
         workers = stack.enter_context(Workers(plan.threads))
         quantizers: list[LayerQuantizer] = []
-        for folder in plan.folders:
+        for folder in plan.calibrated_folders:
             writer = FolderWriter(partial_path(folder.folder), folder.shards, keep=journal.resumed)
             stack.enter_context(writer)
             method = quantizer_of(folder.request)

@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantkit.forward.linears import Input, LayerLinears, Linear, NormFold, RowFold
-from quantkit.outputs.packed_folders import FolderPlan, FolderRequest
-from quantkit.packed.packing import pack_awq, pack_gptq
+from quantkit.outputs.packed_folders import FolderPlan
+from quantkit.packed.formats import CalibratedFormat, FolderRequest
 from quantkit.packed.writer import FolderWriter
 from quantkit.quant.awq import search_scale
 from quantkit.quant.awq_nearest import quantize_awq
@@ -116,11 +116,13 @@ class LayerQuantizer:
 
     def write_quantized(self, tensors: Tensors, linear: Linear, quantized: Quantized, gram: Array) -> None:
         """Write a quantized linear and measure the relative error of its output over the calibration text."""
+        folder_format, request = self.plan.format, self.plan.request
+        assert isinstance(folder_format, CalibratedFormat)
+        quantized = folder_format.as_stored(quantized, request)
         weight, rounded = matrix(tensors, linear), quantized.dequantized()
         rows = slice(None, None, -(-len(weight) // _ERROR_ROWS))
         self.errors[linear.name] = output_error(weight[rows], rounded[rows], gram)[1]
-        pack = pack_awq if self.plan.request.method == "awq" else pack_gptq
-        for suffix, values in pack(quantized).items():
+        for suffix, values in folder_format.pack(quantized, request).items():
             self._write(f"{linear.name}.{suffix}", values)
         if self.propagate:
             weight[:] = rounded
@@ -262,7 +264,7 @@ def _fold_of(layer: LayerLinears, entry: Input) -> NormFold | RowFold | None:
 
 def quantizer_of(request: FolderRequest) -> type[LayerQuantizer]:
     """The algorithm of a folder."""
-    if request.method == "gptq":
+    if request.algorithm_used == "gptq":
         return GptqQuantizer
     return NearestAwqQuantizer if request.rounding == "nearest" else AwqQuantizer
 

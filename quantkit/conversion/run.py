@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from quantkit.conversion.calibration import Calibration, calibrate, survey
 from quantkit.conversion.callback import calibrate_by_llama
+from quantkit.conversion.direct_folders import DirectFolders, write_direct_folders
 from quantkit.conversion.gguf_pass import forget_lost, run_pass
 from quantkit.conversion.record import write_records
 from quantkit.conversion.type_choice import TypeChoice, choose_target_types, has_chosen_types
@@ -103,11 +104,15 @@ def run(
         elif plan.callback is not None:
             plan, unseen = _apply_callback(plan, plan.callback, progress)
             clock.append(("calibrate", time.monotonic()))
+        direct = DirectFolders({}, 0)
+        if plan.direct_folders:
+            direct = write_direct_folders(plan, journal, progress)
+            clock.append(("folders", time.monotonic()))
         if plan.gguf is not None:
             resumed = forget_lost(plan.gguf, journal)
             quantize_seconds = run_pass(plan.gguf, journal, progress)
             clock.append(("pass", time.monotonic()))
-        outputs = _verify(plan, calibration, logits, progress)
+        outputs = _verify(plan, calibration, direct, logits, progress)
         if any(output.failed for output in outputs):
             _refuse_changed(source, _source_files(plan))
         clock.append(("verify", time.monotonic()))
@@ -129,7 +134,7 @@ def run(
         starved={number: record["starved"] for number, record in layers if record["starved"]},
         unseen_experts=unseen,
         resumed_layers=calibration.resumed if calibration else 0,
-        resumed_tensors=resumed,
+        resumed_tensors=resumed + direct.resumed,
         choice=choice,
         rounded=calibration.rounded if calibration else {},
     )
@@ -195,14 +200,18 @@ def _refuse_changed(before: Mapping[Path, tuple[int, int]], after: Mapping[Path,
 
 
 def _verify(
-    plan: ConversionPlan, calibration: Calibration | None, logits: bool | None, progress: Progress
+    plan: ConversionPlan,
+    calibration: Calibration | None,
+    direct: DirectFolders,
+    logits: bool | None,
+    progress: Progress,
 ) -> tuple[Verified, ...]:
     """Reload and check every output, still under its partial name."""
     progress.start("checking", len(plan.outputs))
     source = SourceLogits(plan.checkpoint) if plan.checkpoint else None
     outputs: list[Verified] = []
     if calibration is not None and plan.calibration is not None:
-        for folder in plan.folders:
+        for folder in plan.calibrated_folders:
             method = folder.request.method
             records = [calibration.outside[method], *(layer[method] for layer in calibration.layers)]
             hashes = {name: digest for record in records for name, digest in record["sha256"].items()}
@@ -210,6 +219,11 @@ def _verify(
             native, partial = plan.calibration.native, partial_path(folder.folder)
             outputs.append(verify_folder(partial, folder, native, hashes, errors=errors, logits=logits, source=source))
             progress.advance(1, folder.label)
+    for folder in plan.direct_folders:
+        assert plan.native is not None
+        written, partial = direct.hashes[folder.request.method], partial_path(folder.folder)
+        outputs.append(verify_folder(partial, folder, plan.native, written, logits=logits, source=source))
+        progress.advance(1, folder.label)
     if plan.gguf is not None:
         outputs += verify_gguf(plan.gguf, logits=logits, source=source, progress=progress)
     if plan.imatrix is not None and plan.calibration is not None and calibration is not None:

@@ -11,7 +11,9 @@ one window of `scored`.
 
 import hashlib
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +27,7 @@ from quantkit.journal import Journal
 from quantkit.machine import cores, memory_limit
 from quantkit.measurement.folder_sources import open_source, parameter_count, source_of, weight_bytes
 from quantkit.packed.reader import QuantizedFolder
+from quantkit.packed.registry import type_of
 from quantkit.progress import Progress
 from quantkit.stream.layer import LayerWeights
 from quantkit.stream.shared import bytes_per_token, shared_file
@@ -43,7 +46,7 @@ class FolderEngine:
 
     Attributes:
         opened: the checkpoint or the quantized folder; `close` closes it.
-        kind: "hf", "awq" or "gptq".
+        kind: "hf", or the name of a format of quantized folders (`packed.registry`).
         folder: the folder with the tokenizer.
         config: config.json as the forward reads it.
         n_vocab: the number of logits of a position.
@@ -64,7 +67,7 @@ class FolderEngine:
         self.opened, self.device = opened, device
         self.threads = threads or cores()
         self.source = source_of(opened)
-        self.kind = opened.scheme.method if isinstance(opened, QuantizedFolder) else "hf"
+        self.kind = type_of(_stated_config(opened)) or "hf"
         self.folder, self.config = opened.folder, self.source.config
         self.n_vocab = int(self.config["vocab_size"])
         self.n_bytes, self.n_parameters = weight_bytes(opened), parameter_count(self.source)
@@ -251,6 +254,13 @@ def open_folder(path: Path, *, threads: int = 0, device: object = None) -> Folde
     except BaseException:
         opened.close()
         raise
+
+
+def _stated_config(opened: Checkpoint | QuantizedFolder) -> Mapping[str, Any]:
+    """config.json with what it states of the quantization."""
+    if isinstance(opened, QuantizedFolder):
+        return {"quantization_config": {**opened.quantization, "quant_method": opened.scheme.method}}
+    return opened.config
 
 
 def _step(number: int) -> str:

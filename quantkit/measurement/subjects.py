@@ -38,7 +38,7 @@ class Subject:
 
     @property
     def kind(self) -> str:
-        """ "gguf", "hf", "awq" or "gptq"."""
+        """ "gguf", "hf", or the name of a format of quantized folders."""
         return "gguf" if isinstance(self.engine, GgufEngine) else self.engine.kind
 
     @property

@@ -20,10 +20,12 @@ from quantkit.outputs.calibration import (
     plan_imatrix,
 )
 from quantkit.outputs.callback import CallbackPlan, plan_callback
+from quantkit.outputs.direct import direct_memory
 from quantkit.outputs.gguf_files import GgufOutput, GgufPlan, GgufRequest, plan_gguf
 from quantkit.outputs.model import Model, origin_of, weight_files_of
-from quantkit.outputs.packed_folders import FolderPlan, FolderRequest, plan_folder_of
+from quantkit.outputs.packed_folders import FolderPlan, FolderRequest, all_layers, plan_folder_of
 from quantkit.outputs.templates import model_with_template
+from quantkit.packed.registry import FORMATS
 from quantkit.quant.feedback import SOLVER_VERSION, working_memory
 from quantkit.texts.samples import Samples
 
@@ -46,7 +48,7 @@ def final_paths(output: OutputPlan) -> tuple[Path, ...]:
 
 
 def type_name(output: OutputPlan) -> str:
-    """The type as documents and records name it: q4_0, AWQ, GPTQ, imatrix."""
+    """The type as documents and records name it: q4_0, AWQ, FP8, imatrix."""
     return output.type.name if isinstance(output, GgufOutput) else output.label
 
 
@@ -71,7 +73,8 @@ class ConversionRequest:
     @property
     def calibrated(self) -> int:
         """How many kinds of outputs need the calibration."""
-        return len(self.folders) + self.imatrix + bool(self.gguf and self.gguf.calibrate)
+        folders = [folder for folder in self.folders if FORMATS[folder.method].calibrated]
+        return len(folders) + self.imatrix + bool(self.gguf and self.gguf.calibrate)
 
 
 @dataclass(frozen=True)
@@ -80,6 +83,7 @@ class ConversionPlan:
 
     `calibration`: of a source with a family, layer by layer; `callback`: of another source, by llama.cpp.
     `fingerprint` is a hash of all that decides the bytes of the outputs: only a run with the same one is resumed.
+    `native`: the source of folders and of the calibration.
     """
 
     name: str
@@ -94,6 +98,7 @@ class ConversionPlan:
     fingerprint: str
     warnings: tuple[str, ...]
     notes: tuple[str, ...]
+    native: Native | None = None
     callback: CallbackPlan | None = None
 
     @property
@@ -101,6 +106,16 @@ class ConversionPlan:
         """The calibration samples; None if nothing is calibrated."""
         inputs = self.calibration or self.callback
         return inputs.samples if inputs else None
+
+    @property
+    def calibrated_folders(self) -> tuple[FolderPlan, ...]:
+        """The folders that the calibration writes."""
+        return tuple(folder for folder in self.folders if folder.format.calibrated)
+
+    @property
+    def direct_folders(self) -> tuple[FolderPlan, ...]:
+        """The folders that need no calibration."""
+        return tuple(folder for folder in self.folders if not folder.format.calibrated)
 
     @property
     def outputs(self) -> tuple[OutputPlan, ...]:
@@ -133,6 +148,7 @@ class ConversionPlan:
             self.calibration.sensitivity_memory(self.threads) if choice and self.calibration else 0,
             self.callback.memory if self.callback else 0,
             self.gguf.peak_memory if self.gguf else 0,
+            direct_memory(self.native, self.threads) if self.native and self.direct_folders else 0,
         )
 
     @property
@@ -184,13 +200,17 @@ def plan_conversion(
         calibration = _plan_calibration(source, request, samples, threads)
     elif request.calibrated and isinstance(source, Model):
         callback = plan_callback(source, request.calibration, samples, threads=threads, max_ram=request.max_ram)
-    folders: tuple[FolderPlan, ...] = ()
-    if calibration:
-        # GPTQ runs first: it leaves the tensors of a layer as they are, AWQ scales them
-        folders = tuple(
-            plan_folder_of(calibration.native, calibration.layers, folder, request.output / f"{name}-{folder.label}")
-            for folder in sorted(request.folders, key=lambda folder: folder.method != "gptq")
-        )
+    native = calibration.native if calibration else None
+    if native is None and request.folders and isinstance(source, Checkpoint):
+        native = Native(source)
+    folders = _plan_folders(native, calibration, request, name) if native else ()
+    if native is not None and request.max_ram is not None and any(not f.format.calibrated for f in folders):
+        memory = direct_memory(native, threads)
+        if memory > request.max_ram:
+            raise UsageError(
+                f"--max-ram {request.max_ram / 1e9:.2f} GB is too small; the folders need about {memory / 1e9:.2f} GB;"
+                " use fewer --threads"
+            )
     if request.gguf is not None and request.gguf.target is not None:
         _check_target(request.gguf)
     if request.gguf is not None and request.gguf.solver == "feedback" and not request.gguf.calibrate:
@@ -219,6 +239,7 @@ def plan_conversion(
         imatrix=imatrix,
         threads=gguf.threads if gguf and not inputs else threads,
         fingerprint=_fingerprint(source, inputs, folders, gguf, imatrix),
+        native=native,
         warnings=(
             *(source.notes if isinstance(source, Checkpoint) else ()),
             *(inputs.samples.warnings if inputs else ()),
@@ -226,6 +247,20 @@ def plan_conversion(
         ),
         notes=notes,
         callback=callback,
+    )
+
+
+def _plan_folders(
+    native: Native, calibration: CalibrationPlan | None, request: ConversionRequest, name: str
+) -> tuple[FolderPlan, ...]:
+    layers = calibration.layers if calibration else all_layers(native)
+    # GPTQ runs first: it leaves the tensors of a layer as they are, AWQ scales them
+    ordered = sorted(
+        request.folders, key=lambda item: (not FORMATS[item.method].calibrated, item.algorithm_used != "gptq")
+    )
+    return tuple(
+        plan_folder_of(native, layers, folder, request.output / f"{name}-{FORMATS[folder.method].label}")
+        for folder in ordered
     )
 
 
@@ -247,10 +282,11 @@ def _check_target(request: GgufRequest) -> None:
 def _plan_calibration(
     source: Checkpoint, request: ConversionRequest, samples: Samples | None, threads: int
 ) -> CalibrationPlan:
-    if request.calibration.propagate and (len(request.folders), request.calibrated) != (1, 1):
+    calibrated = [folder for folder in request.folders if FORMATS[folder.method].calibrated]
+    if request.calibration.propagate and (len(calibrated), request.calibrated) != (1, 1):
         raise UsageError("--propagate quantized allows one calibrated type only; the hidden states follow that type")
     feedback = request.gguf is not None and request.gguf.solver == "feedback"
-    native, gram = Native(source, nearest=not request.folders), bool(request.folders) or feedback
+    native, gram = Native(source, nearest=not request.folders), bool(calibrated) or feedback
     return plan_calibration(native, request.calibration, samples, gram=gram, threads=threads, max_ram=request.max_ram)
 
 
@@ -258,7 +294,7 @@ def _refuse_without_family(source: Model, request: ConversionRequest) -> None:
     """Raise UsageError for what needs the checkpoint of a family: `source` is a GGUF, or bridged."""
     gguf = request.gguf
     for what, given in (
-        ("AWQ or GPTQ", bool(request.folders)),
+        (_labels(request.folders), bool(request.folders)),
         ("--target-size or --target-bpw", gguf is not None and gguf.target is not None),
         ("--solver feedback", gguf is not None and gguf.solver == "feedback"),
     ):
@@ -266,6 +302,12 @@ def _refuse_without_family(source: Model, request: ConversionRequest) -> None:
             raise UsageError(f"{what} needs a checkpoint, but {source.name} is a GGUF; convert the original checkpoint")
         if given:
             raise UsageError(f"{what} needs a family, but {source.name} has none in quantkit; leave it out")
+
+
+def _labels(folders: tuple[FolderRequest, ...]) -> str:
+    if all(folder.method in ("awq", "gptq") for folder in folders):
+        return "AWQ or GPTQ"
+    return " or ".join(FORMATS[folder.method].label for folder in folders)
 
 
 def _model(source: Checkpoint | Model, request: GgufRequest, name: str) -> tuple[Model, tuple[str, ...]]:

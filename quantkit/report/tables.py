@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from quantkit.measurement.document import DeviceMemory, Model, Quality, Report, Text
+from quantkit.packed.registry import FORMATS
 from quantkit.report.figures import ABSENT, change, percent, plus_minus, significant, size, whole
 
 
@@ -28,7 +29,7 @@ _QUALITY: tuple[QualityColumn, ...] = (
     ("KL 99%", lambda on: ABSENT if on is None or on.kl is None else significant(on.kl.p99)),
     ("same top token", lambda on: ABSENT if on is None else percent(on.top1)),
 )
-_FORMATS = {"gguf": "GGUF", "hf": "Hugging Face", "awq": "AWQ", "gptq": "GPTQ"}
+_FORMATS = {"gguf": "GGUF", "hf": "Hugging Face", **{name: kind.label for name, kind in FORMATS.items()}}
 _SHORT = (*_QUALITY[:2], _QUALITY[4])
 _DETAIL: tuple[QualityColumn, ...] = (
     ("perplexity difference", lambda on: ABSENT if on is None else plus_minus(on.difference, decimals=2, sign=True)),

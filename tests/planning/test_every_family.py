@@ -37,11 +37,11 @@ def test_the_compute_buffer_is_llama_cpps(name: str, tmp_path: Path) -> None:
     shape, tensors = read_model(path)
     assert has_checked_plan(shape.arch)
     jobs = [Job(str(path), n_ctx=n_ctx, flash=flash) for n_ctx, flash in ((512, -1), (2048, 0), (8192, -1))]
-    for job, found in zip(jobs, measure(jobs), strict=True):
+    for job, measured in zip(jobs, measure(jobs), strict=True):
         context = Context(n_ctx=job.n_ctx, flash=False if job.flash == 0 else None)
         memory = plan_memory(shape, tensors, context).cpu
-        assert memory.compute == pytest.approx(found.compute, rel=0.001, abs=HUNDREDTH), job
-        assert memory.kv == pytest.approx(found.kv, abs=2 * HUNDREDTH), job
+        assert memory.compute == pytest.approx(measured.compute, rel=0.001, abs=HUNDREDTH), job
+        assert memory.kv == pytest.approx(measured.kv, abs=2 * HUNDREDTH), job
 
 
 @pytest.fixture(scope="module")
