@@ -126,7 +126,7 @@ def test_an_unknown_type_is_refused_with_what_there_is() -> None:
 
 
 def test_what_is_no_source_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="there is no file"):
+    with pytest.raises(CheckpointError, match="not found; check the name"):
         open_source(str(tmp_path / "none.gguf"))
     (tmp_path / "config.json").write_text(json.dumps({"architectures": ["LlamaForCausalLM"], "model_type": "llama"}))
     with pytest.raises(CheckpointError, match=r"config\.json"):
