@@ -152,7 +152,9 @@ class _Mapper:
                 if tensor is not None:
                     mapped.append(tensor)
         unknown = [
-            source for name, source in self.names.items() if name not in self.used and not self.is_dropped(source)
+            source
+            for name, source in self.names.items()
+            if name not in self.used and not self.is_dropped(source) and not self._is_scalar(name)
         ]
         if unknown:
             self._refuse_unknown(rules, unknown)
@@ -166,6 +168,9 @@ class _Mapper:
 
     def is_dropped(self, source: str) -> bool:
         return any(drop.matches(self.sizes, source) for drop in self.dropped)
+
+    def _is_scalar(self, name: str) -> bool:
+        return self.family.scalars is not None and bool(re.fullmatch(self.family.scalars, name))
 
     def _first(self, candidates: list[Rule], layer: int | None) -> MappedTensor | None:
         """By the first rule for this layer with a source, in the right shape if possible; else by the first rule."""
