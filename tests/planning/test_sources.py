@@ -120,7 +120,8 @@ def test_awq_and_gptq_of_a_gguf_cannot_be_had(tmp_path: Path) -> None:
 def test_an_unknown_type_is_refused_with_what_there_is() -> None:
     assert known_types(["Q4_0", "awq", "q4_0"]) == ("q4_0", "awq")
     with pytest.raises(
-        UsageError, match=r"unknown quantization type 'q4_9'; the nearest are q4_.*awq and gptq are types too$"
+        UsageError,
+        match=r"unknown quantization type 'q4_9'; the nearest are q4_.*awq, gptq, fp8, fp8-block are types too$",
     ):
         known_types(["q4_9"])
 
