@@ -108,7 +108,7 @@ class Talk:
         self._cached += tokens
 
     def _sampler(self, sampling: dict[str, Any], stack: ExitStack) -> Any:
-        """llama.cpp's samplers in the order of its own programs; greedy at temperature 0."""
+        """llama.cpp's samplers in the order of llama.cpp's programs; greedy at temperature 0."""
         chain = llama.llama_sampler_chain_init(llama.llama_sampler_chain_default_params())
         stack.callback(llama.llama_sampler_free, chain)
 
