@@ -56,8 +56,8 @@ def _types(plan: Plan, out: Out) -> None:
         rows.append(cells)
     out.table(headers, rows)
     if has_gpu and plan.source.shape.has_experts:
-        layers = plan.source.shape.n_layer + 1
-        out.say(f"-ngl: layers on the GPU, of {layers}; moe: --n-cpu-moe, layers with experts on the CPU")
+        every = plan.source.shape.n_layer + 1
+        out.say(f"-ngl: layers on the GPU, of {every}; moe: --n-cpu-moe, layers with experts on the CPU")
     for row in plan.rows:
         if row.offer.why_not:
             out.say(f"{row.offer.label}: {row.offer.why_not}")
