@@ -2,9 +2,10 @@
 
 # ruff: noqa: RUF009 (option returns a dataclass field)
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import typer
 
@@ -39,6 +40,19 @@ def complete_type(incomplete: str) -> list[tuple[str, str]]:
 def _complete_template(incomplete: str) -> list[tuple[str, str]]:
     names = {name: template.models for name, template in BUILT_IN.items()} | {"none": "no template"}
     return [(name, text) for name, text in names.items() if name.startswith(incomplete)]
+
+
+def type_option(help_: str, complete: Callable[[str], list[tuple[str, str]]], default: str | None = None) -> Any:
+    """--type of a conversion command: the types that it takes, their completion, and the type without it."""
+    return typer.Option(
+        "--type",
+        "-t",
+        metavar="TYPE",
+        rich_help_panel=OutputOptions.heading,
+        help=help_,
+        show_default=default or True,
+        autocompletion=complete,
+    )
 
 
 CheckpointArg = Annotated[

@@ -3,8 +3,6 @@
 from contextlib import closing
 from typing import TYPE_CHECKING, Annotated
 
-import typer
-
 from quantkit.cli.conversion import Conversion, convert_options
 from quantkit.cli.conversion_options import (
     AdapterOptions,
@@ -16,6 +14,7 @@ from quantkit.cli.conversion_options import (
     PackedOptions,
     RunOptions,
     complete_type,
+    type_option,
 )
 from quantkit.cli.option_groups import grouped
 from quantkit.cli.options import SourceArg
@@ -34,13 +33,9 @@ def convert(
     *,
     types: Annotated[
         list[str] | None,
-        typer.Option(
-            "--type",
-            "-t",
-            metavar="TYPE",
-            rich_help_panel=OutputOptions.heading,
-            help="awq, gptq, w4a16, w8a16, fp8, fp8-block, imatrix, or a GGUF type; repeat for more.",
-            autocompletion=complete_type,
+        type_option(
+            "awq, gptq, w4a16, w8a16, fp8, fp8-block, imatrix, or a GGUF type; repeat for more.",
+            complete_type,
         ),
     ] = None,
     output: OutputOptions,

@@ -26,7 +26,7 @@ def made(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     answer = quantkit("imatrix", source, "-o", path, *CUT)
     assert answer.code == 0, answer.stderr
     assert "16 tensors over 432 tokens" in answer.stdout and str(path) in answer.stdout.replace("\n", "")
-    assert [each.name for each in path.parent.iterdir()] == ["im.gguf"]
+    assert [file.name for file in path.parent.iterdir()] == ["im.gguf"]
     return path
 
 

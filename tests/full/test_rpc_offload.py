@@ -43,18 +43,18 @@ def q4_0(smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def rows(q4_0: Path, server: str) -> list[LoadedMemory]:
-    found, notes = measure_memory(q4_0, options=LoadOptions(rpc=[server]), n_ctx=N_CTX)
+    loaded, notes = measure_memory(q4_0, options=LoadOptions(rpc=[server]), n_ctx=N_CTX)
     assert notes == []
-    return found
+    return loaded
 
 
 def tensors_by_layer(path: Path) -> dict[int | None, dict[str, tuple[int, int]]]:
     """Start and end in the file of each tensor, by layer."""
-    found: dict[int | None, dict[str, tuple[int, int]]] = {}
+    tensors: dict[int | None, dict[str, tuple[int, int]]] = {}
     for tensor in gguf.GGUFReader(path).tensors:
         layer = int(tensor.name.split(".")[1]) if tensor.name.startswith("blk.") else None
-        found.setdefault(layer, {})[tensor.name] = (tensor.data_offset, tensor.data_offset + tensor.n_bytes)
-    return found
+        tensors.setdefault(layer, {})[tensor.name] = (tensor.data_offset, tensor.data_offset + tensor.n_bytes)
+    return tensors
 
 
 def size(spans: dict[str, tuple[int, int]]) -> int:
@@ -94,9 +94,9 @@ def test_the_device_holds_the_last_layers_and_the_output(q4_0: Path, rows: list[
 def test_the_cache_is_split_as_the_layers_are(rows: list[LoadedMemory]) -> None:
     for row in rows:
         offloaded = max(row.gpu_layers - 1, 0)
-        held = {device.name[:3]: device.kv for device in row.devices}
-        assert held["CPU"] == pytest.approx((LAYERS - offloaded) * KV_OF_A_LAYER, abs=LOG)
-        assert held.get("RPC", 0) == pytest.approx(offloaded * KV_OF_A_LAYER, abs=LOG)
+        cache = {device.name[:3]: device.kv for device in row.devices}
+        assert cache["CPU"] == pytest.approx((LAYERS - offloaded) * KV_OF_A_LAYER, abs=LOG)
+        assert cache.get("RPC", 0) == pytest.approx(offloaded * KV_OF_A_LAYER, abs=LOG)
 
 
 def test_each_side_has_its_scratch_and_repacks_only_its_own_layers(rows: list[LoadedMemory]) -> None:
@@ -108,7 +108,7 @@ def test_each_side_has_its_scratch_and_repacks_only_its_own_layers(rows: list[Lo
 
 def test_the_process_shrinks_by_what_it_no_longer_holds(rows: list[LoadedMemory]) -> None:
     rss = [row.peak_rss for row in rows]
-    assert all(each is not None for each in rss) and rss == sorted(rss, reverse=True)  # type: ignore[type-var]
+    assert all(size is not None for size in rss) and rss == sorted(rss, reverse=True)  # type: ignore[type-var]
     assert rss[0] - rss[2] > 0.9 * (rows[0].devices[0].kv - rows[2].devices[0].kv)  # type: ignore[operator]
 
 

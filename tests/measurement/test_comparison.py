@@ -34,11 +34,11 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 @pytest.fixture(scope="module")
 def texts(models: list[Path]) -> list[Windows]:
     whole = CORPUS.removesuffix("\n")
-    found = []
+    windows = []
     for name, part, count in (("one", whole, 3), ("two", whole[::-1], 2)):
         ids, bos = text_tokens(models[0], part)
-        found.append(cut_windows(ids, bos, n_ctx=64, n_chunks=count, name=name))
-    return found
+        windows.append(cut_windows(ids, bos, n_ctx=64, n_chunks=count, name=name))
+    return windows
 
 
 def compared(models: list[Path], texts: list[Windows], work: Path, progress: Progress = SILENT) -> Comparison:
@@ -78,19 +78,19 @@ def test_what_was_measured_before_a_kill_is_not_measured_again(
     models: list[Path], texts: list[Windows], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = compared(models, texts, tmp_path / "whole")
-    asked: list[int] = []
+    evaluated: list[int] = []
     really = GgufEngine.logits
-    monkeypatch.setattr(GgufEngine, "logits", lambda self, window: asked.append(window) or really(self, window))
+    monkeypatch.setattr(GgufEngine, "logits", lambda self, window: evaluated.append(window) or really(self, window))
 
     def kill(_done: int, _total: int) -> None:
-        if len(asked) == 6:  # two windows of three models
+        if len(evaluated) == 6:  # two windows of three models
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         compared(models, texts, tmp_path / "killed", Recorded(kill))
-    asked.clear()
+    evaluated.clear()
     resumed = compared(models, texts, tmp_path / "killed")
-    assert asked == [2, 2, 2, 3, 3, 3, 4, 4, 4]
+    assert evaluated == [2, 2, 2, 3, 3, 3, 4, 4, 4]
     for model in range(3):
         for text in range(2):
             np.testing.assert_array_equal(whole.records(model, text), resumed.records(model, text))

@@ -69,8 +69,8 @@ def all_logits(engine: FolderEngine, tokens: np.ndarray, work: Path) -> np.ndarr
 
 def plain(weights: Mapping[str, np.ndarray], config: Mapping[str, Any], tokens: np.ndarray) -> np.ndarray:
     """The forward over whole tensors, window by window."""
-    each = [reference_logits(weights.__getitem__, config, window.tolist(), names=weights.keys()) for window in tokens]
-    return np.stack([scored(logits) for logits in each])
+    rows = [reference_logits(weights.__getitem__, config, window.tolist(), names=weights.keys()) for window in tokens]
+    return np.stack([scored(logits) for logits in rows])
 
 
 # --- the figures ---
@@ -81,11 +81,11 @@ def test_logits_are_those_that_transformers_gives(name: str, tmp_path: Path) -> 
     known = scored(expected(name).logits)
     folder = write_checkpoint(name, tmp_path / name)
     with open_folder(folder, threads=2) as engine:
-        found = all_logits(engine, np.array([TOKENS[::-1], TOKENS], np.int32), tmp_path / "work")[1]
-        assert (engine.kind, engine.folder, engine.n_vocab) == ("hf", folder, found.shape[1])
-    drift = np.abs(found - known).max() / known.std()
+        actual = all_logits(engine, np.array([TOKENS[::-1], TOKENS], np.int32), tmp_path / "work")[1]
+        assert (engine.kind, engine.folder, engine.n_vocab) == ("hf", folder, actual.shape[1])
+    drift = np.abs(actual - known).max() / known.std()
     assert drift < all_cases()[name][1].drift, f"logits differ by {drift:.2%} of their standard deviation"
-    assert (found.argmax(axis=1) == known.argmax(axis=1)).all()
+    assert (actual.argmax(axis=1) == known.argmax(axis=1)).all()
 
 
 @pytest.mark.parametrize("variant", ["smollm2", "mixtral"])
@@ -134,7 +134,7 @@ def test_turned_and_mixed_folders_are_read_as_a_runtime_does(name: str, tmp_path
     write_folder(source, folder, "gptq", Grid(4, 16, symmetric=True))
     tokens = windows(int(json.loads((folder / "config.json").read_text())["vocab_size"]))
     with open_quantized(folder) as opened:
-        reference = plain({each: opened.whole(each) for each in opened.names}, opened.config, tokens)
+        reference = plain({tensor: opened.whole(tensor) for tensor in opened.names}, opened.config, tokens)
     with open_folder(folder, threads=2) as engine:
         result = all_logits(engine, tokens, tmp_path / "work")
     np.testing.assert_allclose(result, reference, rtol=0, atol=2e-5 * np.abs(reference).max())
@@ -190,10 +190,10 @@ def test_parameters_are_the_source_checkpoints(name: str, twice: int, tmp_path: 
     folder = write_checkpoint(name, tmp_path / name)
     header = load_header(folder / "model.safetensors")
     further = f".layers.{expected(name).config['num_hidden_layers']}."
-    sizes = {each: int(np.prod(entry["shape"])) for each, entry in header.items() if further not in each}
+    sizes = {tensor: int(np.prod(entry["shape"])) for tensor, entry in header.items() if further not in tensor}
     total = sum(
-        0 if twice and each.endswith("_scales") else size * (twice if twice and each.endswith("_blocks") else 1)
-        for each, size in sizes.items()
+        0 if twice and tensor.endswith("_scales") else size * (twice if twice and tensor.endswith("_blocks") else 1)
+        for tensor, size in sizes.items()
     )
     with open_folder(folder) as engine:
         assert engine.n_parameters == total
@@ -226,8 +226,8 @@ def test_a_layers_weights_are_read_once_for_all_windows(
     with open_folder(write_checkpoint(name, tmp_path / name), threads=2) as engine:
         monkeypatch.setattr(Native, "whole", counted(Native.whole, reads))
         engine.prepare(windows(engine.n_vocab), tmp_path / "work", SILENT)
-        layers = {each for each in engine.source.tensors if engine.source.decoder.layer_of(each) is not None}
-    assert {each: count for each, count in reads.items() if each in layers} == dict.fromkeys(layers, 1)
+        layers = {tensor for tensor in engine.source.tensors if engine.source.decoder.layer_of(tensor) is not None}
+    assert {tensor: count for tensor, count in reads.items() if tensor in layers} == dict.fromkeys(layers, 1)
 
 
 def test_experts_that_no_token_was_sent_to_are_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -422,7 +422,7 @@ def harm(folder: Path, tensor: str, row: int) -> None:
     values = np.array(tensors[tensor])
     values.reshape(-1, values.shape[-1])[row, 0] = np.nan
     write_safetensors(
-        folder / "model.safetensors", {name: ("BF16", each) for name, each in {**tensors, tensor: values}.items()}
+        folder / "model.safetensors", {name: ("BF16", array) for name, array in {**tensors, tensor: values}.items()}
     )
 
 

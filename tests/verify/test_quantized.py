@@ -36,8 +36,8 @@ class Made:
 
 def failed(checks: list[Check]) -> str:
     """The one check that failed, and why."""
-    (found,) = [check for check in checks if check.status == "failed"]
-    return f"{found.name}: {found.detail}"
+    (failure,) = [check for check in checks if check.status == "failed"]
+    return f"{failure.name}: {failure.detail}"
 
 
 @pytest.fixture(scope="module")
