@@ -93,7 +93,7 @@ class Decoder:
         return (part.projection, part.unembedding) if part else ()
 
     def shared_from(self, number: int) -> int | None:
-        """The earlier layer whose keys and values layer `number` uses instead of its own."""
+        """The earlier layer whose keys and values layer `number` uses; None if it has its own."""
         return self.architecture.attention.shared_from(self.config, number)
 
     def chosen_by(self, number: int) -> int | None:

@@ -278,7 +278,7 @@ def _rows(start: int, stop: int, step: int) -> tuple[int, ...]:
 def _with_laurel(part: Laurel, place: _Place, attention: _Part) -> _Part:
     """Attention and the low-rank residual, whose linears are small: llama.cpp keeps them as they are.
 
-    The residual also adds the normed hidden states themselves, so no scale can be folded into that norm.
+    The residual also adds the normed hidden states, so no scale can be folded into that norm.
     """
     at, rank = place.at + part.at, part.rank(place.config)
     left = Linear(at + part.left, place.hidden, rank, kept=True)

@@ -126,7 +126,7 @@ def _decoder_layer(d: Drawing, x: Tensor, layer: Layer, number: int) -> Tensor:
         fed = feed_forward(d, before, layer)
         return same(same(out, fed) if traits.attention_first else same(fed, out), x)
     if shape.number("use_parallel_residual") and layer.has("ffn_norm.weight"):
-        # GPT-NeoX: each part has a norm of its own, over the same hidden states
+        # GPT-NeoX: each part has a separate norm over the same hidden states
         fed = feed_forward(d, d.norm(x, "ffn_norm", layer.tensors), layer)
         return same(same(fed, x), out)
     joined = _joined(d, same(out) if scaled else out, x)
