@@ -171,7 +171,7 @@ FAMILY = Family(
             "mamba_d_state": 16,
             "mamba_d_conv": 4,
             "mamba_expand": 2,
-            "mamba_dt_rank": "auto",
+            "mamba_dt_rank": None,
             "mamba_conv_bias": True,
             "mamba_proj_bias": False,
             "tie_word_embeddings": False,

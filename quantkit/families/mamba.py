@@ -86,6 +86,17 @@ def _prepare(config: dict[str, Any]) -> dict[str, Any]:
     return without_attention(config, "Mamba", _inner(config))
 
 
+def _one_epsilon(sizes: Hyperparameters) -> list[str]:
+    """The caution for the epsilon of FalconMamba's norms within a layer, which llama.cpp does not have."""
+    own, shared = number(sizes.config, "mixer_rms_eps"), number(sizes.config, "layer_norm_epsilon")
+    if own is None or own == shared:
+        return []
+    return [
+        f"llama.cpp norms time steps, keys and queries with layer_norm_epsilon {shared:g}, the model with mixer_rms_eps"
+        f" {own:g}, so outputs differ a little"
+    ]
+
+
 _MAMBA = Mamba(layers=lambda _config, _layer: True, inner=_inner, state=lambda c: int(c["state_size"]), rank=_rank)
 FORWARD = Architecture(
     base="backbone.",
@@ -139,6 +150,7 @@ FAMILY = Family(
     keys=_keys,
     defaults={"mamba": _CONFIG, "falcon_mamba": {**_CONFIG, "mixer_rms_eps": 1e-6}},
     prepare=_prepare,
+    cautions=_one_epsilon,
     rename=RENAME,
     dimensions=_dimensions,
     no_effect=(
