@@ -22,7 +22,7 @@ def user_path(text: str) -> Path:
 
 
 def path_is(path: Path, kind: Callable[[Path], bool] = Path.exists) -> bool:
-    """Whether `path` exists as `kind` (Path.is_file, Path.is_dir) says; False for a name that no file can have."""
+    """Whether `path` exists as `kind` (Path.is_file, Path.is_dir); False for a name that no file can have."""
     try:
         return kind(path)
     except (OSError, ValueError):  # a name too long for the file system, or with a null byte

@@ -2,8 +2,8 @@
 
 Format: https://github.com/huggingface/safetensors#format. A file is 8 bytes of little-endian header length, a JSON
 header of that length, then the data. The checks are those of the reference library (`SafeTensors::read_metadata`,
-`Metadata::validate`: the tensors cover the data from its first byte to its last, without hole or overlap) and three
-more that the format's text asks for: the header starts with "{", no key appears twice, a tensor has no further field.
+`Metadata::validate`): the tensors cover the data from the first byte to the last, without hole or overlap. The format's
+text requires three more: the header starts with "{", every key is unique, a tensor has no further field.
 """
 
 import hashlib

@@ -3,8 +3,6 @@
 from contextlib import closing
 from typing import TYPE_CHECKING, Annotated
 
-import typer
-
 from quantkit.cli.conversion import Conversion, convert_options
 from quantkit.cli.conversion_options import (
     AdapterOptions,
@@ -16,6 +14,7 @@ from quantkit.cli.conversion_options import (
     PackedOptions,
     RunOptions,
     complete_type,
+    type_option,
 )
 from quantkit.cli.option_groups import grouped
 from quantkit.cli.options import SourceArg
@@ -33,13 +32,9 @@ def convert(
     *,
     types: Annotated[
         list[str] | None,
-        typer.Option(
-            "--type",
-            "-t",
-            metavar="TYPE",
-            rich_help_panel=OutputOptions.heading,
-            help="awq, gptq, imatrix, or a GGUF type (quantkit gguf --help lists them); repeat for more.",
-            autocompletion=complete_type,
+        type_option(
+            "awq, gptq, fp8, fp8-block, imatrix, or a GGUF type (see quantkit gguf --help); repeat for more.",
+            complete_type,
         ),
     ] = None,
     output: OutputOptions,
@@ -78,7 +73,7 @@ def convert_source(out: Out, command: str, source: str, conversion: Conversion, 
 
     types, options = convert_options(conversion, work, is_gguf=is_gguf(source))
     request = conversion_request(types, conversion.output.output, options, is_gguf=is_gguf(source))
-    if request.gguf is None:
+    if request.folders and not is_gguf(source):
         opened: Checkpoint | Model = fetch(source, out, offline=work.offline, headers_only=work.dry_run)
     else:
         converter = conversion.gguf.converter_options
@@ -92,7 +87,7 @@ def convert_source(out: Out, command: str, source: str, conversion: Conversion, 
             with out.progress() as progress:
                 merge_adapters(opened, options.adapters, offline=work.offline, progress=progress)
         if isinstance(opened, Model) and not is_gguf(source):
-            # no importance matrix is computed for it
+            # an importance matrix is computed only by request
             types, options = convert_options(conversion, work, is_gguf=True)
             request = conversion_request(types, conversion.output.output, options, is_gguf=True)
         plan = plan_conversion(opened, request)

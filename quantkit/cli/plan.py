@@ -33,7 +33,11 @@ def plan(
     types: Annotated[
         list[str] | None,
         typer.Option(
-            "--type", "-t", metavar="TYPE", help="A GGUF type, awq or gptq; repeat.", show_default="the usual"
+            "--type",
+            "-t",
+            metavar="TYPE",
+            help="A GGUF type, or a folder such as awq or fp8; repeat.",
+            show_default="the usual",
         ),
     ] = None,
     imatrix: Annotated[
@@ -129,7 +133,7 @@ def _machine(vram: str | None, ram: str | None) -> Machine:
 
 
 def _budget(text: str, option: str) -> int:
-    """A size with its unit: a bare 8 would be eight bytes, which nobody wants."""
+    """A size with its unit; a number without a unit, which would be bytes, is refused."""
     if text.strip().startswith("-"):
         raise UsageError(f"{option} {text!r} is negative; write the memory there is, such as 8G")
     if _PLAIN_NUMBER.match(text):

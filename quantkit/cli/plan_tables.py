@@ -5,7 +5,6 @@ from collections.abc import Iterator
 from quantkit.cli.output import Out, human_bytes, human_count
 from quantkit.planning.memory import DeviceMemory
 from quantkit.planning.result import Plan, Row
-from quantkit.planning.sizes import DEFAULT_GROUP
 
 
 def show_plan(plan: Plan, out: Out, *, ram_is_free: bool, vram_is_free: bool) -> None:
@@ -44,7 +43,11 @@ def _types(plan: Plan, out: Out) -> None:
         if offer.why_not:
             rows.append(["", offer.label, *[""] * (len(headers) - 3), "cannot be made, see below"])
             continue
-        label = offer.label if offer.group in (0, DEFAULT_GROUP) else f"{offer.label}, group {offer.group}"
+        label = (
+            offer.label
+            if not offer.group or offer.group == offer.usual_group
+            else f"{offer.label}, group {offer.group}"
+        )
         cells = ["*" if row is plan.best else "", label, human_bytes(offer.size), f"{offer.bits:.2f}"]
         if has_gpu:
             cells += _gpu_cells(row, plan)

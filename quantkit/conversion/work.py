@@ -35,11 +35,11 @@ def open_work(plan: ConversionPlan, *, force: bool) -> Iterator[Journal]:
     """Lock the work folder and yield its journal; remove the folder at the end.
 
     An error that the same command would meet again removes everything unfinished. Other errors keep it for a resumed
-    run: a full disk once a step is done, a source that could not be read, memory that ran out, an interruption.
+    run: a full disk after the first step, an unreadable source, lack of memory, an interruption.
 
     Raises:
-        OutputError: the folder is not writable or too small, another process uses it, an unfinished run of other
-            options is in it or an output exists (both unless `force`).
+        OutputError: the folder is not writable, too small or in use. Without `force` also if an output exists, or if
+            the folder has an unfinished run of other options.
     """
     make_partial_folder(plan.work)
     partial = [str(partial_path(path).relative_to(plan.output)) for path in plan.paths]
@@ -57,7 +57,7 @@ def open_work(plan: ConversionPlan, *, force: bool) -> Iterator[Journal]:
         yield journal
         shutil.rmtree(plan.work)
     except MemoryError:
-        if plan.calibration is None:
+        if plan.samples is None:
             raise
         raise CalibrationError(
             f"out of memory at about {peak_memory() / 1e9:.1f} GB; rerun with fewer --threads to resume, or with a"

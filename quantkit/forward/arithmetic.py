@@ -25,6 +25,7 @@ def normalise(x: Array, weight: Array | None, bias: Array | None, norm: Norm, ep
 
 
 def softmax(x: Array) -> Array:
+    """Softmax along the last axis."""
     xp = namespace(x)
     e: Array = xp.exp(x - xp.amax(x, axis=-1, keepdims=True))
     e /= e.sum(axis=-1, keepdims=True)
@@ -32,6 +33,7 @@ def softmax(x: Array) -> Array:
 
 
 def sigmoid(x: Array) -> Array:
+    """1 / (1 + exp(-x)), computed by tanh, which does not overflow."""
     out: Array = namespace(x).tanh(0.5 * x)
     out += 1.0
     out *= 0.5
@@ -39,6 +41,7 @@ def sigmoid(x: Array) -> Array:
 
 
 def softcapped(x: Array, cap: float | None) -> Array:
+    """cap * tanh(x / cap); x without a cap."""
     if cap is None:
         return x
     out: Array = namespace(x).tanh(x / cap)

@@ -91,6 +91,7 @@ def shared(part: Experts, layer: Layer, x: Array) -> Array | None:
 
 
 def expert_count(part: Experts, layer: Layer) -> int:
+    """Number of experts by config.json."""
     return int(given(layer.config, *part.count))
 
 

@@ -35,7 +35,9 @@ def layer_linears(architecture: Architecture, config: Config, number: int, names
     config = architecture.per_layer(config, number)
     place = _Place(config, number, base + architecture.layer.format(number), names)
     recurrent = architecture.delta_net
-    if recurrent and recurrent.layers(config, number):
+    if not architecture.mixes(config, number):
+        attention = _NO_PART
+    elif recurrent and recurrent.layers(config, number):
         attention = _delta_net(recurrent, place)
     elif (state_space := architecture.mamba2) and state_space.layers(config, number):
         attention = _mamba2(state_space, place)
@@ -49,7 +51,7 @@ def layer_linears(architecture: Architecture, config: Config, number: int, names
         attention = _with_laurel(architecture.laurel, place, attention)
     experts = architecture.experts if architecture.experts and architecture.experts.layers(config, number) else None
     dense = _NO_PART
-    if experts is None or experts.beside:
+    if architecture.feeds(config, number) and (experts is None or experts.beside):
         dense = _feed_forward(architecture.feed, place, "feed", "feed.down")
     feed = _mixture(experts, place) if experts else dense
 
@@ -255,7 +257,7 @@ def _rows(start: int, stop: int, step: int) -> tuple[int, ...]:
 def _with_laurel(part: Laurel, place: _Place, attention: _Part) -> _Part:
     """Attention and the low-rank residual, whose linears are small: llama.cpp keeps them as they are.
 
-    The residual also adds the normed hidden states themselves, so no scale can be folded into that norm.
+    The residual also adds the normed hidden states, so no scale can be folded into that norm.
     """
     at, rank = place.at + part.at, part.rank(place.config)
     left = Linear(at + part.left, place.hidden, rank, kept=True)

@@ -39,6 +39,7 @@ class Input:
 
     @property
     def width(self) -> int:
+        """Width of the input."""
         return self.linears[0].n_in
 
 
@@ -58,8 +59,8 @@ class NormFold:
 class RowFold:
     """Output rows of a linear that become an input, through an elementwise product or attention.
 
-    Input channel i of `input` is made by output row `rows[i]` of `linear` (several channels may share a row, as with
-    grouped queries: they share a scale). Divide these rows of weight and bias by s, multiply the input's linears by s.
+    Output row `rows[i]` of `linear` makes input channel i of `input`. Several channels may share a row, as with grouped
+    queries; these share a scale. Divide these rows of weight and bias by s, multiply the input's linears by s.
     """
 
     linear: Linear

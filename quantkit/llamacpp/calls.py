@@ -83,6 +83,12 @@ def tokenize(vocab: Any, text: str, *, add_special: bool, parse_special: bool) -
 
 def decode(context: Any, tokens: list[int], first_scored: int, n_vocab: int) -> npt.NDArray[np.float32]:
     """Logits of tokens[first_scored:], (n, n_vocab) float32: a view of llama.cpp's buffer until the next call."""
+    evaluate(context, tokens, first_scored)
+    return np.ctypeslib.as_array(llama.llama_get_logits(context), (len(tokens) - first_scored, n_vocab))
+
+
+def evaluate(context: Any, tokens: list[int], first_scored: int) -> None:
+    """Evaluate tokens from an empty memory; logits are kept from `first_scored` on. Raises Failed."""
     batch = llama.llama_batch_init(len(tokens), 0, 1)
     try:
         batch.n_tokens = len(tokens)
@@ -96,4 +102,3 @@ def decode(context: Any, tokens: list[int], first_scored: int, n_vocab: int) -> 
         llama.llama_batch_free(batch)
     if status:
         raise Failed(f"could not evaluate {len(tokens)} tokens (llama_decode returned {status})")
-    return np.ctypeslib.as_array(llama.llama_get_logits(context), (len(tokens) - first_scored, n_vocab))

@@ -43,6 +43,7 @@ class Sampling:
         return cls(**{**hinted, **{name: value for name, value in options.items() if value is not None}})
 
     def document(self) -> dict[str, Any]:
+        """The fields of a request; without a seed, a random one."""
         seed = random.getrandbits(32) if self.seed is None else self.seed
         return {**vars(self), "top_k": int(self.top_k), "seed": seed}
 

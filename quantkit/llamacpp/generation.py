@@ -26,6 +26,7 @@ class Talk:
         self._n_ctx = 0
 
     def open(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Load the model and make a context; returns what a conversation needs of the vocabulary."""
         add_rpc_servers(request["rpc"])
         model = self._stack.enter_context(load(request["model"], n_gpu_layers=request["gpu_layers"]))
         self._running = self._stack.enter_context(
@@ -36,6 +37,7 @@ class Talk:
         return {"n_ctx": self._n_ctx}
 
     def tokenize(self, request: dict[str, Any]) -> list[int]:
+        """Token ids of a text."""
         return tokenize(self._vocab, request["text"], add_special=request["add_special"], parse_special=True)
 
     def generate(self, request: dict[str, Any]) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """A source as an unquantized GGUF that exists only as a description.
 
-A checkpoint becomes a `Model`: the keys of its unquantized GGUF, its tensors with their types there, in
-llama.cpp's order, and a function that reads rows. It is never written.
+A checkpoint becomes a `Model`: the keys of its unquantized GGUF, its tensors with their types there, in llama.cpp's
+order, and a function that reads rows. The GGUF is never written.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -53,14 +53,17 @@ class ModelTensor:
 
     @property
     def n_rows(self) -> int:
+        """Rows of the tensor seen as a matrix."""
         return int(np.prod(self.shape[:-1], dtype=np.int64)) if len(self.shape) > 1 else 1
 
     @property
     def n_columns(self) -> int:
+        """Columns: the last dimension."""
         return self.shape[-1]
 
     @property
     def n_elements(self) -> int:
+        """Number of elements."""
         return self.n_rows * self.n_columns
 
     @property
@@ -73,11 +76,15 @@ class ModelTensor:
 class Model:
     """A source that can be converted.
 
-    `read_rows(name, start, stop)` returns (stop - start, n_columns) in the tensor's own type, or uint8 rows of blocks
-    for a quantized source. `origin` goes into the records of outputs; `weight_files` contain the weights. `draft_only`:
-    it has the layers that predict a later token and none of the model's own. `folder` has the checkpoint's tokenizer
-    files, None for a GGUF. `in_order`: rows are read fastest tensor by tensor. `reader_memory`: bytes of another
-    process that reads them.
+    Attributes:
+        read_rows: read_rows(name, start, stop) returns rows (stop - start, n_columns) in the type of the tensor; uint8
+            rows of blocks for a quantized source.
+        origin: goes into the records of outputs.
+        weight_files: the files with the weights.
+        draft_only: the model has only the layers that predict a later token.
+        folder: the folder with the checkpoint's tokenizer files; None for a GGUF.
+        in_order: rows are read fastest tensor by tensor.
+        reader_memory: bytes of another process that reads the rows.
     """
 
     name: str

@@ -78,11 +78,11 @@ def unpack_awq(packed: Mapping[str, NDArray[Any]], grid: Grid) -> Quantized:
 
 
 def pack_gptq(quantized: Quantized, version: int | None = None) -> Packed:
-    """int32 qweight (n_in * bits / 32, n_out), qzeros (n_groups, n_out * bits / 32) and g_idx (n_in,), scales as AWQ's.
+    """int32 qweight (n_in * bits / 32, n_out), qzeros (n_groups, n_out * bits / 32), g_idx (n_in,); scales as AWQ's.
 
-    `version` 1 ("gptq") stores zero - 1, `version` 2 ("gptq_v2") the zero itself; the default is `gptq_version`. In
-    version 1 a zero point of 0 wraps to the largest integer, which readers interpret differently (AutoGPTQ's and
-    ExLlama's kernels as 2^bits, GPTQModel as 0 with a carry into its neighbour).
+    `version` 1 ("gptq") stores zero - 1, `version` 2 ("gptq_v2") the zero; the default is `gptq_version`. In version 1
+    a zero point of 0 wraps to the largest integer. Readers interpret it differently: AutoGPTQ's and ExLlama's kernels
+    as 2^bits, GPTQModel as 0 with a carry into its neighbour.
     """
     bits = quantized.grid.bits
     zeros = (

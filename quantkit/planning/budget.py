@@ -1,9 +1,9 @@
 """Fitting a model to a memory budget: the best type, the most layers on the GPU, the longest context, or the shortfall.
 
 The rule has three steps. First comes the best type of at least about 4 bits that fits on the GPU completely. Next comes
-the best type that fits on GPU and CPU together and generates at reading speed, or nearly as fast as the fastest type.
-Smaller types follow by the same two steps. Unquantized types are recommended only if the user names no other: q8_0 is
-as good at half the size.
+the best type that fits on GPU and CPU together and is fast enough: it generates at reading speed, or nearly as fast as
+the fastest type. Smaller types follow by the same two steps. Unquantized types are recommended only if the user names
+nothing else: q8_0 is as good at half the size.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -49,10 +49,12 @@ class Fit:
 
     @property
     def fits(self) -> bool:
+        """Whether the memory is sufficient."""
         return not self.missing
 
     @property
     def gpu_layers(self) -> int:
+        """Layers on the GPU."""
         return self.memory.context.gpu_layers
 
 
@@ -123,9 +125,9 @@ def best_fit(shape: ModelShape, fits: Iterable[tuple[Fit, float]]) -> Fit | None
 
 
 def largest_file(shape: ModelShape, offers: Iterable[Offer], context: Context, budget: Budget) -> int | None:
-    """Bytes of the largest GGUF that fits as a whole on the GPU, or without one into memory; None if no size does.
+    """Bytes of the largest GGUF that fits completely on the GPU, or into memory without a GPU; None if no size fits.
 
-    All but the weights takes what it takes with the nearest of `offers`, so types of other sizes change it a little.
+    The memory besides the weights is that of the nearest of `offers`; types of other sizes change it a little.
     """
     layers = shape.n_layer + 1 if budget.vram else 0
     sizes: list[tuple[int, int]] = []

@@ -41,6 +41,8 @@ def prompt_graph(shape: ModelShape, context: Context, layers: Sequence[int] | No
     if shape.traits.output_after_norm:
         x = fresh((shape.n_embd, d.n), x, d.outputs)
         x.kept = True
+    if shape.traits.scaled_parts:
+        x = same(x)
     x = matmul("output.weight", shape.n_vocab, x)
     if shape.number("logit_scale"):
         x = same(x)
@@ -98,6 +100,8 @@ def _decoder_layer(d: Drawing, x: Tensor, layer: Layer, number: int) -> Tensor:
     shape, traits = d.shape, d.shape.traits
     if layer.is_recurrent and layer.has_attention:
         return _side_by_side(d, x, layer, number)
+    if layer.has_one_part:
+        return _one_part(d, x, layer, number)
     before = d.norm(x, "attn_norm", layer.tensors) if layer.has("attn_norm.weight") or traits.unweighted_norms else x
     attended = before
     if layer.has("attn_norm_2.weight"):
@@ -113,7 +117,7 @@ def _decoder_layer(d: Drawing, x: Tensor, layer: Layer, number: int) -> Tensor:
         x = fresh((x.shape[0], d.n), x, d.outputs)
         if traits.parallel:
             before = fresh((before.shape[0], d.n), before, d.outputs)
-    scaled = bool(shape.number("residual_scale"))
+    scaled = traits.scaled_parts or bool(shape.number("residual_scale"))
     if layer.has("post_attention_norm.weight") and traits.feed_norm != "post_attention_norm":
         out = d.norm(out, "post_attention_norm", layer.tensors)
     parallel = traits.parallel or (traits.parallel_without_feed_norm and not layer.has("ffn_norm.weight"))
@@ -121,7 +125,7 @@ def _decoder_layer(d: Drawing, x: Tensor, layer: Layer, number: int) -> Tensor:
         fed = feed_forward(d, before, layer)
         return same(same(out, fed) if traits.attention_first else same(fed, out), x)
     if shape.number("use_parallel_residual") and layer.has("ffn_norm.weight"):
-        # GPT-NeoX: each part has a norm of its own, over the same hidden states
+        # GPT-NeoX: each part has a separate norm over the same hidden states
         fed = feed_forward(d, d.norm(x, "ffn_norm", layer.tensors), layer)
         return same(same(fed, x), out)
     joined = _joined(d, same(out) if scaled else out, x)
@@ -145,6 +149,15 @@ def _side_by_side(d: Drawing, x: Tensor, layer: Layer, number: int) -> Tensor:
     if number == len(d.shape.trunk) - 1:
         x = fresh((x.shape[0], d.n), x, d.outputs)
     return same(feed_forward(d, _normed(d, x, layer), layer), x)
+
+
+def _one_part(d: Drawing, x: Tensor, layer: Layer, number: int) -> Tensor:
+    """A layer of one part (src/models/nemotron-h.cpp)."""
+    draw = mamba2 if layer.is_recurrent else attention if layer.has_attention else feed_forward
+    out = draw(d, d.norm(x, "attn_norm", layer.tensors), layer)
+    if number == len(d.shape.trunk) - 1:
+        out, x = (fresh((part.shape[0], d.n), part, d.outputs) for part in (out, x))
+    return same(out, x)
 
 
 def _normed(d: Drawing, x: Tensor, layer: Layer) -> Tensor:

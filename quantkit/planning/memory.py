@@ -48,6 +48,7 @@ class PlannedTensor:
 
     @cached_property
     def nbytes(self) -> int:
+        """Bytes of the tensor."""
         return tensor_bytes(self.type, self.shape)
 
     @cached_property
@@ -68,6 +69,7 @@ class PlannedTensor:
 
     @property
     def n_elements(self) -> int:
+        """Number of elements."""
         return prod(self.shape)
 
 
@@ -93,6 +95,7 @@ class DeviceMemory:
 
     @property
     def total(self) -> int:
+        """Bytes of all buffers and the overhead."""
         return self.buffers + self.overhead
 
 
@@ -106,10 +109,12 @@ class Memory:
 
     @property
     def devices(self) -> tuple[DeviceMemory, ...]:
+        """The CPU, and the GPU if there is one."""
         return (self.cpu,) if self.gpu is None else (self.cpu, self.gpu)
 
     @property
     def total(self) -> int:
+        """Bytes of all devices."""
         return sum(device.total for device in self.devices)
 
 

@@ -11,7 +11,7 @@ from quantkit.machine import Machine
 from quantkit.planning.budget import Budget, Fit
 from quantkit.planning.context import Context
 from quantkit.planning.memory import GPU_OVERHEAD, DeviceMemory
-from quantkit.planning.sizes import DEFAULT_GROUP, Offer
+from quantkit.planning.sizes import Offer
 from quantkit.planning.sources import Source
 
 
@@ -21,7 +21,7 @@ class Row:
 
     Attributes:
         offer: the type and its size.
-        fit: its placement; None for a folder (AWQ, GPTQ), which needs a GPU for all of it.
+        fit: its placement; None for a folder, which needs a GPU for all of it.
         devices: memory by device.
         missing: bytes short, 0 if it fits.
         speed: tokens per second, an estimate; 0 if there is none.
@@ -133,9 +133,11 @@ class Plan:
 
     def _folder_commands(self, row: Row) -> list[str]:
         offer = row.offer
-        group = f" --group-size {offer.group}" if offer.group != DEFAULT_GROUP else ""
+        group = f" --group-size {offer.group}" if offer.group not in (0, offer.usual_group) else ""
+        command = offer.label if offer.label in ("awq", "gptq") else "convert"
+        types = "" if command == offer.label else f" -t {offer.label}"
         return [
-            f"quantkit {offer.label} {shlex.quote(self.given)}{group}",
+            f"quantkit {command} {shlex.quote(self.given)}{types}{group}",
             f"vllm serve {shlex.quote(offer.file)} --max-model-len {self.context.n_ctx}",
         ]
 
@@ -222,9 +224,10 @@ class Plan:
                 (gpu,) = row.devices
                 parts = f"weights {_amount(gpu.weights)}, KV cache {_amount(gpu.kv)} and the CUDA context"
                 yield f"{row.offer.label} includes {parts}; the runtime's workspace is extra, a few GB in vLLM"
-                if row.offer.group != DEFAULT_GROUP:
+                if row.offer.group not in (0, row.offer.usual_group):
                     yield (
-                        f"{row.offer.label} is planned in groups of {row.offer.group} inputs, because {DEFAULT_GROUP}"
+                        f"{row.offer.label} is planned in groups of {row.offer.group} inputs, because"
+                        f" {row.offer.usual_group}"
                         f" do not divide every width of this model; convert it with --group-size {row.offer.group}"
                     )
         if self.source.shape.context and self.context.n_ctx > self.source.shape.context:

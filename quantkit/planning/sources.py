@@ -44,6 +44,7 @@ class Source:
 
     @property
     def is_gguf(self) -> bool:
+        """Whether the source is a GGUF file."""
         return self.model.checkpoint is None
 
     @property

@@ -1,4 +1,4 @@
-"""Every token that ends a text or a turn, from all files that name one, as the keys at which llama.cpp stops.
+"""The keys at which llama.cpp stops, from every end of a text or a turn in any file of the checkpoint.
 
 llama.cpp stops at the EOS, EOT and EOM of the file, and at tokens of some well-known texts (llama-vocab.cpp,
 special_eog_ids). A checkpoint can list more ends in generation_config.json and config.json. transformers stops at all.

@@ -33,6 +33,7 @@ STATED: dict[str, dict[str, Any]] = {
     "Glm4MoeForCausalLM": {"head_dim": 128},
     "GraniteMoeHybridForCausalLM": {"layer_types": ["mamba", "mamba", "mamba", "attention"] * 8},
     "Glm4vMoeForConditionalGeneration": {"head_dim": 128},
+    "NemotronHForCausalLM": {"layers_block_type": ["linear_attention", "moe", "full_attention", "moe"] * 8},
     "PaddleOCRVLForConditionalGeneration": {"rope_parameters": {**_SECTIONS, "mrope_section": [16, 24, 24]}},
     "Qwen2VLForConditionalGeneration": {"rope_parameters": _SECTIONS},
     "Qwen2VLModel": {"rope_parameters": _SECTIONS},

@@ -24,6 +24,18 @@ from tests.families.expected import expected
         ("falcon-h1", {"mamba_n_groups": 3}, "8 heads and 3 groups"),
         ("falcon-h1", {"time_step_limit": [0.001, 0.1]}, "time_step_limit is"),
         ("falcon-h1", {"rope_scaling": {"type": "linear", "factor": 2.0}}, "rope scaling 'linear'"),
+        ("nemotron-h", {"hybrid_override_pattern": "M-M*-MR"}, "hybrid_override_pattern contains 'R'"),
+        ("nemotron-h", {"hybrid_override_pattern": "M-M*-M"}, "states 6 layers, but num_hidden_layers is 7"),
+        ("nemotron-h", {"hybrid_override_pattern": None}, "has no hybrid_override_pattern"),
+        ("nemotron-h", {"hybrid_override_pattern": "M-M*-ME"}, "some layers are mlp and some moe"),
+        ("nemotron-h", {"hybrid_override_pattern": "M-M-M-M"}, "only with both Mamba and attention layers"),
+        ("nemotron-h", {"mlp_hidden_act": "silu"}, "mlp_hidden_act is 'silu'"),
+        ("nemotron-h", {"use_bias": True}, "use_bias is true"),
+        ("nemotron-h", {"use_conv_bias": False}, "use_conv_bias is false"),
+        ("nemotron-h", {"rms_norm_eps": 1e-6}, "rms_norm_eps 1e-06 is not layer_norm_epsilon 1e-05"),
+        ("nemotron-h", {"n_groups": 3}, "8 heads and 3 groups"),
+        ("nemotron-h-moe", {"num_experts_per_tok": 7}, "num_experts_per_tok 7 is more than n_routed_experts 6"),
+        ("nemotron-h-moe", {"mlp_bias": True}, "mlp_bias is true"),
     ],
 )
 def test_what_llama_cpp_does_not_run_is_refused(model: str, changes: dict[str, Any], sentence: str) -> None:

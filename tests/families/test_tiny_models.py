@@ -52,6 +52,6 @@ def test_logits_are_transformers_and_tensors_the_converters(name: str, tmp_path:
 
 
 def test_every_architecture_has_a_tiny_model() -> None:
-    seen = {expected(name).config["architectures"][0] for name in all_cases()}
-    missing = [family.name for family in all_families() if not seen & set(family.architectures)]
+    architectures = {expected(name).config["architectures"][0] for name in all_cases()}
+    missing = [family.name for family in all_families() if not architectures & set(family.architectures)]
     assert not missing

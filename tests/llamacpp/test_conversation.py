@@ -24,8 +24,8 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "model-GGUF" / "model-F32.gguf"
 
 
-def talking(model: Path, *, n_ctx: int = 256, raw: bool = False, **asked) -> Conversation:
-    conversation = converse(model, n_ctx=n_ctx, system=None, raw=raw, sampling={"temperature": 0, **asked})
+def talking(model: Path, *, n_ctx: int = 256, raw: bool = False, **options) -> Conversation:
+    conversation = converse(model, n_ctx=n_ctx, system=None, raw=raw, sampling={"temperature": 0, **options})
     conversation.open(gpu_layers=0, n_threads=2)
     return conversation
 

@@ -105,9 +105,9 @@ def test_where_nothing_fits_each_remedy_would(llama: Source, forms: dict[str, Of
     budget = Budget(need - GB)
     fit = fit_offer(llama.shape, smallest, context, budget)
     assert fit.missing == GB
-    found = {remedy.what: remedy.fit for remedy in remedies(llama.shape, list(forms.values()), context, budget)}
-    assert "--kv-type q8_0" in found and any(what.startswith("--ctx ") for what in found)
-    assert all(each.fits and each.memory.cpu.total <= budget.ram for each in found.values())
+    fits = {remedy.what: remedy.fit for remedy in remedies(llama.shape, list(forms.values()), context, budget)}
+    assert "--kv-type q8_0" in fits and any(what.startswith("--ctx ") for what in fits)
+    assert all(remedy_fit.fits and remedy_fit.memory.cpu.total <= budget.ram for remedy_fit in fits.values())
     assert remedies(llama.shape, list(forms.values()), context, Budget(10**8)) == []
 
 

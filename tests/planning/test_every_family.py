@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from quantkit.families import find_family, has_checked_plan
+from quantkit.measurement.load_options import LoadOptions
 from quantkit.measurement.memory import loaded_memory
 from quantkit.planning.context import Context
 from quantkit.planning.memory import plan_memory
@@ -35,11 +36,11 @@ def test_the_compute_buffer_is_llama_cpps(name: str, tmp_path: Path) -> None:
     shape, tensors = read_model(path)
     assert has_checked_plan(shape.arch)
     jobs = [Job(str(path), n_ctx=n_ctx, flash=flash) for n_ctx, flash in ((512, -1), (2048, 0), (8192, -1))]
-    for job, found in zip(jobs, measure(jobs), strict=True):
+    for job, measured in zip(jobs, measure(jobs), strict=True):
         context = Context(n_ctx=job.n_ctx, flash=False if job.flash == 0 else None)
         memory = plan_memory(shape, tensors, context).cpu
-        assert memory.compute == pytest.approx(found.compute, rel=0.001, abs=HUNDREDTH), job
-        assert memory.kv == pytest.approx(found.kv, abs=2 * HUNDREDTH), job
+        assert memory.compute == pytest.approx(measured.compute, rel=0.001, abs=HUNDREDTH), job
+        assert memory.kv == pytest.approx(measured.kv, abs=2 * HUNDREDTH), job
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +61,7 @@ def test_each_device_takes_what_the_plan_says_for_any_number_of_layers(name: str
     for layers in range(1, shape.n_layer + 2):
         if (name, layers) in FLASH_OFF:
             continue
-        memory = loaded_memory(path, n_ctx=4096, gpu_layers=layers, rpc=[server])
+        memory = loaded_memory(path, LoadOptions(gpu_layers=layers, rpc=[server]), n_ctx=4096)
         # an RPC server computes with its own weights only
         planned = plan_memory(shape, tensors, Context(gpu_layers=layers, op_offload=False), has_gpu=True)
         for ours, theirs in zip(planned.devices, memory.devices, strict=True):

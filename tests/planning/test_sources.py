@@ -36,13 +36,13 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_files_are_as_large_as_llama_quantize_makes_them(checkpoint: Path, tmp_path: Path) -> None:
     whole = to_gguf(checkpoint, "bf16", tmp_path)
-    asked = ("q8_0", "q6_k", "q5_k_m", "q4_k_m", "q4_0", "q3_k_m", "q2_k")
-    found = {offer.label: offer for offer in offers(open_source(str(checkpoint)), asked)}
-    again = {offer.label: offer for offer in offers(open_source(str(whole)), asked)}
-    for name in asked:
+    types = ("q8_0", "q6_k", "q5_k_m", "q4_k_m", "q4_0", "q3_k_m", "q2_k")
+    by_label = {offer.label: offer for offer in offers(open_source(str(checkpoint)), types)}
+    again = {offer.label: offer for offer in offers(open_source(str(whole)), types)}
+    for name in types:
         made = tmp_path / f"{name}.gguf"
         oracle.llama_quantize(whole, made, FILE_TYPES[name].ftype)
-        assert found[name].size == again[name].size == made.stat().st_size, name
+        assert by_label[name].size == again[name].size == made.stat().st_size, name
     assert open_source(str(checkpoint)).exact
 
 

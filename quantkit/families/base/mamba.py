@@ -1,7 +1,7 @@
 """Rules, keys and checks that families with Mamba layers share.
 
-llama.cpp keeps the decay rate itself in place of its logarithm, and a norm as one row a group (src/models/
-mamba-base.cpp). All but the projections is float32 in every GGUF.
+llama.cpp stores the decay rate in place of its logarithm, and a norm as one row per group (src/models/mamba-base.cpp).
+Everything except the projections is float32 in every GGUF.
 """
 
 import math

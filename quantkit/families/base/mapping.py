@@ -55,10 +55,13 @@ class MappedTensor:
 
     @property
     def is_mxfp4(self) -> bool:
+        """Whether the tensor is stored in MXFP4 blocks, which are copied."""
         return bool(self.parts) and self.parts[0].scales is not None
 
 
 class Shaped(Protocol):
+    """A tensor with a shape."""
+
     @property
     def shape(self) -> tuple[int, ...]: ...
 
@@ -165,7 +168,7 @@ class _Mapper:
         return any(drop.matches(self.sizes, source) for drop in self.dropped)
 
     def _first(self, candidates: list[Rule], layer: int | None) -> MappedTensor | None:
-        """By the first rule for this layer whose source is there, if possible in its shape, else by the first rule."""
+        """By the first rule for this layer with a source, in the right shape if possible; else by the first rule."""
         at_layer = [
             rule for rule in candidates if layer is None or rule.layers is None or layer in set(rule.layers(self.sizes))
         ]

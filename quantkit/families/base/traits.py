@@ -18,11 +18,12 @@ class Traits:
         rope_layers: only models of this many layers have rotary positions; None means all.
         parallel: attention and feed-forward start from the same norm.
         parallel_without_feed_norm: the same, in layers without a norm for the feed-forward.
-        attention_first: where both parts start from the same norm, attention's output projection comes before the
-            feed-forward and so takes memory beside it.
+        attention_first: if both parts start from the same norm, attention's output projection precedes the
+            feed-forward. So it takes memory beside it.
         feed_norm: the tensor that norms the input of the feed-forward.
-        scaled_query: queries are scaled in an operation of their own.
+        scaled_query: queries are scaled in a separate operation.
         scaled_embedding: embeddings are scaled although no key shows it.
+        scaled_parts: the output of each part and the last hidden states are scaled although no key shows it.
         output_last: rows without an output are dropped after the last layer, not within it.
         output_after_norm: they are dropped after the last norm.
         delta_net: layers with a convolution have Gated DeltaNet in place of attention.
@@ -51,6 +52,7 @@ class Traits:
     feed_norm: Literal["ffn_norm", "post_attention_norm"] = "ffn_norm"
     scaled_query: bool = False
     scaled_embedding: bool = False
+    scaled_parts: bool = False
     output_last: bool = False
     output_after_norm: bool = False
     delta_net: bool = False
