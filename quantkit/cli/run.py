@@ -7,14 +7,10 @@ from typing import Annotated
 
 import typer
 
-from quantkit.cli.conversation import answer_once, talk
 from quantkit.cli.conversion_options import ThreadsOption
 from quantkit.cli.options import AUTO, GPU_LAYERS, Format, RpcOption, context_option, parse_gpu_layers
 from quantkit.cli.output import Out, human_bytes
 from quantkit.errors import UsageError
-from quantkit.llamacpp.conversation import converse
-from quantkit.measurement.memory import gpu_devices
-from quantkit.planning.layers import layers_or_all
 
 
 def run(
@@ -63,6 +59,9 @@ def run(
 
     Example: quantkit run NAME-Q4_0.gguf -p "Why is the sky blue?"
     """
+    from quantkit.cli.conversation import answer_once, talk
+    from quantkit.llamacpp.conversation import converse
+
     if prompt is None and not sys.stdin.isatty():
         prompt = sys.stdin.read().removesuffix("\n")
     if prompt is not None and not prompt.strip():
@@ -94,6 +93,9 @@ def run(
 
 def _layers_that_fit(model: Path, n_ctx: int, rpc: Sequence[str], out: Out) -> int | None:
     """The number of layers that fit on the devices of llama.cpp, by `plan`; None for all."""
+    from quantkit.measurement.memory import gpu_devices
+    from quantkit.planning.layers import layers_or_all
+
     devices = gpu_devices(model, rpc=rpc)
     if not devices:
         return 0

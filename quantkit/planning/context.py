@@ -2,15 +2,10 @@
 
 from dataclasses import dataclass
 
-from gguf import GGMLQuantizationType
-
 from quantkit.errors import UsageError
 
-KV_TYPES = {
-    "f16": GGMLQuantizationType.F16,
-    "q8_0": GGMLQuantizationType.Q8_0,
-    "q4_0": GGMLQuantizationType.Q4_0,
-}
+KV_TYPES = ("f16", "q8_0", "q4_0")
+"""Names of ggml's types for the KV cache."""
 
 
 @dataclass(frozen=True)
