@@ -57,8 +57,15 @@ def plan(
     kv_type: Annotated[str, typer.Option(metavar="TYPE", help=f"Type of the KV cache: {', '.join(KV_TYPES)}.")] = "f16",
     gpu_layers: Annotated[str, GPU_LAYERS] = AUTO,
     cpu_moe: Annotated[
-        int, typer.Option("--n-cpu-moe", metavar="N", min=0, help="Layers whose experts stay on the CPU.")
-    ] = 0,
+        int | None,
+        typer.Option(
+            "--n-cpu-moe",
+            metavar="N",
+            min=0,
+            help="Layers whose experts stay on the CPU.",
+            show_default="the fastest that fits",
+        ),
+    ] = None,
     batch: Annotated[int, typer.Option(metavar="N", min=1, max=1 << 16, help="Tokens of a physical batch.")] = 512,
     flash_attn: Annotated[
         bool | None, typer.Option("--flash-attn/--no-flash-attn", help="Flash attention.", show_default="auto: on")

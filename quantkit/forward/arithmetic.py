@@ -122,6 +122,19 @@ def turn(x: Array, cos: Array, sin: Array, pairs: str) -> Array:
     return out
 
 
+def xielu(alpha_p: float, alpha_n: float, beta: float, eps: float) -> Callable[[Array], Array]:
+    """xIELU (arXiv 2411.13010): a parabola above zero, an integrated ELU below; both alphas are before softplus."""
+    above, below = math.log1p(math.exp(alpha_p)), beta + math.log1p(math.exp(alpha_n))
+
+    def apply(x: Array) -> Array:
+        xp = namespace(x)
+        negative = (xp.expm1(xp.clip(x, None, eps)) - x) * below
+        out: Array = xp.where(x > 0, x * x * above, negative) + x * beta
+        return out
+
+    return apply
+
+
 def alibi_slopes(heads: int) -> Array:
     """A slope for each head (arXiv 2108.12409): a geometric series; heads over a power of two take every other of the
     next finer one."""

@@ -271,6 +271,7 @@ class FeedForward:
     sparsity: Callable[[Config, int], float] = lambda _config, _layer: 0.0
     activation: tuple[str, ...] = ("hidden_act",)
     default_activation: str = "silu"
+    xielu: str | None = None
     multipliers: Callable[[Config], tuple[float, float]] | None = None
 
 

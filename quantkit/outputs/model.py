@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from quantkit.checkpoint import Checkpoint
 from quantkit.errors import TokenizerError, UnsupportedError, UsageError
 from quantkit.families import MappedTensor, cautions, find_family, left_out, map_tensors, read_mapped
+from quantkit.families.base.scalars import with_scalars
 from quantkit.gguf.kernels import dequantize_rows
 from quantkit.gguf.keyvalues import KeyValue
 from quantkit.gguf.metadata import general_keys, plain_key
@@ -122,7 +123,7 @@ def model_from_checkpoint(
         UsageError: the layers of `mtp` "only" do not exist.
         CheckpointError, TokenizerError, UnsupportedError: the checkpoint or its tokenizer cannot be converted.
     """
-    config = checkpoint.config
+    config = with_scalars(checkpoint)
     family = find_family(config)
     sizes = family.sizes(config, checkpoint.tensors)
     if mtp == "only" and not sizes.n_draft:

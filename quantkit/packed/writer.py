@@ -80,7 +80,7 @@ class FolderWriter:
             OutputError: the file cannot be written.
         """
         file, place = self._places[name]
-        rows = place.shape[0] if place.shape else 1
+        rows, values = place.shape[0] if place.shape else 1, np.atleast_1d(values)
         if values.shape[1:] != place.shape[1:] or first_row + len(values) > rows:
             raise ValueError(f"{name} is {place.shape}, not {values.shape} at row {first_row}")
         row_bytes = place.nbytes // max(rows, 1)

@@ -138,7 +138,7 @@ class Family:
         architectures: names in `architectures` of config.json.
         gguf_arch: `general.architecture` of the GGUF.
         arch_of: the same by config, where llama.cpp runs some models of the family as another architecture.
-        other_archs: what `arch_of` may also give and no other family has; the family's traits apply.
+        other_archs: the further architectures that `arch_of` gives for this family alone; the family's traits apply.
         rules: the tensors of the GGUF.
         keys: the architecture's GGUF keys, in the order of llama.cpp's converter.
         computed: tensors that are computed from config.json.
@@ -153,6 +153,8 @@ class Family:
         rename: (regular expression, replacement) pairs for source names, applied before the rules: prefixes that depend
             on the class a checkpoint was saved from.
         dropped: source tensors that the GGUF does not have.
+        scalars: a regular expression for names of tensors of one number that the GGUF has as keys; the number is in
+            the config under `scalars` (see `with_scalars`).
         dimensions: sizes that rules name and `Hyperparameters` does not have.
         rope_kinds: the rope scalings that llama.cpp runs for this architecture.
         canonical: for a checkpoint of remote code, its native architecture, or None if it has none. Without
@@ -183,6 +185,7 @@ class Family:
     prepare: Callable[[dict[str, Any]], dict[str, Any]] | None = None
     rename: tuple[tuple[str, str], ...] = ()
     dropped: tuple[Dropped, ...] = ()
+    scalars: str | None = None
     dimensions: Callable[[Hyperparameters], Mapping[str, int]] | None = None
     rope_kinds: tuple[str, ...] = ROPE_KINDS
     canonical: Callable[[Hyperparameters], Canonical | None] | None = None
