@@ -106,6 +106,7 @@ def plan_folder_of(native: Native, layers: Sequence[LayerLinears], request: Fold
     """
     folder_format = FORMATS[request.method]
     label = folder_format.label
+    folder_format.check(request)
     if request.dtype is None:
         request = replace(request, dtype=source_dtype(native))
     linears = [linear for layer in layers for entry in layer.inputs for linear in entry.linears]

@@ -97,6 +97,9 @@ class Format(ABC):
         """The grid that the options give: `bits` of --bits, `group` of --group-size or None, `symmetric` of --sym."""
         return Grid(self.bits or bits, group or self.group or 128, symmetric)
 
+    def check(self, request: FolderRequest) -> None:  # noqa: B027 (most formats take every request)
+        """Raises UsageError for options that the format does not have."""
+
     @abstractmethod
     def why_not(self, grid: Grid, n_in: int, n_out: int, *, last: bool = True) -> str | None:
         """Why the format cannot store a matrix of `n_in` inputs and `n_out` outputs; None if it can.
