@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from quantkit.errors import QuantkitError
+from quantkit.errors import QuantkitError, ReadError, passing_fault
 from quantkit.machine import cores
 from quantkit.measurement.memory import measure_memory
 from quantkit.measurement.speed import measure_speed
@@ -37,7 +37,7 @@ def measure_costs(
     """Costs of `subjects`, the reference first: one mapping a model, and a note for each figure that is missing.
 
     A mapping holds `tensor_errors` of a candidate, `memory` and `speed` of a GGUF (see measurement.document). A figure
-    that cannot be measured is absent; its note gives the reason.
+    that cannot be measured is absent; its note gives the reason. Raises ReadError: a file could not be read this time.
     """
     documents: list[dict[str, Any]] = []
     notes: dict[str, None] = {}
@@ -62,6 +62,9 @@ def _or_note(work: Callable[[Path], Mapping[str, Any]], path: Path, notes: dict[
     try:
         return work(path)
     except QuantkitError as error:
+        if isinstance(error, ReadError) or isinstance(passing_fault(error), OSError):
+            # the disk failed: the same command resumes, and then measures it
+            raise
         notes[f"not measured: {error}"] = None
         return {}
 
