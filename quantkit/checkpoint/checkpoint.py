@@ -60,16 +60,17 @@ ReadOver = Callable[[str, int, int, StoredRows], npt.NDArray[Any]]
 class Checkpoint:
     """A checkpoint. No weights are in memory; many threads can call `read_rows` at once.
 
-    name           last component of the folder or of the hub id
-    source         as the user named it
-    repo_id        the hub repository, None for a folder
-    revision       the hub commit hash, None for a folder
-    folder         local folder with config.json and the tokenizer files
-    config         the parsed config.json
-    tensors        every tensor by name, in order of names; scales of f8 weights are not among them
-    adapters       the adapters that its rows are merged with, in order
-    notes          a sentence for the user on each thing that was undone or omitted
-    header_sha256  sha256 of each weight file's header (of the pickle for torch's files), for the record of origin
+    Attributes:
+        name: last component of the folder or of the hub id.
+        source: the name that the user gave.
+        repo_id: the hub repository; None for a folder.
+        revision: the hub commit hash; None for a folder.
+        folder: local folder with config.json and the tokenizer files.
+        config: the parsed config.json.
+        tensors: every tensor by name, in order of names, without the scales of f8 weights.
+        adapters: the adapters that are merged into the rows, in order.
+        notes: a sentence for the user on each undone or omitted thing.
+        header_sha256: sha256 of each weight file's header, for the record of origin; of a torch file, the pickle's.
     """
 
     def __init__(
@@ -104,7 +105,7 @@ class Checkpoint:
         return self._weights.descriptors is not None
 
     def amend(self, config: dict[str, Any], tensors: Mapping[str, TensorInfo], note: str) -> None:
-        """Replace the config and the tensors by what the weights show; `note` says so."""
+        """Replace the config and the tensors by what the weights show; `note` tells the user."""
         self.config = config
         self.tensors = MappingProxyType(dict(sorted(tensors.items())))
         self.notes = (*self.notes, note)

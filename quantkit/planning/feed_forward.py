@@ -37,7 +37,7 @@ def _dense_ffn(d: Drawing, x: Tensor, layer: Layer, suffix: str = "") -> Tensor:
 
 
 def experts_beside_dense(d: Drawing, x: Tensor, layer: Layer) -> Tensor:
-    """A dense feed-forward and experts of the same hidden states `x`, each with norms of its own, added (Gemma 4)."""
+    """The sum of a dense feed-forward and of experts on the same hidden states `x`, with separate norms (Gemma 4)."""
     dense = _dense_ffn(d, d.norm(x, "ffn_norm", layer.tensors), layer)
     dense = d.norm(dense, "post_ffw_norm_1", layer.tensors)
     normed = d.norm(x, "pre_ffw_norm_2", layer.tensors)

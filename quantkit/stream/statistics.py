@@ -1,4 +1,4 @@
-"""Statistics of a linear's input: sums over tokens. The tokens themselves are not kept."""
+"""Statistics of a linear's input: sums over tokens. The tokens are not kept."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -29,6 +29,7 @@ class Statistics:
 
     @classmethod
     def of(cls, width: int, *, gram: bool) -> "Statistics":
+        """Empty statistics of an input of this width; with `gram`, of its Gram matrix too."""
         return cls(np.zeros(width), 0, np.zeros((width, width), np.float32) if gram else None)
 
     @property

@@ -32,9 +32,9 @@ from quantkit.verify.source_logits import NoSourceLogits, SourceLogits, correlat
 # of a sound file of random weights (3B: q8_0 0.99, q4_0 0.75), far above that of a wrong layout (about 0). Below 2.5
 # bits a model that was not trained for it can give any logits: only finiteness is checked.
 _LOGIT_FLOOR = ((8.0, 0.95), (5.0, 0.7), (4.2, 0.5), (3.3, 0.25), (2.5, 0.1), (0.0, -1.0))
-# For a file of floats the median position has a floor of its own: a rounding error sends a token to another expert here
-# and there (sound mixtures: mean 0.983, median 0.9975), two experts swapped in one layer change most positions (median
-# up to 0.9946).
+# A file of floats has another floor, for the median position. A rounding error sends some tokens to another expert:
+# sound mixtures have a mean of 0.983 and a median of 0.9975. Two experts swapped in one layer change most positions:
+# their median is at most 0.9946.
 _MEDIAN_FLOOR = 0.996
 _UNKNOWN = re.compile("unknown model architecture")
 
@@ -90,7 +90,7 @@ def check_tokens(plan: GgufPlan, source: SourceLogits | None = None) -> Check:
         return equal + (f"; llama.cpp cannot tokenize the others: {'; '.join(reasons)}" if reasons else "")
 
     if checkpoint is None:
-        # the vocabulary is llama.cpp's; a tokenizer that quantkit cannot read says nothing about it
+        # the vocabulary is llama.cpp's; it may be right even if quantkit cannot read the tokenizer
         try:
             hf_token_ids(folder, PROBE)
         except (TokenizerError, UnsupportedError) as error:
@@ -221,7 +221,8 @@ def _check_finite(plan: GgufPlan, output: GgufOutput) -> Check:
 
 
 def _twice(run: Callable[[], T]) -> T:
-    """The result of llama.cpp, asked again after a refusal: it does not tell a read error that passes from a bad file.
+    """The result of llama.cpp, with a second try after a refusal: it does not tell a read error that passes from a bad
+    file.
 
     Raises what the second call raises.
     """

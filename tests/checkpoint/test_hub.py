@@ -120,8 +120,8 @@ def test_a_repository_is_fetched_into_the_standard_cache_with_only_the_files_it_
     assert result["files"] == WANTED
     assert f"hub/models--some-org--Tiny-Llama/snapshots/{result['revision']}" in result["folder"]
     assert result["data"] == DATA
-    asked = {served.path.rpartition("/")[2] for served in hub.requests}
-    assert not asked & {"pytorch_model.bin", "consolidated.safetensors", "modeling_tiny.py", "model.onnx"}
+    requested = {served.path.rpartition("/")[2] for served in hub.requests}
+    assert not requested & {"pytorch_model.bin", "consolidated.safetensors", "modeling_tiny.py", "model.onnx"}
 
     total = sum(len(FILES[shard]) for shard in SHARDS)
     steps = result["steps"]

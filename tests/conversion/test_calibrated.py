@@ -50,7 +50,7 @@ FIRST = {
     "gpt2",  # turned matrices
     "falcon-40b",  # parallel, two norms
     "olmo2",  # norms after, nothing to fold into
-    "deepseek-v2-lite",  # latent attention, shared experts, a first dense layer
+    "deepseek-v2",  # latent attention, shared experts, a first dense layer
     "mixtral",
     "gemma2",  # an offset in norms, four norms a layer
     "qwen2moe-fused-no-biases",  # experts in one tensor that leave one by one, a gated shared expert
@@ -107,11 +107,11 @@ def logits(folder: Path) -> np.ndarray:
 )
 def test_folders_of_every_architecture_give_the_sources_logits(name: str, tmp_path: Path) -> None:
     result, source = calibrated(name, tmp_path, WHOLE_ROWS if name.startswith("deepseek") else EIGHT_BIT)
-    found = {folder.output.request.method: logits(folder.output.folder) for folder in result.outputs}
-    assert found.keys() == {"awq", "gptq"}
-    correlation = {method: correlations(each, source) for method, each in found.items()}
-    assert min(each.mean() for each in correlation.values()) > MEAN, correlation
-    assert min(each.min() for each in correlation.values()) > LEAST, correlation
+    by_method = {folder.output.request.method: logits(folder.output.folder) for folder in result.outputs}
+    assert by_method.keys() == {"awq", "gptq"}
+    correlation = {method: correlations(values, source) for method, values in by_method.items()}
+    assert min(values.mean() for values in correlation.values()) > MEAN, correlation
+    assert min(values.min() for values in correlation.values()) > LEAST, correlation
     assert [folder.failed for folder in result.outputs] == [(), ()]
     # every linear's error is noted, and none is at a loss in 8 bit
     for folder in result.outputs:
@@ -329,7 +329,7 @@ def test_a_run_that_was_stopped_goes_on_only_with_its_own_options_or_is_thrown_a
     assert run(deep, tmp_path, others[1:], force=True).resumed_layers == 0
     assert {path.name for path in tmp_path.iterdir()} == {"M-AWQ", "M-GPTQ"}
     assert hashes(tmp_path / "M-GPTQ") != {
-        name.removeprefix("M-GPTQ/"): each for name, each in undisturbed.items() if name.startswith("M-GPTQ/")
+        name.removeprefix("M-GPTQ/"): digest for name, digest in undisturbed.items() if name.startswith("M-GPTQ/")
     }
 
 

@@ -33,18 +33,18 @@ TYPES = {"gpt-oss-mxfp4": "mxfp4"}
 def native(name: str) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """Tensors and config of a case's model as transformers itself has them: no family's data is in between."""
     case, known = all_cases()[name][1], expected(name).native
-    tensors = {each: weight(case.seed, each, tuple(shape)) for each, shape in known["layout"].items()}
+    tensors = {tensor: weight(case.seed, tensor, tuple(shape)) for tensor, shape in known["layout"].items()}
     if case.publish:
         # a layout may tie the native model down too
         case.publish(known["config"], tensors)
     return tensors, known["config"]
 
 
-def assert_transformers_own(found: np.ndarray, name: str) -> None:
+def assert_transformers_own(actual: np.ndarray, name: str) -> None:
     """Equal up to how they are stored, in half precision: half a unit of the last place, and little more."""
     known = expected(name).logits
     allowed = 0.5 * np.spacing(np.abs(known).astype(np.float16)).astype(np.float32) + 1e-4 * known.std()
-    assert (np.abs(found - known) <= allowed).all(), f"{np.abs(found - known).max() / known.std():.2%} of their std"
+    assert (np.abs(actual - known) <= allowed).all(), f"{np.abs(actual - known).max() / known.std():.2%} of their std"
 
 
 def test_every_architecture_of_the_reference_is_compared() -> None:
@@ -117,7 +117,7 @@ def test_a_converted_checkpoint_passes_the_check_of_its_logits(
         main()
     answer = capsys.readouterr()
     assert left.value.code == 0, answer.err
-    (check,) = [each for each in json.loads(answer.out)["outputs"][0]["checks"] if each["name"] == "logits"]
+    (check,) = [entry for entry in json.loads(answer.out)["outputs"][0]["checks"] if entry["name"] == "logits"]
     assert check["status"] == "passed", check
 
 

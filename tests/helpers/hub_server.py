@@ -183,12 +183,12 @@ def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
                 hub.failures[name] -= 1
                 self._answer(503, b"")
                 return
-            asked = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range") or "")
-            if asked is None or hub.ignore_ranges:
+            byte_range = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range") or "")
+            if byte_range is None or hub.ignore_ranges:
                 self._answer(200, data, headers, name)
                 return
-            start = int(asked[1])
-            stop = min(int(asked[2]) + 1 if asked[2] else len(data), len(data))
+            start = int(byte_range[1])
+            stop = min(int(byte_range[2]) + 1 if byte_range[2] else len(data), len(data))
             headers = {**headers, "Content-Range": f"bytes {start}-{stop - 1}/{len(data)}"}
             self._answer(206, data[start:stop], headers, name)
 

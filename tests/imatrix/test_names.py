@@ -35,7 +35,7 @@ TURNED = "attn_k_b.weight"
 BY_HEAD = "attn_v_b.weight"
 
 
-class Keep:
+class KeptSquares:
     """A watcher that keeps the sums of squares of every linear's input."""
 
     def __init__(self) -> None:
@@ -44,8 +44,8 @@ class Keep:
     def dense(self, layer: LayerLinears, tensors: Tensors, statistics: Mapping[str, Statistics]) -> Tensors:
         for group in layer.inputs:
             if group.key in statistics:
-                found = statistics[group.key].squares, statistics[group.key].tokens
-                self.squares |= {(linear.name, linear.index): found for linear in group.linears}
+                actual = statistics[group.key].squares, statistics[group.key].tokens
+                self.squares |= {(linear.name, linear.index): actual for linear in group.linears}
         return tensors
 
     def expert(
@@ -55,7 +55,7 @@ class Keep:
 
 
 def squares_of(native: Native, tokens: NDArray[np.int32], folder: Path) -> Squares:
-    keep = Keep()
+    keep = KeptSquares()
     folder.mkdir()
     with Stream(native, tokens, folder, threads=2, gram=False) as stream:
         stream.embed()

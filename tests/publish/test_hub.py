@@ -73,10 +73,10 @@ def child(endpoint: str, folder: Path) -> tuple[list[str], dict[str, str]]:
     return command, {**kept, **settings(endpoint, folder, "hf_writer")}
 
 
-def push(endpoint: str, folder: Path, repo: str = REPO, token: str | None = "hf_writer", **asked: Any) -> Any:
+def push(endpoint: str, folder: Path, repo: str = REPO, token: str | None = "hf_writer", **options: Any) -> Any:
     errors = io.StringIO()
     with environment(settings(endpoint, folder, token)), contextlib.redirect_stderr(errors):
-        answer = pushed(str(folder), repo, **asked)
+        answer = pushed(str(folder), repo, **options)
     assert errors.getvalue() == ""
     return answer
 
@@ -156,7 +156,7 @@ def test_nobody_logged_in_is_told_how_before_anything_is_asked(hub: UploadHub, f
 
 
 @pytest.mark.parametrize(
-    ("refuse", "asked", "words"),
+    ("refuse", "options", "words"),
     [
         (None, {"token": "hf_wrong"}, ("refused the token", "(401)", "hf auth login")),
         (None, {"repo": "others/Tiny"}, ("cannot write to others/Tiny", "403", "write access to others")),
@@ -175,10 +175,10 @@ def test_nobody_logged_in_is_told_how_before_anything_is_asked(hub: UploadHub, f
     ids=lambda value: "-".join(map(str, value[:2])) if isinstance(value, tuple) else None,
 )
 def test_what_the_hub_refuses_is_one_sentence_with_what_to_do(
-    hub: UploadHub, folder: Path, refuse: tuple[str, int, str] | None, asked: dict[str, str], words: tuple[str, ...]
+    hub: UploadHub, folder: Path, refuse: tuple[str, int, str] | None, options: dict[str, str], words: tuple[str, ...]
 ) -> None:
     hub.refuse = [refuse] if refuse else []
-    answer = push(hub.endpoint, folder, **asked)
+    answer = push(hub.endpoint, folder, **options)
     assert answer["error"] == "PublishError"
     assert all(word in answer["sentence"] for word in words), answer["sentence"]
     assert "\n" not in answer["sentence"] and "http" not in answer["sentence"]

@@ -41,7 +41,7 @@ def test_a_command_gives_its_document_its_time_and_its_peak(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize(
-    ("words", "kind", "said"),
+    ("words", "kind", "sentence"),
     [
         (("gguf", "nowhere", "-t", "q8_0"), QuantkitError, "neither an existing folder nor a hub id"),
         (("gguf", "nowhere", "-t", "q9"), UsageError, "unknown quantization type 'q9'"),
@@ -49,11 +49,11 @@ def test_a_command_gives_its_document_its_time_and_its_peak(tmp_path: Path) -> N
     ],
 )
 def test_a_failure_comes_through_as_its_one_sentence(
-    words: tuple[str, ...], kind: type[QuantkitError], said: str
+    words: tuple[str, ...], kind: type[QuantkitError], sentence: str
 ) -> None:
     with pytest.raises(kind) as caught:
         run_command(words)
-    assert said in str(caught.value) and "\n" not in str(caught.value)
+    assert sentence in str(caught.value) and "\n" not in str(caught.value)
     assert not isinstance(caught.value, CheckpointError)
 
 

@@ -106,7 +106,7 @@ def find_family(config: Mapping[str, Any]) -> Family:
     """The family of the architecture that config.json names, see `complete_architecture`.
 
     Raises:
-        UnsupportedError: no family has this architecture; the message says how to add one and names the nearest ones.
+        UnsupportedError: no family has this architecture; the message names the nearest ones and the way to add one.
         UsageError: a user's family file cannot be loaded.
     """
     known = {name: family for family in all_families() for name in family.architectures}

@@ -13,12 +13,12 @@ __all__ = ["TOKENS", "VOCAB", "Case", "all_cases", "forward_cases", "weight", "w
 @cache
 def all_cases() -> dict[str, tuple[str, Case]]:
     """Case name -> (group, case), of every module here that has CASES."""
-    found: dict[str, tuple[str, Case]] = {}
+    cases: dict[str, tuple[str, Case]] = {}
     for entry in pkgutil.iter_modules(__path__):
         for case in getattr(importlib.import_module(f"{__name__}.{entry.name}"), "CASES", ()):
-            assert case.name not in found, case.name
-            found[case.name] = (entry.name, case)
-    return found
+            assert case.name not in cases, case.name
+            cases[case.name] = (entry.name, case)
+    return cases
 
 
 def forward_cases() -> dict[str, tuple[str, Case]]:
