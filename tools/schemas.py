@@ -475,6 +475,19 @@ BAKE = OneOf(
     )
 )
 
+LORA = {
+    "command": Const(("lora",)),
+    "dry_run": "boolean",
+    "family": "string",
+    "origin": ORIGIN,
+    "file": "string",
+    "type": "string",
+    "bytes": "integer",
+    "sha256": "string?",
+    # name -> type and shape, outermost dimension first
+    "tensors": Map({"type": "string", "shape": ["integer"]}),
+}
+
 SCHEMAS = {
     "quantkit": ("quantkit.json, the origin record beside every output", RECORD),
     "report": ("report.json of `quantkit measure`", REPORT),
@@ -483,6 +496,7 @@ SCHEMAS = {
         "`--format json` of measure: report.json with the command and the folder of the report",
         {"command": Const(("measure",)), "report": "string", **REPORT},
     ),
+    "lora": ("`--format json` of lora", LORA),
     "plan": ("`--format json` of plan", PLAN),
     "run": ("`--format json` of run", RUN),
     "inspect": ("`--format json` of inspect", INSPECT),

@@ -62,6 +62,8 @@ def lora(
             "type": file.type.name,
             "bytes": file.layout.size,
             "sha256": written and written.sha256,
-            "tensors": {tensor.name: [tensor.type.name, *tensor.shape] for tensor in file.tensors},
+            "tensors": {
+                tensor.name: {"type": tensor.type.name, "shape": list(tensor.shape)} for tensor in file.tensors
+            },
         }
     )

@@ -4,7 +4,7 @@ Format: llama.cpp's convert_lora_to_gguf.py and src/llama-adapter.cpp. For a ten
 NAME.lora_a (r, in) and NAME.lora_b (out, r). llama.cpp adds alpha / r times their product.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -170,28 +170,42 @@ def _is_tied(matcher: Matcher) -> bool:
 def _tensors(
     matcher: Matcher, adapter: Adapter, products: Sequence[Product], alpha: float, kind: FileType
 ) -> tuple[AdapterTensor, ...]:
-    by_source: dict[str, list[MappedTensor]] = {}
-    for mapped in matcher.mapped:
-        for source in dict.fromkeys(part.source for part in mapped.parts):
-            by_source.setdefault(source, []).append(mapped)
     adapted = {product.name: product for product in products}
-    written: dict[str, tuple[AdapterTensor, AdapterTensor]] = {}
-    for product in products:
-        for mapped in by_source.get(product.name, []):
-            missing = [part.source for part in mapped.parts if part.source not in adapted]
-            if missing:
-                raise UnsupportedError(
-                    f"{adapter.source} changes {product.name} but not {missing[0]}; llama.cpp has both in"
-                    f" {mapped.name}, {_MERGE}"
-                )
-            written[mapped.name] = _pair(matcher, adapter, mapped, adapted, alpha, kind)
-    if not written:
+    targets = [mapped for mapped in matcher.mapped if any(part.source in adapted for part in mapped.parts)]
+    for mapped in targets:
+        sources = [part.source for part in mapped.parts]
+        missing = [source for source in sources if source not in adapted]
+        if missing:
+            present = next(source for source in sources if source in adapted)
+            raise UnsupportedError(
+                f"{adapter.source} changes {present} but not {missing[0]}; llama.cpp has both in"
+                f" {mapped.name}, {_MERGE}"
+            )
+    if not targets:
         raise CheckpointError(f"{adapter.source} has no low-rank matrices; save the adapter again")
-    return tuple(tensor for pair in written.values() for tensor in pair)
+    places = {product.name: place for place, product in enumerate(products)}
+    pairs = [_pair(adapter, mapped, adapted, alpha, kind) for mapped in _in_order(targets, places)]
+    return tuple(tensor for pair in pairs for tensor in pair)
+
+
+def _in_order(targets: Sequence[MappedTensor], places: Mapping[str, int]) -> list[MappedTensor]:
+    """The order of llama.cpp's script: that of the adapter, but the experts of a layer together, once all were read."""
+    last: dict[str, int] = {}
+    for mapped in targets:
+        if len(mapped.parts) > 1:
+            layer = mapped.name.rpartition(".ffn_")[0]
+            last[layer] = max(last.get(layer, 0), *(places[part.source] for part in mapped.parts))
+
+    def key(mapped: MappedTensor) -> tuple[int, str]:
+        first = mapped.parts[0].source
+        if len(mapped.parts) == 1:
+            return places[first], ""
+        return last[mapped.name.rpartition(".ffn_")[0]], first
+
+    return sorted(targets, key=key)
 
 
 def _pair(
-    matcher: Matcher,
     adapter: Adapter,
     mapped: MappedTensor,
     adapted: dict[str, Product],
@@ -199,6 +213,11 @@ def _pair(
     kind: FileType,
 ) -> tuple[AdapterTensor, AdapterTensor]:
     first = adapted[mapped.parts[0].source]
+    if first.embedding and mapped.name != _EMBEDDING:
+        raise UnsupportedError(
+            f"{adapter.source} changes the embedding {first.name}; llama.cpp applies adapters to {_EMBEDDING} only,"
+            f" {_MERGE}"
+        )
     if mapped.adjust is not None or mapped.cut_shape is not None:
         raise UnsupportedError(
             f"{adapter.source} changes {first.name}, which llama.cpp stores in another form ({mapped.name}); {_MERGE}"
@@ -208,7 +227,8 @@ def _pair(
         product, take = adapted[part.source], part.take
         if product.rank != first.rank or take.transposed != product.transposed:
             raise UnsupportedError(
-                f"the matrices of {shown(product.module)} cannot be stacked in {mapped.name}; {_MERGE}"
+                f"{adapter.source} changes {product.name}, which llama.cpp stores in another form ({mapped.name});"
+                f" {_MERGE}"
             )
         out, inputs = (take.columns, take.rows) if take.transposed else (take.rows, take.columns)
         factor = adapter.config.scaling_of(product.module) * product.rank / alpha if alpha else 1.0
