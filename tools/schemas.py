@@ -480,12 +480,16 @@ LORA = {
     "dry_run": "boolean",
     "family": "string",
     "origin": ORIGIN,
-    "file": "string",
-    "type": "string",
-    "bytes": "integer",
-    "sha256": "string?",
-    # name -> type and shape, outermost dimension first
-    "tensors": Map({"type": "string", "shape": ["integer"]}),
+    "outputs": [
+        {
+            "file": "string",
+            "type": "string",
+            "bytes": "integer",
+            "sha256": "string?",
+            # name -> type and shape, outermost dimension first
+            "tensors": Map({"type": "string", "shape": ["integer"]}),
+        }
+    ],
 }
 
 SCHEMAS = {

@@ -2,12 +2,15 @@
 
 from contextlib import closing
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from quantkit.cli.options import DryRunOption, ForceOption, OfflineOption, check_name, output_option
 from quantkit.cli.output import Out
+
+if TYPE_CHECKING:
+    from quantkit.outputs.adapter_gguf import AdapterFile
 
 
 def lora(
@@ -20,9 +23,16 @@ def lora(
         str,
         typer.Option(metavar="SOURCE", help="The adapter's base model: a folder or a hub id.", show_default=False),
     ],
-    type_: Annotated[
-        str, typer.Option("--type", "-t", metavar="TYPE", help="Type of the matrices: f32, f16, bf16 or q8_0.")
-    ] = "f32",
+    types: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--type",
+            "-t",
+            metavar="TYPE",
+            help="Type of the matrices: f32, f16, bf16 or q8_0; repeat for more.",
+            show_default="f32",
+        ),
+    ] = None,
     output: Annotated[Path, output_option("DIR", "Folder of the outputs.", "here")] = Path(),
     name: Annotated[
         str | None, typer.Option(metavar="NAME", help="Name of the output.", show_default="the adapter's")
@@ -41,29 +51,41 @@ def lora(
     from quantkit.adapters import AdapterRequest, open_adapter
     from quantkit.conversion.adapter_gguf import write_adapter_gguf
     from quantkit.families import open_model
+    from quantkit.files import refuse_existing
     from quantkit.outputs.adapter_gguf import plan_adapter_file
 
     check_name(name)
     with out.progress() as progress:
         opened = open_adapter(AdapterRequest(adapter), offline=offline, progress=progress)
         with closing(opened), open_model(base, offline=offline, headers_only=True, progress=progress) as model:
-            file = plan_adapter_file(model, opened, type_.lower(), output, name)
-            written = None if dry_run else write_adapter_gguf(file, opened, force=force, progress=progress)
-    record = file.origin["adapters"][0]
-    out.say(f"{file.path}: {record['kind']} of rank {record['rank']}, {len(file.tensors)} tensors")
-    out.say(f"run it with llama.cpp: llama-cli -m BASE.gguf --lora {file.path.name}")
+            names = dict.fromkeys(type_.lower() for type_ in types or ["f32"])
+            files = [plan_adapter_file(model, opened, type_, output, name) for type_ in names]
+            refuse_existing([file.path for file in files], force=force)
+            hashes = [
+                None if dry_run else write_adapter_gguf(file, opened, force=force, progress=progress).sha256
+                for file in files
+            ]
+    origin = files[0].origin
+    record = origin["adapters"][0]
+    for file in files:
+        out.say(f"{file.path}: {record['kind']} of rank {record['rank']}, {len(file.tensors)} tensors")
+    out.say(f"run it with llama.cpp: llama-cli -m BASE.gguf --lora {files[0].path.name}")
     out.document(
         {
             "command": "lora",
             "dry_run": dry_run,
-            "family": file.family,
-            "origin": file.origin,
-            "file": str(file.path),
-            "type": file.type.name,
-            "bytes": file.layout.size,
-            "sha256": written and written.sha256,
-            "tensors": {
-                tensor.name: {"type": tensor.type.name, "shape": list(tensor.shape)} for tensor in file.tensors
-            },
+            "family": files[0].family,
+            "origin": origin,
+            "outputs": [_output(file, sha256) for file, sha256 in zip(files, hashes, strict=True)],
         }
     )
+
+
+def _output(file: "AdapterFile", sha256: str | None) -> dict[str, Any]:
+    return {
+        "file": str(file.path),
+        "type": file.type.name,
+        "bytes": file.layout.size,
+        "sha256": sha256,
+        "tensors": {tensor.name: {"type": tensor.type.name, "shape": list(tensor.shape)} for tensor in file.tensors},
+    }

@@ -23,7 +23,7 @@ THEIRS = json.loads(Path(__file__).with_name("adapter_gguf.json").read_text())
 def adapter_gguf(adapter: Path, base: Path, out: Path, kind: str = "f32") -> Path:
     answer = quantkit("lora", adapter, "--base", base, "-t", kind, "-o", out, "--format", "json")
     assert answer.code == 0, answer.stderr
-    return Path(json.loads(answer.stdout)["file"])
+    return Path(json.loads(answer.stdout)["outputs"][0]["file"])
 
 
 @pytest.mark.parametrize("name", FAMILIES)

@@ -24,7 +24,7 @@ COMMANDS_TO_RUN = [
     ("conversion", "gguf FOLDER -t bf16 -t q4_0 --dry-run"),
     ("conversion", "gguf FOLDER --adapter ADAPTER -t q4_0 --dry-run"),
     ("lora", "lora ADAPTER --base FOLDER"),
-    ("lora", "lora ADAPTER --base FOLDER -t q8_0 --dry-run"),
+    ("lora", "lora ADAPTER --base FOLDER -t f16 -t q8_0 --dry-run"),
     ("inspect", "inspect FOLDER"),
     ("inspect", "inspect FOLDER-GGUF"),
     ("inspect", "inspect FOLDER-GGUF/FOLDER-Q8_0.gguf"),
