@@ -22,7 +22,7 @@ def user_path(text: str) -> Path:
 
 
 def path_is(path: Path, kind: Callable[[Path], bool] = Path.exists) -> bool:
-    """Whether `path` exists as `kind` (Path.is_file, Path.is_dir) says; False for a name that no file can have."""
+    """Whether `path` exists as `kind` (Path.is_file, Path.is_dir); False for a name that no file can have."""
     try:
         return kind(path)
     except (OSError, ValueError):  # a name too long for the file system, or with a null byte
@@ -117,6 +117,14 @@ def occupied(paths: Iterable[Path]) -> int:
     """Bytes on the disk that the existing files of `paths` take; of a folder, its files."""
     files = (file for path in paths for file in (path.iterdir() if path.is_dir() else (path,)))
     return sum(file.stat().st_blocks * 512 for file in files if file.is_file())
+
+
+def remove(path: Path) -> None:
+    """Remove a file, or a folder with its content; nothing happens where `path` does not exist."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def require_space(folder: Path, needed: int, reusable: Iterable[Path] = ()) -> None:

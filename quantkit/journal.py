@@ -1,8 +1,8 @@
 """Journals: the finished steps of a long run, so that a kill costs one step.
 
 A journal is a file of JSON lines. The first line names the format and the version. Every line carries a CRC-32 of
-itself and of all lines before it, so a damaged, missing or moved line is noticed before anything is taken from it.
-A power cut may lose the last lines or leave zeros in their place: these are taken as not written.
+itself and of all lines before it. The check finds a damaged, missing or moved line before the journal is used. A power
+cut may lose the last lines or leave zeros in their place; these count as not written.
 """
 
 import fcntl
@@ -22,13 +22,13 @@ _CRC = "crc32"
 
 
 class DamagedJournal(Exception):
-    """A journal is not as quantkit wrote it. The message says where."""
+    """A journal is not as quantkit wrote it. The message names the place."""
 
 
 class JournalFile:
     """An open, locked file of journal lines; `lines` are those after the head, `head` is None in a new file.
 
-    The caller judges `head`, then calls `start` to write a new file, or `append` to continue this one.
+    The caller checks `head`. Then it calls `start` to write a new file, or `append` to continue this one.
     """
 
     def __init__(self, path: Path, busy: str, boot: str = "") -> None:
@@ -110,8 +110,8 @@ class Journal:
         `outlasts_restart`: finished steps count after a restart of the machine too, because what they wrote is checked.
 
         Raises:
-            OutputError: another process holds it, it is damaged, or it belongs to another source or other options
-                (the last two unless `force`).
+            OutputError: another process uses it. Without `force` also if it is damaged, or belongs to another source or
+                to other options.
         """
         self.path = path
         self._head = {"format": FORMAT, "version": VERSION, "fingerprint": fingerprint, "files": list(files)}

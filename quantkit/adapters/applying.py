@@ -77,7 +77,7 @@ class _Merger:
         self.changes.setdefault(name, []).append(change)
 
     def _find(self, adapter: Adapter, module: str, leaf: str, *, stays_tied: bool = False) -> str:
-        """The checkpoint's tensor that a module of the adapter is; a tied head becomes a tensor of its own."""
+        """The checkpoint's tensor that a module of the adapter is; a tied head becomes a separate tensor."""
         matcher = self.matcher
         name = matcher.find(module, leaf)
         if name is None and leaf == "weight" and matcher.is_tied_head(module):

@@ -60,16 +60,17 @@ ReadOver = Callable[[str, int, int, StoredRows], npt.NDArray[Any]]
 class Checkpoint:
     """A checkpoint. No weights are in memory; many threads can call `read_rows` at once.
 
-    name           last component of the folder or of the hub id
-    source         as the user named it
-    repo_id        the hub repository, None for a folder
-    revision       the hub commit hash, None for a folder
-    folder         local folder with config.json and the tokenizer files
-    config         the parsed config.json
-    tensors        every tensor by name, in order of names; scales of f8 weights are not among them
-    adapters       the adapters that its rows are merged with, in order
-    notes          a sentence for the user on each thing that was undone or omitted
-    header_sha256  sha256 of each weight file's header (of the pickle for torch's files), for the record of origin
+    Attributes:
+        name: last component of the folder or of the hub id.
+        source: the name that the user gave.
+        repo_id: the hub repository; None for a folder.
+        revision: the hub commit hash; None for a folder.
+        folder: local folder with config.json and the tokenizer files.
+        config: the parsed config.json.
+        tensors: every tensor by name, in order of names, without the scales of f8 weights.
+        adapters: the adapters that are merged into the rows, in order.
+        notes: a sentence for the user on each undone or omitted thing.
+        header_sha256: sha256 of each weight file's header, for the record of origin; of a torch file, the pickle's.
     """
 
     def __init__(
@@ -104,7 +105,7 @@ class Checkpoint:
         return self._weights.descriptors is not None
 
     def amend(self, config: dict[str, Any], tensors: Mapping[str, TensorInfo], note: str) -> None:
-        """Replace the config and the tensors by what the weights show; `note` says so."""
+        """Replace the config and the tensors by what the weights show; `note` tells the user."""
         self.config = config
         self.tensors = MappingProxyType(dict(sorted(tensors.items())))
         self.notes = (*self.notes, note)
@@ -188,7 +189,7 @@ class Checkpoint:
 def read_exactly(descriptor: int, tensor: TensorInfo, position: int, nbytes: int, where: str) -> npt.NDArray[np.uint8]:
     """`nbytes` bytes of a tensor's file from byte `position`; `where` names the checkpoint in messages.
 
-    Raises CheckpointError if the file ends early, ReadError if the disk cannot read it.
+    Raises ReadError: the file ends early now, because it changed, or the disk cannot read it.
     """
     buffer = np.empty(nbytes, np.uint8)
     view, done = buffer.data, 0
@@ -201,7 +202,7 @@ def read_exactly(descriptor: int, tensor: TensorInfo, position: int, nbytes: int
                 f"check the disk"
             ) from error
         if got == 0:
-            raise CheckpointError(
+            raise ReadError(
                 f"{tensor.file} of {where} ended in the middle of tensor {shown(tensor.name)}; "
                 f"it changed since it was opened, download it again"
             )

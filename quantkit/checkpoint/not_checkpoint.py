@@ -44,7 +44,7 @@ def describe_names(names: Collection[str]) -> str | None:
 def describe_folder(folder: Path) -> str | None:
     """A sentence on the content of a local folder, with the next step; None if unknown.
 
-    It names a checkpoint inside the folder (of a hub cache, of a training run), or the base model of an adapter.
+    It names a checkpoint inside a hub cache or a training run, or the base model of an adapter.
     """
     try:
         names = [entry.name for entry in folder.iterdir()]

@@ -111,8 +111,10 @@ def open_checkpoint(
     so a model that they refuse costs no download of weights. `progress`: one stage, "downloading", in bytes of
     all weight files.
 
-    Raises CheckpointError (HubError from the hub), UnsupportedError for weights already quantized or of an unknown
-    dtype, MissingExtraError for torch files without torch. Each message is one sentence.
+    Raises:
+        CheckpointError: a file is missing or malformed; HubError for a hub id.
+        UnsupportedError: the weights are quantized already, or of an unknown dtype.
+        MissingExtraError: the weights are torch files, and torch is not installed.
     """
     where = parse_source(source)
     if isinstance(where, Path):

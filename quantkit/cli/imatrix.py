@@ -33,7 +33,7 @@ def imatrix(
 ) -> None:
     """Compute an importance matrix over a calibration text.
 
-    It says how much each input of each weight matters. The file has the format of llama.cpp's llama-imatrix: llama-
+    It holds the importance of each input of each weight. The file has the format of llama.cpp's llama-imatrix: llama-
     quantize and quantkit gguf --imatrix read it. The model runs layer by layer, in the memory of one layer, and needs
     no GGUF. After a kill the same command resumes.
 

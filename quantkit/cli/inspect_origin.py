@@ -7,6 +7,7 @@ from quantkit.inspection.description import Description
 
 
 def origin_lines(description: Description) -> list[tuple[str, str]]:
+    """(label, text) lines for the origin and the checks in quantkit.json, or for the hub revision."""
     if description.outputs and isinstance(description.origin, Mapping):
         entries = [entry for entry in description.origin.values() if isinstance(entry, dict)]
         return [("origin", _made(entries[0]))] if entries else []

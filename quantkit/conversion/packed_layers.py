@@ -8,8 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantkit.forward.linears import Input, LayerLinears, Linear, NormFold, RowFold
-from quantkit.outputs.packed_folders import FolderPlan, FolderRequest
-from quantkit.packed.packing import pack_awq, pack_gptq
+from quantkit.machine import release_freed_memory
+from quantkit.outputs.packed_folders import FolderPlan
+from quantkit.packed.formats import CalibratedFormat, FolderRequest
 from quantkit.packed.writer import FolderWriter
 from quantkit.quant.awq import search_scale
 from quantkit.quant.awq_nearest import quantize_awq
@@ -26,9 +27,9 @@ Array = NDArray[np.float32]
 Tensors = dict[str, Array]
 Sums = Mapping[str, Statistics]
 
-# The scale of a norm before routed experts is searched on so many experts, and on so many rows of each.
+# The scale of a norm before routed experts is searched on this many experts, with this many rows each.
 _SAMPLED_EXPERTS, _SAMPLED_ROWS = 8, 512
-# The output error of a linear is measured on so many rows, evenly spread.
+# The output error of a linear is measured on this many rows, evenly spread.
 _ERROR_ROWS = 128
 
 
@@ -82,6 +83,7 @@ class LayerQuantizer:
         """The factor of an input's Gram matrix. A damping that had to be raised is recorded."""
         statistics, name = sums[entry.key], f"the input of {entry.linears[0].name}"
         assert statistics.gram is not None
+        release_freed_memory()  # of the threads that rounded the last input
         factored = factor(
             statistics.gram,
             statistics.gram_tokens,
@@ -90,6 +92,7 @@ class LayerQuantizer:
             name=name,
             workers=self.workers,
         )
+        release_freed_memory()
         if factored.raised:
             self.damping[entry.key] = factored.damp
         return factored
@@ -116,11 +119,13 @@ class LayerQuantizer:
 
     def write_quantized(self, tensors: Tensors, linear: Linear, quantized: Quantized, gram: Array) -> None:
         """Write a quantized linear and measure the relative error of its output over the calibration text."""
+        folder_format, request = self.plan.format, self.plan.request
+        assert isinstance(folder_format, CalibratedFormat)
+        quantized = folder_format.as_stored(quantized, request)
         weight, rounded = matrix(tensors, linear), quantized.dequantized()
         rows = slice(None, None, -(-len(weight) // _ERROR_ROWS))
         self.errors[linear.name] = output_error(weight[rows], rounded[rows], gram)[1]
-        pack = pack_awq if self.plan.request.method == "awq" else pack_gptq
-        for suffix, values in pack(quantized).items():
+        for suffix, values in folder_format.pack(quantized, request).items():
             self._write(f"{linear.name}.{suffix}", values)
         if self.propagate:
             weight[:] = rounded
@@ -153,8 +158,8 @@ class GptqQuantizer(LayerQuantizer):
 class AwqQuantizer(LayerQuantizer):
     """AWQ (arXiv 2306.00978): fold scales into what precedes a linear, clip the ranges, round with error feedback.
 
-    Inputs are visited from the last to the first, since a scale changes the rows of the linear before it. So the factor
-    of one input serves the search of its scale and the rounding, and no two are in memory.
+    Inputs are visited from the last to the first, since a scale changes the rows of the linear before it. The factor of
+    one input serves the search of its scale and the rounding. Only one factor is in memory.
     """
 
     def begin(self) -> None:
@@ -262,7 +267,7 @@ def _fold_of(layer: LayerLinears, entry: Input) -> NormFold | RowFold | None:
 
 def quantizer_of(request: FolderRequest) -> type[LayerQuantizer]:
     """The algorithm of a folder."""
-    if request.method == "gptq":
+    if request.algorithm_used == "gptq":
         return GptqQuantizer
     return NearestAwqQuantizer if request.rounding == "nearest" else AwqQuantizer
 

@@ -37,6 +37,7 @@ class Layer:
         return values
 
     def norm(self, name: str, x: Array, norm: Norm, eps: float | None = None) -> Array:
+        """x after the norm `name` of the layer, with its weight and bias if it has them."""
         bias = name + ".bias"
         return normalise(
             x,
@@ -256,7 +257,7 @@ def _excluded(
 
 
 def _latent(part: Attention, layer: Layer, x: Array) -> tuple[Array, Array, Array, Array]:
-    """DeepSeek-V2's multi-head latent attention (arXiv 2405.04434): as `_plain`, values of a width of their own.
+    """DeepSeek-V2's multi-head latent attention (arXiv 2405.04434): as `_plain`, but values have another width.
 
     The last of the results are the compressed queries (n, rank), or x if the model has none.
     """

@@ -1,6 +1,6 @@
 """Mamba 2 (arXiv 2405.21060) in chunks of tokens, with a state between chunks (section 6, block decomposition).
 
-For each head, with values x, keys B, queries C, time steps d > 0 and the decay rate a < 0:
+Each head has values x, keys B, queries C, time steps d > 0 and a decay rate a < 0:
 
     H_t = exp(d_t a) H_{t-1} + d_t B_t x_t'        y_t = H_t' C_t + D x_t
 """
@@ -12,9 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantkit.forward.arithmetic import activation, normalise
-from quantkit.forward.arrays import Array, device, empty, namespace, place
+from quantkit.forward.arrays import Array, device, namespace, place
 from quantkit.forward.attention import Layer
-from quantkit.forward.chunks import CHUNK, by_head, later, softplus
+from quantkit.forward.chunks import Decays, recurrence, softplus
 from quantkit.forward.description import Config, Mamba2, Norm
 from quantkit.forward.short_convolution import convolved
 
@@ -47,6 +47,7 @@ class Sizes:
 
 
 def sizes_of(part: Mamba2, config: Config) -> Sizes:
+    """The sizes that config.json gives."""
     return Sizes(part.heads(config), part.head_width(config), part.groups(config), part.state(config))
 
 
@@ -94,22 +95,8 @@ def recurrent(queries: Array, keys: Array, values: Array, steps: Array, rate: Ar
 
     `values` are (n, heads, head width), `steps` (n, heads), `rate` (heads,), negative.
     """
-    n, heads, width = values.shape
-    shared_by = heads // keys.shape[1]
-    xp, where = namespace(values), device(values)
-    state = empty((heads, keys.shape[-1], width), values)
-    state[...] = 0.0
-    out = empty((n, heads, width), values)
-    for start in range(0, n, CHUNK):
-        rows = slice(start, min(start + CHUNK, n))
-        q, k = (by_head(part[rows], shared_by) for part in (queries, keys))
-        d = steps[rows].swapaxes(0, 1)
-        written = values[rows].swapaxes(0, 1) * d[..., None]
-        total = xp.cumsum(d * rate[:, None], axis=1)
-        # from token j to token i >= j; the mask comes first, because exp of a later j could overflow
-        between = xp.exp(total[:, :, None] - total[:, None, :] + later(q.shape[1], where))
-        since = xp.exp(total)[..., None]
-        out[rows] = ((q * since) @ state + (q @ k.swapaxes(1, 2) * between) @ written).swapaxes(0, 1)
-        remaining = xp.exp(total[:, -1:] - total)[..., None]
-        state = state * since[:, -1:] + (k * remaining).swapaxes(1, 2) @ written
-    return out
+
+    def write(rows: slice, _keys: Array, _decays: Decays, _state: Array) -> Array:
+        return values[rows].swapaxes(0, 1) * steps[rows].swapaxes(0, 1)[..., None]
+
+    return recurrence(queries, keys, values, steps * rate, write)

@@ -18,8 +18,9 @@ Fits = Callable[[Any], Fault]
 def parse_record(path: Path) -> dict[str, Any]:
     """The whole record of the file `path`, which exists.
 
-    Raises CheckpointError: the file cannot be read, is not JSON that can be written again (NaN, a lone surrogate), is
-    of another format or version, or a field has another type than quantkit writes.
+    Raises:
+        CheckpointError: the file is unreadable, not JSON, or of another format or version. Or a value cannot be written
+            again (NaN, a lone surrogate), or a field has another type than quantkit writes.
     """
     try:
         record = json.loads(path.read_bytes().decode("utf-8"))

@@ -1,13 +1,14 @@
-"""Compares models on the same windows. The reference and every candidate evaluate a window, then its logits are freed.
+"""Compare models on the same windows: the reference and every candidate evaluate a window, then its logits are freed.
 
-No file of logits is kept; the records of the tokens (see scores.RECORD) are small. Models that do not fit in memory
-together take turns, over as many windows as the disk has space for their logits.
+Only the records of the tokens are kept (see scores.RECORD), which are small. Models that do not fit in memory together
+take turns. A turn has as many windows as the disk has space for their logits.
 """
 
 import math
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,36 +19,45 @@ from quantkit.machine import available_memory
 from quantkit.measurement.engine import Array, Engine
 from quantkit.measurement.record_file import RecordFile
 from quantkit.measurement.scores import Scored, Scorer, records
+from quantkit.progress import SILENT, Progress
 from quantkit.texts.windows import Windows
 
 _SPOOL_BYTES = 8 << 30
 _MEMORY_SHARE = 0.7
 
 
-class Comparison:
-    """The records of `engines` (the first is the reference) over the windows of `texts`, all of one n_ctx.
+class ComparedModel(NamedTuple):
+    """A model of a comparison: its engine, its name for messages, and a short label for the progress."""
 
-    They are written to the folder `work` window by window, so a killed run resumes at its window. `names`: of the
-    engines, for messages.
+    engine: Engine
+    name: str
+    label: str = ""
+
+
+class Comparison:
+    """The records of `models` over the windows of `texts`. The first model is the reference.
+
+    The texts have windows of one n_ctx. The records are written to the folder `work` window by window, so a killed run
+    resumes at its window.
     """
 
-    def __init__(
-        self, engines: Sequence[Engine], names: Sequence[str], texts: Sequence[Windows], work: Path, *, threads: int
-    ) -> None:
-        self.engines, self.names, self.texts, self.work, self.threads = engines, names, texts, work, threads
+    def __init__(self, models: Sequence[ComparedModel], texts: Sequence[Windows], work: Path, *, threads: int) -> None:
+        self.models, self.texts, self.work, self.threads = models, texts, work, threads
+        self.engines = [model.engine for model in models]
         self.tokens = np.concatenate([text.tokens for text in texts])
         self.targets = np.concatenate([text.targets for text in texts])
         work.mkdir(parents=True, exist_ok=True)
         shape = self.targets.shape
-        self._files = [RecordFile(work / f"model-{number}.records", *shape) for number in range(len(engines))]
+        self._files = [RecordFile(work / f"model-{number}.records", *shape) for number in range(len(models))]
 
     def close(self) -> None:
-        """Close the files of records; the records stay."""
+        """Close the files of records; the records remain."""
         for file in self._files:
             file.close()
 
     @property
     def n_windows(self) -> int:
+        """The windows of all texts."""
         return len(self.tokens)
 
     def records(self, model: int, text: int) -> NDArray[np.void]:
@@ -61,46 +71,50 @@ class Comparison:
         known = losses[~np.isnan(losses)]
         return float(np.exp(known.mean())) if known.size else float("nan")
 
-    def run(
-        self,
-        *,
-        prepared: Callable[[int, int, int], object] = lambda model, done, of: None,
-        measured: Callable[[int], object] = lambda windows: None,
-    ) -> None:
+    def run(self, progress: Progress = SILENT) -> None:
         """Measure the windows that are not measured yet.
 
-        `prepared(model, done, of)` is called while a model takes the windows, `measured(windows)` with how many are
-        done for all models. Raises MeasureError for logits that are not finite, naming the model, the chunk and the
-        text.
+        Args:
+            progress: receives the stages of `Engine.prepare`, with the name of the model, and then one stage "chunks".
+
+        Raises:
+            MeasureError: a logit is not finite; the message names the model, the chunk and the text.
         """
         left = [window for window in range(self.n_windows) if not self._is_done(window)]
-        measured(self.n_windows - len(left))
-        if not left:
-            return
         try:
-            for number, engine in enumerate(self.engines):
+            for number, model in enumerate(self.models if left else ()):
                 folder = self.work / f"model-{number}"
                 folder.mkdir(exist_ok=True)
-                engine.prepare(self.tokens, folder, lambda done, of, number=number: prepared(number, done, of))  # type: ignore[misc]
+                model.engine.prepare(self.tokens, folder, _StagesOf(model.name, progress))
+            progress.start("chunks", self.n_windows)
+            self._measured = 0
+            self._advance(self.n_windows - len(left), progress)
             with Scorer(self.threads) as scorer:
                 if self._fit_together():
-                    self._side_by_side(left, scorer, measured)
+                    self._side_by_side(left, scorer, progress)
                 else:
-                    self._in_turns(left, scorer, measured)
+                    self._in_turns(left, scorer, progress)
         finally:
             for engine in self.engines:
                 engine.release()
 
-    def _side_by_side(self, left: Sequence[int], scorer: Scorer, measured: Callable[[int], object]) -> None:
+    def _advance(self, count: int, progress: Progress) -> None:
+        self._measured += count
+        values = [(model.label, self.perplexity_so_far(number)) for number, model in enumerate(self.models)]
+        # a line has space for a few models
+        known = [f" {label} {value:.4g}" for label, value in values if not np.isnan(value)][:4]
+        progress.advance(count, f"{self._measured} of {self.n_windows}:{''.join(known)}")
+
+    def _side_by_side(self, left: Sequence[int], scorer: Scorer, progress: Progress) -> None:
         for window in left:
             rows = self.engines[0].logits(window)
             scored = self._score(0, window, rows, scorer)
             for number in range(1, len(self.engines)):
                 self._compare(number, window, rows, scored, scorer)
             self._files[0].keep(window, records(scored))
-            measured(1)
+            self._advance(1, progress)
 
-    def _in_turns(self, left: Sequence[int], scorer: Scorer, measured: Callable[[int], object]) -> None:
+    def _in_turns(self, left: Sequence[int], scorer: Scorer, progress: Progress) -> None:
         at_once = self._windows_at_once()
         for start in range(0, len(left), at_once):
             batch = left[start : start + at_once]
@@ -120,7 +134,7 @@ class Comparison:
                 self._files[0].keep(window, records(scored[place]))
             del spool
             (self.work / "logits").unlink()
-            measured(len(batch))
+            self._advance(len(batch), progress)
 
     def _compare(self, number: int, window: int, reference: Array, scored: Scored, scorer: Scorer) -> None:
         if not np.isnan(self._files[number].values["loss"][window]).any():
@@ -137,8 +151,8 @@ class Comparison:
                 window -= len(self.texts[text].tokens)
                 text += 1
             raise MeasureError(
-                f"{self.names[number]} gives logits that are not finite (NaN or infinite) in chunk {window + 1} of"
-                f" {self.texts[text].name}; the file is damaged, or a weight overflows its type: convert it again"
+                f"{self.models[number].name} gives logits that are not finite (NaN or infinite) in chunk {window + 1}"
+                f" of {self.texts[text].name}; the file is damaged, or a weight overflows its type: convert it again"
             )
         return scored
 
@@ -151,3 +165,16 @@ class Comparison:
     def _windows_at_once(self) -> int:
         room = min(_SPOOL_BYTES, shutil.disk_usage(self.work).free // 2)
         return max(1, room // (4 * int(self.targets.shape[1]) * self.engines[0].n_vocab))
+
+
+class _StagesOf:
+    """A Progress that adds the name of a model to each stage."""
+
+    def __init__(self, name: str, progress: Progress) -> None:
+        self._name, self._progress = name, progress
+
+    def start(self, stage: str, total: int = 0) -> None:
+        self._progress.start(f"{stage} of {self._name}", total)
+
+    def advance(self, amount: int = 1, item: str = "") -> None:
+        self._progress.advance(amount, item)

@@ -315,9 +315,9 @@ def test_an_interrupt_is_one_sentence_too(
         raise KeyboardInterrupt
 
     monkeypatch.setattr("sys.argv", ["quantkit", "inspect", str(sound)])
-    monkeypatch.setattr("quantkit.cli.inspect.inspect_source", interrupted)
+    monkeypatch.setattr("quantkit.inspection.inspect_source", interrupted)
     with pytest.raises(SystemExit) as left:
         main()
     assert left.value.code == 130
-    said = capsys.readouterr().err
-    assert said.startswith("quantkit: interrupted; ") and said.count("\n") == 1
+    sentence = capsys.readouterr().err
+    assert sentence.startswith("quantkit: interrupted; ") and sentence.count("\n") == 1

@@ -35,8 +35,7 @@ def convert(hub: Hub, files: dict[str, bytes], folder: Path, **changes: Any) -> 
 
 
 def environment(hub: Hub, folder: Path) -> dict[str, str]:
-    offline = {"HF_HUB_OFFLINE": "0", "NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1"}
-    return {"HF_ENDPOINT": hub.endpoint, "HF_HOME": str(folder / "home"), **offline}
+    return {"HF_ENDPOINT": hub.endpoint, "HF_HOME": str(folder / "home"), "HF_HUB_OFFLINE": "0"}
 
 
 def fetched(hub: Hub) -> set[str]:

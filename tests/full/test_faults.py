@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.helpers.fault_points import CASES, RUNS, TIMED, Case, Place, check, make_place
+from tests.helpers.fault_points import CASES, RUNS, STREAMS, TIMED, Case, Place, check, make_place
 from tests.helpers.faults import faulty_runs
 
 
@@ -20,6 +20,19 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
 def test_a_few_faults_cost_nothing(place: Place, run: str, case: int) -> None:
     count, _, expected = place.undisturbed(run, CASES[case])
     check(place, run, CASES[case], random.Random(f"{run} {case}").sample(range(1, count + 1), 2), expected)
+
+
+@pytest.mark.parametrize(
+    ("run", "points"),
+    [
+        pytest.param(run, count, marks=[pytest.mark.full] if count > 1 else [])
+        for run in ("convert", "shards")
+        for count in (1, 50)
+    ],
+)
+def test_a_read_that_fails_in_llama_cpp_fails_no_check(place: Place, run: str, points: int) -> None:
+    count, _, expected = place.undisturbed(run, STREAMS)
+    check(place, run, STREAMS, random.Random(run).sample(range(1, count + 1), points), expected)
 
 
 @pytest.mark.full

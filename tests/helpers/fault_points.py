@@ -7,6 +7,7 @@ import errno
 import hashlib
 import itertools
 import json
+import os
 import random
 import shutil
 import sys
@@ -18,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.helpers.command import quantkit_process
-from tests.helpers.faults import KILL, READS, WRITES, FaultyRuns, faulty_runs
+from tests.helpers.faults import KILL, READS, STOP, WRITES, FaultyRuns, faulty_runs
 from tests.helpers.tiny import tiny_llama
 
 FEW = (
@@ -63,13 +64,17 @@ chat = false
 
 @dataclass(frozen=True)
 class Case:
-    """A kind of disturbance: operations `calls` on files below `folder` meet `error`; `timed`: a kill at a time."""
+    """A kind of disturbance: operations `calls` on files below `folder` meet `error`; `timed`: a kill at a time.
+
+    `meanwhile`: what happens to the files while an operation waits, of which `Place.changed` knows the names.
+    """
 
     name: str
     folder: str = "out"
     calls: str = ""
     error: int = KILL
     timed: bool = False
+    meanwhile: str = ""
 
 
 CASES = (
@@ -81,6 +86,11 @@ CASES = (
 STREAMS = Case("reads by llama.cpp", "out", "f", errno.EIO)
 """Thousands of small ones in a run, so that a few stand for all."""
 TIMED = Case("kills at a time", timed=True)
+PAUSES = (
+    Case("pauses", "out", READS + WRITES, STOP),
+    Case("the source cut", "model", READS, STOP, meanwhile="cut"),
+    Case("the output removed", "out", WRITES, STOP, meanwhile="removed"),
+)
 
 
 @dataclass(frozen=True)
@@ -89,6 +99,8 @@ class Place:
 
     folder: Path
     runs: FaultyRuns
+    weights: bytes
+    weights_time: int
 
     def clean(self) -> None:
         shutil.rmtree(self.folder / "out", ignore_errors=True)
@@ -98,6 +110,23 @@ class Place:
         out = self.folder / "out"
         files = [path for path in sorted(out.rglob("*")) if path.is_file() and path.suffix not in (".journal", ".png")]
         return {str(path.relative_to(out)): _facts(path) for path in files}
+
+    def change(self, meanwhile: str) -> None:
+        """Cut the weights of the source, or remove the output."""
+        if meanwhile == "cut":
+            os.truncate(self._weights, self._weights.stat().st_size // 2)
+        elif meanwhile == "removed":
+            self.clean()
+
+    def restore(self) -> None:
+        """Give the source the weights and the time of change that it had."""
+        if self._weights.stat().st_size != len(self.weights):
+            self._weights.write_bytes(self.weights)
+            os.utime(self._weights, ns=(self.weights_time, self.weights_time))
+
+    @property
+    def _weights(self) -> Path:
+        return self.folder / "model" / "model.safetensors"
 
     def undisturbed(self, run: str, case: Case) -> tuple[int, float, dict[str, Any]]:
         """Of a run without a fault: its operations, its seconds, its files."""
@@ -115,7 +144,8 @@ def make_place(folder: Path, runs: FaultyRuns) -> Place:
     (folder / "recipe.toml").write_text(RECIPE)
     made = quantkit_process("gguf", "model", "-t", "q8_0", cwd=folder)
     assert made.code == 0, made.stderr
-    return Place(folder, runs)
+    weights = folder / "model" / "model.safetensors"
+    return Place(folder, runs, weights.read_bytes(), weights.stat().st_mtime_ns)
 
 
 def check(place: Place, run: str, case: Case, points: Iterable[float], expected: dict[str, Any]) -> None:
@@ -129,9 +159,16 @@ def check(place: Place, run: str, case: Case, points: Iterable[float], expected:
             place.runs.run(*words, cwd=place.folder, kill_after=point)
             if case.timed
             else place.runs.run(
-                *words, cwd=place.folder, under=under, calls=case.calls, at=int(point), error=case.error
+                *words,
+                cwd=place.folder,
+                under=under,
+                calls=case.calls,
+                at=int(point),
+                error=case.error,
+                stopped=lambda: place.change(case.meanwhile),
             )
         ).answer
+        place.restore()
         if case.error == KILL:
             # of bake it may be a step's process that is killed
             assert fault.code in (-9, 1) or case.timed, (at, fault)
@@ -144,7 +181,9 @@ def check(place: Place, run: str, case: Case, points: Iterable[float], expected:
             assert place.facts() == expected, at
             continue
         again = place.runs.run(*words, cwd=place.folder).answer
-        assert again.code == 0, (at, fault, again)
+        # a kill can come after the last step
+        complete = case.error == KILL and "already exists" in again.stderr
+        assert again.code == 0 or complete, (at, fault, again)
         assert place.facts() == expected, (at, fault)
 
 

@@ -2,8 +2,9 @@
 
 FAULTS_STATE names a file of the size of `struct state`, which all processes share and the test writes. `calls`: the
 letters of the calls that count: r(ead) w(rite, fwrite) s(ync) n (rename) t (allocate, truncate) f(read). `at`: the number
-of the call that fails, from 1; 0 only counts. `code`: the error it fails with; 0 kills the process, -1 makes it wait for
-SIGCONT. A call of fread or fwrite counts once. */
+of the call that fails, from 1; 0 only counts. `code`: the error it fails with; 0 kills the process; -1 makes it wait for
+SIGCONT, and `stopped` is its id then. A call of fread or fwrite counts once. FAULTS_CLOCK: every look at the clock of the
+day gives a time that is so many seconds before the last one. */
 
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -17,18 +18,21 @@ SIGCONT. A call of fread or fwrite counts once. */
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/types.h>
+#include <time.h>
 #include <unistd.h>
 
 struct state {
     _Atomic uint64_t counter;
     uint64_t at;
-    int64_t code;
+    int64_t code, stopped;
     char calls[8], under[480];
 };
 static struct state *state;
+static int64_t back;
 
 __attribute__((constructor)) static void begin(void) {
-    const char *name = getenv("FAULTS_STATE");
+    const char *name = getenv("FAULTS_STATE"), *step = getenv("FAULTS_CLOCK");
+    back = step ? atoll(step) : 0;
     int file = name ? open(name, O_RDWR | O_CLOEXEC) : -1;
     if (file < 0) return;
     void *page = mmap(NULL, sizeof *state, PROT_READ | PROT_WRITE, MAP_SHARED, file, 0);
@@ -40,7 +44,11 @@ static int strikes(char kind, const char *path) {
     if (!state || !strchr(state->calls, kind) || strncmp(path, state->under, strlen(state->under))) return 0;
     if (atomic_fetch_add(&state->counter, 1) + 1 != state->at) return 0;
     if (state->code == 0) kill(getpid(), SIGKILL);
-    if (state->code == -1) return raise(SIGSTOP);
+    if (state->code == -1) {
+        state->stopped = getpid();
+        kill(getpid(), SIGSTOP);
+        return 0;
+    }
     errno = (int)state->code;
     return 1;
 }
@@ -96,3 +104,12 @@ int rename(const char *from, const char *to) {
     }
 STREAM_CALL('f', void *, fread)
 STREAM_CALL('w', const void *, fwrite)
+
+int clock_gettime(clockid_t clock, struct timespec *now) {
+    static int (*next)(clockid_t, struct timespec *);
+    static _Atomic int64_t looks;
+    if (!next) next = (int (*)(clockid_t, struct timespec *))dlsym(RTLD_NEXT, "clock_gettime");
+    int result = next(clock, now);
+    if (back && clock == CLOCK_REALTIME) now->tv_sec -= back * atomic_fetch_add(&looks, 1);
+    return result;
+}

@@ -4,11 +4,13 @@ import functools
 import json
 import os
 import shutil
+import signal
 import struct
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +23,7 @@ from tests.helpers.command import Answer
 KILL, STOP = 0, -1
 """In place of an error number: the process is killed before the call, or waits in it for SIGCONT."""
 READS, WRITES = "r", "wsnt"
-_STATE = struct.Struct("<QQq8s480s")
+_STATE = struct.Struct("<QQqq8s480s")
 _ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -61,23 +63,40 @@ class FaultyRuns:
         at: int = 0,
         error: int = KILL,
         kill_after: float | None = None,
+        stopped: Callable[[], object] = lambda: None,
     ) -> Faulty:
         """Operation `at` (from 1) of the kinds `calls` on files below `under` meets `error`; 0 counts them only.
 
         One thread in `words`, so that the same number is the same operation. `kill_after`: seconds until SIGKILL.
+        `stopped` is called while operation `at` waits, if `error` is STOP.
         """
         state = self.folder / "state"
         with state.open("r+b") as file:
-            file.write(_STATE.pack(0, at, error, calls.encode(), os.fsencode(under or "/nowhere")))
+            file.write(_STATE.pack(0, at, error, 0, calls.encode(), os.fsencode(under or "/nowhere")))
         stdout, stderr = self.folder / "stdout", self.folder / "stderr"
         streams = {"stdout": str(stdout), "stderr": str(stderr)}
         request = {"words": list(map(str, words)), "cwd": str(cwd), "kill_after": kill_after, **streams}
         requests, answers = _pipes(self.process)
         print(json.dumps(request), file=requests, flush=True)
+        if at and error == STOP:
+            pid = self._wait_for_stop()
+            stopped()
+            os.kill(pid, signal.SIGCONT)
         answer = answers.readline()
         assert answer, "the process that forks has ended"
         count = _STATE.unpack(state.read_bytes())[0]
         return Faulty(Answer(int(answer), stdout.read_text("utf-8"), stderr.read_text("utf-8")), count)
+
+    def _wait_for_stop(self) -> int:
+        until = time.monotonic() + 60
+        while not (pid := _STATE.unpack((self.folder / "state").read_bytes())[3]) or not _is_stopped(pid):
+            assert time.monotonic() < until, "the operation does not come"
+            time.sleep(0.002)
+        return int(pid)
+
+
+def _is_stopped(pid: int) -> bool:
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
 
 
 @contextmanager

@@ -1,6 +1,6 @@
 """Whether the output head is the embedding: config.json states it, and the weights may contradict it.
 
-A merge of an adapter that trained one of the two leaves both in the checkpoint while config.json still ties them. The
+An adapter can train one of the two. Its merge leaves both in the checkpoint while config.json still ties them. The
 choice is that of transformers 5 (`PreTrainedModel.tie_weights`): two different matrices are both kept; a single one
 serves as both.
 """
@@ -55,7 +55,7 @@ def resolve_output_head(checkpoint: Checkpoint) -> None:
 def untied_config(
     config: Mapping[str, Any], tensors: Mapping[str, TensorInfo], read_rows: Callable[[str, int, int], NDArray[Any]]
 ) -> tuple[dict[str, Any], tuple[str, ...]]:
-    """config.json of a quantized folder, not tied where the head differs from the embedding, and the note that says so.
+    """config.json of a quantized folder, untied if the head differs from the embedding, and a note on that.
 
     `read_rows(name, start, stop)` reads rows of a tensor as (stop - start, shape[-1]).
     """

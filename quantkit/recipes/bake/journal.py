@@ -35,7 +35,7 @@ def stamps(files: Iterable[Path], root: Path) -> Stamps:
 class BakeJournal:
     """An open, locked journal; its files are relative to the folder of `path`.
 
-    `last`: the latest line of each unit. `finished_last`: the latest line of each unit that says it is finished.
+    `last`: the latest line of each unit. `finished_last`: the latest line of each unit that records its end.
     """
 
     def __init__(self, path: Path) -> None:
@@ -106,6 +106,7 @@ class BakeJournal:
         return dict(self.finished_last.get(unit, {}).get("record", {}))
 
     def close(self) -> None:
+        """Close the file, which unlocks the journal."""
         self._file.close()
 
     def _append(self, line: dict[str, Any]) -> None:
