@@ -331,6 +331,7 @@ PLAN = {
                     "fits": "boolean",
                     "missing_bytes": "integer",
                     "gpu_layers": "integer?",
+                    "cpu_moe": "integer?",
                     "devices": [
                         {
                             "name": "string",

@@ -91,7 +91,7 @@ class _Merger:
                 self.changes.setdefault(name, []).append(AddBias(adapter, parts["bias"], scaling))
 
     def _find(self, adapter: Adapter, module: str, leaf: str, *, stays_tied: bool = False) -> str:
-        """The checkpoint's tensor that a module of the adapter is; a tied head becomes a tensor of its own."""
+        """The checkpoint's tensor that a module of the adapter is; a tied head becomes a separate tensor."""
         wanted = f"{module}.{leaf}"
         name = self.names.get(renamed(self.family, wanted)) or (wanted if wanted in self.checkpoint.tensors else None)
         if name is not None:
@@ -115,7 +115,7 @@ class _Merger:
         return renamed(self.family, f"{module}.weight") == head and head not in self.names
 
     def _keep_head(self, name: str) -> None:
-        """Before the embedding alone changes, a head that is tied to it becomes a tensor of its own.
+        """Before the embedding alone changes, a head that is tied to it becomes a separate tensor.
 
         The adapter was trained beside the base's head, which the change of the embedding must not reach.
         """

@@ -38,7 +38,7 @@ def header_length(prefix: bytes, file: str, file_size: int) -> int:
     `file_size` is in bytes. Raises CheckpointError naming `file`.
     """
     if prefix == _GIT_LFS:
-        raise CheckpointError(f"{file} is a git-lfs pointer, not the weights themselves; run 'git lfs pull' first")
+        raise CheckpointError(f"{file} is a git-lfs pointer, not the weights; run 'git lfs pull' first")
     if len(prefix) < PREFIX_BYTES:
         raise CheckpointError(
             f"{file} is only {file_size} bytes long, too short for a safetensors file; download it again"

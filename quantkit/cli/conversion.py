@@ -64,15 +64,19 @@ def _types(conversion: Conversion) -> list[str]:
         raise UsageError(f"preset {preset!r} does not exist; the only preset is {PRESET}")
     names = [name.lower() for name in (*conversion.types, *(PHONE_TYPES if preset else ()))]
     methods = {name: FORMATS[name] for name in FORMATS if name in names}
+    chosen = conversion.packed.algorithm
+    algorithms = {name if name in ("awq", "gptq") else chosen for name, kind in methods.items() if kind.calibrated}
     files = [file_type(name) for name in names if name not in (*methods, IMATRIX)]
     for group, applies, needed in (
         (conversion.gguf, files or conversion.gguf.target, "a GGUF type"),
         (conversion.packed, methods, "a folder type, such as -t awq or -t fp8"),
-        (conversion.awq, "awq" in methods, "-t awq"),
-        (conversion.gptq, "gptq" in methods, "-t gptq"),
+        (conversion.awq, "awq" in algorithms, "-t awq"),
+        (conversion.gptq, methods.keys() & {"gptq", "w4a16", "w8a16"}, "-t gptq"),
     ):
         if not applies:
             refuse_idle(group, needed)
+    if methods and chosen != PackedOptions().algorithm and not methods.keys() & {"w4a16", "w8a16"}:
+        raise UsageError("--algorithm has no effect without -t w4a16 or -t w8a16; leave it out")
     if methods and conversion.packed.bits != PackedOptions().bits and all(kind.bits for kind in methods.values()):
         raise UsageError("--bits has no effect without -t awq or -t gptq; leave it out")
     if methods and conversion.packed.group_size and all(kind.group_sizes == () for kind in methods.values()):
@@ -121,6 +125,7 @@ def _options(conversion: Conversion, work: RunOptions, *, calibrate: bool) -> "C
         bits=packed.bits,
         group_size=packed.group_size,
         skip=tuple(packed.skip or ()),
+        algorithm=packed.algorithm,
         calibrate=calibrate,
         calibration=CalibrationRequest(
             text=calibration.calibration,

@@ -52,7 +52,7 @@ def gguf(
     others = options.preset or options.target_size or options.target_bpw
     names = types or ([] if others else ["q4_0"])
     for name in names:
-        file_type(name)  # no other type here
+        file_type(name)  # raises for any other type
     convert_source(
         out, "gguf", source, Conversion(tuple(names), output, options, calibration=calibration, adapters=adapters), work
     )

@@ -190,7 +190,7 @@ def _source_files(plan: ConversionPlan) -> dict[Path, tuple[int, int]]:
 
 
 def _refuse_changed(before: Mapping[Path, tuple[int, int]], after: Mapping[Path, tuple[int, int]]) -> None:
-    """Raise ReadError if a file of the source changed: a failed check then says nothing about the output."""
+    """Raise ReadError if a file of the source changed: a failed check then proves nothing about the output."""
     changed = [path.name for path in before if before[path] != after.get(path)]
     if changed:
         raise ReadError(

@@ -38,7 +38,9 @@ def vocab_token_ids(model: Path, texts: Sequence[str], *, timeout: float = 120.0
     As a Hugging Face tokenizer with add_special_tokens=False: nothing is added, special tokens in the text are parsed.
     Source: llama_tokenize. Raises QuantkitError when llama.cpp refuses the file or takes over `timeout` seconds.
     """
-    result = run_child({"task": "vocab_tokens", "model": str(model), "texts": list(texts)}, model, timeout=timeout)
+    result = run_child(
+        {"task": "vocab_tokens", "model": str(model.absolute()), "texts": list(texts)}, model, timeout=timeout
+    )
     return [[int(token) for token in ids] for ids in result]
 
 
@@ -48,7 +50,7 @@ def text_tokens(model: Path, text: str, *, timeout: float = 600.0) -> tuple[list
     As llama-perplexity reads a file: BOS before it where the vocabulary adds one, special tokens in it taken as text.
     Raises QuantkitError as vocab_token_ids does.
     """
-    request = {"task": "text_tokens", "model": str(model), "text": text.removesuffix("\n")}
+    request = {"task": "text_tokens", "model": str(model.absolute()), "text": text.removesuffix("\n")}
     result = run_child(request, model, timeout=timeout)
     return [int(token) for token in result["tokens"]], result["bos"]
 
@@ -64,7 +66,12 @@ def logits(
         raise ValueError("tokens is empty; pass at least one token id")
     with scratch_folder(folder_in_memory(len(tokens) << 21)) as folder:
         out = folder / "logits"
-        request = {"task": "logits", "model": str(model), "tokens": [int(token) for token in tokens], "out": str(out)}
+        request = {
+            "task": "logits",
+            "model": str(model.absolute()),
+            "tokens": [int(token) for token in tokens],
+            "out": str(out),
+        }
         run_child({**request, "n_threads": n_threads}, model, timeout=timeout)
         return np.fromfile(out, np.float32).reshape(len(tokens), -1)
 

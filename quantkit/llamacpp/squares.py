@@ -42,7 +42,12 @@ def input_squares(
         QuantkitError: llama.cpp cannot run the file.
     """
     with LlamaSession(model) as session:
-        request = {"task": "inputs_open", "model": str(model), "sums": str(file), "n_threads": threads}
+        request = {
+            "task": "inputs_open",
+            "model": str(model.absolute()),
+            "sums": str(file.absolute()),
+            "n_threads": threads,
+        }
         first = session.ask({**request, "n_ctx": int(tokens.shape[1])})
         progress.start("calibrating", len(tokens))
         if first:
@@ -51,7 +56,7 @@ def input_squares(
         for number in range(first, len(tokens)):
             session.ask({"task": "inputs_window", "tokens": tokens[number].tolist()})
             if number + 1 == len(tokens) or time.monotonic() - saved > _SAVE_SECONDS:
-                session.ask({"task": "inputs_save", "sums": str(file)})
+                session.ask({"task": "inputs_save", "sums": str(file.absolute())})
                 saved = time.monotonic()
             progress.advance(1, f"window {number + 1} of {len(tokens)}")
     return _checked(model, _read(file))

@@ -9,7 +9,7 @@ from quantkit.llamacpp.session import text_tokens, vocab_token_ids
 from quantkit.texts.samples import TextTokenizer
 from quantkit.texts.tokens import ChatFormat
 
-# each call loads the vocabulary in a process of its own
+# each call loads the vocabulary in a new process
 _PIECES_AT_ONCE = 4096
 
 

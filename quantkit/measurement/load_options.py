@@ -23,6 +23,7 @@ class LoadOptions:
         n_batch, n_ubatch: tokens of a logical and of a physical batch.
         n_threads: None for the cores that this process may use.
         rpc: llama.cpp rpc-servers ("host:port") whose devices count as GPUs.
+        cpu_moe: the first layers, whose experts stay on the CPU.
     """
 
     gpu_layers: int | None = None
@@ -32,6 +33,7 @@ class LoadOptions:
     n_ubatch: int = 512
     n_threads: int | None = None
     rpc: Sequence[str] = ()
+    cpu_moe: int = 0
 
     def request(self, model: Path) -> dict[str, Any]:
         """The fields of a request to the child process (`quantkit.llamacpp.loading`).
@@ -48,4 +50,5 @@ class LoadOptions:
             "n_ubatch": self.n_ubatch,
             "n_threads": self.n_threads,
             "rpc": list(self.rpc),
+            "cpu_moe": self.cpu_moe,
         }

@@ -23,7 +23,7 @@ class DriverFigure:
 class DriverMemory:
     """The GPUs of this machine, and their memory in use at construction.
 
-    Without nvidia-ml-py or an NVIDIA driver there are no GPUs.
+    Without nvidia-ml-py or an NVIDIA driver the list is empty.
     """
 
     def __init__(self) -> None:

@@ -147,7 +147,7 @@ def _begin(work: Path, fingerprint: str, stack: ExitStack, *, force: bool) -> No
         work.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OutputError(f"cannot create {work}: {error.strerror or error}") from error
-    # The records have checksums of their own, so that those before a restart of the machine count.
+    # The records have checksums, so those from before a restart of the machine count.
     journal = Journal(work / "journal", fingerprint, [], force=force, outlasts_restart=True)
     stack.callback(journal.close)
     if _BEGUN not in journal.done:

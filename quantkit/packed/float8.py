@@ -1,6 +1,6 @@
 """FP8 folders: one scale a row in compressed-tensors' format, or one a block in DeepSeek's and Qwen's format.
 
-Runtimes round the activations to FP8 as well, with a scale for each token that they compute themselves. Sources:
+Runtimes round the activations to FP8 as well, with a scale for each token that they compute. Sources:
 compressed-tensors' `FP8_DYNAMIC` scheme and dense compressor, transformers' `FineGrainedFP8Config`, vLLM's `Fp8Config`.
 """
 

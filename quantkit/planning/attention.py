@@ -1,7 +1,6 @@
 """The graph of attention, as llama.cpp builds it (build_attn, build_attn_mha, deepseek2)."""
 
 from quantkit.gguf.types import block_size
-from quantkit.planning.context import KV_TYPES
 from quantkit.planning.drawing import Drawing
 from quantkit.planning.shape import Layer
 from quantkit.planning.tensors import (
@@ -125,7 +124,7 @@ def _attend(d: Drawing, q: Tensor, k: Tensor | None, v: Tensor | None, layer: La
     for projection in (q, k, v) if d.shape.window else (q, v, k):
         if projection is not None:
             d.graph.expand(projection)
-    size = block_size(KV_TYPES[d.context.kv_type])
+    size = block_size(d.context.kv_cache)
     element = size[1] / size[0]
     own = d.layer if layer.shared_from is None else layer.shared_from
     k_cache = cache_of("k cache", layer.head_k * layer.n_head_kv, cells, size=element, layer=own)

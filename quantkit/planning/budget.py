@@ -57,6 +57,15 @@ class Fit:
         """Layers on the GPU."""
         return self.memory.context.gpu_layers
 
+    @property
+    def cpu_moe(self) -> int:
+        """Layers whose experts stay on the CPU although the layer is on the GPU."""
+        return self.memory.context.cpu_moe
+
+    def is_whole(self, shape: ModelShape) -> bool:
+        """Whether all of the model is on the GPU."""
+        return self.gpu_layers > shape.n_layer and not self.cpu_moe
+
 
 @dataclass(frozen=True)
 class Remedy:
@@ -109,13 +118,40 @@ def fit_offer(shape: ModelShape, offer: Offer, context: Context, budget: Budget,
     return Fit(offer, split, budget.missing(split))
 
 
+def fit_experts(shape: ModelShape, offer: Offer, context: Context, budget: Budget) -> Fit | None:
+    """The offer with the experts of as few layers as possible on the CPU, and all else on the GPU if that fits.
+
+    A token reads a few experts of each layer but all of its other weights, so experts cost the least on the CPU. If the
+    experts of all layers are there and the rest still does not fit, whole layers follow. None: a model without
+    experts, no GPU, or nothing that fits.
+    """
+    if not (shape.has_experts and budget.vram):
+        return None
+
+    def on_gpu(layers_of_experts: int) -> bool:
+        changed = replace(context, gpu_layers=shape.n_layer + 1, cpu_moe=layers_of_experts)
+        memory = plan_memory(shape, offer.tensors, changed, has_gpu=True, cpu_features=budget.cpu_features)
+        return memory.gpu is not None and memory.gpu.total <= budget.vram
+
+    most = shape.n_layer
+    least = most - _largest(lambda kept: on_gpu(most - kept), 0, most)
+    fit = fit_offer(
+        shape,
+        offer,
+        replace(context, cpu_moe=min(least, most), gpu_layers=shape.n_layer + 1),
+        budget,
+        fixed_layers=least <= most,
+    )
+    return fit if fit.fits else None
+
+
 def best_fit(shape: ModelShape, fits: Iterable[tuple[Fit, float]]) -> Fit | None:
     """The fit to recommend by the rule above. `fits`: pairs of fit and tokens per second, best quality first."""
     fitting = [(fit, pace) for fit, pace in fits if fit.fits]
     quantized = [(fit, pace) for fit, pace in fitting if not fit.offer.is_float] or fitting
     for good in (True, False):
         some = [(fit, pace) for fit, pace in quantized if (fit.offer.bits >= _GOOD_BITS) == good]
-        whole = [fit for fit, _ in some if fit.gpu_layers > shape.n_layer]
+        whole = [fit for fit, _ in some if fit.is_whole(shape)]
         if whole:
             return whole[0]
         if some:

@@ -16,7 +16,7 @@ from gguf import GGMLQuantizationType
 from quantkit.gguf.layout import tensor_bytes
 from quantkit.gguf.types import row_bytes
 from quantkit.planning.allocator import graph_memory
-from quantkit.planning.context import KV_TYPES, Context
+from quantkit.planning.context import Context
 from quantkit.planning.graph import prompt_graph, telling_layers
 from quantkit.planning.recurrent import state_elements
 from quantkit.planning.repack import repacked
@@ -32,7 +32,8 @@ CPU_OVERHEAD = 25 << 20
 BYTES_OF_TOKEN = 820
 """Measured with SmolLM2: its 49,152 tokens and their merges take 38.6 MiB."""
 
-_EXPERTS = frozenset(f"ffn_{name}_exps.weight" for name in ("gate", "up", "down", "gate_up"))
+# the pattern of --n-cpu-moe: weights, biases and scales of experts
+_EXPERTS = re.compile(r"ffn_(up|down|gate|gate_up)_(ch|)exps\.")
 _OF_FIRST_LAYER = frozenset(("per_layer_model_proj.weight", "per_layer_proj_norm.weight"))
 _LAYER = re.compile(r"blk\.(\d+)\.")
 _CUDA_ROW = 512
@@ -65,7 +66,7 @@ class PlannedTensor:
     @property
     def is_expert(self) -> bool:
         """Whether --n-cpu-moe moves it."""
-        return self.layer is not None and self.kind in _EXPERTS
+        return self.layer is not None and _EXPERTS.match(self.kind) is not None
 
     @property
     def n_elements(self) -> int:
@@ -196,7 +197,7 @@ def kv_bytes(shape: ModelShape, context: Context) -> dict[str, int]:
     Sources: the constructors of llama_kv_cache and llama_memory_recurrent, for one sequence.
     """
     start = first_gpu_layer(shape, context)
-    kind = KV_TYPES[context.kv_type]
+    kind = context.kv_cache
     sizes = {"CPU": 0, "GPU": 0}
     for number, layer in enumerate(shape.trunk):
         device = "GPU" if number >= start else "CPU"

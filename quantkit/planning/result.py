@@ -25,6 +25,7 @@ class Row:
         devices: memory by device.
         missing: bytes short, 0 if it fits.
         speed: tokens per second, an estimate; 0 if there is none.
+        whole_layers: layers on the GPU for a program that moves whole layers only (Ollama); None if none fit.
     """
 
     offer: Offer
@@ -32,6 +33,7 @@ class Row:
     devices: tuple[DeviceMemory, ...] = ()
     missing: int = 0
     speed: float = 0.0
+    whole_layers: int | None = None
 
     @property
     def gpu_bytes(self) -> int:
@@ -56,6 +58,7 @@ class Row:
             "fits": not self.missing,
             "missing_bytes": self.missing,
             "gpu_layers": None if self.fit is None else self.fit.gpu_layers,
+            "cpu_moe": None if self.fit is None else self.fit.cpu_moe,
             "devices": [
                 {key: value for key, value in {**vars(device), "total": device.total}.items() if value != 0}
                 for device in self.devices
@@ -156,11 +159,11 @@ class Plan:
         options += " -fa off" if context.flash is False else ""
         options += " --no-repack" if not self.budget.cpu_features else ""
         commands.append(f"llama-cli -m {shlex.quote(file)} {options}")
-        if context.kv_type == "f16" and not context.cpu_moe:
-            commands.append(f"quantkit run {shlex.quote(file)} --gpu-layers {context.gpu_layers} --ctx {context.n_ctx}")
-        commands.append(
-            f"# Ollama's Modelfile: PARAMETER num_gpu {context.gpu_layers}, PARAMETER num_ctx {context.n_ctx}"
-        )
+        here = f"quantkit run {shlex.quote(file)} --gpu-layers {context.gpu_layers} --ctx {context.n_ctx}"
+        here += f" --n-cpu-moe {context.cpu_moe}" if context.cpu_moe else ""
+        here += f" --kv-type {context.kv_type}" if context.kv_type != "f16" else ""
+        commands.append(here)
+        commands.append(_ollama_line(row, context))
         return commands
 
     def document(self) -> dict[str, Any]:
@@ -239,6 +242,18 @@ class Plan:
             )
         if not has_checked_plan(self.source.shape.arch):
             yield f"the compute buffer of {self.source.shape.arch} is an estimate: no test compares this architecture"
+
+
+def _ollama_line(row: Row, context: Context) -> str:
+    """What Ollama's Modelfile takes: it moves whole layers, not experts."""
+    if not context.cpu_moe:
+        return f"# Ollama's Modelfile: PARAMETER num_gpu {context.gpu_layers}, PARAMETER num_ctx {context.n_ctx}"
+    if row.whole_layers is None:
+        return "# Ollama cannot keep experts on the CPU, and with whole layers this type does not fit"
+    return (
+        "# Ollama moves whole layers only, which is slower: PARAMETER num_gpu"
+        f" {row.whole_layers}, PARAMETER num_ctx {context.n_ctx}"
+    )
 
 
 def _amount(size: int) -> str:

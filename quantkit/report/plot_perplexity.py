@@ -51,9 +51,7 @@ def perplexity(report: Report, text: Text, number: int) -> Plot | None:
         points.append(_Point(label, model.bytes, on.perplexity.value, error, color, model.is_reference))
     if len(points) < 2:
         return None
-    caption = (
-        "Down and to the left is better. The line joins the models that no other one beats in both size and perplexity."
-    )
+    caption = "Down and to the left is better. The line joins the models for which every other one is larger or worse."
     if paired:
         caption += (
             " Bars are one standard error of the difference from the reference, which is measured on the same tokens;"

@@ -49,7 +49,7 @@ def _worse_than_guessing(report: Report, text: Text) -> list[str]:
     return [
         f"The reference's perplexity on {text.name} is above its vocabulary of {reference.vocabulary:,} tokens, so it"
         " predicts worse than equal probabilities: its weights are damaged, or it does not know the text's language."
-        " The comparison below says little."
+        " The comparison below is of little use."
     ]
 
 

@@ -50,9 +50,7 @@ def add_ends(
         if "eos" not in ids and name in sources:
             ids["eos"] = sources[name][0]
     if "eos" not in ids:
-        return [
-            "no file of the checkpoint names an end of text (EOS); llama.cpp takes a token of its own choice for it"
-        ]
+        return ["no file of the checkpoint names an end of text (EOS); llama.cpp chooses a token for it"]
     known = {ids["eos"], ids.get("eot"), ids.get("eom")}
     # a bare number of config.json that a token's name overrules is a conflict, as for llama.cpp's converter, not an end
     bare = {"config.json"} if len(sources.get("config.json", ())) == 1 else set()

@@ -62,7 +62,7 @@ def read(folder: Path) -> TokenizerFiles:
         TokenizerError: the folder has no tokenizer, or the content of a file does not fit its name.
     """
     if not folder.is_dir():
-        raise TokenizerError(f"{folder} is not a folder, so there is no tokenizer to read; pass a checkpoint folder")
+        raise TokenizerError(f"{folder} is not a folder; pass the checkpoint folder with the tokenizer")
     data = _read_bytes(folder / "tokenizer.json")
     table = _ranks(folder) if data is None else None
     if table is not None:

@@ -221,7 +221,8 @@ def _check_finite(plan: GgufPlan, output: GgufOutput) -> Check:
 
 
 def _twice(run: Callable[[], T]) -> T:
-    """The result of llama.cpp, asked again after a refusal: it does not tell a read error that passes from a bad file.
+    """The result of llama.cpp, with a second try after a refusal: it does not tell a read error that passes from a bad
+    file.
 
     Raises what the second call raises.
     """

@@ -61,7 +61,7 @@ def test_a_16_bit_merge_with_a_stale_quantization_config_opens_and_tells_it(
 ) -> None:
     with open_checkpoint(str(single(tmp_path, **setting))) as opened:
         assert "quantization_config" not in json.dumps(opened.config) and "quantization" not in opened.config
-        assert len(opened.notes) == 1 and "its setting is ignored" in opened.notes[0]
+        assert len(opened.notes) == 1 and "this setting is ignored" in opened.notes[0]
 
 
 @pytest.mark.parametrize(

@@ -138,7 +138,7 @@ class Family:
         architectures: names in `architectures` of config.json.
         gguf_arch: `general.architecture` of the GGUF.
         arch_of: the same by config, where llama.cpp runs some models of the family as another architecture.
-        other_archs: what `arch_of` may also give and no other family has; the family's traits apply.
+        other_archs: the further architectures that `arch_of` gives for this family alone; the family's traits apply.
         rules: the tensors of the GGUF.
         keys: the architecture's GGUF keys, in the order of llama.cpp's converter.
         computed: tensors that are computed from config.json.

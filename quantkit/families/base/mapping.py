@@ -112,7 +112,7 @@ def canonical_checkpoint(
     canonical = family.canonical(sizes)
     if canonical is None or not (canonical.native or nearest):
         raise UnsupportedError(
-            f"transformers has no architecture of its own for this {family.name} checkpoint; convert it to GGUF instead"
+            f"transformers has no architecture for this {family.name} checkpoint; convert it to GGUF instead"
         )
     return canonical.config(sizes.config), mapper.map(canonical.rules)
 
@@ -283,7 +283,7 @@ def _stacked_over(rule: Rule) -> str | None:
 
 def _missing(rule: Rule, name: str, sizes: Hyperparameters) -> str:
     experts = f" of {sizes.n_expert} experts" if sizes.n_expert else ""
-    head = " and an output head of its own (tie_word_embeddings is false)" if rule.tied_to_embedding else ""
+    head = " and a separate output head (tie_word_embeddings is false)" if rule.tied_to_embedding else ""
     return f"tensor {name} is missing from the checkpoint; config.json describes {sizes.n_layer} layers{experts}{head}"
 
 
