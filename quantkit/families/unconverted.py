@@ -13,7 +13,7 @@ _NOT_PLANNABLE = (
     *("eurobert", "t5", "t5encoder", "clip", "wavtokenizer-dec", "deepseek4"),
     *("llada", "llada-moe", "dream", "rnd1", "minimax-m3", "dflash", "eagle3", "rwkv6", "rwkv7"),
     *("rwkv6qwen2", "arwkv7"),
-    *("mamba", "mamba2", "plamo2", "jamba"),
+    "plamo2",
 )
 
 TRAITS = {

@@ -193,6 +193,42 @@ class DeltaNet:
 
 
 @dataclass(frozen=True)
+class Mamba:
+    """Mamba (arXiv 2312.00752): a state for each channel, whose elements decay at rates of their own.
+
+    One linear gives the values and the gate. Values pass a short causal convolution, and a second linear gives the time
+    steps in short, the keys (B) and the queries (C). A third linear gives each channel its time step.
+
+    Attributes:
+        layers: whether a layer has it in place of attention.
+        convolution: the depthwise convolution over the values, (channels, 1, kernel width).
+        selection: the linear for short time steps, keys and queries, which all channels share.
+        steps: the linear from short time steps to those of the channels.
+        decay, skip: the logarithm of the decay rates, (channels, state), and the factor of the value that is added to
+            the output, one a channel.
+        norms: norms of short time steps, keys and queries; `norm` says of which kind, `norm_eps` with which epsilon
+            (None: the model's).
+        inner, state, rank: channels, elements of a channel's state, and elements of short time steps.
+    """
+
+    layers: Callable[[Config, int], bool]
+    inner: Callable[[Config], int]
+    state: Callable[[Config], int]
+    rank: Callable[[Config], int]
+    at: str = "mixer."
+    projection: str = "in_proj"
+    convolution: str = "conv1d"
+    selection: str = "x_proj"
+    steps: str = "dt_proj"
+    decay: str = "A_log"
+    skip: str = "D"
+    norms: tuple[str, str, str] | None = None
+    norm: Norm = Norm()
+    norm_eps: Callable[[Config], float | None] = lambda _: None
+    out: str = "out_proj"
+
+
+@dataclass(frozen=True)
 class Mamba2:
     """Mamba 2 (arXiv 2405.21060): a state for each head that decays by one factor a token.
 
@@ -409,7 +445,8 @@ class Architecture:
         base: prefix of all names but the head's; checkpoints saved from the bare model lack it.
         layer: prefix of a layer's names.
         positions: the tensor of learned positions.
-        delta_net, mamba2, short_convolution: what some layers have in place of attention (Mamba 2 also beside it).
+        delta_net, mamba, mamba2, short_convolution: what some layers have in place of attention (Mamba 2 also beside
+            it).
         mixes: whether a layer has attention or what stands in its place.
         feeds: whether a layer has a feed-forward or experts.
         parallel: both parts read the same hidden states, the feed-forward through `feed_norm` or, if that is None,
@@ -441,6 +478,7 @@ class Architecture:
     residual_scale: Callable[[Config], float] = lambda _: 1.0
     attention: Attention = field(default_factory=Attention)
     delta_net: DeltaNet | None = None
+    mamba: Mamba | None = None
     mamba2: Mamba2 | None = None
     short_convolution: ShortConvolution | None = None
     feed: FeedForward = field(default_factory=FeedForward)

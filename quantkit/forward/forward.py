@@ -14,6 +14,7 @@ from quantkit.forward.delta_net import delta_net
 from quantkit.forward.description import AltUp, Architecture, Laurel, Norm, given, head_dim
 from quantkit.forward.feed_forward import feed_forward, mixture, route
 from quantkit.forward.layer_inputs import add_layer_input, gated_input
+from quantkit.forward.mamba import mamba
 from quantkit.forward.mamba2 import mamba2
 from quantkit.forward.short_convolution import short_convolution
 from quantkit.forward.weights import Array, Weights, f32
@@ -240,6 +241,9 @@ class DecoderLayer:
         recurrent = self.architecture.delta_net
         if recurrent and recurrent.layers(self.layer.config, self.layer.number):
             return delta_net(recurrent, self.layer, x)
+        selective = self.architecture.mamba
+        if selective and selective.layers(self.layer.config, self.layer.number):
+            return mamba(selective, self.layer, x)
         state_space = self.architecture.mamba2
         if state_space and state_space.layers(self.layer.config, self.layer.number):
             if state_space.beside:

@@ -17,6 +17,7 @@ from quantkit.forward.description import (
     Indexer,
     Laurel,
     LayerInputs,
+    Mamba,
     Mamba2,
     ShortConvolution,
     given,
@@ -39,6 +40,8 @@ def layer_linears(architecture: Architecture, config: Config, number: int, names
         attention = _NO_PART
     elif recurrent and recurrent.layers(config, number):
         attention = _delta_net(recurrent, place)
+    elif (selective := architecture.mamba) and selective.layers(config, number):
+        attention = _mamba(selective, place)
     elif (state_space := architecture.mamba2) and state_space.layers(config, number):
         attention = _mamba2(state_space, place)
         if state_space.beside:
@@ -158,6 +161,24 @@ def _delta_net(part: DeltaNet, place: _Place) -> _Part:
     out = Linear(at + part.out, sizes.values, place.hidden)
     # what enters the last linear was normed and gated, so no row before it is linear in it
     return _Part((Input("attention", readers), Input("attention.out", (out,))), (), ("attention",))
+
+
+def _mamba(part: Mamba, place: _Place) -> _Part:
+    at, config = place.at + part.at, place.config
+    inner, state, rank = part.inner(config), part.state(config), part.rank(config)
+    projection = Linear(at + part.projection, place.hidden, 2 * inner)
+    # these two have a few columns or rows, and runtimes read the weight of the second one themselves
+    selection = Linear(at + part.selection, inner, rank + 2 * state, kept=True)
+    steps = Linear(at + part.steps, rank, inner, kept=True)
+    out = Linear(at + part.out, inner, place.hidden)
+    inputs = (
+        Input("attention", (projection,)),
+        Input("mamba.selection", (selection,)),
+        Input("mamba.steps", (steps,)),
+        Input("attention.out", (out,)),
+    )
+    # values pass a nonlinear function before they enter another linear, and so does the gate
+    return _Part(inputs, (), ("attention",))
 
 
 def _mamba2(part: Mamba2, place: _Place) -> _Part:

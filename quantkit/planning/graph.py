@@ -4,20 +4,22 @@ Follows llm_graph_context and the graphs of src/models in llama.cpp. A model's t
 its family's traits do where tensors do not show it.
 """
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 
+from quantkit.families import Traits
 from quantkit.planning.attention import attention, mla
 from quantkit.planning.context import Context
 from quantkit.planning.delta_net import delta_net
 from quantkit.planning.drawing import Drawing
 from quantkit.planning.feed_forward import experts_beside_dense, feed_forward
 from quantkit.planning.layer_inputs import layer_inputs, with_layer_input
-from quantkit.planning.recurrent import mamba2
+from quantkit.planning.recurrent import mamba, mamba2
 from quantkit.planning.shape import Layer, ModelShape
 from quantkit.planning.short_convolution import short_convolution
 from quantkit.planning.tensors import I32, Graph, Tensor, fresh, leaf, matmul, same
 
 _TELLING = 4
+Draw = Callable[[Drawing, Tensor, Layer], Tensor]
 
 
 def prompt_graph(shape: ModelShape, context: Context, layers: Sequence[int] | None = None) -> Graph:
@@ -106,10 +108,9 @@ def _decoder_layer(d: Drawing, x: Tensor, layer: Layer, number: int) -> Tensor:
     attended = before
     if layer.has("attn_norm_2.weight"):
         attended = d.norm(x, "attn_norm_2", layer.tensors)
-    draw = mla if layer.has("attn_kv_a_mqa.weight") else attention
+    draw: Draw = mla if layer.has("attn_kv_a_mqa.weight") else attention
     if layer.is_recurrent:
-        state_space = mamba2 if traits.mamba2 else delta_net
-        draw = short_convolution if layer.has_short_convolution else state_space
+        draw = _recurrent(layer, traits)
     out = draw(d, attended, layer)
     last = number == len(shape.trunk) - 1 and not traits.output_last and not traits.output_after_norm
     if last:
@@ -141,6 +142,13 @@ def _decoder_layer(d: Drawing, x: Tensor, layer: Layer, number: int) -> Tensor:
     return same(out, weight=d.named("layer_output_scale.weight")) if layer.has("layer_output_scale.weight") else out
 
 
+def _recurrent(layer: Layer, traits: Traits) -> Draw:
+    """What a layer with a state computes."""
+    if layer.has_short_convolution:
+        return short_convolution
+    return mamba if traits.mamba else mamba2 if traits.mamba2 else delta_net
+
+
 def _side_by_side(d: Drawing, x: Tensor, layer: Layer, number: int) -> Tensor:
     """A layer with attention and Mamba 2 of the same hidden states, each after the norm (src/models/falcon-h1.cpp)."""
     attended = attention(d, d.norm(x, "attn_norm", layer.tensors), layer)
@@ -153,7 +161,9 @@ def _side_by_side(d: Drawing, x: Tensor, layer: Layer, number: int) -> Tensor:
 
 def _one_part(d: Drawing, x: Tensor, layer: Layer, number: int) -> Tensor:
     """A layer of one part (src/models/nemotron-h.cpp)."""
-    draw = mamba2 if layer.is_recurrent else attention if layer.has_attention else feed_forward
+    draw = (
+        _recurrent(layer, d.shape.traits) if layer.is_recurrent else attention if layer.has_attention else feed_forward
+    )
     out = draw(d, d.norm(x, "attn_norm", layer.tensors), layer)
     if number == len(d.shape.trunk) - 1:
         out, x = (fresh((part.shape[0], d.n), part, d.outputs) for part in (out, x))

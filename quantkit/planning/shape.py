@@ -141,7 +141,7 @@ def model_shape(keys: Mapping[str, Any], tensors: Iterable[tuple[str, tuple[int,
     recurrent = any(key.startswith((f"{arch}.ssm.", f"{arch}.wkv.")) for key in keys) and any(
         _STATE.search(name) for name, _ in tensors
     )
-    if not traits.plannable or (recurrent and not (traits.delta_net or traits.mamba2)):
+    if not traits.plannable or (recurrent and not (traits.delta_net or traits.mamba or traits.mamba2)):
         raise UnsupportedError(f"{where} is of architecture {arch}, whose memory quantkit cannot plan yet")
     own = {key.removeprefix(f"{arch}."): value for key, value in keys.items() if key.startswith(f"{arch}.")}
     n_layer = _count(own, "block_count", where)
@@ -201,7 +201,8 @@ def _per_layer(keys: Mapping[str, Any], name: str, n_layer: int, default: list[i
         if len(counts) < n_layer:
             raise CheckpointError(f"{where} has {len(counts)} values of {name} for {n_layer} layers; check the file")
         return counts[:n_layer]
-    return [_count(keys, name, where)] * n_layer
+    # a model without attention states 0 heads
+    return [0 if value == 0 else _count(keys, name, where)] * n_layer
 
 
 def _shared_from(keys: Mapping[str, Any], n_layer: int, layer: int, slides: bool) -> int | None:

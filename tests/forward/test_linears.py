@@ -121,7 +121,7 @@ def test_every_matrix_of_a_layer_is_a_linear_once(name: str) -> None:
         for entry, values in tensors.items()
         if values.ndim > 1
         and in_a_layer(architecture, entry)
-        and not entry.endswith(("_bias", "_norm.weight", "conv1d.weight", "conv.conv.weight"))
+        and not entry.endswith(("_bias", "_norm.weight", "A_log", "conv1d.weight", "conv.conv.weight"))
     }
 
 

@@ -27,6 +27,7 @@ class Traits:
         output_last: rows without an output are dropped after the last layer, not within it.
         output_after_norm: they are dropped after the last norm.
         delta_net: layers with a convolution have Gated DeltaNet in place of attention.
+        mamba: layers with a convolution have Mamba in place of attention.
         mamba2: layers with a convolution have Mamba 2 in place of attention.
         gated_attention: queries come with a gate for the output of attention.
         sigmoid_shared_gate: the gate of the shared expert is one operation, not SiLU and a division.
@@ -56,6 +57,7 @@ class Traits:
     output_last: bool = False
     output_after_norm: bool = False
     delta_net: bool = False
+    mamba: bool = False
     mamba2: bool = False
     gated_attention: bool = False
     sigmoid_shared_gate: bool = False
