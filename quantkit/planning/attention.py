@@ -46,7 +46,7 @@ def attention(d: Drawing, x: Tensor, layer: Layer) -> Tensor:
         q, k = d.norm(q, "attn_q_norm", layer.tensors), d.norm(k, "attn_k_norm", layer.tensors)
     if d.shape.traits.normed_values:
         v = same(v)
-    if d.shape.traits.has_rope(d.shape.n_layer):
+    if _has_rope(d):
         q, k = d.rope(q), d.rope(k)
     if d.shape.traits.scaled_query:
         q = same(q)
@@ -60,11 +60,17 @@ def attention(d: Drawing, x: Tensor, layer: Layer) -> Tensor:
     return d.linear(layer, "attn_output", out)
 
 
+def _has_rope(d: Drawing) -> bool:
+    """Whether the layer that is drawn has rotary positions."""
+    pattern = d.shape.keys.get("attention.rope_pattern")
+    return d.shape.traits.has_rope(d.shape.n_layer) and (pattern is None or d.layer is None or bool(pattern[d.layer]))
+
+
 def _to_shared_cache(d: Drawing, x: Tensor, layer: Layer) -> Tensor:
     """Attention of a layer to the keys and values of an earlier one."""
     q = view(d.linear(layer, "attn_q", x), (layer.head_k, layer.n_head, d.n))
     q = d.norm(q, "attn_q_norm", layer.tensors) if layer.has("attn_q_norm.weight") else q
-    q = d.rope(q) if d.shape.traits.has_rope(d.shape.n_layer) else q
+    q = d.rope(q) if _has_rope(d) else q
     return d.linear(layer, "attn_output", _attend(d, q, None, None, layer))
 
 
