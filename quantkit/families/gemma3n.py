@@ -284,7 +284,6 @@ FAMILY = Family(
     ),
     rope_kinds=("default",),
     forward={"Gemma3nForCausalLM": FORWARD},
-    # the plan does not draw AltUp, LAuReL and the sparse activations yet
-    traits=Traits(plannable=False),
+    traits=Traits(sliding_every=_PATTERN, scaled_embedding=True, normed_values=True, sparse_layers=_SPARSE_LAYERS),
     token_roles=TokenRoles(space_prefix=SpacePrefix.FALSE_LAST),
 )
