@@ -119,6 +119,14 @@ def occupied(paths: Iterable[Path]) -> int:
     return sum(file.stat().st_blocks * 512 for file in files if file.is_file())
 
 
+def remove(path: Path) -> None:
+    """Remove a file, or a folder with its content; nothing happens where `path` does not exist."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
 def require_space(folder: Path, needed: int, reusable: Iterable[Path] = ()) -> None:
     """Raise OutputError where the disk of `folder` has no room for `needed` bytes.
 

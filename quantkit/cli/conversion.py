@@ -17,7 +17,7 @@ from quantkit.cli.conversion_options import (
     RunOptions,
 )
 from quantkit.cli.option_groups import refuse_idle
-from quantkit.cli.options import parse_size
+from quantkit.cli.options import check_name, parse_size
 from quantkit.errors import UsageError
 
 if TYPE_CHECKING:
@@ -46,9 +46,7 @@ def convert_options(conversion: Conversion, work: RunOptions, *, is_gguf: bool) 
     Raises:
         UsageError: an option has a wrong value, has no effect, or contradicts another one.
     """
-    name = conversion.output.name
-    if name is not None and (Path(name).name != name or not name.isprintable()):
-        raise UsageError(f"--name {name!r} is not a plain name; choose the folder with -o")
+    check_name(conversion.output.name)
     types = _types(conversion)
     return types, _options(conversion, work, calibrate=_calibrate(conversion, types, is_gguf=is_gguf))
 
@@ -64,15 +62,19 @@ def _types(conversion: Conversion) -> list[str]:
         raise UsageError(f"preset {preset!r} does not exist; the only preset is {PRESET}")
     names = [name.lower() for name in (*conversion.types, *(PHONE_TYPES if preset else ()))]
     methods = {name: FORMATS[name] for name in FORMATS if name in names}
+    chosen = conversion.packed.algorithm
+    algorithms = {name if name in ("awq", "gptq") else chosen for name, kind in methods.items() if kind.calibrated}
     files = [file_type(name) for name in names if name not in (*methods, IMATRIX)]
     for group, applies, needed in (
         (conversion.gguf, files or conversion.gguf.target, "a GGUF type"),
         (conversion.packed, methods, "a folder type, such as -t awq or -t fp8"),
-        (conversion.awq, "awq" in methods, "-t awq"),
-        (conversion.gptq, "gptq" in methods, "-t gptq"),
+        (conversion.awq, "awq" in algorithms, "-t awq"),
+        (conversion.gptq, methods.keys() & {"gptq", "w4a16", "w8a16"}, "-t gptq"),
     ):
         if not applies:
             refuse_idle(group, needed)
+    if methods and chosen != PackedOptions().algorithm and not methods.keys() & {"w4a16", "w8a16"}:
+        raise UsageError("--algorithm has no effect without -t w4a16 or -t w8a16; leave it out")
     if methods and conversion.packed.bits != PackedOptions().bits and all(kind.bits for kind in methods.values()):
         raise UsageError("--bits has no effect without -t awq or -t gptq; leave it out")
     if methods and conversion.packed.group_size and all(kind.group_sizes == () for kind in methods.values()):
@@ -121,6 +123,7 @@ def _options(conversion: Conversion, work: RunOptions, *, calibrate: bool) -> "C
         bits=packed.bits,
         group_size=packed.group_size,
         skip=tuple(packed.skip or ()),
+        algorithm=packed.algorithm,
         calibrate=calibrate,
         calibration=CalibrationRequest(
             text=calibration.calibration,

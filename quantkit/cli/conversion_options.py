@@ -217,6 +217,7 @@ class PackedOptions:
     group_size: int | None = option(
         None, "Inputs that share a scale: 32, 64, 128; -1 for all.", metavar="N", show_default="128; MLX: 64"
     )
+    algorithm: Literal["gptq", "awq"] = option("gptq", "Rounding of w4a16 and w8a16: GPTQ's or AWQ's.")
     skip: list[str] | None = option(None, "Linears not to quantize (down_proj, *.0.*); repeat.", metavar="PATTERN")
     dtype: Literal["float16", "bfloat16"] | None = option(
         None, "Type of unquantized tensors.", show_default="AWQ, GPTQ: float16; others: the source's"

@@ -19,6 +19,7 @@ from quantkit.cli.conversion_options import (
 from quantkit.cli.option_groups import grouped
 from quantkit.cli.options import SourceArg
 from quantkit.cli.output import Out
+from quantkit.cli.repacking import repack_source, repackable
 from quantkit.errors import UsageError
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ def convert(
     types: Annotated[
         list[str] | None,
         type_option(
-            "awq, gptq, fp8, fp8-block, imatrix, or a GGUF type (see quantkit gguf --help); repeat for more.",
+            "awq, gptq, w4a16, w8a16, fp8, fp8-block, mlx-4bit, imatrix, or a GGUF type; repeat.",
             complete_type,
         ),
     ] = None,
@@ -48,14 +49,18 @@ def convert(
 ) -> None:
     """Convert a source to every listed type in one pass, checked.
 
-    Writes NAME-AWQ/, NAME-GPTQ/, NAME-GGUF/ and NAME-imatrix.gguf. One calibration serves AWQ, GPTQ and the importance
-    matrix of GGUF types. Each output is reloaded and checked before it gets its name. After a kill the same command
-    resumes.
+    Writes NAME-GGUF/, NAME-imatrix.gguf, and a folder for each other type, such as NAME-FP8/. One calibration serves
+    AWQ, GPTQ, w4a16, w8a16 and the importance matrix of GGUF types; fp8 and fp8-block need none. Each output is
+    reloaded and checked before it gets its name. After a kill the same command resumes. An AWQ or GPTQ folder as SOURCE
+    is repacked without loss by -t w4a16 or -t w8a16.
 
     Example: quantkit convert ORG/NAME -t awq -t gptq -t q4_0 -t q2_k -o out
     """
     if not (types or gguf.preset or gguf.target):
         raise UsageError("no type is given; name one with -t (-t q4_k_m), or a size with --target-size")
+    if types and (repacked := repackable(source, types)):
+        repack_source(out, source, repacked, output, work)
+        return
     conversion = Conversion(tuple(types or ()), output, gguf, packed, awq, gptq, calibration, adapters, calibrates=True)
     convert_source(out, "convert", source, conversion, work)
 

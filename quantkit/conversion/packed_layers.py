@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantkit.forward.linears import Input, LayerLinears, Linear, NormFold, RowFold
+from quantkit.machine import release_freed_memory
 from quantkit.outputs.packed_folders import FolderPlan
 from quantkit.packed.formats import CalibratedFormat, FolderRequest
 from quantkit.packed.writer import FolderWriter
@@ -82,6 +83,7 @@ class LayerQuantizer:
         """The factor of an input's Gram matrix. A damping that had to be raised is recorded."""
         statistics, name = sums[entry.key], f"the input of {entry.linears[0].name}"
         assert statistics.gram is not None
+        release_freed_memory()  # of the threads that rounded the last input
         factored = factor(
             statistics.gram,
             statistics.gram_tokens,
@@ -90,6 +92,7 @@ class LayerQuantizer:
             name=name,
             workers=self.workers,
         )
+        release_freed_memory()
         if factored.raised:
             self.damping[entry.key] = factored.damp
         return factored

@@ -21,6 +21,7 @@ from quantkit.files import (
     make_partial_folder,
     partial_path,
     refuse_existing,
+    remove,
     require_space,
     sync,
 )
@@ -76,7 +77,7 @@ def open_work(plan: ConversionPlan, *, force: bool) -> Iterator[Journal]:
 def name_output(path: Path, *, failed: bool) -> None:
     """Give a partial file or folder its final name, or `NAME.failed` when it failed a check."""
     partial, aside = partial_path(path), failed_path(path)
-    _remove(aside)
+    remove(aside)
     if failed:
         partial.replace(aside)
     elif partial.is_dir():
@@ -97,16 +98,16 @@ def _clear(plan: ConversionPlan, journal: Journal) -> None:
     """Remove what a run of another source or of other options left, except the journal."""
     for path in plan.work.iterdir():
         if path != journal.path:
-            _remove(path)
+            remove(path)
     stale = [plan.output / name for name in journal.stale if name.endswith(PARTIAL) and ".." not in Path(name).parts]
     for path in (*stale, *map(partial_path, plan.paths)):
-        _remove(path)
+        remove(path)
 
 
 def _discard(plan: ConversionPlan) -> None:
     """Remove everything unfinished, and folders that are empty then."""
     for path in (plan.work, *map(partial_path, plan.paths)):
-        _remove(path)
+        remove(path)
     for folder in {path.parent for path in plan.paths} - {plan.output}:
         with suppress(OSError):
             folder.rmdir()
@@ -118,10 +119,3 @@ def _take_back(plan: ConversionPlan) -> None:
         renamed = next((name for name in (path, failed_path(path)) if name.exists()), None)
         if renamed is not None and not partial_path(path).exists():
             renamed.rename(partial_path(path))
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        path.unlink(missing_ok=True)

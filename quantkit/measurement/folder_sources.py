@@ -17,6 +17,7 @@ from quantkit.families.base.native import Native, Source
 from quantkit.forward.forward import Decoder
 from quantkit.forward.weights import Array, Weights
 from quantkit.packed.reader import PackedLinear, QuantizedFolder, open_quantized
+from quantkit.packed.registry import type_of
 
 # Elements of a quantized linear to unpack at once: the integers take several times the bytes of the result.
 _UNPACKED = 1 << 24
@@ -79,8 +80,14 @@ def open_source(path: Path) -> Checkpoint | QuantizedFolder:
         raise CheckpointError(f"{path} is not a folder; pass the folder that contains config.json and the weights")
     config = parse_object(read_small_file(path, "config.json", str(path)), f"config.json of {path}")
     quantization = quantization_config(config)
-    method = quantization.get("quant_method", quantization.get("method"))
-    if method in ("awq", "gptq") or (not quantization and (path / "quantize_config.json").is_file()):
+    kind = type_of(config)
+    # a checkpoint dequantizes 8-bit floats itself, those of other tools too
+    packed = kind is not None and kind not in ("fp8", "fp8-block")
+    if (
+        packed
+        or quantization.get("method") in ("awq", "gptq")
+        or (not quantization and (path / "quantize_config.json").is_file())
+    ):
         return open_quantized(path)
     return open_model(str(path))
 

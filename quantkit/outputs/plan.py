@@ -254,6 +254,14 @@ def _plan_folders(
     native: Native, calibration: CalibrationPlan | None, request: ConversionRequest, name: str
 ) -> tuple[FolderPlan, ...]:
     layers = calibration.layers if calibration else all_layers(native)
+    scaled = [f for f in request.folders if FORMATS[f.method].calibrated and f.algorithm_used == "awq"]
+    if len(scaled) > 1:
+        # each would scale the weights that the next one rounds
+        names = " and ".join(folder.method for folder in scaled)
+        raise UsageError(
+            f"{names} both use AWQ's scales, and one conversion has only one of them; leave one out, and make the other"
+            " from its folder with quantkit convert"
+        )
     # GPTQ runs first: it leaves the tensors of a layer as they are, AWQ scales them
     ordered = sorted(
         request.folders, key=lambda item: (not FORMATS[item.method].calibrated, item.algorithm_used != "gptq")
@@ -286,8 +294,13 @@ def _plan_calibration(
     if request.calibration.propagate and (len(calibrated), request.calibrated) != (1, 1):
         raise UsageError("--propagate quantized allows one calibrated type only; the hidden states follow that type")
     feedback = request.gguf is not None and request.gguf.solver == "feedback"
-    native, gram = Native(source, nearest=not request.folders), bool(calibrated) or feedback
-    return plan_calibration(native, request.calibration, samples, gram=gram, threads=threads, max_ram=request.max_ram)
+    native = Native(source, nearest=not request.folders)
+    methods = {folder.method for folder in calibrated}
+    # AWQ divides a Gram matrix by its scale, beside the factor; the factorisation needs three.
+    copies = 4 if any("awq" in method for method in methods) else 3 if methods or feedback else 0
+    return plan_calibration(
+        native, request.calibration, samples, gram_copies=copies, threads=threads, max_ram=request.max_ram
+    )
 
 
 def _refuse_without_family(source: Model, request: ConversionRequest) -> None:

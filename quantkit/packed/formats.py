@@ -92,10 +92,15 @@ class Format(ABC):
     """The group sizes that the format has; None for any."""
     dtype: str | None = None
     """The default of --dtype; None for the source's own 16-bit type."""
+    stacks_experts: bool = False
+    """Whether loaders want all experts of a layer in one tensor, which quantkit does not write."""
 
     def grid(self, bits: int, group: int | None, *, symmetric: bool) -> Grid:
         """The grid that the options give: `bits` of --bits, `group` of --group-size or None, `symmetric` of --sym."""
         return Grid(self.bits or bits, group or self.group or 128, symmetric)
+
+    def check(self, request: FolderRequest) -> None:  # noqa: B027 (most formats take every request)
+        """Raises UsageError for options that the format does not have."""
 
     @abstractmethod
     def why_not(self, grid: Grid, n_in: int, n_out: int, *, last: bool = True) -> str | None:

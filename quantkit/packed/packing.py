@@ -91,7 +91,7 @@ def pack_gptq(quantized: Quantized, version: int | None = None) -> Packed:
         else (quantized.zeros - np.uint8(1)) & np.uint8(quantized.grid.top)
     )
     return {
-        "qweight": _turned(_stream(quantized.q, bits)),
+        "qweight": _turned(pack_stream(quantized.q, bits)),
         "qzeros": _stream_of_columns(zeros, bits),
         "scales": _scales(quantized),
         "g_idx": quantized.groups.astype("<i4"),
@@ -134,10 +134,10 @@ def _interleaved_back(words: NDArray[np.int32], bits: int) -> NDArray[np.uint8]:
 
 
 def _stream_of_columns(values: NDArray[np.uint8], bits: int) -> NDArray[np.int32]:
-    return _stream(values.T, bits)
+    return pack_stream(values.T, bits)
 
 
-def _stream(values: NDArray[np.uint8], bits: int) -> NDArray[np.int32]:
+def pack_stream(values: NDArray[np.uint8], bits: int) -> NDArray[np.int32]:
     """Rows of integers as rows of words: value i fills bits i * bits ... of its row. Eight values make `bits` bytes."""
     n_bytes = values.shape[1] * bits // 8
     eights = np.pad(values, ((0, 0), (0, -values.shape[1] % 8))).reshape(len(values), -1, 8)

@@ -62,15 +62,22 @@ class AwqGptqScheme(Scheme):
     def linears(self, tensors: Mapping[str, TensorInfo], folder: Path) -> list[PackedLinear]:
         return _linears(tensors, self, folder)
 
-    def integers(self, stored: StoredTensors, linear: PackedLinear, start: int, stop: int) -> Integers:
-        """Outputs start..stop of a linear as integers, zero points and scales. Raises as `dequantized` does."""
+    def integers(
+        self, stored: StoredTensors, linear: PackedLinear, start: int, stop: int, *, with_values: bool = True
+    ) -> Integers:
+        """Outputs start..stop of a linear as integers, zero points and scales. Raises as `dequantized` does.
+
+        Without `with_values`, `q` is empty.
+        """
         words = self._words(stored, linear)
         outputs = np.arange(start, stop)
         zeros = _along_outputs(words["qzeros"], outputs, self).astype(np.int32)
         if self.less_one and not self.carried_whole:
             zeros += 1
             zeros &= (1 << self.bits) - 1 if self.carried else -1
-        if self.method == "awq":
+        if not with_values:
+            q = np.empty((0, linear.n_in), np.uint8)
+        elif self.method == "awq":
             q = np.ascontiguousarray(_along_outputs(words["qweight"], outputs, self).T)
         else:
             columns = np.ascontiguousarray(words["qweight"][:, outputs[0] : outputs[-1] + 1].T)

@@ -20,7 +20,9 @@ from quantkit.errors import CheckpointError, UnsupportedError
 from quantkit.families import find_architecture
 from quantkit.families.base.output_head import untied_config
 from quantkit.forward.weights import Array, Weights
+from quantkit.packed.mlx import read_mlx
 from quantkit.packed.read_awq_gptq import read_awq_gptq
+from quantkit.packed.read_compressed import read_compressed
 from quantkit.packed.read_float8 import read_float8
 from quantkit.packed.scheme import PackedLinear, Scheme
 
@@ -33,6 +35,7 @@ class QuantizedFolder:
     Attributes:
         config: config.json without its quantization_config; untied if the head differs from the embedding.
         notes: the changes of config.json.
+        header_sha256: sha256 of each weight file's header.
         quantization: the quantization_config.
         scheme: the quantization_config, parsed.
         tensors: every tensor as stored.
@@ -52,6 +55,7 @@ class QuantizedFolder:
         try:
             self.tensors: Mapping[str, TensorInfo] = MappingProxyType(dict(sorted(self._files.tensors.items())))
             self.linears = {linear.name: linear for linear in self.scheme.linears(self.tensors, folder)}
+            self.header_sha256: Mapping[str, str] = self._files.header_sha256
             self.config, self.notes = untied_config(self.config, self.tensors, self.stored_rows)
         except BaseException:
             self._files.close()
@@ -136,11 +140,11 @@ def open_quantized(folder: Path) -> QuantizedFolder:
 
 
 def read_scheme(quantization: Mapping[str, Any], where: str) -> Scheme:
-    """The scheme that a quantization_config states: AWQ (GEMM), GPTQ (gptq, gptq_v2), FP8.
+    """The scheme that a quantization_config states: AWQ (GEMM), GPTQ (gptq, gptq_v2), FP8, pack-quantized, MLX.
 
     Raises UnsupportedError for another method or packing.
     """
-    for read in (read_float8,):
+    for read in (read_float8, read_compressed, read_mlx):
         scheme = read(quantization, where)
         if scheme is not None:
             return scheme

@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 from quantkit.forward.arrays import Array, fetch, namespace
 from quantkit.workers import SERIAL, Workers, parts
 
-# Columns of a wide Gram matrix that are summed together; up to twice that, all are.
-_BLOCK = 1024
+WIDE_BLOCK = 1024
+"""Columns of a wide Gram matrix that are summed together; up to twice that, all are."""
 
 
 @dataclass
@@ -35,7 +35,7 @@ class Statistics:
     @property
     def is_wide(self) -> bool:
         """Whether the Gram matrix is summed in blocks of columns."""
-        return self.gram is not None and len(self.gram) > 2 * _BLOCK
+        return self.gram is not None and len(self.gram) > 2 * WIDE_BLOCK
 
     def add(self, pieces: Sequence[Array], extra: Sequence[Array] = (), workers: Workers = SERIAL) -> None:
         """Count the tokens of `pieces`, each (n, width); those of `extra` go into the Gram matrix only.
@@ -55,7 +55,7 @@ class Statistics:
     def _add_gram(self, x: Array, workers: Workers) -> None:
         assert self.gram is not None
         gram, width = self.gram, x.shape[1]
-        if width <= 2 * _BLOCK or not isinstance(x, np.ndarray):
+        if width <= 2 * WIDE_BLOCK or not isinstance(x, np.ndarray):
             # one array and its own transpose: BLAS computes half of it (syrk)
             gram += fetch(x.T @ x)
             return
@@ -67,4 +67,4 @@ class Statistics:
             gram[before, columns] += product
             gram[columns, before] += product.T
 
-        workers.map(add_columns, list(parts(width, _BLOCK)))
+        workers.map(add_columns, list(parts(width, WIDE_BLOCK)))

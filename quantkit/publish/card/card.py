@@ -8,8 +8,9 @@ from typing import Any
 
 from quantkit.errors import OutputError, UsageError
 from quantkit.files import write_atomically
+from quantkit.packed.registry import read_type
 from quantkit.publish.card.escaping import link, plain
-from quantkit.publish.card.facts import KINDS, CardFacts, CardModel, card_facts, folder_kind
+from quantkit.publish.card.facts import KINDS, CardFacts, CardModel, card_facts
 from quantkit.publish.card.metadata import front_matter, metadata
 from quantkit.publish.card.provenance import made
 from quantkit.publish.card.sections import choice, conversation, files, measured, opening, shown
@@ -76,7 +77,7 @@ def kind_of_folder(folder: Path) -> str:
     """
     if any(folder.glob("*.gguf")):
         return "gguf"
-    kind = folder_kind(folder)
+    kind = read_type(folder)
     if kind is None:
         raise UsageError(
             f"{folder} is not a folder of GGUF files or of quantized weights; convert a model into it first"

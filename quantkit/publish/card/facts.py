@@ -1,6 +1,5 @@
 """The facts of a folder of outputs that its card states: weight files, quantkit.json, chat template, figures."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,7 +11,7 @@ from quantkit.inspection import Description, inspect_source
 from quantkit.inspection.record import changed_since, entry_of, read_record
 from quantkit.measurement.document import Model, Report
 from quantkit.measurement.reading import read_report
-from quantkit.packed.registry import FORMATS, type_of
+from quantkit.packed.registry import FORMATS, read_type
 from quantkit.publish.card.metadata import is_hub_id
 from quantkit.publish.ollama.facts import facts_of_gguf
 
@@ -147,22 +146,13 @@ def _gguf_weights(folder: Path, description: Description) -> tuple[Weights, ...]
 
 
 def _folder_weights(folder: Path, kind: str, description: Description) -> tuple[Weights, ...]:
-    if folder_kind(folder) != kind:
+    if read_type(folder) != kind:
         actual = " ".join(filter(None, (description.type, description.kind)))
         raise UsageError(f"{folder} is a {actual}, not a folder of {KINDS[kind]}; pass another --kind")
     files = tuple((file.name, file.bytes) for file in description.files)
     entry = entry_of(read_record(folder), folder / files[0][0]) if files else None
     bits = description.weights.bits_per_weight if description.weights else None
     return (Weights(folder.resolve().name, kind, files, bits, entry),)
-
-
-def folder_kind(folder: Path) -> str | None:
-    """The format of a folder of quantized weights, by its config.json; None for any other folder."""
-    try:
-        config = json.loads((folder / "config.json").read_text("utf-8"))
-    except (OSError, ValueError):
-        return None
-    return type_of(config) if isinstance(config, dict) else None
 
 
 def _measured(weights: Weights, report: Report, kind: str) -> Model | None:
