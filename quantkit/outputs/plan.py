@@ -295,9 +295,9 @@ def _plan_calibration(
         raise UsageError("--propagate quantized allows one calibrated type only; the hidden states follow that type")
     feedback = request.gguf is not None and request.gguf.solver == "feedback"
     native = Native(source, nearest=not request.folders)
-    methods = {folder.method for folder in calibrated}
+    algorithms = {folder.algorithm_used for folder in calibrated}
     # AWQ divides a Gram matrix by its scale, beside the factor; the factorisation needs three.
-    copies = 4 if any("awq" in method for method in methods) else 3 if methods or feedback else 0
+    copies = 4 if "awq" in algorithms else 3 if algorithms or feedback else 0
     return plan_calibration(
         native, request.calibration, samples, gram_copies=copies, threads=threads, max_ram=request.max_ram
     )
