@@ -208,7 +208,7 @@ class GptqOptions:
         metavar="FRACTION",
         min=0.0,
         max=1.0,
-        show_default="inputs / (2 tokens), at least 0.05",
+        show_default="chosen on held-out samples",
     )
     propagate: Literal["float", "quantized"] = option(
         "float", "Layers whose activations calibrate the next layer: the source's or the quantized ones."

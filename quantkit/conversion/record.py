@@ -25,6 +25,9 @@ from quantkit.outputs.plan import ConversionPlan, file_sizes, type_name
 from quantkit.quant.feedback import SOLVER_VERSION, SWEEPS
 from quantkit.verify import Verified
 
+HELD_OUT_DAMP = "chosen on held-out samples"
+"""The damping and shrinkage of each input, see `quant/held_out.py`."""
+
 
 def write_records(
     plan: ConversionPlan,
@@ -46,7 +49,7 @@ def write_records(
         elif isinstance(output, GgufOutput) and plan.gguf is not None and not item.failed:
             gguf[output.stem] = _entry(plan, item, seconds) | _gguf_facts(plan.gguf, output)
             if plan.gguf.request.solver == "feedback" and calibration is not None:
-                gguf[output.stem]["feedback"] = _feedback_facts(plan.gguf, output, calibration)
+                gguf[output.stem]["feedback"] = _feedback_facts(output, calibration)
             if choice is not None and output is plan.gguf.target_output:
                 gguf[output.stem]["target"] = _target_facts(plan.gguf, output, choice)
     if plan.gguf is not None:
@@ -129,9 +132,9 @@ def _gguf_facts(plan: GgufPlan, output: GgufOutput) -> dict[str, Any]:
     }
 
 
-def _feedback_facts(plan: GgufPlan, output: GgufOutput, calibration: Calibration) -> dict[str, Any]:
+def _feedback_facts(output: GgufOutput, calibration: Calibration) -> dict[str, Any]:
     return {
-        "damp": plan.request.damp,
+        "damp": HELD_OUT_DAMP,
         "sweeps": SWEEPS,
         "version": SOLVER_VERSION,
         "without_feedback": without_feedback(output, calibration.rounded),
@@ -162,7 +165,7 @@ def _folder_facts(plan: ConversionPlan, folder: FolderPlan, calibration: Calibra
         "propagate": "quantized" if plan.calibration.propagate else "float",
     }
     if request.method == "gptq":
-        damp = "by tokens" if request.damp is None else request.damp
+        damp = HELD_OUT_DAMP if request.damp is None else request.damp
         options |= {"damp": damp, "act_order": request.act_order, "static_groups": request.static_groups}
     else:
         options["rounding"] = request.rounding

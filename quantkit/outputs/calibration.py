@@ -186,7 +186,8 @@ def _memory(layers: Sequence[LayerLinears], seq_len: int, threads: int, *, gram:
         weights = sum(
             linear.n_in * linear.n_out for entry in inputs for linear in entry.linears if linear.index is None
         )
-        sums = sum(entry.width**2 for entry in inputs) if gram else 0
+        # of all samples, and of those that are held out
+        sums = 2 * sum(entry.width**2 for entry in inputs) if gram else 0
         heights = [sum(linear.n_out for linear in entry.linears) for entry in inputs]
         # of one input at a time: the permuted and damped Gram matrix and its factor, and copies of the matrices
         copies = max(6 * e.width**2 + 4 * e.width * height for e, height in zip(inputs, heights, strict=True))

@@ -38,7 +38,7 @@ class GgufRequest:
     `target`: write one more file, of a given size, whose types the calibration chooses; it needs `calibrate`.
     `calibrate`: the importance matrix comes from the calibration of the same conversion. `pre` (BPE pre-tokenizer) and
     `chat_template` (see `choose_template`) replace those of a checkpoint. `mtp`: see `model_from_checkpoint`.
-    `solver`: "feedback" rounds with error feedback over the Gram matrix, damped by `damp` (see `quant.feedback`); it
+    `solver`: "feedback" rounds with error feedback over the Gram matrix (see `quant.feedback`); it
     needs `calibrate`.
     """
 
@@ -55,7 +55,6 @@ class GgufRequest:
     chat_template: Template | None = None
     mtp: Mtp = "keep"
     solver: Solver = "llama.cpp"
-    damp: float = 0.01
     threads: int = 0
     max_ram: int | None = None
 

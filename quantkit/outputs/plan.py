@@ -23,6 +23,7 @@ from quantkit.outputs.gguf_files import GgufOutput, GgufPlan, GgufRequest, plan_
 from quantkit.outputs.model import Model, origin_of, weight_files_of
 from quantkit.outputs.packed_folders import FolderPlan, FolderRequest, plan_folder_of
 from quantkit.outputs.templates import model_with_template
+from quantkit.quant.factor import ROUNDING_VERSION
 from quantkit.quant.feedback import SOLVER_VERSION, working_memory
 from quantkit.texts.samples import Samples
 
@@ -299,10 +300,10 @@ def _fingerprint(
             hashlib.sha256(calibration.samples.tokens.tobytes()).hexdigest(),
             calibration.propagate,
         ],
-        "folders": [asdict(folder.request) for folder in folders],
+        "folders": [[asdict(folder.request), ROUNDING_VERSION] for folder in folders],
         "imatrix": [given and given.sha256, imatrix and imatrix.path.name],
         "target": gguf and gguf.request.target and [gguf.request.target.size, gguf.request.target.bits],
-        "solver": gguf and gguf.request.solver == "feedback" and [SOLVER_VERSION, gguf.request.damp],
+        "solver": gguf and gguf.request.solver == "feedback" and SOLVER_VERSION,
         "files": [
             [file.name, file.size, hashlib.sha256(file.header).hexdigest()]
             for output in (gguf.outputs if gguf else ())
