@@ -93,6 +93,10 @@ class GgufOptions:
         "llama.cpp",
         "Rounding: llama.cpp's own, or error feedback over a calibration text (more accurate, slower).",
     )
+    quality: Literal["standard", "high", "best"] = option(
+        "standard",
+        "Preset: high is --solver feedback; best also takes more sweeps of descent (slower).",
+    )
     target_size: str | None = option(
         None,
         "Also write a GGUF of at most this size (4.5G); the calibration chooses the type of each tensor.",
@@ -144,6 +148,10 @@ class GgufOptions:
             return None
         size = None if self.target_size is None else parse_size(self.target_size, "--target-size")
         return Target(size=size, bits=self.target_bpw)
+
+    @property
+    def solver_of_quality(self) -> Literal["llama.cpp", "feedback"]:
+        return self.solver if self.quality == "standard" else "feedback"
 
     @property
     def mix_options(self) -> "MixOptions":

@@ -138,7 +138,7 @@ class FeedbackRounder:
                 kind = target.slot.type
                 if kind not in made:
                     if kind in FORMATS and kind != tensor.type and not isinstance(prepared, str):
-                        made[kind] = quantize_with_feedback(kind, floats, prepared)
+                        made[kind] = quantize_with_feedback(kind, floats, prepared, sweeps=plan.request.sweeps)
                     else:
                         made[kind] = quantize_chunk(kind, rows, floats, tensor, importance, target.label)
                 write_at(target, made[kind], start)

@@ -22,7 +22,7 @@ from quantkit.machine import peak_memory
 from quantkit.outputs.gguf_files import GgufOutput, GgufPlan
 from quantkit.outputs.packed_folders import FolderPlan
 from quantkit.outputs.plan import ConversionPlan, file_sizes, type_name
-from quantkit.quant.feedback import SOLVER_VERSION, SWEEPS
+from quantkit.quant.feedback import SOLVER_VERSION
 from quantkit.verify import Verified
 
 HELD_OUT_DAMP = "chosen on held-out samples"
@@ -49,7 +49,7 @@ def write_records(
         elif isinstance(output, GgufOutput) and plan.gguf is not None and not item.failed:
             gguf[output.stem] = _entry(plan, item, seconds) | _gguf_facts(plan.gguf, output)
             if plan.gguf.request.solver == "feedback" and calibration is not None:
-                gguf[output.stem]["feedback"] = _feedback_facts(output, calibration)
+                gguf[output.stem]["feedback"] = _feedback_facts(plan.gguf, output, calibration)
             if choice is not None and output is plan.gguf.target_output:
                 gguf[output.stem]["target"] = _target_facts(plan.gguf, output, choice)
     if plan.gguf is not None:
@@ -132,10 +132,10 @@ def _gguf_facts(plan: GgufPlan, output: GgufOutput) -> dict[str, Any]:
     }
 
 
-def _feedback_facts(output: GgufOutput, calibration: Calibration) -> dict[str, Any]:
+def _feedback_facts(plan: GgufPlan, output: GgufOutput, calibration: Calibration) -> dict[str, Any]:
     return {
         "damp": HELD_OUT_DAMP,
-        "sweeps": SWEEPS,
+        "sweeps": plan.request.sweeps,
         "version": SOLVER_VERSION,
         "without_feedback": without_feedback(output, calibration.rounded),
     }

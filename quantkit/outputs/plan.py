@@ -303,7 +303,7 @@ def _fingerprint(
         "folders": [[asdict(folder.request), ROUNDING_VERSION] for folder in folders],
         "imatrix": [given and given.sha256, imatrix and imatrix.path.name],
         "target": gguf and gguf.request.target and [gguf.request.target.size, gguf.request.target.bits],
-        "solver": gguf and gguf.request.solver == "feedback" and SOLVER_VERSION,
+        "solver": gguf and gguf.request.solver == "feedback" and [SOLVER_VERSION, gguf.request.sweeps],
         "files": [
             [file.name, file.size, hashlib.sha256(file.header).hexdigest()]
             for output in (gguf.outputs if gguf else ())

@@ -17,6 +17,7 @@ from quantkit.outputs.plan import ConversionRequest
 from quantkit.outputs.target import Target
 from quantkit.outputs.templates import choose_template
 from quantkit.packed.layout import MAX_SHARD
+from quantkit.quant.feedback import SWEEPS
 from quantkit.quant.grid import Grid
 
 _METHODS: tuple[Method, ...] = ("awq", "gptq")
@@ -45,12 +46,13 @@ class ConvertOptions:
         allow_requantize: accept a source that is quantized already.
         mtp: layers that predict a later token (MTP): "keep", "only" or "drop".
         solver: rounding of GGUF types: "llama.cpp", or "feedback" for error feedback over the calibration.
+        sweeps: sweeps of coordinate descent that follow the error feedback of GGUF types.
         pre: name of the BPE pre-tokenizer; None to recognize it.
         chat_template: a Jinja file, the name of a built-in template, or "none"; None for the checkpoint's.
         dtype, max_shard: of AWQ and GPTQ: type of unquantized tensors, bytes of a weight file.
         rounding: of AWQ: with error feedback or to nearest.
         symmetric, damp, act_order, static_groups: of GPTQ: one zero point for all groups, the fraction of the Hessian's
-            mean diagonal that is added to its diagonal (None: by the number of tokens), the order of the columns,
+            mean diagonal that is added to its diagonal (None: chosen on held-out samples), the order of the columns,
             groups of adjacent columns.
     """
 
@@ -72,6 +74,7 @@ class ConvertOptions:
     allow_requantize: bool = False
     mtp: Mtp = "keep"
     solver: Solver = "llama.cpp"
+    sweeps: int = SWEEPS
     pre: str | None = None
     chat_template: str | None = None
     dtype: Literal["float16", "bfloat16"] = "float16"
@@ -145,6 +148,7 @@ def _gguf_request(types: tuple[FileType, ...], options: ConvertOptions, *, calib
         allow_requantize=options.allow_requantize,
         mtp=options.mtp,
         solver=options.solver,
+        sweeps=options.sweeps,
         pre=options.pre,
         chat_template=choose_template(options.chat_template) if options.chat_template is not None else None,
     )
