@@ -1,9 +1,9 @@
 """`make bench`, second part: AWQ, GPTQ and importance matrices, their time, and the memory of one layer.
 
 Time: SmolLM2 on the 32 samples of 512 tokens that the peers get too (tests.peers.samples), in groups of 64. The peer is
-GPTQModel in its environment (tests.peers.environments), in float32, which on a CPU is faster than its default; counted
-is what it says of loading, quantizing and saving, without the seconds it takes to import torch. quantkit is its whole
-command, verification included. GPTQModel's AWQ takes half an hour: --peer-awq.
+GPTQModel in its environment (tests.peers.environments), in float32, which on a CPU is faster than its default. Its
+time is that of loading, quantizing and saving, without the import of torch. quantkit's time is that of the whole
+command, with verification. GPTQModel's AWQ takes half an hour: --peer-awq.
 
 Memory: the same width at three depths, and a mixture of 8 experts. Results go to the terminal and, as JSON, to
 bench-output/calibrated.json.
@@ -68,10 +68,10 @@ class Bench(Lines):
         for method in ("gptq", "awq"):
             taken, document = self.ours(method, checkpoint, *options)
             alone[method] = taken.seconds
-            self._told(f"quantkit {method}", name, taken, document)
+            self._add_lines(f"quantkit {method}", name, taken, document)
         every = [word for kind in ("gptq", "awq", *FILES) for word in ("-t", kind)]
         taken, document = self.ours("convert", checkpoint, *every, *options)
-        self._told(f"quantkit convert, both and {' '.join(FILES)}", name, taken, document)
+        self._add_lines(f"quantkit convert, both and {' '.join(FILES)}", name, taken, document)
         slower = max(alone.values())
         self.add(Target("all at once / the slower one alone", name, taken.seconds / slower, "", at_most=1.3))
         for method in peers:
@@ -90,7 +90,7 @@ class Bench(Lines):
                 if checkpoint:
                     options = ("-t", "gptq", "-t", "awq", "--samples", "8", "--seq-len", "256", "--group-size", "64")
                     taken, document = self.ours("convert", checkpoint, *options)
-                    self._told("quantkit convert, awq and gptq", shape.name, taken, document, at_most=None)
+                    self._add_lines("quantkit convert, awq and gptq", shape.name, taken, document, at_most=None)
                     peaks.append(taken.peak_memory)
         if peaks:
             self.add(Target("peak memory, largest / smallest", "Depth", max(peaks) / min(peaks), "", at_most=1.1))
@@ -100,9 +100,9 @@ class Bench(Lines):
         with synthetic(shape, _DISK) as checkpoint:
             if checkpoint:
                 taken, document = self.ours("awq", checkpoint, "--samples", "8", "--seq-len", "256")
-                self._told("quantkit awq", shape.name, taken, document, at_most=3000)
+                self._add_lines("quantkit awq", shape.name, taken, document, at_most=3000)
 
-    def _told(
+    def _add_lines(
         self, what: str, name: str, taken: Measured, document: dict[str, Any], at_most: float | None = 1000
     ) -> None:
         self.add(Target(f"{what}, whole command", name, taken.seconds, "s"))
@@ -115,11 +115,11 @@ class Bench(Lines):
         folder = WORK / "theirs"
         shutil.rmtree(folder, ignore_errors=True)
         arguments: list[str | Path] = [method, "float32", checkpoint, samples, folder, *PEER[method]]
-        said = run_inside("gptqmodel", "quantize_gptqmodel.py", *arguments)
+        output = run_inside("gptqmodel", "quantize_gptqmodel.py", *arguments)
         shutil.rmtree(folder, ignore_errors=True)
-        # libraries may have their say after it
-        told: dict[str, Any] = json.loads([line for line in said.splitlines() if line.startswith("{")][-1])
-        return told
+        # libraries may print lines after it
+        document: dict[str, Any] = json.loads([line for line in output.splitlines() if line.startswith("{")][-1])
+        return document
 
     def _samples(self) -> Path:
         """The samples that both sides get, int32 (n_samples, length), as a file."""
@@ -148,22 +148,22 @@ def main() -> None:
     options.add_argument("--quick", action="store_true", help="two layers of the mixture only")
     options.add_argument("--no-peer", action="store_true", help="quantkit alone")
     options.add_argument("--peer-awq", action="store_true", help="GPTQModel's AWQ too (half an hour)")
-    asked = options.parse_args()
+    arguments = options.parse_args()
     # whoever is started here, the peer too, has as many cores
-    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: asked.threads])
+    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: arguments.threads])
     facts = machine()
     print_machine(facts)
-    print(f"{asked.samples} samples of {asked.seq_len} tokens; {asked.threads} threads on both sides")
+    print(f"{arguments.samples} samples of {arguments.seq_len} tokens; {arguments.threads} threads on both sides")
     WORK.mkdir(parents=True, exist_ok=True)
-    bench = Bench(asked.threads, asked.samples, asked.seq_len)
-    parts = asked.part or PARTS
+    bench = Bench(arguments.threads, arguments.samples, arguments.seq_len)
+    parts = arguments.part or PARTS
     try:
         if "time" in parts:
-            bench.time(() if asked.no_peer else ("gptq", "awq") if asked.peer_awq else ("gptq",))
+            bench.time(() if arguments.no_peer else ("gptq", "awq") if arguments.peer_awq else ("gptq",))
         if "depth" in parts:
             bench.depth()
         if "experts" in parts:
-            bench.experts(replace(MIXTURE, name="Mixture-2-layers", layers=2) if asked.quick else MIXTURE)
+            bench.experts(replace(MIXTURE, name="Mixture-2-layers", layers=2) if arguments.quick else MIXTURE)
     finally:
         shutil.rmtree(WORK / "ours", ignore_errors=True)
         bench.save("calibrated", facts)

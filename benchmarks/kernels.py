@@ -1,7 +1,7 @@
 """The kernels alone: every chunk of a plan quantized from memory, nothing read, checked or written.
 
 The reference for the pass, which does the same work on the same chunks with the same threads and has to feed it.
-Run as a process of its own: `python -m benchmarks.kernels CHECKPOINT THREADS TYPE...` prints wall seconds.
+Run as a separate process: `python -m benchmarks.kernels CHECKPOINT THREADS TYPE...` prints wall seconds.
 """
 
 import sys

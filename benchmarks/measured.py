@@ -41,7 +41,7 @@ class PeakMemory(threading.Thread):
 
     def run(self) -> None:
         while not self._over.wait(0.2):
-            self.bytes = max(self.bytes, sum(_held(pid) for pid in _descendants(os.getpid())))
+            self.bytes = max(self.bytes, sum(_resident_bytes(pid) for pid in _descendants(os.getpid())))
 
     def __enter__(self) -> "PeakMemory":
         self.start()
@@ -104,19 +104,19 @@ def _best(runs: Sequence[Sequence[Measured]], field: str) -> float:
 
 
 def _descendants(pid: int) -> list[int]:
-    found = []
+    descendants = []
     for task in Path(f"/proc/{pid}/task").glob("*/children"):
         try:
             children = [int(word) for word in task.read_text().split()]
         except OSError:
             continue  # it has ended
         for child in children:
-            found += [child, *_descendants(child)]
-    return found
+            descendants += [child, *_descendants(child)]
+    return descendants
 
 
-def _held(pid: int) -> int:
-    """Resident bytes of a process, its share of what others hold too."""
+def _resident_bytes(pid: int) -> int:
+    """Proportional set size of a process in bytes: a page shared with others counts in part."""
     try:
         lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
     except OSError:
@@ -133,8 +133,8 @@ def main() -> None:
     options.add_argument("--threads", type=int, default=min(2, len(os.sched_getaffinity(0))), help="for both sides")
     options.add_argument("--chunks", type=int, default=16, help="windows of 512 tokens of WikiText-2's test split")
     options.add_argument("--repeats", type=int, default=3, help="runs of each; the best counts")
-    asked = options.parse_args()
-    bench = Bench(asked.threads, asked.chunks, asked.repeats)
+    arguments = options.parse_args()
+    bench = Bench(arguments.threads, arguments.chunks, arguments.repeats)
     facts = machine()
     print_machine(facts)
     print(

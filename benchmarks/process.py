@@ -1,4 +1,4 @@
-"""A command as a process of its own, and what the kernel says it took."""
+"""A command as a separate process, and the kernel's counts of its time, memory and bytes."""
 
 import os
 import subprocess
@@ -38,9 +38,9 @@ def measure(command: Sequence[str | Path], *, env: Mapping[str, str] | None = No
         err.seek(0)
         stdout = out.read().decode(errors="replace")
         if child.returncode != 0:
-            said = err.read().decode(errors="replace")
+            errors = err.read().decode(errors="replace")
             raise RuntimeError(
-                f"{' '.join(map(str, command))} exits {child.returncode}:\n{stdout[-2000:]}\n{said[-2000:]}"
+                f"{' '.join(map(str, command))} exits {child.returncode}:\n{stdout[-2000:]}\n{errors[-2000:]}"
             )
     return Measured(seconds, usage.ru_utime + usage.ru_stime, written, usage.ru_maxrss * 1024, stdout)
 

@@ -1,8 +1,8 @@
 """`make bench`: quantkit against llama.cpp's convert + quantize, in one run on one machine, as ratios.
 
 The peer is llama.cpp's own converter and llama-quantize (tests.helpers.peer), once a type, as a user runs them;
-quantkit is its whole command, verification included. Every figure is a process of its own, its inputs in the file
-cache, the same threads for both. Results go to the terminal and, as JSON, to bench-output/bench.json.
+quantkit is its whole command, verification included. Every figure is a separate process with its inputs in the file
+cache, and the same threads for both. Results go to the terminal and, as JSON, to bench-output/bench.json.
 """
 
 import argparse
@@ -40,7 +40,7 @@ class Bench(Lines):
     ) -> tuple[Measured, dict[str, Any]]:
         """quantkit over all TYPES; the outputs stay under WORK/ours until the next call."""
         shutil.rmtree(WORK / "ours", ignore_errors=True)
-        asked = [word for name in TYPES for word in ("-t", name)]
+        type_options = [word for name in TYPES for word in ("-t", name)]
         count = ["--threads", str(threads or self.threads), *options]
         command = [
             sys.executable,
@@ -48,7 +48,7 @@ class Bench(Lines):
             "quantkit",
             "gguf",
             checkpoint,
-            *asked,
+            *type_options,
             "-o",
             WORK / "ours",
             "--format",
@@ -146,8 +146,8 @@ def main() -> None:
     options.add_argument("--threads", type=int, default=min(2, len(os.sched_getaffinity(0))), help="for both sides")
     options.add_argument("--repeats", type=int, default=2, help="runs of each small measurement; the best counts")
     options.add_argument("--quick", action="store_true", help="SmolLM2 and the smallest synthetic model only")
-    asked = options.parse_args()
-    bench = Bench(asked.threads, asked.repeats)
+    arguments = options.parse_args()
+    bench = Bench(arguments.threads, arguments.repeats)
     facts = machine()
     print_machine(facts)
     print(
@@ -163,7 +163,7 @@ def main() -> None:
         if checkpoint:
             bench.raw[small.name] = bench.side_by_side(peer, checkpoint, repeats=bench.repeats)
             bench.scaling(checkpoint)
-    if not asked.quick:
+    if not arguments.quick:
         with synthetic(middle, _DISK_WITH_PEER) as checkpoint:
             if checkpoint:
                 bench.raw[middle.name] = bench.side_by_side(peer, checkpoint, repeats=1)

@@ -63,6 +63,6 @@ def _download(pinned: Pinned, folder: Path) -> Path:
     )
     wheels = list(folder.glob("*.whl"))
     if done.returncode or len(wheels) != 1:
-        said = [line for line in (done.stderr + done.stdout).splitlines() if line.strip()] or ["pip said nothing"]
-        raise InputsUnavailable(f"pip could not download {wanted}: {said[-1].strip()}")
+        lines = [line for line in (done.stderr + done.stdout).splitlines() if line.strip()] or ["pip printed nothing"]
+        raise InputsUnavailable(f"pip could not download {wanted}: {lines[-1].strip()}")
     return wheels[0]

@@ -1,7 +1,7 @@
 """`python -m demo.perplexity`: the closing table of the demo, with each file's perplexity measured by llama.cpp.
 
-The yardstick is the same checkpoint as bf16, which loses nothing. The change against it is paired token by token, so
-its error is far below that of the perplexities themselves.
+The reference is the same checkpoint as bf16, which loses nothing. The change is paired token by token, so its error is
+far below that of the perplexities.
 """
 
 import hashlib
@@ -60,7 +60,7 @@ def _measure(out: Console) -> list[Row]:
 
 
 def _checked() -> dict[str, dict[str, Any]]:
-    """Convert once more with all checks, bf16 as the yardstick beside the four types; what quantkit says of each.
+    """Convert once more with all checks, with bf16 as the reference; quantkit's document of each output.
 
     The first conversion ran before llama.cpp was installed, so its tokens and logits could not be checked then.
     """

@@ -6,6 +6,7 @@ from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
+from quantkit.adapters import AdapterRequest
 from quantkit.checkpoint import Checkpoint
 from quantkit.conversion.run import Result, run
 from quantkit.errors import MissingExtraError
@@ -16,7 +17,7 @@ from quantkit.measurement.measure import measure as measure_models
 from quantkit.measurement.run import Limits, MeasureOptions
 from quantkit.outputs.calibration import CalibrationRequest
 from quantkit.outputs.model import Model
-from quantkit.outputs.opening import open_convertible
+from quantkit.outputs.opening import merge_adapters, open_convertible
 from quantkit.outputs.plan import ConversionRequest, plan_conversion
 from quantkit.outputs.request import ConvertOptions, conversion_request
 from quantkit.planning.plan import PlanOptions
@@ -27,6 +28,7 @@ from quantkit.report.drawing import check_extra
 from quantkit.report.write import write_report
 
 __all__ = [
+    "AdapterRequest",
     "CalibrationRequest",
     "Checkpoint",
     "ConversionRequest",
@@ -86,7 +88,9 @@ def convert(
         QuantkitError: the source is damaged or does not suit a type; every message names the next step.
     """
     options = options or ConvertOptions()
-    with closing(open_source(source, offline=options.calibration.offline)) as opened:
+    offline = options.calibration.offline
+    with closing(open_source(source, offline=offline)) as opened:
+        merge_adapters(opened, options.adapters, offline=offline, progress=progress)
         request = conversion_request(types, Path(output), options, is_gguf=isinstance(opened, Model))
         return run(plan_conversion(opened, request), force=options.force, logits=options.logits, progress=progress)
 

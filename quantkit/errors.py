@@ -1,4 +1,4 @@
-"""The exceptions of quantkit. A message says what is wrong, with the name and the value, and what to do."""
+"""The exceptions of quantkit. A message names what is wrong, with the value, and the next step."""
 
 import errno
 
@@ -85,7 +85,7 @@ _OWN_ERRORS = (None, errno.ENOENT, errno.ENOTDIR, errno.EISDIR)
 def passing_fault(error: BaseException) -> OSError | MemoryError | None:
     """The fault of the machine that `error` is, or was raised from; None for a fault of the work itself.
 
-    A file that does not exist, or that a library finds malformed (an OSError without a number), is of the work.
+    A missing file and a malformed file (an OSError without a number) are faults of the work.
     """
     cause: BaseException | None = error
     while cause is not None:

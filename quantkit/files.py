@@ -22,7 +22,7 @@ def user_path(text: str) -> Path:
 
 
 def path_is(path: Path, kind: Callable[[Path], bool] = Path.exists) -> bool:
-    """Whether `path` exists as `kind` (Path.is_file, Path.is_dir) says; False for a name that no file can have."""
+    """Whether `path` exists as `kind` (Path.is_file, Path.is_dir); False for a name that no file can have."""
     try:
         return kind(path)
     except (OSError, ValueError):  # a name too long for the file system, or with a null byte
@@ -119,6 +119,14 @@ def occupied(paths: Iterable[Path]) -> int:
     return sum(file.stat().st_blocks * 512 for file in files if file.is_file())
 
 
+def remove(path: Path) -> None:
+    """Remove a file, or a folder with its content; nothing happens where `path` does not exist."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
 def require_space(folder: Path, needed: int, reusable: Iterable[Path] = ()) -> None:
     """Raise OutputError where the disk of `folder` has no room for `needed` bytes.
 
@@ -130,6 +138,24 @@ def require_space(folder: Path, needed: int, reusable: Iterable[Path] = ()) -> N
             f"{folder} has {free / 1e9:.2f} GB free but the outputs take {needed / 1e9:.2f} GB;"
             " free some space, ask for fewer types or choose another folder with -o"
         )
+
+
+def reserve(path: Path, size: int) -> None:
+    """Create the file `path` of `size` bytes, all of them on the disk: a write to a map of it cannot end the process.
+
+    Raises OutputError: the disk has less space.
+    """
+    descriptor = open_partial(path, keep=False)
+    try:
+        os.posix_fallocate(descriptor, 0, size)
+    except OSError as error:
+        path.unlink(missing_ok=True)
+        raise OutputError(
+            f"cannot write {size / 1e6:.0f} MB to {path}: {error.strerror or error}; free some space and run the"
+            " command again"
+        ) from error
+    finally:
+        os.close(descriptor)
 
 
 def refuse_existing(paths: Iterable[Path], *, force: bool) -> None:

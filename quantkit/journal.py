@@ -1,7 +1,8 @@
 """Journals: the finished steps of a long run, so that a kill costs one step.
 
 A journal is a file of JSON lines. The first line names the format and the version. Every line carries a CRC-32 of
-itself and of all lines before it, so a damaged, missing or moved line is noticed before anything is taken from it.
+itself and of all lines before it. The check finds a damaged, missing or moved line before the journal is used. A power
+cut may lose the last lines or leave zeros in their place; these count as not written.
 """
 
 import fcntl
@@ -21,17 +22,20 @@ _CRC = "crc32"
 
 
 class DamagedJournal(Exception):
-    """A journal is not as quantkit wrote it. The message says where."""
+    """A journal is not as quantkit wrote it. The message names the place."""
 
 
 class JournalFile:
     """An open, locked file of journal lines; `lines` are those after the head, `head` is None in a new file.
 
-    The caller judges `head`, then calls `start` to write a new file, or `append` to continue this one.
+    The caller checks `head`. Then it calls `start` to write a new file, or `append` to continue this one.
     """
 
-    def __init__(self, path: Path, busy: str) -> None:
+    def __init__(self, path: Path, busy: str, boot: str = "") -> None:
         """Open or create the file at `path`; nothing in it is changed yet.
+
+        `boot`: the id of this start of the machine. If the head has another one, the lines from a damaged one on are
+        left out: the machine may have lost them when it stopped.
 
         Raises:
             OutputError: it cannot be opened, or another process holds it, of which `busy` is the sentence.
@@ -41,9 +45,13 @@ class JournalFile:
         self._file = _locked(path, busy)
         try:
             data = self._file.read()
-            self._size = data.rfind(b"\n") + 1
+            self._size = data.rstrip(b"\0").rfind(b"\n") + 1
             self._torn = self._size != len(data)
-            read, self._crc = _parsed(data[: self._size])
+            read, self._crc, damage = _parsed(data[: self._size])
+            if damage is not None:
+                if not (read and boot and read[0].get("boot", boot) != boot):
+                    raise damage
+                self._size, self._torn = _length(data, len(read)), True
         except DamagedJournal:
             self._file.close()
             raise
@@ -94,12 +102,16 @@ class Journal:
     `stale`: partial files of a run that was thrown away. `finishing`: sha256 by file, once only renaming is left.
     """
 
-    def __init__(self, path: Path, fingerprint: str, files: Sequence[str], *, force: bool) -> None:
+    def __init__(
+        self, path: Path, fingerprint: str, files: Sequence[str], *, force: bool, outlasts_restart: bool = False
+    ) -> None:
         """Open or create the journal of the run that `fingerprint` identifies and that writes `files`.
 
+        `outlasts_restart`: finished steps count after a restart of the machine too, because what they wrote is checked.
+
         Raises:
-            OutputError: another process holds it, it is damaged, or it belongs to another source or other options
-                (the last two unless `force`).
+            OutputError: another process uses it. Without `force` also if it is damaged, or belongs to another source or
+                to other options.
         """
         self.path = path
         self._head = {"format": FORMAT, "version": VERSION, "fingerprint": fingerprint, "files": list(files)}
@@ -125,7 +137,7 @@ class Journal:
             if "tensor" in line:
                 self.records[line["tensor"]] = line.get("record")
             self.finishing = line.get("finishing", self.finishing)
-        if head is not None and head["boot"] != _boot() and self.finishing is None:
+        if head is not None and head["boot"] != _boot() and self.finishing is None and not outlasts_restart:
             # The machine has restarted since; data that had not reached the disk is lost, and it is unknown which.
             self.forget()
 
@@ -149,6 +161,10 @@ class Journal:
     def start_finishing(self, sha256: Mapping[str, str]) -> None:
         """Record that all outputs are complete and checked; only renaming is left."""
         self._file.append({"finishing": dict(sha256)})
+        self.sync()
+
+    def sync(self) -> None:
+        """Flush the lines to the disk. Raises OutputError."""
         self._file.sync()
 
     def close(self) -> None:
@@ -158,7 +174,7 @@ class Journal:
     def _open(self, *, force: bool) -> JournalFile:
         busy = f"another quantkit is writing into {self.path.parent} right now; wait for it"
         try:
-            return JournalFile(self.path, busy)
+            return JournalFile(self.path, busy, _boot())
         except DamagedJournal as error:
             if not force:
                 raise OutputError(
@@ -187,21 +203,27 @@ def _dumped(line: Mapping[str, Any]) -> bytes:
     return json.dumps(line, separators=(",", ":")).encode()
 
 
-def _parsed(data: bytes) -> tuple[list[dict[str, Any]], int]:
-    """The lines, and the checksum up to the last of them. Raises DamagedJournal."""
+def _parsed(data: bytes) -> tuple[list[dict[str, Any]], int, DamagedJournal | None]:
+    """The lines before the first damaged one, the checksum up to the last of them, and what is wrong with the next."""
     lines: list[dict[str, Any]] = []
     crc = 0
     for number, text in enumerate(data.split(b"\n")[:-1], 1):
         try:
             line = json.loads(text)
             expected = line.pop(_CRC)
-            crc = zlib.crc32(_dumped(line), crc)
-        except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
-            raise DamagedJournal(f"line {number} is not a line of a journal") from error
-        if crc != expected:
-            raise DamagedJournal(f"the checksum of line {number} is wrong")
+            new = zlib.crc32(_dumped(line), crc)
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+            return lines, crc, DamagedJournal(f"line {number} is not a line of a journal")
+        if new != expected:
+            return lines, crc, DamagedJournal(f"the checksum of line {number} is wrong")
+        crc = new
         lines.append(line)
-    return lines, crc
+    return lines, crc, None
+
+
+def _length(data: bytes, lines: int) -> int:
+    """Bytes of the first lines of `data`."""
+    return sum(len(text) + 1 for text in data.split(b"\n")[:lines])
 
 
 def _locked(path: Path, busy: str) -> FileIO:

@@ -24,7 +24,7 @@ _TYPICAL_GPU = 300e9
 class Machine:
     """Bytes free to use, and bytes a second that each device reads. `vram` is 0 without a GPU.
 
-    `gpu_bandwidth_from` says where that figure is from: the driver's clocks, or a typical GPU. `cpu_features`: as
+    `gpu_bandwidth_from`: the source of that figure, the driver's clocks or a typical GPU. `cpu_features`: as
     `cpu_features()`.
     """
 
@@ -153,7 +153,7 @@ def _gpu() -> tuple[str, int, float]:
     if not any(Path("/dev").glob("nvidia[0-9]*")) and sys.platform == "linux":
         return "", 0, 0.0
     try:
-        # named so because nobody without a GPU needs to have it
+        # imported by name because a machine without a GPU does not need it
         pynvml: Any = importlib.import_module("pynvml")
     except ImportError:
         return "", 0, 0.0

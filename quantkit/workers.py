@@ -1,7 +1,7 @@
 """Threads for independent parts of one computation, so that the result does not depend on their number.
 
 BLAS splits a product differently for each number of threads, and the sums then round differently. Here the caller
-cuts the work into parts of a fixed size, BLAS computes each part with one thread, and results keep the order of parts.
+cuts the work into parts of a fixed size. BLAS computes each part with one thread. Results keep the order of parts.
 """
 
 from collections.abc import Callable, Iterator, Sequence

@@ -1,14 +1,27 @@
-"""The option of `make snapshots`; the count of compared token ids, summed over pytest-xdist's workers."""
+"""The option of `make snapshots`; llama.cpp's child; the count of token ids, summed over pytest-xdist's workers."""
 
+from collections.abc import Iterator
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 
+from quantkit.llamacpp import session as sessions
+from tests.helpers.llama_child import SharedChild
 from tests.tokenizer import tally
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--write-snapshots", action="store_true", help="rewrite tests/cli/snapshots")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def shared_llama_child() -> Iterator[None]:
+    """Short questions to llama.cpp go to one process; tests/llamacpp/test_session.py has the real one."""
+    child = SharedChild()
+    with patch.object(sessions, "run_child", child.run):
+        yield
+    child.close()
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:

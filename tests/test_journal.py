@@ -116,3 +116,59 @@ def test_a_journal_of_another_version_is_another_run(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="--force"):
         Journal(tmp_path / "journal", "plan", [], force=False)
     assert json.loads((tmp_path / "journal").read_text())["version"] == 1
+
+
+@pytest.mark.parametrize("zeros", [1, 4096])
+def test_zeros_at_the_end_are_lines_that_were_not_written(tmp_path: Path, zeros: int) -> None:
+    """A power cut can leave a file with its new length and without its new bytes."""
+    data = written(tmp_path / "journal")
+    lines = data.splitlines(keepends=True)
+    for kept in range(len(lines) + 1):
+        (tmp_path / "journal").write_bytes(b"".join(lines[:kept]) + bytes(zeros))
+        file = JournalFile(tmp_path / "journal", "busy")
+        assert [*filter(None, [file.head]), *file.lines] == [HEAD, *LINES][:kept]
+        if kept:
+            file.append(LINES[-1])
+        else:
+            file.start(HEAD)
+        file.close()
+        again = JournalFile(tmp_path / "journal", "busy")
+        assert len(again.lines) == kept
+        again.close()
+
+
+def unfinished(path: Path) -> bytes:
+    journal = Journal(path, "plan", ["out.gguf.partial"], force=False)
+    for number in range(4):
+        journal.finished(f"blk.{number}", {"error": 0.5})
+    journal.close()
+    return path.read_bytes()
+
+
+@pytest.mark.parametrize("outlasts", [False, True])
+def test_lines_that_a_restart_of_the_machine_lost_are_no_damage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, outlasts: bool
+) -> None:
+    path = tmp_path / "journal"
+    data = unfinished(path)
+    at = data.index(b"blk.2")
+    path.write_bytes(data[: at - 5] + bytes(20) + data[at + 15 :])
+    monkeypatch.setattr("quantkit.journal._boot", lambda: "another start")
+    journal = Journal(path, "plan", [], force=False, outlasts_restart=outlasts)
+    assert journal.resumed
+    assert journal.done == ({"blk.0", "blk.1"} if outlasts else set())
+    journal.finished("blk.9")
+    journal.close()
+    again = Journal(path, "plan", [], force=False, outlasts_restart=outlasts)
+    assert again.done == ({"blk.0", "blk.1", "blk.9"} if outlasts else {"blk.9"})
+    again.close()
+
+
+def test_after_a_restart_a_damaged_journal_of_another_run_is_not_discarded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "journal"
+    path.write_bytes(unfinished(path).replace(b"blk.2", b"blk.7"))
+    monkeypatch.setattr("quantkit.journal._boot", lambda: "another start")
+    with pytest.raises(OutputError, match="holds an unfinished run of another source"):
+        Journal(path, "another plan", [], force=False)

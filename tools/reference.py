@@ -74,7 +74,7 @@ def families_page() -> str:
     rows = ["| family | models | `architectures` of config.json | GGUF |", "|---|---|---|---|"]
     for family in sorted(all_families(), key=lambda family: family.name.lower()):
         names = ", ".join(f"`{name}`" for name in family.architectures)
-        rows.append(f"| {family.name} | {family.models} | {names} | {family.gguf_arch} |")
+        rows.append(f"| {family.name} | {family.models} | {names} | {', '.join(family.gguf_archs)} |")
     rows += [
         "",
         "These wrap the text model of any family above; the text model in their config.json decides. quantkit converts"

@@ -49,6 +49,18 @@ ORIGIN = {
     "header_sha256": Map("string"),
     "chat_template?": "string",
     "converter?": "string",
+    "adapters?": [
+        {
+            "source": "string",
+            "revision": "string?",
+            "sha256": "string",
+            "config_sha256": "string",
+            "kind": "string",
+            "rank": "integer",
+            "scale": "number",
+            "base": "string?",
+        }
+    ],
 }
 TEXT = {"text": "string", "sha256": "string", "samples": "integer", "tokens_per_sample": "integer"}
 
@@ -319,6 +331,7 @@ PLAN = {
                     "fits": "boolean",
                     "missing_bytes": "integer",
                     "gpu_layers": "integer?",
+                    "cpu_moe": "integer?",
                     "devices": [
                         {
                             "name": "string",

@@ -2,7 +2,7 @@
 
 from quantkit.chat.builtin import BUILT_IN
 
-# The first format with all marks in the text wins, so a format comes before those that have a subset of its marks.
+# The first format whose marks are all in the text wins. So a format precedes those with a subset of its marks.
 _MARKS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("huozi", ("<|beginofutterance|>",)),
     ("blossom", ("|Human|:", "|Bot|:")),

@@ -53,4 +53,4 @@ def _baichuan(template: str, tokens: Sequence[str], generation_config: Mapping[s
 
 def _qwen(tokens: Collection[str], generation_config: Mapping[str, Any]) -> str | None:
     fits = generation_config.get("chat_format") == "chatml" and all(mark in tokens for mark in BUILT_IN["chatml"].marks)
-    return "generation_config.json says chat_format chatml" if fits else None
+    return "generation_config.json names chat_format chatml" if fits else None

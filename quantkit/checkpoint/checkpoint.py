@@ -1,11 +1,11 @@
 """An open checkpoint: its config, the description of its tensors, and a function that reads rows of them."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType, TracebackType
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -42,18 +42,35 @@ class WeightFiles:
             os.close(descriptor)
 
 
+class Adapted(Protocol):
+    """An adapter that the rows of a checkpoint are merged with."""
+
+    @property
+    def record(self) -> dict[str, Any]: ...
+    @property
+    def weights(self) -> Path: ...
+    def close(self) -> None: ...
+
+
+StoredRows = Callable[[str, int, int], npt.NDArray[Any]]
+ReadOver = Callable[[str, int, int, StoredRows], npt.NDArray[Any]]
+"""Rows start..stop of a tensor, given the reader of its stored rows."""
+
+
 class Checkpoint:
     """A checkpoint. No weights are in memory; many threads can call `read_rows` at once.
 
-    name           last component of the folder or of the hub id
-    source         as the user named it
-    repo_id        the hub repository, None for a folder
-    revision       the hub commit hash, None for a folder
-    folder         local folder with config.json and the tokenizer files
-    config         the parsed config.json
-    tensors        every tensor by name, in order of names; scales of f8 weights are not among them
-    notes          a sentence for the user on each thing that was undone or omitted
-    header_sha256  sha256 of each weight file's header (of the pickle for torch's files), for the record of origin
+    Attributes:
+        name: last component of the folder or of the hub id.
+        source: the name that the user gave.
+        repo_id: the hub repository; None for a folder.
+        revision: the hub commit hash; None for a folder.
+        folder: local folder with config.json and the tokenizer files.
+        config: the parsed config.json.
+        tensors: every tensor by name, in order of names, without the scales of f8 weights.
+        adapters: the adapters that are merged into the rows, in order.
+        notes: a sentence for the user on each undone or omitted thing.
+        header_sha256: sha256 of each weight file's header, for the record of origin; of a torch file, the pickle's.
     """
 
     def __init__(
@@ -78,6 +95,8 @@ class Checkpoint:
         self.header_sha256: Mapping[str, str] = MappingProxyType(dict(sorted(weights.header_sha256.items())))
         self._block = block_size(config, origin.source)
         self._weights = weights
+        self._overlay: ReadOver | None = None
+        self.adapters: tuple[Adapted, ...] = ()
         self._closed = False
 
     @property
@@ -86,10 +105,16 @@ class Checkpoint:
         return self._weights.descriptors is not None
 
     def amend(self, config: dict[str, Any], tensors: Mapping[str, TensorInfo], note: str) -> None:
-        """Replace the config and the tensors by what the weights show; `note` says so."""
+        """Replace the config and the tensors by what the weights show; `note` tells the user."""
         self.config = config
         self.tensors = MappingProxyType(dict(sorted(tensors.items())))
         self.notes = (*self.notes, note)
+
+    def overlay(self, read: ReadOver, adapters: Sequence[Adapted], name: str) -> None:
+        """Read rows through `read` from now on; the checkpoint is called `name`, and closes `adapters`."""
+        self._overlay = read
+        self.adapters = (*self.adapters, *adapters)
+        self.name = name
 
     def read_rows(self, name: str, start: int, stop: int) -> npt.NDArray[Any]:
         """Rows start..stop of a tensor seen as (prod(shape[:-1]), shape[-1]), shape (stop - start, shape[-1]).
@@ -98,6 +123,12 @@ class Checkpoint:
         float32. The bytes are read with pread into a fresh buffer. Raises CheckpointError, naming file and tensor, when
         the file ends early, cannot be read, or was not downloaded; ValueError for rows that do not exist.
         """
+        if self._overlay is not None:
+            return self._overlay(name, start, stop, self._stored_rows)
+        return self._stored_rows(name, start, stop)
+
+    def _stored_rows(self, name: str, start: int, stop: int) -> npt.NDArray[Any]:
+        """The rows in the weight files."""
         tensor = self.tensors.get(name)
         if tensor is None:
             raise CheckpointError(f"{self.source} has no tensor {shown(name)}")
@@ -132,29 +163,16 @@ class Checkpoint:
                 f"tensor {shown(tensor.name)} cannot be read: the weights of {self.source} were not downloaded, "
                 f"only their headers; open it without headers_only"
             )
-        buffer = np.empty(nbytes, np.uint8)
-        view, done = buffer.data, 0
-        while done < nbytes:
-            try:
-                got = os.preadv(self._weights.descriptors[tensor.file], [view[done:]], tensor.offset + offset + done)
-            except OSError as error:
-                raise ReadError(
-                    f"{tensor.file} of {self.source} cannot be read at tensor {shown(tensor.name)} ({error.strerror}); "
-                    f"check the disk"
-                ) from error
-            if got == 0:
-                raise CheckpointError(
-                    f"{tensor.file} of {self.source} ended in the middle of tensor {shown(tensor.name)}; "
-                    f"it changed since it was opened, download it again"
-                )
-            done += got
-        return buffer
+        descriptor = self._weights.descriptors[tensor.file]
+        return read_exactly(descriptor, tensor, tensor.offset + offset, nbytes, self.source)
 
     def close(self) -> None:
         """Close the weight files; calling it again does nothing."""
         if not self._closed:
             self._closed = True
             self._weights.close()
+            for adapter in self.adapters:
+                adapter.close()
 
     def __enter__(self) -> "Checkpoint":
         return self
@@ -166,6 +184,30 @@ class Checkpoint:
 
     def __repr__(self) -> str:
         return f"Checkpoint({self.source!r}, {len(self.tensors)} tensors)"
+
+
+def read_exactly(descriptor: int, tensor: TensorInfo, position: int, nbytes: int, where: str) -> npt.NDArray[np.uint8]:
+    """`nbytes` bytes of a tensor's file from byte `position`; `where` names the checkpoint in messages.
+
+    Raises ReadError: the file ends early now, because it changed, or the disk cannot read it.
+    """
+    buffer = np.empty(nbytes, np.uint8)
+    view, done = buffer.data, 0
+    while done < nbytes:
+        try:
+            got = os.preadv(descriptor, [view[done:]], position + done)
+        except OSError as error:
+            raise ReadError(
+                f"{tensor.file} of {where} cannot be read at tensor {shown(tensor.name)} ({error.strerror}); "
+                f"check the disk"
+            ) from error
+        if got == 0:
+            raise ReadError(
+                f"{tensor.file} of {where} ended in the middle of tensor {shown(tensor.name)}; "
+                f"it changed since it was opened, download it again"
+            )
+        done += got
+    return buffer
 
 
 def _check_readable(tensor: TensorInfo, where: str) -> None:

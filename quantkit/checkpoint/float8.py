@@ -1,9 +1,9 @@
 """Scaled float8 weights, dequantized to float32 as they are read.
 
-DeepSeek-V3 and the Qwen FP8 releases store a weight in f8 with one scale for each block of 128 x 128 elements, in a
-companion tensor NAME_scale_inv (blocks at the edges are partial); the value is f8 * scale. Other releases have one
-scale for the tensor or for each row (Mistral's `weight_scale_inv`, compressed-tensors' `weight_scale`). The arithmetic
-is llama.cpp's (`dequant_simple` in its conversion/base.py): both factors in float32, one multiplication.
+DeepSeek-V3 and the Qwen FP8 releases store a weight in f8. Each block of 128 x 128 elements has one scale. Blocks
+at the edges are partial. The scales are in a companion tensor NAME_scale_inv; the value is f8 * scale. Other releases
+have one scale for the tensor or for each row (Mistral's `weight_scale_inv`, compressed-tensors' `weight_scale`). The
+arithmetic is llama.cpp's (`dequant_simple` in its conversion/base.py): both factors in float32, one multiplication.
 """
 
 from collections.abc import Mapping
@@ -40,8 +40,9 @@ def pair_scales(
 ) -> tuple[dict[str, TensorInfo], dict[str, TensorInfo]]:
     """(the model's tensors with `scale` filled in for f8, the scale tensors, which the model does not see).
 
-    Raises CheckpointError if a scale is missing or its shape does not fit its weight, UnsupportedError if no release
-    uses its dtype.
+    Raises:
+        CheckpointError: a scale is missing, or its shape does not fit its weight.
+        UnsupportedError: no release uses the dtype of a scale.
     """
     block = block_size(config, where)
     model, scales = dict(tensors), {}
@@ -82,7 +83,7 @@ def block_size(config: Mapping[str, Any], where: str) -> Block:
 def block_of(tensor: TensorInfo, scale: TensorInfo, block: Block) -> Block | None:
     """The rows and columns of `tensor` (last two dimensions) that share a value of `scale`; None if they do not fit.
 
-    A single scale for the tensor, one per matrix of a stack, one per row and one per block are told apart by shape.
+    The shape of `scale` shows what has one value: the tensor, each matrix of a stack, each row or each block.
     """
     *stack, rows, columns = tensor.shape if len(tensor.shape) > 1 else (1, *(tensor.shape or (1,)))
     shape = scale.shape
@@ -126,8 +127,9 @@ def apply_scales(
     """Multiply rows of a scaled tensor by their scales, in place.
 
     `values` (n, columns) are rows first_row.. of a stack of matrices of `rows` rows each; `scales` (m, column blocks)
-    are the whole stack's; the scale of row r, column c of matrix k is scales[k * ceil(rows / block[0]) + r // block[0],
-    c // block[1]]. A single scale serves everything.
+    are the whole stack's. A single scale serves everything. The scale of row r, column c of matrix k is
+
+        scales[k * ceil(rows / block[0]) + r // block[0], c // block[1]]
     """
     if scales.size == 1:
         values *= scales.reshape(())

@@ -37,8 +37,11 @@ class Weights:
 def choose_weights(names: Collection[str], where: str) -> Weights:
     """The weights among a checkpoint's file names; `where` names the checkpoint in messages.
 
-    Safetensors are preferred over torch's files. Raises CheckpointError when there are none or a numbered shard is
-    missing, and says what the files are when they are something else (an adapter, GGUF, Meta's original files).
+    Safetensors are preferred over torch's files.
+
+    Raises:
+        CheckpointError: there are no weights, or a numbered shard is missing. The message names what the files are
+            instead: an adapter, GGUF, Meta's original files.
     """
     for kind, single, numbered in _LAYOUTS:
         index = single + ".index.json"
@@ -123,10 +126,11 @@ def check_index(weight_map: Mapping[str, str], files: Mapping[str, str], name: s
 
 
 def parse_config(data: bytes, where: str) -> dict[str, Any]:
-    """The parsed config.json, known to describe a model quantkit may read.
+    """The parsed config.json of a model that quantkit may read.
 
-    Raises CheckpointError when it is malformed or names no architecture, UnsupportedError when the weights are already
-    quantized in a way that is not undone on reading.
+    Raises:
+        CheckpointError: it is malformed, or names no architecture.
+        UnsupportedError: the weights are quantized already, and reading does not undo it.
     """
     config = parse_object(data, f"config.json of {where}")
     if not config.get("architectures") and not config.get("model_type"):
@@ -182,8 +186,9 @@ def refuse_quantized(config: Mapping[str, Any], where: str) -> None:
 def read_small_file(folder: Path, name: str, where: str) -> bytes:
     """The bytes of a config or index file.
 
-    Raises CheckpointError when it is missing, unreadable, a git-lfs pointer, or absurdly large. Where config.json is
-    missing, the message says what the folder holds instead.
+    Raises:
+        CheckpointError: the file is missing, unreadable, a git-lfs pointer, or too large for its kind. For a missing
+            config.json, the message names what the folder holds instead.
     """
     path = folder / name
     try:

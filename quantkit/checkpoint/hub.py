@@ -1,16 +1,16 @@
 """A checkpoint from the hub by huggingface_hub: its cache, token, offline mode and endpoint.
 
-Small files come first, so that an unsuitable model is refused before its weights are fetched; then either the weight
-files, or by range requests only their headers.
+Small files come first, then by range requests the headers of the safetensors files, so that an unsuitable model is
+refused before its weights are fetched; then the weight files.
 """
 
 import logging
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, TypeVar
@@ -32,7 +32,7 @@ from quantkit.checkpoint.folder import (
 from quantkit.checkpoint.hub_errors import DroppedError, UnreachableError, explain, is_transient, not_cached
 from quantkit.checkpoint.not_checkpoint import describe_names
 from quantkit.checkpoint.safetensors_file import PREFIX_BYTES, Header, header_length, parse_header
-from quantkit.checkpoint.sources import SETTINGS_FILES, ConfigCheck, checked_config, open_folder
+from quantkit.checkpoint.sources import SETTINGS_FILES, Checks, checked_config, open_folder
 from quantkit.checkpoint.weights import combine, read_index, shard_names
 from quantkit.errors import CheckpointError, HubError
 from quantkit.files import free_space
@@ -60,7 +60,7 @@ class Request:
     token: str | None = None
     cache_dir: Path | None = None
     progress: Progress = SILENT
-    check: ConfigCheck | None = None
+    checks: Checks | None = None
 
     @property
     def cache(self) -> Path:
@@ -98,7 +98,7 @@ def open_from_hub(request: Request, *, offline: bool, headers_only: bool) -> Che
         if folder.name != listing.commit:  # the branch moved between the two requests
             listing = _list_files(request, folder.name)
         config = parse_config(read_small_file(folder, "config.json", request.source), request.source)
-        completed, notes = checked_config(config, request.check)
+        completed, notes = checked_config(config, request.checks)
         for name in sorted(listing.sizes):
             if _is_small_file(name):
                 _download(request, listing.commit, name)
@@ -111,15 +111,49 @@ def open_from_hub(request: Request, *, offline: bool, headers_only: bool) -> Che
             if file not in listing.sizes:
                 raise CheckpointError(f"{request.source} lacks its weight file {file}; tell the repository's owner")
         origin = _origin(request, folder)
-        # The headers show whether the model is quantized, before the weights are downloaded.
-        suspect = is_possibly_stale(config) is not None and chosen.kind == SAFETENSORS
-        if headers_only or suspect:
+        # The headers show what the model lacks and whether it is quantized, before the weights are downloaded.
+        checked = is_possibly_stale(config) is not None or request.checks is not None
+        missing = any(_cached(request, listing.commit, file) is None for file in files)
+        if headers_only or (checked and missing and chosen.kind == SAFETENSORS):
             headers = _fetch_headers(request, listing, chosen, files)
             remote = Checkpoint(origin, completed, combine(headers, weight_map, chosen, request.source, None), notes)
             if headers_only:
                 return remote
+            if request.checks is not None:
+                request.checks.tensors(remote)
         _download_weights(request, listing, files)
-        return open_folder(origin, request.check)
+        return open_folder(origin, request.checks)
+
+
+def fetch_files(request: Request, names: Sequence[str], *, offline: bool) -> Path:
+    """The snapshot folder of a repository with those of `names` that it has; the first one must exist.
+
+    If the hub cannot be reached, the copy in the cache is used. Raises HubError.
+    """
+    with _quiet():
+        if offline or constants.HF_HUB_OFFLINE:
+            return _cached_folder(request, names[0], not_cached(request.repo_id, request.cache))
+        try:
+            listing = _list_files(request, request.revision)
+        except UnreachableError as error:
+            return _cached_folder(request, names[0], error)
+        if names[0] not in listing.sizes:
+            raise HubError(f"{request.repo_id} has no {names[0]} on the hub; check the name")
+        # by the user's name of the revision, so that the cache finds it by the same name offline
+        folder = Path(_download(request, request.revision, names[0])).parent
+        for name in names[1:]:
+            if name in listing.sizes:
+                _download_weights(request, replace(listing, commit=folder.name), [name])
+        return folder
+
+
+def _cached_folder(request: Request, name: str, otherwise: HubError) -> Path:
+    """The snapshot folder in the cache that has the file `name`; raises `otherwise` without one."""
+    revision = request.revision or constants.DEFAULT_REVISION
+    cached = try_to_load_from_cache(request.repo_id, name, cache_dir=request.cache, revision=revision)
+    if not isinstance(cached, str):
+        raise otherwise
+    return Path(cached).parent
 
 
 def _origin(request: Request, folder: Path) -> Origin:
@@ -141,7 +175,7 @@ def _from_cache(request: Request, otherwise: HubError) -> Checkpoint:
     if not isinstance(cached, str):
         raise otherwise
     try:
-        return open_folder(_origin(request, Path(cached).parent), request.check)
+        return open_folder(_origin(request, Path(cached).parent), request.checks)
     except CheckpointError as error:
         if isinstance(otherwise, UnreachableError):
             raise otherwise from error

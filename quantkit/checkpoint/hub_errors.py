@@ -1,7 +1,7 @@
 """Sentences with the next step for failures of the hub.
 
-huggingface_hub's own errors are told apart by type; those of its HTTP client by class name, because the client is
-httpx in some of its releases and httpx2 in others.
+The type identifies an error of huggingface_hub. The class name identifies an error of its HTTP client, which is httpx
+in some releases and httpx2 in others.
 """
 
 import errno

@@ -7,6 +7,10 @@ from pathlib import Path
 
 from quantkit.checkpoint.jsonfile import shown
 
+_ADAPTER = (
+    "pass the base model as SOURCE and this folder to --adapter to merge it, or write an adapter GGUF with"
+    " quantkit lora"
+)
 _TRAINER = re.compile(r"checkpoint-(\d+)")
 
 
@@ -19,7 +23,7 @@ def describe_names(names: Collection[str]) -> str | None:
     if first(r"(model|pytorch_model)(-\d+-of-\d+)?\.(safetensors|bin)"):
         return None  # a model without config.json; the files beside its weights are not the cause
     if first(r"adapter_(model\.(safetensors|bin)|config\.json)"):
-        return "holds an adapter (LoRA), not a model; merge it into its base model first (PEFT's merge_and_unload)"
+        return f"holds an adapter (LoRA), not a model; {_ADAPTER}"
     if first(r".*\.distcp|pytorch_model_fsdp(_\d+)?"):
         return "holds a sharded FSDP state, not a model; merge it first with `accelerate merge-weights`"
     if first(r"zero_to_fp32\.py|global_step\d+|(bf16_)?zero_pp_rank_.*\.pt"):
@@ -40,7 +44,7 @@ def describe_names(names: Collection[str]) -> str | None:
 def describe_folder(folder: Path) -> str | None:
     """A sentence on the content of a local folder, with the next step; None if unknown.
 
-    It names a checkpoint inside the folder (of a hub cache, of a training run), or the base model of an adapter.
+    It names a checkpoint inside a hub cache or a training run, or the base model of an adapter.
     """
     try:
         names = [entry.name for entry in folder.iterdir()]
@@ -51,10 +55,7 @@ def describe_folder(folder: Path) -> str | None:
         return f"is a hub cache folder, not a checkpoint; pass the snapshot inside it, {snapshot}"
     base = _base_model(folder) if "adapter_config.json" in names else None
     if base:
-        return (
-            f"holds an adapter (LoRA) for {shown(base)}, not a model; merge it into that base model first "
-            "(PEFT's merge_and_unload)"
-        )
+        return f"holds an adapter (LoRA) for {shown(base)}, not a model; {_ADAPTER}"
     steps = sorted((int(match[1]), match[0]) for match in map(_TRAINER.fullmatch, names) if match)
     if steps:
         return f"holds {len(steps)} checkpoints of a training run; pass one of them, such as {folder / steps[-1][1]}"

@@ -123,4 +123,5 @@ def drop_stale_quantization(
     if isinstance(plain.get("text_config"), dict):
         plain["text_config"] = {key: value for key, value in plain["text_config"].items() if key not in keys}
     assert not quantization_config(plain)
-    return plain, [f"config.json says that {method} quantized the weights, but they are not; its setting is ignored"]
+    note = f"config.json names {method} as the quantization, but the weights are not quantized; this setting is ignored"
+    return plain, [note]

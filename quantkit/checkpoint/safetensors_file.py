@@ -2,8 +2,8 @@
 
 Format: https://github.com/huggingface/safetensors#format. A file is 8 bytes of little-endian header length, a JSON
 header of that length, then the data. The checks are those of the reference library (`SafeTensors::read_metadata`,
-`Metadata::validate`: the tensors cover the data from its first byte to its last, without hole or overlap) and three
-more that the format's text asks for: the header starts with "{", no key appears twice, a tensor has no further field.
+`Metadata::validate`): the tensors cover the data from the first byte to the last, without hole or overlap. The format's
+text requires three more: the header starts with "{", every key is unique, a tensor has no further field.
 """
 
 import hashlib
@@ -38,7 +38,7 @@ def header_length(prefix: bytes, file: str, file_size: int) -> int:
     `file_size` is in bytes. Raises CheckpointError naming `file`.
     """
     if prefix == _GIT_LFS:
-        raise CheckpointError(f"{file} is a git-lfs pointer, not the weights themselves; run 'git lfs pull' first")
+        raise CheckpointError(f"{file} is a git-lfs pointer, not the weights; run 'git lfs pull' first")
     if len(prefix) < PREFIX_BYTES:
         raise CheckpointError(
             f"{file} is only {file_size} bytes long, too short for a safetensors file; download it again"

@@ -22,6 +22,18 @@ ConfigCheck = Callable[[Mapping[str, Any]], Mapping[str, Any]]
 What it raises ends the opening.
 """
 
+
+@dataclass(frozen=True)
+class Checks:
+    """What is checked before any weights are downloaded; what a check raises ends the opening.
+
+    `tensors` gets a hub repository as the headers of its weights describe it, unless the cache holds them all.
+    """
+
+    config: ConfigCheck
+    tensors: Callable[[Checkpoint], object] = lambda checkpoint: None
+
+
 SETTINGS_FILES = (
     "generation_config.json",
     "tokenizer*",
@@ -89,33 +101,35 @@ def open_checkpoint(
     headers_only: bool = False,
     cache_dir: Path | None = None,
     progress: Progress = SILENT,
-    check: ConfigCheck | None = None,
+    checks: Checks | None = None,
 ) -> Checkpoint:
     """A checkpoint, validated: headers, index and config are checked before this returns; no weights are in memory.
 
     From the hub only the needed files are fetched, into the hub's standard cache (or `cache_dir`); `token` stands in
     for the stored one, `offline` (or HF_HUB_OFFLINE) keeps to the cache. `headers_only` fetches of a hub repository's
-    weights only their safetensors headers, by range requests; such a checkpoint cannot read rows. `check` gets
-    config.json first, so a model that it refuses costs no download. `progress`: one stage, "downloading", in bytes of
+    weights only their safetensors headers, by range requests; such a checkpoint cannot read rows. `checks` come first,
+    so a model that they refuse costs no download of weights. `progress`: one stage, "downloading", in bytes of
     all weight files.
 
-    Raises CheckpointError (HubError from the hub), UnsupportedError for weights already quantized or of an unknown
-    dtype, MissingExtraError for torch files without torch. Each message is one sentence.
+    Raises:
+        CheckpointError: a file is missing or malformed; HubError for a hub id.
+        UnsupportedError: the weights are quantized already, or of an unknown dtype.
+        MissingExtraError: the weights are torch files, and torch is not installed.
     """
     where = parse_source(source)
     if isinstance(where, Path):
-        return open_folder(_origin_of_folder(where, source), check)
+        return open_folder(_origin_of_folder(where, source), checks)
     # Imported here, because a local folder does not need the hub client, which is slow to import.
     from quantkit.checkpoint import hub
 
     return hub.open_from_hub(
-        hub.Request(where.repo_id, where.revision, source, token, cache_dir, progress, check),
+        hub.Request(where.repo_id, where.revision, source, token, cache_dir, progress, checks),
         offline=offline,
         headers_only=headers_only,
     )
 
 
-def open_folder(origin: Origin, check: ConfigCheck | None = None) -> Checkpoint:
+def open_folder(origin: Origin, checks: Checks | None = None) -> Checkpoint:
     """The checkpoint in a local folder. Raises as `open_checkpoint` does."""
     where = origin.source
     try:
@@ -125,7 +139,7 @@ def open_folder(origin: Origin, check: ConfigCheck | None = None) -> Checkpoint:
     if empty:
         raise CheckpointError(f"{where} is empty; give a folder with config.json and model.safetensors")
     config = parse_config(read_small_file(origin.folder, "config.json", where), where)
-    config, notes = checked_config(config, check)
+    config, notes = checked_config(config, checks)
     check_small_files(origin.folder, where)
     weights = open_weights(origin.folder, where)
     try:
@@ -135,11 +149,11 @@ def open_folder(origin: Origin, check: ConfigCheck | None = None) -> Checkpoint:
         raise
 
 
-def checked_config(config: dict[str, Any], check: ConfigCheck | None) -> tuple[dict[str, Any], tuple[str, ...]]:
-    """(config.json as `check` completes it, the note on the changes)."""
-    if check is None:
+def checked_config(config: dict[str, Any], checks: Checks | None) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """(config.json as `checks` complete it, the note on the changes)."""
+    if checks is None:
         return config, ()
-    completed = dict(check(config))
+    completed = dict(checks.config(config))
     names = completed.get("architectures")
     if names == config.get("architectures"):
         return completed, ()

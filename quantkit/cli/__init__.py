@@ -1,4 +1,4 @@
-"""The command line: one module per command, loaded when it is asked for. Only this room prints."""
+"""The command line: one module per command, loaded when it runs. Only this room prints."""
 
 import os
 import signal
@@ -144,7 +144,7 @@ def _with_output(function: Callable[..., None]) -> Callable[..., None]:
 
 
 def _refuse_other_bytes(words: Sequence[str]) -> None:
-    """Raise UsageError for a word that is not UTF-8: neither a JSON document nor a GGUF can hold it."""
+    """Raise UsageError for a word that is not UTF-8: a JSON document and a GGUF cannot hold it."""
     for word in words:
         try:
             word.encode("utf-8")

@@ -2,6 +2,7 @@
 
 from quantkit.cli.conversion import Conversion
 from quantkit.cli.conversion_options import (
+    AdapterOptions,
     AwqOptions,
     CalibrationOptions,
     CheckpointArg,
@@ -19,6 +20,7 @@ def awq(
     out: Out,
     source: CheckpointArg,
     output: OutputOptions,
+    adapters: AdapterOptions,
     packed: PackedOptions,
     options: AwqOptions,
     calibration: CalibrationOptions,
@@ -32,5 +34,5 @@ def awq(
 
     Example: quantkit awq ORG/NAME --group-size 64 -o out
     """
-    conversion = Conversion(("awq",), output, packed=packed, awq=options, calibration=calibration)
+    conversion = Conversion(("awq",), output, packed=packed, awq=options, calibration=calibration, adapters=adapters)
     convert_source(out, "awq", source, conversion, work)

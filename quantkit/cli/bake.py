@@ -54,7 +54,7 @@ def bake(
 ) -> None:
     """Run a recipe: convert, measure, card and publish one model.
 
-    Each step is a quantkit command in a process of its own. DIR/NAME.bake.journal records the finished steps. The same
+    Each step is a quantkit command in a separate process. DIR/NAME.bake.journal records the finished steps. The same
     command resumes a killed bake. After a change of the recipe it repeats only the steps that depend on the change;
     --force repeats every step. If a floor is not met, the exit code is 3 and nothing is pushed.
 

@@ -10,7 +10,7 @@ from quantkit.recipes.bake.dry_run import BakePlan
 
 
 class BakeProgress:
-    """A Progress that prints each stage and each item as a line: the commands of a bake have progress of their own."""
+    """A Progress that prints each stage and each item as a line: each command of a bake has its own progress."""
 
     def __init__(self, out: Out, indent: str = "  ") -> None:
         self._out, self._indent = out, indent

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from quantkit.cli.conversion_options import (
     IMATRIX,
     PRESET,
+    AdapterOptions,
     AwqOptions,
     CalibrationOptions,
     GgufOptions,
@@ -34,6 +35,7 @@ class Conversion:
     awq: AwqOptions = field(default_factory=AwqOptions)
     gptq: GptqOptions = field(default_factory=GptqOptions)
     calibration: CalibrationOptions = field(default_factory=CalibrationOptions)
+    adapters: AdapterOptions = field(default_factory=AdapterOptions)
     calibrates: bool = False
     imatrix_file: Path | None = None
 
@@ -54,34 +56,46 @@ def convert_options(conversion: Conversion, work: RunOptions, *, is_gguf: bool) 
 def _types(conversion: Conversion) -> list[str]:
     """The names of the types, with those of the preset; raises UsageError for options without effect."""
     from quantkit.gguf.file_types import file_type
+    from quantkit.packed.registry import FORMATS
     from quantkit.planning.phones import PHONE_TYPES
 
     preset = conversion.gguf.preset
     if preset not in (None, PRESET):
         raise UsageError(f"preset {preset!r} does not exist; the only preset is {PRESET}")
     names = [name.lower() for name in (*conversion.types, *(PHONE_TYPES if preset else ()))]
-    methods = {"awq", "gptq"} & set(names)
+    methods = {name: FORMATS[name] for name in FORMATS if name in names}
+    chosen = conversion.packed.algorithm
+    algorithms = {name if name in ("awq", "gptq") else chosen for name, kind in methods.items() if kind.calibrated}
     files = [file_type(name) for name in names if name not in (*methods, IMATRIX)]
     for group, applies, needed in (
         (conversion.gguf, files or conversion.gguf.target, "a GGUF type"),
-        (conversion.packed, methods, "-t awq or -t gptq"),
-        (conversion.awq, "awq" in methods, "-t awq"),
-        (conversion.gptq, "gptq" in methods, "-t gptq"),
+        (conversion.packed, methods, "a folder type, such as -t awq or -t fp8"),
+        (conversion.awq, "awq" in algorithms, "-t awq"),
+        (conversion.gptq, methods.keys() & {"gptq", "w4a16", "w8a16"}, "-t gptq"),
     ):
         if not applies:
             refuse_idle(group, needed)
+    if methods and chosen != PackedOptions().algorithm and not methods.keys() & {"w4a16", "w8a16"}:
+        raise UsageError("--algorithm has no effect without -t w4a16 or -t w8a16; leave it out")
+    if methods and conversion.packed.bits != PackedOptions().bits and all(kind.bits for kind in methods.values()):
+        raise UsageError("--bits has no effect without -t awq or -t gptq; leave it out")
+    if methods and conversion.packed.group_size and all(kind.group_sizes == () for kind in methods.values()):
+        raise UsageError(f"--group-size has no effect on {' and '.join(methods)}; leave it out")
     return names
 
 
 def _calibrate(conversion: Conversion, types: list[str], *, is_gguf: bool) -> bool:
     """Whether GGUF types get an importance matrix from the calibration."""
+    from quantkit.packed.registry import FORMATS
+
     options, text = conversion.gguf, conversion.calibration.calibration
-    others = not {"awq", "gptq", IMATRIX}.isdisjoint(types)
+    others = IMATRIX in types or any(FORMATS[name].calibrated for name in types if name in FORMATS)
     if options.imatrix is not None and (options.calibrate or (text is not None and not others)):
         raise UsageError("--imatrix and --calibrate both give an importance matrix; leave one out")
-    if options.preset and is_gguf and options.imatrix is None and options.calibrate is not False:
+    if options.preset and is_gguf and options.imatrix is None and options.calibrate is None and text is None:
         raise UsageError(
-            f"--preset {options.preset} needs an importance matrix, and a GGUF gives none; pass --imatrix FILE"
+            f"--preset {options.preset} needs an importance matrix; add --calibrate, with which llama.cpp runs the"
+            " model over a text, or pass --imatrix FILE"
         )
     calibrate = options.calibrate
     if calibrate is None:
@@ -92,8 +106,9 @@ def _calibrate(conversion: Conversion, types: list[str], *, is_gguf: bool) -> bo
             or options.solver_of_quality == "feedback"
             or options.target is not None
         )
-        calibrate = options.imatrix is None and wanted and not is_gguf
-    has_files = bool(options.target) or any(name not in ("awq", "gptq", IMATRIX) for name in types)
+        # llama.cpp runs the whole file for it, so a GGUF is calibrated only by request
+        calibrate = options.imatrix is None and wanted and (text is not None or not is_gguf)
+    has_files = bool(options.target) or any(name not in (*FORMATS, IMATRIX) for name in types)
     if not others and not (has_files and calibrate):
         refuse_idle(conversion.calibration, "--calibrate")
     return calibrate
@@ -107,9 +122,11 @@ def _options(conversion: Conversion, work: RunOptions, *, calibrate: bool) -> "C
     gguf, packed, gptq, calibration = conversion.gguf, conversion.packed, conversion.gptq, conversion.calibration
     return ConvertOptions(
         name=conversion.output.name,
+        adapters=conversion.adapters.requests,
         bits=packed.bits,
         group_size=packed.group_size,
         skip=tuple(packed.skip or ()),
+        algorithm=packed.algorithm,
         calibrate=calibrate,
         calibration=CalibrationRequest(
             text=calibration.calibration,

@@ -36,16 +36,16 @@ def result_document(result: Result, command: str) -> dict[str, Any]:
 
 def conversion_facts(plan: ConversionPlan) -> dict[str, Any]:
     """What both documents of a conversion hold: the model, the calibration, disk in bytes, memory in bytes."""
-    gguf, calibration = plan.gguf, plan.calibration
-    samples = calibration.samples if calibration else None
+    gguf, native, samples = plan.gguf, plan.native, plan.samples
+    model = gguf.model if gguf else plan.callback.model if plan.callback else None
     return {
         "name": plan.name,
-        "family": gguf.model.family if gguf else None,
-        "architecture": (calibration.native.config.get("architectures") or [None])[0] if calibration else None,
+        "family": model.family if model else None,
+        "architecture": (native.config.get("architectures") or [None])[0] if native else None,
         "origin": dict(plan.origin),
         "folder": str(gguf.request.folder if gguf else plan.output),
         "parameters": plan.parameters,
-        "layers": len(calibration.layers) if calibration else None,
+        "layers": native.decoder.n_layers if native else None,
         "calibration": samples
         and {
             "text": samples.name,

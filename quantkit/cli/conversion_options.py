@@ -2,28 +2,26 @@
 
 # ruff: noqa: RUF009 (option returns a dataclass field)
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import typer
 
 from quantkit.chat import BUILT_IN
 from quantkit.cli.option_groups import declared, option
 from quantkit.cli.options import DRY_RUN, FORCE, OFFLINE, output_option, parse_size
+from quantkit.errors import UsageError
 from quantkit.gguf.file_types import FILE_TYPES
 
 if TYPE_CHECKING:
+    from quantkit.adapters import AdapterRequest
     from quantkit.gguf.mix import MixOptions
     from quantkit.llamacpp.converter import ConverterOptions
     from quantkit.outputs.target import Target
 
 IMATRIX, PRESET = "imatrix", "phone"
-_OTHERS = {
-    "awq": "AWQ, AutoAWQ's GEMM format",
-    "gptq": "GPTQ, AutoGPTQ's format",
-    IMATRIX: "an importance matrix, as a file",
-}
 
 
 def complete_gguf_type(incomplete: str) -> list[tuple[str, str]]:
@@ -33,13 +31,28 @@ def complete_gguf_type(incomplete: str) -> list[tuple[str, str]]:
 
 def complete_type(incomplete: str) -> list[tuple[str, str]]:
     """All types of convert and their summaries, for shells."""
-    others = [(name, text) for name, text in _OTHERS.items() if name.startswith(incomplete.lower())]
-    return others + complete_gguf_type(incomplete)
+    from quantkit.packed.registry import FORMATS
+
+    others = {name: kind.summary for name, kind in FORMATS.items()} | {IMATRIX: "an importance matrix, as a file"}
+    return [item for item in others.items() if item[0].startswith(incomplete.lower())] + complete_gguf_type(incomplete)
 
 
 def _complete_template(incomplete: str) -> list[tuple[str, str]]:
     names = {name: template.models for name, template in BUILT_IN.items()} | {"none": "no template"}
     return [(name, text) for name, text in names.items() if name.startswith(incomplete)]
+
+
+def type_option(help_: str, complete: Callable[[str], list[tuple[str, str]]], default: str | None = None) -> Any:
+    """--type of a conversion command: the types that it takes, their completion, and the type without it."""
+    return typer.Option(
+        "--type",
+        "-t",
+        metavar="TYPE",
+        rich_help_panel=OutputOptions.heading,
+        help=help_,
+        show_default=default or True,
+        autocompletion=complete,
+    )
 
 
 CheckpointArg = Annotated[
@@ -69,6 +82,34 @@ class OutputOptions:
         "--logits/--no-logits",
         show_default="if it fits in memory",
     )
+
+
+@dataclass(frozen=True)
+class AdapterOptions:
+    """LoRA adapters that a conversion merges."""
+
+    heading: ClassVar[str] = "Adapters"
+    adapter: list[str] | None = option(
+        None,
+        "LoRA adapter of PEFT (a folder or a hub id) to merge into the weights; repeat.",
+        metavar="ADAPTER",
+    )
+    adapter_scale: list[float] | None = option(
+        None, "Factor of what an adapter adds; one for each --adapter, in order.", metavar="X", show_default="1"
+    )
+
+    @property
+    def requests(self) -> "tuple[AdapterRequest, ...]":
+        """The adapters with their scales. Raises UsageError if the scales are not as many as the adapters."""
+        from quantkit.adapters import AdapterRequest
+
+        sources, scales = self.adapter or [], self.adapter_scale or []
+        if scales and len(scales) != len(sources):
+            raise UsageError(
+                f"--adapter-scale is given {len(scales)} times, but --adapter {len(sources)} times; give one scale for"
+                " each adapter, in order"
+            )
+        return tuple(AdapterRequest(*pair) for pair in zip(sources, scales or [1.0] * len(sources), strict=True))
 
 
 @dataclass(frozen=True)
@@ -169,6 +210,7 @@ class GgufOptions:
 
     @property
     def converter_options(self) -> "ConverterOptions":
+        """How to find and run llama.cpp's converter."""
         from quantkit.llamacpp.converter import ConverterOptions
 
         return ConverterOptions(self.converter, self.converter_python, self.pre)
@@ -176,13 +218,18 @@ class GgufOptions:
 
 @dataclass(frozen=True)
 class PackedOptions:
-    """Options of AWQ and GPTQ."""
+    """Options of folders of quantized weights."""
 
-    heading: ClassVar[str] = "AWQ and GPTQ"
-    bits: int = option(4, "Bits of a weight: 2, 3, 4 or 8.", metavar="N")
-    group_size: int = option(128, "Inputs that share a scale: 32, 64, 128; -1 for all.", metavar="N")
+    heading: ClassVar[str] = "Folders"
+    bits: int = option(4, "Bits of a weight of AWQ and GPTQ: 2, 3, 4 or 8.", metavar="N")
+    group_size: int | None = option(
+        None, "Inputs that share a scale: 32, 64, 128; -1 for all.", metavar="N", show_default="128; MLX: 64"
+    )
+    algorithm: Literal["gptq", "awq"] = option("gptq", "Rounding of w4a16 and w8a16: GPTQ's or AWQ's.")
     skip: list[str] | None = option(None, "Linears not to quantize (down_proj, *.0.*); repeat.", metavar="PATTERN")
-    dtype: Literal["float16", "bfloat16"] = option("float16", "Type of unquantized tensors.")
+    dtype: Literal["float16", "bfloat16"] | None = option(
+        None, "Type of unquantized tensors.", show_default="AWQ, GPTQ: float16; others: the source's"
+    )
     max_shard_size: str = option("5G", "Largest size of a weight file.", metavar="SIZE")
 
 

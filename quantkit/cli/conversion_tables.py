@@ -38,17 +38,26 @@ def announce(plan: ConversionPlan, out: Out, *, logits: bool | None = None) -> N
     elif facts["layers"] is not None:
         words.append(f"{facts['layers']} layers")
     out.note(f"{plan.name}: {', '.join(words)}")
-    if plan.calibration is not None:
-        samples = plan.calibration.samples
+    if plan.samples is not None:
+        samples = plan.samples
         chat = ", with the chat template" if samples.chat else ""
         count, length = samples.tokens.shape
-        out.note(f"calibrates on {count} samples of {length} tokens of {samples.name}{chat}")
+        out.note(f"calibrates on {count} samples of {length} tokens of {samples.name}{chat}{_runner(plan)}")
     out.note(
         f"needs {human_bytes(plan.disk)} of disk ({human_bytes(free_space(plan.output))} free) and about"
         f" {human_bytes(plan.peak_memory)} of memory, {plan.threads} thread{'s' if plan.threads > 1 else ''}"
     )
     if plan.gguf is not None and logits is not False and plan.gguf.llama_memory:
         out.note(f"llama.cpp takes up to {human_bytes(plan.gguf.llama_memory)} more while it computes logits")
+
+
+def _runner(plan: ConversionPlan) -> str:
+    """Who runs the model over the text, where it is not quantkit."""
+    if plan.callback is None:
+        return ""
+    if plan.callback.file is not None:
+        return "; llama.cpp runs the file"
+    return f"; llama.cpp runs a temporary {plan.callback.file_type.name} GGUF"
 
 
 def show_plan(plan: ConversionPlan, out: Out) -> None:
@@ -84,19 +93,24 @@ def show_result(result: Result, out: Out) -> None:
     if plan.gguf is not None and plan.gguf.request.solver == "feedback":
         _show_feedback(plan.gguf, result.rounded, out)
     done = []
-    if plan.calibration is not None:
+    if plan.samples is not None:
         if plan.imatrix is not None:
-            done.append(f"{plan.imatrix.entries} tensors over {plan.calibration.samples.tokens.size} tokens")
-        done.append(f"{len(plan.calibration.layers)} layers calibrated in {result.seconds['calibrate']:.1f} s")
+            done.append(f"{plan.imatrix.entries} tensors over {plan.samples.tokens.size} tokens")
+        what = f"{len(plan.calibration.layers)} layers" if plan.calibration is not None else "inputs by llama.cpp"
+        done.append(f"{what} calibrated in {result.seconds['calibrate']:.1f} s")
+    if plan.direct_folders:
+        count = len(plan.direct_folders)
+        done.append(f"{count} folder{'s' if count > 1 else ''} in one pass of {result.seconds['folders']:.1f} s")
     if plan.gguf is not None:
         count = len(plan.gguf.outputs)
         done.append(f"{count} GGUF type{'s' if count > 1 else ''} in one pass of {result.seconds['pass']:.1f} s")
     done.append(f"checked in {result.seconds['verify']:.1f} s, peak memory {human_bytes(result.peak_memory)}")
     out.say(f"\n{', '.join(done)}")
-    if plan.gguf is not None:
+    if plan.gguf is not None or plan.direct_folders:
         out.say("error: the worst tensor's, relative; logits: correlation with the source's")
-    if plan.folders:
-        out.say("error of AWQ and GPTQ: the worst linear's, squared error of its output over the calibration text")
+    if plan.calibrated_folders:
+        names = " and ".join(sorted(folder.label for folder in plan.calibrated_folders))
+        out.say(f"error of {names}: the worst linear's, squared error of its output over the calibration text")
 
 
 def _show_feedback(gguf: GgufPlan, rounded: Mapping[str, Sequence[str]], out: Out) -> None:
@@ -165,7 +179,8 @@ def _mix(output: OutputPlan) -> str:
     if isinstance(output, ImatrixOutput):
         return f"{output.entries} covered"
     grid = output.request.grid
-    return f"{len(output.quantized)} linears of {grid.bits} bit, group {grid.group}; {len(output.kept)} kept"
+    group = f", group {grid.group}" if grid.group > 0 else ""
+    return f"{len(output.quantized)} linears of {grid.bits} bit{group}; {len(output.kept)} kept"
 
 
 def _checks_text(checks: Sequence[Check]) -> str:

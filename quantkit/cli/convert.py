@@ -3,10 +3,9 @@
 from contextlib import closing
 from typing import TYPE_CHECKING, Annotated
 
-import typer
-
 from quantkit.cli.conversion import Conversion, convert_options
 from quantkit.cli.conversion_options import (
+    AdapterOptions,
     AwqOptions,
     CalibrationOptions,
     GgufOptions,
@@ -15,10 +14,12 @@ from quantkit.cli.conversion_options import (
     PackedOptions,
     RunOptions,
     complete_type,
+    type_option,
 )
 from quantkit.cli.option_groups import grouped
 from quantkit.cli.options import SourceArg
 from quantkit.cli.output import Out
+from quantkit.cli.repacking import repack_source, repackable
 from quantkit.errors import UsageError
 
 if TYPE_CHECKING:
@@ -32,16 +33,13 @@ def convert(
     *,
     types: Annotated[
         list[str] | None,
-        typer.Option(
-            "--type",
-            "-t",
-            metavar="TYPE",
-            rich_help_panel=OutputOptions.heading,
-            help="awq, gptq, imatrix, or a GGUF type (quantkit gguf --help lists them); repeat for more.",
-            autocompletion=complete_type,
+        type_option(
+            "awq, gptq, w4a16, w8a16, fp8, fp8-block, imatrix, or a GGUF type; repeat for more.",
+            complete_type,
         ),
     ] = None,
     output: OutputOptions,
+    adapters: AdapterOptions,
     gguf: GgufOptions,
     packed: PackedOptions,
     awq: AwqOptions,
@@ -51,15 +49,19 @@ def convert(
 ) -> None:
     """Convert a source to every listed type in one pass, checked.
 
-    Writes NAME-AWQ/, NAME-GPTQ/, NAME-GGUF/ and NAME-imatrix.gguf. One calibration serves AWQ, GPTQ and the importance
-    matrix of GGUF types. Each output is reloaded and checked before it gets its name. After a kill the same command
-    resumes.
+    Writes NAME-GGUF/, NAME-imatrix.gguf, and a folder for each other type, such as NAME-FP8/. One calibration serves
+    AWQ, GPTQ, w4a16, w8a16 and the importance matrix of GGUF types; fp8 and fp8-block need none. Each output is
+    reloaded and checked before it gets its name. After a kill the same command resumes. An AWQ or GPTQ folder as SOURCE
+    is repacked without loss by -t w4a16 or -t w8a16.
 
     Example: quantkit convert ORG/NAME -t awq -t gptq -t q4_0 -t q2_k -o out
     """
     if not (types or gguf.preset or gguf.target):
         raise UsageError("no type is given; name one with -t (-t q4_k_m), or a size with --target-size")
-    conversion = Conversion(tuple(types or ()), output, gguf, packed, awq, gptq, calibration, calibrates=True)
+    if types and (repacked := repackable(source, types)):
+        repack_source(out, source, repacked, output, work)
+        return
+    conversion = Conversion(tuple(types or ()), output, gguf, packed, awq, gptq, calibration, adapters, calibrates=True)
     convert_source(out, "convert", source, conversion, work)
 
 
@@ -70,13 +72,13 @@ def convert_source(out: Out, command: str, source: str, conversion: Conversion, 
     from quantkit.cli.sources import fetch, is_gguf
     from quantkit.conversion.run import run
     from quantkit.outputs.model import Model
-    from quantkit.outputs.opening import open_convertible
+    from quantkit.outputs.opening import merge_adapters, open_convertible
     from quantkit.outputs.plan import plan_conversion
     from quantkit.outputs.request import conversion_request
 
     types, options = convert_options(conversion, work, is_gguf=is_gguf(source))
     request = conversion_request(types, conversion.output.output, options, is_gguf=is_gguf(source))
-    if request.gguf is None:
+    if request.folders and not is_gguf(source):
         opened: Checkpoint | Model = fetch(source, out, offline=work.offline, headers_only=work.dry_run)
     else:
         converter = conversion.gguf.converter_options
@@ -86,8 +88,11 @@ def convert_source(out: Out, command: str, source: str, conversion: Conversion, 
                 source, converter, mtp=mtp, offline=offline, headers_only=headers_only, progress=progress
             )
     with closing(opened):
+        if options.adapters:
+            with out.progress() as progress:
+                merge_adapters(opened, options.adapters, offline=work.offline, progress=progress)
         if isinstance(opened, Model) and not is_gguf(source):
-            # no importance matrix is computed for it
+            # an importance matrix is computed only by request
             types, options = convert_options(conversion, work, is_gguf=True)
             request = conversion_request(types, conversion.output.output, options, is_gguf=True)
         plan = plan_conversion(opened, request)

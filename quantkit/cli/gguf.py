@@ -2,15 +2,15 @@
 
 from typing import Annotated
 
-import typer
-
 from quantkit.cli.conversion import Conversion
 from quantkit.cli.conversion_options import (
+    AdapterOptions,
     CalibrationOptions,
     GgufOptions,
     OutputOptions,
     RunOptions,
     complete_gguf_type,
+    type_option,
 )
 from quantkit.cli.convert import convert_source
 from quantkit.cli.option_groups import grouped
@@ -34,17 +34,10 @@ def gguf(
     *,
     types: Annotated[
         list[str] | None,
-        typer.Option(
-            "--type",
-            "-t",
-            metavar="TYPE",
-            rich_help_panel=OutputOptions.heading,
-            help="A GGUF type; repeat for more, all come out of one pass.",
-            show_default="q4_0",
-            autocompletion=complete_gguf_type,
-        ),
+        type_option("A GGUF type; repeat for more, all come out of one pass.", complete_gguf_type, "q4_0"),
     ] = None,
     output: OutputOptions,
+    adapters: AdapterOptions,
     options: GgufOptions,
     calibration: CalibrationOptions,
     work: RunOptions,
@@ -59,5 +52,7 @@ def gguf(
     others = options.preset or options.target_size or options.target_bpw
     names = types or ([] if others else ["q4_0"])
     for name in names:
-        file_type(name)  # no other type here
-    convert_source(out, "gguf", source, Conversion(tuple(names), output, options, calibration=calibration), work)
+        file_type(name)  # raises for any other type
+    convert_source(
+        out, "gguf", source, Conversion(tuple(names), output, options, calibration=calibration, adapters=adapters), work
+    )

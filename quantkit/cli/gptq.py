@@ -2,6 +2,7 @@
 
 from quantkit.cli.conversion import Conversion
 from quantkit.cli.conversion_options import (
+    AdapterOptions,
     CalibrationOptions,
     CheckpointArg,
     GptqOptions,
@@ -19,6 +20,7 @@ def gptq(
     out: Out,
     source: CheckpointArg,
     output: OutputOptions,
+    adapters: AdapterOptions,
     packed: PackedOptions,
     options: GptqOptions,
     calibration: CalibrationOptions,
@@ -32,5 +34,5 @@ def gptq(
 
     Example: quantkit gptq ORG/NAME --bits 4 --group-size 128 -o out
     """
-    conversion = Conversion(("gptq",), output, packed=packed, gptq=options, calibration=calibration)
+    conversion = Conversion(("gptq",), output, packed=packed, gptq=options, calibration=calibration, adapters=adapters)
     convert_source(out, "gptq", source, conversion, work)

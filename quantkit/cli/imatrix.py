@@ -6,6 +6,7 @@ from typing import Annotated
 from quantkit.cli.conversion import Conversion
 from quantkit.cli.conversion_options import (
     IMATRIX,
+    AdapterOptions,
     CalibrationOptions,
     CheckpointArg,
     OutputOptions,
@@ -22,6 +23,7 @@ from quantkit.errors import OutputError
 def imatrix(
     out: Out,
     source: CheckpointArg,
+    adapters: AdapterOptions,
     calibration: CalibrationOptions,
     work: RunOptions,
     output: Annotated[
@@ -31,7 +33,7 @@ def imatrix(
 ) -> None:
     """Compute an importance matrix over a calibration text.
 
-    It says how much each input of each weight matters. The file has the format of llama.cpp's llama-imatrix: llama-
+    It holds the importance of each input of each weight. The file has the format of llama.cpp's llama-imatrix: llama-
     quantize and quantkit gguf --imatrix read it. The model runs layer by layer, in the memory of one layer, and needs
     no GGUF. After a kill the same command resumes.
 
@@ -40,5 +42,5 @@ def imatrix(
     if output is not None and output.is_dir():
         raise OutputError(f"{output} is a folder; pass the name of the file, for example {output / 'imatrix.gguf'}")
     place = OutputOptions() if output is None else OutputOptions(output.parent, output.stem)
-    conversion = Conversion((IMATRIX,), place, calibration=calibration, imatrix_file=output)
+    conversion = Conversion((IMATRIX,), place, calibration=calibration, adapters=adapters, imatrix_file=output)
     convert_source(out, "imatrix", source, conversion, work)

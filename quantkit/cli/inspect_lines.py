@@ -146,7 +146,7 @@ def _template(description: Description, width: int) -> list[str]:
 
 
 def _template_words(template: Template) -> str:
-    words = template.name or "of its own kind"
+    words = template.name or "unknown"
     if template.error is not None:
         words += f"; {template.error}"
     else:

@@ -7,6 +7,7 @@ from quantkit.inspection.description import Description
 
 
 def origin_lines(description: Description) -> list[tuple[str, str]]:
+    """(label, text) lines for the origin and the checks in quantkit.json, or for the hub revision."""
     if description.outputs and isinstance(description.origin, Mapping):
         entries = [entry for entry in description.origin.values() if isinstance(entry, dict)]
         return [("origin", _made(entries[0]))] if entries else []
@@ -20,6 +21,9 @@ def _made(entry: Mapping[str, Any]) -> str:
     tool = entry.get("tool") if isinstance(entry.get("tool"), dict) else {}
     revision = f"@{origin['revision']}" if origin and origin.get("revision") else ""
     words = [f"made from {(origin or {}).get('source', '?')}{revision}"]
+    adapters = (origin or {}).get("adapters") or []
+    if adapters:
+        words[0] += " merged with " + ", ".join(adapter_words(adapter) for adapter in adapters)
     words.append(f"by {(tool or {}).get('name', '?')} {(tool or {}).get('version', '')}".rstrip())
     if entry.get("written"):
         words.append(f"on {entry['written']}")
@@ -32,6 +36,15 @@ def _made(entry: Mapping[str, Any]) -> str:
         f"--{name.replace('_', '-').replace('-types', '-type')}" for name, value in (options or {}).items() if value
     ]
     return " ".join(words) + (f", with {', '.join(given)}".replace("-types", "-type") if given else "")
+
+
+def adapter_words(adapter: Mapping[str, Any]) -> str:
+    """An adapter of a record: its source, kind and scale."""
+    revision = f"@{adapter['revision']}" if adapter.get("revision") else ""
+    scale = adapter.get("scale", 1)
+    times = "" if scale == 1 else f", times {scale:g}"
+    kind = f"{adapter.get('kind', 'LoRA')} of rank {adapter.get('rank', '?')}{times}"
+    return f"{adapter.get('source', '?')}{revision} ({kind})"
 
 
 def _checks(entry: Mapping[str, Any]) -> str:

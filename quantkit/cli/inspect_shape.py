@@ -4,6 +4,7 @@ from quantkit.inspection.description import Quantization, Shape
 
 
 def quantized_words(description: Quantization) -> str:
+    """Quantized and kept linears, and how they are packed."""
     words = [f"{description.linears} linears"]
     if description.symmetric is not None:
         words.append("symmetric" if description.symmetric else "asymmetric")
@@ -16,6 +17,7 @@ def quantized_words(description: Quantization) -> str:
 
 
 def shape_words(shape: Shape) -> str:
+    """Layers, widths and heads."""
     words = []
     if shape.layers:
         words.append(f"{shape.layers} layers")
@@ -30,6 +32,7 @@ def shape_words(shape: Shape) -> str:
 
 
 def expert_words(shape: Shape) -> str:
+    """Experts, and how many each token uses; empty without experts."""
     if not shape.experts:
         return ""
     words = [f"{shape.experts}, {shape.experts_used or '?'} for each token"]
@@ -41,6 +44,7 @@ def expert_words(shape: Shape) -> str:
 
 
 def context_words(shape: Shape) -> str:
+    """Context, sliding window and positions."""
     words = [f"{shape.context} tokens"] if shape.context else []
     if shape.sliding_window:
         words.append(f"sliding window {shape.sliding_window}")

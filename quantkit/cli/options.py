@@ -103,7 +103,7 @@ def parse_gpu_layers(text: str, choices: str = "auto, all, or a number") -> int 
     A command treats AUTO before. `choices`: what the option accepts, for the error.
 
     Raises:
-        UsageError: neither `all` nor a number.
+        UsageError: `text` is not `all`, and not a number.
     """
     word = text.strip()
     if word == "all":

@@ -24,7 +24,7 @@ def printable(text: str) -> str:
 
 
 def _ascii_where_unprintable(document: str) -> str:
-    """A JSON document whose characters that are not printable are `\\uXXXX`: it says the same."""
+    """A JSON document whose characters that are not printable are `\\uXXXX`: it has the same content."""
     return "".join(c if c.isprintable() or c == "\n" else json.dumps(c)[1:-1] for c in document)
 
 

@@ -33,7 +33,11 @@ def plan(
     types: Annotated[
         list[str] | None,
         typer.Option(
-            "--type", "-t", metavar="TYPE", help="A GGUF type, awq or gptq; repeat.", show_default="the usual"
+            "--type",
+            "-t",
+            metavar="TYPE",
+            help="A GGUF type, or a folder such as awq or fp8; repeat.",
+            show_default="the usual",
         ),
     ] = None,
     imatrix: Annotated[
@@ -54,8 +58,15 @@ def plan(
     kv_type: Annotated[str, typer.Option(metavar="TYPE", help=f"Type of the KV cache: {', '.join(KV_TYPES)}.")] = "f16",
     gpu_layers: Annotated[str, GPU_LAYERS] = AUTO,
     cpu_moe: Annotated[
-        int, typer.Option("--n-cpu-moe", metavar="N", min=0, help="Layers whose experts stay on the CPU.")
-    ] = 0,
+        int | None,
+        typer.Option(
+            "--n-cpu-moe",
+            metavar="N",
+            min=0,
+            help="Layers whose experts stay on the CPU.",
+            show_default="the fastest that fits",
+        ),
+    ] = None,
     batch: Annotated[int, typer.Option(metavar="N", min=1, max=1 << 16, help="Tokens of a physical batch.")] = 512,
     flash_attn: Annotated[
         bool | None, typer.Option("--flash-attn/--no-flash-attn", help="Flash attention.", show_default="auto: on")
@@ -129,7 +140,7 @@ def _machine(vram: str | None, ram: str | None) -> Machine:
 
 
 def _budget(text: str, option: str) -> int:
-    """A size with its unit: a bare 8 would be eight bytes, which nobody wants."""
+    """A size with its unit; a number without a unit, which would be bytes, is refused."""
     if text.strip().startswith("-"):
         raise UsageError(f"{option} {text!r} is negative; write the memory there is, such as 8G")
     if _PLAIN_NUMBER.match(text):

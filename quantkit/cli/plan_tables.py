@@ -5,7 +5,6 @@ from collections.abc import Iterator
 from quantkit.cli.output import Out, human_bytes, human_count
 from quantkit.planning.memory import DeviceMemory
 from quantkit.planning.result import Plan, Row
-from quantkit.planning.sizes import DEFAULT_GROUP
 
 
 def show_plan(plan: Plan, out: Out, *, ram_is_free: bool, vram_is_free: bool) -> None:
@@ -36,7 +35,8 @@ def _types(plan: Plan, out: Out) -> None:
     has_gpu = plan.machine.vram > 0
     headers = [("", "left"), ("type", "left"), ("size", "right"), ("bits", "right")]
     if has_gpu:
-        headers += [("GPU layers", "right"), ("on GPU", "right")]
+        layers = ("-ngl", "moe") if plan.source.shape.has_experts else ("GPU layers",)
+        headers += [(name, "right") for name in (*layers, "on GPU")]
     headers += [("on CPU", "right"), ("tokens/s", "right"), ("fits", "left")]
     rows = []
     for row in plan.rows:
@@ -44,23 +44,32 @@ def _types(plan: Plan, out: Out) -> None:
         if offer.why_not:
             rows.append(["", offer.label, *[""] * (len(headers) - 3), "cannot be made, see below"])
             continue
-        label = offer.label if offer.group in (0, DEFAULT_GROUP) else f"{offer.label}, group {offer.group}"
+        label = (
+            offer.label
+            if not offer.group or offer.group == offer.usual_group
+            else f"{offer.label}, group {offer.group}"
+        )
         cells = ["*" if row is plan.best else "", label, human_bytes(offer.size), f"{offer.bits:.2f}"]
         if has_gpu:
             cells += _gpu_cells(row, plan)
         cells += [human_bytes(row.cpu_bytes) if row.cpu_bytes else "-", _speed(row), _fits(row)]
         rows.append(cells)
     out.table(headers, rows)
+    if has_gpu and plan.source.shape.has_experts:
+        every = plan.source.shape.n_layer + 1
+        out.say(f"-ngl: layers on the GPU, of {every}; moe: --n-cpu-moe, layers with experts on the CPU")
     for row in plan.rows:
         if row.offer.why_not:
             out.say(f"{row.offer.label}: {row.offer.why_not}")
 
 
 def _gpu_cells(row: Row, plan: Plan) -> list[str]:
-    if row.fit is None:
-        return ["all", human_bytes(row.gpu_bytes)]
-    size = human_bytes(row.gpu_bytes) if row.gpu_bytes else "-"
-    return [f"{row.fit.gpu_layers} of {plan.source.shape.n_layer + 1}", size]
+    shape, fit = plan.source.shape, row.fit
+    if shape.has_experts:
+        cells = ["all", "-"] if fit is None else [str(fit.gpu_layers), str(fit.cpu_moe) if fit.cpu_moe else "-"]
+    else:
+        cells = ["all" if fit is None else f"{fit.gpu_layers} of {shape.n_layer + 1}"]
+    return [*cells, human_bytes(row.gpu_bytes) if row.gpu_bytes else "-"]
 
 
 def _speed(row: Row) -> str:
@@ -81,6 +90,8 @@ def _recommendation(best: Row, plan: Plan, out: Out) -> None:
     elif fit.memory.gpu is not None:
         layers = plan.source.shape.n_layer + 1
         words += ", all on the GPU" if fit.gpu_layers >= layers else f", {fit.gpu_layers} of {layers} layers on the GPU"
+        if fit.cpu_moe:
+            words += f" but the experts of {'all' if fit.cpu_moe >= layers - 1 else f'the first {fit.cpu_moe}'} layers"
     if plan.longest > plan.context.n_ctx:
         words += f"; there is room for a context of {plan.longest} tokens"
     out.say(f"{words}:")

@@ -12,9 +12,10 @@ from quantkit.cli.conversion_options import ThreadsOption
 from quantkit.cli.options import AUTO, GPU_LAYERS, Format, RpcOption, context_option, parse_gpu_layers
 from quantkit.cli.output import Out, human_bytes
 from quantkit.errors import UsageError
-from quantkit.llamacpp.conversation import converse
+from quantkit.llamacpp.conversation import Loading, converse
 from quantkit.measurement.memory import gpu_devices
-from quantkit.planning.layers import layers_or_all
+from quantkit.planning.context import KV_TYPES, Context
+from quantkit.planning.layers import Placement, placement_that_fits
 
 
 def run(
@@ -53,6 +54,17 @@ def run(
         int | None, typer.Option("--seed", min=0, help="Seed of the sampling.", show_default="random")
     ] = None,
     raw: Annotated[bool, typer.Option("--raw", help="Use no chat template: the model continues the text.")] = False,
+    cpu_moe: Annotated[
+        int | None,
+        typer.Option(
+            "--n-cpu-moe",
+            metavar="N",
+            min=0,
+            help="Layers whose experts stay on the CPU.",
+            show_default="what fits, with --gpu-layers auto",
+        ),
+    ] = None,
+    kv_type: Annotated[str, typer.Option(metavar="TYPE", help=f"Type of the KV cache: {', '.join(KV_TYPES)}.")] = "f16",
     threads: ThreadsOption = None,
     rpc: RpcOption = None,
 ) -> None:
@@ -77,29 +89,32 @@ def run(
         "repeat_penalty": repeat_penalty,
         "seed": seed,
     }
-    fit_layers = gpu_layers == AUTO
-    layers = None if fit_layers else parse_gpu_layers(gpu_layers)
+    fixed = None if gpu_layers == AUTO else Placement(parse_gpu_layers(gpu_layers), cpu_moe or 0)
     with converse(model, n_ctx=ctx, system=system, raw=raw, sampling=sampling) as conversation:
         if conversation.template is None and not raw:
             out.warn(f"{model.name} has no chat template; the model continues the text as it is")
-        if fit_layers:
-            layers = _layers_that_fit(model, conversation.n_ctx, rpc or [], out)
+        # an RPC server does not compute prompts with weights that lie on the CPU
+        context = Context(n_ctx=conversation.n_ctx, kv_type=kv_type.lower(), cpu_moe=cpu_moe or 0, op_offload=not rpc)
+        placement = fixed or _placement(model, context, rpc or [], out, fit_moe=cpu_moe is None)
         out.note(f"loading {model.name} ...")
-        conversation.open(gpu_layers=layers, n_threads=threads, rpc=rpc or [])
+        conversation.open(
+            Loading(placement.gpu_layers, placement.cpu_moe, KV_TYPES[context.kv_type], threads, rpc or ())
+        )
         if prompt is None:
             talk(conversation, out, max_tokens)
         else:
             answer_once(conversation, out, prompt, max_tokens)
 
 
-def _layers_that_fit(model: Path, n_ctx: int, rpc: Sequence[str], out: Out) -> int | None:
-    """The number of layers that fit on the devices of llama.cpp, by `plan`; None for all."""
+def _placement(model: Path, context: Context, rpc: Sequence[str], out: Out, *, fit_moe: bool) -> Placement:
+    """What fits on the devices of llama.cpp, by `plan`. `fit_moe`: the experts' place is chosen too."""
     devices = gpu_devices(model, rpc=rpc)
     if not devices:
-        return 0
+        return Placement(0)
     free = sum(device.free for device in devices)
-    layers = layers_or_all(model, n_ctx=n_ctx, vram=free, op_offload=not rpc)
-    if layers is not None:
+    placement = placement_that_fits(model, context, free, fit_moe=fit_moe)
+    if placement.gpu_layers is not None:
         names = ", ".join(device.name for device in devices)
-        out.note(f"{layers} layers on {names}, with {human_bytes(free)} free")
-    return layers
+        experts = f" but the experts of {placement.cpu_moe}" if placement.cpu_moe else ""
+        out.note(f"{placement.gpu_layers} layers{experts} on {names}, with {human_bytes(free)} free")
+    return placement

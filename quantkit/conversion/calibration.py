@@ -65,7 +65,7 @@ def calibrate(plan: ConversionPlan, calibration: CalibrationPlan, journal: Journ
         stack.enter_context(threadpool_limits(1, "blas"))
         workers = stack.enter_context(Workers(plan.threads))
         quantizers: list[LayerQuantizer] = []
-        for folder in plan.folders:
+        for folder in plan.calibrated_folders:
             writer = FolderWriter(partial_path(folder.folder), folder.shards, keep=journal.resumed)
             stack.enter_context(writer)
             method = quantizer_of(folder.request)
@@ -115,9 +115,9 @@ def calibrate(plan: ConversionPlan, calibration: CalibrationPlan, journal: Journ
 
 
 def survey(plan: ConversionPlan, calibration: CalibrationPlan, progress: Progress) -> Squares:
-    """The sums of squares of every input, from a run of their own: error feedback needs the types before it begins.
+    """The sums of squares of every input, from a separate run: error feedback needs the types before it begins.
 
-    Raises as `calibrate` does. A killed survey begins anew.
+    Raises as `calibrate` does. A killed survey starts over.
     """
     folder = plan.work / "survey"
     squares: dict[LinearKey, tuple[NDArray[np.float64], int]] = {}

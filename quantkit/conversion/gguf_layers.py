@@ -67,6 +67,7 @@ class FeedbackRounder:
 
     @property
     def covered(self) -> set[str]:
+        """Names of the GGUF tensors that are rounded with error feedback."""
         return {matrix.tensor.name for matrices in self._matrices.values() for matrix in matrices}
 
     def __enter__(self) -> "FeedbackRounder":

@@ -235,14 +235,14 @@ def write_at(target: Target, data: NDArray[np.uint8], row: int) -> None:
 
 def check_finite(floats: NDArray[np.float32], tensor: ModelTensor, row: int) -> None:
     """Raise CheckpointError if `floats`, the rows of `tensor` from `row` on, contain NaN or infinity."""
-    if not _all_finite(floats):
+    if not all_finite(floats):
         raise CheckpointError(
             f"tensor {tensor.source} contains NaN or infinity (row {_bad_row(floats) + row} of {tensor.name});"
             " the checkpoint is damaged, download it again or ask its author"
         )
 
 
-def _all_finite(floats: NDArray[np.float32]) -> bool:
+def all_finite(floats: NDArray[np.float32]) -> bool:
     """No NaN, no infinity: either shows in the sum, which is faster; after an overflow every element is checked."""
     with np.errstate(over="ignore", invalid="ignore"):
         return bool(np.isfinite(floats.sum())) or bool(np.isfinite(floats).all())

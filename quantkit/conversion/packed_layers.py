@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantkit.forward.linears import Input, LayerLinears, Linear, NormFold, RowFold
-from quantkit.outputs.packed_folders import FolderPlan, FolderRequest
-from quantkit.packed.packing import pack_awq, pack_gptq
+from quantkit.outputs.packed_folders import FolderPlan
+from quantkit.packed.formats import CalibratedFormat, FolderRequest
 from quantkit.packed.writer import FolderWriter
 from quantkit.quant.awq import search_scale
 from quantkit.quant.awq_nearest import quantize_awq
@@ -27,9 +27,9 @@ Array = NDArray[np.float32]
 Tensors = dict[str, Array]
 Sums = Mapping[str, Statistics]
 
-# The scale of a norm before routed experts is searched on so many experts, and on so many rows of each.
+# The scale of a norm before routed experts is searched on this many experts, with this many rows each.
 _SAMPLED_EXPERTS, _SAMPLED_ROWS = 8, 512
-# The output error of a linear is measured on so many rows, evenly spread.
+# The output error of a linear is measured on this many rows, evenly spread.
 _ERROR_ROWS = 128
 
 
@@ -137,11 +137,13 @@ class LayerQuantizer:
 
     def write_quantized(self, tensors: Tensors, linear: Linear, quantized: Quantized, gram: Array) -> None:
         """Write a quantized linear and measure the relative error of its output over the calibration text."""
+        folder_format, request = self.plan.format, self.plan.request
+        assert isinstance(folder_format, CalibratedFormat)
+        quantized = folder_format.as_stored(quantized, request)
         weight, rounded = matrix(tensors, linear), quantized.dequantized()
         rows = slice(None, None, -(-len(weight) // _ERROR_ROWS))
         self.errors[linear.name] = output_error(weight[rows], rounded[rows], gram)[1]
-        pack = pack_awq if self.plan.request.method == "awq" else pack_gptq
-        for suffix, values in pack(quantized).items():
+        for suffix, values in folder_format.pack(quantized, request).items():
             self._write(f"{linear.name}.{suffix}", values)
         if self.propagate:
             weight[:] = rounded
@@ -175,8 +177,8 @@ class GptqQuantizer(LayerQuantizer):
 class AwqQuantizer(LayerQuantizer):
     """AWQ (arXiv 2306.00978): fold scales into what precedes a linear, clip the ranges, round with error feedback.
 
-    Inputs are visited from the last to the first, since a scale changes the rows of the linear before it. So the factor
-    of one input serves the search of its scale and the rounding, and no two are in memory.
+    Inputs are visited from the last to the first, since a scale changes the rows of the linear before it. The factor of
+    one input serves the search of its scale and the rounding. Only one factor is in memory.
     """
 
     def begin(self) -> None:
@@ -284,7 +286,7 @@ def _fold_of(layer: LayerLinears, entry: Input) -> NormFold | RowFold | None:
 
 def quantizer_of(request: FolderRequest) -> type[LayerQuantizer]:
     """The algorithm of a folder."""
-    if request.method == "gptq":
+    if request.algorithm_used == "gptq":
         return GptqQuantizer
     return NearestAwqQuantizer if request.rounding == "nearest" else AwqQuantizer
 

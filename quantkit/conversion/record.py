@@ -43,8 +43,10 @@ def write_records(
     gguf: dict[str, dict[str, Any]] = {}
     for item in outputs:
         output = item.output
-        if isinstance(output, FolderPlan) and calibration is not None:
-            own = _folder_facts(plan, output, calibration)
+        if isinstance(output, FolderPlan):
+            own = _folder_facts(plan, output)
+            if output.format.calibrated and calibration is not None:
+                own |= _calibrated_facts(plan, output, calibration)
             record_outputs(partial_path(output.folder), {output.folder.name: _entry(plan, item, seconds) | own})
         elif isinstance(output, GgufOutput) and plan.gguf is not None and not item.failed:
             gguf[output.stem] = _entry(plan, item, seconds) | _gguf_facts(plan.gguf, output)
@@ -76,7 +78,7 @@ def record_outputs(folder: Path, entries: Mapping[str, Mapping[str, Any]]) -> No
 
 
 def _load(path: Path) -> dict[str, Any]:
-    """The present record. A damaged one, or one of another version, is renamed to `.bak`; the plan has said so."""
+    """The present record. A damaged one, or one of another version, is renamed to `.bak`; the plan warns about it."""
     if path.exists():
         try:
             return parse_record(path)
@@ -87,6 +89,7 @@ def _load(path: Path) -> dict[str, Any]:
 
 def _entry(plan: ConversionPlan, item: Verified, seconds: Mapping[str, float]) -> dict[str, Any]:
     """What every output records. `seconds` are of the whole conversion, which `seconds_cover` lists."""
+    calibrated = not (isinstance(item.output, FolderPlan) and not item.output.format.calibrated)
     entry = {
         "tool": {"name": "quantkit", "version": __version__, "kernels": str(library()), "c_kernels": accelerated()},
         "written": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
@@ -103,7 +106,9 @@ def _entry(plan: ConversionPlan, item: Verified, seconds: Mapping[str, float]) -
         "threads": plan.threads,
         "warnings": list(plan.warnings),
     }
-    return entry | ({"calibration": plan.calibration.samples.record()} if plan.calibration is not None else {})
+    if plan.samples is None or not calibrated:
+        return entry
+    return entry | {"calibration": plan.samples.record()}
 
 
 def _gguf_facts(plan: GgufPlan, output: GgufOutput) -> dict[str, Any]:
@@ -153,18 +158,29 @@ def _target_facts(plan: GgufPlan, output: GgufOutput, choice: TypeChoice) -> dic
     }
 
 
-def _folder_facts(plan: ConversionPlan, folder: FolderPlan, calibration: Calibration) -> dict[str, Any]:
+def _folder_facts(plan: ConversionPlan, folder: FolderPlan) -> dict[str, Any]:
+    request = folder.request
+    assert plan.native is not None
+    options: dict[str, Any] = {"bits": request.grid.bits, "group_size": request.grid.group}
+    if folder.format.calibrated:
+        options["symmetric"] = request.grid.symmetric
+    return {
+        "architecture": (plan.native.config.get("architectures") or [None])[0],
+        "options": options | {"skip": list(request.skip), "dtype": request.dtype},
+        "quantized_linears": len(folder.quantized),
+        "kept_linears": list(folder.kept),
+        "relative_error_method": "RMS error over RMS of the source, on sampled rows of each linear",
+    }
+
+
+def _calibrated_facts(plan: ConversionPlan, folder: FolderPlan, calibration: Calibration) -> dict[str, Any]:
     request = folder.request
     assert plan.calibration is not None
-    options = {
-        "bits": request.grid.bits,
-        "group_size": request.grid.group,
-        "symmetric": request.grid.symmetric,
-        "skip": list(request.skip),
-        "dtype": request.dtype,
-        "propagate": "quantized" if plan.calibration.propagate else "float",
-    }
-    if request.method == "gptq":
+    options = _folder_facts(plan, folder)["options"]
+    options["propagate"] = "quantized" if plan.calibration.propagate else "float"
+    if request.method != request.algorithm_used:
+        options["algorithm"] = request.algorithm_used
+    if request.algorithm_used == "gptq":
         damp = HELD_OUT_DAMP if request.damp is None else request.damp
         options |= {"damp": damp, "act_order": request.act_order, "static_groups": request.static_groups}
     else:
@@ -179,10 +195,7 @@ def _folder_facts(plan: ConversionPlan, folder: FolderPlan, calibration: Calibra
         starved = {name: layer["starved"] for name, layer in layers.items() if layer["starved"]}
         tables["experts_that_learned_from_others_tokens"] = starved
     return {
-        "architecture": (plan.calibration.native.config.get("architectures") or [None])[0],
         "options": options,
-        "quantized_linears": len(folder.quantized),
-        "kept_linears": list(folder.kept),
         "relative_error_method": "squared error of the outputs over the calibration text, over their squares, on"
         " sampled rows of each linear",
         **{name: table for name, table in tables.items() if table or name.startswith("experts")},

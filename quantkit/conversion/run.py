@@ -1,6 +1,6 @@
 """The driver: run a plan from the lock to the final names, whatever it writes.
 
-Everything is written under partial names, checked, recorded and only then renamed. After a kill at any moment the same
+Outputs are written under partial names, checked, recorded, and renamed at the end. After a kill at any moment the same
 call resumes: a finished layer and a finished tensor are steps of the journal.
 """
 
@@ -8,20 +8,29 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
 
 from quantkit.conversion.calibration import Calibration, calibrate, survey
+from quantkit.conversion.callback import calibrate_by_llama
+from quantkit.conversion.direct_folders import DirectFolders, write_direct_folders
 from quantkit.conversion.gguf_pass import forget_lost, run_pass
 from quantkit.conversion.record import write_records
 from quantkit.conversion.type_choice import TypeChoice, choose_target_types, has_chosen_types
 from quantkit.conversion.work import name_output, open_work
+from quantkit.errors import ReadError
 from quantkit.files import partial_path, sync
 from quantkit.imatrix.file import write_imatrix
 from quantkit.imatrix.names import collect_imatrix
 from quantkit.machine import peak_memory
-from quantkit.outputs.calibration import CalibrationPlan, ImatrixOutput
+from quantkit.outputs.calibration import CalibrationPlan, ImatrixOutput, plan_imatrix
+from quantkit.outputs.callback import CallbackPlan, imatrix_arrays
 from quantkit.outputs.gguf_files import GgufPlan
 from quantkit.outputs.plan import ConversionPlan, final_paths
 from quantkit.progress import SILENT, Progress
+from quantkit.texts.samples import Samples
 from quantkit.verify import Verified, verify_gguf
 from quantkit.verify.imatrix import verify_imatrix
 from quantkit.verify.quantized import verify_folder
@@ -51,6 +60,7 @@ class Result:
 
     @property
     def failed(self) -> tuple[Verified, ...]:
+        """The outputs that failed a check."""
         return tuple(output for output in self.outputs if output.failed)
 
 
@@ -70,6 +80,7 @@ def run(
     """
     with open_work(plan, force=force) as journal:
         clock = [("", time.monotonic())]
+        source = _source_files(plan)
         calibration, choice, quantize_seconds, resumed, unseen = None, None, {}, 0, {}
         inputs = plan.calibration
         if inputs is not None:
@@ -80,7 +91,8 @@ def run(
             calibration = calibrate(plan, inputs, journal, progress)
             clock.append(("calibrate", time.monotonic()))
             if plan.imatrix is not None:
-                unseen = _write_imatrix(plan.imatrix, inputs, calibration)
+                sums, counts = collect_imatrix(calibration.squares, inputs.imatrix_sources, inputs.imatrix_columns)
+                unseen = _write_imatrix(plan.imatrix, inputs.samples, sums, counts)
             if plan.gguf is not None and plan.gguf.request.calibrate:
                 imatrix = inputs.imatrix(calibration.squares)
                 gguf = plan.gguf.with_imatrix(imatrix)
@@ -89,11 +101,20 @@ def run(
                     gguf = gguf.with_types(choice.types)
                     clock.append(("choose types", time.monotonic()))
                 plan = replace(plan, gguf=gguf)
+        elif plan.callback is not None:
+            plan, unseen = _apply_callback(plan, plan.callback, progress)
+            clock.append(("calibrate", time.monotonic()))
+        direct = DirectFolders({}, 0)
+        if plan.direct_folders:
+            direct = write_direct_folders(plan, journal, progress)
+            clock.append(("folders", time.monotonic()))
         if plan.gguf is not None:
             resumed = forget_lost(plan.gguf, journal)
             quantize_seconds = run_pass(plan.gguf, journal, progress)
             clock.append(("pass", time.monotonic()))
-        outputs = _verify(plan, calibration, logits, progress)
+        outputs = _verify(plan, calibration, direct, logits, progress)
+        if any(output.failed for output in outputs):
+            _refuse_changed(source, _source_files(plan))
         clock.append(("verify", time.monotonic()))
         seconds = {stage: now - before for (_, before), (stage, now) in pairwise(clock)}
         for path in plan.paths:
@@ -113,7 +134,7 @@ def run(
         starved={number: record["starved"] for number, record in layers if record["starved"]},
         unseen_experts=unseen,
         resumed_layers=calibration.resumed if calibration else 0,
-        resumed_tensors=resumed,
+        resumed_tensors=resumed + direct.resumed,
         choice=choice,
         rounded=calibration.rounded if calibration else {},
     )
@@ -126,25 +147,71 @@ def _choose_first(plan: ConversionPlan, gguf: GgufPlan, calibration: Calibration
     return choose_target_types(plan, gguf, progress)
 
 
-def _write_imatrix(output: ImatrixOutput, plan: CalibrationPlan, calibration: Calibration) -> dict[str, int]:
+def _apply_callback(
+    plan: ConversionPlan, callback: CallbackPlan, progress: Progress
+) -> tuple[ConversionPlan, dict[str, int]]:
+    """Calibrate by llama.cpp: the plan with the values of the importance matrix, and experts without tokens."""
+    sums = calibrate_by_llama(plan, callback, progress)
+    callback = replace(callback, sums=sums)
+    imatrix, unseen = callback.imatrix(), {}
+    if plan.imatrix is not None:
+        matrices = {name: len(entry.sums) for name, entry in sums.items()}
+        output = plan_imatrix(plan.imatrix.path, imatrix, matrices)
+        plan = replace(plan, imatrix=output)
+        unseen = _write_imatrix(output, callback.samples, *imatrix_arrays(sums))
+    if plan.gguf is not None and plan.gguf.request.calibrate:
+        plan = replace(plan, gguf=plan.gguf.with_imatrix(imatrix))
+    return replace(plan, callback=callback), unseen
+
+
+def _write_imatrix(
+    output: ImatrixOutput,
+    samples: Samples,
+    sums: Mapping[str, NDArray[np.float32]],
+    counts: Mapping[str, NDArray[np.float32]],
+) -> dict[str, int]:
     """Write the importance matrix; the number of experts without tokens, by tensor."""
-    sums, counts = collect_imatrix(calibration.squares, plan.imatrix_sources, plan.imatrix_columns)
-    chunks, chunk_size = plan.samples.tokens.shape
-    datasets = [plan.samples.name]
+    chunks, chunk_size = samples.tokens.shape
+    datasets = [samples.name]
     write_imatrix(partial_path(output.path), sums, counts, datasets=datasets, chunk_size=chunk_size, chunks=chunks)
     unseen = {name: int((count == 0).sum()) for name, count in counts.items()}
     return {name: number for name, number in unseen.items() if number}
 
 
+def _source_files(plan: ConversionPlan) -> dict[Path, tuple[int, int]]:
+    """Size and time of change of every file of the source."""
+    model = plan.gguf.model if plan.gguf else None
+    paths = list(model.weight_files) if model else []
+    folder = plan.checkpoint.folder if plan.checkpoint else model.folder if model else None
+    if folder is not None and folder.is_dir():
+        paths += folder.iterdir()
+    states = {path: path.stat() for path in paths if path.is_file()}
+    return {path: (state.st_size, state.st_mtime_ns) for path, state in states.items()}
+
+
+def _refuse_changed(before: Mapping[Path, tuple[int, int]], after: Mapping[Path, tuple[int, int]]) -> None:
+    """Raise ReadError if a file of the source changed: a failed check then proves nothing about the output."""
+    changed = [path.name for path in before if before[path] != after.get(path)]
+    if changed:
+        raise ReadError(
+            f"{changed[0]} of the source changed while the command ran; restore it and run the same command again, or"
+            " add --force to start over"
+        )
+
+
 def _verify(
-    plan: ConversionPlan, calibration: Calibration | None, logits: bool | None, progress: Progress
+    plan: ConversionPlan,
+    calibration: Calibration | None,
+    direct: DirectFolders,
+    logits: bool | None,
+    progress: Progress,
 ) -> tuple[Verified, ...]:
     """Reload and check every output, still under its partial name."""
     progress.start("checking", len(plan.outputs))
     source = SourceLogits(plan.checkpoint) if plan.checkpoint else None
     outputs: list[Verified] = []
     if calibration is not None and plan.calibration is not None:
-        for folder in plan.folders:
+        for folder in plan.calibrated_folders:
             method = folder.request.method
             records = [calibration.outside[method], *(layer[method] for layer in calibration.layers)]
             hashes = {name: digest for record in records for name, digest in record["sha256"].items()}
@@ -152,8 +219,15 @@ def _verify(
             native, partial = plan.calibration.native, partial_path(folder.folder)
             outputs.append(verify_folder(partial, folder, native, hashes, errors=errors, logits=logits, source=source))
             progress.advance(1, folder.label)
+    for folder in plan.direct_folders:
+        assert plan.native is not None
+        written, partial = direct.hashes[folder.request.method], partial_path(folder.folder)
+        outputs.append(verify_folder(partial, folder, plan.native, written, logits=logits, source=source))
+        progress.advance(1, folder.label)
     if plan.gguf is not None:
         outputs += verify_gguf(plan.gguf, logits=logits, source=source, progress=progress)
     if plan.imatrix is not None and plan.calibration is not None and calibration is not None:
         outputs.append(verify_imatrix(plan.imatrix, plan.calibration.imatrix(calibration.squares)))
+    elif plan.imatrix is not None and plan.callback is not None:
+        outputs.append(verify_imatrix(plan.imatrix, plan.callback.imatrix()))
     return tuple(outputs)

@@ -34,7 +34,7 @@ _EXACT = (_T.F32, _T.F16, _T.BF16)
 _SHARE = 0.1
 _WINDOWS, _LEAST_TOKENS, _MOST_TOKENS = 8, 32, 256
 _MOST_GROUPS, _MOST_RANGES = 24, 3
-# Weights on which the error of a type is measured, in at least so many rows, over so many matrices of a tensor at most.
+# Size of the sample that measures the error of a type: weights, least number of rows, largest number of matrices.
 _SAMPLED, _ROWS, _MATRICES = 1 << 14, 8, 8
 # A group never counts less than this share of the median group: its measured divergence may be 0 by chance.
 _LEAST_COST = 0.02

@@ -21,6 +21,7 @@ from quantkit.files import (
     make_partial_folder,
     partial_path,
     refuse_existing,
+    remove,
     require_space,
     sync,
 )
@@ -35,11 +36,11 @@ def open_work(plan: ConversionPlan, *, force: bool) -> Iterator[Journal]:
     """Lock the work folder and yield its journal; remove the folder at the end.
 
     An error that the same command would meet again removes everything unfinished. Other errors keep it for a resumed
-    run: a full disk once a step is done, a source that could not be read, memory that ran out, an interruption.
+    run: a full disk after the first step, an unreadable source, lack of memory, an interruption.
 
     Raises:
-        OutputError: the folder is not writable or too small, another process uses it, an unfinished run of other
-            options is in it or an output exists (both unless `force`).
+        OutputError: the folder is not writable, too small or in use. Without `force` also if an output exists, or if
+            the folder has an unfinished run of other options.
     """
     make_partial_folder(plan.work)
     partial = [str(partial_path(path).relative_to(plan.output)) for path in plan.paths]
@@ -57,7 +58,7 @@ def open_work(plan: ConversionPlan, *, force: bool) -> Iterator[Journal]:
         yield journal
         shutil.rmtree(plan.work)
     except MemoryError:
-        if plan.calibration is None:
+        if plan.samples is None:
             raise
         raise CalibrationError(
             f"out of memory at about {peak_memory() / 1e9:.1f} GB; rerun with fewer --threads to resume, or with a"
@@ -76,7 +77,7 @@ def open_work(plan: ConversionPlan, *, force: bool) -> Iterator[Journal]:
 def name_output(path: Path, *, failed: bool) -> None:
     """Give a partial file or folder its final name, or `NAME.failed` when it failed a check."""
     partial, aside = partial_path(path), failed_path(path)
-    _remove(aside)
+    remove(aside)
     if failed:
         partial.replace(aside)
     elif partial.is_dir():
@@ -97,16 +98,16 @@ def _clear(plan: ConversionPlan, journal: Journal) -> None:
     """Remove what a run of another source or of other options left, except the journal."""
     for path in plan.work.iterdir():
         if path != journal.path:
-            _remove(path)
+            remove(path)
     stale = [plan.output / name for name in journal.stale if name.endswith(PARTIAL) and ".." not in Path(name).parts]
     for path in (*stale, *map(partial_path, plan.paths)):
-        _remove(path)
+        remove(path)
 
 
 def _discard(plan: ConversionPlan) -> None:
     """Remove everything unfinished, and folders that are empty then."""
     for path in (plan.work, *map(partial_path, plan.paths)):
-        _remove(path)
+        remove(path)
     for folder in {path.parent for path in plan.paths} - {plan.output}:
         with suppress(OSError):
             folder.rmdir()
@@ -118,10 +119,3 @@ def _take_back(plan: ConversionPlan) -> None:
         renamed = next((name for name in (path, failed_path(path)) if name.exists()), None)
         if renamed is not None and not partial_path(path).exists():
             renamed.rename(partial_path(path))
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        path.unlink(missing_ok=True)

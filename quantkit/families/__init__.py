@@ -1,7 +1,7 @@
 """One file per model family, each with a `FAMILY` of plain data; `base/` holds what family files are made of.
 
-To support a model, add one file here (docs/dev/add-a-family.md), or put it in a folder that the environment variable
-QUANTKIT_FAMILIES names.
+To support a model, add one file here (docs/dev/add-a-family.md). The environment variable QUANTKIT_FAMILIES names
+folders with further files.
 """
 
 from quantkit.families.base.family import Canonical, Computed, Dropped, Family, Key, Rule, Take

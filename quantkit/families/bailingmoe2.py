@@ -1,7 +1,7 @@
 """Ling 2.0 and Ring 2.0: groups of experts by sigmoid scores plus a bias, half of a head rotated, norms of heads.
 
-Shape of the GGUF: llama.cpp's `bailingmoe2` architecture (src/models/bailingmoe2.cpp), which keeps queries, keys and
-values in one matrix and multiplies the width of the shared expert by their number. transformers has no class; the
+Shape of the GGUF: llama.cpp's `bailingmoe2` architecture (src/models/bailingmoe2.cpp). It keeps queries, keys and
+values in one matrix, and multiplies the width of the shared expert by their number. transformers has no class; the
 source is the published modeling_bailing_moe_v2.py.
 """
 

@@ -1,7 +1,7 @@
 """Command R, Aya 23: one layer norm without biases before attention and feed-forward, which run side by side.
 
-Shape of the GGUF: llama.cpp's `command-r` architecture (src/models/command-r.cpp). It rotates neighbouring values, has
-norms of queries and keys from 64 layers on (Command R+), and takes the embedding for the output.
+Shape of the GGUF: llama.cpp's `command-r` architecture (src/models/command-r.cpp). It rotates neighbouring values.
+A model of 64 layers or more (Command R+) has norms of queries and keys. The embedding is the head.
 """
 
 from typing import Any

@@ -26,6 +26,7 @@ _MLP = "model.layers.{layer}.mlp"
 
 
 def dimensions(sizes: Hyperparameters) -> dict[str, int]:
+    """Widths of the projections of latent attention and of the shared experts."""
     config, heads = sizes.config, sizes.n_head
     rope, nope = size(config, "qk_rope_head_dim"), size(config, "qk_nope_head_dim")
     value, latent = size(config, "v_head_dim"), size(config, "kv_lora_rank")

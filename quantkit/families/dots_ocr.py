@@ -13,7 +13,7 @@ from quantkit.families.qwen2 import FAMILY as QWEN2
 
 
 def _prepare(config: dict[str, Any]) -> dict[str, Any]:
-    """Qwen 2's config, by the name of its own class."""
+    """Qwen 2's config, under the name of Qwen 2's class."""
     only(config, "attention_bias", True, family="dots.ocr")
     assert QWEN2.prepare is not None
     plain = {key: value for key, value in config.items() if key != "vision_config"}

@@ -1,7 +1,7 @@
 """Gemma 1. Norms are stored without the 1 they add; llama.cpp wants it in. The embedding is the head.
 
-Shape of the GGUF: llama.cpp's `gemma` architecture (src/models/gemma.cpp), which scales the embedding by the root of
-its width and the queries by the root of head_dim, neither of which is stored.
+Shape of the GGUF: llama.cpp's `gemma` architecture (src/models/gemma.cpp). It scales the embedding by the root of its
+width and the queries by the root of head_dim; the file does not store these factors.
 """
 
 from typing import Any
@@ -18,7 +18,7 @@ from quantkit.forward.description import Architecture, FeedForward, Norm
 from quantkit.tokenizer.roles import SpacePrefix, TokenRoles
 
 _LAYER = "model.layers.{layer}"
-# What llama.cpp takes where a file says nothing; its converter stores no base for Gemma 1 and 2.
+# llama.cpp's value for a file without the key; its converter stores no base for Gemma 1 and 2.
 _DEFAULT_THETA = 10000.0
 
 
@@ -65,7 +65,7 @@ def gemma_keys(arch: str, sizes: Hyperparameters) -> list[Key]:
 
 
 def prepare(config: dict[str, Any]) -> dict[str, Any]:
-    """Refuse another activation or an output head of its own."""
+    """Refuse another activation, and a separate output head."""
     # Gemma's first configs say "gelu" and mean the tanh form (transformers' GemmaConfig, hidden_activation).
     only(config, "hidden_act", *GELU, family="Gemma")
     only(config, "hidden_activation", *GELU, family="Gemma")

@@ -42,7 +42,7 @@ def refuse_other_query_scale(config: Mapping[str, Any], layers_of_27b: int, fami
     if scalar != expected:
         raise UnsupportedError(
             f"config.json: query_pre_attn_scalar is {scalar}, but llama.cpp takes {expected} for a {family} of this"
-            f" shape ({'hidden_size / num_attention_heads' if wide else 'head_dim'}); a GGUF holds no other value"
+            f" shape ({'hidden_size / num_attention_heads' if wide else 'head_dim'}); a GGUF cannot hold another value"
         )
 
 

@@ -1,5 +1,7 @@
-"""Gemma 3, its text model: alone, or out of a checkpoint that sees images too. Gemma 2 without caps, with query and
-key norms, five sliding layers to a global one, and rotary bases of their own for the two.
+"""Gemma 3, its text model: alone, or out of a checkpoint that sees images too.
+
+It is Gemma 2 without caps, with norms of queries and keys. Five sliding layers alternate with a global one; the two
+kinds have different rotary bases.
 
 Shape of the GGUF: llama.cpp's `gemma3` architecture (src/models/gemma3.cpp).
 """
@@ -24,7 +26,7 @@ from quantkit.forward.description import Attention, Config, given
 from quantkit.forward.settings import HEAD_NORMS, local_rope, query_scale, slides, window
 from quantkit.tokenizer.roles import SpacePrefix, TokenRoles
 
-# llama.cpp takes this one where a file says nothing.
+# llama.cpp's value for a file without the key.
 _PATTERN = 6
 _LAYERS_OF_27B = 62
 

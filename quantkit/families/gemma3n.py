@@ -1,5 +1,6 @@
-"""Gemma 3n, its text model: AltUp's streams of hidden states, LAuReL beside attention, per-layer embeddings, sparse
-activations in the first layers, and layers that use the keys and values of an earlier one.
+"""Gemma 3n, its text model: AltUp's streams of hidden states, LAuReL beside attention, per-layer embeddings.
+
+The first layers have sparse activations; the last layers use the keys and values of an earlier one.
 
 Shape of the GGUF: llama.cpp's `gemma3n` architecture (src/models/gemma3n.cpp), which has most of these sizes built in.
 """

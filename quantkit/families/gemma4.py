@@ -146,7 +146,7 @@ def _slides(config: Config, layer: int) -> bool:
 
 
 def _global(config: Config, key: str, own: str, default: int) -> int:
-    """A size of global layers: under a key of its own, else in the layers' settings as transformers 5 saves them."""
+    """A size of global layers: under the key `own`, else in the layers' settings as transformers 5 saves them."""
     by_layer = config.get("per_layer_config")
     settings = by_layer.values() if isinstance(by_layer, Mapping) else ()
     nested = (layer.get(own) for layer in settings if isinstance(layer, Mapping))

@@ -1,7 +1,7 @@
 """GLM-4.5, 4.6 and 4.7: GLM-4's partial rotary positions, experts chosen by sigmoid scores plus a bias.
 
 Shape of the GGUF: llama.cpp's `glm4moe` architecture (src/models/glm4-moe.cpp). It calls the feed-forward's norm
-post_attention_norm, and keeps the layers that predict a further token (nextn) as blocks after the model's own.
+post_attention_norm. The layers that predict a further token (nextn) are blocks after the model's own.
 """
 
 from dataclasses import replace

@@ -12,6 +12,7 @@ from quantkit.errors import CheckpointError, UnsupportedError
 from quantkit.families.base.family import Computed, Family, Key, Rule, Take
 from quantkit.families.base.fused import rows
 from quantkit.families.base.hyperparameters import Hyperparameters, optional_size, size
+from quantkit.families.base.layer_kinds import layer_kinds
 from quantkit.families.base.mamba import mamba2_dimensions, mamba2_keys, mamba2_rules, no_time_limits
 from quantkit.families.base.refusals import only
 from quantkit.families.base.traits import Traits
@@ -32,20 +33,13 @@ def kinds(config: Mapping[str, Any]) -> list[bool]:
 
     Raises:
         CheckpointError: `layer_types` is not a list of one entry per layer.
-        UnsupportedError: a layer is neither Mamba nor attention.
+        UnsupportedError: a layer is not Mamba or attention.
     """
     n_layer = size(config, "num_hidden_layers")
     name = "layer_types" if config.get("layer_types") is not None else "layers_block_type"
-    stated = config.get(name)
+    stated = layer_kinds(config, n_layer, _MAMBA + _ATTENTION, name=name, shown="mamba and attention")
     if stated is None:
         return [True] * n_layer
-    if not isinstance(stated, list) or len(stated) != n_layer:
-        raise CheckpointError(f"config.json: {name} must list the kinds of {n_layer} layers, not {stated!r}")
-    for kind in stated:
-        if kind not in _MAMBA + _ATTENTION:
-            raise UnsupportedError(
-                f"config.json: {name} contains {kind!r}, but llama.cpp supports only mamba and attention here"
-            )
     return [kind in _MAMBA for kind in stated]
 
 

@@ -9,10 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from quantkit.errors import CheckpointError, UnsupportedError
+from quantkit.errors import UnsupportedError
 from quantkit.families.base.family import Family, Key, Rule, Take
 from quantkit.families.base.hyperparameters import Hyperparameters, number, size
 from quantkit.families.base.keys import base_keys
+from quantkit.families.base.layer_kinds import layer_kinds
 from quantkit.families.base.refusals import only
 from quantkit.families.base.traits import Traits
 from quantkit.forward.description import Architecture, Attention, Config, FeedForward, ShortConvolution, given
@@ -54,19 +55,11 @@ def inner_width(config: Config) -> int:
 def kinds(config: Mapping[str, Any]) -> list[str]:
     """By layer: `conv` or `full_attention`."""
     n_layer = size(config, "num_hidden_layers")
-    stated = config.get("layer_types")
+    stated = layer_kinds(config, n_layer, (_CONVOLUTION, _ATTENTION))
     if stated is None:
         attending = config.get("full_attn_idxs")
         attending = range(n_layer) if attending is None else attending
         return [_ATTENTION if layer in attending else _CONVOLUTION for layer in range(n_layer)]
-    if not isinstance(stated, list) or len(stated) != n_layer:
-        raise CheckpointError(f"config.json: layer_types must list the kinds of {n_layer} layers, not {stated!r}")
-    for kind in stated:
-        if kind not in (_CONVOLUTION, _ATTENTION):
-            raise UnsupportedError(
-                f"config.json: layer_types contains {kind!r}, but llama.cpp supports only {_CONVOLUTION} and"
-                f" {_ATTENTION} here"
-            )
     return stated
 
 
@@ -95,6 +88,7 @@ def prepare(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def dimensions(sizes: Hyperparameters) -> dict[str, int]:
+    """Width of the convolution's input projection, and of its kernel."""
     return {"three_hidden": 3 * sizes.hidden, "kernel": size(sizes.config, "conv_L_cache")}
 
 

@@ -63,9 +63,9 @@ def llama3_rope_factors(sizes: Hyperparameters) -> NDArray[np.float32] | None:
     """Llama 3.1's frequency divisors, float32 (head_dim / 2,), or None without that scaling.
 
     `factor` divides long wavelengths; short ones stay; a blend covers the range between (Llama 3.1 reference code,
-    transformers' `_compute_llama3_parameters`). Steps in float32 follow llama.cpp's converter, so the bytes agree:
-    torch divides a number by a tensor as the tensor's reciprocal times the number, and its power is that of float64,
-    rounded, in all but a few values.
+    transformers' `_compute_llama3_parameters`). Steps in float32 follow llama.cpp's converter, so the bytes agree.
+    torch divides a number by a tensor as the tensor's reciprocal times the number. Its power is the rounded power of
+    float64 in almost all values.
     """
     rope = sizes.rope
     if rope.get("rope_type") != "llama3":

@@ -1,4 +1,4 @@
-"""Mellum 2: Qwen3-MoE's graph; some layers have a sliding window and the rotary base of its own.
+"""Mellum 2: Qwen3-MoE's graph; some layers have a sliding window and another rotary base.
 
 Shape of the GGUF: llama.cpp's `mellum` architecture (src/models/mellum.cpp), which scales rope in layers without a
 window only.
@@ -19,7 +19,7 @@ from quantkit.families.base.traits import Traits
 from quantkit.forward.description import Attention, Config
 from quantkit.forward.settings import HEAD_NORMS, local_rope, slides, window
 
-# llama.cpp takes this one where a file says nothing.
+# llama.cpp's value for a file without the key.
 _PATTERN = 4
 
 # transformers' MellumConfig.

@@ -1,7 +1,7 @@
 """MiniMax M2, M2.1 and M2.5: one norm over all heads, half of a head rotated, sigmoid scores plus a bias.
 
-Shape of the GGUF: llama.cpp's `minimax-m2` architecture (src/models/minimax-m2.cpp): every layer has experts, the
-output has a matrix of its own.
+Shape of the GGUF: llama.cpp's `minimax-m2` architecture (src/models/minimax-m2.cpp): every layer has experts, and
+the output matrix is not the embedding.
 """
 
 from typing import Any

@@ -30,7 +30,7 @@ _MINISTRAL3: dict[str, Any] = {
 
 
 def _prepare(config: dict[str, Any]) -> dict[str, Any]:
-    """The text model's config under the name of its own class; refuse what llama.cpp's graph has as constants."""
+    """The text model's config under the name of its class; refuse other values of what llama.cpp's graph hard-codes."""
     kind = config.get("model_type")
     if kind not in ("mistral", "mistral3", _TEXT_TYPE):
         raise UnsupportedError(

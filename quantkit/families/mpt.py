@@ -108,7 +108,7 @@ FAMILY = Family(
     },
     prepare=_prepare,
     dimensions=lambda sizes: {"qkv": 3 * sizes.hidden},
-    # training, and learned positions, which a model with ALiBi has none of
+    # training, and learned positions, which a model with ALiBi does not have
     no_effect=("emb_pdrop", "embedding_fraction", "init_device", "learned_pos_emb"),
     forward=FORWARD,
     traits=Traits(layer_norm=True, positions="stated"),

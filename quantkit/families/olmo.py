@@ -21,6 +21,7 @@ DEFAULTS = {"olmo": {"max_position_embeddings": 2048, "rope_theta": 10000.0}}
 
 
 def prepare(config: dict[str, Any]) -> dict[str, Any]:
+    """Refuse settings that llama.cpp's graph does not have."""
     only(config, "hidden_act", *SILU, family="OLMo")
     only(config, "attention_bias", False, family="OLMo")
     plain_yarn(config, "OLMo")

@@ -1,7 +1,7 @@
 """OLMo 2 and 3: norms after attention and MLP, and over all queries and all keys together.
 
-Shape of the GGUF: llama.cpp's `olmo2` architecture (src/models/olmo2.cpp). OLMo 3 adds a window to some layers, which
-also keep the plain rotation where the others are stretched by YaRN.
+Shape of the GGUF: llama.cpp's `olmo2` architecture (src/models/olmo2.cpp). OLMo 3 adds a window to some
+layers. YaRN stretches the rotation of the other layers only.
 """
 
 from dataclasses import replace
@@ -34,6 +34,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {"olmo2": _OLMO2, "olmo3": {**_OLMO2, "sli
 
 
 def prepare(config: dict[str, Any]) -> dict[str, Any]:
+    """Refuse settings that llama.cpp's graph does not have."""
     for name, allowed in (("hidden_act", SILU), ("attention_bias", (False,)), ("tie_word_embeddings", (False,))):
         only(config, name, *allowed, family="OLMo 2")
     only(config, "head_dim", size(config, "hidden_size") // size(config, "num_attention_heads"), family="OLMo 2")

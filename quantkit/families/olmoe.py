@@ -32,6 +32,7 @@ DEFAULTS = {
 
 
 def prepare(config: dict[str, Any]) -> dict[str, Any]:
+    """Refuse settings that llama.cpp's graph does not have."""
     for name, allowed in (
         ("hidden_act", SILU),
         ("attention_bias", (False,)),

@@ -2,7 +2,7 @@
 
 Its config.json counts both halves of the gated MLP in intermediate_size. w1 is the up projection, w2 the gate. Up to
 seq_length the model equals Qwen 2. Beyond, it stretches rotary positions and attention by the length of the text
-(use_dynamic_ntk, use_logn_attn). Neither a GGUF nor Qwen 2 can express this, so the converted context is seq_length.
+(use_dynamic_ntk, use_logn_attn). A GGUF and Qwen 2 cannot express this, so the converted context is seq_length.
 Shape of the GGUF: llama.cpp's `qwen` architecture (src/models/qwen.cpp).
 """
 

@@ -1,7 +1,7 @@
-"""Qwen1.5-MoE and Qwen2-MoE: routed experts, and a shared one behind a gate of its own.
+"""Qwen1.5-MoE and Qwen2-MoE: routed experts, and a shared one behind its own gate.
 
-Shape of the GGUF: llama.cpp's `qwen2moe` architecture (src/models/qwen2moe.cpp): every layer routed, the router's
-weights taken as they are, an output head of its own.
+Shape of the GGUF: llama.cpp's `qwen2moe` architecture (src/models/qwen2moe.cpp): every layer is routed, the
+router's weights are used unchanged, and the output head is not the embedding.
 """
 
 from collections.abc import Callable, Mapping

@@ -1,4 +1,4 @@
-"""Qwen 3: no biases, a norm on each head of q and k, heads of a size of their own.
+"""Qwen 3: no biases, a norm on each head of q and k, a head size that is independent of the width.
 
 Shape of the GGUF: llama.cpp's `qwen3` architecture (src/models/qwen3.cpp).
 """

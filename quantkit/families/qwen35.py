@@ -17,6 +17,7 @@ from quantkit.errors import CheckpointError, UnsupportedError
 from quantkit.families.base.family import Dropped, Family, Key, Rule, Take
 from quantkit.families.base.hyperparameters import Hyperparameters, number, optional_size, size
 from quantkit.families.base.keys import base_keys
+from quantkit.families.base.layer_kinds import layer_kinds
 from quantkit.families.base.mamba import negative_exp
 from quantkit.families.base.multimodal import TEXT_PREFIXES, VISION, VISION_LEFT_OUT
 from quantkit.families.base.refusals import SILU, only, plain_yarn
@@ -40,19 +41,12 @@ def full_attention(config: Mapping[str, Any], n_layer: int) -> list[bool]:
 
     Raises:
         CheckpointError: `layer_types` is not a list of one entry per layer.
-        UnsupportedError: a layer is neither `linear_attention` nor `full_attention`.
+        UnsupportedError: a layer is not `linear_attention` or `full_attention`.
     """
-    kinds = config.get("layer_types")
+    kinds = layer_kinds(config, n_layer, _KINDS)
     if kinds is None:
         interval = optional_size(config, "full_attention_interval") or _INTERVAL
         return [(layer + 1) % interval == 0 for layer in range(n_layer)]
-    if not isinstance(kinds, list) or len(kinds) != n_layer:
-        raise CheckpointError(f"config.json: layer_types must list the kinds of {n_layer} layers, not {kinds!r}")
-    for kind in kinds:
-        if kind not in _KINDS:
-            raise UnsupportedError(
-                f"config.json: layer_types contains {kind!r}, but llama.cpp supports only {' and '.join(_KINDS)} here"
-            )
     return [kind == "full_attention" for kind in kinds]
 
 

@@ -38,7 +38,7 @@ def _keys(arch: str, sizes: Hyperparameters) -> list[Key]:
 
 
 def _prepare(config: dict[str, Any]) -> dict[str, Any]:
-    """Qwen3-MoE's config, by the name of its own class."""
+    """Qwen3-MoE's config, under the name of Qwen3-MoE's class."""
     assert QWEN3_MOE.prepare is not None
     return {**QWEN3_MOE.prepare(config), "model_type": "qwen3_moe"}
 

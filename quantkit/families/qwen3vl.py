@@ -1,7 +1,7 @@
 """Qwen 3 VL, its text model: Qwen 3's graph. Its multimodal rope gives text the positions of plain rope.
 
 Shape of the GGUF: llama.cpp's `qwen3vl` architecture (src/models/qwen3vl.cpp). The image tower adds to the hidden
-states of the first layers (DeepStack); a key says how many values that takes.
+states of the first layers (DeepStack); a key gives the number of these values.
 """
 
 from dataclasses import replace
@@ -38,7 +38,7 @@ def keys(arch: str, sizes: Hyperparameters) -> list[Key]:
 
 
 def _prepare(config: dict[str, Any]) -> dict[str, Any]:
-    """Qwen 3's config, by the name of its own class."""
+    """Qwen 3's config, under the name of Qwen 3's class."""
     assert QWEN3.prepare is not None
     return {**QWEN3.prepare(config), "model_type": "qwen3"}
 

@@ -1,7 +1,7 @@
 """Sarvam-MoE: Ling 2.0's graph with rotary positions over the whole head.
 
 Shape of the GGUF: llama.cpp's `bailingmoe2` architecture (src/models/bailingmoe2.cpp). The bias for the choice of
-experts is stored with a mean of zero, which leaves the choice as it is.
+experts is stored with a mean of zero; this does not change the choice.
 """
 
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""Seed-OSS: Qwen 2's graph with a head size of its own; llama.cpp calls the feed-forward's norm post_attention_norm.
+"""Seed-OSS: Qwen 2's graph with an independent head size; llama.cpp calls the feed-forward's norm post_attention_norm.
 
 Shape of the GGUF: llama.cpp's `seed_oss` architecture (src/models/seed-oss.cpp), which has no bias on attn_output.
 """

@@ -2,7 +2,7 @@
 
 llama.cpp's converter does the same: it takes `architectures` of the nested config (conversion/__init__.py,
 get_model_architecture). A nested config may leave out what its class takes by default; `defaults` are those of
-transformers 5. A wrapper that has a family of its own decides only where the nested config names a class.
+transformers 5. A family of a wrapper decides only if the nested config names a class.
 """
 
 from quantkit.families.base.multimodal import Wrapper
@@ -44,7 +44,7 @@ WRAPPERS = (
     Wrapper("Qwen2AudioForConditionalGeneration", "Qwen2-Audio", "qwen2", _BY_TYPE),
     Wrapper("AudioFlamingo3ForConditionalGeneration", "Audio Flamingo 3", "qwen2", _BY_TYPE),
     Wrapper("JanusForConditionalGeneration", "Janus-Pro 1B and 7B", "llama", _BY_TYPE),
-    # its tower has a norm of its own outside
+    # its tower has a further norm outside
     Wrapper("Sarashina2VisionForCausalLM", "Sarashina2-Vision", "llama", _BY_TYPE, outside=("norm",)),
     Wrapper("StepVLForConditionalGeneration", "Step3-VL-10B", "qwen3", {"qwen3": _QWEN3}),
     Wrapper("KimiVLForConditionalGeneration", "Kimi-VL A3B", "deepseek_v3", {}),

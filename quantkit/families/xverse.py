@@ -1,4 +1,4 @@
-"""XVERSE: Llama's graph and tensor names under an architecture of its own.
+"""XVERSE: Llama's graph and tensor names under a separate architecture.
 
 Shape of the GGUF: llama.cpp's `xverse` architecture (src/models/xverse.cpp).
 """

@@ -11,8 +11,8 @@ _KEPT = 512 << 20
 def keep_freed_memory() -> bool:
     """Let freed arrays of up to 32 MiB be reused rather than given back; whether the C library does (glibc only).
 
-    In threads other than the first, glibc gives every large array back to the system and gets it anew page by page:
-    with a hidden size of 576 that takes a sixth of the forward's time. It stays so for the rest of the process.
+    In all threads but the first, glibc returns a large array to the system and maps it again page by page. With
+    a hidden size of 576 this takes a sixth of the forward's time. The setting lasts for the rest of the process.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt

@@ -1,7 +1,7 @@
 """AltUp (Alternating Updates, arXiv 2301.13310): several streams of hidden states, of which a layer computes one.
 
-Streams stand side by side: x is (n, streams * hidden). A layer predicts all streams from all, runs its parts on the
-active one, and corrects all of them by how far the result is from the prediction.
+Streams stand side by side: x is (n, streams * hidden). A layer predicts all streams from all, and runs its parts on the
+active one. Then it corrects all streams by the difference between the result and the prediction.
 """
 
 from dataclasses import dataclass
@@ -25,10 +25,12 @@ class Streams:
 
     @property
     def count(self) -> int:
+        """The number of streams."""
         return self.part.count(self.layer.config)
 
     @property
     def active(self) -> int:
+        """The index of the stream that the layer computes."""
         return self.part.active(self.layer.config)
 
     def predict(self, x: Array) -> Array:

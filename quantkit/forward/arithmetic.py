@@ -25,6 +25,7 @@ def normalise(x: Array, weight: Array | None, bias: Array | None, norm: Norm, ep
 
 
 def softmax(x: Array) -> Array:
+    """Softmax along the last axis."""
     xp = namespace(x)
     e: Array = xp.exp(x - xp.amax(x, axis=-1, keepdims=True))
     e /= e.sum(axis=-1, keepdims=True)
@@ -32,6 +33,7 @@ def softmax(x: Array) -> Array:
 
 
 def sigmoid(x: Array) -> Array:
+    """1 / (1 + exp(-x)), computed by tanh, which does not overflow."""
     out: Array = namespace(x).tanh(0.5 * x)
     out += 1.0
     out *= 0.5
@@ -39,6 +41,7 @@ def sigmoid(x: Array) -> Array:
 
 
 def softcapped(x: Array, cap: float | None) -> Array:
+    """cap * tanh(x / cap); x without a cap."""
     if cap is None:
         return x
     out: Array = namespace(x).tanh(x / cap)
@@ -117,6 +120,19 @@ def turn(x: Array, cos: Array, sin: Array, pairs: str) -> Array:
     out[..., other] = second * cos + first * sin
     out[..., width:] = x[..., width:]
     return out
+
+
+def xielu(alpha_p: float, alpha_n: float, beta: float, eps: float) -> Callable[[Array], Array]:
+    """xIELU (arXiv 2411.13010): a parabola above zero, an integrated ELU below; both alphas are before softplus."""
+    above, below = math.log1p(math.exp(alpha_p)), beta + math.log1p(math.exp(alpha_n))
+
+    def apply(x: Array) -> Array:
+        xp = namespace(x)
+        negative = (xp.expm1(xp.clip(x, None, eps)) - x) * below
+        out: Array = xp.where(x > 0, x * x * above, negative) + x * beta
+        return out
+
+    return apply
 
 
 def alibi_slopes(heads: int) -> Array:

@@ -1,4 +1,4 @@
-"""The forward's arrays are numpy's or, on a GPU, torch's: both have what it calls under one name, but for what is here.
+"""The forward's arrays are numpy's or, on a GPU, torch's. This module has the functions that differ between the two.
 
 torch takes numpy's `axis`, `keepdims` and `out`. Constants are Python's floats, which leave float32 what it is.
 """
@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 Array = npt.NDArray[np.float32]
-"""float32, of numpy or a tensor of torch; the types are told as numpy's."""
+"""float32, of numpy or a tensor of torch; the annotations are numpy's."""
 
 
 def namespace(x: npt.NDArray[Any]) -> Any:
@@ -39,6 +39,7 @@ def fetch(x: Any) -> npt.NDArray[Any]:
 
 
 def empty(shape: tuple[int, ...], like: Any) -> Array:
+    """An array of undefined values, float32, of the kind and on the device of `like`."""
     made: Array = np.empty(shape, np.float32) if isinstance(like, np.ndarray) else like.new_empty(shape)
     return made
 

@@ -37,6 +37,7 @@ class Layer:
         return values
 
     def norm(self, name: str, x: Array, norm: Norm, eps: float | None = None) -> Array:
+        """x after the norm `name` of the layer, with its weight and bias if it has them."""
         bias = name + ".bias"
         return normalise(
             x,
@@ -108,7 +109,8 @@ def attend(part: Attention, layer: Layer, x: Array, context: Context) -> Array:
         out[start:stop] = mixed.swapaxes(0, 1)
     if gate is not None:
         out *= sigmoid(gate)
-    return layer.weights.linear(layer.at + part.at + part.out, out.reshape(n, -1), x.shape[1], part.form)
+    out = layer.weights.linear(layer.at + part.at + part.out, out.reshape(n, -1), x.shape[1], part.form)
+    return out * np.float32(part.multipliers(layer.config)[3]) if part.multipliers else out
 
 
 def _steps(n: int, step: int, chunk: int) -> Iterator[tuple[int, int]]:
@@ -161,6 +163,9 @@ def _plain(part: Attention, layer: Layer, x: Array, context: Context) -> tuple[A
     heads, kv_heads = int(given(layer.config, "num_attention_heads", "n_head", "n_heads")), part.kv_heads(layer.config)
     size = head_dim(layer.config)
     q, k, v = _projected(part, layer, x, heads, kv_heads, size)
+    if part.multipliers:
+        factors = part.multipliers(layer.config)
+        q, k, v = (states * np.float32(factor) for states, factor in zip((q, k, v), factors, strict=False))
     gate: Array | None = None
     if part.gated:
         q, gate = q[..., :size], q[..., size:]
@@ -252,7 +257,7 @@ def _excluded(
 
 
 def _latent(part: Attention, layer: Layer, x: Array) -> tuple[Array, Array, Array, Array]:
-    """DeepSeek-V2's multi-head latent attention (arXiv 2405.04434): as `_plain`, values of a width of their own.
+    """DeepSeek-V2's multi-head latent attention (arXiv 2405.04434): as `_plain`, but values have another width.
 
     The last of the results are the compressed queries (n, rank), or x if the model has none.
     """

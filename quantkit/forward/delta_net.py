@@ -1,6 +1,6 @@
 """Gated DeltaNet (arXiv 2412.06464): linear attention in chunks of tokens, with a state between chunks.
 
-For each value head, with keys k and queries q of length one (q also divided by the square root of the width):
+Keys k and queries q have length one; q is then divided by the square root of the width. For each value head:
 
     S_t = exp(g_t) S_{t-1} (I - beta_t k_t k_t') + beta_t v_t k_t'        o_t = S_t q_t
 
@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 
 from quantkit.forward.arithmetic import activation, sigmoid
-from quantkit.forward.arrays import Array, device, empty, namespace, place
+from quantkit.forward.arrays import Array, device, namespace, place
 from quantkit.forward.attention import Layer
-from quantkit.forward.chunks import CHUNK, by_head, later, softplus
+from quantkit.forward.chunks import Decays, recurrence, softplus
 from quantkit.forward.description import Config, DeltaNet, Norm
 from quantkit.forward.short_convolution import convolved
 
@@ -34,10 +34,12 @@ class Sizes:
 
     @property
     def keys(self) -> int:
+        """Width of all keys."""
         return self.key_heads * self.key_width
 
     @property
     def values(self) -> int:
+        """Width of all values."""
         return self.value_heads * self.value_width
 
     @property
@@ -47,6 +49,7 @@ class Sizes:
 
 
 def sizes_of(part: DeltaNet, config: Config) -> Sizes:
+    """The sizes that config.json gives."""
     return Sizes(part.key_heads(config), part.value_heads(config), part.key_width(config), part.value_width(config))
 
 
@@ -104,27 +107,16 @@ def _recurrent(queries: Array, keys: Array, values: Array, log_decay: Array, bet
 
     `log_decay` and `beta` are (n, value heads). Consecutive value heads share a key head.
     """
-    n, heads, width = values.shape
-    shared_by = heads // keys.shape[1]
     xp, where = namespace(values), device(values)
-    state = empty((heads, keys.shape[-1], width), values)
-    state[...] = 0.0
-    out = empty((n, heads, width), values)
-    for start in range(0, n, CHUNK):
-        rows = slice(start, min(start + CHUNK, n))
-        q, k = (by_head(part[rows], shared_by) for part in (queries, keys))
-        v, g, b = values[rows].swapaxes(0, 1), log_decay[rows].swapaxes(0, 1), beta[rows].swapaxes(0, 1)[..., None]
-        total = xp.cumsum(g, axis=1)
-        # from token j to token i >= j; the mask comes first, because exp of a later j could overflow
-        between = xp.exp(total[:, :, None] - total[:, None, :] + later(q.shape[1], where))
-        since = xp.exp(total)[..., None]
-        system = (k * b) @ k.swapaxes(1, 2) * between
-        system = system * _strictly_lower(q.shape[1], where) + _identity(q.shape[1], where)
-        written = xp.linalg.solve(system, v * b - (k * b * since) @ state)
-        out[rows] = ((q * since) @ state + (q @ k.swapaxes(1, 2) * between) @ written).swapaxes(0, 1)
-        remaining = xp.exp(total[:, -1:] - total)[..., None]
-        state = state * since[:, -1:] + (k * remaining).swapaxes(1, 2) @ written
-    return out
+
+    def write(rows: slice, k: Array, decays: Decays, state: Array) -> Array:
+        v, b = values[rows].swapaxes(0, 1), beta[rows].swapaxes(0, 1)[..., None]
+        system = (k * b) @ k.swapaxes(1, 2) * decays.between
+        system = system * _strictly_lower(k.shape[1], where) + _identity(k.shape[1], where)
+        written: Array = xp.linalg.solve(system, v * b - (k * b * decays.since) @ state)
+        return written
+
+    return recurrence(queries, keys, values, log_decay, write)
 
 
 def _strictly_lower(n: int, where: Any) -> Array:

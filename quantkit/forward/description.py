@@ -18,6 +18,7 @@ def given(config: Config, *keys: str, default: Any = None) -> Any:
 
 
 def head_dim(config: Config) -> int:
+    """Width of a head: `head_dim`, or the hidden size over the number of heads."""
     hidden, heads = (
         given(config, "hidden_size", "n_embd", "d_model"),
         given(config, "num_attention_heads", "n_head", "n_heads"),
@@ -26,6 +27,7 @@ def head_dim(config: Config) -> int:
 
 
 def by_head_dim(config: Config, _layer: int) -> float:
+    """The usual factor on the scores: 1 / sqrt(head_dim)."""
     return float(head_dim(config) ** -0.5)
 
 
@@ -37,6 +39,7 @@ def partial_rotary(config: Config) -> int:
 
 
 def key_value_heads(config: Config) -> int:
+    """Number of key-value heads; by default that of the heads."""
     return int(given(config, "num_key_value_heads", "num_attention_heads", "n_head", "n_heads"))
 
 
@@ -93,8 +96,8 @@ class Attention:
         fused: one linear for all three instead: all queries, all keys, all values; with `grouped`, for each key head
             its queries, its key and its value.
         kv_heads: number of key-value heads.
-        norms: norms of queries and keys; `has_norms` says whether config.json uses them.
-        normed: a norm over a head, over all heads at once, or over a head with weights of its own: a tensor a head
+        norms: norms of queries and keys; `has_norms`: whether config.json uses them.
+        normed: a norm over a head, over all heads at once, or over a head with separate weights: a tensor per head
             (`each`) or one of shape (heads, head_dim) (`by_head`).
         norms_after_rope: whether the norms come after the rotation.
         normed_layers: the layers whose queries and keys have norms.
@@ -115,10 +118,11 @@ class Attention:
         indexer: with latent attention, what chooses the keys that a query attends to.
         value_norm: the norm of a value over its head.
         keys_as_values: whether a layer's values are its keys before norm and rope.
-        shared_from: the earlier layer whose keys and values a layer uses instead of its own, or None.
+        shared_from: the earlier layer whose keys and values a layer uses; None for a layer with keys and values.
         gated: the linear for queries gives each head a gate of the same width after its query; the output of
             attention is multiplied by the gate's sigmoid.
-        gate: the linear of its own that gives such a gate.
+        gate: the separate linear that gives such a gate.
+        multipliers: factors of queries, keys, values and the output, after their linears (muP).
     """
 
     at: str = "self_attn."
@@ -152,6 +156,7 @@ class Attention:
     shared_from: Callable[[Config, int], int | None] = lambda _config, _layer: None
     gated: bool = False
     gate: str | None = None
+    multipliers: Callable[[Config], tuple[float, float, float, float]] | None = None
 
 
 @dataclass(frozen=True)
@@ -162,8 +167,8 @@ class DeltaNet:
 
     Attributes:
         layers: whether a layer has it in place of attention.
-        separate: names of the linears for queries, keys and values together, the output gate, beta (how much of a
-            token is written) and the decay.
+        separate: names of four linears: queries, keys and values together; the output gate; beta (how much of a
+            token is written); the decay.
         fused: two linears instead: queries, keys, values and gate; beta and decay. Each is ordered by key head.
         convolution: the depthwise convolution over queries, keys and values, (channels, 1, kernel width).
         decay, time_bias: the logarithm of the decay rate, and what is added to the decay's linear; one a value head.
@@ -188,6 +193,42 @@ class DeltaNet:
 
 
 @dataclass(frozen=True)
+class Mamba:
+    """Mamba (arXiv 2312.00752): a state for each channel, whose elements decay at rates of their own.
+
+    One linear gives the values and the gate. Values pass a short causal convolution, and a second linear gives the time
+    steps in short, the keys (B) and the queries (C). A third linear gives each channel its time step.
+
+    Attributes:
+        layers: whether a layer has it in place of attention.
+        convolution: the depthwise convolution over the values, (channels, 1, kernel width).
+        selection: the linear for short time steps, keys and queries, which all channels share.
+        steps: the linear from short time steps to those of the channels.
+        decay, skip: the logarithm of the decay rates, (channels, state), and the factor of the value that is added to
+            the output, one a channel.
+        norms: norms of short time steps, keys and queries; `norm` says of which kind, `norm_eps` with which epsilon
+            (None: the model's).
+        inner, state, rank: channels, elements of a channel's state, and elements of short time steps.
+    """
+
+    layers: Callable[[Config, int], bool]
+    inner: Callable[[Config], int]
+    state: Callable[[Config], int]
+    rank: Callable[[Config], int]
+    at: str = "mixer."
+    projection: str = "in_proj"
+    convolution: str = "conv1d"
+    selection: str = "x_proj"
+    steps: str = "dt_proj"
+    decay: str = "A_log"
+    skip: str = "D"
+    norms: tuple[str, str, str] | None = None
+    norm: Norm = Norm()
+    norm_eps: Callable[[Config], float | None] = lambda _: None
+    out: str = "out_proj"
+
+
+@dataclass(frozen=True)
 class Mamba2:
     """Mamba 2 (arXiv 2405.21060): a state for each head that decays by one factor a token.
 
@@ -197,9 +238,12 @@ class Mamba2:
     Attributes:
         layers: whether a layer has it in place of attention.
         convolution: the depthwise convolution over values, keys and queries, (channels, 1, kernel width).
-        decay, time_bias, skip: the logarithm of the decay rate, what is added to the time step, and the factor of the
-            value that is added to the output; one a head.
+        decay, time_bias, skip: one per head: the logarithm of the decay rate, the time step's bias, the value's factor
+            in the output.
         norm: the norm of the gated output in as many parts as there are groups; its weight covers all parts.
+        has_norm: whether config.json uses that norm.
+        beside: whether it runs beside attention: both read the same norm, and their outputs are added.
+        multipliers: factors of gate, values, keys, queries, time steps and the output, after their linears (muP).
     """
 
     layers: Callable[[Config, int], bool]
@@ -210,6 +254,9 @@ class Mamba2:
     time_bias: str = "dt_bias"
     skip: str = "D"
     norm: str = "norm"
+    has_norm: Callable[[Config], bool] = lambda _: True
+    beside: bool = False
+    multipliers: Callable[[Config], tuple[float, float, float, float, float, float]] | None = None
     out: str = "out_proj"
     heads: Callable[[Config], int] = lambda config: int(config["mamba_n_heads"])
     head_width: Callable[[Config], int] = lambda config: int(config["mamba_d_head"])
@@ -244,7 +291,8 @@ class FeedForward:
         inner: width between up and down.
         sparsity: by layer, the share of gates that are set to zero, if gates were normal; 0 keeps all. The others are
             what they exceed that quantile by.
-        activation: config keys of the activation's name; `default_activation` if config.json has none of them.
+        activation: config keys of the activation's name; `default_activation` if config.json lacks them.
+        multipliers: factors of the gate before its activation, and of the output (muP).
     """
 
     at: str = "mlp."
@@ -259,6 +307,8 @@ class FeedForward:
     sparsity: Callable[[Config, int], float] = lambda _config, _layer: 0.0
     activation: tuple[str, ...] = ("hidden_act",)
     default_activation: str = "silu"
+    xielu: str | None = None
+    multipliers: Callable[[Config], tuple[float, float]] | None = None
 
 
 @dataclass(frozen=True)
@@ -287,7 +337,7 @@ class Experts:
         expert: one expert; `{}` in its names stands for its number.
         stacked: all experts in one tensor; used where the checkpoint has it.
         count: config keys of the number of experts.
-        used: config keys of the number of experts that a token goes to, or a list of it, one number a layer.
+        used: config keys of the number of experts per token, or of a list with one number per layer.
         score: the function from the router's output to scores.
         correction: a vector added to the scores for the choice only.
         groups: (number of groups, groups chosen); experts come from the best groups only.
@@ -322,7 +372,7 @@ class Experts:
 
 @dataclass(frozen=True)
 class LayerInputs:
-    """Per-layer embeddings: each layer has a vector of its own for each token, which gates a part after its others.
+    """Per-layer embeddings: each layer has a vector for each token, which gates a part after the others.
 
     The vector is (embedding row * sqrt(width) + norm(projection of the model's embedding / sqrt(hidden))) / sqrt(2).
     The part adds norm(out(activation(gate(x)) * vector)) to the hidden states x.
@@ -395,7 +445,10 @@ class Architecture:
         base: prefix of all names but the head's; checkpoints saved from the bare model lack it.
         layer: prefix of a layer's names.
         positions: the tensor of learned positions.
-        delta_net, mamba2, short_convolution: what some layers have in place of attention.
+        delta_net, mamba, mamba2, short_convolution: what some layers have in place of attention (Mamba 2 also beside
+            it).
+        mixes: whether a layer has attention or what stands in its place.
+        feeds: whether a layer has a feed-forward or experts.
         parallel: both parts read the same hidden states, the feed-forward through `feed_norm` or, if that is None,
             through attention's norm.
         layer_inputs: per-layer embeddings.
@@ -419,10 +472,13 @@ class Architecture:
     after_attention: str | None = None
     feed_norm: str | None = "post_attention_layernorm"
     after_feed: str | None = None
+    mixes: Callable[[Config, int], bool] = lambda _config, _layer: True
+    feeds: Callable[[Config, int], bool] = lambda _config, _layer: True
     parallel: bool = False
     residual_scale: Callable[[Config], float] = lambda _: 1.0
     attention: Attention = field(default_factory=Attention)
     delta_net: DeltaNet | None = None
+    mamba: Mamba | None = None
     mamba2: Mamba2 | None = None
     short_convolution: ShortConvolution | None = None
     feed: FeedForward = field(default_factory=FeedForward)

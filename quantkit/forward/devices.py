@@ -35,7 +35,7 @@ def find_device(name: str) -> Any:
 
 
 def _has_driver() -> bool:
-    """Whether NVIDIA's driver is there: asked before torch is, which takes seconds and 200 MB to say no."""
+    """Whether NVIDIA's driver is installed. Without it, torch would take seconds and 200 MB to find no GPU."""
     try:
         ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
     except OSError:

@@ -1,13 +1,14 @@
 """The feed-forward of a layer as an architecture describes it: one for all tokens, or experts that a router chooses."""
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from statistics import NormalDist
 
 import numpy as np
 from numpy.typing import NDArray
 
-from quantkit.forward.arithmetic import activation, sigmoid, softmax
+from quantkit.forward.arithmetic import activation, sigmoid, softmax, xielu
 from quantkit.forward.arrays import Array, ascending, namespace, taken
 from quantkit.forward.attention import Layer
 from quantkit.forward.description import Experts, FeedForward, given
@@ -34,7 +35,9 @@ def feed_forward(part: FeedForward, layer: Layer, x: Array, index: int = 0) -> A
         gate = xp.clip(gate, None, limit)
         up = (xp.clip(up, -limit, limit) + 1.0) * gate * sigmoid(_GATE_SLOPE * gate)
     else:
-        act = activation(given(config, *part.activation, default=part.default_activation))
+        act = _activation(part, layer, x)
+        if gate is not None and part.multipliers:
+            gate = gate * np.float32(part.multipliers(config)[0])
         if gate is not None and (sparsity := part.sparsity(config, layer.number)):
             gate = _beyond(gate, NormalDist().inv_cdf(sparsity))
         if gate is None:
@@ -43,7 +46,15 @@ def feed_forward(part: FeedForward, layer: Layer, x: Array, index: int = 0) -> A
             gate = act(gate)
             gate *= up
             up = gate
-    return linear(part.down, up, x.shape[1])
+    out = linear(part.down, up, x.shape[1])
+    return out * np.float32(part.multipliers(config)[1]) if part.multipliers else out
+
+
+def _activation(part: FeedForward, layer: Layer, x: Array) -> Callable[[Array], Array]:
+    if part.xielu is None:
+        return activation(given(layer.config, *part.activation, default=part.default_activation))
+    at = layer.at + part.at + part.xielu
+    return xielu(*(float(layer.vector(at + name, x)[0]) for name in ("alpha_p", "alpha_n", "beta", "eps")))
 
 
 def _beyond(x: Array, deviations: float) -> Array:
@@ -88,6 +99,7 @@ def shared(part: Experts, layer: Layer, x: Array) -> Array | None:
 
 
 def expert_count(part: Experts, layer: Layer) -> int:
+    """Number of experts by config.json."""
     return int(given(layer.config, *part.count))
 
 

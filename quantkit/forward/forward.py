@@ -8,11 +8,13 @@ from numpy.typing import NDArray
 
 from quantkit.forward.altup import Streams, merged, spread, stream
 from quantkit.forward.arithmetic import softcapped
+from quantkit.forward.arrays import namespace
 from quantkit.forward.attention import Context, Layer, attend
 from quantkit.forward.delta_net import delta_net
 from quantkit.forward.description import AltUp, Architecture, Laurel, Norm, given, head_dim
 from quantkit.forward.feed_forward import feed_forward, mixture, route
 from quantkit.forward.layer_inputs import add_layer_input, gated_input
+from quantkit.forward.mamba import mamba
 from quantkit.forward.mamba2 import mamba2
 from quantkit.forward.short_convolution import short_convolution
 from quantkit.forward.weights import Array, Weights, f32
@@ -91,7 +93,7 @@ class Decoder:
         return (part.projection, part.unembedding) if part else ()
 
     def shared_from(self, number: int) -> int | None:
-        """The earlier layer whose keys and values layer `number` uses instead of its own."""
+        """The earlier layer whose keys and values layer `number` uses; None if it has its own."""
         return self.architecture.attention.shared_from(self.config, number)
 
     def chosen_by(self, number: int) -> int | None:
@@ -175,12 +177,16 @@ class DecoderLayer:
     def attend(self, x: Array, context: Context) -> tuple[Array, Array]:
         """The hidden states (n, hidden) after attention, and the input of the feed-forward or the experts."""
         architecture = self.architecture
+        if not architecture.mixes(self.layer.config, self.layer.number):
+            return x, self._normed(architecture.feed_norm, x)
         normed = self._normed(architecture.attention_norm, x)
         attended = self._normed(architecture.after_attention, self._mixed(normed, context))
         if architecture.parallel:
             normed_middle = self._normed(architecture.feed_norm, x) if architecture.feed_norm else normed
             return f32(x + attended), normed_middle
         middle = f32(x + attended * self._scale())
+        if not architecture.feeds(self.layer.config, self.layer.number):
+            return middle, middle
         if self.architecture.laurel:
             middle = f32((middle + self._low_rank(self.architecture.laurel, normed)) * 0.5**0.5)
         return middle, self._normed(self.beside.norm if self.beside else architecture.feed_norm, middle)
@@ -189,6 +195,9 @@ class DecoderLayer:
         """The output of the feed-forward or the experts for their input x: (n, hidden)."""
         if self.experts:
             return mixture(self.experts, self.layer, x, self._routed(middle, x))
+        if not self.architecture.feeds(self.layer.config, self.layer.number):
+            nothing: Array = namespace(x).zeros_like(x)
+            return nothing
         return feed_forward(self.architecture.feed, self.layer, x)
 
     def route(self, middle: Array, x: Array) -> tuple[NDArray[np.int64], Array]:
@@ -232,8 +241,13 @@ class DecoderLayer:
         recurrent = self.architecture.delta_net
         if recurrent and recurrent.layers(self.layer.config, self.layer.number):
             return delta_net(recurrent, self.layer, x)
+        selective = self.architecture.mamba
+        if selective and selective.layers(self.layer.config, self.layer.number):
+            return mamba(selective, self.layer, x)
         state_space = self.architecture.mamba2
         if state_space and state_space.layers(self.layer.config, self.layer.number):
+            if state_space.beside:
+                return attend(self.architecture.attention, self.layer, x, context) + mamba2(state_space, self.layer, x)
             return mamba2(state_space, self.layer, x)
         convolution = self.architecture.short_convolution
         if convolution and convolution.layers(self.layer.config, self.layer.number):

@@ -18,7 +18,8 @@ class Model(Protocol):
     architecture: Architecture
     base: str
 
-    def embedded(self, tokens: Sequence[int]) -> Array: ...
+    def embedded(self, tokens: Sequence[int]) -> Array:
+        """The embeddings of the tokens, (n, hidden)."""
 
 
 def add_layer_input(part: LayerInputs, layer: Layer, model: Model, x: Array, tokens: Sequence[int]) -> Array:

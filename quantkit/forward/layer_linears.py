@@ -17,6 +17,7 @@ from quantkit.forward.description import (
     Indexer,
     Laurel,
     LayerInputs,
+    Mamba,
     Mamba2,
     ShortConvolution,
     given,
@@ -35,10 +36,16 @@ def layer_linears(architecture: Architecture, config: Config, number: int, names
     config = architecture.per_layer(config, number)
     place = _Place(config, number, base + architecture.layer.format(number), names)
     recurrent = architecture.delta_net
-    if recurrent and recurrent.layers(config, number):
+    if not architecture.mixes(config, number):
+        attention = _NO_PART
+    elif recurrent and recurrent.layers(config, number):
         attention = _delta_net(recurrent, place)
+    elif (selective := architecture.mamba) and selective.layers(config, number):
+        attention = _mamba(selective, place)
     elif (state_space := architecture.mamba2) and state_space.layers(config, number):
         attention = _mamba2(state_space, place)
+        if state_space.beside:
+            attention = _side_by_side(_attention(architecture.attention, place), attention)
     elif (convolution := architecture.short_convolution) and convolution.layers(config, number):
         attention = _short_convolution(convolution, place)
     else:
@@ -47,7 +54,7 @@ def layer_linears(architecture: Architecture, config: Config, number: int, names
         attention = _with_laurel(architecture.laurel, place, attention)
     experts = architecture.experts if architecture.experts and architecture.experts.layers(config, number) else None
     dense = _NO_PART
-    if experts is None or experts.beside:
+    if architecture.feeds(config, number) and (experts is None or experts.beside):
         dense = _feed_forward(architecture.feed, place, "feed", "feed.down")
     feed = _mixture(experts, place) if experts else dense
 
@@ -156,12 +163,39 @@ def _delta_net(part: DeltaNet, place: _Place) -> _Part:
     return _Part((Input("attention", readers), Input("attention.out", (out,))), (), ("attention",))
 
 
+def _mamba(part: Mamba, place: _Place) -> _Part:
+    at, config = place.at + part.at, place.config
+    inner, state, rank = part.inner(config), part.state(config), part.rank(config)
+    projection = Linear(at + part.projection, place.hidden, 2 * inner)
+    # these two have a few columns or rows, and runtimes read the weight of the second one themselves
+    selection = Linear(at + part.selection, inner, rank + 2 * state, kept=True)
+    steps = Linear(at + part.steps, rank, inner, kept=True)
+    out = Linear(at + part.out, inner, place.hidden)
+    inputs = (
+        Input("attention", (projection,)),
+        Input("mamba.selection", (selection,)),
+        Input("mamba.steps", (steps,)),
+        Input("attention.out", (out,)),
+    )
+    # values pass a nonlinear function before they enter another linear, and so does the gate
+    return _Part(inputs, (), ("attention",))
+
+
 def _mamba2(part: Mamba2, place: _Place) -> _Part:
     at, sizes = place.at + part.at, mamba2.sizes_of(part, place.config)
     projection = Linear(at + part.projection, place.hidden, sizes.projected)
     out = Linear(at + part.out, sizes.inner, place.hidden)
-    inputs = (Input("attention", (projection,)), Input("attention.out", (out,)))
-    return _Part(inputs, (NormFold(at + part.norm, 0.0, ("attention.out",)),), ("attention",))
+    key = "mamba.out" if part.beside else "attention.out"
+    inputs = (Input("attention", (projection,)), Input(key, (out,)))
+    # without the norm the output is gated, and no row before it is linear in it
+    folds = (NormFold(at + part.norm, 0.0, (key,)),) if part.has_norm(place.config) else ()
+    return _Part(inputs, folds, ("attention",))
+
+
+def _side_by_side(first: _Part, second: _Part) -> _Part:
+    """Two parts that read the same norm."""
+    both = replace(first.inputs[0], linears=first.inputs[0].linears + second.inputs[0].linears)
+    return _Part((both, *first.inputs[1:], *second.inputs[1:]), first.folds + second.folds, first.fed)
 
 
 def _short_convolution(part: ShortConvolution, place: _Place) -> _Part:
@@ -244,7 +278,7 @@ def _rows(start: int, stop: int, step: int) -> tuple[int, ...]:
 def _with_laurel(part: Laurel, place: _Place, attention: _Part) -> _Part:
     """Attention and the low-rank residual, whose linears are small: llama.cpp keeps them as they are.
 
-    The residual also adds the normed hidden states themselves, so no scale can be folded into that norm.
+    The residual also adds the normed hidden states, so no scale can be folded into that norm.
     """
     at, rank = place.at + part.at, part.rank(place.config)
     left = Linear(at + part.left, place.hidden, rank, kept=True)

@@ -30,7 +30,8 @@ class Input:
     Keys: `attention`, `attention.out`, `feed`, `feed.down`, `expert.E`, `expert.E.down`, `shared.down`, and for latent
     attention `attention.q`, `attention.kv`. A router and a shared expert's gate and up read `feed`. In parallel layers
     of one norm the feed-forward's linears belong to `attention`. With experts beside the feed-forward, the router reads
-    `router`. Per-layer embeddings have `layer_input` and `layer_input.out`.
+    `router`. Mamba beside attention has `mamba.out`, Mamba 1 has
+    `mamba.selection` and `mamba.steps`. Per-layer embeddings have `layer_input` and `layer_input.out`.
     """
 
     key: str
@@ -39,6 +40,7 @@ class Input:
 
     @property
     def width(self) -> int:
+        """Width of the input."""
         return self.linears[0].n_in
 
 
@@ -58,8 +60,8 @@ class NormFold:
 class RowFold:
     """Output rows of a linear that become an input, through an elementwise product or attention.
 
-    Input channel i of `input` is made by output row `rows[i]` of `linear` (several channels may share a row, as with
-    grouped queries: they share a scale). Divide these rows of weight and bias by s, multiply the input's linears by s.
+    Output row `rows[i]` of `linear` makes input channel i of `input`. Several channels may share a row, as with grouped
+    queries; these share a scale. Divide these rows of weight and bias by s, multiply the input's linears by s.
     """
 
     linear: Linear

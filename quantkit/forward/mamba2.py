@@ -1,16 +1,20 @@
 """Mamba 2 (arXiv 2405.21060) in chunks of tokens, with a state between chunks (section 6, block decomposition).
 
-For each head, with values x, keys B, queries C, time steps d > 0 and the decay rate a < 0:
+Each head has values x, keys B, queries C, time steps d > 0 and a decay rate a < 0:
 
     H_t = exp(d_t a) H_{t-1} + d_t B_t x_t'        y_t = H_t' C_t + D x_t
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+from numpy.typing import NDArray
+
 from quantkit.forward.arithmetic import activation, normalise
-from quantkit.forward.arrays import Array, device, empty, namespace
+from quantkit.forward.arrays import Array, device, namespace, place
 from quantkit.forward.attention import Layer
-from quantkit.forward.chunks import CHUNK, by_head, later, softplus
+from quantkit.forward.chunks import Decays, recurrence, softplus
 from quantkit.forward.description import Config, Mamba2, Norm
 from quantkit.forward.short_convolution import convolved
 
@@ -43,6 +47,7 @@ class Sizes:
 
 
 def sizes_of(part: Mamba2, config: Config) -> Sizes:
+    """The sizes that config.json gives."""
     return Sizes(part.heads(config), part.head_width(config), part.groups(config), part.state(config))
 
 
@@ -50,6 +55,9 @@ def mamba2(part: Mamba2, layer: Layer, x: Array) -> Array:
     """Mamba 2 over the hidden states x (n, hidden): (n, hidden)."""
     sizes, n, at = sizes_of(part, layer.config), len(x), layer.at + part.at
     projected = layer.weights.linear(at + part.projection, x, sizes.projected)
+    factors = part.multipliers(layer.config) if part.multipliers else None
+    if factors:
+        projected = projected * place(_by_row(sizes, factors), device(x))
     gate, mixed, steps = (
         projected[:, start:stop]
         for start, stop in (
@@ -68,9 +76,18 @@ def mamba2(part: Mamba2, layer: Layer, x: Array) -> Array:
     out = recurrent(queries, keys, values, steps, rate)
     out += layer.vector(at + part.skip, x)[:, None] * values
     gated = out.reshape(n, sizes.inner) * activation("silu")(gate)
-    weight = layer.vector(at + part.norm + ".weight", x).reshape(sizes.groups, -1)
-    normed = normalise(gated.reshape(n, sizes.groups, -1), weight, None, _PLAIN, layer.eps)
-    return layer.weights.linear(at + part.out, normed.reshape(n, -1), x.shape[1])
+    if part.has_norm(layer.config):
+        weight = layer.vector(at + part.norm + ".weight", x).reshape(sizes.groups, -1)
+        gated = normalise(gated.reshape(n, sizes.groups, -1), weight, None, _PLAIN, layer.eps).reshape(n, -1)
+    out = layer.weights.linear(at + part.out, gated, x.shape[1])
+    return out * np.float32(factors[-1]) if factors else out
+
+
+def _by_row(sizes: Sizes, factors: Sequence[float]) -> NDArray[np.float32]:
+    """The factor of each row of the input projection."""
+    keys = sizes.groups * sizes.state
+    counts = (sizes.inner, sizes.inner, keys, keys, sizes.heads)
+    return np.repeat(np.array(factors[: len(counts)], np.float32), counts)
 
 
 def recurrent(queries: Array, keys: Array, values: Array, steps: Array, rate: Array) -> Array:
@@ -78,22 +95,8 @@ def recurrent(queries: Array, keys: Array, values: Array, steps: Array, rate: Ar
 
     `values` are (n, heads, head width), `steps` (n, heads), `rate` (heads,), negative.
     """
-    n, heads, width = values.shape
-    shared_by = heads // keys.shape[1]
-    xp, where = namespace(values), device(values)
-    state = empty((heads, keys.shape[-1], width), values)
-    state[...] = 0.0
-    out = empty((n, heads, width), values)
-    for start in range(0, n, CHUNK):
-        rows = slice(start, min(start + CHUNK, n))
-        q, k = (by_head(part[rows], shared_by) for part in (queries, keys))
-        d = steps[rows].swapaxes(0, 1)
-        written = values[rows].swapaxes(0, 1) * d[..., None]
-        total = xp.cumsum(d * rate[:, None], axis=1)
-        # from token j to token i >= j; the mask comes first, because exp of a later j could overflow
-        between = xp.exp(total[:, :, None] - total[:, None, :] + later(q.shape[1], where))
-        since = xp.exp(total)[..., None]
-        out[rows] = ((q * since) @ state + (q @ k.swapaxes(1, 2) * between) @ written).swapaxes(0, 1)
-        remaining = xp.exp(total[:, -1:] - total)[..., None]
-        state = state * since[:, -1:] + (k * remaining).swapaxes(1, 2) @ written
-    return out
+
+    def write(rows: slice, _keys: Array, _decays: Decays, _state: Array) -> Array:
+        return values[rows].swapaxes(0, 1) * steps[rows].swapaxes(0, 1)[..., None]
+
+    return recurrence(queries, keys, values, steps * rate, write)

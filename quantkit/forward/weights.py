@@ -25,8 +25,8 @@ _MX_BLOCK = 32
 class Weights:
     """`read` returns a whole tensor, `rows` rows of a tensor as a matrix (all axes but the last are rows).
 
-    `names`: all tensor names; without them a tensor exists if it can be read. Both return numpy arrays, which are moved
-    to the device of the linear's input, or float32 torch tensors that are there already.
+    `names`: all tensor names; without them a tensor exists if it can be read. `read` and `rows` return numpy arrays, or
+    float32 torch tensors on the device of the linear's input. Numpy arrays are moved to that device.
     """
 
     read: Read
@@ -34,6 +34,7 @@ class Weights:
     names: Collection[str] | None = None
 
     def has(self, name: str) -> bool:
+        """Whether the tensor exists."""
         if self.names is not None:
             return name in self.names
         try:
@@ -43,6 +44,7 @@ class Weights:
         return True
 
     def vector(self, name: str) -> Array:
+        """A tensor as a vector of float32."""
         return f32(self.read(name)).reshape(-1)
 
     def linear(self, name: str, x: Array, n_out: int, form: Form = _PLAIN, index: int = 0) -> Array:

@@ -1,7 +1,7 @@
 """GGUF types whose blocks hold integer levels and scales: their shapes, and the packing of their bytes.
 
-A weight of such a type is d * scale * point - dmin * minimum. d and dmin are float16 numbers of a block, scale and
-minimum are integers of a group of columns, and point is the level itself or its entry in a table. Block layouts:
+A weight of such a type is d * scale * point - dmin * minimum. d and dmin are float16 numbers of a block. scale and
+minimum are integers of a group of columns. point is the level, or the level's entry in a table. Block layouts:
 ggml-common.h; order of the bits: the dequantize_row functions of ggml-quants.c.
 """
 
@@ -60,6 +60,7 @@ class BlockFormat:
 
     @property
     def has_group_scales(self) -> bool:
+        """Whether groups of columns have integer scales."""
         return self.greatest_scale > 1
 
 
@@ -124,7 +125,7 @@ def _half(values: NDArray[np.float32] | None, count: int) -> _BYTES:
 
 
 def _nibbles(levels: _BYTES, run: int) -> _BYTES:
-    """The low 4 bits: level i of the first half of 2 * run levels shares a byte with level i of the second half."""
+    """The low 4 bits: of 2 * run levels, level i of the first half shares a byte with level i of the second."""
     halves = levels.reshape(len(levels), -1, 2, run) & np.uint8(15)
     packed: _BYTES = halves[:, :, 0] | halves[:, :, 1] << np.uint8(4)
     return packed.reshape(len(levels), -1)

@@ -1,11 +1,11 @@
 """Faster K-quant kernels with the same bytes as ggml: c_kernels.c, compiled with this machine's C compiler.
 
 The first use compiles it (one or two seconds) into the user's cache folder; later uses load it from there. A kernel is
-used only if its bytes equal those of the reference on test rows. If a compiler rounds differently, or there is no
-compiler, ggml's kernels are used. QUANTKIT_C_KERNELS=0 in the environment disables these kernels.
+used only if its bytes equal those of the reference on test rows. If the compiler rounds differently or is
+missing, ggml's kernels are used. QUANTKIT_C_KERNELS=0 in the environment disables these kernels.
 
-The cached library is loaded only if no other user can have written it: the folder and the files belong to this user,
-are not writable by others and are not links, and the library has the sha256 recorded at its compilation. Otherwise the
+The cached library is loaded only if this user alone can have written it. The folder and the files belong to this user,
+are not writable by others and are not links. The library has the sha256 recorded at its compilation. Otherwise the
 kernels are compiled again, in a private temporary folder if the cache folder is not private.
 """
 

@@ -1,4 +1,4 @@
-"""The file types of `-t`, as plain data. The module imports neither numpy nor the gguf package.
+"""The file types of `-t`, as plain data. The module does not import numpy or the gguf package.
 
 Names and numbers are from llama.cpp: `enum llama_ftype` and llama_ftype_get_default_type (src/llama-quant.cpp). The
 bits per weight are from tools/quantize.

@@ -50,22 +50,27 @@ class KeyValue:
 
 
 def string(key: str, value: str | bytes) -> KeyValue:
+    """A key with a text value."""
     return KeyValue(key, GGUFValueType.STRING, value)
 
 
 def uint32(key: str, value: int) -> KeyValue:
+    """A key with an unsigned integer of 32 bits."""
     return KeyValue(key, GGUFValueType.UINT32, int(value))
 
 
 def float32(key: str, value: float) -> KeyValue:
+    """A key with a float of 32 bits."""
     return KeyValue(key, GGUFValueType.FLOAT32, float(value))
 
 
 def boolean(key: str, value: bool) -> KeyValue:
+    """A key with a truth value."""
     return KeyValue(key, GGUFValueType.BOOL, bool(value))
 
 
 def array(key: str, item: GGUFValueType, values: Sequence[Any]) -> KeyValue:
+    """A key with an array of values of type `item`."""
     return KeyValue(key, GGUFValueType.ARRAY, values, item)
 
 

@@ -31,6 +31,7 @@ class Slot:
 
     @property
     def row_bytes(self) -> int:
+        """Bytes of a row."""
         return row_bytes(self.type, self.shape[-1])
 
 
@@ -50,6 +51,7 @@ def tensor_bytes(type_: GGMLQuantizationType, shape: Sequence[int]) -> int:
 
 
 def padded(size: int) -> int:
+    """`size` rounded up to GGUF's alignment."""
     return -(-size // ALIGNMENT) * ALIGNMENT
 
 

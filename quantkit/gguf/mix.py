@@ -1,9 +1,9 @@
 """The type mix: the type of each tensor in a file.
 
 llama.cpp gives more bits to the weights that lose most from quantization. The rules are from its src/llama-quant.cpp
-(llama_tensor_get_type and the functions that it calls); mix_rules has them as tables. For the role of a tensor, the
-first rule that names the file type and whose condition is true gives the type. Without such a rule, the tensor gets the
-default type of the file type.
+(llama_tensor_get_type and the functions that it calls); mix_rules has them as tables. Each role of a
+tensor has a list of rules. The first rule that names the file type and whose condition is true gives the type. Without
+such a rule, the tensor gets the default type of the file type.
 """
 
 import re

@@ -222,6 +222,7 @@ RULES: dict[Role, tuple[Rule, ...]] = {
 
 
 def role_of(name: str) -> Role:
+    """The role of a tensor by its GGUF name."""
     if name in OUTPUT:
         return Role.OUTPUT
     if name in EMBEDDINGS:

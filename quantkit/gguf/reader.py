@@ -34,6 +34,7 @@ class GgufHeader:
     header_bytes: int
 
     def value(self, key: str, default: Any = None) -> Any:
+        """The value of a key, or `default`."""
         return next((item.value for item in self.keys if item.key == key), default)
 
 

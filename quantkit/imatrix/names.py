@@ -41,7 +41,7 @@ def imatrix_sources(native: Native) -> dict[str, tuple[LinearKey, ...]]:
     """GGUF tensor -> the linears whose inputs it multiplies: one for every matrix stacked in the tensor.
 
     Only `blk.` tensors are included, as in llama-imatrix without --process-output. A tensor that is transposed in GGUF
-    is not included, because the native architecture does not compute its input (DeepSeek's attn_k_b).
+    is not included: the native architecture does not compute its input (DeepSeek's attn_k_b).
     """
     places = _places(native)
     checkpoint = native.checkpoint

@@ -24,7 +24,7 @@ def inspect_source(source: str, *, offline: bool = False) -> Description:
     """
     path = user_path(source)
     if source.endswith(".gguf") and not path.exists():
-        raise CheckpointError(f"there is no file {source}; check the name")
+        raise CheckpointError(f"{source} not found; check the name")
     if path.is_file():
         if _magic(path, source) != MAGIC:
             raise CheckpointError(f"{source} is not a GGUF file; pass a GGUF, or the folder that contains config.json")

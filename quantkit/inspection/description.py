@@ -93,6 +93,8 @@ class Template:
 
 @dataclass(frozen=True)
 class File:
+    """A weight file and its size in bytes."""
+
     name: str
     bytes: int
 

@@ -121,7 +121,7 @@ def _type(header: GgufHeader, most: str | None) -> str | None:
 def _family(record: object, arch: object, shape: Shape) -> str | None:
     """The family from the origin record, else from architecture and experts: Mixtral has llama's architecture."""
     recorded = record.get("family") if isinstance(record, dict) else None
-    families = [family for family in all_families() if family.gguf_arch == arch or family.name == recorded]
+    families = [family for family in all_families() if arch in family.gguf_archs or family.name == recorded]
     fitting = [
         family
         for family in families

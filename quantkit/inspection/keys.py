@@ -92,6 +92,7 @@ def template_of_keys(keys: Sequence[KeyValue], vocabulary: Vocabulary | None) ->
 
 
 def describe_template(text: str, vocabulary: Vocabulary | None, others: tuple[str, ...] = ()) -> Template:
+    """A chat template: its name, and how it renders a sample conversation or why it fails."""
     tokens = {token.role: token.text for token in vocabulary.special} if vocabulary else {}
     more = {f"{role}_token": token for role, token in tokens.items() if role not in ("bos", "eos")}
     try:

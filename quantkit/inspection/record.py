@@ -18,8 +18,9 @@ Fits = Callable[[Any], Fault]
 def parse_record(path: Path) -> dict[str, Any]:
     """The whole record of the file `path`, which exists.
 
-    Raises CheckpointError: the file cannot be read, is not JSON that can be written again (NaN, a lone surrogate), is
-    of another format or version, or a field has another type than quantkit writes.
+    Raises:
+        CheckpointError: the file is unreadable, not JSON, or of another format or version. Or a value cannot be written
+            again (NaN, a lone surrogate), or a field has another type than quantkit writes.
     """
     try:
         record = json.loads(path.read_bytes().decode("utf-8"))
@@ -144,6 +145,20 @@ _ENTRY = _object(
                 "header_sha256": _map_of(_TEXT),
                 "chat_template": _TEXT,
                 "converter": _TEXT,
+                "adapters": _list_of(
+                    _object(
+                        {
+                            "source": _TEXT,
+                            "revision": _or_null(_TEXT),
+                            "sha256": _TEXT,
+                            "config_sha256": _TEXT,
+                            "kind": _TEXT,
+                            "rank": _COUNT,
+                            "scale": _NUMBER,
+                            "base": _or_null(_TEXT),
+                        }
+                    )
+                ),
             }
         ),
         "type": _TEXT,

@@ -9,8 +9,8 @@ from quantkit.inspection.description import TensorGroup, Weights
 
 # The names of Granite's fused experts do not contain "experts".
 _EXPERT = re.compile(r"(?:^|\.)experts\.|_exps\.|\.block_sparse_moe\.(?:input|output)_linear\.")
-# Scales, zero points and indices beside packed weights (AWQ, GPTQ, compressed-tensors, bitsandbytes, f8, MXFP4), and
-# tables a runtime computes by itself.
+# Scales, zero points and indices beside packed weights: AWQ, GPTQ, compressed-tensors, bitsandbytes, f8, MXFP4. And
+# tables that a runtime computes.
 _NOT_WEIGHTS = re.compile(
     r"(?:^|[._])(?:scales|qzeros|g_idx|weight_scale|weight_scale_inv|weight_scale_2|weight_zero_point|weight_shape"
     r"|weight_g_idx|weight_global_scale|input_scale|input_global_scale|k_scale|v_scale|SCB|absmax|nested_absmax"

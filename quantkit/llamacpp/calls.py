@@ -4,6 +4,7 @@ Imported in that process only (see child.py).
 """
 
 import contextlib
+import ctypes
 import importlib
 import importlib.util
 import os
@@ -39,10 +40,33 @@ class Failed(Exception):
     """The message for the caller; llama.cpp's own reason is in stderr."""
 
 
+class _BufferOverride(ctypes.Structure):
+    """struct llama_model_tensor_buft_override: tensors whose names match a pattern go into buffers of a type."""
+
+    _fields_ = (("pattern", ctypes.c_char_p), ("buffer_type", ctypes.c_void_p))
+
+
+def _experts_on_cpu(layers: int) -> Any:
+    """The overrides of llama.cpp's --n-cpu-moe (common.h), with an empty one at the end."""
+    buffer_type = llama._lib.ggml_backend_cpu_buffer_type
+    buffer_type.restype = ctypes.c_void_p
+    overrides = (_BufferOverride * (layers + 1))()
+    for layer in range(layers):
+        pattern = rb"blk\.%d\.ffn_(up|down|gate|gate_up)_(ch|)exps" % layer
+        overrides[layer] = _BufferOverride(pattern, buffer_type())
+    return overrides
+
+
 @contextlib.contextmanager
-def load(path: str, **params: Any) -> Iterator[Any]:
-    """A llama_model with these of llama_model_params, freed at the end. Raises Failed."""
+def load(path: str, *, cpu_moe: int = 0, **params: Any) -> Iterator[Any]:
+    """A llama_model with these of llama_model_params, freed at the end. Raises Failed.
+
+    `cpu_moe`: the experts of the first layers stay on the CPU.
+    """
     settings = llama.llama_model_default_params()
+    overrides = _experts_on_cpu(cpu_moe)
+    if cpu_moe:
+        settings.tensor_buft_overrides = ctypes.cast(overrides, ctypes.c_void_p)
     for name, value in params.items():
         setattr(settings, name, value)
     model = llama.llama_model_load_from_file(os.fsencode(path), settings)
@@ -83,6 +107,12 @@ def tokenize(vocab: Any, text: str, *, add_special: bool, parse_special: bool) -
 
 def decode(context: Any, tokens: list[int], first_scored: int, n_vocab: int) -> npt.NDArray[np.float32]:
     """Logits of tokens[first_scored:], (n, n_vocab) float32: a view of llama.cpp's buffer until the next call."""
+    evaluate(context, tokens, first_scored)
+    return np.ctypeslib.as_array(llama.llama_get_logits(context), (len(tokens) - first_scored, n_vocab))
+
+
+def evaluate(context: Any, tokens: list[int], first_scored: int) -> None:
+    """Evaluate tokens from an empty memory; logits are kept from `first_scored` on. Raises Failed."""
     batch = llama.llama_batch_init(len(tokens), 0, 1)
     try:
         batch.n_tokens = len(tokens)
@@ -96,4 +126,3 @@ def decode(context: Any, tokens: list[int], first_scored: int, n_vocab: int) -> 
         llama.llama_batch_free(batch)
     if status:
         raise Failed(f"could not evaluate {len(tokens)} tokens (llama_decode returned {status})")
-    return np.ctypeslib.as_array(llama.llama_get_logits(context), (len(tokens) - first_scored, n_vocab))

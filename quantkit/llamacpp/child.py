@@ -1,8 +1,8 @@
 """The process in which llama.cpp runs: `python -m quantkit.llamacpp.child`, started by session.py only.
 
 A bad file can abort llama.cpp, so it never shares a process with the caller. Requests come as JSON lines on stdin, one
-at a time; answers go to stdout as JSON lines: for each request any number of {"progress": [done, of]}, then
-{"result": ...} or {"error": "..."}, after which this process must be replaced. Only llama.cpp's errors go to
+at a time. Answers go to stdout as JSON lines: for each request any number of {"progress": [done, of]}, then
+{"result": ...} or {"error": "..."}. After an error the caller replaces this process. Only llama.cpp's errors go to
 stderr. The process exits when stdin closes, because then the caller is gone.
 """
 
@@ -14,6 +14,7 @@ import signal
 import sys
 import threading
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,12 +22,14 @@ import numpy as np
 from quantkit.llamacpp.calls import CONTINUED, ERROR, Failed, context, decode, llama, load, tokenize
 from quantkit.llamacpp.devices import devices
 from quantkit.llamacpp.generation import Talk
+from quantkit.llamacpp.inputs import Inputs
 from quantkit.llamacpp.loading import Bench, Loaded
 
 _F32 = 0
 
 
 def vocab_tokens(request: dict[str, Any]) -> list[list[int]]:
+    """Token ids of each text, without BOS and EOS; special tokens in a text become their ids."""
     with load(request["model"], vocab_only=True) as model:
         vocab = llama.llama_model_get_vocab(model)
         return [tokenize(vocab, text, add_special=False, parse_special=True) for text in request["texts"]]
@@ -42,7 +45,10 @@ def text_tokens(request: dict[str, Any]) -> dict[str, Any]:
 
 
 def logits(request: dict[str, Any]) -> None:
-    """Writes (n_tokens, n_vocab) to request["out"]; the KV cache is float32 and flash attention off, for exactness."""
+    """Writes (n_tokens, n_vocab) float32 to request["out"].
+
+    The KV cache is float32 and flash attention off, for exactness.
+    """
     tokens = request["tokens"]
     with (
         load(request["model"], n_gpu_layers=0, check_tensors=True, use_extra_bufts=False) as model,
@@ -61,7 +67,11 @@ def logits(request: dict[str, Any]) -> None:
         if max(tokens) >= n_vocab:
             raise Failed(f"cannot evaluate token {max(tokens)}: the vocabulary has {n_vocab} tokens")
         values = decode(running, tokens, 0, n_vocab)
-        np.lib.format.open_memmap(request["out"], "w+", np.float32, values.shape)[:] = values
+        try:
+            with Path(request["out"]).open("wb") as file:
+                file.write(np.ascontiguousarray(values, np.float32).data)
+        except OSError as error:
+            raise Failed(f"could not write its logits: {error.strerror}") from error
 
 
 class Open:
@@ -114,13 +124,14 @@ def _listen(requests: "queue.Queue[str]") -> None:
 
 
 def main() -> None:
+    """Answer requests until stdin closes."""
     # the caller is in the same process group, and handles the interrupt
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     requests: queue.Queue[str] = queue.Queue()
     threading.Thread(target=_listen, args=(requests,), daemon=True).start()
     llama.llama_log_set(_log_callback, ctypes.c_void_p(0))
     llama.llama_backend_init()
-    model, bench = Open(), Bench()
+    model, bench, inputs = Open(), Bench(), Inputs()
     talk = Talk(lambda: not requests.empty(), lambda piece: _answer({"progress": [piece.decode("latin-1")]}))
     tasks = {
         "vocab_tokens": vocab_tokens,
@@ -128,6 +139,9 @@ def main() -> None:
         "logits": logits,
         "open": model.open,
         "window": model.window,
+        "inputs_open": inputs.open,
+        "inputs_window": inputs.window,
+        "inputs_save": inputs.save,
         "devices": devices,
         "load": Loaded().load,
         "bench_open": bench.open,

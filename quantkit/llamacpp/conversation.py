@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from gguf import GGMLQuantizationType
+
 from quantkit.chat import render_contained
 from quantkit.errors import QuantkitError
 from quantkit.gguf.reader import GgufHeader, read_header
@@ -43,8 +45,34 @@ class Sampling:
         return cls(**{**hinted, **{name: value for name, value in options.items() if value is not None}})
 
     def document(self) -> dict[str, Any]:
+        """The fields of a request; without a seed, a random one."""
         seed = random.getrandbits(32) if self.seed is None else self.seed
         return {**vars(self), "top_k": int(self.top_k), "seed": seed}
+
+
+@dataclass(frozen=True)
+class Loading:
+    """How llama.cpp loads the model. `gpu_layers`: layers on the GPU, None for all. 0 threads are all cores.
+
+    `cpu_moe`: the first layers, whose experts stay on the CPU. `kv_type`: type of the KV cache. `rpc`: servers,
+    "host:port".
+    """
+
+    gpu_layers: int | None = None
+    cpu_moe: int = 0
+    kv_type: GGMLQuantizationType = GGMLQuantizationType.F16
+    n_threads: int | None = None
+    rpc: Sequence[str] = ()
+
+    def request(self) -> dict[str, Any]:
+        """The part of a request to the child process."""
+        return {
+            "gpu_layers": -1 if self.gpu_layers is None else self.gpu_layers,
+            "cpu_moe": self.cpu_moe,
+            "kv_type": int(self.kv_type),
+            "n_threads": self.n_threads,
+            "rpc": list(self.rpc),
+        }
 
 
 @dataclass(frozen=True)
@@ -76,12 +104,11 @@ class Conversation:
     messages: list[dict[str, str]] = field(default_factory=list)
     _session: LlamaSession | None = None
 
-    def open(self, *, gpu_layers: int | None, n_threads: int | None, rpc: Sequence[str] = ()) -> None:
-        """Load the model with `gpu_layers` layers on the GPU (None: all). Raises as `LlamaSession.ask`."""
+    def open(self, loading: "Loading") -> None:
+        """Load the model. Raises as `LlamaSession.ask`."""
         self._session = LlamaSession(self.model)
-        layers = -1 if gpu_layers is None else gpu_layers
-        request = {"model": str(self.model), "n_ctx": self.n_ctx, "gpu_layers": layers, "n_threads": n_threads}
-        self.n_ctx = self._session.ask({"task": "talk_open", **request, "rpc": list(rpc)})["n_ctx"]
+        request = {"model": str(self.model), "n_ctx": self.n_ctx, **loading.request()}
+        self.n_ctx = self._session.ask({"task": "talk_open", **request})["n_ctx"]
 
     def say(self, text: str, *, most: int, show: Callable[[str], object]) -> Answer:
         """The model's answer, of at most `most` tokens; `show` gets it piece by piece.

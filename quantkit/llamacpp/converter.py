@@ -1,6 +1,6 @@
-"""llama.cpp's own converter as a source of tensors: found, and run in a process of its own (converter_child.py).
+"""llama.cpp's own converter as a source of tensors: found, and run in a separate process (converter_child.py).
 
-The converter needs torch and a gguf package of its own, so it runs with its own Python. It never writes a model: it
+The converter needs torch and its own gguf package, so it runs with another Python. It never writes a model: it
 gives the header of its GGUF, then the bytes of one tensor after the other.
 """
 

@@ -3,8 +3,8 @@
     PYTHON converter_child.py REQUEST.json
 
 The request names the converter's script (or None for the installed package), its arguments, and a file for the header.
-The converter runs as it does alone, except for its last step. When it is about to write, the header of its GGUF goes
-into that file. Its tensors stay here, unevaluated, and are served:
+The converter runs unchanged, except for its last step. Instead of a GGUF it writes only the header, into that file. The
+tensors remain in this process, not yet computed, and are served:
 
     stdin   a JSON line {"tensor": NAME, "offset": BYTES, "size": BYTES}
     stdout  a JSON line {"ready": true}, {"size": BYTES} followed by so many bytes, or {"error": KIND, "text": TEXT}
@@ -258,6 +258,7 @@ def _reason(error: BaseException) -> str:
 
 
 def main() -> None:
+    """Run the converter up to its header, then serve tensors until stdin closes."""
     # the caller is in the same process group, and handles the interrupt
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     _end_with_parent()

@@ -39,10 +39,13 @@ _memory = _function(
 
 
 def add_rpc_servers(endpoints: Sequence[str]) -> None:
-    """Make the devices of these servers ("host:port") devices of llama.cpp's, as llama-bench's --rpc does.
+    """Add the devices of these servers ("host:port") to llama.cpp's, as llama-bench's --rpc does.
 
-    A llama.cpp built without the RPC backend takes it from the shared library that GGML_BACKEND_PATH names, llama.cpp's
-    own variable for a backend built apart. Raises Failed.
+    A llama.cpp without the RPC backend loads it from a shared library. llama.cpp's variable GGML_BACKEND_PATH names the
+    library.
+
+    Raises:
+        Failed: the backend is missing, or a server cannot be reached.
     """
     if not endpoints:
         return
@@ -85,6 +88,7 @@ def devices(request: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def offload_devices() -> list[dict[str, Any]]:
+    """The GPUs of llama.cpp: name, description, total and free memory in bytes."""
     records = []
     for device in (_device(i) for i in range(_count())):
         if _kind(device) in (_GPU, _INTEGRATED):

@@ -26,16 +26,28 @@ class Talk:
         self._n_ctx = 0
 
     def open(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Load the model and make a context; returns what a conversation needs of the vocabulary."""
         add_rpc_servers(request["rpc"])
-        model = self._stack.enter_context(load(request["model"], n_gpu_layers=request["gpu_layers"]))
+        model = self._stack.enter_context(
+            load(request["model"], n_gpu_layers=request["gpu_layers"], cpu_moe=request["cpu_moe"])
+        )
         self._running = self._stack.enter_context(
-            context(model, request["n_threads"], n_ctx=request["n_ctx"], n_batch=_BATCH, n_ubatch=_BATCH)
+            context(
+                model,
+                request["n_threads"],
+                n_ctx=request["n_ctx"],
+                n_batch=_BATCH,
+                n_ubatch=_BATCH,
+                type_k=request["kv_type"],
+                type_v=request["kv_type"],
+            )
         )
         self._vocab = llama.llama_model_get_vocab(model)
         self._n_ctx = llama.llama_n_ctx(self._running)
         return {"n_ctx": self._n_ctx}
 
     def tokenize(self, request: dict[str, Any]) -> list[int]:
+        """Token ids of a text."""
         return tokenize(self._vocab, request["text"], add_special=request["add_special"], parse_special=True)
 
     def generate(self, request: dict[str, Any]) -> dict[str, Any]:
@@ -96,7 +108,7 @@ class Talk:
         self._cached += tokens
 
     def _sampler(self, sampling: dict[str, Any], stack: ExitStack) -> Any:
-        """llama.cpp's samplers in the order of its own programs; greedy at temperature 0."""
+        """llama.cpp's samplers in the order of llama.cpp's programs; greedy at temperature 0."""
         chain = llama.llama_sampler_chain_init(llama.llama_sampler_chain_default_params())
         stack.callback(llama.llama_sampler_free, chain)
 

@@ -30,7 +30,9 @@ class Loaded:
         add_rpc_servers(request["rpc"])
         before = _status("VmRSS")
         with _peak_pss() as pss, _log_lines() as lines:
-            model = self._stack.enter_context(load(request["model"], n_gpu_layers=request["gpu_layers"]))
+            model = self._stack.enter_context(
+                load(request["model"], n_gpu_layers=request["gpu_layers"], cpu_moe=request["cpu_moe"])
+            )
             running = self._stack.enter_context(_context(model, request))
             vocab = llama.llama_model_get_vocab(model)
             n_ctx = llama.llama_n_ctx(running)
@@ -60,7 +62,9 @@ class Bench:
         """Load the model; returns the number of devices to offload to."""
         add_rpc_servers(request["rpc"])
         self._request = request
-        self._model = self._stack.enter_context(load(request["model"], n_gpu_layers=request["gpu_layers"]))
+        self._model = self._stack.enter_context(
+            load(request["model"], n_gpu_layers=request["gpu_layers"], cpu_moe=request["cpu_moe"])
+        )
         return len(offload_devices())
 
     def begin(self, request: dict[str, Any]) -> None:

@@ -28,6 +28,7 @@ from quantkit.scratch import folder_in_memory, scratch_folder
 Progress = Callable[..., object]
 
 _NO_MEMORY = re.compile(r"out of memory|failed to allocate|unable to allocate|bad_alloc", re.IGNORECASE)
+_NO_SPACE = re.compile(r"no space left on device|disk quota exceeded|input/output error", re.IGNORECASE)
 _SECONDS_TO_DIE = 5.0
 
 
@@ -37,7 +38,9 @@ def vocab_token_ids(model: Path, texts: Sequence[str], *, timeout: float = 120.0
     As a Hugging Face tokenizer with add_special_tokens=False: nothing is added, special tokens in the text are parsed.
     Source: llama_tokenize. Raises QuantkitError when llama.cpp refuses the file or takes over `timeout` seconds.
     """
-    result = run_child({"task": "vocab_tokens", "model": str(model), "texts": list(texts)}, model, timeout=timeout)
+    result = run_child(
+        {"task": "vocab_tokens", "model": str(model.absolute()), "texts": list(texts)}, model, timeout=timeout
+    )
     return [[int(token) for token in ids] for ids in result]
 
 
@@ -47,7 +50,7 @@ def text_tokens(model: Path, text: str, *, timeout: float = 600.0) -> tuple[list
     As llama-perplexity reads a file: BOS before it where the vocabulary adds one, special tokens in it taken as text.
     Raises QuantkitError as vocab_token_ids does.
     """
-    request = {"task": "text_tokens", "model": str(model), "text": text.removesuffix("\n")}
+    request = {"task": "text_tokens", "model": str(model.absolute()), "text": text.removesuffix("\n")}
     result = run_child(request, model, timeout=timeout)
     return [int(token) for token in result["tokens"]], result["bos"]
 
@@ -62,11 +65,15 @@ def logits(
     if not tokens:
         raise ValueError("tokens is empty; pass at least one token id")
     with scratch_folder(folder_in_memory(len(tokens) << 21)) as folder:
-        out = folder / "logits.npy"
-        request = {"task": "logits", "model": str(model), "tokens": [int(token) for token in tokens], "out": str(out)}
+        out = folder / "logits"
+        request = {
+            "task": "logits",
+            "model": str(model.absolute()),
+            "tokens": [int(token) for token in tokens],
+            "out": str(out),
+        }
         run_child({**request, "n_threads": n_threads}, model, timeout=timeout)
-        loaded: npt.NDArray[np.float32] = np.load(out)
-    return loaded
+        return np.fromfile(out, np.float32).reshape(len(tokens), -1)
 
 
 def require_llama_cpp() -> None:
@@ -138,6 +145,8 @@ class LlamaSession:
         reason = _explain(self.model, answer, self._log)
         if code == -signal.SIGKILL or _NO_MEMORY.search(reason):
             raise PassingError(f"{reason} (too little memory?); the finished work is kept, free some memory and rerun")
+        if _NO_SPACE.search(reason):
+            raise PassingError(f"{reason}; the finished work is kept, free some space in /tmp or /dev/shm and rerun")
         raise QuantkitError(reason)
 
     def _end(self, *, alive: bool) -> int | None:

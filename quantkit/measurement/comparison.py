@@ -1,102 +1,126 @@
-"""Compares models on the same windows. The reference and every candidate evaluate a window, then its logits are freed.
+"""Compare models on the same windows: the reference and every candidate evaluate a window, then its logits are freed.
 
-No file of logits is kept; the records of the tokens (see scores.RECORD) are small. Models that do not fit in memory
-together take turns, over as many windows as the disk has space for their logits.
+Only the records of the tokens are kept (see scores.RECORD), which are small. Models that do not fit in memory together
+take turns. A turn has as many windows as the disk has space for their logits.
 """
 
+import math
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from quantkit.errors import MeasureError
+from quantkit.files import reserve
 from quantkit.machine import available_memory
 from quantkit.measurement.engine import Array, Engine
-from quantkit.measurement.scores import RECORD, Scored, Scorer, records
+from quantkit.measurement.record_file import RecordFile
+from quantkit.measurement.scores import Scored, Scorer, records
+from quantkit.progress import SILENT, Progress
 from quantkit.texts.windows import Windows
 
 _SPOOL_BYTES = 8 << 30
 _MEMORY_SHARE = 0.7
 
 
-class Comparison:
-    """The records of `engines` (the first is the reference) over the windows of `texts`, all of one n_ctx.
+class ComparedModel(NamedTuple):
+    """A model of a comparison: its engine, its name for messages, and a short label for the progress."""
 
-    They are written to the folder `work` window by window, so a killed run resumes at its window. `names`: of the
-    engines, for messages.
+    engine: Engine
+    name: str
+    label: str = ""
+
+
+class Comparison:
+    """The records of `models` over the windows of `texts`. The first model is the reference.
+
+    The texts have windows of one n_ctx. The records are written to the folder `work` window by window, so a killed run
+    resumes at its window.
     """
 
-    def __init__(
-        self, engines: Sequence[Engine], names: Sequence[str], texts: Sequence[Windows], work: Path, *, threads: int
-    ) -> None:
-        self.engines, self.names, self.texts, self.work, self.threads = engines, names, texts, work, threads
+    def __init__(self, models: Sequence[ComparedModel], texts: Sequence[Windows], work: Path, *, threads: int) -> None:
+        self.models, self.texts, self.work, self.threads = models, texts, work, threads
+        self.engines = [model.engine for model in models]
         self.tokens = np.concatenate([text.tokens for text in texts])
         self.targets = np.concatenate([text.targets for text in texts])
         work.mkdir(parents=True, exist_ok=True)
-        self._records = [self._file(number) for number in range(len(engines))]
+        shape = self.targets.shape
+        self._files = [RecordFile(work / f"model-{number}.records", *shape) for number in range(len(models))]
+
+    def close(self) -> None:
+        """Close the files of records; the records remain."""
+        for file in self._files:
+            file.close()
 
     @property
     def n_windows(self) -> int:
+        """The windows of all texts."""
         return len(self.tokens)
 
     def records(self, model: int, text: int) -> NDArray[np.void]:
         """The RECORD of each scored token of a text, (n_tokens,)."""
         start = sum(len(windows.tokens) for windows in self.texts[:text])
-        return np.array(self._records[model][start : start + len(self.texts[text].tokens)]).reshape(-1)
+        return np.array(self._files[model].values[start : start + len(self.texts[text].tokens)]).reshape(-1)
 
     def perplexity_so_far(self, model: int) -> float:
         """exp of the mean loss of the measured tokens of a model; NaN before the first window."""
-        losses = self._records[model]["loss"]
+        losses = self._files[model].values["loss"]
         known = losses[~np.isnan(losses)]
         return float(np.exp(known.mean())) if known.size else float("nan")
 
-    def run(
-        self,
-        *,
-        prepared: Callable[[int, int, int], object] = lambda model, done, of: None,
-        measured: Callable[[int], object] = lambda windows: None,
-    ) -> None:
+    def run(self, progress: Progress = SILENT) -> None:
         """Measure the windows that are not measured yet.
 
-        `prepared(model, done, of)` is called while a model takes the windows, `measured(windows)` with how many are
-        done for all models. Raises MeasureError for logits that are not finite, naming the model, the chunk and the
-        text.
+        Args:
+            progress: receives the stages of `Engine.prepare`, with the name of the model, and then one stage "chunks".
+
+        Raises:
+            MeasureError: a logit is not finite; the message names the model, the chunk and the text.
         """
         left = [window for window in range(self.n_windows) if not self._is_done(window)]
-        measured(self.n_windows - len(left))
-        if not left:
-            return
         try:
-            for number, engine in enumerate(self.engines):
+            for number, model in enumerate(self.models if left else ()):
                 folder = self.work / f"model-{number}"
                 folder.mkdir(exist_ok=True)
-                engine.prepare(self.tokens, folder, lambda done, of, number=number: prepared(number, done, of))  # type: ignore[misc]
+                model.engine.prepare(self.tokens, folder, _StagesOf(model.name, progress))
+            progress.start("chunks", self.n_windows)
+            self._measured = 0
+            self._advance(self.n_windows - len(left), progress)
             with Scorer(self.threads) as scorer:
                 if self._fit_together():
-                    self._side_by_side(left, scorer, measured)
+                    self._side_by_side(left, scorer, progress)
                 else:
-                    self._in_turns(left, scorer, measured)
+                    self._in_turns(left, scorer, progress)
         finally:
             for engine in self.engines:
                 engine.release()
 
-    def _side_by_side(self, left: Sequence[int], scorer: Scorer, measured: Callable[[int], object]) -> None:
+    def _advance(self, count: int, progress: Progress) -> None:
+        self._measured += count
+        values = [(model.label, self.perplexity_so_far(number)) for number, model in enumerate(self.models)]
+        # a line has space for a few models
+        known = [f" {label} {value:.4g}" for label, value in values if not np.isnan(value)][:4]
+        progress.advance(count, f"{self._measured} of {self.n_windows}:{''.join(known)}")
+
+    def _side_by_side(self, left: Sequence[int], scorer: Scorer, progress: Progress) -> None:
         for window in left:
             rows = self.engines[0].logits(window)
             scored = self._score(0, window, rows, scorer)
             for number in range(1, len(self.engines)):
                 self._compare(number, window, rows, scored, scorer)
-            self._keep(0, window, records(scored))
-            measured(1)
+            self._files[0].keep(window, records(scored))
+            self._advance(1, progress)
 
-    def _in_turns(self, left: Sequence[int], scorer: Scorer, measured: Callable[[int], object]) -> None:
+    def _in_turns(self, left: Sequence[int], scorer: Scorer, progress: Progress) -> None:
         at_once = self._windows_at_once()
         for start in range(0, len(left), at_once):
             batch = left[start : start + at_once]
             shape = (len(batch), self.targets.shape[1], self.engines[0].n_vocab)
-            spool = np.memmap(self.work / "logits", np.float32, "w+", 0, shape)
+            reserve(self.work / "logits", 4 * math.prod(shape))
+            spool = np.memmap(self.work / "logits", np.float32, "r+", 0, shape)
             scored = []
             for place, window in enumerate(batch):
                 spool[place] = self.engines[0].logits(window)
@@ -107,17 +131,17 @@ class Comparison:
                     self._compare(number, window, spool[place], scored[place], scorer)
                 self.engines[number].release()
             for place, window in enumerate(batch):
-                self._keep(0, window, records(scored[place]))
+                self._files[0].keep(window, records(scored[place]))
             del spool
             (self.work / "logits").unlink()
-            measured(len(batch))
+            self._advance(len(batch), progress)
 
     def _compare(self, number: int, window: int, reference: Array, scored: Scored, scorer: Scorer) -> None:
-        if not np.isnan(self._records[number]["loss"][window]).any():
+        if not np.isnan(self._files[number].values["loss"][window]).any():
             return
         rows = self.engines[number].logits(window)
         own = self._score(number, window, rows, scorer)
-        self._keep(number, window, scorer.compare(reference, scored, rows, own))
+        self._files[number].keep(window, scorer.compare(reference, scored, rows, own))
 
     def _score(self, number: int, window: int, rows: Array, scorer: Scorer) -> Scored:
         scored = scorer.score(rows, self.targets[window])
@@ -127,30 +151,13 @@ class Comparison:
                 window -= len(self.texts[text].tokens)
                 text += 1
             raise MeasureError(
-                f"{self.names[number]} gives logits that are not finite (NaN or infinite) in chunk {window + 1} of"
-                f" {self.texts[text].name}; the file is damaged, or a weight overflows its type: convert it again"
+                f"{self.models[number].name} gives logits that are not finite (NaN or infinite) in chunk {window + 1}"
+                f" of {self.texts[text].name}; the file is damaged, or a weight overflows its type: convert it again"
             )
         return scored
 
-    def _keep(self, number: int, window: int, scores: NDArray[np.void]) -> None:
-        self._records[number][window] = scores
-        self._records[number].flush()
-
     def _is_done(self, window: int) -> bool:
-        return not any(np.isnan(scores["loss"][window]).any() for scores in self._records)
-
-    def _file(self, number: int) -> "np.memmap[tuple[int, int], np.dtype[np.void]]":
-        """The records of a model; a loss of NaN marks a window that is not measured."""
-        path, shape = self.work / f"model-{number}.records", self.targets.shape
-        if path.exists() and path.stat().st_size == RECORD.itemsize * self.targets.size:
-            return np.memmap(path, RECORD, "r+", 0, shape)
-        # a kill must not leave zeros, which would count as measured
-        new = path.with_name(path.name + ".new")
-        scores = np.memmap(new, RECORD, "w+", 0, shape)
-        scores["loss"] = np.nan
-        scores.flush()
-        new.replace(path)
-        return scores
+        return not any(np.isnan(file.values["loss"][window]).any() for file in self._files)
 
     def _fit_together(self) -> bool:
         return sum(engine.resident_bytes for engine in self.engines) < _MEMORY_SHARE * available_memory()
@@ -158,3 +165,16 @@ class Comparison:
     def _windows_at_once(self) -> int:
         room = min(_SPOOL_BYTES, shutil.disk_usage(self.work).free // 2)
         return max(1, room // (4 * int(self.targets.shape[1]) * self.engines[0].n_vocab))
+
+
+class _StagesOf:
+    """A Progress that adds the name of a model to each stage."""
+
+    def __init__(self, name: str, progress: Progress) -> None:
+        self._name, self._progress = name, progress
+
+    def start(self, stage: str, total: int = 0) -> None:
+        self._progress.start(f"{stage} of {self._name}", total)
+
+    def advance(self, amount: int = 1, item: str = "") -> None:
+        self._progress.advance(amount, item)

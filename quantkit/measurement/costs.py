@@ -7,6 +7,7 @@ from typing import Any
 
 from quantkit.errors import QuantkitError
 from quantkit.machine import cores
+from quantkit.measurement.load_options import LoadOptions
 from quantkit.measurement.memory import measure_memory
 from quantkit.measurement.speed import measure_speed
 from quantkit.measurement.subjects import Subject
@@ -18,10 +19,13 @@ from quantkit.progress import SILENT, Progress
 class Costs:
     """What to measure besides quality.
 
-    gpu_layers: numbers of layers on the GPU to measure the memory with; None stands for all, empty for no measurement.
-    n_ctx: context of the memory measurement, in tokens.
-    speed: whether to measure tokens a second.
-    rpc: llama.cpp servers ("host:port") whose devices count as GPUs.
+    Attributes:
+        gpu_layers: the numbers of offloaded layers to measure the memory with. None stands for all layers; an empty
+            sequence skips the measurement.
+        n_ctx: context of the memory measurement, in tokens.
+        speed: measure tokens per second.
+        threads: threads of llama.cpp.
+        rpc: llama.cpp rpc-servers ("host:port") whose devices count as GPUs.
     """
 
     gpu_layers: Sequence[int | None] = (0, 8, 16, None)
@@ -30,14 +34,19 @@ class Costs:
     threads: int = field(default_factory=cores)
     rpc: Sequence[str] = ()
 
+    @property
+    def load_options(self) -> LoadOptions:
+        """How llama.cpp loads a GGUF for these measurements."""
+        return LoadOptions(n_threads=self.threads, rpc=self.rpc)
+
 
 def measure_costs(
     subjects: Sequence[Subject], costs: Costs, progress: Progress = SILENT
 ) -> tuple[list[dict[str, Any]], list[str]]:
-    """Costs of `subjects`, the reference first: one mapping a model, and a note for each figure that is missing.
+    """The costs of each model, and a note for each missing figure. The first of `subjects` is the reference.
 
-    A mapping holds `tensor_errors` of a candidate, `memory` and `speed` of a GGUF (see measurement.document). A figure
-    that cannot be measured is absent; its note gives the reason.
+    A mapping has the keys `tensor_errors` (candidates), `memory` and `speed` (GGUF files) of report.json. A figure that
+    cannot be measured is absent, and its note gives the reason.
     """
     documents: list[dict[str, Any]] = []
     notes: dict[str, None] = {}
@@ -67,7 +76,7 @@ def _or_note(work: Callable[[Path], Mapping[str, Any]], path: Path, notes: dict[
 
 
 def _memory(path: Path, costs: Costs, notes: dict[str, None]) -> Mapping[str, Any]:
-    rows, missing = measure_memory(path, costs.gpu_layers, n_ctx=costs.n_ctx, n_threads=costs.threads, rpc=costs.rpc)
+    rows, missing = measure_memory(path, costs.gpu_layers, costs.load_options, n_ctx=costs.n_ctx)
     # the same note applies to every model
     notes |= dict.fromkeys(note.removeprefix(f"{path.name}: ") for note in missing)
     return {"memory": [row.document() for row in rows]}
@@ -79,4 +88,4 @@ def _tensors(reference: Path, path: Path) -> Mapping[str, Any]:
 
 
 def _speed(path: Path, costs: Costs) -> Mapping[str, Any]:
-    return {"speed": [measure_speed(path, n_threads=costs.threads, rpc=costs.rpc).document()]}
+    return {"speed": [measure_speed(path, costs.load_options).document()]}

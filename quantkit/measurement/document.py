@@ -69,6 +69,7 @@ class DeviceMemory:
 
     @property
     def total(self) -> float:
+        """Bytes of all kinds."""
         return sum(self.parts.values())
 
 
@@ -133,6 +134,7 @@ class Model:
     tensor_errors: tuple[TensorError, ...]
 
     def on(self, text: str) -> Quality | None:
+        """The figures on a text; None if it was not measured."""
         return next((quality for quality in self.quality if quality.text == text), None)
 
 
@@ -167,8 +169,10 @@ class Report:
 
     @property
     def reference(self) -> Model | None:
+        """The model that the others are compared with."""
         return next((model for model in self.models if model.is_reference), None)
 
     @property
     def candidates(self) -> tuple[Model, ...]:
+        """All models but the reference."""
         return tuple(model for model in self.models if not model.is_reference)

@@ -1,18 +1,19 @@
-"""Logits of a checkpoint, or of a folder of AWQ or GPTQ weights, over windows of text, in the memory of one layer.
+"""Logits of a checkpoint or of a folder of AWQ or GPTQ weights, in the memory of one layer.
 
-`prepare` sends all windows through all layers, each read once, and leaves in its work folder:
+`prepare` computes all windows layer by layer and reads each layer once. It leaves two files in its work folder:
 
     scored         float32 (windows, scored positions, hidden): the states after the last layer that need logits
-    journal        the layers that are done (see `quantkit.journal`)
+    journal        the finished layers (see `quantkit.journal`)
 
-and until it is done the states between two layers (see `stream.states`). `logits` is the head over one window of
-`scored`.
+While it runs, the folder also holds the states between two layers (see `stream.states`). `logits` computes the head on
+one window of `scored`.
 """
 
 import hashlib
 import shutil
-from collections.abc import Callable
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +27,8 @@ from quantkit.journal import Journal
 from quantkit.machine import cores, memory_limit
 from quantkit.measurement.folder_sources import open_source, parameter_count, source_of, weight_bytes
 from quantkit.packed.reader import QuantizedFolder
+from quantkit.packed.registry import type_of
+from quantkit.progress import Progress
 from quantkit.stream.layer import LayerWeights
 from quantkit.stream.shared import bytes_per_token, shared_file
 from quantkit.stream.states import States
@@ -41,24 +44,30 @@ _SLICE_ELEMENTS = 1 << 22
 class FolderEngine:
     """The `Engine` of a folder.
 
-    opened        the checkpoint or the quantized folder, closed with the engine
-    kind          "hf", "awq" or "gptq"
-    folder        where its tokenizer is
-    config        config.json as the forward takes it
-    n_vocab       logits of a position
-    n_bytes       of the weight files
-    n_parameters  of the model, as if none were quantized
+    Attributes:
+        opened: the checkpoint or the quantized folder; `close` closes it.
+        kind: "hf", or the name of a format of quantized folders (`packed.registry`).
+        folder: the folder with the tokenizer.
+        config: config.json as the forward reads it.
+        n_vocab: the number of logits of a position.
+        n_bytes: size of the weight files.
+        n_parameters: the number of parameters before quantization.
     """
 
     def __init__(self, opened: Checkpoint | QuantizedFolder, *, threads: int = 0, device: object = None) -> None:
-        """`threads`: 0 for one a processor. `device`: where torch computes, None for numpy (see `find_device`).
+        """An engine that has not read weights yet.
 
-        Raises UnsupportedError where quantkit's forward does not know the architecture or a setting of config.json.
+        Args:
+            threads: 0 for all cores.
+            device: a torch device; None for numpy (see `find_device`).
+
+        Raises:
+            UnsupportedError: the forward does not support the architecture or a setting of config.json.
         """
         self.opened, self.device = opened, device
         self.threads = threads or cores()
         self.source = source_of(opened)
-        self.kind = opened.scheme.method if isinstance(opened, QuantizedFolder) else "hf"
+        self.kind = type_of(_stated_config(opened)) or "hf"
         self.folder, self.config = opened.folder, self.source.config
         self.n_vocab = int(self.config["vocab_size"])
         self.n_bytes, self.n_parameters = weight_bytes(opened), parameter_count(self.source)
@@ -69,19 +78,23 @@ class FolderEngine:
 
     @property
     def resident_bytes(self) -> int:
-        """Of the head in float32, where it stays in memory between two calls of `logits`."""
+        """Bytes of the head in float32; 0 if the head is too large to stay in memory between two calls of `logits`."""
         size = self.n_vocab * self.source.decoder.hidden * 4
         return size if size < _MEMORY // _HEAD_SHARE else 0
 
     def work_bytes(self, n_windows: int, n_ctx: int) -> int:
-        """Disk that `prepare` takes under its work folder; afterwards less than half of it is kept."""
+        """Bytes of disk that `prepare` needs in its work folder; less than half of them remain afterwards."""
         return n_windows * n_ctx * bytes_per_token(self.source.decoder, n_ctx)
 
-    def prepare(self, windows: NDArray[np.int32], work: Path, progress: Callable[[int, int], object]) -> None:
-        """Send `windows`, (n, n_ctx), through the layers; a killed call resumes in `work` at its layer.
+    def prepare(self, windows: NDArray[np.int32], work: Path, progress: Progress) -> None:
+        """Compute all layers for `windows`, int32 (n, n_ctx). After a kill, a call with the same `work` resumes.
 
-        `progress(layers done, layers)`. Raises MeasureError, naming layer and window ("chunk", from 1), when a
-        hidden state is not finite; OutputError when the disk is too small.
+        Args:
+            progress: receives one stage, "layers".
+
+        Raises:
+            MeasureError: a hidden state is not finite; the message names the layer and the window ("chunk", from 1).
+            OutputError: the disk is too small, or `work` is not writable.
         """
         self._check(windows)
         count, n_ctx = windows.shape
@@ -99,15 +112,14 @@ class FolderEngine:
                 self._check_space(work, count, n_ctx)
                 self._through_layers(windows, work, journal, progress)
             else:
-                progress(decoder.n_layers, decoder.n_layers)
+                progress.start("layers", decoder.n_layers)
+                progress.advance(decoder.n_layers, f"{decoder.n_layers} of {decoder.n_layers}")
         except CalibrationError as error:
             raise MeasureError(f"{self.folder.name}: {error}") from error
         finally:
             journal.close()
 
-    def _through_layers(
-        self, windows: NDArray[np.int32], work: Path, journal: Journal, progress: Callable[[int, int], object]
-    ) -> None:
+    def _through_layers(self, windows: NDArray[np.int32], work: Path, journal: Journal, progress: Progress) -> None:
         layers = self.source.decoder.n_layers
         with Stream(
             self.source, windows, work, threads=self.threads, gram=False, device=self.device, sample_name="chunk"
@@ -120,15 +132,16 @@ class FolderEngine:
                 done = 0
             if done == 0:
                 stream.embed()
-            progress(done, layers)
+            progress.start("layers", layers)
+            progress.advance(done, f"{done} of {layers}")
             for number in range(done, layers):
                 stream.layer(number)
                 journal.finished(_step(number))
-                progress(number + 1, layers)
+                progress.advance(1, f"{number + 1} of {layers}")
         self._keep_scored(windows.shape, work, layers, journal)
 
     def _keep_scored(self, shape: tuple[int, ...], work: Path, layers: int, journal: Journal) -> None:
-        """The last states of the positions that are scored: all but the first half of a window and its last token."""
+        """Write the last states of the scored positions: the second half of a window without its last token."""
         assert self._states is not None
         last = states_file(layers)
         decoder = self.source.decoder
@@ -146,7 +159,7 @@ class FolderEngine:
         (work / last).unlink()
 
     def logits(self, window: int) -> NDArray[np.float32]:
-        """Logits (n_ctx - 1 - n_ctx // 2, n_vocab) of the scored positions of one window; after `prepare`."""
+        """Logits of the scored positions of one window, (n_ctx - 1 - n_ctx // 2, n_vocab). Call `prepare` before."""
         assert self._states is not None
         x = place(self._states.read(_SCORED, window), self.device)
         with self._blas.limit(limits=self.threads, user_api="blas"):
@@ -154,7 +167,7 @@ class FolderEngine:
         return logits
 
     def _head(self) -> Decoder:
-        """The decoder with its last norm in memory, and with its head if the head is small."""
+        """The decoder with its last norm in memory; with its head too if the head is small."""
         if self._last is None:
             source, decoder = self.source, self.source.decoder
             weights = {}
@@ -215,7 +228,7 @@ class FolderEngine:
         self._last = None
 
     def close(self) -> None:
-        """Close the files; the work folder stays. A second call does nothing."""
+        """Close the files; the work folder remains. A second call has no effect."""
         self._forget_states()
         self.release()
         if not self._closed:
@@ -230,9 +243,10 @@ class FolderEngine:
 
 
 def open_folder(path: Path, *, threads: int = 0, device: object = None) -> FolderEngine:
-    """The engine of a local folder: a checkpoint, AWQ or GPTQ weights.
+    """The engine of a local folder: a checkpoint, AWQ or GPTQ weights. Arguments as of `FolderEngine`.
 
-    Raises CheckpointError or UnsupportedError if it is neither, or if the forward does not support it.
+    Raises:
+        CheckpointError, UnsupportedError: the folder holds no such weights, or the forward does not support them.
     """
     opened = open_source(path)
     try:
@@ -240,6 +254,13 @@ def open_folder(path: Path, *, threads: int = 0, device: object = None) -> Folde
     except BaseException:
         opened.close()
         raise
+
+
+def _stated_config(opened: Checkpoint | QuantizedFolder) -> Mapping[str, Any]:
+    """config.json with what it states of the quantization."""
+    if isinstance(opened, QuantizedFolder):
+        return {"quantization_config": {**opened.quantization, "quant_method": opened.scheme.method}}
+    return opened.config
 
 
 def _step(number: int) -> str:

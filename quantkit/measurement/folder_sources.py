@@ -17,6 +17,7 @@ from quantkit.families.base.native import Native, Source
 from quantkit.forward.forward import Decoder
 from quantkit.forward.weights import Array, Weights
 from quantkit.packed.reader import PackedLinear, QuantizedFolder, open_quantized
+from quantkit.packed.registry import type_of
 
 # Elements of a quantized linear to unpack at once: the integers take several times the bytes of the result.
 _UNPACKED = 1 << 24
@@ -24,10 +25,10 @@ _FLOATS = ("F16", "BF16", "F32", "F64")
 
 
 class Dequantized:
-    """A folder of AWQ or GPTQ weights as a `Source`: quantized linears are the float32 matrices that a runtime sees."""
+    """A folder of AWQ or GPTQ weights as a `Source`; a quantized linear is the float32 matrix that a runtime uses."""
 
     def __init__(self, opened: QuantizedFolder) -> None:
-        """Raises UnsupportedError for an architecture, or a setting of it, that the forward does not know."""
+        """Raises UnsupportedError if the forward does not support the architecture or a setting of it."""
         self.opened = opened
         self.config: Mapping[str, Any] = opened.config
         self.architecture = find_architecture(opened.config)
@@ -47,11 +48,15 @@ class Dequantized:
         return shapes
 
     def rows(self, name: str, start: int, stop: int) -> NDArray[Any]:
-        """Rows of a tensor seen as (prod(shape[:-1]), shape[-1]); raises LookupError if it does not exist."""
+        """Rows start to stop of a tensor seen as (prod(shape[:-1]), shape[-1]), in float32 if it is a quantized linear.
+
+        Raises:
+            LookupError: the tensor does not exist.
+        """
         return self.opened.rows(name, start, stop)
 
     def whole(self, name: str) -> NDArray[Any]:
-        """A tensor in its shape; raises LookupError if it does not exist."""
+        """The tensor in its shape. Raises LookupError if it does not exist."""
         linear = self.opened.linears.get(name.removesuffix(".weight"))
         if linear is None or not name.endswith(".weight"):
             return self.opened.whole(name)
@@ -68,14 +73,21 @@ class Dequantized:
 def open_source(path: Path) -> Checkpoint | QuantizedFolder:
     """Open a folder of AWQ or GPTQ weights, or a checkpoint.
 
-    Raises CheckpointError or UnsupportedError if it is neither.
+    Raises:
+        CheckpointError, UnsupportedError: the folder holds no such weights.
     """
     if not path.is_dir():
         raise CheckpointError(f"{path} is not a folder; pass the folder that contains config.json and the weights")
     config = parse_object(read_small_file(path, "config.json", str(path)), f"config.json of {path}")
     quantization = quantization_config(config)
-    method = quantization.get("quant_method", quantization.get("method"))
-    if method in ("awq", "gptq") or (not quantization and (path / "quantize_config.json").is_file()):
+    kind = type_of(config)
+    # a checkpoint dequantizes 8-bit floats itself, those of other tools too
+    packed = kind is not None and kind not in ("fp8", "fp8-block")
+    if (
+        packed
+        or quantization.get("method") in ("awq", "gptq")
+        or (not quantization and (path / "quantize_config.json").is_file())
+    ):
         return open_quantized(path)
     return open_model(str(path))
 
@@ -95,7 +107,7 @@ def weight_bytes(opened: Checkpoint | QuantizedFolder) -> int:
 
 
 def parameter_count(source: Source) -> int:
-    """The number of weights and biases that logits depend on, before quantization.
+    """The number of weights and biases before quantization.
 
     A tied head counts once. Layers for multi-token prediction do not count.
     """

@@ -1,23 +1,26 @@
 """Logits of a GGUF file over windows of text, by llama.cpp in a process that keeps the model loaded."""
 
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from quantkit.errors import CheckpointError
+from quantkit.files import reserve
 from quantkit.gguf.reader import read_header, shard_paths
 from quantkit.llamacpp.session import LlamaSession
 from quantkit.measurement.engine import Array
+from quantkit.progress import Progress
 from quantkit.scratch import drop_scratch, folder_in_memory, make_scratch
 from quantkit.texts.windows import n_scored
 
 
 class GgufEngine:
-    """An Engine over a GGUF file (of a split one, its first). Source of the settings: llama-perplexity's defaults.
+    """The Engine of a GGUF file, or of the first file of a split GGUF. Settings: llama-perplexity's defaults.
 
-    Raises CheckpointError if the file is not a GGUF; MissingExtraError, at first use, without llama-cpp-python.
+    Raises:
+        CheckpointError: the file is not a GGUF, or has no vocabulary.
+        MissingExtraError: llama-cpp-python is not installed; raised by the first call of `logits`.
     """
 
     def __init__(self, path: Path, *, n_threads: int | None = None) -> None:
@@ -35,19 +38,26 @@ class GgufEngine:
 
     @property
     def n_vocab(self) -> int:
+        """The number of tokens in the file's vocabulary."""
         return self._n_vocab
 
     @property
     def resident_bytes(self) -> int:
+        """Twice the size of the files."""
         # repacking for the CPU can keep the weights twice
         return 2 * self.n_bytes
 
-    def prepare(self, windows: NDArray[np.int32], work: Path, progress: Callable[[int, int], object]) -> None:
+    def prepare(self, windows: NDArray[np.int32], work: Path, progress: Progress) -> None:
+        """Keep the windows; llama.cpp loads the model at the first call of `logits`."""
         del work, progress
         self._windows = windows
 
     def logits(self, window: int) -> Array:
-        """Logits of one window. Raises QuantkitError with llama.cpp's reason if it rejects the file or crashes."""
+        """Logits (n_scored, n_vocab) of one window; valid until the next call.
+
+        Raises:
+            QuantkitError: llama.cpp rejects the file or crashes; with its reason.
+        """
         n_ctx = self._windows.shape[1]
         if self._session is None:
             self._open(n_ctx)
@@ -68,12 +78,14 @@ class GgufEngine:
             self._session.ask({"task": "open", "model": str(self.path), "n_ctx": n_ctx, "n_threads": self.n_threads})
             shape = (n_scored(n_ctx), self.n_vocab)
             self._spool = make_scratch(folder_in_memory(4 * shape[0] * shape[1]))
-            self._rows = np.memmap(self._spool / "logits", np.float32, "w+", 0, shape)
+            reserve(self._spool / "logits", 4 * shape[0] * shape[1])
+            self._rows = np.memmap(self._spool / "logits", np.float32, "r+", 0, shape)
         except BaseException:
             self.release()
             raise
 
     def release(self) -> None:
+        """End the child process, which frees the model."""
         if self._session is not None:
             self._session.close()
         if self._spool is not None:

@@ -5,17 +5,15 @@ exact, but it returns a C++ map by value, which only C++ can read safely.)
 """
 
 import re
-from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from gguf import GGMLQuantizationType
-
 from quantkit.errors import QuantkitError
 from quantkit.gguf.reader import GgufHeader, read_header
-from quantkit.gguf.types import tensor_type
 from quantkit.llamacpp.session import LlamaSession
+from quantkit.measurement.load_options import LoadOptions
 from quantkit.measurement.nvml import DriverFigure, DriverMemory
 
 LAYERS: tuple[int | None, ...] = (0, 8, 16, None)
@@ -24,12 +22,11 @@ RESOLUTION = 0.01 * (1 << 20)
 
 _BUFFER = re.compile(r"^\w+: +(?P<name>\S+) +(?P<what>\S.*?) buffer size = +(?P<size>[\d.]+) MiB")
 _OFFLOADED = re.compile(r"^load_tensors: offloaded (\d+)/(\d+) layers")
-_FLASH_ATTENTION = {None: -1, False: 0, True: 1}
 
 
 @dataclass(frozen=True)
 class Device:
-    """A device that can hold layers; sizes in bytes as the device reports them, 0 if it does not."""
+    """A device that can hold layers. Sizes are bytes as the device reports them; 0 if it reports none."""
 
     name: str
     description: str
@@ -39,7 +36,7 @@ class Device:
 
 @dataclass(frozen=True)
 class Buffer:
-    """A buffer, named by llama.cpp's buffer type; `holds` is "weights", "kv", "compute" or "other"; size in bytes."""
+    """A buffer, named by llama.cpp's buffer type. `holds`: "weights", "kv", "compute" or "other"; size in bytes."""
 
     name: str
     holds: str
@@ -48,11 +45,13 @@ class Buffer:
 
 @dataclass(frozen=True)
 class DeviceMemory:
-    """Bytes on one device; "CPU" is the host, with pinned buffers for a GPU.
+    """Bytes on one device. "CPU" is the host, including pinned buffers for a GPU.
 
-    `weights` of the CPU are the part of the file that is mapped: from the first tensor it uses as it is in the file to
-    the last, whatever lies between. `kv` is the KV cache (and a recurrent state), `compute` the scratch of the graph,
-    `other` the output buffer and the copies of weights that are repacked for the CPU's instructions.
+    Attributes:
+        weights: of the CPU, the mapped part of the file: from the first to the last tensor that the CPU uses unchanged.
+        kv: the KV cache and recurrent states.
+        compute: the scratch memory of the graph.
+        other: the output buffer, and copies of weights that are repacked for the CPU's instructions.
     """
 
     name: str
@@ -63,18 +62,26 @@ class DeviceMemory:
 
     @property
     def total(self) -> int:
+        """Bytes of all uses."""
         return self.weights + self.kv + self.compute + self.other
 
 
 @dataclass(frozen=True)
 class LoadedMemory:
-    """The memory of a model that was loaded and evaluated one token and a small batch. Sizes in bytes.
+    """The memory of a loaded model after it evaluated one token and a small batch. Sizes in bytes.
 
-    `gpu_layers` are those really offloaded, `of_layers` what counts as all of them (the output layer is one).
-    `peak_rss` is the process's largest resident size (VmHWM): the pages of the mapped file that were read count in it,
-    though the system can take them back, and so does Python itself (`rss_before` the model). Memory that was reserved
-    and not touched does not. `peak_pss` is the largest of its samples, pages shared with other processes in parts. Both
-    None where the system does not tell. `driver`: empty without a GPU, or nvidia-ml-py.
+    Attributes:
+        gpu_layers: the number of layers that llama.cpp offloaded.
+        of_layers: the number that means all layers; the output layer counts as one.
+        devices: by device and use.
+        buffers: the buffers in llama.cpp's log.
+        rss_before: resident memory of the process before it loads the model: Python itself.
+        peak_rss: largest resident memory of the process (VmHWM), including `rss_before` and the pages of the mapped
+            file that were read. Reserved memory that was not used does not count.
+        peak_pss: largest sampled proportional set size: a page shared with other processes counts in part.
+        driver: GPU memory as the driver reports it; empty without a GPU or without nvidia-ml-py.
+
+    A figure that the system does not report is None.
     """
 
     gpu_layers: int
@@ -104,36 +111,34 @@ class LoadedMemory:
 
 
 def gpu_devices(model: Path, *, rpc: Sequence[str] = ()) -> list[Device]:
-    """The devices llama.cpp can offload layers of `model` to, those of the RPC servers ("host:port") included.
+    """The devices to which llama.cpp can offload layers of `model`.
 
-    Raises QuantkitError when a server cannot be reached, and as `LlamaSession` does.
+    Args:
+        rpc: llama.cpp rpc-servers ("host:port"); their devices are included.
+
+    Raises:
+        QuantkitError: a server cannot be reached, or llama.cpp crashes.
+        MissingExtraError: llama-cpp-python is not installed.
     """
     with LlamaSession(model) as session:
         return [Device(**device) for device in session.ask({"task": "devices", "rpc": list(rpc)}, timeout=120.0)]
 
 
 def loaded_memory(
-    model: Path,
-    *,
-    gpu_layers: int | None = None,
-    n_ctx: int = 4096,
-    kv_type: str = "f16",
-    flash_attn: bool | None = None,
-    n_batch: int = 2048,
-    n_ubatch: int = 512,
-    n_threads: int | None = None,
-    rpc: Sequence[str] = (),
-    timeout: float | None = 1800.0,
+    model: Path, options: LoadOptions = LoadOptions(), *, n_ctx: int = 4096, timeout: float | None = 1800.0
 ) -> LoadedMemory:
-    """Load `model` with that many layers offloaded (None: all), make a context, evaluate a token and a small batch.
+    """The memory of `model` after it evaluates one token and a small batch in a context of `n_ctx` tokens.
 
-    `flash_attn` None leaves it to llama.cpp. `rpc`: see `gpu_devices`. Without a device nothing is
-    offloaded. Raises QuantkitError when llama.cpp refuses the file, runs out of memory, dies or is late; UsageError for
-    an unknown `kv_type`.
+    Args:
+        timeout: seconds until the child process is stopped; None for no limit.
+
+    Raises:
+        QuantkitError: llama.cpp rejects the file, runs out of memory, crashes or exceeds the timeout.
+        UsageError: the type of the KV cache is unknown.
     """
     header = read_header(model)
     driver = DriverMemory()
-    request = load_request(model, gpu_layers, kv_type, flash_attn, n_batch, n_ubatch, n_threads, rpc)
+    request = options.request(model)
     with LlamaSession(model) as session:
         loaded = session.ask({"task": "load", "n_ctx": n_ctx, **request}, timeout=timeout)
         figures = driver.of(session.pid)
@@ -155,19 +160,20 @@ def loaded_memory(
 def measure_memory(
     model: Path,
     layers: Sequence[int | None] = LAYERS,
+    options: LoadOptions = LoadOptions(),
     *,
     n_ctx: int = 4096,
-    n_threads: int | None = None,
-    rpc: Sequence[str] = (),
-    progress: Callable[[int, int], None] | None = None,
 ) -> tuple[list[LoadedMemory], list[str]]:
-    """A row for each number of offloaded layers (None: all) that this machine can load, and a sentence on each other.
+    """The memory for each number of offloaded layers in `layers`, and a note on each number that cannot be loaded.
 
-    Without a device only 0 is possible. Numbers beyond the model's layers become all of them, and rows are unique.
-    Raises as `loaded_memory` if the model cannot be loaded without offloading.
+    None stands for all layers, and so does a number larger than the model's. Each number is measured once. Without a
+    device only 0 is measured.
+
+    Raises:
+        QuantkitError: the model cannot be loaded without offloading (see `loaded_memory`).
     """
     requested = distinct_layers(layers, all_layers(read_header(model)))
-    possible = requested if gpu_devices(model, rpc=rpc) else [n for n in requested if n == 0]
+    possible = requested if gpu_devices(model, rpc=options.rpc) else [n for n in requested if n == 0]
     notes = []
     if possible != requested:
         left = ", ".join(str(n) for n in requested if n)
@@ -175,20 +181,18 @@ def measure_memory(
             f"{model.name}: llama.cpp finds no GPU, so the memory with {left} layers offloaded is not measured"
         )
     rows = []
-    for done, n in enumerate(possible):
+    for n in possible:
         try:
-            rows.append(loaded_memory(model, gpu_layers=n, n_ctx=n_ctx, n_threads=n_threads, rpc=rpc))
+            rows.append(loaded_memory(model, replace(options, gpu_layers=n), n_ctx=n_ctx))
         except QuantkitError as error:
             if n == 0:
                 raise
             notes.append(f"with {n} layers offloaded: {error}")
-        if progress is not None:
-            progress(done + 1, len(possible))
     return rows, notes
 
 
 def all_layers(header: GgufHeader) -> int:
-    """How many layers llama.cpp can offload: those of the file, and the output as one more."""
+    """The number of layers that llama.cpp can offload: the layers of the file, and one for the output."""
     arch = header.value("general.architecture")
     count = header.value(f"{arch}.block_count")
     return count + 1 if isinstance(count, int) else 1
@@ -199,31 +203,8 @@ def distinct_layers(requested: Sequence[int | None], of_layers: int) -> list[int
     return sorted({of_layers if n is None else min(n, of_layers) for n in requested})
 
 
-def load_request(
-    model: Path,
-    gpu_layers: int | None,
-    kv_type: str,
-    flash_attn: bool | None,
-    n_batch: int,
-    n_ubatch: int,
-    n_threads: int | None,
-    rpc: Sequence[str],
-) -> dict[str, Any]:
-    """The fields that the load and bench tasks share."""
-    return {
-        "model": str(model),
-        "gpu_layers": -1 if gpu_layers is None else gpu_layers,
-        "kv_type": int(GGMLQuantizationType(tensor_type(kv_type))),
-        "flash_attn": _FLASH_ATTENTION[flash_attn],
-        "n_batch": n_batch,
-        "n_ubatch": n_ubatch,
-        "n_threads": n_threads,
-        "rpc": list(rpc),
-    }
-
-
 def _buffers(log: Sequence[str]) -> tuple[Buffer, ...]:
-    """Sums by name and use; llama.cpp plans compute buffers more than once, so the last size counts."""
+    """Sums by name and use. llama.cpp plans compute buffers more than once, so the last size counts."""
     totals: dict[tuple[str, str], int] = {}
     for match in filter(None, map(_BUFFER.match, log)):
         name, what = match["name"], match["what"]
@@ -251,9 +232,9 @@ def _by_device(buffers: Sequence[Buffer], devices: Collection[str]) -> tuple[Dev
 
 
 def _device_of(buffer: str, devices: Collection[str]) -> str:
-    """Of "CUDA0", "Metal_Mapped", "RPC0[host:port]" the device itself; of "CUDA_Host" and all of the CPU's "CPU".
+    """The device of a buffer such as "CUDA0", "Metal_Mapped" or "RPC0[host:port]"; "CPU" for "CUDA_Host" and others.
 
-    An RPC device keeps the buffer's name, for each server numbers its devices from 0.
+    An RPC device keeps the buffer's name, because each server numbers its devices from 0.
     """
     if buffer.startswith("RPC"):
         return buffer

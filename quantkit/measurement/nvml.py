@@ -7,10 +7,12 @@ from typing import Any
 
 @dataclass(frozen=True)
 class DriverFigure:
-    """Bytes of one GPU that the driver charges to a process.
+    """Memory of one GPU that a process uses.
 
-    `method`: "process", the driver's own figure for the process; or "difference", how much more of the GPU is used than
-    was before, where the driver does not know the process (in a container it often sees other ids).
+    Attributes:
+        bytes: the memory in use.
+        method: "process", the driver's figure of the process; or "difference", the increase of the GPU's memory in use.
+            The second is used if the driver does not know the process: in a container it often sees other process ids.
     """
 
     name: str
@@ -19,7 +21,10 @@ class DriverFigure:
 
 
 class DriverMemory:
-    """The GPUs and their memory in use at construction; none without nvidia-ml-py or an NVIDIA driver."""
+    """The GPUs of this machine, and their memory in use at construction.
+
+    Without nvidia-ml-py or an NVIDIA driver the list is empty.
+    """
 
     def __init__(self) -> None:
         self._nvml = _nvml()

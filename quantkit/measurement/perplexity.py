@@ -1,6 +1,5 @@
 """Perplexity of a GGUF file as llama.cpp's llama-perplexity tool measures it."""
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -9,18 +8,22 @@ import numpy.typing as npt
 
 from quantkit.errors import MeasureError
 from quantkit.llamacpp.session import text_tokens
-from quantkit.measurement.comparison import Comparison
+from quantkit.measurement.comparison import ComparedModel, Comparison
 from quantkit.measurement.gguf_engine import GgufEngine
 from quantkit.measurement.summary import perplexity_of, ratio_of
+from quantkit.progress import SILENT, Progress
 from quantkit.scratch import scratch_folder
 from quantkit.texts.windows import cut_windows
 
 
 @dataclass(frozen=True)
 class Perplexity:
-    """exp of the mean loss per token and the standard error of that estimate, as the tool prints them.
+    """A perplexity and its standard error, as llama-perplexity prints them.
 
-    `losses` has the loss of each scored token in nats, (n_tokens,) float64.
+    Attributes:
+        value: exp of the mean loss per token.
+        error: standard error of `value`.
+        losses: the loss of each scored token in nats, float64 (n_tokens,).
     """
 
     value: float
@@ -37,40 +40,44 @@ def perplexity(
     n_ctx: int = 512,
     n_chunks: int | None = None,
     n_threads: int | None = None,
-    progress: Callable[[int, int, float], None] | None = None,
+    progress: Progress = SILENT,
 ) -> Perplexity:
-    """Perplexity of `text` in windows of `n_ctx` tokens that do not overlap, at most `n_chunks` of them.
+    """Perplexity of `text` in windows of `n_ctx` tokens that do not overlap, as llama-perplexity computes it.
 
-    llama-perplexity's convention: the text (less one trailing newline) is tokenized whole; the first token of each
-    window is replaced by BOS when the vocabulary adds one; of each window only the tokens after position n_ctx / 2 are
-    scored, so each has at least half a window of context: n_ctx - 1 - n_ctx / 2 tokens a window. (transformers'
-    usual figure scores all of a window and is higher.) `progress(done, of, value so far)` is called per window.
-    Raises MissingExtraError without llama-cpp-python; QuantkitError if llama.cpp refuses the file; MeasureError if
-    the text has fewer than n_ctx tokens, or logits are not finite.
+    The text without one trailing newline is tokenized whole. If the vocabulary adds a BOS token, it replaces the first
+    token of each window. Only the tokens after position n_ctx / 2 are scored, so each has at least half a window of
+    context. These are n_ctx - 1 - n_ctx / 2 tokens of a window. (The usual figure of transformers scores the whole
+    window and is higher.)
+
+    Args:
+        n_chunks: largest number of windows; None for all.
+        n_threads: None for all cores.
+        progress: receives one stage, "chunks"; an item ends with the perplexity so far.
+
+    Raises:
+        MissingExtraError: llama-cpp-python is not installed.
+        QuantkitError: llama.cpp rejects the file.
+        MeasureError: the text has fewer than n_ctx tokens, or a logit is not finite.
     """
     ids, bos = text_tokens(model, text)
     windows = cut_windows(ids, bos, n_ctx=n_ctx, n_chunks=n_chunks, name="the text")
-    done = 0
     with scratch_folder() as work:
-        engine = GgufEngine(model, n_threads=n_threads)
-        comparison = Comparison([engine], [str(model)], [windows], work, threads=1)
-
-        def measured(count: int) -> None:
-            nonlocal done
-            done += count
-            if progress is not None and count:
-                progress(done, len(windows.tokens), comparison.perplexity_so_far(0))
-
-        comparison.run(measured=measured)
-        losses = comparison.records(0, 0)["loss"].copy()
+        compared = ComparedModel(GgufEngine(model, n_threads=n_threads), str(model), model.name)
+        comparison = Comparison([compared], [windows], work, threads=1)
+        try:
+            comparison.run(progress)
+            losses = comparison.records(0, 0)["loss"].copy()
+        finally:
+            comparison.close()
     figure = perplexity_of(losses)
     return Perplexity(figure.value, figure.error, len(losses), len(windows.tokens), losses)
 
 
 def perplexity_ratio(candidate: Perplexity, reference: Perplexity) -> tuple[float, float]:
-    """candidate / reference and its standard error, from the losses paired token by token (see summary.ratio_of).
+    """candidate / reference and its standard error, from losses paired by token (see summary.ratio_of).
 
-    Raises MeasureError when the two were not measured on the same number of tokens.
+    Raises:
+        MeasureError: the two have different numbers of tokens.
     """
     if candidate.n_tokens != reference.n_tokens:
         raise MeasureError(

@@ -1,4 +1,4 @@
-"""`measure`: compare models with a reference on texts; the result is one document, and a killed run resumes."""
+"""Compare models with a reference on texts. The result is one document; a killed run resumes."""
 
 import hashlib
 import json
@@ -16,7 +16,7 @@ from quantkit import __version__
 from quantkit.errors import OutputError
 from quantkit.journal import Journal
 from quantkit.machine import cores, memory_limit
-from quantkit.measurement.comparison import Comparison
+from quantkit.measurement.comparison import ComparedModel, Comparison
 from quantkit.measurement.costs import Costs, measure_costs
 from quantkit.measurement.document import SCHEMA
 from quantkit.measurement.subjects import Subject, check_vocabularies
@@ -32,9 +32,10 @@ _BEGUN = "begun"
 class Limits:
     """Limits of a candidate's loss of quality; None for no limit.
 
-    delta: of the perplexity's increase, as (limit, whether it is a fraction of the reference's perplexity).
-    kl: of the mean KL divergence, in nats a token.
-    top1: least fraction of tokens whose most likely token is the reference's.
+    Attributes:
+        delta: largest increase of the perplexity; (limit, whether it is a fraction of the reference's perplexity).
+        kl: largest mean KL divergence, in nats per token.
+        top1: least fraction of tokens whose most likely token is the reference's.
     """
 
     delta: tuple[float, bool] | None = None
@@ -46,14 +47,16 @@ class Limits:
 class MeasureOptions:
     """Options of `measure`.
 
-    output: folder of the report, and of an unfinished measurement, which the next run resumes; None for `NAME-report`,
-        where NAME is the reference's name.
-    n_ctx: tokens of a window.
-    n_chunks: windows of each text at most; None for all.
-    costs: memory and speed to measure besides quality; None for quality alone.
-    device: "cpu", "cuda" or "auto": where folders of weights compute.
-    force: discard the unfinished measurement of other models or texts.
-    offline: read only the hub's cache.
+    Attributes:
+        output: folder of the report and of an unfinished measurement; None for `NAME-report` with the reference's name.
+        n_ctx: tokens of a window.
+        n_chunks: largest number of windows of a text; None for all.
+        threads: threads of every model.
+        limits: limits of the candidates' loss of quality.
+        costs: memory and speed to measure besides quality; None for quality alone.
+        device: "cpu", "cuda" or "auto"; the device that computes folders of weights.
+        force: discard the unfinished measurement of other models or texts.
+        offline: read only local files and the hub's cache.
     """
 
     output: str | Path | None = None
@@ -75,16 +78,20 @@ def measure_subjects(
     progress: Progress = SILENT,
     warn: Callable[[str], object] = lambda text: None,
 ) -> dict[str, Any]:
-    """Measure every model on every text, and compare each with the first, the reference, token by token.
+    """Measure every model on every text, and compare each candidate with the reference token by token.
 
-    Returns the report.json document (see measurement.document): `texts`, `models` (the reference first), `flags`
-    (limits that a candidate exceeds), `machine`, `settings` and `seconds`. `warn` receives each warning. The caller
-    deletes `work`, the folder of the unfinished measurement, after it stores the document.
+    Args:
+        subjects: the models; the first is the reference.
+        work: folder of the unfinished measurement. The caller deletes it after it stores the document.
+        warn: receives each warning.
+
+    Returns:
+        The report.json document (see measurement.document).
 
     Raises:
-        MeasureError: a text is too short, vocabularies differ, logits are not finite.
-        OutputError: the work folder belongs to another measurement, or cannot be written.
-        QuantkitError: llama.cpp refuses a file.
+        MeasureError: a text is too short, vocabularies differ, or a logit is not finite.
+        OutputError: the work folder belongs to another measurement, or is not writable.
+        QuantkitError: llama.cpp rejects a file.
     """
     start = time.monotonic()
     reference = subjects[0]
@@ -94,15 +101,10 @@ def measure_subjects(
     ]
     with ExitStack() as stack:
         _begin(work, _fingerprint(subjects, windows), stack, force=options.force)
-        comparison = Comparison(
-            [subject.engine for subject in subjects],
-            [subject.name for subject in subjects],
-            windows,
-            work,
-            threads=options.threads,
-        )
-        stages = _ComparisonStages(comparison, subjects, progress)
-        comparison.run(prepared=stages.prepared, measured=stages.measured)
+        compared = [ComparedModel(subject.engine, subject.name, subject.label) for subject in subjects]
+        comparison = Comparison(compared, windows, work, threads=options.threads)
+        stack.callback(comparison.close)
+        comparison.run(progress)
         models = [
             _model(comparison, number, label, subjects, windows) for number, label in enumerate(_labels(subjects))
         ]
@@ -128,7 +130,7 @@ def measure_subjects(
 
 
 def _with_unique_names(texts: Sequence[Text]) -> list[Text]:
-    """A report identifies a text by its name: of several `test.txt` the second becomes `test.txt (2)`."""
+    """The texts with unique names, which identify them in a report: the second `test.txt` becomes `test.txt (2)`."""
     by_name: dict[str, Text] = {}
     for text in texts:
         name, number = text.name, 1
@@ -145,7 +147,8 @@ def _begin(work: Path, fingerprint: str, stack: ExitStack, *, force: bool) -> No
         work.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OutputError(f"cannot create {work}: {error.strerror or error}") from error
-    journal = Journal(work / "journal", fingerprint, [], force=force)
+    # The records have checksums, so those from before a restart of the machine count.
+    journal = Journal(work / "journal", fingerprint, [], force=force, outlasts_restart=True)
     stack.callback(journal.close)
     if _BEGUN not in journal.done:
         for path in work.iterdir():
@@ -154,10 +157,11 @@ def _begin(work: Path, fingerprint: str, stack: ExitStack, *, force: bool) -> No
             elif path != journal.path:
                 path.unlink()
         journal.finished(_BEGUN)
+        journal.sync()
 
 
 def _fingerprint(subjects: Sequence[Subject], windows: Sequence[Windows]) -> str:
-    """A digest of all that the records depend on: the weights and the token ids."""
+    """A digest of the weights and the token ids, on which the records depend."""
     digest = hashlib.sha256(__version__.encode())
     for subject in subjects:
         digest.update(subject.fingerprint.encode())
@@ -165,35 +169,6 @@ def _fingerprint(subjects: Sequence[Subject], windows: Sequence[Windows]) -> str
         digest.update(json.dumps(text.tokens.shape).encode())
         digest.update(text.tokens.tobytes() + text.targets.tobytes())
     return digest.hexdigest()
-
-
-class _ComparisonStages:
-    """Reports the steps of a Comparison: the layers of each folder of weights, then the windows."""
-
-    def __init__(self, comparison: Comparison, subjects: Sequence[Subject], progress: Progress) -> None:
-        self._comparison, self._subjects, self._progress = comparison, subjects, progress
-        self._stage = ""
-        self._layers = self._windows = 0
-
-    def prepared(self, number: int, done: int, of: int) -> None:
-        stage = f"layers of {self._subjects[number].name}"
-        if stage != self._stage:
-            self._stage, self._layers = stage, 0
-            self._progress.start(stage, of)
-        self._progress.advance(done - self._layers, f"{done} of {of}")
-        self._layers = done
-
-    def measured(self, count: int) -> None:
-        before, self._windows = self._windows, self._windows + count
-        if self._stage != "chunks":
-            self._stage, before = "chunks", 0
-            self._progress.start("chunks", self._comparison.n_windows)
-        # A line has space for a few models.
-        values = [
-            (subject.label, self._comparison.perplexity_so_far(number)) for number, subject in enumerate(self._subjects)
-        ]
-        known = " ".join(f"{label} {value:.4g}" for label, value in [pair for pair in values if pair[1] == pair[1]][:4])
-        self._progress.advance(self._windows - before, f"{self._windows} of {self._comparison.n_windows}: {known}")
 
 
 def _model(
@@ -221,7 +196,7 @@ def _model(
 
 
 def _labels(subjects: Sequence[Subject]) -> list[str]:
-    """The types; where two models have the same type, the kind of file follows."""
+    """The types of the models; if two models have the same type, the kind of file follows."""
     labels = [subject.label for subject in subjects]
     return [
         label if labels.count(label) == 1 else f"{label} {subject.kind}"
@@ -271,7 +246,7 @@ def _engine(kind: str) -> str:
 
 
 def machine() -> dict[str, Any]:
-    """The measuring machine: processor, cores and bytes of memory that this process may use."""
+    """This machine: processor, cores and bytes of memory that this process may use."""
     return {
         "cpu": _processor(),
         "cores": cores(),

@@ -30,8 +30,12 @@ RECORD = np.dtype(
 
 @dataclass(frozen=True)
 class Scored:
-    """Of each row of logits: `norm`, log of the sum of their exponentials; `loss` of the target, both float64 (n,);
-    `top` int64 (n, 5), the most likely tokens, the first of them first.
+    """Scores of n rows of logits.
+
+    Attributes:
+        norm: log of the sum of the exponentials, float64 (n,).
+        loss: -log p of the target, in nats, float64 (n,).
+        top: the five most likely tokens in descending order, int64 (n, 5).
     """
 
     norm: NDArray[np.float64]
@@ -40,7 +44,7 @@ class Scored:
 
     @property
     def finite(self) -> bool:
-        """False when a row has a NaN, or infinities that leave no distribution."""
+        """Whether every row gives a distribution: without NaN, and without infinities that prevent one."""
         return bool(np.isfinite(self.norm).all() and np.isfinite(self.loss).all())
 
 
@@ -51,7 +55,7 @@ class Scorer:
         self._pool = ThreadPoolExecutor(threads)
 
     def score(self, rows: Array, targets: NDArray[np.int32]) -> Scored:
-        """`rows` (n, n_vocab) logits, `targets` (n,) token ids."""
+        """Score rows of logits, float32 (n, n_vocab), against the token ids `targets`, int32 (n,)."""
         n, n_vocab = rows.shape
         norm, loss = np.empty(n), np.empty(n)
         top = np.empty((n, min(TOP, n_vocab)), np.int64)
@@ -72,9 +76,15 @@ class Scorer:
         return Scored(norm, loss, top)
 
     def compare(self, reference: Array, scored: Scored, rows: Array, own: Scored) -> NDArray[np.void]:
-        """RECORD of each row, (n,): of logits `rows`, scored as `own`, against `reference`, scored as `scored`.
+        """The RECORD of each row, (n,).
 
-        KL(p || q) = sum of p (log p - log q) over the whole vocabulary, p the reference's.
+        KL(p || q) = sum of p (log p - log q) over the whole vocabulary; p is the reference's distribution.
+
+        Args:
+            reference: logits of the reference, float32 (n, n_vocab).
+            scored: scores of `reference`.
+            rows: logits of the candidate, float32 (n, n_vocab).
+            own: scores of `rows`.
         """
         n, n_vocab = rows.shape
         result = records(own)

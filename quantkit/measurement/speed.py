@@ -1,7 +1,6 @@
 """Speed of a GGUF file in llama.cpp, by llama-bench's definition (tools/llama-bench/llama-bench.cpp)."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -9,25 +8,31 @@ from typing import Any
 from quantkit.gguf.reader import read_header
 from quantkit.llamacpp.session import LlamaSession
 from quantkit.machine import cores
-from quantkit.measurement.memory import all_layers, load_request
-
-N_BATCH, N_UBATCH = 2048, 512
+from quantkit.measurement.load_options import LoadOptions
+from quantkit.measurement.memory import all_layers
 
 
 @dataclass(frozen=True)
 class Rate:
-    """Tokens a second: the mean over the repetitions, and their standard deviation (None of a single one)."""
+    """Tokens per second: the mean of the repetitions, and their standard deviation (None for one repetition)."""
 
     value: float
     error: float | None
 
     def document(self) -> dict[str, float]:
+        """A value of report.json; without the key "error" for one repetition."""
         return {"value": self.value} | ({"error": self.error} if self.error is not None else {})
 
 
 @dataclass(frozen=True)
 class Speed:
-    """`prompt`: of prompt_tokens at once, in batches; `generation`: of generated_tokens one by one, from nothing."""
+    """Speed of a model.
+
+    Attributes:
+        gpu_layers: the number of offloaded layers.
+        prompt: rate of reading `prompt_tokens` tokens in batches.
+        generation: rate of generating `generated_tokens` tokens one by one, in an empty context.
+    """
 
     gpu_layers: int
     threads: int
@@ -50,46 +55,53 @@ class Speed:
         }
 
 
+@dataclass(frozen=True)
+class SpeedTests:
+    """llama-bench's tests: a prompt of `n_prompt` tokens (pp) and `n_generate` generated tokens (tg), repeated."""
+
+    n_prompt: int = 512
+    n_generate: int = 128
+    repetitions: int = 5
+
+
 def measure_speed(
     model: Path,
+    options: LoadOptions = LoadOptions(),
+    tests: SpeedTests = SpeedTests(),
     *,
-    gpu_layers: int | None = None,
-    n_threads: int | None = None,
-    n_prompt: int = 512,
-    n_generate: int = 128,
-    repetitions: int = 5,
-    rpc: Sequence[str] = (),
-    progress: Callable[[int, int], None] | None = None,
     timeout: float | None = None,
 ) -> Speed:
-    """llama-bench's pp and tg tests: the model loaded once, each test in a context of its own, after a warm-up.
+    """The rates of llama-bench's pp and tg tests.
 
-    OpenMP's threads sleep while they wait unless OMP_WAIT_POLICY says otherwise, which llama-bench leaves to the
-    environment: on a machine with other work to do, spinning costs either of them most of its speed.
+    The model is loaded once. Each test has a new context and a warm-up run. Unless OMP_WAIT_POLICY is set, waiting
+    threads of OpenMP sleep; llama-bench leaves this to the environment. Threads that spin lose most of the speed on a
+    machine with other work.
 
-    `gpu_layers` None offloads all; without a device, 0 it is. `n_threads` None: as many as this process may use.
-    `timeout`: seconds for each run of a test. Raises as `loaded_memory` does.
+    Args:
+        timeout: seconds for each run of a test; None for no limit.
+
+    Raises:
+        QuantkitError: llama.cpp rejects the file, runs out of memory, crashes or exceeds the timeout.
     """
     of_layers = all_layers(read_header(model))
-    threads = n_threads or cores()
-    request = load_request(model, gpu_layers, "f16", None, N_BATCH, N_UBATCH, threads, rpc)
+    options = replace(options, n_threads=options.n_threads or cores())
     with LlamaSession(model) as session:
-        devices = session.ask({"task": "bench_open", **request}, timeout=timeout)
+        devices = session.ask({"task": "bench_open", **options.request(model)}, timeout=timeout)
         rates = []
-        for test, (prompt, tokens) in enumerate([(True, n_prompt), (False, n_generate)]):
+        for prompt, tokens in ((True, tests.n_prompt), (False, tests.n_generate)):
             session.ask({"task": "bench_begin", "prompt": prompt, "tokens": tokens}, timeout=timeout)
-            speeds = []
-            for repetition in range(repetitions):
-                speeds.append(tokens / session.ask({"task": "bench_run"}, timeout=timeout))
-                if progress is not None:
-                    progress(test * repetitions + repetition + 1, 2 * repetitions)
-            rates.append(Rate(mean(speeds), stdev(speeds) if repetitions > 1 else None))
+            speeds = [tokens / session.ask({"task": "bench_run"}, timeout=timeout) for _ in range(tests.repetitions)]
+            rates.append(Rate(mean(speeds), stdev(speeds) if tests.repetitions > 1 else None))
     return Speed(
-        gpu_layers=(of_layers if gpu_layers is None else min(gpu_layers, of_layers)) if devices else 0,
-        threads=threads,
-        repetitions=repetitions,
-        prompt_tokens=n_prompt,
+        gpu_layers=_offloaded(options.gpu_layers, of_layers) if devices else 0,
+        threads=options.n_threads or cores(),
+        repetitions=tests.repetitions,
+        prompt_tokens=tests.n_prompt,
         prompt=rates[0],
-        generated_tokens=n_generate,
+        generated_tokens=tests.n_generate,
         generation=rates[1],
     )
+
+
+def _offloaded(gpu_layers: int | None, of_layers: int) -> int:
+    return of_layers if gpu_layers is None else min(gpu_layers, of_layers)

@@ -38,7 +38,7 @@ class Subject:
 
     @property
     def kind(self) -> str:
-        """ "gguf", "hf", "awq" or "gptq"."""
+        """ "gguf", "hf", or the name of a format of quantized folders."""
         return "gguf" if isinstance(self.engine, GgufEngine) else self.engine.kind
 
     @property
@@ -95,6 +95,7 @@ class Subject:
         return cut_windows(whole.tolist(), bos, n_ctx=n_ctx, n_chunks=n_chunks, name=text.name, sha256=text.sha256)
 
     def close(self) -> None:
+        """Close the files and free the memory."""
         self.engine.close()
 
 

@@ -23,6 +23,7 @@ class Figure:
     error: float
 
     def document(self) -> dict[str, float]:
+        """A value of report.json."""
         return {"value": self.value, "error": self.error}
 
 

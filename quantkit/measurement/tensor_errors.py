@@ -1,6 +1,6 @@
 """Relative Frobenius error of each weight matrix of a quantized model, by its name in a GGUF.
 
-The family's rules map the tensors of a checkpoint to GGUF names and row order, so a folder compares with a GGUF file.
+The family's rules map the tensors of a checkpoint to GGUF names and row order, so a folder is comparable with a GGUF.
 """
 
 import re
@@ -34,8 +34,10 @@ _TIED = {"output.weight": "token_embd.weight"}
 class TensorError:
     """Relative Frobenius error of a matrix: |candidate - reference| / |reference|.
 
-    `kind` is the name below the layer (attn_q, ffn_down_exps, token_embd), `layer` None outside the layers, `type` how
-    the candidate stores it.
+    Attributes:
+        layer: None outside the layers.
+        kind: the name below the layer (attn_q, ffn_down_exps, token_embd).
+        type: the candidate's type of the matrix.
     """
 
     layer: int | None
@@ -48,16 +50,16 @@ class TensorError:
         return {"layer": self.layer, "kind": self.kind, "type": self.type, "error": self.error}
 
 
-def tensor_errors(
-    reference: Path, candidate: Path, *, progress: Callable[[int, int], None] | None = None
-) -> list[TensorError]:
-    """The error of every weight matrix both have; stacked experts are one. `progress`: matrices done, of how many.
+def tensor_errors(reference: Path, candidate: Path) -> list[TensorError]:
+    """The error of every weight matrix that both models have; stacked experts count as one matrix.
 
     Each model is a GGUF file or a folder of Hugging Face, AWQ or GPTQ weights. An AWQ candidate has no errors, because
     its scales are folded into neighbouring matrices. A tied output matrix compares with the embedding. Rows are read in
     slices of a million elements. A matrix of more than 2^25 elements is sampled: every k-th slice, about 2^25 elements.
 
-    Raises CheckpointError or UnsupportedError if a model is not readable, MeasureError if the two models differ.
+    Raises:
+        CheckpointError, UnsupportedError: a model is not readable.
+        MeasureError: the shapes differ, or no matrix is common.
     """
     with ExitStack() as stack:
         candidates = _open(candidate, stack)
@@ -71,7 +73,7 @@ def tensor_errors(
                 f"{candidate.name} and {reference.name} have no weight matrix in common; pass files of one model"
             )
         errors = []
-        for done, (tensor, other) in enumerate(common):
+        for tensor, other in common:
             if tensor.shape != other.shape:
                 raise MeasureError(
                     f"{tensor.name} is {list(tensor.shape)} in {candidate.name} and {list(other.shape)} in"
@@ -79,8 +81,6 @@ def tensor_errors(
                 )
             layer, kind = _place(tensor.name)
             errors.append(TensorError(layer, kind, tensor.type, _error(tensor, other)))
-            if progress is not None:
-                progress(done + 1, len(common))
         return sorted(errors, key=lambda error: (error.layer is not None, error.layer or 0))
 
 

@@ -1,6 +1,6 @@
 """The plan of a calibration: its samples, the importance matrix it gives, the memory and disk it takes."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -62,6 +62,7 @@ class CalibrationPlan:
 
     @property
     def disk(self) -> int:
+        """Bytes of the hidden states in the work folder."""
         return self.samples.tokens.size * bytes_per_token(self.native.decoder, self.samples.tokens.shape[1])
 
     @cached_property
@@ -107,6 +108,7 @@ class ImatrixOutput:
 
     @property
     def folder(self) -> Path:
+        """The folder of the file."""
         return self.path.parent
 
 
@@ -150,16 +152,14 @@ def plan_calibration(
     return CalibrationPlan(native, samples, layers, gram, request.propagate, find_device(request.device), memory)
 
 
-def plan_imatrix(path: Path, calibration: CalibrationPlan) -> ImatrixOutput:
-    """The file that `write_imatrix` writes for this calibration; its size is exact."""
-    imatrix = calibration.imatrix()
+def plan_imatrix(path: Path, imatrix: Imatrix, matrices: Mapping[str, int]) -> ImatrixOutput:
+    """The file that `write_imatrix` writes for `imatrix`; its size is exact. `matrices`: how many each tensor has."""
     keys = [string("general.type", "imatrix"), array("imatrix.datasets", string("", "").kind, imatrix.datasets)]
     keys += [uint32("imatrix.chunk_count", imatrix.chunks), uint32("imatrix.chunk_size", imatrix.chunk_size)]
     head, data = 24 + sum(len(key.pack()) for key in keys), 0
     for name, values in imatrix.values.items():
-        count = len(calibration.imatrix_sources[name])
         head += sum(8 + len(name + suffix) + 4 + 2 * 8 + 4 + 8 for suffix in (".in_sum2", ".counts"))
-        data += padded(4 * values.size) + padded(4 * count)
+        data += padded(4 * values.size) + padded(4 * matrices[name])
     return ImatrixOutput(path, len(imatrix.values), padded(head) + data)
 
 

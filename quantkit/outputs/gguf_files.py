@@ -73,10 +73,12 @@ class GgufOutput:
 
     @property
     def label(self) -> str:
+        """The type in file names, such as Q4_K_M."""
         return self.type.label
 
     @property
     def size(self) -> int:
+        """Bytes of all files."""
         return sum(file.size for file in self.files)
 
     @property
@@ -106,10 +108,12 @@ class GgufPlan:
 
     @property
     def disk(self) -> int:
+        """Bytes of all outputs."""
         return sum(output.size for output in self.outputs)
 
     @property
     def n_elements(self) -> int:
+        """Number of parameters."""
         return sum(tensor.n_elements for tensor in self.model.tensors)
 
     @property
@@ -124,6 +128,7 @@ class GgufPlan:
         return llama_memory(sizes, self.checked_at_once) if self.model.folder is not None else 0
 
     def bits_per_weight(self, output: GgufOutput) -> float:
+        """Bits of tensor data per parameter."""
         return 8 * sum(slot.nbytes for file in output.files for slot in file.slots) / self.n_elements
 
     def with_imatrix(self, imatrix: Imatrix) -> "GgufPlan":

@@ -51,7 +51,7 @@ def model_from_gguf(path: Path, *, name: str | None = None) -> Model:
                 f"{headers[index].path.name} cannot be read at tensor {tensor} ({error.strerror}); check the disk"
             ) from error
         if len(data) != (stop - start) * width:
-            raise CheckpointError(
+            raise ReadError(
                 f"{headers[index].path.name} ends inside tensor {tensor}; it is truncated, download it again"
             )
         return typed_rows(np.frombuffer(data, dtype=np.uint8).reshape(stop - start, width), slot)

@@ -1,7 +1,7 @@
 """A source as an unquantized GGUF that exists only as a description.
 
-A checkpoint becomes a `Model`: the keys of its unquantized GGUF, its tensors with their types there, in
-llama.cpp's order, and a function that reads rows. It is never written.
+A checkpoint becomes a `Model`: the keys of its unquantized GGUF, its tensors with their types there, in llama.cpp's
+order, and a function that reads rows. The GGUF is never written.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from quantkit.checkpoint import Checkpoint
 from quantkit.errors import TokenizerError, UnsupportedError, UsageError
 from quantkit.families import MappedTensor, cautions, find_family, left_out, map_tensors, read_mapped
+from quantkit.families.base.scalars import with_scalars
 from quantkit.gguf.kernels import dequantize_rows
 from quantkit.gguf.keyvalues import KeyValue
 from quantkit.gguf.metadata import general_keys, plain_key
@@ -53,14 +54,17 @@ class ModelTensor:
 
     @property
     def n_rows(self) -> int:
+        """Rows of the tensor seen as a matrix."""
         return int(np.prod(self.shape[:-1], dtype=np.int64)) if len(self.shape) > 1 else 1
 
     @property
     def n_columns(self) -> int:
+        """Columns: the last dimension."""
         return self.shape[-1]
 
     @property
     def n_elements(self) -> int:
+        """Number of elements."""
         return self.n_rows * self.n_columns
 
     @property
@@ -73,11 +77,15 @@ class ModelTensor:
 class Model:
     """A source that can be converted.
 
-    `read_rows(name, start, stop)` returns (stop - start, n_columns) in the tensor's own type, or uint8 rows of blocks
-    for a quantized source. `origin` goes into the records of outputs; `weight_files` contain the weights. `draft_only`:
-    it has the layers that predict a later token and none of the model's own. `folder` has the checkpoint's tokenizer
-    files, None for a GGUF. `in_order`: rows are read fastest tensor by tensor. `reader_memory`: bytes of another
-    process that reads them.
+    Attributes:
+        read_rows: read_rows(name, start, stop) returns rows (stop - start, n_columns) in the type of the tensor; uint8
+            rows of blocks for a quantized source.
+        origin: goes into the records of outputs.
+        weight_files: the files with the weights.
+        draft_only: the model has only the layers that predict a later token.
+        folder: the folder with the checkpoint's tokenizer files; None for a GGUF.
+        in_order: rows are read fastest tensor by tensor.
+        reader_memory: bytes of another process that reads the rows.
     """
 
     name: str
@@ -115,7 +123,7 @@ def model_from_checkpoint(
         UsageError: the layers of `mtp` "only" do not exist.
         CheckpointError, TokenizerError, UnsupportedError: the checkpoint or its tokenizer cannot be converted.
     """
-    config = checkpoint.config
+    config = with_scalars(checkpoint)
     family = find_family(config)
     sizes = family.sizes(config, checkpoint.tensors)
     if mtp == "only" and not sizes.n_draft:
@@ -179,11 +187,12 @@ def origin_of(source: "Checkpoint | Model") -> Mapping[str, Any]:
     """The origin of a source, for the records of its outputs."""
     if isinstance(source, Model):
         return source.origin
-    return {
+    origin = {
         "source": source.repo_id or source.folder.name,
         "revision": source.revision,
         "header_sha256": dict(source.header_sha256),
     }
+    return origin | ({"adapters": [adapter.record for adapter in source.adapters]} if source.adapters else {})
 
 
 def weight_files_of(source: "Checkpoint | Model") -> tuple[Path, ...]:
@@ -197,7 +206,7 @@ def _describe(tensor: MappedTensor, checkpoint: Checkpoint) -> ModelTensor:
     source = tensor.parts[0].source if tensor.parts else "config.json"
     if tensor.is_mxfp4:
         kind = GGMLQuantizationType.MXFP4
-    elif tensor.values is not None or tensor.adjust is not None or _stays_f32(tensor.name, tensor.shape):
+    elif tensor.values is not None or _is_computed(tensor) or _stays_f32(tensor.name, tensor.shape):
         kind = GGMLQuantizationType.F32
     else:
         dtypes = {np.dtype(checkpoint.tensors[part.source].read_dtype) for part in tensor.parts}
@@ -208,6 +217,11 @@ def _describe(tensor: MappedTensor, checkpoint: Checkpoint) -> ModelTensor:
             )
         kind = FLOAT_TYPES[dtypes.pop()]
     return ModelTensor(tensor.name, tensor.shape, kind, tensor.row_step, source)
+
+
+def _is_computed(tensor: MappedTensor) -> bool:
+    """Whether the values differ from the checkpoint's; they are then computed in float32."""
+    return tensor.adjust is not None or bool(tensor.factors)
 
 
 def _stays_f32(name: str, shape: Sequence[int]) -> bool:

@@ -1,10 +1,12 @@
 """Opening the source of a conversion: a GGUF, a checkpoint of a family, or one that llama.cpp's converter reads."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from quantkit.adapters import Adapter, AdapterRequest, apply_adapters, open_adapter
 from quantkit.checkpoint import Checkpoint, open_checkpoint
-from quantkit.errors import UnknownArchitectureError, UnsupportedError
+from quantkit.errors import UnknownArchitectureError, UnsupportedError, UsageError
 from quantkit.families import open_model
 from quantkit.llamacpp.converter import FOLDER_VARIABLE, ConverterOptions, find_converter
 from quantkit.outputs.converted import model_from_converter
@@ -66,3 +68,35 @@ def open_convertible(
         checkpoint.close()
 
     return replace(model, warnings=(note, *model.warnings), close=close)
+
+
+def merge_adapters(
+    source: Checkpoint | Model,
+    requests: Sequence[AdapterRequest],
+    *,
+    offline: bool = False,
+    progress: Progress = SILENT,
+) -> None:
+    """From now on the rows of `source` are merged with these adapters, in order (see `apply_adapters`).
+
+    Raises:
+        UsageError: the source is a GGUF, or has no family.
+        CheckpointError, HubError, UnsupportedError: see `open_adapter` and `apply_adapters`.
+    """
+    if not requests:
+        return
+    if isinstance(source, Model):
+        what = "has no family" if source.folder is not None else "is a GGUF"
+        raise UsageError(
+            f"--adapter needs a checkpoint of a family, but {source.name} {what}; convert the base checkpoint, or write"
+            " the adapter alone with quantkit lora"
+        )
+    adapters: list[Adapter] = []
+    try:
+        for request in requests:
+            adapters.append(open_adapter(request, offline=offline, progress=progress))
+        apply_adapters(source, adapters)
+    except BaseException:
+        for adapter in adapters:
+            adapter.close()
+        raise

@@ -1,11 +1,11 @@
-"""AWQ and GPTQ folders to write: which linears are quantized, and the layout of every file."""
+"""Folders of quantized weights to write: which linears are quantized, and the layout of every file."""
 
 import fnmatch
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
@@ -13,50 +13,22 @@ from quantkit.errors import UnsupportedError, UsageError
 from quantkit.families.base.native import Native
 from quantkit.forward.layer_linears import layer_linears
 from quantkit.forward.linears import LayerLinears, Linear
-from quantkit.packed.config import QUANTIZE_CONFIG, awq_config, gptq_config
-from quantkit.packed.layout import MAX_SHARD, Shard, Stated, plan_folder, total_bytes
-from quantkit.packed.packing import packed_shapes, why_not_packed
+from quantkit.packed.config import QUANTIZE_CONFIG
+from quantkit.packed.formats import DTYPES, FolderRequest, Format, Names, Stored
+from quantkit.packed.layout import Shard, Stated, plan_folder, total_bytes
+from quantkit.packed.registry import FORMATS
 from quantkit.packed.writer import json_bytes
-from quantkit.quant.factor import LEAST_DAMP
-from quantkit.quant.grid import Grid
 from quantkit.quant.rounding import check_group
 
-DTYPES = {"float16": "F16", "bfloat16": "BF16"}
-Method = Literal["awq", "gptq"]
-Rounding = Literal["feedback", "nearest"]
+__all__ = ["DTYPES", "FolderPlan", "FolderRequest", "all_layers", "plan_folder_of"]
 
-
-@dataclass(frozen=True)
-class FolderRequest:
-    """A folder to write. `skip`: shell patterns of linears to keep; `dtype` of kept tensors; `max_shard` in bytes.
-
-    `rounding`, of AWQ alone: with error feedback, or to nearest as in the paper. Of GPTQ alone: `damp` (the fraction of
-    the Hessian's mean diagonal added to its diagonal; None: by the number of tokens), `act_order`, `static_groups`.
-    """
-
-    method: Method
-    grid: Grid
-    skip: tuple[str, ...] = ()
-    dtype: str = "float16"
-    max_shard: int = MAX_SHARD
-    rounding: Rounding = "feedback"
-    damp: float | None = None
-    act_order: bool = True
-    static_groups: bool = True
-
-    @property
-    def label(self) -> str:
-        return self.method.upper()
-
-    @property
-    def trivial_groups(self) -> bool:
-        """Whether input i is in group i // group size."""
-        return self.method == "awq" or self.static_groups or not self.act_order
+QUANTIZED_KEYS = ("quantization_config", "compression_config", "quantization")
+"""The keys of config.json that a quantized source may have; the folder gets its own."""
 
 
 @dataclass(frozen=True)
 class FolderPlan:
-    """A folder that can be written. `quantized` are names of linears; `shards` its weight files."""
+    """A folder that can be written. `quantized`: linears by name; `shards`: weight files; `head`: the output head."""
 
     request: FolderRequest
     folder: Path
@@ -64,37 +36,56 @@ class FolderPlan:
     quantized: Mapping[str, Linear]
     kept: tuple[str, ...]
     shards: tuple[Shard, ...]
+    head: str = "lm_head"
+
+    @property
+    def format(self) -> Format:
+        return FORMATS[self.request.method]
 
     @property
     def label(self) -> str:
-        return self.request.label
+        """The format in folder names: AWQ, FP8."""
+        return self.format.label
 
     @property
     def size(self) -> int:
+        """Bytes of the weight files."""
         return total_bytes(self.shards)
+
+    @property
+    def names(self) -> Names:
+        """The linears as the configuration names them."""
+        matrices = [
+            place.name.removesuffix(".weight")
+            for shard in self.shards
+            for place in shard.places
+            if place.name.endswith(".weight") and len(place.shape) == 2
+        ]
+
+        def below(place: str) -> list[str]:
+            return [name for name in matrices if name.startswith(place.removesuffix("*"))]
+
+        return Names(self.quantized.keys(), self.kept, self.head, below)
+
+    def stored(self, linear: Linear) -> Stored:
+        """The tensors of a quantized linear: suffix -> safetensors dtype, shape."""
+        return self.format.stored(self.request, linear.n_in, linear.n_out)
 
     def quantization_config(self) -> dict[str, Any]:
         """The quantization_config of config.json."""
-        request = self.request
-        if request.method == "awq":
-            return awq_config(request.grid, self.kept, self.quantized.keys())
-        return gptq_config(
-            request.grid,
-            self.kept,
-            self.quantized.keys(),
-            desc_act=not request.trivial_groups,
-            damp_percent=LEAST_DAMP if request.damp is None else request.damp,
-            static_groups=request.static_groups,
-        )
+        return self.format.config(self.request, self.names)
 
     def config(self, native: Mapping[str, Any]) -> dict[str, Any]:
         """The folder's config.json."""
-        config = {key: value for key, value in native.items() if key not in ("torch_dtype", "dtype", "auto_map")}
-        return {**config, "torch_dtype": self.request.dtype, "quantization_config": self.quantization_config()}
+        left_out = ("torch_dtype", "dtype", "auto_map", *QUANTIZED_KEYS)
+        config = {key: value for key, value in native.items() if key not in left_out}
+        return {**config, "torch_dtype": self.request.dtype, **self.format.config_keys(self.request, self.names)}
 
     def more_files(self) -> dict[str, bytes]:
         """Files beside config.json that loaders of the method read."""
-        return {QUANTIZE_CONFIG: json_bytes(self.quantization_config())} if self.request.method == "gptq" else {}
+        if self.request.method != "gptq":
+            return {}
+        return {QUANTIZE_CONFIG: json_bytes(self.quantization_config())}
 
 
 def all_layers(native: Native) -> tuple[LayerLinears, ...]:
@@ -109,15 +100,20 @@ def plan_folder_of(native: Native, layers: Sequence[LayerLinears], request: Fold
     """Decide which linears are quantized and the place of every byte.
 
     Raises:
-        UnsupportedError: all experts are in one tensor, which no loader of the method reads, or a matrix does not fit
-            the format or the group size.
+        UnsupportedError: a matrix does not fit the format or the group size; or one tensor has all experts, which no
+            loader of the method reads.
         UsageError: a --skip pattern matches nothing, or all linears are skipped.
     """
+    folder_format = FORMATS[request.method]
+    label = folder_format.label
+    folder_format.check(request)
+    if request.dtype is None:
+        request = replace(request, dtype=source_dtype(native))
     linears = [linear for layer in layers for entry in layer.inputs for linear in entry.linears]
     stacked = next((linear for linear in linears if linear.index is not None), None)
     if stacked is not None:
         raise UnsupportedError(
-            f"{stacked.name} contains all experts of a layer in one tensor, which no loader of {request.label} reads;"
+            f"{stacked.name} contains all experts of a layer in one tensor, which no loader of {label} reads;"
             " convert this model to GGUF"
         )
     for pattern in request.skip:
@@ -129,20 +125,26 @@ def plan_folder_of(native: Native, layers: Sequence[LayerLinears], request: Fold
     quantized = {linear.name: linear for linear in linears if linear.name not in skipped}
     if not quantized:
         raise UsageError("--skip leaves no linear to quantize")
+    last = {entry.linears[-1].name for layer in layers for entry in layer.inputs}
     for linear in quantized.values():
-        check_group(linear.n_in, request.grid, linear.name)
-        reason = why_not_packed(request.method, request.grid, linear.n_in, linear.n_out)
+        if folder_format.calibrated:
+            check_group(linear.n_in, request.grid, linear.name)
+        elif linear.form.turned:
+            raise UnsupportedError(
+                f"{linear.name} is stored transposed, and no loader of {label} reads such a model; convert it to GGUF"
+            )
+        reason = folder_format.why_not(request.grid, linear.n_in, linear.n_out, last=linear.name in last)
         if reason:
-            raise UnsupportedError(f"{linear.name} does not fit {request.label}: {reason}; add --skip {linear.name}")
+            raise UnsupportedError(f"{linear.name} does not fit {label}: {reason}; add --skip {linear.name}")
     kept = (*skipped, *native.decoder.outer_linears, *draft_layers(native))
     shards = plan_folder(_stated(native, quantized, request), request.max_shard)
-    return FolderPlan(request, folder, tuple(layers), quantized, kept, tuple(shards))
+    return FolderPlan(request, folder, tuple(layers), quantized, kept, tuple(shards), native.architecture.head)
 
 
 def draft_layers(native: Native) -> tuple[str, ...]:
     """The places of layers that predict a later token (MTP), which are not quantized: "mtp.*" or "model.layers.46.*".
 
-    Their tensors have a layer number, but none of the decoder's.
+    Their tensors have a layer number, but the decoder does not have such a layer.
     """
     decoder = native.decoder
     own = decoder.at(0).partition(".")[0]
@@ -162,7 +164,7 @@ def _stated(native: Native, quantized: Mapping[str, Linear], request: FolderRequ
     for name in in_file_order(native):
         if name in weights:
             linear = weights[name]
-            shapes = packed_shapes(request.method, request.grid, linear.n_in, linear.n_out)
+            shapes = FORMATS[request.method].stored(request, linear.n_in, linear.n_out)
             stated += [(f"{linear.name}.{suffix}", dtype, shape) for suffix, (dtype, shape) in shapes.items()]
         else:
             stated.append((name, kept_dtype(native, name, request), tuple(native.tensors[name].shape)))
@@ -187,7 +189,13 @@ def kept_dtype(native: Native, name: str, request: FolderRequest) -> str:
     embedding = native.held_type(native.decoder.embedding + ".weight")
     if native.held_type(name) == np.float32 and embedding != np.float32:
         return "F32"
-    return DTYPES[request.dtype]
+    return request.stored_dtype
+
+
+def source_dtype(native: Native) -> str:
+    """The 16-bit type of the source: float16 if its embedding is, else bfloat16."""
+    held = native.held_type(native.decoder.embedding + ".weight")
+    return "float16" if held == np.float16 else "bfloat16"
 
 
 def _is_skipped(name: str, patterns: Sequence[str]) -> bool:

@@ -19,10 +19,13 @@ from quantkit.outputs.calibration import (
     plan_calibration,
     plan_imatrix,
 )
+from quantkit.outputs.callback import CallbackPlan, plan_callback
+from quantkit.outputs.direct import direct_memory
 from quantkit.outputs.gguf_files import GgufOutput, GgufPlan, GgufRequest, plan_gguf
 from quantkit.outputs.model import Model, origin_of, weight_files_of
-from quantkit.outputs.packed_folders import FolderPlan, FolderRequest, plan_folder_of
+from quantkit.outputs.packed_folders import FolderPlan, FolderRequest, all_layers, plan_folder_of
 from quantkit.outputs.templates import model_with_template
+from quantkit.packed.registry import FORMATS
 from quantkit.quant.factor import ROUNDING_VERSION
 from quantkit.quant.feedback import SOLVER_VERSION, working_memory
 from quantkit.texts.samples import Samples
@@ -46,7 +49,7 @@ def final_paths(output: OutputPlan) -> tuple[Path, ...]:
 
 
 def type_name(output: OutputPlan) -> str:
-    """The type as documents and records name it: q4_0, AWQ, GPTQ, imatrix."""
+    """The type as documents and records name it: q4_0, AWQ, FP8, imatrix."""
     return output.type.name if isinstance(output, GgufOutput) else output.label
 
 
@@ -71,14 +74,17 @@ class ConversionRequest:
     @property
     def calibrated(self) -> int:
         """How many kinds of outputs need the calibration."""
-        return len(self.folders) + self.imatrix + bool(self.gguf and self.gguf.calibrate)
+        folders = [folder for folder in self.folders if FORMATS[folder.method].calibrated]
+        return len(folders) + self.imatrix + bool(self.gguf and self.gguf.calibrate)
 
 
 @dataclass(frozen=True)
 class ConversionPlan:
     """A conversion that can be run. `disk` and `peak_memory` in bytes, for everything together.
 
+    `calibration`: of a source with a family, layer by layer; `callback`: of another source, by llama.cpp.
     `fingerprint` is a hash of all that decides the bytes of the outputs: only a run with the same one is resumed.
+    `native`: the source of folders and of the calibration.
     """
 
     name: str
@@ -93,9 +99,28 @@ class ConversionPlan:
     fingerprint: str
     warnings: tuple[str, ...]
     notes: tuple[str, ...]
+    native: Native | None = None
+    callback: CallbackPlan | None = None
+
+    @property
+    def samples(self) -> Samples | None:
+        """The calibration samples; None if nothing is calibrated."""
+        inputs = self.calibration or self.callback
+        return inputs.samples if inputs else None
+
+    @property
+    def calibrated_folders(self) -> tuple[FolderPlan, ...]:
+        """The folders that the calibration writes."""
+        return tuple(folder for folder in self.folders if folder.format.calibrated)
+
+    @property
+    def direct_folders(self) -> tuple[FolderPlan, ...]:
+        """The folders that need no calibration."""
+        return tuple(folder for folder in self.folders if not folder.format.calibrated)
 
     @property
     def outputs(self) -> tuple[OutputPlan, ...]:
+        """All outputs: folders, GGUF files, the importance matrix."""
         files = self.gguf.outputs if self.gguf else ()
         return (*self.folders, *files, *([self.imatrix] if self.imatrix else []))
 
@@ -111,15 +136,20 @@ class ConversionPlan:
 
     @property
     def disk(self) -> int:
-        return sum(output.size for output in self.outputs) + (self.calibration.disk if self.calibration else 0)
+        """Bytes of disk for the outputs and the work folder."""
+        inputs = self.calibration or self.callback
+        return sum(output.size for output in self.outputs) + (inputs.disk if inputs else 0)
 
     @property
     def peak_memory(self) -> int:
+        """Bytes of memory at the peak: the largest of the stages."""
         choice = self.calibration is not None and self.gguf is not None and self.gguf.request.target is not None
         return max(
             self.calibration.memory + self._rounding_memory if self.calibration else 0,
             self.calibration.sensitivity_memory(self.threads) if choice and self.calibration else 0,
+            self.callback.memory if self.callback else 0,
             self.gguf.peak_memory if self.gguf else 0,
+            direct_memory(self.native, self.threads) if self.native and self.direct_folders else 0,
         )
 
     @property
@@ -135,6 +165,8 @@ class ConversionPlan:
         """The number of weights of the source."""
         if self.gguf is not None:
             return self.gguf.n_elements
+        if self.callback is not None:
+            return sum(tensor.n_elements for tensor in self.callback.model.tensors)
         return sum(tensor.n_params for tensor in self.checkpoint.tensors.values()) if self.checkpoint else 0
 
     def bits_per_weight(self, output: OutputPlan) -> float | None:
@@ -162,25 +194,41 @@ def plan_conversion(
             `plan_folder_of` and `plan_gguf`.
     """
     name, threads = request.name or source.name, request.threads or cores()
-    calibration = _plan_calibration(source, request, samples, threads) if request.calibrated else None
-    folders: tuple[FolderPlan, ...] = ()
-    if calibration:
-        # GPTQ runs first: it leaves the tensors of a layer as they are, AWQ scales them
-        folders = tuple(
-            plan_folder_of(calibration.native, calibration.layers, folder, request.output / f"{name}-{folder.label}")
-            for folder in sorted(request.folders, key=lambda folder: folder.method != "gptq")
-        )
+    if isinstance(source, Model):
+        _refuse_without_family(source, request)
+    calibration, callback = None, None
+    if request.calibrated and isinstance(source, Checkpoint):
+        calibration = _plan_calibration(source, request, samples, threads)
+    elif request.calibrated and isinstance(source, Model):
+        callback = plan_callback(source, request.calibration, samples, threads=threads, max_ram=request.max_ram)
+    native = calibration.native if calibration else None
+    if native is None and request.folders and isinstance(source, Checkpoint):
+        native = Native(source)
+    folders = _plan_folders(native, calibration, request, name) if native else ()
+    if native is not None and request.max_ram is not None and any(not f.format.calibrated for f in folders):
+        memory = direct_memory(native, threads)
+        if memory > request.max_ram:
+            raise UsageError(
+                f"--max-ram {request.max_ram / 1e9:.2f} GB is too small; the folders need about {memory / 1e9:.2f} GB;"
+                " use fewer --threads"
+            )
     if request.gguf is not None and request.gguf.target is not None:
         _check_target(request.gguf)
     if request.gguf is not None and request.gguf.solver == "feedback" and not request.gguf.calibrate:
         raise UsageError(
-            "--solver feedback needs the Gram matrices of a calibration; leave out --imatrix and --no-imatrix, and"
-            " convert a checkpoint, not a GGUF"
+            "--solver feedback needs the Gram matrices of a calibration; leave out --imatrix and --no-imatrix"
         )
+    inputs = calibration or callback
     model, notes = _model(source, request.gguf, name) if request.gguf else (None, ())
-    gguf = _plan_gguf(model, request, calibration) if model else None
+    gguf = _plan_gguf(model, request, inputs) if model else None
     imatrix_file = request.imatrix_file or request.output / f"{name}-imatrix.gguf"
-    imatrix = plan_imatrix(imatrix_file, calibration) if request.imatrix and calibration else None
+    imatrix = None
+    if request.imatrix and calibration:
+        matrices = {tensor: len(linears) for tensor, linears in calibration.imatrix_sources.items()}
+        imatrix = plan_imatrix(imatrix_file, calibration.imatrix(), matrices)
+    elif request.imatrix and callback:
+        matrices = {tensor: count for tensor, (count, _) in callback.shapes.items()}
+        imatrix = plan_imatrix(imatrix_file, callback.imatrix(), matrices)
     return ConversionPlan(
         name=name,
         output=request.output,
@@ -190,14 +238,38 @@ def plan_conversion(
         folders=folders,
         gguf=gguf,
         imatrix=imatrix,
-        threads=gguf.threads if gguf and not calibration else threads,
-        fingerprint=_fingerprint(source, calibration, folders, gguf, imatrix),
+        threads=gguf.threads if gguf and not inputs else threads,
+        fingerprint=_fingerprint(source, inputs, folders, gguf, imatrix),
+        native=native,
         warnings=(
             *(source.notes if isinstance(source, Checkpoint) else ()),
-            *(calibration.samples.warnings if calibration else ()),
-            *(gguf.warnings if gguf else ()),
+            *(inputs.samples.warnings if inputs else ()),
+            *(gguf.warnings if gguf else source.warnings if isinstance(source, Model) else ()),
         ),
         notes=notes,
+        callback=callback,
+    )
+
+
+def _plan_folders(
+    native: Native, calibration: CalibrationPlan | None, request: ConversionRequest, name: str
+) -> tuple[FolderPlan, ...]:
+    layers = calibration.layers if calibration else all_layers(native)
+    scaled = [f for f in request.folders if FORMATS[f.method].calibrated and f.algorithm_used == "awq"]
+    if len(scaled) > 1:
+        # each would scale the weights that the next one rounds
+        names = " and ".join(folder.method for folder in scaled)
+        raise UsageError(
+            f"{names} both use AWQ's scales, and one conversion has only one of them; leave one out, and make the other"
+            " from its folder with quantkit convert"
+        )
+    # GPTQ runs first: it leaves the tensors of a layer as they are, AWQ scales them
+    ordered = sorted(
+        request.folders, key=lambda item: (not FORMATS[item.method].calibrated, item.algorithm_used != "gptq")
+    )
+    return tuple(
+        plan_folder_of(native, layers, folder, request.output / f"{name}-{FORMATS[folder.method].label}")
+        for folder in ordered
     )
 
 
@@ -212,26 +284,39 @@ def _check_target(request: GgufRequest) -> None:
             raise UsageError(f"{option} does not go with --target-size or --target-bpw; leave one of them out")
     if not request.calibrate:
         raise UsageError(
-            "--target-size and --target-bpw choose types by a calibration; leave out --imatrix and --no-imatrix, and"
-            " convert a checkpoint, not a GGUF"
+            "--target-size and --target-bpw choose types by a calibration; leave out --imatrix and --no-imatrix"
         )
 
 
 def _plan_calibration(
-    source: Checkpoint | Model, request: ConversionRequest, samples: Samples | None, threads: int
+    source: Checkpoint, request: ConversionRequest, samples: Samples | None, threads: int
 ) -> CalibrationPlan:
-    if not isinstance(source, Checkpoint):
-        if source.folder is not None:
-            raise UsageError(
-                f"a calibration needs a family, and {source.name} has none; convert to GGUF types without --calibrate,"
-                " or pass --imatrix FILE"
-            )
-        raise UsageError(f"a calibration needs a checkpoint, but {source.name} is a GGUF; pass --imatrix FILE")
-    if request.calibration.propagate and (len(request.folders), request.calibrated) != (1, 1):
+    calibrated = [folder for folder in request.folders if FORMATS[folder.method].calibrated]
+    if request.calibration.propagate and (len(calibrated), request.calibrated) != (1, 1):
         raise UsageError("--propagate quantized allows one calibrated type only; the hidden states follow that type")
     feedback = request.gguf is not None and request.gguf.solver == "feedback"
-    native, gram = Native(source, nearest=not request.folders), bool(request.folders) or feedback
+    native, gram = Native(source, nearest=not request.folders), bool(calibrated) or feedback
     return plan_calibration(native, request.calibration, samples, gram=gram, threads=threads, max_ram=request.max_ram)
+
+
+def _refuse_without_family(source: Model, request: ConversionRequest) -> None:
+    """Raise UsageError for what needs the checkpoint of a family: `source` is a GGUF, or bridged."""
+    gguf = request.gguf
+    for what, given in (
+        (_labels(request.folders), bool(request.folders)),
+        ("--target-size or --target-bpw", gguf is not None and gguf.target is not None),
+        ("--solver feedback", gguf is not None and gguf.solver == "feedback"),
+    ):
+        if given and source.folder is None:
+            raise UsageError(f"{what} needs a checkpoint, but {source.name} is a GGUF; convert the original checkpoint")
+        if given:
+            raise UsageError(f"{what} needs a family, but {source.name} has none in quantkit; leave it out")
+
+
+def _labels(folders: tuple[FolderRequest, ...]) -> str:
+    if all(folder.method in ("awq", "gptq") for folder in folders):
+        return "AWQ or GPTQ"
+    return " or ".join(FORMATS[folder.method].label for folder in folders)
 
 
 def _model(source: Checkpoint | Model, request: GgufRequest, name: str) -> tuple[Model, tuple[str, ...]]:
@@ -260,7 +345,9 @@ def _model(source: Checkpoint | Model, request: GgufRequest, name: str) -> tuple
     return replace(source, name=name), ()
 
 
-def _plan_gguf(model: Model, request: ConversionRequest, calibration: CalibrationPlan | None) -> GgufPlan:
+def _plan_gguf(
+    model: Model, request: ConversionRequest, calibration: CalibrationPlan | CallbackPlan | None
+) -> GgufPlan:
     gguf = request.gguf
     assert gguf is not None
     imatrix, imatrix_name = gguf.imatrix, gguf.imatrix_name
@@ -283,7 +370,7 @@ def _plan_gguf(model: Model, request: ConversionRequest, calibration: Calibratio
 
 def _fingerprint(
     source: Checkpoint | Model,
-    calibration: CalibrationPlan | None,
+    calibration: CalibrationPlan | CallbackPlan | None,
     folders: tuple[FolderPlan, ...],
     gguf: GgufPlan | None,
     imatrix: ImatrixOutput | None,
@@ -296,9 +383,9 @@ def _fingerprint(
         "weights": {name: [status.st_size, status.st_mtime_ns] for name, status in stamps.items()},
         "calibration": calibration
         and [
-            calibration.native.config,
+            calibration.native.config if isinstance(calibration, CalibrationPlan) else "llama.cpp",
             hashlib.sha256(calibration.samples.tokens.tobytes()).hexdigest(),
-            calibration.propagate,
+            isinstance(calibration, CalibrationPlan) and calibration.propagate,
         ],
         "folders": [[asdict(folder.request), ROUNDING_VERSION] for folder in folders],
         "imatrix": [given and given.sha256, imatrix and imatrix.path.name],

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from quantkit.adapters import AdapterRequest
 from quantkit.errors import UsageError
 from quantkit.gguf.file_types import FileType, file_type
 from quantkit.gguf.mix import MixOptions
@@ -12,15 +13,14 @@ from quantkit.imatrix.file import load_imatrix
 from quantkit.outputs.calibration import CalibrationRequest
 from quantkit.outputs.gguf_files import GgufRequest, Solver
 from quantkit.outputs.model import Mtp
-from quantkit.outputs.packed_folders import FolderRequest, Method
 from quantkit.outputs.plan import ConversionRequest
 from quantkit.outputs.target import Target
 from quantkit.outputs.templates import choose_template
+from quantkit.packed.formats import Algorithm, FolderRequest
 from quantkit.packed.layout import MAX_SHARD
+from quantkit.packed.registry import FORMATS
 from quantkit.quant.feedback import SWEEPS
-from quantkit.quant.grid import Grid
 
-_METHODS: tuple[Method, ...] = ("awq", "gptq")
 _IMATRIX = "imatrix"
 
 
@@ -30,9 +30,11 @@ class ConvertOptions:
 
     Attributes:
         name: name of the outputs; None for the source's.
-        bits, group_size: of AWQ and GPTQ: bits of a weight, inputs that share a scale.
-        skip: patterns of the linears that AWQ and GPTQ keep in 16 bits.
-        calibrate: GGUF types get an importance matrix; None: if AWQ or GPTQ is asked too, or a type needs one.
+        bits: of AWQ and GPTQ: bits of a weight.
+        group_size: of folders: inputs that share a scale; None for the format's usual one (128, MLX 64).
+        skip: patterns of the linears that folders keep in 16 bits.
+        adapters: LoRA adapters that are merged into the weights while they are read, in order.
+        calibrate: GGUF types get an importance matrix; None: if AWQ or GPTQ is requested, or a type needs one.
         calibration: the text, the number of samples and their length.
         threads: 0 for all cores that this process may use. The bytes do not depend on it.
         max_ram: bytes of memory that the conversion may take; None for no limit.
@@ -49,7 +51,9 @@ class ConvertOptions:
         sweeps: sweeps of coordinate descent that follow the error feedback of GGUF types.
         pre: name of the BPE pre-tokenizer; None to recognize it.
         chat_template: a Jinja file, the name of a built-in template, or "none"; None for the checkpoint's.
-        dtype, max_shard: of AWQ and GPTQ: type of unquantized tensors, bytes of a weight file.
+        dtype, max_shard: of folders: type of unquantized tensors (None: float16 for AWQ and GPTQ, else the source's),
+            bytes of a weight file.
+        algorithm: of w4a16 and w8a16: whose rounding.
         rounding: of AWQ: with error feedback or to nearest.
         symmetric, damp, act_order, static_groups: of GPTQ: one zero point for all groups, the fraction of the Hessian's
             mean diagonal that is added to its diagonal (None: chosen on held-out samples), the order of the columns,
@@ -57,8 +61,9 @@ class ConvertOptions:
     """
 
     name: str | None = None
+    adapters: tuple[AdapterRequest, ...] = ()
     bits: int = 4
-    group_size: int = 128
+    group_size: int | None = None
     skip: tuple[str, ...] = ()
     calibrate: bool | None = None
     calibration: CalibrationRequest = field(default_factory=CalibrationRequest)
@@ -77,9 +82,10 @@ class ConvertOptions:
     sweeps: int = SWEEPS
     pre: str | None = None
     chat_template: str | None = None
-    dtype: Literal["float16", "bfloat16"] = "float16"
+    dtype: Literal["float16", "bfloat16"] | None = None
     max_shard: int = MAX_SHARD
     symmetric: bool = True
+    algorithm: Algorithm = "gptq"
     rounding: Literal["feedback", "nearest"] = "feedback"
     damp: float | None = None
     act_order: bool = True
@@ -92,7 +98,7 @@ def conversion_request(
     """The request to convert a source to every type of `types` below the folder `output`.
 
     Args:
-        types: GGUF types ("q4_k_m"), "awq", "gptq", "imatrix".
+        types: GGUF types ("q4_k_m"), folders ("awq", "gptq", "fp8", see `packed.registry`), "imatrix".
         is_gguf: the source is a GGUF file, which has no calibration.
 
     Raises:
@@ -103,11 +109,14 @@ def conversion_request(
     names = list(dict.fromkeys(name.lower() for name in types))
     if not names and options.target is None:
         raise UsageError("no type is given; name at least one, such as q4_k_m")
-    methods = [method for method in _METHODS if method in names]
-    files = tuple(dict.fromkeys(file_type(name) for name in names if name not in (*_METHODS, _IMATRIX)))
+    methods = [method for method in FORMATS if method in names]
+    files = tuple(dict.fromkeys(file_type(name) for name in names if name not in (*FORMATS, _IMATRIX)))
     calibrate = options.calibrate
     if calibrate is None:
-        calibrated = bool(methods) or _IMATRIX in names or options.target is not None or options.solver == "feedback"
+        methods_calibrated = any(FORMATS[method].calibrated for method in methods)
+        calibrated = (
+            methods_calibrated or _IMATRIX in names or options.target is not None or options.solver == "feedback"
+        )
         needed = calibrated or any(kind.needs_imatrix for kind in files)
         calibrate = needed and options.imatrix is None and not is_gguf
     return ConversionRequest(
@@ -117,14 +126,15 @@ def conversion_request(
         folders=tuple(
             FolderRequest(
                 method=method,
-                grid=Grid(options.bits, options.group_size, symmetric=method == "gptq" and options.symmetric),
+                grid=FORMATS[method].grid(options.bits, options.group_size, symmetric=options.symmetric),
                 skip=options.skip,
-                dtype=options.dtype,
+                dtype=options.dtype or FORMATS[method].dtype,
                 max_shard=options.max_shard,
                 rounding=options.rounding,
                 damp=options.damp,
                 act_order=options.act_order,
                 static_groups=options.static_groups,
+                algorithm=options.algorithm,
             )
             for method in methods
         ),

@@ -1,6 +1,6 @@
 """A GGUF of a given size: which types each tensor may have, how many bytes they may take, the name of the file.
 
-The types themselves are chosen after the calibration (`conversion/type_choice.py`). Until then the plan has types of
+`conversion/type_choice.py` chooses the types after the calibration. Until then the plan has types of
 about the same number of bits for every tensor.
 """
 
@@ -68,8 +68,8 @@ def candidates(
 ) -> list[Candidates]:
     """For each tensor the types that fit its rows and the options of the user.
 
-    A tensor has a single type if llama.cpp keeps it, if its source is quantized already, or if an option names its
-    type. `weighted`: the tensors with importances; the other ones get no type that needs them.
+    A tensor has a single type in three cases: llama.cpp keeps it, its source is quantized already, or an option names
+    its type. `weighted`: the tensors with importances; the other ones get no type that needs them.
     `least`: types of fewer bits per weight are left out where a tensor has a larger one.
     """
     result = []

@@ -30,7 +30,7 @@ def choose_template(name: str) -> Template:
     The text is rendered on a sample conversation first.
 
     Raises:
-        UsageError: `name` is neither a built-in nor a readable file.
+        UsageError: `name` is not a built-in, and not a readable file.
         TemplateError: the template is malformed or fails.
     """
     if name == NONE:
@@ -112,7 +112,7 @@ def _missing_marks(model: Model, template: BuiltIn | None) -> str | None:
 
 
 def _ending_turns(model: Model, template: BuiltIn | None) -> Model:
-    """The model with the end of turn of its built-in as EOT, unless that is the EOS or an EOT is set already."""
+    """The model with its built-in's end of turn as EOT, unless it is the EOS or an EOT is set."""
     present = {key.key: key.value for key in model.keys if key.key in (_EOT, _EOS)}
     if template is None or template.end_of_turn is None or _EOT in present:
         return model

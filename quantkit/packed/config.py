@@ -71,11 +71,11 @@ def gptq_config(
 
 
 def modules_to_not_convert(kept: Collection[str], quantized: Iterable[str]) -> list[str]:
-    """The shortest names that match all of `kept` and none of `quantized`.
+    """The shortest names that match all of `kept` and nothing of `quantized`.
 
-    AutoAWQ searches a name below its layer, transformers 4 and vLLM a full name, transformers 5 its two ends. So the
-    name below the layer works for all of them, or the full name if the short one is part of a quantized name
-    ("mlp.gate" in "mlp.gate_proj").
+    AutoAWQ searches a name below its layer, transformers 4 and vLLM a full name, transformers 5 its two ends. The name
+    below the layer works for all of them. If it is part of a quantized name ("mlp.gate" in "mlp.gate_proj"), the full
+    name is used.
     """
     short = {_below_layer(name) for name in quantized}
     below = {name.removesuffix(_BELOW) for name in kept if name.endswith(_BELOW)}

@@ -42,14 +42,15 @@ class Shard:
 
 
 def tensor_bytes(dtype: str, shape: Sequence[int]) -> int:
+    """Bytes of a tensor."""
     return DTYPE_BITS[dtype] // 8 * prod(shape)
 
 
 def plan_folder(tensors: Sequence[Stated], max_shard: int = MAX_SHARD) -> list[Shard]:
     """Files for `tensors`, in this order: `model.safetensors`, or shards of at most `max_shard` tensor bytes.
 
-    A larger tensor has a shard of its own. Within a file, tensors whose size is not a multiple of four come last,
-    because readers map tensors in place and need them aligned to their elements.
+    A larger tensor has a separate shard. Within a file, tensors whose size is not a multiple of four come last. Readers
+    map tensors in place and need them aligned to their elements.
     """
     groups: list[list[Stated]] = [[]]
     filled = 0
@@ -77,6 +78,7 @@ def index_json(shards: Sequence[Shard]) -> bytes | None:
 
 
 def total_bytes(shards: Iterable[Shard]) -> int:
+    """Bytes of all shards."""
     return sum(shard.size for shard in shards)
 
 

@@ -78,11 +78,11 @@ def unpack_awq(packed: Mapping[str, NDArray[Any]], grid: Grid) -> Quantized:
 
 
 def pack_gptq(quantized: Quantized, version: int | None = None) -> Packed:
-    """int32 qweight (n_in * bits / 32, n_out), qzeros (n_groups, n_out * bits / 32) and g_idx (n_in,), scales as AWQ's.
+    """int32 qweight (n_in * bits / 32, n_out), qzeros (n_groups, n_out * bits / 32), g_idx (n_in,); scales as AWQ's.
 
-    `version` 1 ("gptq") stores zero - 1, `version` 2 ("gptq_v2") the zero itself; the default is `gptq_version`. In
-    version 1 a zero point of 0 wraps to the largest integer, which readers interpret differently (AutoGPTQ's and
-    ExLlama's kernels as 2^bits, GPTQModel as 0 with a carry into its neighbour).
+    `version` 1 ("gptq") stores zero - 1, `version` 2 ("gptq_v2") the zero; the default is `gptq_version`. In version 1
+    a zero point of 0 wraps to the largest integer. Readers interpret it differently: AutoGPTQ's and ExLlama's kernels
+    as 2^bits, GPTQModel as 0 with a carry into its neighbour.
     """
     bits = quantized.grid.bits
     zeros = (
@@ -91,7 +91,7 @@ def pack_gptq(quantized: Quantized, version: int | None = None) -> Packed:
         else (quantized.zeros - np.uint8(1)) & np.uint8(quantized.grid.top)
     )
     return {
-        "qweight": _turned(_stream(quantized.q, bits)),
+        "qweight": _turned(pack_stream(quantized.q, bits)),
         "qzeros": _stream_of_columns(zeros, bits),
         "scales": _scales(quantized),
         "g_idx": quantized.groups.astype("<i4"),
@@ -134,10 +134,10 @@ def _interleaved_back(words: NDArray[np.int32], bits: int) -> NDArray[np.uint8]:
 
 
 def _stream_of_columns(values: NDArray[np.uint8], bits: int) -> NDArray[np.int32]:
-    return _stream(values.T, bits)
+    return pack_stream(values.T, bits)
 
 
-def _stream(values: NDArray[np.uint8], bits: int) -> NDArray[np.int32]:
+def pack_stream(values: NDArray[np.uint8], bits: int) -> NDArray[np.int32]:
     """Rows of integers as rows of words: value i fills bits i * bits ... of its row. Eight values make `bits` bytes."""
     n_bytes = values.shape[1] * bits // 8
     eights = np.pad(values, ((0, 0), (0, -values.shape[1] % 8))).reshape(len(values), -1, 8)

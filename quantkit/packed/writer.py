@@ -1,7 +1,7 @@
 """Writes the folder of a quantized model, in any order, under NAME.partial; it is renamed when it is complete.
 
-Beside the weights it contains config.json, the index of shards, and copies of the checkpoint's tokenizer, generation,
-template and licence files.
+Beside the weights it contains config.json and the index of shards. It has copies of the checkpoint's tokenizer,
+generation, template and licence files.
 """
 
 import hashlib
@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from quantkit.checkpoint.tensor import NUMPY_DTYPES
+from quantkit.checkpoint.tensor import FLOAT8, NUMPY_DTYPES
 from quantkit.errors import CheckpointError, OutputError, UnsupportedError
 from quantkit.files import make_partial_folder, open_partial, partial_path, sync
 from quantkit.packed.layout import INDEX, Place, Shard, index_json, total_bytes
@@ -80,7 +80,7 @@ class FolderWriter:
             OutputError: the file cannot be written.
         """
         file, place = self._places[name]
-        rows = place.shape[0] if place.shape else 1
+        rows, values = place.shape[0] if place.shape else 1, np.atleast_1d(values)
         if values.shape[1:] != place.shape[1:] or first_row + len(values) > rows:
             raise ValueError(f"{name} is {place.shape}, not {values.shape} at row {first_row}")
         row_bytes = place.nbytes // max(rows, 1)
@@ -131,6 +131,7 @@ class FolderWriter:
             ) from error
 
     def close(self) -> None:
+        """Close the files; an incomplete folder keeps its partial name."""
         while self._files:
             os.close(self._files.pop())
 
@@ -182,6 +183,8 @@ def publish(folder: Path) -> None:
 
 
 def _as_stored(name: str, values: NDArray[Any], dtype: str) -> NDArray[Any]:
+    if dtype in FLOAT8:
+        dtype = "U8"  # the bytes of 8-bit floats, made and checked by their format
     stored = NUMPY_DTYPES[dtype]
     if stored.kind in "iu":
         if values.dtype != stored:

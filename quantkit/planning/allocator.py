@@ -1,8 +1,8 @@
 """Memory of a compute graph: a replay of ggml's graph allocator on shapes.
 
-Rules: ggml_gallocr_alloc_graph_impl and ggml_dyn_tallocr (ggml/src/ggml-alloc.c). Tensors are placed in the order in
-which they are computed, each into the smallest hole it fits, and freed after their last use; an operation that may work
-in place takes over an operand that nothing else needs.
+Rules: ggml_gallocr_alloc_graph_impl and ggml_dyn_tallocr (ggml/src/ggml-alloc.c). Tensors are placed in the order of
+their computation, and freed after their last use. Each goes into the smallest hole that fits. An operation that may
+work in place takes over an operand that nothing else needs.
 """
 
 from collections import defaultdict
@@ -24,9 +24,11 @@ class Arena:
         self.peak = 0
 
     def padded(self, size: int) -> int:
+        """`size` rounded up to the alignment."""
         return -(-size // self.alignment) * self.alignment
 
     def take(self, size: int) -> int:
+        """The offset of a new block of `size` bytes: in the smallest hole that fits."""
         size = self.padded(size)
         best = -1
         for i, (_, room) in enumerate(self.free_blocks[:-1]):
@@ -43,6 +45,7 @@ class Arena:
         return offset
 
     def give(self, offset: int, size: int) -> None:
+        """Free a block, and join it with the holes beside it."""
         size = self.padded(size)
         blocks = self.free_blocks
         at = 0

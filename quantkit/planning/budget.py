@@ -1,9 +1,9 @@
 """Fitting a model to a memory budget: the best type, the most layers on the GPU, the longest context, or the shortfall.
 
 The rule has three steps. First comes the best type of at least about 4 bits that fits on the GPU completely. Next comes
-the best type that fits on GPU and CPU together and generates at reading speed, or nearly as fast as the fastest type.
-Smaller types follow by the same two steps. Unquantized types are recommended only if the user names no other: q8_0 is
-as good at half the size.
+the best type that fits on GPU and CPU together and is fast enough: it generates at reading speed, or nearly as fast as
+the fastest type. Smaller types follow by the same two steps. Unquantized types are recommended only if the user names
+nothing else: q8_0 is as good at half the size.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -49,11 +49,22 @@ class Fit:
 
     @property
     def fits(self) -> bool:
+        """Whether the memory is sufficient."""
         return not self.missing
 
     @property
     def gpu_layers(self) -> int:
+        """Layers on the GPU."""
         return self.memory.context.gpu_layers
+
+    @property
+    def cpu_moe(self) -> int:
+        """Layers whose experts stay on the CPU although the layer is on the GPU."""
+        return self.memory.context.cpu_moe
+
+    def is_whole(self, shape: ModelShape) -> bool:
+        """Whether all of the model is on the GPU."""
+        return self.gpu_layers > shape.n_layer and not self.cpu_moe
 
 
 @dataclass(frozen=True)
@@ -107,13 +118,40 @@ def fit_offer(shape: ModelShape, offer: Offer, context: Context, budget: Budget,
     return Fit(offer, split, budget.missing(split))
 
 
+def fit_experts(shape: ModelShape, offer: Offer, context: Context, budget: Budget) -> Fit | None:
+    """The offer with the experts of as few layers as possible on the CPU, and all else on the GPU if that fits.
+
+    A token reads a few experts of each layer but all of its other weights, so experts cost the least on the CPU. If the
+    experts of all layers are there and the rest still does not fit, whole layers follow. None: a model without
+    experts, no GPU, or nothing that fits.
+    """
+    if not (shape.has_experts and budget.vram):
+        return None
+
+    def on_gpu(layers_of_experts: int) -> bool:
+        changed = replace(context, gpu_layers=shape.n_layer + 1, cpu_moe=layers_of_experts)
+        memory = plan_memory(shape, offer.tensors, changed, has_gpu=True, cpu_features=budget.cpu_features)
+        return memory.gpu is not None and memory.gpu.total <= budget.vram
+
+    most = shape.n_layer
+    least = most - _largest(lambda kept: on_gpu(most - kept), 0, most)
+    fit = fit_offer(
+        shape,
+        offer,
+        replace(context, cpu_moe=min(least, most), gpu_layers=shape.n_layer + 1),
+        budget,
+        fixed_layers=least <= most,
+    )
+    return fit if fit.fits else None
+
+
 def best_fit(shape: ModelShape, fits: Iterable[tuple[Fit, float]]) -> Fit | None:
     """The fit to recommend by the rule above. `fits`: pairs of fit and tokens per second, best quality first."""
     fitting = [(fit, pace) for fit, pace in fits if fit.fits]
     quantized = [(fit, pace) for fit, pace in fitting if not fit.offer.is_float] or fitting
     for good in (True, False):
         some = [(fit, pace) for fit, pace in quantized if (fit.offer.bits >= _GOOD_BITS) == good]
-        whole = [fit for fit, _ in some if fit.gpu_layers > shape.n_layer]
+        whole = [fit for fit, _ in some if fit.is_whole(shape)]
         if whole:
             return whole[0]
         if some:
@@ -123,9 +161,9 @@ def best_fit(shape: ModelShape, fits: Iterable[tuple[Fit, float]]) -> Fit | None
 
 
 def largest_file(shape: ModelShape, offers: Iterable[Offer], context: Context, budget: Budget) -> int | None:
-    """Bytes of the largest GGUF that fits as a whole on the GPU, or without one into memory; None if no size does.
+    """Bytes of the largest GGUF that fits completely on the GPU, or into memory without a GPU; None if no size fits.
 
-    All but the weights takes what it takes with the nearest of `offers`, so types of other sizes change it a little.
+    The memory besides the weights is that of the nearest of `offers`; types of other sizes change it a little.
     """
     layers = shape.n_layer + 1 if budget.vram else 0
     sizes: list[tuple[int, int]] = []

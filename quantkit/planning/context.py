@@ -18,7 +18,7 @@ class Context:
     """llama.cpp's -c, -ctk and -ctv, -b, -ub, -fa, -ngl, --n-cpu-moe, --op-offload; defaults are llama-cli's.
 
     `flash`: None lets llama.cpp decide; it uses flash attention if the device supports it. `op_offload`: the
-    GPU computes prompts with weights that lie on the CPU too (as CUDA does, and an RPC server does not).
+    GPU also computes prompts with weights on the CPU; CUDA does this, an RPC server does not.
     """
 
     n_ctx: int = 4096
@@ -40,6 +40,7 @@ class Context:
 
     @property
     def flash_on(self) -> bool:
+        """Whether flash attention is used."""
         return self.flash is not False
 
     @property

@@ -46,17 +46,21 @@ class Drawing:
         return view(self.embedding, (self.shape.n_embd, self.n), (self.embedding.stride[1],))
 
     def norm(self, x: Tensor, name: str, tensors: Mapping[str, tuple[int, ...]]) -> Tensor:
+        """A norm, and its weight and bias if the file has them."""
         x = same(x, inplace=not self.shape.traits.layer_norm)
-        for part in ("weight", "bias"):
-            if f"{name}.{part}" in tensors:
-                x = same(x, weight=self.named(f"{name}.{part}"))
+        # a few architectures name a norm without .weight
+        for part in (name, f"{name}.weight", f"{name}.bias"):
+            if part in tensors:
+                x = same(x, weight=self.named(part))
         return x
 
     def linear(self, layer: Layer, name: str, x: Tensor) -> Tensor:
+        """A product with a weight of the layer, and its bias if the file has one."""
         x = matmul(self.named(name + ".weight"), layer.rows(name), x)
         return same(x, weight=self.named(name + ".bias")) if layer.has(name + ".bias") else x
 
     def rope(self, x: Tensor) -> Tensor:
+        """Rotary positions."""
         out = Tensor(x.shape, F32, (x, self.positions), inplace=True)
         out.stride = contiguous(out.shape, F32)
         return out

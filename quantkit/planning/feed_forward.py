@@ -9,7 +9,10 @@ def feed_forward(d: Drawing, x: Tensor, layer: Layer) -> Tensor:
     """The feed-forward of a layer: dense, or routed experts with shared ones."""
     if not layer.has("ffn_down_exps.weight"):
         return _dense_ffn(d, x, layer)
-    out = _experts(d, x, layer, d.linear(layer, "ffn_gate_inp", x))
+    routed = d.linear(layer, "ffn_latent_down", x) if layer.has("ffn_latent_down.weight") else x
+    out = _experts(d, routed, layer, d.linear(layer, "ffn_gate_inp", x))
+    if layer.has("ffn_latent_up.weight"):
+        out = d.linear(layer, "ffn_latent_up", out)
     if layer.has("ffn_down_shexp.weight"):
         shared = _dense_ffn(d, x, layer, "_shexp")
         if layer.has("ffn_gate_inp_shexp.weight"):
@@ -34,7 +37,7 @@ def _dense_ffn(d: Drawing, x: Tensor, layer: Layer, suffix: str = "") -> Tensor:
 
 
 def experts_beside_dense(d: Drawing, x: Tensor, layer: Layer) -> Tensor:
-    """A dense feed-forward and experts of the same hidden states `x`, each with norms of its own, added (Gemma 4)."""
+    """The sum of a dense feed-forward and of experts on the same hidden states `x`, with separate norms (Gemma 4)."""
     dense = _dense_ffn(d, d.norm(x, "ffn_norm", layer.tensors), layer)
     dense = d.norm(dense, "post_ffw_norm_1", layer.tensors)
     normed = d.norm(x, "pre_ffw_norm_2", layer.tensors)
@@ -65,7 +68,7 @@ def _experts(d: Drawing, x: Tensor, layer: Layer, logits: Tensor) -> Tensor:
     if d.shape.number("expert_weights_scale") not in (0.0, 1.0):
         weights = same(weights)
     d.graph.expand(weights)
-    inner = layer.tensors["ffn_down_exps.weight"][-1]
+    n_embd, inner = x.shape[0], layer.tensors["ffn_down_exps.weight"][-1]
     x = same(fresh((x.shape[0], used, n), x), weights) if traits.weighted_input else view(x, (x.shape[0], 1, n))
     if layer.has("ffn_gate_up_exps.weight"):
         both = matmul_id(d.named("ffn_gate_up_exps.weight"), 2 * inner, x, ids)
@@ -78,7 +81,7 @@ def _experts(d: Drawing, x: Tensor, layer: Layer, logits: Tensor) -> Tensor:
             hidden = fresh((inner, used, n), gate, up)
         else:
             hidden = same(up)
-    down = _expert_linear(d, "ffn_down_exps", layer, d.shape.n_embd, hidden, ids)
+    down = _expert_linear(d, "ffn_down_exps", layer, n_embd, hidden, ids)
     if layer.has("ffn_down_exps.scale"):
         scales = fresh((1, count, n))
         scales.weight = d.named("ffn_down_exps.scale")
@@ -86,9 +89,9 @@ def _experts(d: Drawing, x: Tensor, layer: Layer, logits: Tensor) -> Tensor:
     if not traits.weighted_input:
         down = same(down, weights)
     d.graph.expand(down)
-    width = d.shape.n_embd * F32
-    views = [d.graph.expand(view(down, (d.shape.n_embd, n), (width * used,))) for _ in range(used)]
-    total = views[0] if used > 1 else fresh((d.shape.n_embd, n), views[0])
+    width = n_embd * F32
+    views = [d.graph.expand(view(down, (n_embd, n), (width * used,))) for _ in range(used)]
+    total = views[0] if used > 1 else fresh((n_embd, n), views[0])
     for part in views[1:]:
         total = d.graph.expand(same(total, part))
     return total

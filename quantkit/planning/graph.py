@@ -4,20 +4,22 @@ Follows llm_graph_context and the graphs of src/models in llama.cpp. A model's t
 its family's traits do where tensors do not show it.
 """
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 
+from quantkit.families import Traits
 from quantkit.planning.attention import attention, mla
 from quantkit.planning.context import Context
 from quantkit.planning.delta_net import delta_net
 from quantkit.planning.drawing import Drawing
 from quantkit.planning.feed_forward import experts_beside_dense, feed_forward
 from quantkit.planning.layer_inputs import layer_inputs, with_layer_input
-from quantkit.planning.recurrent import mamba2
+from quantkit.planning.recurrent import mamba, mamba2
 from quantkit.planning.shape import Layer, ModelShape
 from quantkit.planning.short_convolution import short_convolution
 from quantkit.planning.tensors import I32, Graph, Tensor, fresh, leaf, matmul, same
 
 _TELLING = 4
+Draw = Callable[[Drawing, Tensor, Layer], Tensor]
 
 
 def prompt_graph(shape: ModelShape, context: Context, layers: Sequence[int] | None = None) -> Graph:
@@ -41,6 +43,8 @@ def prompt_graph(shape: ModelShape, context: Context, layers: Sequence[int] | No
     if shape.traits.output_after_norm:
         x = fresh((shape.n_embd, d.n), x, d.outputs)
         x.kept = True
+    if shape.traits.scaled_parts:
+        x = same(x)
     x = matmul("output.weight", shape.n_vocab, x)
     if shape.number("logit_scale"):
         x = same(x)
@@ -96,14 +100,17 @@ def _rows(d: Drawing, weight: str, ids: Tensor) -> Tensor:
 
 def _decoder_layer(d: Drawing, x: Tensor, layer: Layer, number: int) -> Tensor:
     shape, traits = d.shape, d.shape.traits
+    if layer.is_recurrent and layer.has_attention:
+        return _side_by_side(d, x, layer, number)
+    if layer.has_one_part:
+        return _one_part(d, x, layer, number)
     before = d.norm(x, "attn_norm", layer.tensors) if layer.has("attn_norm.weight") or traits.unweighted_norms else x
     attended = before
     if layer.has("attn_norm_2.weight"):
         attended = d.norm(x, "attn_norm_2", layer.tensors)
-    draw = mla if layer.has("attn_kv_a_mqa.weight") else attention
+    draw: Draw = mla if layer.has("attn_kv_a_mqa.weight") else attention
     if layer.is_recurrent:
-        state_space = mamba2 if traits.mamba2 else delta_net
-        draw = short_convolution if layer.has_short_convolution else state_space
+        draw = _recurrent(layer, traits)
     out = draw(d, attended, layer)
     last = number == len(shape.trunk) - 1 and not traits.output_last and not traits.output_after_norm
     if last:
@@ -111,7 +118,7 @@ def _decoder_layer(d: Drawing, x: Tensor, layer: Layer, number: int) -> Tensor:
         x = fresh((x.shape[0], d.n), x, d.outputs)
         if traits.parallel:
             before = fresh((before.shape[0], d.n), before, d.outputs)
-    scaled = bool(shape.number("residual_scale"))
+    scaled = traits.scaled_parts or bool(shape.number("residual_scale"))
     if layer.has("post_attention_norm.weight") and traits.feed_norm != "post_attention_norm":
         out = d.norm(out, "post_attention_norm", layer.tensors)
     parallel = traits.parallel or (traits.parallel_without_feed_norm and not layer.has("ffn_norm.weight"))
@@ -119,7 +126,7 @@ def _decoder_layer(d: Drawing, x: Tensor, layer: Layer, number: int) -> Tensor:
         fed = feed_forward(d, before, layer)
         return same(same(out, fed) if traits.attention_first else same(fed, out), x)
     if shape.number("use_parallel_residual") and layer.has("ffn_norm.weight"):
-        # GPT-NeoX: each part has a norm of its own, over the same hidden states
+        # GPT-NeoX: each part has a separate norm over the same hidden states
         fed = feed_forward(d, d.norm(x, "ffn_norm", layer.tensors), layer)
         return same(same(fed, x), out)
     joined = _joined(d, same(out) if scaled else out, x)
@@ -135,10 +142,38 @@ def _decoder_layer(d: Drawing, x: Tensor, layer: Layer, number: int) -> Tensor:
     return same(out, weight=d.named("layer_output_scale.weight")) if layer.has("layer_output_scale.weight") else out
 
 
+def _recurrent(layer: Layer, traits: Traits) -> Draw:
+    """What a layer with a state computes."""
+    if layer.has_short_convolution:
+        return short_convolution
+    return mamba if traits.mamba else mamba2 if traits.mamba2 else delta_net
+
+
+def _side_by_side(d: Drawing, x: Tensor, layer: Layer, number: int) -> Tensor:
+    """A layer with attention and Mamba 2 of the same hidden states, each after the norm (src/models/falcon-h1.cpp)."""
+    attended = attention(d, d.norm(x, "attn_norm", layer.tensors), layer)
+    out = mamba2(d, d.norm(x, "attn_norm", layer.tensors), layer)
+    x = same(same(attended, out), x)
+    if number == len(d.shape.trunk) - 1:
+        x = fresh((x.shape[0], d.n), x, d.outputs)
+    return same(feed_forward(d, _normed(d, x, layer), layer), x)
+
+
+def _one_part(d: Drawing, x: Tensor, layer: Layer, number: int) -> Tensor:
+    """A layer of one part (src/models/nemotron-h.cpp)."""
+    draw = (
+        _recurrent(layer, d.shape.traits) if layer.is_recurrent else attention if layer.has_attention else feed_forward
+    )
+    out = draw(d, d.norm(x, "attn_norm", layer.tensors), layer)
+    if number == len(d.shape.trunk) - 1:
+        out, x = (fresh((part.shape[0], d.n), part, d.outputs) for part in (out, x))
+    return same(out, x)
+
+
 def _normed(d: Drawing, x: Tensor, layer: Layer) -> Tensor:
     """The input of the feed-forward."""
     traits = d.shape.traits
-    has_norm = layer.has(traits.feed_norm + ".weight") or traits.unweighted_norms
+    has_norm = layer.has(traits.feed_norm + ".weight") or layer.has(traits.feed_norm) or traits.unweighted_norms
     return d.norm(x, traits.feed_norm, layer.tensors) if has_norm else x
 
 

@@ -1,13 +1,46 @@
 """The number of layers of a GGUF file that fit on a GPU, for `run` and `ollama`."""
 
+from dataclasses import dataclass
 from pathlib import Path
 
 from quantkit.errors import QuantkitError
 from quantkit.machine import cpu_features
-from quantkit.planning.budget import Budget, fit_offer
+from quantkit.planning.budget import Budget, fit_experts, fit_offer
 from quantkit.planning.context import Context
 from quantkit.planning.sizes import as_it_is
 from quantkit.planning.sources import open_source
+
+
+@dataclass(frozen=True)
+class Placement:
+    """`gpu_layers` on the GPU (None: all), and of these the first `cpu_moe` layers with their experts on the CPU."""
+
+    gpu_layers: int | None
+    cpu_moe: int = 0
+
+
+def placement_that_fits(model: Path, context: Context, vram: int, *, fit_moe: bool = True) -> Placement:
+    """The fastest placement of `model` in `vram` bytes; all layers if the plan does not support the file.
+
+    Whole layers, or with `fit_moe` the experts of layers, stay on the CPU, whose memory is not checked.
+    """
+    try:
+        source = open_source(str(model))
+    except QuantkitError:
+        return Placement(None)
+    try:
+        budget = Budget(ram=1 << 62, vram=vram, cpu_features=cpu_features())
+        offer = as_it_is(source)
+        layers = fit_offer(source.shape, offer, context, budget)
+        # a token reads less of the experts than of any other weights
+        search = fit_moe and not layers.is_whole(source.shape)
+        experts = fit_experts(source.shape, offer, context, budget) if search else None
+        fit = experts or layers
+        return Placement(fit.gpu_layers, fit.cpu_moe)
+    except QuantkitError:
+        return Placement(None)
+    finally:
+        source.model.close()
 
 
 def layers_that_fit(model: Path, *, n_ctx: int, vram: int, op_offload: bool = True) -> int:
@@ -26,11 +59,3 @@ def layers_that_fit(model: Path, *, n_ctx: int, vram: int, op_offload: bool = Tr
         return fit_offer(source.shape, as_it_is(source), context, budget).gpu_layers
     finally:
         source.model.close()
-
-
-def layers_or_all(model: Path, *, n_ctx: int, vram: int, op_offload: bool = True) -> int | None:
-    """Like `layers_that_fit`, or None (llama.cpp then offloads all layers) if the plan does not support the file."""
-    try:
-        return layers_that_fit(model, n_ctx=n_ctx, vram=vram, op_offload=op_offload)
-    except QuantkitError:
-        return None

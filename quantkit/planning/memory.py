@@ -32,7 +32,8 @@ CPU_OVERHEAD = 25 << 20
 BYTES_OF_TOKEN = 820
 """Measured with SmolLM2: its 49,152 tokens and their merges take 38.6 MiB."""
 
-_EXPERTS = frozenset(f"ffn_{name}_exps.weight" for name in ("gate", "up", "down", "gate_up"))
+# the pattern of --n-cpu-moe: weights, biases and scales of experts
+_EXPERTS = re.compile(r"ffn_(up|down|gate|gate_up)_(ch|)exps\.")
 _OF_FIRST_LAYER = frozenset(("per_layer_model_proj.weight", "per_layer_proj_norm.weight"))
 _LAYER = re.compile(r"blk\.(\d+)\.")
 _CUDA_ROW = 512
@@ -48,6 +49,7 @@ class PlannedTensor:
 
     @cached_property
     def nbytes(self) -> int:
+        """Bytes of the tensor."""
         return tensor_bytes(self.type, self.shape)
 
     @cached_property
@@ -64,10 +66,11 @@ class PlannedTensor:
     @property
     def is_expert(self) -> bool:
         """Whether --n-cpu-moe moves it."""
-        return self.layer is not None and self.kind in _EXPERTS
+        return self.layer is not None and _EXPERTS.match(self.kind) is not None
 
     @property
     def n_elements(self) -> int:
+        """Number of elements."""
         return prod(self.shape)
 
 
@@ -93,6 +96,7 @@ class DeviceMemory:
 
     @property
     def total(self) -> int:
+        """Bytes of all buffers and the overhead."""
         return self.buffers + self.overhead
 
 
@@ -106,10 +110,12 @@ class Memory:
 
     @property
     def devices(self) -> tuple[DeviceMemory, ...]:
+        """The CPU, and the GPU if there is one."""
         return (self.cpu,) if self.gpu is None else (self.cpu, self.gpu)
 
     @property
     def total(self) -> int:
+        """Bytes of all devices."""
         return sum(device.total for device in self.devices)
 
 
@@ -198,8 +204,7 @@ def kv_bytes(shape: ModelShape, context: Context) -> dict[str, int]:
         if layer.is_recurrent:
             elements = convolution_elements(shape) if layer.has_short_convolution else sum(state_elements(shape))
             sizes[device] += F32 * elements
-            continue
-        if layer.shared_from is not None:
+        if layer.shared_from is not None or not layer.has_attention:
             continue
         cells = context.window_cells(shape.window) if layer.slides else context.cells
         # without flash attention values are transposed, and every layer is as large as the widest

@@ -81,7 +81,7 @@ def phone_context(n_ctx: int, n_batch: int) -> Context:
 
 
 def phone_memory(source: Source, n_ctx: int | None = None) -> list[tuple[int, int, int]]:
-    """(context, batch, bytes of memory) of a GGUF on a phone, for all RUNGS, or for one context with every batch.
+    """(context, batch, bytes of memory) of a GGUF on a phone: for all RUNGS, or for one context with every batch.
 
     Contexts longer than the model's training context are omitted, except the smallest.
 

@@ -8,7 +8,7 @@ from quantkit.gguf.mix import MixOptions, MixTensor
 from quantkit.imatrix.file import load_imatrix
 from quantkit.machine import Machine, probe_bandwidth, this_machine
 from quantkit.outputs.target import candidates
-from quantkit.planning.budget import Budget, best_fit, fit_offer, largest_file, longest_context, remedies
+from quantkit.planning.budget import Budget, best_fit, fit_experts, fit_offer, largest_file, longest_context, remedies
 from quantkit.planning.context import Context
 from quantkit.planning.memory import GPU_OVERHEAD, DeviceMemory, kv_bytes
 from quantkit.planning.phones import PHONE_BANDWIDTH, PHONE_TYPES, Phone
@@ -40,7 +40,7 @@ class PlanOptions:
         n_ubatch: tokens of a physical batch; None for 512.
         flash: flash attention; None lets llama.cpp decide.
         gpu_layers: layers on the GPU, ALL_LAYERS or more than there are for all; None for the most that fit.
-        cpu_moe: layers whose experts stay on the CPU.
+        cpu_moe: layers whose experts stay on the CPU; None for the fastest placement that fits.
         repack: llama.cpp repacks weights for the CPU.
         bandwidth: bytes per second that `CPU` and `GPU` read, with the origin of the figure.
     """
@@ -54,7 +54,7 @@ class PlanOptions:
     n_ubatch: int | None = None
     flash: bool | None = None
     gpu_layers: int | None = None
-    cpu_moe: int = 0
+    cpu_moe: int | None = None
     repack: bool = True
     bandwidth: Mapping[str, tuple[float, str]] | None = None
 
@@ -73,7 +73,7 @@ class PlanOptions:
             n_ubatch=n_ubatch,
             flash=self.flash,
             gpu_layers=self.gpu_layers or 0,
-            cpu_moe=self.cpu_moe,
+            cpu_moe=self.cpu_moe or 0,
         )
 
 
@@ -118,13 +118,13 @@ def plan(source: str, options: PlanOptions | None = None, *, offline: bool = Fal
             imatrix=options.imatrix,
         )
         made = offers(opened, types, matrix, calibrated=empty.for_phone)
-        return _with_target(_with_best(_with_rows(empty, made, fixed_layers=options.gpu_layers is not None)))
+        return _with_target(_with_best(_with_rows(empty, made, options)))
     finally:
         opened.model.close()
 
 
-def _with_rows(plan: Plan, made: Sequence[Offer], *, fixed_layers: bool) -> Plan:
-    """A row for each form of the model. `fixed_layers`: the context fixes the number of layers on the GPU."""
+def _with_rows(plan: Plan, made: Sequence[Offer], options: PlanOptions) -> Plan:
+    """A row for each form of the model."""
     speeds = {device: speed for device, (speed, _) in plan.bandwidth.items()}
     rows = []
     for offer in made:
@@ -133,7 +133,7 @@ def _with_rows(plan: Plan, made: Sequence[Offer], *, fixed_layers: bool) -> Plan
         elif offer.is_folder:
             rows.append(_folder_row(plan, offer, speeds))
         else:
-            rows.append(_gguf_row(plan, offer, speeds, fixed_layers=fixed_layers))
+            rows.append(_gguf_row(plan, offer, speeds, options))
     return replace(plan, rows=tuple(rows))
 
 
@@ -173,11 +173,26 @@ def _smallest(source: Source) -> int:
     return sum(min(option.bytes) for option in candidates(source.model.sizes, tensors, MixOptions(), weighted))
 
 
-def _gguf_row(plan: Plan, offer: Offer, speeds: Mapping[str, float], *, fixed_layers: bool) -> Row:
-    shape = plan.source.shape
-    fit = fit_offer(shape, offer, plan.context, plan.budget, fixed_layers=fixed_layers)
-    read = bytes_per_token(shape, offer.tensors, fit.memory.context)
-    return Row(offer, fit, fit.memory.devices, missing=fit.missing, speed=tokens_per_second(read, speeds))
+def _gguf_row(plan: Plan, offer: Offer, speeds: Mapping[str, float], options: PlanOptions) -> Row:
+    """The placement that fits with the most tokens per second: whole layers on the CPU, or experts."""
+    shape, fixed_layers = plan.source.shape, options.gpu_layers is not None
+    layers = fit_offer(shape, offer, plan.context, plan.budget, fixed_layers=fixed_layers)
+    experts = None
+    if options.cpu_moe is None and not fixed_layers and not (layers.fits and layers.is_whole(shape)):
+        experts = fit_experts(shape, offer, plan.context, plan.budget)
+    rows = [
+        Row(
+            offer,
+            fit,
+            fit.memory.devices,
+            missing=fit.missing,
+            speed=tokens_per_second(bytes_per_token(shape, offer.tensors, fit.memory.context), speeds),
+            whole_layers=layers.gpu_layers if layers.fits else None,
+        )
+        for fit in (layers, experts)
+        if fit is not None
+    ]
+    return max(rows, key=lambda row: (not row.missing, row.speed))
 
 
 def _folder_row(plan: Plan, offer: Offer, speeds: Mapping[str, float]) -> Row:

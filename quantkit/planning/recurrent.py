@@ -1,4 +1,4 @@
-"""The states of recurrent layers, and the graph of Mamba 2, as llama.cpp builds it (src/models/mamba-base.cpp)."""
+"""The states of recurrent layers, and the graphs of Mamba and Mamba 2, as llama.cpp builds them (mamba-base.cpp)."""
 
 from quantkit.planning.drawing import Drawing
 from quantkit.planning.shape import Layer, ModelShape
@@ -28,6 +28,45 @@ def convolution_inputs(d: Drawing, mixed: Tensor, state: Tensor, last: Tensor, c
     inputs = fresh((before + d.n, channels), view(last, (before, channels)), turned)
     d.graph.expand(copied(state, view(inputs, (before, channels), ((before + d.n) * F32,))))
     return inputs
+
+
+def mamba(d: Drawing, x: Tensor, layer: Layer) -> Tensor:
+    """Mamba of a layer, and its output projection."""
+    shape, n = d.shape, d.n
+    inner, width, rank = (int(shape.number(f"ssm.{key}")) for key in ("inner_size", "state_size", "time_step_rank"))
+    of_convolution, of_channels = state_elements(shape)
+    state = cache_of("convolution state", of_convolution, size=F32, layer=d.layer)
+    last = d.graph.expand(fresh((of_convolution, 1), state, d.state_copies))
+    projected = d.linear(layer, "ssm_in", x)
+    row = projected.shape[0] * F32
+    mixed, gate = (view(projected, (inner, n), (row,)) for _ in range(2))
+    inputs = convolution_inputs(d, mixed, state, last, inner)
+    values = fresh((inner, n), inputs)
+    values.weight = d.named("ssm_conv1d.weight")
+    values = same(same(values, weight=d.named("ssm_conv1d.bias")))
+
+    selected = d.linear(layer, "ssm_x", values)
+    row = selected.shape[0] * F32
+    short = view(selected, (rank, n), (row,))
+    keys, queries = (view(selected, (width, 1, n), (width * F32, row)) for _ in range(2))
+    if layer.has("ssm_dt_norm.weight") or shape.keys.get("ssm.dt_b_c_rms"):
+        short, keys, queries = (
+            d.norm(part, name, layer.tensors)
+            for part, name in ((short, "ssm_dt_norm"), (keys, "ssm_b_norm"), (queries, "ssm_c_norm"))
+        )
+    else:
+        short = fresh(short.shape, short)
+    steps = d.linear(layer, "ssm_dt", short)
+    matrices = cache_of("matrices", of_channels, size=F32, layer=d.layer)
+    by_channel = view(values, (1, inner, n), (F32, inner * F32))
+    scanned = fresh((inner * n + of_channels,), matrices, by_channel, steps, keys, queries, d.state_copies)
+    scanned.weight = d.named("ssm_a")
+    d.graph.expand(scanned)
+    d.graph.expand(copied(matrices, view(scanned, (of_channels,), (0,))))
+    out = view(scanned, (inner, n))
+    out = same(out, same(values, weight=d.named("ssm_d")))
+    gated = fresh((inner, n), fresh((inner, n), gate), out)
+    return d.linear(layer, "ssm_out", gated)
 
 
 def mamba2(d: Drawing, x: Tensor, layer: Layer) -> Tensor:

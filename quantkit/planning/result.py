@@ -11,7 +11,7 @@ from quantkit.machine import Machine
 from quantkit.planning.budget import Budget, Fit
 from quantkit.planning.context import Context
 from quantkit.planning.memory import GPU_OVERHEAD, DeviceMemory
-from quantkit.planning.sizes import DEFAULT_GROUP, Offer
+from quantkit.planning.sizes import Offer
 from quantkit.planning.sources import Source
 
 
@@ -21,10 +21,11 @@ class Row:
 
     Attributes:
         offer: the type and its size.
-        fit: its placement; None for a folder (AWQ, GPTQ), which needs a GPU for all of it.
+        fit: its placement; None for a folder, which needs a GPU for all of it.
         devices: memory by device.
         missing: bytes short, 0 if it fits.
         speed: tokens per second, an estimate; 0 if there is none.
+        whole_layers: layers on the GPU for a program that moves whole layers only (Ollama); None if none fit.
     """
 
     offer: Offer
@@ -32,6 +33,7 @@ class Row:
     devices: tuple[DeviceMemory, ...] = ()
     missing: int = 0
     speed: float = 0.0
+    whole_layers: int | None = None
 
     @property
     def gpu_bytes(self) -> int:
@@ -56,6 +58,7 @@ class Row:
             "fits": not self.missing,
             "missing_bytes": self.missing,
             "gpu_layers": None if self.fit is None else self.fit.gpu_layers,
+            "cpu_moe": None if self.fit is None else self.fit.cpu_moe,
             "devices": [
                 {key: value for key, value in {**vars(device), "total": device.total}.items() if value != 0}
                 for device in self.devices
@@ -133,9 +136,11 @@ class Plan:
 
     def _folder_commands(self, row: Row) -> list[str]:
         offer = row.offer
-        group = f" --group-size {offer.group}" if offer.group != DEFAULT_GROUP else ""
+        group = f" --group-size {offer.group}" if offer.group not in (0, offer.usual_group) else ""
+        command = offer.label if offer.label in ("awq", "gptq") else "convert"
+        types = "" if command == offer.label else f" -t {offer.label}"
         return [
-            f"quantkit {offer.label} {shlex.quote(self.given)}{group}",
+            f"quantkit {command} {shlex.quote(self.given)}{types}{group}",
             f"vllm serve {shlex.quote(offer.file)} --max-model-len {self.context.n_ctx}",
         ]
 
@@ -154,11 +159,11 @@ class Plan:
         options += " -fa off" if context.flash is False else ""
         options += " --no-repack" if not self.budget.cpu_features else ""
         commands.append(f"llama-cli -m {shlex.quote(file)} {options}")
-        if context.kv_type == "f16" and not context.cpu_moe:
-            commands.append(f"quantkit run {shlex.quote(file)} --gpu-layers {context.gpu_layers} --ctx {context.n_ctx}")
-        commands.append(
-            f"# Ollama's Modelfile: PARAMETER num_gpu {context.gpu_layers}, PARAMETER num_ctx {context.n_ctx}"
-        )
+        here = f"quantkit run {shlex.quote(file)} --gpu-layers {context.gpu_layers} --ctx {context.n_ctx}"
+        here += f" --n-cpu-moe {context.cpu_moe}" if context.cpu_moe else ""
+        here += f" --kv-type {context.kv_type}" if context.kv_type != "f16" else ""
+        commands.append(here)
+        commands.append(_ollama_line(row, context))
         return commands
 
     def document(self) -> dict[str, Any]:
@@ -222,9 +227,10 @@ class Plan:
                 (gpu,) = row.devices
                 parts = f"weights {_amount(gpu.weights)}, KV cache {_amount(gpu.kv)} and the CUDA context"
                 yield f"{row.offer.label} includes {parts}; the runtime's workspace is extra, a few GB in vLLM"
-                if row.offer.group != DEFAULT_GROUP:
+                if row.offer.group not in (0, row.offer.usual_group):
                     yield (
-                        f"{row.offer.label} is planned in groups of {row.offer.group} inputs, because {DEFAULT_GROUP}"
+                        f"{row.offer.label} is planned in groups of {row.offer.group} inputs, because"
+                        f" {row.offer.usual_group}"
                         f" do not divide every width of this model; convert it with --group-size {row.offer.group}"
                     )
         if self.source.shape.context and self.context.n_ctx > self.source.shape.context:
@@ -236,6 +242,18 @@ class Plan:
             )
         if not has_checked_plan(self.source.shape.arch):
             yield f"the compute buffer of {self.source.shape.arch} is an estimate: no test compares this architecture"
+
+
+def _ollama_line(row: Row, context: Context) -> str:
+    """What Ollama's Modelfile takes: it moves whole layers, not experts."""
+    if not context.cpu_moe:
+        return f"# Ollama's Modelfile: PARAMETER num_gpu {context.gpu_layers}, PARAMETER num_ctx {context.n_ctx}"
+    if row.whole_layers is None:
+        return "# Ollama cannot keep experts on the CPU, and with whole layers this type does not fit"
+    return (
+        "# Ollama moves whole layers only, which is slower: PARAMETER num_gpu"
+        f" {row.whole_layers}, PARAMETER num_ctx {context.n_ctx}"
+    )
 
 
 def _amount(size: int) -> str:

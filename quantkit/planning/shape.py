@@ -35,17 +35,29 @@ class Layer:
     shared_from: int | None = None
 
     def rows(self, name: str) -> int:
-        """Output rows of a weight of this layer (of one expert if stacked), 0 if the layer does not have it."""
+        """Output rows of a weight of this layer, of one expert if stacked; 0 if the layer does not have it."""
         shape = self.tensors.get(name + ".weight")
         return 0 if shape is None else (shape[-2] if len(shape) > 1 else shape[-1])
 
     def has(self, name: str) -> bool:
+        """Whether the layer has the tensor."""
         return name in self.tensors
 
     @property
     def is_recurrent(self) -> bool:
         """Whether the layer has a state in place of a cache."""
         return self.has("ssm_conv1d.weight") or self.has_short_convolution
+
+    @property
+    def has_attention(self) -> bool:
+        """Whether the layer has a key-value cache; it may also have a state."""
+        return any(name.startswith(("attn_q", "attn_k")) for name in self.tensors)
+
+    @property
+    def has_one_part(self) -> bool:
+        """Whether the layer is attention, a state or a feed-forward alone, after one norm."""
+        mixes = self.is_recurrent or self.has_attention
+        return mixes != any(name.startswith("ffn_down") for name in self.tensors)
 
     @property
     def has_short_convolution(self) -> bool:
@@ -73,10 +85,12 @@ class ModelShape:
 
     @property
     def n_layer(self) -> int:
+        """Number of layers."""
         return len(self.layers)
 
     @property
     def is_mla(self) -> bool:
+        """Whether attention is DeepSeek's latent attention with compressed keys and values."""
         return "attention.key_length_mla" in self.keys
 
     @property
@@ -102,6 +116,7 @@ class ModelShape:
 
     @property
     def has_experts(self) -> bool:
+        """Whether a layer has routed experts."""
         return any(layer.has("ffn_down_exps.weight") for layer in self.layers)
 
     def number(self, key: str, default: float = 0.0) -> float:
@@ -126,7 +141,7 @@ def model_shape(keys: Mapping[str, Any], tensors: Iterable[tuple[str, tuple[int,
     recurrent = any(key.startswith((f"{arch}.ssm.", f"{arch}.wkv.")) for key in keys) and any(
         _STATE.search(name) for name, _ in tensors
     )
-    if not traits.plannable or (recurrent and not (traits.delta_net or traits.mamba2)):
+    if not traits.plannable or (recurrent and not (traits.delta_net or traits.mamba or traits.mamba2)):
         raise UnsupportedError(f"{where} is of architecture {arch}, whose memory quantkit cannot plan yet")
     own = {key.removeprefix(f"{arch}."): value for key, value in keys.items() if key.startswith(f"{arch}.")}
     n_layer = _count(own, "block_count", where)
@@ -186,7 +201,8 @@ def _per_layer(keys: Mapping[str, Any], name: str, n_layer: int, default: list[i
         if len(counts) < n_layer:
             raise CheckpointError(f"{where} has {len(counts)} values of {name} for {n_layer} layers; check the file")
         return counts[:n_layer]
-    return [_count(keys, name, where)] * n_layer
+    # a model without attention states 0 heads
+    return [0 if value == 0 else _count(keys, name, where)] * n_layer
 
 
 def _shared_from(keys: Mapping[str, Any], n_layer: int, layer: int, slides: bool) -> int | None:

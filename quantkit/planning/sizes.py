@@ -1,4 +1,4 @@
-"""The sizes of a model in each GGUF type, and as AWQ and GPTQ folders."""
+"""The sizes of a model in each GGUF type, and as folders of quantized weights."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -14,11 +14,14 @@ from quantkit.gguf.metadata import quantization_keys
 from quantkit.gguf.mix import MixOptions, MixTensor, choose_types
 from quantkit.imatrix.file import Imatrix
 from quantkit.outputs.gguf_files import FLOATS, GgufRequest, column_weights, plan_gguf
+from quantkit.packed.registry import FORMATS
 from quantkit.planning.memory import PlannedTensor
 from quantkit.planning.sources import Source, tensors_as_they_are
 
-FOLDERS = ("awq", "gptq")
-USUAL = ("bf16", "q8_0", "q6_k", "q5_k_m", "q4_k_m", "q4_0", "q3_k_m", "q2_k", *FOLDERS)
+FOLDERS = tuple(FORMATS)
+DEFAULT_GROUP = 128
+"""The group size of AWQ and GPTQ without --group-size."""
+USUAL = ("bf16", "q8_0", "q6_k", "q5_k_m", "q4_k_m", "q4_0", "q3_k_m", "q2_k", "awq", "gptq")
 """The types of a plan without -t."""
 _FLOATS = ("f32", "f16", "bf16")
 _KEPT = Path("unused")
@@ -36,9 +39,9 @@ class Matrix:
 class Offer:
     """One form of the model. `label`: the value of -t; `size`: bytes on disk; `tensors`: empty for a folder.
 
-    `file`: name of the file, or of the folder for AWQ and GPTQ. `bits`: bits per weight. `why_not`: the reason why this
+    `file`: name of the file or folder. `bits`: bits per weight. `why_not`: the reason why this
     form is impossible; the other fields are then empty. `needs_imatrix`: it requires --imatrix or --calibrate. `group`:
-    inputs that share a scale in AWQ and GPTQ.
+    inputs that share a scale in a folder; 0 where --group-size has no effect.
     """
 
     label: str
@@ -52,10 +55,17 @@ class Offer:
 
     @property
     def is_folder(self) -> bool:
+        """Whether the offer is a folder of quantized weights."""
         return self.label in FOLDERS
 
     @property
+    def usual_group(self) -> int:
+        """The group size of a folder without --group-size."""
+        return FORMATS[self.label].group or DEFAULT_GROUP
+
+    @property
     def is_float(self) -> bool:
+        """Whether the offer is an unquantized type."""
         return self.label in _FLOATS
 
 
@@ -63,7 +73,7 @@ def known_types(names: Sequence[str]) -> tuple[str, ...]:
     """The checked names of `-t`, in their order.
 
     Raises:
-        UsageError: a name that is neither a GGUF type nor awq or gptq.
+        UsageError: a name that is neither a GGUF type nor a folder.
     """
     known = []
     for name in names:
@@ -72,7 +82,7 @@ def known_types(names: Sequence[str]) -> tuple[str, ...]:
             try:
                 key = file_type(key).name
             except UsageError as error:
-                raise UsageError(f"{error}; awq and gptq are types too") from None
+                raise UsageError(f"{error}; {', '.join(FOLDERS)} are types too") from None
         known.append(key)
     return tuple(dict.fromkeys(known))
 
@@ -85,7 +95,7 @@ def offers(
     `matrix`: the GGUF types are quantized with it. `calibrated`: the command that makes them computes one.
 
     Raises:
-        UsageError: an unknown type, or an option that does not apply to a quantized GGUF or to AWQ and GPTQ.
+        UsageError: an unknown type, or an option that does not apply to a quantized GGUF or to folders.
         ImatrixError: `matrix` belongs to another model.
     """
     if source.is_gguf and any(t.type.name not in ("F32", "F16", "BF16") for t in source.model.tensors):
@@ -176,10 +186,6 @@ def _calibrated(source: Source, kind: FileType) -> Offer:
     return Offer(kind.name, size, bits, tensors, file.name, needs_imatrix=kind.needs_imatrix)
 
 
-DEFAULT_GROUP = 128
-"""The group size of `quantkit awq` and `quantkit gptq` without --group-size."""
-
-
 @lru_cache(maxsize=1)
 def _linears(checkpoint: Checkpoint) -> tuple[Any, tuple[Any, ...]]:
     """The native model and the linears of its layers, cached for both methods."""
@@ -191,25 +197,27 @@ def _linears(checkpoint: Checkpoint) -> tuple[Any, tuple[Any, ...]]:
 
 
 def _folder(source: Source, method: str) -> Offer:
-    """An AWQ or GPTQ folder: the sizes of its weight files, without the few kB of config and the tokenizer."""
+    """A folder: the sizes of its weight files, without the few kB of config and the tokenizer."""
     checkpoint = source.model.checkpoint
     if checkpoint is None:
-        return Offer(method, why_not=f"{method.upper()} needs a checkpoint, not a GGUF")
+        return Offer(method, why_not=f"{FORMATS[method].label} needs a checkpoint, not a GGUF")
     # imported here because a plan for GGUF alone does not need these formats
     from quantkit.outputs.packed_folders import FolderRequest, plan_folder_of
-    from quantkit.quant.grid import Grid
 
+    folder_format = FORMATS[method]
+    usual, label = folder_format.group or DEFAULT_GROUP, folder_format.label
     try:
         native, layers = _linears(checkpoint)
         widths = {linear.n_in for layer in layers for layer_input in layer.inputs for linear in layer_input.linears}
         group = next(
-            (size for size in (DEFAULT_GROUP, 64, 32) if not any(width % size for width in widths)), DEFAULT_GROUP
+            (size for size in (usual, 64, 32) if size > 0 and not any(width % size for width in widths)), usual
         )
-        grid = Grid(group=group) if method == "awq" else Grid(group=group, symmetric=True)
-        request = FolderRequest("awq" if method == "awq" else "gptq", grid)
+        grid = folder_format.grid(4, group, symmetric=True)
+        request = FolderRequest(method, grid, dtype=folder_format.dtype)
         plan = plan_folder_of(native, layers, request, _KEPT)
     except QuantkitError as error:
         return Offer(method, why_not=str(error))
     elements = sum(tensor.n_elements for tensor in source.model.tensors)
     stored = sum(place.nbytes for shard in plan.shards for place in shard.places)
-    return Offer(method, plan.size, 8 * stored / elements, (), f"{source.model.name}-{method.upper()}", group=group)
+    shown = 0 if folder_format.group_sizes == () else group
+    return Offer(method, plan.size, 8 * stored / elements, (), f"{source.model.name}-{label}", group=shown)

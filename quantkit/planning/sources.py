@@ -44,6 +44,7 @@ class Source:
 
     @property
     def is_gguf(self) -> bool:
+        """Whether the source is a GGUF file."""
         return self.model.checkpoint is None
 
     @property
@@ -63,7 +64,7 @@ def open_source(source: str, *, offline: bool = False) -> Source:
     path = user_path(source)
     if source.endswith(".gguf") and not path.is_dir():
         if not path.is_file():
-            raise CheckpointError(f"there is no file {source}; check the name")
+            raise CheckpointError(f"{source} not found; check the name")
         return _planned(model_from_gguf(path), exact=True)
     if path.is_file() and path.suffix == ".json":
         return _from_config(path)

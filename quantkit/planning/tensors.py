@@ -45,9 +45,11 @@ class Tensor:
 
     @property
     def nbytes(self) -> int:
+        """Bytes of the tensor."""
         return int(prod(self.shape) * self.size)
 
     def same_layout(self, other: "Tensor") -> bool:
+        """Whether shape, element size and strides are equal."""
         return self.shape == other.shape and self.size == other.size and self.stride == other.stride
 
 

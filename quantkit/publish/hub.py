@@ -59,7 +59,7 @@ def push_folder(
 
     Raises:
         UsageError: the folder is missing or empty, or the repository's name is malformed.
-        PublishError: there is no token, permission or space, the hub refuses the card, or it cannot be reached.
+        PublishError: a token, permission or space is missing; the hub rejects the card or cannot be reached.
     """
     if not is_hub_id(repo_id):
         raise UsageError(f"{repo_id!r} is not a hub repository; pass ORG/NAME with letters, digits, - _ and .")

@@ -1,6 +1,6 @@
 """The header, size and sha256 of a GGUF on a web server.
 
-The header is written at the start of a sparse file of the full size, so that every reader of headers can read it.
+The header is written into a sparse file of the full size, which every reader of headers can read.
 """
 
 import re

@@ -10,8 +10,8 @@ Keys = tuple[str, ...]
 def line_of(text: str, keys: Sequence[str]) -> int | None:
     """The line, from 1, on which the statement that sets `keys` begins; for a table, its first mention.
 
-    `text` is valid TOML. This needs no parser: the lines up to the end of a statement are valid TOML by themselves, and
-    the lines up to a place within a statement are not.
+    `text` is valid TOML. This needs no parser: the lines up to the end of a statement are valid TOML; those up to a
+    place within it are not.
     """
     lines = text.split("\n")
     complete = 0

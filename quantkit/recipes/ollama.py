@@ -93,7 +93,7 @@ def modelfiles(recipe: OllamaRecipe) -> dict[str, str]:
 
 
 def _template(opened: Opened, value: str | None) -> tuple[str | None, str | None]:
-    """The template's text ("" for no template, None for the model's own), and its end of turn if that is not EOS."""
+    """The template's text, "" for none or None for the model's own; and its end of turn if it is not EOS."""
     if value is None:
         return None, None
     if value == NONE:

@@ -74,8 +74,8 @@ def open_recipe(path: Path, settings: Sequence[str] = ()) -> Opened:
     """Read a recipe file; `settings` are `KEY=VALUE` texts that override its keys (`calibration.samples=8`).
 
     Raises:
-        UsageError: a file is not readable or not TOML, a key is unknown, a value is wrong, or `extends` forms a cycle;
-            with file and line.
+        UsageError: a file is unreadable or not TOML; a key is unknown; a value is wrong; `extends` forms a cycle. The
+            message names file and line.
     """
     layers = [*(_setting(text) for text in reversed(settings)), *_chain(path)]
     merged: dict[str, Any] = {}

@@ -114,8 +114,8 @@ def read_recipe(path: Path, settings: Sequence[str] = ()) -> Recipe:
     """Read and check a recipe for `bake`; `settings` as for `open_recipe`.
 
     Raises:
-        UsageError: as `open_recipe`; or a key is missing, a file is not found, the recipe has no format, or a type of
-            [phone] is not converted; with file and line.
+        UsageError: as `open_recipe`. Also: a key or a file is missing; the recipe has no format; a type of [phone] is
+            not converted. The message names file and line.
     """
     opened = open_recipe(path, settings)
     model = opened.get("model") or {}

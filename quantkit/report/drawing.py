@@ -56,7 +56,7 @@ class Plot:
     note: str
     """A note on this plot alone, or an empty string."""
     svg: str
-    """A file of its own, in light colours."""
+    """A separate file, in light colours."""
     inline: str
     """An <svg> element for the page, in the page's colours and font."""
     png: bytes
@@ -128,7 +128,7 @@ def _style(name: str) -> Iterator[None]:
         "xtick.labelsize": 10.5,
         "ytick.labelsize": 10.5,
         "legend.fontsize": 10.5,
-        # A name may have dollar signs: it is no formula.
+        # a name may contain dollar signs, which do not mark a formula
         "text.parse_math": False,
         "text.color": INK,
         "axes.labelcolor": SOFT,
@@ -156,7 +156,7 @@ def _style(name: str) -> Iterator[None]:
 
 
 def _tree(drawn: bytes, name: str, title: str) -> ElementTree.Element:
-    """matplotlib's SVG with a title, names of ids of its own (a page has several) and a font every system has."""
+    """matplotlib's SVG with a title, a font that every system has, and ids that are unique in a page."""
     root = ElementTree.fromstring(drawn)
     for metadata in root.findall(f"{_SVG}metadata"):
         root.remove(metadata)

@@ -71,6 +71,7 @@ def tick(value: float) -> str:
 
 
 def whole(count: int | None) -> str:
+    """An integer with thousands separators."""
     return ABSENT if count is None else f"{count:,}"
 
 
@@ -87,6 +88,7 @@ def smaller(count: float | None, reference: float | None) -> str | None:
 
 
 def duration(seconds: float | None) -> str:
+    """Seconds, minutes or hours in words."""
     if seconds is None:
         return ABSENT
     if seconds < 90:

@@ -144,7 +144,7 @@ def _folded(title: str, table: Table, report: Report) -> str:
 
 
 def _table(table: Table, report: Report, *, cards: bool = False) -> str:
-    """`cards`: on a phone each row becomes a card of its own."""
+    """`cards`: on a phone each row becomes a card."""
     reference = report.reference
     rows = []
     for row in table.rows:

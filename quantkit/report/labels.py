@@ -20,7 +20,7 @@ def place(
 ) -> list[Box | None]:
     """A box of each (width, height) of `sizes` near its point, inside `frame`, clear of `blocked` and of each other.
 
-    A label avoids `lines` if that costs little distance. None if there is no space for a label.
+    A label avoids `lines` if that costs little distance. A label without space is None.
     """
     placed: list[Box | None] = []
     taken = list(blocked)
@@ -41,6 +41,7 @@ def place(
 
 
 def overlap(one: Box, other: Box) -> bool:
+    """Whether two boxes (left, bottom, right, top) overlap."""
     return one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3]
 
 

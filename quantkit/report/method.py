@@ -33,7 +33,7 @@ def machine(report: Report) -> list[tuple[str, str]]:
     facts += [
         ("threads", str(report.threads or "")),
         ("context", f"{whole(report.ctx)} tokens" if report.ctx else ""),
-        ("chunks asked for", str(report.chunks or "")),
+        ("chunks requested", str(report.chunks or "")),
         ("time taken", duration(report.seconds) if report.seconds is not None else ""),
         ("measured at", report.created),
         ("quantkit", report.version),

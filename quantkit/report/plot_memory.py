@@ -53,7 +53,7 @@ def _plot(name: str, title: str, bars: Sequence[_Bar], largest: float) -> Plot:
         "A bar for each device, by the number of layers on the GPU; their sums on the right. All models have one scale."
     )
     if any(bar.driver is not None for bar in bars):
-        caption += " The upright line is what the GPU's driver says of the process."
+        caption += " The upright line is the memory that the GPU's driver reports for the process."
     if any(bar.peak is not None for bar in bars):
         caption += (
             " The diamond is the process's peak (PSS): it has the runtime itself in it, but not what was reserved and"

@@ -51,9 +51,7 @@ def perplexity(report: Report, text: Text, number: int) -> Plot | None:
         points.append(_Point(label, model.bytes, on.perplexity.value, error, color, model.is_reference))
     if len(points) < 2:
         return None
-    caption = (
-        "Down and to the left is better. The line joins the models that no other one beats in both size and perplexity."
-    )
+    caption = "Down and to the left is better. The line joins the models for which every other one is larger or worse."
     if paired:
         caption += (
             " Bars are one standard error of the difference from the reference, which is measured on the same tokens;"
@@ -71,7 +69,7 @@ def perplexity(report: Report, text: Text, number: int) -> Plot | None:
 
 
 def pareto(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """The Pareto front of (size, perplexity), by size: no other point is better in one and as good in the other."""
+    """The Pareto front of (size, perplexity), by size: every other point is worse in one, or equal in both."""
     kept: list[tuple[float, float]] = []
     for size, value in sorted(set(points)):
         if not kept or value < kept[-1][1]:
@@ -174,7 +172,7 @@ def _label(
         for step in range(steps):
             x, y = (start + (end - start) * step / steps for start, end in zip(one, other, strict=True))
             lines.append((x - 2, y - 2, x + 2, y + 2))
-    # Points on the line get their labels first, in case there is no space for all.
+    # points on the line get their labels first, in case the space is too small for all
     pairs = sorted(zip(points, at, strict=True), key=lambda pair: not pair[0].reference and pair[1] not in best)
     points, at = [point for point, _ in pairs], [value for _, value in pairs]
     sizes = [(em_width(point.label) * _FONT + 2, _FONT * 1.35) for point in points]

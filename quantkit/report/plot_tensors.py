@@ -32,7 +32,7 @@ def _plot(model: Model, cells: Cells, number: int) -> Plot:
     kinds = _kinds(cells)
     caption = (
         "Brighter is a larger error of the weights, relative to their size (Frobenius norm). Layers run from left to"
-        " right. Each model has a scale of its own: compare models by the figures of their keys."
+        " right. Each model has a separate scale: compare models by the figures of their keys."
     )
     (kind, layer), most = max(cells.items(), key=lambda cell: cell[1])
     note = f"Largest: {kind} of layer {layer}, {_percent(most)}; median {_percent(median(cells.values()))}."

@@ -23,6 +23,7 @@ def plots(report: Mapping[str, Any]) -> list[Plot]:
 
 
 def plots_of(report: Report) -> list[Plot]:
+    """All plots for which the report has figures."""
     drawn: list[Plot | None] = []
     for draw in (perplexity, divergence):
         drawn += [draw(report, text, number) for number, text in enumerate(report.texts, 1)]

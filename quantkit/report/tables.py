@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from quantkit.measurement.document import DeviceMemory, Model, Quality, Report, Text
+from quantkit.packed.registry import FORMATS
 from quantkit.report.figures import ABSENT, change, percent, plus_minus, significant, size, whole
 
 
@@ -28,7 +29,7 @@ _QUALITY: tuple[QualityColumn, ...] = (
     ("KL 99%", lambda on: ABSENT if on is None or on.kl is None else significant(on.kl.p99)),
     ("same top token", lambda on: ABSENT if on is None else percent(on.top1)),
 )
-_FORMATS = {"gguf": "GGUF", "hf": "Hugging Face", "awq": "AWQ", "gptq": "GPTQ"}
+_FORMATS = {"gguf": "GGUF", "hf": "Hugging Face", **{name: kind.label for name, kind in FORMATS.items()}}
 _SHORT = (*_QUALITY[:2], _QUALITY[4])
 _DETAIL: tuple[QualityColumn, ...] = (
     ("perplexity difference", lambda on: ABSENT if on is None else plus_minus(on.difference, decimals=2, sign=True)),
@@ -72,7 +73,7 @@ def detail(report: Report, text: Text) -> Table:
 
 
 def memory(report: Report) -> Table:
-    """A row for each device of each load of each model, with the process's own figures on the first of them."""
+    """A row for each device of each load of each model; the first row of a load has the figures of the process."""
     contexts = {row.n_ctx for model in report.models for row in model.memory}
     rows = []
     for model in report.models:
@@ -102,6 +103,7 @@ def memory(report: Report) -> Table:
 
 
 def speed(report: Report) -> Table:
+    """A row for each speed measurement of each model."""
     rows = [
         (
             model.label,
@@ -138,6 +140,7 @@ def files(report: Report) -> Table:
 
 
 def texts(report: Report) -> Table:
+    """A row for each text."""
     rows = [
         (text.name, whole(text.tokens), whole(text.chunks), whole(text.scored_tokens), text.sha256)
         for text in report.texts

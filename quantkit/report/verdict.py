@@ -6,8 +6,7 @@ from quantkit.measurement.document import Model, Quality, Report, Text
 from quantkit.report.figures import change, percent, plus_minus, smaller
 
 CLOSE = 0.05
-"""A candidate within this much of the reference's perplexity is named as the smallest that is close; the sentence says
-the bound."""
+"""Relative bound on the perplexity: the smallest candidate within it is named as close, with the bound."""
 
 
 def verdict(report: Report) -> list[str]:
@@ -50,7 +49,7 @@ def _worse_than_guessing(report: Report, text: Text) -> list[str]:
     return [
         f"The reference's perplexity on {text.name} is above its vocabulary of {reference.vocabulary:,} tokens, so it"
         " predicts worse than equal probabilities: its weights are damaged, or it does not know the text's language."
-        " The comparison below says little."
+        " The comparison below is of little use."
     ]
 
 
@@ -102,7 +101,7 @@ def _size(model: Model) -> float:
 
 
 def _dominated(ranked: list[Model], text: Text) -> list[str]:
-    """Candidates for which a clearly better one is no larger."""
+    """Candidates for which a clearly better one is not larger."""
     sentences = []
     for place, model in enumerate(ranked):
         for better in ranked[:place]:

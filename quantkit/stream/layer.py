@@ -31,6 +31,7 @@ class LayerWeights(Weights):
     readers: dict[str, tuple[str, int]] = field(default_factory=dict)
 
     def tapped(self) -> "LayerWeights":
+        """The same weights, which record the inputs of the linears in `keys`."""
         return LayerWeights(self.read, self.rows, self.names, self.tensors, self.keys, {}, {})
 
     def vector(self, name: str) -> Array:

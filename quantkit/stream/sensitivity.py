@@ -1,8 +1,8 @@
 """What an error of a group of matrices costs the model: the KL divergence of its logits when the group is rounded.
 
 A few short windows run through the model layer by layer, once unchanged and once for each group. A group is the
-matrices of one kind in a range of layers (all `q_proj` of the first third), or the embedding, or the head. The rounding
-is coarse and simple: blocks of 32 inputs with one scale.
+matrices of one kind in a range of layers: all `q_proj` of the first third. The embedding is a group, and so is the
+head. The rounding is coarse and simple: blocks of 32 inputs with one scale.
 """
 
 from collections.abc import Callable, Mapping
@@ -52,7 +52,7 @@ class Sensitivity:
 def groups_of(native: Source, ranges: int) -> tuple[dict[str, Group], dict[str, str]]:
     """The groups by name, with `ranges` ranges of layers; and tensor name -> the name of its group.
 
-    The embedding and the head are groups of their own, even if they are one tensor.
+    The embedding and the head are separate groups, even if they are one tensor.
     """
     decoder, groups = native.decoder, dict[str, dict[str, bool]]()
     of_tensor: dict[str, str] = {}

@@ -69,4 +69,5 @@ def bytes_per_token(decoder: Decoder, n_tokens: int) -> int:
 
 
 def shared_file(number: int) -> str:
+    """Name of the file with the keys and values of layer `number`."""
     return f"shared-{number}"

@@ -1,7 +1,7 @@
 """The hidden states of all samples between two layers, in files: memory holds one sample at a time.
 
-The files are in a work folder, float32 (samples, tokens, hidden) in row-major order. A layer writes to a different file
-than it reads, so that a killed run can resume after the last finished layer.
+The files are in a work folder, float32 (samples, tokens, hidden) in row-major order. A layer never overwrites the file
+that it reads, so a killed run resumes after the last finished layer.
 """
 
 import os

@@ -1,4 +1,4 @@
-"""Statistics of a linear's input: sums over tokens. The tokens themselves are not kept."""
+"""Statistics of a linear's input: sums over tokens. The tokens are not kept."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -35,6 +35,7 @@ class Statistics:
 
     @classmethod
     def of(cls, width: int, *, gram: bool) -> "Statistics":
+        """Empty statistics of an input of this width; with `gram`, of its Gram matrix too."""
         matrix, held = (np.zeros((width, width), np.float32) if gram else None for _ in range(2))
         return cls(np.zeros(width), 0, matrix, 0, held)
 

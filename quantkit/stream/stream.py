@@ -37,7 +37,8 @@ _EXPERT_TOKENS = 512
 
 
 class Watcher(Protocol):
-    """Receives the tensors and statistics of each layer. It may change the tensors: the forward no longer uses them.
+    """Receives the tensors and statistics of each layer. It may change the tensors: the forward does not use them
+    again.
 
     It returns the same tensors as a runtime will see them. A stream with `propagate` continues with these.
     """
@@ -194,7 +195,7 @@ class Stream:
         *,
         add: bool,
     ) -> None:
-        """Run an expert on its tokens, and on the rows of `extra` by sample, which are summed in the Gram matrix only.
+        """Run an expert on its tokens and on the rows of `extra` by sample; those count in the Gram matrix only.
 
         `add`: add the expert's outputs to the next states.
         """

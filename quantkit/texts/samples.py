@@ -1,6 +1,7 @@
 """Calibration samples: the token ids of a text, cut into pieces of equal length."""
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from quantkit.machine import release_freed_memory
 from quantkit.texts import tokens
 from quantkit.texts.dataset import dataset_files, parse_dataset
 from quantkit.texts.documents import MOST_CHARACTERS, Document, characters, read_documents
+from quantkit.texts.tokens import ChatFormat, Encoder
 from quantkit.tokenizer.files import read as read_tokenizer
 
 DEFAULT_TEXT = Path(__file__).with_name("default_text.jsonl.xz")
@@ -51,6 +53,39 @@ class Samples:
         }
 
 
+@dataclass(frozen=True)
+class TextTokenizer:
+    """What turns documents into token ids.
+
+    `vocab`: rows of the embedding. `first`: BOS before each sample, or None. `at_once`: pieces of text in one call of
+    `encode`.
+    """
+
+    name: str
+    encode: Encoder
+    chat: ChatFormat
+    vocab: int
+    first: int | None
+    at_once: int = 16
+
+
+@dataclass(frozen=True)
+class SampleRequest:
+    """Which samples to take: `n_samples` of `seq_len` tokens from `source`.
+
+    source: a file (see `documents.read_documents`), a hub dataset `ORG/NAME[:SPLIT]`, or None for quantkit's own text.
+    chat: see `tokens.render_documents`. spread: take samples at even distances over the whole text; otherwise take them
+    from its start.
+    """
+
+    source: str | None
+    n_samples: int
+    seq_len: int
+    chat: bool | None = None
+    spread: bool = True
+    offline: bool = False
+
+
 def load_samples(
     checkpoint: Checkpoint,
     *,
@@ -61,11 +96,31 @@ def load_samples(
     spread: bool = True,
     offline: bool = False,
 ) -> Samples:
-    """`n_samples` samples of `seq_len` tokens from `source`, tokenized with the tokenizer of `checkpoint`.
+    """Samples of `source`, tokenized with the tokenizer of `checkpoint`; see `SampleRequest` and `make_samples`.
 
-    source: a file (see `documents.read_documents`), a hub dataset `ORG/NAME[:SPLIT]`, or None for quantkit's own text.
-    chat: see `tokens.render_documents`.
-    spread: take samples at even distances over the whole text; otherwise take them from its start.
+    Raises:
+        CalibrationError, MissingExtraError, HubError, TemplateError: see `make_samples`.
+        TokenizerError, UnsupportedError: the tokenizer cannot be loaded.
+    """
+    vocab = find_family(checkpoint.config).sizes(checkpoint.config).vocab
+    request = SampleRequest(source, n_samples, seq_len, chat, spread, offline)
+    return make_samples(request, lambda: folder_tokenizer(checkpoint, vocab))
+
+
+def folder_tokenizer(checkpoint: Checkpoint, vocab: int) -> TextTokenizer:
+    """The tokenizer of a checkpoint whose embedding has `vocab` rows. Raises TokenizerError, UnsupportedError."""
+    files = read_tokenizer(checkpoint.folder)
+    return TextTokenizer(
+        name=checkpoint.name,
+        encode=tokens.encoder(files),
+        chat=tokens.chat_format(files),
+        vocab=vocab,
+        first=tokens.first_token(files, {**checkpoint.config, "vocab_size": vocab}, vocab),
+    )
+
+
+def make_samples(request: SampleRequest, load_tokenizer: Callable[[], TextTokenizer]) -> Samples:
+    """The samples of a request.
 
     If the tokenizer adds BOS, every sample begins with BOS and has one token less of the text. A text that is too short
     gives fewer samples and a warning.
@@ -75,28 +130,26 @@ def load_samples(
             `n_samples`, if smaller); or a token id exceeds the embedding.
         MissingExtraError: the text is Parquet and pyarrow is not installed.
         HubError: the dataset cannot be downloaded.
-        TokenizerError, UnsupportedError: the tokenizer cannot be loaded.
         TemplateError: the chat template fails.
     """
-    if n_samples < 1 or seq_len < 2:
+    if request.n_samples < 1 or request.seq_len < 2:
         raise CalibrationError(
-            f"cannot calibrate on {n_samples} samples of {seq_len} tokens; use at least 1 sample of 2 tokens"
+            f"cannot calibrate on {request.n_samples} samples of {request.seq_len} tokens; use at least 1 sample of 2"
+            " tokens"
         )
-    documents, name, warnings = load_documents(source, offline=offline)
-    files = read_tokenizer(checkpoint.folder)
-    text = tokens.render_documents(documents, files, chat=chat)
-    ids = tokens.token_ids(files, text.texts)
-    vocab = find_family(checkpoint.config).sizes(checkpoint.config).vocab
+    documents, name, warnings = load_documents(request.source, offline=request.offline)
+    tokenizer = load_tokenizer()
+    text = tokens.render_documents(documents, tokenizer.chat, chat=request.chat)
+    ids = tokens.ids_of_pieces(tokenizer.encode, text.texts, tokenizer.at_once)
     if not ids.size:
         raise CalibrationError(f"the calibration text {name} is empty; pass a text with words")
-    if int(ids.max()) >= vocab:
+    if int(ids.max()) >= tokenizer.vocab:
         raise CalibrationError(
-            f"the tokenizer gives the id {int(ids.max())} in {name}, but the embedding of {checkpoint.name} has only"
-            f" {vocab} rows; use the tokenizer files that belong to these weights"
+            f"the tokenizer gives the id {int(ids.max())} in {name}, but the embedding of {tokenizer.name} has only"
+            f" {tokenizer.vocab} rows; use the tokenizer files that belong to these weights"
         )
     release_freed_memory()
-    first = tokens.first_token(files, {**checkpoint.config, "vocab_size": vocab}, vocab)
-    cut, short = cut_samples(ids, n_samples, seq_len, first, spread=spread, name=name)
+    cut, short = cut_samples(ids, request.n_samples, request.seq_len, tokenizer.first, spread=request.spread, name=name)
     digest = hashlib.sha256()
     for rendered in text.texts:
         digest.update(rendered.encode("utf-8", "surrogatepass"))

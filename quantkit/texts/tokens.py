@@ -1,6 +1,6 @@
 """Tokenization of text with the checkpoint's tokenizer, and conversations rendered with its chat template."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +21,22 @@ _CONVERSATIONS_AT_ONCE = 128
 _ONE_DATE = "{% macro strftime_now(pattern) %}26 Jul 2024{% endmacro %}"
 
 
+Encoder = Callable[[Sequence[str]], Iterable[Sequence[int]]]
+"""Texts -> the token ids of each, without BOS or EOS; special tokens in a text are parsed."""
+
+
+@dataclass(frozen=True)
+class ChatFormat:
+    """The default chat template and the texts of the special tokens that it may use, by role ("bos_token").
+
+    `template`: None without one. `owner`: the file or folder that it comes from, for messages.
+    """
+
+    template: str | None
+    special_tokens: Mapping[str, str | None]
+    owner: str
+
+
 @dataclass(frozen=True)
 class Rendered:
     """Texts in the order of the documents. `rendered`: how many of them the chat template rendered."""
@@ -31,25 +47,33 @@ class Rendered:
 
 
 def token_ids(files: TokenizerFiles, texts: Iterable[str]) -> NDArray[np.int32]:
-    """The ids of all `texts` in order, int32 (n_tokens,), without BOS or EOS.
+    """The ids of all `texts` in order, int32 (n_tokens,), without BOS or EOS; see `ids_of_pieces`.
+
+    Raises TokenizerError or UnsupportedError when the tokenizer cannot be built.
+    """
+    return ids_of_pieces(encoder(files), texts)
+
+
+def ids_of_pieces(encode: Encoder, texts: Iterable[str], at_once: int = _PIECES_AT_ONCE) -> NDArray[np.int32]:
+    """The ids of all `texts` in order, int32 (n_tokens,).
 
     A text of more than 65,536 characters is tokenized in pieces. A piece ends at a newline, because no tokenizer merges
-    across it. Raises TokenizerError or UnsupportedError when the tokenizer cannot be built.
+    across it. `at_once`: pieces in one call of `encode`.
     """
-    encode = _encoder(files)
     arrays: list[NDArray[np.int32]] = [np.empty(0, np.int32)]
     waiting: list[str] = []
     for text in texts:
         for piece in pieces(text):
             waiting.append(piece)
-            if len(waiting) == _PIECES_AT_ONCE:
+            if len(waiting) == at_once:
                 arrays += [np.array(ids, np.int32) for ids in encode(waiting)]
                 waiting = []
     arrays += [np.array(ids, np.int32) for ids in encode(waiting)]
     return np.concatenate(arrays)
 
 
-def _encoder(files: TokenizerFiles) -> Callable[[Sequence[str]], Iterable[Sequence[int]]]:
+def encoder(files: TokenizerFiles) -> Encoder:
+    """The tokenizer of a checkpoint. Raises TokenizerError or UnsupportedError when it cannot be built."""
     table = files.ranks
     if table is not None:
         return lambda texts: ranks.token_ids(table, texts)
@@ -86,12 +110,13 @@ def first_token(files: TokenizerFiles, config: dict[str, Any], n_tokens: int) ->
     return specials.ids.get("bos") if specials.adds.get("bos", alone) else None
 
 
-def chat_template(files: TokenizerFiles) -> str | None:
-    """The checkpoint's default chat template."""
-    return special.default_template(files.template)
+def chat_format(files: TokenizerFiles) -> ChatFormat:
+    """The checkpoint's default chat template and its special tokens."""
+    tokens = {role: token_text(files.config.get(role) or files.special.get(role)) for role in SPECIAL_ROLES}
+    return ChatFormat(special.default_template(files.template), tokens, str(files.folder))
 
 
-def render_documents(documents: Sequence[Document], files: TokenizerFiles, *, chat: bool | None) -> Rendered:
+def render_documents(documents: Sequence[Document], style: ChatFormat, *, chat: bool | None) -> Rendered:
     """Render documents as texts. The chat template runs in a child process (see quantkit.chat).
 
     `chat`: None uses the template if the checkpoint has one. True requires a template and a conversation. False uses
@@ -103,16 +128,16 @@ def render_documents(documents: Sequence[Document], files: TokenizerFiles, *, ch
         TemplateError: the template exceeds its time or memory.
     """
     conversations = [document for document in documents if not isinstance(document, str)]
-    template = None if chat is False else chat_template(files)
+    template = None if chat is False else style.template
     if chat and template is None:
         raise CalibrationError(
-            f"{files.folder} has no chat template to render conversations with; calibrate without --chat"
+            f"{style.owner} has no chat template to render conversations with; calibrate without --chat"
         )
     if chat and not conversations:
         raise CalibrationError("the calibration text has no conversations ('messages'); calibrate without --chat")
     if template is None or not conversations:
         return Rendered([plain_text(document) for document in documents if characters(document)], 0, ())
-    answers = iter(_render(template, conversations, files))
+    answers = iter(_render(template, conversations, style.special_tokens))
     refused: list[TemplateError] = []
     texts = []
     for document in documents:
@@ -131,13 +156,13 @@ def render_documents(documents: Sequence[Document], files: TokenizerFiles, *, ch
 
 
 def _render(
-    template: str, conversations: Sequence[list[dict[str, str]]], files: TokenizerFiles
+    template: str, conversations: Sequence[list[dict[str, str]]], special_tokens: Mapping[str, str | None]
 ) -> list[str | TemplateError]:
     fixed = _ONE_DATE + template if "strftime_now" in template else template
-    tokens = {role: token_text(files.config.get(role) or files.special.get(role)) for role in SPECIAL_ROLES}
+    tokens = dict(special_tokens)
     options = {
-        "bos_token": tokens.pop("bos_token"),
-        "eos_token": tokens.pop("eos_token"),
+        "bos_token": tokens.pop("bos_token", None),
+        "eos_token": tokens.pop("eos_token", None),
         "special_tokens": {role: text for role, text in tokens.items() if text is not None},
         "add_generation_prompt": False,
     }

@@ -1,7 +1,7 @@
 """The vocabulary of a checkpoint, as llama.cpp reads it from a GGUF file.
 
-`load_vocabulary` turns tokenizer files into the tokenizer.* keys that llama.cpp's converter would write where that is
-right, and into keys that give the checkpoint's own token ids where it is not; `hf_token_ids` is the ground truth.
+`load_vocabulary` turns tokenizer files into the tokenizer.* keys of llama.cpp's converter. If those would give wrong
+token ids, it writes keys that give the checkpoint's own ids. `hf_token_ids` is the ground truth.
 """
 
 from collections.abc import Mapping
@@ -71,8 +71,10 @@ def load_vocabulary(
     `roles` are the special tokens that the family fixes in code (`families.token_roles`).
     `pre` (the user's --pre) names the pre-tokenizer instead of recognising it; `chat_template` replaces the file's.
 
-    Raises TokenizerError (files missing, malformed, larger than the embedding), UnsupportedError (a tokenizer or
-    pre-tokenizer llama.cpp does not know), UsageError (`pre` is no name of llama.cpp's, or does not apply).
+    Raises:
+        TokenizerError: files are missing, malformed, or larger than the embedding.
+        UnsupportedError: llama.cpp does not know the tokenizer or the pre-tokenizer.
+        UsageError: llama.cpp does not know the name `pre`, or it does not apply.
     """
     if pre is not None:
         check_name(pre)

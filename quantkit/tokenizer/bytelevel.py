@@ -54,7 +54,10 @@ def load(files: TokenizerFiles, config: Mapping[str, Any], pre: str | None) -> T
     if pairs:
         tokens.last = [keyvalues.array("tokenizer.ggml.merges", GGUFValueType.STRING, pairs)]
     else:
-        raise TokenizerError(f"{where} has no merges, without which llama.cpp cannot load a byte-level BPE vocabulary")
+        raise TokenizerError(
+            f"{where} has no merges, which llama.cpp needs for a byte-level BPE vocabulary; take a tokenizer.json with"
+            " merges"
+        )
     if recognised.by_hash:
         tokens.warnings.append(
             f"the pre-tokenizer is {recognised.name}, {recognised.why}; llama.cpp's converter would write "

@@ -1,7 +1,7 @@
 """Why llama.cpp's ids can differ from the checkpoint's tokenizer although the vocabulary is right.
 
-A few things cannot be said in a GGUF file. A check that compares ids must tell these from a mistake; each reason here
-is established from the checkpoint's files for one text, never assumed.
+A GGUF file cannot express some rules of tokenizers. A check that compares ids must distinguish them from a mistake.
+Each reason here is established from the checkpoint's files for one text, never assumed.
 """
 
 import re

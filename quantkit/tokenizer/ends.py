@@ -1,4 +1,4 @@
-"""Every token that ends a text or a turn, from all files that name one, as the keys at which llama.cpp stops.
+"""The keys at which llama.cpp stops, from every end of a text or a turn in any file of the checkpoint.
 
 llama.cpp stops at the EOS, EOT and EOM of the file, and at tokens of some well-known texts (llama-vocab.cpp,
 special_eog_ids). A checkpoint can list more ends in generation_config.json and config.json. transformers stops at all.
@@ -50,9 +50,7 @@ def add_ends(
         if "eos" not in ids and name in sources:
             ids["eos"] = sources[name][0]
     if "eos" not in ids:
-        return [
-            "no file of the checkpoint names an end of text (EOS); llama.cpp takes a token of its own choice for it"
-        ]
+        return ["no file of the checkpoint names an end of text (EOS); llama.cpp chooses a token for it"]
     known = {ids["eos"], ids.get("eot"), ids.get("eom")}
     # a bare number of config.json that a token's name overrules is a conflict, as for llama.cpp's converter, not an end
     bare = {"config.json"} if len(sources.get("config.json", ())) == 1 else set()

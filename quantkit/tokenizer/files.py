@@ -16,13 +16,17 @@ from . import chat_templates, ranks
 
 @dataclass(frozen=True)
 class TokenizerFiles:
-    """What a checkpoint folder says about its tokenizer.
+    """The tokenizer files of a checkpoint folder. An absent JSON object is {}; an absent path or `tokenizer` is None.
 
-    `tokenizer` is tokenizer.json, `tokenizer_data` its bytes in UTF-8, `config` tokenizer_config.json ({} where
-    absent), `special` special_tokens_map.json, `added` added_tokens.json (token -> id), `model` the path of
-    tokenizer.model, `vocab` and `merges` those of vocab.json and merges.txt; a path or `tokenizer` is None where the
-    file is absent. `ranks` is the path of Qwen-1's qwen.tiktoken where nothing else describes the tokenizer;
-    `tokenizer` is then made from it. `templates` are the chat templates by file, the one in use first.
+    Attributes:
+        tokenizer: tokenizer.json.
+        tokenizer_data: its bytes in UTF-8.
+        config: tokenizer_config.json.
+        special: special_tokens_map.json.
+        added: added_tokens.json (token -> id).
+        model, vocab, merges: the paths of tokenizer.model, vocab.json and merges.txt.
+        ranks: the path of Qwen-1's qwen.tiktoken if nothing else describes the tokenizer; `tokenizer` is made from it.
+        templates: the chat templates by file; the one in use comes first.
     """
 
     folder: Path
@@ -54,10 +58,11 @@ class TokenizerFiles:
 def read(folder: Path) -> TokenizerFiles:
     """Read the tokenizer files of `folder`.
 
-    Raises TokenizerError when the folder has no tokenizer, or a file is not what its name says.
+    Raises:
+        TokenizerError: the folder has no tokenizer, or the content of a file does not fit its name.
     """
     if not folder.is_dir():
-        raise TokenizerError(f"{folder} is not a folder, so there is no tokenizer to read; pass a checkpoint folder")
+        raise TokenizerError(f"{folder} is not a folder; pass the checkpoint folder with the tokenizer")
     data = _read_bytes(folder / "tokenizer.json")
     table = _ranks(folder) if data is None else None
     if table is not None:
@@ -91,7 +96,7 @@ def read(folder: Path) -> TokenizerFiles:
 
 
 def read_text(path: Path) -> str | None:
-    """The file's text, or None where there is no such file."""
+    """The text of the file; None if it does not exist."""
     data = _read_bytes(path)
     return None if data is None else _decoded(data, path).replace("\r\n", "\n").replace("\r", "\n")
 
@@ -117,7 +122,7 @@ def _unreadable(path: Path, error: Exception) -> TokenizerError:
 
 
 def read_object(path: Path) -> dict[str, Any] | None:
-    """The file's JSON object, or None where there is no such file."""
+    """The JSON object of the file; None if it does not exist."""
     text = read_text(path)
     return None if text is None else _object(text, path)
 
@@ -145,7 +150,7 @@ def _present(path: Path) -> Path | None:
 
 
 def _ranks(folder: Path) -> Path | None:
-    """qwen.tiktoken, where neither tokenizer.model nor vocab.json with merges.txt is there to be read."""
+    """qwen.tiktoken, if tokenizer.model is absent, and vocab.json with merges.txt too."""
     if (folder / "tokenizer.model").is_file() or (
         (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file()
     ):

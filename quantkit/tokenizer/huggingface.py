@@ -27,10 +27,11 @@ _GPT2_CLASSES = ("GPT2Tokenizer", "CodeGenTokenizer", "PreTrainedTokenizer", "")
 def hf_token_ids(folder: Path, texts: Sequence[str]) -> list[list[int]]:
     """Token ids of each text by the checkpoint's own tokenizer, without a leading BOS or trailing EOS.
 
-    Special tokens written in the text become their ids. Uses `tokenizers` where tokenizer.json (or vocab.json with
-    merges.txt) exists, `sentencepiece` on a tokenizer.model alone, and tiktoken's algorithm on Qwen-1's table of ranks.
+    Special tokens written in the text become their ids. `tokenizers` reads tokenizer.json, or vocab.json with
+    merges.txt. `sentencepiece` reads a tokenizer.model alone. tiktoken's algorithm runs on Qwen-1's table of ranks.
 
-    Raises TokenizerError or UnsupportedError when the tokenizer cannot be built.
+    Raises:
+        TokenizerError, UnsupportedError: the tokenizer cannot be built.
     """
     # a calibration before this leaves memory that the C library keeps
     release_freed_memory()

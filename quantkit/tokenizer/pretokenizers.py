@@ -1,10 +1,10 @@
 """Which of llama.cpp's pre-tokenizers splits text as a byte-level BPE tokenizer does.
 
-Three ways, in order: the user's word; the hash of the ids of a fixed text, by which llama.cpp's converter knows some
-ninety tokenizers exactly; else the pre-tokenizer's own structure, reduced to a list of splits and compared with the
-split behind each name. The hash can miss ignore_merges or a rule of the split (one text may not need it), so where it
-contradicts the file, the structure decides. A tokenizer that is none of these is refused, with the nearest name as a
-hint: a wrong split gives a model that runs and is worse.
+The sources, in order: the user's option; the hash of the ids of a fixed text; the structure of the pre-tokenizer.
+llama.cpp's converter knows some ninety tokenizers by that hash. The structure is reduced to a list of splits and
+compared with the split behind each name. The hash can miss ignore_merges or a rule of the split, because one text may
+not need it. If it contradicts the file, the structure decides. Other tokenizers are refused, with the nearest name as
+a hint: a wrong split gives a model that runs and is worse.
 
 Facts are in pretokenizers.json.
 """

@@ -1,8 +1,8 @@
 """Texts on which the ids of a written vocabulary are compared with the checkpoint's own tokenizer.
 
 They cover scripts, digits, white space, contractions, code, emoji, special tokens and characters that few vocabularies
-hold. All are in Unicode's NFC, since llama.cpp does not normalize; a special token stands only where no text follows
-it, since tokenizers disagree about a space there for reasons that a GGUF file cannot express.
+hold. All are in Unicode's NFC, since llama.cpp does not normalize. Special tokens are at the end of a text: tokenizers
+disagree about a space after them, for reasons that a GGUF file cannot express.
 """
 
 PROBE: list[str] = [

@@ -1,12 +1,12 @@
 """Qwen-1's tokenizer: a table of byte strings and their ranks (qwen.tiktoken) that comes without merges.
 
-The table is read two ways. `token_ids` follows the tiktoken package to the letter, for the ground truth: join the
-adjacent pair whose joined bytes rank lowest, until none is in the table. `tokenizer_json` writes the same tokenizer as
-byte-level BPE with merges, which is what a GGUF file holds: the merge behind a token is the last two parts that
-joining by lower ranks leaves of it (the idea is conversion/qwen.py's).
+The table is read two ways. `token_ids` follows the tiktoken package exactly, for the ground truth: join the adjacent
+pair whose joined bytes rank lowest, until no pair is in the table. `tokenizer_json` writes the same tokenizer as
+byte-level BPE with merges, which a GGUF file holds. To find the merge of a token, join its bytes by lower ranks; the
+last two parts are the merge (the idea is conversion/qwen.py's).
 
-Source: tokenization_qwen.py of Qwen/Qwen-7B (file name, split, special tokens, normalization); neither it nor any
-other remote code is run.
+Source: tokenization_qwen.py of Qwen/Qwen-7B (file name, split, special tokens, normalization). Remote code is never
+run.
 """
 
 import base64

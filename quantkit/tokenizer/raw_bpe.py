@@ -1,4 +1,4 @@
-"""The vocabulary of a BPE that merges raw UTF-8 text, its spaces written as U+2581, with a token for each byte.
+"""The vocabulary of a BPE that merges raw UTF-8 text with a token for each byte. Spaces are written as U+2581.
 
 llama.cpp runs such a tokenizer by its merges under a name of tokenizer.ggml.model that the family gives. Other
 families' tokenizers of the same shape become SentencePiece vocabularies, which merge by score (spm_json.py).
@@ -24,8 +24,9 @@ from .tokens import ADDED_SCORE, BYTE, NORMAL, UNUSED, USER_DEFINED, Tokens, fit
 def load(files: TokenizerFiles, config: Mapping[str, Any], kind: RawBpe) -> Tokens:
     """The vocabulary with its merges, padded to config's vocab_size; every score is the converter's -1000.
 
-    Raises TokenizerError (no merges, larger than the embedding), UnsupportedError (a space in front of the text, or a
-    normalization that llama.cpp does not apply).
+    Raises:
+        TokenizerError: the tokenizer has no merges, or is larger than the embedding.
+        UnsupportedError: it puts a space in front of the text, or normalizes text as llama.cpp does not.
     """
     path = files.folder / "tokenizer.json"
     if spm_json.space_prefix(files)[0]:

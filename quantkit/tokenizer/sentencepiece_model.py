@@ -1,7 +1,7 @@
 """A reader for SentencePiece's tokenizer.model: the few fields of its protobuf message that a vocabulary needs.
 
-The sentencepiece package does not tell user-defined pieces from normal ones nor show the normalizer, and its message
-class needs the protobuf package; the wire format is simple enough to read directly.
+The sentencepiece package does not distinguish user-defined pieces from normal ones, and does not show the normalizer.
+Its message class needs the protobuf package. The wire format is simple enough to read directly.
 Source: sentencepiece_model.proto of google/sentencepiece (field numbers), the protobuf encoding guide (wire format).
 """
 

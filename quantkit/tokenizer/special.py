@@ -1,8 +1,8 @@
 """Special tokens: their ids, whether BOS, EOS and SEP are added, and the chat template, as GGUF keys.
 
-The order of the keys and which file wins are llama.cpp's (gguf-py/gguf/vocab.py, SpecialVocab), so that a header can
-equal its converter's: ids by tokenizer_config.json's tokens first, then by config.json's numbers; the post-processor
-of tokenizer.json decides about BOS and EOS before tokenizer_config.json's add_*_token.
+The order of the keys and of the files is llama.cpp's (gguf-py/gguf/vocab.py, SpecialVocab), so a header equals its
+converter's. Ids come from tokenizer_config.json's tokens first, then from config.json's numbers. For BOS and EOS the
+post-processor of tokenizer.json precedes tokenizer_config.json's add_*_token.
 """
 
 from collections.abc import Mapping

@@ -163,10 +163,11 @@ def _bpe_spaces(files: TokenizerFiles, model: SentencePieceModel, tokens: Tokens
 def _cut_user_defined(files: TokenizerFiles, model: SentencePieceModel, tokens: Tokens, prefix: bool) -> None:
     """Type the user-defined pieces so that llama.cpp, like SentencePiece, cuts them out before merging.
 
-    Where a tokenizer.json stands beside tokenizer.model, those that it adds: it merges the others as any piece. Where
-    not, all of them; but if a space is put in front of the text, llama.cpp would put one after each of them too, so
-    then only those that no merging can make and that stand between messages (Baichuan's <reserved_106>).
-    Not in the odd model that declares most pieces so: SentencePiece matches from the left, llama.cpp longest first.
+    With a tokenizer.json beside tokenizer.model, these are the pieces that it adds: it merges the others as any piece.
+    Without one, these are all user-defined pieces. If a space is put in front of the text, llama.cpp would put one
+    after each of them too. Then these are only the pieces that merging cannot make, which stand between messages
+    (Baichuan's <reserved_106>). A model that declares most pieces as user-defined is left unchanged: SentencePiece
+    matches from the left, llama.cpp longest first.
     """
     numbers = [number for number, kind in enumerate(model.types) if kind == USER_DEFINED]
     changed = [number for number in numbers if tokens.types[number] == NORMAL]
@@ -218,7 +219,7 @@ def stated_prefix(files: TokenizerFiles) -> bool | None:
 def add_space_prefix(tokens: Tokens, style: SpacePrefix, stated: bool | None, prefix: bool) -> None:
     """Add the add_space_prefix key where llama.cpp's converter writes it, with the tokenizer's own value `prefix`.
 
-    If the converter's value, or llama.cpp's default (true) without the key, is another one, a warning says so.
+    A warning tells the user if the converter's value differs, or llama.cpp's default (true) without the key.
     """
     written = {
         SpacePrefix.STATED: stated,

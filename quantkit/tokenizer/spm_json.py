@@ -2,8 +2,8 @@
 
 Such a file (Llama 2, Mistral, Yi...) is a BPE with byte fallback over text whose spaces were replaced. It has merges
 but no scores, and llama.cpp's SPM tokenizer merges by score. SentencePiece's BPE scores fall by one from piece to piece
-in the order they were learnt, and the merges are listed in that order, so the first merge that makes a piece gives its
-score back, up to a shift.
+in the order of training. The merges are listed in that order: the first merge that makes a piece gives its score, up
+to a shift.
 llama.cpp's converter writes -1000 for every token here (gguf-py LlamaHfVocab), which merges in no useful order:
 these bytes differ from its on purpose.
 """

@@ -1,4 +1,4 @@
-"""The tokens of a vocabulary on their way into GGUF: texts, scores, types, and what must be said about them."""
+"""The tokens of a vocabulary on their way into GGUF: texts, scores, types, and warnings."""
 
 from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -22,8 +22,8 @@ class Tokens:
 
     `pre` is tokenizer.ggml.pre, None where `model` implies the split.
     `first` are the keys that precede tokenizer.ggml.model, `last` those that follow the token types, `end` those that
-    follow all others. `ids` and `adds` are special token ids by role, and whether they are added, for roles that the
-    checkpoint's files leave open.
+    follow all others. `ids`: special token ids by role, for roles that the checkpoint's files leave open. `adds`:
+    whether these tokens are added.
     """
 
     model: str
@@ -89,10 +89,13 @@ def say_padded(tokens: Tokens, used: int) -> None:
 
 
 def fit(vocab: Mapping[str, int], added: Container[int], rows: int | None) -> tuple[dict[str, int], int, list[str]]:
-    """Text -> id of the tokens that have a row of the embedding, the number of rows, and a warning if any has none.
+    """The ids by text of tokens with a row of the embedding, the number of rows, a warning for other tokens.
 
-    `rows` is config.json's vocab_size, or None to take what the tokenizer needs. Only added tokens may be left out
-    (Gemma 3's 1B has one for the images it cannot see); raises TokenizerError when others would be.
+    `rows` is config.json's vocab_size; None takes what the tokenizer needs. Only added tokens may be left out: Gemma
+    3's 1B has one for images, which it cannot see.
+
+    Raises:
+        TokenizerError: other tokens have no row.
     """
     count = 1 + max(vocab.values(), default=-1)
     rows = rows or count

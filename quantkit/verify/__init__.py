@@ -1,7 +1,7 @@
 """Written outputs, reloaded and checked against the source before they get their final names.
 
-Each check is as independent as possible of the code that wrote the file: the header is parsed again, tensors are read
-back and dequantized by ggml, token ids and logits come from llama.cpp itself (extra `run`), the source's logits from a
+Each check is as independent as possible of the code that wrote the file. The header is parsed again. Tensors are read
+back and dequantized by ggml. Token ids and logits come from llama.cpp (extra `run`). The source's logits come from a
 plain numpy forward over the original weights.
 """
 

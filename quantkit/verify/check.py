@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from quantkit.errors import MissingExtraError, PassingError, QuantkitError, passing_fault
+from quantkit.errors import MissingExtraError, PassingError, QuantkitError, ReadError, passing_fault
 from quantkit.outputs.plan import OutputPlan
 
 
@@ -20,8 +20,8 @@ class Check:
 class Verified:
     """An output and its checks. `sha256` by file name; `errors`: the relative error of each tensor or linear.
 
-    The error of a GGUF tensor is the RMS error on sampled rows over the RMS of the source. That of a linear of AWQ and
-    GPTQ is the squared error of its outputs over the calibration text, over their squares.
+    The error of a GGUF tensor is the RMS error on sampled rows, divided by the RMS of the source. The error of a linear
+    of AWQ or GPTQ is the squared error of its outputs on the calibration text, relative to their squares.
     """
 
     output: OutputPlan
@@ -32,13 +32,15 @@ class Verified:
 
     @property
     def failed(self) -> tuple[Check, ...]:
+        """The checks that failed."""
         return tuple(check for check in self.checks if check.status == "failed")
 
 
 def guard(name: str, run: Callable[[], str]) -> Check:
     """Run a check: "passed" with the text it returns, "failed" with its error, "skipped" without an optional extra.
 
-    Raises PassingError: the machine failed (disk, memory), so the check says nothing about the output.
+    Raises:
+        PassingError, ReadError: the machine or the source failed; the output may be sound.
     """
     try:
         return Check(name, "passed", run())
@@ -52,8 +54,11 @@ def guard(name: str, run: Callable[[], str]) -> Check:
 
 
 def raise_if_passing(name: str, error: BaseException) -> None:
-    """Raise PassingError if the machine ended the check `name`, which then says nothing about the output."""
-    if isinstance(error, PassingError):
+    """Raise PassingError if a fault of the machine ended the check `name`; the output may be sound.
+
+    An error of reading the source (ReadError) is raised unchanged.
+    """
+    if isinstance(error, PassingError | ReadError):
         raise error
     fault = passing_fault(error)
     if fault is not None:

@@ -2,9 +2,10 @@
 
 import contextlib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
@@ -31,11 +32,13 @@ from quantkit.verify.source_logits import NoSourceLogits, SourceLogits, correlat
 # of a sound file of random weights (3B: q8_0 0.99, q4_0 0.75), far above that of a wrong layout (about 0). Below 2.5
 # bits a model that was not trained for it can give any logits: only finiteness is checked.
 _LOGIT_FLOOR = ((8.0, 0.95), (5.0, 0.7), (4.2, 0.5), (3.3, 0.25), (2.5, 0.1), (0.0, -1.0))
-# For a file of floats the median position has a floor of its own: a rounding error sends a token to another expert here
-# and there (sound mixtures: mean 0.983, median 0.9975), two experts swapped in one layer change most positions (median
-# up to 0.9946).
+# A file of floats has another floor, for the median position. A rounding error sends some tokens to another expert:
+# sound mixtures have a mean of 0.983 and a median of 0.9975. Two experts swapped in one layer change most positions:
+# their median is at most 0.9946.
 _MEDIAN_FLOOR = 0.996
 _UNKNOWN = re.compile("unknown model architecture")
+
+T = TypeVar("T")
 
 
 def check_tokens(plan: GgufPlan, source: SourceLogits | None = None) -> Check:
@@ -55,7 +58,7 @@ def check_tokens(plan: GgufPlan, source: SourceLogits | None = None) -> Check:
 
         try:
             with loadable(plan.outputs[0]) as path:
-                ids = vocab_token_ids(path, PROBE)
+                ids = _twice(lambda: vocab_token_ids(path, PROBE))
         except MissingExtraError as error:
             return _compare_texts(plan.outputs[0], folder, str(error))
         except QuantkitError as error:
@@ -87,7 +90,7 @@ def check_tokens(plan: GgufPlan, source: SourceLogits | None = None) -> Check:
         return equal + (f"; llama.cpp cannot tokenize the others: {'; '.join(reasons)}" if reasons else "")
 
     if checkpoint is None:
-        # the vocabulary is llama.cpp's; a tokenizer that quantkit cannot read says nothing about it
+        # the vocabulary is llama.cpp's; it may be right even if quantkit cannot read the tokenizer
         try:
             hf_token_ids(folder, PROBE)
         except (TokenizerError, UnsupportedError) as error:
@@ -148,7 +151,7 @@ def check_logits(
         tokens, expected = source.get()
         with loadable(output) as path:
             try:
-                values = logits(path, tokens)
+                values = _twice(lambda: logits(path, tokens))
             except QuantkitError as error:
                 too_old = newer_pretokenizer(plan.model.keys)
                 if too_old is None or isinstance(error, MissingExtraError | PassingError):
@@ -203,7 +206,7 @@ def _check_finite(plan: GgufPlan, output: GgufOutput) -> Check:
         tokens = [(7919 * index + 3) % n_vocab for index in range(PROBE_TOKENS)]
         try:
             with loadable(output) as path:
-                values = logits(path, tokens)
+                values = _twice(lambda: logits(path, tokens))
         except QuantkitError as error:
             if not _UNKNOWN.search(str(error)):
                 raise
@@ -215,6 +218,20 @@ def _check_finite(plan: GgufPlan, output: GgufOutput) -> Check:
 
     check = guard("logits", run)
     return Check("logits", "skipped", f"the installed llama.cpp does not know {arch}") if unknown else check
+
+
+def _twice(run: Callable[[], T]) -> T:
+    """The result of llama.cpp, with a second try after a refusal: it does not tell a read error that passes from a bad
+    file.
+
+    Raises what the second call raises.
+    """
+    try:
+        return run()
+    except (MissingExtraError, PassingError):
+        raise
+    except QuantkitError:
+        return run()
 
 
 def _value(plan: GgufPlan, key: str) -> object:

@@ -20,7 +20,7 @@ Logits = NDArray[np.float32]
 
 
 class NoSourceLogits(Exception):
-    """The source's logits cannot be computed; the message says why. This says nothing about an output."""
+    """The source's logits cannot be computed; the message gives the reason. The output may be sound."""
 
 
 class SourceLogits:

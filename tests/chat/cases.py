@@ -87,7 +87,8 @@ Named = tuple[str, str, dict[str, str]]
 
 def built_in_templates() -> list[Named]:
     return [
-        (f"built-in {name}", each.text, {"bos_token": "<s>", "eos_token": "</s>"}) for name, each in BUILT_IN.items()
+        (f"built-in {name}", template.text, {"bos_token": "<s>", "eos_token": "</s>"})
+        for name, template in BUILT_IN.items()
     ]
 
 
@@ -122,10 +123,10 @@ def by_transformers(templates: Sequence[Named]) -> dict[str, dict[str, str | Non
         check=False,
     )
     assert done.returncode == 0, done.stderr[-2000:]
-    found: dict[str, dict[str, str | None]] = {}
+    rendered: dict[str, dict[str, str | None]] = {}
     for name, case, text in json.loads(done.stdout):
-        found.setdefault(name, {})[case] = None if text is None else without_dates(text)
-    return found
+        rendered.setdefault(name, {})[case] = None if text is None else without_dates(text)
+    return rendered
 
 
 def without_dates(text: str) -> str:

@@ -64,8 +64,8 @@ def test_every_built_in_says_where_its_format_is_published() -> None:
 
 def test_formats_are_recognised_by_their_marks() -> None:
     assert [template_name(template.text) for template in BUILT_IN.values()] == list(BUILT_IN)
-    found = {title: template_name(text) for title, text, _ in [*grid_templates(), *smollm2_template()]}
-    assert found["SmolLM2"] == found["qwen"] == found["yi"] == found["internlm"] == found["dbrx"] == "chatml"
-    assert (found["llama"], found["gemma"], found["phi"]) == ("llama-3", "gemma", "phi-4")
-    assert (found["mistral"], found["deepseek"], found["exaone"]) == ("mistral", "deepseek", "exaone")
+    names = {title: template_name(text) for title, text, _ in [*grid_templates(), *smollm2_template()]}
+    assert names["SmolLM2"] == names["qwen"] == names["yi"] == names["internlm"] == names["dbrx"] == "chatml"
+    assert (names["llama"], names["gemma"], names["phi"]) == ("llama-3", "gemma", "phi-4")
+    assert (names["mistral"], names["deepseek"], names["exaone"]) == ("mistral", "deepseek", "exaone")
     assert template_name("{{ messages }}") is None

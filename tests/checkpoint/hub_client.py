@@ -1,7 +1,4 @@
-"""Opens one checkpoint in a process of its own and prints what came of it as JSON.
-
-huggingface_hub reads HF_ENDPOINT, HF_HOME and HF_HUB_OFFLINE when imported, so each setting needs a fresh process.
-"""
+"""Opens one checkpoint and tells what came of it as JSON; as a script, of one in a process of its own."""
 
 import hashlib
 import json
@@ -29,8 +26,8 @@ class Steps:
         self.steps.append((item, self.done, self.total))
 
 
-def main() -> None:
-    arguments: dict[str, Any] = json.loads(sys.argv[1])
+def opened(arguments: dict[str, Any]) -> dict[str, Any]:
+    """What `open_checkpoint(**arguments)` gives, and its progress."""
     progress = Steps()
     started = time.monotonic()
     result: dict[str, Any]
@@ -55,8 +52,8 @@ def main() -> None:
     except QuantkitError as error:
         result = {"error": type(error).__name__, "hub": "HubError" in [k.__name__ for k in type(error).__mro__]}
         result["message"] = str(error)
-    print(json.dumps({**result, "steps": progress.steps, "seconds": time.monotonic() - started}))
+    return {**result, "steps": [list(step) for step in progress.steps], "seconds": time.monotonic() - started}
 
 
 if __name__ == "__main__":
-    main()
+    print(json.dumps(opened(json.loads(sys.argv[1]))))

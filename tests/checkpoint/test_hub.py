@@ -1,7 +1,9 @@
 """The hub for real: huggingface_hub's own client against a small hub on the loopback interface, through HF_ENDPOINT."""
 
+import contextlib
 import errno
 import hashlib
+import io
 import json
 import os
 import struct
@@ -16,7 +18,9 @@ import pytest
 from safetensors.numpy import save
 
 from tests.checkpoint.files import CONFIG
+from tests.checkpoint.hub_client import opened
 from tests.helpers.command import quantkit
+from tests.helpers.environment import environment
 from tests.helpers.hub_server import Drop, Hub, Repo, closed_port, running_hub
 
 REPO = "some-org/Tiny-Llama"
@@ -66,17 +70,27 @@ def hub() -> Iterator[Hub]:
 
 
 class Client:
-    """quantkit in a fresh process with a hub cache of its own; its standard error must stay silent."""
+    """quantkit with a hub cache of its own, in this process or a new one; its standard error must stay silent."""
 
     def __init__(self, endpoint: str, home: Path) -> None:
         self.endpoint, self.home = endpoint, home
 
-    def open(self, source: str = REPO, environment: dict[str, str] | None = None, **arguments: Any) -> dict[str, Any]:
+    def settings(self, more: dict[str, str] | None) -> dict[str, str]:
+        ours = {"HF_ENDPOINT": self.endpoint, "HF_HOME": str(self.home), "HF_HUB_DISABLE_TELEMETRY": "1"}
+        return {**ours, **(more or {})}
+
+    def open(self, source: str = REPO, variables: dict[str, str] | None = None, **arguments: Any) -> dict[str, Any]:
+        errors = io.StringIO()
+        with environment(self.settings(variables)), contextlib.redirect_stderr(errors):
+            result = opened({"source": source, **arguments})
+        assert errors.getvalue() == ""
+        return result
+
+    def open_in_process(self, variables: dict[str, str] | None = None, **arguments: Any) -> dict[str, Any]:
         kept = {k: v for k, v in os.environ.items() if not k.startswith("HF_") and "proxy" not in k.lower()}
-        settings = {"HF_ENDPOINT": self.endpoint, "HF_HOME": str(self.home), "HF_HUB_DISABLE_TELEMETRY": "1"}
         done = subprocess.run(
-            [sys.executable, "-m", "tests.checkpoint.hub_client", json.dumps({"source": source, **arguments})],
-            env={**kept, **settings, **(environment or {})},
+            [sys.executable, "-m", "tests.checkpoint.hub_client", json.dumps({"source": REPO, **arguments})],
+            env={**kept, **self.settings(variables)},
             capture_output=True,
             text=True,
             timeout=120,
@@ -100,14 +114,14 @@ def client(hub: Hub, tmp_path: Path) -> Client:
 
 
 def test_a_repository_is_fetched_into_the_standard_cache_with_only_the_files_it_takes(hub: Hub, client: Client) -> None:
-    result = client.open()
+    result = client.open_in_process()
     assert (result["name"], result["repo_id"]) == ("Tiny-Llama", REPO)
     assert result["revision"] == hub.repos[REPO].commit
     assert result["files"] == WANTED
     assert f"hub/models--some-org--Tiny-Llama/snapshots/{result['revision']}" in result["folder"]
     assert result["data"] == DATA
-    asked = {served.path.rpartition("/")[2] for served in hub.requests}
-    assert not asked & {"pytorch_model.bin", "consolidated.safetensors", "modeling_tiny.py", "model.onnx"}
+    requested = {served.path.rpartition("/")[2] for served in hub.requests}
+    assert not requested & {"pytorch_model.bin", "consolidated.safetensors", "modeling_tiny.py", "model.onnx"}
 
     total = sum(len(FILES[shard]) for shard in SHARDS)
     steps = result["steps"]
@@ -123,7 +137,7 @@ def test_a_repository_is_fetched_into_the_standard_cache_with_only_the_files_it_
     offline = client.open(offline=True)
     assert (offline["data"], offline["revision"]) == (DATA, result["revision"])
     count = len(hub.requests)
-    assert client.open(environment={"HF_HUB_OFFLINE": "1"})["data"] == DATA
+    assert client.open_in_process(variables={"HF_HUB_OFFLINE": "1"})["data"] == DATA
     assert len(hub.requests) == count, "offline mode spoke to the hub"
 
     unreachable = Client(closed_port(), client.home)
@@ -203,7 +217,7 @@ def test_a_gated_repository_names_its_page_and_the_login_command(hub: Hub, clien
 def test_a_token_opens_a_gated_repository_and_is_never_shown_to_the_file_store(hub: Hub, client: Client) -> None:
     hub.repos[REPO].gated, hub.repos[REPO].tokens = True, ("hf_friend",)
     assert client.open(token="hf_friend", headers_only=True)["tensors"]
-    assert client.open(environment={"HF_TOKEN": "hf_friend"})["data"] == DATA
+    assert client.open(variables={"HF_TOKEN": "hf_friend"})["data"] == DATA
     store = [served for served in hub.requests if "/store/" in served.path]
     assert store and {served.host for served in store} == {"localhost"}
     assert {served.authorization for served in store} == {None}
@@ -258,7 +272,7 @@ def test_dropped_and_refused_header_requests_are_tried_again(hub: Hub, client: C
 def test_offline_without_a_cache_and_with_a_half_filled_one_each_get_a_sentence(hub: Hub, client: Client) -> None:
     message = client.refusal(offline=True)
     assert "offline" in message and REPO in message
-    assert client.refusal(environment={"HF_HUB_OFFLINE": "1"}) == message
+    assert client.refusal(variables={"HF_HUB_OFFLINE": "1"}) == message
     assert not hub.requests
     client.open(headers_only=True)
     message = client.refusal(offline=True)
@@ -328,19 +342,8 @@ def test_a_repository_without_what_it_needs_says_what(
 
 
 def test_a_cache_folder_of_ones_own_is_used(hub: Hub, client: Client, tmp_path: Path) -> None:
-    code = (
-        "import sys; from pathlib import Path; from quantkit.checkpoint import open_checkpoint;"
-        "print(open_checkpoint(sys.argv[1], cache_dir=Path(sys.argv[2])).folder)"
-    )
-    kept = {k: v for k, v in os.environ.items() if not k.startswith("HF_") and "proxy" not in k.lower()}
-    done = subprocess.run(
-        [sys.executable, "-c", code, REPO, str(tmp_path / "mine")],
-        env={**kept, "HF_ENDPOINT": hub.endpoint, "HF_HOME": str(client.home)},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert done.stdout.startswith(str(tmp_path / "mine"))
+    result = client.open(cache_dir=tmp_path / "mine")
+    assert result["folder"].startswith(str(tmp_path / "mine"))
     assert not (client.home / "hub").exists()
 
 

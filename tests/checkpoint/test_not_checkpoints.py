@@ -16,7 +16,7 @@ POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n"
 @pytest.mark.parametrize(
     ("file", "words"),
     [
-        ("adapter_model.safetensors", "merge it into its base model first"),
+        ("adapter_model.safetensors", "to --adapter to merge it"),
         ("adapter_config.json", "holds an adapter (LoRA)"),
         ("consolidated.00.pth", "original weights (consolidated.00.pth); take the checkpoint in Hugging Face format"),
         ("consolidated.safetensors", "Hugging Face format"),

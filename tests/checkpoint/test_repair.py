@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from quantkit.checkpoint import open_checkpoint
+from quantkit.checkpoint import Checks, open_checkpoint
 from quantkit.errors import CheckpointError, UnsupportedError
 from quantkit.families import check_config, complete_architecture, find_family
 from tests.checkpoint.files import refusal, single, tensors
@@ -61,7 +61,7 @@ def test_a_16_bit_merge_with_a_stale_quantization_config_opens_and_tells_it(
 ) -> None:
     with open_checkpoint(str(single(tmp_path, **setting))) as opened:
         assert "quantization_config" not in json.dumps(opened.config) and "quantization" not in opened.config
-        assert len(opened.notes) == 1 and "its setting is ignored" in opened.notes[0]
+        assert len(opened.notes) == 1 and "this setting is ignored" in opened.notes[0]
 
 
 @pytest.mark.parametrize(
@@ -144,6 +144,6 @@ def test_an_architecture_taken_from_the_model_type_is_told(tmp_path: Path) -> No
     folder = tiny_llama(tmp_path / "model", variant="llama3")
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, "architectures": None}))
-    with open_checkpoint(str(folder), check=check_config) as opened:
+    with open_checkpoint(str(folder), checks=Checks(check_config)) as opened:
         assert opened.config["architectures"] == ["LlamaForCausalLM"]
         assert opened.notes == ("config.json names no architecture; LlamaForCausalLM is taken",)

@@ -30,13 +30,13 @@ def refused(header: dict[str, Any] | bytes, data: bytes = bytes(16), length: int
 
 def test_a_good_header_gives_absolute_offsets_and_its_sha256() -> None:
     header = json.dumps({"__metadata__": {"format": "pt"}, "w": entry("F32", [2, 2], 0, 16)}).encode()
-    found = parse(file_bytes(header, bytes(16)))
-    (tensor,) = found.tensors.values()
+    parsed = parse(file_bytes(header, bytes(16)))
+    (tensor,) = parsed.tensors.values()
     assert (tensor.name, tensor.dtype, tensor.shape) == ("w", "F32", (2, 2))
     assert (tensor.offset, tensor.nbytes) == (8 + len(header), 16)
     import hashlib
 
-    assert found.sha256 == hashlib.sha256(header).hexdigest()
+    assert parsed.sha256 == hashlib.sha256(header).hexdigest()
 
 
 def test_a_header_of_two_to_the_sixty_bytes_is_refused_unread() -> None:

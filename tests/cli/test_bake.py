@@ -362,11 +362,11 @@ BAD = {
 }
 
 
-@pytest.mark.parametrize(("words", "code", "said"), BAD.values(), ids=BAD.keys())
-def test_bad_input_is_one_sentence(home: Path, tmp_path: Path, words: list[str], code: int, said: str) -> None:
+@pytest.mark.parametrize(("words", "code", "sentence"), BAD.values(), ids=BAD.keys())
+def test_bad_input_is_one_sentence(home: Path, tmp_path: Path, words: list[str], code: int, sentence: str) -> None:
     answer = quantkit("bake", *words, "-o", tmp_path / "x", cwd=home)
     assert answer.code == code, answer.stderr
-    assert said in answer.stderr and "Traceback" not in answer.stderr
+    assert sentence in answer.stderr and "Traceback" not in answer.stderr
 
 
 # --- every recipe of the repository ---

@@ -74,7 +74,7 @@ def test_one_document_tells_all_and_the_folders_record_it(here: Here, mixture: P
     )
     assert answer.code == 0, answer.stderr
     document = json.loads(answer.stdout)
-    assert [each["type"] for each in document["outputs"]] == ["GPTQ", "AWQ"]
+    assert [entry["type"] for entry in document["outputs"]] == ["GPTQ", "AWQ"]
     assert document["calibration"] == {
         "text": "text.txt",
         "sha256": hashlib.sha256((text.read_text() + "\n\n").encode()).hexdigest(),
@@ -141,15 +141,15 @@ def test_propagating_what_is_quantized_gives_other_weights(
     kind: str, here: Here, request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:
     source = request.getfixturevalue(kind)
-    found = {}
+    weights = {}
     for propagate in ("float", "quantized"):
         out = tmp_path / propagate
         answer = here("gptq", source, *SMALL, "--bits", "3", "--propagate", propagate, "-o", out, "--name", "m")
         assert answer.code == 0, answer.stderr
-        found[propagate] = hashes(out / "m-GPTQ")
+        weights[propagate] = hashes(out / "m-GPTQ")
         record = json.loads((out / "m-GPTQ" / "quantkit.json").read_text())["outputs"]["m-GPTQ"]
         assert record["options"]["propagate"] == propagate
-    different = {name for name in found["float"] if found["float"][name] != found["quantized"][name]}
+    different = {name for name in weights["float"] if weights["float"][name] != weights["quantized"][name]}
     assert different == {"model.safetensors"}
 
 
@@ -162,12 +162,15 @@ def test_the_gguf_part_is_what_the_importance_matrix_written_and_read_gives(here
         "gguf", source, "-t", "q2_k", "--imatrix", tmp_path / "imatrix.gguf", "-o", tmp_path / "b", "--no-logits"
     )
     assert answer.code == 0, answer.stderr
-    found, expected = (
-        {tensor.name: tensor.data for tensor in GGUFReader(tmp_path / each / "model-GGUF" / "model-Q2_K.gguf").tensors}
-        for each in ("a", "b")
+    actual, expected = (
+        {
+            tensor.name: tensor.data
+            for tensor in GGUFReader(tmp_path / folder / "model-GGUF" / "model-Q2_K.gguf").tensors
+        }
+        for folder in ("a", "b")
     )
-    assert found.keys() == expected.keys()
-    assert all(np.array_equal(found[name], expected[name]) for name in expected)
+    assert actual.keys() == expected.keys()
+    assert all(np.array_equal(actual[name], expected[name]) for name in expected)
 
 
 # --- kills ---
@@ -250,13 +253,13 @@ REFUSED: dict[str, tuple[int, str, Callable[[Path], tuple[str | Path, ...]]]] = 
 
 @pytest.mark.parametrize("name", REFUSED)
 def test_bad_input_is_one_sentence_and_leaves_nothing(name: str, here: Here, sound: Path, tmp_path: Path) -> None:
-    code, told, words = REFUSED[name]
+    code, sentence, words = REFUSED[name]
     answer = here("gptq", sound, *SMALL, "-o", tmp_path / "out", *words(tmp_path))
     assert answer.code == code, answer.stderr
-    assert told in answer.stderr
+    assert sentence in answer.stderr
     assert "Traceback" not in answer.stderr
     if code == 1:
-        assert told in answer.sentence
+        assert sentence in answer.sentence
     assert not (tmp_path / "out").exists()
 
 

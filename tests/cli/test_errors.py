@@ -319,5 +319,5 @@ def test_an_interrupt_is_one_sentence_too(
     with pytest.raises(SystemExit) as left:
         main()
     assert left.value.code == 130
-    said = capsys.readouterr().err
-    assert said.startswith("quantkit: interrupted; ") and said.count("\n") == 1
+    sentence = capsys.readouterr().err
+    assert sentence.startswith("quantkit: interrupted; ") and sentence.count("\n") == 1

@@ -26,7 +26,7 @@ def made(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     answer = quantkit("imatrix", source, "-o", path, *CUT)
     assert answer.code == 0, answer.stderr
     assert "16 tensors over 432 tokens" in answer.stdout and str(path) in answer.stdout.replace("\n", "")
-    assert [each.name for each in path.parent.iterdir()] == ["im.gguf"]
+    assert [file.name for file in path.parent.iterdir()] == ["im.gguf"]
     return path
 
 
@@ -117,13 +117,13 @@ def test_what_cannot_be_done_is_said_in_a_sentence(
     assert sorted(tmp_path.rglob("*")) == before and (tmp_path / "there.gguf").read_text() == "mine"
 
 
-def test_gguf_takes_one_matrix_and_calibrates_checkpoints_only(source: Path, made: Path, tmp_path: Path) -> None:
+def test_gguf_takes_one_matrix_and_refuses_error_feedback_over_a_gguf(source: Path, made: Path, tmp_path: Path) -> None:
     both = quantkit("gguf", source, "--imatrix", made, "--calibrate", "-o", tmp_path)
     assert both.code == 2 and "leave one out" in both.sentence
     assert quantkit("gguf", source, "-t", "f16", "--no-logits", "-o", tmp_path).code == 0
     file = tmp_path / "mix-GGUF" / "mix-F16.gguf"
-    again = quantkit("gguf", file, "-t", "q4_0", "--calibrate", "-o", tmp_path)
-    assert again.code == 2 and "a calibration needs a checkpoint" in again.sentence
+    again = quantkit("gguf", file, "-t", "q4_0", "--solver", "feedback", "-o", tmp_path)
+    assert again.code == 2 and "--solver feedback needs a checkpoint, but mix-F16 is a GGUF" in again.sentence
 
 
 @pytest.mark.full

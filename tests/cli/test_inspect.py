@@ -74,7 +74,7 @@ def test_a_strangers_template_cannot_reach_the_terminal(checkpoint: Path, tmp_pa
 @pytest.mark.parametrize(
     ("words", "code", "sentence"),
     [
-        (("gone.gguf",), 1, "there is no file gone.gguf"),
+        (("gone.gguf",), 1, "gone.gguf not found"),
         (("nowhere",), 1, "neither an existing folder nor a hub id"),
         (("ORG/NAME", "--offline"), 1, "ORG/NAME is not in the hub cache"),
         ((), 2, ""),

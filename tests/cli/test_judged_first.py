@@ -35,8 +35,7 @@ def convert(hub: Hub, files: dict[str, bytes], folder: Path, **changes: Any) -> 
 
 
 def environment(hub: Hub, folder: Path) -> dict[str, str]:
-    offline = {"HF_HUB_OFFLINE": "0", "NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1"}
-    return {"HF_ENDPOINT": hub.endpoint, "HF_HOME": str(folder / "home"), **offline}
+    return {"HF_ENDPOINT": hub.endpoint, "HF_HOME": str(folder / "home"), "HF_HUB_OFFLINE": "0"}
 
 
 def fetched(hub: Hub) -> set[str]:
@@ -78,6 +77,42 @@ def test_a_model_that_cannot_be_costs_one_small_file(
     assert words in answer.sentence
     assert fetched(hub) == {"config.json"}
     assert not list(tmp_path.glob("*-GGUF"))
+
+
+@pytest.mark.parametrize(
+    ("variant", "name"),
+    [
+        ("llama3", "model.layers.1.mlp.down_proj.weight"),
+        ("mixtral", "model.layers.1.block_sparse_moe.experts.3.w2.weight"),
+    ],
+)
+@pytest.mark.parametrize("command", ["gguf", "awq"])
+def test_a_missing_tensor_is_named_before_weights_are_downloaded(
+    command: str, variant: str, name: str, hub: Hub, tmp_path: Path
+) -> None:
+    folder = tiny_llama(tmp_path / "model", variant=variant, hidden=64, intermediate=96)
+    files = {path.name: path.read_bytes() for path in folder.iterdir()}
+    renamed = name.replace("layers.1", "layers.7").encode()
+    sound = files["model.safetensors"]
+    files["model.safetensors"] = sound.replace(name.encode(), renamed)
+    hub.repos[REPO] = Repo(files)
+    answer = quantkit(command, REPO, "-o", tmp_path, env=environment(hub, tmp_path))
+    assert answer.code == 1 and f"tensor {name} is missing from the checkpoint" in answer.sentence
+    assert hub.sent(".safetensors") == 8 + int.from_bytes(sound[:8], "little")
+
+
+def test_an_unknown_tensor_is_named_before_weights_are_downloaded(
+    hub: Hub, files: dict[str, bytes], tmp_path: Path
+) -> None:
+    name = "model.layers.1.mlp.down_proj.weight"
+    with_unknown = {
+        path: data.replace(b"layers.1.mlp.down_proj", b"layers.1.mlp.drown_pro") for path, data in files.items()
+    }
+    hub.repos[REPO] = Repo(with_unknown)
+    answer = quantkit("gguf", REPO, "-o", tmp_path, env=environment(hub, tmp_path))
+    assert answer.code == 1 and name in answer.sentence
+    headers = (8 + int.from_bytes(data[:8], "little") for path, data in files.items() if path.endswith(".safetensors"))
+    assert hub.sent(".safetensors") == sum(headers)
 
 
 def test_it_is_said_offline_too(hub: Hub, files: dict[str, bytes], tmp_path: Path) -> None:

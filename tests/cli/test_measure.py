@@ -1,6 +1,7 @@
 """`quantkit measure` as a user meets it: what it says and writes, kills, bad input."""
 
 import json
+import os
 import random
 import shutil
 import signal
@@ -13,6 +14,7 @@ import pytest
 from gguf import GGUFReader
 
 from quantkit.journal import Journal
+from quantkit.measurement.record_file import RecordFile
 from tests.helpers.command import Answer, command, quantkit
 from tests.helpers.tiny import tiny_llama
 from tests.helpers.tiny_tokenizers import CORPUS
@@ -239,3 +241,62 @@ def test_a_perplexity_above_the_vocabulary_is_warned_about(tmp_path: Path) -> No
     answer = quantkit("measure", folder, "--text", text, "--ctx", "64", "--chunks", "1", "-o", tmp_path / "report")
     assert answer.code == 0, answer.stderr
     assert "above its vocabulary of 768 tokens" in answer.stderr
+
+
+LOST = {
+    "nothing": lambda work: None,
+    "the journal": lambda work: (work / "journal").write_bytes(b""),
+    "the journal's last line": lambda work: _zero(work / "journal", -20),
+    "the last window": lambda work: _zero(work / "model-0.records", -20),
+    "the first window": lambda work: _zero(work / "model-1.records", 0, 100),
+    "the end of a file": lambda work: os.truncate(work / "model-0.records", 1000),
+    "a file": lambda work: (work / "model-1.records").unlink(),
+    "the states": lambda work: _zero(work / "model-0" / "scored", 0, 4096),
+    "the journal of the states": lambda work: _zero(work / "model-0" / "journal", -30),
+}
+
+
+def _zero(path: Path, start: int, size: int | None = None) -> None:
+    data = path.read_bytes()
+    start %= len(data)
+    stop = len(data) if size is None else start + size
+    path.write_bytes(data[:start] + bytes(stop - start) + data[stop:])
+
+
+POWER = ("model", "model-AWQ", "--chunks", "3", "-o", "power", "--force", "--format", "json")
+
+
+@pytest.fixture(scope="module")
+def undisturbed(here: Path) -> list[dict]:
+    return document(measure(here, *POWER))["models"]
+
+
+_QUICK = ("nothing", "the journal", "the last window", "the states")
+
+
+@pytest.mark.parametrize(
+    "lost", [pytest.param(lost, marks=[] if lost in _QUICK else [pytest.mark.full]) for lost in LOST]
+)
+def test_what_a_power_cut_lost_is_measured_again_to_the_same_figures(
+    here: Path, undisturbed: list[dict], monkeypatch: pytest.MonkeyPatch, lost: str
+) -> None:
+    """The machine has started anew meanwhile, and files have zeros where bytes had not reached the disk."""
+    kept, keep = [], RecordFile.keep
+
+    def cut(file: RecordFile, window: int, values: np.ndarray) -> None:
+        keep(file, window, values)
+        kept.append(window)
+        if len(kept) == 4:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(RecordFile, "keep", cut)
+        with pytest.raises(KeyboardInterrupt):
+            measure(here, *POWER)
+    LOST[lost](here / "power" / "measure.partial")
+    monkeypatch.setattr("quantkit.journal._boot", lambda: "another start")
+    monkeypatch.setattr(RecordFile, "keep", lambda *call: kept.append(call[1]) or keep(*call))
+    models = document(measure(here, *(word for word in POWER if word != "--force")))["models"]
+    assert [model["quality"] for model in models] == [model["quality"] for model in undisturbed]
+    if lost == "nothing":
+        assert sorted(kept) == [0, 0, 1, 1, 2, 2], "a window was measured twice"

@@ -20,8 +20,8 @@ def test_a_model_of_the_mission_is_planned_and_described(model: Published, tmp_p
 
     planned = quantkit("gguf", folder, "-t", "q4_0", "-t", "q2_k", "--dry-run", "--format", "json")
     assert planned.code == 0, planned.stderr
-    outputs = {each["type"]: each for each in json.loads(planned.stdout)["outputs"]}
+    outputs = {output["type"]: output for output in json.loads(planned.stdout)["outputs"]}
     # q4_0 is 4.5 bits a weight and q2_k 2.63; a head has 6.56, which tells where a vocabulary is large
-    bits = {name: 8 * each["bytes"] / model.parameters for name, each in outputs.items()}
+    bits = {name: 8 * output["bytes"] / model.parameters for name, output in outputs.items()}
     assert 4.5 <= bits["q4_0"] < 5.1
     assert 2.6 < bits["q2_k"] < 3.9

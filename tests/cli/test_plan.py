@@ -27,8 +27,8 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def plan(*words: str | Path) -> dict[str, Any]:
     answer = quantkit("plan", *words, *FAST, "--format", "json")
     assert answer.code == 0, answer.stderr
-    found: dict[str, Any] = json.loads(answer.stdout)
-    return found
+    document: dict[str, Any] = json.loads(answer.stdout)
+    return document
 
 
 def sentence(*words: str | Path) -> str:
@@ -110,7 +110,7 @@ def test_the_commands_carry_the_settings(llama: Path) -> None:
         "--ctx",
         "1024",
     )
-    (run,) = [each for each in plan(llama, "-t", "q4_0", *words)["commands"] if each.startswith("llama-cli")]
+    (run,) = [command for command in plan(llama, "-t", "q4_0", *words)["commands"] if command.startswith("llama-cli")]
     assert run.endswith("-ngl 33 -c 1024 -ctk q8_0 -ctv q8_0 --n-cpu-moe 3 -ub 256")
 
 
@@ -127,7 +127,7 @@ def test_a_phone_gets_its_types_its_context_and_a_script(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "expected"),
     [
         (("--vram", "8"), "--vram '8' has no unit; write 8G for gigabytes"),
         (("--ram", "16"), "--ram '16' has no unit; write 16G for gigabytes"),
@@ -140,8 +140,8 @@ def test_a_phone_gets_its_types_its_context_and_a_script(tmp_path: Path) -> None
         (("--kv-type", "q8_0", "--no-flash-attn"), "a q8_0 KV cache needs flash attention"),
     ],
 )
-def test_what_makes_no_sense_is_one_sentence(words: tuple[str, ...], said: str, llama: Path) -> None:
-    assert said in sentence(llama, *words)
+def test_what_makes_no_sense_is_one_sentence(words: tuple[str, ...], expected: str, llama: Path) -> None:
+    assert expected in sentence(llama, *words)
 
 
 def test_a_cut_header_is_one_sentence(llama: Path, tmp_path: Path) -> None:

@@ -32,13 +32,13 @@ def here(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_answer_alone_goes_to_stdout_however_it_is_asked(here: Path) -> None:
-    said = quantkit("run", "model.gguf", "-p", "Hello", *GREEDY, cwd=here)
-    assert said.code == 0, said.stderr
-    assert "8 tokens, " in said.stderr and "--max-tokens reached" in said.stderr
+    answer = quantkit("run", "model.gguf", "-p", "Hello", *GREEDY, cwd=here)
+    assert answer.code == 0, answer.stderr
+    assert "8 tokens, " in answer.stderr and "--max-tokens reached" in answer.stderr
     document = json.loads(quantkit("run", "model.gguf", "-p", "Hello", *GREEDY, "--format", "json", cwd=here).stdout)
-    assert said.stdout == document["answer"] + "\n" and document["ended"] == "length" and document["tokens"] == 8
+    assert answer.stdout == document["answer"] + "\n" and document["ended"] == "length" and document["tokens"] == 8
     piped = subprocess.run(command("run", "model.gguf", *GREEDY), input=b"Hello\n", capture_output=True, cwd=here)
-    assert piped.stdout.decode() == said.stdout
+    assert piped.stdout.decode() == answer.stdout
 
 
 def test_a_model_without_a_template_goes_on_with_the_text_and_says_so(here: Path) -> None:

@@ -74,16 +74,16 @@ def test_of_a_file_everything_is_filled_in(model: Path, tmp_path: Path) -> None:
         cwd=tmp_path,
     )
     assert answer.code == 0, answer.stderr
-    said = bash_reads((tmp_path / "termux.sh").read_text())
-    assert (said["NAME"], said["GGUF"]) == ("tiny-f32", "Tiny-F32.gguf")
-    assert said["MODEL_BYTES"] == str(model.stat().st_size)
-    assert said["MODEL_SHA256"] == hashlib.sha256(model.read_bytes()).hexdigest()
-    made = parse_modelfile("FROM x\n" + said["MODELFILE"])
+    settings = bash_reads((tmp_path / "termux.sh").read_text())
+    assert (settings["NAME"], settings["GGUF"]) == ("tiny-f32", "Tiny-F32.gguf")
+    assert settings["MODEL_BYTES"] == str(model.stat().st_size)
+    assert settings["MODEL_SHA256"] == hashlib.sha256(model.read_bytes()).hexdigest()
+    made = parse_modelfile("FROM x\n" + settings["MODELFILE"])
     assert made.system == "It's `you`."
     assert made.template is not None
     assert dict(made.parameters)["temperature"] == 0.5
     assert "num_ctx" not in dict(made.parameters)
-    assert said["LLAMA_FLAGS"] == "--temp 0.5"
+    assert settings["LLAMA_FLAGS"] == "--temp 0.5"
     assert os.access(tmp_path / "termux.sh", os.X_OK)
     assert "copy Tiny-F32.gguf to the phone too" in answer.stderr
 
@@ -106,21 +106,26 @@ def test_of_a_name_the_figures_may_come_from_a_file_or_be_given(model: Path, tmp
     words = ("termux", "--model", "me/model:4b", "--force")
     assert quantkit(*words, "--figures", model, "--chat-template", "chatml", cwd=tmp_path).code == 2
     assert quantkit(*words, "--size", "2.3G", "--ram", "3G", "--ctx", 512, cwd=tmp_path).code == 0
-    said = bash_reads((tmp_path / "termux.sh").read_text())
-    assert (said["NAME"], said["GGUF"], said["MODEL_BYTES"], said["CTX"]) == ("me/model:4b", "", "2300000000", "512")
-    assert {entry.split(":")[2] for entry in said["MEMORY"].split()} == {"3000000000"}
+    settings = bash_reads((tmp_path / "termux.sh").read_text())
+    assert (settings["NAME"], settings["GGUF"], settings["MODEL_BYTES"], settings["CTX"]) == (
+        "me/model:4b",
+        "",
+        "2300000000",
+        "512",
+    )
+    assert {entry.split(":")[2] for entry in settings["MEMORY"].split()} == {"3000000000"}
     assert quantkit(*words, cwd=tmp_path).code == 0
-    said = bash_reads((tmp_path / "termux.sh").read_text())
-    assert {key: value for key, value in said.items() if value} == {"NAME": "me/model:4b"}
+    settings = bash_reads((tmp_path / "termux.sh").read_text())
+    assert {key: value for key, value in settings.items() if value} == {"NAME": "me/model:4b"}
 
 
 def test_only_the_sizes_of_the_figures_are_taken(tmp_path: Path, model: Path) -> None:
     answer = quantkit("termux", "--model", "me/model", "--figures", model, "-o", "out/phone.sh", cwd=tmp_path)
     assert answer.code == 0, answer.stderr
-    said = bash_reads((tmp_path / "out" / "phone.sh").read_text())
-    assert said["MODEL_BYTES"] == str(model.stat().st_size)
-    assert said["MODELFILE"] == said["MODEL_SHA256"] == ""
-    assert len(said["MEMORY"].split()) >= 3
+    settings = bash_reads((tmp_path / "out" / "phone.sh").read_text())
+    assert settings["MODEL_BYTES"] == str(model.stat().st_size)
+    assert settings["MODELFILE"] == settings["MODEL_SHA256"] == ""
+    assert len(settings["MEMORY"].split()) >= 3
 
 
 def test_json_is_one_document(model: Path, tmp_path: Path) -> None:
@@ -151,7 +156,7 @@ def test_an_existing_file_is_kept(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "code", "said"),
+    ("words", "code", "sentence"),
     [
         ((), 2, "no model is given"),
         (("--model", "Me/Model"), 2, "capital letters"),
@@ -169,9 +174,9 @@ def test_an_existing_file_is_kept(tmp_path: Path) -> None:
         (("--gguf", "https://h/m.gguf", "--offline", "--chat-template", "chatml"), 2, "remove --offline"),
     ],
 )
-def test_what_is_wrong_is_one_sentence(words: tuple[str, ...], code: int, said: str, tmp_path: Path) -> None:
+def test_what_is_wrong_is_one_sentence(words: tuple[str, ...], code: int, sentence: str, tmp_path: Path) -> None:
     answer = quantkit("termux", *words, cwd=tmp_path)
-    assert (answer.code, said in answer.sentence) == (code, True), answer.stderr
+    assert (answer.code, sentence in answer.sentence) == (code, True), answer.stderr
     assert not (tmp_path / "termux.sh").exists()
 
 
@@ -180,8 +185,8 @@ def test_an_address_that_cannot_be_reached_names_the_way_without(tmp_path: Path)
     assert "--offline with --size and --ram" in quantkit("termux", "--gguf", url, cwd=tmp_path).sentence
     answer = quantkit("termux", "--gguf", url, "--offline", "--size", "2G", "--ram", "3G", cwd=tmp_path)
     assert answer.code == 0, answer.stderr
-    said = bash_reads((tmp_path / "termux.sh").read_text())
-    assert (said["NAME"], said["GGUF"], said["MODEL_BYTES"]) == ("m", url, "2000000000")
+    settings = bash_reads((tmp_path / "termux.sh").read_text())
+    assert (settings["NAME"], settings["GGUF"], settings["MODEL_BYTES"]) == ("m", url, "2000000000")
 
 
 def test_a_header_without_a_models_shape_is_a_sentence(tmp_path: Path) -> None:
@@ -219,5 +224,5 @@ def test_of_an_architecture_that_cannot_be_planned_the_size_is_known(tmp_path: P
     answer = quantkit("termux", "--gguf", "m.gguf", "--chat-template", "none", cwd=tmp_path)
     assert answer.code == 0, answer.stderr
     assert "assumes the file's size" in answer.stderr
-    said = bash_reads((tmp_path / "termux.sh").read_text())
-    assert (said["MODEL_BYTES"], said["MEMORY"]) == (str((tmp_path / "m.gguf").stat().st_size), "")
+    settings = bash_reads((tmp_path / "termux.sh").read_text())
+    assert (settings["MODEL_BYTES"], settings["MEMORY"]) == (str((tmp_path / "m.gguf").stat().st_size), "")

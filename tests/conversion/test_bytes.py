@@ -23,8 +23,8 @@ QUICK = [name for name in PLAIN if not name.startswith("iq")]
 
 def convert(checkpoint: Path, out: Path, types: list[str], *more: str | Path) -> dict[str, Path]:
     """All `types` of a checkpoint in one command; type -> file."""
-    asked = [word for name in types for word in ("-t", name)]
-    answer = quantkit("gguf", checkpoint, *asked, "-o", out, "--no-logits", *more)
+    options = [word for name in types for word in ("-t", name)]
+    answer = quantkit("gguf", checkpoint, *options, "-o", out, "--no-logits", *more)
     assert answer.code == 0, answer.stderr
     folder = out / f"{checkpoint.name}-GGUF"
     return {name: folder / f"{checkpoint.name}-{FILE_TYPES[name].label}.gguf" for name in types}

@@ -32,7 +32,7 @@ from quantkit.texts.samples import Samples
 from quantkit.verify import Verified
 from quantkit.verify.source_logits import correlations
 from tests.families.expected import write_checkpoint
-from tests.families.models import TOKENS, all_cases
+from tests.families.models import TOKENS, all_cases, forward_cases
 from tests.forward.test_linears import everyone_everywhere
 from tests.helpers.tiny import tiny_llama
 
@@ -42,7 +42,7 @@ WHOLE_ROWS = (FolderRequest("awq", Grid(8, -1)), FolderRequest("gptq", Grid(8, -
 # No architecture of transformers is the same, or none of its loaders reads experts stacked in one tensor.
 NO_NATIVE = {"baichuan-13b", "baichuan2-13b"}
 STACKED_ONLY = {name for name in all_cases() if name.startswith(("gpt-oss", "granitemoe", "gemma4-experts", "llama4"))}
-WRITTEN = sorted(all_cases().keys() - NO_NATIVE - STACKED_ONLY)
+WRITTEN = sorted(forward_cases().keys() - NO_NATIVE - STACKED_ONLY)
 # One or two a group in the default suite: what differs in folds, linears, experts or names.
 FIRST = {
     "baichuan2",  # remote code, packed queries, keys and values; normed head
@@ -107,11 +107,11 @@ def logits(folder: Path) -> np.ndarray:
 )
 def test_folders_of_every_architecture_give_the_sources_logits(name: str, tmp_path: Path) -> None:
     result, source = calibrated(name, tmp_path, WHOLE_ROWS if name.startswith("deepseek") else EIGHT_BIT)
-    found = {folder.output.request.method: logits(folder.output.folder) for folder in result.outputs}
-    assert found.keys() == {"awq", "gptq"}
-    correlation = {method: correlations(each, source) for method, each in found.items()}
-    assert min(each.mean() for each in correlation.values()) > MEAN, correlation
-    assert min(each.min() for each in correlation.values()) > LEAST, correlation
+    by_method = {folder.output.request.method: logits(folder.output.folder) for folder in result.outputs}
+    assert by_method.keys() == {"awq", "gptq"}
+    correlation = {method: correlations(values, source) for method, values in by_method.items()}
+    assert min(values.mean() for values in correlation.values()) > MEAN, correlation
+    assert min(values.min() for values in correlation.values()) > LEAST, correlation
     assert [folder.failed for folder in result.outputs] == [(), ()]
     # every linear's error is noted, and none is at a loss in 8 bit
     for folder in result.outputs:
@@ -329,7 +329,7 @@ def test_a_run_that_was_stopped_goes_on_only_with_its_own_options_or_is_thrown_a
     assert run(deep, tmp_path, others[1:], force=True).resumed_layers == 0
     assert {path.name for path in tmp_path.iterdir()} == {"M-AWQ", "M-GPTQ"}
     assert hashes(tmp_path / "M-GPTQ") != {
-        name.removeprefix("M-GPTQ/"): each for name, each in undisturbed.items() if name.startswith("M-GPTQ/")
+        name.removeprefix("M-GPTQ/"): digest for name, digest in undisturbed.items() if name.startswith("M-GPTQ/")
     }
 
 

@@ -52,7 +52,7 @@ def grams(source: Path, folder: Path) -> dict[str, list[Array]]:
     """H of each matrix of the GGUF tensors, summed by the streamed forward, its columns in the order of the tensor."""
     by_linear: dict[Any, Array] = {}
 
-    class Keeper:
+    class KeptStatistics:
         def dense(self, layer: Any, tensors: Any, statistics: Any) -> Any:
             for entry in layer.inputs:
                 if entry.key in statistics:
@@ -70,7 +70,7 @@ def grams(source: Path, folder: Path) -> dict[str, list[Array]]:
         with Stream(native, samples.tokens, folder, threads=1) as stream:
             stream.embed()
             for number in range(native.decoder.n_layers):
-                stream.layer(number, Keeper())
+                stream.layer(number, KeptStatistics())
         columns = imatrix_columns(native)
         return {
             name: [

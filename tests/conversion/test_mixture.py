@@ -62,10 +62,10 @@ def convert(source: Path, folder: Path) -> Path:
 
 def loss(file: Path, window: list[int]) -> float:
     """Mean loss of predicting each token of the window but the first, by llama.cpp's logits."""
-    found = logits(file, window)[:-1].astype(np.float64)
-    peak = found.max(axis=1)
-    total = peak + np.log(np.exp(found - peak[:, None]).sum(axis=1))
-    return float((total - found[np.arange(len(found)), window[1:]]).mean())
+    values = logits(file, window)[:-1].astype(np.float64)
+    peak = values.max(axis=1)
+    total = peak + np.log(np.exp(values - peak[:, None]).sum(axis=1))
+    return float((total - values[np.arange(len(values)), window[1:]]).mean())
 
 
 def windows(checkpoint: Path, count: int) -> list[list[int]]:
@@ -99,9 +99,9 @@ def test_two_experts_that_changed_places_fail_the_check(layer: str, checkpoint: 
 @pytest.mark.full
 @pytest.mark.timeout(1800)
 def test_the_mixture_keeps_its_perplexity(checkpoint: Path, f16: Path, tmp_path: Path) -> None:
-    found = [loss(f16, window) for window in windows(checkpoint, len(TRANSFORMERS))]
-    assert found == pytest.approx([whole for whole, _ in TRANSFORMERS], abs=0.005)
-    assert math.exp(np.mean(found)) == pytest.approx(34.13, rel=0.001)
+    losses = [loss(f16, window) for window in windows(checkpoint, len(TRANSFORMERS))]
+    assert losses == pytest.approx([whole for whole, _ in TRANSFORMERS], abs=0.005)
+    assert math.exp(np.mean(losses)) == pytest.approx(34.13, rel=0.001)
 
     text, count = wikitext2_or_skip(), len(TRANSFORMERS)
     mixture = perplexity(f16, text, n_chunks=count)

@@ -52,7 +52,7 @@ def test_a_conversion_killed_thirty_times_ends_in_the_same_bytes(
     checkpoint: Path, undisturbed: dict[str, str], tmp_path: Path
 ) -> None:
     out = tmp_path / "model-GGUF"
-    seen_unfinished = kills = 0
+    unfinished = kills = 0
     moments = random.Random(20)
     while kills < 30:
         process = subprocess.Popen(
@@ -68,10 +68,10 @@ def test_a_conversion_killed_thirty_times_ends_in_the_same_bytes(
             process.send_signal(signal.SIGKILL)
             kills += 1
         process.wait()
-        seen_unfinished += (tmp_path / "model-conversion.partial" / "journal").exists()
+        unfinished += (tmp_path / "model-conversion.partial" / "journal").exists()
         if process.returncode == 0:
             assert hashes(out) == undisturbed
-    assert seen_unfinished >= 15
+    assert unfinished >= 15
     answer = quantkit("gguf", checkpoint, *TYPES, "-o", tmp_path, "--no-logits", "--force")
     assert answer.code == 0, answer.stderr
     assert hashes(out) == undisturbed
@@ -191,10 +191,10 @@ def test_shards_hold_every_tensor_once_under_llama_cpps_names(checkpoint: Path, 
     assert count > 2
     assert [path.name for path in shards] == [f"model-Q8_0-{i + 1:05d}-of-{count:05d}.gguf" for i in range(count)]
     assert all(sum(t.n_bytes for t in GGUFReader(path).tensors) <= 8_000_000 for path in shards)
-    found = {t.name: t.data for path in shards for t in GGUFReader(path).tensors}
+    tensors = {t.name: t.data for path in shards for t in GGUFReader(path).tensors}
     expected = {t.name: t.data for t in GGUFReader(tmp_path / "whole" / "model-GGUF" / "model-Q8_0.gguf").tensors}
-    assert found.keys() == expected.keys()
-    assert all(np.array_equal(found[name], expected[name]) for name in expected)
+    assert tensors.keys() == expected.keys()
+    assert all(np.array_equal(tensors[name], expected[name]) for name in expected)
     again = quantkit("gguf", shards[0], "-t", "q8_0", "-o", tmp_path / "joined", "--name", "model")
     assert again.code == 0, again.stderr
     assert hashes(tmp_path / "joined" / "model-GGUF") == hashes(tmp_path / "whole" / "model-GGUF")

@@ -142,7 +142,7 @@ def test_the_help_names_the_built_in_templates() -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "origin"),
     [
         ((), "built-in 'huozi', its vocabulary has <|beginofutterance|>"),
         (("--chat-template", "none"), "none, requested"),
@@ -150,9 +150,9 @@ def test_the_help_names_the_built_in_templates() -> None:
     ],
 )
 def test_the_origin_tells_where_the_template_is_from(
-    huozi: Path, tmp_path: Path, words: tuple[str, ...], said: str
+    huozi: Path, tmp_path: Path, words: tuple[str, ...], origin: str
 ) -> None:
     convert(huozi, tmp_path / "out", *words)
     (record,) = (tmp_path / "out").glob("*-GGUF/quantkit.json")
     (entry,) = json.loads(record.read_text("utf-8"))["outputs"].values()
-    assert entry["origin"]["chat_template"] == said
+    assert entry["origin"]["chat_template"] == origin

@@ -48,10 +48,10 @@ def test_convert_writes_the_bytes_of_the_command(place: Path, tmp_path: Path) ->
 def test_plan_and_inspect_say_what_the_commands_say(place: Path) -> None:
     options = quantkit.PlanOptions(types=["q4_0"], n_ctx=64, bandwidth={"CPU": (1e9, "given"), "GPU": (1e9, "given")})
     words = ["-t", "q4_0", "--ctx", "64", "--bandwidth", "1G,1G", "--format", "json"]
-    said = json.loads(command("plan", place / "FOLDER", *words).stdout)
-    assert quantkit.plan(place / "FOLDER", options).document()["types"] == said["types"]
-    said = json.loads(command("inspect", place / "FOLDER", "--format", "json").stdout)
-    assert quantkit.inspect(place / "FOLDER").name == said["name"]
+    document = json.loads(command("plan", place / "FOLDER", *words).stdout)
+    assert quantkit.plan(place / "FOLDER", options).document()["types"] == document["types"]
+    document = json.loads(command("inspect", place / "FOLDER", "--format", "json").stdout)
+    assert quantkit.inspect(place / "FOLDER").name == document["name"]
 
 
 def test_measure_returns_the_figures_of_the_command(place: Path, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ import pytest
 
 from quantkit.chat import BUILT_IN
 from tests.conversion.test_bytes import a_random_imatrix
+from tests.helpers.adapters import AdapterCase, write_adapter
 from tests.helpers.command import Answer, quantkit
 from tests.helpers.hub_server import Repo, running_hub
 from tests.helpers.real import smollm2_or_skip
@@ -39,12 +40,13 @@ def commands(pages: Sequence[Path] = PAGES) -> list[list[str]]:
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder where the names of the pages exist: FOLDER, MODEL-BF16.gguf, imatrix.gguf, text.jsonl, recipes."""
+    """A folder with the names of the pages: FOLDER, ADAPTER, MODEL-BF16.gguf, imatrix.gguf, text.jsonl, recipes."""
     folder = tmp_path_factory.mktemp("readme")
     tiny_llama(folder / "FOLDER", variant="llama3")
     assert quantkit("gguf", "FOLDER", "-t", "bf16", "-o", ".", cwd=folder).code == 0
     shutil.move(folder / "FOLDER-GGUF" / "FOLDER-BF16.gguf", folder / "MODEL-BF16.gguf")
     a_random_imatrix(folder / "imatrix.gguf", folder / "MODEL-BF16.gguf")
+    write_adapter(folder / "ADAPTER", folder / "FOLDER", AdapterCase())
     (folder / "text.jsonl").write_text(a_text())
     shutil.copytree(ROOT / "recipes", folder / "recipes")
     return folder

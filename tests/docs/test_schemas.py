@@ -73,8 +73,8 @@ def answer(folder: Path, *words: str) -> Any:
 
 def errors(name: str, document: Any) -> list[str]:
     """What a document has against its schema."""
-    found = Draft202012Validator(schema(SCHEMAS[name][1])).iter_errors(document)
-    return [f"{error.json_path}: {error.message[:300]}" for error in found]
+    problems = Draft202012Validator(schema(SCHEMAS[name][1])).iter_errors(document)
+    return [f"{error.json_path}: {error.message[:300]}" for error in problems]
 
 
 @pytest.mark.parametrize("name", SCHEMAS)

@@ -28,20 +28,21 @@ SILENT |= {"max_window_layers": 28, "layer_types": ["full_attention"] * 3}
 @pytest.mark.parametrize("name", [name for name in PUBLISHED if not all_cases()[name][1].patch])
 def test_the_native_checkpoint_comes_back_out_of_the_published_one(name: str, tmp_path: Path) -> None:
     case, native = all_cases()[name][1], expected(name).native
-    tensors = {each: weight(case.seed, each, tuple(shape)) for each, shape in native["layout"].items()}
+    tensors = {entry: weight(case.seed, entry, tuple(shape)) for entry, shape in native["layout"].items()}
     if case.publish:
         case.publish(native["config"], tensors)
     with open_checkpoint(str(write_checkpoint(name, tmp_path / name))) as checkpoint:
         family = find_family(checkpoint.config)
         config, mapped = canonical_checkpoint(family, family.sizes(checkpoint.config), checkpoint.tensors)
-        found = {
-            each.name: read_mapped(checkpoint.read_rows, each, 0, each.part_rows).reshape(each.shape) for each in mapped
+        actual = {
+            entry.name: read_mapped(checkpoint.read_rows, entry, 0, entry.part_rows).reshape(entry.shape)
+            for entry in mapped
         }
-    assert found.keys() == tensors.keys()
-    for each, value in tensors.items():
+    assert actual.keys() == tensors.keys()
+    for entry, value in tensors.items():
         # a normalised head is computed, by other sums than numpy's float64 here
-        close = 0 if not next(tensor.adjust for tensor in mapped if tensor.name == each) else 1e-6
-        assert np.allclose(found[each], value, rtol=close, atol=0), each
+        close = 0 if not next(tensor.adjust for tensor in mapped if tensor.name == entry) else 1e-6
+        assert np.allclose(actual[entry], value, rtol=close, atol=0), entry
     stated = {key: value for key, value in native["config"].items() if key not in ("transformers_version", "head_dim")}
     assert {key: {**SILENT, **config}.get(key) for key in stated} == stated
 
@@ -50,5 +51,5 @@ def test_the_native_checkpoint_comes_back_out_of_the_published_one(name: str, tm
 def test_what_transformers_cannot_run_has_no_native_checkpoint(name: str, tmp_path: Path) -> None:
     with open_checkpoint(str(write_checkpoint(name, tmp_path / name))) as checkpoint:
         family = find_family(checkpoint.config)
-        with pytest.raises(UnsupportedError, match="no architecture of its own"):
+        with pytest.raises(UnsupportedError, match="transformers has no architecture for this"):
             canonical_checkpoint(family, family.sizes(checkpoint.config), checkpoint.tensors)

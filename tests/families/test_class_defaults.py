@@ -20,9 +20,16 @@ TYPES = ("q4_0", "q4_k_m", "q2_k", "iq4_xs")
 
 _EXAONE_KINDS = [("full" if layer % 4 == 3 else "sliding") + "_attention" for layer in range(64)]
 _SECTIONS = {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [24, 20, 20]}
+# The numbers of each layer's activation, which a checkpoint has as tensors.
+_XIELU = {
+    f"model.layers.{layer}.mlp.act_fn.{name}": 0.5
+    for layer in range(32)
+    for name in ("alpha_n", "alpha_p", "beta", "eps")
+}
 # What published models state and the class leaves out or has otherwise.
 STATED: dict[str, dict[str, Any]] = {
     "AfmoeForCausalLM": {"mup_enabled": True},
+    "ApertusForCausalLM": {"scalars": _XIELU},
     "DeepseekV2ForCausalLM": {"num_experts_per_tok": 6},
     "Dots1ForCausalLM": {"n_routed_experts": 128, "n_shared_experts": 2, "num_experts_per_tok": 6},
     "Exaone4ForCausalLM": {"num_hidden_layers": 64, "layer_types": _EXAONE_KINDS},
@@ -33,6 +40,7 @@ STATED: dict[str, dict[str, Any]] = {
     "Glm4MoeForCausalLM": {"head_dim": 128},
     "GraniteMoeHybridForCausalLM": {"layer_types": ["mamba", "mamba", "mamba", "attention"] * 8},
     "Glm4vMoeForConditionalGeneration": {"head_dim": 128},
+    "NemotronHForCausalLM": {"layers_block_type": ["linear_attention", "moe", "full_attention", "moe"] * 8},
     "PaddleOCRVLForConditionalGeneration": {"rope_parameters": {**_SECTIONS, "mrope_section": [16, 24, 24]}},
     "Qwen2VLForConditionalGeneration": {"rope_parameters": _SECTIONS},
     "Qwen2VLModel": {"rope_parameters": _SECTIONS},

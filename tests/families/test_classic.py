@@ -62,9 +62,9 @@ def test_a_setting_no_gguf_can_express_is_refused(case: str, change: dict[str, A
 @pytest.mark.parametrize("case", sorted(case.name for case in CASES))
 def test_a_config_without_its_width_is_refused(case: str) -> None:
     names = ("hidden_size", "n_embd")
-    found = {name: value for name, value in config(case).items() if name not in names}
+    changed = {name: value for name, value in config(case).items() if name not in names}
     with pytest.raises(CheckpointError, match=r"no n_emb|no hidden_size"):
-        find_family(found).sizes(found)
+        find_family(changed).sizes(changed)
 
 
 @pytest.mark.parametrize("case", ["huozi", "gpt2-as-published", "falcon-40b-first-release"])
@@ -73,7 +73,7 @@ def test_an_old_layout_becomes_the_one_transformers_saves(case: str, tmp_path: P
     with open_checkpoint(str(write_checkpoint(case, tmp_path / case))) as checkpoint:
         assert checkpoint.tensors.keys() != native["layout"].keys() or checkpoint.config != native["config"]
         family = find_family(checkpoint.config)
-        found, tensors = canonical_checkpoint(family, family.sizes(checkpoint.config), checkpoint.tensors)
+        actual, tensors = canonical_checkpoint(family, family.sizes(checkpoint.config), checkpoint.tensors)
     assert {tensor.name: list(tensor.shape) for tensor in tensors} == native["layout"]
     stated = {key: value for key, value in native["config"].items() if key != "transformers_version"}
-    assert {key: found.get(key) for key in stated} == stated
+    assert {key: actual.get(key) for key in stated} == stated

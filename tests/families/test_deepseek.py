@@ -75,11 +75,11 @@ def keys(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def test_v3_is_taken_as_published() -> None:
-    found = keys(V3)
-    assert (found["attention.key_length"], found["attention.value_length"]) == (512 + 64, 512)
-    assert (found["attention.key_length_mla"], found["attention.value_length_mla"]) == (128 + 64, 128)
-    assert found["attention.head_count_kv"] == 1
-    assert (found["leading_dense_block_count"], found["expert_gating_func"]) == (3, 2)
+    values = keys(V3)
+    assert (values["attention.key_length"], values["attention.value_length"]) == (512 + 64, 512)
+    assert (values["attention.key_length_mla"], values["attention.value_length_mla"]) == (128 + 64, 128)
+    assert values["attention.head_count_kv"] == 1
+    assert (values["leading_dense_block_count"], values["expert_gating_func"]) == (3, 2)
     assert keys({**V3, "scoring_func": None, "first_k_dense_replace": 61})["expert_gating_func"] == 2
 
 
@@ -120,15 +120,15 @@ def test_groups_that_a_greedy_choice_ignores_stay_out() -> None:
 def test_groups_that_llama_cpp_ranks_otherwise_are_written_and_told() -> None:
     config = {**V2, "topk_method": "group_limited_greedy", "n_group": 8, "topk_group": 3}
     assert keys(config)["expert_group_used_count"] == 3
-    (told,) = find_family(config).cautions(sizes_of(config))
-    assert "its 8 expert groups" in told
+    (caution,) = find_family(config).cautions(sizes_of(config))
+    assert "its 8 expert groups" in caution
     assert not list(find_family(V2).cautions(sizes_of(V2)))
 
 
 def test_only_the_layers_config_announces_are_left_out() -> None:
     family, names = find_family(V3), {f"model.layers.{n}.eh_proj.weight": Shaped((1,)) for n in (60, 61, 62, 610)}
-    (told,) = left_out(family, sizes_of(V3), names)
-    assert "left out 1 tensors (model.layers.61.eh_proj.weight)" in told
+    (note,) = left_out(family, sizes_of(V3), names)
+    assert "left out 1 tensors (model.layers.61.eh_proj.weight)" in note
     assert not left_out(family, sizes_of({**V3, "num_nextn_predict_layers": 0}), names)
 
 
@@ -164,5 +164,5 @@ def test_kv_b_is_split_head_by_head_and_fused_experts_are_split_too() -> None:
     heads = tensors["model.layers.1.self_attn.kv_b_proj.weight"].reshape(4, 16 + 12, 32)
     assert np.array_equal(value("blk.1.attn_k_b.weight"), heads[:, :16].transpose(0, 2, 1))
     assert np.array_equal(value("blk.1.attn_v_b.weight"), heads[:, 16:])
-    for part, found in pieces.items():
-        assert np.array_equal(value(f"blk.1.ffn_{part}_exps.weight"), found)
+    for part, piece in pieces.items():
+        assert np.array_equal(value(f"blk.1.ffn_{part}_exps.weight"), piece)

@@ -58,10 +58,10 @@ def keys(config: dict[str, Any]) -> dict[str, Any]:
 
 def test_the_largest_are_taken_as_published() -> None:
     assert keys(GEMMA2_27B)["gemma2.block_count"] == 46
-    found = keys(GEMMA3_27B)
+    values = keys(GEMMA3_27B)
     # what Gemma3TextConfig fills in
-    assert (found["gemma3.context_length"], found["gemma3.rope.freq_base"]) == (131072, 1e6)
-    assert found["gemma3.rope.scaling.factor"] == 8.0
+    assert (values["gemma3.context_length"], values["gemma3.rope.freq_base"]) == (131072, 1e6)
+    assert values["gemma3.rope.scaling.factor"] == 8.0
     assert find_family(GEMMA3_27B).sizes(GEMMA3_27B).vocab == 262208
 
 
@@ -109,9 +109,9 @@ def test_the_image_tower_is_left_out_in_words() -> None:
     config = expected("gemma3-images").config
     family = find_family(config)
     names = {"model.vision_tower.a": Shaped((1,)), "model.multi_modal_projector.b": Shaped((1,))}
-    (told,) = left_out(family, family.sizes(config), names)
-    assert "left out 2 tensors (model.vision_tower.a, ...)" in told
-    assert "images" in told
+    (note,) = left_out(family, family.sizes(config), names)
+    assert "left out 2 tensors (model.vision_tower.a, ...)" in note
+    assert "images" in note
 
 
 @pytest.mark.parametrize("name", ["gemma3-images", "gemma3-images-first"])

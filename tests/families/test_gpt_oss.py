@@ -50,11 +50,11 @@ def test_blocks_hold_the_values_of_the_format_document(checkpoint: Path, tmp_pat
     known, case = expected(NAME), all_cases()[NAME][1]
     tensors = {name: weight(case.seed, name, tuple(shape)) for name, shape in known.native["layout"].items()}
     packed({}, tensors)  # leaves the blocks' own values in `tensors`
-    found = {tensor.name: tensor for tensor in gguf.GGUFReader(to_gguf(checkpoint, "f32", tmp_path)).tensors}
+    stored = {tensor.name: tensor for tensor in gguf.GGUFReader(to_gguf(checkpoint, "f32", tmp_path)).tensors}
     gate_up = tensors["model.layers.1.mlp.experts.gate_up_proj"].transpose(0, 2, 1)
     down = tensors["model.layers.1.mlp.experts.down_proj"].transpose(0, 2, 1)
     for name, value in (("gate", gate_up[:, 0::2]), ("up", gate_up[:, 1::2]), ("down", down)):
-        tensor = found[f"blk.1.ffn_{name}_exps.weight"]
+        tensor = stored[f"blk.1.ffn_{name}_exps.weight"]
         assert np.array_equal(gguf.dequantize(tensor.data, tensor.tensor_type), value), name
 
 
@@ -83,8 +83,8 @@ def test_blocks_without_scales_are_refused(checkpoint: Path) -> None:
 
 def test_the_published_config_is_taken() -> None:
     family = find_family(PUBLISHED)
-    found = {key.name: key.value for key in family.keys("gpt-oss", family.sizes(PUBLISHED))}
-    assert (found["gpt-oss.rope.scaling.factor"], found["gpt-oss.attention.sliding_window"]) == (32.0, 128)
+    values = {key.name: key.value for key in family.keys("gpt-oss", family.sizes(PUBLISHED))}
+    assert (values["gpt-oss.rope.scaling.factor"], values["gpt-oss.attention.sliding_window"]) == (32.0, 128)
 
 
 @pytest.mark.parametrize(
@@ -117,8 +117,8 @@ def test_a_ramp_that_llama_cpp_rounds_is_told() -> None:
     config = expected("gpt-oss").config
     family = find_family(config)
     rope = {"rope_type": "yarn", "factor": 32.0, "rope_theta": 150000.0, "original_max_position_embeddings": 4096}
-    told = [
+    cautions = [
         list(family.cautions(family.sizes({**config, "rope_scaling": {**rope, "truncate": truncate}})))
         for truncate in (True, False)
     ]
-    assert told[0] == [] and "rounds the ends" in told[1][0]
+    assert cautions[0] == [] and "rounds the ends" in cautions[1][0]

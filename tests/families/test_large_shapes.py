@@ -57,7 +57,7 @@ MODELS = {
     "gpt-oss 20B, unpacked": (GPT_OSS_20B, False, 20.91),
     "gpt-oss 120B": (GPT_OSS, True, 116.83),
 }
-ASKED = ("q2_k", "q3_k_m", "q4_0", "q4_k_m", "q5_k_m", "q6_k", "q8_0", "mxfp4")
+TYPES = ("q2_k", "q3_k_m", "q4_0", "q4_k_m", "q5_k_m", "q6_k", "q8_0", "mxfp4")
 
 
 @dataclass(frozen=True)
@@ -67,22 +67,22 @@ class Shaped:
 
 def source(family: Family, sizes: Hyperparameters, *, packed: bool) -> dict[str, Shaped]:
     """The checkpoint's tensors by the family's rules; experts one by one, in MXFP4 blocks where `packed`."""
-    found: dict[str, Shaped] = {}
-    seen: set[tuple[str, int | None]] = set()
+    shapes: dict[str, Shaped] = {}
+    known: set[tuple[str, int | None]] = set()
     for rule in family.rules:
         if (rule.when and not rule.when(sizes)) or (rule.scales and not packed) or not wanted(rule, sizes):
             continue
         for layer in layers(rule, sizes):
-            if (rule.target, layer) in seen:
+            if (rule.target, layer) in known:
                 continue
-            seen.add((rule.target, layer))
+            known.add((rule.target, layer))
             shape = tuple(family.dimension(sizes, name) for name in rule.shape)
             draft = None if layer is None else layer - sizes.n_layer
             for expert in range(sizes.n_expert) if "{expert}" in rule.source else (None,):
-                found[rule.source.format(layer=layer, draft=draft, expert=expert)] = Shaped(shape)
+                shapes[rule.source.format(layer=layer, draft=draft, expert=expert)] = Shaped(shape)
             if rule.scales:
-                found[rule.scales.format(layer=layer)] = Shaped(shape[:-1])
-    return found
+                shapes[rule.scales.format(layer=layer)] = Shaped(shape[:-1])
+    return shapes
 
 
 def wanted(rule: Rule, sizes: Hyperparameters) -> bool:
@@ -112,7 +112,7 @@ def described(config: dict[str, Any], *, packed: bool) -> tuple[dict[str, Any], 
     ]
     stated = family.keys(family.gguf_arch, sizes)
     keys = {key.name: float(key.value) if key.kind == "f32" else key.value for key in stated}
-    return {"general.architecture": family.gguf_arch, **keys}, sorted(tensors, key=lambda each: sort_key(each.name))
+    return {"general.architecture": family.gguf_arch, **keys}, sorted(tensors, key=lambda item: sort_key(item.name))
 
 
 @pytest.mark.parametrize("name", sorted(MODELS))
@@ -121,7 +121,7 @@ def test_parameters_and_mixes_are_llama_cpps(name: str, tmp_path: Path) -> None:
     keys, tensors = described(config, packed=packed)
     assert round(sum(prod(tensor.shape) for tensor in tensors) / 1e9, 2) == billions
 
-    assert_mixes_are_llama_cpps(keys, tensors, ASKED, tmp_path / "sparse.gguf")
+    assert_mixes_are_llama_cpps(keys, tensors, TYPES, tmp_path / "sparse.gguf")
 
 
 def assert_mixes_are_llama_cpps(
@@ -149,8 +149,8 @@ def test_what_is_cut_out_of_every_layer_alike_is_held_once() -> None:
     tensors = source(family, sizes, packed=False)
     tracemalloc.start()
     mapped = map_tensors(family, sizes, tensors)
-    held, _ = tracemalloc.get_traced_memory()
+    memory, _ = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     # rows and columns of 128 experts: 24 MB of numbers for one layer, and there are 36
     assert len(mapped) > 36
-    assert held < 60e6
+    assert memory < 60e6

@@ -29,10 +29,10 @@ class Shaped:
 
 
 def tensors() -> dict[str, Shaped]:
-    found = {"model.embed_tokens.weight": Shaped((50, 64)), "model.norm.weight": Shaped((64,))}
+    shapes = {"model.embed_tokens.weight": Shaped((50, 64)), "model.norm.weight": Shaped((64,))}
     for layer in range(2):
         at = f"model.layers.{layer}."
-        found |= {
+        shapes |= {
             at + "input_layernorm.weight": Shaped((64,)),
             at + "post_attention_layernorm.weight": Shaped((64,)),
             at + "self_attn.q_proj.weight": Shaped((64, 64)),
@@ -43,21 +43,21 @@ def tensors() -> dict[str, Shaped]:
             at + "mlp.up_proj.weight": Shaped((96, 64)),
             at + "mlp.down_proj.weight": Shaped((64, 96)),
         }
-    return found
+    return shapes
 
 
-def mapped(found: dict[str, Shaped], **config: object) -> dict[str, tuple[int, ...]]:
+def mapped(shapes: dict[str, Shaped], **config: object) -> dict[str, tuple[int, ...]]:
     merged = {**CONFIG, **config}
-    result = map_tensors(find_family(merged), read_hyperparameters(merged), found)
+    result = map_tensors(find_family(merged), read_hyperparameters(merged), shapes)
     return {tensor.name: tensor.shape for tensor in result}
 
 
 def test_every_tensor_gets_llama_cpps_name() -> None:
-    found = mapped(tensors())
-    assert found["blk.1.ffn_down.weight"] == (64, 96)
-    assert found["token_embd.weight"] == (50, 64)
-    assert "output.weight" not in found
-    assert len(found) == 20
+    actual = mapped(tensors())
+    assert actual["blk.1.ffn_down.weight"] == (64, 96)
+    assert actual["token_embd.weight"] == (50, 64)
+    assert "output.weight" not in actual
+    assert len(actual) == 20
 
 
 def test_a_missing_tensor_a_wrong_shape_and_a_stranger_are_told_apart() -> None:
@@ -183,21 +183,21 @@ def test_a_rope_setting_of_null_is_an_absent_one() -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "sentence"),
     [
         ({"hidden_act": "gelu"}, "hidden_act is 'gelu'"),
         ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0, "beta_fast": 16}}, "beta_fast is 16"),
         ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0, "attention_factor": 1.0}}, "attention_factor is 1"),
     ],
 )
-def test_what_llama_cpp_would_ignore_is_refused(change: dict[str, object], said: str) -> None:
+def test_what_llama_cpp_would_ignore_is_refused(change: dict[str, object], sentence: str) -> None:
     config = {**CONFIG, **change}
-    with pytest.raises(UnsupportedError, match=said):
+    with pytest.raises(UnsupportedError, match=sentence):
         find_family(config).sizes(config)
 
 
-@pytest.mark.parametrize(("window", "told"), [(4096, 1), (None, 0), (32768, 0)])
-def test_a_window_that_llama_cpp_does_not_know_is_told(window: int | None, told: int) -> None:
+@pytest.mark.parametrize(("window", "n_cautions"), [(4096, 1), (None, 0), (32768, 0)])
+def test_a_window_that_llama_cpp_does_not_know_is_told(window: int | None, n_cautions: int) -> None:
     config = {
         **CONFIG,
         "architectures": ["MistralForCausalLM"],
@@ -206,4 +206,4 @@ def test_a_window_that_llama_cpp_does_not_know_is_told(window: int | None, told:
         "sliding_window": window,
     }
     family = find_family(config)
-    assert len(list(family.cautions(family.sizes(config)))) == told
+    assert len(list(family.cautions(family.sizes(config)))) == n_cautions

@@ -137,6 +137,6 @@ def test_layers_that_predict_a_later_token_take_no_memory(tmp_path: Path) -> Non
     shape, tensors = read_model(path)
     without = [tensor for tensor in tensors if tensor.layer != 3]
     assert len(without) < len(tensors)
-    memory, expected_memory = (plan_memory(shape, each, Context(n_ctx=512)) for each in (tensors, without))
+    memory, expected_memory = (plan_memory(shape, part, Context(n_ctx=512)) for part in (tensors, without))
     assert memory == expected_memory
     assert memory.cpu.weights == sum(tensor.nbytes for tensor in without)

@@ -13,9 +13,9 @@ def config(case: str, **changes: Any) -> dict[str, Any]:
     return {**expected(case).config, **changes}
 
 
-def keys(found: dict[str, Any]) -> dict[str, Any]:
-    family = find_family(found)
-    return {key.name: key.value for key in family.keys(family.gguf_arch, family.sizes(found))}
+def keys(config: dict[str, Any]) -> dict[str, Any]:
+    family = find_family(config)
+    return {key.name: key.value for key in family.keys(family.gguf_arch, family.sizes(config))}
 
 
 def yarn(**changes: Any) -> dict[str, Any]:
@@ -139,5 +139,5 @@ def test_attention_by_chunks_is_told() -> None:
     family = find_family(config)
     assert not list(family.cautions(family.sizes(config)))
     long = {**config, "dual_chunk_attention_config": {"chunk_size": 262144, "original_max_position_embeddings": 262144}}
-    (told,) = family.cautions(family.sizes(long))
-    assert "more than 262144 tokens" in told
+    (caution,) = family.cautions(family.sizes(long))
+    assert "more than 262144 tokens" in caution

@@ -6,6 +6,7 @@ The settings are transformers 5's own (class_defaults.py). Each is changed in tu
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import pytest
 
 from quantkit.errors import QuantkitError
@@ -55,6 +56,7 @@ ALSO: dict[str, list[Config]] = {
     "Exaone4ForCausalLM": [{"layer_types": None}],
     "Exaone4_5_ForConditionalGeneration": [{"layer_types": None}],
     "ExaoneMoeForCausalLM": [{"layer_types": None}],
+    "FalconH1ForCausalLM": [{"mamba_d_ssm": None, "hidden_size": 2048}, {"mamba_rms_norm": True}],
     "Gemma3ForCausalLM": [{"layer_types": None}],
     "Gemma3ForConditionalGeneration": [{"layer_types": None}],
     "Gemma4ForCausalLM": [GEMMA4_EXPERTS],
@@ -86,6 +88,7 @@ def outcome(config: Config) -> object:
                 rule.target,
                 [family.dimension(sizes, name) for name in rule.shape],
                 list(rule.layers(sizes)) if rule.layers else sizes.n_layer,
+                [np.asarray(factor).tobytes() for factor in rule.factors(sizes)] if rule.factors else [],
             )
             for rule in family.rules
             if rule.when is None or rule.when(sizes)

@@ -124,8 +124,10 @@ def scale_attention_by_yarn(model: Any) -> None:
         layer.self_attn.scaling *= scale * scale
 
 
-def convert(folder: Path, out: Path, pre: str | None) -> None:
+def convert(folder: Path, out: Path, pre: str | None, **settings: Any) -> None:
     """llama.cpp's converter on `folder`, f32. `pre`: the pre-tokenizer's name; None leaves the vocabulary out.
+
+    `settings` are arguments of the converter's class.
 
     The converter knows pre-tokenizers by a hash over the ids of a text, which a tokenizer of a test cannot have.
     """
@@ -142,7 +144,7 @@ def convert(folder: Path, out: Path, pre: str | None) -> None:
         changes["get_vocab_base_pre"] = lambda self, tokenizer: pre
     changed = type(kind.__name__, (kind,), {"model_arch": kind.model_arch, **changes})
     with torch.inference_mode():
-        converter = changed(folder, gguf.LlamaFileType.ALL_F32, out)
+        converter = changed(folder, gguf.LlamaFileType.ALL_F32, out, **settings)
         if hasattr(converter, "impl"):
             # a class that only chooses another one
             for name, function in changes.items():
@@ -164,7 +166,8 @@ def main() -> None:
         write_tokenizer(here, case.tokenizer)
         if "--convert" in sys.argv and case.converter:
             print(name, file=sys.stderr)
-            convert(here, folder / f"{name}.gguf", "smollm" if case.vocabulary else None)
+            settings = {"hparams": config} if case.raw_config else {}
+            convert(here, folder / f"{name}.gguf", "smollm" if case.vocabulary else None, **settings)
 
 
 if __name__ == "__main__":

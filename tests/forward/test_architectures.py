@@ -19,13 +19,13 @@ from quantkit.outputs.model import model_from_checkpoint
 from quantkit.verify.running import check_logits
 from quantkit.verify.source_logits import SourceLogits, source_logits
 from tests.families.expected import expected, write_checkpoint
-from tests.families.models import TOKENS, all_cases, weight
+from tests.families.models import TOKENS, all_cases, forward_cases, weight
 
 # transformers has no class for some models: their logits are those of a patched one, which no config describes. In a
 # multimodal checkpoint the text model's names and config are nested: the published checkpoint's logits cover it.
-NATIVE = sorted(name for name, (_, case) in all_cases().items() if not case.patch and not case.multimodal)
+NATIVE = sorted(name for name, (_, case) in forward_cases().items() if not case.patch and not case.multimodal)
 # One case a family goes through the command in the default suite, all of them in the full one.
-FIRST = {find_family(expected(name).config).name: name for name in sorted(all_cases(), reverse=True)}.values()
+FIRST = {find_family(expected(name).config).name: name for name in sorted(forward_cases(), reverse=True)}.values()
 # What is in MXFP4 already is not quantized again.
 TYPES = {"gpt-oss-mxfp4": "mxfp4"}
 
@@ -33,18 +33,18 @@ TYPES = {"gpt-oss-mxfp4": "mxfp4"}
 def native(name: str) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """Tensors and config of a case's model as transformers itself has them: no family's data is in between."""
     case, known = all_cases()[name][1], expected(name).native
-    tensors = {each: weight(case.seed, each, tuple(shape)) for each, shape in known["layout"].items()}
+    tensors = {tensor: weight(case.seed, tensor, tuple(shape)) for tensor, shape in known["layout"].items()}
     if case.publish:
         # a layout may tie the native model down too
         case.publish(known["config"], tensors)
     return tensors, known["config"]
 
 
-def assert_transformers_own(found: np.ndarray, name: str) -> None:
+def assert_transformers_own(actual: np.ndarray, name: str) -> None:
     """Equal up to how they are stored, in half precision: half a unit of the last place, and little more."""
     known = expected(name).logits
     allowed = 0.5 * np.spacing(np.abs(known).astype(np.float16)).astype(np.float32) + 1e-4 * known.std()
-    assert (np.abs(found - known) <= allowed).all(), f"{np.abs(found - known).max() / known.std():.2%} of their std"
+    assert (np.abs(actual - known) <= allowed).all(), f"{np.abs(actual - known).max() / known.std():.2%} of their std"
 
 
 def test_every_architecture_of_the_reference_is_compared() -> None:
@@ -71,7 +71,7 @@ def test_logits_of_the_native_model_are_those_of_transformers(name: str) -> None
     assert_transformers_own(reference_logits(tensors.__getitem__, config, TOKENS), name)
 
 
-@pytest.mark.parametrize("name", sorted(all_cases()))
+@pytest.mark.parametrize("name", sorted(forward_cases()))
 def test_logits_of_the_published_checkpoint_are_those_of_transformers(name: str, tmp_path: Path) -> None:
     with open_checkpoint(str(write_checkpoint(name, tmp_path / name))) as checkpoint:
         assert_transformers_own(source_logits(checkpoint, TOKENS), name)
@@ -105,7 +105,7 @@ def test_the_tiny_models_notice_a_setting_that_is_not_followed(name: str, change
 
 
 @pytest.mark.parametrize(
-    "name", [name if name in FIRST else pytest.param(name, marks=pytest.mark.full) for name in sorted(all_cases())]
+    "name", [name if name in FIRST else pytest.param(name, marks=pytest.mark.full) for name in sorted(forward_cases())]
 )
 def test_a_converted_checkpoint_passes_the_check_of_its_logits(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -117,7 +117,7 @@ def test_a_converted_checkpoint_passes_the_check_of_its_logits(
         main()
     answer = capsys.readouterr()
     assert left.value.code == 0, answer.err
-    (check,) = [each for each in json.loads(answer.out)["outputs"][0]["checks"] if each["name"] == "logits"]
+    (check,) = [entry for entry in json.loads(answer.out)["outputs"][0]["checks"] if entry["name"] == "logits"]
     assert check["status"] == "passed", check
 
 

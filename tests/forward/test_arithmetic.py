@@ -32,12 +32,12 @@ def test_activations_are_exact_to_float32_and_leave_their_input_alone(
     x = X.copy()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        found = activation(name)(x)
-    assert found.dtype == np.float32
+        actual = activation(name)(x)
+    assert actual.dtype == np.float32
     np.testing.assert_array_equal(x, X)
-    expected = np.array([exact(float(each)) for each in X])
+    expected = np.array([exact(float(value)) for value in X])
     # erf and tanh are off by a few units of the last place of 1
-    np.testing.assert_array_less(np.abs(found - expected), 4e-7 * (1 + np.abs(X)))
+    np.testing.assert_array_less(np.abs(actual - expected), 4e-7 * (1 + np.abs(X)))
 
 
 def test_sigmoid_is_exact_to_float32() -> None:

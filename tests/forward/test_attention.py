@@ -39,14 +39,14 @@ def test_a_long_sequence_attends_as_the_plain_formula_does(window: int | None) -
     mixed = np.zeros((n, heads, size))
     for head in range(heads):
         for i in range(n):
-            seen = slice(max(0, i + 1 - (window or n)), i + 1)
-            weights = np.exp(k[head // 2, seen] @ q[head, i] / np.sqrt(size))
-            mixed[i, head] = weights @ v[head // 2, seen] / weights.sum()
+            visible = slice(max(0, i + 1 - (window or n)), i + 1)
+            weights = np.exp(k[head // 2, visible] @ q[head, i] / np.sqrt(size))
+            mixed[i, head] = weights @ v[head // 2, visible] / weights.sum()
     expected = mixed.reshape(n, -1) @ tensors["self_attn.o_proj.weight"].T
 
     part = Attention(rope=lambda _config, _layer: None, window=lambda _config, _layer: window)
     config = {"hidden_size": hidden, "num_attention_heads": heads, "num_key_value_heads": kv}
-    held = Weights(tensors.__getitem__, lambda name, start, stop: tensors[name][start:stop], tensors.keys())
-    result = attend(part, Layer(held, config, 0, "", 1e-5), x.astype(np.float32), Context())
+    loaded = Weights(tensors.__getitem__, lambda name, start, stop: tensors[name][start:stop], tensors.keys())
+    result = attend(part, Layer(loaded, config, 0, "", 1e-5), x.astype(np.float32), Context())
     assert result.dtype == np.float32
     np.testing.assert_allclose(result, expected, atol=2e-5 * expected.std(), rtol=2e-5)

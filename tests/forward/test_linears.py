@@ -11,19 +11,21 @@ from quantkit.forward.description import Architecture, Form, given
 from quantkit.forward.layer_linears import layer_linears
 from quantkit.forward.linears import LayerLinears, Linear, NormFold, RowFold
 from quantkit.forward.weights import Array, Weights
-from tests.families.models import TOKENS, all_cases
+from tests.families.models import TOKENS, all_cases, forward_cases
 from tests.forward.test_architectures import native
 
 # Published checkpoints with native names, but experts stacked in one tensor or packed.
 STACKED = {f"{name} as published": name for name in ("qwen2moe-fused-no-biases", "qwen3moe-fused-tied", "olmoe-fused")}
 PACKED = {"gpt-oss-mxfp4 as published": "gpt-oss-mxfp4"}
 MODELS = (
-    sorted(name for name, (_, case) in all_cases().items() if not case.multimodal) + sorted(STACKED) + sorted(PACKED)
+    sorted(name for name, (_, case) in forward_cases().items() if not case.multimodal)
+    + sorted(STACKED)
+    + sorted(PACKED)
 )
 
 Call = tuple[str, Form, int, int]
 # A linear as the forward calls it: its name, its form, which of those in its tensor, n_out.
-Seen = list[tuple[int, set[Call]]]
+Calls = list[tuple[int, set[Call]]]
 # Inputs in the order in which they come: the width, and who got that very array.
 
 
@@ -35,7 +37,7 @@ def model(name: str) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     if name != case_name:
         assert case.publish
         tensors = case.publish(config, tensors)[1]
-    return {each: np.array(values) for each, values in tensors.items()}, config
+    return {tensor: np.array(values) for tensor, values in tensors.items()}, config
 
 
 def everyone_everywhere(config: dict[str, Any]) -> dict[str, Any]:
@@ -51,33 +53,33 @@ def layers_of(tensors: dict[str, np.ndarray], config: dict[str, Any]) -> list[La
     return [layer_linears(architecture, config, number, set(tensors)) for number in range(n_layers)]
 
 
-def traced(tensors: dict[str, np.ndarray], config: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> Seen:
+def traced(tensors: dict[str, np.ndarray], config: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> Calls:
     """The inputs of all linears of a run within layers, and the head's last."""
     architecture = find_architecture(config)
     altup, inputs = architecture.altup, architecture.layer_inputs
     outside = ((inputs.projection,) if inputs else ()) + ((altup.projection, altup.unembedding) if altup else ())
     arrays: list[Array] = []
-    seen: Seen = []
+    recorded: Calls = []
     real = Weights.linear
 
     def linear(self: Weights, name: str, x: Array, n_out: int, form: Form = Form(), index: int = 0) -> Array:
         # some stand outside the layers, and AltUp's router reads two arrays in each
-        again = any(name == other for _, names in seen for other, _, known, _ in names if known == index)
+        again = any(name == other for _, names in recorded for other, _, known, _ in names if known == index)
         if re.sub(r"\.\d+$", "", name).endswith(outside) or (again and altup):
             return real(self, name, x, n_out, form, index)
         at = next((i for i, array in enumerate(arrays) if array is x), len(arrays))
         if at == len(arrays):
             arrays.append(x)
-            seen.append((x.shape[1], set()))
-        seen[at][1].add((name, form, index, n_out))
+            recorded.append((x.shape[1], set()))
+        recorded[at][1].add((name, form, index, n_out))
         return real(self, name, x, n_out, form, index)
 
     monkeypatch.setattr(Weights, "linear", linear)
     reference_logits(tensors.__getitem__, config, TOKENS, names=set(tensors))
-    return seen
+    return recorded
 
 
-def described(layers: list[LayerLinears]) -> Seen:
+def described(layers: list[LayerLinears]) -> Calls:
     return [
         (group.width, {(one.name, one.form, one.index or 0, one.n_out) for one in group.linears})
         for layer in layers
@@ -99,7 +101,7 @@ def test_a_checkpoint_of_the_bare_model_has_linears_of_its_names(name: str, monk
     tensors, config = model(name)
     config = everyone_everywhere(config)
     base = find_architecture(config).base
-    bare = {each.removeprefix(base): values for each, values in tensors.items()}
+    bare = {tensor.removeprefix(base): values for tensor, values in tensors.items()}
     assert set(bare) != set(tensors)
     assert described(layers_of(bare, config)) == traced(bare, config, monkeypatch)[:-1]
 
@@ -108,18 +110,18 @@ def test_a_checkpoint_of_the_bare_model_has_linears_of_its_names(name: str, monk
 def test_every_matrix_of_a_layer_is_a_linear_once(name: str) -> None:
     tensors, config = model(name)
     layers = layers_of(tensors, config)
-    linears = [one for layer in layers for each in layer.inputs for one in each.linears]
+    linears = [one for layer in layers for entry in layer.inputs for one in entry.linears]
     assert len(set(linears)) == len(linears)
     elements: dict[str, int] = {}
     for one in linears:
         elements[weight_name(one)] = elements.get(weight_name(one), 0) + one.n_in * one.n_out
     architecture = find_architecture(config)
     assert elements == {
-        each: values.size
-        for each, values in tensors.items()
+        entry: values.size
+        for entry, values in tensors.items()
         if values.ndim > 1
-        and in_a_layer(architecture, each)
-        and not each.endswith(("_bias", "_norm.weight", "conv1d.weight", "conv.conv.weight"))
+        and in_a_layer(architecture, entry)
+        and not entry.endswith(("_bias", "_norm.weight", "A_log", "conv1d.weight", "conv.conv.weight"))
     }
 
 
@@ -263,7 +265,9 @@ def test_inputs_of_an_expert_name_it_and_keys_are_unique() -> None:
 def test_query_heads_that_share_a_value_share_its_rows() -> None:
     tensors, config = model("llama")
     layer = layers_of(tensors, config)[0]
-    (fold,) = [each for each in layer.folds if isinstance(each, RowFold) and each.input == "attention.out"]
+    (fold,) = [
+        candidate for candidate in layer.folds if isinstance(candidate, RowFold) and candidate.input == "attention.out"
+    ]
     size = len(tensors[f"{fold.linear.name}.weight"]) // config["num_key_value_heads"]
     shared_by = config["num_attention_heads"] // config["num_key_value_heads"]
     assert shared_by > 1

@@ -35,9 +35,9 @@ def test_tensors_of_torch_give_the_logits_that_arrays_of_numpy_give(tmp_path: Pa
         check=False,
     )
     assert done.returncode == 0, done.stderr[-4000:]
-    with np.load(out) as found:
-        assert {name.removesuffix(" held") for name in found} == set(NATIVE) <= set(all_cases())
-        off = {name: np.abs(found[name] - ours[name.removesuffix(" held")]).max() for name in found}
+    with np.load(out) as results:
+        assert {name.removesuffix(" held") for name in results} == set(NATIVE) <= set(all_cases())
+        off = {name: np.abs(results[name] - ours[name.removesuffix(" held")]).max() for name in results}
     allowed = {name: 1e-4 * ours[name.removesuffix(" held")].std() for name in off}
     assert {name: value for name, value in off.items() if not value <= allowed[name]} == {}
 

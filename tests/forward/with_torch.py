@@ -42,17 +42,17 @@ def logits(arrays: dict[str, Any], of_layers: dict[str, Any], config: dict[str, 
 
 
 FOLDER, OUT, TOKENS = Path(sys.argv[1]), sys.argv[2], json.loads(sys.argv[3])
-found = {}
+results = {}
 for path in sorted(FOLDER.glob("*.npz")):
     with np.load(path) as file:
         arrays = dict(file)
     config = json.loads(str(arrays.pop("config.json")))
-    found[path.stem] = fetch(logits(arrays, arrays, config, "cpu"))
+    results[path.stem] = fetch(logits(arrays, arrays, config, "cpu"))
     if not any(name.endswith("_blocks") for name in arrays):
-        held = {name: torch.tensor(array, dtype=torch.float32) for name, array in arrays.items()}
-        found[path.stem + " held"] = fetch(logits(arrays, held, config, "cpu"))
+        tensors = {name: torch.tensor(array, dtype=torch.float32) for name, array in arrays.items()}
+        results[path.stem + " held"] = fetch(logits(arrays, tensors, config, "cpu"))
     if Decoder(weights(arrays), config, find_architecture(config)).architecture.experts is None:
         # a device without values: what is made on another one cannot be added to it (which experts are chosen would
         # have to be known)
-        assert logits(arrays, arrays, config, "meta").shape == found[path.stem].shape
-np.savez(OUT, **found)
+        assert logits(arrays, arrays, config, "meta").shape == results[path.stem].shape
+np.savez(OUT, **results)

@@ -22,13 +22,13 @@ def main() -> None:
     ids = Tokenizer.from_file(str(checkpoint / "tokenizer.json")).encode(text.removesuffix("\n"))
     tokens = torch.tensor(ids.ids[: count * LENGTH]).reshape(count, LENGTH)
     model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32).eval()
-    found = []
+    figures = []
     with torch.inference_mode():
         for window in tokens:
             logits = model(window[None], use_cache=False).logits[0, :-1]
             losses = torch.nn.functional.cross_entropy(logits, window[1:], reduction="none").double()
-            found.append([losses.mean().item(), losses[LENGTH // 2 :].mean().item()])
-    print(json.dumps(found))
+            figures.append([losses.mean().item(), losses[LENGTH // 2 :].mean().item()])
+    print(json.dumps(figures))
 
 
 if __name__ == "__main__":

@@ -27,10 +27,10 @@ pytestmark = [pytest.mark.full, pytest.mark.timeout(1800)]
 
 ALL = tuple(FILE_TYPES.values())
 # llama-quantize refuses these without an importance matrix; on some shapes more types need one, and say so themselves.
-WITHOUT_IMATRIX = tuple(each for each in ALL if not each.needs_imatrix)
+WITHOUT_IMATRIX = tuple(kind for kind in ALL if not kind.needs_imatrix)
 # ggml builds search tables for these, up to 13 seconds a process: the further cases below do without.
 SLOW = ("iq3_xs", "iq3_xxs", "iq2_m", "iq2_s", "iq2_xs", "iq2_xxs", "iq1_m", "iq1_s")
-QUICK = tuple(each for each in ALL if each.name not in SLOW)
+QUICK = tuple(kind for kind in ALL if kind.name not in SLOW)
 IMATRIX_KEYS = {f"quantize.imatrix.{key}" for key in ("file", "dataset", "entries_count", "chunks_count")}
 # Tokenizers trained for a test, whose hash llama.cpp cannot know.
 PRE = {"llama3": "llama-bpe", "smollm2": "smollm"}
@@ -164,40 +164,42 @@ def differences(
 
     Every type without an importance matrix, then every type with one; each in one call of quantkit.
     """
-    found = {}
+    differing = {}
     imatrix, theirs = folder / "imatrix.gguf", folder / "theirs.gguf"
     means = write_random_imatrix(imatrix, gguf.GGUFReader(reference).tensors)
 
     def compare(label: str, type_: FileType, ours: Path, but: AbstractSet[str]) -> None:
         same = filecmp.cmp(ours, theirs, shallow=False)
-        said = "" if same else explain(ours, theirs, but)
-        if said:
-            found[f"{label} {type_.name}"] = said
+        reason = "" if same else explain(ours, theirs, but)
+        if reason:
+            differing[f"{label} {type_.name}"] = reason
         ours.unlink()
 
-    plain = [each for each in types if not each.needs_imatrix]
-    for label, asked, given in (("plain", plain, None), ("imatrix", types, imatrix)):
-        made = convert(source, asked, folder / label, [*options, *(["--imatrix", str(given)] if given else [])])
-        for type_ in asked:
+    plain = [kind for kind in types if not kind.needs_imatrix]
+    for label, requested, given in (("plain", plain, None), ("imatrix", types, imatrix)):
+        made = convert(source, requested, folder / label, [*options, *(["--imatrix", str(given)] if given else [])])
+        for type_ in requested:
             if type_.name not in SLOW:
                 peer.quantize(reference, theirs, type_.ftype, imatrix=given, allow_requantize=requantize)
                 compare(label, type_, made[type_.name], corrected)
     # The search tables are built once for all jobs of a process; the interface has no place for the imatrix's keys.
-    slow = [each for each in types if each.name in SLOW]
-    jobs = [Job(str(reference), str(folder / f"{each.name}.gguf"), each.ftype, imatrix=means) for each in slow]
+    slow = [kind for kind in types if kind.name in SLOW]
+    jobs = [Job(str(reference), str(folder / f"{kind.name}.gguf"), kind.ftype, imatrix=means) for kind in slow]
     for type_, result in zip(slow, run_jobs(jobs) if jobs else [], strict=True):
         assert result.code == 0, result.log
         theirs = folder / f"{type_.name}.gguf"
         compare("imatrix", type_, made[type_.name], corrected | IMATRIX_KEYS)
         theirs.unlink()
-    return found
+    return differing
 
 
 def convert(source: Path, types: Sequence[FileType], out: Path, options: Sequence[str]) -> dict[str, Path]:
     """One call of quantkit for all `types`; the file of each type, the first one where there are shards."""
-    asked = [word for type_ in types for word in ("-t", type_.name)]
+    type_options = [word for type_ in types for word in ("-t", type_.name)]
     # the logit check would run each of 33 files, and random weights at 2 bits have no logits to compare
-    answer = quantkit("gguf", source, *asked, "-o", out, "--no-logits", "--format", "json", *options, timeout=1500)
+    answer = quantkit(
+        "gguf", source, *type_options, "-o", out, "--no-logits", "--format", "json", *options, timeout=1500
+    )
     assert answer.code == 0, answer.stderr
     document = json.loads(answer.stdout)
     folder = Path(document["folder"])
@@ -207,22 +209,22 @@ def convert(source: Path, types: Sequence[FileType], out: Path, options: Sequenc
 def explain(ours: Path, theirs: Path, corrected: AbstractSet[str]) -> str:
     """The keys and tensors in which two GGUF files differ, `corrected` keys aside; empty if there is none."""
     a, b = gguf.GGUFReader(ours), gguf.GGUFReader(theirs)
-    said = []
+    reasons = []
     keys = [[key for key in reader.fields if not key.startswith("GGUF.")] for reader in (a, b)]
     if [key for key in keys[0] if key not in corrected] != [key for key in keys[1] if key not in corrected]:
-        said.append(f"keys {sorted(set(keys[0]) ^ set(keys[1])) or 'in another order'}")
+        reasons.append(f"keys {sorted(set(keys[0]) ^ set(keys[1])) or 'in another order'}")
     for key in keys[0]:
         if key in b.fields and key not in corrected:
             one, other = a.fields[key], b.fields[key]
             if one.types != other.types or one.contents() != other.contents():
-                said.append(f"{key}: {str(one.contents())[:80]} against {str(other.contents())[:80]}")
+                reasons.append(f"{key}: {str(one.contents())[:80]} against {str(other.contents())[:80]}")
     if [t.name for t in a.tensors] != [t.name for t in b.tensors]:
-        return "; ".join([*said, "tensors in another order"])
+        return "; ".join([*reasons, "tensors in another order"])
     for one, other in zip(a.tensors, b.tensors, strict=True):
         if one.tensor_type != other.tensor_type:
-            said.append(f"{one.name} is {one.tensor_type.name} against {other.tensor_type.name}")
+            reasons.append(f"{one.name} is {one.tensor_type.name} against {other.tensor_type.name}")
         elif one.data.tobytes() != other.data.tobytes():
-            said.append(f"{one.name} ({one.tensor_type.name}) differs in its bytes")
-    if not said and not corrected:
-        said.append("the files differ outside of keys and tensors")
-    return "; ".join(said)
+            reasons.append(f"{one.name} ({one.tensor_type.name}) differs in its bytes")
+    if not reasons and not corrected:
+        reasons.append("the files differ outside of keys and tensors")
+    return "; ".join(reasons)

@@ -39,17 +39,17 @@ def with_a_fine_router(native: Native, tensors: Tensors, directions: dict[int, n
 def directions_of(native: Native, text: np.ndarray) -> dict[int, np.ndarray]:
     """By layer: the direction along which what the router sees of every token is nearest to 1 (least squares)."""
     decoder = native.decoder
-    streams, found = [decoder.embed(window.tolist()) for window in text], {}
+    streams, directions = [decoder.embed(window.tolist()) for window in text], {}
     context = Context()
     for number in range(decoder.n_layers):
         layer = decoder.layer(number)
         halves = [layer.attend(x, context) for x in streams]
-        seen = np.concatenate([each for _, each in halves]).astype(np.float64)
-        gram = seen.T @ seen
+        inputs = np.concatenate([normed for _, normed in halves]).astype(np.float64)
+        gram = inputs.T @ inputs
         gram[np.diag_indices_from(gram)] += 1e-3 * np.trace(gram) / len(gram)
-        found[number] = np.linalg.solve(gram, seen.sum(axis=0)).astype(np.float32)
-        streams = [layer.join(middle, layer.feed(middle, each), context) for middle, each in halves]
-    return found
+        directions[number] = np.linalg.solve(gram, inputs.sum(axis=0)).astype(np.float32)
+        streams = [layer.join(middle, layer.feed(middle, normed), context) for middle, normed in halves]
+    return directions
 
 
 @pytest.mark.full

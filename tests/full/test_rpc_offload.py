@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from quantkit.errors import QuantkitError
+from quantkit.measurement.load_options import LoadOptions
 from quantkit.measurement.memory import RESOLUTION, LoadedMemory, gpu_devices, loaded_memory, measure_memory
-from quantkit.measurement.speed import measure_speed
+from quantkit.measurement.speed import SpeedTests, measure_speed
 from tests.helpers.command import quantkit
 from tests.helpers.real import smollm2 as smollm2
 from tests.helpers.rpc_server import rpc
@@ -42,18 +43,18 @@ def q4_0(smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def rows(q4_0: Path, server: str) -> list[LoadedMemory]:
-    found, notes = measure_memory(q4_0, n_ctx=N_CTX, rpc=[server])
+    loaded, notes = measure_memory(q4_0, options=LoadOptions(rpc=[server]), n_ctx=N_CTX)
     assert notes == []
-    return found
+    return loaded
 
 
 def tensors_by_layer(path: Path) -> dict[int | None, dict[str, tuple[int, int]]]:
     """Start and end in the file of each tensor, by layer."""
-    found: dict[int | None, dict[str, tuple[int, int]]] = {}
+    tensors: dict[int | None, dict[str, tuple[int, int]]] = {}
     for tensor in gguf.GGUFReader(path).tensors:
         layer = int(tensor.name.split(".")[1]) if tensor.name.startswith("blk.") else None
-        found.setdefault(layer, {})[tensor.name] = (tensor.data_offset, tensor.data_offset + tensor.n_bytes)
-    return found
+        tensors.setdefault(layer, {})[tensor.name] = (tensor.data_offset, tensor.data_offset + tensor.n_bytes)
+    return tensors
 
 
 def size(spans: dict[str, tuple[int, int]]) -> int:
@@ -93,9 +94,9 @@ def test_the_device_holds_the_last_layers_and_the_output(q4_0: Path, rows: list[
 def test_the_cache_is_split_as_the_layers_are(rows: list[LoadedMemory]) -> None:
     for row in rows:
         offloaded = max(row.gpu_layers - 1, 0)
-        held = {device.name[:3]: device.kv for device in row.devices}
-        assert held["CPU"] == pytest.approx((LAYERS - offloaded) * KV_OF_A_LAYER, abs=LOG)
-        assert held.get("RPC", 0) == pytest.approx(offloaded * KV_OF_A_LAYER, abs=LOG)
+        cache = {device.name[:3]: device.kv for device in row.devices}
+        assert cache["CPU"] == pytest.approx((LAYERS - offloaded) * KV_OF_A_LAYER, abs=LOG)
+        assert cache.get("RPC", 0) == pytest.approx(offloaded * KV_OF_A_LAYER, abs=LOG)
 
 
 def test_each_side_has_its_scratch_and_repacks_only_its_own_layers(rows: list[LoadedMemory]) -> None:
@@ -107,12 +108,12 @@ def test_each_side_has_its_scratch_and_repacks_only_its_own_layers(rows: list[Lo
 
 def test_the_process_shrinks_by_what_it_no_longer_holds(rows: list[LoadedMemory]) -> None:
     rss = [row.peak_rss for row in rows]
-    assert all(each is not None for each in rss) and rss == sorted(rss, reverse=True)  # type: ignore[type-var]
+    assert all(size is not None for size in rss) and rss == sorted(rss, reverse=True)  # type: ignore[type-var]
     assert rss[0] - rss[2] > 0.9 * (rows[0].devices[0].kv - rows[2].devices[0].kv)  # type: ignore[operator]
 
 
 def test_speed_is_measured_with_layers_offloaded(q4_0: Path, server: str) -> None:
-    speeds = measure_speed(q4_0, gpu_layers=16, n_prompt=32, n_generate=4, repetitions=2, rpc=[server])
+    speeds = measure_speed(q4_0, LoadOptions(gpu_layers=16, rpc=[server]), SpeedTests(32, 4, 2))
     assert speeds.gpu_layers == 16 and speeds.prompt.value > speeds.generation.value > 0
 
 
@@ -120,7 +121,7 @@ def test_two_servers_share_the_layers_and_are_told_apart(tmp_path: Path, server:
     folder = tiny_llama(tmp_path, dtype="f32", variant="mistral")
     tiny = write_tiny_gguf(folder, tmp_path / "tiny.gguf")
     with rpc().serving() as second:
-        memory = loaded_memory(tiny, n_ctx=256, rpc=[server, second])
+        memory = loaded_memory(tiny, LoadOptions(rpc=[server, second]), n_ctx=256)
     names = {device.name: device.weights for device in memory.devices}
     assert set(names) == {"CPU", f"RPC0[{server}]", f"RPC0[{second}]"}
     assert all(np.array(list(names.values())) > 0)
@@ -128,5 +129,5 @@ def test_two_servers_share_the_layers_and_are_told_apart(tmp_path: Path, server:
 
 def test_a_server_that_is_not_there_is_one_sentence(q4_0: Path, server: str) -> None:
     with pytest.raises(QuantkitError, match=r"could not reach the RPC server 127\.0\.0\.1:9 \(") as caught:
-        loaded_memory(q4_0, rpc=["127.0.0.1:9"])
+        loaded_memory(q4_0, LoadOptions(rpc=["127.0.0.1:9"]))
     assert "\n" not in str(caught.value)

@@ -14,10 +14,10 @@ pytestmark = [pytest.mark.full, pytest.mark.timeout(1800)]
 @pytest.mark.parametrize("group", sorted({group for group, _ in all_cases().values()}))
 def test_transformers_and_the_converter_still_say_what_is_kept(group: str, tmp_path: Path) -> None:
     names = [name for name, (of, _) in all_cases().items() if of == group]
-    for name, found in compute(names, tmp_path).items():
+    for name, figures in compute(names, tmp_path).items():
         kept = expected(name)
-        assert found.config == kept.config
-        assert found.native == kept.native
-        assert (found.keys, found.tensors) == (kept.keys, kept.tensors)
+        assert figures.config == kept.config
+        assert figures.native == kept.native
+        assert (figures.keys, figures.tensors) == (kept.keys, kept.tensors)
         # other processors add in another order
-        assert np.abs(found.logits.astype(np.float32) - kept.logits).max() < 0.002 * kept.logits.std()
+        assert np.abs(figures.logits.astype(np.float32) - kept.logits).max() < 0.002 * kept.logits.std()

@@ -168,8 +168,8 @@ def _bake_journal(path: Path) -> Path:
 def _open_bake(path: Path) -> str:
     journal = BakeJournal(path)
     try:
-        told = [journal.current("q4_0", "a"), journal.ours("q4_0", [path]), journal.complete("q4_0", "a")]
-        return str([*told, journal.record("q4_0").get("seconds", 0.0)])
+        states = [journal.current("q4_0", "a"), journal.ours("q4_0", [path]), journal.complete("q4_0", "a")]
+        return str([*states, journal.record("q4_0").get("seconds", 0.0)])
     finally:
         journal.close()
 

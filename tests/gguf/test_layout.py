@@ -44,9 +44,9 @@ def test_a_header_is_the_formats_own_writers(tmp_path: Path) -> None:
     assert theirs[: len(ours.header)] == ours.header
     assert len(theirs) == ours.size
     (tmp_path / "ours.gguf").write_bytes(ours.header + bytes(ours.size - len(ours.header)))
-    found = {tensor.name: tensor for tensor in GGUFReader(tmp_path / "ours.gguf").tensors}
+    tensors = {tensor.name: tensor for tensor in GGUFReader(tmp_path / "ours.gguf").tensors}
     for slot in ours.slots:
-        assert (found[slot.name].data_offset, found[slot.name].n_bytes) == (slot.offset, slot.nbytes)
+        assert (tensors[slot.name].data_offset, tensors[slot.name].n_bytes) == (slot.offset, slot.nbytes)
 
 
 def test_a_header_read_back_is_what_was_laid_out(tmp_path: Path) -> None:

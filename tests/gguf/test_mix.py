@@ -125,11 +125,11 @@ def _differences(cases: Iterable[tuple[str, str, str]], folder: Path) -> list[st
     paths: dict[str, Path] = {}
     jobs = []
     importances = {"blk.0.attn_q.weight": np.ones(1, np.float32)}
-    for name, ftype, asked in cases:
+    for name, ftype, option in cases:
         if name not in paths:
             paths[name] = folder / f"{len(paths)}.gguf"
             MODELS[name].write(paths[name])
-        options = OPTIONS[asked]
+        options = OPTIONS[option]
         jobs.append(
             oracle.Job(
                 src=str(paths[name]),
@@ -146,12 +146,12 @@ def _differences(cases: Iterable[tuple[str, str, str]], folder: Path) -> list[st
         )
     different = []
     for case, result in zip(cases, oracle.run_jobs(jobs), strict=True):
-        name, ftype, asked = case
+        name, ftype, option = case
         assert result.code == 0, (case, result.log[-500:])
         theirs = oracle.mix_from_log(result.log)
         assert len(theirs) == len(MODELS[name].tensors()), case
         try:
-            choices = MODELS[name].mix(FILE_TYPES[ftype], OPTIONS[asked])
+            choices = MODELS[name].mix(FILE_TYPES[ftype], OPTIONS[option])
         except UsageError:
             # a type asked for by name that does not fit the rows: llama.cpp dry-runs it, and would abort in earnest
             block = 32
@@ -163,7 +163,7 @@ def _differences(cases: Iterable[tuple[str, str, str]], folder: Path) -> list[st
         if {choice.name for choice in choices if choice.fallback} != oracle.fallbacks_from_log(result.log):
             different.append(f"{case}: other fallbacks")
         needs = any(choice.requires_imatrix for choice in choices)
-        if not OPTIONS[asked].has_imatrix and needs != oracle.will_require_imatrix(result.log):
+        if not OPTIONS[option].has_imatrix and needs != oracle.will_require_imatrix(result.log):
             different.append(f"{case}: needs importances {needs}")
     return different
 

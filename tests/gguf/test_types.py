@@ -48,10 +48,10 @@ def test_the_bits_and_the_need_for_importances_are_those_of_a_llama_3_8b(name: s
     kind = FILE_TYPES[name]
     options = MixOptions(has_imatrix=kind.needs_imatrix)
     choices = choose_types(MixModel("llama", 32, 32, 8, 0), kind, mix, options)
-    elements = sum(int(np.prod(each.shape)) for each in mix)
+    elements = sum(int(np.prod(item.shape)) for item in mix)
     n_bytes = sum(
-        row_bytes(choice.type, each.shape[-1]) * int(np.prod(each.shape[:-1]))
-        for choice, each in zip(choices, mix, strict=True)
+        row_bytes(choice.type, item.shape[-1]) * int(np.prod(item.shape[:-1]))
+        for choice, item in zip(choices, mix, strict=True)
     )
     assert round(8 * n_bytes / elements, 1) == kind.bits
     assert any(choice.requires_imatrix for choice in choices) == kind.needs_imatrix

@@ -68,8 +68,8 @@ def _debian(target: Path, machine: str, packages: tuple[str, ...]) -> None:
     """Unpack Debian packages of one architecture, with lists of its own."""
     architecture = {"x86_64": "amd64"}.get(machine, machine)
     with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
-        for each in ("lists/partial", "archives/partial", "debs"):
-            (Path(scratch) / each).mkdir(parents=True)
+        for folder in ("lists/partial", "archives/partial", "debs"):
+            (Path(scratch) / folder).mkdir(parents=True)
         apt = ["apt-get", "-qq", "-o", f"Dir::State={scratch}", "-o", f"Dir::State::Lists={scratch}/lists"]
         apt += ["-o", "Dir::State::status=/dev/null", "-o", f"Dir::Cache={scratch}", "-o", "APT::Sandbox::User="]
         apt += ["-o", f"APT::Architecture={architecture}", "-o", f"APT::Architectures={architecture}"]

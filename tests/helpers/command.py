@@ -15,6 +15,7 @@ from typing import IO, Any
 import threadpoolctl  # noqa: F401
 
 from quantkit.cli import main
+from tests.helpers.environment import applies_here, environment
 
 _COLUMNS = "80"
 _PYTEST = "PYTEST_"
@@ -53,11 +54,13 @@ def quantkit(
     """Run `quantkit WORDS...` without a terminal: in this process, or in a new one where a test needs it.
 
     A new process is needed for a timeout and for another environment, which libraries read when they are imported:
-    one that `env` gives, or one that the test has changed by monkeypatch.
+    one that the test has changed by monkeypatch, or one of `env` with other variables than those of the hub's client
+    and of Ollama.
     """
-    if env or timeout or _environment() != _AT_START:
+    if timeout or _environment() != _AT_START or not applies_here(env or {}):
         return quantkit_process(*words, cwd=cwd, env=env, timeout=timeout or 240)
-    return quantkit_here(*words, cwd=cwd)
+    with environment(env) if env else contextlib.nullcontext():
+        return quantkit_here(*words, cwd=cwd)
 
 
 def quantkit_process(

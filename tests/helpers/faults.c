@@ -1,8 +1,10 @@
 /* Loaded by LD_PRELOAD: counts the calls of one process tree that touch files below a folder, and fails one of them.
 
-FAULTS_STATE: a file of 8 zero bytes, the counter that all processes share. FAULTS_UNDER: the folder. FAULTS_CALLS: which
-calls count, a text that contains their letters: r(ead) w(rite) s(ync) n (rename) t (allocate, truncate). FAULTS_AT: the
-number of the call that fails, from 1; 0 only counts. FAULTS_ERRNO: the error it fails with; 0 kills the process. */
+FAULTS_STATE names a file of the size of `struct state`, which all processes share and the test writes. `calls`: the
+letters of the calls that count: r(ead) w(rite, fwrite) s(ync) n (rename) t (allocate, truncate) f(read). `at`: the number
+of the call that fails, from 1; 0 only counts. `code`: the error it fails with; 0 kills the process; -1 makes it wait for
+SIGCONT, and `stopped` is its id then. A call of fread or fwrite counts once. FAULTS_CLOCK: every look at the clock of the
+day gives a time that is so many seconds before the last one. */
 
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -16,42 +18,44 @@ number of the call that fails, from 1; 0 only counts. FAULTS_ERRNO: the error it
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/types.h>
+#include <time.h>
 #include <unistd.h>
 
-static _Atomic uint64_t *counter;
-static const char *under, *calls;
-static uint64_t at;
-static int code;
+struct state {
+    _Atomic uint64_t counter;
+    uint64_t at;
+    int64_t code, stopped;
+    char calls[8], under[480];
+};
+static struct state *state;
+static int64_t back;
 
 __attribute__((constructor)) static void begin(void) {
-    const char *state = getenv("FAULTS_STATE");
-    under = getenv("FAULTS_UNDER");
-    calls = getenv("FAULTS_CALLS");
-    if (!state || !under || !calls) return;
-    at = strtoull(getenv("FAULTS_AT"), NULL, 10);
-    code = atoi(getenv("FAULTS_ERRNO"));
-    int file = open(state, O_RDWR | O_CLOEXEC);
+    const char *name = getenv("FAULTS_STATE"), *step = getenv("FAULTS_CLOCK");
+    back = step ? atoll(step) : 0;
+    int file = name ? open(name, O_RDWR | O_CLOEXEC) : -1;
     if (file < 0) return;
-    void *page = mmap(NULL, 8, PROT_READ | PROT_WRITE, MAP_SHARED, file, 0);
+    void *page = mmap(NULL, sizeof *state, PROT_READ | PROT_WRITE, MAP_SHARED, file, 0);
     close(file);
-    if (page != MAP_FAILED) counter = page;
-}
-
-static int below(const char *path) {
-    return strncmp(path, under, strlen(under)) == 0;
+    if (page != MAP_FAILED) state = page;
 }
 
 static int strikes(char kind, const char *path) {
-    if (!counter || !strchr(calls, kind) || !below(path)) return 0;
-    if (atomic_fetch_add(counter, 1) + 1 != at) return 0;
-    if (code == 0) kill(getpid(), SIGKILL);
-    errno = code;
+    if (!state || !strchr(state->calls, kind) || strncmp(path, state->under, strlen(state->under))) return 0;
+    if (atomic_fetch_add(&state->counter, 1) + 1 != state->at) return 0;
+    if (state->code == 0) kill(getpid(), SIGKILL);
+    if (state->code == -1) {
+        state->stopped = getpid();
+        kill(getpid(), SIGSTOP);
+        return 0;
+    }
+    errno = (int)state->code;
     return 1;
 }
 
 static int strikes_file(char kind, int file) {
     char name[64], path[4096];
-    if (!counter) return 0;
+    if (!state || !state->calls[0]) return 0;
     snprintf(name, sizeof name, "/proc/self/fd/%d", file);
     ssize_t length = readlink(name, path, sizeof path - 1);
     if (length < 0) return 0;
@@ -81,7 +85,7 @@ FILE_CALL('t', int, ftruncate64, (int file, off64_t size), (file, size))
     int name(int file, offset_type offset, offset_type size) {                   \
         static int (*next)(int, offset_type, offset_type);                       \
         if (!next) next = (int (*)(int, offset_type, offset_type))dlsym(RTLD_NEXT, #name); \
-        return strikes_file('t', file) ? code : next(file, offset, size);        \
+        return strikes_file('t', file) ? (int)state->code : next(file, offset, size);        \
     }
 ALLOCATE(posix_fallocate, off_t)
 ALLOCATE(posix_fallocate64, off64_t)
@@ -90,4 +94,22 @@ int rename(const char *from, const char *to) {
     static int (*next)(const char *, const char *);
     if (!next) next = (int (*)(const char *, const char *))dlsym(RTLD_NEXT, "rename");
     return strikes('n', to) ? -1 : next(from, to);
+}
+
+#define STREAM_CALL(kind, type, name)                                            \
+    size_t name(type data, size_t size, size_t count, FILE *stream) {            \
+        static size_t (*next)(type, size_t, size_t, FILE *);                     \
+        if (!next) next = (size_t (*)(type, size_t, size_t, FILE *))dlsym(RTLD_NEXT, #name); \
+        return strikes_file(kind, fileno(stream)) ? 0 : next(data, size, count, stream); \
+    }
+STREAM_CALL('f', void *, fread)
+STREAM_CALL('w', const void *, fwrite)
+
+int clock_gettime(clockid_t clock, struct timespec *now) {
+    static int (*next)(clockid_t, struct timespec *);
+    static _Atomic int64_t looks;
+    if (!next) next = (int (*)(clockid_t, struct timespec *))dlsym(RTLD_NEXT, "clock_gettime");
+    int result = next(clock, now);
+    if (back && clock == CLOCK_REALTIME) now->tv_sec -= back * atomic_fetch_add(&looks, 1);
+    return result;
 }

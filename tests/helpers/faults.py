@@ -1,21 +1,30 @@
 """Runs of quantkit in which one file operation fails or kills the process, counted by a library under LD_PRELOAD."""
 
 import functools
+import json
 import os
 import shutil
+import signal
+import struct
 import subprocess
 import sys
 import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 import pytest
 
-from tests.helpers.command import Answer, command
+from tests.helpers.command import Answer
 
-KILL = 0
-"""In place of an error number: the process is killed before the call."""
+KILL, STOP = 0, -1
+"""In place of an error number: the process is killed before the call, or waits in it for SIGCONT."""
 READS, WRITES = "r", "wsnt"
+_STATE = struct.Struct("<QQqq8s480s")
+_ROOT = Path(__file__).resolve().parents[2]
 
 
 @functools.cache
@@ -38,29 +47,89 @@ class Faulty:
     operations: int
 
 
-def faulty(
-    *words: str | Path, under: Path, calls: str, at: int = 0, error: int = KILL, cwd: Path | None = None
-) -> Faulty:
-    """Run `quantkit WORDS...`; operation `at` (from 1) of the kinds `calls` on files below `under` meets `error`.
+@dataclass(frozen=True)
+class FaultyRuns:
+    """A process that runs `quantkit WORDS...` in forks of its own, with a fault on request."""
 
-    `at` 0: nothing fails, the operations are counted. One thread, so that the same number is the same operation.
-    """
-    with tempfile.NamedTemporaryFile() as state:
-        state.write(bytes(8))
-        state.flush()
-        environment = {
-            **os.environ,
-            "LD_PRELOAD": str(library()),
-            "FAULTS_STATE": state.name,
-            "FAULTS_UNDER": str(under),
-            "FAULTS_CALLS": calls,
-            "FAULTS_AT": str(at),
-            "FAULTS_ERRNO": str(error),
-            "COLUMNS": "80",
-        }
-        done = subprocess.run(
-            command(*words), cwd=cwd, env=environment, capture_output=True, text=True, timeout=240, check=False
-        )
-        state.seek(0)
-        count = int.from_bytes(state.read(8), "little")
-    return Faulty(Answer(done.returncode, done.stdout, done.stderr), count)
+    folder: Path
+    process: "subprocess.Popen[str]"
+
+    def run(
+        self,
+        *words: str | Path,
+        cwd: Path,
+        under: Path | None = None,
+        calls: str = "",
+        at: int = 0,
+        error: int = KILL,
+        kill_after: float | None = None,
+        stopped: Callable[[], object] = lambda: None,
+    ) -> Faulty:
+        """Operation `at` (from 1) of the kinds `calls` on files below `under` meets `error`; 0 counts them only.
+
+        One thread in `words`, so that the same number is the same operation. `kill_after`: seconds until SIGKILL.
+        `stopped` is called while operation `at` waits, if `error` is STOP.
+        """
+        state = self.folder / "state"
+        with state.open("r+b") as file:
+            file.write(_STATE.pack(0, at, error, 0, calls.encode(), os.fsencode(under or "/nowhere")))
+        stdout, stderr = self.folder / "stdout", self.folder / "stderr"
+        streams = {"stdout": str(stdout), "stderr": str(stderr)}
+        request = {"words": list(map(str, words)), "cwd": str(cwd), "kill_after": kill_after, **streams}
+        requests, answers = _pipes(self.process)
+        print(json.dumps(request), file=requests, flush=True)
+        if at and error == STOP:
+            pid = self._wait_for_stop()
+            stopped()
+            os.kill(pid, signal.SIGCONT)
+        answer = answers.readline()
+        assert answer, "the process that forks has ended"
+        count = _STATE.unpack(state.read_bytes())[0]
+        return Faulty(Answer(int(answer), stdout.read_text("utf-8"), stderr.read_text("utf-8")), count)
+
+    def _wait_for_stop(self) -> int:
+        until = time.monotonic() + 60
+        while not (pid := _STATE.unpack((self.folder / "state").read_bytes())[3]) or not _is_stopped(pid):
+            assert time.monotonic() < until, "the operation does not come"
+            time.sleep(0.002)
+        return int(pid)
+
+
+def _is_stopped(pid: int) -> bool:
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
+
+
+@contextmanager
+def faulty_runs(folder: Path, **environment: str) -> Iterator[FaultyRuns]:
+    """Start the process that forks; `folder` is for its own files. Raises nothing but what `library` does."""
+    folder.mkdir(parents=True, exist_ok=True)
+    state = folder / "state"
+    state.write_bytes(bytes(_STATE.size))
+    variables = {
+        **os.environ,
+        "LD_PRELOAD": str(library()),
+        "FAULTS_STATE": str(state),
+        "COLUMNS": "80",
+        "PYTHONPATH": str(_ROOT),
+        **environment,
+    }
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tests.helpers.forks"],
+        cwd=_ROOT,
+        env=variables,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        yield FaultyRuns(folder, process)
+    finally:
+        requests, answers = _pipes(process)
+        requests.close()
+        process.wait(timeout=30)
+        answers.close()
+
+
+def _pipes(process: "subprocess.Popen[str]") -> tuple[IO[str], IO[str]]:
+    assert process.stdin is not None and process.stdout is not None
+    return process.stdin, process.stdout

@@ -11,6 +11,7 @@ import json
 import re
 import socket
 import struct
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -76,11 +77,20 @@ class Hub:
         return sum(served.sent for served in self.requests if served.path.endswith(ending))
 
 
+class QuietServer(ThreadingHTTPServer):
+    """A server that is silent about a client that goes away: the client's stderr is tested in the same process."""
+
+    daemon_threads = True
+
+    def handle_error(self, *_: object) -> None:
+        if not isinstance(sys.exception(), ConnectionError):
+            super().handle_error(*_)  # type: ignore[arg-type]
+
+
 @contextmanager
 def running_hub() -> Iterator[Hub]:
     hub = Hub()
-    server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(hub))
-    server.daemon_threads = True
+    server = QuietServer(("127.0.0.1", 0), _handler(hub))
     hub.endpoint = f"http://127.0.0.1:{server.server_address[1]}"
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
     thread.start()
@@ -173,12 +183,12 @@ def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
                 hub.failures[name] -= 1
                 self._answer(503, b"")
                 return
-            asked = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range") or "")
-            if asked is None or hub.ignore_ranges:
+            byte_range = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range") or "")
+            if byte_range is None or hub.ignore_ranges:
                 self._answer(200, data, headers, name)
                 return
-            start = int(asked[1])
-            stop = min(int(asked[2]) + 1 if asked[2] else len(data), len(data))
+            start = int(byte_range[1])
+            stop = min(int(byte_range[2]) + 1 if byte_range[2] else len(data), len(data))
             headers = {**headers, "Content-Range": f"bytes {start}-{stop - 1}/{len(data)}"}
             self._answer(206, data[start:stop], headers, name)
 

@@ -62,16 +62,16 @@ def perplexity_command(
 
 def llama_perplexity(model: Path, text: Path, *, chunks: int, base: Path | None = None) -> Printed:
     """The final estimate for a GGUF file."""
-    said = _run(perplexity_command(model, text, chunks=chunks, base=base))
-    match = re.search(rf"Final estimate: PPL = {_NUMBER} \+/- {_NUMBER}", said)
-    assert match, said[-2000:]
+    output = _run(perplexity_command(model, text, chunks=chunks, base=base))
+    match = re.search(rf"Final estimate: PPL = {_NUMBER} \+/- {_NUMBER}", output)
+    assert match, output[-2000:]
     return Printed(*match.groups())
 
 
 def llama_kl_divergence(model: Path, text: Path, base: Path, *, chunks: int) -> Mapping[str, Printed]:
     """The figures of its three tables by the names printed: "Mean PPL(Q)", "99.9% KLD", "Same top p" (per cent)..."""
-    said = _run(perplexity_command(model, text, chunks=chunks, base=base, kl=True))
-    lines = re.findall(rf"^(\S[^:\n]*?)\s*:\s+{_NUMBER}(?: ±\s+{_NUMBER})?", said, re.MULTILINE)
+    output = _run(perplexity_command(model, text, chunks=chunks, base=base, kl=True))
+    lines = re.findall(rf"^(\S[^:\n]*?)\s*:\s+{_NUMBER}(?: ±\s+{_NUMBER})?", output, re.MULTILINE)
     return {re.sub(r"\s+", " ", name): Printed(value, error) for name, value, error in lines}
 
 

@@ -23,8 +23,8 @@ def compiled_tool(name: str, wrapper: Path, files: Sequence[str], *, optimize: s
     """The program of llama.cpp's tools/NAME, from `wrapper`, which includes its source, and `files` of llama.cpp."""
     tree = fetch_sdist_parts(*SOURCE, "tools", tuple(_TREE + part for part in _PARTS)) / _TREE
     libraries = _libraries()
-    told = hashlib.sha256(wrapper.read_bytes() + f"{libraries} {optimize} {files}".encode()).hexdigest()[:16]
-    program = CACHE.parent / "llama-tools" / f"llama-{name}-{told}"
+    digest = hashlib.sha256(wrapper.read_bytes() + f"{libraries} {optimize} {files}".encode()).hexdigest()[:16]
+    program = CACHE.parent / "llama-tools" / f"llama-{name}-{digest}"
     program.parent.mkdir(parents=True, exist_ok=True)
     with (program.parent / f"{name}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)

@@ -66,14 +66,14 @@ def _write(dense: Path, folder: Path) -> None:
             return source.read_rows(name, 0, tensor.n_rows).reshape(tensor.shape)
 
         for shard in range(_SHARDS):
-            held = {name: read(name) for name in rest[shard::_SHARDS]}
+            tensors = {name: read(name) for name in rest[shard::_SHARDS]}
             for layer in range(shard * layers // _SHARDS, (shard + 1) * layers // _SHARDS):
                 at = f"model.layers.{layer}"
                 mlp = {ours: read(f"{at}.mlp.{name}.weight").astype(np.float32) for ours, name in _MLP.items()}
-                held |= {f"{at}.block_sparse_moe.{name}": value for name, value in _experts(mlp, rng).items()}
+                tensors |= {f"{at}.block_sparse_moe.{name}": value for name, value in _experts(mlp, rng).items()}
             file = f"model-{shard + 1:05d}-of-{_SHARDS:05d}.safetensors"
-            write_safetensors(folder / file, {name: ("BF16", held[name]) for name in sorted(held)})
-            weight_map |= dict.fromkeys(held, file)
+            write_safetensors(folder / file, {name: ("BF16", tensors[name]) for name in sorted(tensors)})
+            weight_map |= dict.fromkeys(tensors, file)
     index = {"metadata": {}, "weight_map": dict(sorted(weight_map.items()))}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
 

@@ -1,9 +1,10 @@
 """llama.cpp's own quantizer as the oracle: real `llama_model_quantize`, in a process of its own.
 
-A GGUF with bad metadata makes llama.cpp abort the whole process, hence the subprocess. One subprocess takes a list of
-jobs, so that hundreds of dry runs cost one interpreter start. Run by hand: `python -m tests.helpers.oracle JOBS.json`.
+A GGUF with bad metadata makes llama.cpp abort the whole process, hence the subprocess. One subprocess takes the jobs of
+all tests, one list after the other; after an abort the next list starts another.
 """
 
+import atexit
 import ctypes
 import json
 import os
@@ -89,8 +90,52 @@ def llama_quantize(
     return result.log
 
 
+class _Child:
+    """The subprocess. A request is a line with two paths: the jobs and the log to write; an empty line answers it."""
+
+    def __init__(self) -> None:
+        self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the child
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "tests.helpers.oracle"],
+            cwd=REPOSITORY,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._errors,
+            text=True,
+        )
+
+    def run(self, jobs: Path, log: Path) -> str | None:
+        """None when all jobs were run; else what the process that died wrote to stderr."""
+        assert self._process.stdin is not None and self._process.stdout is not None
+        try:
+            self._process.stdin.write(json.dumps([str(jobs), str(log)]) + "\n")
+            self._process.stdin.flush()
+            answer = self._process.stdout.readline()
+        except BrokenPipeError:
+            answer = ""
+        if answer == "done\n":
+            return None
+        self.close()
+        self._errors.seek(0)
+        return self._errors.read().decode("utf-8", "replace")
+
+    def close(self) -> None:
+        self._process.kill()
+        self._process.communicate()
+
+
+_children: list[_Child] = []
+
+
+@atexit.register
+def close() -> None:
+    """End the subprocess."""
+    while _children:
+        _children.pop().close()
+
+
 def run_jobs(jobs: Sequence[Job]) -> list[Result]:
-    """All jobs in one subprocess, in order. A job that llama.cpp refuses has code != 0; an abort raises OracleError."""
+    """All jobs in order. A job that llama.cpp refuses has code != 0; an abort raises OracleError."""
     with tempfile.TemporaryDirectory(prefix="oracle-") as folder:
         matrices: dict[int, str] = {}
         records: list[dict[str, Any]] = []
@@ -105,17 +150,15 @@ def run_jobs(jobs: Sequence[Job]) -> list[Result]:
             records.append(record)
         jobs_file, log_file = Path(folder, "jobs.json"), Path(folder, "log.jsonl")
         jobs_file.write_text(json.dumps(records))
-        done = subprocess.run(
-            [sys.executable, "-m", "tests.helpers.oracle", str(jobs_file), str(log_file)],
-            cwd=REPOSITORY,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+        if not _children:
+            _children.append(_Child())
+        errors = _children[0].run(jobs_file, log_file)
         lines = log_file.read_text().splitlines() if log_file.exists() else []
         results = [Result(**json.loads(line)) for line in lines]
-        if done.returncode != 0 or len(results) != len(jobs):
-            raise OracleError(f"llama.cpp aborted in job {len(results)} of {len(jobs)}:\n{done.stdout}\n{done.stderr}")
+        if errors is not None:
+            _children.clear()
+            raise OracleError(f"llama.cpp aborted in job {len(results)} of {len(jobs)}:\n{errors}")
+        assert len(results) == len(jobs)
         return results
 
 
@@ -259,8 +302,11 @@ def model_tensors(
     return tensors
 
 
-def _main(jobs_file: Path, log_file: Path) -> None:
+def _main() -> None:
     import llama_cpp
+
+    answers = os.dup(1)
+    os.dup2(2, 1)
 
     # a params struct that is not this libllama's would read the flags at the wrong places: compare a default
     defaults = llama_cpp.llama_model_quantize_default_params()
@@ -274,12 +320,15 @@ def _main(jobs_file: Path, log_file: Path) -> None:
         pieces.append(text.decode("utf-8", "replace"))
 
     llama_cpp.llama_log_set(collect, ctypes.c_void_p(0))
-    with log_file.open("w") as log:
-        for record in json.loads(jobs_file.read_text()):
-            pieces.clear()
-            code = _quantize(llama_cpp, record)
-            log.write(json.dumps({"code": code, "log": "".join(pieces)}) + "\n")
-            log.flush()
+    for line in sys.stdin:
+        jobs_file, log_file = map(Path, json.loads(line))
+        with log_file.open("w") as log:
+            for record in json.loads(jobs_file.read_text()):
+                pieces.clear()
+                code = _quantize(llama_cpp, record)
+                log.write(json.dumps({"code": code, "log": "".join(pieces)}) + "\n")
+                log.flush()
+        os.write(answers, b"done\n")
 
 
 def _quantize(llama_cpp: Any, record: dict[str, Any]) -> int:
@@ -318,4 +367,4 @@ def _quantize(llama_cpp: Any, record: dict[str, Any]) -> int:
 
 
 if __name__ == "__main__":
-    _main(Path(sys.argv[1]), Path(sys.argv[2]))
+    _main()

@@ -271,10 +271,10 @@ def _write_weights(folder: Path, tensors: dict[str, np.ndarray], dtype: str, sha
     for shard in range(shards):
         file = f"model-{shard + 1:05d}-of-{shards:05d}.safetensors"
         mine = names[shard * len(names) // shards : (shard + 1) * len(names) // shards]
-        held = {name: (tag, tensors[name].astype(stored)) for name in mine}
-        write_safetensors(folder / file, held)
+        members = {name: (tag, tensors[name].astype(stored)) for name in mine}
+        write_safetensors(folder / file, members)
         weight_map.update(dict.fromkeys(mine, file))
-        total += sum(data.nbytes for _, data in held.values())
+        total += sum(data.nbytes for _, data in members.values())
     _write_json(
         folder / "model.safetensors.index.json",
         {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))},

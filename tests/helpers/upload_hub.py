@@ -15,13 +15,14 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from urllib.parse import parse_qs, unquote, urlsplit
 
 import yaml
 
 import quantkit.publish.card
+from tests.helpers.hub_server import QuietServer
 
 LARGE = 20_000
 """Bytes from which on a file goes through LFS, as binary ones always do (the hub: 10 MB)."""
@@ -65,8 +66,7 @@ class UploadHub:
 @contextmanager
 def running_upload_hub() -> Iterator[UploadHub]:
     hub = UploadHub()
-    server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(hub))
-    server.daemon_threads = True
+    server = QuietServer(("127.0.0.1", 0), _handler(hub))
     hub.endpoint = f"http://127.0.0.1:{server.server_address[1]}"
     threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
     try:
@@ -161,17 +161,17 @@ def _handler(hub: UploadHub) -> type[BaseHTTPRequestHandler]:
             if match := re.fullmatch(r"/api/models/([^/]+/[^/]+)/(paths-info|preupload|commit)/main", path):
                 repo = self._repo(match[1], write=match[2] != "paths-info")
                 if match[2] == "paths-info":
-                    asked = parse_qs(body.decode())["paths"]
-                    return json.dumps([self._entry(repo, name) for name in asked if name in repo.files]).encode()
+                    request = parse_qs(body.decode())["paths"]
+                    return json.dumps([self._entry(repo, name) for name in request if name in repo.files]).encode()
                 return self._preupload(repo, body) if match[2] == "preupload" else self._commit(match[1], repo, body)
             if match := re.fullmatch(r"/([^/]+/[^/]+)\.git/info/lfs/objects/batch", path):
                 self._repo(match[1], write=True)
                 return self._batch(match[1], json.loads(body))
             if match := re.fullmatch(r"/verify/([^/]+/[^/]+)", path):
                 self._repo(match[1], write=True)
-                asked = json.loads(body)
-                stored = hub.objects.get(asked["oid"])
-                if stored is None or len(stored) != asked["size"]:
+                request = json.loads(body)
+                stored = hub.objects.get(request["oid"])
+                if stored is None or len(stored) != request["size"]:
                     raise Refused(404, "no such object")
                 return b"{}"
             if match := re.fullmatch(r"/complete/([0-9a-f]{64})", path):
@@ -184,9 +184,9 @@ def _handler(hub: UploadHub) -> type[BaseHTTPRequestHandler]:
                 raise Refused(401, "Invalid credentials in Authorization header")
             return hub.tokens[token]
 
-        def _create(self, asked: dict[str, object]) -> bytes:
-            owner, name = asked["organization"], asked["name"]
-            if asked.get("type", "model") != "model":
+        def _create(self, request: dict[str, object]) -> bytes:
+            owner, name = request["organization"], request["name"]
+            if request.get("type", "model") != "model":
                 raise Refused(400, "not a model")
             if owner not in self._writable():
                 raise Refused(403, f'You don\'t have the rights to create a model under the namespace "{owner}"')
@@ -195,7 +195,7 @@ def _handler(hub: UploadHub) -> type[BaseHTTPRequestHandler]:
             if repo_id in hub.repos:
                 self._answer(409, url.encode())
                 raise ConnectionError
-            private = asked.get("visibility") == "private" or asked.get("private") is True
+            private = request.get("visibility") == "private" or request.get("private") is True
             hub.repos[repo_id] = UploadRepo(private)
             return url.encode()
 
@@ -226,13 +226,13 @@ def _handler(hub: UploadHub) -> type[BaseHTTPRequestHandler]:
                 files.append({"path": file["path"], **mode})
             return json.dumps({"files": files}).encode()
 
-        def _batch(self, repo_id: str, asked: dict[str, object]) -> bytes:
-            if asked["operation"] != "upload" or asked["hash_algo"] != "sha256":
+        def _batch(self, repo_id: str, request: dict[str, object]) -> bytes:
+            if request["operation"] != "upload" or request["hash_algo"] != "sha256":
                 raise Refused(422, "not an upload by sha256")
             port = urlsplit(hub.endpoint).port
             answers = []
-            for each in asked["objects"]:  # type: ignore[attr-defined]
-                oid, size = each["oid"], each["size"]
+            for item in request["objects"]:  # type: ignore[attr-defined]
+                oid, size = item["oid"], item["size"]
                 answer = {"oid": oid, "size": size}
                 if oid not in hub.objects:
                     href = f"http://localhost:{port}/lfs/{oid}/{size}"
@@ -274,9 +274,9 @@ def _handler(hub: UploadHub) -> type[BaseHTTPRequestHandler]:
                 hub.objects[f"{oid}/{part}"] = data
             self._answer(200, b"", {"ETag": f'"{hashlib.md5(data).hexdigest()}"'})
 
-        def _complete(self, oid: str, asked: dict[str, object]) -> bytes:
-            parts = [hub.objects[f"{oid}/{each['partNumber'] - 1}"] for each in asked["parts"]]  # type: ignore
-            tags = [each["etag"] for each in asked["parts"]]  # type: ignore[attr-defined]
+        def _complete(self, oid: str, request: dict[str, object]) -> bytes:
+            parts = [hub.objects[f"{oid}/{item['partNumber'] - 1}"] for item in request["parts"]]  # type: ignore
+            tags = [item["etag"] for item in request["parts"]]  # type: ignore[attr-defined]
             if tags != [f'"{hashlib.md5(part).hexdigest()}"' for part in parts]:
                 raise Refused(400, "the parts have other tags")
             whole = b"".join(parts)

@@ -28,14 +28,14 @@ Shape = dict[str, list[int]]
 
 def shape_of(sizes: Mapping[str, int]) -> Shape:
     """Tensor name -> how many values, in the golden file's form."""
-    found: Shape = {}
+    result: Shape = {}
     for name in sorted(sizes):
         short = re.sub(r"^blk\.\d+\.", "", name)
-        if found.setdefault(short, [0, sizes[name]])[1] != sizes[name]:
+        if result.setdefault(short, [0, sizes[name]])[1] != sizes[name]:
             short = f"{sizes[name]} {short}"
-            found.setdefault(short, [0, sizes[name]])
-        found[short][0] += 1
-    return found
+            result.setdefault(short, [0, sizes[name]])
+        result[short][0] += 1
+    return result
 
 
 def of_llama_cpp(name: str, folder: Path) -> tuple[Path, dict[str, Entry]]:

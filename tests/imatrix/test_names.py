@@ -17,7 +17,7 @@ from quantkit.stream.statistics import Statistics
 from quantkit.stream.stream import Stream, Tensors
 from quantkit.texts.samples import load_samples
 from tests.families.expected import write_checkpoint
-from tests.families.models import all_cases
+from tests.families.models import forward_cases
 from tests.helpers.conversions import to_gguf
 from tests.helpers.imatrix_peer import Entry, llama_imatrix
 from tests.helpers.real import smollm2_or_skip
@@ -25,13 +25,17 @@ from tests.imatrix.llama_names import TOKENS, known_entries, of_llama_cpp, shape
 
 Squares = dict[LinearKey, tuple[NDArray[np.float64], int]]
 KNOWN = known_entries()
-SMALL = [name for name in sorted(KNOWN) if max(layers for layers, _ in KNOWN[name].values()) <= 8]
+SMALL = [
+    name
+    for name in sorted(KNOWN.keys() & forward_cases().keys())
+    if max(layers for layers, _ in KNOWN[name].values()) <= 8
+]
 # These stand in GGUF as llama.cpp multiplies them: the keys' half on its side, by head; see imatrix_sources.
 TURNED = "attn_k_b.weight"
 BY_HEAD = "attn_v_b.weight"
 
 
-class Keep:
+class KeptSquares:
     """A watcher that keeps the sums of squares of every linear's input."""
 
     def __init__(self) -> None:
@@ -40,8 +44,8 @@ class Keep:
     def dense(self, layer: LayerLinears, tensors: Tensors, statistics: Mapping[str, Statistics]) -> Tensors:
         for group in layer.inputs:
             if group.key in statistics:
-                found = statistics[group.key].squares, statistics[group.key].tokens
-                self.squares |= {(linear.name, linear.index): found for linear in group.linears}
+                actual = statistics[group.key].squares, statistics[group.key].tokens
+                self.squares |= {(linear.name, linear.index): actual for linear in group.linears}
         return tensors
 
     def expert(
@@ -51,7 +55,7 @@ class Keep:
 
 
 def squares_of(native: Native, tokens: NDArray[np.int32], folder: Path) -> Squares:
-    keep = Keep()
+    keep = KeptSquares()
     folder.mkdir()
     with Stream(native, tokens, folder, threads=2, gram=False) as stream:
         stream.embed()
@@ -60,7 +64,7 @@ def squares_of(native: Native, tokens: NDArray[np.int32], folder: Path) -> Squar
     return keep.squares
 
 
-@pytest.mark.parametrize("name", sorted(all_cases()))
+@pytest.mark.parametrize("name", sorted(forward_cases()))
 def test_entries_and_their_sizes_are_those_of_llama_imatrix(name: str, tmp_path: Path) -> None:
     expected = {tensor: shape for tensor, shape in KNOWN[name].items() if tensor != TURNED}
     with open_checkpoint(str(write_checkpoint(name, tmp_path / name))) as checkpoint:

@@ -44,11 +44,11 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def stored_elements(folder: Path) -> dict[str, int]:
     """Every tensor of a checkpoint by the safetensors library."""
-    found = {}
+    counts = {}
     for file in folder.glob("*.safetensors"):
         with safe_open(file, "np") as tensors:
-            found.update({name: prod(tensors.get_slice(name).get_shape()) for name in tensors.keys()})  # noqa: SIM118
-    return found
+            counts.update({name: prod(tensors.get_slice(name).get_shape()) for name in tensors.keys()})  # noqa: SIM118
+    return counts
 
 
 def change(folder: Path, file: str = "config.json", **changes: object) -> Path:
@@ -87,13 +87,13 @@ def test_a_checkpoint_of_experts(place: Path) -> None:
 
 @pytest.mark.parametrize("file", ["moe-Q2_K.gguf", "moe-BF16.gguf", "moe-Q8_0-00001-of-00003.gguf"])
 def test_a_gguf_says_the_same_as_its_checkpoint(place: Path, file: str) -> None:
-    source, found = inspect_source(str(place / "moe")), inspect_source(str(place / "moe-GGUF" / file))
-    assert found.weights is not None and source.weights is not None
-    assert found.weights.parameters == source.weights.parameters
-    assert found.weights.active_parameters == source.weights.active_parameters
-    assert (found.shape, found.family, found.vocabulary) == (source.shape, source.family, source.vocabulary)
-    assert found.template == source.template
-    assert found.convertible is None
+    source, described = inspect_source(str(place / "moe")), inspect_source(str(place / "moe-GGUF" / file))
+    assert described.weights is not None and source.weights is not None
+    assert described.weights.parameters == source.weights.parameters
+    assert described.weights.active_parameters == source.weights.active_parameters
+    assert (described.shape, described.family, described.vocabulary) == (source.shape, source.family, source.vocabulary)
+    assert described.template == source.template
+    assert described.convertible is None
 
 
 def test_a_gguf_file_by_type(place: Path) -> None:
@@ -114,11 +114,11 @@ def test_a_gguf_file_by_type(place: Path) -> None:
 def test_any_shard_stands_for_the_whole_split_model(place: Path) -> None:
     shards = sorted((place / "moe-GGUF").glob("moe-Q8_0-*.gguf"))
     assert len(shards) == 3
-    found = [inspect_source(str(shard)) for shard in shards]
-    assert found[0].size == sum(shard.stat().st_size for shard in shards)
-    assert found[0].name == "moe-Q8_0" and found[0].type == "q8_0"
-    assert [each.weights for each in found] == [found[0].weights] * 3
-    assert [file.name for file in found[2].files] == [shard.name for shard in shards]
+    descriptions = [inspect_source(str(shard)) for shard in shards]
+    assert descriptions[0].size == sum(shard.stat().st_size for shard in shards)
+    assert descriptions[0].name == "moe-Q8_0" and descriptions[0].type == "q8_0"
+    assert [description.weights for description in descriptions] == [descriptions[0].weights] * 3
+    assert [file.name for file in descriptions[2].files] == [shard.name for shard in shards]
 
 
 def test_a_gguf_tells_where_it_came_from(place: Path) -> None:
@@ -323,8 +323,8 @@ def test_a_packed_checkpoint_counts_weights_not_integers(tmp_path: Path, method:
     ],
 )
 def test_what_counts_as_a_weight(name: str, kind: str, elements: int, weights: int) -> None:
-    found = count_weights([Stored(name, kind, elements, elements)], packed_bits=4)
-    assert found is not None and found.parameters == weights
+    counted = count_weights([Stored(name, kind, elements, elements)], packed_bits=4)
+    assert counted is not None and counted.parameters == weights
 
 
 @pytest.mark.parametrize(
@@ -388,20 +388,20 @@ def test_of_a_hub_repository_only_headers_are_fetched(
     place: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     files = {path.name: path.read_bytes() for path in (place / "llama3").iterdir()}
-    found, sent = of_hub(Repo(files), tmp_path)
+    description, sent = of_hub(Repo(files), tmp_path)
     local = inspect_source(str(place / "llama3"))
     assert local.weights is not None
-    assert found["weights"]["parameters"] == local.weights.parameters
-    assert found["revision"] == Repo(files).commit
+    assert description["weights"]["parameters"] == local.weights.parameters
+    assert description["revision"] == Repo(files).commit
     assert 0 < sent < 0.01 * local.size
 
 
 def test_of_an_unsupported_hub_model_too(place: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(place / "llama3", tmp_path / "model"))
     change(folder, architectures=["GrokForCausalLM"], model_type="grok")
-    found, sent = of_hub(Repo({path.name: path.read_bytes() for path in folder.iterdir()}), tmp_path)
-    assert found["convertible"] is False and "not supported yet" in found["why_not"]
-    assert found["weights"]["parameters"] > 0 and sent < 10_000
+    description, sent = of_hub(Repo({path.name: path.read_bytes() for path in folder.iterdir()}), tmp_path)
+    assert description["convertible"] is False and "not supported yet" in description["why_not"]
+    assert description["weights"]["parameters"] > 0 and sent < 10_000
 
 
 @pytest.mark.parametrize("name", ["gone.gguf", "gone/and.gguf", "nothing", "a/b/c"])

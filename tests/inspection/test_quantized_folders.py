@@ -7,7 +7,6 @@ import pytest
 
 from quantkit.conversion.record import record_outputs
 from quantkit.inspection import inspect_source
-from quantkit.outputs.packed_folders import Method
 from quantkit.quant.grid import Grid
 from tests.helpers.command import quantkit
 from tests.helpers.tiny import tiny_llama
@@ -25,24 +24,24 @@ def mixture(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_folder_says_how_it_is_quantized_and_what_is_kept(mixture: Path) -> None:
     description = inspect_source(str(mixture.with_name("M-AWQ")))
     assert (description.kind, description.type) == ("quantized checkpoint", "awq 4 bit, group 64")
-    told = description.quantization
-    assert told is not None
-    assert (told.method, told.bits, told.group, told.packing) == ("awq", 4, 64, "gemm")
-    assert (told.symmetric, told.act_order) == (False, None)
-    assert told.kept == ("block_sparse_moe.gate", "lm_head", "model.embed_tokens")
+    quantization = description.quantization
+    assert quantization is not None
+    assert (quantization.method, quantization.bits, quantization.group, quantization.packing) == ("awq", 4, 64, "gemm")
+    assert (quantization.symmetric, quantization.act_order) == (False, None)
+    assert quantization.kept == ("block_sparse_moe.gate", "lm_head", "model.embed_tokens")
     shape = inspect_source(str(mixture)).shape
     assert shape.layers and shape.experts
-    assert told.linears == shape.layers * (4 + 3 * shape.experts)
+    assert quantization.linears == shape.layers * (4 + 3 * shape.experts)
 
 
 @pytest.mark.parametrize("bits", [2, 3, 4, 8])
 @pytest.mark.parametrize("method", ["awq", "gptq"])
-def test_packed_weights_are_counted_as_their_sources(method: Method, bits: int, tmp_path: Path) -> None:
+def test_packed_weights_are_counted_as_their_sources(method: str, bits: int, tmp_path: Path) -> None:
     source = tiny_llama(tmp_path / "m")
     write_folder(source, tmp_path / "q", method, Grid(bits, 32, method == "gptq"))
-    found, expected = inspect_source(str(tmp_path / "q")).weights, inspect_source(str(source)).weights
-    assert found is not None and expected is not None
-    assert (found.parameters, found.active_parameters) == (expected.parameters, expected.active_parameters)
+    actual, expected = inspect_source(str(tmp_path / "q")).weights, inspect_source(str(source)).weights
+    assert actual is not None and expected is not None
+    assert (actual.parameters, actual.active_parameters) == (expected.parameters, expected.active_parameters)
 
 
 def test_the_page_says_it_once(mixture: Path) -> None:

@@ -9,7 +9,7 @@ from tokenizers import Tokenizer
 
 from quantkit.errors import QuantkitError
 from quantkit.gguf.reader import read_header
-from quantkit.llamacpp.conversation import CONTEXT, Conversation, Sampling, converse
+from quantkit.llamacpp.conversation import CONTEXT, Conversation, Loading, Sampling, converse
 from quantkit.llamacpp.session import logits, vocab_token_ids
 from tests.helpers.command import quantkit
 from tests.helpers.tiny import tiny_llama
@@ -24,9 +24,9 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "model-GGUF" / "model-F32.gguf"
 
 
-def talking(model: Path, *, n_ctx: int = 256, raw: bool = False, **asked) -> Conversation:
-    conversation = converse(model, n_ctx=n_ctx, system=None, raw=raw, sampling={"temperature": 0, **asked})
-    conversation.open(gpu_layers=0, n_threads=2)
+def talking(model: Path, *, n_ctx: int = 256, raw: bool = False, **options) -> Conversation:
+    conversation = converse(model, n_ctx=n_ctx, system=None, raw=raw, sampling={"temperature": 0, **options})
+    conversation.open(Loading(gpu_layers=0, n_threads=2))
     return conversation
 
 

@@ -253,7 +253,7 @@ def test_another_converter_does_not_resume_the_run_of_the_first(checkpoint: Path
 @pytest.mark.parametrize(
     ("more", "words"),
     [
-        (("--calibrate",), "a calibration needs a family, and newest has none"),
+        (("--solver", "feedback"), "--solver feedback needs a family, but newest has none"),
         (("--chat-template", "chatml"), "--chat-template needs a family, and newest has none"),
     ],
 )

@@ -9,13 +9,20 @@ from tokenizers import Tokenizer
 
 from quantkit.errors import MissingExtraError, QuantkitError
 from quantkit.families import reference_logits
+from quantkit.llamacpp import session
 from quantkit.llamacpp.session import logits, vocab_token_ids
 from tests.forward.cases import TOKENS
 from tests.forward.test_forward import load
+from tests.helpers.llama_child import start_child
 from tests.helpers.tiny import tiny_llama
 from tests.measurement.tiny_gguf import write_tiny_gguf
 
 TEXTS = ["The lazy dog sleeps.", "où êtes-vous?  3 runs\n\tof 1234", "日本語 🦙 한국어", ""]
+
+
+@pytest.fixture(autouse=True)
+def a_child_for_each_question(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(session, "run_child", start_child)
 
 
 @pytest.fixture(scope="module")
@@ -102,9 +109,10 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
 
 
 def test_a_call_that_takes_too_long_is_stopped_and_leaves_no_process(tiny: Path) -> None:
+    before = psutil.Process().children()
     with pytest.raises(QuantkitError, match=r"0\.05 seconds"):
         logits(tiny, TOKENS, timeout=0.05)
-    assert not psutil.Process().children()
+    assert psutil.Process().children() == before
 
 
 def test_without_llama_cpp_python_the_message_names_the_pip_command(

@@ -1,5 +1,6 @@
 """Real GGUF files of tiny models in real llama.cpp, side by side, in turns, killed and resumed."""
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -8,9 +9,11 @@ from gguf import GGUFReader
 
 from quantkit.errors import MeasureError
 from quantkit.llamacpp.session import text_tokens
-from quantkit.measurement.comparison import Comparison
+from quantkit.measurement.comparison import ComparedModel, Comparison
 from quantkit.measurement.gguf_engine import GgufEngine
+from quantkit.progress import SILENT, Progress
 from quantkit.texts.windows import Windows, cut_windows
+from tests.helpers.progress import Recorded
 from tests.helpers.tiny import tiny_llama
 from tests.helpers.tiny_tokenizers import CORPUS
 from tests.measurement.tiny_gguf import write_tiny_gguf
@@ -31,17 +34,17 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 @pytest.fixture(scope="module")
 def texts(models: list[Path]) -> list[Windows]:
     whole = CORPUS.removesuffix("\n")
-    found = []
+    windows = []
     for name, part, count in (("one", whole, 3), ("two", whole[::-1], 2)):
         ids, bos = text_tokens(models[0], part)
-        found.append(cut_windows(ids, bos, n_ctx=64, n_chunks=count, name=name))
-    return found
+        windows.append(cut_windows(ids, bos, n_ctx=64, n_chunks=count, name=name))
+    return windows
 
 
-def compared(models: list[Path], texts: list[Windows], work: Path, **hooks) -> Comparison:
-    engines = [GgufEngine(model) for model in models]
-    comparison = Comparison(engines, [model.stem for model in models], texts, work, threads=2)
-    comparison.run(**hooks)
+def compared(models: list[Path], texts: list[Windows], work: Path, progress: Progress = SILENT) -> Comparison:
+    entries = [ComparedModel(GgufEngine(model), model.stem) for model in models]
+    comparison = Comparison(entries, texts, work, threads=2)
+    comparison.run(progress)
     return comparison
 
 
@@ -62,9 +65,9 @@ def test_models_that_do_not_fit_in_memory_together_give_the_same_in_turns(
     monkeypatch.setattr("quantkit.measurement.comparison.available_memory", lambda: 0)
     rows = 4 * texts[0].targets.shape[1] * GgufEngine(models[0]).n_vocab
     monkeypatch.setattr("quantkit.measurement.comparison._SPOOL_BYTES", 2 * rows)
-    steps: list[int] = []
-    turns = compared(models, texts, tmp_path / "turns", measured=steps.append)
-    assert steps == [0, 2, 2, 1]
+    progress = Recorded()
+    turns = compared(models, texts, tmp_path / "turns", progress)
+    assert progress.stages == ["chunks"] and progress.amounts == [0, 2, 2, 1]
     for model in range(3):
         for text in range(2):
             np.testing.assert_array_equal(together.records(model, text), turns.records(model, text))
@@ -75,19 +78,19 @@ def test_what_was_measured_before_a_kill_is_not_measured_again(
     models: list[Path], texts: list[Windows], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = compared(models, texts, tmp_path / "whole")
-    asked: list[int] = []
+    evaluated: list[int] = []
     really = GgufEngine.logits
-    monkeypatch.setattr(GgufEngine, "logits", lambda self, window: asked.append(window) or really(self, window))
+    monkeypatch.setattr(GgufEngine, "logits", lambda self, window: evaluated.append(window) or really(self, window))
 
-    def kill(count: int) -> None:
-        if len(asked) == 6:  # two windows of three models
+    def kill(_done: int, _total: int) -> None:
+        if len(evaluated) == 6:  # two windows of three models
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        compared(models, texts, tmp_path / "killed", measured=kill)
-    asked.clear()
+        compared(models, texts, tmp_path / "killed", Recorded(kill))
+    evaluated.clear()
     resumed = compared(models, texts, tmp_path / "killed")
-    assert asked == [2, 2, 2, 3, 3, 3, 4, 4, 4]
+    assert evaluated == [2, 2, 2, 3, 3, 3, 4, 4, 4]
     for model in range(3):
         for text in range(2):
             np.testing.assert_array_equal(whole.records(model, text), resumed.records(model, text))
@@ -96,11 +99,14 @@ def test_what_was_measured_before_a_kill_is_not_measured_again(
 def test_a_kill_while_the_records_are_begun_leaves_none_that_count_as_measured(
     models: list[Path], texts: list[Windows], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def killed(*_: object) -> None:
+    write = os.pwrite
+
+    def killed(file: int, data: bytes, offset: int) -> int:
+        write(file, data[: len(data) // 2], offset)
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(np.memmap, "__setitem__", killed)
+        patched.setattr(os, "pwrite", killed)
         with pytest.raises(KeyboardInterrupt):
             compared(models[:1], texts, tmp_path)
     losses = compared(models[:1], texts, tmp_path).records(0, 0)["loss"]

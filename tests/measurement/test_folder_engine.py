@@ -22,12 +22,14 @@ from quantkit.families.base.native import Native
 from quantkit.measurement import folder_engine
 from quantkit.measurement.folder_engine import FolderEngine, open_folder
 from quantkit.packed.reader import open_quantized
+from quantkit.progress import SILENT
 from quantkit.quant.grid import Grid
 from tests.families.expected import expected, write_checkpoint
 from tests.families.models import TOKENS, all_cases
 from tests.forward.test_forward import load
 from tests.helpers.command import quantkit
 from tests.helpers.peer import REPOSITORY, peer_converter
+from tests.helpers.progress import Recorded
 from tests.helpers.tiny import tiny_llama
 from tests.helpers.tiny_tokenizers import CORPUS
 from tests.packed.folder_perplexity import folder_weights, perplexity, source_weights
@@ -51,10 +53,6 @@ SHAPE = (5, 32)
 SMALL = ("--samples", "8", "--seq-len", "32", "--raw", "--group-size", "32")
 
 
-def quiet(_done: int, _layers: int) -> None:
-    pass
-
-
 def windows(n_vocab: int, shape: tuple[int, int] = SHAPE) -> np.ndarray:
     return np.random.default_rng(4).integers(3, n_vocab, shape).astype(np.int32)
 
@@ -65,14 +63,14 @@ def scored(logits: np.ndarray) -> np.ndarray:
 
 
 def all_logits(engine: FolderEngine, tokens: np.ndarray, work: Path) -> np.ndarray:
-    engine.prepare(tokens, work, quiet)
+    engine.prepare(tokens, work, SILENT)
     return np.stack([engine.logits(window) for window in range(len(tokens))])
 
 
 def plain(weights: Mapping[str, np.ndarray], config: Mapping[str, Any], tokens: np.ndarray) -> np.ndarray:
     """The forward over whole tensors, window by window."""
-    each = [reference_logits(weights.__getitem__, config, window.tolist(), names=weights.keys()) for window in tokens]
-    return np.stack([scored(logits) for logits in each])
+    rows = [reference_logits(weights.__getitem__, config, window.tolist(), names=weights.keys()) for window in tokens]
+    return np.stack([scored(logits) for logits in rows])
 
 
 # --- the figures ---
@@ -83,11 +81,11 @@ def test_logits_are_those_that_transformers_gives(name: str, tmp_path: Path) -> 
     known = scored(expected(name).logits)
     folder = write_checkpoint(name, tmp_path / name)
     with open_folder(folder, threads=2) as engine:
-        found = all_logits(engine, np.array([TOKENS[::-1], TOKENS], np.int32), tmp_path / "work")[1]
-        assert (engine.kind, engine.folder, engine.n_vocab) == ("hf", folder, found.shape[1])
-    drift = np.abs(found - known).max() / known.std()
+        actual = all_logits(engine, np.array([TOKENS[::-1], TOKENS], np.int32), tmp_path / "work")[1]
+        assert (engine.kind, engine.folder, engine.n_vocab) == ("hf", folder, actual.shape[1])
+    drift = np.abs(actual - known).max() / known.std()
     assert drift < all_cases()[name][1].drift, f"logits differ by {drift:.2%} of their standard deviation"
-    assert (found.argmax(axis=1) == known.argmax(axis=1)).all()
+    assert (actual.argmax(axis=1) == known.argmax(axis=1)).all()
 
 
 @pytest.mark.parametrize("variant", ["smollm2", "mixtral"])
@@ -136,7 +134,7 @@ def test_turned_and_mixed_folders_are_read_as_a_runtime_does(name: str, tmp_path
     write_folder(source, folder, "gptq", Grid(4, 16, symmetric=True))
     tokens = windows(int(json.loads((folder / "config.json").read_text())["vocab_size"]))
     with open_quantized(folder) as opened:
-        reference = plain({each: opened.whole(each) for each in opened.names}, opened.config, tokens)
+        reference = plain({tensor: opened.whole(tensor) for tensor in opened.names}, opened.config, tokens)
     with open_folder(folder, threads=2) as engine:
         result = all_logits(engine, tokens, tmp_path / "work")
     np.testing.assert_allclose(result, reference, rtol=0, atol=2e-5 * np.abs(reference).max())
@@ -175,7 +173,7 @@ def test_a_head_too_large_for_memory_is_read_in_slices(tmp_path: Path, monkeypat
     monkeypatch.setattr(folder_engine, "_MEMORY", 1)
     with open_folder(folder) as engine:
         assert engine.resident_bytes == 0
-        engine.prepare(tokens, tmp_path / "work", quiet)
+        engine.prepare(tokens, tmp_path / "work", SILENT)
         reads = Counter[str]()
         monkeypatch.setattr(Native, "rows", counted(Native.rows, reads))
         sliced = np.stack([engine.logits(window) for window in range(len(tokens))])
@@ -192,10 +190,10 @@ def test_parameters_are_the_source_checkpoints(name: str, twice: int, tmp_path: 
     folder = write_checkpoint(name, tmp_path / name)
     header = load_header(folder / "model.safetensors")
     further = f".layers.{expected(name).config['num_hidden_layers']}."
-    sizes = {each: int(np.prod(entry["shape"])) for each, entry in header.items() if further not in each}
+    sizes = {tensor: int(np.prod(entry["shape"])) for tensor, entry in header.items() if further not in tensor}
     total = sum(
-        0 if twice and each.endswith("_scales") else size * (twice if twice and each.endswith("_blocks") else 1)
-        for each, size in sizes.items()
+        0 if twice and tensor.endswith("_scales") else size * (twice if twice and tensor.endswith("_blocks") else 1)
+        for tensor, size in sizes.items()
     )
     with open_folder(folder) as engine:
         assert engine.n_parameters == total
@@ -227,9 +225,9 @@ def test_a_layers_weights_are_read_once_for_all_windows(
     reads = Counter[str]()
     with open_folder(write_checkpoint(name, tmp_path / name), threads=2) as engine:
         monkeypatch.setattr(Native, "whole", counted(Native.whole, reads))
-        engine.prepare(windows(engine.n_vocab), tmp_path / "work", quiet)
-        layers = {each for each in engine.source.tensors if engine.source.decoder.layer_of(each) is not None}
-    assert {each: count for each, count in reads.items() if each in layers} == dict.fromkeys(layers, 1)
+        engine.prepare(windows(engine.n_vocab), tmp_path / "work", SILENT)
+        layers = {tensor for tensor in engine.source.tensors if engine.source.decoder.layer_of(tensor) is not None}
+    assert {tensor: count for tensor, count in reads.items() if tensor in layers} == dict.fromkeys(layers, 1)
 
 
 def test_experts_that_no_token_was_sent_to_are_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -238,7 +236,7 @@ def test_experts_that_no_token_was_sent_to_are_not_read(tmp_path: Path, monkeypa
     reads = Counter[str]()
     with open_folder(folder, threads=2) as engine:
         monkeypatch.setattr(Native, "whole", counted(Native.whole, reads))
-        engine.prepare(np.full((1, 16), 7, np.int32), tmp_path / "work", quiet)
+        engine.prepare(np.full((1, 16), 7, np.int32), tmp_path / "work", SILENT)
         tensors, config = load(folder)
         wanted, count = int(config["num_experts_per_tok"]), int(config["num_local_experts"])
     experts = {name.split(".experts.")[1].split(".")[0] for name in reads if ".experts." in name}
@@ -258,7 +256,7 @@ def test_only_the_scored_states_are_left_and_less_disk_is_taken_than_said(tmp_pa
             nonlocal most
             most = max(most, sum(path.stat().st_size for path in work.iterdir() if path.name != "journal"))
 
-        engine.prepare(windows(700), work, watch)
+        engine.prepare(windows(700), work, Recorded(watch))
         hidden = int(engine.config["hidden_size"])
         assert most == engine.work_bytes(*SHAPE) == 4 * 5 * 32 * hidden * 4
     assert {path.name: path.stat().st_size for path in work.iterdir() if path.name != "journal"} == {
@@ -272,7 +270,7 @@ def test_a_disk_too_small_is_told_before_anything_is_computed(tmp_path: Path, mo
         open_folder(tiny_llama(tmp_path / "model")) as engine,
         pytest.raises(QuantkitError, match=r"for the hidden states of 5 windows, 0\.0 GB are free"),
     ):
-        engine.prepare(windows(700), tmp_path / "work", lambda _done, _layers: pytest.fail("it began"))
+        engine.prepare(windows(700), tmp_path / "work", Recorded(lambda _done, _layers: pytest.fail("it began")))
 
 
 _PEAK = """
@@ -281,8 +279,9 @@ from pathlib import Path
 import numpy as np
 from quantkit.machine import peak_memory
 from quantkit.measurement.folder_engine import open_folder
+from quantkit.progress import SILENT
 with open_folder(Path(sys.argv[1]), threads=2) as engine:
-    engine.prepare(np.arange(1024, dtype=np.int32).reshape(4, 256) % 700, Path(sys.argv[2]), lambda *_: None)
+    engine.prepare(np.arange(1024, dtype=np.int32).reshape(4, 256) % 700, Path(sys.argv[2]), SILENT)
     engine.logits(3)
 print(peak_memory())
 """
@@ -304,9 +303,10 @@ import sys
 from pathlib import Path
 import numpy as np, torch
 from quantkit.measurement.folder_engine import open_folder
+from quantkit.progress import SILENT
 folder, work = map(Path, sys.argv[1:])
 with open_folder(folder, device=torch.device("cpu")) as engine:
-    engine.prepare(np.load(work / "tokens.npy"), work, lambda *_: None)
+    engine.prepare(np.load(work / "tokens.npy"), work, SILENT)
     np.save(work / "logits.npy", np.stack([engine.logits(window) for window in range(5)]))
 """
 
@@ -338,12 +338,12 @@ class Killed(Exception):
     pass
 
 
-def killed_after(layers: int) -> Callable[[int, int], None]:
+def killed_after(layers: int) -> Recorded:
     def progress(done: int, _layers: int) -> None:
         if done == layers:
             raise Killed
 
-    return progress
+    return Recorded(progress)
 
 
 @pytest.mark.parametrize("variant", ["smollm2", "mixtral"])
@@ -352,17 +352,17 @@ def test_a_killed_run_goes_on_at_the_layer_it_was_in(
     variant: str, layers: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = tiny_llama(tmp_path / "model", variant=variant, layers=4)
-    tokens, reads, told = windows(700), Counter[str](), []
+    tokens, reads, progress = windows(700), Counter[str](), Recorded()
     with open_folder(folder, threads=2) as engine:
-        engine.prepare(tokens, tmp_path / "whole", quiet)
+        engine.prepare(tokens, tmp_path / "whole", SILENT)
         with pytest.raises(Killed):
             engine.prepare(tokens, tmp_path / "work", killed_after(layers))
     with open_folder(folder, threads=2) as engine:
         monkeypatch.setattr(Native, "whole", counted(Native.whole, reads))
-        engine.prepare(tokens, tmp_path / "work", lambda *now: told.append(now))
+        engine.prepare(tokens, tmp_path / "work", progress)
         number = engine.source.decoder.layer_of
         assert {number(name) for name in reads} - {None} == set(range(layers, 4))
-    assert told == [(done, 4) for done in range(layers, 5)]
+    assert progress.reports == [(done, 4) for done in range(layers, 5)]
     assert (tmp_path / "work/scored").read_bytes() == (tmp_path / "whole/scored").read_bytes()
 
 
@@ -376,13 +376,13 @@ def test_a_kill_within_a_layer_costs_that_layer(tmp_path: Path, monkeypatch: pyt
         return real(self, name)
 
     with open_folder(folder, threads=2) as engine:
-        engine.prepare(tokens, tmp_path / "whole", quiet)
+        engine.prepare(tokens, tmp_path / "whole", SILENT)
         with monkeypatch.context() as patch, pytest.raises(Killed):
             patch.setattr(Native, "whole", failing)
-            engine.prepare(tokens, tmp_path / "work", quiet)
-        told = []
-        engine.prepare(tokens, tmp_path / "work", lambda *now: told.append(now))
-    assert told[0] == (2, 4)
+            engine.prepare(tokens, tmp_path / "work", SILENT)
+        progress = Recorded()
+        engine.prepare(tokens, tmp_path / "work", progress)
+    assert progress.reports[0] == (2, 4)
     assert (tmp_path / "work/scored").read_bytes() == (tmp_path / "whole/scored").read_bytes()
 
 
@@ -395,7 +395,7 @@ def test_what_is_finished_is_not_computed_again_but_for_other_windows_it_is(
         first = all_logits(engine, tokens, tmp_path / "work")
     with open_folder(folder) as engine:
         monkeypatch.setattr(Native, "whole", counted(Native.whole, reads))
-        engine.prepare(tokens, tmp_path / "work", quiet)
+        engine.prepare(tokens, tmp_path / "work", SILENT)
         assert not reads
         assert (engine.logits(2) == first[2]).all()
         other = all_logits(engine, tokens[::-1].copy(), tmp_path / "work")
@@ -405,11 +405,11 @@ def test_what_is_finished_is_not_computed_again_but_for_other_windows_it_is(
 def test_states_that_are_gone_are_computed_again(tmp_path: Path) -> None:
     folder, tokens = tiny_llama(tmp_path / "model", layers=4), windows(700)
     with open_folder(folder) as engine:
-        engine.prepare(tokens, tmp_path / "whole", quiet)
+        engine.prepare(tokens, tmp_path / "whole", SILENT)
         with pytest.raises(Killed):
             engine.prepare(tokens, tmp_path / "work", killed_after(2))
         (tmp_path / "work/states-0").unlink()
-        engine.prepare(tokens, tmp_path / "work", quiet)
+        engine.prepare(tokens, tmp_path / "work", SILENT)
     assert (tmp_path / "work/scored").read_bytes() == (tmp_path / "whole/scored").read_bytes()
 
 
@@ -422,7 +422,7 @@ def harm(folder: Path, tensor: str, row: int) -> None:
     values = np.array(tensors[tensor])
     values.reshape(-1, values.shape[-1])[row, 0] = np.nan
     write_safetensors(
-        folder / "model.safetensors", {name: ("BF16", each) for name, each in {**tensors, tensor: values}.items()}
+        folder / "model.safetensors", {name: ("BF16", array) for name, array in {**tensors, tensor: values}.items()}
     )
 
 
@@ -435,7 +435,7 @@ def test_states_that_are_not_finite_are_told_by_layer_and_chunk(tensor: str, wha
     folder = tiny_llama(tmp_path / "model")
     harm(folder, tensor, 0)
     with open_folder(folder) as engine, pytest.raises(MeasureError) as refused:
-        engine.prepare(windows(700), tmp_path / "work", quiet)
+        engine.prepare(windows(700), tmp_path / "work", SILENT)
     assert str(refused.value).startswith("model: ")
     assert f"{what} gives hidden states that are not finite (NaN or infinite) for chunk 1;" in str(refused.value)
 
@@ -448,7 +448,7 @@ def test_a_broken_row_of_the_embedding_is_told_by_the_chunk_that_has_its_token(t
         open_folder(folder) as engine,
         pytest.raises(QuantkitError, match=r"the embedding gives .* not finite .* for chunk 4;"),
     ):
-        engine.prepare(tokens, tmp_path / "work", quiet)
+        engine.prepare(tokens, tmp_path / "work", SILENT)
 
 
 def test_a_token_beyond_the_vocabulary_is_refused(tmp_path: Path) -> None:
@@ -456,7 +456,7 @@ def test_a_token_beyond_the_vocabulary_is_refused(tmp_path: Path) -> None:
         open_folder(tiny_llama(tmp_path / "model")) as engine,
         pytest.raises(QuantkitError, match="the text has token 768, but model has a vocabulary of 768"),
     ):
-        engine.prepare(np.full((1, 16), 768, np.int32), tmp_path / "work", quiet)
+        engine.prepare(np.full((1, 16), 768, np.int32), tmp_path / "work", SILENT)
 
 
 def test_a_window_longer_than_the_models_positions_is_refused(tmp_path: Path) -> None:
@@ -466,7 +466,7 @@ def test_a_window_longer_than_the_models_positions_is_refused(tmp_path: Path) ->
         open_folder(folder) as engine,
         pytest.raises(QuantkitError, match=f"gpt2 has {n_positions} positions, fewer than a window of 512 tokens"),
     ):
-        engine.prepare(windows(200, (2, 512)), tmp_path / "work", quiet)
+        engine.prepare(windows(200, (2, 512)), tmp_path / "work", SILENT)
 
 
 def remade(change: Callable[[dict[str, Any]], object]) -> Callable[[Path], None]:

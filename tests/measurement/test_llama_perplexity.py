@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from demo.smollm2 import NAME
 from quantkit.measurement.gguf_engine import GgufEngine
+from quantkit.progress import SILENT
 from tests.helpers.command import quantkit
 from tests.helpers.llama_perplexity import Printed, llama_kl_divergence, llama_perplexity
 from tests.helpers.real import smollm2_or_skip, wikitext2_or_skip
@@ -56,16 +57,16 @@ class Known:
 
     A stored log probability is off by half a step, so a loss is off by as much (`loss_bound`), and a probability p by p
     times that (`change_bound`). The KL divergence is a sum of p (log p - log q): off by half a step times p (1 + |log p
-    - log q|), each term (`kl_bound`). Two things are no rounding and are told apart: `said_kl` is `kl` without the
-    terms that it leaves out, and `said_loss` what it takes for a `reference_loss` larger than its file can say.
+    - log q|), each term (`kl_bound`). Two things are no rounding and are told apart: `printed_kl` is `kl` without the
+    terms that it leaves out, and `printed_loss` what it takes for a `reference_loss` larger than its file can say.
     """
 
     loss: Values
     reference_loss: Values
-    said_loss: Values
+    printed_loss: Values
     loss_bound: Values
     kl: Values
-    said_kl: Values
+    printed_kl: Values
     kl_bound: Values
     change: Values
     change_bound: Values
@@ -106,31 +107,31 @@ def test_perplexity_and_kl_divergence_are_llama_perplexitys(
 
 
 def _same_digits(figure: Mapping[str, float], printed: Printed) -> None:
-    found = printed.digits_of(figure["value"]), Printed(printed.error_text).digits_of(figure["error"])
-    assert found == (printed.text, printed.error_text)
+    digits = printed.digits_of(figure["value"]), Printed(printed.error_text).digits_of(figure["error"])
+    assert digits == (printed.text, printed.error_text)
 
 
 def _agree(known: Known, theirs: Mapping[str, Printed]) -> None:
     """Every figure that is printed lies within the bounds of what is known, token by token."""
     # in this mode it sums losses that it has rounded to float32
     _near(theirs["Mean PPL(Q)"], np.exp(known.loss.mean()), np.exp(known.loss.mean()) * FLOAT)
-    apart, bound = known.loss - known.said_loss, known.loss_bound
+    apart, bound = known.loss - known.printed_loss, known.loss_bound
     ratio, base = theirs["Mean ln(PPL(Q)/PPL(base))"], theirs["Mean PPL(base)"]
     _near(ratio, apart.mean(), bound.mean())
     _near_error(ratio, apart, bound)
-    perplexity = np.exp(known.said_loss.mean())
+    perplexity = np.exp(known.printed_loss.mean())
     _near(base, perplexity, perplexity * np.expm1(bound.mean()))
     difference = np.exp(known.loss.mean()) - perplexity
     _near(theirs["Mean PPL(Q)-PPL(base)"], difference, perplexity * np.expm1(bound.mean()))
 
-    _near(theirs["Mean KLD"], known.said_kl.mean(), known.kl_bound.mean())
-    _near_error(theirs["Mean KLD"], known.said_kl, known.kl_bound)
+    _near(theirs["Mean KLD"], known.printed_kl.mean(), known.kl_bound.mean())
+    _near_error(theirs["Mean KLD"], known.printed_kl, known.kl_bound)
     # where each value moves by at most so much, so does each of the sorted ones
     most = known.kl_bound.max()
-    _near(theirs["Median KLD"], float(np.median(known.said_kl)), most)
-    _near(theirs["Maximum KLD"], known.said_kl.max(), most)
+    _near(theirs["Median KLD"], float(np.median(known.printed_kl)), most)
+    _near(theirs["Maximum KLD"], known.printed_kl.max(), most)
     for share in ("90.0", "99.0", "99.9"):
-        value, rounded = _percentile(known.said_kl, float(share) / 100)
+        value, rounded = _percentile(known.printed_kl, float(share) / 100)
         _near(theirs[f"{share}% KLD"], value, most + rounded)
 
     mean, rms = theirs["Mean Δp"], theirs["RMS Δp"]
@@ -189,10 +190,10 @@ def _known(reference: Path, candidate: Path, base: Base) -> Known:
 
 def _known_by_window(reference: Path, candidate: Path, base: Base) -> Iterator[tuple[NDArray[Any], ...]]:
     engines = GgufEngine(reference, n_threads=2), GgufEngine(candidate, n_threads=2)
-    each = np.arange(SCORED)
+    positions = np.arange(SCORED)
     try:
         for engine in engines:
-            engine.prepare(base.tokens, Path(), lambda done, of: None)
+            engine.prepare(base.tokens, Path(), SILENT)
         for window, ids in enumerate(base.tokens):
             rows, targets = slice(window * SCORED, (window + 1) * SCORED), ids[N_CTX // 2 + 1 :]
             first, second = (engine.logits(window) for engine in engines)
@@ -200,21 +201,21 @@ def _known_by_window(reference: Path, candidate: Path, base: Base) -> Iterator[t
             assert max(np.abs(first).max(), np.abs(second).max()) < LARGEST
             half = base.step[rows] / 2 + FLOAT
             p, apart = np.exp(log_p), log_p - log_q
-            said = p * (stored > DROPPED)
-            kl, said_kl = (p * apart).sum(axis=1), (said * apart).sum(axis=1)
+            stored_p = p * (stored > DROPPED)
+            kl, printed_kl = (p * apart).sum(axis=1), (stored_p * apart).sum(axis=1)
             # the second order of exp: half a step is under 2e-4
-            kl_bound = 1.001 * half * (said * (1 + np.abs(apart))).sum(axis=1)
-            loss, own = -log_q[each, targets], -log_p[each, targets]
-            beyond = base.codes[rows][each, targets] == 0
+            kl_bound = 1.001 * half * (stored_p * (1 + np.abs(apart))).sum(axis=1)
+            loss, own = -log_q[positions, targets], -log_p[positions, targets]
+            beyond = base.codes[rows][positions, targets] == 0
             largest = -base.lowest[rows]
             assert (own[beyond] >= largest[beyond] - half[beyond]).all()
-            assert (np.abs(own + stored[each, targets])[~beyond] <= half[~beyond]).all()
-            said_loss = np.where(beyond, largest, own)
+            assert (np.abs(own + stored[positions, targets])[~beyond] <= half[~beyond]).all()
+            printed_loss = np.where(beyond, largest, own)
             change = np.exp(-loss) - np.exp(-own)
             change_bound = 1.001 * half * (np.exp(-own) + np.exp(-loss)) + np.where(beyond, np.exp(DROPPED), 0)
             same = first.argmax(axis=1) == second.argmax(axis=1)
             undecided = (base.codes[rows] == base.codes[rows].max(axis=1, keepdims=True)).sum(axis=1) > 1
-            losses, divergences = (loss, own, said_loss, half), (kl, said_kl, kl_bound)
+            losses, divergences = (loss, own, printed_loss, half), (kl, printed_kl, kl_bound)
             yield *losses, *divergences, change, change_bound, same, undecided
     finally:
         for engine in engines:
@@ -241,7 +242,7 @@ def _read(path: Path) -> Base:
 
 
 def _files(types: tuple[str, ...], folder: Path) -> dict[str, Path]:
-    asked = [word for kind in types for word in ("-t", kind)]
-    answer = quantkit("gguf", smollm2_or_skip(), *asked, "-o", folder, "--no-logits")
+    options = [word for kind in types for word in ("-t", kind)]
+    answer = quantkit("gguf", smollm2_or_skip(), *options, "-o", folder, "--no-logits")
     assert answer.code == 0, answer.stderr
     return {kind: folder / f"{NAME}-GGUF" / f"{NAME}-{kind.upper()}.gguf" for kind in types}

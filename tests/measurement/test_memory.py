@@ -9,6 +9,7 @@ import pytest
 
 from quantkit.errors import CheckpointError, QuantkitError, UsageError
 from quantkit.gguf.reader import read_header
+from quantkit.measurement.load_options import LoadOptions
 from quantkit.measurement.memory import (
     RESOLUTION,
     LoadedMemory,
@@ -33,7 +34,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def loaded(tiny: Path) -> LoadedMemory:
-    return loaded_memory(tiny, gpu_layers=0, n_ctx=1024)
+    return loaded_memory(tiny, LoadOptions(gpu_layers=0), n_ctx=1024)
 
 
 def kv_bytes(model: Path, n_ctx: int, value: int) -> int:
@@ -55,19 +56,19 @@ def test_the_weights_are_the_files_tensors(tiny: Path, loaded: LoadedMemory) -> 
 
 @pytest.mark.parametrize(("kv_type", "value"), [("f16", 2), ("f32", 4)])
 def test_the_kv_cache_is_what_its_shape_says(kv_type: str, value: int, tiny: Path) -> None:
-    memory = loaded_memory(tiny, gpu_layers=0, n_ctx=2048, kv_type=kv_type)
+    memory = loaded_memory(tiny, LoadOptions(gpu_layers=0, kv_type=kv_type), n_ctx=2048)
     assert memory.n_ctx == 2048
     assert memory.devices[0].kv == pytest.approx(kv_bytes(tiny, 2048, value), abs=LOG)
 
 
 def test_the_scratch_grows_with_the_batch_and_without_flash_attention(tiny: Path, loaded: LoadedMemory) -> None:
-    narrow = loaded_memory(tiny, gpu_layers=0, n_ctx=1024, n_ubatch=64)
-    plain = loaded_memory(tiny, gpu_layers=0, n_ctx=1024, flash_attn=False)
+    narrow = loaded_memory(tiny, LoadOptions(gpu_layers=0, n_ubatch=64), n_ctx=1024)
+    plain = loaded_memory(tiny, LoadOptions(gpu_layers=0, flash_attn=False), n_ctx=1024)
     assert 0 < narrow.devices[0].compute < loaded.devices[0].compute < plain.devices[0].compute
 
 
 def test_the_process_grows_by_what_the_cache_takes(tiny: Path, loaded: LoadedMemory) -> None:
-    large = loaded_memory(tiny, gpu_layers=0, n_ctx=1 << 17)
+    large = loaded_memory(tiny, LoadOptions(gpu_layers=0), n_ctx=1 << 17)
     kv = large.devices[0].kv - loaded.devices[0].kv
     assert kv > 100 << 20
     assert large.peak_rss is not None and loaded.peak_rss is not None and large.peak_pss is not None
@@ -87,9 +88,8 @@ def test_a_row_of_the_report_has_every_part(loaded: LoadedMemory) -> None:
 def test_without_a_device_only_the_row_without_offloading_is_there_and_a_note_says_so(tiny: Path) -> None:
     if gpu_devices(tiny):
         pytest.skip("there is a GPU")
-    seen = []
-    rows, notes = measure_memory(tiny, n_ctx=256, progress=lambda done, of: seen.append((done, of)))
-    assert [row.gpu_layers for row in rows] == [0] and seen == [(1, 1)]
+    rows, notes = measure_memory(tiny, n_ctx=256)
+    assert [row.gpu_layers for row in rows] == [0]
     assert len(notes) == 1 and "the memory with 3 layers offloaded is not measured" in notes[0]
 
 
@@ -117,7 +117,7 @@ def test_repacked_weights_are_counted_beside_the_mapped_file(tiny: Path, tmp_pat
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    memory = loaded_memory(path, gpu_layers=0, n_ctx=256)
+    memory = loaded_memory(path, LoadOptions(gpu_layers=0), n_ctx=256)
     packed = sum(tensor.n_elements * 18 // 32 for tensor in matrices)
     repacked = [buffer.bytes for buffer in memory.buffers if buffer.name == "CPU_REPACK"]
     if not repacked:
@@ -128,19 +128,20 @@ def test_repacked_weights_are_counted_beside_the_mapped_file(tiny: Path, tmp_pat
 
 
 def test_what_cannot_be_loaded_is_one_sentence_and_leaves_no_process(tiny: Path, tmp_path: Path) -> None:
+    before = psutil.Process().children()
     bad = tmp_path / "bad.gguf"
     bad.write_bytes(tiny.read_bytes().replace(b"blk.1.attn_q.weight", b"blk.1.attn_Q.weight"))
     with pytest.raises(
         QuantkitError, match=r"bad\.gguf: llama\.cpp could not load the file: .*blk\.1\.attn_q"
     ) as caught:
-        loaded_memory(bad, gpu_layers=0)
+        loaded_memory(bad, LoadOptions(gpu_layers=0))
     assert "\n" not in str(caught.value)
     bad.write_bytes(tiny.read_bytes()[:5000])
     with pytest.raises(CheckpointError, match="not a sound GGUF file"):
-        loaded_memory(bad, gpu_layers=0)
+        loaded_memory(bad, LoadOptions(gpu_layers=0))
     with pytest.raises(UsageError, match="f17"):
-        loaded_memory(tiny, gpu_layers=0, kv_type="f17")
-    assert not psutil.Process().children()
+        loaded_memory(tiny, LoadOptions(gpu_layers=0, kv_type="f17"))
+    assert psutil.Process().children() == before
 
 
 @pytest.mark.parametrize(

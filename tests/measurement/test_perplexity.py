@@ -9,6 +9,7 @@ from quantkit.families import reference_logits
 from quantkit.llamacpp.session import vocab_token_ids
 from quantkit.measurement.perplexity import Perplexity, perplexity, perplexity_ratio
 from tests.forward.test_forward import load
+from tests.helpers.progress import Recorded
 from tests.helpers.tiny import tiny_llama
 from tests.helpers.tiny_tokenizers import CORPUS
 from tests.measurement.tiny_gguf import write_tiny_gguf
@@ -30,14 +31,14 @@ def test_it_is_the_mean_loss_of_the_second_half_of_each_window(variant: str, add
         rows = reference_logits(tensors.__getitem__, config, inputs).astype(np.float64)
         log_p = rows - np.log(np.exp(rows).sum(axis=1, keepdims=True))
         losses += [-log_p[i, window[i + 1]] for i in range(n_ctx // 2, n_ctx - 1)]
-    seen = []
-    figure = perplexity(model, CORPUS, n_ctx=n_ctx, n_chunks=n_chunks, progress=lambda *now: seen.append(now))
+    progress = Recorded()
+    figure = perplexity(model, CORPUS, n_ctx=n_ctx, n_chunks=n_chunks, progress=progress)
     assert (figure.n_chunks, figure.n_tokens) == (n_chunks, len(losses))
     assert figure.value == pytest.approx(np.exp(np.mean(losses)), rel=2e-3)
     standard_error = np.std(losses, ddof=1) / np.sqrt(len(losses))
     assert figure.error == pytest.approx(figure.value * standard_error, rel=5e-3)
-    assert [now[:2] for now in seen] == [(1, 3), (2, 3), (3, 3)]
-    assert seen[-1][2] == pytest.approx(figure.value)
+    assert progress.reports == [(0, 3), (1, 3), (2, 3), (3, 3)]
+    assert progress.items[-1] == f"3 of 3: {model.name} {figure.value:.4g}"
 
 
 def test_without_a_limit_every_whole_window_is_measured(tmp_path: Path) -> None:

@@ -70,7 +70,7 @@ def test_a_model_is_itself_and_a_swapped_layer_is_flagged_with_the_report_still_
     increase = swapped["perplexity_ratio"]["value"] - 1
     assert increase > 0.05
     assert answer.code == 3, answer.stderr
-    told = f"on wiki.test.raw its perplexity is above the reference's by {increase:.1%} over 5.0%"
-    assert "swapped" in answer.sentence and told in answer.sentence
+    sentence = f"on wiki.test.raw its perplexity is above the reference's by {increase:.1%} over 5.0%"
+    assert "swapped" in answer.sentence and sentence in answer.sentence
     assert "twin" not in answer.sentence
     assert (folder / "faults" / "report.html").exists() and not (folder / "faults" / "measure.partial").exists()

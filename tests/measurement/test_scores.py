@@ -25,10 +25,10 @@ def test_every_figure_is_its_textbook_formula_in_float64(n_vocab: int, threads: 
         scored, own = scorer.score(reference, targets), scorer.score(rows, targets)
         records = scorer.compare(reference, scored, rows, own)
     log_p, log_q = log_softmax(reference), log_softmax(rows)
-    each = np.arange(37)
-    np.testing.assert_allclose(records["loss"], -log_q[each, targets], rtol=2e-6)
+    positions = np.arange(37)
+    np.testing.assert_allclose(records["loss"], -log_q[positions, targets], rtol=2e-6)
     np.testing.assert_allclose(records["kl"], (np.exp(log_p) * (log_p - log_q)).sum(axis=1), rtol=2e-5, atol=1e-6)
-    expected = np.exp(log_q[each, targets]) - np.exp(log_p[each, targets])
+    expected = np.exp(log_q[positions, targets]) - np.exp(log_p[positions, targets])
     np.testing.assert_allclose(records["change"], expected, rtol=1e-4, atol=1e-9)
     assert records["top1"].tolist() == (rows.argmax(axis=1) == reference.argmax(axis=1)).tolist()
     best = [np.argsort(-logits, axis=1)[:, :5] for logits in (reference, rows)]

@@ -5,7 +5,8 @@ import psutil
 import pytest
 
 from quantkit.errors import CheckpointError, QuantkitError
-from quantkit.measurement.speed import measure_speed
+from quantkit.measurement.load_options import LoadOptions
+from quantkit.measurement.speed import SpeedTests, measure_speed
 from tests.helpers.tiny import tiny_llama
 from tests.measurement.tiny_gguf import write_tiny_gguf
 
@@ -17,25 +18,21 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_both_rates_come_with_an_error_and_fit_into_the_time_it_took(tiny: Path) -> None:
-    seen: list[tuple[int, int]] = []
     started = time.perf_counter()
-    speeds = measure_speed(
-        tiny, n_prompt=128, n_generate=64, repetitions=4, progress=lambda done, of: seen.append((done, of))
-    )
+    speeds = measure_speed(tiny, tests=SpeedTests(n_prompt=128, n_generate=64, repetitions=4))
     seconds = time.perf_counter() - started
     assert speeds.prompt.error is not None and speeds.generation.error is not None
     assert 0 < speeds.prompt.error < speeds.prompt.value and 0 < speeds.generation.error < speeds.generation.value
     assert 4 * (128 / speeds.prompt.value + 64 / speeds.generation.value) < seconds
-    assert seen == [(done, 8) for done in range(1, 9)]
 
 
 def test_a_batch_of_tokens_is_faster_than_one_after_the_other(tiny: Path) -> None:
-    speeds = measure_speed(tiny, n_prompt=256, n_generate=64, repetitions=2)
+    speeds = measure_speed(tiny, tests=SpeedTests(n_prompt=256, n_generate=64, repetitions=2))
     assert speeds.prompt.value > speeds.generation.value
 
 
 def test_a_row_of_the_report_has_every_part_and_no_error_of_a_single_run(tiny: Path) -> None:
-    row = measure_speed(tiny, gpu_layers=0, n_prompt=600, n_generate=3, repetitions=1, n_threads=1).document()
+    row = measure_speed(tiny, LoadOptions(gpu_layers=0, n_threads=1), SpeedTests(600, 3, 1)).document()
     assert set(row.pop("prompt")) == set(row.pop("generation")) == {"value"}
     assert row == {
         "gpu_layers": 0,
@@ -47,6 +44,7 @@ def test_a_row_of_the_report_has_every_part_and_no_error_of_a_single_run(tiny: P
 
 
 def test_a_broken_file_is_one_sentence_and_leaves_no_process(tiny: Path, tmp_path: Path) -> None:
+    before = psutil.Process().children()
     bad = tmp_path / "bad.gguf"
     bad.write_bytes(tiny.read_bytes().replace(b"blk.1.attn_q.weight", b"blk.1.attn_Q.weight"))
     with pytest.raises(
@@ -57,9 +55,9 @@ def test_a_broken_file_is_one_sentence_and_leaves_no_process(tiny: Path, tmp_pat
     bad.write_bytes(b"GGUF")
     with pytest.raises(CheckpointError, match="it ends early"):
         measure_speed(bad)
-    assert not psutil.Process().children()
+    assert psutil.Process().children() == before
 
 
 def test_a_run_that_takes_too_long_is_stopped(tiny: Path) -> None:
     with pytest.raises(QuantkitError, match=r"did not finish in 0\.2 seconds"):
-        measure_speed(tiny, n_prompt=8192, timeout=0.2)
+        measure_speed(tiny, tests=SpeedTests(n_prompt=8192), timeout=0.2)

@@ -42,14 +42,14 @@ def write_gguf(path: Path, tensors: dict[str, np.ndarray], kind: gguf.GGMLQuanti
     return path
 
 
-def relative(found: np.ndarray, expected: np.ndarray) -> float:
-    return float(np.linalg.norm(found.astype(np.float64) - expected) / np.linalg.norm(expected.astype(np.float64)))
+def relative(actual: np.ndarray, expected: np.ndarray) -> float:
+    return float(np.linalg.norm(actual.astype(np.float64) - expected) / np.linalg.norm(expected.astype(np.float64)))
 
 
 def named(errors: list[TensorError]) -> dict[tuple[int | None, str], TensorError]:
-    found = {(error.layer, error.kind): error for error in errors}
-    assert len(found) == len(errors)
-    return found
+    by_name = {(error.layer, error.kind): error for error in errors}
+    assert len(by_name) == len(errors)
+    return by_name
 
 
 @pytest.mark.parametrize("kind", [Q4_0, Q8_0])
@@ -114,10 +114,10 @@ def test_stacked_experts_are_one_row_and_vectors_none(tmp_path: Path) -> None:
     }
     reference = write_gguf(tmp_path / "a.gguf", tensors)
     tensors["blk.0.ffn_down_exps.weight"][2] = 0
-    (found,) = tensor_errors(reference, write_gguf(tmp_path / "b.gguf", tensors))
-    assert (found.layer, found.kind, found.type) == (0, "ffn_down_exps", "F32")
-    assert found.error == pytest.approx(0.5, abs=0.02)
-    assert found.document() == {"layer": 0, "kind": "ffn_down_exps", "type": "F32", "error": found.error}
+    (row,) = tensor_errors(reference, write_gguf(tmp_path / "b.gguf", tensors))
+    assert (row.layer, row.kind, row.type) == (0, "ffn_down_exps", "F32")
+    assert row.error == pytest.approx(0.5, abs=0.02)
+    assert row.document() == {"layer": 0, "kind": "ffn_down_exps", "type": "F32", "error": row.error}
 
 
 def test_an_output_matrix_of_its_own_compares_with_a_tied_embedding(tmp_path: Path) -> None:
@@ -171,9 +171,3 @@ def test_a_damaged_file_is_one_sentence(plain: Path, folder: Path, tmp_path: Pat
     (copy / "model.safetensors").write_bytes(b"\0" * 8)
     with pytest.raises(CheckpointError, match=r"model\.safetensors"):
         tensor_errors(copy, plain)
-
-
-def test_progress_counts_the_matrices(plain: Path) -> None:
-    seen: list[tuple[int, int]] = []
-    errors = tensor_errors(plain, plain, progress=lambda done, of: seen.append((done, of)))
-    assert seen == [(done, len(errors)) for done in range(1, len(errors) + 1)]

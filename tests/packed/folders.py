@@ -5,7 +5,7 @@ from pathlib import Path
 from quantkit.checkpoint import open_checkpoint
 from quantkit.families.base.native import Native
 from quantkit.forward.weights import f32
-from quantkit.outputs.packed_folders import FolderPlan, FolderRequest, Method, all_layers, plan_folder_of
+from quantkit.outputs.packed_folders import FolderPlan, FolderRequest, all_layers, plan_folder_of
 from quantkit.packed.layout import MAX_SHARD
 from quantkit.packed.packing import pack_awq, pack_gptq
 from quantkit.packed.writer import FolderWriter
@@ -18,7 +18,7 @@ Hashes = dict[str, str]
 def planned(
     native: Native,
     folder: Path,
-    method: Method = "awq",
+    method: str = "awq",
     grid: Grid | None = None,
     *,
     skip: tuple[str, ...] = (),
@@ -47,7 +47,7 @@ def write_planned(plan: FolderPlan, native: Native) -> Hashes:
 
 
 def write_folder(
-    source: Path, folder: Path, method: Method = "awq", grid: Grid | None = None, *, max_shard: int = MAX_SHARD
+    source: Path, folder: Path, method: str = "awq", grid: Grid | None = None, *, max_shard: int = MAX_SHARD
 ) -> Hashes:
     """The checkpoint `source` as AWQ or GPTQ in `folder`."""
     with open_checkpoint(str(source)) as checkpoint:

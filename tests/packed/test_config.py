@@ -85,12 +85,12 @@ def vllm_gptq(name: str, config: dict[str, Any]) -> bool:
 def test_awq_loaders_quantize_what_we_did(case: str, loader: Callable[[str, dict[str, Any]], bool]) -> None:
     kept, quantized = CASES[case]
     config = awq_config(Grid(), kept, quantized)
-    found = {name for name in kept | quantized if loader(name, config)}
+    quantized_names = {name for name in kept | quantized if loader(name, config)}
     if loader is auto_awq and case in ("a dense layer among mixtures", "one layer's down skipped"):
         # AutoAWQ has no way to keep a linear of one layer only: such a folder is for the other loaders
-        assert found == (kept | quantized) - {"lm_head"}
+        assert quantized_names == (kept | quantized) - {"lm_head"}
     else:
-        assert found == quantized
+        assert quantized_names == quantized
 
 
 @pytest.mark.parametrize("loader", [gptqmodel, optimum, vllm_gptq])

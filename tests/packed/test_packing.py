@@ -75,14 +75,14 @@ def test_unpacking_gives_back_what_was_packed(bits: int, group: int) -> None:
     quantized = random_quantized(Grid(bits, group), n_out=96, n_in=64)
     order = np.random.default_rng(1).permutation(quantized.groups).astype(np.int32)
     shuffled = Quantized(quantized.grid, quantized.q, quantized.scales, quantized.zeros, order)
-    for found, expected in (
+    for actual, expected in (
         (unpack_awq(pack_awq(quantized), quantized.grid), quantized),
         (unpack_gptq(pack_gptq(shuffled, 1), quantized.grid, 1), shuffled),
         (unpack_gptq(pack_gptq(shuffled, 2), quantized.grid, 2), shuffled),
     ):
         for name in ("q", "scales", "zeros", "groups"):
-            assert np.array_equal(getattr(found, name), getattr(expected, name)), name
-        assert np.array_equal(found.dequantized(), expected.dequantized())
+            assert np.array_equal(getattr(actual, name), getattr(expected, name)), name
+        assert np.array_equal(actual.dequantized(), expected.dequantized())
 
 
 @pytest.mark.parametrize("bits", WIDTHS)

@@ -14,7 +14,7 @@ from quantkit.errors import CheckpointError, UnsupportedError
 from quantkit.families import reference_logits
 from quantkit.families.base.native import Native
 from quantkit.forward.weights import f32
-from quantkit.outputs.packed_folders import Method, all_layers
+from quantkit.outputs.packed_folders import all_layers
 from quantkit.packed.layout import plan_folder
 from quantkit.packed.packing import Packed, pack_awq, pack_gptq
 from quantkit.packed.reader import QuantizedFolder, open_quantized
@@ -91,7 +91,7 @@ def test_gptqmodels_zeros_of_nought_borrow_from_their_neighbours(bits: int, tmp_
 
 @pytest.mark.parametrize("method", ["awq", "gptq"])
 @pytest.mark.parametrize("model", ["llama", "qwen2moe", "gpt2", "mixtral"])
-def test_the_forward_runs_on_a_folder_as_on_the_rounded_weights(model: str, method: Method, tmp_path: Path) -> None:
+def test_the_forward_runs_on_a_folder_as_on_the_rounded_weights(model: str, method: str, tmp_path: Path) -> None:
     source = tiny_llama(tmp_path / "m") if model == "llama" else write_checkpoint(model, tmp_path / "m")
     grid = Grid(4, 16, symmetric=method == "gptq")
     write_folder(source, tmp_path / "q", method, grid, max_shard=1_000_000)

@@ -48,22 +48,22 @@ def write_all(folder: Path, max_shard: int, order: int = 1) -> None:
 def test_the_safetensors_library_reads_every_tensor_back(max_shard: int, tmp_path: Path) -> None:
     write_all(tmp_path / "out", max_shard)
     files = sorted((tmp_path / "out").glob("*.safetensors"))
-    found: dict[str, tuple[str, Any]] = {}
+    tensors: dict[str, tuple[str, Any]] = {}
     for file in files:
         with safe_open(file, framework="np") as opened:
             assert opened.metadata() == {"format": "pt"}
             # numpy alone has no bf16: its bytes are compared below
             names = list(opened.keys())
-            found |= {name: (file.name, opened.get_slice(name)) for name in names}
+            tensors |= {name: (file.name, opened.get_slice(name)) for name in names}
             for name in names:
                 if opened.get_slice(name).get_dtype() != "BF16":
                     assert np.array_equal(opened.get_tensor(name), values()[name])
-    assert {name: (kind.get_dtype(), tuple(kind.get_shape())) for name, (_, kind) in found.items()} == {
+    assert {name: (kind.get_dtype(), tuple(kind.get_shape())) for name, (_, kind) in tensors.items()} == {
         name: (dtype, shape) for name, dtype, shape in TENSORS
     }
     if len(files) > 1:
         index = json.loads((tmp_path / "out" / INDEX).read_text())
-        assert index["weight_map"] == {name: file for name, (file, _) in found.items()}
+        assert index["weight_map"] == {name: file for name, (file, _) in tensors.items()}
         assert index["metadata"]["total_size"] == sum(array.nbytes for array in values().values())
 
 

@@ -126,6 +126,6 @@ def _dequantized_logits(folder: Path) -> np.ndarray:
         return reference_logits(opened.whole, opened.config, PROMPT)
 
 
-def _differences(found: np.ndarray, expected: np.ndarray) -> np.ndarray:
+def _differences(actual: np.ndarray, expected: np.ndarray) -> np.ndarray:
     """Of each token: root mean square of the difference of its logits, in standard deviations of all logits."""
-    return np.sqrt(np.mean((found - expected) ** 2, axis=1)) / expected.std()
+    return np.sqrt(np.mean((actual - expected) ** 2, axis=1)) / expected.std()

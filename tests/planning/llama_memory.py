@@ -68,10 +68,10 @@ def measure(jobs: Sequence[Job]) -> list[Measured]:
             env={**os.environ, "GGML_NO_BACKTRACE": "1"},
             check=False,
         )
-        found = [json.loads(line) for line in logs.read_text().splitlines()] if logs.exists() else []
-        if done.returncode or len(found) != len(jobs):
-            raise OracleError(f"llama.cpp aborted in job {len(found)} of {len(jobs)}:\n{done.stdout}\n{done.stderr}")
-        return [_read(breakdown, log) for breakdown, log in found]
+        records = [json.loads(line) for line in logs.read_text().splitlines()] if logs.exists() else []
+        if done.returncode or len(records) != len(jobs):
+            raise OracleError(f"llama.cpp aborted in job {len(records)} of {len(jobs)}:\n{done.stdout}\n{done.stderr}")
+        return [_read(breakdown, log) for breakdown, log in records]
 
 
 def _read(breakdown: list[int], log: str) -> Measured:
@@ -166,19 +166,19 @@ def _breakdown(llama_cpp: Any, context: Any) -> list[int]:
     function = llama_cpp.llama_cpp._lib["_Z26llama_get_memory_breakdownPK13llama_context"]
     # a class that is returned by value comes through a hidden first pointer
     function.argtypes, function.restype = [ctypes.POINTER(_Map), ctypes.c_void_p], ctypes.c_void_p
-    found = _Map()
-    function(ctypes.byref(found), context)
+    sizes = _Map()
+    function(ctypes.byref(sizes), context)
     total = [0, 0, 0]
 
     def walk(node: Any) -> None:
         if node:
-            each = node.contents
-            for i, size in enumerate((each.model, each.context, each.compute)):
+            entry = node.contents
+            for i, size in enumerate((entry.model, entry.context, entry.compute)):
                 total[i] += size
-            walk(each.left)
-            walk(each.right)
+            walk(entry.left)
+            walk(entry.right)
 
-    walk(found.root)
+    walk(sizes.root)
     return total
 
 

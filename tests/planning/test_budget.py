@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from quantkit.planning.budget import Budget, Fit, best_fit, fit_offer, longest_context, remedies
+from quantkit.planning.budget import Budget, Fit, best_fit, fit_experts, fit_offer, longest_context, remedies
 from quantkit.planning.context import Context
 from quantkit.planning.memory import plan_memory
 from quantkit.planning.sizes import Offer, offers
@@ -105,9 +105,9 @@ def test_where_nothing_fits_each_remedy_would(llama: Source, forms: dict[str, Of
     budget = Budget(need - GB)
     fit = fit_offer(llama.shape, smallest, context, budget)
     assert fit.missing == GB
-    found = {remedy.what: remedy.fit for remedy in remedies(llama.shape, list(forms.values()), context, budget)}
-    assert "--kv-type q8_0" in found and any(what.startswith("--ctx ") for what in found)
-    assert all(each.fits and each.memory.cpu.total <= budget.ram for each in found.values())
+    fits = {remedy.what: remedy.fit for remedy in remedies(llama.shape, list(forms.values()), context, budget)}
+    assert "--kv-type q8_0" in fits and any(what.startswith("--ctx ") for what in fits)
+    assert all(remedy_fit.fits and remedy_fit.memory.cpu.total <= budget.ram for remedy_fit in fits.values())
     assert remedies(llama.shape, list(forms.values()), context, Budget(10**8)) == []
 
 
@@ -119,6 +119,37 @@ def test_experts_on_the_cpu_are_a_remedy(tmp_path: Path) -> None:
     assert not fit.fits
     moved = replace(context, cpu_moe=32)
     assert fit_offer(mixtral.shape, offer, moved, Budget(64 * GB, 8 * GB), fixed_layers=True).fits
+
+
+@pytest.mark.parametrize(("vram", "layers"), [(6, 33), (12, 33), (20, 33), (2, 20)])
+def test_experts_go_to_the_cpu_first_as_few_as_possible_and_whole_layers_after_them(
+    vram: int, layers: int, tmp_path: Path
+) -> None:
+    mixtral = open_source(str(write_model(tmp_path / "model.gguf", LARGE["Mixtral"])))
+    (offer,) = offers(mixtral, ["q4_0"])
+    budget = Budget(64 * GB, vram * GB)
+    fit = fit_experts(mixtral.shape, offer, Context(), budget)
+    assert fit is not None and fit.memory.gpu is not None and fit.memory.gpu.total <= budget.vram
+
+    def gpu(**changes: int) -> int:
+        context = replace(fit.memory.context, **changes)
+        memory = plan_memory(mixtral.shape, offer.tensors, context, has_gpu=True).gpu
+        assert memory is not None
+        return memory.total
+
+    assert (fit.gpu_layers == 33) == (layers == 33)
+    if layers == 33:
+        assert gpu(cpu_moe=fit.cpu_moe - 1) > budget.vram
+    else:
+        assert fit.cpu_moe == 32 and gpu(gpu_layers=fit.gpu_layers + 1) > budget.vram
+    # every other split of the same memory reads more bytes on the CPU for one token
+    whole = fit_offer(mixtral.shape, offer, Context(), budget)
+    on_cpu = [bytes_per_token(mixtral.shape, offer.tensors, each.memory.context)["CPU"] for each in (fit, whole)]
+    assert on_cpu[0] < on_cpu[1]
+
+
+def test_a_model_without_experts_has_no_placement_of_experts(llama: Source, forms: dict[str, Offer]) -> None:
+    assert fit_experts(llama.shape, forms["q4_k_m"], Context(), Budget(32 * GB, 4 * GB)) is None
 
 
 def test_a_token_reads_the_experts_it_uses_and_one_row_of_the_embedding(tmp_path: Path) -> None:

@@ -50,9 +50,9 @@ def assert_memory_is_llama_cpps(path: Path, *, counted_twice: str = "") -> None:
         Job(str(path), n_ctx=n_ctx, flash=flash, kv=kv, no_alloc=True)
         for n_ctx, flash, kv in ((512, -1, "f16"), (4096, 0, "f16"), (32768, -1, "q8_0"))
     ]
-    for job, found in zip(jobs, measure(jobs), strict=True):
+    for job, measured in zip(jobs, measure(jobs), strict=True):
         context = Context(n_ctx=job.n_ctx, kv_type=job.kv, flash=False if job.flash == 0 else None)
         memory = plan_memory(shape, tensors, context).cpu
-        assert memory.compute == pytest.approx(found.compute, rel=0.001), job
-        assert memory.kv == pytest.approx(found.kv, rel=0.001), job
-        assert memory.weights + twice == pytest.approx(found.weights, rel=0.001), job
+        assert memory.compute == pytest.approx(measured.compute, rel=0.001), job
+        assert memory.kv == pytest.approx(measured.kv, rel=0.001), job
+        assert memory.weights + twice == pytest.approx(measured.weights, rel=0.001), job

@@ -7,9 +7,11 @@ from pathlib import Path
 import pytest
 
 from quantkit.families import find_family, has_checked_plan
+from quantkit.gguf.reader import read_header
+from quantkit.measurement.load_options import LoadOptions
 from quantkit.measurement.memory import loaded_memory
 from quantkit.planning.context import Context
-from quantkit.planning.memory import plan_memory
+from quantkit.planning.memory import plan_memory, weight_devices
 from tests.families.expected import expected, write_checkpoint
 from tests.families.models import all_cases
 from tests.helpers.conversions import to_gguf
@@ -35,11 +37,11 @@ def test_the_compute_buffer_is_llama_cpps(name: str, tmp_path: Path) -> None:
     shape, tensors = read_model(path)
     assert has_checked_plan(shape.arch)
     jobs = [Job(str(path), n_ctx=n_ctx, flash=flash) for n_ctx, flash in ((512, -1), (2048, 0), (8192, -1))]
-    for job, found in zip(jobs, measure(jobs), strict=True):
+    for job, measured in zip(jobs, measure(jobs), strict=True):
         context = Context(n_ctx=job.n_ctx, flash=False if job.flash == 0 else None)
         memory = plan_memory(shape, tensors, context).cpu
-        assert memory.compute == pytest.approx(found.compute, rel=0.001, abs=HUNDREDTH), job
-        assert memory.kv == pytest.approx(found.kv, abs=2 * HUNDREDTH), job
+        assert memory.compute == pytest.approx(measured.compute, rel=0.001, abs=HUNDREDTH), job
+        assert memory.kv == pytest.approx(measured.kv, abs=2 * HUNDREDTH), job
 
 
 @pytest.fixture(scope="module")
@@ -60,10 +62,30 @@ def test_each_device_takes_what_the_plan_says_for_any_number_of_layers(name: str
     for layers in range(1, shape.n_layer + 2):
         if (name, layers) in FLASH_OFF:
             continue
-        memory = loaded_memory(path, n_ctx=4096, gpu_layers=layers, rpc=[server])
+        memory = loaded_memory(path, LoadOptions(gpu_layers=layers, rpc=[server]), n_ctx=4096)
         # an RPC server computes with its own weights only
         planned = plan_memory(shape, tensors, Context(gpu_layers=layers, op_offload=False), has_gpu=True)
         for ours, theirs in zip(planned.devices, memory.devices, strict=True):
             assert ours.weights == pytest.approx(theirs.weights, rel=0.01, abs=HUNDREDTH), (layers, ours)
             assert ours.kv == pytest.approx(theirs.kv, abs=2 * HUNDREDTH), (layers, ours)
             assert ours.compute == pytest.approx(theirs.compute, rel=0.03, abs=2 * HUNDREDTH), (layers, ours)
+
+
+@pytest.mark.parametrize("name", ["mixtral", "qwen3moe", "deepseek-v3", "gpt-oss"])
+def test_each_device_takes_what_the_plan_says_with_experts_on_the_cpu(name: str, server: str, tmp_path: Path) -> None:
+    path = to_gguf(write_checkpoint(name, tmp_path / name), "f32", tmp_path)
+    shape, tensors = read_model(path)
+    layers = shape.n_layer + 1
+    for cpu_moe in (0, shape.n_layer // 2, shape.n_layer):
+        memory = loaded_memory(path, LoadOptions(gpu_layers=layers, rpc=[server], cpu_moe=cpu_moe), n_ctx=4096)
+        context = Context(gpu_layers=layers, cpu_moe=cpu_moe, op_offload=False)
+        planned = plan_memory(shape, tensors, context, has_gpu=True)
+        # of the CPU llama.cpp states the part of the file that it maps, with what lies between the experts
+        where = weight_devices(shape, tensors, context)
+        mapped = [slot for slot in read_header(path).tensors if "CPU" in where[slot.name]]
+        span = max(slot.offset + slot.nbytes for slot in mapped) - min(slot.offset for slot in mapped)
+        for ours, theirs in zip(planned.devices, memory.devices, strict=True):
+            weights = span if ours.name == "CPU" else ours.weights
+            assert weights == pytest.approx(theirs.weights, rel=0.01, abs=HUNDREDTH), (cpu_moe, ours)
+            assert ours.kv == pytest.approx(theirs.kv, abs=2 * HUNDREDTH), (cpu_moe, ours)
+            assert ours.compute == pytest.approx(theirs.compute, rel=0.03, abs=2 * HUNDREDTH), (cpu_moe, ours)

@@ -34,14 +34,15 @@ def planned(path: Path, job: Job, **more: object) -> DeviceMemory:
     return plan_memory(shape, tensors, context).cpu
 
 
-def assert_within(path: Path, job: Job, found: Measured, share: float = 0.02) -> None:
+def assert_within(path: Path, job: Job, measured: Measured, share: float = 0.02) -> None:
     memory = planned(path, job)
-    said = f"{path.name} {job}: planned {memory}, llama.cpp {found.weights, found.kv, found.compute, found.output}"
+    theirs = measured.weights, measured.kv, measured.compute, measured.output
+    message = f"{path.name} {job}: planned {memory}, llama.cpp {theirs}"
     # the log is in hundredths of a MiB
-    assert memory.kv == pytest.approx(found.kv, abs=11000), said
-    assert memory.weights == pytest.approx(found.weights, rel=0.001, abs=11000), said
-    assert memory.compute == pytest.approx(found.compute, rel=share, abs=11000), said
-    assert memory.buffers == pytest.approx(found.total, rel=share / 2), said
+    assert memory.kv == pytest.approx(measured.kv, abs=11000), message
+    assert memory.weights == pytest.approx(measured.weights, rel=0.001, abs=11000), message
+    assert memory.compute == pytest.approx(measured.compute, rel=share, abs=11000), message
+    assert memory.buffers == pytest.approx(measured.total, rel=share / 2), message
 
 
 @pytest.fixture(scope="module")
@@ -55,8 +56,8 @@ def converted(smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[s
 
 def test_smollm2_takes_what_the_plan_says(converted: dict[str, Path]) -> None:
     tasks = jobs(converted["Q8_0"])
-    for job, found in zip(tasks, measure(tasks), strict=True):
-        assert_within(converted["Q8_0"], job, found)
+    for job, measured in zip(tasks, measure(tasks), strict=True):
+        assert_within(converted["Q8_0"], job, measured)
 
 
 @pytest.mark.parametrize("name", [*SHAPES, "sliding window"])
@@ -64,16 +65,16 @@ def test_loading_a_shape_takes_what_the_plan_says(name: str, tmp_path: Path) -> 
     path = tmp_path / "model.gguf"
     path = write_sliding(path) if name == "sliding window" else write_model(path, SHAPES[name])
     tasks = jobs(path, settings=[("f16", None), ("f16", False)])
-    for job, found in zip(tasks, measure(tasks), strict=True):
-        assert_within(path, job, found)
+    for job, measured in zip(tasks, measure(tasks), strict=True):
+        assert_within(path, job, measured)
 
 
 @pytest.mark.parametrize("name", LARGE)
 def test_large_models_are_sized_as_llama_cpp_sizes_them(name: str, tmp_path: Path) -> None:
     path = write_model(tmp_path / "model.gguf", LARGE[name])
     tasks = jobs(path, no_alloc=True)
-    for job, found in zip(tasks, measure(tasks), strict=True):
-        assert_within(path, job, found)
+    for job, measured in zip(tasks, measure(tasks), strict=True):
+        assert_within(path, job, measured)
 
 
 @pytest.mark.parametrize("name", sorted(MODELS))
@@ -81,23 +82,23 @@ def test_compressed_caches_and_windows_are_sized_as_llama_cpp_sizes_them(name: s
     config, packed, _ = MODELS[name]
     path = write_described(tmp_path / "model.gguf", *described(config, packed=packed))
     tasks = jobs(path, no_alloc=True)
-    for job, found in zip(tasks, measure(tasks), strict=True):
-        assert_within(path, job, found)
+    for job, measured in zip(tasks, measure(tasks), strict=True):
+        assert_within(path, job, measured)
 
 
 @pytest.mark.parametrize("n_ubatch", [1, 64, 2048])
 def test_a_batch_of_another_size_takes_what_the_plan_says(n_ubatch: int, tmp_path: Path) -> None:
     path = write_model(tmp_path / "model.gguf", SHAPES["experts"])
     job = Job(str(path), n_ctx=4000, n_ubatch=n_ubatch, no_alloc=True)
-    (found,) = measure([job])
-    assert_within(path, job, found)
+    (measured,) = measure([job])
+    assert_within(path, job, measured)
 
 
 def test_what_is_rearranged_for_the_cpu_is_told(converted: dict[str, Path]) -> None:
     path = converted["Q4_0"]
-    (found,) = measure([Job(str(path), repack=True)])
+    (measured,) = measure([Job(str(path), repack=True)])
     repacked = sum(
-        float(line.split("=")[1].split()[0]) for line in found.log.splitlines() if "CPU_REPACK model buffer" in line
+        float(line.split("=")[1].split()[0]) for line in measured.log.splitlines() if "CPU_REPACK model buffer" in line
     )
     shape, tensors = read_model(path)
     memory = plan_memory(shape, tensors, Context(n_ctx=512), cpu_features=cpu_features()).cpu

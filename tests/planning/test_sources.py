@@ -36,13 +36,13 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_files_are_as_large_as_llama_quantize_makes_them(checkpoint: Path, tmp_path: Path) -> None:
     whole = to_gguf(checkpoint, "bf16", tmp_path)
-    asked = ("q8_0", "q6_k", "q5_k_m", "q4_k_m", "q4_0", "q3_k_m", "q2_k")
-    found = {offer.label: offer for offer in offers(open_source(str(checkpoint)), asked)}
-    again = {offer.label: offer for offer in offers(open_source(str(whole)), asked)}
-    for name in asked:
+    types = ("q8_0", "q6_k", "q5_k_m", "q4_k_m", "q4_0", "q3_k_m", "q2_k")
+    by_label = {offer.label: offer for offer in offers(open_source(str(checkpoint)), types)}
+    again = {offer.label: offer for offer in offers(open_source(str(whole)), types)}
+    for name in types:
         made = tmp_path / f"{name}.gguf"
         oracle.llama_quantize(whole, made, FILE_TYPES[name].ftype)
-        assert found[name].size == again[name].size == made.stat().st_size, name
+        assert by_label[name].size == again[name].size == made.stat().st_size, name
     assert open_source(str(checkpoint)).exact
 
 
@@ -120,13 +120,14 @@ def test_awq_and_gptq_of_a_gguf_cannot_be_had(tmp_path: Path) -> None:
 def test_an_unknown_type_is_refused_with_what_there_is() -> None:
     assert known_types(["Q4_0", "awq", "q4_0"]) == ("q4_0", "awq")
     with pytest.raises(
-        UsageError, match=r"unknown quantization type 'q4_9'; the nearest are q4_.*awq and gptq are types too$"
+        UsageError,
+        match=r"unknown quantization type 'q4_9'; the nearest are q4_.*awq, gptq, fp8, fp8-block are types too$",
     ):
         known_types(["q4_9"])
 
 
 def test_what_is_no_source_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="there is no file"):
+    with pytest.raises(CheckpointError, match="not found; check the name"):
         open_source(str(tmp_path / "none.gguf"))
     (tmp_path / "config.json").write_text(json.dumps({"architectures": ["LlamaForCausalLM"], "model_type": "llama"}))
     with pytest.raises(CheckpointError, match=r"config\.json"):

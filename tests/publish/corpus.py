@@ -79,7 +79,7 @@ def _of_folder(name: str, folder: Path) -> Published:
     config = json.loads((folder / "tokenizer_config.json").read_text("utf-8"))
     template = config["chat_template"]
     if isinstance(template, list):
-        template = next(each["template"] for each in template if each["name"] == "default")
+        template = next(entry["template"] for entry in template if entry["name"] == "default")
     tokens = [config.get(name) or "" for name in ("bos_token", "eos_token")]
     bos, eos = (name if isinstance(name, str) else name["content"] for name in tokens)
     return Published(name, template, bos, eos)

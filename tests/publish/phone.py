@@ -338,8 +338,8 @@ class Phone:
                 timeout=100,
                 check=False,
             )
-        said = [(self.root / name).read_text(errors="replace") for name in ("stdout", "stderr")]
-        return Ended(done.returncode, *said)
+        outputs = [(self.root / name).read_text(errors="replace") for name in ("stdout", "stderr")]
+        return Ended(done.returncode, *outputs)
 
     def _file(self, text: str) -> Path:
         path = self.root / "termux.sh"

@@ -189,13 +189,13 @@ def test_a_table_of_each_text_where_there_are_several(gguf: Path) -> None:
 
 
 def test_which_to_take_goes_by_the_memory_that_was_measured(gguf: Path) -> None:
-    said = section(card_of(gguf, report=report_of(gguf)), "Which file to choose")
+    text = section(card_of(gguf, report=report_of(gguf)), "Which file to choose")
     # 4.1 GB and 8.1 GB with a quarter of the memory to spare: 5.47 and 10.8 GB
-    assert re.findall(r"With (\d+) GB of memory or more: \*\*(\w+)\*\*, ([\d.]+) GB", said) == [
+    assert re.findall(r"With (\d+) GB of memory or more: \*\*(\w+)\*\*, ([\d.]+) GB", text) == [
         ("6", "Q4_0", "4.10"),
         ("12", "Q8_0", "8.10"),
     ]
-    assert said.count("with a context of 4,096 tokens (measured)") == 2
+    assert text.count("with a context of 4,096 tokens (measured)") == 2
 
 
 def test_figures_of_other_files_are_refused(gguf: Path) -> None:
@@ -283,7 +283,7 @@ def test_a_folder_of_another_kind_is_told(outputs: Path, kind: str, folder: str,
 def test_the_cards_commands_run_as_they_stand(gguf: Path) -> None:
     """`quantkit run` for real; llama.cpp's and Ollama's are checked as words of a shell, for neither is built here."""
     text = card_of(gguf)
-    commands = [line for found in re.findall(r"```sh\n(.*?)```", text, re.DOTALL) for line in found.splitlines()]
+    commands = [line for block in re.findall(r"```sh\n(.*?)```", text, re.DOTALL) for line in block.splitlines()]
     assert [shlex.split(line)[:3] for line in commands] == [
         ["llama-cli", "-hf", "me/Tiny-GGUF:Q4_0"],
         ["llama-cli", "-m", "Tiny-Q4_0.gguf"],
@@ -419,11 +419,11 @@ def tokens_of(card: str) -> list[list[str]]:
     """The kinds of blocks and of what is inside each, without plain text."""
     parser = MarkdownIt("commonmark").enable(["table", "strikethrough"])
     plainly = ("text", "text_special", "html_inline_comment")
-    found = []
+    tokens = []
     for token in parser.parse(card.partition("\n---\n")[2]):
         inside = [child.type for child in token.children or () if child.content != "<!-- -->"]
-        found.append([token.type, *(kind for kind in inside if kind not in plainly)])
-    return found
+        tokens.append([token.type, *(kind for kind in inside if kind not in plainly)])
+    return tokens
 
 
 @given(text=st.text(alphabet=st.sampled_from("`~|\\ a<>\n"), max_size=30))
@@ -445,7 +445,7 @@ def test_a_file_with_a_name_for_the_shell_stays_one_word(gguf: Path) -> None:
     name = "-x; touch 'pwned` $(id)-Q4_0.gguf"
     (gguf / "Tiny-Q4_0.gguf").rename(gguf / name)
     text = card_of(gguf, model=CardModel("Tiny"))
-    commands = [line for found in re.findall(r"```+sh\n(.*?)```", text, re.DOTALL) for line in found.splitlines()]
+    commands = [line for block in re.findall(r"```+sh\n(.*?)```", text, re.DOTALL) for line in block.splitlines()]
     words = [shlex.split(line) for line in commands]
     assert [words[0][2], words[1][2], words[2][3]] == [f"./{name}"] * 3
     assert shlex.split(commands[0])[:2] == ["llama-cli", "-m"]

@@ -1,6 +1,8 @@
 """Pushing for real: huggingface_hub's own client against the upload side of a small hub, through HF_ENDPOINT."""
 
+import contextlib
 import hashlib
+import io
 import json
 import os
 import signal
@@ -12,8 +14,10 @@ from typing import Any
 
 import pytest
 
+from tests.helpers.environment import environment
 from tests.helpers.hub_server import closed_port
 from tests.helpers.upload_hub import PART, UploadHub, UploadRepo, running_upload_hub
+from tests.publish.hub_client import pushed
 
 REPO = "me/Tiny-GGUF"
 CARD = b"---\nlicense: mit\ntags:\n- gguf\n---\n\n# Tiny\n"
@@ -37,28 +41,6 @@ NOBODYS = (
     ".env",
     "bake.journal",
 )
-# What a child prints: the answer, or the class and the sentence of the error.
-_CHILD = """
-import json, sys
-from pathlib import Path
-from quantkit.errors import QuantkitError
-from quantkit.publish.hub import push_folder
-asked = json.loads(sys.argv[1])
-class Recorded:
-    def __init__(self):
-        self.total, self.sent = 0, {}
-    def start(self, stage, total=0):
-        self.total = total
-    def advance(self, amount=1, item=""):
-        self.sent[item] = amount
-progress = Recorded()
-try:
-    files = push_folder(Path(asked.pop("folder")), asked.pop("repo"), **asked, progress=progress)
-    pushed = {file.path: file.bytes for file in files}
-    print(json.dumps({"pushed": pushed, "total": progress.total, "sent": progress.sent}))
-except QuantkitError as error:
-    print(json.dumps({"error": type(error).__name__, "sentence": str(error)}))
-"""
 
 
 @pytest.fixture
@@ -77,26 +59,33 @@ def folder(tmp_path: Path) -> Path:
     return folder
 
 
-def child(endpoint: str, folder: Path, repo: str = REPO, token: str | None = "hf_writer", **asked: Any) -> Any:
-    """The command and the environment of a fresh process that pushes."""
-    home = folder.parent / "home"
-    env = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "HUGGING"))}
-    env |= {"HF_ENDPOINT": endpoint, "HF_HOME": str(home), "HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
-    if token is not None:
-        env["HF_TOKEN"] = token
-    words = json.dumps({"folder": str(folder), "repo": repo, **asked})
-    return [sys.executable, "-c", _CHILD, words], env
+def settings(endpoint: str, folder: Path, token: str | None) -> dict[str, str]:
+    ours = {"HF_ENDPOINT": endpoint, "HF_HOME": str(folder.parent / "home")}
+    ours |= {"HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
+    return ours if token is None else {**ours, "HF_TOKEN": token}
 
 
-def push(endpoint: str, folder: Path, repo: str = REPO, token: str | None = "hf_writer", **asked: Any) -> Any:
-    command, env = child(endpoint, folder, repo, token, **asked)
-    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=120)
-    assert done.stderr == "", done.stderr
-    return json.loads(done.stdout)
+def child(endpoint: str, folder: Path) -> tuple[list[str], dict[str, str]]:
+    """The command and the environment of a new process that pushes."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "HUGGING"))}
+    words = json.dumps({"folder": str(folder), "repo": REPO})
+    command = [sys.executable, "-m", "tests.publish.hub_client", words]
+    return command, {**kept, **settings(endpoint, folder, "hf_writer")}
+
+
+def push(endpoint: str, folder: Path, repo: str = REPO, token: str | None = "hf_writer", **options: Any) -> Any:
+    errors = io.StringIO()
+    with environment(settings(endpoint, folder, token)), contextlib.redirect_stderr(errors):
+        answer = pushed(str(folder), repo, **options)
+    assert errors.getvalue() == ""
+    return answer
 
 
 def test_a_folder_arrives_whole_in_one_commit_without_what_is_not_finished(hub: UploadHub, folder: Path) -> None:
-    answer = push(hub.endpoint, folder)
+    command, variables = child(hub.endpoint, folder)
+    done = subprocess.run(command, env=variables, capture_output=True, text=True, timeout=120, check=True)
+    assert done.stderr == ""
+    answer = json.loads(done.stdout)
     assert answer["pushed"] == {name: len(data) for name, data in FILES.items()}
     repo = hub.repos[REPO]
     assert repo.files == FILES and not repo.private
@@ -167,7 +156,7 @@ def test_nobody_logged_in_is_told_how_before_anything_is_asked(hub: UploadHub, f
 
 
 @pytest.mark.parametrize(
-    ("refuse", "asked", "words"),
+    ("refuse", "options", "words"),
     [
         (None, {"token": "hf_wrong"}, ("refused the token", "(401)", "hf auth login")),
         (None, {"repo": "others/Tiny"}, ("cannot write to others/Tiny", "403", "write access to others")),
@@ -186,10 +175,10 @@ def test_nobody_logged_in_is_told_how_before_anything_is_asked(hub: UploadHub, f
     ids=lambda value: "-".join(map(str, value[:2])) if isinstance(value, tuple) else None,
 )
 def test_what_the_hub_refuses_is_one_sentence_with_what_to_do(
-    hub: UploadHub, folder: Path, refuse: tuple[str, int, str] | None, asked: dict[str, str], words: tuple[str, ...]
+    hub: UploadHub, folder: Path, refuse: tuple[str, int, str] | None, options: dict[str, str], words: tuple[str, ...]
 ) -> None:
     hub.refuse = [refuse] if refuse else []
-    answer = push(hub.endpoint, folder, **asked)
+    answer = push(hub.endpoint, folder, **options)
     assert answer["error"] == "PublishError"
     assert all(word in answer["sentence"] for word in words), answer["sentence"]
     assert "\n" not in answer["sentence"] and "http" not in answer["sentence"]
@@ -231,5 +220,5 @@ def test_a_link_out_of_the_folder_is_not_followed(folder: Path) -> None:
     (folder.parent / "secret").write_text("secret")
     (folder / "LICENSE").symlink_to(folder.parent / "secret")
     (folder / "Tiny-Q4.gguf").symlink_to("Tiny-Q4_0.gguf")
-    pushed = push(closed_port(), folder, dry_run=True)["pushed"]
-    assert "LICENSE" not in pushed and pushed["Tiny-Q4.gguf"] == len(LARGE["Tiny-Q4_0.gguf"])
+    files = push(closed_port(), folder, dry_run=True)["pushed"]
+    assert "LICENSE" not in files and files["Tiny-Q4.gguf"] == len(LARGE["Tiny-Q4_0.gguf"])

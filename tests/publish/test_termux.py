@@ -51,10 +51,10 @@ def test_the_package_carries_the_script_of_termux() -> None:
 
 
 def test_bash_reads_every_setting_as_it_was_given() -> None:
-    asked = Settings(
+    settings = Settings(
         "ns/m:4b", "https://h/a'b.gguf", 12, "ab" * 32, ((1024, 128, 7), (2048, 128, 9)), 512, HOSTILE, "--temp 1"
     )
-    assert bash_reads(fill_in(script(), asked)) == {
+    assert bash_reads(fill_in(script(), settings)) == {
         "NAME": "ns/m:4b",
         "GGUF": "https://h/a'b.gguf",
         "MODEL_BYTES": "12",
@@ -113,16 +113,16 @@ def test_a_script_with_hostile_settings_is_clean_and_does_what_it_should(tmp_pat
 
 
 def test_the_script_has_the_phones_of_the_package() -> None:
-    said = dict(
+    settings = dict(
         line.split("=", 1)
         for line in script().splitlines()
         if line.startswith(("PHONES=", "SMALLER_PHONE=", "CONTEXTS="))
     )
-    assert shlex.split(said["PHONES"]) == [
+    assert shlex.split(settings["PHONES"]) == [
         " ".join(f"{phone.gigabytes}:{phone.n_ctx}:{phone.n_batch}" for phone in PHONES)
     ]
-    assert shlex.split(said["SMALLER_PHONE"]) == [f"{SMALLER[0]}:{SMALLER[1]}"]
-    assert shlex.split(said["CONTEXTS"]) == [" ".join(f"{ctx}:{batch}:0" for ctx, batch in RUNGS)]
+    assert shlex.split(settings["SMALLER_PHONE"]) == [f"{SMALLER[0]}:{SMALLER[1]}"]
+    assert shlex.split(settings["CONTEXTS"]) == [" ".join(f"{ctx}:{batch}:0" for ctx, batch in RUNGS)]
 
 
 @pytest.mark.parametrize("mebibytes", [3_700, 5_600, 7_500, 11_200])
@@ -165,7 +165,7 @@ def test_what_the_phone_decides_is_refused(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("url", "said"),
+    ("url", "sentence"),
     [
         ("ftp://h/m.gguf", "not http"),
         ("https:///m.gguf", "not http"),
@@ -176,8 +176,8 @@ def test_what_the_phone_decides_is_refused(name: str) -> None:
         ("https://[h/m.gguf", "malformed"),
     ],
 )
-def test_an_address_that_is_none_is_refused(url: str, said: str) -> None:
-    with pytest.raises(UsageError, match=said):
+def test_an_address_that_is_none_is_refused(url: str, sentence: str) -> None:
+    with pytest.raises(UsageError, match=sentence):
         check_url(url)
 
 

@@ -173,7 +173,7 @@ def test_outside_termux_it_refuses(phone: Phone) -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "sentence"),
     [
         (("--modell", "x"), "unknown option '--modell'"),
         (("--model",), "--model needs a value"),
@@ -187,11 +187,11 @@ def test_outside_termux_it_refuses(phone: Phone) -> None:
         (("--sha256", "abc"), "64 hexadecimal digits"),
     ],
 )
-def test_wrong_usage_is_a_sentence(phone: Phone, options: tuple[str, ...], said: str) -> None:
+def test_wrong_usage_is_a_sentence(phone: Phone, options: tuple[str, ...], sentence: str) -> None:
     before = phone.tree()
     ended = phone.run(*options)
     assert ended.code == 2
-    assert said in ended.sentence
+    assert sentence in ended.sentence
     assert phone.tree() == before
 
 
@@ -454,7 +454,7 @@ def test_every_change_is_printed_before_it_happens(phone: Phone, hub: Hub) -> No
     for name in changed:
         # Made under another name, then moved.
         name = name.replace("service/ollama", "service/.ollama.new")
-        if name not in brought and not any(each in name for each in servers_own):
+        if name not in brought and not any(word in name for word in servers_own):
             # The record of what is made is told of as a whole.
             assert str(phone.root / name) in ended.stdout or name.endswith(("/made", "/present")), name
     phone.run("--uninstall")
@@ -554,13 +554,13 @@ def test_without_a_model_the_server_is_set_up(phone: Phone) -> None:
 
 
 def test_the_gpu_is_asked_for(phone: Phone, hub: Hub) -> None:
-    said = phone.run("--gguf", address(hub), *FIGURES, "--dry-run").stdout
-    assert "vulkan" not in said.lower()
-    said = phone.run("--gguf", address(hub), *FIGURES, "--dry-run", "--gpu", "vulkan").stdout
-    assert "ollama-backend-vulkan vulkan-loader-generic mesa-vulkan-icd-freedreno" in said
-    said = phone.run("--gguf", address(hub), *FIGURES, "--dry-run", "--gpu", "opencl").stdout
-    assert "llama-cpp-backend-opencl" in said
-    assert "-ngl 99" in said
+    output = phone.run("--gguf", address(hub), *FIGURES, "--dry-run").stdout
+    assert "vulkan" not in output.lower()
+    output = phone.run("--gguf", address(hub), *FIGURES, "--dry-run", "--gpu", "vulkan").stdout
+    assert "ollama-backend-vulkan vulkan-loader-generic mesa-vulkan-icd-freedreno" in output
+    output = phone.run("--gguf", address(hub), *FIGURES, "--dry-run", "--gpu", "opencl").stdout
+    assert "llama-cpp-backend-opencl" in output
+    assert "-ngl 99" in output
 
 
 def test_runit_supervises_the_server_and_restarts_a_killed_one(phone_with: MakePhone, hub: Hub) -> None:

@@ -24,6 +24,6 @@ def gram(x: Array) -> Array:
     return x.T @ x
 
 
-def squared_error(w: Array, seen: Array, x: Array) -> float:
+def squared_error(w: Array, effective: Array, x: Array) -> float:
     """||X (seen - W)'||^2 in float64, output by output."""
-    return float(np.sum((x.astype(np.float64) @ (seen.astype(np.float64) - w.astype(np.float64)).T) ** 2))
+    return float(np.sum((x.astype(np.float64) @ (effective.astype(np.float64) - w.astype(np.float64)).T) ** 2))

@@ -23,9 +23,9 @@ def uneven(n_out: int, n_in: int) -> Array:
     return w
 
 
-def damped_error(w: Array, seen: Array, factored: Factor) -> float:
+def damped_error(w: Array, effective: Array, factored: Factor) -> float:
     """tr(dW H dW') in float64."""
-    d = seen.astype(np.float64) - w.astype(np.float64)
+    d = effective.astype(np.float64) - w.astype(np.float64)
     return float(np.sum((d @ factored.gram.astype(np.float64)) * d))
 
 
@@ -130,8 +130,8 @@ def test_any_matrix_and_text_give_a_result_no_worse_than_rounding_to_nearest(
     grid, factored = Grid(bits, group), factor(gram(x), len(x))
     s = search_scale([w], factored, grid).values
     assert np.isfinite(s).all() and s.min() > 0 and s.max() / s.min() < 1e9
-    seen = rounded(w, s, factored, grid)
+    effective = rounded(w, s, factored, grid)
     nearest = damped_error(w, round_to_nearest(w, grid).dequantized(), factored)
-    assert damped_error(w, seen, factored) <= 1.0001 * nearest + 1e-9 * damped_error(w, 0 * w, factored)
+    assert damped_error(w, effective, factored) <= 1.0001 * nearest + 1e-9 * damped_error(w, 0 * w, factored)
     if kind == "zero":
-        assert not seen.any()
+        assert not effective.any()

@@ -71,8 +71,10 @@ def test_clipping_never_errs_more_group_by_group(grid: Grid) -> None:
     for row in range(16):
         for g in range(0, 64, size):
             part = (slice(row, row + 1), slice(g, g + size))
-            seen = x[:, g : g + size]
-            assert squared_error(w[part], clipped[part], seen) <= 1.001 * squared_error(w[part], plain[part], seen)
+            group_inputs = x[:, g : g + size]
+            assert squared_error(w[part], clipped[part], group_inputs) <= 1.001 * squared_error(
+                w[part], plain[part], group_inputs
+            )
     assert squared_error(w, clipped, x) < squared_error(w, plain, x)
 
 

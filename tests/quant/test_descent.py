@@ -54,10 +54,10 @@ def test_a_sweep_is_each_integer_at_its_minimum_then_the_scale(grid: Grid, sweep
     rows = [row for row in range(12) if np.array_equal(q[row], expected_q[row])]
     assert len(rows) >= 9
     assert np.allclose(scales[rows], expected_scales[rows], rtol=1e-3)
-    seen = Quantized(grid, q, scales, made.zeros, made.groups).dequantized()
+    dequantized = Quantized(grid, q, scales, made.zeros, made.groups).dequantized()
     zeros = made.zeros[:, made.groups].astype(np.float64)
     known = (expected_q - zeros) * expected_scales[:, made.groups]
-    assert error(seen - w, h) == pytest.approx(error(known - w, h), rel=0.01)
+    assert error(dequantized - w, h) == pytest.approx(error(known - w, h), rel=0.01)
 
 
 @settings(deadline=None, max_examples=40)
@@ -85,7 +85,7 @@ def test_no_sweep_raises_the_error_of_a_row(seed: int, bits: int, group: int, sy
         q, scales = descend(w, made.q, made.scales, made.zeros.astype(np.float32), h, grid, sweeps)
         assert q.max() <= grid.top and (scales > 0).all()
         assert np.array_equal(scales, scales.astype(np.float16).astype(np.float32))
-        seen = Quantized(grid, q, scales, made.zeros, made.groups).dequantized().astype(np.float64)
-        after = [error((seen - w)[row : row + 1], h) for row in range(len(w))]
+        dequantized = Quantized(grid, q, scales, made.zeros, made.groups).dequantized().astype(np.float64)
+        after = [error((dequantized - w)[row : row + 1], h) for row in range(len(w))]
         assert all(a <= 1.0001 * b + 1e-6 * size for a, b in zip(after, before, strict=True))
         before = after

@@ -25,8 +25,8 @@ def some_scale(layer: LayerLinears, fold: NormFold | RowFold, rng: np.random.Gen
     return folding.pooled(fold, np.exp(rng.uniform(-1.1, 1.1, layer.find(key).width)).astype(np.float32))
 
 
-def drift(found: np.ndarray, known: np.ndarray) -> float:
-    return float(np.abs(found - known).max() / known.std())
+def drift(actual: np.ndarray, known: np.ndarray) -> float:
+    return float(np.abs(actual - known).max() / known.std())
 
 
 # What is packed in MXFP4 cannot take a scale that is no power of two.
@@ -70,21 +70,21 @@ def test_a_linear_that_a_scale_forgets_shows_in_the_logits(name: str, fold_at: i
 @pytest.mark.parametrize("name", ["mixtral", "qwen2moe-fused-no-biases as published", "gpt-oss"])
 def test_experts_that_come_later_take_the_same_scale(name: str) -> None:
     at_once, config = model(name)
-    in_turn = {each: values.copy() for each, values in at_once.items()}
+    in_turn = {entry: values.copy() for entry, values in at_once.items()}
     layer = layers_of(at_once, config)[0]
-    (fold,) = [each for each in layer.folds if isinstance(each, NormFold) and "expert.0" in each.inputs]
+    (fold,) = [entry for entry in layer.folds if isinstance(entry, NormFold) and "expert.0" in entry.inputs]
     scale = some_scale(layer, fold, np.random.default_rng(5))
     folding.apply_fold(at_once, layer, fold, scale)
 
-    of_experts = {each for each in in_turn if ".experts." in each}
-    here = {each: values for each, values in in_turn.items() if each not in of_experts}
+    of_experts = {entry for entry in in_turn if ".experts." in entry}
+    here = {entry: values for entry, values in in_turn.items() if entry not in of_experts}
     folding.fold_source(here, fold, scale)
     folding.fold_input(here, layer.find("feed"), scale)
     for input in layer.inputs:
         if input.key in fold.inputs and input.expert is not None:
             names = {one.name + one.form.weight for one in input.linears}
-            folding.fold_input({each: in_turn[each] for each in names}, input, scale)
-    assert all(np.array_equal(in_turn[each], at_once[each]) for each in at_once)
+            folding.fold_input({entry: in_turn[entry] for entry in names}, input, scale)
+    assert all(np.array_equal(in_turn[entry], at_once[entry]) for entry in at_once)
 
 
 def test_a_norm_that_counts_its_weight_from_one_is_folded_with_that_one() -> None:
@@ -115,7 +115,7 @@ def test_channels_of_one_row_are_averaged_and_others_left_alone() -> None:
 
 
 @pytest.mark.parametrize(
-    ("linear", "shape", "seen"),
+    ("linear", "shape", "matrix"),
     [
         (Linear("plain", 2, 3), (3, 2), [[0, 1], [2, 3], [4, 5]]),
         (Linear("plain", 2, 3, Form(turned=True)), (2, 3), [[0, 3], [1, 4], [2, 5]]),
@@ -124,14 +124,14 @@ def test_channels_of_one_row_are_averaged_and_others_left_alone() -> None:
     ],
 )
 def test_a_matrix_is_seen_with_outputs_as_rows_and_changes_where_it_is_stored(
-    linear: Linear, shape: tuple[int, ...], seen: list[list[int]]
+    linear: Linear, shape: tuple[int, ...], matrix: list[list[int]]
 ) -> None:
     stored = np.arange(np.prod(shape), dtype=np.float32).reshape(shape)
     before = stored.copy()
     tensors = {"plain.weight": stored}
-    assert folding.matrix(tensors, linear).tolist() == seen
+    assert folding.matrix(tensors, linear).tolist() == matrix
     folding.fold_input(tensors, Input("feed", (linear,)), np.array([1.0, 10.0], np.float32))
-    assert folding.matrix(tensors, linear).tolist() == [[row[0], 10 * row[1]] for row in seen]
+    assert folding.matrix(tensors, linear).tolist() == [[row[0], 10 * row[1]] for row in matrix]
     assert (stored != before).sum() == 3
 
 

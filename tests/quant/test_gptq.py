@@ -39,7 +39,7 @@ def paper(w: Array, h: Array, made: Quantized, damp: float, order: NDArray[np.in
     inverse = np.linalg.inv(hessian)
     q = np.zeros(w.shape, np.int64)
     for i in order:
-        scale, zero = (each[:, made.groups[i]].astype(np.float64) for each in (made.scales, made.zeros))
+        scale, zero = (values[:, made.groups[i]].astype(np.float64) for values in (made.scales, made.zeros))
         q[:, i] = np.clip(np.rint(left[:, i] / scale) + zero, 0, made.grid.top)
         error = (left[:, i] - (q[:, i] - zero) * scale) / inverse[i, i]
         left -= np.outer(error, inverse[i])
@@ -65,8 +65,8 @@ def test_the_integers_are_the_papers(grid: Grid, act_order: bool, static: bool, 
     expected = paper(w, h, made, DAMP, order_of(h, act_order))
     # Values within float32 rounding of a half may fall either way, and then move those that follow in their row.
     assert np.mean(made.q != expected) < 0.01
-    seen = (expected - made.zeros[:, made.groups]) * made.scales[:, made.groups]
-    assert squared_error(w, made.dequantized(), x) == pytest.approx(squared_error(w, seen, x), rel=1e-3)
+    dequantized = (expected - made.zeros[:, made.groups]) * made.scales[:, made.groups]
+    assert squared_error(w, made.dequantized(), x) == pytest.approx(squared_error(w, dequantized, x), rel=1e-3)
 
 
 def test_the_errors_are_fed_to_the_right_columns() -> None:

@@ -75,10 +75,10 @@ def test_a_constant_row_is_nearly_exact_where_the_zero_point_is_free() -> None:
 
 def test_the_error_by_the_gram_matrix_is_that_of_the_outputs() -> None:
     x, w = inputs(200, 64), weight(24, 64)
-    seen = round_to_nearest(w, Grid(4, 16)).dequantized()
-    error, share = output_error(w, seen, gram(x))
-    assert error == pytest.approx(squared_error(w, seen, x), rel=1e-4)
-    assert share == pytest.approx(squared_error(w, seen, x) / squared_error(0 * w, w, x), rel=1e-4)
+    dequantized = round_to_nearest(w, Grid(4, 16)).dequantized()
+    error, share = output_error(w, dequantized, gram(x))
+    assert error == pytest.approx(squared_error(w, dequantized, x), rel=1e-4)
+    assert share == pytest.approx(squared_error(w, dequantized, x) / squared_error(0 * w, w, x), rel=1e-4)
     assert output_error(0 * w, 0 * w, gram(x)) == (0.0, 0.0)
 
 
@@ -100,29 +100,29 @@ def test_a_searched_range_is_the_best_of_those_asked_for_with_its_scale_refitted
                 d = (np.clip(np.rint(part / scale) + zero, 0, 7) - zero) * scale - part
                 return float(d @ block @ d), scale, zero
 
-            found = []
+            errors = []
             for shrink in shrinks:
                 low, high = min(part.min(), 0) * shrink, max(part.max(), 0) * shrink
                 scale = float(np.float16((high - low) / 7))
-                found.append(tried(scale, round(-low / scale)))
-            _, scale, zero = min(found)
+                errors.append(tried(scale, round(-low / scale)))
+            _, scale, zero = min(errors)
             steps = np.clip(np.rint(part / scale) + zero, 0, 7) - zero
             better = tried(float(np.float16((steps @ block @ part) / (steps @ block @ steps))), zero)
-            refitted += better < min(found)
-            assert (float(scales[row, g]), int(zeros[row, g])) == min(*found, better)[1:]
+            refitted += better < min(errors)
+            assert (float(scales[row, g]), int(zeros[row, g])) == min(*errors, better)[1:]
     assert refitted > 0
 
 
 @pytest.mark.parametrize(
-    ("n_in", "group", "said"),
+    ("n_in", "group", "sentence"),
     [
         (576, 128, "a group size of 64, 32, 16 or -1"),
         (5461, 64, "a group size of -1"),
         (576, 1024, "a group size of 64"),
     ],
 )
-def test_a_width_that_the_group_does_not_divide_is_told_what_does(n_in: int, group: int, said: str) -> None:
-    with pytest.raises(UnsupportedError, match=f"w.x has {n_in} inputs.*{group}.*{said}"):
+def test_a_width_that_the_group_does_not_divide_is_told_what_does(n_in: int, group: int, sentence: str) -> None:
+    with pytest.raises(UnsupportedError, match=f"w.x has {n_in} inputs.*{group}.*{sentence}"):
         check_group(n_in, Grid(group=group), "w.x")
     check_group(n_in, Grid(group=-1), "w.x")
 

@@ -45,17 +45,17 @@ CONVERT = ("--only", "convert", "--format", "json")
 def python() -> Path:
     """An interpreter that has ray and this quantkit; made once, in a minute."""
     PLACE.mkdir(parents=True, exist_ok=True)
-    found, stamp = PLACE / "bin" / "python", PLACE / "ready"
+    program, stamp = PLACE / "bin" / "python", PLACE / "ready"
     with (ROOT / ".cache" / "ray.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not (stamp.exists() and stamp.read_text() == RAY):
             subprocess.run([sys.executable, "-m", "venv", "--clear", PLACE], check=True, timeout=120)
-            pip = [found, "-m", "pip", "--disable-pip-version-check", "install", "-q", RAY, "-e", ROOT]
+            pip = [program, "-m", "pip", "--disable-pip-version-check", "install", "-q", RAY, "-e", ROOT]
             done = subprocess.run(pip, capture_output=True, text=True, timeout=280, check=False)
             if done.returncode:
                 pytest.skip(f"ray cannot be installed here: {done.stderr.strip().splitlines()[-1]}")
             stamp.write_text(RAY)
-    return found
+    return program
 
 
 @pytest.fixture(scope="module")

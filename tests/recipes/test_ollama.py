@@ -55,8 +55,8 @@ def test_blossoms_modelfiles_say_what_its_publisher_says() -> None:
     files = present()
     for size in ("4b", "9b", "14b", "34b"):
         made = parse_modelfile(files[f"blossom-v5-{size}/Modelfile"])
-        said = {name: value for name, value in made.parameters if name != "stop"}
-        assert said == {"temperature": 0.5, "top_p": 0.85, "top_k": 50, "repeat_penalty": 1.05, "num_ctx": 4096}
+        parameters = {name: value for name, value in made.parameters if name != "stop"}
+        assert parameters == {"temperature": 0.5, "top_p": 0.85, "top_k": 50, "repeat_penalty": 1.05, "num_ctx": 4096}
         assert made.system == (
             "A chat between a human and an artificial intelligence bot. The bot gives helpful, detailed, and polite"
             " answers to the human's questions."

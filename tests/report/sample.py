@@ -33,7 +33,7 @@ def sample() -> dict[str, Any]:
             {"name": WIKI, "sha256": "a3f1" * 16, "tokens": 335_688, "chunks": 40, "scored_tokens": 10_200},
             {"name": CHINESE, "sha256": "0b7c" * 16, "tokens": 98_304, "chunks": 40, "scored_tokens": 10_200},
         ],
-        "models": [_reference(), *(_candidate(number, *each) for number, each in enumerate(_CANDIDATES))],
+        "models": [_reference(), *(_candidate(number, *figures) for number, figures in enumerate(_CANDIDATES))],
         "flags": [],
         "seconds": 913.4,
     }
@@ -162,12 +162,12 @@ def _speed(factor: float) -> list[dict[str, Any]]:
 
 
 def _errors(scale: float) -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = [{"layer": None, "kind": "token_embd", "type": "Q8_0", "error": 0.0051}]
+    rows: list[dict[str, Any]] = [{"layer": None, "kind": "token_embd", "type": "Q8_0", "error": 0.0051}]
     for layer in range(LAYERS):
         for place, kind in enumerate(KINDS):
             error = scale * (1 + 0.12 * math.sin(layer * 0.9 + place) + 0.05 * place)
-            found.append({"layer": layer, "kind": kind, "type": "Q4_0", "error": min(error, 1.0)})
-    return found
+            rows.append({"layer": layer, "kind": kind, "type": "Q4_0", "error": min(error, 1.0)})
+    return rows
 
 
 def spoilt_documents() -> Iterator[dict[str, Any]]:

@@ -83,9 +83,9 @@ def test_nothing_on_the_page_comes_from_elsewhere() -> None:
 def test_names_are_escaped_everywhere() -> None:
     def hostile(value: Any) -> Any:
         if isinstance(value, dict):
-            return {key: each if key in ("role",) else hostile(each) for key, each in value.items()}
+            return {key: entry if key in ("role",) else hostile(entry) for key, entry in value.items()}
         if isinstance(value, list):
-            return [hostile(each) for each in value]
+            return [hostile(entry) for entry in value]
         return f"{value}<i onload='x'>\"</style></td>\u202e\ud800" if isinstance(value, str) else value
 
     page = html(hostile(sample()))

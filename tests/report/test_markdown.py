@@ -12,7 +12,7 @@ _NUMBER = re.compile(r"([+−]?)([0-9][0-9,]*(?:\.[0-9]+)?)")
 
 def tables(text: str) -> list[list[dict[str, str]]]:
     """Every table as rows of header -> cell, read by the rules of GitHub's Markdown."""
-    found: list[list[dict[str, str]]] = []
+    result: list[list[dict[str, str]]] = []
     for block in text.split("\n\n"):
         lines = block.splitlines()
         if len(lines) > 1 and set(lines[1]) <= set("|-:"):
@@ -20,8 +20,8 @@ def tables(text: str) -> list[list[dict[str, str]]]:
                 [re.sub(r"\\(.)", r"\1", cell.strip()) for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in lines
             ]
             assert all(len(row) == len(headers) for row in rows)
-            found.append([dict(zip(headers, row, strict=True)) for row in rows])
-    return found
+            result.append([dict(zip(headers, row, strict=True)) for row in rows])
+    return result
 
 
 def assert_shown(cell: str, *expected: float) -> None:

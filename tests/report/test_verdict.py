@@ -23,9 +23,9 @@ def test_a_change_beyond_two_errors_is_not_called_none() -> None:
 def test_a_larger_and_worse_candidate_is_named() -> None:
     document = sample()
     document["models"][4]["bytes"] = 120_000_000
-    said = verdict(read_report(document))
-    assert "q4_k_m is better than q2_k: not larger, closer to the reference." in said
-    assert sum("is better than" in sentence for sentence in said) == 1
+    sentences = verdict(read_report(document))
+    assert "q4_k_m is better than q2_k: not larger, closer to the reference." in sentences
+    assert sum("is better than" in sentence for sentence in sentences) == 1
 
 
 def test_one_candidate_is_not_compared_with_itself() -> None:
@@ -61,8 +61,8 @@ def test_a_reference_that_is_worse_than_guessing_comes_first() -> None:
 def test_a_candidate_that_only_perplexity_ranks_first_is_named_too() -> None:
     document = sample()
     document["models"][2]["quality"][0]["perplexity_ratio"]["value"] = 1.0002
-    _, said, *_ = verdict(read_report(document))
-    assert said == (
+    _, sentence, *_ = verdict(read_report(document))
+    assert sentence == (
         "The two measures rank differently: q8_0 has the smallest KL divergence, q4_k_m the smallest change of"
         " perplexity (+0.02% ± 0.31%)."
     )

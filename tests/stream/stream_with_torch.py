@@ -17,17 +17,17 @@ from tests.stream.test_stream import streamed
 
 def main(folder: Path, names: list[str]) -> None:
     for name in names:
-        found: dict[str, Any] = {}
+        results: dict[str, Any] = {}
         with open_checkpoint(str(folder / name)) as checkpoint:
-            kept, layers, found["last"] = streamed(
+            kept, layers, results["last"] = streamed(
                 Native(checkpoint), folder / "with-torch", device=torch.device("cpu")
             )
         for layer in layers:
             for group in layer.inputs:
                 statistics, key = kept.statistics[layer.number][group.key], f"{layer.number} {group.key}"
-                found[f"{key} gram"], found[f"{key} squares"] = statistics.gram, statistics.squares
-                found[f"{key} tokens"] = [statistics.tokens, statistics.gram_tokens]
-        np.savez(folder / f"{name}.npz", **found)
+                results[f"{key} gram"], results[f"{key} squares"] = statistics.gram, statistics.squares
+                results[f"{key} tokens"] = [statistics.tokens, statistics.gram_tokens]
+        np.savez(folder / f"{name}.npz", **results)
 
 
 if __name__ == "__main__":

@@ -77,11 +77,11 @@ def streamed(native: Native, folder: Path, **options: object) -> tuple[Kept, lis
 
 def traced(native: Native, monkeypatch: pytest.MonkeyPatch) -> Inputs:
     """The inputs of every linear over all samples, each (tokens, width), in float64."""
-    seen: Inputs = defaultdict(list)
+    inputs: Inputs = defaultdict(list)
     real = Weights.linear
 
     def linear(self: Weights, name: str, x: Array, n_out: int, form: Form = Form(), index: int = 0) -> Array:
-        seen[name, index].append(x.astype(np.float64))
+        inputs[name, index].append(x.astype(np.float64))
         return real(self, name, x, n_out, form, index)
 
     with monkeypatch.context() as patch:
@@ -90,18 +90,18 @@ def traced(native: Native, monkeypatch: pytest.MonkeyPatch) -> Inputs:
             reference_logits(
                 native.whole, native.config, sample.tolist(), rows=native.rows, names=native.tensors.keys()
             )
-    return seen
+    return inputs
 
 
 def together(pieces: list[np.ndarray], width: int) -> np.ndarray:
     return np.concatenate([np.zeros((0, width)), *pieces])
 
 
-def assert_gram(found: np.ndarray, x: np.ndarray) -> None:
+def assert_gram(actual: np.ndarray, x: np.ndarray) -> None:
     """Within float32's rounding of a sum, relative to the lengths of the two columns."""
     expected = x.T @ x
     lengths = np.sqrt(np.diagonal(expected)) + 1e-9
-    assert (np.abs(found - expected) <= 2e-5 * np.outer(lengths, lengths) + 1e-12).all()
+    assert (np.abs(actual - expected) <= 2e-5 * np.outer(lengths, lengths) + 1e-12).all()
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -117,13 +117,13 @@ def test_gram_matrices_and_squares_are_those_of_the_forwards_own_inputs(
     for layer in layers:
         assert kept.statistics[layer.number].keys() == {group.key for group in layer.inputs}
         for group in layer.inputs:
-            found = kept.statistics[layer.number][group.key]
+            sums = kept.statistics[layer.number][group.key]
             for linear in group.linears:
                 x = together(inputs[linear.name, linear.index or 0], group.width)
-                assert found.gram is not None
-                assert_gram(found.gram, x)
-                np.testing.assert_allclose(found.squares, (x * x).sum(axis=0), rtol=1e-5, atol=1e-9)
-                assert (found.tokens, found.gram_tokens) == (len(x), len(x))
+                assert sums.gram is not None
+                assert_gram(sums.gram, x)
+                np.testing.assert_allclose(sums.squares, (x * x).sum(axis=0), rtol=1e-5, atol=1e-9)
+                assert (sums.tokens, sums.gram_tokens) == (len(x), len(x))
                 compared += 1
     assert compared >= 4 * len(layers)
 
@@ -153,22 +153,22 @@ def test_an_expert_that_few_tokens_were_sent_to_learns_from_others_but_counts_it
         inputs = traced(native, monkeypatch)
     routed = 0
     for layer in layers:
-        experts = [each for each in layer.inputs if each.expert is not None]
-        for each in experts:
-            found = kept.statistics[layer.number][each.key]
-            assert found.gram is not None
-            own = together(inputs[each.linears[0].name, each.linears[0].index or 0], each.width)
-            np.testing.assert_allclose(found.squares, (own * own).sum(axis=0), rtol=1e-5, atol=1e-9)
-            assert (found.tokens, found.gram_tokens) == (len(own), np.prod(SHAPE))
-            routed += found.tokens if not each.key.endswith(".down") else 0
-            if not each.key.endswith(".down"):
+        experts = [entry for entry in layer.inputs if entry.expert is not None]
+        for entry in experts:
+            sums = kept.statistics[layer.number][entry.key]
+            assert sums.gram is not None
+            own = together(inputs[entry.linears[0].name, entry.linears[0].index or 0], entry.width)
+            np.testing.assert_allclose(sums.squares, (own * own).sum(axis=0), rtol=1e-5, atol=1e-9)
+            assert (sums.tokens, sums.gram_tokens) == (len(own), np.prod(SHAPE))
+            routed += sums.tokens if not entry.key.endswith(".down") else 0
+            if not entry.key.endswith(".down"):
                 everyone = inputs[layer.find("feed").linears[0].name, 0]
-                assert_gram(found.gram, np.concatenate(everyone))
+                assert_gram(sums.gram, np.concatenate(everyone))
             else:
                 # what of this expert alone is within what of everyone is
-                assert np.linalg.eigvalsh(found.gram - own.T @ own).min() > -1e-4 * np.trace(found.gram)
-                assert np.trace(found.gram) > np.trace(own.T @ own)
-    mixtures = sum(any(each.expert is not None for each in layer.inputs) for layer in layers)
+                assert np.linalg.eigvalsh(sums.gram - own.T @ own).min() > -1e-4 * np.trace(sums.gram)
+                assert np.trace(sums.gram) > np.trace(own.T @ own)
+    mixtures = sum(any(entry.expert is not None for entry in layer.inputs) for layer in layers)
     assert routed == mixtures * np.prod(SHAPE) * int(native.config["num_experts_per_tok"])
 
 

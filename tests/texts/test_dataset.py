@@ -11,7 +11,9 @@ from typing import Any
 import pytest
 
 from quantkit.texts.dataset import Dataset, parse_dataset
+from tests.helpers.environment import environment
 from tests.helpers.hub_server import Hub, Repo, closed_port, running_hub
+from tests.texts.dataset_client import read_dataset
 
 FILES = {
     "README.md": b"# A dataset",
@@ -32,16 +34,21 @@ def hub() -> Iterator[Hub]:
 
 
 def read(hub_endpoint: str, home: Path, source: str, *, offline: bool = False) -> dict[str, Any]:
-    environment = {**os.environ, "HF_ENDPOINT": hub_endpoint, "HF_HOME": str(home), "HF_TOKEN": ""}
-    environment.pop("HF_HUB_OFFLINE", None)
-    command = [sys.executable, "-m", "tests.texts.dataset_client", source, "offline" if offline else "online"]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=True)
+    with environment({"HF_ENDPOINT": hub_endpoint, "HF_HOME": str(home), "HF_TOKEN": ""}):
+        return read_dataset(source, offline=offline)
+
+
+def read_in_process(hub_endpoint: str, home: Path, source: str) -> dict[str, Any]:
+    variables = {**os.environ, "HF_ENDPOINT": hub_endpoint, "HF_HOME": str(home), "HF_TOKEN": ""}
+    variables.pop("HF_HUB_OFFLINE", None)
+    command = [sys.executable, "-m", "tests.texts.dataset_client", source, "online"]
+    done = subprocess.run(command, env=variables, capture_output=True, text=True, timeout=120, check=True)
     answer: dict[str, Any] = json.loads(done.stdout)
     return answer
 
 
 def test_the_training_split_is_taken_unless_another_is_asked_for(hub: Hub, tmp_path: Path) -> None:
-    train = read(hub.endpoint, tmp_path, "some-org/texts")
+    train = read_in_process(hub.endpoint, tmp_path, "some-org/texts")
     assert train["documents"] == [[{"role": "user", "content": "Hi"}], "one", "two", "three"]
     assert hub.sent("test-00000-of-00001.jsonl") == 0
     assert read(hub.endpoint, tmp_path, "some-org/texts:test")["documents"] == ["held out"]

@@ -137,14 +137,14 @@ def test_spread_samples_reach_from_the_texts_start_to_its_end_at_even_distances(
 
 def test_a_sample_that_begins_with_bos_already_gets_no_second_one() -> None:
     ids = np.array([1, 10, 11, 12, 13, 14, 1, 15, 16, 17, 18, 19], np.int32)
-    found, _ = cut_samples(ids, 3, 4, 1, spread=False, name="t")
-    assert found.tolist() == [[1, 10, 11, 12], [1, 12, 13, 14], [1, 15, 16, 17]]
+    samples, _ = cut_samples(ids, 3, 4, 1, spread=False, name="t")
+    assert samples.tolist() == [[1, 10, 11, 12], [1, 12, 13, 14], [1, 15, 16, 17]]
 
 
 def test_a_short_text_gives_fewer_samples_or_is_refused_with_both_numbers() -> None:
     ids = np.arange(2, 1002, dtype=np.int32)
-    found, warnings = cut_samples(ids, 20, 100, 1, spread=True, name="a.txt")
-    assert found.shape == (10, 100)
+    samples, warnings = cut_samples(ids, 20, 100, 1, spread=True, name="a.txt")
+    assert samples.shape == (10, 100)
     assert warnings == ("a.txt has 1000 tokens, but 20 samples of 100 tokens need 1980; 10 samples are used",)
     with pytest.raises(
         CalibrationError, match=r"a\.txt has 1000 tokens, but 20 samples of 200 tokens need 4000; pass a longer"

@@ -164,7 +164,7 @@ MADE = {
 # no tokenizer of these was found; llama.cpp reads each by a split that one above has
 WITHOUT = {"StableLM 2": "qwen2", "OLMoE": "gpt-2", "Granite": "refact"}
 # the names of issue and README, so that none is forgotten
-ASKED = (
+FAMILIES = (
     *("Mixtral", "Huozi 3", "Qwen 1", "Qwen 1.5", "Qwen 2", "Qwen 2.5", "Baichuan", "BLOOM", "Mistral", "Yi", "GLM-4"),
     *(
         "Qwen 3",

@@ -22,8 +22,8 @@ from tests.helpers.tiny_tokenizers import CORPUS
 
 from . import tally
 from .families import (
-    ASKED,
     CHINESE,
+    FAMILIES,
     LLAMA,
     MADE,
     MISTRAL,
@@ -103,7 +103,7 @@ def test_mistral_sentencepiece_models_have_their_own_ids_and_the_converters_byte
 
 def test_every_family_asked_for_has_a_tokenizer_or_says_that_none_was_found() -> None:
     tried = {family for entry in [*PUBLISHED, *REBUILT] for family in entry.families} | {"Mistral", "Mixtral", "Qwen 1"}
-    assert set(ASKED) - tried - MADE.keys() == WITHOUT.keys()
+    assert set(FAMILIES) - tried - MADE.keys() == WITHOUT.keys()
     assert not tried & MADE.keys()
     assert set(WITHOUT.values()) <= {entry.pre for entry in [*PUBLISHED, *REBUILT]}
 
@@ -145,8 +145,8 @@ class TestQwen1:
     def test_a_text_that_is_not_normalized_differs_for_that_reason(self, folder: Path, tmp_path: Path) -> None:
         vocabulary = load_vocabulary(folder, QWEN1_CONFIG, roles=token_roles(QWEN1_CONFIG))
         texts = ["cafe\u0301"]
-        (found,) = differences(folder, vocabulary.keys, texts, llama_ids(vocabulary, texts, tmp_path))
-        assert "normalizes it first" in str(found.reason)
+        (difference,) = differences(folder, vocabulary.keys, texts, llama_ids(vocabulary, texts, tmp_path))
+        assert "normalizes it first" in str(difference.reason)
 
     @pytest.mark.full
     def test_the_merges_are_those_that_qwen_2_published_for_the_same_ranks(self, folder: Path) -> None:

@@ -87,12 +87,12 @@ def test_merges_as_pairs_and_as_strings_read_the_same(smollm: Path) -> None:
     source = json.loads((smollm / "tokenizer.json").read_text())
     merges = source["model"]["merges"]
     pairs = [merge if isinstance(merge, list) else merge.split(" ") for merge in merges]
-    found = []
+    vocabularies = []
     for form in (pairs, [" ".join(pair) for pair in pairs]):
         source["model"]["merges"] = form
         (smollm / "tokenizer.json").write_text(json.dumps(source))
-        found.append(load_vocabulary(smollm, BPE).keys)
-    assert found[0] == found[1]
+        vocabularies.append(load_vocabulary(smollm, BPE).keys)
+    assert vocabularies[0] == vocabularies[1]
 
 
 def test_a_small_granite_vocabulary_never_adds_bos(smollm: Path) -> None:
@@ -124,9 +124,9 @@ class TestEnds:
         (smollm / "generation_config.json").write_text(json.dumps({"eos_token_id": [9, 7]}))
         vocabulary = load_vocabulary(smollm, BPE | {"eos_token_id": [7, 8]})
         assert [value(vocabulary, f"{role}_token_id") for role in ("eos", "eot", "eom")] == [9, 7, 8]
-        (told,) = [warning for warning in vocabulary.warnings if "disagree on the end of text" in warning]
-        assert "config.json names 7 (" in told
-        assert "the GGUF's EOS is 9 (" in told
+        (message,) = [warning for warning in vocabulary.warnings if "disagree on the end of text" in warning]
+        assert "config.json names 7 (" in message
+        assert "the GGUF's EOS is 9 (" in message
 
     def test_a_bare_number_that_a_name_overrules_is_told_and_adds_no_key(self, smollm: Path) -> None:
         vocabulary = load_vocabulary(smollm, BPE | {"eos_token_id": 7})
@@ -148,7 +148,7 @@ class TestChatTemplates:
         (smollm / "chat_template.jinja").write_text("J")
         change(smollm, chat_template="C")
         (smollm / "chat_template.json").write_text(json.dumps({"chat_template": "P"}))
-        for text, file, told in (
+        for text, file, conflict in (
             ("J", "chat_template.jinja", "chat_template.jinja and tokenizer_config.json and chat_template.json hold"),
             ("C", "tokenizer_config.json", "tokenizer_config.json and chat_template.json hold"),
             ("P", "chat_template.json", None),
@@ -156,7 +156,7 @@ class TestChatTemplates:
             vocabulary = load_vocabulary(smollm, BPE)
             conflicts = [warning for warning in vocabulary.warnings if "different chat templates" in warning]
             assert vocabulary.chat_template == text
-            assert [warning.startswith(told or "") for warning in conflicts] == ([True] if told else [])
+            assert [warning.startswith(conflict or "") for warning in conflicts] == ([True] if conflict else [])
             if file == "tokenizer_config.json":
                 change(smollm, chat_template=...)
             else:

@@ -190,6 +190,6 @@ def test_a_token_that_takes_the_space_behind_it_is_the_reason_for_other_ids_ther
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
     texts = ["<|im_start|>  user", "<|im_start|>user", "user <|im_end|> "]
     vocabulary = load_vocabulary(tmp_path, {"vocab_size": 600})
-    (found,) = differences(tmp_path, vocabulary.keys, texts, llama_ids(vocabulary, texts, tmp_path))
-    assert found.text == texts[0]
-    assert "takes the white space" in str(found.reason)
+    (difference,) = differences(tmp_path, vocabulary.keys, texts, llama_ids(vocabulary, texts, tmp_path))
+    assert difference.text == texts[0]
+    assert "takes the white space" in str(difference.reason)

@@ -12,7 +12,7 @@ import pytest
 
 from quantkit.checkpoint import open_checkpoint
 from quantkit.families.base.native import Native
-from quantkit.outputs.packed_folders import FolderPlan, Method
+from quantkit.outputs.packed_folders import FolderPlan
 from quantkit.quant.grid import Grid
 from quantkit.verify.check import Check
 from quantkit.verify.quantized import LOGIT_FLOOR, verify_folder
@@ -36,8 +36,8 @@ class Made:
 
 def failed(checks: list[Check]) -> str:
     """The one check that failed, and why."""
-    (found,) = [check for check in checks if check.status == "failed"]
-    return f"{found.name}: {found.detail}"
+    (failure,) = [check for check in checks if check.status == "failed"]
+    return f"{failure.name}: {failure.detail}"
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +62,7 @@ def sound(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Made]:
         ),
     ],
 )
-def test_a_sound_folder_passes_every_check(model: str, method: Method, bits: int, tmp_path: Path) -> None:
+def test_a_sound_folder_passes_every_check(model: str, method: str, bits: int, tmp_path: Path) -> None:
     source = tiny_llama(tmp_path / "m") if model == "llama" else write_checkpoint(model, tmp_path / "m")
     with open_checkpoint(str(source)) as checkpoint:
         native = Native(checkpoint)

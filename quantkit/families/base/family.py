@@ -15,6 +15,7 @@ from quantkit.forward.description import Architecture
 from quantkit.tokenizer.roles import NO_ROLES, TokenRoles
 
 Adjust = Callable[[NDArray[np.float32]], NDArray[np.float32]]
+Factor = float | NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -44,10 +45,10 @@ class Rule:
     Several rules may have the same target: the first whose source is in the checkpoint is used. `layers` restricts a
     rule to some layers, `when` to some configs. `take` cuts the target from the source: one matrix, or several
     stacked along a new first axis (the experts of a fused tensor). `adjust` computes float32 rows from the
-    (n, columns) rows of the cut; the tensor is then float32. `scales` names the scale tensor of a source
-    in MXFP4 blocks: `shape` is then that of the blocks (..., blocks of a row, 16 bytes) and the target has rows of 32
-    values a block. `reshaped` names the dimensions of the target where they differ from those of the source or the cut;
-    the elements keep their order.
+    (n, columns) rows of the cut; the tensor is then float32. `factors` make it float32 too: numbers, or one number per
+    row of the cut, which multiply it one after the other. `scales` names the scale tensor of a source in MXFP4 blocks.
+    Then `shape` is (..., blocks of a row, 16 bytes), and a block gives 32 values of a target row. `reshaped` names the
+    dimensions of the target where they differ from those of the source or the cut; the elements keep their order.
 
     `draft`: the tensor belongs to the layers that predict a later token (multi-token prediction). `{draft}` in its
     source counts them from 0; `{layer}` in its target goes on after the model's own layers.
@@ -62,6 +63,7 @@ class Rule:
     layers: Callable[[Hyperparameters], Iterable[int]] | None = None
     take: Callable[[Hyperparameters], "Take | tuple[Take, ...]"] | None = None
     adjust: Adjust | None = None
+    factors: Callable[[Hyperparameters], "tuple[Factor, ...]"] | None = None
     scales: str | None = None
     when: Callable[[Hyperparameters], bool] | None = None
     reshaped: tuple[str, ...] | None = None
@@ -94,9 +96,9 @@ class Canonical:
     """The native transformers architecture that computes the same as a checkpoint of remote code.
 
     `config` makes the native config.json from the checkpoint's completed one. `rules` map the checkpoint's tensors onto
-    the native names, in transformers' order and layout. With `native` False, transformers has no such model: the
-    architecture that `config` names is the nearest, and a key of ours in the config (`alibi`) says how it differs; our
-    forward follows that key.
+    the native names, in transformers' order and layout. With `native` False, transformers has no such model. Then
+    `config` names the nearest architecture, and a key of ours in it (`alibi`) describes the difference; our forward
+    follows that key.
     """
 
     config: Callable[[Mapping[str, Any]], dict[str, Any]]
@@ -122,7 +124,7 @@ class Dropped:
         if self.when is not None and not self.when(sizes):
             return False
         layers = "|".join(map(str, self.layers(sizes))) if self.layers else ""
-        # a pattern for layers that a config has none of matches nothing
+        # without such layers in the config the pattern matches nothing
         return bool(re.fullmatch(self.pattern.replace("{layer}", f"(?:{layers or '(?!)'})"), name))
 
 
@@ -136,6 +138,7 @@ class Family:
         architectures: names in `architectures` of config.json.
         gguf_arch: `general.architecture` of the GGUF.
         arch_of: the same by config, where llama.cpp runs some models of the family as another architecture.
+        other_archs: the further architectures that `arch_of` gives for this family alone; the family's traits apply.
         rules: the tensors of the GGUF.
         keys: the architecture's GGUF keys, in the order of llama.cpp's converter.
         computed: tensors that are computed from config.json.
@@ -150,6 +153,8 @@ class Family:
         rename: (regular expression, replacement) pairs for source names, applied before the rules: prefixes that depend
             on the class a checkpoint was saved from.
         dropped: source tensors that the GGUF does not have.
+        scalars: a regular expression for names of tensors of one number that the GGUF has as keys; the number is in
+            the config under `scalars` (see `with_scalars`).
         dimensions: sizes that rules name and `Hyperparameters` does not have.
         rope_kinds: the rope scalings that llama.cpp runs for this architecture.
         canonical: for a checkpoint of remote code, its native architecture, or None if it has none. Without
@@ -158,8 +163,8 @@ class Family:
         text_models: by the architecture of a multimodal checkpoint, architecture and model_type of its text model; the
             config within its config.json is then the one that all else sees. None: the model_type that it states.
         text_defaults: what the nested config may leave out.
-        no_effect: settings of its transformers config class that do not change what the GGUF computes, beside those of
-            all classes (see `settings`).
+        no_effect: settings of its transformers config class that do not change the result of the GGUF. `settings` has
+            those that all classes share.
         forward: the forward's description for all `architectures`, or one by name; None: no forward.
         traits: what the memory plan needs beyond tensors and keys.
         token_roles: special tokens that the family's code fixes.
@@ -172,6 +177,7 @@ class Family:
     rules: tuple[Rule, ...]
     keys: Callable[[str, Hyperparameters], list[Key]]
     arch_of: Callable[[Hyperparameters], str] | None = None
+    other_archs: tuple[str, ...] = ()
     computed: tuple[Computed, ...] = ()
     defaults: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     observe: Callable[[dict[str, Any], Collection[str]], dict[str, Any]] | None = None
@@ -179,6 +185,7 @@ class Family:
     prepare: Callable[[dict[str, Any]], dict[str, Any]] | None = None
     rename: tuple[tuple[str, str], ...] = ()
     dropped: tuple[Dropped, ...] = ()
+    scalars: str | None = None
     dimensions: Callable[[Hyperparameters], Mapping[str, int]] | None = None
     rope_kinds: tuple[str, ...] = ROPE_KINDS
     canonical: Callable[[Hyperparameters], Canonical | None] | None = None
@@ -201,6 +208,11 @@ class Family:
         sizes = read_hyperparameters(self.complete(config, tensors), self.rope_kinds)
         # other classes ignore such layers, whatever config.json states
         return sizes if any(rule.draft for rule in self.rules) else replace(sizes, n_draft=0)
+
+    @property
+    def gguf_archs(self) -> tuple[str, ...]:
+        """Values of `general.architecture` whose traits are the family's."""
+        return (self.gguf_arch, *self.other_archs)
 
     def arch(self, sizes: Hyperparameters) -> str:
         """`general.architecture` of the GGUF of a model of these sizes."""

@@ -1,7 +1,7 @@
 """Rules, keys and checks that families with Mamba layers share.
 
-llama.cpp keeps the decay rate itself in place of its logarithm, and a norm as one row a group (src/models/
-mamba-base.cpp). All but the projections is float32 in every GGUF.
+llama.cpp stores the decay rate in place of its logarithm, and a norm as one row per group (src/models/mamba-base.cpp).
+Everything except the projections is float32 in every GGUF.
 """
 
 import math
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from quantkit.errors import CheckpointError, UnsupportedError
 from quantkit.families.base.family import Key, Rule, Take
-from quantkit.families.base.hyperparameters import Hyperparameters
+from quantkit.families.base.hyperparameters import Hyperparameters, size
 
 Layers = Callable[[Hyperparameters], Iterable[int]]
 
@@ -79,6 +79,50 @@ def mamba2_rules(
         Rule(f"{at}out_proj.weight", f"{to}_out.weight", ("hidden", "ssm_inner")),
     )
     return tuple(replace(rule, layers=layers) for rule in rules)
+
+
+def mamba_dimensions(inner: int, state: int, rank: int, kernel: int) -> dict[str, int]:
+    """The dimensions that `mamba_rules` names."""
+    return {
+        "ssm_inner": inner,
+        "ssm_state": state,
+        "ssm_rank": rank,
+        "ssm_kernel": kernel,
+        "ssm_projected": 2 * inner,
+        "ssm_selected": rank + 2 * state,
+    }
+
+
+def mamba_rules(
+    at: str, inner: Callable[[Hyperparameters], int], layers: Layers | None = None, *, norms: bool = False
+) -> tuple[Rule, ...]:
+    """The rules of Mamba under the prefix `at`. `inner`: its channels; `norms`: of time steps, keys and queries."""
+    to = "blk.{layer}.ssm"
+    rules: tuple[Rule, ...] = (
+        Rule(f"{at}in_proj.weight", f"{to}_in.weight", ("ssm_projected", "hidden")),
+        # without the middle axis of one
+        Rule(f"{at}conv1d.weight", f"{to}_conv1d.weight", ("ssm_inner", "1", "ssm_kernel"), take=_all_channels(inner)),
+        Rule(f"{at}conv1d.bias", f"{to}_conv1d.bias", ("ssm_inner",)),
+        Rule(f"{at}x_proj.weight", f"{to}_x.weight", ("ssm_selected", "ssm_inner")),
+        Rule(f"{at}dt_proj.weight", f"{to}_dt.weight", ("ssm_inner", "ssm_rank")),
+        Rule(f"{at}dt_proj.bias", f"{to}_dt.bias", ("ssm_inner",)),
+        Rule(f"{at}A_log", f"{to}_a", ("ssm_inner", "ssm_state"), adjust=negative_exp),
+        Rule(f"{at}D", f"{to}_d", ("ssm_inner",)),
+        Rule(f"{at}out_proj.weight", f"{to}_out.weight", ("hidden", "ssm_inner")),
+    )
+    if norms:
+        rules += (
+            Rule(f"{at}dt_layernorm.weight", f"{to}_dt_norm.weight", ("ssm_rank",)),
+            Rule(f"{at}b_layernorm.weight", f"{to}_b_norm.weight", ("ssm_state",)),
+            Rule(f"{at}c_layernorm.weight", f"{to}_c_norm.weight", ("ssm_state",)),
+        )
+    return tuple(replace(rule, layers=layers) for rule in rules)
+
+
+def time_step_rank(config: Mapping[str, Any], name: str) -> int:
+    """Elements of short time steps: stated, or a sixteenth of the hidden size, rounded up."""
+    stated = config.get(name)
+    return -(-size(config, "hidden_size") // 16) if stated in (None, "auto") else size(config, name)
 
 
 def mamba2_keys(arch: str, own: Mapping[str, int], state: int) -> list[Key]:

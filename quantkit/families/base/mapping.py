@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantkit.errors import CheckpointError, UnsupportedError
-from quantkit.families.base.family import Adjust, Dropped, Family, Rule, Take
+from quantkit.families.base.family import Adjust, Dropped, Factor, Family, Rule, Take
 from quantkit.families.base.hyperparameters import Hyperparameters
 from quantkit.families.base.multimodal import without_images
 
@@ -35,7 +35,8 @@ class MappedTensor:
     """A tensor of the GGUF: `parts` stacked along a new first axis, or `values` computed.
 
     `shape` is in numpy order. Rows may be taken in steps of `row_step`: within a step the order of rows is closed.
-    `cut_shape`: the shape of what the parts give where `shape` divides the same elements otherwise.
+    `cut_shape`: the shape of what the parts give where `shape` divides the same elements otherwise. `factors` multiply
+    the rows in float32, one after the other: numbers, or one number a row.
     """
 
     name: str
@@ -45,6 +46,7 @@ class MappedTensor:
     row_step: int = 1
     adjust: Adjust | None = None
     cut_shape: tuple[int, ...] | None = None
+    factors: tuple[Factor, ...] = ()
 
     @property
     def part_rows(self) -> int:
@@ -53,10 +55,13 @@ class MappedTensor:
 
     @property
     def is_mxfp4(self) -> bool:
+        """Whether the tensor is stored in MXFP4 blocks, which are copied."""
         return bool(self.parts) and self.parts[0].scales is not None
 
 
 class Shaped(Protocol):
+    """A tensor with a shape."""
+
     @property
     def shape(self) -> tuple[int, ...]: ...
 
@@ -107,7 +112,7 @@ def canonical_checkpoint(
     canonical = family.canonical(sizes)
     if canonical is None or not (canonical.native or nearest):
         raise UnsupportedError(
-            f"transformers has no architecture of its own for this {family.name} checkpoint; convert it to GGUF instead"
+            f"transformers has no architecture for this {family.name} checkpoint; convert it to GGUF instead"
         )
     return canonical.config(sizes.config), mapper.map(canonical.rules)
 
@@ -147,7 +152,9 @@ class _Mapper:
                 if tensor is not None:
                     mapped.append(tensor)
         unknown = [
-            source for name, source in self.names.items() if name not in self.used and not self.is_dropped(source)
+            source
+            for name, source in self.names.items()
+            if name not in self.used and not self.is_dropped(source) and not self._is_scalar(name)
         ]
         if unknown:
             self._refuse_unknown(rules, unknown)
@@ -162,8 +169,11 @@ class _Mapper:
     def is_dropped(self, source: str) -> bool:
         return any(drop.matches(self.sizes, source) for drop in self.dropped)
 
+    def _is_scalar(self, name: str) -> bool:
+        return self.family.scalars is not None and bool(re.fullmatch(self.family.scalars, name))
+
     def _first(self, candidates: list[Rule], layer: int | None) -> MappedTensor | None:
-        """By the first rule for this layer whose source is there, if possible in its shape, else by the first rule."""
+        """By the first rule for this layer with a source, in the right shape if possible; else by the first rule."""
         at_layer = [
             rule for rule in candidates if layer is None or rule.layers is None or layer in set(rule.layers(self.sizes))
         ]
@@ -226,7 +236,8 @@ class _Mapper:
         target = rule.target.format(layer=layer)
         shape = (len(parts), *one) if stacked else one
         if rule.reshaped is None:
-            return MappedTensor(target, shape, parts, None, step, rule.adjust)
+            factors = rule.factors(self.sizes) if rule.factors else ()
+            return MappedTensor(target, shape, parts, None, step, rule.adjust, factors=factors)
         final = tuple(self.family.dimension(self.sizes, name) for name in rule.reshaped)
         while len(final) > 1 and final[0] == 1:
             final = final[1:]  # ggml's writer leaves outer dimensions of one out
@@ -272,7 +283,7 @@ def _stacked_over(rule: Rule) -> str | None:
 
 def _missing(rule: Rule, name: str, sizes: Hyperparameters) -> str:
     experts = f" of {sizes.n_expert} experts" if sizes.n_expert else ""
-    head = " and an output head of its own (tie_word_embeddings is false)" if rule.tied_to_embedding else ""
+    head = " and a separate output head (tie_word_embeddings is false)" if rule.tied_to_embedding else ""
     return f"tensor {name} is missing from the checkpoint; config.json describes {sizes.n_layer} layers{experts}{head}"
 
 

@@ -23,19 +23,28 @@ class Source(Protocol):
     architecture: Architecture
 
     @property
-    def config(self) -> Mapping[str, Any]: ...
+    def config(self) -> Mapping[str, Any]:
+        """config.json of the native architecture."""
+
     @property
-    def tensors(self) -> Mapping[str, object]: ...
+    def tensors(self) -> Mapping[str, object]:
+        """Every tensor by name."""
+
     @property
-    def decoder(self) -> Decoder: ...
-    def rows(self, name: str, start: int, stop: int) -> NDArray[Any]: ...
-    def whole(self, name: str) -> NDArray[Any]: ...
+    def decoder(self) -> Decoder:
+        """The forward of the architecture over these weights."""
+
+    def rows(self, name: str, start: int, stop: int) -> NDArray[Any]:
+        """Rows start to stop of a tensor seen as (prod(shape[:-1]), shape[-1]); LookupError if it does not exist."""
+
+    def whole(self, name: str) -> NDArray[Any]:
+        """A tensor in its shape; LookupError if it does not exist."""
 
 
 class Native:
     """config.json and tensors of the native architecture; values are read from disk on demand.
 
-    A checkpoint may fuse all experts into one tensor (transformers 5). Here each expert has tensors of its own, because
+    A checkpoint may fuse all experts into one tensor (transformers 5). Here each expert has separate tensors, because
     every loader of quantized files expects them.
     """
 
@@ -108,9 +117,9 @@ def _split(
     at = name[: name.index(stacked.at)]
     inner, count = stacked.inner(config), int(given(config, *experts.count))
     rows, width = tensor.part_rows * len(tensor.parts) // count, tensor.shape[-1]
-    pieces = (
-        [(single.down, 0, rows)] if role == "down" else [(str(single.gate), 0, inner), (single.up, inner, 2 * inner)]
-    )
+    pieces = [(single.down if role == "down" else single.up, 0, rows)]
+    if role == "up" and single.gate:
+        pieces = [(single.gate, 0, inner), (single.up, inner, 2 * inner)]
     split = {}
     for expert in range(count):
         for linear, start, stop in pieces:

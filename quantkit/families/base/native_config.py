@@ -32,7 +32,7 @@ def shared(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def as_llama(config: Mapping[str, Any], **stated: Any) -> dict[str, Any]:
-    """The config.json of a LlamaForCausalLM of the same sizes; `stated` is what the family says by other names."""
+    """The config.json of a LlamaForCausalLM of the same sizes; `stated`: settings with other names in the family."""
     native = {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",

@@ -1,9 +1,10 @@
-"""Opening a checkpoint as a model: its config.json is checked first, and its output head is decided."""
+"""Opening a checkpoint as a model: config.json and tensors are checked first, then its output head is decided."""
 
-from quantkit.checkpoint import Checkpoint, open_checkpoint
+from quantkit.checkpoint import Checkpoint, Checks, open_checkpoint
+from quantkit.families.base.mapping import map_tensors
 from quantkit.families.base.output_head import resolve_output_head
 from quantkit.families.base.pooling import resolve_pooling
-from quantkit.families.base.registry import check_config, complete_architecture
+from quantkit.families.base.registry import check_config, complete_architecture, find_family
 from quantkit.progress import SILENT, Progress
 
 
@@ -23,8 +24,8 @@ def open_model(
     Raises:
         CheckpointError, HubError, UnsupportedError: the source is not found, damaged, or not supported.
     """
-    check = complete_architecture if any_architecture else check_config
-    checkpoint = open_checkpoint(source, offline=offline, headers_only=headers_only, progress=progress, check=check)
+    checks = Checks(complete_architecture) if any_architecture else Checks(check_config, _check_tensors)
+    checkpoint = open_checkpoint(source, offline=offline, headers_only=headers_only, progress=progress, checks=checks)
     try:
         resolve_output_head(checkpoint)
         resolve_pooling(checkpoint)
@@ -32,3 +33,14 @@ def open_model(
         checkpoint.close()
         raise
     return checkpoint
+
+
+def _check_tensors(checkpoint: Checkpoint) -> None:
+    """Refuse a checkpoint whose headers lack a tensor, or have one that the family does not know.
+
+    Raises:
+        CheckpointError, UnsupportedError: see `map_tensors`.
+    """
+    resolve_output_head(checkpoint)
+    family = find_family(checkpoint.config)
+    map_tensors(family, family.sizes(checkpoint.config, checkpoint.tensors), checkpoint.tensors)

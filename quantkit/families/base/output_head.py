@@ -1,6 +1,6 @@
 """Whether the output head is the embedding: config.json states it, and the weights may contradict it.
 
-A merge of an adapter that trained one of the two leaves both in the checkpoint while config.json still ties them. The
+An adapter can train one of the two. Its merge leaves both in the checkpoint while config.json still ties them. The
 choice is that of transformers 5 (`PreTrainedModel.tie_weights`): two different matrices are both kept; a single one
 serves as both.
 """
@@ -37,14 +37,16 @@ def resolve_output_head(checkpoint: Checkpoint) -> None:
     if family is None:
         return
     embedding, head = _names(family, checkpoint.tensors)
-    if head is None or not checkpoint.has_weights:
+    if head is None:
         return
     if embedding is None:
         name = _source_of(family, _EMBEDDING)
         tensors = {**checkpoint.tensors, name: replace(checkpoint.tensors[head], name=name)}
         del tensors[head]
         checkpoint.amend(checkpoint.config, tensors, f"{head} serves as the embedding, which the weight files lack")
-    elif _differ(checkpoint.tensors[embedding], checkpoint.tensors[head], checkpoint.read_rows):
+    elif checkpoint.has_weights and _differ(
+        checkpoint.tensors[embedding], checkpoint.tensors[head], checkpoint.read_rows
+    ):
         config = untied(checkpoint.config)
         _check_supported(family, config, embedding, head)
         checkpoint.amend(config, checkpoint.tensors, _note(embedding, head))
@@ -53,7 +55,7 @@ def resolve_output_head(checkpoint: Checkpoint) -> None:
 def untied_config(
     config: Mapping[str, Any], tensors: Mapping[str, TensorInfo], read_rows: Callable[[str, int, int], NDArray[Any]]
 ) -> tuple[dict[str, Any], tuple[str, ...]]:
-    """config.json of a quantized folder, not tied where the head differs from the embedding, and the note that says so.
+    """config.json of a quantized folder, untied if the head differs from the embedding, and a note on that.
 
     `read_rows(name, start, stop)` reads rows of a tensor as (stop - start, shape[-1]).
     """
@@ -62,6 +64,11 @@ def untied_config(
     if embedding is None or head is None or not _differ(tensors[embedding], tensors[head], read_rows):
         return dict(config), ()
     return untied(config), (_note(embedding, head),)
+
+
+def head_names(family: Family) -> tuple[str, str]:
+    """The names of the embedding and of the output head in the family's rules."""
+    return _source_of(family, _EMBEDDING), _source_of(family, _HEAD)
 
 
 def untied(config: Mapping[str, Any]) -> dict[str, Any]:

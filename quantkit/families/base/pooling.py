@@ -52,7 +52,7 @@ def pooling_of(folder: Path) -> str | None:
     kind = next((kind for flag, kind in _FLAGS.items() if settings.get(flag)), settings.get("pooling_mode"))
     if kind not in _KINDS:
         raise UnsupportedError(
-            f"{path} states another pooling than mean, cls or lasttoken; llama.cpp has no other kind"
+            f"{path} states another pooling than mean, cls or lasttoken; llama.cpp supports only these"
         )
     return str(kind)
 

@@ -18,9 +18,9 @@ _GAP = 8
 def read_mapped(read_rows: ReadRows, tensor: MappedTensor, start: int, stop: int) -> NDArray[Any]:
     """Rows start..stop of `tensor`, seen as (prod(shape[:-1]), shape[-1]): an array (stop - start, shape[-1]).
 
-    `read_rows(name, start, stop)` reads rows of a source tensor in its own type. The result is in that type, float32
-    where the values were adjusted or computed, or uint8 (stop - start, bytes of a row) in MXFP4 blocks. Start and stop
-    are multiples of `tensor.row_step`, or the end.
+    `read_rows(name, start, stop)` reads rows of a source tensor in its own type. The result has that
+    type, or float32 if the values were adjusted or computed. MXFP4 blocks are uint8 (stop - start, bytes of a row).
+    Start and stop are multiples of `tensor.row_step`, or the end.
     """
     if tensor.values is not None:
         return tensor.values.reshape(-1, tensor.shape[-1])[start:stop]
@@ -35,6 +35,9 @@ def read_mapped(read_rows: ReadRows, tensor: MappedTensor, start: int, stop: int
         read = _packed(read_rows, part, tensor.shape[-1] // MXFP4_BLOCK) if part.scales else _plain(read_rows, part)
         pieces.append(_cut(read, part, max(start - index * rows, 0), min(stop - index * rows, rows)))
     values = pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
+    for factor in tensor.factors:
+        by_row = factor[start:stop, None] if isinstance(factor, np.ndarray) else np.float32(factor)
+        values = values.astype(np.float32) * by_row
     return values if tensor.adjust is None else tensor.adjust(values.astype(np.float32))
 
 

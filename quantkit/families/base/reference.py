@@ -18,10 +18,11 @@ def reference_logits(
 ) -> Array:
     """Logits (n_tokens, n_vocab) in float32 for one sequence of token ids.
 
-    `config` is config.json of an architecture that transformers has. `read(name)` returns a whole tensor by its
-    Hugging Face name, in any float dtype, and raises LookupError for an unknown name. `rows(name, start, stop)` returns
-    rows of the matrix (prod(shape[:-1]), shape[-1]); without it whole tensors are read. `names` lists all
-    tensors; without it each optional tensor is tried.
+    Args:
+        read: returns a whole tensor by its Hugging Face name, in any float dtype; LookupError for an unknown name.
+        config: config.json of an architecture that transformers has.
+        rows: returns rows start..stop of the matrix (prod(shape[:-1]), shape[-1]); without it whole tensors are read.
+        names: the names of all tensors; without it each optional tensor is tried.
 
     Raises:
         UnsupportedError: the forward does not support the architecture, activation or rope type.

@@ -106,7 +106,7 @@ def find_family(config: Mapping[str, Any]) -> Family:
     """The family of the architecture that config.json names, see `complete_architecture`.
 
     Raises:
-        UnsupportedError: no family has this architecture; the message says how to add one and names the nearest ones.
+        UnsupportedError: no family has this architecture; the message names the nearest ones and the way to add one.
         UsageError: a user's family file cannot be loaded.
     """
     known = {name: family for family in all_families() for name in family.architectures}
@@ -276,14 +276,14 @@ def traits_of(gguf_arch: str) -> Traits:
     from quantkit.families.unconverted import TRAITS
 
     for family in all_families():
-        if family.gguf_arch == gguf_arch:
+        if gguf_arch in family.gguf_archs:
             return family.traits
     return TRAITS.get(gguf_arch, Traits())
 
 
 def has_checked_plan(gguf_arch: str) -> bool:
     """Whether the tests compare the compute buffer of this GGUF architecture with llama.cpp's."""
-    return any(family.gguf_arch == gguf_arch for family in _own().values())
+    return any(gguf_arch in family.gguf_archs for family in _own().values())
 
 
 def positions_of(model_type: str | None) -> str | None:

@@ -3,9 +3,9 @@
 from collections.abc import Mapping
 from typing import Any
 
-from quantkit.errors import CheckpointError, UnsupportedError
 from quantkit.families.base.family import Key
 from quantkit.families.base.hyperparameters import optional_size
+from quantkit.families.base.layer_kinds import layer_kinds
 
 _KINDS = {"sliding_attention": True, "full_attention": False}
 
@@ -15,18 +15,11 @@ def sliding_layers(config: Mapping[str, Any], n_layer: int, pattern: int) -> lis
 
     Raises:
         CheckpointError: `layer_types` is not a list of one entry per layer.
-        UnsupportedError: a layer is neither `sliding_attention` nor `full_attention`.
+        UnsupportedError: a layer is not `sliding_attention` or `full_attention`.
     """
-    kinds = config.get("layer_types")
+    kinds = layer_kinds(config, n_layer, _KINDS)
     if kinds is None:
         return [(layer + 1) % pattern != 0 for layer in range(n_layer)]
-    if not isinstance(kinds, list) or len(kinds) != n_layer:
-        raise CheckpointError(f"config.json: layer_types must list the kinds of {n_layer} layers, not {kinds!r}")
-    for kind in kinds:
-        if kind not in _KINDS:
-            raise UnsupportedError(
-                f"config.json: layer_types contains {kind!r}, but llama.cpp supports only {' and '.join(_KINDS)} here"
-            )
     return [_KINDS[kind] for kind in kinds]
 
 

@@ -18,14 +18,16 @@ class Traits:
         rope_layers: only models of this many layers have rotary positions; None means all.
         parallel: attention and feed-forward start from the same norm.
         parallel_without_feed_norm: the same, in layers without a norm for the feed-forward.
-        attention_first: where both parts start from the same norm, attention's output projection comes before the
-            feed-forward and so takes memory beside it.
+        attention_first: if both parts start from the same norm, attention's output projection precedes the
+            feed-forward. So it takes memory beside it.
         feed_norm: the tensor that norms the input of the feed-forward.
-        scaled_query: queries are scaled in an operation of their own.
+        scaled_query: queries are scaled in a separate operation.
         scaled_embedding: embeddings are scaled although no key shows it.
+        scaled_parts: the output of each part and the last hidden states are scaled although no key shows it.
         output_last: rows without an output are dropped after the last layer, not within it.
         output_after_norm: they are dropped after the last norm.
         delta_net: layers with a convolution have Gated DeltaNet in place of attention.
+        mamba: layers with a convolution have Mamba in place of attention.
         mamba2: layers with a convolution have Mamba 2 in place of attention.
         gated_attention: queries come with a gate for the output of attention.
         sigmoid_shared_gate: the gate of the shared expert is one operation, not SiLU and a division.
@@ -51,9 +53,11 @@ class Traits:
     feed_norm: Literal["ffn_norm", "post_attention_norm"] = "ffn_norm"
     scaled_query: bool = False
     scaled_embedding: bool = False
+    scaled_parts: bool = False
     output_last: bool = False
     output_after_norm: bool = False
     delta_net: bool = False
+    mamba: bool = False
     mamba2: bool = False
     gated_attention: bool = False
     sigmoid_shared_gate: bool = False

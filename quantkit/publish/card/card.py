@@ -1,7 +1,6 @@
 """The model card of an output folder: README.md with the hub's metadata, measured figures and run commands."""
 
 import hashlib
-import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Any
 
 from quantkit.errors import OutputError, UsageError
 from quantkit.files import write_atomically
+from quantkit.packed.registry import read_type
 from quantkit.publish.card.escaping import link, plain
 from quantkit.publish.card.facts import KINDS, CardFacts, CardModel, card_facts
 from quantkit.publish.card.metadata import front_matter, metadata
@@ -39,8 +39,8 @@ def write_card(
 ) -> Path:
     """Write the card of `folder`, and return its path: `path`, or README.md in the folder.
 
-    `kind`: "gguf", "awq" or "gptq". `report`: a report.json document; models that are not files of this folder are
-    ignored.
+    `kind`: "gguf", or a format of folders such as "awq". `report`: a report.json document; models that are not files of
+    this folder are ignored.
     `plots`: the report's folder, or its folder of PNGs. They are copied to plots/ beside the card if the report
     measured this folder. A card that was edited since quantkit wrote it is kept as README.md.bak.
 
@@ -70,20 +70,19 @@ def write_card(
 
 
 def kind_of_folder(folder: Path) -> str:
-    """The kind of an output folder: "gguf", "awq" or "gptq".
+    """The kind of an output folder: "gguf", or a format of folders such as "awq".
 
     Raises:
-        UsageError: the folder is none of these.
+        UsageError: the folder is of another kind.
     """
     if any(folder.glob("*.gguf")):
         return "gguf"
-    try:
-        method = json.loads((folder / "config.json").read_text("utf-8"))["quantization_config"]["quant_method"]
-    except (OSError, ValueError, KeyError, TypeError):
-        method = None
-    if method not in ("awq", "gptq"):
-        raise UsageError(f"{folder} is not a folder of GGUF files, AWQ or GPTQ; convert a model into it first")
-    return str(method)
+    kind = read_type(folder)
+    if kind is None:
+        raise UsageError(
+            f"{folder} is not a folder of GGUF files or of quantized weights; convert a model into it first"
+        )
+    return kind
 
 
 def card_text(facts: CardFacts, pictures: Mapping[str, Path] | None = None) -> str:

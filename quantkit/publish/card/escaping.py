@@ -30,7 +30,7 @@ def code(text: str) -> str:
 
 
 def block(text: str, language: str = "") -> str:
-    """The text as a fenced block that no line of it ends, with its line breaks and without other control characters."""
+    """The text as a fenced block that none of its lines ends; line breaks stay, other control characters go."""
     lines = re.split(r"\r\n|\r|\n", text)
     visible = "\n".join("".join(c if c.isprintable() or c == "\t" else "\ufffd" for c in line) for line in lines)
     fence = "`" * max(3, _longest_run(visible) + 1)
@@ -49,6 +49,7 @@ def table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def bullets(items: Sequence[str]) -> str:
+    """A Markdown list."""
     return "\n".join(f"- {item}" for item in items)
 
 

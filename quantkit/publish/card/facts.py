@@ -11,10 +11,11 @@ from quantkit.inspection import Description, inspect_source
 from quantkit.inspection.record import changed_since, entry_of, read_record
 from quantkit.measurement.document import Model, Report
 from quantkit.measurement.reading import read_report
+from quantkit.packed.registry import FORMATS, read_type
 from quantkit.publish.card.metadata import is_hub_id
 from quantkit.publish.ollama.facts import facts_of_gguf
 
-KINDS = {"gguf": "GGUF", "awq": "AWQ", "gptq": "GPTQ"}
+KINDS = {"gguf": "GGUF", **{name: kind.label for name, kind in FORMATS.items()}}
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,7 @@ class Weights:
 
     @property
     def bytes(self) -> int:
+        """Bytes of all files."""
         return sum(size for _, size in self.files)
 
     @property
@@ -73,6 +75,7 @@ class CardFacts:
 
     @property
     def context_length(self) -> int | None:
+        """Context in tokens; None if unknown."""
         return self.model.context_length or self.description.shape.context
 
     @property
@@ -82,7 +85,7 @@ class CardFacts:
 
 
 def card_facts(folder: Path, kind: str, model: CardModel, report: Mapping[str, Any] | None) -> CardFacts:
-    """The facts of `folder`, an output folder of `kind` ("gguf", "awq" or "gptq").
+    """The facts of `folder`, an output folder of `kind` ("gguf", or a format of folders such as "awq").
 
     `report`: a report.json document; its models that are not files of this folder are ignored.
 
@@ -92,7 +95,7 @@ def card_facts(folder: Path, kind: str, model: CardModel, report: Mapping[str, A
         CheckpointError: the folder has no readable model.
     """
     if kind not in KINDS:
-        raise UsageError(f"a card is for gguf, awq or gptq, not {kind!r}")
+        raise UsageError(f"a card is for {', '.join(KINDS)}, not {kind!r}")
     description = inspect_source(str(folder.resolve()))
     weights = _gguf_weights(folder, description) if kind == "gguf" else _folder_weights(folder, kind, description)
     for output in weights:
@@ -123,9 +126,7 @@ def card_facts(folder: Path, kind: str, model: CardModel, report: Mapping[str, A
 
 def _gguf_weights(folder: Path, description: Description) -> tuple[Weights, ...]:
     if description.kind != "folder of GGUF files":
-        raise UsageError(
-            f"{folder} is a {description.kind}, not a folder of GGUF files; pass --kind awq or --kind gptq"
-        )
+        raise UsageError(f"{folder} is a {description.kind}, not a folder of GGUF files; pass another --kind")
     record = read_record(folder)
     described = {file.name for file in description.files}
     for path in sorted(folder.glob("*.gguf")):
@@ -145,8 +146,7 @@ def _gguf_weights(folder: Path, description: Description) -> tuple[Weights, ...]
 
 
 def _folder_weights(folder: Path, kind: str, description: Description) -> tuple[Weights, ...]:
-    method = description.quantization.method.lower() if description.quantization else None
-    if method != kind:
+    if read_type(folder) != kind:
         actual = " ".join(filter(None, (description.type, description.kind)))
         raise UsageError(f"{folder} is a {actual}, not a folder of {KINDS[kind]}; pass another --kind")
     files = tuple((file.name, file.bytes) for file in description.files)

@@ -24,6 +24,7 @@ def made(facts: CardFacts) -> str:
         if not facts.revision and len(headers) == 1:
             name, digest = next(iter(headers.items()))
             lines[-1] += f" ({plain(name)}, sha256 of its header {code(_text(digest))})"
+    lines += [f"adapter merged into it: {_adapter(_mapping(adapter))}" for adapter in origin.get("adapters") or ()]
     lines += _unique(_calibration(entry) for entry in entries)
     lines += _unique(_matrix(entry) for entry in entries)
     if options := _options(first):
@@ -37,6 +38,15 @@ def made(facts: CardFacts) -> str:
         lines.append(f"checks passed before the files got their final names: {plain(', '.join(checks))}")
     lines.append(f"sha256 of each file, type and error of each tensor: {link('quantkit.json', 'quantkit.json')}")
     return bullets(lines)
+
+
+def _adapter(record: Mapping[str, Any]) -> str:
+    """An adapter of the origin: its source, revision, kind, scale and the hash of its weights."""
+    revision = f", revision {code(_text(record.get('revision')))}" if _text(record.get("revision")) else ""
+    scale = record.get("scale")
+    times = f", times {scale:g}" if isinstance(scale, int | float) and scale != 1 else ""
+    kind = f" ({plain(_text(record.get('kind')))} of rank {_count(record.get('rank'))}{times})"
+    return f"{plain(_text(record.get('source')))}{kind}{revision}, sha256 {code(_text(record.get('sha256')))}"
 
 
 def _warnings(entries: Iterable[Mapping[str, Any]]) -> list[str]:

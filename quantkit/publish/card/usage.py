@@ -17,6 +17,8 @@ LOADERS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
     "AutoAWQ 0.2.9 with transformers 4.51.3": {"awq": ("LlamaForCausalLM", "MixtralForCausalLM"), "gptq": ()},
     "transformers 5.23": {"awq": _DENSE, "gptq": _DENSE},
 }
+_PACKAGES = {"awq": "`gptqmodel` and `optimum`", "gptq": "`gptqmodel` and `optimum`", "fp8-block": "`accelerate`"}
+"""The packages that transformers needs; `compressed-tensors` for other formats."""
 PROMPT = "Why is the sky blue?"
 PHONE = 8_000_000_000
 """Bytes of the largest file for a phone."""
@@ -64,10 +66,11 @@ def _gguf(facts: CardFacts) -> list[str]:
 
 def _folder(facts: CardFacts) -> list[str]:
     source = _repo(facts) or facts.weights[0].name
+    packages = _PACKAGES.get(facts.kind, "`compressed-tensors`")
     return [
         f"[vLLM](https://docs.vllm.ai) recognises {KINDS[facts.kind]} by config.json (not tested for this card):",
         block(f"vllm serve {shlex.quote(source)}", "sh"),
-        "transformers, with the packages `gptqmodel` and `optimum`:",
+        f"transformers, with the package{'s' if ' and ' in packages else ''} {packages}:",
         block(_python(source, chat=facts.description.template is not None), "python"),
         tested(facts.kind, facts.description.architecture),
     ]
@@ -75,7 +78,7 @@ def _folder(facts: CardFacts) -> list[str]:
 
 def tested(kind: str, architecture: str | None) -> str:
     """Sentences on the loaders that were tested with this architecture, and on the one with a known fault."""
-    loaders = [loader for loader, reads in LOADERS.items() if architecture in reads[kind]]
+    loaders = [loader for loader, reads in LOADERS.items() if architecture in reads.get(kind, ())]
     name = plain(architecture or "this architecture")
     if loaders:
         text = (

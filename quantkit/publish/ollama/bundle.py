@@ -31,7 +31,7 @@ class Bundle:
     """Why the template was refused."""
     notes: tuple[str, ...]
     replaces_jinja: bool = False
-    """Whether TEMPLATE says something else than the chat template that is in the file."""
+    """Whether TEMPLATE differs from the chat template in the file."""
 
 
 @dataclass(frozen=True)
@@ -148,7 +148,7 @@ def _template(facts: Facts, overrides: Overrides) -> _Template:
 
 
 def _ignored_notes(facts: Facts, *, replaces: bool) -> list[str]:
-    """For which servers a TEMPLATE does not count; `replaces`: it says something else than the GGUF's Jinja."""
+    """The servers that ignore a TEMPLATE; `replaces`: it differs from the GGUF's Jinja."""
     features = jinja_features(facts.chat_template or "")
     if not features:
         return []

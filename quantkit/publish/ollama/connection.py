@@ -22,7 +22,7 @@ _MAX_LINES = 5_000_000
 
 
 class ConnectionBroken(PublishError):
-    """The connection broke; `why` is the reason. A caller that knows what was going on says so instead."""
+    """The connection broke; `why` is the reason. A caller that knows the work at that time names it instead."""
 
     def __init__(self, why: str) -> None:
         super().__init__(f"the Ollama server went away ({why}); start it again and repeat the command")
@@ -97,6 +97,7 @@ class Upload:
         self._file.close()
 
     def read(self, size: int = -1) -> bytes:
+        """The next bytes, at least a chunk; reports them to the progress."""
         chunk = self._file.read(max(size, _CHUNK))
         self.sent += len(chunk)
         self._progress.advance(len(chunk), self._name)

@@ -36,7 +36,7 @@ def is_number(text: str) -> bool:
 
 
 def _is_float(text: str) -> bool:
-    """Go's ParseFloat: underscores stand between digits, and there is no overflow."""
+    """Whether Go's ParseFloat accepts the text: underscores stand between digits, and the value does not overflow."""
     try:
         if _HEXADECIMAL.fullmatch(text):
             return math.isfinite(float.fromhex(text.replace("_", "")))

@@ -140,8 +140,8 @@ _SPECIAL = re.compile(r"(\{{2,}|\{$|\"{3,})")
 def _quoted(literal: str) -> str:
     """Literal text in a Go template, with the system message in place of its mark.
 
-    Some text is written as a quoted string: what Go would read as an action, what Ollama's Modelfile reader would
-    delete (runes that do not print), and what it would read as the end of the value.
+    Three kinds of text are written as a quoted string. Go would read the first as an action. Ollama's Modelfile reader
+    would delete the second (runes that do not print). It would read the third as the end of the value.
     """
     return "{{ $.System }}".join(_text(part) for part in literal.split(system_mark()))
 

@@ -27,8 +27,8 @@ class Token(NamedTuple):
     """One token: its kind, its text, and its place in the template.
 
     Kinds: text, left, right, space, pipe, assign, declare, "(", ")", character, number, string, field, dot, variable,
-    bool, name, other (a printable character), end of template ("eof"), error (the text is the message), and the
-    keywords themselves.
+    bool, name, other (a printable character), end of template ("eof"), error (the text is the message), and each
+    keyword.
     """
 
     kind: str

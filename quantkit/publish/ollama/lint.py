@@ -163,7 +163,7 @@ def _warnings(command: Command) -> Iterator[Finding]:
 def _misread(command: Command, what: str) -> Iterator[str]:
     quoted = command.raw.lstrip(" \t").startswith('"')
     if not quoted and re.search(r"[ \t]#", command.raw):
-        yield f"the # and what follows are part of {what}: a comment needs a line of its own"
+        yield f"the # and what follows are part of {what}: a comment needs a separate line"
     if "\\n" in command.value and (command.key == "stop" or command.name in ("system", "message")):
         yield f"\\n in {what} stays two characters: a Modelfile has no escapes, put a real line end in triple quotes"
     if command.name in ("from", "adapter", "draft") and not command.value:

@@ -39,9 +39,9 @@ class Modelfile:
 
 
 def write_modelfile(modelfile: Modelfile) -> str:
-    """The text of a Modelfile that Ollama's parser reads back as `modelfile`, in lines that end in a line feed.
+    """The text of a Modelfile that Ollama's parser reads as `modelfile`; its lines end in a line feed.
 
-    Write it to a file in UTF-8 with unchanged line ends (`newline=""`), because a carriage return in a value is kept.
+    Write it in UTF-8 with unchanged line ends (`newline=""`), because a carriage return in a value is kept.
     TEMPLATE may be written differently, with the same rendering (see modelfile_text.quoted_template).
 
     Raises:

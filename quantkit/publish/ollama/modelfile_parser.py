@@ -1,8 +1,8 @@
 """The parser of the Modelfile grammar: text to commands, as in Ollama's parser/parser.go.
 
-There are no escapes. A value ends at the end of its line. A value that starts with a quote (one `"` or three) ends at
-the first line whose end is the same quote, without regard to white space. The parser deletes code points that Go calls
-non-printable. A comment is a line that starts with #. A carriage return ends a line, as a line feed does.
+The grammar has no escapes. A value ends at the end of its line. A value can start with a quote, one `"` or three. It
+then ends at the first line that ends in that quote; white space does not count. The parser deletes code points that Go
+calls non-printable. A comment is a line that starts with #. A carriage return ends a line, as a line feed does.
 """
 
 import re

@@ -24,7 +24,7 @@ def quoted(value: str, what: str) -> str:
 
 
 def quoted_in_line(value: str, what: str) -> str:
-    """As `quoted`, but with one pair of quotes for a text of one line that does not start with a quote."""
+    """As `quoted`, but a text of one line gets one pair of quotes if it does not start with a quote."""
     if value.startswith('"') or "\n" in value or "\r" in value:
         return quoted(value, what)
     _check(value, what)

@@ -45,7 +45,7 @@ def read_plan(path: Path) -> TagPlan:
     """The plan of a file.
 
     Raises:
-        UsageError: the file cannot be read, or has an unknown or missing key, a malformed name or tag, or a tag twice.
+        UsageError: the file is unreadable; a key is unknown or missing; a name or tag is malformed; a tag is repeated.
     """
     try:
         table = tomllib.loads(path.read_text("utf-8"))

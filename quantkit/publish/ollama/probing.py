@@ -77,6 +77,7 @@ class Wording:
 
 
 def system_mark() -> str:
+    """The mark that stands for a system message."""
     return _mark("s", 0)
 
 

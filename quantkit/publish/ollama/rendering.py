@@ -39,7 +39,7 @@ def check_stored(name: str, stored: StoredModel, facts: Facts, bundle: Bundle, b
     server renders the GGUF's own template instead of an equal TEMPLATE.
 
     Raises:
-        PublishError: prompts of the model would differ from what the Modelfile says.
+        PublishError: prompts of the model would differ from the Modelfile's.
     """
     system = bundle.modelfile.system or ""
     if stored.system != system:
@@ -68,7 +68,7 @@ def check_stored(name: str, stored: StoredModel, facts: Facts, bundle: Bundle, b
 
 
 def replaced(what: str, name: str, facts: Facts) -> str:
-    """The sentence for a built-in template in place of the GGUF's own; `what` says what the server does."""
+    """The sentence for a built-in template in place of the GGUF's own; `what`: the action of the server."""
     return (
         f"the Ollama server {what} for {name} in place of the chat template of {facts.files[0].name}, so prompts may"
         f" differ; add a Jinja comment of {COMMENT_CHARACTERS} characters to the chat template, convert with"

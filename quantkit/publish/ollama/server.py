@@ -1,7 +1,8 @@
 """Ollama's HTTP API, as far as publishing needs it: blobs, create, show, copy, push.
 
-The standard library is enough: the PyPI client `ollama` (0.6) cannot ask whether a blob is on the server, reports no
-progress of one, and drops the `requires` of a model. Source: docs/api.md and server/routes.go of ollama/ollama.
+The standard library is enough. The PyPI client `ollama` (0.6) cannot ask whether a blob is on the server. It does not
+report the progress of an upload, and drops the `requires` of a model. Source: docs/api.md and server/routes.go of
+ollama/ollama.
 """
 
 import hashlib
@@ -75,7 +76,7 @@ def digest_of(path: Path, progress: Progress = SILENT) -> str:
 
 
 def create_request(model: str, modelfile: Modelfile, files: Mapping[str, str] | None = None) -> dict[str, Any]:
-    """The body of POST /api/create that says what the Modelfile says.
+    """The body of POST /api/create with the content of the Modelfile.
 
     `files` are the GGUF's file names and their digests; without them the model's source is the name in its FROM.
     """
@@ -112,6 +113,7 @@ class Server:
         return str(self._json("GET", "/api/version").get("version", ""))
 
     def has_blob(self, digest: str) -> bool:
+        """Whether the server has the blob. Raises PublishError for another answer than 200 and 404."""
         with self._request("HEAD", f"/api/blobs/{digest}") as response:
             if response.status not in (200, 404):
                 raise PublishError(

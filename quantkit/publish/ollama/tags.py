@@ -127,6 +127,7 @@ class TagPlan:
     quantizations: tuple[Quantization, ...]
 
     def tags(self) -> list[str]:
+        """Every tag, in the order of the quantizations."""
         return [tag for quantization in self.quantizations for tag in (*quantization.tags, *quantization.gpu_tags)]
 
 
@@ -135,8 +136,8 @@ def plan_tags(
 ) -> TagPlan:
     """The plan for `files`, pairs of a type ("q4_0") and its file names.
 
-    The default type, else the first of PREFERRED that is present, gets the short tags. A tag in `name` replaces the
-    size and leaves `latest` and `gpu` out, so that a second size does not take them over.
+    The default type gets the short tags; without it, the first type of PREFERRED that is present. A tag in `name`
+    replaces the size. It leaves `latest` and `gpu` out, so that a second size does not take them over.
 
     Raises:
         UsageError: a type is listed twice, or no file has the default type.

@@ -1,8 +1,8 @@
 """Ollama's built-in chat templates, and which of them `ollama create` would store for a GGUF.
 
-Where a Modelfile has no TEMPLATE, `create` compares the GGUF's Jinja template with every entry of an index inside the
-`ollama` program. If the nearest entry is at a Levenshtein distance under 100, `create` stores the Go template of that
-entry (template.Named in template/template.go of ollama/ollama). The index is Ollama's: quantkit holds no copy, and
+If a Modelfile has no TEMPLATE, `create` compares the GGUF's Jinja template with every entry of an index. The index is
+inside the `ollama` program. If the nearest entry is at a Levenshtein distance under 100, `create` stores its Go
+template (template.Named in template/template.go of ollama/ollama). The index is Ollama's: quantkit holds no copy, and
 reads it from the program of this machine.
 """
 

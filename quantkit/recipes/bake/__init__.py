@@ -1,1 +1,1 @@
-"""Bake a recipe: its steps are quantkit commands in processes of their own, with a journal that survives a kill."""
+"""Bake a recipe: each step is a quantkit command in a separate process; a journal survives a kill."""

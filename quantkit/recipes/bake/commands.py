@@ -37,6 +37,7 @@ class Command:
 
     @property
     def line(self) -> tuple[str, ...]:
+        """All words."""
         return (*self.words, *self.more)
 
 
@@ -48,10 +49,12 @@ def output_of(recipe: Recipe, folder: Path, name: str) -> Path:
 
 
 def gguf_folder(recipe: Recipe, folder: Path) -> Path:
+    """The folder of the GGUF files."""
     return folder / f"{recipe.name}-GGUF"
 
 
 def report_folder(recipe: Recipe, folder: Path) -> Path:
+    """The folder of the measurement's report."""
     return folder / f"{recipe.name}-report"
 
 

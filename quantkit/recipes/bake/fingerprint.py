@@ -14,7 +14,7 @@ from quantkit.recipes.recipe import Recipe
 
 
 def fingerprint(folder: Path, words: Sequence[str], files: Iterable[Path], more: Any = None) -> str:
-    """A sha256 of the words, of the size and time of change of each file, and of `more` (a JSON value).
+    """A sha256 of the words, the size and time of change of each file, and `more` (a JSON value).
 
     It stays the same when `folder`, the folder of the outputs, moves. `folder` and `files` are absolute paths.
     """

@@ -35,7 +35,7 @@ def stamps(files: Iterable[Path], root: Path) -> Stamps:
 class BakeJournal:
     """An open, locked journal; its files are relative to the folder of `path`.
 
-    `last`: the latest line of each unit. `finished_last`: the latest line of each unit that says it is finished.
+    `last`: the latest line of each unit. `finished_last`: the latest line of each unit that records its end.
     """
 
     def __init__(self, path: Path) -> None:
@@ -92,6 +92,8 @@ class BakeJournal:
             return
         before = stamps(files, self.root)
         self._append({"unit": unit, "state": "started", "fingerprint": fingerprint, "before": before})
+        # a power cut that lost this line would leave files that look like another bake's
+        self._file.sync()
 
     def finish(self, unit: str, fingerprint: str, files: Sequence[Path], record: Mapping[str, Any]) -> None:
         """Record that the unit is finished and wrote `files`; `record`, of JSON, is kept with it."""
@@ -104,6 +106,7 @@ class BakeJournal:
         return dict(self.finished_last.get(unit, {}).get("record", {}))
 
     def close(self) -> None:
+        """Close the file, which unlocks the journal."""
         self._file.close()
 
     def _append(self, line: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""Run one quantkit command in a process of its own: its JSON document, time, peak memory, and error sentence."""
+"""Run one quantkit command in a separate process: its JSON document, time, peak memory, and error sentence."""
 
 import contextlib
 import ctypes

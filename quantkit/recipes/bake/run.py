@@ -253,7 +253,7 @@ class _Bake:
         return Step(step, "done", "", (line,), done.seconds, done.peak_memory)
 
     def _overwriting(self, unit: str, command: Command) -> tuple[str, ...]:
-        """The command with --force if this bake wrote its outputs and nobody edited them; else the command refuses."""
+        """The command, with --force if its outputs are as this bake wrote them; else the command refuses."""
         last = self.journal.last.get(unit)
         outputs = [self.folder / name for name in (last or {}).get("files", {})]
         ours = last is not None and self.journal.ours(unit, outputs)

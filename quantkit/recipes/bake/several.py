@@ -29,6 +29,7 @@ class Bakes:
 
     @property
     def broken_floors(self) -> list[str]:
+        """A sentence for each floor that is not met."""
         return [reason for document in self.documents for reason in document["floors_not_met"]]
 
     def raise_first(self) -> None:

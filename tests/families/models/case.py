@@ -31,6 +31,11 @@ class Case:
 
     `tokenizer` is the style of the tokenizer files (see tokenizers.py); `vocabulary` says whether the converter makes
     its keys of these files as it does of published ones. `differs` are keys that are not the converter's on purpose.
+    `raw_config`: the converter reads config.json itself. With transformers 5 it takes the defaults of the config class,
+    which may stand for another kind of model (experts for Nemotron-H). Without `forward`, our own forward does not run
+    the model, so only its GGUF is compared. `rounded` ends the names of tensors that the converter
+    computes with torch's exp, which is one unit in the last place off in one value of a hundred: their types and shapes
+    are compared.
     """
 
     name: str
@@ -45,6 +50,9 @@ class Case:
     tokenizer: str = "smollm"
     vocabulary: bool = True
     differs: tuple[str, ...] = ()
+    raw_config: bool = False
+    forward: bool = True
+    rounded: tuple[str, ...] = ()
 
     @property
     def multimodal(self) -> bool:

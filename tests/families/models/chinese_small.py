@@ -56,7 +56,7 @@ def publish_baichuan(native: dict[str, Any], tensors: Tensors, *, alibi: bool, s
         published["lm_head.weight"] = stored
     for layer in range(native["num_hidden_layers"]):
         at = f"model.layers.{layer}.self_attn."
-        published[at + "W_pack.weight"] = np.concatenate([tensors[f"{at}{each}_proj.weight"] for each in "qkv"])
+        published[at + "W_pack.weight"] = np.concatenate([tensors[f"{at}{letter}_proj.weight"] for letter in "qkv"])
         published[at + "o_proj.weight"] = tensors[at + "o_proj.weight"]
     return config, published
 
@@ -118,9 +118,9 @@ def publish_internlm2(native: dict[str, Any], tensors: Tensors) -> tuple[dict[st
             published[name] = value
     size, groups = native["hidden_size"] // native["num_attention_heads"], native["num_key_value_heads"]
     for layer in range(native["num_hidden_layers"]):
-        q, k, v = (tensors[f"model.layers.{layer}.self_attn.{each}_proj.weight"] for each in "qkv")
-        q, k, v = (np.split(each, groups) for each in (q, k, v))
-        rows = [each for group in zip(q, k, v, strict=True) for each in group]
+        q, k, v = (tensors[f"model.layers.{layer}.self_attn.{part}_proj.weight"] for part in "qkv")
+        q, k, v = (np.split(part, groups) for part in (q, k, v))
+        rows = [part for group in zip(q, k, v, strict=True) for part in group]
         assert rows[1].shape[0] == size
         published[f"model.layers.{layer}.attention.wqkv.weight"] = np.concatenate(rows)
     return _remote(native, "InternLM2", bias=False, **stated), published

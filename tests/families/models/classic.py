@@ -78,16 +78,16 @@ YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 
 
 def fused(config: dict[str, Any], tensors: Tensors) -> tuple[dict[str, Any], Tensors]:
     """All experts of a layer in two tensors, gate above up: what transformers 5 has in memory."""
-    found = {name: value for name, value in tensors.items() if ".experts." not in name}
+    result = {name: value for name, value in tensors.items() if ".experts." not in name}
     for layer in range(config["num_hidden_layers"]):
         at = f"model.layers.{layer}.mlp.experts"
         experts = [
             [tensors[f"{at}.{expert}.{name}_proj.weight"] for name in ("gate", "up", "down")]
             for expert in range(config["num_experts"])
         ]
-        found[f"{at}.gate_up_proj"] = np.stack([np.concatenate([gate, up]) for gate, up, _ in experts])
-        found[f"{at}.down_proj"] = np.stack([down for _, _, down in experts])
-    return config, found
+        result[f"{at}.gate_up_proj"] = np.stack([np.concatenate([gate, up]) for gate, up, _ in experts])
+        result[f"{at}.down_proj"] = np.stack([down for _, _, down in experts])
+    return config, result
 
 
 CASES = (

@@ -32,14 +32,14 @@ YARN = {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16, "
 def with_another_token(config: dict[str, Any], tensors: Tensors) -> tuple[dict[str, Any], Tensors]:
     """As V3 is published: after the layers one that predicts a token further, which nothing here runs."""
     extra, last = config["num_hidden_layers"], config["num_hidden_layers"] - 1
-    found = dict(tensors)
+    result = dict(tensors)
     for name, value in tensors.items():
         if f".layers.{last}." in name:
-            found[name.replace(f".layers.{last}.", f".layers.{extra}.")] = value
+            result[name.replace(f".layers.{last}.", f".layers.{extra}.")] = value
     hidden = config["hidden_size"]
     for name, shape in (("eh_proj", (hidden, 2 * hidden)), ("enorm", (hidden,)), ("shared_head.head", (VOCAB, hidden))):
-        found[f"model.layers.{extra}.{name}.weight"] = weight(0, name, shape)
-    return {**config, "num_nextn_predict_layers": 1}, found
+        result[f"model.layers.{extra}.{name}.weight"] = weight(0, name, shape)
+    return {**config, "num_nextn_predict_layers": 1}, result
 
 
 CASES = (

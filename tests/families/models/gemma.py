@@ -32,14 +32,14 @@ def _with_images(config: dict[str, Any], tensors: Tensors, prefix: str, head: st
         "mm_tokens_per_image": 4,
         "torch_dtype": "float32",
     }
-    found = {name.replace("model.", prefix, 1): value for name, value in tensors.items() if name != "lm_head.weight"}
+    result = {name.replace("model.", prefix, 1): value for name, value in tensors.items() if name != "lm_head.weight"}
     for name, shape in (
         ("vision_tower.vision_model.post_layernorm.weight", (32,)),
         ("vision_tower.vision_model.encoder.layers.0.mlp.fc1.weight", (64, 32)),
         ("multi_modal_projector.mm_input_projection_weight", (32, 64)),
     ):
-        found[head + name] = weight(0, name, shape)
-    return published, found
+        result[head + name] = weight(0, name, shape)
+    return published, result
 
 
 def publish_first(config: dict[str, Any], tensors: Tensors) -> tuple[dict[str, Any], Tensors]:

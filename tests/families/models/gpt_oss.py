@@ -43,14 +43,14 @@ def to_mxfp4(values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 def packed(config: dict[str, Any], tensors: Tensors) -> tuple[dict[str, Any], Tensors]:
     """As published: experts turned and in MXFP4 blocks; the native model gets the very values of the blocks."""
-    found = {}
+    result = {}
     for name, value in tensors.items():
         if not name.endswith(("gate_up_proj", "down_proj")):
-            found[name] = value
+            result[name] = value
             continue
-        near, found[f"{name}_blocks"], found[f"{name}_scales"] = to_mxfp4(value.transpose(0, 2, 1))
+        near, result[f"{name}_blocks"], result[f"{name}_scales"] = to_mxfp4(value.transpose(0, 2, 1))
         value[...] = near.transpose(0, 2, 1)
-    return {**config, "quantization_config": {"quant_method": "mxfp4", "modules_to_not_convert": ["lm_head"]}}, found
+    return {**config, "quantization_config": {"quant_method": "mxfp4", "modules_to_not_convert": ["lm_head"]}}, result
 
 
 CASES = (

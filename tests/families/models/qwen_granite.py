@@ -84,7 +84,7 @@ def qwen1(config: dict[str, Any], tensors: Tensors) -> tuple[dict[str, Any], Ten
         prefix = f"transformer.h.{layer}." if layer else ""
         part, kind = part.rsplit(".", 1)
         if part == "self_attn.q_proj":
-            three = (tensors[name.replace("q_proj", each)] for each in ("q_proj", "k_proj", "v_proj"))
+            three = (tensors[name.replace("q_proj", linear)] for linear in ("q_proj", "k_proj", "v_proj"))
             published[f"{prefix}attn.c_attn.{kind}"] = np.concatenate(list(three))
         elif part in names:
             published[f"{prefix}{names[part]}.{kind}"] = values

@@ -1,0 +1,152 @@
+"""Folders that need no calibration: every tensor is read once, in pieces of rows, and written in every such format.
+
+A thread takes one tensor at a time, so memory does not depend on the model. A finished tensor is a step of the journal.
+"""
+
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from contextlib import ExitStack
+from dataclasses import dataclass
+from math import lcm, prod
+
+import numpy as np
+
+from quantkit.conversion.gguf_pass import all_finite
+from quantkit.errors import CheckpointError
+from quantkit.families.base.native import Native
+from quantkit.files import partial_path
+from quantkit.journal import Journal
+from quantkit.outputs.direct import PIECE_ELEMENTS
+from quantkit.outputs.packed_folders import FolderPlan, in_file_order
+from quantkit.outputs.plan import ConversionPlan
+from quantkit.packed.formats import DirectFormat
+from quantkit.packed.writer import FolderWriter
+from quantkit.progress import Progress
+from quantkit.quant.grid import Array
+
+Hashes = Mapping[str, str]
+"""sha256 of a tensor's bytes as they were written, by name."""
+
+
+@dataclass(frozen=True)
+class DirectFolders:
+    """Finished folders. `hashes` of their tensors by method; `resumed`: tensors that an earlier run finished."""
+
+    hashes: Mapping[str, Hashes]
+    resumed: int
+
+
+@dataclass(frozen=True)
+class _Folder:
+    plan: FolderPlan
+    writer: FolderWriter
+    format: DirectFormat
+    linears: Mapping[str, str]
+    """The name of a quantized weight -> the name of its linear."""
+
+
+def write_direct_folders(plan: ConversionPlan, journal: Journal, progress: Progress) -> DirectFolders:
+    """Write the direct folders of a plan, still under their partial names.
+
+    Raises:
+        CheckpointError: the source cannot be read, or contains NaN or infinity.
+        UnsupportedError: a value does not fit the type of unquantized tensors.
+        OutputError: a file cannot be written.
+    """
+    native = plan.native
+    assert native is not None
+    with ExitStack() as stack:
+        folders = [_open(folder, native, stack, keep=_has_steps(journal)) for folder in plan.direct_folders]
+        if not all(folder.writer.resumed for folder in folders):
+            journal.forget([step for step in journal.records if step.startswith(_STEP)])
+        names = in_file_order(native)
+        sizes = {name: prod(native.tensors[name].shape) for name in names}
+        progress.start("quantizing", sum(sizes.values()))
+        todo = [name for name in names if _STEP + name not in journal.records]
+        progress.advance(sum(sizes.values()) - sum(sizes[name] for name in todo))
+        lock = threading.Lock()
+
+        def write(name: str) -> None:
+            record = _write_tensor(native, name, folders)
+            with lock:
+                journal.finished(_STEP + name, record)
+            progress.advance(sizes[name], name)
+
+        pool = stack.enter_context(ThreadPoolExecutor(plan.threads, thread_name_prefix="quantize"))
+        futures = [pool.submit(write, name) for name in todo]
+        try:
+            for future in wait(futures, return_when=FIRST_EXCEPTION).done:
+                future.result()
+        except BaseException:
+            for future in futures:
+                future.cancel()
+            raise
+        for folder in folders:
+            config = folder.plan.config(native.config)
+            folder.writer.finish(config, native.checkpoint.folder, folder.plan.more_files())
+        records = [journal.records[_STEP + name] for name in names]
+    methods = [folder.plan.request.method for folder in folders]
+    hashes = {
+        method: {name: digest for record in records for name, digest in record[method].items()} for method in methods
+    }
+    return DirectFolders(hashes, len(names) - len(todo))
+
+
+_STEP = "folders: "
+
+
+def _has_steps(journal: Journal) -> bool:
+    return any(step.startswith(_STEP) for step in journal.records)
+
+
+def _open(plan: FolderPlan, native: Native, stack: ExitStack, *, keep: bool) -> _Folder:
+    writer = stack.enter_context(FolderWriter(partial_path(plan.folder), plan.shards, keep=keep))
+    assert isinstance(plan.format, DirectFormat)
+    weights = {name + linear.form.weight: name for name, linear in plan.quantized.items()}
+    return _Folder(plan, writer, plan.format, weights)
+
+
+def _write_tensor(native: Native, name: str, folders: Sequence[_Folder]) -> dict[str, dict[str, str]]:
+    """Write one tensor of the source into every folder; the sha256 of what was written, by method and tensor."""
+    tensor = native.tensors[name]
+    rows, inner = tensor.part_rows * len(tensor.parts), prod(tensor.shape[1:-1])
+    step = lcm(inner, *(folder.format.row_step for folder in folders))
+    step *= max(1, PIECE_ELEMENTS // (step * tensor.shape[-1]))
+
+    def pieces() -> Iterator[Array]:
+        for start in range(0, rows, step):
+            yield native.rows(name, start, min(rows, start + step)).astype(np.float32)
+
+    surveyed = {folder.format.name: folder.format.survey(pieces()) for folder in folders if name in folder.linears}
+    for start in range(0, rows, step):
+        piece = native.rows(name, start, min(rows, start + step))
+        values = piece.astype(np.float32) if surveyed else None
+        if values is not None and not all_finite(values):
+            raise CheckpointError(
+                f"tensor {name} contains NaN or infinity; the source is damaged or states a wrong dtype, download it"
+                " again"
+            )
+        for folder in folders:
+            linear = folder.linears.get(name)
+            if linear is None:
+                shape = (-1,) if len(tensor.shape) == 1 else (-1, *tensor.shape[1:])
+                folder.writer.write(name, piece.reshape(shape), first_row=start // inner)
+                continue
+            assert values is not None
+            encoded = folder.format.encode(values, folder.plan.request, surveyed[folder.format.name])
+            for suffix, stored in encoded.items():
+                folder.writer.write(f"{linear}.{suffix}", stored, first_row=start * len(stored) // max(len(piece), 1))
+            if start == 0:
+                once = folder.format.once(folder.plan.request, surveyed[folder.format.name])
+                for suffix, stored in once.items():
+                    folder.writer.write(f"{linear}.{suffix}", stored)
+    return {folder.plan.request.method: _hashes(folder, name) for folder in folders}
+
+
+def _hashes(folder: _Folder, name: str) -> dict[str, str]:
+    linear = folder.linears.get(name)
+    if linear is None:
+        return {name: folder.writer.sha256(name)}
+    stored = folder.plan.stored(folder.plan.quantized[linear])
+    return {f"{linear}.{suffix}": folder.writer.sha256(f"{linear}.{suffix}") for suffix in stored}

@@ -1,0 +1,186 @@
+"""Sums of squares of the inputs of every weight while llama.cpp runs: the statistic of an importance matrix.
+
+Imported in the child process only (see child.py). The graph scheduler calls back before and after each node
+(`cb_eval`). Which products count, and how their rows are counted, is that of llama-imatrix (collect_imatrix in
+tools/imatrix).
+"""
+
+import ctypes
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from quantkit.llamacpp.calls import Failed, context, evaluate, llama, load
+
+_F32 = 0
+_LEAST_ROWS = 16
+"""llama-imatrix leaves out products with fewer rows; they belong to states, not to tokens."""
+WINDOWS, SUMS, COUNTS = "windows", ".sums", ".counts"
+"""Names of the arrays of a file of sums: how many windows it covers, and the suffixes of a tensor's arrays."""
+
+
+class _Tensor(ctypes.Structure):
+    """struct ggml_tensor of ggml.h, up to its name."""
+
+    _fields_ = (
+        ("type", ctypes.c_int),
+        ("buffer", ctypes.c_void_p),
+        ("ne", ctypes.c_int64 * 4),
+        ("nb", ctypes.c_size_t * 4),
+        ("op", ctypes.c_int),
+        ("op_params", ctypes.c_int32 * 16),
+        ("flags", ctypes.c_int32),
+        ("src", ctypes.c_void_p * 10),
+        ("view_src", ctypes.c_void_p),
+        ("view_offs", ctypes.c_size_t),
+        ("data", ctypes.c_void_p),
+        ("name", ctypes.c_char * 64),
+    )
+
+
+def _ggml() -> Any:
+    """libggml-base of the installed llama.cpp; its functions name a tensor and an operation."""
+    folder = Path(llama.__file__).parent / "lib"
+    path = next((path for path in sorted(folder.glob("*ggml-base*")) if path.suffix in (".so", ".dylib", ".dll")), None)
+    if path is None:
+        raise Failed("has no libggml-base beside it, which the importance matrix needs")
+    library = ctypes.CDLL(str(path))
+    for name, arguments in (("ggml_op_desc", [ctypes.c_void_p]), ("ggml_get_name", [ctypes.c_void_p])):
+        function = getattr(library, name)
+        function.restype, function.argtypes = ctypes.c_char_p, arguments
+    library.ggml_nbytes.restype, library.ggml_nbytes.argtypes = ctypes.c_size_t, [ctypes.c_void_p]
+    library.ggml_backend_tensor_get.restype = None
+    library.ggml_backend_tensor_get.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_size_t]
+    return library
+
+
+class Inputs:
+    """A model that stays loaded, and the sums of the windows that it has evaluated."""
+
+    def __init__(self) -> None:
+        self._stack = ExitStack()
+        self._context: Any = None
+        self._ggml: Any = None
+        self._sums: dict[str, NDArray[np.float64]] = {}
+        self._counts: dict[str, NDArray[np.float64]] = {}
+        self._windows = 0
+        self._ops: dict[int, str] = {}
+        self._fault = ""
+
+    def open(self, request: dict[str, Any]) -> int:
+        """Load the model for windows of request["n_ctx"] tokens, with a float32 cache, for exactness.
+
+        Returns how many windows the file request["sums"] covers already.
+        """
+        self._ggml = _ggml()
+        path = Path(request["sums"])
+        if path.exists():
+            with np.load(path) as kept:
+                self._windows = int(kept[WINDOWS])
+                for name in kept.files:
+                    if name.endswith(SUMS):
+                        self._sums[name.removesuffix(SUMS)] = kept[name]
+                    elif name.endswith(COUNTS):
+                        self._counts[name.removesuffix(COUNTS)] = kept[name]
+        n_ctx = request["n_ctx"]
+        self._callback = llama.ggml_backend_sched_eval_callback(self._evaluated)
+        # repacked weights would get other names, and weights on a GPU other buffers
+        model = self._stack.enter_context(load(request["model"], n_gpu_layers=0, use_extra_bufts=False))
+        self._context = self._stack.enter_context(
+            context(
+                model,
+                request["n_threads"],
+                n_ctx=n_ctx,
+                n_batch=n_ctx,
+                n_ubatch=min(n_ctx, 512),
+                flash_attn_type=0,
+                type_k=_F32,
+                type_v=_F32,
+                cb_eval=self._callback,
+            )
+        )
+        return self._windows
+
+    def window(self, request: dict[str, Any]) -> None:
+        """Evaluate request["tokens"] and add the squares of every input."""
+        # with fewer logits the last layer would see fewer tokens
+        evaluate(self._context, request["tokens"], 0)
+        if self._fault:
+            raise Failed(self._fault)
+        self._windows += 1
+
+    def save(self, request: dict[str, Any]) -> None:
+        """Write the sums so far to the file request["sums"], whose rename makes them complete."""
+        path = Path(request["sums"])
+        partial = path.with_suffix(".new.npz")
+        arrays = {name + SUMS: values for name, values in self._sums.items()}
+        arrays |= {name + COUNTS: values for name, values in self._counts.items()}
+        try:
+            np.savez(partial, **{**arrays, WINDOWS: np.array(self._windows)})  # type: ignore[arg-type]
+            partial.replace(path)
+        except OSError as error:
+            raise Failed(f"could not write {path.name} ({error.strerror or error})") from error
+
+    def _evaluated(self, node: int, ask: bool, _data: ctypes.c_void_p) -> bool:
+        """The scheduler's callback: with `ask` whether the node's inputs are wanted, then after it was computed."""
+        try:
+            tensor = _Tensor.from_address(node)
+            op = self._ops.get(tensor.op)
+            if op is None:
+                op = self._ops[tensor.op] = self._ggml.ggml_op_desc(node).decode()
+            if op not in ("MUL_MAT", "MUL_MAT_ID"):
+                return not ask
+            name = self._ggml.ggml_get_name(tensor.src[0]).decode("utf-8", "replace")
+            inputs = _Tensor.from_address(tensor.src[1])
+            if not name.startswith("blk.") or inputs.type != _F32:
+                return not ask
+            if op == "MUL_MAT" and inputs.ne[1] < _LEAST_ROWS:
+                return not ask
+            if not ask:
+                self._add(name, op, tensor, inputs)
+        except Exception as error:  # a callback of C cannot raise
+            self._fault = f"could not read the inputs of a product ({type(error).__name__}: {error})"
+        return True
+
+    def _add(self, name: str, op: str, tensor: _Tensor, inputs: _Tensor) -> None:
+        weight = _Tensor.from_address(tensor.src[0])
+        values = self._values(tensor.src[1], inputs, np.float32)
+        # (i3, i2, rows, columns)
+        n_matrices = weight.ne[2] * weight.ne[3]
+        if op == "MUL_MAT_ID":
+            ids_tensor = _Tensor.from_address(tensor.src[2])
+            ids = self._values(tensor.src[2], ids_tensor, np.int32)[0, 0]
+            self._add_experts(name, values[0], ids, int(weight.ne[2]))
+            return
+        if name not in self._sums:
+            self._sums[name] = np.zeros((n_matrices, inputs.ne[0]))
+            self._counts[name] = np.zeros(1)
+        squares = np.einsum("abrc,abrc->abc", values, values, dtype=np.float64)
+        for i3 in range(inputs.ne[3]):
+            for i2 in range(inputs.ne[2]):
+                matrix = (i3 % weight.ne[3]) * weight.ne[2] + i2 % weight.ne[2]
+                self._sums[name][matrix] += squares[i3, i2]
+        self._counts[name] += inputs.ne[1] * inputs.ne[2] * inputs.ne[3] / n_matrices
+
+    def _add_experts(self, name: str, values: NDArray[np.float32], ids: NDArray[np.int32], n_experts: int) -> None:
+        """`values` (tokens, 1 or experts used, columns), `ids` (tokens, experts used)."""
+        if name not in self._sums:
+            self._sums[name] = np.zeros((n_experts, values.shape[2]))
+            self._counts[name] = np.zeros(n_experts)
+        for expert in np.unique(ids):
+            rows, used = np.nonzero(ids == expert)
+            own = values[rows, used % values.shape[1]]
+            self._sums[name][expert] += np.einsum("rc,rc->c", own, own, dtype=np.float64)
+            self._counts[name][expert] += len(rows)
+
+    def _values(self, address: int, tensor: _Tensor, dtype: type[Any]) -> NDArray[Any]:
+        """A copy of a tensor's values in numpy's order of axes, whatever its strides."""
+        size = self._ggml.ggml_nbytes(address)
+        data = np.empty(size, np.uint8)
+        self._ggml.ggml_backend_tensor_get(address, data.ctypes.data, 0, size)
+        shape, strides = tuple(reversed(tensor.ne)), tuple(reversed(tensor.nb))
+        view = np.lib.stride_tricks.as_strided(data.view(dtype), shape, strides)
+        return np.ascontiguousarray(view)

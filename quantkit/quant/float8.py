@@ -1,0 +1,53 @@
+"""Rounding to 8-bit floats (e4m3fn), with a scale for each row or for each block of 128 x 128 weights.
+
+A scale is the largest magnitude over 448, the largest float of the type, so that the weights fill its range. Sources:
+compressed-tensors' `calculate_qparams` and DeepSeek-V3's `weight_dequant` (weight = float8 * scale).
+"""
+
+import ml_dtypes
+import numpy as np
+from numpy.typing import NDArray
+
+from quantkit.quant.grid import Array
+
+LARGEST = 448.0
+"""The largest finite value of e4m3fn."""
+BLOCK = 128
+_PIECE = 1 << 16
+
+
+def row_maxima(w: Array) -> Array:
+    """The largest magnitude of each row of w (n, n_in): float32 (n, 1)."""
+    maxima: Array = np.maximum(w.max(axis=1), -w.min(axis=1))[:, None]
+    return maxima
+
+
+def block_maxima(w: Array) -> Array:
+    """The largest magnitude of each block of w (n, n_in): float32 (ceil(n / 128), ceil(n_in / 128))."""
+    columns = np.arange(0, w.shape[1], BLOCK)
+    high = np.maximum.reduceat(np.maximum.reduceat(w, columns, axis=1), np.arange(0, len(w), BLOCK), axis=0)
+    low = np.minimum.reduceat(np.minimum.reduceat(w, columns, axis=1), np.arange(0, len(w), BLOCK), axis=0)
+    return np.maximum(high, -low)
+
+
+def scales_of(maxima: Array) -> Array:
+    """The scale of each maximum; 1 for a maximum of 0."""
+    return np.where(maxima > 0, maxima / np.float32(LARGEST), np.float32(1)).astype(np.float32)
+
+
+def to_float8(w: Array, scales: Array) -> NDArray[np.uint8]:
+    """The bytes of w / scale rounded to the nearest float8, uint8 (n, n_in).
+
+    scales: float32 (n, 1), or (ceil(n / 128), ceil(n_in / 128)) of blocks. Larger magnitudes than 448 become 448.
+    """
+    out = np.empty(w.shape, np.uint8)
+    by_block = scales.shape != (len(w), 1)
+    step = BLOCK if by_block else max(1, _PIECE // w.shape[1])
+    for start in range(0, len(w), step):
+        divisor = scales[start // BLOCK] if by_block else scales[start : start + step]
+        if by_block:
+            divisor = np.repeat(divisor, BLOCK)[: w.shape[1]]
+        piece = w[start : start + step] / divisor
+        np.clip(piece, np.float32(-LARGEST), np.float32(LARGEST), out=piece)
+        out[start : start + step] = piece.astype(ml_dtypes.float8_e4m3fn).view(np.uint8)
+    return out

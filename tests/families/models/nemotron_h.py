@@ -1,0 +1,92 @@
+"""Nemotron-H and Nemotron 3: one part in each layer."""
+
+from typing import Any
+
+from tests.families.models.case import VOCAB, Case
+
+# config.json as Nemotron-H-8B has it, with small sizes
+DENSE: dict[str, Any] = {
+    "architectures": ["NemotronHForCausalLM"],
+    "attention_bias": False,
+    "attention_dropout": 0.0,
+    "attention_head_dim": 16,
+    "bos_token_id": 0,
+    "chunk_size": 256,
+    "conv_kernel": 4,
+    "eos_token_id": 2,
+    "expand": 2,
+    "head_dim": 16,
+    "hidden_dropout": 0.0,
+    "hidden_size": 64,
+    "hybrid_override_pattern": "M-M*-M-",
+    "initializer_range": 0.02,
+    "intermediate_size": 96,
+    "layer_norm_epsilon": 1e-05,
+    "mamba_head_dim": 16,
+    "mamba_hidden_act": "silu",
+    "mamba_num_heads": 8,
+    "mamba_proj_bias": False,
+    "max_position_embeddings": 512,
+    "mlp_bias": False,
+    "mlp_hidden_act": "relu2",
+    "model_type": "nemotron_h",
+    "n_groups": 2,
+    "num_attention_heads": 4,
+    "num_hidden_layers": 7,
+    "num_key_value_heads": 2,
+    "num_logits_to_keep": 1,
+    "pad_token_id": 0,
+    "rescale_prenorm_residual": True,
+    "residual_in_fp32": False,
+    "rms_norm_eps": 1e-05,
+    "ssm_state_size": 16,
+    "tie_word_embeddings": False,
+    "time_step_floor": 0.0001,
+    "time_step_max": 0.1,
+    "time_step_min": 0.001,
+    "time_step_rank": 256,
+    "use_bias": False,
+    "use_cache": True,
+    "use_conv_bias": True,
+    "use_mamba_kernels": True,
+    "vocab_size": VOCAB,
+}
+# config.json as Nemotron-3-Nano-30B-A3B has it
+MOE: dict[str, Any] = {
+    **{key: value for key, value in DENSE.items() if key not in ("attention_head_dim", "rms_norm_eps")},
+    "head_dim": 32,
+    "hybrid_override_pattern": "MEM*EME",
+    "intermediate_size": 32,
+    "layer_norm_epsilon": 1e-05,
+    "mamba_ssm_cache_dtype": "float32",
+    "moe_intermediate_size": 32,
+    "moe_shared_expert_intermediate_size": 48,
+    "n_group": 1,
+    "n_routed_experts": 6,
+    "n_shared_experts": 1,
+    "norm_eps": 1e-05,
+    "norm_topk_prob": True,
+    "num_experts_per_tok": 2,
+    "partial_rotary_factor": 1.0,
+    "rope_theta": 10000,
+    "routed_scaling_factor": 2.5,
+    "sliding_window": None,
+    "topk_group": 1,
+}
+
+CASES = (
+    Case("nemotron-h", DENSE, newest=True, raw_config=True),
+    Case(
+        "nemotron-h-bias",
+        {**DENSE, "mlp_bias": True, "head_dim": 32, "attention_head_dim": 32},
+        newest=True,
+        raw_config=True,
+    ),
+    Case("nemotron-h-moe", MOE, newest=True),
+    Case(
+        "nemotron-h-moe-latent",
+        {**MOE, "moe_latent_size": 24, "norm_topk_prob": False, "n_group": 2, "topk_group": 1},
+        newest=True,
+        forward=False,
+    ),
+)

@@ -1,0 +1,238 @@
+"""Runs of quantkit, the points at which they can be disturbed, and what must hold after a disturbance.
+
+`python -m tests.helpers.fault_points FOLDER SECONDS [RUN...]` disturbs random points in turn until the time is up.
+"""
+
+import errno
+import hashlib
+import itertools
+import json
+import os
+import random
+import shutil
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tests.helpers.command import quantkit_process
+from tests.helpers.faults import KILL, READS, STOP, WRITES, FaultyRuns, faulty_runs
+from tests.helpers.tiny import tiny_llama
+
+FEW = (
+    "--calibration",
+    "text.txt",
+    "--samples",
+    "8",
+    "--seq-len",
+    "32",
+    "--raw",
+    "--group-size",
+    "32",
+    "--threads",
+    "1",
+)
+RUNS: dict[str, tuple[str, ...]] = {
+    "convert": ("convert", "model", "-t", "awq", "-t", "q8_0", "-t", "imatrix", *FEW, "-o", "out"),
+    "shards": ("gguf", "model", "-t", "q8_0", "--split-max-size", "100k", "--threads", "1", "-o", "out"),
+    "gptq": ("gptq", "model", *FEW, "-o", "out"),
+    "imatrix": ("imatrix", "model", *FEW[:7], "--threads", "1", "-o", "out/model-imatrix.gguf"),
+    "measure": (
+        "measure", "model", "model-GGUF/model-Q8_0.gguf", "--text", "text.txt", "--ctx", "32", "--chunks", "2",
+        "--gpu-layers", "none", "--threads", "1", "-o", "out",
+    ),
+    "bake": ("bake", "recipe.toml", "--threads", "1", "-o", "out"),
+}  # fmt: skip
+RECIPE = """
+version = 1
+[model]
+name = "tiny"
+source = "./model"
+[formats]
+gguf = ["q8_0"]
+awq = { group_size = 32 }
+[calibration]
+text = "./text.txt"
+samples = 8
+seq_len = 32
+chat = false
+"""
+
+
+@dataclass(frozen=True)
+class Case:
+    """A kind of disturbance: operations `calls` on files below `folder` meet `error`; `timed`: a kill at a time.
+
+    `meanwhile`: what happens to the files while an operation waits, of which `Place.changed` knows the names.
+    """
+
+    name: str
+    folder: str = "out"
+    calls: str = ""
+    error: int = KILL
+    timed: bool = False
+    meanwhile: str = ""
+
+
+CASES = (
+    Case("reads of the source", "model", READS, errno.EIO),
+    Case("reads of the output", "out", READS, errno.EIO),
+    Case("writes", "out", WRITES, errno.ENOSPC),
+    Case("kills", "out", WRITES, KILL),
+)
+STREAMS = Case("reads by llama.cpp", "out", "f", errno.EIO)
+"""Thousands of small ones in a run, so that a few stand for all."""
+TIMED = Case("kills at a time", timed=True)
+PAUSES = (
+    Case("pauses", "out", READS + WRITES, STOP),
+    Case("the source cut", "model", READS, STOP, meanwhile="cut"),
+    Case("the output removed", "out", WRITES, STOP, meanwhile="removed"),
+)
+
+
+@dataclass(frozen=True)
+class Place:
+    """A folder with the inputs of all RUNS; `clean` removes the outputs, `facts` reads them."""
+
+    folder: Path
+    runs: FaultyRuns
+    weights: bytes
+    weights_time: int
+
+    def clean(self) -> None:
+        shutil.rmtree(self.folder / "out", ignore_errors=True)
+
+    def facts(self) -> dict[str, Any]:
+        """Every file of the output: its sha256, or, of a document, all but times, memory and measured speed."""
+        out = self.folder / "out"
+        files = [path for path in sorted(out.rglob("*")) if path.is_file() and path.suffix not in (".journal", ".png")]
+        return {str(path.relative_to(out)): _facts(path) for path in files}
+
+    def change(self, meanwhile: str) -> None:
+        """Cut the weights of the source, or remove the output."""
+        if meanwhile == "cut":
+            os.truncate(self._weights, self._weights.stat().st_size // 2)
+        elif meanwhile == "removed":
+            self.clean()
+
+    def restore(self) -> None:
+        """Give the source the weights and the time of change that it had."""
+        if self._weights.stat().st_size != len(self.weights):
+            self._weights.write_bytes(self.weights)
+            os.utime(self._weights, ns=(self.weights_time, self.weights_time))
+
+    @property
+    def _weights(self) -> Path:
+        return self.folder / "model" / "model.safetensors"
+
+    def undisturbed(self, run: str, case: Case) -> tuple[int, float, dict[str, Any]]:
+        """Of a run without a fault: its operations, its seconds, its files."""
+        self.clean()
+        start = time.monotonic()
+        sound = self.runs.run(*RUNS[run], cwd=self.folder, under=self.folder / case.folder, calls=case.calls)
+        assert sound.answer.code == 0, sound.answer.stderr
+        return sound.operations, time.monotonic() - start, self.facts()
+
+
+def make_place(folder: Path, runs: FaultyRuns) -> Place:
+    """The inputs, in `folder`."""
+    tiny_llama(folder / "model", variant="llama3", hidden=64, intermediate=96)
+    (folder / "text.txt").write_text("A short text to measure on. " * 40)
+    (folder / "recipe.toml").write_text(RECIPE)
+    made = quantkit_process("gguf", "model", "-t", "q8_0", cwd=folder)
+    assert made.code == 0, made.stderr
+    weights = folder / "model" / "model.safetensors"
+    return Place(folder, runs, weights.read_bytes(), weights.stat().st_mtime_ns)
+
+
+def check(place: Place, run: str, case: Case, points: Iterable[float], expected: dict[str, Any]) -> None:
+    """A disturbance at each point (a number of an operation, or seconds): one sentence, then the undisturbed files."""
+    words = RUNS[run]
+    for point in points:
+        place.clean()
+        at = f"{run}, {case.name}, point {point}"
+        under = place.folder / case.folder
+        fault = (
+            place.runs.run(*words, cwd=place.folder, kill_after=point)
+            if case.timed
+            else place.runs.run(
+                *words,
+                cwd=place.folder,
+                under=under,
+                calls=case.calls,
+                at=int(point),
+                error=case.error,
+                stopped=lambda: place.change(case.meanwhile),
+            )
+        ).answer
+        place.restore()
+        if case.error == KILL:
+            # of bake it may be a step's process that is killed
+            assert fault.code in (-9, 1) or case.timed, (at, fault)
+        else:
+            assert "Traceback" not in fault.stderr and "unexpected" not in fault.stderr, (at, fault)
+            assert fault.code in (0, 1, 2), (at, fault)
+            assert fault.code == 0 or fault.sentence, at
+        assert not list(place.folder.glob("out/**/*.failed")), at
+        if fault.code == 0:
+            assert place.facts() == expected, at
+            continue
+        again = place.runs.run(*words, cwd=place.folder).answer
+        assert again.code == 0, (at, fault, again)
+        assert place.facts() == expected, (at, fault)
+
+
+def _facts(path: Path) -> Any:
+    if path.suffix == ".json":
+        return _without_times(json.loads(path.read_text("utf-8")))
+    if path.suffix in (".md", ".html"):
+        return "a document of the others"
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _without_times(value: Any) -> Any:
+    if isinstance(value, dict):
+        timed = ("written", "seconds", "peak_memory_bytes", "date", "created", "memory", "speed", "machine")
+        return {name: _without_times(item) for name, item in value.items() if name not in timed}
+    return [_without_times(item) for item in value] if isinstance(value, list) else value
+
+
+def main(folder: Path, seconds: float, names: list[str]) -> None:
+    """Random points of every run and case; each point once. Prints how many were disturbed."""
+    until, done = time.monotonic() + seconds, Counter[str]()
+    folder.mkdir(parents=True, exist_ok=True)
+    with faulty_runs(folder / "faults") as runs:
+        place = make_place(folder, runs)
+        todo = []
+        for run in names or RUNS:
+            for case in (*CASES, STREAMS, TIMED):
+                count, duration, expected = place.undisturbed(run, case)
+                rng = random.Random(f"{run} {case.name}")
+                points: list[float] = (
+                    [rng.uniform(0, duration) for _ in range(1000)] if case.timed else list(range(1, count + 1))
+                )
+                rng.shuffle(points)
+                todo.append((run, case, points, expected))
+                print(f"{run}, {case.name}: {count} operations in {duration:.2f} s", flush=True)
+        for turn in itertools.count():
+            if time.monotonic() > until or not any(points for _, _, points, _ in todo):
+                break
+            for run, case, points, expected in todo:
+                # those of the long runs one time in ten
+                if points and (turn % 10 == 0 or run not in ("measure", "bake")) and time.monotonic() < until:
+                    point = points.pop()
+                    try:
+                        check(place, run, case, [point], expected)
+                    except AssertionError as error:
+                        print(f"FAULT {run}, {case.name}, point {point}: {error!s:.3000}", flush=True)
+                    done[f"{run}, {case.name}"] += 1
+    for name, number in done.items():
+        print(f"{name}: {number} points", flush=True)
+    print(f"{sum(done.values())} points", flush=True)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]).resolve(), float(sys.argv[2]), sys.argv[3:])
