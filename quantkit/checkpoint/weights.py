@@ -20,7 +20,7 @@ from quantkit.checkpoint.folder import (
 from quantkit.checkpoint.jsonfile import shown
 from quantkit.checkpoint.safetensors_file import Header
 from quantkit.checkpoint.tensor import TensorInfo
-from quantkit.errors import CheckpointError
+from quantkit.errors import CheckpointError, ReadError
 
 
 def open_weights(folder: Path, where: str) -> WeightFiles:
@@ -40,11 +40,14 @@ def open_weights(folder: Path, where: str) -> WeightFiles:
         headers: dict[str, Header] = {}
         for file in files:
             descriptors[file] = _open(folder / file, where)
-            refuse_pointer(os.pread(descriptors[file], len(GIT_LFS), 0), f"{file} of {where}")
-            if chosen.kind == SAFETENSORS:
-                headers[file] = safetensors_file.read_header(descriptors[file], file)
-            else:
-                headers[file] = torch_bin.read_header(folder / file, file)
+            try:
+                refuse_pointer(os.pread(descriptors[file], len(GIT_LFS), 0), f"{file} of {where}")
+                if chosen.kind == SAFETENSORS:
+                    headers[file] = safetensors_file.read_header(descriptors[file], file)
+                else:
+                    headers[file] = torch_bin.read_header(folder / file, file)
+            except OSError as error:
+                raise ReadError(unreadable(file, where, error)) from error
         return combine(headers, weight_map, chosen, where, descriptors)
     except BaseException:
         for descriptor in descriptors.values():

@@ -25,6 +25,7 @@ COMMANDS = {
     "awq": "Quantize a checkpoint to AWQ, in AutoAWQ's GEMM format.",
     "gptq": "Quantize a checkpoint to GPTQ, in AutoGPTQ's format.",
     "imatrix": "Compute an importance matrix over a calibration text.",
+    "lora": "Write a LoRA adapter as a GGUF that llama.cpp loads beside its base model.",
     "measure": "Measure what quantization cost: perplexity, KL divergence, memory, speed.",
     "plan": "Show which format and placement fit a machine, from headers alone.",
     "run": "Chat with a GGUF file, by llama.cpp.",

@@ -7,17 +7,12 @@ from typing import Annotated
 
 import typer
 
-from quantkit.cli.bake_summary import BakeProgress, planned_document, show_baked, show_plans
 from quantkit.cli.conversion_options import DeviceOption, MaxRamOption, ThreadsOption
 from quantkit.cli.options import DryRunOption, ForceOption, OfflineOption, output_option
 from quantkit.cli.output import Out
 from quantkit.errors import UsageError, VerificationError
 from quantkit.files import user_path
-from quantkit.recipes import read_recipe
-from quantkit.recipes.bake.commands import Machine
-from quantkit.recipes.bake.dry_run import plan_bake
-from quantkit.recipes.bake.result import STEPS, Options
-from quantkit.recipes.bake.several import bake_in_turn, bake_on_cluster, require_unique_names
+from quantkit.recipes.bake.result import STEPS
 
 StepName = StrEnum("StepName", {name: name for name in STEPS})  # type: ignore[misc]
 
@@ -60,6 +55,13 @@ def bake(
 
     Example: quantkit bake recipes/smollm2.toml -o out
     """
+    from quantkit.cli.bake_summary import BakeProgress, planned_document, show_baked, show_plans
+    from quantkit.recipes import read_recipe
+    from quantkit.recipes.bake.commands import Machine
+    from quantkit.recipes.bake.dry_run import plan_bake
+    from quantkit.recipes.bake.result import Options
+    from quantkit.recipes.bake.several import bake_in_turn, bake_on_cluster, require_unique_names
+
     overrides = [*(settings or ()), *([f"model.source={json.dumps(_absolute(source))}"] if source is not None else ())]
     opened = [read_recipe(path, overrides) for path in recipes]
     require_unique_names(opened)

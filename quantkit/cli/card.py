@@ -10,11 +10,6 @@ from quantkit.cli.ollama_options import license_name
 from quantkit.cli.options import LICENSE, output_option
 from quantkit.cli.output import Out
 from quantkit.errors import UsageError
-from quantkit.measurement.reading import load_report
-from quantkit.publish.card.card import CardModel, kind_of_folder, write_card
-from quantkit.publish.card.facts import KINDS
-from quantkit.publish.card.metadata import is_hub_id
-from quantkit.publish.ollama.tags import parse_name
 
 
 def card(
@@ -52,6 +47,12 @@ def card(
 
     Example: quantkit card NAME-GGUF --base-model ORG/NAME --report report --repo ME/NAME-GGUF
     """
+    from quantkit.measurement.reading import load_report
+    from quantkit.publish.card.card import CardModel, kind_of_folder, write_card
+    from quantkit.publish.card.facts import KINDS
+    from quantkit.publish.card.metadata import is_hub_id
+    from quantkit.publish.ollama.tags import parse_name
+
     for option, given in (("--base-model", base_model), ("--repo", repo)):
         if given is not None and not is_hub_id(given):
             raise UsageError(f"{option} {given!r} is not a hub id; write ORG/NAME")

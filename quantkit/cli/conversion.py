@@ -17,7 +17,7 @@ from quantkit.cli.conversion_options import (
     RunOptions,
 )
 from quantkit.cli.option_groups import refuse_idle
-from quantkit.cli.options import parse_size
+from quantkit.cli.options import check_name, parse_size
 from quantkit.errors import UsageError
 
 if TYPE_CHECKING:
@@ -46,9 +46,7 @@ def convert_options(conversion: Conversion, work: RunOptions, *, is_gguf: bool) 
     Raises:
         UsageError: an option has a wrong value, has no effect, or contradicts another one.
     """
-    name = conversion.output.name
-    if name is not None and (Path(name).name != name or not name.isprintable()):
-        raise UsageError(f"--name {name!r} is not a plain name; choose the folder with -o")
+    check_name(conversion.output.name)
     types = _types(conversion)
     return types, _options(conversion, work, calibrate=_calibrate(conversion, types, is_gguf=is_gguf))
 

@@ -4,10 +4,8 @@ from typing import Annotated
 
 import typer
 
-from quantkit.cli.inspect_lines import lines_of
 from quantkit.cli.options import OfflineOption
 from quantkit.cli.output import Out
-from quantkit.inspection import inspect_source
 
 
 def inspect(
@@ -29,6 +27,9 @@ def inspect(
 
     Example: quantkit inspect ORG/NAME
     """
+    from quantkit.cli.inspect_lines import lines_of
+    from quantkit.inspection import inspect_source
+
     description = inspect_source(path, offline=offline)
     out.document({"command": "inspect", **description.document()})
     width = out.stdout.width if out.stdout.is_terminal else 100

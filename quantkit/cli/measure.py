@@ -6,15 +6,11 @@ from typing import Annotated
 
 import typer
 
-from quantkit.api import measure as measure_models
 from quantkit.cli.conversion_options import DeviceOption, ThreadsOption
-from quantkit.cli.measure_tables import show_measurement
 from quantkit.cli.options import ForceOption, OfflineOption, RpcOption, context_option, output_option, parse_gpu_layers
 from quantkit.cli.output import Out
 from quantkit.errors import UsageError, VerificationError
 from quantkit.machine import cores
-from quantkit.measurement.costs import Costs
-from quantkit.measurement.run import Limits, MeasureOptions
 
 
 def measure(
@@ -90,6 +86,11 @@ def measure(
 
     Example: quantkit measure ORG/NAME NAME-GGUF NAME-AWQ --text wiki.test.raw --chunks 40
     """
+    from quantkit.api import measure as measure_models
+    from quantkit.cli.measure_tables import show_measurement
+    from quantkit.measurement.costs import Costs
+    from quantkit.measurement.run import Limits, MeasureOptions
+
     options = MeasureOptions(
         output=output,
         n_ctx=ctx,

@@ -2,9 +2,9 @@
 
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from quantkit.cli import ollama_options as options
-from quantkit.cli.ollama_tables import document, show_notes, show_plan
 from quantkit.cli.options import (
     ChatTemplateOption,
     ContextOption,
@@ -15,24 +15,10 @@ from quantkit.cli.options import (
 )
 from quantkit.cli.output import Out, human_bytes
 from quantkit.errors import ModelfileError, UsageError
-from quantkit.publish.ollama.lint import lint_file
-from quantkit.publish.ollama.plan_file import FILE_NAME, write_plan
-from quantkit.publish.ollama.publication import (
-    Publication,
-    foresee,
-    make_items,
-    modelfile_texts,
-    needs_index,
-    plan_publication,
-    read_models,
-    read_publication,
-    write_texts,
-)
-from quantkit.publish.ollama.push import create_all, push_all
-from quantkit.publish.ollama.server import Server, parse_host
-from quantkit.publish.ollama.tags import parse_name
-from quantkit.publish.ollama.template_index import local_program, read_index
-from quantkit.recipes.ollama import OllamaRecipe, read_ollama
+
+if TYPE_CHECKING:
+    from quantkit.publish.ollama.publication import Publication
+    from quantkit.recipes.ollama import OllamaRecipe
 
 
 def ollama(
@@ -70,6 +56,21 @@ def ollama(
     if check is not None:
         _check(check, out)
         return
+    from quantkit.cli.ollama_tables import document, show_notes, show_plan
+    from quantkit.publish.ollama.plan_file import FILE_NAME, write_plan
+    from quantkit.publish.ollama.publication import (
+        foresee,
+        make_items,
+        modelfile_texts,
+        needs_index,
+        read_publication,
+        write_texts,
+    )
+    from quantkit.publish.ollama.push import create_all, push_all
+    from quantkit.publish.ollama.server import Server, parse_host
+    from quantkit.publish.ollama.template_index import local_program, read_index
+    from quantkit.recipes.ollama import read_ollama
+
     recipe = read_ollama(recipe_file) if recipe_file else None
     layers, gpu_memory = options.read_gpu_layers(gpu_layers, vram)
     overrides = options.read_overrides(parameters, ctx, layers, system, license_, messages, chat_template)
@@ -121,14 +122,17 @@ def ollama(
 
 def _publication(
     models: list[Path],
-    recipe: OllamaRecipe | None,
+    recipe: "OllamaRecipe | None",
     name: str | None,
     default: str | None,
     size: str | None,
     output: Path | None,
     out: Out,
-) -> Publication:
+) -> "Publication":
     """The publication that the command line describes, with the recipe's name and size where an option is absent."""
+    from quantkit.publish.ollama.publication import plan_publication, read_models
+    from quantkit.publish.ollama.tags import parse_name
+
     if not models:
         raise UsageError("no GGUF was named; write quantkit ollama MODEL.gguf --name NAMESPACE/MODEL")
     if name is None and recipe is None:
@@ -148,6 +152,8 @@ def _publication(
 
 
 def _check(path: Path, out: Out) -> None:
+    from quantkit.publish.ollama.lint import lint_file
+
     findings = lint_file(path)
     out.document(
         {

@@ -1,11 +1,10 @@
 """The options of `quantkit ollama`: their declarations, and the values they give."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from quantkit.chat import BUILT_IN, built_in
 from quantkit.cli.options import (
     AUTO,
     LICENSE,
@@ -16,10 +15,10 @@ from quantkit.cli.options import (
 )
 from quantkit.errors import UsageError
 from quantkit.machine import this_machine
-from quantkit.publish.card.metadata import LICENSES
-from quantkit.publish.ollama.bundle import ALL_LAYERS
-from quantkit.publish.ollama.overrides import Overrides, check_parameter, typed_parameter
 from quantkit.publish.ollama.plan_file import FILE_NAME
+
+if TYPE_CHECKING:
+    from quantkit.publish.ollama.overrides import Overrides
 
 NONE = "none"
 _ROLES = ("system", "user", "assistant")
@@ -83,6 +82,8 @@ def read_gpu_layers(text: str | None, vram: str | None) -> tuple[int | None, int
             raise UsageError("--vram is the GPU memory of --gpu-layers auto; give both")
         if text is None:
             return None, None
+        from quantkit.publish.ollama.bundle import ALL_LAYERS
+
         layers = parse_gpu_layers(text)
         return (ALL_LAYERS if layers is None else layers), None
     memory = parse_size(vram, "--vram") if vram is not None else this_machine().vram
@@ -101,12 +102,14 @@ def read_overrides(
     licenses: list[str] | None,
     messages: list[str] | None,
     chat_template: str | None,
-) -> Overrides:
+) -> "Overrides":
     """The overrides that the options give.
 
     Raises:
         UsageError: a parameter, message, template or file is not valid.
     """
+    from quantkit.publish.ollama.overrides import Overrides, check_parameter, typed_parameter
+
     pairs = [typed_parameter(text, "--parameter") for text in parameters or ()]
     for option, key, value in (("--ctx", "num_ctx", ctx), ("--gpu-layers", "num_gpu", num_gpu)):
         if value is not None:
@@ -124,7 +127,13 @@ def read_overrides(
 
 def license_is_file(text: str) -> bool:
     """Whether a value of --license is a file: not an SPDX id, and a file of that name exists."""
-    return text.lower() not in LICENSES and Path(text).is_file()
+    return not _is_spdx(text) and Path(text).is_file()
+
+
+def _is_spdx(text: str) -> bool:
+    from quantkit.publish.card.metadata import LICENSES
+
+    return text.lower() in LICENSES
 
 
 def license_name(text: str) -> str:
@@ -139,12 +148,14 @@ def license_name(text: str) -> str:
 
 def _license(text: str) -> str:
     """The text of LICENSE in a Modelfile: an SPDX id as it is, else the content of a file."""
-    return text if text.lower() in LICENSES else _read(Path(text), "--license")
+    return text if _is_spdx(text) else _read(Path(text), "--license")
 
 
 def _template(name: str | None) -> str | None:
     if name is None or name == NONE:
         return None if name is None else ""
+    from quantkit.chat import BUILT_IN, built_in
+
     if name in BUILT_IN:
         return BUILT_IN[name].text
     if not Path(name).is_file():

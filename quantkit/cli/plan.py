@@ -3,19 +3,18 @@
 import re
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from quantkit.cli.options import AUTO, GPU_LAYERS, OfflineOption, context_option, parse_gpu_layers, parse_size
 from quantkit.cli.output import Out, human_bytes
-from quantkit.cli.plan_tables import show_plan
 from quantkit.errors import UsageError
 from quantkit.machine import Machine, this_machine
 from quantkit.planning.context import KV_TYPES
-from quantkit.planning.phones import Phone, phone
-from quantkit.planning.plan import ALL_LAYERS, PlanOptions
-from quantkit.planning.plan import plan as plan_model
+
+if TYPE_CHECKING:
+    from quantkit.planning.phones import Phone
 
 _PLAIN_NUMBER = re.compile(r"^\s*-?\d+(\.\d+)?\s*$")
 
@@ -87,6 +86,10 @@ def plan(
 
     Example: quantkit plan ORG/NAME --vram 8G --ram 16G
     """
+    from quantkit.cli.plan_tables import show_plan
+    from quantkit.planning.plan import PlanOptions
+    from quantkit.planning.plan import plan as plan_model
+
     chosen_phone = _phone(for_phone, vram, ram)
     options = PlanOptions(
         types=types,
@@ -112,11 +115,13 @@ def plan(
         )
 
 
-def _phone(text: str | None, vram: str | None, ram: str | None) -> Phone | None:
+def _phone(text: str | None, vram: str | None, ram: str | None) -> "Phone | None":
     if text is None:
         return None
     if vram is not None or ram is not None:
         raise UsageError("--phone sets the memory, and so do --ram and --vram; use only one of them")
+    from quantkit.planning.phones import phone
+
     return phone(text)
 
 
@@ -124,6 +129,8 @@ def _layers(text: str) -> int | None:
     """Layers on the GPU; None for as many as fit."""
     if text == AUTO:
         return None
+    from quantkit.planning.plan import ALL_LAYERS
+
     layers = parse_gpu_layers(text)
     return ALL_LAYERS if layers is None else layers
 

@@ -3,19 +3,18 @@
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from quantkit.cli.conversation import answer_once, talk
 from quantkit.cli.conversion_options import ThreadsOption
 from quantkit.cli.options import AUTO, GPU_LAYERS, Format, RpcOption, context_option, parse_gpu_layers
 from quantkit.cli.output import Out, human_bytes
 from quantkit.errors import UsageError
-from quantkit.llamacpp.conversation import Loading, converse
-from quantkit.measurement.memory import gpu_devices
 from quantkit.planning.context import KV_TYPES, Context
-from quantkit.planning.layers import Placement, placement_that_fits
+
+if TYPE_CHECKING:
+    from quantkit.planning.layers import Placement
 
 
 def run(
@@ -75,6 +74,10 @@ def run(
 
     Example: quantkit run NAME-Q4_0.gguf -p "Why is the sky blue?"
     """
+    from quantkit.cli.conversation import answer_once, talk
+    from quantkit.llamacpp.conversation import Loading, converse
+    from quantkit.planning.layers import Placement
+
     if prompt is None and not sys.stdin.isatty():
         prompt = sys.stdin.read().removesuffix("\n")
     if prompt is not None and not prompt.strip():
@@ -97,17 +100,18 @@ def run(
         context = Context(n_ctx=conversation.n_ctx, kv_type=kv_type.lower(), cpu_moe=cpu_moe or 0, op_offload=not rpc)
         placement = fixed or _placement(model, context, rpc or [], out, fit_moe=cpu_moe is None)
         out.note(f"loading {model.name} ...")
-        conversation.open(
-            Loading(placement.gpu_layers, placement.cpu_moe, KV_TYPES[context.kv_type], threads, rpc or ())
-        )
+        conversation.open(Loading(placement.gpu_layers, placement.cpu_moe, context.kv_cache, threads, rpc or ()))
         if prompt is None:
             talk(conversation, out, max_tokens)
         else:
             answer_once(conversation, out, prompt, max_tokens)
 
 
-def _placement(model: Path, context: Context, rpc: Sequence[str], out: Out, *, fit_moe: bool) -> Placement:
+def _placement(model: Path, context: Context, rpc: Sequence[str], out: Out, *, fit_moe: bool) -> "Placement":
     """What fits on the devices of llama.cpp, by `plan`. `fit_moe`: the experts' place is chosen too."""
+    from quantkit.measurement.memory import gpu_devices
+    from quantkit.planning.layers import Placement, placement_that_fits
+
     devices = gpu_devices(model, rpc=rpc)
     if not devices:
         return Placement(0)

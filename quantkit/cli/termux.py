@@ -18,10 +18,6 @@ from quantkit.cli.options import (
     parse_size,
 )
 from quantkit.cli.output import Out
-from quantkit.cli.termux_tables import document, show_phones
-from quantkit.publish.ollama.tags import parse_name
-from quantkit.publish.termux import fill_in, script, write_script
-from quantkit.publish.termux_model import ScriptRequest, script_settings
 
 
 def termux(
@@ -63,6 +59,11 @@ def termux(
 
     Example: quantkit termux --model NS/MODEL --figures MODEL.gguf -o termux.sh
     """
+    from quantkit.cli.termux_tables import document, show_phones
+    from quantkit.publish.ollama.tags import parse_name
+    from quantkit.publish.termux import fill_in, script, write_script
+    from quantkit.publish.termux_model import ScriptRequest, script_settings
+
     request = ScriptRequest(
         overrides=read_overrides(parameters, ctx, None, system, None, None, chat_template),
         name=str(parse_name(model)) if model is not None else "",

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantkit.forward.linears import Input, LayerLinears, Linear, NormFold, RowFold
+from quantkit.machine import release_freed_memory
 from quantkit.outputs.packed_folders import FolderPlan
 from quantkit.packed.formats import CalibratedFormat, FolderRequest
 from quantkit.packed.writer import FolderWriter
@@ -88,6 +89,7 @@ class LayerQuantizer:
         """
         statistics, name = sums[entry.key], f"the input of {entry.linears[0].name}"
         assert statistics.gram is not None
+        release_freed_memory()  # of the threads that rounded the last input
         trust = Trust(SHRINK, damp) if damp is not None else self._trust(statistics, weights)
         factored = factor(
             statistics.gram,
@@ -98,6 +100,7 @@ class LayerQuantizer:
             name=name,
             workers=self.workers,
         )
+        release_freed_memory()
         if factored.raised:
             self.damping[entry.key] = factored.damp
         return factored

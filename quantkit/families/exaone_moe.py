@@ -4,12 +4,14 @@ Shape of the GGUF: llama.cpp's `exaone-moe` architecture (src/models/exaone-moe.
 rope.
 """
 
+import re
+from collections.abc import Collection
 from dataclasses import replace
 from typing import Any
 
 from quantkit.errors import CheckpointError
 from quantkit.families.base.experts import expert_dimensions, expert_rules, expert_width, shared_rules
-from quantkit.families.base.family import Dropped, Family, Key, Rule
+from quantkit.families.base.family import Family, Key, Rule
 from quantkit.families.base.hyperparameters import Hyperparameters, number, optional_size, size
 from quantkit.families.base.keys import base_keys
 from quantkit.families.base.layers import dense_layers, routed_layers
@@ -35,6 +37,20 @@ RULES = (
     Rule(f"{_MLP}.gate.e_score_correction_bias", f"{_TO}.exp_probs_b.bias", ("n_expert",), layers=routed_layers),
     *expert_rules(f"{_MLP}.experts", layers=routed_layers),
     *shared_rules(f"{_MLP}.shared_experts", layers=routed_layers),
+    *(
+        replace(rule, source=rule.source.replace("model.layers.{layer}", "mtp.layers.{draft}"), draft=True)
+        for rule in (*NORMS, *PROJECTIONS, *HEAD_NORM_RULES, *PLAIN_MLP)
+    ),
+    # one matrix and its norms serve all layers for a later token
+    *(
+        Rule(f"mtp.{source}.weight", f"{_TO}.nextn.{target}.weight", shape, draft=True)
+        for source, target, shape in (
+            ("fc", "eh_proj", ("hidden", "two_hidden")),
+            ("pre_fc_norm_embedding", "enorm", ("hidden",)),
+            ("pre_fc_norm_hidden", "hnorm", ("hidden",)),
+            ("norm", "shared_head_norm", ("hidden",)),
+        )
+    ),
     *ENDS,
 )
 
@@ -79,7 +95,13 @@ def _prepare(config: dict[str, Any]) -> dict[str, Any]:
     used, experts = size(config, "num_experts_per_tok"), size(config, "num_experts")
     if used > experts:
         raise CheckpointError(f"config.json: num_experts_per_tok {used} is more than num_experts {experts}")
-    return {**config, "num_nextn_predict_layers": None}
+    return config
+
+
+def _observe(config: dict[str, Any], tensors: Collection[str]) -> dict[str, Any]:
+    """config.json with the number of layers that predict a later token in the checkpoint; transformers loses them."""
+    numbers = {int(match[1]) for name in tensors if (match := re.match(r"mtp\.layers\.(\d+)\.", name))}
+    return {**config, "num_nextn_predict_layers": len(numbers)}
 
 
 def _keys(arch: str, sizes: Hyperparameters) -> list[Key]:
@@ -97,7 +119,7 @@ def _keys(arch: str, sizes: Hyperparameters) -> list[Key]:
         Key(f"{arch}.expert_weights_scale", "f32", number(config, "routed_scaling_factor")),
         Key(f"{arch}.expert_weights_norm", "bool", bool(config.get("norm_topk_prob"))),
         Key(f"{arch}.leading_dense_block_count", "u32", len(dense_layers(sizes))),
-        Key(f"{arch}.nextn_predict_layers", "u32", 0),
+        Key(f"{arch}.nextn_predict_layers", "u32", sizes.n_draft),
         Key(f"{arch}.rope.scaling.type", "str", "none"),
     ]
 
@@ -108,7 +130,8 @@ def _every_fourth(_config: Config, layer: int) -> bool:
 
 def _dimensions(sizes: Hyperparameters) -> dict[str, int]:
     ffn = expert_width(sizes)
-    return expert_dimensions(ffn, ffn * size(sizes.config, "num_shared_experts"))
+    shared = ffn * size(sizes.config, "num_shared_experts")
+    return {**expert_dimensions(ffn, shared), "two_hidden": 2 * sizes.hidden}
 
 
 FORWARD = Architecture(
@@ -143,14 +166,10 @@ FAMILY = Family(
     rules=RULES,
     keys=_keys,
     defaults=DEFAULTS,
+    observe=_observe,
     prepare=_prepare,
     dimensions=_dimensions,
     rope_kinds=("default",),
-    dropped=(
-        Dropped(
-            r"mtp\..*", "they predict a later token, which the runtime does not read; this GGUF has the model's own"
-        ),
-    ),
     forward=FORWARD,
     traits=Traits(sliding_every=_PATTERN),
 )

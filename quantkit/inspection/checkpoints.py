@@ -22,6 +22,7 @@ from quantkit.inspection.record import entry_of, readable_record
 from quantkit.inspection.weights import Stored, count_weights
 from quantkit.outputs.model import model_from_checkpoint
 from quantkit.outputs.templates import generation_config
+from quantkit.packed.mlx import is_mlx
 from quantkit.tokenizer import files as tokenizer_files
 from quantkit.tokenizer import load_vocabulary, special
 
@@ -242,7 +243,11 @@ def _quantization(packing: Mapping[str, Any], tensors: Sequence[TensorInfo]) -> 
     """The quantization of config.json, and the packed matrices by the names of the tensors."""
     if not _is_packed(packing):
         return None
-    packed = {tensor.name.rpartition(".")[0] for tensor in tensors if tensor.name.endswith(_PACKED_WEIGHTS)}
+    packed = {
+        tensor.name.rpartition(".")[0]
+        for tensor in tensors
+        if tensor.name.endswith(_PACKED_WEIGHTS) or (tensor.dtype == "U32" and tensor.name.endswith(".weight"))
+    }
     matrices = {
         tensor.name.removesuffix(".weight")
         for tensor in tensors
@@ -253,7 +258,7 @@ def _quantization(packing: Mapping[str, Any], tensors: Sequence[TensorInfo]) -> 
     if symmetric is None and isinstance(packing.get("zero_point"), bool):
         symmetric = not packing["zero_point"]
     return Quantization(
-        method=str(packing.get("quant_method") or "quantized"),
+        method=_tool(packing),
         bits=_bits(packing),
         group=_group_size(packing),
         linears=len(packed),
@@ -264,11 +269,15 @@ def _quantization(packing: Mapping[str, Any], tensors: Sequence[TensorInfo]) -> 
     )
 
 
+def _tool(packing: Mapping[str, Any]) -> str:
+    return str(packing.get("quant_method") or ("mlx" if is_mlx(packing) else "quantized"))
+
+
 def _method(packing: Mapping[str, Any]) -> str | None:
     """The quantization in words: "awq 4 bit, group 128"."""
     if not packing:
         return None
-    words = str(packing.get("quant_method") or "quantized")
+    words = _tool(packing)
     bits = _bits(packing)
     size = _group_size(packing)
     words += f" {bits} bit" if bits else ""

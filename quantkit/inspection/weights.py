@@ -13,7 +13,7 @@ _EXPERT = re.compile(r"(?:^|\.)experts\.|_exps\.|\.block_sparse_moe\.(?:input|ou
 # tables that a runtime computes.
 _NOT_WEIGHTS = re.compile(
     r"(?:^|[._])(?:scales|qzeros|g_idx|weight_scale|weight_scale_inv|weight_scale_2|weight_zero_point|weight_shape"
-    r"|weight_g_idx|weight_global_scale|input_scale|input_global_scale|k_scale|v_scale|SCB|absmax|nested_absmax"
+    r"|weight_g_idx|weight_global_scale|biases|input_scale|input_global_scale|k_scale|v_scale|SCB|absmax|nested_absmax"
     r"|quant_map|nested_quant_map|inv_freq)$"
     r"|\.quant_state\.|\.rotary_emb\.|(?:^|\.)(?:masked_bias|attention\.bias|attn\.bias)$|^rope_(?:freqs|factors)"
 )
@@ -81,7 +81,8 @@ def _weights(tensor: Stored, packed_bits: int | None) -> int:
         return tensor.elements
     if tensor.name.endswith("_blocks"):  # MXFP4: two to a byte
         return 2 * tensor.elements
-    if packed_bits and (_PACKED.search(tensor.name) or (packed_bits < 8 and tensor.type == "U8")):
+    words = _PACKED.search(tensor.name) or tensor.type == "U32"
+    if packed_bits and (words or (packed_bits < 8 and tensor.type == "U8")):
         # At 3 bits, three integers hold 32 weights.
         return tensor.elements * width // packed_bits
     return tensor.elements

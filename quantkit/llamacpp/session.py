@@ -56,11 +56,17 @@ def text_tokens(model: Path, text: str, *, timeout: float = 600.0) -> tuple[list
 
 
 def logits(
-    model: Path, tokens: Sequence[int], *, n_threads: int | None = None, timeout: float = 1800.0
+    model: Path,
+    tokens: Sequence[int],
+    *,
+    adapter: Path | None = None,
+    n_threads: int | None = None,
+    timeout: float = 1800.0,
 ) -> npt.NDArray[np.float32]:
     """Logits (n_tokens, n_vocab), float32, of one sequence of token ids, on the CPU, with a float32 KV cache.
 
-    llama.cpp also validates every tensor's data on the way. Raises QuantkitError as vocab_token_ids does.
+    `adapter`: the GGUF of a LoRA adapter to apply. llama.cpp also validates every tensor's data on the way. Raises
+    QuantkitError as vocab_token_ids does.
     """
     if not tokens:
         raise ValueError("tokens is empty; pass at least one token id")
@@ -72,7 +78,8 @@ def logits(
             "tokens": [int(token) for token in tokens],
             "out": str(out),
         }
-        run_child({**request, "n_threads": n_threads}, model, timeout=timeout)
+        more = {"n_threads": n_threads, "adapter": str(adapter.absolute()) if adapter else None}
+        run_child({**request, **more}, model, timeout=timeout)
         return np.fromfile(out, np.float32).reshape(len(tokens), -1)
 
 

@@ -259,7 +259,8 @@ def open_folder(path: Path, *, threads: int = 0, device: object = None) -> Folde
 def _stated_config(opened: Checkpoint | QuantizedFolder) -> Mapping[str, Any]:
     """config.json with what it states of the quantization."""
     if isinstance(opened, QuantizedFolder):
-        return {"quantization_config": {**opened.quantization, "quant_method": opened.scheme.method}}
+        named = {"quant_method": opened.scheme.method} if opened.scheme.method in ("awq", "gptq") else {}
+        return {"quantization_config": {**opened.quantization, **named}}
     return opened.config
 
 

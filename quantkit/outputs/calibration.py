@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from quantkit.errors import UsageError
 from quantkit.families.base.native import Native
 from quantkit.forward.devices import find_device
-from quantkit.forward.linears import LayerLinears
+from quantkit.forward.linears import Input, LayerLinears
 from quantkit.gguf.keyvalues import array, string, uint32
 from quantkit.gguf.layout import padded
 from quantkit.imatrix.file import Imatrix
@@ -20,15 +20,21 @@ from quantkit.imatrix.names import LinearKey, Squares, as_imatrix, collect_imatr
 from quantkit.machine import resident_memory
 from quantkit.outputs.memory import vocabulary_memory
 from quantkit.outputs.packed_folders import all_layers
+from quantkit.quant.gptq import ROUNDED_ROWS
 from quantkit.stream.sensitivity import LOGITS_AT_ONCE
 from quantkit.stream.shared import bytes_per_token
+from quantkit.stream.statistics import WIDE_BLOCK
 from quantkit.stream.stream import samples_at_once
 from quantkit.texts.samples import Samples, load_samples
 
-# Memory beside the arrays that are counted one by one: python, numpy, inputs that wait for their sums.
+# Memory beside the arrays that are counted one by one; of each thread, that of BLAS and what its heap has freed.
+_SMALL_MEMORY = 32 << 20
+_THREAD_MEMORY = 24 << 20
+# Values that a further thread holds while a wide Gram matrix is factored in tiles, measured.
+_WIDE_THREAD = 40 << 20
+# For the choice of types: python, numpy, inputs that wait for their sums.
 _BASE_MEMORY = 330 << 20
 _WAITING_MEMORY = 192 << 20
-_SMALL_MEMORY = 32 << 20
 
 
 @dataclass(frozen=True)
@@ -117,11 +123,13 @@ def plan_calibration(
     request: CalibrationRequest,
     samples: Samples | None,
     *,
-    gram: bool,
+    gram_copies: int,
     threads: int,
     max_ram: int | None,
 ) -> CalibrationPlan:
     """What a calibration of `native` takes. `samples` replace those of `request.text`.
+
+    `gram_copies`: how many copies of a Gram matrix an algorithm holds at once; 0: only squares are summed.
 
     Raises:
         UsageError: it needs more memory than `max_ram`.
@@ -139,17 +147,15 @@ def plan_calibration(
     layers = all_layers(native)
     vocabulary = vocabulary_memory(native.checkpoint.folder, int(native.config["vocab_size"]), 1)
     n_samples, seq_len = samples.tokens.shape
-    if gram or any(entry.expert is not None for layer in layers for entry in layer.inputs):
-        stream = _memory(layers, seq_len, threads, gram=gram)
-    else:
-        stream = _dense_memory(layers, n_samples, seq_len, threads)
+    stream = _memory(layers, n_samples, seq_len, threads, gram_copies)
     memory = max(stream, vocabulary.reading, vocabulary.checking)
     if max_ram is not None and memory > max_ram:
         raise UsageError(
             f"--max-ram {max_ram / 1e9:.2f} GB is too small; the calibration needs about {memory / 1e9:.2f} GB for the"
             " weights and statistics of one layer; use fewer --threads or a smaller --seq-len"
         )
-    return CalibrationPlan(native, samples, layers, gram, request.propagate, find_device(request.device), memory)
+    device = find_device(request.device)
+    return CalibrationPlan(native, samples, layers, gram_copies > 0, request.propagate, device, memory)
 
 
 def plan_imatrix(path: Path, imatrix: Imatrix, matrices: Mapping[str, int]) -> ImatrixOutput:
@@ -163,37 +169,46 @@ def plan_imatrix(path: Path, imatrix: Imatrix, matrices: Mapping[str, int]) -> I
     return ImatrixOutput(path, len(imatrix.values), padded(head) + data)
 
 
-def _dense_memory(layers: Sequence[LayerLinears], n_samples: int, seq_len: int, threads: int) -> int:
-    """Bytes for layers without routed experts, where only squares are summed; see `_memory` for the others."""
+def _memory(layers: Sequence[LayerLinears], n_samples: int, seq_len: int, threads: int, gram_copies: int) -> int:
+    """Bytes for the largest layer: its weights in float32, its statistics, and what is computed with them.
 
-    def need(layer: LayerLinears) -> int:
-        width = sum(entry.width for entry in layer.inputs)
-        heights = [sum(linear.n_out for linear in entry.linears) for entry in layer.inputs]
-        weights = sum(entry.width * height for entry, height in zip(layer.inputs, heights, strict=True))
-        waiting = min(n_samples, samples_at_once(width, seq_len)) * seq_len * width
-        # of one sample for each thread: the widest input, the outputs of its linears, and a copy of both
-        forward = threads * seq_len * 2 * (max(entry.width for entry in layer.inputs) + max(heights))
-        return 4 * (weights + waiting + forward)
-
-    return resident_memory() + _SMALL_MEMORY + max(need(layer) for layer in layers)
-
-
-def _memory(layers: Sequence[LayerLinears], seq_len: int, threads: int, *, gram: bool) -> int:
-    """Bytes for the largest layer: its weights in float32, its statistics, the copies of the algorithms."""
+    The peak is reached while inputs are summed, or while an input's linears are quantized: the two never overlap.
+    `gram_copies`: see `plan_calibration`.
+    """
 
     def need(layer: LayerLinears, expert: int | None) -> int:
         inputs = [entry for entry in layer.inputs if entry.expert == expert]
-        weights = sum(
-            linear.n_in * linear.n_out for entry in inputs for linear in entry.linears if linear.index is None
-        )
+        loaded = [linear for entry in inputs for linear in entry.linears if linear.index is None]
+        weights = sum(linear.n_in * linear.n_out for linear in loaded)
         # of all samples, and of those that are held out
-        sums = 2 * sum(entry.width**2 for entry in inputs) if gram else 0
-        heights = [sum(linear.n_out for linear in entry.linears) for entry in inputs]
-        # of one input at a time: the permuted and damped Gram matrix and its factor, and copies of the matrices
-        copies = max(6 * e.width**2 + 4 * e.width * height for e, height in zip(inputs, heights, strict=True))
-        forward = threads * seq_len * 4 * (max(entry.width for entry in inputs) + max(heights))
-        return 4 * (weights + sums + (copies if gram else 0) + forward)
+        sums = 2 * sum(entry.width**2 for entry in inputs) if gram_copies else 0
+        summing = _summing(inputs, n_samples, seq_len, threads, gram=gram_copies > 0)
+        quantizing = max(_quantizing(entry, threads, gram_copies) for entry in inputs) if gram_copies else 0
+        return 4 * (weights + sums + max(summing, quantizing))
 
     mixed = [layer for layer in layers if any(entry.expert == 0 for entry in layer.inputs)]
-    base = max(_BASE_MEMORY, resident_memory() + _WAITING_MEMORY)
+    base = resident_memory() + _SMALL_MEMORY + (threads * _THREAD_MEMORY if gram_copies else 0)
     return base + max(need(layer, None) for layer in layers) + (need(mixed[0], 0) if mixed else 0)
+
+
+def _summing(inputs: Sequence[Input], n_samples: int, seq_len: int, threads: int, *, gram: bool) -> int:
+    """Values of the inputs that wait for their sums, and of the forward, or of the sums, of one sample a thread."""
+    widths = sorted((entry.width for entry in inputs), reverse=True)
+    waiting = min(n_samples, samples_at_once(sum(widths), seq_len)) * seq_len
+    # of one sample: the widest input, the outputs of its linears, and a copy of both
+    heights = (sum(linear.n_out for linear in entry.linears) for entry in inputs)
+    forward = threads * seq_len * 2 * (widths[0] + max(heights))
+    # an input as one array, and its product; narrow ones side by side, wide ones in tiles of columns
+    sums = [waiting * width + min(width, threads * WIDE_BLOCK) * width for width in widths]
+    narrow = [size for size, width in zip(sums, widths, strict=True) if width <= 2 * WIDE_BLOCK][:threads]
+    return waiting * sum(widths) + max(forward, max(sums[0], sum(narrow)) if gram else 0)
+
+
+def _quantizing(entry: Input, threads: int, gram_copies: int) -> int:
+    """Values of the copies of an input's Gram matrix, or of its factor, its matrices, and rows that are rounded."""
+    width, height = entry.width, sum(linear.n_out for linear in entry.linears)
+    rows = min(height, threads * ROUNDED_ROWS)
+    # the rows by which AWQ's scale is searched
+    searched = threads * 6 * width * min(height, 512, max(128, (1 << 21) // width))
+    wide = (threads - 1) * _WIDE_THREAD if width > 2 * WIDE_BLOCK else 0
+    return max(gram_copies * width**2, 2 * width**2 + 6 * rows * width) + 2 * height * width + searched + wide

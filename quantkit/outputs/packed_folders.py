@@ -116,6 +116,10 @@ def plan_folder_of(native: Native, layers: Sequence[LayerLinears], request: Fold
             f"{stacked.name} contains all experts of a layer in one tensor, which no loader of {label} reads;"
             " convert this model to GGUF"
         )
+    if folder_format.stacks_experts and any(entry.expert is not None for layer in layers for entry in layer.inputs):
+        raise UnsupportedError(
+            f"{label} wants all experts of a layer in one tensor, which quantkit does not write; choose another type"
+        )
     for pattern in request.skip:
         if not any(fnmatch.fnmatchcase(linear.name, _anywhere(pattern)) for linear in linears):
             raise UsageError(

@@ -295,8 +295,13 @@ def _plan_calibration(
     if request.calibration.propagate and (len(calibrated), request.calibrated) != (1, 1):
         raise UsageError("--propagate quantized allows one calibrated type only; the hidden states follow that type")
     feedback = request.gguf is not None and request.gguf.solver == "feedback"
-    native, gram = Native(source, nearest=not request.folders), bool(calibrated) or feedback
-    return plan_calibration(native, request.calibration, samples, gram=gram, threads=threads, max_ram=request.max_ram)
+    native = Native(source, nearest=not request.folders)
+    methods = {folder.method for folder in calibrated}
+    # The factorisation needs three, beside the samples that are not held out.
+    copies = 4 if methods or feedback else 0
+    return plan_calibration(
+        native, request.calibration, samples, gram_copies=copies, threads=threads, max_ram=request.max_ram
+    )
 
 
 def _refuse_without_family(source: Model, request: ConversionRequest) -> None:

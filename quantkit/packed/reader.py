@@ -20,6 +20,7 @@ from quantkit.errors import CheckpointError, UnsupportedError
 from quantkit.families import find_architecture
 from quantkit.families.base.output_head import untied_config
 from quantkit.forward.weights import Array, Weights
+from quantkit.packed.mlx import read_mlx
 from quantkit.packed.read_awq_gptq import read_awq_gptq
 from quantkit.packed.read_compressed import read_compressed
 from quantkit.packed.read_float8 import read_float8
@@ -139,11 +140,11 @@ def open_quantized(folder: Path) -> QuantizedFolder:
 
 
 def read_scheme(quantization: Mapping[str, Any], where: str) -> Scheme:
-    """The scheme that a quantization_config states: AWQ (GEMM), GPTQ (gptq, gptq_v2), FP8, pack-quantized.
+    """The scheme that a quantization_config states: AWQ (GEMM), GPTQ (gptq, gptq_v2), FP8, pack-quantized, MLX.
 
     Raises UnsupportedError for another method or packing.
     """
-    for read in (read_float8, read_compressed):
+    for read in (read_float8, read_compressed, read_mlx):
         scheme = read(quantization, where)
         if scheme is not None:
             return scheme

@@ -9,11 +9,20 @@ from quantkit.checkpoint.folder import quantization_config
 from quantkit.packed.awq_gptq import Awq, Gptq
 from quantkit.packed.float8 import BlockFloat8, Float8
 from quantkit.packed.formats import Format
+from quantkit.packed.mlx import BITS, Mlx, is_mlx
 from quantkit.packed.pack_quantized import LAYOUT, PackQuantized
 
 FORMATS: Mapping[str, Format] = {
     folder_format.name: folder_format
-    for folder_format in (Awq(), Gptq(), Float8(), BlockFloat8(), PackQuantized(4), PackQuantized(8))
+    for folder_format in (
+        Awq(),
+        Gptq(),
+        PackQuantized(4),
+        PackQuantized(8),
+        Float8(),
+        BlockFloat8(),
+        *(Mlx(bits) for bits in BITS),
+    )
 }
 
 
@@ -23,6 +32,9 @@ def type_of(config: Mapping[str, Any]) -> str | None:
     method, layout = quantization.get("quant_method"), quantization.get("format")
     if method in ("awq", "gptq"):
         return str(method)
+    if is_mlx(quantization):
+        name = f"mlx-{quantization['bits']}bit"
+        return name if name in FORMATS else None
     if method == "fp8" and quantization.get("weight_block_size") is not None:
         return BlockFloat8.name
     if method == "compressed-tensors" and layout == "float-quantized":

@@ -1,7 +1,6 @@
 """The graph of attention, as llama.cpp builds it (build_attn, build_attn_mha, deepseek2)."""
 
 from quantkit.gguf.types import block_size
-from quantkit.planning.context import KV_TYPES
 from quantkit.planning.drawing import Drawing
 from quantkit.planning.shape import Layer
 from quantkit.planning.tensors import (
@@ -47,7 +46,7 @@ def attention(d: Drawing, x: Tensor, layer: Layer) -> Tensor:
         q, k = d.norm(q, "attn_q_norm", layer.tensors), d.norm(k, "attn_k_norm", layer.tensors)
     if d.shape.traits.normed_values:
         v = same(v)
-    if d.shape.traits.has_rope(d.shape.n_layer):
+    if _has_rope(d):
         q, k = d.rope(q), d.rope(k)
     if d.shape.traits.scaled_query:
         q = same(q)
@@ -61,11 +60,17 @@ def attention(d: Drawing, x: Tensor, layer: Layer) -> Tensor:
     return d.linear(layer, "attn_output", out)
 
 
+def _has_rope(d: Drawing) -> bool:
+    """Whether the layer that is drawn has rotary positions."""
+    pattern = d.shape.keys.get("attention.rope_pattern")
+    return d.shape.traits.has_rope(d.shape.n_layer) and (pattern is None or d.layer is None or bool(pattern[d.layer]))
+
+
 def _to_shared_cache(d: Drawing, x: Tensor, layer: Layer) -> Tensor:
     """Attention of a layer to the keys and values of an earlier one."""
     q = view(d.linear(layer, "attn_q", x), (layer.head_k, layer.n_head, d.n))
     q = d.norm(q, "attn_q_norm", layer.tensors) if layer.has("attn_q_norm.weight") else q
-    q = d.rope(q) if d.shape.traits.has_rope(d.shape.n_layer) else q
+    q = d.rope(q) if _has_rope(d) else q
     return d.linear(layer, "attn_output", _attend(d, q, None, None, layer))
 
 
@@ -119,7 +124,7 @@ def _attend(d: Drawing, q: Tensor, k: Tensor | None, v: Tensor | None, layer: La
     for projection in (q, k, v) if d.shape.window else (q, v, k):
         if projection is not None:
             d.graph.expand(projection)
-    size = block_size(KV_TYPES[d.context.kv_type])
+    size = block_size(d.context.kv_cache)
     element = size[1] / size[0]
     own = d.layer if layer.shared_from is None else layer.shared_from
     k_cache = cache_of("k cache", layer.head_k * layer.n_head_kv, cells, size=element, layer=own)

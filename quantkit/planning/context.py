@@ -1,16 +1,15 @@
 """The options of a llama.cpp context that its memory depends on."""
 
 from dataclasses import dataclass
-
-from gguf import GGMLQuantizationType
+from typing import TYPE_CHECKING
 
 from quantkit.errors import UsageError
 
-KV_TYPES = {
-    "f16": GGMLQuantizationType.F16,
-    "q8_0": GGMLQuantizationType.Q8_0,
-    "q4_0": GGMLQuantizationType.Q4_0,
-}
+if TYPE_CHECKING:
+    from gguf import GGMLQuantizationType
+
+KV_TYPES = ("f16", "q8_0", "q4_0")
+"""Names of ggml's types for the KV cache."""
 
 
 @dataclass(frozen=True)
@@ -56,3 +55,11 @@ class Context:
     def window_cells(self, window: int) -> int:
         """Cells of the cache of layers with a sliding window (llama_kv_cache_iswa)."""
         return -(-min(self.cells, window + self.tokens) // 256) * 256
+
+    @property
+    def kv_cache(self) -> "GGMLQuantizationType":
+        """ggml's type of the KV cache."""
+        # a command's help shows KV_TYPES, and must not wait for the gguf package
+        from gguf import GGMLQuantizationType
+
+        return GGMLQuantizationType[self.kv_type.upper()]

@@ -16,7 +16,7 @@ from gguf import GGMLQuantizationType
 from quantkit.gguf.layout import tensor_bytes
 from quantkit.gguf.types import row_bytes
 from quantkit.planning.allocator import graph_memory
-from quantkit.planning.context import KV_TYPES, Context
+from quantkit.planning.context import Context
 from quantkit.planning.graph import prompt_graph, telling_layers
 from quantkit.planning.recurrent import state_elements
 from quantkit.planning.repack import repacked
@@ -197,7 +197,7 @@ def kv_bytes(shape: ModelShape, context: Context) -> dict[str, int]:
     Sources: the constructors of llama_kv_cache and llama_memory_recurrent, for one sequence.
     """
     start = first_gpu_layer(shape, context)
-    kind = KV_TYPES[context.kv_type]
+    kind = context.kv_cache
     sizes = {"CPU": 0, "GPU": 0}
     for number, layer in enumerate(shape.trunk):
         device = "GPU" if number >= start else "CPU"

@@ -20,7 +20,8 @@ SWEEPS = 2
 
 _SHRINKS = (1.0, 0.94, 0.88, 0.82, 0.76, 0.7)
 _RUN = 16  # columns of a block whose errors are fed back one by one
-_ROWS = 1024  # rows that are rounded in one batch
+ROUNDED_ROWS = 1024
+"""Rows that are rounded in one batch."""
 _CHECKED_ROWS = 128  # evenly spaced rows on which the result is compared with rounding to nearest
 
 
@@ -114,7 +115,7 @@ def round_with_feedback(
             q[:, columns] = sorted_q
         return q, scales, zeros.astype(np.uint8)
 
-    rounded = workers.map(round_rows, list(parts(len(w), _ROWS)))
+    rounded = workers.map(round_rows, list(parts(len(w), ROUNDED_ROWS)))
     q, scales, zeros = (np.concatenate(arrays) for arrays in zip(*rounded, strict=True))
     ends = np.cumsum([len(weight) for weight in weights])[:-1]
     split = zip(np.split(q, ends), np.split(scales, ends), np.split(zeros, ends), strict=True)

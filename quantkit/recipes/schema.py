@@ -11,7 +11,7 @@ from quantkit.chat import BUILT_IN, built_in
 from quantkit.errors import UsageError
 from quantkit.gguf.file_types import FILE_TYPES, file_type
 from quantkit.publish.ollama.tags import parse_name
-from quantkit.texts.dataset import parse_dataset
+from quantkit.texts.dataset_name import parse_dataset
 
 INT4 = ("awq", "gptq")
 ROLES = ("system", "user", "assistant")

@@ -11,8 +11,8 @@ from quantkit.workers import SERIAL, Workers, parts
 
 HELD_OUT = 4
 """Every fourth piece of tokens, which is a sample, is held out."""
-# Columns of a wide Gram matrix that are summed together; up to twice that, all are.
-_BLOCK = 1024
+WIDE_BLOCK = 1024
+"""Columns of a wide Gram matrix that are summed together; up to twice that, all are."""
 
 
 @dataclass
@@ -42,7 +42,7 @@ class Statistics:
     @property
     def is_wide(self) -> bool:
         """Whether the Gram matrix is summed in blocks of columns."""
-        return self.gram is not None and len(self.gram) > 2 * _BLOCK
+        return self.gram is not None and len(self.gram) > 2 * WIDE_BLOCK
 
     def add(self, pieces: Sequence[Array], extra: Sequence[Array] = (), workers: Workers = SERIAL) -> None:
         """Count the tokens of `pieces`, each (n, width); those of `extra` go into the Gram matrix only.
@@ -71,7 +71,7 @@ class Statistics:
             return 0
         x = pieces[0] if len(pieces) == 1 else namespace(pieces[0]).concatenate(pieces)
         width = x.shape[1]
-        if width <= 2 * _BLOCK or not isinstance(x, np.ndarray):
+        if width <= 2 * WIDE_BLOCK or not isinstance(x, np.ndarray):
             # one array and its own transpose: BLAS computes half of it (syrk)
             product = fetch(x.T @ x)
             for gram in sums:
@@ -86,5 +86,5 @@ class Statistics:
                 gram[before, columns] += product
                 gram[columns, before] += product.T
 
-        workers.map(add_columns, list(parts(width, _BLOCK)))
+        workers.map(add_columns, list(parts(width, WIDE_BLOCK)))
         return len(x)

@@ -20,6 +20,7 @@ from quantkit.forward.attention import Context
 from quantkit.forward.feed_forward import expert_count, expert_part, feed_forward, shared
 from quantkit.forward.layer_linears import layer_linears
 from quantkit.forward.linears import LayerLinears
+from quantkit.machine import release_freed_memory
 from quantkit.stream.layer import LayerWeights, keys_of, names_outside_experts, stored_names
 from quantkit.stream.routing import EXPERT_FLOOR, Routes
 from quantkit.stream.shared import SharedStates
@@ -115,6 +116,7 @@ class Stream:
         if layer.experts is None:
             self._through(number, weights, statistics)
             quantized = watcher.dense(linears, tensors, statistics) if watcher else tensors
+            release_freed_memory()
             if self.propagate:
                 self._through(number, self._weights(quantized, {}), {})
             return
@@ -261,6 +263,8 @@ class Stream:
         width = sum(len(entry.squares) for entry in statistics.values())
         for batch in _groups(range(len(self.tokens)), samples_at_once(width, self.tokens.shape[1])):
             self._sum(statistics, self.workers.map(one, batch))
+            # Each thread frees into an arena of its own, which keeps its pages: peaks of phases would add up.
+            release_freed_memory()
 
     def _sum(
         self,

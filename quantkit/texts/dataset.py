@@ -6,7 +6,6 @@ Only text files are downloaded, and only as many as needed. A dataset that has o
 import re
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
@@ -16,32 +15,14 @@ from huggingface_hub.utils import disable_progress_bars, enable_progress_bars
 
 from quantkit.checkpoint.hub_errors import UnreachableError, explain, is_transient, not_cached
 from quantkit.errors import CalibrationError, QuantkitError
+from quantkit.texts.dataset_name import ENDINGS, Dataset
 
-_ID = re.compile(r"([A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@([^:]+))?(?::(.+))?", re.ASCII)
-_ENDINGS = (".parquet", ".jsonl", ".ndjson", ".json", ".txt", ".jsonl.gz", ".json.gz", ".txt.gz")
 # Files that are not text, although their names end like text files.
 _NOT_TEXT = re.compile(r"(^|/)(README|LICENSE|dataset_infos?|config|.*\.lock)[^/]*$|(^|/)\.", re.IGNORECASE)
 _PAUSES = (1.0, 2.0)
 _TIMEOUT = 20.0
 
 T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class Dataset:
-    """A request for a dataset: repository, revision (None: the default branch), and split (None: `train` or all)."""
-
-    repo_id: str
-    revision: str | None
-    split: str | None
-
-
-def parse_dataset(source: str) -> Dataset | None:
-    """Parse `ORG/NAME[@REVISION][:SPLIT]`; None for a text that can only be a path."""
-    match = _ID.fullmatch(source)
-    if match is None or (match[3] is None and source.lower().endswith(_ENDINGS)):
-        return None
-    return Dataset(match[1], match[2], match[3])
 
 
 def dataset_files(dataset: Dataset, *, offline: bool = False) -> Iterator[Path]:
@@ -81,7 +62,7 @@ def dataset_files(dataset: Dataset, *, offline: bool = False) -> Iterator[Path]:
 
 def choose_files(names: Sequence[str], dataset: Dataset) -> list[str]:
     """The text files of the requested split, sorted by name. Raises CalibrationError when there are none."""
-    texts = [name for name in sorted(names) if name.lower().endswith(_ENDINGS) and not _NOT_TEXT.search(name)]
+    texts = [name for name in sorted(names) if name.lower().endswith(ENDINGS) and not _NOT_TEXT.search(name)]
     if not texts:
         kinds = ", ".join(sorted({Path(name).suffix or name for name in names}))[:80]
         raise CalibrationError(

@@ -15,7 +15,7 @@ from quantkit.families import find_family
 from quantkit.files import user_path
 from quantkit.machine import release_freed_memory
 from quantkit.texts import tokens
-from quantkit.texts.dataset import dataset_files, parse_dataset
+from quantkit.texts.dataset_name import parse_dataset
 from quantkit.texts.documents import MOST_CHARACTERS, Document, characters, read_documents
 from quantkit.texts.tokens import ChatFormat, Encoder
 from quantkit.tokenizer.files import read as read_tokenizer
@@ -203,6 +203,9 @@ def load_documents(source: str | None, *, offline: bool) -> tuple[list[Document]
     if dataset is None or path.exists():
         documents, warnings = read_documents(path)
         return documents, path.name, tuple(warnings)
+    # the hub's client takes a fifth of a second to load
+    from quantkit.texts.dataset import dataset_files
+
     documents, remaining = [], MOST_CHARACTERS
     for file in dataset_files(dataset, offline=offline):
         file_documents, warnings = read_documents(file, remaining)

@@ -315,7 +315,7 @@ def test_an_interrupt_is_one_sentence_too(
         raise KeyboardInterrupt
 
     monkeypatch.setattr("sys.argv", ["quantkit", "inspect", str(sound)])
-    monkeypatch.setattr("quantkit.cli.inspect.inspect_source", interrupted)
+    monkeypatch.setattr("quantkit.inspection.inspect_source", interrupted)
     with pytest.raises(SystemExit) as left:
         main()
     assert left.value.code == 130

@@ -5,7 +5,8 @@ import sys
 from typing import Any
 
 from quantkit.errors import QuantkitError
-from quantkit.texts.dataset import dataset_files, parse_dataset
+from quantkit.texts.dataset import dataset_files
+from quantkit.texts.dataset_name import parse_dataset
 from quantkit.texts.documents import read_documents
 
 

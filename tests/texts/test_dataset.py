@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from quantkit.texts.dataset import Dataset, parse_dataset
+from quantkit.texts.dataset_name import Dataset, parse_dataset
 from tests.helpers.environment import environment
 from tests.helpers.hub_server import Hub, Repo, closed_port, running_hub
 from tests.texts.dataset_client import read_dataset

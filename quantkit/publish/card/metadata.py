@@ -9,10 +9,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import ModelCardData
-from huggingface_hub.errors import HFValidationError
-from huggingface_hub.utils import validate_repo_id
-
 from quantkit.errors import UsageError
 from quantkit.publish.card.escaping import one_line
 
@@ -23,6 +19,10 @@ _NAME_OF_LICENSE = 60
 
 def is_hub_id(text: str) -> bool:
     """Whether the text is a valid ORG/NAME of the hub."""
+    # loaded here, because every command that can name a model imports this module
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
+
     try:
         validate_repo_id(text)
     except HFValidationError:
@@ -66,6 +66,8 @@ def metadata(
 
 def front_matter(fields: dict[str, Any]) -> str:
     """The YAML between lines of dashes, as huggingface_hub writes it."""
+    from huggingface_hub import ModelCardData
+
     return f"---\n{ModelCardData(**fields).to_yaml()}\n---\n"
 
 

@@ -28,7 +28,8 @@ def opening(facts: CardFacts) -> str:
         types = listed([f"**{plain(output.type.upper())}**" for output in weights])
         what = f"{of} as GGUF for llama.cpp, Ollama and programs built on them, in {types}."
     else:
-        what = f"{of} quantized with {KINDS[facts.kind]}{_scheme(facts)}, for GPUs: vLLM, transformers and others."
+        where = "Macs: mlx-lm" if facts.kind.startswith("mlx") else "GPUs: vLLM, transformers and others"
+        what = f"{of} quantized with {KINDS[facts.kind]}{_scheme(facts)}, for {where}."
     summary = facts.description.weights
     sizes = []
     if summary is not None:

@@ -66,6 +66,9 @@ def _gguf(facts: CardFacts) -> list[str]:
 
 def _folder(facts: CardFacts) -> list[str]:
     source = _repo(facts) or facts.weights[0].name
+    if facts.kind.startswith("mlx"):
+        run = f"mlx_lm.generate --model {shlex.quote(source)} --prompt {shlex.quote(PROMPT)}"
+        return ["[mlx-lm](https://github.com/ml-explore/mlx-lm), on a Mac with Apple silicon:", block(run, "sh")]
     packages = _PACKAGES.get(facts.kind, "`compressed-tensors`")
     return [
         f"[vLLM](https://docs.vllm.ai) recognises {KINDS[facts.kind]} by config.json (not tested for this card):",
