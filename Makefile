@@ -72,8 +72,11 @@ test: lint
 snapshots: $(VENV)/dev.stamp
 	$(BIN)/python -m pytest tests/cli/test_snapshots.py --write-snapshots
 
+# The lines that the default tests run have a floor (pyproject.toml); the long checks run without the tracer.
 test-full: lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m coverage run -m pytest -m "not full"
+	$(BIN)/python -m coverage report
+	$(BIN)/python -m pytest -m full
 	$(BIN)/python -m tools.mutation
 
 test-peers: lint

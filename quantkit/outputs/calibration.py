@@ -31,7 +31,7 @@ from quantkit.texts.samples import Samples, load_samples
 _SMALL_MEMORY = 32 << 20
 _THREAD_MEMORY = 24 << 20
 # Values that a further thread holds while a wide Gram matrix is factored in tiles, measured.
-_WIDE_THREAD = 40 << 20
+_WIDE_THREAD = 32 << 20
 # For the choice of types: python, numpy, inputs that wait for their sums.
 _BASE_MEMORY = 330 << 20
 _WAITING_MEMORY = 192 << 20

@@ -296,9 +296,8 @@ def _plan_calibration(
         raise UsageError("--propagate quantized allows one calibrated type only; the hidden states follow that type")
     feedback = request.gguf is not None and request.gguf.solver == "feedback"
     native = Native(source, nearest=not request.folders)
-    methods = {folder.method for folder in calibrated}
     # The factorisation needs three, beside the samples that are not held out.
-    copies = 4 if methods or feedback else 0
+    copies = 4 if calibrated or feedback else 0
     return plan_calibration(
         native, request.calibration, samples, gram_copies=copies, threads=threads, max_ram=request.max_ram
     )
