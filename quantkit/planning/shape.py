@@ -51,7 +51,8 @@ class Layer:
     @property
     def has_attention(self) -> bool:
         """Whether the layer has a key-value cache; it may also have a state."""
-        return any(name.startswith(("attn_q", "attn_k")) for name in self.tensors)
+        # Gated DeltaNet has a tensor attn_qkv too, but its output is ssm_out
+        return self.has("attn_output.weight")
 
     @property
     def has_one_part(self) -> bool:
