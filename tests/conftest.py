@@ -1,4 +1,4 @@
-"""The option of `make snapshots`; llama.cpp's child; the count of token ids, summed over pytest-xdist's workers."""
+"""The option of `make snapshots`; processes that all tests share; the count of token ids, over all workers."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -6,8 +6,10 @@ from unittest.mock import patch
 
 import pytest
 
+from quantkit.chat import contained
 from quantkit.llamacpp import session as sessions
 from tests.helpers.llama_child import SharedChild
+from tests.helpers.render_child import ForkedChild
 from tests.tokenizer import tally
 
 
@@ -20,6 +22,15 @@ def shared_llama_child() -> Iterator[None]:
     """Short questions to llama.cpp go to one process; tests/llamacpp/test_session.py has the real one."""
     child = SharedChild()
     with patch.object(sessions, "run_child", child.run):
+        yield
+    child.close()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def forked_render_child() -> Iterator[None]:
+    """Templates render in a fork of one interpreter; tests/chat/test_render.py has quantkit's own child."""
+    child = ForkedChild()
+    with patch.object(contained, "_child", child.run):
         yield
     child.close()
 

@@ -99,7 +99,7 @@ RECORD = {
             },
             # --solver feedback
             "feedback?": {
-                "damp": "number",
+                "damp": "string",
                 "sweeps": "integer",
                 "version": "integer",
                 "without_feedback": Map("string"),
@@ -476,6 +476,23 @@ BAKE = OneOf(
     )
 )
 
+LORA = {
+    "command": Const(("lora",)),
+    "dry_run": "boolean",
+    "family": "string",
+    "origin": ORIGIN,
+    "outputs": [
+        {
+            "file": "string",
+            "type": "string",
+            "bytes": "integer",
+            "sha256": "string?",
+            # name -> type and shape, outermost dimension first
+            "tensors": Map({"type": "string", "shape": ["integer"]}),
+        }
+    ],
+}
+
 SCHEMAS = {
     "quantkit": ("quantkit.json, the origin record beside every output", RECORD),
     "report": ("report.json of `quantkit measure`", REPORT),
@@ -484,6 +501,7 @@ SCHEMAS = {
         "`--format json` of measure: report.json with the command and the folder of the report",
         {"command": Const(("measure",)), "report": "string", **REPORT},
     ),
+    "lora": ("`--format json` of lora", LORA),
     "plan": ("`--format json` of plan", PLAN),
     "run": ("`--format json` of run", RUN),
     "inspect": ("`--format json` of inspect", INSPECT),

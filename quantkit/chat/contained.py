@@ -47,19 +47,18 @@ def render_all_contained(template: str, requests: Sequence[Mapping[str, Any]]) -
     Raises:
         TemplateError: the child exceeds its time or memory.
     """
-    message = json.dumps({"template": template, "requests": [dict(request) for request in requests]})
-    command = [sys.executable, "-P", "-m", "quantkit.chat.contained"]
+    message = json.dumps(
+        {"template": template, "requests": [dict(request) for request in requests], "seconds": SECONDS}
+    )
     conversations = "one short conversation" if len(requests) == 1 else f"{len(requests)} short conversations"
     try:
-        done = subprocess.run(
-            command, input=message.encode(), capture_output=True, timeout=_WALL_SECONDS, check=False, env=_environment()
-        )
+        document = _child(message.encode())
     except subprocess.TimeoutExpired as error:
         raise TemplateError(
             f"the chat template takes more than {SECONDS} s to render {conversations}; simplify it"
         ) from error
     try:
-        answers = json.loads(done.stdout)
+        answers = json.loads(document)
     except ValueError as error:
         raise TemplateError(
             f"the chat template exceeds the limit of {SECONDS} s or {_MEMORY >> 20} MiB on {conversations}; simplify it"
@@ -72,6 +71,14 @@ def render_all_contained(template: str, requests: Sequence[Mapping[str, Any]]) -
     ]
 
 
+def _child(message: bytes) -> bytes:
+    """What the child writes to stdout. Raises subprocess.TimeoutExpired."""
+    command = [sys.executable, "-P", "-m", "quantkit.chat.contained"]
+    return subprocess.run(
+        command, input=message, capture_output=True, timeout=_WALL_SECONDS, check=False, env=_environment()
+    ).stdout
+
+
 def _environment() -> dict[str, str]:
     """The child's environment: only what Python needs, so that an escaped template finds no secrets."""
     package_root = str(Path(quantkit.__file__).resolve().parents[1])
@@ -79,11 +86,12 @@ def _environment() -> dict[str, str]:
     return {**needed, "PYTHONPATH": package_root}
 
 
-def _main() -> None:
-    resource.setrlimit(resource.RLIMIT_CPU, (SECONDS, SECONDS))
+def answer_message(message: str) -> str:
+    """The answers to a message, as JSON. Limits this process first: it is the child's work."""
+    request = json.loads(message)
+    resource.setrlimit(resource.RLIMIT_CPU, (request["seconds"], request["seconds"]))
     resource.setrlimit(resource.RLIMIT_AS, (_MEMORY, _MEMORY))
-    request = json.load(sys.stdin)
-    json.dump([_answer(request["template"], options) for options in request["requests"]], sys.stdout)
+    return json.dumps([_answer(request["template"], options) for options in request["requests"]])
 
 
 def _answer(template: str, options: dict[str, Any]) -> dict[str, Any]:
@@ -100,4 +108,4 @@ def _answer(template: str, options: dict[str, Any]) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    _main()
+    sys.stdout.write(answer_message(sys.stdin.read()))

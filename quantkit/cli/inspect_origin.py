@@ -22,7 +22,9 @@ def _made(entry: Mapping[str, Any]) -> str:
     revision = f"@{origin['revision']}" if origin and origin.get("revision") else ""
     words = [f"made from {(origin or {}).get('source', '?')}{revision}"]
     adapters = (origin or {}).get("adapters") or []
-    if adapters:
+    if str(entry.get("type")).endswith(" adapter"):
+        words[0] = f"adapter {adapter_words(adapters[0])} for {(origin or {}).get('source', '?')}{revision}, written"
+    elif adapters:
         words[0] += " merged with " + ", ".join(adapter_words(adapter) for adapter in adapters)
     words.append(f"by {(tool or {}).get('name', '?')} {(tool or {}).get('version', '')}".rstrip())
     if entry.get("written"):

@@ -2,6 +2,7 @@
 
 import re
 from enum import StrEnum
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -77,6 +78,12 @@ LICENSE = typer.Option(
     show_default="the GGUF's",
 )
 DebugOption = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+
+
+def check_name(name: str | None) -> None:
+    """Raise UsageError if --name is not a plain name of files."""
+    if name is not None and (Path(name).name != name or not name.isprintable()):
+        raise UsageError(f"--name {name!r} is not a plain name; choose the folder with -o")
 
 
 def parse_size(text: str, option: str) -> int:

@@ -37,10 +37,17 @@ def plain_key(name: str, kind: str, value: Any) -> KeyValue:
     return KeyValue(name, GGUFValueType.ARRAY, list(value), _KINDS[kind.removesuffix("s")])
 
 
-def general_keys(folder: Path, name: str, arch: str, shapes: Iterable[tuple[str, tuple[int, ...]]]) -> list[KeyValue]:
+def general_keys(
+    folder: Path,
+    name: str,
+    arch: str,
+    shapes: Iterable[tuple[str, tuple[int, ...]]],
+    type_: str = gguf.GGUFType.MODEL,
+) -> list[KeyValue]:
     """The `general.*` keys of a model in the order of llama.cpp's converter, without the file type.
 
-    `name`: the name of the model's folder or repository. `shapes`: (GGUF name, numpy shape) of every tensor.
+    `name`: the name of the model's folder or repository. `shapes`: (GGUF name, numpy shape) of every tensor. `type_`:
+    general.type.
 
     Raises:
         CheckpointError: the front matter of the model card cannot be read, or has a value of a wrong type.
@@ -54,11 +61,11 @@ def general_keys(folder: Path, name: str, arch: str, shapes: Iterable[tuple[str,
         metadata.name = name
     if metadata.size_label is None and total > 0:
         metadata.size_label = gguf.size_label(total, shared, expert, n_expert)
-    writer.add_type(gguf.GGUFType.MODEL)
+    writer.add_type(type_)
     try:
         metadata.set_gguf_meta_model(writer)
         keys = [
-            KeyValue(key, value.type, value.value, value.sub_type if value.type == GGUFValueType.ARRAY else None)
+            KeyValue(key, value.type, value.value, _item_type(value) if value.type == GGUFValueType.ARRAY else None)
             for key, value in writer.kv_data[0].items()
         ]
         for key in keys:
@@ -68,6 +75,16 @@ def general_keys(folder: Path, name: str, arch: str, shapes: Iterable[tuple[str,
             f"the front matter of README.md or generation_config.json has a value of a wrong type ({error}); fix it"
         ) from error
     return keys
+
+
+def _item_type(value: Any) -> GGUFValueType:
+    """The element type of an array of gguf's writer, which leaves it to the first element. Raises ValueError."""
+    if value.sub_type is not None:
+        return GGUFValueType(value.sub_type)
+    types = {GGUFValueType.get_type(item) for item in value.value}
+    if len(types) != 1:
+        raise ValueError("a list mixes texts and numbers")
+    return GGUFValueType(types.pop())
 
 
 def _load_metadata(folder: Path, name: str, total: int) -> gguf.Metadata:

@@ -94,6 +94,16 @@ def context(model: Any, n_threads: int | None, **params: Any) -> Iterator[Any]:
         llama.llama_free(made)
 
 
+def set_adapter(running: Any, model: Any, path: str) -> None:
+    """Apply the LoRA adapter of a GGUF file to a context; it is freed with the model. Raises Failed."""
+    adapter = llama.llama_adapter_lora_init(model, os.fsencode(path))
+    if not adapter:
+        raise Failed(f"could not load the adapter {path}")
+    adapters = (llama.llama_adapter_lora_p_ctypes * 1)(adapter)
+    if llama.llama_set_adapters_lora(running, adapters, 1, (ctypes.c_float * 1)(1.0)):
+        raise Failed(f"could not apply the adapter {path}")
+
+
 def tokenize(vocab: Any, text: str, *, add_special: bool, parse_special: bool) -> list[int]:
     """Token ids of a text by a llama_vocab. Source: llama_tokenize. Raises Failed."""
     data = text.encode("utf-8")

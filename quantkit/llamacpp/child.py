@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from quantkit.llamacpp.calls import CONTINUED, ERROR, Failed, context, decode, llama, load, tokenize
+from quantkit.llamacpp.calls import CONTINUED, ERROR, Failed, context, decode, llama, load, set_adapter, tokenize
 from quantkit.llamacpp.devices import devices
 from quantkit.llamacpp.generation import Talk
 from quantkit.llamacpp.inputs import Inputs
@@ -66,6 +66,8 @@ def logits(request: dict[str, Any]) -> None:
         n_vocab = llama.llama_vocab_n_tokens(llama.llama_model_get_vocab(model))
         if max(tokens) >= n_vocab:
             raise Failed(f"cannot evaluate token {max(tokens)}: the vocabulary has {n_vocab} tokens")
+        if request.get("adapter"):
+            set_adapter(running, model, request["adapter"])
         values = decode(running, tokens, 0, n_vocab)
         try:
             with Path(request["out"]).open("wb") as file:

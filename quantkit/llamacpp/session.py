@@ -27,7 +27,10 @@ from quantkit.scratch import folder_in_memory, scratch_folder
 
 Progress = Callable[..., object]
 
-_NO_MEMORY = re.compile(r"out of memory|failed to allocate|unable to allocate|bad_alloc", re.IGNORECASE)
+_NO_MEMORY = re.compile(
+    r"out of memory|failed to allocate|unable to allocate|cannot allocate|bad_alloc|resource temporarily unavailable",
+    re.IGNORECASE,
+)
 _NO_SPACE = re.compile(r"no space left on device|disk quota exceeded|input/output error", re.IGNORECASE)
 _SECONDS_TO_DIE = 5.0
 
@@ -56,11 +59,17 @@ def text_tokens(model: Path, text: str, *, timeout: float = 600.0) -> tuple[list
 
 
 def logits(
-    model: Path, tokens: Sequence[int], *, n_threads: int | None = None, timeout: float = 1800.0
+    model: Path,
+    tokens: Sequence[int],
+    *,
+    adapter: Path | None = None,
+    n_threads: int | None = None,
+    timeout: float = 1800.0,
 ) -> npt.NDArray[np.float32]:
     """Logits (n_tokens, n_vocab), float32, of one sequence of token ids, on the CPU, with a float32 KV cache.
 
-    llama.cpp also validates every tensor's data on the way. Raises QuantkitError as vocab_token_ids does.
+    `adapter`: the GGUF of a LoRA adapter to apply. llama.cpp also validates every tensor's data on the way. Raises
+    QuantkitError as vocab_token_ids does.
     """
     if not tokens:
         raise ValueError("tokens is empty; pass at least one token id")
@@ -72,7 +81,8 @@ def logits(
             "tokens": [int(token) for token in tokens],
             "out": str(out),
         }
-        run_child({**request, "n_threads": n_threads}, model, timeout=timeout)
+        more = {"n_threads": n_threads, "adapter": str(adapter.absolute()) if adapter else None}
+        run_child({**request, **more}, model, timeout=timeout)
         return np.fromfile(out, np.float32).reshape(len(tokens), -1)
 
 

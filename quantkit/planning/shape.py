@@ -51,8 +51,10 @@ class Layer:
     @property
     def has_attention(self) -> bool:
         """Whether the layer has a key-value cache; it may also have a state."""
-        # Gated DeltaNet has a tensor attn_qkv too, but its output is ssm_out
-        return self.has("attn_output.weight")
+        if self.is_recurrent:
+            # Gated DeltaNet names its own product attn_qkv
+            return self.has("attn_k.weight")
+        return any(name.startswith(("attn_q", "attn_k")) for name in self.tensors)
 
     @property
     def has_one_part(self) -> bool:

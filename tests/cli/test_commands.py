@@ -35,6 +35,7 @@ WORDS = {
     "convert": ("-t", "q8_0"),
     "gguf": ("-t", "q8_0"),
     "imatrix": ("-o", "out.gguf"),
+    "lora": ("--base", "model"),
     "measure": ("model", "--text", "model"),
     "ollama": ("--name", "me/model"),
 }

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from quantkit.cli import COMMANDS
+from tests.helpers.adapters import AdapterCase, write_adapter
 from tests.helpers.command import quantkit
 from tests.helpers.tiny import tiny_llama
 from tests.helpers.tiny_tokenizers import CORPUS
@@ -36,6 +37,7 @@ DOCUMENTS: dict[str, tuple[str, ...]] = {
     "gptq --dry-run": ("gptq", "model", "-o", "dry", *FEW, "--dry-run"),
     "imatrix": ("imatrix", "model", "-o", "imatrix.gguf", *FEW_SAMPLES),
     "imatrix --dry-run": ("imatrix", "model", "-o", "dry.gguf", *FEW_SAMPLES, "--dry-run"),
+    "lora": ("lora", "adapter", "--base", "model"),
     "measure": ("measure", "model", "first-AWQ", "--text", "text.txt", "--ctx", "64", "--gpu-layers", "none"),
     "plan": ("plan", "model", "-t", "q8_0", "--vram", "8G", "--ram", "16G", "--bandwidth", "40G"),
     "run": ("run", "model.gguf", "-p", "Hello", "--max-tokens", "4", "--ctx", "256", "--raw", "--temperature", "0"),
@@ -56,6 +58,7 @@ def here(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint `model`, its GGUF file, AWQ folder and importance matrix, a text, a recipe."""
     folder = tmp_path_factory.mktemp("snapshots")
     tiny_llama(folder / "model", variant="llama3", hidden=64, intermediate=96)
+    write_adapter(folder / "adapter", folder / "model", AdapterCase())
     (folder / "text.txt").write_text(CORPUS, "utf-8")
     (folder / "tiny.toml").write_text(RECIPE, "utf-8")
     write_gguf(folder / "small.gguf")

@@ -9,6 +9,7 @@ import pytest
 from jsonschema import Draft202012Validator
 
 from quantkit.cli import COMMANDS
+from tests.helpers.adapters import AdapterCase, write_adapter
 from tests.helpers.command import quantkit
 from tests.helpers.tiny import tiny_llama
 from tools.reference import FOLDER, PAGES
@@ -21,6 +22,12 @@ MEASURE = ("--text", "text.jsonl", "--ctx", "64", "--chunks", "2")
 COMMANDS_TO_RUN = [
     ("conversion", "convert FOLDER -t awq -t gptq -t q4_0 -t imatrix --dry-run"),
     ("conversion", "gguf FOLDER -t bf16 -t q4_0 --dry-run"),
+    ("conversion", "convert FOLDER -t fp8 -t fp8-block -t mlx-4bit -o serving"),
+    ("conversion", "convert FOLDER-AWQ -t w4a16 -o serving"),
+    ("inspect", "inspect serving/FOLDER-MLX-4bit"),
+    ("conversion", "gguf FOLDER --adapter ADAPTER -t q4_0 --dry-run"),
+    ("lora", "lora ADAPTER --base FOLDER"),
+    ("lora", "lora ADAPTER --base FOLDER -t f16 -t q8_0 --dry-run"),
     ("inspect", "inspect FOLDER"),
     ("inspect", "inspect FOLDER-GGUF"),
     ("inspect", "inspect FOLDER-GGUF/FOLDER-Q8_0.gguf"),
@@ -50,6 +57,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a tiny model, a text, recipes, and the outputs and report of the model."""
     folder = tmp_path_factory.mktemp("schemas")
     tiny_llama(folder / "FOLDER", variant="llama3")
+    write_adapter(folder / "ADAPTER", folder / "FOLDER", AdapterCase())
     shutil.copytree(ROOT / "recipes", folder / "recipes")
     pages = sorted((ROOT / "docs" / "guides").glob("*.md"))
     paragraphs = [paragraph for page in pages for paragraph in page.read_text("utf-8").split("\n\n")]
@@ -105,6 +113,7 @@ def test_a_document_of_a_command_is_what_its_schema_says(name: str, words: str, 
         ("quantkit", "FOLDER-GGUF/quantkit.json"),
         ("quantkit", "FOLDER-AWQ/quantkit.json"),
         ("quantkit", "FOLDER-GPTQ/quantkit.json"),
+        ("quantkit", "ADAPTER-GGUF/quantkit.json"),
         ("report", "FOLDER-report/report.json"),
     ],
 )
