@@ -99,7 +99,7 @@ RECORD = {
             },
             # --solver feedback
             "feedback?": {
-                "damp": "number",
+                "damp": "string",
                 "sweeps": "integer",
                 "version": "integer",
                 "without_feedback": Map("string"),

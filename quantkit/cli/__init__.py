@@ -1,6 +1,7 @@
 """The command line: one module per command, loaded when it runs. Only this room prints."""
 
 import os
+import resource
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -18,6 +19,8 @@ from quantkit.cli.options import DebugOption, Format, FormatOption
 from quantkit.cli.output import Out
 from quantkit.cli.signals import interruptible
 from quantkit.errors import UsageError
+
+_LEAST_ADDRESS_SPACE, _ROOMY_ADDRESS_SPACE = 400_000_000, 4 << 30
 
 COMMANDS = {
     "convert": "Convert a source to every listed type in one pass, checked.",
@@ -153,8 +156,27 @@ def _refuse_other_bytes(words: Sequence[str]) -> None:
             raise UsageError(f"{word} is not UTF-8 text; rename the file or the folder") from error
 
 
+def _require_address_space() -> None:
+    """Refuse a limit (ulimit -v) under which libraries abort while they load; let BLAS have one thread under a low one.
+
+    OpenBLAS reserves memory for every thread when it is loaded, and ends the process where it gets none.
+    """
+    soft, _ = resource.getrlimit(resource.RLIMIT_AS)
+    if soft == resource.RLIM_INFINITY:
+        return
+    if soft < _LEAST_ADDRESS_SPACE:
+        raise UsageError(
+            f"the address space is limited to {soft / 1e6:.0f} MB, and a command needs at least"
+            f" {_LEAST_ADDRESS_SPACE / 1e6:.0f} MB; raise the limit with ulimit -v"
+        )
+    if soft < _ROOMY_ADDRESS_SPACE:
+        os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+        os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
 def main() -> None:
     """Run the command line; every failure becomes one sentence on stderr and an exit code."""
     with explain(), interruptible():
         _refuse_other_bytes(sys.argv[1:])
+        _require_address_space()
         app(prog_name="quantkit" if "_QUANTKIT_COMPLETE" not in os.environ else None, args=sys.argv[1:])

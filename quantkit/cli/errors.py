@@ -59,6 +59,8 @@ def explain() -> Iterator[None]:
 
 
 def _sentence(error: BaseException) -> str:
+    if isinstance(error, RuntimeError) and "can't start new thread" in str(error):
+        return "no further thread can be started; use fewer --threads, or raise the limits with ulimit -v or ulimit -u"
     message = _first(MESSAGES, error, None)
     if message is None:
         return printable(

@@ -13,7 +13,7 @@ from quantkit.conversion.record import record_outputs
 from quantkit.errors import QuantkitError, UnsupportedError, VerificationError
 from quantkit.families import find_architecture
 from quantkit.files import partial_path, refuse_existing, remove, require_space
-from quantkit.machine import peak_memory
+from quantkit.machine import peak_memory, resident_memory
 from quantkit.packed.formats import Names
 from quantkit.packed.layout import Shard, Stated, plan_folder, total_bytes
 from quantkit.packed.pack_quantized import PackQuantized, integer_config, pack_integers, stored_integers
@@ -48,6 +48,20 @@ class RepackPlan:
     def size(self) -> int:
         """Bytes of the weight files."""
         return total_bytes(self.shards)
+
+    @property
+    def parameters(self) -> int:
+        """The number of weights of the model before quantization."""
+        kept = sum(self.opened.tensors[name].n_params for name in self.opened.names if name in self.opened.tensors)
+        return kept + sum(linear.n_in * linear.n_out for linear in self.opened.linears.values())
+
+    @property
+    def memory(self) -> int:
+        """Bytes of memory: the words of the largest linear, a piece of it in float32, or the largest other tensor."""
+        opened = self.opened
+        words = max(linear.n_in * linear.n_out for linear in opened.linears.values()) * self.grid.bits // 8
+        kept = max(tensor.nbytes for tensor in opened.tensors.values())
+        return resident_memory() + max(3 * words + 24 * _PIECE, 3 * kept)
 
     @property
     def label(self) -> str:

@@ -283,8 +283,9 @@ FAMILY = Family(
         Dropped(r"(model\.)?(audio_tower|embed_audio)\..*", "they hear audio; this GGUF holds the text model only"),
     ),
     rope_kinds=("default",),
+    # of training, and of images and sound
+    no_effect=("altup_coef_clip", "audio_soft_tokens_per_image", "eoa_token_id", "vision_soft_tokens_per_image"),
     forward={"Gemma3nForCausalLM": FORWARD},
-    # the plan does not draw AltUp, LAuReL and the sparse activations yet
-    traits=Traits(plannable=False),
+    traits=Traits(sliding_every=_PATTERN, scaled_embedding=True, normed_values=True, sparse_layers=_SPARSE_LAYERS),
     token_roles=TokenRoles(space_prefix=SpacePrefix.FALSE_LAST),
 )

@@ -35,7 +35,7 @@ def feed_forward(part: FeedForward, layer: Layer, x: Array, index: int = 0) -> A
         gate = xp.clip(gate, None, limit)
         up = (xp.clip(up, -limit, limit) + 1.0) * gate * sigmoid(_GATE_SLOPE * gate)
     else:
-        act = _activation(part, layer, x)
+        act = _activation(part, layer)
         if gate is not None and part.multipliers:
             gate = gate * np.float32(part.multipliers(config)[0])
         if gate is not None and (sparsity := part.sparsity(config, layer.number)):
@@ -50,11 +50,11 @@ def feed_forward(part: FeedForward, layer: Layer, x: Array, index: int = 0) -> A
     return out * np.float32(part.multipliers(config)[1]) if part.multipliers else out
 
 
-def _activation(part: FeedForward, layer: Layer, x: Array) -> Callable[[Array], Array]:
+def _activation(part: FeedForward, layer: Layer) -> Callable[[Array], Array]:
     if part.xielu is None:
         return activation(given(layer.config, *part.activation, default=part.default_activation))
     at = layer.at + part.at + part.xielu
-    return xielu(*(float(layer.vector(at + name, x)[0]) for name in ("alpha_p", "alpha_n", "beta", "eps")))
+    return xielu(*(float(layer.weights.vector(at + name)[0]) for name in ("alpha_p", "alpha_n", "beta", "eps")))
 
 
 def _beyond(x: Array, deviations: float) -> Array:

@@ -27,7 +27,10 @@ from quantkit.scratch import folder_in_memory, scratch_folder
 
 Progress = Callable[..., object]
 
-_NO_MEMORY = re.compile(r"out of memory|failed to allocate|unable to allocate|bad_alloc", re.IGNORECASE)
+_NO_MEMORY = re.compile(
+    r"out of memory|failed to allocate|unable to allocate|cannot allocate|bad_alloc|resource temporarily unavailable",
+    re.IGNORECASE,
+)
 _NO_SPACE = re.compile(r"no space left on device|disk quota exceeded|input/output error", re.IGNORECASE)
 _SECONDS_TO_DIE = 5.0
 

@@ -7,6 +7,7 @@ its family's traits do where tensors do not show it.
 from collections.abc import Callable, Hashable, Sequence
 
 from quantkit.families import Traits
+from quantkit.planning.altup import altup_layer, merged, spread
 from quantkit.planning.attention import attention, mla
 from quantkit.planning.context import Context
 from quantkit.planning.delta_net import delta_net
@@ -28,12 +29,15 @@ def prompt_graph(shape: ModelShape, context: Context, layers: Sequence[int] | No
     x = _embedded(d)
     if "per_layer_token_embd.weight" in shape.tensors:
         d.layer_inputs = layer_inputs(d, x)
+    has_streams = "altup_proj.weight" in shape.tensors
+    x = spread(d, x) if has_streams else x
     for number in range(len(shape.trunk)) if layers is None else layers:
         d.layer = number
-        x = _decoder_layer(d, x, shape.layers[number], number)
+        x = (altup_layer if has_streams else _decoder_layer)(d, x, shape.layers[number], number)
         if number < shape.n_deepstack:
             x = same(x, d.embedding_part(number + 1))
     d.layer = None
+    x = merged(d, x) if has_streams else x
     if shape.traits.output_last:
         # the last layer's result is offered to a draft model
         x.kept = True

@@ -182,7 +182,7 @@ def weight_devices(
             devices[tensor.name] = ("CPU",) if stays else ("GPU",)
         elif tensor.name in _OF_FIRST_LAYER:
             devices[tensor.name] = ("CPU",) if start > 0 else ("GPU",)
-        elif tensor.name.startswith("output") or tensor.name == f"{shape.traits.last_norm}.weight":
+        elif tensor.name.startswith(("output", "altup_")) or tensor.name == f"{shape.traits.last_norm}.weight":
             devices[tensor.name] = ("GPU" if shape.n_layer >= start else "CPU",)
         elif tensor.name == "token_embd.weight" and tied and shape.n_layer >= start:
             devices[tensor.name] = ("CPU", "GPU")

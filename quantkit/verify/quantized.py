@@ -192,6 +192,7 @@ def _logits(
     opened: QuantizedFolder, plan: FolderPlan, source: SourceLogits, wanted: bool | None
 ) -> tuple[Check, float | None]:
     """The check, and the mean correlation with the source's logits."""
+    # --max-ram does not matter here: the forward holds one linear, which the plan of the calibration has counted
     skipped = skipped_logits(wanted, plan.size)
     if skipped is not None:
         return skipped, None

@@ -215,24 +215,24 @@ def _holds(file: bytes) -> bool:
     return True
 
 
-_thousands = settings(
-    max_examples=2000, deadline=2000, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large]
+_hundreds = settings(
+    max_examples=700, deadline=2000, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large]
 )
 
 
-@_thousands
+@_hundreds
 @given(broken_fields())
 def test_any_header_with_changed_fields_is_refused_in_a_sentence_or_read_as_the_reference_reads_it(file: bytes) -> None:
     _holds(file)
 
 
-@_thousands
+@_hundreds
 @given(broken_bytes())
 def test_any_header_with_changed_bytes_is_refused_in_a_sentence_or_read_as_the_reference_reads_it(file: bytes) -> None:
     _holds(file)
 
 
-@settings(max_examples=1000, deadline=2000)
+@settings(max_examples=700, deadline=2000)
 @given(st.binary(max_size=200))
 def test_random_bytes_never_get_past_as_a_traceback(file: bytes) -> None:
     _holds(file)

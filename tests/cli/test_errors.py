@@ -321,3 +321,38 @@ def test_an_interrupt_is_one_sentence_too(
     assert left.value.code == 130
     sentence = capsys.readouterr().err
     assert sentence.startswith("quantkit: interrupted; ") and sentence.count("\n") == 1
+
+
+@pytest.mark.parametrize("megabytes", [60, 250, 380])
+def test_a_small_address_space_is_one_sentence(sound: Path, tmp_path: Path, megabytes: int) -> None:
+    """OpenBLAS ended the process while it was loaded, or hung."""
+    limited = ["sh", "-c", f'ulimit -v {megabytes * 1000}; exec "$@"', "sh", *command("gguf", sound, "-o", tmp_path)]
+    done = subprocess.run(limited, capture_output=True, text=True, timeout=60, check=False)
+    answer = Answer(done.returncode, done.stdout, done.stderr)
+    assert answer.code == 2 and "ulimit -v" in answer.sentence
+
+
+def test_a_thread_that_cannot_start_is_one_sentence(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr("quantkit.cli.app", refuse)
+    answer = quantkit("inspect", tmp_path)
+    assert answer.code == 1 and "use fewer --threads" in answer.sentence
+
+
+def test_too_little_address_space_for_llama_cpp_sets_nothing_aside(sound: Path, tmp_path: Path) -> None:
+    """Under such limits llama.cpp, or a thread, gets no memory at one moment or another."""
+    for megabytes in (400, 430):
+        limited = [
+            "sh",
+            "-c",
+            f'ulimit -v {megabytes * 1000}; exec "$@"',
+            "sh",
+            *command("gguf", sound, "-o", tmp_path),
+        ]
+        done = subprocess.run(limited, capture_output=True, text=True, timeout=60, check=False)
+        assert done.returncode in (0, 1) and "unexpected" not in done.stderr, done.stderr
+        assert not list(tmp_path.rglob("*.failed")), done.stderr
+        if done.returncode == 0:
+            break

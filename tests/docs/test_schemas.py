@@ -22,6 +22,9 @@ MEASURE = ("--text", "text.jsonl", "--ctx", "64", "--chunks", "2")
 COMMANDS_TO_RUN = [
     ("conversion", "convert FOLDER -t awq -t gptq -t q4_0 -t imatrix --dry-run"),
     ("conversion", "gguf FOLDER -t bf16 -t q4_0 --dry-run"),
+    ("conversion", "convert FOLDER -t fp8 -t fp8-block -t mlx-4bit -o serving"),
+    ("conversion", "convert FOLDER-AWQ -t w4a16 -o serving"),
+    ("inspect", "inspect serving/FOLDER-MLX-4bit"),
     ("conversion", "gguf FOLDER --adapter ADAPTER -t q4_0 --dry-run"),
     ("lora", "lora ADAPTER --base FOLDER"),
     ("lora", "lora ADAPTER --base FOLDER -t f16 -t q8_0 --dry-run"),

@@ -67,6 +67,8 @@ CHANGED = {
     ),
     **dict.fromkeys((f"{kind}.sliding_window" for kind in ("qwen3_moe", "qwen3_vl_moe_text")), 4096),
     "olmo3.rope_theta": 10000.0,
+    # the class makes a list of it, one width a layer
+    "gemma3n_text.intermediate_size": 16384,
     # the class computes the last layer with experts
     "ernie4_5_moe.moe_layer_end_index": -1,
 }

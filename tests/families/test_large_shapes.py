@@ -78,8 +78,9 @@ def source(family: Family, sizes: Hyperparameters, *, packed: bool) -> dict[str,
             known.add((rule.target, layer))
             shape = tuple(family.dimension(sizes, name) for name in rule.shape)
             draft = None if layer is None else layer - sizes.n_layer
-            for expert in range(sizes.n_expert) if "{expert}" in rule.source else (None,):
-                shapes[rule.source.format(layer=layer, draft=draft, expert=expert)] = Shaped(shape)
+            count = sizes.n_expert if "{expert}" in rule.source else sizes.n_stream if "{stream}" in rule.source else 1
+            for number in range(count):
+                shapes[rule.source.format(layer=layer, draft=draft, expert=number, stream=number)] = Shaped(shape)
             if rule.scales:
                 shapes[rule.scales.format(layer=layer)] = Shaped(shape[:-1])
     return shapes

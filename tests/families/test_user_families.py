@@ -8,8 +8,9 @@ import pytest
 
 from quantkit.errors import UsageError
 from quantkit.families import all_families, find_family
+from quantkit.families.base import registry
 from tests.families.expected import write_checkpoint
-from tests.helpers.command import quantkit
+from tests.helpers.command import quantkit, quantkit_process
 
 # AcmeCoder is Llama's graph under a name that quantkit has no family for.
 ARCHITECTURE = "AcmeCoderForCausalLM"
@@ -24,6 +25,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     path = tmp_path / "my-families"
     path.mkdir()
     monkeypatch.setenv("QUANTKIT_FAMILIES", str(path))
+    registry._users.cache_clear()
     return path
 
 
@@ -38,13 +40,13 @@ def checkpoint(tmp_path: Path) -> Path:
 
 
 def test_one_file_is_enough_for_every_command(folder: Path, checkpoint: Path, tmp_path: Path) -> None:
-    refused = quantkit("plan", checkpoint)
+    refused = quantkit_process("plan", checkpoint)
     assert refused.code == 1 and f"architecture {ARCHITECTURE} of config.json is not supported" in refused.stderr
     (folder / "coder.py").write_text(FAMILY_FILE)
     text = tmp_path / "text.txt"
     text.write_text(TEXT)
 
-    inspected = json.loads(quantkit("inspect", checkpoint, "--format", "json").stdout)
+    inspected = json.loads(quantkit_process("inspect", checkpoint, "--format", "json").stdout)
     assert (inspected["family"], inspected["convertible"]) == ("Acme-Coder-40B", True)
     planned = json.loads(quantkit("plan", checkpoint, "--ram", "16G", "-t", "q8_0", "--format", "json").stdout)
     assert planned["best"] == "q8_0"
@@ -62,7 +64,8 @@ def test_one_file_is_enough_for_every_command(folder: Path, checkpoint: Path, tm
 
     for candidate in (next((tmp_path / "gguf").rglob("*.gguf")), next((tmp_path / "awq").glob("*-AWQ"))):
         report = tmp_path / f"report-{candidate.stem}"
-        measured = quantkit("measure", checkpoint, candidate, "--text", text, "--ctx", "64", "-o", report)
+        words = ("--text", text, "--ctx", "64", "--chunks", "2", "--gpu-layers", "0", "-o", report)
+        measured = quantkit("measure", checkpoint, candidate, *words)
         assert measured.code == 0, measured.stderr
 
 

@@ -6,6 +6,7 @@ as `NAME held`, are torch's from the start.
 """
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ from unittest.mock import patch
 
 import numpy as np
 import torch
+
+sys.path.append(os.environ["MORE_PACKAGES"])
 
 from quantkit.families import find_architecture
 from quantkit.forward.arrays import fetch, place

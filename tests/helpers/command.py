@@ -57,7 +57,8 @@ def quantkit(
     one that the test has changed by monkeypatch, or one of `env` with other variables than those of the hub's client
     and of Ollama.
     """
-    if timeout or _environment() != _AT_START or not applies_here(env or {}):
+    changed = {name for name, _ in _environment().items() ^ _AT_START.items()}
+    if timeout or changed - {"QUANTKIT_FAMILIES"} or not applies_here(env or {}):
         return quantkit_process(*words, cwd=cwd, env=env, timeout=timeout or 240)
     with environment(env) if env else contextlib.nullcontext():
         return quantkit_here(*words, cwd=cwd)

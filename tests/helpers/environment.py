@@ -14,11 +14,11 @@ from typing import Any
 from unittest.mock import patch
 
 _HUB = "huggingface_hub"
-_HERE = re.compile(r"(HF|OLLAMA)_\w+")
+_HERE = re.compile(r"(HF|OLLAMA)_\w+|QUANTKIT_FAMILIES")
 
 
 def applies_here(variables: Mapping[str, str]) -> bool:
-    """Whether `environment` can set all these variables in this process."""
+    """Whether a command takes all these variables in this process: those of the hub by `environment` only."""
     return all(_HERE.fullmatch(name) for name in variables)
 
 

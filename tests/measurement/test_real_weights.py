@@ -16,15 +16,14 @@ from tests.helpers.real import smollm2_or_skip, wikitext2_or_skip
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """SmolLM2 as f32.gguf and f16.gguf, wiki.test.raw, and of f16 a twin and one with two layers swapped."""
+    """SmolLM2 as f32.gguf, wiki.test.raw, a twin of the file and one with two layers swapped."""
     folder = tmp_path_factory.mktemp("real")
-    answer = quantkit("gguf", smollm2_or_skip(), "-t", "f32", "-t", "f16", "-o", folder, "--no-logits")
+    answer = quantkit("gguf", smollm2_or_skip(), "-t", "f32", "-o", folder, "--no-logits")
     assert answer.code == 0, answer.stderr
-    for kind in ("f32", "f16"):
-        (folder / f"{NAME}-GGUF" / f"{NAME}-{kind.upper()}.gguf").rename(folder / f"{kind}.gguf")
+    (folder / f"{NAME}-GGUF" / f"{NAME}-F32.gguf").rename(folder / "f32.gguf")
     (folder / "wiki.test.raw").write_text(wikitext2_or_skip(), encoding="utf-8")
-    os.link(folder / "f16.gguf", folder / "twin.gguf")
-    shutil.copy(folder / "f16.gguf", folder / "swapped.gguf")
+    os.link(folder / "f32.gguf", folder / "twin.gguf")
+    shutil.copy(folder / "f32.gguf", folder / "swapped.gguf")
     _swap_layers(folder / "swapped.gguf")
     return folder
 
@@ -47,7 +46,7 @@ def _measure(folder: Path, out: str, *words: str | Path) -> tuple[Answer, dict[s
 
 
 def test_the_streamed_forward_and_llama_cpp_agree_on_the_same_weights(folder: Path) -> None:
-    answer, report = _measure(folder, "engines", smollm2_or_skip(), folder / "f32.gguf", "--chunks", "2")
+    answer, report = _measure(folder, "engines", smollm2_or_skip(), folder / "f32.gguf", "--chunks", "1")
     assert answer.code == 0, answer.stderr
     own, other = report["models"]
     assert (own["kind"], other["kind"]) == ("hf", "gguf")
@@ -58,7 +57,7 @@ def test_the_streamed_forward_and_llama_cpp_agree_on_the_same_weights(folder: Pa
 
 
 def test_a_model_is_itself_and_a_swapped_layer_is_flagged_with_the_report_still_written(folder: Path) -> None:
-    names = (folder / f"{name}.gguf" for name in ("f16", "twin", "swapped"))
+    names = (folder / f"{name}.gguf" for name in ("f32", "twin", "swapped"))
     answer, report = _measure(folder, "faults", *names, "--chunks", "1", "--max-delta", "5%")
     twin, swapped = (model["quality"][0] for model in report["models"][1:])
     assert twin["perplexity"] == report["models"][0]["quality"][0]["perplexity"]

@@ -53,7 +53,11 @@ def server() -> Iterator[str]:
 
 
 @pytest.mark.parametrize(
-    "name", ["llama", "mixtral", "deepseek-v3", "bloom", "qwen2moe", "falcon-40b", "gemma4", "gemma4-experts", "lfm2"]
+    "name",
+    [
+        *("llama", "mixtral", "deepseek-v3", "bloom", "qwen2moe", "falcon-40b", "gemma4", "gemma4-experts", "lfm2"),
+        *("gemma3n", "falcon-h1"),
+    ],
 )
 def test_each_device_takes_what_the_plan_says_for_any_number_of_layers(name: str, server: str, tmp_path: Path) -> None:
     assert os.environ["GGML_BACKEND_PATH"]

@@ -161,6 +161,17 @@ def test_a_server_that_rewrites_the_gguf_is_sent_the_file_again(ollama: Ollama, 
     assert ollama.uploads() == 2 and "ns/m:4b" in ollama.models
 
 
+def test_a_blob_that_no_model_uses_yet_stays_while_others_are_made(ollama: Ollama, file: Path) -> None:
+    """A real server spares blobs younger than an hour when it prunes, so an upload before a create is not in vain."""
+    other = file.with_name("other.gguf")
+    other.write_bytes(file.read_bytes() + b"\0")
+    server = Server(ollama.url)
+    server.send_blob(other, digest_of(other))
+    made(ollama, file)
+    made(ollama, file, parameters=(("num_ctx", 4096),))
+    assert server.has_blob(digest_of(other)) and server.has_blob(digest_of(file))
+
+
 def test_a_push_of_gpu_sends_the_parameters_alone(ollama: Ollama, file: Path) -> None:
     server = made(ollama, file, template="{{ .Prompt }}", parameters=(("temperature", 0.5),))
     server.create(create_request("ns/m:gpu", Modelfile(sources=("ns/m:4b",), parameters=(("num_gpu", 999),))))

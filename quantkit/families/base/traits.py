@@ -35,6 +35,7 @@ class Traits:
         softmax_of_chosen: the router's softmax is over the chosen experts only.
         weighted_input: the router's weights scale the input of the experts instead of their output.
         late_queries: queries of layers without a window are scaled by their position.
+        sparse_layers: the first layers in this number set small activations to zero.
         normed_values: values pass an RMS norm without a weight.
         residual_first: the hidden states are the first operand of a sum with a layer's part, not the second.
         last_norm: the tensor that norms the last layer's output.
@@ -65,6 +66,7 @@ class Traits:
     softmax_of_chosen: bool = False
     weighted_input: bool = False
     late_queries: bool = False
+    sparse_layers: int = 0
     normed_values: bool = False
     residual_first: bool = False
     last_norm: Literal["output_norm", "token_embd_norm"] = "output_norm"

@@ -1,0 +1,29 @@
+"""The logits that transformers computes from compressed-tensors and FP8 folders.
+
+    logits_compressed.py TOKENS.json FOLDER[:dequantize] OUT.npy [FOLDER OUT.npy ...]
+
+With ":dequantize" the weights are dequantized at loading, else compressed-tensors' own modules run on the packed ones.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+from transformers import AutoModelForCausalLM, CompressedTensorsConfig
+
+
+def main(tokens: str, *pairs: str) -> None:
+    ids = torch.tensor([json.loads(Path(tokens).read_text())])
+    for word, out in zip(pairs[::2], pairs[1::2], strict=True):
+        folder, _, how = word.partition(":")
+        method = json.loads(Path(folder, "config.json").read_text())["quantization_config"]["quant_method"]
+        given = {"quantization_config": CompressedTensorsConfig(dequantize=True)} if how and method != "fp8" else {}
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, device_map="cpu", **given).eval()
+        with torch.inference_mode():
+            np.save(out, model(input_ids=ids, use_cache=False).logits[0].float().numpy())
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
