@@ -1,7 +1,7 @@
 """A checkpoint from the hub by huggingface_hub: its cache, token, offline mode and endpoint.
 
-Small files come first, then by range requests the headers of the safetensors files, so that an unsuitable model is
-refused before its weights are fetched; then the weight files.
+Small files come first, then the headers of the safetensors files by range requests. So an unsuitable model is refused
+before its weights are fetched; then the weight files.
 """
 
 import logging
