@@ -9,7 +9,7 @@ PIP    := $(BIN)/python -m pip --disable-pip-version-check
 # llama-cpp-python ships as source only. These leave out what quantkit never uses and keep the build portable.
 export CMAKE_ARGS ?= -DLLAVA_BUILD=OFF -DLLAMA_OPENSSL=OFF -DGGML_NATIVE=OFF
 
-.PHONY: help demo quick test snapshots test-full test-peers bench audit lint format docs readme ollama clean
+.PHONY: help demo quick test snapshots test-full test-peers bench bench-quality audit lint format docs readme ollama clean
 
 help:
 	@echo "make demo       convert real SmolLM2 weights to four GGUF types, check them, print perplexity"
@@ -19,6 +19,7 @@ help:
 	@echo "make test-full  the long checks too: llama.cpp's own converter in a venv of its own, every type, every kill"
 	@echo "make test-peers GPTQModel, AutoAWQ and transformers load what quantkit writes, in environments of their own"
 	@echo "make bench      side-by-side ratios against llama.cpp's convert + quantize and GPTQModel's GPTQ"
+	@echo "make bench-quality  KL divergence against size, ours beside llama.cpp's, as a table and a plot"
 	@echo "make audit      look up known vulnerabilities of the lowest versions that pyproject.toml admits"
 	@echo "make lint       ruff, mypy, and the imports between rooms (import-linter)"
 	@echo "make format     let ruff rewrite the code"
@@ -62,11 +63,12 @@ QUICK := tests/test_machine.py tests/test_files.py tests/gguf tests/quant tests/
 quick: lint
 	$(BIN)/python -m pytest -m "not full" -n 2 --dist worksteal $(QUICK)
 
-# Fixtures of a module are made once a file with loadfile, once a worker with worksteal.
+# Fixtures of a module are made once a file with loadfile, once a worker with worksteal. Files keep the order of their
+# names: by number of tests, those with few and long ones would come last, and one worker would wait.
 DIST ?= loadfile
 
 test: lint
-	$(BIN)/python -m pytest -m "not full" -n 2 --dist $(DIST)
+	$(BIN)/python -m pytest -m "not full" -n 2 --dist $(DIST) --no-loadscope-reorder
 
 snapshots: $(VENV)/dev.stamp
 	$(BIN)/python -m pytest tests/cli/test_snapshots.py --write-snapshots
@@ -87,6 +89,9 @@ bench: $(VENV)/dev.stamp
 	$(BIN)/python -m benchmarks.measured
 	$(BIN)/python -m benchmarks.memory
 	$(BIN)/python -m benchmarks.startup
+
+bench-quality: $(VENV)/dev.stamp
+	$(BIN)/python -m benchmarks.quality
 
 # pip-audit asks PyPI's database of advisories, which a mirror of the package index may not have.
 audit: $(VENV)/dev.stamp

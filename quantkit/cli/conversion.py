@@ -101,7 +101,7 @@ def _calibrate(conversion: Conversion, types: list[str], *, is_gguf: bool) -> bo
             conversion.calibrates
             or text is not None
             or options.preset is not None
-            or options.solver == "feedback"
+            or options.solver_of_quality == "feedback"
             or options.target is not None
         )
         # llama.cpp runs the whole file for it, so a GGUF is calibrated only by request
@@ -115,6 +115,7 @@ def _calibrate(conversion: Conversion, types: list[str], *, is_gguf: bool) -> bo
 def _options(conversion: Conversion, work: RunOptions, *, calibrate: bool) -> "ConvertOptions":
     from quantkit.outputs.calibration import CalibrationRequest
     from quantkit.outputs.request import ConvertOptions
+    from quantkit.quant.feedback import BEST_SWEEPS, SWEEPS
 
     gguf, packed, gptq, calibration = conversion.gguf, conversion.packed, conversion.gptq, conversion.calibration
     return ConvertOptions(
@@ -145,7 +146,8 @@ def _options(conversion: Conversion, work: RunOptions, *, calibrate: bool) -> "C
         split_max_size=parse_size(gguf.split_max_size, "--split-max-size") if gguf.split_max_size else None,
         allow_requantize=gguf.allow_requantize,
         mtp=gguf.mtp,
-        solver=gguf.solver,
+        solver=gguf.solver_of_quality,
+        sweeps=BEST_SWEEPS if gguf.quality == "best" else SWEEPS,
         pre=gguf.pre,
         chat_template=gguf.chat_template,
         dtype=packed.dtype,

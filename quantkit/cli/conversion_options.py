@@ -134,6 +134,10 @@ class GgufOptions:
         "llama.cpp",
         "Rounding: llama.cpp's own, or error feedback over a calibration text (more accurate, slower).",
     )
+    quality: Literal["standard", "high", "best"] = option(
+        "standard",
+        "Preset: high is --solver feedback; best also takes more sweeps of descent (slower).",
+    )
     target_size: str | None = option(
         None,
         "Also write a GGUF of at most this size (4.5G); the calibration chooses the type of each tensor.",
@@ -163,6 +167,11 @@ class GgufOptions:
         autocompletion=_complete_template,
         show_default="the checkpoint's",
     )
+    mmproj: list[str] | None = option(
+        None,
+        "Also write the projector of a model that sees or hears, in f16, bf16 or q8_0, by llama.cpp's converter.",
+        metavar="TYPE",
+    )
     converter: Path | None = option(
         None,
         "llama.cpp's checkout or converter folder, for a model without a family.",
@@ -185,6 +194,10 @@ class GgufOptions:
             return None
         size = None if self.target_size is None else parse_size(self.target_size, "--target-size")
         return Target(size=size, bits=self.target_bpw)
+
+    @property
+    def solver_of_quality(self) -> Literal["llama.cpp", "feedback"]:
+        return self.solver if self.quality == "standard" else "feedback"
 
     @property
     def mix_options(self) -> "MixOptions":
@@ -255,7 +268,7 @@ class GptqOptions:
         metavar="FRACTION",
         min=0.0,
         max=1.0,
-        show_default="inputs / (2 tokens), at least 0.05",
+        show_default="chosen on held-out samples",
     )
     propagate: Literal["float", "quantized"] = option(
         "float", "Layers whose activations calibrate the next layer: the source's or the quantized ones."

@@ -44,6 +44,8 @@ class _Folder:
     format: DirectFormat
     linears: Mapping[str, str]
     """The name of a quantized weight -> the name of its linear."""
+    merged: Mapping[str, tuple[str, ...]]
+    """The name of a quantized weight -> the quantized weights of its input."""
 
 
 def write_direct_folders(plan: ConversionPlan, journal: Journal, progress: Progress) -> DirectFolders:
@@ -104,7 +106,12 @@ def _open(plan: FolderPlan, native: Native, stack: ExitStack, *, keep: bool) -> 
     writer = stack.enter_context(FolderWriter(partial_path(plan.folder), plan.shards, keep=keep))
     assert isinstance(plan.format, DirectFormat)
     weights = {name + linear.form.weight: name for name, linear in plan.quantized.items()}
-    return _Folder(plan, writer, plan.format, weights)
+    merged: dict[str, tuple[str, ...]] = {}
+    for layer in plan.layers:
+        for entry in layer.inputs:
+            own = [linear.name + linear.form.weight for linear in entry.linears if linear.name in plan.quantized]
+            merged |= dict.fromkeys(own, tuple(own))
+    return _Folder(plan, writer, plan.format, weights, merged)
 
 
 def _write_tensor(native: Native, name: str, folders: Sequence[_Folder]) -> dict[str, dict[str, str]]:
@@ -114,11 +121,13 @@ def _write_tensor(native: Native, name: str, folders: Sequence[_Folder]) -> dict
     step = lcm(inner, *(folder.format.row_step for folder in folders))
     step *= max(1, PIECE_ELEMENTS // (step * tensor.shape[-1]))
 
-    def pieces() -> Iterator[Array]:
-        for start in range(0, rows, step):
-            yield native.rows(name, start, min(rows, start + step)).astype(np.float32)
-
-    surveyed = {folder.format.name: folder.format.survey(pieces()) for folder in folders if name in folder.linears}
+    surveyed = {
+        folder.format.name: folder.format.survey(
+            _pieces(native, folder.merged[name] if folder.format.shares_survey else (name,))
+        )
+        for folder in folders
+        if name in folder.linears
+    }
     for start in range(0, rows, step):
         piece = native.rows(name, start, min(rows, start + step))
         values = piece.astype(np.float32) if surveyed else None
@@ -142,6 +151,15 @@ def _write_tensor(native: Native, name: str, folders: Sequence[_Folder]) -> dict
                 for suffix, stored in once.items():
                     folder.writer.write(f"{linear}.{suffix}", stored)
     return {folder.plan.request.method: _hashes(folder, name) for folder in folders}
+
+
+def _pieces(native: Native, names: Sequence[str]) -> Iterator[Array]:
+    """The rows of tensors, a few at a time."""
+    for name in names:
+        tensor = native.tensors[name]
+        rows, step = tensor.part_rows * len(tensor.parts), max(1, PIECE_ELEMENTS // tensor.shape[-1])
+        for start in range(0, rows, step):
+            yield native.rows(name, start, min(rows, start + step)).astype(np.float32)
 
 
 def _hashes(folder: _Folder, name: str) -> dict[str, str]:

@@ -20,12 +20,15 @@ from quantkit.outputs.calibration import CalibrationPlan
 from quantkit.outputs.gguf_files import GgufOutput, GgufPlan
 from quantkit.outputs.model import ModelTensor, widen
 from quantkit.quant.feedback import Curvature, curvature, quantize_with_feedback
+from quantkit.quant.held_out import choose_trust, step_sizes
 from quantkit.stream.statistics import Statistics
 from quantkit.workers import Workers
 
 Array = NDArray[np.float32]
 # Rows that one thread rounds at once. The bytes depend on it in the last bit of a sum, so it is not an option.
 _ROWS = 256
+# Rows that the sizes of rounding steps are taken from, by groups of so many columns.
+_SAMPLED_ROWS, _GROUP = 128, 32
 _UNQUANTIZED = (GGMLQuantizationType.F32, GGMLQuantizationType.F16, GGMLQuantizationType.BF16)
 
 
@@ -94,15 +97,28 @@ class FeedbackRounder:
 
     def _curvature(self, matrix: _Matrix, statistics: Statistics) -> Curvature | str:
         """H, prepared; or why it cannot be used."""
-        gram = statistics.gram
+        gram, held = statistics.gram, statistics.held
         assert gram is not None
         if matrix.columns is not None:
             gram = gram[np.ix_(matrix.columns, matrix.columns)]
-        name, damp = f"the input of {matrix.tensor.name}", self.plan.request.damp
+            held = None if held is None else held[np.ix_(matrix.columns, matrix.columns)]
+        count, name = statistics.gram_tokens, f"the input of {matrix.tensor.name}"
         try:
-            return curvature(gram, statistics.gram_tokens, damp=damp, name=name, workers=self.workers)
+            trust = choose_trust(
+                gram, count, held, statistics.held_tokens, step_sizes(self._middle_rows(matrix), _GROUP), self.workers
+            )
+            return curvature(gram, count, damp=trust.damp, shrink=trust.shrink, name=name, workers=self.workers)
         except CalibrationError as error:
             return str(error)
+
+    def _middle_rows(self, matrix: _Matrix) -> Array:
+        """Some rows of a matrix, float32 (n, n_in)."""
+        tensor = matrix.tensor
+        step = tensor.row_step * max(1, _SAMPLED_ROWS // tensor.row_step)
+        middle = max(0, (tensor.matrix_rows - step) // 2) // tensor.row_step * tensor.row_step
+        first = matrix.number * tensor.matrix_rows
+        stop = first + min(middle + step, tensor.matrix_rows)
+        return widen(self.plan.model.read_rows(tensor.name, first + middle, stop), tensor)
 
     def _round(self, matrix: _Matrix, prepared: Curvature | str, importance: Array) -> None:
         tensor, plan = matrix.tensor, self.plan
@@ -123,7 +139,7 @@ class FeedbackRounder:
                 kind = target.slot.type
                 if kind not in made:
                     if kind in FORMATS and kind != tensor.type and not isinstance(prepared, str):
-                        made[kind] = quantize_with_feedback(kind, floats, prepared)
+                        made[kind] = quantize_with_feedback(kind, floats, prepared, sweeps=plan.request.sweeps)
                     else:
                         made[kind] = quantize_chunk(kind, rows, floats, tensor, importance, target.label)
                 write_at(target, made[kind], start)

@@ -15,10 +15,11 @@ from quantkit.packed.writer import FolderWriter
 from quantkit.quant.awq import search_scale
 from quantkit.quant.awq_nearest import quantize_awq
 from quantkit.quant.awq_nearest import search_scale as search_nearest_scale
-from quantkit.quant.factor import Factor, factor
+from quantkit.quant.factor import SHRINK, Factor, factor
 from quantkit.quant.fold import fold_input, fold_source, matrix
 from quantkit.quant.gptq import round_with_feedback
 from quantkit.quant.grid import Quantized
+from quantkit.quant.held_out import Trust, choose_trust, step_sizes
 from quantkit.quant.rounding import output_error
 from quantkit.stream.statistics import Statistics
 from quantkit.workers import Workers
@@ -79,15 +80,22 @@ class LayerQuantizer:
         """The linears of an input that are quantized."""
         return [linear for linear in entry.linears if linear.name in self.plan.quantized]
 
-    def factor(self, entry: Input, sums: Sums, *, damp: float | None = None, act_order: bool = True) -> Factor:
-        """The factor of an input's Gram matrix. A damping that had to be raised is recorded."""
+    def factor(
+        self, entry: Input, sums: Sums, weights: Sequence[Array], *, damp: float | None = None, act_order: bool = True
+    ) -> Factor:
+        """The factor of an input's Gram matrix, for rounding `weights`. A damping that had to be raised is recorded.
+
+        damp: None to choose it and the shrinkage on held-out samples.
+        """
         statistics, name = sums[entry.key], f"the input of {entry.linears[0].name}"
         assert statistics.gram is not None
         release_freed_memory()  # of the threads that rounded the last input
+        trust = Trust(SHRINK, damp) if damp is not None else self._trust(statistics, weights)
         factored = factor(
             statistics.gram,
             statistics.gram_tokens,
-            damp=damp,
+            damp=trust.damp,
+            shrink=trust.shrink,
             act_order=act_order,
             name=name,
             workers=self.workers,
@@ -96,6 +104,19 @@ class LayerQuantizer:
         if factored.raised:
             self.damping[entry.key] = factored.damp
         return factored
+
+    def _trust(self, statistics: Statistics, weights: Sequence[Array]) -> Trust:
+        assert statistics.gram is not None
+        grid = self.plan.request.grid
+        rows = np.concatenate([weight[:: -(-len(weight) // _ERROR_ROWS)] for weight in weights])
+        return choose_trust(
+            statistics.gram,
+            statistics.gram_tokens,
+            statistics.held,
+            statistics.held_tokens,
+            step_sizes(rows, grid.group_size(rows.shape[1])),
+            self.workers,
+        )
 
     def round(
         self,
@@ -151,7 +172,8 @@ class GptqQuantizer(LayerQuantizer):
         for entry in inputs:
             linears = self.quantized(entry)
             if linears:
-                factored = self.factor(entry, sums, damp=request.damp, act_order=request.act_order)
+                weights = [matrix(tensors, linear) for linear in linears]
+                factored = self.factor(entry, sums, weights, damp=request.damp, act_order=request.act_order)
                 self.round(tensors, linears, factored, sums[entry.key], static_groups=request.static_groups)
 
 
@@ -177,7 +199,7 @@ class AwqQuantizer(LayerQuantizer):
             searched = self._searched(layer, fold, tensors) if fold is not None else []
             if not (linears or searched):
                 continue
-            factored = self.factor(entry, sums)
+            factored = self.factor(entry, sums, searched or [matrix(tensors, linear) for linear in linears])
             if fold is not None and searched:
                 ties = np.array(fold.rows) if isinstance(fold, RowFold) else None
                 best = search_scale(searched, factored, self.plan.request.grid, ties=ties, workers=self.workers)

@@ -22,8 +22,11 @@ from quantkit.machine import peak_memory
 from quantkit.outputs.gguf_files import GgufOutput, GgufPlan
 from quantkit.outputs.packed_folders import FolderPlan
 from quantkit.outputs.plan import ConversionPlan, file_sizes, type_name
-from quantkit.quant.feedback import SOLVER_VERSION, SWEEPS
+from quantkit.quant.feedback import SOLVER_VERSION
 from quantkit.verify import Verified
+
+HELD_OUT_DAMP = "chosen on held-out samples"
+"""The damping and shrinkage of each input, see `quant/held_out.py`."""
 
 
 def write_records(
@@ -136,8 +139,8 @@ def _gguf_facts(plan: GgufPlan, output: GgufOutput) -> dict[str, Any]:
 
 def _feedback_facts(plan: GgufPlan, output: GgufOutput, calibration: Calibration) -> dict[str, Any]:
     return {
-        "damp": plan.request.damp,
-        "sweeps": SWEEPS,
+        "damp": HELD_OUT_DAMP,
+        "sweeps": plan.request.sweeps,
         "version": SOLVER_VERSION,
         "without_feedback": without_feedback(output, calibration.rounded),
     }
@@ -178,7 +181,7 @@ def _calibrated_facts(plan: ConversionPlan, folder: FolderPlan, calibration: Cal
     if request.method != request.algorithm_used:
         options["algorithm"] = request.algorithm_used
     if request.algorithm_used == "gptq":
-        damp = "by tokens" if request.damp is None else request.damp
+        damp = HELD_OUT_DAMP if request.damp is None else request.damp
         options |= {"damp": damp, "act_order": request.act_order, "static_groups": request.static_groups}
     else:
         options["rounding"] = request.rounding

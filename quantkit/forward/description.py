@@ -196,7 +196,7 @@ class DeltaNet:
 class Mamba:
     """Mamba (arXiv 2312.00752): a state for each channel, whose elements decay at rates of their own.
 
-    One linear gives the values and the gate. Values pass a short causal convolution, and a second linear gives the time
+    One linear gives the values and the gate. Values pass a short causal convolution. A second linear gives the time
     steps in short, the keys (B) and the queries (C). A third linear gives each channel its time step.
 
     Attributes:
@@ -204,8 +204,8 @@ class Mamba:
         convolution: the depthwise convolution over the values, (channels, 1, kernel width).
         selection: the linear for short time steps, keys and queries, which all channels share.
         steps: the linear from short time steps to those of the channels.
-        decay, skip: the logarithm of the decay rates, (channels, state), and the factor of the value that is added to
-            the output, one a channel.
+        decay, skip: the logarithm of the decay rates, (channels, state), and the value's factor in the output, one per
+            channel.
         norms: norms of short time steps, keys and queries; `norm` says of which kind, `norm_eps` with which epsilon
             (None: the model's).
         inner, state, rank: channels, elements of a channel's state, and elements of short time steps.

@@ -180,7 +180,8 @@ def _memory(layers: Sequence[LayerLinears], n_samples: int, seq_len: int, thread
         inputs = [entry for entry in layer.inputs if entry.expert == expert]
         loaded = [linear for entry in inputs for linear in entry.linears if linear.index is None]
         weights = sum(linear.n_in * linear.n_out for linear in loaded)
-        sums = sum(entry.width**2 for entry in inputs) if gram_copies else 0
+        # of all samples, and of those that are held out
+        sums = 2 * sum(entry.width**2 for entry in inputs) if gram_copies else 0
         summing = _summing(inputs, n_samples, seq_len, threads, gram=gram_copies > 0)
         quantizing = max(_quantizing(entry, threads, gram_copies) for entry in inputs) if gram_copies else 0
         return 4 * (weights + sums + max(summing, quantizing))
@@ -191,7 +192,7 @@ def _memory(layers: Sequence[LayerLinears], n_samples: int, seq_len: int, thread
 
 
 def _summing(inputs: Sequence[Input], n_samples: int, seq_len: int, threads: int, *, gram: bool) -> int:
-    """Values of the inputs that wait for their sums, and of the forward, or of the sums, of one sample a thread."""
+    """Values of the inputs that wait for their sums, and of the forward or the sums of one sample per thread."""
     widths = sorted((entry.width for entry in inputs), reverse=True)
     waiting = min(n_samples, samples_at_once(sum(widths), seq_len)) * seq_len
     # of one sample: the widest input, the outputs of its linears, and a copy of both

@@ -22,6 +22,7 @@ from quantkit.outputs.memory import checked_at_once, llama_memory, vocabulary_me
 from quantkit.outputs.model import Model, ModelTensor, Mtp
 from quantkit.outputs.target import Candidates, Target, candidates, even_types, labelled, target_choices
 from quantkit.outputs.templates import Template
+from quantkit.quant.feedback import SWEEPS
 
 Solver = Literal["llama.cpp", "feedback"]
 """How weights are rounded to a type: with llama.cpp's bytes, or with error feedback."""
@@ -38,8 +39,8 @@ class GgufRequest:
     `target`: write one more file, of a given size, whose types the calibration chooses; it needs `calibrate`.
     `calibrate`: the importance matrix comes from the calibration of the same conversion. `pre` (BPE pre-tokenizer) and
     `chat_template` (see `choose_template`) replace those of a checkpoint. `mtp`: see `model_from_checkpoint`.
-    `solver`: "feedback" rounds with error feedback over the Gram matrix, damped by `damp` (see `quant.feedback`); it
-    needs `calibrate`.
+    `solver`: "feedback" rounds with error feedback over the Gram matrix and descends in `sweeps` sweeps (see
+    `quant.feedback`); it needs `calibrate`.
     """
 
     types: tuple[FileType, ...]
@@ -55,7 +56,7 @@ class GgufRequest:
     chat_template: Template | None = None
     mtp: Mtp = "keep"
     solver: Solver = "llama.cpp"
-    damp: float = 0.01
+    sweeps: int = SWEEPS
     threads: int = 0
     max_ram: int | None = None
 

@@ -190,16 +190,16 @@ def in_file_order(native: Native) -> list[str]:
 
 def kept_dtype(native: Native, name: str, request: FolderRequest) -> str:
     """The dtype of an unquantized tensor. A 16-bit model's tensors of 32 bits (a router's bias) keep theirs."""
-    embedding = native.held_type(native.decoder.embedding + ".weight")
-    if native.held_type(name) == np.float32 and embedding != np.float32:
+    embedding = native.stored_type(native.decoder.embedding + ".weight")
+    if native.stored_type(name) == np.float32 and embedding != np.float32:
         return "F32"
     return request.stored_dtype
 
 
 def source_dtype(native: Native) -> str:
     """The 16-bit type of the source: float16 if its embedding is, else bfloat16."""
-    held = native.held_type(native.decoder.embedding + ".weight")
-    return "float16" if held == np.float16 else "bfloat16"
+    stored = native.stored_type(native.decoder.embedding + ".weight")
+    return "float16" if stored == np.float16 else "bfloat16"
 
 
 def _is_skipped(name: str, patterns: Sequence[str]) -> bool:

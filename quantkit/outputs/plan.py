@@ -26,6 +26,7 @@ from quantkit.outputs.model import Model, origin_of, weight_files_of
 from quantkit.outputs.packed_folders import FolderPlan, FolderRequest, all_layers, plan_folder_of
 from quantkit.outputs.templates import model_with_template
 from quantkit.packed.registry import FORMATS
+from quantkit.quant.factor import ROUNDING_VERSION
 from quantkit.quant.feedback import SOLVER_VERSION, working_memory
 from quantkit.texts.samples import Samples
 
@@ -295,9 +296,8 @@ def _plan_calibration(
         raise UsageError("--propagate quantized allows one calibrated type only; the hidden states follow that type")
     feedback = request.gguf is not None and request.gguf.solver == "feedback"
     native = Native(source, nearest=not request.folders)
-    algorithms = {folder.algorithm_used for folder in calibrated}
-    # AWQ divides a Gram matrix by its scale, beside the factor; the factorisation needs three.
-    copies = 4 if "awq" in algorithms else 3 if algorithms or feedback else 0
+    # The factorisation needs three, beside the samples that are not held out.
+    copies = 4 if calibrated or feedback else 0
     return plan_calibration(
         native, request.calibration, samples, gram_copies=copies, threads=threads, max_ram=request.max_ram
     )
@@ -393,10 +393,10 @@ def _fingerprint(
             hashlib.sha256(calibration.samples.tokens.tobytes()).hexdigest(),
             isinstance(calibration, CalibrationPlan) and calibration.propagate,
         ],
-        "folders": [asdict(folder.request) for folder in folders],
+        "folders": [[asdict(folder.request), ROUNDING_VERSION] for folder in folders],
         "imatrix": [given and given.sha256, imatrix and imatrix.path.name],
         "target": gguf and gguf.request.target and [gguf.request.target.size, gguf.request.target.bits],
-        "solver": gguf and gguf.request.solver == "feedback" and [SOLVER_VERSION, gguf.request.damp],
+        "solver": gguf and gguf.request.solver == "feedback" and [SOLVER_VERSION, gguf.request.sweeps],
         "files": [
             [file.name, file.size, hashlib.sha256(file.header).hexdigest()]
             for output in (gguf.outputs if gguf else ())

@@ -19,6 +19,7 @@ from quantkit.outputs.templates import choose_template
 from quantkit.packed.formats import Algorithm, FolderRequest
 from quantkit.packed.layout import MAX_SHARD
 from quantkit.packed.registry import FORMATS
+from quantkit.quant.feedback import SWEEPS
 
 _IMATRIX = "imatrix"
 
@@ -47,6 +48,7 @@ class ConvertOptions:
         allow_requantize: accept a source that is quantized already.
         mtp: layers that predict a later token (MTP): "keep", "only" or "drop".
         solver: rounding of GGUF types: "llama.cpp", or "feedback" for error feedback over the calibration.
+        sweeps: sweeps of coordinate descent that follow the error feedback of GGUF types.
         pre: name of the BPE pre-tokenizer; None to recognize it.
         chat_template: a Jinja file, the name of a built-in template, or "none"; None for the checkpoint's.
         dtype, max_shard: of folders: type of unquantized tensors (None: float16 for AWQ and GPTQ, else the source's),
@@ -54,7 +56,7 @@ class ConvertOptions:
         algorithm: of w4a16 and w8a16: whose rounding.
         rounding: of AWQ: with error feedback or to nearest.
         symmetric, damp, act_order, static_groups: of GPTQ: one zero point for all groups, the fraction of the Hessian's
-            mean diagonal that is added to its diagonal (None: by the number of tokens), the order of the columns,
+            mean diagonal that is added to its diagonal (None: chosen on held-out samples), the order of the columns,
             groups of adjacent columns.
     """
 
@@ -77,6 +79,7 @@ class ConvertOptions:
     allow_requantize: bool = False
     mtp: Mtp = "keep"
     solver: Solver = "llama.cpp"
+    sweeps: int = SWEEPS
     pre: str | None = None
     chat_template: str | None = None
     dtype: Literal["float16", "bfloat16"] | None = None
@@ -155,6 +158,7 @@ def _gguf_request(types: tuple[FileType, ...], options: ConvertOptions, *, calib
         allow_requantize=options.allow_requantize,
         mtp=options.mtp,
         solver=options.solver,
+        sweeps=options.sweeps,
         pre=options.pre,
         chat_template=choose_template(options.chat_template) if options.chat_template is not None else None,
     )

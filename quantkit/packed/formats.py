@@ -140,6 +140,8 @@ class DirectFormat(Format):
     """A format that needs no calibration. Rows are encoded in multiples of `row_step`."""
 
     row_step: int = 1
+    shares_survey: bool = False
+    """Whether a survey covers all linears of an input, which runtimes merge."""
     error_bound: float
     """The largest relative RMS error of sampled rows: about twice the error on Gaussian weights."""
 

@@ -23,6 +23,7 @@ from quantkit.forward.weights import Array, Weights
 from quantkit.packed.mlx import read_mlx
 from quantkit.packed.read_awq_gptq import read_awq_gptq
 from quantkit.packed.read_compressed import read_compressed
+from quantkit.packed.read_float4 import read_float4
 from quantkit.packed.read_float8 import read_float8
 from quantkit.packed.scheme import PackedLinear, Scheme
 
@@ -140,11 +141,11 @@ def open_quantized(folder: Path) -> QuantizedFolder:
 
 
 def read_scheme(quantization: Mapping[str, Any], where: str) -> Scheme:
-    """The scheme that a quantization_config states: AWQ (GEMM), GPTQ (gptq, gptq_v2), FP8, pack-quantized, MLX.
+    """The scheme that a quantization_config states: AWQ (GEMM), GPTQ, FP8, compressed-tensors or MLX.
 
     Raises UnsupportedError for another method or packing.
     """
-    for read in (read_float8, read_compressed, read_mlx):
+    for read in (read_float8, read_compressed, read_float4, read_mlx):
         scheme = read(quantization, where)
         if scheme is not None:
             return scheme

@@ -7,6 +7,7 @@ from typing import Any
 
 from quantkit.checkpoint.folder import quantization_config
 from quantkit.packed.awq_gptq import Awq, Gptq
+from quantkit.packed.float4 import MXFP4_LAYOUT, NVFP4_LAYOUT, Mxfp4, Nvfp4
 from quantkit.packed.float8 import BlockFloat8, Float8
 from quantkit.packed.formats import Format
 from quantkit.packed.mlx import BITS, Mlx, is_mlx
@@ -21,6 +22,8 @@ FORMATS: Mapping[str, Format] = {
         PackQuantized(8),
         Float8(),
         BlockFloat8(),
+        Nvfp4(),
+        Mxfp4(),
         *(Mlx(bits) for bits in BITS),
     )
 }
@@ -39,6 +42,8 @@ def type_of(config: Mapping[str, Any]) -> str | None:
         return BlockFloat8.name
     if method == "compressed-tensors" and layout == "float-quantized":
         return Float8.name
+    if method == "compressed-tensors" and layout in (NVFP4_LAYOUT, MXFP4_LAYOUT):
+        return Nvfp4.name if layout == NVFP4_LAYOUT else Mxfp4.name
     if method == "compressed-tensors" and layout == LAYOUT:
         groups = quantization.get("config_groups")
         group = next(iter(groups.values()), None) if isinstance(groups, dict) else None

@@ -51,6 +51,9 @@ class Layer:
     @property
     def has_attention(self) -> bool:
         """Whether the layer has a key-value cache; it may also have a state."""
+        if self.is_recurrent:
+            # Gated DeltaNet names its own product attn_qkv
+            return self.has("attn_k.weight")
         return any(name.startswith(("attn_q", "attn_k")) for name in self.tensors)
 
     @property

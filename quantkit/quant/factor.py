@@ -11,6 +11,10 @@ from quantkit.workers import SERIAL, Workers, parts
 
 LEAST_DAMP = 0.05
 """The damping of an input that was seen for many tokens, as a fraction of the mean diagonal."""
+SHRINK = 0.3
+"""Part of each diagonal entry that is added to it: correlations of another text differ, so they count for less."""
+ROUNDING_VERSION = 2
+"""Raised when the bytes of AWQ and GPTQ change, so that an unfinished run is not continued with other bytes."""
 
 _MOST_DAMP = 1.0
 _TILE = 1024  # tile size of the blocked factorisation, which is used for more than two tiles
@@ -27,7 +31,7 @@ class Factor:
     so column k rounds w_k + sum_{j<k} e_j R_jk / R_kk: GPTQ in the LDL form, which needs no inverse (Chee et al. 2023,
     arXiv 2307.13304, show that it equals the paper's).
 
-    gram: float32 (n_in, n_in), H with its damping, columns as stored.
+    gram: float32 (n_in, n_in), H with its shrinkage and damping, columns as stored.
     order: the columns in the order of rounding, (n_in,).
     pivots: float32 (n_in,), R_kk of each column, columns as stored. R_kk^2 is the weight of a column's rounding error.
     feedback: float32 (n_in, n_in), R_jk / R_kk for j < k, otherwise 0, in the order of rounding.
@@ -56,6 +60,7 @@ def factor(
     count: int,
     *,
     damp: float | None = None,
+    shrink: float = SHRINK,
     act_order: bool = True,
     name: str = "the input",
     workers: Workers = SERIAL,
@@ -64,6 +69,7 @@ def factor(
 
     damp: this fraction of H's mean diagonal is added to its diagonal; None: see `usual_damp`. If the factorisation
         fails, the fraction is increased tenfold, up to 1.
+    shrink: this fraction of each diagonal entry of H is added to it, before the damping.
     act_order: columns are rounded in the order of decreasing diagonal of H.
     name: the name of the input in messages.
 
@@ -73,14 +79,21 @@ def factor(
     """
     n_in = len(gram)
     fraction = usual_damp(n_in, count) if damp is None and count > 0 else damp or 0.0
-    order, triangle, used = factor_gram(gram, count, damp=fraction, act_order=act_order, name=name, workers=workers)
-    damped = gram.copy()
-    np.fill_diagonal(damped, _damped_diagonal(gram, used))
+    damped = shrunk(gram, shrink)
+    order, triangle, used = factor_gram(damped, count, damp=fraction, act_order=act_order, name=name, workers=workers)
+    np.fill_diagonal(damped, _damped_diagonal(damped, used))
     ordered = np.diagonal(triangle).copy()
     pivots = np.empty(n_in, np.float32)
     pivots[order] = ordered
     triangle /= ordered
     return Factor(damped, order, pivots, np.triu(triangle, 1), used, used > fraction)
+
+
+def shrunk(gram: Array, shrink: float) -> Array:
+    """A copy of a Gram matrix whose diagonal entries are larger by the fraction `shrink`."""
+    copy = gram.copy()
+    np.fill_diagonal(copy, np.diagonal(gram) * np.float32(1 + shrink))
+    return copy
 
 
 def factor_gram(

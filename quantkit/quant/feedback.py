@@ -20,15 +20,15 @@ from quantkit.gguf.blocks import FORMATS, BlockFormat, Blocks, pack_blocks
 from quantkit.quant.block_kernels import Steps, steps
 from quantkit.quant.block_search import Scales
 from quantkit.quant.block_steps import Fit, Run
-from quantkit.quant.factor import factor_gram
+from quantkit.quant.factor import SHRINK, factor_gram, shrunk
 from quantkit.quant.grid import Array
 from quantkit.workers import SERIAL, Workers, parts
 
-DAMP, SHRINK = 0.01, 0.3
+DAMP = 0.01
 SOLVER_VERSION = 2
 """Raised when the bytes change, so that an unfinished run is not continued with other bytes."""
-SWEEPS = 2
-"""Sweeps after the feedback."""
+SWEEPS, BEST_SWEEPS = 2, 6
+"""Sweeps after the feedback: the usual number; and the best, with 2 % less error, after which two gain 0.2 %."""
 _ROWS = 256  # rows that are rounded in one batch
 _CHUNK = 128  # columns that share one matrix product with all others
 _RUN = 16  # columns of a chunk that are rounded by one call
@@ -65,8 +65,7 @@ def curvature(
 
     Raises CalibrationError as `gptq` does.
     """
-    hessian = gram.copy()
-    np.fill_diagonal(hessian, np.diagonal(gram) * np.float32(1 + shrink))
+    hessian = shrunk(gram, shrink)
     order, factor, damp = factor_gram(hessian, count, damp=damp, act_order=True, name=name, workers=workers)
     pivots = np.diagonal(factor).copy()
     importance = np.empty_like(pivots)

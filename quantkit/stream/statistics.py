@@ -9,6 +9,8 @@ from numpy.typing import NDArray
 from quantkit.forward.arrays import Array, fetch, namespace
 from quantkit.workers import SERIAL, Workers, parts
 
+HELD_OUT = 4
+"""Every fourth piece of tokens, which is a sample, is held out."""
 WIDE_BLOCK = 1024
 """Columns of a wide Gram matrix that are summed together; up to twice that, all are."""
 
@@ -20,17 +22,22 @@ class Statistics:
     `squares`: the sum of x^2, float64 (width,), for the importance matrix. `tokens`: the number of tokens in `squares`.
     `gram`: H, the sum of x x', float32 (width, width), where a format needs it. `gram_tokens`: the number of tokens in
     `gram`; it exceeds `tokens` for an expert that received too few tokens and is calibrated on extra ones.
+    `held`: the part of `gram` that comes from the `held_tokens` tokens of every fourth sample.
     """
 
     squares: NDArray[np.float64]
     tokens: int = 0
     gram: Array | None = None
     gram_tokens: int = 0
+    held: Array | None = None
+    held_tokens: int = 0
+    pieces: int = 0
 
     @classmethod
     def of(cls, width: int, *, gram: bool) -> "Statistics":
         """Empty statistics of an input of this width; with `gram`, of its Gram matrix too."""
-        return cls(np.zeros(width), 0, np.zeros((width, width), np.float32) if gram else None)
+        matrix, held = (np.zeros((width, width), np.float32) if gram else None for _ in range(2))
+        return cls(np.zeros(width), 0, matrix, 0, held)
 
     @property
     def is_wide(self) -> bool:
@@ -45,26 +52,39 @@ class Statistics:
         for piece in pieces:
             self.squares += fetch(namespace(piece).einsum("ij,ij->j", piece, piece))
             self.tokens += len(piece)
-        if self.gram is not None:
-            together = [piece for piece in (*pieces, *extra) if len(piece)]
-            if together:
-                x = together[0] if len(together) == 1 else namespace(together[0]).concatenate(together)
-                self._add_gram(x, workers)
-                self.gram_tokens += len(x)
+        if self.gram is None or self.held is None:
+            return
+        fitted: list[Array] = list(extra)
+        held: list[Array] = []
+        for piece in pieces:
+            self.pieces += 1
+            (held if self.pieces % HELD_OUT == 0 else fitted).append(piece)
+        self.gram_tokens += self._add_gram(fitted, [self.gram], workers)
+        held_tokens = self._add_gram(held, [self.gram, self.held], workers)
+        self.gram_tokens += held_tokens
+        self.held_tokens += held_tokens
 
-    def _add_gram(self, x: Array, workers: Workers) -> None:
-        assert self.gram is not None
-        gram, width = self.gram, x.shape[1]
+    def _add_gram(self, pieces: Sequence[Array], sums: Sequence[Array], workers: Workers) -> int:
+        """Add x x' of all tokens of `pieces` to each of `sums`; the number of tokens."""
+        pieces = [piece for piece in pieces if len(piece)]
+        if not pieces:
+            return 0
+        x = pieces[0] if len(pieces) == 1 else namespace(pieces[0]).concatenate(pieces)
+        width = x.shape[1]
         if width <= 2 * WIDE_BLOCK or not isinstance(x, np.ndarray):
             # one array and its own transpose: BLAS computes half of it (syrk)
-            gram += fetch(x.T @ x)
-            return
+            product = fetch(x.T @ x)
+            for gram in sums:
+                gram += product
+            return len(x)
 
         def add_columns(columns: slice) -> None:
             own, before = x[:, columns], slice(0, columns.start)
-            gram[columns, columns] += own.T @ own
-            product = x[:, before].T @ own
-            gram[before, columns] += product
-            gram[columns, before] += product.T
+            inner, product = own.T @ own, x[:, before].T @ own
+            for gram in sums:
+                gram[columns, columns] += inner
+                gram[before, columns] += product
+                gram[columns, before] += product.T
 
         workers.map(add_columns, list(parts(width, WIDE_BLOCK)))
+        return len(x)

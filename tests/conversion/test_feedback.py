@@ -218,4 +218,4 @@ def test_a_gguf_cannot_be_rounded_with_feedback(outputs: dict[str, Path]) -> Non
     path = outputs["llama.cpp"] / "model-Q4_0.gguf"
     answer = quantkit("gguf", path, "-t", "q4_0", "--solver", "feedback", "--allow-requantize", "--dry-run")
     assert answer.code == 2
-    assert "convert a checkpoint, not a GGUF" in answer.sentence
+    assert "needs a checkpoint, but model-Q4_0 is a GGUF" in answer.sentence

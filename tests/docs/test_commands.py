@@ -76,7 +76,9 @@ def test_every_quantkit_command_of_the_documentation_runs(words: list[str], plac
         word.startswith(("--calibrat", "--preset", "--solver", "--target")) for word in words
     )
     types = [words[i + 1] for i, word in enumerate(words) if word == "-t"]
-    if words[1] == "convert" and (words[2] == "FOLDER-AWQ" or all(name.startswith(("fp8", "mlx")) for name in types)):
+    if words[1] == "convert" and (
+        words[2] == "FOLDER-AWQ" or all(name.startswith(("fp8", "nvfp4", "mxfp4", "mlx")) for name in types)
+    ):
         calibrates = False
     more = (*(["--force"] if writes else []), *(FEW_SAMPLES if writes and calibrates else []))
     # the last of an option given twice counts: one load of each GGUF is enough

@@ -28,6 +28,8 @@ CASES: Mapping[str, tuple[str, tuple[str, ...]]] = {
     # name -> model, options
     "fp8": ("llama", ("-t", "fp8")),
     "fp8-block": ("wide", ("-t", "fp8-block")),
+    "nvfp4a16": ("llama", ("-t", "nvfp4a16")),
+    "mxfp4a16": ("llama", ("-t", "mxfp4a16")),
     "fp8 of a mixture": ("qwen3moe", ("-t", "fp8")),
     "w4a16": ("llama", ("-t", "w4a16", *FEW)),
     "w4a16 --asym": ("llama", ("-t", "w4a16", "--asym", *FEW)),

@@ -13,8 +13,8 @@ from tests.quant.calibrated import gram, inputs, weight
 @pytest.mark.parametrize("act_order", [True, False])
 def test_the_factor_times_itself_is_the_damped_gram_matrix_in_its_order(act_order: bool) -> None:
     h = gram(inputs(400, 96))
-    made = factor(h, 400, damp=0.03, act_order=act_order)
-    damped = h + 0.03 * np.diagonal(h).mean() * np.eye(96)
+    made = factor(h, 400, damp=0.03, shrink=0.5, act_order=act_order)
+    damped = h + np.diag(0.5 * np.diagonal(h) + 0.03 * 1.5 * np.diagonal(h).mean())
     assert np.allclose(made.gram, damped, rtol=1e-6)
     order = np.argsort(-np.diagonal(h), kind="stable") if act_order else np.arange(96)
     assert np.array_equal(made.order, order)

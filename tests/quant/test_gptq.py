@@ -24,7 +24,7 @@ def by_feedback_alone(
     w: Array, h: Array, count: int, grid: Grid, *, act_order: bool = True, static: bool = True, block: int = 128
 ) -> Quantized:
     """The integers without coordinate descent, as in the paper."""
-    factored = factor(h, count, damp=DAMP, act_order=act_order)
+    factored = factor(h, count, damp=DAMP, shrink=0, act_order=act_order)
     return round_with_feedback([w], factored, grid, static_groups=static, sweeps=0, block=block)[0]
 
 

@@ -1,0 +1,117 @@
+"""How far the correlations of a Gram matrix are trusted: chosen by the error on held-out samples, input by input.
+
+Error feedback fits the Gram matrix H of the calibration text. Correlations that are chance, or that another text does
+not have, make it worse there. Two numbers limit it: `shrink`, a fraction of each diagonal entry that is added to it,
+and `damp`, a fraction of the mean diagonal. The strongest limits cost little on the held-out samples and gain much on
+texts of other kinds, so the strongest of those within 5 % of the least error are taken.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from quantkit.errors import CalibrationError
+from quantkit.quant.factor import SHRINK, factor_gram, shrunk, usual_damp
+from quantkit.quant.grid import Array
+from quantkit.workers import SERIAL, Workers
+
+_TOLERANCE = 1.05
+_LEAST_TOKENS = 64
+_ROWS = 64
+_COLUMNS = 128
+
+
+@dataclass(frozen=True)
+class Trust:
+    """`shrink`, `damp`: see the module. `error`: with feedback over without, on held-out samples; None if not measured.
+
+    `feedback`: False if rounding each weight alone has no larger error on the held-out samples.
+    """
+
+    shrink: float
+    damp: float
+    error: float | None = None
+    feedback: bool = True
+
+
+# From the most trusting to the most careful.
+LADDER = ((0.1, 0.01), (0.3, 0.03), (0.3, 0.2), (0.5, 0.5), (1.5, 0.5))
+ALONE = Trust(1e6, 0.0, 1.0, feedback=False)
+"""Correlations count for nothing: the weighted search, each weight alone."""
+
+
+def choose_trust(
+    gram: Array, count: int, held: Array | None, held_count: int, steps: Array, workers: Workers = SERIAL
+) -> Trust:
+    """The limits for an input.
+
+    gram: float32 (n_in, n_in), H, the sum of x x' over `count` tokens.
+    held: the part of it from the `held_count` tokens of held-out samples, or None.
+    steps: float32 (n_in,), the size of a rounding step of each column.
+
+    The error of feedback is predicted for random rounding errors of these sizes, which ranks the limits as rounding
+    does. With fewer than 64 held-out tokens, the limits depend on the number of tokens alone (`usual_damp`).
+    """
+    if held is None or held_count < _LEAST_TOKENS or count - held_count < _LEAST_TOKENS:
+        return Trust(SHRINK, usual_damp(len(gram), count) if count else 0.0)
+    rounding = np.random.default_rng(0).uniform(-1, 1, (_ROWS, len(gram))).astype(np.float32) * steps
+    alone = _energy(rounding, held)
+    if not alone > 0:
+        return Trust(SHRINK, usual_damp(len(gram), count))
+    errors = []
+    for shrink, damp, error in _errors(gram - held, count - held_count, held, rounding, workers):
+        errors.append((error / alone, shrink, damp))
+        if errors[-1][0] > _TOLERANCE * min(errors)[0]:
+            break
+    if not errors:
+        return Trust(SHRINK, usual_damp(len(gram), count))
+    least = min(errors)[0]
+    if _TOLERANCE * least >= 1:
+        return ALONE
+    error, shrink, damp = next(entry for entry in reversed(errors) if entry[0] <= _TOLERANCE * least)
+    return Trust(shrink, damp, error)
+
+
+def _errors(
+    fitted: Array, count: int, held: Array, rounding: Array, workers: Workers
+) -> Iterator[tuple[float, float, float]]:
+    """Each shrink and damp of the ladder, and its error; without those whose Gram matrix cannot be factored."""
+    for shrink, damp in LADDER:
+        try:
+            order, factor, _ = factor_gram(
+                shrunk(fitted, shrink), count, damp=damp, act_order=True, name="the input", workers=workers
+            )
+        except CalibrationError:
+            continue
+        triangle = np.asarray(factor / np.diagonal(factor), np.float32)
+        error = np.empty_like(rounding)
+        error[:, order] = propagated(rounding[:, order], triangle)
+        yield shrink, damp, _energy(error, held)
+
+
+def propagated(rounding: Array, triangle: Array) -> Array:
+    """The errors E of feedback whose roundings differ from their targets by `rounding` (n, n_in): E T = rounding.
+
+    triangle: T, upper triangular with ones on its diagonal, as in `Factor`, in the order of rounding.
+    """
+    errors = np.empty_like(rounding)
+    for start in range(0, len(triangle), _COLUMNS):
+        stop = min(start + _COLUMNS, len(triangle))
+        target = rounding[:, start:stop] - errors[:, :start] @ triangle[:start, start:stop]
+        errors[:, start:stop] = np.linalg.solve(triangle[start:stop, start:stop].T, target.T).T
+    return errors
+
+
+def step_sizes(weight: Array, group: int) -> Array:
+    """The root mean square over the rows (n, n_in) of each group's largest weight: float32 (n_in,).
+
+    A rounding step is proportional to it.
+    """
+    width = group if weight.shape[1] % group == 0 else weight.shape[1]
+    largest = np.abs(weight.reshape(len(weight), -1, width)).max(axis=2)
+    return np.repeat(np.sqrt(np.mean(largest * largest, axis=0)), width).astype(np.float32)
+
+
+def _energy(errors: Array, gram: Array) -> float:
+    return float(np.einsum("oi,oi->", errors @ gram, errors, dtype=np.float64))

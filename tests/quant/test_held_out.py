@@ -1,0 +1,88 @@
+"""The limits of error feedback: predicted errors against rounding column by column, and what is chosen when."""
+
+import numpy as np
+import pytest
+
+from quantkit.quant.factor import SHRINK, factor, usual_damp
+from quantkit.quant.gptq import round_with_feedback
+from quantkit.quant.grid import Array, Grid
+from quantkit.quant.held_out import ALONE, LADDER, Trust, choose_trust, propagated, step_sizes
+from quantkit.quant.rounding import output_error
+from tests.quant.calibrated import gram, inputs, weight
+
+N_IN, GROUP = 192, 32
+
+
+def test_the_errors_of_feedback_are_those_of_one_column_after_the_other() -> None:
+    factored = factor(gram(inputs(700, N_IN)), 700)
+    rounding = np.random.default_rng(4).uniform(-1, 1, (5, N_IN)).astype(np.float32)
+    errors = propagated(rounding, factored.feedback + np.eye(N_IN, dtype=np.float32))
+    expected = np.zeros((5, N_IN))
+    for k in range(N_IN):  # the target of column k is w_k + sum e_j f_jk, and it is missed by the rounding
+        expected[:, k] = rounding[:, k] - expected[:, :k] @ factored.feedback[:k, k].astype(np.float64)
+    np.testing.assert_allclose(errors, expected, rtol=2e-3, atol=2e-3)
+
+
+def real_errors(w: Array, x: Array, held: Array) -> list[float]:
+    """The error of rounding with each step of the ladder, on held-out tokens."""
+    errors = []
+    for shrink, damp in LADDER:
+        factored = factor(gram(x), len(x), shrink=shrink, damp=damp)
+        (made,) = round_with_feedback([w], factored, Grid(4, GROUP), sweeps=0)
+        errors.append(output_error(w, made.dequantized(), gram(held))[0])
+    return errors
+
+
+@pytest.mark.parametrize("correlated", [False, True])
+def test_chance_correlations_are_trusted_less_as_the_errors_of_real_rounding_ask(correlated: bool) -> None:
+    alone = np.random.default_rng(2).standard_normal((2300, N_IN)).astype(np.float32)
+    tokens, w = inputs(2300, N_IN) if correlated else alone, weight(96, N_IN)
+    x, held = tokens[:300], tokens[300:]
+    trust = choose_trust(gram(x) + gram(held), len(tokens), gram(held), len(held), step_sizes(w, GROUP))
+    errors = real_errors(w, x, held)
+    if correlated:
+        assert errors[LADDER.index((trust.shrink, trust.damp))] < 1.1 * min(errors)
+        assert trust.damp <= 0.03
+        assert trust.error is not None and 0 < trust.error < 0.5
+    else:
+        assert errors[0] > 1.2 * errors[-1]
+        assert trust in (Trust(*LADDER[-1], trust.error), ALONE)
+
+
+def test_held_out_samples_of_quite_another_kind_turn_feedback_off() -> None:
+    """Correlations of the opposite sign: feedback would raise the error there."""
+    x, w = inputs(3000, N_IN), weight(64, N_IN)
+    own = gram(x)
+    signs = np.random.default_rng(1).choice([-1, 1], N_IN)
+    other = np.asarray(np.diag(np.diagonal(own)) * 1.5 - own * 0.5, np.float32) * np.outer(signs, signs) / 10
+    held = np.asarray(other + np.diag(np.full(N_IN, max(0.0, -np.linalg.eigvalsh(other).min()))), np.float32)
+    assert choose_trust(own + held, 3300, held, 300, step_sizes(w, GROUP)) is ALONE
+    rounded = [
+        round_with_feedback([w], factor(own, 3000, shrink=shrink, damp=damp), Grid(4, GROUP), sweeps=0)[0].dequantized()
+        for shrink, damp in ((ALONE.shrink, ALONE.damp), LADDER[0])
+    ]
+    alone, trusting = (output_error(w, made, held)[0] for made in rounded)
+    assert alone < trusting
+
+
+@pytest.mark.parametrize("held_tokens", [0, 63])
+def test_without_held_out_tokens_the_limits_depend_on_the_number_of_tokens(held_tokens: int) -> None:
+    h, steps = gram(inputs(400, N_IN)), np.ones(N_IN, np.float32)
+    held = gram(inputs(max(1, held_tokens), N_IN, 3))
+    for part in (None, held):
+        trust = choose_trust(h + held, 400, part, held_tokens, steps)
+        assert (trust.shrink, trust.damp, trust.error) == (SHRINK, usual_damp(N_IN, 400), None)
+
+
+def test_an_input_that_is_always_zero_or_not_finite_is_left_to_the_factorisation() -> None:
+    steps, zero = np.ones(N_IN, np.float32), np.zeros((N_IN, N_IN), np.float32)
+    for h in (zero, np.full_like(zero, np.nan)):
+        assert choose_trust(h, 400, h, 100, steps).error is None
+
+
+def test_step_sizes_follow_the_largest_weight_of_each_group() -> None:
+    w = np.zeros((2, 64), np.float32)
+    w[0, 3], w[1, 3], w[0, 40] = -3, 4, 2
+    sizes = step_sizes(w, 32)
+    assert np.allclose(sizes[:32], np.sqrt(12.5)) and np.allclose(sizes[32:], np.sqrt(2))
+    assert step_sizes(w[:, :40], 32).shape == (40,)
