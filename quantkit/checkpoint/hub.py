@@ -39,7 +39,7 @@ from quantkit.files import free_space
 from quantkit.progress import SILENT, Progress
 
 # The files besides the weights that a conversion may need or copy.
-_SMALL_FILES = ("config.json", *SETTINGS_FILES, "README.md", "LICENSE*", "modules.json")
+_SMALL_FILES = ("config.json", *SETTINGS_FILES, "README.md", "LICENSE*", "modules.json", "*processor_config.json")
 # of an embedding model, which modules.json names
 _POOLING = "*_Pooling/config.json"
 _PAUSES = (1.0, 2.0)
