@@ -97,7 +97,7 @@ class Format(ABC):
 
     def grid(self, bits: int, group: int | None, *, symmetric: bool) -> Grid:
         """The grid that the options give: `bits` of --bits, `group` of --group-size or None, `symmetric` of --sym."""
-        return Grid(self.bits or bits, group or self.group or 128, symmetric)
+        return Grid(self.bits or bits, (self.group or 128) if group is None else group, symmetric)
 
     def check(self, request: FolderRequest) -> None:  # noqa: B027 (most formats take every request)
         """Raises UsageError for options that the format does not have."""

@@ -38,7 +38,7 @@ class Mlx(DirectFormat):
         self.error_bound = _ERROR_BOUND[bits]
 
     def grid(self, bits: int, group: int | None, *, symmetric: bool) -> Grid:
-        return Grid(self.bits or bits, group or self.group)
+        return Grid(self.bits or bits, self.group if group is None else group)
 
     def why_not(self, grid: Grid, n_in: int, n_out: int, *, last: bool = True) -> str | None:
         if grid.group not in _GROUPS:

@@ -371,7 +371,7 @@ def test_convert_without_an_importance_matrix_is_gguf(here: Here, sound: Path, t
         (("-t", "awq", "--asym"), "--sym/--asym has no effect without -t gptq"),
         (("-t", "awq", "--pure"), "--pure has no effect without a GGUF type"),
         (("-t", "gptq", "--tensor-type", "ffn=q8_0"), "--tensor-type has no effect without a GGUF type"),
-        (("-t", "q8_0", "--skip", "down_proj"), "--skip has no effect without -t awq or -t gptq"),
+        (("-t", "q8_0", "--skip", "down_proj"), "--skip has no effect without a folder type, such as -t awq or -t fp8"),
         (("-t", "q8_0", "--no-imatrix", "--samples", "8"), "--samples has no effect without --calibrate"),
         (("-t", "awq", "-t", "gptq", "--propagate", "quantized"), "--propagate quantized allows one calibrated type"),
         (("-t", "q8_0", "--preset", "tablet"), "preset 'tablet' does not exist"),
