@@ -63,11 +63,12 @@ QUICK := tests/test_machine.py tests/test_files.py tests/gguf tests/quant tests/
 quick: lint
 	$(BIN)/python -m pytest -m "not full" -n 2 --dist worksteal $(QUICK)
 
-# Fixtures of a module are made once a file with loadfile, once a worker with worksteal.
+# Fixtures of a module are made once a file with loadfile, once a worker with worksteal. Files keep the order of their
+# names: by number of tests, those with few and long ones would come last, and one worker would wait.
 DIST ?= loadfile
 
 test: lint
-	$(BIN)/python -m pytest -m "not full" -n 2 --dist $(DIST)
+	$(BIN)/python -m pytest -m "not full" -n 2 --dist $(DIST) --no-loadscope-reorder
 
 snapshots: $(VENV)/dev.stamp
 	$(BIN)/python -m pytest tests/cli/test_snapshots.py --write-snapshots

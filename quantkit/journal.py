@@ -204,7 +204,7 @@ def _dumped(line: Mapping[str, Any]) -> bytes:
 
 
 def _parsed(data: bytes) -> tuple[list[dict[str, Any]], int, DamagedJournal | None]:
-    """The lines before the first damaged one, the checksum up to the last of them, and what is wrong with the next."""
+    """The lines before the first damaged one, their checksum, and the fault of the next line."""
     lines: list[dict[str, Any]] = []
     crc = 0
     for number, text in enumerate(data.split(b"\n")[:-1], 1):

@@ -166,6 +166,15 @@ class Checkpoint:
         descriptor = self._weights.descriptors[tensor.file]
         return read_exactly(descriptor, tensor, tensor.offset + offset, nbytes, self.source)
 
+    def require_complete(self) -> None:
+        """Raise ReadError if a weight file is shorter than its header says: it changed since it was opened."""
+        ends: dict[str, int] = {}
+        for tensor in self._weights.tensors.values():
+            ends[tensor.file] = max(ends.get(tensor.file, 0), tensor.offset + tensor.nbytes)
+        for file, descriptor in (self._weights.descriptors or {}).items():
+            if os.fstat(descriptor).st_size < ends.get(file, 0):
+                raise ReadError(f"{file} of {self.source} was cut since it was opened; restore it, then rerun")
+
     def close(self) -> None:
         """Close the weight files; calling it again does nothing."""
         if not self._closed:

@@ -1,7 +1,7 @@
 """A checkpoint from the hub by huggingface_hub: its cache, token, offline mode and endpoint.
 
-Small files come first, then by range requests the headers of the safetensors files, so that an unsuitable model is
-refused before its weights are fetched; then the weight files.
+Small files come first, then the headers of the safetensors files by range requests. So an unsuitable model is refused
+before its weights are fetched; then the weight files.
 """
 
 import logging
@@ -39,7 +39,7 @@ from quantkit.files import free_space
 from quantkit.progress import SILENT, Progress
 
 # The files besides the weights that a conversion may need or copy.
-_SMALL_FILES = ("config.json", *SETTINGS_FILES, "README.md", "LICENSE*", "modules.json")
+_SMALL_FILES = ("config.json", *SETTINGS_FILES, "README.md", "LICENSE*", "modules.json", "*processor_config.json")
 # of an embedding model, which modules.json names
 _POOLING = "*_Pooling/config.json"
 _PAUSES = (1.0, 2.0)

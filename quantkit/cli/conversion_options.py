@@ -167,6 +167,11 @@ class GgufOptions:
         autocompletion=_complete_template,
         show_default="the checkpoint's",
     )
+    mmproj: list[str] | None = option(
+        None,
+        "Also write the projector of a model that sees or hears, in f16, bf16 or q8_0, by llama.cpp's converter.",
+        metavar="TYPE",
+    )
     converter: Path | None = option(
         None,
         "llama.cpp's checkout or converter folder, for a model without a family.",

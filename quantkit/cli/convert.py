@@ -18,7 +18,7 @@ from quantkit.cli.conversion_options import (
 )
 from quantkit.cli.option_groups import grouped
 from quantkit.cli.options import SourceArg
-from quantkit.cli.output import Out
+from quantkit.cli.output import Out, human_bytes
 from quantkit.cli.repacking import repack_source, repackable
 from quantkit.errors import UsageError
 
@@ -69,6 +69,7 @@ def convert_source(out: Out, command: str, source: str, conversion: Conversion, 
     """Plan the conversion of `source`, run it unless it is a dry run, show the result."""
     from quantkit.cli.conversion_document import planned_document, result_document
     from quantkit.cli.conversion_tables import announce, raise_failed, show_plan, show_result
+    from quantkit.cli.projectors import check_projectors, projectors_document, projectors_of
     from quantkit.cli.sources import fetch, is_gguf
     from quantkit.conversion.run import run
     from quantkit.outputs.model import Model
@@ -96,13 +97,16 @@ def convert_source(out: Out, command: str, source: str, conversion: Conversion, 
             types, options = convert_options(conversion, work, is_gguf=True)
             request = conversion_request(types, conversion.output.output, options, is_gguf=True)
         plan = plan_conversion(opened, request)
+        check_projectors(opened, conversion.gguf)
         announce(plan, out, logits=options.logits)
         if work.dry_run:
             show_plan(plan, out)
             out.document(planned_document(plan, command))
             return
-        with out.progress() as progress:
+        with out.progress() as progress, projectors_of(opened, plan, conversion.gguf, options, progress) as projectors:
             result = run(plan, force=options.force, logits=options.logits, progress=progress)
     show_result(result, out)
-    out.document(result_document(result, command))
+    for projector in projectors:
+        out.say(f"projector: {projector.path}, {human_bytes(projector.size)}")
+    out.document(result_document(result, command) | projectors_document(projectors))
     raise_failed(result)

@@ -34,6 +34,8 @@ def _made(entry: Mapping[str, Any]) -> str:
         count, length = text.get("samples", "?"), text.get("tokens_per_sample", "?")
         return f"{' '.join(words)}, calibrated on {text.get('text', '?')} ({count} samples of {length} tokens)"
     options = entry.get("options") if isinstance(entry.get("options"), dict) else {}
+    if "quantized_linears" in entry:
+        options = {}  # those of a folder are facts of its format, which other lines show
     given = [
         f"--{name.replace('_', '-').replace('-types', '-type')}" for name, value in (options or {}).items() if value
     ]

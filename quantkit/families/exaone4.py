@@ -23,7 +23,7 @@ _AT, _TO = "model.layers.{layer}", "blk.{layer}"
 _PATTERN = 4
 _LAYERS_WITH_WINDOW = 64
 
-_NORMS = (
+NORMS = (
     Rule(f"{_AT}.post_attention_layernorm.weight", f"{_TO}.post_attention_norm.weight", ("hidden",)),
     Rule(f"{_AT}.post_feedforward_layernorm.weight", f"{_TO}.post_ffw_norm.weight", ("hidden",)),
 )
@@ -104,7 +104,7 @@ FAMILY = Family(
     models="EXAONE 4.0 1.2B/32B",
     architectures=("Exaone4ForCausalLM",),
     gguf_arch="exaone4",
-    rules=(*PROJECTIONS, *HEAD_NORM_RULES, *_NORMS, *PLAIN_MLP, *ENDS),
+    rules=(*PROJECTIONS, *HEAD_NORM_RULES, *NORMS, *PLAIN_MLP, *ENDS),
     keys=_keys,
     computed=(Computed("rope_freqs.weight", llama3_rope_factors),),
     defaults=DEFAULTS,

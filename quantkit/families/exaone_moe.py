@@ -27,6 +27,17 @@ from quantkit.forward.settings import EXPERT, FUSED_EXPERTS, HEAD_NORMS, dense_a
 _MLP, _TO = "model.layers.{layer}.mlp", "blk.{layer}"
 _PATTERN = 4
 
+# One matrix and its norms serve all layers for a later token.
+NEXTN = tuple(
+    Rule(f"mtp.{source}.weight", f"{_TO}.nextn.{target}.weight", shape, draft=True)
+    for source, target, shape in (
+        ("fc", "eh_proj", ("hidden", "two_hidden")),
+        ("pre_fc_norm_embedding", "enorm", ("hidden",)),
+        ("pre_fc_norm_hidden", "hnorm", ("hidden",)),
+        ("norm", "shared_head_norm", ("hidden",)),
+    )
+)
+
 RULES = (
     *NORMS,
     *PROJECTIONS,
@@ -41,16 +52,7 @@ RULES = (
         replace(rule, source=rule.source.replace("model.layers.{layer}", "mtp.layers.{draft}"), draft=True)
         for rule in (*NORMS, *PROJECTIONS, *HEAD_NORM_RULES, *PLAIN_MLP)
     ),
-    # one matrix and its norms serve all layers for a later token
-    *(
-        Rule(f"mtp.{source}.weight", f"{_TO}.nextn.{target}.weight", shape, draft=True)
-        for source, target, shape in (
-            ("fc", "eh_proj", ("hidden", "two_hidden")),
-            ("pre_fc_norm_embedding", "enorm", ("hidden",)),
-            ("pre_fc_norm_hidden", "hnorm", ("hidden",)),
-            ("norm", "shared_head_norm", ("hidden",)),
-        )
-    ),
+    *NEXTN,
     *ENDS,
 )
 

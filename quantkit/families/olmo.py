@@ -41,7 +41,7 @@ FORWARD = Architecture(norm=Norm("layer", weighted=False), attention=Attention(c
 FAMILY = Family(
     name="OLMo",
     models="OLMo 1/1.7",
-    architectures=("OlmoForCausalLM",),
+    architectures=("OlmoForCausalLM", "OLMoForCausalLM"),
     gguf_arch="olmo",
     rules=(
         *(rule for rule in ATTENTION if rule.source.endswith("_proj.weight")),

@@ -47,6 +47,7 @@ WRAPPERS = (
     # its tower has a further norm outside
     Wrapper("Sarashina2VisionForCausalLM", "Sarashina2-Vision", "llama", _BY_TYPE, outside=("norm",)),
     Wrapper("StepVLForConditionalGeneration", "Step3-VL-10B", "qwen3", {"qwen3": _QWEN3}),
+    Wrapper("MiniCPMV4_6ForConditionalGeneration", "MiniCPM-V 4.6", "qwen3_5_text", {}),
     Wrapper("KimiVLForConditionalGeneration", "Kimi-VL A3B", "deepseek_v3", {}),
     Wrapper("KimiK25ForConditionalGeneration", "Kimi K2.5", "deepseek_v3", {}),
 )

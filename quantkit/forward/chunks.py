@@ -54,8 +54,8 @@ def recurrence(
         queries, keys: (n, groups, key width). Consecutive heads share a group.
         values: (n, heads, value width); only the shape counts.
         log_decay: g, (n, heads).
-        write: for the tokens of a chunk as a slice, their keys (heads, n, key width), the decays and the state before
-            the chunk (heads, key width, value width): what is written, w (heads, n, value width).
+        write: gives w, (heads, n, value width), of a chunk. Its arguments: the tokens as a slice, their keys (heads, n,
+            key width), the decays, the state before the chunk (heads, key width, value width).
     """
     n, heads, width = values.shape
     shared_by = heads // keys.shape[1]

@@ -196,7 +196,7 @@ class DeltaNet:
 class Mamba:
     """Mamba (arXiv 2312.00752): a state for each channel, whose elements decay at rates of their own.
 
-    One linear gives the values and the gate. Values pass a short causal convolution, and a second linear gives the time
+    One linear gives the values and the gate. Values pass a short causal convolution. A second linear gives the time
     steps in short, the keys (B) and the queries (C). A third linear gives each channel its time step.
 
     Attributes:
@@ -204,8 +204,8 @@ class Mamba:
         convolution: the depthwise convolution over the values, (channels, 1, kernel width).
         selection: the linear for short time steps, keys and queries, which all channels share.
         steps: the linear from short time steps to those of the channels.
-        decay, skip: the logarithm of the decay rates, (channels, state), and the factor of the value that is added to
-            the output, one a channel.
+        decay, skip: the logarithm of the decay rates, (channels, state), and the value's factor in the output, one per
+            channel.
         norms: norms of short time steps, keys and queries; `norm` says of which kind, `norm_eps` with which epsilon
             (None: the model's).
         inner, state, rank: channels, elements of a channel's state, and elements of short time steps.
@@ -459,6 +459,7 @@ class Architecture:
         per_layer: the config of a layer, where layers differ in sizes.
         variant: fields that depend on config.json.
         refused: the setting of config.json that the forward does not support, or None.
+        unpacked: why loaders of AWQ and GPTQ folders do not run the model, or None.
     """
 
     base: str = "model."
@@ -495,3 +496,4 @@ class Architecture:
     per_layer: Callable[[Config, int], Config] = lambda config, _: config
     variant: Callable[[Config], Mapping[str, Any]] = lambda _: {}
     refused: Callable[[Config], str | None] = lambda _: None
+    unpacked: Callable[[Config], str | None] = lambda _: None

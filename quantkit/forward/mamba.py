@@ -1,6 +1,6 @@
 """Mamba (arXiv 2312.00752), token by token.
 
-For each channel, with its value x, keys B, queries C, its time step d > 0 and its decay rates a < 0:
+Each channel has a value x, keys B, queries C, a time step d > 0 and decay rates a < 0:
 
     h_t = exp(d_t a) h_{t-1} + d_t x_t B_t        y_t = h_t' C_t + D x_t
 """

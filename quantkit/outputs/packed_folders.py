@@ -109,6 +109,9 @@ def plan_folder_of(native: Native, layers: Sequence[LayerLinears], request: Fold
     folder_format.check(request)
     if request.dtype is None:
         request = replace(request, dtype=source_dtype(native))
+    reason = native.architecture.unpacked(native.config) if request.method in ("awq", "gptq") else None
+    if reason is not None:
+        raise UnsupportedError(f"{reason}, so no loader of {label} runs this model; convert it to GGUF")
     linears = [linear for layer in layers for entry in layer.inputs for linear in entry.linears]
     stacked = next((linear for linear in linears if linear.index is not None), None)
     if stacked is not None:
@@ -190,16 +193,16 @@ def in_file_order(native: Native) -> list[str]:
 
 def kept_dtype(native: Native, name: str, request: FolderRequest) -> str:
     """The dtype of an unquantized tensor. A 16-bit model's tensors of 32 bits (a router's bias) keep theirs."""
-    embedding = native.held_type(native.decoder.embedding + ".weight")
-    if native.held_type(name) == np.float32 and embedding != np.float32:
+    embedding = native.stored_type(native.decoder.embedding + ".weight")
+    if native.stored_type(name) == np.float32 and embedding != np.float32:
         return "F32"
     return request.stored_dtype
 
 
 def source_dtype(native: Native) -> str:
     """The 16-bit type of the source: float16 if its embedding is, else bfloat16."""
-    held = native.held_type(native.decoder.embedding + ".weight")
-    return "float16" if held == np.float16 else "bfloat16"
+    stored = native.stored_type(native.decoder.embedding + ".weight")
+    return "float16" if stored == np.float16 else "bfloat16"
 
 
 def _is_skipped(name: str, patterns: Sequence[str]) -> bool:

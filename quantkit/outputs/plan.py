@@ -380,6 +380,8 @@ def _fingerprint(
     imatrix: ImatrixOutput | None,
 ) -> str:
     stamps = {path.name: path.stat() for path in weight_files_of(source) if path.exists()}
+    if isinstance(source, Checkpoint):
+        source.require_complete()
     given = None if gguf is None or gguf.request.calibrate else gguf.request.imatrix
     facts = {
         "version": __version__,

@@ -119,9 +119,9 @@ def fit_offer(shape: ModelShape, offer: Offer, context: Context, budget: Budget,
 
 
 def fit_experts(shape: ModelShape, offer: Offer, context: Context, budget: Budget) -> Fit | None:
-    """The offer with the experts of as few layers as possible on the CPU, and all else on the GPU if that fits.
+    """The offer with the experts of as few layers as possible on the CPU. All else is on the GPU if it fits.
 
-    A token reads a few experts of each layer but all of its other weights, so experts cost the least on the CPU. If the
+    A token reads few experts of a layer but all other weights, so experts cost the least on the CPU. If the
     experts of all layers are there and the rest still does not fit, whole layers follow. None: a model without
     experts, no GPU, or nothing that fits.
     """

@@ -20,8 +20,8 @@ class Check:
 class Verified:
     """An output and its checks. `sha256` by file name; `errors`: the relative error of each tensor or linear.
 
-    The error of a GGUF tensor is the RMS error on sampled rows, divided by the RMS of the source. The error of a linear
-    of AWQ or GPTQ is the squared error of its outputs on the calibration text, relative to their squares.
+    The error of a GGUF tensor is the RMS error on sampled rows, divided by the RMS of the source. The error of an AWQ
+    or GPTQ linear is the squared error of its outputs on the calibration text over their squares.
     """
 
     output: OutputPlan

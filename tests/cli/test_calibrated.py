@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +20,7 @@ from quantkit.cli import main
 from tests.helpers.command import Answer, command, quantkit
 from tests.helpers.tiny import tiny_llama
 
+PACKED = (("awq",), ("gptq",))
 SMALL = ("--samples", "8", "--seq-len", "32", "--raw", "--group-size", "32")
 
 
@@ -370,7 +371,7 @@ def test_convert_without_an_importance_matrix_is_gguf(here: Here, sound: Path, t
         (("-t", "awq", "--asym"), "--sym/--asym has no effect without -t gptq"),
         (("-t", "awq", "--pure"), "--pure has no effect without a GGUF type"),
         (("-t", "gptq", "--tensor-type", "ffn=q8_0"), "--tensor-type has no effect without a GGUF type"),
-        (("-t", "q8_0", "--skip", "down_proj"), "--skip has no effect without -t awq or -t gptq"),
+        (("-t", "q8_0", "--skip", "down_proj"), "--skip has no effect without a folder type, such as -t awq or -t fp8"),
         (("-t", "q8_0", "--no-imatrix", "--samples", "8"), "--samples has no effect without --calibrate"),
         (("-t", "awq", "-t", "gptq", "--propagate", "quantized"), "--propagate quantized allows one calibrated type"),
         (("-t", "q8_0", "--preset", "tablet"), "preset 'tablet' does not exist"),
@@ -385,20 +386,34 @@ def test_an_option_that_cannot_apply_is_refused(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.fixture
+def one_core() -> Iterator[str]:
+    """This thread on one core; its number."""
+    cores = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(cores)})
+    try:
+        yield str(min(cores))
+    finally:
+        os.sched_setaffinity(0, cores)
+
+
 @pytest.mark.parametrize("preset", ["gguf", "awq", "gptq", "imatrix", "convert"])
-def test_pinned_to_one_core_every_command_plans_one_thread(preset: str, sound: Path, tmp_path: Path) -> None:
-    words = command(preset, sound, *(SMALL if preset in ("awq", "gptq") else ()), "--dry-run")
+def test_pinned_to_one_core_every_command_plans_one_thread(
+    preset: str, sound: Path, tmp_path: Path, one_core: str
+) -> None:
     types = [("-t", kind) for kind in ("awq", "gptq", "imatrix", "q4_0")] if preset == "convert" else [()]
     for kind in types:
-        more = ("--group-size", "32") if kind[-1:] in (("awq",), ("gptq",)) else ()
-        done = subprocess.run(
-            ["taskset", "-c", str(min(os.sched_getaffinity(0))), *words, *kind, *more, "--format", "json"],
-            capture_output=True,
-            text=True,
-            check=True,
-            cwd=tmp_path,
-        )
-        assert json.loads(done.stdout)["threads"] == 1
+        more = SMALL if preset in ("awq", "gptq") else ("--group-size", "32") if kind[-1:] in PACKED else ()
+        answer = quantkit(preset, sound, *kind, *more, "--dry-run", "--format", "json", cwd=tmp_path)
+        assert answer.code == 0, answer.stderr
+        assert json.loads(answer.stdout)["threads"] == 1
+
+
+def test_a_process_that_is_pinned_to_one_core_plans_one_thread(sound: Path, tmp_path: Path) -> None:
+    words = command("gguf", sound, "-t", "q4_0", "--dry-run", "--format", "json")
+    pinned = ["taskset", "-c", str(min(os.sched_getaffinity(0))), *words]
+    done = subprocess.run(pinned, capture_output=True, text=True, check=True, cwd=tmp_path)
+    assert json.loads(done.stdout)["threads"] == 1
 
 
 def test_requests_that_say_too_much_are_refused(here: Here, sound: Path, tmp_path: Path) -> None:

@@ -71,18 +71,18 @@ def at_a_terminal(here: Path, *words: str) -> Iterator["Terminal"]:
 
 class Terminal:
     def __init__(self, leader: int, running: "subprocess.Popen[bytes]") -> None:
-        self.leader, self.running, self.seen = leader, running, ""
+        self.leader, self.running, self.printed = leader, running, ""
 
     def wait(self, text: str) -> str:
         """What was printed up to `text`."""
         end = time.monotonic() + 60
-        while text not in self.seen:
-            assert time.monotonic() < end, self.seen
+        while text not in self.printed:
+            assert time.monotonic() < end, self.printed
             try:
-                self.seen += os.read(self.leader, 4096).decode("utf-8", "replace")
+                self.printed += os.read(self.leader, 4096).decode("utf-8", "replace")
             except OSError:
-                pytest.fail(f"the command left: {self.seen}")
-        before, _, self.seen = self.seen.partition(text)
+                pytest.fail(f"the command left: {self.printed}")
+        before, _, self.printed = self.printed.partition(text)
         return before
 
     def begin_answer(self, text: str) -> None:
@@ -91,9 +91,9 @@ class Terminal:
         self.wait(text)
         self.wait("\n")
         end = time.monotonic() + 60
-        while not self.seen:
+        while not self.printed:
             assert time.monotonic() < end
-            self.seen += os.read(self.leader, 4096).decode("utf-8", "replace")
+            self.printed += os.read(self.leader, 4096).decode("utf-8", "replace")
 
     def type(self, text: str) -> None:
         os.write(self.leader, text.encode())

@@ -28,7 +28,7 @@ def hashes(folder: Path) -> dict[str, str]:
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Large enough that a conversion takes a second or two: kills land in the middle of it."""
     folder = tmp_path_factory.mktemp("source") / "model"
-    return tiny_llama(folder, variant="llama3", hidden=512, intermediate=1536, layers=8, heads=8, shards=3)
+    return tiny_llama(folder, variant="llama3", hidden=512, intermediate=1536, layers=4, heads=8, shards=3)
 
 
 @pytest.fixture(scope="module")
@@ -105,9 +105,9 @@ def test_force_throws_an_unfinished_run_away_with_its_files(checkpoint: Path, tm
 
 
 def test_a_changed_source_is_not_resumed(tmp_path: Path) -> None:
-    folder = tiny_llama(tmp_path / "model", variant="llama3", hidden=512, intermediate=1536, layers=8, heads=8)
+    folder = tiny_llama(tmp_path / "model", variant="llama3", hidden=512, intermediate=1536, layers=4, heads=8)
     interrupted(folder, tmp_path, lines=2)
-    tiny_llama(folder, variant="llama3", hidden=512, intermediate=1536, layers=8, heads=8, seed=1)
+    tiny_llama(folder, variant="llama3", hidden=512, intermediate=1536, layers=4, heads=8, seed=1)
     answer = quantkit("gguf", folder, *TYPES, "-o", tmp_path, "--no-logits")
     assert answer.code == 1
     assert "another source" in answer.sentence
@@ -184,13 +184,13 @@ def test_a_finish_that_was_cut_short_is_finished_and_a_lost_one_made_anew(
 
 def test_shards_hold_every_tensor_once_under_llama_cpps_names(checkpoint: Path, tmp_path: Path) -> None:
     whole = quantkit("gguf", checkpoint, "-t", "q8_0", "-o", tmp_path / "whole", "--no-logits")
-    split = quantkit("gguf", checkpoint, "-t", "q8_0", "-o", tmp_path / "split", "--split-max-size", "8M")
+    split = quantkit("gguf", checkpoint, "-t", "q8_0", "-o", tmp_path / "split", "--split-max-size", "4M")
     assert (whole.code, split.code) == (0, 0), split.stderr
     shards = sorted((tmp_path / "split" / "model-GGUF").glob("*.gguf"))
     count = len(shards)
     assert count > 2
     assert [path.name for path in shards] == [f"model-Q8_0-{i + 1:05d}-of-{count:05d}.gguf" for i in range(count)]
-    assert all(sum(t.n_bytes for t in GGUFReader(path).tensors) <= 8_000_000 for path in shards)
+    assert all(sum(t.n_bytes for t in GGUFReader(path).tensors) <= 4_000_000 for path in shards)
     tensors = {t.name: t.data for path in shards for t in GGUFReader(path).tensors}
     expected = {t.name: t.data for t in GGUFReader(tmp_path / "whole" / "model-GGUF" / "model-Q8_0.gguf").tensors}
     assert tensors.keys() == expected.keys()

@@ -81,8 +81,8 @@ def test_every_quantkit_command_of_the_documentation_runs(words: list[str], plac
     ):
         calibrates = False
     more = (*(["--force"] if writes else []), *(FEW_SAMPLES if writes and calibrates else []))
-    # the last of an option given twice counts: one load of each GGUF is enough
-    once = ("--gpu-layers", "0") if words[1] == "measure" and "--help" not in words else ()
+    # the last of an option given twice counts: two windows, and one load of each GGUF
+    once = ("--gpu-layers", "0", "--chunks", "2") if words[1] == "measure" and "--help" not in words else ()
     answer = run([*words[1:], *more, *once], place)
     assert answer.code == 0, answer.stderr
 

@@ -28,9 +28,9 @@ def test_logits_are_transformers_and_tensors_the_converters(name: str, tmp_path:
         keys, tensors = read_gguf(converted)
         assert known.tensors is not None and known.keys is not None
         assert {
-            tensor: found[:2] if tensor.endswith(case.rounded) else found
+            tensor: ours[:2] if tensor.endswith(case.rounded) else ours
             for tensor in known.tensors
-            for found in [tensors.get(tensor) or []]
+            for ours in [tensors.get(tensor) or []]
         } == {
             tensor: theirs[:2] if tensor.endswith(case.rounded) else theirs for tensor, theirs in known.tensors.items()
         }

@@ -55,6 +55,8 @@ def test_every_architecture_of_the_reference_is_compared() -> None:
         "LFM2ForCausalLM",
         "Ernie4_5_ForCausalLM",
         "MptForCausalLM",
+        "MambaLMHeadModel",
+        "OLMoForCausalLM",
     }
     # transformers has no class of these: their published checkpoints are compared with classes that compute the same
     remote = {

@@ -34,7 +34,7 @@ print("said", json.dumps([platform.machine(), texts]))
 Steps = list[tuple[str, float]]
 
 
-def said(printed: str) -> tuple[str, list[Steps]]:
+def printed_steps(printed: str) -> tuple[str, list[Steps]]:
     """The processor, and for each prompt the tokens with their distance from the next likely one."""
     (line,) = [line for line in printed.splitlines() if line.startswith("said ")]
     machine, texts = json.loads(line.removeprefix("said "))
@@ -54,9 +54,9 @@ def test_a_q4_0_file_says_on_arm_what_it_says_on_x86(tmp_path: Path) -> None:
     arm64 = arm64_or_skip(*LLAMA_CPP)
     assert quantkit("gguf", checkpoint, "-t", "q4_0", "--no-logits", "-o", tmp_path).code == 0
     (model,) = tmp_path.glob("*/*.gguf")
-    machine, here = said(arm64.native_python("-c", _GREEDY, model, *SURE, *UNSURE))
+    machine, here = printed_steps(arm64.native_python("-c", _GREEDY, model, *SURE, *UNSURE))
     assert machine == "x86_64"
-    machine, there = said(arm64.python("-c", _GREEDY, model, *SURE, *UNSURE))
+    machine, there = printed_steps(arm64.python("-c", _GREEDY, model, *SURE, *UNSURE))
     assert machine == "aarch64"
     for prompt, one, other in zip((*SURE, *UNSURE), here, there, strict=True):
         mine, its = until_a_tie(one, other)

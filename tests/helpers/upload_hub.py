@@ -53,7 +53,7 @@ class UploadHub:
     refuse: list[tuple[str, int, str]] = field(default_factory=list)
     hold: str | None = None
     """The SHA-256 of an object of which only the first bytes are read, then nothing more happens."""
-    held: threading.Event = field(default_factory=threading.Event)
+    waiting: threading.Event = field(default_factory=threading.Event)
     release: threading.Event = field(default_factory=threading.Event)
     received: dict[str, int] = field(default_factory=dict)
     """SHA-256 -> bytes received of it, over all tries."""
@@ -261,7 +261,7 @@ def _handler(hub: UploadHub) -> type[BaseHTTPRequestHandler]:
                 raise Refused(411, f"{length} bytes for {expected}")
             if hub.hold == oid:
                 hub.received[oid] = hub.received.get(oid, 0) + len(self.rfile.read(1000))
-                hub.held.set()
+                hub.waiting.set()
                 hub.release.wait(60)
                 raise ConnectionError
             data = self.rfile.read(length)

@@ -110,8 +110,8 @@ def test_a_folder_is_what_its_config_says_and_gives_the_logits_of_the_published_
     config, stored = json.loads((folder / "config.json").read_text()), tensors_of(folder)
     quantization = config["quantization_config"]
     weights = quantization["config_groups"]["group_0"]["weights"]
-    asked = {"num_bits": int(method[1]), "type": "int", "strategy": "group", "group_size": 32, "dynamic": False}
-    assert weights.items() >= {**asked, "symmetric": "--asym" not in case, "actorder": None}.items()
+    expected = {"num_bits": int(method[1]), "type": "int", "strategy": "group", "group_size": 32, "dynamic": False}
+    assert weights.items() >= {**expected, "symmetric": "--asym" not in case, "actorder": None}.items()
     assert (quantization["quant_method"], quantization["format"]) == ("compressed-tensors", "pack-quantized")
     assert quantization["ignore"] == ["lm_head"]
     linears = [name.removesuffix(".weight_packed") for name in stored if name.endswith(".weight_packed")]

@@ -144,7 +144,7 @@ def test_experts_go_to_the_cpu_first_as_few_as_possible_and_whole_layers_after_t
         assert fit.cpu_moe == 32 and gpu(gpu_layers=fit.gpu_layers + 1) > budget.vram
     # every other split of the same memory reads more bytes on the CPU for one token
     whole = fit_offer(mixtral.shape, offer, Context(), budget)
-    on_cpu = [bytes_per_token(mixtral.shape, offer.tensors, each.memory.context)["CPU"] for each in (fit, whole)]
+    on_cpu = [bytes_per_token(mixtral.shape, offer.tensors, split.memory.context)["CPU"] for split in (fit, whole)]
     assert on_cpu[0] < on_cpu[1]
 
 

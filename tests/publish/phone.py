@@ -60,37 +60,46 @@ for name in names:
         os.remove(mark)
 """
 
-_DPKG_QUERY = """
-import os, sys
-there = os.path.exists(os.path.join(os.environ["PHONE"], "installed", sys.argv[-1]))
-print("install ok installed" if there else "unknown ok not-installed", end="")
-sys.exit(0 if there else 1)
-"""
+_DPKG_QUERY = """\
+for name; do :; done
+if [ -e "$PHONE/installed/$name" ]; then printf 'install ok installed'; exit 0; fi
+printf 'unknown ok not-installed'
+exit 1"""
 
+# http.server and urllib take longer to import than all the rest of a run
 _SERVE = """
-import http.server
+import socket
 def serve(port, version):
-    class Handler(http.server.BaseHTTPRequestHandler):
-        def do_GET(self):
-            body = version.encode()
-            self.send_response(200 if self.path in ("/api/version", "/health") else 404)
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
-        def log_message(self, *args):
-            pass
-    http.server.HTTPServer.allow_reuse_address = True
-    server = http.server.HTTPServer(("127.0.0.1", port), Handler)
+    server = socket.socket()
+    server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    server.bind(("127.0.0.1", port))
+    server.listen(16)
     with open(os.path.join(root, "pids"), "a") as pids:
         pids.write(f"{os.getpid()}\\n")
     print("serving", flush=True)
-    server.serve_forever()
+    while True:
+        client, _ = server.accept()
+        with client:
+            try:
+                client.settimeout(5)
+                asked = client.recv(65536).split()
+                status = "200 OK" if asked[1:2] in ([b"/api/version"], [b"/health"]) else "404 Not Found"
+                client.sendall(f"HTTP/1.0 {status}\\r\\nContent-Length: {len(version)}\\r\\n\\r\\n{version}".encode())
+            except OSError:
+                pass
+def answers(host):
+    name, _, port = host.rpartition(":")
+    try:
+        with socket.create_connection((name, int(port)), 5) as server:
+            server.sendall(b"GET /api/version HTTP/1.0\\r\\n\\r\\n")
+            return b" 200 " in server.recv(65536)
+    except OSError:
+        return False
 """
 
 _OLLAMA = (
     _SERVE
     + """
-import hashlib, urllib.request
 host = os.environ.get("OLLAMA_HOST", "127.0.0.1:11434")
 models = os.path.join(os.environ["HOME"], ".ollama", "models")
 manifests = os.path.join(models, "manifests")
@@ -103,9 +112,7 @@ elif command == "serve":
     os.makedirs(manifests, exist_ok=True)
     serve(int(host.rpartition(":")[2]), '{"version":"0.31.1"}')
 else:
-    try:
-        urllib.request.urlopen(f"http://{host}/api/version", timeout=5).read()
-    except OSError:
+    if not answers(host):
         sys.exit("Error: could not connect to ollama server, run 'ollama serve' to start it")
     name = sys.argv[2]
     if command == "show" and not os.path.exists(manifest(name)):
@@ -120,6 +127,7 @@ else:
         source = text.split("\\n")[0].removeprefix("FROM ")
         made = {"modelfile": text}
         if source.startswith("."):
+            import hashlib
             data = open(os.path.join(os.path.dirname(file), source), "rb").read()
             made["sha256"] = hashlib.sha256(data).hexdigest()
         else:
@@ -240,7 +248,7 @@ class Phone:
         (self.prefix / "bin" / "sh").symlink_to("/bin/sh")
         self.port, self.llama_port = free_port(), free_port()
         self.shim("bin/pkg", _LOG + _PKG, self.prefix)
-        self.shim("bin/dpkg-query", _DPKG_QUERY, self.prefix)
+        self.shell("dpkg-query", _DPKG_QUERY)
         for name in ("termux-wake-lock", "termux-wake-unlock"):
             self.shim(f"bin/{name}", _LOG, self.prefix)
         self.shelve("ollama", ollama=_LOG + _OLLAMA)

@@ -114,7 +114,7 @@ def test_a_push_killed_in_the_middle_goes_on_with_what_is_missing(hub: UploadHub
     hub.hold = second
     command, env = child(hub.endpoint, folder)
     running = subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    assert hub.held.wait(60)
+    assert hub.waiting.wait(60)
     running.send_signal(signal.SIGKILL)
     running.wait()
     hub.hold = None

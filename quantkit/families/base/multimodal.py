@@ -29,8 +29,10 @@ TOWERS = (
     r"|talker|token2wav|code2wav)\..*"
 )
 """The same, with the tensors that hear audio, speak or draw."""
-TOWERS_LEFT_OUT = "they see images or hear audio; this GGUF holds the text model only"
-VISION_LEFT_OUT = "they see images; this GGUF holds the text model only"
+TOWERS_LEFT_OUT = (
+    "they see images or hear audio; this GGUF holds the text model only, and --mmproj writes another for them"
+)
+VISION_LEFT_OUT = "they see images; this GGUF holds the text model only, and --mmproj writes another for them"
 
 # Of the whole checkpoint, so they hold for the text model too.
 _SHARED = ("torch_dtype", "dtype", "transformers_version", "tie_word_embeddings", "vision_config")

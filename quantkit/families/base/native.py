@@ -80,7 +80,7 @@ class Native:
         tensor = self.tensors[name]
         return self.rows(name, 0, tensor.part_rows * len(tensor.parts)).reshape(tensor.shape)
 
-    def held_type(self, name: str) -> np.dtype[Any]:
+    def stored_type(self, name: str) -> np.dtype[Any]:
         """The dtype that a tensor is read in."""
         return self.checkpoint.tensors[self.tensors[name].parts[0].source].read_dtype
 

@@ -1,0 +1,55 @@
+"""`--mmproj` of the commands that convert: the projectors beside the text model."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from quantkit.checkpoint import Checkpoint
+from quantkit.cli.conversion_options import GgufOptions
+from quantkit.conversion.projector import (
+    Projector,
+    drop_projectors,
+    name_projectors,
+    projector_types,
+    write_projectors,
+)
+from quantkit.errors import UsageError
+from quantkit.outputs.model import Model
+from quantkit.outputs.plan import ConversionPlan
+from quantkit.outputs.request import ConvertOptions
+from quantkit.progress import Progress
+
+
+def check_projectors(source: Checkpoint | Model, options: GgufOptions) -> None:
+    """Raise UsageError for --mmproj with another type, or with a source that has no towers."""
+    if projector_types(options.mmproj or ()) and source.folder is None:
+        raise UsageError(f"--mmproj needs a checkpoint; {source.name} is a GGUF, which holds the text model only")
+
+
+@contextmanager
+def projectors_of(
+    source: Checkpoint | Model, plan: ConversionPlan, options: GgufOptions, settings: ConvertOptions, progress: Progress
+) -> Iterator[list[Projector]]:
+    """The projectors under partial names; they get their names when the block ends, or are removed with an error."""
+    types = projector_types(options.mmproj or ())
+    if not types or plan.gguf is None:
+        yield []
+        return
+    converter = options.converter_options
+    folder = plan.gguf.request.folder
+    projectors = write_projectors(source, types, folder, plan.name, converter, force=settings.force, progress=progress)
+    try:
+        yield projectors
+    except BaseException:
+        drop_projectors(projectors)
+        raise
+    name_projectors(projectors, source, converter)
+
+
+def projectors_document(projectors: list[Projector]) -> dict[str, Any]:
+    """The part of the JSON document on projectors, empty without any."""
+    files = [
+        {"file": str(item.path), "type": item.type.name, "bytes": item.size, "sha256": item.sha256}
+        for item in projectors
+    ]
+    return {"projectors": files} if files else {}

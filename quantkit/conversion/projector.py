@@ -1,0 +1,175 @@
+"""The projector of a model that sees or hears (mmproj): the GGUF that llama.cpp's converter writes with --mmproj.
+
+llama.cpp loads it beside the text model. The converter chooses the types of its tensors, so its bytes are copied.
+"""
+
+import hashlib
+import os
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from quantkit import __version__
+from quantkit.checkpoint import Checkpoint
+from quantkit.conversion.record import record_outputs
+from quantkit.errors import OutputError, UsageError, VerificationError
+from quantkit.files import make_folder, open_partial, partial_path, refuse_existing, require_space, sync
+from quantkit.gguf.file_types import FileType, file_type
+from quantkit.gguf.kernels import accelerated, library
+from quantkit.gguf.layout import padded
+from quantkit.gguf.reader import GgufHeader, read_header
+from quantkit.llamacpp.converter import FOLDER_VARIABLE, ConverterOptions, ConverterSession, find_converter
+from quantkit.machine import peak_memory
+from quantkit.outputs.converted import converter_version
+from quantkit.outputs.model import Model, origin_of
+from quantkit.progress import SILENT, Progress
+
+TYPES = ("f16", "bf16", "q8_0")
+_PIECE = 1 << 24
+"""Bytes that are in memory at once."""
+
+
+@dataclass(frozen=True)
+class Projector:
+    """A projector under its partial name. `size` in bytes."""
+
+    path: Path
+    type: FileType
+    size: int
+    sha256: str
+    mix: dict[str, int]
+    parameters: int
+    seconds: float
+
+
+def projector_types(names: Sequence[str]) -> tuple[FileType, ...]:
+    """The types of --mmproj. Raises UsageError for another one."""
+    for name in names:
+        if name.lower() not in TYPES:
+            raise UsageError(f"a projector has no type {name!r}; pass one of {', '.join(TYPES)} to --mmproj")
+    return tuple(file_type(name) for name in dict.fromkeys(name.lower() for name in names))
+
+
+def write_projectors(
+    source: Checkpoint | Model,
+    types: Sequence[FileType],
+    folder: Path,
+    name: str,
+    options: ConverterOptions,
+    *,
+    force: bool = False,
+    progress: Progress = SILENT,
+) -> list[Projector]:
+    """Write folder/mmproj-NAME-TYPE.gguf for each type, under partial names that `name_projectors` replaces.
+
+    `source`: a checkpoint, or the model of one that the converter reads.
+
+    Raises:
+        UsageError: no converter is named.
+        UnsupportedError, QuantkitError: see `ConverterSession`; the model has no tower that the converter knows.
+        OutputError: a file exists (see `force`), or the folder is not writable or too small.
+    """
+    tool = find_converter(options)
+    if tool is None:
+        raise UsageError(
+            "--mmproj needs llama.cpp's converter; pass a checkout of llama.cpp to --converter, or set"
+            f" {FOLDER_VARIABLE}"
+        )
+    paths = [folder / f"mmproj-{name}-{kind.label}.gguf" for kind in types]
+    refuse_existing(paths, force=force)
+    projectors = []
+    for kind, path in zip(types, paths, strict=True):
+        arguments = (*options.arguments, "--mmproj", "--outtype", kind.name)
+        assert source.folder is not None
+        session = ConverterSession(tool, source.folder, source.name, replace(options, arguments=arguments))
+        try:
+            projectors.append(_write(session, path, kind, progress))
+        finally:
+            session.close()
+    return projectors
+
+
+def name_projectors(projectors: Sequence[Projector], source: Checkpoint | Model, options: ConverterOptions) -> None:
+    """Give the projectors their final names, and add them to the folder's quantkit.json."""
+    tool = find_converter(options)
+    assert tool is not None
+    origin = {**origin_of(source), "converter": converter_version(tool)}
+    for projector in projectors:
+        partial_path(projector.path).replace(projector.path)
+        sync(projector.path.parent)
+        record_outputs(projector.path.parent, {projector.path.stem: _entry(projector, origin)})
+
+
+def drop_projectors(projectors: Sequence[Projector]) -> None:
+    """Remove the partial files, because the text model was not converted."""
+    for projector in projectors:
+        partial_path(projector.path).unlink(missing_ok=True)
+
+
+def _write(session: ConverterSession, path: Path, kind: FileType, progress: Progress) -> Projector:
+    started, header, partial = time.monotonic(), session.header, partial_path(path)
+    size = max(slot.offset + padded(slot.nbytes) for slot in header.tensors)
+    require_space(path.parent, size, [partial])
+    make_folder(path.parent)
+    progress.start("converting the projector", size)
+    digest = hashlib.sha256()
+    try:
+        with os.fdopen(open_partial(partial, keep=False), "wb") as out:
+            for data in _pieces(session, header, size):
+                out.write(data)
+                digest.update(data)
+                progress.advance(len(data), path.name)
+        sync(partial)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise OutputError(
+            f"cannot write {path}: {error.strerror or error}; free some space or choose another folder with -o"
+        ) from error
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+    if [slot.name for slot in read_header(partial).tensors] != [slot.name for slot in header.tensors]:
+        partial.unlink(missing_ok=True)
+        raise VerificationError(f"{path.name} reads back with other tensors; run the command again")
+    mix: dict[str, int] = {}
+    parameters = 0
+    for slot in header.tensors:
+        mix[slot.type.name] = mix.get(slot.type.name, 0) + 1
+        parameters += slot.nbytes // slot.row_bytes * slot.shape[-1]
+    return Projector(path, kind, size, digest.hexdigest(), mix, parameters, time.monotonic() - started)
+
+
+def _pieces(session: ConverterSession, header: GgufHeader, size: int) -> Iterator[bytes]:
+    """The bytes of the file: the converter's header, then each tensor padded to the next."""
+    slots = sorted(header.tensors, key=lambda slot: slot.offset)
+    yield session.header_bytes(slots[0].offset)
+    position = slots[0].offset
+    for slot in slots:
+        yield b"\0" * (slot.offset - position)
+        for start in range(0, slot.nbytes, _PIECE):
+            yield session.read(slot.name, start, min(_PIECE, slot.nbytes - start)).tobytes()
+        position = slot.offset + slot.nbytes
+    yield b"\0" * (size - position)
+
+
+def _entry(projector: Projector, origin: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "tool": {"name": "quantkit", "version": __version__, "kernels": str(library()), "c_kernels": accelerated()},
+        "written": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "origin": origin,
+        "type": f"{projector.type.name} projector",
+        "files": {projector.path.name: {"bytes": projector.size, "sha256": projector.sha256}},
+        "checks": [{"name": "structure", "status": "passed", "detail": "the header reads back"}],
+        "relative_error": {},
+        "relative_error_method": "none: llama.cpp's converter rounds a projector",
+        "seconds": {"write": round(projector.seconds, 3)},
+        "seconds_cover": [projector.type.label],
+        "peak_memory_bytes": peak_memory(),
+        "threads": 1,
+        "warnings": [],
+        "options": {},
+        "parameters": projector.parameters,
+        "type_mix": projector.mix,
+    }

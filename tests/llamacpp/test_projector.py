@@ -1,0 +1,114 @@
+"""`--mmproj`: the bytes of the converter's own projector, in one run with the text model, and every way to refuse it.
+
+The script stands for llama.cpp's converter (see test_converter.py); tests/full/test_mmproj.py runs the real one.
+"""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from quantkit.conversion import run as run_module
+from quantkit.errors import OutputError
+from tests.helpers.command import Answer, quantkit
+from tests.helpers.tiny import tiny_llama
+from tests.llamacpp.test_converter import write_converter
+
+# the converter with --mmproj writes fewer tensors, in the type of --outtype
+TOWER = """
+    if "--mmproj" in arguments:
+        out = Path(arguments[arguments.index("--outfile") + 1])
+        kind = arguments[arguments.index("--outtype") + 1]
+        writer = gguf.GGUFWriter(path=None, arch="clip")
+        writer.add_type("mmproj")
+        for seed, name in enumerate(("v.blk.0.attn_q", "mm.0", "v.patch_embd")):
+            writer.add_tensor(f"{name}.weight", lazy(seed, (48, 80), np.float16 if kind == "f16" else np.float32))
+        writer.add_tensor("v.blk.0.ln1.weight", lazy(9, (7,), np.float32))
+        writer.write_header_to_file(path=out)
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file(progress=False)
+        writer.close()
+        return
+"""
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_llama(
+        tmp_path_factory.mktemp("seeing") / "seeing", variant="llama3", hidden=64, intermediate=96, layers=1
+    )
+
+
+def convert(checkpoint: Path, out: Path, *more: str | Path) -> Answer:
+    return quantkit("gguf", checkpoint, "-t", "q8_0", "--no-logits", "-o", out, "--format", "json", *more)
+
+
+def test_the_projector_has_the_converters_bytes_and_a_record(checkpoint: Path, tmp_path: Path) -> None:
+    converter = write_converter(tmp_path / "converter", MAIN=TOWER)
+    answer = convert(checkpoint, tmp_path, "--mmproj", "f16", "--mmproj", "bf16", "--converter", converter)
+    assert answer.code == 0, answer.stderr
+    folder = tmp_path / "seeing-GGUF"
+    record = json.loads((folder / "quantkit.json").read_text())["outputs"]
+    written = json.loads(answer.stdout)["projectors"]
+    assert [Path(item["file"]).name for item in written] == ["mmproj-seeing-F16.gguf", "mmproj-seeing-BF16.gguf"]
+    for item in written:
+        alone = tmp_path / "alone.gguf"
+        script = str(converter / "convert_hf_to_gguf.py")
+        words = ["--outfile", str(alone), "--mmproj", "--outtype", item["type"]]
+        subprocess.run([sys.executable, script, str(checkpoint), *words], check=True)
+        assert Path(item["file"]).read_bytes() == alone.read_bytes()
+        entry = record[Path(item["file"]).stem]
+        assert entry["type"] == f"{item['type']} projector"
+        assert entry["files"][Path(item["file"]).name]["sha256"] == item["sha256"]
+        assert "convert_hf_to_gguf.py, sha256" in entry["origin"]["converter"]
+    assert sorted(path.name for path in folder.glob("*.gguf")) == [
+        "mmproj-seeing-BF16.gguf",
+        "mmproj-seeing-F16.gguf",
+        "seeing-Q8_0.gguf",
+    ]
+    again = convert(checkpoint, tmp_path, "--mmproj", "f16", "--converter", converter)
+    assert again.code == 1 and "already exists" in again.sentence
+
+
+def test_no_projector_is_left_when_the_text_model_fails(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OutputError("the disk is full")
+
+    converter = write_converter(tmp_path / "converter", MAIN=TOWER)
+    monkeypatch.setattr(run_module, "run_pass", full)
+    answer = convert(checkpoint, tmp_path / "out", "--mmproj", "f16", "--converter", converter)
+    assert answer.code == 1 and "the disk is full" in answer.sentence
+    assert not list((tmp_path / "out").rglob("*.gguf*"))
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "sentence"),
+    [
+        (("--mmproj", "q4_0"), 2, "a projector has no type 'q4_0'; pass one of f16, bf16, q8_0 to --mmproj"),
+        (("--mmproj", "f16"), 2, "--mmproj needs llama.cpp's converter; pass a checkout of llama.cpp to --converter"),
+    ],
+)
+def test_what_cannot_be_written_is_one_sentence(
+    words: tuple[str, ...], code: int, sentence: str, checkpoint: Path, tmp_path: Path
+) -> None:
+    answer = convert(checkpoint, tmp_path / "out", *words)
+    assert answer.code == code and sentence in answer.sentence
+    assert not list((tmp_path / "out").rglob("*.gguf"))
+
+
+def test_a_model_without_towers_is_the_converters_own_sentence(checkpoint: Path, tmp_path: Path) -> None:
+    failing = TOWER.replace("out = Path", "raise NotImplementedError('no tower')\n        out = Path", 1)
+    converter = write_converter(tmp_path / "converter", MAIN=failing)
+    answer = convert(checkpoint, tmp_path / "out", "--mmproj", "f16", "--converter", converter)
+    assert answer.code == 1 and "no tower" in answer.sentence
+    assert not list((tmp_path / "out").rglob("*.gguf"))
+
+
+def test_a_gguf_has_no_projector(checkpoint: Path, tmp_path: Path) -> None:
+    assert convert(checkpoint, tmp_path).code == 0
+    answer = convert(tmp_path / "seeing-GGUF" / "seeing-Q8_0.gguf", tmp_path / "out", "--mmproj", "f16")
+    assert answer.code != 0 and "--mmproj needs a checkpoint" in answer.sentence
