@@ -64,7 +64,7 @@ def test_a_report_of_another_model_brings_nothing(folder: Path, tmp_path: Path) 
     ("words", "code", "sentence"),
     [
         (("nothing",), 2, "folder nothing not found"),
-        (("empty",), 2, "is not a folder of GGUF files, AWQ or GPTQ"),
+        (("empty",), 2, "is not a folder of GGUF files or of quantized weights"),
         (("Small-GGUF", "--repo", "me"), 2, "--repo 'me' is not a hub id; write ORG/NAME"),
         (("Small-GGUF", "--base-model", "a/b/c"), 2, "--base-model 'a/b/c' is not a hub id"),
         (("Small-GGUF", "--language", "Chinese"), 2, "'Chinese' is not an ISO 639 code"),
