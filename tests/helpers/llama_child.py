@@ -30,6 +30,7 @@ class SharedChild:
     def run(
         self, request: Mapping[str, Any], model: Path, *, timeout: float | None = None, progress: Progress | None = None
     ) -> Any:
+        sessions.require_llama_cpp()
         changed = self._read_environment() != self._environment
         if changed or request["task"] not in _TASKS or not model.is_file():
             return start_child(request, model, timeout=timeout, progress=progress)
