@@ -77,7 +77,11 @@ def _types(conversion: Conversion) -> list[str]:
         raise UsageError("--algorithm has no effect without -t w4a16 or -t w8a16; leave it out")
     if methods and conversion.packed.bits != PackedOptions().bits and all(kind.bits for kind in methods.values()):
         raise UsageError("--bits has no effect without -t awq or -t gptq; leave it out")
-    if methods and conversion.packed.group_size and all(kind.group_sizes == () for kind in methods.values()):
+    if (
+        methods
+        and conversion.packed.group_size is not None
+        and all(kind.group_sizes == () for kind in methods.values())
+    ):
         raise UsageError(f"--group-size has no effect on {' and '.join(methods)}; leave it out")
     return names
 

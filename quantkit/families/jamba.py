@@ -141,6 +141,7 @@ FORWARD = Architecture(
         layers=_has_experts,
     ),
     last_norm="final_layernorm",
+    unpacked=lambda config: "transformers stacks Jamba's experts in one tensor" if config["num_experts"] > 1 else None,
 )
 
 FAMILY = Family(

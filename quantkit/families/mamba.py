@@ -107,6 +107,7 @@ FORWARD = Architecture(
     mamba=_MAMBA,
     last_norm="norm_f",
     tied=True,
+    unpacked=lambda _: "transformers reads the weights of Mamba's linears itself",
 )
 _NORMED = Mamba(
     layers=_MAMBA.layers,

@@ -260,6 +260,7 @@ FORWARD = Architecture(
         layers=_is(_MOE),
     ),
     last_norm="norm_f",
+    unpacked=lambda config: "transformers stacks Nemotron-H's experts in one tensor" if _MOE in kinds(config) else None,
     refused=lambda config: "moe_latent_size" if config.get("moe_latent_size") is not None else None,
 )
 

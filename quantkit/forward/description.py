@@ -459,6 +459,7 @@ class Architecture:
         per_layer: the config of a layer, where layers differ in sizes.
         variant: fields that depend on config.json.
         refused: the setting of config.json that the forward does not support, or None.
+        unpacked: why loaders of AWQ and GPTQ folders do not run the model, or None.
     """
 
     base: str = "model."
@@ -495,3 +496,4 @@ class Architecture:
     per_layer: Callable[[Config, int], Config] = lambda config, _: config
     variant: Callable[[Config], Mapping[str, Any]] = lambda _: {}
     refused: Callable[[Config], str | None] = lambda _: None
+    unpacked: Callable[[Config], str | None] = lambda _: None

@@ -109,6 +109,9 @@ def plan_folder_of(native: Native, layers: Sequence[LayerLinears], request: Fold
     folder_format.check(request)
     if request.dtype is None:
         request = replace(request, dtype=source_dtype(native))
+    reason = native.architecture.unpacked(native.config) if request.method in ("awq", "gptq") else None
+    if reason is not None:
+        raise UnsupportedError(f"{reason}, so no loader of {label} runs this model; convert it to GGUF")
     linears = [linear for layer in layers for entry in layer.inputs for linear in entry.linears]
     stacked = next((linear for linear in linears if linear.index is not None), None)
     if stacked is not None:

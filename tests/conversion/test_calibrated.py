@@ -34,6 +34,7 @@ from quantkit.verify.source_logits import correlations
 from tests.families.expected import write_checkpoint
 from tests.families.models import TOKENS, all_cases, forward_cases
 from tests.forward.test_linears import everyone_everywhere
+from tests.helpers.command import quantkit
 from tests.helpers.tiny import tiny_llama
 
 EIGHT_BIT = (FolderRequest("awq", Grid(8, 16)), FolderRequest("gptq", Grid(8, -1, symmetric=True)))
@@ -43,7 +44,8 @@ WHOLE_ROWS = (FolderRequest("awq", Grid(8, -1)), FolderRequest("gptq", Grid(8, -
 NO_NATIVE = {"baichuan-13b", "baichuan2-13b"}
 STACKED_ONLY = {name for name in all_cases() if name.startswith(("gpt-oss", "granitemoe", "gemma4-experts", "llama4"))}
 STACKED_ONLY |= {"granitehybrid", "granitehybrid-experts-without-mamba"}
-WRITTEN = sorted(forward_cases().keys() - NO_NATIVE - STACKED_ONLY)
+UNPACKED = {"falcon-mamba", "jamba", "mamba", "mamba-silent-rank", "mamba2", "mamba2-tied", "nemotron-h-moe"}
+WRITTEN = sorted(forward_cases().keys() - NO_NATIVE - STACKED_ONLY - UNPACKED)
 # One or two a group in the default suite: what differs in folds, linears, experts or names.
 FIRST = {
     "baichuan2",  # remote code, packed queries, keys and values; normed head
@@ -121,6 +123,14 @@ def test_folders_of_every_architecture_give_the_sources_logits(name: str, tmp_pa
         assert folder.errors.keys() == folder.output.quantized.keys()
         assert max(folder.errors.values()) < 0.01
     assert {path.name for path in tmp_path.iterdir()} == {name, "M-AWQ", "M-GPTQ"}
+
+
+@pytest.mark.parametrize("name", ["mamba2", "jamba", "nemotron-h-moe"])
+def test_a_model_that_no_loader_runs_is_refused(name: str, tmp_path: Path) -> None:
+    done = quantkit("gptq", write_checkpoint(name, tmp_path / name), "-o", tmp_path / "out")
+    assert done.code == 1
+    assert "so no loader of GPTQ runs this model; convert it to GGUF" in done.stderr
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("name", sorted(NO_NATIVE))
