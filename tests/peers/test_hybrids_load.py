@@ -21,7 +21,7 @@ from tests.peers.environments import run_inside
 pytestmark = [pytest.mark.peers, pytest.mark.timeout(3600)]
 
 ROUNDING = 0.008
-MODELS = ("granitehybrid-dense-groups", "falcon-h1")
+MODELS = ("granitehybrid-dense-groups", "falcon-h1", "nemotron-h", "jamba-dense-tied")
 PAIRS = [(model, method) for model in MODELS for method in ("awq", "gptq")]
 
 
