@@ -43,5 +43,6 @@ def interruptible() -> Iterator[None]:
     try:
         yield
     finally:
-        for number in handled:
+        # after an interrupt the process is about to end, and a second one must not reach python's own handler
+        for number in () if received else handled:
             signal.signal(number, before[number])

@@ -155,4 +155,4 @@ def test_a_gguf_is_no_source_for_a_file_of_a_given_size(source: Path, tmp_path: 
     assert quantkit("gguf", source, "-t", "f16", "-o", tmp_path, "--no-logits").code == 0
     answer = quantkit("gguf", tmp_path / "model-GGUF" / "model-F16.gguf", "--target-bpw", "4", "--dry-run")
     assert answer.code == 2
-    assert "convert a checkpoint, not a GGUF" in answer.stderr
+    assert "needs a checkpoint, but model-F16 is a GGUF; convert the original checkpoint" in answer.stderr

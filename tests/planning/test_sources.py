@@ -121,7 +121,7 @@ def test_an_unknown_type_is_refused_with_what_there_is() -> None:
     assert known_types(["Q4_0", "awq", "q4_0"]) == ("q4_0", "awq")
     with pytest.raises(
         UsageError,
-        match=r"unknown quantization type 'q4_9'; the nearest are q4_.*awq, gptq, fp8, fp8-block are types too$",
+        match=r"unknown quantization type 'q4_9'; the nearest are q4_.*awq, gptq, w4a16, .*fp8-block.* are types too$",
     ):
         known_types(["q4_9"])
 
@@ -152,8 +152,8 @@ def test_a_gguf_with_a_cut_header_is_one_sentence(share: float, checkpoint: Path
 
 
 def test_a_recurrent_model_is_refused(tmp_path: Path) -> None:
-    keys = oracle.model_metadata("mamba", n_layer=1, n_embd=64, n_ff=64, n_head=1, n_head_kv=1, n_vocab=100)
+    keys = oracle.model_metadata("rwkv6", n_layer=1, n_embd=64, n_ff=64, n_head=1, n_head_kv=1, n_vocab=100)
     tensors = oracle.model_tensors(n_layer=1, n_embd=64, n_ff=64, n_head=1, n_head_kv=1, n_vocab=100)
     oracle.write_sparse_gguf(tmp_path / "model.gguf", keys, tensors)
-    with pytest.raises(UnsupportedError, match="architecture mamba, whose memory quantkit cannot plan yet"):
+    with pytest.raises(UnsupportedError, match="architecture rwkv6, whose memory quantkit cannot plan yet"):
         open_source(str(tmp_path / "model.gguf"))

@@ -156,7 +156,7 @@ def test_any_matrix_and_text_give_a_result_no_worse_than_rounding(
 
 @pytest.mark.parametrize("static", [True, False])
 def test_integers_do_not_depend_on_threads(static: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gptq_module, "_ROWS", 16)
+    monkeypatch.setattr(gptq_module, "ROUNDED_ROWS", 16)
     x, w = inputs(300, 128), weight(50, 128)
     results = []
     for threads in (1, 2, 7):
