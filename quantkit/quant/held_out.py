@@ -87,6 +87,8 @@ def _errors(
         triangle = np.asarray(factor / np.diagonal(factor), np.float32)
         error = np.empty_like(rounding)
         error[:, order] = propagated(rounding[:, order], triangle)
+        # the next factorisation needs their memory
+        del factor, triangle
         yield shrink, damp, _energy(error, held)
 
 
