@@ -40,8 +40,8 @@ def choose_weights(names: Collection[str], where: str) -> Weights:
     Safetensors are preferred over torch's files.
 
     Raises:
-        CheckpointError: there are no weights, or a numbered shard is missing. The message names what the files are
-            instead: an adapter, GGUF, Meta's original files.
+        CheckpointError: there are no weights, or a numbered shard is missing. The message says whether the files
+            are an adapter, a GGUF, or Meta's original files.
     """
     for kind, single, numbered in _LAYOUTS:
         index = single + ".index.json"

@@ -8,13 +8,12 @@ from quantkit.cli.conversion_options import (
     IMATRIX,
     AdapterOptions,
     CalibrationOptions,
-    CheckpointArg,
     OutputOptions,
     RunOptions,
 )
 from quantkit.cli.convert import convert_source
 from quantkit.cli.option_groups import grouped
-from quantkit.cli.options import output_option
+from quantkit.cli.options import SourceArg, output_option
 from quantkit.cli.output import Out
 from quantkit.errors import OutputError
 
@@ -22,7 +21,7 @@ from quantkit.errors import OutputError
 @grouped
 def imatrix(
     out: Out,
-    source: CheckpointArg,
+    source: SourceArg,
     adapters: AdapterOptions,
     calibration: CalibrationOptions,
     work: RunOptions,
@@ -33,9 +32,9 @@ def imatrix(
 ) -> None:
     """Compute an importance matrix over a calibration text.
 
-    It holds the importance of each input of each weight. The file has the format of llama.cpp's llama-imatrix: llama-
-    quantize and quantkit gguf --imatrix read it. The model runs layer by layer, in the memory of one layer, and needs
-    no GGUF. After a kill the same command resumes.
+    It holds the importance of each input of each weight. The file has the format of llama.cpp's imatrix tool, which its
+    quantize tool and quantkit gguf --imatrix read. A checkpoint runs layer by layer, in the memory of one layer.
+    llama.cpp runs a GGUF, and a model without a family. After a kill the same command resumes.
 
     Example: quantkit imatrix ORG/NAME -o imatrix.gguf
     """

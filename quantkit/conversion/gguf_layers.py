@@ -97,16 +97,15 @@ class FeedbackRounder:
 
     def _curvature(self, matrix: _Matrix, statistics: Statistics) -> Curvature | str:
         """H, prepared; or why it cannot be used."""
-        gram, held = statistics.gram, statistics.held
-        assert gram is not None
+        gram, held_out = statistics.gram, statistics.held_out
+        assert gram is not None and held_out is not None
         if matrix.columns is not None:
-            gram = gram[np.ix_(matrix.columns, matrix.columns)]
-            held = None if held is None else held[np.ix_(matrix.columns, matrix.columns)]
+            order = np.ix_(matrix.columns, matrix.columns)
+            gram, held_out = gram[order], held_out[order]
         count, name = statistics.gram_tokens, f"the input of {matrix.tensor.name}"
         try:
-            trust = choose_trust(
-                gram, count, held, statistics.held_tokens, step_sizes(self._middle_rows(matrix), _GROUP), self.workers
-            )
+            steps = step_sizes(self._middle_rows(matrix), _GROUP)
+            trust = choose_trust(gram, count, held_out, statistics.held_out_tokens, steps, self.workers)
             return curvature(gram, count, damp=trust.damp, shrink=trust.shrink, name=name, workers=self.workers)
         except CalibrationError as error:
             return str(error)

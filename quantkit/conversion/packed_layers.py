@@ -112,8 +112,8 @@ class LayerQuantizer:
         return choose_trust(
             statistics.gram,
             statistics.gram_tokens,
-            statistics.held,
-            statistics.held_tokens,
+            statistics.held_out,
+            statistics.held_out_tokens,
             step_sizes(rows, grid.group_size(rows.shape[1])),
             self.workers,
         )

@@ -48,7 +48,7 @@ def prepare_windows(config: dict[str, Any], family: str) -> dict[str, Any]:
     """Refuse what llama.cpp's graph does not have: a window in no layer, several bases of rotary positions.
 
     Raises:
-        CheckpointError: a list has another number of layers, or there is no window.
+        CheckpointError: a list does not have one entry per layer, or sliding_window is missing.
         UnsupportedError: see above.
     """
     check_granite(config, family)

@@ -14,12 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantkit.llamacpp.calls import Failed, context, evaluate, llama, load
+from quantkit.llamacpp.squares import COUNTS, SUMS, WINDOWS
 
 _F32 = 0
 _LEAST_ROWS = 16
 """llama-imatrix leaves out products with fewer rows; they belong to states, not to tokens."""
-WINDOWS, SUMS, COUNTS = "windows", ".sums", ".counts"
-"""Names of the arrays of a file of sums: how many windows it covers, and the suffixes of a tensor's arrays."""
 
 
 class _Tensor(ctypes.Structure):

@@ -13,7 +13,8 @@ from quantkit.errors import CalibrationError, PassingError
 from quantkit.llamacpp.session import LlamaSession
 from quantkit.progress import Progress
 
-_SUMS, _COUNTS = ".sums", ".counts"
+WINDOWS, SUMS, COUNTS = "windows", ".sums", ".counts"
+"""Names of the arrays of a file of sums: how many windows it covers, and the suffixes of a tensor's arrays."""
 _SAVE_SECONDS = 30.0
 
 
@@ -21,7 +22,7 @@ _SAVE_SECONDS = 30.0
 class TensorSums:
     """Of one GGUF tensor: sums of squares of its inputs, float64 (n_matrices, n_in), and tokens.
 
-    `counts`: float64 (n_experts,) for routed experts, otherwise (1,). `resumed` windows belong to an earlier run.
+    `counts`: float64 (n_experts,) for routed experts, otherwise (1,).
     """
 
     sums: NDArray[np.float64]
@@ -64,22 +65,22 @@ def input_squares(
 
 def forget_damaged(file: Path) -> None:
     """Remove a file of sums that a power cut damaged; the calibration then begins anew."""
+    if not file.exists():
+        return
     try:
         _read(file)
-    except (OSError, ValueError, KeyError, BadZipFile, EOFError):
+    except (ValueError, KeyError, BadZipFile, EOFError):
         file.unlink(missing_ok=True)
 
 
 def _read(file: Path) -> dict[str, TensorSums]:
     try:
         data = file.read_bytes()
-    except FileNotFoundError:
-        raise
     except OSError as error:
         raise PassingError(f"cannot read {file} ({error.strerror or error}); run the same command again") from error
     with np.load(BytesIO(data)) as arrays:
-        names = [name.removesuffix(_SUMS) for name in arrays.files if name.endswith(_SUMS)]
-        return {name: TensorSums(arrays[name + _SUMS], arrays[name + _COUNTS]) for name in names}
+        names = [name.removesuffix(SUMS) for name in arrays.files if name.endswith(SUMS)]
+        return {name: TensorSums(arrays[name + SUMS], arrays[name + COUNTS]) for name in names}
 
 
 def _checked(model: Path, sums: dict[str, TensorSums]) -> dict[str, TensorSums]:

@@ -30,7 +30,7 @@ TYPES = ("f32", "f16", "bf16", "q8_0")
 _BLOCK = 32
 _EMBEDDING = "token_embd.weight"
 _MERGE = "merge it with --adapter instead"
-# Parts of an adapter that are no product, and what they are.
+# Parts of an adapter that are not low-rank matrices, as messages name them.
 _NOT_PRODUCTS = {
     "weight": "a layer that was trained whole",
     "saved_bias": "a bias that was trained",

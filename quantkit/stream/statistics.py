@@ -22,22 +22,24 @@ class Statistics:
     `squares`: the sum of x^2, float64 (width,), for the importance matrix. `tokens`: the number of tokens in `squares`.
     `gram`: H, the sum of x x', float32 (width, width), where a format needs it. `gram_tokens`: the number of tokens in
     `gram`; it exceeds `tokens` for an expert that received too few tokens and is calibrated on extra ones.
-    `held`: the part of `gram` that comes from the `held_tokens` tokens of every fourth sample.
+    `held_out`: the Gram matrix of every fourth sample alone, which is a part of `gram`; `held_out_tokens`: its tokens.
     """
 
     squares: NDArray[np.float64]
     tokens: int = 0
     gram: Array | None = None
     gram_tokens: int = 0
-    held: Array | None = None
-    held_tokens: int = 0
+    held_out: Array | None = None
+    held_out_tokens: int = 0
     pieces: int = 0
 
     @classmethod
     def of(cls, width: int, *, gram: bool) -> "Statistics":
         """Empty statistics of an input of this width; with `gram`, of its Gram matrix too."""
-        matrix, held = (np.zeros((width, width), np.float32) if gram else None for _ in range(2))
-        return cls(np.zeros(width), 0, matrix, 0, held)
+        if not gram:
+            return cls(np.zeros(width))
+        shape = (width, width)
+        return cls(np.zeros(width), gram=np.zeros(shape, np.float32), held_out=np.zeros(shape, np.float32))
 
     @property
     def is_wide(self) -> bool:
@@ -52,17 +54,17 @@ class Statistics:
         for piece in pieces:
             self.squares += fetch(namespace(piece).einsum("ij,ij->j", piece, piece))
             self.tokens += len(piece)
-        if self.gram is None or self.held is None:
+        if self.gram is None or self.held_out is None:
             return
         fitted: list[Array] = list(extra)
-        held: list[Array] = []
+        held_out: list[Array] = []
         for piece in pieces:
             self.pieces += 1
-            (held if self.pieces % HELD_OUT == 0 else fitted).append(piece)
+            (held_out if self.pieces % HELD_OUT == 0 else fitted).append(piece)
         self.gram_tokens += self._add_gram(fitted, [self.gram], workers)
-        held_tokens = self._add_gram(held, [self.gram, self.held], workers)
-        self.gram_tokens += held_tokens
-        self.held_tokens += held_tokens
+        count = self._add_gram(held_out, [self.gram, self.held_out], workers)
+        self.gram_tokens += count
+        self.held_out_tokens += count
 
     def _add_gram(self, pieces: Sequence[Array], sums: Sequence[Array], workers: Workers) -> int:
         """Add x x' of all tokens of `pieces` to each of `sums`; the number of tokens."""

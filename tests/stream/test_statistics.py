@@ -44,6 +44,6 @@ def test_every_fourth_sample_is_held_out_however_the_samples_come(width: int, mo
             entry.add(pieces[start : start + batch])
         held = np.concatenate([pieces[3], pieces[7]]).astype(np.float64)
         everything = np.concatenate(pieces).astype(np.float64)
-        assert entry.held == pytest.approx(held.T @ held, rel=1e-4, abs=1e-3)
+        assert entry.held_out == pytest.approx(held.T @ held, rel=1e-4, abs=1e-3)
         assert entry.gram == pytest.approx(everything.T @ everything, rel=1e-4, abs=1e-3)
-        assert (entry.held_tokens, entry.gram_tokens) == (len(held), len(everything))
+        assert (entry.held_out_tokens, entry.gram_tokens) == (len(held), len(everything))
