@@ -13,11 +13,11 @@ from numpy.typing import NDArray
 from quantkit.adapters.config import FILE, AdapterConfig, parse_adapter_config
 from quantkit.adapters.names import parse_name
 from quantkit.checkpoint import TensorInfo
-from quantkit.checkpoint.checkpoint import read_exactly
 from quantkit.checkpoint.folder import GIT_LFS, read_small_file, refuse_pointer, unreadable
 from quantkit.checkpoint.jsonfile import shown
 from quantkit.checkpoint.safetensors_file import read_header
 from quantkit.checkpoint.sources import HubId, parse_source
+from quantkit.checkpoint.stored import read_exactly
 from quantkit.checkpoint.tensor import NUMPY_DTYPES
 from quantkit.errors import CheckpointError, UnsupportedError, UsageError
 from quantkit.progress import SILENT, Progress

@@ -21,16 +21,10 @@ from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_st
 from huggingface_hub.utils import tqdm as hub_tqdm
 
 from quantkit.checkpoint.checkpoint import Checkpoint, Origin
-from quantkit.checkpoint.folder import (
-    SAFETENSORS,
-    Weights,
-    choose_weights,
-    is_possibly_stale,
-    parse_config,
-    read_small_file,
-)
+from quantkit.checkpoint.folder import SAFETENSORS, Weights, choose_weights, parse_config, read_small_file
 from quantkit.checkpoint.hub_errors import DroppedError, UnreachableError, explain, is_transient, not_cached
 from quantkit.checkpoint.not_checkpoint import describe_names
+from quantkit.checkpoint.quantized.settings import is_possibly_stale
 from quantkit.checkpoint.safetensors_file import PREFIX_BYTES, Header, header_length, parse_header
 from quantkit.checkpoint.sources import SETTINGS_FILES, Checks, checked_config, open_folder
 from quantkit.checkpoint.weights import combine, read_index, shard_names
