@@ -236,7 +236,7 @@ def read_awq_gptq(quantization: Mapping[str, Any], where: str) -> Scheme:
 
 
 def check_grid(method: str, bits: Any, group: Any, where: str) -> None:
-    """Raise UnsupportedError for a number of bits or a group size that the layouts do not have."""
+    """Raise UnsupportedError for a number of bits or a group size that the layout of `method` does not have."""
     if bits not in (2, 3, 4, 8) or type(group) is not int or (group <= 0 and group != -1):
         raise UnsupportedError(
             f"{where} has {method} of {shown(str(bits))} bits in groups of {shown(str(group))};"

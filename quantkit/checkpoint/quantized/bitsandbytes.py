@@ -37,7 +37,7 @@ class _State:
 
 @dataclass
 class BitsAndBytes4(Scheme):
-    """Weights of 4 bits. `shapes` is filled by `read_shapes`, because headers do not state them."""
+    """Weights of 4 bits. `read_states` fills `states`: headers do not state the shapes."""
 
     kind: str = "nf4"
     method: str = "bitsandbytes"
@@ -48,6 +48,10 @@ class BitsAndBytes4(Scheme):
 
     def __post_init__(self) -> None:
         self.layout = self.kind
+
+    @property
+    def title(self) -> str:
+        return f"{self.method} {self.kind} 4 bit"
 
     def read_states(self, stored: StoredTensors) -> None:
         """Read the shape of every linear from its JSON. Raises CheckpointError if it is missing or not readable."""

@@ -40,6 +40,10 @@ class Float4Scheme(Scheme):
     def __post_init__(self) -> None:
         self.parts = (self.packed, "weight_scale", *((self.overall,) if self.overall else ()), *ACTIVATION_PARTS)
 
+    @property
+    def title(self) -> str:
+        return f"{self.method} {str(self.layout).partition('-')[0].upper()} 4 bit, group {self.group}"
+
     def linears(self, tensors: Mapping[str, TensorInfo], where: str) -> list[PackedLinear]:
         linears = []
         for tensor in tensors.values():
