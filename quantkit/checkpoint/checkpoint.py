@@ -15,6 +15,7 @@ from quantkit.checkpoint.jsonfile import shown
 from quantkit.checkpoint.repair import drop_kv_scales, drop_stale_quantization, refuse_packed, unwrap_names
 from quantkit.checkpoint.tensor import FLOAT8, NUMPY_DTYPES, TensorInfo
 from quantkit.errors import CheckpointError, ReadError, UnsupportedError
+from quantkit.system.descriptors import read_into
 
 
 @dataclass(frozen=True)
@@ -204,7 +205,7 @@ def read_exactly(descriptor: int, tensor: TensorInfo, position: int, nbytes: int
     view, done = buffer.data, 0
     while done < nbytes:
         try:
-            got = os.preadv(descriptor, [view[done:]], position + done)
+            got = read_into(descriptor, view[done:], position + done)
         except OSError as error:
             raise ReadError(
                 f"{tensor.file} of {where} cannot be read at tensor {shown(tensor.name)} ({error.strerror}); "

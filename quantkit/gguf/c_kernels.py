@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 
 from quantkit.gguf.types import row_bytes
 from quantkit.scratch import scratch_folder
+from quantkit.system import descriptors, processor
 
 _T = GGMLQuantizationType
 Quantize = Callable[[GGMLQuantizationType, NDArray[np.float32], NDArray[np.uint8]], None]
@@ -105,7 +106,9 @@ def compiled(source: Path, optimize: Sequence[str] = ("-O3",)) -> ctypes.CDLL:
         raise FileNotFoundError("no C compiler")
     sources = [path.read_bytes() for path in (source, *_HEADERS)]
     flags = [*optimize, *_FLAGS]
-    identity = [*sources, " ".join(flags).encode(), str(Path(compiler).resolve()).encode(), _processor()]
+    identity = [*sources, " ".join(flags).encode(), str(Path(compiler).resolve()).encode()]
+    # -march=native compiles for this processor; different machines may share the cache folder
+    identity.append(processor.identity())
     name = f"{source.stem}-{hashlib.sha256(b'|'.join(identity)).hexdigest()[:16]}.so"
     cache = _cache_folder()
     if cache is None:
@@ -160,7 +163,7 @@ def _load_trusted(path: Path) -> ctypes.CDLL | None:
 
 def _read_private(path: Path) -> bytes:
     """The bytes of a private regular file. Raises OSError for a link, or a file that others own or can write."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    descriptor = os.open(path, descriptors.READ | descriptors.NO_FOLLOW)
     with os.fdopen(descriptor, "rb") as file:
         if not _is_private(os.fstat(descriptor), stat.S_ISREG):
             raise PermissionError(f"{path} is not private to this user")
@@ -168,14 +171,4 @@ def _read_private(path: Path) -> bytes:
 
 
 def _is_private(status: os.stat_result, is_kind: Callable[[int], bool]) -> bool:
-    writable_by_others = status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
-    return is_kind(status.st_mode) and status.st_uid == os.geteuid() and not writable_by_others
-
-
-def _processor() -> bytes:
-    """The processor that -march=native compiles for. Different machines may share the cache folder."""
-    try:
-        lines = Path("/proc/cpuinfo").read_bytes().splitlines()
-    except OSError:
-        return os.uname().machine.encode()
-    return b"".join(sorted({line for line in lines if line.startswith((b"flags", b"Features", b"model name"))}))
+    return is_kind(status.st_mode) and descriptors.belongs_to_user_alone(status)

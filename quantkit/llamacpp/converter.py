@@ -8,7 +8,6 @@ import contextlib
 import json
 import os
 import re
-import signal
 import subprocess
 import sys
 import tempfile
@@ -25,6 +24,8 @@ from quantkit.errors import PassingError, QuantkitError, ReadError, UnsupportedE
 from quantkit.files import user_path
 from quantkit.gguf.reader import GgufHeader, read_header
 from quantkit.scratch import drop_scratch, make_scratch
+from quantkit.system import memory
+from quantkit.system.processes import was_killed
 
 FOLDER_VARIABLE = "QUANTKIT_LLAMA_CPP"
 """Environment variable: the folder of llama.cpp's converter, or a checkout of llama.cpp."""
@@ -160,11 +161,7 @@ class ConverterSession:
     @property
     def memory(self) -> int:
         """Bytes of memory that the process holds now."""
-        try:
-            pages = int(Path(f"/proc/{self._child.pid}/statm").read_text().split()[1]) if self._child else 0
-        except (OSError, ValueError, IndexError):
-            return 0
-        return pages * os.sysconf("SC_PAGE_SIZE")
+        return (memory.resident(self._child.pid) or 0) if self._child else 0
 
     def close(self) -> None:
         """End the process and remove its folder."""
@@ -234,7 +231,7 @@ class ConverterSession:
         if kind is None:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._child.wait(_SECONDS_TO_DIE)
-            if self._child.returncode == -signal.SIGKILL:
+            if was_killed(self._child.returncode):
                 return PassingError(f"{what} was killed (too little memory?); free some memory and run it again")
             reason = self._last_line()
             return QuantkitError(f"{what} stopped with code {self._child.returncode}{f' ({reason})' if reason else ''}")

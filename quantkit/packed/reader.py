@@ -3,7 +3,6 @@
 The layouts are in `read_awq_gptq`, `read_float8` and the modules beside them, which share nothing with the writers.
 """
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType, TracebackType
@@ -26,6 +25,7 @@ from quantkit.packed.read_compressed import read_compressed
 from quantkit.packed.read_float4 import read_float4
 from quantkit.packed.read_float8 import read_float8
 from quantkit.packed.scheme import PackedLinear, Scheme
+from quantkit.system.descriptors import read_into
 
 __all__ = ["PackedLinear", "QuantizedFolder", "open_quantized", "read_scheme"]
 
@@ -99,7 +99,7 @@ class QuantizedFolder:
         data, done = np.empty((stop - start) * row, np.uint8), 0
         while done < len(data):
             at = tensor.offset + start * row + done
-            got = os.preadv(self._files.descriptors[tensor.file], [data[done:].data], at)
+            got = read_into(self._files.descriptors[tensor.file], data[done:].data, at)
             if got == 0:
                 raise CheckpointError(
                     f"{tensor.file} of {self.folder} ends inside tensor {shown(tensor.name)}; it changed after it"
