@@ -24,12 +24,15 @@ SEQUENCE = 512
 
 _AUTO_ROUND = """\
 import sys
+import numpy, torch
 from auto_round import AutoRound
-model, out, samples, iterations = sys.argv[1:]
+model, tokens, out, iterations = sys.argv[1:]
+samples = [torch.from_numpy(sample[None].astype("int64")) for sample in numpy.load(tokens)]
 options = {"iters": int(iterations)} if int(iterations) else {"iters": 0, "disable_opt_rtn": False}
-AutoRound(model, scheme="GGUF:Q4_0", nsamples=int(samples), seqlen=512, device_map="cpu", **options).quantize_and_save(
-    out, format="gguf:q4_0"
+made = AutoRound(
+    model, scheme="GGUF:Q4_0", dataset=samples, nsamples=len(samples), seqlen=512, device_map="cpu", **options
 )
+made.quantize_and_save(out, format="gguf:q4_0")
 """
 
 
@@ -116,14 +119,10 @@ class Files:
         """llama-imatrix's importance matrix over the samples that quantkit has."""
         kept = self.folder / "imatrix.npz"
         if not kept.exists():
-            source = None if self.options.calibration is None else str(self.options.calibration)
-            with open_checkpoint(str(self.model)) as checkpoint:
-                n_samples = self.options.n_samples
-                samples = load_samples(checkpoint, source=source, n_samples=n_samples, seq_len=SEQUENCE)
-            model, scratch = self._source(), self.folder / "imatrix-run"
+            tokens, model, scratch = self._tokens(), self._source(), self.folder / "imatrix-run"
             scratch.mkdir(exist_ok=True)
             start = time.monotonic()
-            entries = llama_imatrix(model, samples.tokens, scratch)
+            entries = llama_imatrix(model, tokens, scratch)
             self._spent(IMATRIX, start)
             means = {
                 name: (entry.sums.reshape(len(entry.counts), -1) / np.maximum(entry.counts, 1)[:, None]).ravel()
@@ -136,6 +135,16 @@ class Files:
         with np.load(kept) as arrays:
             return {name: np.asarray(arrays[name], np.float32) for name in arrays.files}
 
+    def _tokens(self) -> NDArray[np.int32]:
+        """The calibration samples, as quantkit makes them."""
+        calibration = self.options.calibration
+        source, chat = (None, None) if calibration is None else (str(calibration), False)
+        with open_checkpoint(str(self.model)) as checkpoint:
+            samples = load_samples(
+                checkpoint, source=source, n_samples=self.options.n_samples, seq_len=SEQUENCE, chat=chat
+            )
+        return samples.tokens
+
     def _source(self) -> Path:
         """The model as a bf16 GGUF, for llama.cpp's tools."""
         path = self.folder / "source-bf16.gguf"
@@ -147,14 +156,14 @@ class Files:
         return path
 
     def _auto_round(self, python: Path) -> list[Path]:
-        """AutoRound's export of Q4_0 from as many samples of its own calibration text; 0 iterations: opt-RTN."""
+        """AutoRound's export of Q4_0 from the same samples; 0 iterations: opt-RTN."""
         path = self.folder / f"autoround-{self.options.auto_round_iterations}-q4_0.gguf"
         if not path.exists():
-            out = self.folder / "auto-round"
-            numbers = [str(self.options.n_samples), str(self.options.auto_round_iterations)]
+            out, tokens = self.folder / "auto-round", self.folder / "tokens.npy"
+            np.save(tokens, self._tokens())
             start = time.monotonic()
-            command = [str(python), "-c", _AUTO_ROUND, str(self.model), str(out), *numbers]
-            done = subprocess.run(command, stdout=sys.stderr, check=False)
+            command = [python, "-c", _AUTO_ROUND, self.model, tokens, out, str(self.options.auto_round_iterations)]
+            done = subprocess.run(list(map(str, command)), stdout=sys.stderr, check=False)
             self._spent(AUTO_ROUND, start)
             made = sorted(out.rglob("*.gguf"))
             if done.returncode or not made:
