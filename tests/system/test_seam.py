@@ -27,8 +27,7 @@ def bound_to_a_system(tree: ast.AST) -> Iterator[str]:
         elif isinstance(node, ast.ImportFrom) and node.module in MODULES:
             yield node.module or ""
         elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
-            if node.attr in NAMES.get(node.value.id, ()):
-                yield f"{node.value.id}.{node.attr}"
+            yield from (f"{node.value.id}.{name}" for name in NAMES.get(node.value.id, ()) if name == node.attr)
 
 
 def test_no_other_room_calls_what_only_some_systems_have() -> None:
