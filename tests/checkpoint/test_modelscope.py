@@ -175,7 +175,7 @@ def test_a_cookie_file_that_names_code_does_not_run_it(
 def test_a_connection_dropped_in_the_middle_of_a_shard_is_resumed_where_it_broke(hub: Hub, client: Client) -> None:
     hub.drops[SHARDS[0]] = Drop(after=300_000)
     assert client.open()["data"] == DATA
-    assert hub.ranges[SHARDS[0]] == [(0, 300_000), (300_000, len(FILES[SHARDS[0]]))]
+    assert hub.stored(SHARDS[0]) == [(0, 300_000), (300_000, len(FILES[SHARDS[0]]))]
 
 
 def test_an_unfinished_download_continues_in_the_next_run(hub: Hub, client: Client) -> None:
@@ -185,7 +185,7 @@ def test_an_unfinished_download_continues_in_the_next_run(hub: Hub, client: Clie
     partial.parent.mkdir(parents=True)
     partial.write_bytes(FILES[SHARDS[0]][:half])
     assert client.open()["data"] == DATA
-    assert hub.ranges[SHARDS[0]] == [(half, len(FILES[SHARDS[0]]))]
+    assert hub.stored(SHARDS[0]) == [(half, len(FILES[SHARDS[0]]))]
 
 
 def test_a_file_of_another_hash_than_the_list_states_is_refused_and_not_kept(hub: Hub, client: Client) -> None:
@@ -200,7 +200,7 @@ def test_a_file_that_was_replaced_since_the_list_is_refused_before_its_bytes(hub
     hub.repos[REPO].linked_hashes[SHARDS[1]] = hashlib.sha256(b"another").hexdigest()
     result = client.open()
     assert result["error"] == "ReadError" and "changed on the server" in result["message"]
-    assert SHARDS[1] not in hub.ranges
+    assert not hub.stored(SHARDS[1])
 
 
 @pytest.mark.parametrize("layout", ["models/some-org--Tiny-Llama/snapshots/master", "hub/models/some-org/Tiny-Llama"])
@@ -210,7 +210,7 @@ def test_files_that_modelscopes_own_client_fetched_are_used(hub: Hub, client: Cl
     (folder / SHARDS[0]).write_bytes(FILES[SHARDS[0]])
     (folder / SHARDS[1]).write_bytes(FILES[SHARDS[1]][:-1] + b"x")  # of the right size, but another file
     assert client.open()["data"] == DATA
-    assert SHARDS[0] not in hub.ranges and SHARDS[1] in hub.ranges
+    assert not hub.stored(SHARDS[0]) and hub.stored(SHARDS[1])
 
 
 def test_a_list_with_a_path_out_of_the_folder_is_refused(hub: Hub, client: Client) -> None:

@@ -78,7 +78,7 @@ def test_measure_takes_a_modelscope_id(hub: Hub, tmp_path: Path) -> None:
 
 def test_a_recipe_takes_a_modelscope_id(hub: Hub, tmp_path: Path) -> None:
     recipe = tmp_path / "tiny.toml"
-    recipe.write_text(f'version = 1\n[model]\nsource = "{SOURCE}"\n[formats]\ngguf = ["q8_0"]\n')
+    recipe.write_text(f'version = 1\n[model]\nname = "tiny"\nsource = "{SOURCE}"\n[formats]\ngguf = ["q8_0"]\n')
     answer = quantkit("bake", recipe, "-o", tmp_path / "out", "--dry-run", env=environment(hub, tmp_path))
     assert answer.code == 0, answer.stderr
     assert SOURCE in answer.stdout

@@ -91,9 +91,22 @@ class Hub:
     """File name -> first and last byte plus one of the bytes that the store sent, in order."""
     requests: list[Served] = field(default_factory=list)
     endpoint: str = ""
+    busy: int = 0
+    idle: threading.Condition = field(default_factory=threading.Condition, repr=False)
+
+    def settle(self) -> None:
+        """Wait until every answer is written down: a client may have its last byte before that."""
+        with self.idle:
+            self.idle.wait_for(lambda: self.busy == 0, timeout=5)
+
+    def stored(self, name: str) -> list[tuple[int, int]]:
+        """First byte and end of each range of a weight file that the store sent, in order."""
+        self.settle()
+        return self.ranges.get(name, [])
 
     def sent(self, ending: str) -> int:
         """Body bytes sent for paths that end so."""
+        self.settle()
         return sum(served.sent for served in self.requests if served.path.endswith(ending))
 
 
@@ -138,10 +151,20 @@ def hub_handler(hub: Hub) -> Any:
             pass
 
         def do_HEAD(self) -> None:
-            self._route()
+            self._one()
 
         def do_GET(self) -> None:
-            self._route()
+            self._one()
+
+        def _one(self) -> None:
+            with hub.idle:
+                hub.busy += 1
+            try:
+                self._route()
+            finally:
+                with hub.idle:
+                    hub.busy -= 1
+                    hub.idle.notify_all()
 
         def _route(self) -> None:
             path = unquote(urlsplit(self.path).path)
