@@ -146,6 +146,8 @@ ENVIRONMENT = {
     "QUANTKIT_LLAMA_CPP": "a checkout of llama.cpp, or the folder of its converter, for models without a family",
     "QUANTKIT_LLAMA_CPP_PYTHON": "the Python with torch that runs that converter",
     "QUANTKIT_FAMILIES": "folders of further family files, separated as in PATH",
+    "QUANTKIT_LLAMA_SERVER": "the llama-server of `quantkit serve`, if it is not on the PATH",
+    "QUANTKIT_API_KEY": "the key of `quantkit serve --api-key`",
     "CC": "the C compiler of quantkit's kernels",
     "XDG_CACHE_HOME": "where the compiled kernels are kept",
     "GGML_BACKEND_PATH": "a further llama.cpp backend to load",

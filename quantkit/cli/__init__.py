@@ -32,6 +32,7 @@ COMMANDS = {
     "measure": "Measure what quantization cost: perplexity, KL divergence, memory, speed.",
     "plan": "Show which format and placement fit a machine, from headers alone.",
     "run": "Chat with a GGUF file, by llama.cpp.",
+    "serve": "Serve a GGUF file with an OpenAI-compatible API and a web page to chat in.",
     "inspect": "Show what a checkpoint or an output is, from headers alone.",
     "ollama": "Write Modelfiles and publish a GGUF on Ollama.",
     "card": "Write a model card for a folder of outputs.",

@@ -176,8 +176,8 @@ class GgufOptions:
     )
     converter: Path | None = option(
         None,
-        "llama.cpp's checkout or converter folder, for a model without a family.",
-        metavar="DIR",
+        "llama.cpp's checkout or converter folder, for a model without a family; pinned downloads it.",
+        metavar="DIR|pinned",
         show_default="$QUANTKIT_LLAMA_CPP",
     )
     converter_python: Path | None = option(

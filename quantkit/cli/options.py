@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from quantkit.errors import UsageError
+from quantkit.planning.context import KV_TYPES
 
 _SIZE = re.compile(r"^\s*(\d+(?:\.\d+)?)\s*([kmgt]?)(i?)b?\s*$", re.IGNORECASE)
 
@@ -72,6 +73,17 @@ RpcOption = Annotated[
     list[str] | None,
     typer.Option("--rpc", metavar="HOST:PORT", help="A llama.cpp rpc-server whose devices count as GPUs; repeatable."),
 ]
+CpuMoeOption = Annotated[
+    int | None,
+    typer.Option(
+        "--n-cpu-moe",
+        metavar="N",
+        min=0,
+        help="Layers whose experts stay on the CPU.",
+        show_default="what fits, with --gpu-layers auto",
+    ),
+]
+KvTypeOption = Annotated[str, typer.Option(metavar="TYPE", help=f"Type of the KV cache: {', '.join(KV_TYPES)}.")]
 SystemOption = Annotated[str | None, typer.Option(metavar="TEXT", help="The system message.")]
 ChatTemplateOption = Annotated[
     str | None, typer.Option(metavar="FILE|NAME", help="A Jinja file, a built-in template, or none.")

@@ -13,7 +13,6 @@ import ctypes
 import hashlib
 import os
 import shutil
-import stat
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -23,6 +22,7 @@ from gguf import GGMLQuantizationType
 from numpy.typing import NDArray
 
 from quantkit.gguf.types import row_bytes
+from quantkit.private_cache import private_cache_folder, read_private
 from quantkit.scratch import scratch_folder
 
 _T = GGMLQuantizationType
@@ -107,7 +107,7 @@ def compiled(source: Path, optimize: Sequence[str] = ("-O3",)) -> ctypes.CDLL:
     flags = [*optimize, *_FLAGS]
     identity = [*sources, " ".join(flags).encode(), str(Path(compiler).resolve()).encode(), _processor()]
     name = f"{source.stem}-{hashlib.sha256(b'|'.join(identity)).hexdigest()[:16]}.so"
-    cache = _cache_folder()
+    cache = private_cache_folder()
     if cache is None:
         with scratch_folder() as folder:
             return ctypes.CDLL(str(_compile([compiler, *flags], source, folder / name)))
@@ -134,42 +134,16 @@ def _compile(compiler: Sequence[str], source: Path, library: Path) -> Path:
     return library
 
 
-def _cache_folder() -> Path | None:
-    """The user's cache folder, created if missing; None without a home folder or when others can write to it."""
-    try:
-        folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "quantkit"
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        if _is_private(folder.lstat(), stat.S_ISDIR) and os.access(folder, os.W_OK | os.X_OK):
-            return folder
-    except (OSError, RuntimeError):  # RuntimeError: no HOME, and the user id has no entry in the password file
-        pass
-    return None
-
-
 def _load_trusted(path: Path) -> ctypes.CDLL | None:
     """The library at `path`; None when it is missing, incomplete, or another user may have written it."""
     try:
-        recorded = _read_private(path.with_suffix(".sha256"))
-        data = _read_private(path)
+        recorded = read_private(path.with_suffix(".sha256"))
+        data = read_private(path)
     except OSError:
         return None
     if hashlib.sha256(data).hexdigest().encode() != recorded.strip():
         return None
     return ctypes.CDLL(str(path))
-
-
-def _read_private(path: Path) -> bytes:
-    """The bytes of a private regular file. Raises OSError for a link, or a file that others own or can write."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-    with os.fdopen(descriptor, "rb") as file:
-        if not _is_private(os.fstat(descriptor), stat.S_ISREG):
-            raise PermissionError(f"{path} is not private to this user")
-        return file.read()
-
-
-def _is_private(status: os.stat_result, is_kind: Callable[[int], bool]) -> bool:
-    writable_by_others = status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
-    return is_kind(status.st_mode) and status.st_uid == os.geteuid() and not writable_by_others
 
 
 def _processor() -> bytes:

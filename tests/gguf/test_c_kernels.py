@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 
+from quantkit import private_cache
 from quantkit.gguf import c_kernels, kernels
 from quantkit.gguf.types import row_bytes
 
@@ -122,7 +123,7 @@ def test_a_library_that_others_may_have_written_is_compiled_again(
         cached.rename(cached.with_name("elsewhere"))
         cached.symlink_to("elsewhere")
     else:
-        monkeypatch.setattr(c_kernels.os, "geteuid", lambda: cached.stat().st_uid + 1)
+        monkeypatch.setattr(private_cache.os, "geteuid", lambda: cached.stat().st_uid + 1)
         assert c_kernels._load_trusted(cached) is None
         return
     assert c_kernels._load_trusted(cached) is None
@@ -138,7 +139,7 @@ def test_a_cache_folder_that_others_can_write_is_not_used(cached: Path) -> None:
     before = sorted(cached.parent.iterdir())
     assert c_kernels.compiled(c_kernels.SOURCE).quantkit_q4_k
     assert sorted(cached.parent.iterdir()) == before
-    assert c_kernels._cache_folder() is None
+    assert private_cache.private_cache_folder() is None
 
 
 @needs_compiler
@@ -147,6 +148,6 @@ def test_without_a_home_the_kernels_are_compiled_outside_the_cache(monkeypatch: 
         raise RuntimeError("Could not determine home directory.")
 
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
-    monkeypatch.setattr(c_kernels.Path, "home", no_home)
-    assert c_kernels._cache_folder() is None
+    monkeypatch.setattr(private_cache.Path, "home", no_home)
+    assert private_cache.private_cache_folder() is None
     assert c_kernels.compiled(c_kernels.SOURCE).quantkit_q4_k
