@@ -32,7 +32,7 @@ def plan(
         str,
         typer.Argument(
             metavar="SOURCE",
-            help="A hub id (ORG/NAME or ORG/NAME@REVISION), a checkpoint folder, a config.json, or a GGUF file.",
+            help="A hub id ([modelscope:]ORG/NAME[@REVISION]), a checkpoint folder, a config.json, or a GGUF file.",
             show_default=False,
         ),
     ],
