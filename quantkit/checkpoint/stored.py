@@ -1,6 +1,5 @@
 """The tensors of open weight files, read as they are stored."""
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +10,7 @@ from numpy.typing import NDArray
 from quantkit.checkpoint.jsonfile import shown
 from quantkit.checkpoint.tensor import NUMPY_DTYPES, TensorInfo
 from quantkit.errors import CheckpointError, ReadError
+from quantkit.system.descriptors import read_into
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ def read_exactly(descriptor: int, tensor: TensorInfo, position: int, nbytes: int
     view, done = buffer.data, 0
     while done < nbytes:
         try:
-            got = os.preadv(descriptor, [view[done:]], position + done)
+            got = read_into(descriptor, view[done:], position + done)
         except OSError as error:
             raise ReadError(
                 f"{tensor.file} of {where} cannot be read at tensor {shown(tensor.name)} ({error.strerror}); "

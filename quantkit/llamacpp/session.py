@@ -8,7 +8,6 @@ import importlib.util
 import json
 import os
 import re
-import signal
 import subprocess
 import sys
 import tempfile
@@ -24,6 +23,7 @@ import numpy.typing as npt
 import quantkit
 from quantkit.errors import MissingExtraError, PassingError, QuantkitError
 from quantkit.scratch import folder_in_memory, scratch_folder
+from quantkit.system.processes import was_killed
 
 Progress = Callable[..., object]
 
@@ -153,7 +153,7 @@ class LlamaSession:
         if late.is_set():
             raise QuantkitError(f"{self.model}: llama.cpp did not finish in {timeout:g} seconds and was stopped")
         reason = _explain(self.model, answer, self._log)
-        if code == -signal.SIGKILL or _NO_MEMORY.search(reason):
+        if was_killed(code) or _NO_MEMORY.search(reason):
             raise PassingError(f"{reason} (too little memory?); the finished work is kept, free some memory and rerun")
         if _NO_SPACE.search(reason):
             raise PassingError(f"{reason}; the finished work is kept, free some space in /tmp or /dev/shm and rerun")
@@ -175,7 +175,7 @@ class LlamaSession:
         try:
             self._child.stdin.write(json.dumps(request).encode() + b"\n")
             self._child.stdin.flush()
-        except BrokenPipeError:
+        except OSError:  # BrokenPipeError; on Windows another one
             return None
         for line in self._child.stdout:
             if not line.endswith(b"\n"):
@@ -193,7 +193,7 @@ class LlamaSession:
         """Stop the generation that `ask` waits for; from another thread or a signal handler."""
         assert self._child.stdin is not None
         # write past the buffer, which a handler may have interrupted
-        with contextlib.suppress(BrokenPipeError):
+        with contextlib.suppress(OSError):
             os.write(self._child.stdin.fileno(), b'{"task": "stop"}\n')
 
     def close(self) -> None:
@@ -217,12 +217,16 @@ def run_child(
         return session.ask(request, timeout=timeout, progress=progress)
 
 
+def telling_line(lines: Sequence[str]) -> str:
+    """The first line of llama.cpp's log that tells a reason, without the names of functions; "" if there is none."""
+    telling = [line for line in lines if re.search(r"error|invalid|assert|abort|missing|unknown", line, re.IGNORECASE)]
+    return re.sub(r"^(error loading model: |\w+: )+", "", (telling or lines or [""])[0])
+
+
 def _explain(model: Path, answer: dict[str, Any] | None, log: IO[bytes]) -> str:
     """One sentence: what llama.cpp could not do, and the first line of its log with the reason."""
     log.seek(0)
     lines = [line.strip() for line in log.read().decode("utf-8", "replace").splitlines() if line.strip()]
     what = answer["error"] if answer else "stopped without an answer"
-    telling = [line for line in lines if re.search(r"error|invalid|assert|abort|missing|unknown", line, re.IGNORECASE)]
-    reason = (telling or lines or [""])[0]
-    reason = re.sub(r"^(error loading model: |\w+: )+", "", reason)
+    reason = telling_line(lines)
     return f"{model}: llama.cpp {what}" + (f": {reason}" if reason else "")
