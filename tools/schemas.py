@@ -379,6 +379,18 @@ RUN = {
     "prompt_seconds": "number",
 }
 
+SERVE = {
+    "command": Const(("serve",)),
+    "model": "string",
+    "alias": "string",
+    "server": Const(("llama-server", "llama-cpp-python")),
+    "url": "string",
+    "n_ctx": "integer",
+    "parallel": "integer",
+    "gpu_layers": "integer?",
+    "cpu_moe": "integer",
+}
+
 OLLAMA = OneOf(
     (
         {
@@ -508,6 +520,7 @@ SCHEMAS = {
     "lora": ("`--format json` of lora", LORA),
     "plan": ("`--format json` of plan", PLAN),
     "run": ("`--format json` of run", RUN),
+    "serve": ("`--format json` of serve, written when the server answers", SERVE),
     "inspect": ("`--format json` of inspect", INSPECT),
     "ollama": ("`--format json` of ollama", OLLAMA),
     "card": ("`--format json` of card", CARD),

@@ -110,7 +110,7 @@ def open_adapter(request: AdapterRequest, *, offline: bool = False, progress: Pr
     where = parse_source(request.source)
     if isinstance(where, HubId):
         folder, revision = _fetch(where, request.source, offline=offline, progress=progress)
-        name, repo_id = where.repo_id.split("/")[-1], where.repo_id
+        name, repo_id = where.repo_id.split("/")[-1], where.recorded
     else:
         folder, revision, repo_id = where.resolve(), None, None
         name = Path(os.path.normpath(where.absolute())).name
@@ -142,7 +142,7 @@ def _fetch(where: HubId, source: str, *, offline: bool, progress: Progress) -> t
     # Imported here, because a local folder does not need the hub client, which is slow to import.
     from quantkit.checkpoint import hub
 
-    request = hub.Request(where.repo_id, where.revision, source, progress=progress)
+    request = hub.Request(where, source, progress=progress)
     folder = hub.fetch_files(request, (FILE, WEIGHTS), offline=offline)
     return folder, folder.name
 

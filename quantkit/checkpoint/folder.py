@@ -94,7 +94,7 @@ def parse_index(data: bytes, name: str, where: str) -> dict[str, str]:
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(f"{what} has no weight_map; download it again")
     for tensor, file in weight_map.items():
-        if not isinstance(file, str) or not _stays_inside(file):
+        if not isinstance(file, str) or not stays_inside(file):
             raise CheckpointError(
                 f"{what} places tensor {shown(tensor)} in {shown(str(file))}, which is not a file name inside the "
                 f"checkpoint; download it again from a source you trust"
@@ -102,7 +102,8 @@ def parse_index(data: bytes, name: str, where: str) -> dict[str, str]:
     return weight_map
 
 
-def _stays_inside(file: str) -> bool:
+def stays_inside(file: str) -> bool:
+    """Whether a file name of a checkpoint's index or list is relative and leads to a place inside the checkpoint."""
     if not file or not file.isprintable() or "\\" in file:
         return False
     path = PurePosixPath(file)

@@ -15,7 +15,7 @@ from typer.core import TyperCommand, TyperGroup
 
 from quantkit import __version__
 from quantkit.cli.errors import Interrupted, explain
-from quantkit.cli.options import DebugOption, Format, FormatOption
+from quantkit.cli.options import DebugOption, Format, FormatOption, MirrorOption, use_mirror
 from quantkit.cli.output import Out
 from quantkit.cli.signals import interruptible
 from quantkit.errors import UsageError
@@ -32,6 +32,7 @@ COMMANDS = {
     "measure": "Measure what quantization cost: perplexity, KL divergence, memory, speed.",
     "plan": "Show which format and placement fit a machine, from headers alone.",
     "run": "Chat with a GGUF file, by llama.cpp.",
+    "serve": "Serve a GGUF file with an OpenAI-compatible API and a web page to chat in.",
     "inspect": "Show what a checkpoint or an output is, from headers alone.",
     "ollama": "Write Modelfiles and publish a GGUF on Ollama.",
     "card": "Write a model card for a folder of outputs.",
@@ -129,10 +130,15 @@ def load_command(name: str) -> TyperCommand:
 
 
 def _with_output(function: Callable[..., None]) -> Callable[..., None]:
-    """`function(out, ...)` as a command whose `out` comes from --format; every command has --format and --debug."""
+    """`function(out, ...)` as a command whose `out` comes from --format; every command has --format and --debug.
+
+    A command that has --offline reads from the hub, so it has --mirror too.
+    """
 
     @wraps(function)
     def command(format_: Format, debug: bool, **arguments: Any) -> None:
+        if mirror := arguments.pop("mirror", None):
+            use_mirror(mirror)
         del debug  # read by quantkit.cli.errors, which also sees errors of the parser
         function(Out(format_), **arguments)
 
@@ -141,6 +147,8 @@ def _with_output(function: Callable[..., None]) -> Callable[..., None]:
         Parameter("format_", Parameter.KEYWORD_ONLY, default=Format.human, annotation=FormatOption),
         Parameter("debug", Parameter.KEYWORD_ONLY, default=False, annotation=DebugOption),
     ]
+    if any(parameter.name == "offline" for parameter in own):
+        shared.insert(0, Parameter("mirror", Parameter.KEYWORD_ONLY, default=None, annotation=MirrorOption))
     parameters = [parameter.replace(kind=Parameter.KEYWORD_ONLY) for parameter in own] + shared
     command.__signature__ = signature(function).replace(parameters=parameters)  # type: ignore[attr-defined]
     command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}

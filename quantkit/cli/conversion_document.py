@@ -26,7 +26,7 @@ def planned_document(plan: ConversionPlan, command: str) -> dict[str, Any]:
 def result_document(result: Result, command: str) -> dict[str, Any]:
     """The document of a finished run of `command`."""
     projectors = [
-        _projector(item.output) | {"verified": not item.failed, **{"sha256": sha for sha in item.sha256.values()}}
+        _projector(item.output, item.sha256) | {"verified": not item.failed}
         for item in result.outputs
         if _is_projector(item.output)
     ]
@@ -47,9 +47,12 @@ def _is_projector(output: OutputPlan) -> bool:
     return isinstance(output, GgufOutput) and output.projector
 
 
-def _projector(output: OutputPlan) -> dict[str, Any]:
+def _projector(output: OutputPlan, sha256: Mapping[str, str] | None = None) -> dict[str, Any]:
+    """A projector of the document; a file that could not be read back has no hash."""
     assert isinstance(output, GgufOutput)
-    return {"file": str(final_paths(output)[0]), "type": output.type.name, "bytes": output.size}
+    (path,) = final_paths(output)
+    document = {"file": str(path), "type": output.type.name, "bytes": output.size}
+    return document | ({"sha256": sha256[path.name]} if sha256 and path.name in sha256 else {})
 
 
 def conversion_facts(plan: ConversionPlan) -> dict[str, Any]:

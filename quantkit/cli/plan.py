@@ -7,11 +7,18 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from quantkit.cli.options import AUTO, GPU_LAYERS, OfflineOption, context_option, parse_gpu_layers, parse_size
+from quantkit.cli.options import (
+    AUTO,
+    GPU_LAYERS,
+    KvTypeOption,
+    OfflineOption,
+    context_option,
+    parse_gpu_layers,
+    parse_size,
+)
 from quantkit.cli.output import Out, human_bytes
 from quantkit.errors import UsageError
 from quantkit.machine import Machine, this_machine
-from quantkit.planning.context import KV_TYPES
 
 if TYPE_CHECKING:
     from quantkit.planning.phones import Phone
@@ -25,7 +32,7 @@ def plan(
         str,
         typer.Argument(
             metavar="SOURCE",
-            help="A hub id (ORG/NAME or ORG/NAME@REVISION), a checkpoint folder, a config.json, or a GGUF file.",
+            help="A hub id ([modelscope:]ORG/NAME[@REVISION]), a checkpoint folder, a config.json, or a GGUF file.",
             show_default=False,
         ),
     ],
@@ -54,7 +61,7 @@ def plan(
         typer.Option("--phone", metavar="SIZE", help="Plan for a phone sold with so much memory: 4G, 6G, 8G, 12G."),
     ] = None,
     ctx: Annotated[int | None, context_option(default="4096, or the trained")] = None,
-    kv_type: Annotated[str, typer.Option(metavar="TYPE", help=f"Type of the KV cache: {', '.join(KV_TYPES)}.")] = "f16",
+    kv_type: KvTypeOption = "f16",
     gpu_layers: Annotated[str, GPU_LAYERS] = AUTO,
     cpu_moe: Annotated[
         int | None,

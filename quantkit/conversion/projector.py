@@ -62,7 +62,7 @@ def write_projectors(
         UnsupportedError, QuantkitError: see `ConverterSession`; the model has no tower that the converter knows.
         OutputError: a file exists (see `force`), or the folder is not writable or too small.
     """
-    tool = find_converter(options)
+    tool = find_converter(options, progress=progress)
     if tool is None:
         raise UsageError(
             "--mmproj needs llama.cpp's converter; pass a checkout of llama.cpp to --converter, or set"

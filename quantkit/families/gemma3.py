@@ -25,7 +25,8 @@ from quantkit.families.base.traits import Traits
 from quantkit.families.gemma import MATRICES, RMS_FROM_ONE, norm
 from quantkit.families.gemma2 import FORWARD as GEMMA2_FORWARD
 from quantkit.families.gemma2 import NORMS, refuse_other_query_scale
-from quantkit.forward.description import Attention, Config, given
+from quantkit.forward.config_keys import Config, given
+from quantkit.forward.mixers import Attention
 from quantkit.forward.settings import HEAD_NORMS, local_rope, query_scale, slides, window
 from quantkit.tokenizer.roles import SpacePrefix, TokenRoles
 

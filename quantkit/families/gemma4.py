@@ -23,18 +23,10 @@ from quantkit.families.base.sliding import sliding_layers
 from quantkit.families.base.traits import Traits
 from quantkit.families.gemma3 import read_local_rope
 from quantkit.families.gemma4_vision import PROJECTOR
-from quantkit.forward.description import (
-    Architecture,
-    Attention,
-    Beside,
-    Config,
-    Experts,
-    FeedForward,
-    Form,
-    LayerInputs,
-    Norm,
-    given,
-)
+from quantkit.forward.config_keys import Config, given
+from quantkit.forward.description import Architecture, Beside, Experts, FeedForward, LayerInputs
+from quantkit.forward.mixers import Attention
+from quantkit.forward.parts import Form, Norm
 from quantkit.forward.settings import HEAD_NORMS, local_rope, size_of, slides, window
 from quantkit.tokenizer.roles import RawBpe, SpacePrefix, TokenRoles
 

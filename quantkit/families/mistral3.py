@@ -17,7 +17,9 @@ from quantkit.families.llama import DEFAULTS, llama_keys
 from quantkit.families.llama import FAMILY as LLAMA
 from quantkit.families.llama import prepare as prepare_llama
 from quantkit.families.pixtral import PROJECTOR as PIXTRAL
-from quantkit.forward.description import Architecture, Attention, Config
+from quantkit.forward.config_keys import Config
+from quantkit.forward.description import Architecture
+from quantkit.forward.mixers import Attention
 
 _TEXT_TYPE = "ministral3"
 # transformers' Ministral3Config.

@@ -25,7 +25,10 @@ from quantkit.families.base.traits import Traits
 from quantkit.families.gemma import plus_one
 from quantkit.families.qwen2 import ROPE_KINDS
 from quantkit.families.qwen3vl import QWEN3_5_PROJECTOR
-from quantkit.forward.description import Architecture, Attention, Config, DeltaNet, Norm, given, head_dim
+from quantkit.forward.config_keys import Config, given, head_dim
+from quantkit.forward.description import Architecture
+from quantkit.forward.mixers import Attention, DeltaNet
+from quantkit.forward.parts import Norm
 from quantkit.forward.settings import HEAD_NORMS
 
 _KINDS = ("linear_attention", "full_attention")

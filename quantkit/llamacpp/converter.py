@@ -24,6 +24,8 @@ from numpy.typing import NDArray
 from quantkit.errors import PassingError, QuantkitError, ReadError, UnsupportedError, UsageError
 from quantkit.files import user_path
 from quantkit.gguf.reader import GgufHeader, read_header
+from quantkit.llamacpp.pinned_converter import PINNED, pinned_converter
+from quantkit.progress import SILENT, Progress
 from quantkit.scratch import drop_scratch, make_scratch
 
 FOLDER_VARIABLE = "QUANTKIT_LLAMA_CPP"
@@ -54,7 +56,6 @@ class Converter:
 @dataclass(frozen=True)
 class ConverterOptions:
     """Where the converter is (`folder`, `python`; None for the environment), and what it converts.
-
     `pre`: the name of the BPE pre-tokenizer. `arguments`: further options of its command line. `seconds`: the longest
     wait for one answer.
     """
@@ -66,13 +67,20 @@ class ConverterOptions:
     seconds: float = _SECONDS
 
 
-def find_converter(options: ConverterOptions, environment: Mapping[str, str] | None = None) -> Converter | None:
+def find_converter(
+    options: ConverterOptions,
+    environment: Mapping[str, str] | None = None,
+    *,
+    offline: bool = False,
+    progress: Progress = SILENT,
+) -> Converter | None:
     """The converter that the options or the environment name; None if neither names one.
 
     A Python beside the converter (.venv or venv, in its folder or the one above) serves before quantkit's own.
 
     Raises:
         UsageError: the folder has no convert_hf_to_gguf.py, or the Python does not exist.
+        HubError, QuantkitError: see `pinned_converter`.
     """
     environment = os.environ if environment is None else environment
     folder = options.folder or _path_of(environment.get(FOLDER_VARIABLE))
@@ -81,10 +89,13 @@ def find_converter(options: ConverterOptions, environment: Mapping[str, str] | N
         raise UsageError(f"{python}, the Python of llama.cpp's converter, was not found; correct --converter-python")
     if folder is None:
         return Converter(None, python) if python is not None else None
+    if str(folder) == PINNED and not folder.exists():
+        folder = pinned_converter(offline=offline, progress=progress)
     script = folder if folder.name == SCRIPT else folder / SCRIPT
     if not script.is_file():
         raise UsageError(
-            f"{folder} has no {SCRIPT}; pass a checkout of llama.cpp or the folder of its converter to --converter"
+            f"{folder} has no {SCRIPT}; pass a checkout of llama.cpp, the folder of its converter, or"
+            f" '{PINNED}' to --converter"
         )
     script = script.absolute()
     beside = (script.parent / name for name in _PYTHONS)

@@ -217,12 +217,16 @@ def run_child(
         return session.ask(request, timeout=timeout, progress=progress)
 
 
+def telling_line(lines: Sequence[str]) -> str:
+    """The first line of llama.cpp's log that tells a reason, without the names of functions; "" if there is none."""
+    telling = [line for line in lines if re.search(r"error|invalid|assert|abort|missing|unknown", line, re.IGNORECASE)]
+    return re.sub(r"^(error loading model: |\w+: )+", "", (telling or lines or [""])[0])
+
+
 def _explain(model: Path, answer: dict[str, Any] | None, log: IO[bytes]) -> str:
     """One sentence: what llama.cpp could not do, and the first line of its log with the reason."""
     log.seek(0)
     lines = [line.strip() for line in log.read().decode("utf-8", "replace").splitlines() if line.strip()]
     what = answer["error"] if answer else "stopped without an answer"
-    telling = [line for line in lines if re.search(r"error|invalid|assert|abort|missing|unknown", line, re.IGNORECASE)]
-    reason = (telling or lines or [""])[0]
-    reason = re.sub(r"^(error loading model: |\w+: )+", "", reason)
+    reason = telling_line(lines)
     return f"{model}: llama.cpp {what}" + (f": {reason}" if reason else "")

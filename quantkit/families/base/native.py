@@ -12,7 +12,8 @@ from quantkit.checkpoint import Checkpoint
 from quantkit.families import MappedTensor, canonical_checkpoint, find_architecture, find_family, read_mapped
 from quantkit.families.base.family import Take
 from quantkit.families.base.mapping import Part
-from quantkit.forward.description import Architecture, Experts, given
+from quantkit.forward.config_keys import given
+from quantkit.forward.description import Architecture, Experts
 from quantkit.forward.forward import Decoder
 from quantkit.forward.weights import Weights
 

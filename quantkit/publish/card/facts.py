@@ -12,7 +12,7 @@ from quantkit.inspection.record import changed_since, entry_of, read_record
 from quantkit.measurement.document import Model, Report
 from quantkit.measurement.reading import read_report
 from quantkit.packed.registry import FORMATS, read_type
-from quantkit.publish.card.metadata import is_hub_id
+from quantkit.publish.card.metadata import page_of
 from quantkit.publish.ollama.facts import facts_of_gguf
 
 KINDS = {"gguf": "GGUF", **{name: kind.label for name, kind in FORMATS.items()}}
@@ -22,7 +22,8 @@ KINDS = {"gguf": "GGUF", **{name: kind.label for name, kind in FORMATS.items()}}
 class CardModel:
     """The publisher's statements about the model; only the name is required.
 
-    `base_model`: a hub id. `license`: the hub's identifier, or the licence's name. `languages`: ISO 639 codes.
+    `base_model`: a hub id, or modelscope:ORG/NAME. `license`: the hub's identifier, or the licence's name.
+    `languages`: ISO 639 codes.
     `ollama_name`: NAMESPACE/MODEL on Ollama. `hub_repo`: the hub repository of the card.
     """
 
@@ -118,7 +119,7 @@ def card_facts(folder: Path, kind: str, model: CardModel, report: Mapping[str, A
         description=description,
         weights=weights,
         report=own_report,
-        base_model=model.base_model or (source if source and is_hub_id(source) else None),
+        base_model=model.base_model or (source if source and page_of(source) else None),
         revision=revision if isinstance(revision, str) else None,
         license=model.license or (facts_of_gguf(folder / weights[0].path).license if kind == "gguf" else None),
     )

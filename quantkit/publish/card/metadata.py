@@ -64,6 +64,14 @@ def metadata(
     return {name: value for name, value in fields.items() if value is not None}
 
 
+def page_of(model: str) -> str | None:
+    """The page of a hub id, or of modelscope:ORG/NAME; None for another text."""
+    hub, _, name = model.rpartition(":")
+    if hub == "modelscope" and is_hub_id(name):
+        return f"https://modelscope.cn/models/{name}"
+    return f"https://huggingface.co/{model}" if is_hub_id(model) else None
+
+
 def front_matter(fields: dict[str, Any]) -> str:
     """The YAML between lines of dashes, as huggingface_hub writes it."""
     from huggingface_hub import ModelCardData
