@@ -59,8 +59,7 @@ def convert(
     """
     if not (types or gguf.preset or gguf.target):
         raise UsageError("no type is given; name one with -t (-t q4_k_m), or a size with --target-size")
-    if types and (repacked := repackable(source, types)):
-        repack_source(out, source, repacked, output, work)
+    if types and (repacked := repackable(source, types)) and repack_source(out, source, repacked, output, work):
         return
     conversion = Conversion(tuple(types or ()), output, gguf, packed, awq, gptq, calibration, adapters, calibrates=True)
     convert_source(out, "convert", source, conversion, work)

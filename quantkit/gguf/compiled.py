@@ -16,6 +16,7 @@ from pathlib import Path
 
 from quantkit.private_cache import private_cache_folder, read_private
 from quantkit.scratch import scratch_folder
+from quantkit.system import processor
 
 HEADERS = Path(__file__).parent / "c"
 # No fused multiply-add: it rounds once where ggml's code rounds twice.
@@ -33,7 +34,9 @@ def compiled(*sources: Path, optimize: Sequence[str] = ("-O3",)) -> ctypes.CDLL:
         raise FileNotFoundError("no C compiler")
     command = [compiler, *optimize, *_FLAGS, *(("-march=native",) if platform.machine() in ("x86_64", "AMD64") else ())]
     texts = [path.read_bytes() for path in (*sources, *sorted(HEADERS.glob("*.h")))]
-    identity = [*texts, " ".join(command[1:]).encode(), str(Path(compiler).resolve()).encode(), _processor()]
+    identity = [*texts, " ".join(command[1:]).encode(), str(Path(compiler).resolve()).encode()]
+    # -march=native compiles for this processor; different machines may share the cache folder
+    identity.append(processor.identity())
     name = f"{sources[0].stem}-{hashlib.sha256(b'|'.join(identity)).hexdigest()[:16]}.so"
     cache = private_cache_folder()
     if cache is None:
@@ -77,12 +80,3 @@ def _compile(command: Sequence[str], sources: Sequence[Path], library: Path) -> 
         env=environment,
     )
     return library
-
-
-def _processor() -> bytes:
-    """The processor that -march=native compiles for. Different machines may share the cache folder."""
-    try:
-        lines = Path("/proc/cpuinfo").read_bytes().splitlines()
-    except OSError:
-        return platform.machine().encode()
-    return b"".join(sorted({line for line in lines if line.startswith((b"flags", b"Features", b"model name"))}))

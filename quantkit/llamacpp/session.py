@@ -8,7 +8,6 @@ import importlib.util
 import json
 import os
 import re
-import signal
 import subprocess
 import sys
 import tempfile
@@ -24,6 +23,7 @@ import numpy.typing as npt
 import quantkit
 from quantkit.errors import MissingExtraError, PassingError, QuantkitError
 from quantkit.scratch import folder_in_memory, scratch_folder
+from quantkit.system.processes import was_killed
 
 Progress = Callable[..., object]
 
@@ -153,7 +153,7 @@ class LlamaSession:
         if late.is_set():
             raise QuantkitError(f"{self.model}: llama.cpp did not finish in {timeout:g} seconds and was stopped")
         reason = _explain(self.model, answer, self._log)
-        if code == -signal.SIGKILL or _NO_MEMORY.search(reason):
+        if was_killed(code) or _NO_MEMORY.search(reason):
             raise PassingError(f"{reason} (too little memory?); the finished work is kept, free some memory and rerun")
         if _NO_SPACE.search(reason):
             raise PassingError(f"{reason}; the finished work is kept, free some space in /tmp or /dev/shm and rerun")
@@ -175,7 +175,7 @@ class LlamaSession:
         try:
             self._child.stdin.write(json.dumps(request).encode() + b"\n")
             self._child.stdin.flush()
-        except BrokenPipeError:
+        except OSError:  # BrokenPipeError; on Windows another one
             return None
         for line in self._child.stdout:
             if not line.endswith(b"\n"):
@@ -193,7 +193,7 @@ class LlamaSession:
         """Stop the generation that `ask` waits for; from another thread or a signal handler."""
         assert self._child.stdin is not None
         # write past the buffer, which a handler may have interrupted
-        with contextlib.suppress(BrokenPipeError):
+        with contextlib.suppress(OSError):
             os.write(self._child.stdin.fileno(), b'{"task": "stop"}\n')
 
     def close(self) -> None:

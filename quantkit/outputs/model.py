@@ -125,6 +125,7 @@ def model_from_checkpoint(
         UsageError: the layers of `mtp` "only" do not exist.
         CheckpointError, TokenizerError, UnsupportedError: the checkpoint or its tokenizer cannot be converted.
     """
+    checkpoint.require_shapes()
     config = with_scalars(checkpoint)
     family = find_family(config)
     sizes = family.sizes(config, checkpoint.tensors)
