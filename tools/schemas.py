@@ -371,6 +371,9 @@ RUN = {
     "command": Const(("run",)),
     "model": "string",
     "prompt": "string",
+    # with --image
+    "images?": ["string"],
+    "mmproj?": "string",
     "answer": "string",
     "ended": "string",
     "tokens": "integer",

@@ -164,7 +164,7 @@ CASES = (
                 "vision_config": {
                     **QWEN,
                     "model_type": "qwen2_5_vl",
-                    "fullatt_block_indexes": [0, 1, 2],
+                    "fullatt_block_indexes": [2],
                     "hidden_size": 96,
                     "intermediate_size": 112,
                     "out_hidden_size": 64,
