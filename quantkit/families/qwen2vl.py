@@ -82,6 +82,8 @@ def _tower(config: dict[str, Any], _sources: Sources) -> dict[str, Any]:
     """The tower's config under the standard names; of Qwen2-VL the width of the layers is `embed_dim`."""
     only(config, "temporal_patch_size", 2, family="Qwen2-VL")
     only(config, "spatial_merge_size", 2, family="Qwen2-VL")
+    # the converter writes no key for it
+    only(config, "window_size", 112, family="Qwen2.5-VL")
     named = {**config, "num_attention_heads": config.get("num_heads"), "num_hidden_layers": config.get("depth")}
     if "embed_dim" in config:
         # a key of the GGUF that llama.cpp does not read for this tower

@@ -1,9 +1,9 @@
 """libmtmd, llama.cpp's library for images, for the llama.cpp that is installed here.
 
-`make` leaves it out of llama-cpp-python. A test that needs it takes the one of MTMD_CPP_LIB, which llama-cpp-python
-reads too, or that of an earlier `build`, or that of the package; otherwise it is skipped.
+An environment made before `make` built it has none. A test that needs it takes the one of MTMD_CPP_LIB, which
+llama-cpp-python reads too, or that of the package, or that of an earlier `build`; otherwise it is skipped.
 
-    python -m tests.helpers.mtmd        compiles it from the sdist into .cache/mtmd: a minute or two
+    python -m tests.helpers.mtmd        compiles it from the sdist into .cache/mtmd: a minute
 """
 
 import os
@@ -12,8 +12,6 @@ import subprocess
 import tarfile
 import tempfile
 from pathlib import Path
-
-import pytest
 
 from tests.helpers.peer import REPOSITORY, installed_libraries
 
@@ -28,15 +26,6 @@ def find() -> Path | None:
     """The folder of libmtmd.so, or None."""
     folders = [Path(os.environ[VARIABLE])] if VARIABLE in os.environ else [installed_libraries(), CACHE / "lib"]
     return next((folder for folder in folders if (folder / "libmtmd.so").exists()), None)
-
-
-@pytest.fixture(scope="session")
-def libmtmd() -> str:
-    """The folder of libmtmd.so; skips the test if there is none."""
-    folder = find()
-    if folder is None:
-        pytest.skip("llama.cpp was built without libmtmd; python -m tests.helpers.mtmd compiles it")
-    return str(folder)
 
 
 def build() -> Path:

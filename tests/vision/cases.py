@@ -168,7 +168,7 @@ CASES = (
                     "hidden_size": 96,
                     "intermediate_size": 112,
                     "out_hidden_size": 64,
-                    "window_size": 56,
+                    "window_size": 112,
                 },
             },
         ),

@@ -10,12 +10,14 @@ import json
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import gguf
 import ml_dtypes
+import numpy as np
 
 from demo.safetensors_file import write_safetensors
 from tests.families.expected import read_header
@@ -39,11 +41,17 @@ def expected(name: str) -> dict[str, Any]:
 
 
 def write_checkpoint(
-    name: str, layout: dict[str, list[int]], folder: Path, *, values: dict[str, list[int]] | None = None
+    name: str,
+    layout: dict[str, list[int]],
+    folder: Path,
+    *,
+    values: dict[str, list[int]] | None = None,
+    change: Callable[[str, np.ndarray], np.ndarray] = lambda name, values: values,
 ) -> Path:
     """The case's checkpoint, as published: folder/NAME with bfloat16 weights, tokenizer and processor files.
 
-    `values`: names by which the values are drawn, in the order of `layout`; its own by default.
+    `values`: names by which the values are drawn, in the order of `layout`; its own by default. `change` is applied to
+    each tensor.
     """
     case, here = case_of(name), folder / name
     here.mkdir(parents=True)
@@ -51,7 +59,9 @@ def write_checkpoint(
     for file, settings in case.processors.items():
         (here / file).write_text(json.dumps(settings))
     drawn = zip(layout.items(), values or layout, strict=True)
-    tensors = {key: weight(0, name, tuple(shape)).astype(ml_dtypes.bfloat16) for (key, shape), name in drawn}
+    tensors = {
+        key: change(key, weight(0, name, tuple(shape)).astype(ml_dtypes.bfloat16)) for (key, shape), name in drawn
+    }
     write_safetensors(here / "model.safetensors", {key: ("BF16", value) for key, value in sorted(tensors.items())})
     write_tokenizer(here, "smollm")
     if case.break_token:

@@ -28,9 +28,13 @@ def main() -> None:
 def _vectors(result: Any) -> np.ndarray:
     """The projected vectors, whatever the class returns."""
     pooled = result.pooler_output if hasattr(result, "pooler_output") else result
-    pooled = pooled if not isinstance(pooled, (list, tuple)) else pooled[0]
-    parts = [pooled, *(getattr(result, "deepstack_features", None) or ())]
+    # one entry an image where a list holds them
+    parts = [part[0] if isinstance(part, list | tuple) else part for part in (pooled, *_deepstack(result))]
     return np.concatenate([part.reshape(-1, part.shape[-1]).float().numpy() for part in parts], axis=-1)
+
+
+def _deepstack(result: Any) -> tuple[Any, ...]:
+    return tuple(getattr(result, "deepstack_features", None) or ())
 
 
 def _inputs(checkpoint: Path, image: np.ndarray) -> dict[str, np.ndarray]:

@@ -39,6 +39,10 @@ DAMAGES: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
         lambda config: config["vision_config"].update(temporal_patch_size=3),
         "temporal_patch_size is 3, but llama.cpp runs Qwen2-VL only with 2",
     ),
+    "a small window": (
+        lambda config: config["vision_config"].update(window_size=56),
+        "window_size is 56, but llama.cpp runs Qwen2.5-VL only with 112",
+    ),
     "uneven windows": (
         lambda config: config["vision_config"].update(fullatt_block_indexes=[1, 2]),
         "fullatt_block_indexes is [1, 2], but llama.cpp needs layers at equal distances",

@@ -12,8 +12,9 @@ from PIL import Image
 from quantkit.api import ConvertOptions, convert
 from quantkit.errors import UsageError
 from quantkit.gguf.projector_file import choose_projector, projectors_beside
+from quantkit.llamacpp.conversation import Loading, converse
 from tests.helpers.command import quantkit
-from tests.helpers.mtmd import VARIABLE, libmtmd  # noqa: F401
+from tests.helpers.mtmd import VARIABLE
 from tests.vision.expected import expected, write_checkpoint
 
 NAME = "qwen3-vl"
@@ -46,12 +47,8 @@ def write_gguf(path: Path, arch: str, **keys: str | int) -> Path:
     return path
 
 
-def test_the_model_answers_about_an_image(
-    folder: Path,
-    libmtmd: str,
-    monkeypatch: pytest.MonkeyPatch,  # noqa: F811
-) -> None:
-    monkeypatch.setenv(VARIABLE, libmtmd)
+@pytest.mark.usefixtures("libmtmd")
+def test_the_model_answers_about_an_image(folder: Path) -> None:
     words = ("run", folder / f"{NAME}-Q8_0.gguf", "-p", "what is it?", "-n", "3", "--raw", "--seed", "1")
     plain = quantkit(*words, "--format", "json")
     seeing = quantkit(*words, "--image", folder / "image.png", "--format", "json")
@@ -64,26 +61,32 @@ def test_the_model_answers_about_an_image(
     assert document["tokens"] == 3
 
 
-def test_a_file_that_is_no_image_is_one_sentence(
-    folder: Path,
-    libmtmd: str,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,  # noqa: F811
-) -> None:
-    monkeypatch.setenv(VARIABLE, libmtmd)
+@pytest.mark.usefixtures("libmtmd")
+def test_a_later_question_keeps_the_image_in_the_cache(folder: Path) -> None:
+    """And its answer is that of a conversation that begins with it."""
+    answers = {}
+    for questions in (("what is it?", "which colour?"), ("which colour?",)):
+        model = folder / f"{NAME}-Q8_0.gguf"
+        with converse(model, n_ctx=256, system=None, raw=True, sampling={"temperature": 0.0}) as talk:
+            talk.show([folder / "image.png"], choose_projector(model, None))
+            talk.open(Loading(gpu_layers=0))
+            answers[questions] = [talk.say(text, most=6, show=lambda piece: None) for text in questions]
+    (_, second), (alone,) = answers.values()
+    # at least the 16 tokens of the image
+    assert second.prompt_tokens + 16 <= alone.prompt_tokens
+    assert second.text == alone.text
+
+
+@pytest.mark.usefixtures("libmtmd")
+def test_a_file_that_is_no_image_is_one_sentence(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "notes.png").write_text("not an image")
     words = ("run", folder / f"{NAME}-Q8_0.gguf", "-p", "what is it?", "--image", tmp_path / "notes.png")
     answer = quantkit(*words)
     assert answer.code == 1 and "cannot read notes.png as an image" in answer.sentence
 
 
-def test_a_projector_that_llama_cpp_refuses_is_one_sentence(
-    folder: Path,
-    libmtmd: str,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,  # noqa: F811
-) -> None:
-    monkeypatch.setenv(VARIABLE, libmtmd)
+@pytest.mark.usefixtures("libmtmd")
+def test_a_projector_that_llama_cpp_refuses_is_one_sentence(folder: Path, tmp_path: Path) -> None:
     damaged = tmp_path / "mmproj.gguf"
     reader = (folder / f"mmproj-{NAME}-F16.gguf").read_bytes()
     damaged.write_bytes(reader.replace(b"qwen3vl_merger", b"qwen9vl_merger"))
