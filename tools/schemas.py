@@ -163,7 +163,9 @@ CONVERSION = {
     "resumed_layers?": "integer",
     "resumed_tensors?": "integer",
     # --mmproj
-    "projectors?": [{"file": "string", "type": "string", "bytes": "integer", "sha256": "string"}],
+    "projectors?": [
+        {"file": "string", "type": "string", "bytes": "integer", "sha256?": "string", "verified?": "boolean"}
+    ],
 }
 
 QUALITY = {
@@ -369,6 +371,9 @@ RUN = {
     "command": Const(("run",)),
     "model": "string",
     "prompt": "string",
+    # with --image
+    "images?": ["string"],
+    "mmproj?": "string",
     "answer": "string",
     "ended": "string",
     "tokens": "integer",

@@ -22,6 +22,7 @@ from quantkit.families.base.refusals import GELU, only
 from quantkit.families.base.sliding import sliding_layers
 from quantkit.families.base.traits import Traits
 from quantkit.families.gemma3 import read_local_rope
+from quantkit.families.gemma4_vision import PROJECTOR
 from quantkit.forward.config_keys import Config, given
 from quantkit.forward.description import Architecture, Beside, Experts, FeedForward, LayerInputs
 from quantkit.forward.mixers import Attention
@@ -414,6 +415,7 @@ FAMILY = Family(
         Dropped(r"(model\.)?(embed_vision|vision_embedder)\..*", VISION_LEFT_OUT),
         Dropped(r"(model\.)?(audio_tower|embed_audio)\..*", "they hear audio; this GGUF holds the text model only"),
     ),
+    projectors={"Gemma4ForConditionalGeneration": PROJECTOR},
     rope_kinds=("proportional",),
     forward={"Gemma4ForCausalLM": FORWARD},
     traits=Traits(sliding_every=_PATTERN, scaled_embedding=True, normed_values=True, output_after_norm=True),

@@ -16,6 +16,7 @@ from quantkit.families.base.refusals import SILU, only
 from quantkit.families.llama import DEFAULTS, llama_keys
 from quantkit.families.llama import FAMILY as LLAMA
 from quantkit.families.llama import prepare as prepare_llama
+from quantkit.families.pixtral import PROJECTOR as PIXTRAL
 from quantkit.forward.config_keys import Config
 from quantkit.forward.description import Architecture
 from quantkit.forward.mixers import Attention
@@ -82,5 +83,6 @@ FAMILY = replace(
     text_models={"Mistral3ForConditionalGeneration": ("Mistral3ForConditionalGeneration", None)},
     rename=TEXT_PREFIXES,
     dropped=(Dropped(VISION, VISION_LEFT_OUT),),
+    projectors={"Mistral3ForConditionalGeneration": PIXTRAL},
     forward={"Ministral3ForCausalLM": Architecture(attention=Attention(late_queries=_late_queries))},
 )

@@ -19,7 +19,7 @@ from quantkit.families.qwen2moe import keys as mixture_keys
 from quantkit.families.qwen3 import HEAD_NORM_RULES
 from quantkit.families.qwen3moe import DEFAULTS
 from quantkit.families.qwen3moe import FAMILY as QWEN3_MOE
-from quantkit.families.qwen3vl import deepstack_key
+from quantkit.families.qwen3vl import PROJECTOR, deepstack_key
 
 _MLP, _TO = "model.layers.{layer}.mlp", "blk.{layer}"
 
@@ -102,6 +102,7 @@ FAMILY = replace(
     text_models={"Qwen3VLMoeForConditionalGeneration": ("Qwen3MoeForCausalLM", "qwen3_vl_moe_text")},
     rename=TEXT_PREFIXES,
     dropped=(Dropped(VISION, VISION_LEFT_OUT),),
+    projectors={"Qwen3VLMoeForConditionalGeneration": PROJECTOR},
     canonical=lambda sizes: Canonical(_native_config, _NATIVE_RULES),
     # no layer reads it
     no_effect=("sliding_window",),
