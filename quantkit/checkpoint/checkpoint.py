@@ -5,16 +5,21 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType, TracebackType
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from quantkit.checkpoint.float8 import SCALE_DTYPES, apply_scales, block_of, block_size, pair_scales, to_float32
 from quantkit.checkpoint.jsonfile import shown
+from quantkit.checkpoint.kept_rows import Span
 from quantkit.checkpoint.repair import drop_kv_scales, drop_stale_quantization, refuse_packed, unwrap_names
 from quantkit.checkpoint.tensor import FLOAT8, NUMPY_DTYPES, TensorInfo
 from quantkit.errors import CheckpointError, ReadError, UnsupportedError
+
+if TYPE_CHECKING:
+    # needs the hub's client, which is slow to import
+    from quantkit.checkpoint.streamed import StreamedWeights
 
 
 @dataclass(frozen=True)
@@ -35,11 +40,15 @@ class WeightFiles:
     tensors: Mapping[str, TensorInfo]
     header_sha256: Mapping[str, str]
     descriptors: Mapping[str, int] | None = field(default=None)
+    streamed: "StreamedWeights | None" = None
+    """The files that are read by ranges; they have no descriptor."""
 
     def close(self) -> None:
         """Close the files."""
         for descriptor in (self.descriptors or {}).values():
             os.close(descriptor)
+        if self.streamed is not None:
+            self.streamed.close()
 
 
 class Adapted(Protocol):
@@ -96,6 +105,7 @@ class Checkpoint:
         self._block = block_size(config, origin.source)
         self._weights = weights
         self._overlay: ReadOver | None = None
+        self._recorded: list[Span] | None = None
         self.adapters: tuple[Adapted, ...] = ()
         self._closed = False
 
@@ -103,6 +113,21 @@ class Checkpoint:
     def has_weights(self) -> bool:
         """Whether rows can be read; not if only the headers of the weights were opened."""
         return self._weights.descriptors is not None
+
+    @property
+    def streamed(self) -> "StreamedWeights | None":
+        """The weight files that are read by ranges; None if all are on the disk."""
+        return self._weights.streamed
+
+    def spans_of(self, read: Callable[[], object]) -> list[Span]:
+        """The bytes of weight files that `read` reads through this checkpoint; it gets zeros in their place."""
+        self._recorded = []
+        try:
+            with np.errstate(all="ignore"):
+                read()
+            return self._recorded
+        finally:
+            self._recorded = None
 
     def amend(self, config: dict[str, Any], tensors: Mapping[str, TensorInfo], note: str) -> None:
         """Replace the config and the tensors by what the weights show; `note` tells the user."""
@@ -163,7 +188,13 @@ class Checkpoint:
                 f"tensor {shown(tensor.name)} cannot be read: the weights of {self.source} were not downloaded, "
                 f"only their headers; open it without headers_only"
             )
-        descriptor = self._weights.descriptors[tensor.file]
+        if self._recorded is not None:
+            self._recorded.append(Span(tensor.file, tensor.offset + offset, nbytes))
+            return np.zeros(nbytes, np.uint8)
+        descriptor = self._weights.descriptors.get(tensor.file)
+        if descriptor is None:
+            assert self._weights.streamed is not None  # every file has one or the other
+            return self._weights.streamed.read(tensor, offset, nbytes)
         return read_exactly(descriptor, tensor, tensor.offset + offset, nbytes, self.source)
 
     def require_complete(self) -> None:

@@ -15,6 +15,7 @@ from threadpoolctl import threadpool_limits
 
 from quantkit.conversion.gguf_layers import FeedbackRounder
 from quantkit.conversion.gguf_pass import has_all_files
+from quantkit.conversion.layer_outputs import LayerOutputs
 from quantkit.conversion.packed_layers import LayerQuantizer, LayerSums, quantizer_of
 from quantkit.errors import OutputError, PassingError
 from quantkit.files import partial_path
@@ -26,7 +27,7 @@ from quantkit.outputs.calibration import CalibrationPlan
 from quantkit.outputs.packed_folders import in_file_order
 from quantkit.outputs.plan import ConversionPlan
 from quantkit.packed.writer import FolderWriter
-from quantkit.progress import Progress
+from quantkit.progress import SILENT, Progress
 from quantkit.stream.stream import Stream
 from quantkit.workers import Workers
 
@@ -52,8 +53,16 @@ class Calibration:
     rounded: Mapping[str, Sequence[str]]
 
 
-def calibrate(plan: ConversionPlan, calibration: CalibrationPlan, journal: Journal, progress: Progress) -> Calibration:
+def calibrate(
+    plan: ConversionPlan,
+    calibration: CalibrationPlan,
+    journal: Journal,
+    progress: Progress,
+    others: LayerOutputs | None = None,
+) -> Calibration:
     """Run the model over the samples layer by layer; write every packed folder, still under its partial name.
+
+    `others`: the other outputs of a streamed source, of which each layer is written after its calibration.
 
     Raises:
         CalibrationError: the text or the checkpoint gives statistics that cannot be used.
@@ -90,12 +99,14 @@ def calibrate(plan: ConversionPlan, calibration: CalibrationPlan, journal: Journ
         stack.enter_context(stream)
         progress.start("calibrating", count)
         first = _first_layer(plan, count, journal, stream)
+        if _OUTSIDE_LAYERS not in journal.records:
+            journal.finished(_OUTSIDE_LAYERS, _copy_outside_layers(calibration, quantizers))
+        if others is not None:
+            others.write_outside(journal, SILENT)
         if first == 0:
             stream.embed()
         else:
             progress.advance(first, f"layer {first} of {count}")
-        if _OUTSIDE_LAYERS not in journal.records:
-            journal.finished(_OUTSIDE_LAYERS, _copy_outside_layers(calibration, quantizers))
         for number in range(first, count):
             sums = LayerSums(quantizers if rounder is None else [rounder, *quantizers])
             stream.layer(number, sums)
@@ -104,6 +115,8 @@ def calibrate(plan: ConversionPlan, calibration: CalibrationPlan, journal: Journ
                 journal.finished(name, reasons)
             record = {quantizer.plan.request.method: quantizer.record() for quantizer in quantizers}
             journal.finished(_step(number), {**record, "tokens": sums.tokens, "starved": sums.starved})
+            if others is not None:
+                others.write_layer(number, journal, SILENT, _by_linear(calibration.layers[number], sums.squares))
             worst = [f", worst error {max(q.errors.values()):.1%}" for q in quantizers if q.errors]
             progress.advance(1, f"layer {number + 1} of {count}, {peak_memory() / 1e6:.0f} MB{max(worst, default='')}")
         for quantizer in quantizers:
