@@ -78,6 +78,8 @@ def convert_source(out: Out, command: str, source: str, conversion: Conversion, 
     from quantkit.outputs.request import conversion_request
 
     check_stream(source, stream=work.stream, offline=work.offline)
+    if work.stream and conversion.gguf.mmproj:
+        raise UsageError("--mmproj reads whole files by llama.cpp's converter; leave out --mmproj or --stream")
     types, options = convert_options(conversion, work, is_gguf=is_gguf(source))
     request = conversion_request(types, conversion.output.output, options, is_gguf=is_gguf(source))
     if request.folders and not is_gguf(source):

@@ -66,7 +66,7 @@ def write_direct_folders(plan: ConversionPlan, journal: Journal, progress: Progr
         for folder in folders:
             config = folder.plan.config(native.config)
             folder.writer.finish(config, native.checkpoint.folder, folder.plan.more_files())
-        records = [journal.records[_STEP + name] for name in names]
+        records = [journal.records[direct_step(name)] for name in names]
     methods = [folder.plan.request.method for folder in folders]
     hashes = {
         method: {name: digest for record in records for name, digest in record[method].items()} for method in methods
@@ -103,14 +103,14 @@ def _write_tensors(
     native = plan.native
     assert native is not None
     sizes = {name: prod(native.tensors[name].shape) for name in names}
-    todo = [name for name in names if _STEP + name not in journal.records]
+    todo = [name for name in names if direct_step(name) not in journal.records]
     progress.advance(sum(sizes.values()) - sum(sizes[name] for name in todo))
     lock = threading.Lock()
 
     def write(name: str) -> None:
         record = _write_tensor(native, name, folders)
         with lock:
-            journal.finished(_STEP + name, record)
+            journal.finished(direct_step(name), record)
         progress.advance(sizes[name], name)
 
     with ThreadPoolExecutor(plan.threads, thread_name_prefix="quantize") as pool:
@@ -126,6 +126,11 @@ def _write_tensors(
 
 
 _STEP = "folders: "
+
+
+def direct_step(name: str) -> str:
+    """The step of the journal for a tensor of the source."""
+    return _STEP + name
 
 
 def _has_steps(journal: Journal) -> bool:

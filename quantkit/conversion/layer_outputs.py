@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from quantkit.checkpoint import Checkpoint
 from quantkit.checkpoint.kept_rows import Span
-from quantkit.conversion.direct_folders import write_direct_tensors
+from quantkit.conversion.direct_folders import direct_step, write_direct_tensors
 from quantkit.conversion.gguf_pass import run_pass
 from quantkit.imatrix.names import LinearKey
 from quantkit.journal import Journal
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     # needs the hub's client, which is slow to import
     from quantkit.checkpoint.streamed import StreamedWeights
 
+OUTSIDE_LAYERS = "ends"
+"""The step of the journal for the tensors outside the layers, in the folders that a calibration writes."""
 _PIECE = 8 << 20
 _LAYER = re.compile(r"blk\.(\d+)\.")
 
@@ -35,12 +37,15 @@ _LAYER = re.compile(r"blk\.(\d+)\.")
 class LayerOutputs:
     """Writes the tensors of one layer at a time into the direct folders and the GGUF files of a plan."""
 
-    def __init__(self, plan: ConversionPlan, checkpoint: Checkpoint, streamed: "StreamedWeights") -> None:
+    def __init__(
+        self, plan: ConversionPlan, checkpoint: Checkpoint, streamed: "StreamedWeights", journal: Journal
+    ) -> None:
         """Raises OutputError."""
         self.plan, self._checkpoint, self._streamed = plan, checkpoint, streamed
         self._embedded = self._spans_of_samples()
         streamed.keep([*self._embedded, *checkpoint.spans_of(self._read_samples)], plan.work)
-        streamed.expect([checkpoint.tensors[name] for name in _in_order(plan, checkpoint)])
+        needed = _needed(plan, journal)
+        streamed.expect([checkpoint.tensors[name] for name in _in_order(plan, checkpoint) if name in needed])
 
     def write_outside(self, journal: Journal, progress: Progress) -> None:
         """Write the tensors outside the layers, and keep the rows of the embedding that the samples need."""
@@ -121,6 +126,11 @@ class LayerOutputs:
                     self._checkpoint.read_rows(name, start, min(start + step, tensor.n_rows))
 
 
+def layer_step(number: int) -> str:
+    """The step of the journal for a calibrated layer."""
+    return f"layer {number}"
+
+
 def _has_types(gguf: GgufPlan) -> bool:
     """Whether the types are known before the calibration ends."""
     return gguf.request.target is None or gguf.request.solver == "feedback"
@@ -129,6 +139,21 @@ def _has_types(gguf: GgufPlan) -> bool:
 def _layer_of(name: str) -> int | None:
     match = _LAYER.match(name)
     return int(match[1]) if match else None
+
+
+def _needed(plan: ConversionPlan, journal: Journal) -> set[str]:
+    """The tensors of the checkpoint that an unfinished step reads."""
+    native, gguf, done = plan.native, plan.gguf, journal.records
+    needed = set()
+    if gguf is not None:
+        needed |= {source for t in gguf.model.tensors if t.name not in done for source in t.sources}
+    for name, tensor in native.tensors.items() if native is not None else ():
+        assert native is not None
+        number = native.decoder.layer_of(name)
+        step = layer_step(number) if number is not None else OUTSIDE_LAYERS
+        if (plan.direct_folders and direct_step(name) not in done) or (plan.calibration and step not in done):
+            needed |= {part.source for part in tensor.parts}
+    return needed
 
 
 def _in_order(plan: ConversionPlan, checkpoint: Checkpoint) -> Sequence[str]:

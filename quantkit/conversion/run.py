@@ -44,8 +44,8 @@ class Result:
     """A finished conversion. `seconds`: wall time by stage; `quantize_seconds`: CPU time by GGUF label.
 
     `peak_memory` in bytes. `starved`: by layer, the experts that received few tokens. `resumed_layers` and
-    `resumed_tensors`: steps that an earlier run finished. `choice`: the types of a file of a given size. `traffic`: what
-    was received of a streamed source. `rounded`: see `Calibration`. Outputs that failed a check are named
+    `resumed_tensors`: steps that an earlier run finished. `choice`: the types of a file of a given size. `traffic`:
+    what was received of a streamed source. `rounded`: see `Calibration`. Outputs that failed a check are named
     `NAME.failed`.
     """
 
@@ -98,7 +98,7 @@ def run(
                 plan = replace(plan, gguf=plan.gguf.with_types(choice.types))
                 clock.append(("choose types", time.monotonic()))
             if checkpoint is not None and streamed is not None:
-                others = LayerOutputs(plan, checkpoint, streamed)
+                others = LayerOutputs(plan, checkpoint, streamed, journal)
             calibration = calibrate(plan, inputs, journal, progress, others)
             clock.append(("calibrate", time.monotonic()))
             if plan.imatrix is not None:
@@ -116,7 +116,7 @@ def run(
             plan, unseen = _apply_callback(plan, plan.callback, progress)
             clock.append(("calibrate", time.monotonic()))
         elif checkpoint is not None and streamed is not None:
-            others = LayerOutputs(plan, checkpoint, streamed)
+            others = LayerOutputs(plan, checkpoint, streamed, journal)
             if plan.direct_folders:
                 others.write_all(journal, progress)
         direct = DirectFolders({}, 0)
