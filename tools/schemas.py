@@ -419,6 +419,7 @@ OLLAMA = OneOf(
                     "parameters": [[{}]],
                     "notes": ["string"],
                     "replaced_by": "string?",
+                    "projector?": "string",
                 }
             ],
             "written?": ["string"],
