@@ -365,6 +365,7 @@ PLAN = {
         }
     ),
     "notes": ["string"],
+    "projector?": {"file": "string", "bytes": "integer", "device": "string"},
 }
 
 RUN = {

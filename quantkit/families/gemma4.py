@@ -394,7 +394,7 @@ FORWARD = Architecture(
 
 FAMILY = Family(
     name="Gemma 4",
-    models="Gemma 4 E2B/E4B/12B/31B/26B-A4B, text only",
+    models="Gemma 4 E2B/E4B/12B/31B/26B-A4B",
     architectures=("Gemma4ForCausalLM", "Gemma4ForConditionalGeneration", "Gemma4UnifiedForConditionalGeneration"),
     # transformers writes the head size of the full attention layers there once more
     no_effect=("per_layer_config",),

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from quantkit.checkpoint import Checkpoint
 from quantkit.checkpoint.jsonfile import read_hints
 from quantkit.errors import CheckpointError, UsageError
-from quantkit.families import MappedTensor, Projector, find_family, map_projector, read_mapped
+from quantkit.families import Family, MappedTensor, Projector, find_family, map_projector, read_mapped
 from quantkit.families.base.projector import Sources, Tower, tower_keys
 from quantkit.gguf.file_types import FileType, file_type
 from quantkit.gguf.layout import lay_out
@@ -57,9 +57,14 @@ def find_projector(config: Mapping[str, Any]) -> Projector | None:
 
     Raises UnsupportedError if no family has the architecture.
     """
+    return find_projector_of(find_family(config), config)
+
+
+def find_projector_of(family: Family, config: Mapping[str, Any]) -> Projector | None:
+    """The same, if the family is known already."""
     names = config.get("architectures")
     name = names[0] if isinstance(names, list) and names else None
-    projector = find_family(config).projectors.get(str(name))
+    projector = family.projectors.get(str(name))
     return projector if projector is not None and projector.applies(config) else None
 
 
