@@ -1,4 +1,4 @@
-"""`plan` reserves the projector's memory, and `inspect` says what a projector and a model that sees are."""
+"""`plan` reserves the projector's memory; `inspect`, cards and recipes know the projector of a model that sees."""
 
 import json
 from pathlib import Path
@@ -79,3 +79,28 @@ def test_inspect_says_how_a_model_that_sees_gets_its_projector(root: Path) -> No
     answer = quantkit("inspect", root / NAME)
     assert answer.code == 0, answer.stderr
     assert "it sees images; quantkit gguf --mmproj f16 writes its projector" in " ".join(answer.stdout.split())
+
+
+def test_a_card_says_how_the_model_sees(root: Path) -> None:
+    answer = quantkit("card", root / f"{NAME}-GGUF")
+    assert answer.code == 0, answer.stderr
+    text = (root / f"{NAME}-GGUF" / "README.md").read_text()
+    assert "pipeline_tag: image-text-to-text" in text
+    assert f"llama-mtmd-cli -m {NAME}-Q8_0.gguf --mmproj mmproj-{NAME}-F16.gguf --image photo.jpg" in text
+
+
+def test_a_recipe_bakes_the_projector(root: Path, tmp_path: Path) -> None:
+    """And again when another type is added later."""
+    recipe = tmp_path / "sees.toml"
+    table = f'[model]\nname = "{NAME}"\nsource = "{root / NAME}"\nchat_template = "none"\n'
+    table += '[formats]\nimatrix = false\nmmproj = "f16"\n'
+    for types in ('["q8_0"]', '["q8_0", "q4_0"]'):
+        recipe.write_text(f"{table}gguf = {types}\n")
+        answer = quantkit("bake", recipe, "--only", "convert", "-o", tmp_path / "out")
+        assert answer.code == 0, answer.stderr
+    folder = tmp_path / "out" / f"{NAME}-GGUF"
+    assert (folder / f"mmproj-{NAME}-F16.gguf").read_bytes() == projector_of(root).read_bytes()
+    assert (folder / f"{NAME}-Q4_0.gguf").exists()
+    recipe.write_text(table.replace('"f16"', '"q4_0"') + 'gguf = ["q8_0"]\n')
+    answer = quantkit("bake", recipe, "--only", "convert", "-o", tmp_path / "other")
+    assert answer.code != 0 and "mmproj of [formats] is 'q4_0', not f16, bf16 or q8_0" in answer.sentence
