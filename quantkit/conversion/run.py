@@ -231,7 +231,7 @@ def _verify(
     if plan.gguf is not None:
         outputs += verify_gguf(plan.gguf, logits=logits, source=source, progress=progress)
         if plan.projectors is not None:
-            outputs += verify_projectors(plan.projectors, progress=progress)
+            outputs += verify_projectors(plan.projectors, plan.gguf, logits=logits, progress=progress)
     if plan.imatrix is not None and plan.calibration is not None and calibration is not None:
         outputs.append(verify_imatrix(plan.imatrix, plan.calibration.imatrix(calibration.squares)))
     elif plan.imatrix is not None and plan.callback is not None:

@@ -77,6 +77,12 @@ def logits(request: dict[str, Any]) -> None:
             raise Failed(f"could not write its logits: {error.strerror}") from error
 
 
+def load_projector(request: dict[str, Any]) -> None:
+    """Load a projector for a text model, and free both."""
+    with ExitStack() as stack, load(request["model"], n_gpu_layers=0) as model:
+        Images(model, {**request, "gpu_layers": 0, "marker": "<image>"}, _log_callback, stack)
+
+
 def image_features(request: dict[str, Any]) -> list[list[int]]:
     """Writes the vectors of an image, float32, to request["out"], chunk after chunk; the shape of each."""
     with (
@@ -170,6 +176,7 @@ def main() -> None:
         "talk_prepare": talk.prepare,
         "talk": talk.generate,
         "image_features": image_features,
+        "load_projector": load_projector,
     }
     while True:
         request = json.loads(requests.get())

@@ -106,6 +106,16 @@ def require_libmtmd() -> None:
         )
 
 
+def load_projector(model: Path, mmproj: Path, *, timeout: float = 600.0) -> None:
+    """Let libmtmd load a projector for a text model, on the CPU.
+
+    Raises MissingExtraError without libmtmd, QuantkitError if llama.cpp refuses a file.
+    """
+    require_libmtmd()
+    files = {"model": str(model.absolute()), "mmproj": str(mmproj.absolute())}
+    run_child({"task": "load_projector", **files, "n_threads": None}, model, timeout=timeout)
+
+
 def image_features(model: Path, mmproj: Path, image: Path, *, timeout: float = 600.0) -> list[npt.NDArray[np.float32]]:
     """The vectors that the text model takes for an image, by libmtmd, a (n_tokens, width) array for each chunk.
 

@@ -92,8 +92,8 @@ def plan_projectors(checkpoint: Checkpoint, request: ProjectorRequest) -> GgufPl
 
 def _sources(checkpoint: Checkpoint) -> Sources:
     family = find_family(checkpoint.config)
-    width = family.sizes(checkpoint.config, checkpoint.tensors).hidden
-    return Sources(checkpoint.config, _processor(checkpoint.folder), width, _token_ids(checkpoint.folder))
+    text = family.sizes(checkpoint.config, checkpoint.tensors)
+    return Sources(checkpoint.config, _processor(checkpoint.folder), text, _token_ids(checkpoint.folder))
 
 
 def _processor(folder: Path) -> dict[str, Any]:

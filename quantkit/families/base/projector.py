@@ -18,13 +18,13 @@ _PER_CHANNEL = 3
 class Sources:
     """What a projector is made from, beside the weights.
 
-    `config`: config.json. `processor`: preprocessor_config.json and processor_config.json, merged. `text_width`: the
-    hidden size of the text model. `token_id` gives the id of a token's text, or raises CheckpointError.
+    `config`: config.json. `processor`: preprocessor_config.json and processor_config.json, merged. `text`: sizes of the
+    text model. `token_id` gives the id of a token's text, or raises CheckpointError.
     """
 
     config: Mapping[str, Any]
     processor: Mapping[str, Any]
-    text_width: int
+    text: Hyperparameters
     token_id: Callable[[str], int]
 
 
@@ -123,7 +123,7 @@ class Projector:
             config=config,
             sources=sources,
         )
-        patch, text = size(config, "patch_size"), sources.text_width
+        patch, text = size(config, "patch_size"), sources.text.hidden
         own = {"text": text, "patch": patch, "image": size(config, "image_size"), "qkv": 3 * hidden}
         tower = replace(tower, own=own)
         return replace(tower, own={**own, **self.own(tower)})
