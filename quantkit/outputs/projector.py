@@ -64,8 +64,7 @@ def find_projector_of(family: Family, config: Mapping[str, Any]) -> Projector | 
     """The same, if the family is known already."""
     names = config.get("architectures")
     name = names[0] if isinstance(names, list) and names else None
-    projector = family.projectors.get(str(name))
-    return projector if projector is not None and projector.applies(config) else None
+    return family.projectors.get(str(name))
 
 
 def plan_projectors(checkpoint: Checkpoint, request: ProjectorRequest) -> GgufPlan:
@@ -84,7 +83,8 @@ def plan_projectors(checkpoint: Checkpoint, request: ProjectorRequest) -> GgufPl
         )
     tower = rules.tower(_sources(checkpoint))
     model, shapes = _model(checkpoint, rules, tower, request.name)
-    outputs = [_output(model, rules, kind, shapes, request.folder) for kind in request.types]
+    fixed = rules.fixed_types(tower)
+    outputs = [_output(model, fixed, kind, shapes, request.folder) for kind in request.types]
     own = GgufRequest(types=request.types, folder=request.folder, threads=request.threads, max_ram=request.max_ram)
     threads, chunk, peak = fit_memory(model, own, [output.size for output in outputs])
     return GgufPlan(model, own, tuple(outputs), {}, threads, chunk, peak, ())
@@ -159,9 +159,9 @@ def _place(checkpoint: Checkpoint, tensor: MappedTensor) -> tuple[str, str]:
 
 
 def _output(
-    model: Model, rules: Projector, kind: FileType, shapes: Mapping[str, tuple[int, ...]], folder: Path
+    model: Model, fixed: Mapping[str, str], kind: FileType, shapes: Mapping[str, tuple[int, ...]], folder: Path
 ) -> GgufOutput:
-    choices = tuple(_choose(name, shape, kind, rules.fixed.get(name)) for name, shape in shapes.items())
+    choices = tuple(_choose(name, shape, kind, fixed.get(name)) for name, shape in shapes.items())
     version, ftype = quantization_keys(kind.ftype)
     general = [key for key in model.keys if key.key.startswith("general.")]
     keys = [*general, ftype, *model.keys[len(general) :], version]
