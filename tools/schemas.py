@@ -163,7 +163,9 @@ CONVERSION = {
     "resumed_layers?": "integer",
     "resumed_tensors?": "integer",
     # --mmproj
-    "projectors?": [{"file": "string", "type": "string", "bytes": "integer", "sha256": "string"}],
+    "projectors?": [
+        {"file": "string", "type": "string", "bytes": "integer", "sha256?": "string", "verified?": "boolean"}
+    ],
 }
 
 QUALITY = {
@@ -363,18 +365,34 @@ PLAN = {
         }
     ),
     "notes": ["string"],
+    "projector?": {"file": "string", "bytes": "integer", "device": "string"},
 }
 
 RUN = {
     "command": Const(("run",)),
     "model": "string",
     "prompt": "string",
+    # with --image
+    "images?": ["string"],
+    "mmproj?": "string",
     "answer": "string",
     "ended": "string",
     "tokens": "integer",
     "seconds": "number",
     "prompt_tokens": "integer",
     "prompt_seconds": "number",
+}
+
+SERVE = {
+    "command": Const(("serve",)),
+    "model": "string",
+    "alias": "string",
+    "server": Const(("llama-server", "llama-cpp-python")),
+    "url": "string",
+    "n_ctx": "integer",
+    "parallel": "integer",
+    "gpu_layers": "integer?",
+    "cpu_moe": "integer",
 }
 
 OLLAMA = OneOf(
@@ -402,6 +420,7 @@ OLLAMA = OneOf(
                     "parameters": [[{}]],
                     "notes": ["string"],
                     "replaced_by": "string?",
+                    "projector?": "string",
                 }
             ],
             "written?": ["string"],
@@ -506,6 +525,7 @@ SCHEMAS = {
     "lora": ("`--format json` of lora", LORA),
     "plan": ("`--format json` of plan", PLAN),
     "run": ("`--format json` of run", RUN),
+    "serve": ("`--format json` of serve, written when the server answers", SERVE),
     "inspect": ("`--format json` of inspect", INSPECT),
     "ollama": ("`--format json` of ollama", OLLAMA),
     "card": ("`--format json` of card", CARD),

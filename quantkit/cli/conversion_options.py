@@ -58,7 +58,9 @@ def type_option(help_: str, complete: Callable[[str], list[tuple[str, str]]], de
 CheckpointArg = Annotated[
     str,
     typer.Argument(
-        metavar="SOURCE", help="A checkpoint folder or a hub id (ORG/NAME or ORG/NAME@REVISION).", show_default=False
+        metavar="SOURCE",
+        help="A checkpoint folder, or a hub id ([modelscope:]ORG/NAME[@REVISION]).",
+        show_default=False,
     ),
 ]
 _THREADS = typer.Option(metavar="N", min=1, max=1024, help="Threads.", show_default="all cores")
@@ -169,13 +171,13 @@ class GgufOptions:
     )
     mmproj: list[str] | None = option(
         None,
-        "Also write the projector of a model that sees or hears, in f16, bf16 or q8_0, by llama.cpp's converter.",
+        "Also write the projector of a model that sees or hears: f16, bf16 or q8_0; repeat.",
         metavar="TYPE",
     )
     converter: Path | None = option(
         None,
-        "llama.cpp's checkout or converter folder, for a model without a family.",
-        metavar="DIR",
+        "llama.cpp's checkout or converter folder, for a model without a family; pinned downloads it.",
+        metavar="DIR|pinned",
         show_default="$QUANTKIT_LLAMA_CPP",
     )
     converter_python: Path | None = option(

@@ -7,11 +7,18 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from quantkit.cli.options import AUTO, GPU_LAYERS, OfflineOption, context_option, parse_gpu_layers, parse_size
+from quantkit.cli.options import (
+    AUTO,
+    GPU_LAYERS,
+    KvTypeOption,
+    OfflineOption,
+    context_option,
+    parse_gpu_layers,
+    parse_size,
+)
 from quantkit.cli.output import Out, human_bytes
 from quantkit.errors import UsageError
 from quantkit.machine import Machine, this_machine
-from quantkit.planning.context import KV_TYPES
 
 if TYPE_CHECKING:
     from quantkit.planning.phones import Phone
@@ -25,7 +32,7 @@ def plan(
         str,
         typer.Argument(
             metavar="SOURCE",
-            help="A hub id (ORG/NAME or ORG/NAME@REVISION), a checkpoint folder, a config.json, or a GGUF file.",
+            help="A hub id ([modelscope:]ORG/NAME[@REVISION]), a checkpoint folder, a config.json, or a GGUF file.",
             show_default=False,
         ),
     ],
@@ -54,7 +61,7 @@ def plan(
         typer.Option("--phone", metavar="SIZE", help="Plan for a phone sold with so much memory: 4G, 6G, 8G, 12G."),
     ] = None,
     ctx: Annotated[int | None, context_option(default="4096, or the trained")] = None,
-    kv_type: Annotated[str, typer.Option(metavar="TYPE", help=f"Type of the KV cache: {', '.join(KV_TYPES)}.")] = "f16",
+    kv_type: KvTypeOption = "f16",
     gpu_layers: Annotated[str, GPU_LAYERS] = AUTO,
     cpu_moe: Annotated[
         int | None,
@@ -73,6 +80,15 @@ def plan(
     repack: Annotated[
         bool, typer.Option("--repack/--no-repack", help="llama.cpp rearranges weights for the CPU.")
     ] = True,
+    mmproj: Annotated[
+        str | None,
+        typer.Option(
+            "--mmproj",
+            metavar="TYPE|none",
+            help="Count the projector of a model that sees, in this type.",
+            show_default="one beside a GGUF",
+        ),
+    ] = None,
     bandwidth: Annotated[
         str | None,
         typer.Option(metavar="CPU[,GPU]", help="Memory read a second (40G,500G).", show_default="measured"),
@@ -103,6 +119,7 @@ def plan(
         gpu_layers=_layers(gpu_layers),
         cpu_moe=cpu_moe,
         repack=repack,
+        mmproj=mmproj,
         bandwidth=_bandwidths(bandwidth),
     )
     result = plan_model(source, options, offline=offline)

@@ -1,20 +1,25 @@
 """`quantkit run`: chat with a GGUF file in the terminal."""
 
 import sys
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from quantkit.cli.conversion_options import ThreadsOption
-from quantkit.cli.options import AUTO, GPU_LAYERS, Format, RpcOption, context_option, parse_gpu_layers
-from quantkit.cli.output import Out, human_bytes
+from quantkit.cli.options import (
+    AUTO,
+    GPU_LAYERS,
+    CpuMoeOption,
+    Format,
+    KvTypeOption,
+    RpcOption,
+    context_option,
+    parse_gpu_layers,
+)
+from quantkit.cli.output import Out
 from quantkit.errors import UsageError
-from quantkit.planning.context import KV_TYPES, Context
-
-if TYPE_CHECKING:
-    from quantkit.planning.layers import Placement
+from quantkit.planning.context import Context
 
 
 def run(
@@ -52,30 +57,34 @@ def run(
     seed: Annotated[
         int | None, typer.Option("--seed", min=0, help="Seed of the sampling.", show_default="random")
     ] = None,
-    raw: Annotated[bool, typer.Option("--raw", help="Use no chat template: the model continues the text.")] = False,
-    cpu_moe: Annotated[
-        int | None,
+    image: Annotated[
+        list[Path] | None,
+        typer.Option("--image", metavar="FILE", help="An image that comes before the prompt; repeat."),
+    ] = None,
+    mmproj: Annotated[
+        Path | None,
         typer.Option(
-            "--n-cpu-moe",
-            metavar="N",
-            min=0,
-            help="Layers whose experts stay on the CPU.",
-            show_default="what fits, with --gpu-layers auto",
+            "--mmproj", metavar="FILE", help="The projector that sees the images.", show_default="the one beside it"
         ),
     ] = None,
-    kv_type: Annotated[str, typer.Option(metavar="TYPE", help=f"Type of the KV cache: {', '.join(KV_TYPES)}.")] = "f16",
+    raw: Annotated[bool, typer.Option("--raw", help="Use no chat template: the model continues the text.")] = False,
+    cpu_moe: CpuMoeOption = None,
+    kv_type: KvTypeOption = "f16",
     threads: ThreadsOption = None,
     rpc: RpcOption = None,
 ) -> None:
     """Chat with a GGUF file, by llama.cpp.
 
-    Use it to check a converted file; it is not a server. Without -p a conversation begins. The command answers text
-    from a pipe as it answers -p. Only the answer goes to stdout.
+    Use it to check a converted file; `serve` is the server. Without -p a conversation begins. The command answers
+    text from a pipe as it answers -p. Only the answer goes to stdout.
 
     Example: quantkit run NAME-Q4_0.gguf -p "Why is the sky blue?"
     """
     from quantkit.cli.conversation import answer_once, talk
+    from quantkit.cli.placement import automatic_placement
+    from quantkit.gguf.projector_file import choose_projector
     from quantkit.llamacpp.conversation import Loading, converse
+    from quantkit.measurement.memory import gpu_devices
     from quantkit.planning.layers import Placement
 
     if prompt is None and not sys.stdin.isatty():
@@ -94,31 +103,20 @@ def run(
     }
     fixed = None if gpu_layers == AUTO else Placement(parse_gpu_layers(gpu_layers), cpu_moe or 0)
     with converse(model, n_ctx=ctx, system=system, raw=raw, sampling=sampling) as conversation:
+        if image:
+            conversation.show(image, choose_projector(model, mmproj))
+        elif mmproj is not None:
+            raise UsageError("--mmproj has no effect without --image FILE; leave it out")
         if conversation.template is None and not raw:
             out.warn(f"{model.name} has no chat template; the model continues the text as it is")
         # an RPC server does not compute prompts with weights that lie on the CPU
         context = Context(n_ctx=conversation.n_ctx, kv_type=kv_type.lower(), cpu_moe=cpu_moe or 0, op_offload=not rpc)
-        placement = fixed or _placement(model, context, rpc or [], out, fit_moe=cpu_moe is None)
+        placement = fixed or automatic_placement(
+            model, context, gpu_devices(model, rpc=rpc or []), out, fit_moe=cpu_moe is None
+        )
         out.note(f"loading {model.name} ...")
         conversation.open(Loading(placement.gpu_layers, placement.cpu_moe, context.kv_cache, threads, rpc or ()))
         if prompt is None:
             talk(conversation, out, max_tokens)
         else:
             answer_once(conversation, out, prompt, max_tokens)
-
-
-def _placement(model: Path, context: Context, rpc: Sequence[str], out: Out, *, fit_moe: bool) -> "Placement":
-    """What fits on the devices of llama.cpp, by `plan`. `fit_moe`: the experts' place is chosen too."""
-    from quantkit.measurement.memory import gpu_devices
-    from quantkit.planning.layers import Placement, placement_that_fits
-
-    devices = gpu_devices(model, rpc=rpc)
-    if not devices:
-        return Placement(0)
-    free = sum(device.free for device in devices)
-    placement = placement_that_fits(model, context, free, fit_moe=fit_moe)
-    if placement.gpu_layers is not None:
-        names = ", ".join(device.name for device in devices)
-        experts = f" but the experts of {placement.cpu_moe}" if placement.cpu_moe else ""
-        out.note(f"{placement.gpu_layers} layers{experts} on {names}, with {human_bytes(free)} free")
-    return placement

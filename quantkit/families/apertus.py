@@ -14,7 +14,8 @@ from quantkit.families.base.scalars import SETTING
 from quantkit.families.llama import ENDS, llama3_rope_factors, llama_keys
 from quantkit.families.qwen2 import PROJECTIONS
 from quantkit.families.qwen3 import HEAD_NORM_RULES
-from quantkit.forward.description import Architecture, Attention, FeedForward
+from quantkit.forward.description import Architecture, FeedForward
+from quantkit.forward.mixers import Attention
 from quantkit.forward.settings import HEAD_NORMS
 from quantkit.tokenizer.roles import LLAMA_ROLES
 

@@ -17,7 +17,8 @@ from quantkit.families.base.keys import base_keys
 from quantkit.families.base.mapping import interleave_rotary_rows
 from quantkit.families.base.refusals import only
 from quantkit.families.qwen2 import NORMS, ROPE_KINDS
-from quantkit.forward.description import Architecture, Attention, Experts, FeedForward
+from quantkit.forward.description import Architecture, Experts, FeedForward
+from quantkit.forward.mixers import Attention
 from quantkit.forward.settings import EXPERT, flag
 
 _AT, _TO = "model.layers.{layer}", "blk.{layer}"

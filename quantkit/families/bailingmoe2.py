@@ -17,7 +17,9 @@ from quantkit.families.base.keys import base_keys
 from quantkit.families.base.layers import dense_layers, nextn_keys, nextn_rules, observe_nextn, routed_layers
 from quantkit.families.base.refusals import SILU, only, plain_yarn
 from quantkit.families.qwen2 import NORMS, PLAIN_MLP, ROPE_KINDS
-from quantkit.forward.description import Architecture, Attention, Experts, FeedForward, given
+from quantkit.forward.config_keys import given
+from quantkit.forward.description import Architecture, Experts, FeedForward
+from quantkit.forward.mixers import Attention
 from quantkit.forward.settings import EXPERT, dense_after, flag, number_of, size_of
 
 _AT, _TO = "model.layers.{layer}", "blk.{layer}"

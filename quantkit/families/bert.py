@@ -19,7 +19,8 @@ from quantkit.families.base.encoder import (
 from quantkit.families.base.family import Dropped, Family, Rule
 from quantkit.families.base.refusals import GELU, only
 from quantkit.families.base.traits import Traits
-from quantkit.forward.description import Architecture, Attention, FeedForward
+from quantkit.forward.description import Architecture, FeedForward
+from quantkit.forward.mixers import Attention
 from quantkit.forward.settings import LAYER_NORM
 
 # transformers' BertConfig.

@@ -12,7 +12,9 @@ from quantkit.families.base.family import Family, Key, Rule, Take
 from quantkit.families.base.hyperparameters import Hyperparameters, number, optional_size, size
 from quantkit.families.base.refusals import only
 from quantkit.families.base.traits import Traits
-from quantkit.forward.description import Architecture, Attention, FeedForward, given
+from quantkit.forward.config_keys import given
+from quantkit.forward.description import Architecture, FeedForward
+from quantkit.forward.mixers import Attention
 from quantkit.forward.settings import LAYER_NORM
 
 

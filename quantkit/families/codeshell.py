@@ -11,7 +11,8 @@ from quantkit.families.base.family import Family, Key, Rule
 from quantkit.families.base.hyperparameters import Hyperparameters, number, optional_size, size
 from quantkit.families.base.refusals import GELU, only
 from quantkit.families.base.traits import Traits
-from quantkit.forward.description import Architecture, Attention, FeedForward
+from quantkit.forward.description import Architecture, FeedForward
+from quantkit.forward.mixers import Attention
 from quantkit.forward.settings import LAYER_NORM
 
 _AT, _TO = "transformer.h.{layer}", "blk.{layer}"

@@ -13,7 +13,8 @@ from quantkit.families.base.keys import base_keys
 from quantkit.families.base.refusals import SILU, only
 from quantkit.families.base.traits import Traits
 from quantkit.families.qwen2 import PLAIN_MLP, PROJECTIONS
-from quantkit.forward.description import Architecture, Attention
+from quantkit.forward.description import Architecture
+from quantkit.forward.mixers import Attention
 from quantkit.forward.settings import HEAD_NORMS, LAYER_NORM, flag, number_of
 
 _AT, _TO = "model.layers.{layer}", "blk.{layer}"

@@ -13,7 +13,8 @@ from quantkit.families.base.hyperparameters import Hyperparameters, number, size
 from quantkit.families.base.keys import base_keys
 from quantkit.families.base.sliding import pattern_of, sliding_layers
 from quantkit.families.base.traits import Traits
-from quantkit.forward.description import Attention, Config, given
+from quantkit.forward.config_keys import Config, given
+from quantkit.forward.mixers import Attention
 from quantkit.forward.settings import slides, window
 
 _PATTERN = 4

@@ -18,7 +18,9 @@ from quantkit.families.base.hyperparameters import Hyperparameters, number, opti
 from quantkit.families.base.keys import base_keys
 from quantkit.families.base.refusals import SILU, only
 from quantkit.families.llama import ENDS
-from quantkit.forward.description import Architecture, Attention, Config, Experts, FeedForward, given
+from quantkit.forward.config_keys import Config, given
+from quantkit.forward.description import Architecture, Experts, FeedForward
+from quantkit.forward.mixers import Attention
 from quantkit.forward.settings import EXPERT, dense_after, flag, latent_scale, number_of
 
 _LAYER, _ATTENTION = "model.layers.{layer}", "model.layers.{layer}.self_attn"

@@ -25,7 +25,7 @@ from quantkit.families.deepseek import DEFAULTS as DEEPSEEK_DEFAULTS
 from quantkit.families.deepseek import dimensions as deepseek_dimensions
 from quantkit.families.deepseek import keys as deepseek_keys
 from quantkit.families.llama import ENDS
-from quantkit.forward.description import Indexer
+from quantkit.forward.mixers import Indexer
 
 _INDEXER = "model.layers.{layer}.self_attn.indexer"
 

@@ -16,7 +16,8 @@ from quantkit.families.glm4moe import SHARED_EXPERTS
 from quantkit.families.llama import ENDS
 from quantkit.families.qwen2 import NORMS, PLAIN_MLP, PROJECTIONS, ROPE_KINDS, window
 from quantkit.families.qwen3 import HEAD_NORM_RULES
-from quantkit.forward.description import Architecture, Attention, Experts
+from quantkit.forward.description import Architecture, Experts
+from quantkit.forward.mixers import Attention
 from quantkit.forward.settings import EXPERT, FUSED_EXPERTS, HEAD_NORMS, dense_after, flag, number_of
 
 _MLP, _TO = "model.layers.{layer}.mlp", "blk.{layer}"

@@ -10,7 +10,8 @@ from quantkit.families.base.keys import base_keys
 from quantkit.families.base.refusals import SILU, only, plain_yarn
 from quantkit.families.llama import ENDS
 from quantkit.families.qwen2 import NORMS, PLAIN_MLP, PROJECTIONS, ROPE_KINDS
-from quantkit.forward.description import Architecture, Attention
+from quantkit.forward.description import Architecture
+from quantkit.forward.mixers import Attention
 
 RULES = NORMS + PROJECTIONS + PLAIN_MLP + ENDS
 

@@ -15,7 +15,9 @@ from quantkit.families.base.refusals import only
 from quantkit.families.ernie4_5 import prepare as prepare_dense
 from quantkit.families.llama import ENDS
 from quantkit.families.qwen2 import NORMS, PLAIN_MLP, PROJECTIONS, ROPE_KINDS
-from quantkit.forward.description import Architecture, Attention, Config, Experts, FeedForward, given
+from quantkit.forward.config_keys import Config, given
+from quantkit.forward.description import Architecture, Experts, FeedForward
+from quantkit.forward.mixers import Attention
 from quantkit.forward.settings import EXPERT, FUSED_EXPERTS
 
 _MLP, _TO = "model.layers.{layer}.mlp", "blk.{layer}"

@@ -16,7 +16,9 @@ from quantkit.families.base.traits import Traits
 from quantkit.families.llama import ENDS, llama3_rope_factors
 from quantkit.families.qwen2 import PLAIN_MLP, PROJECTIONS
 from quantkit.families.qwen3 import HEAD_NORM_RULES
-from quantkit.forward.description import Architecture, Attention, Config
+from quantkit.forward.config_keys import Config
+from quantkit.forward.description import Architecture
+from quantkit.forward.mixers import Attention
 from quantkit.forward.settings import HEAD_NORMS, slides, window
 
 _AT, _TO = "model.layers.{layer}", "blk.{layer}"

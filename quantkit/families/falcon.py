@@ -14,7 +14,9 @@ from quantkit.families.base.hyperparameters import Hyperparameters, number, opti
 from quantkit.families.base.keys import rope_keys
 from quantkit.families.base.refusals import GELU, only, plain_yarn
 from quantkit.families.base.traits import Traits
-from quantkit.forward.description import Architecture, Attention, Config, FeedForward, given
+from quantkit.forward.config_keys import Config, given
+from quantkit.forward.description import Architecture, FeedForward
+from quantkit.forward.mixers import Attention
 from quantkit.forward.settings import LAYER_NORM
 
 _THETA = 10000.0  # llama.cpp's base of rotation where a GGUF states none

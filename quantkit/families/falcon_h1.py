@@ -17,7 +17,9 @@ from quantkit.families.base.keys import head_dim_keys
 from quantkit.families.base.mamba import mamba2_dimensions, mamba2_rules, no_time_limits
 from quantkit.families.base.refusals import SILU, only
 from quantkit.families.base.traits import Traits
-from quantkit.forward.description import Architecture, Attention, Config, FeedForward, Mamba2
+from quantkit.forward.config_keys import Config
+from quantkit.forward.description import Architecture, FeedForward
+from quantkit.forward.mixers import Attention, Mamba2
 from quantkit.forward.settings import number_of
 
 _NAME = "Falcon-H1"

@@ -14,7 +14,8 @@ from quantkit.families.base.hyperparameters import Hyperparameters
 from quantkit.families.base.keys import head_dim_keys
 from quantkit.families.base.refusals import GELU, only
 from quantkit.families.base.traits import Traits
-from quantkit.forward.description import Architecture, FeedForward, Norm
+from quantkit.forward.description import Architecture, FeedForward
+from quantkit.forward.parts import Norm
 from quantkit.tokenizer.roles import SpacePrefix, TokenRoles
 
 _LAYER = "model.layers.{layer}"

@@ -16,7 +16,7 @@ from quantkit.families.base.sliding import pattern_keys, sliding_layers
 from quantkit.families.base.traits import Traits
 from quantkit.families.gemma import FORWARD as GEMMA_FORWARD
 from quantkit.families.gemma import HEAD, MATRICES, gemma_keys, norm
-from quantkit.forward.description import Attention
+from quantkit.forward.mixers import Attention
 from quantkit.forward.settings import query_scale, window
 from quantkit.tokenizer.roles import SpacePrefix, TokenRoles
 

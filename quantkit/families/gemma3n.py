@@ -20,7 +20,10 @@ from quantkit.families.base.refusals import GELU, only
 from quantkit.families.base.sliding import sliding_layers
 from quantkit.families.base.traits import Traits
 from quantkit.families.gemma3 import read_local_rope
-from quantkit.forward.description import AltUp, Architecture, Attention, Config, FeedForward, Laurel, LayerInputs, Norm
+from quantkit.forward.config_keys import Config
+from quantkit.forward.description import AltUp, Architecture, FeedForward, Laurel, LayerInputs
+from quantkit.forward.mixers import Attention
+from quantkit.forward.parts import Norm
 from quantkit.forward.settings import HEAD_NORMS, local_rope, size_of, slides, window
 from quantkit.tokenizer.roles import SpacePrefix, TokenRoles
 

@@ -22,18 +22,11 @@ from quantkit.families.base.refusals import GELU, only
 from quantkit.families.base.sliding import sliding_layers
 from quantkit.families.base.traits import Traits
 from quantkit.families.gemma3 import read_local_rope
-from quantkit.forward.description import (
-    Architecture,
-    Attention,
-    Beside,
-    Config,
-    Experts,
-    FeedForward,
-    Form,
-    LayerInputs,
-    Norm,
-    given,
-)
+from quantkit.families.gemma4_vision import PROJECTOR
+from quantkit.forward.config_keys import Config, given
+from quantkit.forward.description import Architecture, Beside, Experts, FeedForward, LayerInputs
+from quantkit.forward.mixers import Attention
+from quantkit.forward.parts import Form, Norm
 from quantkit.forward.settings import HEAD_NORMS, local_rope, size_of, slides, window
 from quantkit.tokenizer.roles import RawBpe, SpacePrefix, TokenRoles
 
@@ -401,7 +394,7 @@ FORWARD = Architecture(
 
 FAMILY = Family(
     name="Gemma 4",
-    models="Gemma 4 E2B/E4B/12B/31B/26B-A4B, text only",
+    models="Gemma 4 E2B/E4B/12B/31B/26B-A4B",
     architectures=("Gemma4ForCausalLM", "Gemma4ForConditionalGeneration", "Gemma4UnifiedForConditionalGeneration"),
     # transformers writes the head size of the full attention layers there once more
     no_effect=("per_layer_config",),
@@ -422,6 +415,7 @@ FAMILY = Family(
         Dropped(r"(model\.)?(embed_vision|vision_embedder)\..*", VISION_LEFT_OUT),
         Dropped(r"(model\.)?(audio_tower|embed_audio)\..*", "they hear audio; this GGUF holds the text model only"),
     ),
+    projectors={"Gemma4ForConditionalGeneration": PROJECTOR},
     rope_kinds=("proportional",),
     forward={"Gemma4ForCausalLM": FORWARD},
     traits=Traits(sliding_every=_PATTERN, scaled_embedding=True, normed_values=True, output_after_norm=True),

@@ -12,7 +12,9 @@ from quantkit.families.base.hyperparameters import Hyperparameters, size
 from quantkit.families.base.refusals import SILU, only
 from quantkit.families.llama import ENDS
 from quantkit.families.qwen2 import BIASES, NORMS, PROJECTIONS
-from quantkit.forward.description import Architecture, Attention, FeedForward, partial_rotary
+from quantkit.forward.config_keys import partial_rotary
+from quantkit.forward.description import Architecture, FeedForward
+from quantkit.forward.mixers import Attention
 from quantkit.tokenizer.roles import TokenRoles
 
 _AT, _TO = "model.layers.{layer}", "blk.{layer}"

@@ -11,7 +11,8 @@ from quantkit.families.base.keys import base_keys
 from quantkit.families.base.refusals import SILU, only, plain_yarn
 from quantkit.families.llama import ENDS
 from quantkit.families.qwen2 import PROJECTIONS, ROPE_KINDS
-from quantkit.forward.description import Architecture, Attention, FeedForward
+from quantkit.forward.description import Architecture, FeedForward
+from quantkit.forward.mixers import Attention
 from quantkit.tokenizer.roles import TokenRoles
 
 _AT, _TO = "model.layers.{layer}", "blk.{layer}"

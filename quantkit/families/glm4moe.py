@@ -18,7 +18,9 @@ from quantkit.families.base.traits import Traits
 from quantkit.families.llama import ENDS
 from quantkit.families.qwen2 import BIASES, NORMS, PLAIN_MLP, PROJECTIONS, ROPE_KINDS
 from quantkit.families.qwen3 import HEAD_NORM_RULES
-from quantkit.forward.description import Architecture, Attention, Config, Experts, FeedForward, given
+from quantkit.forward.config_keys import Config, given
+from quantkit.forward.description import Architecture, Experts, FeedForward
+from quantkit.forward.mixers import Attention
 from quantkit.forward.settings import EXPERT, FUSED_EXPERTS, HEAD_NORMS, dense_after, flag, number_of
 from quantkit.tokenizer.roles import TokenRoles
 

@@ -19,7 +19,8 @@ from quantkit.families.deepseek32 import EXPERTS, INDEXER, dimensions, indexer_k
 from quantkit.families.deepseek32 import FORWARD as DEEPSEEK_FORWARD
 from quantkit.families.glm4moe import TOKEN_ROLES
 from quantkit.families.llama import ENDS
-from quantkit.forward.description import Config, Indexer
+from quantkit.forward.config_keys import Config
+from quantkit.forward.mixers import Indexer
 
 _KINDS = {"F": "full", "S": "shared"}
 

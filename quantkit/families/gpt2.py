@@ -9,7 +9,10 @@ from quantkit.families.base.family import Family, Key, Rule, Take
 from quantkit.families.base.hyperparameters import Hyperparameters, number, optional_size, size
 from quantkit.families.base.refusals import GELU, only
 from quantkit.families.base.traits import Traits
-from quantkit.forward.description import Architecture, Attention, Config, FeedForward, Form, given, head_dim
+from quantkit.forward.config_keys import Config, given, head_dim
+from quantkit.forward.description import Architecture, FeedForward
+from quantkit.forward.mixers import Attention
+from quantkit.forward.parts import Form
 from quantkit.forward.settings import LAYER_NORM
 
 _H = "transformer.h.{layer}"

@@ -17,7 +17,9 @@ from quantkit.families.base.refusals import SILU, only, plain_yarn
 from quantkit.families.base.sliding import pattern_keys, sliding_layers
 from quantkit.families.base.traits import Traits
 from quantkit.families.llama import ENDS
-from quantkit.forward.description import Architecture, Attention, Experts, FeedForward, Form
+from quantkit.forward.description import Architecture, Experts, FeedForward
+from quantkit.forward.mixers import Attention
+from quantkit.forward.parts import Form
 from quantkit.forward.settings import window
 
 _LAYER, _ATTENTION = "model.layers.{layer}", "model.layers.{layer}.self_attn"

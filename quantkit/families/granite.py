@@ -11,7 +11,9 @@ from quantkit.families.base.family import Computed, Family, Key
 from quantkit.families.base.hyperparameters import Hyperparameters, number
 from quantkit.families.base.refusals import SILU, only, plain_yarn
 from quantkit.families.llama import ATTENTION, ENDS, MLP, llama3_rope_factors, llama_keys
-from quantkit.forward.description import Architecture, Attention, given
+from quantkit.forward.config_keys import given
+from quantkit.forward.description import Architecture
+from quantkit.forward.mixers import Attention
 from quantkit.forward.settings import number_of
 from quantkit.tokenizer.roles import LLAMA_ROLES
 

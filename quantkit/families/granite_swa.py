@@ -15,7 +15,7 @@ from quantkit.families.base.traits import Traits
 from quantkit.families.granite import CONFIG, check_granite, granite_keys, without_plain_width
 from quantkit.families.granite import FORWARD as GRANITE_FORWARD
 from quantkit.families.llama import ATTENTION, ENDS, MLP
-from quantkit.forward.description import Config
+from quantkit.forward.config_keys import Config
 from quantkit.forward.settings import window
 from quantkit.tokenizer.roles import LLAMA_ROLES
 

@@ -20,7 +20,9 @@ from quantkit.families.granite import CONFIG, check_granite, granite_keys, witho
 from quantkit.families.granitemoe import EXPERTS, RENAME
 from quantkit.families.granitemoe import FORWARD as MOE_FORWARD
 from quantkit.families.llama import ATTENTION, ENDS, llama3_rope_factors
-from quantkit.forward.description import Config, FeedForward, Mamba2, given
+from quantkit.forward.config_keys import Config, given
+from quantkit.forward.description import FeedForward
+from quantkit.forward.mixers import Mamba2
 from quantkit.forward.settings import size_of
 
 _NAME = "Granite 4"

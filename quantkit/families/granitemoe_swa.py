@@ -22,7 +22,8 @@ from quantkit.families.granitemoe import EXPERTS
 from quantkit.families.granitemoe import FAMILY as GRANITE_MOE
 from quantkit.families.granitemoe import FORWARD as MOE_FORWARD
 from quantkit.families.llama import ATTENTION, ENDS
-from quantkit.forward.description import FeedForward, Form
+from quantkit.forward.description import FeedForward
+from quantkit.forward.parts import Form
 
 _MOE, _SHARED, _TO = "model.layers.{layer}.block_sparse_moe", "model.layers.{layer}.shared_mlp", "blk.{layer}"
 

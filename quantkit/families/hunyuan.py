@@ -14,7 +14,8 @@ from quantkit.families.base.keys import base_keys
 from quantkit.families.base.refusals import SILU, only
 from quantkit.families.llama import ENDS
 from quantkit.families.qwen2 import NORMS, PLAIN_MLP, PROJECTIONS
-from quantkit.forward.description import Architecture, Attention
+from quantkit.forward.description import Architecture
+from quantkit.forward.mixers import Attention
 from quantkit.tokenizer.roles import TokenRoles
 
 _AT, _TO = "model.layers.{layer}", "blk.{layer}"

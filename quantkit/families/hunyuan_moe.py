@@ -15,7 +15,8 @@ from quantkit.families.hunyuan import FORWARD as DENSE
 from quantkit.families.hunyuan import HEAD_NORM_RULES, hunyuan_keys, prepare_hunyuan
 from quantkit.families.llama import ENDS
 from quantkit.families.qwen2 import NORMS, PROJECTIONS
-from quantkit.forward.description import Architecture, Experts, FeedForward, Form
+from quantkit.forward.description import Architecture, Experts, FeedForward
+from quantkit.forward.parts import Form
 
 _MLP, _TO = "model.layers.{layer}.mlp", "blk.{layer}"
 _FAMILY = "Hunyuan's mixtures"

@@ -17,7 +17,9 @@ from quantkit.families.base.refusals import SILU, only, plain_yarn
 from quantkit.families.llama import ENDS
 from quantkit.families.qwen2 import NORMS, PLAIN_MLP, PROJECTIONS
 from quantkit.families.qwen3 import HEAD_NORM_RULES
-from quantkit.forward.description import Architecture, Attention, Experts, FeedForward, given
+from quantkit.forward.config_keys import given
+from quantkit.forward.description import Architecture, Experts, FeedForward
+from quantkit.forward.mixers import Attention
 from quantkit.forward.settings import EXPERT, HEAD_NORMS, dense_after, number_of
 
 _MLP, _TO = "model.layers.{layer}.mlp", "blk.{layer}"

@@ -15,7 +15,10 @@ from quantkit.families.base.hyperparameters import Hyperparameters, number, size
 from quantkit.families.base.mamba import mamba_dimensions, mamba_rules, time_step_rank
 from quantkit.families.base.refusals import SILU, only
 from quantkit.families.base.traits import Traits
-from quantkit.forward.description import Architecture, Attention, Config, Experts, FeedForward, Form, Mamba
+from quantkit.forward.config_keys import Config
+from quantkit.forward.description import Architecture, Experts, FeedForward
+from quantkit.forward.mixers import Attention, Mamba
+from quantkit.forward.parts import Form
 from quantkit.tokenizer.roles import TokenRoles
 
 _NAME = "Jamba"

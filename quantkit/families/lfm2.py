@@ -16,7 +16,9 @@ from quantkit.families.base.keys import base_keys
 from quantkit.families.base.layer_kinds import layer_kinds
 from quantkit.families.base.refusals import only
 from quantkit.families.base.traits import Traits
-from quantkit.forward.description import Architecture, Attention, Config, FeedForward, ShortConvolution, given
+from quantkit.forward.config_keys import Config, given
+from quantkit.forward.description import Architecture, FeedForward
+from quantkit.forward.mixers import Attention, ShortConvolution
 
 _CONVOLUTION, _ATTENTION = "conv", "full_attention"
 

@@ -16,7 +16,9 @@ from quantkit.families.lfm2 import ENDS, MIXERS, MLP, check, dimensions
 from quantkit.families.lfm2 import FAMILY as LFM2
 from quantkit.families.lfm2 import FORWARD as LFM2_FORWARD
 from quantkit.families.lfm2 import keys as lfm2_keys
-from quantkit.forward.description import Config, Experts, FeedForward, Form, given
+from quantkit.forward.config_keys import Config, given
+from quantkit.forward.description import Experts, FeedForward
+from quantkit.forward.parts import Form
 from quantkit.forward.settings import size_of
 
 _SIGMOID = 2

@@ -15,7 +15,8 @@ from quantkit.families.base.keys import base_keys
 from quantkit.families.base.multimodal import BARE_PREFIX
 from quantkit.families.base.pooling import as_bare_model
 from quantkit.families.base.refusals import SILU, only, plain_yarn, window_ignored
-from quantkit.forward.description import Architecture, Attention
+from quantkit.forward.description import Architecture
+from quantkit.forward.mixers import Attention
 from quantkit.forward.settings import every_layer, flag
 from quantkit.tokenizer.roles import LLAMA_ROLES
 

@@ -20,7 +20,10 @@ from quantkit.families.base.refusals import SILU, only
 from quantkit.families.base.traits import Traits
 from quantkit.families.llama import ENDS, llama3_rope_factors, llama_keys
 from quantkit.families.qwen2 import NORMS, PLAIN_MLP, PROJECTIONS
-from quantkit.forward.description import Architecture, Attention, Config, Experts, FeedForward, Form, Norm, given
+from quantkit.forward.config_keys import Config, given
+from quantkit.forward.description import Architecture, Experts, FeedForward
+from quantkit.forward.mixers import Attention
+from quantkit.forward.parts import Form, Norm
 from quantkit.forward.settings import size_of
 
 _FEED, _TO = "model.layers.{layer}.feed_forward", "blk.{layer}"

@@ -12,7 +12,10 @@ from quantkit.families.base.hyperparameters import Hyperparameters, number, opti
 from quantkit.families.base.mamba import mamba_dimensions, mamba_rules, time_step_rank
 from quantkit.families.base.refusals import SILU, only
 from quantkit.families.base.traits import Traits
-from quantkit.forward.description import Architecture, Config, Mamba, Norm
+from quantkit.forward.config_keys import Config
+from quantkit.forward.description import Architecture
+from quantkit.forward.mixers import Mamba
+from quantkit.forward.parts import Norm
 
 CONTEXT = 1 << 20
 _FALCON = "FalconMambaForCausalLM"

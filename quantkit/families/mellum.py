@@ -16,7 +16,8 @@ from quantkit.families.base.keys import base_keys
 from quantkit.families.base.refusals import SILU, only, plain_yarn
 from quantkit.families.base.sliding import sliding_layers
 from quantkit.families.base.traits import Traits
-from quantkit.forward.description import Attention, Config
+from quantkit.forward.config_keys import Config
+from quantkit.forward.mixers import Attention
 from quantkit.forward.settings import HEAD_NORMS, local_rope, slides, window
 
 # llama.cpp's value for a file without the key.

@@ -18,7 +18,9 @@ from quantkit.families.base.traits import Traits
 from quantkit.families.deepseek import ATTENTION, dimensions, matrix
 from quantkit.families.llama import ENDS
 from quantkit.families.qwen2 import PLAIN_MLP
-from quantkit.forward.description import Architecture, Attention, Config
+from quantkit.forward.config_keys import Config
+from quantkit.forward.description import Architecture
+from quantkit.forward.mixers import Attention
 from quantkit.forward.settings import number_of
 
 _SCALE_EMB, _SCALE_DEPTH, _MODEL_BASE = 12, 1.4, 256

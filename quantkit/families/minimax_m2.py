@@ -14,17 +14,10 @@ from quantkit.families.base.keys import base_keys
 from quantkit.families.base.refusals import SILU, only, plain_yarn
 from quantkit.families.llama import ENDS
 from quantkit.families.qwen2 import NORMS, PROJECTIONS, ROPE_KINDS
-from quantkit.forward.description import (
-    Architecture,
-    Attention,
-    Config,
-    Experts,
-    FeedForward,
-    Form,
-    given,
-    head_dim,
-    partial_rotary,
-)
+from quantkit.forward.config_keys import Config, given, head_dim, partial_rotary
+from quantkit.forward.description import Architecture, Experts, FeedForward
+from quantkit.forward.mixers import Attention
+from quantkit.forward.parts import Form
 from quantkit.forward.settings import HEAD_NORMS
 
 _AT, _TO = "model.layers.{layer}", "blk.{layer}"

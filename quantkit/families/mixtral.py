@@ -4,7 +4,9 @@ from quantkit.families.base.experts import expert_dimensions, expert_rules
 from quantkit.families.base.family import Computed, Family, Rule
 from quantkit.families.base.refusals import window_ignored
 from quantkit.families.llama import ATTENTION, ENDS, llama3_rope_factors, llama_keys, prepare
-from quantkit.forward.description import Architecture, Attention, Experts, FeedForward, Form
+from quantkit.forward.description import Architecture, Experts, FeedForward
+from quantkit.forward.mixers import Attention
+from quantkit.forward.parts import Form
 from quantkit.forward.settings import every_layer
 from quantkit.tokenizer.roles import LLAMA_ROLES
 

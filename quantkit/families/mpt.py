@@ -12,7 +12,8 @@ from quantkit.families.base.family import Family, Key, Rule
 from quantkit.families.base.hyperparameters import Hyperparameters, number, size
 from quantkit.families.base.refusals import only
 from quantkit.families.base.traits import Traits
-from quantkit.forward.description import Architecture, Attention, FeedForward
+from quantkit.forward.description import Architecture, FeedForward
+from quantkit.forward.mixers import Attention
 from quantkit.forward.settings import LAYER_NORM
 
 _AT, _TO = "transformer.blocks.{layer}", "blk.{layer}"

@@ -14,7 +14,10 @@ from quantkit.families.base.keys import base_keys
 from quantkit.families.base.refusals import only
 from quantkit.families.base.traits import Traits
 from quantkit.families.qwen2 import PROJECTIONS
-from quantkit.forward.description import Architecture, Attention, Config, FeedForward, Norm, given, head_dim
+from quantkit.forward.config_keys import Config, given, head_dim
+from quantkit.forward.description import Architecture, FeedForward
+from quantkit.forward.mixers import Attention
+from quantkit.forward.parts import Norm
 
 _AT, _TO = "model.layers.{layer}", "blk.{layer}"
 _ROTATED = 0.5

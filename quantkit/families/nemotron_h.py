@@ -16,7 +16,10 @@ from quantkit.families.base.keys import base_keys, head_dim_keys
 from quantkit.families.base.mamba import mamba2_dimensions, mamba2_keys, mamba2_rules, no_time_limits
 from quantkit.families.base.refusals import SILU, only
 from quantkit.families.base.traits import Traits
-from quantkit.forward.description import Architecture, Attention, Config, Experts, FeedForward, Form, Mamba2, given
+from quantkit.forward.config_keys import Config, given
+from quantkit.forward.description import Architecture, Experts, FeedForward
+from quantkit.forward.mixers import Attention, Mamba2
+from quantkit.forward.parts import Form
 from quantkit.forward.settings import flag, number_of, size_of
 
 _NAME = "Nemotron-H"

@@ -12,7 +12,9 @@ from quantkit.families.base.refusals import SILU, only, plain_yarn
 from quantkit.families.base.traits import Traits
 from quantkit.families.llama import ATTENTION, ENDS
 from quantkit.families.qwen2 import PLAIN_MLP, ROPE_KINDS
-from quantkit.forward.description import Architecture, Attention, Norm
+from quantkit.forward.description import Architecture
+from quantkit.forward.mixers import Attention
+from quantkit.forward.parts import Norm
 
 # transformers' OlmoLayerNorm; config.json does not state it.
 _EPS = 1e-5

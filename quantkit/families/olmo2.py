@@ -14,7 +14,9 @@ from quantkit.families.base.refusals import SILU, only, plain_yarn
 from quantkit.families.base.traits import Traits
 from quantkit.families.llama import ENDS
 from quantkit.families.qwen2 import PLAIN_MLP, PROJECTIONS, ROPE_KINDS
-from quantkit.forward.description import Architecture, Attention, Config
+from quantkit.forward.config_keys import Config
+from quantkit.forward.description import Architecture
+from quantkit.forward.mixers import Attention
 from quantkit.forward.settings import HEAD_NORMS, local_rope, slides, window
 
 _AT, _TO = "model.layers.{layer}", "blk.{layer}"

@@ -15,7 +15,8 @@ from quantkit.families.llama import ENDS
 from quantkit.families.olmo2 import QK_NORMS
 from quantkit.families.qwen2 import NORMS, PROJECTIONS, ROPE_KINDS
 from quantkit.families.qwen2moe import ROUTED, dimensions
-from quantkit.forward.description import Architecture, Attention, Experts
+from quantkit.forward.description import Architecture, Experts
+from quantkit.forward.mixers import Attention
 from quantkit.forward.settings import EXPERT, FUSED_EXPERTS, HEAD_NORMS, flag, size_of
 
 # transformers' OlmoeConfig.

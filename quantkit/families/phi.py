@@ -9,7 +9,9 @@ from quantkit.families.base.family import Family, Key, Rule
 from quantkit.families.base.hyperparameters import Hyperparameters, number
 from quantkit.families.base.refusals import GELU, only
 from quantkit.families.base.traits import Traits
-from quantkit.forward.description import Architecture, Attention, Config, FeedForward, given, head_dim
+from quantkit.forward.config_keys import Config, given, head_dim
+from quantkit.forward.description import Architecture, FeedForward
+from quantkit.forward.mixers import Attention
 from quantkit.forward.settings import LAYER_NORM
 
 _AT, _TO = "model.layers.{layer}", "blk.{layer}"

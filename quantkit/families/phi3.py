@@ -17,7 +17,8 @@ from quantkit.families.base.hyperparameters import Hyperparameters, optional_siz
 from quantkit.families.base.multimodal import TEXT_PREFIXES, TOWERS, TOWERS_LEFT_OUT
 from quantkit.families.base.refusals import SILU, only, window_ignored
 from quantkit.families.llama import ENDS
-from quantkit.forward.description import Architecture, Attention, FeedForward
+from quantkit.forward.description import Architecture, FeedForward
+from quantkit.forward.mixers import Attention
 from quantkit.forward.settings import every_layer
 
 _AT, _TO = "model.layers.{layer}", "blk.{layer}"

@@ -14,7 +14,9 @@ from quantkit.families.base.multimodal import BARE_PREFIX
 from quantkit.families.base.pooling import as_bare_model, pooling_keys
 from quantkit.families.base.refusals import SILU, only, plain_yarn
 from quantkit.families.llama import ENDS, MLP
-from quantkit.forward.description import Architecture, Attention, Config, given
+from quantkit.forward.config_keys import Config, given
+from quantkit.forward.description import Architecture
+from quantkit.forward.mixers import Attention
 from quantkit.forward.settings import if_used, slides
 
 _AT, _TO = "model.layers.{layer}", "blk.{layer}"

@@ -17,7 +17,9 @@ from quantkit.families.base.refusals import SILU, only, plain_yarn
 from quantkit.families.base.traits import Traits
 from quantkit.families.llama import ENDS
 from quantkit.families.qwen2 import BIASES, NORMS, PROJECTIONS, ROPE_KINDS, no_window
-from quantkit.forward.description import Architecture, Attention, Config, Experts, FeedForward, given
+from quantkit.forward.config_keys import Config, given
+from quantkit.forward.description import Architecture, Experts, FeedForward
+from quantkit.forward.mixers import Attention
 from quantkit.forward.settings import EXPERT, FUSED_EXPERTS, flag, if_used, size_of
 
 _MLP, _TO = "model.layers.{layer}.mlp", "blk.{layer}"

@@ -13,7 +13,8 @@ from quantkit.families.base.pooling import as_bare_model, pooling_keys
 from quantkit.families.base.refusals import SILU, only, plain_yarn
 from quantkit.families.llama import ENDS
 from quantkit.families.qwen2 import NORMS, PLAIN_MLP, PROJECTIONS, ROPE_KINDS, no_window, window
-from quantkit.forward.description import Architecture, Attention
+from quantkit.forward.description import Architecture
+from quantkit.forward.mixers import Attention
 from quantkit.forward.settings import HEAD_NORMS
 
 HEAD_NORM_RULES = (

@@ -11,7 +11,8 @@ from quantkit.families.llama import ENDS
 from quantkit.families.qwen2 import NORMS, PROJECTIONS, ROPE_KINDS, no_window
 from quantkit.families.qwen2moe import ROUTED, dimensions, every_layer_routed, has_experts, keys
 from quantkit.families.qwen3 import HEAD_NORM_RULES
-from quantkit.forward.description import Architecture, Attention, Experts
+from quantkit.forward.description import Architecture, Experts
+from quantkit.forward.mixers import Attention
 from quantkit.forward.settings import EXPERT, FUSED_EXPERTS, HEAD_NORMS, flag, if_used
 
 # transformers' Qwen3MoeConfig; its class states no head_dim, the published files do.

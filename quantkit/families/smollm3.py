@@ -11,7 +11,9 @@ from quantkit.families.base.hyperparameters import optional_size
 from quantkit.families.base.refusals import SILU, only, plain_yarn
 from quantkit.families.llama import ATTENTION, ENDS, llama_keys
 from quantkit.families.qwen2 import PLAIN_MLP, ROPE_KINDS
-from quantkit.forward.description import Architecture, Attention, Config, given
+from quantkit.forward.config_keys import Config, given
+from quantkit.forward.description import Architecture
+from quantkit.forward.mixers import Attention
 from quantkit.forward.settings import if_used, slides
 from quantkit.tokenizer.roles import LLAMA_ROLES
 

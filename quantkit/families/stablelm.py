@@ -14,7 +14,8 @@ from quantkit.families.base.refusals import SILU, only
 from quantkit.families.base.traits import Traits
 from quantkit.families.llama import ENDS
 from quantkit.families.qwen2 import PLAIN_MLP, PROJECTIONS
-from quantkit.forward.description import Architecture, Attention
+from quantkit.forward.description import Architecture
+from quantkit.forward.mixers import Attention
 from quantkit.forward.settings import LAYER_NORM, flag
 
 _AT, _TO = "model.layers.{layer}", "blk.{layer}"

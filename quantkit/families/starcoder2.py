@@ -11,7 +11,8 @@ from quantkit.families.base.refusals import GELU, only, plain_yarn, window_ignor
 from quantkit.families.base.traits import Traits
 from quantkit.families.llama import ENDS
 from quantkit.families.qwen2 import BIASES, NORMS, PROJECTIONS, ROPE_KINDS
-from quantkit.forward.description import Architecture, Attention, FeedForward
+from quantkit.forward.description import Architecture, FeedForward
+from quantkit.forward.mixers import Attention
 from quantkit.forward.settings import LAYER_NORM, every_layer
 
 _LAYER, _TO = "model.layers.{layer}", "blk.{layer}"

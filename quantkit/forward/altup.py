@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 from quantkit.forward.arrays import Array, namespace
 from quantkit.forward.attention import Layer
-from quantkit.forward.description import AltUp, Norm
+from quantkit.forward.description import AltUp
+from quantkit.forward.parts import Norm
 from quantkit.forward.weights import Weights, f32
 
 _LEAST = 1e-5

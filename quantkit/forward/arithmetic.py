@@ -7,7 +7,7 @@ import numpy as np
 
 from quantkit.errors import UnsupportedError
 from quantkit.forward.arrays import Array, empty, erf, namespace
-from quantkit.forward.description import Norm
+from quantkit.forward.parts import Norm
 
 
 def normalise(x: Array, weight: Array | None, bias: Array | None, norm: Norm, eps: float) -> Array:

@@ -10,8 +10,10 @@ from numpy.typing import NDArray
 
 from quantkit.forward.arithmetic import alibi_slopes, normalise, sigmoid, turn
 from quantkit.forward.arrays import Array, device, empty, namespace, place
-from quantkit.forward.description import Attention, Config, Indexer, Norm, given, head_dim
+from quantkit.forward.config_keys import Config, given, head_dim
 from quantkit.forward.indexer import excluded_keys
+from quantkit.forward.mixers import Attention, Indexer
+from quantkit.forward.parts import Norm
 from quantkit.forward.rope import rope_frequencies
 from quantkit.forward.weights import Weights
 

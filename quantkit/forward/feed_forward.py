@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from quantkit.forward.arithmetic import activation, sigmoid, softmax, xielu
 from quantkit.forward.arrays import Array, ascending, namespace, taken
 from quantkit.forward.attention import Layer
-from quantkit.forward.description import Experts, FeedForward, given
+from quantkit.forward.config_keys import given
+from quantkit.forward.description import Experts, FeedForward
 
 _GATE_SLOPE = 1.702
 

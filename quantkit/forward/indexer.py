@@ -6,7 +6,9 @@ import numpy as np
 
 from quantkit.forward.arithmetic import turn
 from quantkit.forward.arrays import Array, ascending, device, namespace, place
-from quantkit.forward.description import Config, Indexer, Norm
+from quantkit.forward.config_keys import Config
+from quantkit.forward.mixers import Indexer
+from quantkit.forward.parts import Norm
 from quantkit.forward.weights import Weights
 
 _EPS = 1e-6

@@ -5,25 +5,11 @@ from dataclasses import dataclass, replace
 from functools import cache
 
 from quantkit.forward import mamba2
+from quantkit.forward.config_keys import Config, given, head_dim
 from quantkit.forward.delta_net import sizes_of
-from quantkit.forward.description import (
-    AltUp,
-    Architecture,
-    Attention,
-    Config,
-    DeltaNet,
-    Experts,
-    FeedForward,
-    Indexer,
-    Laurel,
-    LayerInputs,
-    Mamba,
-    Mamba2,
-    ShortConvolution,
-    given,
-    head_dim,
-)
+from quantkit.forward.description import AltUp, Architecture, Experts, FeedForward, Laurel, LayerInputs
 from quantkit.forward.linears import Input, LayerLinears, Linear, NormFold, RowFold
+from quantkit.forward.mixers import Attention, DeltaNet, Indexer, Mamba, Mamba2, ShortConvolution
 
 
 def layer_linears(architecture: Architecture, config: Config, number: int, names: Collection[str]) -> LayerLinears:

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from quantkit.forward.description import Form
+from quantkit.forward.parts import Form
 
 PLAIN = Form()
 

@@ -6,7 +6,9 @@ Defaults are those of transformers' config classes.
 import math
 from collections.abc import Callable
 
-from quantkit.forward.description import Config, FeedForward, Form, Norm, given
+from quantkit.forward.config_keys import Config, given
+from quantkit.forward.description import FeedForward
+from quantkit.forward.parts import Form, Norm
 
 PerLayerConfig = Callable[[Config, int], Config]
 

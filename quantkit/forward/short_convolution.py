@@ -2,7 +2,7 @@
 
 from quantkit.forward.arrays import Array
 from quantkit.forward.attention import Layer
-from quantkit.forward.description import ShortConvolution
+from quantkit.forward.mixers import ShortConvolution
 
 
 def convolved(x: Array, layer: Layer, name: str) -> Array:

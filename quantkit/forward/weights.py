@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from quantkit.forward.arrays import Array as Array
 from quantkit.forward.arrays import device, empty, place
-from quantkit.forward.description import Form
+from quantkit.forward.parts import Form
 
 Read = Callable[[str], npt.NDArray[Any]]
 ReadRows = Callable[[str, int, int], npt.NDArray[Any]]

@@ -20,7 +20,12 @@ from quantkit.machine import cores
 
 
 def _bindings() -> Any:
-    """llama_cpp.llama_cpp without its package, whose chat formats take longer to load than a small model."""
+    """llama_cpp.llama_cpp without its package, whose chat formats take longer to load than a small model.
+
+    The server needs the package, and has imported it before.
+    """
+    if "llama_cpp" in sys.modules:
+        return importlib.import_module("llama_cpp.llama_cpp")
     spec = importlib.util.find_spec("llama_cpp")
     if spec is not None and spec.submodule_search_locations:
         package = ModuleType("llama_cpp")
@@ -46,7 +51,7 @@ class _BufferOverride(ctypes.Structure):
     _fields_ = (("pattern", ctypes.c_char_p), ("buffer_type", ctypes.c_void_p))
 
 
-def _experts_on_cpu(layers: int) -> Any:
+def experts_on_cpu(layers: int) -> Any:
     """The overrides of llama.cpp's --n-cpu-moe (common.h), with an empty one at the end."""
     buffer_type = llama._lib.ggml_backend_cpu_buffer_type
     buffer_type.restype = ctypes.c_void_p
@@ -64,7 +69,7 @@ def load(path: str, *, cpu_moe: int = 0, **params: Any) -> Iterator[Any]:
     `cpu_moe`: the experts of the first layers stay on the CPU.
     """
     settings = llama.llama_model_default_params()
-    overrides = _experts_on_cpu(cpu_moe)
+    overrides = experts_on_cpu(cpu_moe)
     if cpu_moe:
         settings.tensor_buft_overrides = ctypes.cast(overrides, ctypes.c_void_p)
     for name, value in params.items():

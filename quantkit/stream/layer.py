@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 
 from quantkit.families.base.native import Source
 from quantkit.forward.arrays import namespace
-from quantkit.forward.description import Form
 from quantkit.forward.linears import PLAIN, Input, LayerLinears
+from quantkit.forward.parts import Form
 from quantkit.forward.weights import Weights
 
 Array = NDArray[np.float32]

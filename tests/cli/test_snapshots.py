@@ -12,6 +12,7 @@ import pytest
 from quantkit.cli import COMMANDS
 from tests.helpers.adapters import AdapterCase, write_adapter
 from tests.helpers.command import quantkit
+from tests.helpers.serving import device_lister
 from tests.helpers.tiny import tiny_llama
 from tests.helpers.tiny_tokenizers import CORPUS
 from tests.publish.gguf_files import write_gguf
@@ -41,6 +42,7 @@ DOCUMENTS: dict[str, tuple[str, ...]] = {
     "measure": ("measure", "model", "first-AWQ", "--text", "text.txt", "--ctx", "64", "--gpu-layers", "none"),
     "plan": ("plan", "model", "-t", "q8_0", "--vram", "8G", "--ram", "16G", "--bandwidth", "40G"),
     "run": ("run", "model.gguf", "-p", "Hello", "--max-tokens", "4", "--ctx", "256", "--raw", "--temperature", "0"),
+    "serve": ("serve", "model.gguf", "--ctx", "256", "--dry-run"),
     "inspect a checkpoint": ("inspect", "model"),
     "inspect a GGUF": ("inspect", "model.gguf"),
     "inspect a folder of AWQ": ("inspect", "first-AWQ"),
@@ -86,7 +88,8 @@ def test_the_help_is_the_stored_one(name: str, request: pytest.FixtureRequest) -
 def test_the_keys_and_types_of_the_document_are_the_stored_ones(
     name: str, here: Path, request: pytest.FixtureRequest
 ) -> None:
-    answer = quantkit(*DOCUMENTS[name], "--format", "json", cwd=here)
+    env = device_lister(here) if name == "serve" else None
+    answer = quantkit(*DOCUMENTS[name], "--format", "json", cwd=here, env=env)
     assert answer.code == 0, answer.stderr
     text = "".join(f"{path}: {' | '.join(sorted(types))}\n" for path, types in paths(json.loads(answer.stdout)).items())
     compare(SNAPSHOTS / "json" / f"{name.replace(' ', '-').lower()}.txt", text, request)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from quantkit.forward.arithmetic import activation, normalise, sigmoid, turn
-from quantkit.forward.description import Norm
+from quantkit.forward.parts import Norm
 
 X = np.concatenate([np.linspace(-12, 12, 4001), [-1e4, -88.8, -0.0, 0.0, 1e-30, 88.8, 1e4]]).astype(np.float32)
 

@@ -6,7 +6,7 @@ import pytest
 from quantkit.families import reference_logits
 from quantkit.forward import attention
 from quantkit.forward.attention import Context, Layer, attend
-from quantkit.forward.description import Attention
+from quantkit.forward.mixers import Attention
 from quantkit.forward.weights import Weights
 from tests.families.models import TOKENS
 from tests.forward.test_architectures import assert_transformers_own, native

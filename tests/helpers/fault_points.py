@@ -20,6 +20,7 @@ from typing import Any
 
 from tests.helpers.command import quantkit_process
 from tests.helpers.faults import KILL, READS, STOP, WRITES, FaultyRuns, faulty_runs
+from tests.helpers.small_converter import unknown_checkpoint, write_converter
 from tests.helpers.tiny import tiny_llama
 
 FEW = (
@@ -39,6 +40,10 @@ RUNS: dict[str, tuple[str, ...]] = {
     "convert": ("convert", "model", "-t", "awq", "-t", "q8_0", "-t", "imatrix", *FEW, "-o", "out"),
     "shards": ("gguf", "model", "-t", "q8_0", "--split-max-size", "100k", "--threads", "1", "-o", "out"),
     "gptq": ("gptq", "model", *FEW, "-o", "out"),
+    "converter": (
+        "gguf", "newest", "-t", "f16", "-t", "q4_k_m", "--converter", "converter", "--no-logits", "--threads", "1",
+        "-o", "out",
+    ),
     "imatrix": ("imatrix", "model", *FEW[:7], "--threads", "1", "-o", "out/model-imatrix.gguf"),
     "measure": (
         "measure", "model", "model-GGUF/model-Q8_0.gguf", "--text", "text.txt", "--ctx", "32", "--chunks", "2",
@@ -139,6 +144,8 @@ class Place:
 
 def make_place(folder: Path, runs: FaultyRuns) -> Place:
     """The inputs, in `folder`."""
+    unknown_checkpoint(folder / "newest")
+    write_converter(folder / "converter")
     tiny_llama(folder / "model", variant="llama3", hidden=64, intermediate=96)
     (folder / "text.txt").write_text("A short text to measure on. " * 40)
     (folder / "recipe.toml").write_text(RECIPE)

@@ -1,10 +1,8 @@
 """llama.cpp's converter as a source: found, run in a process of its own, and every way in which it can fail.
 
-The script here has the shape of llama.cpp's converter (lazy tensors and the writer of the real gguf package), without
-torch. tests/full/test_any_model.py runs the real one.
+The converter here is that of tests.helpers.small_converter. tests/full/test_any_model.py runs the real one.
 """
 
-import json
 import os
 import signal
 import subprocess
@@ -21,87 +19,12 @@ from quantkit.outputs.gguf_source import model_from_gguf
 from quantkit.outputs.opening import open_convertible
 from tests.helpers.command import Answer, command, quantkit
 from tests.helpers.oracle import Job, run_jobs
-from tests.helpers.tiny import tiny_llama
-
-SCRIPT = """
-import json, logging, os, sys
-from pathlib import Path
-
-import gguf
-import numpy as np
-import torch
-
-# FIRST
-
-def lazy(seed, shape, dtype):
-    def values(scale):
-        # TENSOR
-        rows = np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
-        return (rows * scale).astype(dtype)
-    meta = gguf.LazyNumpyTensor.meta_with_dtype_and_shape(dtype, shape)
-    scale = gguf.LazyNumpyTensor(meta=np.float32(0), args=(0.05,), func=np.float32)
-    return gguf.LazyNumpyTensor(meta=meta, args=(scale,), func=values)
-
-def main():
-    logging.basicConfig(level=logging.INFO)
-    arguments = sys.argv
-    # MAIN
-    out = Path(arguments[arguments.index("--outfile") + 1])
-    writer = gguf.GGUFWriter(path=None, arch="llama")
-    writer.add_block_count(2)
-    writer.add_context_length(64)
-    writer.add_embedding_length(256)
-    writer.add_feed_forward_length(512)
-    writer.add_head_count(4)
-    writer.add_layer_norm_rms_eps(1e-5)
-    writer.add_file_type(1)
-    names = {"token_embd": (300, 256), "output_norm": (256,)}
-    for layer in range(2):
-        names |= {f"blk.{layer}.{part}": (256, 256) for part in ("attn_q", "attn_k", "attn_v", "attn_output")}
-        names |= {f"blk.{layer}.ffn_{part}": (512, 256) for part in ("gate", "up")}
-        names |= {f"blk.{layer}.ffn_down": (256, 512), f"blk.{layer}.attn_norm": (256,)}
-        names |= {f"blk.{layer}.ffn_norm": (256,)}
-    for seed, (name, shape) in enumerate(names.items()):
-        writer.add_tensor(f"{name}.weight", lazy(seed, shape, np.float16 if len(shape) > 1 else np.float32))
-    writer.add_quantization_version(2)
-    writer.write_header_to_file(path=out)
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file(progress=False)
-    writer.close()
-
-if __name__ == "__main__":
-    main()
-"""
-DYNAMIC = """
-def resolve_trust_remote_code(trust, name, has_local_code, has_remote_code):
-    return trust
-
-def get_class_from_dynamic_module(*arguments):
-    raise AssertionError("remote code ran")
-"""
-
-
-def write_converter(folder: Path, **parts: str) -> Path:
-    """The script with `parts` of code at its marks (FIRST, MAIN, TENSOR), beside stubs of torch and transformers."""
-    folder.mkdir()
-    text = SCRIPT
-    for mark, code in parts.items():
-        text = text.replace(f"# {mark}", code)
-    (folder / "convert_hf_to_gguf.py").write_text(text)
-    (folder / "torch.py").write_text("def load(*arguments, **settings):\n    return settings\n")
-    (folder / "transformers").mkdir()
-    (folder / "transformers" / "__init__.py").write_text("")
-    (folder / "transformers" / "dynamic_module_utils.py").write_text(DYNAMIC)
-    return folder
+from tests.helpers.small_converter import unknown_checkpoint, write_converter
 
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A checkpoint of an architecture without a family."""
-    folder = tiny_llama(tmp_path_factory.mktemp("unknown") / "newest", variant="llama3", layers=1)
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps({**config, "architectures": ["NewestForCausalLM"]}))
-    return folder
+    return unknown_checkpoint(tmp_path_factory.mktemp("unknown") / "newest")
 
 
 def convert(checkpoint: Path, converter: Path, out: Path, *more: str | Path) -> Answer:
@@ -265,7 +188,7 @@ def test_what_needs_a_family_is_refused(more: tuple[str, ...], words: str, check
 def test_without_a_converter_the_sentence_says_what_to_do(checkpoint: Path, tmp_path: Path) -> None:
     answer = quantkit("gguf", checkpoint, "-o", tmp_path)
     assert answer.code == 1
-    assert "or pass a checkout of llama.cpp to --converter (or set QUANTKIT_LLAMA_CPP)" in answer.sentence
+    assert "pip install 'quantkit[converter]', then pass --converter pinned, or pass a checkout" in answer.sentence
 
 
 def test_the_converter_is_found_by_option_by_variable_and_beside_its_python(tmp_path: Path) -> None:

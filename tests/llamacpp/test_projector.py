@@ -13,8 +13,8 @@ import pytest
 from quantkit.conversion import run as run_module
 from quantkit.errors import OutputError
 from tests.helpers.command import Answer, quantkit
+from tests.helpers.small_converter import write_converter
 from tests.helpers.tiny import tiny_llama
-from tests.llamacpp.test_converter import write_converter
 
 # the converter with --mmproj writes fewer tensors, in the type of --outtype
 TOWER = """

@@ -16,8 +16,8 @@ from tests.families.expected import write_checkpoint
 from tests.helpers.command import quantkit
 from tests.helpers.conversions import to_gguf
 from tests.helpers.imatrix_peer import llama_imatrix
+from tests.helpers.small_converter import write_converter
 from tests.helpers.tiny import tiny_llama
-from tests.llamacpp.test_converter import write_converter
 
 FEW = ("--samples", "8", "--seq-len", "64", "--threads", "1")
 TOKENS = np.random.default_rng(5).integers(3, 250, (3, 48)).astype(np.int32)

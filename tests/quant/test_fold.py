@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from quantkit.families import reference_logits
-from quantkit.forward.description import Form
 from quantkit.forward.linears import Input, LayerLinears, Linear, NormFold, RowFold
+from quantkit.forward.parts import Form
 from quantkit.quant import fold as folding
 from tests.families.models import TOKENS
 from tests.forward.test_linears import MODELS, PACKED, layers_of, model

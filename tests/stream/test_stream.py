@@ -17,8 +17,8 @@ import pytest
 from quantkit.checkpoint import open_checkpoint
 from quantkit.families import reference_logits
 from quantkit.families.base.native import Native
-from quantkit.forward.description import Form
 from quantkit.forward.linears import LayerLinears
+from quantkit.forward.parts import Form
 from quantkit.forward.weights import Array, Weights
 from quantkit.stream import stream as stream_module
 from quantkit.stream.routing import Routes

@@ -11,7 +11,7 @@ from quantkit.errors import TokenizerError, UnsupportedError, UsageError
 from quantkit.tokenizer import PROBE, TokenRoles, differences, hf_token_ids, load_vocabulary
 from tests.helpers.tiny_tokenizers import CORPUS, write_wordpiece
 
-from .oracle import disagreements, llama_ids
+from .oracle import llama_ids
 
 TEXTS = [*PROBE, *CORPUS.splitlines(), "[CLS] a quick fox [SEP]", "Über-größe, naïve CAFÉ", "a" * 130]
 SIZE = 400

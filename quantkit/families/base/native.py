@@ -12,7 +12,8 @@ from quantkit.checkpoint import Checkpoint
 from quantkit.families import MappedTensor, canonical_checkpoint, find_architecture, find_family, read_mapped
 from quantkit.families.base.family import Take
 from quantkit.families.base.mapping import Part
-from quantkit.forward.description import Architecture, Experts, given
+from quantkit.forward.config_keys import given
+from quantkit.forward.description import Architecture, Experts
 from quantkit.forward.forward import Decoder
 from quantkit.forward.weights import Weights
 
@@ -83,6 +84,11 @@ class Native:
     def stored_type(self, name: str) -> np.dtype[Any]:
         """The dtype that a tensor is read in."""
         return self.checkpoint.tensors[self.tensors[name].parts[0].source].read_dtype
+
+    def is_quantized(self, name: str) -> bool:
+        """Whether the tensor is dequantized as it is read."""
+        parts = self.tensors[name].parts
+        return bool(parts) and self.checkpoint.tensors[parts[0].source].is_quantized
 
 
 def _one_by_one(

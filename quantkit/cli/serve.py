@@ -1,0 +1,148 @@
+"""`quantkit serve`: an OpenAI-compatible server for a GGUF file."""
+
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from quantkit.cli.conversion_options import ThreadsOption
+from quantkit.cli.options import (
+    AUTO,
+    GPU_LAYERS,
+    CpuMoeOption,
+    DryRunOption,
+    KvTypeOption,
+    RpcOption,
+    context_option,
+    parse_gpu_layers,
+)
+from quantkit.cli.output import Out
+from quantkit.errors import UsageError
+from quantkit.llamacpp.server import ServerChoice
+from quantkit.planning.context import Context
+
+if TYPE_CHECKING:
+    from quantkit.llamacpp.server import ServerCommand
+    from quantkit.planning.layers import Placement
+
+
+def serve(
+    out: Out,
+    model: Annotated[Path, typer.Argument(metavar="MODEL.gguf", help="A GGUF file.", show_default=False)],
+    port: Annotated[int, typer.Option(metavar="N", min=1, max=65535, help="Port to listen on.")] = 8080,
+    host: Annotated[
+        str, typer.Option(metavar="ADDRESS", help="Address to listen on; 0.0.0.0 lets other machines in.")
+    ] = "127.0.0.1",
+    api_key: Annotated[
+        str | None,
+        typer.Option(
+            "--api-key",
+            metavar="KEY",
+            envvar="QUANTKIT_API_KEY",
+            help="Key that clients must send; required for other machines.",
+            show_default="none",
+        ),
+    ] = None,
+    alias: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Name of the model in the API.", show_default="the file's name")
+    ] = None,
+    server: Annotated[
+        ServerChoice, typer.Option(help="The server; auto: llama-server if it is installed.")
+    ] = ServerChoice.auto,
+    parallel: Annotated[
+        int, typer.Option(metavar="N", min=1, max=256, help="Requests answered at once, each with the whole context.")
+    ] = 1,
+    gpu_layers: Annotated[str, GPU_LAYERS] = AUTO,
+    ctx: Annotated[int | None, context_option(least=16, default="4096 or the model's")] = None,
+    cpu_moe: CpuMoeOption = None,
+    kv_type: KvTypeOption = "f16",
+    threads: ThreadsOption = None,
+    rpc: RpcOption = None,
+    dry_run: DryRunOption = False,
+) -> None:
+    """Serve a GGUF file with an OpenAI-compatible API and a web page to chat in.
+
+    The server is llama-server, or llama-cpp-python's. Model, placement, context and sampling are set as `run` sets
+    them. Ctrl-C stops it.
+
+    Example: quantkit serve NAME-Q4_0.gguf --port 8080
+    """
+    from quantkit.llamacpp.conversation import Loading, converse
+    from quantkit.llamacpp.server import Serving, find_server, llama_cpp_python_command, llama_server_command
+    from quantkit.llamacpp.server_process import check_port_is_free, is_loopback
+    from quantkit.planning.layers import Placement
+
+    if not is_loopback(host) and not api_key:
+        raise UsageError(f"--host {host} lets other machines in; set a key with --api-key KEY or QUANTKIT_API_KEY")
+    fixed = None if gpu_layers == AUTO else Placement(parse_gpu_layers(gpu_layers), cpu_moe or 0)
+    program = find_server(server)
+    with converse(model, n_ctx=ctx, system=None, raw=False, sampling={}) as conversation:
+        pass
+    if conversation.template is None:
+        out.warn(f"{model.name} has no chat template; the server uses ChatML")
+    check_port_is_free(host, port)
+    context = Context(
+        n_ctx=conversation.n_ctx * parallel, kv_type=kv_type.lower(), cpu_moe=cpu_moe or 0, op_offload=not rpc
+    )
+    placement = fixed or _placement(model, context, program, rpc or [], out, fit_moe=cpu_moe is None)
+    serving = Serving(
+        model,
+        Loading(placement.gpu_layers, placement.cpu_moe, context.kv_cache, threads, rpc or ()),
+        conversation.n_ctx,
+        conversation.sampling,
+        host,
+        port,
+        alias or model.stem,
+        has_template=conversation.template is not None,
+        parallel=parallel,
+        api_key=api_key,
+    )
+    command = llama_server_command(program, serving) if program else llama_cpp_python_command(serving)
+    name = f"[{host}]" if ":" in host else host
+    document = {
+        "command": "serve",
+        "model": str(model),
+        "alias": serving.alias,
+        "server": "llama-server" if program else "llama-cpp-python",
+        "url": f"http://{name}:{port}",
+        "n_ctx": serving.n_ctx,
+        "parallel": parallel,
+        "gpu_layers": placement.gpu_layers,
+        "cpu_moe": placement.cpu_moe,
+    }
+    if dry_run:
+        out.say(shlex.join(command.words))
+        out.document(document)
+        return
+    _run(command, document, out, host=host, port=port)
+
+
+def _run(command: "ServerCommand", document: dict[str, Any], out: Out, *, host: str, port: int) -> None:
+    """Run the server until Ctrl-C or SIGTERM, which end it without an error."""
+    from quantkit.llamacpp.server_process import ServerProcess
+
+    out.note(f"loading {Path(document['model']).name} with {document['server']} ...")
+    with ServerProcess(command, host, port) as process:
+        try:
+            process.wait_until_ready()
+            page = f", with a page to chat at {document['url']}/" if process.has_page() else ""
+            out.say(f"{document['alias']}: OpenAI API at {document['url']}/v1{page}")
+            out.note("Ctrl-C stops the server")
+            out.document(document)
+            process.wait()
+        except KeyboardInterrupt:
+            process.stop()
+            out.note("stopped")
+
+
+def _placement(
+    model: Path, context: Context, program: Path | None, rpc: list[str], out: Out, *, fit_moe: bool
+) -> "Placement":
+    """The placement on the devices of the server that is used."""
+    from quantkit.cli.placement import automatic_placement
+    from quantkit.llamacpp.server import server_devices
+    from quantkit.measurement.memory import Device, gpu_devices
+
+    devices = [Device(**device) for device in server_devices(program, rpc)] if program else gpu_devices(model, rpc=rpc)
+    return automatic_placement(model, context, devices, out, fit_moe=fit_moe)
