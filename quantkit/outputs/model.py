@@ -34,6 +34,7 @@ _F32_NAMES = (
     "ffn_gate_inp.weight",
     "ffn_gate_inp_shexp.weight",
     "position_embd.weight",
+    "token_types.weight",
     "ssm_conv1d.weight",
     "shortconv.conv.weight",
 )
