@@ -21,13 +21,12 @@ from quantkit.gguf.file_types import FileType, file_type
 from quantkit.gguf.layout import lay_out
 from quantkit.gguf.metadata import general_keys, plain_key, quantization_keys
 from quantkit.gguf.mix import Choice
+from quantkit.gguf.projector_file import ARCHITECTURE, PREFIX
 from quantkit.gguf.types import block_size
 from quantkit.outputs.gguf_files import GgufOutput, GgufPlan, GgufRequest, fit_memory
 from quantkit.outputs.model import Model, describe, mix_model, origin_of, weight_files_of
 
 TYPES = ("f16", "bf16", "q8_0")
-PREFIX = "mmproj"
-"""The first word of the file's name, by which llama.cpp's programs find it."""
 _PATCHES = (".patch_embd.weight", ".patch_merger.weight")
 _POSITIONS = "position_embd.weight"
 _F32, _F16 = GGMLQuantizationType.F32, GGMLQuantizationType.F16
@@ -133,7 +132,7 @@ def _model(
     mapped = sorted(map_projector(rules, tower, checkpoint.tensors), key=lambda tensor: _place(checkpoint, tensor))
     by_name = {tensor.name: tensor for tensor in mapped}
     shapes = {tensor.name: tensor.shape for tensor in mapped}
-    keys = general_keys(checkpoint.folder, checkpoint.name, "clip", list(shapes.items()), gguf.GGUFType.MMPROJ)
+    keys = general_keys(checkpoint.folder, checkpoint.name, ARCHITECTURE, list(shapes.items()), gguf.GGUFType.MMPROJ)
     own_keys = [plain_key(key.name, key.kind, key.value) for key in (*tower_keys(tower), *rules.keys(tower))]
 
     def read_rows(tensor: str, start: int, stop: int) -> NDArray[Any]:
@@ -143,7 +142,7 @@ def _model(
         name=f"{PREFIX}-{name}",
         keys=(*keys, *own_keys),
         tensors=tuple(describe(tensor, checkpoint) for tensor in mapped),
-        sizes=mix_model("clip", {}),
+        sizes=mix_model(ARCHITECTURE, {}),
         read_rows=read_rows,
         origin=origin_of(checkpoint),
         family=rules.name,
