@@ -23,7 +23,6 @@ from quantkit.checkpoint.folder import (
     SAFETENSORS,
     Weights,
     choose_weights,
-    is_possibly_stale,
     parse_config,
     read_small_file,
 )
@@ -31,6 +30,7 @@ from quantkit.checkpoint.hub_errors import UnreachableError, is_transient
 from quantkit.checkpoint.huggingface import HuggingFace
 from quantkit.checkpoint.modelscope import ModelScope
 from quantkit.checkpoint.not_checkpoint import describe_names
+from quantkit.checkpoint.quantized.settings import BESIDE, is_possibly_stale
 from quantkit.checkpoint.ranges import Ranges
 from quantkit.checkpoint.repository import Listing, Repository
 from quantkit.checkpoint.safetensors_file import PREFIX_BYTES, Header, header_length, parse_header
@@ -42,7 +42,15 @@ from quantkit.files import free_space
 from quantkit.progress import SILENT, Progress
 
 # The files besides the weights that a conversion may need or copy.
-_SMALL_FILES = ("config.json", *SETTINGS_FILES, "README.md", "LICENSE*", "modules.json", "*processor_config.json")
+_SMALL_FILES = (
+    "config.json",
+    *SETTINGS_FILES,
+    *BESIDE,
+    "README.md",
+    "LICENSE*",
+    "modules.json",
+    "*processor_config.json",
+)
 # of an embedding model, which modules.json names
 _POOLING = "*_Pooling/config.json"
 _PAUSES = (1.0, 2.0)

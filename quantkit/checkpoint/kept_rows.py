@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from quantkit.errors import OutputError
 from quantkit.files import open_partial
+from quantkit.system.descriptors import read_at, write_at
 
 
 @dataclass(frozen=True, order=True)
@@ -78,13 +79,13 @@ class KeptRows:
     def _copy(self, span: Span, start: int, piece: bytes) -> None:
         place = self._places[span]
         try:
-            os.pwrite(self._data, piece, place + start - span.start)
+            write_at(self._data, piece, place + start - span.start)
             with self._lock:
                 pieces = self._pieces.setdefault(span, {})
                 pieces[start] = len(piece)
                 complete = sum(pieces.values()) == span.nbytes
             if complete:
-                crc = zlib.crc32(os.pread(self._data, span.nbytes, place))
+                crc = zlib.crc32(read_at(self._data, span.nbytes, place))
                 line = json.dumps([span.file, span.start, span.nbytes, place, crc]) + "\n"
                 os.write(self._index, line.encode())
                 self._crcs[span] = crc
@@ -99,7 +100,7 @@ class KeptRows:
         crc = self._crcs.get(span)
         if crc is None:
             return False
-        data = os.pread(self._data, span.nbytes, self._places[span])
+        data = read_at(self._data, span.nbytes, self._places[span])
         if len(data) != span.nbytes or zlib.crc32(data) != crc:
             return False
         buffer[:] = np.frombuffer(data, np.uint8)

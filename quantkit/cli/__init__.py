@@ -1,13 +1,13 @@
 """The command line: one module per command, loaded when it runs. Only this room prints."""
 
 import os
-import resource
 import signal
 import sys
 from collections.abc import Callable, Sequence
 from functools import wraps
 from importlib import import_module
 from inspect import Parameter, signature
+from io import TextIOWrapper
 from typing import Annotated, Any
 
 import typer
@@ -19,6 +19,7 @@ from quantkit.cli.options import DebugOption, Format, FormatOption, MirrorOption
 from quantkit.cli.output import Out
 from quantkit.cli.signals import interruptible
 from quantkit.errors import UsageError
+from quantkit.system.memory import address_space_limit
 
 _LEAST_ADDRESS_SPACE, _ROOMY_ADDRESS_SPACE = 400_000_000, 4 << 30
 
@@ -169,8 +170,8 @@ def _require_address_space() -> None:
 
     OpenBLAS reserves memory for every thread when it is loaded, and ends the process where it gets none.
     """
-    soft, _ = resource.getrlimit(resource.RLIMIT_AS)
-    if soft == resource.RLIM_INFINITY:
+    soft = address_space_limit()
+    if soft is None:
         return
     if soft < _LEAST_ADDRESS_SPACE:
         raise UsageError(
@@ -182,8 +183,17 @@ def _require_address_space() -> None:
         os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
+def _print_utf8() -> None:
+    """Print UTF-8 and plain newlines on Windows too, whose pipes have an old code page and two characters a newline."""
+    if os.name == "nt":
+        for stream in (sys.stdout, sys.stderr):
+            if isinstance(stream, TextIOWrapper):
+                stream.reconfigure(encoding="utf-8", newline="\n")
+
+
 def main() -> None:
     """Run the command line; every failure becomes one sentence on stderr and an exit code."""
+    _print_utf8()
     with explain(), interruptible():
         _refuse_other_bytes(sys.argv[1:])
         _require_address_space()

@@ -171,7 +171,7 @@ class GgufOptions:
     )
     mmproj: list[str] | None = option(
         None,
-        "Also write the projector of a model that sees or hears, in f16, bf16 or q8_0, by llama.cpp's converter.",
+        "Also write the projector of a model that sees or hears: f16, bf16 or q8_0; repeat.",
         metavar="TYPE",
     )
     converter: Path | None = option(

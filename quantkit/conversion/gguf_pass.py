@@ -25,6 +25,7 @@ from quantkit.journal import Journal
 from quantkit.outputs.gguf_files import GgufPlan
 from quantkit.outputs.model import ModelTensor, widen
 from quantkit.progress import Progress
+from quantkit.system import descriptors
 
 
 @dataclass(frozen=True)
@@ -152,8 +153,8 @@ def open_targets(plan: GgufPlan, stack: ExitStack, *, keep: bool) -> dict[str, l
             try:
                 descriptor = open_partial(path, keep=keep)
                 stack.callback(os.close, descriptor)
-                os.posix_fallocate(descriptor, 0, file.size)
-                _write(descriptor, file.header, 0)
+                descriptors.reserve(descriptor, file.size)
+                descriptors.write_at(descriptor, file.header, 0)
             except OSError as error:
                 raise OutputError(
                     f"cannot write {path.name} ({file.size / 1e6:.0f} MB) into {path.parent}:"
@@ -233,7 +234,7 @@ def quantize_chunk(
 def write_at(target: Target, data: NDArray[np.uint8], row: int) -> None:
     """Write the rows of a tensor from `row` on. Raises OutputError."""
     try:
-        _write(target.descriptor, data.data, target.slot.offset + row * target.slot.row_bytes)
+        descriptors.write_at(target.descriptor, data.data, target.slot.offset + row * target.slot.row_bytes)
     except OSError as error:
         raise OutputError(f"writing {target.label} failed: {error.strerror or error}") from error
 
@@ -255,10 +256,3 @@ def all_finite(floats: NDArray[np.float32]) -> bool:
 
 def _bad_row(floats: NDArray[np.float32]) -> int:
     return int(np.flatnonzero(~np.isfinite(floats).all(axis=1))[0])
-
-
-def _write(descriptor: int, data: bytes | memoryview, offset: int) -> None:
-    view = memoryview(data).cast("B")
-    while view:
-        written = os.pwrite(descriptor, view, offset)
-        view, offset = view[written:], offset + written

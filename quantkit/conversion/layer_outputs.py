@@ -6,6 +6,7 @@ each read it. Rows that checks and the embedding of samples read a second time a
 
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -16,6 +17,7 @@ from quantkit.checkpoint import Checkpoint
 from quantkit.checkpoint.kept_rows import Span
 from quantkit.conversion.direct_folders import direct_step, write_direct_tensors
 from quantkit.conversion.gguf_pass import run_pass
+from quantkit.errors import QuantkitError
 from quantkit.imatrix.names import LinearKey
 from quantkit.journal import Journal
 from quantkit.outputs.gguf_files import GgufPlan, column_weights
@@ -106,14 +108,16 @@ class LayerOutputs:
         if plan.gguf is not None:
             for tensor in plan.gguf.model.tensors:
                 for start, stop in sampled_rows(tensor.n_rows, tensor.n_columns):
-                    plan.gguf.model.read_rows(tensor.name, start, stop)
+                    with suppress(QuantkitError):  # a scheme may refuse the zeros that stand for its scales
+                        plan.gguf.model.read_rows(tensor.name, start, stop)
         for folder in plan.folders:
             assert plan.native is not None
             for name, linear in folder.quantized.items():
                 turned = linear.form.turned
                 shape = (linear.n_in, linear.n_out) if turned else (linear.n_out, linear.n_in)
                 for start, stop in sampled_rows(*shape):
-                    plan.native.rows(name + linear.form.weight, start, stop)
+                    with suppress(QuantkitError):
+                        plan.native.rows(name + linear.form.weight, start, stop)
 
     def _sweep(self) -> None:
         """Read the tensors that the samples read once, from first to last."""

@@ -35,6 +35,7 @@ from quantkit.progress import SILENT, Progress
 from quantkit.texts.samples import Samples
 from quantkit.verify import Verified, verify_gguf
 from quantkit.verify.imatrix import verify_imatrix
+from quantkit.verify.projector import verify_projectors
 from quantkit.verify.quantized import verify_folder
 from quantkit.verify.source_logits import SourceLogits
 
@@ -126,6 +127,9 @@ def run(
         if plan.gguf is not None:
             forget_lost(plan.gguf, journal)
             quantize_seconds = run_pass(plan.gguf, journal, progress)
+            if plan.projectors is not None:
+                resumed += forget_lost(plan.projectors, journal)
+                quantize_seconds |= run_pass(plan.projectors, journal, progress)
             clock.append(("pass", time.monotonic()))
         outputs = _verify(plan, calibration, direct, logits, progress)
         if any(output.failed for output in outputs):
@@ -245,6 +249,8 @@ def _verify(
         progress.advance(1, folder.label)
     if plan.gguf is not None:
         outputs += verify_gguf(plan.gguf, logits=logits, source=source, progress=progress)
+        if plan.projectors is not None:
+            outputs += verify_projectors(plan.projectors, plan.gguf, logits=logits, progress=progress)
     if plan.imatrix is not None and plan.calibration is not None and calibration is not None:
         outputs.append(verify_imatrix(plan.imatrix, plan.calibration.imatrix(calibration.squares)))
     elif plan.imatrix is not None and plan.callback is not None:

@@ -214,6 +214,7 @@ SCHEMA = Table(
                 "awq": Either(BOOL, _INT4),
                 "gptq": Either(BOOL, _INT4),
                 "imatrix": BOOL,
+                "mmproj": Value("f16, bf16 or q8_0", lambda value: value in ("f16", "bf16", "q8_0")),
             }
         ),
         "calibration": Table(

@@ -1,7 +1,6 @@
 """GGUF files read back: their headers, whether every block is finite, the error of sampled rows."""
 
 import hashlib
-import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -16,6 +15,7 @@ from quantkit.gguf.layout import FileLayout, Slot
 from quantkit.gguf.reader import read_header
 from quantkit.outputs.gguf_files import GgufOutput, GgufPlan
 from quantkit.outputs.model import Model, ModelTensor, widen
+from quantkit.system.descriptors import read_at
 from quantkit.verify.check import Check, guard, sampled_rows
 
 # The largest relative RMS error of a tensor's sampled rows, by type: about twice the error on Gaussian weights. The
@@ -75,7 +75,7 @@ def _scan(path: Path, file: FileLayout) -> str:
         position = 0
         pending = None
         for start, stop, slot in _pieces(file):
-            data = os.pread(stream.fileno(), stop - start, start)
+            data = read_at(stream.fileno(), stop - start, start)
             if len(data) != stop - start or start != position:
                 raise VerificationError(f"{file.name} ends early at byte {start + len(data)}")
             if pending is not None:
@@ -140,7 +140,7 @@ def _sampled_error(model: Model, tensor: ModelTensor, slot: Slot, descriptor: in
     squared, total, count = 0.0, 0.0, 0
     for start, stop in sampled_rows(tensor.n_rows, tensor.n_columns):
         source = widen(model.read_rows(tensor.name, start, stop), tensor).astype(np.float64)
-        data = os.pread(descriptor, (stop - start) * slot.row_bytes, slot.offset + start * slot.row_bytes)
+        data = read_at(descriptor, (stop - start) * slot.row_bytes, slot.offset + start * slot.row_bytes)
         rows = np.frombuffer(data, dtype=np.uint8).reshape(stop - start, slot.row_bytes)
         written = dequantize_rows(slot.type, rows, tensor.n_columns)
         squared += float(np.square(written - source).sum())
