@@ -84,7 +84,7 @@ def document(answer: Answer) -> dict[str, Any]:
         ("-t", "q8_0", "-t", "q4_0", "--no-imatrix"),
         ("-t", "fp8"),
         ("-t", "fp8", "-t", "nvfp4a16", "-t", "q4_0", "--no-imatrix"),
-        ("-t", "awq", "-t", "gptq", "-t", "fp8", "-t", "q4_0", *CALIBRATED),
+        ("-t", "awq", "-t", "fp8", "-t", "q4_0", *CALIBRATED),
         ("-t", "q4_0", "--solver", "feedback", "-t", "imatrix", *CALIBRATED[:5]),
     ],
     ids=["gguf", "fp8", "folders and gguf", "calibrated", "feedback"],
