@@ -26,6 +26,7 @@ ALLOWED = {
     "tokenizer/wordpiece.py": {"bert"},
     "tokenizer/written.py": {"gpt2"},
     # the same, and its names of pre-tokenizers; a projector's file has the architecture clip
+    "gguf/projector_file.py": {"clip"},
     "publish/ollama/facts.py": {"bert", "clip", "falcon-h1", "gpt2", "lfm2", "llama"},
     # names of chat templates
     "chat/builtin.py": {"baichuan"},
