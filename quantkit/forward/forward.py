@@ -38,7 +38,7 @@ class Decoder:
         self.head = self.embedding if tied and self.architecture.head else self.architecture.head
         self.eps = float(given(config, *_EPS, default=1e-6 if self.architecture.norm.kind == "rms" else 1e-5))
         self.n_layers = int(given(config, "num_hidden_layers", "n_layer", "n_layers"))
-        self.hidden = int(given(config, "hidden_size", "n_embd", "d_model"))
+        self.hidden = int(given(config, "hidden_size", "n_embd", "d_model", "dim"))
         self.streams = self.architecture.altup.count(config) if self.architecture.altup else 1
         sources = (self.shared_from(number) for number in range(self.n_layers))
         self.shared_layers = frozenset(source for source in sources if source is not None)

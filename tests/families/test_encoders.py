@@ -7,13 +7,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from quantkit.errors import UnsupportedError
+from quantkit.errors import CheckpointError, UnsupportedError
 from quantkit.families import check_config
 from quantkit.families.base.pooling import pooling_of
 from quantkit.llamacpp.session import embeddings
 from tests.families.expected import expected, read_gguf, write_checkpoint
 from tests.families.models import TOKENS, all_cases
 from tests.families.models.bert import BERT
+from tests.families.models.bert_relatives import DISTILBERT, ROBERTA
 from tests.families.test_pooling import with_pooling
 from tests.helpers.command import quantkit
 from tests.helpers.conversions import to_gguf
@@ -90,3 +91,13 @@ def test_awq_and_gptq_of_an_encoder_are_refused(tmp_path: Path) -> None:
         assert done.code == 1
         assert "run decoders, and this model is an encoder" in done.stderr
         assert "convert it to GGUF" in done.stderr
+
+
+def test_a_classifier_whose_activation_llama_cpp_does_not_have_is_refused() -> None:
+    with pytest.raises(UnsupportedError, match="has a ReLU in its classifier"):
+        check_config({**DISTILBERT, "architectures": ["DistilBertForSequenceClassification"]})
+
+
+def test_positions_that_end_before_the_first_token_are_refused() -> None:
+    with pytest.raises(CheckpointError, match="leaves no position"):
+        check_config({**ROBERTA, "architectures": ["RobertaModel"], "max_position_embeddings": 2})
