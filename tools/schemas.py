@@ -365,6 +365,7 @@ PLAN = {
         }
     ),
     "notes": ["string"],
+    "projector?": {"file": "string", "bytes": "integer", "device": "string"},
 }
 
 RUN = {
@@ -419,6 +420,7 @@ OLLAMA = OneOf(
                     "parameters": [[{}]],
                     "notes": ["string"],
                     "replaced_by": "string?",
+                    "projector?": "string",
                 }
             ],
             "written?": ["string"],

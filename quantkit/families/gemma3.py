@@ -152,7 +152,7 @@ PROJECTOR = Projector(
 
 FAMILY = Family(
     name="Gemma 3",
-    models="Gemma 3 270M/1B/4B/12B/27B, text only",
+    models="Gemma 3 270M/1B/4B/12B/27B",
     architectures=("Gemma3ForCausalLM", "Gemma3ForConditionalGeneration"),
     gguf_arch="gemma3",
     rules=(

@@ -74,7 +74,7 @@ def _late_queries(config: Config, _layer: int) -> tuple[float, int, int]:
 FAMILY = replace(
     LLAMA,
     name="Mistral 3",
-    models="Mistral Small 3.1/3.2, Magistral, Devstral, Ministral 3, text only",
+    models="Mistral Small 3.1/3.2, Magistral, Devstral, Ministral 3",
     architectures=("Mistral3ForConditionalGeneration", "Ministral3ForCausalLM"),
     gguf_arch="mistral3",
     keys=keys,

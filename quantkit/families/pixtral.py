@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from quantkit.errors import UnsupportedError
+from quantkit.errors import CheckpointError, UnsupportedError
 from quantkit.families.base.family import Key, Rule, Take
 from quantkit.families.base.hyperparameters import Hyperparameters, optional_size
 from quantkit.families.base.projector import Projector, Sources, Tower
@@ -59,10 +59,16 @@ def _keys(tower: Tower) -> list[Key]:
 def _sizes(tower: Tower) -> dict[str, int]:
     merge = optional_size(tower.whole, "spatial_merge_size") or 1
     assert tower.sources is not None
+    vocab, token = tower.sources.text.vocab, tower.config["break_token"]
+    if not 0 <= token < vocab:
+        raise CheckpointError(
+            f"the tokenizer gives {_BREAK} the id {token}, but the embedding has {vocab} rows; use the tokenizer that"
+            " belongs to these weights"
+        )
     return {
         "merged": merge * merge * tower.hidden,
         "heads": tower.n_head * tower.head_dim,
-        "vocab": optional_size(tower.whole.get("text_config") or {}, "vocab_size") or 32000,
+        "vocab": vocab,
     }
 
 

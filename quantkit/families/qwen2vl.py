@@ -161,7 +161,7 @@ _QWEN2_5_PROJECTOR = replace(
 FAMILY = replace(
     QWEN2,
     name="Qwen2-VL",
-    models="Qwen2-VL 2B/7B/72B, Qwen2.5-VL 3B/7B/32B/72B, Qwen2.5-Omni 3B/7B, text only",
+    models="Qwen2-VL 2B/7B/72B, Qwen2.5-VL 3B/7B/32B/72B; Qwen2.5-Omni 3B/7B, text only",
     architectures=(
         "Qwen2VLForConditionalGeneration",
         "Qwen2_5_VLForConditionalGeneration",

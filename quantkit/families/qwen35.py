@@ -328,7 +328,7 @@ TRAITS = Traits(
 
 FAMILY = Family(
     name="Qwen 3.5",
-    models="Qwen3.5 0.8B/2B/4B/9B/27B, Qwen3.6-27B, Qwen3.8-27B, text only",
+    models="Qwen3.5 0.8B/2B/4B/9B/27B, Qwen3.6-27B, Qwen3.8-27B",
     architectures=("Qwen3_5ForConditionalGeneration", "Qwen3_5ForCausalLM", "Qwen3_5TextModel"),
     gguf_arch="qwen35",
     rules=NORMS + GATED_ATTENTION + DELTA_NET + MLP + draft_rules((*NORMS, *GATED_ATTENTION, *MLP)) + ENDS,

@@ -75,7 +75,7 @@ _DEFAULTS: dict[str, Any] = {
 FAMILY = replace(
     QWEN35,
     name="Qwen 3.5 MoE",
-    models="Qwen3.5-35B-A3B/122B-A10B/397B-A17B, Qwen3.6-35B-A3B, text only",
+    models="Qwen3.5-35B-A3B/122B-A10B/397B-A17B, Qwen3.6-35B-A3B",
     architectures=("Qwen3_5MoeForConditionalGeneration", "Qwen3_5MoeForCausalLM"),
     gguf_arch="qwen35moe",
     rules=(

@@ -141,7 +141,7 @@ QWEN3_5_PROJECTOR = replace(
 FAMILY = replace(
     QWEN3,
     name="Qwen3-VL",
-    models="Qwen3-VL 2B/4B/8B/32B, text only",
+    models="Qwen3-VL 2B/4B/8B/32B",
     architectures=("Qwen3VLForConditionalGeneration",),
     gguf_arch="qwen3vl",
     keys=keys,

@@ -79,7 +79,7 @@ def keys(arch: str, sizes: Hyperparameters) -> list[Key]:
 FAMILY = replace(
     QWEN3_MOE,
     name="Qwen3-VL-MoE",
-    models="Qwen3-VL-30B-A3B, Qwen3-VL-235B-A22B, text only",
+    models="Qwen3-VL-30B-A3B, Qwen3-VL-235B-A22B",
     architectures=("Qwen3VLMoeForConditionalGeneration",),
     gguf_arch="qwen3vlmoe",
     rules=NORMS + PROJECTIONS + HEAD_NORM_RULES + _SAVED + _TRANSPOSED + ENDS,

@@ -22,6 +22,7 @@ from quantkit.inspection.quantization import bits_of, describe_quantization, is_
 from quantkit.inspection.record import entry_of, readable_record
 from quantkit.inspection.weights import Stored, count_weights
 from quantkit.outputs.model import model_from_checkpoint
+from quantkit.outputs.projector import find_projector_of
 from quantkit.outputs.templates import generation_config
 from quantkit.tokenizer import files as tokenizer_files
 from quantkit.tokenizer import load_vocabulary, special
@@ -134,8 +135,17 @@ def _describe(contents: _Contents, source: str) -> Description:
         revision=contents.revision,
         origin=_origin(contents),
         quantization=describe_quantization(packing, quantized, contents.tensors),
-        notes=tuple(dict.fromkeys(note for note in contents.notes if note != why_not)),
+        notes=tuple(dict.fromkeys((*(note for note in contents.notes if note != why_not), *_sight(config, family)))),
     )
+
+
+def _sight(config: Mapping[str, Any], family: Family | None) -> list[str]:
+    """How a model that sees gets its projector."""
+    if not isinstance(config.get("vision_config"), Mapping):
+        return []
+    own = family is not None and find_projector_of(family, config) is not None
+    how = "quantkit gguf --mmproj f16 writes its projector"
+    return [f"it sees images; {how}" if own else f"it sees images; {how} with --converter, by llama.cpp's converter"]
 
 
 def _gguf_keys(

@@ -21,6 +21,7 @@ import numpy as np
 
 from quantkit.llamacpp.calls import CONTINUED, ERROR, Failed, context, decode, llama, load, set_adapter, tokenize
 from quantkit.llamacpp.devices import devices
+from quantkit.llamacpp.embedding import embeddings, special_tokens
 from quantkit.llamacpp.generation import Talk
 from quantkit.llamacpp.images import Images
 from quantkit.llamacpp.inputs import Inputs
@@ -75,6 +76,12 @@ def logits(request: dict[str, Any]) -> None:
                 file.write(np.ascontiguousarray(values, np.float32).data)
         except OSError as error:
             raise Failed(f"could not write its logits: {error.strerror}") from error
+
+
+def load_projector(request: dict[str, Any]) -> None:
+    """Load a projector for a text model, and free both."""
+    with ExitStack() as stack, load(request["model"], n_gpu_layers=0) as model:
+        Images(model, {**request, "gpu_layers": 0, "marker": "<image>"}, _log_callback, stack)
 
 
 def image_features(request: dict[str, Any]) -> list[list[int]]:
@@ -155,6 +162,8 @@ def main() -> None:
         "vocab_tokens": vocab_tokens,
         "text_tokens": text_tokens,
         "logits": logits,
+        "special_tokens": special_tokens,
+        "embeddings": embeddings,
         "open": model.open,
         "window": model.window,
         "inputs_open": inputs.open,
@@ -170,6 +179,7 @@ def main() -> None:
         "talk_prepare": talk.prepare,
         "talk": talk.generate,
         "image_features": image_features,
+        "load_projector": load_projector,
     }
     while True:
         request = json.loads(requests.get())

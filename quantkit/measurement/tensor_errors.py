@@ -55,8 +55,9 @@ def tensor_errors(reference: Path, candidate: Path) -> list[TensorError]:
     """The error of every weight matrix that both models have; stacked experts count as one matrix.
 
     Each model is a GGUF file or a folder of Hugging Face or quantized weights. An AWQ candidate has no errors, because
-    its scales are folded into norms and neighbouring matrices. A tied output matrix compares with the embedding. Rows are read in slices of a million elements. A matrix of more than 2^25
-    elements is sampled: every k-th slice, about 2^25 elements.
+    its scales are folded into norms and neighbouring matrices. A tied output matrix compares with the embedding. Rows
+    are read in slices of a million elements. A matrix of more than 2^25 elements is sampled: every k-th slice, about
+    2^25 elements.
 
     Raises:
         CheckpointError, UnsupportedError: a model is not readable.

@@ -222,6 +222,7 @@ SCHEMA = Table(
                 "gguf": Value("a list of texts", _is_texts, _types),
                 **{name: Either(BOOL, _folder(name)) for name in FOLDERS},
                 "imatrix": BOOL,
+                "mmproj": Value("f16, bf16 or q8_0", lambda value: value in ("f16", "bf16", "q8_0")),
             }
         ),
         "calibration": Table(

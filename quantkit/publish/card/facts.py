@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from quantkit.errors import PublishError, UsageError
+from quantkit.gguf.projector_file import projectors_beside
 from quantkit.gguf.reader import read_header
 from quantkit.inspection import Description, inspect_source
 from quantkit.inspection.record import changed_since, entry_of, read_record
@@ -63,7 +64,10 @@ class Weights:
 
 @dataclass(frozen=True)
 class CardFacts:
-    """All facts of a card. `report` has only the models of this folder and the reference."""
+    """All facts of a card. `report` has only the models of this folder and the reference.
+
+    `projector`: the file in the folder with which its models see images, or None.
+    """
 
     kind: str
     model: CardModel
@@ -73,6 +77,7 @@ class CardFacts:
     base_model: str | None
     revision: str | None
     license: str | None
+    projector: str | None = None
 
     @property
     def context_length(self) -> int | None:
@@ -122,7 +127,13 @@ def card_facts(folder: Path, kind: str, model: CardModel, report: Mapping[str, A
         base_model=model.base_model or (source if source and page_of(source) else None),
         revision=revision if isinstance(revision, str) else None,
         license=model.license or (facts_of_gguf(folder / weights[0].path).license if kind == "gguf" else None),
+        projector=_projector(folder / weights[0].path) if kind == "gguf" else None,
     )
+
+
+def _projector(model: Path) -> str | None:
+    beside = projectors_beside(model)
+    return beside[0].name if beside else None
 
 
 def _gguf_weights(folder: Path, description: Description) -> tuple[Weights, ...]:
