@@ -60,6 +60,7 @@ class ConvertOptions:
         symmetric, damp, act_order, static_groups: of GPTQ: one zero point for all groups, the fraction of the Hessian's
             mean diagonal that is added to its diagonal (None: chosen on held-out samples), the order of the columns,
             groups of adjacent columns.
+        stream: read a hub's weights by range requests while they are converted, without a copy on the disk.
     """
 
     name: str | None = None
@@ -93,6 +94,7 @@ class ConvertOptions:
     damp: float | None = None
     act_order: bool = True
     static_groups: bool = True
+    stream: bool = False
 
 
 def conversion_request(
