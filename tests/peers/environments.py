@@ -19,6 +19,13 @@ INSIDE = Path(__file__).with_name("inside")
 REQUIREMENTS = {
     "gptqmodel": ("torch==2.13.0", "gptqmodel==7.6.0", "transformers==5.23.0", "optimum==2.3.0"),
     "compressed": ("torch==2.13.0", "transformers==5.24.0", "compressed-tensors==0.20.1", "accelerate==1.15.0"),
+    "bitsandbytes": (
+        "torch==2.13.0",
+        "transformers==5.24.0",
+        "accelerate==1.15.0",
+        "bitsandbytes==0.50.2",
+        "auto-round==0.16.1",
+    ),
     "mlx": ("mlx[cpu]==0.32.4", "mlx-lm==0.32.2"),
     "autoawq": ("torch==2.13.0", "autoawq==0.2.9", "transformers==4.51.3"),
 }
