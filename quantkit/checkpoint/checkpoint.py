@@ -165,7 +165,11 @@ class Checkpoint:
 
     def overlay(self, read: ReadOver, adapters: Sequence[Adapted], name: str) -> None:
         """Read rows through `read` from now on; the checkpoint is called `name`, and closes `adapters`."""
-        self._overlay = read
+        below = self._overlay
+        if below is None:
+            self._overlay = read
+        else:
+            self._overlay = lambda n, a, b, stored: read(n, a, b, lambda m, c, d: below(m, c, d, stored))
         self.adapters = (*self.adapters, *adapters)
         self.name = name
 

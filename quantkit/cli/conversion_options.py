@@ -238,6 +238,7 @@ class PackedOptions:
         None, "Type of unquantized tensors.", show_default="AWQ, GPTQ: float16; others: the source's"
     )
     max_shard_size: str = option("5G", "Largest size of a weight file.", metavar="SIZE")
+    base: str | None = option(None, "Source of config.json and tokenizer for a GGUF as SOURCE.", metavar="DIR|ORG/NAME")
 
 
 @dataclass(frozen=True)

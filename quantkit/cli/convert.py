@@ -2,6 +2,7 @@
 
 from contextlib import closing
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from quantkit.cli.conversion import Conversion, convert_options
@@ -72,18 +73,24 @@ def convert_source(out: Out, command: str, source: str, conversion: Conversion, 
     from quantkit.cli.projectors import bridged_document, bridged_projectors, own_projector_types
     from quantkit.cli.sources import check_stream, fetch, is_gguf
     from quantkit.conversion.run import run
+    from quantkit.outputs.gguf_checkpoint import checkpoint_of_gguf
     from quantkit.outputs.model import Model
     from quantkit.outputs.opening import merge_adapters, open_convertible
     from quantkit.outputs.plan import plan_conversion
     from quantkit.outputs.request import conversion_request
 
     check_stream(source, stream=work.stream, offline=work.offline)
-    types, options = convert_options(conversion, work, is_gguf=is_gguf(source))
-    request = conversion_request(types, conversion.output.output, options, is_gguf=is_gguf(source))
-    if request.folders and not is_gguf(source):
-        opened: Checkpoint | Model = fetch(
-            source, out, offline=work.offline, headers_only=work.dry_run, stream=work.stream
-        )
+    base = conversion.packed.base
+    if base is not None and not is_gguf(source):
+        raise UsageError(f"--base is for a GGUF as SOURCE, and {source} is a checkpoint; leave it out")
+    plain_gguf = is_gguf(source) and base is None
+    types, options = convert_options(conversion, work, is_gguf=plain_gguf)
+    request = conversion_request(types, conversion.output.output, options, is_gguf=plain_gguf)
+    opened: Checkpoint | Model
+    if base is not None:
+        opened = checkpoint_of_gguf(Path(source), base, offline=work.offline)
+    elif request.folders and not plain_gguf:
+        opened = fetch(source, out, offline=work.offline, headers_only=work.dry_run, stream=work.stream)
     else:
         converter = conversion.gguf.converter_options
         mtp, offline, headers_only = conversion.gguf.mtp, work.offline, work.dry_run
@@ -101,7 +108,7 @@ def convert_source(out: Out, command: str, source: str, conversion: Conversion, 
         if options.adapters:
             with out.progress() as progress:
                 merge_adapters(opened, options.adapters, offline=work.offline, progress=progress)
-        if isinstance(opened, Model) and not is_gguf(source):
+        if isinstance(opened, Model) and not plain_gguf:
             # an importance matrix is computed only by request
             types, options = convert_options(conversion, work, is_gguf=True)
             request = conversion_request(types, conversion.output.output, options, is_gguf=True)

@@ -344,7 +344,10 @@ def _refuse_without_family(source: Model, request: ConversionRequest) -> None:
         ("--solver feedback", gguf is not None and gguf.solver == "feedback"),
     ):
         if given and source.folder is None:
-            raise UsageError(f"{what} needs a checkpoint, but {source.name} is a GGUF; convert the original checkpoint")
+            raise UsageError(
+                f"{what} needs a checkpoint, but {source.name} is a GGUF; convert the original checkpoint, or name the"
+                " folder or hub id of its config.json and tokenizer with --base"
+            )
         if given:
             raise UsageError(f"{what} needs a family, but {source.name} has none in quantkit; leave it out")
 

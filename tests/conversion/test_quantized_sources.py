@@ -119,3 +119,45 @@ def test_measure_and_plan_take_a_quantization_that_quantkit_does_not_write(tmp_p
     assert done.code == 0, done.stderr
     page = " ".join(quantkit("inspect", folder).stdout.split())
     assert "compressed-tensors 8 bit quantized checkpoint" in page and "packed as int-quantized" in page
+
+
+@pytest.mark.parametrize("model", ["llama", "qwen2", "mixtral", "internlm2"])
+def test_a_gguf_with_its_base_gives_the_folder_of_the_weights_it_was_made_from(model: str, tmp_path: Path) -> None:
+    source = tiny_llama(tmp_path / "m", dtype="bf16") if model == "llama" else write_checkpoint(model, tmp_path / "m")
+    done = quantkit("gguf", source, "-t", "f32", "-t", "q8_0", "--name", "M", "-o", tmp_path)
+    assert done.code == 0, done.stderr
+    exact, rounded = (tmp_path / "M-GGUF" / f"M-{kind}.gguf" for kind in ("F32", "Q8_0"))
+    options = ("-t", "fp8", "--dtype", "bfloat16", "--name")
+    for arguments in (
+        (source, *options, "a"),
+        (exact, "--base", source, *options, "b"),
+        (rounded, "--base", source, *options, "c"),
+    ):
+        done = quantkit("convert", *arguments, "-o", tmp_path / "out")
+        assert done.code == 0, done.stderr
+    a, b, c = (tmp_path / "out" / f"{name}-FP8" for name in "abc")
+    assert (a / "model.safetensors").read_bytes() == (b / "model.safetensors").read_bytes()
+    assert json.loads((a / "config.json").read_text()) == json.loads((b / "config.json").read_text())
+    assert {path.name for path in a.iterdir()} == {path.name for path in b.iterdir()}
+    with open_model(str(a)) as first, open_model(str(c)) as second:
+        assert first.tensors.keys() == second.tensors.keys()
+        for name, tensor in first.tensors.items():
+            x, y = (np.asarray(f.read_rows(name, 0, tensor.n_rows), np.float32) for f in (first, second))
+            assert np.sqrt(np.mean((x - y) ** 2)) < 0.05 * np.sqrt(np.mean(x**2)), name
+
+
+def test_a_gguf_and_a_base_that_do_not_fit_are_one_sentence(tmp_path: Path) -> None:
+    source = tiny_llama(tmp_path / "m")
+    other = tiny_llama(tmp_path / "other", hidden=128)
+    done = quantkit("gguf", source, "-t", "q8_0", "--name", "M", "-o", tmp_path)
+    assert done.code == 0, done.stderr
+    file = tmp_path / "M-GGUF" / "M-Q8_0.gguf"
+    for arguments, words in (
+        ((file, "-t", "fp8"), "with --base"),
+        ((file, "-t", "fp8", "--base", other), "pass the model's own base"),
+        ((source, "-t", "fp8", "--base", other), "--base is for a GGUF as SOURCE"),
+    ):
+        done = quantkit("convert", *arguments, "-o", tmp_path / "out")
+        assert done.code in (1, 2)
+        assert words in " ".join(done.stderr.split())
+    assert not (tmp_path / "out").exists()

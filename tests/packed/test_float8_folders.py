@@ -261,4 +261,6 @@ def test_weights_that_are_not_finite_are_refused_and_nothing_is_left(tmp_path: P
 def test_a_mistyped_type_names_the_nearest_folder(tmp_path: Path) -> None:
     for words in (("convert", tmp_path, "-t", "fp9"), ("plan", tmp_path, "-t", "fp9")):
         done = quantkit(*words)
-        assert done.code == 2 and "unknown quantization type 'fp9'; the nearest are fp8" in " ".join(done.stderr.split())
+        assert done.code == 2 and "unknown quantization type 'fp9'; the nearest are fp8" in " ".join(
+            done.stderr.split()
+        )

@@ -45,13 +45,13 @@ def _cut(read: Callable[[int, int], NDArray[Any]], part: Part, start: int, stop:
     take = part.take
     if take.transposed:
         assert take.rows is not None  # the mapping lists the rows of every transposed cut
-        values = _read_in_order(read, take.rows)
+        values = read_in_order(read, take.rows)
         return np.ascontiguousarray((values if take.columns is None else values[:, take.columns]).T[start:stop])
-    values = read(start, stop) if take.rows is None else _read_in_order(read, take.rows[start:stop])
+    values = read(start, stop) if take.rows is None else read_in_order(read, take.rows[start:stop])
     return values if take.columns is None else values[:, take.columns]
 
 
-def _read_in_order(read: Callable[[int, int], NDArray[Any]], rows: NDArray[np.int64]) -> NDArray[Any]:
+def read_in_order(read: Callable[[int, int], NDArray[Any]], rows: NDArray[np.int64]) -> NDArray[Any]:
     """The rows in the given order; each run of neighbouring rows is read once."""
     order = np.argsort(rows, kind="stable")
     pieces = []
