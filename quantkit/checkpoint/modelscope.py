@@ -8,7 +8,6 @@ Cache: `models/ORG--NAME/snapshots/STATE/FILE`. The client names STATE after the
 the list, because a branch moves. A file that the client downloaded is linked if its sha256 is the listed one.
 """
 
-import fcntl
 import hashlib
 import json
 import os
@@ -29,6 +28,7 @@ from quantkit.checkpoint.modelscope_token import stored_token
 from quantkit.checkpoint.ranges import TIMEOUT, Ranges, RemoteFile, StatusError
 from quantkit.checkpoint.repository import Listing, Report
 from quantkit.errors import HubError
+from quantkit.system.descriptors import wait_for_lock
 
 _DEFAULT_ENDPOINT, _DEFAULT_REVISION = "https://modelscope.cn", "master"
 _COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -108,7 +108,7 @@ class ModelScope:
         partial.parent.mkdir(parents=True, exist_ok=True)
         remote, ranges = self.remote(listing, name), Ranges(self.repo_id, self.check)
         with partial.open("a+b") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
+            wait_for_lock(file.fileno())
             if self.cached(listing, name) is not None:  # another process has fetched it meanwhile
                 return
             digest, done = _digest(partial)
