@@ -17,7 +17,7 @@ from quantkit.errors import CheckpointError, UnsupportedError
 from quantkit.families.base.family import Computed, Dropped, Family, Key, Rule
 from quantkit.families.base.hyperparameters import Hyperparameters, number, optional_size, size
 from quantkit.families.base.keys import base_keys
-from quantkit.families.base.multimodal import TEXT_PREFIXES, VISION, VISION_LEFT_OUT
+from quantkit.families.base.multimodal import TEXT_PREFIXES, TOWERS_LEFT_OUT, VISION, VISION_LEFT_OUT
 from quantkit.families.base.refusals import GELU, only
 from quantkit.families.base.sliding import sliding_layers
 from quantkit.families.base.traits import Traits
@@ -413,7 +413,7 @@ FAMILY = Family(
     dropped=(
         Dropped(VISION, VISION_LEFT_OUT),
         Dropped(r"(model\.)?(embed_vision|vision_embedder)\..*", VISION_LEFT_OUT),
-        Dropped(r"(model\.)?(audio_tower|embed_audio)\..*", "they hear audio; this GGUF holds the text model only"),
+        Dropped(r"(model\.)?(audio_tower|embed_audio)\..*", TOWERS_LEFT_OUT),
     ),
     projectors={"Gemma4ForConditionalGeneration": PROJECTOR},
     rope_kinds=("proportional",),

@@ -1,13 +1,14 @@
 """The projector of Gemma 4: a tower of Gemma's layers with rotary positions in two dimensions, then one matrix.
 
-llama.cpp's graph: tools/mtmd/models/gemma4v.cpp. A checkpoint that hears too has one file for both towers, which
-llama.cpp's converter writes.
+llama.cpp's graph: tools/mtmd/models/gemma4v.cpp. A checkpoint that hears too has one file for both towers
+(gemma4_audio.py).
 """
 
 from typing import Any
 
 import numpy as np
 
+from quantkit.families import gemma4_audio as audio
 from quantkit.families.base.family import Key, Rule, Take
 from quantkit.families.base.hyperparameters import Hyperparameters, number, size
 from quantkit.families.base.projector import Projector, Sources, Tower
@@ -35,7 +36,6 @@ _LINEARS = {
     "mlp.up_proj": ("ffn_up", "ffn", "hidden"),
     "mlp.down_proj": ("ffn_down", "hidden", "ffn"),
 }
-_BOUNDS = ("input_max", "input_min", "output_max", "output_min")
 _NORMS = {
     "input_layernorm": ("ln1", "hidden"),
     "post_attention_layernorm": ("attn_post_norm", "hidden"),
@@ -53,14 +53,20 @@ def _tower(config: dict[str, Any], _sources: Sources) -> dict[str, Any]:
 
 
 def _keys(tower: Tower) -> list[Key]:
-    return [
+    own = [
         Key("clip.vision.projector_type", "str", "gemma4v"),
         Key("clip.vision.attention.layer_norm_epsilon", "f32", number(tower.config, "layer_norm_eps") or 1e-6),
     ]
+    hearing = audio.audio_config(tower.whole)
+    if hearing is None:
+        return own
+    return [*audio.tower_audio_keys(tower, hearing), *own, *audio.gemma4_audio_keys(hearing)]
 
 
 def _sizes(tower: Tower) -> dict[str, int]:
+    hearing = audio.audio_config(tower.whole)
     return {
+        **(audio.audio_sizes(hearing) if hearing else {}),
         "heads": tower.n_head * tower.head_dim,
         "positions": size(tower.config, "position_embedding_size"),
         "patch_values": 3 * tower.own["patch"] ** 2,
@@ -72,6 +78,16 @@ def _by_channel(tower: Hyperparameters) -> Take:
     patch = tower.dimension("patch")
     order = np.arange(patch * patch * 3, dtype=np.int64).reshape(patch, patch, 3)
     return Take(columns=order.transpose(2, 0, 1).reshape(-1))
+
+
+def _audio_rules(tower: Tower) -> tuple[Rule, ...]:
+    hearing = audio.audio_config(tower.whole)
+    return audio.audio_rules(hearing) if hearing else ()
+
+
+def _fixed(tower: Tower) -> dict[str, str]:
+    hearing = audio.audio_config(tower.whole)
+    return audio.fixed_types(hearing) if hearing else {}
 
 
 PROJECTOR = Projector(
@@ -104,15 +120,16 @@ PROJECTOR = Projector(
         *(
             Rule(f"{_BLOCK}.{name}.{bound}", f"{LAYER}.{target}.{bound}", (), required=False, reshaped=("1",))
             for name, (target, *_) in _LINEARS.items()
-            for bound in _BOUNDS
+            for bound in audio.BOUNDS
         ),
         Rule(f"{_BLOCK}.layer_scalar", f"{LAYER}.out_scale.weight", ("1",), required=False),
     ),
     keys=_keys,
-    tensors=r"(model\.)?(vision_tower|embed_vision)\..*",
+    tensors=r"(model\.)?(vision_tower|embed_vision|audio_tower|embed_audio)\..*",
     defaults=_DEFAULTS,
     prepare=_tower,
     own=_sizes,
-    applies=lambda config: not config.get("audio_config"),
-    rename=((r"^(?=vision_tower\.|embed_vision\.)", "model."),),
+    computed_rules=_audio_rules,
+    fixed=_fixed,
+    rename=((r"^(?=(vision_tower|embed_vision|audio_tower|embed_audio)\.)", "model."),),
 )

@@ -9,14 +9,16 @@ from quantkit.errors import UsageError
 from quantkit.gguf.reader import GgufHeader, read_header
 
 PREFIX = "mmproj"
-_ARCHITECTURE, _KIND = "clip", "mmproj"
+ARCHITECTURE = "clip"
+"""general.architecture of a projector's file."""
+_KIND = "mmproj"
 _BEST_FIRST = ("f16", "bf16", "q8_0", "f32")
 
 
 def is_projector(header: GgufHeader) -> bool:
     """Whether the file is a projector, not a model."""
     kind, architecture = header.value("general.type"), header.value("general.architecture")
-    return bool(kind == _KIND or architecture == _ARCHITECTURE)
+    return bool(kind == _KIND or architecture == ARCHITECTURE)
 
 
 def projectors_beside(model: Path) -> list[Path]:

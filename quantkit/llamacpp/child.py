@@ -21,6 +21,7 @@ import numpy as np
 
 from quantkit.llamacpp.calls import CONTINUED, ERROR, Failed, context, decode, llama, load, set_adapter, tokenize
 from quantkit.llamacpp.devices import devices
+from quantkit.llamacpp.embedding import embeddings, special_tokens
 from quantkit.llamacpp.generation import Talk
 from quantkit.llamacpp.images import Images
 from quantkit.llamacpp.inputs import Inputs
@@ -161,6 +162,8 @@ def main() -> None:
         "vocab_tokens": vocab_tokens,
         "text_tokens": text_tokens,
         "logits": logits,
+        "special_tokens": special_tokens,
+        "embeddings": embeddings,
         "open": model.open,
         "window": model.window,
         "inputs_open": inputs.open,

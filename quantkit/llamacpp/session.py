@@ -86,6 +86,43 @@ def logits(
         return np.fromfile(out, np.float32).reshape(len(tokens), -1)
 
 
+def hidden_states(model: Path, tokens: Sequence[int], *, timeout: float = 1800.0) -> npt.NDArray[np.float32]:
+    """The last hidden states (n_tokens, hidden), float32, of one sequence of token ids in an encoder, on the CPU.
+
+    Source: llama_get_embeddings with the pooling NONE. Raises QuantkitError as vocab_token_ids does.
+    """
+    return embeddings(model, [tokens], pooling="none", timeout=timeout)[0]
+
+
+def embeddings(
+    model: Path,
+    sequences: Sequence[Sequence[int]],
+    *,
+    pooling: str | None = None,
+    n_threads: int | None = None,
+    timeout: float = 1800.0,
+) -> list[npt.NDArray[np.float32]]:
+    """The embeddings of sequences of token ids, on the CPU, float32: (1, hidden) each.
+
+    `pooling`: none, mean, cls, last or rank; None takes the file's own. With `none` a sequence has a row for each
+    token, with `rank` one row of scores. Raises QuantkitError as vocab_token_ids does, also without a pooling.
+    """
+    with scratch_folder(folder_in_memory(sum(map(len, sequences)) << 13)) as folder:
+        out = folder / "embeddings"
+        request = {
+            "task": "embeddings",
+            "model": str(model.absolute()),
+            "sequences": [[int(token) for token in tokens] for tokens in sequences],
+            "pooling": pooling,
+            "n_threads": n_threads,
+            "out": str(out),
+        }
+        shapes = run_child(request, model, timeout=timeout)
+        values = np.fromfile(out, np.float32)
+    ends = np.cumsum([rows * columns for rows, columns in shapes])[:-1]
+    return [part.reshape(shape) for part, shape in zip(np.split(values, ends), shapes, strict=True)]
+
+
 def require_llama_cpp() -> None:
     """Raises MissingExtraError when llama-cpp-python is not installed."""
     if importlib.util.find_spec("llama_cpp") is None:

@@ -21,13 +21,12 @@ from quantkit.gguf.file_types import FileType, file_type
 from quantkit.gguf.layout import lay_out
 from quantkit.gguf.metadata import general_keys, plain_key, quantization_keys
 from quantkit.gguf.mix import Choice
+from quantkit.gguf.projector_file import ARCHITECTURE, PREFIX
 from quantkit.gguf.types import block_size
 from quantkit.outputs.gguf_files import GgufOutput, GgufPlan, GgufRequest, fit_memory
 from quantkit.outputs.model import Model, describe, mix_model, origin_of, weight_files_of
 
 TYPES = ("f16", "bf16", "q8_0")
-PREFIX = "mmproj"
-"""The first word of the file's name, by which llama.cpp's programs find it."""
 _PATCHES = (".patch_embd.weight", ".patch_merger.weight")
 _POSITIONS = "position_embd.weight"
 _F32, _F16 = GGMLQuantizationType.F32, GGMLQuantizationType.F16
@@ -64,8 +63,7 @@ def find_projector_of(family: Family, config: Mapping[str, Any]) -> Projector | 
     """The same, if the family is known already."""
     names = config.get("architectures")
     name = names[0] if isinstance(names, list) and names else None
-    projector = family.projectors.get(str(name))
-    return projector if projector is not None and projector.applies(config) else None
+    return family.projectors.get(str(name))
 
 
 def plan_projectors(checkpoint: Checkpoint, request: ProjectorRequest) -> GgufPlan:
@@ -84,7 +82,8 @@ def plan_projectors(checkpoint: Checkpoint, request: ProjectorRequest) -> GgufPl
         )
     tower = rules.tower(_sources(checkpoint))
     model, shapes = _model(checkpoint, rules, tower, request.name)
-    outputs = [_output(model, rules, kind, shapes, request.folder) for kind in request.types]
+    fixed = rules.fixed_types(tower)
+    outputs = [_output(model, fixed, kind, shapes, request.folder) for kind in request.types]
     own = GgufRequest(types=request.types, folder=request.folder, threads=request.threads, max_ram=request.max_ram)
     threads, chunk, peak = fit_memory(model, own, [output.size for output in outputs])
     return GgufPlan(model, own, tuple(outputs), {}, threads, chunk, peak, ())
@@ -133,7 +132,7 @@ def _model(
     mapped = sorted(map_projector(rules, tower, checkpoint.tensors), key=lambda tensor: _place(checkpoint, tensor))
     by_name = {tensor.name: tensor for tensor in mapped}
     shapes = {tensor.name: tensor.shape for tensor in mapped}
-    keys = general_keys(checkpoint.folder, checkpoint.name, "clip", list(shapes.items()), gguf.GGUFType.MMPROJ)
+    keys = general_keys(checkpoint.folder, checkpoint.name, ARCHITECTURE, list(shapes.items()), gguf.GGUFType.MMPROJ)
     own_keys = [plain_key(key.name, key.kind, key.value) for key in (*tower_keys(tower), *rules.keys(tower))]
 
     def read_rows(tensor: str, start: int, stop: int) -> NDArray[Any]:
@@ -143,7 +142,7 @@ def _model(
         name=f"{PREFIX}-{name}",
         keys=(*keys, *own_keys),
         tensors=tuple(describe(tensor, checkpoint) for tensor in mapped),
-        sizes=mix_model("clip", {}),
+        sizes=mix_model(ARCHITECTURE, {}),
         read_rows=read_rows,
         origin=origin_of(checkpoint),
         family=rules.name,
@@ -159,9 +158,9 @@ def _place(checkpoint: Checkpoint, tensor: MappedTensor) -> tuple[str, str]:
 
 
 def _output(
-    model: Model, rules: Projector, kind: FileType, shapes: Mapping[str, tuple[int, ...]], folder: Path
+    model: Model, fixed: Mapping[str, str], kind: FileType, shapes: Mapping[str, tuple[int, ...]], folder: Path
 ) -> GgufOutput:
-    choices = tuple(_choose(name, shape, kind, rules.fixed.get(name)) for name, shape in shapes.items())
+    choices = tuple(_choose(name, shape, kind, fixed.get(name)) for name, shape in shapes.items())
     version, ftype = quantization_keys(kind.ftype)
     general = [key for key in model.keys if key.key.startswith("general.")]
     keys = [*general, ftype, *model.keys[len(general) :], version]

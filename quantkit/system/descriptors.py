@@ -5,7 +5,6 @@ import errno
 import os
 import stat
 import threading
-import time
 from collections.abc import Callable, Iterator
 
 from quantkit.system import optional_module
@@ -29,7 +28,7 @@ REMOVES_OPEN_FILES = os.name != "nt"
 """Whether a file or folder can be removed or renamed while a descriptor of it is open."""
 _LOCKED_BYTE = (1 << 31) - 2
 """Windows locks bytes, not files, and nobody can read a locked byte. No journal is that long."""
-_ZEROS, _WAIT_SECONDS = 1 << 20, 0.1
+_ZEROS = 1 << 20
 _position = threading.Lock()
 
 
@@ -141,15 +140,6 @@ def lock(descriptor: int) -> bool:
             raise BlockingIOError(error.errno, "the file is locked") from error
         return False
     return True
-
-
-def wait_for_lock(descriptor: int) -> bool:
-    """Lock a file as `lock` does; wait while another process has locked it."""
-    while True:
-        try:
-            return lock(descriptor)
-        except BlockingIOError:
-            time.sleep(_WAIT_SECONDS)
 
 
 def _flock() -> Callable[[int], object] | None:

@@ -128,26 +128,6 @@ def test_a_journal_is_locked_by_a_byte_behind_its_end_where_flock_is_missing(
     again.close()
 
 
-def test_a_lock_that_another_holds_is_waited_for(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("")
-    first, second = (os.open(tmp_path / "file", descriptors.CREATE) for _ in range(2))
-    order: list[str] = []
-    assert descriptors.lock(first)
-
-    def wait() -> None:
-        descriptors.wait_for_lock(second)
-        order.append("second")
-
-    waiting = threading.Thread(target=wait)
-    waiting.start()
-    waiting.join(0.3)
-    order.append("first ends")
-    os.close(first)
-    waiting.join(20)
-    os.close(second)
-    assert order == ["first ends", "second"]
-
-
 def test_a_file_system_without_locks_is_used_without(monkeypatch: pytest.MonkeyPatch, opened: int) -> None:
     monkeypatch.setitem(sys.modules, "fcntl", None)
     monkeypatch.setitem(sys.modules, "msvcrt", None)

@@ -5,6 +5,7 @@ from typing import Any
 
 from tests.families.models.case import VOCAB
 from tests.families.models.free_towers import GLM4V
+from tests.families.models.gemma4 import AUDIO as GEMMA4_AUDIO
 from tests.families.models.gemma4 import IDS as GEMMA4_IDS
 from tests.families.models.gemma4 import LARGE as GEMMA4_TEXT
 from tests.families.models.mistral3 import MISTRAL3
@@ -44,7 +45,7 @@ PIXTRAL = {
     "model_type": "pixtral",
     "head_dim": 16,
     "hidden_act": "gelu",
-    "image_size": 56,
+    "image_size": 112,
     "num_channels": 3,
     "patch_size": 14,
     "rope_theta": 10000.0,
@@ -210,7 +211,7 @@ CASES = (
                     "head_dim": 16,
                     "num_key_value_heads": 4,
                     "patch_size": 4,
-                    "position_embedding_size": 16,
+                    "position_embedding_size": 32,
                     "standardize": True,
                 },
                 "tie_word_embeddings": True,
@@ -236,6 +237,28 @@ CASES = (
                     "patch_size": 4,
                     "position_embedding_size": 16,
                     "use_clipped_linears": True,
+                },
+                "tie_word_embeddings": True,
+                **GEMMA4_IDS,
+            },
+        ),
+        {"processor_config.json": {"image_processor": PROCESSOR}},
+    ),
+    Case(
+        "gemma4-hears",
+        _of(
+            "Gemma4ForConditionalGeneration",
+            {
+                "model_type": "gemma4",
+                "audio_config": {**GEMMA4_AUDIO, "hidden_size": 64, "num_attention_heads": 4, "output_proj_dims": 96},
+                "text_config": GEMMA4_TEXT,
+                "vision_config": {
+                    **TOWER,
+                    "model_type": "gemma4_vision",
+                    "head_dim": 16,
+                    "num_key_value_heads": 4,
+                    "patch_size": 4,
+                    "position_embedding_size": 16,
                 },
                 "tie_word_embeddings": True,
                 **GEMMA4_IDS,

@@ -66,10 +66,10 @@ class Projector:
             llama.cpp does not run.
         own: further sizes that rules name.
         computed_rules: rules that depend on the config.
-        fixed: by name in the GGUF, the type (f32 or f16) of a tensor whatever the type of the file.
+        fixed: by name in the GGUF, the type (f32 or f16) of a tensor whatever the type of the file; or a function that
+            gives these types.
         rename: see `Family.rename`.
         section: the key of the tower's config in config.json.
-        applies: whether the rules describe the whole projector of a checkpoint with this config.json.
     """
 
     name: str
@@ -80,10 +80,9 @@ class Projector:
     prepare: Callable[[dict[str, Any], Sources], dict[str, Any]] | None = None
     own: Callable[[Tower], Mapping[str, int]] = lambda tower: {}
     computed_rules: Callable[[Tower], tuple[Rule, ...]] = lambda tower: ()
-    fixed: Mapping[str, str] = field(default_factory=dict)
+    fixed: Mapping[str, str] | Callable[[Tower], Mapping[str, str]] = field(default_factory=dict)
     rename: tuple[tuple[str, str], ...] = ()
     section: str = "vision_config"
-    applies: Callable[[Mapping[str, Any]], bool] = lambda config: True
     scalars: None = None
 
     @property
@@ -94,6 +93,10 @@ class Projector:
     def dimension(self, sizes: Hyperparameters, name: str) -> int:
         """Size of a dimension named by a rule."""
         return sizes.dimension(name)
+
+    def fixed_types(self, tower: Tower) -> Mapping[str, str]:
+        """By name in the GGUF, the type of a tensor whatever the type of the file."""
+        return self.fixed(tower) if callable(self.fixed) else self.fixed
 
     def tower(self, sources: Sources) -> Tower:
         """The sizes of the tower.
