@@ -86,6 +86,7 @@ test-peers: lint
 bench: $(VENV)/dev.stamp
 	$(BIN)/python -m benchmarks.run
 	$(BIN)/python -m benchmarks.calibrated
+	$(BIN)/python -m benchmarks.folders
 	$(BIN)/python -m benchmarks.measured
 	$(BIN)/python -m benchmarks.memory
 	$(BIN)/python -m benchmarks.startup

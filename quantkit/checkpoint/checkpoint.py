@@ -5,18 +5,23 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType, TracebackType
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from quantkit.checkpoint.float8 import SCALE_DTYPES, apply_scales, block_of, block_size, pair_scales, to_float32
 from quantkit.checkpoint.jsonfile import shown
+from quantkit.checkpoint.kept_rows import Span
 from quantkit.checkpoint.quantized.source import open_quantized_weights, settings_of, turned
 from quantkit.checkpoint.repair import drop_kv_scales, drop_stale_quantization, refuse_packed, unwrap_names
 from quantkit.checkpoint.stored import StoredWeights
 from quantkit.checkpoint.tensor import FLOAT8, NUMPY_DTYPES, TensorInfo
 from quantkit.errors import CheckpointError, ReadError, UnsupportedError
+
+if TYPE_CHECKING:
+    # needs the hub's client, which is slow to import
+    from quantkit.checkpoint.streamed import StreamedWeights
 
 
 @dataclass(frozen=True)
@@ -37,11 +42,15 @@ class WeightFiles:
     tensors: Mapping[str, TensorInfo]
     header_sha256: Mapping[str, str]
     descriptors: Mapping[str, int] | None = field(default=None)
+    streamed: "StreamedWeights | None" = None
+    """The files that are read by ranges; they have no descriptor."""
 
     def close(self) -> None:
         """Close the files."""
         for descriptor in (self.descriptors or {}).values():
             os.close(descriptor)
+        if self.streamed is not None:
+            self.streamed.close()
 
 
 class Adapted(Protocol):
@@ -87,7 +96,7 @@ class Checkpoint:
         self.folder = origin.folder
         tensors, renamed = unwrap_names(weights.tensors)
         config, stale = drop_stale_quantization(settings_of(config, tensors, origin.folder), tensors.values())
-        self._stored = StoredWeights(tensors, weights.descriptors, origin.source)
+        self._stored = StoredWeights(tensors, weights.descriptors, origin.source, weights.streamed)
         self.quantized = open_quantized_weights(config, self._stored)
         if self.quantized is not None:
             tensors = self.quantized.tensors
@@ -111,6 +120,22 @@ class Checkpoint:
     def has_weights(self) -> bool:
         """Whether rows can be read; not if only the headers of the weights were opened."""
         return self._weights.descriptors is not None
+
+    @property
+    def streamed(self) -> "StreamedWeights | None":
+        """The weight files that are read by ranges; None if all are on the disk."""
+        return self._weights.streamed
+
+    def spans_of(self, read: Callable[[], object]) -> list[Span]:
+        """The bytes of weight files that `read` reads through this checkpoint; it gets zeros in their place."""
+        spans: list[Span] = []
+        self._stored.recorded = spans
+        try:
+            with np.errstate(all="ignore"):
+                read()
+        finally:
+            self._stored.recorded = None
+        return spans
 
     def amend(self, config: dict[str, Any], tensors: Mapping[str, TensorInfo], note: str) -> None:
         """Replace the config and the tensors by what the weights show; `note` tells the user."""

@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from functools import cached_property
 from pathlib import Path
@@ -35,7 +35,8 @@ from quantkit.checkpoint.ranges import Ranges
 from quantkit.checkpoint.repository import Listing, Repository
 from quantkit.checkpoint.safetensors_file import PREFIX_BYTES, Header, header_length, parse_header
 from quantkit.checkpoint.sources import SETTINGS_FILES, Checks, HubId, checked_config, open_folder
-from quantkit.checkpoint.weights import combine, read_index, shard_names
+from quantkit.checkpoint.streamed import StreamedWeights
+from quantkit.checkpoint.weights import combine, open_file, read_index, shard_names
 from quantkit.errors import CheckpointError, HubError
 from quantkit.files import free_space
 from quantkit.progress import SILENT, Progress
@@ -76,7 +77,7 @@ class Request:
         return hub(self.where.repo_id, self.where.revision, self.token, self.cache_dir)
 
 
-def open_from_hub(request: Request, *, offline: bool, headers_only: bool) -> Checkpoint:
+def open_from_hub(request: Request, *, offline: bool, headers_only: bool, stream: bool = False) -> Checkpoint:
     """The checkpoint of a repository; see `open_checkpoint`. Raises HubError, or as `open_folder`.
 
     If the hub cannot be reached, a complete copy in the cache is used.
@@ -117,14 +118,29 @@ def open_from_hub(request: Request, *, offline: bool, headers_only: bool) -> Che
         origin = _origin(request, folder)
         # The headers show what the model lacks and whether it is quantized, before the weights are downloaded.
         checked = is_possibly_stale(config) is not None or request.checks is not None
-        missing = any(repository.cached(listing, file) is None for file in files)
-        if headers_only or (checked and missing and chosen.kind == SAFETENSORS):
-            headers = _fetch_headers(repository, listing, chosen, files)
+        local = {file: path for file in files if (path := repository.cached(listing, file)) is not None}
+        missing = len(local) < len(files)
+        if stream and missing and chosen.kind != SAFETENSORS:
+            raise HubError(
+                f"{repository.repo_id} has only {files[0]}, a pickle, and --stream reads safetensors; leave out"
+                " --stream"
+            )
+        ranges = Ranges(repository.repo_id, repository.check)
+        if headers_only or (missing and stream) or (checked and missing and chosen.kind == SAFETENSORS):
+            headers = _fetch_headers(repository, listing, ranges, chosen, files)
             remote = Checkpoint(origin, completed, combine(headers, weight_map, chosen, request.source, None), notes)
             if headers_only:
                 return remote
             if request.checks is not None:
                 request.checks.tensors(remote)
+            if stream:
+                weights = combine(headers, weight_map, chosen, request.source, None)
+                descriptors = {file: open_file(path, request.source) for file, path in local.items()}
+                away = [tensor for tensor in weights.tensors.values() if tensor.file not in local]
+                streamed = StreamedWeights(repository, listing, ranges, away)
+                return Checkpoint(
+                    origin, completed, replace(weights, descriptors=descriptors, streamed=streamed), notes
+                )
         _download_weights(request, listing, files)
         return open_folder(origin, request.checks)
 
@@ -229,13 +245,14 @@ def _download_weights(request: Request, listing: Listing, files: list[str]) -> N
         count(sizes[file])
 
 
-def _fetch_headers(repository: Repository, listing: Listing, chosen: Weights, files: list[str]) -> dict[str, Header]:
+def _fetch_headers(
+    repository: Repository, listing: Listing, ranges: Ranges, chosen: Weights, files: list[str]
+) -> dict[str, Header]:
     if chosen.kind != SAFETENSORS:
         raise HubError(
             f"{repository.repo_id} has only {files[0]}, whose contents cannot be listed without downloading it; "
             f"convert it without --dry-run, or take a repository with safetensors"
         )
-    ranges = Ranges(repository.repo_id, repository.check)
 
     def fetch(file: str) -> Header:
         try:

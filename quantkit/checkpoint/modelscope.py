@@ -8,11 +8,11 @@ Cache: `models/ORG--NAME/snapshots/STATE/FILE`. The client names STATE after the
 the list, because a branch moves. A file that the client downloaded is linked if its sha256 is the listed one.
 """
 
-import fcntl
 import hashlib
 import json
 import os
 import re
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -29,10 +29,12 @@ from quantkit.checkpoint.modelscope_token import stored_token
 from quantkit.checkpoint.ranges import TIMEOUT, Ranges, RemoteFile, StatusError
 from quantkit.checkpoint.repository import Listing, Report
 from quantkit.errors import HubError
+from quantkit.system.descriptors import lock
 
 _DEFAULT_ENDPOINT, _DEFAULT_REVISION = "https://modelscope.cn", "master"
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _PIECE = 8 << 20
+_WAIT = 0.5
 _TOKENS = "set MODELSCOPE_API_TOKEN to an access token of an account that may read it"
 
 
@@ -108,7 +110,7 @@ class ModelScope:
         partial.parent.mkdir(parents=True, exist_ok=True)
         remote, ranges = self.remote(listing, name), Ranges(self.repo_id, self.check)
         with partial.open("a+b") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
+            _lock(file.fileno())
             if self.cached(listing, name) is not None:  # another process has fetched it meanwhile
                 return
             digest, done = _digest(partial)
@@ -272,6 +274,16 @@ class ModelScope:
                 f"{self.repo_id} has no revision {self._revision!r} on ModelScope; it has {', '.join(known[:10])};"
                 " name one of them after the @"
             )
+
+
+def _lock(descriptor: int) -> None:
+    """Lock a file, after another process that downloads it has finished."""
+    while True:
+        try:
+            lock(descriptor)
+            return
+        except BlockingIOError:
+            time.sleep(_WAIT)
 
 
 def _digest(path: Path) -> tuple[Any, int]:

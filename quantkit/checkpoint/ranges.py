@@ -17,7 +17,7 @@ from urllib.parse import urljoin, urlsplit
 from huggingface_hub.utils import get_session
 
 from quantkit.checkpoint.hub_errors import DroppedError, is_transient, is_unreachable
-from quantkit.errors import HubError, ReadError
+from quantkit.errors import CheckpointError, HubError, ReadError
 
 TIMEOUT = 20.0
 """Seconds without an answer before a request counts as failed."""
@@ -88,6 +88,8 @@ class Ranges:
                     yield chunk
                 if start < stop:
                     raise DroppedError(f"the connection ended {stop - start} bytes early")
+            except CheckpointError:
+                raise
             except Exception as error:  # the client and its libraries raise errors of many classes
                 failures = 0 if start > before else failures + 1
                 if failures > len(_PAUSES) or not self._is_passing(error):

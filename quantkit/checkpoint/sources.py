@@ -106,6 +106,7 @@ def open_checkpoint(
     token: str | None = None,
     offline: bool = False,
     headers_only: bool = False,
+    stream: bool = False,
     cache_dir: Path | None = None,
     progress: Progress = SILENT,
     checks: Checks | None = None,
@@ -114,9 +115,9 @@ def open_checkpoint(
 
     From the hub only the needed files are fetched, into the hub's standard cache (or `cache_dir`); `token` stands in
     for the stored one, `offline` (or HF_HUB_OFFLINE) keeps to the cache. `headers_only` fetches of a hub repository's
-    weights only their safetensors headers, by range requests; such a checkpoint cannot read rows. `checks` come first,
-    so a model that they refuse costs no download of weights. `progress`: one stage, "downloading", in bytes of
-    all weight files.
+    weights only their safetensors headers, by range requests; such a checkpoint cannot read rows. `stream`: rows are
+    read by range requests when they are asked for, unless the cache has the files. `checks` come first, so a model
+    that they refuse costs no download of weights. `progress`: one stage, "downloading", in bytes of all weight files.
 
     Raises:
         CheckpointError: a file is missing or malformed; HubError for a hub id.
@@ -133,6 +134,7 @@ def open_checkpoint(
         hub.Request(where, source, token, cache_dir, progress, checks),
         offline=offline,
         headers_only=headers_only,
+        stream=stream,
     )
 
 
@@ -165,7 +167,8 @@ def checked_config(config: dict[str, Any], checks: Checks | None) -> tuple[dict[
     if names == config.get("architectures"):
         return completed, ()
     given = config.get("architectures")
-    before = "names no architecture" if not given else f"names the architecture {shown(str(given[0]))}"
+    first = given[0] if isinstance(given, list) and given else None
+    before = "names no architecture" if first is None else f"names the architecture {shown(str(first))}"
     return completed, (f"config.json {before}; {names[0] if names else None} is taken",)
 
 

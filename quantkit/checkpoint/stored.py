@@ -2,24 +2,35 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from quantkit.checkpoint.jsonfile import shown
+from quantkit.checkpoint.kept_rows import Span
 from quantkit.checkpoint.tensor import NUMPY_DTYPES, TensorInfo
 from quantkit.errors import CheckpointError, ReadError
 from quantkit.system.descriptors import read_into
 
+if TYPE_CHECKING:
+    # needs the hub's client, which is slow to import
+    from quantkit.checkpoint.streamed import StreamedWeights
 
-@dataclass(frozen=True)
+
+@dataclass
 class StoredWeights:
-    """`tensors` of the files open as `descriptors`, by file name; None: only headers came. `where` names the source."""
+    """`tensors` of the files open as `descriptors`, by file name; None: only headers came. `where` names the source.
+
+    `streamed` reads the files without a descriptor. While `recorded` is a list, it gets the spans of all reads, which
+    return zeros.
+    """
 
     tensors: Mapping[str, TensorInfo]
     descriptors: Mapping[str, int] | None
     where: str
+    streamed: "StreamedWeights | None" = None
+    recorded: list[Span] | None = None
 
     def data(self, tensor: TensorInfo, offset: int, nbytes: int) -> NDArray[np.uint8]:
         """`nbytes` bytes of a tensor's data, from its byte `offset`. Raises CheckpointError, ReadError."""
@@ -28,7 +39,14 @@ class StoredWeights:
                 f"tensor {shown(tensor.name)} cannot be read: the weights of {self.where} were not downloaded, "
                 f"only their headers; open it without headers_only"
             )
-        return read_exactly(self.descriptors[tensor.file], tensor, tensor.offset + offset, nbytes, self.where)
+        if self.recorded is not None:
+            self.recorded.append(Span(tensor.file, tensor.offset + offset, nbytes))
+            return np.zeros(nbytes, np.uint8)
+        descriptor = self.descriptors.get(tensor.file)
+        if descriptor is None:
+            assert self.streamed is not None  # every file has one or the other
+            return self.streamed.read(tensor, offset, nbytes)
+        return read_exactly(descriptor, tensor, tensor.offset + offset, nbytes, self.where)
 
     def stored_rows(self, name: str, start: int, stop: int) -> NDArray[Any]:
         """Rows of a tensor as they are stored, as (prod(shape[:-1]), shape[-1])."""

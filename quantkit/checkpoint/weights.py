@@ -40,7 +40,7 @@ def open_weights(folder: Path, where: str) -> WeightFiles:
     try:
         headers: dict[str, Header] = {}
         for file in files:
-            descriptors[file] = _open(folder / file, where)
+            descriptors[file] = open_file(folder / file, where)
             try:
                 refuse_pointer(read_at(descriptors[file], len(GIT_LFS), 0), f"{file} of {where}")
                 if chosen.kind == SAFETENSORS:
@@ -96,7 +96,8 @@ def _all(headers: Iterable[Header]) -> Iterable[TensorInfo]:
         yield from header.tensors.values()
 
 
-def _open(path: Path, where: str) -> int:
+def open_file(path: Path, where: str) -> int:
+    """The descriptor of a weight file. Raises CheckpointError."""
     try:
         return os.open(path, READ)
     except OSError as error:

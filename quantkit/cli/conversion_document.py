@@ -39,6 +39,13 @@ def result_document(result: Result, command: str) -> dict[str, Any]:
         "peak_memory_bytes": result.peak_memory,
         "resumed_layers": result.resumed_layers,
         "resumed_tensors": result.resumed_tensors,
+        "streamed": None
+        if result.traffic is None
+        else {
+            "bytes": result.traffic.bytes,
+            "bytes_again": result.traffic.again,
+            "requests": result.traffic.requests,
+        },
         **({"projectors": projectors} if projectors else {}),
     }
 

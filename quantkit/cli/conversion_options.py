@@ -306,6 +306,11 @@ class RunOptions:
     heading: ClassVar[str] = "Run"
     threads: int | None = declared(None, _THREADS)
     max_ram: str | None = declared(None, _MAX_RAM)
+    stream: bool = option(
+        False,
+        "Read the hub's weights by range requests while they are converted; no copy on the disk.",
+        "--stream",
+    )
     dry_run: bool = declared(False, DRY_RUN)
     force: bool = declared(False, FORCE)
     offline: bool = declared(False, OFFLINE)

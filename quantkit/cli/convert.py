@@ -70,23 +70,32 @@ def convert_source(out: Out, command: str, source: str, conversion: Conversion, 
     from quantkit.cli.conversion_document import planned_document, result_document
     from quantkit.cli.conversion_tables import announce, raise_failed, show_plan, show_result
     from quantkit.cli.projectors import bridged_document, bridged_projectors, own_projector_types
-    from quantkit.cli.sources import fetch, is_gguf
+    from quantkit.cli.sources import check_stream, fetch, is_gguf
     from quantkit.conversion.run import run
     from quantkit.outputs.model import Model
     from quantkit.outputs.opening import merge_adapters, open_convertible
     from quantkit.outputs.plan import plan_conversion
     from quantkit.outputs.request import conversion_request
 
+    check_stream(source, stream=work.stream, offline=work.offline)
     types, options = convert_options(conversion, work, is_gguf=is_gguf(source))
     request = conversion_request(types, conversion.output.output, options, is_gguf=is_gguf(source))
     if request.folders and not is_gguf(source):
-        opened: Checkpoint | Model = fetch(source, out, offline=work.offline, headers_only=work.dry_run)
+        opened: Checkpoint | Model = fetch(
+            source, out, offline=work.offline, headers_only=work.dry_run, stream=work.stream
+        )
     else:
         converter = conversion.gguf.converter_options
         mtp, offline, headers_only = conversion.gguf.mtp, work.offline, work.dry_run
         with out.progress() as progress:
             opened = open_convertible(
-                source, converter, mtp=mtp, offline=offline, headers_only=headers_only, progress=progress
+                source,
+                converter,
+                mtp=mtp,
+                offline=offline,
+                headers_only=headers_only,
+                stream=work.stream,
+                progress=progress,
             )
     with closing(opened):
         if options.adapters:
@@ -97,6 +106,8 @@ def convert_source(out: Out, command: str, source: str, conversion: Conversion, 
             types, options = convert_options(conversion, work, is_gguf=True)
             request = conversion_request(types, conversion.output.output, options, is_gguf=True)
         request = replace(request, projectors=own_projector_types(opened, conversion.gguf))
+        if work.stream and conversion.gguf.mmproj and not request.projectors:
+            raise UsageError("--mmproj reads whole files by llama.cpp's converter here; leave out --mmproj or --stream")
         plan = plan_conversion(opened, request)
         announce(plan, out, logits=options.logits)
         if work.dry_run:

@@ -7,7 +7,7 @@ at its offset. Rows are quantized one by one, so neither chunks nor threads chan
 import os
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -61,9 +61,12 @@ class _Countdown:
         self._done()
 
 
-def run_pass(plan: GgufPlan, journal: Journal, progress: Progress) -> dict[str, float]:
+def run_pass(
+    plan: GgufPlan, journal: Journal, progress: Progress, names: Collection[str] | None = None
+) -> dict[str, float]:
     """Write the headers and every tensor that the journal does not have yet into partial files.
 
+    `names`: write these tensors only; the files keep what they have, and the caller starts the stage of `progress`.
     Returns the CPU seconds of quantization by output label; a type that two outputs share counts for the first.
 
     Raises:
@@ -73,16 +76,18 @@ def run_pass(plan: GgufPlan, journal: Journal, progress: Progress) -> dict[str, 
     """
     with ExitStack() as stack:
         # with records, an earlier stage of this run has already written into the files
-        targets = open_targets(plan, stack, keep=journal.resumed or bool(journal.records))
+        targets = open_targets(plan, stack, keep=names is not None or journal.resumed or bool(journal.records))
         lock = threading.Lock()
 
         def record(name: str) -> None:
             with lock:
                 journal.finished(name)
 
-        progress.start("converting", plan.n_elements)
-        todo = [tensor for tensor in plan.model.tensors if tensor.name not in journal.records]
-        progress.advance(plan.n_elements - sum(tensor.n_elements for tensor in todo))
+        tensors = [tensor for tensor in plan.model.tensors if names is None or tensor.name in names]
+        todo = [tensor for tensor in tensors if tensor.name not in journal.records]
+        if names is None:
+            progress.start("converting", plan.n_elements)
+        progress.advance(sum(tensor.n_elements for tensor in tensors) - sum(tensor.n_elements for tensor in todo))
         work = (
             (chunk, targets[chunk.tensor.name])
             for tensor in todo

@@ -45,13 +45,17 @@ Mtp = Literal["keep", "only", "drop"]
 
 @dataclass(frozen=True)
 class ModelTensor:
-    """A tensor of the unquantized GGUF. `shape` as numpy's; rows are read in multiples of `row_step`."""
+    """A tensor of the unquantized GGUF. `shape` as numpy's; rows are read in multiples of `row_step`.
+
+    `source` names the checkpoint's tensor in messages; `sources`: all that the rows are read from.
+    """
 
     name: str
     shape: tuple[int, ...]
     type: GGMLQuantizationType
     row_step: int
     source: str
+    sources: tuple[str, ...] = ()
 
     @property
     def n_rows(self) -> int:
@@ -221,7 +225,14 @@ def describe(tensor: MappedTensor, checkpoint: Checkpoint) -> ModelTensor:
                 f"tensor {source} is stored as {names}; only float weights of one type can be converted"
             )
         kind = FLOAT_TYPES[dtypes.pop()]
-    return ModelTensor(tensor.name, tensor.shape, kind, tensor.row_step, source)
+    return ModelTensor(
+        tensor.name,
+        tensor.shape,
+        kind,
+        tensor.row_step,
+        source,
+        tuple(dict.fromkeys(part.source for part in tensor.parts)),
+    )
 
 
 def _is_computed(tensor: MappedTensor) -> bool:

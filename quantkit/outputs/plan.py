@@ -157,7 +157,8 @@ class ConversionPlan:
     def peak_memory(self) -> int:
         """Bytes of memory at the peak: the largest of the stages."""
         choice = self.calibration is not None and self.gguf is not None and self.gguf.request.target is not None
-        return max(
+        streamed = self.checkpoint.streamed if self.checkpoint else None
+        return (streamed.memory if streamed else 0) + max(
             self.calibration.memory + self._rounding_memory if self.calibration else 0,
             self.calibration.sensitivity_memory(self.threads) if choice and self.calibration else 0,
             self.callback.memory if self.callback else 0,
@@ -208,6 +209,8 @@ def plan_conversion(
         QuantkitError: the source, its tokenizer or the text does not suit an output; see `plan_calibration`,
             `plan_folder_of` and `plan_gguf`.
     """
+    if isinstance(source, Checkpoint) and source.streamed is not None and request.max_ram is not None:
+        source.streamed.limit(request.max_ram)
     name, threads = request.name or source.name, request.threads or cores()
     if isinstance(source, Model):
         _refuse_without_family(source, request)

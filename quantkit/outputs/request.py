@@ -60,6 +60,7 @@ class ConvertOptions:
         symmetric, damp, act_order, static_groups: of GPTQ: one zero point for all groups, the fraction of the Hessian's
             mean diagonal that is added to its diagonal (None: chosen on held-out samples), the order of the columns,
             groups of adjacent columns.
+        stream: read a hub's weights by range requests while they are converted, without a copy on the disk.
     """
 
     name: str | None = None
@@ -93,6 +94,7 @@ class ConvertOptions:
     damp: float | None = None
     act_order: bool = True
     static_groups: bool = True
+    stream: bool = False
 
 
 def conversion_request(
@@ -113,7 +115,8 @@ def conversion_request(
     if not names and options.target is None:
         raise UsageError("no type is given; name at least one, such as q4_k_m")
     methods = [method for method in FORMATS if method in names]
-    files = tuple(dict.fromkeys(file_type(name) for name in names if name not in (*FORMATS, _IMATRIX)))
+    others = (*FORMATS, _IMATRIX)
+    files = tuple(dict.fromkeys(file_type(name, others) for name in names if name not in others))
     calibrate = options.calibrate
     if calibrate is None:
         methods_calibrated = any(FORMATS[method].calibrated for method in methods)

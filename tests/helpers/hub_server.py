@@ -81,6 +81,8 @@ class Hub:
     """File name -> statuses and headers that come first, one a request, in place of the file."""
     etags: dict[str, list[str]] = field(default_factory=dict)
     """File name -> ETags that the store states, one an answer; the last one stays."""
+    answers_left: int | None = None
+    """How many more ranges of weight files the store sends before it refuses all of them with 409."""
     ignore_ranges: bool = False
     signed_uses: int | None = None
     slow: float = 0.0
@@ -233,7 +235,10 @@ def hub_handler(hub: Hub) -> Any:
                 self._answer(400, b"the store must not be shown the token")
             elif signature not in hub.signatures or hub.signatures[signature] == hub.signed_uses:
                 self._answer(403, b"<Error><Code>AccessDenied</Code><Message>Request has expired</Message></Error>")
+            elif hub.answers_left == 0:
+                self._answer(409, b"")
             else:
+                hub.answers_left = None if hub.answers_left is None else hub.answers_left - 1
                 hub.signatures[signature] += 1
                 data = hub.repos[repo_id].files[name]
                 etags = hub.etags.get(name)

@@ -47,6 +47,17 @@ def _inputs(checkpoint: Path, image: np.ndarray) -> dict[str, np.ndarray]:
     mean, std = (np.asarray(settings[name], np.float32) for name in ("image_mean", "image_std"))
     pixels = ((image.astype(np.float32) / 255 - mean) / std).transpose(2, 0, 1)
     vision = json.loads((checkpoint / "config.json").read_text())["vision_config"]
+    kind, sizes = vision["model_type"], np.array([pixels.shape[1:]])
+    if kind == "pixtral":
+        return {"pixel_values": pixels[None], "image_sizes": sizes}
+    if kind in ("smolvlm_vision", "idefics3_vision"):
+        return {"pixel_values": pixels[None, None]}
+    if kind == "gemma4_vision":
+        patch = vision["patch_size"]
+        rows, columns = sizes[0] // patch
+        flat = pixels.reshape(3, rows, patch, columns, patch).transpose(1, 3, 2, 4, 0).reshape(1, rows * columns, -1)
+        y, x = np.divmod(np.arange(rows * columns), columns)
+        return {"pixel_values": flat, "image_position_ids": np.stack([x, y], -1)[None]}
     if "spatial_merge_size" not in vision:
         return {"pixel_values": pixels[None]}
     patch, merge = vision["patch_size"], vision["spatial_merge_size"]

@@ -15,6 +15,7 @@ def open_model(
     offline: bool = False,
     headers_only: bool = False,
     any_architecture: bool = False,
+    stream: bool = False,
     progress: Progress = SILENT,
 ) -> Checkpoint:
     """A checkpoint (folder or hub id `ORG/NAME[@REVISION]`) of a known family; see `open_checkpoint`.
@@ -26,7 +27,9 @@ def open_model(
         CheckpointError, HubError, UnsupportedError: the source is not found, damaged, or not supported.
     """
     checks = Checks(complete_architecture) if any_architecture else Checks(check_config, _check_tensors)
-    checkpoint = open_checkpoint(source, offline=offline, headers_only=headers_only, progress=progress, checks=checks)
+    checkpoint = open_checkpoint(
+        source, offline=offline, headers_only=headers_only, stream=stream, progress=progress, checks=checks
+    )
     try:
         if not any_architecture:
             checkpoint.require_shapes()
