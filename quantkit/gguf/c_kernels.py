@@ -155,7 +155,8 @@ def regular_rows() -> _FLOATS:
     The inverse scale of these is infinite, and C leaves the conversion of a NaN to an integer to the processor.
     """
     rows = awkward_rows()
-    return rows[np.abs(rows).max(axis=1) > np.finfo(np.float32).tiny]
+    regular: _FLOATS = rows[np.abs(rows).max(axis=1) > np.finfo(np.float32).tiny]
+    return regular
 
 
 def bytes_digest(quantize: Quantize, kind: GGMLQuantizationType) -> str:
