@@ -167,7 +167,8 @@ def checked_config(config: dict[str, Any], checks: Checks | None) -> tuple[dict[
     if names == config.get("architectures"):
         return completed, ()
     given = config.get("architectures")
-    before = "names no architecture" if not given else f"names the architecture {shown(str(given[0]))}"
+    first = given[0] if isinstance(given, list) and given else None
+    before = "names no architecture" if first is None else f"names the architecture {shown(str(first))}"
     return completed, (f"config.json {before}; {names[0] if names else None} is taken",)
 
 

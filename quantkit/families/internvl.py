@@ -12,7 +12,7 @@ from quantkit.families.base.family import Key, Rule
 from quantkit.families.base.hyperparameters import number, optional_size
 from quantkit.families.base.projector import Projector, Sources, Tower
 from quantkit.families.base.refusals import GELU, SILU
-from quantkit.families.base.tower_rules import LAYER, affine, fused_attention, layer_rules
+from quantkit.families.base.tower_rules import LAYER, affine, fused_attention, layer_rules, norm
 
 # transformers' InternVLVisionConfig.
 _DEFAULTS = {
@@ -100,11 +100,11 @@ PROJECTOR = Projector(
             _BLOCK,
             {
                 "attention.projection_layer": ("attn_out", "hidden", "hidden"),
-                "layernorm_before": ("ln1", "hidden"),
-                "layernorm_after": ("ln2", "hidden"),
                 **_FEED,
             },
         ),
+        *norm(f"{_BLOCK}.layernorm_before", f"{LAYER}.ln1"),
+        *norm(f"{_BLOCK}.layernorm_after", f"{LAYER}.ln2"),
         *(
             rule
             for name in "qkv"
@@ -143,11 +143,11 @@ CHAT_PROJECTOR = replace(
             _CHAT_BLOCK,
             {
                 "attn.proj": ("attn_out", "hidden", "hidden"),
-                "norm1": ("ln1", "hidden"),
-                "norm2": ("ln2", "hidden"),
                 **_FEED,
             },
         ),
+        *norm(f"{_CHAT_BLOCK}.norm1", f"{LAYER}.ln1"),
+        *norm(f"{_CHAT_BLOCK}.norm2", f"{LAYER}.ln2"),
         *affine(f"{_CHAT_BLOCK}.attn.q_norm", f"{LAYER}.attn_q_norm", "hidden", bias=False, required=False),
         *affine(f"{_CHAT_BLOCK}.attn.k_norm", f"{LAYER}.attn_k_norm", "hidden", bias=False, required=False),
         Rule(f"{_CHAT_BLOCK}.ls1", f"{LAYER}.ls1.weight", ("hidden",)),

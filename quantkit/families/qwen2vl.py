@@ -10,7 +10,7 @@ from typing import Any
 
 from quantkit.errors import CheckpointError, UnsupportedError
 from quantkit.families.base.family import Dropped, Key
-from quantkit.families.base.hyperparameters import number
+from quantkit.families.base.hyperparameters import optional_size
 from quantkit.families.base.multimodal import BARE_PREFIX, TEXT_PREFIXES, TOWERS, TOWERS_LEFT_OUT
 from quantkit.families.base.pooling import as_bare_model
 from quantkit.families.base.projector import Projector, Sources, Tower
@@ -92,11 +92,11 @@ def _tower(config: dict[str, Any], _sources: Sources) -> dict[str, Any]:
 
 
 def _merger_keys(kind: str, tower: Tower) -> list[Key]:
-    epsilon = number(tower.whole, "rms_norm_eps") or 1e-6
     return [
         Key("clip.projector_type", "str", kind),
         *_window_keys(tower),
-        Key("clip.vision.attention.layer_norm_epsilon", "f32", epsilon),
+        # a constant of the class
+        Key("clip.vision.attention.layer_norm_epsilon", "f32", 1e-6),
     ]
 
 
@@ -115,7 +115,8 @@ def _window_keys(tower: Tower) -> list[Key]:
 
 
 def _merged(tower: Tower) -> dict[str, int]:
-    return {"merged": 4 * tower.hidden, "feed": tower.hidden * int(tower.config.get("mlp_ratio") or 0)}
+    ratio = optional_size(tower.config, "mlp_ratio") or 0
+    return {"merged": 4 * tower.hidden, "feed": tower.hidden * ratio}
 
 
 _MERGER = (

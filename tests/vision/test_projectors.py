@@ -41,6 +41,8 @@ DAMAGES: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
         lambda config: config["vision_config"].update(temporal_patch_size=3),
         "temporal_patch_size is 3, but llama.cpp runs Qwen2-VL only with 2",
     ),
+    "a text for a size": (lambda config: config["vision_config"].update(depth="3"), "must be a positive whole number"),
+    "no patches": (lambda config: config["vision_config"].update(patch_size=0), "patch_size must be a positive"),
     "a small window": (
         lambda config: config["vision_config"].update(window_size=56),
         "window_size is 56, but llama.cpp runs Qwen2.5-VL only with 112",
@@ -212,6 +214,15 @@ def test_a_tokenizer_without_the_token_of_the_projector_is_one_sentence(
     with open_model(str(folder)) as source, pytest.raises(CheckpointError) as raised:
         plan_projectors(source, ProjectorRequest(projector_types(["f16"]), tmp_path, "m"))
     assert sentence in str(raised.value)
+
+
+def test_a_list_of_architectures_that_is_none_is_no_traceback(checkpoint: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(checkpoint, tmp_path / "seeing")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "architectures": 7}))
+    answer = quantkit("gguf", folder, "-t", "q8_0", "--mmproj", "f16", "-o", tmp_path, "--pre", "smollm", "--dry-run")
+    assert answer.code == 0, answer.stderr
+    assert "config.json names no architecture; Qwen2_5_VLForConditionalGeneration is taken" in answer.stderr
 
 
 @pytest.mark.parametrize(

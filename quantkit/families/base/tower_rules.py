@@ -29,6 +29,14 @@ def affine(source: str, target: str, *shape: str, bias: bool = True, required: b
     return (weight, Rule(f"{source}.bias", f"{target}.bias", shape[:1], required=required)) if bias else (weight,)
 
 
+def norm(source: str, target: str, width: str = "hidden") -> tuple[Rule, ...]:
+    """A norm with or without a bias."""
+    return (
+        Rule(f"{source}.weight", f"{target}.weight", (width,)),
+        Rule(f"{source}.bias", f"{target}.bias", (width,), required=False),
+    )
+
+
 def layer_rules(at: str, modules: dict[str, tuple[str, ...]], *, bias: bool = True) -> tuple[Rule, ...]:
     """The rules of a layer whose modules lie under `at`; `modules` as `CLIP_LAYER`."""
     return tuple(
