@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantkit.conversion.calibration import Calibration, calibrate, survey
-from quantkit.conversion.callback import calibrate_by_llama
+from quantkit.conversion.callback import calibrate_by_llama, round_by_llama
 from quantkit.conversion.direct_folders import DirectFolders, write_direct_folders
 from quantkit.conversion.gguf_pass import forget_lost, run_pass
 from quantkit.conversion.record import write_records
@@ -82,6 +82,7 @@ def run(
         clock = [("", time.monotonic())]
         source = _source_files(plan)
         calibration, choice, quantize_seconds, resumed, unseen = None, None, {}, 0, {}
+        rounded: Mapping[str, Sequence[str]] = {}
         inputs = plan.calibration
         if inputs is not None:
             if plan.gguf is not None and plan.gguf.request.target and plan.gguf.request.solver == "feedback":
@@ -89,6 +90,7 @@ def run(
                 plan = replace(plan, gguf=plan.gguf.with_types(choice.types))
                 clock.append(("choose types", time.monotonic()))
             calibration = calibrate(plan, inputs, journal, progress)
+            rounded = calibration.rounded
             clock.append(("calibrate", time.monotonic()))
             if plan.imatrix is not None:
                 sums, counts = collect_imatrix(calibration.squares, inputs.imatrix_sources, inputs.imatrix_columns)
@@ -103,6 +105,8 @@ def run(
                 plan = replace(plan, gguf=gguf)
         elif plan.callback is not None:
             plan, unseen = _apply_callback(plan, plan.callback, progress)
+            if plan.callback is not None and plan.gguf is not None and plan.gguf.request.solver == "feedback":
+                rounded = round_by_llama(plan, plan.callback, journal, progress)
             clock.append(("calibrate", time.monotonic()))
         direct = DirectFolders({}, 0)
         if plan.direct_folders:
@@ -119,7 +123,7 @@ def run(
         seconds = {stage: now - before for (_, before), (stage, now) in pairwise(clock)}
         for path in plan.paths:
             sync(partial_path(path))
-        write_records(plan, outputs, calibration, seconds, choice)
+        write_records(plan, outputs, calibration, rounded, seconds, choice)
         journal.start_finishing({name: digest for item in outputs for name, digest in item.sha256.items()})
         for item in outputs:
             for path in final_paths(item.output):
@@ -136,7 +140,7 @@ def run(
         resumed_layers=calibration.resumed if calibration else 0,
         resumed_tensors=resumed + direct.resumed,
         choice=choice,
-        rounded=calibration.rounded if calibration else {},
+        rounded=rounded,
     )
 
 
