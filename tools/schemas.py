@@ -163,7 +163,9 @@ CONVERSION = {
     "resumed_layers?": "integer",
     "resumed_tensors?": "integer",
     # --mmproj
-    "projectors?": [{"file": "string", "type": "string", "bytes": "integer", "sha256": "string"}],
+    "projectors?": [
+        {"file": "string", "type": "string", "bytes": "integer", "sha256?": "string", "verified?": "boolean"}
+    ],
 }
 
 QUALITY = {
@@ -363,12 +365,16 @@ PLAN = {
         }
     ),
     "notes": ["string"],
+    "projector?": {"file": "string", "bytes": "integer", "device": "string"},
 }
 
 RUN = {
     "command": Const(("run",)),
     "model": "string",
     "prompt": "string",
+    # with --image
+    "images?": ["string"],
+    "mmproj?": "string",
     "answer": "string",
     "ended": "string",
     "tokens": "integer",
@@ -414,6 +420,7 @@ OLLAMA = OneOf(
                     "parameters": [[{}]],
                     "notes": ["string"],
                     "replaced_by": "string?",
+                    "projector?": "string",
                 }
             ],
             "written?": ["string"],

@@ -162,4 +162,5 @@ def _options(conversion: Conversion, work: RunOptions, *, calibrate: bool) -> "C
         damp=gptq.damp,
         act_order=gptq.act_order,
         static_groups=gptq.static_groups,
+        stream=work.stream,
     )

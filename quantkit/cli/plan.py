@@ -32,7 +32,7 @@ def plan(
         str,
         typer.Argument(
             metavar="SOURCE",
-            help="A hub id (ORG/NAME or ORG/NAME@REVISION), a checkpoint folder, a config.json, or a GGUF file.",
+            help="A hub id ([modelscope:]ORG/NAME[@REVISION]), a checkpoint folder, a config.json, or a GGUF file.",
             show_default=False,
         ),
     ],
@@ -80,6 +80,15 @@ def plan(
     repack: Annotated[
         bool, typer.Option("--repack/--no-repack", help="llama.cpp rearranges weights for the CPU.")
     ] = True,
+    mmproj: Annotated[
+        str | None,
+        typer.Option(
+            "--mmproj",
+            metavar="TYPE|none",
+            help="Count the projector of a model that sees, in this type.",
+            show_default="one beside a GGUF",
+        ),
+    ] = None,
     bandwidth: Annotated[
         str | None,
         typer.Option(metavar="CPU[,GPU]", help="Memory read a second (40G,500G).", show_default="measured"),
@@ -110,6 +119,7 @@ def plan(
         gpu_layers=_layers(gpu_layers),
         cpu_moe=cpu_moe,
         repack=repack,
+        mmproj=mmproj,
         bandwidth=_bandwidths(bandwidth),
     )
     result = plan_model(source, options, offline=offline)

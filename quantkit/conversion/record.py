@@ -51,6 +51,8 @@ def write_records(
             if output.format.calibrated and calibration is not None:
                 own |= _calibrated_facts(plan, output, calibration)
             record_outputs(partial_path(output.folder), {output.folder.name: _entry(plan, item, seconds) | own})
+        elif isinstance(output, GgufOutput) and output.projector and plan.projectors is not None and not item.failed:
+            gguf[output.stem] = _entry(plan, item, seconds) | _gguf_facts(plan.projectors, output)
         elif isinstance(output, GgufOutput) and plan.gguf is not None and not item.failed:
             gguf[output.stem] = _entry(plan, item, seconds) | _gguf_facts(plan.gguf, output)
             if plan.gguf.request.solver == "feedback":

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from quantkit.errors import PassingError
 from quantkit.files import write_atomically
+from quantkit.gguf.blocks import FORMATS
 from quantkit.gguf.kernels import dequantize_rows, quantize_rows
 from quantkit.imatrix.names import LinearKey
 from quantkit.outputs.calibration import CalibrationPlan
@@ -39,6 +40,9 @@ _SAMPLED, _ROWS, _MATRICES = 1 << 14, 8, 8
 # A group never counts less than this share of the median group: its measured divergence may be 0 by chance.
 _LEAST_COST = 0.02
 _FEW_BITS = 3.5
+# Output error of a type with integer levels after error feedback, over that without it (docs/concepts/feedback.md).
+# Types without levels gain nothing, so they must be that much better to be chosen.
+_WITH_FEEDBACK = 0.55
 
 
 @dataclass(frozen=True)
@@ -171,7 +175,9 @@ def _errors(gguf: GgufPlan, option: Candidates, measured: Sensitivity, levels: i
         assert as_head is not None
         return as_head
     own = _compare(samples, option.types, levels, None)
-    return _Errors(own.of_types, own.coarse, as_head)
+    fed_back = gguf.request.solver == "feedback" and tensor.name in gguf.weights
+    gains = [_WITH_FEEDBACK if fed_back and kind in FORMATS else 1.0 for kind in option.types]
+    return _Errors(own.of_types * gains, own.coarse, as_head)
 
 
 _Sample = tuple[NDArray[np.float32], NDArray[np.float32] | None]

@@ -8,7 +8,6 @@ import importlib.util
 import json
 import os
 import re
-import signal
 import subprocess
 import sys
 import tempfile
@@ -24,6 +23,7 @@ import numpy.typing as npt
 import quantkit
 from quantkit.errors import MissingExtraError, PassingError, QuantkitError
 from quantkit.scratch import folder_in_memory, scratch_folder
+from quantkit.system.processes import was_killed
 
 Progress = Callable[..., object]
 
@@ -86,10 +86,87 @@ def logits(
         return np.fromfile(out, np.float32).reshape(len(tokens), -1)
 
 
+def hidden_states(model: Path, tokens: Sequence[int], *, timeout: float = 1800.0) -> npt.NDArray[np.float32]:
+    """The last hidden states (n_tokens, hidden), float32, of one sequence of token ids in an encoder, on the CPU.
+
+    Source: llama_get_embeddings with the pooling NONE. Raises QuantkitError as vocab_token_ids does.
+    """
+    return embeddings(model, [tokens], pooling="none", timeout=timeout)[0]
+
+
+def embeddings(
+    model: Path,
+    sequences: Sequence[Sequence[int]],
+    *,
+    pooling: str | None = None,
+    n_threads: int | None = None,
+    timeout: float = 1800.0,
+) -> list[npt.NDArray[np.float32]]:
+    """The embeddings of sequences of token ids, on the CPU, float32: (1, hidden) each.
+
+    `pooling`: none, mean, cls, last or rank; None takes the file's own. With `none` a sequence has a row for each
+    token, with `rank` one row of scores. Raises QuantkitError as vocab_token_ids does, also without a pooling.
+    """
+    with scratch_folder(folder_in_memory(sum(map(len, sequences)) << 13)) as folder:
+        out = folder / "embeddings"
+        request = {
+            "task": "embeddings",
+            "model": str(model.absolute()),
+            "sequences": [[int(token) for token in tokens] for tokens in sequences],
+            "pooling": pooling,
+            "n_threads": n_threads,
+            "out": str(out),
+        }
+        shapes = run_child(request, model, timeout=timeout)
+        values = np.fromfile(out, np.float32)
+    ends = np.cumsum([rows * columns for rows, columns in shapes])[:-1]
+    return [part.reshape(shape) for part, shape in zip(np.split(values, ends), shapes, strict=True)]
+
+
 def require_llama_cpp() -> None:
     """Raises MissingExtraError when llama-cpp-python is not installed."""
     if importlib.util.find_spec("llama_cpp") is None:
         raise MissingExtraError("running a GGUF file needs llama-cpp-python; run: pip install 'quantkit[run]'")
+
+
+def require_libmtmd() -> None:
+    """Raises MissingExtraError when llama-cpp-python is not installed, or was built without libmtmd."""
+    require_llama_cpp()
+    spec = importlib.util.find_spec("llama_cpp")
+    assert spec is not None and spec.origin is not None
+    # the variable is llama-cpp-python's own
+    folder = Path(os.environ.get("MTMD_CPP_LIB") or Path(spec.origin).parent / "lib")
+    if not any(path.name.split(".")[0] in ("libmtmd", "mtmd") for path in folder.glob("*mtmd*")):
+        raise MissingExtraError(
+            "llama-cpp-python was built without libmtmd, which reads images; run: pip install --force-reinstall"
+            " --no-cache-dir llama-cpp-python==0.3.36"
+        )
+
+
+def load_projector(model: Path, mmproj: Path, *, timeout: float = 600.0) -> None:
+    """Let libmtmd load a projector for a text model, on the CPU.
+
+    Raises MissingExtraError without libmtmd, QuantkitError if llama.cpp refuses a file.
+    """
+    require_libmtmd()
+    files = {"model": str(model.absolute()), "mmproj": str(mmproj.absolute())}
+    run_child({"task": "load_projector", **files, "n_threads": None}, model, timeout=timeout)
+
+
+def image_features(model: Path, mmproj: Path, image: Path, *, timeout: float = 600.0) -> list[npt.NDArray[np.float32]]:
+    """The vectors that the text model takes for an image, by libmtmd, a (n_tokens, width) array for each chunk.
+
+    Raises MissingExtraError without libmtmd, QuantkitError if llama.cpp refuses a file.
+    """
+    require_libmtmd()
+    with scratch_folder() as folder:
+        out = folder / "features"
+        files = {"model": str(model.absolute()), "mmproj": str(mmproj.absolute()), "image": str(image.absolute())}
+        request = {"task": "image_features", **files, "out": str(out), "n_threads": None}
+        shapes = run_child(request, model, timeout=timeout)
+        values = np.fromfile(out, np.float32)
+    ends = np.cumsum([rows * columns for rows, columns in shapes])[:-1]
+    return [part.reshape(shape) for part, shape in zip(np.split(values, ends), shapes, strict=True)]
 
 
 class LlamaSession:
@@ -153,7 +230,7 @@ class LlamaSession:
         if late.is_set():
             raise QuantkitError(f"{self.model}: llama.cpp did not finish in {timeout:g} seconds and was stopped")
         reason = _explain(self.model, answer, self._log)
-        if code == -signal.SIGKILL or _NO_MEMORY.search(reason):
+        if was_killed(code) or _NO_MEMORY.search(reason):
             raise PassingError(f"{reason} (too little memory?); the finished work is kept, free some memory and rerun")
         if _NO_SPACE.search(reason):
             raise PassingError(f"{reason}; the finished work is kept, free some space in /tmp or /dev/shm and rerun")
@@ -175,7 +252,7 @@ class LlamaSession:
         try:
             self._child.stdin.write(json.dumps(request).encode() + b"\n")
             self._child.stdin.flush()
-        except BrokenPipeError:
+        except OSError:  # BrokenPipeError; on Windows another one
             return None
         for line in self._child.stdout:
             if not line.endswith(b"\n"):
@@ -193,7 +270,7 @@ class LlamaSession:
         """Stop the generation that `ask` waits for; from another thread or a signal handler."""
         assert self._child.stdin is not None
         # write past the buffer, which a handler may have interrupted
-        with contextlib.suppress(BrokenPipeError):
+        with contextlib.suppress(OSError):
             os.write(self._child.stdin.fileno(), b'{"task": "stop"}\n')
 
     def close(self) -> None:

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import platform
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -22,6 +21,7 @@ from quantkit.measurement.document import SCHEMA
 from quantkit.measurement.subjects import Subject, check_vocabularies
 from quantkit.measurement.summary import failures, quality_document
 from quantkit.progress import SILENT, Progress
+from quantkit.system import processor
 from quantkit.texts.evaluation import Text
 from quantkit.texts.windows import Windows
 
@@ -248,16 +248,7 @@ def _engine(kind: str) -> str:
 def machine() -> dict[str, Any]:
     """This machine: processor, cores and bytes of memory that this process may use."""
     return {
-        "cpu": _processor(),
+        "cpu": processor.name(),
         "cores": cores(),
         "memory_bytes": memory_limit(),
     }
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(named, "") or platform.machine()

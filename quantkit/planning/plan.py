@@ -12,6 +12,7 @@ from quantkit.planning.budget import Budget, best_fit, fit_experts, fit_offer, l
 from quantkit.planning.context import Context
 from quantkit.planning.memory import GPU_OVERHEAD, DeviceMemory, kv_bytes
 from quantkit.planning.phones import PHONE_BANDWIDTH, PHONE_TYPES, Phone
+from quantkit.planning.projector import planned_projector
 from quantkit.planning.result import Plan, Row
 from quantkit.planning.sizes import Matrix, Offer, known_types, offers
 from quantkit.planning.sources import Source, open_source
@@ -42,6 +43,7 @@ class PlanOptions:
         gpu_layers: layers on the GPU, ALL_LAYERS or more than there are for all; None for the most that fit.
         cpu_moe: layers whose experts stay on the CPU; None for the fastest placement that fits.
         repack: llama.cpp repacks weights for the CPU.
+        mmproj: type of the projector to reserve memory for, or "none"; None counts one that lies beside a GGUF.
         bandwidth: bytes per second that `CPU` and `GPU` read, with the origin of the figure.
     """
 
@@ -56,6 +58,7 @@ class PlanOptions:
     gpu_layers: int | None = None
     cpu_moe: int | None = None
     repack: bool = True
+    mmproj: str | None = None
     bandwidth: Mapping[str, tuple[float, str]] | None = None
 
     def context(self) -> Context:
@@ -104,7 +107,11 @@ def plan(source: str, options: PlanOptions | None = None, *, offline: bool = Fal
             context = replace(context, n_ctx=min(context.n_ctx, opened.shape.context))
         if "CPU" not in bandwidth:
             bandwidth["CPU"] = (probe_bandwidth(), "measured")
-        budget = Budget(machine.ram, machine.vram, machine.cpu_features if options.repack else frozenset())
+        projector, unseen = planned_projector(opened, source, options.mmproj)
+        ram, vram = projector.left(machine) if projector else (machine.ram, machine.vram)
+        budget = Budget(ram, vram, machine.cpu_features if options.repack else frozenset())
+        if unseen is not None:
+            opened = replace(opened, notes=(*opened.notes, unseen))
         empty = Plan(
             source,
             opened,
@@ -116,6 +123,7 @@ def plan(source: str, options: PlanOptions | None = None, *, offline: bool = Fal
             bandwidth=bandwidth,
             for_phone=options.phone is not None,
             imatrix=options.imatrix,
+            projector=projector,
         )
         made = offers(opened, types, matrix, calibrated=empty.for_phone)
         return _with_target(_with_best(_with_rows(empty, made, options)))

@@ -11,6 +11,7 @@ from quantkit.machine import Machine
 from quantkit.planning.budget import Budget, Fit
 from quantkit.planning.context import Context
 from quantkit.planning.memory import GPU_OVERHEAD, DeviceMemory
+from quantkit.planning.projector import PlannedProjector
 from quantkit.planning.sizes import Offer
 from quantkit.planning.sources import Source
 
@@ -84,6 +85,7 @@ class Plan:
         imatrix: importance matrix of the GGUF types.
         target_size: bytes of the largest file that fits as a whole on the GPU, or without one into memory; None if it
             is above 8.5 bits per weight or cannot be made.
+        projector: the projector that the plan reserves memory for.
     """
 
     given: str
@@ -99,6 +101,7 @@ class Plan:
     for_phone: bool = False
     imatrix: Path | None = None
     target_size: int | None = None
+    projector: PlannedProjector | None = None
 
     @property
     def parameters(self) -> int:
@@ -149,7 +152,8 @@ class Plan:
         commands, file = [], self.given
         if offer.label != "as it is":
             calibrate = " --calibrate" if offer.needs_imatrix else ""
-            commands.append(f"quantkit gguf {self._checkpoint()} -t {offer.label}{self._matrix() or calibrate}")
+            mmproj = self.projector.option if self.projector else ""
+            commands.append(f"quantkit gguf {self._checkpoint()} -t {offer.label}{self._matrix() or calibrate}{mmproj}")
             file = f"{self.source.model.name}-GGUF/{offer.file}"
         options = f"-ngl {context.gpu_layers} -c {context.n_ctx}"
         options += " --device none" if self.budget.vram and fit.memory.gpu is None else ""
@@ -194,6 +198,7 @@ class Plan:
             "commands": self.commands(),
             "missing": None if self.best is not None else self.missing(),
             "notes": list(self.notes()),
+            **({"projector": self.projector.document(self.machine)} if self.projector else {}),
         }
 
     def missing(self) -> dict[str, Any] | None:
@@ -212,6 +217,8 @@ class Plan:
     def notes(self) -> Iterator[str]:
         """The limits of the figures, one sentence each."""
         yield from self.source.notes
+        if self.projector is not None:
+            yield self.projector.note(self.machine)
         devices = ["CPU", *(["GPU"] if self.machine.vram else [])]
         bandwidths = " and ".join(
             f"{pace / 1e9:.3g} GB/s ({device}, {origin})"

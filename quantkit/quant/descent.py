@@ -70,7 +70,7 @@ def _descend_block(
         slope = np.einsum("io,io->o", inner, length)
         curve = np.einsum("io,io->o", gram[own, own] @ length, length)
         best = step - np.divide(slope, curve, out=np.zeros_like(slope), where=curve > 0)
-        change = np.where(best > 0, float16_scales(best), step) - step
+        change = np.where(best * step > 0, float16_scales(best), step) - step
         change[change * (2 * slope + change * curve) >= 0] = 0
         changes[own] += change * length
         step += change

@@ -80,6 +80,9 @@ def best_ranges(w: Array, weight: Array, grid: Grid, shrinks: Sequence[float]) -
     `weight`: the weight of the squared error of each input (n_in,), or a quadratic form for each group (n_groups, group
     size, group size). `shrinks`: factors of the full range; the first of equal candidates wins, so with factor 1 the
     error never increases. Finally each scale is refitted to its integers by least squares, if that reduces the error.
+
+    A symmetric grid has one integer more below zero than above it. So each range is also tried with the sign of the
+    scale for which the largest magnitude is at that end: the step is smaller, and a scale may be negative.
     """
     low, high = group_ranges(w, grid)
     grouped = in_groups(w, grid)
@@ -99,10 +102,14 @@ def best_ranges(w: Array, weight: Array, grid: Grid, shrinks: Sequence[float]) -
 
     for shrink in shrinks:
         take(*scales_and_zeros(low * np.float32(shrink), high * np.float32(shrink), grid))
+    if grid.symmetric:
+        lowest = np.where(high > -low, high, low) / np.float32(-(1 << (grid.bits - 1)))
+        for shrink in shrinks:
+            take(np.where(lowest != 0, float16_scales(lowest * np.float32(shrink)), np.float32(1)), best_zeros)
     whole = nearest(grouped, best_scales, best_zeros, grid)
     across = _across(whole, weight)
     met, length = _product(across, grouped), _product(across, whole)
-    fits = (met > 0) & (length > 0)
+    fits = (met > 0) & (length > 0)  # the sign of the scale stays
     factor = np.divide(met, length, out=np.ones_like(met), where=fits)
     take(np.where(fits, float16_scales(best_scales * factor), best_scales), best_zeros)
     return best_scales, best_zeros
@@ -132,8 +139,9 @@ def nearest(grouped: Array, scales: Array, zeros: Array, grid: Grid) -> Array:
 
 
 def float16_scales(scales: NDArray[np.floating]) -> Array:
-    """Positive scales rounded to float16, never to 0, as float32."""
-    rounded: Array = np.clip(scales, _LEAST_SCALE, _GREATEST_SCALE).astype(np.float16).astype(np.float32)
+    """Scales of either sign rounded to float16, never to 0, as float32."""
+    sizes = np.clip(np.abs(scales), _LEAST_SCALE, _GREATEST_SCALE).astype(np.float16).astype(np.float32)
+    rounded: Array = np.copysign(sizes, scales)
     return rounded
 
 

@@ -24,11 +24,15 @@ class PackedFormat:
 
 @dataclass(frozen=True)
 class Formats:
-    """The formats to write: GGUF types, and AWQ or GPTQ by name. `imatrix`: GGUF types use the calibration."""
+    """The formats to write: GGUF types, and AWQ or GPTQ by name. `imatrix`: GGUF types use the calibration.
+
+    `mmproj`: type of the projector beside the GGUF types of a model that sees; None for none.
+    """
 
     gguf: tuple[str, ...]
     packed: Mapping[str, PackedFormat]
     imatrix: bool
+    mmproj: str | None = None
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -171,7 +175,10 @@ def _formats(opened: Opened) -> Formats:
     for name in gguf:
         if file_type(name).needs_imatrix and not table.get("imatrix", True):
             opened.fail(("formats", "imatrix"), f"{name} needs an importance matrix; remove imatrix = false")
-    return Formats(gguf, packed, table.get("imatrix", True))
+    mmproj = table.get("mmproj")
+    if mmproj is not None and not gguf:
+        opened.fail(("formats", "mmproj"), "mmproj of [formats] needs a GGUF type; add gguf, or remove mmproj")
+    return Formats(gguf, packed, table.get("imatrix", True), mmproj)
 
 
 def _calibration(opened: Opened) -> Calibration:

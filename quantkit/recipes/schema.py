@@ -96,7 +96,7 @@ def _plain_name(value: str) -> str | None:
 
 
 def _source(value: str) -> str | None:
-    if is_path(value) or re.fullmatch(_REPO.pattern + r"(@.+)?", value, re.ASCII):
+    if is_path(value) or re.fullmatch(r"(modelscope:)?" + _REPO.pattern + r"(@.+)?", value, re.ASCII):
         return None
     return f"is {value!r}, which is neither a hub id ORG/NAME nor a folder; write a folder as ./NAME"
 
@@ -214,6 +214,7 @@ SCHEMA = Table(
                 "awq": Either(BOOL, _INT4),
                 "gptq": Either(BOOL, _INT4),
                 "imatrix": BOOL,
+                "mmproj": Value("f16, bf16 or q8_0", lambda value: value in ("f16", "bf16", "q8_0")),
             }
         ),
         "calibration": Table(

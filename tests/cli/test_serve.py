@@ -1,18 +1,19 @@
 """`quantkit serve` as clients and users meet it: the openai client, many clients at once, bad requests, its end.
 
-The full suite runs every check with a real llama-server too. Streams are short: a tiny model of random weights writes
-bytes that are not UTF-8, over which llama-cpp-python's server takes longer and longer.
+The full suite runs every check with a real llama-server too. That one serves SmolLM2: it answers
+with status 500 to what a tiny model of random weights writes. Streams are short, because over bytes that are not UTF-8
+llama-cpp-python's server takes longer and longer.
 """
 
 import importlib.util
 import json
-import shutil
 import signal
 import socket
 import threading
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ import pytest
 from jsonschema import Draft202012Validator
 
 from tests.helpers.command import quantkit, quantkit_here, quantkit_process
+from tests.helpers.real import smollm2_or_skip
 from tests.helpers.serving import Served, device_lister, free_port, llama_server, serving
 from tests.helpers.tiny import tiny_llama
 from tools.schemas import SCHEMAS, schema
@@ -31,6 +33,7 @@ pytest.importorskip("sse_starlette", reason="the server of llama-cpp-python (ext
 SERVERS = ["llama-cpp-python", pytest.param("llama-server", marks=pytest.mark.full)]
 BOTH = ["llama-cpp-python", "llama-server"]
 CONTEXT = 512
+Models = Callable[[str], Path]
 
 
 def program_of(server: str) -> Path | None:
@@ -38,17 +41,33 @@ def program_of(server: str) -> Path | None:
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def models(tmp_path_factory: pytest.TempPathFactory) -> Models:
+    """The model that a server serves."""
     folder = tmp_path_factory.mktemp("serve")
-    tiny_llama(folder / "model", variant="llama3", dtype="f32")
-    assert quantkit("gguf", "model", "-t", "f32", "--chat-template", "chatml", cwd=folder).code == 0
-    return Path(shutil.move(folder / "model-GGUF" / "model-F32.gguf", folder / "model.gguf"))
+
+    @cache
+    def model_of(server: str) -> Path:
+        if server == "llama-server":
+            words = (smollm2_or_skip(), "-t", "q4_0", "--no-logits")
+        else:
+            tiny_llama(folder / "model", variant="llama3", dtype="f32")
+            words = (folder / "model", "-t", "f32", "--chat-template", "chatml")
+        assert quantkit("gguf", *words, "-o", folder / server).code == 0
+        (file,) = (folder / server).rglob("*.gguf")
+        return file
+
+    return model_of
+
+
+@pytest.fixture
+def model(models: Models) -> Path:
+    return models("llama-cpp-python")
 
 
 @pytest.fixture(scope="module", params=SERVERS)
-def served(request: pytest.FixtureRequest, model: Path) -> Iterator[Served]:
+def served(request: pytest.FixtureRequest, models: Models) -> Iterator[Served]:
     words = ("--ctx", str(CONTEXT), "--alias", "tiny")
-    with serving(model, *words, program=program_of(request.param)) as running:
+    with serving(models(request.param), *words, program=program_of(request.param)) as running:
         yield running
 
 
@@ -131,10 +150,10 @@ def test_a_request_that_is_not_json_is_refused_and_the_server_goes_on(served: Se
 
 
 @pytest.mark.parametrize("server", SERVERS)
-def test_ctrl_c_ends_the_server_and_a_port_that_it_uses_is_an_error(server: str, model: Path) -> None:
-    with serving(model, "--ctx", "256", program=program_of(server)) as running:
+def test_ctrl_c_ends_the_server_and_a_port_that_it_uses_is_an_error(server: str, models: Models) -> None:
+    with serving(models(server), "--ctx", "256", program=program_of(server)) as running:
         port = running.url.rpartition(":")[2]
-        second = quantkit("serve", model, "--port", port, "--server", "llama-cpp-python")
+        second = quantkit("serve", models(server), "--port", port, "--server", "llama-cpp-python")
         assert second.code == 2 and f"port {port} of 127.0.0.1 is in use" in second.sentence
         children = running.servers()
         assert children
@@ -147,13 +166,13 @@ def test_ctrl_c_ends_the_server_and_a_port_that_it_uses_is_an_error(server: str,
 
 @pytest.mark.full
 @pytest.mark.parametrize("server", BOTH)
-def test_the_death_of_the_server_is_told_and_it_dies_with_the_command(server: str, model: Path) -> None:
-    with serving(model, "--ctx", "256", program=program_of(server)) as running:
+def test_the_death_of_the_server_is_told_and_it_dies_with_the_command(server: str, models: Models) -> None:
+    with serving(models(server), "--ctx", "256", program=program_of(server)) as running:
         for child in running.servers():
             child.kill()
         assert running.process.wait(30) == 1
         assert "quantkit: the server stopped (signal SIGKILL)" in running.written
-    with serving(model, "--ctx", "256", program=program_of(server)) as running:
+    with serving(models(server), "--ctx", "256", program=program_of(server)) as running:
         (child,) = running.servers()
         running.end(signal.SIGKILL)
         psutil.wait_procs([child], 20)
@@ -162,8 +181,8 @@ def test_the_death_of_the_server_is_told_and_it_dies_with_the_command(server: st
 
 @pytest.mark.full
 @pytest.mark.parametrize("server", BOTH)
-def test_a_key_is_asked_of_every_client_and_is_not_in_the_list_of_processes(server: str, model: Path) -> None:
-    with serving(model, "--ctx", "256", "--api-key", "a-secret", program=program_of(server)) as running:
+def test_a_key_is_asked_of_every_client_and_is_not_in_the_list_of_processes(server: str, models: Models) -> None:
+    with serving(models(server), "--ctx", "256", "--api-key", "a-secret", program=program_of(server)) as running:
         url = f"{running.url}/v1"
         with pytest.raises(openai.AuthenticationError):
             chat(openai.OpenAI(base_url=url, api_key="wrong", max_retries=0), "Hello")
@@ -174,9 +193,9 @@ def test_a_key_is_asked_of_every_client_and_is_not_in_the_list_of_processes(serv
 
 @pytest.mark.full
 @pytest.mark.parametrize("server", BOTH)
-def test_a_file_that_llama_cpp_refuses_is_a_sentence(server: str, model: Path, tmp_path: Path) -> None:
+def test_a_file_that_llama_cpp_refuses_is_a_sentence(server: str, models: Models, tmp_path: Path) -> None:
     unknown = tmp_path / "unknown.gguf"
-    unknown.write_bytes(model.read_bytes().replace(b"llama.block_count", b"llama.block_Count", 1))
+    unknown.write_bytes(models(server).read_bytes().replace(b"llama.block_count", b"llama.block_Count"))
     env = {"QUANTKIT_LLAMA_SERVER": str(program_of(server) or "")}
     answer = quantkit_process("serve", unknown, "--port", str(free_port()), "--server", server, env=env)
     assert answer.code == 1 and "the server could not start (exit code 1)" in answer.sentence

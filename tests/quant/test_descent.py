@@ -36,7 +36,7 @@ def plainly(w: Array, made: Quantized, h: Array, sweeps: int) -> tuple[NDArray[n
                     q[row, i] = np.clip(np.rint(best), 0, made.grid.top)
                 levels = np.where(groups == group, q[row] - zeros[row, group], 0)
                 slope, curve = levels @ hessian @ difference(row), levels @ hessian @ levels
-                if curve > 0 and scales[row, group] - slope / curve > 0:
+                if curve > 0 and (scales[row, group] - slope / curve) * scales[row, group] > 0:
                     change = float(np.float16(scales[row, group] - slope / curve)) - scales[row, group]
                     if change * (2 * slope + change * curve) < 0:
                         scales[row, group] += change
@@ -48,6 +48,9 @@ def plainly(w: Array, made: Quantized, h: Array, sweeps: int) -> tuple[NDArray[n
 def test_a_sweep_is_each_integer_at_its_minimum_then_the_scale(grid: Grid, sweeps: int) -> None:
     w, h = weight(12, 192), factor(gram(inputs(500, 192)), 500).gram
     made = round_to_nearest(w, grid)
+    if grid.symmetric:  # scales of both signs: the integers on the other side of the zero point
+        made.scales[::2] *= -1
+        made.q[::2] = np.clip(2 * made.zeros[::2][:, made.groups] - made.q[::2].astype(int), 0, grid.top)
     q, scales = descend(w, made.q, made.scales, made.zeros.astype(np.float32), h, grid, sweeps)
     expected_q, expected_scales = plainly(w, made, h, sweeps)
     # A value within float32 rounding of a half may fall either way, and then moves those that follow in its row.

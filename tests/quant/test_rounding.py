@@ -113,6 +113,27 @@ def test_a_searched_range_is_the_best_of_those_asked_for_with_its_scale_refitted
     assert refitted > 0
 
 
+def test_a_symmetric_range_has_the_end_with_one_integer_more_where_the_largest_magnitude_is() -> None:
+    h, w, grid = np.ones(32, np.float32), weight(40, 32), Grid(3, 16, symmetric=True)
+    w[0], w[1, :16] = 0, np.abs(w[1, :16])
+    scales, zeros = best_ranges(w, h, grid, (1.0, 0.9))
+    assert (zeros == 4).all() and (scales[2:] < 0).any() and (scales > 0).any()
+    assert (scales[0] == 1).all()
+    for row in range(1, 40):
+        for g in range(2):
+            part = w[row, 16 * g : 16 * g + 16].astype(np.float64)
+
+            def tried(scale: float, part=part) -> tuple[float, float]:  # type: ignore[no-untyped-def]
+                return float(np.sum((np.clip(np.rint(part / scale), -4, 3) * scale - part) ** 2)), scale
+
+            peak = part[np.abs(part).argmax()]
+            starts = [abs(peak) * shrink / 3.5 for shrink in (1.0, 0.9)] + [peak * shrink / -4 for shrink in (1.0, 0.9)]
+            best = min(tried(float(np.float16(start))) for start in starts)
+            steps = np.clip(np.rint(part / best[1]), -4, 3)
+            refitted = tried(float(np.float16((steps @ part) / (steps @ steps))))
+            assert tried(float(scales[row, g]))[0] == pytest.approx(min(best, refitted)[0], rel=1e-4)
+
+
 @pytest.mark.parametrize(
     ("n_in", "group", "sentence"),
     [

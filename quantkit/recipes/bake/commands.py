@@ -85,6 +85,8 @@ def _convert(recipe: Recipe, group: tuple[str, ...], folder: Path, machine: Mach
     for name in group:
         words += ["-t", name]
     words += ["--name", recipe.name]
+    if gguf and recipe.formats.mmproj is not None:
+        words += ["--mmproj", recipe.formats.mmproj]
     if gguf and recipe.chat_template is not None:
         words += ["--chat-template", recipe.chat_template]
     if options is not None:

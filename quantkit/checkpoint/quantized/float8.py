@@ -1,18 +1,16 @@
-"""The linears of FP8 folders: compressed-tensors' float-quantized (a scale a row) and DeepSeek's (a scale a block)."""
+"""The linears of FP8 checkpoints: a scale for each row (compressed-tensors, ModelOpt), or for each block (DeepSeek)."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from quantkit.checkpoint.float8 import SCALE_DTYPES, apply_scales, block_of, to_float32
 from quantkit.checkpoint.jsonfile import shown
+from quantkit.checkpoint.quantized.scheme import ACTIVATION_PARTS, Array, PackedLinear, Scheme, StoredTensors
 from quantkit.checkpoint.tensor import FLOAT8, TensorInfo
 from quantkit.errors import CheckpointError
-from quantkit.forward.weights import Array
-from quantkit.packed.scheme import PackedLinear, Scheme, StoredTensors
 
 
 @dataclass
@@ -24,11 +22,12 @@ class Float8Scheme(Scheme):
     block: tuple[int, int] = (128, 128)
     bits: int = 8
     group: int = -1
+    layout: str | None = None
 
     def __post_init__(self) -> None:
-        self.parts = ("weight", self.scale)
+        self.parts = ("weight", self.scale, *ACTIVATION_PARTS)
 
-    def linears(self, tensors: Mapping[str, TensorInfo], folder: Path) -> list[PackedLinear]:
+    def linears(self, tensors: Mapping[str, TensorInfo], where: str) -> list[PackedLinear]:
         linears = []
         for tensor in tensors.values():
             if tensor.dtype not in FLOAT8 or not tensor.name.endswith(".weight"):
@@ -36,15 +35,13 @@ class Float8Scheme(Scheme):
             name = tensor.name.removesuffix(".weight")
             scale = tensors.get(f"{name}.{self.scale}")
             if scale is None or scale.dtype not in SCALE_DTYPES or len(tensor.shape) != 2:
-                raise CheckpointError(f"linear {shown(name)} of {folder} has no {self.scale}; download it again")
+                raise CheckpointError(f"linear {shown(name)} of {where} has no {self.scale}; download it again")
             if block_of(tensor, scale, self.block) is None:
                 raise CheckpointError(
-                    f"linear {shown(name)} of {folder} has weight {list(tensor.shape)} and {self.scale}"
+                    f"linear {shown(name)} of {where} has weight {list(tensor.shape)} and {self.scale}"
                     f" {list(scale.shape)}, which do not match; download it again"
                 )
             linears.append(PackedLinear(name, tensor.shape[0], tensor.shape[1], scale.row_length))
-        if not linears:
-            raise CheckpointError(f"config.json of {folder} states FP8 but no FP8 weights exist; download it again")
         return linears
 
     def dequantized(self, stored: StoredTensors, linear: PackedLinear, start: int, stop: int) -> Array:
@@ -55,15 +52,18 @@ class Float8Scheme(Scheme):
         scales = stored.stored(scale.name).astype(np.float32)
         apply_scales(matrix, scales.reshape(-1, -(-linear.n_in // block[1])), start, linear.n_out, block)
         if not np.isfinite(matrix).all():
-            raise CheckpointError(f"linear {shown(linear.name)} of {stored.folder} contains NaN or infinity")
+            raise CheckpointError(f"linear {shown(linear.name)} of {stored.where} contains NaN or infinity")
         return matrix
 
 
 def read_float8(quantization: Mapping[str, Any], where: str) -> Float8Scheme | None:
-    """The scheme of an FP8 folder; None for another method."""
-    method = quantization.get("quant_method")
-    if method == "compressed-tensors" and quantization.get("format") == "float-quantized":
-        return Float8Scheme("compressed-tensors", "weight_scale")
+    """The scheme of an FP8 checkpoint of DeepSeek's kind, or with a scale a row; None for another method.
+
+    Raises CheckpointError for a block size that makes no sense.
+    """
+    method = str(quantization.get("quant_method"))
+    if method == "fbgemm_fp8":
+        return Float8Scheme(method, "weight_scale")
     if method != "fp8":
         return None
     size = quantization.get("weight_block_size") or [128, 128]
