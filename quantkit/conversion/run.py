@@ -99,14 +99,10 @@ def run(
                 choice = _choose_first(plan, plan.gguf, inputs, progress)
                 plan = replace(plan, gguf=plan.gguf.with_types(choice.types))
                 clock.append(("choose types", time.monotonic()))
-<<<<<<< HEAD
-            calibration = calibrate(plan, inputs, journal, progress)
-            rounded = calibration.rounded
-=======
             if checkpoint is not None and streamed is not None:
                 others = LayerOutputs(plan, checkpoint, streamed, journal)
             calibration = calibrate(plan, inputs, journal, progress, others)
->>>>>>> main
+            rounded = calibration.rounded
             clock.append(("calibrate", time.monotonic()))
             if plan.imatrix is not None:
                 sums, counts = collect_imatrix(calibration.squares, inputs.imatrix_sources, inputs.imatrix_columns)
@@ -163,12 +159,8 @@ def run(
         resumed_layers=calibration.resumed if calibration else 0,
         resumed_tensors=resumed + direct.resumed,
         choice=choice,
-<<<<<<< HEAD
-        rounded=rounded,
-=======
         traffic=streamed.traffic if streamed is not None else None,
-        rounded=calibration.rounded if calibration else {},
->>>>>>> main
+        rounded=rounded,
     )
 
 
