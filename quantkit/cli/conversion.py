@@ -64,7 +64,7 @@ def _types(conversion: Conversion) -> list[str]:
     methods = {name: FORMATS[name] for name in FORMATS if name in names}
     chosen = conversion.packed.algorithm
     algorithms = {name if name in ("awq", "gptq") else chosen for name, kind in methods.items() if kind.calibrated}
-    files = [file_type(name) for name in names if name not in (*methods, IMATRIX)]
+    files = [file_type(name, (*FORMATS, IMATRIX)) for name in names if name not in (*methods, IMATRIX)]
     for group, applies, needed in (
         (conversion.gguf, files or conversion.gguf.target, "a GGUF type"),
         (conversion.packed, methods, "a folder type, such as -t awq or -t fp8"),

@@ -115,7 +115,8 @@ def conversion_request(
     if not names and options.target is None:
         raise UsageError("no type is given; name at least one, such as q4_k_m")
     methods = [method for method in FORMATS if method in names]
-    files = tuple(dict.fromkeys(file_type(name) for name in names if name not in (*FORMATS, _IMATRIX)))
+    others = (*FORMATS, _IMATRIX)
+    files = tuple(dict.fromkeys(file_type(name, others) for name in names if name not in others))
     calibrate = options.calibrate
     if calibrate is None:
         methods_calibrated = any(FORMATS[method].calibrated for method in methods)

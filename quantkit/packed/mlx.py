@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from quantkit.checkpoint.tensor import NUMPY_DTYPES
+from quantkit.errors import UsageError
 from quantkit.forward.weights import Array
 from quantkit.packed.formats import DirectFormat, FolderRequest, Names, Packed, Stored
 from quantkit.packed.packing import WORD, pack_stream
@@ -33,9 +34,15 @@ class Mlx(DirectFormat):
     def grid(self, bits: int, group: int | None, *, symmetric: bool) -> Grid:
         return Grid(self.bits or bits, self.group if group is None else group)
 
+    def check(self, request: FolderRequest) -> None:
+        """Raises UsageError for a group size that MLX does not have."""
+        if request.grid.group not in _GROUPS:
+            raise UsageError(
+                f"MLX has groups of {', '.join(map(str, _GROUPS))}, not {request.grid.group}; choose one by"
+                " --group-size"
+            )
+
     def why_not(self, grid: Grid, n_in: int, n_out: int, *, last: bool = True) -> str | None:
-        if grid.group not in _GROUPS:
-            return f"MLX has groups of {', '.join(map(str, _GROUPS))}, not {grid.group}; choose one by --group-size"
         if n_in % grid.group:
             return f"its {n_in} inputs are not a multiple of the group size {grid.group}"
         return None

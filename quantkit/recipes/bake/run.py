@@ -197,7 +197,9 @@ class _Bake:
         outputs = [output_of(recipe, self.folder, name) for name in recipe.formats.names]
         files = [file for output in outputs for file in weight_files(output)]
         files.append(report_folder(recipe, self.folder) / "report.json")
-        models = [card_model(recipe, kind).__dict__ for kind in ("gguf", "awq", "gptq")]
+        models = [
+            card_model(recipe, kind).__dict__ for kind in dict.fromkeys(("gguf", "awq", "gptq", *recipe.formats.packed))
+        ]
         inputs = fingerprint(self.folder, ["cards"], files, models)
         if self._is_current("cards", inputs):
             return self._kept("cards", ("cards",))
