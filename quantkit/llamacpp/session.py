@@ -86,6 +86,15 @@ def logits(
         return np.fromfile(out, np.float32).reshape(len(tokens), -1)
 
 
+def ids_with_special_tokens(model: Path, texts: Sequence[str], *, timeout: float = 600.0) -> list[list[int]]:
+    """Token ids of each text with the special tokens that the vocabulary of `model` puts around it.
+
+    Raises QuantkitError as vocab_token_ids does.
+    """
+    request = {"task": "special_tokens", "model": str(model.absolute()), "texts": list(texts)}
+    return [[int(token) for token in ids] for ids in run_child(request, model, timeout=timeout)]
+
+
 def hidden_states(model: Path, tokens: Sequence[int], *, timeout: float = 1800.0) -> npt.NDArray[np.float32]:
     """The last hidden states (n_tokens, hidden), float32, of one sequence of token ids in an encoder, on the CPU.
 

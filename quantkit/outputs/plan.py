@@ -215,7 +215,10 @@ def plan_conversion(
     if request.calibrated and isinstance(source, Checkpoint):
         calibration = _plan_calibration(source, request, samples, threads)
     elif request.calibrated and isinstance(source, Model):
-        callback = plan_callback(source, request.calibration, samples, threads=threads, max_ram=request.max_ram)
+        feedback = request.gguf is not None and request.gguf.solver == "feedback"
+        callback = plan_callback(
+            source, request.calibration, samples, gram=feedback, threads=threads, max_ram=request.max_ram
+        )
     native = calibration.native if calibration else None
     if native is None and request.folders and isinstance(source, Checkpoint):
         native = Native(source)
@@ -338,7 +341,6 @@ def _refuse_without_family(source: Model, request: ConversionRequest) -> None:
     for what, given in (
         (_labels(request.folders), bool(request.folders)),
         ("--target-size or --target-bpw", gguf is not None and gguf.target is not None),
-        ("--solver feedback", gguf is not None and gguf.solver == "feedback"),
     ):
         if given and source.folder is None:
             raise UsageError(f"{what} needs a checkpoint, but {source.name} is a GGUF; convert the original checkpoint")
