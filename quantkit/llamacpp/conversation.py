@@ -13,7 +13,8 @@ from quantkit.chat import render_contained
 from quantkit.errors import QuantkitError, TemplateError, UnsupportedError
 from quantkit.gguf.reader import GgufHeader, read_header
 from quantkit.gguf.vocabulary import TEMPLATE_KEY, special_tokens
-from quantkit.llamacpp.session import LlamaSession, require_libmtmd
+from quantkit.llamacpp.projector_session import require_libmtmd
+from quantkit.llamacpp.session import LlamaSession
 
 CONTEXT = 4096
 """Default context in tokens; the model's, if that is smaller."""

@@ -1,6 +1,7 @@
 """xllamacpp's library by quantkit's own bindings: the logits of llama-cpp-python, in a process without llama_cpp."""
 
 import importlib.util
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -8,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import quantkit
 from quantkit.llamacpp.session import logits
 from tests.helpers.tiny import tiny_llama
 from tests.measurement.tiny_gguf import write_tiny_gguf
@@ -36,3 +38,12 @@ def test_the_wheel_without_a_build_gives_llama_cpp_pythons_logits(tmp_path: Path
     out = tmp_path / "logits.npy"
     subprocess.run([sys.executable, "-c", WITHOUT_LLAMA_CPP, str(model), str(out)], check=True)
     np.testing.assert_allclose(np.load(out), logits(model, TOKENS), rtol=1e-5, atol=1e-6)
+
+
+def test_every_function_that_the_child_process_calls_has_its_types() -> None:
+    package = Path(quantkit.__file__).parent / "llamacpp"
+    used = {name for path in package.glob("*.py") for name in re.findall(r"\bllama\.(\w+)", path.read_text("utf-8"))}
+    used = {name for name in used if name.startswith(("llama_", "ggml_"))}
+    stated = set(re.findall(r"\b(?:llama|ggml)_\w+", (package / "bindings.py").read_text("utf-8")))
+    assert len(used) > 40
+    assert used <= stated
