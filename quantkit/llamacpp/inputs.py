@@ -45,11 +45,14 @@ class _Tensor(ctypes.Structure):
 
 def _ggml() -> Any:
     """libggml-base of the installed llama.cpp; its functions name a tensor and an operation."""
-    folder = Path(llama.__file__).parent / "lib"
-    path = next((path for path in sorted(folder.glob("*ggml-base*")) if path.suffix in (".so", ".dylib", ".dll")), None)
-    if path is None:
-        raise Failed("has no libggml-base beside it, which the importance matrix needs")
-    library = ctypes.CDLL(str(path))
+    library = llama._lib
+    if not hasattr(library, "ggml_op_desc"):  # a Windows library finds no functions of those it needs
+        folder = Path(llama.__file__).parent / "lib"
+        files = (path for path in sorted(folder.glob("*ggml-base*")) if path.suffix in (".so", ".dylib", ".dll"))
+        path = next(files, None)
+        if path is None:
+            raise Failed("has no libggml-base beside it, which the importance matrix needs")
+        library = ctypes.CDLL(str(path))
     for name, arguments in (("ggml_op_desc", [ctypes.c_void_p]), ("ggml_get_name", [ctypes.c_void_p])):
         function = getattr(library, name)
         function.restype, function.argtypes = ctypes.c_char_p, arguments

@@ -8,15 +8,15 @@ import numpy as np
 import numpy.typing as npt
 
 from quantkit.errors import MissingExtraError
-from quantkit.llamacpp.session import require_llama_cpp, run_child
+from quantkit.llamacpp.session import run_child
 from quantkit.scratch import scratch_folder
 
 
 def require_libmtmd() -> None:
     """Raises MissingExtraError when llama-cpp-python is not installed, or was built without libmtmd."""
-    require_llama_cpp()
     spec = importlib.util.find_spec("llama_cpp")
-    assert spec is not None and spec.origin is not None
+    if spec is None or spec.origin is None:
+        raise MissingExtraError("reading images needs llama-cpp-python; run: pip install 'quantkit[serve]'")
     # the variable is llama-cpp-python's own
     folder = Path(os.environ.get("MTMD_CPP_LIB") or Path(spec.origin).parent / "lib")
     if not any(path.name.split(".")[0] in ("libmtmd", "mtmd") for path in folder.glob("*mtmd*")):

@@ -4,6 +4,7 @@ Every call runs in a child process (child.py): a malformed file may abort llama.
 """
 
 import contextlib
+import importlib.metadata
 import importlib.util
 import json
 import os
@@ -133,9 +134,17 @@ def embeddings(
 
 
 def require_llama_cpp() -> None:
-    """Raises MissingExtraError when llama-cpp-python is not installed."""
-    if importlib.util.find_spec("llama_cpp") is None:
-        raise MissingExtraError("running a GGUF file needs llama-cpp-python; run: pip install 'quantkit[run]'")
+    """Raises MissingExtraError when neither llama-cpp-python nor xllamacpp is installed."""
+    if not any(map(importlib.util.find_spec, ("llama_cpp", "xllamacpp"))):
+        raise MissingExtraError("running a GGUF file needs llama.cpp; run: pip install 'quantkit[run]'")
+
+
+def llama_cpp_version() -> str:
+    """The installed llama.cpp as "PACKAGE VERSION", such as "llama-cpp-python 0.3.36"; empty without one."""
+    for package in ("llama-cpp-python", "xllamacpp"):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            return f"{package} {importlib.metadata.version(package)}"
+    return ""
 
 
 class LlamaSession:

@@ -7,13 +7,13 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from quantkit import __version__
 from quantkit.errors import OutputError
 from quantkit.journal import Journal
+from quantkit.llamacpp.session import llama_cpp_version
 from quantkit.machine import cores, memory_limit
 from quantkit.measurement.comparison import ComparedModel, Comparison
 from quantkit.measurement.costs import Costs, measure_costs
@@ -285,10 +285,8 @@ def _worse_than_guessing(models: Sequence[Mapping[str, Any]]) -> list[str]:
 def _engine(kind: str) -> str:
     if kind != "gguf":
         return f"quantkit {__version__} forward"
-    try:
-        return f"llama.cpp (llama-cpp-python {version('llama-cpp-python')})"
-    except PackageNotFoundError:
-        return "llama.cpp"
+    version = llama_cpp_version()
+    return f"llama.cpp ({version})" if version else "llama.cpp"
 
 
 def machine() -> dict[str, Any]:

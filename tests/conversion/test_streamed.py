@@ -267,3 +267,14 @@ def test_a_closed_source_ends_the_requests_that_wait_for_a_further_try(hub: Hub,
 def suppressed(call: Any, *arguments: Any) -> None:
     with contextlib.suppress(Exception):
         call(*arguments)
+
+
+def test_a_quantized_source_is_streamed_part_by_part(folder: Path, tmp_path: Path) -> None:
+    local(folder, tmp_path, "-t", "mlx-4bit")
+    source = (tmp_path / "Tiny-MLX-4bit").rename(tmp_path / "Tiny")
+    with running_hub() as hub:
+        hub.repos[REPO] = Repo({path.name: path.read_bytes() for path in source.iterdir()})
+        result = document(stream(hub, tmp_path / "streamed", "-t", "q8_0", "--no-imatrix"))
+    local(source, tmp_path / "local", "-t", "q8_0", "--no-imatrix")
+    assert outputs(tmp_path / "streamed") == outputs(tmp_path / "local")
+    assert result["streamed"]["bytes"] == sum(path.stat().st_size for path in source.glob("*.safetensors"))
