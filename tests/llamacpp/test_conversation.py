@@ -117,3 +117,11 @@ def test_what_was_asked_goes_before_what_the_file_recommends(model: Path, tmp_pa
     trained = header.value("llama.context_length")
     assert converse(model, n_ctx=None, system=None, raw=False, sampling={}).n_ctx == min(CONTEXT, trained)
     assert np.isfinite(Sampling().document()["seed"])
+
+
+def test_a_repeat_penalty_is_applied_by_llama_cpps_own_sampler(model: Path) -> None:
+    with talking(model, raw=True) as plain:
+        usual = plain.say("Hello there", most=24, show=lambda piece: None)
+    with talking(model, raw=True, repeat_penalty=100.0) as strict:
+        penalized = strict.say("Hello there", most=24, show=lambda piece: None)
+    assert penalized.text and penalized.text != usual.text
