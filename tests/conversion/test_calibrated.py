@@ -9,7 +9,6 @@ import random
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -423,7 +422,7 @@ def test_a_full_disk_before_the_first_layer_is_done_leaves_nothing(
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     # of the states alone, which are written first
-    monkeypatch.setattr(states, "os", SimpleNamespace(**{**vars(os), "pwrite": full}))
+    monkeypatch.setattr(states, "write_at", full)
     with pytest.raises(OutputError, match="No space left"):
         run(deep, tmp_path, FOUR_BIT[1:])
     assert list(tmp_path.iterdir()) == []
