@@ -87,6 +87,7 @@ test-peers: lint
 
 bench: $(VENV)/dev.stamp
 	$(BIN)/python -m benchmarks.run
+	$(BIN)/python -m benchmarks.kernel_speed
 	$(BIN)/python -m benchmarks.calibrated
 	$(BIN)/python -m benchmarks.folders
 	$(BIN)/python -m benchmarks.measured
