@@ -9,7 +9,7 @@ PIP    := $(BIN)/python -m pip --disable-pip-version-check
 # llama-cpp-python ships as source only. These leave out what quantkit never uses and keep the build portable.
 export CMAKE_ARGS ?= -DLLAMA_OPENSSL=OFF -DGGML_NATIVE=OFF
 
-.PHONY: help demo quick test snapshots test-full test-peers bench bench-quality audit lint format docs readme ollama clean
+.PHONY: dist help demo quick test snapshots test-full test-peers bench bench-quality audit lint format docs readme ollama clean
 
 help:
 	@echo "make demo       convert real SmolLM2 weights to four GGUF types, check them, print perplexity"
@@ -25,6 +25,7 @@ help:
 	@echo "make format     let ruff rewrite the code"
 	@echo "make docs       make the generated pages of docs/reference"
 	@echo "make ollama     make ollama/'s Modelfiles from recipes/"
+	@echo "make dist       sdist, wheel and SBOM in dist/, reproducible and checked"
 	@echo "make clean      remove the virtual environments and the caches"
 
 $(VENV)/core.stamp: pyproject.toml
@@ -38,6 +39,7 @@ $(VENV)/run.stamp: $(VENV)/core.stamp
 	@touch $@
 
 $(VENV)/dev.stamp: $(VENV)/run.stamp
+	@echo "installing llama-cpp-python (builds llama.cpp from source: about 5 minutes on 2 cores, once)"
 	$(PIP) install -q -e '.[run,dev]'
 	@touch $@
 
@@ -85,6 +87,7 @@ test-peers: lint
 
 bench: $(VENV)/dev.stamp
 	$(BIN)/python -m benchmarks.run
+	$(BIN)/python -m benchmarks.kernel_speed
 	$(BIN)/python -m benchmarks.calibrated
 	$(BIN)/python -m benchmarks.folders
 	$(BIN)/python -m benchmarks.measured
@@ -106,5 +109,16 @@ docs readme: $(VENV)/dev.stamp
 ollama: $(VENV)/dev.stamp
 	$(BIN)/python -m tools.ollama_folder
 
+# The time of the last commit makes two builds equal; SOURCE_DATE_EPOCH in the environment overrides it.
+DIST_TIME = $(or $(SOURCE_DATE_EPOCH),$(shell git log -1 --format=%ct))
+
+dist:
+	rm -rf dist
+	test -x .cache/dist/bin/twine || { $(PYTHON) -m venv .cache/dist && .cache/dist/bin/pip install -q build twine cyclonedx-bom; }
+	SOURCE_DATE_EPOCH=$(DIST_TIME) .cache/dist/bin/python -m build
+	.cache/dist/bin/twine check --strict dist/*
+	$(PYTHON) -m venv --clear .cache/installed && .cache/installed/bin/pip install -q dist/*.whl
+	.cache/dist/bin/cyclonedx-py environment --output-reproducible --of JSON -o dist/sbom.cdx.json .cache/installed/bin/python
+
 clean:
-	rm -rf $(VENV) .cache .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf dist $(VENV) .cache .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -204,6 +204,18 @@ REPORT = {
             "parameters?": "integer",
             "bits_per_weight?": "number",
             "quality": [QUALITY],
+            "embeddings?": {
+                "set": "string",
+                "texts": "integer",
+                "width": "integer",
+                **dict.fromkeys(
+                    (
+                        *("recall?", "cosine_mean?", "cosine_worst?", "rank_correlation?", "top10_overlap?"),
+                        "score_correlation?",
+                    ),
+                    "number",
+                ),
+            },
             "tensor_errors?": [{"layer": "integer?", "kind": "string", "type": "string", "error": "number"}],
             "memory?": [
                 {

@@ -8,7 +8,6 @@ import logging
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
@@ -21,7 +20,6 @@ from huggingface_hub import constants
 from quantkit.checkpoint.checkpoint import Checkpoint, Origin
 from quantkit.checkpoint.folder import (
     SAFETENSORS,
-    Weights,
     choose_weights,
     parse_config,
     read_small_file,
@@ -32,8 +30,8 @@ from quantkit.checkpoint.modelscope import ModelScope
 from quantkit.checkpoint.not_checkpoint import describe_names
 from quantkit.checkpoint.quantized.settings import BESIDE, is_possibly_stale
 from quantkit.checkpoint.ranges import Ranges
+from quantkit.checkpoint.remote_headers import fetch_headers
 from quantkit.checkpoint.repository import Listing, Repository
-from quantkit.checkpoint.safetensors_file import PREFIX_BYTES, Header, header_length, parse_header
 from quantkit.checkpoint.sources import SETTINGS_FILES, Checks, HubId, checked_config, open_folder
 from quantkit.checkpoint.streamed import StreamedWeights
 from quantkit.checkpoint.weights import combine, open_file, read_index, shard_names
@@ -54,7 +52,6 @@ _SMALL_FILES = (
 # of an embedding model, which modules.json names
 _POOLING = "*_Pooling/config.json"
 _PAUSES = (1.0, 2.0)
-_HEADER_THREADS = 8
 
 T = TypeVar("T")
 
@@ -127,7 +124,7 @@ def open_from_hub(request: Request, *, offline: bool, headers_only: bool, stream
             )
         ranges = Ranges(repository.repo_id, repository.check)
         if headers_only or (missing and stream) or (checked and missing and chosen.kind == SAFETENSORS):
-            headers = _fetch_headers(repository, listing, ranges, chosen, files)
+            headers = fetch_headers(repository, listing, ranges, chosen, files)
             remote = Checkpoint(origin, completed, combine(headers, weight_map, chosen, request.source, None), notes)
             if headers_only:
                 return remote
@@ -243,37 +240,6 @@ def _download_weights(request: Request, listing: Listing, files: list[str]) -> N
 
         _attempt(repository, file, fetch)
         count(sizes[file])
-
-
-def _fetch_headers(
-    repository: Repository, listing: Listing, ranges: Ranges, chosen: Weights, files: list[str]
-) -> dict[str, Header]:
-    if chosen.kind != SAFETENSORS:
-        raise HubError(
-            f"{repository.repo_id} has only {files[0]}, whose contents cannot be listed without downloading it; "
-            f"convert it without --dry-run, or take a repository with safetensors"
-        )
-
-    def fetch(file: str) -> Header:
-        try:
-            return _fetch_header(repository, listing, ranges, file)
-        except CheckpointError:
-            raise
-        except Exception as error:  # the client and its libraries raise errors of many classes
-            raise repository.explain(error, f"the header of {file}") from error
-
-    with ThreadPoolExecutor(_HEADER_THREADS) as pool:
-        return dict(zip(files, pool.map(fetch, files), strict=True))
-
-
-def _fetch_header(repository: Repository, listing: Listing, ranges: Ranges, file: str) -> Header:
-    """The header of a remote safetensors file: its length first, so that an absurd one is never fetched."""
-    remote = repository.remote(listing, file)
-    prefix = ranges.read(remote, 0, min(PREFIX_BYTES, remote.size or PREFIX_BYTES))
-    size = ranges.size(remote) or 0
-    length = header_length(prefix, file, size)
-    header = ranges.read(remote, PREFIX_BYTES, length) if length else b""
-    return parse_header(header, file, size)
 
 
 def _attempt(repository: Repository, what: str, call: Callable[[], T]) -> T:

@@ -5,7 +5,6 @@ range. Tokens go to the hub only, never to the store. A file that changes betwee
 """
 
 import threading
-import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -62,6 +61,11 @@ class Ranges:
         self._etags: dict[tuple[str, str], str] = {}
         self._sizes: dict[str, int] = {}
         self._lock = threading.Lock()
+        self._stopped = threading.Event()
+
+    def stop(self) -> None:
+        """End every read that is under way, with an error: nobody waits for its bytes."""
+        self._stopped.set()
 
     def size(self, file: RemoteFile) -> int | None:
         """The size of a file in bytes: as the server stated it with a range, or as the hub lists it."""
@@ -92,9 +96,9 @@ class Ranges:
                 raise
             except Exception as error:  # the client and its libraries raise errors of many classes
                 failures = 0 if start > before else failures + 1
-                if failures > len(_PAUSES) or not self._is_passing(error):
+                if failures > len(_PAUSES) or not self._is_passing(error) or self._stopped.is_set():
                     raise
-                time.sleep(_pause(error, failures))
+                self._stopped.wait(_pause(error, failures))
 
     def _is_passing(self, error: Exception) -> bool:
         """Whether a further try may succeed; without a network only if the hub has answered before."""
@@ -115,6 +119,8 @@ class Ranges:
             left = stop - start
             for chunk in response.iter_bytes():
                 self._count(len(chunk))
+                if self._stopped.is_set():
+                    raise DroppedError("the reader was closed")
                 dropped = min(skip, len(chunk))
                 skip -= dropped
                 chunk = chunk[dropped : dropped + left]

@@ -190,6 +190,7 @@ class StreamedWeights:
 
     def close(self) -> None:
         """End the requests that wait, and drop what is in memory."""
+        self._ranges.stop()
         self._pool.shutdown(wait=False, cancel_futures=True)
         self._segments.clear()
         if self._kept is not None:

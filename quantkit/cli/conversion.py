@@ -109,7 +109,8 @@ def _calibrate(conversion: Conversion, types: list[str], *, is_gguf: bool) -> bo
             or options.target is not None
         )
         # llama.cpp runs the whole file for it, so a GGUF is calibrated only by request
-        calibrate = options.imatrix is None and wanted and (text is not None or not is_gguf)
+        requested = text is not None or options.solver_of_quality == "feedback"
+        calibrate = options.imatrix is None and wanted and (requested or not is_gguf)
     has_files = bool(options.target) or any(name not in (*FORMATS, IMATRIX) for name in types)
     if not others and not (has_files and calibrate):
         refuse_idle(conversion.calibration, "--calibrate")

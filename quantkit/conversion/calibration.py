@@ -84,7 +84,8 @@ def calibrate(
         if plan.gguf is not None and plan.gguf.request.solver == "feedback":
             if not has_all_files(plan.gguf):
                 _forget_layers(plan, journal)
-            rounder = FeedbackRounder(plan.gguf, calibration, workers, keep=journal.resumed)
+            sources, columns = calibration.imatrix_sources, calibration.imatrix_columns
+            rounder = FeedbackRounder(plan.gguf, sources, columns, workers, keep=journal.resumed)
             stack.enter_context(rounder)
         stream = Stream(
             native,

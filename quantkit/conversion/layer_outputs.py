@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from quantkit.checkpoint import Checkpoint
+from quantkit.checkpoint import Checkpoint, TensorInfo
 from quantkit.checkpoint.kept_rows import Span
 from quantkit.conversion.direct_folders import direct_step, write_direct_tensors
 from quantkit.conversion.gguf_pass import run_pass
@@ -47,7 +47,8 @@ class LayerOutputs:
         self._embedded = self._spans_of_samples()
         streamed.keep([*self._embedded, *checkpoint.spans_of(self._read_samples)], plan.work)
         needed = _needed(plan, journal)
-        streamed.expect([checkpoint.tensors[name] for name in _in_order(plan, checkpoint) if name in needed])
+        order = [name for name in _in_order(plan, checkpoint) if name in needed]
+        streamed.expect([tensor for name in order for tensor in _stored(checkpoint, name)])
 
     def write_outside(self, journal: Journal, progress: Progress) -> None:
         """Write the tensors outside the layers, and keep the rows of the embedding that the samples need."""
@@ -158,6 +159,14 @@ def _needed(plan: ConversionPlan, journal: Journal) -> set[str]:
         if (plan.direct_folders and direct_step(name) not in done) or (plan.calibration and step not in done):
             needed |= {part.source for part in tensor.parts}
     return needed
+
+
+def _stored(checkpoint: Checkpoint, name: str) -> list[TensorInfo]:
+    """The tensors in the weight files that a tensor is read from: several for a quantized linear."""
+    tensor = checkpoint.tensors[name]
+    if tensor.linear is None:
+        return [tensor]
+    return [part for stored, part in checkpoint.stored_tensors.items() if stored.startswith(f"{tensor.linear}.")]
 
 
 def _in_order(plan: ConversionPlan, checkpoint: Checkpoint) -> Sequence[str]:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from quantkit.checkpoint.traffic import Traffic
 from quantkit.conversion.calibration import Calibration, calibrate, survey
-from quantkit.conversion.callback import calibrate_by_llama
+from quantkit.conversion.callback import calibrate_by_llama, round_by_llama
 from quantkit.conversion.direct_folders import DirectFolders, write_direct_folders
 from quantkit.conversion.gguf_pass import forget_lost, run_pass
 from quantkit.conversion.layer_outputs import LayerOutputs
@@ -87,6 +87,7 @@ def run(
         clock = [("", time.monotonic())]
         source = _source_files(plan)
         calibration, choice, quantize_seconds, resumed, unseen = None, None, {}, 0, {}
+        rounded: Mapping[str, Sequence[str]] = {}
         inputs = plan.calibration
         checkpoint = plan.checkpoint
         streamed = checkpoint.streamed if checkpoint is not None else None
@@ -101,6 +102,7 @@ def run(
             if checkpoint is not None and streamed is not None:
                 others = LayerOutputs(plan, checkpoint, streamed, journal)
             calibration = calibrate(plan, inputs, journal, progress, others)
+            rounded = calibration.rounded
             clock.append(("calibrate", time.monotonic()))
             if plan.imatrix is not None:
                 sums, counts = collect_imatrix(calibration.squares, inputs.imatrix_sources, inputs.imatrix_columns)
@@ -115,6 +117,8 @@ def run(
                 plan = replace(plan, gguf=gguf)
         elif plan.callback is not None:
             plan, unseen = _apply_callback(plan, plan.callback, progress)
+            if plan.callback is not None and plan.gguf is not None and plan.gguf.request.solver == "feedback":
+                rounded = round_by_llama(plan, plan.callback, journal, progress)
             clock.append(("calibrate", time.monotonic()))
         elif checkpoint is not None and streamed is not None:
             others = LayerOutputs(plan, checkpoint, streamed, journal)
@@ -138,7 +142,7 @@ def run(
         seconds = {stage: now - before for (_, before), (stage, now) in pairwise(clock)}
         for path in plan.paths:
             sync(partial_path(path))
-        write_records(plan, outputs, calibration, seconds, choice)
+        write_records(plan, outputs, calibration, rounded, seconds, choice)
         journal.start_finishing({name: digest for item in outputs for name, digest in item.sha256.items()})
         for item in outputs:
             for path in final_paths(item.output):
@@ -156,7 +160,7 @@ def run(
         resumed_tensors=resumed + direct.resumed,
         choice=choice,
         traffic=streamed.traffic if streamed is not None else None,
-        rounded=calibration.rounded if calibration else {},
+        rounded=rounded,
     )
 
 

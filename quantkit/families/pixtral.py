@@ -33,8 +33,8 @@ def _tower(config: dict[str, Any], sources: Sources) -> dict[str, Any]:
     """The tower's config with `break_token`, the id of the token that ends a row of patches."""
     if config.get("model_type") not in (None, "pixtral"):
         raise UnsupportedError(
-            f"config.json: vision_config has model_type {config['model_type']!r}; quantkit writes a projector for a"
-            " pixtral tower only"
+            f"config.json: vision_config has model_type {config['model_type']!r}, but llama.cpp runs this model only"
+            " with a pixtral tower; leave --mmproj out"
         )
     if config["hidden_act"] not in (*GELU, *SILU):
         raise UnsupportedError(

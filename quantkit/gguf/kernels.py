@@ -294,7 +294,7 @@ def _loaded_c_kernels() -> c_kernels.CKernels | None:
 
 
 def _better(current: str) -> str:
-    return "pip install libggml-python" if current == "gguf" else "pip install 'quantkit[run]'"
+    return "pip install libggml-python" if current == "gguf" else "pip install llama-cpp-python"
 
 
 def _check_range(kind: GGMLQuantizationType, rows: _FLOATS, weights: _FLOATS | None) -> None:

@@ -21,24 +21,31 @@ def is_projector(header: GgufHeader) -> bool:
     return bool(kind == _KIND or architecture == ARCHITECTURE)
 
 
-def projectors_beside(model: Path) -> list[Path]:
+def named_projectors(model: Path) -> list[Path]:
     """The projectors in the folder of `model` that belong to it by name, the best type first.
 
-    A name belongs if its part between mmproj- and the type begins the model's name, or is empty ("mmproj-F16.gguf").
-    Without such a name, the only projector of the folder belongs to the model.
+    A name belongs if the model's name begins with it, without mmproj and the type; "mmproj-F16.gguf" belongs to all.
     """
-    files = sorted(path for path in model.parent.glob(f"*{PREFIX}*.gguf") if path != model)
-    named = [path for path in files if _belongs(path, model)]
-    return sorted(named, key=_rank) or (files if len(files) == 1 else [])
+    return sorted((path for path in _projectors(model) if _belongs(path, model)), key=_rank)
+
+
+def projectors_beside(model: Path) -> list[Path]:
+    """The same; without one that belongs by name, the only projector of the folder."""
+    files = _projectors(model)
+    return named_projectors(model) or (files if len(files) == 1 else [])
+
+
+def _projectors(model: Path) -> list[Path]:
+    return sorted(path for path in model.parent.glob(f"*{PREFIX}*.gguf") if path != model)
 
 
 def _belongs(projector: Path, model: Path) -> bool:
     name = projector.stem.lower()
-    if not name.startswith(PREFIX):
-        return False
     kind = next((f"-{kind}" for kind in _BEST_FIRST if name.endswith(f"-{kind}")), "")
-    own = name[len(PREFIX) :].removesuffix(kind).strip("-")
-    return model.stem.lower().startswith(own)
+    name = name.removesuffix(kind)
+    if not name.startswith(PREFIX) and not name.endswith(PREFIX):
+        return False
+    return model.stem.lower().startswith(name.removeprefix(PREFIX).removesuffix(PREFIX).strip("-"))
 
 
 def _rank(path: Path) -> tuple[int, str]:

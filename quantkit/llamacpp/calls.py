@@ -22,7 +22,7 @@ from quantkit.machine import cores
 def _bindings() -> Any:
     """llama_cpp.llama_cpp without its package, whose chat formats take longer to load than a small model.
 
-    The server needs the package, and has imported it before.
+    The server needs the package, and has imported it before. Without llama-cpp-python: xllamacpp's library.
     """
     if "llama_cpp" in sys.modules:
         return importlib.import_module("llama_cpp.llama_cpp")
@@ -31,6 +31,8 @@ def _bindings() -> Any:
         package = ModuleType("llama_cpp")
         package.__path__ = spec.submodule_search_locations
         sys.modules["llama_cpp"] = package
+    if spec is None:
+        return importlib.import_module("quantkit.llamacpp.bindings")
     return importlib.import_module("llama_cpp.llama_cpp")
 
 

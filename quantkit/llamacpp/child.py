@@ -24,7 +24,7 @@ from quantkit.llamacpp.devices import devices
 from quantkit.llamacpp.embedding import embeddings, special_tokens
 from quantkit.llamacpp.generation import Talk
 from quantkit.llamacpp.images import Images
-from quantkit.llamacpp.inputs import Inputs
+from quantkit.llamacpp.inputs import Grams, Inputs
 from quantkit.llamacpp.loading import Bench, Loaded
 
 _F32 = 0
@@ -154,7 +154,7 @@ def main() -> None:
     threading.Thread(target=_listen, args=(requests,), daemon=True).start()
     llama.llama_log_set(_log_callback, ctypes.c_void_p(0))
     llama.llama_backend_init()
-    model, bench, inputs = Open(), Bench(), Inputs()
+    model, bench, inputs, grams = Open(), Bench(), Inputs(), Grams()
     talk = Talk(
         lambda: not requests.empty(), lambda piece: _answer({"progress": [piece.decode("latin-1")]}), _log_callback
     )
@@ -169,6 +169,9 @@ def main() -> None:
         "inputs_open": inputs.open,
         "inputs_window": inputs.window,
         "inputs_save": inputs.save,
+        "grams_open": grams.open,
+        "grams_window": grams.window,
+        "grams_save": grams.save,
         "devices": devices,
         "load": Loaded().load,
         "bench_open": bench.open,

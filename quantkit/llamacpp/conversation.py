@@ -10,10 +10,11 @@ from typing import Any
 from gguf import GGMLQuantizationType
 
 from quantkit.chat import render_contained
-from quantkit.errors import QuantkitError, TemplateError
+from quantkit.errors import QuantkitError, TemplateError, UnsupportedError
 from quantkit.gguf.reader import GgufHeader, read_header
 from quantkit.gguf.vocabulary import TEMPLATE_KEY, special_tokens
-from quantkit.llamacpp.session import LlamaSession, require_libmtmd
+from quantkit.llamacpp.projector_session import require_libmtmd
+from quantkit.llamacpp.session import LlamaSession
 
 CONTEXT = 4096
 """Default context in tokens; the model's, if that is smaller."""
@@ -224,9 +225,13 @@ def converse(
 
     `sampling`: fields of Sampling that override the file's; `raw`: without a chat template.
 
-    Raises CheckpointError if the file is not a GGUF.
+    Raises CheckpointError if the file is not a GGUF, UnsupportedError if its model gives no text.
     """
     header = read_header(model)
+    if header.is_encoder:
+        raise UnsupportedError(
+            f"{model.name} is an encoder, which gives embeddings and no text; quantkit measure compares its embeddings"
+        )
     texts = {role: text for role, _, text in special_tokens(header.keys)}
     template = header.value(TEMPLATE_KEY)
     trained = header.value(f"{header.value('general.architecture')}.context_length")

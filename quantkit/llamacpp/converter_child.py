@@ -216,6 +216,8 @@ def _serve_instead_of_writing(request: dict[str, Any], requests: "queue.Queue[st
             wanted = json.loads(requests.get())
             data = served.read(wanted["tensor"], wanted["offset"], wanted["size"])
             _send({"size": len(data)}, data)
+            # it would keep the whole tensor while the next one is computed
+            del data
 
     writer.write_header_to_file = header
     writer.write_tensors_to_file = serve

@@ -16,7 +16,7 @@ _UNSPECIFIED = -1
 
 
 def special_tokens(request: dict[str, Any]) -> list[list[int]]:
-    """Token ids of each text with the special tokens that the vocabulary adds, cut to `n_ctx` where that is given."""
+    """Token ids of each text with the special tokens that the vocabulary adds."""
     with load(request["model"], vocab_only=True) as model:
         vocab = llama.llama_model_get_vocab(model)
         return [tokenize(vocab, text, add_special=True, parse_special=True) for text in request["texts"]]

@@ -137,7 +137,8 @@ class Talk:
             llama.llama_sampler_chain_add(chain, sampler)
 
         if sampling["repeat_penalty"] != 1:
-            add(llama.llama_sampler_init_penalties(_PENALTY_LAST, sampling["repeat_penalty"], 0.0, 0.0))
+            n_vocab = llama.llama_vocab_n_tokens(self._vocab)
+            add(llama.llama_sampler_init_penalties(n_vocab, _PENALTY_LAST, sampling["repeat_penalty"], 0.0, 0.0))
         if sampling["temperature"] <= 0:
             add(llama.llama_sampler_init_greedy())
             return chain

@@ -4,6 +4,7 @@ Every call runs in a child process (child.py): a malformed file may abort llama.
 """
 
 import contextlib
+import importlib.metadata
 import importlib.util
 import json
 import os
@@ -86,6 +87,15 @@ def logits(
         return np.fromfile(out, np.float32).reshape(len(tokens), -1)
 
 
+def ids_with_special_tokens(model: Path, texts: Sequence[str], *, timeout: float = 600.0) -> list[list[int]]:
+    """Token ids of each text with the special tokens that the vocabulary of `model` puts around it.
+
+    Raises QuantkitError as vocab_token_ids does.
+    """
+    request = {"task": "special_tokens", "model": str(model.absolute()), "texts": list(texts)}
+    return [[int(token) for token in ids] for ids in run_child(request, model, timeout=timeout)]
+
+
 def hidden_states(model: Path, tokens: Sequence[int], *, timeout: float = 1800.0) -> npt.NDArray[np.float32]:
     """The last hidden states (n_tokens, hidden), float32, of one sequence of token ids in an encoder, on the CPU.
 
@@ -124,49 +134,17 @@ def embeddings(
 
 
 def require_llama_cpp() -> None:
-    """Raises MissingExtraError when llama-cpp-python is not installed."""
-    if importlib.util.find_spec("llama_cpp") is None:
-        raise MissingExtraError("running a GGUF file needs llama-cpp-python; run: pip install 'quantkit[run]'")
+    """Raises MissingExtraError when neither llama-cpp-python nor xllamacpp is installed."""
+    if not any(map(importlib.util.find_spec, ("llama_cpp", "xllamacpp"))):
+        raise MissingExtraError("running a GGUF file needs llama.cpp; run: pip install 'quantkit[run]'")
 
 
-def require_libmtmd() -> None:
-    """Raises MissingExtraError when llama-cpp-python is not installed, or was built without libmtmd."""
-    require_llama_cpp()
-    spec = importlib.util.find_spec("llama_cpp")
-    assert spec is not None and spec.origin is not None
-    # the variable is llama-cpp-python's own
-    folder = Path(os.environ.get("MTMD_CPP_LIB") or Path(spec.origin).parent / "lib")
-    if not any(path.name.split(".")[0] in ("libmtmd", "mtmd") for path in folder.glob("*mtmd*")):
-        raise MissingExtraError(
-            "llama-cpp-python was built without libmtmd, which reads images; run: pip install --force-reinstall"
-            " --no-cache-dir llama-cpp-python==0.3.36"
-        )
-
-
-def load_projector(model: Path, mmproj: Path, *, timeout: float = 600.0) -> None:
-    """Let libmtmd load a projector for a text model, on the CPU.
-
-    Raises MissingExtraError without libmtmd, QuantkitError if llama.cpp refuses a file.
-    """
-    require_libmtmd()
-    files = {"model": str(model.absolute()), "mmproj": str(mmproj.absolute())}
-    run_child({"task": "load_projector", **files, "n_threads": None}, model, timeout=timeout)
-
-
-def image_features(model: Path, mmproj: Path, image: Path, *, timeout: float = 600.0) -> list[npt.NDArray[np.float32]]:
-    """The vectors that the text model takes for an image, by libmtmd, a (n_tokens, width) array for each chunk.
-
-    Raises MissingExtraError without libmtmd, QuantkitError if llama.cpp refuses a file.
-    """
-    require_libmtmd()
-    with scratch_folder() as folder:
-        out = folder / "features"
-        files = {"model": str(model.absolute()), "mmproj": str(mmproj.absolute()), "image": str(image.absolute())}
-        request = {"task": "image_features", **files, "out": str(out), "n_threads": None}
-        shapes = run_child(request, model, timeout=timeout)
-        values = np.fromfile(out, np.float32)
-    ends = np.cumsum([rows * columns for rows, columns in shapes])[:-1]
-    return [part.reshape(shape) for part, shape in zip(np.split(values, ends), shapes, strict=True)]
+def llama_cpp_version() -> str:
+    """The installed llama.cpp as "PACKAGE VERSION", such as "llama-cpp-python 0.3.36"; empty without one."""
+    for package in ("llama-cpp-python", "xllamacpp"):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            return f"{package} {importlib.metadata.version(package)}"
+    return ""
 
 
 class LlamaSession:

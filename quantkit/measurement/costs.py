@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from quantkit.errors import QuantkitError, ReadError, passing_fault
+from quantkit.errors import CheckpointError, QuantkitError, passing_fault
 from quantkit.machine import cores
 from quantkit.measurement.load_options import LoadOptions
 from quantkit.measurement.memory import measure_memory
@@ -46,7 +46,7 @@ def measure_costs(
     """The costs of each model, and a note for each missing figure. The first of `subjects` is the reference.
 
     A mapping has the keys `tensor_errors` (candidates), `memory` and `speed` (GGUF files) of report.json. A figure that
-    cannot be measured is absent, and its note gives the reason. Raises ReadError: a file could not be read this time.
+    cannot be measured is absent, and its note gives the reason. Raises CheckpointError: a file could not be read.
     """
     documents: list[dict[str, Any]] = []
     notes: dict[str, None] = {}
@@ -71,8 +71,8 @@ def _or_note(work: Callable[[Path], Mapping[str, Any]], path: Path, notes: dict[
     try:
         return work(path)
     except QuantkitError as error:
-        if isinstance(error, ReadError) or isinstance(passing_fault(error), OSError):
-            # the disk failed: the same command resumes, and then measures it
+        if isinstance(error, CheckpointError) or isinstance(passing_fault(error), OSError):
+            # the disk failed, or the file changed meanwhile: the same command resumes, and then measures it
             raise
         notes[f"not measured: {error}"] = None
         return {}

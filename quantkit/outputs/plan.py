@@ -1,13 +1,10 @@
 """What a conversion writes and takes, from headers alone: GGUF files, packed folders, an importance matrix."""
 
-import hashlib
-import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from quantkit import __version__
 from quantkit.checkpoint import Checkpoint
 from quantkit.errors import UsageError
 from quantkit.families.base.multimodal import TOWERS_LEFT_OUT, VISION_LEFT_OUT
@@ -23,14 +20,14 @@ from quantkit.outputs.calibration import (
 )
 from quantkit.outputs.callback import CallbackPlan, plan_callback
 from quantkit.outputs.direct import direct_memory
+from quantkit.outputs.fingerprint import conversion_fingerprint
 from quantkit.outputs.gguf_files import GgufOutput, GgufPlan, GgufRequest, plan_gguf
-from quantkit.outputs.model import Model, origin_of, weight_files_of
+from quantkit.outputs.model import Model, origin_of
 from quantkit.outputs.packed_folders import FolderPlan, FolderRequest, all_layers, plan_folder_of
 from quantkit.outputs.projector import ProjectorRequest, plan_projectors
 from quantkit.outputs.templates import model_with_template
 from quantkit.packed.registry import FORMATS
-from quantkit.quant.factor import ROUNDING_VERSION
-from quantkit.quant.feedback import SOLVER_VERSION, working_memory
+from quantkit.quant.feedback import working_memory
 from quantkit.texts.samples import Samples
 
 OutputPlan = GgufOutput | FolderPlan | ImatrixOutput
@@ -218,7 +215,10 @@ def plan_conversion(
     if request.calibrated and isinstance(source, Checkpoint):
         calibration = _plan_calibration(source, request, samples, threads)
     elif request.calibrated and isinstance(source, Model):
-        callback = plan_callback(source, request.calibration, samples, threads=threads, max_ram=request.max_ram)
+        feedback = request.gguf is not None and request.gguf.solver == "feedback"
+        callback = plan_callback(
+            source, request.calibration, samples, gram=feedback, threads=threads, max_ram=request.max_ram
+        )
     native = calibration.native if calibration else None
     if native is None and request.folders and isinstance(source, Checkpoint):
         native = Native(source)
@@ -261,7 +261,7 @@ def plan_conversion(
         gguf=gguf,
         imatrix=imatrix,
         threads=gguf.threads if gguf and not inputs else threads,
-        fingerprint=_fingerprint(source, inputs, folders, (gguf, projectors), imatrix),
+        fingerprint=conversion_fingerprint(source, inputs, folders, (gguf, projectors), imatrix),
         native=native,
         warnings=(
             *(source.notes if isinstance(source, Checkpoint) else ()),
@@ -341,7 +341,6 @@ def _refuse_without_family(source: Model, request: ConversionRequest) -> None:
     for what, given in (
         (_labels(request.folders), bool(request.folders)),
         ("--target-size or --target-bpw", gguf is not None and gguf.target is not None),
-        ("--solver feedback", gguf is not None and gguf.solver == "feedback"),
     ):
         if given and source.folder is None:
             raise UsageError(
@@ -405,41 +404,3 @@ def _plan_gguf(
             max_ram=request.max_ram,
         ),
     )
-
-
-def _fingerprint(
-    source: Checkpoint | Model,
-    calibration: CalibrationPlan | CallbackPlan | None,
-    folders: tuple[FolderPlan, ...],
-    passes: tuple[GgufPlan | None, GgufPlan | None],
-    imatrix: ImatrixOutput | None,
-) -> str:
-    """`passes`: over the text model and over the projector."""
-    gguf, projectors = passes
-    stamps = {path.name: path.stat() for path in weight_files_of(source) if path.exists()}
-    if isinstance(source, Checkpoint):
-        source.require_complete()
-    given = None if gguf is None or gguf.request.calibrate else gguf.request.imatrix
-    facts = {
-        "version": __version__,
-        "origin": dict(origin_of(source)),
-        "weights": {name: [status.st_size, status.st_mtime_ns] for name, status in stamps.items()},
-        "calibration": calibration
-        and [
-            calibration.native.config if isinstance(calibration, CalibrationPlan) else "llama.cpp",
-            hashlib.sha256(calibration.samples.tokens.tobytes()).hexdigest(),
-            isinstance(calibration, CalibrationPlan) and calibration.propagate,
-        ],
-        "folders": [[asdict(folder.request), ROUNDING_VERSION] for folder in folders],
-        "imatrix": [given and given.sha256, imatrix and imatrix.path.name],
-        "target": gguf and gguf.request.target and [gguf.request.target.size, gguf.request.target.bits],
-        "solver": gguf and gguf.request.solver == "feedback" and [SOLVER_VERSION, gguf.request.sweeps],
-        "files": [
-            [file.name, file.size, hashlib.sha256(file.header).hexdigest()]
-            for plan in (gguf, projectors)
-            if plan is not None
-            for output in plan.outputs
-            for file in output.files
-        ],
-    }
-    return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from quantkit.errors import QuantkitError, UsageError
-from quantkit.gguf.projector_file import projectors_beside
+from quantkit.gguf.projector_file import named_projectors
 from quantkit.machine import Machine
 from quantkit.outputs.projector import ProjectorRequest, find_projector, plan_projectors, projector_types
 from quantkit.planning.sources import Source
@@ -56,7 +56,7 @@ def planned_projector(source: Source, given: str, wanted: str | None) -> tuple[P
         return None, None
     checkpoint = source.model.checkpoint
     if checkpoint is None:
-        beside = projectors_beside(Path(given))
+        beside = named_projectors(Path(given))
         if wanted is not None:
             beside = [path for path in beside if path.stem.lower().endswith(f"-{wanted.lower()}")]
             if not beside:

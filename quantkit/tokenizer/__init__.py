@@ -13,7 +13,7 @@ from quantkit.errors import TokenizerError, UsageError
 from quantkit.gguf.keyvalues import KeyValue
 from quantkit.machine import release_freed_memory
 
-from . import bytelevel, chat_templates, raw_bpe, special, spm, spm_json, wordpiece
+from . import bytelevel, chat_templates, raw_bpe, special, spm, spm_json, unigram_json, wordpiece
 from .differences import Difference, differences
 from .ends import add_ends
 from .files import TokenizerFiles, read
@@ -155,6 +155,8 @@ def _tokens(files: TokenizerFiles, config: Mapping[str, Any], roles: TokenRoles,
         if pre is not None:
             raise UsageError(f"--pre {pre} does not apply: {files.folder} has a WordPiece tokenizer; leave --pre out")
         return wordpiece.load(files, config)
+    if roles.token_types and files.tokenizer is not None and unigram_json.is_unigram(files.tokenizer):
+        return unigram_json.load(files, config)
     style = files.tokenizer is not None and spm_json.is_sentencepiece_style(files.tokenizer)
     from_model = files.model is not None and (files.tokenizer is None or spm.is_sentencepiece(files))
     if not (from_model or style):

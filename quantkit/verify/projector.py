@@ -49,7 +49,7 @@ def _check_load(output: GgufOutput, model: GgufOutput, wanted: bool | None, max_
         return Check("load", "skipped", skipped.detail)
 
     def load() -> str:
-        from quantkit.llamacpp.session import load_projector
+        from quantkit.llamacpp.projector_session import load_projector
 
         with loadable(model) as path, scratch_folder() as folder:
             link = folder / output.files[0].name

@@ -117,13 +117,9 @@ def test_what_cannot_be_done_is_said_in_a_sentence(
     assert sorted(tmp_path.rglob("*")) == before and (tmp_path / "there.gguf").read_text() == "mine"
 
 
-def test_gguf_takes_one_matrix_and_refuses_error_feedback_over_a_gguf(source: Path, made: Path, tmp_path: Path) -> None:
+def test_gguf_takes_one_matrix(source: Path, made: Path, tmp_path: Path) -> None:
     both = quantkit("gguf", source, "--imatrix", made, "--calibrate", "-o", tmp_path)
     assert both.code == 2 and "leave one out" in both.sentence
-    assert quantkit("gguf", source, "-t", "f16", "--no-logits", "-o", tmp_path).code == 0
-    file = tmp_path / "mix-GGUF" / "mix-F16.gguf"
-    again = quantkit("gguf", file, "-t", "q4_0", "--solver", "feedback", "-o", tmp_path)
-    assert again.code == 2 and "--solver feedback needs a checkpoint, but mix-F16 is a GGUF" in again.sentence
 
 
 @pytest.mark.full

@@ -9,7 +9,6 @@ import random
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -64,6 +63,8 @@ FIRST = {
 MEAN, LEAST = 0.985, 0.9
 # Gates below a quantile are cut off, and an error of a hundredth moves some of them across it.
 MEAN_OF = {"gemma3n-deep": 0.975}
+# An indexer chooses the keys that a token attends to, and an error of a hundredth changes a choice.
+LEAST_OF = {"deepseek-v3.2": 0.8}
 
 
 def samples(vocab: int, shape: tuple[int, int] = (8, 24), seed: int = 0) -> Samples:
@@ -117,7 +118,7 @@ def test_folders_of_every_architecture_give_the_sources_logits(name: str, tmp_pa
     assert by_method.keys() == {"awq", "gptq"}
     correlation = {method: correlations(values, source) for method, values in by_method.items()}
     assert min(values.mean() for values in correlation.values()) > MEAN_OF.get(name, MEAN), correlation
-    assert min(values.min() for values in correlation.values()) > LEAST, correlation
+    assert min(values.min() for values in correlation.values()) > LEAST_OF.get(name, LEAST), correlation
     assert [folder.failed for folder in result.outputs] == [(), ()]
     # every linear's error is noted, and none is at a loss in 8 bit
     for folder in result.outputs:
@@ -416,14 +417,17 @@ def test_work_is_kept_where_the_same_command_can_go_on_with_it(name: str, deep: 
     assert layers_done(tmp_path) == (2 if kept else 0)
 
 
-def test_a_full_disk_before_the_first_layer_is_done_leaves_nothing(
+def test_after_a_full_disk_before_the_first_layer_the_same_run_goes_on(
     deep: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(*_: object) -> int:
+    def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    # of the states alone, which are written first
-    monkeypatch.setattr(states, "os", SimpleNamespace(**{**vars(os), "pwrite": full}))
-    with pytest.raises(OutputError, match="No space left"):
-        run(deep, tmp_path, FOUR_BIT[1:])
-    assert list(tmp_path.iterdir()) == []
+    with monkeypatch.context() as patch:
+        # of the states alone
+        patch.setattr(states, "write_at", full)
+        with pytest.raises(OutputError, match="No space left"):
+            run(deep, tmp_path, FOUR_BIT[1:])
+    assert all(path.name.endswith(".partial") for path in tmp_path.iterdir())
+    assert not run(deep, tmp_path, FOUR_BIT[1:]).failed
+    assert [path.name for path in tmp_path.iterdir()] == ["M-GPTQ"]

@@ -212,10 +212,3 @@ def test_options_that_contradict_the_solver_are_one_sentence(
     answer = quantkit("gguf", source, "-t", "q4_0", "--solver", "feedback", *words, "--dry-run")
     assert answer.code == 2
     assert sentence in answer.sentence
-
-
-def test_a_gguf_cannot_be_rounded_with_feedback(outputs: dict[str, Path]) -> None:
-    path = outputs["llama.cpp"] / "model-Q4_0.gguf"
-    answer = quantkit("gguf", path, "-t", "q4_0", "--solver", "feedback", "--allow-requantize", "--dry-run")
-    assert answer.code == 2
-    assert "needs a checkpoint, but model-Q4_0 is a GGUF" in answer.sentence

@@ -1,6 +1,9 @@
 """--stream against strict hubs on the loopback interface: equal bytes, every byte once, whatever breaks on the way."""
 
+import contextlib
 import json
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -241,3 +244,37 @@ def test_modelscope_is_streamed_too(folder: Path, tmp_path: Path) -> None:
         assert sent_twice(hub) == 0
     local(folder, tmp_path / "local", "-t", "q8_0", "--no-imatrix")
     assert outputs(tmp_path / "streamed") == outputs(tmp_path / "local")
+
+
+def test_a_closed_source_ends_the_requests_that_wait_for_a_further_try(hub: Hub, tmp_path: Path) -> None:
+    from quantkit.checkpoint import open_checkpoint
+    from tests.helpers.environment import environment as variables
+
+    with variables(environment(hub, tmp_path)):
+        checkpoint = open_checkpoint(REPO, stream=True)
+        streamed, tensors = checkpoint.streamed, list(checkpoint.tensors.values())
+        assert streamed is not None
+        hub.answers[SHARDS[0]] = hub.answers[SHARDS[1]] = [(503, {"Retry-After": "100"})] * 50
+        streamed.expect(tensors)
+        reader = threading.Thread(target=lambda: suppressed(checkpoint.read_rows, tensors[0].name, 0, 1))
+        reader.start()
+        time.sleep(0.2)
+        checkpoint.close()
+        reader.join(timeout=10)
+        assert not reader.is_alive()
+
+
+def suppressed(call: Any, *arguments: Any) -> None:
+    with contextlib.suppress(Exception):
+        call(*arguments)
+
+
+def test_a_quantized_source_is_streamed_part_by_part(folder: Path, tmp_path: Path) -> None:
+    local(folder, tmp_path, "-t", "mlx-4bit")
+    source = (tmp_path / "Tiny-MLX-4bit").rename(tmp_path / "Tiny")
+    with running_hub() as hub:
+        hub.repos[REPO] = Repo({path.name: path.read_bytes() for path in source.iterdir()})
+        result = document(stream(hub, tmp_path / "streamed", "-t", "q8_0", "--no-imatrix"))
+    local(source, tmp_path / "local", "-t", "q8_0", "--no-imatrix")
+    assert outputs(tmp_path / "streamed") == outputs(tmp_path / "local")
+    assert result["streamed"]["bytes"] == sum(path.stat().st_size for path in source.glob("*.safetensors"))

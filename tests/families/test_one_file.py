@@ -23,6 +23,7 @@ ALLOWED = {
     "tokenizer/spm.py": {"llama", "t5"},
     "tokenizer/spm_json.py": {"llama"},
     "tokenizer/tokens.py": {"bert", "t5"},
+    "tokenizer/unigram_json.py": {"t5"},
     "tokenizer/wordpiece.py": {"bert"},
     "tokenizer/written.py": {"gpt2"},
     # the same, and its names of pre-tokenizers; a projector's file has the architecture clip

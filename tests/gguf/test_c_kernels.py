@@ -237,3 +237,30 @@ def test_source_that_does_not_compile_costs_speed_only(monkeypatch: pytest.Monke
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert c_kernels.load(lambda *_: None) is None
     assert not list((tmp_path / "quantkit").glob("*.so"))
+
+
+@pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="ggml of x86-64 is the oracle")
+@every_kind
+def test_the_recorded_bytes_are_those_of_ggml_on_x86_64(kind: GGMLQuantizationType) -> None:
+    def library(_: GGMLQuantizationType, rows: _Floats, weights: _Floats | None, out: NDArray[np.uint8]) -> None:
+        kernels._kernels().quantize(kind, rows, weights, out)
+
+    assert c_kernels.bytes_digest(library, kind) == c_kernels.X86_64_BYTES[kind]
+
+
+@needs_compiler
+def test_other_processors_use_the_kernels_by_the_recorded_bytes_not_by_their_own_ggml(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fused(kind: GGMLQuantizationType, rows: _Floats, weights: _Floats | None, out: NDArray[np.uint8]) -> None:
+        out[...] = 255 - ggml(kind, rows, weights)
+
+    kind = GGMLQuantizationType.Q4_0
+    ours = c_kernels.load(fused)
+    assert ours is not None and ours.get(kind, weighted=False) is None
+    monkeypatch.setattr(c_kernels, "_X86_64", False)
+    ours = c_kernels.load(fused)
+    assert ours is not None and ours.get(kind, weighted=False) is not None
+    monkeypatch.setitem(c_kernels.X86_64_BYTES, kind, "0" * 24)
+    ours = c_kernels.load(fused)
+    assert ours is not None and ours.get(kind, weighted=False) is None

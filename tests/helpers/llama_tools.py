@@ -42,7 +42,7 @@ def compiled_tool(name: str, wrapper: Path, files: Sequence[str], *, optimize: s
 def _libraries() -> Path:
     """Where llama-cpp-python keeps libllama and ggml; found without loading them."""
     spec = importlib.util.find_spec("llama_cpp")
-    assert spec is not None and spec.origin is not None, "llama.cpp's tools need the extra `run`"
+    assert spec is not None and spec.origin is not None, "llama.cpp's tools need the extra `dev`"
     return Path(spec.origin).parent / "lib"
 
 

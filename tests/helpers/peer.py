@@ -207,7 +207,7 @@ def _installed(release: _Release) -> Peer:
 def installed_libraries() -> Path:
     """Where llama-cpp-python keeps libllama and ggml; found without loading them."""
     spec = importlib.util.find_spec("llama_cpp")
-    assert spec is not None and spec.origin is not None, "the peer needs the extra `run`: pip install 'quantkit[run]'"
+    assert spec is not None and spec.origin is not None, "the peer needs the extra `dev`: pip install 'quantkit[dev]'"
     return Path(spec.origin).resolve().parent / "lib"
 
 

@@ -85,7 +85,7 @@ def _compile(tree: Path, libraries: Path, what: list[str], links: tuple[str, ...
 def _libraries() -> Path:
     """Where llama-cpp-python keeps libllama and ggml; found without loading them."""
     spec = importlib.util.find_spec("llama_cpp")
-    assert spec is not None and spec.origin is not None, "llama.cpp's RPC backend needs the extra `run`"
+    assert spec is not None and spec.origin is not None, "llama.cpp's RPC backend needs the extra `dev`"
     return Path(spec.origin).parent / "lib"
 
 

@@ -4,8 +4,11 @@ Byte-level BPE (Llama 3, SmolLM) is a tokenizer.json; SentencePiece (Llama 1 and
 tokenizer.model, and beside it the tokenizer.json with the same merges. Training is deterministic.
 """
 
+import base64
+import importlib.util
 import io
 import json
+import sys
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -362,4 +365,67 @@ def write_wordpiece(folder: Path, size: int, *, lowercase: bool = True) -> None:
     roles = {"unk": "[UNK]", "sep": "[SEP]", "pad": "[PAD]", "cls": "[CLS]", "mask": "[MASK]"}
     config = {f"{role}_token": token for role, token in roles.items()}
     config |= {"do_lower_case": lowercase, "model_max_length": 512, "tokenizer_class": "BertTokenizer"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+
+
+def _parsed(model: bytes) -> Any:
+    """A tokenizer.model in parts; the package itself cannot be imported where transformers runs."""
+    path = Path(__file__).resolve().parents[2] / "quantkit" / "tokenizer" / "sentencepiece_model.py"
+    spec = importlib.util.spec_from_file_location("sentencepiece_model", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module.parse(model)
+
+
+def write_unigram_json(folder: Path, size: int) -> None:
+    """Write XLM-RoBERTa's kind of tokenizer: a unigram model whose special tokens are numbered in its own way."""
+    trained = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(line for line in CORPUS.splitlines() if line.isascii()),
+        model_writer=trained,
+        model_type="unigram",
+        vocab_size=size,
+        character_coverage=1.0,
+        hard_vocab_limit=False,
+        num_threads=1,
+        minloglevel=2,
+    )
+    model = _parsed(trained.getvalue())
+    pieces = [[piece.decode(), score] for piece, score in zip(model.pieces, model.scores, strict=True)][3:]
+    vocabulary = [[text, 0.0] for text in ("<s>", "<pad>", "</s>", "<unk>")] + pieces[: size - 5] + [["<mask>", 0.0]]
+    special = [(number, text) for number, (text, _) in enumerate(vocabulary) if text.startswith("<") and len(text) > 2]
+    flags = {"single_word": False, "rstrip": False, "normalized": False, "special": True}
+    parts = {text: {"SpecialToken": {"id": text, "type_id": 0}} for text in ("<s>", "</s>")}
+    one, two = ({"Sequence": {"id": name, "type_id": 0}} for name in ("A", "B"))
+    whole = {
+        "version": "1.0",
+        "added_tokens": [
+            {"id": number, "content": text, "lstrip": text == "<mask>", **flags} for number, text in special
+        ],
+        "normalizer": {
+            "type": "Precompiled",
+            "precompiled_charsmap": base64.b64encode(model.precompiled_charsmap).decode(),
+        },
+        "pre_tokenizer": {
+            "type": "Sequence",
+            "pretokenizers": [
+                {"type": "WhitespaceSplit"},
+                {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "always", "split": True},
+            ],
+        },
+        "post_processor": {
+            "type": "TemplateProcessing",
+            "single": [parts["<s>"], one, parts["</s>"]],
+            "pair": [parts["<s>"], one, parts["</s>"], parts["</s>"], two, parts["</s>"]],
+            "special_tokens": {text: {"id": text, "ids": [number], "tokens": [text]} for number, text in special},
+        },
+        "decoder": {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "always", "split": True},
+        "model": {"type": "Unigram", "unk_id": 3, "vocab": vocabulary, "byte_fallback": False},
+    }
+    (folder / "tokenizer.json").write_text(json.dumps(whole), encoding="utf-8")
+    roles = {"bos": "<s>", "eos": "</s>", "unk": "<unk>", "sep": "</s>", "pad": "<pad>", "cls": "<s>", "mask": "<mask>"}
+    config: dict[str, Any] = {f"{role}_token": token for role, token in roles.items()}
+    config |= {"clean_up_tokenization_spaces": True, "tokenizer_class": "XLMRobertaTokenizer"}
     (folder / "tokenizer_config.json").write_text(json.dumps(config))

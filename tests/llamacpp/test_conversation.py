@@ -44,7 +44,7 @@ def test_the_answer_is_the_greedy_one_and_later_turns_are_those_of_a_fresh_start
         shown: list[str] = []
         second = one.say("And now?", most=6, show=shown.append)
         assert "".join(shown) == second.text and first.reason == "length"
-        prompt = one._tokens(one.messages[:-1])
+        prompt, _ = one._prompt(one.messages[:-1])
         assert second.prompt_tokens < len(prompt), "what was said before is in the cache"
     with talking(model) as other:
         other.messages = [{"role": "user", "content": "Hello there"}, {"role": "assistant", "content": first.text}]
@@ -56,7 +56,7 @@ def test_the_answer_is_the_greedy_one_and_later_turns_are_those_of_a_fresh_start
 def test_the_template_of_the_file_makes_the_prompt(model: Path) -> None:
     with talking(model) as conversation:
         conversation.system = "Be brief."
-        tokens = conversation._tokens([{"role": "user", "content": "Hi"}])
+        tokens, _ = conversation._prompt([{"role": "user", "content": "Hi"}])
     text = "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
     (expected,) = vocab_token_ids(model, [text])
     assert tokens[-len(expected) :] == expected
@@ -64,7 +64,7 @@ def test_the_template_of_the_file_makes_the_prompt(model: Path) -> None:
 
 def test_raw_text_is_continued_without_a_template(model: Path) -> None:
     with talking(model, raw=True) as conversation:
-        tokens = conversation._tokens([{"role": "user", "content": "Once upon"}])
+        tokens, _ = conversation._prompt([{"role": "user", "content": "Once upon"}])
         answer = conversation.say("Once upon", most=1, show=lambda piece: None)
     (plain,) = vocab_token_ids(model, ["Once upon"])
     assert tokens[-len(plain) :] == plain
@@ -117,3 +117,11 @@ def test_what_was_asked_goes_before_what_the_file_recommends(model: Path, tmp_pa
     trained = header.value("llama.context_length")
     assert converse(model, n_ctx=None, system=None, raw=False, sampling={}).n_ctx == min(CONTEXT, trained)
     assert np.isfinite(Sampling().document()["seed"])
+
+
+def test_a_repeat_penalty_is_applied_by_llama_cpps_own_sampler(model: Path) -> None:
+    with talking(model, raw=True) as plain:
+        usual = plain.say("Hello there", most=24, show=lambda piece: None)
+    with talking(model, raw=True, repeat_penalty=100.0) as strict:
+        penalized = strict.say("Hello there", most=24, show=lambda piece: None)
+    assert penalized.text and penalized.text != usual.text

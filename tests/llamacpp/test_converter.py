@@ -176,7 +176,7 @@ def test_another_converter_does_not_resume_the_run_of_the_first(checkpoint: Path
 @pytest.mark.parametrize(
     ("more", "words"),
     [
-        (("--solver", "feedback"), "--solver feedback needs a family, but newest has none"),
+        (("--target-bpw", "4"), "--target-size or --target-bpw needs a family, but newest has none"),
         (("--chat-template", "chatml"), "--chat-template needs a family, and newest has none"),
     ],
 )

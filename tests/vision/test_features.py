@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from quantkit.api import ConvertOptions, convert
-from quantkit.llamacpp.session import image_features
+from quantkit.llamacpp.projector_session import image_features
 from tests.helpers.peer import REPOSITORY, newest_converter
 from tests.vision.cases import PROCESSOR
 from tests.vision.expected import expected, write_checkpoint

@@ -11,7 +11,7 @@ from PIL import Image
 
 from quantkit.api import ConvertOptions, convert
 from quantkit.errors import UsageError
-from quantkit.gguf.projector_file import choose_projector, projectors_beside
+from quantkit.gguf.projector_file import choose_projector, named_projectors, projectors_beside
 from quantkit.llamacpp.conversation import Loading, converse
 from tests.helpers.command import quantkit
 from tests.helpers.mtmd import VARIABLE
@@ -134,6 +134,9 @@ def test_the_projector_beside_a_model_is_found_by_its_name(
         write_gguf(tmp_path / name, "clip", general__type="mmproj")
     model = write_gguf(tmp_path / "M-Q4_K_M.gguf", "llama", llama__embedding_length=64)
     assert [path.name for path in projectors_beside(model)][:1] == ([chosen] if chosen else [])
+    # ollama, plan and card take no other's
+    by_name = chosen if chosen != "mmproj-model-f16.gguf" else None
+    assert [path.name for path in named_projectors(model)][:1] == ([by_name] if by_name else [])
     if chosen is None:
         with pytest.raises(UsageError, match=r"beside M-Q4_K_M\.gguf"):
             choose_projector(model, None)

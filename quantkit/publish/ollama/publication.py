@@ -8,7 +8,7 @@ from pathlib import Path
 from quantkit.errors import ModelfileError, OutputError, UsageError
 from quantkit.files import write_atomically
 from quantkit.gguf.file_types import file_type
-from quantkit.gguf.projector_file import choose_projector, projectors_beside
+from quantkit.gguf.projector_file import choose_projector, named_projectors
 from quantkit.planning.layers import layers_that_fit
 from quantkit.publish.ollama.bundle import REFUSED, Bundle, make_bundle
 from quantkit.publish.ollama.facts import Facts, facts_of_folder, facts_of_gguf
@@ -117,7 +117,7 @@ def make_items(
 
 
 def _projector(model: Facts, given: Path | None) -> Path | None:
-    if given is None and not projectors_beside(model.files[0]):
+    if given is None and not named_projectors(model.files[0]):
         return None
     return choose_projector(model.files[0], given)
 

@@ -3,7 +3,13 @@
 from pathlib import Path
 
 from tests.families.models.case import VOCAB
-from tests.helpers.tiny_tokenizers import write_byte_level_bpe, write_raw_bpe, write_sentencepiece, write_wordpiece
+from tests.helpers.tiny_tokenizers import (
+    write_byte_level_bpe,
+    write_raw_bpe,
+    write_sentencepiece,
+    write_unigram_json,
+    write_wordpiece,
+)
 
 
 def write_tokenizer(folder: Path, style: str) -> None:
@@ -15,6 +21,8 @@ def write_tokenizer(folder: Path, style: str) -> None:
         write_byte_level_bpe(folder, style, VOCAB)
     elif style == "wordpiece":
         write_wordpiece(folder, VOCAB)
+    elif style == "unigram":
+        write_unigram_json(folder, VOCAB)
     elif style == "raw":
         write_raw_bpe(folder, VOCAB)
     else:
