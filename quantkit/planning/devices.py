@@ -55,11 +55,11 @@ def weight_devices(
 ) -> Mapping[str, tuple[str, ...]]:
     """The devices of each tensor, by name; a tied embedding is on the CPU and, as the output, on a GPU."""
     layers = layer_devices(shape, context)
-    output, tied = layers[-1], "output.weight" not in shape.tensors
+    output, tied, trunk = layers[-1], "output.weight" not in shape.tensors, len(shape.trunk)
     devices: dict[str, tuple[str, ...]] = {}
     for tensor in tensors:
         layer = tensor.layer
-        if layer is not None and layer >= len(shape.trunk):
+        if layer is not None and layer >= trunk:
             devices[tensor.name] = ()  # llama.cpp loads layers for a later token only on request (load_mtp)
         elif layer is not None:
             devices[tensor.name] = (CPU,) if layer < context.cpu_moe and tensor.is_expert else (layers[layer],)

@@ -227,12 +227,12 @@ def compute_bytes(
 
 
 def _copies(shape: ModelShape, context: Context) -> int:
-    """Copies of the inputs of a GPU: with several of them llama.cpp works on four batches at once if it can.
+    """Copies of the inputs of a GPU: several GPUs that hold the whole model work on four batches at once.
 
-    Source: llama_context's constructor and GGML_SCHED_MAX_COPIES. An RPC server cannot, as it has no events.
+    Source: llama_context's constructor (pipeline_parallel) and GGML_SCHED_MAX_COPIES.
     """
     whole = context.gpu_layers > shape.n_layer and not context.cpu_moe and context.kv_on_gpu
-    return PIPELINE_COPIES if len(context.split) > 1 and whole and context.op_offload else 1
+    return PIPELINE_COPIES if len(context.split) > 1 and whole else 1
 
 
 def _largest_of_a_kind(tensors: Sequence[PlannedTensor]) -> dict[str, int]:

@@ -77,6 +77,12 @@ def place(
             weight_copies += 1
             node.src = (*node.src, copy)
         out.nodes.append(node)
+    if options.copies > 1:
+        # the inputs themselves too are there for every batch
+        for leaf in graph.leaves:
+            if leaf.kind == "input":
+                leaf.size *= options.copies
+                leaf.kept = True
     return out, device
 
 

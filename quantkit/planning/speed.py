@@ -10,12 +10,17 @@ from quantkit.planning.devices import weight_devices
 from quantkit.planning.memory import PlannedTensor, kv_bytes
 from quantkit.planning.shape import ModelShape
 
-_EARLY = 512
+EARLY = 512
 """Tokens of context of the estimate, as early in a conversation."""
 
 
-def bytes_per_token(shape: ModelShape, tensors: Sequence[PlannedTensor], context: Context) -> dict[str, int]:
-    """Bytes that each device reads for one token: only the chosen experts, and one row of the embedding."""
+def bytes_per_token(
+    shape: ModelShape, tensors: Sequence[PlannedTensor], context: Context, filled: int = EARLY
+) -> dict[str, int]:
+    """Bytes that each device reads for one token: only the chosen experts, and one row of the embedding.
+
+    `filled`: tokens of context before it.
+    """
     where = weight_devices(shape, tensors, context)
     kv = kv_bytes(shape, context)
     moved = dict.fromkeys(kv, 0)
@@ -27,7 +32,7 @@ def bytes_per_token(shape: ModelShape, tensors: Sequence[PlannedTensor], context
             size //= tensor.shape[0]
         if devices := where[tensor.name]:  # layers for a later token are on no device
             moved[devices[-1]] += size
-    cells = min(_EARLY, context.cells)
+    cells = min(filled, context.cells)
     for device in moved:
         moved[device] += kv[device] * cells // context.cells
     return moved
