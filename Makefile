@@ -7,7 +7,7 @@ BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check
 
 # llama-cpp-python ships as source only. These leave out what quantkit never uses and keep the build portable.
-export CMAKE_ARGS ?= -DLLAVA_BUILD=OFF -DLLAMA_OPENSSL=OFF -DGGML_NATIVE=OFF
+export CMAKE_ARGS ?= -DLLAMA_OPENSSL=OFF -DGGML_NATIVE=OFF
 
 .PHONY: help demo quick test snapshots test-full test-peers bench bench-quality audit lint format docs readme ollama clean
 
@@ -33,7 +33,7 @@ $(VENV)/core.stamp: pyproject.toml
 	@touch $@
 
 $(VENV)/run.stamp: $(VENV)/core.stamp
-	@echo "installing llama-cpp-python (builds llama.cpp from source: about 5 minutes on 2 cores, once)"
+	@echo "installing llama-cpp-python (builds llama.cpp from source: about 6 minutes on 2 cores, once)"
 	$(PIP) install -q -e '.[run]'
 	@touch $@
 
@@ -86,6 +86,7 @@ test-peers: lint
 bench: $(VENV)/dev.stamp
 	$(BIN)/python -m benchmarks.run
 	$(BIN)/python -m benchmarks.calibrated
+	$(BIN)/python -m benchmarks.folders
 	$(BIN)/python -m benchmarks.measured
 	$(BIN)/python -m benchmarks.memory
 	$(BIN)/python -m benchmarks.startup

@@ -1,5 +1,6 @@
 """Files and folders: partial names, atomic writes, free space, refusals. Every room writes through these."""
 
+import errno
 import os
 import shutil
 import stat
@@ -7,10 +8,9 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from quantkit.errors import OutputError, UsageError
+from quantkit.system import descriptors
 
 PARTIAL, FAILED = ".partial", ".failed"
-# O_NONBLOCK: a pipe at the name is refused, not waited for
-_FLAGS = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
 
 
 def user_path(text: str) -> Path:
@@ -54,7 +54,7 @@ def write_atomically(path: Path, data: bytes | str, *, mode: int | None = None) 
             file.write(data.encode("utf-8") if isinstance(data, str) else data)
             file.flush()
             if mode is not None:
-                os.fchmod(file.fileno(), mode)
+                descriptors.set_mode(file.fileno(), partial, mode)
             os.fsync(file.fileno())
         partial.replace(path)
     except OSError as error:
@@ -72,7 +72,9 @@ def open_partial(path: Path, *, keep: bool, append: bool = False) -> int:
             file, and the link would become the final output.
     """
     try:
-        descriptor = os.open(path, _FLAGS | (os.O_APPEND if append else 0), 0o666)
+        if not descriptors.NO_FOLLOW and path.is_symlink():
+            raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
+        descriptor = os.open(path, descriptors.CREATE | (os.O_APPEND if append else 0), 0o666)
         try:
             if not stat.S_ISREG(os.fstat(descriptor).st_mode):
                 raise OutputError(f"{path} is not a regular file; remove it")
@@ -116,7 +118,7 @@ def free_space(folder: Path) -> int:
 def occupied(paths: Iterable[Path]) -> int:
     """Bytes on the disk that the existing files of `paths` take; of a folder, its files."""
     files = (file for path in paths for file in (path.iterdir() if path.is_dir() else (path,)))
-    return sum(file.stat().st_blocks * 512 for file in files if file.is_file())
+    return sum(descriptors.disk_bytes(file.stat()) for file in files if file.is_file())
 
 
 def remove(path: Path) -> None:
@@ -147,15 +149,18 @@ def reserve(path: Path, size: int) -> None:
     """
     descriptor = open_partial(path, keep=False)
     try:
-        os.posix_fallocate(descriptor, 0, size)
+        descriptors.reserve(descriptor, size)
     except OSError as error:
+        os.close(descriptor)
+        descriptor = -1
         path.unlink(missing_ok=True)
         raise OutputError(
             f"cannot write {size / 1e6:.0f} MB to {path}: {error.strerror or error}; free some space and run the"
             " command again"
         ) from error
     finally:
-        os.close(descriptor)
+        if descriptor >= 0:
+            os.close(descriptor)
 
 
 def refuse_existing(paths: Iterable[Path], *, force: bool) -> None:
@@ -169,8 +174,4 @@ def sync(path: Path) -> None:
     """Flush a file or folder to the disk; nothing happens where `path` does not exist."""
     if not path.exists():
         return
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    descriptors.flush_path(path)

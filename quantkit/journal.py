@@ -5,7 +5,6 @@ itself and of all lines before it. The check finds a damaged, missing or moved l
 cut may lose the last lines or leave zeros in their place; these count as not written.
 """
 
-import fcntl
 import json
 import os
 import zlib
@@ -16,6 +15,7 @@ from typing import Any
 
 from quantkit.errors import OutputError
 from quantkit.files import open_partial
+from quantkit.system import descriptors, processor
 
 FORMAT, VERSION = "quantkit-journal", 2
 _CRC = "crc32"
@@ -137,7 +137,7 @@ class Journal:
             if "tensor" in line:
                 self.records[line["tensor"]] = line.get("record")
             self.finishing = line.get("finishing", self.finishing)
-        if head is not None and head["boot"] != _boot() and self.finishing is None and not outlasts_restart:
+        if head is not None and head["boot"] != processor.boot() and self.finishing is None and not outlasts_restart:
             # The machine has restarted since; data that had not reached the disk is lost, and it is unknown which.
             self.forget()
 
@@ -174,7 +174,7 @@ class Journal:
     def _open(self, *, force: bool) -> JournalFile:
         busy = f"another quantkit is writing into {self.path.parent} right now; wait for it"
         try:
-            return JournalFile(self.path, busy, _boot())
+            return JournalFile(self.path, busy, processor.boot())
         except DamagedJournal as error:
             if not force:
                 raise OutputError(
@@ -186,7 +186,7 @@ class Journal:
 
     def _start(self) -> None:
         lines = [_line(step, record) for step, record in self.records.items()]
-        self._file.start({**self._head, "boot": _boot()}, lines)
+        self._file.start({**self._head, "boot": processor.boot()}, lines)
 
 
 def _line(step: str, record: Any) -> dict[str, Any]:
@@ -232,24 +232,15 @@ def _locked(path: Path, busy: str) -> FileIO:
         file = os.fdopen(open_partial(path, keep=True, append=True), "a+b", buffering=0)
         file.seek(0)
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if not descriptors.lock(file.fileno()):
+                # the file system has no locks: continue without
+                return file
         except BlockingIOError:
             file.close()
             raise OutputError(busy) from None
-        except OSError:
-            # the file system has no locks: continue without
-            return file
         try:
             if path.stat().st_ino == os.fstat(file.fileno()).st_ino:
                 return file
         except FileNotFoundError:
             pass
         file.close()
-
-
-def _boot() -> str:
-    """The id of this start of the machine (Linux), or an empty text."""
-    try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    except OSError:
-        return ""

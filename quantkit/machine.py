@@ -1,11 +1,8 @@
 """This machine as the process may use it: cores, memory, GPUs, and how fast the CPU reads its memory."""
 
 import contextlib
-import ctypes
 import importlib
-import os
 import platform
-import resource
 import sys
 import threading
 import time
@@ -14,11 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from quantkit.system import memory, processor
+
 CONTROL_GROUPS = Path("/sys/fs/cgroup")
 CONTROL_GROUP_OF_PROCESS = Path("/proc/self/cgroup")
 _PROBE_BYTES = 48 << 20
 _CHUNK = 256 << 10
 _TYPICAL_GPU = 300e9
+_COMMAND_LINE, _SMALL_MACHINE = 150 << 20, 8 << 30
 
 
 @dataclass(frozen=True)
@@ -58,20 +58,13 @@ def this_machine() -> Machine:
 
 
 def cpu_features() -> frozenset[str]:
-    """The instruction sets of the CPU as Linux names them; empty where it does not say."""
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith(("flags", "Features")):
-                return frozenset(line.partition(":")[2].split())
-    except OSError:
-        pass
-    return frozenset()
+    """The instruction sets of the CPU as Linux names them; empty where the system does not name them."""
+    return processor.features()
 
 
 def cores() -> int:
     """CPU cores that this process may use: its affinity mask, under the CPU quota of its control groups."""
-    affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min([affinity, *_cpu_quotas()]))
+    return max(1, min([processor.usable_processors(), *_cpu_quotas()]))
 
 
 def available_memory() -> int:
@@ -89,41 +82,31 @@ def memory_limit() -> int:
 
 
 def peak_memory() -> int:
-    """The largest resident size of this process in bytes; getrusage may report the parent's, which exec keeps."""
-    with contextlib.suppress(OSError, IndexError, ValueError):
-        return int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) * 1024
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    """The largest resident size of this process in bytes; 0 where the system does not say."""
+    return memory.peak() or 0
 
 
 def resident_memory() -> int:
-    """Bytes of memory that this process holds now (Linux); elsewhere 150 MiB, about what the command line needs."""
-    with contextlib.suppress(OSError, ValueError, IndexError):
-        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGESIZE")
-    return 150 << 20
+    """Bytes of memory that this process holds now; where the system does not say, about what the command line needs."""
+    return memory.resident() or _COMMAND_LINE
 
 
 def release_freed_memory() -> None:
     """Return memory that was freed to the system; glibc keeps it otherwise, up to a third of a large vocabulary."""
-    with contextlib.suppress(AttributeError, OSError, TypeError):
-        ctypes.CDLL(None).malloc_trim(0)
+    memory.return_freed()
 
 
 def _free_memory() -> int:
-    with contextlib.suppress(OSError, IndexError, ValueError):
-        return int(Path("/proc/meminfo").read_text().split("MemAvailable:")[1].split()[0]) * 1024
-    return _physical_memory()
+    free = memory.free()
+    return _physical_memory() if free is None else free
 
 
 def _physical_memory() -> int:
-    with contextlib.suppress(ValueError, OSError):
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return 8 << 30
+    return memory.physical() or _SMALL_MACHINE
 
 
 def _address_space_limit() -> int | None:
-    soft, _ = resource.getrlimit(resource.RLIMIT_AS)
-    return None if soft == resource.RLIM_INFINITY else soft
+    return memory.address_space_limit()
 
 
 def _control_groups() -> Iterator[Path]:

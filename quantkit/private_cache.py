@@ -9,6 +9,8 @@ import stat
 from collections.abc import Callable
 from pathlib import Path
 
+from quantkit.system import descriptors
+
 
 def private_cache_folder() -> Path | None:
     """The user's cache folder, created if missing; None without a home folder or when others can write to it."""
@@ -24,7 +26,7 @@ def private_cache_folder() -> Path | None:
 
 def read_private(path: Path) -> bytes:
     """The bytes of a private regular file. Raises OSError for a link, or a file that others own or can write."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    descriptor = os.open(path, descriptors.READ | descriptors.NO_FOLLOW)
     with os.fdopen(descriptor, "rb") as file:
         if not _is_private(os.fstat(descriptor), stat.S_ISREG):
             raise PermissionError(f"{path} is not private to this user")
@@ -32,5 +34,4 @@ def read_private(path: Path) -> bytes:
 
 
 def _is_private(status: os.stat_result, is_kind: Callable[[int], bool]) -> bool:
-    writable_by_others = status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
-    return is_kind(status.st_mode) and status.st_uid == os.geteuid() and not writable_by_others
+    return is_kind(status.st_mode) and descriptors.belongs_to_user_alone(status)

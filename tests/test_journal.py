@@ -153,7 +153,7 @@ def test_lines_that_a_restart_of_the_machine_lost_are_no_damage(
     data = unfinished(path)
     at = data.index(b"blk.2")
     path.write_bytes(data[: at - 5] + bytes(20) + data[at + 15 :])
-    monkeypatch.setattr("quantkit.journal._boot", lambda: "another start")
+    monkeypatch.setattr("quantkit.system.processor.boot", lambda: "another start")
     journal = Journal(path, "plan", [], force=False, outlasts_restart=outlasts)
     assert journal.resumed
     assert journal.done == ({"blk.0", "blk.1"} if outlasts else set())
@@ -169,6 +169,6 @@ def test_after_a_restart_a_damaged_journal_of_another_run_is_not_discarded(
 ) -> None:
     path = tmp_path / "journal"
     path.write_bytes(unfinished(path).replace(b"blk.2", b"blk.7"))
-    monkeypatch.setattr("quantkit.journal._boot", lambda: "another start")
+    monkeypatch.setattr("quantkit.system.processor.boot", lambda: "another start")
     with pytest.raises(OutputError, match="holds an unfinished run of another source"):
         Journal(path, "another plan", [], force=False)

@@ -136,7 +136,10 @@ def environment_page() -> str:
 ENVIRONMENT = {
     "HF_HOME, HF_HUB_CACHE": "the hub's cache",
     "HF_TOKEN": "the token for gated and private repositories",
-    "HF_ENDPOINT": "another hub",
+    "HF_ENDPOINT": "another hub or a mirror of it (also --mirror)",
+    "MODELSCOPE_CACHE": "the cache of ModelScope models",
+    "MODELSCOPE_API_TOKEN": "the token for private models of ModelScope",
+    "MODELSCOPE_ENDPOINT": "another ModelScope, such as https://modelscope.ai",
     "HF_HUB_OFFLINE": "1: only what the cache holds",
     "OLLAMA_HOST": "the Ollama server of `quantkit ollama --create`",
     "QUANTKIT_C_KERNELS": "0: ggml's kernels only",

@@ -163,7 +163,9 @@ CONVERSION = {
     "resumed_layers?": "integer",
     "resumed_tensors?": "integer",
     # --mmproj
-    "projectors?": [{"file": "string", "type": "string", "bytes": "integer", "sha256": "string"}],
+    "projectors?": [
+        {"file": "string", "type": "string", "bytes": "integer", "sha256?": "string", "verified?": "boolean"}
+    ],
 }
 
 QUALITY = {
@@ -202,6 +204,18 @@ REPORT = {
             "parameters?": "integer",
             "bits_per_weight?": "number",
             "quality": [QUALITY],
+            "embeddings?": {
+                "set": "string",
+                "texts": "integer",
+                "width": "integer",
+                **dict.fromkeys(
+                    (
+                        *("recall?", "cosine_mean?", "cosine_worst?", "rank_correlation?", "top10_overlap?"),
+                        "score_correlation?",
+                    ),
+                    "number",
+                ),
+            },
             "tensor_errors?": [{"layer": "integer?", "kind": "string", "type": "string", "error": "number"}],
             "memory?": [
                 {
@@ -320,7 +334,6 @@ PLAN = {
         "gpu_layers": "integer?",
         "op_offload": "boolean",
         "kv_on_gpu": "boolean",
-        "split": Const((None,)),
     },
     "assumed": {"gpu_overhead": "integer", "bandwidth": Map({"bytes_per_second": "integer", "from": "string"})},
     "types": [
@@ -367,12 +380,16 @@ PLAN = {
         }
     ),
     "notes": ["string"],
+    "projector?": {"file": "string", "bytes": "integer", "device": "string"},
 }
 
 RUN = {
     "command": Const(("run",)),
     "model": "string",
     "prompt": "string",
+    # with --image
+    "images?": ["string"],
+    "mmproj?": "string",
     "answer": "string",
     "ended": "string",
     "tokens": "integer",
@@ -419,6 +436,7 @@ OLLAMA = OneOf(
                     "parameters": [[{}]],
                     "notes": ["string"],
                     "replaced_by": "string?",
+                    "projector?": "string",
                 }
             ],
             "written?": ["string"],

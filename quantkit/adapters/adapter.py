@@ -13,14 +13,15 @@ from numpy.typing import NDArray
 from quantkit.adapters.config import FILE, AdapterConfig, parse_adapter_config
 from quantkit.adapters.names import parse_name
 from quantkit.checkpoint import TensorInfo
-from quantkit.checkpoint.checkpoint import read_exactly
 from quantkit.checkpoint.folder import GIT_LFS, read_small_file, refuse_pointer, unreadable
 from quantkit.checkpoint.jsonfile import shown
 from quantkit.checkpoint.safetensors_file import read_header
 from quantkit.checkpoint.sources import HubId, parse_source
+from quantkit.checkpoint.stored import read_exactly
 from quantkit.checkpoint.tensor import NUMPY_DTYPES
 from quantkit.errors import CheckpointError, UnsupportedError, UsageError
 from quantkit.progress import SILENT, Progress
+from quantkit.system.descriptors import READ, read_at
 
 WEIGHTS = "adapter_model.safetensors"
 _PICKLES = ("adapter_model.bin", "adapter_model.pt")
@@ -110,7 +111,7 @@ def open_adapter(request: AdapterRequest, *, offline: bool = False, progress: Pr
     where = parse_source(request.source)
     if isinstance(where, HubId):
         folder, revision = _fetch(where, request.source, offline=offline, progress=progress)
-        name, repo_id = where.repo_id.split("/")[-1], where.repo_id
+        name, repo_id = where.repo_id.split("/")[-1], where.recorded
     else:
         folder, revision, repo_id = where.resolve(), None, None
         name = Path(os.path.normpath(where.absolute())).name
@@ -142,7 +143,7 @@ def _fetch(where: HubId, source: str, *, offline: bool, progress: Progress) -> t
     # Imported here, because a local folder does not need the hub client, which is slow to import.
     from quantkit.checkpoint import hub
 
-    request = hub.Request(where.repo_id, where.revision, source, progress=progress)
+    request = hub.Request(where, source, progress=progress)
     folder = hub.fetch_files(request, (FILE, WEIGHTS), offline=offline)
     return folder, folder.name
 
@@ -164,8 +165,8 @@ def _open_weights(folder: Path, where: str) -> int:
             )
         raise CheckpointError(f"{where} has no {WEIGHTS}; pass the folder that PEFT's save_pretrained wrote")
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        refuse_pointer(os.pread(descriptor, len(GIT_LFS), 0), f"{WEIGHTS} of {where}")
+        descriptor = os.open(path, READ)
+        refuse_pointer(read_at(descriptor, len(GIT_LFS), 0), f"{WEIGHTS} of {where}")
     except OSError as error:
         raise CheckpointError(unreadable(WEIGHTS, where, error)) from error
     return descriptor
@@ -198,7 +199,7 @@ def _modules(tensors: Mapping[str, TensorInfo], where: str) -> dict[str, dict[st
 
 def _digest(descriptor: int) -> str:
     digest, position = hashlib.sha256(), 0
-    while data := os.pread(descriptor, _HASHED, position):
+    while data := read_at(descriptor, _HASHED, position):
         digest.update(data)
         position += len(data)
     return digest.hexdigest()

@@ -6,7 +6,6 @@ script, this module reads one JSON request from stdin and writes one JSON docume
 
 import json
 import os
-import resource
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -16,6 +15,7 @@ from typing import Any
 import quantkit
 from quantkit.chat.render import TemplateRefusal, render
 from quantkit.errors import TemplateError
+from quantkit.system.processes import limit_this_process
 
 SECONDS = 5
 """Limit of processor time."""
@@ -89,8 +89,7 @@ def _environment() -> dict[str, str]:
 def answer_message(message: str) -> str:
     """The answers to a message, as JSON. Limits this process first: it is the child's work."""
     request = json.loads(message)
-    resource.setrlimit(resource.RLIMIT_CPU, (request["seconds"], request["seconds"]))
-    resource.setrlimit(resource.RLIMIT_AS, (_MEMORY, _MEMORY))
+    limit_this_process(request["seconds"], _MEMORY)
     return json.dumps([_answer(request["template"], options) for options in request["requests"]])
 
 

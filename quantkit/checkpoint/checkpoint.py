@@ -5,16 +5,23 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType, TracebackType
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from quantkit.checkpoint.float8 import SCALE_DTYPES, apply_scales, block_of, block_size, pair_scales, to_float32
 from quantkit.checkpoint.jsonfile import shown
+from quantkit.checkpoint.kept_rows import Span
+from quantkit.checkpoint.quantized.source import open_quantized_weights, settings_of, turned
 from quantkit.checkpoint.repair import drop_kv_scales, drop_stale_quantization, refuse_packed, unwrap_names
+from quantkit.checkpoint.stored import StoredWeights
 from quantkit.checkpoint.tensor import FLOAT8, NUMPY_DTYPES, TensorInfo
 from quantkit.errors import CheckpointError, ReadError, UnsupportedError
+
+if TYPE_CHECKING:
+    # needs the hub's client, which is slow to import
+    from quantkit.checkpoint.streamed import StreamedWeights
 
 
 @dataclass(frozen=True)
@@ -35,11 +42,15 @@ class WeightFiles:
     tensors: Mapping[str, TensorInfo]
     header_sha256: Mapping[str, str]
     descriptors: Mapping[str, int] | None = field(default=None)
+    streamed: "StreamedWeights | None" = None
+    """The files that are read by ranges; they have no descriptor."""
 
     def close(self) -> None:
         """Close the files."""
         for descriptor in (self.descriptors or {}).values():
             os.close(descriptor)
+        if self.streamed is not None:
+            self.streamed.close()
 
 
 class Adapted(Protocol):
@@ -70,6 +81,7 @@ class Checkpoint:
         tensors: every tensor by name, in order of names, without the scales of f8 weights.
         adapters: the adapters that are merged into the rows, in order.
         notes: a sentence for the user on each undone or omitted thing.
+        quantized: the linears that are dequantized as they are read; None without any. 8-bit floats are not among them.
         header_sha256: sha256 of each weight file's header, for the record of origin; of a torch file, the pickle's.
     """
 
@@ -83,11 +95,16 @@ class Checkpoint:
         self.revision = origin.revision
         self.folder = origin.folder
         tensors, renamed = unwrap_names(weights.tensors)
+        config, stale = drop_stale_quantization(settings_of(config, tensors, origin.folder), tensors.values())
+        self._stored = StoredWeights(tensors, weights.descriptors, origin.source, weights.streamed)
+        self.quantized = open_quantized_weights(config, self._stored)
+        if self.quantized is not None:
+            tensors = self.quantized.tensors
         refuse_packed(tensors, origin.source)
-        config, stale = drop_stale_quantization(config, tensors.values(), origin.source)
         tensors, dropped = drop_kv_scales(tensors)
         self.config = config
-        self.notes = (*notes, *renamed, *stale, *dropped)
+        told = () if self.quantized is None else (self.quantized.note,)
+        self.notes = (*notes, *renamed, *stale, *told, *dropped)
         tensors, self._scales = pair_scales(tensors, config, origin.source)
         for tensor in tensors.values():
             _check_readable(tensor, origin.source)
@@ -104,11 +121,47 @@ class Checkpoint:
         """Whether rows can be read; not if only the headers of the weights were opened."""
         return self._weights.descriptors is not None
 
+    @property
+    def streamed(self) -> "StreamedWeights | None":
+        """The weight files that are read by ranges; None if all are on the disk."""
+        return self._weights.streamed
+
+    def spans_of(self, read: Callable[[], object]) -> list[Span]:
+        """The bytes of weight files that `read` reads through this checkpoint; it gets zeros in their place."""
+        spans: list[Span] = []
+        self._stored.recorded = spans
+        try:
+            with np.errstate(all="ignore"):
+                read()
+        finally:
+            self._stored.recorded = None
+        return spans
+
     def amend(self, config: dict[str, Any], tensors: Mapping[str, TensorInfo], note: str) -> None:
         """Replace the config and the tensors by what the weights show; `note` tells the user."""
         self.config = config
         self.tensors = MappingProxyType(dict(sorted(tensors.items())))
         self.notes = (*self.notes, note)
+
+    @property
+    def stored_tensors(self) -> Mapping[str, TensorInfo]:
+        """The tensors as they are stored, the parts of quantized linears too."""
+        return self._stored.tensors
+
+    def require_shapes(self) -> None:
+        """Raise UnsupportedError if only headers came, and the shapes of quantized weights are in the data."""
+        if self.quantized is not None and not self.quantized.has_shapes:
+            raise UnsupportedError(
+                f"{self.source} is quantized by bitsandbytes in 4 bit, and its weight files contain the shapes of the"
+                " weights; leave --dry-run out, or download it first"
+            )
+
+    def turn_quantized(self) -> None:
+        """From now on, quantized linears are read as (inputs, outputs): the model stores its linears so."""
+        if self.quantized is not None:
+            self.quantized.turned = True
+            tensors = {name: turned(tensor) if tensor.linear else tensor for name, tensor in self.tensors.items()}
+            self.tensors = MappingProxyType(tensors)
 
     def overlay(self, read: ReadOver, adapters: Sequence[Adapted], name: str) -> None:
         """Read rows through `read` from now on; the checkpoint is called `name`, and closes `adapters`."""
@@ -135,6 +188,10 @@ class Checkpoint:
         if not 0 <= start <= stop <= tensor.n_rows:
             raise ValueError(f"rows {start}..{stop} of {name}, which has {tensor.n_rows}")
         row_bytes = tensor.nbytes // tensor.n_rows if tensor.n_rows else 0
+        if tensor.linear is not None:
+            assert self.quantized is not None
+            self._require_open(tensor)
+            return self.quantized.rows(tensor.linear, start, stop)
         raw = self._read(tensor, start * row_bytes, (stop - start) * row_bytes)
         if tensor.dtype in FLOAT8:
             return self._dequantized(tensor, raw.reshape(stop - start, tensor.row_length), start)
@@ -156,15 +213,12 @@ class Checkpoint:
 
     def _read(self, tensor: TensorInfo, offset: int, nbytes: int) -> npt.NDArray[np.uint8]:
         """`nbytes` bytes of a tensor's data, from its byte `offset`."""
+        self._require_open(tensor)
+        return self._stored.data(tensor, offset, nbytes)
+
+    def _require_open(self, tensor: TensorInfo) -> None:
         if self._closed:
             raise CheckpointError(f"{self.source} was closed before tensor {shown(tensor.name)} was read")
-        if self._weights.descriptors is None:
-            raise CheckpointError(
-                f"tensor {shown(tensor.name)} cannot be read: the weights of {self.source} were not downloaded, "
-                f"only their headers; open it without headers_only"
-            )
-        descriptor = self._weights.descriptors[tensor.file]
-        return read_exactly(descriptor, tensor, tensor.offset + offset, nbytes, self.source)
 
     def require_complete(self) -> None:
         """Raise ReadError if a weight file is shorter than its header says: it changed since it was opened."""
@@ -193,30 +247,6 @@ class Checkpoint:
 
     def __repr__(self) -> str:
         return f"Checkpoint({self.source!r}, {len(self.tensors)} tensors)"
-
-
-def read_exactly(descriptor: int, tensor: TensorInfo, position: int, nbytes: int, where: str) -> npt.NDArray[np.uint8]:
-    """`nbytes` bytes of a tensor's file from byte `position`; `where` names the checkpoint in messages.
-
-    Raises ReadError: the file ends early now, because it changed, or the disk cannot read it.
-    """
-    buffer = np.empty(nbytes, np.uint8)
-    view, done = buffer.data, 0
-    while done < nbytes:
-        try:
-            got = os.preadv(descriptor, [view[done:]], position + done)
-        except OSError as error:
-            raise ReadError(
-                f"{tensor.file} of {where} cannot be read at tensor {shown(tensor.name)} ({error.strerror}); "
-                f"check the disk"
-            ) from error
-        if got == 0:
-            raise ReadError(
-                f"{tensor.file} of {where} ended in the middle of tensor {shown(tensor.name)}; "
-                f"it changed since it was opened, download it again"
-            )
-        done += got
-    return buffer
 
 
 def _check_readable(tensor: TensorInfo, where: str) -> None:

@@ -14,8 +14,8 @@ import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
-from quantkit.checkpoint.folder import quantization_config
 from quantkit.checkpoint.jsonfile import shown
+from quantkit.checkpoint.quantized.settings import quantization_config
 from quantkit.checkpoint.tensor import FLOAT8, NUMPY_DTYPES, TensorInfo
 from quantkit.errors import CheckpointError, UnsupportedError
 

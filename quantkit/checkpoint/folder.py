@@ -11,7 +11,9 @@ from typing import Any
 
 from quantkit.checkpoint.jsonfile import parse_object, shown
 from quantkit.checkpoint.not_checkpoint import describe_folder, describe_names
-from quantkit.errors import CheckpointError, UnsupportedError
+from quantkit.checkpoint.quantized.reading import read_scheme
+from quantkit.checkpoint.quantized.settings import is_possibly_stale, quantization_config
+from quantkit.errors import CheckpointError
 
 SAFETENSORS = "safetensors"
 TORCH = "torch"
@@ -94,7 +96,7 @@ def parse_index(data: bytes, name: str, where: str) -> dict[str, str]:
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(f"{what} has no weight_map; download it again")
     for tensor, file in weight_map.items():
-        if not isinstance(file, str) or not _stays_inside(file):
+        if not isinstance(file, str) or not stays_inside(file):
             raise CheckpointError(
                 f"{what} places tensor {shown(tensor)} in {shown(str(file))}, which is not a file name inside the "
                 f"checkpoint; download it again from a source you trust"
@@ -102,7 +104,8 @@ def parse_index(data: bytes, name: str, where: str) -> dict[str, str]:
     return weight_map
 
 
-def _stays_inside(file: str) -> bool:
+def stays_inside(file: str) -> bool:
+    """Whether a file name of a checkpoint's index or list is relative and leads to a place inside the checkpoint."""
     if not file or not file.isprintable() or "\\" in file:
         return False
     path = PurePosixPath(file)
@@ -141,46 +144,15 @@ def parse_config(data: bytes, where: str) -> dict[str, Any]:
     return config
 
 
-def quantization_config(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The checkpoint's quantization_config, {} where there is none; multimodal configs keep it in text_config."""
-    text = config.get("text_config")
-    for holder in (config, text if isinstance(text, dict) else {}):
-        for key in ("quantization_config", "compression_config"):
-            stated = holder.get(key)
-            if isinstance(stated, dict) and stated:
-                return stated
-    return {}
-
-
-def is_possibly_stale(config: Mapping[str, Any]) -> str | None:
-    """The quantizer that config.json names, where merges into 16 bit leave its setting behind; else None."""
-    settings = quantization_config(config) or config.get("quantization")
-    if not isinstance(settings, Mapping) or not settings:
-        return None
-    method = settings.get("quant_method")
-    if method == "bitsandbytes" or (method is None and ("load_in_4bit" in settings or "load_in_8bit" in settings)):
-        return "bitsandbytes"
-    return "MLX" if method is None and {"group_size", "bits"} <= settings.keys() else None
-
-
 def refuse_quantized(config: Mapping[str, Any], where: str) -> None:
-    """Let through plain weights, scaled f8 and MXFP4; refuse every other quantization. Raises UnsupportedError.
+    """Refuse a quantization that no scheme reads, before any weights are fetched. Raises UnsupportedError.
 
-    MXFP4 blocks are bytes to this room: only a family that knows of them (gpt-oss) takes their tensors. The settings
-    of bitsandbytes and MLX pass: the tensors decide whether they are true.
+    MXFP4 blocks are bytes to this room: only a family that knows of them (gpt-oss) takes their tensors. Settings of
+    bitsandbytes and MLX may be left from before a merge; the tensors decide.
     """
     settings = quantization_config(config)
-    if not settings or is_possibly_stale(config):
-        return
-    method = str(settings.get("quant_method") or next(iter(settings)))
-    scaled_f8 = method == "fp8" or (
-        method == "compressed-tensors" and settings.get("format") in ("float-quantized", "naive-quantized")
-    )
-    if not scaled_f8 and method != "mxfp4":
-        tool = f"{shown(method)}, NVIDIA's ModelOpt" if method == "modelopt" else shown(method)
-        raise UnsupportedError(
-            f"{where} is already quantized ({tool}); take the original f32, f16, bf16 or scaled f8 checkpoint"
-        )
+    if settings and settings.get("quant_method") != "mxfp4" and not is_possibly_stale(config):
+        read_scheme(settings, where)
 
 
 def read_small_file(folder: Path, name: str, where: str) -> bytes:

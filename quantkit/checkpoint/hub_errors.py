@@ -50,6 +50,11 @@ def is_transient(error: Exception) -> bool:
     return isinstance(error, DroppedError) or _named(error, _DROPPED) or "Consistency check failed" in str(error)
 
 
+def is_unreachable(error: Exception) -> bool:
+    """Whether no connection could be made."""
+    return _named(_root(error), _UNREACHABLE)
+
+
 def explain(error: Exception, repo_id: str, revision: str | None, what: str, cache: Path) -> HubError:
     """The sentence for an error of the download of `what` (a file name, "its list of files") of a repository."""
     error = _root(error)
@@ -57,26 +62,33 @@ def explain(error: Exception, repo_id: str, revision: str | None, what: str, cac
         return not_cached(repo_id, cache)
     if isinstance(error, HfHubHTTPError):
         return HubError(_http_sentence(error, repo_id, revision, what))
-    if _named(error, _UNREACHABLE):
+    if is_unreachable(error):
         return UnreachableError(
-            f"the hub at {constants.ENDPOINT} cannot be reached for {repo_id} ({_reason(error)}); "
+            f"the hub at {constants.ENDPOINT} cannot be reached for {repo_id} ({reason(error)}); "
             f"check the network, or give a local folder"
         )
     if is_transient(error):
         return HubError(
-            f"the connection dropped while getting {what} of {repo_id} ({_reason(error)}) and trying again did "
+            f"the connection dropped while getting {what} of {repo_id} ({reason(error)}) and trying again did "
             f"not help; run the same command once more, finished files are kept"
         )
     if isinstance(error, HFValidationError):
         return HubError(f"{repo_id!r} is neither an existing folder nor a valid hub id; check the name")
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return HubError(
-            f"the disk of the hub cache {cache} is full and {what} of {repo_id} does not fit; "
-            f"free space, or set HF_HUB_CACHE to a larger disk"
+    if isinstance(error, OSError) and (sentence := disk_sentence(error, cache, "HF_HUB_CACHE", f"{what} of {repo_id}")):
+        return HubError(sentence)
+    return HubError(f"{what} of {repo_id} could not be fetched from the hub ({reason(error)}); try again")
+
+
+def disk_sentence(error: OSError, cache: Path, variable: str, what: str) -> str | None:
+    """The sentence for a full or closed disk under a cache that the environment's `variable` moves; else None."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return (
+            f"the disk of the hub cache {cache} is full and {what} does not fit; free space, or set {variable} to a"
+            " larger disk"
         )
-    if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-        return HubError(f"the hub cache {cache} cannot be written; check its permissions, or set HF_HUB_CACHE")
-    return HubError(f"{what} of {repo_id} could not be fetched from the hub ({_reason(error)}); try again")
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return f"the hub cache {cache} cannot be written; check its permissions, or set {variable}"
+    return None
 
 
 def not_cached(repo_id: str, cache: Path) -> HubError:
@@ -125,5 +137,6 @@ def _named(error: Exception, names: set[str]) -> bool:
     return any(kind.__name__ in names for kind in type(error).__mro__)
 
 
-def _reason(error: Exception) -> str:
+def reason(error: Exception) -> str:
+    """The first line of an error's message."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:150].rstrip(".")

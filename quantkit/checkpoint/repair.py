@@ -9,8 +9,8 @@ from collections.abc import Collection, Mapping
 from dataclasses import replace
 from typing import Any
 
-from quantkit.checkpoint.folder import is_possibly_stale, quantization_config
 from quantkit.checkpoint.jsonfile import shown
+from quantkit.checkpoint.quantized.settings import is_possibly_stale, without_quantization
 from quantkit.checkpoint.tensor import TensorInfo
 from quantkit.errors import CheckpointError, UnsupportedError
 
@@ -103,25 +103,11 @@ def _is_mlx(tensors: Mapping[str, TensorInfo], biases: str) -> bool:
 
 
 def drop_stale_quantization(
-    config: dict[str, Any], tensors: Collection[TensorInfo], where: str
+    config: dict[str, Any], tensors: Collection[TensorInfo]
 ) -> tuple[dict[str, Any], list[str]]:
-    """(config without the quantization_config that a merge into 16 bits left in it, and the note on it).
-
-    Raises UnsupportedError if the weights are quantized.
-    """
+    """(config without the quantization_config that a merge into 16 bits left in it, and the note on it)."""
     method = is_possibly_stale(config)
-    if method is None:
+    if method is None or any(tensor.dtype not in _SIXTEEN_BITS for tensor in tensors):
         return config, []
-    other = next((tensor for tensor in tensors if tensor.dtype not in _SIXTEEN_BITS), None)
-    if other is not None:
-        raise UnsupportedError(
-            f"{where} is already quantized by {method} (tensor {shown(other.name)} is {other.dtype}); take the "
-            "original 16-bit checkpoint"
-        )
-    keys = ("quantization_config", "compression_config", "quantization")
-    plain = {key: value for key, value in config.items() if key not in keys}
-    if isinstance(plain.get("text_config"), dict):
-        plain["text_config"] = {key: value for key, value in plain["text_config"].items() if key not in keys}
-    assert not quantization_config(plain)
     note = f"config.json names {method} as the quantization, but the weights are not quantized; this setting is ignored"
-    return plain, [note]
+    return without_quantization(config), [note]

@@ -17,6 +17,7 @@ from typing import Any, NoReturn
 from quantkit.checkpoint.jsonfile import parse_object, shown
 from quantkit.checkpoint.tensor import DTYPE_BITS, TensorInfo
 from quantkit.errors import CheckpointError
+from quantkit.system.descriptors import read_at
 
 PREFIX_BYTES = 8
 MAX_HEADER_BYTES = 100_000_000
@@ -75,8 +76,8 @@ def parse_header(header: bytes, file: str, file_size: int) -> Header:
 def read_header(fd: int, file: str) -> Header:
     """The checked header of an open safetensors file; `file` is its name for messages and for the tensors."""
     size = os.fstat(fd).st_size
-    length = header_length(os.pread(fd, PREFIX_BYTES, 0), file, size)
-    header = os.pread(fd, length, PREFIX_BYTES)
+    length = header_length(read_at(fd, PREFIX_BYTES, 0), file, size)
+    header = read_at(fd, length, PREFIX_BYTES)
     if len(header) != length:
         raise CheckpointError(
             f"{file} ended after {len(header)} of its {length} header bytes; it changed while being read"

@@ -1,4 +1,4 @@
-"""Open SOURCE of the command line: a folder, or ORG/NAME or ORG/NAME@REVISION on the hub."""
+"""Open SOURCE of the command line: a folder, or ORG/NAME[@REVISION] on the hub, or modelscope:ORG/NAME[@REVISION]."""
 
 import os
 import re
@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from quantkit.checkpoint.checkpoint import Checkpoint, Origin
 from quantkit.checkpoint.folder import GIT_LFS, parse_config, read_small_file, refuse_pointer, unreadable
@@ -45,16 +45,22 @@ SETTINGS_FILES = (
     "*.tiktoken",
     "chat_template.*",
 )
-_HUB_ID = re.compile(r"([A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@(.+))?", re.ASCII)
+_HUB_ID = re.compile(r"(modelscope:)?([A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@(.+))?", re.ASCII)
 _SNAPSHOT = re.compile(r"/models--([^/]+?)--([^/]+)/snapshots/([0-9a-f]{40})$")
 
 
 @dataclass(frozen=True)
 class HubId:
-    """A repository of the hub; the revision is a branch, tag or commit, None for the default branch."""
+    """A repository of a hub; the revision is a branch, tag or commit, None for the default branch."""
 
     repo_id: str
     revision: str | None = None
+    hub: Literal["huggingface", "modelscope"] = "huggingface"
+
+    @property
+    def recorded(self) -> str:
+        """The repository as records of origin name it."""
+        return self.repo_id if self.hub == "huggingface" else f"{self.hub}:{self.repo_id}"
 
 
 def parse_source(source: str) -> Path | HubId:
@@ -79,9 +85,10 @@ def parse_source(source: str) -> Path | HubId:
     match = _HUB_ID.fullmatch(source)
     if match is None:
         raise CheckpointError(
-            f"{source!r} is neither an existing folder nor a hub id ORG/NAME or ORG/NAME@REVISION; check the name"
+            f"{source!r} is neither an existing folder nor a hub id ORG/NAME or ORG/NAME@REVISION, with or without"
+            " modelscope: before it; check the name"
         )
-    return HubId(match[1], match[2])
+    return HubId(match[2], match[3], "modelscope" if match[1] else "huggingface")
 
 
 def _origin_of_folder(folder: Path, source: str) -> Origin:
@@ -99,6 +106,7 @@ def open_checkpoint(
     token: str | None = None,
     offline: bool = False,
     headers_only: bool = False,
+    stream: bool = False,
     cache_dir: Path | None = None,
     progress: Progress = SILENT,
     checks: Checks | None = None,
@@ -107,9 +115,9 @@ def open_checkpoint(
 
     From the hub only the needed files are fetched, into the hub's standard cache (or `cache_dir`); `token` stands in
     for the stored one, `offline` (or HF_HUB_OFFLINE) keeps to the cache. `headers_only` fetches of a hub repository's
-    weights only their safetensors headers, by range requests; such a checkpoint cannot read rows. `checks` come first,
-    so a model that they refuse costs no download of weights. `progress`: one stage, "downloading", in bytes of
-    all weight files.
+    weights only their safetensors headers, by range requests; such a checkpoint cannot read rows. `stream`: rows are
+    read by range requests when they are asked for, unless the cache has the files. `checks` come first, so a model
+    that they refuse costs no download of weights. `progress`: one stage, "downloading", in bytes of all weight files.
 
     Raises:
         CheckpointError: a file is missing or malformed; HubError for a hub id.
@@ -123,9 +131,10 @@ def open_checkpoint(
     from quantkit.checkpoint import hub
 
     return hub.open_from_hub(
-        hub.Request(where.repo_id, where.revision, source, token, cache_dir, progress, checks),
+        hub.Request(where, source, token, cache_dir, progress, checks),
         offline=offline,
         headers_only=headers_only,
+        stream=stream,
     )
 
 
@@ -158,7 +167,8 @@ def checked_config(config: dict[str, Any], checks: Checks | None) -> tuple[dict[
     if names == config.get("architectures"):
         return completed, ()
     given = config.get("architectures")
-    before = "names no architecture" if not given else f"names the architecture {shown(str(given[0]))}"
+    first = given[0] if isinstance(given, list) and given else None
+    before = "names no architecture" if first is None else f"names the architecture {shown(str(first))}"
     return completed, (f"config.json {before}; {names[0] if names else None} is taken",)
 
 

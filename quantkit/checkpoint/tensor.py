@@ -69,6 +69,8 @@ class TensorInfo:
     nbytes: int
     scale: str | None = None
     """The tensor that holds the scales of a scaled f8 tensor."""
+    linear: str | None = None
+    """The quantized linear that the tensor is read from, by dequantizing it to float32."""
 
     @property
     def n_params(self) -> int:
@@ -84,6 +86,11 @@ class TensorInfo:
     def row_length(self) -> int:
         """Elements of one row."""
         return self.shape[-1] if self.shape else 1
+
+    @property
+    def is_quantized(self) -> bool:
+        """Whether the values are dequantized as they are read."""
+        return self.dtype in FLOAT8 or self.linear is not None
 
     @property
     def read_dtype(self) -> np.dtype:

@@ -21,6 +21,7 @@ from quantkit.checkpoint.jsonfile import shown
 from quantkit.checkpoint.safetensors_file import Header
 from quantkit.checkpoint.tensor import TensorInfo
 from quantkit.errors import CheckpointError, ReadError
+from quantkit.system.descriptors import READ, read_at
 
 
 def open_weights(folder: Path, where: str) -> WeightFiles:
@@ -39,9 +40,9 @@ def open_weights(folder: Path, where: str) -> WeightFiles:
     try:
         headers: dict[str, Header] = {}
         for file in files:
-            descriptors[file] = _open(folder / file, where)
+            descriptors[file] = open_file(folder / file, where)
             try:
-                refuse_pointer(os.pread(descriptors[file], len(GIT_LFS), 0), f"{file} of {where}")
+                refuse_pointer(read_at(descriptors[file], len(GIT_LFS), 0), f"{file} of {where}")
                 if chosen.kind == SAFETENSORS:
                     headers[file] = safetensors_file.read_header(descriptors[file], file)
                 else:
@@ -95,8 +96,9 @@ def _all(headers: Iterable[Header]) -> Iterable[TensorInfo]:
         yield from header.tensors.values()
 
 
-def _open(path: Path, where: str) -> int:
+def open_file(path: Path, where: str) -> int:
+    """The descriptor of a weight file. Raises CheckpointError."""
     try:
-        return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        return os.open(path, READ)
     except OSError as error:
         raise CheckpointError(unreadable(path.name, where, error)) from error

@@ -1,13 +1,13 @@
 """The command line: one module per command, loaded when it runs. Only this room prints."""
 
 import os
-import resource
 import signal
 import sys
 from collections.abc import Callable, Sequence
 from functools import wraps
 from importlib import import_module
 from inspect import Parameter, signature
+from io import TextIOWrapper
 from typing import Annotated, Any
 
 import typer
@@ -15,10 +15,11 @@ from typer.core import TyperCommand, TyperGroup
 
 from quantkit import __version__
 from quantkit.cli.errors import Interrupted, explain
-from quantkit.cli.options import DebugOption, Format, FormatOption
+from quantkit.cli.options import DebugOption, Format, FormatOption, MirrorOption, use_mirror
 from quantkit.cli.output import Out
 from quantkit.cli.signals import interruptible
 from quantkit.errors import UsageError
+from quantkit.system.memory import address_space_limit
 
 _LEAST_ADDRESS_SPACE, _ROOMY_ADDRESS_SPACE = 400_000_000, 4 << 30
 
@@ -130,10 +131,15 @@ def load_command(name: str) -> TyperCommand:
 
 
 def _with_output(function: Callable[..., None]) -> Callable[..., None]:
-    """`function(out, ...)` as a command whose `out` comes from --format; every command has --format and --debug."""
+    """`function(out, ...)` as a command whose `out` comes from --format; every command has --format and --debug.
+
+    A command that has --offline reads from the hub, so it has --mirror too.
+    """
 
     @wraps(function)
     def command(format_: Format, debug: bool, **arguments: Any) -> None:
+        if mirror := arguments.pop("mirror", None):
+            use_mirror(mirror)
         del debug  # read by quantkit.cli.errors, which also sees errors of the parser
         function(Out(format_), **arguments)
 
@@ -142,6 +148,8 @@ def _with_output(function: Callable[..., None]) -> Callable[..., None]:
         Parameter("format_", Parameter.KEYWORD_ONLY, default=Format.human, annotation=FormatOption),
         Parameter("debug", Parameter.KEYWORD_ONLY, default=False, annotation=DebugOption),
     ]
+    if any(parameter.name == "offline" for parameter in own):
+        shared.insert(0, Parameter("mirror", Parameter.KEYWORD_ONLY, default=None, annotation=MirrorOption))
     parameters = [parameter.replace(kind=Parameter.KEYWORD_ONLY) for parameter in own] + shared
     command.__signature__ = signature(function).replace(parameters=parameters)  # type: ignore[attr-defined]
     command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
@@ -162,8 +170,8 @@ def _require_address_space() -> None:
 
     OpenBLAS reserves memory for every thread when it is loaded, and ends the process where it gets none.
     """
-    soft, _ = resource.getrlimit(resource.RLIMIT_AS)
-    if soft == resource.RLIM_INFINITY:
+    soft = address_space_limit()
+    if soft is None:
         return
     if soft < _LEAST_ADDRESS_SPACE:
         raise UsageError(
@@ -175,8 +183,17 @@ def _require_address_space() -> None:
         os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
+def _print_utf8() -> None:
+    """Print UTF-8 and plain newlines on Windows too, whose pipes have an old code page and two characters a newline."""
+    if os.name == "nt":
+        for stream in (sys.stdout, sys.stderr):
+            if isinstance(stream, TextIOWrapper):
+                stream.reconfigure(encoding="utf-8", newline="\n")
+
+
 def main() -> None:
     """Run the command line; every failure becomes one sentence on stderr and an exit code."""
+    _print_utf8()
     with explain(), interruptible():
         _refuse_other_bytes(sys.argv[1:])
         _require_address_space()

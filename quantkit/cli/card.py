@@ -50,12 +50,13 @@ def card(
     from quantkit.measurement.reading import load_report
     from quantkit.publish.card.card import CardModel, kind_of_folder, write_card
     from quantkit.publish.card.facts import KINDS
-    from quantkit.publish.card.metadata import is_hub_id
+    from quantkit.publish.card.metadata import is_hub_id, page_of
     from quantkit.publish.ollama.tags import parse_name
 
-    for option, given in (("--base-model", base_model), ("--repo", repo)):
-        if given is not None and not is_hub_id(given):
-            raise UsageError(f"{option} {given!r} is not a hub id; write ORG/NAME")
+    if base_model is not None and page_of(base_model) is None:
+        raise UsageError(f"--base-model {base_model!r} is not a hub id; write ORG/NAME or modelscope:ORG/NAME")
+    if repo is not None and not is_hub_id(repo):
+        raise UsageError(f"--repo {repo!r} is not a hub id; write ORG/NAME")
     if not folder.is_dir():
         raise UsageError(f"folder {folder} not found; pass a NAME-GGUF, NAME-AWQ or NAME-GPTQ folder")
     kind = kind_of_folder(folder)

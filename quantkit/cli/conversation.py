@@ -25,7 +25,9 @@ def answer_once(conversation: Conversation, out: Out, prompt: str, max_tokens: i
     if human:
         print()
     out.note(_speed(answer), "dim")
-    out.document({"command": "run", "model": str(conversation.model), "prompt": prompt, **_document(answer)})
+    seen = {"images": [str(path) for path in conversation.images], "mmproj": str(conversation.mmproj)}
+    facts = {"model": str(conversation.model), "prompt": prompt, **(seen if conversation.images else {})}
+    out.document({"command": "run", **facts, **_document(answer)})
 
 
 def talk(conversation: Conversation, out: Out, max_tokens: int) -> None:

@@ -64,7 +64,7 @@ def _types(conversion: Conversion) -> list[str]:
     methods = {name: FORMATS[name] for name in FORMATS if name in names}
     chosen = conversion.packed.algorithm
     algorithms = {name if name in ("awq", "gptq") else chosen for name, kind in methods.items() if kind.calibrated}
-    files = [file_type(name) for name in names if name not in (*methods, IMATRIX)]
+    files = [file_type(name, (*FORMATS, IMATRIX)) for name in names if name not in (*methods, IMATRIX)]
     for group, applies, needed in (
         (conversion.gguf, files or conversion.gguf.target, "a GGUF type"),
         (conversion.packed, methods, "a folder type, such as -t awq or -t fp8"),
@@ -109,7 +109,8 @@ def _calibrate(conversion: Conversion, types: list[str], *, is_gguf: bool) -> bo
             or options.target is not None
         )
         # llama.cpp runs the whole file for it, so a GGUF is calibrated only by request
-        calibrate = options.imatrix is None and wanted and (text is not None or not is_gguf)
+        requested = text is not None or options.solver_of_quality == "feedback"
+        calibrate = options.imatrix is None and wanted and (requested or not is_gguf)
     has_files = bool(options.target) or any(name not in (*FORMATS, IMATRIX) for name in types)
     if not others and not (has_files and calibrate):
         refuse_idle(conversion.calibration, "--calibrate")
@@ -161,4 +162,5 @@ def _options(conversion: Conversion, work: RunOptions, *, calibrate: bool) -> "C
         damp=gptq.damp,
         act_order=gptq.act_order,
         static_groups=gptq.static_groups,
+        stream=work.stream,
     )

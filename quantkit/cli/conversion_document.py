@@ -13,25 +13,53 @@ from quantkit.verify import Verified
 
 def planned_document(plan: ConversionPlan, command: str) -> dict[str, Any]:
     """The document of a dry run of `command`."""
-    outputs = [_output(plan, output) for output in plan.outputs]
-    for document, output in zip(outputs, plan.outputs, strict=True):
+    main = [output for output in plan.outputs if not _is_projector(output)]
+    outputs = [_output(plan, output) for output in main]
+    for document, output in zip(outputs, main, strict=True):
         if isinstance(output, GgufOutput):
             document["tensors"] = {choice.name: choice.type.name for choice in output.choices}
-    return {"command": command, "dry_run": True, **conversion_facts(plan), "outputs": outputs}
+    projectors = [_projector(output) for output in plan.outputs if _is_projector(output)]
+    own = {"projectors": projectors} if projectors else {}
+    return {"command": command, "dry_run": True, **conversion_facts(plan), "outputs": outputs, **own}
 
 
 def result_document(result: Result, command: str) -> dict[str, Any]:
     """The document of a finished run of `command`."""
+    projectors = [
+        _projector(item.output, item.sha256) | {"verified": not item.failed}
+        for item in result.outputs
+        if _is_projector(item.output)
+    ]
     return {
         "command": command,
         "dry_run": False,
         **conversion_facts(result.plan),
-        "outputs": [_verified(result, item) for item in result.outputs],
+        "outputs": [_verified(result, item) for item in result.outputs if not _is_projector(item.output)],
         "seconds": {name: round(value, 3) for name, value in result.seconds.items()},
         "peak_memory_bytes": result.peak_memory,
         "resumed_layers": result.resumed_layers,
         "resumed_tensors": result.resumed_tensors,
+        "streamed": None
+        if result.traffic is None
+        else {
+            "bytes": result.traffic.bytes,
+            "bytes_again": result.traffic.again,
+            "requests": result.traffic.requests,
+        },
+        **({"projectors": projectors} if projectors else {}),
     }
+
+
+def _is_projector(output: OutputPlan) -> bool:
+    return isinstance(output, GgufOutput) and output.projector
+
+
+def _projector(output: OutputPlan, sha256: Mapping[str, str] | None = None) -> dict[str, Any]:
+    """A projector of the document; a file that could not be read back has no hash."""
+    assert isinstance(output, GgufOutput)
+    (path,) = final_paths(output)
+    document = {"file": str(path), "type": output.type.name, "bytes": output.size}
+    return document | ({"sha256": sha256[path.name]} if sha256 and path.name in sha256 else {})
 
 
 def conversion_facts(plan: ConversionPlan) -> dict[str, Any]:

@@ -58,7 +58,9 @@ def type_option(help_: str, complete: Callable[[str], list[tuple[str, str]]], de
 CheckpointArg = Annotated[
     str,
     typer.Argument(
-        metavar="SOURCE", help="A checkpoint folder or a hub id (ORG/NAME or ORG/NAME@REVISION).", show_default=False
+        metavar="SOURCE",
+        help="A checkpoint folder, or a hub id ([modelscope:]ORG/NAME[@REVISION]).",
+        show_default=False,
     ),
 ]
 _THREADS = typer.Option(metavar="N", min=1, max=1024, help="Threads.", show_default="all cores")
@@ -169,7 +171,7 @@ class GgufOptions:
     )
     mmproj: list[str] | None = option(
         None,
-        "Also write the projector of a model that sees or hears, in f16, bf16 or q8_0, by llama.cpp's converter.",
+        "Also write the projector of a model that sees or hears: f16, bf16 or q8_0; repeat.",
         metavar="TYPE",
     )
     converter: Path | None = option(
@@ -304,6 +306,11 @@ class RunOptions:
     heading: ClassVar[str] = "Run"
     threads: int | None = declared(None, _THREADS)
     max_ram: str | None = declared(None, _MAX_RAM)
+    stream: bool = option(
+        False,
+        "Read the hub's weights by range requests while they are converted; no copy on the disk.",
+        "--stream",
+    )
     dry_run: bool = declared(False, DRY_RUN)
     force: bool = declared(False, FORCE)
     offline: bool = declared(False, OFFLINE)

@@ -47,6 +47,12 @@ def announce(plan: ConversionPlan, out: Out, *, logits: bool | None = None) -> N
         f"needs {human_bytes(plan.disk)} of disk ({human_bytes(free_space(plan.output))} free) and about"
         f" {human_bytes(plan.peak_memory)} of memory, {plan.threads} thread{'s' if plan.threads > 1 else ''}"
     )
+    streamed = plan.checkpoint.streamed if plan.checkpoint is not None else None
+    if streamed is not None:
+        out.note(f"streams {human_bytes(streamed.total)}; {human_bytes(streamed.memory)} of memory hold the latest")
+        if logits is None and streamed.total > streamed.memory:
+            out.note("logits are not compared, because that reads the source again; add --logits to do so")
+            logits = False
     if plan.gguf is not None and logits is not False and plan.gguf.llama_memory:
         out.note(f"llama.cpp takes up to {human_bytes(plan.gguf.llama_memory)} more while it computes logits")
 
@@ -106,6 +112,10 @@ def show_result(result: Result, out: Out) -> None:
         done.append(f"{count} GGUF type{'s' if count > 1 else ''} in one pass of {result.seconds['pass']:.1f} s")
     done.append(f"checked in {result.seconds['verify']:.1f} s, peak memory {human_bytes(result.peak_memory)}")
     out.say(f"\n{', '.join(done)}")
+    if result.traffic is not None:
+        traffic = result.traffic
+        again = f"{human_bytes(traffic.again)} of them a second time" if traffic.again else "each byte once"
+        out.say(f"streamed {human_bytes(traffic.bytes)} in {traffic.requests} requests, {again}")
     if plan.gguf is not None or plan.direct_folders:
         out.say("error: the worst tensor's, relative; logits: correlation with the source's")
     if plan.calibrated_folders:

@@ -1,6 +1,7 @@
 """`quantkit convert`: a source to every type in one pass; gguf, awq, gptq and imatrix are its presets."""
 
 from contextlib import closing
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated
 
 from quantkit.cli.conversion import Conversion, convert_options
@@ -58,8 +59,7 @@ def convert(
     """
     if not (types or gguf.preset or gguf.target):
         raise UsageError("no type is given; name one with -t (-t q4_k_m), or a size with --target-size")
-    if types and (repacked := repackable(source, types)):
-        repack_source(out, source, repacked, output, work)
+    if types and (repacked := repackable(source, types)) and repack_source(out, source, repacked, output, work):
         return
     conversion = Conversion(tuple(types or ()), output, gguf, packed, awq, gptq, calibration, adapters, calibrates=True)
     convert_source(out, "convert", source, conversion, work)
@@ -69,24 +69,33 @@ def convert_source(out: Out, command: str, source: str, conversion: Conversion, 
     """Plan the conversion of `source`, run it unless it is a dry run, show the result."""
     from quantkit.cli.conversion_document import planned_document, result_document
     from quantkit.cli.conversion_tables import announce, raise_failed, show_plan, show_result
-    from quantkit.cli.projectors import check_projectors, projectors_document, projectors_of
-    from quantkit.cli.sources import fetch, is_gguf
+    from quantkit.cli.projectors import bridged_document, bridged_projectors, own_projector_types
+    from quantkit.cli.sources import check_stream, fetch, is_gguf
     from quantkit.conversion.run import run
     from quantkit.outputs.model import Model
     from quantkit.outputs.opening import merge_adapters, open_convertible
     from quantkit.outputs.plan import plan_conversion
     from quantkit.outputs.request import conversion_request
 
+    check_stream(source, stream=work.stream, offline=work.offline)
     types, options = convert_options(conversion, work, is_gguf=is_gguf(source))
     request = conversion_request(types, conversion.output.output, options, is_gguf=is_gguf(source))
     if request.folders and not is_gguf(source):
-        opened: Checkpoint | Model = fetch(source, out, offline=work.offline, headers_only=work.dry_run)
+        opened: Checkpoint | Model = fetch(
+            source, out, offline=work.offline, headers_only=work.dry_run, stream=work.stream
+        )
     else:
         converter = conversion.gguf.converter_options
         mtp, offline, headers_only = conversion.gguf.mtp, work.offline, work.dry_run
         with out.progress() as progress:
             opened = open_convertible(
-                source, converter, mtp=mtp, offline=offline, headers_only=headers_only, progress=progress
+                source,
+                converter,
+                mtp=mtp,
+                offline=offline,
+                headers_only=headers_only,
+                stream=work.stream,
+                progress=progress,
             )
     with closing(opened):
         if options.adapters:
@@ -96,17 +105,22 @@ def convert_source(out: Out, command: str, source: str, conversion: Conversion, 
             # an importance matrix is computed only by request
             types, options = convert_options(conversion, work, is_gguf=True)
             request = conversion_request(types, conversion.output.output, options, is_gguf=True)
+        request = replace(request, projectors=own_projector_types(opened, conversion.gguf))
+        if work.stream and conversion.gguf.mmproj and not request.projectors:
+            raise UsageError("--mmproj reads whole files by llama.cpp's converter here; leave out --mmproj or --stream")
         plan = plan_conversion(opened, request)
-        check_projectors(opened, conversion.gguf)
         announce(plan, out, logits=options.logits)
         if work.dry_run:
             show_plan(plan, out)
             out.document(planned_document(plan, command))
             return
-        with out.progress() as progress, projectors_of(opened, plan, conversion.gguf, options, progress) as projectors:
+        with (
+            out.progress() as progress,
+            bridged_projectors(opened, plan, conversion.gguf, options, progress) as projectors,
+        ):
             result = run(plan, force=options.force, logits=options.logits, progress=progress)
     show_result(result, out)
     for projector in projectors:
         out.say(f"projector: {projector.path}, {human_bytes(projector.size)}")
-    out.document(result_document(result, command) | projectors_document(projectors))
+    out.document(result_document(result, command) | bridged_document(projectors))
     raise_failed(result)

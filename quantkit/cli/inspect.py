@@ -14,7 +14,7 @@ def inspect(
         str,
         typer.Argument(
             metavar="PATH",
-            help="A checkpoint folder, a hub id (ORG/NAME or ORG/NAME@REVISION), a GGUF file, or a folder of them.",
+            help="A checkpoint folder, a hub id ([modelscope:]ORG/NAME[@REVISION]), a GGUF file, or a folder of them.",
             show_default=False,
         ),
     ],

@@ -82,7 +82,8 @@ def measure(
 
     All models see the same tokens, in the windows of llama-perplexity. llama.cpp runs GGUF files. quantkit's streamed
     forward runs folders of weights, in the memory of one layer. The command writes report.html, report.md, report.json
-    and plots into DIR. Repeat the command to resume a killed run.
+    and plots into DIR. Repeat the command to resume a killed run. GGUF files of encoders need no --text: their
+    embeddings of quantkit's own queries and passages are compared.
 
     Example: quantkit measure ORG/NAME NAME-GGUF NAME-AWQ --text wiki.test.raw --chunks 40
     """

@@ -4,6 +4,7 @@ from quantkit.cli.output import Out
 from quantkit.measurement.document import Model, Report, Text
 from quantkit.measurement.measure import Measurement
 from quantkit.report.figures import ABSENT, change, plus_minus, significant, size
+from quantkit.report.tables import embeddings
 from quantkit.report.verdict import verdict
 
 _QUALITY = (
@@ -25,6 +26,14 @@ _MEMORY = (
     ("other", "right"),
     ("peak RSS", "right"),
 )
+_SHORT = {
+    "bits/weight": "bits",
+    "own passage first": "first",
+    "rank correlation": "ranks",
+    "top-10 overlap": "top 10",
+    "score correlation": "scores",
+}
+"""Headers of the table of embeddings in a terminal."""
 _SPEED = (("model", "left"), ("layers", "right"), ("prompt", "right"), ("generation", "right"))
 
 
@@ -42,6 +51,11 @@ def _show_tables(report: Report, out: Out) -> None:
     """Print the quality, one table for each text; then memory and speed if they are measured."""
     for text in report.texts:
         out.table(_QUALITY, [_quality(model, text) for model in report.models], _title(text))
+        out.say("")
+    if any(model.embeddings for model in report.models):
+        table = embeddings(report)
+        columns = [(_SHORT.get(name, name), "right" if place else "left") for place, name in enumerate(table.headers)]
+        out.table(columns, [list(row) for row in table.rows], table.title)
         out.say("")
     memory = [row for model in report.models for row in _memory(model)]
     if memory:

@@ -38,6 +38,7 @@ def ollama(
     license_: options.LicenseOption = None,
     messages: options.MessageOption = None,
     chat_template: ChatTemplateOption = None,
+    mmproj: options.MmprojOption = None,
     check: options.CheckOption = None,
     create: options.CreateOption = False,
     push: options.PushOption = False,
@@ -86,7 +87,8 @@ def ollama(
         publication = _publication(models or [], recipe, name, default, size, output, out)
     if push and publication.plan.name.namespace is None:
         raise UsageError(f"--push needs a namespace; write --name NAMESPACE/{publication.plan.name}")
-    items = make_items(publication, overrides, vram=gpu_memory)
+    sees, projector = mmproj != options.NONE, Path(mmproj) if mmproj not in (None, options.NONE) else None
+    items = make_items(publication, overrides, vram=gpu_memory, mmproj=projector, sees=sees)
     program = local_program() if needs_index(items) else None
     index = read_index(program) if program else None
     items = foresee(items, index or ())

@@ -59,6 +59,12 @@ MessageOption = Annotated[
     list[str] | None,
     typer.Option("--message", metavar="ROLE=TEXT", help="A first message of the conversation; repeatable."),
 ]
+MmprojOption = Annotated[
+    str | None,
+    typer.Option(
+        "--mmproj", metavar="FILE|none", help="Projector of a model that sees.", show_default="the one beside it"
+    ),
+]
 CheckOption = Annotated[
     Path | None, typer.Option("--check", metavar="FILE", help="Check a Modelfile and do nothing else.")
 ]

@@ -46,6 +46,8 @@ def show_notes(items: Sequence[Item], out: Out, *, vram: int | None, index_read:
             f" (distance {item.replacement.distance}, it replaces under 100); add a Jinja comment of"
             f" {COMMENT_CHARACTERS} characters to the chat template and convert with --chat-template FILE"
         )
+    for projector in dict.fromkeys(item.projector for item in items if item.projector):
+        out.note(f"{projector.name} is the last FROM line, so the model sees images; leave it out with --mmproj none")
     if vram is not None:
         for item in items:
             layers, n_ctx = parameter(item.bundle, "num_gpu"), parameter(item.bundle, "num_ctx")
@@ -71,6 +73,7 @@ def document(plan: TagPlan, items: Sequence[Item], dry_run: bool) -> dict[str, A
                 "gpu_modelfile": item.plan.gpu_modelfile or None,
                 **_described(item.bundle),
                 "replaced_by": item.replacement.name if item.replacement else None,
+                **({"projector": str(item.projector)} if item.projector else {}),
             }
             for item in items
         ],

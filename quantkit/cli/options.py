@@ -1,5 +1,6 @@
 """Options that several commands have, and the values they accept."""
 
+import os
 import re
 from enum import StrEnum
 from pathlib import Path
@@ -25,7 +26,7 @@ SourceArg = Annotated[
     str,
     typer.Argument(
         metavar="SOURCE",
-        help="A checkpoint folder, a hub id (ORG/NAME or ORG/NAME@REVISION), or a GGUF file.",
+        help="A checkpoint folder, a hub id ([modelscope:]ORG/NAME[@REVISION]), or a GGUF file.",
         show_default=False,
     ),
 ]
@@ -35,6 +36,10 @@ FormatOption = Annotated[
 OFFLINE = typer.Option("--offline", help="Use only local files and the hub's cache.")
 FORCE = typer.Option("--force", "-f", help="Overwrite outputs that already exist.")
 DRY_RUN = typer.Option("--dry-run", help="Print the plan; read no weights, write nothing, call no server.")
+MirrorOption = Annotated[
+    str | None,
+    typer.Option("--mirror", metavar="URL", help="Mirror of the Hugging Face hub.", show_default="$HF_ENDPOINT"),
+]
 OfflineOption = Annotated[bool, OFFLINE]
 ForceOption = Annotated[bool, FORCE]
 DryRunOption = Annotated[bool, DRY_RUN]
@@ -99,6 +104,16 @@ LICENSE = typer.Option(
     show_default="the GGUF's",
 )
 DebugOption = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+
+
+def use_mirror(address: str) -> None:
+    """Read the Hugging Face hub from its mirror at `address`; must be called before the hub's client is imported.
+
+    Raises UsageError if it is not a web address.
+    """
+    if not re.fullmatch(r"https?://[^\s/]+(/\S*)?", address):
+        raise UsageError(f"--mirror {address!r} is not a web address; write https://HOST")
+    os.environ["HF_ENDPOINT"] = address.rstrip("/")
 
 
 def check_name(name: str | None) -> None:

@@ -33,7 +33,7 @@ def plan(
         str,
         typer.Argument(
             metavar="SOURCE",
-            help="A hub id (ORG/NAME or ORG/NAME@REVISION), a checkpoint folder, a config.json, or a GGUF file.",
+            help="A hub id ([modelscope:]ORG/NAME[@REVISION]), a checkpoint folder, a config.json, or a GGUF file.",
             show_default=False,
         ),
     ],
@@ -89,6 +89,15 @@ def plan(
     repack: Annotated[
         bool, typer.Option("--repack/--no-repack", help="llama.cpp rearranges weights for the CPU.")
     ] = True,
+    mmproj: Annotated[
+        str | None,
+        typer.Option(
+            "--mmproj",
+            metavar="TYPE|none",
+            help="Count the projector of a model that sees, in this type.",
+            show_default="one beside a GGUF",
+        ),
+    ] = None,
     bandwidth: Annotated[
         str | None,
         typer.Option(metavar="CPU[,GPU]", help="Memory read a second (40G,500G); one a GPU.", show_default="measured"),
@@ -122,6 +131,7 @@ def plan(
         cpu_moe=cpu_moe,
         kv_on_gpu=not no_kv_offload,
         repack=repack,
+        mmproj=mmproj,
         bandwidth=_bandwidths(bandwidth, len((vram or "").split(","))),
     )
     result = plan_model(source, options, offline=offline)

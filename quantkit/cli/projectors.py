@@ -6,33 +6,37 @@ from typing import Any
 
 from quantkit.checkpoint import Checkpoint
 from quantkit.cli.conversion_options import GgufOptions
-from quantkit.conversion.projector import (
-    Projector,
-    drop_projectors,
-    name_projectors,
-    projector_types,
-    write_projectors,
-)
+from quantkit.conversion.projector import Projector, drop_projectors, name_projectors, write_projectors
 from quantkit.errors import UsageError
+from quantkit.gguf.file_types import FileType
 from quantkit.outputs.model import Model
 from quantkit.outputs.plan import ConversionPlan
+from quantkit.outputs.projector import find_projector, projector_types
 from quantkit.outputs.request import ConvertOptions
 from quantkit.progress import Progress
 
 
-def check_projectors(source: Checkpoint | Model, options: GgufOptions) -> None:
-    """Raise UsageError for --mmproj with another type, or with a source that has no towers."""
-    if projector_types(options.mmproj or ()) and source.folder is None:
+def own_projector_types(source: Checkpoint | Model, options: GgufOptions) -> tuple[FileType, ...]:
+    """The types of --mmproj if quantkit has rules for the source's projector; otherwise none.
+
+    Raises UsageError for another type, or for a source that has no towers.
+    """
+    types = projector_types(options.mmproj or ())
+    if types and source.folder is None:
         raise UsageError(f"--mmproj needs a checkpoint; {source.name} is a GGUF, which holds the text model only")
+    return types if isinstance(source, Checkpoint) and find_projector(source.config) is not None else ()
 
 
 @contextmanager
-def projectors_of(
+def bridged_projectors(
     source: Checkpoint | Model, plan: ConversionPlan, options: GgufOptions, settings: ConvertOptions, progress: Progress
 ) -> Iterator[list[Projector]]:
-    """The projectors under partial names; they get their names when the block ends, or are removed with an error."""
+    """The projectors that llama.cpp's converter writes where quantkit has no rules for them, under partial names.
+
+    They get their names when the block ends, or are removed with an error.
+    """
     types = projector_types(options.mmproj or ())
-    if not types or plan.gguf is None:
+    if not types or plan.gguf is None or plan.projectors is not None:
         yield []
         return
     converter = options.converter_options
@@ -46,8 +50,8 @@ def projectors_of(
     name_projectors(projectors, source, converter)
 
 
-def projectors_document(projectors: list[Projector]) -> dict[str, Any]:
-    """The part of the JSON document on projectors, empty without any."""
+def bridged_document(projectors: list[Projector]) -> dict[str, Any]:
+    """The part of the JSON document on projectors of llama.cpp's converter, empty without any."""
     files = [
         {"file": str(item.path), "type": item.type.name, "bytes": item.size, "sha256": item.sha256}
         for item in projectors

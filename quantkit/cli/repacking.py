@@ -1,6 +1,7 @@
 """`quantkit convert FOLDER-AWQ -t w4a16`: the integers of an AWQ or GPTQ folder in compressed-tensors' container."""
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,13 +22,21 @@ def repackable(source: str, types: Sequence[str]) -> list[str]:
     return wanted if read_type(Path(source)) in ("awq", "gptq") else []
 
 
-def repack_source(out: Out, source: str, types: Sequence[str], output: OutputOptions, work: RunOptions) -> None:
-    """Repack the folder `source` as each of `types`, and show the result."""
+def repack_source(out: Out, source: str, types: Sequence[str], output: OutputOptions, work: RunOptions) -> bool:
+    """Repack the folder `source` as each of `types`, and show the result; False if its integers do not fit a type."""
     from quantkit.conversion.repack import plan_repack, repack
+    from quantkit.errors import UnsupportedError
 
-    for method in types:
-        plan = plan_repack(Path(source), method, output.output, output.name)
-        with plan.opened:
+    plans: list[RepackPlan] = []
+    with ExitStack() as opened:
+        try:
+            for method in types:
+                plans.append(plan_repack(Path(source), method, output.output, output.name))
+                opened.enter_context(plans[-1].opened)
+        except UnsupportedError as reason:
+            out.warn(f"not repacked without loss: {reason}; the dequantized weights are rounded again")
+            return False
+        for plan in plans:
             if work.dry_run:
                 out.say(f"{plan.label}: {human_bytes(plan.size)}, {len(plan.opened.linears)} linears")
                 out.say("dry run: nothing was written")
@@ -35,8 +44,9 @@ def repack_source(out: Out, source: str, types: Sequence[str], output: OutputOpt
                 continue
             with out.progress() as progress:
                 result = repack(plan, force=work.force, progress=progress)
-        out.say(f"{plan.label}  {human_bytes(plan.size)}  {result.checks[0].detail}\n\n{plan.folder}")
-        out.document(_document(plan, result))
+            out.say(f"{plan.label}  {human_bytes(plan.size)}  {result.checks[0].detail}\n\n{plan.folder}")
+            out.document(_document(plan, result))
+    return True
 
 
 def _document(plan: "RepackPlan", result: "Repacked | None") -> dict[str, Any]:

@@ -60,6 +60,16 @@ def run(
     seed: Annotated[
         int | None, typer.Option("--seed", min=0, help="Seed of the sampling.", show_default="random")
     ] = None,
+    image: Annotated[
+        list[Path] | None,
+        typer.Option("--image", metavar="FILE", help="An image that comes before the prompt; repeat."),
+    ] = None,
+    mmproj: Annotated[
+        Path | None,
+        typer.Option(
+            "--mmproj", metavar="FILE", help="The projector that sees the images.", show_default="the one beside it"
+        ),
+    ] = None,
     raw: Annotated[bool, typer.Option("--raw", help="Use no chat template: the model continues the text.")] = False,
     cpu_moe: CpuMoeOption = None,
     tensor_split: TensorSplitOption = None,
@@ -77,6 +87,7 @@ def run(
     """
     from quantkit.cli.conversation import answer_once, talk
     from quantkit.cli.placement import automatic_placement, loading_of
+    from quantkit.gguf.projector_file import choose_projector
     from quantkit.llamacpp.conversation import converse
     from quantkit.measurement.memory import gpu_devices
     from quantkit.planning.layers import Placement
@@ -98,6 +109,10 @@ def run(
     split = parse_tensor_split(tensor_split, gpu_layers)
     fixed = None if gpu_layers == AUTO else Placement(parse_gpu_layers(gpu_layers), cpu_moe or 0, split)
     with converse(model, n_ctx=ctx, system=system, raw=raw, sampling=sampling) as conversation:
+        if image:
+            conversation.show(image, choose_projector(model, mmproj))
+        elif mmproj is not None:
+            raise UsageError("--mmproj has no effect without --image FILE; leave it out")
         if conversation.template is None and not raw:
             out.warn(f"{model.name} has no chat template; the model continues the text as it is")
         # an RPC server does not compute prompts with weights that lie on the CPU

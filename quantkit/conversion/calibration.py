@@ -15,6 +15,7 @@ from threadpoolctl import threadpool_limits
 
 from quantkit.conversion.gguf_layers import FeedbackRounder
 from quantkit.conversion.gguf_pass import has_all_files
+from quantkit.conversion.layer_outputs import OUTSIDE_LAYERS, LayerOutputs, layer_step
 from quantkit.conversion.packed_layers import LayerQuantizer, LayerSums, quantizer_of
 from quantkit.errors import OutputError, PassingError
 from quantkit.files import partial_path
@@ -26,12 +27,11 @@ from quantkit.outputs.calibration import CalibrationPlan
 from quantkit.outputs.packed_folders import in_file_order
 from quantkit.outputs.plan import ConversionPlan
 from quantkit.packed.writer import FolderWriter
-from quantkit.progress import Progress
+from quantkit.progress import SILENT, Progress
 from quantkit.stream.stream import Stream
 from quantkit.workers import Workers
 
 _PIECE_ELEMENTS = 1 << 22
-_OUTSIDE_LAYERS = "ends"
 
 LayerRecord = dict[str, Any]
 """What the journal keeps of a layer: `tokens` of each expert, `starved` experts, and by method what
@@ -52,8 +52,16 @@ class Calibration:
     rounded: Mapping[str, Sequence[str]]
 
 
-def calibrate(plan: ConversionPlan, calibration: CalibrationPlan, journal: Journal, progress: Progress) -> Calibration:
+def calibrate(
+    plan: ConversionPlan,
+    calibration: CalibrationPlan,
+    journal: Journal,
+    progress: Progress,
+    others: LayerOutputs | None = None,
+) -> Calibration:
     """Run the model over the samples layer by layer; write every packed folder, still under its partial name.
+
+    `others`: the other outputs of a streamed source, of which each layer is written after its calibration.
 
     Raises:
         CalibrationError: the text or the checkpoint gives statistics that cannot be used.
@@ -76,7 +84,8 @@ def calibrate(plan: ConversionPlan, calibration: CalibrationPlan, journal: Journ
         if plan.gguf is not None and plan.gguf.request.solver == "feedback":
             if not has_all_files(plan.gguf):
                 _forget_layers(plan, journal)
-            rounder = FeedbackRounder(plan.gguf, calibration, workers, keep=journal.resumed)
+            sources, columns = calibration.imatrix_sources, calibration.imatrix_columns
+            rounder = FeedbackRounder(plan.gguf, sources, columns, workers, keep=journal.resumed)
             stack.enter_context(rounder)
         stream = Stream(
             native,
@@ -90,12 +99,14 @@ def calibrate(plan: ConversionPlan, calibration: CalibrationPlan, journal: Journ
         stack.enter_context(stream)
         progress.start("calibrating", count)
         first = _first_layer(plan, count, journal, stream)
+        if OUTSIDE_LAYERS not in journal.records:
+            journal.finished(OUTSIDE_LAYERS, _copy_outside_layers(calibration, quantizers))
+        if others is not None:
+            others.write_outside(journal, SILENT)
         if first == 0:
             stream.embed()
         else:
             progress.advance(first, f"layer {first} of {count}")
-        if _OUTSIDE_LAYERS not in journal.records:
-            journal.finished(_OUTSIDE_LAYERS, _copy_outside_layers(calibration, quantizers))
         for number in range(first, count):
             sums = LayerSums(quantizers if rounder is None else [rounder, *quantizers])
             stream.layer(number, sums)
@@ -103,15 +114,17 @@ def calibrate(plan: ConversionPlan, calibration: CalibrationPlan, journal: Journ
             for name, reasons in rounder.rounded.items() if rounder else ():
                 journal.finished(name, reasons)
             record = {quantizer.plan.request.method: quantizer.record() for quantizer in quantizers}
-            journal.finished(_step(number), {**record, "tokens": sums.tokens, "starved": sums.starved})
+            journal.finished(layer_step(number), {**record, "tokens": sums.tokens, "starved": sums.starved})
+            if others is not None:
+                others.write_layer(number, journal, SILENT, _by_linear(calibration.layers[number], sums.squares))
             worst = [f", worst error {max(q.errors.values()):.1%}" for q in quantizers if q.errors]
             progress.advance(1, f"layer {number + 1} of {count}, {peak_memory() / 1e6:.0f} MB{max(worst, default='')}")
         for quantizer in quantizers:
             folder = quantizer.plan
             quantizer.writer.finish(folder.config(native.config), native.checkpoint.folder, folder.more_files())
-    layers = tuple(journal.records[_step(number)] for number in range(count))
+    layers = tuple(journal.records[layer_step(number)] for number in range(count))
     rounded = {name: journal.records[name] for name in sorted(rounder.covered)} if rounder else {}
-    return Calibration(_load_squares(plan, calibration), layers, journal.records[_OUTSIDE_LAYERS], first, rounded)
+    return Calibration(_load_squares(plan, calibration), layers, journal.records[OUTSIDE_LAYERS], first, rounded)
 
 
 def survey(plan: ConversionPlan, calibration: CalibrationPlan, progress: Progress) -> Squares:
@@ -158,7 +171,7 @@ def _by_linear(
 
 def _first_layer(plan: ConversionPlan, count: int, journal: Journal, stream: Stream) -> int:
     """The first unfinished layer; 0, with an empty journal, when its states or sums of squares are lost."""
-    first = next((number for number in range(count) if _step(number) not in journal.records), count)
+    first = next((number for number in range(count) if layer_step(number) not in journal.records), count)
     states = first == count or stream.can_start_at(first)
     squares = [_squares_file(plan, number).exists() for number in range(count)]
     # A later layer was run, although the journal does not have it: it has overwritten the states of this one.
@@ -227,7 +240,3 @@ def _open_squares(path: Path) -> Any:
 
 def _squares_file(plan: ConversionPlan, number: int) -> Path:
     return plan.work / f"squares-{number}.npz"
-
-
-def _step(number: int) -> str:
-    return f"layer {number}"

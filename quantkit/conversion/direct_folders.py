@@ -4,7 +4,7 @@ A thread takes one tensor at a time, so memory does not depend on the model. A f
 """
 
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -58,24 +58,62 @@ def write_direct_folders(plan: ConversionPlan, journal: Journal, progress: Progr
     """
     native = plan.native
     assert native is not None
+    names = in_file_order(native)
     with ExitStack() as stack:
-        folders = [_open(folder, native, stack, keep=_has_steps(journal)) for folder in plan.direct_folders]
-        if not all(folder.writer.resumed for folder in folders):
-            journal.forget([step for step in journal.records if step.startswith(_STEP)])
-        names = in_file_order(native)
-        sizes = {name: prod(native.tensors[name].shape) for name in names}
-        progress.start("quantizing", sum(sizes.values()))
-        todo = [name for name in names if _STEP + name not in journal.records]
-        progress.advance(sum(sizes.values()) - sum(sizes[name] for name in todo))
-        lock = threading.Lock()
+        folders = _open_all(plan, native, stack, journal, keep=_has_steps(journal))
+        progress.start("quantizing", sum(prod(native.tensors[name].shape) for name in names))
+        resumed = _write_tensors(plan, names, folders, journal, progress)
+        for folder in folders:
+            config = folder.plan.config(native.config)
+            folder.writer.finish(config, native.checkpoint.folder, folder.plan.more_files())
+        records = [journal.records[direct_step(name)] for name in names]
+    methods = [folder.plan.request.method for folder in folders]
+    hashes = {
+        method: {name: digest for record in records for name, digest in record[method].items()} for method in methods
+    }
+    return DirectFolders(hashes, resumed)
 
-        def write(name: str) -> None:
-            record = _write_tensor(native, name, folders)
-            with lock:
-                journal.finished(_STEP + name, record)
-            progress.advance(sizes[name], name)
 
-        pool = stack.enter_context(ThreadPoolExecutor(plan.threads, thread_name_prefix="quantize"))
+def write_direct_tensors(plan: ConversionPlan, journal: Journal, progress: Progress, names: Collection[str]) -> None:
+    """Write these tensors of the source into the direct folders; `write_direct_folders` finishes them.
+
+    Raises as `write_direct_folders` does.
+    """
+    native = plan.native
+    assert native is not None
+    with ExitStack() as stack:
+        folders = _open_all(plan, native, stack, journal, keep=True)
+        _write_tensors(plan, [name for name in in_file_order(native) if name in names], folders, journal, progress)
+
+
+def _open_all(
+    plan: ConversionPlan, native: Native, stack: ExitStack, journal: Journal, *, keep: bool
+) -> "list[_Folder]":
+    """The open folders. If a file of one is lost, the journal forgets what was written into all of them."""
+    folders = [_open(folder, native, stack, keep=keep) for folder in plan.direct_folders]
+    if not all(folder.writer.resumed for folder in folders):
+        journal.forget([step for step in journal.records if step.startswith(_STEP)])
+    return folders
+
+
+def _write_tensors(
+    plan: ConversionPlan, names: Sequence[str], folders: "Sequence[_Folder]", journal: Journal, progress: Progress
+) -> int:
+    """Write the tensors that the journal does not have, a thread each; how many it had."""
+    native = plan.native
+    assert native is not None
+    sizes = {name: prod(native.tensors[name].shape) for name in names}
+    todo = [name for name in names if direct_step(name) not in journal.records]
+    progress.advance(sum(sizes.values()) - sum(sizes[name] for name in todo))
+    lock = threading.Lock()
+
+    def write(name: str) -> None:
+        record = _write_tensor(native, name, folders)
+        with lock:
+            journal.finished(direct_step(name), record)
+        progress.advance(sizes[name], name)
+
+    with ThreadPoolExecutor(plan.threads, thread_name_prefix="quantize") as pool:
         futures = [pool.submit(write, name) for name in todo]
         try:
             for future in wait(futures, return_when=FIRST_EXCEPTION).done:
@@ -84,18 +122,15 @@ def write_direct_folders(plan: ConversionPlan, journal: Journal, progress: Progr
             for future in futures:
                 future.cancel()
             raise
-        for folder in folders:
-            config = folder.plan.config(native.config)
-            folder.writer.finish(config, native.checkpoint.folder, folder.plan.more_files())
-        records = [journal.records[_STEP + name] for name in names]
-    methods = [folder.plan.request.method for folder in folders]
-    hashes = {
-        method: {name: digest for record in records for name, digest in record[method].items()} for method in methods
-    }
-    return DirectFolders(hashes, len(names) - len(todo))
+    return len(names) - len(todo)
 
 
 _STEP = "folders: "
+
+
+def direct_step(name: str) -> str:
+    """The step of the journal for a tensor of the source."""
+    return _STEP + name
 
 
 def _has_steps(journal: Journal) -> bool:

@@ -3,7 +3,7 @@
 The bytes go to their place in the partial files. The pass over the model then leaves these tensors out.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 
@@ -16,7 +16,6 @@ from quantkit.errors import CalibrationError
 from quantkit.forward.linears import LayerLinears
 from quantkit.gguf.blocks import FORMATS
 from quantkit.imatrix.names import LinearKey
-from quantkit.outputs.calibration import CalibrationPlan
 from quantkit.outputs.gguf_files import GgufOutput, GgufPlan
 from quantkit.outputs.model import ModelTensor, widen
 from quantkit.quant.feedback import Curvature, curvature, quantize_with_feedback
@@ -49,17 +48,26 @@ class FeedbackRounder:
     matrices were rounded without feedback.
     """
 
-    def __init__(self, plan: GgufPlan, calibration: CalibrationPlan, workers: Workers, *, keep: bool) -> None:
+    def __init__(
+        self,
+        plan: GgufPlan,
+        sources: Mapping[str, Sequence[LinearKey]],
+        columns: Mapping[str, NDArray[np.int64]],
+        workers: Workers,
+        *,
+        keep: bool,
+    ) -> None:
+        """`sources`: GGUF tensor -> linears of its matrices; `columns`: `CalibrationPlan.imatrix_columns`."""
         self.plan, self.workers = plan, workers
         self.rounded: dict[str, list[str]] = {}
         self._stack = ExitStack()
         self._targets = open_targets(plan, self._stack, keep=keep)
         tensors = {tensor.name: tensor for tensor in plan.model.tensors}
         self._matrices: dict[LinearKey, list[_Matrix]] = {}
-        for name, keys in calibration.imatrix_sources.items():
+        for name, keys in sources.items():
             if name in tensors and self._has_levels(name):
                 for number, key in enumerate(keys):
-                    matrix = _Matrix(tensors[name], number, calibration.imatrix_columns.get(name))
+                    matrix = _Matrix(tensors[name], number, columns.get(name))
                     self._matrices.setdefault(key, []).append(matrix)
 
     def _has_levels(self, name: str) -> bool:
@@ -85,15 +93,17 @@ class FeedbackRounder:
     ) -> None:
         """Round and write the matrices of one routed expert, or with None all others of the layer."""
         for entry in layer.inputs:
-            if entry.expert != expert:
-                continue
-            matrices = [m for linear in entry.linears for m in self._matrices.get((linear.name, linear.index), [])]
-            prepared: dict[int, Curvature | str] = {}
-            for matrix in matrices:
-                order = id(matrix.columns)
-                if order not in prepared:
-                    prepared[order] = self._curvature(matrix, sums[entry.key])
-                self._round(matrix, prepared[order], _importance(sums[entry.key], matrix.columns))
+            if entry.expert == expert:
+                self.quantize_input([(linear.name, linear.index) for linear in entry.linears], sums[entry.key])
+
+    def quantize_input(self, linears: Iterable[LinearKey], statistics: Statistics) -> None:
+        """Round and write the matrices of the linears that read one input."""
+        prepared: dict[int, Curvature | str] = {}
+        for matrix in (matrix for key in linears for matrix in self._matrices.get(key, [])):
+            order = id(matrix.columns)
+            if order not in prepared:
+                prepared[order] = self._curvature(matrix, statistics)
+            self._round(matrix, prepared[order], _importance(statistics, matrix.columns))
 
     def _curvature(self, matrix: _Matrix, statistics: Statistics) -> Curvature | str:
         """H, prepared; or why it cannot be used."""

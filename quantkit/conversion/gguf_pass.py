@@ -7,7 +7,7 @@ at its offset. Rows are quantized one by one, so neither chunks nor threads chan
 import os
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -25,6 +25,7 @@ from quantkit.journal import Journal
 from quantkit.outputs.gguf_files import GgufPlan
 from quantkit.outputs.model import ModelTensor, widen
 from quantkit.progress import Progress
+from quantkit.system import descriptors
 
 
 @dataclass(frozen=True)
@@ -60,9 +61,12 @@ class _Countdown:
         self._done()
 
 
-def run_pass(plan: GgufPlan, journal: Journal, progress: Progress) -> dict[str, float]:
+def run_pass(
+    plan: GgufPlan, journal: Journal, progress: Progress, names: Collection[str] | None = None
+) -> dict[str, float]:
     """Write the headers and every tensor that the journal does not have yet into partial files.
 
+    `names`: write these tensors only; the files keep what they have, and the caller starts the stage of `progress`.
     Returns the CPU seconds of quantization by output label; a type that two outputs share counts for the first.
 
     Raises:
@@ -72,16 +76,18 @@ def run_pass(plan: GgufPlan, journal: Journal, progress: Progress) -> dict[str, 
     """
     with ExitStack() as stack:
         # with records, an earlier stage of this run has already written into the files
-        targets = open_targets(plan, stack, keep=journal.resumed or bool(journal.records))
+        targets = open_targets(plan, stack, keep=names is not None or journal.resumed or bool(journal.records))
         lock = threading.Lock()
 
         def record(name: str) -> None:
             with lock:
                 journal.finished(name)
 
-        progress.start("converting", plan.n_elements)
-        todo = [tensor for tensor in plan.model.tensors if tensor.name not in journal.records]
-        progress.advance(plan.n_elements - sum(tensor.n_elements for tensor in todo))
+        tensors = [tensor for tensor in plan.model.tensors if names is None or tensor.name in names]
+        todo = [tensor for tensor in tensors if tensor.name not in journal.records]
+        if names is None:
+            progress.start("converting", plan.n_elements)
+        progress.advance(sum(tensor.n_elements for tensor in tensors) - sum(tensor.n_elements for tensor in todo))
         work = (
             (chunk, targets[chunk.tensor.name])
             for tensor in todo
@@ -147,8 +153,8 @@ def open_targets(plan: GgufPlan, stack: ExitStack, *, keep: bool) -> dict[str, l
             try:
                 descriptor = open_partial(path, keep=keep)
                 stack.callback(os.close, descriptor)
-                os.posix_fallocate(descriptor, 0, file.size)
-                _write(descriptor, file.header, 0)
+                descriptors.reserve(descriptor, file.size)
+                descriptors.write_at(descriptor, file.header, 0)
             except OSError as error:
                 raise OutputError(
                     f"cannot write {path.name} ({file.size / 1e6:.0f} MB) into {path.parent}:"
@@ -228,7 +234,7 @@ def quantize_chunk(
 def write_at(target: Target, data: NDArray[np.uint8], row: int) -> None:
     """Write the rows of a tensor from `row` on. Raises OutputError."""
     try:
-        _write(target.descriptor, data.data, target.slot.offset + row * target.slot.row_bytes)
+        descriptors.write_at(target.descriptor, data.data, target.slot.offset + row * target.slot.row_bytes)
     except OSError as error:
         raise OutputError(f"writing {target.label} failed: {error.strerror or error}") from error
 
@@ -250,10 +256,3 @@ def all_finite(floats: NDArray[np.float32]) -> bool:
 
 def _bad_row(floats: NDArray[np.float32]) -> int:
     return int(np.flatnonzero(~np.isfinite(floats).all(axis=1))[0])
-
-
-def _write(descriptor: int, data: bytes | memoryview, offset: int) -> None:
-    view = memoryview(data).cast("B")
-    while view:
-        written = os.pwrite(descriptor, view, offset)
-        view, offset = view[written:], offset + written

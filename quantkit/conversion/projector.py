@@ -1,4 +1,4 @@
-"""The projector of a model that sees or hears (mmproj): the GGUF that llama.cpp's converter writes with --mmproj.
+"""A projector (mmproj) without rules of quantkit's: the GGUF that llama.cpp's converter writes with --mmproj.
 
 llama.cpp loads it beside the text model. The converter chooses the types of its tensors, so its bytes are copied.
 """
@@ -16,7 +16,7 @@ from quantkit.checkpoint import Checkpoint
 from quantkit.conversion.record import record_outputs
 from quantkit.errors import OutputError, UsageError, VerificationError
 from quantkit.files import make_folder, open_partial, partial_path, refuse_existing, require_space, sync
-from quantkit.gguf.file_types import FileType, file_type
+from quantkit.gguf.file_types import FileType
 from quantkit.gguf.kernels import accelerated, library
 from quantkit.gguf.layout import padded
 from quantkit.gguf.reader import GgufHeader, read_header
@@ -26,7 +26,6 @@ from quantkit.outputs.converted import converter_version
 from quantkit.outputs.model import Model, origin_of
 from quantkit.progress import SILENT, Progress
 
-TYPES = ("f16", "bf16", "q8_0")
 _PIECE = 1 << 24
 """Bytes that are in memory at once."""
 
@@ -42,14 +41,6 @@ class Projector:
     mix: dict[str, int]
     parameters: int
     seconds: float
-
-
-def projector_types(names: Sequence[str]) -> tuple[FileType, ...]:
-    """The types of --mmproj. Raises UsageError for another one."""
-    for name in names:
-        if name.lower() not in TYPES:
-            raise UsageError(f"a projector has no type {name!r}; pass one of {', '.join(TYPES)} to --mmproj")
-    return tuple(file_type(name) for name in dict.fromkeys(name.lower() for name in names))
 
 
 def write_projectors(

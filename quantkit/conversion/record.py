@@ -33,10 +33,13 @@ def write_records(
     plan: ConversionPlan,
     outputs: Sequence[Verified],
     calibration: Calibration | None,
+    rounded: Mapping[str, Sequence[str]],
     seconds: Mapping[str, float],
     choice: TypeChoice | None = None,
 ) -> None:
     """Write quantkit.json into every folder of outputs, packed folders still under their partial names.
+
+    `rounded`: see `Calibration`.
 
     Raises OutputError.
     """
@@ -48,10 +51,12 @@ def write_records(
             if output.format.calibrated and calibration is not None:
                 own |= _calibrated_facts(plan, output, calibration)
             record_outputs(partial_path(output.folder), {output.folder.name: _entry(plan, item, seconds) | own})
+        elif isinstance(output, GgufOutput) and output.projector and plan.projectors is not None and not item.failed:
+            gguf[output.stem] = _entry(plan, item, seconds) | _gguf_facts(plan.projectors, output)
         elif isinstance(output, GgufOutput) and plan.gguf is not None and not item.failed:
             gguf[output.stem] = _entry(plan, item, seconds) | _gguf_facts(plan.gguf, output)
-            if plan.gguf.request.solver == "feedback" and calibration is not None:
-                gguf[output.stem]["feedback"] = _feedback_facts(plan.gguf, output, calibration)
+            if plan.gguf.request.solver == "feedback":
+                gguf[output.stem]["feedback"] = _feedback_facts(plan.gguf, output, rounded)
             if choice is not None and output is plan.gguf.target_output:
                 gguf[output.stem]["target"] = _target_facts(plan.gguf, output, choice)
     if plan.gguf is not None:
@@ -137,12 +142,12 @@ def _gguf_facts(plan: GgufPlan, output: GgufOutput) -> dict[str, Any]:
     }
 
 
-def _feedback_facts(plan: GgufPlan, output: GgufOutput, calibration: Calibration) -> dict[str, Any]:
+def _feedback_facts(plan: GgufPlan, output: GgufOutput, rounded: Mapping[str, Sequence[str]]) -> dict[str, Any]:
     return {
         "damp": HELD_OUT_DAMP,
         "sweeps": plan.request.sweeps,
         "version": SOLVER_VERSION,
-        "without_feedback": without_feedback(output, calibration.rounded),
+        "without_feedback": without_feedback(output, rounded),
     }
 
 

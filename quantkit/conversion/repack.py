@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 
 from quantkit import __version__
+from quantkit.checkpoint.quantized.awq_gptq import AwqGptqScheme
+from quantkit.checkpoint.quantized.scheme import PackedLinear
 from quantkit.conversion.record import record_outputs
 from quantkit.errors import QuantkitError, UnsupportedError, VerificationError
 from quantkit.families import find_architecture
@@ -18,10 +20,8 @@ from quantkit.packed.formats import Names
 from quantkit.packed.layout import Shard, Stated, plan_folder, total_bytes
 from quantkit.packed.pack_quantized import PackQuantized, integer_config, pack_integers, stored_integers
 from quantkit.packed.packing import pack_stream
-from quantkit.packed.read_awq_gptq import AwqGptqScheme
 from quantkit.packed.reader import QuantizedFolder, open_quantized
 from quantkit.packed.registry import FORMATS
-from quantkit.packed.scheme import PackedLinear
 from quantkit.packed.writer import FolderWriter, publish
 from quantkit.progress import SILENT, Progress
 from quantkit.quant.grid import Grid, Quantized
@@ -90,12 +90,11 @@ def plan_repack(source: Path, method: str, output: Path, name: str | None = None
     opened = open_quantized(source)
     try:
         scheme, kind = opened.scheme, FORMATS[method]
-        assert isinstance(scheme, AwqGptqScheme) and isinstance(kind, PackQuantized)
+        assert isinstance(kind, PackQuantized)
+        if not isinstance(scheme, AwqGptqScheme):
+            raise UnsupportedError(f"{source} has the layout {scheme.layout}, or linears of several grids")
         if scheme.bits != kind.bits:
-            raise UnsupportedError(
-                f"{source} has weights of {scheme.bits} bits, and {method} stores {kind.bits}; choose another type, or"
-                " convert the original checkpoint"
-            )
+            raise UnsupportedError(f"{source} has weights of {scheme.bits} bits, and {method} stores {kind.bits}")
         if find_architecture(opened.config).attention.form.turned:
             raise UnsupportedError(f"{source} stores its linears transposed, which no loader of {method} reads")
         grid = Grid(scheme.bits, scheme.group, symmetric=_check_zeros(opened, scheme))
@@ -157,8 +156,7 @@ def _check_zeros(opened: QuantizedFolder, scheme: AwqGptqScheme) -> bool:
         integers = scheme.integers(opened, linear, 0, linear.n_out, with_values=False)
         if integers.groups is not None:
             raise UnsupportedError(
-                f"{linear.name} of {opened.folder} has groups by activation order, which compressed-tensors has"
-                " no more; convert the original checkpoint with -t w4a16"
+                f"{linear.name} of {opened.folder} has groups by activation order, which compressed-tensors dropped"
             )
         if integers.zeros.min() < 0 or integers.zeros.max() > top:
             raise UnsupportedError(f"{linear.name} of {opened.folder} has zero points above {top}, which do not fit")

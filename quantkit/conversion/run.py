@@ -13,10 +13,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from quantkit.checkpoint.traffic import Traffic
 from quantkit.conversion.calibration import Calibration, calibrate, survey
-from quantkit.conversion.callback import calibrate_by_llama
+from quantkit.conversion.callback import calibrate_by_llama, round_by_llama
 from quantkit.conversion.direct_folders import DirectFolders, write_direct_folders
 from quantkit.conversion.gguf_pass import forget_lost, run_pass
+from quantkit.conversion.layer_outputs import LayerOutputs
 from quantkit.conversion.record import write_records
 from quantkit.conversion.type_choice import TypeChoice, choose_target_types, has_chosen_types
 from quantkit.conversion.work import name_output, open_work
@@ -33,6 +35,7 @@ from quantkit.progress import SILENT, Progress
 from quantkit.texts.samples import Samples
 from quantkit.verify import Verified, verify_gguf
 from quantkit.verify.imatrix import verify_imatrix
+from quantkit.verify.projector import verify_projectors
 from quantkit.verify.quantized import verify_folder
 from quantkit.verify.source_logits import SourceLogits
 
@@ -42,8 +45,9 @@ class Result:
     """A finished conversion. `seconds`: wall time by stage; `quantize_seconds`: CPU time by GGUF label.
 
     `peak_memory` in bytes. `starved`: by layer, the experts that received few tokens. `resumed_layers` and
-    `resumed_tensors`: steps that an earlier run finished. `choice`: the types of a file of a given size. `rounded`: see
-    `Calibration`. Outputs that failed a check are named `NAME.failed`.
+    `resumed_tensors`: steps that an earlier run finished. `choice`: the types of a file of a given size. `traffic`:
+    what was received of a streamed source. `rounded`: see `Calibration`. Outputs that failed a check are named
+    `NAME.failed`.
     """
 
     plan: ConversionPlan
@@ -56,6 +60,7 @@ class Result:
     resumed_layers: int = 0
     resumed_tensors: int = 0
     choice: TypeChoice | None = None
+    traffic: Traffic | None = None
     rounded: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
     @property
@@ -82,13 +87,22 @@ def run(
         clock = [("", time.monotonic())]
         source = _source_files(plan)
         calibration, choice, quantize_seconds, resumed, unseen = None, None, {}, 0, {}
+        rounded: Mapping[str, Sequence[str]] = {}
         inputs = plan.calibration
+        checkpoint = plan.checkpoint
+        streamed = checkpoint.streamed if checkpoint is not None else None
+        others = None
+        if plan.gguf is not None:
+            resumed = forget_lost(plan.gguf, journal)
         if inputs is not None:
             if plan.gguf is not None and plan.gguf.request.target and plan.gguf.request.solver == "feedback":
                 choice = _choose_first(plan, plan.gguf, inputs, progress)
                 plan = replace(plan, gguf=plan.gguf.with_types(choice.types))
                 clock.append(("choose types", time.monotonic()))
-            calibration = calibrate(plan, inputs, journal, progress)
+            if checkpoint is not None and streamed is not None:
+                others = LayerOutputs(plan, checkpoint, streamed, journal)
+            calibration = calibrate(plan, inputs, journal, progress, others)
+            rounded = calibration.rounded
             clock.append(("calibrate", time.monotonic()))
             if plan.imatrix is not None:
                 sums, counts = collect_imatrix(calibration.squares, inputs.imatrix_sources, inputs.imatrix_columns)
@@ -103,14 +117,23 @@ def run(
                 plan = replace(plan, gguf=gguf)
         elif plan.callback is not None:
             plan, unseen = _apply_callback(plan, plan.callback, progress)
+            if plan.callback is not None and plan.gguf is not None and plan.gguf.request.solver == "feedback":
+                rounded = round_by_llama(plan, plan.callback, journal, progress)
             clock.append(("calibrate", time.monotonic()))
+        elif checkpoint is not None and streamed is not None:
+            others = LayerOutputs(plan, checkpoint, streamed, journal)
+            if plan.direct_folders:
+                others.write_all(journal, progress)
         direct = DirectFolders({}, 0)
         if plan.direct_folders:
             direct = write_direct_folders(plan, journal, progress)
             clock.append(("folders", time.monotonic()))
         if plan.gguf is not None:
-            resumed = forget_lost(plan.gguf, journal)
+            forget_lost(plan.gguf, journal)
             quantize_seconds = run_pass(plan.gguf, journal, progress)
+            if plan.projectors is not None:
+                resumed += forget_lost(plan.projectors, journal)
+                quantize_seconds |= run_pass(plan.projectors, journal, progress)
             clock.append(("pass", time.monotonic()))
         outputs = _verify(plan, calibration, direct, logits, progress)
         if any(output.failed for output in outputs):
@@ -119,7 +142,7 @@ def run(
         seconds = {stage: now - before for (_, before), (stage, now) in pairwise(clock)}
         for path in plan.paths:
             sync(partial_path(path))
-        write_records(plan, outputs, calibration, seconds, choice)
+        write_records(plan, outputs, calibration, rounded, seconds, choice)
         journal.start_finishing({name: digest for item in outputs for name, digest in item.sha256.items()})
         for item in outputs:
             for path in final_paths(item.output):
@@ -136,7 +159,8 @@ def run(
         resumed_layers=calibration.resumed if calibration else 0,
         resumed_tensors=resumed + direct.resumed,
         choice=choice,
-        rounded=calibration.rounded if calibration else {},
+        traffic=streamed.traffic if streamed is not None else None,
+        rounded=rounded,
     )
 
 
@@ -209,6 +233,9 @@ def _verify(
     """Reload and check every output, still under its partial name."""
     progress.start("checking", len(plan.outputs))
     source = SourceLogits(plan.checkpoint) if plan.checkpoint else None
+    streamed = plan.checkpoint.streamed if plan.checkpoint else None
+    if logits is None and streamed is not None and streamed.total > streamed.memory:
+        logits = False  # they read the whole source again
     outputs: list[Verified] = []
     if calibration is not None and plan.calibration is not None:
         for folder in plan.calibrated_folders:
@@ -226,6 +253,8 @@ def _verify(
         progress.advance(1, folder.label)
     if plan.gguf is not None:
         outputs += verify_gguf(plan.gguf, logits=logits, source=source, progress=progress)
+        if plan.projectors is not None:
+            outputs += verify_projectors(plan.projectors, plan.gguf, logits=logits, progress=progress)
     if plan.imatrix is not None and plan.calibration is not None and calibration is not None:
         outputs.append(verify_imatrix(plan.imatrix, plan.calibration.imatrix(calibration.squares)))
     elif plan.imatrix is not None and plan.callback is not None:

@@ -29,6 +29,7 @@ from quantkit.journal import Journal
 from quantkit.machine import peak_memory
 from quantkit.outputs.plan import ConversionPlan
 from quantkit.packed.writer import publish
+from quantkit.system import descriptors
 
 
 @contextmanager
@@ -56,6 +57,7 @@ def open_work(plan: ConversionPlan, *, force: bool) -> Iterator[Journal]:
         for folder in {path.parent for path in plan.paths}:
             make_folder(folder)
         yield journal
+        _let_go(journal)
         shutil.rmtree(plan.work)
     except MemoryError:
         if plan.samples is None:
@@ -68,6 +70,7 @@ def open_work(plan: ConversionPlan, *, force: bool) -> Iterator[Journal]:
         raise
     except QuantkitError as error:
         if not (journal.records and (isinstance(error, OutputError) or passing_fault(error))):
+            _let_go(journal)
             _discard(plan)
         raise
     finally:
@@ -85,6 +88,15 @@ def name_output(path: Path, *, failed: bool) -> None:
     else:
         partial.replace(path)
     sync(path.parent)
+
+
+def _let_go(journal: Journal) -> None:
+    """Before the work folder is removed: Windows does not remove a file that is open.
+
+    Elsewhere the journal stays locked until it is gone, so that no second command takes up the folder meanwhile.
+    """
+    if not descriptors.REMOVES_OPEN_FILES:
+        journal.close()
 
 
 def _refuse_existing(plan: ConversionPlan, *, force: bool) -> None:

@@ -6,8 +6,16 @@ folders with further files.
 
 from quantkit.families.base.family import Canonical, Computed, Dropped, Family, Key, Rule, Take
 from quantkit.families.base.hyperparameters import Hyperparameters, read_hyperparameters
-from quantkit.families.base.mapping import MappedTensor, Part, canonical_checkpoint, left_out, map_tensors
+from quantkit.families.base.mapping import (
+    MappedTensor,
+    Part,
+    canonical_checkpoint,
+    left_out,
+    map_projector,
+    map_tensors,
+)
 from quantkit.families.base.opening import open_model
+from quantkit.families.base.projector import Projector
 from quantkit.families.base.reading import read_mapped
 from quantkit.families.base.reference import reference_logits
 from quantkit.families.base.registry import (
@@ -35,6 +43,7 @@ __all__ = [
     "Key",
     "MappedTensor",
     "Part",
+    "Projector",
     "Rule",
     "Take",
     "Traits",
@@ -48,6 +57,7 @@ __all__ = [
     "forward_architectures",
     "has_checked_plan",
     "left_out",
+    "map_projector",
     "map_tensors",
     "open_model",
     "positions_of",

@@ -10,12 +10,15 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
+
 from quantkit.errors import UnsupportedError
-from quantkit.families import gemma2
+from quantkit.families import gemma2, siglip
 from quantkit.families.base.family import Dropped, Family, Key, Rule
 from quantkit.families.base.hyperparameters import Hyperparameters, number, size
 from quantkit.families.base.keys import base_keys
 from quantkit.families.base.multimodal import TEXT_PREFIXES, VISION, VISION_LEFT_OUT
+from quantkit.families.base.projector import Projector, Sources, Tower
 from quantkit.families.base.refusals import GELU, only
 from quantkit.families.base.sliding import pattern_keys, pattern_of, sliding_layers
 from quantkit.families.base.traits import Traits
@@ -30,6 +33,7 @@ from quantkit.tokenizer.roles import SpacePrefix, TokenRoles
 # llama.cpp's value for a file without the key.
 _PATTERN = 6
 _LAYERS_OF_27B = 62
+_IMAGE_TOKENS, _IMAGE_SCALE = 256, 4
 
 # transformers' Gemma3TextConfig.
 TEXT_DEFAULTS: dict[str, Any] = {
@@ -101,9 +105,54 @@ FORWARD = replace(
     refused=lambda config: "attention to later tokens" if config.get("use_bidirectional_attention") else None,
 )
 
+
+def _tower(config: dict[str, Any], _sources: Sources) -> dict[str, Any]:
+    only(config, "hidden_act", *GELU, family="Gemma 3's tower")
+    return config
+
+
+def _projector_keys(tower: Tower) -> list[Key]:
+    """The scale factor is written only for models with other patches than the published ones."""
+    per_side = int((number(tower.processor, "image_seq_length") or _IMAGE_TOKENS) ** 0.5)
+    scale = tower.own["image"] // tower.own["patch"] // per_side
+    return [
+        Key("clip.projector_type", "str", "gemma3"),
+        Key("clip.vision.attention.layer_norm_epsilon", "f32", number(tower.config, "layer_norm_eps")),
+        Key("clip.use_gelu", "bool", True),
+        *([Key("clip.vision.projector.scale_factor", "u32", scale)] if scale not in (0, _IMAGE_SCALE) else []),
+    ]
+
+
+PROJECTOR = Projector(
+    name="the projector of Gemma 3",
+    rules=(
+        *siglip.RULES,
+        Rule("multi_modal_projector.mm_input_projection_weight", "mm.input_projection.weight", ("hidden", "text")),
+        Rule(
+            "multi_modal_projector.mm_soft_emb_norm.weight",
+            "mm.soft_emb_norm.weight",
+            ("hidden",),
+            adjust=lambda rows: rows + np.float32(1.0),
+        ),
+    ),
+    keys=_projector_keys,
+    # a head that the model does not use
+    tensors=r"(model\.)?(vision_tower\.(?!(vision_model\.)?head\.)|multi_modal_projector\.).*",
+    defaults=siglip.DEFAULTS,
+    prepare=_tower,
+    own=lambda tower: {"positions": siglip.positions(tower)},
+    # llama.cpp multiplies by it in half precision
+    fixed={**siglip.FIXED, "mm.input_projection.weight": "f16"},
+    rename=(
+        siglip.PREFIX,
+        (r"^(model\.)?vision_tower\.", ""),
+        (r"^model\.multi_modal_projector\.", "multi_modal_projector."),
+    ),
+)
+
 FAMILY = Family(
     name="Gemma 3",
-    models="Gemma 3 270M/1B/4B/12B/27B, text only",
+    models="Gemma 3 270M/1B/4B/12B/27B",
     architectures=("Gemma3ForCausalLM", "Gemma3ForConditionalGeneration"),
     gguf_arch="gemma3",
     rules=(
@@ -119,6 +168,7 @@ FAMILY = Family(
     text_models={"Gemma3ForConditionalGeneration": ("Gemma3ForCausalLM", "gemma3_text")},
     rename=TEXT_PREFIXES,
     dropped=(Dropped(VISION, VISION_LEFT_OUT),),
+    projectors={"Gemma3ForConditionalGeneration": PROJECTOR},
     rope_kinds=("default", "linear"),
     forward={"Gemma3ForCausalLM": FORWARD},
     traits=Traits(sliding_every=6, scaled_query=True, scaled_embedding=True),

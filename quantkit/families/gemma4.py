@@ -17,11 +17,12 @@ from quantkit.errors import CheckpointError, UnsupportedError
 from quantkit.families.base.family import Computed, Dropped, Family, Key, Rule
 from quantkit.families.base.hyperparameters import Hyperparameters, number, optional_size, size
 from quantkit.families.base.keys import base_keys
-from quantkit.families.base.multimodal import TEXT_PREFIXES, VISION, VISION_LEFT_OUT
+from quantkit.families.base.multimodal import TEXT_PREFIXES, TOWERS_LEFT_OUT, VISION, VISION_LEFT_OUT
 from quantkit.families.base.refusals import GELU, only
 from quantkit.families.base.sliding import sliding_layers
 from quantkit.families.base.traits import Traits
 from quantkit.families.gemma3 import read_local_rope
+from quantkit.families.gemma4_vision import PROJECTOR
 from quantkit.forward.config_keys import Config, given
 from quantkit.forward.description import Architecture, Beside, Experts, FeedForward, LayerInputs
 from quantkit.forward.mixers import Attention
@@ -393,7 +394,7 @@ FORWARD = Architecture(
 
 FAMILY = Family(
     name="Gemma 4",
-    models="Gemma 4 E2B/E4B/12B/31B/26B-A4B, text only",
+    models="Gemma 4 E2B/E4B/12B/31B/26B-A4B",
     architectures=("Gemma4ForCausalLM", "Gemma4ForConditionalGeneration", "Gemma4UnifiedForConditionalGeneration"),
     # transformers writes the head size of the full attention layers there once more
     no_effect=("per_layer_config",),
@@ -412,8 +413,9 @@ FAMILY = Family(
     dropped=(
         Dropped(VISION, VISION_LEFT_OUT),
         Dropped(r"(model\.)?(embed_vision|vision_embedder)\..*", VISION_LEFT_OUT),
-        Dropped(r"(model\.)?(audio_tower|embed_audio)\..*", "they hear audio; this GGUF holds the text model only"),
+        Dropped(r"(model\.)?(audio_tower|embed_audio)\..*", TOWERS_LEFT_OUT),
     ),
+    projectors={"Gemma4ForConditionalGeneration": PROJECTOR},
     rope_kinds=("proportional",),
     forward={"Gemma4ForCausalLM": FORWARD},
     traits=Traits(sliding_every=_PATTERN, scaled_embedding=True, normed_values=True, output_after_norm=True),

@@ -24,6 +24,7 @@ from quantkit.families.base.refusals import SILU, only, plain_yarn
 from quantkit.families.base.traits import Traits
 from quantkit.families.gemma import plus_one
 from quantkit.families.qwen2 import ROPE_KINDS
+from quantkit.families.qwen3vl import QWEN3_5_PROJECTOR
 from quantkit.forward.config_keys import Config, given, head_dim
 from quantkit.forward.description import Architecture
 from quantkit.forward.mixers import Attention, DeltaNet
@@ -327,7 +328,7 @@ TRAITS = Traits(
 
 FAMILY = Family(
     name="Qwen 3.5",
-    models="Qwen3.5 0.8B/2B/4B/9B/27B, Qwen3.6-27B, Qwen3.8-27B, text only",
+    models="Qwen3.5 0.8B/2B/4B/9B/27B, Qwen3.6-27B, Qwen3.8-27B",
     architectures=("Qwen3_5ForConditionalGeneration", "Qwen3_5ForCausalLM", "Qwen3_5TextModel"),
     gguf_arch="qwen35",
     rules=NORMS + GATED_ATTENTION + DELTA_NET + MLP + draft_rules((*NORMS, *GATED_ATTENTION, *MLP)) + ENDS,
@@ -342,4 +343,5 @@ FAMILY = Family(
     rope_kinds=ROPE_KINDS,
     traits=TRAITS,
     forward={"Qwen3_5ForCausalLM": FORWARD, "Qwen3_5TextModel": FORWARD},
+    projectors={"Qwen3_5ForConditionalGeneration": QWEN3_5_PROJECTOR},
 )

@@ -12,6 +12,7 @@ from quantkit.families.base.hyperparameters import Hyperparameters, size
 from quantkit.families.qwen2moe import ROUTED, SHARED, every_layer_routed
 from quantkit.families.qwen2moe import dimensions as expert_widths
 from quantkit.families.qwen2moe import keys as expert_keys
+from quantkit.families.qwen3vl import QWEN3_5_PROJECTOR
 from quantkit.families.qwen35 import (
     DEFAULTS,
     DELTA_NET,
@@ -74,7 +75,7 @@ _DEFAULTS: dict[str, Any] = {
 FAMILY = replace(
     QWEN35,
     name="Qwen 3.5 MoE",
-    models="Qwen3.5-35B-A3B/122B-A10B/397B-A17B, Qwen3.6-35B-A3B, text only",
+    models="Qwen3.5-35B-A3B/122B-A10B/397B-A17B, Qwen3.6-35B-A3B",
     architectures=("Qwen3_5MoeForConditionalGeneration", "Qwen3_5MoeForCausalLM"),
     gguf_arch="qwen35moe",
     rules=(
@@ -91,4 +92,5 @@ FAMILY = replace(
     dimensions=all_dimensions,
     text_models={"Qwen3_5MoeForConditionalGeneration": ("Qwen3_5MoeForCausalLM", "qwen3_5_moe_text")},
     forward={"Qwen3_5MoeForCausalLM": FORWARD},
+    projectors={"Qwen3_5MoeForConditionalGeneration": QWEN3_5_PROJECTOR},
 )

@@ -19,7 +19,7 @@ from quantkit.families.qwen2moe import keys as mixture_keys
 from quantkit.families.qwen3 import HEAD_NORM_RULES
 from quantkit.families.qwen3moe import DEFAULTS
 from quantkit.families.qwen3moe import FAMILY as QWEN3_MOE
-from quantkit.families.qwen3vl import deepstack_key
+from quantkit.families.qwen3vl import PROJECTOR, deepstack_key
 
 _MLP, _TO = "model.layers.{layer}.mlp", "blk.{layer}"
 
@@ -79,7 +79,7 @@ def keys(arch: str, sizes: Hyperparameters) -> list[Key]:
 FAMILY = replace(
     QWEN3_MOE,
     name="Qwen3-VL-MoE",
-    models="Qwen3-VL-30B-A3B, Qwen3-VL-235B-A22B, text only",
+    models="Qwen3-VL-30B-A3B, Qwen3-VL-235B-A22B",
     architectures=("Qwen3VLMoeForConditionalGeneration",),
     gguf_arch="qwen3vlmoe",
     rules=NORMS + PROJECTIONS + HEAD_NORM_RULES + _SAVED + _TRANSPOSED + ENDS,
@@ -102,6 +102,7 @@ FAMILY = replace(
     text_models={"Qwen3VLMoeForConditionalGeneration": ("Qwen3MoeForCausalLM", "qwen3_vl_moe_text")},
     rename=TEXT_PREFIXES,
     dropped=(Dropped(VISION, VISION_LEFT_OUT),),
+    projectors={"Qwen3VLMoeForConditionalGeneration": PROJECTOR},
     canonical=lambda sizes: Canonical(_native_config, _NATIVE_RULES),
     # no layer reads it
     no_effect=("sliding_window",),

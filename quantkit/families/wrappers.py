@@ -5,6 +5,7 @@ get_model_architecture). A nested config may leave out what its class takes by d
 transformers 5. A family of a wrapper decides only if the nested config names a class.
 """
 
+from quantkit.families import idefics3, internvl, pixtral
 from quantkit.families.base.multimodal import Wrapper
 
 _LLAMA = {
@@ -51,6 +52,16 @@ WRAPPERS = (
     Wrapper("KimiVLForConditionalGeneration", "Kimi-VL A3B", "deepseek_v3", {}),
     Wrapper("KimiK25ForConditionalGeneration", "Kimi K2.5", "deepseek_v3", {}),
 )
+
+PROJECTORS = {
+    "LlavaForConditionalGeneration": pixtral.PROJECTOR,
+    "Mistral3ForConditionalGeneration": pixtral.PROJECTOR,
+    "Idefics3ForConditionalGeneration": idefics3.PROJECTOR,
+    "SmolVLMForConditionalGeneration": idefics3.PROJECTOR,
+    "InternVLChatModel": internvl.CHAT_PROJECTOR,
+    "InternVLForConditionalGeneration": internvl.PROJECTOR,
+}
+"""By architecture of the wrapper, its projector."""
 
 NAMES = {"VLlama3ForCausalLM": "LlamaForCausalLM"}
 """Names of nested architectures that transformers has under another name."""

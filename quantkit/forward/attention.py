@@ -1,4 +1,4 @@
-"""Causal self-attention of any described architecture."""
+"""Self-attention of any described architecture."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -92,21 +92,29 @@ def attend(part: Attention, layer: Layer, x: Array, context: Context) -> Array:
     step = _ROWS if where is None else _ROWS_OF_TENSORS
     for start, stop in _steps(n, step, chunk):
         first, rows = max(start - start % chunk, start + 1 - window), stop - start
+        last = stop
+        if not part.causal:
+            first, last = 0, n
         # heads that share a key are stacked into one matrix
         queries: Array = namespace(x).multiply(q[:, :, start:stop], scale)
-        scores = queries.reshape(groups, -1, size) @ k[:, first:stop].swapaxes(1, 2)
+        scores = queries.reshape(groups, -1, size) @ k[:, first:last].swapaxes(1, 2)
         if cap:
             scores = namespace(x).tanh(scores, out=scores)
             scores *= cap
-        by_head = scores.reshape(heads, rows, stop - first)
+        by_head = scores.reshape(heads, rows, last - first)
         if slopes is not None:
-            by_head -= slopes[:, None, None] * place(_distance(rows, stop - first).astype(np.float32), where)
-        masked = rows if window >= stop else stop - first
-        by_head[:, :, stop - first - masked :] += _mask(rows, masked, window, where)
+            distance = np.abs(_distance(start, stop, first, last)).astype(np.float32)
+            by_head -= slopes[:, None, None] * place(distance, where)
+        if part.causal:
+            masked = rows if window >= stop else stop - first
+            by_head[:, :, stop - first - masked :] += _mask(rows, masked, window, where)
+        elif window < n:
+            far = np.abs(_distance(start, stop, first, last)) > window // 2
+            by_head += place(np.where(far, -np.inf, 0.0).astype(np.float32), where)
         if excluded is not None:
-            by_head[:, excluded[start:stop, first:stop]] = -np.inf
+            by_head[:, excluded[start:stop, first:last]] = -np.inf
         parts, total = _softmax_parts(by_head, sinks)
-        mixed = (parts.reshape(scores.shape) @ v[:, first:stop]).reshape(heads, rows, -1)
+        mixed = (parts.reshape(scores.shape) @ v[:, first:last]).reshape(heads, rows, -1)
         mixed /= total  # fewer divisions than on the scores
         out[start:stop] = mixed.swapaxes(0, 1)
     if gate is not None:
@@ -139,15 +147,15 @@ def _softmax_parts(scores: Array, sinks: Array | None) -> tuple[Array, Array]:
     return parts, total
 
 
-def _distance(rows: int, keys: int) -> NDArray[np.int64]:
-    """Distance in tokens from each of the last `keys` to each of the last `rows`: (rows, keys)."""
-    return np.arange(keys - rows, keys)[:, None] - np.arange(keys)
+def _distance(start: int, stop: int, first: int, last: int) -> NDArray[np.int64]:
+    """Distance in tokens from keys `first` to `last` to queries `start` to `stop`: (queries, keys)."""
+    return np.arange(start, stop)[:, None] - np.arange(first, last)
 
 
 @lru_cache(maxsize=8)
 def _mask(rows: int, keys: int, window: int, where: Any) -> Array:
     """The mask of the scores: -inf for keys after the query, or `window` or more tokens before it."""
-    distance = _distance(rows, keys)
+    distance = _distance(keys - rows, keys, 0, keys)
     hidden = np.where((distance < 0) | (distance >= window), -np.inf, 0.0).astype(np.float32)
     mask: Array = place(hidden, where)
     return mask

@@ -14,7 +14,7 @@ def given(config: Config, *keys: str, default: Any = None) -> Any:
 def head_dim(config: Config) -> int:
     """Width of a head: `head_dim`, or the hidden size over the number of heads."""
     hidden, heads = (
-        given(config, "hidden_size", "n_embd", "d_model"),
+        given(config, "hidden_size", "n_embd", "d_model", "dim"),
         given(config, "num_attention_heads", "n_head", "n_heads"),
     )
     return int(given(config, "head_dim", default=hidden // heads))

@@ -168,16 +168,19 @@ class Laurel:
 
 @dataclass(frozen=True)
 class Architecture:
-    """A decoder. The defaults are Llama's.
+    """A decoder, or an encoder. The defaults are Llama's.
 
     Attention and feed-forward each read the hidden states through a norm (`attention_norm`, `feed_norm`; None: no norm)
     and may have a norm after them (`after_attention`, `after_feed`). Their output times `residual_scale` is added to
     the hidden states.
 
     Attributes:
+        head: the output head; "" for an encoder, whose results are its hidden states.
         base: prefix of all names but the head's; checkpoints saved from the bare model lack it.
         layer: prefix of a layer's names.
-        positions: the tensor of learned positions.
+        positions: the tensor of learned positions; `first_position` is its row for the first token.
+        token_types: the tensor of token types; its first row is added to every embedding.
+        sum_norms: norms of the hidden states after attention and after the feed-forward have been added (BERT).
         delta_net, mamba, mamba2, short_convolution: what some layers have in place of attention (Mamba 2 also beside
             it).
         mixes: whether a layer has attention or what stands in its place.
@@ -188,6 +191,7 @@ class Architecture:
         altup: several streams of hidden states.
         laurel: a low-rank residual beside attention.
         layer_scale: the tensor of one number that multiplies a layer's output.
+        last_norm: the norm after the last layer, or "".
         tied: whether the embedding is the head where config.json does not say.
         per_layer: the config of a layer, where layers differ in sizes.
         variant: fields that depend on config.json.
@@ -200,6 +204,9 @@ class Architecture:
     embedding_norm: str | None = None
     embedding_scale: Callable[[Config], float] = lambda _: 1.0
     positions: str | None = None
+    first_position: Callable[[Config], int] = lambda _: 0
+    token_types: str | None = None
+    sum_norms: tuple[str, str] | None = None
     layer: str = "layers.{}."
     norm: Norm = Norm()
     attention_norm: str | None = "input_layernorm"

@@ -1,4 +1,4 @@
-"""The forward pass of a decoder, from a checkpoint's tensors and config.json."""
+"""The forward pass of a decoder or an encoder, from a checkpoint's tensors and config.json."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -25,7 +25,7 @@ _EPS = ("rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon", "norm_eps")
 
 
 class Decoder:
-    """A decoder in parts: the embedding, each layer, and the head."""
+    """A decoder in parts: the embedding, each layer, and the head. An encoder has no head."""
 
     def __init__(self, weights: Weights, config: Mapping[str, Any], architecture: Architecture) -> None:
         self.architecture = architecture
@@ -35,16 +35,19 @@ class Decoder:
             self.base = ""
         self.embedding = self.base + self.architecture.embedding
         tied = bool(given(config, "tie_word_embeddings", default=self.architecture.tied))
-        self.head = self.embedding if tied else self.architecture.head
+        self.head = self.embedding if tied and self.architecture.head else self.architecture.head
         self.eps = float(given(config, *_EPS, default=1e-6 if self.architecture.norm.kind == "rms" else 1e-5))
         self.n_layers = int(given(config, "num_hidden_layers", "n_layer", "n_layers"))
-        self.hidden = int(given(config, "hidden_size", "n_embd", "d_model"))
+        self.hidden = int(given(config, "hidden_size", "n_embd", "d_model", "dim"))
         self.streams = self.architecture.altup.count(config) if self.architecture.altup else 1
         sources = (self.shared_from(number) for number in range(self.n_layers))
         self.shared_layers = frozenset(source for source in sources if source is not None)
 
     def run(self, tokens: Sequence[int]) -> Array:
-        """Logits (n_tokens, n_vocab) in float32 for one sequence of token ids, layer by layer."""
+        """Logits (n_tokens, n_vocab) in float32 for one sequence of token ids, layer by layer.
+
+        Of an encoder the last hidden states (n_tokens, hidden).
+        """
         x, context = self.embed(tokens), self.context(tokens)
         for number in range(self.n_layers):
             x = self.layer(number)(x, context)
@@ -71,7 +74,10 @@ class Decoder:
         x = np.concatenate([f32(weights.rows(self.embedding + ".weight", id, id + 1)) for id in tokens])
         x *= np.float32(architecture.embedding_scale(self.config))
         if architecture.positions:
-            x = x + f32(weights.rows(self.base + architecture.positions + ".weight", 0, len(tokens)))
+            first = architecture.first_position(self.config)
+            x = x + f32(weights.rows(self.base + architecture.positions + ".weight", first, first + len(tokens)))
+        if architecture.token_types:
+            x = x + f32(weights.rows(self.base + architecture.token_types + ".weight", 0, 1))
         if architecture.embedding_norm:
             x = self._at(weights, 0, "").norm(self.base + architecture.embedding_norm, x, architecture.norm)
         return x
@@ -79,7 +85,7 @@ class Decoder:
     @property
     def outer_linears(self) -> tuple[str, ...]:
         """Names of the linears outside the layers."""
-        head = () if self.head == self.embedding else (self.head,)
+        head = () if self.head in ("", self.embedding) else (self.head,)
         inputs = self.architecture.layer_inputs
         if inputs is None or not inputs.width(self.config):
             return head
@@ -134,11 +140,14 @@ class Decoder:
         return DecoderLayer(self, self._at(weights or self.weights, number, self.at(number)))
 
     def logits(self, x: Array) -> Array:
-        """Logits (n_tokens, n_vocab) from the hidden states after the last layer."""
+        """Logits (n_tokens, n_vocab) from the hidden states after the last layer; those of an encoder, normed."""
         architecture = self.architecture
         if architecture.altup:
             x = merged(architecture.altup, self.weights, self.base, x, self.streams)
-        x = self._at(self.weights, 0, "").norm(self.base + architecture.last_norm, x, architecture.norm)
+        if architecture.last_norm:
+            x = self._at(self.weights, 0, "").norm(self.base + architecture.last_norm, x, architecture.norm)
+        if not self.head:
+            return x
         logits = self.weights.linear(self.head, x, int(self.config["vocab_size"]))
         logits = logits * np.float32(architecture.logit_scale(self.config))
         return softcapped(logits, self.config.get(architecture.logit_softcap) if architecture.logit_softcap else None)
@@ -187,6 +196,8 @@ class DecoderLayer:
             normed_middle = self._normed(architecture.feed_norm, x) if architecture.feed_norm else normed
             return f32(x + attended), normed_middle
         middle = f32(x + attended * self._scale())
+        if architecture.sum_norms:
+            middle = self._normed(architecture.sum_norms[0], middle)
         if not architecture.feeds(self.layer.config, self.layer.number):
             return middle, middle
         if self.architecture.laurel:
@@ -221,6 +232,8 @@ class DecoderLayer:
             dense = self._normed(self.beside.after_dense, self.dense(middle))
             fed = self._normed(self.beside.after_experts, fed) + dense
         x = f32(middle + self._normed(architecture.after_feed, fed) * self._scale())
+        if architecture.sum_norms:
+            x = self._normed(architecture.sum_norms[1], x)
         if architecture.layer_inputs:
             x = add_layer_input(architecture.layer_inputs, layer, self.decoder, x, context.tokens)
         return x * layer.vector(layer.at + architecture.layer_scale, x) if architecture.layer_scale else x

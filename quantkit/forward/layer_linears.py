@@ -78,7 +78,7 @@ class _Place:
 
     @property
     def hidden(self) -> int:
-        return int(given(self.config, "hidden_size", "n_embd", "d_model"))
+        return int(given(self.config, "hidden_size", "n_embd", "d_model", "dim"))
 
 
 @dataclass(frozen=True)

@@ -38,9 +38,11 @@ class Indexer:
 
 @dataclass(frozen=True)
 class Attention:
-    """Causal attention with heads, of which several may share a key and a value.
+    """Attention with heads, of which several may share a key and a value.
 
     Attributes:
+        causal: whether a token attends to itself and earlier tokens only; False for encoders. A window then reaches to
+            both sides, half of it each.
         at: prefix of the part's names.
         separate: names of the linears for queries, keys and values.
         fused: one linear for all three instead: all queries, all keys, all values; with `grouped`, for each key head
@@ -75,6 +77,7 @@ class Attention:
         multipliers: factors of queries, keys, values and the output, after their linears (muP).
     """
 
+    causal: bool = True
     at: str = "self_attn."
     separate: tuple[str, str, str] = ("q_proj", "k_proj", "v_proj")
     fused: str | None = None

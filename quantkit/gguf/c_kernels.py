@@ -1,71 +1,142 @@
-"""Faster K-quant kernels with the same bytes as ggml: c_kernels.c, compiled with this machine's C compiler.
+"""Faster kernels with the same bytes as ggml: the C files in c/, compiled with this machine's compiler (compiled.py).
 
-The first use compiles it (one or two seconds) into the user's cache folder; later uses load it from there. A kernel is
-used only if its bytes equal those of the reference on test rows. If the compiler rounds differently or is
-missing, ggml's kernels are used. QUANTKIT_C_KERNELS=0 in the environment disables these kernels.
+A kernel is used only if its bytes equal those of the reference on test rows, with and without importances. If the
+compiler rounds differently or is missing, ggml's kernels are used. QUANTKIT_C_KERNELS=0 in the environment disables
+these kernels.
 
-The cached library is loaded only if this user alone can have written it. The folder and the files belong to this user,
-are not writable by others and are not links. The library has the sha256 recorded at its compilation. Otherwise the
-kernels are compiled again, in a private temporary folder if the cache folder is not private.
+On other processors than x86-64 the recorded bytes of x86-64 are the reference: compilers for ARM fuse multiplications
+and additions in ggml, which rounds once where x86-64 rounds twice. These kernels never fuse, so a file is the same
+everywhere.
 """
 
 import ctypes
 import hashlib
 import os
-import shutil
+import platform
 import subprocess
-from collections.abc import Callable, Mapping, Sequence
+import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 from gguf import GGMLQuantizationType
 from numpy.typing import NDArray
 
+from quantkit.gguf.compiled import compiled
 from quantkit.gguf.types import row_bytes
-from quantkit.private_cache import private_cache_folder, read_private
-from quantkit.scratch import scratch_folder
 
 _T = GGMLQuantizationType
-Quantize = Callable[[GGMLQuantizationType, NDArray[np.float32], NDArray[np.uint8]], None]
+_FLOATS = NDArray[np.float32]
+_BYTES = NDArray[np.uint8]
+Quantize = Callable[[GGMLQuantizationType, _FLOATS, _FLOATS | None, _BYTES], None]
 
-_FOLDER = Path(__file__).parent
-SOURCE = _FOLDER / "c_kernels.c"
-_HEADERS = (_FOLDER / "half.h",)
-KINDS = (_T.Q2_K, _T.Q4_K, _T.Q5_K, _T.Q6_K)
-# No fused multiply-add: it rounds once where ggml's code rounds twice.
-_FLAGS = ("-march=native", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-shared", "-fPIC")
-_COMPILE_SECONDS = 60
+_X86_64 = platform.machine() in ("x86_64", "AMD64")
+
+_FOLDER = Path(__file__).parent / "c"
+SOURCES = tuple(_FOLDER / name for name in ("k_quants.c", "block32.c", "iq4.c"))
+KINDS = (
+    *(_T.Q8_0, _T.Q6_K, _T.Q5_K, _T.Q5_1, _T.Q5_0, _T.Q4_K, _T.Q4_1, _T.Q4_0),
+    *(_T.IQ4_NL, _T.IQ4_XS, _T.Q3_K, _T.Q2_K),
+)
+# sha256 (24 digits) of the bytes of `regular_rows` without and with importances, as ggml writes them on x86-64
+X86_64_BYTES = {
+    _T.Q8_0: "6b79d6fd19dc997ceabbf175",
+    _T.Q6_K: "2f813d54ecb8db28a5f78796",
+    _T.Q5_K: "6633337492255809c677731e",
+    _T.Q5_1: "ea9e32759b0610afcf5a3a3a",
+    _T.Q5_0: "384c9e19439330319fabb2a2",
+    _T.Q4_K: "24b37ebd671d8219a68dcf1c",
+    _T.Q4_1: "c0c12a71231ef6a18f205932",
+    _T.Q4_0: "12b248b71db4607e30db4395",
+    _T.IQ4_NL: "20e079472b2fb41912c46c2b",
+    _T.IQ4_XS: "63c353fc7578d81edf4f2505",
+    _T.Q3_K: "72ed65f1a7ed3c5e682eb820",
+    _T.Q2_K: "695b5bae1082f01fe5edaaf5",
+}
+# -O3 unrolls the loops over lanes before they become vectors
+_OPTIMIZE = ("-O2", "-ftree-vectorize")
 
 
-def load(reference: Quantize) -> Mapping[GGMLQuantizationType, Quantize]:
-    """The kernels that can replace `reference`, by type. A type whose bytes differ is absent; {} without a compiler.
+class CKernels:
+    """The kernels of a compiled library, each tested against `reference` before its first use.
 
-    `reference(kind, rows, out)` quantizes float32 rows (n, n_cols) into `out`, uint8 (n, row_bytes).
+    `reference(kind, rows, weights, out)` quantizes float32 rows (n, n_cols) with importances (n_cols,) or None into
+    `out`, uint8 (n, row_bytes).
     """
+
+    def __init__(self, library: ctypes.CDLL, reference: Quantize) -> None:
+        self._library = library
+        self._reference = reference
+        self._lock = threading.Lock()
+        self._tested: dict[tuple[GGMLQuantizationType, bool], Quantize | None] = {}
+        # newer versions of ggml clamp a level before they round it, older ones after it
+        rows, weights = clamping_rows()
+        clamped_first = _made(self._bound(_T.Q5_K, 1), _T.Q5_K, rows, weights)
+        self._clamps_first = int(np.array_equal(clamped_first, _made(reference, _T.Q5_K, rows, weights)))
+
+    def get(self, kind: GGMLQuantizationType, *, weighted: bool) -> Quantize | None:
+        """The kernel of `kind` with or without importances; None when there is none or its bytes differ."""
+        if kind not in KINDS:
+            return None
+        key = kind, weighted
+        if key not in self._tested:
+            with self._lock:
+                if key not in self._tested:
+                    self._tested[key] = self._test(kind, weighted)
+        return self._tested[key]
+
+    def kinds(self) -> tuple[GGMLQuantizationType, ...]:
+        """The types with a kernel, without those whose bytes differed when they were tested."""
+        failed = {kind for (kind, _), kernel in self._tested.items() if kernel is None}
+        return tuple(kind for kind in KINDS if kind not in failed)
+
+    def _test(self, kind: GGMLQuantizationType, weighted: bool) -> Quantize | None:
+        kernel = self._bound(kind, self._clamps_first)
+        if _X86_64:
+            return kernel if self._equals_reference(kernel, kind, weighted) else None
+        return kernel if bytes_digest(kernel, kind) == X86_64_BYTES[kind] else None
+
+    def _equals_reference(self, kernel: Quantize, kind: GGMLQuantizationType, weighted: bool) -> bool:
+        rows = awkward_rows()
+        for weights in awkward_importances() if weighted else (None,):
+            if not np.array_equal(_made(kernel, kind, rows, weights), _made(self._reference, kind, rows, weights)):
+                return False
+        return True
+
+    def _bound(self, kind: GGMLQuantizationType, clamps_first: int) -> Quantize:
+        function = getattr(self._library, f"quantkit_{kind.name.lower()}")
+        function.restype = None
+        function.argtypes = (
+            *(ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64),
+            *(ctypes.c_void_p, ctypes.c_int),
+        )
+
+        def quantize(_kind: GGMLQuantizationType, rows: _FLOATS, weights: _FLOATS | None, out: _BYTES) -> None:
+            importances = None if weights is None else weights.ctypes.data
+            function(rows.ctypes.data, out.ctypes.data, *rows.shape, importances, clamps_first)
+
+        return quantize
+
+
+def load(reference: Quantize) -> CKernels | None:
+    """The kernels that can replace `reference`; None without a compiler."""
     if os.environ.get("QUANTKIT_C_KERNELS") == "0":
-        return {}
+        return None
     try:
-        library = compiled(SOURCE)
+        return CKernels(compiled(*SOURCES, optimize=_OPTIMIZE), reference)
     except (OSError, subprocess.SubprocessError):
-        return {}
-    candidates = {kind: _bound(library, kind) for kind in KINDS}
-    rows = awkward_rows()
-    return {
-        kind: fast
-        for kind, fast in candidates.items()
-        if np.array_equal(_made(fast, kind, rows), _made(reference, kind, rows))
-    }
+        return None
 
 
-def awkward_rows() -> NDArray[np.float32]:
+def awkward_rows() -> _FLOATS:
     """Test rows, float32 (n, 512): outliers, zeros, one sign, constant rows, tiny and large values."""
     rng = np.random.default_rng(0)
-    plain = rng.standard_normal((8, 512))
+    plain = rng.standard_normal((3, 512))
     kinds = [
         plain,
-        rng.standard_t(2, (8, 512)),
-        plain * np.exp(rng.normal(0, 4, (8, 32))).repeat(16, axis=1),
-        plain * (rng.random((8, 512)) < 0.05),
+        rng.standard_t(2, (3, 512)),
+        plain * np.exp(rng.normal(0, 4, (3, 32))).repeat(16, axis=1),
+        plain * (rng.random((3, 512)) < 0.05),
         np.abs(plain),
         -np.abs(plain),
         plain * 1e-7,
@@ -78,78 +149,42 @@ def awkward_rows() -> NDArray[np.float32]:
     return np.concatenate(kinds).astype(np.float32)
 
 
-def _made(quantize: Quantize, kind: GGMLQuantizationType, rows: NDArray[np.float32]) -> NDArray[np.uint8]:
-    out = np.empty((len(rows), row_bytes(kind, rows.shape[1])), dtype=np.uint8)
-    quantize(kind, rows, out)
-    return out
+def regular_rows() -> _FLOATS:
+    """The test rows, float32 (n, 512), without those of subnormal numbers.
 
-
-def _bound(library: ctypes.CDLL, kind: GGMLQuantizationType) -> Quantize:
-    function = getattr(library, f"quantkit_{kind.name.lower()}")
-    function.restype = None
-    function.argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64)
-
-    def quantize(_kind: GGMLQuantizationType, rows: NDArray[np.float32], out: NDArray[np.uint8]) -> None:
-        function(rows.ctypes.data, out.ctypes.data, rows.size)
-
-    return quantize
-
-
-def compiled(source: Path, optimize: Sequence[str] = ("-O3",)) -> ctypes.CDLL:
-    """The library of a C file, from the cache or newly compiled. `optimize`: options of the compiler.
-
-    Raises OSError (no compiler, no writable folder) or subprocess.SubprocessError (the source does not compile).
+    The inverse scale of these is infinite, and C leaves the conversion of a NaN to an integer to the processor.
     """
-    compiler = next(filter(None, map(shutil.which, filter(None, (os.environ.get("CC"), "cc", "gcc", "clang")))), None)
-    if compiler is None:
-        raise FileNotFoundError("no C compiler")
-    sources = [path.read_bytes() for path in (source, *_HEADERS)]
-    flags = [*optimize, *_FLAGS]
-    identity = [*sources, " ".join(flags).encode(), str(Path(compiler).resolve()).encode(), _processor()]
-    name = f"{source.stem}-{hashlib.sha256(b'|'.join(identity)).hexdigest()[:16]}.so"
-    cache = private_cache_folder()
-    if cache is None:
-        with scratch_folder() as folder:
-            return ctypes.CDLL(str(_compile([compiler, *flags], source, folder / name)))
-    library = _load_trusted(cache / name)
-    if library is None:
-        with scratch_folder(str(cache)) as folder:
-            made = _compile([compiler, *flags], source, folder / name)
-            digest = made.with_suffix(".sha256")
-            digest.write_text(hashlib.sha256(made.read_bytes()).hexdigest())
-            for path in (made, digest):
-                path.chmod(0o644)
-                path.replace(cache / path.name)
-        library = _load_trusted(cache / name)
-        if library is None:
-            raise OSError(f"{cache / name} changed while it was compiled")
-    return library
+    rows = awkward_rows()
+    regular: _FLOATS = rows[np.abs(rows).max(axis=1) > np.finfo(np.float32).tiny]
+    return regular
 
 
-def _compile(compiler: Sequence[str], source: Path, library: Path) -> Path:
-    command = [*compiler, f"-I{_FOLDER}", "-o", str(library), str(source), "-lm"]
-    # the compiler's own temporary files stay there too, should it be killed
-    environment = {**os.environ, "TMPDIR": str(library.parent)}
-    subprocess.run(command, check=True, capture_output=True, timeout=_COMPILE_SECONDS, env=environment)
-    return library
+def bytes_digest(quantize: Quantize, kind: GGMLQuantizationType) -> str:
+    """24 digits of the sha256 of the bytes of `regular_rows`, without and with importances."""
+    digest = hashlib.sha256()
+    for weights in (None, *awkward_importances()):
+        digest.update(_made(quantize, kind, regular_rows(), weights).data)
+    return digest.hexdigest()[:24]
 
 
-def _load_trusted(path: Path) -> ctypes.CDLL | None:
-    """The library at `path`; None when it is missing, incomplete, or another user may have written it."""
-    try:
-        recorded = read_private(path.with_suffix(".sha256"))
-        data = read_private(path)
-    except OSError:
-        return None
-    if hashlib.sha256(data).hexdigest().encode() != recorded.strip():
-        return None
-    return ctypes.CDLL(str(path))
+def awkward_importances() -> tuple[_FLOATS, ...]:
+    """Test importances, float32 (512,): of a wide range, and zero for half of the columns."""
+    rng = np.random.default_rng(1)
+    spread = np.exp(2 * rng.standard_normal(512))
+    return spread.astype(np.float32), (spread * (rng.random(512) < 0.5)).astype(np.float32)
 
 
-def _processor() -> bytes:
-    """The processor that -march=native compiles for. Different machines may share the cache folder."""
-    try:
-        lines = Path("/proc/cpuinfo").read_bytes().splitlines()
-    except OSError:
-        return os.uname().machine.encode()
-    return b"".join(sorted({line for line in lines if line.startswith((b"flags", b"Features", b"model name"))}))
+def clamping_rows() -> tuple[_FLOATS, _FLOATS]:
+    """Rows (4, 256) and importances (256,) of which ggml's versions make different Q5_K, Q4_K, Q5_1 and Q4_1.
+
+    The fitted minimum of a sub-block comes so close to its maximum that levels exceed the range of the rounding.
+    """
+    rng = np.random.default_rng(723)
+    rows = -np.exp(3 * rng.standard_normal((4, 256)))
+    return rows.astype(np.float32), (rng.random(256) < 0.5).astype(np.float32)
+
+
+def _made(quantize: Quantize, kind: GGMLQuantizationType, rows: _FLOATS, weights: _FLOATS | None) -> _BYTES:
+    out = np.empty((len(rows), row_bytes(kind, rows.shape[1])), dtype=np.uint8)
+    quantize(kind, rows, weights, out)
+    return out

@@ -88,13 +88,17 @@ FILE_TYPES: dict[str, FileType] = _by_name(
 _ALIASES = {"q3_k": "q3_k_m", "q4_k": "q4_k_m", "q5_k": "q5_k_m", "mxfp4_moe": "mxfp4"}
 
 
-def file_type(name: str) -> FileType:
-    """The file type `name`, in any case; accepts llama-quantize's aliases. Raises UsageError for an unknown name."""
+def file_type(name: str, others: Iterable[str] = ()) -> FileType:
+    """The file type `name`, in any case; accepts llama-quantize's aliases.
+
+    `others`: names of other outputs, which the message of an unknown name may suggest. Raises UsageError.
+    """
     key = name.strip().lower()
     key = _ALIASES.get(key, key)
     if key not in FILE_TYPES:
         raise UsageError(
-            unknown_name("quantization type", name, key, FILE_TYPES) + "; quantkit gguf --help lists all types"
+            unknown_name("quantization type", name, key, (*FILE_TYPES, *others))
+            + "; quantkit gguf --help lists all types"
         )
     return FILE_TYPES[key]
 

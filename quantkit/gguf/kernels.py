@@ -12,7 +12,7 @@ import functools
 import importlib.metadata
 import importlib.util
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -78,11 +78,9 @@ def quantize_rows(
             raise ValueError(f"weights have shape {weights.shape}, not ({n_cols},)")
     if kind in _LATTICE:
         _check_range(kind, rows, weights)
-    fast = _c_kernels().get(kind) if weights is None and kind in c_kernels.KINDS else None
-    if fast is not None:
-        fast(kind, rows, out)
-    else:
-        _kernels().quantize(kind, rows, weights, out)
+    ours = _c_kernels() if kind in c_kernels.KINDS else None
+    quantize = ours and ours.get(kind, weighted=weights is not None)
+    (quantize or _kernels().quantize)(kind, rows, weights, out)
     return out
 
 
@@ -104,7 +102,8 @@ def validate_rows(kind: GGMLQuantizationType, data: _BYTES) -> bool:
 
 def accelerated() -> tuple[str, ...]:
     """The types that quantkit's own C kernels quantize on this machine, with the same bytes as the library."""
-    return tuple(kind.name for kind in _c_kernels())
+    ours = _c_kernels()
+    return tuple(kind.name for kind in ours.kinds()) if ours else ()
 
 
 def requires_imatrix(kind: GGMLQuantizationType) -> bool:
@@ -281,17 +280,17 @@ def _first_working() -> Kernels:
     )
 
 
-def _c_kernels() -> Mapping[GGMLQuantizationType, c_kernels.Quantize]:
+def _c_kernels() -> c_kernels.CKernels | None:
     with _loading:
-        return _tested_c_kernels()
+        return _loaded_c_kernels()
 
 
 @functools.cache
-def _tested_c_kernels() -> Mapping[GGMLQuantizationType, c_kernels.Quantize]:
+def _loaded_c_kernels() -> c_kernels.CKernels | None:
     kernels = _first_working()
-    if not all(kernels.has(kind, False) for kind in c_kernels.KINDS):
-        return {}
-    return c_kernels.load(lambda kind, rows, out: kernels.quantize(kind, rows, None, out))
+    if not all(kernels.has(kind, True) for kind in c_kernels.KINDS):
+        return None  # without ggml there is nothing to test them against
+    return c_kernels.load(kernels.quantize)
 
 
 def _better(current: str) -> str:

@@ -60,8 +60,12 @@ def lay_out(
     keys: Sequence[KeyValue],
     tensors: Sequence[tuple[str, tuple[int, ...], GGMLQuantizationType]],
     split_max_size: int | None = None,
+    *,
+    keep_dims: bool = False,
 ) -> list[FileLayout]:
     """Lay out `tensors` (name, shape, type) in order: one file, or shards of `split_max_size` tensor bytes at most.
+
+    `keep_dims`: outer dimensions of one are stored, as llama.cpp's converter does and its own writer does not.
 
     Raises:
         UsageError: a single tensor is larger than `split_max_size`.
@@ -81,7 +85,7 @@ def lay_out(
         groups[-1].append(tensor)
         filled += size
     if len(groups) == 1:
-        return [_file(f"{stem}.gguf", keys, groups[0])]
+        return [_file(f"{stem}.gguf", keys, groups[0], keep_dims=keep_dims)]
     count = len(groups)
     files = []
     for number, group in enumerate(groups):
@@ -98,10 +102,17 @@ def lay_out(
 
 
 def _file(
-    name: str, keys: Sequence[KeyValue], tensors: Sequence[tuple[str, tuple[int, ...], GGMLQuantizationType]]
+    name: str,
+    keys: Sequence[KeyValue],
+    tensors: Sequence[tuple[str, tuple[int, ...], GGMLQuantizationType]],
+    *,
+    keep_dims: bool = False,
 ) -> FileLayout:
     infos, relative, placed = [], 0, []
     for tensor, shape, type_ in tensors:
+        if not keep_dims:
+            # a matrix of one row is stored as a vector
+            shape = tuple(reversed(ggml_shape(shape)))
         infos.append(_tensor_info(tensor, shape, type_, relative))
         size = tensor_bytes(type_, shape)
         placed.append((tensor, shape, type_, relative, size))
@@ -109,11 +120,7 @@ def _file(
     head = MAGIC + struct.pack("<IQQ", VERSION, len(placed), len(keys))
     head += b"".join(key.pack() for key in keys) + b"".join(infos)
     head += b"\0" * (padded(len(head)) - len(head))
-    slots = tuple(
-        # the shape in the file: a matrix of one row is stored as a vector
-        Slot(tensor, tuple(reversed(ggml_shape(shape))), type_, len(head) + offset, size)
-        for tensor, shape, type_, offset, size in placed
-    )
+    slots = tuple(Slot(tensor, shape, type_, len(head) + offset, size) for tensor, shape, type_, offset, size in placed)
     return FileLayout(name, head, slots, len(head) + relative)
 
 
@@ -126,5 +133,5 @@ def ggml_shape(shape: Sequence[int]) -> tuple[int, ...]:
 
 
 def _tensor_info(name: str, shape: Sequence[int], type_: GGMLQuantizationType, offset: int) -> bytes:
-    text, dims = name.encode("utf-8"), ggml_shape(shape)
+    text, dims = name.encode("utf-8"), tuple(reversed(shape))
     return struct.pack("<Q", len(text)) + text + struct.pack(f"<I{len(dims)}QIQ", len(dims), *dims, int(type_), offset)

@@ -37,6 +37,11 @@ class GgufHeader:
         """The value of a key, or `default`."""
         return next((item.value for item in self.keys if item.key == key), default)
 
+    @property
+    def is_encoder(self) -> bool:
+        """Whether tokens attend to later ones, so the model gives embeddings and no next token."""
+        return self.value(f"{self.value('general.architecture')}.attention.causal") is False
+
 
 def shard_paths(path: Path) -> list[Path]:
     """All shards of the model if `path` is a shard; otherwise `path` alone.

@@ -20,7 +20,7 @@ def inspect_source(source: str, *, offline: bool = False) -> Description:
 
     Raises:
         CheckpointError: the source is not found or is damaged. HubError: the hub cannot be read.
-        UnsupportedError: a hub repository of quantized weights.
+        UnsupportedError: a hub repository that is quantized in a way that quantkit does not read.
     """
     path = user_path(source)
     if source.endswith(".gguf") and not path.exists():

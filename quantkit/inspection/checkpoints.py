@@ -1,33 +1,31 @@
 """A Hugging Face checkpoint, in a folder or on the hub, described from config.json, tokenizer files and headers."""
 
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from quantkit.chat import suggest
 from quantkit.checkpoint import Checkpoint, TensorInfo
-from quantkit.checkpoint.folder import choose_weights, is_possibly_stale, quantization_config, read_small_file
+from quantkit.checkpoint.folder import choose_weights, read_small_file
 from quantkit.checkpoint.jsonfile import parse_object
+from quantkit.checkpoint.quantized.settings import stated_quantization
 from quantkit.checkpoint.weights import open_weights
 from quantkit.errors import MissingExtraError, QuantkitError, UnsupportedError
 from quantkit.families import Family, find_family, open_model, token_roles
 from quantkit.gguf.keyvalues import KeyValue
 from quantkit.gguf.vocabulary import token_texts
 from quantkit.inspection.config import shape_of_config, text_config
-from quantkit.inspection.description import Description, File, Quantization, Template, Vocabulary
+from quantkit.inspection.description import Description, File, Template, Vocabulary
 from quantkit.inspection.keys import describe_template, template_of_keys, vocabulary_of_keys
+from quantkit.inspection.quantization import bits_of, describe_quantization, is_packed, title_of
 from quantkit.inspection.record import entry_of, readable_record
 from quantkit.inspection.weights import Stored, count_weights
 from quantkit.outputs.model import model_from_checkpoint
+from quantkit.outputs.projector import find_projector_of
 from quantkit.outputs.templates import generation_config
-from quantkit.packed.mlx import is_mlx
 from quantkit.tokenizer import files as tokenizer_files
 from quantkit.tokenizer import load_vocabulary, special
-
-_PACKED_WEIGHTS = (".qweight", ".weight_packed")
-_LAYER = re.compile(r".*?\.\d+\.")
 
 
 @dataclass
@@ -61,16 +59,13 @@ def describe_checkpoint_folder(folder: Path, source: str) -> Description:
         contents.notes.append(str(error))
         names = list(choose_weights([path.name for path in folder.iterdir()], source).files)
     contents.files = [File(name, (folder / name).stat().st_size) for name in names]
-    packed = _is_packed(quantization_config(config))
-    if not packed or is_possibly_stale(config):
-        try:
-            contents.opened = open_model(str(folder), any_architecture=True)
-            contents.name, contents.revision = contents.opened.name, contents.opened.revision
-            contents.config = contents.opened.config
-            contents.notes += contents.opened.notes
-        except QuantkitError as error:
-            if not packed:
-                contents.notes.append(str(error))
+    try:
+        contents.opened = open_model(str(folder), any_architecture=True)
+        contents.name, contents.revision = contents.opened.name, contents.opened.revision
+        contents.config = contents.opened.config
+        contents.notes += contents.opened.notes
+    except QuantkitError as error:
+        contents.notes.append(str(error))
     try:
         return _describe(contents, source)
     finally:
@@ -85,7 +80,7 @@ def describe_hub_checkpoint(source: str, *, offline: bool = False) -> Descriptio
         CheckpointError, HubError, UnsupportedError: as `open_model` does.
     """
     with open_model(source, offline=offline, headers_only=True, any_architecture=True) as opened:
-        tensors = list(opened.tensors.values())
+        tensors = list(opened.stored_tensors.values())
         names = sorted({tensor.file for tensor in tensors})
         files = [File(name, sum(tensor.nbytes for tensor in tensors if tensor.file == name)) for name in names]
         notes = list(opened.notes)
@@ -95,7 +90,8 @@ def describe_hub_checkpoint(source: str, *, offline: bool = False) -> Descriptio
 
 def _describe(contents: _Contents, source: str) -> Description:
     config = contents.config
-    packing = quantization_config(config)
+    packing = stated_quantization(config)
+    quantized = contents.opened.quantized if contents.opened is not None else None
     architecture = _architecture(config)
     family = _family(config)
     completed = _completed(config, family)
@@ -105,9 +101,10 @@ def _describe(contents: _Contents, source: str) -> Description:
         experts=shape.experts,
         experts_used=shape.experts_used,
         tied=text_config(completed).get("tie_word_embeddings") is True,
-        packed_bits=_bits(packing),
+        packed_bits=bits_of(packing),
+        counts=quantized.weights_of if quantized is not None else None,
     )
-    keys, why_not = _gguf_keys(contents, family, architecture, packing)
+    keys, why_not = _gguf_keys(contents, family, architecture)
     vocabulary = vocabulary_of_keys(keys)
     template = template_of_keys(keys, vocabulary)
     if vocabulary is None:
@@ -122,7 +119,7 @@ def _describe(contents: _Contents, source: str) -> Description:
     stored = weights.groups[0].type.lower() if weights else None
     return Description(
         name=contents.name,
-        kind="quantized checkpoint" if _is_packed(packing) else "checkpoint",
+        kind="quantized checkpoint" if is_packed(packing) else "checkpoint",
         source=source,
         family=family.models if family else None,
         architecture=architecture,
@@ -132,24 +129,31 @@ def _describe(contents: _Contents, source: str) -> Description:
         vocabulary=vocabulary,
         template=template,
         suggested_template=suggested,
-        type=_method(packing) or stored,
+        type=title_of(packing, quantized) or stored,
         convertible=why_not is None,
         why_not=why_not,
         revision=contents.revision,
         origin=_origin(contents),
-        quantization=_quantization(packing, contents.tensors),
-        notes=tuple(dict.fromkeys(note for note in contents.notes if note != why_not)),
+        quantization=describe_quantization(packing, quantized, contents.tensors),
+        notes=tuple(dict.fromkeys((*(note for note in contents.notes if note != why_not), *_sight(config, family)))),
     )
 
 
+def _sight(config: Mapping[str, Any], family: Family | None) -> list[str]:
+    """How a model that sees gets its projector."""
+    if not isinstance(config.get("vision_config"), Mapping):
+        return []
+    own = family is not None and find_projector_of(family, config) is not None
+    how = "quantkit gguf --mmproj f16 writes its projector"
+    return [f"it sees images; {how}" if own else f"it sees images; {how} with --converter, by llama.cpp's converter"]
+
+
 def _gguf_keys(
-    contents: _Contents, family: Family | None, architecture: str | None, packing: Mapping[str, Any]
+    contents: _Contents, family: Family | None, architecture: str | None
 ) -> tuple[list[KeyValue], str | None]:
     """The keys of its GGUF; if it cannot be converted, the keys of its vocabulary and the reason."""
     why_not = None
-    if _is_packed(packing):
-        why_not = f"already quantized ({_method(packing)}); convert the original checkpoint instead"
-    elif family is None:
+    if family is None:
         why_not = "config.json names no architecture"
         if contents.config.get("architectures"):
             why_not = f"architecture {architecture} is not supported yet"
@@ -209,76 +213,3 @@ def _completed(config: Mapping[str, Any], family: Family | None) -> Mapping[str,
         return family.complete(config)
     except QuantkitError:
         return {**family.defaults.get(str(config.get("model_type")), {}), **config}
-
-
-def _is_packed(packing: Mapping[str, Any]) -> bool:
-    """Whether quantkit cannot read the weights as floats: scaled f8 is dequantized, MXFP4 enters a GGUF unchanged."""
-    method = packing.get("quant_method")
-    plain = method in ("fp8", "mxfp4") or (method == "compressed-tensors" and "float" in str(packing.get("format")))
-    return bool(packing) and not plain
-
-
-def _bits(packing: Mapping[str, Any]) -> int | None:
-    weights = _group(packing)
-    for value in (packing.get("bits"), packing.get("w_bit"), weights.get("num_bits")):
-        if isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= 8:
-            return value
-    return 4 if packing.get("load_in_4bit") is True or packing.get("_load_in_4bit") is True else None
-
-
-def _group(packing: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The weight scheme of the first layer group of compressed-tensors."""
-    groups = packing.get("config_groups")
-    first = next(iter(groups.values()), None) if isinstance(groups, dict) else None
-    weights = first.get("weights") if isinstance(first, dict) else {}
-    return weights if isinstance(weights, dict) else {}
-
-
-def _group_size(packing: Mapping[str, Any]) -> int | None:
-    size = packing.get("group_size", packing.get("q_group_size", _group(packing).get("group_size")))
-    return size if type(size) is int else None
-
-
-def _quantization(packing: Mapping[str, Any], tensors: Sequence[TensorInfo]) -> Quantization | None:
-    """The quantization of config.json, and the packed matrices by the names of the tensors."""
-    if not _is_packed(packing):
-        return None
-    packed = {
-        tensor.name.rpartition(".")[0]
-        for tensor in tensors
-        if tensor.name.endswith(_PACKED_WEIGHTS) or (tensor.dtype == "U32" and tensor.name.endswith(".weight"))
-    }
-    matrices = {
-        tensor.name.removesuffix(".weight")
-        for tensor in tensors
-        if tensor.name.endswith(".weight") and len(tensor.shape) > 1
-    }
-    layout = packing.get("checkpoint_format", packing.get("version", packing.get("format")))
-    symmetric, act_order = packing.get("sym"), packing.get("desc_act")
-    if symmetric is None and isinstance(packing.get("zero_point"), bool):
-        symmetric = not packing["zero_point"]
-    return Quantization(
-        method=_tool(packing),
-        bits=_bits(packing),
-        group=_group_size(packing),
-        linears=len(packed),
-        kept=tuple(sorted({_LAYER.sub("", name, count=1) for name in matrices - packed})),
-        symmetric=symmetric if isinstance(symmetric, bool) else None,
-        act_order=act_order if isinstance(act_order, bool) else None,
-        packing=layout if isinstance(layout, str) else None,
-    )
-
-
-def _tool(packing: Mapping[str, Any]) -> str:
-    return str(packing.get("quant_method") or ("mlx" if is_mlx(packing) else "quantized"))
-
-
-def _method(packing: Mapping[str, Any]) -> str | None:
-    """The quantization in words: "awq 4 bit, group 128"."""
-    if not packing:
-        return None
-    words = _tool(packing)
-    bits = _bits(packing)
-    size = _group_size(packing)
-    words += f" {bits} bit" if bits else ""
-    return words + (f", group {size}" if size and size > 0 else "")

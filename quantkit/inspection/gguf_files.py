@@ -7,6 +7,7 @@ from pathlib import Path
 from quantkit.errors import CheckpointError
 from quantkit.families import Family, all_families
 from quantkit.gguf.file_types import FILE_TYPES
+from quantkit.gguf.projector_file import is_projector
 from quantkit.gguf.reader import GgufHeader, read_header, shard_paths
 from quantkit.inspection import keys as gguf_keys
 from quantkit.inspection.description import Description, File, Output, Shape
@@ -45,6 +46,8 @@ def describe_gguf(path: Path, source: str) -> Description:
     if kind == "imatrix":
         notes += _imatrix_words(first)
         weights = None  # sums of squares, not weights
+    if is_projector(first):
+        notes += _projector_words(first)
     vocabulary = gguf_keys.vocabulary_of_keys(first.keys)
     arch = values.get("general.architecture")
     return Description(
@@ -132,6 +135,17 @@ def _family(record: object, arch: object, shape: Shape) -> str | None:
 
 def _has_experts(family: Family) -> bool:
     return any("_exps." in rule.target for rule in family.rules)
+
+
+def _projector_words(header: GgufHeader) -> list[str]:
+    """What the projector takes and gives."""
+    kind = header.value("clip.projector_type") or header.value("clip.vision.projector_type")
+    size, patch = header.value("clip.vision.image_size"), header.value("clip.vision.patch_size")
+    width = header.value("clip.vision.projection_dim")
+    words = [f"kind {kind}" if kind else "", f"images of {size} pixels in patches of {patch}" if size and patch else ""]
+    words.append(f"vectors of {width} values for the text model" if width else "")
+    hears = ["it hears, too"] if header.value("clip.has_audio_encoder") else []
+    return ["; ".join(filter(None, (*words, *hears)))] if any(words) else []
 
 
 def _imatrix_words(header: GgufHeader) -> list[str]:

@@ -2,7 +2,7 @@
 
 import re
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from quantkit.inspection.description import TensorGroup, Weights
@@ -40,11 +40,12 @@ def count_weights(
     experts_used: int | None = None,
     tied: bool = False,
     packed_bits: int | None = None,
+    counts: Mapping[str, int] | None = None,
 ) -> Weights | None:
     """The sum of `tensors`; None without tensors.
 
     `tied`: do not count a stored output head that equals the embedding. `packed_bits`: bits of a weight if several
-    share an integer.
+    share an integer. `counts`: the weights that tensors stand for, by name, where that is known.
     """
     all_, routed, stored = 0, 0, 0
     groups: defaultdict[str, list[int]] = defaultdict(lambda: [0, 0, 0])
@@ -54,9 +55,10 @@ def count_weights(
         group[1] += tensor.elements
         group[2] += tensor.bytes
         stored += tensor.bytes
-        if _NOT_WEIGHTS.search(tensor.name) or (tied and tensor.name.endswith(_HEADS)):
+        known = (counts or {}).get(tensor.name)
+        if (known is None and _NOT_WEIGHTS.search(tensor.name)) or (tied and tensor.name.endswith(_HEADS)):
             continue
-        weights = _weights(tensor, packed_bits)
+        weights = _weights(tensor, packed_bits) if known is None else known
         all_ += weights
         if _EXPERT.search(tensor.name):
             routed += weights

@@ -21,8 +21,10 @@ import numpy as np
 
 from quantkit.llamacpp.calls import CONTINUED, ERROR, Failed, context, decode, llama, load, set_adapter, tokenize
 from quantkit.llamacpp.devices import devices
+from quantkit.llamacpp.embedding import embeddings, special_tokens
 from quantkit.llamacpp.generation import Talk
-from quantkit.llamacpp.inputs import Inputs
+from quantkit.llamacpp.images import Images
+from quantkit.llamacpp.inputs import Grams, Inputs
 from quantkit.llamacpp.loading import Bench, Loaded
 
 _F32 = 0
@@ -74,6 +76,25 @@ def logits(request: dict[str, Any]) -> None:
                 file.write(np.ascontiguousarray(values, np.float32).data)
         except OSError as error:
             raise Failed(f"could not write its logits: {error.strerror}") from error
+
+
+def load_projector(request: dict[str, Any]) -> None:
+    """Load a projector for a text model, and free both."""
+    with ExitStack() as stack, load(request["model"], n_gpu_layers=0) as model:
+        Images(model, {**request, "gpu_layers": 0, "marker": "<image>"}, _log_callback, stack)
+
+
+def image_features(request: dict[str, Any]) -> list[list[int]]:
+    """Writes the vectors of an image, float32, to request["out"], chunk after chunk; the shape of each."""
+    with (
+        ExitStack() as stack,
+        load(request["model"], n_gpu_layers=0) as model,
+    ):
+        images = Images(model, {**request, "gpu_layers": 0, "marker": "<image>"}, _log_callback, stack)
+        images.prepare({"text": "<image>", "images": [request["image"]], "add_special": False})
+        vectors = images.features()
+    np.concatenate([values.reshape(-1) for values in vectors]).tofile(request["out"])
+    return [list(values.shape) for values in vectors]
 
 
 class Open:
@@ -133,17 +154,24 @@ def main() -> None:
     threading.Thread(target=_listen, args=(requests,), daemon=True).start()
     llama.llama_log_set(_log_callback, ctypes.c_void_p(0))
     llama.llama_backend_init()
-    model, bench, inputs = Open(), Bench(), Inputs()
-    talk = Talk(lambda: not requests.empty(), lambda piece: _answer({"progress": [piece.decode("latin-1")]}))
+    model, bench, inputs, grams = Open(), Bench(), Inputs(), Grams()
+    talk = Talk(
+        lambda: not requests.empty(), lambda piece: _answer({"progress": [piece.decode("latin-1")]}), _log_callback
+    )
     tasks = {
         "vocab_tokens": vocab_tokens,
         "text_tokens": text_tokens,
         "logits": logits,
+        "special_tokens": special_tokens,
+        "embeddings": embeddings,
         "open": model.open,
         "window": model.window,
         "inputs_open": inputs.open,
         "inputs_window": inputs.window,
         "inputs_save": inputs.save,
+        "grams_open": grams.open,
+        "grams_window": grams.window,
+        "grams_save": grams.save,
         "devices": devices,
         "load": Loaded().load,
         "bench_open": bench.open,
@@ -151,7 +179,10 @@ def main() -> None:
         "bench_run": bench.run,
         "talk_open": talk.open,
         "talk_tokenize": talk.tokenize,
+        "talk_prepare": talk.prepare,
         "talk": talk.generate,
+        "image_features": image_features,
+        "load_projector": load_projector,
     }
     while True:
         request = json.loads(requests.get())

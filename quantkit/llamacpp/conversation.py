@@ -10,9 +10,10 @@ from typing import Any
 from gguf import GGMLQuantizationType
 
 from quantkit.chat import render_contained
-from quantkit.errors import QuantkitError
+from quantkit.errors import QuantkitError, TemplateError, UnsupportedError
 from quantkit.gguf.reader import GgufHeader, read_header
 from quantkit.gguf.vocabulary import TEMPLATE_KEY, special_tokens
+from quantkit.llamacpp.projector_session import require_libmtmd
 from quantkit.llamacpp.session import LlamaSession
 
 CONTEXT = 4096
@@ -96,7 +97,8 @@ class Answer:
 class Conversation:
     """A model that stays loaded in a child process, and the messages so far.
 
-    `template` None: the prompt is the last message as it is.
+    `template` None: the prompt is the last message as it is. `images`: images before the first message, which
+    llama.cpp sees through the projector `mmproj`.
     """
 
     model: Path
@@ -107,12 +109,30 @@ class Conversation:
     eos: str | None = None
     system: str | None = None
     messages: list[dict[str, str]] = field(default_factory=list)
+    mmproj: Path | None = None
+    images: tuple[Path, ...] = ()
+    _marker: str = field(default_factory=lambda: f"<__media_{random.getrandbits(64):016x}__>")
     _session: LlamaSession | None = None
+
+    def show(self, images: Sequence[Path], mmproj: Path) -> None:
+        """Put images before the first message; call it before `open`.
+
+        Raises:
+            MissingExtraError: llama-cpp-python was built without libmtmd.
+            QuantkitError: an image is not a file.
+        """
+        require_libmtmd()
+        for image in images:
+            if not image.is_file():
+                raise QuantkitError(f"the image {image} was not found; correct --image")
+        self.images, self.mmproj = tuple(images), mmproj
 
     def open(self, loading: "Loading") -> None:
         """Load the model. Raises as `LlamaSession.ask`."""
         self._session = LlamaSession(self.model)
         request = {"model": str(self.model), "n_ctx": self.n_ctx, **loading.request()}
+        if self.images:
+            request |= {"mmproj": str(self.mmproj), "marker": self._marker}
         self.n_ctx = self._session.ask({"task": "talk_open", **request})["n_ctx"]
 
     def say(self, text: str, *, most: int, show: Callable[[str], object]) -> Answer:
@@ -123,10 +143,10 @@ class Conversation:
         """
         assert self._session is not None
         messages = [*self.messages, {"role": "user", "content": text}]
-        tokens = self._tokens(messages)
-        if len(tokens) >= self.n_ctx:
+        tokens, count = self._prompt(messages)
+        if count >= self.n_ctx:
             raise QuantkitError(
-                f"the conversation has {len(tokens)} tokens, more than the context of {self.n_ctx}; shorten"
+                f"the conversation has {count} tokens, more than the context of {self.n_ctx}; shorten"
                 " the prompt, clear the conversation, or use a larger --ctx"
             )
         decoder = codecs.getincrementaldecoder("utf-8")("replace")
@@ -156,18 +176,40 @@ class Conversation:
             self._session.stop()
 
     def clear(self) -> None:
-        """Remove all messages."""
-        self.messages = []
+        """Remove all messages and images."""
+        self.messages, self.images = [], ()
 
-    def _tokens(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
+    def _prompt(self, messages: Sequence[Mapping[str, str]]) -> tuple[list[int] | None, int]:
+        """The token ids of the prompt, or None for one with images, which the process keeps; the number of tokens."""
         assert self._session is not None
-        text = messages[-1]["content"]
-        if self.template is not None:
-            system = [{"role": "system", "content": self.system}] if self.system else []
-            text = render_contained(self.template, [*system, *messages], bos_token=self.bos, eos_token=self.eos)
+        text = self._rendered(messages)
         begun = bool(self.bos) and text.startswith(self.bos or "")
-        request = {"task": "talk_tokenize", "text": text, "add_special": not begun}
-        return [int(token) for token in self._session.ask(request)]
+        request = {"text": text, "add_special": not begun}
+        if self.images:
+            files = [str(path.absolute()) for path in self.images]
+            return None, int(self._session.ask({"task": "talk_prepare", **request, "images": files}))
+        tokens = [int(token) for token in self._session.ask({"task": "talk_tokenize", **request})]
+        return tokens, len(tokens)
+
+    def _rendered(self, messages: Sequence[Mapping[str, str]]) -> str:
+        """The text of the prompt, with a marker for each image before the first message."""
+        markers = self._marker * len(self.images)
+        if self.template is None:
+            return markers + messages[-1]["content"]
+        system = [{"role": "system", "content": self.system}] if self.system else []
+        first = {**messages[0], "content": markers + messages[0]["content"]}
+        ends = {"bos_token": self.bos, "eos_token": self.eos}
+        whole = [*system, first, *messages[1:]]
+        if not markers:
+            return render_contained(self.template, whole, **ends)
+        try:
+            if self._marker in (text := render_contained(self.template, whole, **ends)):
+                return text
+        except TemplateError:
+            pass
+        # the templates of some models that see take a content in parts only
+        parts = [{**message, "content": [{"type": "text", "text": message["content"]}]} for message in whole]
+        return render_contained(self.template, parts, **ends)
 
     def close(self) -> None:
         """End the process."""
@@ -188,9 +230,13 @@ def converse(
 
     `sampling`: fields of Sampling that override the file's; `raw`: without a chat template.
 
-    Raises CheckpointError if the file is not a GGUF.
+    Raises CheckpointError if the file is not a GGUF, UnsupportedError if its model gives no text.
     """
     header = read_header(model)
+    if header.is_encoder:
+        raise UnsupportedError(
+            f"{model.name} is an encoder, which gives embeddings and no text; quantkit measure compares its embeddings"
+        )
     texts = {role: text for role, _, text in special_tokens(header.keys)}
     template = header.value(TEMPLATE_KEY)
     trained = header.value(f"{header.value('general.architecture')}.context_length")

@@ -8,7 +8,6 @@ import contextlib
 import json
 import os
 import re
-import signal
 import subprocess
 import sys
 import tempfile
@@ -27,6 +26,8 @@ from quantkit.gguf.reader import GgufHeader, read_header
 from quantkit.llamacpp.pinned_converter import PINNED, pinned_converter
 from quantkit.progress import SILENT, Progress
 from quantkit.scratch import drop_scratch, make_scratch
+from quantkit.system import memory
+from quantkit.system.processes import was_killed
 
 FOLDER_VARIABLE = "QUANTKIT_LLAMA_CPP"
 """Environment variable: the folder of llama.cpp's converter, or a checkout of llama.cpp."""
@@ -171,11 +172,7 @@ class ConverterSession:
     @property
     def memory(self) -> int:
         """Bytes of memory that the process holds now."""
-        try:
-            pages = int(Path(f"/proc/{self._child.pid}/statm").read_text().split()[1]) if self._child else 0
-        except (OSError, ValueError, IndexError):
-            return 0
-        return pages * os.sysconf("SC_PAGE_SIZE")
+        return (memory.resident(self._child.pid) or 0) if self._child else 0
 
     def close(self) -> None:
         """End the process and remove its folder."""
@@ -245,7 +242,7 @@ class ConverterSession:
         if kind is None:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._child.wait(_SECONDS_TO_DIE)
-            if self._child.returncode == -signal.SIGKILL:
+            if was_killed(self._child.returncode):
                 return PassingError(f"{what} was killed (too little memory?); free some memory and run it again")
             reason = self._last_line()
             return QuantkitError(f"{what} stopped with code {self._child.returncode}{f' ({reason})' if reason else ''}")

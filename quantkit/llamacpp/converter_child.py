@@ -53,7 +53,7 @@ def _listen(requests: "queue.Queue[str]") -> None:
 
 def _end_with_parent() -> None:
     """Linux ends this process when the caller's thread ends, even while it computes."""
-    with contextlib.suppress(AttributeError, OSError):
+    with contextlib.suppress(AttributeError, OSError, TypeError):
         ctypes.CDLL(None).prctl(1, signal.SIGTERM)
 
 

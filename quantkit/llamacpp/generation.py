@@ -8,6 +8,7 @@ from typing import Any
 
 from quantkit.llamacpp.calls import Failed, context, llama, tokenize
 from quantkit.llamacpp.devices import add_rpc_servers
+from quantkit.llamacpp.images import Images
 from quantkit.llamacpp.loading import load_model
 
 _BATCH = 512
@@ -18,12 +19,16 @@ _USUAL_PIECE = 256
 class Talk:
     """A chat. `stop_requested`: whether the caller stops the answer. `send`: receives its bytes, piece by piece."""
 
-    def __init__(self, stop_requested: Callable[[], bool], send: Callable[[bytes], None]) -> None:
-        self._stop_requested, self._send = stop_requested, send
+    def __init__(self, stop_requested: Callable[[], bool], send: Callable[[bytes], None], log: Any = None) -> None:
+        """`log`: the callback that receives llama.cpp's lines."""
+        self._stop_requested, self._send, self._log = stop_requested, send, log
         self._stack = ExitStack()
         self._running: Any = None
         self._vocab: Any = None
         self._cached: list[int] = []
+        self._images: Images | None = None
+        # tokens of a prompt with images, which the KV cache holds before those of `_cached`
+        self._before = 0
         self._n_ctx = 0
 
     def open(self, request: dict[str, Any]) -> dict[str, Any]:
@@ -44,20 +49,36 @@ class Talk:
         )
         self._vocab = llama.llama_model_get_vocab(model)
         self._n_ctx = llama.llama_n_ctx(self._running)
+        if request.get("mmproj"):
+            self._images = Images(model, request, self._log, self._stack)
         return {"n_ctx": self._n_ctx}
 
     def tokenize(self, request: dict[str, Any]) -> list[int]:
         """Token ids of a text."""
         return tokenize(self._vocab, request["text"], add_special=request["add_special"], parse_special=True)
 
+    def prepare(self, request: dict[str, Any]) -> int:
+        """The number of tokens of a prompt with images, which `generate` takes next."""
+        assert self._images is not None
+        self._before = self._images.prepare(request)
+        return self._before
+
     def generate(self, request: dict[str, Any]) -> dict[str, Any]:
-        """Generate after the prompt's token ids, up to an end-of-generation token.
+        """Generate after the prompt's token ids, or after the prepared prompt, up to an end-of-generation token.
 
         The part of the prompt that is in the KV cache is not evaluated again.
         """
-        prompt, count = request["tokens"], 0
+        count = 0
         began = time.perf_counter()
-        fresh = self._evaluate_prompt(prompt)
+        if request["tokens"] is None:
+            assert self._images is not None
+            self._cached = []
+            fresh = self._images.evaluate(self._running)
+        else:
+            if self._before and self._images is not None:
+                self._images.forget()
+                self._before = 0
+            fresh = self._evaluate_prompt(request["tokens"])
         prompted = time.perf_counter()
         reason = "length"
         with ExitStack() as stack:
@@ -72,7 +93,7 @@ class Talk:
                 if self._stop_requested():
                     reason = "asked"
                     break
-                if len(self._cached) + 1 >= self._n_ctx:
+                if self._before + len(self._cached) + 1 >= self._n_ctx:
                     reason = "context"
                     break
                 self._evaluate([token])

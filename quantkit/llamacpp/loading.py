@@ -6,16 +6,15 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from quantkit.llamacpp.calls import CONTINUED, ERROR, Failed, context, llama, load
 from quantkit.llamacpp.devices import add_rpc_servers, offload_devices
+from quantkit.system import memory
 
 _SMALL_BATCH = 32
-_PSS = Path("/proc/self/smaps_rollup")
 _PSS_INTERVAL, _PSS_SHARE = 0.02, 0.1
 
 
@@ -28,7 +27,7 @@ class Loaded:
     def load(self, request: dict[str, Any]) -> dict[str, Any]:
         """The lines of llama.cpp's log about its buffers, and the memory of the process in bytes."""
         add_rpc_servers(request["rpc"])
-        before = _status("VmRSS")
+        before = memory.resident()
         with _peak_pss() as pss, _log_lines() as lines:
             model = self._stack.enter_context(load_model(request))
             running = self._stack.enter_context(_context(model, request))
@@ -41,7 +40,7 @@ class Loaded:
             "devices": [device["name"] for device in offload_devices()],
             "n_ctx": n_ctx,
             "rss_before": before,
-            "peak_rss": _status("VmHWM"),
+            "peak_rss": memory.peak(),
             "peak_pss": max(pss, default=None),
         }
 
@@ -152,14 +151,6 @@ def _log_lines() -> Iterator[list[str]]:
         llama.llama_log_set(before, data)
 
 
-def _status(key: str) -> int | None:
-    """A size in bytes from /proc/self/status; None where there is none."""
-    try:
-        return int(Path("/proc/self/status").read_text().split(f"{key}:")[1].split()[0]) * 1024
-    except (OSError, IndexError, ValueError):
-        return None
-
-
 @contextmanager
 def _peak_pss() -> Iterator[list[int]]:
     """Samples of this process's proportional set size in bytes, the last one at the end; empty where there are none.
@@ -171,8 +162,9 @@ def _peak_pss() -> Iterator[list[int]]:
 
     def sample() -> float:
         started = time.monotonic()
-        text = _PSS.read_text()
-        samples.append(int(text.split("\nPss:")[1].split()[0]) * 1024)
+        size = memory.proportional()
+        if size is not None:
+            samples.append(size)
         return time.monotonic() - started
 
     def watch() -> None:
@@ -180,9 +172,8 @@ def _peak_pss() -> Iterator[list[int]]:
         while not stop.wait(max(_PSS_INTERVAL, took / _PSS_SHARE)):
             took = sample()
 
-    try:
-        sample()
-    except (OSError, IndexError, ValueError):
+    sample()
+    if not samples:
         yield samples
         return
     watcher = threading.Thread(target=watch, daemon=True)

@@ -8,7 +8,6 @@ import importlib.util
 import json
 import os
 import re
-import signal
 import subprocess
 import sys
 import tempfile
@@ -24,6 +23,7 @@ import numpy.typing as npt
 import quantkit
 from quantkit.errors import MissingExtraError, PassingError, QuantkitError
 from quantkit.scratch import folder_in_memory, scratch_folder
+from quantkit.system.processes import was_killed
 
 Progress = Callable[..., object]
 
@@ -84,6 +84,52 @@ def logits(
         more = {"n_threads": n_threads, "adapter": str(adapter.absolute()) if adapter else None}
         run_child({**request, **more}, model, timeout=timeout)
         return np.fromfile(out, np.float32).reshape(len(tokens), -1)
+
+
+def ids_with_special_tokens(model: Path, texts: Sequence[str], *, timeout: float = 600.0) -> list[list[int]]:
+    """Token ids of each text with the special tokens that the vocabulary of `model` puts around it.
+
+    Raises QuantkitError as vocab_token_ids does.
+    """
+    request = {"task": "special_tokens", "model": str(model.absolute()), "texts": list(texts)}
+    return [[int(token) for token in ids] for ids in run_child(request, model, timeout=timeout)]
+
+
+def hidden_states(model: Path, tokens: Sequence[int], *, timeout: float = 1800.0) -> npt.NDArray[np.float32]:
+    """The last hidden states (n_tokens, hidden), float32, of one sequence of token ids in an encoder, on the CPU.
+
+    Source: llama_get_embeddings with the pooling NONE. Raises QuantkitError as vocab_token_ids does.
+    """
+    return embeddings(model, [tokens], pooling="none", timeout=timeout)[0]
+
+
+def embeddings(
+    model: Path,
+    sequences: Sequence[Sequence[int]],
+    *,
+    pooling: str | None = None,
+    n_threads: int | None = None,
+    timeout: float = 1800.0,
+) -> list[npt.NDArray[np.float32]]:
+    """The embeddings of sequences of token ids, on the CPU, float32: (1, hidden) each.
+
+    `pooling`: none, mean, cls, last or rank; None takes the file's own. With `none` a sequence has a row for each
+    token, with `rank` one row of scores. Raises QuantkitError as vocab_token_ids does, also without a pooling.
+    """
+    with scratch_folder(folder_in_memory(sum(map(len, sequences)) << 13)) as folder:
+        out = folder / "embeddings"
+        request = {
+            "task": "embeddings",
+            "model": str(model.absolute()),
+            "sequences": [[int(token) for token in tokens] for tokens in sequences],
+            "pooling": pooling,
+            "n_threads": n_threads,
+            "out": str(out),
+        }
+        shapes = run_child(request, model, timeout=timeout)
+        values = np.fromfile(out, np.float32)
+    ends = np.cumsum([rows * columns for rows, columns in shapes])[:-1]
+    return [part.reshape(shape) for part, shape in zip(np.split(values, ends), shapes, strict=True)]
 
 
 def require_llama_cpp() -> None:
@@ -153,7 +199,7 @@ class LlamaSession:
         if late.is_set():
             raise QuantkitError(f"{self.model}: llama.cpp did not finish in {timeout:g} seconds and was stopped")
         reason = _explain(self.model, answer, self._log)
-        if code == -signal.SIGKILL or _NO_MEMORY.search(reason):
+        if was_killed(code) or _NO_MEMORY.search(reason):
             raise PassingError(f"{reason} (too little memory?); the finished work is kept, free some memory and rerun")
         if _NO_SPACE.search(reason):
             raise PassingError(f"{reason}; the finished work is kept, free some space in /tmp or /dev/shm and rerun")
@@ -175,7 +221,7 @@ class LlamaSession:
         try:
             self._child.stdin.write(json.dumps(request).encode() + b"\n")
             self._child.stdin.flush()
-        except BrokenPipeError:
+        except OSError:  # BrokenPipeError; on Windows another one
             return None
         for line in self._child.stdout:
             if not line.endswith(b"\n"):
@@ -193,7 +239,7 @@ class LlamaSession:
         """Stop the generation that `ask` waits for; from another thread or a signal handler."""
         assert self._child.stdin is not None
         # write past the buffer, which a handler may have interrupted
-        with contextlib.suppress(BrokenPipeError):
+        with contextlib.suppress(OSError):
             os.write(self._child.stdin.fileno(), b'{"task": "stop"}\n')
 
     def close(self) -> None:

@@ -60,6 +60,28 @@ class Quality:
 
 
 @dataclass(frozen=True)
+class Embeddings:
+    """Figures of an encoder on the retrieval set `set`. Candidates have more than `recall`.
+
+    recall: share of the queries whose own passage is the nearest one.
+    cosine_mean, cosine_worst: of a text's embedding with the reference's.
+    rank_correlation: Spearman's, of similarities of queries and passages, or of a reranker's scores.
+    top10_overlap: shared part of a query's ten nearest passages.
+    score_correlation: Pearson's, of a reranker's scores.
+    """
+
+    set: str
+    texts: int | None
+    width: int | None
+    recall: float | None
+    cosine_mean: float | None
+    cosine_worst: float | None
+    rank_correlation: float | None
+    top10_overlap: float | None
+    score_correlation: float | None
+
+
+@dataclass(frozen=True)
 class DeviceMemory:
     """Memory of one device."""
 
@@ -132,6 +154,7 @@ class Model:
     memory: tuple[Memory, ...]
     speed: tuple[Speed, ...]
     tensor_errors: tuple[TensorError, ...]
+    embeddings: Embeddings | None = None
 
     def on(self, text: str) -> Quality | None:
         """The figures on a text; None if it was not measured."""

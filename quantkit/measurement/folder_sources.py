@@ -9,8 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantkit.checkpoint import Checkpoint
-from quantkit.checkpoint.folder import quantization_config, read_small_file
+from quantkit.checkpoint.folder import read_small_file
 from quantkit.checkpoint.jsonfile import parse_object
+from quantkit.checkpoint.quantized.settings import quantization_config
 from quantkit.errors import CheckpointError
 from quantkit.families import find_architecture, open_model
 from quantkit.families.base.native import Native, Source

@@ -88,9 +88,10 @@ class GgufEngine:
         """End the child process, which frees the model."""
         if self._session is not None:
             self._session.close()
+        self._rows = None  # unmapped before the file is removed
         if self._spool is not None:
             drop_scratch(self._spool)
-        self._session = self._spool = self._rows = None
+        self._session = self._spool = None
 
     def close(self) -> None:
         """Release the memory; nothing else is open."""

@@ -12,8 +12,9 @@ from quantkit.families import open_model
 from quantkit.files import user_path
 from quantkit.forward.devices import find_device
 from quantkit.measurement.document import Report
+from quantkit.measurement.encoders import gives_embeddings
 from quantkit.measurement.reading import read_report
-from quantkit.measurement.run import Limits, MeasureOptions, measure_subjects
+from quantkit.measurement.run import Limits, MeasureOptions, measure_encoders, measure_subjects
 from quantkit.measurement.subjects import Subject, checkpoint_subject, open_subjects
 from quantkit.progress import SILENT, Progress
 from quantkit.texts.evaluation import Text, load_text
@@ -72,7 +73,13 @@ def measure(
         MeasureError: a text is too short, vocabularies differ, or logits are not finite.
         OutputError: the folder holds another unfinished measurement, or is not writable.
     """
-    if not texts:
+    encoders = gives_embeddings(user_path(next(iter(candidates), reference)))
+    if encoders and (texts or options.limits != Limits()):
+        raise UsageError(
+            "an encoder gives embeddings, which are compared on texts of quantkit's own; leave out --text, --max-delta,"
+            " --max-kl and --min-top1"
+        )
+    if not texts and not encoders:
         raise UsageError(
             "measuring needs a text that the models were not calibrated on; pass one with --text FILE, or a dataset of"
             " the hub with --text ORG/NAME:SPLIT"
@@ -83,6 +90,8 @@ def measure(
         for note in dict.fromkeys(note for subject in subjects for note in subject.notes):
             warn(note)
         folder = Path(options.output or f"{subjects[0].name}-report")
+        if encoders:
+            return Measurement(measure_encoders(subjects, options, progress, warn), folder)
         loaded = [_load_text(source, options, warn) for source in texts]
         document = measure_subjects(subjects, loaded, options, folder / WORK, progress, warn)
     return Measurement(document, folder)

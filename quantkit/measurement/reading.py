@@ -16,6 +16,7 @@ from quantkit.measurement.document import (
     SCHEMA,
     DeviceMemory,
     Divergence,
+    Embeddings,
     Histogram,
     Memory,
     Model,
@@ -102,6 +103,19 @@ def _model(entry: Mapping[str, Any]) -> Model:
         memory=_items(entry.get("memory"), _memory),
         speed=_items(entry.get("speed"), _speed),
         tensor_errors=tuple(error for error in _items(entry.get("tensor_errors"), _tensor_error) if error is not None),
+        embeddings=_embeddings(entry.get("embeddings")),
+    )
+
+
+def _embeddings(entry: Any) -> Embeddings | None:
+    if not isinstance(entry, Mapping):
+        return None
+    names = ("recall", "cosine_mean", "cosine_worst", "rank_correlation", "top10_overlap", "score_correlation")
+    return Embeddings(
+        set=str(entry.get("set", "")),
+        texts=_integer(entry.get("texts")),
+        width=_integer(entry.get("width")),
+        **{name: _number(entry.get(name)) for name in names},
     )
 
 

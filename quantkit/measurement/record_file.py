@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from quantkit.errors import OutputError
 from quantkit.files import open_partial
 from quantkit.measurement.scores import RECORD
+from quantkit.system.descriptors import read_at, write_at
 
 _NUMBER, _CRC = struct.Struct("<Q"), struct.Struct("<I")
 
@@ -40,10 +41,8 @@ class RecordFile:
         """Set the records of a window, RECORD (n_scored,), and write them. Raises OutputError."""
         self.values[window] = scores
         data = self.values[window].tobytes()
-        block, done = data + _CRC.pack(_checksum(window, data)), 0
         try:
-            while done < len(block):
-                done += os.pwrite(self._file, block[done:], window * self._size + done)
+            write_at(self._file, data + _CRC.pack(_checksum(window, data)), window * self._size)
         except OSError as error:
             raise OutputError(
                 f"cannot write {self.path}: {error.strerror}; free some space and run the command again"
@@ -54,7 +53,7 @@ class RecordFile:
         os.close(self._file)
 
     def _read(self, window: int) -> None:
-        block = os.pread(self._file, self._size, window * self._size)
+        block = read_at(self._file, self._size, window * self._size)
         data, stated = block[: -_CRC.size], block[-_CRC.size :]
         if len(block) == self._size and _CRC.unpack(stated)[0] == _checksum(window, data):
             self.values[window] = np.frombuffer(data, RECORD)

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import platform
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -19,9 +18,11 @@ from quantkit.machine import cores, memory_limit
 from quantkit.measurement.comparison import ComparedModel, Comparison
 from quantkit.measurement.costs import Costs, measure_costs
 from quantkit.measurement.document import SCHEMA
+from quantkit.measurement.encoders import encoder_records
 from quantkit.measurement.subjects import Subject, check_vocabularies
 from quantkit.measurement.summary import failures, quality_document
 from quantkit.progress import SILENT, Progress
+from quantkit.system import processor
 from quantkit.texts.evaluation import Text
 from quantkit.texts.windows import Windows
 
@@ -111,20 +112,60 @@ def measure_subjects(
     for sentence in _worse_than_guessing(models):
         warn(sentence)
     seconds = round(time.monotonic() - start, 3)
-    if options.costs is not None:
-        costs, notes = measure_costs(subjects, options.costs, progress)
-        models = [model | cost for model, cost in zip(models, costs, strict=True)]
-        for note in notes:
-            warn(note)
+    models = _with_costs(models, subjects, options, progress, warn)
+    return _document(models, [_text(text) for text in windows], _flags(models, options.limits), options, seconds)
+
+
+def measure_encoders(
+    subjects: Sequence[Subject],
+    options: MeasureOptions,
+    progress: Progress = SILENT,
+    warn: Callable[[str], object] = lambda text: None,
+) -> dict[str, Any]:
+    """Compare the embeddings or the scores of encoders with those of the first one; see `measure_subjects`.
+
+    Raises:
+        MeasureError, UsageError, QuantkitError: see `encoder_records`.
+    """
+    start = time.monotonic()
+    check_vocabularies(subjects[0], subjects[1:], warn)
+    records = encoder_records(subjects, options.threads, progress)
+    models = [
+        {**_identity(subject, label, number), "quality": [], "embeddings": record}
+        for number, (subject, label, record) in enumerate(zip(subjects, _labels(subjects), records, strict=True))
+    ]
+    seconds = round(time.monotonic() - start, 3)
+    return _document(_with_costs(models, subjects, options, progress, warn), [], [], options, seconds)
+
+
+def _with_costs(
+    models: Sequence[dict[str, Any]],
+    subjects: Sequence[Subject],
+    options: MeasureOptions,
+    progress: Progress,
+    warn: Callable[[str], object],
+) -> list[dict[str, Any]]:
+    """The models with memory, speed and weight errors where they are measured."""
+    if options.costs is None:
+        return list(models)
+    costs, notes = measure_costs(subjects, options.costs, progress)
+    for note in notes:
+        warn(note)
+    return [model | cost for model, cost in zip(models, costs, strict=True)]
+
+
+def _document(
+    models: list[dict[str, Any]], texts: list[dict[str, Any]], flags: list[str], options: MeasureOptions, seconds: float
+) -> dict[str, Any]:
     return {
         "schema": SCHEMA,
         "quantkit": __version__,
         "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "machine": machine(),
         "settings": {"ctx": options.n_ctx, "chunks": options.n_chunks, "threads": options.threads},
-        "texts": [_text(text) for text in windows],
+        "texts": texts,
         "models": models,
-        "flags": _flags(models, options.limits),
+        "flags": flags,
         "seconds": seconds,
     }
 
@@ -174,7 +215,16 @@ def _fingerprint(subjects: Sequence[Subject], windows: Sequence[Windows]) -> str
 def _model(
     comparison: Comparison, number: int, label: str, subjects: Sequence[Subject], windows: Sequence[Windows]
 ) -> dict[str, Any]:
-    subject = subjects[number]
+    document = _identity(subjects[number], label, number)
+    document["quality"] = [
+        quality_document(text.name, comparison.records(number, place), comparison.records(0, place) if number else None)
+        for place, text in enumerate(windows)
+    ]
+    return document
+
+
+def _identity(subject: Subject, label: str, number: int) -> dict[str, Any]:
+    """What report.json states of a model besides its figures."""
     weights = subject.description.weights
     document: dict[str, Any] = {
         "name": subject.name,
@@ -188,10 +238,6 @@ def _model(
     }
     if weights is not None:
         document |= {"parameters": weights.parameters, "bits_per_weight": round(weights.bits_per_weight, 4)}
-    document["quality"] = [
-        quality_document(text.name, comparison.records(number, place), comparison.records(0, place) if number else None)
-        for place, text in enumerate(windows)
-    ]
     return document
 
 
@@ -248,16 +294,7 @@ def _engine(kind: str) -> str:
 def machine() -> dict[str, Any]:
     """This machine: processor, cores and bytes of memory that this process may use."""
     return {
-        "cpu": _processor(),
+        "cpu": processor.name(),
         "cores": cores(),
         "memory_bytes": memory_limit(),
     }
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(named, "") or platform.machine()

@@ -26,6 +26,7 @@ from quantkit.outputs.model import ModelTensor, widen
 
 _SLICE = 1 << 20
 _HUGE = 1 << 25
+_FOLDED = 0.02
 _LAYER = re.compile(r"^blk\.(\d+)\.(.+)$")
 _TIED = {"output.weight": "token_embd.weight"}
 
@@ -53,19 +54,24 @@ class TensorError:
 def tensor_errors(reference: Path, candidate: Path) -> list[TensorError]:
     """The error of every weight matrix that both models have; stacked experts count as one matrix.
 
-    Each model is a GGUF file or a folder of Hugging Face, AWQ or GPTQ weights. An AWQ candidate has no errors, because
-    its scales are folded into neighbouring matrices. A tied output matrix compares with the embedding. Rows are read in
-    slices of a million elements. A matrix of more than 2^25 elements is sampled: every k-th slice, about 2^25 elements.
+    Each model is a GGUF file or a folder of Hugging Face or quantized weights. An AWQ candidate has no errors, because
+    its scales are folded into norms and neighbouring matrices. A tied output matrix compares with the embedding. Rows
+    are read in slices of a million elements. A matrix of more than 2^25 elements is sampled: every k-th slice, about
+    2^25 elements.
 
     Raises:
         CheckpointError, UnsupportedError: a model is not readable.
-        MeasureError: the shapes differ, or no matrix is common.
+        MeasureError: the shapes differ, no matrix is common, or AWQ's scales were folded into another format.
     """
     with ExitStack() as stack:
         candidates = _open(candidate, stack)
         if candidates.method == "awq":
             return []
         references = _open(reference, stack)
+        if _is_folded(candidates, references):
+            raise MeasureError(
+                f"the single matrices of {candidate.name}, because scales were folded into its norms (by AWQ)"
+            )
         pairs = [(tensor, references.match(name)) for name, tensor in candidates.matrices.items()]
         common = [(tensor, other) for tensor, other in pairs if other is not None]
         if not common:
@@ -99,6 +105,7 @@ class _Matrix:
 class _Matrices:
     matrices: Mapping[str, _Matrix]
     method: str
+    norms: Mapping[str, _Matrix]
 
     def match(self, name: str) -> _Matrix | None:
         return self.matrices.get(name) or self.matrices.get(_TIED.get(name, ""))
@@ -108,13 +115,14 @@ def _open(path: Path, stack: ExitStack) -> _Matrices:
     if not path.is_dir():
         model = model_from_gguf(path)
         stack.callback(model.close)
-        tensors = [tensor for tensor in model.tensors if _is_matrix(tensor.name, tensor.shape)]
-        return _Matrices({tensor.name: _of_gguf(tensor, model.read_rows) for tensor in tensors}, "gguf")
+        matrices = {t.name: _of_gguf(t, model.read_rows) for t in model.tensors if _is_matrix(t.name, t.shape)}
+        norms = {t.name: _of_gguf(t, model.read_rows) for t in model.tensors if _is_norm(t.name, t.shape)}
+        return _Matrices(matrices, "gguf", norms)
     opened = open_source(path)
     stack.callback(opened.close)
     if isinstance(opened, Checkpoint):
         types = {name: tensor.dtype for name, tensor in opened.tensors.items()}
-        return _Matrices(_of_folder(opened.config, opened.tensors, opened.read_rows, types), "hf")
+        return _of_folder(opened.config, opened.tensors, opened.read_rows, types, "hf")
     source, scheme = Dequantized(opened), opened.scheme
     packed = f"{scheme.method.upper()} {scheme.bits}-bit"
     types = {
@@ -122,7 +130,7 @@ def _open(path: Path, stack: ExitStack) -> _Matrices:
         for name in source.tensors
     }
     shapes = {name: SimpleNamespace(shape=shape) for name, shape in source.tensors.items()}
-    return _Matrices(_of_folder(opened.config, shapes, source.rows, types), scheme.method)
+    return _of_folder(opened.config, shapes, source.rows, types, scheme.method)
 
 
 def _of_gguf(tensor: ModelTensor, read_rows: Callable[[str, int, int], NDArray[Any]]) -> _Matrix:
@@ -137,14 +145,13 @@ def _of_folder(
     tensors: Mapping[str, Any],
     read_rows: Callable[[str, int, int], NDArray[Any]],
     types: Mapping[str, str],
-) -> dict[str, _Matrix]:
+    method: str,
+) -> _Matrices:
     family = find_family(config)
-    mapped = map_tensors(family, family.sizes(config, tensors), tensors)
-    return {
-        tensor.name: _of_mapped(tensor, read_rows, types)
-        for tensor in mapped
-        if tensor.parts and _is_matrix(tensor.name, tensor.shape)
-    }
+    mapped = [tensor for tensor in map_tensors(family, family.sizes(config, tensors), tensors) if tensor.parts]
+    matrices = {t.name: _of_mapped(t, read_rows, types) for t in mapped if _is_matrix(t.name, t.shape)}
+    norms = {t.name: _of_mapped(t, read_rows, types) for t in mapped if _is_norm(t.name, t.shape)}
+    return _Matrices(matrices, method, norms)
 
 
 def _of_mapped(
@@ -162,6 +169,19 @@ def _of_mapped(
 
 def _is_matrix(name: str, shape: tuple[int, ...]) -> bool:
     return name.endswith(".weight") and len(shape) > 1 and prod(shape[:-1]) > 1
+
+
+def _is_norm(name: str, shape: tuple[int, ...]) -> bool:
+    return name.endswith("_norm.weight") and prod(shape[:-1]) == 1
+
+
+def _is_folded(candidates: _Matrices, references: _Matrices) -> bool:
+    """Whether scales were folded into a norm of the candidate; rounding to 16 bits changes a norm by under 1 %."""
+    for name, norm in candidates.norms.items():
+        other = references.norms.get(name)
+        if other is not None and other.shape == norm.shape and _error(norm, other) > _FOLDED:
+            return True
+    return False
 
 
 def _error(tensor: _Matrix, other: _Matrix) -> float:

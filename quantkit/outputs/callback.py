@@ -14,12 +14,14 @@ from quantkit.gguf.file_types import FileType, file_type
 from quantkit.gguf.layout import lay_out
 from quantkit.imatrix.file import Imatrix
 from quantkit.imatrix.names import as_imatrix
+from quantkit.llamacpp.grams import BYTES_OF_PAIR
 from quantkit.llamacpp.session import require_llama_cpp
 from quantkit.llamacpp.squares import TensorSums
 from quantkit.llamacpp.tokenizing import gguf_tokenizer
-from quantkit.machine import resident_memory
+from quantkit.machine import memory_limit, resident_memory
 from quantkit.outputs.calibration import CalibrationRequest
 from quantkit.outputs.model import Model, ModelTensor
+from quantkit.quant.feedback import working_memory
 from quantkit.scratch import scratch_folder
 from quantkit.texts.samples import SampleRequest, Samples, make_samples
 
@@ -30,6 +32,8 @@ _BATCH = 512
 _HEADER = 64 << 20
 # The process in which llama.cpp runs, beside what is counted.
 _CHILD_MEMORY = 200 << 20
+# The factorisation needs three, beside the samples that are not held out.
+_GRAM_COPIES = 4
 # Rows of the model's width that the graph of one batch holds at once, attention's products beside them.
 _ROWS_AT_ONCE = 16
 
@@ -40,7 +44,7 @@ class CallbackPlan:
 
     `file`: the GGUF that llama.cpp runs; None: the model is written as a GGUF of `file_type` first, and removed at the
     end. `sums`: what the calibration gave, None before it. `memory` in bytes, of both processes, without the file,
-    which is mapped.
+    which is mapped. `gram_memory`: bytes for the Gram matrices of a batch of inputs, 0 without error feedback.
     """
 
     model: Model
@@ -48,13 +52,14 @@ class CallbackPlan:
     file: Path | None
     file_type: FileType
     memory: int
+    gram_memory: int = 0
     sums: Mapping[str, TensorSums] | None = None
 
     @property
     def disk(self) -> int:
         """Bytes of temporary files: the sums, and the GGUF where it must be written."""
         sums = sum(8 * count * width for count, width in self.shapes.values())
-        return 2 * sums + (2 * self._weights + _HEADER if self.file is None else 0)
+        return 2 * sums + self.gram_memory + (2 * self._weights + _HEADER if self.file is None else 0)
 
     @property
     def _weights(self) -> int:
@@ -91,9 +96,18 @@ def imatrix_arrays(
 
 
 def plan_callback(
-    model: Model, request: CalibrationRequest, samples: Samples | None, *, threads: int, max_ram: int | None
+    model: Model,
+    request: CalibrationRequest,
+    samples: Samples | None,
+    *,
+    gram: bool,
+    threads: int,
+    max_ram: int | None,
 ) -> CallbackPlan:
     """What a calibration of `model` by llama.cpp takes. `samples` replace those of `request.text`.
+
+    `gram`: Gram matrices are needed, too. As many inputs at once have theirs as `max_ram` allows, or a quarter of the
+    machine's memory.
 
     Raises:
         MissingExtraError: llama-cpp-python is not installed.
@@ -112,12 +126,23 @@ def plan_callback(
         with scratch_folder() as folder:
             samples = make_samples(wanted, lambda: gguf_tokenizer(file or _vocabulary_file(model, folder)))
     memory = resident_memory() + _CHILD_MEMORY + _graph_memory(model, samples.tokens.shape[1], threads)
+    gram_memory = 0
+    if gram:
+        inputs = [
+            (tensor.n_rows // tensor.matrix_rows, tensor.n_columns) for tensor in model.tensors if _multiplied(tensor)
+        ]
+        widest = max((width for _, width in inputs), default=0)
+        least = BYTES_OF_PAIR * widest**2
+        allowed = memory_limit() // 4 if max_ram is None else max_ram - memory
+        gram_memory = min(sum(BYTES_OF_PAIR * count * width**2 for count, width in inputs), max(least, allowed))
+        rounding = resident_memory() + _GRAM_COPIES * 4 * widest**2 + working_memory(widest, threads)
+        memory = max(memory + gram_memory, rounding)
     if max_ram is not None and memory > max_ram:
         raise UsageError(
             f"--max-ram {max_ram / 1e9:.2f} GB is too small; the calibration by llama.cpp needs about"
             f" {memory / 1e9:.2f} GB beside the mapped file; use a smaller --seq-len, or pass --imatrix FILE"
         )
-    return CallbackPlan(model, samples, file, _half(model), memory)
+    return CallbackPlan(model, samples, file, _half(model), memory, gram_memory)
 
 
 def _vocabulary_file(model: Model, folder: Path) -> Path:

@@ -63,18 +63,19 @@ class GgufRequest:
 
 @dataclass(frozen=True)
 class GgufOutput:
-    """The file of one type, or its shards, and the type of each tensor."""
+    """The file of one type, or its shards, and the type of each tensor. `projector`: it is not of the text model."""
 
     type: FileType
     folder: Path
     stem: str
     choices: tuple[Choice, ...]
     files: tuple[FileLayout, ...]
+    projector: bool = False
 
     @property
     def label(self) -> str:
-        """The type in file names, such as Q4_K_M."""
-        return self.type.label
+        """The type in file names, such as Q4_K_M; mmproj-F16 of a projector."""
+        return f"mmproj-{self.type.label}" if self.projector else self.type.label
 
     @property
     def size(self) -> int:
@@ -196,7 +197,7 @@ def plan_gguf(model: Model, request: GgufRequest) -> GgufPlan:
             f"rows that do not fit the blocks of their type get a similar type, as in llama.cpp; tensors of"
             f" {len(tensors)}: {counts}"
         )
-    threads, chunk, peak = _fit_memory(model, request, [output.size for output in outputs])
+    threads, chunk, peak = fit_memory(model, request, [output.size for output in outputs])
     return GgufPlan(model, request, tuple(outputs), weights, threads, chunk, peak, (*model.warnings, *warnings))
 
 
@@ -307,7 +308,7 @@ def _imatrix_keys(request: GgufRequest) -> list[KeyValue]:
     return keys
 
 
-def _fit_memory(model: Model, request: GgufRequest, sizes: Sequence[int]) -> tuple[int, int, int]:
+def fit_memory(model: Model, request: GgufRequest, sizes: Sequence[int]) -> tuple[int, int, int]:
     """Threads, elements of a chunk and expected peak memory in bytes, within `max_ram` if possible.
 
     `sizes`: bytes of each output. The memory is that of the pass or of the checks after it, whichever is larger.

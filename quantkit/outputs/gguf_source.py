@@ -17,6 +17,7 @@ from quantkit.gguf.mix import sort_key
 from quantkit.gguf.reader import GgufHeader, read_header, shard_paths
 from quantkit.gguf.types import TENSOR_TYPES
 from quantkit.outputs.model import FLOAT_TYPES, Model, ModelTensor, mix_model
+from quantkit.system.descriptors import READ, read_at
 
 READABLE = frozenset(TENSOR_TYPES.values())
 
@@ -38,14 +39,14 @@ def model_from_gguf(path: Path, *, name: str | None = None) -> Model:
     opened = ExitStack()
     files = []
     for header in headers:
-        files.append(os.open(header.path, os.O_RDONLY))
+        files.append(os.open(header.path, READ))
         opened.callback(os.close, files[-1])
 
     def read_rows(tensor: str, start: int, stop: int) -> NDArray[Any]:
         index, slot = where[tensor]
         width = slot.row_bytes
         try:
-            data = os.pread(files[index], (stop - start) * width, slot.offset + start * width)
+            data = read_at(files[index], (stop - start) * width, slot.offset + start * width)
         except OSError as error:
             raise ReadError(
                 f"{headers[index].path.name} cannot be read at tensor {tensor} ({error.strerror}); check the disk"

@@ -34,6 +34,7 @@ _F32_NAMES = (
     "ffn_gate_inp.weight",
     "ffn_gate_inp_shexp.weight",
     "position_embd.weight",
+    "token_types.weight",
     "ssm_conv1d.weight",
     "shortconv.conv.weight",
 )
@@ -44,13 +45,17 @@ Mtp = Literal["keep", "only", "drop"]
 
 @dataclass(frozen=True)
 class ModelTensor:
-    """A tensor of the unquantized GGUF. `shape` as numpy's; rows are read in multiples of `row_step`."""
+    """A tensor of the unquantized GGUF. `shape` as numpy's; rows are read in multiples of `row_step`.
+
+    `source` names the checkpoint's tensor in messages; `sources`: all that the rows are read from.
+    """
 
     name: str
     shape: tuple[int, ...]
     type: GGMLQuantizationType
     row_step: int
     source: str
+    sources: tuple[str, ...] = ()
 
     @property
     def n_rows(self) -> int:
@@ -69,7 +74,9 @@ class ModelTensor:
 
     @property
     def matrix_rows(self) -> int:
-        """Rows of one matrix; of stacked experts, those of one expert."""
+        """Rows of one matrix; of stacked experts, those of one expert; of a convolution, all."""
+        if len(self.shape) > 3:
+            return self.n_rows
         return self.shape[-2] if len(self.shape) > 1 else 1
 
 
@@ -123,6 +130,7 @@ def model_from_checkpoint(
         UsageError: the layers of `mtp` "only" do not exist.
         CheckpointError, TokenizerError, UnsupportedError: the checkpoint or its tokenizer cannot be converted.
     """
+    checkpoint.require_shapes()
     config = with_scalars(checkpoint)
     family = find_family(config)
     sizes = family.sizes(config, checkpoint.tensors)
@@ -151,7 +159,7 @@ def model_from_checkpoint(
             " config.json); the tokenizer files and the weights belong to different models"
         )
     by_name = {tensor.name: tensor for tensor in mapped}
-    tensors = [_describe(tensor, checkpoint) for tensor in sorted(mapped, key=lambda tensor: sort_key(tensor.name))]
+    tensors = [describe(tensor, checkpoint) for tensor in sorted(mapped, key=lambda tensor: sort_key(tensor.name))]
     arch = family.arch(sizes)
     keys = general_keys(checkpoint.folder, checkpoint.name, arch, [(t.name, t.shape) for t in mapped])
     arch_keys = family.keys(arch, sizes)
@@ -202,7 +210,8 @@ def weight_files_of(source: "Checkpoint | Model") -> tuple[Path, ...]:
     return tuple(source.folder / file for file in sorted({tensor.file for tensor in source.tensors.values()}))
 
 
-def _describe(tensor: MappedTensor, checkpoint: Checkpoint) -> ModelTensor:
+def describe(tensor: MappedTensor, checkpoint: Checkpoint) -> ModelTensor:
+    """The tensor in the unquantized GGUF. Raises UnsupportedError if its weights are not floats of one type."""
     source = tensor.parts[0].source if tensor.parts else "config.json"
     if tensor.is_mxfp4:
         kind = GGMLQuantizationType.MXFP4
@@ -216,7 +225,14 @@ def _describe(tensor: MappedTensor, checkpoint: Checkpoint) -> ModelTensor:
                 f"tensor {source} is stored as {names}; only float weights of one type can be converted"
             )
         kind = FLOAT_TYPES[dtypes.pop()]
-    return ModelTensor(tensor.name, tensor.shape, kind, tensor.row_step, source)
+    return ModelTensor(
+        tensor.name,
+        tensor.shape,
+        kind,
+        tensor.row_step,
+        source,
+        tuple(dict.fromkeys(part.source for part in tensor.parts)),
+    )
 
 
 def _is_computed(tensor: MappedTensor) -> bool:

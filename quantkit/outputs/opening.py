@@ -27,6 +27,7 @@ def open_convertible(
     *,
     offline: bool = False,
     headers_only: bool = False,
+    stream: bool = False,
     mtp: Mtp = "keep",
     progress: Progress = SILENT,
 ) -> Checkpoint | Model:
@@ -41,7 +42,7 @@ def open_convertible(
     if is_gguf(source):
         return model_from_gguf(Path(source))
     try:
-        return open_model(source, offline=offline, headers_only=headers_only, progress=progress)
+        return open_model(source, offline=offline, headers_only=headers_only, stream=stream, progress=progress)
     except UnknownArchitectureError as error:
         options = converter or ConverterOptions()
         tool = find_converter(options, offline=offline, progress=progress)
@@ -54,6 +55,10 @@ def open_convertible(
     if headers_only and not Path(source).is_dir():
         raise UnsupportedError(
             f"{source} needs llama.cpp's converter, which reads its weights; leave --dry-run out, or download it first"
+        ) from unknown
+    if stream:
+        raise UnsupportedError(
+            f"{source} needs llama.cpp's converter, which reads whole files; leave out --stream"
         ) from unknown
     checkpoint = open_checkpoint(source, offline=offline, progress=progress)
     try:

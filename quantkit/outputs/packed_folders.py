@@ -192,7 +192,12 @@ def in_file_order(native: Native) -> list[str]:
 
 
 def kept_dtype(native: Native, name: str, request: FolderRequest) -> str:
-    """The dtype of an unquantized tensor. A 16-bit model's tensors of 32 bits (a router's bias) keep theirs."""
+    """The dtype of an unquantized tensor. A 16-bit model's tensors of 32 bits (a router's bias) keep theirs.
+
+    Values that were dequantized have 32 bits as they are read; the folder stores them in 16.
+    """
+    if native.is_quantized(name):
+        return request.stored_dtype
     embedding = native.stored_type(native.decoder.embedding + ".weight")
     if native.stored_type(name) == np.float32 and embedding != np.float32:
         return "F32"

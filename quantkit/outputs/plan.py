@@ -1,16 +1,15 @@
 """What a conversion writes and takes, from headers alone: GGUF files, packed folders, an importance matrix."""
 
-import hashlib
-import json
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from quantkit import __version__
 from quantkit.checkpoint import Checkpoint
 from quantkit.errors import UsageError
+from quantkit.families.base.multimodal import TOWERS_LEFT_OUT, VISION_LEFT_OUT
 from quantkit.families.base.native import Native
+from quantkit.gguf.file_types import FileType
 from quantkit.machine import cores
 from quantkit.outputs.calibration import (
     CalibrationPlan,
@@ -21,13 +20,14 @@ from quantkit.outputs.calibration import (
 )
 from quantkit.outputs.callback import CallbackPlan, plan_callback
 from quantkit.outputs.direct import direct_memory
+from quantkit.outputs.fingerprint import conversion_fingerprint
 from quantkit.outputs.gguf_files import GgufOutput, GgufPlan, GgufRequest, plan_gguf
-from quantkit.outputs.model import Model, origin_of, weight_files_of
+from quantkit.outputs.model import Model, origin_of
 from quantkit.outputs.packed_folders import FolderPlan, FolderRequest, all_layers, plan_folder_of
+from quantkit.outputs.projector import ProjectorRequest, plan_projectors
 from quantkit.outputs.templates import model_with_template
 from quantkit.packed.registry import FORMATS
-from quantkit.quant.factor import ROUNDING_VERSION
-from quantkit.quant.feedback import SOLVER_VERSION, working_memory
+from quantkit.quant.feedback import working_memory
 from quantkit.texts.samples import Samples
 
 OutputPlan = GgufOutput | FolderPlan | ImatrixOutput
@@ -49,8 +49,10 @@ def final_paths(output: OutputPlan) -> tuple[Path, ...]:
 
 
 def type_name(output: OutputPlan) -> str:
-    """The type as documents and records name it: q4_0, AWQ, FP8, imatrix."""
-    return output.type.name if isinstance(output, GgufOutput) else output.label
+    """The type as documents and records name it: q4_0, AWQ, FP8, imatrix, f16 projector."""
+    if isinstance(output, GgufOutput):
+        return f"{output.type.name} projector" if output.projector else output.type.name
+    return output.label
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,8 @@ class ConversionRequest:
     """What to write into the folder `output`, named after `name` (by default the source's). 0 threads are all cores.
 
     `imatrix`: write the importance matrix as NAME-imatrix.gguf, or as `imatrix_file`. `calibration` counts for
-    `folders`, `imatrix` and a `gguf` that calibrates. `max_ram` in bytes.
+    `folders`, `imatrix` and a `gguf` that calibrates. `projectors`: write the projector (mmproj) in these types beside
+    the `gguf`. `max_ram` in bytes.
     """
 
     output: Path = Path()
@@ -67,6 +70,7 @@ class ConversionRequest:
     folders: tuple[FolderRequest, ...] = ()
     imatrix: bool = False
     imatrix_file: Path | None = None
+    projectors: tuple[FileType, ...] = ()
     calibration: CalibrationRequest = field(default_factory=CalibrationRequest)
     threads: int = 0
     max_ram: int | None = None
@@ -101,6 +105,12 @@ class ConversionPlan:
     notes: tuple[str, ...]
     native: Native | None = None
     callback: CallbackPlan | None = None
+    projectors: GgufPlan | None = None
+
+    @property
+    def gguf_passes(self) -> tuple[GgufPlan, ...]:
+        """The passes that write GGUF files: over the text model, and over the projector."""
+        return tuple(plan for plan in (self.gguf, self.projectors) if plan is not None)
 
     @property
     def samples(self) -> Samples | None:
@@ -120,8 +130,8 @@ class ConversionPlan:
 
     @property
     def outputs(self) -> tuple[OutputPlan, ...]:
-        """All outputs: folders, GGUF files, the importance matrix."""
-        files = self.gguf.outputs if self.gguf else ()
+        """All outputs: folders, GGUF files, projectors, the importance matrix."""
+        files = [output for plan in self.gguf_passes for output in plan.outputs]
         return (*self.folders, *files, *([self.imatrix] if self.imatrix else []))
 
     @property
@@ -144,11 +154,12 @@ class ConversionPlan:
     def peak_memory(self) -> int:
         """Bytes of memory at the peak: the largest of the stages."""
         choice = self.calibration is not None and self.gguf is not None and self.gguf.request.target is not None
-        return max(
+        streamed = self.checkpoint.streamed if self.checkpoint else None
+        return (streamed.memory if streamed else 0) + max(
             self.calibration.memory + self._rounding_memory if self.calibration else 0,
             self.calibration.sensitivity_memory(self.threads) if choice and self.calibration else 0,
             self.callback.memory if self.callback else 0,
-            self.gguf.peak_memory if self.gguf else 0,
+            *(plan.peak_memory for plan in self.gguf_passes),
             direct_memory(self.native, self.threads) if self.native and self.direct_folders else 0,
         )
 
@@ -173,6 +184,8 @@ class ConversionPlan:
         """Bits of an output's tensors over the number of weights; None for an importance matrix."""
         if isinstance(output, ImatrixOutput):
             return None
+        if isinstance(output, GgufOutput) and output.projector and self.projectors is not None:
+            return self.projectors.bits_per_weight(output)
         files = (
             [file.slots for file in output.files]
             if isinstance(output, GgufOutput)
@@ -193,6 +206,8 @@ def plan_conversion(
         QuantkitError: the source, its tokenizer or the text does not suit an output; see `plan_calibration`,
             `plan_folder_of` and `plan_gguf`.
     """
+    if isinstance(source, Checkpoint) and source.streamed is not None and request.max_ram is not None:
+        source.streamed.limit(request.max_ram)
     name, threads = request.name or source.name, request.threads or cores()
     if isinstance(source, Model):
         _refuse_without_family(source, request)
@@ -200,7 +215,10 @@ def plan_conversion(
     if request.calibrated and isinstance(source, Checkpoint):
         calibration = _plan_calibration(source, request, samples, threads)
     elif request.calibrated and isinstance(source, Model):
-        callback = plan_callback(source, request.calibration, samples, threads=threads, max_ram=request.max_ram)
+        feedback = request.gguf is not None and request.gguf.solver == "feedback"
+        callback = plan_callback(
+            source, request.calibration, samples, gram=feedback, threads=threads, max_ram=request.max_ram
+        )
     native = calibration.native if calibration else None
     if native is None and request.folders and isinstance(source, Checkpoint):
         native = Native(source)
@@ -221,6 +239,10 @@ def plan_conversion(
     inputs = calibration or callback
     model, notes = _model(source, request.gguf, name) if request.gguf else (None, ())
     gguf = _plan_gguf(model, request, inputs) if model else None
+    projectors = None
+    if request.projectors and isinstance(source, Checkpoint) and gguf is not None:
+        own = ProjectorRequest(request.projectors, gguf.request.folder, name, request.threads, request.max_ram)
+        projectors = plan_projectors(source, own)
     imatrix_file = request.imatrix_file or request.output / f"{name}-imatrix.gguf"
     imatrix = None
     if request.imatrix and calibration:
@@ -239,16 +261,26 @@ def plan_conversion(
         gguf=gguf,
         imatrix=imatrix,
         threads=gguf.threads if gguf and not inputs else threads,
-        fingerprint=_fingerprint(source, inputs, folders, gguf, imatrix),
+        fingerprint=conversion_fingerprint(source, inputs, folders, (gguf, projectors), imatrix),
         native=native,
         warnings=(
             *(source.notes if isinstance(source, Checkpoint) else ()),
             *(inputs.samples.warnings if inputs else ()),
-            *(gguf.warnings if gguf else source.warnings if isinstance(source, Model) else ()),
+            *_of_text_model(
+                gguf.warnings if gguf else source.warnings if isinstance(source, Model) else (), projectors
+            ),
         ),
         notes=notes,
         callback=callback,
+        projectors=projectors,
     )
+
+
+def _of_text_model(warnings: Sequence[str], projectors: GgufPlan | None) -> Sequence[str]:
+    """The warnings of the text model; those of towers that are left out do not hold if the projector is written."""
+    if projectors is None:
+        return warnings
+    return [warning for warning in warnings if not warning.endswith((VISION_LEFT_OUT, TOWERS_LEFT_OUT))]
 
 
 def _plan_folders(
@@ -309,7 +341,6 @@ def _refuse_without_family(source: Model, request: ConversionRequest) -> None:
     for what, given in (
         (_labels(request.folders), bool(request.folders)),
         ("--target-size or --target-bpw", gguf is not None and gguf.target is not None),
-        ("--solver feedback", gguf is not None and gguf.solver == "feedback"),
     ):
         if given and source.folder is None:
             raise UsageError(f"{what} needs a checkpoint, but {source.name} is a GGUF; convert the original checkpoint")
@@ -370,37 +401,3 @@ def _plan_gguf(
             max_ram=request.max_ram,
         ),
     )
-
-
-def _fingerprint(
-    source: Checkpoint | Model,
-    calibration: CalibrationPlan | CallbackPlan | None,
-    folders: tuple[FolderPlan, ...],
-    gguf: GgufPlan | None,
-    imatrix: ImatrixOutput | None,
-) -> str:
-    stamps = {path.name: path.stat() for path in weight_files_of(source) if path.exists()}
-    if isinstance(source, Checkpoint):
-        source.require_complete()
-    given = None if gguf is None or gguf.request.calibrate else gguf.request.imatrix
-    facts = {
-        "version": __version__,
-        "origin": dict(origin_of(source)),
-        "weights": {name: [status.st_size, status.st_mtime_ns] for name, status in stamps.items()},
-        "calibration": calibration
-        and [
-            calibration.native.config if isinstance(calibration, CalibrationPlan) else "llama.cpp",
-            hashlib.sha256(calibration.samples.tokens.tobytes()).hexdigest(),
-            isinstance(calibration, CalibrationPlan) and calibration.propagate,
-        ],
-        "folders": [[asdict(folder.request), ROUNDING_VERSION] for folder in folders],
-        "imatrix": [given and given.sha256, imatrix and imatrix.path.name],
-        "target": gguf and gguf.request.target and [gguf.request.target.size, gguf.request.target.bits],
-        "solver": gguf and gguf.request.solver == "feedback" and [SOLVER_VERSION, gguf.request.sweeps],
-        "files": [
-            [file.name, file.size, hashlib.sha256(file.header).hexdigest()]
-            for output in (gguf.outputs if gguf else ())
-            for file in output.files
-        ],
-    }
-    return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()

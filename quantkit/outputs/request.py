@@ -14,6 +14,7 @@ from quantkit.outputs.calibration import CalibrationRequest
 from quantkit.outputs.gguf_files import GgufRequest, Solver
 from quantkit.outputs.model import Mtp
 from quantkit.outputs.plan import ConversionRequest
+from quantkit.outputs.projector import projector_types
 from quantkit.outputs.target import Target
 from quantkit.outputs.templates import choose_template
 from quantkit.packed.formats import Algorithm, FolderRequest
@@ -49,6 +50,7 @@ class ConvertOptions:
         mtp: layers that predict a later token (MTP): "keep", "only" or "drop".
         solver: rounding of GGUF types: "llama.cpp", or "feedback" for error feedback over the calibration.
         sweeps: sweeps of coordinate descent that follow the error feedback of GGUF types.
+        mmproj: types in which the projector of a model that sees is written beside the GGUF: f16, bf16, q8_0.
         pre: name of the BPE pre-tokenizer; None to recognize it.
         chat_template: a Jinja file, the name of a built-in template, or "none"; None for the checkpoint's.
         dtype, max_shard: of folders: type of unquantized tensors (None: float16 for AWQ and GPTQ, else the source's),
@@ -58,6 +60,7 @@ class ConvertOptions:
         symmetric, damp, act_order, static_groups: of GPTQ: one zero point for all groups, the fraction of the Hessian's
             mean diagonal that is added to its diagonal (None: chosen on held-out samples), the order of the columns,
             groups of adjacent columns.
+        stream: read a hub's weights by range requests while they are converted, without a copy on the disk.
     """
 
     name: str | None = None
@@ -80,6 +83,7 @@ class ConvertOptions:
     mtp: Mtp = "keep"
     solver: Solver = "llama.cpp"
     sweeps: int = SWEEPS
+    mmproj: tuple[str, ...] = ()
     pre: str | None = None
     chat_template: str | None = None
     dtype: Literal["float16", "bfloat16"] | None = None
@@ -90,6 +94,7 @@ class ConvertOptions:
     damp: float | None = None
     act_order: bool = True
     static_groups: bool = True
+    stream: bool = False
 
 
 def conversion_request(
@@ -110,7 +115,8 @@ def conversion_request(
     if not names and options.target is None:
         raise UsageError("no type is given; name at least one, such as q4_k_m")
     methods = [method for method in FORMATS if method in names]
-    files = tuple(dict.fromkeys(file_type(name) for name in names if name not in (*FORMATS, _IMATRIX)))
+    others = (*FORMATS, _IMATRIX)
+    files = tuple(dict.fromkeys(file_type(name, others) for name in names if name not in others))
     calibrate = options.calibrate
     if calibrate is None:
         methods_calibrated = any(FORMATS[method].calibrated for method in methods)
@@ -140,6 +146,7 @@ def conversion_request(
         ),
         imatrix=_IMATRIX in names,
         imatrix_file=options.imatrix_file,
+        projectors=projector_types(options.mmproj),
         calibration=options.calibration,
         threads=options.threads,
         max_ram=options.max_ram,

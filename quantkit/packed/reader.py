@@ -1,33 +1,29 @@
 """Reads folders of quantized weights, ours or another tool's: every linear as the float32 matrix of a runtime.
 
-The layouts are in `read_awq_gptq`, `read_float8` and the modules beside them, which share nothing with the writers.
+The layouts are in `quantkit.checkpoint.quantized`, which shares nothing with the writers.
 """
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType, TracebackType
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
-from quantkit.checkpoint.folder import quantization_config, read_small_file
-from quantkit.checkpoint.jsonfile import parse_object, shown
-from quantkit.checkpoint.tensor import NUMPY_DTYPES, TensorInfo
+from quantkit.checkpoint.folder import read_small_file
+from quantkit.checkpoint.jsonfile import parse_object
+from quantkit.checkpoint.quantized.reading import read_scheme
+from quantkit.checkpoint.quantized.scheme import PackedLinear, quantized_linears
+from quantkit.checkpoint.quantized.settings import quantization_config, without_quantization
+from quantkit.checkpoint.stored import StoredWeights
+from quantkit.checkpoint.tensor import TensorInfo
 from quantkit.checkpoint.weights import open_weights
-from quantkit.errors import CheckpointError, UnsupportedError
+from quantkit.errors import UnsupportedError
 from quantkit.families import find_architecture
 from quantkit.families.base.output_head import untied_config
 from quantkit.forward.weights import Array, Weights
-from quantkit.packed.mlx import read_mlx
-from quantkit.packed.read_awq_gptq import read_awq_gptq
-from quantkit.packed.read_compressed import read_compressed
-from quantkit.packed.read_float4 import read_float4
-from quantkit.packed.read_float8 import read_float8
-from quantkit.packed.scheme import PackedLinear, Scheme
 
-__all__ = ["PackedLinear", "QuantizedFolder", "open_quantized", "read_scheme"]
+__all__ = ["PackedLinear", "QuantizedFolder", "open_quantized"]
 
 
 class QuantizedFolder:
@@ -45,17 +41,16 @@ class QuantizedFolder:
     """
 
     def __init__(self, folder: Path) -> None:
-        self.folder = folder
+        self.folder, self.where = folder, str(folder)
         config = parse_object(read_small_file(folder, "config.json", str(folder)), f"config.json of {folder}")
         self.quantization = quantization_config(config) or _beside(folder)
-        self.config = {
-            key: value for key, value in config.items() if key not in ("quantization_config", "quantization")
-        }
-        self.scheme = read_scheme(self.quantization, str(folder))
-        self._files = open_weights(folder, str(folder))
+        self.config = without_quantization(config)
+        self.scheme = read_scheme(self.quantization, self.where)
+        self._files = open_weights(folder, self.where)
         try:
             self.tensors: Mapping[str, TensorInfo] = MappingProxyType(dict(sorted(self._files.tensors.items())))
-            self.linears = {linear.name: linear for linear in self.scheme.linears(self.tensors, folder)}
+            self._stored = StoredWeights(self.tensors, self._files.descriptors, self.where)
+            self.linears = {linear.name: linear for linear in quantized_linears(self.scheme, self.tensors, self.where)}
             self.header_sha256: Mapping[str, str] = self._files.header_sha256
             self.config, self.notes = untied_config(self.config, self.tensors, self.stored_rows)
         except BaseException:
@@ -88,25 +83,11 @@ class QuantizedFolder:
 
     def stored(self, name: str) -> NDArray[Any]:
         """A tensor as it is stored."""
-        tensor = self.tensors[name]
-        return self.stored_rows(name, 0, tensor.n_rows).reshape(tensor.shape)
+        return self._stored.stored(name)
 
     def stored_rows(self, name: str, start: int, stop: int) -> NDArray[Any]:
         """Rows of a tensor as they are stored, as (prod(shape[:-1]), shape[-1])."""
-        assert self._files.descriptors is not None
-        tensor = self.tensors[name]
-        row = tensor.nbytes // max(tensor.n_rows, 1)
-        data, done = np.empty((stop - start) * row, np.uint8), 0
-        while done < len(data):
-            at = tensor.offset + start * row + done
-            got = os.preadv(self._files.descriptors[tensor.file], [data[done:].data], at)
-            if got == 0:
-                raise CheckpointError(
-                    f"{tensor.file} of {self.folder} ends inside tensor {shown(tensor.name)}; it changed after it"
-                    " was opened, run the command again"
-                )
-            done += got
-        return data.view(NUMPY_DTYPES[tensor.dtype]).reshape(stop - start, tensor.row_length)
+        return self._stored.stored_rows(name, start, stop)
 
     def dequantized(self, name: str, start: int = 0, stop: int | None = None) -> Array:
         """Outputs start..stop of a quantized linear: float32 (stop - start, n_in).
@@ -131,25 +112,13 @@ class QuantizedFolder:
 
 
 def open_quantized(folder: Path) -> QuantizedFolder:
-    """A folder of quantized weights (see `read_scheme`), headers checked.
+    """A folder of quantized weights (see `checkpoint.quantized.reading`), headers checked.
 
     Raises:
         CheckpointError: a file is missing or malformed, or tensors contradict config.json.
         UnsupportedError: it is quantized by another method, or not quantized.
     """
     return QuantizedFolder(folder)
-
-
-def read_scheme(quantization: Mapping[str, Any], where: str) -> Scheme:
-    """The scheme that a quantization_config states: AWQ (GEMM), GPTQ, FP8, compressed-tensors or MLX.
-
-    Raises UnsupportedError for another method or packing.
-    """
-    for read in (read_float8, read_compressed, read_float4, read_mlx):
-        scheme = read(quantization, where)
-        if scheme is not None:
-            return scheme
-    return read_awq_gptq(quantization, where)
 
 
 def _beside(folder: Path) -> dict[str, Any]:

@@ -5,12 +5,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from quantkit.checkpoint.folder import quantization_config
+from quantkit.checkpoint.quantized.mlx import is_mlx
+from quantkit.checkpoint.quantized.settings import quantization_config
 from quantkit.packed.awq_gptq import Awq, Gptq
 from quantkit.packed.float4 import MXFP4_LAYOUT, NVFP4_LAYOUT, Mxfp4, Nvfp4
 from quantkit.packed.float8 import BlockFloat8, Float8
 from quantkit.packed.formats import Format
-from quantkit.packed.mlx import BITS, Mlx, is_mlx
+from quantkit.packed.mlx import BITS, Mlx
 from quantkit.packed.pack_quantized import LAYOUT, PackQuantized
 
 FORMATS: Mapping[str, Format] = {

@@ -21,6 +21,7 @@ from quantkit.checkpoint.tensor import FLOAT8, NUMPY_DTYPES
 from quantkit.errors import CheckpointError, OutputError, UnsupportedError
 from quantkit.files import make_partial_folder, open_partial, partial_path, sync
 from quantkit.packed.layout import INDEX, Place, Shard, index_json, total_bytes
+from quantkit.system import descriptors
 
 # files that are not weights, pickles or code, and belong to the model in any weight format
 _SMALL = re.compile(
@@ -59,8 +60,8 @@ class FolderWriter:
                 file = open_partial(folder / shard.name, keep=self.resumed)
                 self._files.append(file)
                 if not self.resumed:
-                    os.posix_fallocate(file, 0, shard.size)
-                    _write_at(file, memoryview(shard.header), 0)
+                    descriptors.reserve(file, shard.size)
+                    descriptors.write_at(file, shard.header, 0)
                 self._places.update({place.name: (file, place) for place in shard.places})
         except OSError as error:
             self.close()
@@ -90,7 +91,7 @@ class FolderWriter:
             digest.update(data)
             self._hashes[name] = (digest, first_row + len(values))
         try:
-            _write_at(file, data, place.offset + first_row * row_bytes)
+            descriptors.write_at(file, data, place.offset + first_row * row_bytes)
         except OSError as error:
             raise OutputError(
                 f"cannot write tensor {name} into {self.folder}: {error.strerror or error}; free some space"
@@ -107,7 +108,7 @@ class FolderWriter:
     def flush(self) -> None:
         """Flush the weight files to the disk."""
         for file in self._files:
-            os.fdatasync(file)
+            descriptors.flush(file)
 
     def finish(self, config: Mapping[str, Any], checkpoint: Path, more: Mapping[str, bytes] | None = None) -> None:
         """Write the other files: config.json, the index, copies of the small files of `checkpoint`, and `more`."""
@@ -213,9 +214,3 @@ def _as_planned(path: Path, shard: Shard) -> bool:
             return os.fstat(file.fileno()).st_size == shard.size and file.read(len(shard.header)) == shard.header
     except FileNotFoundError:
         return False
-
-
-def _write_at(file: int, data: memoryview, offset: int) -> None:
-    done = 0
-    while done < len(data):
-        done += os.pwrite(file, data[done:], offset + done)

@@ -21,6 +21,7 @@ from quantkit.planning.budget import (
 from quantkit.planning.context import Context
 from quantkit.planning.memory import GPU_OVERHEAD, DeviceMemory, kv_bytes
 from quantkit.planning.phones import PHONE_BANDWIDTH, PHONE_TYPES, Phone
+from quantkit.planning.projector import planned_projector
 from quantkit.planning.result import Plan, Row
 from quantkit.planning.sizes import Matrix, Offer, known_types, offers
 from quantkit.planning.sources import Source, open_source
@@ -55,6 +56,7 @@ class PlanOptions:
         cpu_moe: layers whose experts stay on the CPU; None for the fastest placement that fits.
         kv_on_gpu: False keeps the KV cache on the CPU; True leaves the choice to the plan.
         repack: llama.cpp repacks weights for the CPU.
+        mmproj: type of the projector to reserve memory for, or "none"; None counts one that lies beside a GGUF.
         bandwidth: bytes per second that `CPU` and `GPU` read, with the origin of the figure.
     """
 
@@ -70,6 +72,7 @@ class PlanOptions:
     cpu_moe: int | None = None
     kv_on_gpu: bool = True
     repack: bool = True
+    mmproj: str | None = None
     bandwidth: Mapping[str, tuple[float, str]] | None = None
 
     def context(self) -> Context:
@@ -119,8 +122,12 @@ def plan(source: str, options: PlanOptions | None = None, *, offline: bool = Fal
             context = replace(context, n_ctx=min(context.n_ctx, opened.shape.context))
         if "CPU" not in bandwidth:
             bandwidth["CPU"] = (probe_bandwidth(), "measured")
+        projector, unseen = planned_projector(opened, source, options.mmproj)
+        left = projector.left(machine) if projector else machine
         features = machine.cpu_features if options.repack else frozenset()
-        budget = Budget(machine.ram, machine.vram, features, machine.vrams, machine.unified)
+        budget = Budget(left.ram, left.vram, features, left.vrams, left.unified)
+        if unseen is not None:
+            opened = replace(opened, notes=(*opened.notes, unseen))
         empty = Plan(
             source,
             opened,
@@ -132,6 +139,7 @@ def plan(source: str, options: PlanOptions | None = None, *, offline: bool = Fal
             bandwidth=bandwidth,
             for_phone=options.phone is not None,
             imatrix=options.imatrix,
+            projector=projector,
         )
         made = offers(opened, types, matrix, calibrated=empty.for_phone)
         return _with_target(_with_best(_with_rows(empty, made, options)))

@@ -10,7 +10,9 @@ from quantkit.families import has_checked_plan
 from quantkit.machine import Machine
 from quantkit.planning.budget import Budget, Fit
 from quantkit.planning.context import Context
+from quantkit.planning.devices import gpu_names
 from quantkit.planning.memory import GPU_OVERHEAD, DeviceMemory
+from quantkit.planning.projector import PlannedProjector
 from quantkit.planning.sizes import Offer
 from quantkit.planning.sources import Source
 
@@ -86,6 +88,7 @@ class Plan:
         imatrix: importance matrix of the GGUF types.
         target_size: bytes of the largest file that fits as a whole on the GPU, or without one into memory; None if it
             is above 8.5 bits per weight or cannot be made.
+        projector: the projector that the plan reserves memory for.
     """
 
     given: str
@@ -101,6 +104,7 @@ class Plan:
     for_phone: bool = False
     imatrix: Path | None = None
     target_size: int | None = None
+    projector: PlannedProjector | None = None
 
     @property
     def parameters(self) -> int:
@@ -151,7 +155,8 @@ class Plan:
         commands, file = [], self.given
         if offer.label != "as it is":
             calibrate = " --calibrate" if offer.needs_imatrix else ""
-            commands.append(f"quantkit gguf {self._checkpoint()} -t {offer.label}{self._matrix() or calibrate}")
+            mmproj = self.projector.option if self.projector else ""
+            commands.append(f"quantkit gguf {self._checkpoint()} -t {offer.label}{self._matrix() or calibrate}{mmproj}")
             file = f"{self.source.model.name}-GGUF/{offer.file}"
         options = f"-ngl {context.gpu_layers} -c {context.n_ctx}"
         options += " --device none" if self.budget.vram and fit.memory.gpu is None else ""
@@ -191,7 +196,11 @@ class Plan:
                 "unified": self.machine.unified,
                 "gpu": self.machine.gpu_name or None,
             },
-            "context": {**vars(context), "gpu_layers": None, "flash": context.flash_on},
+            "context": {
+                **{name: value for name, value in vars(context).items() if name != "split"},
+                "gpu_layers": None,
+                "flash": context.flash_on,
+            },
             "assumed": {
                 "gpu_overhead": GPU_OVERHEAD,
                 "bandwidth": {
@@ -206,6 +215,7 @@ class Plan:
             "commands": self.commands(),
             "missing": None if self.best is not None else self.missing(),
             "notes": list(self.notes()),
+            **({"projector": self.projector.document(self.machine)} if self.projector else {}),
         }
 
     def missing(self) -> dict[str, Any] | None:
@@ -224,7 +234,10 @@ class Plan:
     def notes(self) -> Iterator[str]:
         """The limits of the figures, one sentence each."""
         yield from self.source.notes
-        devices = ["CPU", *(["GPU"] if self.machine.vram else [])]
+        if self.projector is not None:
+            yield self.projector.note(self.machine)
+        several = [name for name in gpu_names(len(self.budget.rooms)) if name in self.bandwidth]
+        devices = ["CPU", *((several or ["GPU"]) if self.machine.vram else [])]
         bandwidths = " and ".join(
             f"{pace / 1e9:.3g} GB/s ({device}, {origin})"
             for device, (pace, origin) in ((device, self.bandwidth[device]) for device in devices)

@@ -80,7 +80,7 @@ def known_types(names: Sequence[str]) -> tuple[str, ...]:
         key = name.strip().lower()
         if key not in FOLDERS:
             try:
-                key = file_type(key).name
+                key = file_type(key, FOLDERS).name
             except UsageError as error:
                 raise UsageError(f"{error}; {', '.join(FOLDERS)} are types too") from None
         known.append(key)

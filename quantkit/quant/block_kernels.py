@@ -1,6 +1,6 @@
 """The steps of error feedback in GGUF blocks, in C where a compiler is: block_kernels.c, with the bytes of numpy.
 
-`gguf/c_kernels.py` says how the library is compiled and kept. It is used only if its results equal those of
+`gguf/compiled.py` says how the library is compiled and kept. It is used only if its results equal those of
 `block_search.py` and `block_steps.py` on test matrices of every type; otherwise these are used. QUANTKIT_C_KERNELS=0
 disables it.
 """
@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantkit.gguf.blocks import FORMATS, BlockFormat
-from quantkit.gguf.c_kernels import compiled
+from quantkit.gguf.compiled import compiled
 from quantkit.quant import block_search, block_steps
 from quantkit.quant.block_search import Scales
 from quantkit.quant.block_steps import Fit, Run
@@ -215,7 +215,7 @@ def _tested_steps() -> Steps:
     if os.environ.get("QUANTKIT_C_KERNELS") == "0":
         return NUMPY
     try:
-        fast = CSteps(compiled(SOURCE, _OPTIMIZE))
+        fast = CSteps(compiled(SOURCE, optimize=_OPTIMIZE))
     except (OSError, subprocess.SubprocessError, AttributeError):
         return NUMPY
     return fast if all(same_results(fast, format_) for format_ in FORMATS.values()) else NUMPY

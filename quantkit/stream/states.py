@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from quantkit.errors import OutputError, ReadError
 from quantkit.files import open_partial
+from quantkit.system.descriptors import read_at, write_at
 
 Array = NDArray[np.float32]
 _ITEM = 4
@@ -33,7 +34,7 @@ class States:
     def read(self, name: str, sample: int) -> Array:
         """Read one sample of the file `name`. Raises ReadError when the file is truncated or cannot be read."""
         try:
-            data = os.pread(self._file(name), self._bytes, sample * self._bytes)
+            data = read_at(self._file(name), self._bytes, sample * self._bytes)
         except OSError as error:
             raise ReadError(f"cannot read {self.folder / name} ({error.strerror}); check the disk") from error
         if len(data) != self._bytes:
@@ -43,10 +44,8 @@ class States:
     def write(self, name: str, sample: int, values: Array) -> None:
         """Write one sample to the file `name`. Raises OutputError when the disk is full."""
         data = np.ascontiguousarray(values, np.float32).reshape(-1).view(np.uint8).data
-        done = 0
         try:
-            while done < len(data):
-                done += os.pwrite(self._file(name), data[done:], sample * self._bytes + done)
+            write_at(self._file(name), data, sample * self._bytes)
         except OSError as error:
             raise OutputError(
                 f"cannot write {self.folder / name} ({error.strerror}); free some space and run the command again"

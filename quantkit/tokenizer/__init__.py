@@ -13,7 +13,7 @@ from quantkit.errors import TokenizerError, UsageError
 from quantkit.gguf.keyvalues import KeyValue
 from quantkit.machine import release_freed_memory
 
-from . import bytelevel, chat_templates, raw_bpe, special, spm, spm_json
+from . import bytelevel, chat_templates, raw_bpe, special, spm, spm_json, wordpiece
 from .differences import Difference, differences
 from .ends import add_ends
 from .files import TokenizerFiles, read
@@ -109,9 +109,14 @@ def _vocabulary(
     files: TokenizerFiles, config: Mapping[str, Any], roles: TokenRoles, pre: str | None, chat_template: str | None
 ) -> Vocabulary:
     tokens = _tokens(files, config, roles, pre)
+    if roles.token_types:
+        tokens.add_type_count(int(config.get("type_vocab_size") or 1))
     refuse_duplicates(tokens)
     specials = special.read(files, config, len(tokens.texts))
     specials.ids = tokens.ids | specials.ids
+    if tokens.model == "bert":
+        # llama.cpp's default is lower case
+        specials.normalizers.setdefault("lowercase", False)
     # the text model of a checkpoint with towers states its tokens in its own config
     text = config.get("text_config")
     settings = {**config, **text} if isinstance(text, Mapping) else config
@@ -146,6 +151,10 @@ def _tokens(files: TokenizerFiles, config: Mapping[str, Any], roles: TokenRoles,
     A family with `raw_bpe` takes its tokenizer.json first.
     """
     space_prefix = roles.space_prefix
+    if files.tokenizer is not None and wordpiece.is_wordpiece(files.tokenizer):
+        if pre is not None:
+            raise UsageError(f"--pre {pre} does not apply: {files.folder} has a WordPiece tokenizer; leave --pre out")
+        return wordpiece.load(files, config)
     style = files.tokenizer is not None and spm_json.is_sentencepiece_style(files.tokenizer)
     from_model = files.model is not None and (files.tokenizer is None or spm.is_sentencepiece(files))
     if not (from_model or style):

@@ -6,7 +6,7 @@ Each reason here is established from the checkpoint's files for one text, never 
 
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,6 +37,8 @@ _CONTROL_LOOKING = (
     "<end_of_utterance>",
     "<eos>",
 )
+# max_input_chars_per_word of BERT's tokenizers
+_LONGEST_WORD = 100
 
 
 @dataclass(frozen=True)
@@ -89,6 +91,8 @@ def _reason(
             return "llama.cpp's unigram tokenizer has no byte fallback for characters outside the vocabulary"
         if not text.strip(" "):
             return "llama.cpp's unigram tokenizer puts no space before a text of spaces only"
+    if values.get("tokenizer.ggml.model") == "bert":
+        return _wordpiece_reason(values, text)
     if spm.is_sentencepiece(files) and spm.is_cut_from_the_left(files):
         return "SentencePiece cuts this model's user-defined pieces out from the left, and llama.cpp merges by score"
     if any(pattern.search(text) for pattern in _space_eaters(files)):
@@ -109,6 +113,19 @@ def _reason(
             return f"llama.cpp's split for {values['tokenizer.ggml.pre']} ends a word at a combining mark"
     elif "Metaspace" in str(files.tokenizer.get("pre_tokenizer")) and text.startswith((" ", SPACE)):
         return "the tokenizer puts no space before a text that begins with one, and llama.cpp always does"
+    return None
+
+
+def _wordpiece_reason(values: Mapping[str, object], text: str) -> str | None:
+    """What llama.cpp's WordPiece tokenizer does not do as BERT's normalizer and model do."""
+    lower = values.get("tokenizer.ggml.normalizer.lowercase", True)
+    if values.get("tokenizer.ggml.normalizer.strip_accents", lower):
+        if any("\uac00" <= character <= "\ud7a3" for character in text):
+            return "the tokenizer decomposes Hangul syllables, and llama.cpp does not"
+        if any(unicodedata.category(character) in ("Mc", "Me") for character in unicodedata.normalize("NFD", text)):
+            return "llama.cpp removes every combining mark with the accents, the tokenizer only those without width"
+    if any(len(word) > _LONGEST_WORD for word in text.split()):
+        return f"the tokenizer makes a word of more than {_LONGEST_WORD} characters unknown, and llama.cpp does not"
     return None
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from quantkit.errors import TokenizerError
 
-from . import chat_templates, ranks
+from . import chat_templates, ranks, vocab_txt
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,7 @@ class TokenizerFiles:
     """The tokenizer files of a checkpoint folder. An absent JSON object is {}; an absent path or `tokenizer` is None.
 
     Attributes:
-        tokenizer: tokenizer.json.
+        tokenizer: tokenizer.json, or what BERT's vocab.txt means if that is the only vocabulary.
         tokenizer_data: its bytes in UTF-8.
         config: tokenizer_config.json.
         special: special_tokens_map.json.
@@ -68,6 +68,8 @@ def read(folder: Path) -> TokenizerFiles:
     if table is not None:
         data = ranks.tokenizer_json(table).encode("utf-8")
     config = read_object(folder / "tokenizer_config.json") or {}
+    if data is None and _has_only_words(folder):
+        data = vocab_txt.tokenizer_json(folder / vocab_txt.FILE_NAME, config).encode("utf-8")
     files = TokenizerFiles(
         folder=folder,
         tokenizer=None
@@ -89,8 +91,8 @@ def read(folder: Path) -> TokenizerFiles:
         if table:
             hint = f" ({table.name} says neither how text is split nor which tokens are special)"
         raise TokenizerError(
-            f"{folder} has no tokenizer{hint}: expected tokenizer.json, tokenizer.model, or vocab.json with "
-            "merges.txt; download them from the model's page into that folder"
+            f"{folder} has no tokenizer{hint}: expected tokenizer.json, tokenizer.model, vocab.txt, or vocab.json "
+            "with merges.txt; download them from the model's page into that folder"
         )
     return files
 
@@ -156,6 +158,12 @@ def _ranks(folder: Path) -> Path | None:
     ):
         return None
     return _present(folder / ranks.FILE_NAME)
+
+
+def _has_only_words(folder: Path) -> bool:
+    """Whether BERT's vocab.txt is the only vocabulary of the folder."""
+    others = ("tokenizer.model", "sentencepiece.bpe.model", "spiece.model", "vocab.json", ranks.FILE_NAME)
+    return (folder / vocab_txt.FILE_NAME).is_file() and not any((folder / name).is_file() for name in others)
 
 
 def _templates(folder: Path, config: dict[str, Any]) -> tuple[tuple[str, chat_templates.Template], ...]:

@@ -107,9 +107,14 @@ def recognise(tokenizer: Tokenizer, source: dict[str, Any], config: dict[str, An
     raise UnsupportedError(_unknown(tokenizer, steps, ignores_merges, changing, where))
 
 
-def _by_hash(tokenizer: Tokenizer, config: dict[str, Any]) -> str | None:
+def wordpiece_name(tokenizer: Tokenizer, config: dict[str, Any]) -> str | None:
+    """The name that llama.cpp's converter gives a WordPiece tokenizer, which llama.cpp ignores; None if unknown."""
+    return _by_hash(tokenizer, config, "wordpiece")
+
+
+def _by_hash(tokenizer: Tokenizer, config: dict[str, Any], table: str = "hashes") -> str | None:
     """The name by hash; the special tokens around the text depend on the wrapper class, so each habit is tried."""
-    text, hashes = _facts()["text"], _facts()["hashes"]
+    text, hashes = _facts()["text"], _facts()[table]
     bare = tokenizer.encode(text, add_special_tokens=False).ids
     candidates = [tokenizer.encode(text).ids, bare]
     if str(config.get("tokenizer_class", "")).removesuffix("Fast") == "LlamaTokenizer":

@@ -48,7 +48,8 @@ class TokenRoles:
     `instead` overrules the files, with a warning. `space_prefix`: the key for the space in front of a text.
     `stated`: role -> the key of config.json that has the token's id. `adds`: role -> whether llama.cpp adds the token
     to a text, whatever the files say. `raw_bpe`: how a tokenizer.json that merges raw text is written; None writes a
-    SentencePiece vocabulary.
+    SentencePiece vocabulary. `token_types`: the file states the number of token types, `type_vocab_size` of config.json
+    or 1; an encoder needs it.
     """
 
     first: Mapping[str, str] = field(default_factory=dict)
@@ -58,6 +59,7 @@ class TokenRoles:
     stated: Mapping[str, str] = field(default_factory=dict)
     adds: Mapping[str, bool] = field(default_factory=dict)
     raw_bpe: RawBpe | None = None
+    token_types: bool = False
 
 
 NO_ROLES = TokenRoles()

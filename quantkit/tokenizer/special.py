@@ -36,11 +36,15 @@ _NO_BOS_VOCAB = 49152
 
 @dataclass
 class Specials:
-    """What the files say: role -> id, role -> whether it is added, the template; insertion order is key order."""
+    """What the files say: role -> id, role -> whether it is added, the template; insertion order is key order.
+
+    `normalizers`: whether text is made lower-case and accents are removed, where the normalizer says so.
+    """
 
     ids: dict[str, int] = field(default_factory=dict)
     adds: dict[str, bool] = field(default_factory=dict)
     template: str | list[dict[str, Any]] | None = None
+    normalizers: dict[str, bool] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
 
 
@@ -50,6 +54,7 @@ def read(files: TokenizerFiles, config: Mapping[str, Any], n_tokens: int) -> Spe
     stated = dict(files.config)
     roles = list(_ROLES)
     if files.tokenizer is not None:
+        _from_normalizer(files.tokenizer.get("normalizer"), specials.normalizers)
         _from_post_processor(files.tokenizer, stated, roles, specials)
     specials.template = files.template
     for role in roles:
@@ -83,6 +88,11 @@ def keys(specials: Specials, config: Mapping[str, Any]) -> list[KeyValue]:
         *(keyvalues.uint32(_ID_KEYS[role], number) for role, number in ids.items() if role in _ID_KEYS),
         *(keyvalues.boolean(f"tokenizer.ggml.add_{role}_token", add) for role, add in adds.items() if role in _ADDED),
         *template_keys(specials.template),
+        *(
+            keyvalues.boolean(f"tokenizer.ggml.normalizer.{name}", specials.normalizers[name])
+            for name in ("lowercase", "strip_accents")
+            if name in specials.normalizers
+        ),
         *late,
     ]
 
@@ -140,6 +150,21 @@ def _added_id(files: TokenizerFiles, text: str) -> Any:
         if token.get("content") == text:
             return token.get("id")
     return None
+
+
+def _from_normalizer(node: Any, normalizers: dict[str, bool]) -> None:
+    """Set what a normalizer of tokenizer.json says of case and accents (SpecialVocab._parse_normalizer)."""
+    match (node or {}).get("type"):
+        case "Lowercase":
+            normalizers["lowercase"] = True
+        case "StripAccents":
+            normalizers["strip_accents"] = True
+        case "BertNormalizer":
+            stated = {name: node.get(name) for name in ("lowercase", "strip_accents")}
+            normalizers |= {name: value for name, value in stated.items() if isinstance(value, bool)}
+        case "Sequence":
+            for child in node.get("normalizers") or []:
+                _from_normalizer(child, normalizers)
 
 
 def _from_post_processor(

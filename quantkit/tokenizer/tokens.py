@@ -52,6 +52,16 @@ class Tokens:
         keys.append(keyvalues.array("tokenizer.ggml.token_type", GGUFValueType.INT32, self.types))
         return keys + self.last
 
+    def add_type_count(self, count: int) -> None:
+        """Add the number of token types where llama.cpp's converter writes it: it depends on the kind of vocabulary."""
+        key = keyvalues.uint32("tokenizer.ggml.token_type_count", count)
+        if self.model == "bert":
+            self.first.append(key)
+        elif self.model == "t5":
+            self.last.insert(1, key)  # after the space prefix
+        else:
+            self.end.append(key)
+
     def place(self, number: int, text: str, special: bool) -> None:
         """Put an added token at its id: CONTROL when special, else USER_DEFINED with its spaces spelled out.
 

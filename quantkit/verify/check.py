@@ -3,8 +3,12 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from quantkit.errors import MissingExtraError, PassingError, QuantkitError, ReadError, passing_fault
 from quantkit.outputs.plan import OutputPlan
+
+_SAMPLES, _SAMPLE_ELEMENTS = 4, 1 << 14
 
 
 @dataclass(frozen=True)
@@ -34,6 +38,13 @@ class Verified:
     def failed(self) -> tuple[Check, ...]:
         """The checks that failed."""
         return tuple(check for check in self.checks if check.status == "failed")
+
+
+def sampled_rows(n_rows: int, n_columns: int) -> list[tuple[int, int]]:
+    """The rows (start, stop) of a matrix that checks compare with the source's: a few ranges spread over it."""
+    step = max(1, _SAMPLE_ELEMENTS // n_columns)
+    starts = sorted({int(start) for start in np.linspace(0, max(0, n_rows - step), _SAMPLES)})
+    return [(start, min(start + step, n_rows)) for start in starts]
 
 
 def guard(name: str, run: Callable[[], str]) -> Check:

@@ -1,7 +1,6 @@
 """GGUF files read back: their headers, whether every block is finite, the error of sampled rows."""
 
 import hashlib
-import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -16,7 +15,8 @@ from quantkit.gguf.layout import FileLayout, Slot
 from quantkit.gguf.reader import read_header
 from quantkit.outputs.gguf_files import GgufOutput, GgufPlan
 from quantkit.outputs.model import Model, ModelTensor, widen
-from quantkit.verify.check import Check, guard
+from quantkit.system.descriptors import read_at
+from quantkit.verify.check import Check, guard, sampled_rows
 
 # The largest relative RMS error of a tensor's sampled rows, by type: about twice the error on Gaussian weights. The
 # error of a misplaced row is 1.4.
@@ -42,7 +42,6 @@ ERROR_BOUND: dict[T, float] = {
 LOOSE_BOUND = 0.95
 # scales are half precision: weights below their smallest step become zero in a sound block too
 _HALF_STEP, _LEVELS = 6e-8, 1024
-_SAMPLES, _SAMPLE_ELEMENTS = 4, 1 << 14
 _READ = 8 << 20
 
 
@@ -76,7 +75,7 @@ def _scan(path: Path, file: FileLayout) -> str:
         position = 0
         pending = None
         for start, stop, slot in _pieces(file):
-            data = os.pread(stream.fileno(), stop - start, start)
+            data = read_at(stream.fileno(), stop - start, start)
             if len(data) != stop - start or start != position:
                 raise VerificationError(f"{file.name} ends early at byte {start + len(data)}")
             if pending is not None:
@@ -138,13 +137,10 @@ def _sampled_error(model: Model, tensor: ModelTensor, slot: Slot, descriptor: in
 
     The error of an all-zero sample is absolute: 0 if it stayed zero.
     """
-    step = max(1, _SAMPLE_ELEMENTS // tensor.n_columns)
-    starts = sorted({int(start) for start in np.linspace(0, max(0, tensor.n_rows - step), _SAMPLES)})
     squared, total, count = 0.0, 0.0, 0
-    for start in starts:
-        stop = min(start + step, tensor.n_rows)
+    for start, stop in sampled_rows(tensor.n_rows, tensor.n_columns):
         source = widen(model.read_rows(tensor.name, start, stop), tensor).astype(np.float64)
-        data = os.pread(descriptor, (stop - start) * slot.row_bytes, slot.offset + start * slot.row_bytes)
+        data = read_at(descriptor, (stop - start) * slot.row_bytes, slot.offset + start * slot.row_bytes)
         rows = np.frombuffer(data, dtype=np.uint8).reshape(stop - start, slot.row_bytes)
         written = dequantize_rows(slot.type, rows, tensor.n_columns)
         squared += float(np.square(written - source).sum())

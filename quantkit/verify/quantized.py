@@ -21,7 +21,7 @@ from quantkit.outputs.packed_folders import FolderPlan
 from quantkit.packed.formats import DirectFormat
 from quantkit.packed.reader import QuantizedFolder, open_quantized
 from quantkit.packed.writer import json_bytes, small_files
-from quantkit.verify.check import Check, Verified, guard, raise_if_passing
+from quantkit.verify.check import Check, Verified, guard, raise_if_passing, sampled_rows
 from quantkit.verify.source_logits import NoSourceLogits, SourceLogits, correlations, skipped_logits
 
 # Least correlation with the source's logits, by bits. On SmolLM2 and small random models round-to-nearest alone gives
@@ -30,7 +30,6 @@ LOGIT_FLOOR = {8: 0.95, 6: 0.9, 5: 0.7, 4: 0.5, 3: 0.25, 2: -1.0}
 # The share, by magnitude, of products of a source weight and its quantized weight that are positive. Folded scales are
 # positive and keep the signs, so it holds for AWQ too; misplaced rows or columns give one half.
 SIGN_FLOOR = {8: 0.995, 6: 0.99, 5: 0.98, 4: 0.97, 3: 0.93, 2: 0.8}
-_SAMPLES, _SAMPLE_ELEMENTS = 4, 1 << 14
 _PIECE = 8 << 20
 _GENERATED = 4
 _INTEGERS = ("I32", "I64", "U8", "U32")
@@ -160,11 +159,11 @@ def _errors(opened: QuantizedFolder, plan: FolderPlan, native: Native, errors: d
     assert isinstance(plan.format, DirectFormat)
     bound, worst, worst_name = plan.format.error_bound, 0.0, ""
     for name, linear in plan.quantized.items():
-        weight, step = name + linear.form.weight, max(1, _SAMPLE_ELEMENTS // linear.n_in)
+        weight = name + linear.form.weight
         squared = total = 0.0
-        for start in sorted({int(start) for start in np.linspace(0, max(0, linear.n_out - step), _SAMPLES)}):
-            source = f32(native.rows(weight, start, min(start + step, linear.n_out))).astype(np.float64)
-            difference = opened.rows(f"{name}.weight", start, min(start + step, linear.n_out)) - source
+        for start, stop in sampled_rows(linear.n_out, linear.n_in):
+            source = f32(native.rows(weight, start, stop)).astype(np.float64)
+            difference = opened.rows(f"{name}.weight", start, stop) - source
             squared += float(np.square(difference).sum())
             total += float(np.square(source).sum())
         errors[name] = float(np.sqrt(squared / (total or 1.0)))
@@ -178,10 +177,8 @@ def _errors(opened: QuantizedFolder, plan: FolderPlan, native: Native, errors: d
 
 
 def _agreement(opened: QuantizedFolder, native: Native, weight: str, shape: tuple[int, int]) -> float:
-    step = max(1, _SAMPLE_ELEMENTS // shape[1])
     same, total = 0.0, 0.0
-    for start in sorted({int(start) for start in np.linspace(0, max(0, shape[0] - step), _SAMPLES)}):
-        stop = min(start + step, shape[0])
+    for start, stop in sampled_rows(*shape):
         product = f32(native.rows(weight, start, stop)) * opened.rows(weight, start, stop)
         same += float(product[product > 0].sum(dtype=np.float64))
         total += float(np.abs(product).sum(dtype=np.float64))

@@ -132,7 +132,7 @@ def check_logits(
 ) -> tuple[Check, float | None]:
     """Logits of a short text, by llama.cpp, against the source's; and their mean correlation.
 
-    Of a source without a forward the logits must be finite.
+    Of an encoder the last hidden states are compared. Of a source without a forward the logits must be finite.
     """
     if source is None and plan.model.folder is None:
         return Check("logits", "skipped", "the source is a GGUF"), None
@@ -144,52 +144,56 @@ def check_logits(
     if source is None:
         return _check_finite(plan, output), None
     compared: list[float] = []
+    encoder = is_encoder(plan)
+    name, values_of = ("embeddings", "hidden states") if encoder else ("logits", "logits")
 
     def compare() -> str:
-        from quantkit.llamacpp.session import logits
+        from quantkit.llamacpp.session import hidden_states, logits
 
         tokens, expected = source.get()
         with loadable(output) as path:
             try:
-                values = _twice(lambda: logits(path, tokens))
+                values = _twice(lambda: hidden_states(path, tokens) if encoder else logits(path, tokens))
             except QuantkitError as error:
                 too_old = newer_pretokenizer(plan.model.keys)
                 if too_old is None or isinstance(error, MissingExtraError | PassingError):
                     raise
                 raise NoSourceLogits(too_old) from error
         if not np.isfinite(values).all():
-            raise VerificationError(f"{output.label} gives logits that are not finite")
+            raise VerificationError(f"{output.label} gives {values_of} that are not finite")
         by_position, bits = correlations(values, expected), _narrowest(output)
         correlation, median = float(by_position.mean()), float(np.median(by_position))
         floor = next(floor for least, floor in _LOGIT_FLOOR if bits >= least)
         if not correlation >= floor:
             raise VerificationError(
-                f"the logits of {output.label} have a correlation of {correlation:.3f} with the source's, below {floor}"
+                f"the {values_of} of {output.label} have a correlation of {correlation:.3f} with the source's, below"
+                f" {floor}"
             )
         if bits >= 16 and not median >= _MEDIAN_FLOOR:
             raise VerificationError(
-                f"the logits of {output.label} have a median correlation of {median:.4f} with the source's, below"
+                f"the {values_of} of {output.label} have a median correlation of {median:.4f} with the source's, below"
                 f" {_MEDIAN_FLOOR}, which rounding of floats does not explain"
             )
         compared.append(correlation)
         return f"finite, correlation {correlation:.4f} with the source's over {len(tokens)} tokens"
 
     try:
-        return guard("logits", compare), next(iter(compared), None)
+        return guard(name, compare), next(iter(compared), None)
     except NoSourceLogits as error:
-        return Check("logits", "skipped", str(error)), None
+        return Check(name, "skipped", str(error)), None
     except (LookupError, TypeError, ValueError, ArithmeticError) as error:
-        return Check("logits", "skipped", not_compared(error)), None
+        return Check(name, "skipped", not_compared(error)), None
+
+
+def is_encoder(plan: GgufPlan) -> bool:
+    """Whether the file states that its tokens attend to later ones, so it gives embeddings."""
+    return any(key.key.endswith(".attention.causal") and key.value is False for key in plan.model.keys)
 
 
 def _check_finite(plan: GgufPlan, output: GgufOutput) -> Check:
     """Whether llama.cpp loads the file and gives finite logits, where it knows the architecture."""
     arch = plan.model.family
-    if (
-        "embedding" in arch
-        or _value(plan, f"{arch}.attention.causal") is False
-        or _value(plan, f"{arch}.pooling_type") is not None
-    ):
+    if "embedding" in arch or is_encoder(plan) or _value(plan, f"{arch}.pooling_type") is not None:
         return Check("logits", "skipped", "the model gives embeddings, not logits")
     if any(tensor.name.startswith("enc.") for tensor in plan.model.tensors):
         return Check("logits", "skipped", "the model has an encoder, so it gives no logits of a text alone")

@@ -230,16 +230,25 @@ def test_a_folder_without_usable_weights_says_what_it_holds(tmp_path: Path, file
     assert words in refusal(tmp_path, CheckpointError)
 
 
-@pytest.mark.parametrize("method", ["awq", "gptq", "bitnet", "modelopt"])
-def test_a_checkpoint_already_quantized_is_refused_with_its_method(tmp_path: Path, method: str) -> None:
+@pytest.mark.parametrize("method", ["aqlm", "hqq", "quanto", "torchao"])
+def test_a_quantization_that_is_not_read_is_refused_with_its_method(tmp_path: Path, method: str) -> None:
     folder = single(tmp_path, quantization_config={"quant_method": method, "bits": 4})
     message = refusal(folder, UnsupportedError)
-    assert method in message and "already quantized" in message
+    assert f"already quantized ('{method}')" in message and "take the original" in message
+
+
+@pytest.mark.parametrize("method", ["awq", "gptq", "bitnet", "compressed-tensors", "auto-round"])
+def test_a_quantization_without_packed_weights_is_refused(tmp_path: Path, method: str) -> None:
+    weights = {"num_bits": 4, "type": "int", "strategy": "group", "group_size": 32}
+    settings = {"bits": 4, "group_size": 32, "config_groups": {"group_0": {"targets": ["Linear"], "weights": weights}}}
+    packing = {"format": "pack-quantized"} if method == "compressed-tensors" else {}
+    folder = single(tmp_path, quantization_config={"quant_method": method, **settings, **packing})
+    assert "no packed weights exist" in refusal(folder, CheckpointError)
 
 
 def test_a_multimodal_config_that_is_quantized_inside_text_config_is_refused(tmp_path: Path) -> None:
-    folder = single(tmp_path, text_config={"quantization_config": {"quant_method": "awq"}})
-    assert "awq" in refusal(folder, UnsupportedError)
+    folder = single(tmp_path, text_config={"quantization_config": {"quant_method": "aqlm"}})
+    assert "aqlm" in refusal(folder, UnsupportedError)
 
 
 def test_packed_weights_without_a_word_in_the_config_are_refused(tmp_path: Path) -> None:

@@ -84,10 +84,10 @@ def test_packed_weights_are_refused_by_the_name_of_their_tool(
     assert words in refusal(single(tmp_path, {**tensors(), **arrays}), UnsupportedError)
 
 
-def test_a_bitsandbytes_config_over_8_bit_weights_stays_refused(tmp_path: Path) -> None:
+def test_8_bit_weights_of_bitsandbytes_without_their_scales_are_refused(tmp_path: Path) -> None:
     arrays = {**tensors(), f"{LINEAR}.weight": np.ones((4, 4), np.int8)}
     folder = single(tmp_path, arrays, quantization_config={"quant_method": "bitsandbytes", "load_in_8bit": True})
-    assert "already quantized by bitsandbytes" in refusal(folder, UnsupportedError)
+    assert f"linear '{LINEAR}' of" in (message := refusal(folder, CheckpointError)) and "has no SCB" in message
 
 
 @pytest.mark.parametrize("name", [f"{LINEAR}.lora_A.default.weight", f"{LINEAR}.base_layer.weight"])

@@ -295,7 +295,7 @@ def test_what_a_power_cut_lost_is_measured_again_to_the_same_figures(
         with pytest.raises(KeyboardInterrupt):
             measure(here, *POWER)
     LOST[lost](here / "power" / "measure.partial")
-    monkeypatch.setattr("quantkit.journal._boot", lambda: "another start")
+    monkeypatch.setattr("quantkit.system.processor.boot", lambda: "another start")
     monkeypatch.setattr(RecordFile, "keep", lambda *call: kept.append(call[1]) or keep(*call))
     models = document(measure(here, *(word for word in POWER if word != "--force")))["models"]
     assert [model["quality"] for model in models] == [model["quality"] for model in undisturbed]

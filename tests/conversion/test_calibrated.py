@@ -45,7 +45,8 @@ NO_NATIVE = {"baichuan-13b", "baichuan2-13b"}
 STACKED_ONLY = {name for name in all_cases() if name.startswith(("gpt-oss", "granitemoe", "gemma4-experts", "llama4"))}
 STACKED_ONLY |= {"granitehybrid", "granitehybrid-experts-without-mamba"}
 UNPACKED = {"falcon-mamba", "jamba", "mamba", "mamba-silent-rank", "mamba2", "mamba2-tied", "nemotron-h-moe"}
-WRITTEN = sorted(forward_cases().keys() - NO_NATIVE - STACKED_ONLY - UNPACKED)
+ENCODERS = {name for name, (_, case) in all_cases().items() if case.encoder}
+WRITTEN = sorted(forward_cases().keys() - NO_NATIVE - STACKED_ONLY - UNPACKED - ENCODERS)
 # One or two a group in the default suite: what differs in folds, linears, experts or names.
 FIRST = {
     "baichuan2",  # remote code, packed queries, keys and values; normed head

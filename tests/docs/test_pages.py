@@ -82,6 +82,9 @@ def test_the_exit_codes_of_a_page_are_those_of_the_code() -> None:
         assert {int(code) for code in named} <= codes, page.name
 
 
-def test_the_version_is_stated_once_in_effect() -> None:
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
-    assert project["version"] == quantkit.__version__
+def test_the_version_is_stated_once() -> None:
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
+    assert "version" not in settings["project"]
+    assert settings["project"]["dynamic"] == ["version"]
+    stated = (ROOT / settings["tool"]["hatch"]["version"]["path"]).read_text("utf-8")
+    assert f'__version__ = "{quantkit.__version__}"' in stated.splitlines()

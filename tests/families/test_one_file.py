@@ -18,11 +18,15 @@ ALLOWED = {
     "gguf/mix_rules.py": {"jais2", "llama", "qwen2", "olmo"},
     # llama.cpp's names of kinds of tokenizer (tokenizer.ggml.model) and of pre-tokenizers
     "tokenizer/bytelevel.py": {"gpt2"},
-    "tokenizer/differences.py": {"gpt2", "llama4", "minimax-m2", "t5"},
+    "tokenizer/__init__.py": {"bert"},
+    "tokenizer/differences.py": {"bert", "gpt2", "llama4", "minimax-m2", "t5"},
     "tokenizer/spm.py": {"llama", "t5"},
     "tokenizer/spm_json.py": {"llama"},
+    "tokenizer/tokens.py": {"bert", "t5"},
+    "tokenizer/wordpiece.py": {"bert"},
     "tokenizer/written.py": {"gpt2"},
     # the same, and its names of pre-tokenizers; a projector's file has the architecture clip
+    "gguf/projector_file.py": {"clip"},
     "publish/ollama/facts.py": {"bert", "clip", "falcon-h1", "gpt2", "lfm2", "llama"},
     # names of chat templates
     "chat/builtin.py": {"baichuan"},

@@ -49,12 +49,23 @@ def build_newest(case: Case) -> tuple[dict[str, Any], dict[str, np.ndarray], np.
     if case.patch:
         globals()[case.patch](model)
     with torch.no_grad():
+        if case.encoder:
+            logits, native["scores"] = of_encoder(model.eval())
+            return native["config"], tensors, logits, native
         output = model.eval()(torch.tensor([TOKENS]), use_cache=False)
         if case.auto == "AutoModel":
             output.logits = output.last_hidden_state @ model.get_input_embeddings().weight.T
         logits = output.logits[0].float().numpy()
     settings, tensors = (native["config"], tensors) if not case.publish else case.publish(native["config"], tensors)
     return settings, tensors, logits, native
+
+
+def of_encoder(model: Any) -> tuple[np.ndarray, list[float] | None]:
+    """The last hidden states (tokens, hidden) of an encoder, and the scores of a classifier."""
+    ids = torch.tensor([TOKENS])
+    states = model.base_model(ids).last_hidden_state[0].float().numpy()
+    scores = getattr(model(ids), "logits", None)
+    return states, scores[0].tolist() if type(model).__name__.endswith("ForSequenceClassification") else None
 
 
 def build(case: Case) -> tuple[dict[str, Any], dict[str, np.ndarray], np.ndarray, dict[str, Any]]:
@@ -167,7 +178,7 @@ def main() -> None:
         if "--convert" in sys.argv and case.converter:
             print(name, file=sys.stderr)
             settings = {"hparams": config} if case.raw_config else {}
-            convert(here, folder / f"{name}.gguf", "smollm" if case.vocabulary else None, **settings)
+            convert(here, folder / f"{name}.gguf", case.pre if case.vocabulary else None, **settings)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from typing import Any
 from unittest.mock import patch
 
 _HUB = "huggingface_hub"
-_HERE = re.compile(r"(HF|OLLAMA)_\w+|QUANTKIT_FAMILIES")
+_HERE = re.compile(r"(HF|OLLAMA|MODELSCOPE)_\w+|QUANTKIT_FAMILIES")
 
 
 def applies_here(variables: Mapping[str, str]) -> bool:

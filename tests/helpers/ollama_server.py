@@ -249,7 +249,10 @@ class _Handler(BaseHTTPRequestHandler):
             if not all(ollama.blobs[digest][:4] == b"GGUF" for digest in body["files"].values()):
                 self._end_lines({"error": "unknown type"})
                 return
-            layers = {f"model {file}": digest for file, digest in sorted(body["files"].items())}
+            layers = {
+                f"{'projector' if _is_projector(ollama.blobs[digest]) else 'model'} {file}": digest
+                for file, digest in sorted(body["files"].items())
+            }
             config = {}
             if not body.get("template"):
                 self._detect_template(layers)
@@ -274,7 +277,8 @@ class _Handler(BaseHTTPRequestHandler):
             return
         if ollama.rewrites and "files" in body:
             for file, digest in body["files"].items():
-                layers[f"model {file}"] = ollama.put(ollama.blobs.pop(digest) + b"\0")
+                if f"model {file}" in layers:
+                    layers[f"model {file}"] = ollama.put(ollama.blobs.pop(digest) + b"\0")
         self._line({"status": "writing manifest"})
         ollama.models[name] = {"config": config, "layers": list(layers.items())}
         self._end_lines({"status": "success"})
@@ -384,6 +388,12 @@ class _Server(ThreadingHTTPServer):
     def shutdown_request(self, request: Any) -> None:
         if request.fileno() >= 0:
             super().shutdown_request(request)
+
+
+def _is_projector(data: bytes) -> bool:
+    """Whether a GGUF's general.architecture is clip: Ollama stores it as a layer image.projector."""
+    name, value = (len(text).to_bytes(8, "little") + text for text in (b"general.architecture", b"clip"))
+    return name + (8).to_bytes(4, "little") + value in data[:4096]
 
 
 def _chat_template(data: bytes) -> str:

@@ -190,7 +190,7 @@ def _installed(release: _Release) -> Peer:
     requirements = [_TORCH, release.transformers, *_REQUIREMENTS]
     inputs = {"sdist": release.sdist, "requirements": requirements, "tree": list(release.wanted)}
     if release.programs:
-        inputs |= {"libllama": str(_libraries()), "stubs": _STUBS.read_text()}
+        inputs |= {"libllama": str(installed_libraries()), "stubs": _STUBS.read_text()}
     with _locked(cache / "lock"):
         if not (stamp.exists() and json.loads(stamp.read_text()) == inputs):
             for folder in (cache / "venv", peer.source, peer.programs):
@@ -204,7 +204,7 @@ def _installed(release: _Release) -> Peer:
     return peer
 
 
-def _libraries() -> Path:
+def installed_libraries() -> Path:
     """Where llama-cpp-python keeps libllama and ggml; found without loading them."""
     spec = importlib.util.find_spec("llama_cpp")
     assert spec is not None and spec.origin is not None, "the peer needs the extra `run`: pip install 'quantkit[run]'"
@@ -213,7 +213,7 @@ def _libraries() -> Path:
 
 def _compile(peer: Peer) -> None:
     peer.programs.mkdir()
-    libraries = str(_libraries())
+    libraries = str(installed_libraries())
     include = [f"-I{peer.source / folder}" for folder in ("common", "include", "ggml/include")]
     link = [f"-L{libraries}", "-lllama", "-lggml", "-lggml-base", f"-Wl,-rpath,{libraries}"]
     for program, files in _PROGRAMS.items():

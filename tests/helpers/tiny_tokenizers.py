@@ -336,3 +336,30 @@ def _added(text: str) -> dict[str, Any]:
 def _write_tokenizer_config(folder: Path, config: dict[str, Any], special_map: dict[str, Any]) -> None:
     for name, value in (("tokenizer_config.json", config), ("special_tokens_map.json", special_map)):
         (folder / name).write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def write_wordpiece(folder: Path, size: int, *, lowercase: bool = True) -> None:
+    """Write BERT's kind of tokenizer: special tokens, every letter of the corpus in both places, then its words."""
+    text = CORPUS.lower() if lowercase else CORPUS
+    letters = sorted({letter for letter in text if letter.isascii() and not letter.isspace()})
+    words = [word for word in dict.fromkeys(text.split()) if word.isalpha() and len(word) > 1]
+    pieces = [*letters, *(f"##{letter}" for letter in letters if letter.isalnum()), *words]
+    pieces += [f"##{word[1:]}" for word in words]
+    vocabulary = list(dict.fromkeys(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *pieces]))[:size]
+    vocabulary += [f"[unused{number}]" for number in range(size - len(vocabulary))]
+    (folder / "vocab.txt").write_text("\n".join(vocabulary) + "\n", encoding="utf-8")
+    tokenizer = Tokenizer(
+        models.WordPiece({token: number for number, token in enumerate(vocabulary)}, unk_token="[UNK]")
+    )
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=lowercase)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.decoder = decoders.WordPiece()
+    tokenizer.add_special_tokens(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"])
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    tokenizer.save(str(folder / "tokenizer.json"))
+    roles = {"unk": "[UNK]", "sep": "[SEP]", "pad": "[PAD]", "cls": "[CLS]", "mask": "[MASK]"}
+    config = {f"{role}_token": token for role, token in roles.items()}
+    config |= {"do_lower_case": lowercase, "model_max_length": 512, "tokenizer_class": "BertTokenizer"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))

@@ -16,7 +16,7 @@ from quantkit.imatrix.names import LinearKey, as_imatrix, collect_imatrix, imatr
 from quantkit.stream.statistics import Statistics
 from quantkit.stream.stream import Stream, Tensors
 from quantkit.texts.samples import load_samples
-from tests.families.expected import write_checkpoint
+from tests.families.expected import read_gguf, write_checkpoint
 from tests.families.models import forward_cases
 from tests.helpers.conversions import to_gguf
 from tests.helpers.imatrix_peer import Entry, llama_imatrix
@@ -64,7 +64,24 @@ def squares_of(native: Native, tokens: NDArray[np.int32], folder: Path) -> Squar
     return keep.squares
 
 
-@pytest.mark.parametrize("name", sorted(forward_cases()))
+# llama-imatrix refuses the vocabularies of encoders
+ENCODERS = sorted(name for name, (_, case) in forward_cases().items() if case.encoder)
+
+
+@pytest.mark.parametrize("name", ENCODERS)
+def test_entries_of_an_encoder_are_the_matrices_of_its_layers(name: str, tmp_path: Path) -> None:
+    folder = write_checkpoint(name, tmp_path / name)
+    with open_checkpoint(str(folder)) as checkpoint:
+        native = Native(checkpoint, nearest=True)
+        squares = squares_of(native, TOKENS, tmp_path / "stream")
+        sums, _ = collect_imatrix(squares, imatrix_sources(native))
+    _, tensors = read_gguf(to_gguf(folder, "f32", tmp_path))
+    assert {tensor: values.size for tensor, values in sums.items()} == {
+        tensor: shape[-1] for tensor, (_, shape, _) in tensors.items() if tensor.startswith("blk.") and len(shape) > 1
+    }
+
+
+@pytest.mark.parametrize("name", sorted(forward_cases().keys() - ENCODERS))
 def test_entries_and_their_sizes_are_those_of_llama_imatrix(name: str, tmp_path: Path) -> None:
     expected = {tensor: shape for tensor, shape in KNOWN[name].items() if tensor != TURNED}
     with open_checkpoint(str(write_checkpoint(name, tmp_path / name))) as checkpoint:

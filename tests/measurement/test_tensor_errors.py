@@ -11,6 +11,7 @@ from quantkit.measurement import tensor_errors as module
 from quantkit.measurement.tensor_errors import TensorError, tensor_errors
 from quantkit.quant.grid import Grid
 from tests.forward.test_forward import load
+from tests.helpers.command import quantkit
 from tests.helpers.tiny import tiny_llama
 from tests.measurement.tiny_gguf import write_tiny_gguf
 from tests.packed.folders import write_folder
@@ -104,6 +105,22 @@ def test_a_gguf_reference_compares_with_a_gptq_folder(folder: Path, plain: Path,
 def test_awq_has_no_rows_for_its_scales_moved_between_matrices(folder: Path, tmp_path: Path) -> None:
     write_folder(folder, tmp_path / "awq", "awq", Grid(4, 32))
     assert tensor_errors(folder, tmp_path / "awq") == []
+
+
+def test_awqs_scales_in_another_format_are_seen_in_the_norms(folder: Path, tmp_path: Path) -> None:
+    few = ("--samples", "4", "--seq-len", "32", "--raw", "--group-size", "32")
+    for algorithm in ("awq", "gptq"):
+        options = ("-t", "w4a16", "--algorithm", algorithm)
+        done = quantkit("convert", folder, *options, *few, "--name", algorithm, "-o", tmp_path)
+        assert done.code == 0, done.stderr
+    with pytest.raises(MeasureError, match="awq-W4A16, because scales were folded"):
+        tensor_errors(folder, tmp_path / "awq-W4A16")
+    assert {error.type for error in tensor_errors(folder, tmp_path / "gptq-W4A16")} > {"COMPRESSED-TENSORS 4-bit"}
+    # the same scales in a GGUF of the folder
+    done = quantkit("gguf", tmp_path / "awq-W4A16", "-t", "q8_0", "--name", "m", "-o", tmp_path)
+    assert done.code == 0, done.stderr
+    with pytest.raises(MeasureError, match="scales were folded"):
+        tensor_errors(folder, tmp_path / "m-GGUF" / "m-Q8_0.gguf")
 
 
 def test_stacked_experts_are_one_row_and_vectors_none(tmp_path: Path) -> None:

@@ -137,8 +137,13 @@ def whole_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize(
     ("change", "kind", "message"),
     [
-        (lambda c: c.update(quant_method="aqlm"), UnsupportedError, "not quantized by AWQ or GPTQ"),
-        (lambda c: c.update(version="gemv"), UnsupportedError, "packed as awq 'gemv'; only gemm packing"),
+        (lambda c: c.update(quant_method="aqlm"), UnsupportedError, r"already quantized \('aqlm'\)"),
+        (
+            lambda c: c.update(version="gemv_fast"),
+            UnsupportedError,
+            "packed as awq 'gemv_fast'; only gemm and gemv packing",
+        ),
+        (lambda c: c.update(version="gemv"), CheckpointError, "do not match 4 bits"),
         (lambda c: c.update(bits=5), UnsupportedError, "'5' bits"),
         (lambda c: c.update(group_size=0), UnsupportedError, "groups of '0'"),
         (lambda c: c.update(group_size=64), CheckpointError, "do not match 4 bits and group size 64"),

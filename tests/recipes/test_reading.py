@@ -1,5 +1,6 @@
 """Recipe files: how they extend each other, where a mistake is reported, and how a merged one is written."""
 
+import json
 import tomllib
 from pathlib import Path
 
@@ -7,9 +8,12 @@ import pytest
 
 from quantkit.errors import UsageError
 from quantkit.recipes import open_recipe, read_recipe
+from quantkit.recipes.bake.commands import Machine, convert_commands, output_of
 from quantkit.recipes.lines import line_of
 from quantkit.recipes.recipe import Floor, PackedFormat
 from quantkit.recipes.writing import write_recipe
+from tests.helpers.command import quantkit
+from tests.helpers.tiny import tiny_llama
 
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"
 GOOD = """\
@@ -222,3 +226,61 @@ def test_lines_are_found_whatever_way_a_key_is_written() -> None:
     assert line_of(text, ("t", "q.r")) == 8
     assert line_of(text, ("t", "u", "v", "w")) == 13
     assert line_of(text, ("t", "s")) == 14 and line_of(text, ("t", "s", "x")) == 15
+
+
+FOLDERS = """
+[model]
+name = "m"
+source = "{source}"
+[formats]
+gguf = ["q4_0"]
+imatrix = false
+gptq = {{ group_size = 32 }}
+w4a16 = {{ group_size = 32 }}
+fp8 = true
+mlx-4bit = {{ group_size = 32 }}
+mlx-8bit = true
+nvfp4a16 = {{ skip = ["down_proj"] }}
+[calibration]
+samples = 4
+seq_len = 32
+[measure]
+texts = ["ns/texts:test"]
+[floors.fp8]
+max_kl = 0.1
+[hub]
+w4a16 = "ns/m-W4A16"
+"""
+
+
+def test_every_folder_format_is_a_key_and_commands_take_what_goes_together(tmp_path: Path) -> None:
+    source = tiny_llama(tmp_path / "source")
+    loaded = read_recipe(recipe(tmp_path, FOLDERS.format(source=source)))
+    assert loaded.formats.packed["mlx-8bit"].group_size == 64 and loaded.formats.packed["fp8"].group_size is None
+    assert loaded.floors["fp8"].kl == 0.1 and loaded.hub == {"w4a16": "ns/m-W4A16"}
+    commands = convert_commands(loaded, loaded.formats.names, tmp_path / "out", Machine())
+    assert [command.formats for command in commands] == [
+        ("gptq", "w4a16", "fp8", "mlx-4bit", "q4_0"),
+        ("nvfp4a16",),
+        ("mlx-8bit",),
+    ]
+    for command in commands:
+        done = quantkit(*command.line, "--dry-run", "--format", "json")
+        assert done.code == 0, done.stderr
+        made = {Path(output["folder"]).name for output in json.loads(done.stdout)["outputs"]}
+        planned = [output_of(loaded, tmp_path / "out", name) for name in command.formats]
+        assert made == {path.parent.name if path.suffix == ".gguf" else path.name for path in planned}
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("fp8 = { group_size = 64 }", "group_size"),
+        ("w4a16 = { bits = 8 }", "bits"),
+        ("fp9 = true", "fp8"),
+    ],
+)
+def test_options_that_a_folder_format_does_not_have_are_refused(line: str, words: str, tmp_path: Path) -> None:
+    text = f'[model]\nname = "m"\nsource = "ns/m"\n[formats]\n{line}\n'
+    with pytest.raises(UsageError, match=words):
+        read_recipe(recipe(tmp_path, text))

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +13,9 @@ from quantkit.families.base.multimodal import as_text_model
 from quantkit.families.base.traits import LLAMA_TRAITS, Traits
 from quantkit.forward.description import Architecture
 from quantkit.tokenizer.roles import NO_ROLES, TokenRoles
+
+if TYPE_CHECKING:
+    from quantkit.families.base.projector import Projector
 
 Adjust = Callable[[NDArray[np.float32]], NDArray[np.float32]]
 Factor = float | NDArray[np.float32]
@@ -168,6 +171,7 @@ class Family:
         forward: the forward's description for all `architectures`, or one by name; None: no forward.
         traits: what the memory plan needs beyond tensors and keys.
         token_roles: special tokens that the family's code fixes.
+        projectors: by architecture of a checkpoint that sees images, its projector (mmproj).
     """
 
     name: str
@@ -196,6 +200,7 @@ class Family:
     forward: Architecture | Mapping[str, Architecture] | None = None
     traits: Traits = LLAMA_TRAITS
     token_roles: TokenRoles = NO_ROLES
+    projectors: Mapping[str, "Projector"] = field(default_factory=dict)
 
     def sizes(self, config: Mapping[str, Any], tensors: Collection[str] | None = None) -> Hyperparameters:
         """The sizes that a config.json of this family states.

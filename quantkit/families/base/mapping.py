@@ -13,6 +13,7 @@ from quantkit.errors import CheckpointError, UnsupportedError
 from quantkit.families.base.family import Adjust, Dropped, Factor, Family, Rule, Take
 from quantkit.families.base.hyperparameters import Hyperparameters
 from quantkit.families.base.multimodal import without_images
+from quantkit.families.base.projector import Projector, Tower
 
 # Buffers that old checkpoints carry and every runtime recomputes.
 _BUFFERS = Dropped(r".*\.(rotary_emb\.inv_freq|attention\.masked_bias|attention\.bias|attn\.masked_bias|attn\.bias)")
@@ -81,6 +82,14 @@ def map_tensors(family: Family, sizes: Hyperparameters, tensors: Mapping[str, Sh
     return mapped
 
 
+def map_projector(projector: Projector, tower: Tower, tensors: Mapping[str, Shaped]) -> list[MappedTensor]:
+    """Every tensor of the projector's GGUF with where it comes from, in the order of the rules.
+
+    Raises CheckpointError and UnsupportedError as `map_tensors`.
+    """
+    return _Mapper(projector, tower, tensors).map((*projector.rules, *projector.computed_rules(tower)))
+
+
 def left_out(family: Family, sizes: Hyperparameters, tensors: Mapping[str, Shaped]) -> list[str]:
     """Sentences about the checkpoint's tensors that a GGUF of this family does not contain."""
     sentences = []
@@ -124,7 +133,7 @@ def _text_config(family: Family, config: Mapping[str, Any]) -> dict[str, Any]:
     return without_images(config, keep_sections=own_class)
 
 
-def renamed(family: Family, name: str) -> str:
+def renamed(family: Family | Projector, name: str) -> str:
     """A tensor's name in the checkpoint as the family's rules have it."""
     for pattern, replacement in family.rename:
         name = re.sub(pattern, replacement, name)
@@ -132,13 +141,18 @@ def renamed(family: Family, name: str) -> str:
 
 
 class _Mapper:
-    def __init__(self, family: Family, sizes: Hyperparameters, tensors: Mapping[str, Shaped]) -> None:
+    def __init__(self, family: Family | Projector, sizes: Hyperparameters, tensors: Mapping[str, Shaped]) -> None:
         self.family, self.sizes, self.tensors = family, sizes, tensors
         # name as the rules have it -> name in the checkpoint
         self.names = {renamed(family, name): name for name in tensors}
         self.used: set[str] = set()
         self.cuts: dict[int, tuple[tuple[Take, ...], bool]] = {}
         self.dropped = (*family.dropped, _BUFFERS)
+
+    @property
+    def _whole(self) -> str:
+        """What the rules describe."""
+        return self.family.name if isinstance(self.family, Projector) else f"the {self.family.name} family"
 
     def map(self, rules: tuple[Rule, ...]) -> list[MappedTensor]:
         by_target: dict[tuple[str, bool], list[Rule]] = {}
@@ -263,7 +277,9 @@ class _Mapper:
     def _refuse_unknown(self, rules: tuple[Rule, ...], unknown: list[str]) -> None:
         n_layer = self.sizes.n_layer
         beyond = [
-            name for name in unknown if any(int(n) >= n_layer for n in re.findall(r"(?:layers|h)\.(\d+)\.", name))
+            name
+            for name in unknown
+            if any(int(n) >= n_layer for n in re.findall(r"(?:layers?|blocks|h)\.(\d+)\.", name))
         ]
         if beyond:
             raise CheckpointError(
@@ -274,7 +290,7 @@ class _Mapper:
         close = difflib.get_close_matches(re.sub(r"\.\d+\.", ".0.", unknown[0]), known, n=1)
         more = f" (and {len(unknown) - 1} more)" if len(unknown) > 1 else ""
         hint = f"; the nearest known name is {close[0]}" if close else ""
-        raise UnsupportedError(f"tensor {unknown[0]}{more} is not part of the {self.family.name} family{hint}")
+        raise UnsupportedError(f"tensor {unknown[0]}{more} is not part of {self._whole}{hint}")
 
 
 def _stacked_over(rule: Rule) -> str | None:

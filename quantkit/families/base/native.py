@@ -85,6 +85,11 @@ class Native:
         """The dtype that a tensor is read in."""
         return self.checkpoint.tensors[self.tensors[name].parts[0].source].read_dtype
 
+    def is_quantized(self, name: str) -> bool:
+        """Whether the tensor is dequantized as it is read."""
+        parts = self.tensors[name].parts
+        return bool(parts) and self.checkpoint.tensors[parts[0].source].is_quantized
+
 
 def _one_by_one(
     tensors: Mapping[str, MappedTensor], architecture: Architecture, config: Mapping[str, Any]

@@ -1,10 +1,11 @@
 """Opening a checkpoint as a model: config.json and tensors are checked first, then its output head is decided."""
 
 from quantkit.checkpoint import Checkpoint, Checks, open_checkpoint
+from quantkit.errors import UnsupportedError
 from quantkit.families.base.mapping import map_tensors
 from quantkit.families.base.output_head import resolve_output_head
 from quantkit.families.base.pooling import resolve_pooling
-from quantkit.families.base.registry import check_config, complete_architecture, find_family
+from quantkit.families.base.registry import check_config, complete_architecture, find_architecture, find_family
 from quantkit.progress import SILENT, Progress
 
 
@@ -14,6 +15,7 @@ def open_model(
     offline: bool = False,
     headers_only: bool = False,
     any_architecture: bool = False,
+    stream: bool = False,
     progress: Progress = SILENT,
 ) -> Checkpoint:
     """A checkpoint (folder or hub id `ORG/NAME[@REVISION]`) of a known family; see `open_checkpoint`.
@@ -25,8 +27,13 @@ def open_model(
         CheckpointError, HubError, UnsupportedError: the source is not found, damaged, or not supported.
     """
     checks = Checks(complete_architecture) if any_architecture else Checks(check_config, _check_tensors)
-    checkpoint = open_checkpoint(source, offline=offline, headers_only=headers_only, progress=progress, checks=checks)
+    checkpoint = open_checkpoint(
+        source, offline=offline, headers_only=headers_only, stream=stream, progress=progress, checks=checks
+    )
     try:
+        if not any_architecture:
+            checkpoint.require_shapes()
+        _turn_linears(checkpoint)
         resolve_output_head(checkpoint)
         resolve_pooling(checkpoint)
     except BaseException:
@@ -41,6 +48,21 @@ def _check_tensors(checkpoint: Checkpoint) -> None:
     Raises:
         CheckpointError, UnsupportedError: see `map_tensors`.
     """
+    if checkpoint.quantized is not None and not checkpoint.quantized.has_shapes:
+        return
+    _turn_linears(checkpoint)
     resolve_output_head(checkpoint)
     family = find_family(checkpoint.config)
     map_tensors(family, family.sizes(checkpoint.config, checkpoint.tensors), checkpoint.tensors)
+
+
+def _turn_linears(checkpoint: Checkpoint) -> None:
+    """Quantizers store all linears as (outputs, inputs); GPT-2's are (inputs, outputs) in a checkpoint."""
+    if checkpoint.quantized is None:
+        return
+    try:
+        form = find_architecture(checkpoint.config).attention.form
+    except UnsupportedError:
+        return
+    if form.turned:
+        checkpoint.turn_quantized()

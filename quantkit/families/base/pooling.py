@@ -13,31 +13,45 @@ from quantkit.families.base.hyperparameters import Hyperparameters
 SETTING = "pooling"
 """The name under which the config holds the kind of pooling."""
 
+LENGTH = "sentence_length"
+"""The name under which the config holds the tokens to which sentence-transformers cuts a text."""
+
 # llama.cpp's llama_pooling_type
-_KINDS = {"mean": 1, "cls": 2, "lasttoken": 3}
+_KINDS = {"mean": 1, "cls": 2, "lasttoken": 3, "rank": 4}
+_STATED = ("mean", "cls", "lasttoken")
+# the modules of sentence-transformers that leave nothing out of a GGUF; llama.cpp's caller normalizes
+_RUN = ("Transformer", "Pooling", "Normalize")
 _FLAGS = {"pooling_mode_mean_tokens": "mean", "pooling_mode_cls_token": "cls", "pooling_mode_lasttoken": "lasttoken"}
 
 
 def resolve_pooling(checkpoint: Checkpoint) -> None:
-    """Add the pooling of an embedding model to the config of an open checkpoint; others stay as they are.
+    """Add the pooling of an embedding model, and the length of its texts, to the config of an open checkpoint.
 
     Raises:
         CheckpointError: modules.json names a module without a readable config.json.
         UnsupportedError: a kind of pooling that llama.cpp does not have.
     """
     kind = pooling_of(checkpoint.folder)
-    if kind is not None:
-        checkpoint.config = {**checkpoint.config, SETTING: kind}
+    length = _mapping(_read(checkpoint.folder / "sentence_bert_config.json")).get("max_seq_length")
+    stated = {SETTING: kind, LENGTH: length}
+    checkpoint.config = {**checkpoint.config, **{name: value for name, value in stated.items() if value is not None}}
 
 
 def pooling_of(folder: Path) -> str | None:
-    """`mean`, `cls` or `lasttoken` by the modules.json in `folder`; None without a module that pools.
+    """`mean`, `cls` or `lasttoken` by the modules.json or embedding_config.json in `folder`; None without them.
 
     Raises: see `resolve_pooling`.
     """
     modules = _read(folder / "modules.json")
     if not isinstance(modules, list):
-        return None
+        stated = _mapping(_read(folder / "embedding_config.json")).get("pooling")
+        if stated not in (None, "last_token"):
+            raise UnsupportedError(
+                f"{folder / 'embedding_config.json'} states the pooling {stated!r}; llama.cpp's files of this kind have"
+                " last_token only"
+            )
+        return "lasttoken" if stated else None
+    _refuse_modules(modules, folder)
     paths = [
         str(module.get("path"))
         for module in modules
@@ -50,7 +64,7 @@ def pooling_of(folder: Path) -> str | None:
     if not isinstance(settings, Mapping):
         raise CheckpointError(f"{path} cannot be read, but modules.json names it; download it again")
     kind = next((kind for flag, kind in _FLAGS.items() if settings.get(flag)), settings.get("pooling_mode"))
-    if kind not in _KINDS:
+    if kind not in _STATED:
         raise UnsupportedError(
             f"{path} states another pooling than mean, cls or lasttoken; llama.cpp supports only these"
         )
@@ -76,6 +90,21 @@ def as_bare_model(config: dict[str, Any]) -> None:
     name = str(config["architectures"][0])
     if name.endswith("Model"):
         config.update(architectures=[name.removesuffix("Model") + "ForCausalLM"], tie_word_embeddings=True)
+
+
+def _refuse_modules(modules: list[Any], folder: Path) -> None:
+    """Raise UnsupportedError for a module that changes the embedding and that llama.cpp does not run."""
+    for module in modules:
+        kind = str(_mapping(module).get("type")).rpartition(".")[2]
+        if kind not in _RUN:
+            raise UnsupportedError(
+                f"{folder / 'modules.json'} has a {kind} module, which llama.cpp does not run; a GGUF of this model"
+                " would give other embeddings"
+            )
+
+
+def _mapping(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {}
 
 
 def _read(path: Path) -> Any:

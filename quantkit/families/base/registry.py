@@ -136,7 +136,7 @@ def find_family(config: Mapping[str, Any]) -> Family:
 
 def _wrapped_family(config: Mapping[str, Any], wanted: str | None, known: Mapping[str, Family]) -> Family | None:
     """The family of the text model that a wrapper's config.json names, with the wrapper's tensor names; else None."""
-    from quantkit.families.wrappers import NAMES, WRAPPERS
+    from quantkit.families.wrappers import NAMES, PROJECTORS, WRAPPERS
 
     wrapper = next((wrapper for wrapper in WRAPPERS if wrapper.architecture == wanted), None)
     if wrapper is None:
@@ -157,6 +157,7 @@ def _wrapped_family(config: Mapping[str, Any], wanted: str | None, known: Mappin
         architectures=(wrapper.architecture,),
         text_models={wrapper.architecture: (name, text["model_type"])},
         text_defaults=text,
+        projectors={name: projector for name, projector in PROJECTORS.items() if name == wanted},
         rename=(*((rf"^(?={name}\.)", "tower.") for name in wrapper.outside), *TEXT_PREFIXES, *family.rename),
         dropped=(
             *family.dropped,

@@ -97,6 +97,7 @@ def card_text(facts: CardFacts, pictures: Mapping[str, Path] | None = None) -> s
         conversational=description.template is not None,
         imatrix=any((entry.get("options") or {}).get("imatrix") for entry in facts.entries),
         bits=description.quantization.bits if description.quantization is not None else None,
+        sees=facts.projector is not None,
     )
     title = plain(f"{model.name} {KINDS[facts.kind]}")
     sections = shown(

@@ -6,13 +6,14 @@ from pathlib import Path
 from typing import Any
 
 from quantkit.errors import PublishError, UsageError
+from quantkit.gguf.projector_file import projectors_beside
 from quantkit.gguf.reader import read_header
 from quantkit.inspection import Description, inspect_source
 from quantkit.inspection.record import changed_since, entry_of, read_record
 from quantkit.measurement.document import Model, Report
 from quantkit.measurement.reading import read_report
 from quantkit.packed.registry import FORMATS, read_type
-from quantkit.publish.card.metadata import is_hub_id
+from quantkit.publish.card.metadata import page_of
 from quantkit.publish.ollama.facts import facts_of_gguf
 
 KINDS = {"gguf": "GGUF", **{name: kind.label for name, kind in FORMATS.items()}}
@@ -22,7 +23,8 @@ KINDS = {"gguf": "GGUF", **{name: kind.label for name, kind in FORMATS.items()}}
 class CardModel:
     """The publisher's statements about the model; only the name is required.
 
-    `base_model`: a hub id. `license`: the hub's identifier, or the licence's name. `languages`: ISO 639 codes.
+    `base_model`: a hub id, or modelscope:ORG/NAME. `license`: the hub's identifier, or the licence's name.
+    `languages`: ISO 639 codes.
     `ollama_name`: NAMESPACE/MODEL on Ollama. `hub_repo`: the hub repository of the card.
     """
 
@@ -62,7 +64,10 @@ class Weights:
 
 @dataclass(frozen=True)
 class CardFacts:
-    """All facts of a card. `report` has only the models of this folder and the reference."""
+    """All facts of a card. `report` has only the models of this folder and the reference.
+
+    `projector`: the file in the folder with which its models see images, or None.
+    """
 
     kind: str
     model: CardModel
@@ -72,6 +77,7 @@ class CardFacts:
     base_model: str | None
     revision: str | None
     license: str | None
+    projector: str | None = None
 
     @property
     def context_length(self) -> int | None:
@@ -118,10 +124,16 @@ def card_facts(folder: Path, kind: str, model: CardModel, report: Mapping[str, A
         description=description,
         weights=weights,
         report=own_report,
-        base_model=model.base_model or (source if source and is_hub_id(source) else None),
+        base_model=model.base_model or (source if source and page_of(source) else None),
         revision=revision if isinstance(revision, str) else None,
         license=model.license or (facts_of_gguf(folder / weights[0].path).license if kind == "gguf" else None),
+        projector=_projector(folder / weights[0].path) if kind == "gguf" else None,
     )
+
+
+def _projector(model: Path) -> str | None:
+    beside = projectors_beside(model)
+    return beside[0].name if beside else None
 
 
 def _gguf_weights(folder: Path, description: Description) -> tuple[Weights, ...]:

@@ -40,10 +40,12 @@ def metadata(
     conversational: bool = False,
     imatrix: bool = False,
     bits: int | None = None,
+    sees: bool = False,
 ) -> dict[str, Any]:
     """The metadata as plain values, in the order of the YAML.
 
-    `base_model` is used if it is a hub id. The owner of `hub_repo` becomes `quantized_by`.
+    `base_model` is used if it is a hub id. The owner of `hub_repo` becomes `quantized_by`. `sees`: the model takes
+    images.
 
     Raises:
         UsageError: a language is not an ISO 639 code.
@@ -56,12 +58,20 @@ def metadata(
         "language": [_language(code) for code in languages] or None,
         **license_of(license),
         "library_name": None if kind == "gguf" else "transformers",
-        "pipeline_tag": "text-generation",
+        "pipeline_tag": "image-text-to-text" if sees else "text-generation",
         "quantized_by": hub_repo.partition("/")[0] if hub_repo and is_hub_id(hub_repo) else None,
         "inference": False,
         "tags": [*tags, *(["imatrix"] if imatrix else []), *(["conversational"] if conversational else []), "quantkit"],
     }
     return {name: value for name, value in fields.items() if value is not None}
+
+
+def page_of(model: str) -> str | None:
+    """The page of a hub id, or of modelscope:ORG/NAME; None for another text."""
+    hub, _, name = model.rpartition(":")
+    if hub == "modelscope" and is_hub_id(name):
+        return f"https://modelscope.cn/models/{name}"
+    return f"https://huggingface.co/{model}" if is_hub_id(model) else None
 
 
 def front_matter(fields: dict[str, Any]) -> str:

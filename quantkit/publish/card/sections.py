@@ -6,7 +6,7 @@ from dataclasses import replace
 from quantkit.measurement.document import Model, Quality, Report, Text
 from quantkit.publish.card.escaping import block, bullets, link, listed, plain, table
 from quantkit.publish.card.facts import KINDS, CardFacts, Weights
-from quantkit.publish.card.metadata import is_hub_id
+from quantkit.publish.card.metadata import page_of
 from quantkit.publish.card.provenance import checks_passed
 from quantkit.report.figures import ABSENT, change, percent, plus_minus, size, whole
 from quantkit.report.method import machine, method
@@ -23,7 +23,8 @@ def opening(facts: CardFacts) -> str:
     """The first paragraph: what the folder is."""
     model, weights = facts.model, facts.weights
     base = facts.base_model
-    of = f"[{plain(base)}](https://huggingface.co/{base})" if base and is_hub_id(base) else plain(base or model.name)
+    page = page_of(base) if base else None
+    of = f"[{plain(base or '')}]({page})" if page else plain(base or model.name)
     if facts.kind == "gguf":
         types = listed([f"**{plain(output.type.upper())}**" for output in weights])
         what = f"{of} as GGUF for llama.cpp, Ollama and programs built on them, in {types}."

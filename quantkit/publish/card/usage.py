@@ -20,6 +20,7 @@ LOADERS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
 _PACKAGES = {"awq": "`gptqmodel` and `optimum`", "gptq": "`gptqmodel` and `optimum`", "fp8-block": "`accelerate`"}
 """The packages that transformers needs; `compressed-tensors` for other formats."""
 PROMPT = "Why is the sky blue?"
+IMAGE_PROMPT = "What is in this picture?"
 PHONE = 8_000_000_000
 """Bytes of the largest file for a phone."""
 
@@ -38,6 +39,12 @@ def gguf_commands(facts: CardFacts) -> Mapping[str, list[str]]:
         "Ollama": [],
         "quantkit": [f"quantkit run {path} -p {shlex.quote(PROMPT)}"],
     }
+    if facts.projector is not None:
+        about = f"--image photo.jpg -p {shlex.quote(IMAGE_PROMPT)}"
+        commands["images"] = [
+            f"llama-mtmd-cli -m {path} --mmproj {_path(facts.projector)} {about}",
+            f"quantkit run {path} {about}",
+        ]
     if facts.model.ollama_name:
         commands["Ollama"].append(f"ollama run {shlex.quote(facts.model.ollama_name)}")
     if weights.bytes <= PHONE and len(weights.files) == 1:
@@ -56,6 +63,7 @@ def _gguf(facts: CardFacts) -> list[str]:
         + (", or a server with a web page:" if _repo(facts) else ":"),
         "Ollama": "[Ollama](https://ollama.com):",
         "quantkit": "quantkit, for a quick test of a local file:",
+        "images": f"The model sees images with the projector `{facts.projector}`:",
         "a phone": "An Android phone: write a script that installs llama.cpp and the model; run it in Termux:",
     }
     parts = []

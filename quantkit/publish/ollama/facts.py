@@ -13,6 +13,7 @@ import numpy as np
 from quantkit.chat import BuiltIn, suggest
 from quantkit.errors import CheckpointError
 from quantkit.gguf.file_types import FILE_TYPES
+from quantkit.gguf.projector_file import is_projector
 from quantkit.gguf.reader import GgufHeader, read_header, shard_paths
 
 _TEMPLATE = "tokenizer.chat_template"
@@ -111,7 +112,8 @@ def facts_of_folder(folder: Path) -> tuple[list[Facts], list[str]]:
         if any(path.name == file.name for model in models for file in model.files):
             continue
         try:
-            models.append(facts_of_gguf(path))
+            if not is_projector(read_header(path)):
+                models.append(facts_of_gguf(path))
         except CheckpointError as error:
             notes.append(f"left out: {error}")
     if not models:

@@ -8,6 +8,7 @@ from pathlib import Path
 from quantkit.errors import ModelfileError, OutputError, UsageError
 from quantkit.files import write_atomically
 from quantkit.gguf.file_types import file_type
+from quantkit.gguf.projector_file import choose_projector, projectors_beside
 from quantkit.planning.layers import layers_that_fit
 from quantkit.publish.ollama.bundle import REFUSED, Bundle, make_bundle
 from quantkit.publish.ollama.facts import Facts, facts_of_folder, facts_of_gguf
@@ -83,23 +84,42 @@ def read_publication(plan_file: Path, folder: Path | None = None) -> Publication
     return Publication(plan, facts, folder or plan_file.parent)
 
 
-def make_items(publication: Publication, overrides: Overrides, *, vram: int | None = None) -> list[Item]:
+def make_items(
+    publication: Publication,
+    overrides: Overrides,
+    *,
+    vram: int | None = None,
+    mmproj: Path | None = None,
+    sees: bool = True,
+) -> list[Item]:
     """Both Modelfiles of every quantization; with `vram` (bytes), num_gpu is the number of layers that fit.
+
+    `mmproj`: the projector of the models; None for the one beside each, if there is one. Without `sees` there is none.
 
     Raises:
         TemplateError: a chat template is missing or cannot be exact.
+        UsageError: the projector belongs to another model.
     """
     items = []
     for quantization, model in zip(publication.plan.quantizations, publication.facts, strict=True):
-        sources = [_from_value(file, publication.folder) for file in model.files]
+        projector = _projector(model, mmproj) if sees else None
+        files = (*model.files, *([projector] if projector else []))
+        sources = [_from_value(file, publication.folder) for file in files]
         base = publication.plan.name.tagged(quantization.tags[0])
         bundle = make_bundle(model, overrides, sources=sources, base=base)
         if vram is not None:
-            layers = layers_that_fit(model.files[0], n_ctx=parameter(bundle, "num_ctx"), vram=vram)
+            left = vram - (projector.stat().st_size if projector else 0)
+            layers = layers_that_fit(model.files[0], n_ctx=parameter(bundle, "num_ctx"), vram=max(left, 0))
             fitting = replace(overrides, parameters=(*overrides.parameters, ("num_gpu", layers)))
             bundle = make_bundle(model, fitting, sources=sources, base=base)
-        items.append(Item(quantization, model, bundle))
+        items.append(Item(quantization, model, bundle, projector=projector))
     return items
+
+
+def _projector(model: Facts, given: Path | None) -> Path | None:
+    if given is None and not projectors_beside(model.files[0]):
+        return None
+    return choose_projector(model.files[0], given)
 
 
 def foresee(items: Sequence[Item], index: tuple[BuiltInTemplate, ...]) -> list[Item]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from quantkit.errors import PublishError
 from quantkit.progress import SILENT, Progress
@@ -19,12 +20,19 @@ class Item:
     """One quantization of the plan, its file's facts and its Modelfiles.
 
     `replacement`: the built-in template that `create` would store in place of the GGUF's own, if that is known.
+    `projector`: the file with which the model sees images, the last FROM line.
     """
 
     plan: Quantization
     facts: Facts
     bundle: Bundle
     replacement: Replacement | None = None
+    projector: Path | None = None
+
+    @property
+    def sent_files(self) -> tuple[Path, ...]:
+        """The files that the server needs: the model's and the projector."""
+        return (*self.facts.files, *([self.projector] if self.projector else []))
 
 
 @dataclass(frozen=True)
@@ -65,7 +73,7 @@ def create_all(
         if item.replacement is not None and not may_prefer_own:
             what = f"would store its built-in template {item.replacement.name!r}"
             raise PublishError(replaced(what, plan.name.tagged(item.plan.tags[0]), item.facts))
-    total = 2 * sum(file.stat().st_size for item in items for file in item.facts.files)
+    total = 2 * sum(file.stat().st_size for item in items for file in item.sent_files)
     progress.start("publishing", total)
     tags: list[str] = []
     notes: list[str] = []
@@ -75,7 +83,7 @@ def create_all(
         )
     sent = kept = 0
     for item in items:
-        digests, sent_bytes, kept_bytes = _send_files(server, item.facts, progress)
+        digests, sent_bytes, kept_bytes = _send_files(server, item.sent_files, progress)
         sent, kept = sent + sent_bytes, kept + kept_bytes
         for group, modelfile, files in (
             (item.plan.tags, item.bundle.modelfile, digests),
@@ -92,11 +100,11 @@ def create_all(
     return Created(tags, list(dict.fromkeys(notes)), sent, kept)
 
 
-def _send_files(server: Server, facts: Facts, progress: Progress) -> tuple[dict[str, str], int, int]:
-    """The digests of the model's files by name, the bytes sent, and the bytes the server already had."""
+def _send_files(server: Server, files: Sequence[Path], progress: Progress) -> tuple[dict[str, str], int, int]:
+    """The digests of files by name, the bytes sent, and the bytes the server already had."""
     digests: dict[str, str] = {}
     sent = kept = 0
-    for file in facts.files:
+    for file in files:
         digest = digests[file.name] = digest_of(file, progress)
         size = file.stat().st_size
         if server.has_blob(digest):

@@ -12,7 +12,7 @@ from quantkit.recipes.recipe import Recipe
 
 
 def folders(recipe: Recipe, folder: Path) -> dict[str, Path]:
-    """gguf, awq, gptq -> the folder, for the formats of the recipe."""
+    """gguf, or a format of folders -> the folder, for the formats of the recipe."""
     gguf = {"gguf": gguf_folder(recipe, folder)} if recipe.formats.gguf else {}
     return gguf | {method: output_of(recipe, folder, method) for method in recipe.formats.packed}
 

@@ -6,9 +6,10 @@ from pathlib import Path
 
 from quantkit.chat import BUILT_IN
 from quantkit.gguf.file_types import file_type
+from quantkit.packed.registry import FORMATS
 from quantkit.publish.ollama.tags import plan_tags
 from quantkit.recipes.ollama import NONE, OllamaRecipe, ollama_recipe
-from quantkit.recipes.recipe import Recipe
+from quantkit.recipes.recipe import PackedFormat, Recipe
 
 
 @dataclass(frozen=True)
@@ -42,9 +43,9 @@ class Command:
 
 
 def output_of(recipe: Recipe, folder: Path, name: str) -> Path:
-    """The GGUF file, or the AWQ or GPTQ folder, of a format."""
+    """The GGUF file, or the folder, of a format."""
     if name in recipe.formats.packed:
-        return folder / f"{recipe.name}-{name.upper()}"
+        return folder / f"{recipe.name}-{FORMATS[name].label}"
     return gguf_folder(recipe, folder) / f"{recipe.name}-{file_type(name).label}.gguf"
 
 
@@ -59,11 +60,11 @@ def report_folder(recipe: Recipe, folder: Path) -> Path:
 
 
 def convert_commands(recipe: Recipe, formats: Sequence[str], folder: Path, machine: Machine) -> list[Command]:
-    """The smallest number of conversions for `formats`: AWQ and GPTQ with equal options share a calibration."""
+    """The smallest number of conversions for `formats`: folders with equal options are written together."""
     groups: list[tuple[str, ...]] = []
     for method, options in recipe.formats.packed.items():
         if method in formats:
-            same = next((n for n, group in enumerate(groups) if recipe.formats.packed[group[0]] == options), None)
+            same = next((n for n, group in enumerate(groups) if _agree(recipe, group, options)), None)
             if same is None:
                 groups.append((method,))
             else:
@@ -77,18 +78,22 @@ def convert_commands(recipe: Recipe, formats: Sequence[str], folder: Path, machi
 
 
 def _convert(recipe: Recipe, group: tuple[str, ...], folder: Path, machine: Machine) -> Command:
-    calibration, method = recipe.calibration, group[0]
-    options = recipe.formats.packed.get(method)
+    calibration, options = recipe.calibration, recipe.formats.packed.get(group[0])
     gguf = any(name not in recipe.formats.packed for name in group)
-    calibrates = options is not None or recipe.formats.imatrix
-    words = ["convert" if calibrates else "gguf", recipe.source]
+    calibrates = (gguf and recipe.formats.imatrix) or any(
+        FORMATS[name].calibrated for name in group if name in recipe.formats.packed
+    )
+    words = ["convert" if calibrates or options is not None else "gguf", recipe.source]
     for name in group:
         words += ["-t", name]
     words += ["--name", recipe.name]
+    if gguf and recipe.formats.mmproj is not None:
+        words += ["--mmproj", recipe.formats.mmproj]
     if gguf and recipe.chat_template is not None:
         words += ["--chat-template", recipe.chat_template]
     if options is not None:
-        words += ["--group-size", str(options.group_size)]
+        size = _group_size(recipe, group)
+        words += ["--group-size", str(size)] if size is not None else []
         for pattern in options.skip:
             words += ["--skip", pattern]
     if calibrates:
@@ -97,14 +102,28 @@ def _convert(recipe: Recipe, group: tuple[str, ...], folder: Path, machine: Mach
         words += ["--samples", str(calibration.samples), "--seq-len", str(calibration.seq_len)]
         if calibration.chat is not None:
             words.append("--chat" if calibration.chat else "--raw")
-        if gguf and not recipe.formats.imatrix:
-            words.append("--no-imatrix")
+    if gguf and options is not None and not recipe.formats.imatrix:
+        words.append("--no-imatrix")
     more = ["-o", str(folder), *_threads(machine), *_offline(machine)]
     if machine.max_ram:
         more += ["--max-ram", machine.max_ram]
     if machine.device and calibrates:
         more += ["--device", machine.device]
     return Command(tuple(words), tuple(more), group)
+
+
+def _agree(recipe: Recipe, group: Sequence[str], options: PackedFormat) -> bool:
+    """Whether a folder with `options` can be written by the command that writes `group`."""
+    size = _group_size(recipe, group)
+    return recipe.formats.packed[group[0]].skip == options.skip and (
+        None in (size, options.group_size) or size == options.group_size
+    )
+
+
+def _group_size(recipe: Recipe, group: Sequence[str]) -> int | None:
+    """The --group-size of a command; None if no format of it has a choice."""
+    sizes = (recipe.formats.packed[name].group_size for name in group if name in recipe.formats.packed)
+    return next((size for size in sizes if size is not None), None)
 
 
 def signature(recipe: Recipe, name: str) -> tuple[str, ...]:

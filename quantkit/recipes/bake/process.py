@@ -1,10 +1,7 @@
 """Run one quantkit command in a separate process: its JSON document, time, peak memory, and error sentence."""
 
 import contextlib
-import ctypes
 import json
-import os
-import signal
 import subprocess
 import sys
 import threading
@@ -16,9 +13,9 @@ from typing import Any
 
 from quantkit.errors import QuantkitError, UsageError, VerificationError
 from quantkit.progress import SILENT, Progress
+from quantkit.system.processes import dies_with_this_process, wait, was_interrupted, was_killed
 
 _MARK, _WARNING = "quantkit: ", "warning: "
-_PR_SET_PDEATHSIG = 1
 _SECONDS_TO_END = 10.0
 _ERRORS: dict[int, type[QuantkitError]] = {2: UsageError, 3: VerificationError}
 
@@ -85,7 +82,7 @@ def run_process(
         encoding="utf-8",
         errors="replace",
         cwd=folder,
-        preexec_fn=_die_with(os.getpid()),
+        **dies_with_this_process(),
     )
     sentences: list[str] = []
     listener = threading.Thread(target=_listen, args=(process, progress, warn, sentences), daemon=True)
@@ -93,7 +90,7 @@ def run_process(
     try:
         assert process.stdout is not None
         answer = process.stdout.read()
-        _, status, usage = os.wait4(process.pid, 0)
+        code, peak_memory = wait(process)
     except BaseException:
         # the command needs time to remove its temporary folders
         process.terminate()
@@ -102,18 +99,16 @@ def run_process(
         process.kill()
         process.wait()
         raise
-    process.returncode = os.waitstatus_to_exitcode(status)
     listener.join(timeout=10)
-    unit = 1 if sys.platform == "darwin" else 1024
-    return Ended(process.returncode, answer, tuple(sentences), time.monotonic() - started, usage.ru_maxrss * unit)
+    return Ended(code, answer, tuple(sentences), time.monotonic() - started, peak_memory)
 
 
 def failure(command: str, code: int, sentences: Sequence[str]) -> BaseException:
     """The error for an exit code other than 0, with the last sentence of the command."""
-    if code in (128 + signal.SIGINT, -signal.SIGINT):
+    if was_interrupted(code):
         return KeyboardInterrupt()
     if code < 0:
-        why = ", possibly because memory ran out" if -code == signal.SIGKILL else ""
+        why = ", possibly because memory ran out" if was_killed(code) else ""
         return QuantkitError(f"quantkit {command} was killed by signal {-code}{why}; run the same bake again to resume")
     return _ERRORS.get(code, QuantkitError)(
         sentences[-1]
@@ -134,17 +129,3 @@ def _listen(
             warn(text.removeprefix(_WARNING))
         elif text:
             progress.advance(0, text)
-
-
-def _die_with(parent: int) -> Callable[[], None] | None:
-    """A function that a child runs first, so that Linux kills it with its parent: prctl(PR_SET_PDEATHSIG)."""
-    if not sys.platform.startswith("linux"):
-        return None
-    libc = ctypes.CDLL(None, use_errno=True)
-
-    def prepare() -> None:
-        libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != parent:  # the parent ended before prctl
-            os._exit(1)
-
-    return prepare

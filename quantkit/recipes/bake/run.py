@@ -113,7 +113,9 @@ class _Bake:
         self._require_own_outputs(todo)
         seconds, peak, lines = 0.0, 0, []
         for command in convert_commands(recipe, todo, self.folder, self.options.machine):
-            replacing = any(name in journal.last for name in command.formats) or self.options.force
+            replaced = (*command.formats, *(recipe.formats.gguf if recipe.formats.mmproj else ()))
+            # the projector of an earlier conversion is written again
+            replacing = any(name in journal.last for name in replaced) or self.options.force
             for name in command.formats:
                 journal.start(name, inputs[name], weight_files(output_of(recipe, self.folder, name)))
             line = (*command.line, *(("--force",) if replacing else ()))
@@ -195,7 +197,9 @@ class _Bake:
         outputs = [output_of(recipe, self.folder, name) for name in recipe.formats.names]
         files = [file for output in outputs for file in weight_files(output)]
         files.append(report_folder(recipe, self.folder) / "report.json")
-        models = [card_model(recipe, kind).__dict__ for kind in ("gguf", "awq", "gptq")]
+        models = [
+            card_model(recipe, kind).__dict__ for kind in dict.fromkeys(("gguf", "awq", "gptq", *recipe.formats.packed))
+        ]
         inputs = fingerprint(self.folder, ["cards"], files, models)
         if self._is_current("cards", inputs):
             return self._kept("cards", ("cards",))

@@ -35,7 +35,8 @@ class Case:
     which may stand for another kind of model (experts for Nemotron-H). Without `forward`, our own forward does not run
     the model, so only its GGUF is compared. `rounded` ends the names of tensors that the converter
     computes with torch's exp, which is one unit in the last place off in one value of a hundred: their types and shapes
-    are compared.
+    are compared. An `encoder` has its last hidden states in place of logits. `pre`: the name that the converter is told
+    for the pre-tokenizer.
     """
 
     name: str
@@ -53,11 +54,13 @@ class Case:
     raw_config: bool = False
     forward: bool = True
     rounded: tuple[str, ...] = ()
+    encoder: bool = False
+    pre: str = "smollm"
 
     @property
     def multimodal(self) -> bool:
         """Whether the checkpoint holds more than a text model with a head, or less."""
-        return self.auto != "AutoModelForCausalLM"
+        return self.auto != ("AutoModel" if self.encoder else "AutoModelForCausalLM")
 
 
 def weight(seed: int, name: str, shape: tuple[int, ...]) -> np.ndarray:

@@ -3,13 +3,18 @@
 from pathlib import Path
 
 from tests.families.models.case import VOCAB
-from tests.helpers.tiny_tokenizers import write_byte_level_bpe, write_raw_bpe, write_sentencepiece
+from tests.helpers.tiny_tokenizers import write_byte_level_bpe, write_raw_bpe, write_sentencepiece, write_wordpiece
 
 
 def write_tokenizer(folder: Path, style: str) -> None:
-    """Write a tokenizer: `few-letters` and `gemma` are SentencePiece, `raw` merges text, the others are byte-level."""
+    """Write a tokenizer: `few-letters` and `gemma` are SentencePiece, `raw` merges text, `wordpiece` is BERT's.
+
+    The others are byte-level.
+    """
     if style in ("smollm", "glm", "glm-4.5", "solar"):
         write_byte_level_bpe(folder, style, VOCAB)
+    elif style == "wordpiece":
+        write_wordpiece(folder, VOCAB)
     elif style == "raw":
         write_raw_bpe(folder, VOCAB)
     else:

@@ -1,0 +1,153 @@
+"""The linears of MLX folders, as mlx-lm writes and reads them: integers in 32-bit words along the inputs.
+
+Sources: mlx-lm's `load_model` and `quantize_model`, MLX's `quantize`. mlx-lm quantizes the modules that have `scales`.
+The settings of a module under its own name differ from those of all.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from quantkit.checkpoint.dequantize import float4_values, power_scales, unpack_stream
+from quantkit.checkpoint.float8 import to_float32
+from quantkit.checkpoint.jsonfile import shown
+from quantkit.checkpoint.quantized.scheme import (
+    FLOATS,
+    Array,
+    MixedScheme,
+    PackedLinear,
+    Scheme,
+    StoredTensors,
+    require_finite,
+)
+from quantkit.checkpoint.tensor import TensorInfo
+from quantkit.errors import CheckpointError, UnsupportedError
+
+_BITS = (2, 3, 4, 5, 6, 8)
+_GROUPS = (16, 32, 64, 128)
+_WORD = 32
+_SETTINGS = ("bits", "group_size", "mode")
+
+
+@dataclass
+class MlxScheme(Scheme):
+    """w = q * scale + bias."""
+
+    bits: int
+    group: int
+    method: str = "mlx"
+    parts: tuple[str, ...] = ("weight", "scales", "biases")
+    layout: str | None = "affine"
+
+    def linears(self, tensors: Mapping[str, TensorInfo], where: str) -> list[PackedLinear]:
+        linears = []
+        for tensor in tensors.values():
+            if tensor.dtype != "U32" or not tensor.name.endswith(".weight"):
+                continue
+            name = tensor.name.removesuffix(".weight")
+            scales, biases = (tensors.get(f"{name}.{part}") for part in ("scales", "biases"))
+            if scales is None or biases is None or scales.dtype not in FLOATS or len(tensor.shape) != 2:
+                raise CheckpointError(f"linear {shown(name)} of {where} has no scales and biases; download it again")
+            n_in = tensor.shape[1] * _WORD // self.bits
+            expected = (tensor.shape[0], n_in // self.group)
+            if scales.shape != expected or biases.shape != expected:
+                raise CheckpointError(
+                    f"linear {shown(name)} of {where} has weight {list(tensor.shape)} and scales {list(scales.shape)},"
+                    f" which do not match {self.bits} bits and group size {self.group}; download it again"
+                )
+            linears.append(PackedLinear(name, tensor.shape[0], n_in, expected[1]))
+        return linears
+
+    def dequantized(self, stored: StoredTensors, linear: PackedLinear, start: int, stop: int) -> Array:
+        words = stored.stored_rows(f"{linear.name}.weight", start, stop)
+        scales, biases = (
+            stored.stored_rows(f"{linear.name}.{part}", start, stop).astype(np.float32) for part in ("scales", "biases")
+        )
+        require_finite(scales, f"{linear.name}.scales", stored.where)
+        require_finite(biases, f"{linear.name}.biases", stored.where)
+        matrix = unpack_stream(words, self.bits, linear.n_in).astype(np.float32)
+        by_group = matrix.reshape(len(matrix), linear.n_groups, -1)
+        by_group *= scales[:, :, None]
+        by_group += biases[:, :, None]
+        return matrix
+
+
+@dataclass
+class MlxFloat4Scheme(Scheme):
+    """w = float4 * scale: MLX's modes mxfp4 (groups of 32, powers of two) and nvfp4 (groups of 16, 8-bit floats)."""
+
+    group: int
+    layout: str | None
+    bits: int = 4
+    method: str = "mlx"
+    parts: tuple[str, ...] = ("weight", "scales")
+
+    def linears(self, tensors: Mapping[str, TensorInfo], where: str) -> list[PackedLinear]:
+        linears = []
+        for tensor in tensors.values():
+            if tensor.dtype != "U32" or not tensor.name.endswith(".weight"):
+                continue
+            name = tensor.name.removesuffix(".weight")
+            scales = tensors.get(f"{name}.scales")
+            if scales is None or scales.dtype != "U8" or len(tensor.shape) != 2:
+                raise CheckpointError(f"linear {shown(name)} of {where} has no scales; download it again")
+            n_out, n_in = tensor.shape[0], tensor.shape[1] * 8
+            if scales.shape != (n_out, n_in // self.group):
+                raise CheckpointError(
+                    f"linear {shown(name)} of {where} has weight {list(tensor.shape)} and scales {list(scales.shape)},"
+                    f" which do not match group size {self.group}; download it again"
+                )
+            linears.append(PackedLinear(name, n_out, n_in, scales.shape[1]))
+        return linears
+
+    def dequantized(self, stored: StoredTensors, linear: PackedLinear, start: int, stop: int) -> Array:
+        words = np.ascontiguousarray(stored.stored_rows(f"{linear.name}.weight", start, stop))
+        matrix = float4_values(words.view(np.uint8))
+        raw = stored.stored_rows(f"{linear.name}.scales", start, stop)
+        factors = power_scales(raw) if self.layout == "mxfp4" else to_float32(raw, "F8_E4M3")
+        require_finite(factors, f"{linear.name}.scales", stored.where)
+        by_group = matrix.reshape(len(matrix), linear.n_groups, -1)
+        by_group *= factors[:, :, None]
+        return matrix
+
+
+def read_mlx(quantization: Mapping[str, Any], where: str) -> Scheme | None:
+    """The scheme of an MLX folder; None for another method. Raises UnsupportedError for a mode or width not read."""
+    if not is_mlx(quantization):
+        return None
+    default = _scheme(quantization, where)
+    own = {name: value for name, value in quantization.items() if name not in _SETTINGS}
+    if not own:
+        return default
+    schemes: dict[str, Scheme | None] = {}
+    for name, settings in own.items():
+        if isinstance(settings, Mapping):
+            schemes[name] = _scheme({**quantization, **settings}, where)
+        elif settings is False:
+            schemes[name] = None
+        elif settings is not True:
+            raise UnsupportedError(
+                f"{where} is an MLX folder with the setting {shown(name)}, which quantkit does not know; take the"
+                " original 16-bit checkpoint"
+            )
+    return MixedScheme(default, lambda name: schemes.get(name, default))
+
+
+def _scheme(settings: Mapping[str, Any], where: str) -> Scheme:
+    bits, group, mode = (settings.get(key) for key in _SETTINGS)
+    if mode in ("mxfp4", "nvfp4") and (bits, group) == (4, 32 if mode == "mxfp4" else 16):
+        return MlxFloat4Scheme(int(str(group)), mode)
+    if mode not in (None, "affine") or bits not in _BITS or group not in _GROUPS:
+        raise UnsupportedError(
+            f"{where} is an MLX folder with {shown(str(bits))} bits, group size {shown(str(group))}, mode"
+            f" {shown(str(mode))}; only affine, mxfp4 and nvfp4 can be read, take the original 16-bit checkpoint"
+        )
+    return MlxScheme(int(bits), int(group))
+
+
+def is_mlx(quantization: Mapping[str, Any]) -> bool:
+    """Whether the settings are mlx-lm's, which name no method. AutoGPTQ's name none either, but have more keys."""
+    stated = {"bits", "group_size"} <= quantization.keys() and "desc_act" not in quantization
+    return stated and not quantization.keys() & {"quant_method", "method", "sym", "zero_point", "q_group_size"}

@@ -1,0 +1,91 @@
+"""Files of projectors (mmproj): which files are projectors, which one belongs to a model, whether it fits.
+
+llama.cpp's converter names them mmproj-NAME-TYPE.gguf, and so does quantkit.
+"""
+
+from pathlib import Path
+
+from quantkit.errors import UsageError
+from quantkit.gguf.reader import GgufHeader, read_header
+
+PREFIX = "mmproj"
+ARCHITECTURE = "clip"
+"""general.architecture of a projector's file."""
+_KIND = "mmproj"
+_BEST_FIRST = ("f16", "bf16", "q8_0", "f32")
+
+
+def is_projector(header: GgufHeader) -> bool:
+    """Whether the file is a projector, not a model."""
+    kind, architecture = header.value("general.type"), header.value("general.architecture")
+    return bool(kind == _KIND or architecture == ARCHITECTURE)
+
+
+def projectors_beside(model: Path) -> list[Path]:
+    """The projectors in the folder of `model` that belong to it by name, the best type first.
+
+    A name belongs if its part between mmproj- and the type begins the model's name, or is empty ("mmproj-F16.gguf").
+    Without such a name, the only projector of the folder belongs to the model.
+    """
+    files = sorted(path for path in model.parent.glob(f"*{PREFIX}*.gguf") if path != model)
+    named = [path for path in files if _belongs(path, model)]
+    return sorted(named, key=_rank) or (files if len(files) == 1 else [])
+
+
+def _belongs(projector: Path, model: Path) -> bool:
+    name = projector.stem.lower()
+    if not name.startswith(PREFIX):
+        return False
+    kind = next((f"-{kind}" for kind in _BEST_FIRST if name.endswith(f"-{kind}")), "")
+    own = name[len(PREFIX) :].removesuffix(kind).strip("-")
+    return model.stem.lower().startswith(own)
+
+
+def _rank(path: Path) -> tuple[int, str]:
+    name = path.stem.lower()
+    ranks = (rank for rank, kind in enumerate(_BEST_FIRST) if name.endswith(f"-{kind}"))
+    return next(ranks, len(_BEST_FIRST)), name
+
+
+def choose_projector(model: Path, given: Path | None) -> Path:
+    """The projector to load with `model`: the given file, or the one beside it.
+
+    Raises:
+        UsageError: none lies beside the model, or several do and none has its name; the file is not a projector, or
+            gives vectors of another width than the model takes.
+        CheckpointError: the file is not a sound GGUF.
+    """
+    path = given
+    if path is None:
+        found = projectors_beside(model)
+        if not found:
+            others = sorted(file.name for file in model.parent.glob(f"*{PREFIX}*.gguf"))
+            if others:
+                raise UsageError(
+                    f"{len(others)} projectors lie beside {model.name}, but none has its name ({', '.join(others)});"
+                    " pass one with --mmproj FILE"
+                )
+            raise UsageError(
+                f"no projector (mmproj-*.gguf) lies beside {model.name}; pass one with --mmproj FILE, or write one with"
+                " quantkit gguf SOURCE --mmproj f16"
+            )
+        path = found[0]
+    header = read_header(path)
+    if not is_projector(header):
+        raise UsageError(f"{path.name} is not a projector but a model; pass a file mmproj-*.gguf to --mmproj")
+    check_fit(read_header(model), header)
+    return path
+
+
+def check_fit(model: GgufHeader, projector: GgufHeader) -> None:
+    """Raise UsageError if the projector gives vectors of another width than the model takes.
+
+    Files of older converters state another number under the same key; llama.cpp checks those when it loads them.
+    """
+    width = model.value(f"{model.value('general.architecture')}.embedding_length")
+    given = projector.value("clip.vision.projection_dim")
+    if projector.value("general.type") == _KIND and None not in (width, given) and width != given:
+        raise UsageError(
+            f"{projector.path.name} belongs to another model: it gives vectors of {given} values, but {model.path.name}"
+            f" takes {width}; pass the projector of this model with --mmproj FILE"
+        )

@@ -1,0 +1,88 @@
+"""The projector in a plan: how large it is, and which memory it takes."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from quantkit.errors import QuantkitError, UsageError
+from quantkit.gguf.projector_file import projectors_beside
+from quantkit.machine import Machine
+from quantkit.outputs.projector import ProjectorRequest, find_projector, plan_projectors, projector_types
+from quantkit.planning.sources import Source
+
+NONE = "none"
+USUAL = "f16"
+
+
+@dataclass(frozen=True)
+class PlannedProjector:
+    """A projector beside the text model. `size` in bytes. `option`: what makes it with the GGUF; "" if it exists.
+
+    llama.cpp loads it onto the GPU, if there is one. Its compute buffer depends on the image and is not counted.
+    """
+
+    file: str
+    size: int
+    option: str = ""
+
+    def left(self, machine: Machine) -> Machine:
+        """The memory that the projector leaves: it is on the first GPU if there is one."""
+        ram = max(machine.ram - self.size, 0) if machine.unified or not machine.vram else machine.ram
+        if not machine.vrams:
+            return replace(machine, ram=ram, vram=max(machine.vram - self.size, 0))
+        vrams = (max(machine.vrams[0] - self.size, 0), *machine.vrams[1:])
+        return replace(machine, ram=ram, vrams=vrams, vram=sum(vrams))
+
+    def note(self, machine: Machine) -> str:
+        """What the plan reserves."""
+        where = "GPU memory" if machine.vram else "memory"
+        return (
+            f"{self.file} takes {_size(self.size)} of {where}, which the plan reserves; images take more while they run"
+        )
+
+    def document(self, machine: Machine) -> dict[str, Any]:
+        """The projector as JSON."""
+        return {"file": self.file, "bytes": self.size, "device": "GPU" if machine.vram else "CPU"}
+
+
+def planned_projector(source: Source, given: str, wanted: str | None) -> tuple[PlannedProjector | None, str | None]:
+    """The projector that a plan counts, and a note on one that it does not count.
+
+    `given`: the source as the user wrote it. `wanted`: a type of --mmproj, or `none`; without it a projector beside a
+    GGUF counts, and that of a checkpoint does not.
+
+    Raises:
+        UsageError: another type, or the model has no projector of this type.
+    """
+    if wanted == NONE:
+        return None, None
+    checkpoint = source.model.checkpoint
+    if checkpoint is None:
+        beside = projectors_beside(Path(given))
+        if wanted is not None:
+            beside = [path for path in beside if path.stem.lower().endswith(f"-{wanted.lower()}")]
+            if not beside:
+                raise UsageError(
+                    f"no projector of the type {wanted} lies beside {given}; leave --mmproj out, or write one with"
+                    f" quantkit gguf SOURCE --mmproj {wanted}"
+                )
+        return (PlannedProjector(beside[0].name, beside[0].stat().st_size) if beside else None), None
+    types = projector_types([wanted or USUAL])
+    if source.is_config or find_projector(checkpoint.config) is None:
+        if wanted is not None:
+            raise UsageError(f"{given} has no projector that quantkit can plan; leave --mmproj out")
+        return None, None
+    try:
+        plan = plan_projectors(checkpoint, ProjectorRequest(types, Path(), source.model.name))
+    except QuantkitError as error:
+        if wanted is not None:
+            raise
+        return None, f"the model sees images, but its projector cannot be planned: {error}"
+    (output,) = plan.outputs
+    if wanted is None:
+        return None, f"the model sees images; --mmproj {USUAL} counts its projector too, {_size(output.size)}"
+    return PlannedProjector(output.files[0].name, output.size, f" --mmproj {types[0].name}"), None
+
+
+def _size(size: int) -> str:
+    return f"{size / 1e9:.3g} GB" if size >= 1e9 else f"{size / 1e6:.3g} MB"

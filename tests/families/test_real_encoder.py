@@ -1,0 +1,26 @@
+"""all-MiniLM-L6-v2's real weights: embeddings of llama.cpp against transformers' own."""
+
+from pathlib import Path
+
+import numpy as np
+
+from quantkit.llamacpp.session import embeddings, ids_with_special_tokens
+from tests.helpers.command import quantkit
+from tests.helpers.minilm import GOLDEN, TEXTS, minilm_checkpoint
+
+LEAST = {"F32": 0.9999, "Q8_0": 0.998}
+
+
+def test_embeddings_of_a_real_encoder_are_those_of_transformers(tmp_path: Path) -> None:
+    folder = minilm_checkpoint(tmp_path / "all-MiniLM-L6-v2")
+    words = [word for kind in LEAST for word in ("-t", kind.lower())]
+    done = quantkit("gguf", folder, *words, "-o", tmp_path / "out", "--format", "json")
+    assert done.code == 0, done.stderr
+    assert "cuts texts to 256 tokens" in done.stderr
+    expected = np.load(GOLDEN)["embeddings"]
+    for kind, least in LEAST.items():
+        file = next((tmp_path / "out").rglob(f"*-{kind}.gguf"))
+        ours = np.concatenate(embeddings(file, ids_with_special_tokens(file, TEXTS)))
+        norms = np.linalg.norm(ours, axis=1) * np.linalg.norm(expected, axis=1)
+        cosines = (ours * expected).sum(axis=1) / norms
+        assert cosines.min() > least, (kind, cosines)
