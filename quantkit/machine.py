@@ -2,6 +2,7 @@
 
 import contextlib
 import importlib
+import platform
 import sys
 import threading
 import time
@@ -24,8 +25,9 @@ _COMMAND_LINE, _SMALL_MACHINE = 150 << 20, 8 << 30
 class Machine:
     """Bytes free to use, and bytes a second that each device reads. `vram` is 0 without a GPU.
 
-    `gpu_bandwidth_from`: the source of that figure, the driver's clocks or a typical GPU. `cpu_features`: as
-    `cpu_features()`.
+    `vrams`: of each GPU if there are several; `vram` is their sum. `unified`: the GPU shares `ram`, of which it may
+    take `vram`. `gpu_bandwidth_from`: the source of that figure, the driver's clocks or a typical GPU. `cpu_features`:
+    as `cpu_features()`.
     """
 
     ram: int
@@ -34,15 +36,21 @@ class Machine:
     gpu_bandwidth: float = _TYPICAL_GPU
     gpu_bandwidth_from: str = "a typical GPU's"
     cpu_features: frozenset[str] = frozenset()
+    vrams: tuple[int, ...] = ()
+    unified: bool = False
 
 
 def this_machine() -> Machine:
-    """The memory free now, under the limits of the process and its control group, and the first GPU."""
-    name, vram, bandwidth = _gpu()
+    """The memory free now, under the limits of the process and its control group, and the GPUs."""
+    names, vrams, bandwidth = _gpus()
+    ram = available_memory()
+    unified = not names and sys.platform == "darwin" and platform.machine() == "arm64"
     return Machine(
-        ram=available_memory(),
-        vram=vram,
-        gpu_name=name,
+        ram=ram,
+        vram=unified_vram(ram) if unified else sum(vrams),
+        vrams=vrams if len(vrams) > 1 else (),
+        unified=unified,
+        gpu_name=", ".join(names),
         gpu_bandwidth=bandwidth or _TYPICAL_GPU,
         gpu_bandwidth_from="the driver's clocks" if bandwidth else "a typical GPU's",
         cpu_features=cpu_features(),
@@ -131,27 +139,35 @@ def _cpu_quotas() -> Iterator[int]:
             yield max(1, -(-quota // period))
 
 
-def _gpu() -> tuple[str, int, float]:
-    """Name, free bytes and bytes a second of the first NVIDIA GPU; ("", 0, 0) where there is none or no driver."""
+def unified_vram(ram: int) -> int:
+    """Bytes of a memory that CPU and GPU share which the GPU may take: three quarters, Metal's limit on large Macs."""
+    return ram * 3 // 4
+
+
+def _gpus() -> tuple[tuple[str, ...], tuple[int, ...], float]:
+    """Names and free bytes of the NVIDIA GPUs, and bytes a second of the first; empty without a GPU or a driver."""
+    none: tuple[tuple[str, ...], tuple[int, ...], float] = ((), (), 0.0)
     if not any(Path("/dev").glob("nvidia[0-9]*")) and sys.platform == "linux":
-        return "", 0, 0.0
+        return none
     try:
         # imported by name because a machine without a GPU does not need it
         pynvml: Any = importlib.import_module("pynvml")
     except ImportError:
-        return "", 0, 0.0
+        return none
     try:
         pynvml.nvmlInit()
-        handle = pynvml.nvmlDeviceGetHandleByIndex(0)
-        name = pynvml.nvmlDeviceGetName(handle)
-        free = int(pynvml.nvmlDeviceGetMemoryInfo(handle).free)
+        handles = [pynvml.nvmlDeviceGetHandleByIndex(i) for i in range(pynvml.nvmlDeviceGetCount())]
+        names = tuple(str(pynvml.nvmlDeviceGetName(handle)) for handle in handles)
+        free = tuple(int(pynvml.nvmlDeviceGetMemoryInfo(handle).free) for handle in handles)
     except pynvml.NVMLError:
-        return "", 0, 0.0
+        return none
+    if not handles:
+        return none
     bandwidth = 0.0
     with contextlib.suppress(pynvml.NVMLError, AttributeError):
-        clock = pynvml.nvmlDeviceGetMaxClockInfo(handle, pynvml.NVML_CLOCK_MEM)
-        bandwidth = 2e6 * clock * pynvml.nvmlDeviceGetMemoryBusWidth(handle) / 8
-    return str(name), free, bandwidth
+        clock = pynvml.nvmlDeviceGetMaxClockInfo(handles[0], pynvml.NVML_CLOCK_MEM)
+        bandwidth = 2e6 * clock * pynvml.nvmlDeviceGetMemoryBusWidth(handles[0]) / 8
+    return names, free, bandwidth
 
 
 def probe_bandwidth(seconds: float = 0.15) -> float:

@@ -326,13 +326,14 @@ PLAN = {
     "trained_context": "integer?",
     "exact_sizes": "boolean",
     "imatrix": "string?",
-    "budget": {"ram": "integer", "vram": "integer", "gpu": "string?"},
+    "budget": {"ram": "integer", "vram": "integer", "vrams": ["integer"], "unified": "boolean", "gpu": "string?"},
     "context": {
         **dict.fromkeys(("n_ctx", "n_batch", "n_ubatch", "cpu_moe"), "integer"),
         "kv_type": "string",
         "flash": "boolean",
         "gpu_layers": "integer?",
         "op_offload": "boolean",
+        "kv_on_gpu": "boolean",
     },
     "assumed": {"gpu_overhead": "integer", "bandwidth": Map({"bytes_per_second": "integer", "from": "string"})},
     "types": [
@@ -348,6 +349,8 @@ PLAN = {
                     "missing_bytes": "integer",
                     "gpu_layers": "integer?",
                     "cpu_moe": "integer?",
+                    "tensor_split": OrNull(["integer"]),
+                    "kv_on_gpu": "boolean?",
                     "devices": [
                         {
                             "name": "string",
@@ -405,6 +408,7 @@ SERVE = {
     "parallel": "integer",
     "gpu_layers": "integer?",
     "cpu_moe": "integer",
+    "tensor_split": OrNull(["integer"]),
 }
 
 OLLAMA = OneOf(

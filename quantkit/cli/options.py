@@ -83,6 +83,15 @@ CpuMoeOption = Annotated[
         show_default="what fits, with --gpu-layers auto",
     ),
 ]
+TensorSplitOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="N,N,...",
+        help="Layers of each GPU, as proportions.",
+        show_default="what fits, with --gpu-layers auto",
+    ),
+]
+NoKvOffloadOption = Annotated[bool, typer.Option("--no-kv-offload", help="Keep the KV cache on the CPU.")]
 KvTypeOption = Annotated[str, typer.Option(metavar="TYPE", help=f"Type of the KV cache: {', '.join(KV_TYPES)}.")]
 SystemOption = Annotated[str | None, typer.Option(metavar="TEXT", help="The system message.")]
 ChatTemplateOption = Annotated[
@@ -129,6 +138,22 @@ def parse_size(text: str, option: str) -> int:
     if size <= 0:
         raise UsageError(f"{option} must be greater than zero")
     return size
+
+
+def parse_tensor_split(text: str | None, gpu_layers: str) -> tuple[int, ...]:
+    """The numbers of --tensor-split; empty without the option.
+
+    Raises:
+        UsageError: a part is not a number, or --gpu-layers is auto, which computes the split.
+    """
+    if text is None:
+        return ()
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isdecimal() for part in parts) or not any(map(int, parts)):
+        raise UsageError(f"--tensor-split {text!r} is not a list of numbers of layers; write one a GPU, such as 10,23")
+    if gpu_layers == AUTO:
+        raise UsageError("--gpu-layers auto computes the split; set --gpu-layers too, or remove --tensor-split")
+    return tuple(map(int, parts))
 
 
 def parse_gpu_layers(text: str, choices: str = "auto, all, or a number") -> int | None:

@@ -8,6 +8,7 @@ from quantkit.cli.output import Out, human_bytes
 from quantkit.planning.context import Context
 
 if TYPE_CHECKING:
+    from quantkit.llamacpp.conversation import Loading
     from quantkit.measurement.memory import Device
     from quantkit.planning.layers import Placement
 
@@ -20,10 +21,26 @@ def automatic_placement(
 
     if not devices:
         return Placement(0)
-    free = sum(device.free for device in devices)
-    placement = placement_that_fits(model, context, free, fit_moe=fit_moe)
+    rooms = [device.free for device in devices]
+    placement = placement_that_fits(model, context, rooms, fit_moe=fit_moe)
     if placement.gpu_layers is not None:
-        names = ", ".join(device.name for device in devices)
+        names = ", ".join(f"{device.name} ({human_bytes(device.free)} free)" for device in devices)
         experts = f" but the experts of {placement.cpu_moe}" if placement.cpu_moe else ""
-        out.note(f"{placement.gpu_layers} layers{experts} on {names}, with {human_bytes(free)} free")
+        split = f", split {','.join(map(str, placement.split))}" if placement.split else ""
+        out.note(f"{placement.gpu_layers} layers{experts} on {names}{split}")
     return placement
+
+
+def loading_of(placement: "Placement", context: Context, threads: int | None, rpc: Sequence[str] | None) -> "Loading":
+    """How llama.cpp loads a model that is placed so."""
+    from quantkit.llamacpp.conversation import Loading
+
+    return Loading(
+        placement.gpu_layers,
+        placement.cpu_moe,
+        context.kv_cache,
+        threads,
+        rpc or (),
+        tensor_split=placement.split,
+        kv_on_gpu=context.kv_on_gpu and placement.kv_on_gpu,
+    )

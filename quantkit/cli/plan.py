@@ -11,6 +11,7 @@ from quantkit.cli.options import (
     AUTO,
     GPU_LAYERS,
     KvTypeOption,
+    NoKvOffloadOption,
     OfflineOption,
     context_option,
     parse_gpu_layers,
@@ -18,7 +19,7 @@ from quantkit.cli.options import (
 )
 from quantkit.cli.output import Out, human_bytes
 from quantkit.errors import UsageError
-from quantkit.machine import Machine, this_machine
+from quantkit.machine import Machine, this_machine, unified_vram
 
 if TYPE_CHECKING:
     from quantkit.planning.phones import Phone
@@ -51,10 +52,17 @@ def plan(
         typer.Option(metavar="FILE", help="Importance matrix of the GGUF types, which changes their sizes."),
     ] = None,
     vram: Annotated[
-        str | None, typer.Option(metavar="SIZE", help="GPU memory to use (8G; none).", show_default="what is free")
+        str | None,
+        typer.Option(
+            metavar="SIZE[,SIZE]", help="Memory of each GPU to use (8G; 8G,12G; none).", show_default="what is free"
+        ),
     ] = None,
     ram: Annotated[
         str | None, typer.Option(metavar="SIZE", help="Memory to use (16G).", show_default="what is free")
+    ] = None,
+    unified: Annotated[
+        str | None,
+        typer.Option(metavar="SIZE", help="Memory that CPU and GPU share: Apple, APUs (16G).", show_default="detected"),
     ] = None,
     for_phone: Annotated[
         str | None,
@@ -73,6 +81,7 @@ def plan(
             show_default="the fastest that fits",
         ),
     ] = None,
+    no_kv_offload: NoKvOffloadOption = False,
     batch: Annotated[int, typer.Option(metavar="N", min=1, max=1 << 16, help="Tokens of a physical batch.")] = 512,
     flash_attn: Annotated[
         bool | None, typer.Option("--flash-attn/--no-flash-attn", help="Flash attention.", show_default="auto: on")
@@ -91,7 +100,7 @@ def plan(
     ] = None,
     bandwidth: Annotated[
         str | None,
-        typer.Option(metavar="CPU[,GPU]", help="Memory read a second (40G,500G).", show_default="measured"),
+        typer.Option(metavar="CPU[,GPU]", help="Memory read a second (40G,500G); one a GPU.", show_default="measured"),
     ] = None,
     offline: OfflineOption = False,
 ) -> None:
@@ -106,11 +115,13 @@ def plan(
     from quantkit.planning.plan import PlanOptions
     from quantkit.planning.plan import plan as plan_model
 
-    chosen_phone = _phone(for_phone, vram, ram)
+    if unified is not None and (vram is not None or ram is not None):
+        raise UsageError("--unified sets the memory of CPU and GPU, and so do --ram and --vram; use only one of them")
+    chosen_phone = _phone(for_phone, vram, ram or unified)
     options = PlanOptions(
         types=types,
         imatrix=imatrix,
-        machine=None if chosen_phone else _machine(vram, ram),
+        machine=None if chosen_phone else _machine(vram, ram, unified),
         phone=chosen_phone,
         n_ctx=ctx,
         kv_type=kv_type,
@@ -118,13 +129,15 @@ def plan(
         flash=flash_attn,
         gpu_layers=_layers(gpu_layers),
         cpu_moe=cpu_moe,
+        kv_on_gpu=not no_kv_offload,
         repack=repack,
         mmproj=mmproj,
-        bandwidth=_bandwidths(bandwidth),
+        bandwidth=_bandwidths(bandwidth, len((vram or "").split(","))),
     )
     result = plan_model(source, options, offline=offline)
     out.document({"command": "plan", **result.document()})
-    show_plan(result, out, ram_is_free=ram is None and not chosen_phone, vram_is_free=vram is None)
+    free = unified is None
+    show_plan(result, out, ram_is_free=free and ram is None and not chosen_phone, vram_is_free=free and vram is None)
     if chosen_phone:
         out.note(
             f"note: of a phone's {chosen_phone.gigabytes} GB Android is assumed to leave"
@@ -152,12 +165,16 @@ def _layers(text: str) -> int | None:
     return ALL_LAYERS if layers is None else layers
 
 
-def _machine(vram: str | None, ram: str | None) -> Machine:
+def _machine(vram: str | None, ram: str | None, unified: str | None) -> Machine:
     here = this_machine()
+    if unified is not None:
+        shared = _budget(unified, "--unified")
+        return replace(here, ram=shared, vram=unified_vram(shared), vrams=(), unified=True, gpu_name="")
     if vram is not None:
         none = vram.strip().lower() in ("0", "none")
-        same = here.vram > 0
-        here = replace(here, vram=0 if none else _budget(vram, "--vram"), gpu_name=here.gpu_name if same else "")
+        sizes = () if none else tuple(_budget(part, "--vram") for part in vram.split(","))
+        name = here.gpu_name if here.vram else ""
+        here = replace(here, vram=sum(sizes), vrams=sizes if len(sizes) > 1 else (), unified=False, gpu_name=name)
     if ram is not None:
         here = replace(here, ram=_budget(ram, "--ram"))
     return here
@@ -172,9 +189,15 @@ def _budget(text: str, option: str) -> int:
     return parse_size(text, option)
 
 
-def _bandwidths(text: str | None) -> dict[str, tuple[float, str]]:
-    """Bytes per second of the devices that --bandwidth gives."""
+def _bandwidths(text: str | None, gpus: int) -> dict[str, tuple[float, str]]:
+    """Bytes per second of the devices that --bandwidth gives; `gpus`: how many --vram has."""
+    from quantkit.planning.devices import gpu_names
+
     figures = [parse_size(part.replace("/s", ""), "--bandwidth") for part in text.split(",")] if text else []
-    if len(figures) > 2:
-        raise UsageError(f"--bandwidth {text!r} has more than two figures; write CPU,GPU such as 40G,500G")
-    return {device: (float(figure), "given") for device, figure in zip(("CPU", "GPU"), figures, strict=False)}
+    if len(figures) > 2 and len(figures) - 1 != gpus:
+        raise UsageError(
+            f"--bandwidth {text!r} has more than two figures; write CPU,GPU such as 40G,500G, or one for each GPU of"
+            " --vram"
+        )
+    names = ("CPU", *gpu_names(gpus)) if len(figures) > 2 else ("CPU", "GPU")
+    return {device: (float(figure), "given") for device, figure in zip(names, figures, strict=False)}

@@ -14,7 +14,10 @@ def show_plan(plan: Plan, out: Out, *, ram_is_free: bool, vram_is_free: bool) ->
     active = f", {shape.n_expert_used} experts for each token" if shape.has_experts else ""
     out.say(f"{plan.source.model.name}: {shape.arch}, {human_count(plan.parameters)} parameters{active}{trained}")
     memory = f"{human_bytes(machine.ram)} of memory{' free' if ram_is_free else ''}"
-    gpu = f"{human_bytes(machine.vram)} of GPU memory{f' free ({machine.gpu_name})' if vram_is_free else ''}"
+    sizes = " + ".join(human_bytes(size) for size in plan.budget.rooms)
+    if machine.unified:
+        sizes = f"up to {sizes} of it"
+    gpu = f"{sizes} of GPU memory{f' free ({machine.gpu_name})' if vram_is_free and machine.gpu_name else ''}"
     out.say(f"room: {memory}, {gpu if machine.vram else 'no GPU'}")
     settings = f"context {context.n_ctx}, KV cache {context.kv_type}, batch {context.n_ubatch}"
     out.say(f"with: {settings}, flash attention {'on' if context.flash_on else 'off'}")
@@ -87,11 +90,15 @@ def _recommendation(best: Row, plan: Plan, out: Out) -> None:
     words = f"Take {best.offer.label}"
     if fit is None:
         words += ", whole on the GPU"
-    elif fit.memory.gpu is not None:
+    elif fit.memory.gpus:
         layers = plan.source.shape.n_layer + 1
-        words += ", all on the GPU" if fit.gpu_layers >= layers else f", {fit.gpu_layers} of {layers} layers on the GPU"
+        where = "the GPUs" if len(fit.memory.gpus) > 1 else "the GPU"
+        words += (
+            f", all on {where}" if fit.gpu_layers >= layers else f", {fit.gpu_layers} of {layers} layers on {where}"
+        )
         if fit.cpu_moe:
             words += f" but the experts of {'all' if fit.cpu_moe >= layers - 1 else f'the first {fit.cpu_moe}'} layers"
+        words += "; the KV cache is on the CPU" if not fit.memory.context.kv_on_gpu else ""
     if plan.longest > plan.context.n_ctx:
         words += f"; there is room for a context of {plan.longest} tokens"
     out.say(f"{words}:")

@@ -13,9 +13,12 @@ from quantkit.cli.options import (
     CpuMoeOption,
     Format,
     KvTypeOption,
+    NoKvOffloadOption,
     RpcOption,
+    TensorSplitOption,
     context_option,
     parse_gpu_layers,
+    parse_tensor_split,
 )
 from quantkit.cli.output import Out
 from quantkit.errors import UsageError
@@ -69,7 +72,9 @@ def run(
     ] = None,
     raw: Annotated[bool, typer.Option("--raw", help="Use no chat template: the model continues the text.")] = False,
     cpu_moe: CpuMoeOption = None,
+    tensor_split: TensorSplitOption = None,
     kv_type: KvTypeOption = "f16",
+    no_kv_offload: NoKvOffloadOption = False,
     threads: ThreadsOption = None,
     rpc: RpcOption = None,
 ) -> None:
@@ -81,9 +86,9 @@ def run(
     Example: quantkit run NAME-Q4_0.gguf -p "Why is the sky blue?"
     """
     from quantkit.cli.conversation import answer_once, talk
-    from quantkit.cli.placement import automatic_placement
+    from quantkit.cli.placement import automatic_placement, loading_of
     from quantkit.gguf.projector_file import choose_projector
-    from quantkit.llamacpp.conversation import Loading, converse
+    from quantkit.llamacpp.conversation import converse
     from quantkit.measurement.memory import gpu_devices
     from quantkit.planning.layers import Placement
 
@@ -101,7 +106,8 @@ def run(
         "repeat_penalty": repeat_penalty,
         "seed": seed,
     }
-    fixed = None if gpu_layers == AUTO else Placement(parse_gpu_layers(gpu_layers), cpu_moe or 0)
+    split = parse_tensor_split(tensor_split, gpu_layers)
+    fixed = None if gpu_layers == AUTO else Placement(parse_gpu_layers(gpu_layers), cpu_moe or 0, split)
     with converse(model, n_ctx=ctx, system=system, raw=raw, sampling=sampling) as conversation:
         if image:
             conversation.show(image, choose_projector(model, mmproj))
@@ -110,12 +116,18 @@ def run(
         if conversation.template is None and not raw:
             out.warn(f"{model.name} has no chat template; the model continues the text as it is")
         # an RPC server does not compute prompts with weights that lie on the CPU
-        context = Context(n_ctx=conversation.n_ctx, kv_type=kv_type.lower(), cpu_moe=cpu_moe or 0, op_offload=not rpc)
+        context = Context(
+            n_ctx=conversation.n_ctx,
+            kv_type=kv_type.lower(),
+            cpu_moe=cpu_moe or 0,
+            op_offload=not rpc,
+            kv_on_gpu=not no_kv_offload,
+        )
         placement = fixed or automatic_placement(
             model, context, gpu_devices(model, rpc=rpc or []), out, fit_moe=cpu_moe is None
         )
         out.note(f"loading {model.name} ...")
-        conversation.open(Loading(placement.gpu_layers, placement.cpu_moe, context.kv_cache, threads, rpc or ()))
+        conversation.open(loading_of(placement, context, threads, rpc))
         if prompt is None:
             talk(conversation, out, max_tokens)
         else:

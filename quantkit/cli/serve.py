@@ -13,9 +13,12 @@ from quantkit.cli.options import (
     CpuMoeOption,
     DryRunOption,
     KvTypeOption,
+    NoKvOffloadOption,
     RpcOption,
+    TensorSplitOption,
     context_option,
     parse_gpu_layers,
+    parse_tensor_split,
 )
 from quantkit.cli.output import Out
 from quantkit.errors import UsageError
@@ -56,7 +59,9 @@ def serve(
     gpu_layers: Annotated[str, GPU_LAYERS] = AUTO,
     ctx: Annotated[int | None, context_option(least=16, default="4096 or the model's")] = None,
     cpu_moe: CpuMoeOption = None,
+    tensor_split: TensorSplitOption = None,
     kv_type: KvTypeOption = "f16",
+    no_kv_offload: NoKvOffloadOption = False,
     threads: ThreadsOption = None,
     rpc: RpcOption = None,
     dry_run: DryRunOption = False,
@@ -68,14 +73,16 @@ def serve(
 
     Example: quantkit serve NAME-Q4_0.gguf --port 8080
     """
-    from quantkit.llamacpp.conversation import Loading, converse
+    from quantkit.cli.placement import loading_of
+    from quantkit.llamacpp.conversation import converse
     from quantkit.llamacpp.server import Serving, find_server, llama_cpp_python_command, llama_server_command
     from quantkit.llamacpp.server_process import check_port_is_free, is_loopback
     from quantkit.planning.layers import Placement
 
     if not is_loopback(host) and not api_key:
         raise UsageError(f"--host {host} lets other machines in; set a key with --api-key KEY or QUANTKIT_API_KEY")
-    fixed = None if gpu_layers == AUTO else Placement(parse_gpu_layers(gpu_layers), cpu_moe or 0)
+    split = parse_tensor_split(tensor_split, gpu_layers)
+    fixed = None if gpu_layers == AUTO else Placement(parse_gpu_layers(gpu_layers), cpu_moe or 0, split)
     program = find_server(server)
     with converse(model, n_ctx=ctx, system=None, raw=False, sampling={}) as conversation:
         pass
@@ -83,12 +90,16 @@ def serve(
         out.warn(f"{model.name} has no chat template; the server uses ChatML")
     check_port_is_free(host, port)
     context = Context(
-        n_ctx=conversation.n_ctx * parallel, kv_type=kv_type.lower(), cpu_moe=cpu_moe or 0, op_offload=not rpc
+        n_ctx=conversation.n_ctx * parallel,
+        kv_type=kv_type.lower(),
+        cpu_moe=cpu_moe or 0,
+        op_offload=not rpc,
+        kv_on_gpu=not no_kv_offload,
     )
     placement = fixed or _placement(model, context, program, rpc or [], out, fit_moe=cpu_moe is None)
     serving = Serving(
         model,
-        Loading(placement.gpu_layers, placement.cpu_moe, context.kv_cache, threads, rpc or ()),
+        loading_of(placement, context, threads, rpc),
         conversation.n_ctx,
         conversation.sampling,
         host,
@@ -110,6 +121,7 @@ def serve(
         "parallel": parallel,
         "gpu_layers": placement.gpu_layers,
         "cpu_moe": placement.cpu_moe,
+        "tensor_split": list(placement.split) or None,
     }
     if dry_run:
         out.say(shlex.join(command.words))

@@ -9,7 +9,7 @@ import importlib
 import importlib.util
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from types import ModuleType
 from typing import Any
 
@@ -64,13 +64,22 @@ def experts_on_cpu(layers: int) -> Any:
     return overrides
 
 
+def proportions(split: Sequence[float]) -> Any:
+    """The parameter tensor_split: the share of the layers of each device."""
+    return (ctypes.c_float * llama.llama_max_devices())(*split)
+
+
 @contextlib.contextmanager
-def load(path: str, *, cpu_moe: int = 0, **params: Any) -> Iterator[Any]:
+def load(path: str, *, cpu_moe: int = 0, split: Sequence[float] = (), **params: Any) -> Iterator[Any]:
     """A llama_model with these of llama_model_params, freed at the end. Raises Failed.
 
-    `cpu_moe`: the experts of the first layers stay on the CPU.
+    `cpu_moe`: the experts of the first layers stay on the CPU. `split`: the share of the layers of each device; empty
+    for shares of their free memory.
     """
     settings = llama.llama_model_default_params()
+    shares = proportions(split)
+    if split:
+        settings.tensor_split = shares
     overrides = experts_on_cpu(cpu_moe)
     if cpu_moe:
         settings.tensor_buft_overrides = ctypes.cast(overrides, ctypes.c_void_p)

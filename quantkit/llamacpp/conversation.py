@@ -56,7 +56,8 @@ class Loading:
     """How llama.cpp loads the model. `gpu_layers`: layers on the GPU, None for all. 0 threads are all cores.
 
     `cpu_moe`: the first layers, whose experts stay on the CPU. `kv_type`: type of the KV cache. `rpc`: servers,
-    "host:port".
+    "host:port". `tensor_split`: the share of the layers of each device; empty for shares of their free memory.
+    `kv_on_gpu`: the KV cache of a layer is where the layer is.
     """
 
     gpu_layers: int | None = None
@@ -64,6 +65,8 @@ class Loading:
     kv_type: GGMLQuantizationType = GGMLQuantizationType.F16
     n_threads: int | None = None
     rpc: Sequence[str] = ()
+    tensor_split: Sequence[float] = ()
+    kv_on_gpu: bool = True
 
     def request(self) -> dict[str, Any]:
         """The part of a request to the child process."""
@@ -73,6 +76,8 @@ class Loading:
             "kv_type": int(self.kv_type),
             "n_threads": self.n_threads,
             "rpc": list(self.rpc),
+            "tensor_split": list(self.tensor_split),
+            "kv_on_gpu": self.kv_on_gpu,
         }
 
 

@@ -88,12 +88,19 @@ def devices(request: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def offload_devices() -> list[dict[str, Any]]:
-    """The GPUs of llama.cpp: name, description, total and free memory in bytes."""
+    """The GPUs that llama.cpp uses: name, description, total and free memory in bytes.
+
+    llama.cpp takes RPC servers first, then the GPUs of this machine; integrated ones only if there is no other
+    (src/llama.cpp).
+    """
+    devices = [_device(i) for i in range(_count())]
+    servers = [device for device in devices if _name(device).startswith(_RPC)]
+    gpus = [device for device in devices if _kind(device) == _GPU and device not in servers]
+    integrated = [device for device in devices if _kind(device) == _INTEGRATED and device not in servers]
     records = []
-    for device in (_device(i) for i in range(_count())):
-        if _kind(device) in (_GPU, _INTEGRATED):
-            free, total = ctypes.c_size_t(), ctypes.c_size_t()
-            _memory(device, ctypes.byref(free), ctypes.byref(total))
-            name, description = _name(device).decode(), _description(device).decode()
-            records.append({"name": name, "description": description, "memory": total.value, "free": free.value})
+    for device in servers + (gpus or integrated):
+        free, total = ctypes.c_size_t(), ctypes.c_size_t()
+        _memory(device, ctypes.byref(free), ctypes.byref(total))
+        name, description = _name(device).decode(), _description(device).decode()
+        records.append({"name": name, "description": description, "memory": total.value, "free": free.value})
     return records

@@ -6,9 +6,10 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Any
 
-from quantkit.llamacpp.calls import Failed, context, llama, load, tokenize
+from quantkit.llamacpp.calls import Failed, context, llama, tokenize
 from quantkit.llamacpp.devices import add_rpc_servers
 from quantkit.llamacpp.images import Images
+from quantkit.llamacpp.loading import load_model
 
 _BATCH = 512
 _PENALTY_LAST = 64
@@ -33,9 +34,7 @@ class Talk:
     def open(self, request: dict[str, Any]) -> dict[str, Any]:
         """Load the model and make a context; returns what a conversation needs of the vocabulary."""
         add_rpc_servers(request["rpc"])
-        model = self._stack.enter_context(
-            load(request["model"], n_gpu_layers=request["gpu_layers"], cpu_moe=request["cpu_moe"])
-        )
+        model = self._stack.enter_context(load_model(request))
         self._running = self._stack.enter_context(
             context(
                 model,
@@ -45,6 +44,7 @@ class Talk:
                 n_ubatch=_BATCH,
                 type_k=request["kv_type"],
                 type_v=request["kv_type"],
+                offload_kqv=request["kv_on_gpu"],
             )
         )
         self._vocab = llama.llama_model_get_vocab(model)

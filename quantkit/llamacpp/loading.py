@@ -29,9 +29,7 @@ class Loaded:
         add_rpc_servers(request["rpc"])
         before = memory.resident()
         with _peak_pss() as pss, _log_lines() as lines:
-            model = self._stack.enter_context(
-                load(request["model"], n_gpu_layers=request["gpu_layers"], cpu_moe=request["cpu_moe"])
-            )
+            model = self._stack.enter_context(load_model(request))
             running = self._stack.enter_context(_context(model, request))
             vocab = llama.llama_model_get_vocab(model)
             n_ctx = llama.llama_n_ctx(running)
@@ -61,9 +59,7 @@ class Bench:
         """Load the model; returns the number of devices to offload to."""
         add_rpc_servers(request["rpc"])
         self._request = request
-        self._model = self._stack.enter_context(
-            load(request["model"], n_gpu_layers=request["gpu_layers"], cpu_moe=request["cpu_moe"])
-        )
+        self._model = self._stack.enter_context(load_model(request))
         return len(offload_devices())
 
     def begin(self, request: dict[str, Any]) -> None:
@@ -89,6 +85,16 @@ class Bench:
         return time.perf_counter() - started
 
 
+def load_model(request: dict[str, Any]) -> Any:
+    """The model of a request, placed as it says; a context manager."""
+    return load(
+        request["model"],
+        n_gpu_layers=request["gpu_layers"],
+        cpu_moe=request["cpu_moe"],
+        split=request["tensor_split"],
+    )
+
+
 def _context(model: Any, request: dict[str, Any]) -> Any:
     return context(
         model,
@@ -98,6 +104,7 @@ def _context(model: Any, request: dict[str, Any]) -> Any:
         n_ubatch=request["n_ubatch"],
         type_k=request["kv_type"],
         type_v=request["kv_type"],
+        offload_kqv=request["kv_on_gpu"],
         flash_attn_type=request["flash_attn"],
         # as llama-cli and the server have it: layers that slide keep their window only
         swa_full=False,

@@ -128,6 +128,9 @@ def llama_server_command(program: Path, serving: Serving) -> ServerCommand:
     words += ["-a", serving.alias, "-c", str(serving.n_ctx * serving.parallel), "-np", str(serving.parallel)]
     words += ["-ngl", "999" if loading.gpu_layers is None else str(loading.gpu_layers)]
     words += ["--n-cpu-moe", str(loading.cpu_moe)] if loading.cpu_moe else []
+    if loading.tensor_split:
+        words += ["-ts", ",".join(f"{share:g}" for share in loading.tensor_split)]
+    words += [] if loading.kv_on_gpu else ["-nkvo"]
     words += ["-ctk", kv_type, "-ctv", kv_type] if kv_type != "f16" else []
     words += ["-t", str(loading.n_threads)] if loading.n_threads else []
     words += ["--rpc", ",".join(loading.rpc)] if loading.rpc else []

@@ -161,6 +161,8 @@ def _application(settings: dict[str, Any]) -> Application:
         model=settings["model"],
         model_alias=settings["alias"],
         n_gpu_layers=settings["gpu_layers"],
+        tensor_split=settings["tensor_split"] or None,
+        offload_kqv=settings["kv_on_gpu"],
         n_ctx=settings["n_ctx"],
         n_threads=threads,
         n_threads_batch=threads,

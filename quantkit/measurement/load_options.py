@@ -24,6 +24,8 @@ class LoadOptions:
         n_threads: None for the cores that this process may use.
         rpc: llama.cpp rpc-servers ("host:port") whose devices count as GPUs.
         cpu_moe: the first layers, whose experts stay on the CPU.
+        tensor_split: the share of the layers of each device; empty for shares of their free memory.
+        kv_on_gpu: the KV cache of a layer is where the layer is; otherwise all of it is on the CPU.
     """
 
     gpu_layers: int | None = None
@@ -34,6 +36,8 @@ class LoadOptions:
     n_threads: int | None = None
     rpc: Sequence[str] = ()
     cpu_moe: int = 0
+    tensor_split: Sequence[float] = ()
+    kv_on_gpu: bool = True
 
     def request(self, model: Path) -> dict[str, Any]:
         """The fields of a request to the child process (`quantkit.llamacpp.loading`).
@@ -51,4 +55,6 @@ class LoadOptions:
             "n_threads": self.n_threads,
             "rpc": list(self.rpc),
             "cpu_moe": self.cpu_moe,
+            "tensor_split": list(self.tensor_split),
+            "kv_on_gpu": self.kv_on_gpu,
         }

@@ -156,6 +156,7 @@ def _attend(d: Drawing, q: Tensor, k: Tensor | None, v: Tensor | None, layer: La
         if v_rows:
             out = _decompressed(d, out, v_rows, n_head)
         out = fresh((out.shape[0] * n_head, d.n), permuted(out))
+        out.on_cpu = not d.context.kv_on_gpu
     d.graph.expand(out)
     if cache.v_turn is not None:
         out = _turned(out, cache.v_turn)

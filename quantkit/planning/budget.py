@@ -10,9 +10,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from quantkit.planning.context import Context
-from quantkit.planning.memory import Memory, compute_bytes, plan_memory
+from quantkit.planning.memory import Memory, plan_memory
 from quantkit.planning.shape import ModelShape
 from quantkit.planning.sizes import Offer
+from quantkit.planning.split import split_memory
 
 _GOOD_BITS = 4.2
 _LEAST_CTX = 512
@@ -25,18 +26,31 @@ _SURE = 0.995
 
 @dataclass(frozen=True)
 class Budget:
-    """Bytes that the model may take. `vram` 0: no GPU."""
+    """Bytes that the model may take. `vram` 0: no GPU.
+
+    `vrams`: the memory of each of several GPUs, whose sum is `vram`. `unified`: CPU and GPU share `ram`, of which the
+    GPU may take `vram`.
+    """
 
     ram: int
     vram: int = 0
     cpu_features: frozenset[str] = frozenset()
+    vrams: tuple[int, ...] = ()
+    unified: bool = False
+
+    @property
+    def rooms(self) -> tuple[int, ...]:
+        """The memory of each GPU."""
+        return self.vrams or ((self.vram,) if self.vram else ())
 
     def missing(self, memory: Memory) -> int:
-        """The larger shortfall of the two devices, in bytes; 0 if all fits."""
-        short = memory.cpu.total - self.ram
-        if memory.gpu is not None:
-            short = max(short, memory.gpu.total - self.vram)
-        return max(short, 0)
+        """The largest shortfall of a device, in bytes; 0 if all fits."""
+        cpu = memory.total if self.unified else memory.cpu.total
+        return max(cpu - self.ram, self.missing_on_gpus(memory), 0)
+
+    def missing_on_gpus(self, memory: Memory) -> int:
+        """The largest shortfall of a GPU, in bytes; 0 if all fits there."""
+        return max((gpu.total - room for gpu, room in zip(memory.gpus, self.rooms, strict=False)), default=0)
 
 
 @dataclass(frozen=True)
@@ -84,14 +98,10 @@ def fit_offer(shape: ModelShape, offer: Offer, context: Context, budget: Budget,
     has_gpu = budget.vram > 0
 
     def memory(layers: int, compute: Mapping[str, int] | None = None) -> Memory:
-        return plan_memory(
-            shape,
-            offer.tensors,
-            replace(context, gpu_layers=layers),
-            has_gpu=has_gpu,
-            cpu_features=budget.cpu_features,
-            compute=compute,
-        )
+        placed = replace(context, gpu_layers=layers)
+        if not has_gpu:
+            return plan_memory(shape, offer.tensors, placed, cpu_features=budget.cpu_features)
+        return split_memory(shape, offer.tensors, placed, budget, compute)
 
     if not has_gpu or fixed_layers:
         fixed = memory(min(context.gpu_layers, shape.n_layer + 1) if has_gpu else 0)
@@ -101,10 +111,10 @@ def fit_offer(shape: ModelShape, offer: Offer, context: Context, budget: Budget,
         return Fit(offer, whole)
 
     def on_gpu(memory: Memory) -> bool:
-        return memory.gpu is not None and memory.gpu.total <= budget.vram
+        return bool(memory.gpus) and budget.missing_on_gpus(memory) <= 0
 
     # the compute buffer hardly depends on the number of layers: the search uses an estimate, then corrects it
-    guess = compute_bytes(shape, offer.tensors, replace(context, gpu_layers=shape.n_layer // 2), has_gpu=True)
+    guess = split_memory(shape, offer.tensors, replace(context, gpu_layers=shape.n_layer // 2), budget).compute
     layers = max(_largest(lambda layers: on_gpu(memory(layers, guess)), 0, shape.n_layer), 0)
     split = memory(layers)
     while layers and not on_gpu(split):
@@ -130,8 +140,7 @@ def fit_experts(shape: ModelShape, offer: Offer, context: Context, budget: Budge
 
     def on_gpu(layers_of_experts: int) -> bool:
         changed = replace(context, gpu_layers=shape.n_layer + 1, cpu_moe=layers_of_experts)
-        memory = plan_memory(shape, offer.tensors, changed, has_gpu=True, cpu_features=budget.cpu_features)
-        return memory.gpu is not None and memory.gpu.total <= budget.vram
+        return budget.missing_on_gpus(split_memory(shape, offer.tensors, changed, budget)) <= 0
 
     most = shape.n_layer
     least = most - _largest(lambda kept: on_gpu(most - kept), 0, most)
@@ -169,9 +178,9 @@ def largest_file(shape: ModelShape, offers: Iterable[Offer], context: Context, b
     sizes: list[tuple[int, int]] = []
     for offer in offers:
         fit = fit_offer(shape, offer, replace(context, gpu_layers=layers), budget, fixed_layers=True)
-        device, room = (fit.memory.gpu, budget.vram) if budget.vram else (fit.memory.cpu, budget.ram)
-        if device is not None:
-            size = offer.size + room - device.total
+        devices, room = (fit.memory.gpus, budget.vram) if budget.vram else ((fit.memory.cpu,), budget.ram)
+        if devices:
+            size = offer.size + room - sum(device.total for device in devices)
             sizes.append((abs(size - offer.size), size))
     size = min(sizes)[1] if sizes else 0
     return int(size * _SURE) if size > 0 else None
@@ -182,7 +191,7 @@ def longest_context(shape: ModelShape, fit: Fit, budget: Budget, most: int) -> i
 
     def fits(steps: int) -> bool:
         context = replace(fit.memory.context, n_ctx=min(steps * _STEP, most))
-        room = budget if fit.memory.gpu is not None else replace(budget, vram=0)
+        room = budget if fit.memory.gpus else replace(budget, vram=0, vrams=())
         return fit_offer(shape, fit.offer, context, room, fixed_layers=True).fits
 
     return min(_largest(fits, 0, -(-most // _STEP)) * _STEP, most)

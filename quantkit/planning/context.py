@@ -14,10 +14,12 @@ KV_TYPES = ("f16", "q8_0", "q4_0")
 
 @dataclass(frozen=True)
 class Context:
-    """llama.cpp's -c, -ctk and -ctv, -b, -ub, -fa, -ngl, --n-cpu-moe, --op-offload; defaults are llama-cli's.
+    """llama.cpp's -c, -ctk and -ctv, -b, -ub, -fa, -ngl, --n-cpu-moe, -ts, -nkvo, --op-offload.
 
-    `flash`: None lets llama.cpp decide; it uses flash attention if the device supports it. `op_offload`: the
-    GPU also computes prompts with weights on the CPU; CUDA does this, an RPC server does not.
+    The defaults are llama-cli's. `flash`: None lets llama.cpp decide; it uses flash attention if the device supports
+    it. `op_offload`: the GPU also computes prompts with weights on the CPU; CUDA does this, an RPC server does not.
+    `split`: the layers of each of several GPUs, whose sum is `gpu_layers`; empty for one GPU. `kv_on_gpu`: the KV cache
+    of a layer is where the layer is; otherwise all of it is on the CPU.
     """
 
     n_ctx: int = 4096
@@ -28,6 +30,8 @@ class Context:
     gpu_layers: int = 0
     cpu_moe: int = 0
     op_offload: bool = True
+    split: tuple[int, ...] = ()
+    kv_on_gpu: bool = True
 
     def __post_init__(self) -> None:
         if self.kv_type not in KV_TYPES:

@@ -1,5 +1,6 @@
 """The number of layers of a GGUF file that fit on a GPU, for `run` and `ollama`."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,14 +14,20 @@ from quantkit.planning.sources import open_source
 
 @dataclass(frozen=True)
 class Placement:
-    """`gpu_layers` on the GPU (None: all), and of these the first `cpu_moe` layers with their experts on the CPU."""
+    """`gpu_layers` on the GPU (None: all), and of these the first `cpu_moe` layers with their experts on the CPU.
+
+    `split`: the layers of each of several GPUs; empty leaves it to llama.cpp. `kv_on_gpu`: the KV cache is where its
+    layers are.
+    """
 
     gpu_layers: int | None
     cpu_moe: int = 0
+    split: tuple[int, ...] = ()
+    kv_on_gpu: bool = True
 
 
-def placement_that_fits(model: Path, context: Context, vram: int, *, fit_moe: bool = True) -> Placement:
-    """The fastest placement of `model` in `vram` bytes; all layers if the plan does not support the file.
+def placement_that_fits(model: Path, context: Context, rooms: Sequence[int], *, fit_moe: bool = True) -> Placement:
+    """The fastest placement of `model` on GPUs of `rooms` bytes; all layers if the plan does not support the file.
 
     Whole layers, or with `fit_moe` the experts of layers, stay on the CPU, whose memory is not checked.
     """
@@ -29,14 +36,16 @@ def placement_that_fits(model: Path, context: Context, vram: int, *, fit_moe: bo
     except QuantkitError:
         return Placement(None)
     try:
-        budget = Budget(ram=1 << 62, vram=vram, cpu_features=cpu_features())
+        vrams = tuple(rooms) if len(rooms) > 1 else ()
+        budget = Budget(ram=1 << 62, vram=sum(rooms), cpu_features=cpu_features(), vrams=vrams)
         offer = as_it_is(source)
         layers = fit_offer(source.shape, offer, context, budget)
         # a token reads less of the experts than of any other weights
         search = fit_moe and not layers.is_whole(source.shape)
         experts = fit_experts(source.shape, offer, context, budget) if search else None
         fit = experts or layers
-        return Placement(fit.gpu_layers, fit.cpu_moe)
+        placed = fit.memory.context
+        return Placement(fit.gpu_layers, fit.cpu_moe, placed.split, placed.kv_on_gpu)
     except QuantkitError:
         return Placement(None)
     finally:

@@ -1,13 +1,12 @@
 """llama.cpp's memory for one model file and one context: weights, KV cache, compute, output and overhead per device.
 
-Placement is llama.cpp's (src/llama-model.cpp, load_tensors): of the layers and the output, counted as n_layer + 1, the
-GPU takes the last `gpu_layers`; the token embedding stays on the CPU. The compute buffers come from the graph itself
-(graph, schedule, allocator) and equal what llama.cpp logs; the overhead constants are what a process takes besides.
+Placement is llama.cpp's (devices.py). The compute buffers come from the graph itself (graph, schedule, allocator) and
+equal what llama.cpp logs; the overhead constants are what a process takes besides.
 """
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from math import prod
 
@@ -17,10 +16,11 @@ from quantkit.gguf.layout import tensor_bytes
 from quantkit.gguf.types import row_bytes
 from quantkit.planning.allocator import graph_memory
 from quantkit.planning.context import Context
+from quantkit.planning.devices import CPU, cache_devices, gpu_names, layer_devices, weight_devices
 from quantkit.planning.graph import prompt_graph, telling_layers
 from quantkit.planning.recurrent import state_elements
 from quantkit.planning.repack import repacked
-from quantkit.planning.schedule import place
+from quantkit.planning.schedule import ScheduleOptions, place
 from quantkit.planning.shape import ModelShape
 from quantkit.planning.short_convolution import convolution_elements
 from quantkit.planning.tensors import F32
@@ -31,10 +31,11 @@ CPU_OVERHEAD = 25 << 20
 """Measured: address space that llama.cpp takes besides its buffers and the vocabulary."""
 BYTES_OF_TOKEN = 820
 """Measured with SmolLM2: its 49,152 tokens and their merges take 38.6 MiB."""
+PIPELINE_COPIES = 4
+"""llama.cpp's GGML_SCHED_MAX_COPIES."""
 
 # the pattern of --n-cpu-moe: weights, biases and scales of experts
 _EXPERTS = re.compile(r"ffn_(up|down|gate|gate_up)_(ch|)exps\.")
-_OF_FIRST_LAYER = frozenset(("per_layer_model_proj.weight", "per_layer_proj_norm.weight"))
 _LAYER = re.compile(r"blk\.(\d+)\.")
 _CUDA_ROW = 512
 
@@ -102,16 +103,26 @@ class DeviceMemory:
 
 @dataclass(frozen=True)
 class Memory:
-    """The memory of one run. `gpu` is None without a GPU."""
+    """The memory of one run. `gpus` is empty without a GPU."""
 
     cpu: DeviceMemory
-    gpu: DeviceMemory | None = None
+    gpus: tuple[DeviceMemory, ...] = ()
     context: Context = field(default_factory=Context)
 
     @property
+    def gpu(self) -> DeviceMemory | None:
+        """The first GPU, or None."""
+        return self.gpus[0] if self.gpus else None
+
+    @property
     def devices(self) -> tuple[DeviceMemory, ...]:
-        """The CPU, and the GPU if there is one."""
-        return (self.cpu,) if self.gpu is None else (self.cpu, self.gpu)
+        """The CPU, and the GPUs if there are any."""
+        return (self.cpu, *self.gpus)
+
+    @property
+    def compute(self) -> dict[str, int]:
+        """Bytes of compute buffer, by device."""
+        return {device.name: device.compute for device in self.devices}
 
     @property
     def total(self) -> int:
@@ -133,84 +144,64 @@ def plan_memory(
     `compute`: known or estimated compute buffers in bytes, by device; None computes them. `cpu_features`: flags of
     /proc/cpuinfo that decide which weights llama.cpp repacks; empty for none.
     """
-    where = weight_devices(shape, tensors, context if has_gpu else Context(gpu_layers=0))
-    weights = {"CPU": 0, "GPU": 0}
+    # without a GPU no layer is on one
+    placed = context if has_gpu else replace(context, gpu_layers=0, split=(), cpu_moe=0)
+    names = gpu_names(max(len(placed.split), 1)) if has_gpu else ()
+    where = weight_devices(shape, tensors, placed)
+    weights = dict.fromkeys((CPU, *names), 0)
     repacked_bytes = 0
     for tensor in tensors:
         for device in where[tensor.name]:
-            weights[device] += tensor.nbytes if device == "CPU" else _on_gpu(tensor)
-            if device == "CPU" and repacked(tensor.name, tensor.type, tensor.shape, cpu_features):
+            weights[device] += tensor.nbytes if device == CPU else gpu_bytes(tensor)
+            if device == CPU and repacked(tensor.name, tensor.type, tensor.shape, cpu_features):
                 repacked_bytes += tensor.nbytes
-    kv = kv_bytes(shape, context if has_gpu else Context(**{**vars(context), "gpu_layers": 0}))
+    kv = kv_bytes(shape, placed)
     if compute is None:
         compute = compute_bytes(shape, tensors, context, has_gpu=has_gpu)
     cpu = DeviceMemory(
-        "CPU",
-        weights=weights["CPU"],
+        CPU,
+        weights=weights[CPU],
         repacked=repacked_bytes,
-        kv=kv["CPU"],
-        compute=compute.get("CPU", 0),
+        kv=kv[CPU],
+        compute=compute.get(CPU, 0),
         output=4 * shape.n_vocab,
         overhead=CPU_OVERHEAD + BYTES_OF_TOKEN * shape.n_vocab,
     )
-    if not has_gpu:
-        return Memory(cpu, None, context)
-    gpu = DeviceMemory(
-        "GPU", weights=weights["GPU"], kv=kv["GPU"], compute=compute.get("GPU", 0), overhead=GPU_OVERHEAD
+    gpus = tuple(
+        DeviceMemory(
+            name, weights=weights[name], kv=kv.get(name, 0), compute=compute.get(name, 0), overhead=GPU_OVERHEAD
+        )
+        for name in names
     )
-    return Memory(cpu, gpu, context)
-
-
-def first_gpu_layer(shape: ModelShape, context: Context) -> int:
-    """The first layer on the GPU; n_layer stands for the output, n_layer + 1 for none."""
-    return max(shape.n_layer + 1 - context.gpu_layers, 0)
-
-
-def weight_devices(
-    shape: ModelShape, tensors: Iterable[PlannedTensor], context: Context
-) -> Mapping[str, tuple[str, ...]]:
-    """The devices of each tensor, by name; a tied embedding is on the CPU and, as the output, on the GPU."""
-    start = first_gpu_layer(shape, context)
-    tied = "output.weight" not in shape.tensors
-    devices: dict[str, tuple[str, ...]] = {}
-    for tensor in tensors:
-        layer = tensor.layer
-        if layer is not None and layer >= len(shape.trunk):
-            devices[tensor.name] = ()  # llama.cpp loads layers for a later token only on request (load_mtp)
-        elif layer is not None:
-            stays = layer < start or (layer < context.cpu_moe and tensor.is_expert)
-            devices[tensor.name] = ("CPU",) if stays else ("GPU",)
-        elif tensor.name in _OF_FIRST_LAYER:
-            devices[tensor.name] = ("CPU",) if start > 0 else ("GPU",)
-        elif tensor.name.startswith(("output", "altup_")) or tensor.name == f"{shape.traits.last_norm}.weight":
-            devices[tensor.name] = ("GPU" if shape.n_layer >= start else "CPU",)
-        elif tensor.name == "token_embd.weight" and tied and shape.n_layer >= start:
-            devices[tensor.name] = ("CPU", "GPU")
-        else:
-            devices[tensor.name] = ("CPU",)
-    return devices
+    return Memory(cpu, gpus, context)
 
 
 def kv_bytes(shape: ModelShape, context: Context) -> dict[str, int]:
-    """Bytes of the key-value cache and of recurrent states on each device, layer by layer.
+    """Bytes of the key-value cache and of recurrent states on each device."""
+    sizes = {CPU: 0, "GPU": 0} if len(context.split) < 2 else dict.fromkeys((CPU, *gpu_names(len(context.split))), 0)
+    for device, size in zip(cache_devices(shape, context), kv_of_layers(shape, context), strict=True):
+        sizes[device] += size
+    return sizes
+
+
+def kv_of_layers(shape: ModelShape, context: Context) -> list[int]:
+    """Bytes of the key-value cache and of the recurrent state of each layer.
 
     Sources: the constructors of llama_kv_cache and llama_memory_recurrent, for one sequence.
     """
-    start = first_gpu_layer(shape, context)
     kind = context.kv_cache
-    sizes = {"CPU": 0, "GPU": 0}
+    sizes = [0] * shape.n_layer
     for number, layer in enumerate(shape.trunk):
-        device = "GPU" if number >= start else "CPU"
         if layer.is_recurrent:
             elements = convolution_elements(shape) if layer.has_short_convolution else sum(state_elements(shape))
-            sizes[device] += F32 * elements
+            sizes[number] += F32 * elements
         if layer.shared_from is not None or not layer.has_attention:
             continue
         cells = context.window_cells(shape.window) if layer.slides else context.cells
         # without flash attention values are transposed, and every layer is as large as the widest
         values = layer.n_head_kv * layer.head_v if context.flash_on else shape.widest_values
         row = row_bytes(kind, layer.n_head_kv * layer.head_k) + (row_bytes(kind, values) if values else 0)
-        sizes[device] += row * cells
+        sizes[number] += row * cells
     return sizes
 
 
@@ -224,14 +215,24 @@ def compute_bytes(
     sizes = _largest_of_a_kind(tensors)
     if "output.weight" not in sizes:
         sizes["output.weight"] = sizes["token_embd.weight"]
-    devices = {name: ("GPU" if "GPU" in places else "CPU") for name, places in where.items()}
-    start = first_gpu_layer(shape, context)
-    devices["token_embd.weight"] = "CPU"
-    devices["output.weight"] = "GPU" if shape.n_layer >= start else "CPU"
-    kinds = [(number >= start, number < context.cpu_moe) for number in range(shape.n_layer)]
+    devices = {name: places[-1] if places else CPU for name, places in where.items()}
+    layers = layer_devices(shape, context)
+    devices["token_embd.weight"] = CPU
+    devices["output.weight"] = layers[-1]
+    kinds = [(layers[number], number < context.cpu_moe) for number in range(shape.n_layer)]
     graph = prompt_graph(shape, context, telling_layers(shape, kinds))
-    placed, device = place(graph, devices, sizes, start, offload=context.op_offload)
+    options = ScheduleOptions(gpu_names(max(len(context.split), 1)), context.op_offload, _copies(shape, context))
+    placed, device = place(graph, devices, sizes, cache_devices(shape, context), options)
     return graph_memory(placed, device)
+
+
+def _copies(shape: ModelShape, context: Context) -> int:
+    """Copies of the inputs of a GPU: several GPUs that hold the whole model work on four batches at once.
+
+    Source: llama_context's constructor (pipeline_parallel) and GGML_SCHED_MAX_COPIES.
+    """
+    whole = context.gpu_layers > shape.n_layer and not context.cpu_moe and context.kv_on_gpu
+    return PIPELINE_COPIES if len(context.split) > 1 and whole else 1
 
 
 def _largest_of_a_kind(tensors: Sequence[PlannedTensor]) -> dict[str, int]:
@@ -242,8 +243,11 @@ def _largest_of_a_kind(tensors: Sequence[PlannedTensor]) -> dict[str, int]:
     return {tensor.name: largest[tensor.kind] for tensor in tensors}
 
 
-def _on_gpu(tensor: PlannedTensor) -> int:
-    """CUDA pads the last row of a quantized matrix to 512 elements (ggml_backend_cuda_buffer_type_get_alloc_size)."""
+def gpu_bytes(tensor: PlannedTensor) -> int:
+    """Bytes of a tensor on a GPU.
+
+    CUDA pads the last row of a quantized matrix to 512 elements (ggml_backend_cuda_buffer_type_get_alloc_size).
+    """
     short = -tensor.shape[-1] % _CUDA_ROW
     quantized = tensor.type not in (GGMLQuantizationType.F32, GGMLQuantizationType.F16, GGMLQuantizationType.BF16)
     return tensor.nbytes + (row_bytes(tensor.type, short) if short and quantized else 0)

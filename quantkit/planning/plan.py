@@ -8,7 +8,16 @@ from quantkit.gguf.mix import MixOptions, MixTensor
 from quantkit.imatrix.file import load_imatrix
 from quantkit.machine import Machine, probe_bandwidth, this_machine
 from quantkit.outputs.target import candidates
-from quantkit.planning.budget import Budget, best_fit, fit_experts, fit_offer, largest_file, longest_context, remedies
+from quantkit.planning.budget import (
+    Budget,
+    Fit,
+    best_fit,
+    fit_experts,
+    fit_offer,
+    largest_file,
+    longest_context,
+    remedies,
+)
 from quantkit.planning.context import Context
 from quantkit.planning.memory import GPU_OVERHEAD, DeviceMemory, kv_bytes
 from quantkit.planning.phones import PHONE_BANDWIDTH, PHONE_TYPES, Phone
@@ -16,12 +25,15 @@ from quantkit.planning.projector import planned_projector
 from quantkit.planning.result import Plan, Row
 from quantkit.planning.sizes import Matrix, Offer, known_types, offers
 from quantkit.planning.sources import Source, open_source
-from quantkit.planning.speed import bytes_per_token, tokens_per_second
+from quantkit.planning.speed import EARLY, bytes_per_token, tokens_per_second
 
 DEFAULT_CTX = 4096
 
 # A file of a given size has no use above this: q8_0 is as good.
 MOST_TARGET_BITS = 8.5
+
+# The KV cache is worth moving only if it takes more than this share of the GPU.
+_NOTABLE_KV = 0.1
 
 ALL_LAYERS = 1 << 16
 """More layers than any model has: all of them."""
@@ -42,6 +54,7 @@ class PlanOptions:
         flash: flash attention; None lets llama.cpp decide.
         gpu_layers: layers on the GPU, ALL_LAYERS or more than there are for all; None for the most that fit.
         cpu_moe: layers whose experts stay on the CPU; None for the fastest placement that fits.
+        kv_on_gpu: False keeps the KV cache on the CPU; True leaves the choice to the plan.
         repack: llama.cpp repacks weights for the CPU.
         mmproj: type of the projector to reserve memory for, or "none"; None counts one that lies beside a GGUF.
         bandwidth: bytes per second that `CPU` and `GPU` read, with the origin of the figure.
@@ -57,6 +70,7 @@ class PlanOptions:
     flash: bool | None = None
     gpu_layers: int | None = None
     cpu_moe: int | None = None
+    kv_on_gpu: bool = True
     repack: bool = True
     mmproj: str | None = None
     bandwidth: Mapping[str, tuple[float, str]] | None = None
@@ -77,6 +91,7 @@ class PlanOptions:
             flash=self.flash,
             gpu_layers=self.gpu_layers or 0,
             cpu_moe=self.cpu_moe or 0,
+            kv_on_gpu=self.kv_on_gpu,
         )
 
 
@@ -108,8 +123,9 @@ def plan(source: str, options: PlanOptions | None = None, *, offline: bool = Fal
         if "CPU" not in bandwidth:
             bandwidth["CPU"] = (probe_bandwidth(), "measured")
         projector, unseen = planned_projector(opened, source, options.mmproj)
-        ram, vram = projector.left(machine) if projector else (machine.ram, machine.vram)
-        budget = Budget(ram, vram, machine.cpu_features if options.repack else frozenset())
+        left = projector.left(machine) if projector else machine
+        features = machine.cpu_features if options.repack else frozenset()
+        budget = Budget(left.ram, left.vram, features, left.vrams, left.unified)
         if unseen is not None:
             opened = replace(opened, notes=(*opened.notes, unseen))
         empty = Plan(
@@ -182,12 +198,25 @@ def _smallest(source: Source) -> int:
 
 
 def _gguf_row(plan: Plan, offer: Offer, speeds: Mapping[str, float], options: PlanOptions) -> Row:
-    """The placement that fits with the most tokens per second: whole layers on the CPU, or experts."""
+    """The placement that fits with the most tokens per second: whole layers, experts or the KV cache on the CPU."""
     shape, fixed_layers = plan.source.shape, options.gpu_layers is not None
     layers = fit_offer(shape, offer, plan.context, plan.budget, fixed_layers=fixed_layers)
-    experts = None
-    if options.cpu_moe is None and not fixed_layers and not (layers.fits and layers.is_whole(shape)):
-        experts = fit_experts(shape, offer, plan.context, plan.budget)
+    fits: list[Fit | None] = [layers]
+    if plan.budget.vram and not fixed_layers and not (layers.fits and layers.is_whole(shape)):
+        without_kv = replace(plan.context, kv_on_gpu=False)
+        if options.cpu_moe is None:
+            fits.append(fit_experts(shape, offer, plan.context, plan.budget))
+        kv = sum(kv_bytes(shape, plan.context).values())
+        if plan.context.kv_on_gpu and not plan.budget.unified and kv > _NOTABLE_KV * plan.budget.vram:
+            fits.append(fit_offer(shape, offer, without_kv, plan.budget))
+            fits.append(fit_experts(shape, offer, without_kv, plan.budget) if options.cpu_moe is None else None)
+    # at half of the context the place of the KV cache counts as it does in long conversations
+    half = max(plan.context.cells // 2, EARLY)
+
+    def later(row: Row) -> float:
+        assert row.fit is not None
+        return tokens_per_second(bytes_per_token(shape, offer.tensors, row.fit.memory.context, half), speeds)
+
     rows = [
         Row(
             offer,
@@ -197,15 +226,15 @@ def _gguf_row(plan: Plan, offer: Offer, speeds: Mapping[str, float], options: Pl
             speed=tokens_per_second(bytes_per_token(shape, offer.tensors, fit.memory.context), speeds),
             whole_layers=layers.gpu_layers if layers.fits else None,
         )
-        for fit in (layers, experts)
+        for fit in fits
         if fit is not None
     ]
-    return max(rows, key=lambda row: (not row.missing, row.speed))
+    return max(rows, key=lambda row: (not row.missing, later(row)))
 
 
 def _folder_row(plan: Plan, offer: Offer, speeds: Mapping[str, float]) -> Row:
     """An AWQ or GPTQ model on a GPU: its weights, a 16-bit KV cache and the CUDA context."""
-    shape, vram = plan.source.shape, plan.budget.vram
+    shape, vram = plan.source.shape, max(plan.budget.rooms, default=0)
     kv = sum(kv_bytes(shape, replace(plan.context, kv_type="f16", gpu_layers=0)).values())
     gpu = DeviceMemory("GPU", weights=offer.size, kv=kv, overhead=GPU_OVERHEAD)
     speed = tokens_per_second({"GPU": offer.size}, speeds) if vram and not shape.has_experts else 0.0

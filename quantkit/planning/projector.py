@@ -1,6 +1,6 @@
 """The projector in a plan: how large it is, and which memory it takes."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +25,13 @@ class PlannedProjector:
     size: int
     option: str = ""
 
-    def left(self, machine: Machine) -> tuple[int, int]:
-        """Bytes of memory and of GPU memory that the projector leaves."""
-        if machine.vram:
-            return machine.ram, max(machine.vram - self.size, 0)
-        return max(machine.ram - self.size, 0), 0
+    def left(self, machine: Machine) -> Machine:
+        """The memory that the projector leaves: it is on the first GPU if there is one."""
+        ram = max(machine.ram - self.size, 0) if machine.unified or not machine.vram else machine.ram
+        if not machine.vrams:
+            return replace(machine, ram=ram, vram=max(machine.vram - self.size, 0))
+        vrams = (max(machine.vrams[0] - self.size, 0), *machine.vrams[1:])
+        return replace(machine, ram=ram, vrams=vrams, vram=sum(vrams))
 
     def note(self, machine: Machine) -> str:
         """What the plan reserves."""

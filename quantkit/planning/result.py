@@ -10,6 +10,7 @@ from quantkit.families import has_checked_plan
 from quantkit.machine import Machine
 from quantkit.planning.budget import Budget, Fit
 from quantkit.planning.context import Context
+from quantkit.planning.devices import gpu_names
 from quantkit.planning.memory import GPU_OVERHEAD, DeviceMemory
 from quantkit.planning.projector import PlannedProjector
 from quantkit.planning.sizes import Offer
@@ -39,7 +40,7 @@ class Row:
     @property
     def gpu_bytes(self) -> int:
         """Bytes of GPU memory."""
-        return sum(device.total for device in self.devices if device.name == "GPU")
+        return sum(device.total for device in self.devices if device.name != "CPU")
 
     @property
     def cpu_bytes(self) -> int:
@@ -60,6 +61,8 @@ class Row:
             "missing_bytes": self.missing,
             "gpu_layers": None if self.fit is None else self.fit.gpu_layers,
             "cpu_moe": None if self.fit is None else self.fit.cpu_moe,
+            "tensor_split": list(self.fit.memory.context.split) or None if self.fit is not None else None,
+            "kv_on_gpu": None if self.fit is None else self.fit.memory.context.kv_on_gpu,
             "devices": [
                 {key: value for key, value in {**vars(device), "total": device.total}.items() if value != 0}
                 for device in self.devices
@@ -159,12 +162,16 @@ class Plan:
         options += " --device none" if self.budget.vram and fit.memory.gpu is None else ""
         options += f" -ctk {context.kv_type} -ctv {context.kv_type}" if context.kv_type != "f16" else ""
         options += f" --n-cpu-moe {context.cpu_moe}" if context.cpu_moe else ""
+        options += f" --tensor-split {','.join(map(str, context.split))}" if context.split else ""
+        options += " --no-kv-offload" if not context.kv_on_gpu else ""
         options += f" -ub {context.n_ubatch}" if context.n_ubatch != 512 else ""
         options += " -fa off" if context.flash is False else ""
         options += " --no-repack" if not self.budget.cpu_features else ""
         commands.append(f"llama-cli -m {shlex.quote(file)} {options}")
         here = f"quantkit run {shlex.quote(file)} --gpu-layers {context.gpu_layers} --ctx {context.n_ctx}"
         here += f" --n-cpu-moe {context.cpu_moe}" if context.cpu_moe else ""
+        here += f" --tensor-split {','.join(map(str, context.split))}" if context.split else ""
+        here += " --no-kv-offload" if not context.kv_on_gpu else ""
         here += f" --kv-type {context.kv_type}" if context.kv_type != "f16" else ""
         commands.append(here)
         commands.append(_ollama_line(row, context))
@@ -182,8 +189,18 @@ class Plan:
             "trained_context": shape.context or None,
             "exact_sizes": self.source.exact,
             "imatrix": None if self.imatrix is None else str(self.imatrix),
-            "budget": {"ram": self.machine.ram, "vram": self.machine.vram, "gpu": self.machine.gpu_name or None},
-            "context": {**vars(context), "gpu_layers": None, "flash": context.flash_on},
+            "budget": {
+                "ram": self.machine.ram,
+                "vram": self.machine.vram,
+                "vrams": list(self.budget.rooms),
+                "unified": self.machine.unified,
+                "gpu": self.machine.gpu_name or None,
+            },
+            "context": {
+                **{name: value for name, value in vars(context).items() if name != "split"},
+                "gpu_layers": None,
+                "flash": context.flash_on,
+            },
             "assumed": {
                 "gpu_overhead": GPU_OVERHEAD,
                 "bandwidth": {
@@ -219,16 +236,20 @@ class Plan:
         yield from self.source.notes
         if self.projector is not None:
             yield self.projector.note(self.machine)
-        devices = ["CPU", *(["GPU"] if self.machine.vram else [])]
+        several = [name for name in gpu_names(len(self.budget.rooms)) if name in self.bandwidth]
+        devices = ["CPU", *((several or ["GPU"]) if self.machine.vram else [])]
         bandwidths = " and ".join(
             f"{pace / 1e9:.3g} GB/s ({device}, {origin})"
             for device, (pace, origin) in ((device, self.bandwidth[device]) for device in devices)
         )
         yield f"tokens/s are an estimate for the first tokens of a chat: bytes read per token at {bandwidths}"
-        if self.best is not None and self.best.fit is not None and self.machine.vram and not self.best.fit.memory.gpu:
+        if self.best is not None and self.best.fit is not None and self.machine.vram and not self.best.fit.memory.gpus:
             yield "the plan leaves the GPU out: even without layers on it, llama.cpp needs more memory than it has"
         elif self.machine.vram:
-            yield f"GPU memory includes an assumed {GPU_OVERHEAD / 2**30:.1g} GiB for the CUDA context"
+            every = " of each GPU" if self.budget.vrams else ""
+            yield f"GPU memory includes an assumed {GPU_OVERHEAD / 2**30:.1g} GiB for the CUDA context{every}"
+            if self.machine.unified:
+                yield "CPU and GPU share the memory; the GPU is assumed to take at most three quarters of it"
         for row in self.rows:
             if row.offer.is_folder and row.devices:
                 (gpu,) = row.devices
@@ -252,7 +273,14 @@ class Plan:
 
 
 def _ollama_line(row: Row, context: Context) -> str:
-    """What Ollama's Modelfile takes: it moves whole layers, not experts."""
+    """What Ollama's Modelfile takes: it moves whole layers, not experts or the KV cache, and splits them itself."""
+    if not context.kv_on_gpu:
+        return "# Ollama cannot keep the KV cache off the GPU"
+    if context.split and not context.cpu_moe:
+        return (
+            "# Ollama divides layers between GPUs itself, not with these numbers: PARAMETER num_gpu"
+            f" {context.gpu_layers}, PARAMETER num_ctx {context.n_ctx}"
+        )
     if not context.cpu_moe:
         return f"# Ollama's Modelfile: PARAMETER num_gpu {context.gpu_layers}, PARAMETER num_ctx {context.n_ctx}"
     if row.whole_layers is None:

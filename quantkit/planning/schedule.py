@@ -1,11 +1,12 @@
 """The device of each operation when a model is split over CPU and GPU, and the copies between devices.
 
-Follows ggml_backend_sched_split_graph (ggml/src/ggml-backend.cpp) for one GPU. A prompt's matrix products run on the
-GPU even with weights on the CPU. Those are copied, one at a time, into the GPU's compute buffer.
+Follows ggml_backend_sched_split_graph (ggml/src/ggml-backend.cpp). A prompt's matrix products run on the first GPU even
+with weights on the CPU. Those are copied, one at a time, into the GPU's compute buffer.
 """
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 from quantkit.planning.tensors import Graph, Tensor
 
@@ -13,20 +14,31 @@ _OFFLOADED_FROM = 32
 """Rows of a batch from which CUDA computes an operation whose weight is on the CPU."""
 
 
+@dataclass(frozen=True)
+class ScheduleOptions:
+    """`gpus`: names of the GPUs, in order. `offload`: whether a GPU computes with weights on the CPU.
+
+    `copies`: how many batches several GPUs work on at once, each with its own copy of a device's inputs.
+    """
+
+    gpus: tuple[str, ...] = ("GPU",)
+    offload: bool = True
+    copies: int = 1
+
+
 def place(
     graph: Graph,
     weights: Mapping[str, str],
     sizes: Mapping[str, int],
-    first_gpu_layer: int,
-    *,
-    offload: bool = True,
+    caches: Sequence[str],
+    options: ScheduleOptions = ScheduleOptions(),
 ) -> tuple[Graph, dict[int, str]]:
     """The graph with copies between devices, and the device of each tensor by id.
 
-    `weights`: device of each weight by name, `sizes` their bytes. `offload`: whether the GPU computes with weights
-    on the CPU. Changes `graph`'s nodes.
+    `weights`: device of each weight by name, `sizes` their bytes; `caches`: device of the cache of each layer. Changes
+    `graph`'s nodes.
     """
-    device = _assign(graph, weights, first_gpu_layer, _OFFLOADED_FROM if offload else sys.maxsize)
+    device = _assign(graph, weights, caches, options)
     out = Graph()
     out.leaves = graph.leaves
     copies: dict[tuple[int, str], Tensor] = {}
@@ -40,7 +52,7 @@ def place(
             continue
         on = device[id(node)]
         weight = node.weight
-        foreign = weight is not None and on == "GPU" and weights.get(weight, "GPU") == "CPU"
+        foreign = weight is not None and on != "CPU" and weights.get(weight, on) == "CPU"
         if on != here or (foreign and weight_copies):
             here, split_at, weight_copies = on, len(out.nodes), 0
         for i, parent in enumerate(node.src):
@@ -48,7 +60,8 @@ def place(
                 continue
             key = (id(parent), on)
             if key not in copies:
-                copy = Tensor(parent.shape, parent.size, name=f"copy of {parent.name}")
+                copy = Tensor(parent.shape, parent.size * options.copies, name=f"copy of {parent.name}")
+                copy.kept = options.copies > 1
                 copies[key] = copy
                 device[id(copy)] = on
                 # kept until the copy is made, and the copy has its place from the start of the split
@@ -64,25 +77,36 @@ def place(
             weight_copies += 1
             node.src = (*node.src, copy)
         out.nodes.append(node)
+    if options.copies > 1:
+        # the inputs themselves too are there for every batch
+        for leaf in graph.leaves:
+            if leaf.kind == "input":
+                leaf.size *= options.copies
+                leaf.kept = True
     return out, device
 
 
-def _assign(graph: Graph, weights: Mapping[str, str], first_gpu_layer: int, offloaded_from: int) -> dict[int, str]:
+def _assign(
+    graph: Graph, weights: Mapping[str, str], caches: Sequence[str], options: ScheduleOptions
+) -> dict[int, str]:
+    offloaded_from = _OFFLOADED_FROM if options.offload else sys.maxsize
     known: dict[int, str] = {id(leaf): "CPU" for leaf in graph.leaves if leaf.kind == "input"}
     for leaf in graph.leaves:
         if leaf.kind == "cache":
-            known[id(leaf)] = "GPU" if (leaf.layer or 0) >= first_gpu_layer else "CPU"
+            known[id(leaf)] = caches[leaf.layer or 0]
     chosen: dict[int, str | None] = {}
     for node in graph.nodes:
         weight = node.weight
         place: str | None = None
-        if node.root is not None and node.root.kind == "cache" and not _is_view(node):
+        if node.on_cpu:
+            place = "CPU"
+        elif node.root is not None and node.root.kind == "cache" and not _is_view(node):
             place = known[id(node.root)]
         elif weight is not None:
             place = weights.get(weight, "CPU")
             rows = node.shape[1] * node.shape[2] * node.shape[3]
             if place == "CPU" and weight != "token_embd.weight" and rows >= offloaded_from:
-                place = "GPU"
+                place = options.gpus[0]
         chosen[id(node)] = place
     order = [node for node in graph.nodes if not _is_view(node)]
     for nodes, only_gpu in ((order, True), (order[::-1], True), (order, False), (order[::-1], False)):

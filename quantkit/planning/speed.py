@@ -6,17 +6,24 @@ The estimate ignores arithmetic, which dominates prompts, and synchronisation be
 from collections.abc import Mapping, Sequence
 
 from quantkit.planning.context import Context
-from quantkit.planning.memory import PlannedTensor, kv_bytes, weight_devices
+from quantkit.planning.devices import weight_devices
+from quantkit.planning.memory import PlannedTensor, kv_bytes
 from quantkit.planning.shape import ModelShape
 
-_EARLY = 512
+EARLY = 512
 """Tokens of context of the estimate, as early in a conversation."""
 
 
-def bytes_per_token(shape: ModelShape, tensors: Sequence[PlannedTensor], context: Context) -> dict[str, int]:
-    """Bytes that each device reads for one token: only the chosen experts, and one row of the embedding."""
+def bytes_per_token(
+    shape: ModelShape, tensors: Sequence[PlannedTensor], context: Context, filled: int = EARLY
+) -> dict[str, int]:
+    """Bytes that each device reads for one token: only the chosen experts, and one row of the embedding.
+
+    `filled`: tokens of context before it.
+    """
     where = weight_devices(shape, tensors, context)
-    moved = {"CPU": 0, "GPU": 0}
+    kv = kv_bytes(shape, context)
+    moved = dict.fromkeys(kv, 0)
     for tensor in tensors:
         size = tensor.nbytes
         if "_exps." in tensor.name and shape.n_expert_used and len(tensor.shape) > 2:
@@ -25,14 +32,16 @@ def bytes_per_token(shape: ModelShape, tensors: Sequence[PlannedTensor], context
             size //= tensor.shape[0]
         if devices := where[tensor.name]:  # layers for a later token are on no device
             moved[devices[-1]] += size
-    kv = kv_bytes(shape, context)
-    cells = min(_EARLY, context.cells)
+    cells = min(filled, context.cells)
     for device in moved:
         moved[device] += kv[device] * cells // context.cells
     return moved
 
 
 def tokens_per_second(moved: Mapping[str, int], bandwidth: Mapping[str, float]) -> float:
-    """Tokens per second; the devices work one after the other, at `bandwidth` bytes per second."""
-    seconds = sum(size / bandwidth[device] for device, size in moved.items() if size)
+    """Tokens per second; the devices work one after the other, at `bandwidth` bytes per second.
+
+    A GPU of several that has no entry of its own has that of `GPU`.
+    """
+    seconds = sum(size / bandwidth.get(device, bandwidth.get("GPU", 0.0)) for device, size in moved.items() if size)
     return 1 / seconds if seconds else 0.0

@@ -17,11 +17,25 @@ class Tensor:
     """A node or a leaf. `kind` is "op", "input" (allocated before the graph runs), "cache" or "wait" (a copy).
 
     `size` is bytes of an element; `stride` bytes to the next one in each dimension. `root` is the tensor whose memory a
-    view is a part of. `weight` is the name in the file of the weight that an operation takes, which decides
-    where it runs; `layer` the layer of a cache. `kept`: nothing may overwrite it, the caller reads it.
+    view is a part of. `weight` is the name in the file of the weight that an operation takes, which decides where it
+    runs; `layer` the layer of a cache. `kept`: nothing may overwrite it, the caller reads it. `on_cpu`: llama.cpp
+    computes it on the CPU.
     """
 
-    __slots__ = ("inplace", "kept", "kind", "layer", "name", "root", "shape", "size", "src", "stride", "weight")
+    __slots__ = (
+        "inplace",
+        "kept",
+        "kind",
+        "layer",
+        "name",
+        "on_cpu",
+        "root",
+        "shape",
+        "size",
+        "src",
+        "stride",
+        "weight",
+    )
 
     def __init__(
         self,
@@ -41,7 +55,7 @@ class Tensor:
         self.stride = stride if stride is not None else contiguous(shape, size)
         self.weight: str | None = None
         self.layer: int | None = None
-        self.kept = False
+        self.kept = self.on_cpu = False
 
     @property
     def nbytes(self) -> int:

@@ -61,7 +61,8 @@ def test_json_has_every_form_by_device_and_the_same_choice(llama: Path) -> None:
     cpu, gpu = q8_0["devices"]
     assert gpu["total"] == gpu["weights"] + gpu["kv"] + gpu["compute"] + gpu["overhead"] <= 8e9
     assert cpu["name"] == "CPU" and "awq" not in by_type
-    assert document["budget"] == {"ram": 16 * 10**9, "vram": 8 * 10**9, "gpu": None}
+    vram = 8 * 10**9
+    assert document["budget"] == {"ram": 16 * 10**9, "vram": vram, "vrams": [vram], "unified": False, "gpu": None}
 
 
 def test_where_nothing_fits_it_says_what_is_missing_and_what_would_do(llama: Path) -> None:
@@ -246,3 +247,38 @@ def test_the_file_of_the_size_that_a_plan_offers_fits_as_a_whole(room: tuple[str
     assert fit["fits"]
     # and it is not much smaller than what fits
     assert file.stat().st_size > 0.97 * size
+
+
+def test_several_gpus_have_a_split_that_every_command_names(llama: Path) -> None:
+    words = ("--vram", "5G,7G", "--ram", "16G", "-t", "q8_0", "--bandwidth", "40G,300G,600G", "--format", "json")
+    document = json.loads(quantkit("plan", llama, *words).stdout)
+    (row,) = document["types"]
+    first, second = row["tensor_split"]
+    assert first + second == row["gpu_layers"] == 33 and first < second
+    assert [device["name"] for device in row["devices"]] == ["CPU", "GPU0", "GPU1"]
+    assert all(device["total"] <= room for device, room in zip(row["devices"][1:], (5e9, 7e9), strict=True))
+    llama_cli, run, ollama = document["commands"][-3:]
+    assert f"--tensor-split {first},{second}" in llama_cli and f"--tensor-split {first},{second}" in run
+    assert "divides layers between GPUs itself" in ollama
+    speeds = document["assumed"]["bandwidth"]
+    assert speeds["GPU1"]["bytes_per_second"] == 2 * speeds["GPU0"]["bytes_per_second"] == 600 * 10**9
+
+
+def test_shared_memory_holds_cpu_and_gpu_together(llama: Path) -> None:
+    document = plan(llama, "--unified", "8G", "-t", "q8_0", "-t", "q4_k_m", "-t", "q2_k")
+    assert document["budget"]["unified"] and document["budget"]["vram"] == 6 * 10**9
+    for row in document["types"]:
+        if row["fits"]:
+            assert row["cpu_bytes"] + row["gpu_bytes"] <= 8 * 10**9 and row["gpu_bytes"] <= 6 * 10**9
+    assert document["best"] == "q4_k_m"
+    refused = quantkit("plan", llama, "--unified", "8G", "--ram", "8G")
+    assert refused.code == 2 and "--unified sets the memory" in refused.sentence
+
+
+def test_a_split_without_the_number_of_layers_is_refused(llama: Path) -> None:
+    for words, message in (
+        (("--tensor-split", "1,2"), "--gpu-layers auto computes the split"),
+        (("--tensor-split", "1,x", "--gpu-layers", "3"), "is not a list of numbers of layers"),
+    ):
+        answer = quantkit("run", llama, "-p", "Hello", *words)
+        assert answer.code == 2 and message in answer.sentence

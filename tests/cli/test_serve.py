@@ -230,7 +230,7 @@ def test_dry_run_shows_the_command_of_llama_server_with_placement_and_context(mo
     line = answer.stdout.replace("\n", " ")
     layers = line.split("-ngl ")[1].split()[0]
     # all of a tiny model fits on the GPU that the program names
-    assert int(layers) > 1 and "CUDA0, with 21 GB free" in answer.stderr
+    assert int(layers) > 1 and "CUDA0 (21 GB free)" in answer.stderr
     assert "-c 768 -np 3" in line and "-ctk q8_0 -ctv q8_0" in line
     document = json.loads(quantkit_process("serve", model, *words, "--format", "json", env=env).stdout)
     Draft202012Validator(schema(SCHEMAS["serve"][1])).validate(document)

@@ -11,7 +11,8 @@ from quantkit.gguf.reader import read_header
 from quantkit.measurement.load_options import LoadOptions
 from quantkit.measurement.memory import loaded_memory
 from quantkit.planning.context import Context
-from quantkit.planning.memory import plan_memory, weight_devices
+from quantkit.planning.devices import weight_devices
+from quantkit.planning.memory import plan_memory
 from tests.families.expected import expected, write_checkpoint
 from tests.families.models import all_cases
 from tests.helpers.conversions import to_gguf

@@ -1,0 +1,74 @@
+"""The device of each layer, tensor and cache, with one GPU or several.
+
+Source: load_tensors of src/llama-model.cpp. Of the layers and the output, counted as n_layer + 1, the GPUs take the
+last `gpu_layers`; with several GPUs each takes consecutive layers, in the order of the devices, and the last GPU of
+those has the output. The token embedding stays on the CPU.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import accumulate
+from typing import TYPE_CHECKING
+
+from quantkit.planning.context import Context
+from quantkit.planning.shape import ModelShape
+
+if TYPE_CHECKING:
+    from quantkit.planning.memory import PlannedTensor
+
+CPU = "CPU"
+_OF_FIRST_LAYER = frozenset(("per_layer_model_proj.weight", "per_layer_proj_norm.weight"))
+
+
+def gpu_names(count: int) -> tuple[str, ...]:
+    """The names of GPUs in a plan: GPU, or GPU0, GPU1 and so on."""
+    return ("GPU",) if count == 1 else tuple(f"GPU{number}" for number in range(count))
+
+
+def first_gpu_layer(shape: ModelShape, context: Context) -> int:
+    """The first layer on a GPU; n_layer stands for the output, n_layer + 1 for none."""
+    return max(shape.n_layer + 1 - context.gpu_layers, 0)
+
+
+def layer_devices(shape: ModelShape, context: Context) -> Sequence[str]:
+    """The device of each layer; the last entry is the output's."""
+    start = first_gpu_layer(shape, context)
+    on_gpu = shape.n_layer + 1 - start
+    if len(context.split) < 2:
+        return [CPU] * start + ["GPU"] * on_gpu
+    names, ends = gpu_names(len(context.split)), list(accumulate(context.split))
+    # the fraction of the layers before a layer, compared with the fractions at which the devices end
+    devices = [
+        next(name for name, end in zip(names, ends, strict=True) if number * ends[-1] < end * on_gpu)
+        for number in range(on_gpu)
+    ]
+    return [CPU] * start + devices
+
+
+def cache_devices(shape: ModelShape, context: Context) -> Sequence[str]:
+    """The device of the KV cache of each layer."""
+    devices = layer_devices(shape, context)[:-1]
+    return devices if context.kv_on_gpu else [CPU] * len(devices)
+
+
+def weight_devices(
+    shape: ModelShape, tensors: "Iterable[PlannedTensor]", context: Context
+) -> Mapping[str, tuple[str, ...]]:
+    """The devices of each tensor, by name; a tied embedding is on the CPU and, as the output, on a GPU."""
+    layers = layer_devices(shape, context)
+    output, tied, trunk = layers[-1], "output.weight" not in shape.tensors, len(shape.trunk)
+    devices: dict[str, tuple[str, ...]] = {}
+    for tensor in tensors:
+        layer = tensor.layer
+        if layer is not None and layer >= trunk:
+            devices[tensor.name] = ()  # llama.cpp loads layers for a later token only on request (load_mtp)
+        elif layer is not None:
+            devices[tensor.name] = (CPU,) if layer < context.cpu_moe and tensor.is_expert else (layers[layer],)
+        elif tensor.name in _OF_FIRST_LAYER:
+            devices[tensor.name] = (layers[0],)
+        elif tensor.name.startswith(("output", "altup_")) or tensor.name == f"{shape.traits.last_norm}.weight":
+            devices[tensor.name] = (output,)
+        elif tensor.name == "token_embd.weight" and tied and output != CPU:
+            devices[tensor.name] = (CPU, output)
+        else:
+            devices[tensor.name] = (CPU,)
+    return devices
