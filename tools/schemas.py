@@ -162,6 +162,8 @@ CONVERSION = {
     "peak_memory_bytes?": "integer",
     "resumed_layers?": "integer",
     "resumed_tensors?": "integer",
+    # --stream
+    "streamed?": OrNull({"bytes": "integer", "bytes_again": "integer", "requests": "integer"}),
     # --mmproj
     "projectors?": [
         {"file": "string", "type": "string", "bytes": "integer", "sha256?": "string", "verified?": "boolean"}
