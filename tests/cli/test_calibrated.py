@@ -340,7 +340,7 @@ def test_a_place_where_no_folder_can_be_made_is_named(here: Here, sound: Path, t
     assert "is a file" in answer.sentence
 
 
-def test_sources_that_are_no_checkpoint_are_one_sentence(here: Here, sound: Path, tmp_path: Path) -> None:
+def test_sources_that_are_no_checkpoint_are_one_sentence(here: Here, tmp_path: Path) -> None:
     answer = here("awq", "org/name", "-o", tmp_path, "--offline")
     assert answer.code == 1
     assert "org/name" in answer.sentence
@@ -348,11 +348,6 @@ def test_sources_that_are_no_checkpoint_are_one_sentence(here: Here, sound: Path
     answer = here("gptq", tmp_path / "x.gguf", "-o", tmp_path)
     assert answer.code == 1
     assert "x.gguf" in answer.sentence
-    assert here("awq", sound, *SMALL, "-o", tmp_path, "--no-logits").code == 0
-    answer = here("gptq", tmp_path / "model-AWQ", "-o", tmp_path / "again")
-    assert answer.code == 1
-    assert "awq" in answer.sentence.lower()
-    assert not (tmp_path / "again").exists()
 
 
 def test_convert_without_an_importance_matrix_is_gguf(here: Here, sound: Path, tmp_path: Path) -> None:

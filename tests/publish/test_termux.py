@@ -209,7 +209,7 @@ def test_of_a_gguf_afar_only_the_header_is_fetched(
     near, far = open_source(str(gguf)), open_source(str(remote.path))
     assert (far.shape, tensors_as_they_are(far.model)) == (near.shape, tensors_as_they_are(near.model))
     # As the hub does: a redirect that tells the sha256.
-    monkeypatch.setattr(hub_server, "_WEIGHTS", (".gguf",))
+    monkeypatch.setattr(hub_server, "WEIGHTS", (".gguf",))
     assert fetch_header(url, tmp_path).sha256 == hashlib.sha256(data).hexdigest()
 
 

@@ -147,7 +147,8 @@ def test_a_failed_check_exits_3_and_leaves_no_file_under_its_final_name(
 def test_without_llama_cpp_the_logits_are_skipped_and_the_token_texts_are_compared(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(sys.modules, "llama_cpp", None)
+    for package in ("llama_cpp", "xllamacpp"):
+        monkeypatch.setitem(sys.modules, package, None)
     (result,) = verify_gguf(written(checkpoint, tmp_path))
     by_name = {check.name: check for check in result.checks}
     assert {name for name, check in by_name.items() if check.status == "skipped"} == {"logits"}
@@ -159,7 +160,8 @@ def test_without_llama_cpp_the_logits_are_skipped_and_the_token_texts_are_compar
 def test_without_llama_cpp_a_wrong_token_text_fails_the_check_of_tokens(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, token: str
 ) -> None:
-    monkeypatch.setitem(sys.modules, "llama_cpp", None)
+    for package in ("llama_cpp", "xllamacpp"):
+        monkeypatch.setitem(sys.modules, package, None)
     plan = written(checkpoint, tmp_path)
     name = token.encode()
     at = file_of(plan).read_bytes().index(len(name).to_bytes(8, "little") + name) + 8
