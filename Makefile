@@ -76,7 +76,7 @@ snapshots: $(VENV)/dev.stamp
 	$(BIN)/python -m pytest tests/cli/test_snapshots.py --write-snapshots
 
 # The lines that the default tests run have a floor (pyproject.toml); the long checks run without the tracer.
-test-full: lint
+test-full: lint audit
 	$(BIN)/python -m coverage run -m pytest -m "not full"
 	$(BIN)/python -m coverage report
 	$(BIN)/python -m pytest -m full
@@ -97,7 +97,8 @@ bench: $(VENV)/dev.stamp
 bench-quality: $(VENV)/dev.stamp
 	$(BIN)/python -m benchmarks.quality
 
-# pip-audit asks PyPI's database of advisories, which a mirror of the package index may not have.
+# pip-audit asks PyPI's database of advisories. A mirror of the package index may not have it; the packages are then
+# listed as not audited.
 audit: $(VENV)/dev.stamp
 	test -x .cache/audit/bin/pip-audit || { $(PYTHON) -m venv .cache/audit && .cache/audit/bin/pip install -q pip-audit; }
 	$(BIN)/python -m tools.floors > .cache/audit/floors.txt
