@@ -103,8 +103,8 @@ class Checkpoint:
         refuse_packed(tensors, origin.source)
         tensors, dropped = drop_kv_scales(tensors)
         self.config = config
-        told = () if self.quantized is None else (self.quantized.note,)
-        self.notes = (*notes, *renamed, *stale, *told, *dropped)
+        quantization = () if self.quantized is None else (self.quantized.note,)
+        self.notes = (*notes, *renamed, *stale, *quantization, *dropped)
         tensors, self._scales = pair_scales(tensors, config, origin.source)
         for tensor in tensors.values():
             _check_readable(tensor, origin.source)

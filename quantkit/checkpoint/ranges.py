@@ -229,11 +229,11 @@ def _status(error: Exception) -> int | None:
 def _pause(error: Exception, failures: int) -> float:
     """Seconds to wait before the next try: as the server asks for in Retry-After, or longer each time."""
     response = getattr(error, "response", None)
-    asked = response.headers.get("Retry-After", "") if response is not None else ""
-    if asked.strip().isdigit():
-        return min(float(asked), _LONGEST_WAIT)
+    retry_after = response.headers.get("Retry-After", "") if response is not None else ""
+    if retry_after.strip().isdigit():
+        return min(float(retry_after), _LONGEST_WAIT)
     try:
-        wait = (parsedate_to_datetime(asked) - datetime.now(UTC)).total_seconds()
+        wait = (parsedate_to_datetime(retry_after) - datetime.now(UTC)).total_seconds()
         return min(max(wait, 0.0), _LONGEST_WAIT)
     except (TypeError, ValueError):
         return _PAUSES[failures - 1] if failures else 0.0

@@ -25,8 +25,8 @@ def answer_once(conversation: Conversation, out: Out, prompt: str, max_tokens: i
     if human:
         print()
     out.note(_speed(answer), "dim")
-    seen = {"images": [str(path) for path in conversation.images], "mmproj": str(conversation.mmproj)}
-    facts = {"model": str(conversation.model), "prompt": prompt, **(seen if conversation.images else {})}
+    pictures = {"images": [str(path) for path in conversation.images], "mmproj": str(conversation.mmproj)}
+    facts = {"model": str(conversation.model), "prompt": prompt, **(pictures if conversation.images else {})}
     out.document({"command": "run", **facts, **_document(answer)})
 
 

@@ -64,8 +64,8 @@ def choose_projector(model: Path, given: Path | None) -> Path:
     """
     path = given
     if path is None:
-        found = projectors_beside(model)
-        if not found:
+        projectors = projectors_beside(model)
+        if not projectors:
             others = sorted(file.name for file in model.parent.glob(f"*{PREFIX}*.gguf"))
             if others:
                 raise UsageError(
@@ -76,7 +76,7 @@ def choose_projector(model: Path, given: Path | None) -> Path:
                 f"no projector (mmproj-*.gguf) lies beside {model.name}; pass one with --mmproj FILE, or write one with"
                 " quantkit gguf SOURCE --mmproj f16"
             )
-        path = found[0]
+        path = projectors[0]
     header = read_header(path)
     if not is_projector(header):
         raise UsageError(f"{path.name} is not a projector but a model; pass a file mmproj-*.gguf to --mmproj")

@@ -73,9 +73,9 @@ INLINE vf absolute(vf x) { return (vf)((vi)x & 0x7fffffff); }
 INLINE vf floats(vi x) { return __builtin_convertvector(x, vf); }
 INLINE vi truncated(vf x) { return __builtin_convertvector(x, vi); }
 INLINE int any(vi mask) {
-    int32_t found = 0;
-    EACH_LANE found |= mask[k];
-    return found != 0;
+    int32_t any = 0;
+    EACH_LANE any |= mask[k];
+    return any != 0;
 }
 
 /* ggml's nearest_int: adding 1.5 * 2^23 leaves the nearest integer, ties to even, in the low bits. Beyond 2^22 it
