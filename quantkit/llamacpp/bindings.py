@@ -44,7 +44,7 @@ class llama_model_params(ctypes.Structure):
         ("devices", _pointer),
         ("tensor_buft_overrides", _pointer),
         *((name, _int) for name in ("n_gpu_layers", "split_mode", "load_mode", "lazy_mode", "main_gpu")),
-        ("tensor_split", _pointer),
+        ("tensor_split", ctypes.POINTER(_float)),
         ("progress_callback", llama_progress_callback),
         ("progress_callback_user_data", _pointer),
         ("kv_overrides", _pointer),
@@ -152,6 +152,7 @@ _FUNCTIONS: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "llama_sampler_init_penalties": (_pointer, (_int, _int, _float, _float, _float)),
     "llama_sampler_sample": (_int, (_pointer, _pointer, _int)),
     "llama_sampler_free": (None, (_pointer,)),
+    "llama_max_devices": (_long, ()),
 }
 
 
