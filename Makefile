@@ -6,7 +6,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check
 
-# llama-cpp-python ships as source only. These leave out what quantkit never uses and keep the build portable.
+# llama-cpp-python, which the tests compare with, ships as source only. These leave out what quantkit never uses and keep the build portable.
 export CMAKE_ARGS ?= -DLLAMA_OPENSSL=OFF -DGGML_NATIVE=OFF
 
 .PHONY: dist help demo quick test snapshots test-full test-peers bench bench-quality audit lint format docs readme ollama clean
@@ -34,7 +34,7 @@ $(VENV)/core.stamp: pyproject.toml
 	@touch $@
 
 $(VENV)/run.stamp: $(VENV)/core.stamp
-	@echo "installing llama-cpp-python (builds llama.cpp from source: about 6 minutes on 2 cores, once)"
+	@echo "installing llama.cpp"
 	$(PIP) install -q -e '.[run]'
 	@touch $@
 
