@@ -6,7 +6,8 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check
 
-# llama-cpp-python, which the tests compare with, ships as source only. These leave out what quantkit never uses and keep the build portable.
+# llama-cpp-python, which the tests compare with, ships as source only. These leave out what quantkit never uses and keep
+# the build portable.
 export CMAKE_ARGS ?= -DLLAMA_OPENSSL=OFF -DGGML_NATIVE=OFF
 
 .PHONY: dist help demo quick test snapshots test-full test-peers bench bench-quality audit lint format docs readme ollama clean
@@ -39,7 +40,7 @@ $(VENV)/run.stamp: $(VENV)/core.stamp
 	@touch $@
 
 $(VENV)/dev.stamp: $(VENV)/run.stamp
-	@echo "installing llama-cpp-python (builds llama.cpp from source: about 5 minutes on 2 cores, once)"
+	@echo "installing llama-cpp-python (builds llama.cpp from source: about 6 minutes on 2 cores, once)"
 	$(PIP) install -q -e '.[run,dev]'
 	@touch $@
 
