@@ -27,6 +27,8 @@ from quantkit.stream.statistics import WIDE_BLOCK
 from quantkit.stream.stream import samples_at_once
 from quantkit.texts.samples import Samples, load_samples
 
+GRAM_COPIES = 4
+"""Copies of a Gram matrix in memory: the factorisation needs three, beside the samples that are not held out."""
 # Memory beside the arrays that are counted one by one; of each thread, that of BLAS and what its heap has freed.
 _SMALL_MEMORY = 32 << 20
 _THREAD_MEMORY = 24 << 20

@@ -19,7 +19,7 @@ from quantkit.llamacpp.session import require_llama_cpp
 from quantkit.llamacpp.squares import TensorSums
 from quantkit.llamacpp.tokenizing import gguf_tokenizer
 from quantkit.machine import memory_limit, resident_memory
-from quantkit.outputs.calibration import CalibrationRequest
+from quantkit.outputs.calibration import GRAM_COPIES, CalibrationRequest
 from quantkit.outputs.model import Model, ModelTensor
 from quantkit.quant.feedback import working_memory
 from quantkit.scratch import scratch_folder
@@ -32,8 +32,6 @@ _BATCH = 512
 _HEADER = 64 << 20
 # The process in which llama.cpp runs, beside what is counted.
 _CHILD_MEMORY = 200 << 20
-# The factorisation needs three, beside the samples that are not held out.
-_GRAM_COPIES = 4
 # Rows of the model's width that the graph of one batch holds at once, attention's products beside them.
 _ROWS_AT_ONCE = 16
 
@@ -128,14 +126,9 @@ def plan_callback(
     memory = resident_memory() + _CHILD_MEMORY + _graph_memory(model, samples.tokens.shape[1], threads)
     gram_memory = 0
     if gram:
-        inputs = [
-            (tensor.n_rows // tensor.matrix_rows, tensor.n_columns) for tensor in model.tensors if _multiplied(tensor)
-        ]
-        widest = max((width for _, width in inputs), default=0)
-        least = BYTES_OF_PAIR * widest**2
-        allowed = memory_limit() // 4 if max_ram is None else max_ram - memory
-        gram_memory = min(sum(BYTES_OF_PAIR * count * width**2 for count, width in inputs), max(least, allowed))
-        rounding = resident_memory() + _GRAM_COPIES * 4 * widest**2 + working_memory(widest, threads)
+        gram_memory = _gram_memory(model, memory_limit() // 4 if max_ram is None else max_ram - memory)
+        widest = max((tensor.n_columns for tensor in model.tensors if _multiplied(tensor)), default=0)
+        rounding = resident_memory() + GRAM_COPIES * 4 * widest**2 + working_memory(widest, threads)
         memory = max(memory + gram_memory, rounding)
     if max_ram is not None and memory > max_ram:
         raise UsageError(
@@ -165,6 +158,17 @@ def _half(model: Model) -> FileType:
         if tensor.type in sizes:
             sizes[tensor.type] += tensor.n_elements
     return file_type(max(sizes, key=lambda kind: sizes[kind]).name.lower())
+
+
+def _gram_memory(model: Model, allowed: int) -> int:
+    """Bytes for the Gram matrices of a batch of inputs: all of them, or what is allowed, at least for the widest."""
+    sizes = [
+        (tensor.n_rows // tensor.matrix_rows, BYTES_OF_PAIR * tensor.n_columns**2)
+        for tensor in model.tensors
+        if _multiplied(tensor)
+    ]
+    whole, widest = sum(count * size for count, size in sizes), max((size for _, size in sizes), default=0)
+    return min(whole, max(widest, allowed))
 
 
 def _graph_memory(model: Model, n_ctx: int, threads: int) -> int:

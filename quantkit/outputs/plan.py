@@ -12,6 +12,7 @@ from quantkit.families.base.native import Native
 from quantkit.gguf.file_types import FileType
 from quantkit.machine import cores
 from quantkit.outputs.calibration import (
+    GRAM_COPIES,
     CalibrationPlan,
     CalibrationRequest,
     ImatrixOutput,
@@ -328,8 +329,7 @@ def _plan_calibration(
         raise UsageError("--propagate quantized allows one calibrated type only; the hidden states follow that type")
     feedback = request.gguf is not None and request.gguf.solver == "feedback"
     native = Native(source, nearest=not request.folders)
-    # The factorisation needs three, beside the samples that are not held out.
-    copies = 4 if calibrated or feedback else 0
+    copies = GRAM_COPIES if calibrated or feedback else 0
     return plan_calibration(
         native, request.calibration, samples, gram_copies=copies, threads=threads, max_ram=request.max_ram
     )
