@@ -102,11 +102,11 @@ def test_vllm_chooses_the_scheme_of_the_format(written: Written, root: Path) -> 
         "w4a16 --asym": "CompressedTensorsWNA16",
         "w8a16": "CompressedTensorsWNA16",
     }
-    others = {"awq": "AutoAWQConfig", "gptq": "AutoGPTQConfig", "fp8-block": "Fp8Config"}
-    folders = [written(case) for case in expected]
-    for method in others:
+    others = {"fp8-block": "Fp8Config", "awq": "AutoAWQConfig", "gptq": "AutoGPTQConfig"}
+    folders = [written(case) for case in (*expected, "fp8-block")]
+    for method in ("awq", "gptq"):
         out = root / f"vllm-{method}"
-        done = quantkit("convert", source(root, "wide"), "-t", method, *FEW[:5], "-o", out, timeout=900)
+        done = quantkit("convert", source(root, "llama"), "-t", method, *FEW, "-o", out, timeout=900)
         assert done.code == 0, done.stderr
         folders += out.iterdir()
     lines = run_inside("vllm", "parse_vllm.py", *folders).splitlines()
