@@ -6,7 +6,7 @@ keys is a function of config.json (and the layer's number).
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from quantkit.forward.config_keys import Config
@@ -21,6 +21,7 @@ class FeedForward:
     Attributes:
         fused: one linear for gate and up: one after the other, or `alternating`.
         clamped: gpt-oss's variant: gate and up are limited, the gate is x sigmoid(1.702 x), and 1 is added to up.
+        down_turned: whether `down` is stored the other way round than `form` has it.
         inner: width between up and down.
         sparsity: by layer, the share of gates that are set to zero, if gates were normal; 0 keeps all. The others are
             what they exceed that quantile by.
@@ -36,12 +37,18 @@ class FeedForward:
     alternating: bool = False
     clamped: bool = False
     form: Form = Form()
+    down_turned: bool = False
     inner: Callable[[Config], int] = lambda config: int(config["intermediate_size"])
     sparsity: Callable[[Config, int], float] = lambda _config, _layer: 0.0
     activation: tuple[str, ...] = ("hidden_act",)
     default_activation: str = "silu"
     xielu: str | None = None
     multipliers: Callable[[Config], tuple[float, float]] | None = None
+
+    @property
+    def down_form(self) -> Form:
+        """How `down` is stored."""
+        return replace(self.form, turned=self.form.turned != self.down_turned)
 
 
 @dataclass(frozen=True)

@@ -242,7 +242,8 @@ def _feed_forward(
         readers = (linear(part.fused, place.hidden, 2 * inner),)
     else:
         readers = tuple(linear(name, place.hidden, inner) for name in (part.gate, part.up) if name)
-    inputs = (Input(key, readers, expert), Input(down_key, (linear(part.down, inner, place.hidden),), expert))
+    down = Linear(at + part.down, inner, place.hidden, part.down_form, index)
+    inputs = (Input(key, readers, expert), Input(down_key, (down,), expert))
     # Up is linear only as a factor of the gate: without a gate it enters the activation, clamped it is limited.
     is_linear = (part.fused or part.gate) and not part.clamped
     folds = (RowFold(readers[-1], _rows_of_up(part, inner), down_key),) if is_linear else ()
