@@ -186,6 +186,7 @@ class Architecture:
         base: prefix of all names but the head's; checkpoints saved from the bare model lack it.
         layer: prefix of a layer's names.
         positions: the tensor of learned positions; `first_position` is its row for the first token.
+        first_normed: whether the first layer has `attention_norm`.
         token_types: the tensor of token types; its first row is added to every embedding.
         sum_norms: norms of the hidden states after attention and after the feed-forward have been added (BERT).
         delta_net, mamba, mamba2, short_convolution: what some layers have in place of attention (Mamba 2 also beside
@@ -217,6 +218,7 @@ class Architecture:
     layer: str = "layers.{}."
     norm: Norm = Norm()
     attention_norm: str | None = "input_layernorm"
+    first_normed: bool = True
     after_attention: str | None = None
     feed_norm: str | None = "post_attention_layernorm"
     after_feed: str | None = None
@@ -244,3 +246,7 @@ class Architecture:
     variant: Callable[[Config], Mapping[str, Any]] = lambda _: {}
     refused: Callable[[Config], str | None] = lambda _: None
     unpacked: Callable[[Config], str | None] = lambda _: None
+
+    def norm_before(self, layer: int) -> str | None:
+        """The norm of attention's input in a layer, or None."""
+        return self.attention_norm if layer or self.first_normed else None

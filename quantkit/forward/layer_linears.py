@@ -48,10 +48,10 @@ def layer_linears(architecture: Architecture, config: Config, number: int, names
     if shared:  # both parts read the same norm, so `feed` and `attention` are one input
         both = Input("attention", attention.inputs[0].linears + feed.inputs[0].linears)
         inputs = (both, *attention.inputs[1:], *feed.inputs[1:])
-        normed = [(architecture.attention_norm, ("attention", *feed.fed[1:]))]
+        normed = [(architecture.norm_before(number), ("attention", *feed.fed[1:]))]
     else:
         inputs = attention.inputs + feed.inputs
-        normed = [(architecture.attention_norm, attention.fed), (architecture.feed_norm, feed.fed)]
+        normed = [(architecture.norm_before(number), attention.fed), (architecture.feed_norm, feed.fed)]
     if experts and experts.beside:
         inputs += dense.inputs
         normed[1:] = [(experts.beside.norm, feed.fed), (architecture.feed_norm, dense.fed)]
