@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from quantkit.errors import CheckpointError, MeasureError, UsageError
-from quantkit.families.base.pooling import pooling_of
+from quantkit.families.base.pooling import dense_modules, pooling_of
 from quantkit.gguf.reader import read_header, shard_paths
 from quantkit.llamacpp.session import embeddings, ids_with_special_tokens
 from quantkit.measurement.embedding_scores import Array, embedding_figures, recall, score_figures
@@ -103,13 +103,18 @@ def _results(subject: Subject, ids: list[list[int]], threads: int, *, ranks: boo
             )
         rows = embeddings(subject.path, ids, n_threads=threads)
         return np.concatenate(rows).astype(np.float64)
-    kind = pooling_of(subject.engine.folder)
+    folder = subject.engine.folder
+    dense = dense_modules(folder)
+    kind = pooling_of(folder, dense=bool(dense))
     if ranks or kind is None:
         raise UsageError(
             f"{subject.name} has no pooling that quantkit runs; pass a GGUF of type f32 or f16 as the reference"
         )
     decoder = subject.engine.source.decoder
-    return np.stack([_pooled(np.asarray(decoder.run(tokens), np.float64), kind) for tokens in ids])
+    rows = np.stack([_pooled(np.asarray(decoder.run(tokens), np.float64), kind) for tokens in ids])
+    for name, _, width in dense:
+        rows = np.asarray(decoder.weights.linear(f"{name}.linear", rows.astype(np.float32), width), np.float64)
+    return rows
 
 
 def _pooled(states: Array, kind: str) -> Array:

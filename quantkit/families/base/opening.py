@@ -35,7 +35,7 @@ def open_model(
             checkpoint.require_shapes()
         _turn_linears(checkpoint)
         resolve_output_head(checkpoint)
-        resolve_pooling(checkpoint)
+        _resolve_pooling(checkpoint)
     except BaseException:
         checkpoint.close()
         raise
@@ -52,8 +52,17 @@ def _check_tensors(checkpoint: Checkpoint) -> None:
         return
     _turn_linears(checkpoint)
     resolve_output_head(checkpoint)
+    _resolve_pooling(checkpoint)
     family = find_family(checkpoint.config)
     map_tensors(family, family.sizes(checkpoint.config, checkpoint.tensors), checkpoint.tensors)
+
+
+def _resolve_pooling(checkpoint: Checkpoint) -> None:
+    try:
+        dense = find_family(checkpoint.config).dense
+    except UnsupportedError:
+        dense = False
+    resolve_pooling(checkpoint, dense=dense)
 
 
 def _turn_linears(checkpoint: Checkpoint) -> None:
