@@ -133,12 +133,27 @@ def _pooling(subject: Subject) -> object:
 
 
 def _pair_ids(file: Subject, texts: Retrieval) -> list[list[int]]:
-    """Ids of a query and a passage in one sequence, as llama.cpp's server joins them: its own passage, and others."""
+    """Ids of a query and a passage in one sequence, as llama.cpp's server joins them: its own passage, and others.
+
+    A file with a prompt for reranking has both texts in it.
+    """
+    assert isinstance(file.engine, GgufEngine)
+    prompt = file.engine.header.value("tokenizer.chat_template.rerank")
+    if prompt is not None:
+        filled = [
+            str(prompt).replace("{query}", texts.queries[query]).replace("{document}", texts.passages[passage])
+            for query, passage in _pairs(texts)
+        ]
+        return ids_with_special_tokens(file.path, filled)
     whole = ids_with_special_tokens(file.path, [*texts.queries, *texts.passages])
     count = len(texts.queries)
-    pairs = []
-    for number in range(count):
-        own = texts.answers[number]
-        others = [(own + step * 7) % len(texts.passages) for step in range(_PAIRS_A_QUERY)]
-        pairs += [[*whole[number], *whole[count + passage][1:]] for passage in others]
-    return pairs
+    return [[*whole[query], *whole[count + passage][1:]] for query, passage in _pairs(texts)]
+
+
+def _pairs(texts: Retrieval) -> list[tuple[int, int]]:
+    """Numbers of a query and a passage: each query with its own passage first, then with others."""
+    return [
+        (query, (own + step * 7) % len(texts.passages))
+        for query, own in enumerate(texts.answers)
+        for step in range(_PAIRS_A_QUERY)
+    ]

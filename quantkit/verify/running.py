@@ -187,9 +187,13 @@ def check_logits(
 
 
 def is_encoder(plan: GgufPlan) -> bool:
-    """Whether tokens attend to later ones, so the model gives embeddings: by the file, or by llama.cpp's graph."""
+    """Whether the model gives embeddings or scores instead of logits.
+
+    Its tokens attend to later ones, by the file or by llama.cpp's graph; or the file has a classifier.
+    """
     stated = any(key.key.endswith(".attention.causal") and key.value is False for key in plan.model.keys)
-    return stated or not traits_of(str(_value(plan, "general.architecture"))).causal
+    ranks = any(key.key.endswith(".classifier.output_labels") for key in plan.model.keys)
+    return stated or ranks or not traits_of(str(_value(plan, "general.architecture"))).causal
 
 
 def _check_finite(plan: GgufPlan, output: GgufOutput) -> Check:

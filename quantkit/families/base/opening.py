@@ -6,6 +6,7 @@ from quantkit.families.base.mapping import map_tensors
 from quantkit.families.base.output_head import resolve_output_head
 from quantkit.families.base.pooling import resolve_pooling
 from quantkit.families.base.registry import check_config, complete_architecture, find_architecture, find_family
+from quantkit.families.base.reranker import resolve_reranker
 from quantkit.progress import SILENT, Progress
 
 
@@ -59,10 +60,12 @@ def _check_tensors(checkpoint: Checkpoint) -> None:
 
 def _resolve_pooling(checkpoint: Checkpoint) -> None:
     try:
-        dense = find_family(checkpoint.config).dense
+        family = find_family(checkpoint.config)
     except UnsupportedError:
-        dense = False
-    resolve_pooling(checkpoint, dense=dense)
+        resolve_pooling(checkpoint)
+        return
+    resolve_pooling(checkpoint, dense=family.dense)
+    resolve_reranker(checkpoint, family.rerankers)
 
 
 def _turn_linears(checkpoint: Checkpoint) -> None:

@@ -17,7 +17,8 @@ LENGTH = "sentence_length"
 """The name under which the config holds the tokens to which sentence-transformers cuts a text."""
 
 # llama.cpp's llama_pooling_type
-_KINDS = {"mean": 1, "cls": 2, "lasttoken": 3, "rank": 4}
+RANK = "rank"
+_KINDS = {"mean": 1, "cls": 2, "lasttoken": 3, RANK: 4}
 _STATED = ("mean", "cls", "lasttoken")
 # the modules of sentence-transformers that leave nothing out of a GGUF; llama.cpp's caller normalizes
 _RUN = ("Transformer", "Pooling", "Normalize")
