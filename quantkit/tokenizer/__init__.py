@@ -126,7 +126,10 @@ def _vocabulary(
     add_named_ends(specials.ids, files.config, tokens.texts, specials.warnings)
     specials.warnings += add_ends(specials.ids, files, config, tokens.texts)
     specials.adds = tokens.adds | specials.adds
-    tokens.end += special.force_added(specials, roles.adds)
+    if roles.adds_first:
+        tokens.first += special.added_first(specials, roles.adds)
+    else:
+        tokens.end += special.force_added(specials, roles.adds)
     if chat_template is not None:
         specials.template = chat_template
     else:
