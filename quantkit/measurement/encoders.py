@@ -111,10 +111,10 @@ def _results(subject: Subject, ids: list[list[int]], threads: int, *, ranks: boo
             f"{subject.name} has no pooling that quantkit runs; pass a GGUF of type f32 or f16 as the reference"
         )
     decoder = subject.engine.source.decoder
-    rows = np.stack([_pooled(np.asarray(decoder.run(tokens), np.float64), kind) for tokens in ids])
+    vectors: Array = np.stack([_pooled(np.asarray(decoder.run(tokens), np.float64), kind) for tokens in ids])
     for name, _, width in dense:
-        rows = np.asarray(decoder.weights.linear(f"{name}.linear", rows.astype(np.float32), width), np.float64)
-    return rows
+        vectors = np.asarray(decoder.weights.linear(f"{name}.linear", vectors.astype(np.float32), width), np.float64)
+    return vectors
 
 
 def _pooled(states: Array, kind: str) -> Array:

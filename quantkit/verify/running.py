@@ -152,9 +152,10 @@ def check_logits(
         from quantkit.llamacpp.session import hidden_states, logits
 
         tokens, expected = source.get()
+        n = max(1, plan.threads // plan.checked_at_once)
         with loadable(output) as path:
             try:
-                values = _twice(lambda: hidden_states(path, tokens) if encoder else logits(path, tokens))
+                values = _twice(lambda: hidden_states(path, tokens) if encoder else logits(path, tokens, n_threads=n))
             except QuantkitError as error:
                 too_old = newer_pretokenizer(plan.model.keys)
                 if too_old is None or isinstance(error, MissingExtraError | PassingError):

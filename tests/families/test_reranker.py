@@ -23,7 +23,10 @@ def reranker(folder: Path, *, tied: bool) -> Path:
         del vocab[next(token for token, other in vocab.items() if other == number)]
         tokenizer["added_tokens"].append(
             {
-                "id": number, "content": text, "special": False, "normalized": False,
+                "id": number,
+                "content": text,
+                "special": False,
+                "normalized": False,
                 **dict.fromkeys(("single_word", "lstrip", "rstrip"), False),
             }
         )
@@ -68,7 +71,9 @@ def test_the_classifier_has_the_rows_of_both_answers_and_gives_their_softmax(tie
     assert ours.sum() == pytest.approx(1.0, abs=1e-5)
     if tied:
         logits = expected("qwen3-embedding").logits[-1]
-        assert np.log(ours[0, 0] / ours[0, 1]) == pytest.approx(logits[YES] - logits[NO], abs=0.01 * float(logits.std()))
+        assert np.log(ours[0, 0] / ours[0, 1]) == pytest.approx(
+            logits[YES] - logits[NO], abs=0.01 * float(logits.std())
+        )
 
 
 def test_the_readme_of_a_renamed_folder_names_the_reranker(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """The text model of a checkpoint that also sees images or hears audio: its config.json and its tensor names."""
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,6 +35,11 @@ TOWERS_LEFT_OUT = (
 )
 VISION_LEFT_OUT = "they see images; this GGUF holds the text model only, and --mmproj writes another for them"
 
+# Words in the names of towers' tensors, of models without a family too (vpm and apm: MiniCPM-o).
+_TOWER_WORDS = re.compile(
+    r"(^|[._])(vision|visual|vit|images?|img|audio|speech|siglip2?|clip|sam|vqmodel|vpm|apm|resampler|conformer|projector"
+    r"|connector|mlp1)[._\d]"
+)
 # Of the whole checkpoint, so they hold for the text model too.
 _SHARED = ("torch_dtype", "dtype", "transformers_version", "tie_word_embeddings", "vision_config")
 
@@ -65,6 +71,11 @@ class Wrapper:
             )
         kind = str(nested.get("model_type") or self.text_type)
         return {**self.defaults.get(kind, {}), **nested, "model_type": kind}
+
+
+def has_tower(tensors: Iterable[str]) -> bool:
+    """Whether a checkpoint with these tensors sees images or hears audio."""
+    return any(_TOWER_WORDS.search(name) or re.fullmatch(TOWERS, name) for name in tensors)
 
 
 def nested_text_config(config: Mapping[str, Any]) -> Mapping[str, Any] | None:
