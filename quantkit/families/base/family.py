@@ -171,7 +171,8 @@ class Family:
         forward: the forward's description for all `architectures`, or one by name; None: no forward.
         traits: what the memory plan needs beyond tensors and keys.
         token_roles: special tokens that the family's code fixes.
-        projectors: by architecture of a checkpoint that sees images, its projector (mmproj).
+        projectors: by architecture of a checkpoint that sees images, its projector (mmproj); by architecture and
+            model_type of the tower where several towers occur.
     """
 
     name: str
@@ -200,7 +201,7 @@ class Family:
     forward: Architecture | Mapping[str, Architecture] | None = None
     traits: Traits = LLAMA_TRAITS
     token_roles: TokenRoles = NO_ROLES
-    projectors: Mapping[str, "Projector"] = field(default_factory=dict)
+    projectors: Mapping[str | tuple[str, str], "Projector"] = field(default_factory=dict)
 
     def sizes(self, config: Mapping[str, Any], tensors: Collection[str] | None = None) -> Hyperparameters:
         """The sizes that a config.json of this family states.
