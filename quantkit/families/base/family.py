@@ -173,7 +173,8 @@ class Family:
         token_roles: special tokens that the family's code fixes.
         rerankers: names, in lower case, of published models of the family that are rerankers (see `resolve_reranker`).
         dense: llama.cpp runs Dense modules of sentence-transformers after the pooling (see `resolve_pooling`).
-        projectors: by architecture of a checkpoint that sees images, its projector (mmproj).
+        projectors: by architecture of a checkpoint that sees images, its projector (mmproj); by architecture and
+            model_type of the tower where several towers occur.
     """
 
     name: str
@@ -204,7 +205,7 @@ class Family:
     token_roles: TokenRoles = NO_ROLES
     rerankers: tuple[str, ...] = ()
     dense: bool = False
-    projectors: Mapping[str, "Projector"] = field(default_factory=dict)
+    projectors: Mapping[str | tuple[str, str], "Projector"] = field(default_factory=dict)
 
     def sizes(self, config: Mapping[str, Any], tensors: Collection[str] | None = None) -> Hyperparameters:
         """The sizes that a config.json of this family states.
