@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import ml_dtypes
 import numpy as np
+from numpy.typing import NDArray
 
 # Bits per element: the `Dtype` enumeration of the safetensors crate, 0.8.
 DTYPE_BITS: dict[str, int] = {
@@ -52,6 +53,32 @@ NUMPY_DTYPES: dict[str, np.dtype] = {
 }
 
 FLOAT8 = ("F8_E4M3", "F8_E5M2")
+
+# The unsigned integer of each float's size, and the bits that are all set in NaN and, but for e4m3, infinity.
+_NOT_FINITE: dict[str, tuple[str, int]] = {
+    "F8_E4M3": ("u1", 0x7F),
+    "F8_E5M2": ("u1", 0x7C),
+    "F16": ("<u2", 0x7C00),
+    "BF16": ("<u2", 0x7F80),
+    "F32": ("<u4", 0x7F800000),
+    "F64": ("<u8", 0x7FF0000000000000),
+}
+_PIECE = 1 << 18
+
+
+def all_finite(dtype: str, data: NDArray[np.uint8]) -> bool:
+    """Whether no float in `data` is NaN or infinite; True for types without either. `data`: contiguous whole elements.
+
+    The test is of bits: numpy's isfinite takes five times as long for the types of ml_dtypes.
+    """
+    if dtype not in _NOT_FINITE:
+        return True
+    kind, mask = _NOT_FINITE[dtype]
+    for start in range(0, data.size, _PIECE):
+        bits = data[start : start + _PIECE].view(kind)
+        if bool(((bits & bits.dtype.type(mask)) == mask).any()):
+            return False
+    return True
 
 
 @dataclass(frozen=True)

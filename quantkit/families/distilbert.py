@@ -140,6 +140,8 @@ FAMILY = Family(
     dropped=(Dropped(r"vocab_.*", MASKED_HEAD), POSITION_NUMBERS),
     dimensions=encoder_dimensions,
     cautions=encoder_cautions,
+    # a checkpoint stores sinusoidal positions too
+    no_effect=("qa_dropout", "seq_classif_dropout", "sinusoidal_pos_embds"),
     forward={"DistilBertModel": FORWARD},
     traits=Traits(plannable=False),
     token_roles=ENCODER_ROLES,

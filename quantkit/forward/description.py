@@ -6,7 +6,7 @@ keys is a function of config.json (and the layer's number).
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from quantkit.forward.config_keys import Config
@@ -21,6 +21,7 @@ class FeedForward:
     Attributes:
         fused: one linear for gate and up: one after the other, or `alternating`.
         clamped: gpt-oss's variant: gate and up are limited, the gate is x sigmoid(1.702 x), and 1 is added to up.
+        down_turned: whether `down` is stored the other way round than `form` has it.
         inner: width between up and down.
         sparsity: by layer, the share of gates that are set to zero, if gates were normal; 0 keeps all. The others are
             what they exceed that quantile by.
@@ -36,12 +37,18 @@ class FeedForward:
     alternating: bool = False
     clamped: bool = False
     form: Form = Form()
+    down_turned: bool = False
     inner: Callable[[Config], int] = lambda config: int(config["intermediate_size"])
     sparsity: Callable[[Config, int], float] = lambda _config, _layer: 0.0
     activation: tuple[str, ...] = ("hidden_act",)
     default_activation: str = "silu"
     xielu: str | None = None
     multipliers: Callable[[Config], tuple[float, float]] | None = None
+
+    @property
+    def down_form(self) -> Form:
+        """How `down` is stored."""
+        return replace(self.form, turned=self.form.turned != self.down_turned)
 
 
 @dataclass(frozen=True)
@@ -179,6 +186,7 @@ class Architecture:
         base: prefix of all names but the head's; checkpoints saved from the bare model lack it.
         layer: prefix of a layer's names.
         positions: the tensor of learned positions; `first_position` is its row for the first token.
+        first_normed: whether the first layer has `attention_norm`.
         token_types: the tensor of token types; its first row is added to every embedding.
         sum_norms: norms of the hidden states after attention and after the feed-forward have been added (BERT).
         delta_net, mamba, mamba2, short_convolution: what some layers have in place of attention (Mamba 2 also beside
@@ -210,6 +218,7 @@ class Architecture:
     layer: str = "layers.{}."
     norm: Norm = Norm()
     attention_norm: str | None = "input_layernorm"
+    first_normed: bool = True
     after_attention: str | None = None
     feed_norm: str | None = "post_attention_layernorm"
     after_feed: str | None = None
@@ -237,3 +246,7 @@ class Architecture:
     variant: Callable[[Config], Mapping[str, Any]] = lambda _: {}
     refused: Callable[[Config], str | None] = lambda _: None
     unpacked: Callable[[Config], str | None] = lambda _: None
+
+    def norm_before(self, layer: int) -> str | None:
+        """The norm of attention's input in a layer, or None."""
+        return self.attention_norm if layer or self.first_normed else None

@@ -47,7 +47,7 @@ def feed_forward(part: FeedForward, layer: Layer, x: Array, index: int = 0) -> A
             gate = act(gate)
             gate *= up
             up = gate
-    out = linear(part.down, up, x.shape[1])
+    out = layer.weights.linear(layer.at + part.at + part.down, up, x.shape[1], part.down_form, index)
     return out * np.float32(part.multipliers(config)[1]) if part.multipliers else out
 
 

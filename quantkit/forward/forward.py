@@ -190,7 +190,7 @@ class DecoderLayer:
         architecture = self.architecture
         if not architecture.mixes(self.layer.config, self.layer.number):
             return x, self._normed(architecture.feed_norm, x)
-        normed = self._normed(architecture.attention_norm, x)
+        normed = self._normed(architecture.norm_before(self.layer.number), x)
         attended = self._normed(architecture.after_attention, self._mixed(normed, context))
         if architecture.parallel:
             normed_middle = self._normed(architecture.feed_norm, x) if architecture.feed_norm else normed

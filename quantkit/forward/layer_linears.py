@@ -48,10 +48,10 @@ def layer_linears(architecture: Architecture, config: Config, number: int, names
     if shared:  # both parts read the same norm, so `feed` and `attention` are one input
         both = Input("attention", attention.inputs[0].linears + feed.inputs[0].linears)
         inputs = (both, *attention.inputs[1:], *feed.inputs[1:])
-        normed = [(architecture.attention_norm, ("attention", *feed.fed[1:]))]
+        normed = [(architecture.norm_before(number), ("attention", *feed.fed[1:]))]
     else:
         inputs = attention.inputs + feed.inputs
-        normed = [(architecture.attention_norm, attention.fed), (architecture.feed_norm, feed.fed)]
+        normed = [(architecture.norm_before(number), attention.fed), (architecture.feed_norm, feed.fed)]
     if experts and experts.beside:
         inputs += dense.inputs
         normed[1:] = [(experts.beside.norm, feed.fed), (architecture.feed_norm, dense.fed)]
@@ -242,7 +242,8 @@ def _feed_forward(
         readers = (linear(part.fused, place.hidden, 2 * inner),)
     else:
         readers = tuple(linear(name, place.hidden, inner) for name in (part.gate, part.up) if name)
-    inputs = (Input(key, readers, expert), Input(down_key, (linear(part.down, inner, place.hidden),), expert))
+    down = Linear(at + part.down, inner, place.hidden, part.down_form, index)
+    inputs = (Input(key, readers, expert), Input(down_key, (down,), expert))
     # Up is linear only as a factor of the gate: without a gate it enters the activation, clamped it is limited.
     is_linear = (part.fused or part.gate) and not part.clamped
     folds = (RowFold(readers[-1], _rows_of_up(part, inner), down_key),) if is_linear else ()

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from quantkit.checkpoint.tensor import FLOAT8, NUMPY_DTYPES
+from quantkit.checkpoint.tensor import FLOAT8, NUMPY_DTYPES, all_finite
 from quantkit.errors import CheckpointError, OutputError, UnsupportedError
 from quantkit.files import make_partial_folder, open_partial, partial_path, sync
 from quantkit.packed.layout import INDEX, Place, Shard, index_json, total_bytes
@@ -32,7 +32,6 @@ _SMALL = re.compile(
 )
 _CODE = (".py", ".bin", ".pt", ".pth", ".pkl", ".safetensors", ".gguf", ".h5")
 _TEMPLATES = "additional_chat_templates"
-_PIECE = 1 << 22
 
 
 class FolderWriter:
@@ -191,21 +190,26 @@ def _as_stored(name: str, values: NDArray[Any], dtype: str) -> NDArray[Any]:
         if values.dtype != stored:
             raise ValueError(f"{name} is stored as {dtype}, not {values.dtype}")
         return np.ascontiguousarray(values)
-    for start in range(0, values.size, _PIECE):
-        piece = values.reshape(-1)[start : start + _PIECE]
-        if not np.isfinite(piece.astype(np.float32, copy=False)).all():
-            raise CheckpointError(
-                f"tensor {name} would contain NaN or infinity; the source is damaged or states a wrong dtype,"
-                " download it again"
-            )
+    if not _finite(values):
+        raise CheckpointError(
+            f"tensor {name} would contain NaN or infinity; the source is damaged or states a wrong dtype,"
+            " download it again"
+        )
     with np.errstate(over="ignore"):
         rounded = np.ascontiguousarray(values.astype(stored, copy=False))
-    if stored.itemsize == 2 and not np.isfinite(rounded).all():
+    if stored.itemsize == 2 and stored != values.dtype and not all_finite(dtype, rounded.reshape(-1).view(np.uint8)):
         largest = float(np.abs(values.astype(np.float32, copy=False)).max())
         raise UnsupportedError(
             f"tensor {name} has the value {largest:.6g}, out of the range of {stored.name}; add --dtype bfloat16"
         )
     return rounded
+
+
+def _finite(values: NDArray[Any]) -> bool:
+    name = next((name for name, dtype in NUMPY_DTYPES.items() if dtype == values.dtype), None)
+    if name is None:
+        return bool(np.isfinite(values).all())
+    return all_finite(name, np.ascontiguousarray(values).reshape(-1).view(np.uint8))
 
 
 def _as_planned(path: Path, shard: Shard) -> bool:

@@ -7,6 +7,7 @@ compressed-tensors' `calculate_qparams` and DeepSeek-V3's `weight_dequant` (weig
 import numpy as np
 from numpy.typing import NDArray
 
+from quantkit.quant.float8_kernel import rounding_kernel
 from quantkit.quant.grid import Array
 
 LARGEST = 448.0
@@ -44,13 +45,18 @@ def to_float8(w: Array, scales: Array) -> NDArray[np.uint8]:
 
     scales: float32 (n, 1), or (ceil(n / 128), ceil(n_in / 128)) of blocks. Larger magnitudes than 448 become 448.
     """
+    block = 0 if scales.shape == (len(w), 1) else BLOCK
+    return (rounding_kernel(in_numpy) or in_numpy)(w, scales, block)
+
+
+def in_numpy(w: Array, scales: Array, block: int) -> NDArray[np.uint8]:
+    """`to_float8` without the C kernel. `block`: 128 for scales of blocks, 0 for scales of rows."""
     out = np.empty(w.shape, np.uint8)
-    by_block = scales.shape != (len(w), 1)
-    step = BLOCK if by_block else max(1, _PIECE // w.shape[1])
+    step = block or max(1, _PIECE // w.shape[1])
     for start in range(0, len(w), step):
-        divisor = scales[start // BLOCK] if by_block else scales[start : start + step]
-        if by_block:
-            divisor = np.repeat(divisor, BLOCK)[: w.shape[1]]
+        divisor = scales[start // block] if block else scales[start : start + step]
+        if block:
+            divisor = np.repeat(divisor, block)[: w.shape[1]]
         piece = w[start : start + step] / divisor
         np.clip(piece, np.float32(-LARGEST), np.float32(LARGEST), out=piece)
         out[start : start + step] = nearest_float8(piece)

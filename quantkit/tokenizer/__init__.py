@@ -17,7 +17,7 @@ from . import bytelevel, chat_templates, raw_bpe, special, spm, spm_json, unigra
 from .differences import Difference, differences
 from .ends import add_ends
 from .files import TokenizerFiles, read
-from .huggingface import hf_token_ids, panics_refused
+from .huggingface import failures_refused, hf_token_ids
 from .pretokenizers import check_name, known_since, pretokenizer_names
 from .probe import PROBE
 from .roles import NO_ROLES, SpacePrefix, TokenRoles, add_family_roles, add_named_ends
@@ -83,7 +83,7 @@ def load_vocabulary(
     files = read(folder)
     config = _with_vocab_size(config)
     try:
-        with panics_refused(folder):
+        with failures_refused(folder):
             vocabulary = _vocabulary(files, config, roles, pre, chat_template)
     except (KeyError, TypeError, AttributeError, ValueError, IndexError) as error:
         raise TokenizerError(
@@ -126,7 +126,10 @@ def _vocabulary(
     add_named_ends(specials.ids, files.config, tokens.texts, specials.warnings)
     specials.warnings += add_ends(specials.ids, files, config, tokens.texts)
     specials.adds = tokens.adds | specials.adds
-    tokens.end += special.force_added(specials, roles.adds)
+    if roles.adds_first:
+        tokens.first += special.added_first(specials, roles.adds)
+    else:
+        tokens.end += special.force_added(specials, roles.adds)
     if chat_template is not None:
         specials.template = chat_template
     else:

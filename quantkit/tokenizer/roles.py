@@ -47,7 +47,8 @@ class TokenRoles:
     `first` counts where the files name no special token at all, `also` for the roles that the files leave open;
     `instead` overrules the files, with a warning. `space_prefix`: the key for the space in front of a text.
     `stated`: role -> the key of config.json that has the token's id. `adds`: role -> whether llama.cpp adds the token
-    to a text, whatever the files say. `raw_bpe`: how a tokenizer.json that merges raw text is written; None writes a
+    to a text, whatever the files say; with `adds_first` the files decide where they say it, and the keys come before
+    the model. `raw_bpe`: how a tokenizer.json that merges raw text is written; None writes a
     SentencePiece vocabulary. `token_types`: the file states the number of token types, `type_vocab_size` of config.json
     or 1; an encoder needs it.
     """
@@ -58,6 +59,7 @@ class TokenRoles:
     space_prefix: SpacePrefix = SpacePrefix.NEVER
     stated: Mapping[str, str] = field(default_factory=dict)
     adds: Mapping[str, bool] = field(default_factory=dict)
+    adds_first: bool = False
     raw_bpe: RawBpe | None = None
     token_types: bool = False
 

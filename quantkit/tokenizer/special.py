@@ -104,6 +104,12 @@ def force_added(specials: Specials, adds: Mapping[str, bool]) -> list[KeyValue]:
     return [keyvalues.boolean(f"tokenizer.ggml.add_{role}_token", adds[role]) for role in late]
 
 
+def added_first(specials: Specials, adds: Mapping[str, bool]) -> list[KeyValue]:
+    """The keys of the roles in `adds`, by the files or else by `adds`; take them out of `specials`."""
+    stated = {role: specials.adds.pop(role, added) for role, added in adds.items()}
+    return [keyvalues.boolean(f"tokenizer.ggml.add_{role}_token", added) for role, added in stated.items()]
+
+
 def template_keys(template: str | list[dict[str, Any]] | None) -> list[KeyValue]:
     """tokenizer.chat_template, or for named templates one key each, their names, and the default one last."""
     if template is None:

@@ -7,12 +7,15 @@ text are compared with the source's. A few tokens are generated.
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from io import FileIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from threadpoolctl import threadpool_limits
 
+from quantkit.checkpoint.tensor import TensorInfo, all_finite
 from quantkit.errors import QuantkitError, VerificationError
 from quantkit.families import reference_logits
 from quantkit.families.base.native import Native
@@ -32,7 +35,6 @@ LOGIT_FLOOR = {8: 0.95, 6: 0.9, 5: 0.7, 4: 0.5, 3: 0.25, 2: -1.0}
 SIGN_FLOOR = {8: 0.995, 6: 0.99, 5: 0.98, 4: 0.97, 3: 0.93, 2: 0.8}
 _PIECE = 8 << 20
 _GENERATED = 4
-_INTEGERS = ("I32", "I64", "U8", "U32")
 
 
 def verify_folder(
@@ -63,16 +65,13 @@ def verify_folder(
         checks: list[Check] = []
         for name, check in (
             ("structure", lambda: _structure(opened, plan, native)),
-            ("bytes", lambda: _bytes(opened, sha256)),
+            ("bytes", lambda: _bytes(opened, sha256, hashes)),
             ("rows", lambda: _rows(opened, plan, native)),
             *([("error", lambda: _errors(opened, plan, native, measured))] if not plan.format.calibrated else []),
         ):
             checks.append(guard(name, check))
             if checks[-1].status == "failed":
                 return Verified(plan, tuple(checks), hashes, measured)
-        for shard in plan.shards:
-            with (folder / shard.name).open("rb") as file:
-                hashes[shard.name] = hashlib.file_digest(file, "sha256").hexdigest()
         logit_check, correlation = _logits(opened, plan, source or SourceLogits(native.checkpoint), logits)
         return Verified(plan, (*checks, logit_check), hashes, measured, correlation)
 
@@ -121,20 +120,69 @@ def _same_bytes(path: Path, expected: bytes) -> None:
         raise VerificationError(f"{path.name} is not what was written")
 
 
-def _bytes(opened: QuantizedFolder, sha256: Mapping[str, str]) -> str:
-    total = 0
-    for name, tensor in opened.tensors.items():
-        digest = hashlib.sha256()
-        step = max(1, _PIECE // max(tensor.nbytes // max(tensor.n_rows, 1), 1))
-        for start in range(0, tensor.n_rows, step):
-            rows = opened.stored_rows(name, start, min(start + step, tensor.n_rows))
-            if tensor.dtype not in _INTEGERS and not np.isfinite(rows).all():
-                raise VerificationError(f"tensor {name} of {tensor.file} contains NaN or infinity")
-            digest.update(rows.reshape(-1).view(np.uint8).data)
-        if digest.hexdigest() != sha256.get(name):
-            raise VerificationError(f"tensor {name} of {tensor.file} is not what was written; the disk may be failing")
-        total += tensor.nbytes
+def _bytes(opened: QuantizedFolder, sha256: Mapping[str, str], hashes: dict[str, str]) -> str:
+    """Read every weight file once; the sha256 of each is put into `hashes`."""
+    tensors: dict[str, list[TensorInfo]] = {}
+    for tensor in opened.tensors.values():
+        tensors.setdefault(tensor.file, []).append(tensor)
+    with ThreadPoolExecutor(1, thread_name_prefix="sha256") as pool:
+        for name, own in tensors.items():
+            with (opened.folder / name).open("rb", buffering=0) as file:
+                whole = _Hash(pool)
+                for tensor in sorted(own, key=lambda tensor: tensor.offset):
+                    whole.update(_exactly(file, tensor.offset - file.tell()))
+                    _tensor_bytes(file, tensor, sha256.get(tensor.name), whole)
+                while data := file.read(_PIECE):
+                    whole.update(data)
+                hashes[name] = whole.hexdigest()
+    total = sum(tensor.nbytes for tensor in opened.tensors.values())
     return f"{total / 1e6:.0f} MB read back as written, every scale and kept weight finite"
+
+
+class _Hash:
+    """The sha256 of a file, computed in another thread while its tensors are checked. At most two pieces wait."""
+
+    def __init__(self, pool: Executor) -> None:
+        self._pool, self._digest = pool, hashlib.sha256()
+        self._pending: Future[None] | None = None
+
+    def update(self, data: bytes | bytearray) -> None:
+        self._wait()
+        self._pending = self._pool.submit(self._digest.update, data)
+
+    def hexdigest(self) -> str:
+        self._wait()
+        return self._digest.hexdigest()
+
+    def _wait(self) -> None:
+        if self._pending is not None:
+            self._pending.result()
+
+
+def _tensor_bytes(file: FileIO, tensor: TensorInfo, expected: str | None, whole: _Hash) -> None:
+    digest, left = hashlib.sha256(), tensor.nbytes
+    while left:
+        data = _exactly(file, min(left, _PIECE))
+        left -= len(data)
+        whole.update(data)
+        digest.update(data)
+        if not all_finite(tensor.dtype, np.frombuffer(data, np.uint8)):
+            raise VerificationError(f"tensor {tensor.name} of {tensor.file} contains NaN or infinity")
+    if digest.hexdigest() != expected:
+        raise VerificationError(
+            f"tensor {tensor.name} of {tensor.file} is not what was written; the disk may be failing"
+        )
+
+
+def _exactly(file: FileIO, n_bytes: int) -> bytearray:
+    data = bytearray(n_bytes)
+    view, count = memoryview(data), 0
+    while count < n_bytes:
+        length = file.readinto(view[count:])
+        if not length:
+            raise VerificationError(f"{Path(str(file.name)).name} ends too early")
+        count += length
+    return data
 
 
 def _rows(opened: QuantizedFolder, plan: FolderPlan, native: Native) -> str:

@@ -51,11 +51,11 @@ def build_newest(case: Case) -> tuple[dict[str, Any], dict[str, np.ndarray], np.
     with torch.no_grad():
         if case.encoder:
             logits, native["scores"] = of_encoder(model.eval())
-            return native["config"], tensors, logits, native
-        output = model.eval()(torch.tensor([TOKENS]), use_cache=False)
-        if case.auto == "AutoModel":
-            output.logits = output.last_hidden_state @ model.get_input_embeddings().weight.T
-        logits = output.logits[0].float().numpy()
+        else:
+            output = model.eval()(torch.tensor([TOKENS]), use_cache=False)
+            if case.auto == "AutoModel":
+                output.logits = output.last_hidden_state @ model.get_input_embeddings().weight.T
+            logits = output.logits[0].float().numpy()
     settings, tensors = (native["config"], tensors) if not case.publish else case.publish(native["config"], tensors)
     return settings, tensors, logits, native
 
@@ -133,6 +133,42 @@ def scale_attention_by_yarn(model: Any) -> None:
     scale = 1 + 0.1 * rope["mscale_all_dim"] * math.log(rope["factor"])
     for layer in model.model.layers:
         layer.self_attn.scaling *= scale * scale
+
+
+class Experts(torch.nn.Module):
+    """The feed-forward of nomic-embed-text-v2: GELU between two linears, or the two best experts by a softmax."""
+
+    def __init__(self, config: Any, tensors: dict[str, np.ndarray], at: str) -> None:
+        super().__init__()
+        self.config, self.at = config, at
+        self.tensors = {name[len(at) :]: torch.from_numpy(v) for name, v in tensors.items() if name.startswith(at)}
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        part, gelu = self.tensors, torch.nn.functional.gelu
+        if "fc1.weight" in part:
+            inner = gelu(x @ part["fc1.weight"].T + part["fc1.bias"])
+            return inner @ part["fc2.weight"].T + part["fc2.bias"]
+        count, used = self.config.num_experts, self.config.moe_top_k
+        w1, w2 = (part[f"experts.mlp.{name}"].view(count, -1, x.shape[-1]) for name in ("w1", "w2"))
+        weights, chosen = torch.topk((x @ part["router.layer.weight"].T).softmax(-1), used, dim=-1)
+        every = torch.stack([gelu(x @ w1[expert].T) @ w2[expert] for expert in range(count)], dim=-2)
+        best = torch.gather(every, -2, chosen[..., None].expand(*chosen.shape, x.shape[-1]))
+        return (best * weights[..., None]).sum(-2) + part["experts.bias"]
+
+
+def mix_nomic_experts(model: Any) -> None:
+    """NomicBERT as nomic-embed-text-v2's published code has it: biases in attention, experts in every other layer."""
+    from tests.families.models.nomic_bert import part_values
+
+    config = model.config
+    tensors = part_values({**config.to_dict(), "n_layer": config.num_hidden_layers})
+    for number, layer in enumerate(model.layers):
+        at, attention = f"encoder.layers.{number}.", layer.self_attn
+        biases = torch.from_numpy(tensors[at + "attn.Wqkv.bias"]).chunk(3)
+        for linear, bias in zip((attention.q_proj, attention.k_proj, attention.v_proj), biases, strict=True):
+            linear.bias = torch.nn.Parameter(bias)
+        attention.o_proj.bias = torch.nn.Parameter(torch.from_numpy(tensors[at + "attn.out_proj.bias"]))
+        layer.mlp = Experts(config, tensors, at + "mlp.")
 
 
 def convert(folder: Path, out: Path, pre: str | None, **settings: Any) -> None:

@@ -1,5 +1,6 @@
 """Importance matrices from our own forward against llama.cpp's llama-imatrix: which tensors, how many values, which."""
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -76,8 +77,11 @@ def test_entries_of_an_encoder_are_the_matrices_of_its_layers(name: str, tmp_pat
         squares = squares_of(native, TOKENS, tmp_path / "stream")
         sums, _ = collect_imatrix(squares, imatrix_sources(native))
     _, tensors = read_gguf(to_gguf(folder, "f32", tmp_path))
+    # of experts, one vector each
     assert {tensor: values.size for tensor, values in sums.items()} == {
-        tensor: shape[-1] for tensor, (_, shape, _) in tensors.items() if tensor.startswith("blk.") and len(shape) > 1
+        tensor: shape[-1] * math.prod(shape[:-2])
+        for tensor, (_, shape, _) in tensors.items()
+        if tensor.startswith("blk.") and len(shape) > 1
     }
 
 

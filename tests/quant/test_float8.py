@@ -2,8 +2,19 @@
 
 import ml_dtypes
 import numpy as np
+import pytest
 
-from quantkit.quant.float8 import LARGEST, nearest_float8, to_float8
+from quantkit.quant.float8 import (
+    BLOCK,
+    LARGEST,
+    block_maxima,
+    in_numpy,
+    nearest_float8,
+    row_maxima,
+    scales_of,
+    to_float8,
+)
+from quantkit.quant.float8_kernel import rounding_kernel, same_bytes
 
 
 def test_every_half_and_bfloat16_and_its_neighbours_round_as_ml_dtypes_rounds() -> None:
@@ -22,3 +33,19 @@ def test_larger_magnitudes_than_the_largest_float_become_it() -> None:
     assert to_float8(w, np.ones((1, 1), np.float32)).view(ml_dtypes.float8_e4m3fn).astype(float).tolist() == [
         [448.0, -448.0, 448.0, 448.0]
     ]
+
+
+def test_the_c_kernel_has_the_bytes_of_numpy_and_one_that_differs_is_not_used() -> None:
+    kernel = rounding_kernel(in_numpy)
+    if kernel is None:
+        pytest.skip("no C compiler")
+    rng = np.random.default_rng(1)
+    for rows, columns in ((1, 1), (3, 17), (128, 256), (200, 130)):
+        w = (rng.standard_normal((rows, columns)) * np.exp2(rng.integers(-30, 30, (rows, 1)))).astype(np.float32)
+        for maxima, block in ((row_maxima(w), 0), (block_maxima(w), BLOCK)):
+            scales = scales_of(maxima)
+            assert np.array_equal(kernel(w, scales, block), in_numpy(w, scales, block))
+            expected = w / (np.kron(scales, np.ones((BLOCK, BLOCK)))[:rows, :columns] if block else scales)
+            cast = np.clip(expected, -LARGEST, LARGEST).astype(np.float32).astype(ml_dtypes.float8_e4m3fn)
+            assert np.array_equal(kernel(w, scales, block), cast.view(np.uint8))
+    assert not same_bytes(lambda w, scales, block: kernel(w, scales, block) ^ 1, in_numpy)

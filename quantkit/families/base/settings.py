@@ -11,12 +11,15 @@ NO_EFFECT = frozenset(
     {
         # training
         "attention_dropout",
+        "attention_probs_dropout_prob",
         "attn_pdrop",
         "classifier_dropout",
+        "dropout",
         "embd_pdrop",
         "embedding_dropout",
         "embedding_initializer_range",
         "hidden_dropout",
+        "hidden_dropout_prob",
         "initializer_range",
         "output_router_logits",
         "resid_pdrop",
