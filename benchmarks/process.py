@@ -24,10 +24,14 @@ class Measured:
 
 
 def measure(command: Sequence[str | Path], *, env: Mapping[str, str] | None = None) -> Measured:
-    """Run `command` to its end; raises RuntimeError with its last words if it fails."""
+    """Run `command` to its end; raises RuntimeError with its last words if it fails.
+
+    Both sides run as installed programs do: Python keeps the bytecode that it compiles.
+    """
+    variables = {name: value for name, value in (env or os.environ).items() if name != "PYTHONDONTWRITEBYTECODE"}
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
         started = monotonic()
-        child = subprocess.Popen([str(word) for word in command], stdout=out, stderr=err, env=env)
+        child = subprocess.Popen([str(word) for word in command], stdout=out, stderr=err, env=variables)
         # The process stays a zombie until wait4, and its counters can still be read.
         os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
         seconds = monotonic() - started

@@ -6,6 +6,7 @@ cache, and the same threads for both. Results go to the terminal and, as JSON, t
 """
 
 import argparse
+import compileall
 import filecmp
 import json
 import os
@@ -14,6 +15,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import quantkit
 from benchmarks.lines import WORK, Lines, Target, figures, machine, print_machine
 from benchmarks.process import Measured, measure, warm
 from benchmarks.synthetic import SHAPES, synthetic
@@ -74,6 +76,7 @@ class Bench(Lines):
     def side_by_side(self, peer: Peer, checkpoint: Path, *, repeats: int) -> dict[str, Any]:
         """Both sides `repeats` times in turn; the best run of each."""
         warm(checkpoint)
+        compile_bytecode(peer)
         ours, theirs = [], []
         for _ in range(repeats):
             ours.append(self.ours(checkpoint))
@@ -96,6 +99,8 @@ class Bench(Lines):
         self.add(Target("llama.cpp, convert and quantize four times", name, _total(other), "s"))
         self.add(Target("  of it the converter", name, other["convert"].seconds, "s"))
         self.add(Target("wall time, quantkit / llama.cpp", name, mine.seconds / _total(other), "", at_most=0.5))
+        their_cpu = sum(step.cpu_seconds for step in other.values())
+        self.add(Target("CPU time, quantkit / llama.cpp", name, mine.cpu_seconds / their_cpu, ""))
         self.add(Target("wall time, pass alone / llama.cpp", name, pass_seconds / _total(other), ""))
         self.add(Target("bytes written / outputs, quantkit", name, mine.written / sizes, "", at_most=1.01))
         self.add(Target("bytes written / outputs, llama.cpp", name, sum(m.written for m in other.values()) / sizes, ""))
@@ -135,6 +140,12 @@ class Bench(Lines):
         self.peaks.append(document["peak_memory_bytes"] / 1e6)
         self.add(Target("peak memory of quantkit", name, self.peaks[-1], "MB", at_most=700))
         self.add(Target("  of it or of llama.cpp running an output", name, run.peak_memory / 1e6, "MB"))
+
+
+def compile_bytecode(peer: Peer) -> None:
+    """Compile both sides' Python sources, as pip does when it installs a package."""
+    for folder in (Path(quantkit.__file__).parent, peer.source / "conversion", peer.source / "gguf-py"):
+        compileall.compile_dir(folder, quiet=2)
 
 
 def _total(steps: dict[str, Measured]) -> float:

@@ -6,6 +6,7 @@ call resumes: a finished layer and a finished tensor are steps of the journal.
 
 import time
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
@@ -135,13 +136,16 @@ def run(
                 resumed += forget_lost(plan.projectors, journal)
                 quantize_seconds |= run_pass(plan.projectors, journal, progress)
             clock.append(("pass", time.monotonic()))
-        outputs = _verify(plan, calibration, direct, logits, progress)
+        with ThreadPoolExecutor(1, thread_name_prefix="flush") as flusher:
+            # the disk works while the checks read the same bytes from memory
+            flushed = [flusher.submit(sync, partial_path(path)) for path in plan.paths]
+            outputs = _verify(plan, calibration, direct, logits, progress)
+            for future in flushed:
+                future.result()
         if any(output.failed for output in outputs):
             _refuse_changed(source, _source_files(plan))
         clock.append(("verify", time.monotonic()))
         seconds = {stage: now - before for (_, before), (stage, now) in pairwise(clock)}
-        for path in plan.paths:
-            sync(partial_path(path))
         write_records(plan, outputs, calibration, rounded, seconds, choice)
         journal.start_finishing({name: digest for item in outputs for name, digest in item.sha256.items()})
         for item in outputs:

@@ -21,17 +21,12 @@ class CachedContext:
         A recurrent state holds no earlier state, and layers with a sliding window keep only the window.
         """
         memory = llama.llama_get_memory(self.running)
-        complete = count >= len(self.tokens) or self._has_window(memory, count)
+        complete = count >= len(self.tokens) or has_window(memory, self._window, count)
         if complete and llama.llama_memory_seq_rm(memory, 0, count, -1):
             del self.tokens[count:]
             return True
         self.clear()
         return False
-
-    def _has_window(self, memory: Any, count: int) -> bool:
-        """Whether the tokens that token number `count` attends to are in the cache of every layer."""
-        first = int(llama.llama_memory_seq_pos_min(memory, 0)) if self._window and count else 0
-        return first <= max(count - self._window, 0)
 
     def keep_prefix(self, prompt: list[int]) -> int:
         """Keep the tokens that begin `prompt`, except its last one; returns their number."""
@@ -56,3 +51,9 @@ class CachedContext:
         if status:
             raise Failed(f"could not evaluate {len(tokens)} tokens (llama_decode returned {status})")
         self.tokens += tokens
+
+
+def has_window(memory: Any, window: int, position: int) -> bool:
+    """Whether all layers still hold what a token at `position` attends to; `window` 0: no layer slides."""
+    first = int(llama.llama_memory_seq_pos_min(memory, 0)) if window and position else 0
+    return first <= max(position - window, 0)

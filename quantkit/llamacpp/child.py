@@ -26,6 +26,7 @@ from quantkit.llamacpp.generation import Talk
 from quantkit.llamacpp.images import Images
 from quantkit.llamacpp.inputs import Grams, Inputs
 from quantkit.llamacpp.loading import Bench, Loaded
+from quantkit.system import descriptors
 
 _F32 = 0
 
@@ -72,8 +73,10 @@ def logits(request: dict[str, Any]) -> None:
             set_adapter(running, model, request["adapter"])
         values = decode(running, tokens, 0, n_vocab)
         try:
-            with Path(request["out"]).open("wb") as file:
-                file.write(np.ascontiguousarray(values, np.float32).data)
+            with Path(request["out"]).open("w+b") as file:
+                # a full folder is an error here, not a bus error at the first store
+                descriptors.reserve(file.fileno(), values.nbytes)
+                np.memmap(file, np.float32, "r+", 0, values.shape)[:] = values
         except OSError as error:
             raise Failed(f"could not write its logits: {error.strerror}") from error
 
@@ -181,6 +184,7 @@ def main() -> None:
         "talk_tokenize": talk.tokenize,
         "talk_prepare": talk.prepare,
         "talk": talk.generate,
+        "talk_follow": talk.follow,
         "image_features": image_features,
         "load_projector": load_projector,
     }

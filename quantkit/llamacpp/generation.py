@@ -7,6 +7,8 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from quantkit.llamacpp.cached import CachedContext
 from quantkit.llamacpp.calls import context, llama, tokenize
 from quantkit.llamacpp.devices import add_rpc_servers
@@ -126,6 +128,30 @@ class Talk:
             "accepted": self._accepted,
             "note": note,
         }
+
+    def follow(self, request: dict[str, Any]) -> list[int]:
+        """Evaluate the prepared prompt with images, then an answer token by token; the tokens of the answer.
+
+        request["answer"]: the tokens; None for the most likely ones, up to an end-of-generation token. request["out"]
+        gets the logits before each token, (n_tokens, n_vocab) float32.
+        """
+        assert self._images is not None
+        self._images.forget()
+        self._images.evaluate(self._context.running)
+        self._context.tokens = []
+        given, n_vocab = request["answer"], llama.llama_vocab_n_tokens(self._vocab)
+        most = request["max_tokens"] if given is None else len(given)
+        tokens: list[int] = []
+        with Path(request["out"]).open("wb") as file:
+            while len(tokens) < most:
+                logits = np.ctypeslib.as_array(llama.llama_get_logits_ith(self._context.running, -1), (n_vocab,))
+                logits.tofile(file)
+                tokens.append(int(logits.argmax()) if given is None else given[len(tokens)])
+                if given is None and llama.llama_vocab_is_eog(self._vocab, tokens[-1]):
+                    break
+                if len(tokens) < most:
+                    self._evaluate(tokens[-1:])
+        return tokens
 
     def _stream(self, sampler: Any, most: int) -> Iterator[int]:
         """Up to `most` sampled tokens. Each is evaluated, with drafts of the next ones, when the next is wanted.

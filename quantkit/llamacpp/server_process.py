@@ -15,8 +15,8 @@ from collections import deque
 from types import TracebackType
 
 from quantkit.errors import QuantkitError, UsageError
+from quantkit.llamacpp.reasons import telling_line
 from quantkit.llamacpp.server import ServerCommand
-from quantkit.llamacpp.session import telling_line
 
 _LINES_KEPT = 200
 _POLL_SECONDS = 0.1

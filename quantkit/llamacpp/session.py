@@ -8,31 +8,27 @@ import importlib.metadata
 import importlib.util
 import json
 import os
-import re
 import subprocess
 import sys
 import tempfile
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 import quantkit
 from quantkit.errors import MissingExtraError, PassingError, QuantkitError
+from quantkit.llamacpp.reasons import NO_MEMORY, NO_SPACE, explain
+from quantkit.llamacpp.reuse import IdleChildren
 from quantkit.scratch import folder_in_memory, scratch_folder
 from quantkit.system.processes import was_killed
 
 Progress = Callable[..., object]
 
-_NO_MEMORY = re.compile(
-    r"out of memory|failed to allocate|unable to allocate|cannot allocate|bad_alloc|resource temporarily unavailable",
-    re.IGNORECASE,
-)
-_NO_SPACE = re.compile(r"no space left on device|disk quota exceeded|input/output error", re.IGNORECASE)
 _SECONDS_TO_DIE = 5.0
 
 
@@ -155,9 +151,7 @@ class LlamaSession:
 
     def __init__(self, model: Path) -> None:
         require_llama_cpp()
-        if not model.is_file():
-            raise QuantkitError(f"{model} is not a file")
-        self.model = model
+        self.model = _existing(model)
         self._stack = ExitStack()
         package_root = str(Path(quantkit.__file__).resolve().parents[1])
         # By default OpenMP's threads spin while they wait, which on a busy machine doubles the time.
@@ -181,6 +175,16 @@ class LlamaSession:
     def alive(self) -> bool:
         """Whether the child process is running."""
         return self._child.poll() is None
+
+    def answer_about(self, model: Path) -> None:
+        """The next requests are about `model`. Raises QuantkitError, with the child stopped, if it is not a file."""
+        try:
+            self.model = _existing(model)
+            self._log.truncate(0)
+            self._log.seek(0)
+        except BaseException:
+            self.close()
+            raise
 
     def ask(self, request: Mapping[str, Any], *, timeout: float | None = None, progress: Progress | None = None) -> Any:
         """The result of a request, waited for `timeout` seconds at most.
@@ -207,10 +211,10 @@ class LlamaSession:
         code = self._end(alive=answer is not None)
         if late.is_set():
             raise QuantkitError(f"{self.model}: llama.cpp did not finish in {timeout:g} seconds and was stopped")
-        reason = _explain(self.model, answer, self._log)
-        if was_killed(code) or _NO_MEMORY.search(reason):
+        reason = explain(self.model, answer, self._log)
+        if was_killed(code) or NO_MEMORY.search(reason):
             raise PassingError(f"{reason} (too little memory?); the finished work is kept, free some memory and rerun")
-        if _NO_SPACE.search(reason):
+        if NO_SPACE.search(reason):
             raise PassingError(f"{reason}; the finished work is kept, free some space in /tmp or /dev/shm and rerun")
         raise QuantkitError(reason)
 
@@ -264,24 +268,33 @@ class LlamaSession:
         self.close()
 
 
+_idle: IdleChildren[LlamaSession] = IdleChildren()
+
+
+def _existing(model: Path) -> Path:
+    if not model.is_file():
+        raise QuantkitError(f"{model} is not a file")
+    return model
+
+
 def run_child(
     request: Mapping[str, Any], model: Path, *, timeout: float | None = None, progress: Progress | None = None
 ) -> Any:
-    """Send one request to a new child process and return its result; see `LlamaSession.ask`."""
-    with LlamaSession(model) as session:
-        return session.ask(request, timeout=timeout, progress=progress)
+    """Send one request to a child process and return its result; see `LlamaSession.ask` and `children_reused`."""
+    session = _idle.take()
+    if session is None:
+        session = LlamaSession(model)
+    else:
+        session.answer_about(model)
+    try:
+        result = session.ask(request, timeout=timeout, progress=progress)
+    except BaseException:
+        session.close()
+        raise
+    _idle.give_back(session)
+    return result
 
 
-def telling_line(lines: Sequence[str]) -> str:
-    """The first line of llama.cpp's log that tells a reason, without the names of functions; "" if there is none."""
-    telling = [line for line in lines if re.search(r"error|invalid|assert|abort|missing|unknown", line, re.IGNORECASE)]
-    return re.sub(r"^(error loading model: |\w+: )+", "", (telling or lines or [""])[0])
-
-
-def _explain(model: Path, answer: dict[str, Any] | None, log: IO[bytes]) -> str:
-    """One sentence: what llama.cpp could not do, and the first line of its log with the reason."""
-    log.seek(0)
-    lines = [line.strip() for line in log.read().decode("utf-8", "replace").splitlines() if line.strip()]
-    what = answer["error"] if answer else "stopped without an answer"
-    reason = telling_line(lines)
-    return f"{model}: llama.cpp {what}" + (f": {reason}" if reason else "")
+def children_reused() -> AbstractContextManager[None]:
+    """Within this block `run_child` sends several requests to one child; a child that failed is replaced."""
+    return _idle.reused()

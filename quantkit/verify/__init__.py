@@ -7,6 +7,7 @@ plain numpy forward over the original weights.
 
 from concurrent.futures import ThreadPoolExecutor
 
+from quantkit.llamacpp.session import children_reused
 from quantkit.outputs.gguf_files import GgufOutput, GgufPlan
 from quantkit.progress import SILENT, Progress
 from quantkit.verify.check import Check, Verified
@@ -27,7 +28,7 @@ def verify_gguf(
     """
     if source is None and plan.model.checkpoint is not None:
         source = SourceLogits(plan.model.checkpoint)
-    with ThreadPoolExecutor(plan.checked_at_once) as pool:
+    with children_reused(), ThreadPoolExecutor(plan.checked_at_once) as pool:
         tokens = pool.submit(check_tokens, plan, source)
 
         def check(output: GgufOutput) -> Verified:

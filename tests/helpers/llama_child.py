@@ -37,10 +37,8 @@ class SharedChild:
         if self._session is None or not self._session.alive:
             self.close()
             self._session = LlamaSession(model)
-        self._session.model = model
-        self._session._log.truncate(0)
-        self._session._log.seek(0)
         try:
+            self._session.answer_about(model)
             return self._session.ask(request, timeout=timeout, progress=progress)
         except BaseException:
             self.close()

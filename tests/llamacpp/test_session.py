@@ -129,3 +129,30 @@ def test_a_folder_of_the_callers_that_shadows_a_package_is_not_imported(
     (tmp_path / "llama_cpp.py").write_text("raise SystemExit('shadowed')")
     monkeypatch.chdir(tmp_path)
     assert len(vocab_token_ids(tiny, ["The lazy dog"])[0]) > 0
+
+
+def test_within_a_block_one_child_answers_about_several_files_and_a_failed_one_is_replaced(
+    tiny: Path, tmp_path: Path
+) -> None:
+    children = set()
+
+    def ids(model: Path) -> list[list[int]]:
+        try:
+            return vocab_token_ids(model, TEXTS)
+        finally:
+            children.update(
+                child.pid for child in psutil.Process().children() if "quantkit" in " ".join(child.cmdline())
+            )
+
+    other = write_tiny_gguf(tiny_llama(tmp_path, dtype="f32", variant="smollm2"), tmp_path / "other.gguf")
+    bad = tmp_path / "bad.gguf"
+    bad.write_bytes(b"GGUF" + b"\0" * 64)
+    expected = vocab_token_ids(tiny, TEXTS), vocab_token_ids(other, TEXTS)
+    with session.children_reused():
+        assert (ids(tiny), ids(other)) == expected and len(children) == 1
+        with pytest.raises(QuantkitError, match=r"bad\.gguf: llama.cpp"):
+            ids(bad)
+        with pytest.raises(QuantkitError, match=r"gone\.gguf is not a file"):
+            ids(tmp_path / "gone.gguf")
+        assert ids(tiny) == expected[0] and len(children) == 2
+    assert not any(psutil.pid_exists(pid) for pid in children)

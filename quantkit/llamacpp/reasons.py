@@ -1,0 +1,27 @@
+"""Why llama.cpp failed: the line of its log that names the reason."""
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import IO, Any
+
+NO_MEMORY = re.compile(
+    r"out of memory|failed to allocate|unable to allocate|cannot allocate|bad_alloc|resource temporarily unavailable",
+    re.IGNORECASE,
+)
+NO_SPACE = re.compile(r"no space left on device|disk quota exceeded|input/output error", re.IGNORECASE)
+
+
+def telling_line(lines: Sequence[str]) -> str:
+    """The first line of llama.cpp's log that tells a reason, without the names of functions; "" if there is none."""
+    telling = [line for line in lines if re.search(r"error|invalid|assert|abort|missing|unknown", line, re.IGNORECASE)]
+    return re.sub(r"^(error loading model: |\w+: )+", "", (telling or lines or [""])[0])
+
+
+def explain(model: Path, answer: Mapping[str, Any] | None, log: IO[bytes]) -> str:
+    """One sentence: what llama.cpp could not do, and the first line of its log with the reason."""
+    log.seek(0)
+    lines = [line.strip() for line in log.read().decode("utf-8", "replace").splitlines() if line.strip()]
+    what = answer["error"] if answer else "stopped without an answer"
+    reason = telling_line(lines)
+    return f"{model}: llama.cpp {what}" + (f": {reason}" if reason else "")
