@@ -20,6 +20,15 @@ class Cache:
     v_turn: Tensor | None
 
 
+@dataclass(frozen=True)
+class Index:
+    """Cache inputs of an indexer: numbers of the new rows, mask, and the Hadamard rotation of queries and keys."""
+
+    rows: Tensor
+    mask: Tensor
+    turn: Tensor
+
+
 class Drawing:
     """The graph of one physical batch of `n` tokens; `layer` is the current layer, None outside the layers."""
 
@@ -35,6 +44,8 @@ class Drawing:
         self.state_copies = leaf("state copies", 1, size=I32)
         self.embedding: Tensor | None = None
         self.caches = {slides: self._cache(slides) for slides in (False, True) if not slides or shape.window}
+        self.index = self._index() if shape.index_width else None
+        self.chosen_cells: Tensor | None = None
 
     def named(self, name: str) -> str:
         """The full tensor name of a weight of the current layer, or of one outside the layers."""
@@ -84,6 +95,12 @@ class Drawing:
             leaf("mask", cells, self.n, size=F16 if context.flash_on else F32),
             *turns,
         )
+
+    def _index(self) -> Index:
+        """Inputs of an indexer, which llama.cpp computes in one operation with a float16 mask."""
+        size = _largest_turn(self.shape.index_width)
+        mask = leaf("index mask", self.context.cells, self.n, size=F16)
+        return Index(leaf("index rows", self.n, size=I64), mask, leaf("index turn", size, size))
 
 
 def _largest_turn(head: int) -> int:

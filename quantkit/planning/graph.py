@@ -64,6 +64,9 @@ def telling_layers(shape: ModelShape, kinds: Sequence[Hashable]) -> list[int]:
 
     `kinds`: device placement per layer; layers of different kinds are not equal.
     """
+    if shape.index_width:
+        # each layer has its own mask of zeros, allocated from the start
+        return list(range(len(shape.trunk)))
     chosen, run = [], 0
     before: Hashable = None
     for i, layer in enumerate(shape.trunk):

@@ -202,6 +202,8 @@ def kv_of_layers(shape: ModelShape, context: Context) -> list[int]:
         values = layer.n_head_kv * layer.head_v if context.flash_on else shape.widest_values
         row = row_bytes(kind, layer.n_head_kv * layer.head_k) + (row_bytes(kind, values) if values else 0)
         sizes[number] += row * cells
+        if layer.has("indexer.attn_k.weight"):
+            sizes[number] += row_bytes(kind, shape.index_width) * cells
     return sizes
 
 

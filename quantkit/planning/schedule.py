@@ -120,6 +120,8 @@ def _assign(
     for node in graph.nodes:
         if not _is_view(node):
             known[id(node)] = chosen[id(node)] or "CPU"
+            # a constant is on the device of the operation that takes it
+            known.update({id(parent): known[id(node)] for parent in node.src if parent.kind == "constant"})
     return known
 
 

@@ -14,7 +14,8 @@ Stride = tuple[float, float, float, float]
 
 
 class Tensor:
-    """A node or a leaf. `kind` is "op", "input" (allocated before the graph runs), "cache" or "wait" (a copy).
+    """A node or a leaf. `kind` is "op", "input" or "constant" (both allocated before the graph runs),
+    "cache" or "wait" (a copy).
 
     `size` is bytes of an element; `stride` bytes to the next one in each dimension. `root` is the tensor whose memory a
     view is a part of. `weight` is the name in the file of the weight that an operation takes, which decides where it
