@@ -155,6 +155,7 @@ def _attend(
     q = permuted(view(q, (*q.shape[:3], 1), q.stride[1:]))
     if flash:
         out = fresh((head_v, n_head, d.n), q, permuted(keys), permuted(values), mask)
+        out.layer = d.layer
         if v_rows:
             out = fresh((v_rows, n_head, d.n), permuted(_decompressed(d, out, v_rows, n_head)))
         out = view(out, (out.shape[0] * n_head, d.n))

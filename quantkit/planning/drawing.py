@@ -41,7 +41,8 @@ class Drawing:
         self.query_scale = leaf("query scale", 1, 1, self.n)
         self.outputs = leaf("outputs", self.n, size=I32)
         self.layer_inputs: Tensor | None = None
-        self.state_copies = leaf("state copies", 1, size=I32)
+        copies = leaf("state copies", 1, size=I32)
+        self.state_copies, self.other_copies = view(copies, (1,)), view(copies, (0,))
         self.embedding: Tensor | None = None
         self.caches = {slides: self._cache(slides) for slides in (False, True) if not slides or shape.window}
         self.index = self._index() if shape.index_width else None
