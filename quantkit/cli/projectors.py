@@ -8,6 +8,7 @@ from quantkit.checkpoint import Checkpoint
 from quantkit.cli.conversion_options import GgufOptions
 from quantkit.conversion.projector import Projector, drop_projectors, name_projectors, write_projectors
 from quantkit.errors import UsageError
+from quantkit.families.base.multimodal import has_tower
 from quantkit.gguf.file_types import FileType
 from quantkit.outputs.model import Model
 from quantkit.outputs.plan import ConversionPlan
@@ -24,7 +25,11 @@ def own_projector_types(source: Checkpoint | Model, options: GgufOptions) -> tup
     types = projector_types(options.mmproj or ())
     if types and source.folder is None:
         raise UsageError(f"--mmproj needs a checkpoint; {source.name} is a GGUF, which holds the text model only")
-    return types if isinstance(source, Checkpoint) and find_projector(source.config) is not None else ()
+    if not types or not isinstance(source, Checkpoint):
+        return ()
+    if not has_tower(source.tensors):
+        raise UsageError(f"{source.name} has no vision or audio tower; leave --mmproj out")
+    return types if find_projector(source.config) is not None else ()
 
 
 @contextmanager

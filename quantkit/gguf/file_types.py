@@ -39,9 +39,9 @@ class FileType:
     @property
     def tensor_type(self) -> "GGMLQuantizationType":
         """The tensor type of most weights."""
-        from gguf import GGMLQuantizationType
+        from quantkit.gguf.types import TENSOR_TYPES
 
-        return GGMLQuantizationType[self.default]
+        return TENSOR_TYPES[self.default.lower()]
 
 
 def _by_name(*types: FileType) -> dict[str, FileType]:
@@ -80,7 +80,9 @@ FILE_TYPES: dict[str, FileType] = _by_name(
     FileType("iq1_m", 31, "IQ1_M", 2.1, "extreme loss", needs_imatrix=True),
     FileType("iq1_s", 24, "IQ1_S", 2.0, "extreme loss, smallest of all", needs_imatrix=True),
     FileType("tq2_0", 37, "TQ2_0", 2.5, "for models trained ternary (BitNet, TriLM)"),
+    FileType("q2_0", 41, "Q2_0", 2.7, "for models trained ternary, groups of 64"),
     FileType("tq1_0", 36, "TQ1_0", 2.2, "for models trained ternary, denser"),
+    FileType("q1_0", 40, "Q1_0", 1.5, "for models trained in 1 bit"),
     FileType("mxfp4", 38, "MXFP4", 4.3, "experts in MXFP4, the rest in q8_0 (gpt-oss)"),
 )
 

@@ -7,7 +7,7 @@ import numpy as np
 from gguf import GGMLQuantizationType
 from numpy.typing import NDArray
 
-from quantkit.gguf.types import block_size
+from quantkit.gguf.types import Q2_0, block_size
 
 _T = GGMLQuantizationType
 
@@ -21,6 +21,9 @@ _HALVES: dict[GGMLQuantizationType, tuple[int, ...]] = {
     _T.Q6_K: (208,),
     _T.TQ1_0: (52,),
     _T.TQ2_0: (64,),
+    **dict.fromkeys((_T.Q1_0, Q2_0), (0,)),
+    # a scale of 8 bits is always finite
+    _T.NVFP4: (),
     _T.F16: (0,),
 }
 _IQ1_M_SCALES = 48

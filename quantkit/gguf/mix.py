@@ -267,11 +267,19 @@ def _ggml_dims(shape: Iterable[int]) -> tuple[int, ...]:
 
 
 def _fallback(kind: GGMLQuantizationType, tensor: MixTensor) -> tuple[GGMLQuantizationType, bool]:
-    """`kind`, or the nearest type whose blocks fit the rows of `tensor`; and whether the type differs from `kind`."""
+    """`kind`, or the nearest type whose blocks fit the rows of `tensor`; and whether the type differs from `kind`.
+
+    Raises UnsupportedError for a type of long blocks that has no nearest type.
+    """
     cols = tensor.shape[-1]
     if cols % block_size(kind)[0] == 0:
         return kind, False
     smaller = FALLBACK.get(kind, kind)
+    if smaller == kind and block_size(kind)[0] > 32:
+        raise UnsupportedError(
+            f"rows of {tensor.name} have {cols} values, not a multiple of {block_size(kind)[0]}; llama.cpp has no"
+            f" fallback for {kind.name.lower()}, so give the tensor another type with --tensor-type"
+        )
     return (smaller if cols % block_size(smaller)[0] == 0 else _T.F16), True
 
 

@@ -10,6 +10,8 @@ from enum import Enum, auto
 
 from gguf import GGMLQuantizationType
 
+from quantkit.gguf.types import Q2_0
+
 _T = GGMLQuantizationType
 
 
@@ -72,7 +74,7 @@ NEEDS_IMATRIX = frozenset({_T.IQ3_XXS, _T.IQ2_XXS, _T.IQ2_XS, _T.IQ2_S, _T.IQ1_M
 # the type to use when rows are not whole blocks of the type on the left
 FALLBACK = {
     **dict.fromkeys((_T.IQ1_S, _T.IQ1_M, _T.IQ2_XXS, _T.IQ2_XS, _T.IQ2_S, _T.IQ3_XXS, _T.IQ3_S, _T.IQ4_XS), _T.IQ4_NL),
-    **dict.fromkeys((_T.Q2_K, _T.Q3_K, _T.TQ1_0, _T.TQ2_0), _T.Q4_0),
+    **dict.fromkeys((Q2_0, _T.Q2_K, _T.Q3_K, _T.TQ1_0, _T.TQ2_0), _T.Q4_0),
     _T.Q4_K: _T.Q5_0,
     _T.Q5_K: _T.Q5_1,
     _T.Q6_K: _T.Q8_0,
@@ -158,7 +160,7 @@ RULES: dict[Role, tuple[Rule, ...]] = {
     Role.EMBEDDING: (
         Rule("iq1_s iq1_m iq2_xxs iq2_xs", _T.Q2_K),
         Rule("iq2_s iq2_m iq3_xxs", _T.IQ3_S),
-        Rule("tq1_0 tq2_0", _T.Q4_K),
+        Rule("tq1_0 tq2_0 q2_0", _T.Q4_K),
     ),
     Role.ATTN_V: (
         Rule(TINY, _T.Q4_K, _any(_wide_gqa, lambda at: at.experts >= 4)),

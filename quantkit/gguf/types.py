@@ -10,12 +10,30 @@ from quantkit.gguf.file_types import unknown_name
 
 _T = GGMLQuantizationType
 
+
+def _registered(name: str, number: int, elements: int, n_bytes: int) -> GGMLQuantizationType:
+    """The type of this name, which ggml has; a gguf package that does not have it yet receives it.
+
+    number: in `enum ggml_type`. elements, n_bytes: of one block.
+    """
+    if name not in _T.__members__:
+        kind = int.__new__(_T, number)
+        kind._name_, kind._value_ = name, number
+        _T._member_map_[name] = _T._value2member_map_[number] = kind
+        _T._member_names_.append(name)
+        GGML_QUANT_SIZES[kind] = (elements, n_bytes)
+    return _T[name]
+
+
+# block_q2_0 in ggml-common.h: a float16 scale and 64 levels of 2 bits
+Q2_0 = _registered("Q2_0", 42, 64, 18)
+
 TENSOR_TYPES: dict[str, GGMLQuantizationType] = {
     kind.name.lower(): kind
     for kind in (
         *(_T.F32, _T.F16, _T.BF16, _T.Q8_0, _T.Q6_K, _T.Q5_K, _T.Q5_1, _T.Q5_0, _T.Q4_K, _T.Q4_1, _T.Q4_0),
         *(_T.IQ4_NL, _T.IQ4_XS, _T.MXFP4, _T.Q3_K, _T.IQ3_S, _T.IQ3_XXS, _T.Q2_K, _T.IQ2_S, _T.IQ2_XS, _T.IQ2_XXS),
-        *(_T.TQ2_0, _T.TQ1_0, _T.IQ1_M, _T.IQ1_S),
+        *(_T.NVFP4, _T.TQ2_0, Q2_0, _T.TQ1_0, _T.IQ1_M, _T.IQ1_S, _T.Q1_0),
     )
 }
 

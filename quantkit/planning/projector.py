@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from quantkit.errors import QuantkitError, UsageError
+from quantkit.families.base.multimodal import has_tower
 from quantkit.gguf.projector_file import named_projectors
 from quantkit.machine import Machine
 from quantkit.outputs.projector import ProjectorRequest, find_projector, plan_projectors, projector_types
@@ -70,7 +71,9 @@ def planned_projector(source: Source, given: str, wanted: str | None) -> tuple[P
     types = projector_types([wanted or USUAL])
     if source.is_config or find_projector(checkpoint.config) is None:
         if wanted is not None:
-            raise UsageError(f"{given} has no projector that quantkit can plan; leave --mmproj out")
+            towers = source.is_config or has_tower(checkpoint.tensors)
+            reason = "has no projector that quantkit can plan" if towers else "has no vision or audio tower"
+            raise UsageError(f"{given} {reason}; leave --mmproj out")
         return None, None
     try:
         plan = plan_projectors(checkpoint, ProjectorRequest(types, Path(), source.model.name))

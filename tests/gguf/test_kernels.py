@@ -19,7 +19,7 @@ from quantkit.gguf import kernels, numpy_kernels
 from quantkit.gguf.finite import all_finite
 from quantkit.gguf.kernels import dequantize_rows, library, quantize_rows, validate_rows
 from quantkit.gguf.mix_rules import NEEDS_IMATRIX
-from quantkit.gguf.types import TENSOR_TYPES, row_bytes
+from quantkit.gguf.types import Q2_0, TENSOR_TYPES, row_bytes
 from tests.helpers import oracle
 
 _T = GGMLQuantizationType
@@ -98,8 +98,20 @@ def test_with_importances_every_type_has_the_bytes_of_llama_cpps_quantizer(tmp_p
 def test_dequantizing_agrees_with_the_gguf_package(name: str) -> None:
     kind = TENSOR_TYPES[name]
     data = quantize_rows(kind, weights_like_a_models(), importances())
-    expected = numpy_kernels.dequantize(kind, data)
+    expected = _by_hand(kind, data) if kind in (_T.Q1_0, Q2_0) else numpy_kernels.dequantize(kind, data)
     np.testing.assert_array_equal(dequantize_rows(kind, data, COLS), expected)
+
+
+def _by_hand(kind: GGMLQuantizationType, data: NDArray[np.uint8]) -> _Floats:
+    """Q1_0 and Q2_0, which the gguf package lacks: block_q1_0 and block_q2_0 of ggml-common.h."""
+    blocks = data.reshape(-1, 18)
+    d = blocks[:, :2].copy().view("<f2").astype(np.float32)
+    if kind == _T.Q1_0:
+        levels = 2 * np.unpackbits(blocks[:, 2:], axis=1, bitorder="little").astype(np.float32) - 1
+    else:
+        pairs = blocks[:, 2:, None] >> np.array([0, 2, 4, 6], np.uint8) & np.uint8(3)
+        levels = pairs.reshape(len(blocks), -1).astype(np.float32) - 1
+    return np.asarray(levels * d, np.float32).reshape(len(data), -1)
 
 
 @every_type
@@ -260,7 +272,7 @@ def test_the_check_for_finite_floats_agrees_with_ggmls(name: str, ggml: ctypes.C
         assert all_finite(kind, data) == theirs, position
         verdicts.append(theirs)
     assert validate_rows(kind, good)
-    if kind != _T.F32:
+    if kind not in (_T.F32, _T.NVFP4):  # NVFP4's scales of 8 bits are always finite
         assert False in verdicts
 
 

@@ -36,7 +36,8 @@ def test_a_file_type_has_llama_cpps_name_number_and_default_type(name: str, libl
 
 def test_the_types_the_user_is_promised_are_all_there() -> None:
     promised = """f32 f16 bf16 q8_0 q4_0 q4_1 q5_0 q5_1 q2_k q2_k_s q3_k_s q3_k_m q3_k_l q4_k_s q4_k_m q5_k_s q5_k_m
-        q6_k iq1_s iq1_m iq2_xxs iq2_xs iq2_s iq2_m iq3_xxs iq3_xs iq3_s iq3_m iq4_nl iq4_xs tq1_0 tq2_0 mxfp4"""
+        q6_k iq1_s iq1_m iq2_xxs iq2_xs iq2_s iq2_m iq3_xxs iq3_xs iq3_s iq3_m iq4_nl iq4_xs tq1_0 tq2_0 mxfp4
+        q1_0 q2_0"""
     assert set(FILE_TYPES) == set(promised.split())
 
 

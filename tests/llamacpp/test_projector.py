@@ -4,17 +4,23 @@ The script stands for llama.cpp's converter (see test_converter.py); tests/full/
 """
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from demo.safetensors_file import write_safetensors
 from quantkit.conversion import run as run_module
 from quantkit.errors import OutputError
+from quantkit.families.base.multimodal import has_tower
 from tests.helpers.command import Answer, quantkit
 from tests.helpers.small_converter import write_converter
 from tests.helpers.tiny import tiny_llama
+from tests.vision.cases import NAMES
+from tests.vision.expected import expected
 
 # the converter with --mmproj writes fewer tensors, in the type of --outtype
 TOWER = """
@@ -34,11 +40,23 @@ TOWER = """
 """
 
 
+def text_model(folder: Path) -> Path:
+    return tiny_llama(folder, variant="llama3", hidden=64, intermediate=96, layers=1, shards=2)
+
+
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_llama(
-        tmp_path_factory.mktemp("seeing") / "seeing", variant="llama3", hidden=64, intermediate=96, layers=1
-    )
+    """A model with a tower that quantkit has no rules for."""
+    folder = text_model(tmp_path_factory.mktemp("seeing") / "seeing")
+    text = json.loads((folder / "config.json").read_text())
+    config = {"architectures": ["JanusForConditionalGeneration"], "model_type": "janus", "text_config": text}
+    (folder / "config.json").write_text(json.dumps(config))
+    name = "model.vision_model.embeddings.patch_embedding.bias"
+    write_safetensors(folder / "tower.safetensors", {name: ("F32", np.ones(8, np.float32))})
+    index = json.loads((folder / "model.safetensors.index.json").read_text())
+    index["weight_map"][name] = "tower.safetensors"
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    return folder
 
 
 def convert(checkpoint: Path, out: Path, *more: str | Path) -> Answer:
@@ -100,7 +118,23 @@ def test_what_cannot_be_written_is_one_sentence(
     assert not list((tmp_path / "out").rglob("*.gguf"))
 
 
-def test_a_model_without_towers_is_the_converters_own_sentence(checkpoint: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("command", [("gguf", "-t", "q8_0"), ("convert", "-t", "q8_0"), ("plan", "-t", "q8_0")])
+def test_a_checkpoint_without_towers_says_so(command: tuple[str, ...], tmp_path: Path) -> None:
+    plain = text_model(tmp_path / "plain")
+    answer = quantkit(command[0], plain, *command[1:], "--mmproj", "f16")
+    assert answer.code == 2 and "plain has no vision or audio tower; leave --mmproj out" in answer.sentence
+    assert not list(tmp_path.rglob("*.gguf"))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_checkpoint_that_sees_has_a_tower(name: str) -> None:
+    layout = expected(name)["layout"]
+    assert has_tower(layout)
+    text = [key for key in layout if not re.search("vision|visual|audio|multi_modal|connector|mlp1", key)]
+    assert text and not has_tower(text)
+
+
+def test_a_tower_that_the_converter_does_not_know_is_its_own_sentence(checkpoint: Path, tmp_path: Path) -> None:
     failing = TOWER.replace("out = Path", "raise NotImplementedError('no tower')\n        out = Path", 1)
     converter = write_converter(tmp_path / "converter", MAIN=failing)
     answer = convert(checkpoint, tmp_path / "out", "--mmproj", "f16", "--converter", converter)

@@ -28,14 +28,29 @@ REQUIREMENTS = {
     ),
     "mlx": ("mlx[cpu]==0.32.4", "mlx-lm==0.32.2"),
     "autoawq": ("torch==2.13.0", "autoawq==0.2.9", "transformers==4.51.3"),
+    "vllm": ("torch==2.13.0", "transformers==5.24.0", "compressed-tensors==0.20.1"),
 }
+ALONE = {
+    # what vLLM's parsers of quantization_config import: its own requirements are a torch and kernels for CUDA
+    "vllm": (
+        *("vllm==0.33.0", "aiohappyeyeballs", "aiohttp", "aiosignal", "annotated-types", "anyio", "apache-tvm-ffi"),
+        *("attrs", "blake3", "cachetools", "cbor2", "certifi", "cloudpickle", "depyf", "diskcache", "einops"),
+        *("fastapi", "frozenlist", "gguf", "lark", "llguidance", "msgspec", "multidict", "openai", "openai-harmony"),
+        *("opencv-python-headless", "opentelemetry-api", "opentelemetry-sdk", "opentelemetry-semantic-conventions"),
+        *("partial-json-parser", "pillow", "prometheus-client", "propcache", "psutil", "py-cpuinfo", "pybase64"),
+        *("pydantic==2.14.4", "pydantic-core==2.50.5", "pyzmq", "requests", "sniffio", "starlette"),
+        *("typing-inspection", "urllib3", "uvloop", "xgrammar", "yarl"),
+    ),
+}
+"""Packages that are installed without what they ask for."""
 
 
 def python_of(name: str) -> Path:
     """The interpreter of an environment of REQUIREMENTS."""
     folder = CACHE / name
     stamp = folder / "ready.json"
-    wanted = list(REQUIREMENTS[name])
+    alone = list(ALONE.get(name, ()))
+    wanted = [*REQUIREMENTS[name], *alone]
     CACHE.mkdir(parents=True, exist_ok=True)
     with (CACHE / f"{name}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -43,8 +58,11 @@ def python_of(name: str) -> Path:
             shutil.rmtree(folder, ignore_errors=True)
             _run([sys.executable, "-m", "venv", str(folder)])
             # first torch alone: some of the others look for it while they are built
-            for packages in (wanted[:1], wanted):
-                _run([str(folder / "bin" / "pip"), "--disable-pip-version-check", "install", "--quiet", *packages])
+            pip = [str(folder / "bin" / "pip"), "--disable-pip-version-check", "install", "--quiet"]
+            for packages in (wanted[:1], list(REQUIREMENTS[name])):
+                _run([*pip, *packages])
+            if alone:
+                _run([*pip, "--no-deps", *alone])
             stamp.write_text(json.dumps(wanted))
     return folder / "bin" / "python"
 

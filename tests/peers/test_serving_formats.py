@@ -5,6 +5,7 @@ W4A16 and W8A16 in float32: only the order of sums differs. With `dequantize`, t
 bfloat16. FP8 as packed is left out of the exact comparison, because its modules round the activations too.
 """
 
+import json
 from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
@@ -90,6 +91,31 @@ def test_transformers_computes_our_logits(case: str, compressed: Mapping[str, np
     if "mixture" in case:
         differences = differences[:-SENT_ELSEWHERE]
     assert differences[-1] < bound
+
+
+def test_vllm_chooses_the_scheme_of_the_format(written: Written, root: Path) -> None:
+    expected = {
+        "fp8": "CompressedTensorsW8A8Fp8",
+        "nvfp4a16": "CompressedTensorsW4A4Fp4",
+        "mxfp4a16": "CompressedTensorsW4A4Mxfp4",
+        "w4a16": "CompressedTensorsWNA16",
+        "w4a16 --asym": "CompressedTensorsWNA16",
+        "w8a16": "CompressedTensorsWNA16",
+    }
+    others = {"fp8-block": "Fp8Config", "awq": "AutoAWQConfig", "gptq": "AutoGPTQConfig"}
+    folders = [written(case) for case in (*expected, "fp8-block")]
+    for method in ("awq", "gptq"):
+        out = root / f"vllm-{method}"
+        done = quantkit("convert", source(root, "llama"), "-t", method, *FEW, "-o", out, timeout=900)
+        assert done.code == 0, done.stderr
+        folders += out.iterdir()
+    lines = run_inside("vllm", "parse_vllm.py", *folders).splitlines()
+    parsed = [json.loads(line) for line in lines if line.startswith("{")]
+    whole = {"class": "CompressedTensorsConfig", "ignored": [False, True]}
+    assert parsed == [
+        *(whole | {"scheme": name} for name in expected.values()),
+        *({"class": n} for n in others.values()),
+    ]
 
 
 def test_mlx_lm_computes_our_logits_and_mx_quantize_gives_our_bytes(root: Path) -> None:

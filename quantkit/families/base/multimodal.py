@@ -1,6 +1,7 @@
 """The text model of a checkpoint that also sees images or hears audio: its config.json and its tensor names."""
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,7 +27,7 @@ VISION = r"(model\.)?(visual|vision_tower|vision_model|multi_modal_projector|vis
 TOWERS = (
     r"(thinker\.|model\.)*(visual|vision_tower|vision_model|audio_tower|multi_modal_projector|mm_projector|projector"
     r"|mlp1|mlp_AR|connector|siglip2|merger|aligner|vit_large_projector|vqmodel|generation_\w+"
-    r"|talker|token2wav|code2wav)\..*"
+    r"|talker|token2wav|code2wav)\..*|(model\.)?image_newline"
 )
 """The same, with the tensors that hear audio, speak or draw."""
 TOWERS_LEFT_OUT = (
@@ -34,6 +35,11 @@ TOWERS_LEFT_OUT = (
 )
 VISION_LEFT_OUT = "they see images; this GGUF holds the text model only, and --mmproj writes another for them"
 
+# Words in the names of towers' tensors, of models without a family too (vpm and apm: MiniCPM-o).
+_TOWER_WORDS = re.compile(
+    r"(^|[._])(vision|visual|vit|images?|img|audio|speech|siglip2?|clip|sam|vqmodel|vpm|apm|resampler|conformer|projector"
+    r"|connector|mlp1)[._\d]"
+)
 # Of the whole checkpoint, so they hold for the text model too.
 _SHARED = ("torch_dtype", "dtype", "transformers_version", "tie_word_embeddings", "vision_config")
 
@@ -65,6 +71,11 @@ class Wrapper:
             )
         kind = str(nested.get("model_type") or self.text_type)
         return {**self.defaults.get(kind, {}), **nested, "model_type": kind}
+
+
+def has_tower(tensors: Iterable[str]) -> bool:
+    """Whether a checkpoint with these tensors sees images or hears audio."""
+    return any(_TOWER_WORDS.search(name) or re.fullmatch(TOWERS, name) for name in tensors)
 
 
 def nested_text_config(config: Mapping[str, Any]) -> Mapping[str, Any] | None:
