@@ -6,7 +6,7 @@ from tests.families.models.bert import BERT, encoder
 from tests.families.models.case import Tensors, weight
 
 _OWN: dict[str, Any] = {
-    "architectures": ["JinaBertForMaskedLM"],
+    "architectures": ["JinaBertModel"],
     "emb_pooler": "mean",
     "feed_forward_type": "geglu",
     "position_embedding_type": "alibi",
