@@ -102,6 +102,7 @@ def convert_source(out: Out, command: str, source: str, conversion: Conversion, 
                 offline=offline,
                 headers_only=headers_only,
                 stream=work.stream,
+                adapters=options.adapters,
                 progress=progress,
             )
     with closing(opened):
