@@ -21,6 +21,7 @@ from quantkit.quant.gptq import round_with_feedback
 from quantkit.quant.grid import Quantized
 from quantkit.quant.held_out import Trust, choose_trust, step_sizes
 from quantkit.quant.rounding import output_error
+from quantkit.quant.smooth import search_smooth_scale
 from quantkit.stream.statistics import Statistics
 from quantkit.workers import Workers
 
@@ -202,13 +203,18 @@ class AwqQuantizer(LayerQuantizer):
             factored = self.factor(entry, sums, searched or [matrix(tensors, linear) for linear in linears])
             if fold is not None and searched:
                 ties = np.array(fold.rows) if isinstance(fold, RowFold) else None
-                best = search_scale(searched, factored, self.plan.request.grid, ties=ties, workers=self.workers)
-                self._fold(layer, fold, expert, tensors, best.values)
+                self._fold(layer, fold, expert, tensors, self._scale(searched, factored, sums[entry.key], ties))
             scale = self._scales.get(entry.key)
             if linears:
                 factored = factored if scale is None else factored.scaled(scale)
                 self.round(tensors, linears, factored, sums[entry.key], scale=scale)
         self.write_kept(tensors, inputs)
+
+    def _scale(
+        self, weights: Sequence[Array], factored: Factor, statistics: Statistics, ties: NDArray[Any] | None
+    ) -> Array:
+        """The scale (n_in,) of an input of linears with these weights."""
+        return search_scale(weights, factored, self.plan.request.grid, ties=ties, workers=self.workers).values
 
     def _searched(self, layer: LayerLinears, fold: NormFold | RowFold, tensors: Tensors) -> list[Array]:
         """The matrices by which the scale of a fold is searched; of many experts that a norm feeds, only a sample."""
@@ -239,6 +245,16 @@ class AwqQuantizer(LayerQuantizer):
         stored = self.read(linear.name + linear.form.weight)
         weight = stored.T if linear.form.turned else stored
         return np.array(weight[:: -(-len(weight) // _SAMPLED_ROWS)], np.float32)
+
+
+class SmoothQuantizer(AwqQuantizer):
+    """SmoothQuant (arXiv 2211.10438): scales that make activations easy to round. Weights are rounded as by AWQ."""
+
+    def _scale(
+        self, weights: Sequence[Array], factored: Factor, statistics: Statistics, ties: NDArray[Any] | None
+    ) -> Array:
+        assert statistics.maxima is not None
+        return search_smooth_scale(weights, statistics.maxima, np.concatenate(statistics.rows), ties=ties).values
 
 
 class NearestAwqQuantizer(AwqQuantizer):
@@ -291,6 +307,8 @@ def quantizer_of(request: FolderRequest) -> type[LayerQuantizer]:
     """The algorithm of a folder."""
     if request.algorithm_used == "gptq":
         return GptqQuantizer
+    if request.algorithm_used == "smoothquant":
+        return SmoothQuantizer
     return NearestAwqQuantizer if request.rounding == "nearest" else AwqQuantizer
 
 

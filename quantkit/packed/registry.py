@@ -11,6 +11,7 @@ from quantkit.packed.awq_gptq import Awq, Gptq
 from quantkit.packed.float4 import MXFP4_LAYOUT, NVFP4_LAYOUT, Mxfp4, Nvfp4
 from quantkit.packed.float8 import BlockFloat8, Float8
 from quantkit.packed.formats import Format
+from quantkit.packed.int8 import INT8_LAYOUT, Int8
 from quantkit.packed.mlx import BITS, Mlx
 from quantkit.packed.pack_quantized import LAYOUT, PackQuantized
 
@@ -21,6 +22,7 @@ FORMATS: Mapping[str, Format] = {
         Gptq(),
         PackQuantized(4),
         PackQuantized(8),
+        Int8(),
         Float8(),
         BlockFloat8(),
         Nvfp4(),
@@ -45,6 +47,8 @@ def type_of(config: Mapping[str, Any]) -> str | None:
         return Float8.name
     if method == "compressed-tensors" and layout in (NVFP4_LAYOUT, MXFP4_LAYOUT):
         return Nvfp4.name if layout == NVFP4_LAYOUT else Mxfp4.name
+    if method == "compressed-tensors" and layout == INT8_LAYOUT:
+        return Int8.name
     if method == "compressed-tensors" and layout == LAYOUT:
         groups = quantization.get("config_groups")
         group = next(iter(groups.values()), None) if isinstance(groups, dict) else None

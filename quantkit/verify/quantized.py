@@ -271,7 +271,9 @@ def _logits(
 def _folder_logits(opened: QuantizedFolder, tokens: Sequence[int]) -> Array:
     """Logits (len(tokens), vocabulary), in the memory of one linear; VerificationError where one is not finite."""
     with np.errstate(all="ignore"):
-        logits = reference_logits(opened.whole, opened.config, tokens, rows=opened.rows, names=opened.names)
+        logits = reference_logits(
+            opened.whole, opened.config, tokens, rows=opened.rows, names=opened.names, round_input=opened.round_input
+        )
     if not np.isfinite(logits).all():
         raise VerificationError(f"{opened.folder.name} gives logits that are not finite")
     return logits

@@ -203,8 +203,25 @@ def test_a_folder_can_be_measured_is_described_and_has_a_card(folders: dict[str,
             logits = engine.logits(0)
         weights = {name: values.astype(np.float32) for name, values in weights_of(folder).items()}
         config = json.loads((folder / "config.json").read_text())
-        expected = reference_logits(weights.__getitem__, config, tokens[0].tolist(), names=weights.keys())
-        assert np.allclose(logits, expected[16:-1], atol=1e-3 * expected.std())
+        group = 128 if method == "fp8-block" else None
+
+        def rounded(name: str, x: np.ndarray, group: int | None = group) -> np.ndarray:
+            # each token's inputs, of the whole row or of 128 each, as the nearest of the 256 values times a scale
+            if not name.endswith("_proj"):
+                return x
+            scale = np.abs(x.reshape(len(x), -1, group or x.shape[1])).max(axis=2) / 448
+            scale = scale.repeat(group or x.shape[1], axis=1)
+            finite = np.sort(VALUES[np.isfinite(VALUES)])
+            middles = (finite[1:] + finite[:-1]) / 2
+            return (finite[np.searchsorted(middles, x / scale)] * scale).astype(np.float32)
+
+        given = (weights.__getitem__, config, tokens[0].tolist())
+        expected = reference_logits(*given, names=weights.keys(), round_input=rounded)
+        plain = reference_logits(*given, names=weights.keys())
+        error = np.square(logits - expected[16:-1]).mean()
+        print("ratio", method, error / np.square(plain - expected).mean())
+        # a tie or a float that lies beside one may be rounded the other way
+        assert error < 0.02 * np.square(plain - expected).mean()
     for method, folder in folders.items():
         done = quantkit("card", folder, "--format", "json")
         assert done.code == 0, done.stderr

@@ -5,7 +5,7 @@ from typing import Any
 
 from quantkit.families.base.registry import find_architecture
 from quantkit.forward import Decoder
-from quantkit.forward.weights import Array, Read, ReadRows, Weights, rows_of_whole
+from quantkit.forward.weights import Array, Read, ReadRows, RoundInput, Weights, rows_of_whole
 
 
 def reference_logits(
@@ -15,6 +15,7 @@ def reference_logits(
     *,
     rows: ReadRows | None = None,
     names: Collection[str] | None = None,
+    round_input: RoundInput | None = None,
 ) -> Array:
     """Logits (n_tokens, n_vocab) in float32 for one sequence of token ids.
 
@@ -23,9 +24,10 @@ def reference_logits(
         config: config.json of an architecture that transformers has.
         rows: returns rows start..stop of the matrix (prod(shape[:-1]), shape[-1]); without it whole tensors are read.
         names: the names of all tensors; without it each optional tensor is tried.
+        round_input: of a runtime that rounds the inputs of linears.
 
     Raises:
         UnsupportedError: the forward does not support the architecture, activation or rope type.
     """
-    weights = Weights(read, rows or rows_of_whole(read), names)
+    weights = Weights(read, rows or rows_of_whole(read), names, round_input)
     return Decoder(weights, config, find_architecture(config)).run(tokens)
