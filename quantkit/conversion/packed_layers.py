@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 from quantkit.forward.linears import Input, LayerLinears, Linear, NormFold, RowFold
 from quantkit.machine import release_freed_memory
 from quantkit.outputs.packed_folders import FolderPlan
-from quantkit.packed.formats import CalibratedFormat, FolderRequest
+from quantkit.packed.float4 import Nvfp4Activations
+from quantkit.packed.formats import FolderRequest, IntegerFormat, Packed
 from quantkit.packed.writer import FolderWriter
 from quantkit.quant.awq import search_scale
 from quantkit.quant.awq_nearest import quantize_awq
@@ -142,12 +143,16 @@ class LayerQuantizer:
     def write_quantized(self, tensors: Tensors, linear: Linear, quantized: Quantized, gram: Array) -> None:
         """Write a quantized linear and measure the relative error of its output over the calibration text."""
         folder_format, request = self.plan.format, self.plan.request
-        assert isinstance(folder_format, CalibratedFormat)
+        assert isinstance(folder_format, IntegerFormat)
         quantized = folder_format.as_stored(quantized, request)
-        weight, rounded = matrix(tensors, linear), quantized.dequantized()
+        packed = folder_format.pack(quantized, request)
+        self.write_packed(matrix(tensors, linear), linear, packed, quantized.dequantized(), gram)
+
+    def write_packed(self, weight: Array, linear: Linear, packed: Packed, rounded: Array, gram: Array) -> None:
+        """Write the tensors of a linear; `rounded`: what they mean, for its error."""
         rows = slice(None, None, -(-len(weight) // _ERROR_ROWS))
         self.errors[linear.name] = output_error(weight[rows], rounded[rows], gram)[1]
-        for suffix, values in folder_format.pack(quantized, request).items():
+        for suffix, values in packed.items():
             self._write(f"{linear.name}.{suffix}", values)
         if self.propagate:
             weight[:] = rounded
@@ -257,6 +262,22 @@ class SmoothQuantizer(AwqQuantizer):
         return search_smooth_scale(weights, statistics.maxima, np.concatenate(statistics.rows), ties=ties).values
 
 
+class Float4Quantizer(LayerQuantizer):
+    """NVFP4 weights, rounded to nearest, and the scale of the inputs by their largest magnitude in the calibration."""
+
+    def quantize(self, layer: LayerLinears, expert: int | None, tensors: Tensors, sums: Sums) -> None:
+        folder_format, inputs = self.plan.format, [entry for entry in layer.inputs if entry.expert == expert]
+        assert isinstance(folder_format, Nvfp4Activations)
+        self.write_kept(tensors, inputs)
+        for entry in inputs:
+            linears, statistics = self.quantized(entry), sums[entry.key]
+            assert statistics.maxima is not None and statistics.gram is not None
+            weights = [matrix(tensors, linear) for linear in linears]
+            packed = folder_format.pack_input(weights, float(statistics.maxima.max(initial=0)), self.plan.request)
+            for linear, weight, own in zip(linears, weights, packed, strict=True):
+                self.write_packed(weight, linear, own, folder_format.unpacked(own), statistics.gram)
+
+
 class NearestAwqQuantizer(AwqQuantizer):
     """AWQ as in the paper: scales and ranges searched for rounding to nearest, and that rounding."""
 
@@ -307,8 +328,8 @@ def quantizer_of(request: FolderRequest) -> type[LayerQuantizer]:
     """The algorithm of a folder."""
     if request.algorithm_used == "gptq":
         return GptqQuantizer
-    if request.algorithm_used == "smoothquant":
-        return SmoothQuantizer
+    if request.algorithm_used in ("smoothquant", "nearest"):
+        return SmoothQuantizer if request.algorithm_used == "smoothquant" else Float4Quantizer
     return NearestAwqQuantizer if request.rounding == "nearest" else AwqQuantizer
 
 

@@ -17,7 +17,7 @@ DTYPES = {"float16": "F16", "bfloat16": "BF16"}
 """The types of unquantized tensors: option -> safetensors dtype."""
 Rounding = Literal["feedback", "nearest"]
 Algorithm = Literal["awq", "gptq"]
-OWN_ALGORITHM = {"awq": "awq", "gptq": "gptq", "w8a8": "smoothquant"}
+OWN_ALGORITHM = {"awq": "awq", "gptq": "gptq", "w8a8": "smoothquant", "w4a4": "nearest"}
 """The algorithm of the formats for which --algorithm does not choose it."""
 Packed = dict[str, NDArray[Any]]
 """The tensors of a linear: suffix of its name -> values."""
@@ -64,7 +64,7 @@ class FolderRequest:
     @property
     def scales_channels(self) -> bool:
         """Whether the algorithm multiplies the columns of linears, and divides what precedes them."""
-        return self.algorithm_used != "gptq"
+        return self.algorithm_used not in ("gptq", "nearest")
 
 
 @dataclass(frozen=True)
@@ -130,9 +130,13 @@ class Format(ABC):
 
 
 class CalibratedFormat(Format):
-    """A format that stores the integers of AWQ or GPTQ."""
+    """A format that needs the statistics of a calibration."""
 
     calibrated = True
+
+
+class IntegerFormat(CalibratedFormat):
+    """A format that stores the integers of AWQ, GPTQ or SmoothQuant."""
 
     @abstractmethod
     def pack(self, quantized: Quantized, request: FolderRequest) -> Packed:

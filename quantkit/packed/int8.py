@@ -10,13 +10,13 @@ import numpy as np
 
 from quantkit.packed.compressed_config import compressed_config
 from quantkit.packed.float8 import stored_scales
-from quantkit.packed.formats import CalibratedFormat, FolderRequest, Names, Packed, Stored
+from quantkit.packed.formats import FolderRequest, IntegerFormat, Names, Packed, Stored
 from quantkit.quant.grid import Grid, Quantized
 
 INT8_LAYOUT = "int-quantized"
 
 
-class Int8(CalibratedFormat):
+class Int8(IntegerFormat):
     """SmoothQuant's scales, weights rounded as GPTQ."""
 
     name, label, summary = "w8a8", "W8A8", "8-bit integers, activations too (compressed-tensors), by SmoothQuant"

@@ -47,7 +47,7 @@ def tensors_of(folder: Path) -> Tensors:
             if entry["dtype"] == "BF16":
                 values = (np.frombuffer(raw, "<u2").astype(np.uint32) << 16).view(np.float32).astype(np.float64)
             else:
-                kind = {"F32": "<f4", "F16": "<f2", "F8_E4M3": "u1"}[entry["dtype"]]
+                kind = {"F32": "<f4", "F16": "<f2", "F8_E4M3": "u1", "U8": "u1", "I8": "i1"}[entry["dtype"]]
                 values = np.frombuffer(raw, kind)
                 values = values if kind == "u1" else values.astype(np.float64)
             tensors[name] = values.reshape(entry["shape"])
