@@ -18,7 +18,6 @@ _NOT_PLANNABLE = (
 
 TRAITS = {
     **dict.fromkeys(_NOT_PLANNABLE, Traits(plannable=False)),
-    "gemma-embedding": Traits(sliding_every=6),
     "jais": Traits(positions="stated"),
     "refact": Traits(positions="stated"),
 }

@@ -165,6 +165,23 @@ class Conversation:
         self.messages = [*messages, {"role": "assistant", "content": answer.text}]
         return answer
 
+    def follow(self, text: str, out: Path, *, answer: Sequence[int] | None, most: int) -> list[int]:
+        """The tokens of an answer to a first message about the images; the messages so far are not part of the prompt.
+
+        `answer`: the tokens; None for the most likely ones, at most `most` with the end of the answer. `out` gets the
+        logits before each token, (n_tokens, n_vocab) float32.
+
+        Raises QuantkitError if prompt and answer do not fit in the context.
+        """
+        assert self._session is not None
+        _, count = self._prompt([{"role": "user", "content": text}])
+        if count + most > self.n_ctx:
+            raise QuantkitError(
+                f"the question about an image has {count} tokens, but {self.model.name} has a context of {self.n_ctx}"
+            )
+        request = {"answer": None if answer is None else list(answer), "max_tokens": most, "out": str(out)}
+        return [int(token) for token in self._session.ask({"task": "talk_follow", **request})]
+
     @property
     def alive(self) -> bool:
         """Whether the child process is running."""

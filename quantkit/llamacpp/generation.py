@@ -4,7 +4,10 @@ import ctypes
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from quantkit.llamacpp.calls import Failed, context, llama, tokenize
 from quantkit.llamacpp.devices import add_rpc_servers
@@ -104,6 +107,30 @@ class Talk:
             "tokens": count,
             "seconds": time.perf_counter() - prompted,
         }
+
+    def follow(self, request: dict[str, Any]) -> list[int]:
+        """Evaluate the prepared prompt with images, then an answer token by token; the tokens of the answer.
+
+        request["answer"]: the tokens; None for the most likely ones, up to an end-of-generation token. request["out"]
+        gets the logits before each token, (n_tokens, n_vocab) float32.
+        """
+        assert self._images is not None
+        self._images.forget()
+        self._images.evaluate(self._running)
+        self._cached = []
+        given, n_vocab = request["answer"], llama.llama_vocab_n_tokens(self._vocab)
+        most = request["max_tokens"] if given is None else len(given)
+        tokens: list[int] = []
+        with Path(request["out"]).open("wb") as file:
+            while len(tokens) < most:
+                logits = np.ctypeslib.as_array(llama.llama_get_logits_ith(self._running, -1), (n_vocab,))
+                logits.tofile(file)
+                tokens.append(int(logits.argmax()) if given is None else given[len(tokens)])
+                if given is None and llama.llama_vocab_is_eog(self._vocab, tokens[-1]):
+                    break
+                if len(tokens) < most:
+                    self._evaluate(tokens[-1:])
+        return tokens
 
     def _evaluate_prompt(self, prompt: list[int]) -> int:
         """Evaluate the tokens of the prompt that are not in the cache, always the last one; returns their number."""

@@ -35,7 +35,6 @@ def model_from_converter(
     session = ConverterSession(converter, checkpoint.folder, checkpoint.name, options)
     try:
         header = session.header
-        largest = max((slot.nbytes // slot.row_bytes * slot.shape[-1] for slot in header.tensors), default=0)
         return model_of_header(
             header,
             header.tensors,
@@ -45,7 +44,7 @@ def model_from_converter(
             weight_files=weight_files_of(checkpoint),
             close=session.close,
             in_order=True,
-            reader_memory=session.memory + largest * _BYTES_PER_ELEMENT,
+            reader_memory=session.memory + session.largest_whole * _BYTES_PER_ELEMENT,
             folder=checkpoint.folder,
             draft_only=mtp == "only",
         )

@@ -17,6 +17,7 @@ from quantkit.errors import (
     UnsupportedError,
     VerificationError,
 )
+from quantkit.families import traits_of
 from quantkit.files import partial_path
 from quantkit.gguf.keyvalues import KeyValue
 from quantkit.gguf.reader import read_header
@@ -187,8 +188,13 @@ def check_logits(
 
 
 def is_encoder(plan: GgufPlan) -> bool:
-    """Whether the file states that its tokens attend to later ones, so it gives embeddings."""
-    return any(key.key.endswith(".attention.causal") and key.value is False for key in plan.model.keys)
+    """Whether the model gives embeddings or scores instead of logits.
+
+    Its tokens attend to later ones, by the file or by llama.cpp's graph; or the file has a classifier.
+    """
+    stated = any(key.key.endswith(".attention.causal") and key.value is False for key in plan.model.keys)
+    ranks = any(key.key.endswith(".classifier.output_labels") for key in plan.model.keys)
+    return stated or ranks or not traits_of(str(_value(plan, "general.architecture"))).causal
 
 
 def _check_finite(plan: GgufPlan, output: GgufOutput) -> Check:

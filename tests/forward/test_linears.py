@@ -243,7 +243,7 @@ def test_routers_and_gates_of_shared_experts_are_kept_and_nothing_else_is() -> N
                         "mlp.router",
                         "mlp.router.gate",
                         "mlp.shared_expert_gate",
-                        "router.layer",
+                        "mlp.router.layer",
                         "router.proj",
                         "feed_forward.gate",
                         "feed_forward.router",

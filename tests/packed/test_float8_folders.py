@@ -10,10 +10,12 @@ from safetensors.numpy import load_file
 from quantkit import ConvertOptions, convert
 from quantkit.families import reference_logits
 from quantkit.measurement.folder_engine import open_folder
+from quantkit.packed.reader import open_quantized
 from quantkit.progress import SILENT, Progress
 from quantkit.quant.float8 import to_float8
 from tests.families.expected import write_checkpoint
 from tests.helpers.command import quantkit
+from tests.helpers.runtime import runtime_logits
 from tests.helpers.tiny import tiny_llama
 
 # a safetensors reader of numpy knows neither 8-bit floats nor bfloat16, so files are read by hand
@@ -223,9 +225,9 @@ def test_a_folder_can_be_measured_is_described_and_has_a_card(folders: dict[str,
             scale = scale.repeat(group or x.shape[1], axis=1)
             return (VALUES[nearest(x / scale)] * scale).astype(np.float32)
 
-        given = (weights.__getitem__, config, tokens[0].tolist())
-        expected = reference_logits(*given, names=weights.keys(), round_input=rounded)
-        plain = reference_logits(*given, names=weights.keys())
+        with open_quantized(folder) as opened:
+            expected = runtime_logits(opened, tokens[0].tolist(), rounded)
+        plain = reference_logits(weights.__getitem__, config, tokens[0].tolist(), names=weights.keys())
         error = np.square(logits - expected[16:-1]).mean()
         # another order of sums may round a float near a tie to the other side, and the tiny model amplifies that
         assert error < 0.3 * np.square(plain - expected).mean()

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 from quantkit.api import convert
-from quantkit.families import reference_logits
 from quantkit.outputs.calibration import CalibrationRequest
 from quantkit.outputs.request import ConvertOptions
 from quantkit.packed.reader import open_quantized
 from tests.helpers.command import quantkit
+from tests.helpers.runtime import runtime_logits
 from tests.helpers.tiny import tiny_llama
 from tests.packed.test_float4_folders import E2M1
 from tests.packed.test_float8_folders import tensors_of
@@ -65,10 +65,7 @@ def test_logits_have_the_error_of_rounded_activations(
             overall = opened.stored(f"{name}.input_global_scale") if method == "w4a4" else np.ones(1)
             return rounding(x, overall).astype(np.float32)
 
-        ours, expected, plain = (
-            reference_logits(opened.whole, opened.config, TOKENS, round_input=how)
-            for how in (opened.round_input, rounded, None)
-        )
+        ours, expected, plain = (runtime_logits(opened, TOKENS, how) for how in (opened.round_input, rounded, None))
     # the first token's inputs are equal; later ones may lie on a tie
     assert np.abs(ours[0] - expected[0]).max() < 1e-3 * expected.std()
     assert np.abs(ours[0] - plain[0]).max() > 1e-2 * expected.std()

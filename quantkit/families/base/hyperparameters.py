@@ -79,13 +79,19 @@ class Hyperparameters:
     config: Mapping[str, Any] = field(default_factory=dict)
 
     def dimension(self, name: str) -> int:
-        """Size of a dimension that a tensor rule names: a number, a field, `q` or `kv` (projection rows)."""
+        """Size of a dimension that a tensor rule names: a number, a field, `q` or `kv` (projection rows).
+
+        Raises:
+            CheckpointError: config.json does not state it.
+        """
         if name.isdecimal():
             return int(name)
         if name == "q":
             return self.n_head * self.head_dim
         if name == "kv":
             return self.n_head_kv * self.head_dim
+        if name == "context" and self.context is None:
+            return size(self.config, "max_position_embeddings")
         return int(getattr(self, name))
 
     @property

@@ -1,11 +1,12 @@
 """Reference logits of a native checkpoint, computed by the forward that its family describes."""
 
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from quantkit.families.base.registry import find_architecture
 from quantkit.forward import Decoder
-from quantkit.forward.weights import Array, Read, ReadRows, RoundInput, Weights, rows_of_whole
+from quantkit.forward.weights import Array, Read, ReadRows, Weights, rows_of_whole
 
 
 def reference_logits(
@@ -15,7 +16,7 @@ def reference_logits(
     *,
     rows: ReadRows | None = None,
     names: Collection[str] | None = None,
-    round_input: RoundInput | None = None,
+    states: bool = False,
 ) -> Array:
     """Logits (n_tokens, n_vocab) in float32 for one sequence of token ids.
 
@@ -24,10 +25,11 @@ def reference_logits(
         config: config.json of an architecture that transformers has.
         rows: returns rows start..stop of the matrix (prod(shape[:-1]), shape[-1]); without it whole tensors are read.
         names: the names of all tensors; without it each optional tensor is tried.
-        round_input: of a runtime that rounds the inputs of linears.
+        states: return the hidden states (n_tokens, hidden) before the output head instead.
 
     Raises:
         UnsupportedError: the forward does not support the architecture, activation or rope type.
     """
-    weights = Weights(read, rows or rows_of_whole(read), names, round_input)
-    return Decoder(weights, config, find_architecture(config)).run(tokens)
+    weights = Weights(read, rows or rows_of_whole(read), names)
+    architecture = find_architecture(config)
+    return Decoder(weights, config, replace(architecture, head="") if states else architecture).run(tokens)
