@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from quantkit.llamacpp.cached import has_window
 from quantkit.llamacpp.calls import Failed, llama
 from quantkit.machine import cores
 
@@ -50,6 +51,7 @@ class Images:
         stack.callback(mtmd.mtmd_free, self._context)
         if not mtmd.mtmd_support_vision(self._context):
             raise Failed(f"cannot read images: {Path(request['mmproj']).name} hears only")
+        self._window = int(llama.llama_model_n_swa(model))
         self._width = llama.llama_model_n_embd_inp(model)
         self._prompt = ExitStack()
         stack.callback(self._prompt.close)
@@ -92,7 +94,8 @@ class Images:
         same = min(same, len(self._keys) - 1)
         position = self._cached[same][1] if same < len(self._cached) else 0
         memory = llama.llama_get_memory(running)
-        if not same or not llama.llama_memory_seq_rm(memory, _SEQUENCE, position, -1):
+        in_reach = same > 0 and has_window(memory, self._window, position)
+        if not in_reach or not llama.llama_memory_seq_rm(memory, _SEQUENCE, position, -1):
             llama.llama_memory_clear(memory, True)
             same, position = 0, 0
         del self._cached[same:]
