@@ -408,6 +408,9 @@ RUN = {
     "seconds": "number",
     "prompt_tokens": "integer",
     "prompt_seconds": "number",
+    # with --draft
+    "drafted?": "integer",
+    "accepted?": "integer",
 }
 
 SERVE = {
