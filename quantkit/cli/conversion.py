@@ -54,6 +54,7 @@ def convert_options(conversion: Conversion, work: RunOptions, *, is_gguf: bool) 
 def _types(conversion: Conversion) -> list[str]:
     """The names of the types, with those of the preset; raises UsageError for options without effect."""
     from quantkit.gguf.file_types import file_type
+    from quantkit.packed.formats import OWN_ALGORITHM
     from quantkit.packed.registry import FORMATS
     from quantkit.planning.phones import PHONE_TYPES
 
@@ -63,7 +64,7 @@ def _types(conversion: Conversion) -> list[str]:
     names = [name.lower() for name in (*conversion.types, *(PHONE_TYPES if preset else ()))]
     methods = {name: FORMATS[name] for name in FORMATS if name in names}
     chosen = conversion.packed.algorithm
-    algorithms = {name if name in ("awq", "gptq") else chosen for name, kind in methods.items() if kind.calibrated}
+    algorithms = {OWN_ALGORITHM.get(name, chosen) for name, kind in methods.items() if kind.calibrated}
     files = [file_type(name, (*FORMATS, IMATRIX)) for name in names if name not in (*methods, IMATRIX)]
     for group, applies, needed in (
         (conversion.gguf, files or conversion.gguf.target, "a GGUF type"),

@@ -36,7 +36,7 @@ def convert(
     types: Annotated[
         list[str] | None,
         type_option(
-            "awq, gptq, w4a16, w8a16, fp8, fp8-block, nvfp4a16, mlx-4bit, imatrix, or a GGUF type; repeat.",
+            "awq, gptq, w4a16, w8a16, w8a8, fp8, fp8-block, nvfp4a16, mlx-4bit, imatrix, or a GGUF type; repeat.",
             complete_type,
         ),
     ] = None,

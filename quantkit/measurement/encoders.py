@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from quantkit.errors import CheckpointError, MeasureError, UsageError
-from quantkit.families.base.pooling import dense_modules, pooling_of
+from quantkit.families.base.pooling import dense_modules, pooling_of, through_dense
 from quantkit.gguf.reader import read_header, shard_paths
 from quantkit.llamacpp.session import embeddings, ids_with_special_tokens
 from quantkit.measurement.embedding_scores import Array, embedding_figures, recall, score_figures
@@ -112,9 +112,7 @@ def _results(subject: Subject, ids: list[list[int]], threads: int, *, ranks: boo
         )
     decoder = subject.engine.source.decoder
     vectors: Array = np.stack([_pooled(np.asarray(decoder.run(tokens), np.float64), kind) for tokens in ids])
-    for name, _, width in dense:
-        vectors = np.asarray(decoder.weights.linear(f"{name}.linear", vectors.astype(np.float32), width), np.float64)
-    return vectors
+    return np.asarray(through_dense(vectors.astype(np.float32), dense, decoder.weights), np.float64)
 
 
 def _pooled(states: Array, kind: str) -> Array:

@@ -1,7 +1,7 @@
 """The pooling of an embedding model: sentence-transformers' modules.json, and the key that llama.cpp has for it."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +9,7 @@ from quantkit.checkpoint import Checkpoint
 from quantkit.errors import CheckpointError, UnsupportedError
 from quantkit.families.base.family import Key
 from quantkit.families.base.hyperparameters import Hyperparameters, size
+from quantkit.forward.weights import Array, Weights
 
 SETTING = "pooling"
 """The name under which the config holds the kind of pooling."""
@@ -93,6 +94,13 @@ def dense_modules(folder: Path) -> tuple[tuple[str, int, int], ...]:
         except CheckpointError as error:
             raise CheckpointError(f"{path} lacks its sizes ({error}); download it again") from error
     return tuple(result)
+
+
+def through_dense(states: Array, modules: Iterable[tuple[str, int, int]], weights: Weights) -> Array:
+    """Hidden states or embeddings (n, inputs) through the Dense modules (see `dense_modules`): (n, outputs)."""
+    for name, _, width in modules:
+        states = weights.linear(f"{name}.linear", states, width)
+    return states
 
 
 def pooling_keys(arch: str, sizes: Hyperparameters) -> list[Key]:
