@@ -1,5 +1,7 @@
 """From the options of a conversion command to the options of the API."""
 
+import os
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,6 +21,7 @@ from quantkit.cli.conversion_options import (
 from quantkit.cli.option_groups import refuse_idle
 from quantkit.cli.options import check_name, parse_size
 from quantkit.errors import UsageError
+from quantkit.files import user_path
 
 if TYPE_CHECKING:
     from quantkit.outputs.request import ConvertOptions
@@ -38,6 +41,16 @@ class Conversion:
     adapters: AdapterOptions = field(default_factory=AdapterOptions)
     calibrates: bool = False
     imatrix_file: Path | None = None
+
+    @property
+    def transformers_python(self) -> Path | None:
+        """The Python of --reference transformers; None without the option."""
+        if self.output.reference is None:
+            return None
+        from quantkit.llamacpp.converter import PYTHON_VARIABLE
+
+        variable = os.environ.get(PYTHON_VARIABLE)
+        return self.gguf.converter_python or (user_path(variable) if variable else Path(sys.executable))
 
 
 def convert_options(conversion: Conversion, work: RunOptions, *, is_gguf: bool) -> "tuple[list[str], ConvertOptions]":

@@ -126,7 +126,13 @@ def convert_source(out: Out, command: str, source: str, conversion: Conversion, 
             out.progress() as progress,
             bridged_projectors(opened, plan, conversion.gguf, options, progress) as projectors,
         ):
-            result = run(plan, force=options.force, logits=options.logits, progress=progress)
+            result = run(
+                plan,
+                force=options.force,
+                logits=options.logits,
+                transformers_python=conversion.transformers_python,
+                progress=progress,
+            )
     show_result(result, out)
     for projector in projectors:
         out.say(f"projector: {projector.path}, {human_bytes(projector.size)}")
