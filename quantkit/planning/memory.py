@@ -17,11 +17,12 @@ from quantkit.gguf.types import row_bytes
 from quantkit.planning.allocator import graph_memory
 from quantkit.planning.context import Context
 from quantkit.planning.devices import CPU, cache_devices, gpu_names, layer_devices, weight_devices
+from quantkit.planning.flash import with_flash_decided
 from quantkit.planning.graph import prompt_graph, telling_layers
 from quantkit.planning.recurrent import state_elements
 from quantkit.planning.repack import repacked
 from quantkit.planning.schedule import ScheduleOptions, place
-from quantkit.planning.shape import ModelShape
+from quantkit.planning.shape import Layer, ModelShape
 from quantkit.planning.short_convolution import convolution_elements
 from quantkit.planning.tensors import F32
 
@@ -145,6 +146,7 @@ def plan_memory(
     /proc/cpuinfo that decide which weights llama.cpp repacks; empty for none.
     """
     # without a GPU no layer is on one
+    context = _decided(shape, tensors, context) if has_gpu else context
     placed = context if has_gpu else replace(context, gpu_layers=0, split=(), cpu_moe=0)
     names = gpu_names(max(len(placed.split), 1)) if has_gpu else ()
     where = weight_devices(shape, tensors, placed)
@@ -192,9 +194,7 @@ def kv_of_layers(shape: ModelShape, context: Context) -> list[int]:
     kind = context.kv_cache
     sizes = [0] * shape.n_layer
     for number, layer in enumerate(shape.trunk):
-        if layer.is_recurrent:
-            elements = convolution_elements(shape) if layer.has_short_convolution else sum(state_elements(shape))
-            sizes[number] += F32 * elements
+        sizes[number] += state_bytes(shape, layer)
         if layer.shared_from is not None or not layer.has_attention:
             continue
         cells = context.window_cells(shape.window) if layer.slides else context.cells
@@ -202,7 +202,16 @@ def kv_of_layers(shape: ModelShape, context: Context) -> list[int]:
         values = layer.n_head_kv * layer.head_v if context.flash_on else shape.widest_values
         row = row_bytes(kind, layer.n_head_kv * layer.head_k) + (row_bytes(kind, values) if values else 0)
         sizes[number] += row * cells
+        if layer.has("indexer.attn_k.weight"):
+            sizes[number] += row_bytes(kind, shape.index_width) * cells
     return sizes
+
+
+def state_bytes(shape: ModelShape, layer: Layer) -> int:
+    """Bytes of the recurrent state of a layer; 0 for a layer of attention alone."""
+    if not layer.is_recurrent:
+        return 0
+    return F32 * (convolution_elements(shape) if layer.has_short_convolution else sum(state_elements(shape)))
 
 
 def compute_bytes(
@@ -211,19 +220,31 @@ def compute_bytes(
     """Bytes of compute buffer on each device, for the largest batch."""
     if not has_gpu:
         return graph_memory(prompt_graph(shape, context))
-    where = weight_devices(shape, tensors, context)
     sizes = _largest_of_a_kind(tensors)
     if "output.weight" not in sizes:
         sizes["output.weight"] = sizes["token_embd.weight"]
-    devices = {name: places[-1] if places else CPU for name, places in where.items()}
-    layers = layer_devices(shape, context)
-    devices["token_embd.weight"] = CPU
-    devices["output.weight"] = layers[-1]
-    kinds = [(layers[number], number < context.cpu_moe) for number in range(shape.n_layer)]
-    graph = prompt_graph(shape, context, telling_layers(shape, kinds))
+    devices = _product_devices(shape, tensors, context)
+    graph = prompt_graph(shape, context, _drawn_layers(shape, context))
     options = ScheduleOptions(gpu_names(max(len(context.split), 1)), context.op_offload, _copies(shape, context))
     placed, device = place(graph, devices, sizes, cache_devices(shape, context), options)
     return graph_memory(placed, device)
+
+
+def _decided(shape: ModelShape, tensors: Sequence[PlannedTensor], context: Context) -> Context:
+    return with_flash_decided(shape, context, _product_devices(shape, tensors, context), _drawn_layers(shape, context))
+
+
+def _product_devices(shape: ModelShape, tensors: Sequence[PlannedTensor], context: Context) -> dict[str, str]:
+    """The device of each weight as an operand; of a tied embedding, that of the output is named output.weight."""
+    where = weight_devices(shape, tensors, context)
+    devices = {name: places[-1] if places else CPU for name, places in where.items()}
+    return {**devices, "token_embd.weight": CPU, "output.weight": layer_devices(shape, context)[-1]}
+
+
+def _drawn_layers(shape: ModelShape, context: Context) -> list[int]:
+    """Layers that are enough for the memory of a graph over several devices."""
+    devices = layer_devices(shape, context)
+    return telling_layers(shape, [(devices[number], number < context.cpu_moe) for number in range(shape.n_layer)])
 
 
 def _copies(shape: ModelShape, context: Context) -> int:
