@@ -66,6 +66,10 @@ def layout_of(case: Case, factor: int) -> tuple[dict[str, Any], dict[str, np.nda
     return case.publish(settings, tensors) if case.publish else (settings, tensors)
 
 
+def _large(shape: tuple[int, ...]) -> list[int]:
+    return [LARGE if size == VOCAB else size for size in shape]
+
+
 def _saved(case: Case, model: Any) -> dict[str, Any]:
     """The tensors that the class saves; transformers 5 saves them under the names of the hub."""
     state = dict(model.state_dict())
@@ -90,8 +94,9 @@ def main() -> None:
             except Exception as error:  # any class may refuse such a config in its own way
                 print(f"{name}, {factor}: {type(error).__name__}: {error!s:.200}", flush=True)
                 continue
-            layout = {key: [value.dtype.name, list(value.shape)] for key, value in tensors.items()}
-            record = {"config": config, "layout": layout, "widened": factor > 1}
+            layout = {key: [value.dtype.name, _large(value.shape)] for key, value in tensors.items()}
+            # what `publish` takes from VOCAB itself
+            record = {"config": widened(config, 1), "layout": layout, "widened": factor > 1}
             (folder / f"{name}.json").write_text(json.dumps(record, default=str))
             break
 
