@@ -408,6 +408,9 @@ RUN = {
     "seconds": "number",
     "prompt_tokens": "integer",
     "prompt_seconds": "number",
+    # with --draft
+    "drafted?": "integer",
+    "accepted?": "integer",
 }
 
 SERVE = {
@@ -449,6 +452,7 @@ OLLAMA = OneOf(
                     "notes": ["string"],
                     "replaced_by": "string?",
                     "projector?": "string",
+                    "adapter?": "string",
                 }
             ],
             "written?": ["string"],

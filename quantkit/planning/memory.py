@@ -22,7 +22,7 @@ from quantkit.planning.graph import prompt_graph, telling_layers
 from quantkit.planning.recurrent import state_elements
 from quantkit.planning.repack import repacked
 from quantkit.planning.schedule import ScheduleOptions, place
-from quantkit.planning.shape import ModelShape
+from quantkit.planning.shape import Layer, ModelShape
 from quantkit.planning.short_convolution import convolution_elements
 from quantkit.planning.tensors import F32
 
@@ -194,9 +194,7 @@ def kv_of_layers(shape: ModelShape, context: Context) -> list[int]:
     kind = context.kv_cache
     sizes = [0] * shape.n_layer
     for number, layer in enumerate(shape.trunk):
-        if layer.is_recurrent:
-            elements = convolution_elements(shape) if layer.has_short_convolution else sum(state_elements(shape))
-            sizes[number] += F32 * elements
+        sizes[number] += state_bytes(shape, layer)
         if layer.shared_from is not None or not layer.has_attention:
             continue
         cells = context.window_cells(shape.window) if layer.slides else context.cells
@@ -207,6 +205,13 @@ def kv_of_layers(shape: ModelShape, context: Context) -> list[int]:
         if layer.has("indexer.attn_k.weight"):
             sizes[number] += row_bytes(kind, shape.index_width) * cells
     return sizes
+
+
+def state_bytes(shape: ModelShape, layer: Layer) -> int:
+    """Bytes of the recurrent state of a layer; 0 for a layer of attention alone."""
+    if not layer.is_recurrent:
+        return 0
+    return F32 * (convolution_elements(shape) if layer.has_short_convolution else sum(state_elements(shape)))
 
 
 def compute_bytes(
