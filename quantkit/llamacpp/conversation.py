@@ -11,6 +11,7 @@ from gguf import GGMLQuantizationType
 
 from quantkit.chat import render_contained
 from quantkit.errors import QuantkitError, TemplateError, UnsupportedError
+from quantkit.gguf.projector_file import is_projector
 from quantkit.gguf.reader import GgufHeader, read_header
 from quantkit.gguf.vocabulary import TEMPLATE_KEY, special_tokens
 from quantkit.llamacpp.projector_session import require_libmtmd
@@ -138,7 +139,8 @@ class Conversation:
         require_libmtmd()
         for image in images:
             if not image.is_file():
-                raise QuantkitError(f"the image {image} was not found; correct --image")
+                reason = "is not a file" if image.exists() else "was not found"
+                raise QuantkitError(f"the image {image} {reason}; correct --image")
         self.images, self.mmproj = tuple(images), mmproj
 
     def open(self, loading: "Loading") -> None:
@@ -279,6 +281,10 @@ def converse(
     if header.is_encoder:
         raise UnsupportedError(
             f"{model.name} is an encoder, which gives embeddings and no text; quantkit measure compares its embeddings"
+        )
+    if is_projector(header):
+        raise UnsupportedError(
+            f"{model.name} is a projector, not a model; pass the text model as MODEL, and this file with --mmproj"
         )
     texts = {role: text for role, _, text in special_tokens(header.keys)}
     template = header.value(TEMPLATE_KEY)

@@ -37,8 +37,8 @@ class Images:
         """Load request["mmproj"] for the llama_model `model`. `log`: receives llama.cpp's lines. Raises Failed."""
         self._mtmd = mtmd = _library()
         mtmd.mtmd_log_set(log, ctypes.c_void_p(0))
-        if hasattr(mtmd._libmtmd, "mtmd_helper_log_set"):
-            mtmd._libmtmd.mtmd_helper_log_set(log, ctypes.c_void_p(0))
+        self._log, self._quiet = log, llama.llama_log_callback(lambda *_: None)
+        self._set_helper_log(log)
         settings = mtmd.mtmd_context_params_default()
         settings.use_gpu = request["gpu_layers"] != 0
         settings.print_timings, settings.warmup = False, False
@@ -131,13 +131,21 @@ class Images:
             vectors.append(np.ctypeslib.as_array(mtmd.mtmd_get_output_embd(self._context), shape).copy())
         return vectors
 
+    def _set_helper_log(self, log: Any) -> None:
+        library = self._mtmd._libmtmd
+        if hasattr(library, "mtmd_helper_log_set"):
+            library.mtmd_helper_log_set(log, ctypes.c_void_p(0))
+
     def _bitmap(self, path: str, loaded: ExitStack) -> Any:
         mtmd = self._mtmd
+        # libmtmd takes a file that is not an image for a video, and its last line is about ffprobe
+        self._set_helper_log(self._quiet)
         bitmap = mtmd.mtmd_helper_bitmap_init_from_file(self._context, os.fsencode(path), False)
+        self._set_helper_log(self._log)
         if bitmap:
             loaded.callback(mtmd.mtmd_bitmap_free, bitmap)
         if not bitmap or mtmd.mtmd_bitmap_is_audio(bitmap):
-            raise Failed(f"cannot read {Path(path).name} as an image")
+            raise Failed(f"cannot read {Path(path).name} as an image; pass a sound JPEG, PNG, BMP or GIF file")
         return bitmap
 
     def _key(self, chunk: Any) -> tuple[Any, ...]:
