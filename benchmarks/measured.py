@@ -41,7 +41,7 @@ class PeakMemory(threading.Thread):
 
     def run(self) -> None:
         while not self._over.wait(0.2):
-            self.bytes = max(self.bytes, sum(_resident_bytes(pid) for pid in _descendants(os.getpid())))
+            self.bytes = max(self.bytes, sum(_resident_bytes(pid) for pid in descendants(os.getpid())))
 
     def __enter__(self) -> "PeakMemory":
         self.start()
@@ -103,16 +103,16 @@ def _best(runs: Sequence[Sequence[Measured]], field: str) -> float:
     return min(sum(float(getattr(step, field)) for step in steps) for steps in runs)
 
 
-def _descendants(pid: int) -> list[int]:
-    descendants = []
+def descendants(pid: int) -> list[int]:
+    pids = []
     for task in Path(f"/proc/{pid}/task").glob("*/children"):
         try:
             children = [int(word) for word in task.read_text().split()]
         except OSError:
             continue  # it has ended
         for child in children:
-            descendants += [child, *_descendants(child)]
-    return descendants
+            pids += [child, *descendants(child)]
+    return pids
 
 
 def _resident_bytes(pid: int) -> int:

@@ -218,6 +218,16 @@ REPORT = {
                     "number",
                 ),
             },
+            "pictures?": {
+                "set": "string",
+                "pictures": "integer",
+                "tokens": "integer",
+                "projector": "string",
+                "projector_bytes": "integer",
+                "same_answers?": "integer",
+                "top1?": "number",
+                "kl?": "number",
+            },
             "tensor_errors?": [{"layer": "integer?", "kind": "string", "type": "string", "error": "number"}],
             "memory?": [
                 {
@@ -398,6 +408,9 @@ RUN = {
     "seconds": "number",
     "prompt_tokens": "integer",
     "prompt_seconds": "number",
+    # with --draft
+    "drafted?": "integer",
+    "accepted?": "integer",
 }
 
 SERVE = {
@@ -439,6 +452,7 @@ OLLAMA = OneOf(
                     "notes": ["string"],
                     "replaced_by": "string?",
                     "projector?": "string",
+                    "adapter?": "string",
                 }
             ],
             "written?": ["string"],

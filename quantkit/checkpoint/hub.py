@@ -27,6 +27,7 @@ from quantkit.checkpoint.folder import (
 from quantkit.checkpoint.hub_errors import UnreachableError, is_transient
 from quantkit.checkpoint.huggingface import HuggingFace
 from quantkit.checkpoint.modelscope import ModelScope
+from quantkit.checkpoint.modules import module_files
 from quantkit.checkpoint.not_checkpoint import describe_names
 from quantkit.checkpoint.quantized.settings import BESIDE, is_possibly_stale
 from quantkit.checkpoint.ranges import Ranges
@@ -50,7 +51,7 @@ _SMALL_FILES = (
     "*processor_config.json",
 )
 # of an embedding model, which modules.json names
-_POOLING = "*_Pooling/config.json"
+_MODULES = ("*_Pooling/config.json", "*_Dense/config.json")
 _PAUSES = (1.0, 2.0)
 
 T = TypeVar("T")
@@ -112,6 +113,7 @@ def open_from_hub(request: Request, *, offline: bool, headers_only: bool, stream
         for file in files:
             if file not in listing.sizes:
                 raise CheckpointError(f"{request.source} lacks its weight file {file}; tell the repository's owner")
+        files += module_files(listing.sizes) if chosen.kind == SAFETENSORS else []
         origin = _origin(request, folder)
         # The headers show what the model lacks and whether it is quantized, before the weights are downloaded.
         checked = is_possibly_stale(config) is not None or request.checks is not None
@@ -181,7 +183,7 @@ def _origin(request: Request, folder: Path) -> Origin:
 
 
 def _is_small_file(name: str) -> bool:
-    patterns = _SMALL_FILES if "/" not in name else (_POOLING,)
+    patterns = _SMALL_FILES if "/" not in name else _MODULES
     return any(fnmatchcase(name, pattern) for pattern in patterns)
 
 

@@ -18,6 +18,7 @@ from quantkit.checkpoint.folder import (
     unreadable,
 )
 from quantkit.checkpoint.jsonfile import shown
+from quantkit.checkpoint.modules import is_module_file, module_files_in, with_module_name
 from quantkit.checkpoint.safetensors_file import Header
 from quantkit.checkpoint.tensor import TensorInfo
 from quantkit.errors import CheckpointError, ReadError
@@ -32,6 +33,7 @@ def open_weights(folder: Path, where: str) -> WeightFiles:
     chosen = choose_weights([entry.name for entry in folder.iterdir()], where)
     weight_map = read_index(folder, chosen, where)
     files = shard_names(chosen, weight_map)
+    modules = module_files_in(folder)
     missing = [file for file in files if not (folder / file).is_file()]
     if missing:
         count = f" ({len(missing)} of {len(files)} weight files are missing)" if len(missing) > 1 else ""
@@ -39,11 +41,11 @@ def open_weights(folder: Path, where: str) -> WeightFiles:
     descriptors: dict[str, int] = {}
     try:
         headers: dict[str, Header] = {}
-        for file in files:
+        for file in (*files, *modules):
             descriptors[file] = open_file(folder / file, where)
             try:
                 refuse_pointer(read_at(descriptors[file], len(GIT_LFS), 0), f"{file} of {where}")
-                if chosen.kind == SAFETENSORS:
+                if chosen.kind == SAFETENSORS or file in modules:
                     headers[file] = safetensors_file.read_header(descriptors[file], file)
                 else:
                     headers[file] = torch_bin.read_header(folder / file, file)
@@ -77,23 +79,23 @@ def combine(
 ) -> WeightFiles:
     """The tensors of all files together, each in one file only, which is the one in the index."""
     tensors: dict[str, TensorInfo] = {}
-    for tensor in _all(headers.values()):
+    for tensor in _all(headers):
         other = tensors.setdefault(tensor.name, tensor)
         if other is not tensor:
             raise CheckpointError(
                 f"tensor {shown(tensor.name)} of {where} is in both {other.file} and {tensor.file}; download it again"
             )
     if weight_map is not None:
-        files_of = {name: tensor.file for name, tensor in tensors.items()}
+        files_of = {name: tensor.file for name, tensor in tensors.items() if not is_module_file(tensor.file)}
         check_index(weight_map, files_of, chosen.index or "", where)
     if not tensors:
         raise CheckpointError(f"the weight files of {where} hold no tensors; download the checkpoint again")
     return WeightFiles(tensors, {file: header.sha256 for file, header in headers.items()}, descriptors)
 
 
-def _all(headers: Iterable[Header]) -> Iterable[TensorInfo]:
-    for header in headers:
-        yield from header.tensors.values()
+def _all(headers: Mapping[str, Header]) -> Iterable[TensorInfo]:
+    for file, header in headers.items():
+        yield from with_module_name(header, file).tensors.values()
 
 
 def open_file(path: Path, where: str) -> int:

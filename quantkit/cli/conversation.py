@@ -110,10 +110,14 @@ def _speed(answer: Answer) -> str:
         f"{answer.tokens} tokens, {answer.tokens / max(answer.seconds, 1e-9):.1f} tokens/s",
         f"prompt {answer.prompt_tokens} tokens, {answer.prompt_tokens / max(answer.prompt_seconds, 1e-9):.1f}/s",
     ]
+    if answer.drafted:
+        share = f"{answer.accepted / answer.drafted:.0%}"
+        parts.append(f"{answer.accepted} of {answer.drafted} drafted tokens accepted ({share})")
     return "; ".join(parts + ([_REASONS[answer.reason]] if answer.reason in _REASONS else []))
 
 
 def _document(answer: Answer) -> dict[str, Any]:
+    drafts = {"drafted": answer.drafted, "accepted": answer.accepted} if answer.drafted else {}
     return {
         "answer": answer.text,
         "ended": answer.reason,
@@ -121,4 +125,5 @@ def _document(answer: Answer) -> dict[str, Any]:
         "seconds": round(answer.seconds, 3),
         "prompt_tokens": answer.prompt_tokens,
         "prompt_seconds": round(answer.prompt_seconds, 3),
+        **drafts,
     }

@@ -89,7 +89,8 @@ def show_result(result: Result, out: Out) -> None:
     """Print the table of the outputs, the files, and what the conversion took."""
     plan = result.plan
     _warn_experts(result, out)
-    headers = [("type", "left"), *((name, "right") for name in ("size", "bits/weight", "error", "logits", "cpu"))]
+    compared = "embeddings" if _gives_embeddings(result) else "logits"
+    headers = [("type", "left"), *((name, "right") for name in ("size", "bits/weight", "error", compared, "cpu"))]
     out.table([*headers, ("checks", "left")], [_row(result, item) for item in result.outputs])
     out.say("")
     for item in result.outputs:
@@ -117,7 +118,7 @@ def show_result(result: Result, out: Out) -> None:
         again = f"{human_bytes(traffic.again)} of them a second time" if traffic.again else "each byte once"
         out.say(f"streamed {human_bytes(traffic.bytes)} in {traffic.requests} requests, {again}")
     if plan.gguf is not None or plan.direct_folders:
-        out.say("error: the worst tensor's, relative; logits: correlation with the source's")
+        out.say(f"error: the worst tensor's, relative; {compared}: correlation with the source's")
     if plan.calibrated_folders:
         names = " and ".join(sorted(folder.label for folder in plan.calibrated_folders))
         out.say(f"error of {names}: the worst linear's, squared error of its output over the calibration text")
@@ -161,6 +162,11 @@ def raise_failed(result: Result) -> None:
         raise VerificationError(
             f"{item.output.label} failed its check of {check.name}: {check.detail}; it is kept as {path.name}.failed"
         )
+
+
+def _gives_embeddings(result: Result) -> bool:
+    """Whether the check after writing compared embeddings in place of logits."""
+    return any(check.name == "embeddings" for item in result.outputs for check in item.checks)
 
 
 def _row(result: Result, item: Verified) -> list[str]:

@@ -63,6 +63,15 @@ def measure(
         bool, typer.Option("--speed", help="Measure the tokens per second of GGUF files, as llama-bench does.")
     ] = False,
     rpc: RpcOption = None,
+    mmproj: Annotated[
+        str | None,
+        typer.Option(
+            "--mmproj",
+            metavar="FILE|none",
+            help="Projector with which GGUF files answer about pictures.",
+            show_default="the one beside each",
+        ),
+    ] = None,
     max_delta: Annotated[
         str | None,
         typer.Option(metavar="X|X%", help="Exit 3 if a perplexity exceeds the reference's by more than this."),
@@ -83,7 +92,8 @@ def measure(
     All models see the same tokens, in the windows of llama-perplexity. llama.cpp runs GGUF files. quantkit's streamed
     forward runs folders of weights, in the memory of one layer. The command writes report.html, report.md, report.json
     and plots into DIR. Repeat the command to resume a killed run. GGUF files of encoders need no --text: their
-    embeddings of quantkit's own queries and passages are compared.
+    embeddings of quantkit's own queries and passages are compared. GGUF files with a projector beside them also answer
+    questions about quantkit's own pictures.
 
     Example: quantkit measure ORG/NAME NAME-GGUF NAME-AWQ --text wiki.test.raw --chunks 40
     """
@@ -102,6 +112,7 @@ def measure(
         device=device,
         force=force,
         offline=offline,
+        mmproj=mmproj,
     )
     with out.progress() as progress:
         measured = measure_models(reference, candidates or [], texts or [], options, progress, warn=out.warn)

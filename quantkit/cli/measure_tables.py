@@ -4,7 +4,7 @@ from quantkit.cli.output import Out
 from quantkit.measurement.document import Model, Report, Text
 from quantkit.measurement.measure import Measurement
 from quantkit.report.figures import ABSENT, change, plus_minus, significant, size
-from quantkit.report.tables import embeddings
+from quantkit.report.tables import Table, embeddings, pictures
 from quantkit.report.verdict import verdict
 
 _QUALITY = (
@@ -32,8 +32,10 @@ _SHORT = {
     "rank correlation": "ranks",
     "top-10 overlap": "top 10",
     "score correlation": "scores",
+    "same top token": "top-1",
+    "KL mean": "KL",
 }
-"""Headers of the table of embeddings in a terminal."""
+"""Headers of the tables of embeddings and pictures in a terminal."""
 _SPEED = (("model", "left"), ("layers", "right"), ("prompt", "right"), ("generation", "right"))
 
 
@@ -53,10 +55,9 @@ def _show_tables(report: Report, out: Out) -> None:
         out.table(_QUALITY, [_quality(model, text) for model in report.models], _title(text))
         out.say("")
     if any(model.embeddings for model in report.models):
-        table = embeddings(report)
-        columns = [(_SHORT.get(name, name), "right" if place else "left") for place, name in enumerate(table.headers)]
-        out.table(columns, [list(row) for row in table.rows], table.title)
-        out.say("")
+        _show(embeddings(report), out)
+    if (table := pictures(report)).rows:
+        _show(table, out)
     memory = [row for model in report.models for row in _memory(model)]
     if memory:
         contexts = sorted({row.n_ctx for model in report.models for row in model.memory if row.n_ctx})
@@ -66,6 +67,12 @@ def _show_tables(report: Report, out: Out) -> None:
     if speed:
         out.table(_SPEED, speed, "tokens a second")
         out.say("")
+
+
+def _show(table: Table, out: Out) -> None:
+    columns = [(_SHORT.get(name, name), "right" if place else "left") for place, name in enumerate(table.headers)]
+    out.table(columns, [list(row) for row in table.rows], table.title)
+    out.say("")
 
 
 def _title(text: Text) -> str:

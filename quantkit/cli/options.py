@@ -92,6 +92,18 @@ TensorSplitOption = Annotated[
     ),
 ]
 NoKvOffloadOption = Annotated[bool, typer.Option("--no-kv-offload", help="Keep the KV cache on the CPU.")]
+DraftOption = Annotated[
+    str | None,
+    typer.Option(
+        "--draft",
+        metavar="FILE|mtp",
+        help="Draft tokens by a smaller GGUF, or by the model's MTP layer.",
+        show_default="none",
+    ),
+]
+DraftTokensOption = Annotated[
+    int, typer.Option("--draft-tokens", metavar="N", min=1, max=64, help="Tokens that --draft proposes at a time.")
+]
 KvTypeOption = Annotated[str, typer.Option(metavar="TYPE", help=f"Type of the KV cache: {', '.join(KV_TYPES)}.")]
 SystemOption = Annotated[str | None, typer.Option(metavar="TEXT", help="The system message.")]
 ChatTemplateOption = Annotated[

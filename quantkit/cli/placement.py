@@ -1,6 +1,7 @@
 """The placement that `run` and `serve` take with --gpu-layers auto, and the words for it."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -9,20 +10,28 @@ from quantkit.planning.context import Context
 
 if TYPE_CHECKING:
     from quantkit.llamacpp.conversation import Loading
+    from quantkit.llamacpp.draft_choice import Draft
     from quantkit.measurement.memory import Device
+    from quantkit.planning.draft import DraftMemory
     from quantkit.planning.layers import Placement
 
 
 def automatic_placement(
-    model: Path, context: Context, devices: Sequence["Device"], out: Out, *, fit_moe: bool
+    model: Path,
+    context: Context,
+    devices: Sequence["Device"],
+    out: Out,
+    *,
+    fit_moe: bool,
+    draft: "DraftMemory | None" = None,
 ) -> "Placement":
-    """What fits on `devices`, by `plan`. `fit_moe`: the experts' place is chosen too."""
+    """What fits on `devices`, by `plan`. `fit_moe`: the experts' place is chosen too. `draft`: what drafts tokens."""
     from quantkit.planning.layers import Placement, placement_that_fits
 
     if not devices:
         return Placement(0)
     rooms = [device.free for device in devices]
-    placement = placement_that_fits(model, context, rooms, fit_moe=fit_moe)
+    placement = placement_that_fits(model, context, rooms, fit_moe=fit_moe, draft=draft)
     if placement.gpu_layers is not None:
         names = ", ".join(f"{device.name} ({human_bytes(device.free)} free)" for device in devices)
         experts = f" but the experts of {placement.cpu_moe}" if placement.cpu_moe else ""
@@ -31,7 +40,33 @@ def automatic_placement(
     return placement
 
 
-def loading_of(placement: "Placement", context: Context, threads: int | None, rpc: Sequence[str] | None) -> "Loading":
+def place_draft(
+    model: Path, draft: "Draft", context: Context, devices: Sequence["Device"], out: Out
+) -> tuple["Draft", "DraftMemory | None"]:
+    """The draft with its device, and its memory on each GPU; None without a GPU or a plan of the file."""
+    from quantkit.errors import QuantkitError
+    from quantkit.planning.draft import draft_memory
+
+    if not devices:
+        return draft, None
+    rooms = [device.free for device in devices]
+    try:
+        memory = draft_memory(model, draft.model, context, rooms, mtp=draft.mtp, count=draft.count)
+    except QuantkitError as error:
+        out.warn(f"the memory of the draft is not counted: {error}")
+        return replace(draft, gpu=0, device=devices[0].name), None
+    where = devices[memory.gpu].name if memory.gpu is not None else ""
+    out.note(f"the draft takes {human_bytes(max(memory.taken))} of {where}" if where else "the draft is on the CPU")
+    return replace(draft, gpu=memory.gpu, device=where), memory
+
+
+def loading_of(
+    placement: "Placement",
+    context: Context,
+    threads: int | None,
+    rpc: Sequence[str] | None,
+    draft: "Draft | None" = None,
+) -> "Loading":
     """How llama.cpp loads a model that is placed so."""
     from quantkit.llamacpp.conversation import Loading
 
@@ -43,4 +78,5 @@ def loading_of(placement: "Placement", context: Context, threads: int | None, rp
         rpc or (),
         tensor_split=placement.split,
         kv_on_gpu=context.kv_on_gpu and placement.kv_on_gpu,
+        draft=draft,
     )

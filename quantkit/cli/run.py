@@ -11,6 +11,8 @@ from quantkit.cli.options import (
     AUTO,
     GPU_LAYERS,
     CpuMoeOption,
+    DraftOption,
+    DraftTokensOption,
     Format,
     KvTypeOption,
     NoKvOffloadOption,
@@ -75,6 +77,17 @@ def run(
     tensor_split: TensorSplitOption = None,
     kv_type: KvTypeOption = "f16",
     no_kv_offload: NoKvOffloadOption = False,
+    draft: DraftOption = None,
+    draft_tokens: DraftTokensOption = 3,
+    prompt_cache: Annotated[
+        Path | None,
+        typer.Option(
+            "--prompt-cache",
+            metavar="FILE",
+            help="Keep the first prompt's KV cache in this file for later starts.",
+            show_default="none",
+        ),
+    ] = None,
     threads: ThreadsOption = None,
     rpc: RpcOption = None,
 ) -> None:
@@ -86,9 +99,11 @@ def run(
     Example: quantkit run NAME-Q4_0.gguf -p "Why is the sky blue?"
     """
     from quantkit.cli.conversation import answer_once, talk
-    from quantkit.cli.placement import automatic_placement, loading_of
+    from quantkit.cli.placement import automatic_placement, loading_of, place_draft
     from quantkit.gguf.projector_file import choose_projector
     from quantkit.llamacpp.conversation import converse
+    from quantkit.llamacpp.draft_choice import choose_draft
+    from quantkit.llamacpp.prompt_cache import require_prompt_cache
     from quantkit.measurement.memory import gpu_devices
     from quantkit.planning.layers import Placement
 
@@ -98,6 +113,7 @@ def run(
         raise UsageError("the prompt is empty; pass a text with -p TEXT")
     if prompt is None and out.format != Format.human:
         raise UsageError(f"--format {out.format.value} needs a single prompt; pass one with -p TEXT")
+    _refuse_combinations(draft=draft, prompt_cache=prompt_cache, image=image)
     sampling = {
         "temperature": temperature,
         "top_k": top_k,
@@ -113,6 +129,12 @@ def run(
             conversation.show(image, choose_projector(model, mmproj))
         elif mmproj is not None:
             raise UsageError("--mmproj has no effect without --image FILE; leave it out")
+        if prompt_cache is not None:
+            require_prompt_cache(prompt_cache)
+            conversation.prompt_cache, conversation.warn = prompt_cache, out.warn
+        chosen = choose_draft(model, draft, draft_tokens) if draft else None
+        if chosen and chosen.mtp and prompt_cache:
+            raise UsageError("--prompt-cache does not keep what an MTP layer needs; remove it or --draft")
         if conversation.template is None and not raw:
             out.warn(f"{model.name} has no chat template; the model continues the text as it is")
         # an RPC server does not compute prompts with weights that lie on the CPU
@@ -123,12 +145,19 @@ def run(
             op_offload=not rpc,
             kv_on_gpu=not no_kv_offload,
         )
-        placement = fixed or automatic_placement(
-            model, context, gpu_devices(model, rpc=rpc or []), out, fit_moe=cpu_moe is None
-        )
+        devices = gpu_devices(model, rpc=rpc or []) if chosen or not fixed else []
+        chosen, memory = place_draft(model, chosen, context, devices, out) if chosen else (None, None)
+        placement = fixed or automatic_placement(model, context, devices, out, fit_moe=cpu_moe is None, draft=memory)
         out.note(f"loading {model.name} ...")
-        conversation.open(loading_of(placement, context, threads, rpc))
+        conversation.open(loading_of(placement, context, threads, rpc, chosen))
         if prompt is None:
             talk(conversation, out, max_tokens)
         else:
             answer_once(conversation, out, prompt, max_tokens)
+
+
+def _refuse_combinations(*, draft: str | None, prompt_cache: Path | None, image: list[Path] | None) -> None:
+    """Raise UsageError if an option that images exclude is given with --image."""
+    option = "--draft" if draft else "--prompt-cache" if prompt_cache else ""
+    if image and option:
+        raise UsageError(f"{option} works with prompts of text only; remove it or --image")

@@ -11,6 +11,8 @@ from quantkit.cli.options import (
     AUTO,
     GPU_LAYERS,
     CpuMoeOption,
+    DraftOption,
+    DraftTokensOption,
     DryRunOption,
     KvTypeOption,
     NoKvOffloadOption,
@@ -27,7 +29,7 @@ from quantkit.planning.context import Context
 
 if TYPE_CHECKING:
     from quantkit.llamacpp.server import ServerCommand
-    from quantkit.planning.layers import Placement
+    from quantkit.measurement.memory import Device
 
 
 def serve(
@@ -62,6 +64,8 @@ def serve(
     tensor_split: TensorSplitOption = None,
     kv_type: KvTypeOption = "f16",
     no_kv_offload: NoKvOffloadOption = False,
+    draft: DraftOption = None,
+    draft_tokens: DraftTokensOption = 3,
     threads: ThreadsOption = None,
     rpc: RpcOption = None,
     dry_run: DryRunOption = False,
@@ -73,8 +77,9 @@ def serve(
 
     Example: quantkit serve NAME-Q4_0.gguf --port 8080
     """
-    from quantkit.cli.placement import loading_of
+    from quantkit.cli.placement import automatic_placement, loading_of, place_draft
     from quantkit.llamacpp.conversation import converse
+    from quantkit.llamacpp.draft_choice import choose_draft
     from quantkit.llamacpp.server import Serving, find_server, llama_cpp_python_command, llama_server_command
     from quantkit.llamacpp.server_process import check_port_is_free, is_loopback
     from quantkit.planning.layers import Placement
@@ -96,10 +101,13 @@ def serve(
         op_offload=not rpc,
         kv_on_gpu=not no_kv_offload,
     )
-    placement = fixed or _placement(model, context, program, rpc or [], out, fit_moe=cpu_moe is None)
+    chosen = choose_draft(model, draft, draft_tokens) if draft else None
+    devices = _devices(model, program, rpc or []) if chosen or not fixed else []
+    chosen, memory = place_draft(model, chosen, context, devices, out) if chosen else (None, None)
+    placement = fixed or automatic_placement(model, context, devices, out, fit_moe=cpu_moe is None, draft=memory)
     serving = Serving(
         model,
-        loading_of(placement, context, threads, rpc),
+        loading_of(placement, context, threads, rpc, chosen),
         conversation.n_ctx,
         conversation.sampling,
         host,
@@ -145,16 +153,15 @@ def _run(command: "ServerCommand", document: dict[str, Any], out: Out, *, host: 
             process.wait()
         except KeyboardInterrupt:
             process.stop()
+            accepted, drafted = process.drafts
+            if drafted:
+                out.note(f"{accepted} of {drafted} drafted tokens accepted ({accepted / drafted:.0%})")
             out.note("stopped")
 
 
-def _placement(
-    model: Path, context: Context, program: Path | None, rpc: list[str], out: Out, *, fit_moe: bool
-) -> "Placement":
-    """The placement on the devices of the server that is used."""
-    from quantkit.cli.placement import automatic_placement
+def _devices(model: Path, program: Path | None, rpc: list[str]) -> "list[Device]":
+    """The devices of the server that is used."""
     from quantkit.llamacpp.server import server_devices
     from quantkit.measurement.memory import Device, gpu_devices
 
-    devices = [Device(**device) for device in server_devices(program, rpc)] if program else gpu_devices(model, rpc=rpc)
-    return automatic_placement(model, context, devices, out, fit_moe=fit_moe)
+    return [Device(**device) for device in server_devices(program, rpc)] if program else gpu_devices(model, rpc=rpc)

@@ -11,7 +11,6 @@ from quantkit.families.base.family import Family, Key, Rule
 from quantkit.families.base.hyperparameters import Hyperparameters, number, size
 from quantkit.families.base.layers import nextn_keys, nextn_rules, observe_nextn
 from quantkit.families.base.refusals import only
-from quantkit.families.base.traits import Traits
 from quantkit.families.deepseek import (
     ATTENTION,
     FEED_FORWARD,
@@ -111,5 +110,4 @@ FAMILY = Family(
     # the widths follow from the others
     no_effect=("head_dim", "qk_head_dim"),
     forward=FORWARD,
-    traits=Traits(plannable=False),
 )

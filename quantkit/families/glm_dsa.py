@@ -12,7 +12,6 @@ from quantkit.families.base.family import Family, Key
 from quantkit.families.base.hyperparameters import Hyperparameters, number, size
 from quantkit.families.base.layers import nextn_keys, nextn_rules, observe_nextn
 from quantkit.families.base.refusals import only
-from quantkit.families.base.traits import Traits
 from quantkit.families.deepseek import ATTENTION, FEED_FORWARD
 from quantkit.families.deepseek import keys as deepseek_keys
 from quantkit.families.deepseek32 import EXPERTS, INDEXER, dimensions, indexer_keys, prepare_indexed
@@ -122,6 +121,5 @@ FAMILY = Family(
     # the widths follow from the others
     no_effect=("head_dim", "qk_head_dim"),
     forward=FORWARD,
-    traits=Traits(plannable=False),
     token_roles=TOKEN_ROLES,
 )

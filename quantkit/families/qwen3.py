@@ -3,14 +3,16 @@
 Shape of the GGUF: llama.cpp's `qwen3` architecture (src/models/qwen3.cpp).
 """
 
+from dataclasses import replace
 from typing import Any
 
 from quantkit.families.base.family import Family, Key, Rule
 from quantkit.families.base.hyperparameters import Hyperparameters
 from quantkit.families.base.keys import base_keys
 from quantkit.families.base.multimodal import BARE_PREFIX
-from quantkit.families.base.pooling import as_bare_model, pooling_keys
+from quantkit.families.base.pooling import as_bare_model
 from quantkit.families.base.refusals import SILU, only, plain_yarn
+from quantkit.families.base.reranker import ANSWER_ROWS, keeps_head, reranker_keys
 from quantkit.families.llama import ENDS
 from quantkit.families.qwen2 import NORMS, PLAIN_MLP, PROJECTIONS, ROPE_KINDS, no_window, window
 from quantkit.forward.description import Architecture
@@ -48,22 +50,27 @@ def _prepare(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def keys(arch: str, sizes: Hyperparameters) -> list[Key]:
-    """The common keys, and the pooling of an embedding model."""
-    return [*base_keys(arch, sizes), *pooling_keys(arch, sizes)]
+    """The common keys, and those of an embedding model or a reranker."""
+    return [*base_keys(arch, sizes), *reranker_keys(arch, sizes)]
 
 
 FORWARD = Architecture(attention=Attention(window=window, norms=HEAD_NORMS))
 
 FAMILY = Family(
     name="Qwen3",
-    models="Qwen3, Qwen3-Embedding",
+    models="Qwen3, Qwen3-Embedding, Qwen3-Reranker",
     architectures=("Qwen3ForCausalLM", "Qwen3Model"),
     gguf_arch="qwen3",
-    rules=NORMS + PROJECTIONS + HEAD_NORM_RULES + PLAIN_MLP + ENDS,
+    rules=(
+        *(NORMS + PROJECTIONS + HEAD_NORM_RULES + PLAIN_MLP + ENDS[:-1]),
+        replace(ENDS[-1], when=keeps_head),
+        *ANSWER_ROWS,
+    ),
     keys=keys,
     defaults=DEFAULTS,
     prepare=_prepare,
     rope_kinds=ROPE_KINDS,
     rename=BARE_PREFIX,
+    rerankers=("qwen3-reranker",),
     forward={"Qwen3ForCausalLM": FORWARD},
 )

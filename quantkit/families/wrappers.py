@@ -5,8 +5,9 @@ get_model_architecture). A nested config may leave out what its class takes by d
 transformers 5. A family of a wrapper decides only if the nested config names a class.
 """
 
-from quantkit.families import idefics3, internvl, pixtral
+from quantkit.families import idefics3, internvl, llava, pixtral
 from quantkit.families.base.multimodal import Wrapper
+from quantkit.families.base.projector import Projector
 
 _LLAMA = {
     "hidden_act": "silu",
@@ -36,6 +37,7 @@ _VOXTRAL = {
 
 WRAPPERS = (
     Wrapper("LlavaForConditionalGeneration", "Llava 1.5, Pixtral 12B", "llama", _BY_TYPE),
+    Wrapper("LlavaNextForConditionalGeneration", "Llava 1.6 (NeXT)", "llama", _BY_TYPE),
     Wrapper("Idefics3ForConditionalGeneration", "Idefics3, Granite Docling", "llama", _BY_TYPE),
     Wrapper("SmolVLMForConditionalGeneration", "SmolVLM, SmolVLM2", "llama", _BY_TYPE),
     Wrapper("InternVLChatModel", "InternVL 2, 2.5 and 3", "qwen2", _BY_TYPE),
@@ -53,15 +55,20 @@ WRAPPERS = (
     Wrapper("KimiK25ForConditionalGeneration", "Kimi K2.5", "deepseek_v3", {}),
 )
 
-PROJECTORS = {
+_CLIP, _SIGLIP = "clip_vision_model", "siglip_vision_model"
+PROJECTORS: dict[str | tuple[str, str], Projector] = {
     "LlavaForConditionalGeneration": pixtral.PROJECTOR,
+    ("LlavaForConditionalGeneration", _CLIP): llava.PROJECTOR,
+    ("LlavaForConditionalGeneration", _SIGLIP): llava.SIGLIP_PROJECTOR,
+    ("LlavaNextForConditionalGeneration", _CLIP): llava.with_tiles(llava.PROJECTOR),
+    ("LlavaNextForConditionalGeneration", _SIGLIP): llava.with_tiles(llava.SIGLIP_PROJECTOR),
     "Mistral3ForConditionalGeneration": pixtral.PROJECTOR,
     "Idefics3ForConditionalGeneration": idefics3.PROJECTOR,
     "SmolVLMForConditionalGeneration": idefics3.PROJECTOR,
     "InternVLChatModel": internvl.CHAT_PROJECTOR,
     "InternVLForConditionalGeneration": internvl.PROJECTOR,
 }
-"""By architecture of the wrapper, its projector."""
+"""By architecture of the wrapper, and model_type of the tower if several occur, its projector."""
 
 NAMES = {"VLlama3ForCausalLM": "LlamaForCausalLM"}
 """Names of nested architectures that transformers has under another name."""

@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 from gguf import GGUFValueType
 
+from quantkit.errors import CheckpointError
+
 SCALARS: dict[GGUFValueType, str] = {
     GGUFValueType.UINT8: "<B",
     GGUFValueType.INT8: "<b",
@@ -27,6 +29,10 @@ SCALARS: dict[GGUFValueType, str] = {
 }
 
 
+_SHOWN = 80
+"""Characters of a value that a message shows."""
+
+
 @dataclass(frozen=True)
 class KeyValue:
     """One key-value of a GGUF header. `item`: the element type if `kind` is ARRAY.
@@ -40,8 +46,22 @@ class KeyValue:
     item: GGUFValueType | None = None
 
     def pack(self) -> bytes:
-        """The bytes of the key-value in a GGUF header."""
-        return self._packed
+        """The bytes of the key-value in a GGUF header.
+
+        Raises:
+            CheckpointError: a value is not of its type, or a number is outside its range.
+        """
+        if self.kind == GGUFValueType.ARRAY and self.item in (None, GGUFValueType.ARRAY):
+            raise ValueError("an array key needs an element type that is not itself an array")
+        try:
+            return self._packed
+        except (OverflowError, TypeError, ValueError, struct.error) as error:
+            kind = (self.item or self.kind).name.lower()
+            text = repr(self.value) if len(repr(self.value)) <= _SHOWN else f"{repr(self.value)[:_SHOWN]}..."
+            raise CheckpointError(
+                f"the value {text} does not fit into the GGUF key {self.key} ({kind}); correct the checkpoint's setting"
+                " that it comes from"
+            ) from error
 
     @cached_property
     def _packed(self) -> bytes:
@@ -84,8 +104,7 @@ def _value(kind: GGUFValueType, value: Any, item: GGUFValueType | None) -> bytes
         return _string(value)
     if kind != GGUFValueType.ARRAY:
         return struct.pack(SCALARS[kind], value)
-    if item is None or item == GGUFValueType.ARRAY:
-        raise ValueError("an array key needs an element type that is not itself an array")
+    assert item is not None
     head = struct.pack("<IQ", item, len(value))
     if item == GGUFValueType.STRING:
         return head + b"".join(_string(text) for text in value)

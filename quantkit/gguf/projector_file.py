@@ -5,6 +5,8 @@ llama.cpp's converter names them mmproj-NAME-TYPE.gguf, and so does quantkit.
 
 from pathlib import Path
 
+import numpy as np
+
 from quantkit.errors import UsageError
 from quantkit.gguf.reader import GgufHeader, read_header
 
@@ -12,6 +14,7 @@ PREFIX = "mmproj"
 ARCHITECTURE = "clip"
 """general.architecture of a projector's file."""
 _KIND = "mmproj"
+_DEEPSTACK = "clip.vision.is_deepstack_layers"
 _BEST_FIRST = ("f16", "bf16", "q8_0", "f32")
 
 
@@ -87,10 +90,16 @@ def choose_projector(model: Path, given: Path | None) -> Path:
 def check_fit(model: GgufHeader, projector: GgufHeader) -> None:
     """Raise UsageError if the projector gives vectors of another width than the model takes.
 
-    Files of older converters state another number under the same key; llama.cpp checks those when it loads them.
+    Those of DeepStack follow each vector. Files of older converters state another number under the same key; llama.cpp
+    checks those when it loads them.
     """
-    width = model.value(f"{model.value('general.architecture')}.embedding_length")
+    architecture = model.value("general.architecture")
+    width = model.value(f"{architecture}.embedding_length")
     given = projector.value("clip.vision.projection_dim")
+    if isinstance(width, int) and isinstance(given, int):
+        layers, flags = model.value(f"{architecture}.n_deepstack_layers"), projector.value(_DEEPSTACK)
+        width *= 1 + (layers if isinstance(layers, int) else 0)
+        given *= 1 + (0 if flags is None else int(np.count_nonzero(flags)))
     if projector.value("general.type") == _KIND and None not in (width, given) and width != given:
         raise UsageError(
             f"{projector.path.name} belongs to another model: it gives vectors of {given} values, but {model.path.name}"

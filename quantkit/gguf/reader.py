@@ -39,8 +39,12 @@ class GgufHeader:
 
     @property
     def is_encoder(self) -> bool:
-        """Whether tokens attend to later ones, so the model gives embeddings and no next token."""
-        return self.value(f"{self.value('general.architecture')}.attention.causal") is False
+        """Whether the model gives embeddings or scores of a text, and no next token.
+
+        Its tokens attend to later ones, or the file states how to pool their vectors.
+        """
+        arch = self.value("general.architecture")
+        return self.value(f"{arch}.attention.causal") is False or bool(self.value(f"{arch}.pooling_type"))
 
 
 def shard_paths(path: Path) -> list[Path]:

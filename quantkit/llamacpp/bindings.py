@@ -102,6 +102,12 @@ class llama_batch(ctypes.Structure):
     )
 
 
+class llama_embd(ctypes.Structure):
+    """Rows of embeddings."""
+
+    _fields_ = (("data", ctypes.POINTER(_float)), ("n_rows", _long), ("n_embd", _long))
+
+
 _FUNCTIONS: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "llama_backend_init": (None, ()),
     "llama_log_set": (None, (llama_log_callback, _pointer)),
@@ -112,6 +118,8 @@ _FUNCTIONS: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "llama_model_get_vocab": (_pointer, (_pointer,)),
     "llama_model_n_params": (ctypes.c_uint64, (_pointer,)),
     "llama_model_n_embd_inp": (_int, (_pointer,)),
+    "llama_model_n_swa": (_int, (_pointer,)),
+    "llama_model_n_layer_nextn": (_int, (_pointer,)),
     "llama_model_n_ctx_train": (_int, (_pointer,)),
     "llama_model_n_embd_out": (_int, (_pointer,)),
     "llama_model_n_cls_out": (ctypes.c_uint32, (_pointer,)),
@@ -123,11 +131,25 @@ _FUNCTIONS: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "llama_get_memory": (_pointer, (_pointer,)),
     "llama_memory_clear": (None, (_pointer, _bool)),
     "llama_memory_seq_rm": (_bool, (_pointer, _int, _int, _int)),
+    "llama_memory_seq_pos_min": (_int, (_pointer, _int)),
+    "llama_state_seq_get_size": (_long, (_pointer, _int)),
+    "llama_state_seq_get_data": (_long, (_pointer, _pointer, _long, _int)),
+    "llama_state_seq_set_data": (_long, (_pointer, _pointer, _long, _int)),
+    "llama_batch_ext_init": (_pointer, (_pointer,)),
+    "llama_batch_ext_free": (None, (_pointer,)),
+    "llama_batch_ext_clear": (None, (_pointer,)),
+    "llama_batch_ext_add_token": (_int, (_pointer, _int, _int)),
+    "llama_batch_ext_set_pos": (_bool, (_pointer, _int, ctypes.POINTER(llama_pos))),
+    "llama_batch_ext_set_embd_state": (_bool, (_pointer, _int, llama_embd)),
+    "llama_batch_ext_set_embd_token": (_bool, (_pointer, _int, llama_embd)),
+    "llama_batch_ext_set_output_logits": (_bool, (_pointer, _int, _bool)),
+    "llama_process": (_int, (_pointer, _int, _pointer)),
     "llama_batch_init": (llama_batch, (_int, _int, _int)),
     "llama_batch_get_one": (llama_batch, (_tokens, _int)),
     "llama_batch_free": (None, (llama_batch,)),
     "llama_decode": (_int, (_pointer, llama_batch)),
     "llama_synchronize": (None, (_pointer,)),
+    "llama_get_logits_ith": (ctypes.POINTER(_float), (_pointer, _int)),
     "llama_get_logits": (ctypes.POINTER(_float), (_pointer,)),
     "llama_get_embeddings": (ctypes.POINTER(_float), (_pointer,)),
     "llama_get_embeddings_seq": (ctypes.POINTER(_float), (_pointer, _int)),

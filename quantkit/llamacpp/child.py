@@ -184,6 +184,7 @@ def main() -> None:
         "talk_tokenize": talk.tokenize,
         "talk_prepare": talk.prepare,
         "talk": talk.generate,
+        "talk_follow": talk.follow,
         "image_features": image_features,
         "load_projector": load_projector,
     }

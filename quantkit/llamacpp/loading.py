@@ -85,13 +85,14 @@ class Bench:
         return time.perf_counter() - started
 
 
-def load_model(request: dict[str, Any]) -> Any:
-    """The model of a request, placed as it says; a context manager."""
+def load_model(request: dict[str, Any], *, load_mtp: bool = False) -> Any:
+    """The model of a request, placed as it says; a context manager. `load_mtp`: with its layers for later tokens."""
     return load(
         request["model"],
         n_gpu_layers=request["gpu_layers"],
         cpu_moe=request["cpu_moe"],
         split=request["tensor_split"],
+        load_mtp=load_mtp,
     )
 
 

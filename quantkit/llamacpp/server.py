@@ -21,6 +21,7 @@ from quantkit.errors import MissingExtraError, QuantkitError, UsageError
 
 if TYPE_CHECKING:
     from quantkit.llamacpp.conversation import Loading, Sampling
+    from quantkit.llamacpp.draft_choice import Draft
 
 PROGRAM = "QUANTKIT_LLAMA_SERVER"
 """The environment variable that names llama-server."""
@@ -132,6 +133,7 @@ def llama_server_command(program: Path, serving: Serving) -> ServerCommand:
         words += ["-ts", ",".join(f"{share:g}" for share in loading.tensor_split)]
     words += [] if loading.kv_on_gpu else ["-nkvo"]
     words += ["-ctk", kv_type, "-ctv", kv_type] if kv_type != "f16" else []
+    words += _draft_words(loading.draft) if loading.draft else []
     words += ["-t", str(loading.n_threads)] if loading.n_threads else []
     words += ["--rpc", ",".join(loading.rpc)] if loading.rpc else []
     words += ["--temp", str(sampling.temperature), "--top-k", str(int(sampling.top_k)), "--top-p", str(sampling.top_p)]
@@ -141,12 +143,22 @@ def llama_server_command(program: Path, serving: Serving) -> ServerCommand:
     return ServerCommand(words, environment)
 
 
+def _draft_words(draft: "Draft") -> list[str]:
+    """The options of speculative decoding; a file of its own is on one device."""
+    words = ["--spec-type", "draft-mtp" if draft.mtp else "draft-simple", "--spec-draft-n-max", str(draft.count)]
+    if draft.model is not None:
+        words += ["-md", str(draft.model), "-devd", draft.device or "none", "-ngld", "999"]
+    return words
+
+
 def llama_cpp_python_command(serving: Serving) -> ServerCommand:
     """The server of llama-cpp-python in a child process of ours (server_child.py), which reads its settings.
 
     Raises:
-        UsageError: more than one request at once.
+        UsageError: more than one request at once, or a draft.
     """
+    if serving.loading.draft:
+        raise UsageError("llama-cpp-python's server drafts no tokens; remove --draft, or install llama-server")
     if serving.parallel > 1:
         raise UsageError(
             f"llama-cpp-python's server answers one request at a time, not {serving.parallel}; remove --parallel, or"

@@ -24,6 +24,7 @@ _SECONDS_TO_STOP = 5.0
 _DIE_WITH_PARENT = 1
 _ANY_ADDRESS = {"0.0.0.0": "127.0.0.1", "::": "::1"}
 # time and level that llama-server writes before a line
+_DRAFTS = re.compile(r"draft acceptance.*?(\d+) accepted / +(\d+) generated")
 _LOG_PREFIX = re.compile(r"^[\d.]+ [A-Z] ")
 
 
@@ -61,7 +62,7 @@ def check_port_is_free(host: str, port: int) -> None:
 
 
 class ServerProcess:
-    """A server in a child process, ended with the `with` block.
+    """A server in a child process, ended with the `with` block. `drafts`: tokens accepted, and drafted, so far.
 
     Raises QuantkitError if the program cannot be started.
     """
@@ -69,6 +70,7 @@ class ServerProcess:
     def __init__(self, command: ServerCommand, host: str, port: int) -> None:
         self._host, self._port = _ANY_ADDRESS.get(host, host), port
         self._lines: deque[str] = deque(maxlen=_LINES_KEPT)
+        self.drafts = (0, 0)
         try:
             # Ctrl-C at a terminal reaches this process only, which then ends the child
             self._child = subprocess.Popen(
@@ -146,7 +148,10 @@ class ServerProcess:
         """Read what the child writes, so that it never waits; the last lines are kept."""
         assert self._child.stdout is not None
         for line in self._child.stdout:
-            self._lines.append(_LOG_PREFIX.sub("", line.decode("utf-8", "replace").strip()))
+            text = _LOG_PREFIX.sub("", line.decode("utf-8", "replace").strip())
+            self._lines.append(text)
+            if match := _DRAFTS.search(text):
+                self.drafts = (self.drafts[0] + int(match[1]), self.drafts[1] + int(match[2]))
 
     def _end(self, what: str) -> str:
         self._reader.join(_SECONDS_TO_STOP)

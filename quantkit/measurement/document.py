@@ -82,6 +82,25 @@ class Embeddings:
 
 
 @dataclass(frozen=True)
+class Pictures:
+    """Answers of a model that sees to questions about the pictures of `set`; `tokens` is their number in all answers.
+
+    projector: the file of the projector; `projector_bytes` is its size.
+    same_answers: how many answers of the reference the model gives too.
+    top1: share of the answers' tokens that are the most likely ones. kl: mean divergence from the reference.
+    """
+
+    set: str
+    pictures: int | None
+    tokens: int | None
+    projector: str
+    projector_bytes: float | None
+    same_answers: int | None
+    top1: float | None
+    kl: float | None
+
+
+@dataclass(frozen=True)
 class DeviceMemory:
     """Memory of one device."""
 
@@ -155,6 +174,7 @@ class Model:
     speed: tuple[Speed, ...]
     tensor_errors: tuple[TensorError, ...]
     embeddings: Embeddings | None = None
+    pictures: Pictures | None = None
 
     def on(self, text: str) -> Quality | None:
         """The figures on a text; None if it was not measured."""

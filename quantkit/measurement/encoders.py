@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from quantkit.errors import CheckpointError, MeasureError, UsageError
-from quantkit.families.base.pooling import pooling_of
+from quantkit.families.base.pooling import dense_modules, pooling_of, through_dense
 from quantkit.gguf.reader import read_header, shard_paths
 from quantkit.llamacpp.session import embeddings, ids_with_special_tokens
 from quantkit.measurement.embedding_scores import Array, embedding_figures, recall, score_figures
@@ -103,13 +103,16 @@ def _results(subject: Subject, ids: list[list[int]], threads: int, *, ranks: boo
             )
         rows = embeddings(subject.path, ids, n_threads=threads)
         return np.concatenate(rows).astype(np.float64)
-    kind = pooling_of(subject.engine.folder)
+    folder = subject.engine.folder
+    dense = dense_modules(folder)
+    kind = pooling_of(folder, dense=bool(dense))
     if ranks or kind is None:
         raise UsageError(
             f"{subject.name} has no pooling that quantkit runs; pass a GGUF of type f32 or f16 as the reference"
         )
     decoder = subject.engine.source.decoder
-    return np.stack([_pooled(np.asarray(decoder.run(tokens), np.float64), kind) for tokens in ids])
+    vectors: Array = np.stack([_pooled(np.asarray(decoder.run(tokens), np.float64), kind) for tokens in ids])
+    return np.asarray(through_dense(vectors.astype(np.float32), dense, decoder.weights), np.float64)
 
 
 def _pooled(states: Array, kind: str) -> Array:
@@ -128,12 +131,27 @@ def _pooling(subject: Subject) -> object:
 
 
 def _pair_ids(file: Subject, texts: Retrieval) -> list[list[int]]:
-    """Ids of a query and a passage in one sequence, as llama.cpp's server joins them: its own passage, and others."""
+    """Ids of a query and a passage in one sequence, as llama.cpp's server joins them: its own passage, and others.
+
+    A file with a prompt for reranking has both texts in it.
+    """
+    assert isinstance(file.engine, GgufEngine)
+    prompt = file.engine.header.value("tokenizer.chat_template.rerank")
+    if prompt is not None:
+        filled = [
+            str(prompt).replace("{query}", texts.queries[query]).replace("{document}", texts.passages[passage])
+            for query, passage in _pairs(texts)
+        ]
+        return ids_with_special_tokens(file.path, filled)
     whole = ids_with_special_tokens(file.path, [*texts.queries, *texts.passages])
     count = len(texts.queries)
-    pairs = []
-    for number in range(count):
-        own = texts.answers[number]
-        others = [(own + step * 7) % len(texts.passages) for step in range(_PAIRS_A_QUERY)]
-        pairs += [[*whole[number], *whole[count + passage][1:]] for passage in others]
-    return pairs
+    return [[*whole[query], *whole[count + passage][1:]] for query, passage in _pairs(texts)]
+
+
+def _pairs(texts: Retrieval) -> list[tuple[int, int]]:
+    """Numbers of a query and a passage: each query with its own passage first, then with others."""
+    return [
+        (query, (own + step * 7) % len(texts.passages))
+        for query, own in enumerate(texts.answers)
+        for step in range(_PAIRS_A_QUERY)
+    ]

@@ -11,6 +11,7 @@ from quantkit.errors import UsageError
 from quantkit.families import open_model
 from quantkit.files import user_path
 from quantkit.forward.devices import find_device
+from quantkit.measurement.answers import answer_records, projectors_of
 from quantkit.measurement.document import Report
 from quantkit.measurement.encoders import gives_embeddings
 from quantkit.measurement.reading import read_report
@@ -68,7 +69,7 @@ def measure(
         warn: receives each warning.
 
     Raises:
-        UsageError: no text is given, limits without a candidate, or an unknown device.
+        UsageError: no text is given, limits without a candidate, an unknown device, or another model's projector.
         CheckpointError, HubError, UnsupportedError: a model is not found, damaged, or of an unknown family.
         MeasureError: a text is too short, vocabularies differ, or logits are not finite.
         OutputError: the folder holds another unfinished measurement, or is not writable.
@@ -93,7 +94,12 @@ def measure(
         if encoders:
             return Measurement(measure_encoders(subjects, options, progress, warn), folder)
         loaded = [_load_text(source, options, warn) for source in texts]
+        projectors = projectors_of(subjects, options.mmproj, warn)
         document = measure_subjects(subjects, loaded, options, folder / WORK, progress, warn)
+        if projectors is not None:
+            records = answer_records(subjects, projectors, options.threads, progress)
+            pairs = zip(document["models"], records, strict=True)
+            document["models"] = [model | {"pictures": record} for model, record in pairs]
     return Measurement(document, folder)
 
 

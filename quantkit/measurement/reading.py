@@ -20,6 +20,7 @@ from quantkit.measurement.document import (
     Histogram,
     Memory,
     Model,
+    Pictures,
     Quality,
     Report,
     Speed,
@@ -104,6 +105,7 @@ def _model(entry: Mapping[str, Any]) -> Model:
         speed=_items(entry.get("speed"), _speed),
         tensor_errors=tuple(error for error in _items(entry.get("tensor_errors"), _tensor_error) if error is not None),
         embeddings=_embeddings(entry.get("embeddings")),
+        pictures=_pictures(entry.get("pictures")),
     )
 
 
@@ -116,6 +118,21 @@ def _embeddings(entry: Any) -> Embeddings | None:
         texts=_integer(entry.get("texts")),
         width=_integer(entry.get("width")),
         **{name: _number(entry.get(name)) for name in names},
+    )
+
+
+def _pictures(entry: Any) -> Pictures | None:
+    if not isinstance(entry, Mapping):
+        return None
+    return Pictures(
+        set=_string(entry.get("set")),
+        pictures=_integer(entry.get("pictures")),
+        tokens=_integer(entry.get("tokens")),
+        projector=_string(entry.get("projector")),
+        projector_bytes=_number(entry.get("projector_bytes")),
+        same_answers=_integer(entry.get("same_answers")),
+        top1=_number(entry.get("top1")),
+        kl=_number(entry.get("kl")),
     )
 
 

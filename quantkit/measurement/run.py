@@ -58,6 +58,7 @@ class MeasureOptions:
         device: "cpu", "cuda" or "auto"; the device that computes folders of weights.
         force: discard the unfinished measurement of other models or texts.
         offline: read only local files and the hub's cache.
+        mmproj: a projector for all models, or `none`; None for the one beside each model that sees.
     """
 
     output: str | Path | None = None
@@ -69,6 +70,7 @@ class MeasureOptions:
     device: str = "auto"
     force: bool = False
     offline: bool = False
+    mmproj: str | None = None
 
 
 def measure_subjects(

@@ -11,7 +11,8 @@ import numpy as np
 from quantkit.checkpoint import Checkpoint
 from quantkit.errors import CheckpointError, MeasureError, TokenizerError, UnsupportedError
 from quantkit.families import token_roles
-from quantkit.gguf.reader import shard_paths
+from quantkit.gguf.projector_file import is_projector
+from quantkit.gguf.reader import read_header, shard_paths
 from quantkit.inspection import Description, inspect_source
 from quantkit.llamacpp.session import text_tokens
 from quantkit.measurement.folder_engine import FolderEngine, open_folder
@@ -111,6 +112,7 @@ def open_subjects(path: Path, *, threads: int, device: object = None) -> list[Su
     """
     if path.is_dir() and not (path / "config.json").exists():
         files = sorted(file for file in path.glob("*.gguf") if file == shard_paths(file)[0])
+        files = [file for file in files if not is_projector(read_header(file))]
         if not files:
             raise CheckpointError(
                 f"{path} contains neither a config.json nor GGUF files; pass a folder of weights or a GGUF file"

@@ -6,6 +6,7 @@ from dataclasses import asdict
 
 from quantkit import __version__
 from quantkit.checkpoint import Checkpoint
+from quantkit.checkpoint.modules import name_of
 from quantkit.outputs.calibration import CalibrationPlan, ImatrixOutput
 from quantkit.outputs.callback import CallbackPlan
 from quantkit.outputs.gguf_files import GgufPlan
@@ -27,7 +28,7 @@ def conversion_fingerprint(
     `passes`: over the text model and over the projector.
     """
     gguf, projectors = passes
-    stamps = {path.name: path.stat() for path in weight_files_of(source) if path.exists()}
+    stamps = {name_of(path): path.stat() for path in weight_files_of(source) if path.exists()}
     if isinstance(source, Checkpoint):
         source.require_complete()
     given = None if gguf is None or gguf.request.calibrate else gguf.request.imatrix

@@ -62,8 +62,10 @@ def find_projector(config: Mapping[str, Any]) -> Projector | None:
 def find_projector_of(family: Family, config: Mapping[str, Any]) -> Projector | None:
     """The same, if the family is known already."""
     names = config.get("architectures")
-    name = names[0] if isinstance(names, list) and names else None
-    return family.projectors.get(str(name))
+    name = str(names[0] if isinstance(names, list) and names else None)
+    tower = config.get("vision_config")
+    kind = str(tower.get("model_type") if isinstance(tower, Mapping) else None)
+    return family.projectors.get((name, kind), family.projectors.get(name))
 
 
 def plan_projectors(checkpoint: Checkpoint, request: ProjectorRequest) -> GgufPlan:

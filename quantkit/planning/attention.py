@@ -2,6 +2,7 @@
 
 from quantkit.gguf.types import block_size
 from quantkit.planning.drawing import Drawing
+from quantkit.planning.indexer import indexed_mask
 from quantkit.planning.shape import Layer
 from quantkit.planning.tensors import (
     F16,
@@ -77,10 +78,12 @@ def _to_shared_cache(d: Drawing, x: Tensor, layer: Layer) -> Tensor:
 def mla(d: Drawing, x: Tensor, layer: Layer) -> Tensor:
     """Multi-head latent attention: the cache holds one compressed vector per token (DeepSeek)."""
     shape, n, n_head = d.shape, d.n, layer.n_head
+    mask: Tensor | None = None
     rank = int(shape.number("attention.kv_lora_rank"))
     rope = int(shape.number("rope.dimension_count"))
     if layer.has("attn_q_a.weight"):
         q = d.norm(d.linear(layer, "attn_q_a", x), "attn_q_a_norm", layer.tensors)
+        mask = indexed_mask(d, x, q, layer) if shape.index_width else None
         q = d.linear(layer, "attn_q_b", q)
     else:
         q = d.linear(layer, "attn_q", x)
@@ -97,7 +100,7 @@ def mla(d: Drawing, x: Tensor, layer: Layer) -> Tensor:
         q = fresh((rank + rope, n_head, n), permuted(absorbed), q_rope)
         v = view(squeezed, (rank, 1, n))
         k = fresh((rank + rope, 1, n), v, k_rope)
-        out = _attend(d, q, k, v, layer, v_rows=layer.rows("attn_v_b"))
+        out = _attend(d, q, k, v, layer, v_rows=layer.rows("attn_v_b"), mask=mask)
     else:
         kv = d.linear(layer, "attn_kv_b", squeezed)
         per_head = kv.shape[0] // n_head
@@ -110,12 +113,22 @@ def mla(d: Drawing, x: Tensor, layer: Layer) -> Tensor:
     return d.linear(layer, "attn_output", out)
 
 
-def _attend(d: Drawing, q: Tensor, k: Tensor | None, v: Tensor | None, layer: Layer, v_rows: int = 0) -> Tensor:
+def _attend(
+    d: Drawing,
+    q: Tensor,
+    k: Tensor | None,
+    v: Tensor | None,
+    layer: Layer,
+    *,
+    v_rows: int = 0,
+    mask: Tensor | None = None,
+) -> Tensor:
     """Store keys and values, attend to all cells, (head_v * n_head, n); `v_rows` are those of MLA's attn_v_b.
 
-    `k` and `v` are None where an earlier layer stores them.
+    `k` and `v` are None where an earlier layer stores them. `mask`: the mask of an indexer in place of the cache's.
     """
     cache = d.caches[layer.slides]
+    mask = cache.mask if mask is None else mask
     if cache.k_turn is not None:
         q, k = _turned(q, cache.k_turn), k and _turned(k, cache.k_turn)
     if cache.v_turn is not None:
@@ -141,7 +154,8 @@ def _attend(d: Drawing, q: Tensor, k: Tensor | None, v: Tensor | None, layer: La
         values = view(keys, (head_v, layer.n_head_kv, cells), (layer.head_k * element, layer.head_k * element))
     q = permuted(view(q, (*q.shape[:3], 1), q.stride[1:]))
     if flash:
-        out = fresh((head_v, n_head, d.n), q, permuted(keys), permuted(values), cache.mask)
+        out = fresh((head_v, n_head, d.n), q, permuted(keys), permuted(values), mask)
+        out.layer = d.layer
         if v_rows:
             out = fresh((v_rows, n_head, d.n), permuted(_decompressed(d, out, v_rows, n_head)))
         out = view(out, (out.shape[0] * n_head, d.n))
@@ -149,7 +163,7 @@ def _attend(d: Drawing, q: Tensor, k: Tensor | None, v: Tensor | None, layer: La
         scores = fresh((cells, d.n, n_head), permuted(keys), q)
         if d.shape.number("attn_logit_softcapping"):
             scores = same(same(same(scores)))
-        scores = same(scores, cache.mask)
+        scores = same(scores, mask)
         if not layer.head_v:
             values = fresh((cells, head_v, layer.n_head_kv), values, size=F16)
         out = fresh((head_v, d.n, n_head), permuted(values), scores)

@@ -1,7 +1,7 @@
 """The graph of Gated DeltaNet, as llama.cpp builds it (src/models/delta-net-base.cpp, qwen35.cpp, qwen3next.cpp)."""
 
 from quantkit.planning.drawing import Drawing
-from quantkit.planning.recurrent import convolution_inputs, copied, state_elements
+from quantkit.planning.recurrent import convolution_inputs, copied, read_state, state_elements
 from quantkit.planning.shape import Layer
 from quantkit.planning.tensors import F32, Tensor, cache_of, fresh, matmul, same, view
 
@@ -19,11 +19,11 @@ def delta_net(d: Drawing, x: Tensor, layer: Layer) -> Tensor:
     beta, decay = _beta_and_decay(d, x, layer, heads, groups)
 
     convolution = cache_of("convolution state", of_convolution, size=F32, layer=d.layer)
-    last = d.graph.expand(fresh((of_convolution, 1), convolution, copies))
+    last = read_state(d, convolution, fresh((of_convolution, 1), convolution, copies))
     inputs = convolution_inputs(d, mixed, convolution, last, channels)
 
     matrices = cache_of("matrices", of_heads, size=F32, layer=d.layer)
-    state = d.graph.expand(fresh((of_heads, 1), matrices, copies))
+    state = read_state(d, matrices, fresh((of_heads, 1), matrices, copies))
     convolved = fresh((channels, n), inputs)
     convolved.weight = d.named("ssm_conv1d.weight")
     convolved = same(convolved)

@@ -20,6 +20,15 @@ class Cache:
     v_turn: Tensor | None
 
 
+@dataclass(frozen=True)
+class Index:
+    """Cache inputs of an indexer: numbers of the new rows, mask, and the Hadamard rotation of queries and keys."""
+
+    rows: Tensor
+    mask: Tensor
+    turn: Tensor
+
+
 class Drawing:
     """The graph of one physical batch of `n` tokens; `layer` is the current layer, None outside the layers."""
 
@@ -32,9 +41,12 @@ class Drawing:
         self.query_scale = leaf("query scale", 1, 1, self.n)
         self.outputs = leaf("outputs", self.n, size=I32)
         self.layer_inputs: Tensor | None = None
-        self.state_copies = leaf("state copies", 1, size=I32)
+        copies = leaf("state copies", 1, size=I32)
+        self.state_copies, self.other_copies = view(copies, (1,)), view(copies, (0,))
         self.embedding: Tensor | None = None
         self.caches = {slides: self._cache(slides) for slides in (False, True) if not slides or shape.window}
+        self.index = self._index() if shape.index_width else None
+        self.chosen_cells: Tensor | None = None
 
     def named(self, name: str) -> str:
         """The full tensor name of a weight of the current layer, or of one outside the layers."""
@@ -84,6 +96,12 @@ class Drawing:
             leaf("mask", cells, self.n, size=F16 if context.flash_on else F32),
             *turns,
         )
+
+    def _index(self) -> Index:
+        """Inputs of an indexer, which llama.cpp computes in one operation with a float16 mask."""
+        size = _largest_turn(self.shape.index_width)
+        mask = leaf("index mask", self.context.cells, self.n, size=F16)
+        return Index(leaf("index rows", self.n, size=I64), mask, leaf("index turn", size, size))
 
 
 def _largest_turn(head: int) -> int:

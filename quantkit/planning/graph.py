@@ -64,6 +64,9 @@ def telling_layers(shape: ModelShape, kinds: Sequence[Hashable]) -> list[int]:
 
     `kinds`: device placement per layer; layers of different kinds are not equal.
     """
+    if shape.index_width:
+        # each layer has its own mask of zeros, allocated from the start
+        return list(range(len(shape.trunk)))
     chosen, run = [], 0
     before: Hashable = None
     for i, layer in enumerate(shape.trunk):
@@ -116,8 +119,7 @@ def _decoder_layer(d: Drawing, x: Tensor, layer: Layer, number: int) -> Tensor:
     if layer.is_recurrent:
         draw = _recurrent(layer, traits)
     out = draw(d, attended, layer)
-    last = number == len(shape.trunk) - 1 and not traits.output_last and not traits.output_after_norm
-    if last:
+    if _drops_rows(shape, number):
         out = fresh((out.shape[0], d.n), out, d.outputs)
         x = fresh((x.shape[0], d.n), x, d.outputs)
         if traits.parallel:
@@ -146,6 +148,12 @@ def _decoder_layer(d: Drawing, x: Tensor, layer: Layer, number: int) -> Tensor:
     return same(out, weight=d.named("layer_output_scale.weight")) if layer.has("layer_output_scale.weight") else out
 
 
+def _drops_rows(shape: ModelShape, number: int) -> bool:
+    """Whether a layer drops the rows without an output before its parts are joined."""
+    last = number == len(shape.trunk) - 1
+    return last and not shape.traits.output_last and not shape.traits.output_after_norm
+
+
 def _recurrent(layer: Layer, traits: Traits) -> Draw:
     """What a layer with a state computes."""
     if layer.has_short_convolution:
@@ -169,7 +177,7 @@ def _one_part(d: Drawing, x: Tensor, layer: Layer, number: int) -> Tensor:
         _recurrent(layer, d.shape.traits) if layer.is_recurrent else attention if layer.has_attention else feed_forward
     )
     out = draw(d, d.norm(x, "attn_norm", layer.tensors), layer)
-    if number == len(d.shape.trunk) - 1:
+    if _drops_rows(d.shape, number):
         out, x = (fresh((part.shape[0], d.n), part, d.outputs) for part in (out, x))
     return same(out, x)
 

@@ -5,9 +5,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from quantkit.errors import QuantkitError
-from quantkit.machine import cpu_features
-from quantkit.planning.budget import Budget, fit_experts, fit_offer
+from quantkit.machine import cpu_features, probe_bandwidth, this_machine
+from quantkit.planning.budget import Budget, fit_offer
 from quantkit.planning.context import Context
+from quantkit.planning.draft import DraftMemory
+from quantkit.planning.placement import fastest_fit
 from quantkit.planning.sizes import as_it_is
 from quantkit.planning.sources import open_source
 
@@ -26,24 +28,24 @@ class Placement:
     kv_on_gpu: bool = True
 
 
-def placement_that_fits(model: Path, context: Context, rooms: Sequence[int], *, fit_moe: bool = True) -> Placement:
+def placement_that_fits(
+    model: Path, context: Context, rooms: Sequence[int], *, fit_moe: bool = True, draft: DraftMemory | None = None
+) -> Placement:
     """The fastest placement of `model` on GPUs of `rooms` bytes; all layers if the plan does not support the file.
 
-    Whole layers, or with `fit_moe` the experts of layers, stay on the CPU, whose memory is not checked.
+    Whole layers, or with `fit_moe` the experts of layers, stay on the CPU, whose memory is not checked. `draft`: memory
+    of a draft model or MTP layer, which comes first.
     """
     try:
         source = open_source(str(model))
     except QuantkitError:
         return Placement(None)
     try:
-        vrams = tuple(rooms) if len(rooms) > 1 else ()
-        budget = Budget(ram=1 << 62, vram=sum(rooms), cpu_features=cpu_features(), vrams=vrams)
-        offer = as_it_is(source)
-        layers = fit_offer(source.shape, offer, context, budget)
-        # a token reads less of the experts than of any other weights
-        search = fit_moe and not layers.is_whole(source.shape)
-        experts = fit_experts(source.shape, offer, context, budget) if search else None
-        fit = experts or layers
+        left = [max(room - taken, 0) for room, taken in zip(rooms, draft.taken, strict=True)] if draft else rooms
+        vrams = tuple(left) if len(left) > 1 else ()
+        budget = Budget(ram=1 << 62, vram=sum(left), cpu_features=cpu_features(), vrams=vrams)
+        speeds = {"CPU": probe_bandwidth(), "GPU": this_machine().gpu_bandwidth}
+        fit = fastest_fit(source.shape, as_it_is(source), context, budget, speeds, fit_moe=fit_moe).fit
         placed = fit.memory.context
         return Placement(fit.gpu_layers, fit.cpu_moe, placed.split, placed.kv_on_gpu)
     except QuantkitError:

@@ -17,11 +17,12 @@ from quantkit.gguf.types import row_bytes
 from quantkit.planning.allocator import graph_memory
 from quantkit.planning.context import Context
 from quantkit.planning.devices import CPU, cache_devices, gpu_names, layer_devices, weight_devices
+from quantkit.planning.flash import with_flash_decided
 from quantkit.planning.graph import prompt_graph, telling_layers
 from quantkit.planning.recurrent import state_elements
 from quantkit.planning.repack import repacked
 from quantkit.planning.schedule import ScheduleOptions, place
-from quantkit.planning.shape import ModelShape
+from quantkit.planning.shape import Layer, ModelShape
 from quantkit.planning.short_convolution import convolution_elements
 from quantkit.planning.tensors import F32
 
@@ -54,6 +55,16 @@ class PlannedTensor:
         return tensor_bytes(self.type, self.shape)
 
     @cached_property
+    def gpu_nbytes(self) -> int:
+        """Bytes on a GPU.
+
+        CUDA pads the last row of a quantized matrix to 512 elements (ggml_backend_cuda_buffer_type_get_alloc_size).
+        """
+        short = -self.shape[-1] % _CUDA_ROW
+        quantized = self.type not in (GGMLQuantizationType.F32, GGMLQuantizationType.F16, GGMLQuantizationType.BF16)
+        return self.nbytes + (row_bytes(self.type, short) if short and quantized else 0)
+
+    @cached_property
     def layer(self) -> int | None:
         """The tensor's layer, None outside the layers."""
         match = _LAYER.match(self.name)
@@ -64,7 +75,7 @@ class PlannedTensor:
         """Its name without the layer."""
         return self.name if self.layer is None else _LAYER.sub("", self.name, count=1)
 
-    @property
+    @cached_property
     def is_expert(self) -> bool:
         """Whether --n-cpu-moe moves it."""
         return self.layer is not None and _EXPERTS.match(self.kind) is not None
@@ -145,6 +156,7 @@ def plan_memory(
     /proc/cpuinfo that decide which weights llama.cpp repacks; empty for none.
     """
     # without a GPU no layer is on one
+    context = _decided(shape, tensors, context) if has_gpu else context
     placed = context if has_gpu else replace(context, gpu_layers=0, split=(), cpu_moe=0)
     names = gpu_names(max(len(placed.split), 1)) if has_gpu else ()
     where = weight_devices(shape, tensors, placed)
@@ -152,7 +164,7 @@ def plan_memory(
     repacked_bytes = 0
     for tensor in tensors:
         for device in where[tensor.name]:
-            weights[device] += tensor.nbytes if device == CPU else gpu_bytes(tensor)
+            weights[device] += tensor.nbytes if device == CPU else tensor.gpu_nbytes
             if device == CPU and repacked(tensor.name, tensor.type, tensor.shape, cpu_features):
                 repacked_bytes += tensor.nbytes
     kv = kv_bytes(shape, placed)
@@ -192,9 +204,7 @@ def kv_of_layers(shape: ModelShape, context: Context) -> list[int]:
     kind = context.kv_cache
     sizes = [0] * shape.n_layer
     for number, layer in enumerate(shape.trunk):
-        if layer.is_recurrent:
-            elements = convolution_elements(shape) if layer.has_short_convolution else sum(state_elements(shape))
-            sizes[number] += F32 * elements
+        sizes[number] += state_bytes(shape, layer)
         if layer.shared_from is not None or not layer.has_attention:
             continue
         cells = context.window_cells(shape.window) if layer.slides else context.cells
@@ -202,7 +212,16 @@ def kv_of_layers(shape: ModelShape, context: Context) -> list[int]:
         values = layer.n_head_kv * layer.head_v if context.flash_on else shape.widest_values
         row = row_bytes(kind, layer.n_head_kv * layer.head_k) + (row_bytes(kind, values) if values else 0)
         sizes[number] += row * cells
+        if layer.has("indexer.attn_k.weight"):
+            sizes[number] += row_bytes(kind, shape.index_width) * cells
     return sizes
+
+
+def state_bytes(shape: ModelShape, layer: Layer) -> int:
+    """Bytes of the recurrent state of a layer; 0 for a layer of attention alone."""
+    if not layer.is_recurrent:
+        return 0
+    return F32 * (convolution_elements(shape) if layer.has_short_convolution else sum(state_elements(shape)))
 
 
 def compute_bytes(
@@ -211,19 +230,31 @@ def compute_bytes(
     """Bytes of compute buffer on each device, for the largest batch."""
     if not has_gpu:
         return graph_memory(prompt_graph(shape, context))
-    where = weight_devices(shape, tensors, context)
     sizes = _largest_of_a_kind(tensors)
     if "output.weight" not in sizes:
         sizes["output.weight"] = sizes["token_embd.weight"]
-    devices = {name: places[-1] if places else CPU for name, places in where.items()}
-    layers = layer_devices(shape, context)
-    devices["token_embd.weight"] = CPU
-    devices["output.weight"] = layers[-1]
-    kinds = [(layers[number], number < context.cpu_moe) for number in range(shape.n_layer)]
-    graph = prompt_graph(shape, context, telling_layers(shape, kinds))
+    devices = _product_devices(shape, tensors, context)
+    graph = prompt_graph(shape, context, _drawn_layers(shape, context))
     options = ScheduleOptions(gpu_names(max(len(context.split), 1)), context.op_offload, _copies(shape, context))
     placed, device = place(graph, devices, sizes, cache_devices(shape, context), options)
     return graph_memory(placed, device)
+
+
+def _decided(shape: ModelShape, tensors: Sequence[PlannedTensor], context: Context) -> Context:
+    return with_flash_decided(shape, context, _product_devices(shape, tensors, context), _drawn_layers(shape, context))
+
+
+def _product_devices(shape: ModelShape, tensors: Sequence[PlannedTensor], context: Context) -> dict[str, str]:
+    """The device of each weight as an operand; of a tied embedding, that of the output is named output.weight."""
+    where = weight_devices(shape, tensors, context)
+    devices = {name: places[-1] if places else CPU for name, places in where.items()}
+    return {**devices, "token_embd.weight": CPU, "output.weight": layer_devices(shape, context)[-1]}
+
+
+def _drawn_layers(shape: ModelShape, context: Context) -> list[int]:
+    """Layers that are enough for the memory of a graph over several devices."""
+    devices = layer_devices(shape, context)
+    return telling_layers(shape, [(devices[number], number < context.cpu_moe) for number in range(shape.n_layer)])
 
 
 def _copies(shape: ModelShape, context: Context) -> int:
@@ -241,13 +272,3 @@ def _largest_of_a_kind(tensors: Sequence[PlannedTensor]) -> dict[str, int]:
     for tensor in tensors:
         largest[tensor.kind] = max(largest.get(tensor.kind, 0), tensor.nbytes)
     return {tensor.name: largest[tensor.kind] for tensor in tensors}
-
-
-def gpu_bytes(tensor: PlannedTensor) -> int:
-    """Bytes of a tensor on a GPU.
-
-    CUDA pads the last row of a quantized matrix to 512 elements (ggml_backend_cuda_buffer_type_get_alloc_size).
-    """
-    short = -tensor.shape[-1] % _CUDA_ROW
-    quantized = tensor.type not in (GGMLQuantizationType.F32, GGMLQuantizationType.F16, GGMLQuantizationType.BF16)
-    return tensor.nbytes + (row_bytes(tensor.type, short) if short and quantized else 0)

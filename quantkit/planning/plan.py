@@ -10,10 +10,7 @@ from quantkit.machine import Machine, probe_bandwidth, this_machine
 from quantkit.outputs.target import candidates
 from quantkit.planning.budget import (
     Budget,
-    Fit,
     best_fit,
-    fit_experts,
-    fit_offer,
     largest_file,
     longest_context,
     remedies,
@@ -21,19 +18,17 @@ from quantkit.planning.budget import (
 from quantkit.planning.context import Context
 from quantkit.planning.memory import GPU_OVERHEAD, DeviceMemory, kv_bytes
 from quantkit.planning.phones import PHONE_BANDWIDTH, PHONE_TYPES, Phone
+from quantkit.planning.placement import fastest_fit
 from quantkit.planning.projector import planned_projector
 from quantkit.planning.result import Plan, Row
 from quantkit.planning.sizes import Matrix, Offer, known_types, offers
 from quantkit.planning.sources import Source, open_source
-from quantkit.planning.speed import EARLY, bytes_per_token, tokens_per_second
+from quantkit.planning.speed import tokens_per_second
 
 DEFAULT_CTX = 4096
 
 # A file of a given size has no use above this: q8_0 is as good.
 MOST_TARGET_BITS = 8.5
-
-# The KV cache is worth moving only if it takes more than this share of the GPU.
-_NOTABLE_KV = 0.1
 
 ALL_LAYERS = 1 << 16
 """More layers than any model has: all of them."""
@@ -198,38 +193,25 @@ def _smallest(source: Source) -> int:
 
 
 def _gguf_row(plan: Plan, offer: Offer, speeds: Mapping[str, float], options: PlanOptions) -> Row:
-    """The placement that fits with the most tokens per second: whole layers, experts or the KV cache on the CPU."""
-    shape, fixed_layers = plan.source.shape, options.gpu_layers is not None
-    layers = fit_offer(shape, offer, plan.context, plan.budget, fixed_layers=fixed_layers)
-    fits: list[Fit | None] = [layers]
-    if plan.budget.vram and not fixed_layers and not (layers.fits and layers.is_whole(shape)):
-        without_kv = replace(plan.context, kv_on_gpu=False)
-        if options.cpu_moe is None:
-            fits.append(fit_experts(shape, offer, plan.context, plan.budget))
-        kv = sum(kv_bytes(shape, plan.context).values())
-        if plan.context.kv_on_gpu and not plan.budget.unified and kv > _NOTABLE_KV * plan.budget.vram:
-            fits.append(fit_offer(shape, offer, without_kv, plan.budget))
-            fits.append(fit_experts(shape, offer, without_kv, plan.budget) if options.cpu_moe is None else None)
-    # at half of the context the place of the KV cache counts as it does in long conversations
-    half = max(plan.context.cells // 2, EARLY)
-
-    def later(row: Row) -> float:
-        assert row.fit is not None
-        return tokens_per_second(bytes_per_token(shape, offer.tensors, row.fit.memory.context, half), speeds)
-
-    rows = [
-        Row(
-            offer,
-            fit,
-            fit.memory.devices,
-            missing=fit.missing,
-            speed=tokens_per_second(bytes_per_token(shape, offer.tensors, fit.memory.context), speeds),
-            whole_layers=layers.gpu_layers if layers.fits else None,
-        )
-        for fit in fits
-        if fit is not None
-    ]
-    return max(rows, key=lambda row: (not row.missing, later(row)))
+    """The placement that fits with the most tokens per second."""
+    placed = fastest_fit(
+        plan.source.shape,
+        offer,
+        plan.context,
+        plan.budget,
+        speeds,
+        fixed_layers=options.gpu_layers is not None,
+        fit_moe=options.cpu_moe is None,
+    )
+    fit, layers = placed.fit, placed.layers
+    return Row(
+        offer,
+        fit,
+        fit.memory.devices,
+        missing=fit.missing,
+        speed=placed.speed,
+        whole_layers=layers.gpu_layers if layers.fits else None,
+    )
 
 
 def _folder_row(plan: Plan, offer: Offer, speeds: Mapping[str, float]) -> Row:

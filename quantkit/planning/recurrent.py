@@ -12,6 +12,19 @@ def state_elements(shape: ModelShape) -> tuple[int, int]:
     return (int(shape.number("ssm.conv_kernel")) - 1) * channels, state * inner
 
 
+def read_state(d: Drawing, state: Tensor, rows: Tensor) -> Tensor:
+    """`rows`, what an operation reads from a state, between the operations that keep the states in order (build_rs).
+
+    They clear no part of the state and copy none in the reserved graph, but decide where the reading runs.
+    """
+    part = view(state, state.shape)
+    d.graph.expand(Tensor(part.shape, F32, (part, part), root=state))
+    d.graph.expand(rows)
+    rest = fresh((state.shape[0], 0), state, d.other_copies)
+    d.graph.expand(Tensor(rest.shape, F32, (rest, view(state, rest.shape)), root=state))
+    return rows
+
+
 def copied(state: Tensor, x: Tensor) -> Tensor:
     """x written into a state (ggml_cpy): a view of the state."""
     return Tensor(x.shape, F32, (x, view(state, state.shape)), root=state)
@@ -36,7 +49,7 @@ def mamba(d: Drawing, x: Tensor, layer: Layer) -> Tensor:
     inner, width, rank = (int(shape.number(f"ssm.{key}")) for key in ("inner_size", "state_size", "time_step_rank"))
     of_convolution, of_channels = state_elements(shape)
     state = cache_of("convolution state", of_convolution, size=F32, layer=d.layer)
-    last = d.graph.expand(fresh((of_convolution, 1), state, d.state_copies))
+    last = read_state(d, state, fresh((of_convolution, 1), state, d.state_copies))
     projected = d.linear(layer, "ssm_in", x)
     row = projected.shape[0] * F32
     mixed, gate = (view(projected, (inner, n), (row,)) for _ in range(2))
@@ -61,7 +74,7 @@ def mamba(d: Drawing, x: Tensor, layer: Layer) -> Tensor:
     by_channel = view(values, (1, inner, n), (F32, inner * F32))
     scanned = fresh((inner * n + of_channels,), matrices, by_channel, steps, keys, queries, d.state_copies)
     scanned.weight = d.named("ssm_a")
-    d.graph.expand(scanned)
+    read_state(d, matrices, scanned)
     d.graph.expand(copied(matrices, view(scanned, (of_channels,), (0,))))
     out = view(scanned, (inner, n))
     out = same(out, same(values, weight=d.named("ssm_d")))
@@ -78,7 +91,7 @@ def mamba2(d: Drawing, x: Tensor, layer: Layer) -> Tensor:
     channels = inner + 2 * width * groups
     of_convolution, of_heads = state_elements(shape)
     state = cache_of("convolution state", of_convolution, size=F32, layer=d.layer)
-    last = d.graph.expand(fresh((of_convolution, 1), state, d.state_copies))
+    last = read_state(d, state, fresh((of_convolution, 1), state, d.state_copies))
     projected = d.linear(layer, "ssm_in", x)
     row = projected.shape[0] * F32
     gate = view(projected, (inner // heads, heads, n), (inner // heads * F32, row))
@@ -94,7 +107,7 @@ def mamba2(d: Drawing, x: Tensor, layer: Layer) -> Tensor:
     matrices = cache_of("matrices", of_heads, size=F32, layer=d.layer)
     scanned = fresh((inner * n + of_heads,), matrices, values, steps, keys, queries, d.state_copies)
     scanned.weight = d.named("ssm_a")
-    d.graph.expand(scanned)
+    read_state(d, matrices, scanned)
     d.graph.expand(copied(matrices, view(scanned, (of_heads,), (0,))))
     out = view(scanned, (inner // heads, heads, n))
     out = same(out, same(values, weight=d.named("ssm_d")))

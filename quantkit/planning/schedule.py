@@ -8,7 +8,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from quantkit.planning.tensors import Graph, Tensor
+from quantkit.planning.tensors import Graph, Stride, Tensor
 
 _OFFLOADED_FROM = 32
 """Rows of a batch from which CUDA computes an operation whose weight is on the CPU."""
@@ -60,7 +60,13 @@ def place(
                 continue
             key = (id(parent), on)
             if key not in copies:
-                copy = Tensor(parent.shape, parent.size * options.copies, name=f"copy of {parent.name}")
+                # a copy of a part has the gaps of the whole (ggml_dup_tensor_layout)
+                copy = Tensor(
+                    parent.shape,
+                    parent.size * options.copies,
+                    name=f"copy of {parent.name}",
+                    stride=_scaled(parent.stride, options.copies),
+                )
                 copy.kept = options.copies > 1
                 copies[key] = copy
                 device[id(copy)] = on
@@ -82,6 +88,7 @@ def place(
         for leaf in graph.leaves:
             if leaf.kind == "input":
                 leaf.size *= options.copies
+                leaf.stride = _scaled(leaf.stride, options.copies)
                 leaf.kept = True
     return out, device
 
@@ -120,7 +127,14 @@ def _assign(
     for node in graph.nodes:
         if not _is_view(node):
             known[id(node)] = chosen[id(node)] or "CPU"
+            # a constant is on the device of the operation that takes it
+            known.update({id(parent): known[id(node)] for parent in node.src if parent.kind == "constant"})
     return known
+
+
+def _scaled(stride: Stride, copies: int) -> Stride:
+    a, b, c, d = stride
+    return (a * copies, b * copies, c * copies, d * copies)
 
 
 def _is_view(node: Tensor) -> bool:

@@ -107,6 +107,11 @@ class ModelShape:
         return max(layer.n_head_kv * layer.head_v for layer in self.layers)
 
     @property
+    def index_width(self) -> int:
+        """Elements of a token's key in the cache of an indexer, 0 without one."""
+        return int(self.number("attention.indexer.key_length"))
+
+    @property
     def n_deepstack(self) -> int:
         """Layers whose output an image adds to (DeepStack); 0 for text models."""
         return int(self.number("n_deepstack_layers"))

@@ -1,6 +1,7 @@
 """The graph of a gated short convolution, as llama.cpp builds it (src/models/lfm2.cpp)."""
 
 from quantkit.planning.drawing import Drawing
+from quantkit.planning.recurrent import read_state
 from quantkit.planning.shape import Layer, ModelShape
 from quantkit.planning.tensors import F32, Tensor, cache_of, fresh, same, view
 
@@ -16,7 +17,7 @@ def short_convolution(d: Drawing, x: Tensor, layer: Layer) -> Tensor:
     elements = convolution_elements(d.shape)
     past = elements // width
     state = cache_of("convolution state", elements, size=F32, layer=d.layer)
-    last = d.graph.expand(fresh((elements, 1), state, d.state_copies))
+    last = read_state(d, state, fresh((elements, 1), state, d.state_copies))
     projected = d.linear(layer, "shortconv.in_proj", x)
     b, c, gated = (view(projected, (width, n), (projected.stride[1],)) for _ in range(3))
     inputs = view(same(b, gated), (n, width))

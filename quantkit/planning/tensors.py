@@ -5,7 +5,6 @@ overwrite an operand (ggml_op_can_inplace of ggml-alloc.c). Shapes are ggml's: i
 """
 
 from collections.abc import Sequence
-from math import prod
 
 F32, F16, I32, I64 = 4, 2, 4, 8
 
@@ -14,12 +13,12 @@ Stride = tuple[float, float, float, float]
 
 
 class Tensor:
-    """A node or a leaf. `kind` is "op", "input" (allocated before the graph runs), "cache" or "wait" (a copy).
+    """A node or a leaf. `kind` is "op", "input", "constant", "cache" or "wait" (a copy).
 
-    `size` is bytes of an element; `stride` bytes to the next one in each dimension. `root` is the tensor whose memory a
-    view is a part of. `weight` is the name in the file of the weight that an operation takes, which decides where it
-    runs; `layer` the layer of a cache. `kept`: nothing may overwrite it, the caller reads it. `on_cpu`: llama.cpp
-    computes it on the CPU.
+    Inputs and constants are allocated before the graph runs. `size` is bytes of an element; `stride` bytes to the next
+    one in each dimension. `root` is the tensor whose memory a view is a part of. `weight` is the name in the file of
+    the weight that an operation takes, which decides where it runs; `layer` the layer of a cache or of flash attention.
+    `kept`: nothing may overwrite it, the caller reads it. `on_cpu`: llama.cpp computes it on the CPU.
     """
 
     __slots__ = (
@@ -59,8 +58,10 @@ class Tensor:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the tensor."""
-        return int(prod(self.shape) * self.size)
+        """Bytes from the first element to the last, with the gaps between them (ggml_nbytes)."""
+        if not all(self.shape):
+            return 0
+        return int(self.size + sum((n - 1) * step for n, step in zip(self.shape, self.stride, strict=True)))
 
     def same_layout(self, other: "Tensor") -> bool:
         """Whether shape, element size and strides are equal."""

@@ -11,7 +11,7 @@ from quantkit.measurement.reading import read_report
 from quantkit.report.drawing import Plot
 from quantkit.report.figures import ABSENT
 from quantkit.report.method import machine, method
-from quantkit.report.tables import Table, detail, files, memory, overview, quality, speed, texts
+from quantkit.report.tables import Table, detail, files, memory, overview, pictures, quality, speed, texts
 from quantkit.report.verdict import verdict
 
 # The page must not fetch or run anything, even if a file's name contains markup.
@@ -64,6 +64,8 @@ def _sections(report: Report, title: str, plots: Sequence[Plot]) -> Iterable[str
     else:
         yield _section("Quality and size", _figures(plots, "perplexity", "divergence"))
     yield _section("Each text in full" if len(report.texts) > 1 else "The rest of the figures", _texts(report))
+    table = pictures(report)
+    yield _section(table.title, _table(table, report) + _PICTURES_NOTE if table.rows else "")
     table = memory(report)
     yield _section("Memory", _figures(plots, "memory") + _folded("All figures of memory", table, report))
     table = speed(report)
@@ -78,6 +80,10 @@ _TEXTS_NOTE = (
     '<p class="note">KL divergence in nats a token: half, 90% and 99.9% of the tokens are below the median and the'
     " percentiles. The next token's probability is that of the token the text goes on with: its mean change, and how"
     " large a change is (root mean square), in points of a percent.</p>"
+)
+_PICTURES_NOTE = (
+    '<p class="note">The reference answers a question about each picture. The same answers are those whose tokens are'
+    " all the model's most likely ones. KL divergence in nats a token of the answers.</p>"
 )
 _SPEED_NOTE = (
     '<p class="note">As llama-bench defines it: tokens a second, mean ± standard deviation of the repetitions.</p>'

@@ -6,7 +6,7 @@ from typing import Any
 
 from quantkit.measurement.reading import read_report
 from quantkit.report.method import method
-from quantkit.report.tables import Table, memory, overview, quality, speed
+from quantkit.report.tables import Table, memory, overview, pictures, quality, speed
 
 # What Markdown or the HTML inside it would take for markup; a name from a file is shown as it is.
 _MARKUP = re.compile(r"([\\`*\[\]<>|~$&]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9]))")
@@ -25,7 +25,7 @@ def markdown(report: Mapping[str, Any]) -> str:
             blocks += [f"**{_plain(text.name)}**", _table(quality(typed, text))]
     if typed.texts:
         blocks.append(_plain(method(typed)))
-    for table in (memory(typed), speed(typed)):
+    for table in (pictures(typed), memory(typed), speed(typed)):
         if table.rows:
             blocks += [f"**{table.title}**", _table(table)]
     blocks += [f"Flagged: {_plain(flag)}" for flag in typed.flags]

@@ -78,6 +78,29 @@ def embeddings(report: Report) -> Table:
     return Table(title, headers, tuple((*row[:first], *(row[first + place] for place in kept)) for row in rows))
 
 
+def pictures(report: Report) -> Table:
+    """Agreement of the answers to questions about pictures; no rows without any."""
+    measured = [(model, model.pictures) for model in report.models if model.pictures is not None]
+    rows = [
+        (
+            *_identity(model),
+            size(on.projector_bytes),
+            _share_of(on.same_answers, on.pictures, model),
+            "" if model.is_reference else ABSENT if on.top1 is None else f"{on.top1:.1%}",
+            "" if model.is_reference else significant(on.kl),
+        )
+        for model, on in measured
+    ]
+    headers = (*_IDENTITY, "projector", "same answers", "same top token", "KL mean")
+    return Table("Answers about pictures", headers, tuple(rows))
+
+
+def _share_of(count: int | None, whole_count: int | None, model: Model) -> str:
+    if model.is_reference:
+        return ""
+    return ABSENT if count is None or whole_count is None else f"{count} of {whole_count}"
+
+
 def quality(report: Report, text: Text) -> Table:
     """One text in full: the columns of a model card."""
     rows = [

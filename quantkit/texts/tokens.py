@@ -12,7 +12,7 @@ from quantkit.errors import CalibrationError, TemplateError
 from quantkit.texts.documents import Document, characters, plain_text
 from quantkit.tokenizer import ranks, special
 from quantkit.tokenizer.files import TokenizerFiles, token_text
-from quantkit.tokenizer.huggingface import SPECIAL_ROLES, build_tokenizer, sentencepiece_ids
+from quantkit.tokenizer.huggingface import SPECIAL_ROLES, build_tokenizer, failures_refused, sentencepiece_ids
 
 _PIECE = 1 << 16
 _PIECES_AT_ONCE = 16
@@ -80,9 +80,12 @@ def encoder(files: TokenizerFiles) -> Encoder:
     if files.tokenizer is None and files.model is not None:
         return lambda texts: sentencepiece_ids(files, texts) if texts else []
     tokenizer = build_tokenizer(files)
-    return lambda texts: [
-        encoding.ids for encoding in tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
-    ]
+
+    def encode(texts: Sequence[str]) -> list[list[int]]:
+        with failures_refused(files.folder):
+            return [encoding.ids for encoding in tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)]
+
+    return encode
 
 
 def pieces(text: str, longest: int = _PIECE) -> Iterator[str]:

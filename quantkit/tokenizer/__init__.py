@@ -17,7 +17,7 @@ from . import bytelevel, chat_templates, raw_bpe, special, spm, spm_json, unigra
 from .differences import Difference, differences
 from .ends import add_ends
 from .files import TokenizerFiles, read
-from .huggingface import hf_token_ids, panics_refused
+from .huggingface import failures_refused, hf_token_ids
 from .pretokenizers import check_name, known_since, pretokenizer_names
 from .probe import PROBE
 from .roles import NO_ROLES, SpacePrefix, TokenRoles, add_family_roles, add_named_ends
@@ -83,7 +83,7 @@ def load_vocabulary(
     files = read(folder)
     config = _with_vocab_size(config)
     try:
-        with panics_refused(folder):
+        with failures_refused(folder):
             vocabulary = _vocabulary(files, config, roles, pre, chat_template)
     except (KeyError, TypeError, AttributeError, ValueError, IndexError) as error:
         raise TokenizerError(

@@ -11,7 +11,7 @@ from typing import Any
 
 from quantkit.errors import TokenizerError
 
-from . import chat_templates, ranks, vocab_txt
+from . import chat_templates, fairseq_model, ranks, vocab_txt
 
 
 @dataclass(frozen=True)
@@ -70,6 +70,9 @@ def read(folder: Path) -> TokenizerFiles:
     config = read_object(folder / "tokenizer_config.json") or {}
     if data is None and _has_only_words(folder):
         data = vocab_txt.tokenizer_json(folder / vocab_txt.FILE_NAME, config).encode("utf-8")
+    if data is None and _is_of_fairseq(folder, config):
+        config = {**fairseq_model.SPECIAL, **config}
+        data = fairseq_model.tokenizer_json(folder / fairseq_model.FILE_NAME).encode("utf-8")
     files = TokenizerFiles(
         folder=folder,
         tokenizer=None
@@ -164,6 +167,16 @@ def _has_only_words(folder: Path) -> bool:
     """Whether BERT's vocab.txt is the only vocabulary of the folder."""
     others = ("tokenizer.model", "sentencepiece.bpe.model", "spiece.model", "vocab.json", ranks.FILE_NAME)
     return (folder / vocab_txt.FILE_NAME).is_file() and not any((folder / name).is_file() for name in others)
+
+
+def _is_of_fairseq(folder: Path, config: dict[str, Any]) -> bool:
+    """Whether XLM-RoBERTa's sentencepiece.bpe.model is the vocabulary; CamemBERT's has other ids."""
+    named = str(config.get("tokenizer_class") or "XLMRobertaTokenizer")
+    return (
+        named.startswith("XLMRoberta")
+        and (folder / fairseq_model.FILE_NAME).is_file()
+        and not (folder / "tokenizer.model").is_file()
+    )
 
 
 def _templates(folder: Path, config: dict[str, Any]) -> tuple[tuple[str, chat_templates.Template], ...]:

@@ -42,7 +42,7 @@ def hf_token_ids(folder: Path, texts: Sequence[str]) -> list[list[int]]:
     if files.tokenizer is None and files.model is not None:
         return sentencepiece_ids(files, texts)
     tokenizer = build_tokenizer(files)
-    with panics_refused(folder):
+    with failures_refused(folder):
         ids = _encoded(tokenizer, texts)
     del tokenizer
     release_freed_memory()
@@ -54,13 +54,13 @@ def _encoded(tokenizer: Tokenizer, texts: Sequence[str]) -> list[list[int]]:
 
 
 @contextmanager
-def panics_refused(folder: Path) -> Iterator[None]:
-    """Raise TokenizerError for a panic of the Rust library, which a contradictory tokenizer.json can cause."""
+def failures_refused(folder: Path) -> Iterator[None]:
+    """Raise TokenizerError for an error or a panic of the Rust library: a tokenizer.json can contradict itself."""
     try:
         yield
     except BaseException as error:
-        # pyo3's class derives from BaseException and cannot be imported
-        if type(error).__name__ != "PanicException":
+        # the library raises bare Exception; pyo3's class of panics derives from BaseException and cannot be imported
+        if type(error) is not Exception and type(error).__name__ != "PanicException":
             raise
         raise TokenizerError(
             f"the tokenizers library fails on the tokenizer files in {folder} ({error}); download them again"

@@ -12,6 +12,8 @@ from quantkit.checkpoint import Checkpoint
 from quantkit.errors import QuantkitError, UnsupportedError
 from quantkit.families import reference_logits
 from quantkit.families.base.native import Native
+from quantkit.families.base.pooling import DENSE, RANK, SETTING, through_dense
+from quantkit.forward.weights import Weights
 from quantkit.machine import memory_limit
 from quantkit.outputs.memory import PROBE_TOKENS
 from quantkit.tokenizer import PROBE, hf_token_ids
@@ -73,12 +75,23 @@ class SourceLogits:
 def source_logits(checkpoint: Checkpoint, tokens: Sequence[int]) -> Logits:
     """Logits (len(tokens), vocabulary) of a checkpoint of any family, in the memory of a slice of a matrix.
 
+    Of an encoder or a reranker the last hidden states, (len(tokens), hidden), after the Dense modules if it has any.
+
     Raises UnsupportedError when the reference forward does not know the architecture or a setting of config.json.
     """
     native = Native(checkpoint, nearest=True)
     # for so few tokens a second thread of BLAS costs more than it gives: on a busy machine 2 seconds instead of 0.1
     with threadpool_limits(1, "blas"):
-        return reference_logits(native.whole, native.config, tokens, rows=native.rows, names=native.tensors.keys())
+        logits = reference_logits(
+            native.whole,
+            native.config,
+            tokens,
+            rows=native.rows,
+            names=native.tensors.keys(),
+            states=checkpoint.config.get(SETTING) == RANK,
+        )
+        weights = Weights(native.whole, native.rows, native.tensors.keys())
+        return through_dense(logits, checkpoint.config.get(DENSE) or (), weights)
 
 
 def skipped_logits(wanted: bool | None, size: int, max_ram: int | None = None) -> Check | None:

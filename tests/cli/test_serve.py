@@ -235,3 +235,14 @@ def test_dry_run_shows_the_command_of_llama_server_with_placement_and_context(mo
     document = json.loads(quantkit_process("serve", model, *words, "--format", "json", env=env).stdout)
     Draft202012Validator(schema(SCHEMAS["serve"][1])).validate(document)
     assert document["gpu_layers"] == int(layers) and document["n_ctx"] == 256
+
+
+def test_a_draft_is_an_option_of_llama_server_only(model: Path, tmp_path: Path) -> None:
+    words = ("--dry-run", "--ctx", "256", "--port", str(free_port()), "--draft", model, "--draft-tokens", "5")
+    answer = quantkit_process("serve", model, *words, env=device_lister(tmp_path))
+    assert answer.code == 0, answer.stderr
+    line = answer.stdout.replace("\n", " ")
+    assert f"--spec-type draft-simple --spec-draft-n-max 5 -md {model} -devd CUDA0 -ngld 999" in line
+    assert "the draft takes " in answer.stderr and "of CUDA0" in answer.stderr
+    refused = quantkit_process("serve", model, *words, "--server", "llama-cpp-python")
+    assert refused.code == 2 and "llama-cpp-python's server drafts no tokens; remove --draft" in refused.sentence

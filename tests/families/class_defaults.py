@@ -15,8 +15,8 @@ from typing import Any
 GOLDEN = Path(__file__).with_name("golden") / "class_defaults.json"
 # Settings of generation and of the hub, which say nothing about the model.
 _LEFT_OUT = ("_name_or_path", "id2label", "label2id", "transformers_version")
-# A classifier that a GGUF cannot express, whatever its settings.
-_REFUSED = ("DistilBertForSequenceClassification",)
+# A classifier that a GGUF cannot express, whatever its settings; and a model that is refused with the defaults.
+_REFUSED = ("DistilBertForSequenceClassification", "Gemma3TextModel")
 
 
 def defaults_of(architecture: str) -> dict[str, Any] | None:

@@ -101,3 +101,14 @@ def test_a_classifier_whose_activation_llama_cpp_does_not_have_is_refused() -> N
 def test_positions_that_end_before_the_first_token_are_refused() -> None:
     with pytest.raises(CheckpointError, match="leaves no position"):
         check_config({**ROBERTA, "architectures": ["RobertaModel"], "max_position_embeddings": 2})
+
+
+def test_a_config_without_the_number_of_positions_is_one_sentence(tmp_path: Path) -> None:
+    """Without model_type the defaults of transformers' class are not known."""
+    folder = write_checkpoint("bert", tmp_path / "bert")
+    config = json.loads((folder / "config.json").read_text())
+    changed = {key: value for key, value in config.items() if key not in ("max_position_embeddings", "model_type")}
+    (folder / "config.json").write_text(json.dumps(changed))
+    done = quantkit("gguf", folder, "-t", "q8_0", "--dry-run")
+    assert done.code == 1
+    assert "config.json has no max_position_embeddings; add it" in done.stderr

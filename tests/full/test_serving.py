@@ -11,6 +11,7 @@ from benchmarks.qwen_coder import qwen_coder_checkpoint
 from demo.inputs import InputsUnavailable
 from tests.helpers.chromium import headless_chromium
 from tests.helpers.command import quantkit
+from tests.helpers.real import smollm2_or_skip
 from tests.helpers.serving import Served, llama_server, serving
 
 if TYPE_CHECKING:
@@ -142,6 +143,27 @@ def test_the_small_page_shows_errors_as_text_takes_a_key_and_stops_an_answer(own
     page.locator(".assistant").filter(has_text=" ").wait_for(timeout=60_000)
     page.get_by_role("button", name="Stop").click()
     page.get_by_role("button", name="Send").wait_for()
+
+
+def test_drafts_of_llama_server_are_those_of_run_and_change_no_answer(tmp_path: Path) -> None:
+    assert quantkit("gguf", smollm2_or_skip(), "-t", "q8_0", "-t", "q2_k", "--no-logits", "-o", tmp_path).code == 0
+    large, small = (next(tmp_path.rglob(f"*-{kind}.gguf")) for kind in ("Q8_0", "Q2_K"))
+    texts = []
+    for draft in ((), ("--draft", str(small))):
+        with serving(large, "--ctx", "512", *draft, program=llama_server()) as running:
+            answer = client_of(running).chat.completions.create(
+                model="any", messages=QUESTION, temperature=0, max_tokens=48
+            )
+            texts.append(answer.choices[0].message.content)
+            timings = answer.model_extra["timings"]
+            assert running.end() == 0
+    drafted, accepted = timings["draft_n"], timings["draft_n_accepted"]
+    assert texts[0] == texts[1] and 0 < accepted < drafted
+    assert f"{accepted} of {drafted} drafted tokens accepted ({accepted / drafted:.0%})" in running.written
+    words = ("-p", QUESTION[0]["content"], "--temperature", "0", "-n", "48", "--ctx", "512", "--format", "json")
+    ours = json.loads(quantkit("run", large, *words, "--draft", small).stdout)
+    # the builds of llama.cpp round differently, so their answers may differ
+    assert ours["accepted"] / ours["drafted"] == pytest.approx(accepted / drafted, abs=0.15)
 
 
 # llama-server takes no named function, llama-cpp-python's server no "required"

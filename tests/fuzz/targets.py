@@ -7,12 +7,10 @@ import json
 import shutil
 import struct
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from quantkit.errors import QuantkitError
 from quantkit.journal import Journal
 from quantkit.measurement.reading import load_report, read_report
 from quantkit.recipes import read_recipe
@@ -20,6 +18,8 @@ from quantkit.recipes.bake.journal import BakeJournal
 from quantkit.recipes.ollama import ollama_recipe
 from quantkit.recipes.writing import write_recipe
 from quantkit.texts.documents import read_documents
+from tests.fuzz.checkpoint_targets import checkpoint_targets
+from tests.fuzz.target import Target, command
 from tests.helpers.command import quantkit_here
 from tests.helpers.tiny import tiny_llama
 from tests.report.sample import sample
@@ -29,14 +29,18 @@ SMALL = {"hidden": 64, "intermediate": 96, "vocab": 512}
 TEXT = "One paragraph of a text, with ümlauts.\n\nAnother one.\n"
 CHAT = {"messages": [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "Hi"}]}
 
-
-@dataclass(frozen=True)
-class Target:
-    """`file` is damaged in its first `region` bytes; `read` returns what a user sees, or raises QuantkitError."""
-
-    file: Path
-    read: Callable[[], str]
-    region: int | None = None
+_SEES = """version = 1
+[model]
+source = "ORG/NAME"
+name = "sees"
+[formats]
+gguf = ["q4_k_m", "f16"]
+mmproj = "f16"
+[formats.awq]
+group_size = 64
+[calibration]
+samples = 16
+"""
 
 
 def make_targets(folder: Path) -> dict[str, Target]:
@@ -57,26 +61,29 @@ def make_targets(folder: Path) -> dict[str, Target]:
     (folder / "report.json").write_text(json.dumps(sample()))
     (folder / "old.dat").write_bytes(_old_imatrix())
     recipe, again = folder / "recipes" / "smollm2.toml", folder / "recipes" / "again.toml"
+    sees = folder / "recipes" / "sees.toml"
+    sees.write_text(_SEES)
     dry = ("-t", "q4_0", "--dry-run", "-o", folder / "out")
     targets = {
-        "config.json": Target(model / "config.json", _command("plan", model, "--ram", "8G", "--vram", "0")),
-        "config.json, converted": Target(model / "config.json", _command("gguf", model, *dry)),
-        "tokenizer.json": Target(model / "tokenizer.json", _command("gguf", model, *dry)),
-        "tokenizer_config.json": Target(model / "tokenizer_config.json", _command("gguf", model, *dry)),
-        "generation_config.json": Target(model / "generation_config.json", _command("gguf", model, *dry)),
-        "tokenizer.model": Target(spm / "tokenizer.model", _command("gguf", spm, *dry)),
-        "safetensors": Target(_weights(model), _command("gguf", model, *dry), 2048),
-        "gguf": Target(gguf, _command("inspect", gguf), 30_000),
-        "gguf, planned": Target(gguf, _command("plan", gguf, "--ram", "8G", "--vram", "0"), 30_000),
-        "imatrix": Target(matrix, _command("gguf", model, "--imatrix", matrix, *dry), 4096),
-        "old imatrix": Target(folder / "old.dat", _command("gguf", model, "--imatrix", folder / "old.dat", *dry)),
-        "quantkit.json": Target(outputs / "quantkit.json", _command("inspect", outputs)),
+        "config.json": Target(model / "config.json", command("plan", model, "--ram", "8G", "--vram", "0")),
+        "config.json, converted": Target(model / "config.json", command("gguf", model, *dry)),
+        "tokenizer.json": Target(model / "tokenizer.json", command("gguf", model, *dry)),
+        "tokenizer_config.json": Target(model / "tokenizer_config.json", command("gguf", model, *dry)),
+        "generation_config.json": Target(model / "generation_config.json", command("gguf", model, *dry)),
+        "tokenizer.model": Target(spm / "tokenizer.model", command("gguf", spm, *dry)),
+        "safetensors": Target(_weights(model), command("gguf", model, *dry), 2048),
+        "gguf": Target(gguf, command("inspect", gguf), 30_000),
+        "gguf, planned": Target(gguf, command("plan", gguf, "--ram", "8G", "--vram", "0"), 30_000),
+        "imatrix": Target(matrix, command("gguf", model, "--imatrix", matrix, *dry), 4096),
+        "old imatrix": Target(folder / "old.dat", command("gguf", model, "--imatrix", folder / "old.dat", *dry)),
+        "quantkit.json": Target(outputs / "quantkit.json", command("inspect", outputs)),
         "quantkit.json, card": Target(
-            outputs / "quantkit.json", _command("card", outputs, "-o", folder / "card" / "README.md")
+            outputs / "quantkit.json", command("card", outputs, "-o", folder / "card" / "README.md")
         ),
         "report.json": Target(folder / "report.json", lambda: _report(folder / "report.json")),
-        "Modelfile": Target(folder / "Modelfile", _command("ollama", "--check", folder / "Modelfile")),
+        "Modelfile": Target(folder / "Modelfile", command("ollama", "--check", folder / "Modelfile")),
         "recipe": Target(recipe, lambda: _recipe(recipe, again)),
+        "recipe with a projector": Target(sees, lambda: _recipe(sees, again)),
         "journal of a conversion": Target(_journal(folder / "journal"), lambda: _open_journal(folder / "journal")),
         "journal of a bake": Target(_bake_journal(folder / "b.journal"), lambda: _open_bake(folder / "b.journal")),
     }
@@ -93,24 +100,7 @@ def make_targets(folder: Path) -> dict[str, Target]:
         pyarrow, parquet = importlib.import_module("pyarrow"), importlib.import_module("pyarrow.parquet")
         parquet.write_table(pyarrow.table({"text": [TEXT, None, TEXT]}), folder / "a.parquet")
         targets["a.parquet"] = Target(folder / "a.parquet", _documents(folder / "a.parquet"))
-    return targets
-
-
-def _command(*words: str | Path) -> Callable[[], str]:
-    """A command, run to its end; what it prints on stderr. The faults of its own are told apart here."""
-
-    def run() -> str:
-        answer = quantkit_here(*words)
-        assert answer.code in (0, 1, 2, 3), answer
-        assert "Traceback" not in answer.stderr and "quantkit: unexpected" not in answer.stderr, answer.stderr
-        assert "out of memory" not in answer.stderr, answer.stderr
-        shown = (answer.stdout + answer.stderr).replace("\n", "")
-        assert shown.isprintable(), ascii(next(c for c in shown if not c.isprintable()))
-        if answer.code:
-            raise QuantkitError(answer.stderr)
-        return answer.stderr
-
-    return run
+    return targets | checkpoint_targets(folder, model)
 
 
 def _weights(folder: Path) -> Path:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.fuzz.checkpoint_targets import QUANTIZED
 from tests.fuzz.run import MOST_SECONDS
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -14,7 +15,10 @@ NAMES = (
     "config.json", "config.json, converted", "tokenizer.json", "tokenizer_config.json", "generation_config.json",
     "tokenizer.model", "safetensors", "gguf", "gguf, planned", "imatrix", "old imatrix", "quantkit.json",
     "quantkit.json, card", "report.json", "Modelfile", "recipe", "journal of a conversion", "journal of a bake",
-    "a.txt", "a.json", "a.jsonl", "a.jsonl.gz", "a.parquet",
+    "a.txt", "a.json", "a.jsonl", "a.jsonl.gz", "a.parquet", "recipe with a projector", "modules.json",
+    "pooling's config.json", "config.json of an encoder", "tokenizer.json of an encoder", "config.json of a tower",
+    "preprocessor_config.json", "index.json", "adapter_config.json", "adapter", "adapter, as a GGUF",
+    *(f"{file} of {name}" for name in QUANTIZED for file in ("config.json", "safetensors")),
 )  # fmt: skip
 
 

@@ -55,6 +55,9 @@ def inputs(rng: np.random.Generator, n: int, cols: int) -> dict[str, _Floats]:
         "constant": np.broadcast_to(rng.standard_normal((n, cols // 16)).repeat(16, axis=1), (n, cols)),
         "nearly constant": plain * 1e-6 - 1,
         "two values": (rng.random((n, cols)) < 0.5) * 0.1,
+        "extremes of both signs": sign * (rng.random((n, cols)) < 0.5),
+        "zeros of both signs below": np.where(rng.random((n, cols)) < 0.2, sign * 0.0, np.abs(plain)),
+        "zeros of both signs above": np.where(rng.random((n, cols)) < 0.2, sign * 0.0, -np.abs(plain)),
     }
     return {name: values.astype(np.float32) for name, values in rows.items()}
 

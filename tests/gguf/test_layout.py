@@ -105,3 +105,11 @@ def test_a_mutated_header_is_read_or_refused_in_one_sentence(tmp_path: Path, dat
 def test_an_array_of_arrays_has_no_bytes() -> None:
     with pytest.raises(ValueError, match="element type"):
         KeyValue("a", GGUFValueType.ARRAY, [[1]], GGUFValueType.ARRAY).pack()
+
+
+def test_a_number_that_its_key_cannot_hold_is_one_sentence() -> None:
+    sections = "qwen2vl.rope.dimension_sections"
+    wrong = [array(sections, GGUFValueType.INT32, values) for values in ([2, 2**64, 3], [2, None, 3], [2, [3], 4])]
+    for key in (*wrong, uint32("count", 2**32)):
+        with pytest.raises(CheckpointError, match=f"does not fit into the GGUF key {key.key}"):
+            key.pack()

@@ -9,6 +9,7 @@ import itertools
 import json
 import os
 import random
+import re
 import shutil
 import sys
 import time
@@ -19,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.helpers.command import quantkit_process
-from tests.helpers.faults import KILL, READS, STOP, WRITES, FaultyRuns, faulty_runs
+from tests.helpers.faults import FORK, KILL, READS, STOP, WRITES, FaultyRuns, faulty_runs
 from tests.helpers.small_converter import unknown_checkpoint, write_converter
 from tests.helpers.tiny import tiny_llama
 
@@ -49,6 +50,7 @@ RUNS: dict[str, tuple[str, ...]] = {
         "measure", "model", "model-GGUF/model-Q8_0.gguf", "--text", "text.txt", "--ctx", "32", "--chunks", "2",
         "--gpu-layers", "none", "--threads", "1", "-o", "out",
     ),
+    "callback": ("imatrix", "model-GGUF/model-Q8_0.gguf", *FEW[:7], "--threads", "1", "-o", "out/model-imatrix.gguf"),
     "bake": ("bake", "recipe.toml", "--threads", "1", "-o", "out"),
 }  # fmt: skip
 RECIPE = """
@@ -88,8 +90,8 @@ CASES = (
     Case("writes", "out", WRITES, errno.ENOSPC),
     Case("kills", "out", WRITES, KILL),
 )
-STREAMS = Case("reads by llama.cpp", "out", "f", errno.EIO)
-"""Thousands of small ones in a run, so that a few stand for all."""
+STREAMS = Case("reads by llama.cpp", "", "f", errno.EIO)
+"""Thousands of small ones in a run: `distinct_read_faults` has each of them, `check` a few."""
 TIMED = Case("kills at a time", timed=True)
 PAUSES = (
     Case("pauses", "out", READS + WRITES, STOP),
@@ -192,6 +194,28 @@ def check(place: Place, run: str, case: Case, points: Iterable[float], expected:
         complete = case.error == KILL and "already exists" in again.stderr
         assert again.code == 0 or complete, (at, fault, again)
         assert place.facts() == expected, (at, fault)
+
+
+def distinct_read_faults(place: Place, run: str) -> tuple[int, list[int]]:
+    """Fail each read of llama.cpp in turn; how many there are, and one point for each thing that quantkit then sees.
+
+    Each read fails in a fork of llama.cpp's process at that read. quantkit sees of that process its answer, its log and
+    its exit status, so faults that agree in these and in the process are one fault to quantkit. Random names of
+    folders, and numbers in sentences of llama.cpp, do not count. A fork with a result is a point of its own.
+    """
+    place.clean()
+    words, under = RUNS[run], place.folder / STREAMS.folder
+    walk = place.runs.run(*words, cwd=place.folder, under=under, calls=STREAMS.calls, error=FORK)
+    faults = place.runs.forks()
+    assert walk.answer.code == 0, walk.answer.stderr
+    assert [fault.number for fault in faults] == list(range(1, walk.operations + 1)), run
+    outcomes: dict[tuple[int, int, str], int] = {}
+    for fault in faults:
+        seen = re.sub(r"/tmp/quantkit-[^/]*|-?\d+", "N", fault.text)
+        if '{"result"' in fault.text:
+            seen = str(fault.number)
+        outcomes.setdefault((fault.process, fault.status, seen), fault.number)
+    return len(faults), list(outcomes.values())
 
 
 def _facts(path: Path) -> Any:

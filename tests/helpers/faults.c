@@ -3,7 +3,12 @@
 FAULTS_STATE names a file of the size of `struct state`, which all processes share and the test writes. `calls`: the
 letters of the calls that count: r(ead) w(rite, fwrite) s(ync) n (rename) t (allocate, truncate) f(read). `at`: the number
 of the call that fails, from 1; 0 only counts. `code`: the error it fails with; 0 kills the process; -1 makes it wait for
-SIGCONT, and `stopped` is its id then. A call of fread or fwrite counts once. FAULTS_CLOCK: every look at the clock of the
+SIGCONT, and `stopped` is its id then. -2: each counted call fails in a fork of its own, whatever `at`; the process itself
+waits for the fork and goes on without a fault. Such a fork is for a process that answers on a pipe: what it writes goes to
+the file FAULTS_FORKS, and its first answer that starts with {"result" or {"error" is its end; after a minute it is killed.
+The file has for each fork: 1E, number of the call, space, id of the process, line feed; what the fork wrote; 1D, its wait
+status, line feed.
+A call of fread or fwrite counts once. FAULTS_CLOCK: every look at the clock of the
 day gives a time that is so many seconds before the last one. */
 
 #define _GNU_SOURCE
@@ -18,6 +23,7 @@ day gives a time that is so many seconds before the last one. */
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/types.h>
+#include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -29,6 +35,44 @@ struct state {
 };
 static struct state *state;
 static int64_t back;
+static int forked;
+
+static void redirect(const char *log) {
+    char name[64], path[64];
+    int capture = open(log, O_WRONLY | O_APPEND), nothing = open("/dev/null", O_RDONLY);
+    for (int file = 0; file < 256; file++) {
+        snprintf(name, sizeof name, "/proc/self/fd/%d", file);
+        ssize_t length = readlink(name, path, sizeof path - 1);
+        if (length < 0) continue;
+        path[length] = 0;
+        int pipe = !strncmp(path, "pipe:", 5), reads = (fcntl(file, F_GETFL) & O_ACCMODE) == O_RDONLY;
+        if (file == 1 || file == 2 || (pipe && !reads)) dup2(capture, file);
+        else if (pipe) dup2(nothing, file);
+    }
+}
+
+/* 1 in the fork; 0 in the process, after the end of the fork. */
+static int fails_in_a_fork(uint64_t number) {
+    const char *log = getenv("FAULTS_FORKS");
+    int status = 0;
+    char line[64];
+    int file = open(log, O_WRONLY | O_APPEND);
+    if (file < 0) abort();
+    dprintf(file, "\x1e%llu %d\n", (unsigned long long)number, (int)getpid());
+    pid_t fork_id = fork();
+    if (fork_id == 0) {
+        forked = 1;
+        alarm(60);
+        redirect(log);
+        errno = EIO;
+        return 1;
+    }
+    while (waitpid(fork_id, &status, 0) < 0 && errno == EINTR) {}
+    snprintf(line, sizeof line, "\x1d%d\n", status);
+    if (write(file, line, strlen(line)) < 0) abort();
+    close(file);
+    return 0;
+}
 
 __attribute__((constructor)) static void begin(void) {
     const char *name = getenv("FAULTS_STATE"), *step = getenv("FAULTS_CLOCK");
@@ -42,7 +86,10 @@ __attribute__((constructor)) static void begin(void) {
 
 static int strikes(char kind, const char *path) {
     if (!state || !strchr(state->calls, kind) || strncmp(path, state->under, strlen(state->under))) return 0;
-    if (atomic_fetch_add(&state->counter, 1) + 1 != state->at) return 0;
+    if (forked) return 0;
+    uint64_t number = atomic_fetch_add(&state->counter, 1) + 1;
+    if (state->code == -2) return fails_in_a_fork(number);
+    if (number != state->at) return 0;
     if (state->code == 0) kill(getpid(), SIGKILL);
     if (state->code == -1) {
         state->stopped = getpid();
@@ -73,7 +120,16 @@ static int strikes_file(char kind, int file) {
 FILE_CALL('r', ssize_t, read, (int file, void *data, size_t size), (file, data, size))
 FILE_CALL('r', ssize_t, pread, (int file, void *data, size_t size, off_t offset), (file, data, size, offset))
 FILE_CALL('r', ssize_t, pread64, (int file, void *data, size_t size, off64_t offset), (file, data, size, offset))
-FILE_CALL('w', ssize_t, write, (int file, const void *data, size_t size), (file, data, size))
+
+ssize_t write(int file, const void *data, size_t size) {
+    static ssize_t (*next)(int, const void *, size_t);
+    if (!next) next = (ssize_t(*)(int, const void *, size_t))dlsym(RTLD_NEXT, "write");
+    if (strikes_file('w', file)) return -1;
+    ssize_t written = next(file, data, size);
+    if (forked && size > 8 && (!memcmp(data, "{\"result\"", 9) || !memcmp(data, "{\"error\"", 8))) _exit(0);
+    return written;
+}
+
 FILE_CALL('w', ssize_t, pwrite, (int file, const void *data, size_t size, off_t offset), (file, data, size, offset))
 FILE_CALL('w', ssize_t, pwrite64, (int file, const void *data, size_t size, off64_t offset), (file, data, size, offset))
 FILE_CALL('s', int, fsync, (int file), (file))

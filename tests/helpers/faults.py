@@ -20,8 +20,8 @@ import pytest
 
 from tests.helpers.command import Answer
 
-KILL, STOP = 0, -1
-"""In place of an error number: the process is killed before the call, or waits in it for SIGCONT."""
+KILL, STOP, FORK = 0, -1, -2
+"""In place of an error number: the process is killed before the call, waits in it for SIGCONT, or forks (faults.c)."""
 READS, WRITES = "r", "wsnt"
 _STATE = struct.Struct("<QQqq8s480s")
 _ROOT = Path(__file__).resolve().parents[2]
@@ -45,6 +45,16 @@ class Faulty:
 
     answer: Answer
     operations: int
+
+
+@dataclass(frozen=True)
+class ForkedFault:
+    """A call that failed in a fork: its number, the process (from 1), what that wrote, its wait status."""
+
+    number: int
+    process: int
+    text: str
+    status: int
 
 
 @dataclass(frozen=True)
@@ -87,6 +97,21 @@ class FaultyRuns:
         count = _STATE.unpack(state.read_bytes())[0]
         return Faulty(Answer(int(answer), stdout.read_text("utf-8"), stderr.read_text("utf-8")), count)
 
+    def forks(self) -> list[ForkedFault]:
+        """The faults of the runs with the error FORK since the last call of this method."""
+        log = self.folder / "forks"
+        text = log.read_bytes().decode("utf-8", "replace")
+        log.write_bytes(b"")
+        processes: dict[str, int] = {}
+        faults = []
+        for part in text.split("\x1e")[1:]:
+            head, _, rest = part.partition("\n")
+            number, process = head.split()
+            written, _, status = rest.rpartition("\x1d")
+            place = processes.setdefault(process, len(processes) + 1)
+            faults.append(ForkedFault(int(number), place, written, int(status)))
+        return faults
+
     def _wait_for_stop(self) -> int:
         until = time.monotonic() + 60
         while not (pid := _STATE.unpack((self.folder / "state").read_bytes())[3]) or not _is_stopped(pid):
@@ -105,10 +130,12 @@ def faulty_runs(folder: Path, **environment: str) -> Iterator[FaultyRuns]:
     folder.mkdir(parents=True, exist_ok=True)
     state = folder / "state"
     state.write_bytes(bytes(_STATE.size))
+    (folder / "forks").write_bytes(b"")
     variables = {
         **os.environ,
         "LD_PRELOAD": str(library()),
         "FAULTS_STATE": str(state),
+        "FAULTS_FORKS": str(folder / "forks"),
         "COLUMNS": "80",
         "PYTHONPATH": str(_ROOT),
         **environment,

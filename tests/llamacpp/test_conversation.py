@@ -11,7 +11,9 @@ from quantkit.errors import QuantkitError
 from quantkit.gguf.reader import read_header
 from quantkit.llamacpp.conversation import CONTEXT, Conversation, Loading, Sampling, converse
 from quantkit.llamacpp.session import logits, vocab_token_ids
+from tests.families.expected import write_checkpoint
 from tests.helpers.command import quantkit
+from tests.helpers.conversions import to_gguf
 from tests.helpers.tiny import tiny_llama
 
 
@@ -125,3 +127,17 @@ def test_a_repeat_penalty_is_applied_by_llama_cpps_own_sampler(model: Path) -> N
     with talking(model, raw=True, repeat_penalty=100.0) as strict:
         penalized = strict.say("Hello there", most=24, show=lambda piece: None)
     assert penalized.text and penalized.text != usual.text
+
+
+def test_a_prefix_older_than_the_window_of_sliding_layers_is_evaluated_again(tmp_path: Path) -> None:
+    model = to_gguf(write_checkpoint("gemma3", tmp_path / "gemma3"), "f32", tmp_path)
+    text = " ".join(str(number) for number in range(900))
+    with talking(model, n_ctx=4096, raw=True) as conversation:
+        first = conversation.say(text, most=1, show=lambda piece: None)
+        early = conversation.say(text[: len(text) // 4] + " end", most=8, show=lambda piece: None)
+        late = conversation.say(text[: len(text) // 4] + " end of it", most=8, show=lambda piece: None)
+    with talking(model, n_ctx=4096, raw=True) as fresh:
+        assert early.text == fresh.say(text[: len(text) // 4] + " end", most=8, show=lambda piece: None).text
+    assert first.prompt_tokens > 1500
+    # the window has moved on, so nothing is kept; what is still in it is
+    assert early.prompt_tokens > first.prompt_tokens // 5 and late.prompt_tokens < 12

@@ -55,5 +55,6 @@ def assert_memory_is_llama_cpps(path: Path, *, counted_twice: str = "") -> None:
         context = Context(n_ctx=job.n_ctx, kv_type=job.kv, flash=False if job.flash == 0 else None)
         memory = plan_memory(shape, tensors, context).cpu
         assert memory.compute == pytest.approx(measured.compute, rel=0.001), job
-        assert memory.kv == pytest.approx(measured.kv, rel=0.001), job
+        # llama.cpp logs two caches of a model with an indexer, each to a hundredth of a MiB
+        assert memory.kv == pytest.approx(measured.kv, rel=0.001, abs=0.01 * (1 << 20)), job
         assert memory.weights + twice == pytest.approx(measured.weights, rel=0.001), job

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from quantkit.errors import QuantkitError, TokenizerError, UnsupportedError
 from quantkit.tokenizer import load_vocabulary
-from tests.helpers.tiny_tokenizers import write_byte_level_bpe, write_sentencepiece
+from tests.helpers.tiny_tokenizers import write_byte_level_bpe, write_sentencepiece, write_wordpiece
 
 CONFIG = {"vocab_size": 600}
 
@@ -131,6 +131,17 @@ def test_word_models_of_sentencepiece_are_refused(tmp_path: Path) -> None:
 def test_merges_that_name_no_token(tmp_path: Path) -> None:
     message = refusal(edit(bpe(tmp_path), lambda source: source["model"]["merges"].append(["zz", "qq"])))
     assert "tokenizer.json is not a loadable tokenizer" in message
+
+
+def test_an_unknown_token_that_the_vocabulary_lacks(tmp_path: Path) -> None:
+    write_wordpiece(tmp_path, 300)
+
+    def without(source: dict[str, Any]) -> None:
+        del source["model"]["vocab"]["[UNK]"]
+        source["added_tokens"] = [token for token in source["added_tokens"] if token["content"] != "[UNK]"]
+
+    message = refusal(edit(tmp_path, without), {"vocab_size": 300})
+    assert "the tokenizers library fails on the tokenizer files in" in message and "[UNK]" in message
 
 
 def test_a_byte_level_tokenizer_without_merges(tmp_path: Path) -> None:

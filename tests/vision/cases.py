@@ -11,7 +11,7 @@ from tests.families.models.gemma4 import LARGE as GEMMA4_TEXT
 from tests.families.models.mistral3 import MISTRAL3
 from tests.families.models.qwen_delta import QWEN35
 from tests.families.models.qwen_vision import QWEN2_5_VL, QWEN2_VL, QWEN3_VL
-from tests.families.models.wrappers import LLAMA, QWEN2
+from tests.families.models.wrappers import LLAMA, MISTRAL, QWEN2
 
 PROCESSOR = {"image_mean": [0.5, 0.45, 0.4], "image_std": [0.25, 0.3, 0.5]}
 # Widths that 32 divides, so that Q8_0 applies, and a feed-forward that it does not divide.
@@ -362,6 +362,50 @@ CASES = (
 )
 """Every case; llama.cpp's converter makes a projector of each."""
 NAMES = tuple(case.name for case in CASES)
+CLIP = {**TOWER, "model_type": "clip_vision_model", "image_size": 56, "patch_size": 14, "projection_dim": 64}
+_LLAVA = {
+    "model_type": "llava",
+    "image_token_index": 10,
+    "projector_hidden_act": "gelu",
+    "text_config": {**LLAMA, "architectures": ["LlamaForCausalLM"]},
+    "tie_word_embeddings": False,
+    "vision_config": CLIP,
+    "vision_feature_layer": -2,
+    "vision_feature_select_strategy": "default",
+}
+_IN_TOWER = (r"^(model\.)?vision_tower\.", "vision_tower.vision_model.")
+LLAVA = (
+    Case("llava", _of("LlavaForConditionalGeneration", _LLAVA), published=(_IN_TOWER,)),
+    Case(
+        "llava-siglip",
+        _of(
+            "LlavaForConditionalGeneration",
+            {
+                **_LLAVA,
+                "text_config": {**QWEN2, "architectures": ["Qwen2ForCausalLM"]},
+                "vision_config": {**SIGLIP, "hidden_act": "gelu_pytorch_tanh"},
+                "vision_feature_layer": -1,
+                "vision_feature_select_strategy": "full",
+            },
+        ),
+        published=(_IN_TOWER,),
+    ),
+    Case(
+        "llava-next",
+        _of(
+            "LlavaNextForConditionalGeneration",
+            {
+                **_LLAVA,
+                "model_type": "llava_next",
+                "image_grid_pinpoints": [[112, 112], [112, 56], [56, 112]],
+                "text_config": {**MISTRAL, "architectures": ["MistralForCausalLM"]},
+                "vision_feature_layer": [-3, -2],
+            },
+        ),
+        # as transformers saves it now
+    ),
+)
+"""LLaVA, whose projector llama.cpp's converter refuses to write; its figures are features (llava_features.py)."""
 BRIDGED = (
     Case(
         "glm4v",
@@ -376,4 +420,4 @@ BRIDGED = (
 
 def case_of(name: str) -> Case:
     """The case of this name."""
-    return next(case for case in (*CASES, *BRIDGED) if case.name == name)
+    return next(case for case in (*CASES, *BRIDGED, *LLAVA) if case.name == name)

@@ -48,6 +48,8 @@ def _inputs(checkpoint: Path, image: np.ndarray) -> dict[str, np.ndarray]:
     pixels = ((image.astype(np.float32) / 255 - mean) / std).transpose(2, 0, 1)
     vision = json.loads((checkpoint / "config.json").read_text())["vision_config"]
     kind, sizes = vision["model_type"], np.array([pixels.shape[1:]])
+    if (checkpoint / "config.json").read_text().count("image_grid_pinpoints"):
+        return {"pixel_values": _tiles(pixels, vision["image_size"])[None], "image_sizes": sizes}
     if kind == "pixtral":
         return {"pixel_values": pixels[None], "image_sizes": sizes}
     if kind in ("smolvlm_vision", "idefics3_vision"):
@@ -66,6 +68,13 @@ def _inputs(checkpoint: Path, image: np.ndarray) -> dict[str, np.ndarray]:
     frames = np.stack([pixels, pixels]).reshape(1, 2, 3, rows // merge, merge, patch, columns // merge, merge, patch)
     flat = frames.transpose(0, 3, 6, 4, 7, 2, 1, 5, 8).reshape(rows * columns, -1)
     return {"pixel_values": flat, "image_grid_thw": np.array([[1, rows, columns]])}
+
+
+def _tiles(pixels: np.ndarray, side: int) -> np.ndarray:
+    """The image in a small size (every so many pixels), then its tiles row by row: LlavaNextImageProcessor."""
+    rows, columns = pixels.shape[1] // side, pixels.shape[2] // side
+    tiles = pixels.reshape(3, rows, side, columns, side).transpose(1, 3, 0, 2, 4).reshape(-1, 3, side, side)
+    return np.concatenate([pixels[None, :, ::rows, ::columns], tiles])
 
 
 if __name__ == "__main__":

@@ -255,10 +255,10 @@ def test_the_memory_of_threads_does_not_change_a_byte(checkpoint: Path, tmp_path
     assert hashlib.sha256(data).hexdigest() == expected("qwen2.5-vl")["files"]["f16"]["sha256"]
 
 
-def test_a_clip_tower_is_refused_in_one_sentence(tmp_path: Path) -> None:
+def test_another_tower_is_refused_in_one_sentence(tmp_path: Path) -> None:
     folder = write_checkpoint("pixtral", expected("pixtral")["layout"], tmp_path)
     config = json.loads((folder / "config.json").read_text())
-    config["vision_config"]["model_type"] = "clip_vision_model"
+    config["vision_config"]["model_type"] = "dinov2"
     (folder / "config.json").write_text(json.dumps(config))
     answer = quantkit("gguf", folder, "-t", "q8_0", "--mmproj", "f16", "-o", tmp_path, "--pre", "smollm")
     assert answer.code == 1 and "but llama.cpp runs this model only with a pixtral tower" in answer.sentence

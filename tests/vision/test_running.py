@@ -80,9 +80,21 @@ def test_a_later_question_keeps_the_image_in_the_cache(folder: Path) -> None:
 @pytest.mark.usefixtures("libmtmd")
 def test_a_file_that_is_no_image_is_one_sentence(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "notes.png").write_text("not an image")
-    words = ("run", folder / f"{NAME}-Q8_0.gguf", "-p", "what is it?", "--image", tmp_path / "notes.png")
-    answer = quantkit(*words)
-    assert answer.code == 1 and "cannot read notes.png as an image" in answer.sentence
+    (tmp_path / "empty.png").touch()
+    (tmp_path / "cut.png").write_bytes((folder / "image.png").read_bytes()[:100])
+    (tmp_path / "folder.png").mkdir()
+    words = ("run", folder / f"{NAME}-Q8_0.gguf", "-p", "what is it?", "--image")
+    for name in ("notes.png", "empty.png", "cut.png"):
+        answer = quantkit(*words, tmp_path / name)
+        sentence = f"cannot read {name} as an image; pass a sound JPEG, PNG, BMP or GIF file"
+        assert answer.code == 1 and answer.sentence.endswith(sentence)
+    assert "folder.png is not a file; correct --image" in quantkit(*words, tmp_path / "folder.png").sentence
+    assert "none.png was not found; correct --image" in quantkit(*words, tmp_path / "none.png").sentence
+
+
+def test_a_projector_is_no_model_to_run(folder: Path) -> None:
+    answer = quantkit("run", folder / f"mmproj-{NAME}-F16.gguf", "-p", "what is it?")
+    assert answer.code == 1 and "is a projector, not a model; pass the text model as MODEL" in answer.sentence
 
 
 @pytest.mark.usefixtures("libmtmd")
@@ -112,7 +124,11 @@ def test_files_that_do_not_belong_together_are_one_sentence(folder: Path, tmp_pa
     keys = {"general__type": "mmproj", "clip__vision__projection_dim": 96}
     other = write_gguf(tmp_path / "mmproj-other-F16.gguf", "clip", **keys)
     answer = quantkit(*words, "--mmproj", other)
-    assert answer.code == 2 and "it gives vectors of 96 values, but model.gguf takes 64" in answer.sentence
+    assert answer.code == 2 and "it gives vectors of 96 values, but model.gguf takes 192" in answer.sentence
+    # the width of the text model, without the vectors of DeepStack
+    keys["clip__vision__projection_dim"] = 64
+    answer = quantkit(*words, "--mmproj", write_gguf(tmp_path / "mmproj-same-F16.gguf", "clip", **keys))
+    assert answer.code == 2 and "it gives vectors of 64 values, but model.gguf takes 192" in answer.sentence
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from quantkit.errors import CheckpointError
 from quantkit.families.base.family import Dropped, Key
 from quantkit.families.base.hyperparameters import Hyperparameters, optional_size
 from quantkit.families.base.keys import base_keys
-from quantkit.families.base.pooling import LENGTH, SETTING, pooling_keys
+from quantkit.families.base.pooling import LENGTH, RANK, SETTING, pooling_keys
 from quantkit.tokenizer.roles import TokenRoles
 
 HEAD = "encoder_head"
@@ -27,7 +27,7 @@ def as_encoder(config: dict[str, Any], architecture: str) -> None:
     """Give a config the architecture of the encoder alone; what a classifier gives is its scores."""
     name = str(config["architectures"][0])
     if name.endswith("ForSequenceClassification"):
-        config |= {HEAD: _CLASSIFIER, SETTING: "rank"}
+        config |= {HEAD: _CLASSIFIER, SETTING: RANK}
     config["architectures"] = [architecture]
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from quantkit.families.base.hyperparameters import ROPE_KINDS, Hyperparameters, read_hyperparameters
+from quantkit.families.base.hyperparameters import ROPE_KINDS, Hyperparameters, check_counts, read_hyperparameters
 from quantkit.families.base.multimodal import as_text_model
 from quantkit.families.base.traits import LLAMA_TRAITS, Traits
 from quantkit.forward.description import Architecture
@@ -171,7 +171,10 @@ class Family:
         forward: the forward's description for all `architectures`, or one by name; None: no forward.
         traits: what the memory plan needs beyond tensors and keys.
         token_roles: special tokens that the family's code fixes.
-        projectors: by architecture of a checkpoint that sees images, its projector (mmproj).
+        rerankers: names, in lower case, of published models of the family that are rerankers (see `resolve_reranker`).
+        dense: llama.cpp runs Dense modules of sentence-transformers after the pooling (see `resolve_pooling`).
+        projectors: by architecture of a checkpoint that sees images, its projector (mmproj); by architecture and
+            model_type of the tower where several towers occur.
     """
 
     name: str
@@ -200,7 +203,9 @@ class Family:
     forward: Architecture | Mapping[str, Architecture] | None = None
     traits: Traits = LLAMA_TRAITS
     token_roles: TokenRoles = NO_ROLES
-    projectors: Mapping[str, "Projector"] = field(default_factory=dict)
+    rerankers: tuple[str, ...] = ()
+    dense: bool = False
+    projectors: Mapping[str | tuple[str, str], "Projector"] = field(default_factory=dict)
 
     def sizes(self, config: Mapping[str, Any], tensors: Collection[str] | None = None) -> Hyperparameters:
         """The sizes that a config.json of this family states.
@@ -234,6 +239,7 @@ class Family:
         A config of another model_type, or of none, gets no defaults.
         """
         full = self._with_defaults(self._text(config))
+        check_counts(full)
         if self.observe and tensors is not None:
             full = self.observe(full, tensors)
         return self.prepare(full) if self.prepare else full

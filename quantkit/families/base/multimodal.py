@@ -27,7 +27,7 @@ VISION = r"(model\.)?(visual|vision_tower|vision_model|multi_modal_projector|vis
 TOWERS = (
     r"(thinker\.|model\.)*(visual|vision_tower|vision_model|audio_tower|multi_modal_projector|mm_projector|projector"
     r"|mlp1|mlp_AR|connector|siglip2|merger|aligner|vit_large_projector|vqmodel|generation_\w+"
-    r"|talker|token2wav|code2wav)\..*"
+    r"|talker|token2wav|code2wav)\..*|(model\.)?image_newline"
 )
 """The same, with the tensors that hear audio, speak or draw."""
 TOWERS_LEFT_OUT = (

@@ -6,6 +6,7 @@ from quantkit.families.base.mapping import map_tensors
 from quantkit.families.base.output_head import resolve_output_head
 from quantkit.families.base.pooling import resolve_pooling
 from quantkit.families.base.registry import check_config, complete_architecture, find_architecture, find_family
+from quantkit.families.base.reranker import resolve_reranker
 from quantkit.progress import SILENT, Progress
 
 
@@ -35,7 +36,7 @@ def open_model(
             checkpoint.require_shapes()
         _turn_linears(checkpoint)
         resolve_output_head(checkpoint)
-        resolve_pooling(checkpoint)
+        _resolve_pooling(checkpoint)
     except BaseException:
         checkpoint.close()
         raise
@@ -52,8 +53,19 @@ def _check_tensors(checkpoint: Checkpoint) -> None:
         return
     _turn_linears(checkpoint)
     resolve_output_head(checkpoint)
+    _resolve_pooling(checkpoint)
     family = find_family(checkpoint.config)
     map_tensors(family, family.sizes(checkpoint.config, checkpoint.tensors), checkpoint.tensors)
+
+
+def _resolve_pooling(checkpoint: Checkpoint) -> None:
+    try:
+        family = find_family(checkpoint.config)
+    except UnsupportedError:
+        resolve_pooling(checkpoint)
+        return
+    resolve_pooling(checkpoint, dense=family.dense)
+    resolve_reranker(checkpoint, family.rerankers)
 
 
 def _turn_linears(checkpoint: Checkpoint) -> None:

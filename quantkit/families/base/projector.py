@@ -70,6 +70,7 @@ class Projector:
             gives these types.
         rename: see `Family.rename`.
         section: the key of the tower's config in config.json.
+        unused: tensors among `tensors` that llama.cpp does not need.
     """
 
     name: str
@@ -83,12 +84,13 @@ class Projector:
     fixed: Mapping[str, str] | Callable[[Tower], Mapping[str, str]] = field(default_factory=dict)
     rename: tuple[tuple[str, str], ...] = ()
     section: str = "vision_config"
+    unused: tuple[Dropped, ...] = ()
     scalars: None = None
 
     @property
     def dropped(self) -> tuple[Dropped, ...]:
-        """Tensors of other parts of the checkpoint."""
-        return (Dropped(rf"(?!(?:{self.tensors})$).*"),)
+        """Tensors of other parts of the checkpoint, and those that llama.cpp does not need."""
+        return (Dropped(rf"(?!(?:{self.tensors})$).*"), *self.unused)
 
     def dimension(self, sizes: Hyperparameters, name: str) -> int:
         """Size of a dimension named by a rule."""

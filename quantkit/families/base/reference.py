@@ -1,6 +1,7 @@
 """Reference logits of a native checkpoint, computed by the forward that its family describes."""
 
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from quantkit.families.base.registry import find_architecture
@@ -15,6 +16,7 @@ def reference_logits(
     *,
     rows: ReadRows | None = None,
     names: Collection[str] | None = None,
+    states: bool = False,
 ) -> Array:
     """Logits (n_tokens, n_vocab) in float32 for one sequence of token ids.
 
@@ -23,9 +25,11 @@ def reference_logits(
         config: config.json of an architecture that transformers has.
         rows: returns rows start..stop of the matrix (prod(shape[:-1]), shape[-1]); without it whole tensors are read.
         names: the names of all tensors; without it each optional tensor is tried.
+        states: return the hidden states (n_tokens, hidden) before the output head instead.
 
     Raises:
         UnsupportedError: the forward does not support the architecture, activation or rope type.
     """
     weights = Weights(read, rows or rows_of_whole(read), names)
-    return Decoder(weights, config, find_architecture(config)).run(tokens)
+    architecture = find_architecture(config)
+    return Decoder(weights, config, replace(architecture, head="") if states else architecture).run(tokens)

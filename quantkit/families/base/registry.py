@@ -157,7 +157,7 @@ def _wrapped_family(config: Mapping[str, Any], wanted: str | None, known: Mappin
         architectures=(wrapper.architecture,),
         text_models={wrapper.architecture: (name, text["model_type"])},
         text_defaults=text,
-        projectors={name: projector for name, projector in PROJECTORS.items() if name == wanted},
+        projectors={key: projector for key, projector in PROJECTORS.items() if wanted in (key, key[0])},
         rename=(*((rf"^(?={name}\.)", "tower.") for name in wrapper.outside), *TEXT_PREFIXES, *family.rename),
         dropped=(
             *family.dropped,

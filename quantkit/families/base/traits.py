@@ -9,6 +9,7 @@ class Traits:
     """How llama.cpp's graph of one GGUF architecture differs from Llama's (llama.cpp, src/models).
 
     Attributes:
+        causal: tokens attend to earlier ones only; False for encoders whose files do not state it.
         plannable: quantkit knows the graph; False for most recurrent models, encoders and indexed attention.
         sliding_every: layers with a sliding window have a smaller cache; one layer in this many has no window.
         default_window: tokens of the window where the file has no key for it.
@@ -41,6 +42,7 @@ class Traits:
         last_norm: the tensor that norms the last layer's output.
     """
 
+    causal: bool = True
     plannable: bool = True
     sliding_every: int | None = None
     default_window: int = 0

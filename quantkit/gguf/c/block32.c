@@ -2,6 +2,7 @@
  * ggml-quants.c). Every lane holds a block of 32 values.
  */
 
+#include "along.h"
 #include "search.h"
 
 /* C's conversion of a float to int8_t, then the smaller of it and `top`, as a byte. */
@@ -9,8 +10,6 @@ INLINE vi small_level(vf x, int top) {
     vi level = truncated(x) << 24 >> 24;
     return blend_int(level < top, level, splat_int(top)) & 255;
 }
-INLINE vf inverse_or_zero(vf x) { return blend(x != 0.f, splat(1.f) / x, splat(0.f)); }
-
 /* Levels of four or five bits: the low four, two in a byte, after the fifth of all 32. */
 INLINE void store_levels(const vi *level, int bits, uint8_t *const *out, int at) {
     vi byte[16];
@@ -28,50 +27,27 @@ INLINE void store_levels(const vi *level, int bits, uint8_t *const *out, int at)
 }
 
 INLINE void symmetric_block(const Batch *batch, int bits) {
-    vf x[32], weight[32], d;
+    vf x[32], weight[32];
     vi level[32];
     int half_range = 1 << (bits - 1);
     load(batch->x, 0, 32, x);
-    if (batch->importance[0]) {
-        importance_weights(batch, 0, 32, batch->row_squares, x, weight);
-        Fit fit = search_symmetric(x, weight, 32, (float)half_range, 0);
-        d = fit.scale;
-        for (int i = 0; i < 32; i++) level[i] = symmetric_level(&fit, x[i], half_range);
-    } else {
-        vf size;
-        d = peak(x, 32, &size) / (float)-half_range;
-        vf step = inverse_or_zero(d);
-        for (int i = 0; i < 32; i++)
-            level[i] = small_level(x[i] * step + ((float)half_range + 0.5f), 2 * half_range - 1);
-    }
-    store_word(to_halves(d), batch->out, 0);
+    importance_weights(batch, 0, 32, batch->row_squares, x, weight);
+    Fit fit = search_symmetric(x, weight, 32, (float)half_range, 0);
+    for (int i = 0; i < 32; i++) level[i] = symmetric_level(&fit, x[i], half_range);
+    store_word(to_halves(fit.scale), batch->out, 0);
     store_levels(level, bits, batch->out, 2);
 }
 
 INLINE void affine_block(const Batch *batch, int bits) {
-    vf x[32], weight[32], d, min;
+    vf x[32], weight[32];
     vi level[32];
     int top = (1 << bits) - 1;
     load(batch->x, 0, 32, x);
-    if (batch->importance[0]) {
-        importance_weights(batch, 0, 32, batch->row_squares, x, weight);
-        Fit fit = search_affine(x, weight, 32, (float)top, -0.9f, 0.05f, 36, 0, batch->clamps_first);
-        d = fit.scale;
-        min = fit.min;
-        for (int i = 0; i < 32; i++) level[i] = affine_level(&fit, x[i], top, batch->clamps_first);
-    } else {
-        vf high = x[0];
-        min = x[0];
-        for (int i = 1; i < 32; i++) {
-            min = least(x[i], min);
-            high = greatest(x[i], high);
-        }
-        d = (high - min) / (float)top;
-        vf step = inverse_or_zero(d);
-        for (int i = 0; i < 32; i++) level[i] = small_level((x[i] - min) * step + 0.5f, top);
-    }
-    store_word(to_halves(d), batch->out, 0);
-    store_word(to_halves(min), batch->out, 2);
+    importance_weights(batch, 0, 32, batch->row_squares, x, weight);
+    Fit fit = search_affine(x, weight, 32, (float)top, -0.9f, 0.05f, 36, 0, batch->clamps_first);
+    for (int i = 0; i < 32; i++) level[i] = affine_level(&fit, x[i], top, batch->clamps_first);
+    store_word(to_halves(fit.scale), batch->out, 0);
+    store_word(to_halves(fit.min), batch->out, 2);
     store_levels(level, bits, batch->out, 4);
 }
 
@@ -80,19 +56,77 @@ static void q5_0(const Batch *batch) { symmetric_block(batch, 5); }
 static void q4_1(const Batch *batch) { affine_block(batch, 4); }
 static void q5_1(const Batch *batch) { affine_block(batch, 5); }
 
-static void q8_0(const Batch *batch) {
-    vf x[32], size = splat(0.f);
-    vi level[32];
-    load(batch->x, 0, 32, x);
-    for (int i = 0; i < 32; i++) size = greatest(size, absolute(x[i]));
-    vf d = size / 127.f, step = inverse_or_zero(d);
-    for (int i = 0; i < 32; i++) {
+/* The value of largest magnitude. Of equal ones ggml takes the first, which is rare. */
+INLINE float extreme(const float *block, Range all) {
+    if (all.high > -all.low) return all.high;
+    if (all.high < -all.low) return all.low;
+    float size = all.high, value = 0.f;
+    for (int i = 31; i >= 0; i--)
+        if (size > 0.f && fabsf(block[i]) == size) value = block[i];
+    return value;
+}
+/* The first of zeros of both signs, as ggml takes it, which is rare too. */
+INLINE float first_zero(const float *block, float value) {
+    for (int i = 31; i >= 0 && value == 0.f; i--)
+        if (block[i] == 0.f) value = block[i];
+    return value;
+}
+
+/* Blocks without importances, LANES at a time. Their scales share a vector, because a division takes as long for all
+ * lanes as for one. */
+INLINE void blocks_along(const float *block, uint8_t *out, int64_t count, int bits, int affine) {
+    int half_range = 1 << (bits - 1), top = (1 << bits) - 1, bytes = (affine ? 4 : 2) + 4 * bits;
+    for (int64_t first = 0; first < count; first += LANES, block += 32 * LANES, out += bytes * LANES) {
+        int n = count - first < LANES ? (int)(count - first) : LANES;
+        vf x[PER_BLOCK], low, high;
+        float lows[LANES] = {0}, highs[LANES] = {0}, steps[LANES];
+        uint16_t scales[LANES], mins[LANES];
+        vi level[PER_BLOCK];
+        for (int k = 0; k < n; k++) {
+            memcpy(x, block + 32 * k, sizeof x);
+            Range all = range(x);
+            lows[k] = affine ? first_zero(block + 32 * k, all.low) : 0.f;
+            highs[k] = affine ? first_zero(block + 32 * k, all.high) : extreme(block + 32 * k, all);
+        }
+        memcpy(&low, lows, sizeof low);
+        memcpy(&high, highs, sizeof high);
+        vf d = affine ? (high - low) / (float)top : high / (float)-half_range;
+        vf step = blend(d != 0.f, splat(1.f) / d, splat(0.f));
+        vi d_half = to_halves(d), low_half = to_halves(low);
+        memcpy(steps, &step, sizeof step);
+        EACH_LANE scales[k] = (uint16_t)d_half[k], mins[k] = (uint16_t)low_half[k];
+        for (int k = 0; k < n; k++) {
+            uint8_t *to = out + bytes * k;
+            memcpy(to, &scales[k], 2);
+            if (affine) memcpy(to + 2, &mins[k], 2);
+            memcpy(x, block + 32 * k, sizeof x);
+            for (int i = 0; i < PER_BLOCK; i++)
+                level[i] = affine ? small_level((x[i] - lows[k]) * steps[k] + 0.5f, top)
+                                  : small_level(x[i] * steps[k] + ((float)half_range + 0.5f), top);
+            store_block(level, bits, to + (affine ? 4 : 2));
+        }
+    }
+}
+static void q4_0_along(const float *x, uint8_t *out, int64_t count) { blocks_along(x, out, count, 4, 0); }
+static void q5_0_along(const float *x, uint8_t *out, int64_t count) { blocks_along(x, out, count, 5, 0); }
+static void q4_1_along(const float *x, uint8_t *out, int64_t count) { blocks_along(x, out, count, 4, 1); }
+static void q5_1_along(const float *x, uint8_t *out, int64_t count) { blocks_along(x, out, count, 5, 1); }
+
+/* Importances do not change Q8_0. */
+INLINE void q8_0_block(const float *block, uint8_t *out) {
+    vf x[PER_BLOCK];
+    vi level[PER_BLOCK];
+    memcpy(x, block, sizeof x);
+    float d = largest_magnitude(x) / 127.f;
+    uint16_t half = to_half(d);
+    memcpy(out, &half, 2);
+    vf step = splat(d != 0.f ? 1.f / d : 0.f);
+    for (int i = 0; i < PER_BLOCK; i++) {
         /* roundf, half away from zero: the float below 0.5 keeps 0.49999997 from reaching 1. */
         vf v = x[i] * step, towards = (vf)(((vi)v & (int32_t)0x80000000) | (vi)splat(0x1.fffffep-2f));
         level[i] = truncated(v + towards);
     }
-    store_word(to_halves(d), batch->out, 0);
-    store(level, 32, batch->out, 2);
+    narrow(level, out + 2);
 }
 
 /* The mean square of every row, LANES rows at a time. */
@@ -124,11 +158,15 @@ static void mean_squares(const float *x, int64_t n_rows, int64_t n_columns, floa
                 type, x + row * n_columns, out + row * n_columns / 32 * block_bytes, rows, n_columns, importance, \
                 mean, clamps_first, 32, block_bytes);                                                             \
         }                                                                                                         \
-        if (!importance)                                                                                          \
-            run_batches(type, x, out, n_rows, n_columns, NULL, NULL, clamps_first, 32, block_bytes);              \
+        if (!importance) type##_along(x, out, n_rows * n_columns / 32);                                           \
     }
 EXPORT_BY_ROW(q4_0, 18)
 EXPORT_BY_ROW(q4_1, 20)
 EXPORT_BY_ROW(q5_0, 22)
 EXPORT_BY_ROW(q5_1, 24)
-EXPORT(q8_0, 32, 34)
+
+void quantkit_q8_0(
+    const float *x, uint8_t *out, int64_t n_rows, int64_t n_columns, const float *importance, int clamps_first) {
+    (void)importance, (void)clamps_first;
+    for (int64_t i = 0; i < n_rows * n_columns / 32; i++) q8_0_block(x + 32 * i, out + 34 * i);
+}

@@ -154,6 +154,17 @@ CASES = (
     Case("llava", LLAVA, newest=True, auto=AUTO),
     # Pixtral: the nested config has no architectures
     Case("llava-mistral", {**LLAVA, "text_config": MISTRAL}, newest=True, auto=AUTO),
+    Case(
+        "llava-next",
+        {
+            **LLAVA,
+            "model_type": "llava_next",
+            "image_grid_pinpoints": [[32, 64], [64, 32]],
+            "text_config": {**MISTRAL, "architectures": ["MistralForCausalLM"]},
+        },
+        newest=True,
+        auto=AUTO,
+    ),
     Case("idefics3", IDEFICS3, newest=True, auto=AUTO),
     Case(
         "smolvlm",

