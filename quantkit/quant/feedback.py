@@ -25,7 +25,7 @@ from quantkit.quant.grid import Array
 from quantkit.workers import SERIAL, Workers, parts
 
 DAMP = 0.01
-SOLVER_VERSION = 2
+SOLVER_VERSION = 3
 """Raised when the bytes change, so that an unfinished run is not continued with other bytes."""
 SWEEPS, BEST_SWEEPS = 2, 6
 """Sweeps after the feedback: the usual number; and the best, with 2 % less error, after which two gain 0.2 %."""
