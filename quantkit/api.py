@@ -89,7 +89,9 @@ def convert(
     """
     options = options or ConvertOptions()
     offline = options.calibration.offline
-    with closing(open_convertible(str(source), offline=offline, stream=options.stream)) as opened:
+    with closing(
+        open_convertible(str(source), offline=offline, stream=options.stream, adapters=options.adapters)
+    ) as opened:
         merge_adapters(opened, options.adapters, offline=offline, progress=progress)
         request = conversion_request(types, Path(output), options, is_gguf=isinstance(opened, Model))
         return run(plan_conversion(opened, request), force=options.force, logits=options.logits, progress=progress)

@@ -452,6 +452,7 @@ OLLAMA = OneOf(
                     "notes": ["string"],
                     "replaced_by": "string?",
                     "projector?": "string",
+                    "adapter?": "string",
                 }
             ],
             "written?": ["string"],

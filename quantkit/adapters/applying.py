@@ -16,16 +16,18 @@ from quantkit.errors import CheckpointError, UnsupportedError
 from quantkit.families.base.output_head import untied
 
 
-def apply_adapters(checkpoint: Checkpoint, adapters: Sequence[Adapter]) -> None:
+def apply_adapters(checkpoint: Checkpoint, adapters: Sequence[Adapter], *, bridged: bool = False) -> tuple[str, ...]:
     """From now on `checkpoint` reads merged weights: its own with all `adapters`, in order, as PEFT merges them.
 
-    A tensor keeps its type. The checkpoint is named BASE-ADAPTER, and closes the adapters.
+    A tensor keeps its type. The checkpoint is named BASE-ADAPTER, and closes the adapters. `bridged`: it has no family,
+    llama.cpp's converter reads it. Returns the names of the tensors that differ from the weight files.
 
     Raises:
         CheckpointError: an adapter does not fit the checkpoint: a name, a shape, a rank or a part.
         UnsupportedError: an adapter has an effect that no merged weight has.
     """
-    merger = _Merger(checkpoint)
+    before = set(checkpoint.tensors)
+    merger = _Merger(checkpoint, bridged=bridged)
     for adapter in adapters:
         merger.add(adapter)
     merges = {
@@ -39,12 +41,13 @@ def apply_adapters(checkpoint: Checkpoint, adapters: Sequence[Adapter]) -> None:
         return merge.rows(lambda first, last: stored(name, first, last), start, stop)
 
     checkpoint.overlay(read, tuple(adapters), "-".join((checkpoint.name, *(adapter.name for adapter in adapters))))
+    return tuple(sorted(merges.keys() | checkpoint.tensors.keys() - before))
 
 
 class _Merger:
-    def __init__(self, checkpoint: Checkpoint) -> None:
+    def __init__(self, checkpoint: Checkpoint, *, bridged: bool) -> None:
         self.checkpoint = checkpoint
-        self.matcher = Matcher(checkpoint)
+        self.matcher = Matcher(checkpoint, bridged=bridged)
         self.changes: dict[str, list[Change]] = {}
 
     def add(self, adapter: Adapter) -> None:
@@ -96,7 +99,8 @@ class _Merger:
         source = self.checkpoint.tensors[matcher.names[matcher.embedding]]
         tensors = {**self.checkpoint.tensors, matcher.head: replace(source, name=matcher.head)}
         config = untied(self.checkpoint.config)
-        matcher.family.sizes(config, tensors)
+        if matcher.base.family is not None:
+            matcher.family.sizes(config, tensors)
         self.checkpoint.amend(
             config, tensors, "the adapter changes the embedding or the output head alone; both are written, not tied"
         )

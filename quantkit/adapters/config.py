@@ -35,6 +35,7 @@ class AdapterConfig:
     `rank_pattern` and `alpha_pattern` map patterns of module names to values other than `rank` and `alpha`.
     `token_rows`: ids of the tokens that were trained alone, by module name ("" for the input embedding).
     `keeps_tied`: a tied head was trained as one with the embedding (`ensure_weight_tying`).
+    `transposed`: the base stores its linears as (in, out), as GPT-2's Conv1D (`fan_in_fan_out`).
     `invocation_tokens`: an activated LoRA (aLoRA) takes effect after these tokens only. `base`: the base model's name.
     """
 
@@ -46,6 +47,7 @@ class AdapterConfig:
     alpha_pattern: Mapping[str, float] | None = None
     token_rows: Mapping[str, tuple[int, ...]] | None = None
     keeps_tied: bool = False
+    transposed: bool = False
     invocation_tokens: tuple[int, ...] = ()
     base: str | None = None
 
@@ -108,6 +110,7 @@ def parse_adapter_config(data: bytes, where: str) -> AdapterConfig:
         alpha_pattern=_patterns(values, "alpha_pattern", what),
         token_rows=_token_rows(values.get("trainable_token_indices"), what),
         keeps_tied=values.get("ensure_weight_tying") is True,
+        transposed=values.get("fan_in_fan_out") is True,
         invocation_tokens=_tokens(values.get("alora_invocation_tokens") or [], "alora_invocation_tokens", what),
         base=base if isinstance(base := values.get("base_model_name_or_path"), str) and base else None,
     )

@@ -1,16 +1,16 @@
 """Which tensor of a base checkpoint a module of an adapter is, and whether the two fit."""
 
 import difflib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
 from quantkit.adapters.adapter import Adapter
+from quantkit.adapters.base_names import BaseNames
 from quantkit.checkpoint import Checkpoint, TensorInfo
 from quantkit.checkpoint.jsonfile import shown
 from quantkit.errors import CheckpointError, UnsupportedError
-from quantkit.families import MappedTensor, find_family, map_tensors
-from quantkit.families.base.mapping import renamed
-from quantkit.families.base.output_head import head_names
+from quantkit.families import Family, MappedTensor, find_family, map_tensors
 
 _PAIRS = (("A", "B"), ("embedding_A", "embedding_B"))
 
@@ -40,27 +40,36 @@ class Product:
 
 
 class Matcher:
-    """Names and shapes of a checkpoint, for the modules of adapters."""
+    """Names and shapes of a checkpoint, for the modules of adapters. `family`: None for an unknown architecture."""
 
-    def __init__(self, checkpoint: Checkpoint) -> None:
+    def __init__(self, checkpoint: Checkpoint, *, bridged: bool = False) -> None:
+        """`bridged`: llama.cpp's converter reads the checkpoint, so no family is looked up."""
         self.checkpoint = checkpoint
-        self.family = find_family(checkpoint.config)
-        self.embedding, self.head = head_names(self.family)
-        self.names: dict[str, str] = {}
-        self.update()
+        self.base = BaseNames(None if bridged else find_family(checkpoint.config), checkpoint.tensors)
+        self.embedding, self.head = self.base.embedding, self.base.head
+
+    @property
+    def family(self) -> Family:
+        """The family of the checkpoint, which has one."""
+        assert self.base.family is not None
+        return self.base.family
+
+    @property
+    def names(self) -> Mapping[str, str]:
+        """The checkpoint's names, by the name that the family's rules have."""
+        return self.base.by_rule
 
     def update(self) -> None:
         """Read the checkpoint's names again after it was amended."""
-        self.names = {renamed(self.family, name): name for name in self.checkpoint.tensors}
+        self.base.update(self.checkpoint.tensors)
 
     def find(self, module: str, leaf: str) -> str | None:
         """The checkpoint's name of a module's tensor, None if it has none."""
-        wanted = f"{module}.{leaf}"
-        return self.names.get(renamed(self.family, wanted)) or (wanted if wanted in self.checkpoint.tensors else None)
+        return self.base.find(f"{module}.{leaf}")
 
     def is_tied_head(self, module: str) -> bool:
         """Whether a module is the output head of a checkpoint that has none but its embedding."""
-        name = renamed(self.family, f"{module}.weight")
+        name = self.base.rule_name(f"{module}.weight")
         return name == self.head and self.head not in self.names and self.embedding in self.names
 
     def missing(self, adapter: Adapter, module: str, leaf: str) -> CheckpointError:
@@ -111,7 +120,7 @@ class Matcher:
             )
         out, inputs = b.shape[0], a.shape[1]
         stored = tuple(self.checkpoint.tensors[name].shape)
-        transposed = first == "A" and stored == (inputs, out) and name in self._stored_transposed
+        transposed = first == "A" and stored == (inputs, out) and self._is_transposed(adapter, name)
         product = Product(module, name, a, b, first != "A", transposed)
         self.check_shape(adapter, a, name, (inputs, out) if product.by_column else (out, inputs))
         return product
@@ -121,6 +130,10 @@ class Matcher:
         """The tensors of the checkpoint's GGUF."""
         sizes = self.family.sizes(self.checkpoint.config, self.checkpoint.tensors)
         return map_tensors(self.family, sizes, self.checkpoint.tensors)
+
+    def _is_transposed(self, adapter: Adapter, name: str) -> bool:
+        """Whether the checkpoint stores a linear as (in, out); without a family PEFT's own setting decides."""
+        return adapter.config.transposed if self.base.family is None else name in self._stored_transposed
 
     @cached_property
     def _stored_transposed(self) -> frozenset[str]:

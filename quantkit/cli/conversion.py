@@ -1,5 +1,7 @@
 """From the options of a conversion command to the options of the API."""
 
+import os
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,6 +21,7 @@ from quantkit.cli.conversion_options import (
 from quantkit.cli.option_groups import refuse_idle
 from quantkit.cli.options import check_name, parse_size
 from quantkit.errors import UsageError
+from quantkit.files import user_path
 
 if TYPE_CHECKING:
     from quantkit.outputs.request import ConvertOptions
@@ -39,6 +42,16 @@ class Conversion:
     calibrates: bool = False
     imatrix_file: Path | None = None
 
+    @property
+    def transformers_python(self) -> Path | None:
+        """The Python of --reference transformers; None without the option."""
+        if self.output.reference is None:
+            return None
+        from quantkit.llamacpp.converter import PYTHON_VARIABLE
+
+        variable = os.environ.get(PYTHON_VARIABLE)
+        return self.gguf.converter_python or (user_path(variable) if variable else Path(sys.executable))
+
 
 def convert_options(conversion: Conversion, work: RunOptions, *, is_gguf: bool) -> "tuple[list[str], ConvertOptions]":
     """The names of the types, with those of the preset, and the options of the API.
@@ -54,6 +67,7 @@ def convert_options(conversion: Conversion, work: RunOptions, *, is_gguf: bool) 
 def _types(conversion: Conversion) -> list[str]:
     """The names of the types, with those of the preset; raises UsageError for options without effect."""
     from quantkit.gguf.file_types import file_type
+    from quantkit.packed.formats import OWN_ALGORITHM
     from quantkit.packed.registry import FORMATS
     from quantkit.planning.phones import PHONE_TYPES
 
@@ -63,7 +77,7 @@ def _types(conversion: Conversion) -> list[str]:
     names = [name.lower() for name in (*conversion.types, *(PHONE_TYPES if preset else ()))]
     methods = {name: FORMATS[name] for name in FORMATS if name in names}
     chosen = conversion.packed.algorithm
-    algorithms = {name if name in ("awq", "gptq") else chosen for name, kind in methods.items() if kind.calibrated}
+    algorithms = {OWN_ALGORITHM.get(name, chosen) for name, kind in methods.items() if kind.calibrated}
     files = [file_type(name, (*FORMATS, IMATRIX)) for name in names if name not in (*methods, IMATRIX)]
     for group, applies, needed in (
         (conversion.gguf, files or conversion.gguf.target, "a GGUF type"),

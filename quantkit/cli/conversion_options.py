@@ -84,6 +84,9 @@ class OutputOptions:
         "--logits/--no-logits",
         show_default="if it fits in memory",
     )
+    reference: Literal["transformers"] | None = option(
+        None, "Compare the logits of GGUF types with those of transformers (--converter-python), too."
+    )
 
 
 @dataclass(frozen=True)
@@ -182,7 +185,7 @@ class GgufOptions:
     )
     converter_python: Path | None = option(
         None,
-        "Python with torch that runs the converter.",
+        "Python with torch that runs the converter and --reference.",
         metavar="PYTHON",
         show_default="$QUANTKIT_LLAMA_CPP_PYTHON, or a venv beside the converter",
     )

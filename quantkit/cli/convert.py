@@ -36,7 +36,7 @@ def convert(
     types: Annotated[
         list[str] | None,
         type_option(
-            "awq, gptq, w4a16, w8a16, fp8, fp8-block, nvfp4a16, mlx-4bit, imatrix, or a GGUF type; repeat.",
+            "awq, gptq, w4a16, w8a16, w8a8, fp8, fp8-block, nvfp4a16, mlx-4bit, imatrix, or a GGUF type; repeat.",
             complete_type,
         ),
     ] = None,
@@ -102,6 +102,7 @@ def convert_source(out: Out, command: str, source: str, conversion: Conversion, 
                 offline=offline,
                 headers_only=headers_only,
                 stream=work.stream,
+                adapters=options.adapters,
                 progress=progress,
             )
     with closing(opened):
@@ -125,7 +126,13 @@ def convert_source(out: Out, command: str, source: str, conversion: Conversion, 
             out.progress() as progress,
             bridged_projectors(opened, plan, conversion.gguf, options, progress) as projectors,
         ):
-            result = run(plan, force=options.force, logits=options.logits, progress=progress)
+            result = run(
+                plan,
+                force=options.force,
+                logits=options.logits,
+                transformers_python=conversion.transformers_python,
+                progress=progress,
+            )
     show_result(result, out)
     for projector in projectors:
         out.say(f"projector: {projector.path}, {human_bytes(projector.size)}")

@@ -39,6 +39,7 @@ def ollama(
     messages: options.MessageOption = None,
     chat_template: ChatTemplateOption = None,
     mmproj: options.MmprojOption = None,
+    adapter: options.AdapterOption = None,
     check: options.CheckOption = None,
     create: options.CreateOption = False,
     push: options.PushOption = False,
@@ -88,7 +89,7 @@ def ollama(
     if push and publication.plan.name.namespace is None:
         raise UsageError(f"--push needs a namespace; write --name NAMESPACE/{publication.plan.name}")
     sees, projector = mmproj != options.NONE, Path(mmproj) if mmproj not in (None, options.NONE) else None
-    items = make_items(publication, overrides, vram=gpu_memory, mmproj=projector, sees=sees)
+    items = make_items(publication, overrides, vram=gpu_memory, mmproj=projector, sees=sees, adapter=adapter)
     program = local_program() if needs_index(items) else None
     index = read_index(program) if program else None
     items = foresee(items, index or ())

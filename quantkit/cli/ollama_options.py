@@ -65,6 +65,9 @@ MmprojOption = Annotated[
         "--mmproj", metavar="FILE|none", help="Projector of a model that sees.", show_default="the one beside it"
     ),
 ]
+AdapterOption = Annotated[
+    Path | None, typer.Option("--adapter", metavar="FILE", help="GGUF of a LoRA adapter, loaded with the model.")
+]
 CheckOption = Annotated[
     Path | None, typer.Option("--check", metavar="FILE", help="Check a Modelfile and do nothing else.")
 ]

@@ -74,6 +74,7 @@ def document(plan: TagPlan, items: Sequence[Item], dry_run: bool) -> dict[str, A
                 **_described(item.bundle),
                 "replaced_by": item.replacement.name if item.replacement else None,
                 **({"projector": str(item.projector)} if item.projector else {}),
+                **({"adapter": str(item.adapter)} if item.adapter else {}),
             }
             for item in items
         ],

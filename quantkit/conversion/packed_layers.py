@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 from quantkit.forward.linears import Input, LayerLinears, Linear, NormFold, RowFold
 from quantkit.machine import release_freed_memory
 from quantkit.outputs.packed_folders import FolderPlan
-from quantkit.packed.formats import CalibratedFormat, FolderRequest
+from quantkit.packed.float4 import Nvfp4Activations
+from quantkit.packed.formats import FolderRequest, IntegerFormat, Packed
 from quantkit.packed.writer import FolderWriter
 from quantkit.quant.awq import search_scale
 from quantkit.quant.awq_nearest import quantize_awq
@@ -21,6 +22,7 @@ from quantkit.quant.gptq import round_with_feedback
 from quantkit.quant.grid import Quantized
 from quantkit.quant.held_out import Trust, choose_trust, step_sizes
 from quantkit.quant.rounding import output_error
+from quantkit.quant.smooth import search_smooth_scale
 from quantkit.stream.statistics import Statistics
 from quantkit.workers import Workers
 
@@ -141,12 +143,16 @@ class LayerQuantizer:
     def write_quantized(self, tensors: Tensors, linear: Linear, quantized: Quantized, gram: Array) -> None:
         """Write a quantized linear and measure the relative error of its output over the calibration text."""
         folder_format, request = self.plan.format, self.plan.request
-        assert isinstance(folder_format, CalibratedFormat)
+        assert isinstance(folder_format, IntegerFormat)
         quantized = folder_format.as_stored(quantized, request)
-        weight, rounded = matrix(tensors, linear), quantized.dequantized()
+        packed = folder_format.pack(quantized, request)
+        self.write_packed(matrix(tensors, linear), linear, packed, quantized.dequantized(), gram)
+
+    def write_packed(self, weight: Array, linear: Linear, packed: Packed, rounded: Array, gram: Array) -> None:
+        """Write the tensors of a linear; `rounded`: what they mean, for its error."""
         rows = slice(None, None, -(-len(weight) // _ERROR_ROWS))
         self.errors[linear.name] = output_error(weight[rows], rounded[rows], gram)[1]
-        for suffix, values in folder_format.pack(quantized, request).items():
+        for suffix, values in packed.items():
             self._write(f"{linear.name}.{suffix}", values)
         if self.propagate:
             weight[:] = rounded
@@ -202,13 +208,18 @@ class AwqQuantizer(LayerQuantizer):
             factored = self.factor(entry, sums, searched or [matrix(tensors, linear) for linear in linears])
             if fold is not None and searched:
                 ties = np.array(fold.rows) if isinstance(fold, RowFold) else None
-                best = search_scale(searched, factored, self.plan.request.grid, ties=ties, workers=self.workers)
-                self._fold(layer, fold, expert, tensors, best.values)
+                self._fold(layer, fold, expert, tensors, self._scale(searched, factored, sums[entry.key], ties))
             scale = self._scales.get(entry.key)
             if linears:
                 factored = factored if scale is None else factored.scaled(scale)
                 self.round(tensors, linears, factored, sums[entry.key], scale=scale)
         self.write_kept(tensors, inputs)
+
+    def _scale(
+        self, weights: Sequence[Array], factored: Factor, statistics: Statistics, ties: NDArray[Any] | None
+    ) -> Array:
+        """The scale (n_in,) of an input of linears with these weights."""
+        return search_scale(weights, factored, self.plan.request.grid, ties=ties, workers=self.workers).values
 
     def _searched(self, layer: LayerLinears, fold: NormFold | RowFold, tensors: Tensors) -> list[Array]:
         """The matrices by which the scale of a fold is searched; of many experts that a norm feeds, only a sample."""
@@ -239,6 +250,32 @@ class AwqQuantizer(LayerQuantizer):
         stored = self.read(linear.name + linear.form.weight)
         weight = stored.T if linear.form.turned else stored
         return np.array(weight[:: -(-len(weight) // _SAMPLED_ROWS)], np.float32)
+
+
+class SmoothQuantizer(AwqQuantizer):
+    """SmoothQuant (arXiv 2211.10438): scales that make activations easy to round. Weights are rounded as by AWQ."""
+
+    def _scale(
+        self, weights: Sequence[Array], factored: Factor, statistics: Statistics, ties: NDArray[Any] | None
+    ) -> Array:
+        assert statistics.maxima is not None
+        return search_smooth_scale(weights, statistics.maxima, np.concatenate(statistics.rows), ties=ties).values
+
+
+class Float4Quantizer(LayerQuantizer):
+    """NVFP4 weights, rounded to nearest, and the scale of the inputs by their largest magnitude in the calibration."""
+
+    def quantize(self, layer: LayerLinears, expert: int | None, tensors: Tensors, sums: Sums) -> None:
+        folder_format, inputs = self.plan.format, [entry for entry in layer.inputs if entry.expert == expert]
+        assert isinstance(folder_format, Nvfp4Activations)
+        self.write_kept(tensors, inputs)
+        for entry in inputs:
+            linears, statistics = self.quantized(entry), sums[entry.key]
+            assert statistics.maxima is not None and statistics.gram is not None
+            weights = [matrix(tensors, linear) for linear in linears]
+            packed = folder_format.pack_input(weights, float(statistics.maxima.max(initial=0)), self.plan.request)
+            for linear, weight, own in zip(linears, weights, packed, strict=True):
+                self.write_packed(weight, linear, own, folder_format.unpacked(own), statistics.gram)
 
 
 class NearestAwqQuantizer(AwqQuantizer):
@@ -291,6 +328,8 @@ def quantizer_of(request: FolderRequest) -> type[LayerQuantizer]:
     """The algorithm of a folder."""
     if request.algorithm_used == "gptq":
         return GptqQuantizer
+    if request.algorithm_used in ("smoothquant", "nearest"):
+        return SmoothQuantizer if request.algorithm_used == "smoothquant" else Float4Quantizer
     return NearestAwqQuantizer if request.rounding == "nearest" else AwqQuantizer
 
 

@@ -23,7 +23,7 @@ from quantkit.conversion.layer_outputs import LayerOutputs
 from quantkit.conversion.record import write_records
 from quantkit.conversion.type_choice import TypeChoice, choose_target_types, has_chosen_types
 from quantkit.conversion.work import name_output, open_work
-from quantkit.errors import ReadError
+from quantkit.errors import ReadError, UsageError
 from quantkit.files import partial_path, sync
 from quantkit.imatrix.file import write_imatrix
 from quantkit.imatrix.names import collect_imatrix
@@ -39,6 +39,7 @@ from quantkit.verify.imatrix import verify_imatrix
 from quantkit.verify.projector import verify_projectors
 from quantkit.verify.quantized import verify_folder
 from quantkit.verify.source_logits import SourceLogits
+from quantkit.verify.transformers_logits import TransformersLogits
 
 
 @dataclass(frozen=True)
@@ -71,19 +72,27 @@ class Result:
 
 
 def run(
-    plan: ConversionPlan, *, force: bool = False, logits: bool | None = None, progress: Progress = SILENT
+    plan: ConversionPlan,
+    *,
+    force: bool = False,
+    logits: bool | None = None,
+    transformers_python: Path | None = None,
+    progress: Progress = SILENT,
 ) -> Result:
     """Run a plan to its end, or resume it where an earlier run of the same plan stopped.
 
     `force` overwrites outputs and discards an unfinished run of other options. `logits`: compare each output's logits
-    with the source's; None decides by the model's size and the memory.
+    with the source's; None decides by the model's size and the memory. `transformers_python`: an interpreter with
+    torch and transformers, whose logits GGUF files are compared with.
 
     Raises:
+        UsageError: `transformers_python` is given, but the source is a GGUF or the Python does not exist.
         OutputError: the folder is not writable or too small, or an output exists (see `force`).
         CalibrationError: the text or the checkpoint gives statistics that cannot be used.
         CheckpointError, UnsupportedError: the source is damaged, or does not fit a type.
         ReadError: the source could not be read this time; the finished steps are kept.
     """
+    reference = _reference(plan, transformers_python)
     with open_work(plan, force=force) as journal:
         clock = [("", time.monotonic())]
         source = _source_files(plan)
@@ -139,7 +148,7 @@ def run(
         with ThreadPoolExecutor(1, thread_name_prefix="flush") as flusher:
             # the disk works while the checks read the same bytes from memory
             flushed = [flusher.submit(sync, partial_path(path)) for path in plan.paths]
-            outputs = _verify(plan, calibration, direct, logits, progress)
+            outputs = _verify(plan, calibration, direct, logits, reference, progress)
             for future in flushed:
                 future.result()
         if any(output.failed for output in outputs):
@@ -227,11 +236,22 @@ def _refuse_changed(before: Mapping[Path, tuple[int, int]], after: Mapping[Path,
         )
 
 
+def _reference(plan: ConversionPlan, python: Path | None) -> TransformersLogits | None:
+    """The logits of transformers that GGUF files are compared with; None without `python`."""
+    if python is None:
+        return None
+    folder = plan.checkpoint.folder if plan.checkpoint else plan.gguf.model.folder if plan.gguf else None
+    if plan.gguf is None or folder is None:
+        raise UsageError("--reference transformers compares GGUF types of a checkpoint; leave it out here")
+    return TransformersLogits(folder, python, adapted=bool(plan.origin.get("adapters")))
+
+
 def _verify(
     plan: ConversionPlan,
     calibration: Calibration | None,
     direct: DirectFolders,
     logits: bool | None,
+    reference: TransformersLogits | None,
     progress: Progress,
 ) -> tuple[Verified, ...]:
     """Reload and check every output, still under its partial name."""
@@ -256,7 +276,7 @@ def _verify(
         outputs.append(verify_folder(partial, folder, plan.native, written, logits=logits, source=source))
         progress.advance(1, folder.label)
     if plan.gguf is not None:
-        outputs += verify_gguf(plan.gguf, logits=logits, source=source, progress=progress)
+        outputs += verify_gguf(plan.gguf, logits=logits, source=source, reference=reference, progress=progress)
         if plan.projectors is not None:
             outputs += verify_projectors(plan.projectors, plan.gguf, logits=logits, progress=progress)
     if plan.imatrix is not None and plan.calibration is not None and calibration is not None:

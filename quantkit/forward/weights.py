@@ -13,6 +13,8 @@ from quantkit.forward.parts import Form
 
 Read = Callable[[str], npt.NDArray[Any]]
 ReadRows = Callable[[str, int, int], npt.NDArray[Any]]
+RoundInput = Callable[[str, Array], Array]
+"""(name of a linear, its input x (n, n_in)) -> x as a runtime that rounds activations gives it to the linear."""
 
 _SLICE_ELEMENTS = 1 << 22
 _PLAIN = Form()
@@ -26,12 +28,14 @@ class Weights:
     """`read` returns a whole tensor, `rows` rows of a tensor as a matrix (all axes but the last are rows).
 
     `names`: all tensor names; without them a tensor exists if it can be read. `read` and `rows` return numpy arrays, or
-    float32 torch tensors on the device of the linear's input. Numpy arrays are moved to that device.
+    float32 torch tensors on the device of the linear's input. Numpy arrays are moved to that device. `round_input`: of
+    a runtime that rounds activations.
     """
 
     read: Read
     rows: ReadRows
     names: Collection[str] | None = None
+    round_input: RoundInput | None = None
 
     def has(self, name: str) -> bool:
         """Whether the tensor exists."""
@@ -50,6 +54,8 @@ class Weights:
     def linear(self, name: str, x: Array, n_out: int, form: Form = _PLAIN, index: int = 0) -> Array:
         """x (n, in) through the linear `name`, the `index`-th of those stacked in its tensor: (n, n_out)."""
         weight, n_in = name + form.weight, x.shape[1]
+        if self.round_input is not None:
+            x = self.round_input(name, x)
         if self.has(name + "_blocks"):
             out = self._times(x, n_out, lambda start, stop: self._mx_rows(name, index * n_out, start, stop))
         elif form.turned:

@@ -180,7 +180,7 @@ class FolderEngine:
                 weights[decoder.head + ".weight"] = self._matrix(decoder.head + ".weight", decoder.hidden)
             placed = {name: place(values, self.device) for name, values in weights.items()}
             self._last = Decoder(
-                LayerWeights(source.whole, source.rows, source.tensors.keys(), placed),
+                LayerWeights(source.whole, source.rows, source.tensors.keys(), tensors=placed),
                 source.config,
                 source.architecture,
             )

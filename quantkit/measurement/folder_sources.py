@@ -34,7 +34,9 @@ class Dequantized:
         self.config: Mapping[str, Any] = opened.config
         self.architecture = find_architecture(opened.config)
         self.tensors: Mapping[str, tuple[int, ...]] = dict(self._shapes())
-        self.decoder = Decoder(Weights(self.whole, self.rows, self.tensors.keys()), self.config, self.architecture)
+        self.round_input = opened.round_input
+        weights = Weights(self.whole, self.rows, self.tensors.keys(), self.round_input)
+        self.decoder = Decoder(weights, self.config, self.architecture)
 
     def _shapes(self) -> Mapping[str, tuple[int, ...]]:
         opened, turned = self.opened, self.architecture.attention.form.turned
@@ -82,10 +84,8 @@ def open_source(path: Path) -> Checkpoint | QuantizedFolder:
     config = parse_object(read_small_file(path, "config.json", str(path)), f"config.json of {path}")
     quantization = quantization_config(config)
     kind = type_of(config)
-    # a checkpoint dequantizes 8-bit floats itself, those of other tools too
-    packed = kind is not None and kind not in ("fp8", "fp8-block")
     if (
-        packed
+        kind is not None
         or quantization.get("method") in ("awq", "gptq")
         or (not quantization and (path / "quantize_config.json").is_file())
     ):

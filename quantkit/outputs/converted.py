@@ -1,15 +1,20 @@
 """A checkpoint without a family as a source: llama.cpp's own converter gives its keys and its tensors."""
 
 import hashlib
+import json
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from numpy.typing import NDArray
 
 from quantkit.checkpoint import Checkpoint
-from quantkit.llamacpp.converter import Converter, ConverterOptions, ConverterSession
+from quantkit.checkpoint.jsonfile import shown
+from quantkit.errors import UnsupportedError
+from quantkit.families.base.output_head import untied
+from quantkit.gguf.reader import GgufHeader
+from quantkit.llamacpp.converter import Converter, ConverterOptions, ConverterSession, GivenTensors
 from quantkit.outputs.gguf_source import model_of_header, typed_rows
 from quantkit.outputs.model import Model, Mtp, origin_of, weight_files_of
 
@@ -22,19 +27,29 @@ _BYTES_PER_ELEMENT = 4 + 4
 
 
 def model_from_converter(
-    checkpoint: Checkpoint, converter: Converter, options: ConverterOptions, *, mtp: Mtp = "keep"
+    checkpoint: Checkpoint,
+    converter: Converter,
+    options: ConverterOptions,
+    *,
+    mtp: Mtp = "keep",
+    merged: Sequence[str] = (),
 ) -> Model:
     """The GGUF that llama.cpp's converter would write with `--outtype auto`, read from the running converter.
 
-    A checkpoint in float32 stays in float32, as for a family. `mtp`: layers that predict a later token.
+    A checkpoint in float32 stays in float32, as for a family. `mtp`: layers that predict a later token. `merged`: the
+    tensors that adapters change; the converter takes them from `checkpoint`, not from the weight files.
 
-    Raises what `ConverterSession` raises.
+    Raises:
+        UnsupportedError: a merged tensor is quantized, or the converter leaves out a head that an adapter unties.
+        QuantkitError: what `ConverterSession` raises.
     """
     arguments = (*options.arguments, "--outtype", _outtype(checkpoint), *_MTP_ARGUMENTS[mtp])
-    options = replace(options, arguments=arguments)
+    options = replace(options, arguments=arguments, given=_given(checkpoint, merged))
     session = ConverterSession(converter, checkpoint.folder, checkpoint.name, options)
     try:
         header = session.header
+        if options.given is not None and options.given.config is not None:
+            _require_head(header, checkpoint)
         return model_of_header(
             header,
             header.tensors,
@@ -51,6 +66,35 @@ def model_from_converter(
     except BaseException:
         session.close()
         raise
+
+
+def _given(checkpoint: Checkpoint, names: Sequence[str]) -> GivenTensors | None:
+    """The tensors `names` with their merged rows. An added one is an untied head, so config.json changes with it."""
+    if not names:
+        return None
+    tensors = {name: checkpoint.tensors[name] for name in names}
+    for name, tensor in tensors.items():
+        if tensor.dtype not in (*_HALVES, "F32") or tensor.linear is not None or tensor.scale is not None:
+            raise UnsupportedError(
+                f"tensor {shown(name)} of {checkpoint.source} is quantized ({tensor.dtype}), and the adapter changes"
+                " it; pass the base model in f32, f16 or bf16"
+            )
+    added = [name for name in names if name not in checkpoint.stored_tensors]
+    config = untied(json.loads((checkpoint.folder / "config.json").read_bytes())) if added else None
+    return GivenTensors(
+        {name: tensor.dtype for name, tensor in tensors.items()},
+        {name: tensor.shape for name, tensor in tensors.items()},
+        checkpoint.read_rows,
+        json.dumps(config).encode() if config else None,
+    )
+
+
+def _require_head(header: GgufHeader, checkpoint: Checkpoint) -> None:
+    if not any(slot.name == "output.weight" for slot in header.tensors):
+        raise UnsupportedError(
+            f"an adapter changes the embedding or the output head of {checkpoint.source} alone, but llama.cpp's"
+            " converter keeps the two tied for this architecture; train an adapter with ensure_weight_tying"
+        )
 
 
 def _outtype(checkpoint: Checkpoint) -> str:

@@ -29,11 +29,13 @@ def open_convertible(
     headers_only: bool = False,
     stream: bool = False,
     mtp: Mtp = "keep",
+    adapters: Sequence[AdapterRequest] = (),
     progress: Progress = SILENT,
 ) -> Checkpoint | Model:
     """A checkpoint of a family, or the model of a GGUF or of a checkpoint that llama.cpp's converter reads.
 
-    `mtp` is for the converter; for a family it belongs to the plan. The caller closes the result.
+    `mtp` and `adapters` are for the converter, which reads merged weights; for a family `mtp` belongs to the plan, and
+    `merge_adapters` to the checkpoint. The caller closes the result.
 
     Raises:
         UnknownArchitectureError: no family has the architecture, and no converter was named.
@@ -62,7 +64,8 @@ def open_convertible(
         ) from unknown
     checkpoint = open_checkpoint(source, offline=offline, progress=progress)
     try:
-        model = model_from_converter(checkpoint, tool, options, mtp=mtp)
+        merged = _merge(checkpoint, adapters, bridged=True, offline=offline, progress=progress)
+        model = model_from_converter(checkpoint, tool, options, mtp=mtp, merged=merged)
     except BaseException:
         checkpoint.close()
         raise
@@ -73,7 +76,7 @@ def open_convertible(
         model.close()
         checkpoint.close()
 
-    return replace(model, warnings=(note, *model.warnings), close=close)
+    return replace(model, warnings=(note, *checkpoint.notes, *model.warnings), close=close)
 
 
 def merge_adapters(
@@ -85,23 +88,32 @@ def merge_adapters(
 ) -> None:
     """From now on the rows of `source` are merged with these adapters, in order (see `apply_adapters`).
 
+    Nothing is left to do for a model that llama.cpp's converter reads (see `open_convertible`).
+
     Raises:
-        UsageError: the source is a GGUF, or has no family.
+        UsageError: the source is a GGUF.
         CheckpointError, HubError, UnsupportedError: see `open_adapter` and `apply_adapters`.
     """
-    if not requests:
-        return
-    if isinstance(source, Model):
-        what = "has no family" if source.folder is not None else "is a GGUF"
+    if isinstance(source, Checkpoint):
+        _merge(source, requests, bridged=False, offline=offline, progress=progress)
+    elif requests and source.folder is None:
         raise UsageError(
-            f"--adapter needs a checkpoint of a family, but {source.name} {what}; convert the base checkpoint, or write"
-            " the adapter alone with quantkit lora"
+            f"--adapter needs a checkpoint, but {source.name} is a GGUF; convert the base checkpoint, or write the"
+            " adapter alone with quantkit lora"
         )
+
+
+def _merge(
+    checkpoint: Checkpoint, requests: Sequence[AdapterRequest], *, bridged: bool, offline: bool, progress: Progress
+) -> tuple[str, ...]:
+    """Merge adapters into a checkpoint, which closes them; the names of the tensors that they change."""
+    if not requests:
+        return ()
     adapters: list[Adapter] = []
     try:
         for request in requests:
             adapters.append(open_adapter(request, offline=offline, progress=progress))
-        apply_adapters(source, adapters)
+        return apply_adapters(checkpoint, adapters, bridged=bridged)
     except BaseException:
         for adapter in adapters:
             adapter.close()

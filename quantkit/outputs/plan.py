@@ -288,18 +288,16 @@ def _plan_folders(
     native: Native, calibration: CalibrationPlan | None, request: ConversionRequest, name: str
 ) -> tuple[FolderPlan, ...]:
     layers = calibration.layers if calibration else all_layers(native)
-    scaled = [f for f in request.folders if FORMATS[f.method].calibrated and f.algorithm_used == "awq"]
+    scaled = [f for f in request.folders if FORMATS[f.method].calibrated and f.scales_channels]
     if len(scaled) > 1:
         # each would scale the weights that the next one rounds
         names = " and ".join(folder.method for folder in scaled)
         raise UsageError(
-            f"{names} both use AWQ's scales, and one conversion has only one of them; leave one out, and make the other"
-            " from its folder with quantkit convert"
+            f"{names} both scale the channels of the weights, and one conversion does so once; leave one out, and make"
+            " it with a command of its own"
         )
-    # GPTQ runs first: it leaves the tensors of a layer as they are, AWQ scales them
-    ordered = sorted(
-        request.folders, key=lambda item: (not FORMATS[item.method].calibrated, item.algorithm_used != "gptq")
-    )
+    # GPTQ runs first: it leaves the tensors of a layer as they are, the others scale them
+    ordered = sorted(request.folders, key=lambda item: (not FORMATS[item.method].calibrated, item.scales_channels))
     return tuple(
         plan_folder_of(native, layers, folder, request.output / f"{name}-{FORMATS[folder.method].label}")
         for folder in ordered

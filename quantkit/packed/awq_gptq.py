@@ -3,13 +3,13 @@
 from typing import Any
 
 from quantkit.packed.config import awq_config, gptq_config
-from quantkit.packed.formats import CalibratedFormat, FolderRequest, Names, Packed, Stored
+from quantkit.packed.formats import FolderRequest, IntegerFormat, Names, Packed, Stored
 from quantkit.packed.packing import pack_awq, pack_gptq, packed_shapes, why_not_packed
 from quantkit.quant.factor import LEAST_DAMP
 from quantkit.quant.grid import Grid, Quantized
 
 
-class Awq(CalibratedFormat):
+class Awq(IntegerFormat):
     """AWQ: every group has its own zero point."""
 
     name, label, summary, dtype = "awq", "AWQ", "AWQ, AutoAWQ's GEMM format", "float16"
@@ -30,7 +30,7 @@ class Awq(CalibratedFormat):
         return pack_awq(quantized)
 
 
-class Gptq(CalibratedFormat):
+class Gptq(IntegerFormat):
     """GPTQ, of version 1 if symmetric, else of version 2."""
 
     name, label, summary, dtype = "gptq", "GPTQ", "GPTQ, AutoGPTQ's format", "float16"

@@ -1,20 +1,22 @@
-"""compressed-tensors folders of 4-bit floats, weights only: NVFP4A16 and MXFP4A16.
+"""compressed-tensors folders of 4-bit floats: weights only (NVFP4A16, MXFP4A16), and activations too (W4A4).
 
-Source: compressed-tensors' `NVFP4PackedCompressor` and `MXFP4PackedCompressor`, presets NVFP4A16 and MXFP4A16.
+Source: compressed-tensors' `NVFP4PackedCompressor` and `MXFP4PackedCompressor`, presets NVFP4A16, MXFP4A16 and NVFP4.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import ml_dtypes
 import numpy as np
 
-from quantkit.checkpoint.dequantize import power_scales
+from quantkit.checkpoint.dequantize import float4_values, power_scales
+from quantkit.packed.activations import INPUT_SCALE
 from quantkit.packed.compressed_config import compressed_config
-from quantkit.packed.formats import DirectFormat, FolderRequest, Names, Packed, Stored
+from quantkit.packed.formats import CalibratedFormat, DirectFormat, FolderRequest, Names, Packed, Stored
 from quantkit.quant.float4 import global_scale, mxfp4_scales, nvfp4_scales, pack_float4
 from quantkit.quant.grid import Array, Grid
 
+_E4M3 = "torch.float8_e4m3fn"
 NVFP4_LAYOUT, MXFP4_LAYOUT = "nvfp4-pack-quantized", "mxfp4-pack-quantized"
 
 
@@ -59,6 +61,41 @@ class Nvfp4(_Float4):
 
     def once(self, request: FolderRequest, surveyed: Any) -> Packed:
         return {"weight_global_scale": np.array([surveyed], np.float32)}
+
+
+class Nvfp4Activations(CalibratedFormat):
+    """NVFP4 weights and activations. A runtime scales groups of 16 inputs; the scale of all is from the calibration."""
+
+    name, label, summary = "w4a4", "W4A4", "NVFP4 weights and activations (compressed-tensors)"
+    bits, group, group_sizes = 4, 16, ()
+    weights = Nvfp4()
+
+    def grid(self, bits: int, group: int | None, *, symmetric: bool) -> Grid:
+        return self.weights.grid(bits, group, symmetric=True)
+
+    def why_not(self, grid: Grid, n_in: int, n_out: int, *, last: bool = True) -> str | None:
+        return self.weights.why_not(grid, n_in, n_out)
+
+    def stored(self, request: FolderRequest, n_in: int, n_out: int) -> Stored:
+        return {**self.weights.stored(request, n_in, n_out), INPUT_SCALE: ("F32", (1,))}
+
+    def config(self, request: FolderRequest, names: Names) -> dict[str, Any]:
+        shared = {"num_bits": 4, "type": "float", "strategy": "tensor_group", "group_size": 16, "symmetric": True}
+        weights, activations = {**shared, "dynamic": False}, {**shared, "dynamic": "local", "scale_dtype": _E4M3}
+        return compressed_config(NVFP4_LAYOUT, names, weights, activations)
+
+    def pack_input(self, weights: Sequence[Array], largest: float, request: FolderRequest) -> list[Packed]:
+        """The tensors of the linears of one input, whose largest magnitude in the calibration is `largest`."""
+        surveyed = self.weights.survey(weights)
+        once = {**self.weights.once(request, surveyed), INPUT_SCALE: np.array([global_scale(largest)], np.float32)}
+        return [self.weights.encode(weight, request, surveyed) | once for weight in weights]
+
+    def unpacked(self, packed: Packed) -> Array:
+        """The matrix (n_out, n_in) that packed tensors mean."""
+        scales = packed["weight_scale"].view(ml_dtypes.float8_e4m3fn).astype(np.float32) / packed["weight_global_scale"]
+        values = float4_values(packed["weight_packed"])
+        matrix: Array = (values.reshape(*scales.shape, -1) * scales[:, :, None]).reshape(values.shape)
+        return matrix
 
 
 class Mxfp4(_Float4):

@@ -17,6 +17,8 @@ DTYPES = {"float16": "F16", "bfloat16": "BF16"}
 """The types of unquantized tensors: option -> safetensors dtype."""
 Rounding = Literal["feedback", "nearest"]
 Algorithm = Literal["awq", "gptq"]
+OWN_ALGORITHM = {"awq": "awq", "gptq": "gptq", "w8a8": "smoothquant", "w4a4": "nearest"}
+"""The algorithm of the formats for which --algorithm does not choose it."""
 Packed = dict[str, NDArray[Any]]
 """The tensors of a linear: suffix of its name -> values."""
 Stored = Mapping[str, tuple[str, tuple[int, ...]]]
@@ -52,12 +54,17 @@ class FolderRequest:
     @property
     def trivial_groups(self) -> bool:
         """Whether input i is in group i // group size."""
-        return self.algorithm_used == "awq" or self.static_groups or not self.act_order
+        return self.algorithm_used != "gptq" or self.static_groups or not self.act_order
 
     @property
     def algorithm_used(self) -> str:
         """The algorithm of a calibrated format."""
-        return self.method if self.method in ("awq", "gptq") else self.algorithm
+        return OWN_ALGORITHM.get(self.method, self.algorithm)
+
+    @property
+    def scales_channels(self) -> bool:
+        """Whether the algorithm multiplies the columns of linears, and divides what precedes them."""
+        return self.algorithm_used not in ("gptq", "nearest")
 
 
 @dataclass(frozen=True)
@@ -123,9 +130,13 @@ class Format(ABC):
 
 
 class CalibratedFormat(Format):
-    """A format that stores the integers of AWQ or GPTQ."""
+    """A format that needs the statistics of a calibration."""
 
     calibrated = True
+
+
+class IntegerFormat(CalibratedFormat):
+    """A format that stores the integers of AWQ, GPTQ or SmoothQuant."""
 
     @abstractmethod
     def pack(self, quantized: Quantized, request: FolderRequest) -> Packed:

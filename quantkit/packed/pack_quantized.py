@@ -12,14 +12,14 @@ import numpy as np
 from quantkit.errors import UsageError
 from quantkit.packed.compressed_config import compressed_config
 from quantkit.packed.float8 import stored_scales
-from quantkit.packed.formats import CalibratedFormat, FolderRequest, Names, Packed, Stored
+from quantkit.packed.formats import FolderRequest, IntegerFormat, Names, Packed, Stored
 from quantkit.packed.packing import WORD, pack_stream
 from quantkit.quant.grid import Grid, Quantized
 
 LAYOUT = "pack-quantized"
 
 
-class PackQuantized(CalibratedFormat):
+class PackQuantized(IntegerFormat):
     """Integers of `bits` bits in 32-bit words along the inputs; activations stay in 16 bits."""
 
     def __init__(self, bits: int) -> None:

@@ -22,6 +22,7 @@ from quantkit.errors import UnsupportedError
 from quantkit.families import find_architecture
 from quantkit.families.base.output_head import untied_config
 from quantkit.forward.weights import Array, Weights
+from quantkit.packed.activations import activations_of, input_rounding
 
 __all__ = ["PackedLinear", "QuantizedFolder", "open_quantized"]
 
@@ -36,6 +37,7 @@ class QuantizedFolder:
         quantization: the quantization_config.
         scheme: the quantization_config, parsed.
         tensors: every tensor as stored.
+        round_input: how a runtime rounds the inputs of the quantized linears; None where it does not.
         linears: the quantized linears by name ("model.layers.0.mlp.down_proj").
         names: the tensors of the model before quantization (NAME.weight for each quantized linear).
     """
@@ -59,11 +61,12 @@ class QuantizedFolder:
         packed = {f"{name}.{part}" for name in self.linears for part in self.scheme.parts}
         self.names = frozenset(self.tensors.keys() - packed) | {f"{name}.weight" for name in self.linears}
         self._turned = _is_turned(self.config)
+        self.round_input = input_rounding(activations_of(self.quantization), self.linears, self.stored)
 
     @property
     def weights(self) -> Weights:
         """What the forward pass reads: rows and whole tensors of the model, quantized linears as float32."""
-        return Weights(self.whole, self.rows, self.names)
+        return Weights(self.whole, self.rows, self.names, self.round_input)
 
     def rows(self, name: str, start: int, stop: int) -> NDArray[Any]:
         """Rows of a tensor of the model, as (prod(shape[:-1]), shape[-1]). Raises LookupError for an unknown name."""

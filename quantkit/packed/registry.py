@@ -7,10 +7,12 @@ from typing import Any
 
 from quantkit.checkpoint.quantized.mlx import is_mlx
 from quantkit.checkpoint.quantized.settings import quantization_config
+from quantkit.packed.activations import activations_of
 from quantkit.packed.awq_gptq import Awq, Gptq
-from quantkit.packed.float4 import MXFP4_LAYOUT, NVFP4_LAYOUT, Mxfp4, Nvfp4
+from quantkit.packed.float4 import MXFP4_LAYOUT, NVFP4_LAYOUT, Mxfp4, Nvfp4, Nvfp4Activations
 from quantkit.packed.float8 import BlockFloat8, Float8
 from quantkit.packed.formats import Format
+from quantkit.packed.int8 import INT8_LAYOUT, Int8
 from quantkit.packed.mlx import BITS, Mlx
 from quantkit.packed.pack_quantized import LAYOUT, PackQuantized
 
@@ -21,10 +23,12 @@ FORMATS: Mapping[str, Format] = {
         Gptq(),
         PackQuantized(4),
         PackQuantized(8),
+        Int8(),
         Float8(),
         BlockFloat8(),
         Nvfp4(),
         Mxfp4(),
+        Nvfp4Activations(),
         *(Mlx(bits) for bits in BITS),
     )
 }
@@ -44,7 +48,11 @@ def type_of(config: Mapping[str, Any]) -> str | None:
     if method == "compressed-tensors" and layout == "float-quantized":
         return Float8.name
     if method == "compressed-tensors" and layout in (NVFP4_LAYOUT, MXFP4_LAYOUT):
+        if layout == NVFP4_LAYOUT and activations_of(quantization) is not None:
+            return Nvfp4Activations.name
         return Nvfp4.name if layout == NVFP4_LAYOUT else Mxfp4.name
+    if method == "compressed-tensors" and layout == INT8_LAYOUT:
+        return Int8.name
     if method == "compressed-tensors" and layout == LAYOUT:
         groups = quantization.get("config_groups")
         group = next(iter(groups.values()), None) if isinstance(groups, dict) else None

@@ -1,7 +1,7 @@
 """The tensors of one layer in memory, and a record of the inputs of its linears."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -32,7 +32,7 @@ class LayerWeights(Weights):
 
     def tapped(self) -> "LayerWeights":
         """The same weights, which record the inputs of the linears in `keys`."""
-        return LayerWeights(self.read, self.rows, self.names, self.tensors, self.keys, {}, {})
+        return replace(self, inputs={}, readers={})
 
     def vector(self, name: str) -> Array:
         tensor = self.tensors.get(name)
@@ -45,6 +45,8 @@ class LayerWeights(Weights):
         tensor = self.tensors.get(name + form.weight)
         if tensor is None:
             return super().linear(name, x, n_out, form, index)
+        if self.round_input is not None:
+            x = self.round_input(name, x)
         n_in = x.shape[1]
         weight = tensor.reshape(-1, *((n_in, n_out) if form.turned else (n_out, n_in)))[index]
         out: Array = x @ (weight if form.turned else weight.T)

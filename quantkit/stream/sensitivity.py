@@ -214,7 +214,7 @@ class _Probe:
             tensor: _rounded(values, levels, turned=own[tensor]) if tensor in own else values
             for tensor, values in tensors.items()
         }
-        return LayerWeights(native.whole, rows, native.tensors.keys(), changed)
+        return LayerWeights(native.whole, rows, native.tensors.keys(), tensors=changed)
 
     def _copy_context(self, window: int) -> Context:
         context = self.contexts["", window]

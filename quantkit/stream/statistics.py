@@ -1,7 +1,7 @@
 """Statistics of a linear's input: sums over tokens. The tokens are not kept."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,6 +11,9 @@ from quantkit.workers import SERIAL, Workers, parts
 
 HELD_OUT = 4
 """Every fourth piece of tokens, which is a sample, is held out."""
+SAMPLED = 8
+"""Rows of a piece that are kept, evenly spread."""
+MOST_SAMPLED = 256
 WIDE_BLOCK = 1024
 """Columns of a wide Gram matrix that are summed together; up to twice that, all are."""
 
@@ -23,6 +26,8 @@ class Statistics:
     `gram`: H, the sum of x x', float32 (width, width), where a format needs it. `gram_tokens`: the number of tokens in
     `gram`; it exceeds `tokens` for an expert that received too few tokens and is calibrated on extra ones.
     `held_out`: the Gram matrix of every fourth sample alone, which is a part of `gram`; `held_out_tokens`: its tokens.
+    With `gram` also `maxima`, the largest |x| of each channel, float32 (width,), and `rows`, some x, at most
+    MOST_SAMPLED: what the rounding of activations costs depends on both.
     """
 
     squares: NDArray[np.float64]
@@ -32,14 +37,16 @@ class Statistics:
     held_out: Array | None = None
     held_out_tokens: int = 0
     pieces: int = 0
+    maxima: Array | None = None
+    rows: list[Array] = field(default_factory=list)
 
     @classmethod
     def of(cls, width: int, *, gram: bool) -> "Statistics":
         """Empty statistics of an input of this width; with `gram`, of its Gram matrix too."""
         if not gram:
             return cls(np.zeros(width))
-        shape = (width, width)
-        return cls(np.zeros(width), gram=np.zeros(shape, np.float32), held_out=np.zeros(shape, np.float32))
+        total, held_out = (np.zeros((width, width), np.float32) for _ in range(2))
+        return cls(np.zeros(width), gram=total, held_out=held_out, maxima=np.zeros(width, np.float32))
 
     @property
     def is_wide(self) -> bool:
@@ -54,8 +61,10 @@ class Statistics:
         for piece in pieces:
             self.squares += fetch(namespace(piece).einsum("ij,ij->j", piece, piece))
             self.tokens += len(piece)
-        if self.gram is None or self.held_out is None:
+        if self.gram is None or self.held_out is None or self.maxima is None:
             return
+        for piece in (*pieces, *extra):
+            self._look_at(piece, self.maxima)
         fitted: list[Array] = list(extra)
         held_out: list[Array] = []
         for piece in pieces:
@@ -65,6 +74,15 @@ class Statistics:
         count = self._add_gram(held_out, [self.gram, self.held_out], workers)
         self.gram_tokens += count
         self.held_out_tokens += count
+
+    def _look_at(self, piece: Array, maxima: Array) -> None:
+        if not len(piece):
+            return
+        of = namespace(piece)
+        np.maximum(maxima, fetch(of.amax(of.abs(piece), 0)), out=maxima)
+        missing = MOST_SAMPLED - sum(map(len, self.rows))
+        if missing > 0:
+            self.rows.append(fetch(piece[:: -(-len(piece) // SAMPLED)][:missing]).copy())
 
     def _add_gram(self, pieces: Sequence[Array], sums: Sequence[Array], workers: Workers) -> int:
         """Add x x' of all tokens of `pieces` to each of `sums`; the number of tokens."""

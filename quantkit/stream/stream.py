@@ -298,7 +298,7 @@ class Stream:
 
     def _weights(self, tensors: Tensors, keys: Mapping[tuple[str, int], str]) -> LayerWeights:
         native, there = self.native, {name: place(values, self.device) for name, values in tensors.items()}
-        return LayerWeights(native.whole, native.rows, native.tensors.keys(), there, keys)
+        return LayerWeights(native.whole, native.rows, native.tensors.keys(), native.round_input, there, keys)
 
     def _check_finite(self, x: Array, what: str, sample: int) -> None:
         # one infinite or NaN value makes the sum infinite or NaN

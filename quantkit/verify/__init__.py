@@ -14,17 +14,23 @@ from quantkit.verify.check import Check, Verified
 from quantkit.verify.files import check_error, check_files
 from quantkit.verify.running import check_logits, check_tokens
 from quantkit.verify.source_logits import SourceLogits
+from quantkit.verify.transformers_logits import TransformersLogits, check_transformers
 
 __all__ = ["Check", "Verified", "verify_gguf"]
 
 
 def verify_gguf(
-    plan: GgufPlan, *, logits: bool | None = None, source: SourceLogits | None = None, progress: Progress = SILENT
+    plan: GgufPlan,
+    *,
+    logits: bool | None = None,
+    source: SourceLogits | None = None,
+    reference: TransformersLogits | None = None,
+    progress: Progress = SILENT,
 ) -> list[Verified]:
     """Check every GGUF file of a finished pass, still under its partial name.
 
     `logits`: compare with the source's logits; None decides by the model's size and the memory. `source` shares the
-    source's logits with the checks of other outputs.
+    source's logits with the checks of other outputs. `reference`: compare the logits with transformers', too.
     """
     if source is None and plan.model.checkpoint is not None:
         source = SourceLogits(plan.model.checkpoint)
@@ -41,6 +47,8 @@ def verify_gguf(
                 if all(check.status != "failed" for check in checks):
                     logit_check, correlation = check_logits(plan, output, source, logits)
                     checks.append(logit_check)
+                    if reference is not None:
+                        checks.append(check_transformers(output, reference))
             progress.advance(1, output.label)
             return Verified(output, tuple(checks), hashes, errors, correlation)
 

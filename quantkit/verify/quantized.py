@@ -17,8 +17,9 @@ from threadpoolctl import threadpool_limits
 
 from quantkit.checkpoint.tensor import TensorInfo, all_finite
 from quantkit.errors import QuantkitError, VerificationError
-from quantkit.families import reference_logits
+from quantkit.families import find_architecture
 from quantkit.families.base.native import Native
+from quantkit.forward import Decoder
 from quantkit.forward.weights import Array, f32
 from quantkit.outputs.packed_folders import FolderPlan
 from quantkit.packed.formats import DirectFormat
@@ -271,7 +272,7 @@ def _logits(
 def _folder_logits(opened: QuantizedFolder, tokens: Sequence[int]) -> Array:
     """Logits (len(tokens), vocabulary), in the memory of one linear; VerificationError where one is not finite."""
     with np.errstate(all="ignore"):
-        logits = reference_logits(opened.whole, opened.config, tokens, rows=opened.rows, names=opened.names)
+        logits = Decoder(opened.weights, opened.config, find_architecture(opened.config)).run(tokens)
     if not np.isfinite(logits).all():
         raise VerificationError(f"{opened.folder.name} gives logits that are not finite")
     return logits

@@ -36,7 +36,7 @@ _LOGIT_FLOOR = ((8.0, 0.95), (5.0, 0.7), (4.2, 0.5), (3.3, 0.25), (2.5, 0.1), (0
 # A file of floats has another floor, for the median position. A rounding error sends some tokens to another expert:
 # sound mixtures have a mean of 0.983 and a median of 0.9975. Two experts swapped in one layer change most positions:
 # their median is at most 0.9946.
-_MEDIAN_FLOOR = 0.996
+MEDIAN_FLOOR = 0.996
 _UNKNOWN = re.compile("unknown model architecture")
 
 T = TypeVar("T")
@@ -163,18 +163,18 @@ def check_logits(
                 raise NoSourceLogits(too_old) from error
         if not np.isfinite(values).all():
             raise VerificationError(f"{output.label} gives {values_of} that are not finite")
-        by_position, bits = correlations(values, expected), _narrowest(output)
+        by_position = correlations(values, expected)
         correlation, median = float(by_position.mean()), float(np.median(by_position))
-        floor = next(floor for least, floor in _LOGIT_FLOOR if bits >= least)
+        floor = logit_floor(output)
         if not correlation >= floor:
             raise VerificationError(
                 f"the {values_of} of {output.label} have a correlation of {correlation:.3f} with the source's, below"
                 f" {floor}"
             )
-        if bits >= 16 and not median >= _MEDIAN_FLOOR:
+        if narrowest_bits(output) >= 16 and not median >= MEDIAN_FLOOR:
             raise VerificationError(
                 f"the {values_of} of {output.label} have a median correlation of {median:.4f} with the source's, below"
-                f" {_MEDIAN_FLOOR}, which rounding of floats does not explain"
+                f" {MEDIAN_FLOOR}, which rounding of floats does not explain"
             )
         compared.append(correlation)
         return f"finite, correlation {correlation:.4f} with the source's over {len(tokens)} tokens"
@@ -249,7 +249,13 @@ def _value(plan: GgufPlan, key: str) -> object:
     return next((item.value for item in plan.model.keys if item.key == key), None)
 
 
-def _narrowest(output: GgufOutput) -> float:
+def logit_floor(output: GgufOutput) -> float:
+    """The least correlation of an output's logits with the source's."""
+    bits = narrowest_bits(output)
+    return next(floor for least, floor in _LOGIT_FLOOR if bits >= least)
+
+
+def narrowest_bits(output: GgufOutput) -> float:
     """Bits per weight of the narrowest type among the output's matrices."""
     types = {slot.type for file in output.files for slot in file.slots if len(slot.shape) > 1}
     return min((8 * block_size(kind)[1] / block_size(kind)[0] for kind in types), default=32.0)

@@ -8,9 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from quantkit.errors import UnknownArchitectureError
 from quantkit.families import reference_logits
 from quantkit.families.base.native import Native
 from quantkit.llamacpp.session import logits as llama_logits
+from quantkit.outputs import opening
 from tests.adapters import expected
 from tests.adapters.cases import TOKENS, write_base
 from tests.adapters.gguf_cases import FAMILIES, TYPES, write_family_case
@@ -18,6 +20,7 @@ from tests.adapters.test_merging import merged, whole
 from tests.helpers.adapters import LINEARS
 from tests.helpers.command import quantkit
 from tests.helpers.lora_converter import convert_adapters
+from tests.helpers.peer import newest_converter
 from tests.helpers.peft import run_peft
 
 pytestmark = [pytest.mark.full, pytest.mark.timeout(600)]
@@ -87,6 +90,32 @@ def test_an_adapter_that_peft_trained_gives_pefts_logits(
     (file,) = tmp_path.rglob("*.gguf")
     run = llama_logits(file, TOKENS)
     assert np.abs(run - theirs["logits"]).max() < 0.01 * theirs["logits"].std()
+
+
+@pytest.mark.parametrize("name", TRAININGS)
+def test_a_model_without_a_family_is_merged_too(
+    name: str,
+    trained: dict[str, tuple[Path, Path, dict[str, np.ndarray]]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """llama.cpp's converter reads the base; the merged rows come from quantkit."""
+
+    def unknown(*_: object, **__: object) -> None:
+        raise UnknownArchitectureError("the architecture of this test is not supported yet")
+
+    monkeypatch.setattr(opening, "open_model", unknown)
+    base, adapter, theirs = trained[name]
+    pre = {"plain": "llama-bpe", "tied": "smollm", "gpt2": "gpt-2"}[TRAININGS[name][0]]
+    converter = ("--converter", newest_converter().source, "--pre", pre)
+    answer = quantkit("gguf", base, "--adapter", adapter, "-t", "f32", "-o", tmp_path, *converter)
+    assert answer.code == 0, answer.stderr
+    assert "has no family in quantkit" in answer.stderr
+    (file,) = tmp_path.rglob("*.gguf")
+    run = llama_logits(file, TOKENS)
+    assert np.abs(run - theirs["logits"]).max() < 0.01 * theirs["logits"].std()
+    record = json.loads((file.parent / "quantkit.json").read_text())
+    assert next(iter(record["outputs"].values()))["origin"]["adapters"][0]["source"] == adapter.name
 
 
 def test_the_committed_figures_are_pefts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -222,7 +222,7 @@ class _Handler(BaseHTTPRequestHandler):
         if ("files" in body) == ("from" in body):
             raise _Refused("neither 'from' or 'files' was specified")
         _check_parameters(body.get("parameters", {}))
-        for file, digest in body.get("files", {}).items():
+        for file, digest in (body.get("files", {}) | body.get("adapters", {})).items():
             if "/" in file or "\\" in file or ":" in file:
                 raise _Refused(f"file path must be relative: {file}")
             if not _DIGEST.fullmatch(digest):
@@ -253,6 +253,10 @@ class _Handler(BaseHTTPRequestHandler):
                 f"{'projector' if _is_projector(ollama.blobs[digest]) else 'model'} {file}": digest
                 for file, digest in sorted(body["files"].items())
             }
+            if not all(_kind(ollama.blobs[digest]) == "adapter" for digest in body.get("adapters", {}).values()):
+                self._end_lines({"error": "no adapter"})
+                return
+            layers |= {f"adapter {file}": digest for file, digest in sorted(body.get("adapters", {}).items())}
             config = {}
             if not body.get("template"):
                 self._detect_template(layers)
@@ -394,6 +398,15 @@ def _is_projector(data: bytes) -> bool:
     """Whether a GGUF's general.architecture is clip: Ollama stores it as a layer image.projector."""
     name, value = (len(text).to_bytes(8, "little") + text for text in (b"general.architecture", b"clip"))
     return name + (8).to_bytes(4, "little") + value in data[:4096]
+
+
+def _kind(data: bytes) -> str:
+    """general.type of a GGUF, read by the gguf package."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "blob"
+        path.write_bytes(data)
+        field = gguf.GGUFReader(path).get_field("general.type")
+        return str(field.contents()) if field else "model"
 
 
 def _chat_template(data: bytes) -> str:

@@ -15,13 +15,15 @@ from quantkit.families.base.mapping import Part
 from quantkit.forward.config_keys import given
 from quantkit.forward.description import Architecture, Experts
 from quantkit.forward.forward import Decoder
-from quantkit.forward.weights import Weights
+from quantkit.forward.weights import RoundInput, Weights
 
 
 class Source(Protocol):
     """The input of the stream: weights of a native architecture under native names, read from disk on demand."""
 
     architecture: Architecture
+    round_input: RoundInput | None
+    """How a runtime rounds the inputs of linears; None where it does not."""
 
     @property
     def config(self) -> Mapping[str, Any]:
@@ -48,6 +50,8 @@ class Native:
     A checkpoint may fuse all experts into one tensor (transformers 5). Here each expert has separate tensors, because
     every loader of quantized files expects them.
     """
+
+    round_input: RoundInput | None = None
 
     def __init__(self, checkpoint: Checkpoint, *, nearest: bool = False) -> None:
         """`nearest`: accept the nearest architecture if none is the same (see `families.Canonical`).

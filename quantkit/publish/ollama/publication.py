@@ -7,6 +7,7 @@ from pathlib import Path
 
 from quantkit.errors import ModelfileError, OutputError, UsageError
 from quantkit.files import write_atomically
+from quantkit.gguf.adapter_file import check_adapter
 from quantkit.gguf.file_types import file_type
 from quantkit.gguf.projector_file import choose_projector, named_projectors
 from quantkit.planning.layers import layers_that_fit
@@ -91,14 +92,16 @@ def make_items(
     vram: int | None = None,
     mmproj: Path | None = None,
     sees: bool = True,
+    adapter: Path | None = None,
 ) -> list[Item]:
     """Both Modelfiles of every quantization; with `vram` (bytes), num_gpu is the number of layers that fit.
 
     `mmproj`: the projector of the models; None for the one beside each, if there is one. Without `sees` there is none.
+    `adapter`: the GGUF of a LoRA adapter that every tag loads.
 
     Raises:
         TemplateError: a chat template is missing or cannot be exact.
-        UsageError: the projector belongs to another model.
+        UsageError: the projector or the adapter belongs to another model.
     """
     items = []
     for quantization, model in zip(publication.plan.quantizations, publication.facts, strict=True):
@@ -108,11 +111,15 @@ def make_items(
         base = publication.plan.name.tagged(quantization.tags[0])
         bundle = make_bundle(model, overrides, sources=sources, base=base)
         if vram is not None:
-            left = vram - (projector.stat().st_size if projector else 0)
+            left = vram - sum(file.stat().st_size for file in (projector, adapter) if file)
             layers = layers_that_fit(model.files[0], n_ctx=parameter(bundle, "num_ctx"), vram=max(left, 0))
             fitting = replace(overrides, parameters=(*overrides.parameters, ("num_gpu", layers)))
             bundle = make_bundle(model, fitting, sources=sources, base=base)
-        items.append(Item(quantization, model, bundle, projector=projector))
+        if adapter is not None:
+            check_adapter(adapter, model.files[0])
+            line = _from_value(adapter, publication.folder)
+            bundle = replace(bundle, modelfile=replace(bundle.modelfile, adapter=line))
+        items.append(Item(quantization, model, bundle, projector=projector, adapter=adapter))
     return items
 
 

@@ -20,7 +20,7 @@ class Item:
     """One quantization of the plan, its file's facts and its Modelfiles.
 
     `replacement`: the built-in template that `create` would store in place of the GGUF's own, if that is known.
-    `projector`: the file with which the model sees images, the last FROM line.
+    `projector`: the file with which the model sees images, the last FROM line. `adapter`: the file of ADAPTER.
     """
 
     plan: Quantization
@@ -28,11 +28,12 @@ class Item:
     bundle: Bundle
     replacement: Replacement | None = None
     projector: Path | None = None
+    adapter: Path | None = None
 
     @property
     def sent_files(self) -> tuple[Path, ...]:
-        """The files that the server needs: the model's and the projector."""
-        return (*self.facts.files, *([self.projector] if self.projector else []))
+        """The files that the server needs: the model's, the projector and the adapter."""
+        return (*self.facts.files, *(file for file in (self.projector, self.adapter) if file))
 
 
 @dataclass(frozen=True)

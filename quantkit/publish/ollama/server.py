@@ -11,7 +11,7 @@ import json
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -78,11 +78,15 @@ def digest_of(path: Path, progress: Progress = SILENT) -> str:
 def create_request(model: str, modelfile: Modelfile, files: Mapping[str, str] | None = None) -> dict[str, Any]:
     """The body of POST /api/create with the content of the Modelfile.
 
-    `files` are the GGUF's file names and their digests; without them the model's source is the name in its FROM.
+    `files` are the GGUF's file names and their digests, that of ADAPTER too; without them the model's source is the
+    name in its FROM.
     """
     body: dict[str, Any] = {"model": model}
     if files is not None:
-        body["files"] = dict(files)
+        adapter = PurePosixPath(modelfile.adapter).name if modelfile.adapter else None
+        body["files"] = {name: digest for name, digest in files.items() if name != adapter}
+        if adapter is not None:
+            body["adapters"] = {adapter: files[adapter]}
     else:
         (body["from"],) = modelfile.sources
     parameters: dict[str, Any] = {}

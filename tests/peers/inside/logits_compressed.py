@@ -7,11 +7,16 @@ With ":dequantize" the weights are dequantized at loading, else compressed-tenso
 
 import json
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
+from compressed_tensors.compressors.nvfp4 import base as nvfp4
 from transformers import AutoModelForCausalLM, CompressedTensorsConfig
+
+# its modules dequantize NVFP4 to bfloat16 whatever the model's type, and then refuse other inputs
+nvfp4.unpack_fp4_from_uint8 = partial(nvfp4.unpack_fp4_from_uint8, dtype=torch.float32)
 
 
 def main(tokens: str, *pairs: str) -> None:
