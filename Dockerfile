@@ -4,16 +4,18 @@ ARG BASE=python:3.13-slim
 
 FROM python:3.13-slim AS wheel
 WORKDIR /source
-COPY pyproject.toml README.md LICENSE ./
+# compiled kernels, several times ggml's speed; the second stage needs no compiler
+RUN apt-get update && apt-get install -y --no-install-recommends gcc libc6-dev && rm -rf /var/lib/apt/lists/*
+COPY pyproject.toml hatch_build.py README.md LICENSE ./
+COPY docs/reference/quantkit.1 ./docs/reference/
+COPY termux/termux.sh ./termux/
 COPY quantkit ./quantkit
-RUN python -m pip wheel --no-deps --wheel-dir /wheel .
+RUN QUANTKIT_KERNELS=1 python -m pip wheel --no-deps --wheel-dir /wheel .
 
 FROM ${BASE}
 ARG EXTRAS=run
 # the CUDA images have no Python
 RUN command -v python3 >/dev/null || (apt-get update && apt-get install -y --no-install-recommends python3 python3-venv && rm -rf /var/lib/apt/lists/*)
-# compiled kernels: seconds at the first conversion, several times ggml's speed
-RUN apt-get update && apt-get install -y --no-install-recommends gcc libc6-dev && rm -rf /var/lib/apt/lists/*
 COPY --from=wheel /wheel /wheel
 RUN python3 -m venv /venv && /venv/bin/pip install --no-cache-dir "$(ls /wheel/*.whl)[${EXTRAS}]"
 RUN useradd --create-home quantkit

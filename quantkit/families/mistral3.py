@@ -44,8 +44,12 @@ def _prepare(config: dict[str, Any]) -> dict[str, Any]:
         return {**prepare_llama(config), "architectures": ["MistralForCausalLM"], "model_type": "mistral"}
     only(config, "hidden_act", *SILU, family="Ministral 3")
     rope = config.get("rope_parameters") or config.get("rope_scaling")
-    if not isinstance(rope, Mapping) or (rope.get("rope_type") or rope.get("type")) != "yarn":
+    if not isinstance(rope, Mapping):
         raise CheckpointError("config.json: Ministral 3 needs rope_parameters of rope_type 'yarn'; add them")
+    if (rope_type := rope.get("rope_type") or rope.get("type")) != "yarn":
+        raise CheckpointError(
+            f"config.json: rope_type is {rope_type!r}, but Ministral 3 needs rope_parameters of rope_type 'yarn'"
+        )
     for name in ("llama_4_scaling_beta", "mscale_all_dim", "original_max_position_embeddings"):
         if not number(rope, name):
             raise CheckpointError(f"config.json: rope_parameters of Ministral 3 have no {name}; add it")

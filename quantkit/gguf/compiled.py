@@ -1,8 +1,9 @@
-"""C code of quantkit, compiled with this machine's compiler and kept in the user's cache folder.
+"""C code of quantkit: out of a wheel that holds it compiled, or compiled with this machine's compiler and kept.
 
-The first use compiles it (about two seconds); later uses load it from there. The cached library is loaded only if this
-user alone can have written it (private_cache.py), and if it has the sha256 recorded at its compilation. Otherwise the
-code is compiled again, in a private temporary folder if the cache folder is not private.
+A wheel built with QUANTKIT_KERNELS=1 holds each library for several processors (hatch_build.py). Otherwise the first
+use compiles it into the user's cache folder (about two seconds), and later uses load it from there. The cached library
+is loaded only if this user alone can have written it (private_cache.py), and if it has the sha256 recorded at its
+compilation. Otherwise the code is compiled again, in a private temporary folder if the cache folder is not private.
 """
 
 import ctypes
@@ -19,16 +20,26 @@ from quantkit.scratch import scratch_folder
 from quantkit.system import processor
 
 HEADERS = Path(__file__).parent / "c"
+BUILT = Path(__file__).parent / "built"
+# The levels of the x86-64 ABI, by the features that Linux lists; the levels below are implied.
+_LEVELS = {
+    "x86-64-v4": {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl", "avx2", "fma", "bmi2"},
+    "x86-64-v3": {"avx2", "fma", "f16c", "bmi1", "bmi2", "abm", "movbe"},
+    "x86-64": set(),
+}
 # No fused multiply-add: it rounds once where ggml's code rounds twice.
 _FLAGS = ("-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-shared", "-fPIC")
 _COMPILE_SECONDS = 60
 
 
 def compiled(*sources: Path, optimize: Sequence[str] = ("-O3",)) -> ctypes.CDLL:
-    """The library of C files, from the cache or newly compiled. `optimize`: options of the compiler.
+    """The library of C files: the wheel's, the cache's or newly compiled. `optimize`: options of the compiler.
 
     Raises OSError (no compiler, no writable folder) or subprocess.SubprocessError (the source does not compile).
     """
+    library = built(sources[0].stem)
+    if library is not None:
+        return library
     compiler = next(filter(None, map(shutil.which, filter(None, (os.environ.get("CC"), "cc", "gcc", "clang")))), None)
     if compiler is None:
         raise FileNotFoundError("no C compiler")
@@ -55,6 +66,16 @@ def compiled(*sources: Path, optimize: Sequence[str] = ("-O3",)) -> ctypes.CDLL:
         if library is None:
             raise OSError(f"{cache / name} changed while it was compiled")
     return library
+
+
+def built(stem: str) -> ctypes.CDLL | None:
+    """The wheel's own library for this processor; None without one."""
+    levels = ["any"]
+    if platform.machine() in ("x86_64", "AMD64"):
+        features = processor.features()
+        levels = [level for level, needed in _LEVELS.items() if needed <= features]
+    path = next((path for level in levels if (path := BUILT / f"{stem}-{level}.so").is_file()), None)
+    return ctypes.CDLL(str(path)) if path is not None else None
 
 
 def load_trusted(path: Path) -> ctypes.CDLL | None:

@@ -171,6 +171,41 @@ def mix_nomic_experts(model: Any) -> None:
         layer.mlp = Experts(config, tensors, at + "mlp.")
 
 
+class Gated(torch.nn.Module):
+    """GELU of one half of a linear, times the other half."""
+
+    def __init__(self, matrix: np.ndarray) -> None:
+        super().__init__()
+        self.matrix = torch.from_numpy(matrix)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        gate, up = (x @ self.matrix.T).chunk(2, dim=-1)
+        return torch.nn.functional.gelu(gate) * up
+
+
+def make_jina_bert(model: Any) -> None:
+    """BERT as jina-embeddings-v2's published code has it: ALiBi to both sides, no positions, a gated feed-forward."""
+    from tests.families.models.jina_bert import part_values
+
+    heads, tensors = model.config.num_attention_heads, part_values(model.config.to_dict())
+    model.embeddings.position_embeddings.weight.data.zero_()
+    for number, layer in enumerate(model.encoder.layer):
+        at = f"encoder.layer.{number}.mlp."
+        layer.intermediate = Gated(tensors[at + "gated_layers.weight"])
+        for linear, name in ((layer.output.dense, "wo"), (layer.output.LayerNorm, "layernorm")):
+            linear.weight.data = torch.from_numpy(tensors[f"{at}{name}.weight"])
+            linear.bias.data = torch.from_numpy(tensors[f"{at}{name}.bias"])
+    slopes = torch.tensor([2.0 ** (-8.0 * (head + 1) / heads) for head in range(heads)])
+    plain = model.forward
+
+    def forward(ids: torch.Tensor, **settings: Any) -> Any:
+        position = torch.arange(ids.shape[1])
+        bias = -slopes[:, None, None] * (position[None, :] - position[:, None]).abs()
+        return plain(ids, attention_mask=bias[None], **settings)
+
+    model.forward = forward
+
+
 def convert(folder: Path, out: Path, pre: str | None, **settings: Any) -> None:
     """llama.cpp's converter on `folder`, f32. `pre`: the pre-tokenizer's name; None leaves the vocabulary out.
 

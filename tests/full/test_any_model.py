@@ -16,7 +16,7 @@ from quantkit.gguf.file_types import FILE_TYPES
 from quantkit.llamacpp.pinned_converter import pinned_converter
 from quantkit.outputs import opening
 from tests.families.expected import write_checkpoint
-from tests.families.models import all_cases
+from tests.families.models import Case, all_cases
 from tests.helpers.command import quantkit
 from tests.helpers.converter_models import VOCAB
 from tests.helpers.peer import REPOSITORY, newest_converter, peer_converter
@@ -29,7 +29,6 @@ ARCHITECTURES = (
     "ApertusForCausalLM",
     "Cohere2MoeForCausalLM",
     "FalconMambaForCausalLM",
-    "Gemma3TextModel",
     "GraniteMoeSWAForCausalLM",
     "GraniteSWAForCausalLM",
     "HYV3ForCausalLM",
@@ -45,10 +44,15 @@ def _cases() -> dict[str, str]:
     """Architecture (or model type) -> its first tiny model whose vocabulary the newest converter reads without help."""
     cases: dict[str, str] = {}
     for name, (_, case) in all_cases().items():
-        if case.newest and case.converter and case.vocabulary and not case.rounded:
+        if case.newest and case.converter and case.vocabulary and not case.rounded and not _is_misread(case):
             architecture = case.config.get("architectures", [case.config.get("model_type", name)])[0]
             cases.setdefault(architecture, name)
     return cases
+
+
+def _is_misread(case: Case) -> bool:
+    """Whether the converter takes sizes of transformers' class for those of config.json, which has other names."""
+    return case.encoder and case.raw_config
 
 
 @pytest.fixture(scope="module")

@@ -74,3 +74,24 @@ def test_the_installed_wheel_converts_a_model(wheel: Path, tmp_path: Path) -> No
     where = [python, "-c", "import quantkit; print(quantkit.__file__)"]
     printed = subprocess.run(where, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True).stdout
     assert printed.startswith(site)
+
+
+@pytest.mark.full
+def test_a_wheel_with_compiled_kernels_uses_them_without_a_compiler(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "-w", str(tmp_path), str(ROOT)]
+    done = subprocess.run(
+        command, env={**os.environ, "QUANTKIT_KERNELS": "1"}, capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        pytest.skip(f"the wheel cannot be built here: {done.stderr.strip().splitlines()[-1:]}")
+    (wheel,) = tmp_path.glob("quantkit-*-py3-none-*.whl")
+    assert not wheel.stem.endswith("-any")
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(tmp_path / "site")
+    code = (
+        "from quantkit.gguf import c_kernels, kernels, compiled\n"
+        "assert compiled.built('k_quants') and compiled.built('block_kernels') and compiled.built('float8')\n"
+        "assert len(kernels.accelerated()) == len(c_kernels.KINDS), kernels.accelerated()\n"
+    )
+    environment = {"PYTHONPATH": str(tmp_path / "site"), "PATH": "", "HOME": str(tmp_path)}
+    subprocess.run([sys.executable, "-c", code], env=environment, cwd=tmp_path, check=True, timeout=300)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from quantkit.families.base.hyperparameters import ROPE_KINDS, Hyperparameters, read_hyperparameters
+from quantkit.families.base.hyperparameters import ROPE_KINDS, Hyperparameters, check_counts, read_hyperparameters
 from quantkit.families.base.multimodal import as_text_model
 from quantkit.families.base.traits import LLAMA_TRAITS, Traits
 from quantkit.forward.description import Architecture
@@ -239,6 +239,7 @@ class Family:
         A config of another model_type, or of none, gets no defaults.
         """
         full = self._with_defaults(self._text(config))
+        check_counts(full)
         if self.observe and tensors is not None:
             full = self.observe(full, tensors)
         return self.prepare(full) if self.prepare else full

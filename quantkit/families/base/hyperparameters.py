@@ -36,6 +36,11 @@ _BOUNDS = {
     **dict.fromkeys(("qk_rope_head_dim", "qk_nope_head_dim", "kv_lora_rank", "q_lora_rank"), _MAX_WIDTH),
     "vocab_size": _MAX_VOCABULARY,
 }
+_COUNTS = (
+    ("hidden_size", "n_embd", "dim"),
+    ("num_attention_heads", "n_head", "n_heads"),
+    ("num_hidden_layers", "n_layer", "n_layers", "num_layers"),
+)
 _ROPE_NUMBERS = (
     "rope_theta",
     "factor",
@@ -100,6 +105,17 @@ class Hyperparameters:
         return (optional_size(self.config, "altup_num_inputs") or 1) - 1
 
 
+def check_counts(config: Mapping[str, Any]) -> None:
+    """Check the counts that a family's `prepare` may compute with; lists of a count for each layer pass.
+
+    Raises:
+        CheckpointError: a count is not a positive whole number, or it is too large.
+    """
+    for names in _COUNTS:
+        if not any(isinstance(config.get(name), list) for name in names):
+            optional_size(config, *names)
+
+
 def read_hyperparameters(config: Mapping[str, Any], rope_kinds: tuple[str, ...] = ROPE_KINDS) -> Hyperparameters:
     """Read the sizes from a config.json, by Hugging Face's names and their common aliases.
 
@@ -131,6 +147,11 @@ def read_hyperparameters(config: Mapping[str, Any], rope_kinds: tuple[str, ...] 
         )
     n_layer = size(config, "num_hidden_layers", "n_layer", "n_layers", "num_layers")
     n_expert = optional_size(config, "num_local_experts", "num_experts", "n_routed_experts") or 0
+    n_expert_used = optional_size(config, "num_experts_per_tok", "num_experts_per_token") or 0
+    if n_expert and config.get("num_experts_per_tok") == 0:
+        raise CheckpointError(
+            f"config.json: num_experts_per_tok is 0 of {n_expert} experts; set it to the experts that a token uses"
+        )
     if n_layer * n_expert > _MAX_EXPERT_LAYERS:
         raise CheckpointError(
             f"config.json: {n_layer} layers of {n_expert} experts are {n_layer * n_expert} experts in total; at most"
@@ -145,7 +166,7 @@ def read_hyperparameters(config: Mapping[str, Any], rope_kinds: tuple[str, ...] 
         ffn=_feed_forward(config, n_expert),
         vocab=size(config, "vocab_size"),
         n_expert=n_expert,
-        n_expert_used=optional_size(config, "num_experts_per_tok", "num_experts_per_token") or 0,
+        n_expert_used=n_expert_used,
         n_draft=int(number(config, "mtp_num_hidden_layers", "num_nextn_predict_layers") or 0),
         context=optional_size(
             config,
