@@ -7,6 +7,8 @@ WORKDIR /source
 # compiled kernels, several times ggml's speed; the second stage needs no compiler
 RUN apt-get update && apt-get install -y --no-install-recommends gcc libc6-dev && rm -rf /var/lib/apt/lists/*
 COPY pyproject.toml hatch_build.py README.md LICENSE ./
+COPY docs/reference/quantkit.1 ./docs/reference/
+COPY termux/termux.sh ./termux/
 COPY quantkit ./quantkit
 RUN QUANTKIT_KERNELS=1 python -m pip wheel --no-deps --wheel-dir /wheel .
 
