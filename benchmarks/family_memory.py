@@ -27,12 +27,16 @@ from benchmarks.process import measure
 from quantkit.families.base.registry import find_family
 from tests.families.expected import expected
 from tests.families.models import all_cases
+from tests.helpers.hub_server import Repo, running_hub
 from tests.helpers.peer import Peer, newest_converter, peer_converter
+from tests.vision.cases import PROCESSOR
 
-_FOLDER = WORK / "families"
+_FOLDER = WORK / f"families-{os.getpid()}"
 _VOCABULARY = 262144
 _BLOCK = 1 << 22
 FEW = ("--samples", "8", "--seq-len", "256", "--raw")
+QUANTIZED = ("fp8", "mlx-4bit", "nvfp4a16", "awq", "gptq", "w8a16")
+_PLAIN = "llama"
 COMMANDS: dict[str, tuple[str, ...]] = {
     "gguf": ("gguf", "-t", "q4_k_m"),
     "awq": ("awq", "--group-size", "32", *FEW),
@@ -131,6 +135,8 @@ def wide_checkpoint(name: str, model: WideModel) -> Iterator[Path]:
         for file in tokenizer.iterdir():
             os.link(file, folder / file.name)
         (folder / "config.json").write_text(json.dumps(model.config))
+        if "vision_config" in model.config:
+            (folder / "preprocessor_config.json").write_text(json.dumps(PROCESSOR))
         _write_weights(folder / "model.safetensors", model.layout)
         yield folder
     finally:
@@ -141,7 +147,9 @@ def _write_weights(path: Path, layout: Mapping[str, tuple[str, Sequence[int]]]) 
     """Write tensors of random values, bfloat16, or uint8 where the layout has it; a random block over and over."""
     noise = np.random.RandomState(0).standard_normal(_BLOCK).astype(np.float32)
     block = memoryview((noise * 0.1).astype(ml_dtypes.bfloat16).tobytes())
-    header, offset, sizes = {}, 0, []
+    header: dict[str, Any] = {}
+    sizes: list[int] = []
+    offset = 0
     for name, (kind, shape) in layout.items():
         size = int(np.prod(shape)) * (1 if kind == "uint8" else 2)
         code = "U8" if kind == "uint8" else "BF16"
@@ -187,12 +195,39 @@ def measure_command(
 
 def measure_families(bench: Lines, names: Sequence[str], commands: Sequence[str], threads: int) -> None:
     """Announced and measured memory of `commands` on the wide models of the cases `names`; all without names."""
-    shutil.rmtree(_FOLDER, ignore_errors=True)
-    try:
+    with _folder():
         for name, model in wide_models(names or one_case_of_each_family(), _FOLDER / "shapes").items():
             with wide_checkpoint(name, model) as checkpoint:
                 for command in commands:
                     first, *options = COMMANDS[command]
                     measure_command(bench, f"{name} {command}", [first, checkpoint, *options], threads=threads)
+
+
+def measure_sources(bench: Lines, threads: int) -> None:
+    """The same of a wide Llama from a server, from quantized folders, and from a GGUF."""
+    with _folder():
+        model = wide_models([_PLAIN], _FOLDER / "shapes")[_PLAIN]
+        with wide_checkpoint(_PLAIN, model) as checkpoint:
+            with running_hub() as hub:
+                hub.repos["ORG/NAME"] = Repo({path.name: path.read_bytes() for path in checkpoint.iterdir()})
+                environment = {**os.environ, "HF_ENDPOINT": hub.endpoint, "HF_HOME": str(_FOLDER / "hub")}
+                words = ["gguf", "ORG/NAME", "-t", "q4_k_m", "--stream"]
+                measure_command(bench, "--stream", words, threads=threads, environment=environment)
+            made = _FOLDER / "made"
+            types = [word for kind in QUANTIZED for word in ("-t", kind)]
+            measure([sys.executable, "-m", "quantkit", "convert", checkpoint, *types, "-t", "bf16", *FEW, "-o", made])
+        for source in sorted(path for path in made.iterdir() if path.suffix != ".json"):
+            path = next(source.glob("*.gguf"), source)
+            for name in ("gguf", "feedback") if path.suffix == ".gguf" else ("gguf",):
+                first, *options = COMMANDS[name]
+                more = ["--allow-requantize"] if path.suffix == ".gguf" else []
+                measure_command(bench, f"{source.name} {name}", [first, path, *options, *more], threads=threads)
+
+
+@contextmanager
+def _folder() -> Iterator[None]:
+    shutil.rmtree(_FOLDER, ignore_errors=True)
+    try:
+        yield
     finally:
         shutil.rmtree(_FOLDER, ignore_errors=True)

@@ -11,6 +11,8 @@ import shutil
 import sys
 from pathlib import Path
 
+from benchmarks.family_memory import COMMANDS as FAMILY_COMMANDS
+from benchmarks.family_memory import measure_families, measure_sources
 from benchmarks.lines import WORK, Lines, Target, figures, machine, print_machine
 from benchmarks.process import measure
 from benchmarks.synthetic import Shape, synthetic
@@ -65,8 +67,13 @@ def _one(bench: Lines, checkpoint: Path, command: str, threads: int, samples: tu
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--threads", type=int, action="append", help="repeat for more; 1 and 2 without it")
-    options.add_argument("--command", choices=COMMANDS, action="append", help="of the benchmark; all without it")
+    options.add_argument("--command", choices=FAMILY_COMMANDS, action="append", help="of the benchmark; all without it")
     options.add_argument("--model", action="append", help="of the benchmark; all without it")
+    options.add_argument(
+        "--families", action="store_true", help="a wide tiny model of each family, in place of all else"
+    )
+    options.add_argument("--case", action="append", help="with --families: of the tests' tiny models; repeat for more")
+    options.add_argument("--sources", action="store_true", help="other sources than a folder, in place of all else")
     options.add_argument("--samples", default="16", help="calibration samples")
     options.add_argument("--seq-len", default="512", help="tokens of a sample")
     arguments = options.parse_args()
@@ -74,6 +81,16 @@ def main() -> None:
     print_machine(facts)
     WORK.mkdir(parents=True, exist_ok=True)
     bench = Lines()
+    if arguments.families or arguments.sources:
+        threads = (arguments.threads or [2])[0]
+        try:
+            if arguments.families:
+                measure_families(bench, arguments.case or (), arguments.command or ("gguf",), threads)
+            if arguments.sources:
+                measure_sources(bench, threads)
+        finally:
+            bench.save("family-memory", facts)
+        return
     samples = ("--samples", arguments.samples, "--seq-len", arguments.seq_len, "--device", "cpu")
     try:
         for shape in (SMOLLM2, QWEN_05, QWEN_15):
@@ -83,7 +100,7 @@ def main() -> None:
                 if checkpoint is None:
                     continue
                 _with_tokenizer(checkpoint, shape)
-                for command in arguments.command or COMMANDS:
+                for command in [name for name in COMMANDS if name in (arguments.command or COMMANDS)]:
                     for threads in arguments.threads or (1, 2):
                         _one(bench, checkpoint, command, threads, samples)
     finally:

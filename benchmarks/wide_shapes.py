@@ -32,6 +32,9 @@ _WIDTHS = frozenset((
     "swa_num_attention_heads", "swa_num_key_value_heads", "full_attn_num_heads", "dim_model_base",
 ))  # fmt: skip
 
+_SIZES_IN_PUBLISH = ("minicpm", "minicpm3", "orion", "pangu")
+"""Cases whose `publish` takes sizes from constants: their vocabulary alone grows."""
+
 
 def widened(config: Any, factor: int, key: str = "") -> Any:
     """A config with the large vocabulary, and widths times `factor`; towers keep theirs."""
@@ -66,12 +69,17 @@ def layout_of(case: Case, factor: int) -> tuple[dict[str, Any], dict[str, np.nda
     return case.publish(settings, tensors) if case.publish else (settings, tensors)
 
 
+def _large(shape: tuple[int, ...]) -> list[int]:
+    return [LARGE if size == VOCAB else size for size in shape]
+
+
 def _saved(case: Case, model: Any) -> dict[str, Any]:
     """The tensors that the class saves; transformers 5 saves them under the names of the hub."""
     state = dict(model.state_dict())
     tied = getattr(model, "_tied_weights_keys", None) or ()
     configs = (model.config, model.config.get_text_config())
-    if any(getattr(config, "tie_word_embeddings", False) for config in configs):
+    stated = [config.tie_word_embeddings for config in configs if hasattr(config, "tie_word_embeddings")]
+    if stated and stated[0]:
         state = {name: tensor for name, tensor in state.items() if name not in tied}
     if case.newest:
         from transformers.core_model_loading import revert_weight_conversion
@@ -84,14 +92,15 @@ def main() -> None:
     folder = Path(sys.argv[1])
     for name in sys.argv[2:]:
         _, case = all_cases()[name]
-        for factor in (WIDER, 1):
+        for factor in (1,) if name in _SIZES_IN_PUBLISH else (WIDER, 1):
             try:
                 config, tensors = layout_of(case, factor)
             except Exception as error:  # any class may refuse such a config in its own way
                 print(f"{name}, {factor}: {type(error).__name__}: {error!s:.200}", flush=True)
                 continue
-            layout = {key: [value.dtype.name, list(value.shape)] for key, value in tensors.items()}
-            record = {"config": config, "layout": layout, "widened": factor > 1}
+            layout = {key: [value.dtype.name, _large(value.shape)] for key, value in tensors.items()}
+            # what `publish` takes from VOCAB itself
+            record = {"config": widened(config, 1), "layout": layout, "widened": factor > 1}
             (folder / f"{name}.json").write_text(json.dumps(record, default=str))
             break
 

@@ -12,6 +12,7 @@ from quantkit.families import all_families
 from quantkit.families.wrappers import WRAPPERS
 from quantkit.gguf.file_types import FILE_TYPES
 from quantkit.recipes.schema import SCHEMA, Either, Kind, Table, Value
+from tools.man import man_page
 from tools.schemas import SCHEMAS, schema_text
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -125,14 +126,14 @@ def _what(kind: Any) -> str:
 
 def environment_page() -> str:
     """Exit codes and environment variables."""
-    meaning = {0: "done", 1: "failed", 2: "wrong usage", 3: "done, but a check fell short", 130: "interrupted"}
-    assert set(EXIT_CODES.values()) <= set(meaning)
-    codes = "\n".join(f"| {code} | {what} |" for code, what in meaning.items())
+    assert set(EXIT_CODES.values()) <= set(_MEANINGS)
+    codes = "\n".join(f"| {code} | {what} |" for code, what in _MEANINGS.items())
     variables = "\n".join(f"| `{name}` | {what} |" for name, what in ENVIRONMENT.items())
     head = "# Exit codes and environment variables\n\n" + _NOTE
     return f"{head}| code | meaning |\n|---|---|\n{codes}\n\n| variable | effect |\n|---|---|\n{variables}\n"
 
 
+_MEANINGS = {0: "done", 1: "failed", 2: "wrong usage", 3: "done, but a check fell short", 130: "interrupted"}
 ENVIRONMENT = {
     "HF_HOME, HF_HUB_CACHE": "the hub's cache",
     "HF_TOKEN": "the token for gated and private repositories",
@@ -171,6 +172,7 @@ PAGES = {
     "recipes.md": recipes_page,
     "environment.md": environment_page,
     "documents.md": documents_page,
+    "quantkit.1": partial(man_page, _MEANINGS),
     **{f"schemas/{name}.json": partial(schema_text, name) for name in SCHEMAS},
 }
 

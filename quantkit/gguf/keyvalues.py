@@ -49,11 +49,13 @@ class KeyValue:
         """The bytes of the key-value in a GGUF header.
 
         Raises:
-            CheckpointError: a number is outside the range of its type.
+            CheckpointError: a value is not of its type, or a number is outside its range.
         """
+        if self.kind == GGUFValueType.ARRAY and self.item in (None, GGUFValueType.ARRAY):
+            raise ValueError("an array key needs an element type that is not itself an array")
         try:
             return self._packed
-        except (OverflowError, struct.error) as error:
+        except (OverflowError, TypeError, ValueError, struct.error) as error:
             kind = (self.item or self.kind).name.lower()
             text = repr(self.value) if len(repr(self.value)) <= _SHOWN else f"{repr(self.value)[:_SHOWN]}..."
             raise CheckpointError(
@@ -102,8 +104,7 @@ def _value(kind: GGUFValueType, value: Any, item: GGUFValueType | None) -> bytes
         return _string(value)
     if kind != GGUFValueType.ARRAY:
         return struct.pack(SCALARS[kind], value)
-    if item is None or item == GGUFValueType.ARRAY:
-        raise ValueError("an array key needs an element type that is not itself an array")
+    assert item is not None
     head = struct.pack("<IQ", item, len(value))
     if item == GGUFValueType.STRING:
         return head + b"".join(_string(text) for text in value)

@@ -3,7 +3,6 @@
 The heuristics are from the gguf package (gguf.Metadata). This module adds keys that its release does not have.
 """
 
-import struct
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -70,9 +69,10 @@ def general_keys(
         ]
         for key in keys:
             key.pack()
-    except (TypeError, ValueError, AttributeError, struct.error) as error:
+    except (TypeError, ValueError, AttributeError, CheckpointError) as error:
+        reason = error.__cause__ or error
         raise CheckpointError(
-            f"the front matter of README.md or generation_config.json has a value of a wrong type ({error}); fix it"
+            f"the front matter of README.md or generation_config.json has a value of a wrong type ({reason}); fix it"
         ) from error
     return keys
 

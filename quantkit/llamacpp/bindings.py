@@ -149,6 +149,7 @@ _FUNCTIONS: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "llama_batch_free": (None, (llama_batch,)),
     "llama_decode": (_int, (_pointer, llama_batch)),
     "llama_synchronize": (None, (_pointer,)),
+    "llama_get_logits_ith": (ctypes.POINTER(_float), (_pointer, _int)),
     "llama_get_logits": (ctypes.POINTER(_float), (_pointer,)),
     "llama_get_embeddings": (ctypes.POINTER(_float), (_pointer,)),
     "llama_get_embeddings_seq": (ctypes.POINTER(_float), (_pointer, _int)),

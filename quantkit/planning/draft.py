@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from quantkit.planning.context import Context
-from quantkit.planning.memory import compute_bytes, gpu_bytes, kv_of_layers, plan_memory, state_bytes
+from quantkit.planning.memory import compute_bytes, kv_of_layers, plan_memory, state_bytes
 from quantkit.planning.sources import Source, open_source, tensors_as_they_are
 
 
@@ -68,6 +68,6 @@ def mtp_bytes(source: Source, context: Context) -> int:
     shape, tensors = source.shape, tensors_as_they_are(source.model)
     trunk = len(shape.trunk)
     alone = replace(context, gpu_layers=shape.n_layer + 1, split=(), cpu_moe=0)
-    weights = sum(gpu_bytes(tensor) for tensor in tensors if tensor.layer is not None and tensor.layer >= trunk)
+    weights = sum(tensor.gpu_nbytes for tensor in tensors if tensor.layer is not None and tensor.layer >= trunk)
     kv = (shape.n_layer - trunk) * max(kv_of_layers(shape, alone), default=0)
     return weights + kv + compute_bytes(shape, tensors, alone, has_gpu=True).get("GPU", 0)

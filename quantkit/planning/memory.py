@@ -55,6 +55,16 @@ class PlannedTensor:
         return tensor_bytes(self.type, self.shape)
 
     @cached_property
+    def gpu_nbytes(self) -> int:
+        """Bytes on a GPU.
+
+        CUDA pads the last row of a quantized matrix to 512 elements (ggml_backend_cuda_buffer_type_get_alloc_size).
+        """
+        short = -self.shape[-1] % _CUDA_ROW
+        quantized = self.type not in (GGMLQuantizationType.F32, GGMLQuantizationType.F16, GGMLQuantizationType.BF16)
+        return self.nbytes + (row_bytes(self.type, short) if short and quantized else 0)
+
+    @cached_property
     def layer(self) -> int | None:
         """The tensor's layer, None outside the layers."""
         match = _LAYER.match(self.name)
@@ -65,7 +75,7 @@ class PlannedTensor:
         """Its name without the layer."""
         return self.name if self.layer is None else _LAYER.sub("", self.name, count=1)
 
-    @property
+    @cached_property
     def is_expert(self) -> bool:
         """Whether --n-cpu-moe moves it."""
         return self.layer is not None and _EXPERTS.match(self.kind) is not None
@@ -154,7 +164,7 @@ def plan_memory(
     repacked_bytes = 0
     for tensor in tensors:
         for device in where[tensor.name]:
-            weights[device] += tensor.nbytes if device == CPU else gpu_bytes(tensor)
+            weights[device] += tensor.nbytes if device == CPU else tensor.gpu_nbytes
             if device == CPU and repacked(tensor.name, tensor.type, tensor.shape, cpu_features):
                 repacked_bytes += tensor.nbytes
     kv = kv_bytes(shape, placed)
@@ -262,13 +272,3 @@ def _largest_of_a_kind(tensors: Sequence[PlannedTensor]) -> dict[str, int]:
     for tensor in tensors:
         largest[tensor.kind] = max(largest.get(tensor.kind, 0), tensor.nbytes)
     return {tensor.name: largest[tensor.kind] for tensor in tensors}
-
-
-def gpu_bytes(tensor: PlannedTensor) -> int:
-    """Bytes of a tensor on a GPU.
-
-    CUDA pads the last row of a quantized matrix to 512 elements (ggml_backend_cuda_buffer_type_get_alloc_size).
-    """
-    short = -tensor.shape[-1] % _CUDA_ROW
-    quantized = tensor.type not in (GGMLQuantizationType.F32, GGMLQuantizationType.F16, GGMLQuantizationType.BF16)
-    return tensor.nbytes + (row_bytes(tensor.type, short) if short and quantized else 0)

@@ -5,6 +5,7 @@ allocated memory, not in the mapped file, so the kernel cannot drop and reread t
 """
 
 import re
+from functools import lru_cache
 
 from gguf import GGMLQuantizationType
 
@@ -18,6 +19,7 @@ _BY_FEATURE: dict[str, dict[GGMLQuantizationType, int]] = {
 }
 
 
+@lru_cache(maxsize=4096)
 def repacked(name: str, kind: GGMLQuantizationType, shape: tuple[int, ...], features: frozenset[str]) -> bool:
     """Whether llama.cpp repacks a tensor (numpy shape) on a CPU with `features`, the flags of /proc/cpuinfo."""
     if len(shape) < 2 or not _MULTIPLIED.fullmatch(name):

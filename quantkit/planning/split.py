@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from quantkit.planning.context import Context
 from quantkit.planning.devices import CPU, first_gpu_layer, gpu_names, weight_devices
-from quantkit.planning.memory import GPU_OVERHEAD, Memory, PlannedTensor, gpu_bytes, kv_of_layers, plan_memory
+from quantkit.planning.memory import GPU_OVERHEAD, Memory, PlannedTensor, kv_of_layers, plan_memory
 from quantkit.planning.shape import ModelShape
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ def layer_bytes(shape: ModelShape, tensors: Sequence[PlannedTensor], context: Co
     for tensor in tensors:
         if where[tensor.name] and where[tensor.name][-1] != CPU:
             first = start if tensor.name.startswith("per_layer_") else last
-            sizes[first if tensor.layer is None else tensor.layer] += gpu_bytes(tensor)
+            sizes[first if tensor.layer is None else tensor.layer] += tensor.gpu_nbytes
     if context.kv_on_gpu:
         sizes[:last] = [size + kv for size, kv in zip(sizes, kv_of_layers(shape, context), strict=False)]
     return sizes[start:]

@@ -6,6 +6,7 @@ compressed-tensors, transformers, bitsandbytes, AutoRound and MLX store them, an
 
 import base64
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import pytest
 
 from demo.safetensors_file import write_safetensors
 from quantkit.checkpoint import Checkpoint, open_checkpoint
-from quantkit.errors import CheckpointError, UnsupportedError
+from quantkit.errors import CheckpointError, QuantkitError, UnsupportedError
 from tests.checkpoint.files import CONFIG, refusal, single
 
 FILES = sorted(Path(__file__).with_name("quantized").glob("*.json"))
@@ -33,6 +34,16 @@ DTYPES = {
 # what the library rounds its result to: half a unit in the last place, and as much for its own steps
 ROUNDED = {"F32": 1e-6, "F16": 2**-10, "BF16": 2**-7}
 CASES: dict[str, dict[str, Any]] = {}
+ONE_OF_EACH = (
+    "awq",
+    "gptq, own bits of some linears",
+    "auto-round as auto_gptq",
+    "w4a16 asymmetric",
+    "nvfp4 of modelopt",
+    "nf4 double",
+    "bitnet",
+    "mlx, own bits of some linears",
+)
 for _file in FILES:
     CASES |= json.loads(_file.read_text())
 
@@ -170,3 +181,33 @@ def test_settings_in_a_file_beside_config_json_count_where_weights_are_packed(tm
         (plain / file).write_text(json.dumps(settings))
         with open_checkpoint(str(plain)) as opened:
             assert opened.quantized is None
+
+
+def _replaced(settings: Any, value: Any) -> Iterator[Any]:
+    """The settings with `value` in place of each of theirs, also inside groups of settings."""
+    if isinstance(settings, dict):
+        for key, inner in settings.items():
+            yield {**settings, key: value}
+            yield from ({**settings, key: changed} for changed in _replaced(inner, value))
+    elif isinstance(settings, list):
+        for at in range(len(settings)):
+            yield [*settings[:at], value, *settings[at + 1 :]]
+
+
+@pytest.mark.parametrize("name", ONE_OF_EACH)
+def test_a_setting_of_another_kind_is_read_or_refused_in_one_sentence(name: str, tmp_path: Path) -> None:
+    case = CASES[name]
+    folder = folder_of(case, tmp_path / "m")
+    refused = 0
+    for value in ({}, [], None, "x", -1, 1e400, [[]], {"x": {}}):
+        for settings in _replaced(case["settings"], value):
+            key = "quantization_config" if "quant_method" in settings else "quantization"
+            (folder / "config.json").write_text(json.dumps({**CONFIG, key: settings}))
+            try:
+                with open_checkpoint(str(folder)) as opened:
+                    for tensor in opened.tensors:
+                        whole(opened, tensor)
+            except QuantkitError as error:
+                assert "\n" not in str(error)
+                refused += 1
+    assert refused > 4

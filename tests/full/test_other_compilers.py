@@ -30,7 +30,7 @@ _HARNESS = """
 #endif
 typedef void quantize(const float *, uint8_t *, int64_t, int64_t, const float *, int);
 %s
-static float *read(const char *path, long *count) {
+static float *load_floats(const char *path, long *count) {
     FILE *file = fopen(path, "rb");
     fseek(file, 0, SEEK_END);
     *count = ftell(file) / 4;
@@ -41,8 +41,8 @@ static float *read(const char *path, long *count) {
 }
 int main(int n, char **paths) {
     long count, columns;
-    float *rows = read(paths[1], &count), *weights[8];
-    for (int i = 2; i < n; i++) weights[i - 2] = read(paths[i], &columns);
+    float *rows = load_floats(paths[1], &count), *weights[8];
+    for (int i = 2; i < n; i++) weights[i - 2] = load_floats(paths[i], &columns);
     uint8_t *out = malloc(count * 4);
 #ifdef _WIN32
     _setmode(1, _O_BINARY);

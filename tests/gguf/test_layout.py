@@ -108,6 +108,8 @@ def test_an_array_of_arrays_has_no_bytes() -> None:
 
 
 def test_a_number_that_its_key_cannot_hold_is_one_sentence() -> None:
-    for key in (array("qwen2vl.rope.dimension_sections", GGUFValueType.INT32, [2, 2**64, 3]), uint32("count", 2**32)):
+    sections = "qwen2vl.rope.dimension_sections"
+    wrong = [array(sections, GGUFValueType.INT32, values) for values in ([2, 2**64, 3], [2, None, 3], [2, [3], 4])]
+    for key in (*wrong, uint32("count", 2**32)):
         with pytest.raises(CheckpointError, match=f"does not fit into the GGUF key {key.key}"):
             key.pack()

@@ -200,3 +200,16 @@ def test_publishing_ends_what_a_kill_interrupted(killed: str, tmp_path: Path) ->
 def test_a_disk_that_cannot_hold_the_weights_is_told(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="choose another folder with -o"):
         FolderWriter(tmp_path, plan_folder([("w", "F16", (1 << 50,))]))
+
+
+def test_a_header_is_what_json_writes_without_spaces_for_any_name() -> None:
+    names = ("model.layers.0.weight", 'a "quoted" \\ name', "层.权重", "tab\t")
+    stated = [(name, "F16", (2, count + 1)) for count, name in enumerate(names)]
+    (shard,) = plan_folder(stated)
+    text = shard.header[8:].rstrip(b" ")
+    document = json.loads(text)
+    assert text == json.dumps(document, separators=(",", ":")).encode()
+    assert set(document) == {"__metadata__", *names} and document["tab\t"]["shape"] == [2, 4]
+    assert [document[place.name]["data_offsets"][0] + len(shard.header) for place in shard.places] == [
+        place.offset for place in shard.places
+    ]

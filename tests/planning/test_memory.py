@@ -138,6 +138,4 @@ def test_a_matrix_of_odd_rows_is_padded_on_the_gpu() -> None:
     shape_of = {"output.weight": (10, 576), "token_embd.weight": (10, 576), "blk.0.attn_q.weight": (576, 576)}
     tensors = [PlannedTensor(name, shape, GGMLQuantizationType.Q8_0) for name, shape in shape_of.items()]
     # CUDA allocates whole rows of 512: 448 more elements after the last row, in blocks of 34 bytes for 32
-    from quantkit.planning.memory import gpu_bytes
-
-    assert [gpu_bytes(tensor) - tensor.nbytes for tensor in tensors] == [448 // 32 * 34] * 3
+    assert [tensor.gpu_nbytes - tensor.nbytes for tensor in tensors] == [448 // 32 * 34] * 3

@@ -14,7 +14,7 @@ from quantkit.checkpoint.quantized.mlx import read_mlx
 from quantkit.checkpoint.quantized.modelopt import read_modelopt
 from quantkit.checkpoint.quantized.scheme import Scheme
 from quantkit.checkpoint.quantized.settings import is_possibly_stale
-from quantkit.errors import UnsupportedError
+from quantkit.errors import CheckpointError, UnsupportedError
 
 _READERS = {
     METHOD: read_compressed,
@@ -33,9 +33,19 @@ def read_scheme(quantization: Mapping[str, Any], where: str) -> Scheme:
         UnsupportedError: no reader has the method, the layout or the grid.
         CheckpointError: a setting makes no sense.
     """
+    try:
+        return _scheme(quantization, where)
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"the quantization settings of {where} are not shaped as expected ({type(error).__name__}: {error});"
+            " download config.json again"
+        ) from error
+
+
+def _scheme(quantization: Mapping[str, Any], where: str) -> Scheme:
     method = quantization.get("quant_method", quantization.get("method"))
-    if method in _READERS:
-        return _READERS[str(method)](quantization, where)
+    if isinstance(method, str) and method in _READERS:
+        return _READERS[method](quantization, where)
     if is_possibly_stale({"quantization_config": quantization}) == "bitsandbytes":
         return read_bitsandbytes(quantization, where)
     scheme = read_float8(quantization, where) or read_mlx(quantization, where)
