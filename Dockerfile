@@ -16,6 +16,8 @@ FROM ${BASE}
 ARG EXTRAS=run
 # the CUDA images have no Python
 RUN command -v python3 >/dev/null || (apt-get update && apt-get install -y --no-install-recommends python3 python3-venv && rm -rf /var/lib/apt/lists/*)
+# llama.cpp's wheel needs OpenMP
+RUN apt-get update && apt-get install -y --no-install-recommends libgomp1 && rm -rf /var/lib/apt/lists/*
 COPY --from=wheel /wheel /wheel
 RUN python3 -m venv /venv && /venv/bin/pip install --no-cache-dir "$(ls /wheel/*.whl)[${EXTRAS}]"
 RUN useradd --create-home quantkit

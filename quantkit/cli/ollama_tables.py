@@ -47,7 +47,7 @@ def show_notes(items: Sequence[Item], out: Out, *, vram: int | None, index_read:
             f" {COMMENT_CHARACTERS} characters to the chat template and convert with --chat-template FILE"
         )
     for projector in dict.fromkeys(item.projector for item in items if item.projector):
-        out.note(f"{projector.name} is the last FROM line, so the model sees images; leave it out with --mmproj none")
+        out.note(f"{projector.name}, the projector, is the last FROM line; leave it out with --mmproj none")
     if vram is not None:
         for item in items:
             layers, n_ctx = parameter(item.bundle, "num_gpu"), parameter(item.bundle, "num_ctx")

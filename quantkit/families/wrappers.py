@@ -5,7 +5,7 @@ get_model_architecture). A nested config may leave out what its class takes by d
 transformers 5. A family of a wrapper decides only if the nested config names a class.
 """
 
-from quantkit.families import idefics3, internvl, llava, pixtral
+from quantkit.families import idefics3, internvl, llava, pixtral, whisper_audio
 from quantkit.families.base.multimodal import Wrapper
 from quantkit.families.base.projector import Projector
 
@@ -67,6 +67,9 @@ PROJECTORS: dict[str | tuple[str, str], Projector] = {
     "SmolVLMForConditionalGeneration": idefics3.PROJECTOR,
     "InternVLChatModel": internvl.CHAT_PROJECTOR,
     "InternVLForConditionalGeneration": internvl.PROJECTOR,
+    "VoxtralForConditionalGeneration": whisper_audio.VOXTRAL_PROJECTOR,
+    "Qwen2AudioForConditionalGeneration": whisper_audio.QWEN2_AUDIO_PROJECTOR,
+    "AudioFlamingo3ForConditionalGeneration": whisper_audio.FLAMINGO_PROJECTOR,
 }
 """By architecture of the wrapper, and model_type of the tower if several occur, its projector."""
 

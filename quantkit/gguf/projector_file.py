@@ -24,6 +24,11 @@ def is_projector(header: GgufHeader) -> bool:
     return bool(kind == _KIND or architecture == ARCHITECTURE)
 
 
+def only_hears(header: GgufHeader) -> bool:
+    """Whether a projector is of a model that hears audio and does not see."""
+    return bool(header.value("clip.has_audio_encoder")) and not header.value("clip.has_vision_encoder")
+
+
 def named_projectors(model: Path) -> list[Path]:
     """The projectors in the folder of `model` that belong to it by name, the best type first.
 
@@ -95,7 +100,7 @@ def check_fit(model: GgufHeader, projector: GgufHeader) -> None:
     """
     architecture = model.value("general.architecture")
     width = model.value(f"{architecture}.embedding_length")
-    given = projector.value("clip.vision.projection_dim")
+    given = projector.value("clip.vision.projection_dim") or projector.value("clip.audio.projection_dim")
     if isinstance(width, int) and isinstance(given, int):
         layers, flags = model.value(f"{architecture}.n_deepstack_layers"), projector.value(_DEEPSTACK)
         width *= 1 + (layers if isinstance(layers, int) else 0)

@@ -140,12 +140,14 @@ def _describe(contents: _Contents, source: str) -> Description:
 
 
 def _sight(config: Mapping[str, Any], family: Family | None) -> list[str]:
-    """How a model that sees gets its projector."""
-    if not isinstance(config.get("vision_config"), Mapping):
+    """How a model that sees or hears gets its projector."""
+    rules = find_projector_of(family, config) if family is not None else None
+    if not isinstance(config.get("vision_config"), Mapping) and rules is None:
         return []
-    own = family is not None and find_projector_of(family, config) is not None
+    does = "hears audio" if rules is not None and rules.hears else "sees images"
     how = "quantkit gguf --mmproj f16 writes its projector"
-    return [f"it sees images; {how}" if own else f"it sees images; {how} with --converter, by llama.cpp's converter"]
+    by = "" if rules is not None else " with --converter, by llama.cpp's converter"
+    return [f"it {does}; {how}{by}"]
 
 
 def _gguf_keys(

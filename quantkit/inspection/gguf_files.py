@@ -7,7 +7,7 @@ from pathlib import Path
 from quantkit.errors import CheckpointError
 from quantkit.families import Family, all_families
 from quantkit.gguf.file_types import FILE_TYPES
-from quantkit.gguf.projector_file import is_projector
+from quantkit.gguf.projector_file import is_projector, only_hears
 from quantkit.gguf.reader import GgufHeader, read_header, shard_paths
 from quantkit.inspection import keys as gguf_keys
 from quantkit.inspection.description import Description, File, Output, Shape
@@ -141,10 +141,12 @@ def _projector_words(header: GgufHeader) -> list[str]:
     """What the projector takes and gives."""
     kind = header.value("clip.projector_type") or header.value("clip.vision.projector_type")
     size, patch = header.value("clip.vision.image_size"), header.value("clip.vision.patch_size")
-    width = header.value("clip.vision.projection_dim")
+    width = header.value("clip.vision.projection_dim") or header.value("clip.audio.projection_dim")
     words = [f"kind {kind}" if kind else "", f"images of {size} pixels in patches of {patch}" if size and patch else ""]
     words.append(f"vectors of {width} values for the text model" if width else "")
-    hears = ["it hears, too"] if header.value("clip.has_audio_encoder") else []
+    hears = (
+        ["it hears only" if only_hears(header) else "it hears, too"] if header.value("clip.has_audio_encoder") else []
+    )
     return ["; ".join(filter(None, (*words, *hears)))] if any(words) else []
 
 

@@ -49,8 +49,7 @@ class Images:
         if not self._context:
             raise Failed(f"could not load the projector {Path(request['mmproj']).name}")
         stack.callback(mtmd.mtmd_free, self._context)
-        if not mtmd.mtmd_support_vision(self._context):
-            raise Failed(f"cannot read images: {Path(request['mmproj']).name} hears only")
+        self._name = Path(request["mmproj"]).name
         self._window = int(llama.llama_model_n_swa(model))
         self._width = llama.llama_model_n_embd_inp(model)
         self._prompt = ExitStack()
@@ -138,6 +137,8 @@ class Images:
 
     def _bitmap(self, path: str, loaded: ExitStack) -> Any:
         mtmd = self._mtmd
+        if not mtmd.mtmd_support_vision(self._context):
+            raise Failed(f"cannot read images: {self._name} is the projector of a model that only hears")
         # libmtmd takes a file that is not an image for a video, and its last line is about ffprobe
         self._set_helper_log(self._quiet)
         bitmap = mtmd.mtmd_helper_bitmap_init_from_file(self._context, os.fsencode(path), False)

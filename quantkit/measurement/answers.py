@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantkit.errors import MeasureError, MissingExtraError, UsageError
-from quantkit.gguf.projector_file import choose_projector, named_projectors
+from quantkit.gguf.projector_file import choose_projector, named_projectors, only_hears
+from quantkit.gguf.reader import read_header
 from quantkit.llamacpp.conversation import Conversation, Loading, converse
 from quantkit.llamacpp.projector_session import require_libmtmd
 from quantkit.measurement.pictures import PICTURES, write_png
@@ -50,7 +51,7 @@ def projectors_of(
     if given == NONE:
         return None
     reference = subjects[0]
-    beside = [named_projectors(subject.path) if subject.kind == "gguf" else [] for subject in subjects]
+    beside = [_projectors_beside(subject) for subject in subjects]
     if reference.kind != "gguf" or any(subject.kind != "gguf" for subject in subjects):
         if given is not None:
             raise UsageError("--mmproj compares answers of GGUF files; pass GGUF files only, or leave --mmproj out")
@@ -73,6 +74,12 @@ def projectors_of(
         choose_projector(subject.path, first if given is not None or not files else files[0])
         for subject, files in zip(subjects, beside, strict=True)
     ]
+
+
+def _projectors_beside(subject: Subject) -> list[Path]:
+    if subject.kind != "gguf":
+        return []
+    return [path for path in named_projectors(subject.path) if not only_hears(read_header(path))]
 
 
 def answer_records(

@@ -202,7 +202,10 @@ def plan_gguf(model: Model, request: GgufRequest) -> GgufPlan:
 
 
 def _keys(model: Model, request: GgufRequest, ftype: int) -> list[KeyValue]:
-    return [*model.keys, *quantization_keys(ftype), *_imatrix_keys(request)]
+    """The model's keys, then those of this quantization, which replace an earlier one's as in llama.cpp."""
+    own = [*quantization_keys(ftype), *_imatrix_keys(request)]
+    replaced = {key.key for key in own}
+    return [*(key for key in model.keys if key.key not in replaced), *own]
 
 
 def _candidates(model: Model, request: GgufRequest, weights: Mapping[str, object]) -> list[Candidates]:

@@ -16,7 +16,7 @@ from quantkit.checkpoint import Checkpoint
 from quantkit.checkpoint.jsonfile import read_hints
 from quantkit.errors import CheckpointError, UsageError
 from quantkit.families import Family, MappedTensor, Projector, find_family, map_projector, read_mapped
-from quantkit.families.base.projector import Sources, Tower, tower_keys
+from quantkit.families.base.projector import Sources, Tower
 from quantkit.gguf.file_types import FileType, file_type
 from quantkit.gguf.layout import lay_out
 from quantkit.gguf.metadata import general_keys, plain_key, quantization_keys
@@ -135,7 +135,7 @@ def _model(
     by_name = {tensor.name: tensor for tensor in mapped}
     shapes = {tensor.name: tensor.shape for tensor in mapped}
     keys = general_keys(checkpoint.folder, checkpoint.name, ARCHITECTURE, list(shapes.items()), gguf.GGUFType.MMPROJ)
-    own_keys = [plain_key(key.name, key.kind, key.value) for key in (*tower_keys(tower), *rules.keys(tower))]
+    own_keys = [plain_key(key.name, key.kind, key.value) for key in rules.all_keys(tower)]
 
     def read_rows(tensor: str, start: int, stop: int) -> NDArray[Any]:
         return read_mapped(checkpoint.read_rows, by_name[tensor], start, stop)

@@ -69,21 +69,23 @@ def planned_projector(source: Source, given: str, wanted: str | None) -> tuple[P
                 )
         return (PlannedProjector(beside[0].name, beside[0].stat().st_size) if beside else None), None
     types = projector_types([wanted or USUAL])
-    if source.is_config or find_projector(checkpoint.config) is None:
+    rules = None if source.is_config else find_projector(checkpoint.config)
+    if rules is None:
         if wanted is not None:
             towers = source.is_config or has_tower(checkpoint.tensors)
             reason = "has no projector that quantkit can plan" if towers else "has no vision or audio tower"
             raise UsageError(f"{given} {reason}; leave --mmproj out")
         return None, None
+    does = "hears audio" if rules.hears else "sees images"
     try:
         plan = plan_projectors(checkpoint, ProjectorRequest(types, Path(), source.model.name))
     except QuantkitError as error:
         if wanted is not None:
             raise
-        return None, f"the model sees images, but its projector cannot be planned: {error}"
+        return None, f"the model {does}, but its projector cannot be planned: {error}"
     (output,) = plan.outputs
     if wanted is None:
-        return None, f"the model sees images; --mmproj {USUAL} counts its projector too, {_size(output.size)}"
+        return None, f"the model {does}; --mmproj {USUAL} counts its projector too, {_size(output.size)}"
     return PlannedProjector(output.files[0].name, output.size, f" --mmproj {types[0].name}"), None
 
 

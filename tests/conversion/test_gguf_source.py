@@ -11,7 +11,7 @@ from gguf import GGUFReader, GGUFWriter
 
 from quantkit.errors import UnsupportedError
 from quantkit.outputs.gguf_source import model_from_gguf
-from tests.conversion.test_bytes import convert, tensors
+from tests.conversion.test_bytes import a_random_imatrix, convert, tensors
 from tests.helpers.command import command, quantkit
 from tests.helpers.tiny import tiny_llama
 
@@ -80,3 +80,22 @@ def test_a_source_changed_behind_an_unchanged_header_is_not_resumed(source: Path
     answer = quantkit(*words)
     assert answer.code == 1
     assert "another source" in answer.sentence
+
+
+def test_the_matrix_of_an_earlier_quantization_is_replaced_in_the_keys(tmp_path: Path) -> None:
+    """A bf16 file that names an importance matrix gives the bytes of one that names none."""
+    source = tiny_llama(tmp_path / "model", variant="llama3", hidden=64, intermediate=96)
+    plain, named = tmp_path / "plain", tmp_path / "named"
+    assert quantkit("gguf", source, "-t", "bf16", "-o", plain, "--no-logits").code == 0
+    (bf16,) = plain.rglob("*.gguf")
+    a_random_imatrix(tmp_path / "imatrix.gguf", bf16)
+    matrix = ("--imatrix", tmp_path / "imatrix.gguf", "--no-logits")
+    assert quantkit("gguf", source, "-t", "bf16", "-o", named, *matrix).code == 0
+    (bf16_named,) = named.rglob("*.gguf")
+    assert b"quantize.imatrix.file" in bf16_named.read_bytes()
+    outputs = []
+    for file in (bf16, bf16_named):
+        done = quantkit("gguf", file, "-t", "q4_0", "-o", file.parent / "again", *matrix)
+        assert done.code == 0, done.stderr
+        outputs.append(next((file.parent / "again").rglob("*.gguf")).read_bytes())
+    assert outputs[0] == outputs[1]

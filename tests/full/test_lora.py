@@ -13,6 +13,7 @@ from quantkit.families import reference_logits
 from quantkit.families.base.native import Native
 from quantkit.llamacpp.session import logits as llama_logits
 from quantkit.outputs import opening
+from quantkit.tokenizer import hf_token_ids
 from tests.adapters import expected
 from tests.adapters.cases import TOKENS, write_base
 from tests.adapters.gguf_cases import FAMILIES, TYPES, write_family_case
@@ -22,6 +23,7 @@ from tests.helpers.command import quantkit
 from tests.helpers.lora_converter import convert_adapters
 from tests.helpers.peer import newest_converter
 from tests.helpers.peft import run_peft
+from tests.helpers.real import smollm2_or_skip, wikitext2_or_skip
 
 pytestmark = [pytest.mark.full, pytest.mark.timeout(600)]
 
@@ -116,6 +118,40 @@ def test_a_model_without_a_family_is_merged_too(
     assert np.abs(run - theirs["logits"]).max() < 0.01 * theirs["logits"].std()
     record = json.loads((file.parent / "quantkit.json").read_text())
     assert next(iter(record["outputs"].values()))["origin"]["adapters"][0]["source"] == adapter.name
+
+
+def test_a_lora_of_a_real_model_trained_on_real_text(tmp_path: Path) -> None:
+    """SmolLM2 135M and WikiText-2: the adapter merged by quantkit, and loaded by llama.cpp, against PEFT."""
+    base, text = smollm2_or_skip(), wikitext2_or_skip()
+    (ids,) = hf_token_ids(base, [text[:3000]])
+    adapter = tmp_path / "wiki"
+    train = {"r": 8, "lora_alpha": 16, "target_modules": list(LINEARS)}
+    job = {
+        "base": str(base),
+        "adapters": [[str(adapter), 1.0]],
+        "train": train,
+        "text": ids[:192],
+        "tokens": ids[192:256],
+    }
+    (theirs,) = run_peft([{**job, "steps": 6, "learning_rate": 1e-3, "weights": False}], tmp_path)
+    assert theirs["losses"][-1] < theirs["losses"][0] - 0.1
+    out = tmp_path / "out"
+    for words in (
+        ("gguf", base, "-t", "f32", "--no-logits"),
+        ("gguf", base, "--adapter", adapter, "-t", "f32", "--no-logits"),
+        ("lora", adapter, "--base", base),
+    ):
+        answer = quantkit(*words, "-o", out)
+        assert answer.code == 0, answer.stderr
+    plain, merged_file, lora = (
+        next(out.rglob(name)) for name in (f"{base.name}-F32.gguf", "*-wiki-F32.gguf", "*LoRA.gguf")
+    )
+    before, spread = llama_logits(plain, job["tokens"]), theirs["logits"].std()
+    with_adapter = llama_logits(plain, job["tokens"], adapter=lora)
+    assert np.abs(before - theirs["logits"]).max() > 0.1 * spread
+    assert np.abs(with_adapter - theirs["logits"]).max() < 0.005 * spread
+    # a merged weight is rounded to the base's bfloat16, PEFT's product is not
+    assert np.abs(llama_logits(merged_file, job["tokens"]) - theirs["logits"]).max() < 0.1 * spread
 
 
 def test_the_committed_figures_are_pefts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,7 @@
 """`quantkit serve` with real models: the text of `run`, tools, and the page in a real browser, by both servers."""
 
 import json
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -191,3 +192,38 @@ def test_the_tools_of_a_request_reach_the_model_in_its_template(server: str, qwe
         # a model of 0.5B writes the call without the tags of its template, so the server may leave it in the text
         text = message.content or json.dumps([call.model_dump() for call in message.tool_calls])
         assert "get_weather" in text and "Paris" in text
+
+
+def test_llama_server_returns_the_call_that_the_model_writes_in_its_template(tmp_path: Path) -> None:
+    try:
+        config = json.loads((qwen_coder_checkpoint() / "tokenizer_config.json").read_text("utf-8"))
+    except InputsUnavailable as error:
+        pytest.skip(str(error))
+    (tmp_path / "tools.jinja").write_text(config["chat_template"], "utf-8")
+    words = ("-t", "q8_0", "--no-logits", "--chat-template", tmp_path / "tools.jinja", "-o", tmp_path)
+    assert quantkit("gguf", smollm2_or_skip(), *words).code == 0
+    (model,) = tmp_path.rglob("*.gguf")
+    # a model of 135M learns the form of a call from the conversation
+    messages: list[dict[str, Any]] = []
+    for city in ("Rome", "London", "Madrid"):
+        function = {"name": "get_weather", "arguments": json.dumps({"city": city})}
+        messages += [
+            {"role": "user", "content": f"What is the weather in {city}?"},
+            {"role": "assistant", "content": "", "tool_calls": [{"id": "1", "type": "function", "function": function}]},
+            {"role": "tool", "tool_call_id": "1", "content": "sunny"},
+            {"role": "assistant", "content": f"It is sunny in {city}."},
+        ]
+    messages.append({"role": "user", "content": "What is the weather in Paris?"})
+    with serving(model, "--ctx", "1024", program=llama_server()) as running:
+        body = json.dumps({"messages": messages, "tools": [WEATHER]}).encode()
+        request = urllib.request.Request(f"{running.url}/apply-template", body, {"Content-Type": "application/json"})
+        with urllib.request.urlopen(request) as reply:
+            prompt = json.loads(reply.read())["prompt"]
+        assert "<tools>" in prompt and '"description": "The weather of a city now"' in prompt
+        answer = client_of(running).chat.completions.create(
+            model="any", messages=messages, tools=[WEATHER], temperature=0, max_tokens=48
+        )
+    (choice,) = answer.choices
+    assert choice.finish_reason == "tool_calls"
+    (call,) = choice.message.tool_calls
+    assert call.function.name == "get_weather" and json.loads(call.function.arguments) == {"city": "Paris"}

@@ -1,4 +1,5 @@
 import importlib.util
+import io
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ from tokenizers import Tokenizer
 from quantkit.errors import MissingExtraError, QuantkitError
 from quantkit.families import reference_logits
 from quantkit.llamacpp import session
+from quantkit.llamacpp.reasons import explain
 from quantkit.llamacpp.session import logits, vocab_token_ids
 from tests.forward.cases import TOKENS
 from tests.forward.test_forward import load
@@ -156,3 +158,10 @@ def test_within_a_block_one_child_answers_about_several_files_and_a_failed_one_i
             ids(tmp_path / "gone.gguf")
         assert ids(tiny) == expected[0] and len(children) == 2
     assert not any(psutil.pid_exists(pid) for pid in children)
+
+
+def test_a_missing_library_of_the_system_is_named_and_is_no_fault_of_the_file() -> None:
+    log = io.BytesIO(b"Traceback\nOSError: libgomp.so.1: cannot open shared object file: No such file or directory\n")
+    with pytest.raises(MissingExtraError, match=r"llama\.cpp needs libgomp\.so\.1.*libgomp1 on Debian"):
+        explain(Path("a.gguf"), None, log)
+    assert "a.gguf: llama.cpp could not load" in explain(Path("a.gguf"), {"error": "could not load"}, log)

@@ -11,7 +11,7 @@ from tests.families.models.gemma4 import LARGE as GEMMA4_TEXT
 from tests.families.models.mistral3 import MISTRAL3
 from tests.families.models.qwen_delta import QWEN35
 from tests.families.models.qwen_vision import QWEN2_5_VL, QWEN2_VL, QWEN3_VL
-from tests.families.models.wrappers import LLAMA, MISTRAL, QWEN2
+from tests.families.models.wrappers import AUDIO_FLAMINGO3, LLAMA, MISTRAL, QWEN2, QWEN2_AUDIO, VOXTRAL
 
 PROCESSOR = {"image_mean": [0.5, 0.45, 0.4], "image_std": [0.25, 0.3, 0.5]}
 # Widths that 32 divides, so that Q8_0 applies, and a feed-forward that it does not divide.
@@ -79,7 +79,7 @@ class Case:
     `processors`: the files of the image processor, by name. `layout`: names and shapes of the tensors where
     transformers has no class for the architecture; otherwise they are those that its class saves. `published`: pairs
     (regular expression, replacement) from these names to those on the hub. `break_token`: the tokenizer has the token
-    [IMG_BREAK].
+    [IMG_BREAK]. `auto`: the class of transformers that makes it.
     """
 
     name: str
@@ -88,6 +88,7 @@ class Case:
     layout: dict[str, tuple[int, ...]] | None = None
     published: tuple[tuple[str, str], ...] = ()
     break_token: bool = False
+    auto: str = "AutoModelForImageTextToText"
 
 
 def _of(architecture: str, config: dict[str, Any]) -> dict[str, Any]:
@@ -145,6 +146,56 @@ def _intern_layout() -> dict[str, tuple[int, ...]]:
     return layout
 
 
+_AUDIO = {
+    "activation_function": "gelu",
+    "hidden_size": 64,
+    "intermediate_size": 256,
+    "max_source_positions": 16,
+    "num_attention_heads": 4,
+    # llama.cpp's converter numbers convolutions and matrices of the projector as layers
+    "num_hidden_layers": 4,
+    "num_mel_bins": 32,
+}
+HEARING = (
+    Case(
+        "voxtral",
+        _of(
+            "VoxtralForConditionalGeneration",
+            {**VOXTRAL, "audio_config": {**_AUDIO, "model_type": "voxtral_encoder"}},
+        ),
+        {},
+        auto="AutoModelForMultimodalLM",
+    ),
+    Case(
+        "qwen2-audio",
+        _of(
+            "Qwen2AudioForConditionalGeneration",
+            {
+                **QWEN2_AUDIO,
+                "audio_config": {
+                    **{key: value for key, value in _AUDIO.items() if "_size" not in key and "num_a" not in key},
+                    "model_type": "qwen2_audio_encoder",
+                    "d_model": 64,
+                    "encoder_attention_heads": 4,
+                    "encoder_ffn_dim": 112,
+                    "encoder_layers": 4,
+                },
+            },
+        ),
+        {},
+        auto="AutoModelForMultimodalLM",
+    ),
+    Case(
+        "audio-flamingo3",
+        _of(
+            "AudioFlamingo3ForConditionalGeneration",
+            {**AUDIO_FLAMINGO3, "audio_config": {**_AUDIO, "model_type": "audioflamingo3_encoder"}},
+        ),
+        {},
+        auto="AutoModelForSeq2SeqLM",
+    ),
+)
+"""Models that hear only."""
 CASES = (
     Case(
         "qwen2-vl",
@@ -359,6 +410,7 @@ CASES = (
         },
         layout=_intern_layout(),
     ),
+    *HEARING,
 )
 """Every case; llama.cpp's converter makes a projector of each."""
 NAMES = tuple(case.name for case in CASES)

@@ -22,15 +22,15 @@ def main() -> None:
 
 def _layout(case: Case) -> dict[str, list[int]]:
     import torch
+    import transformers
     from safetensors import safe_open
-    from transformers import AutoConfig, AutoModelForImageTextToText
 
     if case.layout is not None:
         return {name: list(shape) for name, shape in case.layout.items()}
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "config.json").write_text(json.dumps(case.config))
-        config = AutoConfig.from_pretrained(folder)
-        AutoModelForImageTextToText.from_config(config).to(torch.bfloat16).save_pretrained(folder)
+        config = transformers.AutoConfig.from_pretrained(folder)
+        getattr(transformers, case.auto).from_config(config).to(torch.bfloat16).save_pretrained(folder)
         layout = {}
         with safe_open(Path(folder) / "model.safetensors", "pt") as file:
             for name in file.keys():  # noqa: SIM118

@@ -1,4 +1,4 @@
-"""The projector of a family as data: the tower that sees images, and the layers that lead into the text model (mmproj).
+"""The projector of a family as data: the tower that sees or hears, and what leads into the text model (mmproj).
 
 llama.cpp loads it beside the text model (tools/mtmd). Its GGUF has the architecture `clip`.
 """
@@ -70,6 +70,7 @@ class Projector:
             gives these types.
         rename: see `Family.rename`.
         section: the key of the tower's config in config.json.
+        hears: the tower hears audio, and none sees.
         unused: tensors among `tensors` that llama.cpp does not need.
     """
 
@@ -85,6 +86,7 @@ class Projector:
     rename: tuple[tuple[str, str], ...] = ()
     section: str = "vision_config"
     unused: tuple[Dropped, ...] = ()
+    hears: bool = False
     scalars: None = None
 
     @property
@@ -128,10 +130,15 @@ class Projector:
             config=config,
             sources=sources,
         )
-        patch, text = size(config, "patch_size"), sources.text.hidden
-        own = {"text": text, "patch": patch, "image": size(config, "image_size"), "qkv": 3 * hidden}
+        own = {"text": sources.text.hidden, "qkv": 3 * hidden}
+        if not self.hears:
+            own |= {"patch": size(config, "patch_size"), "image": size(config, "image_size")}
         tower = replace(tower, own=own)
         return replace(tower, own={**own, **self.own(tower)})
+
+    def all_keys(self, tower: Tower) -> list[Key]:
+        """The keys of the GGUF besides those of every file, in the converter's order. Raises as `tower_keys`."""
+        return [*(_audio_keys(tower) if self.hears else tower_keys(tower)), *self.keys(tower)]
 
 
 def tower_keys(tower: Tower) -> list[Key]:
@@ -152,6 +159,18 @@ def tower_keys(tower: Tower) -> list[Key]:
         Key("clip.vision.attention.head_count", "u32", size(config, "num_attention_heads")),
         Key("clip.vision.image_mean", "f32s", _per_channel(tower.processor, "image_mean")),
         Key("clip.vision.image_std", "f32s", _per_channel(tower.processor, "image_std")),
+    ]
+
+
+def _audio_keys(tower: Tower) -> list[Key]:
+    """The keys of every projector that hears only."""
+    return [
+        Key("clip.has_audio_encoder", "bool", True),
+        Key("clip.audio.projection_dim", "u32", tower.own["text"]),
+        Key("clip.audio.embedding_length", "u32", tower.hidden),
+        Key("clip.audio.feed_forward_length", "u32", tower.ffn),
+        Key("clip.audio.block_count", "u32", tower.n_layer),
+        Key("clip.audio.attention.head_count", "u32", tower.n_head),
     ]
 
 

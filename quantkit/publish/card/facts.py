@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from quantkit.errors import PublishError, UsageError
-from quantkit.gguf.projector_file import named_projectors
+from quantkit.gguf.projector_file import named_projectors, only_hears
 from quantkit.gguf.reader import read_header
 from quantkit.inspection import Description, inspect_source
 from quantkit.inspection.record import changed_since, entry_of, read_record
@@ -132,8 +132,7 @@ def card_facts(folder: Path, kind: str, model: CardModel, report: Mapping[str, A
 
 
 def _projector(model: Path) -> str | None:
-    beside = named_projectors(model)
-    return beside[0].name if beside else None
+    return next((path.name for path in named_projectors(model) if not only_hears(read_header(path))), None)
 
 
 def _gguf_weights(folder: Path, description: Description) -> tuple[Weights, ...]:
