@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from quantkit.checkpoint import open_checkpoint
+from quantkit.errors import UnsupportedError
 from quantkit.families import find_family
 from quantkit.gguf.file_types import FILE_TYPES
 from quantkit.gguf.mix import MixOptions, MixTensor, choose_types
@@ -103,6 +104,11 @@ def test_every_file_type_mixes_a_published_model_as_llama_cpp_does(published: Pu
     tensors = [MixTensor(tensor.name, tensor.shape, tensor.type) for tensor in model.tensors]
     different = []
     for ftype, result in zip(FILE_TYPES.values(), oracle.run_jobs(jobs), strict=True):
+        if result.code and ftype.name == "q1_0":
+            # no type stands in for it where rows are not whole blocks
+            with pytest.raises(UnsupportedError):
+                choose_types(model.sizes, ftype, tensors, MixOptions())
+            continue
         assert result.code == 0, result.log[-500:]
         theirs = oracle.mix_from_log(result.log)
         choices = choose_types(model.sizes, ftype, tensors, MixOptions())
