@@ -136,15 +136,17 @@ def test_a_folder_of_the_callers_that_shadows_a_package_is_not_imported(
 def test_within_a_block_one_child_answers_about_several_files_and_a_failed_one_is_replaced(
     tiny: Path, tmp_path: Path
 ) -> None:
-    children = set()
+    def running() -> set[int]:
+        return {child.pid for child in psutil.Process().children() if "quantkit" in " ".join(child.cmdline())}
+
+    children: set[int] = set()
+    earlier = running()  # the child that tests share
 
     def ids(model: Path) -> list[list[int]]:
         try:
             return vocab_token_ids(model, TEXTS)
         finally:
-            children.update(
-                child.pid for child in psutil.Process().children() if "quantkit" in " ".join(child.cmdline())
-            )
+            children.update(running() - earlier)
 
     other = write_tiny_gguf(tiny_llama(tmp_path, dtype="f32", variant="smollm2"), tmp_path / "other.gguf")
     bad = tmp_path / "bad.gguf"
