@@ -4,6 +4,8 @@ from collections.abc import Sequence
 
 from quantkit.gguf.keyvalues import KeyValue
 
+# No published vocabulary is near this. A table of so many tokens takes about 0.7 GB.
+MAX_TOKENS = 1 << 22
 TEMPLATE_KEY = "tokenizer.chat_template"
 # "seperator" is the spelling in the format.
 _ROLES = {"unknown": "unk", "seperator": "sep", "padding": "pad"}

@@ -11,6 +11,7 @@ from typing import Any, TypeGuard
 
 from quantkit.errors import TokenizerError, UsageError
 from quantkit.gguf.keyvalues import KeyValue
+from quantkit.gguf.vocabulary import MAX_TOKENS
 from quantkit.machine import release_freed_memory
 
 from . import bytelevel, chat_templates, raw_bpe, special, spm, spm_json, unigram_json, wordpiece
@@ -96,12 +97,20 @@ def load_vocabulary(
 
 
 def _with_vocab_size(config: Mapping[str, Any]) -> Mapping[str, Any]:
-    """config.json with vocab_size, the rows of the embedding, where it can be read (as conversion/base.py reads it)."""
+    """config.json with vocab_size, the rows of the embedding, where it can be read (as conversion/base.py reads it).
+
+    Raises TokenizerError for more rows than MAX_TOKENS.
+    """
     nested = config.get("text_config")
     for source in (config, nested if isinstance(nested, Mapping) else {}):
         for name in ("vocab_size", "padded_vocab_size"):
-            if source.get(name) is not None:
-                return {**config, "vocab_size": source[name]}
+            if (rows := source.get(name)) is not None:
+                if isinstance(rows, int | float) and rows > MAX_TOKENS:
+                    raise TokenizerError(
+                        f"config.json: {name} is {rows:.6g}, but at most {MAX_TOKENS} is supported; use the config.json"
+                        " that belongs to these weights"
+                    )
+                return {**config, "vocab_size": rows}
     return config
 
 

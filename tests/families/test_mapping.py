@@ -99,7 +99,7 @@ def test_a_missing_tensor_a_wrong_shape_and_a_stranger_are_told_apart() -> None:
         ({"num_hidden_layers": 1000, "num_local_experts": 10**4}, "10000000 experts in total; at most 200000"),
         ({"num_experts_per_tok": 10**5}, "num_experts_per_tok is 100000"),
         ({"num_attention_heads": 10**5}, "num_attention_heads is 100000, but at most 10000 is supported"),
-        ({"vocab_size": 1 << 25}, "vocab_size is 33554432, but at most 16777216 is supported"),
+        ({"vocab_size": 1 << 25}, "vocab_size is 33554432, but at most 4194304 is supported"),
         ({"hidden_size": 1 << 21}, "hidden_size is 2097152, but at most 1048576 is supported"),
         ({"intermediate_size": 10**5000}, "intermediate_size is a whole number of 16610 bits"),
         ({"max_position_embeddings": 2**31}, "max_position_embeddings is 2147483648"),

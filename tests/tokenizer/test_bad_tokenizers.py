@@ -71,6 +71,16 @@ def test_a_tokenizer_larger_than_the_embedding(make: Callable[[Path], Path], tmp
     assert "resize the embedding to 600 rows" in message
 
 
+@pytest.mark.parametrize("make", [bpe, spm, lambda folder: spm(folder, model=False, json_too=True)])
+@pytest.mark.parametrize("name", ["vocab_size", "padded_vocab_size"])
+@pytest.mark.parametrize("rows", [(1 << 22) + 1, 2**63, 1e300, float("inf")])
+def test_an_embedding_larger_than_any_model_is_refused_before_a_table_is_made(
+    make: Callable[[Path], Path], name: str, rows: float, tmp_path: Path
+) -> None:
+    for config in ({name: rows}, {"text_config": {name: rows}}):
+        assert f"{name} is {rows:.6g}, but at most 4194304 is supported" in refusal(make(tmp_path), config)
+
+
 @pytest.mark.parametrize("data", [b"", b"not a model", b"\x0a\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff"])
 def test_a_tokenizer_model_that_is_none(data: bytes, tmp_path: Path) -> None:
     (spm(tmp_path) / "tokenizer.model").write_bytes(data)

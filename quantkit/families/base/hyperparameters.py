@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from quantkit.errors import CheckpointError, UnsupportedError
+from quantkit.gguf.vocabulary import MAX_TOKENS
 
 ROPE_KINDS = ("default", "linear", "yarn", "llama3", "dynamic")
 
@@ -17,7 +18,6 @@ _MAX_EXPERTS = 10_000
 _MAX_EXPERT_LAYERS = 200_000
 _MAX_HEADS = 10_000
 _MAX_WIDTH = 1 << 20
-_MAX_VOCABULARY = 1 << 24
 _BOUNDS = {
     **dict.fromkeys(
         ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "num_nextn_predict_layers"), _MAX_LAYERS
@@ -34,7 +34,7 @@ _BOUNDS = {
     **dict.fromkeys(("moe_intermediate_size", "shared_expert_intermediate_size"), _MAX_WIDTH),
     **dict.fromkeys(("shared_intermediate_size", "head_dim", "kv_channels", "v_head_dim"), _MAX_WIDTH),
     **dict.fromkeys(("qk_rope_head_dim", "qk_nope_head_dim", "kv_lora_rank", "q_lora_rank"), _MAX_WIDTH),
-    "vocab_size": _MAX_VOCABULARY,
+    "vocab_size": MAX_TOKENS,
 }
 _COUNTS = (
     ("hidden_size", "n_embd", "dim"),
