@@ -137,6 +137,6 @@ FAMILY = Family(
     dimensions=encoder_dimensions,
     cautions=encoder_cautions,
     forward={"BertModel": FORWARD},
-    traits=Traits(plannable=False),
+    traits=Traits(encoder=True, positions="learned", layer_norm=True),
     token_roles=ENCODER_ROLES,
 )

@@ -143,6 +143,6 @@ FAMILY = Family(
     # a checkpoint stores sinusoidal positions too
     no_effect=("qa_dropout", "seq_classif_dropout", "sinusoidal_pos_embds"),
     forward={"DistilBertModel": FORWARD},
-    traits=Traits(plannable=False),
+    traits=Traits(encoder=True, positions="learned", layer_norm=True),
     token_roles=ENCODER_ROLES,
 )

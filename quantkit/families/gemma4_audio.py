@@ -13,6 +13,7 @@ from quantkit.errors import CheckpointError
 from quantkit.families.base.family import Key, Rule
 from quantkit.families.base.hyperparameters import number, optional_size, size
 from quantkit.families.base.projector import Tower
+from quantkit.families.base.refusals import SILU, only
 from quantkit.families.base.tower_rules import affine
 
 # transformers' Gemma4AudioConfig.
@@ -25,6 +26,17 @@ _DEFAULTS = {
     "subsampling_conv_channels": [128, 32],
 }
 _MEL_BINS = 128
+# of llama.cpp's graph (tools/mtmd/models/gemma4a.cpp); no key states them
+_CONSTANTS = {
+    "attention_chunk_size": 12,
+    "attention_context_left": 13,
+    "attention_context_right": 0,
+    "attention_invalid_logits_value": -1e9,
+    "attention_logit_cap": 50.0,
+    "gradient_clipping": 1e10,
+    "residual_weight": 0.5,
+    "rms_norm_eps": 1e-6,
+}
 _TOWER, _CONVOLUTIONS = "model.audio_tower", "model.audio_tower.subsample_conv_projection"
 _LINEARS = {
     "feed_forward1.ffw_layer_1": ("ffn_up", "audio_ffn", "audio"),
@@ -58,6 +70,7 @@ def audio_config(config: Mapping[str, Any]) -> dict[str, Any] | None:
 
     Raises:
         CheckpointError: it is not an object, or has other than two convolutions.
+        UnsupportedError: a setting differs from a constant of llama.cpp's graph.
     """
     given = config.get("audio_config")
     if given is None:
@@ -70,6 +83,9 @@ def audio_config(config: Mapping[str, Any]) -> dict[str, Any] | None:
         raise CheckpointError(
             f"config.json: subsampling_conv_channels is {channels!r}, but the tower has two convolutions; correct it"
         )
+    for name, value in _CONSTANTS.items():
+        only(full, name, value, family="Gemma 4's audio tower")
+    only(full, "hidden_act", *SILU, family="Gemma 4's audio tower")
     return full
 
 

@@ -12,7 +12,7 @@ from quantkit.families import gemma4_audio as audio
 from quantkit.families.base.family import Key, Rule, Take
 from quantkit.families.base.hyperparameters import Hyperparameters, number, size
 from quantkit.families.base.projector import Projector, Sources, Tower
-from quantkit.families.base.refusals import GELU, only
+from quantkit.families.base.refusals import GELU, only, only_theta
 from quantkit.families.base.tower_rules import LAYER, affine
 
 # transformers' Gemma4VisionConfig.
@@ -49,6 +49,10 @@ _NORMS = {
 def _tower(config: dict[str, Any], _sources: Sources) -> dict[str, Any]:
     only(config, "hidden_activation", *GELU, family="Gemma 4's tower")
     only(config, "attention_bias", False, family="Gemma 4's tower")
+    only(config, "pooling_kernel_size", 3, family="Gemma 4's tower")
+    # the converter reads layer_norm_eps, which the class does not have
+    only(config, "rms_norm_eps", 1e-6, family="Gemma 4's tower")
+    only_theta(config, 100.0, "Gemma 4's tower")
     return {**config, "image_size": _UNUSED_IMAGE_SIZE}
 
 

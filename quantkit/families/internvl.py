@@ -11,7 +11,7 @@ from quantkit.errors import CheckpointError, UnsupportedError
 from quantkit.families.base.family import Key, Rule
 from quantkit.families.base.hyperparameters import number, optional_size
 from quantkit.families.base.projector import Projector, Sources, Tower
-from quantkit.families.base.refusals import GELU, SILU
+from quantkit.families.base.refusals import GELU, SILU, only
 from quantkit.families.base.tower_rules import LAYER, affine, fused_attention, layer_rules, norm
 
 # transformers' InternVLVisionConfig.
@@ -35,6 +35,9 @@ def _tower(config: dict[str, Any], _sources: Sources) -> dict[str, Any]:
             f"config.json: hidden_act of vision_config is {config['hidden_act']!r}, but llama.cpp runs this tower only"
             " with gelu or silu"
         )
+    # llama.cpp tells the 6B tower, which has RMSNorm, by its sizes (tools/mtmd/models/internvl.cpp)
+    large = (config["hidden_size"], config["num_hidden_layers"]) == (3200, 45)
+    only(config, "norm_type", "rms_norm" if large else "layer_norm", family="an InternVL tower of these sizes")
     for name in ("image_size", "patch_size"):
         value = config[name]
         if isinstance(value, list):

@@ -12,7 +12,7 @@ from quantkit.errors import CheckpointError, UnsupportedError
 from quantkit.families.base.family import Key, Rule, Take
 from quantkit.families.base.hyperparameters import Hyperparameters, optional_size
 from quantkit.families.base.projector import Projector, Sources, Tower
-from quantkit.families.base.refusals import GELU, SILU
+from quantkit.families.base.refusals import GELU, SILU, only_theta
 from quantkit.families.base.tower_rules import LAYER, affine
 
 # transformers' PixtralVisionConfig.
@@ -41,6 +41,7 @@ def _tower(config: dict[str, Any], sources: Sources) -> dict[str, Any]:
             f"config.json: hidden_act of vision_config is {config['hidden_act']!r}, but llama.cpp runs this tower only"
             " with gelu or silu"
         )
+    only_theta(config, 10000.0, "Pixtral's tower")
     # the class has no setting for it
     return {"layer_norm_eps": 1e-5, **config, "break_token": sources.token_id(_BREAK)}
 

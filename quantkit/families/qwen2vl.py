@@ -14,7 +14,7 @@ from quantkit.families.base.hyperparameters import optional_size
 from quantkit.families.base.multimodal import BARE_PREFIX, TEXT_PREFIXES, TOWERS, TOWERS_LEFT_OUT
 from quantkit.families.base.pooling import as_bare_model
 from quantkit.families.base.projector import Projector, Sources, Tower
-from quantkit.families.base.refusals import SILU, only
+from quantkit.families.base.refusals import SILU, only, only_theta
 from quantkit.families.base.tower_rules import LAYER, affine, fused_attention, patches_of_two_frames
 from quantkit.families.qwen2 import DEFAULTS as QWEN2_DEFAULTS
 from quantkit.families.qwen2 import FAMILY as QWEN2
@@ -85,7 +85,11 @@ def _tower(config: dict[str, Any], _sources: Sources) -> dict[str, Any]:
     # the converter writes no key for it
     only(config, "window_size", 112, family="Qwen2.5-VL")
     named = {**config, "num_attention_heads": config.get("num_heads"), "num_hidden_layers": config.get("depth")}
-    if "embed_dim" in config:
+    only_theta(config, 10000.0, "Qwen2-VL's tower")
+    if "embed_dim" not in config:
+        only(config, "hidden_act", *SILU, family="Qwen2.5-VL's tower")
+    else:
+        only(config, "hidden_act", "quick_gelu", family="Qwen2-VL's tower")
         # a key of the GGUF that llama.cpp does not read for this tower
         named |= {"intermediate_size": config.get("hidden_size"), "hidden_size": config["embed_dim"]}
     return named

@@ -13,7 +13,7 @@ from quantkit.families.base.hyperparameters import Hyperparameters, number, size
 from quantkit.families.base.keys import base_keys
 from quantkit.families.base.multimodal import TEXT_PREFIXES, VISION, VISION_LEFT_OUT
 from quantkit.families.base.projector import Projector, Sources, Tower
-from quantkit.families.base.refusals import GELU, only
+from quantkit.families.base.refusals import GELU, only, only_theta
 from quantkit.families.base.tower_rules import LAYER, affine, patches_of_two_frames, renumbered
 from quantkit.families.qwen3 import DEFAULTS
 from quantkit.families.qwen3 import FAMILY as QWEN3
@@ -63,6 +63,7 @@ _BLOCK, _DEEP, _MERGER = "visual.blocks.{layer}", "visual.deepstack_merger_list.
 def _tower(config: dict[str, Any], _sources: Sources) -> dict[str, Any]:
     only(config, "temporal_patch_size", 2, family="Qwen3-VL")
     only(config, "hidden_act", *GELU, family="Qwen3-VL")
+    only_theta(config, 10000.0, "Qwen3-VL's tower")
     positions, patch = size(config, "num_position_embeddings"), size(config, "patch_size")
     named = {"num_attention_heads": config.get("num_heads"), "num_hidden_layers": config.get("depth")}
     return {"image_size": int(positions**0.5 * patch), **config, **named}

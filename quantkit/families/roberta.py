@@ -99,6 +99,6 @@ FAMILY = Family(
     dimensions=dimensions,
     cautions=encoder_cautions,
     forward={"RobertaModel": FORWARD},
-    traits=Traits(plannable=False),
+    traits=Traits(encoder=True, positions="learned", layer_norm=True),
     token_roles=ENCODER_ROLES,
 )

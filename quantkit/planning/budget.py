@@ -206,11 +206,11 @@ def remedies(shape: ModelShape, offers: Sequence[Offer], context: Context, budge
             _LEAST_CTX, longest_context(shape, fit_offer(shape, smallest, context, budget), budget, context.n_ctx)
         )
         tries.append((f"--ctx {short}", replace(context, n_ctx=short)))
-    if context.kv_type == "f16" and context.flash is not False:
+    if not shape.traits.encoder and context.kv_type == "f16" and context.flash is not False:
         tries.append(("--kv-type q8_0", replace(context, kv_type="q8_0")))
     if shape.has_experts and budget.vram:
         tries.append((f"--n-cpu-moe {shape.n_layer}", replace(context, cpu_moe=shape.n_layer)))
-    if context.n_ubatch > 128:
+    if not shape.traits.encoder and context.n_ubatch > 128:
         tries.append(("--batch 128", replace(context, n_ubatch=128)))
     fitting = []
     for what, changed in tries:

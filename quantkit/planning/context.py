@@ -1,6 +1,6 @@
 """The options of a llama.cpp context that its memory depends on."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from quantkit.errors import UsageError
@@ -59,6 +59,11 @@ class Context:
     def window_cells(self, window: int) -> int:
         """Cells of the cache of layers with a sliding window (llama_kv_cache_iswa)."""
         return -(-min(self.cells, window + self.tokens) // 256) * 256
+
+    @property
+    def one_batch(self) -> "Context":
+        """The context with one physical batch for all of its tokens, as an encoder needs it."""
+        return replace(self, n_batch=self.n_ctx, n_ubatch=self.n_ctx)
 
     @property
     def kv_cache(self) -> "GGMLQuantizationType":

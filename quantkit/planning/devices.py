@@ -55,7 +55,9 @@ def weight_devices(
 ) -> Mapping[str, tuple[str, ...]]:
     """The devices of each tensor, by name; a tied embedding is on the CPU and, as the output, on a GPU."""
     layers = layer_devices(shape, context)
-    output, tied, trunk = layers[-1], "output.weight" not in shape.tensors, len(shape.trunk)
+    output, trunk = layers[-1], len(shape.trunk)
+    # an encoder has no output head
+    tied = "output.weight" not in shape.tensors and not shape.traits.encoder
     devices: dict[str, tuple[str, ...]] = {}
     for tensor in tensors:
         layer = tensor.layer
@@ -65,7 +67,7 @@ def weight_devices(
             devices[tensor.name] = (CPU,) if layer < context.cpu_moe and tensor.is_expert else (layers[layer],)
         elif tensor.name in _OF_FIRST_LAYER:
             devices[tensor.name] = (layers[0],)
-        elif tensor.name.startswith(("output", "altup_")) or tensor.name == f"{shape.traits.last_norm}.weight":
+        elif tensor.name.startswith(("output", "altup_", "cls")) or tensor.name == f"{shape.traits.last_norm}.weight":
             devices[tensor.name] = (output,)
         elif tensor.name == "token_embd.weight" and tied and output != CPU:
             devices[tensor.name] = (CPU, output)

@@ -12,6 +12,7 @@ from quantkit.planning.attention import attention, mla
 from quantkit.planning.context import Context
 from quantkit.planning.delta_net import delta_net
 from quantkit.planning.drawing import Drawing
+from quantkit.planning.encoder import encoder_graph
 from quantkit.planning.feed_forward import experts_beside_dense, feed_forward
 from quantkit.planning.layer_inputs import layer_inputs, with_layer_input
 from quantkit.planning.recurrent import mamba, mamba2
@@ -25,6 +26,8 @@ Draw = Callable[[Drawing, Tensor, Layer], Tensor]
 
 def prompt_graph(shape: ModelShape, context: Context, layers: Sequence[int] | None = None) -> Graph:
     """The graph of a whole physical batch; `layers` limits it to some layers, which must include the last."""
+    if shape.traits.encoder:
+        return encoder_graph(shape, context.one_batch, layers)
     d = Drawing(shape, context)
     x = _embedded(d)
     if "per_layer_token_embd.weight" in shape.tensors:

@@ -176,7 +176,7 @@ def plan_memory(
         repacked=repacked_bytes,
         kv=kv[CPU],
         compute=compute.get(CPU, 0),
-        output=4 * shape.n_vocab,
+        output=output_bytes(shape, context),
         overhead=CPU_OVERHEAD + BYTES_OF_TOKEN * shape.n_vocab,
     )
     gpus = tuple(
@@ -186,6 +186,16 @@ def plan_memory(
         for name in names
     )
     return Memory(cpu, gpus, context)
+
+
+def output_bytes(shape: ModelShape, context: Context) -> int:
+    """Bytes of the output buffer: logits of one token, or of an encoder logits and embeddings of all tokens.
+
+    llama.cpp makes room for an encoder's logits although no head computes them (llama_context::output_reserve).
+    """
+    if shape.traits.encoder:
+        return F32 * (shape.n_vocab + shape.n_embd) * context.n_ctx
+    return F32 * shape.n_vocab
 
 
 def kv_bytes(shape: ModelShape, context: Context) -> dict[str, int]:
@@ -205,7 +215,7 @@ def kv_of_layers(shape: ModelShape, context: Context) -> list[int]:
     sizes = [0] * shape.n_layer
     for number, layer in enumerate(shape.trunk):
         sizes[number] += state_bytes(shape, layer)
-        if layer.shared_from is not None or not layer.has_attention:
+        if shape.traits.encoder or layer.shared_from is not None or not layer.has_attention:
             continue
         cells = context.window_cells(shape.window) if layer.slides else context.cells
         # without flash attention values are transposed, and every layer is as large as the widest

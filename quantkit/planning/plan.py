@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from quantkit.errors import UnsupportedError
 from quantkit.gguf.mix import MixOptions, MixTensor
 from quantkit.imatrix.file import load_imatrix
 from quantkit.machine import Machine, probe_bandwidth, this_machine
@@ -115,6 +116,10 @@ def plan(source: str, options: PlanOptions | None = None, *, offline: bool = Fal
     try:
         if options.n_ctx is None and opened.shape.context:
             context = replace(context, n_ctx=min(context.n_ctx, opened.shape.context))
+        if opened.shape.traits.encoder:
+            if options.phone:
+                raise UnsupportedError(f"{source} is an encoder, and --phone plans a chat model; use --ram instead")
+            context = replace(context.one_batch, kv_type="f16")
         if "CPU" not in bandwidth:
             bandwidth["CPU"] = (probe_bandwidth(), "measured")
         projector, unseen = planned_projector(opened, source, options.mmproj)
@@ -209,7 +214,8 @@ def _gguf_row(plan: Plan, offer: Offer, speeds: Mapping[str, float], options: Pl
         fit,
         fit.memory.devices,
         missing=fit.missing,
-        speed=placed.speed,
+        # the estimate is of generated tokens
+        speed=0.0 if plan.source.shape.traits.encoder else placed.speed,
         whole_layers=layers.gpu_layers if layers.fits else None,
     )
 

@@ -11,6 +11,7 @@ from quantkit.machine import Machine
 from quantkit.planning.budget import Budget, Fit
 from quantkit.planning.context import Context
 from quantkit.planning.devices import gpu_names
+from quantkit.planning.encoder_commands import encoder_commands
 from quantkit.planning.memory import GPU_OVERHEAD, DeviceMemory
 from quantkit.planning.projector import PlannedProjector
 from quantkit.planning.sizes import Offer
@@ -151,7 +152,7 @@ class Plan:
         ]
 
     def _gguf_commands(self, row: Row, fit: Fit) -> list[str]:
-        offer, context = row.offer, fit.memory.context
+        offer, context, is_encoder = row.offer, fit.memory.context, self.source.shape.traits.encoder
         commands, file = [], self.given
         if offer.label != "as it is":
             calibrate = " --calibrate" if offer.needs_imatrix else ""
@@ -164,9 +165,11 @@ class Plan:
         options += f" --n-cpu-moe {context.cpu_moe}" if context.cpu_moe else ""
         options += f" --tensor-split {','.join(map(str, context.split))}" if context.split else ""
         options += " --no-kv-offload" if not context.kv_on_gpu else ""
-        options += f" -ub {context.n_ubatch}" if context.n_ubatch != 512 else ""
+        options += f" -ub {context.n_ubatch}" if context.n_ubatch != 512 and not is_encoder else ""
         options += " -fa off" if context.flash is False else ""
         options += " --no-repack" if not self.budget.cpu_features else ""
+        if is_encoder:
+            return commands + encoder_commands(self.source.shape, file, options, context.n_ctx)
         commands.append(f"llama-cli -m {shlex.quote(file)} {options}")
         here = f"quantkit run {shlex.quote(file)} --gpu-layers {context.gpu_layers} --ctx {context.n_ctx}"
         here += f" --n-cpu-moe {context.cpu_moe}" if context.cpu_moe else ""
@@ -242,7 +245,8 @@ class Plan:
             f"{pace / 1e9:.3g} GB/s ({device}, {origin})"
             for device, (pace, origin) in ((device, self.bandwidth[device]) for device in devices)
         )
-        yield f"tokens/s are an estimate for the first tokens of a chat: bytes read per token at {bandwidths}"
+        if not self.source.shape.traits.encoder:
+            yield f"tokens/s are an estimate for the first tokens of a chat: bytes read per token at {bandwidths}"
         if self.best is not None and self.best.fit is not None and self.machine.vram and not self.best.fit.memory.gpus:
             yield "the plan leaves the GPU out: even without layers on it, llama.cpp needs more memory than it has"
         elif self.machine.vram:

@@ -40,6 +40,7 @@ _INTEGERS = {
 _FLOATS = {
     *("top_p", "min_p", "temperature", "repeat_penalty", "presence_penalty", "frequency_penalty"),
 }
+_QUANTIZATIONS = {"F32", "F16", "BF16", "Q8_0", "Q4_K_S", "Q4_K_M"}
 _NO_TEMPLATE = "{{ .Prompt }}"
 
 
@@ -222,6 +223,10 @@ class _Handler(BaseHTTPRequestHandler):
         if ("files" in body) == ("from" in body):
             raise _Refused("neither 'from' or 'files' was specified")
         _check_parameters(body.get("parameters", {}))
+        if body.get("quantize"):
+            if body["quantize"].upper() not in _QUANTIZATIONS:
+                raise _Refused(f"unsupported quantization type {body['quantize']}")
+            raise _Refused("the stand-in quantizes nothing; send the quantized GGUF")
         for file, digest in (body.get("files", {}) | body.get("adapters", {})).items():
             if "/" in file or "\\" in file or ":" in file:
                 raise _Refused(f"file path must be relative: {file}")

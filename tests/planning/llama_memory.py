@@ -34,6 +34,7 @@ class Job:
     flash: int = -1
     no_alloc: bool = False
     repack: bool = False
+    embeddings: bool = False
 
 
 @dataclass(frozen=True)
@@ -124,6 +125,7 @@ def _load(llama_cpp: Any, job: Job) -> list[int]:
     settings.n_ctx, settings.n_batch, settings.n_ubatch = job.n_ctx, job.n_batch, job.n_ubatch
     # what llama-cli and llama-server do; the library by itself gives sliding layers a cache for the whole context
     settings.swa_full = False
+    settings.embeddings = job.embeddings
     settings.flash_attn_type = job.flash
     settings.type_k = settings.type_v = TYPES[job.kv]
     context = llama_cpp.llama_init_from_model(model, settings)

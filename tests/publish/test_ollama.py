@@ -317,6 +317,17 @@ def test_the_servers_message_is_passed_on(ollama: Ollama, file: Path) -> None:
         made(ollama, file, parameters=(("num_ctx", "many"),))
 
 
+@pytest.mark.parametrize(
+    ("kind", "refusal"), [("q3_K_M", "unsupported quantization type"), ("q4_K_M", "the stand-in quantizes nothing")]
+)
+def test_the_stand_in_lets_no_create_ask_for_quantization(ollama: Ollama, file: Path, kind: str, refusal: str) -> None:
+    server = made(ollama, file)
+    request = create_request("ns/m:4b", Modelfile(sources=(f"./{file.name}",)), {file.name: digest_of(file)})
+    assert "quantize" not in request
+    with pytest.raises(PublishError, match=refusal):
+        server.create({**request, "quantize": kind})
+
+
 @pytest.mark.parametrize("status", [200, 401, 403])
 def test_a_key_that_is_not_registered_is_explained(ollama: Ollama, file: Path, status: int) -> None:
     server = made(ollama, file)

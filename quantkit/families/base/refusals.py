@@ -29,6 +29,18 @@ def only(config: Mapping[str, Any], name: str, *allowed: object, family: str) ->
     )
 
 
+def only_theta(config: Mapping[str, Any], theta: float, family: str) -> None:
+    """Refuse another base of a tower's rotary positions than `theta`, a constant of llama.cpp's graph.
+
+    Raises:
+        UnsupportedError: llama.cpp would ignore the base, or a scaling.
+    """
+    rope = config.get("rope_parameters")
+    for settings in (config, rope if isinstance(rope, Mapping) else {}):
+        only(settings, "rope_theta", theta, family=family)
+        only(settings, "rope_type", "axial", "default", family=family)
+
+
 def plain_yarn(config: Mapping[str, Any], family: str) -> None:
     """Refuse YaRN settings that differ from llama.cpp's constants; most of its architectures read only the factor.
 

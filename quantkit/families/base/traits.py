@@ -11,6 +11,7 @@ class Traits:
     Attributes:
         causal: tokens attend to earlier ones only; False for encoders whose files do not state it.
         plannable: quantkit knows the graph; False for most recurrent models, encoders and indexed attention.
+        encoder: the graph is an encoder's, without a cache and with norms after the sums.
         sliding_every: layers with a sliding window have a smaller cache; one layer in this many has no window.
         default_window: tokens of the window where the file has no key for it.
         layer_norm: norms are LayerNorms, which llama.cpp never computes in place; elsewhere RMS norms.
@@ -44,6 +45,7 @@ class Traits:
 
     causal: bool = True
     plannable: bool = True
+    encoder: bool = False
     sliding_every: int | None = None
     default_window: int = 0
     layer_norm: bool = False

@@ -1,0 +1,104 @@
+"""The graph of an encoder in llama.cpp: attention to all tokens without a cache, norms after the sums, pooling.
+
+Source: src/models/bert.cpp, and build_attn_inp_no_cache, build_attn_mha and build_pooling of src/llama-graph.cpp.
+"""
+
+from collections.abc import Sequence
+
+from quantkit.planning.context import Context
+from quantkit.planning.drawing import Drawing
+from quantkit.planning.feed_forward import feed_forward
+from quantkit.planning.shape import Layer, ModelShape
+from quantkit.planning.tensors import F16, F32, I32, Graph, Tensor, fresh, leaf, matmul, permuted, same, view
+
+NO_POOLING, MEAN, CLS, LAST, RANK = range(5)
+"""Values of the key pooling_type (enum llama_pooling_type)."""
+
+
+def encoder_graph(shape: ModelShape, context: Context, layers: Sequence[int] | None = None) -> Graph:
+    """The graph of one sequence of `context.tokens` tokens; `layers` as for prompt_graph."""
+    d = Drawing(shape, context)
+    x = _embedded(d)
+    mask = leaf("mask", d.n, d.n, size=F16 if context.flash_on else F32)
+    for number in range(shape.n_layer) if layers is None else layers:
+        d.layer = number
+        x = _layer(d, x, shape.layers[number], mask)
+    d.layer = None
+    x.kept = True
+    d.graph.expand(x)
+    pooled = _pooled(d, x)
+    pooled.kept = True
+    d.graph.expand(pooled)
+    return d.graph
+
+
+def _embedded(d: Drawing) -> Tensor:
+    """The sum of the embeddings of tokens, token types and positions, normed."""
+    tensors, width = d.shape.tensors, d.shape.n_embd
+    x = fresh((width, d.n), leaf("tokens", d.n, size=I32))
+    x.weight = "token_embd.weight"
+    d.graph.expand(x)
+    # the graph reserves an input for embeddings in place of tokens
+    d.graph.expand(leaf("embeddings", width, d.n))
+    if "token_types.weight" in tensors:
+        x = same(x, weight="token_types.weight")
+    if "position_embd.weight" in tensors:
+        positions = fresh((width, d.n), d.positions)
+        positions.weight = "position_embd.weight"
+        x = same(positions, x)
+    return d.norm(x, "token_embd_norm", tensors)
+
+
+def _layer(d: Drawing, x: Tensor, layer: Layer, mask: Tensor) -> Tensor:
+    out = _attention(d, x, layer, mask)
+    if d.layer == d.shape.n_layer - 1:
+        out, x = (fresh((part.shape[0], d.n), part, d.outputs) for part in (out, x))
+    x = d.norm(same(out, x), "attn_output_norm", layer.tensors)
+    return d.norm(same(feed_forward(d, x, layer), x), "layer_output_norm", layer.tensors)
+
+
+def _attention(d: Drawing, x: Tensor, layer: Layer, mask: Tensor) -> Tensor:
+    """Attention of all tokens to all tokens, and its output projection."""
+    sizes = ((layer.head_k, layer.n_head), (layer.head_k, layer.n_head_kv), (layer.head_v, layer.n_head_kv))
+    if layer.has("attn_qkv.weight"):
+        whole = d.linear(layer, "attn_qkv", x)
+        q, k, v = (view(whole, (*heads, d.n), (heads[0] * F32, whole.stride[1])) for heads in sizes)
+    else:
+        names = ("attn_q", "attn_k", "attn_v")
+        q, k, v = (view(d.linear(layer, name, x), (*heads, d.n)) for name, heads in zip(names, sizes, strict=True))
+    if d.shape.traits.positions == "rope":
+        q, k = d.rope(q), d.rope(k)
+    for projection in (q, k, v):
+        d.graph.expand(projection)
+    q = permuted(view(q, (*q.shape[:3], 1), q.stride[1:]))
+    k, v = permuted(k), permuted(v)
+    if d.context.flash_on:
+        halves = [fresh(part.shape, part, size=F16) for part in (k, v)]
+        out = fresh((layer.head_v, layer.n_head, d.n), q, *halves, mask)
+        out.layer = d.layer
+        out = view(out, (layer.head_v * layer.n_head, d.n))
+    else:
+        scores = same(fresh((d.n, d.n, layer.n_head), k, q), mask)
+        columns = fresh((d.n, layer.head_v, layer.n_head_kv), v)
+        out = fresh((layer.head_v, d.n, layer.n_head), columns, scores)
+        out = fresh((layer.head_v * layer.n_head, d.n), permuted(out))
+        out.on_cpu = not d.context.kv_on_gpu
+    d.graph.expand(out)
+    return d.linear(layer, "attn_output", out)
+
+
+def _pooled(d: Drawing, x: Tensor) -> Tensor:
+    """The pooled embedding, or the scores of a reranker."""
+    shape, pooling = d.shape, int(d.shape.number("pooling_type"))
+    if pooling == NO_POOLING:
+        return x
+    if pooling == MEAN:
+        return fresh((shape.n_embd, 1), fresh((d.n, shape.n_embd), x), leaf("mean", d.n, 1))
+    x = fresh((shape.n_embd, 1), x, leaf("chosen", 1, size=I32))
+    if pooling == RANK:
+        for name in ("cls", "cls.output"):
+            if f"{name}.weight" in shape.tensors:
+                x = matmul(f"{name}.weight", shape.tensors[f"{name}.weight"][0], x)
+                x = same(x, weight=f"{name}.bias") if f"{name}.bias" in shape.tensors else x
+                x = same(x) if name == "cls" else x
+    return x
