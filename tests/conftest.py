@@ -9,6 +9,7 @@ import pytest
 
 from quantkit.chat import contained
 from quantkit.llamacpp import session as sessions
+from tests.helpers.command import current_environment
 from tests.helpers.llama_child import SharedChild
 from tests.helpers.render_child import ForkedChild
 from tests.tokenizer import tally
@@ -37,6 +38,14 @@ def forked_render_child() -> Iterator[None]:
     with patch.object(contained, "_child", child.run):
         yield
     child.close()
+
+
+@pytest.fixture(autouse=True)
+def unchanged_environment() -> Iterator[None]:
+    """No test leaves another environment: later commands would start processes of their own, without patches."""
+    before = current_environment()
+    yield
+    assert current_environment() == before
 
 
 def pytest_collection_finish() -> None:

@@ -77,6 +77,6 @@ FAMILY = Family(
             feed=FeedForward(gate=None, fused="gated_layers", down="wo", default_activation="gelu"),
         )
     },
-    traits=Traits(plannable=False),
+    traits=Traits(encoder=True, positions="alibi", layer_norm=True),
     token_roles=ENCODER_ROLES,
 )

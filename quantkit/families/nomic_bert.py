@@ -249,6 +249,6 @@ FAMILY = Family(
     cautions=encoder_cautions,
     rope_kinds=("default",),
     forward={"NomicBertModel": FORWARD},
-    traits=Traits(plannable=False),
+    traits=Traits(encoder=True, layer_norm=True, expert_weights_summed_to_one=False),
     token_roles=ENCODER_ROLES,
 )

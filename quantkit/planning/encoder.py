@@ -53,7 +53,10 @@ def _layer(d: Drawing, x: Tensor, layer: Layer, mask: Tensor) -> Tensor:
     out = _attention(d, x, layer, mask)
     if d.layer == d.shape.n_layer - 1:
         out, x = (fresh((part.shape[0], d.n), part, d.outputs) for part in (out, x))
+    before = x
     x = d.norm(same(out, x), "attn_output_norm", layer.tensors)
+    if layer.has("attn_norm_2.weight"):
+        x = d.norm(same(x, before), "attn_norm_2", layer.tensors)
     return d.norm(same(feed_forward(d, x, layer), x), "layer_output_norm", layer.tensors)
 
 
@@ -66,6 +69,12 @@ def _attention(d: Drawing, x: Tensor, layer: Layer, mask: Tensor) -> Tensor:
     else:
         names = ("attn_q", "attn_k", "attn_v")
         q, k, v = (view(d.linear(layer, name, x), (*heads, d.n)) for name, heads in zip(names, sizes, strict=True))
+    if layer.has("attn_q_norm.weight"):
+        # the norm covers all heads together
+        q, k = (
+            view(d.norm(view(part, (part.shape[0] * part.shape[1], d.n)), name, layer.tensors), part.shape[:3])
+            for part, name in ((q, "attn_q_norm"), (k, "attn_k_norm"))
+        )
     if d.shape.traits.positions == "rope":
         q, k = d.rope(q), d.rope(k)
     for projection in (q, k, v):

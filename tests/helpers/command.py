@@ -37,11 +37,12 @@ class Answer:
         return lines[0]
 
 
-def _environment() -> dict[str, str]:
+def current_environment() -> dict[str, str]:
+    """The environment without pytest's own variables."""
     return {name: value for name, value in os.environ.items() if not name.startswith(_PYTEST)}
 
 
-_AT_START = _environment()
+_AT_START = current_environment()
 
 
 def command(*words: str | Path) -> list[str]:
@@ -57,7 +58,7 @@ def quantkit(
     one that the test has changed by monkeypatch, or one of `env` with other variables than those of the hub's client
     and of Ollama.
     """
-    changed = {name for name, _ in _environment().items() ^ _AT_START.items()}
+    changed = {name for name, _ in current_environment().items() ^ _AT_START.items()}
     if timeout or changed - {"QUANTKIT_FAMILIES"} or not applies_here(env or {}):
         return quantkit_process(*words, cwd=cwd, env=env, timeout=timeout or 240)
     with environment(env) if env else contextlib.nullcontext():

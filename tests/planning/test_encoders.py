@@ -23,7 +23,19 @@ HUNDREDTH = 0.0051 * (1 << 20)
 
 
 @pytest.mark.parametrize(
-    "name", ["bert", "bert-reranker", "bert-three-labels", "distilbert", "roberta", "roberta-reranker", "xlm-roberta"]
+    "name",
+    [
+        "bert",
+        "bert-reranker",
+        "bert-three-labels",
+        "distilbert",
+        "roberta",
+        "roberta-reranker",
+        "xlm-roberta",
+        "nomic-bert",
+        "nomic-bert-moe",
+        "jina-bert",
+    ],
 )
 def test_the_compute_buffer_of_an_encoder_is_llama_cpps(name: str, tmp_path: Path) -> None:
     path = to_gguf(write_checkpoint(name, tmp_path / name), "f32", tmp_path)

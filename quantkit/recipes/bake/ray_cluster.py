@@ -6,6 +6,7 @@ lost, Ray starts its task again, and the journal of the bake resumes the work.
 
 import contextlib
 import importlib
+import importlib.util
 import os
 import re
 import socket
@@ -126,10 +127,12 @@ def _check_reachable(address: str) -> None:
 
 
 def _ray() -> Any:
+    if importlib.util.find_spec("ray") is None:
+        raise MissingExtraError("--ray needs Ray; install it with: pip install 'quantkit[ray]'")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     # without this, Ray hides the GPUs from a task that reserves none
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     try:
         return importlib.import_module("ray")
     except ImportError as error:
-        raise MissingExtraError("--ray needs Ray; install it with: pip install 'quantkit[ray]'") from error
+        raise MissingExtraError(f"--ray needs Ray, which cannot be imported: {error}; install it anew") from error
