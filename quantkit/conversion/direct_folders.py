@@ -49,7 +49,7 @@ class _Folder:
 
 
 def write_direct_folders(plan: ConversionPlan, journal: Journal, progress: Progress) -> DirectFolders:
-    """Write the direct folders of a plan, still under their partial names.
+    """Write the direct folders of a plan, still under their partial names; the caller flushes their weight files.
 
     Raises:
         CheckpointError: the source cannot be read, or contains NaN or infinity.
@@ -65,7 +65,7 @@ def write_direct_folders(plan: ConversionPlan, journal: Journal, progress: Progr
         resumed = _write_tensors(plan, names, folders, journal, progress)
         for folder in folders:
             config = folder.plan.config(native.config)
-            folder.writer.finish(config, native.checkpoint.folder, folder.plan.more_files())
+            folder.writer.finish(config, native.checkpoint.folder, folder.plan.more_files(), flush=False)
         records = [journal.records[direct_step(name)] for name in names]
     methods = [folder.plan.request.method for folder in folders]
     hashes = {

@@ -147,7 +147,10 @@ def run(
             clock.append(("pass", time.monotonic()))
         with ThreadPoolExecutor(1, thread_name_prefix="flush") as flusher:
             # the disk works while the checks read the same bytes from memory
-            flushed = [flusher.submit(sync, partial_path(path)) for path in plan.paths]
+            weights = [
+                partial_path(folder.folder) / shard.name for folder in plan.direct_folders for shard in folder.shards
+            ]
+            flushed = [flusher.submit(sync, path) for path in (*map(partial_path, plan.paths), *weights)]
             outputs = _verify(plan, calibration, direct, logits, reference, progress)
             for future in flushed:
                 future.result()

@@ -109,8 +109,18 @@ class FolderWriter:
         for file in self._files:
             descriptors.flush(file)
 
-    def finish(self, config: Mapping[str, Any], checkpoint: Path, more: Mapping[str, bytes] | None = None) -> None:
-        """Write the other files: config.json, the index, copies of the small files of `checkpoint`, and `more`."""
+    def finish(
+        self,
+        config: Mapping[str, Any],
+        checkpoint: Path,
+        more: Mapping[str, bytes] | None = None,
+        *,
+        flush: bool = True,
+    ) -> None:
+        """Write the other files: config.json, the index, copies of the small files of `checkpoint`, and `more`.
+
+        Without `flush` the caller flushes the weight files.
+        """
         files = {"config.json": json_bytes(config), **(more or {})}
         index = index_json(self.shards)
         if index is not None:
@@ -122,7 +132,8 @@ class FolderWriter:
                 shutil.copyfile(source, target)
             for name, data in files.items():
                 (self.folder / name).write_bytes(data)
-            self.flush()
+            if flush:
+                self.flush()
             for path in (*(self.folder / name for name in files), self.folder):
                 sync(path)
         except OSError as error:

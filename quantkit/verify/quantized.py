@@ -6,9 +6,10 @@ text are compared with the source's. A few tokens are generated.
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from io import FileIO
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -129,10 +130,10 @@ def _bytes(opened: QuantizedFolder, sha256: Mapping[str, str], hashes: dict[str,
     with ThreadPoolExecutor(1, thread_name_prefix="sha256") as pool:
         for name, own in tensors.items():
             with (opened.folder / name).open("rb", buffering=0) as file:
-                whole = _Hash(pool)
+                whole, buffers = _Hash(pool), cycle([bytearray(_PIECE) for _ in range(3)])
                 for tensor in sorted(own, key=lambda tensor: tensor.offset):
-                    whole.update(_exactly(file, tensor.offset - file.tell()))
-                    _tensor_bytes(file, tensor, sha256.get(tensor.name), whole)
+                    whole.update(_exactly(file, memoryview(bytearray(tensor.offset - file.tell()))))
+                    _tensor_bytes(file, tensor, sha256.get(tensor.name), whole, buffers)
                 while data := file.read(_PIECE):
                     whole.update(data)
                 hashes[name] = whole.hexdigest()
@@ -141,13 +142,13 @@ def _bytes(opened: QuantizedFolder, sha256: Mapping[str, str], hashes: dict[str,
 
 
 class _Hash:
-    """The sha256 of a file, computed in another thread while its tensors are checked. At most two pieces wait."""
+    """The sha256 of a file, computed in another thread while its tensors are checked. At most one piece waits."""
 
     def __init__(self, pool: Executor) -> None:
         self._pool, self._digest = pool, hashlib.sha256()
         self._pending: Future[None] | None = None
 
-    def update(self, data: bytes | bytearray) -> None:
+    def update(self, data: bytes | memoryview) -> None:
         self._wait()
         self._pending = self._pool.submit(self._digest.update, data)
 
@@ -160,10 +161,12 @@ class _Hash:
             self._pending.result()
 
 
-def _tensor_bytes(file: FileIO, tensor: TensorInfo, expected: str | None, whole: _Hash) -> None:
+def _tensor_bytes(
+    file: FileIO, tensor: TensorInfo, expected: str | None, whole: _Hash, buffers: Iterator[bytearray]
+) -> None:
     digest, left = hashlib.sha256(), tensor.nbytes
     while left:
-        data = _exactly(file, min(left, _PIECE))
+        data = _exactly(file, memoryview(next(buffers))[: min(left, _PIECE)])
         left -= len(data)
         whole.update(data)
         digest.update(data)
@@ -175,15 +178,14 @@ def _tensor_bytes(file: FileIO, tensor: TensorInfo, expected: str | None, whole:
         )
 
 
-def _exactly(file: FileIO, n_bytes: int) -> bytearray:
-    data = bytearray(n_bytes)
-    view, count = memoryview(data), 0
-    while count < n_bytes:
-        length = file.readinto(view[count:])
+def _exactly(file: FileIO, buffer: memoryview) -> memoryview:
+    count = 0
+    while count < len(buffer):
+        length = file.readinto(buffer[count:])
         if not length:
             raise VerificationError(f"{Path(str(file.name)).name} ends too early")
         count += length
-    return data
+    return buffer
 
 
 def _rows(opened: QuantizedFolder, plan: FolderPlan, native: Native) -> str:

@@ -58,6 +58,7 @@ def test_an_embedding_passes_both_dense_modules(tmp_path: Path) -> None:
     assert np.abs(ours[0] - theirs).max() < 0.01 * theirs.std()
 
 
+@pytest.mark.full
 def test_measure_compares_files_with_the_checkpoint_and_its_modules(tmp_path: Path) -> None:
     folder = write_checkpoint("embedding-gemma", tmp_path / "model")
     with_dense(folder)

@@ -85,6 +85,7 @@ def test_the_readme_of_a_renamed_folder_names_the_reranker(tmp_path: Path) -> No
     assert checks["embeddings"] == "passed"
 
 
+@pytest.mark.full
 def test_measure_compares_the_scores_of_a_reranker(tmp_path: Path) -> None:
     folder = reranker(tmp_path / "Tiny-Qwen3-Reranker", tied=True)
     assert quantkit("gguf", folder, "-t", "f32", "-t", "q8_0", "-o", tmp_path / "out").code == 0

@@ -93,6 +93,7 @@ def test_another_projector_changes_the_answers_and_not_the_text(folder: Path) ->
     assert "Answers about pictures" in (folder.parent / "report" / "report.html").read_text()
 
 
+@pytest.mark.full
 @pytest.mark.usefixtures("libmtmd")
 def test_a_folder_of_files_and_a_table_in_the_terminal(folder: Path) -> None:
     """The projector in the folder is not a model to measure."""
