@@ -16,7 +16,8 @@ from threadpoolctl import threadpool_limits
 from quantkit.conversion.gguf_layers import FeedbackRounder
 from quantkit.conversion.gguf_pass import has_all_files
 from quantkit.conversion.layer_outputs import OUTSIDE_LAYERS, LayerOutputs, layer_step
-from quantkit.conversion.packed_layers import LayerQuantizer, LayerSums, quantizer_of
+from quantkit.conversion.layer_quantizer import LayerQuantizer
+from quantkit.conversion.packed_layers import LayerSums, quantizer_of
 from quantkit.errors import OutputError, PassingError
 from quantkit.files import partial_path
 from quantkit.forward.linears import LayerLinears

@@ -45,7 +45,7 @@ def tokenizer_json(path: Path) -> str:
         raise TokenizerError(f"{path} cannot be read ({error}); download it again") from error
     if model.algorithm != Algorithm.UNIGRAM or tuple(model.pieces[:3]) != _REPLACED:
         raise TokenizerError(
-            f"{path} is not XLM-RoBERTa's: it is no unigram model that begins with <unk>, <s> and </s>; add the"
+            f"{path} is not XLM-RoBERTa's, a unigram model that begins with <unk>, <s> and </s>; add the"
             " checkpoint's tokenizer.json"
         )
     pieces: list[tuple[str, float]] = [(token, 0.0) for token in _FIRST]

@@ -1,0 +1,152 @@
+"""What the quantizers of a layer share: they quantize its linears, pack them, write them and measure their errors."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from quantkit.forward.linears import Input, LayerLinears, Linear
+from quantkit.machine import release_freed_memory
+from quantkit.outputs.packed_folders import FolderPlan
+from quantkit.packed.formats import IntegerFormat, Packed
+from quantkit.packed.writer import FolderWriter
+from quantkit.quant.factor import SHRINK, Factor, factor
+from quantkit.quant.fold import matrix
+from quantkit.quant.gptq import round_with_feedback
+from quantkit.quant.grid import Quantized
+from quantkit.quant.held_out import Trust, choose_trust, step_sizes
+from quantkit.quant.rounding import output_error
+from quantkit.stream.statistics import Statistics
+from quantkit.workers import Workers
+
+Array = NDArray[np.float32]
+Tensors = dict[str, Array]
+Sums = Mapping[str, Statistics]
+
+# The output error of a linear is measured on this many rows, evenly spread.
+_ERROR_ROWS = 128
+
+
+@dataclass
+class LayerQuantizer:
+    """Writes one folder layer by layer. `errors` (by linear) and raised `damping` (by input): of the current layer.
+
+    `read` returns a whole tensor of the checkpoint. `propagate`: the tensors become those that a runtime will use.
+    """
+
+    plan: FolderPlan
+    writer: FolderWriter
+    read: Callable[[str], Array]
+    workers: Workers
+    propagate: bool = False
+    errors: dict[str, float] = field(default_factory=dict)
+    damping: dict[str, float] = field(default_factory=dict)
+    written: list[str] = field(default_factory=list)
+
+    def begin(self) -> None:
+        """Start a new layer."""
+        self.errors.clear()
+        self.damping.clear()
+        self.written.clear()
+
+    def record(self) -> dict[str, Any]:
+        """What the journal keeps of the layer, with the sha256 of every tensor as it was written."""
+        errors = {name: round(error, 6) for name, error in self.errors.items()}
+        hashes = {name: self.writer.sha256(name) for name in self.written}
+        return {"errors": errors, "damping": dict(self.damping), "sha256": hashes}
+
+    def quantize(self, layer: LayerLinears, expert: int | None, tensors: Tensors, sums: Sums) -> None:
+        """Quantize and write the linears of one routed expert, or with None all others of the layer."""
+        raise NotImplementedError
+
+    def quantized(self, entry: Input) -> list[Linear]:
+        """The linears of an input that are quantized."""
+        return [linear for linear in entry.linears if linear.name in self.plan.quantized]
+
+    def factor(
+        self, entry: Input, sums: Sums, weights: Sequence[Array], *, damp: float | None = None, act_order: bool = True
+    ) -> Factor:
+        """The factor of an input's Gram matrix, for rounding `weights`. A damping that had to be raised is recorded.
+
+        damp: None to choose it and the shrinkage on held-out samples.
+        """
+        statistics, name = sums[entry.key], f"the input of {entry.linears[0].name}"
+        assert statistics.gram is not None
+        release_freed_memory()  # of the threads that rounded the last input
+        trust = Trust(SHRINK, damp) if damp is not None else self._trust(statistics, weights)
+        factored = factor(
+            statistics.gram,
+            statistics.gram_tokens,
+            damp=trust.damp,
+            shrink=trust.shrink,
+            act_order=act_order,
+            name=name,
+            workers=self.workers,
+        )
+        release_freed_memory()
+        if factored.raised:
+            self.damping[entry.key] = factored.damp
+        return factored
+
+    def _trust(self, statistics: Statistics, weights: Sequence[Array]) -> Trust:
+        assert statistics.gram is not None
+        grid = self.plan.request.grid
+        rows = np.concatenate([weight[:: -(-len(weight) // _ERROR_ROWS)] for weight in weights])
+        return choose_trust(
+            statistics.gram,
+            statistics.gram_tokens,
+            statistics.held_out,
+            statistics.held_out_tokens,
+            step_sizes(rows, grid.group_size(rows.shape[1])),
+            self.workers,
+        )
+
+    def round(
+        self,
+        tensors: Tensors,
+        linears: Sequence[Linear],
+        factored: Factor,
+        statistics: Statistics,
+        *,
+        static_groups: bool = True,
+        scale: Array | None = None,
+    ) -> None:
+        """Round linears of one input with error feedback and write them. Their columns are multiplied by `scale`."""
+        assert statistics.gram is not None
+        weights = [matrix(tensors, linear) for linear in linears]
+        rounded = round_with_feedback(
+            weights, factored, self.plan.request.grid, static_groups=static_groups, workers=self.workers
+        )
+        gram = statistics.gram if scale is None else statistics.gram / (scale[:, None] * scale)
+        for linear, quantized in zip(linears, rounded, strict=True):
+            self.write_quantized(tensors, linear, quantized, gram)
+
+    def write_quantized(self, tensors: Tensors, linear: Linear, quantized: Quantized, gram: Array) -> None:
+        """Write a quantized linear and measure the relative error of its output over the calibration text."""
+        folder_format, request = self.plan.format, self.plan.request
+        assert isinstance(folder_format, IntegerFormat)
+        quantized = folder_format.as_stored(quantized, request)
+        packed = folder_format.pack(quantized, request)
+        self.write_packed(matrix(tensors, linear), linear, packed, quantized.dequantized(), gram)
+
+    def write_packed(self, weight: Array, linear: Linear, packed: Packed, rounded: Array, gram: Array) -> None:
+        """Write the tensors of a linear; `rounded`: what they mean, for its error."""
+        rows = slice(None, None, -(-len(weight) // _ERROR_ROWS))
+        self.errors[linear.name] = output_error(weight[rows], rounded[rows], gram)[1]
+        for suffix, values in packed.items():
+            self._write(f"{linear.name}.{suffix}", values)
+        if self.propagate:
+            weight[:] = rounded
+
+    def write_kept(self, tensors: Tensors, inputs: Iterable[Input]) -> None:
+        """Write every tensor except the weights of quantized linears."""
+        weights = {linear.name + linear.form.weight for entry in inputs for linear in self.quantized(entry)}
+        for name, values in tensors.items():
+            if name not in weights:
+                self._write(name, values)
+
+    def _write(self, name: str, values: NDArray[Any]) -> None:
+        self.writer.write(name, values)
+        self.written.append(name)
