@@ -20,7 +20,8 @@ from quantkit.gguf.file_types import FileType
 from quantkit.gguf.kernels import accelerated, library
 from quantkit.gguf.layout import padded
 from quantkit.gguf.reader import GgufHeader, read_header
-from quantkit.llamacpp.converter import FOLDER_VARIABLE, ConverterOptions, ConverterSession, find_converter
+from quantkit.llamacpp.converter import FOLDER_VARIABLE, ConverterOptions, find_converter
+from quantkit.llamacpp.converter_session import ConverterSession
 from quantkit.machine import peak_memory
 from quantkit.outputs.converted import converter_version
 from quantkit.outputs.model import Model, origin_of

@@ -27,7 +27,6 @@ import runpy
 import signal
 import sys
 import threading
-import traceback
 from pathlib import Path
 from typing import Any
 
@@ -211,14 +210,6 @@ def _run(request: dict[str, Any]) -> None:
     runpy.run_path(str(script), run_name="__main__")
 
 
-def _reason(error: BaseException) -> str:
-    """The error in one line, with the place in the converter that raised it."""
-    lines = str(error).strip().splitlines()
-    where = traceback.extract_tb(error.__traceback__)[-1]
-    place = f"{Path(where.filename).name}, line {where.lineno}"
-    return f"{type(error).__name__}{f': {lines[0]}' if lines else ''} ({place})"
-
-
 def main() -> None:
     """Run the converter up to its header, then serve tensors until stdin closes."""
     # the caller is in the same process group, and handles the interrupt
@@ -231,17 +222,8 @@ def main() -> None:
         _send({"error": "failed", "text": "it wrote no GGUF"})
     except _Failure as failure:
         _send({"error": failure.kind, "text": str(failure)})
-    except ModuleNotFoundError as error:
-        _send({"error": "missing", "text": error.name or str(error)})
-    except (AttributeError, ImportError) as error:
-        _send({"error": "old", "text": _reason(error)})
-    except MemoryError:
-        _send({"error": "memory", "text": ""})
-    except SystemExit:
-        unknown = last.text.startswith("Model ") and last.text.endswith("is not supported")
-        _send({"error": "architecture" if unknown else "failed", "text": last.text or "it exited"})
     except BaseException as error:
-        _send({"error": "failed", "text": _reason(error)})
+        _send(_module("converter_reasons").failure(error, last.text))
 
 
 if __name__ == "__main__":

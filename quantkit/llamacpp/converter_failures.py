@@ -30,6 +30,23 @@ def converter_failure(kind: str, what: str, python: Path, text: str) -> Quantkit
         return UnsupportedError(
             f"{what} does not recognize the BPE pre-tokenizer; name it with --pre, or update llama.cpp"
         )
+    if kind == "setting":
+        return UnsupportedError(
+            f"{what} does not find {text}; copy the value from the original checkpoint, or update llama.cpp"
+        )
+    if kind == "name":
+        return UnsupportedError(
+            f"{what} does not know the tensor {text}; update llama.cpp, or convert the checkpoint with the names of its"
+            " publisher"
+        )
+    if kind == "no tensor":
+        return UnsupportedError(
+            f"{what} needs the tensor {text}, which the checkpoint does not have; download the checkpoint again"
+        )
+    if kind == "file":
+        return UnsupportedError(
+            f"{what} needs the file {text}, which the checkpoint does not have; copy it from the original checkpoint"
+        )
     if kind == "architecture":
         return UnsupportedError(f"{what}: {text}; update llama.cpp")
     if kind == "memory":

@@ -14,7 +14,8 @@ from quantkit.checkpoint.jsonfile import shown
 from quantkit.errors import UnsupportedError
 from quantkit.families.base.output_head import untied
 from quantkit.gguf.reader import GgufHeader
-from quantkit.llamacpp.converter import Converter, ConverterOptions, ConverterSession, GivenTensors
+from quantkit.llamacpp.converter import Converter, ConverterOptions, GivenTensors
+from quantkit.llamacpp.converter_session import ConverterSession
 from quantkit.outputs.gguf_source import model_of_header, typed_rows
 from quantkit.outputs.model import Model, Mtp, origin_of, weight_files_of
 

@@ -14,7 +14,8 @@ import pytest
 from gguf import GGUFReader
 
 from quantkit.errors import UsageError
-from quantkit.llamacpp.converter import ConverterOptions, ConverterSession, find_converter
+from quantkit.llamacpp.converter import ConverterOptions, find_converter
+from quantkit.llamacpp.converter_session import ConverterSession
 from quantkit.outputs.gguf_source import model_from_gguf
 from quantkit.outputs.opening import open_convertible
 from tests.helpers.command import Answer, command, quantkit
@@ -93,6 +94,39 @@ def test_the_model_of_the_converter_is_that_of_its_file(checkpoint: Path, tmp_pa
             },
             1,
             "needs Python code of the checkpoint, which quantkit never runs",
+        ),
+        (
+            {"MAIN": "hparams = {}; hparams['stack_factor']"},
+            1,
+            "does not find stack_factor in config.json (convert_hf_to_gguf.py, line 23); copy the value",
+        ),
+        (
+            {"MAIN": "raise KeyError(f\"could not find any of: {['hidden_size', 'width']}\")"},
+            1,
+            "does not find hidden_size or width in config.json (",
+        ),
+        (
+            {"MAIN": "preprocessor_config = {}; preprocessor_config['image_mean']"},
+            1,
+            "does not find image_mean in preprocessor_config.json (",
+        ),
+        ({"MAIN": "{}[7]"}, 1, "failed: KeyError: 7 (convert_hf_to_gguf.py, line 23)"),
+        ({"MAIN": "{}['a.norm.weight']"}, 1, "needs the tensor a.norm.weight, which the checkpoint does not have"),
+        (
+            {"MAIN": "raise ValueError(\"Can not map tensor 'a.b.weight'\")"},
+            1,
+            "does not know the tensor a.b.weight; update llama.cpp",
+        ),
+        ({"MAIN": "open('/nowhere/merges.txt')"}, 1, "needs the file merges.txt, which the checkpoint does not have"),
+        ({"MAIN": "assert len(arguments) < 2"}, 1, "failed: AssertionError: len(arguments) < 2 (convert_hf_to_gguf.py"),
+        ({"MAIN": "None.get('a')"}, 1, "failed: AttributeError: 'NoneType' object has no attribute 'get' ("),
+        (
+            {
+                "FIRST": "def prepare_tensors(name): raise RuntimeError('odd shape')",
+                "MAIN": "prepare_tensors('a.weight')",
+            },
+            1,
+            ", at the tensor a.weight",
         ),
         ({"MAIN": "return"}, 1, "failed: it wrote no GGUF"),
         ({"TENSOR": "os._exit(7)"}, 1, "could not be read: llama.cpp's converter in"),

@@ -4,7 +4,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tests.families.models.case import VOCAB
-from tests.families.models.free_towers import GLM4V
 from tests.families.models.gemma4 import AUDIO as GEMMA4_AUDIO
 from tests.families.models.gemma4 import IDS as GEMMA4_IDS
 from tests.families.models.gemma4 import LARGE as GEMMA4_TEXT
@@ -458,18 +457,10 @@ LLAVA = (
     ),
 )
 """LLaVA, whose projector llama.cpp's converter refuses to write; its figures are features (llava_features.py)."""
-BRIDGED = (
-    Case(
-        "glm4v",
-        _of(
-            "Glm4vForConditionalGeneration",
-            {**GLM4V, "vision_config": {**GLM4V["vision_config"], "depth": 3, "hidden_size": 64}},  # type: ignore[dict-item]
-        ),
-    ),
-)
-"""Models without rules of ours; llama.cpp's converter writes their projectors."""
 
 
 def case_of(name: str) -> Case:
     """The case of this name."""
+    from tests.vision.bridged import BRIDGED
+
     return next(case for case in (*CASES, *BRIDGED, *LLAVA) if case.name == name)

@@ -10,7 +10,7 @@ import json
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -82,20 +82,20 @@ def describe(path: Path) -> dict[str, Any]:
     return {"sha256": digest, "header": read_header(path), "tensors": tensors}
 
 
-def layout_of(name: str, folder: Path) -> dict[str, list[int]]:
-    """Names and shapes of the case's tensors, by transformers 5; `folder` takes a file of them."""
+def layouts_of(names: Sequence[str], folder: Path) -> dict[str, dict[str, list[int]]]:
+    """Names and shapes of the tensors of cases, by transformers 5; `folder` takes files of them."""
     peer = newest_converter()
     environment = peer.environment()
     environment["PYTHONPATH"] = f"{environment['PYTHONPATH']}:{REPOSITORY}"
-    command = [str(peer.python), "-m", "tests.vision.layouts", str(folder), name]
-    subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, check=True)
-    layout: dict[str, list[int]] = json.loads((folder / f"{name}.json").read_text())
-    return layout
+    command = [str(peer.python), "-m", "tests.vision.layouts", str(folder), *names]
+    done = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return {name: json.loads((folder / f"{name}.json").read_text()) for name in names}
 
 
 def compute(name: str, folder: Path) -> dict[str, Any]:
     """The figures of a case, made now; its checkpoint is folder/NAME, the converter's files folder/NAME-TYPE.gguf."""
-    peer, layout = newest_converter(), layout_of(name, folder)
+    peer, layout = newest_converter(), layouts_of([name], folder)[name]
     checkpoint = write_checkpoint(name, layout, folder)
     files = {}
     for kind in TYPES:

@@ -16,7 +16,7 @@ import numpy as np
 
 from tests.helpers.peer import REPOSITORY, newest_converter
 from tests.vision.cases import LLAVA
-from tests.vision.expected import GOLDEN, layout_of, write_checkpoint
+from tests.vision.expected import GOLDEN, layouts_of, write_checkpoint
 
 SIDES = {"llava": 56, "llava-siglip": 56, "llava-next": 112}
 """Sides of the images, in pixels: sizes that no image processor changes."""
@@ -29,7 +29,7 @@ def pixels_of(name: str) -> np.ndarray:
 
 def compute(name: str, folder: Path) -> tuple[dict[str, list[int]], np.ndarray]:
     """The layout and the vectors of a case; its checkpoint is folder/NAME."""
-    layout = layout_of(name, folder)
+    layout = layouts_of([name], folder)[name]
     checkpoint, image, out = write_checkpoint(name, layout, folder), folder / "image.npy", folder / "features.npy"
     np.save(image, pixels_of(name))
     peer = newest_converter()
