@@ -70,7 +70,7 @@ def attention_factor(sizes: Hyperparameters) -> float:
     return math.sqrt(1 + math.log(stretch) / math.log(original)) if stretch > 1 else 1.0
 
 
-def _table(name: str) -> Callable[[Hyperparameters], NDArray[np.float32] | None]:
+def table(name: str) -> Callable[[Hyperparameters], NDArray[np.float32] | None]:
     """The divisors of the rotary frequencies, float32 (rotated values / 2,); None without LongRoPE."""
 
     def values(sizes: Hyperparameters) -> NDArray[np.float32] | None:
@@ -85,7 +85,7 @@ def _table(name: str) -> Callable[[Hyperparameters], NDArray[np.float32] | None]
     return values
 
 
-def _keys(arch: str, sizes: Hyperparameters) -> list[Key]:
+def keys(arch: str, sizes: Hyperparameters) -> list[Key]:
     """In the order of llama.cpp's converter (conversion/phi.py); a window of 0 is its mark of Phi-4."""
     config, long = sizes.config, _is_long(sizes)
     return [
@@ -124,10 +124,10 @@ FAMILY = Family(
     architectures=("Phi3ForCausalLM", "Phi4ForCausalLMV"),
     gguf_arch="phi3",
     rules=RULES,
-    keys=_keys,
+    keys=keys,
     computed=(
-        Computed("rope_factors_long.weight", _table("long_factor")),
-        Computed("rope_factors_short.weight", _table("short_factor")),
+        Computed("rope_factors_long.weight", table("long_factor")),
+        Computed("rope_factors_short.weight", table("short_factor")),
     ),
     defaults=DEFAULTS,
     prepare=_prepare,

@@ -18,7 +18,6 @@ _NOT_PLANNABLE = (
 
 TRAITS = {
     **dict.fromkeys(_NOT_PLANNABLE, Traits(plannable=False)),
-    "jais": Traits(positions="stated"),
     "refact": Traits(positions="stated"),
 }
 """By `general.architecture` of a GGUF."""

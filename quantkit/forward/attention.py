@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from quantkit.forward.arithmetic import alibi_slopes, normalise, sigmoid, turn
 from quantkit.forward.arrays import Array, device, empty, namespace, place
+from quantkit.forward.chunks import softplus
 from quantkit.forward.config_keys import Config, given, head_dim
 from quantkit.forward.indexer import excluded_keys
 from quantkit.forward.mixers import Attention, Indexer
@@ -118,7 +119,7 @@ def attend(part: Attention, layer: Layer, x: Array, context: Context) -> Array:
         mixed /= total  # fewer divisions than on the scores
         out[start:stop] = mixed.swapaxes(0, 1)
     if gate is not None:
-        out *= sigmoid(gate)
+        out *= softplus(gate) if part.gate_function == "softplus" else sigmoid(gate)
     out = layer.weights.linear(layer.at + part.at + part.out, out.reshape(n, -1), x.shape[1], part.form)
     return out * np.float32(part.multipliers(layer.config)[3]) if part.multipliers else out
 
@@ -162,7 +163,7 @@ def _mask(rows: int, keys: int, window: int, where: Any) -> Array:
 
 
 def _plain(part: Attention, layer: Layer, x: Array, context: Context) -> tuple[Array, Array, Array, Array | None]:
-    """Queries, keys and values (heads, n, head_dim), after norms and rope; the output's gate (n, heads, head_dim)."""
+    """Queries, keys and values (heads, n, head_dim), after norms and rope; the gate (n, heads, head_dim or 1)."""
     source = part.shared_from(layer.config, layer.number)
     if source is not None:
         q = layer.weights.linear(layer.at + part.at + part.separate[0], x, _query_width(layer.config), part.form)
@@ -180,8 +181,8 @@ def _plain(part: Attention, layer: Layer, x: Array, context: Context) -> tuple[A
     if part.gated:
         q, gate = q[..., :size], q[..., size:]
     elif part.gate:
-        gate = layer.weights.linear(layer.at + part.at + part.gate, x, heads * size, part.form)
-        gate = gate.reshape(len(x), heads, size)
+        width = part.gate_width(layer.config, heads)
+        gate = layer.weights.linear(layer.at + part.at + part.gate, x, width, part.form).reshape(len(x), heads, -1)
     if not part.norms_after_rope:
         q, k = _both_normed(part, layer, q, k)
     if part.value_norm:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from quantkit.forward.config_keys import Config
-from quantkit.forward.mixers import Attention, DeltaNet, Mamba, Mamba2, ShortConvolution
+from quantkit.forward.mixers import Attention, DeltaNet, Mamba, Mamba2, OneLinear, ShortConvolution
 from quantkit.forward.parts import Form, Norm
 
 
@@ -78,7 +78,7 @@ class Experts:
         stacked: all experts in one tensor; used where the checkpoint has it.
         count: config keys of the number of experts.
         used: config keys of the number of experts per token, or of a list with one number per layer.
-        score: the function from the router's output to scores.
+        score: the function from the router's output to scores; `sparse_mixer` gives weights too (see `route`).
         correction: a vector added to the scores for the choice only.
         groups: (number of groups, groups chosen); experts come from the best groups only.
         group_by: a group's score is the sum of its best scores, this many.
@@ -96,7 +96,7 @@ class Experts:
     stacked: FeedForward | None = None
     count: tuple[str, ...] = ("num_local_experts", "num_experts", "n_routed_experts")
     used: tuple[str, ...] = ("num_experts_per_tok", "num_experts_per_token")
-    score: Literal["softmax", "sigmoid"] = "softmax"
+    score: Literal["softmax", "sigmoid", "sparse_mixer"] = "softmax"
     correction: str | None = None
     groups: Callable[[Config], tuple[int, int]] = lambda _: (1, 1)
     group_by: int = 1
@@ -189,8 +189,8 @@ class Architecture:
         first_normed: whether the first layer has `attention_norm`.
         token_types: the tensor of token types; its first row is added to every embedding.
         sum_norms: norms of the hidden states after attention and after the feed-forward have been added (BERT).
-        delta_net, mamba, mamba2, short_convolution: what some layers have in place of attention (Mamba 2 also beside
-            it).
+        delta_net, mamba, mamba2, short_convolution, one_linear: what some layers have in place of attention (Mamba 2
+            also beside it).
         mixes: whether a layer has attention or what stands in its place.
         feeds: whether a layer has a feed-forward or experts.
         parallel: both parts read the same hidden states, the feed-forward through `feed_norm` or, if that is None,
@@ -231,6 +231,7 @@ class Architecture:
     mamba: Mamba | None = None
     mamba2: Mamba2 | None = None
     short_convolution: ShortConvolution | None = None
+    one_linear: OneLinear | None = None
     feed: FeedForward = field(default_factory=FeedForward)
     experts: Experts | None = None
     layer_inputs: LayerInputs | None = None

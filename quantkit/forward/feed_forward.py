@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantkit.forward.arithmetic import activation, sigmoid, softmax, xielu
-from quantkit.forward.arrays import Array, ascending, namespace, taken
+from quantkit.forward.arrays import Array, ascending, device, namespace, place, taken
 from quantkit.forward.attention import Layer
 from quantkit.forward.config_keys import given
 from quantkit.forward.description import Experts, FeedForward
@@ -121,6 +121,8 @@ def route(part: Experts, layer: Layer, x: Array) -> tuple[NDArray[np.int64], Arr
     """The experts of each token of x (n, hidden), best first, and their weights: both (n, experts per token)."""
     count = expert_count(part, layer)
     logits = layer.weights.linear(layer.at + part.router, x, count)
+    if part.score == "sparse_mixer":
+        return _sparse_mixer(logits, float(given(layer.config, "router_jitter_noise", default=0.01)))
     scores = softmax(logits) if part.score == "softmax" else sigmoid(logits)
     ranked = scores
     if part.correction and layer.weights.has(layer.at + part.correction):
@@ -140,3 +142,22 @@ def route(part: Experts, layer: Layer, x: Array) -> tuple[NDArray[np.int64], Arr
     if part.expert_scale:
         share = share * layer.vector(layer.at + part.expert_scale, x)[chosen]
     return chosen, share * part.scale(layer.config)
+
+
+def _sparse_mixer(logits: Array, jitter: float) -> tuple[NDArray[np.int64], Array]:
+    """The two best experts and their weights (n, 2) by SparseMixer-v2 (arXiv 2409.12136), as it is after training.
+
+    The weight of the best expert is its share in a softmax over the experts whose scores are within 2 `jitter` of its
+    own, relative to the larger magnitude; that of the second is the same among the others.
+    """
+    xp, numbers = namespace(logits), place(np.arange(logits.shape[1]), device(logits))
+    chosen = ascending(-logits)[:, :2]
+    left, shares = logits, []
+    for column in range(2):
+        best = chosen[:, column : column + 1]
+        top = taken(logits, best)
+        far = (top - logits) / xp.maximum(abs(logits), top) > 2 * jitter
+        shares.append(taken(softmax(xp.where(far, -math.inf, left)), best))
+        left = xp.where(numbers == best, -math.inf, left)
+    weights: Array = xp.concatenate(shares, axis=1)
+    return chosen, weights

@@ -189,7 +189,8 @@ class DecoderLayer:
         """The hidden states (n, hidden) after attention, and the input of the feed-forward or the experts."""
         architecture = self.architecture
         if not architecture.mixes(self.layer.config, self.layer.number):
-            return x, self._normed(architecture.feed_norm, x)
+            feeds = architecture.feeds(self.layer.config, self.layer.number)
+            return x, self._normed(architecture.feed_norm if feeds else None, x)
         normed = self._normed(architecture.norm_before(self.layer.number), x)
         attended = self._normed(architecture.after_attention, self._mixed(normed, context))
         if architecture.parallel:
@@ -267,6 +268,9 @@ class DecoderLayer:
         convolution = self.architecture.short_convolution
         if convolution and convolution.layers(self.layer.config, self.layer.number):
             return short_convolution(convolution, self.layer, x)
+        only = self.architecture.one_linear
+        if only and only.layers(self.layer.config, self.layer.number):
+            return self.layer.weights.linear(self.layer.at + only.at + only.linear, x, x.shape[1])
         return attend(self.architecture.attention, self.layer, x, context)
 
     def _normed(self, name: str | None, x: Array) -> Array:

@@ -34,6 +34,9 @@ def layer_linears(architecture: Architecture, config: Config, number: int, names
             attention = _side_by_side(_attention(architecture.attention, place), attention)
     elif (convolution := architecture.short_convolution) and convolution.layers(config, number):
         attention = _short_convolution(convolution, place)
+    elif (only := architecture.one_linear) and only.layers(config, number):
+        linear = Linear(place.at + only.at + only.linear, place.hidden, place.hidden)
+        attention = _Part((Input("attention", (linear,)),), (), ("attention",))
     else:
         attention = _attention(architecture.attention, place)
     if architecture.laurel:
@@ -121,7 +124,10 @@ def _plain(part: Attention, place: _Place) -> _Part:
             first, step = (shared_by + 1) * size, (shared_by + 2) * size
     rows = tuple(first + head // shared_by * step + i for head in range(heads) for i in range(size))
     out = Linear(at + part.out, heads * size, place.hidden, part.form)
-    gates = (Linear(at + part.gate, place.hidden, heads * size, part.form),) if part.gate else ()
+    # a gate with one row for each head saves nothing, and few loaders take such a shape
+    per_head = part.gate_per_head(config)
+    width = part.gate_width(config, heads)
+    gates = (Linear(at + part.gate, place.hidden, width, part.form, kept=per_head),) if part.gate else ()
     inputs = (Input("attention", readers + gates), Input("attention.out", (out,)))
     clipped = part.clip is not None and config.get(part.clip) is not None
     foldable = own_values and not shares and not clipped and part.value_norm is None

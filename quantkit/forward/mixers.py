@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-from quantkit.forward.config_keys import Config, by_head_dim, key_value_heads, partial_rotary
+from quantkit.forward.config_keys import Config, by_head_dim, head_dim, key_value_heads, partial_rotary
 from quantkit.forward.parts import Form, Norm
 
 
@@ -73,7 +73,8 @@ class Attention:
         shared_from: the earlier layer whose keys and values a layer uses; None for a layer with keys and values.
         gated: the linear for queries gives each head a gate of the same width after its query; the output of
             attention is multiplied by the gate's sigmoid.
-        gate: the separate linear that gives such a gate.
+        gate: the separate linear that gives such a gate; `gate_per_head`: it gives one number a head;
+            `gate_function`: what the gate passes before the product.
         multipliers: factors of queries, keys, values and the output, after their linears (muP).
     """
 
@@ -109,7 +110,13 @@ class Attention:
     shared_from: Callable[[Config, int], int | None] = lambda _config, _layer: None
     gated: bool = False
     gate: str | None = None
+    gate_per_head: Callable[[Config], bool] = lambda _: False
+    gate_function: Literal["sigmoid", "softplus"] = "sigmoid"
     multipliers: Callable[[Config], tuple[float, float, float, float]] | None = None
+
+    def gate_width(self, config: Config, heads: int) -> int:
+        """Rows of the separate linear for the gate."""
+        return heads if self.gate_per_head(config) else heads * head_dim(config)
 
 
 @dataclass(frozen=True)
@@ -232,3 +239,16 @@ class ShortConvolution:
     projection: str = "in_proj"
     convolution: str = "conv"
     out: str = "out_proj"
+
+
+@dataclass(frozen=True)
+class OneLinear:
+    """One linear over the hidden states in place of attention (Puzzle, arXiv 2411.19146).
+
+    Attributes:
+        layers: whether a layer has it in place of attention.
+    """
+
+    layers: Callable[[Config, int], bool]
+    at: str = "self_attn."
+    linear: str = "linear_attn"

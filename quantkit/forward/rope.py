@@ -99,8 +99,10 @@ def _longrope(
     stated = config.get("original_max_position_embeddings") or scaling.get("original_max_position_embeddings")
     original = int(stated or trained)
     factor = trained / original if stated else float(scaling.get("factor") or 1.0)
-    divisors = np.asarray(scaling["long_factor" if length > original else "short_factor"], np.float64)
-    magnitude = scaling.get("attention_factor")
+    table = "long" if length > original else "short"
+    divisors = np.asarray(scaling[f"{table}_factor"], np.float64)
+    # Phi-MoE states a magnitude for each table
+    magnitude = scaling.get(f"{table}_mscale", scaling.get("attention_factor"))
     if magnitude is None:
         magnitude = math.sqrt(1 + math.log(factor) / math.log(original)) if factor > 1 else 1.0
     return plain / divisors, float(magnitude)

@@ -104,7 +104,7 @@ def _sources(family: Family, sizes: Hyperparameters, stored: Mapping[str, object
             target = rule.target.format(layer=layer)
             if target not in stored or taken.setdefault(target, rule.source) != rule.source or rule.draft:
                 continue
-            shape = tuple(family.dimension(sizes, name) for name in rule.shape)
+            shape = tuple(family.dimension(sizes, name, layer) for name in rule.shape)
             for expert in range(sizes.n_expert) if "{expert}" in rule.source else (None,):
                 yield rule.source.format(layer=layer, expert=expert), shape
 

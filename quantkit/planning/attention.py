@@ -57,7 +57,13 @@ def attention(d: Drawing, x: Tensor, layer: Layer) -> Tensor:
     if gates is not None:
         out = same(out, same(fresh(out.shape, view(gates, gates.shape[:3], gates.stride[1:3]))))
     if layer.has("attn_gate.weight"):
-        out = same(out, same(d.linear(layer, "attn_gate", x)))
+        gate = same(d.linear(layer, "attn_gate", x))
+        if layer.rows("attn_gate") == layer.n_head:
+            # one number for each head
+            by_head = view(out, (layer.head_v, layer.n_head, d.n))
+            out = view(same(by_head, view(gate, (1, layer.n_head, d.n))), out.shape)
+        else:
+            out = same(out, gate)
     return d.linear(layer, "attn_output", out)
 
 

@@ -112,6 +112,8 @@ def _decoder_layer(d: Drawing, x: Tensor, layer: Layer, number: int) -> Tensor:
     shape, traits = d.shape, d.shape.traits
     if layer.is_recurrent and layer.has_attention:
         return _side_by_side(d, x, layer, number)
+    if not layer.tensors:
+        return x
     if layer.has_one_part:
         return _one_part(d, x, layer, number)
     before = d.norm(x, "attn_norm", layer.tensors) if layer.has("attn_norm.weight") or traits.unweighted_norms else x
@@ -121,6 +123,8 @@ def _decoder_layer(d: Drawing, x: Tensor, layer: Layer, number: int) -> Tensor:
     draw: Draw = mla if layer.has("attn_kv_a_mqa.weight") else attention
     if layer.is_recurrent:
         draw = _recurrent(layer, traits)
+    elif layer.has_one_linear:
+        draw = _one_linear
     out = draw(d, attended, layer)
     if _drops_rows(shape, number):
         out = fresh((out.shape[0], d.n), out, d.outputs)
@@ -174,12 +178,21 @@ def _side_by_side(d: Drawing, x: Tensor, layer: Layer, number: int) -> Tensor:
     return same(feed_forward(d, _normed(d, x, layer), layer), x)
 
 
+def _one_linear(d: Drawing, x: Tensor, layer: Layer) -> Tensor:
+    return d.linear(layer, "attn_output", x)
+
+
 def _one_part(d: Drawing, x: Tensor, layer: Layer, number: int) -> Tensor:
-    """A layer of one part (src/models/nemotron-h.cpp)."""
+    """A layer of one part (src/models/nemotron-h.cpp, deci.cpp)."""
     draw = (
         _recurrent(layer, d.shape.traits) if layer.is_recurrent else attention if layer.has_attention else feed_forward
     )
-    out = draw(d, d.norm(x, "attn_norm", layer.tensors), layer)
+    # Nemotron-H calls the norm of every part attn_norm
+    norm = "attn_norm" if layer.has("attn_norm.weight") else d.shape.traits.feed_norm
+    if _drops_rows(d.shape, number) and norm != "attn_norm":
+        x = fresh((x.shape[0], d.n), x, d.outputs)
+        return same(draw(d, d.norm(x, norm, layer.tensors), layer), x)
+    out = draw(d, d.norm(x, norm, layer.tensors), layer)
     if _drops_rows(d.shape, number):
         out, x = (fresh((part.shape[0], d.n), part, d.outputs) for part in (out, x))
     return same(out, x)

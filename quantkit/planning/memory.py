@@ -215,12 +215,16 @@ def kv_of_layers(shape: ModelShape, context: Context) -> list[int]:
     sizes = [0] * shape.n_layer
     for number, layer in enumerate(shape.trunk):
         sizes[number] += state_bytes(shape, layer)
-        if shape.traits.encoder or layer.shared_from is not None or not layer.has_attention:
+        if shape.traits.encoder or layer.shared_from is not None:
+            continue
+        if not layer.has_attention and (layer.n_head_kv or any(other.is_recurrent for other in shape.trunk)):
             continue
         cells = context.window_cells(shape.window) if layer.slides else context.cells
-        # without flash attention values are transposed, and every layer is as large as the widest
+        # without flash attention values are transposed, and every layer is as large as the widest, even one without
+        # attention in a model that has no states
         values = layer.n_head_kv * layer.head_v if context.flash_on else shape.widest_values
-        row = row_bytes(kind, layer.n_head_kv * layer.head_k) + (row_bytes(kind, values) if values else 0)
+        keys = layer.n_head_kv * layer.head_k
+        row = sum(row_bytes(kind, width) for width in (keys, values) if width)
         sizes[number] += row * cells
         if layer.has("indexer.attn_k.weight"):
             sizes[number] += row_bytes(kind, shape.index_width) * cells

@@ -59,8 +59,13 @@ class Layer:
     @property
     def has_one_part(self) -> bool:
         """Whether the layer is attention, a state or a feed-forward alone, after one norm."""
-        mixes = self.is_recurrent or self.has_attention
+        mixes = self.is_recurrent or self.has_attention or self.has_one_linear
         return mixes != any(name.startswith("ffn_down") for name in self.tensors)
+
+    @property
+    def has_one_linear(self) -> bool:
+        """Whether the layer has one linear in place of attention."""
+        return self.has("attn_output.weight") and not self.has_attention
 
     @property
     def has_short_convolution(self) -> bool:
@@ -169,7 +174,7 @@ def model_shape(keys: Mapping[str, Any], tensors: Iterable[tuple[str, tuple[int,
     heads = _per_layer(own, "attention.head_count", n_layer, None, where)
     kv_heads = _per_layer(own, "attention.head_count_kv", n_layer, heads, where)
     window = int(own.get("attention.sliding_window") or traits.default_window) if traits.sliding_every else 0
-    slides = _slides(own, traits.sliding_every or 0, n_layer) if window else [False] * n_layer
+    slides = _slides(own, traits, n_layer) if window else [False] * n_layer
     layers = []
     for i in range(n_layer):
         swa = "_swa" if slides[i] and own.get("attention.key_length_swa") else ""
@@ -219,10 +224,11 @@ def _shared_from(keys: Mapping[str, Any], n_layer: int, layer: int, slides: bool
     return None if layer < first else first - (2 if slides else 1)
 
 
-def _slides(keys: Mapping[str, Any], default_every: int, n_layer: int) -> list[bool]:
+def _slides(keys: Mapping[str, Any], traits: Traits, n_layer: int) -> list[bool]:
     """Which layers have a sliding window: from the file, else by the architecture's pattern (load_swa_pattern)."""
     pattern = keys.get("attention.sliding_window_pattern")
     if pattern is not None and np.ndim(pattern):
         return [bool(slides) for slides in pattern][:n_layer] + [False] * max(0, n_layer - len(pattern))
-    every = int(pattern) if pattern else default_every
-    return [every == 0 or i % every < every - 1 for i in range(n_layer)]
+    every = int(pattern) if pattern else traits.sliding_every or 0
+    full = 0 if traits.full_first else every - 1
+    return [every == 0 or i % every != full for i in range(n_layer)]

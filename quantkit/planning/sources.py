@@ -178,11 +178,11 @@ def _ruled(family: Family, sizes: Hyperparameters) -> Iterator[tuple[str, tuple[
     for rule in family.rules:
         if (rule.when and not rule.when(sizes)) or rule.scales or not _is_there(rule, sizes):
             continue
-        shape = tuple(family.dimension(sizes, name) for name in rule.shape)
         for layer in _layers(rule, sizes):
             if (rule.target, layer) in yielded:
                 continue
             yielded.add((rule.target, layer))
+            shape = tuple(family.dimension(sizes, name, layer) for name in rule.shape)
             draft = None if layer is None else layer - sizes.n_layer
             for expert in range(sizes.n_expert) if "{expert}" in rule.source else (None,):
                 yield rule.source.format(layer=layer, draft=draft, expert=expert), shape

@@ -10,7 +10,7 @@ from threadpoolctl import threadpool_limits
 
 from quantkit.checkpoint import Checkpoint
 from quantkit.errors import QuantkitError, UnsupportedError
-from quantkit.families import reference_logits
+from quantkit.families import find_family, reference_logits
 from quantkit.families.base.native import Native
 from quantkit.families.base.pooling import DENSE, RANK, SETTING, through_dense
 from quantkit.forward.weights import Weights
@@ -52,6 +52,9 @@ class SourceLogits:
         return self._computed
 
     def _compute(self) -> tuple[list[int], Logits] | NoSourceLogits:
+        differs = find_family(self.checkpoint.config).graph_differs
+        if differs is not None:
+            return NoSourceLogits(differs)
         try:
             tokens = self._tokens()
             return tokens, source_logits(self.checkpoint, tokens)

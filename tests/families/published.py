@@ -167,7 +167,7 @@ def source_shapes(model: Published) -> dict[str, tuple[int, ...]]:
             taken.add((rule.target, layer))
             for expert in range(sizes.n_expert) if "{expert}" in rule.source else (None,):
                 name = rule.source.format(layer=layer, draft=(layer or 0) - sizes.n_layer, expert=expert)
-                shapes[name] = tuple(family.dimension(sizes, dimension) for dimension in rule.shape)
+                shapes[name] = tuple(family.dimension(sizes, dimension, layer) for dimension in rule.shape)
     return shapes
 
 

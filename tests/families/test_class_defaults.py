@@ -30,6 +30,13 @@ _XIELU = {
 STATED: dict[str, dict[str, Any]] = {
     "AfmoeForCausalLM": {"mup_enabled": True},
     "ApertusForCausalLM": {"scalars": _XIELU},
+    "DbrxForCausalLM": {
+        "attn_config": {"clip_qkv": 8, "kv_n_heads": 8, "rope_theta": 500000.0},
+        "d_model": 6144,
+        "ffn_config": {"ffn_hidden_size": 10752, "moe_num_experts": 16, "moe_top_k": 4},
+        "n_heads": 48,
+        "n_layers": 40,
+    },
     "DeepseekV2ForCausalLM": {"num_experts_per_tok": 6},
     "Dots1ForCausalLM": {"n_routed_experts": 128, "n_shared_experts": 2, "num_experts_per_tok": 6},
     "Exaone4ForCausalLM": {"num_hidden_layers": 64, "layer_types": _EXAONE_KINDS},
@@ -42,6 +49,7 @@ STATED: dict[str, dict[str, Any]] = {
     "Glm4vMoeForConditionalGeneration": {"head_dim": 128},
     "NemotronHForCausalLM": {"layers_block_type": ["linear_attention", "moe", "full_attention", "moe"] * 8},
     "PaddleOCRVLForConditionalGeneration": {"rope_parameters": {**_SECTIONS, "mrope_section": [16, 24, 24]}},
+    "PhimoeForCausalLM": {"attention_bias": True, "lm_head_bias": True},
     "Qwen2VLForConditionalGeneration": {"rope_parameters": _SECTIONS},
     "Qwen2VLModel": {"rope_parameters": _SECTIONS},
     "Qwen2_5_VLForConditionalGeneration": {"rope_parameters": _SECTIONS},

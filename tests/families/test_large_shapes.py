@@ -57,6 +57,40 @@ MODELS = {
     "gpt-oss 20B, unpacked": (GPT_OSS_20B, False, 20.91),
     "gpt-oss 120B": (GPT_OSS, True, 116.83),
 }
+# Models that transformers has no class for, whose sizes are therefore not in class_defaults.json.
+JAIS_13B = {
+    "architectures": ["JAISLMHeadModel"],
+    "model_type": "jais",
+    "activation_function": "swiglu",
+    "embeddings_scale": 14.6,
+    "n_embd": 5120,
+    "n_head": 40,
+    "n_inner": 13653,
+    "n_layer": 40,
+    "n_positions": 2048,
+    "position_embedding_type": "alibi",
+    "scale_qk_dot_by_d": True,
+    "vocab_size": 84992,
+    "width_scale": 0.111,
+}
+_NAS_LAYERS = ((8, False, 5.25), (8, False, 1.3125), (16, False, 2.625), (None, True, 5.25), (None, False, 0.5))
+NEMOTRON_NAS = {
+    "architectures": ["DeciLMForCausalLM"],
+    "model_type": "nemotron-nas",
+    "block_configs": [
+        {
+            "attention": {"n_heads_in_group": group, "replace_with_linear": linear},
+            "ffn": {"ffn_mult": factor, "replace_with_linear": False},
+        }
+        for group, linear, factor in (_NAS_LAYERS[layer % 5] for layer in range(80))
+    ],
+    "hidden_size": 8192,
+    "num_attention_heads": 64,
+    "num_hidden_layers": 80,
+    "rms_norm_eps": 1e-5,
+    "vocab_size": 128256,
+}
+WITHOUT_CLASS = {"Jais 13B": JAIS_13B, "Nemotron-NAS": NEMOTRON_NAS}
 TYPES = ("q2_k", "q3_k_m", "q4_0", "q4_k_m", "q5_k_m", "q6_k", "q8_0", "mxfp4")
 
 
@@ -76,7 +110,7 @@ def source(family: Family, sizes: Hyperparameters, *, packed: bool) -> dict[str,
             if (rule.target, layer) in known:
                 continue
             known.add((rule.target, layer))
-            shape = tuple(family.dimension(sizes, name) for name in rule.shape)
+            shape = tuple(family.dimension(sizes, name, layer) for name in rule.shape)
             draft = None if layer is None else layer - sizes.n_layer
             count = sizes.n_expert if "{expert}" in rule.source else sizes.n_stream if "{stream}" in rule.source else 1
             for number in range(count):
@@ -123,6 +157,12 @@ def test_parameters_and_mixes_are_llama_cpps(name: str, tmp_path: Path) -> None:
     assert round(sum(prod(tensor.shape) for tensor in tensors) / 1e9, 2) == billions
 
     assert_mixes_are_llama_cpps(keys, tensors, TYPES, tmp_path / "sparse.gguf")
+
+
+@pytest.mark.parametrize("name", sorted(WITHOUT_CLASS))
+def test_mixes_of_a_model_without_a_class_are_llama_cpps(name: str, tmp_path: Path) -> None:
+    keys, tensors = described(WITHOUT_CLASS[name], packed=False)
+    assert_mixes_are_llama_cpps(keys, tensors, ("q4_0", "q4_k_m", "q2_k", "iq4_xs"), tmp_path / "sparse.gguf")
 
 
 def assert_mixes_are_llama_cpps(

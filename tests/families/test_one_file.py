@@ -15,7 +15,7 @@ ALLOWED = {
     # llama.cpp's own type mix (src/llama-quant.cpp), keyed by its architectures, for any GGUF that llama.cpp knows;
     # a test compares it with llama.cpp, and a new family needs no entry
     "gguf/mix.py": {"falcon", "llama"},
-    "gguf/mix_rules.py": {"jais2", "llama", "qwen2", "olmo"},
+    "gguf/mix_rules.py": {"deci", "jais2", "llama", "qwen2", "olmo"},
     # llama.cpp's names of kinds of tokenizer (tokenizer.ggml.model) and of pre-tokenizers
     "tokenizer/bytelevel.py": {"gpt2"},
     "tokenizer/__init__.py": {"bert"},

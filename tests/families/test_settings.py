@@ -3,14 +3,14 @@
 The settings are transformers 5's own (class_defaults.py). Each is changed in turn, the parameters of rope too.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
 import pytest
 
 from quantkit.errors import QuantkitError
-from quantkit.families import all_families, cautions, find_family
+from quantkit.families import Hyperparameters, Rule, all_families, cautions, find_family
 from quantkit.families.base.settings import NO_EFFECT
 from tests.families.test_class_defaults import CONFIGS, published
 
@@ -62,6 +62,9 @@ ALSO: dict[str, list[Config]] = {
     "Gemma4ForCausalLM": [GEMMA4_EXPERTS],
     "Gemma4ForConditionalGeneration": [GEMMA4_EXPERTS],
     "Qwen2ForCausalLM": SLIDING_BY_LAYER,
+    "LagunaForCausalLM": [
+        {"layer_types": [("full" if layer % 4 == 0 else "sliding") + "_attention" for layer in range(40)]}
+    ],
     "Lfm2ForCausalLM": [{"layer_types": None}],
     "Qwen2Model": SLIDING_BY_LAYER,
     "Qwen2MoeForCausalLM": [SLIDING],
@@ -86,7 +89,10 @@ def outcome(config: Config) -> object:
             (
                 rule.source,
                 rule.target,
-                [family.dimension(sizes, name) for name in rule.shape],
+                [
+                    tuple(family.dimension(sizes, name, layer) for name in rule.shape)
+                    for layer in layers_of(rule, sizes)
+                ],
                 list(rule.layers(sizes)) if rule.layers else sizes.n_layer,
                 [np.asarray(factor).tobytes() for factor in rule.factors(sizes)] if rule.factors else [],
             )
@@ -98,6 +104,12 @@ def outcome(config: Config) -> object:
         return keys, rules, tables, list(cautions(family, sizes))
     except QuantkitError as error:
         return str(error)
+
+
+def layers_of(rule: Rule, sizes: Hyperparameters) -> Iterable[int | None]:
+    if "{layer}" not in rule.target:
+        return (None,)
+    return rule.layers(sizes) if rule.layers else range(sizes.n_layer)
 
 
 def text_settings(config: Config) -> Config:

@@ -57,6 +57,9 @@ def test_logits_are_transformers_and_tensors_the_converters(name: str, tmp_path:
     ours = hidden_states(converted, TOKENS) if case.encoder else logits(converted, TOKENS)
     assert ours.shape == known.logits.shape
     drift = np.abs(ours - known.logits).max() / known.logits.std()
+    if case.graph_differs:
+        assert drift > 0.1, "llama.cpp's graph is the model's; remove the caution"
+        return
     assert drift < case.drift, f"logits differ by {drift:.2%} of their standard deviation"
     if not case.encoder:
         assert (ours.argmax(axis=1) == known.logits.argmax(axis=1)).all()

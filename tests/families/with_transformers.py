@@ -97,33 +97,72 @@ def build(case: Case) -> tuple[dict[str, Any], dict[str, np.ndarray], np.ndarray
     return settings, published, logits, native
 
 
-def attend_with_linear_biases(model: Any) -> None:
-    """Llama with ALiBi instead of rotary positions, as Baichuan 13B's published code has it.
+def slopes(count: int) -> list[float]:
+    """ALiBi's slope of each head.
 
-    Slopes of "Train Short, Test Long" (Press et al. 2022): powers of 2^(-8 / heads); where heads are no power of two,
-    those of the power below, then every other one of the power above.
+    "Train Short, Test Long" (Press et al. 2022): powers of 2^(-8 / heads); where heads are no power of two, those of
+    the power below, then every other one of the power above.
     """
-    heads = model.config.num_attention_heads
+    below = 2 ** (count.bit_length() - 1)
+    if below == count:
+        return [2.0 ** (-8.0 * (head + 1) / count) for head in range(count)]
+    return slopes(below) + slopes(2 * below)[::2][: count - below]
 
-    def slopes(count: int) -> list[float]:
-        below = 2 ** (count.bit_length() - 1)
-        if below == count:
-            return [2.0 ** (-8.0 * (head + 1) / count) for head in range(count)]
-        return slopes(below) + slopes(2 * below)[::2][: count - below]
+
+def linear_biases(heads: int, n: int) -> torch.Tensor:
+    """ALiBi as a causal mask of n tokens: (1, heads, n, n)."""
+    position = torch.arange(n)
+    distance = (position[None, :] - position[:, None]).float()
+    bias = torch.tensor(slopes(heads))[:, None, None] * distance
+    return bias.masked_fill(distance > 0, torch.finfo(torch.float32).min)[None]
+
+
+def attend_with_linear_biases(model: Any) -> None:
+    """Llama with ALiBi instead of rotary positions, as Baichuan 13B's published code has it."""
+    heads = model.config.num_attention_heads
 
     def unturned(x: torch.Tensor, position_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         shape = (*position_ids.shape, model.config.hidden_size // heads)
         return x.new_ones(shape), x.new_zeros(shape)
 
     def forward(ids: torch.Tensor, **settings: Any) -> Any:
-        position = torch.arange(ids.shape[1])
-        distance = (position[None, :] - position[:, None]).float()
-        bias = torch.tensor(slopes(heads))[:, None, None] * distance
-        bias = bias.masked_fill(distance > 0, torch.finfo(torch.float32).min)
-        return plain(ids, attention_mask=bias[None], **settings)
+        return plain(ids, attention_mask=linear_biases(heads, ids.shape[1]), **settings)
 
     plain = model.forward
     model.model.rotary_emb.forward = unturned
+    model.forward = forward
+
+
+class SwiGlu(torch.nn.Module):
+    """GPT-2's feed-forward `mlp` with a gate (in, out): down(silu(gate(x)) * up(x))."""
+
+    def __init__(self, mlp: Any, weight: np.ndarray, bias: np.ndarray) -> None:
+        super().__init__()
+        self.mlp, self.weight, self.bias = mlp, torch.from_numpy(weight), torch.from_numpy(bias)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        gate = torch.nn.functional.silu(x @ self.weight + self.bias)
+        return self.mlp.c_proj(gate * self.mlp.c_fc(x))
+
+
+def make_jais(model: Any) -> None:
+    """GPT-2 as the published code of Jais has it: ALiBi, a gated feed-forward, scores over the width, scaled ends."""
+    from tests.families.models.jais import EMBEDDING_SCALE, OUTPUT_ALPHA, WIDTH_SCALE, part_values
+
+    config, tensors = model.config, part_values(model.config.to_dict())
+    for number, layer in enumerate(model.transformer.h):
+        for values in (layer.attn.c_attn.weight.data, layer.attn.c_attn.bias.data):
+            values[..., : config.n_embd] *= (config.n_embd // config.n_head) ** -0.5
+        at = f"transformer.h.{number}.mlp.c_fc2."
+        layer.mlp = SwiGlu(layer.mlp, tensors[at + "weight"], tensors[at + "bias"])
+    model.transformer.wpe.weight.data.zero_()
+    model.transformer.wte.weight.data *= EMBEDDING_SCALE
+    model.lm_head.weight.data *= OUTPUT_ALPHA * WIDTH_SCALE
+    plain = model.forward
+
+    def forward(ids: torch.Tensor, **settings: Any) -> Any:
+        return plain(ids, attention_mask=linear_biases(config.n_head, ids.shape[1]), **settings)
+
     model.forward = forward
 
 
@@ -133,6 +172,43 @@ def scale_attention_by_yarn(model: Any) -> None:
     scale = 1 + 0.1 * rope["mscale_all_dim"] * math.log(rope["factor"])
     for layer in model.model.layers:
         layer.self_attn.scaling *= scale * scale
+
+
+class InPlaceOfAttention(torch.nn.Module):
+    """A linear (out, in) in place of a layer's attention, or nothing."""
+
+    def __init__(self, matrix: np.ndarray | None) -> None:
+        super().__init__()
+        self.matrix = None if matrix is None else torch.from_numpy(matrix)
+
+    def forward(self, hidden_states: torch.Tensor, **_: Any) -> tuple[torch.Tensor, None]:
+        return hidden_states * 0 if self.matrix is None else hidden_states @ self.matrix.T, None
+
+
+def differ_by_layer(model: Any) -> None:
+    """Llama as the published code of Nemotron-NAS has it: layers with other key heads and widths, or without a part."""
+    from tests.families.models.deci import part_values
+
+    def put(linear: Any, values: np.ndarray) -> None:
+        linear.weight.data = torch.from_numpy(values)
+
+    tensors = part_values()
+    for number, layer in enumerate(model.model.layers):
+        at = f"model.layers.{number}."
+        own = {name.removeprefix(at): values for name, values in tensors.items() if name.startswith(at)}
+        if "self_attn.k_proj.weight" in own:
+            attention = layer.self_attn
+            for name in ("q_proj", "k_proj", "v_proj", "o_proj"):
+                put(getattr(attention, name), own[f"self_attn.{name}.weight"])
+            kv_heads = len(own["self_attn.k_proj.weight"]) // attention.head_dim
+            attention.num_key_value_groups = model.config.num_attention_heads // kv_heads
+        else:
+            layer.self_attn = InPlaceOfAttention(own.get("self_attn.linear_attn.weight"))
+        if "mlp.up_proj.weight" in own:
+            for name in ("gate_proj", "up_proj", "down_proj"):
+                put(getattr(layer.mlp, name), own[f"mlp.{name}.weight"])
+        else:
+            layer.mlp.forward = lambda x: x * 0
 
 
 class Experts(torch.nn.Module):
@@ -195,12 +271,12 @@ def make_jina_bert(model: Any) -> None:
         for linear, name in ((layer.output.dense, "wo"), (layer.output.LayerNorm, "layernorm")):
             linear.weight.data = torch.from_numpy(tensors[f"{at}{name}.weight"])
             linear.bias.data = torch.from_numpy(tensors[f"{at}{name}.bias"])
-    slopes = torch.tensor([2.0 ** (-8.0 * (head + 1) / heads) for head in range(heads)])
+    by_head = torch.tensor(slopes(heads))
     plain = model.forward
 
     def forward(ids: torch.Tensor, **settings: Any) -> Any:
         position = torch.arange(ids.shape[1])
-        bias = -slopes[:, None, None] * (position[None, :] - position[:, None]).abs()
+        bias = -by_head[:, None, None] * (position[None, :] - position[:, None]).abs()
         return plain(ids, attention_mask=bias[None], **settings)
 
     model.forward = forward

@@ -57,11 +57,13 @@ def test_every_architecture_of_the_reference_is_compared() -> None:
         "MptForCausalLM",
         "MambaLMHeadModel",
         "OLMoForCausalLM",
+        "PhimoeForCausalLM",
     }
     # transformers has no class of these: their published checkpoints are compared with classes that compute the same
     remote = {
         *("BailingMoeForCausalLM", "BailingMoeV2ForCausalLM", "KORMoForCausalLM", "Phi4ForCausalLMV"),
         *("CodeShellForCausalLM", "DeepseekForCausalLM", "MaincoderForCausalLM", "PaddleOCRVLForConditionalGeneration"),
+        *("DeciLMForCausalLM", "JAISLMHeadModel"),
         *("JinaBertModel", "YoutuVLForConditionalGeneration", "modeling_sarvam_moe.SarvamMoEForCausalLM"),
     }
     assert set(forward_architectures()) - spellings - remote == compared
@@ -121,7 +123,7 @@ def test_a_converted_checkpoint_passes_the_check_of_its_logits(
     assert left.value.code == 0, answer.err
     compared = "embeddings" if all_cases()[name][1].encoder else "logits"
     (check,) = [entry for entry in json.loads(answer.out)["outputs"][0]["checks"] if entry["name"] == compared]
-    assert check["status"] == "passed", check
+    assert check["status"] == ("skipped" if all_cases()[name][1].graph_differs else "passed"), check
 
 
 def test_a_source_that_the_reference_does_not_know_skips_the_check_and_says_so(

@@ -159,10 +159,13 @@ class Family:
         scalars: a regular expression for names of tensors of one number that the GGUF has as keys; the number is in
             the config under `scalars` (see `with_scalars`).
         dimensions: sizes that rules name and `Hyperparameters` does not have.
+        layer_dimensions: those of one layer, where layers differ.
         rope_kinds: the rope scalings that llama.cpp runs for this architecture.
         canonical: for a checkpoint of remote code, its native architecture, or None if it has none. Without
             `canonical` the family is native.
         cautions: sentences for the user about restrictions under which the GGUF equals the checkpoint.
+        graph_differs: how llama.cpp's graph differs from the model, whatever config.json states: a sentence for the
+            user; the logits of a GGUF are then not compared with the model's.
         text_models: by the architecture of a multimodal checkpoint, architecture and model_type of its text model; the
             config within its config.json is then the one that all else sees. None: the model_type that it states.
         text_defaults: what the nested config may leave out.
@@ -194,9 +197,11 @@ class Family:
     dropped: tuple[Dropped, ...] = ()
     scalars: str | None = None
     dimensions: Callable[[Hyperparameters], Mapping[str, int]] | None = None
+    layer_dimensions: Callable[[Hyperparameters, int], Mapping[str, int]] | None = None
     rope_kinds: tuple[str, ...] = ROPE_KINDS
     canonical: Callable[[Hyperparameters], Canonical | None] | None = None
     cautions: Callable[[Hyperparameters], Iterable[str]] = lambda sizes: ()
+    graph_differs: str | None = None
     text_models: Mapping[str, tuple[str, str | None]] = field(default_factory=dict)
     text_defaults: Mapping[str, Any] = field(default_factory=dict)
     no_effect: tuple[str, ...] = ()
@@ -228,8 +233,15 @@ class Family:
         """`general.architecture` of the GGUF of a model of these sizes."""
         return self.arch_of(sizes) if self.arch_of else self.gguf_arch
 
-    def dimension(self, sizes: Hyperparameters, name: str) -> int:
-        """Size of a dimension named by a rule: a number, the family's own, a field of `sizes`, `q` or `kv`."""
+    def dimension(self, sizes: Hyperparameters, name: str, layer: int | None = None) -> int:
+        """Size of a dimension named by a rule: a number, the family's own, a field of `sizes`, `q` or `kv`.
+
+        `layer`: the number of the rule's layer, where it has one.
+        """
+        if layer is not None and self.layer_dimensions:
+            of_layer = self.layer_dimensions(sizes, layer)
+            if name in of_layer:
+                return of_layer[name]
         own = self.dimensions(sizes) if self.dimensions else {}
         return own[name] if name in own else sizes.dimension(name)
 

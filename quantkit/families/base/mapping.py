@@ -146,7 +146,7 @@ class _Mapper:
         # name as the rules have it -> name in the checkpoint
         self.names = {renamed(family, name): name for name in tensors}
         self.used: set[str] = set()
-        self.cuts: dict[int, tuple[tuple[Take, ...], bool]] = {}
+        self.cuts: dict[tuple[int, tuple[int, ...]], tuple[tuple[Take, ...], bool]] = {}
         self.dropped = (*family.dropped, _BUFFERS)
 
     @property
@@ -200,10 +200,10 @@ class _Mapper:
     def _fits(self, rule: Rule, layer: int | None) -> bool:
         """Whether the rule's first source is there in its shape; layouts may differ in the shape alone."""
         name = self._sources(rule, layer)[0]
-        return name in self.names and tuple(self.tensors[self.names[name]].shape) == self._shape(rule)
+        return name in self.names and tuple(self.tensors[self.names[name]].shape) == self._shape(rule, layer)
 
-    def _shape(self, rule: Rule) -> tuple[int, ...]:
-        return tuple(self.family.dimension(self.sizes, name) for name in rule.shape)
+    def _shape(self, rule: Rule, layer: int | None) -> tuple[int, ...]:
+        return tuple(self.family.dimension(self.sizes, name, layer) for name in rule.shape)
 
     def _sources(self, rule: Rule, layer: int | None) -> list[str]:
         over = _stacked_over(rule)
@@ -218,7 +218,7 @@ class _Mapper:
         present = [name for name in names if name in self.names]
         if not present and not (rule.required or (rule.tied_to_embedding and not sizes.tied)):
             return None
-        shape = self._shape(rule)
+        shape = self._shape(rule, layer)
         for name in names:
             if name not in self.names:
                 raise CheckpointError(_missing(rule, name, sizes))
@@ -242,7 +242,7 @@ class _Mapper:
     def _cut(
         self, rule: Rule, sources: list[str], shape: tuple[int, ...], scales: str | None, layer: int | None
     ) -> MappedTensor:
-        cuts, several = self._cuts_of(rule, shape)
+        cuts, several = self._cuts_of(rule, shape, layer)
         parts = tuple(Part(source, cut, scales) for source in sources for cut in cuts)
         one = _cut_shape(shape, cuts[0])
         stacked = several or _stacked_over(rule) is not None
@@ -252,27 +252,28 @@ class _Mapper:
         if rule.reshaped is None:
             factors = rule.factors(self.sizes) if rule.factors else ()
             return MappedTensor(target, shape, parts, None, step, rule.adjust, factors=factors)
-        final = tuple(self.family.dimension(self.sizes, name) for name in rule.reshaped)
+        final = tuple(self.family.dimension(self.sizes, name, layer) for name in rule.reshaped)
         while len(final) > 1 and final[0] == 1:
             final = final[1:]  # ggml's writer leaves outer dimensions of one out
         return MappedTensor(target, final, parts, None, 1, rule.adjust, shape)
 
-    def _cuts_of(self, rule: Rule, shape: tuple[int, ...]) -> tuple[tuple[Take, ...], bool]:
-        """The cuts from each source, and whether the rule has several; all layers share the same object.
+    def _cuts_of(self, rule: Rule, shape: tuple[int, ...], layer: int | None) -> tuple[tuple[Take, ...], bool]:
+        """The cuts from each source, and whether the rule has several; all layers of one shape share them.
 
         Sharing matters for gpt-oss-120b: the row indices of all its experts take 20 MB, and it has 36 layers.
         """
-        if id(rule) not in self.cuts:
+        key = (id(rule), shape)
+        if key not in self.cuts:
             taken: Take | tuple[Take, ...] = Take()
             if rule.heads:
-                n_head = getattr(self.sizes, rule.heads)
+                n_head = self.family.dimension(self.sizes, rule.heads, layer)
                 taken = Take(interleave_rotary_rows(n_head, shape[0]), step=shape[0] // n_head)
             elif rule.take:
                 taken = rule.take(self.sizes)
             several = isinstance(taken, tuple)
             cuts = taken if isinstance(taken, tuple) else (taken,)
-            self.cuts[id(rule)] = tuple(_resolved(cut, shape) for cut in cuts), several
-        return self.cuts[id(rule)]
+            self.cuts[key] = tuple(_resolved(cut, shape) for cut in cuts), several
+        return self.cuts[key]
 
     def _refuse_unknown(self, rules: tuple[Rule, ...], unknown: list[str]) -> None:
         n_layer = self.sizes.n_layer

@@ -94,8 +94,9 @@ class Projector:
         """Tensors of other parts of the checkpoint, and those that llama.cpp does not need."""
         return (Dropped(rf"(?!(?:{self.tensors})$).*"), *self.unused)
 
-    def dimension(self, sizes: Hyperparameters, name: str) -> int:
-        """Size of a dimension named by a rule."""
+    def dimension(self, sizes: Hyperparameters, name: str, layer: int | None = None) -> int:
+        """Size of a dimension named by a rule, the same in each layer."""
+        del layer
         return sizes.dimension(name)
 
     def fixed_types(self, tower: Tower) -> Mapping[str, str]:

@@ -88,7 +88,7 @@ NO_EFFECT = frozenset(
 
 def cautions(family: Family, sizes: Hyperparameters) -> list[str]:
     """Sentences for the user about settings that the GGUF has only under restrictions."""
-    sentences = list(family.cautions(sizes))
+    sentences = [*([family.graph_differs] if family.graph_differs else []), *family.cautions(sizes)]
     if sizes.rope.get("rope_type") == "dynamic":
         sentences.append(
             f"config.json has dynamic rope scaling (factor {sizes.rope.get('factor')}), which llama.cpp does not have;"

@@ -13,6 +13,7 @@ class Traits:
         plannable: quantkit knows the graph; False for most recurrent models and some encoders.
         encoder: the graph is an encoder's, without a cache and with norms after the sums.
         sliding_every: layers with a sliding window have a smaller cache; one layer in this many has no window.
+        full_first: of these layers the first has no window, not the last.
         default_window: tokens of the window where the file has no key for it.
         layer_norm: norms are LayerNorms, which llama.cpp never computes in place; elsewhere RMS norms.
         unweighted_norms: norms have no weight, so no tensor shows them.
@@ -47,6 +48,7 @@ class Traits:
     plannable: bool = True
     encoder: bool = False
     sliding_every: int | None = None
+    full_first: bool = False
     default_window: int = 0
     layer_norm: bool = False
     unweighted_norms: bool = False
@@ -55,7 +57,7 @@ class Traits:
     parallel: bool = False
     parallel_without_feed_norm: bool = False
     attention_first: bool = False
-    feed_norm: Literal["ffn_norm", "post_attention_norm"] = "ffn_norm"
+    feed_norm: Literal["ffn_norm", "post_attention_norm", "attn_output_norm"] = "ffn_norm"
     scaled_query: bool = False
     scaled_embedding: bool = False
     scaled_parts: bool = False

@@ -36,7 +36,7 @@ class Case:
     the model, so only its GGUF is compared. `rounded` ends the names of tensors that the converter
     computes with torch's exp, which is one unit in the last place off in one value of a hundred: their types and shapes
     are compared. An `encoder` has its last hidden states in place of logits. `pre`: the name that the converter is told
-    for the pre-tokenizer.
+    for the pre-tokenizer. `graph_differs`: llama.cpp's graph is not the model's; the family has a caution about it.
     """
 
     name: str
@@ -56,6 +56,7 @@ class Case:
     rounded: tuple[str, ...] = ()
     encoder: bool = False
     pre: str = "smollm"
+    graph_differs: bool = False
 
     @property
     def multimodal(self) -> bool:
