@@ -154,7 +154,7 @@ def _write_tensor(native: Native, name: str, folders: Sequence[_Folder]) -> dict
     tensor = native.tensors[name]
     rows, inner = tensor.part_rows * len(tensor.parts), prod(tensor.shape[1:-1])
     step = lcm(inner, *(folder.format.row_step for folder in folders))
-    step *= max(1, PIECE_ELEMENTS // (step * tensor.shape[-1]))
+    step *= max(1, PIECE_ELEMENTS // (step * (tensor.shape or (1,))[-1]))
 
     surveyed = {
         folder.format.name: folder.format.survey(
@@ -174,17 +174,18 @@ def _write_tensor(native: Native, name: str, folders: Sequence[_Folder]) -> dict
         for folder in folders:
             linear = folder.linears.get(name)
             if linear is None:
-                shape = (-1,) if len(tensor.shape) == 1 else (-1, *tensor.shape[1:])
+                shape = (-1,) if len(tensor.shape) < 2 else (-1, *tensor.shape[1:])
                 folder.writer.write(name, piece.reshape(shape), first_row=start // inner)
                 continue
             assert values is not None
             encoded = folder.format.encode(values, folder.plan.request, surveyed[folder.format.name])
             for suffix, stored in encoded.items():
-                folder.writer.write(f"{linear}.{suffix}", stored, first_row=start * len(stored) // max(len(piece), 1))
+                at = folder.plan.tensor(linear, suffix)
+                folder.writer.write(at, stored, first_row=start * len(stored) // max(len(piece), 1))
             if start == 0:
                 once = folder.format.once(folder.plan.request, surveyed[folder.format.name])
                 for suffix, stored in once.items():
-                    folder.writer.write(f"{linear}.{suffix}", stored)
+                    folder.writer.write(folder.plan.tensor(linear, suffix), stored)
     return {folder.plan.request.method: _hashes(folder, name) for folder in folders}
 
 
@@ -201,5 +202,5 @@ def _hashes(folder: _Folder, name: str) -> dict[str, str]:
     linear = folder.linears.get(name)
     if linear is None:
         return {name: folder.writer.sha256(name)}
-    stored = folder.plan.stored(folder.plan.quantized[linear])
-    return {f"{linear}.{suffix}": folder.writer.sha256(f"{linear}.{suffix}") for suffix in stored}
+    tensors = [folder.plan.tensor(linear, suffix) for suffix in folder.plan.stored(folder.plan.quantized[linear])]
+    return {tensor: folder.writer.sha256(tensor) for tensor in tensors}

@@ -166,7 +166,9 @@ def _stored(checkpoint: Checkpoint, name: str) -> list[TensorInfo]:
     tensor = checkpoint.tensors[name]
     if tensor.linear is None:
         return [tensor]
-    return [part for stored, part in checkpoint.stored_tensors.items() if stored.startswith(f"{tensor.linear}.")]
+    assert checkpoint.quantized is not None
+    at = checkpoint.quantized.linears[tensor.linear].stored
+    return [part for stored, part in checkpoint.stored_tensors.items() if stored.startswith(f"{at}.")]
 
 
 def _in_order(plan: ConversionPlan, checkpoint: Checkpoint) -> Sequence[str]:

@@ -140,6 +140,7 @@ FORWARD = Architecture(
     experts=Experts(
         router="mlp.router.gate",
         expert=EXPERT,
+        mlx="mlp.experts.",
         stacked=FUSED_EXPERTS,
         score="sigmoid",
         correction="mlp.expert_bias",

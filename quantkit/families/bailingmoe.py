@@ -102,6 +102,7 @@ FORWARD = Architecture(
     experts=Experts(
         router="mlp.gate",
         expert=EXPERT,
+        mlx="mlp.switch_mlp.",
         normalised=flag("norm_topk_prob", True),
         shared=FeedForward(
             at="mlp.shared_experts.",

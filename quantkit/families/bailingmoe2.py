@@ -136,6 +136,7 @@ FORWARD = Architecture(
     experts=Experts(
         router="mlp.gate",
         expert=EXPERT,
+        mlx="mlp.switch_mlp.",
         score="sigmoid",
         correction="mlp.gate.expert_bias",
         groups=lambda config: (int(given(config, "n_group", default=8)), int(given(config, "topk_group", default=4))),

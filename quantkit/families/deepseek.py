@@ -354,6 +354,7 @@ _V2 = replace(
     experts=Experts(
         router="mlp.gate",
         expert=EXPERT,
+        mlx="mlp.switch_mlp.",
         groups=_groups,
         normalised=lambda _: False,
         scale=number_of("routed_scaling_factor"),

@@ -85,6 +85,7 @@ FORWARD = Architecture(
     experts=Experts(
         router="mlp.gate",
         expert=EXPERT,
+        mlx="mlp.experts.",
         stacked=FUSED_EXPERTS,
         score="sigmoid",
         correction="mlp.gate.e_score_correction_bias",

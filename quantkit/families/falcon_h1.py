@@ -216,6 +216,7 @@ FORWARD = Architecture(
     feed=FeedForward(at="feed_forward.", multipliers=_feed_factors),
     feed_norm="pre_ff_layernorm",
     last_norm="final_layernorm",
+    not_mlx="mlx-lm multiplies the weights of Falcon-H1 as it loads them",
 )
 
 FAMILY = Family(

@@ -118,6 +118,7 @@ FORWARD = Architecture(
     experts=Experts(
         router="mlp.gate",
         expert=EXPERT,
+        mlx="mlp.switch_mlp.",
         stacked=FUSED_EXPERTS,
         score="sigmoid",
         correction="mlp.gate.e_score_correction_bias",

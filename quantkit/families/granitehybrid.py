@@ -209,6 +209,7 @@ FORWARD = replace(
         rope=lambda config, _: config if config.get("position_embedding_type") == "rope" else None,
     ),
     mamba2=Mamba2(layers=_has_mamba, head_width=_head_width),
+    not_mlx="mlx-lm splits the weights of Granite hybrids as it loads them",
     feed=FeedForward(
         at="shared_mlp.", fused="input_linear", down="output_linear", inner=size_of("shared_intermediate_size")
     ),

@@ -37,6 +37,7 @@ FORWARD = Architecture(
     experts=Experts(
         router="block_sparse_moe.gate",
         expert=FeedForward(at="block_sparse_moe.experts.{}.", gate="w1", up="w3", down="w2"),
+        mlx="block_sparse_moe.switch_mlp.",
         stacked=FeedForward(at="block_sparse_moe.experts.", fused="gate_up_proj", form=Form(weight="", bias="_bias")),
     ),
 )

@@ -52,6 +52,7 @@ FORWARD = Architecture(
     experts=Experts(
         router="mlp.gate",
         expert=replace(EXPERT, inner=size_of("intermediate_size")),
+        mlx="mlp.switch_mlp.",
         stacked=replace(FUSED_EXPERTS, inner=size_of("intermediate_size")),
         normalised=flag("norm_topk_prob"),
     ),

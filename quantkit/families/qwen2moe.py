@@ -127,6 +127,7 @@ FORWARD = Architecture(
     experts=Experts(
         router="mlp.gate",
         expert=EXPERT,
+        mlx="mlp.switch_mlp.",
         stacked=FUSED_EXPERTS,
         normalised=flag("norm_topk_prob"),
         shared=FeedForward(at="mlp.shared_expert.", inner=size_of("shared_expert_intermediate_size")),

@@ -316,6 +316,7 @@ FORWARD = Architecture(
     norm=_FROM_ONE,
     attention=Attention(norms=HEAD_NORMS, norm=_FROM_ONE, rotary=rotary, gated=True),
     delta_net=DeltaNet(layers=has_delta_net),
+    mlx_type="qwen3_5",
 )
 
 TRAITS = Traits(

@@ -54,11 +54,12 @@ def _prepare(config: dict[str, Any]) -> dict[str, Any]:
 EXPERTS = Experts(
     router="mlp.gate",
     expert=EXPERT,
+    mlx="mlp.switch_mlp.",
     stacked=FUSED_EXPERTS,
     shared=FeedForward(at="mlp.shared_expert.", inner=size_of("shared_expert_intermediate_size")),
     shared_gate="mlp.shared_expert_gate",
 )
-FORWARD = replace(DENSE, experts=EXPERTS)
+FORWARD = replace(DENSE, experts=EXPERTS, mlx_type="qwen3_5_moe")
 
 # transformers' Qwen3_5MoeTextConfig.
 _DEFAULTS: dict[str, Any] = {

@@ -49,6 +49,7 @@ FORWARD = Architecture(
     experts=Experts(
         router="mlp.gate",
         expert=EXPERT,
+        mlx="mlp.switch_mlp.",
         stacked=FUSED_EXPERTS,
         normalised=flag("norm_topk_prob"),
         layers=has_experts,

@@ -95,7 +95,9 @@ assert _EXPERTS is not None and QWEN35_MOE.delta_net is not None
 FORWARD = replace(
     QWEN35_MOE,
     delta_net=DeltaNet(layers=QWEN35_MOE.delta_net.layers, fused=("in_proj_qkvz", "in_proj_ba")),
-    experts=replace(_EXPERTS, normalised=flag("norm_topk_prob", True)),
+    # mlx-lm converts the norms and the convolution only of experts that are not stacked
+    experts=replace(_EXPERTS, normalised=flag("norm_topk_prob", True), mlx=None),
+    mlx_type=None,
 )
 
 FAMILY = Family(

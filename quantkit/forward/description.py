@@ -76,6 +76,7 @@ class Experts:
         router: the linear that scores the experts.
         expert: one expert; `{}` in its names stands for its number.
         stacked: all experts in one tensor; used where the checkpoint has it.
+        mlx: where mlx-lm has the stacked experts; None: its model has not been compared with quantkit's forward.
         count: config keys of the number of experts.
         used: config keys of the number of experts per token, or of a list with one number per layer.
         score: the function from the router's output to scores; `sparse_mixer` gives weights too (see `route`).
@@ -94,6 +95,7 @@ class Experts:
     router: str
     expert: FeedForward | None = None
     stacked: FeedForward | None = None
+    mlx: str | None = None
     count: tuple[str, ...] = ("num_local_experts", "num_experts", "n_routed_experts")
     used: tuple[str, ...] = ("num_experts_per_tok", "num_experts_per_token")
     score: Literal["softmax", "sigmoid", "sparse_mixer"] = "softmax"
@@ -205,6 +207,8 @@ class Architecture:
         variant: fields that depend on config.json.
         refused: the setting of config.json that the forward does not support, or None.
         unpacked: why loaders of AWQ and GPTQ folders do not run the model, or None.
+        mlx_type: the model_type by which mlx-lm finds the model, if it differs from that of config.json.
+        not_mlx: why mlx-lm does not run a folder of quantized weights of the model, or None.
     """
 
     base: str = "model."
@@ -247,6 +251,8 @@ class Architecture:
     variant: Callable[[Config], Mapping[str, Any]] = lambda _: {}
     refused: Callable[[Config], str | None] = lambda _: None
     unpacked: Callable[[Config], str | None] = lambda _: None
+    mlx_type: str | None = None
+    not_mlx: str | None = None
 
     def norm_before(self, layer: int) -> str | None:
         """The norm of attention's input in a layer, or None."""

@@ -13,7 +13,7 @@ _SMALL_MEMORY = 32 << 20
 
 def direct_memory(native: Native, threads: int) -> int:
     """Bytes of memory that writing and checking the folders take."""
-    widest = max(tensor.shape[-1] for tensor in native.tensors.values())
+    widest = max(tensor.shape[-1] for tensor in native.tensors.values() if tensor.shape)
     piece = max(PIECE_ELEMENTS, 128 * widest)
     vocabulary = vocabulary_memory(native.checkpoint.folder, int(native.config["vocab_size"]), 1)
     writing = resident_memory() + _SMALL_MEMORY + threads * _PIECE_BYTES * piece

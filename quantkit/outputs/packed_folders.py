@@ -3,7 +3,7 @@
 import fnmatch
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +15,22 @@ from quantkit.forward.layer_linears import layer_linears
 from quantkit.forward.linears import LayerLinears, Linear
 from quantkit.packed.config import QUANTIZE_CONFIG
 from quantkit.packed.formats import DTYPES, FolderRequest, Format, Names, Stored
-from quantkit.packed.layout import Shard, Stated, plan_folder, total_bytes
+from quantkit.packed.layout import Shard, Stated, matrix_name, plan_folder, total_bytes
 from quantkit.packed.registry import FORMATS
 from quantkit.packed.writer import json_bytes
 from quantkit.quant.rounding import check_group
 
 __all__ = ["DTYPES", "FolderPlan", "FolderRequest", "all_layers", "plan_folder_of"]
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """The place of an expert's linear: matrix `index` of the `count` matrices of `stack`."""
+
+    stack: str
+    index: int
+    count: int
+
 
 QUANTIZED_KEYS = ("quantization_config", "compression_config", "quantization")
 """The keys of config.json that a quantized source may have; the folder gets its own."""
@@ -28,7 +38,11 @@ QUANTIZED_KEYS = ("quantization_config", "compression_config", "quantization")
 
 @dataclass(frozen=True)
 class FolderPlan:
-    """A folder that can be written. `quantized`: linears by name; `shards`: weight files; `head`: the output head."""
+    """A folder that can be written. `quantized`: linears by name; `shards`: weight files; `head`: the output head.
+
+    `stacks`: where the experts' linears are, by name, if the format has all experts of a layer in one tensor.
+    `model_type`: of the folder's config.json, if its loader has a name of its own.
+    """
 
     request: FolderRequest
     folder: Path
@@ -37,6 +51,8 @@ class FolderPlan:
     kept: tuple[str, ...]
     shards: tuple[Shard, ...]
     head: str = "lm_head"
+    stacks: Mapping[str, Matrix] = field(default_factory=dict)
+    model_type: str | None = None
 
     @property
     def format(self) -> Format:
@@ -71,6 +87,11 @@ class FolderPlan:
         """The tensors of a quantized linear: suffix -> safetensors dtype, shape."""
         return self.format.stored(self.request, linear.n_in, linear.n_out)
 
+    def tensor(self, linear: str, suffix: str) -> str:
+        """The tensor that stores a part of a quantized linear, as `FolderWriter` names it."""
+        matrix = self.stacks.get(linear)
+        return f"{linear}.{suffix}" if matrix is None else matrix_name(f"{matrix.stack}.{suffix}", matrix.index)
+
     def quantization_config(self) -> dict[str, Any]:
         """The quantization_config of config.json."""
         return self.format.config(self.request, self.names)
@@ -79,6 +100,8 @@ class FolderPlan:
         """The folder's config.json."""
         left_out = ("torch_dtype", "dtype", "auto_map", *QUANTIZED_KEYS)
         config = {key: value for key, value in native.items() if key not in left_out}
+        if self.model_type is not None:
+            config["model_type"] = self.model_type
         return {**config, "torch_dtype": self.request.dtype, **self.format.config_keys(self.request, self.names)}
 
     def more_files(self) -> dict[str, bytes]:
@@ -110,6 +133,8 @@ def plan_folder_of(native: Native, layers: Sequence[LayerLinears], request: Fold
     if request.dtype is None:
         request = replace(request, dtype=source_dtype(native))
     reason = native.architecture.unpacked(native.config) if request.method in ("awq", "gptq") else None
+    if folder_format.for_mlx:
+        reason = native.architecture.not_mlx
     if reason is not None:
         raise UnsupportedError(f"{reason}, so no loader of {label} runs this model; convert it to GGUF")
     linears = [linear for layer in layers for entry in layer.inputs for linear in entry.linears]
@@ -119,10 +144,7 @@ def plan_folder_of(native: Native, layers: Sequence[LayerLinears], request: Fold
             f"{stacked.name} contains all experts of a layer in one tensor, which no loader of {label} reads;"
             " convert this model to GGUF"
         )
-    if folder_format.stacks_experts and any(entry.expert is not None for layer in layers for entry in layer.inputs):
-        raise UnsupportedError(
-            f"{label} wants all experts of a layer in one tensor, which quantkit does not write; choose another type"
-        )
+    stacks = _stacks(native, layers, label) if folder_format.for_mlx else {}
     for pattern in request.skip:
         if not any(fnmatch.fnmatchcase(linear.name, _anywhere(pattern)) for linear in linears):
             raise UsageError(
@@ -132,6 +154,11 @@ def plan_folder_of(native: Native, layers: Sequence[LayerLinears], request: Fold
     quantized = {linear.name: linear for linear in linears if linear.name not in skipped}
     if not quantized:
         raise UsageError("--skip leaves no linear to quantize")
+    unstacked = next((name for name in stacks if name not in quantized), None)
+    if unstacked is not None:
+        raise UsageError(
+            f"--skip matches {unstacked}, but {label} has all experts of a layer in one tensor; leave that --skip out"
+        )
     last = {entry.linears[-1].name for layer in layers for entry in layer.inputs}
     for linear in quantized.values():
         if folder_format.calibrated:
@@ -142,10 +169,36 @@ def plan_folder_of(native: Native, layers: Sequence[LayerLinears], request: Fold
             )
         reason = folder_format.why_not(request.grid, linear.n_in, linear.n_out, last=linear.name in last)
         if reason:
-            raise UnsupportedError(f"{linear.name} does not fit {label}: {reason}; add --skip {linear.name}")
+            remedy = "choose another --group-size or type" if linear.name in stacks else f"add --skip {linear.name}"
+            raise UnsupportedError(f"{linear.name} does not fit {label}: {reason}; {remedy}")
     kept = (*skipped, *native.decoder.outer_linears, *draft_layers(native))
-    shards = plan_folder(_stated(native, quantized, request), request.max_shard)
-    return FolderPlan(request, folder, tuple(layers), quantized, kept, tuple(shards), native.architecture.head)
+    shards = plan_folder(_stated(native, quantized, request, stacks), request.max_shard)
+    head = native.architecture.head
+    model_type = native.architecture.mlx_type if folder_format.for_mlx else None
+    return FolderPlan(request, folder, tuple(layers), quantized, kept, tuple(shards), head, stacks, model_type)
+
+
+def _stacks(native: Native, layers: Sequence[LayerLinears], label: str) -> dict[str, Matrix]:
+    """The places of the experts' linears in mlx-lm's stacks, by name.
+
+    Raises UnsupportedError if mlx-lm's model has not been compared with the architecture.
+    """
+    experts, stacks = native.architecture.experts, {}
+    for layer in layers:
+        routed = [entry for entry in layer.inputs if entry.expert is not None]
+        if routed and (experts is None or experts.expert is None or experts.mlx is None):
+            raise UnsupportedError(
+                f"{label} has all experts of a layer in one tensor, and quantkit does not know mlx-lm's names of them"
+                " for this model; choose another type"
+            )
+        for entry in routed:
+            assert experts is not None and experts.expert is not None and entry.expert is not None
+            one = experts.expert
+            roles = {one.gate: "gate_proj", one.up: "up_proj", one.down: "down_proj"}
+            for linear in entry.linears:
+                at, _, own = linear.name.rpartition(one.at.format(entry.expert))
+                stacks[linear.name] = Matrix(f"{at}{experts.mlx}{roles[own]}", entry.expert, len(routed) // 2)
+    return stacks
 
 
 def draft_layers(native: Native) -> tuple[str, ...]:
@@ -164,7 +217,9 @@ def draft_layers(native: Native) -> tuple[str, ...]:
     return tuple(sorted(places))
 
 
-def _stated(native: Native, quantized: Mapping[str, Linear], request: FolderRequest) -> list[Stated]:
+def _stated(
+    native: Native, quantized: Mapping[str, Linear], request: FolderRequest, stacks: Mapping[str, Matrix]
+) -> list[Stated]:
     """Every tensor of the folder in file order."""
     weights = {linear.name + linear.form.weight: linear for linear in quantized.values()}
     stated: list[Stated] = []
@@ -172,7 +227,14 @@ def _stated(native: Native, quantized: Mapping[str, Linear], request: FolderRequ
         if name in weights:
             linear = weights[name]
             shapes = FORMATS[request.method].stored(request, linear.n_in, linear.n_out)
-            stated += [(f"{linear.name}.{suffix}", dtype, shape) for suffix, (dtype, shape) in shapes.items()]
+            matrix = stacks.get(linear.name)
+            if matrix is None:
+                stated += [(f"{linear.name}.{suffix}", dtype, shape) for suffix, (dtype, shape) in shapes.items()]
+            elif matrix.index == 0:
+                stated += [
+                    (f"{matrix.stack}.{suffix}", dtype, (matrix.count, *shape))
+                    for suffix, (dtype, shape) in shapes.items()
+                ]
         else:
             stated.append((name, kept_dtype(native, name, request), tuple(native.tensors[name].shape)))
     return stated

@@ -99,8 +99,8 @@ class Format(ABC):
     """The group sizes that the format has; None for any."""
     dtype: str | None = None
     """The default of --dtype; None for the source's own 16-bit type."""
-    stacks_experts: bool = False
-    """Whether loaders want all experts of a layer in one tensor, which quantkit does not write."""
+    for_mlx: bool = False
+    """Whether the folder is mlx-lm's: all experts of a layer in one tensor, and its own model_type."""
 
     def grid(self, bits: int, group: int | None, *, symmetric: bool) -> Grid:
         """The grid that the options give: `bits` of --bits, `group` of --group-size or None, `symmetric` of --sym."""

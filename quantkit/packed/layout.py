@@ -32,6 +32,11 @@ class Place(NamedTuple):
     offset: int
     nbytes: int
 
+    def matrix(self, index: int) -> "Place":
+        """The place of one matrix of a stack."""
+        size = self.nbytes // self.shape[0]
+        return Place(matrix_name(self.name, index), self.dtype, self.shape[1:], self.offset + index * size, size)
+
 
 @dataclass(frozen=True)
 class Shard:
@@ -41,6 +46,11 @@ class Shard:
     header: bytes
     places: tuple[Place, ...]
     size: int
+
+
+def matrix_name(name: str, index: int) -> str:
+    """The name of one matrix of the stack `name`, for writers and their records; a file has the stack alone."""
+    return f"{name}[{index}]"
 
 
 @lru_cache(maxsize=1024)

@@ -24,7 +24,7 @@ _ERROR_BOUND = {3: 0.4, 4: 0.2, 5: 0.1, 6: 0.05, 8: 0.02}
 class Mlx(DirectFormat):
     """Integers of `bits` bits; a scale and a bias for each group."""
 
-    group, group_sizes, stacks_experts = 64, _GROUPS, True
+    group, group_sizes, for_mlx = 64, _GROUPS, True
 
     def __init__(self, bits: int) -> None:
         self.name, self.label, self.bits = f"mlx-{bits}bit", f"MLX-{bits}bit", bits

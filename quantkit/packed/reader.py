@@ -58,7 +58,7 @@ class QuantizedFolder:
         except BaseException:
             self._files.close()
             raise
-        packed = {f"{name}.{part}" for name in self.linears for part in self.scheme.parts}
+        packed = {f"{linear.stored}.{part}" for linear in self.linears.values() for part in self.scheme.parts}
         self.names = frozenset(self.tensors.keys() - packed) | {f"{name}.weight" for name in self.linears}
         self._turned = _is_turned(self.config)
         self.round_input = input_rounding(activations_of(self.quantization), self.linears, self.stored)

@@ -72,14 +72,15 @@ class FolderWriter:
     def write(self, name: str, values: NDArray[Any], first_row: int = 0) -> None:
         """Write a tensor, or its rows from `first_row` of the first axis on, in order.
 
-        Floats of any width are rounded to the planned dtype.
+        Floats of any width are rounded to the planned dtype. Matrices of a stack (see `matrix_name`) have their own
+        rows, and threads may write them in any order.
 
         Raises:
             CheckpointError: a value is NaN or infinite.
             UnsupportedError: a value does not fit float16.
             OutputError: the file cannot be written.
         """
-        file, place = self._places[name]
+        file, place = self._place(name)
         rows, values = place.shape[0] if place.shape else 1, np.atleast_1d(values)
         if values.shape[1:] != place.shape[1:] or first_row + len(values) > rows:
             raise ValueError(f"{name} is {place.shape}, not {values.shape} at row {first_row}")
@@ -97,9 +98,12 @@ class FolderWriter:
             ) from error
 
     def sha256(self, name: str) -> str:
-        """The sha256 of a tensor's bytes as this writer wrote them; ValueError if they are not complete."""
+        """The sha256 of the bytes of a tensor, or of a matrix of a stack, as this writer wrote them.
+
+        Raises ValueError if they are not complete.
+        """
         digest, rows = self._hashes[name]
-        _, place = self._places[name]
+        _, place = self._place(name)
         if rows != (place.shape[0] if place.shape else 1):
             raise ValueError(f"{name} is incomplete: {rows} rows were written")
         return str(digest.hexdigest())
@@ -153,6 +157,13 @@ class FolderWriter:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    def _place(self, name: str) -> tuple[int, Place]:
+        if name in self._places:
+            return self._places[name]
+        stack, _, index = name.removesuffix("]").rpartition("[")
+        file, place = self._places[stack]
+        return file, place.matrix(int(index))
 
 
 def small_files(checkpoint: Path) -> dict[str, Path]:

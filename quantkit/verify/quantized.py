@@ -8,6 +8,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from dataclasses import replace
 from io import FileIO
 from itertools import cycle
 from pathlib import Path
@@ -24,6 +25,7 @@ from quantkit.forward import Decoder
 from quantkit.forward.weights import Array, f32
 from quantkit.outputs.packed_folders import FolderPlan
 from quantkit.packed.formats import DirectFormat
+from quantkit.packed.layout import matrix_name
 from quantkit.packed.reader import QuantizedFolder, open_quantized
 from quantkit.packed.writer import json_bytes, small_files
 from quantkit.verify.check import Check, Verified, guard, raise_if_passing, sampled_rows
@@ -131,7 +133,8 @@ def _bytes(opened: QuantizedFolder, sha256: Mapping[str, str], hashes: dict[str,
         for name, own in tensors.items():
             with (opened.folder / name).open("rb", buffering=0) as file:
                 whole, buffers = _Hash(pool), cycle([bytearray(_PIECE) for _ in range(3)])
-                for tensor in sorted(own, key=lambda tensor: tensor.offset):
+                matrices = [matrix for tensor in own for matrix in _matrices(tensor, sha256)]
+                for tensor in sorted(matrices, key=lambda tensor: tensor.offset):
                     whole.update(_exactly(file, memoryview(bytearray(tensor.offset - file.tell()))))
                     _tensor_bytes(file, tensor, sha256.get(tensor.name), whole, buffers)
                 while data := file.read(_PIECE):
@@ -139,6 +142,24 @@ def _bytes(opened: QuantizedFolder, sha256: Mapping[str, str], hashes: dict[str,
                 hashes[name] = whole.hexdigest()
     total = sum(tensor.nbytes for tensor in opened.tensors.values())
     return f"{total / 1e6:.0f} MB read back as written, every scale and kept weight finite"
+
+
+def _matrices(tensor: TensorInfo, sha256: Mapping[str, str]) -> list[TensorInfo]:
+    """A tensor, or the matrices of a stack that was written matrix by matrix."""
+    if matrix_name(tensor.name, 0) not in sha256:
+        return [tensor]
+    count = tensor.shape[0]
+    size = tensor.nbytes // count
+    return [
+        replace(
+            tensor,
+            name=matrix_name(tensor.name, index),
+            shape=tensor.shape[1:],
+            offset=tensor.offset + index * size,
+            nbytes=size,
+        )
+        for index in range(count)
+    ]
 
 
 class _Hash:

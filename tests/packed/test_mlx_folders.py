@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from quantkit import convert
-from quantkit.families import reference_logits
+from quantkit.families import open_model, reference_logits
+from quantkit.families.base.native import Native
 from quantkit.measurement.folder_engine import open_folder
 from quantkit.packed.packing import pack_stream
 from quantkit.quant.affine import round_affine
@@ -93,12 +94,59 @@ def test_one_pass_writes_a_folder_and_a_gguf_and_a_plan_knows_the_size(tmp_path:
     assert planned[0]["bytes"] == (tmp_path / "Tiny-MLX-4bit" / "model.safetensors").stat().st_size
 
 
+@pytest.mark.parametrize(
+    ("name", "stack", "expert"),
+    [
+        ("mixtral", "block_sparse_moe.switch_mlp.up_proj", "block_sparse_moe.experts.{}.w3"),
+        ("qwen3moe-fused-tied", "mlp.switch_mlp.down_proj", "mlp.experts.{}.down_proj"),
+        ("dots1", "mlp.experts.gate_proj", "mlp.experts.{}.gate_proj"),
+    ],
+)
+def test_experts_of_a_layer_are_one_stack_and_read_back_one_by_one(
+    name: str, stack: str, expert: str, tmp_path: Path
+) -> None:
+    source = write_checkpoint(name, tmp_path / "Moe")
+    done = quantkit("convert", source, "-t", "mlx-4bit", "--group-size", "32", "-o", tmp_path)
+    assert done.code == 0, done.stderr
+    folder, at = tmp_path / "Moe-MLX-4bit", "model.layers.1."
+    stored = tensors_of(folder)
+    assert not [tensor for tensor in stored if ".experts.0." in tensor]
+    words, n_experts = stored[f"{at}{stack}.weight"], len(stored[f"{at}{stack}.scales"])
+    assert words.ndim == 3 and n_experts > 2
+    with open_model(str(folder)) as opened, open_model(str(source)) as original:
+        native = Native(original)
+        for index in range(n_experts):
+            parts = {f"x.{part}": stored[f"{at}{stack}.{part}"][index] for part in ("weight", "scales", "biases")}
+            values, own = dequantized(parts, "x", 4, 32), at + expert.format(index) + ".weight"
+            assert np.array_equal(opened.read_rows(own, 0, len(values)), values)
+            before = native.whole(own).astype(np.float32)
+            assert np.sqrt(np.mean((values - before) ** 2)) < 0.15 * before.std()
+    again = quantkit("convert", folder, "-t", "fp8", "-t", "q8_0", "-o", tmp_path)
+    assert again.code == 0, again.stderr
+    assert "mlx 4 bit, group 32" in " ".join(again.stderr.split())
+
+
+def test_mlx_lm_finds_qwen_3_5_by_its_own_model_type(tmp_path: Path) -> None:
+    source = write_checkpoint("qwen35", tmp_path / "Qwen")
+    assert quantkit("convert", source, "-t", "mlx-8bit", "--group-size", "32", "-o", tmp_path).code == 0
+    config = json.loads((tmp_path / "Qwen-MLX-8bit" / "config.json").read_text())
+    assert config["model_type"] == "qwen3_5"
+
+
 def test_what_mlx_lm_would_not_read_is_refused(tmp_path: Path) -> None:
-    moe, dense = write_checkpoint("qwen2moe", tmp_path / "Moe"), tiny_llama(tmp_path / "Tiny", hidden=128)
+    moe, dense = write_checkpoint("ernie4.5-moe", tmp_path / "Moe"), tiny_llama(tmp_path / "Tiny", hidden=128)
+    mixtral, falcon = (write_checkpoint(name, tmp_path / name) for name in ("mixtral", "falcon-h1"))
     for source, arguments, code, message in (
-        (moe, (), 1, "wants all experts of a layer in one tensor"),
+        (moe, (), 1, "quantkit does not know mlx-lm's names of them for this model"),
+        (falcon, (), 1, "mlx-lm multiplies the weights of Falcon-H1 as it loads them"),
+        (
+            mixtral,
+            ("--skip", "experts.1.w2", "--group-size", "32"),
+            2,
+            "--skip matches model.layers.0.block_sparse_moe",
+        ),
         (dense, ("--group-size", "100"), 2, "MLX has groups of 32, 64, 128, not 100; choose one by --group-size"),
     ):
         done = quantkit("convert", source, "-t", "mlx-4bit", *arguments, "-o", tmp_path)
         assert done.code == code
-        assert message in " ".join(done.stderr.split()) and "--skip" not in done.stderr
+        assert message in " ".join(done.stderr.split()) and "add --skip" not in done.stderr

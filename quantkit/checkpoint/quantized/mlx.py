@@ -1,14 +1,17 @@
 """The linears of MLX folders, as mlx-lm writes and reads them: integers in 32-bit words along the inputs.
 
 Sources: mlx-lm's `load_model` and `quantize_model`, MLX's `quantize`. mlx-lm quantizes the modules that have `scales`.
-The settings of a module under its own name differ from those of all.
+The settings of a module under its own name differ from those of all. The experts of a layer are one stack, a tensor
+of three dimensions; here each expert has the name that a checkpoint gives it.
 """
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from quantkit.checkpoint.dequantize import float4_values, power_scales, unpack_stream
 from quantkit.checkpoint.float8 import to_float32
@@ -29,6 +32,9 @@ _BITS = (2, 3, 4, 5, 6, 8)
 _GROUPS = (16, 32, 64, 128)
 _WORD = 32
 _SETTINGS = ("bits", "group_size", "mode")
+# mlx-lm's `sanitize` functions stack experts under these names
+_STACK = re.compile(r"(.*\.)(?:switch_mlp|experts)\.((?:gate|up|down)_proj)")
+_NUMBERED = {"gate_proj": "w1", "up_proj": "w3", "down_proj": "w2"}
 
 
 @dataclass
@@ -48,23 +54,21 @@ class MlxScheme(Scheme):
                 continue
             name = tensor.name.removesuffix(".weight")
             scales, biases = (tensors.get(f"{name}.{part}") for part in ("scales", "biases"))
-            if scales is None or biases is None or scales.dtype not in FLOATS or len(tensor.shape) != 2:
+            if scales is None or biases is None or scales.dtype not in FLOATS:
                 raise CheckpointError(f"linear {shown(name)} of {where} has no scales and biases; download it again")
-            n_in = tensor.shape[1] * _WORD // self.bits
-            expected = (tensor.shape[0], n_in // self.group)
+            n_in = tensor.row_length * _WORD // self.bits
+            expected = (*tensor.shape[:-1], n_in // self.group)
             if scales.shape != expected or biases.shape != expected:
                 raise CheckpointError(
                     f"linear {shown(name)} of {where} has weight {list(tensor.shape)} and scales {list(scales.shape)},"
                     f" which do not match {self.bits} bits and group size {self.group}; download it again"
                 )
-            linears.append(PackedLinear(name, tensor.shape[0], n_in, expected[1]))
+            linears += _matrices(tensor, n_in, expected[-1], where)
         return linears
 
     def dequantized(self, stored: StoredTensors, linear: PackedLinear, start: int, stop: int) -> Array:
-        words = stored.stored_rows(f"{linear.name}.weight", start, stop)
-        scales, biases = (
-            stored.stored_rows(f"{linear.name}.{part}", start, stop).astype(np.float32) for part in ("scales", "biases")
-        )
+        words = _rows(stored, linear, "weight", start, stop)
+        scales, biases = (_rows(stored, linear, part, start, stop).astype(np.float32) for part in ("scales", "biases"))
         require_finite(scales, f"{linear.name}.scales", stored.where)
         require_finite(biases, f"{linear.name}.biases", stored.where)
         matrix = unpack_stream(words, self.bits, linear.n_in).astype(np.float32)
@@ -91,26 +95,51 @@ class MlxFloat4Scheme(Scheme):
                 continue
             name = tensor.name.removesuffix(".weight")
             scales = tensors.get(f"{name}.scales")
-            if scales is None or scales.dtype != "U8" or len(tensor.shape) != 2:
+            if scales is None or scales.dtype != "U8":
                 raise CheckpointError(f"linear {shown(name)} of {where} has no scales; download it again")
-            n_out, n_in = tensor.shape[0], tensor.shape[1] * 8
-            if scales.shape != (n_out, n_in // self.group):
+            n_in = tensor.row_length * 8
+            if scales.shape != (*tensor.shape[:-1], n_in // self.group):
                 raise CheckpointError(
                     f"linear {shown(name)} of {where} has weight {list(tensor.shape)} and scales {list(scales.shape)},"
                     f" which do not match group size {self.group}; download it again"
                 )
-            linears.append(PackedLinear(name, n_out, n_in, scales.shape[1]))
+            linears += _matrices(tensor, n_in, scales.row_length, where)
         return linears
 
     def dequantized(self, stored: StoredTensors, linear: PackedLinear, start: int, stop: int) -> Array:
-        words = np.ascontiguousarray(stored.stored_rows(f"{linear.name}.weight", start, stop))
+        words = np.ascontiguousarray(_rows(stored, linear, "weight", start, stop))
         matrix = float4_values(words.view(np.uint8))
-        raw = stored.stored_rows(f"{linear.name}.scales", start, stop)
+        raw = _rows(stored, linear, "scales", start, stop)
         factors = power_scales(raw) if self.layout == "mxfp4" else to_float32(raw, "F8_E4M3")
         require_finite(factors, f"{linear.name}.scales", stored.where)
         by_group = matrix.reshape(len(matrix), linear.n_groups, -1)
         by_group *= factors[:, :, None]
         return matrix
+
+
+def _matrices(tensor: TensorInfo, n_in: int, n_groups: int, where: str) -> Iterator[PackedLinear]:
+    """The linear of a packed tensor (n_out, words); of a stack (experts, n_out, words), the linear of each expert."""
+    name = tensor.name.removesuffix(".weight")
+    if len(tensor.shape) == 2:
+        yield PackedLinear(name, tensor.shape[0], n_in, n_groups)
+        return
+    stack = _STACK.fullmatch(name) if len(tensor.shape) == 3 else None
+    if stack is None:
+        raise UnsupportedError(
+            f"{shown(name)} of {where} has the shape {list(tensor.shape)}, which only stacks of experts have; take the"
+            " original 16-bit checkpoint"
+        )
+    at, own = stack[1], stack[2]
+    if at.endswith("block_sparse_moe."):
+        own = _NUMBERED[own]
+    for index in range(tensor.shape[0]):
+        yield PackedLinear(f"{at}experts.{index}.{own}", tensor.shape[1], n_in, n_groups, name, index)
+
+
+def _rows(stored: StoredTensors, linear: PackedLinear, part: str, start: int, stop: int) -> NDArray[Any]:
+    """Rows start..stop of a linear in one of its tensors."""
+    first = linear.index * linear.n_out
+    return stored.stored_rows(f"{linear.stored}.{part}", first + start, first + stop)
 
 
 def read_mlx(quantization: Mapping[str, Any], where: str) -> Scheme | None:

@@ -22,12 +22,22 @@ ACTIVATION_PARTS = ("input_scale", "input_zero_point", "input_global_scale", "ou
 
 @dataclass(frozen=True)
 class PackedLinear:
-    """A linear as stored: matrix (n_out, n_in), `n_groups` groups of inputs. It stands for the tensor NAME.weight."""
+    """A linear as stored: matrix (n_out, n_in), `n_groups` groups of inputs. It stands for the tensor NAME.weight.
+
+    `stack`: the tensors that have several linears, whose matrix `index` this one is; None: they have its own name.
+    """
 
     name: str
     n_out: int
     n_in: int
     n_groups: int
+    stack: str | None = None
+    index: int = 0
+
+    @property
+    def stored(self) -> str:
+        """The name of its tensors without their suffix."""
+        return self.stack or self.name
 
 
 class StoredTensors(Protocol):

@@ -45,12 +45,13 @@ class QuantizedWeights:
             scheme.read_states(stored)
         linears = _linears(scheme, stored)
         self.linears = {linear.name: linear for linear in linears}
-        hidden = {f"{name}.{part}" for name in self.linears for part in scheme.parts}
+        hidden = {f"{linear.stored}.{part}" for linear in linears for part in scheme.parts}
         self.tensors = {name: tensor for name, tensor in stored.tensors.items() if name not in hidden}
         self.weights_of = dict.fromkeys(hidden & stored.tensors.keys(), 0)
         for linear in linears:
-            first = next(f"{linear.name}.{part}" for part in scheme.parts if f"{linear.name}.{part}" in stored.tensors)
-            self.weights_of[first] = linear.n_out * linear.n_in
+            parts_of = [f"{linear.stored}.{part}" for part in scheme.parts]
+            first = next(part for part in parts_of if part in stored.tensors)
+            self.weights_of[first] += linear.n_out * linear.n_in
             self.tensors[f"{linear.name}.weight"] = _as_float(linear, stored.tensors[first].file)
 
     def rows(self, name: str, start: int, stop: int) -> NDArray[np.float32]:
