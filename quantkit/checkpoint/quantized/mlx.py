@@ -48,7 +48,7 @@ class MlxScheme(Scheme):
     layout: str | None = "affine"
 
     def linears(self, tensors: Mapping[str, TensorInfo], where: str) -> list[PackedLinear]:
-        linears = []
+        linears: list[PackedLinear] = []
         for tensor in tensors.values():
             if tensor.dtype != "U32" or not tensor.name.endswith(".weight"):
                 continue
@@ -89,7 +89,7 @@ class MlxFloat4Scheme(Scheme):
     parts: tuple[str, ...] = ("weight", "scales")
 
     def linears(self, tensors: Mapping[str, TensorInfo], where: str) -> list[PackedLinear]:
-        linears = []
+        linears: list[PackedLinear] = []
         for tensor in tensors.values():
             if tensor.dtype != "U32" or not tensor.name.endswith(".weight"):
                 continue
