@@ -18,6 +18,7 @@ from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 # The sources of each library, and the compiler's options, as the modules that load them state them; a test compares.
 LIBRARIES = (
     ("gguf/c/k_quants.c", "gguf/c/block32.c", "gguf/c/iq4.c"),
+    ("gguf/c/iq_grids.c",),
     ("quant/block_kernels.c",),
     ("quant/float8.c",),
 )

@@ -47,7 +47,7 @@ def main() -> None:
     lines = Lines()
     print(f"one thread, {kernels.library()}; million weights a second")
     for kind in c_kernels.KINDS:
-        for weighted in (False, True):
+        for weighted in (True,) if kernels.requires_imatrix(kind) else (False, True):
             theirs, ours = measure_kernel(kind, weighted=weighted)
             name = "with importances" if weighted else "without"
             lines.add(Target(f"{kind.name}, ggml", name, theirs, "M/s"))

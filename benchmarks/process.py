@@ -23,15 +23,17 @@ class Measured:
     stdout: str
 
 
-def measure(command: Sequence[str | Path], *, env: Mapping[str, str] | None = None) -> Measured:
-    """Run `command` to its end; raises RuntimeError with its last words if it fails.
+def measure(
+    command: Sequence[str | Path], *, env: Mapping[str, str] | None = None, folder: Path | None = None
+) -> Measured:
+    """Run `command` to its end, in `folder` if one is given; raises RuntimeError with its last words if it fails.
 
     Both sides run as installed programs do: Python keeps the bytecode that it compiles.
     """
     variables = {name: value for name, value in (env or os.environ).items() if name != "PYTHONDONTWRITEBYTECODE"}
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
         started = monotonic()
-        child = subprocess.Popen([str(word) for word in command], stdout=out, stderr=err, env=variables)
+        child = subprocess.Popen([str(word) for word in command], stdout=out, stderr=err, env=variables, cwd=folder)
         # The process stays a zombie until wait4, and its counters can still be read.
         os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
         seconds = monotonic() - started

@@ -1,8 +1,9 @@
 """`make bench`: quantkit against llama.cpp's convert + quantize, in one run on one machine, as ratios.
 
 The peer is llama.cpp's own converter and llama-quantize (tests.helpers.peer), once a type, as a user runs them;
-quantkit is its whole command, verification included. Every figure is a separate process with its inputs in the file
-cache, and the same threads for both. Results go to the terminal and, as JSON, to bench-output/bench.json.
+quantkit is its whole command, verification included. Both run without and with an importance matrix. Every figure is a
+separate process with its inputs in the file cache, and the same threads for both. Results go to the terminal and, as
+JSON, to bench-output/bench.json.
 """
 
 import argparse
@@ -21,6 +22,7 @@ from benchmarks.process import Measured, measure, warm
 from benchmarks.synthetic import SHAPES, synthetic
 from demo.smollm2 import smollm2_checkpoint
 from quantkit.gguf.file_types import FILE_TYPES
+from tests.conversion.test_bytes import a_random_imatrix
 from tests.helpers.peer import Peer, peer_converter
 
 TYPES = ("q4_0", "q2_k", "q4_k_m", "q8_0")
@@ -59,7 +61,7 @@ class Bench(Lines):
         taken = measure([*command, *count])
         return taken, json.loads(taken.stdout)
 
-    def theirs(self, peer: Peer, checkpoint: Path) -> dict[str, Measured]:
+    def theirs(self, peer: Peer, checkpoint: Path, *, imatrix: Path | None = None) -> dict[str, Measured]:
         """llama.cpp's steps by name; the outputs stay under WORK/theirs."""
         folder = WORK / "theirs"
         shutil.rmtree(folder, ignore_errors=True)
@@ -68,13 +70,14 @@ class Bench(Lines):
         taken = {"convert": measure(peer.convert_command(checkpoint, whole, "bf16"), env=peer.environment())}
         for name in TYPES:
             command = peer.quantize_command(
-                whole, folder / f"{name}.gguf", FILE_TYPES[name].ftype, threads=self.threads
+                whole, folder / f"{name}.gguf", FILE_TYPES[name].ftype, threads=self.threads, imatrix=imatrix
             )
-            taken[name] = measure(command)
+            # the file stores the name of the matrix as it is given
+            taken[name] = measure(command, folder=imatrix.parent if imatrix else None)
         return taken
 
-    def side_by_side(self, peer: Peer, checkpoint: Path, *, repeats: int) -> dict[str, Any]:
-        """Both sides `repeats` times in turn; the best run of each."""
+    def side_by_side(self, peer: Peer, checkpoint: Path, *, repeats: int, at_most: float = 0.5) -> dict[str, Any]:
+        """Both sides `repeats` times in turn; the best run of each. `at_most`: the bound of their wall times' ratio."""
         warm(checkpoint)
         compile_bytecode(peer)
         ours, theirs = [], []
@@ -83,14 +86,7 @@ class Bench(Lines):
             theirs.append(self.theirs(peer, checkpoint))
         mine, document = min(ours, key=lambda run: run[0].seconds)
         other = min(theirs, key=_total)
-        name, files = (
-            checkpoint.name,
-            [Path(document["folder"]) / out["files"][0]["name"] for out in document["outputs"]],
-        )
-        same = all(
-            filecmp.cmp(file, WORK / "theirs" / f"{kind}.gguf", shallow=False)
-            for file, kind in zip(files, TYPES, strict=True)
-        )
+        name, same = checkpoint.name, _same_files(document)
         sizes = sum(out["bytes"] for out in document["outputs"])
         pass_seconds = document["seconds"]["pass"]
         self.add(Target("quantkit, whole command", name, mine.seconds, "s"))
@@ -98,7 +94,7 @@ class Bench(Lines):
         self.add(Target("  of it the checks", name, document["seconds"]["verify"], "s"))
         self.add(Target("llama.cpp, convert and quantize four times", name, _total(other), "s"))
         self.add(Target("  of it the converter", name, other["convert"].seconds, "s"))
-        self.add(Target("wall time, quantkit / llama.cpp", name, mine.seconds / _total(other), "", at_most=0.5))
+        self.add(Target("wall time, quantkit / llama.cpp", name, mine.seconds / _total(other), "", at_most=at_most))
         their_cpu = sum(step.cpu_seconds for step in other.values())
         self.add(Target("CPU time, quantkit / llama.cpp", name, mine.cpu_seconds / their_cpu, ""))
         self.add(Target("wall time, pass alone / llama.cpp", name, pass_seconds / _total(other), ""))
@@ -106,10 +102,34 @@ class Bench(Lines):
         self.add(Target("bytes written / outputs, llama.cpp", name, sum(m.written for m in other.values()) / sizes, ""))
         self.add(Target("files with the same bytes on both sides (1 = all)", name, float(same), "", at_least=1))
         self.memory(name, mine, document)
-        return {
+        importances = self.with_importances(peer, checkpoint, repeats=repeats)
+        return importances | {
             "ours": [{**figures(run), "report": report["seconds"]} for run, report in ours],
             "theirs": [{step: figures(run) for step, run in steps.items()} for steps in theirs],
             "output_bytes": sizes,
+        }
+
+    def with_importances(self, peer: Peer, checkpoint: Path, *, repeats: int) -> dict[str, Any]:
+        """The same with an importance matrix, which both sides get as a file; its values are random."""
+        imatrix = WORK.resolve() / "importances.gguf"
+        a_random_imatrix(imatrix, WORK / "theirs" / "whole.gguf")
+        ours, theirs = [], []
+        for _ in range(repeats):
+            ours.append(self.ours(checkpoint, options=("--imatrix", str(imatrix))))
+            theirs.append(self.theirs(peer, checkpoint, imatrix=imatrix))
+        mine, document = min(ours, key=lambda run: run[0].seconds)
+        other = min(theirs, key=_total)
+        name = checkpoint.name
+        self.add(Target("with importances: quantkit, whole command", name, mine.seconds, "s"))
+        self.add(Target("  of it the pass", name, document["seconds"]["pass"], "s"))
+        self.add(Target("  of it the checks", name, document["seconds"]["verify"], "s"))
+        self.add(Target("  llama.cpp, convert and quantize four times", name, _total(other), "s"))
+        self.add(Target("  wall time, quantkit / llama.cpp", name, mine.seconds / _total(other), "", at_most=0.25))
+        same = float(_same_files(document))
+        self.add(Target("  files with the same bytes on both sides (1 = all)", name, same, "", at_least=1))
+        return {
+            "ours with importances": [{**figures(run), "report": report["seconds"]} for run, report in ours],
+            "theirs with importances": [{step: figures(run) for step, run in steps.items()} for steps in theirs],
         }
 
     def scaling(self, checkpoint: Path) -> None:
@@ -148,6 +168,15 @@ def compile_bytecode(peer: Peer) -> None:
         compileall.compile_dir(folder, quiet=2)
 
 
+def _same_files(document: dict[str, Any]) -> bool:
+    """Whether quantkit's outputs of this conversion equal those of llama.cpp under WORK/theirs."""
+    files = [Path(document["folder"]) / out["files"][0]["name"] for out in document["outputs"]]
+    return all(
+        filecmp.cmp(file, WORK / "theirs" / f"{kind}.gguf", shallow=False)
+        for file, kind in zip(files, TYPES, strict=True)
+    )
+
+
 def _total(steps: dict[str, Measured]) -> float:
     return sum(step.seconds for step in steps.values())
 
@@ -167,7 +196,7 @@ def main() -> None:
     peer = peer_converter()
     WORK.mkdir(parents=True, exist_ok=True)
     smollm2 = smollm2_checkpoint()
-    bench.raw[smollm2.name] = bench.side_by_side(peer, smollm2, repeats=bench.repeats)
+    bench.raw[smollm2.name] = bench.side_by_side(peer, smollm2, repeats=bench.repeats, at_most=0.4)
     bench.efficiency(smollm2, repeats=bench.repeats)
     small, middle, large = SHAPES
     with synthetic(small, _DISK_WITH_PEER) as checkpoint:
@@ -177,7 +206,7 @@ def main() -> None:
     if not arguments.quick:
         with synthetic(middle, _DISK_WITH_PEER) as checkpoint:
             if checkpoint:
-                bench.raw[middle.name] = bench.side_by_side(peer, checkpoint, repeats=1)
+                bench.raw[middle.name] = bench.side_by_side(peer, checkpoint, repeats=1, at_most=0.2)
                 bench.efficiency(checkpoint, repeats=1)
         with synthetic(large, _DISK_ALONE) as checkpoint:
             if checkpoint:

@@ -4,7 +4,6 @@ The reference is the same checkpoint as bf16, which loses nothing. The change is
 far below that of the perplexities.
 """
 
-import hashlib
 import json
 import subprocess
 import sys
@@ -21,6 +20,7 @@ from demo.smollm2 import NAME, smollm2_checkpoint
 from demo.wikitext import wikitext2_test
 from quantkit.errors import QuantkitError
 from quantkit.measurement.perplexity import Perplexity, perplexity, perplexity_ratio
+from quantkit.system.python import file_sha256
 
 N_CHUNKS = 5
 CHECKED = CACHE.parent / "demo-checked"
@@ -78,7 +78,7 @@ def _checked() -> dict[str, dict[str, Any]]:
 
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        return file_sha256(file)
 
 
 def _file(folder: Path, kind: str) -> Path:

@@ -6,7 +6,7 @@ loaded when they are first used.
 
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 if TYPE_CHECKING:
     from quantkit.api import ConvertOptions, MeasureOptions, PlanOptions, convert, inspect, measure, open_source, plan

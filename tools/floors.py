@@ -1,10 +1,11 @@
 """Print the lowest version of every direct dependency, a requirement a line: what `make audit` looks up."""
 
-import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
 from packaging.requirements import Requirement
+
+from quantkit.system.python import tomllib
 
 PROJECT = Path(__file__).parents[1] / "pyproject.toml"
 

@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import datetime
 from email.utils import parsedate_to_datetime
 from typing import Any
 from urllib.parse import urljoin, urlsplit
@@ -17,6 +17,7 @@ from huggingface_hub.utils import get_session
 
 from quantkit.checkpoint.hub_errors import DroppedError, is_transient, is_unreachable
 from quantkit.errors import CheckpointError, HubError, ReadError
+from quantkit.system.python import UTC
 
 TIMEOUT = 20.0
 """Seconds without an answer before a request counts as failed."""

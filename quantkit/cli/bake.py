@@ -1,7 +1,6 @@
 """`quantkit bake`: run recipes, here or on a Ray cluster."""
 
 import json
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -13,6 +12,7 @@ from quantkit.cli.output import Out
 from quantkit.errors import UsageError, VerificationError
 from quantkit.files import user_path
 from quantkit.recipes.bake.result import STEPS
+from quantkit.system.python import StrEnum
 
 StepName = StrEnum("StepName", {name: name for name in STEPS})  # type: ignore[misc]
 

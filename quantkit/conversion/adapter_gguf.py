@@ -19,6 +19,7 @@ from quantkit.gguf.reader import read_header
 from quantkit.machine import peak_memory
 from quantkit.outputs.adapter_gguf import AdapterFile, AdapterTensor
 from quantkit.progress import SILENT, Progress
+from quantkit.system.python import file_sha256
 
 
 @dataclass(frozen=True)
@@ -105,7 +106,7 @@ def _read_back(file: AdapterFile, sha256: str) -> None:
     if slots != [(slot.name, slot.shape, slot.type) for slot in file.layout.slots]:
         raise VerificationError(f"{file.path.name} reads back with other tensors; run the command again")
     with partial.open("rb") as stream:
-        if hashlib.file_digest(stream, "sha256").hexdigest() != sha256:
+        if file_sha256(stream) != sha256:
             raise VerificationError(f"{file.path.name} reads back with other bytes; check the disk")
 
 

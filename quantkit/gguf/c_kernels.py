@@ -7,6 +7,9 @@ these kernels.
 On other processors than x86-64 the recorded bytes of x86-64 are the reference: compilers for ARM fuse multiplications
 and additions in ggml, which rounds once where x86-64 rounds twice. These kernels never fuse, so a file is the same
 everywhere.
+
+The recorded bytes are the reference of the lattice types too (lattice.py), on every processor: ggml takes up to ten
+seconds for its own tables before it writes the first row.
 """
 
 import ctypes
@@ -23,6 +26,7 @@ from gguf import GGMLQuantizationType
 from numpy.typing import NDArray
 
 from quantkit.gguf.compiled import compiled
+from quantkit.gguf.lattice import LATTICE_KINDS, grid_tables
 from quantkit.gguf.types import row_bytes
 
 _T = GGMLQuantizationType
@@ -34,11 +38,14 @@ _X86_64 = platform.machine() in ("x86_64", "AMD64")
 
 _FOLDER = Path(__file__).parent / "c"
 SOURCES = tuple(_FOLDER / name for name in ("k_quants.c", "block32.c", "iq4.c"))
+# a library of its own, compiled when the first of its types is written
+LATTICE_SOURCES = (_FOLDER / "iq_grids.c",)
 KINDS = (
     *(_T.Q8_0, _T.Q6_K, _T.Q5_K, _T.Q5_1, _T.Q5_0, _T.Q4_K, _T.Q4_1, _T.Q4_0),
     *(_T.IQ4_NL, _T.IQ4_XS, _T.Q3_K, _T.Q2_K),
+    *LATTICE_KINDS,
 )
-# sha256 (24 digits) of the bytes of `regular_rows` without and with importances, as ggml writes them on x86-64
+# sha256 (24 digits) of the bytes of `regular_rows` without and with importances, as ggml 0.25.3 writes them on x86-64
 X86_64_BYTES = {
     _T.Q8_0: "6b79d6fd19dc997ceabbf175",
     _T.Q6_K: "2f813d54ecb8db28a5f78796",
@@ -52,7 +59,14 @@ X86_64_BYTES = {
     _T.IQ4_XS: "63c353fc7578d81edf4f2505",
     _T.Q3_K: "72ed65f1a7ed3c5e682eb820",
     _T.Q2_K: "695b5bae1082f01fe5edaaf5",
+    _T.IQ2_XXS: "2773ee8c43242239c8aaaab9",
+    _T.IQ2_XS: "5255320d55317d854f8b21e5",
+    _T.IQ2_S: "15c64d2b7706fa408fb1b196",
+    _T.IQ3_XXS: "a5772ddb5b734c33cff208c0",
+    _T.IQ3_S: "842d9a3bc86ceab0209a0543",
 }
+# types that ggml refuses to quantize without importances (ggml_quantize_requires_imatrix)
+NEED_IMPORTANCES = (_T.IQ2_XXS, _T.IQ2_XS, _T.IQ1_S)
 # -O3 unrolls the loops over lanes before they become vectors
 _OPTIMIZE = ("-O2", "-ftree-vectorize")
 
@@ -91,8 +105,11 @@ class CKernels:
         return tuple(kind for kind in KINDS if kind not in failed)
 
     def _test(self, kind: GGMLQuantizationType, weighted: bool) -> Quantize | None:
-        kernel = self._bound(kind, self._clamps_first)
-        if _X86_64:
+        try:
+            kernel = self._bound(kind, self._clamps_first)
+        except (OSError, subprocess.SubprocessError):
+            return None  # the library of the lattice types does not compile
+        if _X86_64 and kind not in LATTICE_KINDS:
             return kernel if self._equals_reference(kernel, kind, weighted) else None
         return kernel if bytes_digest(kernel, kind) == X86_64_BYTES[kind] else None
 
@@ -104,7 +121,8 @@ class CKernels:
         return True
 
     def _bound(self, kind: GGMLQuantizationType, clamps_first: int) -> Quantize:
-        function = getattr(self._library, f"quantkit_{kind.name.lower()}")
+        library = self._library_with_grid(kind) if kind in LATTICE_KINDS else self._library
+        function = getattr(library, f"quantkit_{kind.name.lower()}")
         function.restype = None
         function.argtypes = (
             *(ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64),
@@ -116,6 +134,13 @@ class CKernels:
             function(rows.ctypes.data, out.ctypes.data, *rows.shape, importances, clamps_first)
 
         return quantize
+
+    def _library_with_grid(self, kind: GGMLQuantizationType) -> ctypes.CDLL:
+        library = compiled(*LATTICE_SOURCES, optimize=_OPTIMIZE)
+        tables = grid_tables(kind)
+        arrays = tables.start, tables.neighbour, tables.index
+        library.quantkit_set_grid(LATTICE_KINDS.index(kind), *(ctypes.c_void_p(array.ctypes.data) for array in arrays))
+        return library
 
 
 def load(reference: Quantize) -> CKernels | None:
@@ -160,9 +185,9 @@ def regular_rows() -> _FLOATS:
 
 
 def bytes_digest(quantize: Quantize, kind: GGMLQuantizationType) -> str:
-    """24 digits of the sha256 of the bytes of `regular_rows`, without and with importances."""
+    """24 digits of the sha256 of the bytes of `regular_rows`, without (where it can) and with importances."""
     digest = hashlib.sha256()
-    for weights in (None, *awkward_importances()):
+    for weights in (*(() if kind in NEED_IMPORTANCES else (None,)), *awkward_importances()):
         digest.update(_made(quantize, kind, regular_rows(), weights).data)
     return digest.hexdigest()[:24]
 

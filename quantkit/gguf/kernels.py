@@ -66,6 +66,8 @@ def quantize_rows(
         ValueError: an array has a wrong shape or dtype.
     """
     require(kind, weighted=weights is not None)
+    if weights is None and requires_imatrix(kind):
+        raise UnsupportedError(f"{kind.name.lower()} needs an importance matrix; pass --imatrix")
     rows = np.ascontiguousarray(rows, dtype=np.float32)
     n_rows, n_cols = rows.shape
     if out is None:
@@ -108,7 +110,7 @@ def accelerated() -> tuple[str, ...]:
 
 def requires_imatrix(kind: GGMLQuantizationType) -> bool:
     """Whether the kernel needs importances (ggml_quantize_requires_imatrix)."""
-    return kind in (_T.IQ2_XXS, _T.IQ2_XS, _T.IQ1_S)
+    return kind in c_kernels.NEED_IMPORTANCES
 
 
 def require(kind: GGMLQuantizationType, *, weighted: bool) -> None:
@@ -192,8 +194,6 @@ class GgmlKernels:
         return kind not in self._differing
 
     def quantize(self, kind: GGMLQuantizationType, rows: _FLOATS, weights: _FLOATS | None, out: _BYTES) -> None:
-        if weights is None and requires_imatrix(kind):
-            raise UnsupportedError(f"{kind.name.lower()} needs an importance matrix; pass --imatrix")
         if kind not in self._ready:
             # the lattice types build tables at first use (up to 11 seconds), so one thread does it once
             with self._lock:

@@ -13,11 +13,11 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from quantkit.errors import MissingExtraError, QuantkitError, UsageError
+from quantkit.system.python import StrEnum
 
 if TYPE_CHECKING:
     from quantkit.llamacpp.conversation import Loading, Sampling

@@ -122,8 +122,8 @@ async def _answer(send: Send, status: int, body: bytes, kind: bytes = b"applicat
 
 def _error(error: BaseException) -> tuple[int, bytes]:
     """The status and the OpenAI document of an error."""
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
+    while nested := getattr(error, "exceptions", None):  # an exception group; Python 3.10 has none of its own
+        error = nested[0]
     status, kind, code, message = 500, "server_error", None, f"{type(error).__name__}: {error}"
     if match := _TOO_LONG.search(str(error)):
         status, kind, code = 400, "invalid_request_error", "context_length_exceeded"

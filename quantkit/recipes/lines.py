@@ -1,8 +1,9 @@
 """The line of a TOML text that sets a key; tomllib reports lines of syntax errors only."""
 
-import tomllib
 from collections.abc import Sequence
 from typing import Any
+
+from quantkit.system.python import tomllib
 
 Keys = tuple[str, ...]
 

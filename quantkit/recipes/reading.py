@@ -1,7 +1,6 @@
 """Read a recipe file and the files that it extends, check them, and merge them."""
 
 import os
-import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from quantkit.recipes.schema import (
     is_path,
     looks_like_file,
 )
+from quantkit.system.python import tomllib
 
 
 @dataclass(frozen=True)

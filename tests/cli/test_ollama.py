@@ -15,7 +15,7 @@ import pytest
 
 from quantkit.cli import main
 from quantkit.publish.ollama.modelfile import lint_modelfile, parse_modelfile
-from tests.helpers.command import Answer
+from tests.helpers.command import Answer, working_folder
 from tests.helpers.command import quantkit as quantkit_process
 from tests.helpers.ollama_server import Ollama, running_ollama
 from tests.publish.gguf_files import INEXACT, write_gguf
@@ -44,7 +44,7 @@ def quantkit(*words: str | Path, cwd: Path | None = None, env: dict[str, str] | 
     with (
         patch.object(sys, "argv", ["quantkit", *map(str, words)]),
         patch.dict(os.environ, {"COLUMNS": "80", **(env or {})}),
-        contextlib.chdir(cwd or Path.cwd()),
+        working_folder(cwd or Path.cwd()),
         contextlib.redirect_stdout(stdout),
         contextlib.redirect_stderr(stderr),
     ):

@@ -17,7 +17,7 @@ import pytest
 from quantkit.cli import main
 from quantkit.planning.phones import PHONES
 from quantkit.publish.ollama.modelfile import parse_modelfile
-from tests.helpers.command import Answer
+from tests.helpers.command import Answer, working_folder
 from tests.helpers.hub_server import Hub, Repo, closed_port, running_hub
 from tests.helpers.tiny import tiny_llama
 from tests.measurement.tiny_gguf import write_tiny_gguf
@@ -47,7 +47,7 @@ def quantkit(*words: str | Path | int, cwd: Path) -> Answer:
     with (
         patch.object(sys, "argv", ["quantkit", *map(str, words)]),
         patch.dict(os.environ, {"COLUMNS": "80"}),
-        contextlib.chdir(cwd),
+        working_folder(cwd),
         contextlib.redirect_stdout(stdout),
         contextlib.redirect_stderr(stderr),
     ):

@@ -5,13 +5,13 @@ import re
 import shlex
 import shutil
 import subprocess
-import tomllib
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
 from quantkit.chat import BUILT_IN
+from quantkit.system.python import tomllib
 from tests.conversion.test_bytes import a_random_imatrix
 from tests.helpers.adapters import AdapterCase, write_adapter
 from tests.helpers.command import Answer, quantkit, quantkit_process

@@ -1,8 +1,9 @@
 """The Dockerfile copies every file that the wheel is built of."""
 
 import re
-import tomllib
 from pathlib import Path
+
+from quantkit.system.python import tomllib
 
 ROOT = Path(__file__).parents[2]
 

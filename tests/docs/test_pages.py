@@ -1,7 +1,6 @@
 """The pages themselves: links lead somewhere, generated pages are current, the README is one page."""
 
 import re
-import tomllib
 from pathlib import Path
 
 import pytest
@@ -9,6 +8,7 @@ import pytest
 import quantkit
 from quantkit.cli import COMMANDS, load_command
 from quantkit.cli.errors import EXIT_CODES
+from quantkit.system.python import tomllib
 from tools.reference import ENVIRONMENT, FOLDER, PAGES
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -88,3 +88,8 @@ def test_the_version_is_stated_once() -> None:
     assert settings["project"]["dynamic"] == ["version"]
     stated = (ROOT / settings["tool"]["hatch"]["version"]["path"]).read_text("utf-8")
     assert f'__version__ = "{quantkit.__version__}"' in stated.splitlines()
+
+
+def test_the_changelog_starts_with_this_version() -> None:
+    first = re.search(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text("utf-8"), re.MULTILINE)
+    assert first and first[1].rstrip(",") == quantkit.__version__

@@ -3,13 +3,13 @@
 import json
 import re
 import subprocess
-import tomllib
 from pathlib import Path
 from typing import Any
 
 import pytest
 from gguf import GGUFReader
 
+from quantkit.system.python import tomllib
 from tests.helpers.cached_environment import cached_environment, outside
 from tests.helpers.real import smollm2_or_skip
 

@@ -3,7 +3,6 @@
 import socket
 import subprocess
 import time
-import tomllib
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from gguf import GGUFReader
 
+from quantkit.system.python import tomllib
 from tests.helpers.cached_environment import cached_environment, outside
 from tests.helpers.chromium import headless_chromium
 from tests.helpers.command import quantkit

@@ -26,7 +26,7 @@ def test_the_hook_compiles_the_libraries_that_the_package_loads() -> None:
         and line.targets[0].id in ("LIBRARIES", "OPTIMIZE", "FLAGS")
     }
     package = ROOT / "quantkit"
-    loaded = (c_kernels.SOURCES, (block_kernels.SOURCE,), (float8_kernel.SOURCE,))
+    loaded = (c_kernels.SOURCES, c_kernels.LATTICE_SOURCES, (block_kernels.SOURCE,), (float8_kernel.SOURCE,))
     assert stated["LIBRARIES"] == tuple(
         tuple(path.resolve().relative_to(package).as_posix() for path in sources) for sources in loaded
     )

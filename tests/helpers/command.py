@@ -81,6 +81,17 @@ def quantkit_process(
     return Answer(done.returncode, done.stdout, done.stderr)
 
 
+@contextlib.contextmanager
+def working_folder(folder: Path) -> Iterator[None]:
+    """`folder` as the current one; contextlib.chdir, which Python 3.10 lacks."""
+    before = Path.cwd()
+    os.chdir(folder)
+    try:
+        yield
+    finally:
+        os.chdir(before)
+
+
 def quantkit_here(*words: str | Path, cwd: Path | None = None) -> Answer:
     """The function that the `quantkit` script calls, with the process's arguments, folder and streams set for it.
 
@@ -93,7 +104,7 @@ def quantkit_here(*words: str | Path, cwd: Path | None = None) -> Answer:
         stdout = stack.enter_context(_captured(1, "stdout", "strict"))
         stderr = stack.enter_context(_captured(2, "stderr", "backslashreplace"))
         if cwd is not None:
-            stack.enter_context(contextlib.chdir(cwd))
+            stack.enter_context(working_folder(cwd))
         try:
             sys.argv = ["quantkit", *map(str, words)]
             os.environ["COLUMNS"] = _COLUMNS

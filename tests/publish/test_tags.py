@@ -1,6 +1,5 @@
 """Names as Ollama takes them, tags as publishers name them, and the plan as a file that is edited and taken back."""
 
-import tomllib
 from pathlib import Path
 
 import pytest
@@ -8,6 +7,7 @@ import pytest
 from quantkit.errors import UsageError
 from quantkit.publish.ollama.plan_file import read_plan, write_plan
 from quantkit.publish.ollama.tags import Name, TagPlan, parse_name, plan_tags, size_tag
+from quantkit.system.python import tomllib
 
 BLOSSOM = Name("blossom-v5", "azure99")
 

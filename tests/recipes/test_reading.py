@@ -1,7 +1,6 @@
 """Recipe files: how they extend each other, where a mistake is reported, and how a merged one is written."""
 
 import json
-import tomllib
 from pathlib import Path
 
 import pytest
@@ -12,6 +11,7 @@ from quantkit.recipes.bake.commands import Machine, convert_commands, output_of
 from quantkit.recipes.lines import line_of
 from quantkit.recipes.recipe import Floor, PackedFormat
 from quantkit.recipes.writing import write_recipe
+from quantkit.system.python import tomllib
 from tests.helpers.command import quantkit
 from tests.helpers.tiny import tiny_llama
 

@@ -21,14 +21,6 @@
 #define LANES 8
 #else
 #define LANES 4
-/* quantkit_TYPE: float32 (n_rows, n_columns) to blocks. `importance`: float32 (n_columns,) or NULL. */
-#define EXPORT(type, block, block_bytes)                                                                          \
-    void quantkit_##type(                                                                                         \
-        const float *x, uint8_t *out, int64_t n_rows, int64_t n_columns, const float *importance,                 \
-        int clamps_first) {                                                                                       \
-        run_batches(type, x, out, n_rows, n_columns, importance, NULL, clamps_first, block, block_bytes);         \
-    }
-
 #endif
 
 typedef float vf __attribute__((vector_size(4 * LANES)));
@@ -92,14 +84,6 @@ INLINE vi clamped(vi x, int low, int high) {
 #define SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
 #else
 #define SHUFFLE(a, b, ...) __builtin_shuffle(a, b, (vi){__VA_ARGS__})
-/* quantkit_TYPE: float32 (n_rows, n_columns) to blocks. `importance`: float32 (n_columns,) or NULL. */
-#define EXPORT(type, block, block_bytes)                                                                          \
-    void quantkit_##type(                                                                                         \
-        const float *x, uint8_t *out, int64_t n_rows, int64_t n_columns, const float *importance,                 \
-        int clamps_first) {                                                                                       \
-        run_batches(type, x, out, n_rows, n_columns, importance, NULL, clamps_first, block, block_bytes);         \
-    }
-
 #endif
 #if LANES == 16
 #define FIRST_HALVES(a, b) SHUFFLE(a, b, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23)
@@ -110,14 +94,6 @@ INLINE vi clamped(vi x, int low, int high) {
 #else
 #define FIRST_HALVES(a, b) SHUFFLE(a, b, 0, 4, 1, 5)
 #define SECOND_HALVES(a, b) SHUFFLE(a, b, 2, 6, 3, 7)
-/* quantkit_TYPE: float32 (n_rows, n_columns) to blocks. `importance`: float32 (n_columns,) or NULL. */
-#define EXPORT(type, block, block_bytes)                                                                          \
-    void quantkit_##type(                                                                                         \
-        const float *x, uint8_t *out, int64_t n_rows, int64_t n_columns, const float *importance,                 \
-        int clamps_first) {                                                                                       \
-        run_batches(type, x, out, n_rows, n_columns, importance, NULL, clamps_first, block, block_bytes);         \
-    }
-
 #endif
 
 /* Transpose a square tile: interleaving row k with row k + LANES / 2 log2(LANES) times. */

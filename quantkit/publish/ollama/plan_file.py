@@ -5,13 +5,13 @@ Format `quantkit-ollama-plan` version 1. File names are relative to the plan.
 
 import difflib
 import json
-import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from quantkit.errors import UsageError
 from quantkit.publish.ollama.tags import Quantization, TagPlan, check_tag, parse_name
+from quantkit.system.python import tomllib
 
 FILE_NAME, FORMAT, VERSION = "ollama-plan.toml", "quantkit-ollama-plan", 1
 
