@@ -9,17 +9,16 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from quantkit import __version__
 from quantkit.adapters.adapter import Adapter
-from quantkit.conversion.record import record_outputs
+from quantkit.conversion.output_record import OutputRecord, record_outputs
 from quantkit.errors import CheckpointError, OutputError, UnsupportedError, VerificationError
 from quantkit.files import make_folder, open_partial, partial_path, refuse_existing, require_space, sync
-from quantkit.gguf.kernels import accelerated, library, quantize_rows, validate_rows
+from quantkit.gguf.kernels import quantize_rows, validate_rows
 from quantkit.gguf.reader import read_header
-from quantkit.machine import peak_memory
 from quantkit.outputs.adapter_gguf import AdapterFile, AdapterTensor
 from quantkit.progress import SILENT, Progress
 from quantkit.system.python import file_sha256
+from quantkit.verify.check import Check
 
 
 @dataclass(frozen=True)
@@ -69,7 +68,7 @@ def write_adapter_gguf(
         partial.unlink(missing_ok=True)
         raise
     written = WrittenAdapter(file, digest.hexdigest(), time.monotonic() - started)
-    record_outputs(file.folder, {file.stem: _entry(written)})
+    record_outputs(file.folder, {file.stem: _record(written)})
     return written
 
 
@@ -110,27 +109,19 @@ def _read_back(file: AdapterFile, sha256: str) -> None:
             raise VerificationError(f"{file.path.name} reads back with other bytes; check the disk")
 
 
-def _entry(written: WrittenAdapter) -> dict[str, object]:
+def _record(written: WrittenAdapter) -> OutputRecord:
     file = written.file
     mix: dict[str, int] = {}
     for tensor in file.tensors:
         mix[tensor.type.name] = mix.get(tensor.type.name, 0) + 1
-    return {
-        "tool": {"name": "quantkit", "version": __version__, "kernels": str(library()), "c_kernels": accelerated()},
-        "written": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "origin": file.origin,
-        "type": f"{file.type.name} adapter",
-        "files": {file.layout.name: {"bytes": file.layout.size, "sha256": written.sha256}},
-        "checks": [{"name": "structure", "status": "passed", "detail": f"{len(file.tensors)} tensors read back"}],
-        "relative_error": {},
-        "relative_error_method": "none: an adapter is not measured alone",
-        "seconds": {"write": round(written.seconds, 3)},
-        "seconds_cover": [file.type.label],
-        "peak_memory_bytes": peak_memory(),
-        "threads": 1,
-        "warnings": list(file.notes),
-        "options": {},
-        "family": file.family,
-        "parameters": file.parameters,
-        "type_mix": mix,
-    }
+    return OutputRecord(
+        origin=file.origin,
+        type=f"{file.type.name} adapter",
+        files={file.layout.name: (file.layout.size, written.sha256)},
+        checks=[Check("structure", "passed", f"{len(file.tensors)} tensors read back")],
+        seconds={"write": written.seconds},
+        seconds_cover=[file.type.label],
+        error_method="none: an adapter is not measured alone",
+        warnings=file.notes,
+        facts={"options": {}, "family": file.family, "parameters": file.parameters, "type_mix": mix},
+    )

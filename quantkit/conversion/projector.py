@@ -11,21 +11,19 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from quantkit import __version__
 from quantkit.checkpoint import Checkpoint
-from quantkit.conversion.record import record_outputs
+from quantkit.conversion.output_record import OutputRecord, record_outputs
 from quantkit.errors import OutputError, UsageError, VerificationError
 from quantkit.files import make_folder, open_partial, partial_path, refuse_existing, require_space, sync
 from quantkit.gguf.file_types import FileType
-from quantkit.gguf.kernels import accelerated, library
 from quantkit.gguf.layout import padded
 from quantkit.gguf.reader import GgufHeader, read_header
 from quantkit.llamacpp.converter import FOLDER_VARIABLE, ConverterOptions, find_converter
 from quantkit.llamacpp.converter_session import ConverterSession
-from quantkit.machine import peak_memory
 from quantkit.outputs.converted import converter_version
 from quantkit.outputs.model import Model, origin_of
 from quantkit.progress import SILENT, Progress
+from quantkit.verify.check import Check
 
 _PIECE = 1 << 24
 """Bytes that are in memory at once."""
@@ -91,7 +89,7 @@ def name_projectors(projectors: Sequence[Projector], source: Checkpoint | Model,
     for projector in projectors:
         partial_path(projector.path).replace(projector.path)
         sync(projector.path.parent)
-        record_outputs(projector.path.parent, {projector.path.stem: _entry(projector, origin)})
+        record_outputs(projector.path.parent, {projector.path.stem: _record(projector, origin)})
 
 
 def drop_projectors(projectors: Sequence[Projector]) -> None:
@@ -146,22 +144,14 @@ def _pieces(session: ConverterSession, header: GgufHeader, size: int) -> Iterato
     yield b"\0" * (size - position)
 
 
-def _entry(projector: Projector, origin: dict[str, Any]) -> dict[str, Any]:
-    return {
-        "tool": {"name": "quantkit", "version": __version__, "kernels": str(library()), "c_kernels": accelerated()},
-        "written": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "origin": origin,
-        "type": f"{projector.type.name} projector",
-        "files": {projector.path.name: {"bytes": projector.size, "sha256": projector.sha256}},
-        "checks": [{"name": "structure", "status": "passed", "detail": "the header reads back"}],
-        "relative_error": {},
-        "relative_error_method": "none: llama.cpp's converter rounds a projector",
-        "seconds": {"write": round(projector.seconds, 3)},
-        "seconds_cover": [projector.type.label],
-        "peak_memory_bytes": peak_memory(),
-        "threads": 1,
-        "warnings": [],
-        "options": {},
-        "parameters": projector.parameters,
-        "type_mix": projector.mix,
-    }
+def _record(projector: Projector, origin: dict[str, Any]) -> OutputRecord:
+    return OutputRecord(
+        origin=origin,
+        type=f"{projector.type.name} projector",
+        files={projector.path.name: (projector.size, projector.sha256)},
+        checks=[Check("structure", "passed", "the header reads back")],
+        seconds={"write": projector.seconds},
+        seconds_cover=[projector.type.label],
+        error_method="none: llama.cpp's converter rounds a projector",
+        facts={"options": {}, "parameters": projector.parameters, "type_mix": projector.mix},
+    )

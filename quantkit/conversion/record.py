@@ -1,27 +1,18 @@
-"""quantkit.json: the origin of the files in a folder, how they were made, and the results of their checks.
+"""What quantkit.json says of the outputs of one conversion: their origin, how they were made, and their checks."""
 
-Format `quantkit-origin` version 1: an entry for each output under `outputs`, by the stem of its files or the name of
-its folder. Several commands that write into one folder keep each other's entries.
-"""
-
-import json
-import time
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-from quantkit import __version__
 from quantkit.conversion.calibration import Calibration
 from quantkit.conversion.gguf_layers import without_feedback
+from quantkit.conversion.output_record import OutputRecord, record_outputs
 from quantkit.conversion.type_choice import TypeChoice
 from quantkit.errors import CheckpointError
-from quantkit.files import partial_path, write_atomically
-from quantkit.gguf.kernels import accelerated, library
-from quantkit.inspection.record import FILE_NAME, FORMAT, VERSION, parse_record
-from quantkit.machine import peak_memory
+from quantkit.files import partial_path
+from quantkit.inspection.record import FILE_NAME, parse_record
 from quantkit.outputs.gguf_files import GgufOutput, GgufPlan
 from quantkit.outputs.packed_folders import FolderPlan
-from quantkit.outputs.plan import ConversionPlan, file_sizes, type_name
+from quantkit.outputs.plan import ConversionPlan, OutputPlan, file_sizes, type_name
 from quantkit.quant.feedback import SOLVER_VERSION
 from quantkit.verify import Verified
 
@@ -43,22 +34,25 @@ def write_records(
 
     Raises OutputError.
     """
-    gguf: dict[str, dict[str, Any]] = {}
+    gguf: dict[str, OutputRecord] = {}
     for item in outputs:
         output = item.output
         if isinstance(output, FolderPlan):
-            own = _folder_facts(plan, output)
+            facts = _folder_facts(plan, output)
             if output.format.calibrated and calibration is not None:
-                own |= _calibrated_facts(plan, output, calibration)
-            record_outputs(partial_path(output.folder), {output.folder.name: _entry(plan, item, seconds) | own})
-        elif isinstance(output, GgufOutput) and output.projector and plan.projectors is not None and not item.failed:
-            gguf[output.stem] = _entry(plan, item, seconds) | _gguf_facts(plan.projectors, output)
-        elif isinstance(output, GgufOutput) and plan.gguf is not None and not item.failed:
-            gguf[output.stem] = _entry(plan, item, seconds) | _gguf_facts(plan.gguf, output)
-            if plan.gguf.request.solver == "feedback":
-                gguf[output.stem]["feedback"] = _feedback_facts(plan.gguf, output, rounded)
-            if choice is not None and output is plan.gguf.target_output:
-                gguf[output.stem]["target"] = _target_facts(plan.gguf, output, choice)
+                facts |= _calibrated_facts(plan, output, calibration)
+            record_outputs(partial_path(output.folder), {output.folder.name: _record(plan, item, seconds, facts)})
+            continue
+        if not isinstance(output, GgufOutput) or item.failed:
+            continue
+        of_file = plan.projectors if output.projector else plan.gguf
+        assert of_file is not None
+        facts = _gguf_facts(of_file, output)
+        if not output.projector and of_file.request.solver == "feedback":
+            facts["feedback"] = _feedback_facts(of_file, output, rounded)
+        if choice is not None and output is of_file.target_output:
+            facts["target"] = _target_facts(of_file, output, choice)
+        gguf[output.stem] = _record(plan, item, seconds, facts)
     if plan.gguf is not None:
         record_outputs(plan.gguf.request.folder, gguf)
 
@@ -75,45 +69,36 @@ def damaged_records(plan: ConversionPlan) -> list[str]:
     return []
 
 
-def record_outputs(folder: Path, entries: Mapping[str, Mapping[str, Any]]) -> None:
-    """Add entries to the folder's quantkit.json; they replace those of the same name. Raises OutputError."""
-    record = _load(folder / FILE_NAME)
-    record["outputs"].update(entries)
-    write_atomically(folder / FILE_NAME, json.dumps(record, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
-
-
-def _load(path: Path) -> dict[str, Any]:
-    """The present record. A damaged one, or one of another version, is renamed to `.bak`; the plan warns about it."""
-    if path.exists():
-        try:
-            return parse_record(path)
-        except CheckpointError:
-            path.replace(path.with_name(f"{FILE_NAME}.bak"))
-    return {"format": FORMAT, "version": VERSION, "outputs": {}}
-
-
-def _entry(plan: ConversionPlan, item: Verified, seconds: Mapping[str, float]) -> dict[str, Any]:
-    """What every output records. `seconds` are of the whole conversion, which `seconds_cover` lists."""
+def _record(
+    plan: ConversionPlan, item: Verified, seconds: Mapping[str, float], facts: Mapping[str, Any]
+) -> OutputRecord:
+    """`seconds` are of the whole conversion."""
     calibrated = not (isinstance(item.output, FolderPlan) and not item.output.format.calibrated)
-    entry = {
-        "tool": {"name": "quantkit", "version": __version__, "kernels": str(library()), "c_kernels": accelerated()},
-        "written": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "origin": dict(plan.origin),
-        "type": type_name(item.output),
-        "files": {
-            name: {"bytes": size, "sha256": item.sha256.get(name)} for name, size in file_sizes(item.output).items()
-        },
-        "checks": [vars(check) for check in item.checks],
-        "relative_error": {name: round(error, 6) for name, error in item.errors.items()},
-        "seconds": {name: round(value, 3) for name, value in seconds.items()},
-        "seconds_cover": [output.label for output in plan.outputs],
-        "peak_memory_bytes": peak_memory(),
-        "threads": plan.threads,
-        "warnings": list(plan.warnings),
-    }
-    if plan.samples is None or not calibrated:
-        return entry
-    return entry | {"calibration": plan.samples.record()}
+    sizes = file_sizes(item.output)
+    if plan.samples is not None and calibrated:
+        facts = {"calibration": plan.samples.record(), **facts}
+    return OutputRecord(
+        origin=plan.origin,
+        type=type_name(item.output),
+        files={name: (size, item.sha256.get(name)) for name, size in sizes.items()},
+        checks=item.checks,
+        seconds=seconds,
+        seconds_cover=[output.label for output in plan.outputs],
+        error_method=_error_method(item.output),
+        errors=item.errors,
+        threads=plan.threads,
+        warnings=plan.warnings,
+        facts=facts,
+    )
+
+
+def _error_method(output: OutputPlan) -> str:
+    if isinstance(output, FolderPlan) and output.format.calibrated:
+        return (
+            "squared error of the outputs over the calibration text, over their squares, on sampled rows of each linear"
+        )
+    part = "linear" if isinstance(output, FolderPlan) else "tensor"
+    return f"RMS error over RMS of the source, on sampled rows of each {part}"
 
 
 def _gguf_facts(plan: GgufPlan, output: GgufOutput) -> dict[str, Any]:
@@ -138,7 +123,6 @@ def _gguf_facts(plan: GgufPlan, output: GgufOutput) -> dict[str, Any]:
             "imatrix": imatrix,
             "solver": request.solver,
         },
-        "relative_error_method": "RMS error over RMS of the source, on sampled rows of each tensor",
     }
 
 
@@ -174,7 +158,6 @@ def _folder_facts(plan: ConversionPlan, folder: FolderPlan) -> dict[str, Any]:
         "options": options | {"skip": list(request.skip), "dtype": request.dtype},
         "quantized_linears": len(folder.quantized),
         "kept_linears": list(folder.kept),
-        "relative_error_method": "RMS error over RMS of the source, on sampled rows of each linear",
     }
 
 
@@ -201,7 +184,5 @@ def _calibrated_facts(plan: ConversionPlan, folder: FolderPlan, calibration: Cal
         tables["experts_that_learned_from_others_tokens"] = starved
     return {
         "options": options,
-        "relative_error_method": "squared error of the outputs over the calibration text, over their squares, on"
-        " sampled rows of each linear",
         **{name: table for name, table in tables.items() if table or name.startswith("experts")},
     }

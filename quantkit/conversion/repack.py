@@ -8,14 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from quantkit import __version__
 from quantkit.checkpoint.quantized.awq_gptq import AwqGptqScheme
 from quantkit.checkpoint.quantized.scheme import PackedLinear
-from quantkit.conversion.record import record_outputs
-from quantkit.errors import QuantkitError, UnsupportedError, VerificationError
+from quantkit.conversion.output_record import OutputRecord, record_outputs
+from quantkit.errors import OutputError, QuantkitError, UnsupportedError, VerificationError
 from quantkit.families import find_architecture
 from quantkit.files import partial_path, refuse_existing, remove, require_space
-from quantkit.machine import peak_memory, resident_memory
+from quantkit.machine import resident_memory
 from quantkit.packed.formats import Names
 from quantkit.packed.layout import Shard, Stated, plan_folder, total_bytes
 from quantkit.packed.pack_quantized import PackQuantized, integer_config, pack_integers, stored_integers
@@ -25,6 +24,7 @@ from quantkit.packed.registry import FORMATS
 from quantkit.packed.writer import FolderWriter, publish
 from quantkit.progress import SILENT, Progress
 from quantkit.quant.grid import Grid, Quantized
+from quantkit.system.python import file_sha256
 from quantkit.verify.check import Check
 
 _PIECE = 1 << 22
@@ -71,7 +71,7 @@ class RepackPlan:
 
 @dataclass(frozen=True)
 class Repacked:
-    """A repacked folder; `sha256` of its tensors' bytes as written is in quantkit.json, `seconds` of wall time."""
+    """A repacked folder; `seconds` of wall time."""
 
     plan: RepackPlan
     checks: tuple[Check, ...]
@@ -141,7 +141,7 @@ def repack(plan: RepackPlan, *, force: bool = False, progress: Progress = SILENT
             writer.finish(_config(plan), opened.folder)
         checks = (_check_equal(plan, partial, progress),)
         seconds = time.monotonic() - started
-        record_outputs(partial, {plan.folder.name: _record(plan, checks, seconds)})
+        record_outputs(partial, {plan.folder.name: _record(plan, partial, checks, seconds)})
     except QuantkitError:
         remove(partial)
         raise
@@ -227,23 +227,27 @@ def _check_equal(plan: RepackPlan, partial: Path, progress: Progress) -> Check:
     return Check("lossless", "passed", f"{len(source.linears)} linears and all other tensors equal the source's")
 
 
-def _record(plan: RepackPlan, checks: tuple[Check, ...], seconds: float) -> dict[str, Any]:
+def _record(plan: RepackPlan, partial: Path, checks: tuple[Check, ...], seconds: float) -> OutputRecord:
     grid = plan.grid
-    return {
-        "tool": {"name": "quantkit", "version": __version__},
-        "written": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "origin": plan.origin,
-        "type": plan.label,
-        "files": {shard.name: {"bytes": shard.size, "sha256": None} for shard in plan.shards},
-        "checks": [vars(check) for check in checks],
-        "relative_error": {},
-        "seconds": {"repack": round(seconds, 3)},
-        "seconds_cover": [plan.label],
-        "peak_memory_bytes": peak_memory(),
-        "threads": 1,
-        "warnings": [],
-        "architecture": (plan.opened.config.get("architectures") or [None])[0],
-        "options": {"bits": grid.bits, "group_size": grid.group, "symmetric": grid.symmetric},
-        "quantized_linears": len(plan.opened.linears),
-        "kept_linears": list(plan.names.kept),
-    }
+    return OutputRecord(
+        origin=plan.origin,
+        type=plan.label,
+        files={shard.name: (shard.size, _sha256(partial / shard.name)) for shard in plan.shards},
+        checks=checks,
+        seconds={"repack": seconds},
+        seconds_cover=[plan.label],
+        error_method="none: the integers are the source's",
+        facts={
+            "architecture": (plan.opened.config.get("architectures") or [None])[0],
+            "options": {"bits": grid.bits, "group_size": grid.group, "symmetric": grid.symmetric},
+            "quantized_linears": len(plan.opened.linears),
+            "kept_linears": list(plan.names.kept),
+        },
+    )
+
+
+def _sha256(path: Path) -> str:
+    try:
+        return file_sha256(path)
+    except OSError as error:
+        raise OutputError(f"{path} cannot be read back ({error.strerror or error}); check the disk") from error

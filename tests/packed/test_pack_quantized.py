@@ -1,5 +1,6 @@
 """compressed-tensors folders of integers, against the published format read with Python's integers."""
 
+import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +15,7 @@ from quantkit.outputs.calibration import CalibrationRequest
 from quantkit.packed.pack_quantized import pack_integers
 from quantkit.packed.reader import open_quantized
 from quantkit.quant.grid import Grid, Quantized
+from tests.docs.test_schemas import errors
 from tests.helpers.command import quantkit
 from tests.helpers.tiny import tiny_llama
 from tests.packed.folders import write_folder
@@ -157,6 +159,10 @@ def test_a_folder_is_repacked_without_loss(
     assert config["quantization_config"]["config_groups"]["group_0"]["weights"]["symmetric"] is symmetric
     assert quantkit("inspect", made).code == 0
     assert quantkit("card", made).code == 0
+    record = json.loads((made / "quantkit.json").read_text())
+    assert errors("quantkit", record) == []
+    for name, about in record["outputs"][made.name]["files"].items():
+        assert about["sha256"] == hashlib.sha256((made / name).read_bytes()).hexdigest()
 
 
 def test_what_cannot_be_repacked_is_rounded_again_with_a_warning(source: Path, tmp_path: Path) -> None:
