@@ -248,6 +248,7 @@ def _record(plan: RepackPlan, partial: Path, checks: tuple[Check, ...], seconds:
 
 def _sha256(path: Path) -> str:
     try:
-        return file_sha256(path)
+        with path.open("rb") as stream:
+            return file_sha256(stream)
     except OSError as error:
         raise OutputError(f"{path} cannot be read back ({error.strerror or error}); check the disk") from error
