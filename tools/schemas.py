@@ -401,6 +401,7 @@ RUN = {
     "prompt": "string",
     # with --image
     "images?": ["string"],
+    "sounds?": ["string"],
     "mmproj?": "string",
     "answer": "string",
     "ended": "string",

@@ -25,8 +25,10 @@ def answer_once(conversation: Conversation, out: Out, prompt: str, max_tokens: i
     if human:
         print()
     out.note(_speed(answer), "dim")
-    pictures = {"images": [str(path) for path in conversation.images], "mmproj": str(conversation.mmproj)}
-    facts = {"model": str(conversation.model), "prompt": prompt, **(pictures if conversation.images else {})}
+    given = {"images": conversation.images, "sounds": conversation.sounds}
+    files: dict[str, Any] = {kind: [str(path) for path in paths] for kind, paths in given.items() if paths}
+    files |= {"mmproj": str(conversation.mmproj)} if files else {}
+    facts = {"model": str(conversation.model), "prompt": prompt, **files}
     out.document({"command": "run", **facts, **_document(answer)})
 
 

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from quantkit.cli.output import Out, human_bytes, printable
+from quantkit.gguf.projector_file import doubt_of
 from quantkit.publish.ollama.bundle import REFUSED, Bundle
 from quantkit.publish.ollama.publication import parameter
 from quantkit.publish.ollama.push import Item
@@ -46,7 +47,9 @@ def show_notes(items: Sequence[Item], out: Out, *, vram: int | None, index_read:
             f" (distance {item.replacement.distance}, it replaces under 100); add a Jinja comment of"
             f" {COMMENT_CHARACTERS} characters to the chat template and convert with --chat-template FILE"
         )
-    for projector in dict.fromkeys(item.projector for item in items if item.projector):
+    for projector, model in {item.projector: item.facts.files[0] for item in items if item.projector}.items():
+        if doubt := doubt_of(model, projector):
+            out.warn(doubt)
         out.note(f"{projector.name}, the projector, is the last FROM line; leave it out with --mmproj none")
     if vram is not None:
         for item in items:

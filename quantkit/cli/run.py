@@ -1,6 +1,7 @@
 """`quantkit run`: chat with a GGUF file in the terminal."""
 
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
@@ -66,10 +67,17 @@ def run(
         list[Path] | None,
         typer.Option("--image", metavar="FILE", help="An image that comes before the prompt; repeat."),
     ] = None,
+    audio: Annotated[
+        list[Path] | None,
+        typer.Option("--audio", metavar="FILE", help="A sound that comes before the prompt; repeat."),
+    ] = None,
     mmproj: Annotated[
         Path | None,
         typer.Option(
-            "--mmproj", metavar="FILE", help="The projector that sees the images.", show_default="the one beside it"
+            "--mmproj",
+            metavar="FILE",
+            help="The projector that sees or hears the files.",
+            show_default="the one beside it",
         ),
     ] = None,
     raw: Annotated[bool, typer.Option("--raw", help="Use no chat template: the model continues the text.")] = False,
@@ -100,7 +108,7 @@ def run(
     """
     from quantkit.cli.conversation import answer_once, talk
     from quantkit.cli.placement import automatic_placement, loading_of, place_draft
-    from quantkit.gguf.projector_file import choose_projector
+    from quantkit.gguf.projector_file import choose_projector, doubt_of
     from quantkit.llamacpp.conversation import converse
     from quantkit.llamacpp.draft_choice import choose_draft
     from quantkit.llamacpp.prompt_cache import require_prompt_cache
@@ -113,7 +121,7 @@ def run(
         raise UsageError("the prompt is empty; pass a text with -p TEXT")
     if prompt is None and out.format != Format.human:
         raise UsageError(f"--format {out.format.value} needs a single prompt; pass one with -p TEXT")
-    _refuse_combinations(draft=draft, prompt_cache=prompt_cache, image=image)
+    _refuse_combinations({"--draft": draft, "--prompt-cache": prompt_cache}, {"--image": image, "--audio": audio})
     sampling = {
         "temperature": temperature,
         "top_k": top_k,
@@ -125,10 +133,13 @@ def run(
     split = parse_tensor_split(tensor_split, gpu_layers)
     fixed = None if gpu_layers == AUTO else Placement(parse_gpu_layers(gpu_layers), cpu_moe or 0, split)
     with converse(model, n_ctx=ctx, system=system, raw=raw, sampling=sampling) as conversation:
-        if image:
-            conversation.show(image, choose_projector(model, mmproj))
+        if image or audio:
+            projector = choose_projector(model, mmproj)
+            conversation.show(image or (), projector, sounds=audio or ())
+            if doubt := doubt_of(model, projector):
+                out.warn(doubt)
         elif mmproj is not None:
-            raise UsageError("--mmproj has no effect without --image FILE; leave it out")
+            raise UsageError("--mmproj has no effect without --image or --audio FILE; leave it out")
         if prompt_cache is not None:
             require_prompt_cache(prompt_cache)
             conversation.prompt_cache, conversation.warn = prompt_cache, out.warn
@@ -156,8 +167,8 @@ def run(
             answer_once(conversation, out, prompt, max_tokens)
 
 
-def _refuse_combinations(*, draft: str | None, prompt_cache: Path | None, image: list[Path] | None) -> None:
-    """Raise UsageError if an option that images exclude is given with --image."""
-    option = "--draft" if draft else "--prompt-cache" if prompt_cache else ""
-    if image and option:
-        raise UsageError(f"{option} works with prompts of text only; remove it or --image")
+def _refuse_combinations(text_only: Mapping[str, object], files: Mapping[str, object]) -> None:
+    """Raise UsageError if an option that works with text only is given beside a file to see or hear."""
+    given = [next((option for option, value in options.items() if value), None) for options in (text_only, files)]
+    if None not in given:
+        raise UsageError(f"{given[0]} works with prompts of text only; remove it or {given[1]}")

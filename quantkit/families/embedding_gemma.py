@@ -110,7 +110,7 @@ FAMILY = Family(
     cautions=encoder_cautions,
     rope_kinds=("default", "linear"),
     forward={"Gemma3TextModel": FORWARD},
-    traits=Traits(causal=False, plannable=False, sliding_every=6, scaled_query=True, scaled_embedding=True),
+    traits=Traits(causal=False, encoder=True, sliding_every=6, scaled_query=True, scaled_embedding=True),
     token_roles=TokenRoles(space_prefix=SpacePrefix.FALSE_LAST),
     dense=True,
 )

@@ -198,6 +198,6 @@ FAMILY = Family(
         *("sparse_pred_ignore_index", "sparse_prediction"),
     ),
     forward={"ModernBertModel": FORWARD},
-    traits=Traits(plannable=False),
+    traits=Traits(encoder=True, layer_norm=True, sliding_every=3),
     token_roles=_ROLES,
 )

@@ -5,28 +5,30 @@ llama.cpp's converter names them mmproj-NAME-TYPE.gguf, and so does quantkit.
 
 from pathlib import Path
 
-import numpy as np
-
 from quantkit.errors import UsageError
+from quantkit.gguf.projector_match import KIND, check_fit, doubt
 from quantkit.gguf.reader import GgufHeader, read_header
 
 PREFIX = "mmproj"
 ARCHITECTURE = "clip"
 """general.architecture of a projector's file."""
-_KIND = "mmproj"
-_DEEPSTACK = "clip.vision.is_deepstack_layers"
 _BEST_FIRST = ("f16", "bf16", "q8_0", "f32")
 
 
 def is_projector(header: GgufHeader) -> bool:
     """Whether the file is a projector, not a model."""
     kind, architecture = header.value("general.type"), header.value("general.architecture")
-    return bool(kind == _KIND or architecture == ARCHITECTURE)
+    return bool(kind == KIND or architecture == ARCHITECTURE)
+
+
+def hears(header: GgufHeader) -> bool:
+    """Whether a projector is of a model that hears audio."""
+    return bool(header.value("clip.has_audio_encoder"))
 
 
 def only_hears(header: GgufHeader) -> bool:
     """Whether a projector is of a model that hears audio and does not see."""
-    return bool(header.value("clip.has_audio_encoder")) and not header.value("clip.has_vision_encoder")
+    return hears(header) and not header.value("clip.has_vision_encoder")
 
 
 def named_projectors(model: Path) -> list[Path]:
@@ -67,7 +69,7 @@ def choose_projector(model: Path, given: Path | None) -> Path:
 
     Raises:
         UsageError: none lies beside the model, or several do and none has its name; the file is not a projector, or
-            gives vectors of another width than the model takes.
+            belongs to another model.
         CheckpointError: the file is not a sound GGUF.
     """
     path = given
@@ -92,21 +94,9 @@ def choose_projector(model: Path, given: Path | None) -> Path:
     return path
 
 
-def check_fit(model: GgufHeader, projector: GgufHeader) -> None:
-    """Raise UsageError if the projector gives vectors of another width than the model takes.
+def doubt_of(model: Path, projector: Path) -> str | None:
+    """Why a projector that `choose_projector` accepts may belong to another model, as a sentence; None if nothing does.
 
-    Those of DeepStack follow each vector. Files of older converters state another number under the same key; llama.cpp
-    checks those when it loads them.
+    Raises CheckpointError: a file is not a sound GGUF.
     """
-    architecture = model.value("general.architecture")
-    width = model.value(f"{architecture}.embedding_length")
-    given = projector.value("clip.vision.projection_dim") or projector.value("clip.audio.projection_dim")
-    if isinstance(width, int) and isinstance(given, int):
-        layers, flags = model.value(f"{architecture}.n_deepstack_layers"), projector.value(_DEEPSTACK)
-        width *= 1 + (layers if isinstance(layers, int) else 0)
-        given *= 1 + (0 if flags is None else int(np.count_nonzero(flags)))
-    if projector.value("general.type") == _KIND and None not in (width, given) and width != given:
-        raise UsageError(
-            f"{projector.path.name} belongs to another model: it gives vectors of {given} values, but {model.path.name}"
-            f" takes {width}; pass the projector of this model with --mmproj FILE"
-        )
+    return doubt(read_header(model), read_header(projector))

@@ -41,10 +41,17 @@ class GgufHeader:
     def is_encoder(self) -> bool:
         """Whether the model gives embeddings or scores of a text, and no next token.
 
-        Its tokens attend to later ones, or the file states how to pool their vectors.
+        Its tokens attend to later ones, or the file states how to pool their vectors; T5's encoder states neither.
         """
         arch = self.value("general.architecture")
-        return self.value(f"{arch}.attention.causal") is False or bool(self.value(f"{arch}.pooling_type"))
+        pooled = self.value(f"{arch}.attention.causal") is False or bool(self.value(f"{arch}.pooling_type"))
+        buckets = self.value(f"{arch}.attention.relative_buckets_count") is not None
+        return pooled or (buckets and not self.answers_a_text)
+
+    @property
+    def answers_a_text(self) -> bool:
+        """Whether the model has an encoder, which reads a text, and a decoder, which answers it (T5)."""
+        return self.value(f"{self.value('general.architecture')}.decoder_start_token_id") is not None
 
 
 def shard_paths(path: Path) -> list[Path]:

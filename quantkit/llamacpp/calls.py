@@ -138,7 +138,13 @@ def decode(context: Any, tokens: list[int], first_scored: int, n_vocab: int) -> 
 
 
 def evaluate(context: Any, tokens: list[int], first_scored: int) -> None:
-    """Evaluate tokens from an empty memory; logits are kept from `first_scored` on. Raises Failed."""
+    """Evaluate tokens from an empty memory; logits are kept from `first_scored` on. Raises Failed.
+
+    T5 has an encoder, which reads them first; its decoder, if there is one, then gets the same tokens.
+    """
+    model = llama.llama_get_model(context)
+    encodes = llama.llama_model_has_encoder(model)
+    decodes = not encodes or llama.llama_model_has_decoder(model)
     batch = llama.llama_batch_init(len(tokens), 0, 1)
     try:
         batch.n_tokens = len(tokens)
@@ -147,8 +153,11 @@ def evaluate(context: Any, tokens: list[int], first_scored: int) -> None:
             batch.n_seq_id[i], batch.seq_id[i][0] = 1, 0
             batch.logits[i] = i >= first_scored
         llama.llama_memory_clear(llama.llama_get_memory(context), True)
-        status = llama.llama_decode(context, batch)
+        status = llama.llama_encode(context, batch) if encodes else 0
+        if decodes and not status:
+            status = llama.llama_decode(context, batch)
     finally:
         llama.llama_batch_free(batch)
     if status:
-        raise Failed(f"could not evaluate {len(tokens)} tokens (llama_decode returned {status})")
+        name = "llama_decode" if decodes else "llama_encode"
+        raise Failed(f"could not evaluate {len(tokens)} tokens ({name} returned {status})")

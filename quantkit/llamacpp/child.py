@@ -87,14 +87,15 @@ def load_projector(request: dict[str, Any]) -> None:
         Images(model, {**request, "gpu_layers": 0, "marker": "<image>"}, _log_callback, stack)
 
 
-def image_features(request: dict[str, Any]) -> list[list[int]]:
-    """Writes the vectors of an image, float32, to request["out"], chunk after chunk; the shape of each."""
+def file_features(request: dict[str, Any]) -> list[list[int]]:
+    """Writes the vectors of an image or a sound, float32, to request["out"], chunk after chunk; the shape of each."""
     with (
         ExitStack() as stack,
         load(request["model"], n_gpu_layers=0) as model,
     ):
         images = Images(model, {**request, "gpu_layers": 0, "marker": "<image>"}, _log_callback, stack)
-        images.prepare({"text": "<image>", "images": [request["image"]], "add_special": False})
+        files = {"images": request["images"], "sounds": request["sounds"]}
+        images.prepare({"text": "<image>", **files, "add_special": False})
         vectors = images.features()
     np.concatenate([values.reshape(-1) for values in vectors]).tofile(request["out"])
     return [list(values.shape) for values in vectors]
@@ -185,7 +186,7 @@ def main() -> None:
         "talk_prepare": talk.prepare,
         "talk": talk.generate,
         "talk_follow": talk.follow,
-        "image_features": image_features,
+        "file_features": file_features,
         "load_projector": load_projector,
     }
     while True:

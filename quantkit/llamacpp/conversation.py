@@ -11,7 +11,7 @@ from gguf import GGMLQuantizationType
 
 from quantkit.chat import render_contained
 from quantkit.errors import QuantkitError, TemplateError, UnsupportedError
-from quantkit.gguf.projector_file import is_projector
+from quantkit.gguf.projector_file import hears, is_projector, only_hears
 from quantkit.gguf.reader import GgufHeader, read_header
 from quantkit.gguf.vocabulary import TEMPLATE_KEY, special_tokens
 from quantkit.llamacpp.projector_session import require_libmtmd
@@ -109,9 +109,9 @@ class Answer:
 class Conversation:
     """A model that stays loaded in a child process, and the messages so far.
 
-    `template` None: the prompt is the last message as it is. `images`: images before the first message, which
-    llama.cpp sees through the projector `mmproj`. `prompt_cache`: the file that keeps the first prompt for later
-    starts. `warn`: receives why that file is ignored or not written.
+    `template` None: the prompt is the last message as it is. `images` and `sounds`: files before the first message,
+    which llama.cpp sees and hears through the projector `mmproj`. `prompt_cache`: the file that keeps the first
+    prompt for later starts. `warn`: receives why that file is ignored or not written.
     """
 
     model: Path
@@ -124,30 +124,42 @@ class Conversation:
     messages: list[dict[str, str]] = field(default_factory=list)
     mmproj: Path | None = None
     images: tuple[Path, ...] = ()
+    sounds: tuple[Path, ...] = ()
     prompt_cache: Path | None = None
     warn: Callable[[str], object] = lambda _: None
     _marker: str = field(default_factory=lambda: f"<__media_{random.getrandbits(64):016x}__>")
     _session: LlamaSession | None = None
 
-    def show(self, images: Sequence[Path], mmproj: Path) -> None:
-        """Put images before the first message; call it before `open`.
+    def show(self, images: Sequence[Path], mmproj: Path, *, sounds: Sequence[Path] = ()) -> None:
+        """Put images and sounds before the first message; call it before `open`.
 
         Raises:
             MissingExtraError: llama-cpp-python was built without libmtmd.
-            QuantkitError: an image is not a file.
+            QuantkitError: an image or a sound is not a file, or the projector does not take it.
         """
         require_libmtmd()
-        for image in images:
-            if not image.is_file():
-                reason = "is not a file" if image.exists() else "was not found"
-                raise QuantkitError(f"the image {image} {reason}; correct --image")
-        self.images, self.mmproj = tuple(images), mmproj
+        header = read_header(mmproj)
+        for paths, kind, option in ((images, "image", "--image"), (sounds, "sound", "--audio")):
+            for path in paths:
+                if not path.is_file():
+                    reason = "is not a file" if path.exists() else "was not found"
+                    raise QuantkitError(f"the {kind} {path} {reason}; correct {option}")
+        if images and only_hears(header):
+            raise QuantkitError(
+                f"{mmproj.name} is the projector of a model that only hears; pass a sound with --audio, not --image"
+            )
+        if sounds and not hears(header):
+            raise QuantkitError(
+                f"{mmproj.name} is the projector of a model that does not hear; remove --audio, or pass another"
+                " projector with --mmproj FILE"
+            )
+        self.images, self.sounds, self.mmproj = tuple(images), tuple(sounds), mmproj
 
     def open(self, loading: "Loading") -> None:
         """Load the model. Raises as `LlamaSession.ask`."""
         self._session = LlamaSession(self.model)
         request = {"model": str(self.model), "n_ctx": self.n_ctx, **loading.request()}
-        if self.images:
+        if self._files:
             request |= {"mmproj": str(self.mmproj), "marker": self._marker}
         if self.prompt_cache:
             identity = {
@@ -221,24 +233,31 @@ class Conversation:
             self._session.stop()
 
     def clear(self) -> None:
-        """Remove all messages and images."""
-        self.messages, self.images = [], ()
+        """Remove all messages, images and sounds."""
+        self.messages, self.images, self.sounds = [], (), ()
+
+    @property
+    def _files(self) -> tuple[Path, ...]:
+        return (*self.images, *self.sounds)
 
     def _prompt(self, messages: Sequence[Mapping[str, str]]) -> tuple[list[int] | None, int]:
-        """The token ids of the prompt, or None for one with images, which the process keeps; the number of tokens."""
+        """The token ids of the prompt, or None for one with files, which the process keeps; the number of tokens."""
         assert self._session is not None
         text = self._rendered(messages)
         begun = bool(self.bos) and text.startswith(self.bos or "")
         request = {"text": text, "add_special": not begun}
-        if self.images:
-            files = [str(path.absolute()) for path in self.images]
-            return None, int(self._session.ask({"task": "talk_prepare", **request, "images": files}))
+        if self._files:
+            files = {
+                kind: [str(path.absolute()) for path in paths]
+                for kind, paths in (("images", self.images), ("sounds", self.sounds))
+            }
+            return None, int(self._session.ask({"task": "talk_prepare", **request, **files}))
         tokens = [int(token) for token in self._session.ask({"task": "talk_tokenize", **request})]
         return tokens, len(tokens)
 
     def _rendered(self, messages: Sequence[Mapping[str, str]]) -> str:
-        """The text of the prompt, with a marker for each image before the first message."""
-        markers = self._marker * len(self.images)
+        """The text of the prompt, with a marker for each image and sound before the first message."""
+        markers = self._marker * len(self._files)
         if self.template is None:
             return markers + messages[-1]["content"]
         system = [{"role": "system", "content": self.system}] if self.system else []
@@ -281,6 +300,10 @@ def converse(
     if header.is_encoder:
         raise UnsupportedError(
             f"{model.name} is an encoder, which gives embeddings and no text; quantkit measure compares its embeddings"
+        )
+    if header.answers_a_text:
+        raise UnsupportedError(
+            f"{model.name} has an encoder and a decoder, and quantkit runs decoders only; use llama.cpp's own programs"
         )
     if is_projector(header):
         raise UnsupportedError(

@@ -1,4 +1,4 @@
-"""Images in the child process: libmtmd encodes them with a projector, and llama.cpp evaluates the result.
+"""Images and sounds in the child process: libmtmd encodes them with a projector, and llama.cpp evaluates the result.
 
 libmtmd comes with llama-cpp-python, unless it was built without it. Source: llama.cpp's tools/mtmd.
 """
@@ -28,7 +28,7 @@ def _library() -> Any:
 
 
 class Images:
-    """A projector in memory. A prompt consists of chunks: tokens, or an image.
+    """A projector in memory. A prompt consists of chunks: tokens, an image, or a part of a sound.
 
     Chunks that a prompt shares with the one before it stay in the KV cache.
     """
@@ -49,7 +49,6 @@ class Images:
         if not self._context:
             raise Failed(f"could not load the projector {Path(request['mmproj']).name}")
         stack.callback(mtmd.mtmd_free, self._context)
-        self._name = Path(request["mmproj"]).name
         self._window = int(llama.llama_model_n_swa(model))
         self._width = llama.llama_model_n_embd_inp(model)
         self._prompt = ExitStack()
@@ -64,20 +63,26 @@ class Images:
         self._cached = []
 
     def prepare(self, request: dict[str, Any]) -> int:
-        """Split a prompt with a marker for each image of request["images"] into chunks; the number of its tokens."""
+        """Split a prompt into chunks; the number of its tokens.
+
+        It has a marker for each file of request["images"], then for each of request["sounds"].
+        """
         mtmd = self._mtmd
         self._prompt.close()
         chunks = mtmd.mtmd_input_chunks_init()
         self._prompt.callback(mtmd.mtmd_input_chunks_free, chunks)
         with ExitStack() as loaded:
-            bitmaps = [self._bitmap(path, loaded) for path in request["images"]]
+            bitmaps = [self._bitmap(path, loaded, sound=False) for path in request["images"]]
+            bitmaps += [self._bitmap(path, loaded, sound=True) for path in request["sounds"]]
             array = (mtmd.mtmd_bitmap_p_ctypes * len(bitmaps))(*bitmaps)
             text = request["text"].encode()
             entry = mtmd.mtmd_input_text(text, len(text), request["add_special"], True)
             status = mtmd.mtmd_tokenize(self._context, chunks, ctypes.byref(entry), array, len(bitmaps))
         if status:
             raise Failed(
-                "could not prepare the images" if status == 2 else "found another number of images in the prompt"
+                "could not prepare the images or sounds"
+                if status == 2
+                else "found another number of images and sounds in the prompt"
             )
         count = mtmd.mtmd_input_chunks_size(chunks)
         self._chunks = [mtmd.mtmd_input_chunks_get(chunks, index) for index in range(count)]
@@ -112,20 +117,20 @@ class Images:
                 ctypes.byref(end),
             )
             if status:
-                raise Failed(f"could not evaluate an image or its text (mtmd returned {status})")
+                raise Failed(f"could not evaluate an image, a sound or their text (mtmd returned {status})")
             self._cached.append((self._keys[index], position))
             fresh, position = fresh + int(mtmd.mtmd_input_chunk_get_n_tokens(chunk)), end.value
         llama.llama_synchronize(running)
         return fresh
 
     def features(self) -> list[npt.NDArray[np.float32]]:
-        """The vectors of each image of the prepared prompt, (n_tokens, width): what the text model takes."""
+        """The vectors of each image or sound of the prepared prompt, (n_tokens, width): what the text model takes."""
         mtmd, vectors = self._mtmd, []
         for chunk in self._chunks:
-            if mtmd.mtmd_input_chunk_get_type(chunk) != mtmd.MTMD_INPUT_CHUNK_TYPE_IMAGE:
+            if mtmd.mtmd_input_chunk_get_type(chunk) == mtmd.MTMD_INPUT_CHUNK_TYPE_TEXT:
                 continue
             if mtmd.mtmd_encode_chunk(self._context, chunk):
-                raise Failed("could not encode an image")
+                raise Failed("could not encode an image or a sound")
             shape = (int(mtmd.mtmd_input_chunk_get_n_tokens(chunk)), self._width)
             vectors.append(np.ctypeslib.as_array(mtmd.mtmd_get_output_embd(self._context), shape).copy())
         return vectors
@@ -135,22 +140,26 @@ class Images:
         if hasattr(library, "mtmd_helper_log_set"):
             library.mtmd_helper_log_set(log, ctypes.c_void_p(0))
 
-    def _bitmap(self, path: str, loaded: ExitStack) -> Any:
+    def _bitmap(self, path: str, loaded: ExitStack, *, sound: bool) -> Any:
+        """The pixels of an image, or the samples of a sound. Raises Failed for a file that is neither."""
         mtmd = self._mtmd
-        if not mtmd.mtmd_support_vision(self._context):
-            raise Failed(f"cannot read images: {self._name} is the projector of a model that only hears")
-        # libmtmd takes a file that is not an image for a video, and its last line is about ffprobe
+        # libmtmd takes other files for videos, and its last line is about ffprobe
         self._set_helper_log(self._quiet)
         bitmap = mtmd.mtmd_helper_bitmap_init_from_file(self._context, os.fsencode(path), False)
         self._set_helper_log(self._log)
         if bitmap:
             loaded.callback(mtmd.mtmd_bitmap_free, bitmap)
-        if not bitmap or mtmd.mtmd_bitmap_is_audio(bitmap):
-            raise Failed(f"cannot read {Path(path).name} as an image; pass a sound JPEG, PNG, BMP or GIF file")
+        if not bitmap or bool(mtmd.mtmd_bitmap_is_audio(bitmap)) != sound:
+            kind = (
+                "a sound; pass an intact WAV, MP3 or FLAC"
+                if sound
+                else "an image; pass an intact JPEG, PNG, BMP or GIF"
+            )
+            raise Failed(f"cannot read {Path(path).name} as {kind} file")
         return bitmap
 
     def _key(self, chunk: Any) -> tuple[Any, ...]:
-        """What a chunk holds: its tokens, or the hash of its image (mtmd_helper_bitmap_init_from_file sets it)."""
+        """What a chunk holds: its tokens, or the hash of its file (mtmd_helper_bitmap_init_from_file sets it)."""
         mtmd, count = self._mtmd, ctypes.c_size_t(0)
         if mtmd.mtmd_input_chunk_get_type(chunk) == mtmd.MTMD_INPUT_CHUNK_TYPE_TEXT:
             tokens = mtmd.mtmd_input_chunk_get_tokens_text(chunk, ctypes.byref(count))

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantkit.errors import MeasureError, MissingExtraError, UsageError
-from quantkit.gguf.projector_file import choose_projector, named_projectors, only_hears
+from quantkit.gguf.projector_file import choose_projector, doubt_of, named_projectors, only_hears
 from quantkit.gguf.reader import read_header
 from quantkit.llamacpp.conversation import Conversation, Loading, converse
 from quantkit.llamacpp.projector_session import require_libmtmd
@@ -70,10 +70,13 @@ def projectors_of(
         warn(f"answers about pictures are not measured: {error}")
         return None
     first = Path(given) if given is not None else beside[0][0]
-    return [
+    projectors = [
         choose_projector(subject.path, first if given is not None or not files else files[0])
         for subject, files in zip(subjects, beside, strict=True)
     ]
+    if doubt := doubt_of(reference.path, projectors[0]):
+        warn(doubt)
+    return projectors
 
 
 def _projectors_beside(subject: Subject) -> list[Path]:

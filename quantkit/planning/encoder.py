@@ -1,6 +1,8 @@
-"""The graph of an encoder in llama.cpp: attention to all tokens without a cache, norms after the sums, pooling.
+"""The graph of an encoder in llama.cpp: attention to all tokens without a cache, pooling, Dense modules.
 
-Source: src/models/bert.cpp, and build_attn_inp_no_cache, build_attn_mha and build_pooling of src/llama-graph.cpp.
+Norms follow the sums (BERT), or precede each part (ModernBERT, EmbeddingGemma). Source: src/models/bert.cpp,
+modern-bert.cpp and gemma-embedding.cpp; build_attn_inp_no_cache, build_attn_mha and build_pooling of
+src/llama-graph.cpp.
 """
 
 from collections.abc import Sequence
@@ -19,14 +21,21 @@ def encoder_graph(shape: ModelShape, context: Context, layers: Sequence[int] | N
     """The graph of one sequence of `context.tokens` tokens; `layers` as for prompt_graph."""
     d = Drawing(shape, context)
     x = _embedded(d)
-    mask = leaf("mask", d.n, d.n, size=F16 if context.flash_on else F32)
+    mask, sliding = (leaf("mask", d.n, d.n, size=F16 if context.flash_on else F32) for _ in range(2))
     for number in range(shape.n_layer) if layers is None else layers:
         d.layer = number
-        x = _layer(d, x, shape.layers[number], mask)
+        layer = shape.layers[number]
+        draw = _layer if layer.has("attn_output_norm.weight") else _prenormed_layer
+        x = draw(d, x, layer, sliding if layer.slides else mask)
     d.layer = None
+    if "output_norm.weight" in shape.tensors:
+        x = d.norm(x, "output_norm", shape.tensors)
     x.kept = True
     d.graph.expand(x)
     pooled = _pooled(d, x)
+    for name in ("dense_2.weight", "dense_3.weight"):
+        if name in shape.tensors:
+            pooled = matmul(name, shape.tensors[name][0], pooled)
     pooled.kept = True
     d.graph.expand(pooled)
     return d.graph
@@ -46,7 +55,9 @@ def _embedded(d: Drawing) -> Tensor:
         positions = fresh((width, d.n), d.positions)
         positions.weight = "position_embd.weight"
         x = same(positions, x)
-    return d.norm(x, "token_embd_norm", tensors)
+    if d.shape.traits.scaled_embedding:
+        x = same(x)
+    return d.norm(x, "token_embd_norm", tensors) if "token_embd_norm.weight" in tensors else x
 
 
 def _layer(d: Drawing, x: Tensor, layer: Layer, mask: Tensor) -> Tensor:
@@ -60,6 +71,21 @@ def _layer(d: Drawing, x: Tensor, layer: Layer, mask: Tensor) -> Tensor:
     return d.norm(same(feed_forward(d, x, layer), x), "layer_output_norm", layer.tensors)
 
 
+def _prenormed_layer(d: Drawing, x: Tensor, layer: Layer, mask: Tensor) -> Tensor:
+    """Norms before each part, and after it if the file has them."""
+    normed = d.norm(x, "attn_norm", layer.tensors) if layer.has("attn_norm.weight") else x
+    out = _attention(d, normed, layer, mask)
+    if d.layer == d.shape.n_layer - 1:
+        out, x = (fresh((part.shape[0], d.n), part, d.outputs) for part in (out, x))
+    if layer.has("post_attention_norm.weight"):
+        out = d.norm(out, "post_attention_norm", layer.tensors)
+    x = same(out, x)
+    out = feed_forward(d, d.norm(x, "ffn_norm", layer.tensors), layer)
+    if layer.has("post_ffw_norm.weight"):
+        out = d.norm(out, "post_ffw_norm", layer.tensors)
+    return same(out, x)
+
+
 def _attention(d: Drawing, x: Tensor, layer: Layer, mask: Tensor) -> Tensor:
     """Attention of all tokens to all tokens, and its output projection."""
     sizes = ((layer.head_k, layer.n_head), (layer.head_k, layer.n_head_kv), (layer.head_v, layer.n_head_kv))
@@ -69,7 +95,9 @@ def _attention(d: Drawing, x: Tensor, layer: Layer, mask: Tensor) -> Tensor:
     else:
         names = ("attn_q", "attn_k", "attn_v")
         q, k, v = (view(d.linear(layer, name, x), (*heads, d.n)) for name, heads in zip(names, sizes, strict=True))
-    if layer.has("attn_q_norm.weight"):
+    if layer.has("attn_q_norm.weight") and layer.rows("attn_q_norm") == layer.head_k:
+        q, k = d.norm(q, "attn_q_norm", layer.tensors), d.norm(k, "attn_k_norm", layer.tensors)
+    elif layer.has("attn_q_norm.weight"):
         # the norm covers all heads together
         q, k = (
             view(d.norm(view(part, (part.shape[0] * part.shape[1], d.n)), name, layer.tensors), part.shape[:3])
@@ -77,6 +105,8 @@ def _attention(d: Drawing, x: Tensor, layer: Layer, mask: Tensor) -> Tensor:
         )
     if d.shape.traits.positions == "rope":
         q, k = d.rope(q), d.rope(k)
+    if d.shape.traits.scaled_query:
+        q = same(q)
     for projection in (q, k, v):
         d.graph.expand(projection)
     q = permuted(view(q, (*q.shape[:3], 1), q.stride[1:]))
@@ -101,13 +131,16 @@ def _pooled(d: Drawing, x: Tensor) -> Tensor:
     shape, pooling = d.shape, int(d.shape.number("pooling_type"))
     if pooling == NO_POOLING:
         return x
-    if pooling == MEAN:
-        return fresh((shape.n_embd, 1), fresh((d.n, shape.n_embd), x), leaf("mean", d.n, 1))
-    x = fresh((shape.n_embd, 1), x, leaf("chosen", 1, size=I32))
+    if MEAN in (pooling, int(shape.number("classifier.pooling_type")) if pooling == RANK else NO_POOLING):
+        x = fresh((shape.n_embd, 1), fresh((d.n, shape.n_embd), x), leaf("mean", d.n, 1))
+    else:
+        x = fresh((shape.n_embd, 1), x, leaf("chosen", 1, size=I32))
     if pooling == RANK:
         for name in ("cls", "cls.output"):
             if f"{name}.weight" in shape.tensors:
                 x = matmul(f"{name}.weight", shape.tensors[f"{name}.weight"][0], x)
                 x = same(x, weight=f"{name}.bias") if f"{name}.bias" in shape.tensors else x
                 x = same(x) if name == "cls" else x
+                if name == "cls" and "cls.norm.weight" in shape.tensors:
+                    x = d.norm(x, "cls.norm", shape.tensors)
     return x

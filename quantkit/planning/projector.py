@@ -6,7 +6,7 @@ from typing import Any
 
 from quantkit.errors import QuantkitError, UsageError
 from quantkit.families.base.multimodal import has_tower
-from quantkit.gguf.projector_file import named_projectors
+from quantkit.gguf.projector_file import choose_projector, named_projectors
 from quantkit.machine import Machine
 from quantkit.outputs.projector import ProjectorRequest, find_projector, plan_projectors, projector_types
 from quantkit.planning.sources import Source
@@ -53,7 +53,7 @@ def planned_projector(source: Source, given: str, wanted: str | None) -> tuple[P
     GGUF counts, and that of a checkpoint does not.
 
     Raises:
-        UsageError: another type, or the model has no projector of this type.
+        UsageError: another type, or the model has no projector of this type, or only that of another model.
     """
     if wanted == NONE:
         return None, None
@@ -67,7 +67,15 @@ def planned_projector(source: Source, given: str, wanted: str | None) -> tuple[P
                     f"no projector of the type {wanted} lies beside {given}; leave --mmproj out, or write one with"
                     f" quantkit gguf SOURCE --mmproj {wanted}"
                 )
-        return (PlannedProjector(beside[0].name, beside[0].stat().st_size) if beside else None), None
+        if not beside:
+            return None, None
+        try:
+            file = choose_projector(Path(given), beside[0])
+        except UsageError as error:
+            if wanted is not None:
+                raise
+            return None, f"a projector is not counted: {str(error).partition(';')[0]}"
+        return PlannedProjector(file.name, file.stat().st_size), None
     types = projector_types([wanted or USUAL])
     rules = None if source.is_config else find_projector(checkpoint.config)
     if rules is None:

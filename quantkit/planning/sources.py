@@ -26,7 +26,7 @@ _LARGE_TOKENIZER = 4 << 20
 _PIECE = 1 << 18
 _ENTRY = re.compile(rb'"((?:[^"\\]|\\.)*)"\s*:\s*\d')
 _MERGE = re.compile(rb'"((?:[^"\\]|\\.)*)"')
-_TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "qwen.tiktoken")
+_TOKENIZERS = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.json", "qwen.tiktoken")
 
 
 @dataclass(frozen=True)

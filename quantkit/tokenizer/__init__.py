@@ -14,7 +14,7 @@ from quantkit.gguf.keyvalues import KeyValue
 from quantkit.gguf.vocabulary import MAX_TOKENS
 from quantkit.machine import release_freed_memory
 
-from . import bytelevel, chat_templates, raw_bpe, special, spm, spm_json, unigram_json, wordpiece
+from . import bytelevel, chat_templates, raw_bpe, special, spm, spm_json, t5_model, unigram_json, wordpiece
 from .differences import Difference, differences
 from .ends import add_ends
 from .files import TokenizerFiles, read
@@ -167,7 +167,10 @@ def _tokens(files: TokenizerFiles, config: Mapping[str, Any], roles: TokenRoles,
         if pre is not None:
             raise UsageError(f"--pre {pre} does not apply: {files.folder} has a WordPiece tokenizer; leave --pre out")
         return wordpiece.load(files, config)
-    if roles.token_types and files.tokenizer is not None and unigram_json.is_unigram(files.tokenizer):
+    if roles.t5 and files.model is not None:
+        return t5_model.load(files, config)
+    by_json = roles.token_types or roles.t5
+    if by_json and files.tokenizer is not None and unigram_json.is_unigram(files.tokenizer):
         return unigram_json.load(files, config)
     style = files.tokenizer is not None and spm_json.is_sentencepiece_style(files.tokenizer)
     from_model = files.model is not None and (files.tokenizer is None or spm.is_sentencepiece(files))

@@ -24,7 +24,7 @@ class TokenizerFiles:
         config: tokenizer_config.json.
         special: special_tokens_map.json.
         added: added_tokens.json (token -> id).
-        model, vocab, merges: the paths of tokenizer.model, vocab.json and merges.txt.
+        model, vocab, merges: the paths of tokenizer.model (or T5's spiece.model), vocab.json and merges.txt.
         ranks: the path of Qwen-1's qwen.tiktoken if nothing else describes the tokenizer; `tokenizer` is made from it.
         templates: the chat templates by file; the one in use comes first.
     """
@@ -82,7 +82,7 @@ def read(folder: Path) -> TokenizerFiles:
         config=config,
         special=read_object(folder / "special_tokens_map.json") or {},
         added=_added(folder / "added_tokens.json"),
-        model=_present(folder / "tokenizer.model"),
+        model=_present(folder / "tokenizer.model") or _present(folder / "spiece.model"),
         vocab=_present(folder / "vocab.json"),
         merges=_present(folder / "merges.txt"),
         templates=_templates(folder, config),

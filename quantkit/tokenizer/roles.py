@@ -50,7 +50,7 @@ class TokenRoles:
     to a text, whatever the files say; with `adds_first` the files decide where they say it, and the keys come before
     the model. `raw_bpe`: how a tokenizer.json that merges raw text is written; None writes a
     SentencePiece vocabulary. `token_types`: the file states the number of token types, `type_vocab_size` of config.json
-    or 1; an encoder needs it.
+    or 1; an encoder needs it. `t5`: the SentencePiece unigram model is written as T5's.
     """
 
     first: Mapping[str, str] = field(default_factory=dict)
@@ -62,6 +62,7 @@ class TokenRoles:
     adds_first: bool = False
     raw_bpe: RawBpe | None = None
     token_types: bool = False
+    t5: bool = False
 
 
 NO_ROLES = TokenRoles()

@@ -7,6 +7,7 @@ from pathlib import Path
 import quantkit
 from quantkit.families import all_families, forward_architectures
 from quantkit.families.unconverted import POSITIONS, TOKEN_ROLES, TRAITS
+from quantkit.gguf.projector_match import FREE_KINDS, OWN_ARCHITECTURES, TEXT_ARCHITECTURES
 
 ROOT = Path(quantkit.__file__).parent
 
@@ -16,12 +17,20 @@ ALLOWED = {
     # a test compares it with llama.cpp, and a new family needs no entry
     "gguf/mix.py": {"falcon", "llama"},
     "gguf/mix_rules.py": {"deci", "jais2", "llama", "qwen2", "olmo"},
+    # llama.cpp's kinds of projectors and the architectures of their text models, for any pair of GGUFs; a test compares
+    # the table with its converter, and a new family needs no entry
+    "gguf/projector_match.py": {
+        *(TEXT_ARCHITECTURES.keys() | {arch for archs in TEXT_ARCHITECTURES.values() for arch in archs}),
+        *FREE_KINDS,
+        *OWN_ARCHITECTURES,
+    },
     # llama.cpp's names of kinds of tokenizer (tokenizer.ggml.model) and of pre-tokenizers
     "tokenizer/bytelevel.py": {"gpt2"},
     "tokenizer/__init__.py": {"bert"},
     "tokenizer/differences.py": {"bert", "gpt2", "llama4", "minimax-m2", "t5"},
     "tokenizer/spm.py": {"llama", "t5"},
     "tokenizer/spm_json.py": {"llama"},
+    "tokenizer/t5_model.py": {"t5"},
     "tokenizer/tokens.py": {"bert", "t5"},
     "tokenizer/unigram_json.py": {"t5"},
     "tokenizer/wordpiece.py": {"bert"},

@@ -97,6 +97,18 @@ def build(case: Case) -> tuple[dict[str, Any], dict[str, np.ndarray], np.ndarray
     return settings, published, logits, native
 
 
+def read_and_answer(model: Any) -> None:
+    """T5 reads and answers the same tokens; logits without the scale of a tied head, which llama.cpp leaves out."""
+    forward, scales = model.forward, model.config.scale_decoder_outputs
+
+    def both(ids: torch.Tensor, **settings: Any) -> Any:
+        output = forward(input_ids=ids, decoder_input_ids=ids, **settings)
+        output.logits = output.logits * (model.config.d_model**0.5 if scales else 1.0)
+        return output
+
+    model.forward = both
+
+
 def slopes(count: int) -> list[float]:
     """ALiBi's slope of each head.
 

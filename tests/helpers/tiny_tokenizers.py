@@ -429,3 +429,49 @@ def write_unigram_json(folder: Path, size: int) -> None:
     config: dict[str, Any] = {f"{role}_token": token for role, token in roles.items()}
     config |= {"clean_up_tokenization_spaces": True, "tokenizer_class": "XLMRobertaTokenizer"}
     (folder / "tokenizer_config.json").write_text(json.dumps(config))
+
+
+def write_t5(folder: Path, size: int) -> None:
+    """Write T5's spiece.model, and tokenizer.json with the same ids: a unigram model whose texts end with </s>."""
+    trained = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(line for line in CORPUS.splitlines() if line.isascii()),
+        model_writer=trained,
+        model_type="unigram",
+        vocab_size=size - 8,
+        character_coverage=1.0,
+        hard_vocab_limit=False,
+        num_threads=1,
+        minloglevel=2,
+        pad_id=0,
+        eos_id=1,
+        unk_id=2,
+        bos_id=-1,
+    )
+    (folder / "spiece.model").write_bytes(trained.getvalue())
+    model = _parsed(trained.getvalue())
+    vocabulary = [[piece.decode(), score] for piece, score in zip(model.pieces, model.scores, strict=True)]
+    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+    end = {"SpecialToken": {"id": "</s>", "type_id": 0}}
+    one, two = ({"Sequence": {"id": name, "type_id": 0}} for name in ("A", "B"))
+    metaspace = {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "always", "split": True}
+    charsmap = base64.b64encode(model.precompiled_charsmap).decode()
+    whole = {
+        "version": "1.0",
+        "added_tokens": [
+            {"id": number, "content": text, **flags} for number, text in enumerate(("<pad>", "</s>", "<unk>"))
+        ],
+        "normalizer": {"type": "Precompiled", "precompiled_charsmap": charsmap},
+        "pre_tokenizer": {"type": "Sequence", "pretokenizers": [{"type": "WhitespaceSplit"}, metaspace]},
+        "post_processor": {
+            "type": "TemplateProcessing",
+            "single": [one, end],
+            "pair": [one, end, two, end],
+            "special_tokens": {"</s>": {"id": "</s>", "ids": [1], "tokens": ["</s>"]}},
+        },
+        "decoder": metaspace,
+        "model": {"type": "Unigram", "unk_id": 2, "vocab": vocabulary, "byte_fallback": False},
+    }
+    (folder / "tokenizer.json").write_text(json.dumps(whole), encoding="utf-8")
+    config = {"eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>", "tokenizer_class": "T5Tokenizer"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from quantkit.api import ConvertOptions, convert
-from quantkit.llamacpp.projector_session import image_features
+from quantkit.llamacpp.projector_session import file_features
 from tests.helpers.peer import REPOSITORY, newest_converter
 from tests.vision.cases import PROCESSOR
 from tests.vision.expected import expected, write_checkpoint
@@ -52,7 +52,7 @@ def test_an_image_gives_the_vectors_of_transformers(
     convert(checkpoint, ["f16"], tmp_path, ConvertOptions(mmproj=("f16",), pre="smollm", logits=False))
     folder = tmp_path / f"{name}-GGUF"
     model, mmproj = folder / f"{name}-F16.gguf", folder / f"mmproj-{name}-F16.gguf"
-    ours = np.concatenate(image_features(model, mmproj, tmp_path / "image.png"))
+    ours = np.concatenate(file_features(model, mmproj, tmp_path / "image.png"))
     if name == "internvl":
         # llama.cpp puts the class token after the patches, but leaves its position first (models/internvl.cpp)
         checkpoint = write_checkpoint(name, expected(name)["layout"], tmp_path / "rolled", change=_class_last)

@@ -18,7 +18,7 @@ from PIL import Image
 
 from quantkit.api import ConvertOptions, convert
 from quantkit.errors import QuantkitError
-from quantkit.llamacpp.projector_session import image_features
+from quantkit.llamacpp.projector_session import file_features
 from tests.helpers.command import quantkit
 from tests.vision.cases import LLAVA
 from tests.vision.expected import GOLDEN, expected, write_checkpoint
@@ -44,7 +44,7 @@ def written(
 def chunks_of(name: str, folder: Path, files: tuple[Path, Path]) -> list[np.ndarray]:
     image = folder / "image.png"
     Image.fromarray(pixels_of(name)).save(image)
-    return image_features(*files, image)
+    return file_features(*files, image)
 
 
 def cosines(ours: np.ndarray, theirs: np.ndarray) -> np.ndarray:

@@ -1,21 +1,22 @@
 """`run --image`: the model answers about an image, and everything that may be missing is one sentence."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
-import gguf
 import numpy as np
 import pytest
 from PIL import Image
 
 from quantkit.api import ConvertOptions, convert
-from quantkit.errors import UsageError
+from quantkit.errors import QuantkitError, UsageError
 from quantkit.gguf.projector_file import choose_projector, named_projectors, projectors_beside
 from quantkit.llamacpp.conversation import Loading, converse
 from tests.helpers.command import quantkit
 from tests.helpers.mtmd import VARIABLE
 from tests.vision.expected import expected, write_checkpoint
+from tests.vision.headers import write_gguf
 
 NAME = "qwen3-vl"
 
@@ -29,22 +30,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     pixels = np.random.RandomState(0).randint(0, 256, (128, 128, 3)).astype(np.uint8)
     Image.fromarray(pixels).save(root / f"{NAME}-GGUF" / "image.png")
     return root / f"{NAME}-GGUF"
-
-
-def write_gguf(path: Path, arch: str, **keys: str | int) -> Path:
-    writer = gguf.GGUFWriter(path, arch)
-    for key, value in keys.items():
-        name = key.replace("__", ".")
-        if isinstance(value, str):
-            writer.add_string(name, value)
-        else:
-            writer.add_uint32(name, value)
-    writer.add_tensor("a.weight", np.zeros((2, 32), np.float32))
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return path
 
 
 @pytest.mark.usefixtures("libmtmd")
@@ -83,11 +68,17 @@ def test_a_file_that_is_no_image_is_one_sentence(folder: Path, tmp_path: Path) -
     (tmp_path / "empty.png").touch()
     (tmp_path / "cut.png").write_bytes((folder / "image.png").read_bytes()[:100])
     (tmp_path / "folder.png").mkdir()
-    words = ("run", folder / f"{NAME}-Q8_0.gguf", "-p", "what is it?", "--image")
-    for name in ("notes.png", "empty.png", "cut.png"):
-        answer = quantkit(*words, tmp_path / name)
-        sentence = f"cannot read {name} as an image; pass a sound JPEG, PNG, BMP or GIF file"
-        assert answer.code == 1 and answer.sentence.endswith(sentence)
+    model = folder / f"{NAME}-Q8_0.gguf"
+    words = ("run", model, "-p", "what is it?", "--image")
+    sentence = "cannot read {} as an image; pass an intact JPEG, PNG, BMP or GIF file"
+    answer = quantkit(*words, tmp_path / "notes.png")
+    assert answer.code == 1 and answer.sentence.endswith(sentence.format("notes.png"))
+    for name in ("empty.png", "cut.png"):
+        with converse(model, n_ctx=256, system=None, raw=True, sampling={}) as talk:
+            talk.show([tmp_path / name], choose_projector(model, None))
+            talk.open(Loading(gpu_layers=0))
+            with pytest.raises(QuantkitError, match=re.escape(sentence.format(name))):
+                talk.say("what is it?", most=1, show=lambda piece: None)
     assert "folder.png is not a file; correct --image" in quantkit(*words, tmp_path / "folder.png").sentence
     assert "none.png was not found; correct --image" in quantkit(*words, tmp_path / "none.png").sentence
 

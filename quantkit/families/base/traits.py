@@ -11,7 +11,7 @@ class Traits:
     Attributes:
         causal: tokens attend to earlier ones only; False for encoders whose files do not state it.
         plannable: quantkit knows the graph; False for most recurrent models and some encoders.
-        encoder: the graph is an encoder's, without a cache and with norms after the sums.
+        encoder: the graph is an encoder's, without a cache; tensors show where its norms are.
         sliding_every: layers with a sliding window have a smaller cache; one layer in this many has no window.
         full_first: of these layers the first has no window, not the last.
         default_window: tokens of the window where the file has no key for it.

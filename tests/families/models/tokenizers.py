@@ -7,13 +7,15 @@ from tests.helpers.tiny_tokenizers import (
     write_byte_level_bpe,
     write_raw_bpe,
     write_sentencepiece,
+    write_t5,
     write_unigram_json,
     write_wordpiece,
 )
 
 
 def write_tokenizer(folder: Path, style: str) -> None:
-    """Write a tokenizer: `few-letters` and `gemma` are SentencePiece, `raw` merges text, `wordpiece` is BERT's.
+    """Write a tokenizer: `few-letters` and `gemma` are SentencePiece, `raw` merges text, `wordpiece` is BERT's,
+    `unigram` XLM-RoBERTa's, `t5` T5's.
 
     The others are byte-level.
     """
@@ -23,6 +25,8 @@ def write_tokenizer(folder: Path, style: str) -> None:
         write_wordpiece(folder, VOCAB)
     elif style == "unigram":
         write_unigram_json(folder, VOCAB)
+    elif style == "t5":
+        write_t5(folder, VOCAB)
     elif style == "raw":
         write_raw_bpe(folder, VOCAB)
     else:
