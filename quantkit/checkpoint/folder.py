@@ -17,6 +17,8 @@ from quantkit.errors import CheckpointError
 
 SAFETENSORS = "safetensors"
 TORCH = "torch"
+SMALL_FILE = 200_000_000
+"""Bytes that a config, a tokenizer, an index or a text has at most."""
 GIT_LFS = b"version https://git-lfs"
 
 # In order of preference. As in llama.cpp, an index has priority over a single file.
@@ -164,7 +166,7 @@ def read_small_file(folder: Path, name: str, where: str) -> bytes:
     """
     path = folder / name
     try:
-        if path.stat().st_size > 200_000_000:
+        if path.stat().st_size > SMALL_FILE:
             raise CheckpointError(f"{name} of {where} is {path.stat().st_size} bytes, far too large for what it is")
         data = path.read_bytes()
     except FileNotFoundError as error:

@@ -17,9 +17,11 @@ from typing import TypeVar
 
 from huggingface_hub import constants
 
+from quantkit.checkpoint.bounded import bounded_answers
 from quantkit.checkpoint.checkpoint import Checkpoint, Origin
 from quantkit.checkpoint.folder import (
     SAFETENSORS,
+    SMALL_FILE,
     choose_weights,
     parse_config,
     read_small_file,
@@ -206,7 +208,13 @@ def _list_files(repository: Repository, state: str | None = None) -> Listing:
 
 
 def _download(repository: Repository, listing: Listing, name: str, *, by_user_revision: bool = False) -> Path:
-    """Fetch a small file."""
+    """Fetch a small file. Raises HubError if the hub lists one that is too large for it."""
+    size = listing.sizes.get(name) or 0
+    if size > SMALL_FILE:
+        raise HubError(
+            f"{repository.hub} lists {size / 1e9:.1f} GB for {name} of {repository.repo_id}, far too large for what it"
+            " is; tell the repository's owner"
+        )
     return _attempt(
         repository,
         name,
@@ -260,13 +268,13 @@ def _attempt(repository: Repository, what: str, call: Callable[[], T]) -> T:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Silence the log lines and warnings of huggingface_hub; its failures are exceptions."""
+    """Silence the log lines and warnings of huggingface_hub, and bound its answers; its failures are exceptions."""
     logger = logging.getLogger("huggingface_hub")
     level = logger.level
     if not constants.HF_DEBUG:
         logger.setLevel(logging.CRITICAL)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), bounded_answers():
             warnings.simplefilter("ignore")
             yield
     finally:

@@ -11,8 +11,9 @@ from huggingface_hub.utils import build_hf_headers, hf_raise_for_status
 from huggingface_hub.utils import tqdm as hub_tqdm
 
 from quantkit.checkpoint import hub_errors
+from quantkit.checkpoint.folder import SMALL_FILE
 from quantkit.checkpoint.ranges import TIMEOUT, RemoteFile
-from quantkit.checkpoint.repository import Listing, Report
+from quantkit.checkpoint.repository import Listing, Report, longer_than_listed, most_bytes
 from quantkit.errors import HubError
 
 
@@ -45,13 +46,15 @@ class HuggingFace:
         return Listing(info.sha, {file.rfilename: file.size for file in files}, hashes)
 
     def download(self, listing: Listing, name: str, report: Report, *, by_user_revision: bool = False) -> Path:
+        # the branch may have moved since the list
+        most = SMALL_FILE if by_user_revision else most_bytes(listing, name, self.cache)
         path: str = hf_hub_download(
             self.repo_id,
             name,
             revision=self.revision if by_user_revision else listing.state,
             token=self.token,
             cache_dir=self.cache,
-            tqdm_class=_bar(report),
+            tqdm_class=bounded_bar(report, most, f"{name} of {self.repo_id}"),
         )
         return Path(path)
 
@@ -82,10 +85,11 @@ class HuggingFace:
         return hub_errors.not_cached(self.repo_id, self.cache)
 
 
-def _bar(report: Callable[[int], object]) -> type[Any]:
+def bounded_bar(report: Callable[[int], object], most: int, what: str) -> type[Any]:
     """A progress bar class for huggingface_hub that draws nothing and reports the bytes of one file.
 
-    A download may make several bars for one file (bytes received, bytes written): the furthest counts.
+    A download may make several bars for one file (bytes received, bytes written): the furthest counts. The client
+    compares sizes after the last byte; the bar raises HubError at the first one beyond `most`.
     """
     furthest = 0
 
@@ -97,6 +101,8 @@ def _bar(report: Callable[[int], object]) -> type[Any]:
         def update(self, n: float | None = 1) -> None:
             nonlocal furthest
             self._done += int(n or 0)
+            if self._done > most:
+                raise longer_than_listed(what, most)
             if self._done > furthest:
                 furthest = self._done
                 report(furthest)

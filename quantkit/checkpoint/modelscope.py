@@ -27,7 +27,7 @@ from quantkit.checkpoint.folder import stays_inside
 from quantkit.checkpoint.hub_errors import UnreachableError, disk_sentence, is_transient, is_unreachable, reason
 from quantkit.checkpoint.modelscope_token import stored_token
 from quantkit.checkpoint.ranges import TIMEOUT, Ranges, RemoteFile, StatusError
-from quantkit.checkpoint.repository import Listing, Report
+from quantkit.checkpoint.repository import Listing, Report, longer_than_listed, most_bytes
 from quantkit.errors import HubError
 from quantkit.system.descriptors import lock
 
@@ -121,7 +121,10 @@ class ModelScope:
             report(done)
             # without a listed size: the whole answer
             pieces = self._whole(remote) if size is None else ranges.pieces(remote, done, size)
+            most = most_bytes(listing, name, self.cache)
             for chunk in pieces:
+                if done + len(chunk) > most:
+                    raise longer_than_listed(f"{name} of {self.repo_id}", most)
                 file.write(chunk)
                 digest.update(chunk)
                 done += len(chunk)

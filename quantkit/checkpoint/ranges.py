@@ -15,6 +15,7 @@ from urllib.parse import urljoin, urlsplit
 
 from huggingface_hub.utils import get_session
 
+from quantkit.checkpoint.bounded import bounded_answers
 from quantkit.checkpoint.hub_errors import DroppedError, is_transient, is_unreachable
 from quantkit.errors import CheckpointError, HubError, ReadError
 from quantkit.system.python import UTC
@@ -22,8 +23,10 @@ from quantkit.system.python import UTC
 TIMEOUT = 20.0
 """Seconds without an answer before a request counts as failed."""
 _PAUSES = (1.0, 2.0, 4.0, 8.0, 16.0)
-"""Seconds before each further try of a range that gave no byte."""
+"""Seconds before each further try of a range that gave hardly a byte."""
 _LONGEST_WAIT = 120.0
+_PROGRESS = 1 << 16
+"""Bytes of a range after which a broken connection is the first one again."""
 _REDIRECTS = 5
 _SKIPPED = 1 << 20
 """Bytes of a file's start that are read and dropped, if the server ignores ranges."""
@@ -96,7 +99,7 @@ class Ranges:
             except CheckpointError:
                 raise
             except Exception as error:  # the client and its libraries raise errors of many classes
-                failures = 0 if start > before else failures + 1
+                failures = 0 if start - before >= _PROGRESS else failures + 1
                 if failures > len(_PAUSES) or not self._is_passing(error) or self._stopped.is_set():
                     raise
                 self._stopped.wait(_pause(error, failures))
@@ -166,7 +169,10 @@ class Ranges:
         headers = {"Range": f"bytes={start}-{stop - 1}", "Accept-Encoding": "identity"}
         if _origin(address) == _origin(file.url):
             headers = {**file.headers, **headers}
-        with get_session().stream("GET", address, headers=headers, follow_redirects=False, timeout=TIMEOUT) as response:
+        with (
+            bounded_answers(),
+            get_session().stream("GET", address, headers=headers, follow_redirects=False, timeout=TIMEOUT) as response,
+        ):
             self._count(0)
             yield response
 

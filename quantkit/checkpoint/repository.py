@@ -5,11 +5,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+from quantkit.checkpoint.folder import SMALL_FILE
 from quantkit.checkpoint.ranges import RemoteFile
 from quantkit.errors import HubError
+from quantkit.files import free_space
 
 Report = Callable[[int], object]
 """Receives the bytes of a file that are there so far."""
+_WEIGHTS = (".safetensors", ".bin", ".gguf")
+_SPARE = 1 << 30
+"""Bytes of the disk that a file without a listed size leaves free."""
 
 
 @dataclass(frozen=True)
@@ -23,6 +28,22 @@ class Listing:
     state: str
     sizes: Mapping[str, int | None]
     sha256: Mapping[str, str] = field(default_factory=dict)
+
+
+def most_bytes(listing: Listing, name: str, cache: Path) -> int:
+    """Bytes of a file after which its download is cut off: its listed size, or what can be without one."""
+    size = listing.sizes.get(name)
+    if size is not None:
+        return size
+    return free_space(cache) - _SPARE if name.endswith(_WEIGHTS) else SMALL_FILE
+
+
+def longer_than_listed(what: str, most: int) -> HubError:
+    """The error for a file that goes on after `most` bytes."""
+    return HubError(
+        f"the server sends more than the {most} bytes that {what} can have; check the address of the hub, or tell the"
+        " owner of the repository"
+    )
 
 
 class Repository(Protocol):

@@ -26,6 +26,7 @@ from huggingface_hub.utils import (
 )
 
 from quantkit import __version__
+from quantkit.checkpoint.bounded import bounded_answers
 from quantkit.errors import PublishError, UsageError
 from quantkit.progress import SILENT, Progress
 from quantkit.publish.card.metadata import is_hub_id
@@ -169,7 +170,7 @@ def _quiet(without_bars: bool) -> Iterator[None]:
     if not constants.HF_DEBUG:
         logger.setLevel(logging.CRITICAL)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), bounded_answers():
             warnings.simplefilter("ignore")
             if without_bars:
                 disable_progress_bars()

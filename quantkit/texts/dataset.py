@@ -7,14 +7,18 @@ import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from huggingface_hub import HfApi, constants, hf_hub_download, snapshot_download
 from huggingface_hub.errors import LocalEntryNotFoundError
 from huggingface_hub.utils import disable_progress_bars, enable_progress_bars
 
+from quantkit.checkpoint.bounded import bounded_answers
+from quantkit.checkpoint.folder import SMALL_FILE
 from quantkit.checkpoint.hub_errors import UnreachableError, explain, is_transient, not_cached
+from quantkit.checkpoint.huggingface import bounded_bar
 from quantkit.errors import CalibrationError, QuantkitError
+from quantkit.files import free_space
 from quantkit.texts.dataset_name import ENDINGS, Dataset
 
 # Files that are not text, although their names end like text files.
@@ -38,23 +42,26 @@ def dataset_files(dataset: Dataset, *, offline: bool = False) -> Iterator[Path]:
         yield from _cached(dataset, not_cached(dataset.repo_id, Path(constants.HF_HUB_CACHE)))
         return
 
-    def listing() -> tuple[str, list[str]]:
-        info = HfApi().dataset_info(dataset.repo_id, revision=dataset.revision, timeout=_TIMEOUT)
-        return info.sha or "main", [file.rfilename for file in info.siblings or ()]
+    def listing() -> tuple[str, dict[str, int | None]]:
+        info = HfApi().dataset_info(dataset.repo_id, revision=dataset.revision, files_metadata=True, timeout=_TIMEOUT)
+        return info.sha or "main", {file.rfilename: file.size for file in info.siblings or ()}
 
     try:
-        commit, names = _attempt(dataset, "its list of files", listing)
+        commit, sizes = _attempt(dataset, "its list of files", listing)
     except UnreachableError as error:
         yield from _cached(dataset, error)
         return
-    for name in choose_files(names, dataset):
+    for name in choose_files(list(sizes), dataset):
+        size = sizes[name]
+        most = free_space(Path(constants.HF_HUB_CACHE)) if size is None else size + SMALL_FILE
+        bar = bounded_bar(lambda done: None, most, f"{name} of datasets/{dataset.repo_id}")
 
-        def fetch(name: str = name) -> Path:
+        def fetch(name: str = name, bar: type[Any] = bar) -> Path:
             # By the name of the revision, so that the cache finds the file under this name when offline.
             revision = dataset.revision or constants.DEFAULT_REVISION
-            path = hf_hub_download(dataset.repo_id, name, repo_type="dataset", revision=revision)
+            path = hf_hub_download(dataset.repo_id, name, repo_type="dataset", revision=revision, tqdm_class=bar)
             if Path(path).parts[-1 - len(Path(name).parts)] != commit:  # the branch moved
-                path = hf_hub_download(dataset.repo_id, name, repo_type="dataset", revision=commit)
+                path = hf_hub_download(dataset.repo_id, name, repo_type="dataset", revision=commit, tqdm_class=bar)
             return Path(path)
 
         yield _attempt(dataset, name, fetch)
@@ -97,7 +104,8 @@ def _attempt(dataset: Dataset, what: str, call: Callable[[], T]) -> T:
     for pause in (*_PAUSES, None):
         disable_progress_bars()
         try:
-            return call()
+            with bounded_answers():
+                return call()
         except QuantkitError:
             raise
         except Exception as error:  # the client and its libraries may raise any exception

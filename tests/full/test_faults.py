@@ -5,15 +5,23 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.helpers.fault_points import CASES, RUNS, STREAMS, TIMED, Case, Place, check, distinct_read_faults, make_place
-from tests.helpers.faults import faulty_runs
+from tests.helpers.fault_points import (
+    CASES,
+    RUNS,
+    STREAMS,
+    TIMED,
+    Case,
+    Place,
+    check,
+    distinct_read_faults,
+    running_place,
+)
 
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
-    folder = tmp_path_factory.mktemp("faults")
-    with faulty_runs(folder / "faults") as runs:
-        yield make_place(folder, runs)
+    with running_place(tmp_path_factory.mktemp("faults")) as place:
+        yield place
 
 
 @pytest.mark.parametrize(("run", "case"), [("convert", 0), ("convert", 1), ("convert", 2), ("shards", 3)])

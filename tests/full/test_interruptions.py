@@ -10,15 +10,14 @@ import psutil
 import pytest
 
 from tests.helpers.command import command, quantkit_process
-from tests.helpers.fault_points import PAUSES, RUNS, TIMED, Case, Place, check, make_place
-from tests.helpers.faults import faulty_runs
+from tests.helpers.fault_points import PAUSES, RUNS, TIMED, Case, Place, check, running_place
 
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
     folder = tmp_path_factory.mktemp("interruptions")
-    with faulty_runs(folder / "faults", FAULTS_CLOCK="3600") as runs:
-        yield make_place(folder, runs)
+    with running_place(folder, FAULTS_CLOCK="3600") as place:
+        yield place
 
 
 def some(run: str, case: Case, count: int, points: int) -> list[int]:

@@ -14,15 +14,19 @@ import shutil
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tests.helpers.adapters import AdapterCase, write_adapter
 from tests.helpers.command import quantkit_process
 from tests.helpers.faults import FORK, KILL, READS, STOP, WRITES, FaultyRuns, faulty_runs
+from tests.helpers.hub_server import Repo, running_hub
 from tests.helpers.small_converter import unknown_checkpoint, write_converter
 from tests.helpers.tiny import tiny_llama
+from tests.vision.expected import expected, write_checkpoint
 
 FEW = (
     "--calibration",
@@ -37,6 +41,7 @@ FEW = (
     "--threads",
     "1",
 )
+REMOTE = "some-org/Tiny-Llama"
 RUNS: dict[str, tuple[str, ...]] = {
     "convert": ("convert", "model", "-t", "awq", "-t", "q8_0", "-t", "imatrix", *FEW, "-o", "out"),
     "shards": ("gguf", "model", "-t", "q8_0", "--split-max-size", "100k", "--threads", "1", "-o", "out"),
@@ -51,6 +56,16 @@ RUNS: dict[str, tuple[str, ...]] = {
         "--gpu-layers", "none", "--threads", "1", "-o", "out",
     ),
     "callback": ("imatrix", "model-GGUF/model-Q8_0.gguf", *FEW[:7], "--threads", "1", "-o", "out/model-imatrix.gguf"),
+    "folders": (
+        "convert", "model", "-t", "w8a8", "-t", "w4a4", "-t", "fp8", "-t", "mlx-4bit", *FEW, "-o", "out",
+    ),
+    "mmproj": (
+        "gguf", "qwen2.5-vl", "-t", "q8_0", "--mmproj", "f16", "--pre", "smollm", "--no-logits", "--threads", "1",
+        "-o", "out",
+    ),
+    "adapter": ("gguf", "model", "-t", "q8_0", "--adapter", "adapter", "--threads", "1", "-o", "out"),
+    "lora": ("lora", "adapter", "--base", "model", "-t", "q8_0", "-o", "out"),
+    "streamed": ("gguf", REMOTE, "-t", "q8_0", "--stream", "--threads", "1", "-o", "out"),
     "bake": ("bake", "recipe.toml", "--threads", "1", "-o", "out"),
 }  # fmt: skip
 RECIPE = """
@@ -144,11 +159,24 @@ class Place:
         return sound.operations, time.monotonic() - start, self.facts()
 
 
-def make_place(folder: Path, runs: FaultyRuns) -> Place:
-    """The inputs, in `folder`."""
+@contextmanager
+def running_place(folder: Path, **environment: str) -> Iterator[Place]:
+    """The inputs, in `folder`, the process that runs quantkit, and a hub with the same model."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with running_hub() as hub:
+        variables = {"HF_ENDPOINT": hub.endpoint, "HF_HOME": str(folder / "hub"), "HF_HUB_DISABLE_TELEMETRY": "1"}
+        with faulty_runs(folder / "faults", **variables, **environment) as runs:
+            place = _make_place(folder, runs)
+            hub.repos[REMOTE] = Repo({path.name: path.read_bytes() for path in (folder / "model").iterdir()})
+            yield place
+
+
+def _make_place(folder: Path, runs: FaultyRuns) -> Place:
     unknown_checkpoint(folder / "newest")
     write_converter(folder / "converter")
     tiny_llama(folder / "model", variant="llama3", hidden=64, intermediate=96)
+    write_adapter(folder / "adapter", folder / "model", AdapterCase())
+    write_checkpoint("qwen2.5-vl", expected("qwen2.5-vl")["layout"], folder)
     (folder / "text.txt").write_text("A short text to measure on. " * 40)
     (folder / "recipe.toml").write_text(RECIPE)
     made = quantkit_process("gguf", "model", "-t", "q8_0", cwd=folder)
@@ -236,9 +264,7 @@ def _without_times(value: Any) -> Any:
 def main(folder: Path, seconds: float, names: list[str]) -> None:
     """Random points of every run and case; each point once. Prints how many were disturbed."""
     until, done = time.monotonic() + seconds, Counter[str]()
-    folder.mkdir(parents=True, exist_ok=True)
-    with faulty_runs(folder / "faults") as runs:
-        place = make_place(folder, runs)
+    with running_place(folder) as place:
         todo = []
         for run in names or RUNS:
             for case in (*CASES, STREAMS, TIMED):

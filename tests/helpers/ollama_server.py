@@ -3,7 +3,7 @@
 It answers as docs/api.md and server/ of github.com/ollama/ollama have it, and is stricter than they are: a field it
 does not know, a parameter of the wrong kind, a malformed digest or name is refused, so that a slip of the client shows.
 Models are manifests of layers, as Ollama stores them: what a push sends are the layers that the registry lacks. It
-cannot render or run anything.
+loads models and renders prompts (ollama_runner.py), and generates nothing.
 
 docs/dev/testing.md has the table of what was seen on real servers and where it is here.
 """
@@ -24,6 +24,9 @@ from typing import Any, NamedTuple
 
 import gguf
 
+from tests.helpers.ollama_runner import CHATML as RUNNERS_CHATML
+from tests.helpers.ollama_runner import Host, LoadError, Runner, load, rendered_go, rendered_jinja
+
 VERSION = "0.32.15"
 KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAItest"
 
@@ -39,6 +42,10 @@ _INTEGERS = {
 }
 _FLOATS = {
     *("top_p", "min_p", "temperature", "repeat_penalty", "presence_penalty", "frequency_penalty"),
+}
+_DEPRECATED = {
+    *("mirostat", "mirostat_tau", "mirostat_eta", "low_vram", "f16_kv", "logits_all", "vocab_only", "use_mlock"),
+    *("penalize_newline",),
 }
 _QUANTIZATIONS = {"F32", "F16", "BF16", "Q8_0", "Q4_K_S", "Q4_K_M"}
 _NO_TEMPLATE = "{{ .Prompt }}"
@@ -92,6 +99,11 @@ class Ollama:
     go_template: bool | None = None
     """OLLAMA_GO_TEMPLATE of the server; None where it is not set."""
     index: tuple[BuiltIn, ...] = (CHATML,)
+    host: Host = field(default_factory=Host)
+    runners: dict[str, Runner] = field(default_factory=dict)
+    """Digest of a weight file -> what it is loaded with."""
+    warnings: list[str] = field(default_factory=list)
+    """Lines of the server's log."""
     url: str = ""
 
     def uploads(self) -> int:
@@ -117,14 +129,45 @@ class Ollama:
         without a TEMPLATE 0.32 prints a bare prompt, and 0.33 the GGUF's own.
         """
         stored, jinja = self.layer(name, "template"), self.jinja(name)
-        if not self._renders_jinja() or not jinja or (stored and self.go_template):
-            return str(stored or _NO_TEMPLATE)
-        if stored is None:
-            return jinja if self._at_least(0, 33) else _NO_TEMPLATE
-        if self.go_template is False:
-            return jinja
+        if jinja and not self._renders_go(name):
+            return jinja if stored or self._at_least(0, 33) else _NO_TEMPLATE
+        return str(stored or _NO_TEMPLATE)
+
+    def _renders_go(self, name: str) -> bool:
+        """Whether Ollama renders the prompts of a model itself, by its TEMPLATE."""
+        stored, jinja = self.layer(name, "template"), self.jinja(name)
+        if not self._renders_jinja() or (stored and (self.go_template or not jinja)):
+            return True
+        if stored is None or self.go_template is False:
+            return False
         more = _jinja_features(jinja) - {word for word in ("Tools", "Thinking") if f".{word}" in stored}
-        return jinja if more and not {".Tools", ".ToolCalls"} <= set(re.findall(r"\.\w+", stored)) else str(stored)
+        return not more or {".Tools", ".ToolCalls"} <= set(re.findall(r"\.\w+", stored))
+
+    def prompt(self, name: str, messages: list[dict[str, str]]) -> str:
+        """The prompt of a conversation; loads the model. A system text of the model comes first if there is none."""
+        system = self.layer(name, "system")
+        if system and not any(message["role"] == "system" for message in messages):
+            messages = [{"role": "system", "content": system}, *messages]
+        runner = self.loaded(name)
+        if not self._renders_go(name):
+            return rendered_jinja(runner.jinja, messages, _special_tokens(self.blobs[self._weights(name)]))
+        stored = self.layer(name, "template")
+        return rendered_go(stored, messages) if stored else messages[-1]["content"]
+
+    def loaded(self, name: str) -> Runner:
+        """The runner of a model's weights. One that has them keeps what it renders with. Raises LoadError."""
+        digest = self._weights(name)
+        parameters = self.layer(name, "params") or {}
+        jinja = RUNNERS_CHATML if self._renders_go(name) else self.jinja(name) or RUNNERS_CHATML
+        known = self.runners.get(digest)
+        runner = load(self.host, _layers(self.blobs[digest]), parameters, known.jinja if known else jinja)
+        self.warnings += [*runner.warnings] if known is None else []
+        self.runners[digest] = runner
+        return runner
+
+    def _weights(self, name: str) -> str:
+        """The digest of a model's first weight file."""
+        return next(str(digest) for kind, digest in self.models[name]["layers"] if kind.startswith("model "))
 
     def _renders_jinja(self) -> bool:
         return self._at_least(0, 30)
@@ -185,6 +228,8 @@ class _Handler(BaseHTTPRequestHandler):
                 self._copy(body)
             elif self.path == "/api/push":
                 self._push(body)
+            elif self.path == "/api/chat":
+                self._chat(body)
             else:
                 self._answer(404, None)
         except _Refused as refused:
@@ -222,7 +267,7 @@ class _Handler(BaseHTTPRequestHandler):
         name = full_name(body["model"])
         if ("files" in body) == ("from" in body):
             raise _Refused("neither 'from' or 'files' was specified")
-        _check_parameters(body.get("parameters", {}))
+        parameters = _checked_parameters(body.get("parameters", {}), ollama.warnings)
         if body.get("quantize"):
             if body["quantize"].upper() not in _QUANTIZATIONS:
                 raise _Refused(f"unsupported quantization type {body['quantize']}")
@@ -274,9 +319,9 @@ class _Handler(BaseHTTPRequestHandler):
             if not isinstance(body["license"], list):
                 raise _Refused("license must be a list here")
             layers["license"] = ollama.put("\n".join(body["license"]).encode())
-        if body.get("parameters"):
+        if parameters:
             inherited = json.loads(ollama.blobs[layers["params"]]) if "params" in layers else {}
-            layers["params"] = ollama.put(json.dumps(inherited | body["parameters"], sort_keys=True).encode())
+            layers["params"] = ollama.put(json.dumps(inherited | parameters, sort_keys=True).encode())
         if body.get("messages"):
             layers["messages"] = ollama.put(json.dumps(body["messages"], ensure_ascii=False).encode())
         if ollama.races:
@@ -316,6 +361,18 @@ class _Handler(BaseHTTPRequestHandler):
             "parameters": "\n".join(f"{key:<30} {json.dumps(value)}" for key, value in parameters.items()),
         }
         self._answer(200, {key: value for key, value in fields.items() if value} | {"details": {"format": "gguf"}})
+
+    def _chat(self, body: dict[str, Any]) -> None:
+        name = full_name(body["model"])
+        if name not in self.ollama.models:
+            raise _Refused(f"model '{body['model']}' not found", 404)
+        if not body.get("_debug_render_only"):
+            raise _Refused("the stand-in generates nothing")
+        try:
+            prompt = self.ollama.prompt(name, body["messages"])
+        except LoadError as error:
+            raise _Refused(str(error), 500) from error
+        self._answer(200, {"model": body["model"], "_debug_info": {"rendered_template": prompt}})
 
     def _copy(self, body: dict[str, Any]) -> None:
         source, destination = full_name(body["source"]), full_name(body["destination"])
@@ -405,25 +462,36 @@ def _is_projector(data: bytes) -> bool:
     return name + (8).to_bytes(4, "little") + value in data[:4096]
 
 
-def _kind(data: bytes) -> str:
-    """general.type of a GGUF, read by the gguf package."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "blob"
-        path.write_bytes(data)
-        field = gguf.GGUFReader(path).get_field("general.type")
-        return str(field.contents()) if field else "model"
-
-
-def _chat_template(data: bytes) -> str:
-    """tokenizer.chat_template of a GGUF, read by the gguf package."""
+def _fields(data: bytes) -> dict[str, Any]:
+    """The keys of a GGUF, read by the gguf package; empty for a blob of a test that only begins as a GGUF."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "blob"
         path.write_bytes(data)
         try:
-            field = gguf.GGUFReader(path).get_field("tokenizer.chat_template")
-        except (ValueError, IndexError):  # a blob of a test that only begins as a GGUF
-            return ""
-        return str(field.contents()) if field else ""
+            return {name: field.contents() for name, field in gguf.GGUFReader(path).fields.items()}
+        except (ValueError, IndexError):
+            return {}
+
+
+def _kind(data: bytes) -> str:
+    return str(_fields(data).get("general.type", "model"))
+
+
+def _chat_template(data: bytes) -> str:
+    return str(_fields(data).get("tokenizer.chat_template", ""))
+
+
+def _layers(data: bytes) -> int:
+    return next((int(value) for name, value in _fields(data).items() if name.endswith(".block_count")), 1)
+
+
+def _special_tokens(data: bytes) -> dict[str, str]:
+    """bos_token and eos_token, as llama-server gives them to a chat template."""
+    fields = _fields(data)
+    return {
+        f"{kind}_token": fields["tokenizer.ggml.tokens"][fields[f"tokenizer.ggml.{kind}_token_id"]]
+        for kind in ("bos", "eos")
+    }
 
 
 def edits(first: str, second: str) -> int:
@@ -442,7 +510,10 @@ def _jinja_features(jinja: str) -> set[str]:
     return tools | ({"Thinking"} if "<think>" in jinja and "</think>" in jinja else set())
 
 
-def _check_parameters(parameters: dict[str, Any]) -> None:
+def _checked_parameters(parameters: dict[str, Any], warnings: list[str]) -> dict[str, Any]:
+    """The parameters to store. A real server warns about deprecated ones and ignores them; unknown ones are refused."""
+    warnings += [f"parameter {name} is deprecated" for name in parameters if name in _DEPRECATED]
+    parameters = {name: value for name, value in parameters.items() if name not in _DEPRECATED}
     for name, value in parameters.items():
         if name == "stop":
             fits = isinstance(value, list) and all(isinstance(stop, str) and stop for stop in value)
@@ -454,6 +525,7 @@ def _check_parameters(parameters: dict[str, Any]) -> None:
             fits = name == "use_mmap" and isinstance(value, bool)
         if not fits:
             raise _Refused(f"the stand-in takes no parameter {name} = {value!r}")
+    return parameters
 
 
 @contextmanager
