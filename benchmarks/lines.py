@@ -28,6 +28,9 @@ class Target:
 
     @property
     def verdict(self) -> str:
+        if self.at_most is not None and self.at_least is not None:
+            within = self.at_least <= self.value <= self.at_most
+            return f"{'ok  ' if within else 'MISS'} ({self.at_least:g} to {self.at_most:g})"
         if self.at_most is not None:
             return f"{'ok  ' if self.value <= self.at_most else 'MISS'} (at most {self.at_most:g})"
         if self.at_least is not None:

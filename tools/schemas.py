@@ -233,6 +233,7 @@ REPORT = {
                 {
                     "gpu_layers": "integer",
                     "of_layers": "integer",
+                    "cpu_moe?": "integer",
                     "n_ctx": "integer",
                     "devices": [{"name": "string", **dict.fromkeys(("weights", "kv", "compute", "other"), "integer")}],
                     "rss_before": "integer?",
@@ -250,6 +251,16 @@ REPORT = {
                     "prompt": RATE,
                     "generated_tokens": "integer",
                     "generation": RATE,
+                    "cpu_moe?": "integer",
+                    "estimate?": "number",
+                }
+            ],
+            "device_speed?": [
+                {
+                    "name": "string",
+                    "bandwidth": "integer",
+                    "by_type": [{"type": "string", "bandwidth": "integer"}],
+                    **dict.fromkeys(("operation", "transfer", "token"), "number"),
                 }
             ],
         }

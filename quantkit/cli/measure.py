@@ -7,7 +7,15 @@ from typing import Annotated
 import typer
 
 from quantkit.cli.conversion_options import DeviceOption, ThreadsOption
-from quantkit.cli.options import ForceOption, OfflineOption, RpcOption, context_option, output_option, parse_gpu_layers
+from quantkit.cli.options import (
+    ForceOption,
+    NoKvOffloadOption,
+    OfflineOption,
+    RpcOption,
+    context_option,
+    output_option,
+    parse_gpu_layers,
+)
 from quantkit.cli.output import Out
 from quantkit.errors import UsageError, VerificationError
 from quantkit.machine import cores
@@ -53,15 +61,24 @@ def measure(
     gpu_layers: Annotated[
         str,
         typer.Option(
-            "--gpu-layers", metavar="all|N,...", help="Layers on the GPU to measure a GGUF's memory with, or none."
+            "--gpu-layers",
+            metavar="all|N,...",
+            help="Layers on the GPU for memory and speed of GGUF files, or none.",
         ),
     ] = "0,8,16,all",
     memory_ctx: Annotated[
         int, typer.Option("--memory-ctx", metavar="N", min=1, help="Context of the memory measurement, in tokens.")
     ] = 4096,
     speed: Annotated[
-        bool, typer.Option("--speed", help="Measure the tokens per second of GGUF files, as llama-bench does.")
+        bool, typer.Option("--speed", help="Measure the tokens per second of GGUF files, beside the plan's estimate.")
     ] = False,
+    cpu_moe: Annotated[
+        int,
+        typer.Option(
+            "--n-cpu-moe", metavar="N", min=0, help="Layers whose experts stay on the CPU, for memory and speed."
+        ),
+    ] = 0,
+    no_kv_offload: NoKvOffloadOption = False,
     rpc: RpcOption = None,
     mmproj: Annotated[
         str | None,
@@ -108,7 +125,7 @@ def measure(
         n_chunks=chunks,
         threads=threads or cores(),
         limits=Limits(_delta(max_delta), max_kl, _share(min_top1)),
-        costs=Costs(_layers(gpu_layers), memory_ctx, speed, threads or cores(), rpc or []),
+        costs=Costs(_layers(gpu_layers), memory_ctx, speed, threads or cores(), rpc or [], cpu_moe, not no_kv_offload),
         device=device,
         force=force,
         offline=offline,

@@ -1,7 +1,7 @@
 """The figures of a measurement in tables narrow enough for a terminal; the report has the rest."""
 
 from quantkit.cli.output import Out
-from quantkit.measurement.document import Model, Report, Text
+from quantkit.measurement.document import Model, Report, Speed, Text
 from quantkit.measurement.measure import Measurement
 from quantkit.report.figures import ABSENT, change, plus_minus, significant, size
 from quantkit.report.tables import Table, embeddings, pictures
@@ -36,7 +36,14 @@ _SHORT = {
     "KL mean": "KL",
 }
 """Headers of the tables of embeddings and pictures in a terminal."""
-_SPEED = (("model", "left"), ("layers", "right"), ("prompt", "right"), ("generation", "right"))
+_SPEED = (
+    ("model", "left"),
+    ("layers", "right"),
+    ("prompt", "right"),
+    ("generation", "right"),
+    ("estimate", "right"),
+    ("ratio", "right"),
+)
 
 
 def show_measurement(measured: Measurement, out: Out) -> None:
@@ -65,7 +72,9 @@ def _show_tables(report: Report, out: Out) -> None:
         out.say("")
     speed = [row for model in report.models for row in _speed(model)]
     if speed:
-        out.table(_SPEED, speed, "tokens a second")
+        out.table(_SPEED, speed, "tokens a second; the estimate is the plan's of the generation")
+        for sentence in _bandwidths(report):
+            out.note(sentence)
         out.say("")
 
 
@@ -110,6 +119,32 @@ def _memory(model: Model) -> list[list[str]]:
 
 def _speed(model: Model) -> list[list[str]]:
     return [
-        [model.label, str(row.gpu_layers), plus_minus(row.prompt, decimals=1), plus_minus(row.generation, decimals=1)]
-        for row in model.speed
+        [
+            "" if number else model.label,
+            str(row.gpu_layers),
+            plus_minus(row.prompt, decimals=1),
+            plus_minus(row.generation, decimals=1),
+            *_estimate(row),
+        ]
+        for number, row in enumerate(model.speed)
+    ]
+
+
+def _estimate(row: Speed) -> tuple[str, str]:
+    """The estimate of the generation, and its ratio to the measurement."""
+    if row.estimate is None or row.generation is None:
+        return ABSENT, ""
+    return f"{row.estimate:.1f}", f"{row.estimate / row.generation.value:.2f}"
+
+
+def _bandwidths(report: Report) -> list[str]:
+    """What each device was measured to read, a sentence for each model."""
+    return [
+        f"estimates of {model.label} from measured bandwidths: "
+        + "; ".join(
+            f"{device.name} " + ", ".join(f"{rate / 1e9:.1f} GB/s ({kind.lower()})" for kind, rate in device.by_type)
+            for device in model.device_speed
+        )
+        for model in report.models
+        if model.device_speed
     ]

@@ -15,6 +15,7 @@ from quantkit.llamacpp.calls import Failed, llama
 _GPU, _INTEGRATED = 1, 2
 _RPC = b"RPC"
 _PATIENCE = 10.0
+_added: set[str] = set()
 
 
 def _function(name: str, result: Any, *arguments: Any) -> Any:
@@ -39,21 +40,21 @@ _memory = _function(
 
 
 def add_rpc_servers(endpoints: Sequence[str]) -> None:
-    """Add the devices of these servers ("host:port") to llama.cpp's, as llama-bench's --rpc does.
+    """Add the devices of a separate backend, and those of these servers ("host:port") as llama-bench's --rpc does.
 
-    A llama.cpp without the RPC backend loads it from a shared library. llama.cpp's variable GGML_BACKEND_PATH names the
-    library.
+    llama.cpp's variable GGML_BACKEND_PATH names the shared library of a backend that it was not built with: RPC, or a
+    kind of GPU such as Vulkan.
 
     Raises:
-        Failed: the backend is missing, or a server cannot be reached.
+        Failed: the backend of RPC is missing, or a server cannot be reached.
     """
+    plugin = os.environ.get("GGML_BACKEND_PATH")
+    if plugin and plugin not in _added:
+        _added.add(plugin)
+        _load(os.fsencode(plugin))
     if not endpoints:
         return
-    plugin = os.environ.get("GGML_BACKEND_PATH")
     backend = _registered(_RPC)
-    if not backend and plugin:
-        _load(os.fsencode(plugin))
-        backend = _registered(_RPC)
     if not backend:
         raise Failed(
             "has no RPC backend; install llama-cpp-python with CMAKE_ARGS=-DGGML_RPC=ON, or set GGML_BACKEND_PATH to a"
@@ -61,11 +62,14 @@ def add_rpc_servers(endpoints: Sequence[str]) -> None:
         )
     add = ctypes.CFUNCTYPE(_pointer, ctypes.c_char_p)(_address(backend, b"ggml_backend_rpc_add_server"))
     for endpoint in endpoints:
+        if endpoint in _added:
+            continue
         _reach(endpoint)
         server = add(endpoint.encode())
         if not server:
             raise Failed(f"found no device at the RPC server {endpoint}")
         _register(server)
+        _added.add(endpoint)
 
 
 def _reach(endpoint: str) -> None:

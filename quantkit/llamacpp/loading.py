@@ -56,7 +56,9 @@ class Bench:
         self._batches: list[list[int]] = []
 
     def open(self, request: dict[str, Any]) -> int:
-        """Load the model; returns the number of devices to offload to."""
+        """Load the model in place of an earlier one; returns the number of devices to offload to."""
+        self._test.close()
+        self._stack.close()
         add_rpc_servers(request["rpc"])
         self._request = request
         self._model = self._stack.enter_context(load_model(request))

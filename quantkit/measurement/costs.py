@@ -9,7 +9,7 @@ from quantkit.errors import CheckpointError, QuantkitError, passing_fault
 from quantkit.machine import cores
 from quantkit.measurement.load_options import LoadOptions
 from quantkit.measurement.memory import measure_memory
-from quantkit.measurement.speed import measure_speed
+from quantkit.measurement.speed_rows import measure_speeds
 from quantkit.measurement.subjects import Subject
 from quantkit.measurement.tensor_errors import tensor_errors
 from quantkit.progress import SILENT, Progress
@@ -23,9 +23,11 @@ class Costs:
         gpu_layers: the numbers of offloaded layers to measure the memory with. None stands for all layers; an empty
             sequence skips the measurement.
         n_ctx: context of the memory measurement, in tokens.
-        speed: measure tokens per second.
+        speed: measure tokens per second, with the same numbers of layers, and estimate them.
         threads: threads of llama.cpp.
         rpc: llama.cpp rpc-servers ("host:port") whose devices count as GPUs.
+        cpu_moe: the first layers, whose experts stay on the CPU.
+        kv_on_gpu: the KV cache of a layer is where the layer is; otherwise all of it is on the CPU.
     """
 
     gpu_layers: Sequence[int | None] = (0, 8, 16, None)
@@ -33,11 +35,13 @@ class Costs:
     speed: bool = False
     threads: int = field(default_factory=cores)
     rpc: Sequence[str] = ()
+    cpu_moe: int = 0
+    kv_on_gpu: bool = True
 
     @property
     def load_options(self) -> LoadOptions:
         """How llama.cpp loads a GGUF for these measurements."""
-        return LoadOptions(n_threads=self.threads, rpc=self.rpc)
+        return LoadOptions(n_threads=self.threads, rpc=self.rpc, cpu_moe=self.cpu_moe, kv_on_gpu=self.kv_on_gpu)
 
 
 def measure_costs(
@@ -61,7 +65,7 @@ def measure_costs(
             document |= _or_note(lambda path: _memory(path, costs, notes), subject.path, notes)
         if subject.kind == "gguf" and costs.speed:
             progress.advance(0, f"speed of {subject.name}")
-            document |= _or_note(lambda path: _speed(path, costs), subject.path, notes)
+            document |= _or_note(lambda path: _speed(path, costs, notes), subject.path, notes)
         progress.advance(1, subject.name)
         documents.append(document)
     return documents, list(notes)
@@ -90,5 +94,9 @@ def _tensors(reference: Path, path: Path) -> Mapping[str, Any]:
     return {"tensor_errors": [error.document() for error in errors]} if errors else {}
 
 
-def _speed(path: Path, costs: Costs) -> Mapping[str, Any]:
-    return {"speed": [measure_speed(path, costs.load_options).document()]}
+def _speed(path: Path, costs: Costs, notes: dict[str, None]) -> Mapping[str, Any]:
+    # without numbers of layers, the usual placement
+    rows, estimator, missing = measure_speeds(path, costs.gpu_layers or [None], costs.load_options)
+    notes |= dict.fromkeys(missing)
+    devices = {"device_speed": estimator.document()} if estimator else {}
+    return {"speed": [row.document() for row in rows], **devices}

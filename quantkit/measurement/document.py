@@ -131,7 +131,7 @@ class Memory:
 
 @dataclass(frozen=True)
 class Speed:
-    """Tokens a second of a GGUF in llama.cpp, reading a prompt and generating."""
+    """Tokens a second of a GGUF in llama.cpp, reading a prompt and generating; `estimate`: the latter, by the plan."""
 
     gpu_layers: str | None
     threads: int | None
@@ -140,6 +140,17 @@ class Speed:
     prompt: Value | None
     generated_tokens: int | None
     generation: Value | None
+    estimate: float | None = None
+    cpu_moe: int | None = None
+
+
+@dataclass(frozen=True)
+class DeviceSpeed:
+    """What estimates the speed: bytes a second that a device reads, of all types and by tensor type."""
+
+    name: str
+    bandwidth: float | None
+    by_type: tuple[tuple[str, float], ...]
 
 
 @dataclass(frozen=True)
@@ -175,6 +186,7 @@ class Model:
     tensor_errors: tuple[TensorError, ...]
     embeddings: Embeddings | None = None
     pictures: Pictures | None = None
+    device_speed: tuple[DeviceSpeed, ...] = ()
 
     def on(self, text: str) -> Quality | None:
         """The figures on a text; None if it was not measured."""

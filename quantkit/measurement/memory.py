@@ -73,6 +73,7 @@ class LoadedMemory:
     Attributes:
         gpu_layers: the number of layers that llama.cpp offloaded.
         of_layers: the number that means all layers; the output layer counts as one.
+        cpu_moe: the first layers, whose experts stay on the CPU.
         devices: by device and use.
         buffers: the buffers in llama.cpp's log.
         rss_before: resident memory of the process before it loads the model: Python itself.
@@ -93,12 +94,14 @@ class LoadedMemory:
     peak_rss: int | None
     peak_pss: int | None
     driver: tuple[DriverFigure, ...] = ()
+    cpu_moe: int = 0
 
     def document(self) -> dict[str, Any]:
         """A row of report.json's "memory"."""
         return {
             "gpu_layers": self.gpu_layers,
             "of_layers": self.of_layers,
+            **({"cpu_moe": self.cpu_moe} if self.cpu_moe else {}),
             "n_ctx": self.n_ctx,
             "devices": [
                 {"name": d.name, "weights": d.weights, "kv": d.kv, "compute": d.compute, "other": d.other}
@@ -154,6 +157,7 @@ def loaded_memory(
         peak_rss=loaded["peak_rss"],
         peak_pss=loaded["peak_pss"],
         driver=figures,
+        cpu_moe=options.cpu_moe if loaded["devices"] else 0,
     )
 
 

@@ -15,6 +15,7 @@ from quantkit.errors import MeasureError, UsageError
 from quantkit.measurement.document import (
     SCHEMA,
     DeviceMemory,
+    DeviceSpeed,
     Divergence,
     Embeddings,
     Histogram,
@@ -106,6 +107,7 @@ def _model(entry: Mapping[str, Any]) -> Model:
         tensor_errors=tuple(error for error in _items(entry.get("tensor_errors"), _tensor_error) if error is not None),
         embeddings=_embeddings(entry.get("embeddings")),
         pictures=_pictures(entry.get("pictures")),
+        device_speed=_items(entry.get("device_speed"), _device_speed),
     )
 
 
@@ -223,6 +225,17 @@ def _speed(entry: Mapping[str, Any]) -> Speed:
         prompt=_value(entry.get("prompt")),
         generated_tokens=_integer(entry.get("generated_tokens")),
         generation=_value(entry.get("generation")),
+        estimate=_number(entry.get("estimate")),
+        cpu_moe=_integer(entry.get("cpu_moe")),
+    )
+
+
+def _device_speed(entry: Mapping[str, Any]) -> DeviceSpeed:
+    rates = _items(entry.get("by_type"), lambda rate: (_string(rate.get("type")), _number(rate.get("bandwidth"))))
+    return DeviceSpeed(
+        _string(entry.get("name")),
+        _number(entry.get("bandwidth")),
+        tuple((kind, rate) for kind, rate in rates if rate is not None),
     )
 
 

@@ -29,9 +29,10 @@ class Speed:
     """Speed of a model.
 
     Attributes:
-        gpu_layers: the number of offloaded layers.
+        gpu_layers: the number of offloaded layers; cpu_moe: of these the first ones with their experts on the CPU.
         prompt: rate of reading `prompt_tokens` tokens in batches.
         generation: rate of generating `generated_tokens` tokens one by one, in an empty context.
+        estimate: the plan's estimate of `generation`; None if there is none.
     """
 
     gpu_layers: int
@@ -41,6 +42,8 @@ class Speed:
     prompt: Rate
     generated_tokens: int
     generation: Rate
+    estimate: float | None = None
+    cpu_moe: int = 0
 
     def document(self) -> dict[str, Any]:
         """A row of report.json's "speed"."""
@@ -52,6 +55,8 @@ class Speed:
             "prompt": self.prompt.document(),
             "generated_tokens": self.generated_tokens,
             "generation": self.generation.document(),
+            **({"cpu_moe": self.cpu_moe} if self.cpu_moe else {}),
+            **({"estimate": self.estimate} if self.estimate is not None else {}),
         }
 
 
@@ -100,6 +105,7 @@ def measure_speed(
         prompt=rates[0],
         generated_tokens=tests.n_generate,
         generation=rates[1],
+        cpu_moe=options.cpu_moe if devices else 0,
     )
 
 

@@ -63,6 +63,7 @@ class Drawing:
         # a few architectures name a norm without .weight
         for part in (name, f"{name}.weight", f"{name}.bias"):
             if part in tensors:
+                x.norm_of = self.layer if x.weight is None else None
                 x = same(x, weight=self.named(part))
         return x
 

@@ -29,7 +29,7 @@ def with_flash_decided(
     if CPU not in devices:
         return context
     # the decision is taken for one token, whose products run where their weights are
-    options = ScheduleOptions(gpu_names(max(len(context.split), 1)), offload=False)
+    options = ScheduleOptions(gpu_names(max(len(context.split), 1)), offload=False, norms=devices)
     graph = prompt_graph(shape, context, layers)
     placed, device = place(graph, weights, dict.fromkeys(weights, 0), cache_devices(shape, context), options)
     wrong = any(

@@ -12,6 +12,7 @@ from quantkit.planning.draft import DraftMemory
 from quantkit.planning.placement import fastest_fit
 from quantkit.planning.sizes import as_it_is
 from quantkit.planning.sources import open_source
+from quantkit.planning.speed import DeviceSpeed
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ def placement_that_fits(
         left = [max(room - taken, 0) for room, taken in zip(rooms, draft.taken, strict=True)] if draft else rooms
         vrams = tuple(left) if len(left) > 1 else ()
         budget = Budget(ram=1 << 62, vram=sum(left), cpu_features=cpu_features(), vrams=vrams)
-        speeds = {"CPU": probe_bandwidth(), "GPU": this_machine().gpu_bandwidth}
+        speeds = {"CPU": DeviceSpeed(probe_bandwidth()), "GPU": DeviceSpeed(this_machine().gpu_bandwidth)}
         fit = fastest_fit(source.shape, as_it_is(source), context, budget, speeds, fit_moe=fit_moe).fit
         placed = fit.memory.context
         return Placement(fit.gpu_layers, fit.cpu_moe, placed.split, placed.kv_on_gpu)

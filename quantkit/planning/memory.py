@@ -39,6 +39,7 @@ PIPELINE_COPIES = 4
 _EXPERTS = re.compile(r"ffn_(up|down|gate|gate_up)_(ch|)exps\.")
 _LAYER = re.compile(r"blk\.(\d+)\.")
 _CUDA_ROW = 512
+_SMALL_BATCH = 32
 
 
 @dataclass(frozen=True)
@@ -247,18 +248,26 @@ def compute_bytes(
     sizes = _largest_of_a_kind(tensors)
     if "output.weight" not in sizes:
         sizes["output.weight"] = sizes["token_embd.weight"]
-    devices = _product_devices(shape, tensors, context)
+    devices = product_devices(shape, tensors, context)
     graph = prompt_graph(shape, context, _drawn_layers(shape, context))
-    options = ScheduleOptions(gpu_names(max(len(context.split), 1)), context.op_offload, _copies(shape, context))
+    names = gpu_names(max(len(context.split), 1))
+    options = ScheduleOptions(names, context.op_offload, _copies(shape, context), norm_devices(shape, context))
     placed, device = place(graph, devices, sizes, cache_devices(shape, context), options)
     return graph_memory(placed, device)
 
 
+def norm_devices(shape: ModelShape, context: Context) -> Sequence[str]:
+    """The device of each layer if llama.cpp keeps norms there: in small batches, and with all layers on GPUs."""
+    if context.tokens >= _SMALL_BATCH and context.gpu_layers <= shape.n_layer:
+        return ()
+    return layer_devices(shape, context)
+
+
 def _decided(shape: ModelShape, tensors: Sequence[PlannedTensor], context: Context) -> Context:
-    return with_flash_decided(shape, context, _product_devices(shape, tensors, context), _drawn_layers(shape, context))
+    return with_flash_decided(shape, context, product_devices(shape, tensors, context), _drawn_layers(shape, context))
 
 
-def _product_devices(shape: ModelShape, tensors: Sequence[PlannedTensor], context: Context) -> dict[str, str]:
+def product_devices(shape: ModelShape, tensors: Sequence[PlannedTensor], context: Context) -> dict[str, str]:
     """The device of each weight as an operand; of a tied embedding, that of the output is named output.weight."""
     where = weight_devices(shape, tensors, context)
     devices = {name: places[-1] if places else CPU for name, places in where.items()}

@@ -8,7 +8,7 @@ from quantkit.planning.context import Context
 from quantkit.planning.memory import kv_bytes
 from quantkit.planning.shape import ModelShape
 from quantkit.planning.sizes import Offer
-from quantkit.planning.speed import EARLY, bytes_per_token, tokens_per_second
+from quantkit.planning.speed import EARLY, DeviceSpeed, token_work, tokens_per_second
 
 # The KV cache is worth moving only if it takes more than this share of the GPU.
 _NOTABLE_KV = 0.1
@@ -28,7 +28,7 @@ def fastest_fit(
     offer: Offer,
     context: Context,
     budget: Budget,
-    speeds: Mapping[str, float],
+    speeds: Mapping[str, DeviceSpeed],
     *,
     fixed_layers: bool = False,
     fit_moe: bool = True,
@@ -36,12 +36,16 @@ def fastest_fit(
     """The fastest of: whole layers, the experts of layers, or the KV cache besides on the CPU.
 
     Args:
-        speeds: bytes per second by device.
+        speeds: of each device, by its name in a plan.
         fixed_layers: use the number of layers of `context`.
         fit_moe: choose the layers of experts on the CPU; else those of `context` are there.
     """
     layers = fit_offer(shape, offer, context, budget, fixed_layers=fixed_layers)
     fits: list[Fit | None] = [layers]
+    # with measured copies and operations, a device can be slower than the CPU
+    overheads = any(device.has_overheads for device in speeds.values())
+    if budget.vram and overheads and not fixed_layers:
+        fits.append(fit_offer(shape, offer, replace(context, gpu_layers=0), budget, fixed_layers=True))
     if budget.vram and not fixed_layers and not (layers.fits and layers.is_whole(shape)):
         without_kv = replace(context, kv_on_gpu=False)
         if fit_moe:
@@ -54,7 +58,9 @@ def fastest_fit(
     half = max(context.cells // 2, EARLY)
 
     def speed(fit: Fit, filled: int = EARLY) -> float:
-        return tokens_per_second(bytes_per_token(shape, offer.tensors, fit.memory.context, filled), speeds)
+        placed = fit.memory.context
+        work = token_work(shape, offer.tensors, placed, filled, has_gpu=bool(fit.memory.gpus), operations=overheads)
+        return tokens_per_second(work, speeds)
 
     fit = max((fit for fit in fits if fit is not None), key=lambda fit: (not fit.missing, speed(fit, half)))
     return PlacedFit(fit, speed(fit), layers)

@@ -24,7 +24,7 @@ from quantkit.planning.projector import planned_projector
 from quantkit.planning.result import Plan, Row
 from quantkit.planning.sizes import Matrix, Offer, known_types, offers
 from quantkit.planning.sources import Source, open_source
-from quantkit.planning.speed import tokens_per_second
+from quantkit.planning.speed import DeviceSpeed, Work, tokens_per_second
 
 DEFAULT_CTX = 4096
 
@@ -149,7 +149,7 @@ def plan(source: str, options: PlanOptions | None = None, *, offline: bool = Fal
 
 def _with_rows(plan: Plan, made: Sequence[Offer], options: PlanOptions) -> Plan:
     """A row for each form of the model."""
-    speeds = {device: speed for device, (speed, _) in plan.bandwidth.items()}
+    speeds = {device: DeviceSpeed(speed) for device, (speed, _) in plan.bandwidth.items()}
     rows = []
     for offer in made:
         if offer.why_not:
@@ -197,7 +197,7 @@ def _smallest(source: Source) -> int:
     return sum(min(option.bytes) for option in candidates(source.model.sizes, tensors, MixOptions(), weighted))
 
 
-def _gguf_row(plan: Plan, offer: Offer, speeds: Mapping[str, float], options: PlanOptions) -> Row:
+def _gguf_row(plan: Plan, offer: Offer, speeds: Mapping[str, DeviceSpeed], options: PlanOptions) -> Row:
     """The placement that fits with the most tokens per second."""
     placed = fastest_fit(
         plan.source.shape,
@@ -220,10 +220,11 @@ def _gguf_row(plan: Plan, offer: Offer, speeds: Mapping[str, float], options: Pl
     )
 
 
-def _folder_row(plan: Plan, offer: Offer, speeds: Mapping[str, float]) -> Row:
+def _folder_row(plan: Plan, offer: Offer, speeds: Mapping[str, DeviceSpeed]) -> Row:
     """An AWQ or GPTQ model on a GPU: its weights, a 16-bit KV cache and the CUDA context."""
     shape, vram = plan.source.shape, max(plan.budget.rooms, default=0)
     kv = sum(kv_bytes(shape, replace(plan.context, kv_type="f16", gpu_layers=0)).values())
     gpu = DeviceMemory("GPU", weights=offer.size, kv=kv, overhead=GPU_OVERHEAD)
-    speed = tokens_per_second({"GPU": offer.size}, speeds) if vram and not shape.has_experts else 0.0
+    work = {"GPU": Work({offer.label: offer.size})}
+    speed = tokens_per_second(work, speeds) if vram and not shape.has_experts else 0.0
     return Row(offer, None, (gpu,), missing=max(gpu.total - vram, 0), speed=speed)

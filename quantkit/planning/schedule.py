@@ -12,18 +12,21 @@ from quantkit.planning.tensors import Graph, Stride, Tensor
 
 _OFFLOADED_FROM = 32
 """Rows of a batch from which CUDA computes an operation whose weight is on the CPU."""
+_COPY = "copy of "
 
 
 @dataclass(frozen=True)
 class ScheduleOptions:
     """`gpus`: names of the GPUs, in order. `offload`: whether a GPU computes with weights on the CPU.
 
-    `copies`: how many batches several GPUs work on at once, each with its own copy of a device's inputs.
+    `copies`: how many batches several GPUs work on at once, each with its own copy of a device's inputs. `norms`: the
+    device of each layer, where llama.cpp keeps the norms of a layer on it (graph_get_cb of llama_context); else empty.
     """
 
     gpus: tuple[str, ...] = ("GPU",)
     offload: bool = True
     copies: int = 1
+    norms: Sequence[str] = ()
 
 
 def place(
@@ -47,7 +50,7 @@ def place(
     pending: list[Tensor] = []
     split_at = 0
     for node in graph.nodes:
-        if _is_view(node):
+        if is_view(node):
             out.nodes.append(node)
             continue
         on = device[id(node)]
@@ -64,7 +67,7 @@ def place(
                 copy = Tensor(
                     parent.shape,
                     parent.size * options.copies,
-                    name=f"copy of {parent.name}",
+                    name=f"{_COPY}{parent.name}",
                     stride=_scaled(parent.stride, options.copies),
                 )
                 copy.kept = options.copies > 1
@@ -76,7 +79,7 @@ def place(
                 split_at += len(pending)
             node.src = (*node.src[:i], copies[key], *node.src[i + 1 :])
         if foreign and weight is not None:
-            copy = Tensor((sizes[weight], 1, 1, 1), 1, name=f"copy of {weight}")
+            copy = Tensor((sizes[weight], 1, 1, 1), 1, name=f"{_COPY}{weight}")
             device[id(copy)] = on
             out.nodes.insert(split_at, copy)
             split_at += 1
@@ -107,7 +110,9 @@ def _assign(
         place: str | None = None
         if node.on_cpu:
             place = "CPU"
-        elif node.root is not None and node.root.kind == "cache" and not _is_view(node):
+        elif node.norm_of is not None and options.norms:
+            place = options.norms[node.norm_of]
+        elif node.root is not None and node.root.kind == "cache" and not is_view(node):
             place = known[id(node.root)]
         elif weight is not None:
             place = weights.get(weight, "CPU")
@@ -115,7 +120,7 @@ def _assign(
             if place == "CPU" and weight != "token_embd.weight" and rows >= offloaded_from:
                 place = options.gpus[0]
         chosen[id(node)] = place
-    order = [node for node in graph.nodes if not _is_view(node)]
+    order = [node for node in graph.nodes if not is_view(node)]
     for nodes, only_gpu in ((order, True), (order[::-1], True), (order, False), (order[::-1], False)):
         current: str | None = None
         for node in nodes:
@@ -125,7 +130,7 @@ def _assign(
             else:
                 current = None if only_gpu and place == "CPU" else place
     for node in graph.nodes:
-        if not _is_view(node):
+        if not is_view(node):
             known[id(node)] = chosen[id(node)] or "CPU"
             # a constant is on the device of the operation that takes it
             known.update({id(parent): known[id(node)] for parent in node.src if parent.kind == "constant"})
@@ -137,9 +142,14 @@ def _scaled(stride: Stride, copies: int) -> Stride:
     return (a * copies, b * copies, c * copies, d * copies)
 
 
-def _is_view(node: Tensor) -> bool:
+def is_view(node: Tensor) -> bool:
     """Whether a node is a view that computes nothing; a store into a cache is a view that computes."""
     return node.root is not None and len(node.src) == 1
+
+
+def is_copy(node: Tensor) -> bool:
+    """Whether a node of a placed graph is a copy of a tensor of another device."""
+    return not node.src and node.name.startswith(_COPY)
 
 
 def _depends(parent: Tensor) -> Tensor:

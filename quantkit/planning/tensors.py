@@ -18,7 +18,8 @@ class Tensor:
     Inputs and constants are allocated before the graph runs. `size` is bytes of an element; `stride` bytes to the next
     one in each dimension. `root` is the tensor whose memory a view is a part of. `weight` is the name in the file of
     the weight that an operation takes, which decides where it runs; `layer` the layer of a cache or of flash attention.
-    `kept`: nothing may overwrite it, the caller reads it. `on_cpu`: llama.cpp computes it on the CPU.
+    `kept`: nothing may overwrite it, the caller reads it. `on_cpu`: llama.cpp computes it on the CPU. `norm_of`:
+    the layer of a norm.
     """
 
     __slots__ = (
@@ -27,6 +28,7 @@ class Tensor:
         "kind",
         "layer",
         "name",
+        "norm_of",
         "on_cpu",
         "root",
         "shape",
@@ -54,6 +56,7 @@ class Tensor:
         self.stride = stride if stride is not None else contiguous(shape, size)
         self.weight: str | None = None
         self.layer: int | None = None
+        self.norm_of: int | None = None
         self.kept = self.on_cpu = False
 
     @property

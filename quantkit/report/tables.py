@@ -159,6 +159,8 @@ def speed(report: Report) -> Table:
             row.gpu_layers or ABSENT,
             plus_minus(row.prompt, decimals=1),
             plus_minus(row.generation, decimals=1),
+            ABSENT if row.estimate is None else f"{row.estimate:.1f}",
+            whole(row.cpu_moe) if row.cpu_moe else "",
             whole(row.prompt_tokens),
             whole(row.generated_tokens),
             whole(row.threads),
@@ -167,7 +169,7 @@ def speed(report: Report) -> Table:
         for model in report.models
         for row in model.speed
     ]
-    headers = ("model", "layers on GPU", "prompt, tokens/s", "generation, tokens/s")
+    headers = ("model", "layers on GPU", "prompt, tokens/s", "generation, tokens/s", "estimate", "experts on CPU")
     return _trimmed("Speed", (*headers, "prompt tokens", "generated tokens", "threads", "repetitions"), rows)
 
 

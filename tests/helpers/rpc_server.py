@@ -39,11 +39,11 @@ class Rpc:
     program: Path
 
     @contextmanager
-    def serving(self) -> Iterator[str]:
+    def serving(self, threads: int = 2) -> Iterator[str]:
         """A server of this machine's CPU as long as it is needed; gives its host:port."""
         with socket.create_server(("127.0.0.1", 0)) as free:
             port = free.getsockname()[1]
-        command = [str(self.program), "--host", "127.0.0.1", "--port", str(port), "--threads", "2"]
+        command = [str(self.program), "--host", "127.0.0.1", "--port", str(port), "--threads", str(threads)]
         environment = {"GGML_BACKEND_PATH": str(self.backend), "OMP_WAIT_POLICY": "PASSIVE"}
         server = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         try:

@@ -10,7 +10,7 @@ from quantkit.planning.context import Context
 from quantkit.planning.memory import plan_memory
 from quantkit.planning.sizes import Offer, offers
 from quantkit.planning.sources import Source, open_source
-from quantkit.planning.speed import bytes_per_token, tokens_per_second
+from quantkit.planning.speed import DeviceSpeed, Work, token_work, tokens_per_second
 from tests.planning.models import LARGE, write_model
 
 GB = 10**9
@@ -144,7 +144,7 @@ def test_experts_go_to_the_cpu_first_as_few_as_possible_and_whole_layers_after_t
         assert fit.cpu_moe == 32 and gpu(gpu_layers=fit.gpu_layers + 1) > budget.vram
     # every other split of the same memory reads more bytes on the CPU for one token
     whole = fit_offer(mixtral.shape, offer, Context(), budget)
-    on_cpu = [bytes_per_token(mixtral.shape, offer.tensors, split.memory.context)["CPU"] for split in (fit, whole)]
+    on_cpu = [token_work(mixtral.shape, offer.tensors, split.memory.context)["CPU"].bytes for split in (fit, whole)]
     assert on_cpu[0] < on_cpu[1]
 
 
@@ -155,12 +155,13 @@ def test_a_model_without_experts_has_no_placement_of_experts(llama: Source, form
 def test_a_token_reads_the_experts_it_uses_and_one_row_of_the_embedding(tmp_path: Path) -> None:
     mixtral = open_source(str(write_model(tmp_path / "model.gguf", LARGE["Mixtral"])))
     (offer,) = offers(mixtral, ["f16"])
-    moved = bytes_per_token(mixtral.shape, offer.tensors, Context(n_ctx=512))
+    work = token_work(mixtral.shape, offer.tensors, Context(n_ctx=512))
     # 12.9 billion active parameters (Mixtral of Experts, section 2), less the embedding of 32000 rows
     weights = 2 * (12.88e9 - 32000 * 4096)
     kv = 32 * 2 * 8 * 128 * 2 * 512
-    assert moved["CPU"] == pytest.approx(weights + kv, rel=0.002) and moved["GPU"] == 0
-    assert tokens_per_second({"CPU": 4 * GB, "GPU": 8 * GB}, {"CPU": 20e9, "GPU": 400e9}) == pytest.approx(1 / 0.22)
+    assert work["CPU"].bytes == pytest.approx(weights + kv, rel=0.002) and work["GPU"].bytes == 0
+    two = {"CPU": Work({"F16": 4 * GB}), "GPU": Work({"F16": 8 * GB})}
+    assert tokens_per_second(two, {"CPU": DeviceSpeed(20e9), "GPU": DeviceSpeed(400e9)}) == pytest.approx(1 / 0.22)
 
 
 def test_a_fit_says_what_is_missing_on_the_shorter_device(llama: Source, forms: dict[str, Offer]) -> None:

@@ -157,6 +157,7 @@ def _speed(factor: float) -> list[dict[str, Any]]:
             "prompt": {"value": 391.7 * factor, "error": 4.21},
             "generated_tokens": 128,
             "generation": {"value": 61.23 * factor, "error": 0.484},
+            "estimate": 66.4 * factor,
         }
     ]
 

@@ -92,6 +92,7 @@ def test_memory_and_speed_are_the_documents() -> None:
         measured = model["speed"][0]
         assert_shown(shown["prompt, tokens/s"], measured["prompt"]["value"], measured["prompt"]["error"])
         assert_shown(shown["generation, tokens/s"], measured["generation"]["value"], measured["generation"]["error"])
+        assert_shown(shown["estimate"], measured["estimate"])
         assert_shown(shown["repetitions"], measured["repetitions"])
 
 

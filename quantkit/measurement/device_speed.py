@@ -1,0 +1,157 @@
+"""The speed of each device in llama.cpp, measured with probes: what the estimate of a plan needs.
+
+Each probe gives one unknown of planning.speed's sum. Few and many thin layers give the seconds of an operation, and of
+a token. Layers as wide as the model's, too large for a cache, give the bytes per second of each type. Thin experts on
+the CPU, with all else on the device, give the seconds of a copy.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from gguf import GGMLQuantizationType
+
+from quantkit.llamacpp.session import LlamaSession
+from quantkit.measurement.load_options import LoadOptions
+from quantkit.measurement.probes import HEAD, Probe, ProbeSizes, wide_sizes, write_probe
+from quantkit.planning.context import Context
+from quantkit.planning.devices import CPU, gpu_names
+from quantkit.planning.shape import ModelShape
+from quantkit.planning.speed import DeviceSpeed, Work, token_seconds, token_work
+from quantkit.scratch import folder_in_memory, scratch_folder
+
+LEAST_BYTES = 96 << 20
+"""Weights of a wide probe: several times the last cache of a desktop processor."""
+_ROOM = 1 << 30
+_FEW, _MANY, _EXPERTS = 4, 48, 16
+_THIN_TYPE = GGMLQuantizationType.Q8_0
+_TOKENS, _RUNS = 4, 24
+# the least share of a probe's seconds that reading takes: below it the difference of two measurements says nothing
+_LEAST_SHARE = 0.2
+
+
+@dataclass(frozen=True)
+class Timed:
+    """A probe that ran: what each device did for a token, and the seconds of a token."""
+
+    work: Mapping[str, Work]
+    seconds: float
+
+
+def measure_devices(
+    shape: ModelShape,
+    types: Sequence[GGMLQuantizationType],
+    options: LoadOptions,
+    n_devices: int,
+    *,
+    timeout: float | None = None,
+) -> dict[str, DeviceSpeed]:
+    """The speed of the CPU and of each device to offload to, by its name in a plan.
+
+    Args:
+        shape: the model whose widths the probes have.
+        types: the tensor types of the model, the most frequent one first.
+        n_devices: number of devices to offload to.
+        timeout: seconds for each run of a probe; None for no limit.
+
+    Raises:
+        QuantkitError: llama.cpp crashes or exceeds the timeout.
+        OSError: there is no space for the probes.
+    """
+    with scratch_folder(folder_in_memory(_ROOM)) as folder:
+        thin = ProbeSizes(_FEW, HEAD, HEAD)
+        few = write_probe(folder, "few", thin, _THIN_TYPE)
+        many = write_probe(folder, "many", replace(thin, layers=_MANY), _THIN_TYPE)
+        mixture = write_probe(folder, "experts", replace(thin, layers=_EXPERTS, experts=2), _THIN_TYPE)
+        wide = {
+            type_.name: write_probe(folder, type_.name, wide_sizes(shape, type_, LEAST_BYTES), type_) for type_ in types
+        }
+        with LlamaSession(few.path) as session:
+            bench = _Bench(session, options, n_devices, timeout)
+            speeds: dict[str, DeviceSpeed] = {}
+            for number, name in enumerate((CPU, *(gpu_names(n_devices) if n_devices else ()))):
+                speed = thin_speed(name, bench.run(few, number), bench.run(many, number), speeds)
+                if number:
+                    speed = with_transfers(name, speed, bench.run(few, number), bench.run(mixture, number), speeds)
+                rates = {
+                    type_: bandwidth(name, bench.run(probe, number), {**speeds, name: speed})
+                    for type_, probe in wide.items()
+                }
+                speeds[name] = replace(speed, bandwidth=next(iter(rates.values())), by_type=rates)
+    return with_transfers_to_cpu(speeds)
+
+
+def thin_speed(name: str, few: Timed, many: Timed, others: Mapping[str, DeviceSpeed]) -> DeviceSpeed:
+    """Seconds of an operation and of a token of a device, from two probes of different depth, whose bytes do not count.
+
+    `others`: the speeds of the other devices with a part in them.
+    """
+    more = many.work[name].operations - few.work[name].operations
+    rest, rest_of_many = _rest(name, few, others), _rest(name, many, others)
+    operation = max((rest_of_many - rest) / more, 0.0)
+    token = max(rest - few.work[name].operations * operation, 0.0)
+    return DeviceSpeed(float("inf"), operation=operation, token=token)
+
+
+def with_transfers(
+    name: str, speed: DeviceSpeed, few: Timed, mixture: Timed, others: Mapping[str, DeviceSpeed]
+) -> DeviceSpeed:
+    """The speed with the seconds of a copy, which `thin_speed` counts to a token.
+
+    `mixture`: a probe with many copies between the CPU and the device.
+    """
+    copies, copies_of_few = (sum(part.transfers for part in timed.work.values()) for timed in (mixture, few))
+    rest = _rest(name, mixture, others) - mixture.work[name].operations * speed.operation
+    transfer = max((rest - speed.token) / (copies - copies_of_few), 0.0)
+    transfer = min(transfer, speed.token / copies_of_few) if copies_of_few else transfer
+    return replace(speed, transfer=transfer, token=speed.token - copies_of_few * transfer)
+
+
+def bandwidth(name: str, wide: Timed, speeds: Mapping[str, DeviceSpeed]) -> float:
+    """Bytes per second of a device, from a probe whose weights are on it. `speeds`: all else that takes time."""
+    besides = token_seconds(wide.work, {**speeds, name: replace(speeds[name], bandwidth=float("inf"))})
+    reading = max(wide.seconds - besides, _LEAST_SHARE * wide.seconds)
+    return wide.work[name].bytes / reading
+
+
+def with_transfers_to_cpu(speeds: Mapping[str, DeviceSpeed]) -> dict[str, DeviceSpeed]:
+    """The speeds with the seconds of a copy to the CPU: those of a copy to the slowest device."""
+    slowest = max(speed.transfer for speed in speeds.values())
+    return {name: replace(speed, transfer=slowest) if name == CPU else speed for name, speed in speeds.items()}
+
+
+def _rest(name: str, timed: Timed, others: Mapping[str, DeviceSpeed]) -> float:
+    """The seconds that the other devices do not explain."""
+    return timed.seconds - token_seconds({device: timed.work[device] for device in others}, others)
+
+
+class _Bench:
+    """Runs probes in one process of llama.cpp; the fastest of several runs counts, because other work only delays."""
+
+    def __init__(self, session: LlamaSession, options: LoadOptions, n_devices: int, timeout: float | None) -> None:
+        self._session, self._options, self._timeout = session, options, timeout
+        self._n_devices = n_devices
+        self._timed: dict[tuple[str, int], Timed] = {}
+
+    def run(self, probe: Probe, device: int) -> Timed:
+        """The probe on the CPU (`device` 0) or on device 1, 2 and so on; experts stay on the CPU."""
+        key = (probe.path.name, device)
+        if key not in self._timed:
+            layers = probe.shape.n_layer
+            moe = layers if device and probe.shape.has_experts else 0
+            on_device = layers + 1 if device else 0
+            several = device and self._n_devices > 1
+            split = tuple(on_device * (number == device) for number in range(1, self._n_devices + 1)) if several else ()
+            context = Context(_TOKENS, gpu_layers=on_device, cpu_moe=moe, split=split)
+            work = token_work(
+                probe.shape, probe.tensors, context, _TOKENS // 2, has_gpu=self._n_devices > 0, operations=True
+            )
+            options = replace(self._options, gpu_layers=on_device, cpu_moe=moe, tensor_split=split)
+            self._ask({"task": "bench_open", **options.request(probe.path)})
+            self._ask({"task": "bench_begin", "prompt": False, "tokens": _TOKENS})
+            seconds = min(self._ask({"task": "bench_run"}) for _ in range(_RUNS)) / _TOKENS
+            self._timed[key] = Timed(work, seconds)
+        return self._timed[key]
+
+    def _ask(self, request: Mapping[str, Any]) -> Any:
+        return self._session.ask(request, timeout=self._timeout)
