@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 
-from quantkit.conversion.record import record_outputs
 from quantkit.inspection import inspect_source
 from quantkit.quant.grid import Grid
 from tests.helpers.command import quantkit
@@ -63,7 +62,8 @@ def test_the_page_says_what_it_was_made_from_and_calibrated_on(mixture: Path, tm
         "calibration": {"text": "wiki.txt", "samples": 128, "tokens_per_sample": 512},
         "checks": [{"name": "bytes", "status": "passed", "detail": ""}],
     }
-    record_outputs(folder, {"M-AWQ": entry})
+    record = {"format": "quantkit-origin", "version": 1, "outputs": {"M-AWQ": entry}}
+    (folder / "quantkit.json").write_text(json.dumps(record))
     flat = " ".join(quantkit("inspect", folder).stdout.split())
     assert "made from ORG/M@abc by quantkit 1, calibrated on wiki.txt (128 samples of 512 tokens)" in flat
     assert "checks bytes passed" in flat
