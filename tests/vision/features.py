@@ -21,7 +21,7 @@ def main() -> None:
     model = AutoModelForImageTextToText.from_pretrained(checkpoint, dtype=torch.float32).eval()
     inputs = {name: torch.from_numpy(value) for name, value in _inputs(checkpoint, np.load(image)).items()}
     with torch.no_grad():
-        result = model.get_file_features(**inputs)
+        result = model.get_image_features(**inputs)
     np.save(out, _vectors(result))
 
 

@@ -1,6 +1,7 @@
 """Models that hear: their projectors load, `run --audio` answers about a sound, and bad input is one sentence."""
 
 import json
+import subprocess
 import wave
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from quantkit.llamacpp.projector_session import file_features
 from tests.helpers.command import Answer, quantkit
+from tests.helpers.peer import REPOSITORY, newest_converter
 from tests.vision.cases import HEARING
 from tests.vision.expected import expected, write_checkpoint
 
@@ -36,29 +39,37 @@ def test_llama_cpp_loads_the_projector_and_run_says_that_it_only_hears(name: str
     assert answer.code == 1 and "only hears; pass a sound with --audio, not --image" in answer.sentence
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny Qwen2-Audio whose tower takes 30 seconds, as llama.cpp cuts sounds, and two sounds."""
-    root = tmp_path_factory.mktemp("hears")
-    (position,) = [name for name in expected(HEARS)["layout"] if name.endswith("embed_positions.weight")]
-    checkpoint = write_checkpoint(HEARS, {**expected(HEARS)["layout"], position: [1500, 64]}, root)
+def whole_tower(name: str, root: Path) -> Path:
+    """The checkpoint of a case whose tower takes 30 seconds, as llama.cpp cuts sounds, converted in root/NAME-GGUF."""
+    layout = expected(name)["layout"]
+    (positions,) = [tensor for tensor in layout if tensor.endswith("embed_positions.weight")]
+    checkpoint = write_checkpoint(name, {**layout, positions: [1500, 64]}, root)
     config = json.loads((checkpoint / "config.json").read_text())
     config["audio_config"]["max_source_positions"] = 1500
     (checkpoint / "config.json").write_text(json.dumps(config))
     assert converted(checkpoint, root).code == 0
+    return checkpoint
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny Qwen2-Audio, and two sounds."""
+    root = tmp_path_factory.mktemp("hears")
+    whole_tower(HEARS, root)
     for name, pitch in (("low", 220), ("high", 2000)):
         write_sound(root / f"{name}.wav", pitch)
     return root
 
 
-def write_sound(path: Path, pitch: int) -> None:
-    """Half a second of a tone of `pitch` Hz."""
+def write_sound(path: Path, pitch: int) -> np.ndarray:
+    """Half a second of a tone of `pitch` Hz; its samples from -1 to 1."""
     samples = (8000 * np.sin(2 * np.pi * pitch * np.arange(8000) / 16000)).astype("<i2")
     with wave.open(str(path), "wb") as file:
         file.setnchannels(1)
         file.setsampwidth(2)
         file.setframerate(16000)
         file.writeframes(samples.tobytes())
+    return samples.astype(np.float32) / 32768
 
 
 @pytest.mark.usefixtures("libmtmd")
@@ -89,6 +100,27 @@ def test_a_file_that_is_no_sound_is_one_sentence(folder: Path, tmp_path: Path) -
     assert "none.wav was not found; correct --audio" in quantkit(*words, tmp_path / "none.wav").sentence
     refused = quantkit(*words, folder / "low.wav", "--prompt-cache", tmp_path / "cache")
     assert refused.code == 2 and "--prompt-cache works with prompts of text only" in refused.sentence
+
+
+@pytest.mark.full
+@pytest.mark.timeout(600)
+@pytest.mark.usefixtures("libmtmd")
+@pytest.mark.parametrize("name", [HEARS, "audio-flamingo3"])
+def test_a_sound_gives_the_vectors_of_transformers(name: str, tmp_path: Path) -> None:
+    checkpoint = whole_tower(name, tmp_path)
+    np.save(tmp_path / "sound.npy", write_sound(tmp_path / "sound.wav", 220))
+    out, files = tmp_path / f"{name}-GGUF", (f"{name}-Q8_0.gguf", f"mmproj-{name}-F16.gguf")
+    ours = np.concatenate(file_features(*(out / file for file in files), tmp_path / "sound.wav", sound=True))
+    peer = newest_converter()
+    paths = (checkpoint, tmp_path / "sound.npy", tmp_path / "theirs.npy")
+    words = [str(peer.python), "-m", "tests.vision.sound_features", *map(str, paths)]
+    environment = peer.environment() | {"PYTHONPATH": str(REPOSITORY)}
+    done = subprocess.run(words, cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    theirs = np.load(tmp_path / "theirs.npy")
+    assert ours.shape == theirs.shape == (750, 64)
+    cosines = (ours * theirs).sum(-1) / np.linalg.norm(ours, axis=-1) / np.linalg.norm(theirs, axis=-1)
+    assert cosines.min() > 0.999, cosines
 
 
 def test_other_commands_say_that_the_model_hears(tmp_path: Path) -> None:
