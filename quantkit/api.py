@@ -8,9 +8,11 @@ from pathlib import Path
 
 from quantkit.adapters import AdapterRequest
 from quantkit.checkpoint import Checkpoint
+from quantkit.conversion.projector import plan_bridged
 from quantkit.conversion.run import Result, run
 from quantkit.errors import MissingExtraError
 from quantkit.inspection import Description, inspect_source
+from quantkit.llamacpp.converter import ConverterOptions
 from quantkit.measurement.costs import Costs
 from quantkit.measurement.measure import WORK, Measurement
 from quantkit.measurement.measure import measure as measure_models
@@ -94,7 +96,10 @@ def convert(
     ) as opened:
         merge_adapters(opened, options.adapters, offline=offline, progress=progress)
         request = conversion_request(types, Path(output), options, is_gguf=isinstance(opened, Model))
-        return run(plan_conversion(opened, request), force=options.force, logits=options.logits, progress=progress)
+        conversion = plan_conversion(opened, request)
+        if request.projectors and isinstance(opened, Model) and opened.folder is not None:
+            conversion = plan_bridged(conversion, opened, request.projectors, ConverterOptions(), progress)
+        return run(conversion, force=options.force, logits=options.logits, progress=progress)
 
 
 def plan(source: str | Path, options: PlanOptions | None = None, *, offline: bool = False) -> Plan:

@@ -70,7 +70,7 @@ def convert_source(out: Out, command: str, source: str, conversion: Conversion, 
     """Plan the conversion of `source`, run it unless it is a dry run, show the result."""
     from quantkit.cli.conversion_document import planned_document, result_document
     from quantkit.cli.conversion_tables import announce, raise_failed, show_plan, show_result
-    from quantkit.cli.projectors import bridged_document, bridged_projectors, own_projector_types
+    from quantkit.cli.projectors import bridged_document, own_projector_types, with_bridged_projectors
     from quantkit.cli.sources import check_stream, fetch, is_gguf
     from quantkit.conversion.run import run
     from quantkit.outputs.gguf_checkpoint import checkpoint_of_gguf
@@ -117,15 +117,15 @@ def convert_source(out: Out, command: str, source: str, conversion: Conversion, 
         if work.stream and conversion.gguf.mmproj and not request.projectors:
             raise UsageError("--mmproj reads whole files by llama.cpp's converter here; leave out --mmproj or --stream")
         plan = plan_conversion(opened, request)
+        if not work.dry_run:
+            with out.progress() as progress:
+                plan = with_bridged_projectors(opened, plan, conversion.gguf, progress)
         announce(plan, out, logits=options.logits)
         if work.dry_run:
             show_plan(plan, out)
             out.document(planned_document(plan, command))
             return
-        with (
-            out.progress() as progress,
-            bridged_projectors(opened, plan, conversion.gguf, options, progress) as projectors,
-        ):
+        with out.progress() as progress:
             result = run(
                 plan,
                 force=options.force,
@@ -134,7 +134,7 @@ def convert_source(out: Out, command: str, source: str, conversion: Conversion, 
                 progress=progress,
             )
     show_result(result, out)
-    for projector in projectors:
+    for projector in result.projectors:
         out.say(f"projector: {projector.path}, {human_bytes(projector.size)}")
-    out.document(result_document(result, command) | bridged_document(projectors))
+    out.document(result_document(result, command) | bridged_document(result.projectors))
     raise_failed(result)

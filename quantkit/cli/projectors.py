@@ -1,19 +1,17 @@
 """`--mmproj` of the commands that convert: the projectors beside the text model."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
 
 from quantkit.checkpoint import Checkpoint
 from quantkit.cli.conversion_options import GgufOptions
-from quantkit.conversion.projector import Projector, drop_projectors, name_projectors, write_projectors
+from quantkit.conversion.projector import Projector, plan_bridged
 from quantkit.errors import UsageError
 from quantkit.families.base.multimodal import has_tower
 from quantkit.gguf.file_types import FileType
 from quantkit.outputs.model import Model
 from quantkit.outputs.plan import ConversionPlan
 from quantkit.outputs.projector import find_projector, projector_types
-from quantkit.outputs.request import ConvertOptions
 from quantkit.progress import Progress
 
 
@@ -32,30 +30,17 @@ def own_projector_types(source: Checkpoint | Model, options: GgufOptions) -> tup
     return types if find_projector(source.config) is not None else ()
 
 
-@contextmanager
-def bridged_projectors(
-    source: Checkpoint | Model, plan: ConversionPlan, options: GgufOptions, settings: ConvertOptions, progress: Progress
-) -> Iterator[list[Projector]]:
-    """The projectors that llama.cpp's converter writes where quantkit has no rules for them, under partial names.
-
-    They get their names when the block ends, or are removed with an error.
-    """
+def with_bridged_projectors(
+    source: Checkpoint | Model, plan: ConversionPlan, options: GgufOptions, progress: Progress
+) -> ConversionPlan:
+    """The plan with the projectors that llama.cpp's converter writes where quantkit has no rules for them."""
     types = projector_types(options.mmproj or ())
     if not types or plan.gguf is None or plan.projectors is not None:
-        yield []
-        return
-    converter = options.converter_options
-    folder = plan.gguf.request.folder
-    projectors = write_projectors(source, types, folder, plan.name, converter, force=settings.force, progress=progress)
-    try:
-        yield projectors
-    except BaseException:
-        drop_projectors(projectors)
-        raise
-    name_projectors(projectors, source, converter)
+        return plan
+    return plan_bridged(plan, source, types, options.converter_options, progress)
 
 
-def bridged_document(projectors: list[Projector]) -> dict[str, Any]:
+def bridged_document(projectors: Sequence[Projector]) -> dict[str, Any]:
     """The part of the JSON document on projectors of llama.cpp's converter, empty without any."""
     files = [
         {"file": str(item.path), "type": item.type.name, "bytes": item.size, "sha256": item.sha256}

@@ -14,19 +14,23 @@ from typing import Any
 from quantkit.checkpoint import Checkpoint
 from quantkit.conversion.output_record import OutputRecord, record_outputs
 from quantkit.errors import OutputError, UsageError, VerificationError
-from quantkit.files import make_folder, open_partial, partial_path, refuse_existing, require_space, sync
+from quantkit.files import make_folder, open_partial, partial_path, require_space, sync
 from quantkit.gguf.file_types import FileType
 from quantkit.gguf.layout import padded
 from quantkit.gguf.reader import GgufHeader, read_header
+from quantkit.journal import Journal
 from quantkit.llamacpp.converter import FOLDER_VARIABLE, ConverterOptions, find_converter
 from quantkit.llamacpp.converter_session import ConverterSession
+from quantkit.outputs.bridged_projector import BridgedProjectors
 from quantkit.outputs.converted import converter_version
 from quantkit.outputs.model import Model, origin_of
+from quantkit.outputs.plan import ConversionPlan
 from quantkit.progress import SILENT, Progress
 from quantkit.verify.check import Check
 
 _PIECE = 1 << 24
 """Bytes that are in memory at once."""
+_STEP = "projector "
 
 
 @dataclass(frozen=True)
@@ -42,24 +46,18 @@ class Projector:
     seconds: float
 
 
-def write_projectors(
+def plan_bridged(
+    plan: ConversionPlan,
     source: Checkpoint | Model,
-    types: Sequence[FileType],
-    folder: Path,
-    name: str,
+    types: tuple[FileType, ...],
     options: ConverterOptions,
-    *,
-    force: bool = False,
     progress: Progress = SILENT,
-) -> list[Projector]:
-    """Write folder/mmproj-NAME-TYPE.gguf for each type, under partial names that `name_projectors` replaces.
+) -> ConversionPlan:
+    """The plan of `source` that also writes its projectors in `types`.
 
     `source`: a checkpoint, or the model of one that the converter reads.
 
-    Raises:
-        UsageError: no converter is named.
-        UnsupportedError, QuantkitError: see `ConverterSession`; the model has no tower that the converter knows.
-        OutputError: a file exists (see `force`), or the folder is not writable or too small.
+    Raises UsageError if no converter is named.
     """
     tool = find_converter(options, progress=progress)
     if tool is None:
@@ -67,35 +65,47 @@ def write_projectors(
             "--mmproj needs llama.cpp's converter; pass a checkout of llama.cpp to --converter, or set"
             f" {FOLDER_VARIABLE}"
         )
-    paths = [folder / f"mmproj-{name}-{kind.label}.gguf" for kind in types]
-    refuse_existing(paths, force=force)
+    assert plan.gguf is not None and source.folder is not None
+    origin = {**origin_of(source), "converter": converter_version(tool)}
+    folder = plan.gguf.request.folder
+    return plan.with_bridged(
+        BridgedProjectors(types, folder, plan.name, source.folder, source.name, tool, options, origin)
+    )
+
+
+def write_projectors(
+    plan: BridgedProjectors | None, journal: Journal, progress: Progress = SILENT
+) -> tuple[Projector, ...]:
+    """Write the projectors under partial names. Each is a step of the journal.
+
+    Raises:
+        UnsupportedError, QuantkitError: see `ConverterSession`; the model has no tower that the converter knows.
+        OutputError: the folder is not writable or too small.
+    """
+    if plan is None:
+        return ()
     projectors = []
-    for kind, path in zip(types, paths, strict=True):
-        arguments = (*options.arguments, "--mmproj", "--outtype", kind.name)
-        assert source.folder is not None
-        session = ConverterSession(tool, source.folder, source.name, replace(options, arguments=arguments))
+    for kind, path in zip(plan.types, plan.paths, strict=True):
+        partial, record = partial_path(path), journal.records.get(_STEP + path.name)
+        if record is not None and partial.is_file() and partial.stat().st_size == record["size"]:
+            projectors.append(Projector(path, kind, **record))
+            continue
+        arguments = (*plan.options.arguments, "--mmproj", "--outtype", kind.name)
+        session = ConverterSession(plan.tool, plan.source, plan.source_name, replace(plan.options, arguments=arguments))
         try:
-            projectors.append(_write(session, path, kind, progress))
+            projector = _write(session, path, kind, progress)
         finally:
             session.close()
-    return projectors
+        facts = {name: value for name, value in vars(projector).items() if name not in ("path", "type")}
+        journal.finished(_STEP + path.name, facts)
+        projectors.append(projector)
+    return tuple(projectors)
 
 
-def name_projectors(projectors: Sequence[Projector], source: Checkpoint | Model, options: ConverterOptions) -> None:
-    """Give the projectors their final names, and add them to the folder's quantkit.json."""
-    tool = find_converter(options)
-    assert tool is not None
-    origin = {**origin_of(source), "converter": converter_version(tool)}
-    for projector in projectors:
-        partial_path(projector.path).replace(projector.path)
-        sync(projector.path.parent)
-        record_outputs(projector.path.parent, {projector.path.stem: _record(projector, origin)})
-
-
-def drop_projectors(projectors: Sequence[Projector]) -> None:
-    """Remove the partial files, because the text model was not converted."""
-    for projector in projectors:
-        partial_path(projector.path).unlink(missing_ok=True)
+def record_projectors(plan: BridgedProjectors | None, projectors: Sequence[Projector]) -> None:
+    """Add the projectors to the folder's quantkit.json. Raises OutputError."""
+    if plan is not None:
+        record_outputs(plan.folder, {item.path.stem: _record(item, dict(plan.origin)) for item in projectors})
 
 
 def _write(session: ConverterSession, path: Path, kind: FileType, progress: Progress) -> Projector:

@@ -20,6 +20,7 @@ from quantkit.conversion.callback import calibrate_by_llama, round_by_llama
 from quantkit.conversion.direct_folders import DirectFolders, write_direct_folders
 from quantkit.conversion.gguf_pass import forget_lost, run_pass
 from quantkit.conversion.layer_outputs import LayerOutputs
+from quantkit.conversion.projector import Projector, record_projectors, write_projectors
 from quantkit.conversion.record import write_records
 from quantkit.conversion.type_choice import TypeChoice, choose_target_types, has_chosen_types
 from quantkit.conversion.work import name_output, open_work
@@ -49,7 +50,7 @@ class Result:
     `peak_memory` in bytes. `starved`: by layer, the experts that received few tokens. `resumed_layers` and
     `resumed_tensors`: steps that an earlier run finished. `choice`: the types of a file of a given size. `traffic`:
     what was received of a streamed source. `rounded`: see `Calibration`. Outputs that failed a check are named
-    `NAME.failed`.
+    `NAME.failed`. `projectors`: those of llama.cpp's converter.
     """
 
     plan: ConversionPlan
@@ -64,6 +65,7 @@ class Result:
     choice: TypeChoice | None = None
     traffic: Traffic | None = None
     rounded: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    projectors: tuple[Projector, ...] = ()
 
     @property
     def failed(self) -> tuple[Verified, ...]:
@@ -96,6 +98,8 @@ def run(
     with open_work(plan, force=force) as journal:
         clock = [("", time.monotonic())]
         source = _source_files(plan)
+        # first, because the converter may not know the tower
+        projectors = write_projectors(plan.bridged, journal, progress)
         calibration, choice, quantize_seconds, resumed, unseen = None, None, {}, 0, {}
         rounded: Mapping[str, Sequence[str]] = {}
         inputs = plan.calibration
@@ -159,10 +163,13 @@ def run(
         clock.append(("verify", time.monotonic()))
         seconds = {stage: now - before for (_, before), (stage, now) in pairwise(clock)}
         write_records(plan, outputs, calibration, rounded, seconds, choice)
+        record_projectors(plan.bridged, projectors)
         journal.start_finishing({name: digest for item in outputs for name, digest in item.sha256.items()})
         for item in outputs:
             for path in final_paths(item.output):
                 name_output(path, failed=bool(item.failed))
+        for projector in projectors:
+            name_output(projector.path, failed=False)
     layers = enumerate(calibration.layers if calibration else ())
     return Result(
         plan=plan,
@@ -177,6 +184,7 @@ def run(
         choice=choice,
         traffic=streamed.traffic if streamed is not None else None,
         rounded=rounded,
+        projectors=projectors,
     )
 
 

@@ -11,6 +11,7 @@ from quantkit.families.base.multimodal import TOWERS_LEFT_OUT, VISION_LEFT_OUT
 from quantkit.families.base.native import Native
 from quantkit.gguf.file_types import FileType
 from quantkit.machine import cores
+from quantkit.outputs.bridged_projector import BridgedProjectors
 from quantkit.outputs.calibration import (
     GRAM_COPIES,
     CalibrationPlan,
@@ -89,7 +90,8 @@ class ConversionPlan:
 
     `calibration`: of a source with a family, layer by layer; `callback`: of another source, by llama.cpp.
     `fingerprint` is a hash of all that decides the bytes of the outputs: only a run with the same one is resumed.
-    `native`: the source of folders and of the calibration.
+    `native`: the source of folders and of the calibration. `bridged`: projectors that llama.cpp's converter writes;
+    their size is known only when it has read the headers.
     """
 
     name: str
@@ -107,6 +109,13 @@ class ConversionPlan:
     native: Native | None = None
     callback: CallbackPlan | None = None
     projectors: GgufPlan | None = None
+    bridged: BridgedProjectors | None = None
+
+    def with_bridged(self, projectors: BridgedProjectors) -> "ConversionPlan":
+        """The plan that also writes these projectors."""
+        warnings = tuple(_without_towers(self.warnings))
+        fingerprint = projectors.fingerprint(self.fingerprint)
+        return replace(self, bridged=projectors, warnings=warnings, fingerprint=fingerprint)
 
     @property
     def gguf_passes(self) -> tuple[GgufPlan, ...]:
@@ -138,7 +147,8 @@ class ConversionPlan:
     @property
     def paths(self) -> tuple[Path, ...]:
         """The final names of all outputs."""
-        return tuple(path for output in self.outputs for path in final_paths(output))
+        bridged = self.bridged.paths if self.bridged is not None else ()
+        return (*(path for output in self.outputs for path in final_paths(output)), *bridged)
 
     @property
     def work(self) -> Path:
@@ -244,6 +254,7 @@ def plan_conversion(
     if request.projectors and isinstance(source, Checkpoint) and gguf is not None:
         own = ProjectorRequest(request.projectors, gguf.request.folder, name, request.threads, request.max_ram)
         projectors = plan_projectors(source, own)
+    text_warnings = gguf.warnings if gguf else source.warnings if isinstance(source, Model) else ()
     imatrix_file = request.imatrix_file or request.output / f"{name}-imatrix.gguf"
     imatrix = None
     if request.imatrix and calibration:
@@ -267,9 +278,7 @@ def plan_conversion(
         warnings=(
             *(source.notes if isinstance(source, Checkpoint) else ()),
             *(inputs.samples.warnings if inputs else ()),
-            *_of_text_model(
-                gguf.warnings if gguf else source.warnings if isinstance(source, Model) else (), projectors
-            ),
+            *(_without_towers(text_warnings) if projectors else text_warnings),
         ),
         notes=notes,
         callback=callback,
@@ -277,10 +286,8 @@ def plan_conversion(
     )
 
 
-def _of_text_model(warnings: Sequence[str], projectors: GgufPlan | None) -> Sequence[str]:
-    """The warnings of the text model; those of towers that are left out do not hold if the projector is written."""
-    if projectors is None:
-        return warnings
+def _without_towers(warnings: Sequence[str]) -> Sequence[str]:
+    """Those of towers that are left out do not hold if the projector is written."""
     return [warning for warning in warnings if not warning.endswith((VISION_LEFT_OUT, TOWERS_LEFT_OUT))]
 
 

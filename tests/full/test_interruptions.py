@@ -10,7 +10,7 @@ import psutil
 import pytest
 
 from tests.helpers.command import command, quantkit_process
-from tests.helpers.fault_points import PAUSES, RUNS, TIMED, Case, Place, check, running_place
+from tests.helpers.fault_points import CASES, PAUSES, RUNS, TIMED, Case, Place, check, running_place
 
 
 @pytest.fixture(scope="module")
@@ -92,3 +92,14 @@ def test_a_second_command_is_refused_while_the_first_one_is_stopped(place: Place
     assert refused[0].code == 1 and "another quantkit is writing into" in refused[0].sentence
     assert first.code == 0, first.stderr
     assert place.facts() == expected
+
+
+@pytest.mark.full
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("run", ["converter", "bridged projector", "bridged calibration"])
+def test_twenty_kills_of_a_run_with_llama_cpps_converter_cost_nothing(place: Place, run: str) -> None:
+    """Ten at a write, flush or rename, the last one among them, and ten at a time."""
+    rng = random.Random(run)
+    count, duration, expected = place.undisturbed(run, CASES[3])
+    check(place, run, CASES[3], [*rng.sample(range(1, count), 9), count], expected)
+    check(place, run, TIMED, [rng.uniform(0, duration) for _ in range(10)], expected)

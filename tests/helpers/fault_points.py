@@ -24,7 +24,7 @@ from tests.helpers.adapters import AdapterCase, write_adapter
 from tests.helpers.command import quantkit_process
 from tests.helpers.faults import FORK, KILL, READS, STOP, WRITES, FaultyRuns, faulty_runs
 from tests.helpers.hub_server import Repo, running_hub
-from tests.helpers.small_converter import unknown_checkpoint, write_converter
+from tests.helpers.small_converter import AGAIN, TOWER, unknown_checkpoint, write_converter
 from tests.helpers.tiny import tiny_llama
 from tests.vision.expected import expected, write_checkpoint
 
@@ -49,6 +49,14 @@ RUNS: dict[str, tuple[str, ...]] = {
     "converter": (
         "gguf", "newest", "-t", "f16", "-t", "q4_k_m", "--converter", "converter", "--no-logits", "--threads", "1",
         "-o", "out",
+    ),
+    "bridged projector": (
+        "gguf", "newest", "-t", "q8_0", "--mmproj", "f16", "--mmproj", "bf16", "--converter", "converter",
+        "--no-logits", "--threads", "1", "-o", "out",
+    ),
+    "bridged calibration": (
+        "gguf", "bridged", "-t", "q4_k_m", "-t", "iq4_nl", "--calibrate", *FEW[:7], "--converter", "again",
+        "--no-logits", "--threads", "1", "-o", "out",
     ),
     "imatrix": ("imatrix", "model", *FEW[:7], "--threads", "1", "-o", "out/model-imatrix.gguf"),
     "measure": (
@@ -173,7 +181,8 @@ def running_place(folder: Path, **environment: str) -> Iterator[Place]:
 
 def _make_place(folder: Path, runs: FaultyRuns) -> Place:
     unknown_checkpoint(folder / "newest")
-    write_converter(folder / "converter")
+    write_converter(folder / "converter", MAIN=TOWER)
+    write_converter(folder / "again", MAIN=AGAIN)
     tiny_llama(folder / "model", variant="llama3", hidden=64, intermediate=96)
     write_adapter(folder / "adapter", folder / "model", AdapterCase())
     write_checkpoint("qwen2.5-vl", expected("qwen2.5-vl")["layout"], folder)
@@ -181,6 +190,12 @@ def _make_place(folder: Path, runs: FaultyRuns) -> Place:
     (folder / "recipe.toml").write_text(RECIPE)
     made = quantkit_process("gguf", "model", "-t", "q8_0", cwd=folder)
     assert made.code == 0, made.stderr
+    unknown_checkpoint(folder / "bridged")
+    made = quantkit_process("gguf", "model", "-t", "bf16", "-o", "bridged", cwd=folder)
+    assert made.code == 0, made.stderr
+    (whole,) = (folder / "bridged").rglob("*.gguf")
+    whole.rename(folder / "bridged" / "whole.gguf")
+    shutil.rmtree(whole.parent)
     weights = folder / "model" / "model.safetensors"
     return Place(folder, runs, weights.read_bytes(), weights.stat().st_mtime_ns)
 

@@ -57,6 +57,38 @@ def main():
 if __name__ == "__main__":
     main()
 """
+# Code for MAIN: the converter with --mmproj writes fewer tensors, in the type of --outtype
+TOWER = """
+    if "--mmproj" in arguments:
+        out = Path(arguments[arguments.index("--outfile") + 1])
+        kind = arguments[arguments.index("--outtype") + 1]
+        writer = gguf.GGUFWriter(path=None, arch="clip")
+        writer.add_type("mmproj")
+        for seed, name in enumerate(("v.blk.0.attn_q", "mm.0", "v.patch_embd")):
+            writer.add_tensor(f"{name}.weight", lazy(seed, (48, 80), np.float16 if kind == "f16" else np.float32))
+        writer.add_tensor("v.blk.0.ln1.weight", lazy(9, (7,), np.float32))
+        writer.write_header_to_file(path=out)
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file(progress=False)
+        writer.close()
+        return
+"""
+# Code for MAIN: it writes the GGUF beside config.json again, with the real gguf package.
+AGAIN = """
+    folder = next(Path(argument) for argument in arguments[1:] if Path(argument).is_dir())
+    source = gguf.GGUFReader(folder / "whole.gguf")
+    writer = gguf.GGUFWriter(path=None, arch="llama")
+    for field in source.fields.values():
+        if not field.name.startswith("GGUF.") and field.name != "general.architecture":
+            kinds = field.types
+            writer.add_key_value(field.name, field.contents(), kinds[0], kinds[-1] if len(kinds) > 1 else None)
+    for tensor in source.tensors:
+        writer.add_tensor(tensor.name, tensor.data, raw_dtype=tensor.tensor_type)
+    writer.write_header_to_file(path=Path(arguments[arguments.index("--outfile") + 1]))
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file(progress=False)
+    return
+"""
 DYNAMIC = """
 def resolve_trust_remote_code(trust, name, has_local_code, has_remote_code):
     return trust

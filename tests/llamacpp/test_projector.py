@@ -3,8 +3,10 @@
 The script stands for llama.cpp's converter (see test_converter.py); tests/full/test_mmproj.py runs the real one.
 """
 
+import hashlib
 import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,31 +15,17 @@ import numpy as np
 import pytest
 
 from demo.safetensors_file import write_safetensors
+from quantkit import api
+from quantkit.conversion import projector as projector_module
 from quantkit.conversion import run as run_module
 from quantkit.errors import OutputError
 from quantkit.families.base.multimodal import has_tower
+from quantkit.outputs.request import ConvertOptions
 from tests.helpers.command import Answer, quantkit
-from tests.helpers.small_converter import write_converter
+from tests.helpers.small_converter import TOWER, write_converter
 from tests.helpers.tiny import tiny_llama
 from tests.vision.cases import NAMES
 from tests.vision.expected import expected
-
-# the converter with --mmproj writes fewer tensors, in the type of --outtype
-TOWER = """
-    if "--mmproj" in arguments:
-        out = Path(arguments[arguments.index("--outfile") + 1])
-        kind = arguments[arguments.index("--outtype") + 1]
-        writer = gguf.GGUFWriter(path=None, arch="clip")
-        writer.add_type("mmproj")
-        for seed, name in enumerate(("v.blk.0.attn_q", "mm.0", "v.patch_embd")):
-            writer.add_tensor(f"{name}.weight", lazy(seed, (48, 80), np.float16 if kind == "f16" else np.float32))
-        writer.add_tensor("v.blk.0.ln1.weight", lazy(9, (7,), np.float32))
-        writer.write_header_to_file(path=out)
-        writer.write_kv_data_to_file()
-        writer.write_tensors_to_file(progress=False)
-        writer.close()
-        return
-"""
 
 
 def text_model(folder: Path) -> Path:
@@ -67,6 +55,7 @@ def test_the_projector_has_the_converters_bytes_and_a_record(checkpoint: Path, t
     converter = write_converter(tmp_path / "converter", MAIN=TOWER)
     answer = convert(checkpoint, tmp_path, "--mmproj", "f16", "--mmproj", "bf16", "--converter", converter)
     assert answer.code == 0, answer.stderr
+    assert "left out" not in answer.stderr
     folder = tmp_path / "seeing-GGUF"
     record = json.loads((folder / "quantkit.json").read_text())["outputs"]
     written = json.loads(answer.stdout)["projectors"]
@@ -100,7 +89,28 @@ def test_no_projector_is_left_when_the_text_model_fails(
     monkeypatch.setattr(run_module, "run_pass", full)
     answer = convert(checkpoint, tmp_path / "out", "--mmproj", "f16", "--converter", converter)
     assert answer.code == 1 and "the disk is full" in answer.sentence
-    assert not list((tmp_path / "out").rglob("*.gguf*"))
+    assert not list((tmp_path / "out").rglob("*.gguf"))
+    monkeypatch.undo()
+    # the finished projector is kept, so the rerun does not convert it again
+    monkeypatch.setattr(projector_module, "_write", full)
+    answer = convert(checkpoint, tmp_path / "out", "--mmproj", "f16", "--converter", converter)
+    assert answer.code == 0, answer.stderr
+    assert [path.name for path in sorted((tmp_path / "out").rglob("*.gguf*"))] == [
+        "mmproj-seeing-F16.gguf",
+        "seeing-Q8_0.gguf",
+    ]
+
+
+def test_the_api_writes_the_projector_too(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    unknown = shutil.copytree(checkpoint, tmp_path / "newest")
+    config = json.loads((unknown / "config.json").read_text())
+    (unknown / "config.json").write_text(json.dumps({**config, "architectures": ["NewestForCausalLM"]}))
+    monkeypatch.setenv("QUANTKIT_LLAMA_CPP", str(write_converter(tmp_path / "converter", MAIN=TOWER)))
+    options = ConvertOptions(mmproj=("bf16",), logits=False)
+    result = api.convert(unknown, ["q8_0"], tmp_path / "out", options)
+    (projector,) = result.projectors
+    assert projector.path.name == "mmproj-newest-BF16.gguf"
+    assert hashlib.sha256(projector.path.read_bytes()).hexdigest() == projector.sha256
 
 
 @pytest.mark.parametrize(

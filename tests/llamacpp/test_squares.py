@@ -16,27 +16,11 @@ from tests.families.expected import write_checkpoint
 from tests.helpers.command import quantkit
 from tests.helpers.conversions import to_gguf
 from tests.helpers.imatrix_peer import llama_imatrix
-from tests.helpers.small_converter import write_converter
+from tests.helpers.small_converter import AGAIN, write_converter
 from tests.helpers.tiny import tiny_llama
 
 FEW = ("--samples", "8", "--seq-len", "64", "--threads", "1")
 TOKENS = np.random.default_rng(5).integers(3, 250, (3, 48)).astype(np.int32)
-# A converter that writes the GGUF beside config.json again, with the real gguf package.
-AGAIN = """
-    folder = next(Path(argument) for argument in arguments[1:] if Path(argument).is_dir())
-    source = gguf.GGUFReader(folder / "whole.gguf")
-    writer = gguf.GGUFWriter(path=None, arch="llama")
-    for field in source.fields.values():
-        if not field.name.startswith("GGUF.") and field.name != "general.architecture":
-            kinds = field.types
-            writer.add_key_value(field.name, field.contents(), kinds[0], kinds[-1] if len(kinds) > 1 else None)
-    for tensor in source.tensors:
-        writer.add_tensor(tensor.name, tensor.data, raw_dtype=tensor.tensor_type)
-    writer.write_header_to_file(path=Path(arguments[arguments.index("--outfile") + 1]))
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file(progress=False)
-    return
-"""
 
 
 @pytest.fixture(scope="module")
