@@ -3,6 +3,7 @@
 import pytest
 
 from tests.helpers.mtmd import VARIABLE, find
+from tests.helpers.peer import installed_libraries
 
 
 @pytest.fixture
@@ -11,4 +12,6 @@ def libmtmd(monkeypatch: pytest.MonkeyPatch) -> None:
     folder = find()
     if folder is None:
         pytest.skip("llama.cpp was built without libmtmd; python -m tests.helpers.mtmd compiles it")
-    monkeypatch.setenv(VARIABLE, str(folder))
+    # a changed environment gives each command of the test a process of its own
+    if folder != installed_libraries():
+        monkeypatch.setenv(VARIABLE, str(folder))

@@ -1,6 +1,7 @@
 """`measure` of models that see: agreement of answers about pictures, against greedy answers of `run` and formulas."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -13,8 +14,9 @@ from quantkit.api import ConvertOptions, convert
 from quantkit.llamacpp.conversation import Loading, converse
 from quantkit.measurement import answers
 from quantkit.measurement.answers import MOST, Followed, figures
-from quantkit.measurement.pictures import PICTURES, SIDE, write_png
+from quantkit.measurement.pictures import PICTURES, SIDE, Picture, write_png
 from tests.helpers.command import Answer, quantkit
+from tests.helpers.mtmd import VARIABLE
 from tests.vision.expected import expected, write_checkpoint
 
 NAME = "qwen3-vl"
@@ -39,8 +41,12 @@ def folder(converted: Path, tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def few_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+def pictures(libmtmd: None, monkeypatch: pytest.MonkeyPatch) -> tuple[Picture, ...]:
+    """The pictures of the commands: few, unless they run in processes of their own."""
+    if VARIABLE in os.environ:
+        return PICTURES
     monkeypatch.setattr(answers, "PICTURES", FEW)
+    return FEW
 
 
 def measured(folder: Path, *words: object) -> Answer:
@@ -49,40 +55,38 @@ def measured(folder: Path, *words: object) -> Answer:
     return quantkit("measure", *words, *fixed, "-o", folder.parent / "report")
 
 
-def greedy(model: Path, projector: Path, images: list[Path]) -> list[str]:
+def greedy(model: Path, projector: Path, images: list[Path], pictures: tuple[Picture, ...]) -> list[str]:
     """The answers of `run` at temperature 0, each the first of a conversation."""
     texts = []
     with converse(model, n_ctx=None, system=None, raw=False, sampling={"temperature": 0.0}) as talk:
         talk.show(images[:1], projector)
         talk.open(Loading(n_threads=2))
-        for image, picture in zip(images, FEW, strict=True):
+        for image, picture in zip(images, pictures, strict=True):
             talk.images, talk.messages = (image,), []
             texts.append(talk.say(picture.question, most=MOST, show=lambda piece: None).text)
     return texts
 
 
-@pytest.mark.usefixtures("libmtmd", "few_pictures")
-def test_answers_agree_as_often_as_the_greedy_answers_of_run(folder: Path) -> None:
+def test_answers_agree_as_often_as_the_greedy_answers_of_run(folder: Path, pictures: tuple[Picture, ...]) -> None:
     files = [folder / f"{NAME}-{kind}.gguf" for kind in ("F16", "Q4_0")]
     answer = measured(folder, *files, files[0])
     assert answer.code == 0, answer.stderr
     reference, candidate, same = (model["pictures"] for model in json.loads(answer.stdout)["models"])
     projector = folder / f"mmproj-{NAME}-F16.gguf"
-    images = [folder / f"{number}.png" for number in range(len(FEW))]
-    for image, picture in zip(images, FEW, strict=True):
+    images = [folder / f"{number}.png" for number in range(len(pictures))]
+    for image, picture in zip(images, pictures, strict=True):
         write_png(image, picture.draw())
-    texts = [greedy(model, projector, images) for model in files]
+    texts = [greedy(model, projector, images, pictures) for model in files]
     assert candidate["same_answers"] == sum(a == b for a, b in zip(*texts, strict=True))
     assert len(set(texts[0])) > 1, "the answers depend on the question or the picture"
     assert 0 < candidate["top1"] < 1 and candidate["kl"] > 0
-    assert reference["tokens"] == candidate["tokens"] <= len(FEW) * MOST
+    assert reference["tokens"] == candidate["tokens"] <= len(pictures) * MOST
     assert "top1" not in reference and reference["projector"] == projector.name
     assert reference["projector_bytes"] == projector.stat().st_size
-    assert (same["same_answers"], same["top1"], same["kl"]) == (len(FEW), 1.0, 0.0)
+    assert (same["same_answers"], same["top1"], same["kl"]) == (len(pictures), 1.0, 0.0)
 
 
-@pytest.mark.usefixtures("libmtmd", "few_pictures")
-def test_another_projector_changes_the_answers_and_not_the_text(folder: Path) -> None:
+def test_another_projector_changes_the_answers_and_not_the_text(folder: Path, pictures: tuple[Picture, ...]) -> None:
     """The file of the candidate is the reference's; its projector has other weights."""
     other = folder / "other-F16.gguf"
     shutil.copy(folder / f"{NAME}-F16.gguf", other)
@@ -97,7 +101,7 @@ def test_another_projector_changes_the_answers_and_not_the_text(folder: Path) ->
     assert candidate["pictures"]["projector"] == "mmproj-other-F16.gguf"
     assert candidate["pictures"]["kl"] > 0
     report = (folder.parent / "report" / "report.md").read_text()
-    assert "**Answers about pictures**" in report and f"of {len(FEW)}" in report
+    assert "**Answers about pictures**" in report and f"of {len(pictures)}" in report
     assert "Answers about pictures" in (folder.parent / "report" / "report.html").read_text()
 
 
