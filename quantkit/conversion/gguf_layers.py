@@ -19,7 +19,7 @@ from quantkit.imatrix.names import LinearKey
 from quantkit.outputs.gguf_files import GgufOutput, GgufPlan
 from quantkit.outputs.model import ModelTensor, widen
 from quantkit.quant.feedback import Curvature, curvature, quantize_with_feedback
-from quantkit.quant.held_out import GGUF_TOLERANCE, choose_trust, step_sizes
+from quantkit.quant.held_out import GGUF_RULE, choose_trust, step_sizes
 from quantkit.stream.statistics import Statistics
 from quantkit.workers import Workers
 
@@ -116,7 +116,7 @@ class FeedbackRounder:
         try:
             steps = step_sizes(self._middle_rows(matrix), _GROUP)
             held_count = statistics.held_out_tokens
-            trust = choose_trust(gram, count, held_out, held_count, steps, self.workers, tolerance=GGUF_TOLERANCE)
+            trust = choose_trust(gram, count, held_out, held_count, steps, self.workers, rule=GGUF_RULE)
             return curvature(gram, count, damp=trust.damp, shrink=trust.shrink, name=name, workers=self.workers)
         except CalibrationError as error:
             return str(error)

@@ -7,7 +7,7 @@ texts of other kinds, so the strongest of those within a tolerance of the least 
 15 % for GGUF types.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,9 +17,6 @@ from quantkit.quant.factor import SHRINK, factor_gram, shrunk, usual_damp
 from quantkit.quant.grid import Array
 from quantkit.workers import SERIAL, Workers
 
-_TOLERANCE = 1.05
-GGUF_TOLERANCE = 1.15
-"""Against 1.05 it lowers the divergence on WikiText, calibrated on the default text: q4_0 by 6 %, q3_k_m by 3 %."""
 _LEAST_TOKENS = 64
 _ROWS = 64
 _COLUMNS = 128
@@ -40,6 +37,20 @@ class Trust:
 
 # From the most trusting to the most careful.
 LADDER = ((0.1, 0.01), (0.3, 0.03), (0.3, 0.2), (0.5, 0.5), (1.5, 0.5))
+
+
+@dataclass(frozen=True)
+class Rule:
+    """The strongest of `limits` (shrink, damp) whose error is at most the least one times `tolerance` are taken."""
+
+    tolerance: float
+    limits: tuple[tuple[float, float], ...]
+
+
+PACKED_RULE = Rule(1.05, LADDER)
+GGUF_RULE = Rule(1.15, LADDER[1:])
+"""Against a tolerance of 1.05, 1.15 lowers the divergence on WikiText, calibrated on the default text: q4_0 by 6 %,
+q3_k_m by 3 %. There the least limits gain nothing over the second ones, and their factorisation takes time."""
 ALONE = Trust(1e6, 0.0, 1.0, feedback=False)
 """Correlations count for nothing: the weighted search, each weight alone."""
 
@@ -52,7 +63,7 @@ def choose_trust(
     steps: Array,
     workers: Workers = SERIAL,
     *,
-    tolerance: float = _TOLERANCE,
+    rule: Rule = PACKED_RULE,
 ) -> Trust:
     """The limits for an input.
 
@@ -60,7 +71,7 @@ def choose_trust(
     held: the part of it from the `held_count` tokens of held-out samples, or None.
     steps: float32 (n_in,), the size of a rounding step of each column.
 
-    tolerance: the strongest limits whose error is at most the least one times this are taken.
+    rule: the limits to choose from, and how.
 
     The error of feedback is predicted for random rounding errors of these sizes, which ranks the limits as rounding
     does. With fewer than 64 held-out tokens, the limits depend on the number of tokens alone (`usual_damp`).
@@ -72,24 +83,29 @@ def choose_trust(
     if not alone > 0:
         return Trust(SHRINK, usual_damp(len(gram), count))
     errors = []
-    for shrink, damp, error in _errors(gram - held, count - held_count, held, rounding, workers):
+    for shrink, damp, error in _errors(gram - held, count - held_count, held, rounding, rule.limits, workers):
         errors.append((error / alone, shrink, damp))
-        if errors[-1][0] > tolerance * min(errors)[0]:
+        if errors[-1][0] > rule.tolerance * min(errors)[0]:
             break
     if not errors:
         return Trust(SHRINK, usual_damp(len(gram), count))
     least = min(errors)[0]
-    if _TOLERANCE * least >= 1:
+    if PACKED_RULE.tolerance * least >= 1:
         return ALONE
-    error, shrink, damp = next(entry for entry in reversed(errors) if entry[0] <= tolerance * least)
+    error, shrink, damp = next(entry for entry in reversed(errors) if entry[0] <= rule.tolerance * least)
     return Trust(shrink, damp, error)
 
 
 def _errors(
-    fitted: Array, count: int, held: Array, rounding: Array, workers: Workers
+    fitted: Array,
+    count: int,
+    held: Array,
+    rounding: Array,
+    limits: Iterable[tuple[float, float]],
+    workers: Workers,
 ) -> Iterator[tuple[float, float, float]]:
-    """Each shrink and damp of the ladder, and its error; without those whose Gram matrix cannot be factored."""
-    for shrink, damp in LADDER:
+    """Each shrink and damp of `limits`, and its error; without those whose Gram matrix cannot be factored."""
+    for shrink, damp in limits:
         try:
             order, factor, _ = factor_gram(
                 shrunk(fitted, shrink), count, damp=damp, act_order=True, name="the input", workers=workers

@@ -12,6 +12,7 @@ from quantkit.gguf.blocks import FORMATS, BlockFormat
 from quantkit.gguf.kernels import dequantize_rows, quantize_rows
 from quantkit.quant.block_search import Scales, search_scales
 from quantkit.quant.feedback import (
+    SWEEPS,
     Curvature,
     Solution,
     curvature,
@@ -128,7 +129,7 @@ def test_after_the_descent_no_single_level_can_be_better(prepared: Curvature) ->
 @KINDS
 def test_the_bytes_decode_to_what_the_solver_chose(kind: GGMLQuantizationType, prepared: Curvature) -> None:
     format_, w = FORMATS[kind], columns()
-    solution = solve(format_, w, prepared, sweeps=2)
+    solution = solve(format_, w, prepared, sweeps=SWEEPS)
     packed = quantize_with_feedback(kind, np.ascontiguousarray(w.T), prepared)
     decoded = dequantize_rows(kind, packed, N_IN)
     np.testing.assert_allclose(decoded, values(format_, solution).T, rtol=1e-5, atol=1e-6)
