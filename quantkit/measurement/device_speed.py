@@ -2,7 +2,7 @@
 
 Each probe gives one unknown of planning.speed's sum. Few and many thin layers give the seconds of an operation, and of
 a token. Layers as wide as the model's, too large for a cache, give the bytes per second of each type. Thin experts on
-the CPU, with all else on the device, give the seconds of a copy.
+the CPU, with all else on the device, give the seconds of a transfer.
 """
 
 from collections.abc import Mapping, Sequence
@@ -25,7 +25,7 @@ LEAST_BYTES = 96 << 20
 _ROOM = 1 << 30
 _FEW, _MANY, _EXPERTS = 4, 48, 16
 _THIN_TYPE = GGMLQuantizationType.Q8_0
-_TOKENS, _RUNS = 4, 24
+_TOKENS, _RUNS, _ROUNDS = 4, 12, 3
 # the least share of a probe's seconds that reading takes: below it the difference of two measurements says nothing
 _LEAST_SHARE = 0.2
 
@@ -66,18 +66,23 @@ def measure_devices(
         wide = {
             type_.name: write_probe(folder, type_.name, wide_sizes(shape, type_, LEAST_BYTES), type_) for type_ in types
         }
+        names = (CPU, *(gpu_names(n_devices) if n_devices else ()))
         with LlamaSession(few.path) as session:
             bench = _Bench(session, options, n_devices, timeout)
-            speeds: dict[str, DeviceSpeed] = {}
-            for number, name in enumerate((CPU, *(gpu_names(n_devices) if n_devices else ()))):
-                speed = thin_speed(name, bench.run(few, number), bench.run(many, number), speeds)
-                if number:
-                    speed = with_transfers(name, speed, bench.run(few, number), bench.run(mixture, number), speeds)
-                rates = {
-                    type_: bandwidth(name, bench.run(probe, number), {**speeds, name: speed})
-                    for type_, probe in wide.items()
-                }
-                speeds[name] = replace(speed, bandwidth=next(iter(rates.values())), by_type=rates)
+            # rounds far apart: other work on the machine seldom delays the same probe in all of them
+            for _ in range(_ROUNDS):
+                for number in range(len(names)):
+                    for probe in (few, many, *([mixture] if number else ()), *wide.values()):
+                        bench.run(probe, number)
+    speeds: dict[str, DeviceSpeed] = {}
+    for number, name in enumerate(names):
+        speed = thin_speed(name, bench.timed(few, number), bench.timed(many, number), speeds)
+        if number:
+            speed = with_transfers(name, speed, bench.timed(few, number), bench.timed(mixture, number), speeds)
+        rates = {
+            type_: bandwidth(name, bench.timed(probe, number), {**speeds, name: speed}) for type_, probe in wide.items()
+        }
+        speeds[name] = replace(speed, bandwidth=next(iter(rates.values())), by_type=rates)
     return with_transfers_to_cpu(speeds)
 
 
@@ -96,15 +101,14 @@ def thin_speed(name: str, few: Timed, many: Timed, others: Mapping[str, DeviceSp
 def with_transfers(
     name: str, speed: DeviceSpeed, few: Timed, mixture: Timed, others: Mapping[str, DeviceSpeed]
 ) -> DeviceSpeed:
-    """The speed with the seconds of a copy, which `thin_speed` counts to a token.
+    """The speed with the seconds of a transfer, which `thin_speed` counts to a token.
 
-    `mixture`: a probe with many copies between the CPU and the device.
+    `mixture`: a probe with many transfers between the CPU and the device.
     """
-    copies, copies_of_few = (sum(part.transfers for part in timed.work.values()) for timed in (mixture, few))
+    count, count_of_few = (sum(part.transfers for part in timed.work.values()) for timed in (mixture, few))
     rest = _rest(name, mixture, others) - mixture.work[name].operations * speed.operation
-    transfer = max((rest - speed.token) / (copies - copies_of_few), 0.0)
-    transfer = min(transfer, speed.token / copies_of_few) if copies_of_few else transfer
-    return replace(speed, transfer=transfer, token=speed.token - copies_of_few * transfer)
+    transfer = max((rest - speed.token) / (count - count_of_few), 0.0)
+    return replace(speed, transfer=transfer, token=max(speed.token - count_of_few * transfer, 0.0))
 
 
 def bandwidth(name: str, wide: Timed, speeds: Mapping[str, DeviceSpeed]) -> float:
@@ -115,7 +119,7 @@ def bandwidth(name: str, wide: Timed, speeds: Mapping[str, DeviceSpeed]) -> floa
 
 
 def with_transfers_to_cpu(speeds: Mapping[str, DeviceSpeed]) -> dict[str, DeviceSpeed]:
-    """The speeds with the seconds of a copy to the CPU: those of a copy to the slowest device."""
+    """The speeds with the seconds of a transfer to the CPU: those of one to the slowest device."""
     slowest = max(speed.transfer for speed in speeds.values())
     return {name: replace(speed, transfer=slowest) if name == CPU else speed for name, speed in speeds.items()}
 
@@ -126,32 +130,38 @@ def _rest(name: str, timed: Timed, others: Mapping[str, DeviceSpeed]) -> float:
 
 
 class _Bench:
-    """Runs probes in one process of llama.cpp; the fastest of several runs counts, because other work only delays."""
+    """Runs probes in one process of llama.cpp; the fastest run of each counts, because other work only delays."""
 
     def __init__(self, session: LlamaSession, options: LoadOptions, n_devices: int, timeout: float | None) -> None:
         self._session, self._options, self._timeout = session, options, timeout
         self._n_devices = n_devices
-        self._timed: dict[tuple[str, int], Timed] = {}
+        self._fastest: dict[tuple[str, int], float] = {}
 
-    def run(self, probe: Probe, device: int) -> Timed:
-        """The probe on the CPU (`device` 0) or on device 1, 2 and so on; experts stay on the CPU."""
+    def run(self, probe: Probe, device: int) -> None:
+        """Run a probe on the CPU (`device` 0) or on device 1, 2 and so on; experts stay on the CPU."""
+        placed = self._context(probe, device)
+        options = replace(
+            self._options, gpu_layers=placed.gpu_layers, cpu_moe=placed.cpu_moe, tensor_split=placed.split
+        )
+        self._ask({"task": "bench_open", **options.request(probe.path)})
+        self._ask({"task": "bench_begin", "prompt": False, "tokens": _TOKENS})
+        seconds = min(self._ask({"task": "bench_run"}) for _ in range(_RUNS)) / _TOKENS
         key = (probe.path.name, device)
-        if key not in self._timed:
-            layers = probe.shape.n_layer
-            moe = layers if device and probe.shape.has_experts else 0
-            on_device = layers + 1 if device else 0
-            several = device and self._n_devices > 1
-            split = tuple(on_device * (number == device) for number in range(1, self._n_devices + 1)) if several else ()
-            context = Context(_TOKENS, gpu_layers=on_device, cpu_moe=moe, split=split)
-            work = token_work(
-                probe.shape, probe.tensors, context, _TOKENS // 2, has_gpu=self._n_devices > 0, operations=True
-            )
-            options = replace(self._options, gpu_layers=on_device, cpu_moe=moe, tensor_split=split)
-            self._ask({"task": "bench_open", **options.request(probe.path)})
-            self._ask({"task": "bench_begin", "prompt": False, "tokens": _TOKENS})
-            seconds = min(self._ask({"task": "bench_run"}) for _ in range(_RUNS)) / _TOKENS
-            self._timed[key] = Timed(work, seconds)
-        return self._timed[key]
+        self._fastest[key] = min(seconds, self._fastest.get(key, seconds))
+
+    def timed(self, probe: Probe, device: int) -> Timed:
+        """What the devices did for a token of a probe that ran, and its seconds."""
+        placed, has_gpu = self._context(probe, device), self._n_devices > 0
+        work = token_work(probe.shape, probe.tensors, placed, _TOKENS // 2, has_gpu=has_gpu, operations=True)
+        return Timed(work, self._fastest[probe.path.name, device])
+
+    def _context(self, probe: Probe, device: int) -> Context:
+        on_device = probe.shape.n_layer + 1 if device else 0
+        moe = probe.shape.n_layer if device and probe.shape.has_experts else 0
+        split: tuple[int, ...] = ()
+        if device and self._n_devices > 1:
+            split = tuple(on_device if number == device else 0 for number in range(1, self._n_devices + 1))
+        return Context(_TOKENS, gpu_layers=on_device, cpu_moe=moe, split=split)
 
     def _ask(self, request: Mapping[str, Any]) -> Any:
         return self._session.ask(request, timeout=self._timeout)

@@ -42,10 +42,23 @@ def fastest_fit(
     """
     layers = fit_offer(shape, offer, context, budget, fixed_layers=fixed_layers)
     fits: list[Fit | None] = [layers]
-    # with measured copies and operations, a device can be slower than the CPU
+    # with measured overheads a device can be slower than the CPU
     overheads = any(device.has_overheads for device in speeds.values())
-    if budget.vram and overheads and not fixed_layers:
-        fits.append(fit_offer(shape, offer, replace(context, gpu_layers=0), budget, fixed_layers=True))
+    # at half of the context the place of the KV cache counts as it does in long conversations
+    half = max(context.cells // 2, EARLY)
+
+    def speed(placed: Context, filled: int, *, has_gpu: bool = True) -> float:
+        work = token_work(shape, offer.tensors, placed, filled, has_gpu=has_gpu, operations=overheads)
+        return tokens_per_second(work, speeds)
+
+    def speed_of(fit: Fit, filled: int = EARLY) -> float:
+        return speed(fit.memory.context, filled, has_gpu=bool(fit.memory.gpus))
+
+    if overheads and layers.memory.gpu is not None and not fixed_layers:
+        fewer = [replace(layers.memory.context, gpu_layers=count, split=()) for count in range(layers.gpu_layers)]
+        if fewer:
+            fastest = max(fewer, key=lambda placed: speed(placed, half))
+            fits.append(fit_offer(shape, offer, fastest, budget, fixed_layers=True))
     if budget.vram and not fixed_layers and not (layers.fits and layers.is_whole(shape)):
         without_kv = replace(context, kv_on_gpu=False)
         if fit_moe:
@@ -54,13 +67,5 @@ def fastest_fit(
         if context.kv_on_gpu and not budget.unified and kv > _NOTABLE_KV * budget.vram:
             fits.append(fit_offer(shape, offer, without_kv, budget))
             fits.append(fit_experts(shape, offer, without_kv, budget) if fit_moe else None)
-    # at half of the context the place of the KV cache counts as it does in long conversations
-    half = max(context.cells // 2, EARLY)
-
-    def speed(fit: Fit, filled: int = EARLY) -> float:
-        placed = fit.memory.context
-        work = token_work(shape, offer.tensors, placed, filled, has_gpu=bool(fit.memory.gpus), operations=overheads)
-        return tokens_per_second(work, speeds)
-
-    fit = max((fit for fit in fits if fit is not None), key=lambda fit: (not fit.missing, speed(fit, half)))
-    return PlacedFit(fit, speed(fit), layers)
+    fit = max((fit for fit in fits if fit is not None), key=lambda fit: (not fit.missing, speed_of(fit, half)))
+    return PlacedFit(fit, speed_of(fit), layers)

@@ -30,7 +30,7 @@ class Work:
     Attributes:
         moved: bytes that it reads, by tensor type; those of the KV cache under `KV`.
         operations: operations of the compute graph.
-        transfers: tensors that are copied to it from another device.
+        transfers: times that the computation comes to it from another device.
     """
 
     moved: Mapping[str, int] = field(default_factory=dict)
@@ -52,7 +52,7 @@ class DeviceSpeed:
         by_type: bytes per second of the matrices of a tensor type, where they differ: kernels that unpack weights can
             be slower than the memory.
         operation: seconds of each operation besides the bytes that it reads.
-        transfer: seconds of each copy to the device.
+        transfer: seconds of each time that the computation comes to it, with the copies that it needs.
         token: seconds of each token in which the device has a part.
     """
 
@@ -71,7 +71,7 @@ class DeviceSpeed:
 
     @property
     def has_overheads(self) -> bool:
-        """Whether the operations and copies of a token count."""
+        """Whether the operations and transfers of a token count."""
         return bool(self.operation or self.transfer)
 
 
@@ -89,7 +89,7 @@ def token_work(
     Args:
         filled: tokens of context before it.
         has_gpu: llama.cpp finds a GPU.
-        operations: count the operations and the copies between devices too; this draws the graph of a token.
+        operations: count the operations and transfers too; this draws the graph of a token.
     """
     placed = context if has_gpu else replace(context, gpu_layers=0, cpu_moe=0, split=())
     where = weight_devices(shape, tensors, placed)
@@ -112,7 +112,7 @@ def token_work(
 
 
 def _counts(shape: ModelShape, tensors: Sequence[PlannedTensor], context: Context) -> dict[str, tuple[int, int]]:
-    """Operations and copies of each device in the graph of one token."""
+    """Operations and transfers of each device in the graph of one token."""
     one = replace(context, n_batch=1, n_ubatch=1)
     devices = product_devices(shape, tensors, one)
     names = gpu_names(max(len(one.split), 1))
@@ -122,11 +122,13 @@ def _counts(shape: ModelShape, tensors: Sequence[PlannedTensor], context: Contex
         prompt_graph(shape, one), devices, dict.fromkeys(devices, 0), cache_devices(shape, one), options
     )
     counts: dict[str, tuple[int, int]] = {}
+    before = CPU
     for node in graph.nodes:
-        if node.kind != "op" or is_view(node):
+        if node.kind != "op" or is_view(node) or is_copy(node):
             continue
-        operations, copies = counts.get(on := device.get(id(node), CPU), (0, 0))
-        counts[on] = (operations, copies + 1) if is_copy(node) else (operations + 1, copies)
+        operations, transfers = counts.get(on := device.get(id(node), CPU), (0, 0))
+        counts[on] = operations + 1, transfers + (on != before)
+        before = on
     return counts
 
 

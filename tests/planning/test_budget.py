@@ -8,6 +8,7 @@ import pytest
 from quantkit.planning.budget import Budget, Fit, best_fit, fit_experts, fit_offer, longest_context, remedies
 from quantkit.planning.context import Context
 from quantkit.planning.memory import plan_memory
+from quantkit.planning.placement import fastest_fit
 from quantkit.planning.sizes import Offer, offers
 from quantkit.planning.sources import Source, open_source
 from quantkit.planning.speed import DeviceSpeed, Work, token_work, tokens_per_second
@@ -162,6 +163,26 @@ def test_a_token_reads_the_experts_it_uses_and_one_row_of_the_embedding(tmp_path
     assert work["CPU"].bytes == pytest.approx(weights + kv, rel=0.002) and work["GPU"].bytes == 0
     two = {"CPU": Work({"F16": 4 * GB}), "GPU": Work({"F16": 8 * GB})}
     assert tokens_per_second(two, {"CPU": DeviceSpeed(20e9), "GPU": DeviceSpeed(400e9)}) == pytest.approx(1 / 0.22)
+
+
+def test_measured_speeds_decide_between_experts_whole_layers_and_the_cpu(tmp_path: Path) -> None:
+    mixtral = open_source(str(write_model(tmp_path / "model.gguf", LARGE["Mixtral"])))
+    (offer,) = offers(mixtral, ["q4_0"])
+    context, budget = Context(512), Budget(64 * GB, 12 * GB)
+
+    def placed(cpu: DeviceSpeed, gpu: DeviceSpeed) -> tuple[int, int]:
+        fit = fastest_fit(mixtral.shape, offer, context, budget, {"CPU": cpu, "GPU": gpu}).fit
+        return fit.gpu_layers, fit.cpu_moe
+
+    fast, slow = DeviceSpeed(400e9, operation=1e-6), DeviceSpeed(40e9, operation=1e-6)
+    layers, moe = placed(slow, fast)
+    assert layers == 33 and 0 < moe < 33
+    # two transfers in each layer with experts on the CPU, of 10 ms each: whole layers have one
+    costly = replace(fast, transfer=10e-3), replace(slow, transfer=10e-3)
+    layers, moe = placed(costly[1], costly[0])
+    assert 0 < layers < 33 and moe == 0
+    # a device that is slower than the CPU gets no layer
+    assert placed(fast, slow) == (0, 0)
 
 
 def test_a_fit_says_what_is_missing_on_the_shorter_device(llama: Source, forms: dict[str, Offer]) -> None:
