@@ -146,6 +146,7 @@ def test_the_small_page_shows_errors_as_text_takes_a_key_and_stops_an_answer(own
     page.get_by_role("button", name="Send").wait_for()
 
 
+@pytest.mark.timeout(900)
 def test_drafts_of_llama_server_are_those_of_run_and_change_no_answer(tmp_path: Path) -> None:
     assert quantkit("gguf", smollm2_or_skip(), "-t", "q8_0", "-t", "q2_k", "--no-logits", "-o", tmp_path).code == 0
     large, small = (next(tmp_path.rglob(f"*-{kind}.gguf")) for kind in ("Q8_0", "Q2_K"))
