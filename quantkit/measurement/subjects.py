@@ -154,6 +154,10 @@ def check_vocabularies(reference: Subject, candidates: Sequence[Subject], warn: 
 
 
 def _gguf(path: Path, threads: int) -> Subject:
+    if path.is_file() and read_header(path).answers_a_text:
+        raise UnsupportedError(
+            f"{path.name} has an encoder and a decoder; measure compares models of a decoder or of an encoder alone"
+        )
     engine = GgufEngine(path, n_threads=threads)
     description = inspect_source(str(path))
     return Subject(description.name, (description.type or "gguf").lower(), path, engine, description)

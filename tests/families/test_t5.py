@@ -76,9 +76,12 @@ def test_what_is_not_run_is_one_sentence(settings: dict[str, object], sentence: 
     assert done.code == 1 and sentence in done.sentence
 
 
-def test_run_refuses_a_model_of_an_encoder_and_a_decoder(tmp_path: Path) -> None:
+def test_run_and_measure_refuse_a_model_of_an_encoder_and_a_decoder(tmp_path: Path) -> None:
     path = converted(write_checkpoint("t5", tmp_path / "t5"), tmp_path / "out")
     done = quantkit("run", path, "-p", "hello")
     assert done.code == 1 and "has an encoder and a decoder, and quantkit runs decoders only" in done.sentence
+    (tmp_path / "text.txt").write_text("hello world " * 400)
+    measured = quantkit("measure", path, "--text", tmp_path / "text.txt", "-o", tmp_path / "report")
+    assert measured.code == 1 and "has an encoder and a decoder; measure compares" in measured.sentence
     embedded = quantkit("run", converted(write_checkpoint("t5-encoder", tmp_path / "e"), tmp_path / "e"), "-p", "hello")
     assert embedded.code == 1 and "is an encoder, which gives embeddings and no text" in embedded.sentence
