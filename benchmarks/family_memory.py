@@ -7,6 +7,7 @@ llama.cpp's processes are announced apart, as "takes up to ... more while it com
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -175,6 +176,7 @@ def measure_command(
     target = out / "matrix.gguf" if words[0] == "imatrix" else out
     command: list[str | Path] = [sys.executable, "-m", "quantkit", *words, "-o", target, "--threads", str(threads)]
     try:
+        logits = _announced_of_llama_cpp(command, environment)
         with Peaks() as peaks:
             taken = measure([*command, "--format", "json"], env=environment)
     except RuntimeError as error:
@@ -188,9 +190,16 @@ def measure_command(
     announced, peak = document["expected_peak_memory_bytes"], document["peak_memory_bytes"]
     peak = max(peak, peaks.of("-m quantkit "))
     child = peaks.of("quantkit.llamacpp.child")
-    bench.raw[model] = {"announced": announced, "peak": peak, "llama_cpp": child}
+    bench.raw[model] = {"announced": announced, "peak": peak, "llama_cpp": child, "llama_cpp_announced": logits}
     bench.add(Target("peak", model, peak / 1e6, "MB", at_most=announced / 1e6))
-    bench.add(Target("  llama.cpp's process", model, child / 1e6, "MB"))
+    bench.add(Target("  llama.cpp's process", model, child / 1e6, "MB", at_most=logits / 1e6 if logits else None))
+
+
+def _announced_of_llama_cpp(command: Sequence[str | Path], environment: Mapping[str, str] | None) -> int:
+    """Bytes that the command announces for llama.cpp's processes while they compute logits; 0 if it does not."""
+    done = subprocess.run([*command, "--dry-run"], env=environment, capture_output=True, text=True, check=False)
+    stated = re.search(r"llama.cpp takes up to (\S+) (\wB) more while it computes logits", done.stderr)
+    return round(float(stated[1]) * {"kB": 1e3, "MB": 1e6, "GB": 1e9}[stated[2]]) if stated else 0
 
 
 def measure_families(bench: Lines, names: Sequence[str], commands: Sequence[str], threads: int) -> None:

@@ -5,6 +5,7 @@ import os
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,7 +24,7 @@ from quantkit.verify.check import Check
 
 @dataclass(frozen=True)
 class WrittenAdapter:
-    """An adapter GGUF under its final name. `seconds`: of writing and reading back."""
+    """An adapter GGUF. `seconds`: of writing and reading back."""
 
     file: AdapterFile
     sha256: str
@@ -57,8 +58,10 @@ def write_adapter_gguf(
                 progress.advance(len(data), name)
         _read_back(file, digest.hexdigest())
         sync(partial)
-        partial.replace(file.path)
-        sync(file.folder)
+        written = WrittenAdapter(file, digest.hexdigest(), time.monotonic() - started)
+        # first, so that the output is complete once the file has its final name
+        record_outputs(file.folder, {file.stem: _record(written)})
+        _publish(file.path)
     except OSError as error:
         partial.unlink(missing_ok=True)
         raise OutputError(
@@ -67,9 +70,17 @@ def write_adapter_gguf(
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
-    written = WrittenAdapter(file, digest.hexdigest(), time.monotonic() - started)
-    record_outputs(file.folder, {file.stem: _record(written)})
     return written
+
+
+def _publish(path: Path) -> None:
+    """Give the file its final name. If that may not last, it is taken back: the same command then writes it again."""
+    partial_path(path).replace(path)
+    try:
+        sync(path.parent)
+    except OSError:
+        path.unlink(missing_ok=True)
+        raise
 
 
 def _pieces(file: AdapterFile, adapter: Adapter) -> Iterator[tuple[str, bytes]]:

@@ -126,7 +126,7 @@ class GgufPlan:
     def llama_memory(self) -> int:
         """Bytes of memory of the processes in which llama.cpp computes the outputs' logits."""
         sizes = [output.size for output in self.outputs]
-        return llama_memory(sizes, self.checked_at_once) if self.model.folder is not None else 0
+        return llama_memory(sizes, _n_vocab(self.model), self.checked_at_once) if self.model.folder is not None else 0
 
     def bits_per_weight(self, output: GgufOutput) -> float:
         """Bits of tensor data per parameter."""
@@ -311,6 +311,10 @@ def _imatrix_keys(request: GgufRequest) -> list[KeyValue]:
     return keys
 
 
+def _n_vocab(model: Model) -> int:
+    return next((tensor.n_rows for tensor in model.tensors if tensor.name == "token_embd.weight"), 0)
+
+
 def fit_memory(model: Model, request: GgufRequest, sizes: Sequence[int]) -> tuple[int, int, int]:
     """Threads, elements of a chunk and expected peak memory in bytes, within `max_ram` if possible.
 
@@ -319,7 +323,7 @@ def fit_memory(model: Model, request: GgufRequest, sizes: Sequence[int]) -> tupl
     threads = request.threads or cores()
     largest_step = max(tensor.row_step * tensor.n_columns for tensor in model.tensors)
     base = resident_memory() + (48 << 20)
-    n_vocab = next((tensor.n_rows for tensor in model.tensors if tensor.name == "token_embd.weight"), 0)
+    n_vocab = _n_vocab(model)
 
     def peak(threads: int, chunk: int) -> int:
         # source rows, their reordered copy, float32, the finite mask, and one quantized block at a time

@@ -16,6 +16,9 @@ _TO_LOAD, _TO_CONVERT = 12, 20
 _FORWARD, _PIECES = 96 << 20, 32 << 20
 # The source's logits once; of each output the logits and three arrays of their size while they are compared.
 _COMPARED = 4
+# Of a process of llama.cpp: Python with libllama, and the graph of a few tokens; a token of its vocabulary, with its
+# merge and both maps; the logits in the graph, in the context, as an array and in the file (measured as above).
+_LLAMA, _LLAMA_TOKEN, _LLAMA_LOGITS = 64 << 20, 256, 4
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,7 @@ def checked_at_once(size: int, threads: int, max_ram: int | None) -> int:
     return threads if size < memory // 4 else 1
 
 
-def llama_memory(sizes: Sequence[int], at_once: int) -> int:
+def llama_memory(sizes: Sequence[int], n_vocab: int, at_once: int) -> int:
     """Bytes of the processes in which llama.cpp computes the logits of files of these sizes, `at_once` at a time."""
-    return sum(sorted(sizes, reverse=True)[:at_once])
+    logits = 4 * PROBE_TOKENS * n_vocab * _LLAMA_LOGITS
+    return sum(size + _LLAMA + n_vocab * _LLAMA_TOKEN + logits for size in sorted(sizes, reverse=True)[:at_once])

@@ -1,6 +1,7 @@
 """The announced memory is never below the peak: a tiny model with a published vocabulary of 152 to 262 thousand."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
+from benchmarks.family_memory import Peaks
 from demo.safetensors_file import write_safetensors
 from tests.helpers.command import quantkit_process
 from tests.helpers.packages import fetch_npm
@@ -54,6 +56,15 @@ def announced_and_peak(*words: str | Path) -> tuple[int, int]:
     return document["expected_peak_memory_bytes"], document["peak_memory_bytes"]
 
 
+def announced_and_peak_of_llama_cpp(*words: str | Path) -> tuple[float, int]:
+    """The same of the processes in which llama.cpp computes logits: of one output, so of one process."""
+    with Peaks() as peaks:
+        answer = quantkit_process(*words)
+    assert answer.code == 0, answer.stderr
+    number, unit = re.findall(r"llama.cpp takes up to (\S+) (\wB) more while it computes logits", answer.stderr)[0]
+    return float(number) * {"MB": 1e6, "GB": 1e9}[unit], peaks.of("quantkit.llamacpp.child")
+
+
 @pytest.fixture(scope="module")
 def qwen(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ends = {"bos_token_id": 151643, "eos_token_id": 151645}
@@ -65,6 +76,12 @@ def test_a_vocabulary_of_152_thousand_is_in_the_announced_memory_of_a_gguf(qwen:
     assert peak <= announced
     # the tokenizer was loaded four times at once before, which took 440 MB
     assert peak < 380e6
+
+
+def test_the_logits_of_152_thousand_tokens_are_in_what_is_announced_of_llama_cpp(qwen: Path, tmp_path: Path) -> None:
+    announced, peak = announced_and_peak_of_llama_cpp("gguf", qwen, "-t", "q8_0", "--pre", "qwen2", "-o", tmp_path)
+    # the file alone, of 11 MB, was announced before
+    assert 100e6 < peak <= announced < 300e6
 
 
 def test_a_vocabulary_of_152_thousand_is_in_the_announced_memory_of_a_calibration(qwen: Path, tmp_path: Path) -> None:
@@ -95,3 +112,6 @@ def test_a_vocabulary_of_262_thousand_is_in_the_announced_memory(words: tuple[st
     announced, peak = announced_and_peak(words[0], model, *words[1:], "-o", tmp_path / "out")
     # a GGUF took 1.24 GB before
     assert peak <= announced < 850e6
+    if words[0] == "gguf":
+        announced_of_llama, peak = announced_and_peak_of_llama_cpp("gguf", model, *words[1:], "-o", tmp_path / "again")
+        assert 100e6 < peak <= announced_of_llama < 400e6

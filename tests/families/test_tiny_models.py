@@ -10,12 +10,22 @@ import numpy as np
 import pytest
 
 from quantkit.families import all_families
+from quantkit.families.base.registry import find_family
 from quantkit.llamacpp.session import hidden_states, logits
 from tests.families.expected import expected, read_gguf, read_header, write_checkpoint
 from tests.families.models import TOKENS, all_cases
+from tests.families.whole_files import digest, whole_files
 from tests.helpers.conversions import to_gguf
 
 # llama_model_quantize writes these two last, as quantkit does; the converter writes them in the middle.
+NO_WHOLE_FILE: dict[str, str] = {
+    "Baichuan": "the converter ends in a RecursionError",
+    "EXAONE": "with transformers 4 the converter states another norm's epsilon, and llama.cpp does not load the file",
+    "GLM": "the converter states the hidden size as the context, another epsilon and another base of rotation",
+    "InternLM": "the converter no longer knows InternLM 1",
+    "Qwen": "the converter leaves the epsilon of the norms out, and llama.cpp does not load the file",
+}
+"""Family -> why no file of llama.cpp's converter can be compared; the logits are."""
 WRITTEN_LAST = ["general.quantization_version", "general.file_type"]
 
 
@@ -53,6 +63,8 @@ def test_logits_are_transformers_and_tensors_the_converters(name: str, tmp_path:
                 for keys in (header, known.header)
             )
             assert ours_in_order == theirs_in_order
+    if name in whole_files():
+        assert digest(converted, case) == whole_files()[name], "the file is not that of llama.cpp's two steps"
 
     ours = hidden_states(converted, TOKENS) if case.encoder else logits(converted, TOKENS)
     assert ours.shape == known.logits.shape
@@ -63,6 +75,11 @@ def test_logits_are_transformers_and_tensors_the_converters(name: str, tmp_path:
     assert drift < case.drift, f"logits differ by {drift:.2%} of their standard deviation"
     if not case.encoder:
         assert (ours.argmax(axis=1) == known.logits.argmax(axis=1)).all()
+
+
+def test_a_file_of_every_family_is_compared_whole_or_the_converter_is_wrong() -> None:
+    compared = {find_family(expected(name).config).name for name in whole_files()}
+    assert {family.name for family in all_families()} - compared == set(NO_WHOLE_FILE)
 
 
 def test_every_architecture_has_a_tiny_model() -> None:

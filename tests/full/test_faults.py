@@ -36,6 +36,13 @@ def test_a_read_that_fails_in_llama_cpp_fails_no_check(place: Place, run: str) -
     check(place, run, STREAMS, random.Random(run).sample(range(1, count + 1), 1), expected)
 
 
+def test_an_adapter_loses_nothing_at_its_last_writes(place: Place) -> None:
+    """Its record comes before its final name, so that a file with that name is complete."""
+    for case in CASES[2:]:
+        count, _, expected = place.undisturbed("lora", case)
+        check(place, "lora", case, range(count - 3, count + 1), expected)
+
+
 @pytest.mark.full
 @pytest.mark.timeout(1200)
 @pytest.mark.parametrize("run", ["convert", "shards", "measure", "callback", "bake"])
