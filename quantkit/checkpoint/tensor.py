@@ -76,7 +76,7 @@ def all_finite(dtype: str, data: NDArray[np.uint8]) -> bool:
     kind, mask = _NOT_FINITE[dtype]
     for start in range(0, data.size, _PIECE):
         bits = data[start : start + _PIECE].view(kind)
-        if bool(((bits & bits.dtype.type(mask)) == mask).any()):
+        if (bits & bits.dtype.type(mask)).max(initial=0) == mask:
             return False
     return True
 

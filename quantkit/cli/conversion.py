@@ -82,7 +82,7 @@ def _types(conversion: Conversion) -> list[str]:
     for group, applies, needed in (
         (conversion.gguf, files or conversion.gguf.target, "a GGUF type"),
         (conversion.packed, methods, "a folder type, such as -t awq or -t fp8"),
-        (conversion.awq, "awq" in algorithms, "-t awq"),
+        (conversion.awq, "awq" in algorithms or "w4a4" in methods, "-t awq"),
         (conversion.gptq, methods.keys() & {"gptq", "w4a16", "w8a16"}, "-t gptq"),
     ):
         if not applies:

@@ -250,7 +250,7 @@ class AwqOptions:
 
     heading: ClassVar[str] = "AWQ"
     rounding: Literal["feedback", "nearest"] = option(
-        "feedback", "Rounding: feed errors to later columns, as GPTQ does, or to nearest, as in the paper."
+        "feedback", "Rounding, of w4a4 too: feed errors to later columns, as GPTQ does, or to nearest."
     )
 
 

@@ -9,8 +9,11 @@ from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import ExitStack
 from dataclasses import dataclass
 from math import lcm, prod
+from typing import Any
 
+import ml_dtypes
 import numpy as np
+from numpy.typing import NDArray
 
 from quantkit.conversion.gguf_pass import all_finite
 from quantkit.errors import CheckpointError
@@ -165,20 +168,19 @@ def _write_tensor(native: Native, name: str, folders: Sequence[_Folder]) -> dict
     }
     for start in range(0, rows, step):
         piece = native.rows(name, start, min(rows, start + step))
-        values = piece.astype(np.float32) if surveyed else None
-        if values is not None and not all_finite(values):
-            raise CheckpointError(
-                f"tensor {name} contains NaN or infinity; the source is damaged or states a wrong dtype, download it"
-                " again"
-            )
+        values: Array | None = None
         for folder in folders:
             linear = folder.linears.get(name)
             if linear is None:
                 shape = (-1,) if len(tensor.shape) < 2 else (-1, *tensor.shape[1:])
                 folder.writer.write(name, piece.reshape(shape), first_row=start // inner)
                 continue
-            assert values is not None
-            encoded = folder.format.encode(values, folder.plan.request, surveyed[folder.format.name])
+            encoded = None
+            if piece.dtype == ml_dtypes.bfloat16:
+                encoded = folder.format.encode_bfloat16(piece, folder.plan.request)
+            if encoded is None:
+                values = _finite(name, piece) if values is None else values
+                encoded = folder.format.encode(values, folder.plan.request, surveyed[folder.format.name])
             for suffix, stored in encoded.items():
                 at = folder.plan.tensor(linear, suffix)
                 folder.writer.write(at, stored, first_row=start * len(stored) // max(len(piece), 1))
@@ -187,6 +189,16 @@ def _write_tensor(native: Native, name: str, folders: Sequence[_Folder]) -> dict
                 for suffix, stored in once.items():
                     folder.writer.write(folder.plan.tensor(linear, suffix), stored)
     return {folder.plan.request.method: _hashes(folder, name) for folder in folders}
+
+
+def _finite(name: str, piece: NDArray[Any]) -> Array:
+    """The rows in float32. Raises CheckpointError if they contain NaN or infinity."""
+    values: Array = piece.astype(np.float32)
+    if not all_finite(values):
+        raise CheckpointError(
+            f"tensor {name} contains NaN or infinity; the source is damaged or states a wrong dtype, download it again"
+        )
+    return values
 
 
 def _pieces(native: Native, names: Sequence[str]) -> Iterator[Array]:

@@ -136,7 +136,7 @@ class LayerQuantizer:
         rows = slice(None, None, -(-len(weight) // _ERROR_ROWS))
         self.errors[linear.name] = output_error(weight[rows], rounded[rows], gram)[1]
         for suffix, values in packed.items():
-            self._write(f"{linear.name}.{suffix}", values)
+            self._write(self.plan.tensor(linear.name, suffix), values)
         if self.propagate:
             weight[:] = rounded
 

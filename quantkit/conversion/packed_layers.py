@@ -1,17 +1,20 @@
-"""Every quantizer on one layer at a time: GPTQ, NVFP4, and those of awq_layers.py."""
+"""Every quantizer on one layer at a time: GPTQ, error feedback onto other points, and those of awq_layers.py."""
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from quantkit.conversion.awq_layers import AwqQuantizer, NearestAwqQuantizer, SmoothQuantizer
-from quantkit.conversion.layer_quantizer import LayerQuantizer, Sums, Tensors
+from quantkit.conversion.layer_quantizer import Array, LayerQuantizer, Sums, Tensors
 from quantkit.forward.linears import LayerLinears
-from quantkit.packed.float4 import Nvfp4Activations
-from quantkit.packed.formats import FolderRequest
+from quantkit.packed.formats import FolderRequest, Packed, PointsFormat
+from quantkit.packed.registry import FORMATS
+from quantkit.quant.factor import Factor
 from quantkit.quant.fold import matrix
+from quantkit.quant.gptq import ROUNDED_ROWS
+from quantkit.workers import parts
 
 
 class LayerReader(Protocol):
@@ -38,28 +41,48 @@ class GptqQuantizer(LayerQuantizer):
                 self.round(tensors, linears, factored, sums[entry.key], static_groups=request.static_groups)
 
 
-class Float4Quantizer(LayerQuantizer):
-    """NVFP4 weights, rounded to nearest, and the scale of the inputs by their largest magnitude in the calibration."""
+class PointsQuantizer(LayerQuantizer):
+    """Rounds to the points of a format that is not a grid of integers and zero points."""
 
     def quantize(self, layer: LayerLinears, expert: int | None, tensors: Tensors, sums: Sums) -> None:
         folder_format, inputs = self.plan.format, [entry for entry in layer.inputs if entry.expert == expert]
-        assert isinstance(folder_format, Nvfp4Activations)
+        assert isinstance(folder_format, PointsFormat)
+        request = self.plan.request
         self.write_kept(tensors, inputs)
         for entry in inputs:
             linears, statistics = self.quantized(entry), sums[entry.key]
             assert statistics.maxima is not None and statistics.gram is not None
+            if not linears:
+                continue
             weights = [matrix(tensors, linear) for linear in linears]
-            packed = folder_format.pack_input(weights, float(statistics.maxima.max(initial=0)), self.plan.request)
-            for linear, weight, own in zip(linears, weights, packed, strict=True):
-                self.write_packed(weight, linear, own, folder_format.unpacked(own), statistics.gram)
+            shared = folder_format.shared(weights, float(statistics.maxima.max(initial=0)))
+            factored = None
+            if request.rounding == "feedback":
+                factored = self.factor(entry, sums, weights, damp=request.damp, act_order=request.act_order)
+            for linear, weight in zip(linears, weights, strict=True):
+                packed = {**self._rounded(folder_format, weight, shared, factored), **shared}
+                self.write_packed(weight, linear, packed, folder_format.unpacked(packed, request), statistics.gram)
+
+    def _rounded(
+        self, folder_format: PointsFormat, weight: Array, shared: Packed, factored: Factor | None
+    ) -> dict[str, NDArray[Any]]:
+        """The tensors of a matrix, rounded in batches of rows."""
+
+        def some(rows: slice) -> Packed:
+            return folder_format.round(np.ascontiguousarray(weight[rows]), shared, self.plan.request, factored)
+
+        pieces = self.workers.map(some, list(parts(len(weight), ROUNDED_ROWS)))
+        return {suffix: np.concatenate([piece[suffix] for piece in pieces]) for suffix in pieces[0]}
 
 
 def quantizer_of(request: FolderRequest) -> type[LayerQuantizer]:
     """The algorithm of a folder."""
+    if isinstance(FORMATS[request.method], PointsFormat):
+        return PointsQuantizer
     if request.algorithm_used == "gptq":
         return GptqQuantizer
-    if request.algorithm_used in ("smoothquant", "nearest"):
-        return SmoothQuantizer if request.algorithm_used == "smoothquant" else Float4Quantizer
+    if request.algorithm_used == "smoothquant":
+        return SmoothQuantizer
     return NearestAwqQuantizer if request.rounding == "nearest" else AwqQuantizer
 
 

@@ -13,6 +13,7 @@ from quantkit.inspection.record import FILE_NAME, parse_record
 from quantkit.outputs.gguf_files import GgufOutput, GgufPlan
 from quantkit.outputs.packed_folders import FolderPlan
 from quantkit.outputs.plan import ConversionPlan, OutputPlan, file_sizes, type_name
+from quantkit.packed.formats import PointsFormat
 from quantkit.quant.feedback import SOLVER_VERSION
 from quantkit.verify import Verified
 
@@ -168,7 +169,9 @@ def _calibrated_facts(plan: ConversionPlan, folder: FolderPlan, calibration: Cal
     options["propagate"] = "quantized" if plan.calibration.propagate else "float"
     if request.method != request.algorithm_used:
         options["algorithm"] = request.algorithm_used
-    if request.algorithm_used == "gptq":
+    if isinstance(folder.format, PointsFormat) and request.rounding == "nearest":
+        options |= {"algorithm": "nearest"}
+    elif request.algorithm_used == "gptq":
         damp = HELD_OUT_DAMP if request.damp is None else request.damp
         options |= {"damp": damp, "act_order": request.act_order, "static_groups": request.static_groups}
     else:

@@ -12,9 +12,11 @@ import numpy as np
 from quantkit.checkpoint.dequantize import float4_values, power_scales
 from quantkit.packed.activations import INPUT_SCALE
 from quantkit.packed.compressed_config import compressed_config
-from quantkit.packed.formats import CalibratedFormat, DirectFormat, FolderRequest, Names, Packed, Stored
+from quantkit.packed.formats import DirectFormat, FolderRequest, Names, Packed, PointsFormat, Stored
+from quantkit.quant.factor import Factor
 from quantkit.quant.float4 import global_scale, mxfp4_scales, nvfp4_scales, pack_float4
 from quantkit.quant.grid import Array, Grid
+from quantkit.quant.points import feed_back_onto, nvfp4_points
 
 _E4M3 = "torch.float8_e4m3fn"
 NVFP4_LAYOUT, MXFP4_LAYOUT = "nvfp4-pack-quantized", "mxfp4-pack-quantized"
@@ -63,8 +65,11 @@ class Nvfp4(_Float4):
         return {"weight_global_scale": np.array([surveyed], np.float32)}
 
 
-class Nvfp4Activations(CalibratedFormat):
-    """NVFP4 weights and activations. A runtime scales groups of 16 inputs; the scale of all is from the calibration."""
+class Nvfp4Activations(PointsFormat):
+    """NVFP4 weights and activations. A runtime scales groups of 16 inputs; the scale of all is from the calibration.
+
+    The weights are rounded with error feedback, or to nearest.
+    """
 
     name, label, summary = "w4a4", "W4A4", "NVFP4 weights and activations (compressed-tensors)"
     bits, group, group_sizes = 4, 16, ()
@@ -84,14 +89,23 @@ class Nvfp4Activations(CalibratedFormat):
         weights, activations = {**shared, "dynamic": False}, {**shared, "dynamic": "local", "scale_dtype": _E4M3}
         return compressed_config(NVFP4_LAYOUT, names, weights, activations)
 
-    def pack_input(self, weights: Sequence[Array], largest: float, request: FolderRequest) -> list[Packed]:
-        """The tensors of the linears of one input, whose largest magnitude in the calibration is `largest`."""
-        surveyed = self.weights.survey(weights)
-        once = {**self.weights.once(request, surveyed), INPUT_SCALE: np.array([global_scale(largest)], np.float32)}
-        return [self.weights.encode(weight, request, surveyed) | once for weight in weights]
+    def shared(self, weights: Sequence[Array], largest: float) -> Packed:
+        overall = self.weights.survey(weights)
+        return {
+            "weight_global_scale": np.array([overall], np.float32),
+            INPUT_SCALE: np.array([global_scale(largest)], np.float32),
+        }
 
-    def unpacked(self, packed: Packed) -> Array:
-        """The matrix (n_out, n_in) that packed tensors mean."""
+    def round(self, rows: Array, shared: Packed, request: FolderRequest, factored: Factor | None) -> Packed:
+        overall = shared["weight_global_scale"][0]
+        if factored is None:
+            return self.weights.encode(rows, request, overall)
+        points = nvfp4_points(rows, overall, factored.pivots**2)
+        rounded = feed_back_onto(rows, points, factored)
+        scales = (points.scales * overall).astype(ml_dtypes.float8_e4m3fn)
+        return {"weight_packed": pack_float4(rounded, points.scales), "weight_scale": scales.view(np.uint8)}
+
+    def unpacked(self, packed: Packed, request: FolderRequest) -> Array:
         scales = packed["weight_scale"].view(ml_dtypes.float8_e4m3fn).astype(np.float32) / packed["weight_global_scale"]
         values = float4_values(packed["weight_packed"])
         matrix: Array = (values.reshape(*scales.shape, -1) * scales[:, :, None]).reshape(values.shape)

@@ -7,11 +7,12 @@ compressed-tensors' `FP8_DYNAMIC` scheme and dense compressor, transformers' `Fi
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from quantkit.checkpoint.tensor import NUMPY_DTYPES
 from quantkit.packed.compressed_config import compressed_config
 from quantkit.packed.formats import DirectFormat, FolderRequest, Names, Packed, Stored
-from quantkit.quant.float8 import BLOCK, block_maxima, row_maxima, scales_of, to_float8
+from quantkit.quant.float8 import BLOCK, bfloat16_to_float8, block_maxima, row_maxima, scales_of, to_float8
 from quantkit.quant.grid import Array, Grid
 
 
@@ -42,6 +43,10 @@ class Float8(_Float8):
     def encode(self, rows: Array, request: FolderRequest, surveyed: Any) -> Packed:
         scales = stored_scales(scales_of(row_maxima(rows)), request.stored_dtype)
         return {"weight": to_float8(rows, scales), "weight_scale": scales}
+
+    def encode_bfloat16(self, rows: NDArray[Any], request: FolderRequest) -> Packed | None:
+        encoded = bfloat16_to_float8(rows, 0, lambda scales: stored_scales(scales, request.stored_dtype))
+        return None if encoded is None else {"weight": encoded[0], "weight_scale": encoded[1]}
 
 
 class BlockFloat8(_Float8):
@@ -74,6 +79,10 @@ class BlockFloat8(_Float8):
     def encode(self, rows: Array, request: FolderRequest, surveyed: Any) -> Packed:
         scales = scales_of(block_maxima(rows))
         return {"weight": to_float8(rows, scales), "weight_scale_inv": scales}
+
+    def encode_bfloat16(self, rows: NDArray[Any], request: FolderRequest) -> Packed | None:
+        encoded = bfloat16_to_float8(rows, BLOCK, lambda scales: scales)
+        return None if encoded is None else {"weight": encoded[0], "weight_scale_inv": encoded[1]}
 
 
 def stored_scales(scales: Array, dtype: str) -> Array:

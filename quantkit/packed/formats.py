@@ -4,20 +4,22 @@ A direct format rounds the rows of a linear as they are read. A calibrated forma
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from numpy.typing import NDArray
 
 from quantkit.packed.layout import MAX_SHARD
+from quantkit.quant.factor import Factor
 from quantkit.quant.grid import Array, Grid, Quantized
 
 DTYPES = {"float16": "F16", "bfloat16": "BF16"}
 """The types of unquantized tensors: option -> safetensors dtype."""
 Rounding = Literal["feedback", "nearest"]
 Algorithm = Literal["awq", "gptq"]
-OWN_ALGORITHM = {"awq": "awq", "gptq": "gptq", "w8a8": "smoothquant", "w4a4": "nearest"}
+MLX_GPTQ = ("mlx-3bit-gptq", "mlx-4bit-gptq")
+OWN_ALGORITHM = {"awq": "awq", "gptq": "gptq", "w8a8": "smoothquant", "w4a4": "gptq", **dict.fromkeys(MLX_GPTQ, "gptq")}
 """The algorithm of the formats for which --algorithm does not choose it."""
 Packed = dict[str, NDArray[Any]]
 """The tensors of a linear: suffix of its name -> values."""
@@ -30,9 +32,9 @@ class FolderRequest:
     """A folder to write. `skip`: shell patterns of linears to keep; `max_shard` in bytes.
 
     `method`: a name of `FORMATS`. `dtype` of kept tensors; None for the source's 16-bit type. `algorithm`, of w4a16 and
-    w8a16: whose rounding. `rounding`, of AWQ's alone: with error feedback, or to nearest as in the paper. Of GPTQ's
+    w8a16: whose rounding. `rounding`, of AWQ's and of w4a4: with error feedback, or to nearest. Of error feedback
     alone: `damp` (the fraction of the Hessian's mean diagonal added to its diagonal; None: by the number of tokens),
-    `act_order`, `static_groups`.
+    `act_order`. Of GPTQ's alone: `static_groups`.
     """
 
     method: str
@@ -64,7 +66,7 @@ class FolderRequest:
     @property
     def scales_channels(self) -> bool:
         """Whether the algorithm multiplies the columns of linears, and divides what precedes them."""
-        return self.algorithm_used not in ("gptq", "nearest")
+        return self.algorithm_used != "gptq"
 
 
 @dataclass(frozen=True)
@@ -147,6 +149,22 @@ class IntegerFormat(CalibratedFormat):
         return quantized
 
 
+class PointsFormat(CalibratedFormat):
+    """A calibrated format whose values are not those of a `Grid`: error feedback rounds to its own points."""
+
+    def shared(self, weights: Sequence[Array], largest: float) -> Packed:
+        """The tensors of every linear of an input; `largest`: its largest magnitude in the calibration."""
+        return {}
+
+    @abstractmethod
+    def round(self, rows: Array, shared: Packed, request: FolderRequest, factored: Factor | None) -> Packed:
+        """The tensors of rows (n, n_in) of a linear; without `factored` they are rounded to nearest."""
+
+    @abstractmethod
+    def unpacked(self, packed: Packed, request: FolderRequest) -> Array:
+        """The matrix (n_out, n_in) that the tensors of a linear, shared ones too, mean."""
+
+
 class DirectFormat(Format):
     """A format that needs no calibration. Rows are encoded in multiples of `row_step`."""
 
@@ -163,6 +181,10 @@ class DirectFormat(Format):
     @abstractmethod
     def encode(self, rows: Array, request: FolderRequest, surveyed: Any) -> Packed:
         """The tensors of rows (n, n_in) of a linear; `n` is a multiple of `row_step` except at the end."""
+
+    def encode_bfloat16(self, rows: NDArray[Any], request: FolderRequest) -> Packed | None:
+        """`encode` of rows in bfloat16, without a copy in float32; None where only `encode` can say, or refuse."""
+        return None
 
     def once(self, request: FolderRequest, surveyed: Any) -> Packed:
         """The tensors of a linear that do not depend on its rows."""

@@ -7,13 +7,15 @@ from typing import Any
 
 import numpy as np
 
+from quantkit.checkpoint.dequantize import unpack_stream
 from quantkit.checkpoint.tensor import NUMPY_DTYPES
 from quantkit.errors import UsageError
-from quantkit.forward.weights import Array
-from quantkit.packed.formats import DirectFormat, FolderRequest, Names, Packed, Stored
+from quantkit.packed.formats import DirectFormat, FolderRequest, Format, Names, Packed, PointsFormat, Stored
 from quantkit.packed.packing import WORD, pack_stream
 from quantkit.quant.affine import round_affine
-from quantkit.quant.grid import Grid
+from quantkit.quant.factor import Factor
+from quantkit.quant.grid import Array, Grid
+from quantkit.quant.points import AffinePoints, affine_points, feed_back_onto
 
 BITS = (3, 4, 5, 6, 8)
 _GROUPS = (32, 64, 128)
@@ -21,15 +23,10 @@ _GROUPS = (32, 64, 128)
 _ERROR_BOUND = {3: 0.4, 4: 0.2, 5: 0.1, 6: 0.05, 8: 0.02}
 
 
-class Mlx(DirectFormat):
+class _Mlx(Format):
     """Integers of `bits` bits; a scale and a bias for each group."""
 
     group, group_sizes, for_mlx = 64, _GROUPS, True
-
-    def __init__(self, bits: int) -> None:
-        self.name, self.label, self.bits = f"mlx-{bits}bit", f"MLX-{bits}bit", bits
-        self.summary = f"{bits}-bit integers for MLX (mlx-lm)"
-        self.error_bound = _ERROR_BOUND[bits]
 
     def grid(self, bits: int, group: int | None, *, symmetric: bool) -> Grid:
         return Grid(self.bits or bits, self.group if group is None else group)
@@ -63,9 +60,40 @@ class Mlx(DirectFormat):
         config = self.config(request, names)
         return {"quantization": config, "quantization_config": config}
 
+
+class Mlx(_Mlx, DirectFormat):
+    """The bytes of `mx.quantize`."""
+
+    def __init__(self, bits: int) -> None:
+        self.name, self.label, self.bits = f"mlx-{bits}bit", f"MLX-{bits}bit", bits
+        self.summary = f"{bits}-bit integers for MLX (mlx-lm)"
+        self.error_bound = _ERROR_BOUND[bits]
+
     def encode(self, rows: Array, request: FolderRequest, surveyed: Any) -> Packed:
         # mlx-lm rounds the weights to the type of the model first
         rounded = rows.astype(NUMPY_DTYPES[request.stored_dtype]).astype(np.float32)
         affine = round_affine(rounded, request.grid.bits, request.grid.group)
         words = pack_stream(affine.q, request.grid.bits).view("<u4")
         return {"weight": words, "scales": affine.scales, "biases": affine.biases}
+
+
+class MlxFeedback(_Mlx, PointsFormat):
+    """Error feedback onto MLX's integers, which mlx-lm does not have on a CPU."""
+
+    def __init__(self, name: str) -> None:
+        self.bits = int(name[4])
+        self.name, self.label = name, f"MLX-{self.bits}bit-GPTQ"
+        self.summary = f"{self.bits}-bit integers for MLX (mlx-lm), by GPTQ"
+
+    def round(self, rows: Array, shared: Packed, request: FolderRequest, factored: Factor | None) -> Packed:
+        assert factored is not None  # --rounding nearest is AWQ's and w4a4's
+        grid, stored = request.grid, NUMPY_DTYPES[request.stored_dtype]
+        points = affine_points(rows, grid.bits, factored.pivots**2, grid.group, stored)
+        q = points.integers(feed_back_onto(rows, points, factored))
+        return {"weight": pack_stream(q, grid.bits).view("<u4"), "scales": points.scales, "biases": points.biases}
+
+    def unpacked(self, packed: Packed, request: FolderRequest) -> Array:
+        bits, group = request.grid.bits, request.grid.group
+        q = unpack_stream(packed["weight"], bits, packed["weight"].shape[1] * WORD // bits)
+        points = AffinePoints(packed["scales"], packed["biases"], group, (1 << bits) - 1)
+        return points.values(q)

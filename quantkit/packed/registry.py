@@ -11,9 +11,9 @@ from quantkit.packed.activations import activations_of
 from quantkit.packed.awq_gptq import Awq, Gptq
 from quantkit.packed.float4 import MXFP4_LAYOUT, NVFP4_LAYOUT, Mxfp4, Nvfp4, Nvfp4Activations
 from quantkit.packed.float8 import BlockFloat8, Float8
-from quantkit.packed.formats import Format
+from quantkit.packed.formats import MLX_GPTQ, Format
 from quantkit.packed.int8 import INT8_LAYOUT, Int8
-from quantkit.packed.mlx import BITS, Mlx
+from quantkit.packed.mlx import BITS, Mlx, MlxFeedback
 from quantkit.packed.pack_quantized import LAYOUT, PackQuantized
 
 FORMATS: Mapping[str, Format] = {
@@ -30,6 +30,7 @@ FORMATS: Mapping[str, Format] = {
         Mxfp4(),
         Nvfp4Activations(),
         *(Mlx(bits) for bits in BITS),
+        *(MlxFeedback(name) for name in MLX_GPTQ),
     )
 }
 

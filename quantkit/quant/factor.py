@@ -13,8 +13,8 @@ LEAST_DAMP = 0.05
 """The damping of an input that was seen for many tokens, as a fraction of the mean diagonal."""
 SHRINK = 0.3
 """Part of each diagonal entry that is added to it: correlations of another text differ, so they count for less."""
-ROUNDING_VERSION = 3
-"""Raised when the bytes of AWQ and GPTQ change, so that an unfinished run is not continued with other bytes."""
+ROUNDING_VERSION = 4
+"""Raised when the bytes of AWQ, GPTQ or w4a4 change, so that an unfinished run is not continued with other bytes."""
 
 _MOST_DAMP = 1.0
 _TILE = 1024  # tile size of the blocked factorisation, which is used for more than two tiles

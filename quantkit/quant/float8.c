@@ -30,6 +30,41 @@ static inline uint8_t nearest(float x) {
     return (uint8_t)(code | ((from.bits >> 24) & 0x80));
 }
 
+/* The largest magnitude of each `block_columns` columns of each row of bfloat16, as its bits. */
+void quantkit_bfloat16_maxima(const uint16_t *w, int64_t rows, int64_t columns, int64_t block_columns,
+                              uint16_t *out) {
+    for (int64_t row = 0; row < rows; row++) {
+        const uint16_t *from = w + row * columns;
+        for (int64_t start = 0; start < columns; start += block_columns) {
+            int64_t stop = start + block_columns < columns ? start + block_columns : columns;
+            uint16_t most = 0;
+            for (int64_t i = start; i < stop; i++) {
+                uint16_t magnitude = from[i] & 0x7FFF;
+                most = magnitude > most ? magnitude : most;
+            }
+            *out++ = most;
+        }
+    }
+}
+
+/* As quantkit_float8 below, of bfloat16. */
+void quantkit_float8_of_bfloat16(const uint16_t *w, const float *scales, int64_t rows, int64_t columns,
+                                 int64_t block_rows, int64_t block_columns, int64_t scale_columns, uint8_t *out) {
+    for (int64_t row = 0; row < rows; row++) {
+        const uint16_t *from = w + row * columns;
+        const float *own = scales + row / block_rows * scale_columns;
+        uint8_t *to = out + row * columns;
+        for (int64_t start = 0; start < columns; start += block_columns) {
+            int64_t stop = start + block_columns < columns ? start + block_columns : columns;
+            const float scale = own[start / block_columns];
+            for (int64_t i = start; i < stop; i++) {
+                Float wide = {.bits = (uint32_t)from[i] << 16};
+                to[i] = nearest(wide.value / scale);
+            }
+        }
+    }
+}
+
 /* w: rows x columns. scales: one for each `block_rows` x `block_columns` of w, `scale_columns` to a row of them. */
 void quantkit_float8(const float *w, const float *scales, int64_t rows, int64_t columns, int64_t block_rows,
                      int64_t block_columns, int64_t scale_columns, uint8_t *out) {

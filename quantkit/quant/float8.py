@@ -4,10 +4,13 @@ A scale is the largest magnitude over 448, the largest float of the type, so tha
 compressed-tensors' `calculate_qparams` and DeepSeek-V3's `weight_dequant` (weight = float8 * scale).
 """
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
-from quantkit.quant.float8_kernel import rounding_kernel
+from quantkit.quant.float8_kernel import bfloat16_kernel, rounding_kernel
 from quantkit.quant.grid import Array
 
 LARGEST = 448.0
@@ -47,6 +50,24 @@ def to_float8(w: Array, scales: Array) -> NDArray[np.uint8]:
     """
     block = 0 if scales.shape == (len(w), 1) else BLOCK
     return (rounding_kernel(in_numpy) or in_numpy)(w, scales, block)
+
+
+def bfloat16_to_float8(
+    w: NDArray[Any], block: int, stored: Callable[[Array], Array]
+) -> tuple[NDArray[np.uint8], Array] | None:
+    """The bytes of w (n, n_in) in bfloat16, and the scales that `stored` makes of `scales_of`, as it stores them.
+
+    `block`: 128 for scales of blocks, 0 for scales of rows. None without the C kernel, or if a value is not finite.
+    """
+    kernel = bfloat16_kernel(in_numpy)
+    if kernel is None:
+        return None
+    bits = np.ascontiguousarray(w).view(np.uint16)
+    maxima = kernel.maxima(bits, block)
+    if not np.isfinite(maxima).all():
+        return None
+    scales = stored(scales_of(maxima))
+    return kernel.round(bits, scales, block), scales
 
 
 def in_numpy(w: Array, scales: Array, block: int) -> NDArray[np.uint8]:

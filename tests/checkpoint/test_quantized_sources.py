@@ -95,12 +95,13 @@ def test_the_user_is_told_in_one_line(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "missing", "words"),
     [
-        ("awq", "scales", "no qweight and qzeros and scales"),
-        ("awq gemv", "qzeros", "no qweight and qzeros and scales"),
-        ("gptq 4 bit v1", "qzeros", "no qweight and qzeros and scales"),
+        ("awq", "scales", "no scales"),
+        ("awq gemv", "qzeros", "no qzeros"),
+        ("gptq 4 bit v1", "qzeros", "no qzeros"),
         ("w4a16", "weight_scale", "no weight_scale"),
         ("w8a8 by channel", "weight_scale", "no weight_scale"),
         ("nvfp4", "weight_global_scale", "no weight_global_scale"),
+        ("nvfp4", "weight_packed", "no weight_packed"),
         ("nvfp4 of modelopt", "weight_scale", "no weight_scale"),
         ("bitnet", "weight_scale", "no weight_scale"),
         ("int8", "SCB", "no SCB"),

@@ -41,6 +41,10 @@ def test_mlx_lm_computes_our_logits_of_every_architecture(tmp_path: Path) -> Non
         done = quantkit("convert", source, "-t", "mlx-4bit", "--group-size", "32", *skip, "-o", out)
         assert done.code == 0, done.stderr
         (folders[name],) = (path for path in out.iterdir() if path.is_dir())
+    given = ("-t", "mlx-4bit-gptq", "--group-size", "32", "--samples", "8", "--seq-len", "64", "--raw")
+    done = quantkit("convert", tmp_path / "mixtral", *given, "-o", tmp_path / "feedback")
+    assert done.code == 0, done.stderr
+    (folders["mixtral, by GPTQ"],) = (path for path in (tmp_path / "feedback").iterdir() if path.is_dir())
     (tmp_path / "tokens.json").write_text(str(TOKENS))
     files = {name: tmp_path / f"{name}.npy" for name in folders}
     pairs = [item for name in folders for item in (folders[name], files[name])]

@@ -7,6 +7,7 @@ import pytest
 from quantkit.quant.float8 import (
     BLOCK,
     LARGEST,
+    bfloat16_to_float8,
     block_maxima,
     in_numpy,
     nearest_float8,
@@ -14,7 +15,7 @@ from quantkit.quant.float8 import (
     scales_of,
     to_float8,
 )
-from quantkit.quant.float8_kernel import rounding_kernel, same_bytes
+from quantkit.quant.float8_kernel import bfloat16_kernel, rounding_kernel, same_bytes
 
 
 def test_every_half_and_bfloat16_and_its_neighbours_round_as_ml_dtypes_rounds() -> None:
@@ -33,6 +34,25 @@ def test_larger_magnitudes_than_the_largest_float_become_it() -> None:
     assert to_float8(w, np.ones((1, 1), np.float32)).view(ml_dtypes.float8_e4m3fn).astype(float).tolist() == [
         [448.0, -448.0, 448.0, 448.0]
     ]
+
+
+@pytest.mark.parametrize("block", [0, BLOCK])
+def test_bfloat16_rounds_without_float32_to_the_same_bytes_and_scales(block: int) -> None:
+    if bfloat16_kernel(in_numpy) is None:
+        pytest.skip("no C compiler")
+    rng = np.random.default_rng(2)
+    for rows, columns in ((1, 1), (3, 17), (128, 256), (200, 130)):
+        w = (rng.standard_normal((rows, columns)) * np.exp2(rng.integers(-30, 30, (rows, 1)))).astype(
+            ml_dtypes.bfloat16
+        )
+        wide = w.astype(np.float32)
+        scales = scales_of(block_maxima(wide) if block else row_maxima(wide))
+        made = bfloat16_to_float8(w, block, lambda own: own)
+        assert made is not None
+        assert np.array_equal(made[1], scales) and np.array_equal(made[0], in_numpy(wide, scales, block))
+        for bad in (np.nan, np.inf, -np.inf):
+            w[-1, -1] = bad
+            assert bfloat16_to_float8(w, block, lambda own: own) is None
 
 
 def test_the_c_kernel_has_the_bytes_of_numpy_and_one_that_differs_is_not_used() -> None:

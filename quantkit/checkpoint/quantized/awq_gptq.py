@@ -5,7 +5,7 @@ a row of words is at bit k * bits of the row; bit 0 is the lowest bit of the fir
 the order within a word.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -160,9 +160,7 @@ class AwqGemvScheme(Scheme):
             name = tensor.name.removesuffix(".qweight")
             qzeros, scales = (tensors.get(f"{name}.{part}") for part in _PARTS[1:])
             if qzeros is None or scales is None or {len(t.shape) for t in (tensor, qzeros, scales)} != {2}:
-                raise CheckpointError(
-                    f"linear {shown(name)} of {where} has no {' and '.join(_PARTS)} of two dimensions"
-                )
+                raise _incomplete(name, (tensor, qzeros, scales), where)
             n_out, n_in = tensor.shape[0], tensor.shape[1] * 32 // self.bits
             groups = 1 if self.group == -1 else n_in // self.group
             kinds = (tensor.dtype, qzeros.dtype) == ("I32", "I32") and scales.dtype in FLOATS
@@ -205,7 +203,7 @@ def read_awq_gptq(quantization: Mapping[str, Any], where: str) -> Scheme:
     if packing not in known[method]:
         raise UnsupportedError(
             f"{where} is packed as {method} {shown(str(packing))}; only"
-            f" {' and '.join(filter(None, known[method]))} packing can be read"
+            f" {' and '.join(filter(None, known[method]))} packing can be read, take the original 16-bit checkpoint"
         )
     less_one = method == "gptq" and packing != "gptq_v2"
     meta = quantization.get("meta")
@@ -240,7 +238,7 @@ def check_grid(method: str, bits: Any, group: Any, where: str) -> None:
     if bits not in (2, 3, 4, 8) or type(group) is not int or (group <= 0 and group != -1):
         raise UnsupportedError(
             f"{where} has {method} of {shown(str(bits))} bits in groups of {shown(str(group))};"
-            " only 2, 3, 4 and 8 bits and positive group sizes (or -1) can be read"
+            " only 2, 3, 4 and 8 bits and positive group sizes (or -1) can be read, take the original 16-bit checkpoint"
         )
 
 
@@ -253,7 +251,7 @@ def _linears(tensors: Mapping[str, TensorInfo], scheme: AwqGptqScheme, where: st
         name = tensor.name.removesuffix(".qweight")
         parts = [tensors.get(f"{name}.{part}") for part in _PARTS]
         if any(part is None or len(part.shape) != 2 for part in parts):
-            raise CheckpointError(f"linear {shown(name)} of {where} has no {' and '.join(_PARTS)} of two dimensions")
+            raise _incomplete(name, parts, where)
         qweight, qzeros, scales = (part for part in parts if part is not None)
         n_groups, n_out = scales.shape
         words_out = -(-n_out * scheme.bits // 32)
@@ -269,6 +267,13 @@ def _linears(tensors: Mapping[str, TensorInfo], scheme: AwqGptqScheme, where: st
             )
         linears.append(PackedLinear(name, n_out, n_in, n_groups))
     return linears
+
+
+def _incomplete(name: str, parts: Sequence[TensorInfo | None], where: str) -> CheckpointError:
+    """The error for a linear that lacks a part, or has one that is not a matrix."""
+    wrong = next(own for own, part in zip(_PARTS, parts, strict=True) if part is None or len(part.shape) != 2)
+    what = "has no" if parts[_PARTS.index(wrong)] is None else "needs a matrix as its"
+    return CheckpointError(f"linear {shown(name)} of {where} {what} {wrong}; download it again")
 
 
 def _inputs(g_idx: TensorInfo | None, qweight: TensorInfo, scheme: AwqGptqScheme) -> int:

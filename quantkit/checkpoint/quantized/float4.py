@@ -64,6 +64,10 @@ class Float4Scheme(Scheme):
                     f" {scale.dtype} {list(scale.shape)}, which do not match group size {self.group}; download it again"
                 )
             linears.append(PackedLinear(name, rows, width, scale.shape[1]))
+        for lone in tensors if self.overall is not None else ():
+            name = lone.removesuffix(f".{self.overall}")
+            if name != lone and f"{name}.{self.packed}" not in tensors:
+                raise CheckpointError(f"linear {shown(name)} of {where} has no {self.packed}; download it again")
         return linears
 
     def dequantized(self, stored: StoredTensors, linear: PackedLinear, start: int, stop: int) -> Array:
