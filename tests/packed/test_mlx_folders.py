@@ -141,7 +141,7 @@ def test_error_feedback_lowers_the_error_of_the_logits(tmp_path: Path) -> None:
             assert engine.kind == "mlx-3bit"
             ours = reference_logits(engine.source.whole, engine.config, tokens, names=engine.source.tensors.keys())
         errors[name] = float(np.square(ours - expected).mean())
-    assert errors["Moe-MLX-3bit-GPTQ"] < 0.8 * errors["Moe-MLX-3bit"]
+    assert errors["Moe-MLX-3bit-GPTQ"] < 0.9 * errors["Moe-MLX-3bit"]
 
 
 def test_mlx_lm_finds_qwen_3_5_by_its_own_model_type(tmp_path: Path) -> None:

@@ -28,7 +28,13 @@ REQUIREMENTS = {
     ),
     "mlx": ("mlx[cpu]==0.32.4", "mlx-lm==0.32.2"),
     "autoawq": ("torch==2.13.0", "autoawq==0.2.9", "transformers==4.51.3"),
-    "modelopt": ("torch==2.13.0", "transformers==5.14.1", "accelerate==1.15.0", "nvidia-modelopt==0.47.0"),
+    "modelopt": (
+        "torch==2.13.0",
+        "transformers==5.14.1",
+        "accelerate==1.15.0",
+        "nvidia-modelopt==0.47.0",
+        "requests==2.34.2",
+    ),
     "vllm": ("torch==2.13.0", "transformers==5.24.0", "compressed-tensors==0.20.1"),
 }
 ALONE = {

@@ -25,6 +25,7 @@ TOOLS = {
     "bitsandbytes": ("nf4", "nf4-nested", "fp4", "int8"),
     "gptqmodel": ("4bit", "4bit-act-order", "4bit-asymmetric", "8bit"),
     "autoawq": ("gemm",),
+    "modelopt": ("fp8", "nvfp4"),
 }
 
 
