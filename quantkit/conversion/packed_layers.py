@@ -57,7 +57,7 @@ class PointsQuantizer(LayerQuantizer):
             weights = [matrix(tensors, linear) for linear in linears]
             shared = folder_format.shared(weights, float(statistics.maxima.max(initial=0)))
             factored = None
-            if request.rounding == "feedback":
+            if request.feeds_errors_back:
                 factored = self.factor(entry, sums, weights, damp=request.damp, act_order=request.act_order)
             for linear, weight in zip(linears, weights, strict=True):
                 packed = {**self._rounded(folder_format, weight, shared, factored), **shared}

@@ -169,7 +169,7 @@ def _calibrated_facts(plan: ConversionPlan, folder: FolderPlan, calibration: Cal
     options["propagate"] = "quantized" if plan.calibration.propagate else "float"
     if request.method != request.algorithm_used:
         options["algorithm"] = request.algorithm_used
-    if isinstance(folder.format, PointsFormat) and request.rounding == "nearest":
+    if isinstance(folder.format, PointsFormat) and not request.feeds_errors_back:
         options |= {"algorithm": "nearest"}
     elif request.algorithm_used == "gptq":
         damp = HELD_OUT_DAMP if request.damp is None else request.damp

@@ -64,6 +64,11 @@ class FolderRequest:
         return OWN_ALGORITHM.get(self.method, self.algorithm)
 
     @property
+    def feeds_errors_back(self) -> bool:
+        """Whether rounding errors are fed to later columns, where `rounding` decides it."""
+        return self.rounding == "feedback" or self.method in MLX_GPTQ
+
+    @property
     def scales_channels(self) -> bool:
         """Whether the algorithm multiplies the columns of linears, and divides what precedes them."""
         return self.algorithm_used != "gptq"

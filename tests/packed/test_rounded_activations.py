@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import ml_dtypes
@@ -97,8 +98,18 @@ def test_w4a4_has_the_weights_of_nvfp4a16_and_one_input_scale_for_the_linears_of
     source: Path, folders: dict[str, Path]
 ) -> None:
     convert(source, ["nvfp4a16"], source.parent, ConvertOptions(threads=1))
-    plain, stored = tensors_of(source.parent / "Tiny-NVFP4A16"), tensors_of(folders["w4a4"])
-    assert all(np.array_equal(stored[name], values) for name, values in plain.items())
+    convert(source, ["w4a4"], source.parent / "nearest", replace(OPTIONS, rounding="nearest"))
+    plain, nearest = (tensors_of(source.parent / name) for name in ("Tiny-NVFP4A16", "nearest/Tiny-W4A4"))
+    assert all(np.array_equal(nearest[name], values) for name, values in plain.items())
+    # by default errors are fed back: other floats, and for some groups other scales
+    stored = tensors_of(folders["w4a4"])
+    own = {name.rpartition(".")[2] for name in plain if not np.array_equal(stored[name], plain[name])}
+    assert own == {"weight_packed", "weight_scale"} and stored.keys() == nearest.keys()
+    errors = [
+        json.loads((folder / "quantkit.json").read_text())["outputs"]["Tiny-W4A4"]["relative_error"]
+        for folder in (folders["w4a4"], source.parent / "nearest" / "Tiny-W4A4")
+    ]
+    assert all(errors[0][name] < 0.8 * errors[1][name] for name in errors[1])
     scales = {name: float(stored[name][0]) for name in stored.keys() - plain.keys()}
     assert len(scales) == 14 and all(name.endswith(".input_global_scale") for name in scales)
     at = "model.layers.1.self_attn."
