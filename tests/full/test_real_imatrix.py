@@ -12,7 +12,7 @@ from quantkit.llamacpp.squares import input_squares
 from quantkit.progress import SILENT
 from quantkit.tokenizer import hf_token_ids
 from tests.helpers.conversions import to_gguf
-from tests.helpers.imatrix_peer import llama_imatrix
+from tests.helpers.imatrix_program import entries_of_text
 from tests.helpers.real import smollm2_or_skip, wikitext2_or_skip
 from tests.imatrix.test_names import squares_of
 
@@ -24,14 +24,16 @@ WINDOWS, LENGTH = 8, 128
 def test_three_ways_give_the_same_sums(tmp_path: Path) -> None:
     """Every value of all 210 weights, relative to itself. Measured: callback 6e-6, streamed forward 4e-5."""
     folder = smollm2_or_skip()
-    (ids,) = hf_token_ids(folder, [wikitext2_or_skip()[:12000]])
+    text = tmp_path / "text.txt"
+    text.write_text(wikitext2_or_skip()[:12000])
+    (ids,) = hf_token_ids(folder, [text.read_text()])
     tokens = np.array(ids[: WINDOWS * LENGTH], np.int32).reshape(WINDOWS, LENGTH)
     with open_checkpoint(str(folder)) as checkpoint:
         native = Native(checkpoint)
         sums, counts = collect_imatrix(squares_of(native, tokens, tmp_path / "work"), imatrix_sources(native))
     model = to_gguf(folder, "f32", tmp_path)
     by_callback = input_squares(model, tokens, tmp_path / "sums.npz", threads=1, progress=SILENT)
-    theirs = llama_imatrix(model, tokens, tmp_path)
+    theirs = entries_of_text(model, text, WINDOWS, LENGTH)
     assert sums.keys() == by_callback.keys() == theirs.keys()
     assert len(theirs) == 30 * 7
     for tensor, entry in theirs.items():

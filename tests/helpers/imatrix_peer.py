@@ -32,6 +32,11 @@ def llama_imatrix(model: Path, tokens: NDArray[np.int32], folder: Path, *, outpu
     command += ["--process-output"] if output else []
     done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
     assert done.returncode == 0 and out.exists(), done.stdout[-2000:] + done.stderr[-4000:]
-    tensors = {tensor.name: np.array(tensor.data, np.float32) for tensor in gguf.GGUFReader(out).tensors}
+    return read_entries(out)
+
+
+def read_entries(path: Path) -> dict[str, Entry]:
+    """The entries of an importance matrix file, by tensor name."""
+    tensors = {tensor.name: np.array(tensor.data, np.float32) for tensor in gguf.GGUFReader(path).tensors}
     names = {name.removesuffix(".in_sum2") for name in tensors if name.endswith(".in_sum2")}
     return {name: Entry(tensors[f"{name}.in_sum2"].ravel(), tensors[f"{name}.counts"].ravel()) for name in names}

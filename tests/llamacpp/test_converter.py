@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from gguf import GGUFReader
@@ -148,6 +149,26 @@ def test_what_the_converter_prints_does_not_disturb_the_answers(checkpoint: Path
     assert convert(checkpoint, noisy, tmp_path / "a").code == 0
     assert convert(checkpoint, write_converter(tmp_path / "quiet"), tmp_path / "b").code == 0
     assert outputs(tmp_path / "a") == outputs(tmp_path / "b")
+
+
+def test_the_disk_holds_the_outputs_and_no_intermediate(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Counted at every read: blocks of the outputs, of the work folder and of the converter's own folder."""
+    held, read = [], ConverterSession.read
+
+    def counted(session: ConverterSession, tensor: str, offset: int, size: int) -> Any:
+        places = (tmp_path / "out", session.header.path.parent)
+        files = [path for place in places for path in place.rglob("*") if path.is_file() and not path.is_symlink()]
+        held.append(sum(path.stat().st_blocks * 512 for path in files))
+        return read(session, tensor, offset, size)
+
+    monkeypatch.setattr(ConverterSession, "read", counted)
+    answer = convert(checkpoint, write_converter(tmp_path / "converter"), tmp_path / "out")
+    assert answer.code == 0, answer.stderr
+    sizes = {name: len(data) for name, data in outputs(tmp_path / "out").items()}
+    assert len(sizes) == 3
+    assert held and max(held) < sum(sizes.values()) + 128 * 1024 < 1.5 * sum(sizes.values())
 
 
 def test_a_converter_that_hangs_is_stopped(checkpoint: Path, tmp_path: Path) -> None:
