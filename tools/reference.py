@@ -14,6 +14,7 @@ from quantkit.gguf.file_types import FILE_TYPES
 from quantkit.recipes.schema import SCHEMA, Either, Kind, Table, Value
 from tools.man import man_page
 from tools.schemas import SCHEMAS, schema_text
+from tools.shown import shown
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / "docs" / "reference"
@@ -85,7 +86,7 @@ def families_page() -> str:
         "|---|---|",
         *(f"| `{wrapper.architecture}` | {wrapper.models} |" for wrapper in WRAPPERS),
     ]
-    return "# Families\n\n" + _NOTE + "\n".join(rows) + "\n"
+    return "# Families\n\n" + _NOTE + "\n".join(rows) + "\n" + shown()
 
 
 def recipes_page() -> str:

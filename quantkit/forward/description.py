@@ -190,6 +190,7 @@ class Architecture:
         positions: the tensor of learned positions; `first_position` is its row for the first token.
         first_normed: whether the first layer has `attention_norm`.
         token_types: the tensor of token types; its first row is added to every embedding.
+        norms_after: the kinds of `after_attention` and `after_feed`, where they differ from `norm`.
         sum_norms: norms of the hidden states after attention and after the feed-forward have been added (BERT).
         delta_net, mamba, mamba2, short_convolution, one_linear: what some layers have in place of attention (Mamba 2
             also beside it).
@@ -226,6 +227,7 @@ class Architecture:
     after_attention: str | None = None
     feed_norm: str | None = "post_attention_layernorm"
     after_feed: str | None = None
+    norms_after: tuple[Norm, Norm] | None = None
     mixes: Callable[[Config, int], bool] = lambda _config, _layer: True
     feeds: Callable[[Config, int], bool] = lambda _config, _layer: True
     parallel: bool = False

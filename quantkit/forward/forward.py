@@ -192,7 +192,7 @@ class DecoderLayer:
             feeds = architecture.feeds(self.layer.config, self.layer.number)
             return x, self._normed(architecture.feed_norm if feeds else None, x)
         normed = self._normed(architecture.norm_before(self.layer.number), x)
-        attended = self._normed(architecture.after_attention, self._mixed(normed, context))
+        attended = self._normed(architecture.after_attention, self._mixed(normed, context), after=0)
         if architecture.parallel:
             normed_middle = self._normed(architecture.feed_norm, x) if architecture.feed_norm else normed
             return f32(x + attended), normed_middle
@@ -232,7 +232,7 @@ class DecoderLayer:
         if self.beside:
             dense = self._normed(self.beside.after_dense, self.dense(middle))
             fed = self._normed(self.beside.after_experts, fed) + dense
-        x = f32(middle + self._normed(architecture.after_feed, fed) * self._scale())
+        x = f32(middle + self._normed(architecture.after_feed, fed, after=1) * self._scale())
         if architecture.sum_norms:
             x = self._normed(architecture.sum_norms[1], x)
         if architecture.layer_inputs:
@@ -273,8 +273,11 @@ class DecoderLayer:
             return self.layer.weights.linear(self.layer.at + only.at + only.linear, x, x.shape[1])
         return attend(self.architecture.attention, self.layer, x, context)
 
-    def _normed(self, name: str | None, x: Array) -> Array:
-        return self.layer.norm(self.layer.at + name, x, self.architecture.norm) if name else x
+    def _normed(self, name: str | None, x: Array, after: int | None = None) -> Array:
+        """x after the norm `name`. `after`: it follows attention (0) or the feed-forward (1)."""
+        kinds = self.architecture.norms_after
+        kind = self.architecture.norm if after is None or kinds is None else kinds[after]
+        return self.layer.norm(self.layer.at + name, x, kind) if name else x
 
     def _scale(self) -> np.float32:
         return np.float32(self.architecture.residual_scale(self.layer.config))

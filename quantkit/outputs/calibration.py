@@ -190,7 +190,8 @@ def _memory(layers: Sequence[LayerLinears], n_samples: int, seq_len: int, thread
 
     mixed = [layer for layer in layers if any(entry.expert == 0 for entry in layer.inputs)]
     base = resident_memory() + _SMALL_MEMORY + (threads * _THREAD_MEMORY if gram_copies else 0)
-    return base + max(need(layer, None) for layer in layers) + (need(mixed[0], 0) if mixed else 0)
+    # a layer may have no linears at all
+    return base + max(need(layer, None) for layer in layers if layer.inputs) + (need(mixed[0], 0) if mixed else 0)
 
 
 def _summing(inputs: Sequence[Input], n_samples: int, seq_len: int, threads: int, *, gram: bool) -> int:

@@ -132,7 +132,7 @@ def _decoder_layer(d: Drawing, x: Tensor, layer: Layer, number: int) -> Tensor:
         if traits.parallel:
             before = fresh((before.shape[0], d.n), before, d.outputs)
     scaled = traits.scaled_parts or bool(shape.number("residual_scale"))
-    if layer.has("post_attention_norm.weight") and traits.feed_norm != "post_attention_norm":
+    if layer.has_norm("post_attention_norm") and traits.feed_norm != "post_attention_norm":
         out = d.norm(out, "post_attention_norm", layer.tensors)
     parallel = traits.parallel or (traits.parallel_without_feed_norm and not layer.has("ffn_norm.weight"))
     if parallel:
@@ -147,7 +147,7 @@ def _decoder_layer(d: Drawing, x: Tensor, layer: Layer, number: int) -> Tensor:
         out = experts_beside_dense(d, joined, layer)
     else:
         out = feed_forward(d, _normed(d, joined, layer), layer)
-    if layer.has("post_ffw_norm.weight"):
+    if layer.has_norm("post_ffw_norm"):
         out = d.norm(out, "post_ffw_norm", layer.tensors)
     out = _joined(d, same(out) if scaled else out, joined)
     if d.layer_inputs is not None:
@@ -201,7 +201,7 @@ def _one_part(d: Drawing, x: Tensor, layer: Layer, number: int) -> Tensor:
 def _normed(d: Drawing, x: Tensor, layer: Layer) -> Tensor:
     """The input of the feed-forward."""
     traits = d.shape.traits
-    has_norm = layer.has(traits.feed_norm + ".weight") or layer.has(traits.feed_norm) or traits.unweighted_norms
+    has_norm = layer.has_norm(traits.feed_norm) or traits.unweighted_norms
     return d.norm(x, traits.feed_norm, layer.tensors) if has_norm else x
 
 

@@ -43,6 +43,10 @@ class Layer:
         """Whether the layer has the tensor."""
         return name in self.tensors
 
+    def has_norm(self, name: str) -> bool:
+        """Whether the layer has the norm; some architectures name its weight without an ending."""
+        return self.has(name + ".weight") or self.has(name)
+
     @property
     def is_recurrent(self) -> bool:
         """Whether the layer has a state in place of a cache."""

@@ -14,7 +14,7 @@ from quantkit.gguf.keyvalues import KeyValue
 from quantkit.gguf.vocabulary import MAX_TOKENS
 from quantkit.machine import release_freed_memory
 
-from . import bytelevel, chat_templates, raw_bpe, special, spm, spm_json, t5_model, unigram_json, wordpiece
+from . import bytelevel, chat_templates, plamo, raw_bpe, special, spm, spm_json, t5_model, unigram_json, wordpiece
 from .differences import Difference, differences
 from .ends import add_ends
 from .files import TokenizerFiles, read
@@ -117,6 +117,8 @@ def _with_vocab_size(config: Mapping[str, Any]) -> Mapping[str, Any]:
 def _vocabulary(
     files: TokenizerFiles, config: Mapping[str, Any], roles: TokenRoles, pre: str | None, chat_template: str | None
 ) -> Vocabulary:
+    if files.pieces is not None:
+        return _of_pieces(files, files.pieces, config, roles, pre, chat_template)
     tokens = _tokens(files, config, roles, pre)
     if roles.token_types:
         tokens.add_type_count(int(config.get("type_vocab_size") or 1))
@@ -150,6 +152,29 @@ def _vocabulary(
         keys=[*tokens.keys(), *special.keys(specials, config), *tokens.end],
         warnings=tokens.warnings + specials.warnings,
         chat_template=special.default_template(specials.template),
+    )
+
+
+def _of_pieces(
+    files: TokenizerFiles,
+    path: Path,
+    config: Mapping[str, Any],
+    roles: TokenRoles,
+    pre: str | None,
+    chat_template: str | None,
+) -> Vocabulary:
+    if pre is not None:
+        raise UsageError(f"--pre {pre} does not apply: {files.folder} has PLaMo's tokenizer; leave --pre out")
+    tokens = plamo.load(plamo.read_pieces(path, files.config), config, files.config, roles.also.get("eot"))
+    refuse_duplicates(tokens)
+    template = files.template if chat_template is None else chat_template
+    return Vocabulary(
+        model=tokens.model,
+        pre="",
+        tokens=tokens.texts,
+        keys=[*tokens.keys(), *special.template_keys(template)],
+        warnings=tokens.warnings + chat_templates.warnings(files.templates),
+        chat_template=special.default_template(template),
     )
 
 

@@ -25,7 +25,7 @@ from quantkit.gguf.types import block_size
 from quantkit.outputs.gguf_files import GgufOutput, GgufPlan
 from quantkit.outputs.memory import PROBE_TOKENS
 from quantkit.scratch import scratch_folder
-from quantkit.tokenizer import PROBE, differences, hf_token_ids, known_since, special_texts, unlike_texts
+from quantkit.tokenizer import PROBE, differences, hf_token_ids, known_since, plamo, special_texts, unlike_texts
 from quantkit.verify.check import Check, guard
 from quantkit.verify.source_logits import NoSourceLogits, SourceLogits, correlations, not_compared, skipped_logits
 
@@ -102,8 +102,11 @@ def check_tokens(plan: GgufPlan, source: SourceLogits | None = None) -> Check:
 
 
 def newer_pretokenizer(keys: Sequence[KeyValue]) -> str | None:
-    """Why an older llama.cpp does not load a vocabulary, or None if its pre-tokenizer is not a new one."""
-    name = next((str(key.value) for key in keys if key.key == "tokenizer.ggml.pre"), "")
+    """Why an older llama.cpp does not load a vocabulary; None if neither tokenizer nor pre-tokenizer is a new one."""
+    values = {key.key: str(key.value) for key in keys if key.key in ("tokenizer.ggml.model", "tokenizer.ggml.pre")}
+    kind, name = values.get("tokenizer.ggml.model", ""), values.get("tokenizer.ggml.pre", "")
+    if (since := plamo.NEWER.get(kind)) is not None:
+        return f"the installed llama.cpp does not load it; {since} and later know the tokenizer {kind}"
     since = known_since(name)
     return since and f"the installed llama.cpp does not load it; {since} and later know the pre-tokenizer {name}"
 

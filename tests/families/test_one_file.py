@@ -31,6 +31,7 @@ ALLOWED = {
     "tokenizer/spm.py": {"llama", "t5"},
     "tokenizer/spm_json.py": {"llama"},
     "tokenizer/t5_model.py": {"t5"},
+    "tokenizer/plamo.py": {"plamo2", "plamo3"},
     "tokenizer/tokens.py": {"bert", "t5"},
     "tokenizer/unigram_json.py": {"t5"},
     "tokenizer/wordpiece.py": {"bert"},
@@ -42,6 +43,8 @@ ALLOWED = {
     "chat/builtin.py": {"baichuan"},
     "chat/recognise.py": {"baichuan", "command-r", "deepseek", "exaone", "gemma", "granite", "mistral"},
     "chat/suggest.py": {"baichuan"},
+    # the architecture of a GGUF that measures the machine's speed
+    "measurement/probes.py": {"llama"},
     # a mode of numpy's take
     "checkpoint/float8.py": {"clip"},
     # which loaders tests/peers compared, by architecture: a record of tests, not a rule

@@ -24,6 +24,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from tests.families.models import TOKENS, Case, all_cases, weight, write_tokenizer
 
+GATED = ("gate_proj", "up_proj", "down_proj")
+
 
 def build_newest(case: Case) -> tuple[dict[str, Any], dict[str, np.ndarray], np.ndarray, dict[str, Any]]:
     """As `build`, by transformers 5: what its class saves is what is published, and is loaded again for the logits."""
@@ -186,6 +188,14 @@ def scale_attention_by_yarn(model: Any) -> None:
         layer.self_attn.scaling *= scale * scale
 
 
+def make_plamo3(model: Any) -> None:
+    """Gemma 3 as PLaMo 3: the embedding is not scaled, and the norms after the parts add another constant than 1."""
+    model.model.embed_tokens.embed_scale.fill_(1.0)
+    for layer in model.model.layers:
+        layer.post_attention_layernorm.weight.data += 1 / 5 - 1
+        layer.post_feedforward_layernorm.weight.data += 1 / 5**1.5 - 1
+
+
 class InPlaceOfAttention(torch.nn.Module):
     """A linear (out, in) in place of a layer's attention, or nothing."""
 
@@ -195,6 +205,19 @@ class InPlaceOfAttention(torch.nn.Module):
 
     def forward(self, hidden_states: torch.Tensor, **_: Any) -> tuple[torch.Tensor, None]:
         return hidden_states * 0 if self.matrix is None else hidden_states @ self.matrix.T, None
+
+
+def differ_in_heads(model: Any) -> None:
+    """Qwen 3 as the published code of OpenELM has it: layers with other heads and widths."""
+    from tests.families.models.openelm import layer_parts
+
+    for number, layer in enumerate(model.model.layers):
+        own = layer_parts(number)
+        for part, names in ((layer.self_attn, ("q_proj", "k_proj", "v_proj", "o_proj")), (layer.mlp, GATED)):
+            for name in names:
+                getattr(part, name).weight.data = torch.from_numpy(own[name])
+        attention = layer.self_attn
+        attention.num_key_value_groups = len(own["q_proj"]) // len(own["k_proj"])
 
 
 def differ_by_layer(model: Any) -> None:
@@ -217,7 +240,7 @@ def differ_by_layer(model: Any) -> None:
         else:
             layer.self_attn = InPlaceOfAttention(own.get("self_attn.linear_attn.weight"))
         if "mlp.up_proj.weight" in own:
-            for name in ("gate_proj", "up_proj", "down_proj"):
+            for name in GATED:
                 put(getattr(layer.mlp, name), own[f"mlp.{name}.weight"])
         else:
             layer.mlp.forward = lambda x: x * 0

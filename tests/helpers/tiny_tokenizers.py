@@ -475,3 +475,46 @@ def write_t5(folder: Path, size: int) -> None:
     (folder / "tokenizer.json").write_text(json.dumps(whole), encoding="utf-8")
     config = {"eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>", "tokenizer_class": "T5Tokenizer"}
     (folder / "tokenizer_config.json").write_text(json.dumps(config))
+
+
+def write_plamo(folder: Path, size: int, kind: str = "Plamo3Tokenizer") -> None:
+    """Write PLaMo's tokenizer.jsonl: special tokens, bytes, and pieces of the corpus with scores."""
+    special = [f"<|plamo:{name}|>" for name in ("unk", "bos", "eos", "pad", "op", "tag", "msg")]
+    pieces: list[list[Any]] = [[text, 0.0, "UNKNOWN" if text == special[0] else "CONTROL"] for text in special]
+    pieces += [[f"<0x{byte:02X}>", 0.0, "BYTE"] for byte in range(256)]
+    words = [
+        " ",
+        "e",
+        "t",
+        "a",
+        "o",
+        "n",
+        "i",
+        "th",
+        "the",
+        " the",
+        "in",
+        "an",
+        " a",
+        "er",
+        "on",
+        "re",
+        "    ",
+        "本",
+        "日本",
+    ]
+    more = [chr(letter) for letter in range(ord("a"), ord("z") + 1)] + [str(digit) for digit in range(10)]
+    for number, text in enumerate(dict.fromkeys(words + more)):
+        if len(pieces) < size - 1:
+            pieces.append([text, -4.0 - number / 8 + len(text), "NORMAL"])
+    pieces.append(["<|plamo:begin_", -3.5, "CONTROL"])
+    lines = "".join(json.dumps(piece, ensure_ascii=False) + "\n" for piece in pieces)
+    (folder / "tokenizer.jsonl").write_text(lines, encoding="utf-8")
+    config = {
+        **{f"{role}_token": f"<|plamo:{role}|>" for role in ("bos", "eos", "pad", "unk")},
+        "add_bos_token": True,
+        "add_eos_token": False,
+        "chat_template": _CHATML,
+        "tokenizer_class": kind,
+    }
+    _write_tokenizer_config(folder, config, {})

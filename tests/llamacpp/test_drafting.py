@@ -16,6 +16,7 @@ from quantkit.llamacpp.draft_choice import Draft, choose_draft
 from tests.families.expected import write_checkpoint
 from tests.helpers.command import quantkit
 from tests.helpers.conversions import to_gguf
+from tests.helpers.peer import newest_converter
 from tests.helpers.real import smollm2_or_skip
 from tests.helpers.tiny import tiny_llama
 
@@ -35,6 +36,8 @@ print(json.dumps({"text": text, "drafted": result["drafted"], "accepted": result
 """
 REPOSITORY = Path(__file__).resolve().parents[2]
 GREEDY = {"temperature": 0}
+ANSWER = 48
+"""Tokens of an answer of trained_mtp.py."""
 
 
 @pytest.fixture(scope="module")
@@ -175,3 +178,21 @@ def test_the_wheel_without_a_build_drafts_the_same(models: dict[str, Path], tmp_
         document = json.loads(done.stdout.splitlines()[-1])
         assert document == {"text": plain.text, "drafted": plain.drafted, "accepted": plain.accepted}
         assert plain.accepted > 0
+
+
+@pytest.mark.full
+def test_a_trained_mtp_layer_is_accepted_as_often_as_transformers_layer_is(tmp_path: Path) -> None:
+    """GLM-4.5's layer, trained on a text with the model; transformers and llama.cpp accept the same drafts."""
+    peer = newest_converter()
+    environment = peer.environment()
+    environment["PYTHONPATH"] = f"{environment['PYTHONPATH']}:{REPOSITORY}"
+    texts = ("You may reproduce and distribute copies of the", "the Licensor shall not be")
+    command = [str(peer.python), "-m", "tests.llamacpp.trained_mtp", str(tmp_path / "glm"), "LICENSE", *texts]
+    done = subprocess.run(command, env=environment, cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    expected = [tuple(answer) for answer in json.loads(done.stdout)]
+    model = to_gguf(tmp_path / "glm", "f32", tmp_path)
+    plain = answers(model, None, *texts, most=ANSWER)
+    drafted = answers(model, choose_draft(model, "mtp", 1), *texts, most=ANSWER)
+    assert same(drafted, plain)
+    assert [(answer.text, answer.drafted, answer.accepted) for answer in drafted] == expected
+    assert all(0.5 < accepted / count < 1 for _, count, accepted in expected)

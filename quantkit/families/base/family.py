@@ -47,7 +47,8 @@ class Rule:
 
     Several rules may have the same target: the first whose source is in the checkpoint is used. `layers` restricts a
     rule to some layers, `when` to some configs. `take` cuts the target from the source: one matrix, or several
-    stacked along a new first axis (the experts of a fused tensor). `adjust` computes float32 rows from the
+    stacked along a new first axis (the experts of a fused tensor); `half` cuts the first (0) or the second half (1) of
+    the source's rows. `adjust` computes float32 rows from the
     (n, columns) rows of the cut; the tensor is then float32. `factors` make it float32 too: numbers, or one number per
     row of the cut, which multiply it one after the other. `scales` names the scale tensor of a source in MXFP4 blocks.
     Then `shape` is (..., blocks of a row, 16 bytes), and a block gives 32 values of a target row. `reshaped` names the
@@ -65,6 +66,7 @@ class Rule:
     tied_to_embedding: bool = False
     layers: Callable[[Hyperparameters], Iterable[int]] | None = None
     take: Callable[[Hyperparameters], "Take | tuple[Take, ...]"] | None = None
+    half: int | None = None
     adjust: Adjust | None = None
     factors: Callable[[Hyperparameters], "tuple[Factor, ...]"] | None = None
     scales: str | None = None

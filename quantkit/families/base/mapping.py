@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from quantkit.errors import CheckpointError, UnsupportedError
 from quantkit.families.base.family import Adjust, Dropped, Factor, Family, Rule, Take
+from quantkit.families.base.fused import rows
 from quantkit.families.base.hyperparameters import Hyperparameters
 from quantkit.families.base.multimodal import without_images
 from quantkit.families.base.projector import Projector, Tower
@@ -268,6 +269,8 @@ class _Mapper:
             if rule.heads:
                 n_head = self.family.dimension(self.sizes, rule.heads, layer)
                 taken = Take(interleave_rotary_rows(n_head, shape[0]), step=shape[0] // n_head)
+            elif rule.half is not None:
+                taken = rows(rule.half * (shape[0] // 2), shape[0] // 2)
             elif rule.take:
                 taken = rule.take(self.sizes)
             several = isinstance(taken, tuple)

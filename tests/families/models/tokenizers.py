@@ -5,6 +5,7 @@ from pathlib import Path
 from tests.families.models.case import VOCAB
 from tests.helpers.tiny_tokenizers import (
     write_byte_level_bpe,
+    write_plamo,
     write_raw_bpe,
     write_sentencepiece,
     write_t5,
@@ -15,7 +16,7 @@ from tests.helpers.tiny_tokenizers import (
 
 def write_tokenizer(folder: Path, style: str) -> None:
     """Write a tokenizer: `few-letters` and `gemma` are SentencePiece, `raw` merges text, `wordpiece` is BERT's,
-    `unigram` XLM-RoBERTa's, `t5` T5's.
+    `unigram` XLM-RoBERTa's, `t5` T5's, `plamo` PLaMo's.
 
     The others are byte-level.
     """
@@ -27,6 +28,8 @@ def write_tokenizer(folder: Path, style: str) -> None:
         write_unigram_json(folder, VOCAB)
     elif style == "t5":
         write_t5(folder, VOCAB)
+    elif style == "plamo":
+        write_plamo(folder, VOCAB, "Plamo2Tokenizer")
     elif style == "raw":
         write_raw_bpe(folder, VOCAB)
     else:

@@ -1,0 +1,18 @@
+"""Calibration of models with layers that lack parts or all linears, and of a tokenizer that no library reads."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.families.expected import write_checkpoint
+from tests.helpers.command import quantkit
+
+
+@pytest.mark.parametrize("name", ["nemotron-nas", "plamo3", "openelm"])
+@pytest.mark.parametrize("method", ["awq", "gptq"])
+def test_every_linear_is_calibrated_and_the_folder_passes_its_checks(name: str, method: str, tmp_path: Path) -> None:
+    source, text = write_checkpoint(name, tmp_path / name), tmp_path / "text.txt"
+    text.write_text("The quick brown fox jumps over the lazy dog. " * 100)
+    calibration = ("--calibration", text, "--samples", "2", "--seq-len", "48")
+    result = quantkit(method, source, "--group-size", "32", *calibration, "-o", tmp_path / "out")
+    assert result.code == 0, result.stderr

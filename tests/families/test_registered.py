@@ -1,0 +1,18 @@
+"""registered.txt, the text architectures of llama.cpp's converter, from which docs/reference counts the families."""
+
+import json
+import subprocess
+
+import pytest
+
+from tests.helpers.peer import newest_converter
+from tools.shown import REGISTERED
+
+
+@pytest.mark.full
+def test_the_list_is_that_of_the_newest_converter() -> None:
+    peer = newest_converter()
+    code = "import conversion, json; print(json.dumps(sorted(conversion.TEXT_MODEL_MAP)))"
+    environment = peer.environment() | {"PYTHONPATH": f"{peer.source}:{peer.source / 'gguf-py'}"}
+    done = subprocess.run([str(peer.python), "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout) == REGISTERED.read_text("utf-8").split()
