@@ -4,7 +4,7 @@ import copy
 import dataclasses
 from collections.abc import Callable
 from functools import wraps
-from inspect import Parameter, signature
+from inspect import Parameter, get_annotations, signature
 from typing import Annotated, Any, get_type_hints
 
 import typer
@@ -24,7 +24,8 @@ def declared(default: Any, declaration: Any) -> Any:
 
 def grouped(function: Callable[..., None]) -> Callable[..., None]:
     """`function` as a command: each parameter that is a dataclass of options becomes those options."""
-    hints = get_type_hints(function, include_extras=True)
+    # Python 3.10's get_type_hints loses an Annotated with the default None
+    hints = get_annotations(function, eval_str=True)
     groups = {name: _options(hints[name]) for name in signature(function).parameters}
 
     @wraps(function)
