@@ -16,6 +16,7 @@ import quantkit
 from quantkit.chat.render import TemplateRefusal, render
 from quantkit.errors import TemplateError
 from quantkit.system.processes import limit_this_process
+from quantkit.system.python import module_command
 
 SECONDS = 5
 """Limit of processor time."""
@@ -73,7 +74,7 @@ def render_all_contained(template: str, requests: Sequence[Mapping[str, Any]]) -
 
 def _child(message: bytes) -> bytes:
     """What the child writes to stdout. Raises subprocess.TimeoutExpired."""
-    command = [sys.executable, "-P", "-m", "quantkit.chat.contained"]
+    command = module_command("quantkit.chat.contained")
     return subprocess.run(
         command, input=message, capture_output=True, timeout=_WALL_SECONDS, check=False, env=_environment()
     ).stdout

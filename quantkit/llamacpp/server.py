@@ -10,14 +10,13 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from quantkit.errors import MissingExtraError, QuantkitError, UsageError
-from quantkit.system.python import StrEnum
+from quantkit.system.python import StrEnum, module_command
 
 if TYPE_CHECKING:
     from quantkit.llamacpp.conversation import Loading, Sampling
@@ -178,5 +177,5 @@ def llama_cpp_python_command(serving: Serving) -> ServerCommand:
     environment = {"OMP_WAIT_POLICY": "PASSIVE", **os.environ, "GGML_NO_BACKTRACE": "1"}
     package_root = str(Path(__file__).resolve().parents[2])
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, [package_root, os.environ.get("PYTHONPATH")]))
-    words = [sys.executable, "-P", "-m", "quantkit.llamacpp.server_child"]
+    words = module_command("quantkit.llamacpp.server_child")
     return ServerCommand(words, environment, json.dumps(settings) + "\n")

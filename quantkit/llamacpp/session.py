@@ -9,7 +9,6 @@ import importlib.util
 import json
 import os
 import subprocess
-import sys
 import tempfile
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -26,6 +25,7 @@ from quantkit.llamacpp.reasons import NO_MEMORY, NO_SPACE, explain
 from quantkit.llamacpp.reuse import IdleChildren
 from quantkit.scratch import folder_in_memory, scratch_folder
 from quantkit.system.processes import was_killed
+from quantkit.system.python import module_command
 
 Progress = Callable[..., object]
 
@@ -159,7 +159,7 @@ class LlamaSession:
         environment["PYTHONPATH"] = os.pathsep.join(filter(None, [package_root, os.environ.get("PYTHONPATH")]))
         self._log = self._stack.enter_context(tempfile.TemporaryFile())  # noqa: SIM115 - closed by the stack
         self._child = subprocess.Popen(
-            [sys.executable, "-P", "-m", "quantkit.llamacpp.child"],
+            module_command("quantkit.llamacpp.child"),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._log,

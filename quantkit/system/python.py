@@ -1,4 +1,4 @@
-"""What Python 3.10 lacks of 3.11's standard library: `tomllib`, `StrEnum`, `UTC`, `file_digest`."""
+"""What Python 3.10 lacks: `tomllib`, `StrEnum`, `UTC`, `hashlib.file_digest`, the option -P."""
 
 import hashlib
 import sys
@@ -19,7 +19,7 @@ else:
         __str__ = str.__str__
 
 
-__all__ = ["UTC", "StrEnum", "file_sha256", "tomllib"]
+__all__ = ["UTC", "StrEnum", "file_sha256", "module_command", "tomllib"]
 
 UTC = timezone.utc
 _STEP = 1 << 20
@@ -31,3 +31,11 @@ def file_sha256(file: BinaryIO) -> str:
     while chunk := file.read(_STEP):
         digest.update(chunk)
     return digest.hexdigest()
+
+
+def module_command(name: str) -> list[str]:
+    """The command that runs a module as a program, and never imports from the current folder (-P)."""
+    if tuple(sys.version_info) >= (3, 11):
+        return [sys.executable, "-P", "-m", name]
+    run = f"runpy.run_module({name!r}, run_name='__main__', alter_sys=True)"
+    return [sys.executable, "-c", f"import sys; sys.path.pop(0); import runpy; {run}"]

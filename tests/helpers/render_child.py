@@ -28,7 +28,7 @@ class ForkedChild:
                 command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment
             )
         assert self._process.stdin is not None and self._process.stdout is not None
-        self._process.stdin.write(len(message).to_bytes(8) + message)
+        self._process.stdin.write(len(message).to_bytes(8, "big") + message)
         self._process.stdin.flush()
         length = int.from_bytes(self._process.stdout.read(8))
         return self._process.stdout.read(length)
@@ -42,7 +42,7 @@ class ForkedChild:
 
 def _serve() -> None:
     while head := sys.stdin.buffer.read(8):
-        message = sys.stdin.buffer.read(int.from_bytes(head))
+        message = sys.stdin.buffer.read(int.from_bytes(head, "big"))
         reading, writing = os.pipe()
         child = os.fork()
         if child == 0:
@@ -54,7 +54,7 @@ def _serve() -> None:
         with os.fdopen(reading, "rb") as answer:
             text = answer.read()
         os.waitpid(child, 0)
-        sys.stdout.buffer.write(len(text).to_bytes(8) + text)
+        sys.stdout.buffer.write(len(text).to_bytes(8, "big") + text)
         sys.stdout.buffer.flush()
 
 
