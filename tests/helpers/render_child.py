@@ -30,7 +30,7 @@ class ForkedChild:
         assert self._process.stdin is not None and self._process.stdout is not None
         self._process.stdin.write(len(message).to_bytes(8, "big") + message)
         self._process.stdin.flush()
-        length = int.from_bytes(self._process.stdout.read(8))
+        length = int.from_bytes(self._process.stdout.read(8), "big")
         return self._process.stdout.read(length)
 
     def close(self) -> None:
