@@ -29,10 +29,11 @@ def unlike_texts(folder: Path, keys: Sequence[KeyValue], texts: Sequence[str]) -
     rows: list[bytes] = list(values["tokenizer.ggml.tokens"])
     types: list[int] = list(values["tokenizer.ggml.token_type"])
     byte_level = values.get("tokenizer.ggml.model") == "gpt2"
+    unknown = values.get("tokenizer.ggml.unknown_token_id")  # a control token in WordPiece vocabularies
     files = read(folder)
     result = []
     for text, ids in zip(texts, hf_token_ids(folder, texts), strict=True):
-        if any(number >= len(rows) or types[number] == UNKNOWN for number in ids):
+        if any(number >= len(rows) or number == unknown or types[number] == UNKNOWN for number in ids):
             continue
         spelled = b"".join(_spelled(rows[number], types[number], byte_level) for number in ids).decode(errors="replace")
         if _plain(spelled) not in {_plain(text), _plain(_normalized(files, text))}:

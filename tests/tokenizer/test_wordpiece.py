@@ -8,7 +8,7 @@ import pytest
 from tokenizers import Tokenizer
 
 from quantkit.errors import TokenizerError, UnsupportedError, UsageError
-from quantkit.tokenizer import PROBE, TokenRoles, differences, hf_token_ids, load_vocabulary
+from quantkit.tokenizer import PROBE, TokenRoles, differences, hf_token_ids, load_vocabulary, unlike_texts
 from tests.helpers.tiny_tokenizers import CORPUS, write_wordpiece
 
 from .oracle import llama_ids
@@ -40,6 +40,14 @@ def test_equal_ids_are_not_for_lack_of_words(tmp_path: Path) -> None:
     write_wordpiece(tmp_path, SIZE)
     ids = hf_token_ids(tmp_path, TEXTS)
     assert len({number for text in ids for number in text}) > 100
+
+
+def test_a_text_with_an_unknown_character_is_not_compared_without_llama_cpp(tmp_path: Path) -> None:
+    write_wordpiece(tmp_path, SIZE)
+    vocabulary = load_vocabulary(tmp_path, {"vocab_size": SIZE}, roles=TokenRoles(token_types=True))
+    unknown = Tokenizer.from_file(str(tmp_path / "tokenizer.json")).token_to_id("[UNK]")
+    assert any(unknown in ids for ids in hf_token_ids(tmp_path, TEXTS))
+    assert unlike_texts(tmp_path, vocabulary.keys, TEXTS) == []
 
 
 def changed(folder: Path, part: str, value: Any) -> Path:
