@@ -69,7 +69,7 @@ quick: lint
 # Fixtures of a module are made once a file with loadfile, once a worker with worksteal. Files keep the order of their
 # names: by number of tests, those with few and long ones would come last, and one worker would wait.
 DIST ?= loadfile
-WORKERS ?= 3
+WORKERS ?= 2
 
 test: lint
 	$(BIN)/python -m pytest -m "not full" -n $(WORKERS) --dist $(DIST) --no-loadscope-reorder

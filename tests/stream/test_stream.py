@@ -122,7 +122,7 @@ def test_gram_matrices_and_squares_are_those_of_the_forwards_own_inputs(
                 x = together(inputs[linear.name, linear.index or 0], group.width)
                 assert sums.gram is not None
                 assert_gram(sums.gram, x)
-                np.testing.assert_allclose(sums.squares, (x * x).sum(axis=0), rtol=1e-5, atol=1e-9)
+                np.testing.assert_allclose(sums.squares, (x * x).sum(axis=0), rtol=2e-5, atol=1e-9)
                 assert (sums.tokens, sums.gram_tokens) == (len(x), len(x))
                 compared += 1
     assert compared >= 4 * len(layers)
