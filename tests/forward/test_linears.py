@@ -246,6 +246,7 @@ def test_routers_and_gates_of_shared_experts_are_kept_and_nothing_else_is() -> N
                         "mlp.shared_expert_gate",
                         "mlp.router.layer",
                         "router.proj",
+                        "self_attn.g_proj",
                         "ffn.router.layer",
                         "feed_forward.gate",
                         "feed_forward.router",
