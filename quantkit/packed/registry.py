@@ -13,7 +13,7 @@ from quantkit.packed.float4 import MXFP4_LAYOUT, NVFP4_LAYOUT, Mxfp4, Nvfp4, Nvf
 from quantkit.packed.float8 import BlockFloat8, Float8
 from quantkit.packed.formats import MLX_GPTQ, Format
 from quantkit.packed.int8 import INT8_LAYOUT, Int8
-from quantkit.packed.mlx import BITS, Mlx, MlxFeedback
+from quantkit.packed.mlx import BITS, Mlx, MlxFeedback, MlxMxfp4
 from quantkit.packed.pack_quantized import LAYOUT, PackQuantized
 
 FORMATS: Mapping[str, Format] = {
@@ -30,6 +30,7 @@ FORMATS: Mapping[str, Format] = {
         Mxfp4(),
         Nvfp4Activations(),
         *(Mlx(bits) for bits in BITS),
+        MlxMxfp4(),
         *(MlxFeedback(name) for name in MLX_GPTQ),
     )
 }
@@ -42,6 +43,8 @@ def type_of(config: Mapping[str, Any]) -> str | None:
     if method in ("awq", "gptq"):
         return str(method)
     if is_mlx(quantization):
+        if quantization.get("mode") == "mxfp4":
+            return MlxMxfp4.name
         name = f"mlx-{quantization['bits']}bit"
         return name if name in FORMATS else None
     if method == "fp8" and quantization.get("weight_block_size") is not None:

@@ -7,17 +7,19 @@ import numpy as np
 import pytest
 
 from quantkit import convert
+from quantkit.checkpoint.dequantize import power_scales
 from quantkit.families import open_model, reference_logits
 from quantkit.families.base.native import Native
 from quantkit.measurement.folder_engine import open_folder
 from quantkit.packed.packing import pack_stream
 from quantkit.quant.affine import round_affine
+from quantkit.quant.float4 import mlx_mxfp4_scales, pack_float4
 from tests.families.expected import write_checkpoint
 from tests.helpers.command import quantkit
 from tests.helpers.tiny import tiny_llama
 
 MADE_BY_MLX = json.loads(Path(__file__).with_name("mlx_quantize.json").read_text())
-KINDS = {"U32": "<u4", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}
+KINDS = {"U8": "u1", "U32": "<u4", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}
 
 
 @pytest.mark.parametrize("bits", [3, 4, 5, 6, 8])
@@ -27,6 +29,14 @@ def test_the_bytes_are_those_of_mlx(bits: int) -> None:
     assert pack_stream(made.q, bits).tobytes().hex() == expected["weight"]
     assert made.scales.tobytes().hex() == expected["scales"]
     assert (made.biases + np.float32(0)).tobytes().hex() == expected["biases"]
+
+
+def test_the_bytes_of_4_bit_floats_are_those_of_mlx() -> None:
+    w = np.frombuffer(bytes.fromhex(MADE_BY_MLX["mxfp4"]["w"]), "<f4").reshape(-1, 64)
+    scales = mlx_mxfp4_scales(w)
+    assert scales.tobytes().hex() == MADE_BY_MLX["mxfp4"]["scales"]
+    words = pack_float4(w, power_scales(scales), as_mlx=True)
+    assert words.tobytes().hex() == MADE_BY_MLX["mxfp4"]["weight"]
 
 
 def tensors_of(folder: Path) -> dict[str, np.ndarray]:
@@ -83,6 +93,30 @@ def test_a_folder_is_what_mlx_lm_reads(bits: int, group: int, tmp_path: Path) ->
     assert "mlx" in quantkit("inspect", folder).stdout
     assert quantkit("card", folder).code == 0
     assert "mlx_lm.generate" in (folder / "README.md").read_text()
+
+
+def test_a_folder_of_4_bit_floats_is_what_mlx_lm_reads(tmp_path: Path) -> None:
+    source = tiny_llama(tmp_path / "Tiny", variant="llama3", dtype="bf16", hidden=128)
+    assert quantkit("convert", source, "-t", "mlx-mxfp4", "-o", tmp_path).code == 0
+    folder = tmp_path / "Tiny-MLX-MXFP4"
+    config, stored = json.loads((folder / "config.json").read_text()), tensors_of(folder)
+    assert config["quantization"] == {"group_size": 32, "bits": 4, "mode": "mxfp4"}
+    magnitudes = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6], np.float32)
+    values = np.concatenate([magnitudes, -magnitudes])
+    with open_folder(folder, threads=1) as engine:
+        assert engine.kind == "mlx-mxfp4"
+        for name, original in tensors_of(source).items():
+            linear = name.removesuffix(".weight")
+            if f"{linear}.scales" not in stored:
+                continue
+            words = stored[name]
+            codes = (words[:, :, None] >> np.arange(0, 32, 4, dtype=np.uint32) & 15).reshape(len(words), -1)
+            factors = np.exp2(stored[f"{linear}.scales"].astype(np.float32) - 127)
+            expected = values[codes] * np.repeat(factors, 32, axis=1)
+            assert np.array_equal(engine.source.whole(name), expected)
+            assert np.sqrt(np.mean((expected - original) ** 2)) < 0.2 * original.std()
+    refused = quantkit("convert", source, "-t", "mlx-mxfp4", "--group-size", "64", "-o", tmp_path / "other")
+    assert refused.code == 2 and "32" in refused.sentence
 
 
 def test_one_pass_writes_a_folder_and_a_gguf_and_a_plan_knows_the_size(tmp_path: Path) -> None:
@@ -161,7 +195,7 @@ def test_what_mlx_lm_would_not_read_is_refused(tmp_path: Path) -> None:
             2,
             "--skip matches model.layers.0.block_sparse_moe",
         ),
-        (dense, ("--group-size", "100"), 2, "MLX has groups of 32, 64, 128, not 100; choose one by --group-size"),
+        (dense, ("--group-size", "100"), 2, "MLX-4bit has groups of 32, 64, 128, not 100; choose one by --group-size"),
     ):
         done = quantkit("convert", source, "-t", "mlx-4bit", *arguments, "-o", tmp_path)
         assert done.code == code

@@ -143,10 +143,14 @@ def test_mlx_lm_computes_our_logits_and_mx_quantize_gives_our_bytes(root: Path) 
         done = quantkit("convert", model, "-t", f"mlx-{bits}bit", "--group-size", group, "-o", out)
         assert done.code == 0, done.stderr
         (folders[bits, group],) = out.iterdir()
+    done = quantkit("convert", model, "-t", "mlx-mxfp4", "-o", root / "mlx-mxfp4")
+    assert done.code == 0, done.stderr
+    (folders["mxfp4", "32"],) = (root / "mlx-mxfp4").iterdir()
     files = {case: root / f"mlx-{case}.npy" for case in folders}
     pairs = [item for case in folders for item in (folders[case], files[case])]
     compared, different = map(int, run_inside("mlx", "logits_mlx.py", root / "tokens.json", model, *pairs).split())
-    assert (compared, different) == (len(MLX) * 14 * 3, 0)
+    # an MXFP4 linear has no biases
+    assert (compared, different) == (len(MLX) * 14 * 3 + 14 * 2, 0)
     for case, folder in folders.items():
         assert _differences(np.load(files[case]), _dequantized_logits(folder)).max() < EXACT
 
