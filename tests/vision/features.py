@@ -47,7 +47,7 @@ def _inputs(checkpoint: Path, image: np.ndarray) -> dict[str, np.ndarray]:
     mean, std = (np.asarray(settings[name], np.float32) for name in ("image_mean", "image_std"))
     pixels = ((image.astype(np.float32) / 255 - mean) / std).transpose(2, 0, 1)
     vision = json.loads((checkpoint / "config.json").read_text())["vision_config"]
-    kind, sizes = vision["model_type"], np.array([pixels.shape[1:]])
+    kind, sizes = vision.get("model_type"), np.array([pixels.shape[1:]])
     if (checkpoint / "config.json").read_text().count("image_grid_pinpoints"):
         return {"pixel_values": _tiles(pixels, vision["image_size"])[None], "image_sizes": sizes}
     if kind == "pixtral":
