@@ -99,17 +99,17 @@ def _prepare(config: dict[str, Any]) -> dict[str, Any]:
         raise CheckpointError(f"config.json: block_configs must list {layers} layers; correct it")
     for layer, block in enumerate(blocks):
         _check(block, layer, heads)
-    found = [_block(config, layer) for layer in range(layers)]
-    for layer, block in enumerate(found):
+    of_layers = [_block(config, layer) for layer in range(layers)]
+    for layer, block in enumerate(of_layers):
         if not block.ffn and (block.heads or layer == layers - 1):
             raise UnsupportedError(
                 f"config.json: layer {layer} has no feed-forward, but llama.cpp runs {_FAMILY} only where such a layer"
                 " has no attention either and is not the last; a GGUF cannot express this layer"
             )
-    first = next((block for block in found if block.kv_heads), None)
+    first = next((block for block in of_layers if block.kv_heads), None)
     if first is None:
         raise UnsupportedError(f"config.json: no layer has attention, but llama.cpp runs {_FAMILY} only with attention")
-    width = max(block.ffn for block in found)
+    width = max(block.ffn for block in of_layers)
     return {**config, "intermediate_size": width, "num_key_value_heads": first.kv_heads}
 
 

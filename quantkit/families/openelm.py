@@ -35,7 +35,7 @@ RULES = (
 
 
 def _width(config: Config, layer: int) -> int:
-    """The width of a layer's feed-forward: a multiple of the divisor, at least nine tenths of what is asked for."""
+    """The width of a layer's feed-forward: a multiple of the divisor, at least 0.9 of the stated width."""
     divisor, wanted = int(config["ffn_dim_divisor"]), config["ffn_multipliers"][layer] * config["model_dim"]
     width = max(divisor, int(wanted + divisor / 2) // divisor * divisor)
     return width + divisor if width < 0.9 * wanted else width

@@ -56,7 +56,7 @@ def measure_devices(
 
     Raises:
         QuantkitError: llama.cpp crashes or exceeds the timeout.
-        OSError: there is no space for the probes.
+        OSError: the disk has not enough space for the probes.
     """
     with scratch_folder(folder_in_memory(_ROOM)) as folder:
         thin = ProbeSizes(_FEW, HEAD, HEAD)

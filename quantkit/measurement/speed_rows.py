@@ -111,7 +111,7 @@ def estimator_of(model: Path, options: LoadOptions, devices: Sequence[Device]) -
     Raises:
         UnsupportedError: the plan does not support the architecture.
         QuantkitError: llama.cpp crashes.
-        OSError: there is no space for the probes.
+        OSError: the disk has not enough space for the probes.
     """
     source = open_source(str(model))
     try:

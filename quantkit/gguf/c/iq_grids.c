@@ -159,73 +159,73 @@ INLINE vi take_signs(const vf *x, const vf *weight, int even, vf *size) {
 typedef struct {
     vf scale;
     vi flat, code[8], signs[4];
-} Found;
+} GridFit;
 
-INLINE Found search_grid(const Shape *shape, const Batch *batch, int at, vf sigma2, const vf *x) {
+INLINE GridFit search_grid(const Shape *shape, const Batch *batch, int at, vf sigma2, const vf *x) {
     vf weight[32], root[32], size[32], zero = splat(0.f), best = zero, sum_qx, sum_q2;
     vi on[8], all = splat_int(-1);
     int n = shape->n, groups = n / shape->dims, top = 2 * shape->levels - 1;
-    Found found;
+    GridFit fit;
     if (batch->importance[0])
         importance_weights(batch, at, n, sigma2, x, weight);
     else
         for (int i = 0; i < n; i++) weight[i] = shape->type == IQ2_S ? 0.25f * sigma2 + x[i] * x[i] : x[i] * x[i];
     for (int i = 0; i < n; i++) root[i] = square_root(weight[i]);
-    for (int k = 0; k < n / 8; k++) found.signs[k] = take_signs(x + 8 * k, weight + 8 * k, shape->even, size + 8 * k);
+    for (int k = 0; k < n / 8; k++) fit.signs[k] = take_signs(x + 8 * k, weight + 8 * k, shape->even, size + 8 * k);
     vf most = size[0];
     for (int i = 1; i < n; i++) most = greatest(most, size[i]);
-    found.flat = shape->type == IQ3_S ? most == 0.f : most < shape->smallest;
-    found.scale = most / (float)top;
+    fit.flat = shape->type == IQ3_S ? most == 0.f : most < shape->smallest;
+    fit.scale = most / (float)top;
     for (int k = 0; k < groups; k++) {
-        found.code[k] = splat_int(0);
+        fit.code[k] = splat_int(0);
         on[k] = splat_int(shape->type == IQ3_S ? 0 : -1);
     }
     if (shape->type == IQ2_XXS) {
         vi level[32];
-        found.scale = search_positive(size, weight, n, shape->levels + 1, level);
-        most = found.scale * 3.f;
-        found.flat |= most <= 0.f;
+        fit.scale = search_positive(size, weight, n, shape->levels + 1, level);
+        most = fit.scale * 3.f;
+        fit.flat |= most <= 0.f;
     }
     for (int trial = -shape->trials; trial <= shape->trials; trial++) {
         vf inverse = splat((float)top + (float)trial * shape->delta) / most, scale = splat(1.f) / inverse;
         vi code[8], on_now[8];
         for (int k = 0; k < groups; k++) {
             int i = shape->dims * k;
-            code[k] = snap(shape, size + i, root + i, scale, inverse, ~found.flat, &on_now[k]);
+            code[k] = snap(shape, size + i, root + i, scale, inverse, ~fit.flat, &on_now[k]);
         }
         sums_of(shape, size, weight, code, &sum_qx, &sum_q2);
         vi better = (sum_q2 > 0.f) & (sum_qx * sum_qx > best * sum_q2);
         vf ratio = sum_qx / sum_q2;
-        found.scale = blend(better, ratio, found.scale);
+        fit.scale = blend(better, ratio, fit.scale);
         best = blend(better, ratio * sum_qx, best);
         for (int k = 0; k < groups; k++) {
-            found.code[k] = blend_int(better, code[k], found.code[k]);
+            fit.code[k] = blend_int(better, code[k], fit.code[k]);
             on[k] = blend_int(better, on_now[k], on[k]);
         }
     }
     /* Points under the chosen scale: of all values, or of those whose levels were not on the grid. */
     vi again = splat_int(shape->type == IQ2_XXS ? -1 : 0), ignored;
     for (int k = 0; k < groups; k++) again |= ~on[k];
-    again &= (found.scale > 0.f) & ~found.flat;
-    vf inverse = splat(1.f) / found.scale;
+    again &= (fit.scale > 0.f) & ~fit.flat;
+    vf inverse = splat(1.f) / fit.scale;
     for (int k = 0; k < groups; k++) {
         int i = shape->dims * k;
         vi these = again & (shape->type == IQ2_XXS || shape->type == IQ3_S ? all : ~on[k]);
-        vi code = snap(shape, size + i, root + i, found.scale, inverse, these, &ignored);
-        found.code[k] = blend_int(these, code, found.code[k]);
+        vi code = snap(shape, size + i, root + i, fit.scale, inverse, these, &ignored);
+        fit.code[k] = blend_int(these, code, fit.code[k]);
     }
-    sums_of(shape, size, weight, found.code, &sum_qx, &sum_q2);
-    found.scale = blend(again & (sum_q2 > 0.f), sum_qx / sum_q2, found.scale);
-    vi negative = found.scale < 0.f;
-    found.scale = blend(found.flat, zero, blend(negative, -found.scale, found.scale));
-    for (int k = 0; k < n / 8; k++) found.signs[k] ^= negative & (shape->even ? 127 : 255);
-    return found;
+    sums_of(shape, size, weight, fit.code, &sum_qx, &sum_q2);
+    fit.scale = blend(again & (sum_q2 > 0.f), sum_qx / sum_q2, fit.scale);
+    vi negative = fit.scale < 0.f;
+    fit.scale = blend(fit.flat, zero, blend(negative, -fit.scale, fit.scale));
+    for (int k = 0; k < n / 8; k++) fit.signs[k] ^= negative & (shape->even ? 127 : 255);
+    return fit;
 }
 
 /* The numbers of a sub-block's grid points. */
-INLINE void grid_indices(const Shape *shape, const Found *found, vi *index) {
+INLINE void grid_indices(const Shape *shape, const GridFit *fit, vi *index) {
     for (int i = 0; i < shape->n / shape->dims; i++) {
-        vi place = place_of(shape, found->code[i]);
+        vi place = place_of(shape, fit->code[i]);
         EACH_LANE place[k] = GRID[shape->type].index[place[k]];
         index[i] = place;
     }
@@ -254,12 +254,12 @@ static void iq2_xxs(const Batch *batch) {
     vf x[SUPER], scale[8], sigma2 = load_super_block(batch, x);
     vi points[8], signs[8], level[8], index[8], half;
     for (int j = 0; j < 8; j++) {
-        Found found = search_grid(&shape, batch, 32 * j, sigma2, x + 32 * j);
-        grid_indices(&shape, &found, index);
-        points[j] = (index[0] | index[1] << 8 | index[2] << 16 | index[3] << 24) & ~found.flat;
-        signs[j] = found.signs[0] | found.signs[1] << 7 | found.signs[2] << 14 | found.signs[3] << 21;
-        signs[j] &= ~found.flat;
-        scale[j] = found.scale;
+        GridFit fit = search_grid(&shape, batch, 32 * j, sigma2, x + 32 * j);
+        grid_indices(&shape, &fit, index);
+        points[j] = (index[0] | index[1] << 8 | index[2] << 16 | index[3] << 24) & ~fit.flat;
+        signs[j] = fit.signs[0] | fit.signs[1] << 7 | fit.signs[2] << 14 | fit.signs[3] << 21;
+        signs[j] &= ~fit.flat;
+        scale[j] = fit.scale;
     }
     vi some = scale_levels(&shape, scale, &half, level);
     store_word(half, batch->out, 0);
@@ -274,11 +274,11 @@ static void iq2_xs(const Batch *batch) {
     vf x[SUPER], scale[16], sigma2 = load_super_block(batch, x);
     vi points[16], level[16], index[8], half;
     for (int j = 0; j < 16; j++) {
-        Found found = search_grid(&shape, batch, 16 * j, sigma2, x + 16 * j);
-        grid_indices(&shape, &found, index);
-        points[j] = index[0] | found.signs[0] << 9 | (index[1] | found.signs[1] << 9) << 16;
-        points[j] &= ~found.flat;
-        scale[j] = found.scale;
+        GridFit fit = search_grid(&shape, batch, 16 * j, sigma2, x + 16 * j);
+        grid_indices(&shape, &fit, index);
+        points[j] = index[0] | fit.signs[0] << 9 | (index[1] | fit.signs[1] << 9) << 16;
+        points[j] &= ~fit.flat;
+        scale[j] = fit.scale;
     }
     vi some = scale_levels(&shape, scale, &half, level);
     store_word(half, batch->out, 0);
@@ -291,15 +291,15 @@ static void iq2_s(const Batch *batch) {
     vf x[SUPER], scale[16], sigma2 = load_super_block(batch, x) * 2.f;
     vi level[16], index[8], half, high[8];
     for (int j = 0; j < 16; j++) {
-        Found found = search_grid(&shape, batch, 16 * j, sigma2, x + 16 * j);
-        grid_indices(&shape, &found, index);
+        GridFit fit = search_grid(&shape, batch, 16 * j, sigma2, x + 16 * j);
+        grid_indices(&shape, &fit, index);
         if (j % 2 == 0) high[j / 2] = splat_int(0);
         for (int k = 0; k < 2; k++) {
-            store_byte(index[k] & 255 & ~found.flat, batch->out, 2 + 2 * j + k);
-            store_byte(found.signs[k] & ~found.flat, batch->out, 34 + 2 * j + k);
-            high[j / 2] |= (index[k] >> 8 & ~found.flat) << 2 * ((2 * j + k) % 4);
+            store_byte(index[k] & 255 & ~fit.flat, batch->out, 2 + 2 * j + k);
+            store_byte(fit.signs[k] & ~fit.flat, batch->out, 34 + 2 * j + k);
+            high[j / 2] |= (index[k] >> 8 & ~fit.flat) << 2 * ((2 * j + k) % 4);
         }
-        scale[j] = found.scale;
+        scale[j] = fit.scale;
     }
     scale_levels(&shape, scale, &half, level);
     store_word(half, batch->out, 0);
@@ -314,15 +314,15 @@ static void iq3_xxs(const Batch *batch) {
     vf x[SUPER], scale[8], sigma2 = load_super_block(batch, x) * 2.f;
     vi points[16], signs[8], level[8], index[8], half;
     for (int j = 0; j < 8; j++) {
-        Found found = search_grid(&shape, batch, 32 * j, sigma2, x + 32 * j);
-        grid_indices(&shape, &found, index);
+        GridFit fit = search_grid(&shape, batch, 32 * j, sigma2, x + 32 * j);
+        grid_indices(&shape, &fit, index);
         for (int k = 0; k < 2; k++) {
             const vi *four = index + 4 * k;
-            points[2 * j + k] = (four[0] | four[1] << 8 | four[2] << 16 | four[3] << 24) & ~found.flat;
+            points[2 * j + k] = (four[0] | four[1] << 8 | four[2] << 16 | four[3] << 24) & ~fit.flat;
         }
-        signs[j] = found.signs[0] | found.signs[1] << 7 | found.signs[2] << 14 | found.signs[3] << 21;
-        signs[j] &= ~found.flat;
-        scale[j] = found.scale;
+        signs[j] = fit.signs[0] | fit.signs[1] << 7 | fit.signs[2] << 14 | fit.signs[3] << 21;
+        signs[j] &= ~fit.flat;
+        scale[j] = fit.scale;
     }
     vi some = scale_levels(&shape, scale, &half, level);
     store_word(half, batch->out, 0);
@@ -337,19 +337,19 @@ static void iq3_s(const Batch *batch) {
     vi level[8], index[8], half, used = splat_int(0);
     EACH_LANE memset(batch->out[k], 0, 110);
     for (int j = 0; j < 8; j++) {
-        Found found = search_grid(&shape, batch, 32 * j, sigma2, x + 32 * j);
-        grid_indices(&shape, &found, index);
+        GridFit fit = search_grid(&shape, batch, 32 * j, sigma2, x + 32 * j);
+        grid_indices(&shape, &fit, index);
         vi high = splat_int(0);
         for (int i = 0; i < 8; i++) high |= index[i] >> 8 << i;
-        store_byte(high & ~found.flat, batch->out, 66 + j);
+        store_byte(high & ~fit.flat, batch->out, 66 + j);
         EACH_LANE {
             uint8_t *out = batch->out[k];
-            if (found.flat[k]) continue;
+            if (fit.flat[k]) continue;
             for (int i = 0; i < 8; i++) out[2 + 8 * used[k] + i] = (uint8_t)index[i][k];
-            for (int i = 0; i < 4; i++) out[74 + 4 * used[k] + i] = (uint8_t)found.signs[i][k];
+            for (int i = 0; i < 4; i++) out[74 + 4 * used[k] + i] = (uint8_t)fit.signs[i][k];
         }
-        used -= ~found.flat;
-        scale[j] = found.scale;
+        used -= ~fit.flat;
+        scale[j] = fit.scale;
     }
     scale_levels(&shape, scale, &half, level);
     store_word(half, batch->out, 0);
