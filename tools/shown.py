@@ -10,7 +10,8 @@ from tests.conversion import test_published_mix, test_published_mix_classic, tes
 from tests.families.expected import GOLDEN
 from tests.families.models import all_cases
 from tests.families.test_class_defaults import CONFIGS
-from tests.families.test_large_shapes import MODELS, WITHOUT_CLASS
+from tests.families.test_large_shapes import MODELS
+from tests.families.without_class import WITHOUT_CLASS
 
 REGISTERED = Path(__file__).resolve().parents[1] / "tests" / "families" / "registered.txt"
 """The text architectures that llama.cpp's converter names (b11549, conversion/__init__.py)."""
@@ -54,7 +55,7 @@ def _row(family: Family) -> str:
         any(not case.graph_differs for case in cases),
         any(case.forward for case in cases),
         family.traits.plannable,
-        family.name in _mixed(),
+        family.name in mixed(),
     )
     return f"| {family.name} | " + " | ".join("yes" if mark else "no" for mark in marks) + " |"
 
@@ -67,7 +68,7 @@ def _families_of_cases() -> dict[str, str]:
 
 
 @cache
-def _mixed() -> frozenset[str]:
+def mixed() -> frozenset[str]:
     """The families whose mix of types is compared at a published size."""
     configs = [*CONFIGS.values(), *WITHOUT_CLASS.values(), *(config for config, _, _ in MODELS.values())]
     for module in (test_published_mix, test_published_mix_classic, test_published_mix_delta):

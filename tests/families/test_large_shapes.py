@@ -15,10 +15,9 @@ from quantkit.families.base.family import Rule
 from quantkit.gguf.file_types import FILE_TYPES
 from quantkit.gguf.mix import MixTensor, choose_types, sort_key
 from quantkit.outputs.model import _stays_f32, mix_model
-from tests.families.expected import expected
-from tests.families.published import MISSION
 from tests.families.test_deepseek import V3
 from tests.families.test_gemma import text
+from tests.families.without_class import WITHOUT_CLASS
 from tests.helpers import oracle
 
 _T = GGMLQuantizationType
@@ -58,121 +57,6 @@ MODELS = {
     "gpt-oss 20B": (GPT_OSS_20B, True, 20.91),
     "gpt-oss 20B, unpacked": (GPT_OSS_20B, False, 20.91),
     "gpt-oss 120B": (GPT_OSS, True, 116.83),
-}
-# Models whose sizes are not in class_defaults.json: transformers has no class, or one with other defaults.
-JAIS_13B = {
-    "architectures": ["JAISLMHeadModel"],
-    "model_type": "jais",
-    "activation_function": "swiglu",
-    "embeddings_scale": 14.6,
-    "n_embd": 5120,
-    "n_head": 40,
-    "n_inner": 13653,
-    "n_layer": 40,
-    "n_positions": 2048,
-    "position_embedding_type": "alibi",
-    "scale_qk_dot_by_d": True,
-    "vocab_size": 84992,
-    "width_scale": 0.111,
-}
-_NAS_LAYERS = ((8, False, 5.25), (8, False, 1.3125), (16, False, 2.625), (None, True, 5.25), (None, False, 0.5))
-NEMOTRON_NAS = {
-    "architectures": ["DeciLMForCausalLM"],
-    "model_type": "nemotron-nas",
-    "block_configs": [
-        {
-            "attention": {"n_heads_in_group": group, "replace_with_linear": linear},
-            "ffn": {"ffn_mult": factor, "replace_with_linear": False},
-        }
-        for group, linear, factor in (_NAS_LAYERS[layer % 5] for layer in range(80))
-    ],
-    "hidden_size": 8192,
-    "num_attention_heads": 64,
-    "num_hidden_layers": 80,
-    "rms_norm_eps": 1e-5,
-    "vocab_size": 128256,
-}
-
-
-def of_size(case: str, hidden: int, ffn: int, layers: int, heads: int, **more: Any) -> dict[str, Any]:
-    """The config of a tiny model with the sizes of a published one."""
-    sizes = {"hidden_size": hidden, "intermediate_size": ffn, "num_hidden_layers": layers, "num_attention_heads": heads}
-    return {**expected(case).config, **sizes, **more}
-
-
-WITHOUT_CLASS = {
-    "Jais 13B": JAIS_13B,
-    "Nemotron-NAS": NEMOTRON_NAS,
-    **{model.name: dict(model.config) for model in MISSION if model.name in ("Baichuan-7B", "BlossomLM Qwen-14B")},
-    "ChatGLM3-6B": {
-        **of_size("chatglm3", 4096, 13696, 28, 32, ffn_hidden_size=13696, num_layers=28, kv_channels=128),
-        "multi_query_group_num": 2,
-        "padded_vocab_size": 65024,
-    },
-    "DeepSeek-MoE 16B": of_size(
-        *("deepseek-moe", 2048, 10944, 28, 16),
-        num_key_value_heads=16,
-        moe_intermediate_size=1408,
-        n_routed_experts=64,
-        n_shared_experts=2,
-        num_experts_per_tok=6,
-        vocab_size=102400,
-    ),
-    "InternLM2 7B": of_size("internlm2", 4096, 14336, 32, 32, num_key_value_heads=8, vocab_size=92544),
-    "Orion 14B": of_size("orion", 5120, 15360, 40, 40, num_key_value_heads=40, vocab_size=84608),
-    "XVERSE 7B": of_size("xverse", 4096, 11008, 32, 32, vocab_size=100534),
-    "MiniCPM 2B": of_size("minicpm", 2304, 5760, 40, 36, num_key_value_heads=36, vocab_size=122753),
-    "EXAONE 3.5 7.8B": of_size("exaone", 4096, 14336, 32, 32, num_layers=32, num_key_value_heads=8, head_dim=128)
-    | {"vocab_size": 102400},
-    "InternLM 7B": of_size("internlm", 4096, 11008, 32, 32, vocab_size=103168),
-    "InternLM3 8B": of_size("internlm3", 4096, 10240, 48, 32, num_key_value_heads=2, head_dim=128, vocab_size=128512),
-    "CodeShell 7B": expected("codeshell").config
-    | {"n_embd": 4096, "n_head": 32, "n_layer": 42, "n_inner": 16384, "num_query_groups": 8, "vocab_size": 70144},
-    "JinaBERT base": of_size("jina-bert", 768, 3072, 12, 12, vocab_size=30528),
-    "EmbeddingGemma": of_size(
-        *("embedding-gemma", 768, 1152, 24, 3),
-        num_key_value_heads=1,
-        head_dim=256,
-        query_pre_attn_scalar=256,
-        layer_types=[("full" if layer % 6 == 5 else "sliding") + "_attention" for layer in range(24)],
-        vocab_size=262144,
-    ),
-    "Ling-lite": of_size(
-        *("bailingmoe", 2048, 5632, 28, 16),
-        num_key_value_heads=4,
-        head_dim=128,
-        moe_intermediate_size=1408,
-        num_experts=64,
-        num_experts_per_tok=6,
-        num_shared_experts=2,
-        vocab_size=126464,
-    ),
-    "Ling-mini-2.0": of_size(
-        *("bailingmoe2", 2048, 5120, 20, 16),
-        num_key_value_heads=4,
-        head_dim=128,
-        moe_intermediate_size=512,
-        moe_shared_expert_intermediate_size=512,
-        num_experts=256,
-        num_experts_per_tok=8,
-        num_shared_experts=1,
-        n_group=8,
-        topk_group=4,
-        vocab_size=157184,
-    ),
-    "OpenELM 270M": expected("openelm").config
-    | {
-        "ffn_dim_divisor": 256,
-        "ffn_multipliers": [round(0.5 + layer * 3.5 / 15, 2) for layer in range(16)],
-        "head_dim": 64,
-        "model_dim": 1280,
-        "num_kv_heads": [3] * 5 + [4] * 7 + [5] * 4,
-        "num_query_heads": [12] * 5 + [16] * 7 + [20] * 4,
-        "num_transformer_layers": 16,
-        "vocab_size": 32000,
-    },
-    # of the number of layers that llama.cpp calls 2B
-    "PLaMo 3": of_size("plamo3", 2048, 8192, 24, 16, num_key_value_heads=2, head_dim=128, vocab_size=107520),
 }
 TYPES = ("q2_k", "q3_k_m", "q4_0", "q4_k_m", "q5_k_m", "q6_k", "q8_0", "mxfp4")
 

@@ -5,8 +5,9 @@ import subprocess
 
 import pytest
 
+from quantkit.families import all_families
 from tests.helpers.peer import newest_converter
-from tools.shown import REGISTERED
+from tools.shown import REGISTERED, mixed
 
 
 @pytest.mark.full
@@ -16,3 +17,8 @@ def test_the_list_is_that_of_the_newest_converter() -> None:
     environment = peer.environment() | {"PYTHONPATH": f"{peer.source}:{peer.source / 'gguf-py'}"}
     done = subprocess.run([str(peer.python), "-c", code], env=environment, capture_output=True, text=True, check=True)
     assert json.loads(done.stdout) == REGISTERED.read_text("utf-8").split()
+
+
+def test_every_family_is_compared_with_llama_cpp_at_a_published_size() -> None:
+    """The types of its tensors, by the tests of the lists that `mixed` reads."""
+    assert {family.name for family in all_families()} - mixed() == set()
