@@ -21,7 +21,7 @@ from quantkit.cli.signals import interruptible
 from quantkit.errors import UsageError
 from quantkit.system.memory import address_space_limit
 
-_LEAST_ADDRESS_SPACE, _ROOMY_ADDRESS_SPACE = 400_000_000, 4 << 30
+_LEAST_ADDRESS_SPACE, _ROOMY_ADDRESS_SPACE = 512_000_000, 4 << 30
 
 COMMANDS = {
     "convert": "Convert a source to every listed type in one pass, checked.",

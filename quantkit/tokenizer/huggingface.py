@@ -22,6 +22,8 @@ from .files import TokenizerFiles, read, token_text
 SPECIAL_ROLES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 # transformers' slow classes that are kept without a tokenizer.json, and the split each applies
 _GPT2_CLASSES = ("GPT2Tokenizer", "CodeGenTokenizer", "PreTrainedTokenizer", "")
+# what Rust says where the system gives no thread (EAGAIN, in rayon's pool) or no memory (ENOMEM)
+_NO_RESOURCES = ("ThreadPoolBuildError", "Resource temporarily unavailable", "Cannot allocate memory")
 
 
 def hf_token_ids(folder: Path, texts: Sequence[str]) -> list[list[int]]:
@@ -58,13 +60,20 @@ def _encoded(tokenizer: Tokenizer, texts: Sequence[str]) -> list[list[int]]:
 
 @contextmanager
 def failures_refused(folder: Path) -> Iterator[None]:
-    """Raise TokenizerError for an error or a panic of the Rust library: a tokenizer.json can contradict itself."""
+    """Raise an error of Python for an error or a panic of the Rust library.
+
+    Raises:
+        TokenizerError: the library fails on the files; a tokenizer.json can contradict itself.
+        MemoryError: the system gives the library no memory or no thread.
+    """
     try:
         yield
     except BaseException as error:
         # the library raises bare Exception; pyo3's class of panics derives from BaseException and cannot be imported
         if type(error) is not Exception and type(error).__name__ != "PanicException":
             raise
+        if any(words in str(error) for words in _NO_RESOURCES):
+            raise MemoryError(f"the tokenizers library got no memory or no thread ({error})") from error
         raise TokenizerError(
             f"the tokenizers library fails on the tokenizer files in {folder} ({error}); download them again"
         ) from error
