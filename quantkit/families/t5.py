@@ -61,12 +61,23 @@ def _decoder_tables(sizes: Hyperparameters) -> Iterable[int]:
 
 def cautions(sizes: Hyperparameters) -> list[str]:
     """The first T5 scales the decoder's output before its tied head; llama.cpp does not."""
-    if not sizes.tied:
+    if not _scales_output(sizes):
         return []
     return [
         "the checkpoint scales the decoder's output before its tied head, and llama.cpp does not: the most likely token"
         f" is the same, and its temperature is that of the checkpoint times {sizes.hidden**-0.5:.3g}"
     ]
+
+
+def _scales_output(sizes: Hyperparameters) -> bool:
+    """As in transformers 5, which writes tie_word_embeddings true for every T5 and has a setting of its own for this.
+
+    In a config.json without that setting tie_word_embeddings says it. mT5 never scales.
+    """
+    stated = sizes.config.get("scale_decoder_outputs")
+    if sizes.config.get("model_type") == "mt5":
+        return False
+    return sizes.tied if stated is None else bool(stated)
 
 
 _AT, _TO = "decoder.block.{layer}.layer", "dec.blk.{layer}"

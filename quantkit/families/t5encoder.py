@@ -38,7 +38,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     "mt5": {**_COMMON, **_SMALL, "tie_word_embeddings": False},
     "umt5": {**_COMMON, **_SMALL, "tie_word_embeddings": False},
 }
-_ACTIVATIONS = ("relu", "gated-gelu")
+_ACTIVATIONS = {"relu": "relu", "gated-gelu": "gelu_new"}
 _BUCKET_DISTANCE = 128
 _NO_LENGTH = 512
 
@@ -52,6 +52,7 @@ def prepare(config: dict[str, Any]) -> dict[str, Any]:
             f"config.json: feed_forward_proj is {config.get('feed_forward_proj')!r}, but llama.cpp runs T5 only with"
             f" {' or '.join(_ACTIVATIONS)}"
         )
+    _check_activation(config)
     if config.get("relative_attention_max_distance") != _BUCKET_DISTANCE:
         raise UnsupportedError(
             f"config.json: relative_attention_max_distance is {config.get('relative_attention_max_distance')}, but"
@@ -66,6 +67,18 @@ def prepare(config: dict[str, Any]) -> dict[str, Any]:
         "head_dim": size(config, "d_kv"),
         "max_position_embeddings": config.get("n_positions") or _NO_LENGTH,
     }
+
+
+def _check_activation(config: dict[str, Any]) -> None:
+    """Refuse dense_act_fn and is_gated_act if they contradict feed_forward_proj, as they win in transformers."""
+    projection = str(config["feed_forward_proj"])
+    implied = {"dense_act_fn": _ACTIVATIONS[projection], "is_gated_act": projection.startswith("gated")}
+    for name, value in implied.items():
+        if config.get(name, value) != value:
+            raise UnsupportedError(
+                f"config.json: {name} is {config[name]!r}, but llama.cpp runs T5 with feed_forward_proj {projection!r}"
+                f" only with {value!r}"
+            )
 
 
 def keys(arch: str, sizes: Hyperparameters) -> list[Key]:
@@ -147,6 +160,7 @@ FAMILY = Family(
     defaults=DEFAULTS,
     prepare=prepare,
     dropped=(SAME_EMBEDDING,),
+    no_effect=("decoder_start_token_id", "num_decoder_layers", "scale_decoder_outputs"),
     dimensions=dimensions,
     cautions=encoder_cautions,
     traits=Traits(causal=False, plannable=False),

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from quantkit.families import find_family
-from tests.families.class_defaults import GOLDEN
+from tests.families.class_defaults import GOLDEN, NO_CLASS, all_architectures, classes_say
 from tests.families.test_large_shapes import assert_mixes_are_llama_cpps, described
 
 CONFIGS: dict[str, dict[str, Any]] = json.loads(GOLDEN.read_text())
@@ -74,6 +74,7 @@ CHANGED = {
         (f"{kind}.sliding_window" for kind in ("qwen2", "qwen2_moe", "qwen2_vl_text", "qwen2_5_vl_text", "qwen3")), 4096
     ),
     **dict.fromkeys((f"{kind}.sliding_window" for kind in ("qwen3_moe", "qwen3_vl_moe_text")), 4096),
+    **dict.fromkeys(("mt5.tie_word_embeddings", "umt5.tie_word_embeddings"), False),
     "olmo3.rope_theta": 10000.0,
     # the class makes a list of it, one width a layer
     "gemma3n_text.intermediate_size": 16384,
@@ -86,6 +87,19 @@ def stated_defaults(config: Mapping[str, Any]) -> Mapping[str, Any]:
     """The class's settings in one level; the rope of full attention stands for that of all layers."""
     rope = config.get("rope_parameters") or {}
     return {**rope.get("full_attention", rope), **config}
+
+
+def test_every_architecture_has_the_settings_of_its_class_or_a_reason_to_have_none() -> None:
+    """Of a new one, `python -m tests.families.class_defaults` stores the settings."""
+    reasons = [name for names in NO_CLASS.values() for name in names]
+    assert sorted([*CONFIGS, *reasons]) == all_architectures()
+    for name in NO_CLASS["another name of an architecture that has a class"]:
+        assert set(find_family({"architectures": [name]}).architectures) & set(CONFIGS), name
+
+
+@pytest.mark.full
+def test_the_stored_settings_are_those_of_transformers() -> None:
+    assert classes_say() == CONFIGS
 
 
 @pytest.mark.parametrize("architecture", sorted(CONFIGS))

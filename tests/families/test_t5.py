@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from quantkit.families import cautions, find_family
 from quantkit.llamacpp.session import embeddings, ids_with_special_tokens
 from quantkit.tokenizer import hf_token_ids
 from tests.families.expected import expected, write_checkpoint
@@ -64,6 +65,8 @@ def test_tokens_that_other_files_add_have_their_rows(tmp_path: Path) -> None:
             {"feed_forward_proj": "gated-silu"},
             "feed_forward_proj is 'gated-silu', but llama.cpp runs T5 only with",
         ),
+        ({"dense_act_fn": "silu"}, "dense_act_fn is 'silu', but llama.cpp runs T5 with feed_forward_proj 'relu' only"),
+        ({"is_gated_act": True}, "is_gated_act is True, but llama.cpp runs T5 with feed_forward_proj 'relu' only"),
         ({"relative_attention_max_distance": 64}, "relative_attention_max_distance is 64, but llama.cpp runs T5 only"),
         ({"num_decoder_layers": 4}, "num_decoder_layers is 4, but quantkit converts T5 with at most as many layers"),
     ],
@@ -74,6 +77,25 @@ def test_what_is_not_run_is_one_sentence(settings: dict[str, object], sentence: 
     path.write_text(json.dumps(json.loads(path.read_text()) | settings))
     done = quantkit("gguf", folder, "-t", "q8_0", "-o", tmp_path / "out")
     assert done.code == 1 and sentence in done.sentence
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings", "scaled"),
+    [
+        ("t5", {}, True),
+        ("t5", {"tie_word_embeddings": False}, False),
+        # as transformers 5 saves T5 1.1, and the first T5
+        ("t5", {"tie_word_embeddings": True, "scale_decoder_outputs": False}, False),
+        ("t5", {"tie_word_embeddings": True, "scale_decoder_outputs": True}, True),
+        ("mt5", {"tie_word_embeddings": True}, False),
+        ("umt5", {}, False),
+        ("umt5", {"tie_word_embeddings": True, "scale_decoder_outputs": False}, False),
+    ],
+)
+def test_a_scaled_output_of_the_decoder_is_told(kind: str, settings: dict[str, object], scaled: bool) -> None:
+    config = {"architectures": ["T5ForConditionalGeneration"], "model_type": kind, **settings}
+    family = find_family(config)
+    assert any("scales the decoder's output" in text for text in cautions(family, family.sizes(config))) == scaled
 
 
 def test_run_and_measure_refuse_a_model_of_an_encoder_and_a_decoder(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 `python -m tests.helpers.fault_points FOLDER SECONDS [RUN...]` disturbs random points in turn until the time is up.
 """
 
+import argparse
 import errno
 import hashlib
 import itertools
@@ -11,7 +12,7 @@ import os
 import random
 import re
 import shutil
-import sys
+import signal
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -94,7 +95,7 @@ chat = false
 
 @dataclass(frozen=True)
 class Case:
-    """A kind of disturbance: operations `calls` on files below `folder` meet `error`; `timed`: a kill at a time.
+    """A kind of disturbance: operations `calls` on files below `folder` meet `error`, or `signals` come at a time.
 
     `meanwhile`: what happens to the files while an operation waits, of which `Place.changed` knows the names.
     """
@@ -103,7 +104,7 @@ class Case:
     folder: str = "out"
     calls: str = ""
     error: int = KILL
-    timed: bool = False
+    signals: tuple[int, ...] = ()
     meanwhile: str = ""
 
 
@@ -115,7 +116,12 @@ CASES = (
 )
 STREAMS = Case("reads by llama.cpp", "", "f", errno.EIO)
 """Thousands of small ones in a run: `distinct_read_faults` has each of them, `check` a few."""
-TIMED = Case("kills at a time", timed=True)
+TIMED = Case("kills at a time", signals=(signal.SIGKILL,))
+UNWOUND = (
+    Case("SIGTERM at a time", signals=(signal.SIGTERM,)),
+    Case("SIGINT at a time", signals=(signal.SIGINT,)),
+    Case("SIGINT twice at a time", signals=(signal.SIGINT, signal.SIGINT)),
+)
 PAUSES = (
     Case("pauses", "out", READS + WRITES, STOP),
     Case("the source cut", "model", READS, STOP, meanwhile="cut"),
@@ -140,6 +146,19 @@ class Place:
         out = self.folder / "out"
         files = [path for path in sorted(out.rglob("*")) if path.is_file() and path.suffix not in (".journal", ".png")]
         return {str(path.relative_to(out)): _facts(path) for path in files}
+
+    def whole(self) -> dict[str, Any]:
+        """Of `facts`, the weights and matrices under a final name."""
+        return {
+            name: fact
+            for name, fact in self.facts().items()
+            if Path(name).suffix in (".gguf", ".safetensors") and ".partial" not in name
+        }
+
+    def scratch(self) -> list[Path]:
+        """Temporary files of the runs, and folders in memory whose process has ended."""
+        shared = [path for path in Path("/dev/shm").glob("quantkit-*") if _is_abandoned(path)]
+        return [*(self.folder / "tmp").iterdir(), *shared]
 
     def change(self, meanwhile: str) -> None:
         """Cut the weights of the source, or remove the output."""
@@ -167,12 +186,17 @@ class Place:
         return sound.operations, time.monotonic() - start, self.facts()
 
 
+def _is_abandoned(folder: Path) -> bool:
+    return not Path("/proc", folder.name.split("-")[1]).exists()
+
+
 @contextmanager
 def running_place(folder: Path, **environment: str) -> Iterator[Place]:
     """The inputs, in `folder`, the process that runs quantkit, and a hub with the same model."""
-    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "tmp").mkdir(parents=True, exist_ok=True)
     with running_hub() as hub:
         variables = {"HF_ENDPOINT": hub.endpoint, "HF_HOME": str(folder / "hub"), "HF_HUB_DISABLE_TELEMETRY": "1"}
+        variables["TMPDIR"] = str(folder / "tmp")
         with faulty_runs(folder / "faults", **variables, **environment) as runs:
             place = _make_place(folder, runs)
             hub.repos[REMOTE] = Repo({path.name: path.read_bytes() for path in (folder / "model").iterdir()})
@@ -207,9 +231,10 @@ def check(place: Place, run: str, case: Case, points: Iterable[float], expected:
         place.clean()
         at = f"{run}, {case.name}, point {point}"
         under = place.folder / case.folder
+        before = place.scratch()
         fault = (
-            place.runs.run(*words, cwd=place.folder, kill_after=point)
-            if case.timed
+            place.runs.run(*words, cwd=place.folder, signal_after=point, signals=case.signals)
+            if case.signals
             else place.runs.run(
                 *words,
                 cwd=place.folder,
@@ -221,14 +246,20 @@ def check(place: Place, run: str, case: Case, points: Iterable[float], expected:
             )
         ).answer
         place.restore()
-        if case.error == KILL:
+        if case in UNWOUND:
+            # a signal can come before the handlers, and after the answer
+            assert fault.code in (0, -case.signals[0], 128 + case.signals[0], 70), (at, fault)
+            assert "Traceback" not in fault.stderr, (at, fault)
+            assert not set(place.scratch()) - set(before), (at, place.scratch())
+        elif case.error == KILL:
             # of bake it may be a step's process that is killed
-            assert fault.code in (-9, 1) or case.timed, (at, fault)
+            assert fault.code in (-9, 1) or case.signals, (at, fault)
         else:
             assert "Traceback" not in fault.stderr and "unexpected" not in fault.stderr, (at, fault)
             assert fault.code in (0, 1, 2), (at, fault)
             assert fault.code == 0 or fault.sentence, at
         assert not list(place.folder.glob("out/**/*.failed")), at
+        assert place.whole().items() <= expected.items(), at
         if fault.code == 0:
             assert place.facts() == expected, at
             continue
@@ -276,17 +307,25 @@ def _without_times(value: Any) -> Any:
     return [_without_times(item) for item in value] if isinstance(value, list) else value
 
 
-def main(folder: Path, seconds: float, names: list[str]) -> None:
-    """Random points of every run and case; each point once. Prints how many were disturbed."""
-    until, done = time.monotonic() + seconds, Counter[str]()
+def main() -> None:
+    """Random points of runs and cases; each point once. Prints how many were disturbed."""
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    cases = {case.name: case for case in (*CASES, STREAMS, TIMED, *UNWOUND)}
+    options.add_argument("folder", type=Path)
+    options.add_argument("seconds", type=float)
+    options.add_argument("runs", nargs="*", metavar="RUN", help=f"all without one: {', '.join(RUNS)}")
+    options.add_argument("--case", action="append", choices=cases, help="repeat for more; all without it")
+    options.add_argument("--seed", default="", help="other points than those without it")
+    arguments = options.parse_args()
+    folder, until, done = arguments.folder.resolve(), time.monotonic() + arguments.seconds, Counter[str]()
     with running_place(folder) as place:
         todo = []
-        for run in names or RUNS:
-            for case in (*CASES, STREAMS, TIMED):
+        for run in arguments.runs or RUNS:
+            for case in [cases[name] for name in arguments.case or cases]:
                 count, duration, expected = place.undisturbed(run, case)
-                rng = random.Random(f"{run} {case.name}")
+                rng = random.Random(f"{run} {case.name} {arguments.seed}".rstrip())
                 points: list[float] = (
-                    [rng.uniform(0, duration) for _ in range(1000)] if case.timed else list(range(1, count + 1))
+                    [rng.uniform(0, duration) for _ in range(1000)] if case.signals else list(range(1, count + 1))
                 )
                 rng.shuffle(points)
                 todo.append((run, case, points, expected))
@@ -309,4 +348,4 @@ def main(folder: Path, seconds: float, names: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]).resolve(), float(sys.argv[2]), sys.argv[3:])
+    main()

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,20 +72,22 @@ class FaultyRuns:
         calls: str = "",
         at: int = 0,
         error: int = KILL,
-        kill_after: float | None = None,
+        signal_after: float | None = None,
+        signals: Sequence[int] = (signal.SIGKILL,),
         stopped: Callable[[], object] = lambda: None,
     ) -> Faulty:
         """Operation `at` (from 1) of the kinds `calls` on files below `under` meets `error`; 0 counts them only.
 
-        One thread in `words`, so that the same number is the same operation. `kill_after`: seconds until SIGKILL.
-        `stopped` is called while operation `at` waits, if `error` is STOP.
+        One thread in `words`, so that the same number is the same operation. `signal_after`: seconds until
+        `signals`. `stopped` is called while operation `at` waits, if `error` is STOP.
         """
         state = self.folder / "state"
         with state.open("r+b") as file:
             file.write(_STATE.pack(0, at, error, 0, calls.encode(), os.fsencode(under or "/nowhere")))
         stdout, stderr = self.folder / "stdout", self.folder / "stderr"
         streams = {"stdout": str(stdout), "stderr": str(stderr)}
-        request = {"words": list(map(str, words)), "cwd": str(cwd), "kill_after": kill_after, **streams}
+        timed = {"signal_after": signal_after, "signals": list(signals)}
+        request = {"words": list(map(str, words)), "cwd": str(cwd), **timed, **streams}
         requests, answers = _pipes(self.process)
         print(json.dumps(request), file=requests, flush=True)
         if at and error == STOP:

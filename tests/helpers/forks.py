@@ -5,22 +5,23 @@
 
 import json
 import os
-import signal
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from importlib import import_module
 
 from quantkit.cli import COMMANDS, load_command, main
 
 
-def _run(words: list[str], cwd: str, stdout: str, stderr: str, kill_after: float | None) -> int:
+def _run(
+    words: list[str], cwd: str, stdout: str, stderr: str, signal_after: float | None, signals: Sequence[int]
+) -> int:
     """The exit code of `quantkit WORDS...` in a fork; of a signal, its negative number. Waits for its children too.
 
-    The fork gets SIGKILL after `kill_after` seconds.
+    The fork gets `signals`, 20 ms apart, after `signal_after` seconds.
     """
     modules = tempfile.TemporaryFile()  # noqa: SIM115
     pid = os.fork()
@@ -42,19 +43,26 @@ def _run(words: list[str], cwd: str, stdout: str, stderr: str, kill_after: float
             if code == 0:
                 os.write(modules.fileno(), "\n".join(sys.modules).encode())
             os._exit(code)
-    killer = threading.Timer(kill_after or 0, os.kill, (pid, signal.SIGKILL))
-    if kill_after is not None:
-        killer.start()
+    sender = threading.Timer(signal_after or 0, _send, (pid, signals))
+    if signal_after is not None:
+        sender.start()
     os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
-    killer.cancel()
-    if kill_after is not None:
-        killer.join()
+    sender.cancel()
+    if signal_after is not None:
+        sender.join()
     _, status = os.waitpid(pid, 0)
     _wait_for_group(pid)
     with modules:
         modules.seek(0)
         _import(modules.read().decode().split())
     return os.waitstatus_to_exitcode(status)
+
+
+def _send(pid: int, signals: Sequence[int]) -> None:
+    """Send the signals to a process that may have ended; it is not waited for yet, so that its number is its own."""
+    for number in signals:
+        os.kill(pid, number)
+        time.sleep(0.02)
 
 
 def _import(names: Iterable[str]) -> None:
