@@ -51,6 +51,19 @@ def wait(process: "subprocess.Popen[Any]") -> tuple[int, int]:
     return code, counters.peak_working_set if counters is not None else 0
 
 
+def has_ended(pid: int) -> bool:
+    """Whether no process of this system, or this container, has the number; False where that cannot be asked."""
+    if os.name == "nt":  # os.kill would end the process there
+        return False
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return True
+    except (OSError, OverflowError):
+        return False
+    return False
+
+
 def was_interrupted(code: int) -> bool:
     """Whether an exit code of Popen is that of Ctrl-C."""
     return code in (128 + signal.SIGINT, -signal.SIGINT, _CONTROL_C_EXIT, _CONTROL_C_EXIT - (1 << 32))
