@@ -2,7 +2,8 @@
 
 The models have four times the widths of the tests' tiny models, a vocabulary of 262,144 tokens, and random weights
 (100 to 600 MB, removed after their turn). Announced is never below the peak of the process that announces it.
-llama.cpp's processes are announced apart, as "takes up to ... more while it computes logits".
+llama.cpp's processes are announced apart, as "takes up to ... more while it computes logits"; a calibration by
+llama.cpp announces both processes together, without the GGUF that llama.cpp maps.
 """
 
 import json
@@ -50,25 +51,36 @@ COMMANDS: dict[str, tuple[str, ...]] = {
 
 
 class Peaks(threading.Thread):
-    """The largest resident set of each process that this one has started, looked at twenty times a second."""
+    """The largest resident set of each process that this one has started, looked at twenty times a second.
+
+    `own`: without the pages of mapped files.
+    """
 
     def __init__(self) -> None:
         super().__init__(daemon=True)
         self.bytes: dict[int, int] = {}
+        self.own: dict[int, int] = {}
         self.words: dict[int, str] = {}
         self._over = threading.Event()
 
     def run(self) -> None:
         while not self._over.wait(0.05):
             for pid in descendants(os.getpid()):
-                peak = _peak_bytes(pid)
+                status = _status_bytes(pid)
+                peak = status.get("VmHWM", 0)
                 self.bytes[pid] = max(self.bytes.get(pid, 0), peak)
+                own = status.get("RssAnon", 0) + status.get("RssShmem", 0)
+                self.own[pid] = max(self.own.get(pid, 0), own)
                 if peak and pid not in self.words:
                     self.words[pid] = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
 
     def of(self, word: str) -> int:
         """The largest of the processes with `word` in their command line; 0 for none."""
         return max((self.bytes[pid] for pid, words in self.words.items() if word in words), default=0)
+
+    def own_of(self, word: str) -> int:
+        """As `of`, without mapped files."""
+        return max((self.own[pid] for pid, words in self.words.items() if word in words), default=0)
 
     def __enter__(self) -> "Peaks":
         self.start()
@@ -79,12 +91,12 @@ class Peaks(threading.Thread):
         self.join()
 
 
-def _peak_bytes(pid: int) -> int:
+def _status_bytes(pid: int) -> dict[str, int]:
     try:
         lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     except OSError:
-        return 0
-    return next((int(line.split()[1]) << 10 for line in lines if line.startswith("VmHWM:")), 0)
+        return {}
+    return {line.split(":")[0]: int(line.split()[1]) << 10 for line in lines if line.endswith("kB")}
 
 
 def one_case_of_each_family() -> list[str]:
@@ -193,6 +205,9 @@ def measure_command(
     bench.raw[model] = {"announced": announced, "peak": peak, "llama_cpp": child, "llama_cpp_announced": logits}
     bench.add(Target("peak", model, peak / 1e6, "MB", at_most=announced / 1e6))
     bench.add(Target("  llama.cpp's process", model, child / 1e6, "MB", at_most=logits / 1e6 if logits else None))
+    if child and not logits:
+        both = peak + peaks.own_of("quantkit.llamacpp.child")
+        bench.add(Target("  both, without mapped files", model, both / 1e6, "MB", at_most=announced / 1e6))
 
 
 def _announced_of_llama_cpp(command: Sequence[str | Path], environment: Mapping[str, str] | None) -> int:

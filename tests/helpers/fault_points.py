@@ -148,12 +148,14 @@ class Place:
         return {str(path.relative_to(out)): _facts(path) for path in files}
 
     def whole(self) -> dict[str, Any]:
-        """Of `facts`, the weights and matrices under a final name."""
-        return {
-            name: fact
-            for name, fact in self.facts().items()
-            if Path(name).suffix in (".gguf", ".safetensors") and ".partial" not in name
-        }
+        """Of `facts`, the weights and matrices under a final name; every document under one is whole too."""
+        out = self.folder / "out"
+        final = [path for path in out.rglob("*.*") if ".partial" not in str(path.relative_to(out))]
+        for path in final:
+            if path.suffix == ".json":
+                json.loads(path.read_text("utf-8"))
+        weights = [path for path in final if path.suffix in (".gguf", ".safetensors")]
+        return {str(path.relative_to(out)): _facts(path) for path in weights}
 
     def scratch(self) -> list[Path]:
         """Temporary files of the runs, and folders in memory whose process has ended."""
@@ -339,7 +341,7 @@ def main() -> None:
                     point = points.pop()
                     try:
                         check(place, run, case, [point], expected)
-                    except AssertionError as error:
+                    except (AssertionError, ValueError) as error:
                         print(f"FAULT {run}, {case.name}, point {point}: {error!s:.3000}", flush=True)
                     done[f"{run}, {case.name}"] += 1
     for name, number in done.items():
