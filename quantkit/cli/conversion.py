@@ -116,7 +116,7 @@ def _calibrate(conversion: Conversion, types: list[str], *, is_gguf: bool) -> bo
     calibrate = options.calibrate
     if calibrate is None:
         wanted = (
-            conversion.calibrates
+            (conversion.calibrates and (others or _uses_importances(options, types)))
             or text is not None
             or options.preset is not None
             or options.solver_of_quality == "feedback"
@@ -129,6 +129,16 @@ def _calibrate(conversion: Conversion, types: list[str], *, is_gguf: bool) -> bo
     if not others and not (has_files and calibrate):
         refuse_idle(conversion.calibration, "--calibrate")
     return calibrate
+
+
+def _uses_importances(options: GgufOptions, types: list[str]) -> bool:
+    """Whether an importance matrix changes a GGUF file."""
+    from quantkit.gguf.file_types import file_type
+    from quantkit.packed.registry import FORMATS
+
+    if options.tensor_type or options.output_type or options.embedding_type:
+        return True
+    return any(file_type(name).uses_importances for name in types if name not in FORMATS)
 
 
 def _options(conversion: Conversion, work: RunOptions, *, calibrate: bool) -> "ConvertOptions":

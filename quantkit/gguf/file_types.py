@@ -37,6 +37,12 @@ class FileType:
         return self.name.upper()
 
     @property
+    def uses_importances(self) -> bool:
+        """Whether an importance matrix changes the tensors of a file of this type."""
+        # MXFP4's other tensors are Q8_0
+        return self.default not in ("F32", "F16", "BF16", "Q8_0", "MXFP4")
+
+    @property
     def tensor_type(self) -> "GGMLQuantizationType":
         """The tensor type of most weights."""
         from quantkit.gguf.types import TENSOR_TYPES

@@ -170,6 +170,12 @@ def plan_gguf(model: Model, request: GgufRequest) -> GgufPlan:
         f"--tensor-type {pattern} matches no quantized tensor; a tensor name is for example blk.0.attn_v.weight"
         for pattern in idle_overrides(model.sizes, tensors, request.mix)
     ]
+    unquantized = [type_.label for type_ in request.types if type_.tensor_type in FLOATS]
+    if request.mix.tensor_types and unquantized:
+        warnings.append(
+            f"--tensor-type has no effect on {' and '.join(unquantized)}, as in llama.cpp; use --embedding-type and"
+            " --output-type, or choose a quantized type"
+        )
     outputs = []
     fallbacks: dict[str, int] = {}
     mixes = [(type_, choose_types(model.sizes, type_, tensors, request.mix)) for type_ in request.types]

@@ -360,6 +360,37 @@ def test_convert_without_an_importance_matrix_is_gguf(here: Here, sound: Path, t
 
 
 @pytest.mark.parametrize(
+    ("words", "calibrates"),
+    [
+        (("-t", "q8_0", "-t", "bf16", "-t", "mxfp4"), False),
+        (("-t", "q8_0", "-t", "fp8"), False),
+        (("-t", "q8_0", "-t", "q4_k_m"), True),
+        (("-t", "q8_0", "--tensor-type", "ffn_down=q4_k"), True),
+        (("-t", "q8_0", "--calibrate"), True),
+        (("-t", "q8_0", "-t", "imatrix"), True),
+    ],
+)
+def test_convert_calibrates_where_an_importance_matrix_changes_a_tensor(
+    words: tuple[str, ...], calibrates: bool, here: Here, sound: Path, tmp_path: Path
+) -> None:
+    answer = here("convert", sound, *words, "--dry-run", "-o", tmp_path)
+    assert answer.code == 0, answer.stderr
+    assert ("calibrates on" in answer.stderr) == calibrates
+
+
+@pytest.mark.parametrize("kind", ["f32", "q8_0", "mxfp4"])
+def test_a_type_that_uses_no_importances_has_the_same_tensors_with_them(
+    kind: str, here: Here, sound: Path, tmp_path: Path
+) -> None:
+    options = ("-t", kind, "--samples", "2", "--seq-len", "32", "--no-logits", "-o")
+    assert here("convert", sound, *options, tmp_path / "with", "--calibrate").code == 0
+    assert here("gguf", sound, "-t", kind, "--no-logits", "-o", tmp_path / "without").code == 0
+    files = [GGUFReader(next((tmp_path / name).rglob("*.gguf"))) for name in ("with", "without")]
+    data = [{tensor.name: bytes(tensor.data) for tensor in file.tensors} for file in files]
+    assert data[0] == data[1]
+
+
+@pytest.mark.parametrize(
     ("words", "sentence"),
     [
         (("-t", "awq", "--damp", "0.1"), "--damp has no effect without -t gptq"),

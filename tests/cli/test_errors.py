@@ -209,6 +209,8 @@ def test_a_type_asked_for_a_tensor_that_is_not_there_is_told(sound: Path, tmp_pa
     # norms are never quantized, so asking for a type of theirs does nothing either
     assert "attn_norm" in quantkit(*words, "--tensor-type", "attn_norm=q8_0").stderr
     assert "--tensor-type" not in quantkit(*words, "--tensor-type", "attn_v=q8_0").stderr
+    answer = quantkit(*words, "-t", "bf16", "--tensor-type", "attn_v=q8_0")
+    assert "--tensor-type has no effect on BF16, as in llama.cpp" in answer.stderr
 
 
 def test_a_type_that_needs_an_imatrix_says_so(sound: Path, tmp_path: Path) -> None:
