@@ -105,16 +105,18 @@ def _errors(
     workers: Workers,
 ) -> Iterator[tuple[float, float, float]]:
     """Each shrink and damp of `limits`, and its error; without those whose Gram matrix cannot be factored."""
+    order = np.argsort(-np.diagonal(fitted), kind="stable")
+    square = np.ix_(order, order)
+    fitted, held, rounding = fitted[square], held[square], rounding[:, order]
     for shrink, damp in limits:
         try:
-            order, factor, _ = factor_gram(
-                shrunk(fitted, shrink), count, damp=damp, act_order=True, name="the input", workers=workers
+            _, factor, _ = factor_gram(
+                shrunk(fitted, shrink), count, damp=damp, act_order=False, name="the input", workers=workers
             )
         except CalibrationError:
             continue
         triangle = np.asarray(factor / np.diagonal(factor), np.float32)
-        error = np.empty_like(rounding)
-        error[:, order] = propagated(rounding[:, order], triangle)
+        error = propagated(rounding, triangle)
         # the next factorisation needs their memory
         del factor, triangle
         yield shrink, damp, _energy(error, held)

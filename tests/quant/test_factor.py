@@ -70,9 +70,9 @@ def test_damping_is_raised_where_the_factorisation_needs_it_and_told() -> None:
 
 
 @pytest.mark.parametrize("threads", [1, 2, 7])
-def test_a_factor_in_tiles_is_the_factor(threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Tiles are 1024 wide in use; 24 here, so that several of them and a shorter last one take part."""
-    monkeypatch.setattr(factor_module, "_TILE", 24)
+def test_a_factor_in_panels_is_the_factor(threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Panels are 128 wide in use; 24 here, so that several of them and a shorter last one take part."""
+    _narrow_panels(monkeypatch)
     h = gram(inputs(400, 130)) + np.eye(130, dtype=np.float32)
     with Workers(threads) as workers:
         triangle = cholesky(h, workers)
@@ -82,9 +82,14 @@ def test_a_factor_in_tiles_is_the_factor(threads: int, monkeypatch: pytest.Monke
     assert np.array_equal(triangle, cholesky(h))
 
 
-def test_a_matrix_in_tiles_that_is_not_positive_definite_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(factor_module, "_TILE", 24)
+def test_a_matrix_in_panels_that_is_not_positive_definite_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    _narrow_panels(monkeypatch)
     h = gram(inputs(400, 130))
     h[100, 100] = -1.0
     with pytest.raises(np.linalg.LinAlgError):
         cholesky(h)
+
+
+def _narrow_panels(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, size in (("_PANEL", 24), ("_UPDATED", 40), ("_LEAST_BLOCKED", 24)):
+        monkeypatch.setattr(factor_module, name, size)
