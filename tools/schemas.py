@@ -260,7 +260,7 @@ REPORT = {
                     "name": "string",
                     "bandwidth": "integer",
                     "by_type": [{"type": "string", "bandwidth": "integer"}],
-                    **dict.fromkeys(("operation", "transfer", "token"), "number"),
+                    **dict.fromkeys(("operation", "transfer", "description", "token"), "number"),
                 }
             ],
         }

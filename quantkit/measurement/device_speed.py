@@ -2,28 +2,41 @@
 
 Each probe gives one unknown of planning.speed's sum. Few and many thin layers give the seconds of an operation, and of
 a token. Layers as wide as the model's, too large for a cache, give the bytes per second of each type. Thin experts on
-the CPU, with all else on the device, give the seconds of a transfer.
+the CPU, with all else on the device, in few and in many layers, give the seconds of a transfer and of the description
+of a tensor.
+
+The probes are files on the disk, as models are: in a file system in memory the CPU needs half as long again for weights
+that it reads from the mapped file, because the pages there are smaller.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from gguf import GGMLQuantizationType
 
 from quantkit.llamacpp.session import LlamaSession
 from quantkit.measurement.load_options import LoadOptions
-from quantkit.measurement.probes import HEAD, Probe, ProbeSizes, wide_sizes, write_probe
+from quantkit.measurement.probe_weights import model_weights
+from quantkit.measurement.probes import (
+    HEAD,
+    Probe,
+    ProbeSizes,
+    main_types,
+    wide_sizes,
+    write_probe,
+)
 from quantkit.planning.context import Context
 from quantkit.planning.devices import CPU, gpu_names
+from quantkit.planning.memory import PlannedTensor
 from quantkit.planning.shape import ModelShape
 from quantkit.planning.speed import DeviceSpeed, Work, token_seconds, token_work
-from quantkit.scratch import folder_in_memory, scratch_folder
+from quantkit.scratch import scratch_folder
 
 LEAST_BYTES = 96 << 20
 """Weights of a wide probe: several times the last cache of a desktop processor."""
-_ROOM = 1 << 30
-_FEW, _MANY, _EXPERTS = 4, 48, 16
+_FEW, _MANY, _EXPERTS = 4, 48, (8, 32)
 _THIN_TYPE = GGMLQuantizationType.Q8_0
 _TOKENS, _RUNS, _ROUNDS = 4, 12, 3
 # the least share of a probe's seconds that reading takes: below it the difference of two measurements says nothing
@@ -40,45 +53,54 @@ class Timed:
 
 def measure_devices(
     shape: ModelShape,
-    types: Sequence[GGMLQuantizationType],
+    tensors: Sequence[PlannedTensor],
     options: LoadOptions,
     n_devices: int,
+    model: Path,
     *,
     timeout: float | None = None,
 ) -> dict[str, DeviceSpeed]:
     """The speed of the CPU and of each device to offload to, by its name in a plan.
 
     Args:
-        shape: the model whose widths the probes have.
-        types: the tensor types of the model, the most frequent one first.
+        shape, tensors: the model whose widths and types the probes have.
         n_devices: number of devices to offload to.
+        model: the GGUF file whose weights the wide probes have.
         timeout: seconds for each run of a probe; None for no limit.
 
     Raises:
         QuantkitError: llama.cpp crashes or exceeds the timeout.
         OSError: the disk has not enough space for the probes.
     """
-    with scratch_folder(folder_in_memory(_ROOM)) as folder:
+    types = main_types([part.moved for part in token_work(shape, tensors, Context()).values()])
+    with scratch_folder() as folder:
+
+        def wide_probe(type_: GGMLQuantizationType) -> Probe:
+            sizes = wide_sizes(shape, type_, LEAST_BYTES)
+            return write_probe(folder, type_.name, sizes, type_, model_weights(model, type_))
+
         thin = ProbeSizes(_FEW, HEAD, HEAD)
         few = write_probe(folder, "few", thin, _THIN_TYPE)
         many = write_probe(folder, "many", replace(thin, layers=_MANY), _THIN_TYPE)
-        mixture = write_probe(folder, "experts", replace(thin, layers=_EXPERTS, experts=2), _THIN_TYPE)
-        wide = {
-            type_.name: write_probe(folder, type_.name, wide_sizes(shape, type_, LEAST_BYTES), type_) for type_ in types
-        }
+        shallow, deep = (
+            write_probe(folder, f"experts-{layers}", replace(thin, layers=layers, experts=2), _THIN_TYPE)
+            for layers in _EXPERTS
+        )
+        wide = {type_.name: wide_probe(type_) for type_ in types}
         names = (CPU, *(gpu_names(n_devices) if n_devices else ()))
         with LlamaSession(few.path) as session:
             bench = _Bench(session, options, n_devices, timeout)
             # rounds far apart: other work on the machine seldom delays the same probe in all of them
             for _ in range(_ROUNDS):
                 for number in range(len(names)):
-                    for probe in (few, many, *([mixture] if number else ()), *wide.values()):
+                    for probe in (few, many, *wide.values(), *((shallow, deep) if number else ())):
                         bench.run(probe, number)
     speeds: dict[str, DeviceSpeed] = {}
     for number, name in enumerate(names):
         speed = thin_speed(name, bench.timed(few, number), bench.timed(many, number), speeds)
         if number:
-            speed = with_transfers(name, speed, bench.timed(few, number), bench.timed(mixture, number), speeds)
+            mixtures = bench.timed(shallow, number), bench.timed(deep, number)
+            speed = with_transfers(name, speed, bench.timed(few, number), mixtures, speeds)
         rates = {
             type_: bandwidth(name, bench.timed(probe, number), {**speeds, name: speed}) for type_, probe in wide.items()
         }
@@ -99,16 +121,38 @@ def thin_speed(name: str, few: Timed, many: Timed, others: Mapping[str, DeviceSp
 
 
 def with_transfers(
-    name: str, speed: DeviceSpeed, few: Timed, mixture: Timed, others: Mapping[str, DeviceSpeed]
+    name: str, speed: DeviceSpeed, few: Timed, mixtures: tuple[Timed, Timed], others: Mapping[str, DeviceSpeed]
 ) -> DeviceSpeed:
-    """The speed with the seconds of a transfer, which `thin_speed` counts to a token.
+    """The speed with the seconds of a transfer, which `thin_speed` counts to a token, and of a description.
 
-    `mixture`: a probe with many transfers between the CPU and the device.
+    `mixtures`: two probes of different depth with many transfers between the CPU and the device.
     """
-    count, count_of_few = (sum(part.transfers for part in timed.work.values()) for timed in (mixture, few))
-    rest = _rest(name, mixture, others) - mixture.work[name].operations * speed.operation
-    transfer = max((rest - speed.token) / (count - count_of_few), 0.0)
-    return replace(speed, transfer=transfer, token=max(speed.token - count_of_few * transfer, 0.0))
+    count_of_few = _transfers(few)
+    rows = []
+    for mixture in mixtures:
+        rest = _rest(name, mixture, others) - mixture.work[name].operations * speed.operation - speed.token
+        rows.append((float(_transfers(mixture) - count_of_few), float(mixture.work[name].described), rest))
+    transfer, description = _positive_solution(*rows)
+    return replace(
+        speed,
+        transfer=transfer,
+        description=description,
+        token=max(speed.token - count_of_few * transfer, 0.0),
+    )
+
+
+def _positive_solution(first: tuple[float, float, float], second: tuple[float, float, float]) -> tuple[float, float]:
+    """x and y of  a x + b y = c  for two rows (a, b, c). One that would be negative is 0, and the sum of c holds."""
+    (a, b, c), (d, e, f) = first, second
+    determinant = a * e - b * d
+    x, y = ((c * e - b * f) / determinant, (a * f - c * d) / determinant) if determinant else (0.0, -1.0)
+    if y < 0:
+        return max((c + f) / (a + d), 0.0), 0.0
+    return (x, y) if x > 0 else (0.0, max((c + f) / (b + e), 0.0))
+
+
+def _transfers(timed: Timed) -> int:
+    return sum(part.transfers for part in timed.work.values())
 
 
 def bandwidth(name: str, wide: Timed, speeds: Mapping[str, DeviceSpeed]) -> float:
@@ -157,7 +201,7 @@ class _Bench:
 
     def _context(self, probe: Probe, device: int) -> Context:
         on_device = probe.shape.n_layer + 1 if device else 0
-        moe = probe.shape.n_layer if device and probe.shape.has_experts else 0
+        moe = probe.shape.n_layer if self._n_devices and probe.shape.has_experts else 0
         split: tuple[int, ...] = ()
         if device and self._n_devices > 1:
             split = tuple(on_device if number == device else 0 for number in range(1, self._n_devices + 1))

@@ -1,6 +1,7 @@
-"""Small models of zeros that show how fast a device reads weights, runs operations and receives tensors.
+"""Small models that show how fast a device reads weights, runs operations and receives tensors.
 
-They are sparse files in memory with the architecture `llama`. llama.cpp takes the same time for zeros as for weights.
+They are files in memory with the architecture `llama`. Their matrices have weights of the measured model, or random
+ones (probe_weights.py).
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,6 +13,7 @@ from gguf import GGMLQuantizationType
 from quantkit.gguf.layout import lay_out
 from quantkit.gguf.metadata import plain_key
 from quantkit.gguf.types import block_size, row_bytes
+from quantkit.measurement.probe_weights import Weights, random_weights
 from quantkit.planning.memory import PlannedTensor
 from quantkit.planning.shape import ModelShape, model_shape
 
@@ -23,7 +25,7 @@ _MOST_LAYERS = 96
 
 @dataclass(frozen=True)
 class Probe:
-    """A model of zeros: its file, its shape and its tensors."""
+    """A small model: its file, its shape and its tensors."""
 
     path: Path
     shape: ModelShape
@@ -40,8 +42,10 @@ class ProbeSizes:
     experts: int = 0
 
 
-def write_probe(folder: Path, name: str, sizes: ProbeSizes, type_: GGMLQuantizationType) -> Probe:
-    """Write a probe whose matrices are of `type_`. Raises OSError."""
+def write_probe(
+    folder: Path, name: str, sizes: ProbeSizes, type_: GGMLQuantizationType, weights: Weights | None = None
+) -> Probe:
+    """Write a probe whose matrices are of `type_`, with these weights; None for random ones. Raises OSError."""
     keys: dict[str, tuple[str, int | float | str]] = {
         "general.architecture": ("str", "llama"),
         "llama.block_count": ("u32", sizes.layers),
@@ -61,8 +65,13 @@ def write_probe(folder: Path, name: str, sizes: ProbeSizes, type_: GGMLQuantizat
     made = [plain_key(key, kind, value) for key, (kind, value) in keys.items()]
     (layout,) = lay_out(name, made, [(tensor.name, tensor.shape, tensor.type) for tensor in tensors])
     path = folder / layout.name
+    filling = {type_: weights or random_weights(type_)}
+    filling.setdefault(_F32, random_weights(_F32))
     with path.open("wb") as file:
         file.write(layout.header)
+        for slot in layout.slots:
+            file.seek(slot.offset)
+            file.write(filling[slot.type].take(slot.nbytes))
         file.truncate(layout.size)
     values = {key: value for key, (_, value) in keys.items()}
     shape = model_shape(values, [(tensor.name, tensor.shape) for tensor in tensors], layout.name)

@@ -11,7 +11,6 @@ from quantkit.machine import cores
 from quantkit.measurement.device_speed import measure_devices
 from quantkit.measurement.load_options import LoadOptions
 from quantkit.measurement.memory import Device, all_layers, distinct_layers, gpu_devices
-from quantkit.measurement.probes import main_types
 from quantkit.measurement.speed import Speed, SpeedTests, measure_speed
 from quantkit.planning.context import Context
 from quantkit.planning.devices import CPU
@@ -62,6 +61,7 @@ class Estimator:
                 "by_type": [{"type": kind, "bandwidth": round(rate)} for kind, rate in speed.by_type.items()],
                 "operation": speed.operation,
                 "transfer": speed.transfer,
+                "description": speed.description,
                 "token": speed.token,
             }
             for name, speed in zip(self.names, self.speeds.values(), strict=True)
@@ -116,9 +116,7 @@ def estimator_of(model: Path, options: LoadOptions, devices: Sequence[Device]) -
     source = open_source(str(model))
     try:
         tensors = tensors_as_they_are(source.model)
-        work = token_work(source.shape, tensors, Context())
-        types = main_types([part.moved for part in work.values()])
-        speeds = measure_devices(source.shape, types, options, len(devices))
+        speeds = measure_devices(source.shape, tensors, options, len(devices), model)
         split = tuple(int(share) for share in options.tensor_split)
         names = (CPU, *(device.name for device in devices))
         return Estimator(source.shape, tensors, speeds, names, split)

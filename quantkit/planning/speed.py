@@ -1,8 +1,9 @@
 """Estimated generation speed: what each device does for one token, and how fast it does it.
 
-    seconds = sum over devices of  bytes / bandwidth + operations * operation + transfers * transfer + token
+    seconds = sum over devices of
+        bytes / bandwidth + operations * operation + transfers * transfer + described * description + token
 
-`plan`, `run`, `serve` and `measure --speed` use this sum. Without measured overheads the last three terms are 0,
+`plan`, `run`, `serve` and `measure --speed` use this sum. Without measured overheads the last four terms are 0,
 and one token reads every active weight once, at the memory bandwidth. Prompts are bound by arithmetic, which is not
 estimated.
 """
@@ -14,8 +15,9 @@ from quantkit.planning.context import Context
 from quantkit.planning.devices import CPU, cache_devices, gpu_names, weight_devices
 from quantkit.planning.graph import prompt_graph
 from quantkit.planning.memory import PlannedTensor, kv_bytes, norm_devices, product_devices
-from quantkit.planning.schedule import ScheduleOptions, is_copy, is_view, place
+from quantkit.planning.schedule import ScheduleOptions, place
 from quantkit.planning.shape import ModelShape
+from quantkit.planning.splits import splits_of
 
 EARLY = 512
 """Tokens of context of the estimate, as early in a conversation."""
@@ -31,11 +33,13 @@ class Work:
         moved: bytes that it reads, by tensor type; those of the KV cache under `KV`.
         operations: operations of the compute graph.
         transfers: times that the computation comes to it from another device.
+        described: tensors whose descriptions are sent to it (planning.splits).
     """
 
     moved: Mapping[str, int] = field(default_factory=dict)
     operations: int = 0
     transfers: int = 0
+    described: int = 0
 
     @property
     def bytes(self) -> int:
@@ -53,6 +57,7 @@ class DeviceSpeed:
             be slower than the memory.
         operation: seconds of each operation besides the bytes that it reads.
         transfer: seconds of each time that the computation comes to it, with the copies that it needs.
+        description: seconds of each tensor whose description is sent to it; 0 of a device in this machine.
         token: seconds of each token in which the device has a part.
     """
 
@@ -60,6 +65,7 @@ class DeviceSpeed:
     by_type: Mapping[str, float] = field(default_factory=dict)
     operation: float = 0.0
     transfer: float = 0.0
+    description: float = 0.0
     token: float = 0.0
 
     def seconds(self, work: Work) -> float:
@@ -67,7 +73,8 @@ class DeviceSpeed:
         if not (work.bytes or work.operations):
             return 0.0
         reading = sum(size / self.by_type.get(kind, self.bandwidth) for kind, size in work.moved.items() if size)
-        return reading + work.operations * self.operation + work.transfers * self.transfer + self.token
+        moving = work.transfers * self.transfer + work.described * self.description
+        return reading + work.operations * self.operation + moving + self.token
 
     @property
     def has_overheads(self) -> bool:
@@ -108,11 +115,11 @@ def token_work(
     for device, size in kv.items():
         moved[device][KV] = size * cells // placed.cells
     counts = _counts(shape, tensors, placed) if operations else {}
-    return {device: Work(sizes, *counts.get(device, (0, 0))) for device, sizes in moved.items()}
+    return {device: Work(sizes, *counts.get(device, (0, 0, 0))) for device, sizes in moved.items()}
 
 
-def _counts(shape: ModelShape, tensors: Sequence[PlannedTensor], context: Context) -> dict[str, tuple[int, int]]:
-    """Operations and transfers of each device in the graph of one token."""
+def _counts(shape: ModelShape, tensors: Sequence[PlannedTensor], context: Context) -> dict[str, tuple[int, int, int]]:
+    """Operations, transfers and described tensors of each device in the graph of one token."""
     one = replace(context, n_batch=1, n_ubatch=1)
     devices = product_devices(shape, tensors, one)
     names = gpu_names(max(len(one.split), 1))
@@ -121,15 +128,11 @@ def _counts(shape: ModelShape, tensors: Sequence[PlannedTensor], context: Contex
     graph, device = place(
         prompt_graph(shape, one), devices, dict.fromkeys(devices, 0), cache_devices(shape, one), options
     )
-    counts: dict[str, tuple[int, int]] = {}
-    before = CPU
-    for node in graph.nodes:
-        if node.kind != "op" or is_view(node) or is_copy(node):
-            continue
-        operations, transfers = counts.get(on := device.get(id(node), CPU), (0, 0))
-        counts[on] = operations + 1, transfers + (on != before)
-        before = on
-    return counts
+    # the computation begins on the CPU, with the row of the embedding
+    return {
+        name: (part.operations, part.splits - (name == CPU), 0 if name == CPU else part.described)
+        for name, part in splits_of(graph, device).items()
+    }
 
 
 def token_seconds(work: Mapping[str, Work], speeds: Mapping[str, DeviceSpeed]) -> float:

@@ -1,5 +1,6 @@
 """Partial offload without a GPU: a server of llama.cpp's RPC backend on this machine is a device like any other."""
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -8,9 +9,13 @@ import numpy as np
 import pytest
 
 from quantkit.errors import QuantkitError
+from quantkit.llamacpp.session import LlamaSession
 from quantkit.measurement.load_options import LoadOptions
 from quantkit.measurement.memory import RESOLUTION, LoadedMemory, gpu_devices, loaded_memory, measure_memory
+from quantkit.measurement.probes import HEAD, ProbeSizes, write_probe
 from quantkit.measurement.speed import SpeedTests, measure_speed
+from quantkit.planning.context import Context
+from quantkit.planning.speed import token_work
 from tests.helpers.command import quantkit
 from tests.helpers.real import smollm2 as smollm2
 from tests.helpers.rpc_server import rpc
@@ -115,6 +120,28 @@ def test_the_process_shrinks_by_what_it_no_longer_holds(rows: list[LoadedMemory]
 def test_speed_is_measured_with_layers_offloaded(q4_0: Path, server: str) -> None:
     speeds = measure_speed(q4_0, LoadOptions(gpu_layers=16, rpc=[server]), SpeedTests(32, 4, 2))
     assert speeds.gpu_layers == 16 and speeds.prompt.value > speeds.generation.value > 0
+
+
+@pytest.mark.parametrize("cpu_moe", [0, 3, 6])
+def test_the_plan_counts_the_splits_and_the_descriptions_that_the_server_receives(
+    cpu_moe: int, tmp_path: Path, server: str
+) -> None:
+    probe = write_probe(tmp_path, "experts", ProbeSizes(6, HEAD, HEAD, experts=2), gguf.GGMLQuantizationType.Q8_0)
+    log, tokens = tmp_path / "rpc.log", 4
+    with rpc().serving(log=log) as logging, LlamaSession(probe.path) as session:
+        options = LoadOptions(gpu_layers=7, cpu_moe=cpu_moe, rpc=[logging])
+        session.ask({"task": "bench_open", **options.request(probe.path)})
+        session.ask({"task": "bench_begin", "prompt": False, "tokens": tokens})
+        session.ask({"task": "bench_run"})
+        before = log.stat().st_size
+        session.ask({"task": "bench_run"})
+        account = log.read_text()[before:]
+    described = [int(count) for count in re.findall(r"n_tensors: (\d+)", account)]
+    work = token_work(probe.shape, probe.tensors, Context(tokens, gpu_layers=7, cpu_moe=cpu_moe), operations=True)
+    gpu = work["GPU"]
+    assert len(described) + account.count("[graph_recompute]") == tokens * gpu.transfers
+    assert sum(described) == pytest.approx(tokens * gpu.described, rel=0.02)
+    assert (gpu.described > 0) == (cpu_moe > 0)
 
 
 def test_two_servers_share_the_layers_and_are_told_apart(tmp_path: Path, server: str) -> None:
