@@ -21,8 +21,8 @@ from quantkit.checkpoint.safetensors_file import Header
 from quantkit.checkpoint.tensor import TensorInfo
 from quantkit.errors import CheckpointError, MissingExtraError
 
-# torch.load(weights_only=True) of earlier releases could be made to run code (CVE-2025-32434).
-_SAFE_TORCH = (2, 6)
+# torch.load(weights_only=True) of earlier releases could be made to run code (CVE-2025-32434, CVE-2026-24747).
+_SAFE_TORCH = (2, 10)
 _LOCAL_HEADER_BYTES = 30
 
 _DTYPES: dict[str, str] = {
@@ -96,7 +96,7 @@ def _import_torch(file: str) -> Any:
     version = tuple(int(part) for part in torch.__version__.split(".")[:2])
     if version < _SAFE_TORCH:
         raise MissingExtraError(
-            f"torch {torch.__version__} cannot read {file} safely, 2.6 can; run: pip install -U 'quantkit[torch]'"
+            f"torch {torch.__version__} cannot read {file} safely, 2.10 can; run: pip install -U 'quantkit[torch]'"
         )
     return torch
 

@@ -31,6 +31,8 @@ from pathlib import Path
 from typing import Any
 
 _SCRIPT = "convert_hf_to_gguf"
+# As in checkpoint/torch_bin.py, which this process does not import.
+_SAFE_TORCH = (2, 10)
 
 
 class _Failure(Exception):
@@ -117,6 +119,9 @@ def _keep_to_local_code() -> None:
     load = torch.load
 
     def tensors_only(*arguments: Any, **settings: Any) -> Any:
+        numbers = torch.__version__.split(".")[:2]
+        if all(number.isdecimal() for number in numbers) and tuple(map(int, numbers)) < _SAFE_TORCH:
+            raise _Failure("old", f"torch {torch.__version__} cannot read pickled weights safely, 2.10 can")
         return load(*arguments, **{**settings, "weights_only": True})
 
     torch.load = tensors_only

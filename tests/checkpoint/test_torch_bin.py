@@ -31,11 +31,11 @@ def test_without_torch_one_sentence_names_the_extra(tmp_path: Path, monkeypatch:
 
 def test_a_torch_that_could_be_made_to_run_code_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class Old:
-        __version__ = "2.5.1+cpu"
+        __version__ = "2.9.1+cpu"
 
     monkeypatch.setitem(sys.modules, "torch", Old())
     (write_config(tmp_path) / "pytorch_model.bin").write_bytes(b"PK")
-    assert "2.5.1" in refusal(tmp_path, MissingExtraError)
+    assert "2.9.1" in refusal(tmp_path, MissingExtraError)
 
 
 def test_a_folder_with_safetensors_never_imports_torch(tmp_path: Path) -> None:

@@ -98,6 +98,14 @@ def get_class_from_dynamic_module(*arguments):
 """
 
 
+TORCH = """__version__ = '2.13.0+cpu'
+
+
+def load(*arguments, **settings):
+    return settings
+"""
+
+
 def write_converter(folder: Path, **parts: str) -> Path:
     """The script with `parts` of code at its marks (FIRST, MAIN, TENSOR), beside stubs of torch and transformers."""
     folder.mkdir()
@@ -105,7 +113,9 @@ def write_converter(folder: Path, **parts: str) -> Path:
     for mark, code in parts.items():
         text = text.replace(f"# {mark}", code)
     (folder / "convert_hf_to_gguf.py").write_text(text)
-    (folder / "torch.py").write_text("def load(*arguments, **settings):\n    return settings\n")
+    (folder / "torch.py").write_text(
+        "__version__ = '2.13.0+cpu'\n\n\ndef load(*arguments, **settings):\n    return settings\n"
+    )
     (folder / "transformers").mkdir()
     (folder / "transformers" / "__init__.py").write_text("")
     (folder / "transformers" / "dynamic_module_utils.py").write_text(DYNAMIC)

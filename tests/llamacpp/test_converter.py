@@ -181,7 +181,12 @@ def test_a_converter_that_hangs_is_stopped(checkpoint: Path, tmp_path: Path) -> 
 
 def test_pickled_weights_are_read_as_tensors_only(checkpoint: Path, tmp_path: Path) -> None:
     load = "assert torch.load('x', weights_only=False) == {'weights_only': True}"
-    assert convert(checkpoint, write_converter(tmp_path / "converter", MAIN=load), tmp_path).code == 0
+    folder = write_converter(tmp_path / "converter", MAIN=load)
+    assert convert(checkpoint, folder, tmp_path).code == 0
+    stub = folder / "torch.py"
+    stub.write_text(stub.read_text().replace("2.13.0", "2.9.1"))
+    answer = convert(checkpoint, folder, tmp_path / "old")
+    assert answer.code == 1 and "torch 2.9.1+cpu cannot read pickled weights safely, 2.10 can" in answer.sentence
 
 
 def test_the_converter_sees_no_secrets(checkpoint: Path, tmp_path: Path) -> None:
