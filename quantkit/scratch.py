@@ -7,6 +7,7 @@ locks its folders until it ends, so a folder without a lock is abandoned.
 import contextlib
 import os
 import re
+import secrets
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -24,9 +25,12 @@ _tidied: set[str] = set()
 
 def make_scratch(parent: str | None = None) -> Path:
     """A new empty folder in `parent`, by default the system's folder of temporary files. Raises OSError."""
-    folder = tempfile.mkdtemp(prefix=f"quantkit-{os.getpid()}-", dir=parent)
+    around = os.path.abspath(parent or tempfile.gettempdir())  # noqa: PTH100 - keeps links, as tempfile does
+    folder = f"{around}{os.sep}quantkit-{os.getpid()}-{secrets.token_hex(8)}"
+    # before it exists, as a signal can come at any moment
+    _folders[folder] = None
+    Path(folder).mkdir(mode=0o700)
     _folders[folder] = _locked(folder)
-    around = os.path.dirname(folder)  # noqa: PTH120 - a name as tempfile gives it
     if around not in _tidied:
         _tidied.add(around)
         _drop_abandoned(around)

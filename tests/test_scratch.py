@@ -52,6 +52,26 @@ def test_a_folder_in_use_stays_whatever_its_process_is_called(tmp_path: Path, mo
     process.communicate()
 
 
+@pytest.mark.parametrize("function", ["quantkit.scratch.Path.mkdir", "quantkit.scratch.make_scratch"])
+def test_a_signal_just_after_a_folder_is_made_leaves_nothing(tmp_path: Path, function: str) -> None:
+    script = f"""
+import os, signal, sys
+from unittest.mock import patch
+from quantkit import scratch
+from quantkit.cli.signals import interruptible
+make = {function.removeprefix("quantkit.")}
+def made(*arguments, **settings):
+    folder = make(*arguments, **settings)
+    os.kill(os.getpid(), signal.SIGTERM)
+    return folder
+with interruptible(), patch({function!r}, made), scratch.scratch_folder(sys.argv[1]):
+    sys.exit(0)
+"""
+    done = subprocess.run([sys.executable, "-c", script, tmp_path], capture_output=True, text=True, check=False)
+    assert "Terminated" in done.stderr, done.stderr
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("kind", ["link", "another name", "writable by others"])
 def test_what_is_not_a_folder_of_this_user_alone_stays(tmp_path: Path, kind: str) -> None:
     left = left_by_a_kill(tmp_path)

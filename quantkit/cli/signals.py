@@ -43,6 +43,8 @@ def interruptible() -> Iterator[None]:
     try:
         yield
     finally:
+        if received:  # it can have come before a folder's own clean-up was in place
+            drop_all_scratch()
         # after an interrupt the process is about to end, and a second one must not reach python's own handler
         for number in () if received else handled:
             signal.signal(number, before[number])
