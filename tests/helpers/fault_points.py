@@ -65,8 +65,9 @@ RUNS: dict[str, tuple[str, ...]] = {
         "--gpu-layers", "none", "--threads", "1", "-o", "out",
     ),
     "callback": ("imatrix", "model-GGUF/model-Q8_0.gguf", *FEW[:7], "--threads", "1", "-o", "out/model-imatrix.gguf"),
+    "target size": ("gguf", "model", "--target-size", "150k", *FEW[:7], "--threads", "1", "-o", "out"),
     "folders": (
-        "convert", "model", "-t", "w8a8", "-t", "w4a4", "-t", "fp8", "-t", "mlx-4bit", *FEW, "-o", "out",
+        "convert", "model", "-t", "w8a8", "-t", "w4a4", "-t", "fp8", "-t", "mlx-4bit-gptq", *FEW, "-o", "out",
     ),
     "mmproj": (
         "gguf", "qwen2.5-vl", "-t", "q8_0", "--mmproj", "f16", "--pre", "smollm", "--no-logits", "--threads", "1",
