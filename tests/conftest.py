@@ -12,6 +12,7 @@ from quantkit.llamacpp import session as sessions
 from tests.helpers.command import current_environment
 from tests.helpers.llama_child import SharedChild
 from tests.helpers.render_child import ForkedChild
+from tests.helpers.token_memory import remembered_tokens
 from tests.tokenizer import tally
 
 _ALLOCATIONS = 20_000
@@ -38,6 +39,13 @@ def forked_render_child() -> Iterator[None]:
     with patch.object(contained, "_child", child.run):
         yield
     child.close()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def tokens_made_once() -> Iterator[None]:
+    """The default calibration text is tokenized once with each tokenizer."""
+    with remembered_tokens():
+        yield
 
 
 @pytest.fixture(autouse=True)
