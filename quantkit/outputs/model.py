@@ -37,6 +37,7 @@ _F32_NAMES = (
     "token_types.weight",
     "ssm_conv1d.weight",
     "shortconv.conv.weight",
+    *(f"time_mix_{part}.weight" for part in ("first", "w1", "w2", "decay_w1", "decay_w2", "lerp_fused")),
 )
 _ENDS = ("token_embd.weight", "output_norm.weight", "output.weight")
 Mtp = Literal["keep", "only", "drop"]

@@ -14,7 +14,19 @@ from quantkit.gguf.keyvalues import KeyValue
 from quantkit.gguf.vocabulary import MAX_TOKENS
 from quantkit.machine import release_freed_memory
 
-from . import bytelevel, chat_templates, plamo, raw_bpe, special, spm, spm_json, t5_model, unigram_json, wordpiece
+from . import (
+    bytelevel,
+    chat_templates,
+    plamo,
+    raw_bpe,
+    rwkv_world,
+    special,
+    spm,
+    spm_json,
+    t5_model,
+    unigram_json,
+    wordpiece,
+)
 from .differences import Difference, differences
 from .ends import add_ends
 from .files import TokenizerFiles, read
@@ -133,6 +145,8 @@ def _vocabulary(
     settings = {**config, **text} if isinstance(text, Mapping) else config
     stated = {role: settings.get(key) for role, key in roles.stated.items()}
     specials.ids |= {role: number for role, number in stated.items() if _is_token(number, len(tokens.texts))}
+    if files.world is not None:
+        rwkv_world.set_ends(specials.ids)
     add_family_roles(specials.ids, roles, tokens.texts, specials.warnings)
     add_named_ends(specials.ids, files.config, tokens.texts, specials.warnings)
     specials.warnings += add_ends(specials.ids, files, config, tokens.texts)
@@ -188,6 +202,10 @@ def _tokens(files: TokenizerFiles, config: Mapping[str, Any], roles: TokenRoles,
     A family with `raw_bpe` takes its tokenizer.json first.
     """
     space_prefix = roles.space_prefix
+    if files.world is not None:
+        if pre is not None:
+            raise UsageError(f"--pre {pre} does not apply: {files.folder} has RWKV's tokenizer; leave --pre out")
+        return rwkv_world.load(rwkv_world.read_words(files.world), config)
     if files.tokenizer is not None and wordpiece.is_wordpiece(files.tokenizer):
         if pre is not None:
             raise UsageError(f"--pre {pre} does not apply: {files.folder} has a WordPiece tokenizer; leave --pre out")

@@ -11,7 +11,7 @@ from typing import Any
 
 from quantkit.errors import TokenizerError
 
-from . import chat_templates, fairseq_model, plamo, ranks, vocab_txt
+from . import chat_templates, fairseq_model, plamo, ranks, rwkv_world, vocab_txt
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,7 @@ class TokenizerFiles:
         model, vocab, merges: the paths of tokenizer.model (or T5's spiece.model), vocab.json and merges.txt.
         ranks: the path of Qwen-1's qwen.tiktoken if nothing else describes the tokenizer; `tokenizer` is made from it.
         pieces: the path of PLaMo's tokenizer.jsonl.
+        world: the path of RWKV's list of words.
         templates: the chat templates by file; the one in use comes first.
     """
 
@@ -42,6 +43,7 @@ class TokenizerFiles:
     templates: tuple[tuple[str, chat_templates.Template], ...]
     ranks: Path | None = None
     pieces: Path | None = None
+    world: Path | None = None
 
     def without_vocabulary(self) -> "TokenizerFiles":
         """The same files without the parsed tokens and merges of tokenizer.json, which hold most of the memory."""
@@ -90,8 +92,9 @@ def read(folder: Path) -> TokenizerFiles:
         templates=_templates(folder, config),
         ranks=table,
         pieces=_present(folder / plamo.FILE_NAME),
+        world=_present(folder / rwkv_world.FILE_NAME),
     )
-    alone = not (files.vocab and files.merges) and files.pieces is None
+    alone = not (files.vocab and files.merges) and files.pieces is None and files.world is None
     if files.tokenizer is None and files.model is None and alone:
         hint = " (tekken.json alone is not supported yet)" if (folder / "tekken.json").is_file() else ""
         table = next(iter(sorted(folder.glob("*.tiktoken"))), None)

@@ -16,7 +16,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_token
 from quantkit.errors import TokenizerError, UnsupportedError
 from quantkit.machine import release_freed_memory
 
-from . import plamo, ranks
+from . import plamo, ranks, rwkv_world
 from .files import TokenizerFiles, read, token_text
 
 SPECIAL_ROLES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
@@ -31,7 +31,7 @@ def hf_token_ids(folder: Path, texts: Sequence[str]) -> list[list[int]]:
 
     Special tokens written in the text become their ids. `tokenizers` reads tokenizer.json, or vocab.json with
     merges.txt. `sentencepiece` reads a tokenizer.model alone. tiktoken's algorithm runs on Qwen-1's table of ranks,
-    PLaMo's on its pieces.
+    PLaMo's on its pieces, RWKV's on its words.
 
     Raises:
         TokenizerError, UnsupportedError: the tokenizer cannot be built.
@@ -44,6 +44,8 @@ def hf_token_ids(folder: Path, texts: Sequence[str]) -> list[list[int]]:
         return ranks.token_ids(files.ranks, texts)
     if files.pieces is not None:
         return plamo.encoder(plamo.read_pieces(files.pieces, files.config))(texts)
+    if files.world is not None:
+        return rwkv_world.encoder(rwkv_world.read_words(files.world))(texts)
     if files.tokenizer is None and files.model is not None:
         return sentencepiece_ids(files, texts)
     tokenizer = build_tokenizer(files)

@@ -19,6 +19,7 @@ import numpy as np
 
 from demo.safetensors_file import write_safetensors
 from tests.families.models import all_cases, weight, write_tokenizer
+from tests.helpers.packages import RWKV, fetch_pypi
 from tests.helpers.peer import REPOSITORY, Peer, newest_converter, peer_converter
 
 DTYPES = {"float32": "F32", "uint8": "U8"}
@@ -123,6 +124,8 @@ def compute(names: list[str], folder: Path) -> dict[str, Expected]:
 def _compute(names: list[str], folder: Path, peer: Peer) -> dict[str, Expected]:
     environment = peer.environment()
     environment["PYTHONPATH"] = f"{environment['PYTHONPATH']}:{peer.source}:{REPOSITORY}"
+    if any(all_cases()[name][1].reference for name in names):
+        environment["PYTHONPATH"] += "".join(f":{fetch_pypi(*package)}" for package in RWKV)
     command = [str(peer.python), "-m", "tests.families.with_transformers", str(folder), "--convert", *names]
     done = subprocess.run(command, env=environment, cwd=REPOSITORY, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-4000:]

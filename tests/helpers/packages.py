@@ -15,6 +15,11 @@ from pathlib import Path
 import pytest
 
 CACHE = Path(__file__).resolve().parents[2] / ".cache" / "packages"
+RWKV = (
+    ("rwkv", "0.8.32", "d3f0594810a4a7e91569f177003ec22294c3eabc91c5f8d0ff3511702d4b67c1"),
+    ("rwkv7-hf", "0.9.0", "7ade2db79e06328f61712c7aa4af97415f2cefaa6a82386c5f86c4c66851acb5"),
+)
+"""RWKV's own models, and its World tokenizer with the vocabulary."""
 
 
 def fetch_pypi(name: str, version: str, sha256: str) -> Path:

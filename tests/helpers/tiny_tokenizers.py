@@ -477,6 +477,22 @@ def write_t5(folder: Path, size: int) -> None:
     (folder / "tokenizer_config.json").write_text(json.dumps(config))
 
 
+def write_world(folder: Path, size: int) -> None:
+    """Write RWKV's list of words: bytes, words of the corpus, and an empty line as the token 261."""
+    words = [bytes([byte]) for byte in range(256)]
+    words += [b" the", b" a", b"th", b"in", b"\n\n", "日本".encode(), "本".encode(), b" \xe6", b"the ", b"ion"]
+    words += [bytes([first, second]) for first in b"aeiou" for second in b"rstz"]
+    lines = []
+    for number, word in enumerate(words[: size - 2], 1):
+        try:
+            shown = repr(word.decode())
+        except UnicodeDecodeError:
+            shown = repr(word)
+        lines.append(f"{number} {shown} {len(word)}\n")
+    (folder / "rwkv_vocab_v20230424.txt").write_text("".join(lines), encoding="utf-8")
+    _write_tokenizer_config(folder, {"tokenizer_class": "RwkvTokenizer"}, {})
+
+
 def write_plamo(folder: Path, size: int, kind: str = "Plamo3Tokenizer") -> None:
     """Write PLaMo's tokenizer.jsonl: special tokens, bytes, and pieces of the corpus with scores."""
     special = [f"<|plamo:{name}|>" for name in ("unk", "bos", "eos", "pad", "op", "tag", "msg")]

@@ -41,9 +41,9 @@ class Rule:
     """One tensor of the family: its names, its shape, and the transform of its rows.
 
     `source` and `target` may hold `{layer}`; a `source` with `{expert}`, `{head}`, `{kv_head}` or `{stream}` (AltUp's
-    streams but the first) is stacked over all of them. `shape` names the dimensions of one source tensor (see
-    `Family.dimension`). `heads` names the count of attention heads whose rows go from Hugging Face's half-split rotary
-    order to llama.cpp's interleaved one.
+    streams but the first) is stacked over all of them, one with `{part}` over the names in `parts`. `shape` names the
+    dimensions of one source tensor (see `Family.dimension`). `heads` names the count of attention heads whose rows go
+    from Hugging Face's half-split rotary order to llama.cpp's interleaved one.
 
     Several rules may have the same target: the first whose source is in the checkpoint is used. `layers` restricts a
     rule to some layers, `when` to some configs. `take` cuts the target from the source: one matrix, or several
@@ -73,6 +73,7 @@ class Rule:
     when: Callable[[Hyperparameters], bool] | None = None
     reshaped: tuple[str, ...] | None = None
     draft: bool = False
+    parts: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from quantkit.families.base.projector import Projector, Tower
 _BUFFERS = Dropped(r".*\.(rotary_emb\.inv_freq|attention\.masked_bias|attention\.bias|attn\.masked_bias|attn\.bias)")
 MXFP4_BLOCK = 32
 # Placeholders of a source name over which tensors are stacked, and the size that counts them.
+_FIRST = dict.fromkeys(("layer", "draft", "expert", "head", "kv_head", "stream"), 0)
 _STACKED = {"expert": "n_expert", "head": "n_head", "kv_head": "n_head_kv", "stream": "n_stream"}
 
 
@@ -209,6 +210,8 @@ class _Mapper:
     def _sources(self, rule: Rule, layer: int | None) -> list[str]:
         over = _stacked_over(rule)
         numbers = {"layer": layer, "draft": None if layer is None else layer - self.sizes.n_layer}
+        if rule.parts:
+            return [rule.source.format(**numbers, part=part) for part in rule.parts]
         if over is None:
             return [rule.source.format(**numbers)]
         return [rule.source.format(**numbers, **{over: n}) for n in range(getattr(self.sizes, _STACKED[over]))]
@@ -246,7 +249,7 @@ class _Mapper:
         cuts, several = self._cuts_of(rule, shape, layer)
         parts = tuple(Part(source, cut, scales) for source in sources for cut in cuts)
         one = _cut_shape(shape, cuts[0])
-        stacked = several or _stacked_over(rule) is not None
+        stacked = several or bool(rule.parts) or _stacked_over(rule) is not None
         step = one[-2] if cuts[0].transposed else cuts[0].step
         target = rule.target.format(layer=layer)
         shape = (len(parts), *one) if stacked else one
@@ -290,7 +293,7 @@ class _Mapper:
                 f"tensor {beyond[0]} is beyond the {n_layer} layers of config.json; use the config.json that belongs to"
                 " these weights"
             )
-        known = [rule.source.format(layer=0, draft=0, expert=0, head=0, kv_head=0, stream=0) for rule in rules]
+        known = [rule.source.format(**_FIRST, part=(*rule.parts, "")[0]) for rule in rules]
         close = difflib.get_close_matches(re.sub(r"\.\d+\.", ".0.", unknown[0]), known, n=1)
         more = f" (and {len(unknown) - 1} more)" if len(unknown) > 1 else ""
         hint = f"; the nearest known name is {close[0]}" if close else ""

@@ -37,6 +37,7 @@ class Case:
     computes with torch's exp, which is one unit in the last place off in one value of a hundred: their types and shapes
     are compared. An `encoder` has its last hidden states in place of logits. `pre`: the name that the converter is told
     for the pre-tokenizer. `graph_differs`: llama.cpp's graph is not the model's; the family has a caution about it.
+    `reference`: the function of with_rwkv that makes the model, where transformers has no class near it.
     """
 
     name: str
@@ -57,6 +58,7 @@ class Case:
     encoder: bool = False
     pre: str = "smollm"
     graph_differs: bool = False
+    reference: str | None = None
 
     @property
     def multimodal(self) -> bool:

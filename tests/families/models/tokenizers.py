@@ -11,12 +11,13 @@ from tests.helpers.tiny_tokenizers import (
     write_t5,
     write_unigram_json,
     write_wordpiece,
+    write_world,
 )
 
 
 def write_tokenizer(folder: Path, style: str) -> None:
     """Write a tokenizer: `few-letters` and `gemma` are SentencePiece, `raw` merges text, `wordpiece` is BERT's,
-    `unigram` XLM-RoBERTa's, `t5` T5's, `plamo` PLaMo's.
+    `unigram` XLM-RoBERTa's, `t5` T5's, `plamo` PLaMo's, `world` RWKV's.
 
     The others are byte-level.
     """
@@ -30,6 +31,8 @@ def write_tokenizer(folder: Path, style: str) -> None:
         write_t5(folder, VOCAB)
     elif style == "plamo":
         write_plamo(folder, VOCAB, "Plamo2Tokenizer")
+    elif style == "world":
+        write_world(folder, VOCAB)
     elif style == "raw":
         write_raw_bpe(folder, VOCAB)
     else:
