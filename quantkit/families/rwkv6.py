@@ -15,10 +15,14 @@ from quantkit.families.base.family import Family, Key, Rule, Take
 from quantkit.families.base.hyperparameters import Hyperparameters, number, optional_size, size
 from quantkit.families.base.refusals import only
 from quantkit.families.base.traits import Traits
+from quantkit.forward.description import Architecture
+from quantkit.forward.mixers import ChannelMix, TimeMix
+from quantkit.forward.parts import Norm
 
 CONTEXT = 1 << 20
 GROUP_NORM_EPS = 64e-5
 """What llama.cpp's norm of the heads' outputs adds to their variance."""
+NOT_LOADED = "no loader of such folders has RWKV"
 _MIXED = ("w", "k", "v", "r", "g")
 _FAMILY = "RWKV 6"
 # Blocks of `rescale_every` layers that a model may have.
@@ -28,19 +32,15 @@ _AT, _TO = "rwkv.blocks.{layer}", "blk.{layer}"
 _FIRST = ("1", "1", "hidden")
 
 
-def _wide(config: Mapping[str, Any]) -> bool:
-    return size(config, "hidden_size") == 4096
+def _low_ranks(config: Mapping[str, Any]) -> tuple[int, int]:
+    """The widths of the low-rank parts for mixtures and decays."""
+    return (64, 128) if size(config, "hidden_size") == 4096 else (32, 64)
 
 
 def _dimensions(sizes: Hyperparameters) -> dict[str, int]:
     """The widths of the low-rank parts, which the converter takes from the hidden size."""
-    extra = 64 if _wide(sizes.config) else 32
-    return {
-        "mixed": 5 * extra,
-        "mix_rank": extra,
-        "decay_rank": 128 if _wide(sizes.config) else 64,
-        "head_width": sizes.head_dim,
-    }
+    rank, decay_rank = _low_ranks(sizes.config)
+    return {"mixed": 5 * rank, "mix_rank": rank, "decay_rank": decay_rank, "head_width": sizes.head_dim}
 
 
 def _second_matrices(sizes: Hyperparameters) -> tuple[Take, ...]:
@@ -153,13 +153,16 @@ def one_epsilon(eps: float, family: str, setting: str) -> None:
         )
 
 
+def _inner(config: Mapping[str, Any]) -> int:
+    return optional_size(config, "intermediate_size") or int(size(config, "hidden_size") * 3.5) // 32 * 32
+
+
 def _prepare(config: dict[str, Any]) -> dict[str, Any]:
     width, hidden = size(config, "head_size"), size(config, "hidden_size")
     only(config, "attention_hidden_size", hidden, family=_FAMILY)
     divisor = number(config, "head_size_divisor") or 8.0
     one_epsilon(1e-5 * divisor**2, _FAMILY, "head_size_divisor")
-    inner = optional_size(config, "intermediate_size") or int(hidden * 3.5) // 32 * 32
-    return {**heads_of(config, width), "intermediate_size": inner}
+    return {**heads_of(config, width), "intermediate_size": _inner(config)}
 
 
 def _keys(arch: str, sizes: Hyperparameters) -> list[Key]:
@@ -178,6 +181,26 @@ def _keys(arch: str, sizes: Hyperparameters) -> list[Key]:
         Key(f"{arch}.attention.head_count", "u32", 0),
     ]
 
+
+FORWARD = Architecture(
+    base="rwkv.",
+    embedding="embeddings",
+    embedding_norm="blocks.0.pre_ln",
+    layer="blocks.{}.",
+    norm=Norm("layer"),
+    attention_norm="ln1",
+    feed_norm="ln2",
+    time_mix=TimeMix(
+        width=lambda config: int(config["head_size"]),
+        rank=lambda config: _low_ranks(config)[0],
+        decay_rank=lambda config: _low_ranks(config)[1],
+    ),
+    channel_mix=ChannelMix(key_mix="time_maa_k", receptance=("receptance", "time_maa_r"), inner=_inner),
+    last_norm="ln_out",
+    head="head",
+    unpacked=lambda _: NOT_LOADED,
+    not_mlx="mlx-lm has no RWKV 6",
+)
 
 FAMILY = Family(
     name=_FAMILY,
@@ -200,5 +223,6 @@ FAMILY = Family(
     },
     prepare=_prepare,
     dimensions=_dimensions,
-    traits=Traits(plannable=False, positions="stated"),
+    forward=FORWARD,
+    traits=Traits(time_mix=True, layer_norm=True, positions="stated"),
 )

@@ -6,18 +6,22 @@ flash-linear-attention's (`attn.w_lora.lora.0.weight`) and the original one (`at
 round). The method is in arXiv 2503.14456.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 from quantkit.families.base.family import Dropped, Family, Key, Rule, Take
 from quantkit.families.base.hyperparameters import Hyperparameters, number, optional_size, size
 from quantkit.families.base.refusals import only
 from quantkit.families.base.traits import Traits
-from quantkit.families.rwkv6 import CONTEXT, heads_of, one_epsilon
+from quantkit.families.rwkv6 import CONTEXT, NOT_LOADED, heads_of, one_epsilon
+from quantkit.forward.description import Architecture
+from quantkit.forward.mixers import Attention, ChannelMix, Goose, TimeMix
+from quantkit.forward.parts import Norm
 
 _FAMILY = "RWKV 7"
 _MIXED = ("r", "w", "k", "v", "a", "g")
 _AT, _TO = "model.layers.{layer}", "blk.{layer}"
-_TIME = f"{_AT}.attention"
+_TIME = f"{_AT}.attn"
 _FIRST = ("1", "1", "hidden")
 # Name of a low-rank part -> its names in config.json, and exponent and factor of the width where none is stated.
 _RANKS = {
@@ -29,13 +33,25 @@ _RANKS = {
 
 
 def _dimensions(sizes: Hyperparameters) -> dict[str, int]:
-    return {"head_width": sizes.head_dim, **{f"{part}_rank": _rank(sizes, part) for part in _RANKS}}
+    return {"head_width": sizes.head_dim, **{f"{part}_rank": _rank(sizes.config, part) for part in _RANKS}}
 
 
-def _rank(sizes: Hyperparameters, part: str) -> int:
+def _rank(config: Mapping[str, Any], part: str) -> int:
     original, of_fla, exponent, factor = _RANKS[part]
-    stated = optional_size(sizes.config, original, of_fla)
-    return stated or max(1, round(sizes.hidden**exponent * factor / 32)) * 32
+    stated = optional_size(config, original, of_fla)
+    return stated or max(1, round(int(config["hidden_size"]) ** exponent * factor / 32)) * 32
+
+
+def _width(config: Mapping[str, Any]) -> int:
+    return size(config, "head_size", "head_dim")
+
+
+def _heads(config: Mapping[str, Any]) -> int:
+    return size(config, "hidden_size") // _width(config)
+
+
+def _inner(config: Mapping[str, Any]) -> int:
+    return optional_size(config, "intermediate_size") or 4 * size(config, "hidden_size")
 
 
 def _turned(_sizes: Hyperparameters) -> Take:
@@ -89,9 +105,9 @@ def _mixed(source: str, shape: tuple[str, ...], parts: tuple[str, ...] = ()) -> 
 
 RULES = (
     Rule("model.embeddings.weight", "token_embd.weight", ("vocab", "hidden")),
-    *_norm("model.pre_ln", "token_embd_norm"),
-    *_norm(f"{_AT}.ln1", f"{_TO}.attn_norm"),
-    *_norm(f"{_AT}.ln2", f"{_TO}.attn_norm_2"),
+    *_norm("model.layers.0.pre_norm", "token_embd_norm"),
+    *_norm(f"{_AT}.attn_norm", f"{_TO}.attn_norm"),
+    *_norm(f"{_AT}.ffn_norm", f"{_TO}.attn_norm_2"),
     *_low_rank("w"),
     *_low_rank("a"),
     # the first layer has no values to mix with, and llama.cpp wants the tensors all the same
@@ -106,31 +122,29 @@ RULES = (
     Rule(f"{_TIME}.r_k", f"{_TO}.time_mix_r_k.weight", ("n_head", "head_width"), reshaped=("hidden",)),
     *(
         Rule(f"{_TIME}.{source}.weight", f"{_TO}.time_mix_{name}.weight", ("hidden", "hidden"))
-        for name, sources in {
-            "receptance": ("r_proj", "receptance"),
-            "key": ("k_proj", "key"),
-            "value": ("v_proj", "value"),
-            "output": ("o_proj", "output"),
-        }.items()
-        for source in sources
+        for source, name in (("r_proj", "receptance"), ("k_proj", "key"), ("v_proj", "value"), ("o_proj", "output"))
     ),
-    *_norm(f"{_TIME}.ln_x", f"{_TO}.time_mix_ln"),
-    *_vector(f"{_AT}.feed_forward.x_k", f"{_TO}.channel_mix_lerp_k.weight"),
-    Rule(f"{_AT}.feed_forward.key.weight", f"{_TO}.channel_mix_key.weight", ("ffn", "hidden")),
-    Rule(f"{_AT}.feed_forward.value.weight", f"{_TO}.channel_mix_value.weight", ("hidden", "ffn")),
+    *_norm(f"{_TIME}.g_norm", f"{_TO}.time_mix_ln"),
+    *_vector(f"{_AT}.ffn.x_k", f"{_TO}.channel_mix_lerp_k.weight"),
+    Rule(f"{_AT}.ffn.key.weight", f"{_TO}.channel_mix_key.weight", ("ffn", "hidden")),
+    Rule(f"{_AT}.ffn.value.weight", f"{_TO}.channel_mix_value.weight", ("hidden", "ffn")),
     *_norm("model.norm", "output_norm"),
     Rule("lm_head.weight", "output.weight", ("vocab", "hidden"), required=False, tied_to_embedding=True),
 )
-# Both layouts under one set of names.
+# Both layouts under flash-linear-attention's names.
 _RENAME = (
     (r"^model\.blocks\.", "model.layers."),
-    (r"^(model\.layers\.\d+\.)(self_attn|attn)\.", r"\1attention."),
-    (r"\.attention\.time_mixer\.", ".attention."),
-    (r"^(model\.layers\.\d+\.)ffn\.", r"\1feed_forward."),
-    (r"\.attention\.g_norm\.", ".attention.ln_x."),
-    (r"\.attn_norm\.", ".ln1."),
-    (r"\.ffn_norm\.", ".ln2."),
-    (r"^model\.layers\.0\.(pre_norm|pre_ln)\.", "model.pre_ln."),
+    (r"^(model\.layers\.\d+\.)(self_attn|attention)\.", r"\1attn."),
+    (r"\.attn\.time_mixer\.", ".attn."),
+    (r"^(model\.layers\.\d+\.)feed_forward\.", r"\1ffn."),
+    (r"\.attn\.ln_x\.", ".attn.g_norm."),
+    (r"\.attn\.receptance\.", ".attn.r_proj."),
+    (r"\.attn\.key\.", ".attn.k_proj."),
+    (r"\.attn\.value\.", ".attn.v_proj."),
+    (r"\.attn\.output\.", ".attn.o_proj."),
+    (r"^(model\.layers\.\d+\.)ln1\.", r"\1attn_norm."),
+    (r"^(model\.layers\.\d+\.)ln2\.", r"\1ffn_norm."),
+    (r"^model\.(layers\.0\.)?pre_ln\.", "model.layers.0.pre_norm."),
     (r"^model\.ln_out\.", "model.norm."),
     (r"^head\.", "lm_head."),
 )
@@ -141,7 +155,7 @@ def _listed(value: Any) -> list[Any]:
 
 
 def _prepare(config: dict[str, Any]) -> dict[str, Any]:
-    width, hidden = size(config, "head_size", "head_dim"), size(config, "hidden_size")
+    width, hidden = _width(config), size(config, "hidden_size")
     for name in ("attention_hidden_size", "key_dim"):
         only(config, name, hidden, family=_FAMILY)
     for width_of_values in set(_listed(config.get("value_dim"))):
@@ -153,8 +167,7 @@ def _prepare(config: dict[str, Any]) -> dict[str, Any]:
     only(config, "attn", False, family=_FAMILY)
     eps = number(config, "layer_norm_epsilon", "norm_eps") or 1e-5
     one_epsilon(width * eps, _FAMILY, "the width of a head and norm_eps")
-    inner = optional_size(config, "intermediate_size") or 4 * hidden
-    return {**heads_of(config, width), "intermediate_size": inner, "layer_norm_epsilon": eps}
+    return {**heads_of(config, width), "intermediate_size": _inner(config), "layer_norm_epsilon": eps}
 
 
 def _keys(arch: str, sizes: Hyperparameters) -> list[Key]:
@@ -166,11 +179,32 @@ def _keys(arch: str, sizes: Hyperparameters) -> list[Key]:
         Key(f"{arch}.block_count", "u32", sizes.n_layer),
         Key(f"{arch}.attention.layer_norm_epsilon", "f32", sizes.config["layer_norm_epsilon"]),
         Key(f"{arch}.wkv.head_size", "u32", sizes.head_dim),
-        *(Key(f"{arch}.attention.{name}_lora_rank", "u32", _rank(sizes, part)) for name, part in ranks),
+        *(Key(f"{arch}.attention.{name}_lora_rank", "u32", _rank(sizes.config, part)) for name, part in ranks),
         Key(f"{arch}.feed_forward_length", "u32", sizes.ffn),
         Key(f"{arch}.attention.head_count", "u32", 0),
     ]
 
+
+FORWARD = Architecture(
+    embedding="embeddings",
+    embedding_norm="layers.0.pre_norm",
+    norm=Norm("layer"),
+    attention_norm="attn_norm",
+    feed_norm="ffn_norm",
+    # the first layer's values, which later layers use
+    attention=Attention(kv_heads=_heads, shared_from=lambda _config, layer: 0 if layer else None),
+    time_mix=TimeMix(
+        width=_width,
+        at="attn.",
+        separate=("r_proj", "k_proj", "v_proj"),
+        out="o_proj",
+        norm="g_norm",
+        goose=Goose(_rank),
+    ),
+    channel_mix=ChannelMix(at="ffn.", inner=_inner),
+    unpacked=lambda _: NOT_LOADED,
+    not_mlx="mlx-lm has not been compared with it",
+)
 
 FAMILY = Family(
     name=_FAMILY,
@@ -193,5 +227,6 @@ FAMILY = Family(
     rename=_RENAME,
     dropped=(Dropped(r"model\.(layers|blocks)\.0\.(self_attn|attn|attention)\.v(0|1|2|_lora\..*)"),),
     dimensions=_dimensions,
-    traits=Traits(plannable=False, positions="stated"),
+    forward=FORWARD,
+    traits=Traits(time_mix=True, layer_norm=True, positions="stated"),
 )

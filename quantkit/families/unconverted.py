@@ -11,7 +11,7 @@ from quantkit.tokenizer.roles import TokenRoles
 _NOT_PLANNABLE = (
     *("jina-bert-v3", "neo-bert"),
     *("eurobert", "clip", "wavtokenizer-dec", "deepseek4"),
-    *("llada", "llada-moe", "dream", "rnd1", "minimax-m3", "dflash", "eagle3", "rwkv6", "rwkv7"),
+    *("llada", "llada-moe", "dream", "rnd1", "minimax-m3", "dflash", "eagle3"),
     *("rwkv6qwen2", "arwkv7"),
     "plamo2",
 )

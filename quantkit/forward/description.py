@@ -10,7 +10,16 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from quantkit.forward.config_keys import Config
-from quantkit.forward.mixers import Attention, DeltaNet, Mamba, Mamba2, OneLinear, ShortConvolution
+from quantkit.forward.mixers import (
+    Attention,
+    ChannelMix,
+    DeltaNet,
+    Mamba,
+    Mamba2,
+    OneLinear,
+    ShortConvolution,
+    TimeMix,
+)
 from quantkit.forward.parts import Form, Norm
 
 
@@ -194,6 +203,7 @@ class Architecture:
         sum_norms: norms of the hidden states after attention and after the feed-forward have been added (BERT).
         delta_net, mamba, mamba2, short_convolution, one_linear: what some layers have in place of attention (Mamba 2
             also beside it).
+        time_mix, channel_mix: RWKV's parts, which all layers have in place of attention and feed-forward.
         mixes: whether a layer has attention or what stands in its place.
         feeds: whether a layer has a feed-forward or experts.
         parallel: both parts read the same hidden states, the feed-forward through `feed_norm` or, if that is None,
@@ -238,6 +248,8 @@ class Architecture:
     mamba2: Mamba2 | None = None
     short_convolution: ShortConvolution | None = None
     one_linear: OneLinear | None = None
+    time_mix: TimeMix | None = None
+    channel_mix: ChannelMix | None = None
     feed: FeedForward = field(default_factory=FeedForward)
     experts: Experts | None = None
     layer_inputs: LayerInputs | None = None

@@ -19,6 +19,7 @@ from quantkit.forward.mamba import mamba
 from quantkit.forward.mamba2 import mamba2
 from quantkit.forward.parts import Norm
 from quantkit.forward.short_convolution import short_convolution
+from quantkit.forward.time_mix import channel_mix, time_mix
 from quantkit.forward.weights import Array, Weights, f32
 
 _EPS = ("rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon", "norm_eps")
@@ -212,6 +213,8 @@ class DecoderLayer:
         if not self.architecture.feeds(self.layer.config, self.layer.number):
             nothing: Array = namespace(x).zeros_like(x)
             return nothing
+        if self.architecture.channel_mix:
+            return channel_mix(self.architecture.channel_mix, self.layer, x)
         return feed_forward(self.architecture.feed, self.layer, x)
 
     def route(self, middle: Array, x: Array) -> tuple[NDArray[np.int64], Array]:
@@ -254,6 +257,8 @@ class DecoderLayer:
         return f32(normed * scale * np.float32(x.shape[1] ** -0.5))
 
     def _mixed(self, x: Array, context: Context) -> Array:
+        if self.architecture.time_mix:
+            return time_mix(self.architecture.time_mix, self.layer, x, context)
         recurrent = self.architecture.delta_net
         if recurrent and recurrent.layers(self.layer.config, self.layer.number):
             return delta_net(recurrent, self.layer, x)

@@ -9,7 +9,8 @@ from quantkit.forward.config_keys import Config, given, head_dim
 from quantkit.forward.delta_net import sizes_of
 from quantkit.forward.description import AltUp, Architecture, Experts, FeedForward, Laurel, LayerInputs
 from quantkit.forward.linears import Input, LayerLinears, Linear, NormFold, RowFold
-from quantkit.forward.mixers import Attention, DeltaNet, Indexer, Mamba, Mamba2, ShortConvolution
+from quantkit.forward.mixers import Attention, ChannelMix, DeltaNet, Indexer, Mamba, Mamba2, ShortConvolution, TimeMix
+from quantkit.forward.time_mix import BARE, low_rank_names
 
 
 def layer_linears(architecture: Architecture, config: Config, number: int, names: Collection[str]) -> LayerLinears:
@@ -24,6 +25,8 @@ def layer_linears(architecture: Architecture, config: Config, number: int, names
     recurrent = architecture.delta_net
     if not architecture.mixes(config, number):
         attention = _NO_PART
+    elif architecture.time_mix:
+        attention = _time_mix(architecture.time_mix, place)
     elif recurrent and recurrent.layers(config, number):
         attention = _delta_net(recurrent, place)
     elif (selective := architecture.mamba) and selective.layers(config, number):
@@ -45,6 +48,8 @@ def layer_linears(architecture: Architecture, config: Config, number: int, names
     dense = _NO_PART
     if architecture.feeds(config, number) and (experts is None or experts.beside):
         dense = _feed_forward(architecture.feed, place, "feed", "feed.down")
+    if architecture.channel_mix:
+        dense = _channel_mix(architecture.channel_mix, place)
     feed = _mixture(experts, place) if experts else dense
 
     shared = architecture.parallel and architecture.feed_norm is None
@@ -182,6 +187,42 @@ def _mamba2(part: Mamba2, place: _Place) -> _Part:
     # without the norm the output is gated, and no row before it is linear in it
     folds = (NormFold(at + part.norm, 0.0, (key,)),) if part.has_norm(place.config) else ()
     return _Part(inputs, folds, ("attention",))
+
+
+def _time_mix(part: TimeMix, place: _Place) -> _Part:
+    """Every linear reads a mixture of its own; the low-rank ones are small, and llama.cpp keeps them."""
+    at, config, hidden = place.at + part.at, place.config, place.hidden
+    keys = (f"attention.{letter}" for letter in "rkvg")
+    inputs = [Input(key, (Linear(at + name, hidden, hidden),)) for name, key in zip(part.separate, keys, strict=False)]
+    if part.goose is None:
+        rank, decay_rank = part.rank(config), part.decay_rank(config)
+        low = (
+            ("mixtures", Linear(at + "time_maa_w1", hidden, 5 * rank, BARE, kept=True)),
+            ("w", Linear(at + "time_decay_w1", hidden, decay_rank, BARE, kept=True)),
+            ("w.up", Linear(at + "time_decay_w2", decay_rank, hidden, BARE, kept=True)),
+        )
+        inputs += [Input(f"attention.{key}", (linear,)) for key, linear in low]
+    else:
+        for name in "wag" if place.number == 0 else "wavg":
+            width = part.goose.rank(config, name)
+            down, up, form = low_rank_names(at, name, stored=f"{at}{name}1" in place.names)
+            inputs += [
+                Input(f"attention.{name}.down", (Linear(down, hidden, width, form, kept=True),)),
+                Input(f"attention.{name}.up", (Linear(up, width, hidden, form, kept=True),)),
+            ]
+    inputs.append(Input("attention.out", (Linear(at + part.out, hidden, hidden),)))
+    return _Part(tuple(inputs), (), ())
+
+
+def _channel_mix(part: ChannelMix, place: _Place) -> _Part:
+    at, hidden, inner = place.at + part.at, place.hidden, part.inner(place.config)
+    inputs = [
+        Input("feed", (Linear(at + part.key, hidden, inner),)),
+        Input("feed.down", (Linear(at + part.value, inner, hidden),)),
+    ]
+    if part.receptance:
+        inputs.append(Input("feed.receptance", (Linear(at + part.receptance[0], hidden, hidden),)))
+    return _Part(tuple(inputs), (), ())
 
 
 def _side_by_side(first: _Part, second: _Part) -> _Part:

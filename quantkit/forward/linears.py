@@ -30,8 +30,8 @@ class Input:
     Keys: `attention`, `attention.out`, `feed`, `feed.down`, `expert.E`, `expert.E.down`, `shared.down`, and for latent
     attention `attention.q`, `attention.kv`. A router and a shared expert's gate and up read `feed`. In parallel layers
     of one norm the feed-forward's linears belong to `attention`. With experts beside the feed-forward, the router reads
-    `router`. Mamba beside attention has `mamba.out`, Mamba 1 has
-    `mamba.selection` and `mamba.steps`. Per-layer embeddings have `layer_input` and `layer_input.out`.
+    `router`. Mamba beside attention has `mamba.out`, Mamba 1 has `mamba.selection` and `mamba.steps`; RWKV has one for
+    each linear. Per-layer embeddings have `layer_input` and `layer_input.out`.
     """
 
     key: str

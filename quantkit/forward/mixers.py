@@ -252,3 +252,51 @@ class OneLinear:
     layers: Callable[[Config, int], bool]
     at: str = "self_attn."
     linear: str = "linear_attn"
+
+
+@dataclass(frozen=True)
+class Goose:
+    """What RWKV 7 has more than RWKV 6: the widths of its low-rank parts w, a, v and g.
+
+    Their matrices are linears (`w_lora.lora.0`, `w_lora.lora.2`), or parameters (`w1`, `w2`) with a vector `w0`.
+    """
+
+    rank: Callable[[Config, str], int]
+
+
+@dataclass(frozen=True)
+class TimeMix:
+    """RWKV's time mixing in place of attention (see `time_mix`): RWKV 7's with `goose`, else RWKV 6's.
+
+    Attributes:
+        width: elements of a head.
+        separate: names of the linears for receptances, keys, values and, in RWKV 6, the gate.
+        norm: the norm of each head's output, with a weight for all heads.
+        rank, decay_rank: widths of RWKV 6's low-rank parts.
+    """
+
+    width: Callable[[Config], int]
+    at: str = "attention."
+    separate: tuple[str, ...] = ("receptance", "key", "value", "gate")
+    out: str = "output"
+    norm: str = "ln_x"
+    rank: Callable[[Config], int] = lambda _: 0
+    decay_rank: Callable[[Config], int] = lambda _: 0
+    goose: Goose | None = None
+
+
+@dataclass(frozen=True)
+class ChannelMix:
+    """RWKV's channel mixing in place of the feed-forward: value(relu(key(x))^2), of a mixture with the token before.
+
+    Attributes:
+        key_mix: the vector that says how much of the token before the key takes.
+        receptance: in RWKV 6, the linear whose sigmoid multiplies the output, and its mixture's vector.
+    """
+
+    at: str = "feed_forward."
+    key: str = "key"
+    value: str = "value"
+    key_mix: str = "x_k"
+    receptance: tuple[str, str] | None = None
+    inner: Callable[[Config], int] = lambda config: int(config["intermediate_size"])

@@ -41,20 +41,34 @@ def imatrix_sources(native: Native) -> dict[str, tuple[LinearKey, ...]]:
     """GGUF tensor -> the linears whose inputs it multiplies: one for every matrix stacked in the tensor.
 
     Only `blk.` tensors are included, as in llama-imatrix without --process-output. A tensor that is transposed in GGUF
-    is not included: the native architecture does not compute its input (DeepSeek's attn_k_b).
+    is not included: the native architecture does not compute its input (DeepSeek's attn_k_b). Nor is a second copy of a
+    tensor, which llama.cpp loads and does not use (RWKV 7's first layer).
     """
     places = _places(native)
     checkpoint = native.checkpoint
     family = find_family(checkpoint.config)
     linears = {}
+    copied: set[tuple[str, bytes]] = set()
     for tensor in map_tensors(family, native.sizes, checkpoint.tensors):
         if not tensor.name.startswith("blk.") or not tensor.name.endswith(".weight") or not tensor.parts:
             continue
+        cut = _one_cut(tensor)
+        if cut in copied:
+            continue
+        copied |= {cut} if cut else set()
         keys = [_linear_of(tensor, number, places) for number in range(_n_matrices(tensor))]
         complete = tuple(key for key in keys if key is not None)
         if len(complete) == len(keys):
             linears[tensor.name] = complete
     return linears
+
+
+def _one_cut(tensor: MappedTensor) -> tuple[str, bytes] | None:
+    """The source and its rows in the tensor, if it has one source and all columns."""
+    source, take = tensor.parts[0].source, tensor.parts[0].take
+    if len(tensor.parts) > 1 or take.columns is not None:
+        return None
+    return source, b"" if take.rows is None else take.rows[[0, -1]].tobytes()
 
 
 def imatrix_columns(native: Native) -> dict[str, NDArray[np.int64]]:

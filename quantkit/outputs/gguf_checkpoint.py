@@ -106,7 +106,8 @@ def _sources(family: Family, sizes: Hyperparameters, stored: Mapping[str, object
                 continue
             shape = tuple(family.dimension(sizes, name, layer) for name in rule.shape)
             for expert in range(sizes.n_expert) if "{expert}" in rule.source else (None,):
-                yield rule.source.format(layer=layer, expert=expert), shape
+                for part in rule.parts or (None,):
+                    yield rule.source.format(layer=layer, expert=expert, part=part), shape
 
 
 def _info(name: str, shape: tuple[int, ...], path: Path) -> TensorInfo:

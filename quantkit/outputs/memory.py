@@ -5,10 +5,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from quantkit.machine import memory_limit, peak_memory, resident_memory
+from quantkit.tokenizer.rwkv_world import FILE_NAME as RWKV_WORLD
 
 PROBE_TOKENS = 24
 """Tokens of the text whose logits are compared."""
-_FILES = ("tokenizer.json", "tokenizer.model", "spiece.model", "qwen.tiktoken", "vocab.json", "merges.txt")
+_FILES = ("tokenizer.json", "tokenizer.model", "spiece.model", "qwen.tiktoken", "vocab.json", "merges.txt", RWKV_WORLD)
 # Bytes of memory per byte of tokenizer files, measured on the vocabularies of Gemma 3, Qwen 2.5 and Llama 3: the parsed
 # JSON, or the pipeline while `tokenizers` builds it; and both together with what becomes of them.
 _TO_LOAD, _TO_CONVERT = 12, 20

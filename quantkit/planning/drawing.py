@@ -47,6 +47,7 @@ class Drawing:
         self.caches = {slides: self._cache(slides) for slides in (False, True) if not slides or shape.window}
         self.index = self._index() if shape.index_width else None
         self.chosen_cells: Tensor | None = None
+        self.first_values: list[Tensor] = []
 
     def named(self, name: str) -> str:
         """The full tensor name of a weight of the current layer, or of one outside the layers."""

@@ -19,6 +19,7 @@ from quantkit.planning.recurrent import mamba, mamba2
 from quantkit.planning.shape import Layer, ModelShape
 from quantkit.planning.short_convolution import short_convolution
 from quantkit.planning.tensors import I32, Graph, Tensor, fresh, leaf, matmul, same
+from quantkit.planning.time_mix import rwkv_layer
 
 _TELLING = 4
 Draw = Callable[[Drawing, Tensor, Layer], Tensor]
@@ -110,6 +111,8 @@ def _rows(d: Drawing, weight: str, ids: Tensor) -> Tensor:
 
 def _decoder_layer(d: Drawing, x: Tensor, layer: Layer, number: int) -> Tensor:
     shape, traits = d.shape, d.shape.traits
+    if layer.has_time_mix:
+        return rwkv_layer(d, x, layer, number, d.first_values)
     if layer.is_recurrent and layer.has_attention:
         return _side_by_side(d, x, layer, number)
     if not layer.tensors:

@@ -25,6 +25,7 @@ from quantkit.planning.schedule import ScheduleOptions, place
 from quantkit.planning.shape import Layer, ModelShape
 from quantkit.planning.short_convolution import convolution_elements
 from quantkit.planning.tensors import F32
+from quantkit.planning.time_mix import rwkv_states
 
 GPU_OVERHEAD = 512 << 20
 """Assumed for the CUDA context, its libraries and pools, which belong to the driver and appear in no header."""
@@ -236,6 +237,8 @@ def state_bytes(shape: ModelShape, layer: Layer) -> int:
     """Bytes of the recurrent state of a layer; 0 for a layer of attention alone."""
     if not layer.is_recurrent:
         return 0
+    if layer.has_time_mix:
+        return F32 * sum(rwkv_states(shape))
     return F32 * (convolution_elements(shape) if layer.has_short_convolution else sum(state_elements(shape)))
 
 

@@ -50,7 +50,7 @@ class Layer:
     @property
     def is_recurrent(self) -> bool:
         """Whether the layer has a state in place of a cache."""
-        return self.has("ssm_conv1d.weight") or self.has_short_convolution
+        return self.has("ssm_conv1d.weight") or self.has_short_convolution or self.has_time_mix
 
     @property
     def has_attention(self) -> bool:
@@ -70,6 +70,11 @@ class Layer:
     def has_one_linear(self) -> bool:
         """Whether the layer has one linear in place of attention."""
         return self.has("attn_output.weight") and not self.has_attention
+
+    @property
+    def has_time_mix(self) -> bool:
+        """Whether the layer is RWKV's."""
+        return self.has("time_mix_lerp_fused.weight")
 
     @property
     def has_short_convolution(self) -> bool:
@@ -158,7 +163,9 @@ def model_shape(keys: Mapping[str, Any], tensors: Iterable[tuple[str, tuple[int,
     recurrent = any(key.startswith((f"{arch}.ssm.", f"{arch}.wkv.")) for key in keys) and any(
         _STATE.search(name) for name, _ in tensors
     )
-    if not traits.plannable or (recurrent and not (traits.delta_net or traits.mamba or traits.mamba2)):
+    if not traits.plannable or (
+        recurrent and not (traits.delta_net or traits.mamba or traits.mamba2 or traits.time_mix)
+    ):
         raise UnsupportedError(f"{where} is of architecture {arch}, whose memory quantkit cannot plan yet")
     own = {key.removeprefix(f"{arch}."): value for key, value in keys.items() if key.startswith(f"{arch}.")}
     n_layer = _count(own, "block_count", where)

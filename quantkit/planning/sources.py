@@ -20,13 +20,14 @@ from quantkit.outputs.model import Model, model_from_checkpoint
 from quantkit.planning.memory import PlannedTensor
 from quantkit.planning.shape import ModelShape, model_shape
 from quantkit.tokenizer import Vocabulary
+from quantkit.tokenizer.rwkv_world import FILE_NAME as RWKV_WORLD
 
 _LARGE_TOKENIZER = 4 << 20
 """Bytes of a tokenizer.json above which its library would take too much memory for a plan."""
 _PIECE = 1 << 18
 _ENTRY = re.compile(rb'"((?:[^"\\]|\\.)*)"\s*:\s*\d')
 _MERGE = re.compile(rb'"((?:[^"\\]|\\.)*)"')
-_TOKENIZERS = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.json", "qwen.tiktoken")
+_TOKENIZERS = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.json", "qwen.tiktoken", RWKV_WORLD)
 
 
 @dataclass(frozen=True)
@@ -185,7 +186,8 @@ def _ruled(family: Family, sizes: Hyperparameters) -> Iterator[tuple[str, tuple[
             shape = tuple(family.dimension(sizes, name, layer) for name in rule.shape)
             draft = None if layer is None else layer - sizes.n_layer
             for expert in range(sizes.n_expert) if "{expert}" in rule.source else (None,):
-                yield rule.source.format(layer=layer, draft=draft, expert=expert), shape
+                for part in rule.parts or (None,):
+                    yield rule.source.format(layer=layer, draft=draft, expert=expert, part=part), shape
 
 
 def _is_there(rule: Rule, sizes: Hyperparameters) -> bool:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from quantkit.chat import TemplateRefusal, render_all_contained
 from quantkit.errors import CalibrationError, TemplateError
 from quantkit.texts.documents import Document, characters, plain_text
-from quantkit.tokenizer import plamo, ranks, special
+from quantkit.tokenizer import plamo, ranks, rwkv_world, special
 from quantkit.tokenizer.files import TokenizerFiles, token_text
 from quantkit.tokenizer.huggingface import SPECIAL_ROLES, build_tokenizer, failures_refused, sentencepiece_ids
 
@@ -79,6 +79,8 @@ def encoder(files: TokenizerFiles) -> Encoder:
         return lambda texts: ranks.token_ids(table, texts)
     if files.pieces is not None:
         return plamo.encoder(plamo.read_pieces(files.pieces, files.config))
+    if files.world is not None:
+        return rwkv_world.encoder(rwkv_world.read_words(files.world))
     if files.tokenizer is None and files.model is not None:
         return lambda texts: sentencepiece_ids(files, texts) if texts else []
     tokenizer = build_tokenizer(files)

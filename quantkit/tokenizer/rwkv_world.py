@@ -5,6 +5,7 @@ src/llama-vocab.cpp (llm_tokenizer_rwkv).
 """
 
 import ast
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ from quantkit.errors import TokenizerError
 from .tokens import CONTROL, NORMAL, UNUSED, Tokens, padding, say_padded, too_large
 
 FILE_NAME = "rwkv_vocab_v20230424.txt"
+_ESCAPE = re.compile(rb"\\(x[0-9a-f]{2}|.)", re.DOTALL)
+_CODES = {b"n": b"\n", b"t": b"\t", b"r": b"\r"}
 _END = 0
 """The id of the token that begins and ends a text; the file has no line for it."""
 _TWO_NEWLINES = 261
@@ -76,6 +79,15 @@ def load(words: Sequence[bytes], config: Mapping[str, Any]) -> Tokens:
     )
     say_padded(tokens, count)
     return tokens
+
+
+def spelled(row: bytes) -> bytes:
+    """The word that a row of the vocabulary stands for."""
+    return _ESCAPE.sub(lambda match: _CODES.get(match[1]) or _of_escape(match[1]), row)
+
+
+def _of_escape(code: bytes) -> bytes:
+    return bytes([int(code[1:], 16)]) if len(code) == 3 else code
 
 
 def set_ends(ids: dict[str, int]) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from quantkit.gguf.keyvalues import KeyValue
 
+from . import rwkv_world
 from .files import TokenizerFiles, read
 from .huggingface import build_tokenizer, hf_token_ids
 from .ranks import alphabet
@@ -28,14 +29,14 @@ def unlike_texts(folder: Path, keys: Sequence[KeyValue], texts: Sequence[str]) -
     values = {key.key: key.value for key in keys}
     rows: list[bytes] = list(values["tokenizer.ggml.tokens"])
     types: list[int] = list(values["tokenizer.ggml.token_type"])
-    byte_level = values.get("tokenizer.ggml.model") == "gpt2"
+    kind = str(values.get("tokenizer.ggml.model"))
     unknown = values.get("tokenizer.ggml.unknown_token_id")  # a control token in WordPiece vocabularies
     files = read(folder)
     result = []
     for text, ids in zip(texts, hf_token_ids(folder, texts), strict=True):
         if any(number >= len(rows) or number == unknown or types[number] == UNKNOWN for number in ids):
             continue
-        spelled = b"".join(_spelled(rows[number], types[number], byte_level) for number in ids).decode(errors="replace")
+        spelled = b"".join(_spelled(rows[number], types[number], kind) for number in ids).decode(errors="replace")
         if _plain(spelled) not in {_plain(text), _plain(_normalized(files, text))}:
             result.append((text, spelled))
     return result
@@ -48,9 +49,11 @@ def special_texts(folder: Path, keys: Sequence[KeyValue]) -> list[str]:
     return [entry["content"] for entry in entries if entry["id"] < len(rows)]
 
 
-def _spelled(row: bytes, kind: int, byte_level: bool) -> bytes:
+def _spelled(row: bytes, kind: int, model: str) -> bytes:
     """The bytes that a token stands for."""
-    if byte_level:
+    if model == "rwkv":
+        return rwkv_world.spelled(row)
+    if model == "gpt2":
         table = {character: byte for byte, character in alphabet().items()}
         characters = row.decode(errors="replace") if kind == NORMAL else ""
         return bytes(table[c] for c in characters) if characters and all(c in table for c in characters) else row

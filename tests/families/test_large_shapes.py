@@ -81,7 +81,9 @@ def source(family: Family, sizes: Hyperparameters, *, packed: bool) -> dict[str,
             draft = None if layer is None else layer - sizes.n_layer
             count = sizes.n_expert if "{expert}" in rule.source else sizes.n_stream if "{stream}" in rule.source else 1
             for number in range(count):
-                shapes[rule.source.format(layer=layer, draft=draft, expert=number, stream=number)] = Shaped(shape)
+                for part in rule.parts or (None,):
+                    name = rule.source.format(layer=layer, draft=draft, expert=number, stream=number, part=part)
+                    shapes[name] = Shaped(shape)
             if rule.scales:
                 shapes[rule.scales.format(layer=layer)] = Shaped(shape[:-1])
     return shapes

@@ -162,4 +162,15 @@ WITHOUT_CLASS = {
     "UMT5 XXL": of_size_t5("umt5", 4096, 10240, 24, 64, vocab_size=256384),
     "Encoder of T5 large": of_size_t5("t5-encoder", 1024, 4096, 24, 16),
     "Encoder of Flan-T5 XL": of_size_t5("flan-t5-encoder", 2048, 5120, 24, 32),
+    "RWKV-6 1.6B": expected("rwkv6").config
+    | {"hidden_size": 2048, "num_hidden_layers": 24, "vocab_size": 65536}
+    | {"attention_hidden_size": 2048, "rescale_every": 6},
+    "RWKV-7 1.5B": of_size(
+        *("rwkv7", 2048, 8192, 24, 32),
+        a_low_rank_dim=96,
+        decay_low_rank_dim=96,
+        gate_low_rank_dim=256,
+        v_low_rank_dim=64,
+        vocab_size=65536,
+    ),
 }

@@ -64,7 +64,12 @@ def test_every_architecture_of_the_reference_is_compared() -> None:
         *("BailingMoeForCausalLM", "BailingMoeV2ForCausalLM", "KORMoForCausalLM", "Phi4ForCausalLMV"),
         *("CodeShellForCausalLM", "DeepseekForCausalLM", "MaincoderForCausalLM", "PaddleOCRVLForConditionalGeneration"),
         *("DeciLMForCausalLM", "JAISLMHeadModel", "OpenELMForCausalLM", "PLaMo3ForCausalLM", "Plamo3ForCausalLM"),
-        *("JinaBertModel", "YoutuVLForConditionalGeneration", "modeling_sarvam_moe.SarvamMoEForCausalLM"),
+        *(
+            "JinaBertModel",
+            "Rwkv7ForCausalLM",
+            "YoutuVLForConditionalGeneration",
+            "modeling_sarvam_moe.SarvamMoEForCausalLM",
+        ),
     }
     assert set(forward_architectures()) - spellings - remote == compared
 

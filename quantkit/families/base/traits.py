@@ -32,6 +32,7 @@ class Traits:
         delta_net: layers with a convolution have Gated DeltaNet in place of attention.
         mamba: layers with a convolution have Mamba in place of attention.
         mamba2: layers with a convolution have Mamba 2 in place of attention.
+        time_mix: layers have RWKV's time mixing and channel mixing.
         gated_attention: queries come with a gate for the output of attention.
         sigmoid_shared_gate: the gate of the shared expert is one operation, not SiLU and a division.
         expert_weights_summed_to_one: the weights of the chosen experts are normalised.
@@ -66,6 +67,7 @@ class Traits:
     delta_net: bool = False
     mamba: bool = False
     mamba2: bool = False
+    time_mix: bool = False
     gated_attention: bool = False
     sigmoid_shared_gate: bool = False
     expert_weights_summed_to_one: bool = True

@@ -110,7 +110,7 @@ def _original(config: dict[str, Any], tensors: Tensors) -> tuple[dict[str, Any],
     return {**renamed, **{name: config[name] for name in (*kept, "eos_token_id", "tie_word_embeddings")}}, published
 
 
-_SETTINGS: dict[str, Any] = {"newest": True, "tokenizer": "world", "forward": False, "raw_config": True}
+_SETTINGS: dict[str, Any] = {"newest": True, "tokenizer": "world", "raw_config": True}
 # the converter takes a template from a file of llama.cpp's tree
 _TEMPLATE = ("tokenizer.chat_template",)
 CASES = (
