@@ -2,6 +2,7 @@
 
 import gc
 from collections.abc import Iterator
+from contextlib import nullcontext
 from typing import Any
 from unittest.mock import patch
 
@@ -27,7 +28,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def shared_llama_child() -> Iterator[None]:
     """Short questions to llama.cpp go to one process; tests/llamacpp/test_session.py has the real one."""
     child = SharedChild()
-    with patch.object(sessions, "run_child", child.run):
+    with (
+        patch.object(sessions, "run_child", child.run),
+        patch.object(sessions, "children_ready", lambda _count: nullcontext()),
+    ):
         yield
     child.close()
 

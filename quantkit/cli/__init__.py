@@ -15,6 +15,7 @@ from typer.core import TyperCommand, TyperGroup
 
 from quantkit import __version__
 from quantkit.cli.errors import Interrupted, explain
+from quantkit.cli.loading import begin_loading, end_loading
 from quantkit.cli.options import DebugOption, Format, FormatOption, MirrorOption, use_mirror
 from quantkit.cli.output import Out
 from quantkit.cli.signals import interruptible
@@ -141,6 +142,7 @@ def _with_output(function: Callable[..., None]) -> Callable[..., None]:
         if mirror := arguments.pop("mirror", None):
             use_mirror(mirror)
         del debug  # read by quantkit.cli.errors, which also sees errors of the parser
+        end_loading()
         function(Out(format_), **arguments)
 
     _, *own = signature(function, eval_str=True).parameters.values()
@@ -194,6 +196,7 @@ def _print_utf8() -> None:
 def main() -> None:
     """Run the command line; every failure becomes one sentence on stderr and an exit code."""
     _print_utf8()
+    begin_loading()
     with explain(), interruptible():
         _refuse_other_bytes(sys.argv[1:])
         _require_address_space()

@@ -1,6 +1,6 @@
 """`quantkit convert`: a source to every type in one pass; gguf, awq, gptq and imatrix are its presets."""
 
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -18,14 +18,18 @@ from quantkit.cli.conversion_options import (
     complete_type,
     type_option,
 )
+from quantkit.cli.loading import loading
 from quantkit.cli.option_groups import grouped
 from quantkit.cli.options import SourceArg
 from quantkit.cli.output import Out, human_bytes
+from quantkit.cli.ready_children import children_for
 from quantkit.cli.repacking import repack_source, repackable
 from quantkit.errors import UsageError
 
 if TYPE_CHECKING:
     from quantkit.checkpoint import Checkpoint
+    from quantkit.outputs.plan import ConversionPlan
+    from quantkit.outputs.request import ConvertOptions
 
 
 @grouped
@@ -68,11 +72,40 @@ def convert(
 
 def convert_source(out: Out, command: str, source: str, conversion: Conversion, work: RunOptions) -> None:
     """Plan the conversion of `source`, run it unless it is a dry run, show the result."""
-    from quantkit.cli.conversion_document import planned_document, result_document
-    from quantkit.cli.conversion_tables import announce, raise_failed, show_plan, show_result
-    from quantkit.cli.projectors import bridged_document, own_projector_types, with_bridged_projectors
+    with ExitStack() as stack, children_for(source, conversion, work):
+        with loading():
+            from quantkit.cli.conversion_document import planned_document, result_document
+            from quantkit.cli.conversion_tables import announce, raise_failed, show_plan, show_result
+            from quantkit.cli.projectors import bridged_document
+            from quantkit.conversion.run import run
+
+            plan, options = _planned(out, source, conversion, work, stack)
+        announce(plan, out, logits=options.logits)
+        if work.dry_run:
+            show_plan(plan, out)
+            out.document(planned_document(plan, command))
+            return
+        with out.progress() as progress:
+            result = run(
+                plan,
+                force=options.force,
+                logits=options.logits,
+                transformers_python=conversion.transformers_python,
+                progress=progress,
+            )
+    show_result(result, out)
+    for projector in result.projectors:
+        out.say(f"projector: {projector.path}, {human_bytes(projector.size)}")
+    out.document(result_document(result, command) | bridged_document(result.projectors))
+    raise_failed(result)
+
+
+def _planned(
+    out: Out, source: str, conversion: Conversion, work: RunOptions, stack: ExitStack
+) -> "tuple[ConversionPlan, ConvertOptions]":
+    """The plan of a conversion, whose source stays open until `stack` is closed, and the options of the API."""
+    from quantkit.cli.projectors import own_projector_types, with_bridged_projectors
     from quantkit.cli.sources import check_stream, fetch, is_gguf
-    from quantkit.conversion.run import run
     from quantkit.outputs.gguf_checkpoint import checkpoint_of_gguf
     from quantkit.outputs.model import Model
     from quantkit.outputs.opening import merge_adapters, open_convertible
@@ -105,36 +138,19 @@ def convert_source(out: Out, command: str, source: str, conversion: Conversion, 
                 adapters=options.adapters,
                 progress=progress,
             )
-    with closing(opened):
-        if options.adapters:
-            with out.progress() as progress:
-                merge_adapters(opened, options.adapters, offline=work.offline, progress=progress)
-        if isinstance(opened, Model) and not plain_gguf:
-            # an importance matrix is computed only by request
-            types, options = convert_options(conversion, work, is_gguf=True)
-            request = conversion_request(types, conversion.output.output, options, is_gguf=True)
-        request = replace(request, projectors=own_projector_types(opened, conversion.gguf))
-        if work.stream and conversion.gguf.mmproj and not request.projectors:
-            raise UsageError("--mmproj reads whole files by llama.cpp's converter here; leave out --mmproj or --stream")
-        plan = plan_conversion(opened, request)
-        if not work.dry_run:
-            with out.progress() as progress:
-                plan = with_bridged_projectors(opened, plan, conversion.gguf, progress)
-        announce(plan, out, logits=options.logits)
-        if work.dry_run:
-            show_plan(plan, out)
-            out.document(planned_document(plan, command))
-            return
+    stack.enter_context(closing(opened))
+    if options.adapters:
         with out.progress() as progress:
-            result = run(
-                plan,
-                force=options.force,
-                logits=options.logits,
-                transformers_python=conversion.transformers_python,
-                progress=progress,
-            )
-    show_result(result, out)
-    for projector in result.projectors:
-        out.say(f"projector: {projector.path}, {human_bytes(projector.size)}")
-    out.document(result_document(result, command) | bridged_document(result.projectors))
-    raise_failed(result)
+            merge_adapters(opened, options.adapters, offline=work.offline, progress=progress)
+    if isinstance(opened, Model) and not plain_gguf:
+        # an importance matrix is computed only by request
+        types, options = convert_options(conversion, work, is_gguf=True)
+        request = conversion_request(types, conversion.output.output, options, is_gguf=True)
+    request = replace(request, projectors=own_projector_types(opened, conversion.gguf))
+    if work.stream and conversion.gguf.mmproj and not request.projectors:
+        raise UsageError("--mmproj reads whole files by llama.cpp's converter here; leave out --mmproj or --stream")
+    plan = plan_conversion(opened, request)
+    if not work.dry_run:
+        with out.progress() as progress:
+            plan = with_bridged_projectors(opened, plan, conversion.gguf, progress)
+    return plan, options

@@ -52,4 +52,5 @@ def all_finite(kind: GGMLQuantizationType, data: NDArray[np.uint8]) -> bool:
 
 
 def _half(blocks: NDArray[np.uint8], at: int) -> NDArray[np.uint16]:
-    return np.ascontiguousarray(blocks[:, at : at + 2]).view("<u2")
+    """The 16 bits at a byte offset of each block, in place."""
+    return np.ndarray((len(blocks),), "<u2", blocks, at, blocks.strides[:1])

@@ -21,6 +21,8 @@ from quantkit.gguf.types import block_size
 
 _SHARD = re.compile(r"^(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf$")
 _MAX_DIMS = 4
+_PIECE = 1 << 20
+"""Bytes of a vocabulary that are read at once."""
 
 
 @dataclass(frozen=True)
@@ -106,14 +108,24 @@ class _Parser:
         return self.take(self.number("Q"))
 
     def texts(self, count: int) -> list[bytes]:
-        """Read `count` texts. A vocabulary has over 100,000, so this avoids a `tell` for every text."""
-        read, left, texts = self.file.read, self.size - self.file.tell(), []
+        """Read `count` texts. A vocabulary has over 100,000, so they are cut out of pieces of the file."""
+        start, data, at = self.file.tell(), b"", 0
+        unpack, texts = struct.Struct("<Q").unpack_from, []
         for _ in range(count):
-            length = int.from_bytes(read(8), "little")
-            left -= 8 + length
-            if left < 0:
-                raise self.fail("it ends early")
-            texts.append(read(length))
+            end = at + 8
+            if end <= len(data):
+                end += unpack(data, at)[0]
+            if end > len(data):
+                start, at = start + at, 0
+                self.file.seek(start)
+                end = 8 + self.number("Q")
+                if end > self.size - start:
+                    raise self.fail("it ends early")
+                self.file.seek(start)
+                data = self.file.read(max(end, _PIECE))
+            texts.append(data[at + 8 : end])
+            at = end
+        self.file.seek(start + at)
         return texts
 
     def header(self) -> GgufHeader:

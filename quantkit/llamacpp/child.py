@@ -13,19 +13,17 @@ import queue
 import signal
 import sys
 import threading
+from collections.abc import Callable
 from contextlib import ExitStack
+from functools import cached_property
+from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
 
 from quantkit.llamacpp.calls import CONTINUED, ERROR, Failed, context, decode, llama, load, set_adapter, tokenize
-from quantkit.llamacpp.devices import devices
-from quantkit.llamacpp.embedding import embeddings, special_tokens
-from quantkit.llamacpp.generation import Talk
-from quantkit.llamacpp.images import Images
-from quantkit.llamacpp.inputs import Grams, Inputs
-from quantkit.llamacpp.loading import Bench, Loaded
 from quantkit.system import descriptors
 
 _F32 = 0
@@ -84,7 +82,7 @@ def logits(request: dict[str, Any]) -> None:
 def load_projector(request: dict[str, Any]) -> None:
     """Load a projector for a text model, and free both."""
     with ExitStack() as stack, load(request["model"], n_gpu_layers=0) as model:
-        Images(model, {**request, "gpu_layers": 0, "marker": "<image>"}, _log_callback, stack)
+        _of("images").Images(model, {**request, "gpu_layers": 0, "marker": "<image>"}, _log_callback, stack)
 
 
 def file_features(request: dict[str, Any]) -> list[list[int]]:
@@ -93,7 +91,7 @@ def file_features(request: dict[str, Any]) -> list[list[int]]:
         ExitStack() as stack,
         load(request["model"], n_gpu_layers=0) as model,
     ):
-        images = Images(model, {**request, "gpu_layers": 0, "marker": "<image>"}, _log_callback, stack)
+        images = _of("images").Images(model, {**request, "gpu_layers": 0, "marker": "<image>"}, _log_callback, stack)
         files = {"images": request["images"], "sounds": request["sounds"]}
         images.prepare({"text": "<image>", **files, "add_special": False})
         vectors = images.features()
@@ -150,6 +148,80 @@ def _listen(requests: "queue.Queue[str]") -> None:
     os._exit(1)
 
 
+class _Tasks:
+    """What answers requests. The objects keep a model loaded from one request to the next."""
+
+    def __init__(self, stop_requested: Callable[[], bool]) -> None:
+        """`stop_requested`: whether the caller stops a generation."""
+        self._stop_requested = stop_requested
+
+    def answer(self, request: dict[str, Any]) -> Any:
+        """The result of a request. Raises Failed, and KeyError for an unknown task."""
+        return self._functions[request["task"]]()(request)
+
+    @cached_property
+    def _functions(self) -> dict[str, Callable[[], Callable[[dict[str, Any]], Any]]]:
+        return {
+            "vocab_tokens": lambda: vocab_tokens,
+            "text_tokens": lambda: text_tokens,
+            "logits": lambda: logits,
+            "special_tokens": lambda: _of("embedding").special_tokens,
+            "embeddings": lambda: _of("embedding").embeddings,
+            "open": lambda: self._model.open,
+            "window": lambda: self._model.window,
+            "inputs_open": lambda: self._inputs.open,
+            "inputs_window": lambda: self._inputs.window,
+            "inputs_save": lambda: self._inputs.save,
+            "grams_open": lambda: self._grams.open,
+            "grams_window": lambda: self._grams.window,
+            "grams_save": lambda: self._grams.save,
+            "devices": lambda: _of("devices").devices,
+            "load": lambda: self._loaded.load,
+            "bench_open": lambda: self._bench.open,
+            "bench_begin": lambda: self._bench.begin,
+            "bench_run": lambda: self._bench.run,
+            "talk_open": lambda: self._talk.open,
+            "talk_tokenize": lambda: self._talk.tokenize,
+            "talk_prepare": lambda: self._talk.prepare,
+            "talk": lambda: self._talk.generate,
+            "talk_follow": lambda: self._talk.follow,
+            "file_features": lambda: file_features,
+            "load_projector": lambda: load_projector,
+        }
+
+    @cached_property
+    def _model(self) -> Open:
+        return Open()
+
+    @cached_property
+    def _inputs(self) -> Any:
+        return _of("inputs").Inputs()
+
+    @cached_property
+    def _grams(self) -> Any:
+        return _of("inputs").Grams()
+
+    @cached_property
+    def _loaded(self) -> Any:
+        return _of("loading").Loaded()
+
+    @cached_property
+    def _bench(self) -> Any:
+        return _of("loading").Bench()
+
+    @cached_property
+    def _talk(self) -> Any:
+        def send(piece: bytes) -> None:
+            _answer({"progress": [piece.decode("latin-1")]})
+
+        return _of("generation").Talk(self._stop_requested, send, _log_callback)
+
+
+def _of(name: str) -> ModuleType:
+    """A module of this room, imported by the first task that needs it: most children only check a file."""
+    return import_module(f"quantkit.llamacpp.{name}")
+
+
 def main() -> None:
     """Answer requests until stdin closes."""
     # the caller is in the same process group, and handles the interrupt
@@ -158,37 +230,7 @@ def main() -> None:
     threading.Thread(target=_listen, args=(requests,), daemon=True).start()
     llama.llama_log_set(_log_callback, ctypes.c_void_p(0))
     llama.llama_backend_init()
-    model, bench, inputs, grams = Open(), Bench(), Inputs(), Grams()
-    talk = Talk(
-        lambda: not requests.empty(), lambda piece: _answer({"progress": [piece.decode("latin-1")]}), _log_callback
-    )
-    tasks = {
-        "vocab_tokens": vocab_tokens,
-        "text_tokens": text_tokens,
-        "logits": logits,
-        "special_tokens": special_tokens,
-        "embeddings": embeddings,
-        "open": model.open,
-        "window": model.window,
-        "inputs_open": inputs.open,
-        "inputs_window": inputs.window,
-        "inputs_save": inputs.save,
-        "grams_open": grams.open,
-        "grams_window": grams.window,
-        "grams_save": grams.save,
-        "devices": devices,
-        "load": Loaded().load,
-        "bench_open": bench.open,
-        "bench_begin": bench.begin,
-        "bench_run": bench.run,
-        "talk_open": talk.open,
-        "talk_tokenize": talk.tokenize,
-        "talk_prepare": talk.prepare,
-        "talk": talk.generate,
-        "talk_follow": talk.follow,
-        "file_features": file_features,
-        "load_projector": load_projector,
-    }
+    tasks = _Tasks(lambda: not requests.empty())
     while True:
         request = json.loads(requests.get())
         if request["task"] == "stop":
@@ -196,7 +238,7 @@ def main() -> None:
             _answer({"stopped": True})
             continue
         try:
-            _answer({"result": tasks[request["task"]](request)})
+            _answer({"result": tasks.answer(request)})
         except Failed as error:
             _answer({"error": str(error)})
 

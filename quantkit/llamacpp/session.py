@@ -11,7 +11,7 @@ import os
 import subprocess
 import tempfile
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from typing import Any
@@ -146,12 +146,13 @@ def llama_cpp_version() -> str:
 class LlamaSession:
     """A child process that answers one request after the other about one file.
 
-    Raises, as `ask` does, MissingExtraError without llama-cpp-python and QuantkitError if `model` is not a file.
+    Without a `model`, `answer_about` names the first one. Raises, as `ask` does, MissingExtraError without
+    llama-cpp-python and QuantkitError if `model` is not a file.
     """
 
-    def __init__(self, model: Path) -> None:
+    def __init__(self, model: Path | None) -> None:
         require_llama_cpp()
-        self.model = _existing(model)
+        self.model = Path() if model is None else _existing(model)
         self._stack = ExitStack()
         package_root = str(Path(quantkit.__file__).resolve().parents[1])
         # By default OpenMP's threads spin while they wait, which on a busy machine doubles the time.
@@ -298,3 +299,16 @@ def run_child(
 def children_reused() -> AbstractContextManager[None]:
     """Within this block `run_child` sends several requests to one child; a child that failed is replaced."""
     return _idle.reused()
+
+
+@contextlib.contextmanager
+def children_ready(count: int) -> Iterator[None]:
+    """Within this block `run_child` finds `count` children, which load llama.cpp while the caller does other work.
+
+    Without llama.cpp, or where the system gives no process, there are none, and `run_child` says so.
+    """
+    with children_reused():
+        with contextlib.suppress(MissingExtraError, OSError):
+            for _ in range(count):
+                _idle.give_back(LlamaSession(None))
+        yield

@@ -3,8 +3,6 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-import numpy as np
-
 from quantkit.errors import MissingExtraError, PassingError, QuantkitError, ReadError, passing_fault
 from quantkit.outputs.plan import OutputPlan
 
@@ -43,7 +41,8 @@ class Verified:
 def sampled_rows(n_rows: int, n_columns: int) -> list[tuple[int, int]]:
     """The rows (start, stop) of a matrix that checks compare with the source's: a few ranges spread over it."""
     step = max(1, _SAMPLE_ELEMENTS // n_columns)
-    starts = sorted({int(start) for start in np.linspace(0, max(0, n_rows - step), _SAMPLES)})
+    last = max(0, n_rows - step)
+    starts = sorted({*(int(index * (last / (_SAMPLES - 1))) for index in range(_SAMPLES - 1)), last})
     return [(start, min(start + step, n_rows)) for start in starts]
 
 

@@ -1,12 +1,17 @@
 """GGUF files read back: their headers, whether every block is finite, the error of sampled rows."""
 
+import functools
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from gguf import GGMLQuantizationType as T
+from numpy.typing import NDArray
 
 from quantkit.errors import VerificationError
 from quantkit.files import partial_path
@@ -106,44 +111,109 @@ def _pieces(file: FileLayout) -> Iterator[tuple[int, int, Slot | None]]:
         yield position, file.size, None
 
 
-def check_error(plan: GgufPlan, output: GgufOutput) -> tuple[Check, dict[str, float]]:
-    """Sampled rows of every tensor against the source; the check, and each tensor's relative RMS error."""
-    errors: dict[str, float] = {}
-    tensors = {tensor.name: tensor for tensor in plan.model.tensors}
+def check_errors(plan: GgufPlan, outputs: Sequence[GgufOutput]) -> list[tuple[Check, dict[str, float]]]:
+    """Sampled rows of every tensor against the source, which is read once for all outputs.
 
-    def compare() -> str:
-        worst, worst_name = 0.0, ""
-        for file in output.files:
-            with partial_path(output.folder / file.name).open("rb", buffering=0) as stream:
-                for slot in file.slots:
-                    error, size = _sampled_error(plan.model, tensors[slot.name], slot, stream.fileno())
-                    errors[slot.name] = error
-                    bound = ERROR_BOUND.get(slot.type, LOOSE_BOUND)
-                    faint = (size or 1.0) * error <= _HALF_STEP * (1 if slot.type in (T.F16, T.BF16) else _LEVELS)
-                    if not (error <= bound or faint):
-                        raise VerificationError(
-                            f"tensor {slot.name} of {file.name} has an error of {error:.1%}, above the"
-                            f" {bound:.1%} that {slot.type.name} allows"
-                        )
-                    if error >= worst:
-                        worst, worst_name = error, slot.name
-        return f"sampled rows within each type's bound, at worst {worst:.2%} ({worst_name})"
-
-    return guard("error", compare), errors
+    For each output the check, and each tensor's relative RMS error.
+    """
+    runs = [_ErrorCheck(output) for output in outputs]
+    with ExitStack() as stack:
+        for run in runs:
+            stack.callback(run.close)
+        for tensor in plan.model.tensors:
+            samples = functools.cache(functools.partial(_samples, plan.model, tensor))
+            for run in runs:
+                run.compare(tensor, samples)
+    return [(run.check, run.errors) for run in runs]
 
 
-def _sampled_error(model: Model, tensor: ModelTensor, slot: Slot, descriptor: int) -> tuple[float, float]:
-    """Relative RMS error of a few row ranges spread over a tensor, and the RMS of the source there.
+class _ErrorCheck:
+    """The check of errors of one output, tensor after tensor."""
+
+    def __init__(self, output: GgufOutput) -> None:
+        self.errors: dict[str, float] = {}
+        self._output = output
+        self._slots = {slot.name: (file, slot) for file in output.files for slot in file.slots}
+        self._worst, self._worst_name = 0.0, ""
+        self._failed: Check | None = None
+        self._open: tuple[FileLayout, BinaryIO] | None = None
+
+    @property
+    def check(self) -> Check:
+        """The result; a tensor that was not compared has no error."""
+        detail = f"sampled rows within each type's bound, at worst {self._worst:.2%} ({self._worst_name})"
+        return self._failed or Check("error", "passed", detail)
+
+    def compare(self, tensor: ModelTensor, samples: Callable[[], "_Samples"]) -> None:
+        """Compare one tensor, unless an earlier one failed; `samples` reads the source's rows."""
+        if self._failed is not None or tensor.name not in self._slots:
+            return
+        check = guard("error", lambda: self._compared(tensor, samples()))
+        if check.status != "passed":
+            self._failed = check
+
+    def _compared(self, tensor: ModelTensor, source: "_Samples") -> str:
+        file, slot = self._slots[tensor.name]
+        error, size = _sampled_error(tensor, slot, self._file(file).fileno(), source)
+        self.errors[slot.name] = error
+        bound = ERROR_BOUND.get(slot.type, LOOSE_BOUND)
+        faint = (size or 1.0) * error <= _HALF_STEP * (1 if slot.type in (T.F16, T.BF16) else _LEVELS)
+        if not (error <= bound or faint):
+            raise VerificationError(
+                f"tensor {slot.name} of {file.name} has an error of {error:.1%}, above the"
+                f" {bound:.1%} that {slot.type.name} allows"
+            )
+        if error >= self._worst:
+            self._worst, self._worst_name = error, slot.name
+        return ""
+
+    def _file(self, file: FileLayout) -> BinaryIO:
+        """The open file of a layout; the one before it is closed."""
+        if self._open is None or self._open[0] is not file:
+            self.close()
+            stream = partial_path(self._output.folder / file.name).open("rb", buffering=0)
+            self._open = (file, stream)
+        return self._open[1]
+
+    def close(self) -> None:
+        """Close the open file."""
+        if self._open is not None:
+            self._open[1].close()
+            self._open = None
+
+
+@dataclass(frozen=True)
+class _Samples:
+    """Row ranges (start, stop) of a tensor, its rows there (n, n_columns), and the sum of their squares."""
+
+    ranges: list[tuple[int, int]]
+    rows: NDArray[np.float32]
+    squares: float
+
+
+def _samples(model: Model, tensor: ModelTensor) -> _Samples:
+    """A few row ranges spread over a tensor of the source."""
+    ranges = sampled_rows(tensor.n_rows, tensor.n_columns)
+    parts = [widen(model.read_rows(tensor.name, start, stop), tensor) for start, stop in ranges]
+    rows = parts[0] if len(parts) == 1 else np.concatenate(parts)
+    return _Samples(ranges, rows, _squares(rows))
+
+
+def _squares(values: NDArray[np.float32]) -> float:
+    """The sum of squares, in float64: those of float32 can be outside its range."""
+    return float(np.square(values, dtype=np.float64).sum())
+
+
+def _sampled_error(tensor: ModelTensor, slot: Slot, descriptor: int, source: _Samples) -> tuple[float, float]:
+    """Relative RMS error of the written rows that `source` samples, and the RMS of the source there.
 
     The error of an all-zero sample is absolute: 0 if it stayed zero.
     """
-    squared, total, count = 0.0, 0.0, 0
-    for start, stop in sampled_rows(tensor.n_rows, tensor.n_columns):
-        source = widen(model.read_rows(tensor.name, start, stop), tensor).astype(np.float64)
-        data = read_at(descriptor, (stop - start) * slot.row_bytes, slot.offset + start * slot.row_bytes)
-        rows = np.frombuffer(data, dtype=np.uint8).reshape(stop - start, slot.row_bytes)
-        written = dequantize_rows(slot.type, rows, tensor.n_columns)
-        squared += float(np.square(written - source).sum())
-        total += float(np.square(source).sum())
-        count += source.size
-    return float(np.sqrt(squared / (total or 1.0))), float(np.sqrt(total / count))
+    size = slot.row_bytes
+    data = b"".join(
+        read_at(descriptor, (stop - start) * size, slot.offset + start * size) for start, stop in source.ranges
+    )
+    written = dequantize_rows(slot.type, np.frombuffer(data, np.uint8).reshape(-1, size), tensor.n_columns)
+    np.subtract(written, source.rows, out=written)
+    error, rms = np.sqrt(_squares(written) / (source.squares or 1.0)), np.sqrt(source.squares / written.size)
+    return float(error), float(rms)

@@ -8,7 +8,7 @@ from quantkit.outputs.gguf_files import GgufOutput, GgufPlan
 from quantkit.progress import SILENT, Progress
 from quantkit.scratch import scratch_folder
 from quantkit.verify.check import Check, Verified, guard
-from quantkit.verify.files import check_error, check_files
+from quantkit.verify.files import check_errors, check_files
 from quantkit.verify.running import loadable
 from quantkit.verify.source_logits import skipped_logits
 
@@ -33,7 +33,7 @@ def verify_projectors(
         checks, hashes = check_files(output)
         errors: dict[str, float] = {}
         if checks[-1].status == "passed":
-            check, errors = check_error(plan, output)
+            ((check, errors),) = check_errors(plan, [output])
             checks.append(check)
             if model is not None and check.status != "failed":
                 checks.append(_check_load(output, model, logits, text.request.max_ram))

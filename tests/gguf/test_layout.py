@@ -11,6 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from quantkit.errors import CheckpointError, UsageError
+from quantkit.gguf import reader
 from quantkit.gguf.keyvalues import KeyValue, array, boolean, float32, string, uint32
 from quantkit.gguf.layout import lay_out
 from quantkit.gguf.reader import read_header, shard_paths
@@ -47,6 +48,26 @@ def test_a_header_is_the_formats_own_writers(tmp_path: Path) -> None:
     tensors = {tensor.name: tensor for tensor in GGUFReader(tmp_path / "ours.gguf").tensors}
     for slot in ours.slots:
         assert (tensors[slot.name].data_offset, tensors[slot.name].n_bytes) == (slot.offset, slot.nbytes)
+
+
+@pytest.mark.parametrize("piece", [8, 16, 17, 1 << 20])
+def test_a_vocabulary_is_read_in_pieces_of_any_size(
+    piece: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reader, "_PIECE", piece)
+    texts = [b"x" * length for length in (0, 1, 7, 8, 9, 30, 0, 0, 16, 100)]
+    (file,) = lay_out("model", [array("tokens", GGUFValueType.STRING, texts), uint32("after", 7)], TENSORS)
+    path = tmp_path / "model.gguf"
+    path.write_bytes(file.header + bytes(file.size - len(file.header)))
+    header = read_header(path)
+    assert header.value("tokens") == texts and header.value("after") == 7 and header.tensors == file.slots
+    (first, *_) = header.keys
+    packed = b"".join(struct.pack("<Q", len(text)) + text for text in texts)
+    assert first.pack().endswith(struct.pack("<IQ", GGUFValueType.STRING, len(texts)) + packed)
+    cut = file.header.index(b"x" * 100) + 50
+    path.write_bytes(file.header[:cut])
+    with pytest.raises(CheckpointError, match="ends early"):
+        read_header(path)
 
 
 def test_a_header_read_back_is_what_was_laid_out(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from quantkit.llamacpp.session import LlamaSession, Progress
 
 _TASKS = ("vocab_tokens", "text_tokens", "logits")
 """The tasks that load a file and free it again."""
-start_child = sessions.run_child
+start_child, start_children = sessions.run_child, sessions.children_ready
 
 
 class SharedChild:

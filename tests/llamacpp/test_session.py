@@ -15,7 +15,7 @@ from quantkit.llamacpp.reasons import explain
 from quantkit.llamacpp.session import logits, vocab_token_ids
 from tests.forward.cases import TOKENS
 from tests.forward.test_forward import load
-from tests.helpers.llama_child import start_child
+from tests.helpers.llama_child import start_child, start_children
 from tests.helpers.tiny import tiny_llama
 from tests.measurement.tiny_gguf import write_tiny_gguf
 
@@ -160,6 +160,27 @@ def test_within_a_block_one_child_answers_about_several_files_and_a_failed_one_i
             ids(tmp_path / "gone.gguf")
         assert ids(tiny) == expected[0] and len(children) == 2
     assert not any(psutil.pid_exists(pid) for pid in children)
+
+
+def test_children_that_start_with_a_block_answer_its_questions_and_end_with_it(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = vocab_token_ids(tiny, TEXTS)
+    started: list[session.LlamaSession] = []
+
+    class Noted(session.LlamaSession):
+        def __init__(self, model: Path | None) -> None:
+            super().__init__(model)
+            started.append(self)
+
+    monkeypatch.setattr(session, "LlamaSession", Noted)
+    with start_children(2):
+        assert vocab_token_ids(tiny, TEXTS) == expected
+        assert len(started) == 2 and all(child.alive for child in started)
+    assert not any(child.alive for child in started)
+    monkeypatch.setattr(session.importlib.util, "find_spec", lambda name: None)
+    with start_children(2):  # without llama.cpp
+        assert len(started) == 2
 
 
 def test_a_missing_library_of_the_system_is_named_and_is_no_fault_of_the_file() -> None:
