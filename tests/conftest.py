@@ -12,6 +12,7 @@ from quantkit.chat import contained
 from quantkit.llamacpp import session as sessions
 from tests.helpers.command import current_environment
 from tests.helpers.llama_child import SharedChild
+from tests.helpers.quick_reader import quick_reader
 from tests.helpers.render_child import ForkedChild
 from tests.helpers.token_memory import remembered_tokens
 from tests.tokenizer import tally
@@ -49,6 +50,13 @@ def forked_render_child() -> Iterator[None]:
 def tokens_made_once() -> Iterator[None]:
     """The default calibration text is tokenized once with each tokenizer."""
     with remembered_tokens():
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def reader_of_plain_arrays() -> Iterator[None]:
+    """The gguf package's reader, without np.memmap; tests/helpers/test_quick_reader.py compares it with its own."""
+    with quick_reader():
         yield
 
 

@@ -37,13 +37,18 @@ def whole_files() -> dict[str, str]:
     return digests
 
 
+def compared_whole(case: Case) -> bool:
+    """Whether `digest` covers every byte of the case's file."""
+    return case.vocabulary and not case.differs and not case.rounded
+
+
 def digest(path: Path, case: Case) -> str:
     """sha256 of a GGUF file.
 
     Where a case names keys that differ on purpose, or tensors whose values the converter rounds otherwise, it is that
     of all other keys, of all tensors' names, types, shapes and offsets, and of the data with zeros in their place.
     """
-    if case.vocabulary and not case.differs and not case.rounded:
+    if compared_whole(case):
         return hashlib.sha256(path.read_bytes()).hexdigest()
     reader = gguf.GGUFReader(path)
     result = hashlib.sha256()
