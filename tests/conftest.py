@@ -7,6 +7,7 @@ from typing import Any
 from unittest.mock import patch
 
 import pytest
+from threadpoolctl import threadpool_limits
 
 from quantkit.chat import contained
 from quantkit.llamacpp import session as sessions
@@ -50,6 +51,15 @@ def forked_render_child() -> Iterator[None]:
 def tokens_made_once() -> Iterator[None]:
     """The default calibration text is tokenized once with each tokenizer."""
     with remembered_tokens():
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def blas_of_one_thread() -> Iterator[None]:
+    """Each worker has a core. Threads of OpenBLAS wait for each other by spinning, which made some tests five times
+    as long. Processes that tests start have the threads that they have for users.
+    """
+    with threadpool_limits(1, "blas"):
         yield
 
 

@@ -13,7 +13,6 @@ from typing import Any
 
 from quantkit.errors import OutputError, UsageError
 from quantkit.files import open_partial, partial_path
-from quantkit.gguf.reader import shard_paths
 
 _MAGIC = b"quantkit prompt cache 1\n"
 _BLOCKS, _BLOCK = 64, 1 << 16
@@ -40,6 +39,9 @@ def require_prompt_cache(path: Path) -> None:
 
 def fingerprint(model: Path) -> str:
     """SHA-256 of the sizes of a model's files and of 64 blocks of each, the header among them."""
+    # the child process reads and writes caches, and does without the gguf package
+    from quantkit.gguf.reader import shard_paths
+
     digest = hashlib.sha256()
     for path in shard_paths(model):
         size = path.stat().st_size

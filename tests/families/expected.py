@@ -18,7 +18,7 @@ import gguf
 import numpy as np
 
 from demo.safetensors_file import write_safetensors
-from tests.families.models import all_cases, weight, write_tokenizer
+from tests.families.models import all_cases, native_weights, write_tokenizer
 from tests.helpers.packages import RWKV, fetch_pypi
 from tests.helpers.peer import REPOSITORY, Peer, newest_converter, peer_converter
 
@@ -60,7 +60,7 @@ def write_checkpoint(name: str, folder: Path) -> Path:
     """The case's checkpoint, as transformers made it, without transformers: same config, names, shapes and values."""
     _, case = all_cases()[name]
     known = expected(name)
-    tensors = {key: weight(case.seed, key, tuple(shape)) for key, shape in known.native["layout"].items()}
+    tensors = native_weights(case, known.native["layout"])
     if case.publish:
         tensors = case.publish(known.native["config"], tensors)[1]
     folder.mkdir(parents=True, exist_ok=True)

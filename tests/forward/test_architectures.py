@@ -19,7 +19,7 @@ from quantkit.outputs.model import model_from_checkpoint
 from quantkit.verify.running import check_logits
 from quantkit.verify.source_logits import SourceLogits, source_logits
 from tests.families.expected import expected, write_checkpoint
-from tests.families.models import TOKENS, all_cases, forward_cases, weight
+from tests.families.models import TOKENS, all_cases, forward_cases, native_weights
 
 # transformers has no class for some models: their logits are those of a patched one, which no config describes. In a
 # multimodal checkpoint the text model's names and config are nested: the published checkpoint's logits cover it.
@@ -33,7 +33,7 @@ TYPES = {"gpt-oss-mxfp4": "mxfp4"}
 def native(name: str) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """Tensors and config of a case's model as transformers itself has them: no family's data is in between."""
     case, known = all_cases()[name][1], expected(name).native
-    tensors = {tensor: weight(case.seed, tensor, tuple(shape)) for tensor, shape in known["layout"].items()}
+    tensors = native_weights(case, known["layout"])
     if case.publish:
         # a layout may tie the native model down too
         case.publish(known["config"], tensors)

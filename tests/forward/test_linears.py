@@ -2,6 +2,7 @@
 
 import re
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -38,8 +39,8 @@ Calls = list[tuple[int, set[Call]]]
 # Inputs in the order in which they come: the width, and who got that very array.
 
 
-def model(name: str) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """Tensors and config of one of MODELS; the tensors are the caller's to change."""
+def model(name: str, *, copied: bool = True) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """Tensors and config of one of MODELS; the tensors are the caller's to change if they are copied."""
     case_name = (STACKED | PACKED).get(name, name)
     tensors, config = native(case_name)
     case = all_cases()[case_name][1]
@@ -47,7 +48,13 @@ def model(name: str) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         assert case.publish
         published, tensors = case.publish(config, tensors)
         config = published if name in ONLY_PUBLISHED else config
-    return {tensor: np.array(values) for tensor, values in tensors.items()}, config
+    return {tensor: np.array(values) if copied else values for tensor, values in tensors.items()}, config
+
+
+def shapes(name: str) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """Tensors and config of one of MODELS; the tensors have their shapes, and zeros that take no memory."""
+    with patch("tests.families.models.case._shared_weight", lambda seed, name, shape: np.zeros(shape, np.float32)):
+        return model(name, copied=False)
 
 
 def everyone_everywhere(config: dict[str, Any]) -> dict[str, Any]:
@@ -118,7 +125,7 @@ def test_a_checkpoint_of_the_bare_model_has_linears_of_its_names(name: str, monk
 
 @pytest.mark.parametrize("name", [name for name in MODELS if name not in PACKED])
 def test_every_matrix_of_a_layer_is_a_linear_once(name: str) -> None:
-    tensors, config = model(name)
+    tensors, config = shapes(name)
     layers = layers_of(tensors, config)
     linears = [one for layer in layers for entry in layer.inputs for one in entry.linears]
     assert len(set(linears)) == len(linears)
@@ -229,12 +236,12 @@ _FOLDS = {
 
 @pytest.mark.parametrize("name", _FOLDS)
 def test_scales_fold_into_norms_and_into_rows_that_stay_linear_until_the_next_input(name: str) -> None:
-    assert shown(layers_of(*model(name))[0]) == _FOLDS[name]
+    assert shown(layers_of(*shapes(name))[0]) == _FOLDS[name]
 
 
 def test_routers_and_gates_of_shared_experts_are_kept_and_nothing_else_is() -> None:
     for name in MODELS:
-        for layer in layers_of(*model(name)):
+        for layer in layers_of(*shapes(name)):
             for group in layer.inputs:
                 for one in group.linears:
                     last = one.name.split(".", 3)[-1]

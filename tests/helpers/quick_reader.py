@@ -18,11 +18,14 @@ _read_parts = gguf.GGUFReader._get_field_parts
 _SAME_ORDER = ("I", "<" if sys.byteorder == "little" else ">")
 
 
-def _get(reader: Any, offset: int, dtype: Any, count: int = 1, override_order: str | None = None) -> np.ndarray:
+def _get(reader: Any, offset: int, dtype: Any, count: int = 1, override_order: Any = None) -> Any:
+    if reader.data.mode != "r":
+        # what a test changes it may flush, which is a method of np.memmap
+        return _read(reader, offset, dtype, count, override_order)
     if (plain := reader.__dict__.get("plain")) is None:
         plain = reader.plain = reader.data.view(np.ndarray)
     kind = np.dtype(dtype)
-    values: np.ndarray = plain[offset : offset + kind.itemsize * int(count)].view(kind)
+    values = plain[offset : offset + kind.itemsize * int(count)].view(kind)
     order = override_order or reader.byte_order
     return values if order in _SAME_ORDER else values.view(kind.newbyteorder(order))
 

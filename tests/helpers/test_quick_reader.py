@@ -57,5 +57,5 @@ def test_what_is_written_into_a_tensor_reaches_the_file(tmp_path: Path) -> None:
     path = to_gguf(write_checkpoint("llama", tmp_path / "llama"), "f32", tmp_path)
     reader = gguf.GGUFReader(path, "r+")
     reader.tensors[0].data[0, 0] = 77
-    reader.data.flush()
+    reader.tensors[0].data.flush()
     assert gguf.GGUFReader(path).tensors[0].data[0, 0] == 77

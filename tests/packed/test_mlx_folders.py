@@ -57,8 +57,9 @@ def tensors_of(folder: Path) -> dict[str, np.ndarray]:
 def dequantized(stored: dict[str, np.ndarray], linear: str, bits: int, group: int) -> np.ndarray:
     words = stored[f"{linear}.weight"]
     count = words.shape[1] * 32 // bits
-    streams = [int.from_bytes(row.tobytes(), "little") for row in words]
-    q = np.array([[stream >> bits * k & (1 << bits) - 1 for k in range(count)] for stream in streams], np.float32)
+    # a row is one stream of bits, the lowest of each integer first
+    stream = np.unpackbits(words.view(np.uint8), axis=1, bitorder="little").reshape(len(words), count, bits)
+    q = (stream << np.arange(bits, dtype=np.uint8)).sum(axis=2).astype(np.float32)
     scales, biases = (np.repeat(stored[f"{linear}.{part}"], group, axis=1) for part in ("scales", "biases"))
     return (q * scales + biases).astype(np.float32)
 

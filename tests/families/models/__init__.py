@@ -4,10 +4,10 @@ import importlib
 import pkgutil
 from functools import cache
 
-from tests.families.models.case import TOKENS, VOCAB, Case, weight
+from tests.families.models.case import TOKENS, VOCAB, Case, native_weights, weight
 from tests.families.models.tokenizers import write_tokenizer
 
-__all__ = ["TOKENS", "VOCAB", "Case", "all_cases", "forward_cases", "weight", "write_tokenizer"]
+__all__ = ["TOKENS", "VOCAB", "Case", "all_cases", "forward_cases", "native_weights", "weight", "write_tokenizer"]
 
 
 @cache
