@@ -52,8 +52,9 @@ def model(name: str, *, copied: bool = True) -> tuple[dict[str, np.ndarray], dic
 
 
 def shapes(name: str) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """Tensors and config of one of MODELS; the tensors have their shapes, and zeros that take no memory."""
-    with patch("tests.families.models.case._shared_weight", lambda seed, name, shape: np.zeros(shape, np.float32)):
+    """Tensors and config of one of MODELS; the tensors have their shapes, and ones that take no memory."""
+    one = np.ones((), np.float32)
+    with patch("tests.families.models.case._shared_weight", lambda seed, name, shape: np.broadcast_to(one, shape)):
         return model(name, copied=False)
 
 
