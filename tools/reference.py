@@ -149,6 +149,7 @@ ENVIRONMENT = {
     "QUANTKIT_LLAMA_CPP_PYTHON": "the Python with torch that runs that converter",
     "QUANTKIT_FAMILIES": "folders of further family files, separated as in PATH",
     "QUANTKIT_LLAMA_SERVER": "the llama-server of `quantkit serve`, if it is not on the PATH",
+    "QUANTKIT_SPEEDS": "the file of the device speeds that `measure --speed` stores; empty: none",
     "QUANTKIT_API_KEY": "the key of `quantkit serve --api-key`",
     "CC": "the C compiler of quantkit's kernels",
     "XDG_CACHE_HOME": "where the compiled kernels are kept",

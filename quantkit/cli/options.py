@@ -92,6 +92,9 @@ TensorSplitOption = Annotated[
     ),
 ]
 NoKvOffloadOption = Annotated[bool, typer.Option("--no-kv-offload", help="Keep the KV cache on the CPU.")]
+NoStoredSpeedsOption = Annotated[
+    bool, typer.Option("--no-stored-speeds", help="Ignore the device speeds that `measure --speed` has stored.")
+]
 DraftOption = Annotated[
     str | None,
     typer.Option(

@@ -24,19 +24,33 @@ def automatic_placement(
     *,
     fit_moe: bool,
     draft: "DraftMemory | None" = None,
+    threads: int | None = None,
 ) -> "Placement":
-    """What fits on `devices`, by `plan`. `fit_moe`: the experts' place is chosen too. `draft`: what drafts tokens."""
+    """What fits on `devices`, by `plan`.
+
+    Args:
+        fit_moe: the experts' place is chosen too.
+        draft: what drafts tokens.
+        threads: of the CPU, whose stored speed is used (None: of all cores); 0 for no stored speeds.
+    """
+    from quantkit.machine import cores
     from quantkit.planning.layers import Placement, placement_that_fits
+    from quantkit.planning.stored_speeds import stored_speeds
 
     if not devices:
         return Placement(0)
     rooms = [device.free for device in devices]
-    placement = placement_that_fits(model, context, rooms, fit_moe=fit_moe, draft=draft)
+    threads = cores() if threads is None else threads
+    stored = stored_speeds([device.description for device in devices], threads) if threads else {}
+    speeds = {name: entry.speed for name, entry in stored.items()}
+    placement = placement_that_fits(model, context, rooms, fit_moe=fit_moe, draft=draft, speeds=speeds)
     if placement.gpu_layers is not None:
         names = ", ".join(f"{device.name} ({human_bytes(device.free)} free)" for device in devices)
         experts = f" but the experts of {placement.cpu_moe}" if placement.cpu_moe else ""
         split = f", split {','.join(map(str, placement.split))}" if placement.split else ""
-        out.note(f"{placement.gpu_layers} layers{experts} on {names}{split}")
+        day = min((entry.day for entry in stored.values()), default=None)
+        by = f", by speeds measured on {day.isoformat()}" if day else ""
+        out.note(f"{placement.gpu_layers} layers{experts} on {names}{split}{by}")
     return placement
 
 

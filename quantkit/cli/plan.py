@@ -13,6 +13,7 @@ from quantkit.cli.options import (
     GPU_LAYERS,
     KvTypeOption,
     NoKvOffloadOption,
+    NoStoredSpeedsOption,
     OfflineOption,
     context_option,
     parse_gpu_layers,
@@ -103,6 +104,7 @@ def plan(
         str | None,
         typer.Option(metavar="CPU[,GPU]", help="Memory read a second (40G,500G); one a GPU.", show_default="measured"),
     ] = None,
+    no_stored_speeds: NoStoredSpeedsOption = False,
     offline: OfflineOption = False,
 ) -> None:
     """Show which format and placement fit a machine, from headers alone.
@@ -134,6 +136,7 @@ def plan(
         repack=repack,
         mmproj=mmproj,
         bandwidth=_bandwidths(bandwidth, len((vram or "").split(","))),
+        stored_speeds=not no_stored_speeds,
     )
     # the plan of a large mixture makes a million objects without cycles; collections would take a third of its time
     gc.disable()

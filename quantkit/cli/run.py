@@ -17,6 +17,7 @@ from quantkit.cli.options import (
     Format,
     KvTypeOption,
     NoKvOffloadOption,
+    NoStoredSpeedsOption,
     RpcOption,
     TensorSplitOption,
     context_option,
@@ -85,6 +86,7 @@ def run(
     tensor_split: TensorSplitOption = None,
     kv_type: KvTypeOption = "f16",
     no_kv_offload: NoKvOffloadOption = False,
+    no_stored_speeds: NoStoredSpeedsOption = False,
     draft: DraftOption = None,
     draft_tokens: DraftTokensOption = 3,
     prompt_cache: Annotated[
@@ -158,7 +160,15 @@ def run(
         )
         devices = gpu_devices(model, rpc=rpc or []) if chosen or not fixed else []
         chosen, memory = place_draft(model, chosen, context, devices, out) if chosen else (None, None)
-        placement = fixed or automatic_placement(model, context, devices, out, fit_moe=cpu_moe is None, draft=memory)
+        placement = fixed or automatic_placement(
+            model,
+            context,
+            devices,
+            out,
+            fit_moe=cpu_moe is None,
+            draft=memory,
+            threads=0 if no_stored_speeds else threads,
+        )
         out.note(f"loading {model.name} ...")
         conversation.open(loading_of(placement, context, threads, rpc, chosen))
         if prompt is None:

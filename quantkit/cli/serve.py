@@ -16,6 +16,7 @@ from quantkit.cli.options import (
     DryRunOption,
     KvTypeOption,
     NoKvOffloadOption,
+    NoStoredSpeedsOption,
     RpcOption,
     TensorSplitOption,
     context_option,
@@ -64,6 +65,7 @@ def serve(
     tensor_split: TensorSplitOption = None,
     kv_type: KvTypeOption = "f16",
     no_kv_offload: NoKvOffloadOption = False,
+    no_stored_speeds: NoStoredSpeedsOption = False,
     draft: DraftOption = None,
     draft_tokens: DraftTokensOption = 3,
     threads: ThreadsOption = None,
@@ -104,7 +106,15 @@ def serve(
     chosen = choose_draft(model, draft, draft_tokens) if draft else None
     devices = _devices(model, program, rpc or []) if chosen or not fixed else []
     chosen, memory = place_draft(model, chosen, context, devices, out) if chosen else (None, None)
-    placement = fixed or automatic_placement(model, context, devices, out, fit_moe=cpu_moe is None, draft=memory)
+    placement = fixed or automatic_placement(
+        model,
+        context,
+        devices,
+        out,
+        fit_moe=cpu_moe is None,
+        draft=memory,
+        threads=0 if no_stored_speeds else threads,
+    )
     serving = Serving(
         model,
         loading_of(placement, context, threads, rpc, chosen),

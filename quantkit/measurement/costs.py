@@ -12,6 +12,7 @@ from quantkit.measurement.memory import measure_memory
 from quantkit.measurement.speed_rows import measure_speeds
 from quantkit.measurement.subjects import Subject
 from quantkit.measurement.tensor_errors import tensor_errors
+from quantkit.planning.stored_speeds import store_speeds
 from quantkit.progress import SILENT, Progress
 
 
@@ -98,5 +99,7 @@ def _speed(path: Path, costs: Costs, notes: dict[str, None]) -> Mapping[str, Any
     # without numbers of layers, the usual placement
     rows, estimator, missing = measure_speeds(path, costs.gpu_layers or [None], costs.load_options)
     notes |= dict.fromkeys(missing)
+    if estimator:
+        store_speeds(tuple(estimator.speeds.values()), estimator.descriptions, costs.threads or cores())
     devices = {"device_speed": estimator.document()} if estimator else {}
     return {"speed": [row.document() for row in rows], **devices}

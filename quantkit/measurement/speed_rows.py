@@ -29,6 +29,7 @@ class Estimator:
     Attributes:
         speeds: by the device's name in a plan: CPU, and GPU, or GPU0, GPU1 and so on.
         names: llama.cpp's names of the devices, in that order.
+        descriptions: those of the devices to offload to.
         split: the share of the layers of each of several devices.
     """
 
@@ -36,6 +37,7 @@ class Estimator:
     tensors: tuple[PlannedTensor, ...]
     speeds: Mapping[str, DeviceSpeed]
     names: tuple[str, ...]
+    descriptions: tuple[str, ...] = ()
     split: tuple[int, ...] = ()
 
     def tokens_per_second(self, options: LoadOptions, tokens: int) -> float:
@@ -119,6 +121,7 @@ def estimator_of(model: Path, options: LoadOptions, devices: Sequence[Device]) -
         speeds = measure_devices(source.shape, tensors, options, len(devices), model)
         split = tuple(int(share) for share in options.tensor_split)
         names = (CPU, *(device.name for device in devices))
-        return Estimator(source.shape, tensors, speeds, names, split)
+        descriptions = tuple(device.description for device in devices)
+        return Estimator(source.shape, tensors, speeds, names, descriptions, split)
     finally:
         source.model.close()

@@ -1,6 +1,6 @@
 """The number of layers of a GGUF file that fit on a GPU, for `run` and `ollama`."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,12 +30,21 @@ class Placement:
 
 
 def placement_that_fits(
-    model: Path, context: Context, rooms: Sequence[int], *, fit_moe: bool = True, draft: DraftMemory | None = None
+    model: Path,
+    context: Context,
+    rooms: Sequence[int],
+    *,
+    fit_moe: bool = True,
+    draft: DraftMemory | None = None,
+    speeds: Mapping[str, DeviceSpeed] | None = None,
 ) -> Placement:
     """The fastest placement of `model` on GPUs of `rooms` bytes; all layers if the plan does not support the file.
 
-    Whole layers, or with `fit_moe` the experts of layers, stay on the CPU, whose memory is not checked. `draft`: memory
-    of a draft model or MTP layer, which comes first.
+    Whole layers, or with `fit_moe` the experts of layers, stay on the CPU, whose memory is not checked.
+
+    Args:
+        draft: memory of a draft model or MTP layer, which comes first.
+        speeds: measured speeds of each device by its name in a plan; without them its bandwidth is measured or typical.
     """
     try:
         source = open_source(str(model))
@@ -45,7 +54,7 @@ def placement_that_fits(
         left = [max(room - taken, 0) for room, taken in zip(rooms, draft.taken, strict=True)] if draft else rooms
         vrams = tuple(left) if len(left) > 1 else ()
         budget = Budget(ram=1 << 62, vram=sum(left), cpu_features=cpu_features(), vrams=vrams)
-        speeds = {"CPU": DeviceSpeed(probe_bandwidth()), "GPU": DeviceSpeed(this_machine().gpu_bandwidth)}
+        speeds = speeds or {"CPU": DeviceSpeed(probe_bandwidth()), "GPU": DeviceSpeed(this_machine().gpu_bandwidth)}
         fit = fastest_fit(source.shape, as_it_is(source), context, budget, speeds, fit_moe=fit_moe).fit
         placed = fit.memory.context
         return Placement(fit.gpu_layers, fit.cpu_moe, placed.split, placed.kv_on_gpu)

@@ -10,6 +10,8 @@ from quantkit.planning.shape import ModelShape
 from quantkit.planning.sizes import Offer
 from quantkit.planning.speed import EARLY, DeviceSpeed, token_work, tokens_per_second
 
+# Numbers of layers that are compared where devices have overheads: each needs the graph of a token.
+_MOST_COUNTS = 16
 # The KV cache is worth moving only if it takes more than this share of the GPU.
 _NOTABLE_KV = 0.1
 
@@ -55,7 +57,10 @@ def fastest_fit(
         return speed(fit.memory.context, filled, has_gpu=bool(fit.memory.gpus))
 
     if overheads and layers.memory.gpu is not None and not fixed_layers:
-        fewer = [replace(layers.memory.context, gpu_layers=count, split=()) for count in range(layers.gpu_layers)]
+        step = -(-layers.gpu_layers // _MOST_COUNTS) or 1
+        fewer = [
+            replace(layers.memory.context, gpu_layers=count, split=()) for count in range(0, layers.gpu_layers, step)
+        ]
         if fewer:
             fastest = max(fewer, key=lambda placed: speed(placed, half))
             fits.append(fit_offer(shape, offer, fastest, budget, fixed_layers=True))

@@ -7,7 +7,7 @@ from pathlib import Path
 from quantkit.errors import UnsupportedError
 from quantkit.gguf.mix import MixOptions, MixTensor
 from quantkit.imatrix.file import load_imatrix
-from quantkit.machine import Machine, probe_bandwidth, this_machine
+from quantkit.machine import Machine, cores, probe_bandwidth, this_machine
 from quantkit.outputs.target import candidates
 from quantkit.planning.budget import (
     Budget,
@@ -25,6 +25,7 @@ from quantkit.planning.result import Plan, Row
 from quantkit.planning.sizes import Matrix, Offer, known_types, offers
 from quantkit.planning.sources import Source, open_source
 from quantkit.planning.speed import DeviceSpeed, Work, tokens_per_second
+from quantkit.planning.stored_speeds import StoredSpeed, stored_speeds
 
 DEFAULT_CTX = 4096
 
@@ -54,6 +55,8 @@ class PlanOptions:
         repack: llama.cpp repacks weights for the CPU.
         mmproj: type of the projector to reserve memory for, or "none"; None counts one that lies beside a GGUF.
         bandwidth: bytes per second that `CPU` and `GPU` read, with the origin of the figure.
+        stored_speeds: without `bandwidth` or a phone, use the speeds that `measure --speed` stored of this CPU, and of
+            this machine's GPUs if the plan is for them.
     """
 
     types: Sequence[str] | None = None
@@ -70,6 +73,7 @@ class PlanOptions:
     repack: bool = True
     mmproj: str | None = None
     bandwidth: Mapping[str, tuple[float, str]] | None = None
+    stored_speeds: bool = False
 
     def context(self) -> Context:
         """The llama.cpp context.
@@ -112,6 +116,12 @@ def plan(source: str, options: PlanOptions | None = None, *, offline: bool = Fal
     bandwidth = {"GPU": (machine.gpu_bandwidth, machine.gpu_bandwidth_from), **(options.bandwidth or {})}
     if options.phone:
         bandwidth.setdefault("CPU", (PHONE_BANDWIDTH, "assumed of a phone"))
+    speeds: Mapping[str, StoredSpeed] = {}
+    if options.stored_speeds and not options.bandwidth and not options.phone:
+        names = machine.gpu_name.split(", ") if machine.vram and machine.gpu_name else []
+        if names or not machine.vram:
+            speeds = stored_speeds(names, cores())
+            bandwidth |= {name: (entry.speed.bandwidth, entry.origin) for name, entry in speeds.items()}
     opened = open_source(source, offline=offline)
     try:
         if options.n_ctx is None and opened.shape.context:
@@ -137,6 +147,7 @@ def plan(source: str, options: PlanOptions | None = None, *, offline: bool = Fal
             rows=(),
             best=None,
             bandwidth=bandwidth,
+            speeds={name: entry.speed for name, entry in speeds.items()},
             for_phone=options.phone is not None,
             imatrix=options.imatrix,
             projector=projector,
@@ -149,7 +160,7 @@ def plan(source: str, options: PlanOptions | None = None, *, offline: bool = Fal
 
 def _with_rows(plan: Plan, made: Sequence[Offer], options: PlanOptions) -> Plan:
     """A row for each form of the model."""
-    speeds = {device: DeviceSpeed(speed) for device, (speed, _) in plan.bandwidth.items()}
+    speeds = {device: DeviceSpeed(speed) for device, (speed, _) in plan.bandwidth.items()} | dict(plan.speeds)
     rows = []
     for offer in made:
         if offer.why_not:

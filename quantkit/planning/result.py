@@ -16,6 +16,7 @@ from quantkit.planning.memory import GPU_OVERHEAD, DeviceMemory
 from quantkit.planning.projector import PlannedProjector
 from quantkit.planning.sizes import Offer
 from quantkit.planning.sources import Source
+from quantkit.planning.speed import DeviceSpeed
 
 
 @dataclass(frozen=True)
@@ -84,6 +85,7 @@ class Plan:
         best: the recommended row; None if nothing fits.
         longest: the longest context, in tokens, that the best row has memory for.
         bandwidth: by device, bytes per second and where the figure is from.
+        speeds: stored speeds of the devices, by name; empty without them.
         remedies: changes that make the smallest type fit: option, type, bytes of memory.
         for_phone: the commands set up Termux.
         imatrix: importance matrix of the GGUF types.
@@ -101,6 +103,7 @@ class Plan:
     best: Row | None
     longest: int = 0
     bandwidth: Mapping[str, tuple[float, str]] = field(default_factory=dict)
+    speeds: Mapping[str, DeviceSpeed] = field(default_factory=dict)
     remedies: tuple[tuple[str, str, int], ...] = ()
     for_phone: bool = False
     imatrix: Path | None = None
