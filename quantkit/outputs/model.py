@@ -94,6 +94,7 @@ class Model:
         folder: the folder with the checkpoint's tokenizer files; None for a GGUF.
         in_order: rows are read fastest tensor by tensor.
         reader_memory: bytes of another process that reads the rows.
+        probe_ids: token ids of the probe texts by the checkpoint's own tokenizer, where the vocabulary was read with it.
     """
 
     name: str
@@ -111,6 +112,7 @@ class Model:
     folder: Path | None = None
     in_order: bool = False
     reader_memory: int = 0
+    probe_ids: list[list[int]] | None = None
 
 
 def model_from_checkpoint(
@@ -184,6 +186,7 @@ def model_from_checkpoint(
         close=checkpoint.close,
         draft_only=mtp == "only",
         folder=checkpoint.folder,
+        probe_ids=vocabulary.probe_ids,
     )
 
 

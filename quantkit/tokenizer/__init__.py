@@ -60,7 +60,7 @@ class Vocabulary:
     `model` and `pre` are tokenizer.ggml.model and tokenizer.ggml.pre ("" where `model` implies the split); `tokens` the
     texts as stored, one per embedding row; `keys` every tokenizer.* key in the order llama.cpp's converter writes them;
     `warnings` what a user should know, including each intended difference from that converter; `chat_template` the
-    default template, if any.
+    default template, if any; `probe_ids` the ids of PROBE by the checkpoint's own tokenizer, where it was loaded.
     """
 
     model: str
@@ -69,6 +69,7 @@ class Vocabulary:
     keys: list[KeyValue]
     warnings: list[str]
     chat_template: str | None
+    probe_ids: list[list[int]] | None = None
 
 
 def load_vocabulary(
@@ -166,6 +167,7 @@ def _vocabulary(
         keys=[*tokens.keys(), *special.keys(specials, config), *tokens.end],
         warnings=tokens.warnings + specials.warnings,
         chat_template=special.default_template(specials.template),
+        probe_ids=tokens.probe_ids,
     )
 
 

@@ -14,7 +14,8 @@ from quantkit.gguf import keyvalues
 
 from . import pretokenizers
 from .files import TokenizerFiles, read_text
-from .huggingface import build_tokenizer
+from .huggingface import build_tokenizer, encoded
+from .probe import PROBE
 from .tokens import NORMAL, UNUSED, Tokens, fit, padding, say_padded
 
 
@@ -38,7 +39,12 @@ def load(files: TokenizerFiles, config: Mapping[str, Any], pre: str | None) -> T
         else pretokenizers.recognise(tokenizer, source, files.config, where)
     )
     tokens = Tokens(
-        "gpt2", recognised.name, texts=padding(range(vocab_size)), types=[UNUSED] * vocab_size, warnings=warnings
+        "gpt2",
+        recognised.name,
+        texts=padding(range(vocab_size)),
+        types=[UNUSED] * vocab_size,
+        warnings=warnings,
+        probe_ids=encoded(tokenizer, PROBE) if files.ranks is None else None,
     )
     for text, number in vocab.items():
         if number in added:

@@ -50,13 +50,14 @@ def hf_token_ids(folder: Path, texts: Sequence[str]) -> list[list[int]]:
         return sentencepiece_ids(files, texts)
     tokenizer = build_tokenizer(files)
     with failures_refused(folder):
-        ids = _encoded(tokenizer, texts)
+        ids = encoded(tokenizer, texts)
     del tokenizer
     release_freed_memory()
     return ids
 
 
-def _encoded(tokenizer: Tokenizer, texts: Sequence[str]) -> list[list[int]]:
+def encoded(tokenizer: Tokenizer, texts: Sequence[str]) -> list[list[int]]:
+    """Token ids of each text, without a leading BOS or trailing EOS."""
     return [encoding.ids for encoding in tokenizer.encode_batch(list(texts), add_special_tokens=False)]
 
 

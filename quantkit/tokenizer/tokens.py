@@ -23,7 +23,7 @@ class Tokens:
     `pre` is tokenizer.ggml.pre, None where `model` implies the split.
     `first` are the keys that precede tokenizer.ggml.model, `last` those that follow the token types, `end` those that
     follow all others. `ids`: special token ids by role, for roles that the checkpoint's files leave open. `adds`:
-    whether these tokens are added.
+    whether these tokens are added. `probe_ids`: the ids of PROBE by the checkpoint's tokenizer, where it was loaded.
     """
 
     model: str
@@ -38,6 +38,7 @@ class Tokens:
     ids: dict[str, int] = field(default_factory=dict)
     adds: dict[str, bool] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
+    probe_ids: list[list[int]] | None = None
 
     def keys(self) -> list[KeyValue]:
         """The keys of the token table, in the order llama.cpp's converter writes them."""

@@ -33,7 +33,7 @@ def verify_gguf(
     source's logits with the checks of other outputs. `reference`: compare the logits with transformers', too.
     """
     if source is None and plan.model.checkpoint is not None:
-        source = SourceLogits(plan.model.checkpoint)
+        source = SourceLogits(plan.model.checkpoint, plan.model.probe_ids)
     with children_reused(), ThreadPoolExecutor(plan.checked_at_once) as pool:
         try:
             return _Checks(plan, pool, logits, source, reference).results(progress)

@@ -27,12 +27,15 @@ class NoSourceLogits(Exception):
 
 
 class SourceLogits:
-    """Logits of a short text from the source, computed once for all outputs that are made of it."""
+    """Logits of a short text from the source, computed once for all outputs that are made of it.
 
-    def __init__(self, checkpoint: Checkpoint) -> None:
+    `probe_ids`: the ids of PROBE by the checkpoint's tokenizer, if it has been loaded before.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, probe_ids: list[list[int]] | None = None) -> None:
         self.checkpoint = checkpoint
         self._computed: tuple[list[int], Logits] | NoSourceLogits | None = None
-        self._probe_ids: list[list[int]] | None = None
+        self._probe_ids = probe_ids
         self._lock, self._tokenizer_lock = threading.Lock(), threading.Lock()
 
     def probe_ids(self) -> list[list[int]]:
