@@ -94,7 +94,7 @@ class Model:
         folder: the folder with the checkpoint's tokenizer files; None for a GGUF.
         in_order: rows are read fastest tensor by tensor.
         reader_memory: bytes of another process that reads the rows.
-        probe_ids: token ids of the probe texts by the checkpoint's own tokenizer, where the vocabulary was read with it.
+        probe_ids: token ids of PROBE by the checkpoint's own tokenizer, where it was loaded for the vocabulary.
     """
 
     name: str

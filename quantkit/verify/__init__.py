@@ -5,9 +5,11 @@ back and dequantized by ggml. Token ids and logits come from llama.cpp (extra `r
 plain numpy forward over the original weights.
 """
 
+import contextlib
 from concurrent.futures import Future, ThreadPoolExecutor
 
-from quantkit.llamacpp.session import children_reused
+from quantkit.errors import MissingExtraError
+from quantkit.llamacpp.session import children_reused, require_llama_cpp
 from quantkit.outputs.gguf_files import GgufOutput, GgufPlan
 from quantkit.progress import SILENT, Progress
 from quantkit.verify.check import Check, Verified
@@ -56,7 +58,9 @@ class _Checks:
         self._plan, self._logits, self._source, self._reference = plan, logits, source, reference
         skipped = (skipped_logits(logits, output.size, plan.request.max_ram) for output in plan.outputs)
         if source is not None and not plan.model.draft_only and not all(skipped):
-            pool.submit(source.get)
+            with contextlib.suppress(MissingExtraError):
+                require_llama_cpp()
+                pool.submit(source.get)
         self._tokens = pool.submit(check_tokens, plan, source)
         self._files: dict[str, Future[tuple[list[Check], dict[str, str]]]] = {}
         self._running: dict[str, Future[tuple[list[Check], float | None]]] = {}

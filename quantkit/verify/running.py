@@ -152,8 +152,9 @@ def check_logits(
     name, values_of = ("embeddings", "hidden states") if encoder else ("logits", "logits")
 
     def compare() -> str:
-        from quantkit.llamacpp.session import hidden_states, logits
+        from quantkit.llamacpp.session import hidden_states, logits, require_llama_cpp
 
+        require_llama_cpp()
         tokens, expected = source.get()
         n = max(1, plan.threads // plan.checked_at_once)
         with loadable(output) as path:

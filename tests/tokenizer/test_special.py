@@ -312,4 +312,4 @@ def test_padding_and_truncation_of_tokenizer_json_do_not_reach_the_vocabulary(tm
     for settings in ({"padding": padding}, {"truncation": truncation}, {"padding": padding, "truncation": truncation}):
         change(tmp_path, "tokenizer.json", **({"padding": None, "truncation": None} | settings))
         assert load_vocabulary(tmp_path, BPE) == plain
-        assert hf_token_ids(tmp_path, PROBE) == ids
+        assert hf_token_ids(tmp_path, PROBE) == ids == plain.probe_ids
