@@ -22,6 +22,7 @@ from quantkit.cli.signals import interruptible
 from quantkit.errors import UsageError
 from quantkit.system.memory import address_space_limit
 
+_TYPERS_INTERRUPTED = 130
 _LEAST_ADDRESS_SPACE, _ROOMY_ADDRESS_SPACE = 512_000_000, 4 << 30
 
 COMMANDS = {
@@ -197,7 +198,13 @@ def main() -> None:
     """Run the command line; every failure becomes one sentence on stderr and an exit code."""
     _print_utf8()
     begin_loading()
-    with explain(), interruptible():
+    with explain(), interruptible() as received:
         _refuse_other_bytes(sys.argv[1:])
         _require_address_space()
-        app(prog_name="quantkit" if "_QUANTKIT_COMPLETE" not in os.environ else None, args=sys.argv[1:])
+        try:
+            app(prog_name="quantkit" if "_QUANTKIT_COMPLETE" not in os.environ else None, args=sys.argv[1:])
+        except SystemExit as end:
+            # typer ends without a message if the signal comes before or after the command itself
+            if end.code == _TYPERS_INTERRUPTED and received.number is not None:
+                raise Interrupted(received.number) from None
+            raise

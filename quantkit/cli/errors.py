@@ -55,7 +55,8 @@ def explain() -> Iterator[None]:
         if "--debug" in sys.argv:
             traceback.print_exc()
         print(f"quantkit: {_sentence(error)}", file=sys.stderr)
-        sys.exit(128 + error.number if isinstance(error, Interrupted) else _first(EXIT_CODES, error, 1))
+        signal_number = getattr(error, "number", None) if isinstance(error, (Interrupted, KeyboardInterrupt)) else None
+        sys.exit(_first(EXIT_CODES, error, 1) if signal_number is None else 128 + signal_number)
 
 
 def _sentence(error: BaseException) -> str:

@@ -5,6 +5,7 @@ import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from types import FrameType
 
 from quantkit.scratch import drop_all_scratch
@@ -19,21 +20,27 @@ class Terminated(KeyboardInterrupt):
         self.number = number
 
 
+@dataclass
+class Received:
+    """The number of the signal that interrupts the command; None until one comes."""
+
+    number: int | None = None
+
+
 @contextmanager
-def interruptible() -> Iterator[None]:
+def interruptible() -> Iterator[Received]:
     """Handle SIGINT, SIGTERM and SIGHUP, except those that the caller of the process ignores."""
+    received = Received()
     if threading.current_thread() is not threading.main_thread():
-        yield
+        yield received
         return
-    received = False
 
     def handle(number: int, frame: FrameType | None) -> None:
-        nonlocal received
         del frame
-        if received:
+        if received.number is not None:
             drop_all_scratch()
             os._exit(128 + number)
-        received = True
+        received.number = number
         raise KeyboardInterrupt if number == signal.SIGINT else Terminated(number)
 
     before = {number: signal.getsignal(number) for number in _SIGNALS}
@@ -41,10 +48,10 @@ def interruptible() -> Iterator[None]:
     for number in handled:
         signal.signal(number, handle)
     try:
-        yield
+        yield received
     finally:
-        if received:  # it can have come before a folder's own clean-up was in place
+        if received.number is not None:  # it can have come before a folder's own clean-up was in place
             drop_all_scratch()
         # after an interrupt the process is about to end, and a second one must not reach python's own handler
-        for number in () if received else handled:
+        for number in () if received.number is not None else handled:
             signal.signal(number, before[number])

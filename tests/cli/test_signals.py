@@ -93,6 +93,29 @@ def test_the_death_of_a_child_is_no_failed_check(model: Path, undisturbed: dict[
     assert digests(tmp_path / "out") == undisturbed
 
 
+@pytest.mark.parametrize(
+    "function", ["quantkit.cli._require_address_space", "typer.core._main", "quantkit.cli.load_command"]
+)
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_around_the_command_itself_has_its_sentence_and_code(function: str, number: int, code: int) -> None:
+    """While the arguments are read, or after the command's end."""
+    script = f"""
+import os, sys
+from unittest.mock import patch
+import typer.core, quantkit.cli
+real = {function}
+def then(*arguments, **settings):
+    os.kill(os.getpid(), {int(number)})
+    return real(*arguments, **settings)
+with patch({function!r}, then):
+    sys.argv = ["quantkit", "inspect", "/nowhere"]
+    quantkit.cli.main()
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.returncode == code, done.stderr
+    assert done.stderr == "quantkit: interrupted; run the same command again to resume a conversion or a measurement\n"
+
+
 def test_an_ignored_signal_stays_ignored(model: Path, tmp_path: Path) -> None:
     """nohup ignores SIGHUP before it starts the command."""
     (tmp_path / "tmp").mkdir()
