@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from types import FrameType
 
 from quantkit.scratch import drop_all_scratch
+from quantkit.system.processes import end_children
 
 _SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
 
@@ -38,6 +39,7 @@ def interruptible() -> Iterator[Received]:
     def handle(number: int, frame: FrameType | None) -> None:
         del frame
         if received.number is not None:
+            end_children()
             drop_all_scratch()
             os._exit(128 + number)
         received.number = number

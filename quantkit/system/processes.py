@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from quantkit.system import memory, optional_module
@@ -17,6 +17,7 @@ _PR_SET_PDEATHSIG = 1
 _CONTROL_C_EXIT = 0xC000013A
 """The exit code of a Windows process that Ctrl-C ended."""
 _WATCHED_SECONDS = 0.05
+_children: "set[subprocess.Popen[Any]]" = set()
 
 
 def dies_with_this_process() -> dict[str, Any]:
@@ -34,6 +35,43 @@ def dies_with_this_process() -> dict[str, Any]:
             os._exit(1)
 
     return {"preexec_fn": prepare}
+
+
+@contextlib.contextmanager
+def ends_at_once(process: "subprocess.Popen[Any]") -> Iterator[None]:
+    """For the time of a `with` statement, `end_children` ends the process too."""
+    _children.add(process)
+    try:
+        yield
+    finally:
+        _children.discard(process)
+
+
+def end_children(seconds: float = 2.0) -> None:
+    """End the processes of `ends_at_once`: SIGTERM, a second one after half of `seconds`, then SIGKILL.
+
+    A command removes its temporary folders at the first one, or at once at the second one. A signal's handler may call
+    this: it waits for no lock, and leaves the exit codes to their owner.
+    """
+    start, sent = time.monotonic(), 0
+    while (running := [process for process in list(_children) if _runs(process.pid)]) and sent < 3:
+        if time.monotonic() >= start + sent * seconds / 2:
+            number = signal.SIGTERM if sent < 2 or os.name == "nt" else signal.SIGKILL
+            for process in running:
+                with contextlib.suppress(OSError):
+                    os.kill(process.pid, number)
+            sent += 1
+        time.sleep(_WATCHED_SECONDS / 5)
+
+
+def _runs(pid: int) -> bool:
+    """Whether a child has not ended yet."""
+    if not hasattr(os, "waitid"):
+        return True
+    try:
+        return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None
+    except ChildProcessError:
+        return False
 
 
 def wait(process: "subprocess.Popen[Any]") -> tuple[int, int]:

@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 from quantkit.errors import CheckpointError, QuantkitError, UsageError
-from quantkit.recipes.bake.process import run_command
+from quantkit.recipes.bake.process import run_command, run_process
 from tests.helpers.tiny import tiny_llama
 
 
@@ -59,7 +59,7 @@ def test_a_failure_comes_through_as_its_one_sentence(
 
 BAKE = """
 import sys
-from quantkit.recipes.bake.process import run_command
+from quantkit.recipes.bake.process import run_command, run_process
 
 class Lines:
     def start(self, stage, total=0): ...
@@ -85,3 +85,54 @@ def test_a_killed_bake_takes_its_command_with_it(tmp_path: Path) -> None:
         time.sleep(0.05)
     assert not child.is_running() or child.status() == psutil.STATUS_ZOMBIE
     assert not (tmp_path / "model-AWQ").exists()
+
+
+def test_a_command_imports_nothing_from_the_working_folder(tmp_path: Path) -> None:
+    for name in ("quantkit", "numpy", "json", "typer", "sitecustomize"):
+        (tmp_path / f"{name}.py").write_text("open('imported', 'w').close()\n")
+    ended = run_process(["inspect", str(tiny_llama(tmp_path / "model"))], folder=tmp_path)
+    assert ended.code == 0, ended.sentences
+    assert not (tmp_path / "imported").exists()
+
+
+STEP = """
+import sys, time
+from quantkit.cli.signals import interruptible
+from quantkit.scratch import scratch_folder
+with interruptible(), scratch_folder(sys.argv[1]):
+    print(flush=True)
+    while True:
+        try:
+            time.sleep(60)
+        except KeyboardInterrupt:  # a step that does not end at the first signal
+            pass
+"""
+PARENT = """
+import subprocess, sys, time
+from quantkit.cli.signals import interruptible
+from quantkit.system.processes import dies_with_this_process, ends_at_once
+with interruptible():
+    step = subprocess.Popen([sys.executable, "-c", *sys.argv[1:]], stdout=subprocess.PIPE, **dies_with_this_process())
+    with ends_at_once(step):
+        step.stdout.readline()
+        print(flush=True)
+        while True:
+            try:
+                time.sleep(60)
+            except KeyboardInterrupt:
+                pass
+"""
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signals")
+def test_two_interrupts_of_the_bake_alone_leave_no_folder_of_its_command(tmp_path: Path) -> None:
+    parent = subprocess.Popen([sys.executable, "-c", PARENT, STEP, str(tmp_path)], stdout=subprocess.PIPE)
+    assert parent.stdout is not None
+    parent.stdout.readline()
+    assert list(tmp_path.iterdir())
+    for _ in range(2):
+        parent.send_signal(signal.SIGINT)
+        time.sleep(0.05)
+    parent.communicate(timeout=30)
+    assert parent.returncode == 130
+    assert not list(tmp_path.iterdir())

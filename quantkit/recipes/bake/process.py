@@ -3,7 +3,6 @@
 import contextlib
 import json
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -13,7 +12,8 @@ from typing import Any
 
 from quantkit.errors import QuantkitError, UsageError, VerificationError
 from quantkit.progress import SILENT, Progress
-from quantkit.system.processes import dies_with_this_process, wait, was_interrupted, was_killed
+from quantkit.system.processes import dies_with_this_process, ends_at_once, wait, was_interrupted, was_killed
+from quantkit.system.python import module_command
 
 _MARK, _WARNING = "quantkit: ", "warning: "
 _SECONDS_TO_END = 10.0
@@ -75,7 +75,7 @@ def run_process(
     """Run the command as `run_command`, in `folder` if it is given; a failure is returned, not raised."""
     started = time.monotonic()
     process = subprocess.Popen(
-        [sys.executable, "-m", "quantkit", *words, "--format", "json"],
+        [*module_command("quantkit"), *words, "--format", "json"],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -87,18 +87,19 @@ def run_process(
     sentences: list[str] = []
     listener = threading.Thread(target=_listen, args=(process, progress, warn, sentences), daemon=True)
     listener.start()
-    try:
-        assert process.stdout is not None
-        answer = process.stdout.read()
-        code, peak_memory = wait(process)
-    except BaseException:
-        # the command needs time to remove its temporary folders
-        process.terminate()
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(_SECONDS_TO_END)
-        process.kill()
-        process.wait()
-        raise
+    with ends_at_once(process):
+        try:
+            assert process.stdout is not None
+            answer = process.stdout.read()
+            code, peak_memory = wait(process)
+        except BaseException:
+            # the command needs time to remove its temporary folders
+            process.terminate()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(_SECONDS_TO_END)
+            process.kill()
+            process.wait()
+            raise
     listener.join(timeout=10)
     return Ended(code, answer, tuple(sentences), time.monotonic() - started, peak_memory)
 
