@@ -2,16 +2,19 @@
 
 import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
+from typing import Any
 
 from quantkit.scratch import drop_all_scratch
 from quantkit.system.processes import end_children
 
 _SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
+_AGAIN_SECONDS = 0.02
 
 
 class Terminated(KeyboardInterrupt):
@@ -45,6 +48,18 @@ def interruptible() -> Iterator[Received]:
         received.number = number
         raise KeyboardInterrupt if number == signal.SIGINT else Terminated(number)
 
+    def again(unraisable: Any) -> None:
+        """The interrupt came in a destructor or a callback of C code, which drops it: send the signal once more."""
+        if received.number is None or not isinstance(unraisable.exc_value, KeyboardInterrupt):
+            dropped(unraisable)
+            return
+        number, received.number = received.number, None
+        later.append(threading.Timer(_AGAIN_SECONDS, _send_to_main_thread, (number,)))
+        later[-1].daemon = True
+        later[-1].start()
+
+    later: list[threading.Timer] = []
+    dropped, sys.unraisablehook = sys.unraisablehook, again
     before = {number: signal.getsignal(number) for number in _SIGNALS}
     handled = [number for number in _SIGNALS if before[number] not in (signal.SIG_IGN, None)]
     for number in handled:
@@ -52,8 +67,20 @@ def interruptible() -> Iterator[Received]:
     try:
         yield received
     finally:
+        sys.unraisablehook = dropped
+        for timer in later:
+            timer.cancel()
         if received.number is not None:  # it can have come before a folder's own clean-up was in place
             drop_all_scratch()
         # after an interrupt the process is about to end, and a second one must not reach python's own handler
         for number in () if received.number is not None else handled:
             signal.signal(number, before[number])
+
+
+def _send_to_main_thread(number: int) -> None:
+    """Interrupt a system call that the main thread waits in, too."""
+    ident = threading.main_thread().ident
+    if hasattr(signal, "pthread_kill") and ident is not None:
+        signal.pthread_kill(ident, number)
+    else:
+        signal.raise_signal(number)
