@@ -10,6 +10,10 @@ PIP    := $(BIN)/python -m pip --disable-pip-version-check
 # the build portable.
 export CMAKE_ARGS ?= -DLLAMA_OPENSSL=OFF -DGGML_NATIVE=OFF
 
+# The tests start hundreds of Python processes. Without stored bytecode each compiles what it imports of quantkit: up to
+# 0.4 s of the 1.2 s that a command takes.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: dist help demo quick test snapshots test-full test-peers bench bench-quality audit lint format docs readme ollama clean
 
 help:

@@ -13,6 +13,7 @@ from threadpoolctl import threadpool_limits
 from quantkit.chat import contained
 from quantkit.llamacpp import session as sessions
 from quantkit.planning.stored_speeds import VARIABLE
+from quantkit.system import memory
 from tests.helpers.command import current_environment
 from tests.helpers.llama_child import SharedChild
 from tests.helpers.quick_reader import quick_reader
@@ -74,6 +75,16 @@ def blas_of_one_thread() -> Iterator[None]:
 def reader_of_plain_arrays() -> Iterator[None]:
     """The gguf package's reader, without np.memmap; tests/helpers/test_quick_reader.py compares it with its own."""
     with quick_reader():
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def freed_memory_kept() -> Iterator[None]:
+    """This process keeps memory that commands free: a return walks its whole heap, and the next command faults it in.
+
+    Memory is measured in processes of their own.
+    """
+    with patch.object(memory, "return_freed", lambda: None):
         yield
 
 

@@ -78,13 +78,19 @@ def draw(
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
 
-        figure = Figure(figsize=(WIDTH / 72, height / 72), layout="constrained")
+        figure = Figure(figsize=(WIDTH / 72, height / 72), dpi=DPI, layout="constrained")
         FigureCanvasAgg(figure)
         fill(figure)
+        # with a layout of its own, a figure is placed and drawn twice in each savefig
+        layout = figure.get_layout_engine()
+        assert layout is not None
+        figure.set_layout_engine(None)
+        layout.execute(figure)
         inline = _tree(_drawn(figure), name, title)
         # The page has its own heading; a picture on its own carries its title with it.
         figure.set_size_inches(WIDTH / 72, (height + 24) / 72)
         figure.suptitle(short(title, 50), x=0.015, ha="left", fontsize=11, fontweight="bold")
+        layout.execute(figure)
         standalone = _tree(_drawn(figure), name, title)
         pixels = io.BytesIO()
         figure.savefig(pixels, format="png", dpi=DPI, metadata={"Software": None})

@@ -43,10 +43,12 @@ HUNDREDTH = 0.0051 * (1 << 20)
 def test_the_compute_buffer_of_an_encoder_is_llama_cpps(name: str, tmp_path: Path) -> None:
     path = to_gguf(write_checkpoint(name, tmp_path / name), "f32", tmp_path)
     shape, tensors = read_model(path)
-    for n_ctx, flash in ((512, -1), (2048, 0), (2048, -1)):
-        job = Job(str(path), n_ctx=n_ctx, flash=flash, n_batch=n_ctx, n_ubatch=n_ctx, embeddings=True)
-        (measured,) = measure([job])
-        memory = plan_memory(shape, tensors, Context(n_ctx=n_ctx, flash=False if flash == 0 else None)).cpu
+    jobs = [
+        Job(str(path), n_ctx=n_ctx, flash=flash, n_batch=n_ctx, n_ubatch=n_ctx, embeddings=True)
+        for n_ctx, flash in ((512, -1), (2048, 0), (2048, -1))
+    ]
+    for job, measured in zip(jobs, measure(jobs), strict=True):
+        memory = plan_memory(shape, tensors, Context(n_ctx=job.n_ctx, flash=False if job.flash == 0 else None)).cpu
         assert memory.compute == pytest.approx(measured.compute, rel=0.001, abs=HUNDREDTH), job
         assert memory.kv == measured.kv == 0
 
