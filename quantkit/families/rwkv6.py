@@ -22,7 +22,7 @@ from quantkit.forward.parts import Norm
 CONTEXT = 1 << 20
 GROUP_NORM_EPS = 64e-5
 """What llama.cpp's norm of the heads' outputs adds to their variance."""
-NOT_LOADED = "no loader of such folders has RWKV"
+NOT_LOADED = "transformers has no class of this RWKV"
 _MIXED = ("w", "k", "v", "r", "g")
 _FAMILY = "RWKV 6"
 # Blocks of `rescale_every` layers that a model may have.

@@ -149,6 +149,6 @@ FAMILY = Family(
     dropped=(SAME_EMBEDDING,),
     dimensions=encoder_dimensions,
     cautions=cautions,
-    traits=Traits(plannable=False),
+    traits=Traits(positions="stated", relative_positions=True, layer_prefix="dec."),
     token_roles=ROLES,
 )

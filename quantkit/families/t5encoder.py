@@ -163,6 +163,6 @@ FAMILY = Family(
     no_effect=("decoder_start_token_id", "num_decoder_layers", "scale_decoder_outputs"),
     dimensions=dimensions,
     cautions=encoder_cautions,
-    traits=Traits(causal=False, plannable=False),
+    traits=Traits(causal=False, encoder=True, positions="stated", relative_positions=True, layer_prefix="enc."),
     token_roles=ROLES,
 )

@@ -67,6 +67,14 @@ def attention(d: Drawing, x: Tensor, layer: Layer) -> Tensor:
     return d.linear(layer, "attn_output", out)
 
 
+def biased_attention(d: Drawing, x: Tensor, layer: Layer, bias: Tensor) -> Tensor:
+    """Attention whose scores get a bias, which rules flash attention out, and its output projection (T5)."""
+    q, k, v = (d.linear(layer, name, x) for name in ("attn_q", "attn_k", "attn_v"))
+    q = view(q, (layer.head_k, layer.n_head, d.n))
+    k, v = view(k, (layer.head_k, layer.n_head_kv, d.n)), view(v, (layer.head_v, layer.n_head_kv, d.n))
+    return d.linear(layer, "attn_o", _attend(d, q, k, v, layer, bias=bias))
+
+
 def _has_rope(d: Drawing) -> bool:
     """Whether the layer that is drawn has rotary positions."""
     pattern = d.shape.keys.get("attention.rope_pattern")
@@ -128,10 +136,12 @@ def _attend(
     *,
     v_rows: int = 0,
     mask: Tensor | None = None,
+    bias: Tensor | None = None,
 ) -> Tensor:
     """Store keys and values, attend to all cells, (head_v * n_head, n); `v_rows` are those of MLA's attn_v_b.
 
     `k` and `v` are None where an earlier layer stores them. `mask`: the mask of an indexer in place of the cache's.
+    `bias`: added to the scores.
     """
     cache = d.caches[layer.slides]
     mask = cache.mask if mask is None else mask
@@ -159,7 +169,7 @@ def _attend(
     else:
         values = view(keys, (head_v, layer.n_head_kv, cells), (layer.head_k * element, layer.head_k * element))
     q = permuted(view(q, (*q.shape[:3], 1), q.stride[1:]))
-    if flash:
+    if flash and bias is None:
         out = fresh((head_v, n_head, d.n), q, permuted(keys), permuted(values), mask)
         out.layer = d.layer
         if v_rows:
@@ -169,8 +179,9 @@ def _attend(
         scores = fresh((cells, d.n, n_head), permuted(keys), q)
         if d.shape.number("attn_logit_softcapping"):
             scores = same(same(same(scores)))
-        scores = same(scores, mask)
-        if not layer.head_v:
+        scores = same(same(scores, bias) if bias is not None else scores, mask)
+        if not layer.head_v or flash:
+            # they stand in rows
             values = fresh((cells, head_v, layer.n_head_kv), values, size=F16)
         out = fresh((head_v, d.n, n_head), permuted(values), scores)
         if v_rows:

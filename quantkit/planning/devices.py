@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 CPU = "CPU"
 _OF_FIRST_LAYER = frozenset(("per_layer_model_proj.weight", "per_layer_proj_norm.weight"))
+_WITH_OUTPUT = ("output", "enc.output", "dec.output", "altup_", "cls")
 
 
 def gpu_names(count: int) -> tuple[str, ...]:
@@ -67,7 +68,7 @@ def weight_devices(
             devices[tensor.name] = (CPU,) if layer < context.cpu_moe and tensor.is_expert else (layers[layer],)
         elif tensor.name in _OF_FIRST_LAYER:
             devices[tensor.name] = (layers[0],)
-        elif tensor.name.startswith(("output", "altup_", "cls")) or tensor.name == f"{shape.traits.last_norm}.weight":
+        elif tensor.name.startswith(_WITH_OUTPUT) or tensor.name == f"{shape.traits.last_norm}.weight":
             devices[tensor.name] = (output,)
         elif tensor.name == "token_embd.weight" and tied and output != CPU:
             devices[tensor.name] = (CPU, output)

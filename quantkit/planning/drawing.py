@@ -48,10 +48,11 @@ class Drawing:
         self.index = self._index() if shape.index_width else None
         self.chosen_cells: Tensor | None = None
         self.first_values: list[Tensor] = []
+        self.buckets: Tensor | None = None
 
     def named(self, name: str) -> str:
         """The full tensor name of a weight of the current layer, or of one outside the layers."""
-        return name if self.layer is None else f"blk.{self.layer}.{name}"
+        return name if self.layer is None else f"{self.shape.traits.layer_prefix}blk.{self.layer}.{name}"
 
     def embedding_part(self, number: int) -> Tensor:
         """A part of the padded embedding: 0 is the token's, layer i adds part i + 1 (DeepStack)."""

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 from quantkit.planning.context import Context
 from quantkit.planning.drawing import Drawing
+from quantkit.planning.encoder_decoder import position_bias
 from quantkit.planning.feed_forward import feed_forward
 from quantkit.planning.shape import Layer, ModelShape
 from quantkit.planning.tensors import F16, F32, I32, Graph, Tensor, fresh, leaf, matmul, permuted, same, view
@@ -22,14 +23,16 @@ def encoder_graph(shape: ModelShape, context: Context, layers: Sequence[int] | N
     d = Drawing(shape, context)
     x = _embedded(d)
     mask, sliding = (leaf("mask", d.n, d.n, size=F16 if context.flash_on else F32) for _ in range(2))
+    d.buckets = leaf("buckets", d.n, d.n, size=I32)
     for number in range(shape.n_layer) if layers is None else layers:
         d.layer = number
         layer = shape.layers[number]
         draw = _layer if layer.has("attn_output_norm.weight") else _prenormed_layer
         x = draw(d, x, layer, sliding if layer.slides else mask)
     d.layer = None
-    if "output_norm.weight" in shape.tensors:
-        x = d.norm(x, "output_norm", shape.tensors)
+    for name in ("output_norm", "enc.output_norm"):
+        if f"{name}.weight" in shape.tensors:
+            x = d.norm(x, name, shape.tensors)
     x.kept = True
     d.graph.expand(x)
     pooled = _pooled(d, x)
@@ -111,19 +114,24 @@ def _attention(d: Drawing, x: Tensor, layer: Layer, mask: Tensor) -> Tensor:
         d.graph.expand(projection)
     q = permuted(view(q, (*q.shape[:3], 1), q.stride[1:]))
     k, v = permuted(k), permuted(v)
-    if d.context.flash_on:
+    biased = d.shape.traits.relative_positions
+    if d.context.flash_on and not biased:
         halves = [fresh(part.shape, part, size=F16) for part in (k, v)]
         out = fresh((layer.head_v, layer.n_head, d.n), q, *halves, mask)
         out.layer = d.layer
         out = view(out, (layer.head_v * layer.n_head, d.n))
     else:
-        scores = same(fresh((d.n, d.n, layer.n_head), k, q), mask)
+        scores = fresh((d.n, d.n, layer.n_head), k, q)
+        if biased:
+            assert d.buckets is not None
+            scores = same(scores, position_bias(d, layer, d.buckets))
+        scores = same(scores, mask)
         columns = fresh((d.n, layer.head_v, layer.n_head_kv), v)
         out = fresh((layer.head_v, d.n, layer.n_head), columns, scores)
         out = fresh((layer.head_v * layer.n_head, d.n), permuted(out))
         out.on_cpu = not d.context.kv_on_gpu
     d.graph.expand(out)
-    return d.linear(layer, "attn_output", out)
+    return d.linear(layer, "attn_o" if biased else "attn_output", out)
 
 
 def _pooled(d: Drawing, x: Tensor) -> Tensor:

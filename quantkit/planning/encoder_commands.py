@@ -1,4 +1,4 @@
-"""The llama.cpp commands that run an encoder."""
+"""The llama.cpp commands that run an encoder, or a decoder that reads an encoder's output."""
 
 import shlex
 
@@ -7,7 +7,12 @@ from quantkit.planning.shape import ModelShape
 
 
 def encoder_commands(shape: ModelShape, file: str, options: str, n_ctx: int) -> list[str]:
-    """Commands that give embeddings, or the scores of a reranker; one physical batch holds a whole text."""
+    """Commands that give embeddings, or the scores of a reranker; one physical batch holds a whole text.
+
+    Of T5, the command that gives its answer.
+    """
+    if not shape.traits.encoder:
+        return [f"llama-completion -m {shlex.quote(file)} {options}"]
     options += f" -b {n_ctx} -ub {n_ctx}"
     if shape.number("pooling_type") == RANK:
         return [f"llama-server -m {shlex.quote(file)} --reranking -np 1 {options}"]

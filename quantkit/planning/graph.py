@@ -13,6 +13,7 @@ from quantkit.planning.context import Context
 from quantkit.planning.delta_net import delta_net
 from quantkit.planning.drawing import Drawing
 from quantkit.planning.encoder import encoder_graph
+from quantkit.planning.encoder_decoder import decoder_layers
 from quantkit.planning.feed_forward import experts_beside_dense, feed_forward
 from quantkit.planning.layer_inputs import layer_inputs, with_layer_input
 from quantkit.planning.recurrent import mamba, mamba2
@@ -33,6 +34,8 @@ def prompt_graph(shape: ModelShape, context: Context, layers: Sequence[int] | No
     x = _embedded(d)
     if "per_layer_token_embd.weight" in shape.tensors:
         d.layer_inputs = layer_inputs(d, x)
+    if "dec.output_norm.weight" in shape.tensors:
+        return _ended(d, d.norm(decoder_layers(d, x), "dec.output_norm", shape.tensors))
     has_streams = "altup_proj.weight" in shape.tensors
     x = spread(d, x) if has_streams else x
     for number in range(len(shape.trunk)) if layers is None else layers:
@@ -47,6 +50,12 @@ def prompt_graph(shape: ModelShape, context: Context, layers: Sequence[int] | No
         x.kept = True
         x = fresh((shape.n_embd, d.n), x, d.outputs)
     x = d.norm(x, shape.traits.last_norm, shape.tensors)
+    return _ended(d, x)
+
+
+def _ended(d: Drawing, x: Tensor) -> Graph:
+    """The graph with the head after the normed hidden states x."""
+    shape = d.shape
     x.kept = True
     if shape.traits.output_after_norm:
         x = fresh((shape.n_embd, d.n), x, d.outputs)

@@ -38,7 +38,7 @@ PIPELINE_COPIES = 4
 
 # the pattern of --n-cpu-moe: weights, biases and scales of experts
 _EXPERTS = re.compile(r"ffn_(up|down|gate|gate_up)_(ch|)exps\.")
-_LAYER = re.compile(r"blk\.(\d+)\.")
+_LAYER = re.compile(r"(?:enc\.|dec\.)?blk\.(\d+)\.")
 _CUDA_ROW = 512
 _SMALL_BATCH = 32
 
@@ -217,7 +217,9 @@ def kv_of_layers(shape: ModelShape, context: Context) -> list[int]:
     sizes = [0] * shape.n_layer
     for number, layer in enumerate(shape.trunk):
         sizes[number] += state_bytes(shape, layer)
-        if shape.traits.encoder or layer.shared_from is not None:
+        # llama.cpp makes a cache for T5's encoder, which does not use it
+        cached = not shape.traits.encoder or shape.traits.relative_positions
+        if not cached or layer.shared_from is not None:
             continue
         if not layer.has_attention and (layer.n_head_kv or any(other.is_recurrent for other in shape.trunk)):
             continue

@@ -10,7 +10,7 @@ from functools import lru_cache
 from gguf import GGMLQuantizationType
 
 _T = GGMLQuantizationType
-_MULTIPLIED = re.compile(r"(blk\.\d+\.(attn_.*|ffn_.*)|output)\.weight")
+_MULTIPLIED = re.compile(r"((?:enc\.|dec\.)?blk\.\d+\.((cross_)?attn_.*|ffn_.*)|output)\.weight")
 # CPU feature -> repacked types, with the number of rows that are interleaved
 _BY_FEATURE: dict[str, dict[GGMLQuantizationType, int]] = {
     "avx2": {_T.Q4_0: 8, _T.Q4_K: 8, _T.IQ4_NL: 8, _T.MXFP4: 8},

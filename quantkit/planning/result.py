@@ -171,7 +171,7 @@ class Plan:
         options += f" -ub {context.n_ubatch}" if context.n_ubatch != 512 and not is_encoder else ""
         options += " -fa off" if context.flash is False else ""
         options += " --no-repack" if not self.budget.cpu_features else ""
-        if is_encoder:
+        if is_encoder or self.source.shape.traits.relative_positions:
             return commands + encoder_commands(self.source.shape, file, options, context.n_ctx)
         commands.append(f"llama-cli -m {shlex.quote(file)} {options}")
         here = f"quantkit run {shlex.quote(file)} --gpu-layers {context.gpu_layers} --ctx {context.n_ctx}"

@@ -13,7 +13,7 @@ import numpy as np
 from quantkit.errors import CheckpointError, UnsupportedError
 from quantkit.families import LLAMA_TRAITS, Traits, traits_of
 
-_LAYER = re.compile(r"blk\.(\d+)\.(.+)")
+_LAYER = re.compile(r"((?:enc\.|dec\.)?)blk\.(\d+)\.(.+)")
 _STATE = re.compile(r"\.(ssm|time_mix)_")
 
 
@@ -174,10 +174,10 @@ def model_shape(keys: Mapping[str, Any], tensors: Iterable[tuple[str, tuple[int,
     outer: dict[str, tuple[int, ...]] = {}
     for name, shape in tensors:
         match = _LAYER.fullmatch(name)
-        if match is None:
+        if match is None or match[1] != traits.layer_prefix:
             outer[name] = shape
-        elif int(match[1]) < n_layer:
-            by_layer[int(match[1])][match[2]] = shape
+        elif int(match[2]) < n_layer:
+            by_layer[int(match[2])][match[3]] = shape
     if "token_embd.weight" not in outer:
         raise CheckpointError(
             f"{where} has no token_embd.weight, so it is not a complete model; pass the complete file"

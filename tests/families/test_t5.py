@@ -98,6 +98,12 @@ def test_a_scaled_output_of_the_decoder_is_told(kind: str, settings: dict[str, o
     assert any("scales the decoder's output" in text for text in cautions(family, family.sizes(config))) == scaled
 
 
+def test_a_plan_of_t5_names_the_program_that_runs_it(tmp_path: Path) -> None:
+    done = quantkit("plan", write_checkpoint("t5", tmp_path / "t5"), "--format", "json")
+    assert done.code == 0, done.stderr
+    assert "llama-completion -m " in done.stdout and "quantkit run" not in done.stdout
+
+
 def test_run_and_measure_refuse_a_model_of_an_encoder_and_a_decoder(tmp_path: Path) -> None:
     path = converted(write_checkpoint("t5", tmp_path / "t5"), tmp_path / "out")
     done = quantkit("run", path, "-p", "hello")

@@ -38,6 +38,9 @@ HUNDREDTH = 0.0051 * (1 << 20)
         "modernbert",
         "modernbert-reranker",
         "embedding-gemma",
+        "t5-encoder",
+        "flan-t5-encoder",
+        "umt5-encoder",
     ],
 )
 def test_the_compute_buffer_of_an_encoder_is_llama_cpps(name: str, tmp_path: Path) -> None:
@@ -50,7 +53,9 @@ def test_the_compute_buffer_of_an_encoder_is_llama_cpps(name: str, tmp_path: Pat
     for job, measured in zip(jobs, measure(jobs), strict=True):
         memory = plan_memory(shape, tensors, Context(n_ctx=job.n_ctx, flash=False if job.flash == 0 else None)).cpu
         assert memory.compute == pytest.approx(measured.compute, rel=0.001, abs=HUNDREDTH), job
-        assert memory.kv == measured.kv == 0
+        assert memory.kv == pytest.approx(measured.kv, abs=2 * HUNDREDTH)
+        # llama.cpp makes a cache for T5's encoder, which does not use it
+        assert (memory.kv == 0) == ("t5" not in name)
 
 
 @pytest.mark.full

@@ -56,7 +56,19 @@ def server() -> Iterator[str]:
     "name",
     [
         *("llama", "mixtral", "deepseek-v3", "bloom", "qwen2moe", "falcon-40b", "gemma4", "gemma4-experts", "lfm2"),
-        *("gemma3n", "falcon-h1", "mamba", "jamba", "nemotron-h", "nemotron-h-moe", "glm-5.2", "rwkv6", "rwkv7"),
+        *(
+            "gemma3n",
+            "falcon-h1",
+            "mamba",
+            "jamba",
+            "nemotron-h",
+            "nemotron-h-moe",
+            "glm-5.2",
+            "rwkv6",
+            "rwkv7",
+            "t5",
+            "flan-t5",
+        ),
     ],
 )
 def test_each_device_takes_what_the_plan_says_for_any_number_of_layers(name: str, server: str, tmp_path: Path) -> None:

@@ -32,6 +32,8 @@ class Traits:
         delta_net: layers with a convolution have Gated DeltaNet in place of attention.
         mamba: layers with a convolution have Mamba in place of attention.
         mamba2: layers with a convolution have Mamba 2 in place of attention.
+        relative_positions: attention has tables of biases by distance.
+        layer_prefix: what precedes `blk.` in the names of the layers that the plan draws.
         time_mix: layers have RWKV's time mixing and channel mixing.
         gated_attention: queries come with a gate for the output of attention.
         sigmoid_shared_gate: the gate of the shared expert is one operation, not SiLU and a division.
@@ -67,6 +69,8 @@ class Traits:
     delta_net: bool = False
     mamba: bool = False
     mamba2: bool = False
+    relative_positions: bool = False
+    layer_prefix: Literal["", "enc.", "dec."] = ""
     time_mix: bool = False
     gated_attention: bool = False
     sigmoid_shared_gate: bool = False
