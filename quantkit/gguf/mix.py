@@ -9,6 +9,7 @@ such a rule, the tensor gets the default type of the file type.
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 from gguf import GGMLQuantizationType
 
@@ -144,8 +145,13 @@ def quantizable(model: MixModel, tensor: MixTensor, options: MixOptions) -> bool
         return False
     if options.leave_output and name in OUTPUT:
         return False
-    kept = KEPT_PARTS + KEPT_PARTS_BY_ARCH.get(model.arch, ())
-    return not any(part in name for part in kept)
+    return not _is_kept(model.arch, name)
+
+
+@lru_cache(2048)
+def _is_kept(arch: str, name: str) -> bool:
+    """Whether a part of the name keeps the tensor; every file type of a run asks for every name."""
+    return any(part in name for part in KEPT_PARTS + KEPT_PARTS_BY_ARCH.get(arch, ()))
 
 
 class _Mixer:

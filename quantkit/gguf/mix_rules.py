@@ -7,6 +7,7 @@ tensor_type_fallback, tensor_requires_imatrix) and, for the size it calls 70B, o
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum, auto
+from functools import lru_cache
 
 from gguf import GGMLQuantizationType
 
@@ -223,6 +224,7 @@ RULES: dict[Role, tuple[Rule, ...]] = {
 }
 
 
+@lru_cache(2048)
 def role_of(name: str) -> Role:
     """The role of a tensor by its GGUF name."""
     if name in OUTPUT:
