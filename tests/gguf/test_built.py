@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+import quantkit
 from quantkit.gguf import c_kernels, compiled
 from quantkit.quant import block_kernels, float8_kernel
 from quantkit.system import processor
@@ -25,7 +26,7 @@ def test_the_hook_compiles_the_libraries_that_the_package_loads() -> None:
         and isinstance(line.targets[0], ast.Name)
         and line.targets[0].id in ("LIBRARIES", "OPTIMIZE", "FLAGS")
     }
-    package = ROOT / "quantkit"
+    package = Path(quantkit.__file__).resolve().parent
     loaded = (c_kernels.SOURCES, c_kernels.LATTICE_SOURCES, (block_kernels.SOURCE,), (float8_kernel.SOURCE,))
     assert stated["LIBRARIES"] == tuple(
         tuple(path.resolve().relative_to(package).as_posix() for path in sources) for sources in loaded

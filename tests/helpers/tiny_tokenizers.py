@@ -370,7 +370,10 @@ def write_wordpiece(folder: Path, size: int, *, lowercase: bool = True) -> None:
 
 def _parsed(model: bytes) -> Any:
     """A tokenizer.model in parts; the package itself cannot be imported where transformers runs."""
-    path = Path(__file__).resolve().parents[2] / "quantkit" / "tokenizer" / "sentencepiece_model.py"
+    package = importlib.util.find_spec("quantkit")
+    root = Path(__file__).resolve().parents[2] / "quantkit"
+    folder = Path(package.origin).parent if package is not None and package.origin else root
+    path = folder / "tokenizer" / "sentencepiece_model.py"
     spec = importlib.util.spec_from_file_location("sentencepiece_model", path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
