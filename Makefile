@@ -132,8 +132,7 @@ dist:
 # The tools of the tests come from the checkout's environment, where quantkit itself is only a link to the sources.
 INSTALLED := .cache/installed-tests
 
-quick-installed: $(VENV)/dev.stamp
-	test -x .cache/installed/bin/quantkit || $(MAKE) dist
+quick-installed: $(VENV)/dev.stamp dist
 	rm -rf $(INSTALLED) && mkdir -p $(INSTALLED)
 	git archive HEAD | tar xf - -C $(INSTALLED) && rm -r $(INSTALLED)/quantkit && ln -s $(CURDIR)/.cache $(INSTALLED)/.cache
 	cd $(INSTALLED) && PYTHONPATH=$$(echo $(CURDIR)/$(VENV)/lib/python3*/site-packages) \
