@@ -71,6 +71,13 @@ def blas_of_one_thread() -> Iterator[None]:
         yield
 
 
+@pytest.fixture
+def blas_of_many_threads() -> Iterator[None]:
+    """OpenBLAS as in a user's process, for tests that its threads change no byte."""
+    with threadpool_limits(4, "blas"):
+        yield
+
+
 @pytest.fixture(scope="session", autouse=True)
 def reader_of_plain_arrays() -> Iterator[None]:
     """The gguf package's reader, without np.memmap; tests/helpers/test_quick_reader.py compares it with its own."""

@@ -149,6 +149,7 @@ def test_tensors_without_a_gram_matrix_or_levels_have_llama_cpps_bytes(outputs: 
         assert without["blk.0.ffn_down.weight"] == "IQ3_S has no integer levels" if "IQ3_S" in path.stem else True
 
 
+@pytest.mark.usefixtures("blas_of_many_threads")
 @pytest.mark.parametrize("model", ["llama3", "mixtral"])
 def test_bytes_do_not_depend_on_threads_or_on_a_stop(
     model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -108,6 +108,7 @@ def test_other_architectures_get_a_file_of_a_given_size(model: str, tmp_path: Pa
     assert {check["status"] for check in output["checks"]} <= {"passed", "skipped"}
 
 
+@pytest.mark.usefixtures("blas_of_many_threads")
 def test_the_bytes_do_not_depend_on_threads_or_on_a_kill(source: Path, plain: Path, tmp_path: Path) -> None:
     words = [str(source), "--target-bpw", BITS, *CUT, "--no-logits"]
     assert quantkit("gguf", *words, "--threads", "3", "-o", tmp_path / "3").code == 0

@@ -26,6 +26,7 @@ def bytes_of(source: Path, output: Path, threads: int) -> dict[str, str]:
     }
 
 
+@pytest.mark.usefixtures("blas_of_many_threads")
 @pytest.mark.parametrize("model", ["llama3", "mixtral", "qwen2moe-fused-no-biases"])
 def test_bytes_do_not_depend_on_the_number_of_threads(model: str, tmp_path: Path) -> None:
     if model == "llama3":

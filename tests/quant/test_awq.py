@@ -99,6 +99,7 @@ def test_it_errs_far_less_than_the_papers_rounding(grid: Grid) -> None:
     assert squared_error(w, after, x) < 0.5 * squared_error(w, before, x)
 
 
+@pytest.mark.usefixtures("blas_of_many_threads")
 def test_the_scale_does_not_depend_on_threads() -> None:
     factored, w = factor(gram(inputs(400, 128)), 400), uneven(300, 128)
     results = []

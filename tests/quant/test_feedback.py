@@ -170,6 +170,7 @@ def test_inputs_that_are_always_zero_do_not_matter(kind: GGMLQuantizationType) -
     assert np.abs(decoded[:, 32:96] - w[:, 32:96]).max() < np.abs(w[:, 32:96]).max()
 
 
+@pytest.mark.usefixtures("blas_of_many_threads")
 @pytest.mark.parametrize("kind", [GGMLQuantizationType.Q4_0, GGMLQuantizationType.Q4_K, GGMLQuantizationType.IQ4_XS])
 def test_bytes_do_not_depend_on_the_number_of_threads(kind: GGMLQuantizationType, prepared: Curvature) -> None:
     w = weight(600, N_IN)

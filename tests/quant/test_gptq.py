@@ -160,6 +160,7 @@ def test_any_matrix_and_text_give_a_result_no_worse_than_rounding(
         assert np.abs(made.dequantized() - w).max() <= 0.06 * np.abs(w).max()
 
 
+@pytest.mark.usefixtures("blas_of_many_threads")
 @pytest.mark.parametrize("static", [True, False])
 def test_integers_do_not_depend_on_threads(static: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gptq_module, "ROUNDED_ROWS", 16)

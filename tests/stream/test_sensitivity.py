@@ -77,6 +77,7 @@ def test_the_coarse_rounding_has_one_scale_for_32_inputs() -> None:
     assert not rounded[0, 34:].any()
 
 
+@pytest.mark.usefixtures("blas_of_many_threads")
 def test_the_result_does_not_depend_on_the_number_of_threads(tmp_path: Path) -> None:
     results = []
     with open_model(str(tiny_llama(tmp_path / "model", variant="llama3"))) as checkpoint:
