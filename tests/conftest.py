@@ -1,7 +1,6 @@
 """The option of `make snapshots`; processes that all tests share; the count of token ids, over all workers."""
 
 import gc
-import os
 from collections.abc import Iterator
 from contextlib import nullcontext
 from typing import Any
@@ -12,7 +11,6 @@ from threadpoolctl import threadpool_limits
 
 from quantkit.chat import contained
 from quantkit.llamacpp import session as sessions
-from quantkit.planning.stored_speeds import VARIABLE
 from quantkit.system import memory
 from tests.helpers.command import current_environment
 from tests.helpers.llama_child import SharedChild
@@ -23,11 +21,6 @@ from tests.tokenizer import tally
 
 _ALLOCATIONS = 20_000
 """Allocations between two collections of young objects; Python's own number is 700."""
-
-
-def pytest_configure() -> None:
-    """No test takes or keeps speeds of the user's devices; tests/planning/test_stored_speeds.py has a file."""
-    os.environ[VARIABLE] = ""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -15,6 +15,7 @@ from typing import IO, Any
 import threadpoolctl  # noqa: F401
 
 from quantkit.cli import main
+from quantkit.planning.stored_speeds import VARIABLE
 from tests.helpers.environment import applies_here, environment
 
 _COLUMNS = "80"
@@ -42,6 +43,8 @@ def current_environment() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if not name.startswith(_PYTEST)}
 
 
+# no test takes or keeps speeds of the user's devices; tests/planning/test_stored_speeds.py has a file
+os.environ[VARIABLE] = ""
 _AT_START = current_environment()
 
 
