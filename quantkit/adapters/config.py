@@ -83,76 +83,78 @@ def parse_adapter_config(data: bytes, where: str) -> AdapterConfig:
         CheckpointError: a key is missing or has a wrong value.
         UnsupportedError: the adapter is not a LoRA, or uses a variant that is not a plain product.
     """
-    what = f"{FILE} of {where}"
-    values = parse_object(data, what)
+    config_file = f"{FILE} of {where}"
+    values = parse_object(data, config_file)
     kind = values.get("peft_type")
     if kind is None:
-        raise CheckpointError(f"{what} has no peft_type; save the adapter with PEFT's save_pretrained")
+        raise CheckpointError(f"{config_file} has no peft_type; save the adapter with PEFT's save_pretrained")
     if kind != "LORA":
         raise UnsupportedError(
             f"{where} is an adapter of type {shown(str(kind))}; quantkit reads LORA (LoRA, rsLoRA, DoRA) only, {_MERGE}"
         )
     for name in _UNSUPPORTED:
         if values.get(name):
-            raise UnsupportedError(f"{what} sets {name}, which quantkit does not read; {_MERGE}")
+            raise UnsupportedError(f"{config_file} sets {name}, which quantkit does not read; {_MERGE}")
     start = values.get("init_lora_weights")
     if isinstance(start, str) and _CHANGED_BASE.fullmatch(start):
         raise UnsupportedError(
-            f"{what} has init_lora_weights {shown(start)}, so it fits a changed base model; save it with PEFT's"
+            f"{config_file} has init_lora_weights {shown(start)}, so it fits a changed base model; save it with PEFT's"
             " path_initial_model_for_weight_conversion, or " + _MERGE
         )
     return AdapterConfig(
-        rank=int(_number(values, "r", what, least=1)),
-        alpha=_number(values, "lora_alpha", what),
+        rank=int(_number(values, "r", config_file, least=1)),
+        alpha=_number(values, "lora_alpha", config_file),
         rslora=values.get("use_rslora") is True,
         dora=values.get("use_dora") is True,
-        rank_pattern=_patterns(values, "rank_pattern", what, least=1),
-        alpha_pattern=_patterns(values, "alpha_pattern", what),
-        token_rows=_token_rows(values.get("trainable_token_indices"), what),
+        rank_pattern=_patterns(values, "rank_pattern", config_file, least=1),
+        alpha_pattern=_patterns(values, "alpha_pattern", config_file),
+        token_rows=_token_rows(values.get("trainable_token_indices"), config_file),
         keeps_tied=values.get("ensure_weight_tying") is True,
         transposed=values.get("fan_in_fan_out") is True,
-        invocation_tokens=_tokens(values.get("alora_invocation_tokens") or [], "alora_invocation_tokens", what),
+        invocation_tokens=_tokens(values.get("alora_invocation_tokens") or [], "alora_invocation_tokens", config_file),
         base=base if isinstance(base := values.get("base_model_name_or_path"), str) and base else None,
     )
 
 
-def _number(values: Mapping[str, Any], key: str, what: str, least: float | None = None) -> float:
+def _number(values: Mapping[str, Any], key: str, config_file: str, least: float | None = None) -> float:
     if values.get(key) is None:
-        raise CheckpointError(f"{what} has no {key}; save the adapter with PEFT's save_pretrained")
-    return _checked(values[key], key, what, least)
+        raise CheckpointError(f"{config_file} has no {key}; save the adapter with PEFT's save_pretrained")
+    return _checked(values[key], key, config_file, least)
 
 
-def _checked(value: Any, key: str, what: str, least: float | None) -> float:
+def _checked(value: Any, key: str, config_file: str, least: float | None) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise CheckpointError(f"{what}: {key} is {shown(str(value))}, not a number; save the adapter again")
+        raise CheckpointError(f"{config_file}: {key} is {shown(str(value))}, not a number; save the adapter again")
     if least is not None and (value < least or value != int(value)):
-        raise CheckpointError(f"{what}: {key} is {value}, not a whole number from {least:g}; save the adapter again")
+        raise CheckpointError(
+            f"{config_file}: {key} is {value}, not a whole number from {least:g}; save the adapter again"
+        )
     return value
 
 
-def _patterns(values: Mapping[str, Any], key: str, what: str, least: float | None = None) -> dict[str, Any]:
+def _patterns(values: Mapping[str, Any], key: str, config_file: str, least: float | None = None) -> dict[str, Any]:
     patterns = values.get(key) or {}
     if not isinstance(patterns, Mapping):
-        raise CheckpointError(f"{what}: {key} is not an object; save the adapter again")
+        raise CheckpointError(f"{config_file}: {key} is not an object; save the adapter again")
     for pattern, value in patterns.items():
-        _checked(value, f"{key}[{shown(pattern)}]", what, least)
+        _checked(value, f"{key}[{shown(pattern)}]", config_file, least)
         try:
             re.compile(pattern)
         except re.error as error:
             raise CheckpointError(
-                f"{what}: {key} has {shown(pattern)}, not a regular expression ({error}); save the adapter again"
+                f"{config_file}: {key} has {shown(pattern)}, not a regular expression ({error}); save the adapter again"
             ) from error
     return dict(patterns)
 
 
-def _token_rows(value: Any, what: str) -> dict[str, tuple[int, ...]]:
+def _token_rows(value: Any, config_file: str) -> dict[str, tuple[int, ...]]:
     if not value:
         return {}
     by_module = value if isinstance(value, Mapping) else {"": value}
-    return {name: _tokens(tokens, "trainable_token_indices", what) for name, tokens in by_module.items()}
+    return {name: _tokens(tokens, "trainable_token_indices", config_file) for name, tokens in by_module.items()}
 
 
-def _tokens(value: Any, key: str, what: str) -> tuple[int, ...]:
+def _tokens(value: Any, key: str, config_file: str) -> tuple[int, ...]:
     if not isinstance(value, list) or not all(type(token) is int and token >= 0 for token in value):
-        raise CheckpointError(f"{what}: {key} is not a list of token ids; save the adapter again")
+        raise CheckpointError(f"{config_file}: {key} is not a list of token ids; save the adapter again")
     return tuple(value)

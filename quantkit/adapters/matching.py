@@ -74,13 +74,13 @@ class Matcher:
 
     def missing(self, adapter: Adapter, module: str, leaf: str) -> CheckpointError:
         """The error for a tensor that the checkpoint does not have."""
-        wanted = f"{module}.{leaf}"
-        close = difflib.get_close_matches(wanted, self.checkpoint.tensors, n=1)
+        tensor_name = f"{module}.{leaf}"
+        close = difflib.get_close_matches(tensor_name, self.checkpoint.tensors, n=1)
         hint = f" (the nearest is {close[0]})" if close else ""
         base = f"; the adapter was made for {shown(adapter.config.base)}" if adapter.config.base else ""
         return CheckpointError(
-            f"{adapter.source} changes {shown(wanted)}, which {self.checkpoint.source} does not have{hint}{base}; pass"
-            " the base model that belongs to the adapter"
+            f"{adapter.source} changes {shown(tensor_name)}, which {self.checkpoint.source} does not have{hint}{base};"
+            " pass the base model that belongs to the adapter"
         )
 
     def check_shape(self, adapter: Adapter, tensor: TensorInfo, name: str, shape: tuple[int, ...]) -> None:

@@ -23,8 +23,8 @@ def unpack_stream(words: NDArray[Any], bits: int, count: int) -> NDArray[np.uint
     per_word = 32 // bits
     if 32 % bits == 0:
         values = np.empty((*rows.shape, per_word), np.uint8)
-        for place in range(per_word):
-            values[:, :, place] = (rows >> np.uint32(place * bits)) & np.uint32((1 << bits) - 1)
+        for index in range(per_word):
+            values[:, :, index] = (rows >> np.uint32(index * bits)) & np.uint32((1 << bits) - 1)
         return values.reshape(len(rows), -1)[:, :count]
     bytes_ = rows.view(np.uint8)
     padded = np.concatenate([bytes_, np.zeros((len(rows), 1), np.uint8)], axis=1).astype(np.uint16)

@@ -93,15 +93,15 @@ def parse_index(data: bytes, name: str, where: str) -> dict[str, str]:
     Every file must lie in the checkpoint by its name alone: absolute paths and ".." are refused. Symbolic links are
     not looked at, the hub's cache is made of them. Raises CheckpointError.
     """
-    what = f"{name} of {where}"
-    weight_map = parse_object(data, what).get("weight_map")
+    index_file = f"{name} of {where}"
+    weight_map = parse_object(data, index_file).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
-        raise CheckpointError(f"{what} has no weight_map; download it again")
+        raise CheckpointError(f"{index_file} has no weight_map; download it again")
     for tensor, file in weight_map.items():
         if not isinstance(file, str) or not stays_inside(file):
             raise CheckpointError(
-                f"{what} places tensor {shown(tensor)} in {shown(str(file))}, which is not a file name inside the "
-                f"checkpoint; download it again from a source you trust"
+                f"{index_file} places tensor {shown(tensor)} in {shown(str(file))}, which is not a file name inside"
+                f" the checkpoint; download it again from a source you trust"
             )
     return weight_map
 
@@ -185,7 +185,7 @@ def unreadable(name: str, where: str, error: OSError) -> str:
     return f"{name} of {where} cannot be read ({error.strerror}); {remedy}"
 
 
-def refuse_pointer(start: bytes, what: str) -> None:
+def refuse_pointer(start: bytes, file: str) -> None:
     """Refuse a git-lfs pointer in the place of a file; `start` holds the file's first bytes. Raises CheckpointError."""
     if start.startswith(GIT_LFS):
-        raise CheckpointError(f"{what} is a git-lfs pointer, not the file itself; run 'git lfs pull' first")
+        raise CheckpointError(f"{file} is a git-lfs pointer, not the file itself; run 'git lfs pull' first")

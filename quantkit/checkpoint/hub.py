@@ -252,7 +252,7 @@ def _download_weights(request: Request, listing: Listing, files: list[str]) -> N
         count(sizes[file])
 
 
-def _attempt(repository: Repository, what: str, call: Callable[[], T]) -> T:
+def _attempt(repository: Repository, item: str, call: Callable[[], T]) -> T:
     """The call's result, repeated after a transient failure; other failures become a HubError of one sentence."""
     for pause in (*_PAUSES, None):
         try:
@@ -261,7 +261,7 @@ def _attempt(repository: Repository, what: str, call: Callable[[], T]) -> T:
             raise
         except Exception as error:  # the client and its libraries raise errors of many classes
             if pause is None or not is_transient(error):
-                raise repository.explain(error, what) from error
+                raise repository.explain(error, item) from error
             time.sleep(pause)
     raise AssertionError("the last attempt returns or raises")
 

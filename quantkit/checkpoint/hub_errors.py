@@ -55,13 +55,13 @@ def is_unreachable(error: Exception) -> bool:
     return _named(_root(error), _UNREACHABLE)
 
 
-def explain(error: Exception, repo_id: str, revision: str | None, what: str, cache: Path) -> HubError:
-    """The sentence for an error of the download of `what` (a file name, "its list of files") of a repository."""
+def explain(error: Exception, repo_id: str, revision: str | None, item: str, cache: Path) -> HubError:
+    """The sentence for an error of the download of `item` (a file name, "its list of files") of a repository."""
     error = _root(error)
     if isinstance(error, OfflineModeIsEnabled | LocalEntryNotFoundError):
         return not_cached(repo_id, cache)
     if isinstance(error, HfHubHTTPError):
-        return HubError(_http_sentence(error, repo_id, revision, what))
+        return HubError(_http_sentence(error, repo_id, revision, item))
     if is_unreachable(error):
         return UnreachableError(
             f"the hub at {constants.ENDPOINT} cannot be reached for {repo_id} ({reason(error)}); "
@@ -69,21 +69,21 @@ def explain(error: Exception, repo_id: str, revision: str | None, what: str, cac
         )
     if is_transient(error):
         return HubError(
-            f"the connection dropped while getting {what} of {repo_id} ({reason(error)}) and trying again did "
+            f"the connection dropped while getting {item} of {repo_id} ({reason(error)}) and trying again did "
             f"not help; run the same command once more, finished files are kept"
         )
     if isinstance(error, HFValidationError):
         return HubError(f"{repo_id!r} is neither an existing folder nor a valid hub id; check the name")
-    if isinstance(error, OSError) and (sentence := disk_sentence(error, cache, "HF_HUB_CACHE", f"{what} of {repo_id}")):
+    if isinstance(error, OSError) and (sentence := disk_sentence(error, cache, "HF_HUB_CACHE", f"{item} of {repo_id}")):
         return HubError(sentence)
-    return HubError(f"{what} of {repo_id} could not be fetched from the hub ({reason(error)}); try again")
+    return HubError(f"{item} of {repo_id} could not be fetched from the hub ({reason(error)}); try again")
 
 
-def disk_sentence(error: OSError, cache: Path, variable: str, what: str) -> str | None:
+def disk_sentence(error: OSError, cache: Path, variable: str, item: str) -> str | None:
     """The sentence for a full or closed disk under a cache that the environment's `variable` moves; else None."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return (
-            f"the disk of the hub cache {cache} is full and {what} does not fit; free space, or set {variable} to a"
+            f"the disk of the hub cache {cache} is full and {item} does not fit; free space, or set {variable} to a"
             " larger disk"
         )
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
@@ -99,7 +99,7 @@ def not_cached(repo_id: str, cache: Path) -> HubError:
     )
 
 
-def _http_sentence(error: HfHubHTTPError, repo_id: str, revision: str | None, what: str) -> str:
+def _http_sentence(error: HfHubHTTPError, repo_id: str, revision: str | None, item: str) -> str:
     status = error.response.status_code
     if isinstance(error, GatedRepoError):
         return (
@@ -109,7 +109,7 @@ def _http_sentence(error: HfHubHTTPError, repo_id: str, revision: str | None, wh
     if isinstance(error, RevisionNotFoundError):
         return f"{repo_id} has no revision {revision!r} on the hub; check the branch, tag or commit after the @"
     if isinstance(error, EntryNotFoundError):
-        return f"{repo_id} has no {what} on the hub; check that it is a checkpoint in Hugging Face format"
+        return f"{repo_id} has no {item} on the hub; check that it is a checkpoint in Hugging Face format"
     if status == 401 and not isinstance(error, RepositoryNotFoundError):
         return f"the hub refused the credentials for {repo_id} (401); run 'hf auth login', or correct HF_TOKEN"
     if isinstance(error, RepositoryNotFoundError) or status == 404:
@@ -122,8 +122,8 @@ def _http_sentence(error: HfHubHTTPError, repo_id: str, revision: str | None, wh
             f"the hub denies access to {repo_id} (403); run 'hf auth login' with an account or token that may read it"
         )
     if status == 429:
-        return f"the hub asks to slow down (429) while getting {what} of {repo_id}; wait a few minutes and try again"
-    return f"the hub answered {status} for {what} of {repo_id}; try again later"
+        return f"the hub asks to slow down (429) while getting {item} of {repo_id}; wait a few minutes and try again"
+    return f"the hub answered {status} for {item} of {repo_id}; try again later"
 
 
 def _root(error: Exception) -> Exception:

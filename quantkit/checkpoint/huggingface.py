@@ -78,14 +78,14 @@ class HuggingFace:
     def check(self, response: Any) -> None:
         hf_raise_for_status(response)
 
-    def explain(self, error: Exception, what: str) -> HubError:
-        return hub_errors.explain(error, self.repo_id, self.revision, what, self.cache)
+    def explain(self, error: Exception, item: str) -> HubError:
+        return hub_errors.explain(error, self.repo_id, self.revision, item, self.cache)
 
     def not_cached(self) -> HubError:
         return hub_errors.not_cached(self.repo_id, self.cache)
 
 
-def bounded_bar(report: Callable[[int], object], most: int, what: str) -> type[Any]:
+def bounded_bar(report: Callable[[int], object], most: int, item: str) -> type[Any]:
     """A progress bar class for huggingface_hub that draws nothing and reports the bytes of one file.
 
     A download may make several bars for one file (bytes received, bytes written): the furthest counts. The client
@@ -102,7 +102,7 @@ def bounded_bar(report: Callable[[int], object], most: int, what: str) -> type[A
             nonlocal furthest
             self._done += int(n or 0)
             if self._done > most:
-                raise longer_than_listed(what, most)
+                raise longer_than_listed(item, most)
             if self._done > furthest:
                 furthest = self._done
                 report(furthest)

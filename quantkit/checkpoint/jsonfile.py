@@ -8,8 +8,8 @@ from typing import Any
 from quantkit.errors import CheckpointError, ReadError
 
 
-def parse_object(data: bytes, what: str, parse_int: Callable[[str], int] = int) -> dict[str, Any]:
-    """The JSON object in `data`; `what` names it in messages ("config.json of FOLDER").
+def parse_object(data: bytes, document: str, parse_int: Callable[[str], int] = int) -> dict[str, Any]:
+    """The JSON object in `data`; `document` names it in messages ("config.json of FOLDER").
 
     Raises CheckpointError, also for a key that appears twice, because parsers disagree on its value.
     """
@@ -17,14 +17,15 @@ def parse_object(data: bytes, what: str, parse_int: Callable[[str], int] = int) 
         value = json.loads(data.decode("utf-8"), object_pairs_hook=_unique_keys, parse_int=parse_int)
     except UnicodeDecodeError as error:
         raise CheckpointError(
-            f"{what} is not UTF-8 text (byte 0x{data[error.start]:02x} at position {error.start}); download it again"
+            f"{document} is not UTF-8 text (byte 0x{data[error.start]:02x} at position {error.start}); download it"
+            " again"
         ) from error
     except _DuplicateKey as error:
-        raise CheckpointError(f"{what} has the key {shown(error.key)} twice; download it again") from error
+        raise CheckpointError(f"{document} has the key {shown(error.key)} twice; download it again") from error
     except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{what} is not valid JSON ({_reason(error)}); download it again") from error
+        raise CheckpointError(f"{document} is not valid JSON ({_reason(error)}); download it again") from error
     if not isinstance(value, dict):
-        raise CheckpointError(f"{what} holds a JSON {type(value).__name__}, not an object; download it again")
+        raise CheckpointError(f"{document} holds a JSON {type(value).__name__}, not an object; download it again")
     return value
 
 

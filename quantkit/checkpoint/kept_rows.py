@@ -57,11 +57,11 @@ class KeptRows:
     def _load(self, path: Path) -> None:
         for line in path.read_bytes().splitlines():
             try:
-                file, start, nbytes, place, crc = json.loads(line)
+                file, start, nbytes, offset, crc = json.loads(line)
             except (ValueError, TypeError):  # the last line of a killed run
                 continue
             span = Span(file, start, nbytes)
-            if self._places.get(span) == place:
+            if self._places.get(span) == offset:
                 self._crcs[span] = crc
 
     def add(self, fetched: Span, data: bytes) -> None:
@@ -77,16 +77,16 @@ class KeptRows:
                 self._copy(span, start, data[start - fetched.start : stop - fetched.start])
 
     def _copy(self, span: Span, start: int, piece: bytes) -> None:
-        place = self._places[span]
+        offset = self._places[span]
         try:
-            write_at(self._data, piece, place + start - span.start)
+            write_at(self._data, piece, offset + start - span.start)
             with self._lock:
                 pieces = self._pieces.setdefault(span, {})
                 pieces[start] = len(piece)
                 complete = sum(pieces.values()) == span.nbytes
             if complete:
-                crc = zlib.crc32(read_at(self._data, span.nbytes, place))
-                line = json.dumps([span.file, span.start, span.nbytes, place, crc]) + "\n"
+                crc = zlib.crc32(read_at(self._data, span.nbytes, offset))
+                line = json.dumps([span.file, span.start, span.nbytes, offset, crc]) + "\n"
                 os.write(self._index, line.encode())
                 self._crcs[span] = crc
         except OSError as error:

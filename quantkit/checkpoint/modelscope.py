@@ -181,9 +181,9 @@ class ModelScope:
         if response.status_code >= 400:
             raise StatusError(response)
 
-    def explain(self, error: Exception, what: str) -> HubError:
+    def explain(self, error: Exception, item: str) -> HubError:
         if isinstance(error, StatusError):
-            return HubError(self._status_sentence(error.response.status_code, what))
+            return HubError(self._status_sentence(error.response.status_code, item))
         if is_unreachable(error):
             return UnreachableError(
                 f"ModelScope at {self.endpoint} cannot be reached for {self.repo_id} ({reason(error)}); check the"
@@ -191,14 +191,14 @@ class ModelScope:
             )
         if is_transient(error):
             return HubError(
-                f"the connection dropped while getting {what} of {self.repo_id} ({reason(error)}) and trying again did"
+                f"the connection dropped while getting {item} of {self.repo_id} ({reason(error)}) and trying again did"
                 " not help; run the same command once more, finished bytes are kept"
             )
         if isinstance(error, OSError) and (
-            sentence := disk_sentence(error, self.cache, self.cache_variable, f"{what} of {self.repo_id}")
+            sentence := disk_sentence(error, self.cache, self.cache_variable, f"{item} of {self.repo_id}")
         ):
             return HubError(sentence)
-        return HubError(f"{what} of {self.repo_id} could not be fetched from ModelScope ({reason(error)}); try again")
+        return HubError(f"{item} of {self.repo_id} could not be fetched from ModelScope ({reason(error)}); try again")
 
     def not_cached(self) -> HubError:
         return HubError(
@@ -206,10 +206,10 @@ class ModelScope:
             " (without --offline and HF_HUB_OFFLINE), or give a local folder"
         )
 
-    def _status_sentence(self, status: int, what: str) -> str:
+    def _status_sentence(self, status: int, item: str) -> str:
         if status == 404:
             return (
-                f"{self.repo_id} is not a model on ModelScope, or it has no {what}; check the name, or {_TOKENS} if it"
+                f"{self.repo_id} is not a model on ModelScope, or it has no {item}; check the name, or {_TOKENS} if it"
                 " is private"
             )
         if status == 401:
@@ -217,8 +217,8 @@ class ModelScope:
         if status == 403:
             return f"ModelScope denies access to {self.repo_id} (403); {_TOKENS}"
         if status == 429:
-            return f"ModelScope asks to slow down (429) while getting {what} of {self.repo_id}; wait a few minutes"
-        return f"ModelScope answered {status} for {what} of {self.repo_id}; try again later"
+            return f"ModelScope asks to slow down (429) while getting {item} of {self.repo_id}; wait a few minutes"
+        return f"ModelScope answered {status} for {item} of {self.repo_id}; try again later"
 
     @property
     def _revision(self) -> str:
@@ -250,8 +250,8 @@ class ModelScope:
     def _headers(self) -> dict[str, str]:
         token = self.token or stored_token()
         # older servers read the cookie, newer ones the header; the client sends both
-        own = {"Authorization": f"Bearer {token}", "Cookie": f"m_session_id={token}"} if token else {}
-        return {"User-Agent": "quantkit", **own}
+        credentials = {"Authorization": f"Bearer {token}", "Cookie": f"m_session_id={token}"} if token else {}
+        return {"User-Agent": "quantkit", **credentials}
 
     def _json(self, path: str) -> Any:
         """`Data` of the API's answer. Raises StatusError."""

@@ -120,17 +120,17 @@ class Ranges:
                     f"the server of {self.where} ignores range requests, so {file.name} cannot be read in pieces;"
                     " leave out --stream to download it"
                 )
-            left = stop - start
+            remaining = stop - start
             for chunk in response.iter_bytes():
                 self._count(len(chunk))
                 if self._stopped.is_set():
                     raise DroppedError("the reader was closed")
                 dropped = min(skip, len(chunk))
                 skip -= dropped
-                chunk = chunk[dropped : dropped + left]
-                left -= len(chunk)
+                chunk = chunk[dropped : dropped + remaining]
+                remaining -= len(chunk)
                 yield chunk
-                if left == 0:
+                if remaining == 0:
                     return
 
     @contextmanager

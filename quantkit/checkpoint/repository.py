@@ -38,10 +38,10 @@ def most_bytes(listing: Listing, name: str, cache: Path) -> int:
     return free_space(cache) - _SPARE if name.endswith(_WEIGHTS) else SMALL_FILE
 
 
-def longer_than_listed(what: str, most: int) -> HubError:
+def longer_than_listed(item: str, most: int) -> HubError:
     """The error for a file that goes on after `most` bytes."""
     return HubError(
-        f"the server sends more than the {most} bytes that {what} can have; check the address of the hub, or tell the"
+        f"the server sends more than the {most} bytes that {item} can have; check the address of the hub, or tell the"
         " owner of the repository"
     )
 
@@ -94,8 +94,8 @@ class Repository(Protocol):
     def check(self, response: Any) -> None:
         """Raise for an error status of the hub."""
 
-    def explain(self, error: Exception, what: str) -> HubError:
-        """The sentence for a failure to get `what`; UnreachableError if no connection could be made."""
+    def explain(self, error: Exception, item: str) -> HubError:
+        """The sentence for a failure to get `item`; UnreachableError if no connection could be made."""
 
     def not_cached(self) -> HubError:
         """The sentence for an offline run without the repository in the cache."""

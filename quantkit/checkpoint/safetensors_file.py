@@ -62,10 +62,10 @@ def parse_header(header: bytes, file: str, file_size: int) -> Header:
 
     Raises CheckpointError with the names of `file` and of the tensor, if there is one.
     """
-    what = f"the header of {file}"
+    document = f"the header of {file}"
     if not header.startswith(b"{"):
-        raise CheckpointError(f"{what} does not start with '{{', so it is not safetensors; download it again")
-    entries = parse_object(header, what, parse_int=_integer)
+        raise CheckpointError(f"{document} does not start with '{{', so it is not safetensors; download it again")
+    entries = parse_object(header, document, parse_int=_integer)
     _check_metadata(entries.pop("__metadata__", None), file)
     start = PREFIX_BYTES + len(header)
     tensors = {name: _tensor(name, entry, file, start) for name, entry in entries.items()}

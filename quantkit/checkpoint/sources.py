@@ -166,8 +166,8 @@ def checked_config(config: dict[str, Any], checks: Checks | None) -> tuple[dict[
     names = completed.get("architectures")
     if names == config.get("architectures"):
         return completed, ()
-    given = config.get("architectures")
-    first = given[0] if isinstance(given, list) and given else None
+    architectures = config.get("architectures")
+    first = architectures[0] if isinstance(architectures, list) and architectures else None
     before = "names no architecture" if first is None else f"names the architecture {shown(str(first))}"
     return completed, (f"config.json {before}; {names[0] if names else None} is taken",)
 

@@ -175,14 +175,14 @@ class StreamedWeights:
         """Ask for the segments that follow `keys` in the expected order."""
         with self._lock:
             number = self._order.get((tensor.file, tensor.offset))
-        left = min(_AHEAD, self.memory // 4)
+        remaining = min(_AHEAD, self.memory // 4)
         if number is None or not keys:
             return
         start = keys[-1][1] - tensor.offset + SEGMENT
         for following in self._expected[number:]:
             for key in self._keys(following, start, max(following.nbytes - start, 0)):
-                left -= min(SEGMENT, following.offset + following.nbytes - key[1])
-                if left < 0:
+                remaining -= min(SEGMENT, following.offset + following.nbytes - key[1])
+                if remaining < 0:
                     return
                 if key not in self._fetched:
                     self._segment(following, key)

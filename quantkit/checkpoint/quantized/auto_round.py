@@ -53,12 +53,16 @@ def read_auto_round(quantization: Mapping[str, Any], where: str) -> Scheme:
         raise UnsupportedError(f"{where} has AutoRound's settings with 16 bits, which quantize nothing; remove them")
     if not isinstance(extra, Mapping) or not extra:
         return default
-    own = {name: scheme(settings) for name, settings in extra.items() if isinstance(settings, Mapping)}
-    patterns = [(compiled(name, where), made) for name, made in own.items() if not _EXPRESSION.isdisjoint(name)]
+    layer_schemes = {name: scheme(settings) for name, settings in extra.items() if isinstance(settings, Mapping)}
+    patterns = [
+        (compiled(name, where), layer_scheme)
+        for name, layer_scheme in layer_schemes.items()
+        if not _EXPRESSION.isdisjoint(name)
+    ]
 
     def scheme_of(name: str) -> Scheme | None:
-        if name in own:
-            return own[name]
-        return next((made for pattern, made in patterns if pattern.search(name)), default)
+        if name in layer_schemes:
+            return layer_schemes[name]
+        return next((layer_scheme for pattern, layer_scheme in patterns if pattern.search(name)), default)
 
     return MixedScheme(default, scheme_of)

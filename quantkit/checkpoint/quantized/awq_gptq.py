@@ -126,8 +126,8 @@ class AwqGptqScheme(Scheme):
             words["qzeros"] = words["qzeros"] + np.uint32(sum(1 << at for at in range(0, 32, self.bits)))
         size = linear.n_in if self.group == -1 else self.group
         in_order = np.arange(linear.n_in) // size
-        given = f"{linear.name}.g_idx" in stored.tensors
-        groups = stored.stored(f"{linear.name}.g_idx").astype(np.int64) if given else in_order
+        has_groups = f"{linear.name}.g_idx" in stored.tensors
+        groups = stored.stored(f"{linear.name}.g_idx").astype(np.int64) if has_groups else in_order
         if groups.min() < 0 or groups.max() >= linear.n_groups:
             raise CheckpointError(
                 f"tensor {shown(linear.name)}.g_idx of {stored.where} has group {groups.max()} of {linear.n_groups};"
@@ -216,21 +216,24 @@ def read_awq_gptq(quantization: Mapping[str, Any], where: str) -> Scheme:
         group = settings.get("group_size", settings.get("q_group_size"))
         if (str(bits), str(group)) not in schemes:
             check_grid(method, bits, group, where)
-            made = AwqGptqScheme(method, int(bits), group, less_one, carried, layout=packing)
-            schemes[str(bits), str(group)] = AwqGemvScheme(int(bits), group) if packing == "gemv" else made
+            gemm_scheme = AwqGptqScheme(method, int(bits), group, less_one, carried, layout=packing)
+            schemes[str(bits), str(group)] = AwqGemvScheme(int(bits), group) if packing == "gemv" else gemm_scheme
         return schemes[str(bits), str(group)]
 
     default, dynamic = scheme(quantization), quantization.get("dynamic")
     if not isinstance(dynamic, Mapping) or not dynamic:
         return default
-    own = [
+    schemes_by_pattern = [
         (compiled(pattern.removeprefix("+:"), where), scheme({**quantization, **settings}))
         for pattern, settings in dynamic.items()
         if not pattern.startswith("-:") and isinstance(settings, Mapping) and settings
     ]
-    if not own:
+    if not schemes_by_pattern:
         return default
-    return MixedScheme(default, lambda name: next((made for pattern, made in own if pattern.match(name)), default))
+    return MixedScheme(
+        default,
+        lambda name: next((scheme for pattern, scheme in schemes_by_pattern if pattern.match(name)), default),
+    )
 
 
 def check_grid(method: str, bits: Any, group: Any, where: str) -> None:
@@ -271,9 +274,9 @@ def _linears(tensors: Mapping[str, TensorInfo], scheme: AwqGptqScheme, where: st
 
 def _incomplete(name: str, parts: Sequence[TensorInfo | None], where: str) -> CheckpointError:
     """The error for a linear that lacks a part, or has one that is not a matrix."""
-    wrong = next(own for own, part in zip(_PARTS, parts, strict=True) if part is None or len(part.shape) != 2)
-    what = "has no" if parts[_PARTS.index(wrong)] is None else "needs a matrix as its"
-    return CheckpointError(f"linear {shown(name)} of {where} {what} {wrong}; download it again")
+    wrong = next(suffix for suffix, part in zip(_PARTS, parts, strict=True) if part is None or len(part.shape) != 2)
+    problem = "has no" if parts[_PARTS.index(wrong)] is None else "needs a matrix as its"
+    return CheckpointError(f"linear {shown(name)} of {where} {problem} {wrong}; download it again")
 
 
 def _inputs(g_idx: TensorInfo | None, qweight: TensorInfo, scheme: AwqGptqScheme) -> int:

@@ -46,11 +46,11 @@ class BitNetScheme(Scheme):
         require_finite(factor, f"{linear.name}.weight_scale", stored.where)
         quarter = linear.n_out // 4
         matrix = np.empty((stop - start, linear.n_in), np.float32)
-        for place in range(4):
-            first, last = max(start, place * quarter), min(stop, (place + 1) * quarter)
+        for index in range(4):
+            first, last = max(start, index * quarter), min(stop, (index + 1) * quarter)
             if first < last:
-                packed = stored.stored_rows(f"{linear.name}.weight", first - place * quarter, last - place * quarter)
-                matrix[first - start : last - start] = (packed >> np.uint8(2 * place)) & np.uint8(3)
+                packed = stored.stored_rows(f"{linear.name}.weight", first - index * quarter, last - index * quarter)
+                matrix[first - start : last - start] = (packed >> np.uint8(2 * index)) & np.uint8(3)
         matrix -= 1
         matrix *= factor
         return matrix

@@ -129,11 +129,11 @@ def _matrices(tensor: TensorInfo, n_in: int, n_groups: int, where: str) -> Itera
             f"{shown(name)} of {where} has the shape {list(tensor.shape)}, which only stacks of experts have; take the"
             " original 16-bit checkpoint"
         )
-    at, own = stack[1], stack[2]
+    at, role = stack[1], stack[2]
     if at.endswith("block_sparse_moe."):
-        own = _NUMBERED[own]
+        role = _NUMBERED[role]
     for index in range(tensor.shape[0]):
-        yield PackedLinear(f"{at}experts.{index}.{own}", tensor.shape[1], n_in, n_groups, name, index)
+        yield PackedLinear(f"{at}experts.{index}.{role}", tensor.shape[1], n_in, n_groups, name, index)
 
 
 def _rows(stored: StoredTensors, linear: PackedLinear, part: str, start: int, stop: int) -> NDArray[Any]:
@@ -147,11 +147,11 @@ def read_mlx(quantization: Mapping[str, Any], where: str) -> Scheme | None:
     if not is_mlx(quantization):
         return None
     default = _scheme(quantization, where)
-    own = {name: value for name, value in quantization.items() if name not in _SETTINGS}
-    if not own:
+    settings_by_name = {name: value for name, value in quantization.items() if name not in _SETTINGS}
+    if not settings_by_name:
         return default
     schemes: dict[str, Scheme | None] = {}
-    for name, settings in own.items():
+    for name, settings in settings_by_name.items():
         if isinstance(settings, Mapping):
             schemes[name] = _scheme({**quantization, **settings}, where)
         elif settings is False:

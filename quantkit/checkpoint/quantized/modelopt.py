@@ -29,10 +29,10 @@ def read_modelopt(quantization: Mapping[str, Any], where: str) -> Scheme:
         raise _unknown(algorithm, where)
     schemes = {}
     for name, settings in layers.items():
-        own = settings.get("quant_algo") if isinstance(settings, Mapping) else None
-        if own not in by_algorithm:
-            raise _unknown(own, where)
-        schemes[name] = by_algorithm[own]
+        layer_algorithm = settings.get("quant_algo") if isinstance(settings, Mapping) else None
+        if layer_algorithm not in by_algorithm:
+            raise _unknown(layer_algorithm, where)
+        schemes[name] = by_algorithm[layer_algorithm]
     return MixedScheme(by_algorithm["NVFP4"], schemes.get)
 
 

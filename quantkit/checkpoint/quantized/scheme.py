@@ -97,8 +97,8 @@ class MixedScheme(Scheme):
             if scheme is not None:
                 by_scheme.setdefault(id(scheme), (scheme, {}))[1][name] = tensor
         linears = []
-        for scheme, own in by_scheme.values():
-            some = scheme.linears(own, where)
+        for scheme, scheme_tensors in by_scheme.values():
+            some = scheme.linears(scheme_tensors, where)
             self._of |= dict.fromkeys((linear.name for linear in some), scheme)
             self.parts += tuple(part for part in scheme.parts if some and part not in self.parts)
             linears += some
