@@ -56,10 +56,10 @@ def compiled(*sources: Path, optimize: Sequence[str] = ("-O3",)) -> ctypes.CDLL:
     library = load_trusted(cache / name)
     if library is None:
         with scratch_folder(str(cache)) as folder:
-            made = _compile(command, sources, folder / name)
-            digest = made.with_suffix(".sha256")
-            digest.write_text(hashlib.sha256(made.read_bytes()).hexdigest())
-            for path in (made, digest):
+            compiled_file = _compile(command, sources, folder / name)
+            digest = compiled_file.with_suffix(".sha256")
+            digest.write_text(hashlib.sha256(compiled_file.read_bytes()).hexdigest())
+            for path in (compiled_file, digest):
                 path.chmod(0o644)
                 path.replace(cache / path.name)
         library = load_trusted(cache / name)

@@ -111,8 +111,8 @@ def file_type(name: str, others: Iterable[str] = ()) -> FileType:
     return FILE_TYPES[key]
 
 
-def unknown_name(what: str, name: str, key: str, known: Iterable[str]) -> str:
+def unknown_name(category: str, name: str, key: str, known: Iterable[str]) -> str:
     """The error message for a `name` that is not one of `known`, with the three that are nearest to `key`."""
     close = difflib.get_close_matches(key, list(known), n=3, cutoff=0.4)
     nearest = f"; the nearest are {', '.join(close)}" if close else ""
-    return f"unknown {what} {name!r}{nearest}"
+    return f"unknown {category} {name!r}{nearest}"

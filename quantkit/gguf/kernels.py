@@ -120,9 +120,9 @@ def require(kind: GGMLQuantizationType, *, weighted: bool) -> None:
     """
     kernels = _kernels()
     if not kernels.has(kind, weighted):
-        what = f"{kind.name.lower()} with an importance matrix" if weighted else kind.name.lower()
+        type_name = f"{kind.name.lower()} with an importance matrix" if weighted else kind.name.lower()
         raise MissingExtraError(
-            f"the quantization kernels of {kernels.library} cannot write {what} with llama.cpp's bytes; "
+            f"the quantization kernels of {kernels.library} cannot write {type_name} with llama.cpp's bytes; "
             f"install ones that can with: {_better(kernels.library.name)}"
         )
 

@@ -57,18 +57,18 @@ def grid_tables(kind: GGMLQuantizationType) -> GridTables:
     for _ in range(_SHELLS[kind] - 1):
         furthest = np.where(distance > furthest[:, None], distance, 255).min(axis=1)
     around = (distance <= furthest[:, None]) & ~on_grid[:, None]
-    place, point = np.nonzero(around)
-    order = np.lexsort((point, distance[place, point], place))
-    place, point = place[order], point[order]
+    off_grid, point = np.nonzero(around)
+    order = np.lexsort((point, distance[off_grid, point], off_grid))
+    off_grid, point = off_grid[order], point[order]
 
     counts = around.sum(axis=1)
     steps = -(-counts // _STEP)
     start = np.concatenate([[0], np.cumsum(steps)])
-    rank = np.arange(len(place)) - np.repeat(np.cumsum(counts) - counts, counts)
+    rank = np.arange(len(off_grid)) - np.repeat(np.cumsum(counts) - counts, counts)
     codes = (grid << bits * np.arange(n_values)).sum(axis=1)
     last = codes[point[np.cumsum(counts) - 1]]
     neighbour = np.repeat(last, steps * _STEP)
-    neighbour[_STEP * start[place] + rank] = codes[point]
+    neighbour[_STEP * start[off_grid] + rank] = codes[point]
     index = np.zeros(len(places), dtype=np.uint16)
     index[grid @ digits] = np.arange(len(grid))
     return GridTables(start.astype(np.int32), neighbour.astype(np.uint16), index)

@@ -211,9 +211,9 @@ class _Mixer:
             return self._output(tensor)
         if self.ftype.name == "mxfp4":
             return _T.MXFP4 if self._holds_experts(tensor, role) else _T.Q8_0
-        place = self._place(tensor, role)
+        position = self._place(tensor, role)
         self.counts[role] += 1
-        chosen = next((rule.gives for rule in self.rules.get(role, ()) if rule.when(place)), self.ftype.tensor_type)
+        chosen = next((rule.gives for rule in self.rules.get(role, ()) if rule.when(position)), self.ftype.tensor_type)
         if self.ftype.name in TINY_TYPES:
             return chosen
         if role is Role.ATTN_V and self._is_70b() and chosen in (_T.Q3_K, _T.Q4_K):

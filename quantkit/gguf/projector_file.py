@@ -64,7 +64,7 @@ def _rank(path: Path) -> tuple[int, str]:
     return next(ranks, len(_BEST_FIRST)), name
 
 
-def choose_projector(model: Path, given: Path | None) -> Path:
+def choose_projector(model: Path, projector: Path | None) -> Path:
     """The projector to load with `model`: the given file, or the one beside it.
 
     Raises:
@@ -72,7 +72,7 @@ def choose_projector(model: Path, given: Path | None) -> Path:
             belongs to another model.
         CheckpointError: the file is not a sound GGUF.
     """
-    path = given
+    path = projector
     if path is None:
         projectors = projectors_beside(model)
         if not projectors:

@@ -86,16 +86,16 @@ def check_fit(model: GgufHeader, projector: GgufHeader) -> None:
     """
     architecture = model.value("general.architecture")
     width = model.value(f"{architecture}.embedding_length")
-    given = projector.value("clip.vision.projection_dim") or projector.value("clip.audio.projection_dim")
-    if isinstance(width, int) and isinstance(given, int):
+    projected_width = projector.value("clip.vision.projection_dim") or projector.value("clip.audio.projection_dim")
+    if isinstance(width, int) and isinstance(projected_width, int):
         layers, flags = model.value(f"{architecture}.n_deepstack_layers"), projector.value(_DEEPSTACK)
         width *= 1 + (layers if isinstance(layers, int) else 0)
-        given *= 1 + (0 if flags is None else int(np.count_nonzero(flags)))
+        projected_width *= 1 + (0 if flags is None else int(np.count_nonzero(flags)))
     wrong = f"{projector.path.name} belongs to another model"
-    if projector.value("general.type") == KIND and None not in (width, given) and width != given:
+    if projector.value("general.type") == KIND and None not in (width, projected_width) and width != projected_width:
         raise UsageError(
-            f"{wrong}: it gives vectors of {given} values, but {model.path.name} takes {width}; pass the projector of"
-            " this model with --mmproj FILE"
+            f"{wrong}: it gives vectors of {projected_width} values, but {model.path.name} takes {width}; pass the"
+            " projector of this model with --mmproj FILE"
         )
     for kind in kinds_of(projector):
         if not may_serve(kind, str(architecture)):

@@ -93,8 +93,8 @@ class _Parser:
         self.path, self.file = path, file
         self.size = os.fstat(file.fileno()).st_size
 
-    def fail(self, what: str) -> CheckpointError:
-        return CheckpointError(f"{self.path.name} is not a sound GGUF file: {what} (byte {self.file.tell()})")
+    def fail(self, problem: str) -> CheckpointError:
+        return CheckpointError(f"{self.path.name} is not a sound GGUF file: {problem} (byte {self.file.tell()})")
 
     def take(self, count: int) -> bytes:
         if count > self.size - self.file.tell():
@@ -185,11 +185,11 @@ class _Parser:
             return self.decoded("a value")
         return self.number(SCALARS[kind][1:])
 
-    def decoded(self, what: str) -> str:
+    def decoded(self, field: str) -> str:
         try:
             return self.text().decode("utf-8")
         except UnicodeDecodeError:
-            raise self.fail(f"{what} is not UTF-8") from None
+            raise self.fail(f"{field} is not UTF-8") from None
 
     def info(self) -> tuple[str, tuple[int, ...], GGMLQuantizationType, int, int]:
         name = self.decoded("a tensor's name")

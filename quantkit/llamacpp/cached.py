@@ -31,9 +31,9 @@ class CachedContext:
     def keep_prefix(self, prompt: list[int]) -> int:
         """Keep the tokens that begin `prompt`, except its last one; returns their number."""
         pairs = enumerate(zip(self.tokens, prompt, strict=False))
-        same = next((at for at, (a, b) in pairs if a != b), min(len(self.tokens), len(prompt)))
-        same = min(same, len(prompt) - 1)
-        return same if self.keep(same) else 0
+        n_common = next((at for at, (a, b) in pairs if a != b), min(len(self.tokens), len(prompt)))
+        n_common = min(n_common, len(prompt) - 1)
+        return n_common if self.keep(n_common) else 0
 
     def clear(self) -> None:
         """Remove all tokens."""

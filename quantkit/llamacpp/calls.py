@@ -101,13 +101,13 @@ def context(model: Any, n_threads: int | None, **params: Any) -> Iterator[Any]:
     settings.n_threads = settings.n_threads_batch = n_threads or cores()
     for name, value in params.items():
         setattr(settings, name, value)
-    made = llama.llama_init_from_model(model, settings)
-    if not made:
+    running = llama.llama_init_from_model(model, settings)
+    if not running:
         raise Failed("could not make a context")
     try:
-        yield made
+        yield running
     finally:
-        llama.llama_free(made)
+        llama.llama_free(running)
 
 
 def set_adapter(running: Any, model: Any, path: str) -> None:

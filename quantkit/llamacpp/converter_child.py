@@ -172,11 +172,11 @@ def _serve_instead_of_writing(request: dict[str, Any], caller: _Caller, tensors:
         served = tensors.TensorBytes(infos, gguf.LazyBase, getattr(gguf, "LazyChunkedTensor", None))
         _send({"ready": True, "whole": served.whole_elements()})
         while True:
-            wanted = caller.request()
+            byte_range = caller.request()
             try:
-                data = served.read(wanted["tensor"], wanted["offset"], wanted["size"])
+                data = served.read(byte_range["tensor"], byte_range["offset"], byte_range["size"])
             except EOFError as error:
-                raise _Failure("tensor", f"{wanted['tensor']} {error}") from None
+                raise _Failure("tensor", f"{byte_range['tensor']} {error}") from None
             _send({"size": len(data)}, data)
             # it would keep the whole tensor while the next one is computed
             del data

@@ -33,8 +33,8 @@ class _GivenTensor:
         return _GivenTensor(self.name, self.dtype, (stop - start, self.shape[-1]), self.rows, self.first + start)
 
 
-def take_from_caller(given: dict[str, Any], rows: Rows) -> None:
-    """From now on the converter reads the tensors `given` (name -> dtype and shape) through `rows`.
+def take_from_caller(described: dict[str, Any], rows: Rows) -> None:
+    """From now on the converter reads the tensors `described` (name -> dtype and shape) through `rows`.
 
     One that no weight file has is added to the model, which is an output head that was tied before.
     Raises AttributeError or ImportError if the converter is of another version.
@@ -43,7 +43,7 @@ def take_from_caller(given: dict[str, Any], rows: Rows) -> None:
     import torch
     from conversion.base import LazyTorchTensor, ModelBase
 
-    tensors = {name: _GivenTensor(name, item["dtype"], tuple(item["shape"]), rows) for name, item in given.items()}
+    tensors = {name: _GivenTensor(name, item["dtype"], tuple(item["shape"]), rows) for name, item in described.items()}
     missing = set(tensors)
     opened, load, index = gguf.utility.SafetensorsLocal.__init__, torch.load, ModelBase.index_tensors
 

@@ -120,9 +120,11 @@ class ConverterSession:
 
     def _start(self, header: Path, arguments: Sequence[str], pre: str | None) -> None:
         script = str(self.converter.script) if self.converter.script else None
-        given = self._given
+        tensors = self._given
         shapes = (
-            {name: {"dtype": given.dtypes[name], "shape": given.shapes[name]} for name in given.dtypes} if given else {}
+            {name: {"dtype": tensors.dtypes[name], "shape": tensors.shapes[name]} for name in tensors.dtypes}
+            if tensors
+            else {}
         )
         request = {
             "script": script,
@@ -200,17 +202,25 @@ class ConverterSession:
     def _failure(self, answer: Mapping[str, Any]) -> QuantkitError:
         """The error that an answer stands for."""
         assert self._child is not None
-        what, kind, text = f"llama.cpp's converter in {self.converter.name}", answer.get("error"), answer.get("text")
+        converter, kind, text = (
+            f"llama.cpp's converter in {self.converter.name}",
+            answer.get("error"),
+            answer.get("text"),
+        )
         if answer.get("late"):
-            return QuantkitError(f"{what} gave no answer in {self._seconds:g} seconds and was stopped; run it again")
+            return QuantkitError(
+                f"{converter} gave no answer in {self._seconds:g} seconds and was stopped; run it again"
+            )
         if kind is None:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._child.wait(_SECONDS_TO_DIE)
             if was_killed(self._child.returncode):
-                return PassingError(f"{what} was killed (too little memory?); free some memory and run it again")
+                return PassingError(f"{converter} was killed (too little memory?); free some memory and run it again")
             reason = self._last_line()
-            return QuantkitError(f"{what} stopped with code {self._child.returncode}{f' ({reason})' if reason else ''}")
-        return converter_failure(kind, what, self.converter.python, text or "")
+            return QuantkitError(
+                f"{converter} stopped with code {self._child.returncode}{f' ({reason})' if reason else ''}"
+            )
+        return converter_failure(kind, converter, self.converter.python, text or "")
 
     def _last_line(self) -> str:
         self._log.seek(0)

@@ -78,9 +78,9 @@ class _Pieces:
             following = next(self._pieces, None)
             if following is None:
                 raise EOFError(f"ends at byte {self.start + len(self._piece)}")
-            rest = self._piece[max(0, offset - self.start) :]
-            self.start += len(self._piece) - len(rest)
-            self._piece = memoryview(bytes(rest) + bytes(following)) if len(rest) else following
+            unread = self._piece[max(0, offset - self.start) :]
+            self.start += len(self._piece) - len(unread)
+            self._piece = memoryview(bytes(unread) + bytes(following)) if len(unread) else following
         return self._piece[offset - self.start : offset - self.start + size]
 
 
@@ -169,21 +169,21 @@ class _Rows:
         if name in _JOINS and args and isinstance(args[0], (list, tuple)):
             items = list(args[0])
             dimension = args[1] if len(args) > 1 else value._kwargs.get("dim", 0)
-            same = all(
+            same_rows = all(
                 isinstance(item, self._lazy) and len(_shape(item)) > 1 and _shape(item)[-1] == shape[-1]
                 for item in items
             )
-            return dimension == 0 and same, items
+            return dimension == 0 and same_rows, items
         if not args or not isinstance(args[0], self._lazy) or len(_shape(args[0])) < 2:
             return False, []
-        before, rest = _shape(args[0]), (*args[1:], *value._kwargs.values())
-        plain = not any(isinstance(item, (self._lazy, list)) for item in rest)
+        before, parameters = _shape(args[0]), (*args[1:], *value._kwargs.values())
+        plain = not any(isinstance(item, (self._lazy, list)) for item in parameters)
         if name in _ELEMENTWISE:
             return plain and before == shape, [args[0]]
         if name in _SCALED:
-            return all(isinstance(item, (int, float)) for item in rest) and before == shape, [args[0]]
+            return all(isinstance(item, (int, float)) for item in parameters) and before == shape, [args[0]]
         if name == _QUANTIZE:
-            return not rest and before[:-1] == shape[:-1], [args[0]]
+            return not parameters and before[:-1] == shape[:-1], [args[0]]
         if name in _VIEWS:
             return plain and before[-1] == shape[-1] and value.dtype == args[0].dtype, [args[0]]
         return False, []
@@ -196,11 +196,11 @@ def _shape(value: Any) -> tuple[int, ...]:
 def _name(value: Any) -> str:
     """The name of the operation of a lazy value; "" for an operation that this module does not know."""
     function: Callable[..., Any] = value._func
-    place = getattr(function, "__qualname__", "")
-    if place.endswith((_NUMPY, _ASTYPE)):
+    qualified_name = getattr(function, "__qualname__", "")
+    if qualified_name.endswith((_NUMPY, _ASTYPE)):
         return "to"
     code = getattr(function, "__code__", None)
-    if place.endswith("__getattr__.<locals>.<lambda>") and code is not None and "args" in code.co_varnames:
+    if qualified_name.endswith("__getattr__.<locals>.<lambda>") and code is not None and "args" in code.co_varnames:
         # gguf's LazyMeta: a method, whose name is the closure's only variable
         cells = getattr(function, "__closure__", None) or ()
         names = [cell.cell_contents for cell in cells if isinstance(cell.cell_contents, str)]

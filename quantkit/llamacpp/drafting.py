@@ -43,15 +43,17 @@ def open_drafter(target: Any, model: Any, request: dict[str, Any], stack: ExitSt
     """The drafter of a request for the context `target` of `model`. Raises Failed."""
     settings = request["draft"]
     if settings["mtp"]:
-        own = settings["model"] is None
-        return MtpHead(target, model if own else _load(settings, stack, load_mtp=True), request, stack)
+        has_head = settings["model"] is None
+        return MtpHead(target, model if has_head else _load(settings, stack, load_mtp=True), request, stack)
     return DraftModel(_load(settings, stack), request, stack)
 
 
 def _load(settings: dict[str, Any], stack: ExitStack, **options: Any) -> Any:
     # all of the file is on one device, which the plan has chosen
-    place = {"n_gpu_layers": 0} if settings["gpu"] is None else {"split_mode": _NO_SPLIT, "main_gpu": settings["gpu"]}
-    return stack.enter_context(load(settings["model"], **place, **options))
+    placement = (
+        {"n_gpu_layers": 0} if settings["gpu"] is None else {"split_mode": _NO_SPLIT, "main_gpu": settings["gpu"]}
+    )
+    return stack.enter_context(load(settings["model"], **placement, **options))
 
 
 def _greedy(stack: ExitStack) -> Any:
@@ -101,9 +103,9 @@ class DraftModel(Drafter):
         return drafts
 
     def _evaluate(self, tokens: list[int]) -> None:
-        rest = tokens[self._cached.keep_prefix(tokens) :]
-        for start in range(0, len(rest), self._n_batch):
-            self._cached.evaluate(rest[start : start + self._n_batch])
+        uncached = tokens[self._cached.keep_prefix(tokens) :]
+        for start in range(0, len(uncached), self._n_batch):
+            self._cached.evaluate(uncached[start : start + self._n_batch])
 
 
 class MtpHead(Drafter):

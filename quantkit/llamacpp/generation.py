@@ -139,15 +139,15 @@ class Talk:
         self._images.forget()
         self._images.evaluate(self._context.running)
         self._context.tokens = []
-        given, n_vocab = request["answer"], llama.llama_vocab_n_tokens(self._vocab)
-        most = request["max_tokens"] if given is None else len(given)
+        reference_answer, n_vocab = request["answer"], llama.llama_vocab_n_tokens(self._vocab)
+        most = request["max_tokens"] if reference_answer is None else len(reference_answer)
         tokens: list[int] = []
         with Path(request["out"]).open("wb") as file:
             while len(tokens) < most:
                 logits = np.ctypeslib.as_array(llama.llama_get_logits_ith(self._context.running, -1), (n_vocab,))
                 logits.tofile(file)
-                tokens.append(int(logits.argmax()) if given is None else given[len(tokens)])
-                if given is None and llama.llama_vocab_is_eog(self._vocab, tokens[-1]):
+                tokens.append(int(logits.argmax()) if reference_answer is None else reference_answer[len(tokens)])
+                if reference_answer is None and llama.llama_vocab_is_eog(self._vocab, tokens[-1]):
                     break
                 if len(tokens) < most:
                     self._evaluate(tokens[-1:])
@@ -201,20 +201,20 @@ class Talk:
 
         Returns their number, and why the prompt cache could not be written.
         """
-        same = self._context.keep_prefix(prompt)
+        n_cached = self._context.keep_prefix(prompt)
         note = None
         if self._saved is None:
-            self._evaluate_in_batches(prompt[same:])
+            self._evaluate_in_batches(prompt[n_cached:])
         else:
             # the last token alone, so that a later start evaluates it in the same way
-            self._evaluate_in_batches(prompt[same:-1])
-            note = self._saved.save(self._context) if same < len(prompt) - 1 else None
+            self._evaluate_in_batches(prompt[n_cached:-1])
+            note = self._saved.save(self._context) if n_cached < len(prompt) - 1 else None
             self._saved = None
             self._evaluate(prompt[-1:])
         if self._drafter is not None:
             self._drafter.begin(prompt)
         llama.llama_synchronize(self._context.running)
-        return len(prompt) - same, note
+        return len(prompt) - n_cached, note
 
     def _evaluate_in_batches(self, tokens: list[int]) -> None:
         step = llama.llama_n_batch(self._context.running)

@@ -47,13 +47,13 @@ def distinct_inputs(sums: Mapping[str, TensorSums], tensors: Sequence[str]) -> l
 def batches(inputs: Sequence[Input], memory: int) -> list[list[Input]]:
     """The inputs in order, in batches whose Gram matrices take at most `memory` bytes; at least one a batch."""
     result: list[list[Input]] = []
-    left = 0
+    remaining = 0
     for entry in inputs:
-        if not result or entry.nbytes > left:
+        if not result or entry.nbytes > remaining:
             result.append([])
-            left = memory
+            remaining = memory
         result[-1].append(entry)
-        left -= entry.nbytes
+        remaining -= entry.nbytes
     return result
 
 

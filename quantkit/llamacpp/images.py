@@ -93,18 +93,18 @@ class Images:
         """Evaluate the prepared prompt in a llama_context, what it holds already excepted; tokens evaluated."""
         mtmd = self._mtmd
         pairs = zip(self._keys, self._cached, strict=False)
-        same = next((at for at, (key, (held, _)) in enumerate(pairs) if key != held), None)
-        same = min(len(self._keys), len(self._cached)) if same is None else same
-        same = min(same, len(self._keys) - 1)
-        position = self._cached[same][1] if same < len(self._cached) else 0
+        n_common = next((at for at, (key, (cached_key, _)) in enumerate(pairs) if key != cached_key), None)
+        n_common = min(len(self._keys), len(self._cached)) if n_common is None else n_common
+        n_common = min(n_common, len(self._keys) - 1)
+        position = self._cached[n_common][1] if n_common < len(self._cached) else 0
         memory = llama.llama_get_memory(running)
-        in_reach = same > 0 and has_window(memory, self._window, position)
+        in_reach = n_common > 0 and has_window(memory, self._window, position)
         if not in_reach or not llama.llama_memory_seq_rm(memory, _SEQUENCE, position, -1):
             llama.llama_memory_clear(memory, True)
-            same, position = 0, 0
-        del self._cached[same:]
+            n_common, position = 0, 0
+        del self._cached[n_common:]
         fresh, end = 0, llama.llama_pos(0)
-        for index in range(same, len(self._chunks)):
+        for index in range(n_common, len(self._chunks)):
             chunk, last = self._chunks[index], index == len(self._chunks) - 1
             status = mtmd.mtmd_helper_eval_chunk_single(
                 self._context,

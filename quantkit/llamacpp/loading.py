@@ -71,8 +71,8 @@ class Bench:
         """
         self._test.close()
         n_batch = self._request["n_batch"] if request["prompt"] else 1
-        made = _context(self._model, {**self._request, "n_ctx": request["tokens"]})
-        self._running = self._test.enter_context(made)
+        new_context = _context(self._model, {**self._request, "n_ctx": request["tokens"]})
+        self._running = self._test.enter_context(new_context)
         tokens = _some_tokens(llama.llama_model_get_vocab(self._model), request["tokens"])
         self._batches = [tokens[first : first + n_batch] for first in range(0, len(tokens), n_batch)]
         for batch in self._batches if request["prompt"] else self._batches[:1]:

@@ -104,11 +104,11 @@ def _download(archive: Path, environment: Mapping[str, str], progress: Progress)
             raise HubError(f"{page} does not list {ARCHIVE}; pass a checkout of llama.cpp to --converter")
         url = urljoin(page, html.unescape(link.group(1)))
         with urlopen(url, timeout=_TIMEOUT) as answer, archive.open("wb") as file:
-            left = SIZE + 1
-            while left and (chunk := answer.read(min(_CHUNK, left))):
+            remaining = SIZE + 1
+            while remaining and (chunk := answer.read(min(_CHUNK, remaining))):
                 file.write(chunk)
                 digest.update(chunk)
-                left -= len(chunk)
+                remaining -= len(chunk)
                 progress.advance(len(chunk), ARCHIVE)
     except (OSError, HTTPException, ValueError) as error:
         raise HubError(

@@ -47,8 +47,8 @@ def file_features(
     with scratch_folder() as folder:
         out = folder / "features"
         files = {"model": str(model.absolute()), "mmproj": str(mmproj.absolute())}
-        given = [str(file.absolute())]
-        files_to_encode = {"images": [] if sound else given, "sounds": given if sound else []}
+        file_names = [str(file.absolute())]
+        files_to_encode = {"images": [] if sound else file_names, "sounds": file_names if sound else []}
         request = {"task": "file_features", **files, **files_to_encode, "out": str(out), "n_threads": None}
         shapes = run_child(request, model, timeout=timeout)
         values = np.fromfile(out, np.float32)

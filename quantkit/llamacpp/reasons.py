@@ -35,6 +35,6 @@ def explain(model: Path, answer: Mapping[str, Any] | None, log: IO[bytes]) -> st
         raise MissingExtraError(
             f"llama.cpp needs {missing[1]}, which is not installed; install it with the system's packages{package}"
         )
-    what = answer["error"] if answer else "stopped without an answer"
+    failure = answer["error"] if answer else "stopped without an answer"
     reason = telling_line(lines)
-    return f"{model}: llama.cpp {what}" + (f": {reason}" if reason else "")
+    return f"{model}: llama.cpp {failure}" + (f": {reason}" if reason else "")

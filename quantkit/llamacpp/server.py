@@ -115,8 +115,8 @@ def server_devices(program: Path, rpc: Sequence[str]) -> list[dict[str, Any]]:
             f"{program} --list-devices failed: {lines[-1]}; install a newer llama-server, or set --gpu-layers N"
         )
     return [
-        {"name": name, "description": what, "memory": int(total) * _MIB, "free": int(free) * _MIB}
-        for name, what, total, free in _DEVICE.findall(done.stdout)
+        {"name": name, "description": description, "memory": int(total) * _MIB, "free": int(free) * _MIB}
+        for name, description, total, free in _DEVICE.findall(done.stdout)
     ]
 
 

@@ -153,12 +153,12 @@ class ServerProcess:
             if match := _DRAFTS.search(text):
                 self.drafts = (self.drafts[0] + int(match[1]), self.drafts[1] + int(match[2]))
 
-    def _end(self, what: str) -> str:
+    def _end(self, event: str) -> str:
         self._reader.join(_SECONDS_TO_STOP)
         code = self._child.returncode
         how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
         reason = telling_line([line for line in self._lines if line])
-        return f"the server {what} ({how})" + (f": {reason}" if reason else "")
+        return f"the server {event} ({how})" + (f": {reason}" if reason else "")
 
 
 _libc = ctypes.CDLL(None) if sys.platform == "linux" else None
