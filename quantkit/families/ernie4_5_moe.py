@@ -86,7 +86,7 @@ def _dimensions(sizes: Hyperparameters) -> dict[str, int]:
 
 
 def _keys(arch: str, sizes: Hyperparameters) -> list[Key]:
-    config, own = sizes.config, _dimensions(sizes)
+    config, dims = sizes.config, _dimensions(sizes)
     base = [key for key in base_keys(arch, sizes) if not key.name.startswith(f"{arch}.expert_")]
     result = [
         *base,
@@ -94,12 +94,12 @@ def _keys(arch: str, sizes: Hyperparameters) -> list[Key]:
         Key(f"{arch}.expert_used_count", "u32", sizes.n_expert_used),
         Key(f"{arch}.interleave_moe_layer_step", "u32", 1),
         Key(f"{arch}.leading_dense_block_count", "u32", int(number(config, "moe_layer_start_index") or 0)),
-        Key(f"{arch}.expert_feed_forward_length", "u32", own["expert_ffn"]),
+        Key(f"{arch}.expert_feed_forward_length", "u32", dims["expert_ffn"]),
         Key(f"{arch}.expert_shared_count", "u32", _n_shared(sizes)),
     ]
-    if own["shared_ffn"]:
+    if dims["shared_ffn"]:
         # the converter takes intermediate_size / num_key_value_heads, which is the same in the published models
-        result.append(Key(f"{arch}.expert_shared_feed_forward_length", "u32", own["shared_ffn"]))
+        result.append(Key(f"{arch}.expert_shared_feed_forward_length", "u32", dims["shared_ffn"]))
     return result
 
 

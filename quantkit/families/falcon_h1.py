@@ -65,8 +65,8 @@ def _of_list(name: str, index: int) -> _Sized:
 
 def _of_projection(sizes: Hyperparameters) -> tuple[Factor, ...]:
     """The factor of the input, and those of gate, values, keys, queries and time steps."""
-    own, keys = _dimensions(sizes), size(sizes.config, "mamba_n_groups") * size(sizes.config, "mamba_d_state")
-    counts = (own["ssm_inner"], own["ssm_inner"], keys, keys, own["ssm_heads"])
+    dims, keys = _dimensions(sizes), size(sizes.config, "mamba_n_groups") * size(sizes.config, "mamba_d_state")
+    counts = (dims["ssm_inner"], dims["ssm_inner"], keys, keys, dims["ssm_heads"])
     by_row = np.repeat(np.array(sizes.config["ssm_multipliers"], np.float32), counts)
     return (float(sizes.config["ssm_in_multiplier"]), by_row)
 
@@ -115,18 +115,18 @@ _ENDS = (
 
 
 def _keys(arch: str, sizes: Hyperparameters) -> list[Key]:
-    config, own = sizes.config, _dimensions(sizes)
+    config, dims = sizes.config, _dimensions(sizes)
     return [
         Key(f"{arch}.context_length", "u32", sizes.context),
         Key(f"{arch}.embedding_length", "u32", sizes.hidden),
         Key(f"{arch}.feed_forward_length", "u32", sizes.ffn),
         Key(f"{arch}.attention.head_count", "u32", sizes.n_head),
         Key(f"{arch}.block_count", "u32", sizes.n_layer),
-        Key(f"{arch}.ssm.conv_kernel", "u32", own["ssm_kernel"]),
-        Key(f"{arch}.ssm.inner_size", "u32", own["ssm_inner"]),
+        Key(f"{arch}.ssm.conv_kernel", "u32", dims["ssm_kernel"]),
+        Key(f"{arch}.ssm.inner_size", "u32", dims["ssm_inner"]),
         Key(f"{arch}.ssm.state_size", "u32", size(config, "mamba_d_state")),
-        Key(f"{arch}.ssm.time_step_rank", "u32", own["ssm_heads"]),
-        Key(f"{arch}.ssm.group_count", "u32", own["ssm_groups"]),
+        Key(f"{arch}.ssm.time_step_rank", "u32", dims["ssm_heads"]),
+        Key(f"{arch}.ssm.group_count", "u32", dims["ssm_groups"]),
         Key(f"{arch}.attention.layer_norm_rms_epsilon", "f32", sizes.norm_eps),
         Key(f"{arch}.vocab_size", "u32", sizes.vocab),
         Key(f"{arch}.attention.head_count_kv", "u32", sizes.n_head_kv),
@@ -171,15 +171,15 @@ def _prepare(config: dict[str, Any]) -> dict[str, Any]:
             f"config.json: tie_word_embeddings is true and embedding_multiplier {config['embedding_multiplier']:g} is"
             f" not lm_head_multiplier {config['lm_head_multiplier']:g}, but a GGUF of {_NAME} has one tensor for both"
         )
-    own, width = _mamba_dimensions(config), config.get("mamba_d_head")
-    if width not in (None, "auto") and own["ssm_heads"] * size(config, "mamba_d_head") != own["ssm_inner"]:
+    dims, width = _mamba_dimensions(config), config.get("mamba_d_head")
+    if width not in (None, "auto") and dims["ssm_heads"] * size(config, "mamba_d_head") != dims["ssm_inner"]:
         raise CheckpointError(
-            f"config.json: mamba_n_heads {own['ssm_heads']} times mamba_d_head {width} is not the width of Mamba"
-            f" ({own['ssm_inner']}); correct one of them"
+            f"config.json: mamba_n_heads {dims['ssm_heads']} times mamba_d_head {width} is not the width of Mamba"
+            f" ({dims['ssm_inner']}); correct one of them"
         )
     if optional_size(config, "head_dim") is None:
         config["head_dim"] = size(config, "hidden_size") // size(config, "num_attention_heads")
-    return config | {"mamba_d_ssm": own["ssm_inner"], "mamba_d_head": own["ssm_inner"] // own["ssm_heads"]}
+    return config | {"mamba_d_ssm": dims["ssm_inner"], "mamba_d_head": dims["ssm_inner"] // dims["ssm_heads"]}
 
 
 def _attention_factors(config: Config) -> tuple[float, float, float, float]:

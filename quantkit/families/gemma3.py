@@ -64,8 +64,8 @@ def prepare(config: dict[str, Any]) -> dict[str, Any]:
 
 def read_local_rope(config: dict[str, Any]) -> None:
     """Read the rotary settings of sliding layers as transformers 5 states them; llama.cpp has only their base."""
-    given = config.get("rope_parameters")
-    local = given.get("sliding_attention") if isinstance(given, Mapping) else None
+    rope = config.get("rope_parameters")
+    local = rope.get("sliding_attention") if isinstance(rope, Mapping) else None
     if not isinstance(local, Mapping):
         return
     if local.get("rope_type", "default") != "default":

@@ -138,20 +138,20 @@ def _slides(config: Config, layer: int) -> bool:
     return slides(config, layer, (layer + 1) % _PATTERN != 0) and not last
 
 
-def _global(config: Config, key: str, own: str, default: int) -> int:
-    """A size of global layers: under the key `own`, else in the layers' settings as transformers 5 saves them."""
+def _global(config: Config, key: str, layer_key: str, default: int) -> int:
+    """A size of global layers: under `key`, else as `layer_key` in the layers' settings (transformers 5)."""
     by_layer = config.get("per_layer_config")
     settings = by_layer.values() if isinstance(by_layer, Mapping) else ()
-    nested = (layer.get(own) for layer in settings if isinstance(layer, Mapping))
+    nested = (layer.get(layer_key) for layer in settings if isinstance(layer, Mapping))
     return int(given(config, key, default=next((value for value in nested if value), default)))
 
 
 def _global_heads(config: Config) -> int:
     """Number of key heads of global layers."""
-    own = int(config["num_key_value_heads"])
+    n_head_kv = int(config["num_key_value_heads"])
     if not config.get("attention_k_eq_v"):
-        return own
-    return _global(config, "num_global_key_value_heads", "num_key_value_heads", own)
+        return n_head_kv
+    return _global(config, "num_global_key_value_heads", "num_key_value_heads", n_head_kv)
 
 
 def _global_head_dim(config: Config) -> int:
@@ -169,12 +169,12 @@ def _is_wide(config: Config, layer: int) -> bool:
 
 def _of_layer(config: Config, layer: int) -> Config:
     """The config of one layer."""
-    own = dict(config)
+    layer_config = dict(config)
     if not _slides(config, layer):
-        own |= {"head_dim": _global_head_dim(config), "num_key_value_heads": _global_heads(config)}
+        layer_config |= {"head_dim": _global_head_dim(config), "num_key_value_heads": _global_heads(config)}
     if _is_wide(config, layer):
-        own["intermediate_size"] = 2 * int(config["intermediate_size"])
-    return own
+        layer_config["intermediate_size"] = 2 * int(config["intermediate_size"])
+    return layer_config
 
 
 def _shared_from(config: Config, layer: int) -> int | None:
@@ -202,12 +202,12 @@ def _dimensions(sizes: Hyperparameters) -> dict[str, int]:
 
 def keys(arch: str, sizes: Hyperparameters) -> list[Key]:
     """The common keys, of which some become one value per layer, and those of two kinds of layers."""
-    config, own = sizes.config, {key.name: key for key in base_keys(arch, sizes)}
+    config, by_name = sizes.config, {key.name: key for key in base_keys(arch, sizes)}
     slides = [_slides(config, layer) for layer in range(sizes.n_layer)]
     shared, head = int(config.get("num_kv_shared_layers") or 0), _global_head_dim(config)
 
     def add(name: str, kind: str, value: Any) -> None:
-        own[f"{arch}.{name}"] = Key(f"{arch}.{name}", kind, value)
+        by_name[f"{arch}.{name}"] = Key(f"{arch}.{name}", kind, value)
 
     # llama.cpp caps at 30 where the file has no key, and does not cap at 0
     add("final_logit_softcapping", "f32", number(config, "final_logit_softcapping") or 0.0)
@@ -229,7 +229,7 @@ def keys(arch: str, sizes: Hyperparameters) -> list[Key]:
         add("attention.head_count_kv", "i32s", [sizes.n_head_kv if local else heads for local in slides])
     add("rope.dimension_count", "u32", head)
     add("rope.dimension_count_swa", "u32", sizes.head_dim)
-    return list(own.values())
+    return list(by_name.values())
 
 
 def _rope_divisors(sizes: Hyperparameters) -> NDArray[np.float32]:

@@ -72,12 +72,12 @@ def audio_config(config: Mapping[str, Any]) -> dict[str, Any] | None:
         CheckpointError: it is not an object, or has other than two convolutions.
         UnsupportedError: a setting differs from a constant of llama.cpp's graph.
     """
-    given = config.get("audio_config")
-    if given is None:
+    stated = config.get("audio_config")
+    if stated is None:
         return None
-    if not isinstance(given, Mapping):
-        raise CheckpointError(f"config.json: audio_config must be an object, not {given!r}")
-    full = {**_DEFAULTS, **{key: value for key, value in given.items() if value is not None}}
+    if not isinstance(stated, Mapping):
+        raise CheckpointError(f"config.json: audio_config must be an object, not {stated!r}")
+    full = {**_DEFAULTS, **{key: value for key, value in stated.items() if value is not None}}
     channels = full["subsampling_conv_channels"]
     if not isinstance(channels, list) or len(channels) != 2:
         raise CheckpointError(

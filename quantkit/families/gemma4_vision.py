@@ -57,14 +57,14 @@ def _tower(config: dict[str, Any], _sources: Sources) -> dict[str, Any]:
 
 
 def _keys(tower: Tower) -> list[Key]:
-    own = [
+    vision_keys = [
         Key("clip.vision.projector_type", "str", "gemma4v"),
         Key("clip.vision.attention.layer_norm_epsilon", "f32", number(tower.config, "layer_norm_eps") or 1e-6),
     ]
     hearing = audio.audio_config(tower.whole)
     if hearing is None:
-        return own
-    return [*audio.tower_audio_keys(tower, hearing), *own, *audio.gemma4_audio_keys(hearing)]
+        return vision_keys
+    return [*audio.tower_audio_keys(tower, hearing), *vision_keys, *audio.gemma4_audio_keys(hearing)]
 
 
 def _sizes(tower: Tower) -> dict[str, int]:

@@ -172,11 +172,11 @@ def _prepare(config: dict[str, Any]) -> dict[str, Any]:
         )
     check_granite({**config, "position_embedding_type": "rope"}, _NAME)
     heads, width = size(config, "mamba_n_heads"), config.get("mamba_d_head")
-    own = _mamba_dimensions(config)
-    if width not in (None, "auto") and heads * size(config, "mamba_d_head") != own["ssm_inner"]:
+    dims = _mamba_dimensions(config)
+    if width not in (None, "auto") and heads * size(config, "mamba_d_head") != dims["ssm_inner"]:
         raise CheckpointError(
             f"config.json: mamba_n_heads {heads} times mamba_d_head {width} is not mamba_expand times hidden_size"
-            f" ({own['ssm_inner']}); correct one of them"
+            f" ({dims['ssm_inner']}); correct one of them"
         )
     experts, used = optional_size(config, "num_local_experts"), optional_size(config, "num_experts_per_tok")
     if experts is None:

@@ -37,22 +37,24 @@ def _prepare(config: dict[str, Any]) -> dict[str, Any]:
     """
     name = "rope_parameters" if config.get("rope_parameters") else "rope_scaling"
     rope = config.get(name)
-    given = rope if isinstance(rope, Mapping) else {}
-    sections = given.get("mrope_section") or given.get("xdrope_section")
+    settings = rope if isinstance(rope, Mapping) else {}
+    sections = settings.get("mrope_section") or settings.get("xdrope_section")
     if not isinstance(sections, list) or len(sections) not in (3, 4):
         raise CheckpointError(
             f"config.json: {name} has sections {sections!r}, but HunyuanOCR needs a list of sizes; add it"
         )
-    if not number(given, "alpha"):
-        raise CheckpointError(f"config.json: {name} has alpha {given.get('alpha')!r}, but HunyuanOCR needs one; add it")
+    if not number(settings, "alpha"):
+        raise CheckpointError(
+            f"config.json: {name} has alpha {settings.get('alpha')!r}, but HunyuanOCR needs one; add it"
+        )
     only(
-        {"rope_type": given.get("rope_type") or given.get("type")},
+        {"rope_type": settings.get("rope_type") or settings.get("type")},
         "rope_type",
         "dynamic",
         "xdrope",
         family="HunyuanOCR",
     )
-    plain = {key: value for key, value in given.items() if key not in ("type", "xdrope_section")}
+    plain = {key: value for key, value in settings.items() if key not in ("type", "xdrope_section")}
     config[name] = {**plain, "rope_type": "dynamic", "mrope_section": sections}
     config.update(architectures=["HunYuanDenseV1ForCausalLM"], model_type="hunyuan_v1_dense")
     return prepare_hunyuan(config, "HunyuanOCR")

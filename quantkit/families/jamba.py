@@ -37,8 +37,8 @@ def _has_experts(config: Config, layer: int) -> bool:
     return int(config["num_experts"]) > 1 and _in_turn(config, "expert", layer)
 
 
-def _layers(has: Callable[[Config, int], bool], wanted: bool = True) -> Callable[[Hyperparameters], Iterable[int]]:
-    return lambda sizes: [layer for layer in range(sizes.n_layer) if has(sizes.config, layer) == wanted]
+def _layers(has: Callable[[Config, int], bool], expected: bool = True) -> Callable[[Hyperparameters], Iterable[int]]:
+    return lambda sizes: [layer for layer in range(sizes.n_layer) if has(sizes.config, layer) == expected]
 
 
 def _inner(config: Config) -> int:
@@ -51,8 +51,8 @@ def _rank(config: Config) -> int:
 
 def _dimensions(sizes: Hyperparameters) -> dict[str, int]:
     config = sizes.config
-    own = mamba_dimensions(_inner(config), size(config, "mamba_d_state"), _rank(config), size(config, "mamba_d_conv"))
-    return {**own, **expert_dimensions(sizes.ffn)}
+    mamba = mamba_dimensions(_inner(config), size(config, "mamba_d_state"), _rank(config), size(config, "mamba_d_conv"))
+    return {**mamba, **expert_dimensions(sizes.ffn)}
 
 
 _AT, _TO = "model.layers.{layer}", "blk.{layer}"
@@ -83,7 +83,7 @@ _RULES = (
 
 
 def _keys(arch: str, sizes: Hyperparameters) -> list[Key]:
-    config, own = sizes.config, _dimensions(sizes)
+    config, dims = sizes.config, _dimensions(sizes)
     heads = [0 if _has_mamba(config, layer) else sizes.n_head_kv for layer in range(sizes.n_layer)]
     return [
         Key(f"{arch}.block_count", "u32", sizes.n_layer),
@@ -92,10 +92,10 @@ def _keys(arch: str, sizes: Hyperparameters) -> list[Key]:
         Key(f"{arch}.feed_forward_length", "u32", sizes.ffn),
         Key(f"{arch}.attention.head_count", "u32", sizes.n_head),
         Key(f"{arch}.attention.head_count_kv", "i32s", heads),
-        Key(f"{arch}.ssm.conv_kernel", "u32", own["ssm_kernel"]),
-        Key(f"{arch}.ssm.inner_size", "u32", own["ssm_inner"]),
-        Key(f"{arch}.ssm.state_size", "u32", own["ssm_state"]),
-        Key(f"{arch}.ssm.time_step_rank", "u32", own["ssm_rank"]),
+        Key(f"{arch}.ssm.conv_kernel", "u32", dims["ssm_kernel"]),
+        Key(f"{arch}.ssm.inner_size", "u32", dims["ssm_inner"]),
+        Key(f"{arch}.ssm.state_size", "u32", dims["ssm_state"]),
+        Key(f"{arch}.ssm.time_step_rank", "u32", dims["ssm_rank"]),
         Key(f"{arch}.attention.layer_norm_rms_epsilon", "f32", sizes.norm_eps),
         Key(f"{arch}.expert_count", "u32", size(config, "num_experts")),
         Key(f"{arch}.expert_used_count", "u32", size(config, "num_experts_per_tok")),

@@ -197,7 +197,7 @@ def _keys(arch: str, sizes: Hyperparameters) -> list[Key]:
     heads = [_heads(config, layer) for layer in range(sizes.n_layer)]
     slides = [_kind(config, layer) == _SLIDING for layer in range(sizes.n_layer)]
     window = (optional_size(config, "sliding_window") or 0) if any(slides) else 0
-    own = slides != [layer % _PATTERN != 0 for layer in range(sizes.n_layer)]
+    is_unusual = slides != [layer % _PATTERN != 0 for layer in range(sizes.n_layer)]
     return [
         *(Key(key.name, "i32s", heads) if key.name.endswith(".head_count") else key for key in base_keys(arch, sizes)),
         Key(f"{arch}.vocab_size", "u32", sizes.vocab),
@@ -210,7 +210,7 @@ def _keys(arch: str, sizes: Hyperparameters) -> list[Key]:
         Key(f"{arch}.leading_dense_block_count", "u32", _n_dense(config)),
         Key(f"{arch}.rope.dimension_count", "u32", _rotated(config, _FULL)),
         Key(f"{arch}.rope.dimension_count_swa", "u32", _rotated(config, _SLIDING)),
-        *([Key(f"{arch}.attention.sliding_window_pattern", "bools", slides)] if window and own else []),
+        *([Key(f"{arch}.attention.sliding_window_pattern", "bools", slides)] if window and is_unusual else []),
     ]
 
 

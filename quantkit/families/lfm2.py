@@ -97,12 +97,12 @@ def dimensions(sizes: Hyperparameters) -> dict[str, int]:
 def keys(arch: str, sizes: Hyperparameters) -> list[Key]:
     """The common keys, with key-value heads by layer, and the convolution's width."""
     heads = [0 if kind == _CONVOLUTION else sizes.n_head_kv for kind in sizes.config["layer_types"]]
-    own = [
+    common = [
         Key(key.name, "i32s", heads) if key.name == f"{arch}.attention.head_count_kv" else key
         for key in base_keys(arch, sizes)
     ]
     return [
-        *own,
+        *common,
         Key(f"{arch}.vocab_size", "u32", sizes.vocab),
         Key(f"{arch}.shortconv.l_cache", "u32", size(sizes.config, "conv_L_cache")),
     ]

@@ -57,17 +57,17 @@ def _tower(config: dict[str, Any], sources: Sources, strategy: str) -> dict[str,
 
 def _feature_layers(config: Mapping[str, Any], count: int) -> list[int]:
     """The hidden states that the projector takes: 0 is the input of the first of `count` layers."""
-    given = config.get("vision_feature_layer")
-    given = _FEATURE_LAYER if given is None else given
-    listed = given if isinstance(given, list) else [given]
+    stated = config.get("vision_feature_layer")
+    stated = _FEATURE_LAYER if stated is None else stated
+    listed = stated if isinstance(stated, list) else [stated]
     if any(not isinstance(layer, int) or not -count <= layer <= count for layer in listed) or not listed:
         raise CheckpointError(
-            f"config.json: vision_feature_layer is {given!r}, but the tower has {count} layers; correct it"
+            f"config.json: vision_feature_layer is {stated!r}, but the tower has {count} layers; correct it"
         )
     layers = [layer if layer >= 0 else count + 1 + layer for layer in listed]
     if layers != sorted(set(layers)) or not layers[-1]:
         raise UnsupportedError(
-            f"config.json: vision_feature_layer is {given!r}, but llama.cpp takes layers in ascending order only"
+            f"config.json: vision_feature_layer is {stated!r}, but llama.cpp takes layers in ascending order only"
         )
     return layers
 
@@ -86,13 +86,13 @@ def _keys(tower: Tower) -> list[Key]:
 
 def _tile_keys(tower: Tower) -> list[Key]:
     """LLaVA 1.6: the sizes, in pixels, of images that are cut into tiles."""
-    given = tower.whole.get("image_grid_pinpoints") or _PINPOINTS
+    grid = tower.whole.get("image_grid_pinpoints") or _PINPOINTS
     # pairs (height, width) in config.json; llama.cpp reads (width, height)
-    pairs = [pair[::-1] for pair in given if isinstance(pair, Sequence) and len(pair) == _SIDES]
+    pairs = [pair[::-1] for pair in grid if isinstance(pair, Sequence) and len(pair) == _SIDES]
     sides = [side for pair in pairs for side in pair]
-    if len(pairs) != len(given) or any(not isinstance(side, int) or side < 1 for side in sides):
+    if len(pairs) != len(grid) or any(not isinstance(side, int) or side < 1 for side in sides):
         raise CheckpointError(
-            f"config.json: image_grid_pinpoints is {given!r}, but it must be a list of pairs of sizes; correct it"
+            f"config.json: image_grid_pinpoints is {grid!r}, but it must be a list of pairs of sizes; correct it"
         )
     return [
         *_keys(tower),

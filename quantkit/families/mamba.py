@@ -55,13 +55,13 @@ def shared_keys(arch: str, sizes: Hyperparameters) -> list[Key]:
 
 
 def _keys(arch: str, sizes: Hyperparameters) -> list[Key]:
-    config, own = sizes.config, _dimensions(sizes)
+    config, dims = sizes.config, _dimensions(sizes)
     return [
         *shared_keys(arch, sizes),
-        Key(f"{arch}.ssm.conv_kernel", "u32", own["ssm_kernel"]),
-        Key(f"{arch}.ssm.inner_size", "u32", own["ssm_inner"]),
-        Key(f"{arch}.ssm.state_size", "u32", own["ssm_state"]),
-        Key(f"{arch}.ssm.time_step_rank", "u32", own["ssm_rank"]),
+        Key(f"{arch}.ssm.conv_kernel", "u32", dims["ssm_kernel"]),
+        Key(f"{arch}.ssm.inner_size", "u32", dims["ssm_inner"]),
+        Key(f"{arch}.ssm.state_size", "u32", dims["ssm_state"]),
+        Key(f"{arch}.ssm.time_step_rank", "u32", dims["ssm_rank"]),
         Key(f"{arch}.attention.layer_norm_rms_epsilon", "f32", number(config, "layer_norm_epsilon")),
         Key(f"{arch}.ssm.dt_b_c_rms", "bool", config.get("model_type") == "falcon_mamba"),
     ]
@@ -91,12 +91,12 @@ def _prepare(config: dict[str, Any]) -> dict[str, Any]:
 
 def _one_epsilon(sizes: Hyperparameters) -> list[str]:
     """The caution for the epsilon of FalconMamba's norms within a layer, which llama.cpp does not have."""
-    own, shared = number(sizes.config, "mixer_rms_eps"), number(sizes.config, "layer_norm_epsilon")
-    if own is None or own == shared:
+    mixer_eps, shared = number(sizes.config, "mixer_rms_eps"), number(sizes.config, "layer_norm_epsilon")
+    if mixer_eps is None or mixer_eps == shared:
         return []
     return [
         f"llama.cpp norms time steps, keys and queries with layer_norm_epsilon {shared:g}, the model with mixer_rms_eps"
-        f" {own:g}, so outputs differ a little"
+        f" {mixer_eps:g}, so outputs differ a little"
     ]
 
 

@@ -37,27 +37,27 @@ def _dimensions(sizes: Hyperparameters) -> dict[str, int]:
 
 
 def _keys(arch: str, sizes: Hyperparameters) -> list[Key]:
-    config, own = sizes.config, _dimensions(sizes)
+    config, dims = sizes.config, _dimensions(sizes)
     return [
         *shared_keys(arch, sizes),
-        Key(f"{arch}.ssm.conv_kernel", "u32", own["ssm_kernel"]),
-        Key(f"{arch}.ssm.inner_size", "u32", own["ssm_inner"]),
+        Key(f"{arch}.ssm.conv_kernel", "u32", dims["ssm_kernel"]),
+        Key(f"{arch}.ssm.inner_size", "u32", dims["ssm_inner"]),
         Key(f"{arch}.ssm.state_size", "u32", size(config, "state_size")),
-        Key(f"{arch}.ssm.time_step_rank", "u32", own["ssm_heads"]),
-        Key(f"{arch}.ssm.group_count", "u32", own["ssm_groups"]),
+        Key(f"{arch}.ssm.time_step_rank", "u32", dims["ssm_heads"]),
+        Key(f"{arch}.ssm.group_count", "u32", dims["ssm_groups"]),
         Key(f"{arch}.attention.layer_norm_rms_epsilon", "f32", number(config, "layer_norm_epsilon")),
     ]
 
 
 def _prepare(config: dict[str, Any]) -> dict[str, Any]:
     no_time_limits(config, _NAME)
-    own, width = _mamba_dimensions(config), size(config, "head_dim")
-    if own["ssm_heads"] * width != own["ssm_inner"]:
+    dims, width = _mamba_dimensions(config), size(config, "head_dim")
+    if dims["ssm_heads"] * width != dims["ssm_inner"]:
         raise CheckpointError(
-            f"config.json: num_heads {own['ssm_heads']} times head_dim {width} is not expand times hidden_size"
-            f" ({own['ssm_inner']}); correct one of them"
+            f"config.json: num_heads {dims['ssm_heads']} times head_dim {width} is not expand times hidden_size"
+            f" ({dims['ssm_inner']}); correct one of them"
         )
-    return without_attention(config, _NAME, own["ssm_inner"])
+    return without_attention(config, _NAME, dims["ssm_inner"])
 
 
 FAMILY = Family(

@@ -56,12 +56,12 @@ def kinds(config: Mapping[str, Any]) -> list[str]:
     return [known[kind] for kind in stated]
 
 
-def _layers_of(*own: str) -> Callable[[Hyperparameters], Iterable[int]]:
-    return lambda sizes: [layer for layer, kind in enumerate(sizes.config["layers_block_type"]) if kind in own]
+def _layers_of(*names: str) -> Callable[[Hyperparameters], Iterable[int]]:
+    return lambda sizes: [layer for layer, kind in enumerate(sizes.config["layers_block_type"]) if kind in names]
 
 
-def _is(*own: str) -> Callable[[Config, int], bool]:
-    return lambda config, layer: kinds(config)[layer] in own
+def _is(*names: str) -> Callable[[Config, int], bool]:
+    return lambda config, layer: kinds(config)[layer] in names
 
 
 def _has_experts(sizes: Hyperparameters) -> bool:
@@ -81,12 +81,12 @@ def _mamba_dimensions(config: Mapping[str, Any]) -> dict[str, int]:
 
 
 def _dimensions(sizes: Hyperparameters) -> dict[str, int]:
-    own = _mamba_dimensions(sizes.config)
+    dims = _mamba_dimensions(sizes.config)
     if not _has_experts(sizes):
-        return own
+        return dims
     latent = optional_size(sizes.config, "moe_latent_size")
     return {
-        **own,
+        **dims,
         "expert_ffn": size(sizes.config, "moe_intermediate_size"),
         "shared_ffn": size(sizes.config, "moe_shared_expert_intermediate_size"),
         "expert_hidden": sizes.hidden if latent is None else latent,

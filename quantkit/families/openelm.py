@@ -36,9 +36,9 @@ RULES = (
 
 def _width(config: Config, layer: int) -> int:
     """The width of a layer's feed-forward: a multiple of the divisor, at least 0.9 of the stated width."""
-    divisor, wanted = int(config["ffn_dim_divisor"]), config["ffn_multipliers"][layer] * config["model_dim"]
-    width = max(divisor, int(wanted + divisor / 2) // divisor * divisor)
-    return width + divisor if width < 0.9 * wanted else width
+    divisor, scaled = int(config["ffn_dim_divisor"]), config["ffn_multipliers"][layer] * config["model_dim"]
+    width = max(divisor, int(scaled + divisor / 2) // divisor * divisor)
+    return width + divisor if width < 0.9 * scaled else width
 
 
 def _per_layer(config: Config, layer: int) -> Config:
@@ -51,8 +51,8 @@ def _per_layer(config: Config, layer: int) -> Config:
 
 
 def _layer_dimensions(sizes: Hyperparameters, layer: int) -> dict[str, int]:
-    own = _per_layer(sizes.config, layer)
-    heads, kv, ffn = (own[key] for key in ("num_attention_heads", "num_key_value_heads", "intermediate_size"))
+    layer_config = _per_layer(sizes.config, layer)
+    heads, kv, ffn = (layer_config[key] for key in ("num_attention_heads", "num_key_value_heads", "intermediate_size"))
     return {
         "ffn": ffn,
         "gate_up": 2 * ffn,
@@ -99,14 +99,14 @@ def _prepare(config: dict[str, Any]) -> dict[str, Any]:
 
 def _keys(arch: str, sizes: Hyperparameters) -> list[Key]:
     """In the order of llama.cpp's converter (conversion/openelm.py)."""
-    own = [_per_layer(sizes.config, layer) for layer in range(sizes.n_layer)]
+    layers = [_per_layer(sizes.config, layer) for layer in range(sizes.n_layer)]
     return [
         Key(f"{arch}.block_count", "u32", sizes.n_layer),
         Key(f"{arch}.context_length", "u32", sizes.context),
         Key(f"{arch}.embedding_length", "u32", sizes.hidden),
-        Key(f"{arch}.feed_forward_length", "i32s", [layer["intermediate_size"] for layer in own]),
-        Key(f"{arch}.attention.head_count", "i32s", [layer["num_attention_heads"] for layer in own]),
-        Key(f"{arch}.attention.head_count_kv", "i32s", [layer["num_key_value_heads"] for layer in own]),
+        Key(f"{arch}.feed_forward_length", "i32s", [layer["intermediate_size"] for layer in layers]),
+        Key(f"{arch}.attention.head_count", "i32s", [layer["num_attention_heads"] for layer in layers]),
+        Key(f"{arch}.attention.head_count_kv", "i32s", [layer["num_key_value_heads"] for layer in layers]),
         Key(f"{arch}.rope.freq_base", "f32", sizes.rope["rope_theta"]),
         Key(f"{arch}.attention.layer_norm_rms_epsilon", "f32", _EPS),
         Key(f"{arch}.rope.dimension_count", "u32", sizes.head_dim),

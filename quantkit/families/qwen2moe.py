@@ -98,10 +98,10 @@ def dimensions(sizes: Hyperparameters) -> dict[str, int]:
 
 def keys(arch: str, sizes: Hyperparameters) -> list[Key]:
     """What every architecture has, and the widths of the experts."""
-    own = dimensions(sizes)
-    result = [*base_keys(arch, sizes), Key(f"{arch}.expert_feed_forward_length", "u32", own["expert_ffn"])]
-    if "shared_ffn" in own:
-        result.append(Key(f"{arch}.expert_shared_feed_forward_length", "u32", own["shared_ffn"]))
+    dims = dimensions(sizes)
+    result = [*base_keys(arch, sizes), Key(f"{arch}.expert_feed_forward_length", "u32", dims["expert_ffn"])]
+    if "shared_ffn" in dims:
+        result.append(Key(f"{arch}.expert_shared_feed_forward_length", "u32", dims["shared_ffn"]))
     return result
 
 

@@ -156,14 +156,14 @@ ENDS = (
 
 def draft_rules(layer: Iterable[Rule]) -> tuple[Rule, ...]:
     """The rules of the layer that predicts a second token: those of a layer with attention, and its own."""
-    own = (
+    outer = (
         _matrix("mtp.fc", "nextn.eh_proj", "hidden", "two_hidden"),
         norm_rule("mtp.pre_fc_norm_embedding", f"{_TO}.nextn.enorm"),
         norm_rule("mtp.pre_fc_norm_hidden", f"{_TO}.nextn.hnorm"),
         norm_rule("mtp.norm", f"{_TO}.nextn.shared_head_norm"),
     )
     moved = (replace(rule, source=rule.source.replace(_LAYER, "mtp.layers.{draft}"), layers=None) for rule in layer)
-    return tuple(replace(rule, draft=True) for rule in (*moved, *own))
+    return tuple(replace(rule, draft=True) for rule in (*moved, *outer))
 
 
 def keys(arch: str, sizes: Hyperparameters) -> list[Key]:
@@ -173,17 +173,17 @@ def keys(arch: str, sizes: Hyperparameters) -> list[Key]:
 
 def delta_net_keys(arch: str, sizes: Hyperparameters) -> list[Key]:
     """The keys of draft layers, DeltaNet and the kinds of layers, in the converter's order."""
-    config, own = sizes.config, dimensions(sizes)
+    config, dims = sizes.config, dimensions(sizes)
     result = [Key(f"{arch}.nextn_predict_layers", "u32", sizes.n_draft)] if sizes.n_draft else []
     recurrent = [not full for full in full_attention(config, sizes.n_layer)] + [False] * sizes.n_draft
     interval = optional_size(config, "full_attention_interval") if config.get("layer_types") else None
     return [
         *result,
-        Key(f"{arch}.ssm.conv_kernel", "u32", own["linear_kernel"]),
+        Key(f"{arch}.ssm.conv_kernel", "u32", dims["linear_kernel"]),
         Key(f"{arch}.ssm.state_size", "u32", size(config, "linear_key_head_dim")),
         Key(f"{arch}.ssm.group_count", "u32", size(config, "linear_num_key_heads")),
-        Key(f"{arch}.ssm.time_step_rank", "u32", own["linear_value_heads"]),
-        Key(f"{arch}.ssm.inner_size", "u32", own["linear_values"]),
+        Key(f"{arch}.ssm.time_step_rank", "u32", dims["linear_value_heads"]),
+        Key(f"{arch}.ssm.inner_size", "u32", dims["linear_values"]),
         Key(f"{arch}.attention.recurrent_layers", "bools", recurrent),
         Key(f"{arch}.full_attention_interval", "u32", interval or _INTERVAL),
         Key(f"{arch}.rope.dimension_count", "u32", int(sizes.head_dim * sizes.rope["partial_rotary_factor"])),

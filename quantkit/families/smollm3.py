@@ -43,10 +43,10 @@ def _prepare(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _check_rotated(config: dict[str, Any]) -> None:
-    n_layer, given = optional_size(config, "num_hidden_layers") or 0, config.get("no_rope_layers")
+    n_layer, stated = optional_size(config, "num_hidden_layers") or 0, config.get("no_rope_layers")
     every = optional_size(config, "no_rope_layer_interval") or _BLIND
     # 1 marks a layer with positions, in spite of the setting's name
-    rotated = given if given is not None else [int((layer + 1) % every != 0) for layer in range(n_layer)]
+    rotated = stated if stated is not None else [int((layer + 1) % every != 0) for layer in range(n_layer)]
     if not isinstance(rotated, list) or len(rotated) != n_layer:
         raise CheckpointError(f"config.json: no_rope_layers must be a list of {n_layer} values, one per layer")
     if [bool(flag) for flag in rotated] != [(layer + 1) % _BLIND != 0 for layer in range(n_layer)]:

@@ -35,13 +35,13 @@ def _tower(config: dict[str, Any], _sources: Sources) -> dict[str, Any]:
     """The tower's config under the standard names; classes of Whisper's own names have d_model."""
     only(config, "activation_function", *GELU, family="a model with Whisper's encoder")
     only(config, "scale_embedding", False, family="a model with Whisper's encoder")
-    own = {
+    standard_names = {
         "hidden_size": "d_model",
         "intermediate_size": "encoder_ffn_dim",
         "num_attention_heads": "encoder_attention_heads",
         "num_hidden_layers": "encoder_layers",
     }
-    named = {name: config[given] for name, given in own.items() if given in config}
+    named = {name: config[whisper_name] for name, whisper_name in standard_names.items() if whisper_name in config}
     return {"layer_norm_eps": 1e-5, **named, **config}
 
 

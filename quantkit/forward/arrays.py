@@ -40,8 +40,8 @@ def fetch(x: Any) -> npt.NDArray[Any]:
 
 def empty(shape: tuple[int, ...], like: Any) -> Array:
     """An array of undefined values, float32, of the kind and on the device of `like`."""
-    made: Array = np.empty(shape, np.float32) if isinstance(like, np.ndarray) else like.new_empty(shape)
-    return made
+    result: Array = np.empty(shape, np.float32) if isinstance(like, np.ndarray) else like.new_empty(shape)
+    return result
 
 
 def ascending(x: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
@@ -68,11 +68,11 @@ def erf(x: Array) -> Array:
     t = size * 0.3275911
     t += 1.0
     np.reciprocal(t, out=t)
-    rest = t * 1.061405429
+    polynomial = t * 1.061405429
     for coefficient in (-1.453152027, 1.421413741, -0.284496736, 0.254829592):
-        rest += coefficient
-        rest *= t
+        polynomial += coefficient
+        polynomial *= t
     size *= -size
-    rest *= np.exp(size, out=size)
-    np.subtract(1.0, rest, out=rest)
-    return np.copysign(rest, x, out=rest)
+    polynomial *= np.exp(size, out=size)
+    np.subtract(1.0, polynomial, out=polynomial)
+    return np.copysign(polynomial, x, out=polynomial)

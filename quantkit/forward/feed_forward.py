@@ -152,12 +152,12 @@ def _sparse_mixer(logits: Array, jitter: float) -> tuple[NDArray[np.int64], Arra
     """
     xp, numbers = namespace(logits), place(np.arange(logits.shape[1]), device(logits))
     chosen = ascending(-logits)[:, :2]
-    left, shares = logits, []
+    candidates, shares = logits, []
     for column in range(2):
         best = chosen[:, column : column + 1]
         top = taken(logits, best)
         far = (top - logits) / xp.maximum(abs(logits), top) > 2 * jitter
-        shares.append(taken(softmax(xp.where(far, -math.inf, left)), best))
-        left = xp.where(numbers == best, -math.inf, left)
+        shares.append(taken(softmax(xp.where(far, -math.inf, candidates)), best))
+        candidates = xp.where(numbers == best, -math.inf, candidates)
     weights: Array = xp.concatenate(shares, axis=1)
     return chosen, weights

@@ -50,6 +50,8 @@ def layer_input(part: LayerInputs, layer: Layer, model: Model, x: Array, tokens:
         known = np.where(known < table, known, 0)
     ids, order = np.unique(known, return_inverse=True)
     rows = [f32(layer.weights.rows(f"{model.base}{part.embedding}.weight", id, id + 1)) for id in ids.tolist()]
-    own = namespace(rows[0]).concatenate([row[:, columns][:, :width] for row in rows])[order.tolist()] * width**0.5
-    vectors: Array = (projected + place(own, device(x))) * 2**-0.5
+    token_rows = (
+        namespace(rows[0]).concatenate([row[:, columns][:, :width] for row in rows])[order.tolist()] * width**0.5
+    )
+    vectors: Array = (projected + place(token_rows, device(x))) * 2**-0.5
     return vectors

@@ -58,10 +58,10 @@ def labels_of(config: Mapping[str, Any]) -> list[str]:
 
 def encoder_keys(arch: str, sizes: Hyperparameters) -> list[Key]:
     """The common keys without key-value heads, full attention, pooling, and the labels of a classifier."""
-    own = [key for key in base_keys(arch, sizes) if not key.name.endswith(".head_count_kv")]
+    shared = [key for key in base_keys(arch, sizes) if not key.name.endswith(".head_count_kv")]
     labels = labels_of(sizes.config)
     return [
-        *own,
+        *shared,
         Key(f"{arch}.attention.causal", "bool", False),
         *pooling_keys(arch, sizes),
         *([Key(f"{arch}.classifier.output_labels", "strs", labels)] if labels else []),

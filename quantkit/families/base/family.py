@@ -245,8 +245,8 @@ class Family:
             of_layer = self.layer_dimensions(sizes, layer)
             if name in of_layer:
                 return of_layer[name]
-        own = self.dimensions(sizes) if self.dimensions else {}
-        return own[name] if name in own else sizes.dimension(name)
+        dims = self.dimensions(sizes) if self.dimensions else {}
+        return dims[name] if name in dims else sizes.dimension(name)
 
     def complete(self, config: Mapping[str, Any], tensors: Collection[str] | None = None) -> dict[str, Any]:
         """config.json with the defaults of transformers for missing keys; llama.cpp's converter reads the same.

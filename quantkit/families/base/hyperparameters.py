@@ -129,8 +129,8 @@ def read_hyperparameters(config: Mapping[str, Any], rope_kinds: tuple[str, ...] 
     n_head = size(config, "num_attention_heads", "n_head", "n_heads")
     kv_given = config.get("num_key_value_heads") is not None
     n_head_kv = size(config, "num_key_value_heads") if kv_given else n_head
-    given = config.get("head_dim")
-    if given is None and hidden % n_head:
+    head_dim_value = config.get("head_dim")
+    if head_dim_value is None and hidden % n_head:
         raise CheckpointError(
             f"config.json: hidden_size {hidden} does not divide by num_attention_heads {n_head} and head_dim is absent;"
             " correct one of the sizes or add head_dim"
@@ -140,7 +140,7 @@ def read_hyperparameters(config: Mapping[str, Any], rope_kinds: tuple[str, ...] 
             f"config.json: num_attention_heads {n_head} does not divide by num_key_value_heads {n_head_kv}; correct one"
             " of them"
         )
-    head_dim = size(config, "head_dim") if given is not None else hidden // n_head
+    head_dim = size(config, "head_dim") if head_dim_value is not None else hidden // n_head
     if head_dim % 2:
         raise CheckpointError(
             f"config.json: head_dim is {head_dim}; it must be even, because rotary positions rotate pairs of values"
@@ -178,7 +178,7 @@ def read_hyperparameters(config: Mapping[str, Any], rope_kinds: tuple[str, ...] 
             "model_max_length",
         ),
         tied=bool(config.get("tie_word_embeddings", False)),
-        head_dim_given=given is not None,
+        head_dim_given=head_dim_value is not None,
         n_head_kv_given=kv_given,
         norm_eps=number(config, "rms_norm_eps", "norm_eps"),
         rope=_rope(config, rope_kinds),
@@ -194,10 +194,10 @@ def _feed_forward(config: Mapping[str, Any], n_expert: int) -> int:
 
 def _rope(config: Mapping[str, Any], kinds: tuple[str, ...]) -> dict[str, Any]:
     """Rope settings in the shape of transformers 5's `rope_parameters`, from either generation of config.json."""
-    given = config.get("rope_parameters") or config.get("rope_scaling") or {}
-    if not isinstance(given, Mapping):
-        raise CheckpointError(f"config.json: rope settings must be an object, not {given!r}")
-    rope = dict(given)
+    settings = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    if not isinstance(settings, Mapping):
+        raise CheckpointError(f"config.json: rope settings must be an object, not {settings!r}")
+    rope = dict(settings)
     if isinstance(rope.get("full_attention"), Mapping):
         rope = dict(rope["full_attention"])
     # transformers treats a setting of null as absent

@@ -30,7 +30,7 @@ def nextn_rules(layer: Iterable[Rule], at: str = "model.layers.{layer}") -> tupl
     The source names of the layer go on after those of the model's own layers.
     """
     to = "blk.{layer}.nextn"
-    own = (
+    nextn = (
         Rule(f"{at}.eh_proj.weight", f"{to}.eh_proj.weight", ("hidden", "two_hidden")),
         Rule(f"{at}.enorm.weight", f"{to}.enorm.weight", ("hidden",)),
         Rule(f"{at}.hnorm.weight", f"{to}.hnorm.weight", ("hidden",)),
@@ -38,18 +38,18 @@ def nextn_rules(layer: Iterable[Rule], at: str = "model.layers.{layer}") -> tupl
         Rule(f"{at}.shared_head.head.weight", f"{to}.shared_head_head.weight", ("vocab", "hidden"), required=False),
         Rule(f"{at}.shared_head.norm.weight", f"{to}.shared_head_norm.weight", ("hidden",), required=False),
     )
-    return tuple(replace(rule, draft=True, layers=None) for rule in (*layer, *own))
+    return tuple(replace(rule, draft=True, layers=None) for rule in (*layer, *nextn))
 
 
 def observe_nextn(config: dict[str, Any], tensors: Collection[str]) -> dict[str, Any]:
     """config.json with the number of layers that predict a later token in the checkpoint; transformers loses them."""
-    own = size(config, "num_hidden_layers")
+    n_layer = size(config, "num_hidden_layers")
     numbers = {
         int(match[1])
         for name in tensors
         if (match := re.match(r"model\.(?:language_model\.)?layers\.(\d+)\.eh_proj\.", name))
     }
-    further = sum(number >= own for number in numbers)
+    further = sum(number >= n_layer for number in numbers)
     if further or config.get(_NEXTN) is not None:
         config[_NEXTN] = further
     return config

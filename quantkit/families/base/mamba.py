@@ -125,14 +125,14 @@ def time_step_rank(config: Mapping[str, Any], name: str) -> int:
     return -(-size(config, "hidden_size") // 16) if stated in (None, "auto") else size(config, name)
 
 
-def mamba2_keys(arch: str, own: Mapping[str, int], state: int) -> list[Key]:
-    """Mamba 2's keys in the converter's order; `own` are `mamba2_dimensions`."""
+def mamba2_keys(arch: str, dims: Mapping[str, int], state: int) -> list[Key]:
+    """Mamba 2's keys in the converter's order; `dims` are `mamba2_dimensions`."""
     return [
-        Key(f"{arch}.ssm.conv_kernel", "u32", own["ssm_kernel"]),
+        Key(f"{arch}.ssm.conv_kernel", "u32", dims["ssm_kernel"]),
         Key(f"{arch}.ssm.state_size", "u32", state),
-        Key(f"{arch}.ssm.group_count", "u32", own["ssm_groups"]),
-        Key(f"{arch}.ssm.inner_size", "u32", own["ssm_inner"]),
-        Key(f"{arch}.ssm.time_step_rank", "u32", own["ssm_heads"]),
+        Key(f"{arch}.ssm.group_count", "u32", dims["ssm_groups"]),
+        Key(f"{arch}.ssm.inner_size", "u32", dims["ssm_inner"]),
+        Key(f"{arch}.ssm.time_step_rank", "u32", dims["ssm_heads"]),
     ]
 
 

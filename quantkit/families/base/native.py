@@ -133,13 +133,17 @@ def _split(
     split = {}
     for expert in range(count):
         for linear, start, stop in pieces:
-            own = f"{at}{single.at.format(expert)}{linear}{single.form.weight}"
+            linear_weight = f"{at}{single.at.format(expert)}{linear}{single.form.weight}"
             if len(tensor.parts) == count:
                 # published transposed: the matrix's rows are columns of the source
                 part = tensor.parts[expert]
                 take = replace(part.take, columns=np.arange(start, stop, dtype=np.int64))
-                split[own] = MappedTensor(own, (stop - start, width), (replace(part, take=take),), None, stop - start)
+                split[linear_weight] = MappedTensor(
+                    linear_weight, (stop - start, width), (replace(part, take=take),), None, stop - start
+                )
                 continue
             order = np.arange(expert * rows + start, expert * rows + stop, dtype=np.int64)
-            split[own] = MappedTensor(own, (stop - start, width), (Part(tensor.parts[0].source, Take(rows=order)),))
+            split[linear_weight] = MappedTensor(
+                linear_weight, (stop - start, width), (Part(tensor.parts[0].source, Take(rows=order)),)
+            )
     return split

@@ -110,13 +110,13 @@ class Projector:
             CheckpointError: a size or the tower's config is missing or not valid.
             UnsupportedError: llama.cpp does not run a setting.
         """
-        given = sources.config.get(self.section)
-        if not isinstance(given, Mapping):
+        stated = sources.config.get(self.section)
+        if not isinstance(stated, Mapping):
             raise CheckpointError(
                 f"config.json has no {self.section}, so the tower's sizes are not known; use the config.json that"
                 " belongs to these weights"
             )
-        config = {**self.defaults, **{key: value for key, value in given.items() if value is not None}}
+        config = {**self.defaults, **{key: value for key, value in stated.items() if value is not None}}
         config = self.prepare(config, sources) if self.prepare else config
         hidden, n_head = size(config, "hidden_size"), size(config, "num_attention_heads")
         tower = Tower(
@@ -131,11 +131,11 @@ class Projector:
             config=config,
             sources=sources,
         )
-        own = {"text": sources.text.hidden, "qkv": 3 * hidden}
+        tower_sizes = {"text": sources.text.hidden, "qkv": 3 * hidden}
         if not self.hears:
-            own |= {"patch": size(config, "patch_size"), "image": size(config, "image_size")}
-        tower = replace(tower, own=own)
-        return replace(tower, own={**own, **self.own(tower)})
+            tower_sizes |= {"patch": size(config, "patch_size"), "image": size(config, "image_size")}
+        tower = replace(tower, own=tower_sizes)
+        return replace(tower, own={**tower_sizes, **self.own(tower)})
 
     def all_keys(self, tower: Tower) -> list[Key]:
         """The keys of the GGUF besides those of every file, in the converter's order. Raises as `tower_keys`."""
@@ -148,12 +148,12 @@ def tower_keys(tower: Tower) -> list[Key]:
     Raises:
         CheckpointError: the files of the image processor are missing or have no mean or standard deviation.
     """
-    config, own = tower.config, tower.own
+    config, tower_sizes = tower.config, tower.own
     return [
         Key("clip.has_vision_encoder", "bool", True),
-        Key("clip.vision.projection_dim", "u32", own["text"]),
-        Key("clip.vision.image_size", "u32", own["image"]),
-        Key("clip.vision.patch_size", "u32", own["patch"]),
+        Key("clip.vision.projection_dim", "u32", tower_sizes["text"]),
+        Key("clip.vision.image_size", "u32", tower_sizes["image"]),
+        Key("clip.vision.patch_size", "u32", tower_sizes["patch"]),
         Key("clip.vision.embedding_length", "u32", tower.hidden),
         Key("clip.vision.feed_forward_length", "u32", tower.ffn),
         Key("clip.vision.block_count", "u32", tower.n_layer),

@@ -110,38 +110,38 @@ def find_family(config: Mapping[str, Any]) -> Family:
         UsageError: a user's family file cannot be loaded.
     """
     known = {name: family for family in all_families() for name in family.architectures}
-    wanted = _architecture_name(complete_architecture(config))
-    if (wrapped := _wrapped_family(config, wanted, known)) is not None:
+    architecture = _architecture_name(complete_architecture(config))
+    if (wrapped := _wrapped_family(config, architecture, known)) is not None:
         return wrapped
-    if wanted in known:
-        return known[wanted]
-    if wanted is None:
+    if architecture in known:
+        return known[architecture]
+    if architecture is None:
         model_type = config.get("model_type")
         known_type = f" and its model_type {model_type!a} is not known" if isinstance(model_type, str) else ""
         raise UnsupportedError(
             f'config.json names no architecture{known_type}; add "architectures": ["NAME"] with the name of the'
             " model's class"
         )
-    near = _nearest(wanted, known)
+    near = _nearest(architecture, known)
     *others, last = near or [""]
     names = f"{', '.join(others)} and {last}" if others else last
     hint = f"; the nearest by name {'are' if others else 'is'} {names}" if near else ""
     modules = {name: module for module, family in _own().items() for name in family.architectures}
     example = modules.get(near[0] if near else "", "llama")
     raise UnknownArchitectureError(
-        f"architecture {wanted} of config.json is not supported yet; if llama.cpp runs it, add a family file such as"
-        f" quantkit/families/{example}.py{hint}"
+        f"architecture {architecture} of config.json is not supported yet; if llama.cpp runs it, add a family file such"
+        f" as quantkit/families/{example}.py{hint}"
     )
 
 
-def _wrapped_family(config: Mapping[str, Any], wanted: str | None, known: Mapping[str, Family]) -> Family | None:
+def _wrapped_family(config: Mapping[str, Any], architecture: str | None, known: Mapping[str, Family]) -> Family | None:
     """The family of the text model that a wrapper's config.json names, with the wrapper's tensor names; else None."""
     from quantkit.families.wrappers import NAMES, PROJECTORS, WRAPPERS
 
-    wrapper = next((wrapper for wrapper in WRAPPERS if wrapper.architecture == wanted), None)
+    wrapper = next((wrapper for wrapper in WRAPPERS if wrapper.architecture == architecture), None)
     if wrapper is None:
         return None
-    if wanted in known and _architecture_name(nested_text_config(config) or {}) is None:
+    if architecture in known and _architecture_name(nested_text_config(config) or {}) is None:
         return None
     text = wrapper.text_config(config)
     name = _architecture_name(text) or _architecture_of_type(text) or str(text["model_type"])
@@ -149,7 +149,7 @@ def _wrapped_family(config: Mapping[str, Any], wanted: str | None, known: Mappin
     if name not in known:
         raise UnknownArchitectureError(
             f"the text model of config.json is of architecture {name}, which is not supported yet; only the text model"
-            f" of {wanted} is converted"
+            f" of {architecture} is converted"
         )
     family = known[name]
     return replace(
@@ -157,7 +157,7 @@ def _wrapped_family(config: Mapping[str, Any], wanted: str | None, known: Mappin
         architectures=(wrapper.architecture,),
         text_models={wrapper.architecture: (name, text["model_type"])},
         text_defaults=text,
-        projectors={key: projector for key, projector in PROJECTORS.items() if wanted in (key, key[0])},
+        projectors={key: projector for key, projector in PROJECTORS.items() if architecture in (key, key[0])},
         rename=(*((rf"^(?={name}\.)", "tower.") for name in wrapper.outside), *TEXT_PREFIXES, *family.rename),
         dropped=(
             *family.dropped,
@@ -211,11 +211,11 @@ def _architecture_name(config: Mapping[str, Any]) -> str | None:
     return names[0] if isinstance(names, list) and names and isinstance(names[0], str) else None
 
 
-def _nearest(wanted: str, known: Iterable[str]) -> list[str]:
+def _nearest(architecture: str, known: Iterable[str]) -> list[str]:
     """The known architectures with the most similar names, at most three; endings such as ForCausalLM are left out."""
     # of several classes of one model, the last one counts
     models = {_ENDING.sub("", name): name for name in sorted(known, key=lambda name: name.endswith("ForCausalLM"))}
-    close = difflib.get_close_matches(_ENDING.sub("", wanted), models, n=3, cutoff=0.65)
+    close = difflib.get_close_matches(_ENDING.sub("", architecture), models, n=3, cutoff=0.65)
     return [models[name] for name in close]
 
 
@@ -266,10 +266,10 @@ def token_roles(config: Mapping[str, Any]) -> TokenRoles:
     """The special tokens that the code of config.json's architecture fixes."""
     from quantkit.families.unconverted import TOKEN_ROLES
 
-    wanted = _architecture_name(config)
+    architecture = _architecture_name(config)
     known = {name: family for family in all_families() for name in family.architectures}
-    family = _wrapped_family(config, wanted, known) or known.get(wanted or "")
-    return TOKEN_ROLES.get(wanted or "", NO_ROLES) if family is None else family.token_roles
+    family = _wrapped_family(config, architecture, known) or known.get(architecture or "")
+    return TOKEN_ROLES.get(architecture or "", NO_ROLES) if family is None else family.token_roles
 
 
 def traits_of(gguf_arch: str) -> Traits:
