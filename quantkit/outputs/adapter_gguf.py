@@ -129,8 +129,8 @@ def _keys(adapter: Adapter, arch: str, alpha: float, tensors: Sequence[AdapterTe
     """The keys in the order of llama.cpp's converter."""
     shapes = [(tensor.name, tensor.shape) for tensor in tensors]
     keys = general_keys(adapter.folder, adapter.name, arch, shapes, gguf.GGUFType.ADAPTER)
-    place = next(number for number, key in enumerate(keys) if key.key == "general.type") + 1
-    keys.insert(place, string("adapter.type", "lora"))
+    index = next(number for number, key in enumerate(keys) if key.key == "general.type") + 1
+    keys.insert(index, string("adapter.type", "lora"))
     keys.append(float32("adapter.lora.alpha", alpha))
     if adapter.config.invocation_tokens:
         keys.append(array("adapter.alora.invocation_tokens", GGUFValueType.UINT32, adapter.config.invocation_tokens))
@@ -150,12 +150,13 @@ def _products(matcher: Matcher, adapter: Adapter) -> list[Product]:
             )
         if name is None:
             raise matcher.missing(adapter, module, "weight")
-        for part, what in _NOT_PRODUCTS.items():
+        for part, description in _NOT_PRODUCTS.items():
             tensor = parts.get(part)
             # PEFT saves the base's own embedding beside matrices for it
             if tensor is not None and not (part == "weight" and ".base_layer." in tensor.name):
                 raise UnsupportedError(
-                    f"{adapter.source} has {what} ({shown(tensor.name)}), which an adapter GGUF cannot hold; {_MERGE}"
+                    f"{adapter.source} has {description} ({shown(tensor.name)}), which an adapter GGUF cannot hold;"
+                    f" {_MERGE}"
                 )
         product = matcher.product(adapter, module, name)
         if product is not None:
@@ -183,7 +184,7 @@ def _tensors(
             )
     if not targets:
         raise CheckpointError(f"{adapter.source} has no low-rank matrices; save the adapter again")
-    places = {product.name: place for place, product in enumerate(products)}
+    places = {product.name: index for index, product in enumerate(products)}
     pairs = [_pair(adapter, mapped, adapted, alpha, kind) for mapped in _in_order(targets, places)]
     return tuple(tensor for pair in pairs for tensor in pair)
 

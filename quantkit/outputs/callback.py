@@ -120,9 +120,11 @@ def plan_callback(
         raise UsageError("--mtp only gives a file that llama.cpp does not run alone; leave out --calibrate")
     file = model.weight_files[0] if model.folder is None else None
     if samples is None:
-        wanted = SampleRequest(request.text, request.samples, request.seq_len, request.chat, offline=request.offline)
+        sample_request = SampleRequest(
+            request.text, request.samples, request.seq_len, request.chat, offline=request.offline
+        )
         with scratch_folder() as folder:
-            samples = make_samples(wanted, lambda: gguf_tokenizer(file or _vocabulary_file(model, folder)))
+            samples = make_samples(sample_request, lambda: gguf_tokenizer(file or _vocabulary_file(model, folder)))
     memory = resident_memory() + _CHILD_MEMORY + _graph_memory(model, samples.tokens.shape[1], threads)
     gram_memory = 0
     if gram:

@@ -31,7 +31,7 @@ def conversion_fingerprint(
     stamps = {name_of(path): path.stat() for path in weight_files_of(source) if path.exists()}
     if isinstance(source, Checkpoint):
         source.require_complete()
-    given = None if gguf is None or gguf.request.calibrate else gguf.request.imatrix
+    matrix = None if gguf is None or gguf.request.calibrate else gguf.request.imatrix
     facts = {
         "version": __version__,
         "origin": dict(origin_of(source)),
@@ -43,7 +43,7 @@ def conversion_fingerprint(
             isinstance(calibration, CalibrationPlan) and calibration.propagate,
         ],
         "folders": [[asdict(folder.request), ROUNDING_VERSION] for folder in folders],
-        "imatrix": [given and given.sha256, imatrix and imatrix.path.name],
+        "imatrix": [matrix and matrix.sha256, imatrix and imatrix.path.name],
         "target": gguf and gguf.request.target and [gguf.request.target.size, gguf.request.target.bits],
         "solver": gguf and gguf.request.solver == "feedback" and [SOLVER_VERSION, gguf.request.sweeps],
         "files": [

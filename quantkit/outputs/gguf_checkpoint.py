@@ -32,7 +32,7 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 
 @dataclass(frozen=True)
-class _Place:
+class _StoredRows:
     """Rows of a source tensor in the GGUF. `rows[i]`: the row of `tensor` that is row `sources[i]` of the source.
 
     `order`: the elements of a vector in the source's order; None if they are the same.
@@ -72,7 +72,7 @@ def checkpoint_of_gguf(path: Path, base: str, *, offline: bool = False) -> Check
         stored = {tensor.name: tensor for tensor in model.tensors}
         shapes = dict(_sources(family, sizes, stored))
         infos = {name: _info(name, shape, path) for name, shape in shapes.items()}
-        places = _places(map_tensors(family, sizes, infos), infos, stored, path.name, base)
+        places = _stored_rows(map_tensors(family, sizes, infos), infos, stored, path.name, base)
         hashes: Mapping[str, str] = model.origin["header_sha256"]
         files = _GgufFiles(infos, hashes, {}, finish=model.close)
         note = f"the weights are those of {path.name}, dequantized as they are read; {base} gives config and tokenizer"
@@ -114,15 +114,15 @@ def _info(name: str, shape: tuple[int, ...], path: Path) -> TensorInfo:
     return TensorInfo(name, "F32", shape, str(path.resolve()), 0, 4 * prod(shape), linear=name)
 
 
-def _places(
+def _stored_rows(
     mapped: list[MappedTensor],
     infos: Mapping[str, TensorInfo],
     stored: Mapping[str, ModelTensor],
     where: str,
     base: str,
-) -> dict[str, list[_Place]]:
+) -> dict[str, list[_StoredRows]]:
     """Where the rows of each source tensor are in the GGUF."""
-    places: dict[str, list[_Place]] = {name: [] for name in infos}
+    places: dict[str, list[_StoredRows]] = {name: [] for name in infos}
     for tensor in mapped:
         if tensor.values is not None:
             continue
@@ -134,10 +134,10 @@ def _places(
                 f"tensor {tensor.name} of {where} was computed from the checkpoint's, which cannot be undone; convert"
                 " the original checkpoint"
             )
-        own = stored[tensor.name]
-        if tuple(own.shape) != tuple(tensor.shape):
+        stored_tensor = stored[tensor.name]
+        if tuple(stored_tensor.shape) != tuple(tensor.shape):
             raise CheckpointError(
-                f"tensor {tensor.name} of {where} is {list(own.shape)}, but config.json of {base} makes it"
+                f"tensor {tensor.name} of {where} is {list(stored_tensor.shape)}, but config.json of {base} makes it"
                 f" {list(tensor.shape)}; pass the model's own base"
             )
         for number, part in enumerate(tensor.parts):
@@ -146,10 +146,12 @@ def _places(
             sources = part.take.rows if part.take.rows is not None else rows - rows[0]
             if vector and part.take.rows is not None:
                 order, sources = part.take.rows, rows - rows[0]
-            places[part.source].append(_Place(own, sources, rows, None if order is None else np.argsort(order)))
-    left = stored.keys() - {tensor.name for tensor in mapped}
-    if left:
-        raise UnsupportedError(f"{where} has tensor {min(left)}, which config.json of {base} does not state")
+            places[part.source].append(
+                _StoredRows(stored_tensor, sources, rows, None if order is None else np.argsort(order))
+            )
+    unmapped = stored.keys() - {tensor.name for tensor in mapped}
+    if unmapped:
+        raise UnsupportedError(f"{where} has tensor {min(unmapped)}, which config.json of {base} does not state")
     for name, pieces in places.items():
         covered = sum(len(piece.rows) for piece in pieces)
         if covered != infos[name].n_rows:
@@ -157,18 +159,20 @@ def _places(
     return places
 
 
-def _read(model: Model, places: list[_Place], start: int, stop: int) -> NDArray[np.float32]:
+def _read(model: Model, places: list[_StoredRows], start: int, stop: int) -> NDArray[np.float32]:
     """Rows start..stop of a source tensor, float32."""
     result = np.empty((stop - start, places[0].tensor.shape[-1]), np.float32)
-    for place in places:
-        chosen = np.flatnonzero((place.sources >= start) & (place.sources < stop))
+    for stored_rows in places:
+        chosen = np.flatnonzero((stored_rows.sources >= start) & (stored_rows.sources < stop))
         if not len(chosen):
             continue
-        tensor = place.tensor
+        tensor = stored_rows.tensor
 
         def read(first: int, last: int, tensor: ModelTensor = tensor) -> NDArray[np.float32]:
             return widen(model.read_rows(tensor.name, first, last), tensor)
 
-        values = read_in_order(read, place.rows[chosen])
-        result[place.sources[chosen] - start] = values if place.order is None else values[:, place.order]
+        values = read_in_order(read, stored_rows.rows[chosen])
+        result[stored_rows.sources[chosen] - start] = (
+            values if stored_rows.order is None else values[:, stored_rows.order]
+        )
     return result

@@ -209,9 +209,9 @@ def plan_gguf(model: Model, request: GgufRequest) -> GgufPlan:
 
 def _keys(model: Model, request: GgufRequest, ftype: int) -> list[KeyValue]:
     """The model's keys, then those of this quantization, which replace an earlier one's as in llama.cpp."""
-    own = [*quantization_keys(ftype), *_imatrix_keys(request)]
-    replaced = {key.key for key in own}
-    return [*(key for key in model.keys if key.key not in replaced), *own]
+    quantization = [*quantization_keys(ftype), *_imatrix_keys(request)]
+    replaced = {key.key for key in quantization}
+    return [*(key for key in model.keys if key.key not in replaced), *quantization]
 
 
 def _candidates(model: Model, request: GgufRequest, weights: Mapping[str, object]) -> list[Candidates]:
@@ -261,8 +261,8 @@ def _quantized_already(model: Model, tensor: ModelTensor) -> str:
     text = f"{model.name} is quantized already ({tensor.name} is {tensor.type.name}); quantizing it again loses quality"
     if model.checkpoint is not None:
         return text + "; pass -t mxfp4 or -t bf16 to keep those weights as they are, or add --allow-requantize"
-    same = "pass -t mxfp4 to keep those weights, " if tensor.type == GGMLQuantizationType.MXFP4 else ""
-    return f"{text}; {same}convert the original checkpoint or an f16, bf16 or f32 GGUF, or add --allow-requantize"
+    mxfp4_hint = "pass -t mxfp4 to keep those weights, " if tensor.type == GGMLQuantizationType.MXFP4 else ""
+    return f"{text}; {mxfp4_hint}convert the original checkpoint or an f16, bf16 or f32 GGUF, or add --allow-requantize"
 
 
 def column_weights(model: Model, imatrix: Imatrix, imatrix_name: str | None) -> dict[str, NDArray[np.float32]]:

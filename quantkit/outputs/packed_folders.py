@@ -72,14 +72,14 @@ class FolderPlan:
     def names(self) -> Names:
         """The linears as the configuration names them."""
         matrices = [
-            place.name.removesuffix(".weight")
+            tensor.name.removesuffix(".weight")
             for shard in self.shards
-            for place in shard.places
-            if place.name.endswith(".weight") and len(place.shape) == 2
+            for tensor in shard.places
+            if tensor.name.endswith(".weight") and len(tensor.shape) == 2
         ]
 
-        def below(place: str) -> list[str]:
-            return [name for name in matrices if name.startswith(place.removesuffix("*"))]
+        def below(prefix: str) -> list[str]:
+            return [name for name in matrices if name.startswith(prefix.removesuffix("*"))]
 
         return Names(self.quantized.keys(), self.kept, self.head, below)
 
@@ -196,8 +196,8 @@ def _stacks(native: Native, layers: Sequence[LayerLinears], label: str) -> dict[
             one = experts.expert
             roles = {one.gate: "gate_proj", one.up: "up_proj", one.down: "down_proj"}
             for linear in entry.linears:
-                at, _, own = linear.name.rpartition(one.at.format(entry.expert))
-                stacks[linear.name] = Matrix(f"{at}{experts.mlx}{roles[own]}", entry.expert, len(routed) // 2)
+                at, _, suffix = linear.name.rpartition(one.at.format(entry.expert))
+                stacks[linear.name] = Matrix(f"{at}{experts.mlx}{roles[suffix]}", entry.expert, len(routed) // 2)
     return stacks
 
 
@@ -207,13 +207,13 @@ def draft_layers(native: Native) -> tuple[str, ...]:
     Their tensors have a layer number, but the decoder does not have such a layer.
     """
     decoder = native.decoder
-    own = decoder.at(0).partition(".")[0]
+    trunk_root = decoder.at(0).partition(".")[0]
     places = set()
     for name in native.tensors:
         numbered = re.match(r"(.*?)\.\d+\.", name)
         if numbered is not None and decoder.layer_of(name) is None:
             root = name.partition(".")[0]
-            places.add(f"{numbered[0]}*" if root == own else f"{root}.*")
+            places.add(f"{numbered[0]}*" if root == trunk_root else f"{root}.*")
     return tuple(sorted(places))
 
 

@@ -252,8 +252,10 @@ def plan_conversion(
     gguf = _plan_gguf(model, request, inputs) if model else None
     projectors = None
     if request.projectors and isinstance(source, Checkpoint) and gguf is not None:
-        own = ProjectorRequest(request.projectors, gguf.request.folder, name, request.threads, request.max_ram)
-        projectors = plan_projectors(source, own)
+        projector_request = ProjectorRequest(
+            request.projectors, gguf.request.folder, name, request.threads, request.max_ram
+        )
+        projectors = plan_projectors(source, projector_request)
     text_warnings = gguf.warnings if gguf else source.warnings if isinstance(source, Model) else ()
     imatrix_file = request.imatrix_file or request.output / f"{name}-imatrix.gguf"
     imatrix = None
@@ -313,12 +315,12 @@ def _plan_folders(
 
 def _check_target(request: GgufRequest) -> None:
     """Raise UsageError for an option that contradicts a file of a given size."""
-    for option, given in (
+    for option, is_set in (
         ("--pure", request.mix.pure),
         ("--split-max-size", request.split_max_size is not None),
         ("--mtp only", request.mtp == "only"),
     ):
-        if given:
+        if is_set:
             raise UsageError(f"{option} does not go with --target-size or --target-bpw; leave one of them out")
     if not request.calibrate:
         raise UsageError(
@@ -343,17 +345,17 @@ def _plan_calibration(
 def _refuse_without_family(source: Model, request: ConversionRequest) -> None:
     """Raise UsageError for what needs the checkpoint of a family: `source` is a GGUF, or bridged."""
     gguf = request.gguf
-    for what, given in (
+    for option, is_set in (
         (_labels(request.folders), bool(request.folders)),
         ("--target-size or --target-bpw", gguf is not None and gguf.target is not None),
     ):
-        if given and source.folder is None:
+        if is_set and source.folder is None:
             raise UsageError(
-                f"{what} needs a checkpoint, but {source.name} is a GGUF; convert the original checkpoint, or name the"
-                " folder or hub id of its config.json and tokenizer with --base"
+                f"{option} needs a checkpoint, but {source.name} is a GGUF; convert the original checkpoint, or name"
+                " the folder or hub id of its config.json and tokenizer with --base"
             )
-        if given:
-            raise UsageError(f"{what} needs a family, but {source.name} has none in quantkit; leave it out")
+        if is_set:
+            raise UsageError(f"{option} needs a family, but {source.name} has none in quantkit; leave it out")
 
 
 def _labels(folders: tuple[FolderRequest, ...]) -> str:

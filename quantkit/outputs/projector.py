@@ -86,9 +86,11 @@ def plan_projectors(checkpoint: Checkpoint, request: ProjectorRequest) -> GgufPl
     model, shapes = _model(checkpoint, rules, tower, request.name)
     fixed = rules.fixed_types(tower)
     outputs = [_output(model, fixed, kind, shapes, request.folder) for kind in request.types]
-    own = GgufRequest(types=request.types, folder=request.folder, threads=request.threads, max_ram=request.max_ram)
-    threads, chunk, peak = fit_memory(model, own, [output.size for output in outputs])
-    return GgufPlan(model, own, tuple(outputs), {}, threads, chunk, peak, ())
+    gguf_request = GgufRequest(
+        types=request.types, folder=request.folder, threads=request.threads, max_ram=request.max_ram
+    )
+    threads, chunk, peak = fit_memory(model, gguf_request, [output.size for output in outputs])
+    return GgufPlan(model, gguf_request, tuple(outputs), {}, threads, chunk, peak, ())
 
 
 def _sources(checkpoint: Checkpoint) -> Sources:
@@ -174,16 +176,16 @@ def _output(
 
 def _choose(name: str, shape: tuple[int, ...], kind: FileType, fixed: str | None) -> Choice:
     """The type of a tensor in a file of type `kind`."""
-    wanted = kind.tensor_type
+    requested = kind.tensor_type
     if len(shape) < 2 or name.endswith("_norm.weight"):
         chosen = _F32
     elif fixed is not None:
         chosen = GGMLQuantizationType[fixed.upper()]
     elif any(part in name for part in _PATCHES):
-        chosen = _F16 if wanted == _F16 else _F32
+        chosen = _F16 if requested == _F16 else _F32
     elif name.endswith(_POSITIONS) or not name.endswith(".weight"):
         chosen = _F32
     else:
         # rows that do not divide into blocks stay in half precision
-        chosen = wanted if shape[-1] % block_size(wanted)[0] == 0 else _F16
+        chosen = requested if shape[-1] % block_size(requested)[0] == 0 else _F16
     return Choice(name, chosen, fallback=False, requires_imatrix=False)

@@ -74,8 +74,8 @@ def candidates(
     """
     result = []
     for tensor, fixed in zip(tensors, fixed_types(model, tensors, options), strict=True):
-        own = tensor.dtype if fixed is None and tensor.dtype not in _FLOATS else fixed
-        kinds = (own,) if own is not None else _fitting(tensor, weighted=tensor.name in weighted)
+        fixed_type = tensor.dtype if fixed is None and tensor.dtype not in _FLOATS else fixed
+        kinds = (fixed_type,) if fixed_type is not None else _fitting(tensor, weighted=tensor.name in weighted)
         kinds = tuple(kind for kind in kinds if _bits(kind) >= least) or kinds
         sizes = tuple(padded(tensor_bytes(kind, tensor.shape)) for kind in kinds)
         result.append(Candidates(tensor, kinds, sizes))

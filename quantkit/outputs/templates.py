@@ -75,11 +75,11 @@ def model_with_template(
         origin = f"built-in '{choice.built_in.name}', requested" if choice.built_in else "a file, requested"
         return _recorded(_ending_turns(model, choice.built_in), origin), _missing_marks(model, choice.built_in)
     model = model_from_checkpoint(checkpoint, pre=pre, name=name, mtp=mtp)
-    own = any(key.key.startswith(TEMPLATE_KEY) for key in model.keys)
+    has_template = any(key.key.startswith(TEMPLATE_KEY) for key in model.keys)
     if choice is not None:
         without = tuple(key for key in model.keys if not key.key.startswith(TEMPLATE_KEY))
         return _recorded(replace(model, keys=without), "none, requested"), None
-    if own:
+    if has_template:
         return _recorded(model, "the checkpoint's"), None
     fitting = suggestions(token_texts(model.keys), generation_config(checkpoint.folder), checkpoint.name)
     if len(fitting) != 1:

@@ -51,10 +51,10 @@ def activations_of(quantization: Mapping[str, Any]) -> Activations | None:
         return Activations("float8", BLOCK) if quantization.get("activation_scheme") == "dynamic" else None
     groups = quantization.get("config_groups")
     stated = [group for group in groups.values() if isinstance(group, Mapping)] if isinstance(groups, Mapping) else []
-    given = stated[0].get("input_activations") if len(stated) == 1 else None
-    if not isinstance(given, Mapping) or given.get("symmetric", True) is not True:
+    settings = stated[0].get("input_activations") if len(stated) == 1 else None
+    if not isinstance(settings, Mapping) or settings.get("symmetric", True) is not True:
         return None
-    key = tuple(given.get(name) for name in ("type", "num_bits", "strategy", "dynamic"))
+    key = tuple(settings.get(name) for name in ("type", "num_bits", "strategy", "dynamic"))
     known: dict[tuple[Any, ...], Activations] = {
         ("int", 8, "token", True): Activations("int8"),
         ("float", 8, "token", True): Activations("float8"),

@@ -45,10 +45,10 @@ def ignored(names: Names) -> list[str]:
     """The names of `ignore`: kept linears, an expression for all below a place, and the head even where it is tied."""
     plain = sorted({names.head, *(name for name in names.kept if not name.endswith(".*"))})
     places = sorted(name.removesuffix(".*") for name in names.kept if name.endswith(".*"))
-    return [*plain, *(f"re:^{re.escape(place)}[.].*" for place in places)]
+    return [*plain, *(f"re:^{re.escape(prefix)}[.].*" for prefix in places)]
 
 
-def _arguments(given: Mapping[str, Any]) -> dict[str, Any]:
+def _arguments(settings: Mapping[str, Any]) -> dict[str, Any]:
     empty: dict[str, Any] = {
         "actorder": None,
         "block_structure": None,
@@ -56,4 +56,4 @@ def _arguments(given: Mapping[str, Any]) -> dict[str, Any]:
         "observer": None,
         "observer_kwargs": {},
     }
-    return {**empty, **given}
+    return {**empty, **settings}

@@ -59,8 +59,8 @@ class BlockFloat8(_Float8):
     def why_not(self, grid: Grid, n_in: int, n_out: int, *, last: bool = True) -> str | None:
         """Runtimes need whole blocks of inputs, and of outputs in all but the last of the linears that they merge."""
         if n_in % BLOCK or (n_out % BLOCK and not last):
-            what = f"{n_in} inputs" if n_in % BLOCK else f"{n_out} outputs"
-            return f"its {what} are not a multiple of {BLOCK}; -t fp8 takes any shape"
+            dimension = f"{n_in} inputs" if n_in % BLOCK else f"{n_out} outputs"
+            return f"its {dimension} are not a multiple of {BLOCK}; -t fp8 takes any shape"
         return None
 
     def stored(self, request: FolderRequest, n_in: int, n_out: int) -> Stored:

@@ -90,7 +90,7 @@ class Names:
         """All kept linears by full name, the head too where it is tied to the embedding."""
         names = [name for name in self.kept if not name.endswith(".*")]
         places = [name for name in self.kept if name.endswith(".*")]
-        return sorted({*names, *(name for place in places for name in self.below(place)), self.head})
+        return sorted({*names, *(name for prefix in places for name in self.below(prefix)), self.head})
 
 
 class Format(ABC):

@@ -84,8 +84,8 @@ def index_json(shards: Sequence[Shard]) -> bytes | None:
     """The bytes of `model.safetensors.index.json`; None if there is only one file."""
     if len(shards) == 1:
         return None
-    weight_map = {place.name: shard.name for shard in shards for place in shard.places}
-    total = sum(place.nbytes for shard in shards for place in shard.places)
+    weight_map = {placed.name: shard.name for shard in shards for placed in shard.places}
+    total = sum(placed.nbytes for shard in shards for placed in shard.places)
     index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
     return (json.dumps(index, indent=2) + "\n").encode()
 

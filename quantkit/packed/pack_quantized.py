@@ -34,8 +34,8 @@ class PackQuantized(IntegerFormat):
     def why_not(self, grid: Grid, n_in: int, n_out: int, *, last: bool = True) -> str | None:
         values = WORD // grid.bits
         if n_in % values or (not grid.symmetric and n_out % values):
-            what = f"{n_in} inputs" if n_in % values else f"{n_out} outputs"
-            return f"its {what} are not a multiple of {values}, the {grid.bits}-bit values of a word"
+            dimension = f"{n_in} inputs" if n_in % values else f"{n_out} outputs"
+            return f"its {dimension} are not a multiple of {values}, the {grid.bits}-bit values of a word"
         return None
 
     def stored(self, request: FolderRequest, n_in: int, n_out: int) -> Stored:
