@@ -112,10 +112,10 @@ def without_phone_parameters(modelfile: Modelfile) -> str:
     """The lines of a Modelfile without FROM, num_ctx, num_batch and num_thread, which the script writes itself."""
     kept = tuple(item for item in modelfile.parameters if item[0] not in PHONE_CHOOSES)
     text = write_modelfile(replace(modelfile, sources=("model",), parameters=kept))
-    first, _, rest = text.partition("\n")
+    first, _, instructions = text.partition("\n")
     assert first == "FROM model"
     # Bash's <<< and $(<) change the last line end, so there is none here; put() of the script writes it.
-    return rest.removesuffix("\n")
+    return instructions.removesuffix("\n")
 
 
 def llama_flags(parameters: Sequence[tuple[str, ParameterValue]]) -> str:

@@ -110,18 +110,18 @@ def _section(title: str, content: str) -> str:
 
 def _figures(plots: Sequence[Plot], *groups: str) -> str:
     """The plots of some groups; a shared caption is above them."""
-    wanted = [plot for plot in plots if plot.group in groups]
-    if not wanted:
+    group_plots = [plot for plot in plots if plot.group in groups]
+    if not group_plots:
         return ""
-    shared = len(wanted) > 1 and len({plot.caption for plot in wanted}) == 1
+    shared = len(group_plots) > 1 and len({plot.caption for plot in group_plots}) == 1
     figures = []
-    for plot in wanted:
+    for plot in group_plots:
         caption = " ".join(part for part in ("" if shared else plot.caption, plot.note) if part)
         figcaption = f"\n<figcaption>{_text(caption)}</figcaption>" if caption else ""
         figures.append(
             f'<figure id="{escape(plot.name)}">\n<h3>{escape(plot.title)}</h3>\n{plot.inline}{figcaption}\n</figure>'
         )
-    note = f'<p class="note">{_text(wanted[0].caption)}</p>\n' if shared else ""
+    note = f'<p class="note">{_text(group_plots[0].caption)}</p>\n' if shared else ""
     return note + '<div class="plots">\n' + "\n".join(figures) + "\n</div>\n"
 
 
@@ -176,7 +176,7 @@ def _table(table: Table, report: Report, *, cards: bool = False) -> str:
 def _headings(table: Table) -> str:
     lines = ""
     if table.groups:
-        spans = [(group, len(list(same))) for group, same in groupby(table.groups)]
+        spans = [(group, len(list(group_columns))) for group, group_columns in groupby(table.groups)]
         lines = "".join(
             f'<th colspan="{span}"{" class=group" if group else ""}>{escape(group)}</th>' for group, span in spans
         )

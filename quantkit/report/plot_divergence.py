@@ -15,10 +15,10 @@ _ROW = 46
 def divergence(report: Report, text: Text, number: int) -> Plot | None:
     """The distribution of the KL divergence on one text, a row a candidate; None where no candidate has one."""
     rows: list[tuple[str, str, Divergence, Histogram]] = []
-    for place, model in enumerate(report.candidates):
+    for color_number, model in enumerate(report.candidates):
         on = model.on(text.name)
         if on is not None and on.kl is not None and on.kl.histogram is not None:
-            rows.append((short(model.label, 20), SERIES[place % len(SERIES)], on.kl, on.kl.histogram))
+            rows.append((short(model.label, 20), SERIES[color_number % len(SERIES)], on.kl, on.kl.histogram))
     if not rows:
         return None
     rows.sort(key=lambda row: row[2].mean.value if row[2].mean is not None else 0.0)
@@ -38,8 +38,8 @@ def _fill(figure: "Figure", rows: list[tuple[str, str, Divergence, Histogram]]) 
     axes = figure.add_subplot()
     axes.set_xscale("log")
     left, right = _range([histogram for *_, histogram in rows])
-    for place, (_, color, kl, histogram) in enumerate(rows):
-        base = -float(place)
+    for row, (_, color, kl, histogram) in enumerate(rows):
+        base = -float(row)
         top = max(histogram.counts)
         heights = [base + 0.8 * count / top for count in histogram.counts]
         axes.stairs(heights, histogram.edges, baseline=base, fill=True, color=color, alpha=0.45, linewidth=0)
@@ -51,7 +51,7 @@ def _fill(figure: "Figure", rows: list[tuple[str, str, Divergence, Histogram]]) 
         axes.axhline(base, color=GRID, linewidth=1, zorder=1)
     axes.set_xlim(left, right)
     axes.set_ylim(-len(rows) + 0.8, 0.95)
-    axes.set_yticks([-place + 0.3 for place in range(len(rows))], [label for label, *_ in rows])
+    axes.set_yticks([-row + 0.3 for row in range(len(rows))], [label for label, *_ in rows])
     axes.tick_params(axis="both", length=0)
     axes.tick_params(axis="y", labelcolor=INK)
     axes.spines["left"].set_visible(False)

@@ -90,14 +90,16 @@ def _fill(figure: "Figure", bars: Sequence[_Bar], largest: float) -> None:
     unit, unit_name = next((scale, name) for scale, name in _UNITS if largest >= scale or scale == 1.0)
     places = [-(number + bar.load * _BETWEEN_LOADS / _BAR) for number, bar in enumerate(bars)]
     named: set[str] = set()
-    for place, bar in zip(places, bars, strict=True):
+    for bar_position, bar in zip(places, bars, strict=True):
         start = 0.0
         for kind, used in bar.parts.items():
             if used <= 0:
                 continue
             label = "" if kind in named else _NAMES[kind]
             named.add(kind)
-            axes.barh(place, used / unit, left=start / unit, height=0.72, color=KINDS[kind], label=label, linewidth=0)
+            axes.barh(
+                bar_position, used / unit, left=start / unit, height=0.72, color=KINDS[kind], label=label, linewidth=0
+            )
             start += used
         marks = [(bar.driver, "|", 13, "driver's figure"), (bar.peak, "d", 5.5, "peak PSS")]
         for value, marker, points, label in marks:
@@ -107,7 +109,7 @@ def _fill(figure: "Figure", bars: Sequence[_Bar], largest: float) -> None:
                 line = marker == "|"
                 axes.plot(
                     [value / unit],
-                    [place],
+                    [bar_position],
                     marker,
                     color=INK,
                     markersize=points,
@@ -119,7 +121,7 @@ def _fill(figure: "Figure", bars: Sequence[_Bar], largest: float) -> None:
                 )
         axes.annotate(
             size(bar.total) if bar.parts else "",
-            (1, place),
+            (1, bar_position),
             xycoords=("axes fraction", "data"),
             xytext=(50, 0),
             textcoords="offset points",

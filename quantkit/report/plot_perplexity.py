@@ -40,13 +40,13 @@ def perplexity(report: Report, text: Text, number: int) -> Plot | None:
         on = model.on(text.name)
         if on is None or on.perplexity is None or not model.bytes or on.perplexity.value <= 0:
             continue
-        own: Value | None = on.perplexity
+        measured: Value | None = on.perplexity
         if model.is_reference:
-            own = None
+            measured = None
         elif on.difference is not None and on.difference.error is not None:
-            paired, own = True, on.difference
+            paired, measured = True, on.difference
         color = INK if model.is_reference else SERIES[(candidate - 1) % len(SERIES)]
-        error = own.error if own is not None and own.error is not None else 0.0
+        error = measured.error if measured is not None and measured.error is not None else 0.0
         label = short(model.label, _LABEL)
         points.append(_Point(label, model.bytes, on.perplexity.value, error, color, model.is_reference))
     if len(points) < 2:

@@ -71,11 +71,11 @@ def embeddings(report: Report) -> Table:
         return ("" if model.is_reference else ABSENT) if value is None else form.format(value)
 
     rows = [(*_identity(model), *(cell(model, name, form) for _, name, form in columns)) for model in measured]
-    kept = [place for place, (_, name, _) in enumerate(columns) if any(getattr(m.embeddings, name) for m in measured)]
+    kept = [column for column, (_, name, _) in enumerate(columns) if any(getattr(m.embeddings, name) for m in measured)]
     first = len(_IDENTITY)
-    headers = (*_IDENTITY, *(columns[place][0] for place in kept))
+    headers = (*_IDENTITY, *(columns[column][0] for column in kept))
     title = next((model.embeddings.set for model in measured if model.embeddings), "Embeddings")
-    return Table(title, headers, tuple((*row[:first], *(row[first + place] for place in kept)) for row in rows))
+    return Table(title, headers, tuple((*row[:first], *(row[first + column] for column in kept)) for row in rows))
 
 
 def pictures(report: Report) -> Table:

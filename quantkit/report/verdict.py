@@ -103,8 +103,8 @@ def _size(model: Model) -> float:
 def _dominated(ranked: list[Model], text: Text) -> list[str]:
     """Candidates for which a clearly better one is not larger."""
     sentences = []
-    for place, model in enumerate(ranked):
-        for better in ranked[:place]:
+    for rank, model in enumerate(ranked):
+        for better in ranked[:rank]:
             no_larger = better.bytes and model.bytes and better.bytes <= model.bytes
             if no_larger and _clearly(better.on(text.name), model.on(text.name)):
                 sentences.append(f"{better.label} is better than {model.label}: not larger, closer to the reference.")

@@ -53,8 +53,8 @@ def write_card(
     facts = card_facts(folder, kind, model, report)
     path = path or folder / FILE_NAME
     # plots of a report without this folder are those of another model
-    own = report is None or facts.report is not None
-    pictures = _pictures(plots) if plots is not None and own else {}
+    is_measured = report is None or facts.report is not None
+    pictures = _pictures(plots) if plots is not None and is_measured else {}
     text = card_text(facts, pictures)
     try:
         for name, picture in pictures.items():

@@ -111,8 +111,8 @@ def card_facts(folder: Path, kind: str, model: CardModel, report: Mapping[str, A
     if report is not None:
         whole = read_report(report)
         weights = tuple(replace(output, measured=_measured(output, whole, kind)) for output in weights)
-        own = {id(output.measured) for output in weights}
-        models = tuple(measured for measured in whole.models if measured.is_reference or id(measured) in own)
+        measured_ids = {id(output.measured) for output in weights}
+        models = tuple(measured for measured in whole.models if measured.is_reference or id(measured) in measured_ids)
         if any(output.measured for output in weights):
             own_report = replace(whole, models=models)
     origins = [origin for output in weights if (origin := _mapping((output.entry or {}).get("origin")))]

@@ -27,10 +27,10 @@ def opening(facts: CardFacts) -> str:
     of = f"[{plain(base or '')}]({page})" if page else plain(base or model.name)
     if facts.kind == "gguf":
         types = listed([f"**{plain(output.type.upper())}**" for output in weights])
-        what = f"{of} as GGUF for llama.cpp, Ollama and programs built on them, in {types}."
+        sentence = f"{of} as GGUF for llama.cpp, Ollama and programs built on them, in {types}."
     else:
         where = "Macs: mlx-lm" if facts.kind.startswith("mlx") else "GPUs: vLLM, transformers and others"
-        what = f"{of} quantized with {KINDS[facts.kind]}{_scheme(facts)}, for {where}."
+        sentence = f"{of} quantized with {KINDS[facts.kind]}{_scheme(facts)}, for {where}."
     summary = facts.description.weights
     sizes = []
     if summary is not None:
@@ -44,7 +44,7 @@ def opening(facts: CardFacts) -> str:
     entries = facts.entries
     checked = len(entries) == len(weights) and all(checks_passed(entry) for entry in entries)
     how = " quantkit made the files and checked them against the source." if checked else ""
-    return f"{what}{tail}{terms}{how}"
+    return f"{sentence}{tail}{terms}{how}"
 
 
 def files(facts: CardFacts) -> str:
@@ -158,7 +158,7 @@ def _report_table(part: Table) -> str:
 def _is_own(facts: CardFacts, model: Model) -> bool:
     """Whether the report's model is a file of this folder."""
     measured = (weights.measured for weights in facts.weights)
-    return any(own is not None and own.label == model.label for own in measured)
+    return any(measured_model is not None and measured_model.label == model.label for measured_model in measured)
 
 
 def _worth(weights: Weights) -> tuple[float, float]:

@@ -32,7 +32,7 @@ def running(facts: CardFacts) -> str:
 
 def gguf_commands(facts: CardFacts) -> Mapping[str, list[str]]:
     """The commands of each runtime; those that download from the hub need a known repository."""
-    weights = next((own for kind in PREFERRED for own in facts.weights if own.type == kind), facts.weights[0])
+    weights = next((output for kind in PREFERRED for output in facts.weights if output.type == kind), facts.weights[0])
     repo, tag, path = _repo(facts), weights.type.upper(), _path(weights.path)
     commands: dict[str, list[str]] = {
         "llama.cpp": [*([f"llama-cli -hf {repo}:{tag}"] if repo else []), f"llama-cli -m {path}"],

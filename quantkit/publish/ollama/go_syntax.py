@@ -81,12 +81,12 @@ class _Parser:
         self.skip_space()
         return self.next()
 
-    def unexpected(self, token: Token, place: str) -> _FaultError:
+    def unexpected(self, token: Token, context: str) -> _FaultError:
         if token.kind == "eof":
-            return _FaultError(token.at, f"the template ends inside {place}: an {{{{ end }}}} is missing")
+            return _FaultError(token.at, f"the template ends inside {context}: an {{{{ end }}}} is missing")
         if token.text == "}":
             return _FaultError(token.at, "a single } does not close an action, }} does")
-        return _FaultError(token.at, f"{token.text!r} cannot stand in {place}")
+        return _FaultError(token.at, f"{token.text!r} cannot stand in {context}")
 
     def template(self) -> None:
         while self.skip_text().kind != "eof":
@@ -195,8 +195,8 @@ class _Parser:
                 raise _FaultError(self.tokens[self.at - 1].at, f"a second {{{{ else }}}} of one {{{{ {kind} }}}}")
         del self.variables[scope:]
 
-    def pipeline(self, place: str, end: str) -> None:
-        self.declarations(place)
+    def pipeline(self, context: str, end: str) -> None:
+        self.declarations(context)
         commands = 0
         while True:
             token = self.skip_space()
@@ -204,15 +204,15 @@ class _Parser:
                 self.next()
                 break
             if token.kind not in _OPERANDS:
-                raise self.unexpected(self.next(), place)
+                raise self.unexpected(self.next(), context)
             first = self.command()
             if commands and first in _VALUES:
                 raise _FaultError(token.at, f"{token.text!r} cannot take the value of a pipe: it is not a function")
             commands += 1
         if not commands:
-            raise _FaultError(token.at, f"{place} has no value")
+            raise _FaultError(token.at, f"{context} has no value")
 
-    def declarations(self, place: str) -> None:
+    def declarations(self, context: str) -> None:
         """`$x :=`, `$x =` and, in a range, `$i, $x :=`."""
         declared = 0
         while self.skip_space().kind == "variable":
@@ -229,8 +229,8 @@ class _Parser:
             self.next()
             self.variables.append(variable.text)
             declared += 1
-            if place != "range" or declared > 1:
-                raise _FaultError(following.at, f"{place} declares too many variables")
+            if context != "range" or declared > 1:
+                raise _FaultError(following.at, f"{context} declares too many variables")
             if self.skip_space().kind not in ("variable", "right", ")"):
                 raise _FaultError(following.at, "a range can only declare variables")
 
@@ -282,17 +282,17 @@ class _Parser:
             _check_string(token)
         return token.kind
 
-    def quoted_name(self, place: str) -> str:
+    def quoted_name(self, context: str) -> str:
         token = self.next_word()
         if token.kind != "string":
-            raise self.unexpected(token, place)
+            raise self.unexpected(token, context)
         _check_string(token)
         return token.text
 
-    def expect_right(self, place: str) -> None:
+    def expect_right(self, context: str) -> None:
         token = self.next_word()
         if token.kind != "right":
-            raise self.unexpected(token, place)
+            raise self.unexpected(token, context)
 
 
 def _check_string(token: Token) -> None:

@@ -76,11 +76,11 @@ def _choice(literals: Mapping[Place, str]) -> str:
     """The Go text that writes the literal of the current place, by the fewest features that distinguish the places."""
     features = list(Place._fields)
     for feature in ("role", "left", "system", "before"):
-        rest = [name for name in features if name != feature]
-        if len({_values(place, rest) for place in literals}) == len(
-            {(_values(p, rest), t) for p, t in literals.items()}
+        fewer = [name for name in features if name != feature]
+        if len({_values(place, fewer) for place in literals}) == len(
+            {(_values(p, fewer), t) for p, t in literals.items()}
         ):
-            features = rest
+            features = fewer
     return _branches({_values(place, features): text for place, text in literals.items()}, features)
 
 
@@ -161,16 +161,16 @@ def _stops(wording: Wording, bos: str, eos: str) -> tuple[str, ...]:
     stops = [eos] if eos else []
     between = [text for place, text in wording.literals.items() if (place.before, place.role) == ("a", "u")]
     for text in between:
-        rest = text.replace(system_mark(), "").strip()
-        if eos and rest.startswith(eos):
-            rest = rest.removeprefix(eos).strip()
-        elif first := _MARKER.match(rest):
+        remaining = text.replace(system_mark(), "").strip()
+        if eos and remaining.startswith(eos):
+            remaining = remaining.removeprefix(eos).strip()
+        elif first := _MARKER.match(remaining):
             stops.append(first[0])
-            rest = rest.removeprefix(first[0]).strip()
+            remaining = remaining.removeprefix(first[0]).strip()
         # A BOS before [INST] does not open a turn; a BOS that is the marker of a turn, before a role's name, does.
-        after = rest.removeprefix(bos).strip() if bos else rest
-        if opening := _MARKER.match(after) or _MARKER.match(rest):
+        after = remaining.removeprefix(bos).strip() if bos else remaining
+        if opening := _MARKER.match(after) or _MARKER.match(remaining):
             stops.append(opening[0])
-        elif rest:
-            stops.append(rest.splitlines()[0].strip())
+        elif remaining:
+            stops.append(remaining.splitlines()[0].strip())
     return tuple(dict.fromkeys(stops))

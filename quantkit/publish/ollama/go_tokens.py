@@ -39,24 +39,24 @@ class Token(NamedTuple):
 def tokens(template: str) -> Iterator[Token]:
     """The tokens of a template, the last of kind "eof" or "error"."""
     at = 0
-    while (left := template.find("{{", at)) >= 0:
-        if left > at:
-            yield Token("text", template[at:left], at)
-        at = left + 2
+    while (opening := template.find("{{", at)) >= 0:
+        if opening > at:
+            yield Token("text", template[at:opening], at)
+        at = opening + 2
         if template[at : at + 1] == "-" and template[at + 1 : at + 2] in (*SPACE,):
             at += 2
         if template.startswith("/*", at):
             end = template.find("*/", at)
             if end < 0:
-                yield Token("error", "a comment is not closed", left)
+                yield Token("error", "a comment is not closed", opening)
                 return
             closed = _RIGHT.match(template, end + 2)
             if not closed:
-                yield Token("error", "a comment does not fill its {{ }}", left)
+                yield Token("error", "a comment does not fill its {{ }}", opening)
                 return
             at = closed.end()
             continue
-        yield Token("left", "{{", left)
+        yield Token("left", "{{", opening)
         for token in _action(template, at):
             yield token
             if token.kind == "error":

@@ -123,7 +123,7 @@ def _file_findings(command: Command, folder: Path) -> Iterator[Finding]:
     value = command.value
     if command.name not in ("from", "adapter", "draft") or not value or ("\\" in value and os.name != "nt"):
         return
-    what = command.name.upper()
+    instruction = command.name.upper()
     try:
         exists = (folder / Path(value).expanduser()).exists()
     except (OSError, ValueError, RuntimeError):  # too long, a NUL, or a ~name that is not a user
@@ -131,43 +131,52 @@ def _file_findings(command: Command, folder: Path) -> Iterator[Finding]:
     if exists:
         return
     if command.name == "adapter" or _PATH.match(value):
-        yield Finding(command.line, "error", f"{what} {value}: file not found, relative to the Modelfile's folder")
+        yield Finding(
+            command.line, "error", f"{instruction} {value}: file not found, relative to the Modelfile's folder"
+        )
     elif _FILE_NAME.match(value):
-        message = f"{what} {value}: file not found beside the Modelfile, so Ollama takes it for the name of a model"
+        message = (
+            f"{instruction} {value}: file not found beside the Modelfile, so Ollama takes it for the name of a model"
+        )
         yield Finding(command.line, "warning", message)
 
 
 def _warnings(command: Command) -> Iterator[Finding]:
-    what = f"{command.name.upper()} {command.key}".rstrip()
+    instruction = f"{command.name.upper()} {command.key}".rstrip()
 
     def warning(message: str, line: int = command.line) -> Finding:
         return Finding(line, "warning", message)
 
     if command.name == "parameter" and command.key in DEPRECATED:
-        yield warning(f"{what} is deprecated: Ollama ignores it")
+        yield warning(f"{instruction} is deprecated: Ollama ignores it")
     deleted = deleted_by_parser(command.raw)
     if deleted:
         way_out = 'write it as a string action, such as {{ "\\u3000" }}'
         if command.name != "template":
             way_out = "only Ollama's HTTP API can carry it, which `quantkit ollama --create` uses"
-        yield warning(f"Ollama deletes {named(deleted)} from {what}: {way_out}")
-    yield from (warning(message) for message in _misread(command, what))
+        yield warning(f"Ollama deletes {named(deleted)} from {instruction}: {way_out}")
+    yield from (warning(message) for message in _misread(command, instruction))
     for number, line in enumerate(_lines(command.raw)):
         if command.raw.lstrip(" \t").startswith('"') and _CLOSED_THEN_COMMENT.search(line):
-            yield warning(f"a quote with # after it does not close {what}: the value goes on", command.line + number)
+            yield warning(
+                f"a quote with # after it does not close {instruction}: the value goes on", command.line + number
+            )
         if number and command.name not in ("license", "template") and _LATER_COMMAND.match(line):
-            opened = f"the quote that opens {what} on line {command.line} is still open here"
+            opened = f"the quote that opens {instruction} on line {command.line} is still open here"
             yield warning(f"{opened}, so this line is part of its value", command.line + number)
 
 
-def _misread(command: Command, what: str) -> Iterator[str]:
+def _misread(command: Command, instruction: str) -> Iterator[str]:
     quoted = command.raw.lstrip(" \t").startswith('"')
     if not quoted and re.search(r"[ \t]#", command.raw):
-        yield f"the # and what follows are part of {what}: a comment needs a separate line"
+        yield f"the # and what follows are part of {instruction}: a comment needs a separate line"
     if "\\n" in command.value and (command.key == "stop" or command.name in ("system", "message")):
-        yield f"\\n in {what} stays two characters: a Modelfile has no escapes, put a real line end in triple quotes"
+        yield (
+            f"\\n in {instruction} stays two characters: a Modelfile has no escapes, put a real line end in triple"
+            " quotes"
+        )
     if command.name in ("from", "adapter", "draft") and not command.value:
-        yield f"{what} is empty: Ollama takes the Modelfile's own folder"
+        yield f"{instruction} is empty: Ollama takes the Modelfile's own folder"
     if command.key == "stop" and not command.value:
         yield "PARAMETER stop is empty and can end an answer before it begins: leave it out"
     # quantkit writes it in quotes for a model that only completes text; `ollama show` prints it bare.
@@ -183,8 +192,8 @@ def _across(commands: list[Command]) -> Iterator[Finding]:
         if command.name == "from" and not (_PATH.match(command.value) or _FILE_NAME.match(command.value)):
             once, slot = True, ("from", "of a model's name")
         if once and slot in last:
-            what = f"{command.name.upper()} {command.key}".rstrip()
-            again = f"{what} was set on line {last[slot].line} already: only the last counts"
+            instruction = f"{command.name.upper()} {command.key}".rstrip()
+            again = f"{instruction} was set on line {last[slot].line} already: only the last counts"
             yield Finding(command.line, "warning", again)
         last[slot] = command
     layers, context = last.get(("parameter", "num_gpu")), last.get(("parameter", "num_ctx"))

@@ -114,12 +114,12 @@ def _lines(modelfile: Modelfile) -> Iterator[str]:
         yield f"LICENSE {quoted(text, 'LICENSE')}"
 
 
-def _path(value: str, what: str) -> str:
+def _path(value: str, instruction: str) -> str:
     if not value:
         raise ModelfileError(
-            f"{what} is empty, which Ollama takes for the Modelfile's own folder: name a model or a file"
+            f"{instruction} is empty, which Ollama takes for the Modelfile's own folder: name a model or a file"
         )
-    return bare(value, what)
+    return bare(value, instruction)
 
 
 def _parameter_lines(parameters: tuple[tuple[str, ParameterValue], ...]) -> Iterator[str]:

@@ -111,16 +111,16 @@ def _command(text: str, at: int) -> tuple[Command | Fault, int]:
         at += 1
     closed = _value(text, at)
     if closed is None:
-        what = f"the quote that opens {name.upper()} is never closed and takes the rest of the file"
-        return Fault(line, f"{what}: a closing quote must end its line"), len(text)
+        unclosed = f"the quote that opens {name.upper()} is never closed and takes the rest of the file"
+        return Fault(line, f"{unclosed}: a closing quote must end its line"), len(text)
     value, end = closed
     return Command(line, line_of(text, end), name, key, value, text[at:end]), end
 
 
 def _key_problem(name: str, key: str, follower: str) -> str:
     if not key and follower in (" ", "\t"):
-        what = "role" if name == "message" else "parameter's name"
-        return f"{name.upper()} and the {what} must be exactly one space apart"
+        argument = "role" if name == "message" else "parameter's name"
+        return f"{name.upper()} and the {argument} must be exactly one space apart"
     if name == "message" and key not in ROLES:
         return f"MESSAGE needs one of the roles {', '.join(ROLES)}, in lower case, not {key!r}"
     if follower not in (" ", "\t") or not follower:

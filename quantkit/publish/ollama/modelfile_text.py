@@ -12,30 +12,31 @@ _HOLE = re.compile(r"\{\{(?P<comment>(?:-[ \t\r\n])?/\*.*?\*/)?", re.DOTALL)
 _STRING = re.compile(r"\"(?:[^\"\\\n]|\\.)*\"|'(?:[^'\\\n]|\\.)*'|`[^`]*`")
 
 
-def quoted(value: str, what: str) -> str:
-    """`value` in triple quotes; raises ModelfileError, naming `what`, if triple quotes cannot hold it."""
-    _check(value, what)
+def quoted(value: str, instruction: str) -> str:
+    """`value` in triple quotes; raises ModelfileError, naming `instruction`, if triple quotes cannot hold it."""
+    _check(value, instruction)
     if _CLOSES_EARLY.search(value):
         raise ModelfileError(
-            f'{what} has three quotes (""") at the end of a line, where a Modelfile ends the value; change the text, '
+            f'{instruction} has three quotes (""") at the end of a line, where a Modelfile ends the value; change the'
+            " text, "
             f"or {_OVER_HTTP}"
         )
     return f'"""{value}"""'
 
 
-def quoted_in_line(value: str, what: str) -> str:
+def quoted_in_line(value: str, instruction: str) -> str:
     """As `quoted`, but a text of one line gets one pair of quotes if it does not start with a quote."""
     if value.startswith('"') or "\n" in value or "\r" in value:
-        return quoted(value, what)
-    _check(value, what)
+        return quoted(value, instruction)
+    _check(value, instruction)
     return f'"{value}"'
 
 
-def bare(value: str, what: str) -> str:
+def bare(value: str, instruction: str) -> str:
     """`value` without quotes if the parser reads it back unchanged, else quoted."""
     if not value or value != value.strip(" \t") or '"' in value or "\n" in value or "\r" in value:
-        return quoted_in_line(value, what)
-    _check(value, what)
+        return quoted_in_line(value, instruction)
+    _check(value, instruction)
     return value
 
 
@@ -104,20 +105,20 @@ def _escaped(text: str) -> str:
     )
 
 
-def _check(value: str, what: str) -> None:
-    _check_unicode(value, what)
+def _check(value: str, instruction: str) -> None:
+    _check_unicode(value, instruction)
     deleted = deleted_by_parser(value)
     if deleted:
         raise ModelfileError(
-            f"{what} has {named(deleted)}, which Ollama deletes from a Modelfile without a warning; change the text, or"
-            f" {_OVER_HTTP}"
+            f"{instruction} has {named(deleted)}, which Ollama deletes from a Modelfile without a warning; change the"
+            f" text, or {_OVER_HTTP}"
         )
 
 
-def _check_unicode(value: str, what: str) -> None:
+def _check_unicode(value: str, instruction: str) -> None:
     try:
         value.encode()
     except UnicodeEncodeError as error:
         raise ModelfileError(
-            f"{what} is not valid Unicode: it has the lone surrogate {value[error.start]!r}; remove it"
+            f"{instruction} is not valid Unicode: it has the lone surrogate {value[error.start]!r}; remove it"
         ) from error

@@ -22,8 +22,8 @@ class Overrides:
 
     def over(self, other: "Overrides") -> "Overrides":
         """These overrides, completed by those of `other`; where both set a value, this object's is used."""
-        mine = {name for name, _ in self.parameters if name != "stop"}
-        kept = tuple(item for item in other.parameters if item[0] not in mine)
+        overridden = {name for name, _ in self.parameters if name != "stop"}
+        kept = tuple(item for item in other.parameters if item[0] not in overridden)
         return Overrides(
             parameters=(*kept, *self.parameters),
             system=other.system if self.system is None else self.system,

@@ -114,5 +114,5 @@ def _check_keys(table: Mapping[str, Any], known: Mapping[str, type], where: str,
         if key not in table:
             raise UsageError(f"{where} lacks {key}; add it")
         if not isinstance(table[key], kind) or isinstance(table[key], bool):
-            what = {str: "a text", int: "a whole number", list: "a list"}[kind]
-            raise UsageError(f"{key} in {where} is {table[key]!r}, not {what}")
+            expected = {str: "a text", int: "a whole number", list: "a list"}[kind]
+            raise UsageError(f"{key} in {where} is {table[key]!r}, not {expected}")

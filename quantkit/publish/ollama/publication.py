@@ -111,8 +111,8 @@ def make_items(
         base = publication.plan.name.tagged(quantization.tags[0])
         bundle = make_bundle(model, overrides, sources=sources, base=base)
         if vram is not None:
-            left = vram - sum(file.stat().st_size for file in (projector, adapter) if file)
-            layers = layers_that_fit(model.files[0], n_ctx=parameter(bundle, "num_ctx"), vram=max(left, 0))
+            free = vram - sum(file.stat().st_size for file in (projector, adapter) if file)
+            layers = layers_that_fit(model.files[0], n_ctx=parameter(bundle, "num_ctx"), vram=max(free, 0))
             fitting = replace(overrides, parameters=(*overrides.parameters, ("num_gpu", layers)))
             bundle = make_bundle(model, fitting, sources=sources, base=base)
         if adapter is not None:
@@ -123,10 +123,10 @@ def make_items(
     return items
 
 
-def _projector(model: Facts, given: Path | None) -> Path | None:
-    if given is None and not named_projectors(model.files[0]):
+def _projector(model: Facts, requested: Path | None) -> Path | None:
+    if requested is None and not named_projectors(model.files[0]):
         return None
-    return choose_projector(model.files[0], given)
+    return choose_projector(model.files[0], requested)
 
 
 def foresee(items: Sequence[Item], index: tuple[BuiltInTemplate, ...]) -> list[Item]:

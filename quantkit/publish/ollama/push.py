@@ -72,8 +72,8 @@ def create_all(
         # A server that renders Jinja may prefer the GGUF's own to the built-in it stored: that is read back.
         may_prefer_own = renders_jinja(version) and jinja_features(item.facts.chat_template or "")
         if item.replacement is not None and not may_prefer_own:
-            what = f"would store its built-in template {item.replacement.name!r}"
-            raise PublishError(replaced(what, plan.name.tagged(item.plan.tags[0]), item.facts))
+            action = f"would store its built-in template {item.replacement.name!r}"
+            raise PublishError(replaced(action, plan.name.tagged(item.plan.tags[0]), item.facts))
     total = 2 * sum(file.stat().st_size for item in items for file in item.sent_files)
     progress.start("publishing", total)
     tags: list[str] = []

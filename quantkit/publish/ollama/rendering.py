@@ -67,10 +67,10 @@ def check_stored(name: str, stored: StoredModel, facts: Facts, bundle: Bundle, b
     )
 
 
-def replaced(what: str, name: str, facts: Facts) -> str:
-    """The sentence for a built-in template in place of the GGUF's own; `what`: the action of the server."""
+def replaced(action: str, name: str, facts: Facts) -> str:
+    """The sentence for a built-in template in place of the GGUF's own; `action`: the action of the server."""
     return (
-        f"the Ollama server {what} for {name} in place of the chat template of {facts.files[0].name}, so prompts may"
+        f"the Ollama server {action} for {name} in place of the chat template of {facts.files[0].name}, so prompts may"
         f" differ; add a Jinja comment of {COMMENT_CHARACTERS} characters to the chat template, convert with"
         " --chat-template FILE, and publish that GGUF"
     )

@@ -50,11 +50,11 @@ def parse_host(text: str | None) -> str:
     text = (text or "").strip().strip("\"'")
     if not text:
         return DEFAULT_HOST
-    scheme, mark, rest = text.partition("://")
+    scheme, mark, address = text.partition("://")
     if not mark:
-        scheme, rest = "http", text
+        scheme, address = "http", text
     try:
-        parts = urlsplit(f"//{rest}")
+        parts = urlsplit(f"//{address}")
         port = parts.port or (_PORTS[scheme] if mark else 11434)
     except (ValueError, KeyError):
         raise UsageError(f"the Ollama host {text!r} is not an address; write HOST, HOST:PORT or https://HOST") from None

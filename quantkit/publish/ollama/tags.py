@@ -145,8 +145,8 @@ def plan_tags(
     types = [kind for kind, _ in files]
     for kind in types:
         if types.count(kind) > 1:
-            same = ", ".join(names[0] for type_, names in files if type_ == kind)
-            raise UsageError(f"{same} are all {kind}; publish them one by one, or under tags of an edited --plan")
+            file_names = ", ".join(names[0] for type_, names in files if type_ == kind)
+            raise UsageError(f"{file_names} are all {kind}; publish them one by one, or under tags of an edited --plan")
     if default is not None and default not in types:
         raise UsageError(f"--default {default} is not among the files, which are {', '.join(types)}")
     chosen = default or next((kind for kind in PREFERRED if kind in types), types[0])
