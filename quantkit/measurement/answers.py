@@ -36,42 +36,42 @@ class Followed:
 
 
 def projectors_of(
-    subjects: Sequence[Subject], given: str | None, warn: Callable[[str], object] = lambda text: None
+    subjects: Sequence[Subject], projector: str | None, warn: Callable[[str], object] = lambda text: None
 ) -> list[Path] | None:
     """The projector of each model; None if the answers are not measured.
 
-    `given`: a projector for all models, or `none`. By default each model has the projector beside it that has its name,
-    or that of the reference.
+    `projector`: a projector for all models, or `none`. By default each model has the projector beside it with its
+    name, or else that of the reference.
 
     Raises:
-        UsageError: the projector belongs to another model, or `given` is of no use.
+        UsageError: the projector belongs to another model, or `projector` is of no use.
         CheckpointError: the projector is damaged.
-        MissingExtraError: `given` without libmtmd.
+        MissingExtraError: `projector` without libmtmd.
     """
-    if given == NONE:
+    if projector == NONE:
         return None
     reference = subjects[0]
     beside = [_projectors_beside(subject) for subject in subjects]
     if reference.kind != "gguf" or any(subject.kind != "gguf" for subject in subjects):
-        if given is not None:
+        if projector is not None:
             raise UsageError("--mmproj compares answers of GGUF files; pass GGUF files only, or leave --mmproj out")
         if any(beside):
             warn(
                 "answers about pictures are compared between GGUF files only; pass a GGUF as REFERENCE to measure them"
             )
         return None
-    if given is None and not beside[0]:
+    if projector is None and not beside[0]:
         return None
     try:
         require_libmtmd()
     except MissingExtraError as error:
-        if given is not None:
+        if projector is not None:
             raise
         warn(f"answers about pictures are not measured: {error}")
         return None
-    first = Path(given) if given is not None else beside[0][0]
+    first = Path(projector) if projector is not None else beside[0][0]
     projectors = [
-        choose_projector(subject.path, first if given is not None or not files else files[0])
+        choose_projector(subject.path, first if projector is not None or not files else files[0])
         for subject, files in zip(subjects, beside, strict=True)
     ]
     if doubt := doubt_of(reference.path, projectors[0]):
@@ -128,8 +128,8 @@ def figures(reference: Sequence[Followed], candidate: Sequence[Followed]) -> dic
     """
     agree = [one.logits.argmax(axis=1) == np.array(one.tokens) for one in candidate]
     divergences = []
-    for own, other in zip(candidate, reference, strict=True):
-        p, q = (_log_softmax(one.logits) for one in (other, own))
+    for followed, other in zip(candidate, reference, strict=True):
+        p, q = (_log_softmax(one.logits) for one in (other, followed))
         divergences.append((np.exp(p) * (p - q)).sum(axis=1))
     return {
         "same_answers": sum(bool(tokens.all()) for tokens in agree),

@@ -80,20 +80,20 @@ class Comparison:
         Raises:
             MeasureError: a logit is not finite; the message names the model, the chunk and the text.
         """
-        left = [window for window in range(self.n_windows) if not self._is_done(window)]
+        remaining = [window for window in range(self.n_windows) if not self._is_done(window)]
         try:
-            for number, model in enumerate(self.models if left else ()):
+            for number, model in enumerate(self.models if remaining else ()):
                 folder = self.work / f"model-{number}"
                 folder.mkdir(exist_ok=True)
                 model.engine.prepare(self.tokens, folder, _StagesOf(model.name, progress))
             progress.start("chunks", self.n_windows)
             self._measured = 0
-            self._advance(self.n_windows - len(left), progress)
+            self._advance(self.n_windows - len(remaining), progress)
             with Scorer(self.threads) as scorer:
                 if self._fit_together():
-                    self._side_by_side(left, scorer, progress)
+                    self._side_by_side(remaining, scorer, progress)
                 else:
-                    self._in_turns(left, scorer, progress)
+                    self._in_turns(remaining, scorer, progress)
         finally:
             for engine in self.engines:
                 engine.release()
@@ -105,8 +105,8 @@ class Comparison:
         known = [f" {label} {value:.4g}" for label, value in values if not np.isnan(value)][:4]
         progress.advance(count, f"{self._measured} of {self.n_windows}:{''.join(known)}")
 
-    def _side_by_side(self, left: Sequence[int], scorer: Scorer, progress: Progress) -> None:
-        for window in left:
+    def _side_by_side(self, windows: Sequence[int], scorer: Scorer, progress: Progress) -> None:
+        for window in windows:
             rows = self.engines[0].logits(window)
             scored = self._score(0, window, rows, scorer)
             for number in range(1, len(self.engines)):
@@ -114,24 +114,24 @@ class Comparison:
             self._files[0].keep(window, records(scored))
             self._advance(1, progress)
 
-    def _in_turns(self, left: Sequence[int], scorer: Scorer, progress: Progress) -> None:
+    def _in_turns(self, windows: Sequence[int], scorer: Scorer, progress: Progress) -> None:
         at_once = self._windows_at_once()
-        for start in range(0, len(left), at_once):
-            batch = left[start : start + at_once]
+        for start in range(0, len(windows), at_once):
+            batch = windows[start : start + at_once]
             shape = (len(batch), self.targets.shape[1], self.engines[0].n_vocab)
             reserve(self.work / "logits", 4 * math.prod(shape))
             spool = np.memmap(self.work / "logits", np.float32, "r+", 0, shape)
             scored = []
-            for place, window in enumerate(batch):
-                spool[place] = self.engines[0].logits(window)
-                scored.append(self._score(0, window, spool[place], scorer))
+            for slot, window in enumerate(batch):
+                spool[slot] = self.engines[0].logits(window)
+                scored.append(self._score(0, window, spool[slot], scorer))
             self.engines[0].release()
             for number in range(1, len(self.engines)):
-                for place, window in enumerate(batch):
-                    self._compare(number, window, spool[place], scored[place], scorer)
+                for slot, window in enumerate(batch):
+                    self._compare(number, window, spool[slot], scored[slot], scorer)
                 self.engines[number].release()
-            for place, window in enumerate(batch):
-                self._files[0].keep(window, records(scored[place]))
+            for slot, window in enumerate(batch):
+                self._files[0].keep(window, records(scored[slot]))
             del spool
             (self.work / "logits").unlink()
             self._advance(len(batch), progress)
@@ -140,8 +140,8 @@ class Comparison:
         if not np.isnan(self._files[number].values["loss"][window]).any():
             return
         rows = self.engines[number].logits(window)
-        own = self._score(number, window, rows, scorer)
-        self._files[number].keep(window, scorer.compare(reference, scored, rows, own))
+        candidate = self._score(number, window, rows, scorer)
+        self._files[number].keep(window, scorer.compare(reference, scored, rows, candidate))
 
     def _score(self, number: int, window: int, rows: Array, scorer: Scorer) -> Scored:
         scored = scorer.score(rows, self.targets[window])

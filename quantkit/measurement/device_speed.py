@@ -114,9 +114,9 @@ def thin_speed(name: str, few: Timed, many: Timed, others: Mapping[str, DeviceSp
     `others`: the speeds of the other devices with a part in them.
     """
     more = many.work[name].operations - few.work[name].operations
-    rest, rest_of_many = _rest(name, few, others), _rest(name, many, others)
-    operation = max((rest_of_many - rest) / more, 0.0)
-    token = max(rest - few.work[name].operations * operation, 0.0)
+    unexplained, rest_of_many = _rest(name, few, others), _rest(name, many, others)
+    operation = max((rest_of_many - unexplained) / more, 0.0)
+    token = max(unexplained - few.work[name].operations * operation, 0.0)
     return DeviceSpeed(float("inf"), operation=operation, token=token)
 
 
@@ -130,8 +130,8 @@ def with_transfers(
     count_of_few = _transfers(few)
     rows = []
     for mixture in mixtures:
-        rest = _rest(name, mixture, others) - mixture.work[name].operations * speed.operation - speed.token
-        rows.append((float(_transfers(mixture) - count_of_few), float(mixture.work[name].described), rest))
+        unexplained = _rest(name, mixture, others) - mixture.work[name].operations * speed.operation - speed.token
+        rows.append((float(_transfers(mixture) - count_of_few), float(mixture.work[name].described), unexplained))
     transfer, description = _positive_solution(*rows)
     return replace(
         speed,

@@ -151,7 +151,7 @@ def _pair_ids(file: Subject, texts: Retrieval) -> list[list[int]]:
 def _pairs(texts: Retrieval) -> list[tuple[int, int]]:
     """Numbers of a query and a passage: each query with its own passage first, then with others."""
     return [
-        (query, (own + step * 7) % len(texts.passages))
-        for query, own in enumerate(texts.answers)
+        (query, (passage + step * 7) % len(texts.passages))
+        for query, passage in enumerate(texts.answers)
         for step in range(_PAIRS_A_QUERY)
     ]

@@ -180,9 +180,9 @@ def measure_memory(
     possible = requested if gpu_devices(model, rpc=options.rpc) else [n for n in requested if n == 0]
     notes = []
     if possible != requested:
-        left = ", ".join(str(n) for n in requested if n)
+        layer_counts = ", ".join(str(n) for n in requested if n)
         notes.append(
-            f"{model.name}: llama.cpp finds no GPU, so the memory with {left} layers offloaded is not measured"
+            f"{model.name}: llama.cpp finds no GPU, so the memory with {layer_counts} layers offloaded is not measured"
         )
     rows = []
     for n in possible:
@@ -211,11 +211,11 @@ def _buffers(log: Sequence[str]) -> tuple[Buffer, ...]:
     """Sums by name and use. llama.cpp plans compute buffers more than once, so the last size counts."""
     totals: dict[tuple[str, str], int] = {}
     for match in filter(None, map(_BUFFER.match, log)):
-        name, what = match["name"], match["what"]
-        if what == "model":
+        name, use = match["name"], match["what"]
+        if use == "model":
             holds = "weights" if _is_plain(name) else "other"
         else:
-            holds = "compute" if what == "compute" else "other" if what == "output" else "kv"
+            holds = "compute" if use == "compute" else "other" if use == "output" else "kv"
         size = round(float(match["size"]) * (1 << 20))
         earlier = 0 if holds == "compute" else totals.get((name, holds), 0)
         totals[name, holds] = earlier + size

@@ -57,10 +57,10 @@ def _dots() -> Pixels:
 
 def _number() -> Pixels:
     pixels = _canvas(_WHITE)
-    for place, digit in enumerate("42"):
+    for position, digit in enumerate("42"):
         rows = np.array([[cell == "#" for cell in row] for row in _DIGITS[digit]])
         ink = np.kron(rows, np.ones((24, 20), bool))
-        left = 24 + 96 * place
+        left = 24 + 96 * position
         pixels[52 : 52 + ink.shape[0], left : left + ink.shape[1]][ink] = _BLACK
     return pixels
 

@@ -62,8 +62,8 @@ def write_probe(
     if sizes.experts:
         keys |= {"llama.expert_count": ("u32", sizes.experts), "llama.expert_used_count": ("u32", 1)}
     tensors = tuple(PlannedTensor(*tensor) for tensor in _tensors(sizes, type_))
-    made = [plain_key(key, kind, value) for key, (kind, value) in keys.items()]
-    (layout,) = lay_out(name, made, [(tensor.name, tensor.shape, tensor.type) for tensor in tensors])
+    header_keys = [plain_key(key, kind, value) for key, (kind, value) in keys.items()]
+    (layout,) = lay_out(name, header_keys, [(tensor.name, tensor.shape, tensor.type) for tensor in tensors])
     path = folder / layout.name
     filling = {type_: weights or random_weights(type_)}
     filling.setdefault(_F32, random_weights(_F32))

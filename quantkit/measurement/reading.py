@@ -145,11 +145,11 @@ def _with_own_labels(models: Sequence[Model]) -> tuple[Model, ...]:
     for model in models:
         label = model.label if labels.count(model.label) == 1 else model.name
         used = {other.label for other in unique}
-        number, own = 1, label
-        while own in used:
+        number, unique_label = 1, label
+        while unique_label in used:
             number += 1
-            own = f"{label} ({number})"
-        unique.append(replace(model, label=own))
+            unique_label = f"{label} ({number})"
+        unique.append(replace(model, label=unique_label))
     return tuple(unique)
 
 

@@ -219,8 +219,10 @@ def _model(
 ) -> dict[str, Any]:
     document = _identity(subjects[number], label, number)
     document["quality"] = [
-        quality_document(text.name, comparison.records(number, place), comparison.records(0, place) if number else None)
-        for place, text in enumerate(windows)
+        quality_document(
+            text.name, comparison.records(number, text_number), comparison.records(0, text_number) if number else None
+        )
+        for text_number, text in enumerate(windows)
     ]
     return document
 

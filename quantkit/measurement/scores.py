@@ -75,7 +75,7 @@ class Scorer:
         self._in_slices(score_slice, n, n_vocab)
         return Scored(norm, loss, top)
 
-    def compare(self, reference: Array, scored: Scored, rows: Array, own: Scored) -> NDArray[np.void]:
+    def compare(self, reference: Array, scored: Scored, rows: Array, candidate: Scored) -> NDArray[np.void]:
         """The RECORD of each row, (n,).
 
         KL(p || q) = sum of p (log p - log q) over the whole vocabulary; p is the reference's distribution.
@@ -87,7 +87,7 @@ class Scorer:
             own: scores of `rows`.
         """
         n, n_vocab = rows.shape
-        result = records(own)
+        result = records(candidate)
 
         @np.errstate(invalid="ignore", over="ignore")
         def score_slice(start: int, stop: int) -> None:
@@ -101,10 +101,10 @@ class Scorer:
             result["kl"][start:stop] = p.sum(axis=1, dtype=np.float64) / total
 
         self._in_slices(score_slice, n, n_vocab)
-        result["kl"] += own.norm - scored.norm
-        result["change"] = np.exp(-own.loss) - np.exp(-scored.loss)
-        result["top1"] = own.top[:, 0] == scored.top[:, 0]
-        result["top5"] = (own.top[:, :, None] == scored.top[:, None, :]).any(axis=2).sum(axis=1)
+        result["kl"] += candidate.norm - scored.norm
+        result["change"] = np.exp(-candidate.loss) - np.exp(-scored.loss)
+        result["top1"] = candidate.top[:, 0] == scored.top[:, 0]
+        result["top5"] = (candidate.top[:, :, None] == scored.top[:, None, :]).any(axis=2).sum(axis=1)
         return result
 
     def _in_slices(self, work: Callable[[int, int], None], n: int, n_vocab: int) -> None:
@@ -120,10 +120,10 @@ class Scorer:
         self._pool.shutdown()
 
 
-def records(own: Scored) -> NDArray[np.void]:
+def records(scored: Scored) -> NDArray[np.void]:
     """RECORD of each row of the reference: KL divergence 0, full agreement."""
-    result = np.zeros(len(own.loss), RECORD)
-    result["loss"], result["top1"], result["top5"] = own.loss, 1, own.top.shape[1]
+    result = np.zeros(len(scored.loss), RECORD)
+    result["loss"], result["top1"], result["top5"] = scored.loss, 1, scored.top.shape[1]
     return result
 
 
@@ -139,8 +139,8 @@ def _most_likely(rows: Array, count: int) -> NDArray[np.int64]:
     maxima = rows[:, : n_blocks * _BLOCK].reshape(n, n_blocks, _BLOCK).max(axis=2)
     blocks = np.sort(_largest(maxima, count), axis=1)
     at = (blocks[:, :, None] * _BLOCK + np.arange(_BLOCK)).reshape(n, -1)
-    rest = np.broadcast_to(np.arange(n_blocks * _BLOCK, width), (n, width - n_blocks * _BLOCK))
-    at = np.concatenate([at, rest], axis=1)
+    tail = np.broadcast_to(np.arange(n_blocks * _BLOCK, width), (n, width - n_blocks * _BLOCK))
+    at = np.concatenate([at, tail], axis=1)
     return np.take_along_axis(at, _largest(np.take_along_axis(rows, at, axis=1), count), axis=1)
 
 

@@ -43,8 +43,8 @@ def ratio_of(losses: Losses, reference: Losses) -> Figure:
 
 def difference_of(losses: Losses, reference: Losses) -> Figure:
     """perplexity - the reference's, its error by the delta method from the losses of the same tokens."""
-    own, other = perplexity_of(losses), perplexity_of(reference)
-    return Figure(own.value - other.value, _error(own.value * losses - other.value * reference))
+    perplexity, other = perplexity_of(losses), perplexity_of(reference)
+    return Figure(perplexity.value - other.value, _error(perplexity.value * losses - other.value * reference))
 
 
 def mean_of(values: NDArray[Any]) -> Figure:
@@ -70,19 +70,19 @@ def kl_document(kl: NDArray[np.float64]) -> dict[str, Any]:
     }
 
 
-def quality_document(text: str, own: NDArray[np.void], reference: NDArray[np.void] | None) -> dict[str, Any]:
+def quality_document(text: str, candidate: NDArray[np.void], reference: NDArray[np.void] | None) -> dict[str, Any]:
     """The figures of a model on one text; `reference` is None for the reference itself."""
-    figures: dict[str, Any] = {"text": text, "perplexity": perplexity_of(own["loss"]).document()}
+    figures: dict[str, Any] = {"text": text, "perplexity": perplexity_of(candidate["loss"]).document()}
     if reference is None:
         return figures
-    squares = mean_of(own["change"].astype(np.float64) ** 2)
-    change, rms = mean_of(own["change"]), math.sqrt(squares.value)
+    squares = mean_of(candidate["change"].astype(np.float64) ** 2)
+    change, rms = mean_of(candidate["change"]), math.sqrt(squares.value)
     return figures | {
-        "perplexity_difference": difference_of(own["loss"], reference["loss"]).document(),
-        "perplexity_ratio": ratio_of(own["loss"], reference["loss"]).document(),
-        "kl": kl_document(own["kl"]),
-        "top1": mean_of(own["top1"]).document(),
-        "top5": mean_of(own["top5"] / min(TOP, max(1, int(reference["top5"].max())))).document(),
+        "perplexity_difference": difference_of(candidate["loss"], reference["loss"]).document(),
+        "perplexity_ratio": ratio_of(candidate["loss"], reference["loss"]).document(),
+        "kl": kl_document(candidate["kl"]),
+        "top1": mean_of(candidate["top1"]).document(),
+        "top5": mean_of(candidate["top5"] / min(TOP, max(1, int(reference["top5"].max())))).document(),
         "probability_change": {
             "mean": change.value,
             "error": change.error,

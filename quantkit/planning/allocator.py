@@ -110,12 +110,18 @@ def graph_memory(graph: Graph, device: Mapping[int, str] | None = None) -> dict[
 def _take_over(tensor: Tensor, slot: _Slot, slots: Mapping[int, _Slot]) -> bool:
     """Reuse the memory of an operand for `tensor` if possible; returns whether it did. Views are never reused."""
     for parent in tensor.src:
-        own = slots[id(parent)]
-        if not own.owned or own.arena is None or parent.kept or own.children != 1 or own.views:
+        parent_slot = slots[id(parent)]
+        if (
+            not parent_slot.owned
+            or parent_slot.arena is None
+            or parent.kept
+            or parent_slot.children != 1
+            or parent_slot.views
+        ):
             continue
         if tensor.same_layout(parent):
-            slot.arena, slot.offset, slot.owned = own.arena, own.offset, True
-            own.owned = False
+            slot.arena, slot.offset, slot.owned = parent_slot.arena, parent_slot.offset, True
+            parent_slot.owned = False
             return True
     return False
 
@@ -130,7 +136,13 @@ def _release(parent: Tensor, slots: Mapping[int, _Slot]) -> None:
     if parent.root is not None:
         owner = parent.root
         slots[id(owner)].views -= 1
-    own = slots[id(owner)]
-    if own.owned and not own.views and not own.children and not owner.kept and own.arena is not None:
-        own.arena.give(own.offset, owner.nbytes)
-        own.owned = False
+    owner_slot = slots[id(owner)]
+    if (
+        owner_slot.owned
+        and not owner_slot.views
+        and not owner_slot.children
+        and not owner.kept
+        and owner_slot.arena is not None
+    ):
+        owner_slot.arena.give(owner_slot.offset, owner.nbytes)
+        owner_slot.owned = False

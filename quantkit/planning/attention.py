@@ -119,10 +119,10 @@ def mla(d: Drawing, x: Tensor, layer: Layer) -> Tensor:
         kv = d.linear(layer, "attn_kv_b", squeezed)
         per_head = kv.shape[0] // n_head
         value = per_head - (head - rope)
-        rest = view(kv, (head - rope, n_head, n), (per_head * F32, per_head * n_head * F32))
+        k_nope = view(kv, (head - rope, n_head, n), (per_head * F32, per_head * n_head * F32))
         v = fresh((value, n_head, n), view(kv, (value, n_head, n), (per_head * F32, per_head * n_head * F32)))
         q = d.rope(q)
-        k = fresh((head, n_head, n), rest, fresh((rope, n_head, n), k_rope))
+        k = fresh((head, n_head, n), k_nope, fresh((rope, n_head, n), k_rope))
         out = _attend(d, q, k, v, layer)
     return d.linear(layer, "attn_output", out)
 
@@ -155,14 +155,14 @@ def _attend(
             d.graph.expand(projection)
     size = block_size(d.context.kv_cache)
     element = size[1] / size[0]
-    own = d.layer if layer.shared_from is None else layer.shared_from
-    k_cache = cache_of("k cache", layer.head_k * layer.n_head_kv, cells, size=element, layer=own)
+    cache_layer = d.layer if layer.shared_from is None else layer.shared_from
+    k_cache = cache_of("k cache", layer.head_k * layer.n_head_kv, cells, size=element, layer=cache_layer)
     if k is not None:
         d.graph.expand(stored(k_cache, view(k, (layer.head_k * layer.n_head_kv, d.n)), cache.k_index))
     keys = view(k_cache, (layer.head_k, layer.n_head_kv, cells))
     head_v, n_head = layer.head_v if v is None else v.shape[0], layer.n_head
     if layer.head_v:
-        v_cache = cache_of("v cache", layer.head_v * layer.n_head_kv, cells, size=element, layer=own)
+        v_cache = cache_of("v cache", layer.head_v * layer.n_head_kv, cells, size=element, layer=cache_layer)
         if v is not None:
             d.graph.expand(stored(v_cache, _merged(d, v, layer), cache.v_index))
         values = view(v_cache, (layer.head_v, layer.n_head_kv, cells))

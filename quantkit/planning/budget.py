@@ -213,10 +213,10 @@ def remedies(shape: ModelShape, offers: Sequence[Offer], context: Context, budge
     if not shape.traits.encoder and context.n_ubatch > 128:
         tries.append(("--batch 128", replace(context, n_ubatch=128)))
     fitting = []
-    for what, changed in tries:
+    for change, changed in tries:
         fit = fit_offer(shape, smallest, changed, budget)
         if fit.fits:
-            fitting.append(Remedy(what, fit))
+            fitting.append(Remedy(change, fit))
     return fitting
 
 

@@ -35,12 +35,12 @@ def draft_memory(
     source = open_source(str(model))
     try:
         states = count * sum(state_bytes(source.shape, layer) for layer in source.shape.trunk)
-        own = mtp_bytes(source, context) if draft is None else 0
+        mtp_memory = mtp_bytes(source, context) if draft is None else 0
     finally:
         source.model.close()
     taken = [states] * len(rooms)
     if draft is None:
-        taken[-1] += own
+        taken[-1] += mtp_memory
         return DraftMemory(tuple(taken), len(rooms) - 1)
     source = open_source(str(draft))
     try:

@@ -86,8 +86,10 @@ class Drawing:
         v_rows = self.n if context.flash_on else self.n * shape.widest_values
         turns: list[Tensor | None] = [None, None]
         if context.kv_type != "f16":
-            own = [layer for layer in shape.layers if layer.slides == slides and layer.shared_from is None]
-            for i, sizes in enumerate(({layer.head_k for layer in own}, {layer.head_v for layer in own})):
+            cached_layers = [layer for layer in shape.layers if layer.slides == slides and layer.shared_from is None]
+            for i, sizes in enumerate(
+                ({layer.head_k for layer in cached_layers}, {layer.head_v for layer in cached_layers})
+            ):
                 head = next(iter(sizes)) if len(sizes) == 1 else 0
                 if head and head % 64 == 0 and not shape.is_mla:
                     size = 64 if i else _largest_turn(head)

@@ -133,9 +133,9 @@ def plan(source: str, options: PlanOptions | None = None, *, offline: bool = Fal
         if "CPU" not in bandwidth:
             bandwidth["CPU"] = (probe_bandwidth(), "measured")
         projector, unseen = planned_projector(opened, source, options.mmproj)
-        left = projector.left(machine) if projector else machine
+        remaining = projector.left(machine) if projector else machine
         features = machine.cpu_features if options.repack else frozenset()
-        budget = Budget(left.ram, left.vram, features, left.vrams, left.unified)
+        budget = Budget(remaining.ram, remaining.vram, features, remaining.vrams, remaining.unified)
         if unseen is not None:
             opened = replace(opened, notes=(*opened.notes, unseen))
         empty = Plan(
@@ -152,17 +152,17 @@ def plan(source: str, options: PlanOptions | None = None, *, offline: bool = Fal
             imatrix=options.imatrix,
             projector=projector,
         )
-        made = offers(opened, types, matrix, calibrated=empty.for_phone)
-        return _with_target(_with_best(_with_rows(empty, made, options)))
+        forms = offers(opened, types, matrix, calibrated=empty.for_phone)
+        return _with_target(_with_best(_with_rows(empty, forms, options)))
     finally:
         opened.model.close()
 
 
-def _with_rows(plan: Plan, made: Sequence[Offer], options: PlanOptions) -> Plan:
+def _with_rows(plan: Plan, forms: Sequence[Offer], options: PlanOptions) -> Plan:
     """A row for each form of the model."""
     speeds = {device: DeviceSpeed(speed) for device, (speed, _) in plan.bandwidth.items()} | dict(plan.speeds)
     rows = []
-    for offer in made:
+    for offer in forms:
         if offer.why_not:
             rows.append(Row(offer))
         elif offer.is_folder:

@@ -46,53 +46,53 @@ class PlannedProjector:
         return {"file": self.file, "bytes": self.size, "device": "GPU" if machine.vram else "CPU"}
 
 
-def planned_projector(source: Source, given: str, wanted: str | None) -> tuple[PlannedProjector | None, str | None]:
+def planned_projector(source: Source, model: str, type_name: str | None) -> tuple[PlannedProjector | None, str | None]:
     """The projector that a plan counts, and a note on one that it does not count.
 
-    `given`: the source as the user wrote it. `wanted`: a type of --mmproj, or `none`; without it a projector beside a
-    GGUF counts, and that of a checkpoint does not.
+    `model`: the source as the user wrote it. `type_name`: a type of --mmproj, or `none`; without it a projector beside
+    a GGUF counts, and that of a checkpoint does not.
 
     Raises:
         UsageError: another type, or the model has no projector of this type, or only that of another model.
     """
-    if wanted == NONE:
+    if type_name == NONE:
         return None, None
     checkpoint = source.model.checkpoint
     if checkpoint is None:
-        beside = named_projectors(Path(given))
-        if wanted is not None:
-            beside = [path for path in beside if path.stem.lower().endswith(f"-{wanted.lower()}")]
+        beside = named_projectors(Path(model))
+        if type_name is not None:
+            beside = [path for path in beside if path.stem.lower().endswith(f"-{type_name.lower()}")]
             if not beside:
                 raise UsageError(
-                    f"no projector of the type {wanted} lies beside {given}; leave --mmproj out, or write one with"
-                    f" quantkit gguf SOURCE --mmproj {wanted}"
+                    f"no projector of the type {type_name} lies beside {model}; leave --mmproj out, or write one with"
+                    f" quantkit gguf SOURCE --mmproj {type_name}"
                 )
         if not beside:
             return None, None
         try:
-            file = choose_projector(Path(given), beside[0])
+            file = choose_projector(Path(model), beside[0])
         except UsageError as error:
-            if wanted is not None:
+            if type_name is not None:
                 raise
             return None, f"a projector is not counted: {str(error).partition(';')[0]}"
         return PlannedProjector(file.name, file.stat().st_size), None
-    types = projector_types([wanted or USUAL])
+    types = projector_types([type_name or USUAL])
     rules = None if source.is_config else find_projector(checkpoint.config)
     if rules is None:
-        if wanted is not None:
+        if type_name is not None:
             towers = source.is_config or has_tower(checkpoint.tensors)
             reason = "has no projector that quantkit can plan" if towers else "has no vision or audio tower"
-            raise UsageError(f"{given} {reason}; leave --mmproj out")
+            raise UsageError(f"{model} {reason}; leave --mmproj out")
         return None, None
     does = "hears audio" if rules.hears else "sees images"
     try:
         plan = plan_projectors(checkpoint, ProjectorRequest(types, Path(), source.model.name))
     except QuantkitError as error:
-        if wanted is not None:
+        if type_name is not None:
             raise
         return None, f"the model {does}, but its projector cannot be planned: {error}"
     (output,) = plan.outputs
-    if wanted is None:
+    if type_name is None:
         return None, f"the model {does}; --mmproj {USUAL} counts its projector too, {_size(output.size)}"
     return PlannedProjector(output.files[0].name, output.size, f" --mmproj {types[0].name}"), None
 

@@ -20,8 +20,8 @@ def read_state(d: Drawing, state: Tensor, rows: Tensor) -> Tensor:
     part = view(state, state.shape)
     d.graph.expand(Tensor(part.shape, F32, (part, part), root=state))
     d.graph.expand(rows)
-    rest = fresh((state.shape[0], 0), state, d.other_copies)
-    d.graph.expand(Tensor(rest.shape, F32, (rest, view(state, rest.shape)), root=state))
+    other_states = fresh((state.shape[0], 0), state, d.other_copies)
+    d.graph.expand(Tensor(other_states.shape, F32, (other_states, view(state, other_states.shape)), root=state))
     return rows
 
 

@@ -107,28 +107,28 @@ def _assign(
     chosen: dict[int, str | None] = {}
     for node in graph.nodes:
         weight = node.weight
-        place: str | None = None
+        device: str | None = None
         if node.on_cpu:
-            place = "CPU"
+            device = "CPU"
         elif node.norm_of is not None and options.norms:
-            place = options.norms[node.norm_of]
+            device = options.norms[node.norm_of]
         elif node.root is not None and node.root.kind == "cache" and not is_view(node):
-            place = known[id(node.root)]
+            device = known[id(node.root)]
         elif weight is not None:
-            place = weights.get(weight, "CPU")
+            device = weights.get(weight, "CPU")
             rows = node.shape[1] * node.shape[2] * node.shape[3]
-            if place == "CPU" and weight != "token_embd.weight" and rows >= offloaded_from:
-                place = options.gpus[0]
-        chosen[id(node)] = place
+            if device == "CPU" and weight != "token_embd.weight" and rows >= offloaded_from:
+                device = options.gpus[0]
+        chosen[id(node)] = device
     order = [node for node in graph.nodes if not is_view(node)]
     for nodes, only_gpu in ((order, True), (order[::-1], True), (order, False), (order[::-1], False)):
         current: str | None = None
         for node in nodes:
-            place = chosen[id(node)]
-            if place is None:
+            device = chosen[id(node)]
+            if device is None:
                 chosen[id(node)] = current
             else:
-                current = None if only_gpu and place == "CPU" else place
+                current = None if only_gpu and device == "CPU" else device
     for node in graph.nodes:
         if not is_view(node):
             known[id(node)] = chosen[id(node)] or "CPU"

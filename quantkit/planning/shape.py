@@ -167,9 +167,9 @@ def model_shape(keys: Mapping[str, Any], tensors: Iterable[tuple[str, tuple[int,
         recurrent and not (traits.delta_net or traits.mamba or traits.mamba2 or traits.time_mix)
     ):
         raise UnsupportedError(f"{where} is of architecture {arch}, whose memory quantkit cannot plan yet")
-    own = {key.removeprefix(f"{arch}."): value for key, value in keys.items() if key.startswith(f"{arch}.")}
-    n_layer = _count(own, "block_count", where)
-    n_embd = _count(own, "embedding_length", where)
+    arch_keys = {key.removeprefix(f"{arch}."): value for key, value in keys.items() if key.startswith(f"{arch}.")}
+    n_layer = _count(arch_keys, "block_count", where)
+    n_embd = _count(arch_keys, "embedding_length", where)
     by_layer: list[dict[str, tuple[int, ...]]] = [{} for _ in range(n_layer)]
     outer: dict[str, tuple[int, ...]] = {}
     for name, shape in tensors:
@@ -182,28 +182,30 @@ def model_shape(keys: Mapping[str, Any], tensors: Iterable[tuple[str, tuple[int,
         raise CheckpointError(
             f"{where} has no token_embd.weight, so it is not a complete model; pass the complete file"
         )
-    heads = _per_layer(own, "attention.head_count", n_layer, None, where)
-    kv_heads = _per_layer(own, "attention.head_count_kv", n_layer, heads, where)
-    window = int(own.get("attention.sliding_window") or traits.default_window) if traits.sliding_every else 0
-    slides = _slides(own, traits, n_layer) if window else [False] * n_layer
+    heads = _per_layer(arch_keys, "attention.head_count", n_layer, None, where)
+    kv_heads = _per_layer(arch_keys, "attention.head_count_kv", n_layer, heads, where)
+    window = int(arch_keys.get("attention.sliding_window") or traits.default_window) if traits.sliding_every else 0
+    slides = _slides(arch_keys, traits, n_layer) if window else [False] * n_layer
     layers = []
     for i in range(n_layer):
-        swa = "_swa" if slides[i] and own.get("attention.key_length_swa") else ""
+        swa = "_swa" if slides[i] and arch_keys.get("attention.key_length_swa") else ""
         head = n_embd // max(heads[i], 1)
-        key = int(own.get("attention.key_length" + swa) or head)
-        value = 0 if "attention.key_length_mla" in own else int(own.get("attention.value_length" + swa) or head)
-        shared = _shared_from(own, n_layer, i, slides[i])
+        key = int(arch_keys.get("attention.key_length" + swa) or head)
+        value = (
+            0 if "attention.key_length_mla" in arch_keys else int(arch_keys.get("attention.value_length" + swa) or head)
+        )
+        shared = _shared_from(arch_keys, n_layer, i, slides[i])
         layers.append(Layer(heads[i], kv_heads[i], key, value, slides[i], by_layer[i], shared))
     return ModelShape(
         arch=arch,
         n_embd=n_embd,
         n_vocab=outer["token_embd.weight"][0],
-        context=int(own.get("context_length") or 0),
+        context=int(arch_keys.get("context_length") or 0),
         window=window,
-        n_expert_used=int(own.get("expert_used_count") or 0),
+        n_expert_used=int(arch_keys.get("expert_used_count") or 0),
         layers=tuple(layers),
         tensors=outer,
-        keys=own,
+        keys=arch_keys,
         traits=traits,
     )
 

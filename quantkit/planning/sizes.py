@@ -110,16 +110,16 @@ def offers(
                 " the original checkpoint"
             )
         return (as_it_is(source),)
-    wanted = known_types(names) if names else _usual(source)
+    type_names = known_types(names) if names else _usual(source)
     if matrix is not None:
-        if all(name in FOLDERS for name in wanted):
+        if all(name in FOLDERS for name in type_names):
             raise UsageError("--imatrix has no effect without a GGUF type; leave it out, or add a type such as -t q4_0")
         column_weights(source.model, matrix.values, matrix.path.name)
-    made = [
+    forms = [
         _folder(source, name) if name in FOLDERS else _gguf(source, file_type(name), matrix, calibrated=calibrated)
-        for name in wanted
+        for name in type_names
     ]
-    return tuple(sorted(made, key=lambda offer: (offer.is_folder, -_quality(offer))))
+    return tuple(sorted(forms, key=lambda offer: (offer.is_folder, -_quality(offer))))
 
 
 def _usual(source: Source) -> tuple[str, ...]:
@@ -218,6 +218,6 @@ def _folder(source: Source, method: str) -> Offer:
     except QuantkitError as error:
         return Offer(method, why_not=str(error))
     elements = sum(tensor.n_elements for tensor in source.model.tensors)
-    stored = sum(place.nbytes for shard in plan.shards for place in shard.places)
+    stored = sum(written.nbytes for shard in plan.shards for written in shard.places)
     shown = 0 if folder_format.group_sizes == () else group
     return Offer(method, plan.size, 8 * stored / elements, (), f"{source.model.name}-{label}", group=shown)

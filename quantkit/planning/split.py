@@ -82,9 +82,9 @@ def even_split(sizes: Sequence[int], rooms: Sequence[int], used: Sequence[int]) 
         """As many layers on each GPU in turn as take up to `share` of it; None if layers are left."""
         counts, at = [], 0
         for room, fixed in zip(rooms, used, strict=True):
-            left, first = share * room - fixed, at
-            while at < len(sizes) and sizes[at] <= left:
-                left -= sizes[at]
+            free, first = share * room - fixed, at
+            while at < len(sizes) and sizes[at] <= free:
+                free -= sizes[at]
                 at += 1
             counts.append(at - first)
         return tuple(counts) if at == len(sizes) else None
