@@ -112,8 +112,8 @@ def _address_space_limit() -> int | None:
 def _control_groups() -> Iterator[Path]:
     """The folders of the process's own control group (version 2) and of its parents up to the root."""
     with contextlib.suppress(OSError, StopIteration):
-        own = next(line for line in CONTROL_GROUP_OF_PROCESS.read_text().splitlines() if line.startswith("0::"))
-        folder = CONTROL_GROUPS / own[3:].strip().lstrip("/")
+        group_line = next(line for line in CONTROL_GROUP_OF_PROCESS.read_text().splitlines() if line.startswith("0::"))
+        folder = CONTROL_GROUPS / group_line[3:].strip().lstrip("/")
         for group in (folder, *folder.parents):
             yield group
             if group == CONTROL_GROUPS:

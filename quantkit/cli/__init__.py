@@ -146,14 +146,14 @@ def _with_output(function: Callable[..., None]) -> Callable[..., None]:
         end_loading()
         function(Out(format_), **arguments)
 
-    _, *own = signature(function, eval_str=True).parameters.values()
+    _, *command_parameters = signature(function, eval_str=True).parameters.values()
     shared = [
         Parameter("format_", Parameter.KEYWORD_ONLY, default=Format.human, annotation=FormatOption),
         Parameter("debug", Parameter.KEYWORD_ONLY, default=False, annotation=DebugOption),
     ]
-    if any(parameter.name == "offline" for parameter in own):
+    if any(parameter.name == "offline" for parameter in command_parameters):
         shared.insert(0, Parameter("mirror", Parameter.KEYWORD_ONLY, default=None, annotation=MirrorOption))
-    parameters = [parameter.replace(kind=Parameter.KEYWORD_ONLY) for parameter in own] + shared
+    parameters = [parameter.replace(kind=Parameter.KEYWORD_ONLY) for parameter in command_parameters] + shared
     command.__signature__ = signature(function).replace(parameters=parameters)  # type: ignore[attr-defined]
     command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     return command

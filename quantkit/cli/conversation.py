@@ -25,8 +25,8 @@ def answer_once(conversation: Conversation, out: Out, prompt: str, max_tokens: i
     if human:
         print()
     out.note(_speed(answer), "dim")
-    given = {"images": conversation.images, "sounds": conversation.sounds}
-    files: dict[str, Any] = {kind: [str(path) for path in paths] for kind, paths in given.items() if paths}
+    paths_by_kind = {"images": conversation.images, "sounds": conversation.sounds}
+    files: dict[str, Any] = {kind: [str(path) for path in paths] for kind, paths in paths_by_kind.items() if paths}
     files |= {"mmproj": str(conversation.mmproj)} if files else {}
     facts = {"model": str(conversation.model), "prompt": prompt, **files}
     out.document({"command": "run", **facts, **_document(answer)})
@@ -45,16 +45,16 @@ def talk(conversation: Conversation, out: Out, max_tokens: int) -> None:
         except KeyboardInterrupt:
             print()
             continue
-        command, _, rest = text.strip().partition(" ")
+        command, _, argument = text.strip().partition(" ")
         if command in ("/bye", "/exit", "/quit"):
             return
         if command == "/clear":
             conversation.clear()
         elif command == "/system":
-            conversation.system = rest or None
+            conversation.system = argument or None
         elif command in ("/help", "/?"):
             out.say(_HELP)
-        elif command.startswith("/") and command[1:].isalpha() and not rest:
+        elif command.startswith("/") and command[1:].isalpha() and not argument:
             out.warn(f"unknown command {command}; /help lists the commands")
         elif text.strip():
             _turn(conversation, out, text, max_tokens)

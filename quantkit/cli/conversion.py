@@ -115,7 +115,7 @@ def _calibrate(conversion: Conversion, types: list[str], *, is_gguf: bool) -> bo
         )
     calibrate = options.calibrate
     if calibrate is None:
-        wanted = (
+        is_useful = (
             (conversion.calibrates and (others or _uses_importances(options, types)))
             or text is not None
             or options.preset is not None
@@ -124,7 +124,7 @@ def _calibrate(conversion: Conversion, types: list[str], *, is_gguf: bool) -> bo
         )
         # llama.cpp runs the whole file for it, so a GGUF is calibrated only by request
         requested = text is not None or options.solver_of_quality == "feedback"
-        calibrate = options.imatrix is None and wanted and (requested or not is_gguf)
+        calibrate = options.imatrix is None and is_useful and (requested or not is_gguf)
     has_files = bool(options.target) or any(name not in (*FORMATS, IMATRIX) for name in types)
     if not others and not (has_files and calibrate):
         refuse_idle(conversion.calibration, "--calibrate")

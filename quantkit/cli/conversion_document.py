@@ -19,8 +19,8 @@ def planned_document(plan: ConversionPlan, command: str) -> dict[str, Any]:
         if isinstance(output, GgufOutput):
             document["tensors"] = {choice.name: choice.type.name for choice in output.choices}
     projectors = [_projector(output) for output in plan.outputs if _is_projector(output)]
-    own = {"projectors": projectors} if projectors else {}
-    return {"command": command, "dry_run": True, **conversion_facts(plan), "outputs": outputs, **own}
+    projector_entry = {"projectors": projectors} if projectors else {}
+    return {"command": command, "dry_run": True, **conversion_facts(plan), "outputs": outputs, **projector_entry}
 
 
 def result_document(result: Result, command: str) -> dict[str, Any]:

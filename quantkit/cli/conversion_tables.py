@@ -103,8 +103,8 @@ def show_result(result: Result, out: Out) -> None:
     if plan.samples is not None:
         if plan.imatrix is not None:
             done.append(f"{plan.imatrix.entries} tensors over {plan.samples.tokens.size} tokens")
-        what = f"{len(plan.calibration.layers)} layers" if plan.calibration is not None else "inputs by llama.cpp"
-        done.append(f"{what} calibrated in {result.seconds['calibrate']:.1f} s")
+        calibrated = f"{len(plan.calibration.layers)} layers" if plan.calibration is not None else "inputs by llama.cpp"
+        done.append(f"{calibrated} calibrated in {result.seconds['calibrate']:.1f} s")
     if plan.direct_folders:
         count = len(plan.direct_folders)
         done.append(f"{count} folder{'s' if count > 1 else ''} in one pass of {result.seconds['folders']:.1f} s")

@@ -40,6 +40,6 @@ def imatrix(
     """
     if output is not None and output.is_dir():
         raise OutputError(f"{output} is a folder; pass the name of the file, for example {output / 'imatrix.gguf'}")
-    place = OutputOptions() if output is None else OutputOptions(output.parent, output.stem)
-    conversion = Conversion((IMATRIX,), place, calibration=calibration, adapters=adapters, imatrix_file=output)
+    output_options = OutputOptions() if output is None else OutputOptions(output.parent, output.stem)
+    conversion = Conversion((IMATRIX,), output_options, calibration=calibration, adapters=adapters, imatrix_file=output)
     convert_source(out, "imatrix", source, conversion, work)

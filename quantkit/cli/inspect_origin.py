@@ -36,10 +36,10 @@ def _made(entry: Mapping[str, Any]) -> str:
     options = entry.get("options") if isinstance(entry.get("options"), dict) else {}
     if "quantized_linears" in entry:
         options = {}  # those of a folder are facts of its format, which other lines show
-    given = [
+    option_texts = [
         f"--{name.replace('_', '-').replace('-types', '-type')}" for name, value in (options or {}).items() if value
     ]
-    return " ".join(words) + (f", with {', '.join(given)}".replace("-types", "-type") if given else "")
+    return " ".join(words) + (f", with {', '.join(option_texts)}".replace("-types", "-type") if option_texts else "")
 
 
 def adapter_words(adapter: Mapping[str, Any]) -> str:

@@ -79,7 +79,7 @@ def _show_tables(report: Report, out: Out) -> None:
 
 
 def _show(table: Table, out: Out) -> None:
-    columns = [(_SHORT.get(name, name), "right" if place else "left") for place, name in enumerate(table.headers)]
+    columns = [(_SHORT.get(name, name), "right" if column else "left") for column, name in enumerate(table.headers)]
     out.table(columns, [list(row) for row in table.rows], table.title)
     out.say("")
 
@@ -106,14 +106,14 @@ def _quality(model: Model, text: Text) -> list[str]:
 def _memory(model: Model) -> list[list[str]]:
     return [
         [
-            model.label if not place and not number else "",
-            str(row.gpu_layers) if not place else "",
+            model.label if not device_number and not number else "",
+            str(row.gpu_layers) if not device_number else "",
             device.name,
             *(size(device.parts.get(kind)) for kind in ("weights", "kv", "compute", "other")),
-            size(row.peak_rss) if not place else "",
+            size(row.peak_rss) if not device_number else "",
         ]
         for number, row in enumerate(model.memory)
-        for place, device in enumerate(row.devices)
+        for device_number, device in enumerate(row.devices)
     ]
 
 

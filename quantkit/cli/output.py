@@ -153,8 +153,8 @@ class _Lines:
         if self._done >= self._total or self._done <= first:
             self._out.note(text)
             return
-        left = (now - began) * (self._total - self._done) / (self._done - first)
-        self._out.note(f"{text} {100 * self._done / self._total:.0f}%, about {left:.0f} s left")
+        seconds_left = (now - began) * (self._total - self._done) / (self._done - first)
+        self._out.note(f"{text} {100 * self._done / self._total:.0f}%, about {seconds_left:.0f} s left")
 
 
 def human_bytes(size: float) -> str:

@@ -18,8 +18,8 @@ def repackable(source: str, types: Sequence[str]) -> list[str]:
         return []
     from quantkit.packed.registry import read_type
 
-    wanted = list(dict.fromkeys(name.lower() for name in types))
-    return wanted if read_type(Path(source)) in ("awq", "gptq") else []
+    type_names = list(dict.fromkeys(name.lower() for name in types))
+    return type_names if read_type(Path(source)) in ("awq", "gptq") else []
 
 
 def repack_source(out: Out, source: str, types: Sequence[str], output: OutputOptions, work: RunOptions) -> bool:

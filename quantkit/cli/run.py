@@ -179,6 +179,6 @@ def run(
 
 def _refuse_combinations(text_only: Mapping[str, object], files: Mapping[str, object]) -> None:
     """Raise UsageError if an option that works with text only is given beside a file to see or hear."""
-    given = [next((option for option, value in options.items() if value), None) for options in (text_only, files)]
-    if None not in given:
-        raise UsageError(f"{given[0]} works with prompts of text only; remove it or {given[1]}")
+    conflict = [next((option for option, value in options.items() if value), None) for options in (text_only, files)]
+    if None not in conflict:
+        raise UsageError(f"{conflict[0]} works with prompts of text only; remove it or {conflict[1]}")

@@ -61,7 +61,7 @@ def round_by_llama(
     ):
         tensors = [name for name in sources if name in rounder.covered and name not in journal.records]
         parts = batches(distinct_inputs(sums, tensors), callback.gram_memory)
-        left = {name: len(sums[name].sums) for name in tensors}
+        remaining = {name: len(sums[name].sums) for name in tensors}
         windows = callback.samples.tokens
         progress.start("measuring products of inputs", len(parts) * len(windows))
         for inputs in parts:
@@ -73,8 +73,8 @@ def round_by_llama(
                     statistics = stored.load(first.sums[entry.number], int(counts[entry.number]))
                     rounder.quantize_input([(name, entry.number) for name in entry.tensors], statistics)
                     for name in entry.tensors:
-                        left[name] -= 1
-                        if not left[name]:
+                        remaining[name] -= 1
+                        if not remaining[name]:
                             journal.finished(name, rounder.rounded.pop(name))
         return {name: journal.records[name] for name in sorted(rounder.covered)}
 

@@ -144,15 +144,15 @@ class FeedbackRounder:
             rows = plan.model.read_rows(tensor.name, start, stop)
             floats = widen(rows, tensor)
             check_finite(floats, tensor, start)
-            made: dict[GGMLQuantizationType, NDArray[np.uint8]] = {}
+            quantized: dict[GGMLQuantizationType, NDArray[np.uint8]] = {}
             for target in targets:
                 kind = target.slot.type
-                if kind not in made:
+                if kind not in quantized:
                     if kind in FORMATS and kind != tensor.type and not isinstance(prepared, str):
-                        made[kind] = quantize_with_feedback(kind, floats, prepared, sweeps=plan.request.sweeps)
+                        quantized[kind] = quantize_with_feedback(kind, floats, prepared, sweeps=plan.request.sweeps)
                     else:
-                        made[kind] = quantize_chunk(kind, rows, floats, tensor, importance, target.label)
-                write_at(target, made[kind], start)
+                        quantized[kind] = quantize_chunk(kind, rows, floats, tensor, importance, target.label)
+                write_at(target, quantized[kind], start)
 
         self.workers.map(one, list(starts))
 

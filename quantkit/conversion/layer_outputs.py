@@ -122,10 +122,10 @@ class LayerOutputs:
 
     def _sweep(self) -> None:
         """Read the tensors that the samples read once, from first to last."""
-        wanted = {(span.file, span.start) for span in self._embedded}
+        spans = {(span.file, span.start) for span in self._embedded}
         for name, tensor in self._checkpoint.tensors.items():
             end = tensor.offset + tensor.nbytes
-            if any(file == tensor.file and tensor.offset <= start < end for file, start in wanted):
+            if any(file == tensor.file and tensor.offset <= start < end for file, start in spans):
                 step = max(1, _PIECE * tensor.n_rows // max(tensor.nbytes, 1))
                 for start in range(0, tensor.n_rows, step):
                     self._checkpoint.read_rows(name, start, min(start + step, tensor.n_rows))

@@ -105,11 +105,11 @@ def plan_repack(source: Path, method: str, output: Path, name: str | None = None
         dtypes = {opened.tensors[f"{linear}.scales"].dtype for linear in opened.linears}
         dtype = dtypes.pop() if len(dtypes) == 1 else "F32"
         shards = plan_folder(list(_stated(opened, grid, dtype)))
-        own = name or source.resolve().name.removesuffix(f"-{scheme.method.upper()}")
+        model_name = name or source.resolve().name.removesuffix(f"-{scheme.method.upper()}")
         names = Names(opened.linears.keys(), _kept(opened), find_architecture(opened.config).head)
         origin = {"source": source.resolve().name, "revision": None, "header_sha256": dict(opened.header_sha256)}
         return RepackPlan(
-            opened, method, own, output / f"{own}-{kind.label}", grid, dtype, tuple(shards), names, origin
+            opened, method, model_name, output / f"{model_name}-{kind.label}", grid, dtype, tuple(shards), names, origin
         )
     except BaseException:
         opened.close()
@@ -215,14 +215,14 @@ def _check_equal(plan: RepackPlan, partial: Path, progress: Progress) -> Check:
         for name in sorted(source.names):
             linear = source.linears.get(name.removesuffix(".weight"))
             if linear is None:
-                same = np.array_equal(opened.stored(name).view(np.uint8), source.stored(name).view(np.uint8))
+                is_equal = np.array_equal(opened.stored(name).view(np.uint8), source.stored(name).view(np.uint8))
             else:
-                same = all(
+                is_equal = all(
                     np.array_equal(opened.dequantized(linear.name, *piece), source.dequantized(linear.name, *piece))
                     for piece in _pieces(linear)
                 )
                 progress.advance(1, name)
-            if not same:
+            if not is_equal:
                 raise VerificationError(f"tensor {name} of {partial.name} is not that of {source.folder}")
     return Check("lossless", "passed", f"{len(source.linears)} linears and all other tensors equal the source's")
 

@@ -177,10 +177,10 @@ def _errors(gguf: GgufPlan, option: Candidates, measured: Sensitivity, levels: i
     if head:
         assert as_head is not None
         return as_head
-    own = _compare(samples, option.types, levels, None)
+    comparison = _compare(samples, option.types, levels, None)
     fed_back = gguf.request.solver == "feedback" and tensor.name in gguf.weights
     gains = [_WITH_FEEDBACK.get(kind, 1.0) if fed_back else 1.0 for kind in option.types]
-    return _Errors(own.of_types * gains, own.coarse, as_head)
+    return _Errors(comparison.of_types * gains, comparison.coarse, as_head)
 
 
 _Sample = tuple[NDArray[np.float32], NDArray[np.float32] | None]
@@ -191,14 +191,14 @@ def _sample(gguf: GgufPlan, tensor: ModelTensor) -> list[_Sample]:
     weights = gguf.weights.get(tensor.name)
     matrices = tensor.n_rows // tensor.matrix_rows
     count = min(matrices, _MATRICES)
-    wanted = max(_ROWS, _SAMPLED // tensor.n_columns)
+    n_rows = max(_ROWS, _SAMPLED // tensor.n_columns)
     samples = []
     for matrix in np.linspace(0, matrices - 1, count).astype(int).tolist():
         step = tensor.row_step
-        pieces = max(1, min(tensor.matrix_rows // step, -(-wanted // (count * step))))
+        pieces = max(1, min(tensor.matrix_rows // step, -(-n_rows // (count * step))))
         starts = np.linspace(0, tensor.matrix_rows // step - 1, pieces).astype(int) * step + matrix * tensor.matrix_rows
         rows = [widen(gguf.model.read_rows(tensor.name, start, start + step), tensor) for start in starts.tolist()]
-        samples.append((np.concatenate(rows)[: -(-wanted // count)], None if weights is None else weights[matrix]))
+        samples.append((np.concatenate(rows)[: -(-n_rows // count)], None if weights is None else weights[matrix]))
     return samples
 
 

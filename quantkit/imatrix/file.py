@@ -179,18 +179,18 @@ def _read_dat(path: Path, data: bytes) -> Imatrix:
     """
     position = 0
 
-    def take(size: int, what: str) -> bytes:
+    def take(size: int, field: str) -> bytes:
         nonlocal position
         if size < 0 or position + size > len(data):
             raise ImatrixError(
-                f"{path} is truncated or not an importance matrix: {what} at byte {position} needs {size} bytes, but"
+                f"{path} is truncated or not an importance matrix: {field} at byte {position} needs {size} bytes, but"
                 f" {len(data) - position} are left; pass a file written by llama-imatrix"
             )
         position += size
         return data[position - size : position]
 
-    def number(what: str) -> int:
-        value: int = struct.unpack("<i", take(4, what))[0]
+    def number(field: str) -> int:
+        value: int = struct.unpack("<i", take(4, field))[0]
         return value
 
     values = {}

@@ -27,7 +27,7 @@ _Sums = dict[str, NDArray[np.float32]]
 
 
 @dataclass(frozen=True)
-class _Place:
+class _LinearRows:
     """Rows first..last of a checkpoint tensor that belong to a linear. `turned`: the rows are the linear's inputs."""
 
     first: int
@@ -44,7 +44,7 @@ def imatrix_sources(native: Native) -> dict[str, tuple[LinearKey, ...]]:
     is not included: the native architecture does not compute its input (DeepSeek's attn_k_b). Nor is a second copy of a
     tensor, which llama.cpp loads and does not use (RWKV 7's first layer).
     """
-    places = _places(native)
+    rows_by_tensor = _linear_rows(native)
     checkpoint = native.checkpoint
     family = find_family(checkpoint.config)
     linears = {}
@@ -124,18 +124,18 @@ def as_imatrix(
     return Imatrix(values, list(datasets), chunks, chunk_size, digest.hexdigest())
 
 
-def _places(native: Native) -> dict[str, list[_Place]]:
+def _linear_rows(native: Native) -> dict[str, list[_LinearRows]]:
     """Checkpoint tensor -> the linears that its rows belong to."""
-    places: dict[str, list[_Place]] = {}
+    rows_by_tensor: dict[str, list[_LinearRows]] = {}
     for number in range(native.decoder.n_layers):
         layer = layer_linears(native.architecture, native.config, number, native.tensors)
         for linear in (linear for entry in layer.inputs for linear in entry.linears):
-            for source, place in _places_of(linear, native.tensors):
-                places.setdefault(source, []).append(place)
-    return places
+            for source, linear_rows in _rows_of(linear, native.tensors):
+                rows_by_tensor.setdefault(source, []).append(linear_rows)
+    return rows_by_tensor
 
 
-def _places_of(linear: Linear, tensors: Mapping[str, MappedTensor]) -> Iterator[tuple[str, _Place]]:
+def _rows_of(linear: Linear, tensors: Mapping[str, MappedTensor]) -> Iterator[tuple[str, _LinearRows]]:
     packed = linear.name + "_blocks"
     tensor = tensors[packed if packed in tensors else linear.name + linear.form.weight]
     turned = linear.form.turned and packed not in tensors
@@ -143,7 +143,7 @@ def _places_of(linear: Linear, tensors: Mapping[str, MappedTensor]) -> Iterator[
     start = (linear.index or 0) * rows
     key = (linear.name, linear.index)
     if len(tensor.parts) == 1 and packed in tensors:
-        yield tensor.parts[0].source, _Place(start, start + rows - 1, turned, key, linear.n_in)
+        yield tensor.parts[0].source, _LinearRows(start, start + rows - 1, turned, key, linear.n_in)
         return
     for number in range(start // tensor.part_rows, (start + rows - 1) // tensor.part_rows + 1):
         part = tensor.parts[number]
@@ -155,20 +155,21 @@ def _places_of(linear: Linear, tensors: Mapping[str, MappedTensor]) -> Iterator[
         elif taken is not None:
             taken = taken[first:last]
         span = (first, last - 1) if taken is None else (int(taken.min()), int(taken.max()))
-        yield part.source, _Place(*span, turned != part.take.transposed, key, linear.n_in)
+        yield part.source, _LinearRows(*span, turned != part.take.transposed, key, linear.n_in)
 
 
 def _n_matrices(tensor: MappedTensor) -> int:
     return int(np.prod(tensor.shape[:-2], dtype=np.int64)) if len(tensor.shape) > 2 else 1
 
 
-def _linear_of(tensor: MappedTensor, number: int, places: Mapping[str, list[_Place]]) -> LinearKey | None:
+def _linear_of(tensor: MappedTensor, number: int, rows_by_tensor: Mapping[str, list[_LinearRows]]) -> LinearKey | None:
     """The linear of matrix `number` in a GGUF tensor; the first of several linears with the same input."""
     row = number * (tensor.shape[-2] if len(tensor.shape) > 1 else 1)
     part = tensor.parts[row // tensor.part_rows]
     within, taken = row % tensor.part_rows, part.take.rows
     at = within if taken is None else int(taken.min() if part.take.transposed else taken[within])
-    for place in places.get(part.source, ()):
-        if place.first <= at <= place.last and place.turned == part.take.transposed and place.n_in == tensor.shape[-1]:
-            return place.key
+    for linear_rows in rows_by_tensor.get(part.source, ()):
+        is_inside = linear_rows.first <= at <= linear_rows.last
+        if is_inside and linear_rows.turned == part.take.transposed and linear_rows.n_in == tensor.shape[-1]:
+            return linear_rows.key
     return None

@@ -84,10 +84,10 @@ def changed_since(entry: Mapping[str, Any], folder: Path) -> list[str]:
     return words
 
 
-def _is(kind: type | tuple[type, ...], what: str) -> Fits:
+def _is(kind: type | tuple[type, ...], expected: str) -> Fits:
     def fits(value: Any) -> Fault:
         right = isinstance(value, kind) and not (isinstance(value, bool) and kind is not bool)
-        return None if right else f" is {shown(json.dumps(value))}, not {what}"
+        return None if right else f" is {shown(json.dumps(value))}, not {expected}"
 
     return fits
 

@@ -41,7 +41,7 @@ class Steps(Protocol):
     ) -> None: ...
 
     def descend_group(
-        self, format_: BlockFormat, own: Array, pull: Array, step: Array, points: Array, error: Array, moved: Array
+        self, format_: BlockFormat, hessian: Array, pull: Array, step: Array, points: Array, error: Array, moved: Array
     ) -> None: ...
 
     def refit_halves(self, fit: Fit, d: Array, dmin: Array | None, error: Array, moved: Array) -> None: ...
@@ -173,13 +173,13 @@ class CSteps:
         )
 
     def descend_group(
-        self, format_: BlockFormat, own: Array, pull: Array, step: Array, points: Array, error: Array, moved: Array
+        self, format_: BlockFormat, hessian: Array, pull: Array, step: Array, points: Array, error: Array, moved: Array
     ) -> None:
         self._functions["descend_group"](
             ctypes.addressof(_prepared(format_).format),
             pull.shape[1],
-            _pointer(own, rows_apart=True),
-            own.strides[0] // 4,
+            _pointer(hessian, rows_apart=True),
+            hessian.strides[0] // 4,
             *map(_pointer, (pull, step, points, error, moved)),
         )
 
@@ -244,15 +244,15 @@ def _results(steps_: Steps, format_: BlockFormat, seed: int) -> list[Array]:
     run = Run(columns, matrix[:_LONGEST_RUN, :_LONGEST_RUN] * np.float32(0.1), x[columns], x[columns])
     steps_.feed_back_run(format_, run, step, base, points, errors)
     error, moved = np.zeros_like(x), np.zeros_like(x)
-    own: Array = matrix + n_cols * np.eye(n_cols, dtype=np.float32)
+    hessian: Array = matrix + n_cols * np.eye(n_cols, dtype=np.float32)
     group = slice(0, format_.group)
     pull = np.ascontiguousarray(x[::-1])
     steps_.descend_group(
-        format_, own[group, group], pull[group].copy(), step[0].copy(), points[group], error[group], moved[group]
+        format_, hessian[group, group], pull[group].copy(), step[0].copy(), points[group], error[group], moved[group]
     )
     u: Array = points + np.float32(0.5)
     v: Array | None = None if base is None else -np.ones_like(x)
-    fit = Fit(u, own @ u, v, None if v is None else own @ v, pull)
+    fit = Fit(u, hessian @ u, v, None if v is None else hessian @ v, pull)
     d, scale = scales.d[0].copy(), scales.scales[0].copy()
     dmin = None if scales.dmin is None else scales.dmin[0].copy()
     minimum = None if scales.minima is None else scales.minima[0].copy()

@@ -53,24 +53,24 @@ def feed_back_run(
 
 
 def descend_group(
-    format_: BlockFormat, own: Array, pull: Array, step: Array, points: Array, error: Array, moved: Array
+    format_: BlockFormat, hessian: Array, pull: Array, step: Array, points: Array, error: Array, moved: Array
 ) -> None:
     """Move each level of a group to its best value, all others fixed.
 
-    own: the group's block of H, float32 (group, group). pull: H E of the group, (group, n_rows), overwritten.
+    hessian: the group's block of H, float32 (group, group). pull: H E of the group, (group, n_rows), overwritten.
     step: (n_rows,). points, error: (group, n_rows). moved: the changes of the values are added to it.
     """
     inverse = _inverse(step)
     for k in range(format_.group):
-        if own[k, k] <= 0:
+        if hessian[k, k] <= 0:
             continue
-        better = nearest_points(points[k] - pull[k] * (inverse / own[k, k]), format_)
+        better = nearest_points(points[k] - pull[k] * (inverse / hessian[k, k]), format_)
         better[step == 0] = points[k][step == 0]
         change = (better - points[k]) * step
         points[k] = better
         error[k] += change
         moved[k] += change
-        pull[k + 1 :] += own[k + 1 :, k, None] * change
+        pull[k + 1 :] += hessian[k + 1 :, k, None] * change
 
 
 @dataclass(frozen=True)

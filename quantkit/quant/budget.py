@@ -26,9 +26,9 @@ def choose_within(sizes: Sequence[Sizes], costs: Sequence[Costs], budget: int) -
     """
     hulls = [_lower_hull(size, cost) for size, cost in zip(sizes, costs, strict=True)]
     chosen = [hull[0] for hull in hulls]
-    left = budget - sum(int(size[index]) for size, index in zip(sizes, chosen, strict=True))
-    if left < 0:
-        raise ValueError(f"the smallest types take {budget - left} bytes, more than {budget}")
+    remaining = budget - sum(int(size[index]) for size, index in zip(sizes, chosen, strict=True))
+    if remaining < 0:
+        raise ValueError(f"the smallest types take {budget - remaining} bytes, more than {budget}")
     queue: list[tuple[float, int, int]] = []
 
     def offer(tensor: int, step: int) -> None:
@@ -42,12 +42,12 @@ def choose_within(sizes: Sequence[Sizes], costs: Sequence[Costs], budget: int) -
     while queue:
         _, tensor, step = heappop(queue)
         more = int(sizes[tensor][hulls[tensor][step]] - sizes[tensor][chosen[tensor]])
-        if more > left:
+        if more > remaining:
             # later steps of this tensor are not neighbours of its type any more
             continue
-        chosen[tensor], left = hulls[tensor][step], left - more
+        chosen[tensor], remaining = hulls[tensor][step], remaining - more
         offer(tensor, step + 1)
-    return _spend(sizes, costs, chosen, left)
+    return _spend(sizes, costs, chosen, remaining)
 
 
 def _lower_hull(sizes: Sizes, costs: Costs) -> list[int]:
@@ -66,18 +66,18 @@ def _slope(sizes: Sizes, costs: Costs, first: int, second: int) -> float:
     return float((costs[second] - costs[first]) / (sizes[second] - sizes[first]))
 
 
-def _spend(sizes: Sequence[Sizes], costs: Sequence[Costs], chosen: list[int], left: int) -> list[int]:
+def _spend(sizes: Sequence[Sizes], costs: Sequence[Costs], chosen: list[int], remaining: int) -> list[int]:
     """Take the single step with the largest gain that fits into the bytes that are left, until none does."""
     while True:
         best: tuple[float, int, int] | None = None
         for tensor, index in enumerate(chosen):
             gains = costs[tensor][index] - costs[tensor]
-            gains = np.where(sizes[tensor] - sizes[tensor][index] <= left, gains, 0.0)
+            gains = np.where(sizes[tensor] - sizes[tensor][index] <= remaining, gains, 0.0)
             other = int(gains.argmax())
             if gains[other] > 0 and (best is None or gains[other] > best[0]):
                 best = (float(gains[other]), tensor, other)
         if best is None:
             return chosen
         _, tensor, other = best
-        left -= int(sizes[tensor][other] - sizes[tensor][chosen[tensor]])
+        remaining -= int(sizes[tensor][other] - sizes[tensor][chosen[tensor]])
         chosen[tensor] = other

@@ -34,12 +34,18 @@ def descend(
     del difference
     for _ in range(sweeps):
         for start in range(0, n_in, block):
-            own = slice(start, min(start + block, n_in))
-            groups = slice(own.start // size, own.stop // size)
+            columns = slice(start, min(start + block, n_in))
+            groups = slice(columns.start // size, columns.stop // size)
             changes = _descend_block(
-                levels[own], steps[groups], zeros[groups], slopes[own], gram[own, own], size, np.float32(grid.top)
+                levels[columns],
+                steps[groups],
+                zeros[groups],
+                slopes[columns],
+                gram[columns, columns],
+                size,
+                np.float32(grid.top),
             )
-            slopes += gram[:, own] @ changes
+            slopes += gram[:, columns] @ changes
     return np.ascontiguousarray(levels.T.astype(np.uint8)), np.ascontiguousarray(steps.T)
 
 
@@ -49,9 +55,9 @@ def _descend_block(
     """Change the `levels` (n, n_out) and `steps` (n / size, n_out) of some groups; return the weights' changes."""
     changes = np.zeros_like(levels)
     for group, (step, zero) in enumerate(zip(steps, zeros, strict=True)):
-        own = slice(group * size, (group + 1) * size)
-        for first in range(own.start, own.stop, _RUN):
-            last = min(first + _RUN, own.stop)
+        columns = slice(group * size, (group + 1) * size)
+        for first in range(columns.start, columns.stop, _RUN):
+            last = min(first + _RUN, columns.stop)
             run = slopes[first:last] + gram[first:last, :first] @ changes[:first]
             for k in range(first, last):
                 slope = run[k - first]
@@ -65,13 +71,13 @@ def _descend_block(
                 changes[k] *= step
                 levels[k] = slope
         # The weights of the group are step * (levels - zero): its step has one minimum too.
-        length = levels[own] - zero
-        inner = slopes[own] + gram[own, : own.stop] @ changes[: own.stop]
+        length = levels[columns] - zero
+        inner = slopes[columns] + gram[columns, : columns.stop] @ changes[: columns.stop]
         slope = np.einsum("io,io->o", inner, length)
-        curve = np.einsum("io,io->o", gram[own, own] @ length, length)
+        curve = np.einsum("io,io->o", gram[columns, columns] @ length, length)
         best = step - np.divide(slope, curve, out=np.zeros_like(slope), where=curve > 0)
         change = np.where(best * step > 0, float16_scales(best), step) - step
         change[change * (2 * slope + change * curve) >= 0] = 0
-        changes[own] += change * length
+        changes[columns] += change * length
         step += change
     return changes

@@ -131,10 +131,10 @@ def solve(format_: BlockFormat, w: Array, curvature: Curvature, *, sweeps: int, 
 def values(format_: BlockFormat, solution: Solution) -> Array:
     """The dequantized matrix (n_in, n_rows)."""
     step, base = solution.scales.step(format_), solution.scales.base(format_)
-    made = solution.points * np.repeat(step, format_.group, axis=0)
+    dequantized = solution.points * np.repeat(step, format_.group, axis=0)
     if base is not None:
-        made += np.repeat(base, format_.group, axis=0)
-    return made
+        dequantized += np.repeat(base, format_.group, axis=0)
+    return dequantized
 
 
 def feed_back(format_: BlockFormat, w: Array, scales: Scales, curvature: Curvature, by: Steps | None = None) -> Array:
@@ -194,33 +194,33 @@ class _Chunk:
     def _descend_group(self, block: int, group: int) -> None:
         format_, scales, size = self.format, self.solution.scales, self.format.group
         at = slice(group * size - self.start, (group + 1) * size - self.start)
-        own, points = self.hessian[at, at], self.solution.points[group * size : (group + 1) * size]
+        hessian, points = self.hessian[at, at], self.solution.points[group * size : (group + 1) * size]
         moved, pull = np.zeros_like(points), self.gradient[at].copy()
         if format_.has_group_scales:
             u, v, hv = points * scales.d[block], None, None
             minimum = None
             if scales.minima is not None and scales.dmin is not None:
                 v = np.tile(-scales.dmin[block], (size, 1))
-                hv, minimum = own.sum(axis=1)[:, None] * v, scales.minima[group]
-            fit = Fit(u, own @ u, v, hv, pull)
+                hv, minimum = hessian.sum(axis=1)[:, None] * v, scales.minima[group]
+            fit = Fit(u, hessian @ u, v, hv, pull)
             self.by.refit_integers(format_, fit, scales.scales[group], minimum, self.error[at], moved)
-            pull += own @ moved
+            pull += hessian @ moved
         step = scales.d[block] * scales.scales[group]
-        self.by.descend_group(format_, own, pull, step, points, self.error[at], moved)
+        self.by.descend_group(format_, hessian, pull, step, points, self.error[at], moved)
         self.gradient[:] += self.hessian[:, at] @ moved
 
     def _refit_block(self, block: int, *, stays: bool) -> None:
         """Refit d and dmin. `stays`: nothing reads the gradient afterwards."""
         format_, scales, size = self.format, self.solution.scales, self.format.block
         at, groups = slice(block * size - self.start, (block + 1) * size - self.start), format_.groups
-        own, points = self.hessian[at, at], self.solution.points[block * size : (block + 1) * size]
+        hessian, points = self.hessian[at, at], self.solution.points[block * size : (block + 1) * size]
         of_block = slice(block * groups, (block + 1) * groups)
         u, v, hv, dmin = points * np.repeat(scales.scales[of_block], format_.group, axis=0), None, None, None
         if scales.minima is not None and scales.dmin is not None:
             v, dmin = -np.repeat(scales.minima[of_block], format_.group, axis=0), scales.dmin[block]
-            hv = own.reshape(size, groups, format_.group).sum(axis=2) @ -scales.minima[of_block]
+            hv = hessian.reshape(size, groups, format_.group).sum(axis=2) @ -scales.minima[of_block]
         moved = np.empty_like(points)
-        fit = Fit(u, own @ u, v, hv, self.gradient[at])
+        fit = Fit(u, hessian @ u, v, hv, self.gradient[at])
         self.by.refit_halves(fit, scales.d[block], dmin, self.error[at], moved)
         if not stays:
             self.gradient[:] += self.hessian[:, at] @ moved

@@ -103,15 +103,17 @@ def round_with_feedback(
         sorted_gram = factored.gram[np.ix_(columns, columns)]
 
     def round_rows(rows: slice) -> tuple[NDArray[np.uint8], Array, NDArray[np.uint8]]:
-        own = w[rows]
-        ranges = _Ranges(np.empty((n_in // size, len(own)), np.float32), np.empty((n_in // size, len(own)), np.float32))
+        w_slice = w[rows]
+        ranges = _Ranges(
+            np.empty((n_in // size, len(w_slice)), np.float32), np.empty((n_in // size, len(w_slice)), np.float32)
+        )
         if static_groups:
-            ranges.put(slice(None), *best_ranges(own, importance, grid, _SHRINKS))
+            ranges.put(slice(None), *best_ranges(w_slice, importance, grid, _SHRINKS))
         ordered = None if static_groups else importance[factored.order]
-        q = _feed_back(own, factored.order, factored.feedback, ranges, groups, grid, block, ordered)
+        q = _feed_back(w_slice, factored.order, factored.feedback, ranges, groups, grid, block, ordered)
         scales, zeros = np.ascontiguousarray(ranges.scales.T), np.ascontiguousarray(ranges.zeros.T)
         if sweeps:
-            sorted_q, scales = descend(own[:, columns], q[:, columns], scales, zeros, sorted_gram, grid, sweeps)
+            sorted_q, scales = descend(w_slice[:, columns], q[:, columns], scales, zeros, sorted_gram, grid, sweeps)
             q[:, columns] = sorted_q
         return q, scales, zeros.astype(np.uint8)
 

@@ -58,7 +58,7 @@ ALONE = Trust(1e6, 0.0, 1.0, feedback=False)
 def choose_trust(
     gram: Array,
     count: int,
-    held: Array | None,
+    held_gram: Array | None,
     held_count: int,
     steps: Array,
     workers: Workers = SERIAL,
@@ -68,7 +68,7 @@ def choose_trust(
     """The limits for an input.
 
     gram: float32 (n_in, n_in), H, the sum of x x' over `count` tokens.
-    held: the part of it from the `held_count` tokens of held-out samples, or None.
+    held_gram: the part of it from the `held_count` tokens of held-out samples, or None.
     steps: float32 (n_in,), the size of a rounding step of each column.
 
     rule: the limits to choose from, and how.
@@ -76,14 +76,14 @@ def choose_trust(
     The error of feedback is predicted for random rounding errors of these sizes, which ranks the limits as rounding
     does. With fewer than 64 held-out tokens, the limits depend on the number of tokens alone (`usual_damp`).
     """
-    if held is None or held_count < _LEAST_TOKENS or count - held_count < _LEAST_TOKENS:
+    if held_gram is None or held_count < _LEAST_TOKENS or count - held_count < _LEAST_TOKENS:
         return Trust(SHRINK, usual_damp(len(gram), count) if count else 0.0)
     rounding = np.random.default_rng(0).uniform(-1, 1, (_ROWS, len(gram))).astype(np.float32) * steps
-    alone = _energy(rounding, held)
+    alone = _energy(rounding, held_gram)
     if not alone > 0:
         return Trust(SHRINK, usual_damp(len(gram), count))
     errors = []
-    for shrink, damp, error in _errors(gram - held, count - held_count, held, rounding, rule.limits, workers):
+    for shrink, damp, error in _errors(gram - held_gram, count - held_count, held_gram, rounding, rule.limits, workers):
         errors.append((error / alone, shrink, damp))
         if errors[-1][0] > rule.tolerance * min(errors)[0]:
             break
@@ -99,7 +99,7 @@ def choose_trust(
 def _errors(
     fitted: Array,
     count: int,
-    held: Array,
+    held_gram: Array,
     rounding: Array,
     limits: Iterable[tuple[float, float]],
     workers: Workers,
@@ -119,7 +119,7 @@ def _errors(
         error = propagated(rounding, triangle)
         # the next factorisation needs their memory
         del factor, triangle
-        yield shrink, damp, _energy(error, held)
+        yield shrink, damp, _energy(error, held_gram)
 
 
 def propagated(rounding: Array, triangle: Array) -> Array:

@@ -138,7 +138,7 @@ def feed_back_onto(w: Array, points: Points, factored: Factor) -> Array:
     """
     order, feedback = factored.order, factored.feedback
     columns = np.ascontiguousarray(w.T[order])
-    errors, made = np.empty_like(columns), np.empty_like(columns)
+    errors, values = np.empty_like(columns), np.empty_like(columns)
     n_in = len(columns)
     for start in range(0, n_in, _BLOCK):
         stop = min(start + _BLOCK, n_in)
@@ -153,9 +153,9 @@ def feed_back_onto(w: Array, points: Points, factored: Factor) -> Array:
                 target = run[k - first]
                 if k > first:
                     target += feedback[first:k, k] @ errors[first:k]
-                made[order[k]] = points.nearest(target, int(order[k]))
-                np.subtract(columns[k], made[order[k]], out=errors[k])
-    rounded = np.ascontiguousarray(made.T)
+                values[order[k]] = points.nearest(target, int(order[k]))
+                np.subtract(columns[k], values[order[k]], out=errors[k])
+    rounded = np.ascontiguousarray(values.T)
     nearest = points.whole(w)
     rows = slice(None, None, -(-len(w) // _CHECKED_ROWS))
     errors_of = [output_error(w[rows], matrix[rows], factored.gram)[0] for matrix in (nearest, rounded)]

@@ -114,8 +114,8 @@ def _read(path: Path, extended_by: Layer | None) -> Layer:
         text = path.read_bytes().decode("utf-8").replace("\r\n", "\n")
     except OSError as error:
         if extended_by is not None:
-            place = extended_by.place(["extends"])
-            raise UsageError(f"{place}: extends: cannot read {path}: {error.strerror or error}; check it") from error
+            position = extended_by.place(["extends"])
+            raise UsageError(f"{position}: extends: cannot read {path}: {error.strerror or error}; check it") from error
         raise UsageError(f"cannot read the recipe {path}: {error.strerror or error}; check the name") from error
     except UnicodeDecodeError as error:
         raise UsageError(f"the recipe {path} is not UTF-8 text (byte {error.start}); save it as UTF-8") from error

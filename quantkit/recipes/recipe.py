@@ -220,10 +220,10 @@ def _floors(opened: Opened, formats: Formats) -> dict[str, Floor]:
     """The limits of each format: its own, and else those for all formats."""
     table = opened.get("floors") or {}
     common = {key: value for key, value in table.items() if not isinstance(value, Mapping)}
-    own = {_format(key): value for key, value in table.items() if isinstance(value, Mapping)}
+    limits_by_format = {_format(key): value for key, value in table.items() if isinstance(value, Mapping)}
     floors = {}
     for name in formats.names:
-        limits = common | dict(own.get(name, {}))
+        limits = common | dict(limits_by_format.get(name, {}))
         if limits:
             floors[name] = Floor(
                 delta=_limit(limits["max_delta"]) if "max_delta" in limits else None,

@@ -20,9 +20,9 @@ class Routes:
         """Rows by sample of tokens not routed to `expert`, evenly spread, until `expert` has `floor` tokens."""
         routed = (self.chosen == expert).any(axis=-1)
         free = np.flatnonzero(~routed.reshape(-1))
-        wanted = min(floor - int(routed.sum()), len(free))
-        if wanted <= 0:
+        n_picked = min(floor - int(routed.sum()), len(free))
+        if n_picked <= 0:
             return {}
-        picked = free[np.linspace(0, len(free) - 1, wanted).round().astype(np.int64)]
+        picked = free[np.linspace(0, len(free) - 1, n_picked).round().astype(np.int64)]
         length = routed.shape[1]
         return {int(sample): picked[picked // length == sample] % length for sample in np.unique(picked // length)}

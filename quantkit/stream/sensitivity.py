@@ -204,14 +204,16 @@ class _Probe:
     def _weights(self, name: str, tensors: Mapping[str, Array]) -> LayerWeights:
         """The weights of a variant: tensors in memory, and others as they are read, are rounded if they are its own."""
         native, levels = self.native, self.levels
-        own: Mapping[str, bool] = self.groups[name].tensors if name else {}
+        rounded_tensors: Mapping[str, bool] = self.groups[name].tensors if name else {}
 
         def rows(tensor: str, start: int, stop: int) -> NDArray[Any]:
             values = native.rows(tensor, start, stop)
-            return _rounded(f32(values), levels, turned=own[tensor]) if tensor in own else values
+            return (
+                _rounded(f32(values), levels, turned=rounded_tensors[tensor]) if tensor in rounded_tensors else values
+            )
 
         changed = {
-            tensor: _rounded(values, levels, turned=own[tensor]) if tensor in own else values
+            tensor: _rounded(values, levels, turned=rounded_tensors[tensor]) if tensor in rounded_tensors else values
             for tensor, values in tensors.items()
         }
         return LayerWeights(native.whole, rows, native.tensors.keys(), tensors=changed)

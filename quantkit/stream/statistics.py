@@ -99,8 +99,8 @@ class Statistics:
             return len(x)
 
         def add_columns(columns: slice) -> None:
-            own, before = x[:, columns], slice(0, columns.start)
-            inner, product = own.T @ own, x[:, before].T @ own
+            x_columns, before = x[:, columns], slice(0, columns.start)
+            inner, product = x_columns.T @ x_columns, x[:, before].T @ x_columns
             for gram in sums:
                 gram[columns, columns] += inner
                 gram[before, columns] += product

@@ -300,11 +300,11 @@ class Stream:
         native, there = self.native, {name: place(values, self.device) for name, values in tensors.items()}
         return LayerWeights(native.whole, native.rows, native.tensors.keys(), native.round_input, there, keys)
 
-    def _check_finite(self, x: Array, what: str, sample: int) -> None:
+    def _check_finite(self, x: Array, stage: str, sample: int) -> None:
         # one infinite or NaN value makes the sum infinite or NaN
         if not np.isfinite(float(x.sum())):
             raise CalibrationError(
-                f"{what.rstrip('.')} gives hidden states that are not finite (NaN or infinite) for"
+                f"{stage.rstrip('.')} gives hidden states that are not finite (NaN or infinite) for"
                 f" {self.sample_name} {sample + 1}; check the checkpoint for damage, or use another text"
             )
 

@@ -99,7 +99,7 @@ def _cached(dataset: Dataset, unavailable: Exception) -> Iterator[Path]:
     yield from (folder / name for name in choose_files(names, dataset))
 
 
-def _attempt(dataset: Dataset, what: str, call: Callable[[], T]) -> T:
+def _attempt(dataset: Dataset, item: str, call: Callable[[], T]) -> T:
     """The result of `call`, retried after transient errors. Other errors become a HubError of one sentence."""
     for pause in (*_PAUSES, None):
         disable_progress_bars()
@@ -111,7 +111,7 @@ def _attempt(dataset: Dataset, what: str, call: Callable[[], T]) -> T:
         except Exception as error:  # the client and its libraries may raise any exception
             if pause is None or not is_transient(error):
                 where = f"datasets/{dataset.repo_id}"
-                raise explain(error, where, dataset.revision, what, Path(constants.HF_HUB_CACHE)) from error
+                raise explain(error, where, dataset.revision, item, Path(constants.HF_HUB_CACHE)) from error
             time.sleep(pause)
         finally:
             enable_progress_bars()

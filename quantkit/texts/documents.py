@@ -94,18 +94,18 @@ def _plain(file: IO[bytes], path: Path, most: int) -> tuple[list[Document], list
     return [_decoded(data[:end], path.name, cut=True)], [_only_the_start(path, most)]
 
 
-def _decoded(data: bytes, what: str, *, cut: bool = False) -> str:
+def _decoded(data: bytes, source: str, *, cut: bool = False) -> str:
     """Decode UTF-8. With `cut`, the last character may be incomplete and is dropped."""
     zero = data.find(b"\0")
     if zero >= 0:
-        raise CalibrationError(f"{what} is not text: byte {zero} is zero; pass UTF-8 text, JSON lines or Parquet")
+        raise CalibrationError(f"{source} is not text: byte {zero} is zero; pass UTF-8 text, JSON lines or Parquet")
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         if cut and error.end == len(data) and len(data) - error.start < 4:
             return data[: error.start].decode("utf-8-sig")
         raise CalibrationError(
-            f"{what} is not UTF-8 text: byte {error.start} is 0x{data[error.start]:02x}; save it as UTF-8"
+            f"{source} is not UTF-8 text: byte {error.start} is 0x{data[error.start]:02x}; save it as UTF-8"
         ) from error
 
 
@@ -124,8 +124,8 @@ def _json(file: IO[bytes], path: Path) -> Iterator[Document]:
             f"{path.name} is larger than {_LARGEST_JSON >> 20} MiB; convert it to JSON lines (.jsonl)"
         )
     text = _decoded(data, path.name)
-    first, _, rest = text.lstrip().partition("\n")
-    if rest.strip() and first.startswith("{") and first.rstrip().endswith("}"):
+    first, _, following = text.lstrip().partition("\n")
+    if following.strip() and first.startswith("{") and first.rstrip().endswith("}"):
         for number, line in enumerate(text.splitlines(), 1):
             if line.strip():
                 where = f"line {number} of {path.name}"

@@ -76,10 +76,10 @@ def _sources(files: TokenizerFiles, config: Mapping[str, Any], texts: Sequence[b
         number = positions.get((token_text(source.get("eos_token")) or "").encode())
         result[name] = [] if number is None else [number]
     nested = config.get("text_config")
-    own = config.get("eos_token_id")
-    if own is None and isinstance(nested, Mapping):
-        own = nested.get("eos_token_id")
-    for name, value in (("generation_config.json", _generation_ends(files)), ("config.json", own)):
+    config_ids = config.get("eos_token_id")
+    if config_ids is None and isinstance(nested, Mapping):
+        config_ids = nested.get("eos_token_id")
+    for name, value in (("generation_config.json", _generation_ends(files)), ("config.json", config_ids)):
         values = value if isinstance(value, list) else [value]
         result[name] = [
             number

@@ -183,16 +183,16 @@ def _unknown(
             "--pre NAME converts it all the same, with other ids for texts that normalization changes"
         )
     splits: dict[str, Any] = _facts()["splits"]
-    own = _splits_of(tokenizer.pre_tokenizer)
-    same = {
-        key: sum(a == b for a, b in zip(own, _splits_of(_built(split["steps"])), strict=True))
+    probe_splits = _splits_of(tokenizer.pre_tokenizer)
+    agreement = {
+        key: sum(a == b for a, b in zip(probe_splits, _splits_of(_built(split["steps"])), strict=True))
         for key, split in splits.items()
     }
-    key = max(same, key=lambda name: (splits[name]["steps"] == steps, same[name]))
+    key = max(agreement, key=lambda name: (splits[name]["steps"] == steps, agreement[name]))
     names = splits[key]["write"]
     agreeing = [name for name in names if _ignores_merges(name) == ignores_merges]
     name = (agreeing or names)[0]
-    reason = f"it splits {same[key]} of {len(PROBE)} probe texts the same way"
+    reason = f"it splits {agreement[key]} of {len(PROBE)} probe texts the same way"
     if steps == splits[key]["steps"]:
         reason += f", but this tokenizer has ignore_merges {str(ignores_merges).lower()} and llama.cpp's does not"
     return (

@@ -72,9 +72,9 @@ LLAMA_ROLES = TokenRoles(space_prefix=SpacePrefix.STATED)
 
 def add_family_roles(ids: dict[str, int], roles: TokenRoles, texts: list[bytes], warnings: list[str]) -> None:
     """Complete `ids` (role -> token id) by the family's roles; `texts` are the vocabulary's."""
-    wanted = {**(roles.first if not ids else {}), **roles.also, **roles.instead}
-    known = _positions(texts, set(wanted.values()))
-    for role, text in wanted.items():
+    role_texts = {**(roles.first if not ids else {}), **roles.also, **roles.instead}
+    known = _positions(texts, set(role_texts.values()))
+    for role, text in role_texts.items():
         number = known.get(text)
         if number is None or (role in ids and role not in roles.instead):
             continue
@@ -98,6 +98,6 @@ def add_named_ends(ids: dict[str, int], stated: Mapping[str, Any], texts: list[b
             warnings.append(f"{role}_token_id is {known[name]}, where the vocabulary has {name}; no file gives the id")
 
 
-def _positions(texts: list[bytes], wanted: set[str]) -> dict[str, int]:
-    encoded = {text.encode(): text for text in wanted}
+def _positions(texts: list[bytes], role_texts: set[str]) -> dict[str, int]:
+    encoded = {text.encode(): text for text in role_texts}
     return {encoded[text]: number for number, text in enumerate(texts) if text in encoded}

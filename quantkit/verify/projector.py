@@ -42,9 +42,9 @@ def verify_projectors(
     return verified
 
 
-def _check_load(output: GgufOutput, model: GgufOutput, wanted: bool | None, max_ram: int | None) -> Check:
+def _check_load(output: GgufOutput, model: GgufOutput, requested: bool | None, max_ram: int | None) -> Check:
     """Whether libmtmd loads the projector for the text model: it finds every tensor, and the widths fit."""
-    skipped = skipped_logits(wanted, output.size + model.size, max_ram)
+    skipped = skipped_logits(requested, output.size + model.size, max_ram)
     if skipped is not None:
         return Check("load", "skipped", skipped.detail)
 

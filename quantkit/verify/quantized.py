@@ -81,12 +81,19 @@ def verify_folder(
 
 
 def _structure(opened: QuantizedFolder, plan: FolderPlan, native: Native) -> str:
-    planned = {place.name: (shard.name, place) for shard in plan.shards for place in shard.places}
+    planned = {
+        planned_tensor.name: (shard.name, planned_tensor) for shard in plan.shards for planned_tensor in shard.places
+    }
     for name, tensor in opened.tensors.items():
-        file, place = planned.get(name, (None, None))
-        if place is None:
+        file, planned_tensor = planned.get(name, (None, None))
+        if planned_tensor is None:
             raise VerificationError(f"{tensor.file} contains tensor {name}, which was not planned")
-        if (tensor.file, tensor.dtype, tensor.shape, tensor.offset) != (file, place.dtype, place.shape, place.offset):
+        if (tensor.file, tensor.dtype, tensor.shape, tensor.offset) != (
+            file,
+            planned_tensor.dtype,
+            planned_tensor.shape,
+            planned_tensor.offset,
+        ):
             raise VerificationError(
                 f"tensor {name} of {tensor.file} is {tensor.dtype} {list(tensor.shape)}, not as planned"
             )
@@ -130,10 +137,10 @@ def _bytes(opened: QuantizedFolder, sha256: Mapping[str, str], hashes: dict[str,
     for tensor in opened.tensors.values():
         tensors.setdefault(tensor.file, []).append(tensor)
     with ThreadPoolExecutor(1, thread_name_prefix="sha256") as pool:
-        for name, own in tensors.items():
+        for name, file_tensors in tensors.items():
             with (opened.folder / name).open("rb", buffering=0) as file:
                 whole, buffers = _Hash(pool), cycle([bytearray(_PIECE) for _ in range(3)])
-                matrices = [matrix for tensor in own for matrix in _matrices(tensor, sha256)]
+                matrices = [matrix for tensor in file_tensors for matrix in _matrices(tensor, sha256)]
                 for tensor in sorted(matrices, key=lambda tensor: tensor.offset):
                     whole.update(_exactly(file, memoryview(bytearray(tensor.offset - file.tell()))))
                     _tensor_bytes(file, tensor, sha256.get(tensor.name), whole, buffers)
@@ -185,10 +192,10 @@ class _Hash:
 def _tensor_bytes(
     file: FileIO, tensor: TensorInfo, expected: str | None, whole: _Hash, buffers: Iterator[bytearray]
 ) -> None:
-    digest, left = hashlib.sha256(), tensor.nbytes
-    while left:
-        data = _exactly(file, memoryview(next(buffers))[: min(left, _PIECE)])
-        left -= len(data)
+    digest, remaining = hashlib.sha256(), tensor.nbytes
+    while remaining:
+        data = _exactly(file, memoryview(next(buffers))[: min(remaining, _PIECE)])
+        remaining -= len(data)
         whole.update(data)
         digest.update(data)
         if not all_finite(tensor.dtype, np.frombuffer(data, np.uint8)):
@@ -249,20 +256,20 @@ def _errors(opened: QuantizedFolder, plan: FolderPlan, native: Native, errors: d
 
 
 def _agreement(opened: QuantizedFolder, native: Native, weight: str, shape: tuple[int, int]) -> float:
-    same, total = 0.0, 0.0
+    agreeing, total = 0.0, 0.0
     for start, stop in sampled_rows(*shape):
         product = f32(native.rows(weight, start, stop)) * opened.rows(weight, start, stop)
-        same += float(product[product > 0].sum(dtype=np.float64))
+        agreeing += float(product[product > 0].sum(dtype=np.float64))
         total += float(np.abs(product).sum(dtype=np.float64))
-    return same / total if total else 1.0
+    return agreeing / total if total else 1.0
 
 
 def _logits(
-    opened: QuantizedFolder, plan: FolderPlan, source: SourceLogits, wanted: bool | None
+    opened: QuantizedFolder, plan: FolderPlan, source: SourceLogits, requested: bool | None
 ) -> tuple[Check, float | None]:
     """The check, and the mean correlation with the source's logits."""
     # --max-ram does not matter here: the forward holds one linear, which the plan of the calibration has counted
-    skipped = skipped_logits(wanted, plan.size)
+    skipped = skipped_logits(requested, plan.size)
     if skipped is not None:
         return skipped, None
     compared: list[float] = []

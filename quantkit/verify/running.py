@@ -132,7 +132,7 @@ def loadable(output: GgufOutput) -> Iterator[Path]:
 
 
 def check_logits(
-    plan: GgufPlan, output: GgufOutput, source: SourceLogits | None, wanted: bool | None
+    plan: GgufPlan, output: GgufOutput, source: SourceLogits | None, requested: bool | None
 ) -> tuple[Check, float | None]:
     """Logits of a short text, by llama.cpp, against the source's; and their mean correlation.
 
@@ -142,7 +142,7 @@ def check_logits(
         return Check("logits", "skipped", "the source is a GGUF"), None
     if plan.model.draft_only:
         return Check("logits", "skipped", "the file has no layers of the model's own; it runs beside the model"), None
-    skipped = skipped_logits(wanted, output.size, plan.request.max_ram)
+    skipped = skipped_logits(requested, output.size, plan.request.max_ram)
     if skipped is not None:
         return skipped, None
     if source is None:

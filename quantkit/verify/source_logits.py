@@ -100,11 +100,11 @@ def source_logits(checkpoint: Checkpoint, tokens: Sequence[int]) -> Logits:
         return through_dense(logits, checkpoint.config.get(DENSE) or (), weights)
 
 
-def skipped_logits(wanted: bool | None, size: int, max_ram: int | None = None) -> Check | None:
+def skipped_logits(requested: bool | None, size: int, max_ram: int | None = None) -> Check | None:
     """The check of an output of `size` bytes whose logits are not compared; None when they are."""
-    if wanted is False:
+    if requested is False:
         return Check("logits", "skipped", "not requested")
-    if wanted is None and size > memory_limit() // 2:
+    if requested is None and size > memory_limit() // 2:
         return Check("logits", "skipped", "the model is larger than half of the memory; add --logits to compare anyway")
     if max_ram is not None and size > max_ram:
         return Check("logits", "skipped", "the model is larger than --max-ram")

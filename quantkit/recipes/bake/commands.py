@@ -64,11 +64,11 @@ def convert_commands(recipe: Recipe, formats: Sequence[str], folder: Path, machi
     groups: list[tuple[str, ...]] = []
     for method, options in recipe.formats.packed.items():
         if method in formats:
-            same = next((n for n, group in enumerate(groups) if _agree(recipe, group, options)), None)
-            if same is None:
+            group_number = next((n for n, group in enumerate(groups) if _agree(recipe, group, options)), None)
+            if group_number is None:
                 groups.append((method,))
             else:
-                groups[same] += (method,)
+                groups[group_number] += (method,)
     gguf = tuple(name for name in formats if name not in recipe.formats.packed)
     if gguf and groups:
         groups[0] += gguf
