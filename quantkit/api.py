@@ -20,7 +20,8 @@ from quantkit.measurement.run import Limits, MeasureOptions
 from quantkit.outputs.calibration import CalibrationRequest
 from quantkit.outputs.model import Model
 from quantkit.outputs.opening import merge_adapters, open_convertible
-from quantkit.outputs.plan import ConversionRequest, plan_conversion
+from quantkit.outputs.plan import ConversionRequest
+from quantkit.outputs.planner import plan_conversion
 from quantkit.outputs.request import ConvertOptions, conversion_request
 from quantkit.planning.plan import PlanOptions
 from quantkit.planning.plan import plan as plan_model

@@ -8,16 +8,15 @@ from typing import TYPE_CHECKING
 
 from quantkit.cli.conversion_options import (
     IMATRIX,
-    PRESET,
     AdapterOptions,
     AwqOptions,
     CalibrationOptions,
-    GgufOptions,
     GptqOptions,
     OutputOptions,
     PackedOptions,
     RunOptions,
 )
+from quantkit.cli.gguf_options import PRESET, GgufOptions
 from quantkit.cli.option_groups import refuse_idle
 from quantkit.cli.options import check_name, parse_size
 from quantkit.errors import UsageError

@@ -10,7 +10,6 @@ from quantkit.cli.conversion_options import (
     AdapterOptions,
     AwqOptions,
     CalibrationOptions,
-    GgufOptions,
     GptqOptions,
     OutputOptions,
     PackedOptions,
@@ -109,7 +108,7 @@ def _planned(
     from quantkit.outputs.gguf_checkpoint import checkpoint_of_gguf
     from quantkit.outputs.model import Model
     from quantkit.outputs.opening import merge_adapters, open_convertible
-    from quantkit.outputs.plan import plan_conversion
+    from quantkit.outputs.planner import plan_conversion
     from quantkit.outputs.request import conversion_request
 
     check_stream(source, stream=work.stream, offline=work.offline)

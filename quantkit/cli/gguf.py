@@ -3,16 +3,9 @@
 from typing import Annotated
 
 from quantkit.cli.conversion import Conversion
-from quantkit.cli.conversion_options import (
-    AdapterOptions,
-    CalibrationOptions,
-    GgufOptions,
-    OutputOptions,
-    RunOptions,
-    complete_gguf_type,
-    type_option,
-)
+from quantkit.cli.conversion_options import AdapterOptions, CalibrationOptions, OutputOptions, RunOptions, type_option
 from quantkit.cli.convert import convert_source
+from quantkit.cli.gguf_options import GgufOptions, complete_gguf_type
 from quantkit.cli.option_groups import grouped
 from quantkit.cli.options import SourceArg
 from quantkit.cli.output import Out

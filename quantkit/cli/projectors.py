@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from quantkit.checkpoint import Checkpoint
-from quantkit.cli.conversion_options import GgufOptions
+from quantkit.cli.gguf_options import GgufOptions
 from quantkit.conversion.projector import Projector, plan_bridged
 from quantkit.errors import UsageError
 from quantkit.families.base.multimodal import has_tower

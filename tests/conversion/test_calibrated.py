@@ -23,7 +23,8 @@ from quantkit.families.base.native import Native
 from quantkit.gguf.file_types import file_type
 from quantkit.outputs.gguf_files import GgufRequest
 from quantkit.outputs.packed_folders import FolderRequest
-from quantkit.outputs.plan import ConversionPlan, ConversionRequest, plan_conversion
+from quantkit.outputs.plan import ConversionPlan, ConversionRequest
+from quantkit.outputs.planner import plan_conversion
 from quantkit.packed.reader import open_quantized
 from quantkit.quant.grid import Grid
 from quantkit.stream import states

@@ -7,7 +7,8 @@ from quantkit.checkpoint import open_checkpoint
 from quantkit.conversion.run import run
 from quantkit.gguf.file_types import file_type
 from quantkit.outputs.gguf_files import GgufRequest
-from quantkit.outputs.plan import ConversionRequest, plan_conversion
+from quantkit.outputs.plan import ConversionRequest
+from quantkit.outputs.planner import plan_conversion
 
 
 def to_gguf(checkpoint: Path, kind: str, folder: Path, **options: Any) -> Path:

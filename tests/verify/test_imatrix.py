@@ -8,7 +8,8 @@ import pytest
 from quantkit.checkpoint import open_checkpoint
 from quantkit.files import partial_path
 from quantkit.imatrix.file import Imatrix, write_imatrix
-from quantkit.outputs.plan import ConversionPlan, ConversionRequest, plan_conversion
+from quantkit.outputs.plan import ConversionPlan, ConversionRequest
+from quantkit.outputs.planner import plan_conversion
 from quantkit.texts.samples import Samples
 from quantkit.verify.check import Check
 from quantkit.verify.imatrix import verify_imatrix
