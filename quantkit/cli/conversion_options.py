@@ -49,10 +49,10 @@ CheckpointArg = Annotated[
         show_default=False,
     ),
 ]
-_THREADS = typer.Option(metavar="N", min=1, max=1024, help="Threads.", show_default="all cores")
+THREADS = typer.Option(metavar="N", min=1, max=1024, help="Threads.", show_default="all cores")
 _MAX_RAM = typer.Option(metavar="SIZE", help="Limit of the memory of the run.")
 _DEVICE = typer.Option(help="Where to compute; auto uses CUDA if torch finds it.")
-ThreadsOption = Annotated[int | None, _THREADS]
+ThreadsOption = Annotated[int | None, THREADS]
 MaxRamOption = Annotated[str | None, _MAX_RAM]
 DeviceOption = Annotated[Literal["auto", "cpu", "cuda"], _DEVICE]
 
@@ -185,7 +185,7 @@ class RunOptions:
     """How to work; nothing here changes a byte."""
 
     heading: ClassVar[str] = "Run"
-    threads: int | None = declared(None, _THREADS)
+    threads: int | None = declared(None, THREADS)
     max_ram: str | None = declared(None, _MAX_RAM)
     stream: bool = option(
         False,

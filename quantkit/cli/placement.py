@@ -1,6 +1,6 @@
 """The placement that `run` and `serve` take with --gpu-layers auto, and the words for it."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -9,6 +9,7 @@ from quantkit.cli.output import Out, human_bytes
 from quantkit.planning.context import Context
 
 if TYPE_CHECKING:
+    from quantkit.cli.loading_options import LoadingOptions
     from quantkit.llamacpp.conversation import Loading
     from quantkit.llamacpp.draft_choice import Draft
     from quantkit.measurement.memory import Device
@@ -74,23 +75,31 @@ def place_draft(
     return replace(draft, gpu=memory.gpu, device=where), memory
 
 
-def loading_of(
-    placement: "Placement",
+def placed_loading(
+    model: Path,
+    options: "LoadingOptions",
     context: Context,
-    threads: int | None,
-    rpc: Sequence[str] | None,
-    draft: "Draft | None" = None,
-) -> "Loading":
-    """How llama.cpp loads a model that is placed so."""
+    draft: "Draft | None",
+    devices: Callable[[], Sequence["Device"]],
+    out: Out,
+) -> tuple["Loading", "Placement"]:
+    """How llama.cpp loads `model` and the draft, and their placement; `devices` is called if it matters."""
     from quantkit.llamacpp.conversation import Loading
 
-    return Loading(
+    fixed, memory = options.fixed_placement(), None
+    gpus = devices() if draft or not fixed else []
+    if draft:
+        draft, memory = place_draft(model, draft, context, gpus, out)
+    fit_moe = options.cpu_moe is None
+    placement = fixed or automatic_placement(model, context, gpus, out, fit_moe=fit_moe, draft=memory)
+    loading = Loading(
         placement.gpu_layers,
         placement.cpu_moe,
         context.kv_cache,
-        threads,
-        rpc or (),
+        options.threads,
+        options.rpc or (),
         tensor_split=placement.split,
         kv_on_gpu=context.kv_on_gpu and placement.kv_on_gpu,
         draft=draft,
     )
+    return loading, placement

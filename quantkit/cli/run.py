@@ -2,8 +2,9 @@
 
 import sys
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 import typer
 
@@ -26,12 +27,30 @@ from quantkit.cli.options import (
 )
 from quantkit.cli.output import Out
 from quantkit.errors import UsageError
-from quantkit.planning.context import Context
+
+if TYPE_CHECKING:
+    from quantkit.llamacpp.conversation import Conversation
 
 
+@dataclass(frozen=True)
+class MediaOptions:
+    """What the model sees and hears."""
+
+    # ruff: noqa: RUF009 (option returns a dataclass field)
+
+    heading: ClassVar[str] = "Images and sounds"
+    image: list[Path] | None = option(None, "An image that comes before the prompt; repeat.", metavar="FILE")
+    audio: list[Path] | None = option(None, "A sound that comes before the prompt; repeat.", metavar="FILE")
+    mmproj: Path | None = option(
+        None, "The projector that sees or hears the files.", metavar="FILE", show_default="the one beside it"
+    )
+
+
+@grouped
 def run(
     out: Out,
     model: Annotated[Path, typer.Argument(metavar="MODEL.gguf", help="A GGUF file.", show_default=False)],
+    *,
     prompt: Annotated[
         str | None,
         typer.Option(
@@ -41,46 +60,9 @@ def run(
     system: Annotated[
         str | None, typer.Option("--system", "-s", metavar="TEXT", help="The system prompt.", show_default="none")
     ] = None,
-    gpu_layers: Annotated[str, GPU_LAYERS] = AUTO,
-    ctx: Annotated[
-        int | None,
-        context_option(least=16, default="4096 or the model's"),
-    ] = None,
     max_tokens: Annotated[
         int, typer.Option("--max-tokens", "-n", metavar="N", min=1, help="Maximum length of the answer, in tokens.")
     ] = 1024,
-    temperature: Annotated[
-        float | None,
-        typer.Option(
-            "--temperature", min=0, help="Sampling temperature; 0 is greedy.", show_default="the model's, or 0.8"
-        ),
-    ] = None,
-    top_k: Annotated[int | None, typer.Option("--top-k", min=0, show_default="the model's, or 40")] = None,
-    top_p: Annotated[float | None, typer.Option("--top-p", min=0, max=1, show_default="the model's, or 0.95")] = None,
-    min_p: Annotated[float | None, typer.Option("--min-p", min=0, max=1, show_default="the model's, or 0.05")] = None,
-    repeat_penalty: Annotated[
-        float | None, typer.Option("--repeat-penalty", min=0, show_default="the model's, or 1")
-    ] = None,
-    seed: Annotated[
-        int | None, typer.Option("--seed", min=0, help="Seed of the sampling.", show_default="random")
-    ] = None,
-    image: Annotated[
-        list[Path] | None,
-        typer.Option("--image", metavar="FILE", help="An image that comes before the prompt; repeat."),
-    ] = None,
-    audio: Annotated[
-        list[Path] | None,
-        typer.Option("--audio", metavar="FILE", help="A sound that comes before the prompt; repeat."),
-    ] = None,
-    mmproj: Annotated[
-        Path | None,
-        typer.Option(
-            "--mmproj",
-            metavar="FILE",
-            help="The projector that sees or hears the files.",
-            show_default="the one beside it",
-        ),
-    ] = None,
     raw: Annotated[bool, typer.Option("--raw", help="Use no chat template: the model continues the text.")] = False,
     cpu_moe: CpuMoeOption = None,
     tensor_split: TensorSplitOption = None,
@@ -98,8 +80,9 @@ def run(
             show_default="none",
         ),
     ] = None,
-    threads: ThreadsOption = None,
-    rpc: RpcOption = None,
+    loading: LoadingOptions,
+    sampling: SamplingOptions,
+    media: MediaOptions,
 ) -> None:
     """Chat with a GGUF file, by llama.cpp.
 
@@ -109,14 +92,39 @@ def run(
     Example: quantkit run NAME-Q4_0.gguf -p "Why is the sky blue?"
     """
     from quantkit.cli.conversation import answer_once, talk
-    from quantkit.cli.placement import automatic_placement, loading_of, place_draft
-    from quantkit.gguf.projector_file import choose_projector, doubt_of
+    from quantkit.cli.placement import placed_loading
     from quantkit.llamacpp.conversation import converse
     from quantkit.llamacpp.draft_choice import choose_draft
     from quantkit.llamacpp.prompt_cache import require_prompt_cache
     from quantkit.measurement.memory import gpu_devices
-    from quantkit.planning.layers import Placement
 
+    prompt = _checked_prompt(prompt, out)
+    _refuse_combinations(
+        {"--draft": loading.draft, "--prompt-cache": prompt_cache}, {"--image": media.image, "--audio": media.audio}
+    )
+    loading.fixed_placement()  # refuses wrong values before the file is read
+    with converse(model, n_ctx=loading.ctx, system=system, raw=raw, sampling=sampling.values) as conversation:
+        _show_media(conversation, model, media, out)
+        if prompt_cache is not None:
+            require_prompt_cache(prompt_cache)
+            conversation.prompt_cache, conversation.warn = prompt_cache, out.warn
+        draft = choose_draft(model, loading.draft, loading.draft_tokens) if loading.draft else None
+        if draft and draft.mtp and prompt_cache:
+            raise UsageError("--prompt-cache does not keep what an MTP layer needs; remove it or --draft")
+        if conversation.template is None and not raw:
+            out.warn(f"{model.name} has no chat template; the model continues the text as it is")
+        context = loading.context(conversation.n_ctx)
+        how, _ = placed_loading(model, loading, context, draft, lambda: gpu_devices(model, rpc=loading.rpc or []), out)
+        out.note(f"loading {model.name} ...")
+        conversation.open(how)
+        if prompt is None:
+            talk(conversation, out, max_tokens)
+        else:
+            answer_once(conversation, out, prompt, max_tokens)
+
+
+def _checked_prompt(prompt: str | None, out: Out) -> str | None:
+    """The prompt of -p or of a pipe; None for a conversation. Raises UsageError for an empty prompt."""
     if prompt is None and not sys.stdin.isatty():
         prompt = sys.stdin.read().removesuffix("\n")
     if prompt is not None and not prompt.strip():

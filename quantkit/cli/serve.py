@@ -26,16 +26,17 @@ from quantkit.cli.options import (
 from quantkit.cli.output import Out
 from quantkit.errors import UsageError
 from quantkit.llamacpp.server import ServerChoice
-from quantkit.planning.context import Context
 
 if TYPE_CHECKING:
     from quantkit.llamacpp.server import ServerCommand
     from quantkit.measurement.memory import Device
 
 
+@grouped
 def serve(
     out: Out,
     model: Annotated[Path, typer.Argument(metavar="MODEL.gguf", help="A GGUF file.", show_default=False)],
+    *,
     port: Annotated[int, typer.Option(metavar="N", min=1, max=65535, help="Port to listen on.")] = 8080,
     host: Annotated[
         str, typer.Option(metavar="ADDRESS", help="Address to listen on; 0.0.0.0 lets other machines in.")
@@ -71,6 +72,7 @@ def serve(
     threads: ThreadsOption = None,
     rpc: RpcOption = None,
     dry_run: DryRunOption = False,
+    options: LoadingOptions,
 ) -> None:
     """Serve a GGUF file with an OpenAI-compatible API and a web page to chat in.
 
@@ -79,29 +81,25 @@ def serve(
 
     Example: quantkit serve NAME-Q4_0.gguf --port 8080
     """
-    from quantkit.cli.placement import automatic_placement, loading_of, place_draft
+    from quantkit.cli.placement import placed_loading
     from quantkit.llamacpp.conversation import converse
     from quantkit.llamacpp.draft_choice import choose_draft
     from quantkit.llamacpp.server import Serving, find_server, llama_cpp_python_command, llama_server_command
     from quantkit.llamacpp.server_process import check_port_is_free, is_loopback
-    from quantkit.planning.layers import Placement
 
     if not is_loopback(host) and not api_key:
         raise UsageError(f"--host {host} lets other machines in; set a key with --api-key KEY or QUANTKIT_API_KEY")
-    split = parse_tensor_split(tensor_split, gpu_layers)
-    fixed = None if gpu_layers == AUTO else Placement(parse_gpu_layers(gpu_layers), cpu_moe or 0, split)
+    options.fixed_placement()  # refuses wrong values before the file is read
     program = find_server(server)
-    with converse(model, n_ctx=ctx, system=None, raw=False, sampling={}) as conversation:
+    with converse(model, n_ctx=options.ctx, system=None, raw=False, sampling={}) as conversation:
         pass
     if conversation.template is None:
         out.warn(f"{model.name} has no chat template; the server uses ChatML")
     check_port_is_free(host, port)
-    context = Context(
-        n_ctx=conversation.n_ctx * parallel,
-        kv_type=kv_type.lower(),
-        cpu_moe=cpu_moe or 0,
-        op_offload=not rpc,
-        kv_on_gpu=not no_kv_offload,
+    context = options.context(conversation.n_ctx * parallel)
+    draft = choose_draft(model, options.draft, options.draft_tokens) if options.draft else None
+    loading, placement = placed_loading(
+        model, options, context, draft, lambda: _devices(model, program, options.rpc or []), out
     )
     chosen = choose_draft(model, draft, draft_tokens) if draft else None
     devices = _devices(model, program, rpc or []) if chosen or not fixed else []
@@ -117,7 +115,7 @@ def serve(
     )
     serving = Serving(
         model,
-        loading_of(placement, context, threads, rpc, chosen),
+        loading,
         conversation.n_ctx,
         conversation.sampling,
         host,
