@@ -4,43 +4,23 @@ Outputs are written under partial names, checked, recorded, and renamed at the e
 call resumes: a finished layer and a finished tensor are steps of the journal.
 """
 
-import time
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
-from itertools import pairwise
+from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
-
 from quantkit.checkpoint.traffic import Traffic
-from quantkit.conversion.calibration import Calibration, calibrate, survey
-from quantkit.conversion.callback import calibrate_by_llama, round_by_llama
+from quantkit.conversion.calibrated_plan import Clock, calibrate_plan
+from quantkit.conversion.checks import refuse_changed, source_files, transformers_reference, verify_outputs
 from quantkit.conversion.direct_folders import DirectFolders, write_direct_folders
 from quantkit.conversion.gguf_pass import forget_lost, run_pass
-from quantkit.conversion.layer_outputs import LayerOutputs
 from quantkit.conversion.projector import Projector, record_projectors, write_projectors
 from quantkit.conversion.record import write_records
-from quantkit.conversion.type_choice import TypeChoice, choose_target_types, has_chosen_types
+from quantkit.conversion.type_choice import TypeChoice
 from quantkit.conversion.work import name_output, open_work
-from quantkit.errors import ReadError, UsageError
-from quantkit.files import partial_path, sync
-from quantkit.imatrix.file import write_imatrix
-from quantkit.imatrix.names import collect_imatrix
 from quantkit.machine import peak_memory
-from quantkit.outputs.calibration import CalibrationPlan, ImatrixOutput, plan_imatrix
-from quantkit.outputs.callback import CallbackPlan, imatrix_arrays
-from quantkit.outputs.gguf_files import GgufPlan
 from quantkit.outputs.plan import ConversionPlan, final_paths
 from quantkit.progress import SILENT, Progress
-from quantkit.texts.samples import Samples
-from quantkit.verify import Verified, verify_gguf
-from quantkit.verify.imatrix import verify_imatrix
-from quantkit.verify.projector import verify_projectors
-from quantkit.verify.quantized import verify_folder
-from quantkit.verify.source_logits import SourceLogits
-from quantkit.verify.transformers_logits import TransformersLogits
+from quantkit.verify import Verified
 
 
 @dataclass(frozen=True)
@@ -94,75 +74,33 @@ def run(
         CheckpointError, UnsupportedError: the source is damaged, or does not fit a type.
         ReadError: the source could not be read this time; the finished steps are kept.
     """
-    reference = _reference(plan, transformers_python)
+    reference = transformers_reference(plan, transformers_python)
+    streamed = plan.checkpoint.streamed if plan.checkpoint is not None else None
     with open_work(plan, force=force) as journal:
-        clock = [("", time.monotonic())]
-        source = _source_files(plan)
+        clock = Clock()
+        source = source_files(plan)
         # first, because the converter may not know the tower
         projectors = write_projectors(plan.bridged, journal, progress)
-        calibration, choice, quantize_seconds, resumed, unseen = None, None, {}, 0, {}
-        rounded: Mapping[str, Sequence[str]] = {}
-        inputs = plan.calibration
-        checkpoint = plan.checkpoint
-        streamed = checkpoint.streamed if checkpoint is not None else None
-        others = None
-        if plan.gguf is not None:
-            resumed = forget_lost(plan.gguf, journal)
-        if inputs is not None:
-            if plan.gguf is not None and plan.gguf.request.target and plan.gguf.request.solver == "feedback":
-                choice = _choose_first(plan, plan.gguf, inputs, progress)
-                plan = replace(plan, gguf=plan.gguf.with_types(choice.types))
-                clock.append(("choose types", time.monotonic()))
-            if checkpoint is not None and streamed is not None:
-                others = LayerOutputs(plan, checkpoint, streamed, journal)
-            calibration = calibrate(plan, inputs, journal, progress, others)
-            rounded = calibration.rounded
-            clock.append(("calibrate", time.monotonic()))
-            if plan.imatrix is not None:
-                sums, counts = collect_imatrix(calibration.squares, inputs.imatrix_sources, inputs.imatrix_columns)
-                unseen = _write_imatrix(plan.imatrix, inputs.samples, sums, counts)
-            if plan.gguf is not None and plan.gguf.request.calibrate:
-                imatrix = inputs.imatrix(calibration.squares)
-                gguf = plan.gguf.with_imatrix(imatrix)
-                if gguf.request.target is not None and choice is None:
-                    choice = choose_target_types(plan, gguf, progress)
-                    gguf = gguf.with_types(choice.types)
-                    clock.append(("choose types", time.monotonic()))
-                plan = replace(plan, gguf=gguf)
-        elif plan.callback is not None:
-            plan, unseen = _apply_callback(plan, plan.callback, progress)
-            if plan.callback is not None and plan.gguf is not None and plan.gguf.request.solver == "feedback":
-                rounded = round_by_llama(plan, plan.callback, journal, progress)
-            clock.append(("calibrate", time.monotonic()))
-        elif checkpoint is not None and streamed is not None:
-            others = LayerOutputs(plan, checkpoint, streamed, journal)
-            if plan.direct_folders:
-                others.write_all(journal, progress)
+        resumed = forget_lost(plan.gguf, journal) if plan.gguf is not None else 0
+        calibrated = calibrate_plan(plan, journal, clock, progress)
+        plan, calibration = calibrated.plan, calibrated.calibration
         direct = DirectFolders({}, 0)
         if plan.direct_folders:
             direct = write_direct_folders(plan, journal, progress)
-            clock.append(("folders", time.monotonic()))
+            clock.end("folders")
+        quantize_seconds: dict[str, float] = {}
         if plan.gguf is not None:
             forget_lost(plan.gguf, journal)
             quantize_seconds = run_pass(plan.gguf, journal, progress)
             if plan.projectors is not None:
                 resumed += forget_lost(plan.projectors, journal)
                 quantize_seconds |= run_pass(plan.projectors, journal, progress)
-            clock.append(("pass", time.monotonic()))
-        with ThreadPoolExecutor(1, thread_name_prefix="flush") as flusher:
-            # the disk works while the checks read the same bytes from memory
-            weights = [
-                partial_path(folder.folder) / shard.name for folder in plan.direct_folders for shard in folder.shards
-            ]
-            flushed = [flusher.submit(sync, path) for path in (*map(partial_path, plan.paths), *weights)]
-            outputs = _verify(plan, calibration, direct, logits, reference, progress)
-            for future in flushed:
-                future.result()
+            clock.end("pass")
+        outputs = verify_outputs(plan, calibration, direct, logits, reference, progress)
         if any(output.failed for output in outputs):
-            _refuse_changed(source, _source_files(plan))
-        clock.append(("verify", time.monotonic()))
-        seconds = {stage: now - before for (_, before), (stage, now) in pairwise(clock)}
-        write_records(plan, outputs, calibration, rounded, seconds, choice)
+            refuse_changed(source, source_files(plan))
+        clock.end("verify")
+        write_records(plan, outputs, calibration, calibrated.rounded, clock.seconds, calibrated.choice)
         record_projectors(plan.bridged, projectors)
         journal.start_finishing({name: digest for item in outputs for name, digest in item.sha256.items()})
         for item in outputs:
@@ -174,16 +112,16 @@ def run(
     return Result(
         plan=plan,
         outputs=outputs,
-        seconds=seconds,
+        seconds=clock.seconds,
         quantize_seconds=quantize_seconds,
         peak_memory=peak_memory(),
         starved={number: record["starved"] for number, record in layers if record["starved"]},
-        unseen_experts=unseen,
+        unseen_experts=calibrated.unseen,
         resumed_layers=calibration.resumed if calibration else 0,
         resumed_tensors=resumed + direct.resumed,
-        choice=choice,
+        choice=calibrated.choice,
         traffic=streamed.traffic if streamed is not None else None,
-        rounded=rounded,
+        rounded=calibrated.rounded,
         projectors=projectors,
     )
 
