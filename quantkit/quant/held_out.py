@@ -107,7 +107,7 @@ def _errors(
     """Each shrink and damp of `limits`, and its error; without those whose Gram matrix cannot be factored."""
     order = np.argsort(-np.diagonal(fitted), kind="stable")
     square = np.ix_(order, order)
-    fitted, held, rounding = fitted[square], held[square], rounding[:, order]
+    fitted, held_gram, rounding = fitted[square], held_gram[square], rounding[:, order]
     for shrink, damp in limits:
         try:
             _, factor, _ = factor_gram(
