@@ -94,3 +94,11 @@ def test_an_empty_variable_adds_nothing(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setenv("QUANTKIT_FAMILIES", "")
     assert all_families() == known
     assert find_family({"architectures": ["LlamaForCausalLM"]}).name == "Llama"
+
+
+def test_a_dimension_that_no_one_defines_is_named(folder: Path, checkpoint: Path) -> None:
+    rules = "    rules=(*LLAMA.rules[:1], replace(LLAMA.rules[1], shape=('no_such_width',))),\n"
+    (folder / "coder.py").write_text(FAMILY_FILE.replace('    name="AcmeCoder",\n', '    name="AcmeCoder",\n' + rules))
+    answer = quantkit("gguf", checkpoint, "-t", "f16", "--dry-run")
+    assert answer.code == 2
+    assert "family AcmeCoder has a rule with the dimension 'no_such_width'" in answer.stderr

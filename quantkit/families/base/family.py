@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from quantkit.errors import UsageError
 from quantkit.families.base.hyperparameters import ROPE_KINDS, Hyperparameters, check_counts, read_hyperparameters
 from quantkit.families.base.multimodal import as_text_model
 from quantkit.families.base.traits import LLAMA_TRAITS, Traits
@@ -239,14 +240,21 @@ class Family:
     def dimension(self, sizes: Hyperparameters, name: str, layer: int | None = None) -> int:
         """Size of a dimension named by a rule: a number, the family's own, a field of `sizes`, `q` or `kv`.
 
-        `layer`: the number of the rule's layer, where it has one.
+        `layer`: the number of the rule's layer, where it has one. Raises UsageError for a name that is none of these.
         """
         if layer is not None and self.layer_dimensions:
             of_layer = self.layer_dimensions(sizes, layer)
             if name in of_layer:
                 return of_layer[name]
         dims = self.dimensions(sizes) if self.dimensions else {}
-        return dims[name] if name in dims else sizes.dimension(name)
+        if name in dims:
+            return dims[name]
+        if not sizes.has_dimension(name):
+            raise UsageError(
+                f"family {self.name} has a rule with the dimension {name!r}, which is not a field of Hyperparameters;"
+                " add it to the family's dimensions"
+            )
+        return sizes.dimension(name)
 
     def complete(self, config: Mapping[str, Any], tensors: Collection[str] | None = None) -> dict[str, Any]:
         """config.json with the defaults of transformers for missing keys; llama.cpp's converter reads the same.

@@ -83,6 +83,10 @@ class Hyperparameters:
     rope: Mapping[str, Any] = field(default_factory=dict)
     config: Mapping[str, Any] = field(default_factory=dict)
 
+    def has_dimension(self, name: str) -> bool:
+        """Whether `dimension` knows the name."""
+        return name.isdecimal() or name in ("q", "kv") or hasattr(self, name)
+
     def dimension(self, name: str) -> int:
         """Size of a dimension that a tensor rule names: a number, a field, `q` or `kv` (projection rows).
 
