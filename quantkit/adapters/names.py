@@ -31,8 +31,8 @@ _SAVED = re.compile(
 class AdapterName:
     """A tensor of an adapter: `part` of `module`.
 
-    Parts: A, B, bias (of B), embedding_A, embedding_B, magnitude (DoRA's m), tokens (rows of single tokens), and
-    `weight` or `saved_bias` for a tensor that replaces the base's whole weight or bias.
+    Parts: A, B, bias (of B), embedding_A, embedding_B, magnitude (DoRA's m), tokens (rows of single tokens). A tensor
+    that replaces the base's whole weight or bias has the part `weight` or `saved_bias`.
     """
 
     module: str

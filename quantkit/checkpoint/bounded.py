@@ -1,7 +1,7 @@
 """Answers of a hub that do not end, or that hardly come, are cut off.
 
-The clients of the hubs read an answer to its end, and wait for the next byte without counting the bytes before it. So a
-hook in the HTTP client of huggingface_hub counts. It acts only while `bounded_answers` is entered.
+The clients of the hubs read an answer to its end, however long and slow it is. So a hook in the HTTP client of
+huggingface_hub counts the bytes and the time. It acts only while `bounded_answers` is entered.
 """
 
 import threading

@@ -8,8 +8,7 @@ from pathlib import Path
 from quantkit.checkpoint.jsonfile import shown
 
 _ADAPTER = (
-    "pass the base model as SOURCE and this folder to --adapter to merge it, or write an adapter GGUF with"
-    " quantkit lora"
+    "pass the base model as SOURCE and this folder to --adapter to merge it; quantkit lora writes an adapter GGUF"
 )
 _TRAINER = re.compile(r"checkpoint-(\d+)")
 

@@ -1,8 +1,8 @@
 """The weight files of a repository, read by range requests while a conversion needs them; nothing goes to the disk.
 
-Bytes come in segments of a tensor. A bounded number of bytes of the latest segments stays in memory, so what is read
-again soon is not fetched again. What is read again later (see `keep`) is copied to a small scratch file. What is
-fetched twice all the same is counted.
+Bytes come in segments of a tensor. The latest segments stay in memory, up to a bound, so bytes that are read again soon
+are not fetched again. Bytes that are read again later (see `keep`) are copied to a small scratch file. Bytes that are
+fetched twice all the same are counted.
 """
 
 import re

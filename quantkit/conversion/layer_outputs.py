@@ -1,7 +1,7 @@
 """Outputs of a streamed source, layer by layer: they are written while the weights of the layer are still in memory.
 
-So a source that is read by range requests is fetched once, although the calibration, the folders and the GGUF files
-each read it. Rows that checks and the embedding of samples read a second time are kept in the work folder.
+So range requests fetch the source once, although the calibration, the folders and the GGUF files each read it. Rows
+that checks and the embedding of samples read a second time are kept in the work folder.
 """
 
 import re

@@ -103,8 +103,8 @@ def _prepare(config: dict[str, Any]) -> dict[str, Any]:
     for layer, block in enumerate(of_layers):
         if not block.ffn and (block.heads or layer == layers - 1):
             raise UnsupportedError(
-                f"config.json: layer {layer} has no feed-forward, but llama.cpp runs {_FAMILY} only where such a layer"
-                " has no attention either and is not the last; a GGUF cannot express this layer"
+                f"config.json: layer {layer} has no feed-forward; llama.cpp runs {_FAMILY} only if such a layer has no"
+                " attention and is not the last, so a GGUF cannot express this layer"
             )
     first = next((block for block in of_layers if block.kv_heads), None)
     if first is None:

@@ -116,8 +116,8 @@ def _refuse_other_sharing(config: Mapping[str, Any], layers: Sequence[bool]) -> 
     first = len(layers) - (shared or 0)
     if shared and (first < 2 or list(layers[first - 2 : first]) != [True, False]):
         raise UnsupportedError(
-            f"config.json: num_kv_shared_layers is {shared}, but llama.cpp shares the keys and values of the two layers"
-            " before, a sliding and a global one; a GGUF cannot express this setting"
+            f"config.json: num_kv_shared_layers is {shared}; llama.cpp shares the keys and values of the two layers"
+            " before (a sliding and a global one), so a GGUF cannot express this setting"
         )
 
 

@@ -1,7 +1,7 @@
 """The projector of LLaVA 1.5, LLaVA 1.6 (NeXT) and their kin: a CLIP or SigLIP tower, then two matrices.
 
-llama.cpp's graph: tools/mtmd/models/llava.cpp. The vectors are those of the layers that `vision_feature_layer` names,
-before the tower's last norm, so the file holds no later layer. Names of keys as in llama.cpp's
+llama.cpp's graph: tools/mtmd/models/llava.cpp. The vectors are those of the layers of `vision_feature_layer`, before
+the tower's last norm. So the file holds no later layer. Names of keys as in llama.cpp's
 tools/mtmd/legacy-models/convert_image_encoder_to_gguf.py. The text model is of any family (see wrappers.py).
 """
 

@@ -32,8 +32,8 @@ def prepare(config: dict[str, Any]) -> dict[str, Any]:
     layers, decoder = size(config, "num_layers"), optional_size(config, "num_decoder_layers")
     if decoder is not None and decoder > layers:
         raise UnsupportedError(
-            f"config.json: num_decoder_layers is {decoder}, but quantkit converts T5 with at most as many layers in the"
-            f" decoder as in the encoder ({layers})"
+            f"config.json: num_decoder_layers is {decoder}, more than num_layers ({layers}); quantkit"
+            " converts T5 with at most as many layers in the decoder as in the encoder"
         )
     return {**config, "num_decoder_layers": decoder or layers}
 

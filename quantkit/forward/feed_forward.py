@@ -147,8 +147,8 @@ def route(part: Experts, layer: Layer, x: Array) -> tuple[NDArray[np.int64], Arr
 def _sparse_mixer(logits: Array, jitter: float) -> tuple[NDArray[np.int64], Array]:
     """The two best experts and their weights (n, 2) by SparseMixer-v2 (arXiv 2409.12136), as it is after training.
 
-    The weight of the best expert is its share in a softmax over the experts whose scores are within 2 `jitter` of its
-    own, relative to the larger magnitude; that of the second is the same among the others.
+    The weight of the best expert is its share in a softmax over the experts with scores near its own: within 2
+    `jitter`, relative to the larger magnitude. The weight of the second is the same among the others.
     """
     xp, numbers = namespace(logits), place(np.arange(logits.shape[1]), device(logits))
     chosen = ascending(-logits)[:, :2]

@@ -14,7 +14,7 @@ from quantkit.forward.parts import Form
 Read = Callable[[str], npt.NDArray[Any]]
 ReadRows = Callable[[str, int, int], npt.NDArray[Any]]
 RoundInput = Callable[[str, Array], Array]
-"""(name of a linear, its input x (n, n_in)) -> x as a runtime that rounds activations gives it to the linear."""
+"""(name of a linear, its input x (n, n_in)) -> x, rounded as a runtime that rounds activations does."""
 
 _SLICE_ELEMENTS = 1 << 22
 _PLAIN = Form()

@@ -2,8 +2,8 @@
 
 A wheel built with QUANTKIT_KERNELS=1 holds each library for several processors (hatch_build.py). Otherwise the first
 use compiles it into the user's cache folder (about two seconds), and later uses load it from there. The cached library
-is loaded only if this user alone can have written it (private_cache.py), and if it has the sha256 recorded at its
-compilation. Otherwise the code is compiled again, in a private temporary folder if the cache folder is not private.
+is loaded only if no other user can have written it (private_cache.py) and its sha256 is the recorded one. Otherwise the
+code is compiled again, in a private temporary folder if the cache folder is not private.
 """
 
 import ctypes

@@ -1,7 +1,7 @@
 """Tables of the types whose values are points of a lattice: IQ2_XXS, IQ2_XS, IQ2_S, IQ3_XXS, IQ3_S.
 
 A place is any combination of levels: of 8 values with 3 levels, or of 4 values with 8 levels. ggml rounds values to a
-place; where the place is not a point of the type's grid, it compares the grid points around it (iq2xs_init_impl and
+place. If the place is not a point of the type's grid, ggml compares the grid points around it (iq2xs_init_impl and
 iq3xs_init_impl of ggml-quants.c). The grids are the gguf package's.
 """
 

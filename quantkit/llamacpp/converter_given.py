@@ -1,7 +1,7 @@
 """Tensors of the checkpoint that the caller gives: part of the script converter_child.py, without imports of quantkit.
 
-The converter takes such a tensor for one of its weight files. Its rows are merged with an adapter in the caller's
-process, so they come over the pipe when the converter computes them.
+The converter takes such a tensor for one of its weight files. The caller's process merges its rows with an adapter.
+They come over the pipe when the converter computes them.
 """
 
 import math

@@ -1,7 +1,7 @@
 """Why the converter failed: part of the script converter_child.py, without imports of quantkit.
 
-The converter raises what its code happens to raise. A KeyError of a setting is a value that config.json lacks, a
-ValueError of its table of names a tensor that this version does not know.
+The converter has no exceptions of its own for these faults. A KeyError of a setting means a value that config.json
+lacks. A ValueError of its table of names means a tensor that this version does not know.
 """
 
 import re

@@ -45,8 +45,8 @@ class ConverterSession:
     """A running converter. `header` is that of the GGUF that it would write; `read` gives bytes of its tensors.
 
     Threads may call `read` at the same time. The converter computes the requested rows alone where it can. It keeps any
-    other tensor whole until the next one, so reads that go from tensor to tensor in order are fast. `largest_whole`:
-    the elements of the largest such tensor.
+    other tensor whole until the next one, so reads in the order of the tensors are fast. `largest_whole`: the elements
+    of the largest such tensor.
     """
 
     def __init__(self, converter: Converter, checkpoint: Path, name: str, options: ConverterOptions) -> None:

@@ -1,6 +1,6 @@
 """A prompt cache on disk: the token ids of a prompt with the KV cache or state that llama.cpp has after them.
 
-A file has a line that names the format, the SHA-256 of all that follows, a line of JSON, and llama.cpp's bytes
+A file has a line with the format's name, the SHA-256 of the rest, a line of JSON, and llama.cpp's bytes
 (llama_state_seq_get_data). It is used for the same model, llama.cpp and type of KV cache only.
 """
 

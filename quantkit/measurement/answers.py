@@ -123,8 +123,8 @@ def answer_records(
 def figures(reference: Sequence[Followed], candidate: Sequence[Followed]) -> dict[str, Any]:
     """Agreement over all tokens of the answers.
 
-    Returns `same_answers` (answers whose tokens are all the candidate's most likely ones), `top1` (share of such
-    tokens) and `kl` (mean KL divergence from the reference, in nats a token).
+    Returns `same_answers`, the answers of which all tokens are the candidate's most likely ones. `top1` is the share of
+    such tokens, and `kl` the mean KL divergence from the reference, in nats a token.
     """
     agree = [one.logits.argmax(axis=1) == np.array(one.tokens) for one in candidate]
     divergences = []

@@ -13,9 +13,9 @@ Array = NDArray[np.float64]
 def embedding_figures(reference: Array, candidate: Array, n_queries: int) -> dict[str, Any]:
     """Figures of embeddings (texts, width), of which the first `n_queries` are queries and the others passages.
 
-    Returns `cosine_mean` and `cosine_worst` of a text's two embeddings, `rank_correlation` (Spearman's, of the
-    similarities of all queries with all passages), and `top10_overlap` (the mean shared part of a query's ten nearest
-    passages).
+    Returns `cosine_mean` and `cosine_worst` of a text's two embeddings. `rank_correlation` is Spearman's, of the
+    similarities of all queries with all passages. `top10_overlap` is the mean shared part of a query's ten nearest
+    passages.
     """
     a, b = _unit(reference), _unit(candidate)
     cosines = np.einsum("ij,ij->i", a, b)

@@ -93,8 +93,8 @@ def _given(checkpoint: Checkpoint, names: Sequence[str]) -> GivenTensors | None:
 def _require_head(header: GgufHeader, checkpoint: Checkpoint) -> None:
     if not any(slot.name == "output.weight" for slot in header.tensors):
         raise UnsupportedError(
-            f"an adapter changes the embedding or the output head of {checkpoint.source} alone, but llama.cpp's"
-            " converter keeps the two tied for this architecture; train an adapter with ensure_weight_tying"
+            f"an adapter changes the embedding or the output head of {checkpoint.source} alone; llama.cpp's"
+            " converter keeps the two tied for this architecture, so train an adapter with ensure_weight_tying"
         )
 
 

@@ -188,8 +188,8 @@ def _stacks(native: Native, layers: Sequence[LayerLinears], label: str) -> dict[
         routed = [entry for entry in layer.inputs if entry.expert is not None]
         if routed and (experts is None or experts.expert is None or experts.mlx is None):
             raise UnsupportedError(
-                f"{label} has all experts of a layer in one tensor, and quantkit does not know mlx-lm's names of them"
-                " for this model; choose another type"
+                f"{label} has all experts of a layer in one tensor; quantkit does not know mlx-lm's names of them"
+                " for this model, so choose another type"
             )
         for entry in routed:
             assert experts is not None and experts.expert is not None and entry.expert is not None

@@ -1,7 +1,7 @@
 """The graph of AltUp, LAuReL and sparse activations, as llama.cpp builds it (src/models/gemma3n.cpp).
 
-The hidden states are several streams (width, n, streams). A layer predicts all of them from its input, computes the
-active one, and corrects the others by how far the prediction was off.
+The hidden states are several streams (width, n, streams). A layer predicts all of them from its input and computes the
+active one. It corrects the others by the error of that prediction.
 """
 
 from quantkit.planning.attention import attention

@@ -1,8 +1,8 @@
 """The device of each layer, tensor and cache, with one GPU or several.
 
-Source: load_tensors of src/llama-model.cpp. Of the layers and the output, counted as n_layer + 1, the GPUs take the
-last `gpu_layers`; with several GPUs each takes consecutive layers, in the order of the devices, and the last GPU of
-those has the output. The token embedding stays on the CPU.
+Source: load_tensors of src/llama-model.cpp. The layers and the output count as n_layer + 1; the GPUs take the last
+`gpu_layers` of them. With several GPUs, each takes consecutive layers in the order of the devices. The last GPU in use
+has the output. The token embedding stays on the CPU.
 """
 
 from collections.abc import Iterable, Mapping, Sequence

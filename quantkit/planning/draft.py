@@ -62,8 +62,9 @@ def model_bytes(source: Source, context: Context) -> int:
 
 
 def mtp_bytes(source: Source, context: Context) -> int:
-    """Bytes of the MTP layers of a file on a GPU: their weights, a KV cache as large as the largest of a layer, and the
-    compute buffer of the model, whose output the layer has too.
+    """Bytes of the MTP layers of a file on a GPU: their weights, their KV caches and their compute buffer.
+
+    Each cache counts as the largest of a layer. The compute buffer is the model's, because an MTP layer has its output.
     """
     shape, tensors = source.shape, tensors_as_they_are(source.model)
     trunk = len(shape.trunk)

@@ -1,8 +1,8 @@
 """AWQ (Lin et al. 2023, arXiv 2306.00978) with error feedback: scale input channels, clip ranges, round as GPTQ.
 
 Scaling a weight column by s and its input by 1/s leaves the output unchanged. After rounding, channels with a large s
-have a smaller relative error. AWQ's format does not say how its integers were found, so they are rounded with error
-feedback, and scales and ranges are searched for that rounding. The paper's own rounding is in `awq_nearest`.
+have a smaller relative error. AWQ's format leaves the rounding open. So integers are rounded with error feedback, and
+scales and ranges are searched for that rounding. The paper's own rounding is in `awq_nearest`.
 """
 
 from collections.abc import Sequence

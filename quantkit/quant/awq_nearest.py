@@ -2,7 +2,7 @@
 
 Scaling a weight column by s and its input by 1/s leaves the output unchanged. After rounding, channels with a large s
 have a smaller relative error. The searches for scales and for clipping minimise the output error over the calibration
-text, tr(dW H dW'), where H is the Gram matrix.
+text: tr(dW H dW'), H the Gram matrix.
 """
 
 from collections.abc import Mapping, Sequence

@@ -63,7 +63,7 @@ def nearest_points(values: Array, format_: BlockFormat) -> Array:
 
 @functools.cache
 def points_by_half(table: tuple[int, ...]) -> Array:
-    """The point nearest to each value h / 2 <= x < (h + 1) / 2, for all h between twice the ends of the table."""
+    """The point nearest to each value h / 2 <= x < (h + 1) / 2; h runs between twice the ends of the table."""
     points = np.array(table, np.float32)
     inside = (np.arange(2 * table[0], 2 * table[-1] + 1, dtype=np.float32) + np.float32(0.5)) / np.float32(2)
     nearest: Array = points[np.abs(inside[:, None] - points).argmin(axis=1)]

@@ -1,9 +1,9 @@
-"""The choice of one type for each tensor, so that the total cost is least and the total size stays within a budget.
+"""The type of each tensor with the least total cost for a total size within a budget.
 
 The relaxed problem has a Lagrange multiplier, the price of a byte: each tensor takes the type that minimises cost +
-price x size, which lies on the lower convex hull of its types (Shoham and Gersho 1988, for bit allocation). The steps
-between neighbours on all hulls are taken in the order of their gain for a byte. The bytes that are left are then spent
-on single steps, also to types that are not on a hull.
+price x size. That type lies on the lower convex hull of its types (Shoham and Gersho 1988, for bit allocation). The
+steps between neighbours on all hulls are taken in the order of their gain for a byte. The bytes that are left are then
+spent on single steps, also to types that are not on a hull.
 """
 
 from collections.abc import Sequence

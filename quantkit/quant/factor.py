@@ -14,7 +14,7 @@ LEAST_DAMP = 0.05
 SHRINK = 0.3
 """Part of each diagonal entry that is added to it: correlations of another text differ, so they count for less."""
 ROUNDING_VERSION = 5
-"""Raised when the bytes of AWQ, GPTQ or w4a4 change, so that an unfinished run is not continued with other bytes."""
+"""Goes up when the bytes of AWQ, GPTQ or w4a4 change: a run of an earlier version is then not resumed."""
 
 _MOST_DAMP = 1.0
 # Columns of a panel of the blocked factorisation, columns that one thread updates, and the least rows it pays for.

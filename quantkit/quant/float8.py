@@ -88,7 +88,7 @@ def nearest_float8(x: Array) -> NDArray[np.uint8]:
     """The bytes of the nearest e4m3fn of finite x, |x| <= 448, ties to even: uint8 of x's shape.
 
     Integer arithmetic on the bits of the float32, three times as fast as a cast by ml_dtypes. A normal number rounds at
-    bit 20 of its 23 bits of mantissa, and its exponent's bias is 7 in place of 127. Below 2^-6 the type has steps of
+    bit 20 of its 23 bits of mantissa. Its exponent's bias becomes 7 instead of 127. Below 2^-6 the type has steps of
     2^-9: these are the steps of float32 at 2^14, so adding 2^14 rounds.
     """
     bits = np.ascontiguousarray(x, np.float32).view(np.uint32)

@@ -1,10 +1,10 @@
 """How far the correlations of a Gram matrix are trusted: chosen by the error on held-out samples, input by input.
 
-Error feedback fits the Gram matrix H of the calibration text. Correlations that are chance, or that another text does
-not have, make it worse there. Two numbers limit it: `shrink`, a fraction of each diagonal entry that is added to it,
-and `damp`, a fraction of the mean diagonal. The strongest limits cost little on the held-out samples and gain much on
-texts of other kinds, so the strongest of those within a tolerance of the least error are taken: 5 % for AWQ and GPTQ,
-15 % for GGUF types.
+Error feedback fits the Gram matrix H of the calibration text. Correlations by chance, and those that another text does
+not have, make the error on that text larger. Two numbers limit it: `shrink`, a fraction of each diagonal entry that is
+added to it, and `damp`, a fraction of the mean diagonal. Strong limits cost little on the held-out samples and gain
+much on texts of other kinds. So the strongest limits within a tolerance of the least error are taken: 5 % for AWQ and
+GPTQ, 15 % for GGUF types.
 """
 
 from collections.abc import Iterable, Iterator

@@ -1,6 +1,6 @@
 """SmoothQuant (Xiao et al. 2022, arXiv 2211.10438): scales that move the outliers of activations into the weights.
 
-A runtime rounds each token's activations to integers with one scale, so a channel with outliers leaves few levels for
+A runtime rounds each token's activations to integers with one scale. A channel with outliers then leaves few levels for
 all others. As in AWQ, a channel of the input is divided by s and its column of the weights multiplied by s.
 """
 
@@ -40,8 +40,8 @@ def search_smooth_scale(
     weights: float32 (n_out, n_in) of each linear. maxima: float32 (n_in,), the largest |x| of each channel. rows:
     float32 (n, n_in), some inputs. ties: (n_in,); channels with the same number share a scale.
 
-    The estimate adds what rounding each token's x / s and each row of w s to 8 bits costs the outputs. A step t has a
-    mean squared error of t^2 / 12, and the errors of channels are taken as independent.
+    The estimate is the output error of rounding each token's x / s and each row of w s to 8 bits. A step t has a mean
+    squared error of t^2 / 12, and the errors of channels are taken as independent.
     """
     columns = np.max([np.abs(w).max(axis=0) for w in weights], axis=0)
     of_x, of_w = (_relative(_greatest(values, ties)) for values in (maxima, columns))

@@ -20,7 +20,7 @@ def method(report: Report) -> str:
     if reference is not None and report.candidates:
         sentence += (
             f" Changes, KL divergence (nats a token) and the same top token compare each model with {reference.label}"
-            " on the same tokens, which is why their errors are smaller than perplexity's own."
+            " on the same tokens. So their errors are smaller than perplexity's own."
         )
     return sentence
 

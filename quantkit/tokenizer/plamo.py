@@ -27,7 +27,7 @@ _LOWEST, _UNKNOWN_SCORE = -20_000_000, -10_000_000
 # Parts of special tokens, which are not special themselves.
 _PARTS = frozenset({"<|plamo:begin_", "<|plamo:end_", ":plamo|>"})
 NEWER = {"plamo3": "b11549"}
-"""llama.cpp's name of a kind of tokenizer -> the build from which on it is known, where older ones are supported."""
+"""llama.cpp's name of a kind of tokenizer -> the first build that knows it, if quantkit supports older ones."""
 
 
 @dataclass(frozen=True)

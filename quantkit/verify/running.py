@@ -178,7 +178,7 @@ def check_logits(
         if narrowest_bits(output) >= 16 and not median >= MEDIAN_FLOOR:
             raise VerificationError(
                 f"the {values_of} of {output.label} have a median correlation of {median:.4f} with the source's, below"
-                f" {MEDIAN_FLOOR}, which rounding of floats does not explain"
+                f" {MEDIAN_FLOOR}; rounding of floats does not explain that"
             )
         compared.append(correlation)
         return f"finite, correlation {correlation:.4f} with the source's over {len(tokens)} tokens"

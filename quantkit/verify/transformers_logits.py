@@ -132,7 +132,7 @@ def check_transformers(output: GgufOutput, reference: TransformersLogits) -> Che
         if narrowest_bits(output) >= 16 and not median >= MEDIAN_FLOOR:
             raise VerificationError(
                 f"the logits of {output.label} have a median correlation of {median:.4f} with transformers', below"
-                f" {MEDIAN_FLOOR}, which rounding of floats does not explain"
+                f" {MEDIAN_FLOOR}; rounding of floats does not explain that"
             )
         return (
             f"correlation {mean:.5f} with transformers' over {len(windows)} windows of {len(joined)} tokens together,"

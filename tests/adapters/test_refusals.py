@@ -139,5 +139,5 @@ def test_the_adapter_as_source_names_both_ways(base: Path, tmp_path: Path) -> No
     adapter = write_adapter_files(tmp_path / "adapter", SETTINGS, matrices())
     answer = quantkit("gguf", adapter, "-o", tmp_path / "out")
     assert answer.code == 1
-    assert "to --adapter to merge it, or write an adapter GGUF with quantkit lora" in answer.sentence
+    assert "to --adapter to merge it; quantkit lora writes an adapter GGUF" in answer.sentence
     assert json.loads((adapter / "adapter_config.json").read_text())["base_model_name_or_path"] in answer.sentence

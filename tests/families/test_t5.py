@@ -68,7 +68,7 @@ def test_tokens_that_other_files_add_have_their_rows(tmp_path: Path) -> None:
         ({"dense_act_fn": "silu"}, "dense_act_fn is 'silu', but llama.cpp runs T5 with feed_forward_proj 'relu' only"),
         ({"is_gated_act": True}, "is_gated_act is True, but llama.cpp runs T5 with feed_forward_proj 'relu' only"),
         ({"relative_attention_max_distance": 64}, "relative_attention_max_distance is 64, but llama.cpp runs T5 only"),
-        ({"num_decoder_layers": 4}, "num_decoder_layers is 4, but quantkit converts T5 with at most as many layers"),
+        ({"num_decoder_layers": 4}, "num_decoder_layers is 4, more than num_layers (3)"),
     ],
 )
 def test_what_is_not_run_is_one_sentence(settings: dict[str, object], sentence: str, tmp_path: Path) -> None:

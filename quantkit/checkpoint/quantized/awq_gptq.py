@@ -168,7 +168,7 @@ class AwqGemvScheme(Scheme):
             if not kinds or not rows or min(qzeros.shape[1] * 32 // self.bits, scales.shape[1]) < groups or groups < 1:
                 raise CheckpointError(
                     f"linear {shown(name)} of {where} has qweight {list(tensor.shape)}, qzeros {list(qzeros.shape)} and"
-                    f" scales {list(scales.shape)}, which do not match {self.bits} bits and group size {self.group};"
+                    f" scales {list(scales.shape)}; these do not match {self.bits} bits and group size {self.group}, so"
                     " download it again"
                 )
             linears.append(PackedLinear(name, n_out, n_in, groups))
@@ -241,7 +241,7 @@ def check_grid(method: str, bits: Any, group: Any, where: str) -> None:
     if bits not in (2, 3, 4, 8) or type(group) is not int or (group <= 0 and group != -1):
         raise UnsupportedError(
             f"{where} has {method} of {shown(str(bits))} bits in groups of {shown(str(group))};"
-            " only 2, 3, 4 and 8 bits and positive group sizes (or -1) can be read, take the original 16-bit checkpoint"
+            " quantkit reads 2, 3, 4 and 8 bits and positive group sizes (or -1); take the original 16-bit checkpoint"
         )
 
 
@@ -265,8 +265,8 @@ def _linears(tensors: Mapping[str, TensorInfo], scheme: AwqGptqScheme, where: st
         if not kinds or (qweight.shape, qzeros.shape, n_groups) != (weight_shape, (n_groups, words_out), expected):
             raise CheckpointError(
                 f"linear {shown(name)} of {where} has qweight {list(qweight.shape)}, qzeros {list(qzeros.shape)} and"
-                f" scales {list(scales.shape)}, which do not match {scheme.bits} bits and group size"
-                f" {scheme.group}; download it again"
+                f" scales {list(scales.shape)}; these do not match {scheme.bits} bits and group size"
+                f" {scheme.group}, so download it again"
             )
         linears.append(PackedLinear(name, n_out, n_in, n_groups))
     return linears

@@ -77,8 +77,8 @@ class BitsAndBytes4(Scheme):
             sizes = (tensors[f"{name}.weight"].n_params, tensors[f"{name}.weight.quant_map"].n_params, absmax.n_params)
             if sizes != (-(-count // 2), 16, -(-count // state.block)) or (not nested and absmax.dtype != "F32"):
                 raise CheckpointError(
-                    f"linear {shown(name)} of {where} has {sizes[0]} bytes and {sizes[2]} absmax, which do not match"
-                    f" its shape {list(state.shape)} in blocks of {state.block}; download it again"
+                    f"linear {shown(name)} of {where} has {sizes[0]} bytes and {sizes[2]} absmax; these do not match"
+                    f" its shape {list(state.shape)} in blocks of {state.block}, so download it again"
                 )
             linears.append(PackedLinear(name, rows, columns, 1))
         return linears

@@ -58,8 +58,8 @@ class PackedIntegers(Scheme):
             if (tensor.dtype, tensor.shape, stated) != ("I32", packed, zeros):
                 raise CheckpointError(
                     f"linear {shown(name)} of {where} has weight_packed {list(tensor.shape)}, weight_scale"
-                    f" {list(scale.shape)} and weight_zero_point {None if stated is None else list(stated)}, which do"
-                    f" not match {self.bits} bits and group size {self.group}; download it again"
+                    f" {list(scale.shape)} and weight_zero_point {None if stated is None else list(stated)}; these"
+                    f" do not match {self.bits} bits and group size {self.group}, so download it again"
                 )
             order = tensors.get(f"{name}.weight_g_idx")
             if order is not None and (order.dtype not in ("I32", "I64") or order.shape != (n_in,)):

@@ -56,7 +56,7 @@ def check_stored(name: str, stored: StoredModel, facts: Facts, bundle: Bundle, b
         if sent is None or not bundle.replaces_jinja:
             return None if sent is None else IGNORED
         raise PublishError(
-            f"the Ollama server ignores the chat template that was passed for {name} and renders the GGUF's own, which"
+            f"the Ollama server ignores the chat template that was passed for {name}; it renders the GGUF's own, which"
             f" has tools or thinking; convert the model with --chat-template, then remove {name} with `ollama rm`"
         )
     if sent is None:

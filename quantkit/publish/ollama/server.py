@@ -236,6 +236,6 @@ def _push_error(name: str, error: str) -> str:
     namespace = name.rsplit("/", 1)[0] if "/" in name else name
     return (
         f"{name} was refused by the registry: this machine's key is not registered there, or not with {namespace};"
-        f" run `ollama signin`, or add the public key beside the server (~/.ollama/id_ed25519.pub) at {KEYS_PAGE}, and"
+        f" run `ollama signin`, or add the public key beside the server (~/.ollama/id_ed25519.pub) at {KEYS_PAGE};"
         f" push only to your own name (the registry answered: {error})"
     )
