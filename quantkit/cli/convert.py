@@ -17,6 +17,7 @@ from quantkit.cli.conversion_options import (
     complete_type,
     type_option,
 )
+from quantkit.cli.gguf_options import GgufOptions
 from quantkit.cli.loading import loading
 from quantkit.cli.option_groups import grouped
 from quantkit.cli.options import SourceArg

@@ -26,7 +26,7 @@ def layer_linears(architecture: Architecture, config: Config, number: int, names
     if not architecture.mixes(config, number):
         attention = _NO_PART
     elif architecture.time_mix:
-        attention = _time_mix(architecture.time_mix, place)
+        attention = _time_mix(architecture.time_mix, layer)
     elif recurrent and recurrent.layers(config, number):
         attention = _delta_net(recurrent, layer)
     elif (selective := architecture.mamba) and selective.layers(config, number):
@@ -47,10 +47,10 @@ def layer_linears(architecture: Architecture, config: Config, number: int, names
     experts = architecture.experts if architecture.experts and architecture.experts.layers(config, number) else None
     dense = _NO_PART
     if architecture.feeds(config, number) and (experts is None or experts.beside):
-        dense = _feed_forward(architecture.feed, place, "feed", "feed.down")
+        dense = _feed_forward(architecture.feed, layer, "feed", "feed.down")
     if architecture.channel_mix:
-        dense = _channel_mix(architecture.channel_mix, place)
-    feed = _mixture(experts, place) if experts else dense
+        dense = _channel_mix(architecture.channel_mix, layer)
+    feed = _mixture(experts, layer) if experts else dense
 
     shared = architecture.parallel and architecture.feed_norm is None
     if shared:  # both parts read the same norm, so `feed` and `attention` are one input
@@ -189,9 +189,9 @@ def _mamba2(part: Mamba2, layer: _LayerNames) -> _Part:
     return _Part(inputs, folds, ("attention",))
 
 
-def _time_mix(part: TimeMix, place: _Place) -> _Part:
+def _time_mix(part: TimeMix, layer: _LayerNames) -> _Part:
     """Every linear reads a mixture of its own; the low-rank ones are small, and llama.cpp keeps them."""
-    at, config, hidden = place.at + part.at, place.config, place.hidden
+    at, config, hidden = layer.at + part.at, layer.config, layer.hidden
     keys = (f"attention.{letter}" for letter in "rkvg")
     inputs = [Input(key, (Linear(at + name, hidden, hidden),)) for name, key in zip(part.separate, keys, strict=False)]
     if part.goose is None:
@@ -203,9 +203,9 @@ def _time_mix(part: TimeMix, place: _Place) -> _Part:
         )
         inputs += [Input(f"attention.{key}", (linear,)) for key, linear in low]
     else:
-        for name in "wag" if place.number == 0 else "wavg":
+        for name in "wag" if layer.number == 0 else "wavg":
             width = part.goose.rank(config, name)
-            down, up, form = low_rank_names(at, name, stored=f"{at}{name}1" in place.names)
+            down, up, form = low_rank_names(at, name, stored=f"{at}{name}1" in layer.names)
             inputs += [
                 Input(f"attention.{name}.down", (Linear(down, hidden, width, form, kept=True),)),
                 Input(f"attention.{name}.up", (Linear(up, width, hidden, form, kept=True),)),
@@ -214,8 +214,8 @@ def _time_mix(part: TimeMix, place: _Place) -> _Part:
     return _Part(tuple(inputs), (), ())
 
 
-def _channel_mix(part: ChannelMix, place: _Place) -> _Part:
-    at, hidden, inner = place.at + part.at, place.hidden, part.inner(place.config)
+def _channel_mix(part: ChannelMix, layer: _LayerNames) -> _Part:
+    at, hidden, inner = layer.at + part.at, layer.hidden, part.inner(layer.config)
     inputs = [
         Input("feed", (Linear(at + part.key, hidden, inner),)),
         Input("feed.down", (Linear(at + part.value, inner, hidden),)),

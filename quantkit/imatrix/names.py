@@ -56,7 +56,7 @@ def imatrix_sources(native: Native) -> dict[str, tuple[LinearKey, ...]]:
         if cut in copied:
             continue
         copied |= {cut} if cut else set()
-        keys = [_linear_of(tensor, number, places) for number in range(_n_matrices(tensor))]
+        keys = [_linear_of(tensor, number, rows_by_tensor) for number in range(_n_matrices(tensor))]
         complete = tuple(key for key in keys if key is not None)
         if len(complete) == len(keys):
             linears[tensor.name] = complete
