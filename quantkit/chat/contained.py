@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import quantkit
-from quantkit.chat.render import TemplateRefusal, render
+from quantkit.chat.rendering import TemplateRefusal, render
 from quantkit.errors import TemplateError
 from quantkit.system.processes import limit_this_process
 from quantkit.system.python import module_command

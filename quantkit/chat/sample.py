@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from quantkit.chat.contained import render_contained
-from quantkit.chat.render import TemplateRefusal
+from quantkit.chat.rendering import TemplateRefusal
 
 SYSTEM = {"role": "system", "content": "Be brief."}
 USER = {"role": "user", "content": "Hello!"}

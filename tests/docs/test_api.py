@@ -84,11 +84,11 @@ def test_importing_quantkit_loads_neither_numpy_nor_a_room() -> None:
 
 
 @pytest.mark.parametrize("words", [["--help"], ["gguf", "--help"], ["convert", "--help"], ["awq", "--help"]])
-def test_help_loads_neither_numpy_nor_the_hub_client(words: list[str]) -> None:
+def test_help_loads_neither_numpy_nor_jinja2_nor_the_hub_client(words: list[str]) -> None:
     code = (
         "import sys\nfrom quantkit.cli import main\nsys.argv = ['quantkit', *sys.argv[1:]]\n"
         "try:\n    main()\nexcept SystemExit:\n    pass\n"
-        "heavy = {'numpy', 'gguf', 'huggingface_hub', 'quantkit.conversion'} & set(sys.modules)\n"
+        "heavy = {'numpy', 'gguf', 'jinja2', 'huggingface_hub', 'quantkit.conversion'} & set(sys.modules)\n"
         "print(sorted(heavy), file=sys.stderr)"
     )
     done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, check=True)
