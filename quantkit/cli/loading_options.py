@@ -12,6 +12,7 @@ from quantkit.cli.options import (
     GPU_LAYERS,
     KV_TYPE,
     NO_KV_OFFLOAD,
+    NO_STORED_SPEEDS,
     RPC,
     context_option,
     parse_gpu_layers,
@@ -40,6 +41,7 @@ class LoadingOptions:
     )
     kv_type: str = declared("f16", KV_TYPE)
     no_kv_offload: bool = declared(False, NO_KV_OFFLOAD)
+    no_stored_speeds: bool = declared(False, NO_STORED_SPEEDS)
     draft: str | None = option(
         None,
         "Draft tokens by a smaller GGUF, or by the model's MTP layer.",

@@ -69,45 +69,16 @@ ParameterOption = Annotated[
     list[str] | None,
     typer.Option("--parameter", metavar="NAME=VALUE", help="An Ollama PARAMETER, such as temperature=0.5; repeatable."),
 ]
-RpcOption = Annotated[
-    list[str] | None,
-    typer.Option("--rpc", metavar="HOST:PORT", help="A llama.cpp rpc-server whose devices count as GPUs; repeatable."),
-]
-CpuMoeOption = Annotated[
-    int | None,
-    typer.Option(
-        "--n-cpu-moe",
-        metavar="N",
-        min=0,
-        help="Layers whose experts stay on the CPU.",
-        show_default="what fits, with --gpu-layers auto",
-    ),
-]
-TensorSplitOption = Annotated[
-    str | None,
-    typer.Option(
-        metavar="N,N,...",
-        help="Layers of each GPU, as proportions.",
-        show_default="what fits, with --gpu-layers auto",
-    ),
-]
-NoKvOffloadOption = Annotated[bool, typer.Option("--no-kv-offload", help="Keep the KV cache on the CPU.")]
-NoStoredSpeedsOption = Annotated[
-    bool, typer.Option("--no-stored-speeds", help="Ignore the device speeds that `measure --speed` has stored.")
-]
-DraftOption = Annotated[
-    str | None,
-    typer.Option(
-        "--draft",
-        metavar="FILE|mtp",
-        help="Draft tokens by a smaller GGUF, or by the model's MTP layer.",
-        show_default="none",
-    ),
-]
-DraftTokensOption = Annotated[
-    int, typer.Option("--draft-tokens", metavar="N", min=1, max=64, help="Tokens that --draft proposes at a time.")
-]
-KvTypeOption = Annotated[str, typer.Option(metavar="TYPE", help=f"Type of the KV cache: {', '.join(KV_TYPES)}.")]
+RPC = typer.Option("--rpc", metavar="HOST:PORT", help="A llama.cpp rpc-server whose devices count as GPUs; repeatable.")
+NO_KV_OFFLOAD = typer.Option("--no-kv-offload", help="Keep the KV cache on the CPU.")
+NO_STORED_SPEEDS = typer.Option(
+    "--no-stored-speeds", help="Ignore the device speeds that `measure --speed` has stored."
+)
+KV_TYPE = typer.Option(metavar="TYPE", help=f"Type of the KV cache: {', '.join(KV_TYPES)}.")
+RpcOption = Annotated[list[str] | None, RPC]
+NoKvOffloadOption = Annotated[bool, NO_KV_OFFLOAD]
+KvTypeOption = Annotated[str, KV_TYPE]
+NoStoredSpeedsOption = Annotated[bool, NO_STORED_SPEEDS]
 SystemOption = Annotated[str | None, typer.Option(metavar="TEXT", help="The system message.")]
 ChatTemplateOption = Annotated[
     str | None, typer.Option(metavar="FILE|NAME", help="A Jinja file, a built-in template, or none.")

@@ -91,7 +91,8 @@ def placed_loading(
     if draft:
         draft, memory = place_draft(model, draft, context, gpus, out)
     fit_moe = options.cpu_moe is None
-    placement = fixed or automatic_placement(model, context, gpus, out, fit_moe=fit_moe, draft=memory)
+    threads = 0 if options.no_stored_speeds else options.threads
+    placement = fixed or automatic_placement(model, context, gpus, out, fit_moe=fit_moe, draft=memory, threads=threads)
     loading = Loading(
         placement.gpu_layers,
         placement.cpu_moe,

@@ -8,23 +8,9 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 
 import typer
 
-from quantkit.cli.conversion_options import ThreadsOption
-from quantkit.cli.options import (
-    AUTO,
-    GPU_LAYERS,
-    CpuMoeOption,
-    DraftOption,
-    DraftTokensOption,
-    Format,
-    KvTypeOption,
-    NoKvOffloadOption,
-    NoStoredSpeedsOption,
-    RpcOption,
-    TensorSplitOption,
-    context_option,
-    parse_gpu_layers,
-    parse_tensor_split,
-)
+from quantkit.cli.loading_options import LoadingOptions, SamplingOptions
+from quantkit.cli.option_groups import grouped, option
+from quantkit.cli.options import Format
 from quantkit.cli.output import Out
 from quantkit.errors import UsageError
 
@@ -64,13 +50,6 @@ def run(
         int, typer.Option("--max-tokens", "-n", metavar="N", min=1, help="Maximum length of the answer, in tokens.")
     ] = 1024,
     raw: Annotated[bool, typer.Option("--raw", help="Use no chat template: the model continues the text.")] = False,
-    cpu_moe: CpuMoeOption = None,
-    tensor_split: TensorSplitOption = None,
-    kv_type: KvTypeOption = "f16",
-    no_kv_offload: NoKvOffloadOption = False,
-    no_stored_speeds: NoStoredSpeedsOption = False,
-    draft: DraftOption = None,
-    draft_tokens: DraftTokensOption = 3,
     prompt_cache: Annotated[
         Path | None,
         typer.Option(
@@ -131,58 +110,20 @@ def _checked_prompt(prompt: str | None, out: Out) -> str | None:
         raise UsageError("the prompt is empty; pass a text with -p TEXT")
     if prompt is None and out.format != Format.human:
         raise UsageError(f"--format {out.format.value} needs a single prompt; pass one with -p TEXT")
-    _refuse_combinations({"--draft": draft, "--prompt-cache": prompt_cache}, {"--image": image, "--audio": audio})
-    sampling = {
-        "temperature": temperature,
-        "top_k": top_k,
-        "top_p": top_p,
-        "min_p": min_p,
-        "repeat_penalty": repeat_penalty,
-        "seed": seed,
-    }
-    split = parse_tensor_split(tensor_split, gpu_layers)
-    fixed = None if gpu_layers == AUTO else Placement(parse_gpu_layers(gpu_layers), cpu_moe or 0, split)
-    with converse(model, n_ctx=ctx, system=system, raw=raw, sampling=sampling) as conversation:
-        if image or audio:
-            projector = choose_projector(model, mmproj)
-            conversation.show(image or (), projector, sounds=audio or ())
-            if doubt := doubt_of(model, projector):
-                out.warn(doubt)
-        elif mmproj is not None:
-            raise UsageError("--mmproj has no effect without --image or --audio FILE; leave it out")
-        if prompt_cache is not None:
-            require_prompt_cache(prompt_cache)
-            conversation.prompt_cache, conversation.warn = prompt_cache, out.warn
-        chosen = choose_draft(model, draft, draft_tokens) if draft else None
-        if chosen and chosen.mtp and prompt_cache:
-            raise UsageError("--prompt-cache does not keep what an MTP layer needs; remove it or --draft")
-        if conversation.template is None and not raw:
-            out.warn(f"{model.name} has no chat template; the model continues the text as it is")
-        # an RPC server does not compute prompts with weights that lie on the CPU
-        context = Context(
-            n_ctx=conversation.n_ctx,
-            kv_type=kv_type.lower(),
-            cpu_moe=cpu_moe or 0,
-            op_offload=not rpc,
-            kv_on_gpu=not no_kv_offload,
-        )
-        devices = gpu_devices(model, rpc=rpc or []) if chosen or not fixed else []
-        chosen, memory = place_draft(model, chosen, context, devices, out) if chosen else (None, None)
-        placement = fixed or automatic_placement(
-            model,
-            context,
-            devices,
-            out,
-            fit_moe=cpu_moe is None,
-            draft=memory,
-            threads=0 if no_stored_speeds else threads,
-        )
-        out.note(f"loading {model.name} ...")
-        conversation.open(loading_of(placement, context, threads, rpc, chosen))
-        if prompt is None:
-            talk(conversation, out, max_tokens)
-        else:
-            answer_once(conversation, out, prompt, max_tokens)
+    return prompt
+
+
+def _show_media(conversation: "Conversation", model: Path, media: MediaOptions, out: Out) -> None:
+    """Put the images and sounds before the prompt. Raises UsageError for a projector without them."""
+    from quantkit.gguf.projector_file import choose_projector, doubt_of
+
+    if media.image or media.audio:
+        projector = choose_projector(model, media.mmproj)
+        conversation.show(media.image or (), projector, sounds=media.audio or ())
+        if doubt := doubt_of(model, projector):
+            out.warn(doubt)
+    elif media.mmproj is not None:
+        raise UsageError("--mmproj has no effect without --image or --audio FILE; leave it out")
 
 
 def _refuse_combinations(text_only: Mapping[str, object], files: Mapping[str, object]) -> None:

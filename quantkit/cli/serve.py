@@ -6,23 +6,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from quantkit.cli.conversion_options import ThreadsOption
-from quantkit.cli.options import (
-    AUTO,
-    GPU_LAYERS,
-    CpuMoeOption,
-    DraftOption,
-    DraftTokensOption,
-    DryRunOption,
-    KvTypeOption,
-    NoKvOffloadOption,
-    NoStoredSpeedsOption,
-    RpcOption,
-    TensorSplitOption,
-    context_option,
-    parse_gpu_layers,
-    parse_tensor_split,
-)
+from quantkit.cli.loading_options import LoadingOptions
+from quantkit.cli.option_groups import grouped
+from quantkit.cli.options import DryRunOption
 from quantkit.cli.output import Out
 from quantkit.errors import UsageError
 from quantkit.llamacpp.server import ServerChoice
@@ -60,17 +46,6 @@ def serve(
     parallel: Annotated[
         int, typer.Option(metavar="N", min=1, max=256, help="Requests answered at once, each with the whole context.")
     ] = 1,
-    gpu_layers: Annotated[str, GPU_LAYERS] = AUTO,
-    ctx: Annotated[int | None, context_option(least=16, default="4096 or the model's")] = None,
-    cpu_moe: CpuMoeOption = None,
-    tensor_split: TensorSplitOption = None,
-    kv_type: KvTypeOption = "f16",
-    no_kv_offload: NoKvOffloadOption = False,
-    no_stored_speeds: NoStoredSpeedsOption = False,
-    draft: DraftOption = None,
-    draft_tokens: DraftTokensOption = 3,
-    threads: ThreadsOption = None,
-    rpc: RpcOption = None,
     dry_run: DryRunOption = False,
     options: LoadingOptions,
 ) -> None:
@@ -100,18 +75,6 @@ def serve(
     draft = choose_draft(model, options.draft, options.draft_tokens) if options.draft else None
     loading, placement = placed_loading(
         model, options, context, draft, lambda: _devices(model, program, options.rpc or []), out
-    )
-    chosen = choose_draft(model, draft, draft_tokens) if draft else None
-    devices = _devices(model, program, rpc or []) if chosen or not fixed else []
-    chosen, memory = place_draft(model, chosen, context, devices, out) if chosen else (None, None)
-    placement = fixed or automatic_placement(
-        model,
-        context,
-        devices,
-        out,
-        fit_moe=cpu_moe is None,
-        draft=memory,
-        threads=0 if no_stored_speeds else threads,
     )
     serving = Serving(
         model,

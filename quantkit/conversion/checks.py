@@ -78,7 +78,8 @@ def _verify(
     progress: Progress,
 ) -> tuple[Verified, ...]:
     progress.start("checking", len(plan.outputs))
-    source = SourceLogits(plan.checkpoint) if plan.checkpoint else None
+    probe_ids = plan.gguf.model.probe_ids if plan.gguf else None
+    source = SourceLogits(plan.checkpoint, probe_ids) if plan.checkpoint else None
     streamed = plan.checkpoint.streamed if plan.checkpoint else None
     if logits is None and streamed is not None and streamed.total > streamed.memory:
         logits = False  # they read the whole source again
