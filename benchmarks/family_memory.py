@@ -71,8 +71,8 @@ class Peaks(threading.Thread):
                 self.bytes[pid] = max(self.bytes.get(pid, 0), peak)
                 own = status.get("RssAnon", 0) + status.get("RssShmem", 0)
                 self.own[pid] = max(self.own.get(pid, 0), own)
-                if peak and pid not in self.words:
-                    self.words[pid] = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
+                if peak:  # a new process has the words of its parent until it runs its own program
+                    self.words[pid] = _command_line(pid) or self.words.get(pid, "")
 
     def of(self, word: str) -> int:
         """The largest of the processes with `word` in their command line; 0 for none."""
@@ -89,6 +89,13 @@ class Peaks(threading.Thread):
     def __exit__(self, *_: object) -> None:
         self._over.set()
         self.join()
+
+
+def _command_line(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
+    except OSError:
+        return ""
 
 
 def _status_bytes(pid: int) -> dict[str, int]:
