@@ -4,6 +4,7 @@ import fnmatch
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -160,7 +161,12 @@ def plan_folder_of(native: Native, layers: Sequence[LayerLinears], request: Fold
             f"--skip matches {unstacked}, but {label} has all experts of a layer in one tensor; leave that --skip out"
         )
     last = {entry.linears[-1].name for layer in layers for entry in layer.inputs}
+    checked: set[tuple[int, int, bool, bool]] = set()
     for linear in quantized.values():
+        kind = (linear.n_in, linear.n_out, linear.form.turned, linear.name in last)
+        if kind in checked:
+            continue
+        checked.add(kind)
         if folder_format.calibrated:
             check_group(linear.n_in, request.grid, linear.name)
         elif linear.form.turned:
@@ -209,9 +215,8 @@ def draft_layers(native: Native) -> tuple[str, ...]:
     decoder = native.decoder
     trunk_root = decoder.at(0).partition(".")[0]
     places = set()
-    for name in native.tensors:
-        numbered = re.match(r"(.*?)\.\d+\.", name)
-        if numbered is not None and decoder.layer_of(name) is None:
+    for name, layer in native.layers.items():
+        if layer is None and (numbered := re.match(r"(.*?)\.\d+\.", name)):
             root = name.partition(".")[0]
             places.add(f"{numbered[0]}*" if root == trunk_root else f"{root}.*")
     return tuple(sorted(places))
@@ -223,10 +228,11 @@ def _stated(
     """Every tensor of the folder in file order."""
     weights = {linear.name + linear.form.weight: linear for linear in quantized.values()}
     stated: list[Stated] = []
+    stored = cache(partial(FORMATS[request.method].stored, request))
     for name in in_file_order(native):
         if name in weights:
             linear = weights[name]
-            shapes = FORMATS[request.method].stored(request, linear.n_in, linear.n_out)
+            shapes = stored(linear.n_in, linear.n_out)
             matrix = stacks.get(linear.name)
             if matrix is None:
                 stated += [(f"{linear.name}.{suffix}", dtype, shape) for suffix, (dtype, shape) in shapes.items()]
@@ -242,10 +248,10 @@ def _stated(
 
 def in_file_order(native: Native) -> list[str]:
     """The checkpoint's tensors: the embedding, the layers in order, the last norm and the head."""
-    decoder = native.decoder
+    decoder, layers = native.decoder, native.layers
 
     def place(name: str) -> int:
-        layer = decoder.layer_of(name)
+        layer = layers[name]
         if layer is None:
             return -1 if name.startswith(decoder.embedding) else decoder.n_layers
         return layer

@@ -7,6 +7,7 @@ import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import accumulate
 from json.encoder import encode_basestring_ascii
 from math import prod
 from typing import NamedTuple
@@ -96,19 +97,25 @@ def total_bytes(shards: Iterable[Shard]) -> int:
 
 
 def _shard(name: str, tensors: Sequence[Stated]) -> Shard:
-    ordered = sorted(tensors, key=lambda tensor: tensor_bytes(tensor[1], tensor[2]) % _WIDEST != 0)
+    sizes = [tensor_bytes(dtype, shape) for _, dtype, shape in tensors]
+    if any(size % _WIDEST for size in sizes):
+        tensors = sorted(tensors, key=lambda tensor: tensor_bytes(tensor[1], tensor[2]) % _WIDEST != 0)
+        sizes = [tensor_bytes(dtype, shape) for _, dtype, shape in tensors]
+    ends = list(accumulate(sizes))
+    starts = [0, *ends[:-1]]
     # as json.dumps with separators (",", ":") writes it, in less time
-    entries, position, relative = ['"__metadata__":{"format":"pt"}'], 0, []
-    for tensor, dtype, shape in ordered:
-        end = position + tensor_bytes(dtype, shape)
-        entries.append(f'{encode_basestring_ascii(tensor)}:{_facts(dtype, shape)},"data_offsets":[{position},{end}]}}')
-        relative.append((tensor, dtype, shape, position, end - position))
-        position = end
-    text = ("{" + ",".join(entries) + "}").encode()
+    entries = [
+        f'{encode_basestring_ascii(tensor)}:{_facts(dtype, shape)},"data_offsets":[{start},{end}]}}'
+        for (tensor, dtype, shape), start, end in zip(tensors, starts, ends, strict=True)
+    ]
+    text = ("{" + ",".join(['"__metadata__":{"format":"pt"}', *entries]) + "}").encode()
     text += b" " * (-len(text) % _ALIGNMENT)
-    start = _PREFIX + len(text)
-    places = tuple(Place(tensor, dtype, shape, start + at, size) for tensor, dtype, shape, at, size in relative)
-    return Shard(name, len(text).to_bytes(_PREFIX, "little") + text, places, start + position)
+    first = _PREFIX + len(text)
+    places = tuple(
+        Place(tensor, dtype, shape, first + start, size)
+        for (tensor, dtype, shape), start, size in zip(tensors, starts, sizes, strict=True)
+    )
+    return Shard(name, len(text).to_bytes(_PREFIX, "little") + text, places, first + sum(sizes))
 
 
 @lru_cache(maxsize=1024)

@@ -138,12 +138,19 @@ def fit_experts(shape: ModelShape, offer: Offer, context: Context, budget: Budge
     if not (shape.has_experts and budget.vram):
         return None
 
-    def on_gpu(layers_of_experts: int) -> bool:
+    def on_gpu(layers_of_experts: int, compute: Mapping[str, int] | None = None) -> bool:
         changed = replace(context, gpu_layers=shape.n_layer + 1, cpu_moe=layers_of_experts)
-        return budget.missing_on_gpus(split_memory(shape, offer.tensors, changed, budget)) <= 0
+        return budget.missing_on_gpus(split_memory(shape, offer.tensors, changed, budget, compute)) <= 0
 
     most = shape.n_layer
-    least = most - _largest(lambda kept: on_gpu(most - kept), 0, most)
+    # the compute buffer hardly depends on the number of layers: the search uses an estimate, then corrects it
+    middle = replace(context, gpu_layers=shape.n_layer + 1, cpu_moe=most // 2)
+    guess = split_memory(shape, offer.tensors, middle, budget).compute
+    least = most - _largest(lambda kept: on_gpu(most - kept, guess), 0, most)
+    while least <= most and not on_gpu(least):
+        least += 1
+    while least and on_gpu(least - 1):
+        least -= 1
     fit = fit_offer(
         shape,
         offer,

@@ -73,6 +73,12 @@ class Native:
         """The decoder over these tensors."""
         return Decoder(Weights(self.whole, self.rows, self.tensors.keys()), self.config, self.architecture)
 
+    @cached_property
+    def layers(self) -> Mapping[str, int | None]:
+        """The decoder's layer of each tensor; a mixture has tens of thousands."""
+        layer_of = self.decoder.layer_of
+        return {name: layer_of(name) for name in self.tensors}
+
     def rows(self, name: str, start: int, stop: int) -> NDArray[Any]:
         """Rows start..stop of a tensor seen as (prod(shape[:-1]), shape[-1]), in its own type."""
         tensor = self.tensors[name]
