@@ -214,7 +214,7 @@ def test_the_phone_preset_is_q4_0_and_q4_k_m_with_an_importance_matrix(tmp_path:
 
 
 def test_of_an_architecture_that_cannot_be_planned_the_size_is_known(tmp_path: Path) -> None:
-    writer = gguf_package.GGUFWriter(tmp_path / "m.gguf", "rwkv7")
+    writer = gguf_package.GGUFWriter(tmp_path / "m.gguf", "arwkv7")
     writer.add_block_count(1)
     writer.add_tensor("token_embd.weight", np.zeros((8, 32), np.float32))
     writer.write_header_to_file()

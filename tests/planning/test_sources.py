@@ -152,8 +152,8 @@ def test_a_gguf_with_a_cut_header_is_one_sentence(share: float, checkpoint: Path
 
 
 def test_a_recurrent_model_is_refused(tmp_path: Path) -> None:
-    keys = oracle.model_metadata("rwkv6", n_layer=1, n_embd=64, n_ff=64, n_head=1, n_head_kv=1, n_vocab=100)
+    keys = oracle.model_metadata("plamo2", n_layer=1, n_embd=64, n_ff=64, n_head=1, n_head_kv=1, n_vocab=100)
     tensors = oracle.model_tensors(n_layer=1, n_embd=64, n_ff=64, n_head=1, n_head_kv=1, n_vocab=100)
     oracle.write_sparse_gguf(tmp_path / "model.gguf", keys, tensors)
-    with pytest.raises(UnsupportedError, match="architecture rwkv6, whose memory quantkit cannot plan yet"):
+    with pytest.raises(UnsupportedError, match="architecture plamo2, whose memory quantkit cannot plan yet"):
         open_source(str(tmp_path / "model.gguf"))
