@@ -4,6 +4,7 @@ tokenizer.json is loaded as it stands. The tokens that tokenizer_config.json add
 PreTrainedTokenizerFast does; a class named there never rebuilds the pipeline.
 """
 
+import errno
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -67,7 +68,7 @@ def failures_refused(folder: Path) -> Iterator[None]:
 
     Raises:
         TokenizerError: the library fails on the files; a tokenizer.json can contradict itself.
-        MemoryError: the system gives the library no memory or no thread.
+        OSError: the system gives the library no memory or no thread.
     """
     try:
         yield
@@ -76,7 +77,8 @@ def failures_refused(folder: Path) -> Iterator[None]:
         if type(error) is not Exception and type(error).__name__ != "PanicException":
             raise
         if any(words in str(error) for words in _NO_RESOURCES):
-            raise MemoryError(f"the tokenizers library got no memory or no thread ({error})") from error
+            reason = "the tokenizers library got no memory or no thread; raise the limits with ulimit -v or ulimit -u"
+            raise OSError(errno.EAGAIN, reason, str(folder)) from error
         raise TokenizerError(
             f"the tokenizers library fails on the tokenizer files in {folder} ({error}); download them again"
         ) from error
