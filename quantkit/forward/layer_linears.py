@@ -46,10 +46,10 @@ def layer_linears(architecture: Architecture, config: Config, number: int, names
         attention = _with_laurel(architecture.laurel, layer, attention)
     experts = architecture.experts if architecture.experts and architecture.experts.layers(config, number) else None
     dense = _NO_PART
-    if architecture.feeds(config, number) and (experts is None or experts.beside):
-        dense = _feed_forward(architecture.feed, layer, "feed", "feed.down")
     if architecture.channel_mix:
         dense = _channel_mix(architecture.channel_mix, layer)
+    elif architecture.feeds(config, number) and (experts is None or experts.beside):
+        dense = _feed_forward(architecture.feed, layer, "feed", "feed.down")
     feed = _mixture(experts, layer) if experts else dense
 
     shared = architecture.parallel and architecture.feed_norm is None
@@ -196,20 +196,23 @@ def _time_mix(part: TimeMix, layer: _LayerNames) -> _Part:
     inputs = [Input(key, (Linear(at + name, hidden, hidden),)) for name, key in zip(part.separate, keys, strict=False)]
     if part.goose is None:
         rank, decay_rank = part.rank(config), part.decay_rank(config)
+        mixtures = Linear(at + "time_maa_w1", hidden, 5 * rank, BARE, kept=True)
         low = (
-            ("mixtures", Linear(at + "time_maa_w1", hidden, 5 * rank, BARE, kept=True)),
             ("w", Linear(at + "time_decay_w1", hidden, decay_rank, BARE, kept=True)),
             ("w.up", Linear(at + "time_decay_w2", decay_rank, hidden, BARE, kept=True)),
         )
+        inputs = [Input("attention.mixtures", (mixtures,)), *inputs]
         inputs += [Input(f"attention.{key}", (linear,)) for key, linear in low]
     else:
-        for name in "wag" if layer.number == 0 else "wavg":
+        for name in "wag" if layer.number == 0 else "wagv":
             width = part.goose.rank(config, name)
             down, up, form = low_rank_names(at, name, stored=f"{at}{name}1" in layer.names)
-            inputs += [
-                Input(f"attention.{name}.down", (Linear(down, hidden, width, form, kept=True),)),
-                Input(f"attention.{name}.up", (Linear(up, width, hidden, form, kept=True),)),
-            ]
+            low_rank = Linear(down, hidden, width, form, kept=True)
+            if name == "v":  # it reads what the values read
+                inputs[2] = replace(inputs[2], linears=(*inputs[2].linears, low_rank))
+            else:
+                inputs.append(Input(f"attention.{name}.down", (low_rank,)))
+            inputs.append(Input(f"attention.{name}.up", (Linear(up, width, hidden, form, kept=True),)))
     inputs.append(Input("attention.out", (Linear(at + part.out, hidden, hidden),)))
     return _Part(tuple(inputs), (), ())
 

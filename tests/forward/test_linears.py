@@ -33,6 +33,10 @@ MODELS = (
     + sorted(PACKED)
 )
 
+# RWKV's low-rank matrices, which llama.cpp keeps; and its vectors and small matrices, which are not linears.
+_LOW_RANK = re.compile(r"(time_maa_w1|time_decay_w[12]|att(n|ention)\.[wavg](_lora\.lora\.[02]|[12]))$")
+_NOT_LINEAR = re.compile(r"\.(time_maa_[^w]|time_maa_w2|time_maa_w|time_decay|time_faaaa|[xk]_[rwkvag]|r_k|[wavg]0)$")
+
 Call = tuple[str, Form, int, int]
 # A linear as the forward calls it: its name, its form, which of those in its tensor, n_out.
 Calls = list[tuple[int, set[Call]]]
@@ -83,7 +87,7 @@ def traced(tensors: dict[str, np.ndarray], config: dict[str, Any], monkeypatch: 
     def linear(self: Weights, name: str, x: Array, n_out: int, form: Form = Form(), index: int = 0) -> Array:
         # some stand outside the layers, and AltUp's router reads two arrays in each
         again = any(name == other for _, names in recorded for other, _, known, _ in names if known == index)
-        if re.sub(r"\.\d+$", "", name).endswith(outside) or (again and altup):
+        if re.sub(r"\.\d+$", "", name).endswith(outside) or (again and altup) or _NOT_LINEAR.search(name):
             return real(self, name, x, n_out, form, index)
         at = next((i for i, array in enumerate(arrays) if array is x), len(arrays))
         if at == len(arrays):
@@ -140,6 +144,7 @@ def test_every_matrix_of_a_layer_is_a_linear_once(name: str) -> None:
         if values.ndim > 1
         and in_a_layer(architecture, entry)
         and not entry.endswith(("_bias", "_norm.weight", "A_log", "conv1d.weight", "conv.conv.weight"))
+        and not _NOT_LINEAR.search(entry)
     }
 
 
@@ -278,6 +283,7 @@ def test_routers_and_gates_of_shared_experts_are_kept_and_nothing_else_is() -> N
                     )
                     # a gate with one number for each head
                     kept = kept or (last == "self_attn.g_proj" and one.n_out < one.n_in)
+                    kept = kept or bool(_LOW_RANK.search(one.name))
                     assert one.kept == kept, one.name
 
 

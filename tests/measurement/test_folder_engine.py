@@ -502,7 +502,7 @@ def remade(change: Callable[[dict[str, Any]], object]) -> Callable[[Path], None]
             ),
             "states quantization but no packed weights exist",
         ),
-        (remade(lambda config: config.update(architectures=["Rwkv6ForCausalLM"])), "Rwkv6ForCausalLM"),
+        (remade(lambda config: config.update(architectures=["RefactForCausalLM"])), "RefactForCausalLM"),
     ],
 )
 def test_a_folder_that_is_no_model_is_one_sentence(
