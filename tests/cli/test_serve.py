@@ -102,6 +102,8 @@ def test_the_model_has_its_alias(client: Any) -> None:
 def test_sixty_four_clients_at_once_each_get_the_answer_to_their_own_prompt(client: Any) -> None:
     texts = [f"Number {i % 4}" for i in range(64)]
     streams = [i % 8 < 4 for i in range(64)]
+    # The first prompt has no start in the cache. Its products have another order of sums, which can turn a near tie.
+    chat(client, texts[0])
     # a stream of random bytes is not cut into characters as the whole answer is
     expected = {(texts[i], streams[i]): chat(client, texts[i], stream=streams[i]) for i in range(8)}
     assert len(set(expected.values())) > 3
