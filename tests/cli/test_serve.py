@@ -102,11 +102,17 @@ def test_the_model_has_its_alias(client: Any) -> None:
 def test_sixty_four_clients_at_once_each_get_the_answer_to_their_own_prompt(client: Any) -> None:
     texts = [f"Number {i % 4}" for i in range(64)]
     streams = [i % 8 < 4 for i in range(64)]
-    # The first prompt has no start in the cache. Its products have another order of sums, which can turn a near tie.
-    chat(client, texts[0])
-    # a stream of random bytes is not cut into characters as the whole answer is
-    expected = {(texts[i], streams[i]): chat(client, texts[i], stream=streams[i]) for i in range(8)}
-    assert len(set(expected.values())) > 3
+    # A stream of random bytes is not cut into characters as the whole answer is. How much of a prompt is in the cache
+    # changes the order of sums, which can turn a near tie: each prompt follows itself, a similar and another one.
+    expected: dict[tuple[str, bool], set[str]] = {}
+    for i in range(8):
+        for before in (texts[i], "Number 9", "Hello"):
+            chat(client, before)
+            expected.setdefault((texts[i], streams[i]), set()).add(chat(client, texts[i], stream=streams[i]))
+    for stream in (False, True):
+        assert len(set.union(*(expected[text, stream] for text in texts[:4]))) == sum(
+            len(expected[text, stream]) for text in texts[:4]
+        )
     answers: dict[int, str] = {}
 
     def ask(i: int) -> None:
@@ -117,9 +123,8 @@ def test_sixty_four_clients_at_once_each_get_the_answer_to_their_own_prompt(clie
         thread.start()
     for thread in threads:
         thread.join()
-    assert [answers.get(i) for i in range(len(texts))] == [
-        expected[request] for request in zip(texts, streams, strict=True)
-    ]
+    for i, request in enumerate(zip(texts, streams, strict=True)):
+        assert answers.get(i) in expected[request], (request, answers.get(i), expected[request])
 
 
 def test_after_a_client_that_leaves_in_the_middle_the_next_one_is_answered(client: Any) -> None:
