@@ -43,7 +43,7 @@ class StoredSpeed:
 def store_speeds(speeds: Sequence[DeviceSpeed], descriptions: Sequence[str], threads: int) -> None:
     """Keep the speeds of the CPU with so many threads and of devices with these descriptions.
 
-    Types of an earlier measurement stay. A file that cannot be read or written is no error.
+    Types of an earlier measurement stay. A file that cannot be read or written is ignored.
     """
     path = _path()
     if path is None:
