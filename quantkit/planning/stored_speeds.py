@@ -83,10 +83,11 @@ def _cpu(threads: int) -> str:
 
 
 def _llama_cpp() -> str:
-    try:
-        return importlib.metadata.version("llama-cpp-python")
-    except importlib.metadata.PackageNotFoundError:
-        return ""
+    """The package that brings llama.cpp, in the order of preference, and its version; empty without one."""
+    for package in ("llama-cpp-python", "xllamacpp"):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            return f"{package} {importlib.metadata.version(package)}"
+    return ""
 
 
 def _entries(path: Path) -> Mapping[str, Any]:

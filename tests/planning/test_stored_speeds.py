@@ -1,5 +1,6 @@
 """Speeds that `measure --speed` keeps, and the plans that use them."""
 
+import importlib.metadata
 import json
 from dataclasses import replace
 from datetime import date, timedelta
@@ -75,6 +76,21 @@ def test_speeds_that_are_old_damaged_or_of_another_llama_cpp_are_not_used(file: 
 def test_an_empty_name_keeps_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(VARIABLE, "")
     store_speeds((CPU,), (), 4)
+    assert not stored_speeds([], 4)
+
+
+def test_speeds_of_an_xllamacpp_do_not_serve_another_one(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    installed = {"xllamacpp": "0.1"}
+
+    def version(package: str) -> str:
+        if package not in installed:
+            raise importlib.metadata.PackageNotFoundError(package)
+        return installed[package]
+
+    monkeypatch.setattr(importlib.metadata, "version", version)
+    store_speeds((CPU,), (), 4)
+    assert stored_speeds([], 4)
+    installed["xllamacpp"] = "0.2"
     assert not stored_speeds([], 4)
 
 
