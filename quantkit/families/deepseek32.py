@@ -17,12 +17,11 @@ from quantkit.families.deepseek import (
     V3_FORWARD,
     expert_layers,
     matrix,
-    prepare_attention,
-    prepare_experts,
 )
-from quantkit.families.deepseek import DEFAULTS as DEEPSEEK_DEFAULTS
 from quantkit.families.deepseek import dimensions as deepseek_dimensions
 from quantkit.families.deepseek import keys as deepseek_keys
+from quantkit.families.deepseek_config import DEFAULTS as DEEPSEEK_DEFAULTS
+from quantkit.families.deepseek_config import prepare_attention, prepare_experts
 from quantkit.families.llama import ENDS
 from quantkit.forward.mixers import Indexer
 

@@ -9,8 +9,9 @@ from typing import Any
 from quantkit.families.base.family import Dropped
 from quantkit.families.base.multimodal import TOWERS, TOWERS_LEFT_OUT
 from quantkit.families.base.refusals import only
-from quantkit.families.deepseek import ATTENTION, FEED_FORWARD, LATENT, prepare_attention
+from quantkit.families.deepseek import ATTENTION, FEED_FORWARD, LATENT
 from quantkit.families.deepseek import FAMILY as DEEPSEEK
+from quantkit.families.deepseek_config import prepare_attention
 from quantkit.families.llama import ENDS
 
 # transformers' YoutuConfig.
