@@ -58,7 +58,18 @@ def describe_folder(folder: Path) -> str | None:
     steps = sorted((int(match[1]), match[0]) for match in map(_TRAINER.fullmatch, names) if match)
     if steps:
         return f"holds {len(steps)} checkpoints of a training run; pass one of them, such as {folder / steps[-1][1]}"
-    return describe_names(names)
+    known = describe_names(names)
+    inner = None if known else output_folder(folder)
+    return f"is not a model itself; pass {inner}" if inner else known
+
+
+def output_folder(folder: Path) -> Path | None:
+    """The first folder directly in `folder` that holds a checkpoint or GGUF files, as `-o` makes them; None if none."""
+    try:
+        inner = sorted(entry for entry in folder.iterdir() if entry.is_dir())
+        return next((entry for entry in inner if (entry / "config.json").is_file() or any(entry.glob("*.gguf"))), None)
+    except OSError:
+        return None
 
 
 def _snapshot(folder: Path) -> Path | None:

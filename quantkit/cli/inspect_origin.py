@@ -36,10 +36,32 @@ def _made(entry: Mapping[str, Any]) -> str:
     options = entry.get("options") if isinstance(entry.get("options"), dict) else {}
     if "quantized_linears" in entry:
         options = {}  # those of a folder are facts of its format, which other lines show
-    option_texts = [
-        f"--{name.replace('_', '-').replace('-types', '-type')}" for name, value in (options or {}).items() if value
+    given = _option_words(options or {})
+    return " ".join(words) + (f", with {', '.join(given)}" if given else "")
+
+
+def _option_words(options: Mapping[str, Any]) -> list[str]:
+    """The options of a GGUF that are not the default, as they were written on the command line."""
+    names = {
+        "pure": "--pure",
+        "leave_output_tensor": "--leave-output-tensor",
+        "output_type": "--output-type",
+        "embedding_type": "--embedding-type",
+        "split_max_size": "--split-max-size",
+        "solver": "--solver",
+    }
+    words = [
+        option if value is True else f"{option} {value}"
+        for name, option in names.items()
+        if (value := options.get(name)) and (name, value) != ("solver", "llama.cpp")
     ]
-    return " ".join(words) + (f", with {', '.join(option_texts)}".replace("-types", "-type") if option_texts else "")
+    mixed = options.get("tensor_types")
+    pairs = mixed if isinstance(mixed, list) else []
+    words += [f"--tensor-type {pair[0]}={pair[1]}" for pair in pairs if isinstance(pair, list) and len(pair) == 2]
+    imatrix = options.get("imatrix")
+    if isinstance(imatrix, Mapping):
+        words.append(f"--imatrix {imatrix['file']}" if imatrix.get("file") else "an importance matrix")
+    return words
 
 
 def adapter_words(adapter: Mapping[str, Any]) -> str:

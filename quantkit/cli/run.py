@@ -35,7 +35,9 @@ class MediaOptions:
 @grouped
 def run(
     out: Out,
-    model: Annotated[Path, typer.Argument(metavar="MODEL.gguf", help="A GGUF file.", show_default=False)],
+    model: Annotated[
+        Path, typer.Argument(metavar="MODEL.gguf", help="A GGUF file, or a folder with one.", show_default=False)
+    ],
     *,
     prompt: Annotated[
         str | None,
@@ -72,11 +74,13 @@ def run(
     """
     from quantkit.cli.conversation import answer_once, talk
     from quantkit.cli.placement import placed_loading
+    from quantkit.gguf.model_file import model_file
     from quantkit.llamacpp.conversation import converse
     from quantkit.llamacpp.draft_choice import choose_draft
     from quantkit.llamacpp.prompt_cache import require_prompt_cache
     from quantkit.measurement.memory import gpu_devices
 
+    model = model_file(model)
     prompt = _checked_prompt(prompt, out)
     _refuse_combinations(
         {"--draft": loading.draft, "--prompt-cache": prompt_cache}, {"--image": media.image, "--audio": media.audio}

@@ -1,6 +1,5 @@
 """`quantkit serve`: an OpenAI-compatible server for a GGUF file."""
 
-import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -21,7 +20,9 @@ if TYPE_CHECKING:
 @grouped
 def serve(
     out: Out,
-    model: Annotated[Path, typer.Argument(metavar="MODEL.gguf", help="A GGUF file.", show_default=False)],
+    model: Annotated[
+        Path, typer.Argument(metavar="MODEL.gguf", help="A GGUF file, or a folder with one.", show_default=False)
+    ],
     *,
     port: Annotated[int, typer.Option(metavar="N", min=1, max=65535, help="Port to listen on.")] = 8080,
     host: Annotated[
@@ -57,6 +58,7 @@ def serve(
     Example: quantkit serve NAME-Q4_0.gguf --port 8080
     """
     from quantkit.cli.placement import placed_loading
+    from quantkit.gguf.model_file import model_file
     from quantkit.llamacpp.conversation import converse
     from quantkit.llamacpp.draft_choice import choose_draft
     from quantkit.llamacpp.server import Serving, find_server, llama_cpp_python_command, llama_server_command
@@ -65,6 +67,7 @@ def serve(
     if not is_loopback(host) and not api_key:
         raise UsageError(f"--host {host} lets other machines in; set a key with --api-key KEY or QUANTKIT_API_KEY")
     options.fixed_placement()  # refuses wrong values before the file is read
+    model = model_file(model)
     program = find_server(server)
     with converse(model, n_ctx=options.ctx, system=None, raw=False, sampling={}) as conversation:
         pass
@@ -103,7 +106,7 @@ def serve(
         "tensor_split": list(placement.split) or None,
     }
     if dry_run:
-        out.say(shlex.join(command.words))
+        out.say(command.shown())
         out.document(document)
         return
     _run(command, document, out, host=host, port=port)

@@ -96,6 +96,20 @@ FILE_TYPES: dict[str, FileType] = _by_name(
 _ALIASES = {"q3_k": "q3_k_m", "q4_k": "q4_k_m", "q5_k": "q5_k_m", "mxfp4_moe": "mxfp4"}
 
 
+_NAMED_ELSEWHERE = {
+    "int4": ("w4a16", "awq", "q4_0"),
+    "4bit": ("w4a16", "awq", "q4_0"),
+    "int8": ("w8a16", "w8a8", "q8_0"),
+    "8bit": ("w8a16", "w8a8", "q8_0"),
+    "fp4": ("nvfp4a16", "mxfp4a16", "mxfp4"),
+    "nf4": ("nvfp4a16", "mxfp4", "iq4_nl"),
+    "mlx": ("mlx-4bit", "mlx-8bit"),
+    "fp16": ("f16",),
+    "fp32": ("f32",),
+}
+"""What a type is called in other tools: the names here that come nearest, of all rooms."""
+
+
 def file_type(name: str, others: Iterable[str] = ()) -> FileType:
     """The file type `name`, in any case; accepts llama-quantize's aliases.
 
@@ -103,6 +117,8 @@ def file_type(name: str, others: Iterable[str] = ()) -> FileType:
     """
     key = name.strip().lower()
     key = _ALIASES.get(key, key)
+    if "," in key:
+        raise UsageError(f"type {name!r} is a list; pass each type with its own -t: {_separate(key)}")
     if key not in FILE_TYPES:
         raise UsageError(
             unknown_name("quantization type", name, key, (*FILE_TYPES, *others))
@@ -111,8 +127,14 @@ def file_type(name: str, others: Iterable[str] = ()) -> FileType:
     return FILE_TYPES[key]
 
 
+def _separate(names: str) -> str:
+    return " ".join(f"-t {name.strip()}" for name in names.split(",") if name.strip())
+
+
 def unknown_name(category: str, name: str, key: str, known: Iterable[str]) -> str:
     """The error message for a `name` that is not one of `known`, with the three that are nearest to `key`."""
-    close = difflib.get_close_matches(key, list(known), n=3, cutoff=0.4)
+    known = list(known)
+    meant = [other for other in _NAMED_ELSEWHERE.get(key.replace("-", ""), ()) if other in known]
+    close = meant or difflib.get_close_matches(key, known, n=3, cutoff=0.4)
     nearest = f"; the nearest are {', '.join(close)}" if close else ""
     return f"unknown {category} {name!r}{nearest}"

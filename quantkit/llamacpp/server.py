@@ -8,6 +8,7 @@ import importlib.util
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 from collections.abc import Sequence
@@ -65,6 +66,13 @@ class ServerCommand:
     words: list[str]
     environment: dict[str, str]
     stdin: str = ""
+
+    def shown(self) -> str:
+        """The line to type in a shell; without the API key, which `stdin` or the environment holds."""
+        if not self.stdin:
+            return shlex.join(self.words)
+        settings = {key: None if key == "api_key" else value for key, value in json.loads(self.stdin).items()}
+        return f"echo {shlex.quote(json.dumps(settings))} | {shlex.join(self.words)}"
 
 
 def find_server(choice: ServerChoice) -> Path | None:

@@ -9,9 +9,10 @@ from pathlib import Path
 import numpy as np
 
 from quantkit.checkpoint import Checkpoint
+from quantkit.checkpoint.not_checkpoint import output_folder
 from quantkit.errors import CheckpointError, MeasureError, TokenizerError, UnsupportedError
 from quantkit.families import token_roles
-from quantkit.gguf.projector_file import is_projector
+from quantkit.gguf.model_file import model_files
 from quantkit.gguf.reader import read_header, shard_paths
 from quantkit.inspection import Description, inspect_source
 from quantkit.llamacpp.session import text_tokens
@@ -111,12 +112,10 @@ def open_subjects(path: Path, *, threads: int, device: object = None) -> list[Su
     Raises CheckpointError or UnsupportedError if there is no model, or if it cannot be run.
     """
     if path.is_dir() and not (path / "config.json").exists():
-        files = sorted(file for file in path.glob("*.gguf") if file == shard_paths(file)[0])
-        files = [file for file in files if not is_projector(read_header(file))]
+        files = model_files(path)
         if not files:
-            raise CheckpointError(
-                f"{path} contains neither a config.json nor GGUF files; pass a folder of weights or a GGUF file"
-            )
+            inner = output_folder(path) or "a folder of weights or a GGUF file"
+            raise CheckpointError(f"{path} contains neither a config.json nor GGUF files; pass {inner}")
         return [_gguf(file, threads) for file in files]
     if path.is_dir():
         return [_folder(path, open_folder(path, threads=threads, device=device))]

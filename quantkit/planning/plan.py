@@ -23,7 +23,7 @@ from quantkit.planning.placement import fastest_fit
 from quantkit.planning.projector import planned_projector
 from quantkit.planning.result import Plan, Row
 from quantkit.planning.sizes import Matrix, Offer, known_types, offers
-from quantkit.planning.sources import Source, open_source
+from quantkit.planning.sources import Source, open_source, source_path
 from quantkit.planning.speed import DeviceSpeed, Work, tokens_per_second
 from quantkit.planning.stored_speeds import StoredSpeed, stored_speeds
 
@@ -122,6 +122,7 @@ def plan(source: str, options: PlanOptions | None = None, *, offline: bool = Fal
         if names or not machine.vram:
             speeds = stored_speeds(names, cores())
             bandwidth |= {name: (entry.speed.bandwidth, entry.origin) for name, entry in speeds.items()}
+    source = source_path(source)
     opened = open_source(source, offline=offline)
     try:
         if options.n_ctx is None and opened.shape.context:

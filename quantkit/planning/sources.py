@@ -15,6 +15,7 @@ from quantkit.families import Family, Hyperparameters, complete_architecture, fi
 from quantkit.families.base.family import Rule
 from quantkit.files import user_path
 from quantkit.gguf.layout import padded
+from quantkit.gguf.model_file import model_file
 from quantkit.outputs.gguf_source import model_from_gguf
 from quantkit.outputs.model import Model, model_from_checkpoint
 from quantkit.planning.memory import PlannedTensor
@@ -54,6 +55,16 @@ class Source:
         return self.model.checkpoint is not None and not self.model.checkpoint.header_sha256
 
 
+def source_path(source: str) -> str:
+    """`source`, or the file of its only model if it is a folder of GGUF files.
+
+    Raises CheckpointError if the folder holds several models, or a damaged one.
+    """
+    path = user_path(source)
+    is_outputs = path.is_dir() and not (path / "config.json").is_file() and any(path.glob("*.gguf"))
+    return str(model_file(path)) if is_outputs else source
+
+
 def open_source(source: str, *, offline: bool = False) -> Source:
     """Open a source from headers alone; no weights are read or downloaded.
 
@@ -69,8 +80,6 @@ def open_source(source: str, *, offline: bool = False) -> Source:
         return _planned(model_from_gguf(path), exact=True)
     if path.is_file() and path.suffix == ".json":
         return _from_config(path)
-    if path.is_dir() and not (path / "config.json").is_file() and (files := sorted(path.glob("*.gguf"))):
-        raise CheckpointError(f"{source} is a folder of GGUF files; pass one of them, such as {files[0]}")
     if path.is_dir() and (path / "config.json").is_file() and not _has_weights(path):
         return _from_config(path / "config.json")
     return _from_checkpoint(open_model(source, offline=offline, headers_only=True, any_architecture=True))

@@ -11,9 +11,11 @@ import pytest
 from gguf import GGMLQuantizationType
 
 from quantkit.errors import UsageError
+from quantkit.gguf import file_types
 from quantkit.gguf.file_types import FILE_TYPES, file_type
 from quantkit.gguf.mix import MixModel, MixOptions, MixTensor, choose_types, sort_key
 from quantkit.gguf.types import TENSOR_TYPES, block_size, row_bytes, tensor_type
+from quantkit.packed.registry import FORMATS
 from tests.helpers import oracle
 
 
@@ -76,6 +78,26 @@ def test_an_unknown_file_type_names_the_three_nearest_and_the_command_that_lists
     assert message.count(", ") == 2 and message.endswith("; quantkit gguf --help lists all types")
     with pytest.raises(UsageError, match=r"unknown quantization type '§'; quantkit gguf --help lists all types$"):
         file_type("§")
+
+
+def test_a_list_with_commas_is_refused_with_the_words_to_write() -> None:
+    with pytest.raises(UsageError, match=r"type 'q4_0, awq' is a list; pass each type with its own -t: -t q4_0 -t awq"):
+        file_type("q4_0, awq")
+
+
+@pytest.mark.parametrize(
+    ("typed", "names"),
+    [("int8", "w8a16, w8a8, q8_0"), ("4-bit", "w4a16, awq, q4_0"), ("nf4", "nvfp4a16, mxfp4, iq4_nl"), ("FP16", "f16")],
+)
+def test_a_name_of_another_tool_gets_the_names_that_come_nearest_here(typed: str, names: str) -> None:
+    with pytest.raises(UsageError, match=f"unknown quantization type '{typed}'; the nearest are {names}; quantkit"):
+        file_type(typed, FORMATS)
+
+
+def test_every_name_offered_for_one_of_another_tool_exists() -> None:
+    offered = {name for names in file_types._NAMED_ELSEWHERE.values() for name in names}
+    assert offered <= {*FILE_TYPES, *FORMATS}
+    assert not set(file_types._NAMED_ELSEWHERE) & {*FILE_TYPES, *FORMATS}
 
 
 def test_an_unknown_tensor_type_is_refused_and_a_mix_is_not_a_tensor_type() -> None:
