@@ -17,13 +17,16 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from benchmarks.lines import REPOSITORY, WORK, Lines, Target, machine, print_machine
 from benchmarks.pareto import Point, pareto_svg
-from benchmarks.quality_files import AUTO_ROUND, FEEDBACK, IMATRIX, SEQUENCE, SIZED, Files, Options
+from benchmarks.quality_files import AUTO_ROUND, FEEDBACK, IMATRIX, SIZED, Files, Options
+from benchmarks.qwen_coder import qwen_coder_checkpoint
+from benchmarks.stories import CONTEXT, stories_checkpoint, story_texts
 from demo.smollm2 import smollm2_checkpoint
 from demo.wikitext import wikitext2_test
 
@@ -34,6 +37,15 @@ BOUNDS = {
 }  # fmt: skip
 SIZED_BOUND = 0.55
 _CODE_CHARACTERS = 30_000
+
+MODELS: dict[str, Callable[[], Path]] = {
+    "smollm2": smollm2_checkpoint,
+    "qwen-coder": qwen_coder_checkpoint,
+    "stories": stories_checkpoint,
+    "stories-mixture": partial(stories_checkpoint, mixture=True),
+}
+STORIES = ("stories", "stories-mixture")
+"""Models that know nothing but stories: they are calibrated and judged on stories that stories15M wrote."""
 
 Figures = dict[str, float]
 
@@ -58,7 +70,16 @@ def judge(files: Files, made: Mapping[str, Sequence[Path]], judged: Sequence[Pat
     paths = [str(path) for some in made.values() for path in some]
     words = [word for text in judged for word in ("--text", str(text))]
     command = [sys.executable, "-m", "quantkit", "measure", str(files.model), *paths, *words]
-    command += ["--chunks", str(chunks), "--gpu-layers", "none", "--threads", str(files.options.threads)]
+    command += [
+        "--chunks",
+        str(chunks),
+        "--ctx",
+        str(files.options.length),
+        "--gpu-layers",
+        "none",
+        "--threads",
+        str(files.options.threads),
+    ]
     subprocess.run([*command, "-o", str(out), "--force", "--format", "quiet"], check=True, cwd=REPOSITORY)
     report: dict[str, Any] = json.loads((out / "report.json").read_text())
     return report
@@ -138,11 +159,14 @@ class Bench(Lines):
 
 def _arguments() -> argparse.Namespace:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("--model", type=Path, action="append", help="a checkpoint folder (default: SmolLM2-135M)")
+    options.add_argument(
+        "--model", action="append", help=f"a folder, or {', '.join(MODELS)} (default: smollm2); repeat"
+    )
     options.add_argument("--types", nargs="+", default=list(BOUNDS))
     options.add_argument("--sized", nargs="*", default=["q4_k_m", "q2_k"], help="sizes that --target-size gets")
     options.add_argument("--samples", type=int, default=32)
-    options.add_argument("--chunks", type=int, default=20, help="windows of 512 tokens of each text")
+    options.add_argument("--seq-len", type=int, help="tokens of a sample and of a window (512; stories: 256)")
+    options.add_argument("--chunks", type=int, default=20, help="windows of each text")
     options.add_argument("--text", type=Path, action="append", help="what the files are judged on instead; repeat")
     options.add_argument("--calibration", type=Path, help="default: quantkit's own text")
     options.add_argument("--threads", type=int, default=min(2, len(os.sched_getaffinity(0))))
@@ -154,21 +178,31 @@ def _arguments() -> argparse.Namespace:
     return options.parse_args()
 
 
+def _options(given: argparse.Namespace, model: str) -> Options:
+    calibration, length = given.calibration, given.seq_len
+    if model in STORIES:
+        calibration, length = calibration or story_texts(WORK / "quality" / "stories")[0], length or CONTEXT
+    return Options(
+        given.types, given.sized, given.samples, length or 512, calibration, given.threads, given.plain,
+        ["--solver", *given.solver], given.auto_round, given.auto_round_iterations,
+    )  # fmt: skip
+
+
 def main() -> None:
     given = _arguments()
     facts = machine()
     print_machine(facts)
-    for model in given.model or [smollm2_checkpoint()]:
+    for name in given.model or ["smollm2"]:
+        model = MODELS[name]() if name in MODELS else Path(name)
+        options = _options(given, name)
         folder = WORK / "quality" / f"{model.name}-{given.samples}"
         if given.fresh:
             shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True, exist_ok=True)
-        options = Options(
-            given.types, given.sized, given.samples, given.calibration, given.threads, given.plain,
-            ["--solver", *given.solver], given.auto_round, given.auto_round_iterations,
-        )  # fmt: skip
         judged = given.text or texts(folder)
-        print(f"{model.name}: {given.samples} samples of {SEQUENCE} tokens, {given.chunks} windows of each text")
+        if name in STORIES and not given.text:
+            judged = [story_texts(WORK / "quality" / "stories")[1], judged[0]]
+        print(f"{model.name}: {given.samples} samples of {options.length} tokens, {given.chunks} windows of each text")
         files, bench = Files(model, options, folder), Bench()
         try:
             made = files.make()

@@ -20,7 +20,6 @@ from tests.helpers.oracle import llama_quantize
 
 PLAIN, IMATRIX, FEEDBACK, SIZED = "llama-quantize", "llama-imatrix + llama-quantize", "quantkit", "quantkit, by size"
 AUTO_ROUND = "AutoRound"
-SEQUENCE = 512
 
 _AUTO_ROUND = """\
 import sys
@@ -30,7 +29,8 @@ model, tokens, out, iterations = sys.argv[1:]
 samples = [torch.from_numpy(sample[None].astype("int64")) for sample in numpy.load(tokens)]
 options = {"iters": int(iterations)} if int(iterations) else {"iters": 0, "disable_opt_rtn": False}
 made = AutoRound(
-    model, scheme="GGUF:Q4_0", dataset=samples, nsamples=len(samples), seqlen=512, device_map="cpu", **options
+    model, scheme="GGUF:Q4_0", dataset=samples, nsamples=len(samples), seqlen=samples[0].shape[1],
+    device_map="cpu", **options,
 )
 made.quantize_and_save(out, format="gguf:q4_0")
 """
@@ -38,11 +38,15 @@ made.quantize_and_save(out, format="gguf:q4_0")
 
 @dataclass(frozen=True)
 class Options:
-    """What is made. `sized`: the types whose sizes --target-size gets. `solver`: options of quantkit's own files."""
+    """What is made. `sized`: the types whose sizes --target-size gets. `length`: tokens of a sample.
+
+    `solver`: options of quantkit's own files.
+    """
 
     types: Sequence[str]
     sized: Sequence[str]
     n_samples: int
+    length: int
     calibration: Path | None
     threads: int
     plain: bool
@@ -109,7 +113,7 @@ class Files:
             self._timed(
                 maker,
                 lambda kind=kind, partial=partial, used=used: llama_quantize(  # type: ignore[misc]
-                    self._source(), partial, file_type(kind).ftype, imatrix=used, n_threads=self.options.threads
+                    self.source(), partial, file_type(kind).ftype, imatrix=used, n_threads=self.options.threads
                 ),
             )
             partial.rename(path)
@@ -119,7 +123,7 @@ class Files:
         """llama-imatrix's importance matrix over the samples that quantkit has."""
         kept = self.folder / "imatrix.npz"
         if not kept.exists():
-            tokens, model, scratch = self._tokens(), self._source(), self.folder / "imatrix-run"
+            tokens, model, scratch = self._tokens(), self.source(), self.folder / "imatrix-run"
             scratch.mkdir(exist_ok=True)
             start = time.monotonic()
             entries = llama_imatrix(model, tokens, scratch)
@@ -141,11 +145,11 @@ class Files:
         source, chat = (None, None) if calibration is None else (str(calibration), False)
         with open_checkpoint(str(self.model)) as checkpoint:
             samples = load_samples(
-                checkpoint, source=source, n_samples=self.options.n_samples, seq_len=SEQUENCE, chat=chat
+                checkpoint, source=source, n_samples=self.options.n_samples, seq_len=self.options.length, chat=chat
             )
         return samples.tokens
 
-    def _source(self) -> Path:
+    def source(self) -> Path:
         """The model as a bf16 GGUF, for llama.cpp's tools."""
         path = self.folder / "source-bf16.gguf"
         if not path.exists():
@@ -176,7 +180,7 @@ class Files:
     def _convert(self, out: Path, *words: str) -> None:
         calibration = self.options.calibration
         text = [] if calibration is None else ["--calibration", str(calibration), "--raw"]
-        samples = ["--samples", str(self.options.n_samples), "--seq-len", str(SEQUENCE), *text]
+        samples = ["--samples", str(self.options.n_samples), "--seq-len", str(self.options.length), *text]
         self._quantkit("convert", self.model, *words, *samples, "-o", out, *self._threads())
 
     def _threads(self) -> list[str]:

@@ -97,7 +97,7 @@ def write_checkpoint(gguf: Path, folder: Path) -> None:
         name = _hugging_face_name(tensor.name)
         values = dequantize(tensor.data, tensor.tensor_type)
         if name.endswith(("q_proj.weight", "k_proj.weight")):
-            values = _to_rotate_half(values, HEADS if "q_proj" in name else KV_HEADS)
+            values = to_rotate_half(values, HEADS if "q_proj" in name else KV_HEADS)
         weights[name] = ("BF16", values.astype(ml_dtypes.bfloat16))
     write_safetensors(folder / "model.safetensors", dict(sorted(weights.items())))
     _write_json(folder / "config.json", CONFIG)
@@ -129,7 +129,7 @@ def _hugging_face_name(name: str) -> str:
     return f"{TENSORS[parts[0]]}.weight"
 
 
-def _to_rotate_half(weight: np.ndarray, heads: int) -> np.ndarray:
+def to_rotate_half(weight: np.ndarray, heads: int) -> np.ndarray:
     """llama.cpp stores a head's rows as adjacent rope pairs; Hugging Face has all first halves, then all second."""
     rows, columns = weight.shape
     return weight.reshape(heads, rows // heads // 2, 2, columns).swapaxes(1, 2).reshape(rows, columns)

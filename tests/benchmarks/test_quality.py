@@ -60,7 +60,7 @@ def test_files_that_exist_are_not_made_again(tmp_path: Path) -> None:
     names = [f"{maker}-{kind}.gguf" for maker in ("quantkit", "imatrix", "plain") for kind in ("q4_0", "q2_k")]
     for name in [*names, "sized-q2_k.gguf"]:
         (tmp_path / name).touch()
-    options = Options(["q4_0", "q2_k"], ["q2_k"], 4, None, 1, True, [], None, 0)
+    options = Options(["q4_0", "q2_k"], ["q2_k"], 4, 512, None, 1, True, [], None, 0)
     made = Files(tmp_path / "no-model", options, tmp_path).make()
     assert {path.name for paths in made.values() for path in paths} == {path.name for path in tmp_path.iterdir()}
     (tmp_path / "quantkit-q2_k.gguf").unlink()

@@ -70,7 +70,7 @@ def _write(dense: Path, folder: Path) -> None:
             for layer in range(shard * layers // _SHARDS, (shard + 1) * layers // _SHARDS):
                 at = f"model.layers.{layer}"
                 mlp = {ours: read(f"{at}.mlp.{name}.weight").astype(np.float32) for ours, name in _MLP.items()}
-                tensors |= {f"{at}.block_sparse_moe.{name}": value for name, value in _experts(mlp, rng).items()}
+                tensors |= {f"{at}.block_sparse_moe.{name}": value for name, value in experts(mlp, rng).items()}
             file = f"model-{shard + 1:05d}-of-{_SHARDS:05d}.safetensors"
             write_safetensors(folder / file, {name: ("BF16", tensors[name]) for name in sorted(tensors)})
             weight_map |= dict.fromkeys(tensors, file)
@@ -78,7 +78,7 @@ def _write(dense: Path, folder: Path) -> None:
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
 
 
-def _experts(mlp: dict[str, np.ndarray], rng: np.random.RandomState) -> dict[str, np.ndarray]:
+def experts(mlp: dict[str, np.ndarray], rng: np.random.RandomState) -> dict[str, np.ndarray]:
     """Router and experts of one layer, bf16, from the dense w1, w3 (neurons, hidden) and w2 (hidden, neurons)."""
     neurons, hidden = mlp["w1"].shape
     made = {"gate.weight": rng.standard_normal((EXPERTS, hidden)) * _ROUTER}
