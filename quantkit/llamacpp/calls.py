@@ -53,6 +53,23 @@ class _BufferOverride(ctypes.Structure):
     _fields_ = (("pattern", ctypes.c_char_p), ("buffer_type", ctypes.c_void_p))
 
 
+class _KeyOverride(ctypes.Structure):
+    """struct llama_model_kv_override: the value that a key of the header gets; an empty key ends a list."""
+
+    _fields_ = (("tag", ctypes.c_int), ("key", ctypes.c_char * 128), ("text", ctypes.c_int64 * 16))
+
+
+_TEXT = 3
+
+
+def without_vocabulary() -> Any:
+    """The overrides for a file whose vocabulary is not read: its size is the header's NAME.vocab_size."""
+    overrides = (_KeyOverride * 2)()
+    overrides[0].tag, overrides[0].key = _TEXT, b"tokenizer.ggml.model"
+    ctypes.memmove(overrides[0].text, b"no_vocab", len(b"no_vocab"))
+    return overrides
+
+
 def experts_on_cpu(layers: int) -> Any:
     """The overrides of llama.cpp's --n-cpu-moe (common.h), with an empty one at the end."""
     buffer_type = llama._lib.ggml_backend_cpu_buffer_type
@@ -70,11 +87,13 @@ def proportions(split: Sequence[float]) -> Any:
 
 
 @contextlib.contextmanager
-def load(path: str, *, cpu_moe: int = 0, split: Sequence[float] = (), **params: Any) -> Iterator[Any]:
+def load(
+    path: str, *, cpu_moe: int = 0, split: Sequence[float] = (), vocabulary: bool = True, **params: Any
+) -> Iterator[Any]:
     """A llama_model with these of llama_model_params, freed at the end. Raises Failed.
 
     `cpu_moe`: the experts of the first layers stay on the CPU. `split`: the share of the layers of each device; empty
-    for shares of their free memory.
+    for shares of their free memory. Without its `vocabulary` a model evaluates token ids but does not tokenize.
     """
     settings = llama.llama_model_default_params()
     shares = proportions(split)
@@ -83,6 +102,9 @@ def load(path: str, *, cpu_moe: int = 0, split: Sequence[float] = (), **params: 
     overrides = experts_on_cpu(cpu_moe)
     if cpu_moe:
         settings.tensor_buft_overrides = ctypes.cast(overrides, ctypes.c_void_p)
+    keys = without_vocabulary()
+    if not vocabulary:
+        settings.kv_overrides = ctypes.cast(keys, type(settings.kv_overrides))
     for name, value in params.items():
         setattr(settings, name, value)
     model = llama.llama_model_load_from_file(os.fsencode(path), settings)

@@ -52,7 +52,13 @@ def logits(request: dict[str, Any]) -> None:
     """
     tokens = request["tokens"]
     with (
-        load(request["model"], n_gpu_layers=0, check_tensors=True, use_extra_bufts=False) as model,
+        load(
+            request["model"],
+            vocabulary=request["vocabulary"],
+            n_gpu_layers=0,
+            check_tensors=True,
+            use_extra_bufts=False,
+        ) as model,
         context(
             model,
             request["n_threads"],

@@ -61,12 +61,14 @@ def logits(
     *,
     adapter: Path | None = None,
     n_threads: int | None = None,
+    vocabulary: bool = True,
     timeout: float = 1800.0,
 ) -> npt.NDArray[np.float32]:
     """Logits (n_tokens, n_vocab), float32, of one sequence of token ids, on the CPU, with a float32 KV cache.
 
-    `adapter`: the GGUF of a LoRA adapter to apply. llama.cpp also validates every tensor's data on the way. Raises
-    QuantkitError as vocab_token_ids does.
+    `adapter`: the GGUF of a LoRA adapter to apply. llama.cpp also validates every tensor's data on the way. Without
+    `vocabulary` it takes the number of tokens from the key NAME.vocab_size and does not load them. Raises QuantkitError
+    as vocab_token_ids does.
     """
     if not tokens:
         raise ValueError("tokens is empty; pass at least one token id")
@@ -76,6 +78,7 @@ def logits(
             "task": "logits",
             "model": str(model.absolute()),
             "tokens": [int(token) for token in tokens],
+            "vocabulary": vocabulary,
             "out": str(out),
         }
         more = {"n_threads": n_threads, "adapter": str(adapter.absolute()) if adapter else None}

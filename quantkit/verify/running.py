@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from quantkit.errors import (
     MissingExtraError,
@@ -157,9 +158,17 @@ def check_logits(
         require_llama_cpp()
         tokens, expected = source.get()
         n = max(1, plan.threads // plan.checked_at_once)
+        # all outputs have the same vocabulary; the second try loads it, whatever refused the first
+        whole = [_loads_vocabulary(plan, output), True]
+
+        def run(path: Path) -> NDArray[np.float32]:
+            if encoder:
+                return hidden_states(path, tokens)
+            return logits(path, tokens, n_threads=n, vocabulary=whole.pop(0))
+
         with loadable(output) as path:
             try:
-                values = _twice(lambda: hidden_states(path, tokens) if encoder else logits(path, tokens, n_threads=n))
+                values = _twice(lambda: run(path))
             except QuantkitError as error:
                 too_old = newer_pretokenizer(plan.model.keys)
                 if too_old is None or isinstance(error, MissingExtraError | PassingError):
@@ -189,6 +198,11 @@ def check_logits(
         return Check(name, "skipped", str(error)), None
     except (LookupError, TypeError, ValueError, ArithmeticError) as error:
         return Check(name, "skipped", not_compared(error)), None
+
+
+def _loads_vocabulary(plan: GgufPlan, output: GgufOutput) -> bool:
+    """Whether llama.cpp loads the vocabulary of `output` to evaluate tokens: of the first output, or where it must."""
+    return output is plan.outputs[0] or _value(plan, f"{_value(plan, 'general.architecture')}.vocab_size") is None
 
 
 def is_encoder(plan: GgufPlan) -> bool:

@@ -43,6 +43,19 @@ def test_logits_agree_with_the_independent_numpy_forward(variant: str, tmp_path:
     np.testing.assert_allclose(result, expected, atol=2e-3)
 
 
+def test_logits_are_the_same_without_the_vocabulary(tiny: Path) -> None:
+    np.testing.assert_array_equal(logits(tiny, TOKENS, vocabulary=False), logits(tiny, TOKENS))
+
+
+def test_without_the_vocabulary_a_file_that_does_not_state_its_size_is_refused(tiny: Path, tmp_path: Path) -> None:
+    data, unstated = tiny.read_bytes(), tmp_path / "unstated.gguf"
+    assert data.count(b"llama.vocab_size") == 1
+    unstated.write_bytes(data.replace(b"llama.vocab_size", b"llama.vocab_many"))
+    with pytest.raises(QuantkitError, match="could not load"):
+        logits(unstated, TOKENS, vocabulary=False)
+    assert logits(unstated, TOKENS).shape[0] == len(TOKENS)
+
+
 def test_token_ids_are_sentencepieces(tiny: Path) -> None:
     truth = sentencepiece.SentencePieceProcessor(model_file=str(tiny.with_name("tokenizer.model")))
     assert vocab_token_ids(tiny, TEXTS) == [truth.encode(text) for text in TEXTS]
