@@ -48,7 +48,18 @@ INLINE vf blend(vi mask, vf yes, vf no) {
     return chosen;
 }
 INLINE vi blend_int(vi mask, vi yes, vi no) { return (mask & yes) | (~mask & no); }
-/* The macros MIN and MAX of C: the second argument when one of them is NaN. */
+/* The macros MIN and MAX of C: the second argument when one of them is NaN. With AVX-512 GCC makes two instructions of
+ * the loop instead of the one that does this. */
+#if defined __AVX512F__
+INLINE vf least(vf a, vf b) {
+    __asm__("vminps %2, %1, %0" : "=v"(a) : "v"(a), "vm"(b));
+    return a;
+}
+INLINE vf greatest(vf a, vf b) {
+    __asm__("vmaxps %2, %1, %0" : "=v"(a) : "v"(a), "vm"(b));
+    return a;
+}
+#else
 INLINE vf least(vf a, vf b) {
     EACH_LANE a[k] = a[k] < b[k] ? a[k] : b[k];
     return a;
@@ -57,6 +68,7 @@ INLINE vf greatest(vf a, vf b) {
     EACH_LANE a[k] = a[k] > b[k] ? a[k] : b[k];
     return a;
 }
+#endif
 INLINE vf square_root(vf x) {
     EACH_LANE x[k] = sqrtf(x[k]);
     return x;
@@ -96,15 +108,23 @@ INLINE vi clamped(vi x, int low, int high) {
 #define SECOND_HALVES(a, b) SHUFFLE(a, b, 2, 6, 3, 7)
 #endif
 
-/* Transpose a square tile: interleaving row k with row k + LANES / 2 log2(LANES) times. */
-INLINE void transpose(vi *tile) {
-    for (int width = 1; width < LANES; width *= 2) {
-        vi next[LANES];
-        for (int k = 0; k < LANES / 2; k++) {
-            next[2 * k] = FIRST_HALVES(tile[k], tile[k + LANES / 2]);
-            next[2 * k + 1] = SECOND_HALVES(tile[k], tile[k + LANES / 2]);
-        }
-        memcpy(tile, next, sizeof next);
+/* Row k of `from` interleaved with row k + LANES / 2. */
+INLINE void interleave(const vi *from, vi *to) {
+    for (int k = 0; k < LANES / 2; k++) {
+        to[2 * k] = FIRST_HALVES(from[k], from[k + LANES / 2]);
+        to[2 * k + 1] = SECOND_HALVES(from[k], from[k + LANES / 2]);
+    }
+}
+/* Transpose a square tile, which is overwritten: log2(LANES) times interleaved. The last time goes straight to
+ * `columns`, because a copy of a whole tile would be a call of memmove. */
+INLINE void transpose(vi *tile, vf *columns) {
+    vi other[LANES], *last = LANES == 8 ? tile : other;
+    interleave(tile, other);
+    if (LANES > 4) interleave(other, tile);
+    if (LANES > 8) interleave(tile, other);
+    for (int k = 0; k < LANES / 2; k++) {
+        columns[2 * k] = (vf)FIRST_HALVES(last[k], last[k + LANES / 2]);
+        columns[2 * k + 1] = (vf)SECOND_HALVES(last[k], last[k + LANES / 2]);
     }
 }
 
@@ -113,8 +133,7 @@ static void load(const float *const *block, int64_t at, int n, vf *x) {
     for (int i = 0; i < n; i += LANES) {
         vi tile[LANES];
         EACH_LANE memcpy(&tile[k], block[k] + at + i, sizeof(vi));
-        transpose(tile);
-        memcpy(x + i, tile, sizeof tile);
+        transpose(tile, x + i);
     }
 }
 
@@ -122,10 +141,11 @@ static void load(const float *const *block, int64_t at, int n, vf *x) {
 static void store(const vi *byte, int n, uint8_t *const *out, int at) {
     for (int i = 0; i < n; i += LANES) {
         vi tile[LANES];
-        memcpy(tile, byte + i, sizeof tile);
-        transpose(tile);
+        vf rows[LANES];
+        EACH_LANE tile[k] = byte[i + k];
+        transpose(tile, rows);
         EACH_LANE {
-            vb narrow = __builtin_convertvector(tile[k], vb);
+            vb narrow = __builtin_convertvector((vi)rows[k], vb);
             memcpy(out[k] + at + i, &narrow, sizeof narrow);
         }
     }

@@ -130,33 +130,56 @@ INLINE vf peak(const vf *x, int n, vf *size) {
     return value;
 }
 
-/* make_qx_quants: a symmetric scale over trial steps; levels -top..top - 1, stored from 0. */
-INLINE Fit search_symmetric(const vf *x, const vf *weight, int n, float top, int wild) {
-    vf size, extreme = peak(x, n, &size), zero = splat(0.f), best = zero, weighted[32];
-    Fit fit = {.flat = size < ZERO_BLOCK, .step = splat(-top) / extreme, .scale = zero, .min = zero, .base = zero};
-    for (int i = 0; i < n; i++) weighted[i] = weight[i] * x[i];
-    for (int trial = -10; trial <= 9; trial++) {
-        /* The plain step comes first; trial 0 would repeat it. */
+/* The trial steps first..last of `search_symmetric`. `below`, `above`: a level may exceed the range at this end. */
+INLINE void symmetric_trials(
+    const vf *x, const vf *weight, const vf *weighted, int n, float top, vf extreme, int first, int last, int wild,
+    int below, int above, Fit *fit, vf *best) {
+    for (int trial = first; trial <= last; trial++) {
         if (trial == 0) continue;
-        vf step = trial == -10 ? fit.step : splat(-(top + 0.1f * (float)trial)) / extreme;
-        vf sum_lx = zero, sum_l2 = zero;
+        int plain = trial == -10;
+        vf step = plain ? fit->step : splat(-(top + 0.1f * (float)trial)) / extreme;
+        vf sum_lx = splat(0.f), sum_l2 = sum_lx;
         for (int i = 0; i < n; i++) {
-            vf v = step * x[i];
-            vf l = wild ? floats(clamped(nearest(v), (int)-top, (int)top - 1))
-                        : least(greatest(rounded(v), splat(-top)), splat(top - 1.f));
+            vf v = step * x[i], l;
+            if (wild)
+                l = floats(clamped(nearest(v), (int)-top, (int)top - 1));
+            else {
+                l = rounded(v);
+                if (below) l = greatest(l, splat(-top));
+                if (above) l = least(l, splat(top - 1.f));
+            }
             sum_lx += weighted[i] * l;
             sum_l2 += weight[i] * l * l;
         }
         vf ratio = sum_lx / sum_l2;
-        if (trial == -10) {
-            fit.scale = blend(sum_l2 != 0.f, ratio, zero);
-            best = fit.scale * sum_lx;
+        if (plain) {
+            fit->scale = blend(sum_l2 != 0.f, ratio, splat(0.f));
+            *best = fit->scale * sum_lx;
             continue;
         }
-        vi better = (sum_l2 > 0.f) & (sum_lx * sum_lx > best * sum_l2);
-        fit.step = blend(better, step, fit.step);
-        fit.scale = blend(better, ratio, fit.scale);
-        best = blend(better, ratio * sum_lx, best);
+        vi better = (sum_l2 > 0.f) & (sum_lx * sum_lx > *best * sum_l2);
+        fit->step = blend(better, step, fit->step);
+        fit->scale = blend(better, ratio, fit->scale);
+        *best = blend(better, ratio * sum_lx, *best);
+    }
+}
+
+/* make_qx_quants: a symmetric scale over trial steps; levels -top..top - 1, stored from 0.
+ *
+ * The plain step comes first, as trial -10; trial 0 would repeat it. The value of largest magnitude becomes
+ * -(top + trial / 10), so a level can be below the range from trial 5 on, and above it, for the same magnitude with the
+ * other sign, except in the trials -9 to -6. */
+INLINE Fit search_symmetric(const vf *x, const vf *weight, int n, float top, int wild) {
+    vf size, extreme = peak(x, n, &size), zero = splat(0.f), best = zero, weighted[32];
+    Fit fit = {.flat = size < ZERO_BLOCK, .step = splat(-top) / extreme, .scale = zero, .min = zero, .base = zero};
+    for (int i = 0; i < n; i++) weighted[i] = weight[i] * x[i];
+    if (wild)
+        symmetric_trials(x, weight, weighted, n, top, extreme, -10, 9, 1, 1, 1, &fit, &best);
+    else {
+        symmetric_trials(x, weight, weighted, n, top, extreme, -10, -10, 0, 0, 1, &fit, &best);
+        symmetric_trials(x, weight, weighted, n, top, extreme, -9, -6, 0, 0, 0, &fit, &best);
+        symmetric_trials(x, weight, weighted, n, top, extreme, -5, 4, 0, 0, 1, &fit, &best);
+        symmetric_trials(x, weight, weighted, n, top, extreme, 5, 9, 0, 1, 1, &fit, &best);
     }
     fit.scale = blend(fit.flat, zero, fit.scale);
     return fit;
