@@ -76,7 +76,14 @@ quick: lint
 DIST ?= loadfile
 WORKERS ?= 2
 
-test: lint
+# Tokenizers, weights and programs of others, which the tests compare with: fetched and compiled once.
+INPUTS := .cache/inputs.stamp
+
+$(INPUTS): $(VENV)/dev.stamp tests/helpers/inputs.py
+	@echo "fetching and compiling what the tests compare with (once)"
+	$(BIN)/python -m tests.helpers.inputs $@
+
+test: lint $(INPUTS)
 	$(BIN)/python -m pytest -m "not full" -n $(WORKERS) --dist $(DIST) --no-loadscope-reorder
 
 snapshots: $(VENV)/dev.stamp

@@ -1,18 +1,25 @@
 """The option of `make snapshots`; processes that all tests share; the count of token ids, over all workers."""
 
 import gc
+import subprocess
 from collections.abc import Iterator
 from contextlib import nullcontext
+from functools import cache
+from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
 
 import pytest
 from threadpoolctl import threadpool_limits
 
+from quantkit import cli
 from quantkit.chat import contained
 from quantkit.llamacpp import session as sessions
+from quantkit.recipes.bake import process as bake_process
 from quantkit.system import memory
+from tests.helpers.bake_steps import run_here
 from tests.helpers.command import current_environment
+from tests.helpers.forked import start_process
 from tests.helpers.llama_child import SharedChild
 from tests.helpers.quick_reader import quick_reader
 from tests.helpers.render_child import ForkedChild
@@ -40,12 +47,34 @@ def shared_llama_child() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session", autouse=True)
+def llama_children_forked() -> Iterator[None]:
+    """llama.cpp's children are forks of one that has loaded it; tests/llamacpp/test_session.py has the real ones."""
+    forking = SimpleNamespace(**{**vars(subprocess), "Popen": start_process})
+    with patch.object(sessions, "subprocess", forking):
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
 def forked_render_child() -> Iterator[None]:
     """Templates render in a fork of one interpreter; tests/chat/test_render.py has quantkit's own child."""
     child = ForkedChild()
     with patch.object(contained, "_child", child.run):
         yield
     child.close()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def commands_made_once() -> Iterator[None]:
+    """A command's options are made into a parser once, not for each command that a test runs."""
+    with patch.object(cli, "load_command", cache(cli.load_command)):
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def bake_steps_here() -> Iterator[None]:
+    """The commands of a bake run in this process; tests/recipes/test_bake_process.py has bake's own processes."""
+    with patch.object(bake_process, "run_process", run_here):
+        yield
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -13,7 +13,7 @@ from quantkit.errors import PassingError
 from quantkit.families import open_model
 from quantkit.outputs.opening import merge_adapters
 from tests.helpers.adapters import AdapterCase, adapter_settings, write_adapter
-from tests.helpers.command import quantkit, quantkit_process
+from tests.helpers.command import quantkit
 from tests.helpers.hub_server import Repo, running_hub
 from tests.helpers.tiny import tiny_llama
 
@@ -23,7 +23,7 @@ QUICK = ("--samples", "2", "--seq-len", "32", "--group-size", "32")
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_llama(tmp_path_factory.mktemp("base") / "base", variant="llama3", hidden=256, intermediate=512)
+    return tiny_llama(tmp_path_factory.mktemp("base") / "base", variant="llama3", hidden=256, intermediate=256)
 
 
 @pytest.fixture(scope="module")
@@ -133,12 +133,12 @@ def test_an_adapter_of_the_hub_is_fetched_and_recorded_with_its_commit(
         hub.repos["ORG/chat"] = Repo({**contents, "adapter_model.bin": b"x" * 5000, "training_args.bin": b"x" * 5000})
         env = {"HF_ENDPOINT": hub.endpoint, "HF_HOME": str(tmp_path / "home")}
         words = ("gguf", base, "--adapter", "ORG/chat", "-t", "q8_0", "--no-logits", "-o", tmp_path, "--format", "json")
-        answer = quantkit_process(*words, env=env)
+        answer = quantkit(*words, env=env)
         assert answer.code == 0, answer.stderr
         (record,) = json.loads(answer.stdout)["origin"]["adapters"]
         assert (record["source"], record["revision"]) == ("ORG/chat", hub.repos["ORG/chat"].commit)
         assert not hub.sent("adapter_model.bin") and not hub.sent("training_args.bin")
-    offline = quantkit_process(*words, "--offline", "--force", env=env)
+    offline = quantkit(*words, "--offline", "--force", env=env)
     assert offline.code == 0, offline.stderr
-    missing = quantkit_process(*words, "--offline", env={**env, "HF_HOME": str(tmp_path / "empty")})
+    missing = quantkit(*words, "--offline", env={**env, "HF_HOME": str(tmp_path / "empty")})
     assert missing.code == 1 and "ORG/chat" in missing.sentence

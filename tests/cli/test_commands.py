@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from quantkit.cli import COMMANDS, load_command
-from tests.helpers.command import command, quantkit_process
+from tests.helpers.command import command, quantkit_forked
+from tests.helpers.forked import start_process
 
 HEAVY = re.compile(r"(numpy|huggingface_hub|torch|quantkit\.(stream|measurement))\b")
 LIGHT = tuple(name for name in COMMANDS if name != "bake")  # a recipe is read by a schema of types
@@ -76,7 +77,7 @@ def test_help_starts_without_numpy_hub_client_or_calibration(words: tuple[str, .
 
 @pytest.mark.parametrize("name", ["", *COMMANDS], ids=lambda name: name or "quantkit")
 def test_a_reader_that_goes_away_is_not_an_error_worth_a_word(name: str) -> None:
-    process = subprocess.Popen(
+    process = start_process(
         command(*filter(None, [name]), "--help"), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
     assert process.stdout is not None and process.stderr is not None
@@ -88,7 +89,7 @@ def test_a_reader_that_goes_away_is_not_an_error_worth_a_word(name: str) -> None
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_a_wrong_option_is_exit_code_2_of_the_process(name: str) -> None:
-    answer = quantkit_process(name, "--no-such-option")
+    answer = quantkit_forked(name, "--no-such-option")
     assert (answer.code, answer.stdout) == (2, "")
     assert "--no-such-option" in answer.stderr and "Traceback" not in answer.stderr
 
@@ -98,7 +99,7 @@ def test_ctrl_c_is_exit_code_130_and_one_sentence(name: str, tmp_path: Path) -> 
     """The command's own function is replaced by one that waits: all around it is the real process."""
     (tmp_path / "model").write_text("")
     words = ("model", *WORDS.get(name, ())) if name != "termux" else ("--model", "me/model")
-    process = subprocess.Popen(
+    process = start_process(
         [sys.executable, "-c", WAITING, name, *words], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )
     try:

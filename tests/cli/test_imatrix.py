@@ -17,7 +17,7 @@ CUT = ("--samples", "9", "--seq-len", "48")
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_llama(tmp_path_factory.mktemp("source") / "mix", variant="mixtral")
+    return tiny_llama(tmp_path_factory.mktemp("source") / "mix", variant="mixtral", intermediate=256)
 
 
 @pytest.fixture(scope="module")

@@ -16,6 +16,7 @@ from gguf import GGUFReader
 from quantkit.journal import Journal
 from quantkit.measurement.record_file import RecordFile
 from tests.helpers.command import Answer, command, quantkit
+from tests.helpers.forked import run_process, start_process
 from tests.helpers.tiny import tiny_llama
 from tests.helpers.tiny_tokenizers import CORPUS
 
@@ -164,19 +165,20 @@ def test_a_limit_that_is_not_kept_exits_3_and_the_report_says_so(
     )
 
 
-@pytest.mark.parametrize("attempts", [2, pytest.param(8, marks=pytest.mark.full)])
+@pytest.mark.full
+@pytest.mark.parametrize("attempts", [2, 8])
 def test_killed_at_any_moment_it_goes_on_to_the_same_figures(attempts: int, here: Path, everything: dict) -> None:
     words = command("measure", "model", "model-GGUF", "model-AWQ", "model-GPTQ", "--text", "other.txt")
     words += ["--text", "text.txt", *SMALL, "-o", f"killed-{attempts}", "--format", "json"]
     rng, kills = random.Random(5), 0
     for _ in range(attempts):
-        running = subprocess.Popen(words, cwd=here, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        running = start_process(words, cwd=here, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         time.sleep(rng.uniform(0.6, 3.5))
         kills += running.poll() is None
         running.send_signal(signal.SIGKILL)
         running.wait()
-    answer = subprocess.run(words, cwd=here, capture_output=True, check=True, timeout=240)
-    assert kills
+    answer = run_process(words, cwd=here, timeout=240)
+    assert kills and answer.returncode == 0, answer.stderr
     report = json.loads(answer.stdout)
     assert [model["quality"] for model in report["models"]] == [model["quality"] for model in everything["models"]]
 

@@ -16,7 +16,7 @@ import pytest
 from quantkit.cli import main
 from quantkit.publish.ollama.modelfile import lint_modelfile, parse_modelfile
 from tests.helpers.command import Answer, working_folder
-from tests.helpers.command import quantkit as quantkit_process
+from tests.helpers.command import quantkit as quantkit_forked
 from tests.helpers.ollama_server import Ollama, running_ollama
 from tests.publish.gguf_files import INEXACT, write_gguf
 
@@ -65,7 +65,7 @@ def failed(answer: Answer, code: int = 1) -> str:
 
 
 def test_a_folder_becomes_a_plan_and_two_modelfiles_each(folder: Path) -> None:
-    answer = quantkit_process("ollama", folder, *NAME, cwd=folder)
+    answer = quantkit_forked("ollama", folder, *NAME, cwd=folder)
     assert answer.code == 0, answer.stderr
     assert answer.stdout.splitlines()[:3] == [
         "tag                             type  same as        from              ",
@@ -197,7 +197,7 @@ def test_a_server_that_dies_in_an_upload_is_one_sentence_and_the_same_command_co
     sentence = failed(quantkit("ollama", folder, *NAME, "--push", env=at(server)))
     assert "went away after" in sentence and "of m-Q4_0.gguf" in sentence and "repeat the command" in sentence
     assert not server.models
-    assert quantkit_process("ollama", folder, *NAME, "--push", env=at(server)).code == 0
+    assert quantkit_forked("ollama", folder, *NAME, "--push", env=at(server)).code == 0
     assert len(server.manifests) == 8
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.helpers.command import command, quantkit
+from tests.helpers.forked import run_process
 from tests.helpers.tiny import tiny_llama
 
 GREEDY = ("--temperature", "0", "--ctx", "256", "-n", "8")
@@ -37,7 +38,7 @@ def test_the_answer_alone_goes_to_stdout_however_it_is_asked(here: Path) -> None
     assert "8 tokens, " in answer.stderr and "--max-tokens reached" in answer.stderr
     document = json.loads(quantkit("run", "model.gguf", "-p", "Hello", *GREEDY, "--format", "json", cwd=here).stdout)
     assert answer.stdout == document["answer"] + "\n" and document["ended"] == "length" and document["tokens"] == 8
-    piped = subprocess.run(command("run", "model.gguf", *GREEDY), input=b"Hello\n", capture_output=True, cwd=here)
+    piped = run_process(command("run", "model.gguf", *GREEDY), input=b"Hello\n", cwd=here)
     assert piped.stdout.decode() == answer.stdout
 
 

@@ -21,7 +21,7 @@ import psutil
 import pytest
 from jsonschema import Draft202012Validator
 
-from tests.helpers.command import quantkit, quantkit_here, quantkit_process
+from tests.helpers.command import quantkit, quantkit_forked, quantkit_here
 from tests.helpers.real import smollm2_or_skip
 from tests.helpers.serving import Served, device_lister, free_port, llama_server, serving
 from tests.helpers.tiny import tiny_llama
@@ -204,7 +204,7 @@ def test_a_file_that_llama_cpp_refuses_is_a_sentence(server: str, models: Models
     unknown = tmp_path / "unknown.gguf"
     unknown.write_bytes(models(server).read_bytes().replace(b"llama.block_count", b"llama.block_Count"))
     env = {"QUANTKIT_LLAMA_SERVER": str(program_of(server) or "")}
-    answer = quantkit_process("serve", unknown, "--port", str(free_port()), "--server", server, env=env)
+    answer = quantkit_forked("serve", unknown, "--port", str(free_port()), "--server", server, env=env)
     assert answer.code == 1 and "the server could not start (exit code 1)" in answer.sentence
 
 
@@ -232,24 +232,24 @@ def test_without_a_server_the_error_names_both(model: Path, monkeypatch: pytest.
 def test_dry_run_shows_the_command_of_llama_server_with_placement_and_context(model: Path, tmp_path: Path) -> None:
     env = device_lister(tmp_path)
     words = ("--dry-run", "--ctx", "256", "--parallel", "3", "--kv-type", "q8_0", "--port", str(free_port()))
-    answer = quantkit_process("serve", model, *words, env=env)
+    answer = quantkit_forked("serve", model, *words, env=env)
     assert answer.code == 0, answer.stderr
     line = answer.stdout.replace("\n", " ")
     layers = line.split("-ngl ")[1].split()[0]
     # all of a tiny model fits on the GPU that the program names
     assert int(layers) > 1 and "CUDA0 (21 GB free)" in answer.stderr
     assert "-c 768 -np 3" in line and "-ctk q8_0 -ctv q8_0" in line
-    document = json.loads(quantkit_process("serve", model, *words, "--format", "json", env=env).stdout)
+    document = json.loads(quantkit_forked("serve", model, *words, "--format", "json", env=env).stdout)
     Draft202012Validator(schema(SCHEMAS["serve"][1])).validate(document)
     assert document["gpu_layers"] == int(layers) and document["n_ctx"] == 256
 
 
 def test_a_draft_is_an_option_of_llama_server_only(model: Path, tmp_path: Path) -> None:
     words = ("--dry-run", "--ctx", "256", "--port", str(free_port()), "--draft", model, "--draft-tokens", "5")
-    answer = quantkit_process("serve", model, *words, env=device_lister(tmp_path))
+    answer = quantkit_forked("serve", model, *words, env=device_lister(tmp_path))
     assert answer.code == 0, answer.stderr
     line = answer.stdout.replace("\n", " ")
     assert f"--spec-type draft-simple --spec-draft-n-max 5 -md {model} -devd CUDA0 -ngld 999" in line
     assert "the draft takes " in answer.stderr and "of CUDA0" in answer.stderr
-    refused = quantkit_process("serve", model, *words, "--server", "llama-cpp-python")
+    refused = quantkit_forked("serve", model, *words, "--server", "llama-cpp-python")
     assert refused.code == 2 and "llama-cpp-python's server drafts no tokens; remove --draft" in refused.sentence

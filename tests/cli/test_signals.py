@@ -11,7 +11,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.helpers.command import command, quantkit_process
+from tests.helpers.command import command, quantkit
+from tests.helpers.forked import run_process
 from tests.helpers.tiny import tiny_llama
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="/dev/shm is Linux's")
@@ -51,7 +52,7 @@ def digests(folder: Path) -> dict[str, str]:
 @pytest.fixture(scope="module")
 def undisturbed(model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     out = tmp_path_factory.mktemp("undisturbed")
-    subprocess.run(words(model, out), check=True, capture_output=True)
+    assert quantkit(*words(model, out)[3:]).code == 0
     return digests(out)
 
 
@@ -72,7 +73,7 @@ def test_a_signal_leaves_no_temporary_file_and_a_rerun_resumes(
     assert "Traceback" not in stderr
     assert len(signals) > 1 or "quantkit: interrupted; run the same command again" in stderr
     assert not scratch(process.pid, tmp_path / "tmp")
-    again = quantkit_process(*words(model, tmp_path / "out")[3:])
+    again = quantkit(*words(model, tmp_path / "out")[3:])
     assert again.code == 0, again.stderr
     assert digests(tmp_path / "out") == undisturbed
 
@@ -89,7 +90,7 @@ def test_the_death_of_a_child_is_no_failed_check(model: Path, undisturbed: dict[
     assert "too little memory" in stderr and "rerun" in stderr
     assert not scratch(process.pid, tmp_path / "tmp")
     assert not list((tmp_path / "out").rglob("*.failed"))
-    again = quantkit_process(*words(model, tmp_path / "out")[3:], "--format", "json")
+    again = quantkit(*words(model, tmp_path / "out")[3:], "--format", "json")
     assert again.code == 0, again.stderr
     assert digests(tmp_path / "out") == undisturbed
 
@@ -110,7 +111,7 @@ with patch("quantkit.cli._require_address_space", then):
     sys.argv = ["quantkit", "inspect", "/nowhere"]
     quantkit.cli.main()
 """
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=30, check=False)
+    done = run_process([sys.executable, "-c", script], text=True, timeout=30)
     assert done.returncode == 143, done.stderr
     assert done.stderr == "quantkit: interrupted; run the same command again to resume a conversion or a measurement\n"
 
@@ -133,7 +134,7 @@ with patch({function!r}, then):
     sys.argv = ["quantkit", "inspect", "/nowhere"]
     quantkit.cli.main()
 """
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    done = run_process([sys.executable, "-c", script], text=True)
     assert done.returncode == code, done.stderr
     assert done.stderr == "quantkit: interrupted; run the same command again to resume a conversion or a measurement\n"
 

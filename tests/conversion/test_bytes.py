@@ -14,7 +14,12 @@ from tests.helpers.oracle import Job, run_jobs
 from tests.helpers.tiny import tiny_llama
 
 # One checkpoint a trait: permuted heads and grouped queries, tied embedding and rows no K-quant fits, stacked experts.
-SHAPES = {"llama3": ("llama3", "f16", 2), "smollm2": ("smollm2", "bf16", 2), "mixtral": ("mixtral", "f32", 1)}
+SHAPES = {
+    "llama3": ("llama3", "f16", 2, 256),
+    "smollm2": ("smollm2", "bf16", 2, 512),
+    "mixtral": ("mixtral", "f32", 1, 256),
+}
+"""Name -> variant, type of the weights, layers, width of the feed-forward network."""
 # rows of the checkpoints here are not whole blocks of Q1_0
 PLAIN = [name for name, kind in FILE_TYPES.items() if not kind.needs_imatrix and name != "q1_0"]
 ALL = [name for name in FILE_TYPES if name != "q1_0"]
@@ -55,9 +60,10 @@ def a_random_imatrix(file: Path, source: Path) -> None:
 
 @pytest.fixture(scope="module", params=SHAPES)
 def checkpoint(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    variant, dtype, layers = SHAPES[request.param]
+    variant, dtype, layers, intermediate = SHAPES[request.param]
     folder = tmp_path_factory.mktemp(request.param) / request.param
-    return tiny_llama(folder, variant=variant, dtype=dtype, layers=layers), dtype
+    made = tiny_llama(folder, variant=variant, dtype=dtype, layers=layers, intermediate=intermediate, vocab=512)
+    return made, dtype
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,8 @@ import multiprocessing
 import os
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -104,6 +105,21 @@ def calibrated(name: str, folder: Path, requests: Sequence[FolderRequest] = EIGH
         )
 
 
+Made = tuple[Path, Result, np.ndarray]
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Made]:
+    """The folder of a case's outputs, their result, and the source's logits; each case is calibrated once."""
+
+    @cache
+    def once(name: str) -> Made:
+        folder = tmp_path_factory.mktemp("made")
+        return folder, *calibrated(name, folder, WHOLE_ROWS if name.startswith("deepseek") else EIGHT_BIT)
+
+    return once
+
+
 def logits(folder: Path) -> np.ndarray:
     with open_quantized(folder) as opened:
         weights = opened.weights
@@ -113,8 +129,8 @@ def logits(folder: Path) -> np.ndarray:
 @pytest.mark.parametrize(
     "name", [name if name in FIRST else pytest.param(name, marks=pytest.mark.full) for name in WRITTEN]
 )
-def test_folders_of_every_architecture_give_the_sources_logits(name: str, tmp_path: Path) -> None:
-    result, source = calibrated(name, tmp_path, WHOLE_ROWS if name.startswith("deepseek") else EIGHT_BIT)
+def test_folders_of_every_architecture_give_the_sources_logits(name: str, made: Callable[[str], Made]) -> None:
+    place, result, source = made(name)
     by_method = {folder.output.request.method: logits(folder.output.folder) for folder in result.outputs}
     assert by_method.keys() == {"awq", "gptq"}
     correlation = {method: correlations(values, source) for method, values in by_method.items()}
@@ -125,7 +141,7 @@ def test_folders_of_every_architecture_give_the_sources_logits(name: str, tmp_pa
     for folder in result.outputs:
         assert folder.errors.keys() == folder.output.quantized.keys()
         assert max(folder.errors.values()) < 0.01
-    assert {path.name for path in tmp_path.iterdir()} == {name, "M-AWQ", "M-GPTQ"}
+    assert {path.name for path in place.iterdir()} == {name, "M-AWQ", "M-GPTQ"}
 
 
 @pytest.mark.parametrize("name", ["mamba2", "jamba", "nemotron-h-moe"])
@@ -165,13 +181,13 @@ GATES = {
 
 @pytest.mark.parametrize("name", GATES)
 def test_routers_and_gates_stay_as_they_are_but_for_what_the_norm_before_them_gave_away(
-    name: str, tmp_path: Path
+    name: str, made: Callable[[str], Made]
 ) -> None:
-    result, _ = calibrated(name, tmp_path, WHOLE_ROWS if name.startswith("deepseek") else EIGHT_BIT)
+    place, result, _ = made(name)
     gates, norm = GATES[name]
     last = len(result.plan.folders[0].layers) - 1
     norm = f"model.layers.{last}.{norm}.weight"
-    with open_checkpoint(str(tmp_path / name)) as checkpoint:
+    with open_checkpoint(str(place / name)) as checkpoint:
         native = Native(checkpoint)
         source = {key: native.whole(key) for key in [norm, *(f"model.layers.{last}.{gate}.weight" for gate in gates)]}
     for folder in result.outputs:
@@ -190,7 +206,7 @@ def test_routers_and_gates_stay_as_they_are_but_for_what_the_norm_before_them_ga
             for key in ("model.embed_tokens.weight", "lm_head.weight"):
                 if key in opened.tensors:
                     assert opened.tensors[key].dtype == "F16"
-                    with open_checkpoint(str(tmp_path / name)) as checkpoint:
+                    with open_checkpoint(str(place / name)) as checkpoint:
                         assert np.array_equal(opened.stored(key), Native(checkpoint).whole(key).astype(np.float16))
             scaled = not np.allclose(opened.stored(norm), source[norm], rtol=1e-3)
             assert scaled == (folder.output.request.method == "awq")

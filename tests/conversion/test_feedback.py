@@ -159,11 +159,12 @@ def test_bytes_do_not_depend_on_threads_or_on_a_stop(
     else:
         source = write_checkpoint(model, tmp_path / "model")
     words = ("gguf", source, "-t", "q4_0", "--solver", "feedback", *CUT, "--no-logits")
-    for threads in ("1", "2", "7"):
+    counts = ("1", "2", "7") if model == "llama3" else ("1", "7")
+    for threads in counts:
         assert quantkit(*words, "--threads", threads, "-o", tmp_path / threads).code == 0
     expected = hashes(tmp_path / "1")
     assert expected
-    assert hashes(tmp_path / "2") == hashes(tmp_path / "7") == expected
+    assert all(hashes(tmp_path / threads) == expected for threads in counts)
     run, stopped = Stream.layer, tmp_path / "stopped"
 
     def stop_at_the_second(stream: Stream, number: int, *rest: Any) -> None:

@@ -13,6 +13,7 @@ from quantkit.errors import UnsupportedError
 from quantkit.outputs.gguf_source import model_from_gguf
 from tests.conversion.test_bytes import a_random_imatrix, convert, tensors
 from tests.helpers.command import command, quantkit
+from tests.helpers.forked import start_process
 from tests.helpers.tiny import tiny_llama
 
 
@@ -68,7 +69,7 @@ def test_a_source_changed_behind_an_unchanged_header_is_not_resumed(source: Path
     changing = tmp_path / "changing.gguf"
     changing.write_bytes(source.read_bytes())
     words = ("gguf", changing, "-t", "q4_k_m", "-o", tmp_path, "--threads", "1")
-    process = subprocess.Popen(command(*words), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = start_process(command(*words), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     journal = tmp_path / "changing-conversion.partial" / "journal"
     while process.poll() is None and not (journal.exists() and journal.read_text().count("\n") > 3):
         time.sleep(0.002)

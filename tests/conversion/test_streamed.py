@@ -22,7 +22,9 @@ CALIBRATED = ("--samples", "8", "--seq-len", "32", "--raw", "--group-size", "32"
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_llama(tmp_path_factory.mktemp("source") / "Tiny", variant="llama3", layers=3, shards=2)
+    return tiny_llama(
+        tmp_path_factory.mktemp("source") / "Tiny", variant="llama3", hidden=128, intermediate=256, layers=3, shards=2
+    )
 
 
 @pytest.fixture

@@ -16,6 +16,7 @@ from quantkit.gguf.blocks import FORMATS
 from quantkit.gguf.mix_rules import NEEDS_IMATRIX
 from tests.families.expected import write_checkpoint
 from tests.helpers.command import quantkit
+from tests.helpers.forked import start_process
 from tests.helpers.tiny import tiny_llama
 
 CUT = ("--samples", "8", "--seq-len", "64")
@@ -53,7 +54,7 @@ def sha256(path: Path) -> str:
 def killed(out: Path, words: list[str]) -> None:
     """Run `quantkit gguf` and kill it once the types are chosen."""
     command = [sys.executable, "-m", "quantkit", "gguf", *words, "-o", str(out)]
-    running = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    running = start_process(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     while running.poll() is None and not (out / "model-conversion.partial" / "types.json").exists():
         time.sleep(0.002)
     if running.poll() is None:
@@ -76,7 +77,8 @@ def test_the_file_is_just_below_its_size_and_passes_every_check(source: Path, tm
     assert {check["status"] for check in record["checks"]} == {"passed"}
 
 
-@pytest.mark.parametrize("bits", [3.0, 4.5, 6.0])
+# below 4 bits ggml searches its grids for seconds in each new process
+@pytest.mark.parametrize("bits", [pytest.param(3.0, marks=pytest.mark.full), 4.5, 6.0])
 def test_bits_for_each_weight_are_those_asked_for(bits: float, source: Path, tmp_path: Path) -> None:
     words = ("--target-bpw", str(bits), *CUT, "-o", tmp_path, "--format", "json", "--no-logits")
     answer = quantkit("gguf", source, *words)
@@ -120,11 +122,19 @@ def test_the_bytes_do_not_depend_on_threads_or_on_a_kill(source: Path, plain: Pa
     assert not (out / "model-conversion.partial").exists()
 
 
-def test_error_feedback_rounds_to_the_chosen_types_and_resumes(source: Path, plain: Path, tmp_path: Path) -> None:
-    words = [str(source), "--target-bpw", BITS, *CUT, "--no-logits", "--solver", "feedback"]
-    answer = quantkit("gguf", *words, "-o", tmp_path / "feedback")
+FEEDBACK = ("--target-bpw", BITS, *CUT, "--no-logits", "--solver", "feedback")
+
+
+@pytest.fixture(scope="module")
+def feedback(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The file of BITS bits for each weight, rounded with error feedback."""
+    out = tmp_path_factory.mktemp("feedback")
+    answer = quantkit("gguf", source, *FEEDBACK, "-o", out)
     assert answer.code == 0, answer.stderr
-    feedback = written(tmp_path / "feedback")
+    return written(out)
+
+
+def test_error_feedback_rounds_to_the_chosen_types(plain: Path, feedback: Path) -> None:
     with_levels = {kind.name for kind in FORMATS}
     without, before = (
         {name for name, kind in types_of(path).items() if kind not in with_levels and name.startswith("blk.")}
@@ -133,10 +143,15 @@ def test_error_feedback_rounds_to_the_chosen_types_and_resumes(source: Path, pla
     assert types_of(plain).keys() == types_of(feedback).keys()
     assert without <= before  # feedback gains nothing in a type without levels
     assert sha256(plain) != sha256(feedback)
-    out = tmp_path / "killed"
-    killed(out, words)
-    assert quantkit("gguf", *words, "-o", out).code == 0
-    assert sha256(written(out)) == sha256(feedback)
+
+
+@pytest.mark.full
+def test_error_feedback_in_the_chosen_types_resumes(source: Path, feedback: Path, tmp_path: Path) -> None:
+    """tests/conversion/test_feedback.py stops and resumes feedback by itself."""
+    words = [str(source), *FEEDBACK]
+    killed(tmp_path, words)
+    assert quantkit("gguf", *words, "-o", tmp_path).code == 0
+    assert sha256(written(tmp_path)) == sha256(feedback)
 
 
 @pytest.mark.parametrize(

@@ -34,6 +34,8 @@ def test_bytes_do_not_depend_on_the_number_of_threads(model: str, tmp_path: Path
         source = tiny_llama(tmp_path / "model", variant="llama3", hidden=576, intermediate=1000, layers=1)
     else:
         source = write_checkpoint(model, tmp_path / "model")
-    one, two, seven = (bytes_of(source, tmp_path / str(threads), threads) for threads in (1, 2, 7))
+    # mixtures have the same kernels: two numbers are enough for what experts add
+    counts = (1, 2, 7) if model == "llama3" else (1, 7)
+    one, *others = (bytes_of(source, tmp_path / str(threads), threads) for threads in counts)
     assert len(one) > 10
-    assert one == two == seven
+    assert all(other == one for other in others)

@@ -42,7 +42,7 @@ def commands(pages: Sequence[Path] = PAGES) -> list[list[str]]:
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the names of the pages: FOLDER, ADAPTER, MODEL-BF16.gguf, imatrix.gguf, text.jsonl, recipes."""
     folder = tmp_path_factory.mktemp("readme")
-    tiny_llama(folder / "FOLDER", variant="llama3")
+    tiny_llama(folder / "FOLDER", variant="llama3", hidden=128, intermediate=256)
     assert quantkit("gguf", "FOLDER", "-t", "bf16", "-o", ".", cwd=folder).code == 0
     shutil.move(folder / "FOLDER-GGUF" / "FOLDER-BF16.gguf", folder / "MODEL-BF16.gguf")
     a_random_imatrix(folder / "imatrix.gguf", folder / "MODEL-BF16.gguf")

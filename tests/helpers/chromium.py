@@ -44,7 +44,7 @@ _ARGUMENTS = (
 def headless_chromium() -> Iterator["Browser"]:
     """A started browser; the test is skipped, with the reason, where it cannot be had."""
     playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    folder = _unpacked()
+    folder = unpacked()
     with playwright.sync_playwright() as driver:
         browser = driver.chromium.launch(
             executable_path=folder / "chromium",
@@ -57,7 +57,8 @@ def headless_chromium() -> Iterator["Browser"]:
             browser.close()
 
 
-def _unpacked() -> Path:
+def unpacked() -> Path:
+    """The folder of the program, unpacked on first use; skips where it does not run."""
     if platform.system() != "Linux" or platform.machine() != "x86_64":
         pytest.skip("the pinned Chromium is for Linux on x86_64")
     CACHE.mkdir(parents=True, exist_ok=True)

@@ -17,6 +17,7 @@ import threadpoolctl  # noqa: F401
 from quantkit.cli import main
 from quantkit.planning.stored_speeds import VARIABLE
 from tests.helpers.environment import applies_here, environment
+from tests.helpers.forked import run_process
 
 _COLUMNS = "80"
 _PYTEST = "PYTEST_"
@@ -55,15 +56,15 @@ def command(*words: str | Path) -> list[str]:
 def quantkit(
     *words: str | Path, cwd: Path | None = None, env: dict[str, str] | None = None, timeout: int | None = None
 ) -> Answer:
-    """Run `quantkit WORDS...` without a terminal: in this process, or in a new one where a test needs it.
+    """Run `quantkit WORDS...` without a terminal: in this process, or in another one where a test needs it.
 
-    A new process is needed for a timeout and for another environment, which libraries read when they are imported:
+    Another process is needed for a timeout and for another environment, which libraries read when they are imported:
     one that the test has changed by monkeypatch, or one of `env` with other variables than those of the hub's client
     and of Ollama.
     """
     changed = {name for name, _ in current_environment().items() ^ _AT_START.items()}
     if timeout or changed - {"QUANTKIT_FAMILIES"} or not applies_here(env or {}):
-        return quantkit_process(*words, cwd=cwd, env=env, timeout=timeout or 240)
+        return quantkit_forked(*words, cwd=cwd, env=env, timeout=timeout or 240)
     with environment(env) if env else contextlib.nullcontext():
         return quantkit_here(*words, cwd=cwd)
 
@@ -81,6 +82,15 @@ def quantkit_process(
         timeout=timeout,
         check=False,
     )
+    return Answer(done.returncode, done.stdout, done.stderr)
+
+
+def quantkit_forked(
+    *words: str | Path, cwd: Path | None = None, env: dict[str, str] | None = None, timeout: int = 240
+) -> Answer:
+    """As `quantkit_process`, in a fork of an interpreter that has imported quantkit where that is the same."""
+    variables = {**os.environ, "COLUMNS": _COLUMNS, **(env or {})}
+    done = run_process(command(*words), cwd=cwd, env=variables, timeout=timeout, text=True)
     return Answer(done.returncode, done.stdout, done.stderr)
 
 

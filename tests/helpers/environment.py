@@ -33,6 +33,11 @@ def environment(variables: Mapping[str, str]) -> Iterator[None]:
         yield
 
 
+def use_hub_variables() -> None:
+    """Make huggingface_hub, which may have been imported before, read the environment of this process."""
+    contextlib.ExitStack().enter_context(_hub_constants())
+
+
 @contextlib.contextmanager
 def _hub_constants() -> Iterator[None]:
     from huggingface_hub import constants

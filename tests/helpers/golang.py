@@ -136,18 +136,18 @@ def parse_errors(templates: Sequence[str]) -> list[str]:
 
 def program_with_index() -> tuple[Path, str]:
     """A program that Go compiled with a template index embedded, and the text of the index."""
-    program = _built()
+    program = built()
     done = subprocess.run([program, "index"], capture_output=True, text=True, check=True, timeout=60)
     return program, done.stdout
 
 
 def _answers(requests: Sequence[tuple[str, Sequence[Conversation]]]) -> list[list[dict[str, str]]]:
     values = [{"template": template, "conversations": list(conversations)} for template, conversations in requests]
-    done = subprocess.run([_built()], input=json.dumps(values), capture_output=True, text=True, check=True, timeout=300)
+    done = subprocess.run([built()], input=json.dumps(values), capture_output=True, text=True, check=True, timeout=300)
     return [answers or [] for answers in json.loads(done.stdout)]
 
 
-def _built() -> Path:
+def built() -> Path:
     """The oracle, compiled once from the texts above; a second process waits."""
     CACHE.mkdir(parents=True, exist_ok=True)
     version = hashlib.sha256((_PROGRAM + _INDEX).encode()).hexdigest()[:12]

@@ -27,12 +27,16 @@ def llama_imatrix(model: Path, tokens: NDArray[np.int32], folder: Path, *, outpu
     ids, out = folder / "tokens.i32", folder / "imatrix.gguf"
     tokens.astype("<i4").tofile(ids)
     out.unlink(missing_ok=True)
-    program = compiled_tool("imatrix", _WRAPPER, _FILES)
-    command = [str(program), str(model), str(ids), str(out), str(tokens.shape[1])]
+    command = [str(program()), str(model), str(ids), str(out), str(tokens.shape[1])]
     command += ["--process-output"] if output else []
     done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
     assert done.returncode == 0 and out.exists(), done.stdout[-2000:] + done.stderr[-4000:]
     return read_entries(out)
+
+
+def program() -> Path:
+    """llama-imatrix, compiled on first use."""
+    return compiled_tool("imatrix", _WRAPPER, _FILES)
 
 
 def read_entries(path: Path) -> dict[str, Entry]:

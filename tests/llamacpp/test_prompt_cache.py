@@ -1,7 +1,6 @@
 """`run --prompt-cache`: a later start does not evaluate the prompt again, and a file that does not fit is ignored."""
 
 import json
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -11,6 +10,7 @@ from quantkit.llamacpp.conversation import Answer, Loading, converse
 from tests.families.expected import write_checkpoint
 from tests.helpers.command import command, quantkit
 from tests.helpers.conversions import to_gguf
+from tests.helpers.forked import run_process
 from tests.helpers.tiny import tiny_llama
 
 TEXT = "The quick brown fox jumps over the lazy dog. "
@@ -38,10 +38,8 @@ def start(
 
 def test_the_second_start_evaluates_one_token_and_gives_the_same_answer(model: Path, tmp_path: Path) -> None:
     words = ("-p", TEXT * 9, "--temperature", "0", "--raw", "-n", "12", "--prompt-cache", tmp_path / "prompt.cache")
-    first, second = (
-        subprocess.run(command("run", model, *words, "--format", "json"), capture_output=True, check=True)
-        for _ in range(2)
-    )
+    first, second = (run_process(command("run", model, *words, "--format", "json")) for _ in range(2))
+    assert (first.returncode, second.returncode) == (0, 0), (first.stderr, second.stderr)
     before, after = (json.loads(done.stdout) for done in (first, second))
     assert before["prompt_tokens"] > 100 and after["prompt_tokens"] == 1
     assert after["answer"] == before["answer"] and b"warning" not in second.stderr

@@ -1,5 +1,6 @@
 import importlib.util
 import io
+import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +26,7 @@ TEXTS = ["The lazy dog sleeps.", "où êtes-vous?  3 runs\n\tof 1234", "日本�
 @pytest.fixture(autouse=True)
 def a_child_for_each_question(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(session, "run_child", start_child)
+    monkeypatch.setattr(session, "subprocess", subprocess)
 
 
 @pytest.fixture(scope="module")

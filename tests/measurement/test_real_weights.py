@@ -39,7 +39,7 @@ def _swap_layers(path: Path) -> None:
 
 def _measure(folder: Path, out: str, *words: str | Path) -> tuple[Answer, dict[str, Any]]:
     text = folder / "wiki.test.raw"
-    options = ["--text", text, "--gpu-layers", "none", "--threads", "2", "-o", folder / out]
+    options = ["--text", text, "--gpu-layers", "none", "--threads", "2", "--ctx", "256", "-o", folder / out]
     answer = quantkit("measure", *words, *options)
     report: dict[str, Any] = json.loads((folder / out / "report.json").read_text())
     return answer, report

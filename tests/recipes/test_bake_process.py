@@ -12,8 +12,16 @@ import psutil
 import pytest
 
 from quantkit.errors import CheckpointError, QuantkitError, UsageError
+from quantkit.recipes.bake import process
 from quantkit.recipes.bake.process import run_command, run_process
+from tests.helpers.bake_steps import start_process
 from tests.helpers.tiny import tiny_llama
+
+
+@pytest.fixture(autouse=True)
+def processes_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a bake starts them for a user."""
+    monkeypatch.setattr(process, "run_process", start_process)
 
 
 class Items:
