@@ -1,9 +1,10 @@
 """The option of `make snapshots`; processes that all tests share; the count of token ids, over all workers."""
 
 import gc
+import os
 import subprocess
 from collections.abc import Iterator
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from functools import cache
 from types import SimpleNamespace
 from typing import Any
@@ -104,6 +105,19 @@ def blas_of_many_threads() -> Iterator[None]:
 def reader_of_plain_arrays() -> Iterator[None]:
     """The gguf package's reader, without np.memmap; tests/helpers/test_quick_reader.py compares it with its own."""
     with quick_reader():
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def nothing_flushed() -> Iterator[None]:
+    """No file of a test outlives the machine, and each flush takes milliseconds in which a worker waits.
+
+    tests/full/test_faults.py lets each flush fail, in processes of their own.
+    """
+    with ExitStack() as stack:
+        for name in ("fsync", "fdatasync"):
+            if hasattr(os, name):
+                stack.enter_context(patch.object(os, name, lambda descriptor: None))
         yield
 
 

@@ -22,12 +22,13 @@ import pytest
 from jsonschema import Draft202012Validator
 
 from tests.helpers.command import quantkit, quantkit_forked, quantkit_here
+from tests.helpers.late_import import imported_when_used
 from tests.helpers.real import smollm2_or_skip
 from tests.helpers.serving import Served, device_lister, free_port, llama_server, serving
 from tests.helpers.tiny import tiny_llama
 from tools.schemas import SCHEMAS, schema
 
-openai = pytest.importorskip("openai")
+openai = imported_when_used("openai")
 pytest.importorskip("sse_starlette", reason="the server of llama-cpp-python (extra `serve`) is not installed")
 
 SERVERS = ["llama-cpp-python", pytest.param("llama-server", marks=pytest.mark.full)]

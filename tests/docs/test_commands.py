@@ -42,7 +42,7 @@ def commands(pages: Sequence[Path] = PAGES) -> list[list[str]]:
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the names of the pages: FOLDER, ADAPTER, MODEL-BF16.gguf, imatrix.gguf, text.jsonl, recipes."""
     folder = tmp_path_factory.mktemp("readme")
-    tiny_llama(folder / "FOLDER", variant="llama3", hidden=128, intermediate=256)
+    tiny_llama(folder / "FOLDER", variant="llama3", intermediate=256)
     assert quantkit("gguf", "FOLDER", "-t", "bf16", "-o", ".", cwd=folder).code == 0
     shutil.move(folder / "FOLDER-GGUF" / "FOLDER-BF16.gguf", folder / "MODEL-BF16.gguf")
     a_random_imatrix(folder / "imatrix.gguf", folder / "MODEL-BF16.gguf")
@@ -82,8 +82,9 @@ def test_every_quantkit_command_of_the_documentation_runs(words: list[str], plac
     ):
         calibrates = False
     more = (*(["--force"] if writes else []), *(FEW_SAMPLES if writes and calibrates else []))
-    # the last of an option given twice counts: two windows, and one load of each GGUF
-    once = ("--gpu-layers", "0", "--chunks", "2") if words[1] == "measure" and "--help" not in words else ()
+    # the last of an option given twice counts: two short windows, and one load of each GGUF
+    short = ("--gpu-layers", "0", "--ctx", "128", "--chunks", "2")
+    once = short if words[1] == "measure" and "--help" not in words else ()
     answer = run([*words[1:], *more, *once], place)
     assert answer.code == 0, answer.stderr
 

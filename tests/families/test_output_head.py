@@ -23,15 +23,19 @@ SMALL = ("--samples", "2", "--seq-len", "16", "--group-size", "32")
 WORDS = f"{HEAD} differs from {EMBEDDING}; both are kept"
 
 
+def small_llama(folder: Path) -> Path:
+    return tiny_llama(folder, variant="llama3", hidden=64, intermediate=128)
+
+
 @pytest.fixture
 def contradicting(tmp_path: Path) -> Path:
-    return edit_config(tiny_llama(tmp_path / "tied" / "model", variant="llama3"), tie_word_embeddings=True)
+    return edit_config(small_llama(tmp_path / "tied" / "model"), tie_word_embeddings=True)
 
 
 def test_every_format_has_the_bytes_of_the_untied_checkpoint_and_one_warning(
     contradicting: Path, tmp_path: Path
 ) -> None:
-    untied = edit_config(tiny_llama(tmp_path / "untied" / "model", variant="llama3"), tie_word_embeddings=False)
+    untied = edit_config(small_llama(tmp_path / "untied" / "model"), tie_word_embeddings=False)
     types = [word for kind in ("q8_0", "awq", "gptq") for word in ("-t", kind)]
     for source in (contradicting, untied):
         answer = quantkit("convert", source, *types, *SMALL, "-o", source.parent / "out")

@@ -12,6 +12,7 @@ from benchmarks.qwen_coder import qwen_coder_checkpoint
 from demo.inputs import InputsUnavailable
 from tests.helpers.chromium import headless_chromium
 from tests.helpers.command import quantkit
+from tests.helpers.late_import import imported_when_used
 from tests.helpers.real import smollm2_or_skip
 from tests.helpers.serving import Served, llama_server, serving
 
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.full
 
-openai = pytest.importorskip("openai")
+openai = imported_when_used("openai")
 pytest.importorskip("sse_starlette", reason="the server of llama-cpp-python (extra `serve`) is not installed")
 
 SERVERS = ["llama-cpp-python", "llama-server"]

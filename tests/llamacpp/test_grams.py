@@ -28,7 +28,7 @@ FEEDBACK = ("--solver", "feedback", "--samples", "8", "--seq-len", "64", "--thre
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A GGUF of a tiny model of two layers, f32; the checkpoint lies beside its folder as `model`."""
     folder = tmp_path_factory.mktemp("whole")
-    return to_gguf(tiny_llama(folder / "model", variant="llama3", layers=2), "f32", folder)
+    return to_gguf(tiny_llama(folder / "model", variant="llama3", intermediate=256), "f32", folder)
 
 
 def convert(source: Path, out: Path) -> Answer:

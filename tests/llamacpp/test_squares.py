@@ -27,7 +27,7 @@ TOKENS = np.random.default_rng(5).integers(3, 250, (3, 48)).astype(np.int32)
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A GGUF of a tiny model of two layers, bf16."""
     folder = tmp_path_factory.mktemp("whole")
-    return to_gguf(tiny_llama(folder / "model", variant="llama3", layers=2), "bf16", folder)
+    return to_gguf(tiny_llama(folder / "model", variant="llama3", intermediate=256), "bf16", folder)
 
 
 @pytest.mark.parametrize("name", ["mixtral", "glm-4.7-flash", "granitehybrid", "gpt-oss", "qwen2"])
@@ -42,7 +42,7 @@ def test_the_sums_and_counts_are_llama_imatrixs(name: str, tmp_path: Path) -> No
 
 
 def test_a_gguf_and_its_checkpoint_have_one_importance_matrix(tmp_path: Path) -> None:
-    checkpoint = tiny_llama(tmp_path / "model", variant="mixtral", layers=2)
+    checkpoint = tiny_llama(tmp_path / "model", variant="mixtral", intermediate=256)
     model = to_gguf(checkpoint, "f32", tmp_path)
     for source, file in ((checkpoint, "stream"), (model, "callback")):
         answer = quantkit("imatrix", source, *FEW, "-o", tmp_path / f"{file}.gguf")
