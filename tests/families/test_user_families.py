@@ -10,7 +10,7 @@ from quantkit.errors import UsageError
 from quantkit.families import all_families, find_family
 from quantkit.families.base import registry
 from tests.families.expected import write_checkpoint
-from tests.helpers.command import quantkit, quantkit_process
+from tests.helpers.command import quantkit, quantkit_forked
 
 # AcmeCoder is Llama's graph under a name that quantkit has no family for.
 ARCHITECTURE = "AcmeCoderForCausalLM"
@@ -40,13 +40,13 @@ def checkpoint(tmp_path: Path) -> Path:
 
 
 def test_one_file_is_enough_for_every_command(folder: Path, checkpoint: Path, tmp_path: Path) -> None:
-    refused = quantkit_process("plan", checkpoint)
+    refused = quantkit_forked("plan", checkpoint)
     assert refused.code == 1 and f"architecture {ARCHITECTURE} of config.json is not supported" in refused.stderr
     (folder / "coder.py").write_text(FAMILY_FILE)
     text = tmp_path / "text.txt"
     text.write_text(TEXT)
 
-    inspected = json.loads(quantkit_process("inspect", checkpoint, "--format", "json").stdout)
+    inspected = json.loads(quantkit_forked("inspect", checkpoint, "--format", "json").stdout)
     assert (inspected["family"], inspected["convertible"]) == ("Acme-Coder-40B", True)
     planned = json.loads(quantkit("plan", checkpoint, "--ram", "16G", "-t", "q8_0", "--format", "json").stdout)
     assert planned["best"] == "q8_0"

@@ -34,8 +34,9 @@ def environment(variables: Mapping[str, str]) -> Iterator[None]:
 
 
 def use_hub_variables() -> None:
-    """Make huggingface_hub, which may have been imported before, read the environment of this process."""
-    contextlib.ExitStack().enter_context(_hub_constants())
+    """Make huggingface_hub read the environment of this process, if it was imported before."""
+    if _HUB in sys.modules:
+        contextlib.ExitStack().enter_context(_hub_constants())
 
 
 @contextlib.contextmanager

@@ -261,8 +261,7 @@ def _end(code: int, modules: IO[bytes]) -> None:
             code = 120
             with contextlib.suppress(OSError):
                 os.write(2, f"{error}\n".encode())
-    if code == 0:
-        os.write(modules.fileno(), "\n".join(sys.modules).encode())
+    os.write(modules.fileno(), "\n".join(sys.modules).encode())
     os._exit(code)
 
 
