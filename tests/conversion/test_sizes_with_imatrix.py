@@ -17,7 +17,7 @@ SLOW = ("-t", "iq3_xxs")
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_llama(tmp_path_factory.mktemp("source") / "model", variant="llama3", layers=8)
+    return tiny_llama(tmp_path_factory.mktemp("source") / "model", variant="llama3", intermediate=256, layers=8)
 
 
 def sizes(source: Path, *words: str | Path) -> dict[str, int]:

