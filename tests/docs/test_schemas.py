@@ -78,7 +78,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
         folder, "convert", "FOLDER", "-t", "awq", "-t", "gptq", "-t", "q8_0", "-t", "imatrix", "--target-bpw", "7", *FEW
     )
     (folder / "convert.json").write_text(json.dumps(convert), "utf-8")
-    models = ("FOLDER", "FOLDER-GGUF", "FOLDER-AWQ", "FOLDER-GPTQ")
+    models = ("FOLDER", "FOLDER-GGUF/FOLDER-Q8_0.gguf", "FOLDER-AWQ")
     measured = answer(folder, "measure", *models, *MEASURE, "--speed")
     (folder / "measure.json").write_text(json.dumps(measured), "utf-8")
     return folder
