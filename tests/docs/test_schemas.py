@@ -68,7 +68,7 @@ MADE_BY = {
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a tiny model, a text, recipes, and the outputs and report of the model."""
     folder = tmp_path_factory.mktemp("schemas")
-    tiny_llama(folder / "FOLDER", variant="llama3", hidden=128, intermediate=256)
+    tiny_llama(folder / "FOLDER", variant="llama3", intermediate=256)
     write_adapter(folder / "ADAPTER", folder / "FOLDER", AdapterCase())
     shutil.copytree(ROOT / "recipes", folder / "recipes")
     pages = sorted((ROOT / "docs" / "guides").glob("*.md"))
