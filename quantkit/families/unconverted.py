@@ -10,7 +10,7 @@ from quantkit.tokenizer.roles import TokenRoles
 # Recurrent models, encoders, diffusion models, and models with an indexed or shared cache.
 _NOT_PLANNABLE = (
     *("jina-bert-v3", "neo-bert"),
-    *("eurobert", "clip", "wavtokenizer-dec", "deepseek4"),
+    *("clip", "wavtokenizer-dec", "deepseek4"),
     *("llada", "llada-moe", "dream", "rnd1", "minimax-m3", "dflash", "eagle3"),
     *("rwkv6qwen2", "arwkv7"),
     "plamo2",

@@ -38,6 +38,7 @@ HUNDREDTH = 0.0051 * (1 << 20)
         "modernbert",
         "modernbert-reranker",
         "embedding-gemma",
+        "eurobert",
         "t5-encoder",
         "flan-t5-encoder",
         "umt5-encoder",
