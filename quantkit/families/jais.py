@@ -147,6 +147,7 @@ FORWARD = Architecture(
     last_norm="ln_f",
     tied=True,
     logit_scale=head_scale,
+    unpacked=lambda _: "transformers has no class of Jais",
 )
 
 FAMILY = Family(

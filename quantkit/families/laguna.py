@@ -238,6 +238,7 @@ FORWARD = Architecture(
         layers=lambda config, layer: layer >= _n_dense(config),
     ),
     per_layer=_per_layer,
+    unpacked=lambda _: "transformers and GPTQModel have other names for Laguna's shared expert than the checkpoint",
 )
 
 FAMILY = Family(

@@ -98,6 +98,7 @@ FORWARD = Architecture(
         stacked=FeedForward(at="block_sparse_moe.experts.", fused="gate_up_proj", form=Form(weight="", bias="_bias")),
         score="sparse_mixer",
     ),
+    unpacked=lambda _: "transformers and GPTQModel have other names for Phi-MoE's experts than the checkpoint",
 )
 
 FAMILY = Family(

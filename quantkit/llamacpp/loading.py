@@ -4,7 +4,7 @@ import ctypes
 import os
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -34,7 +34,10 @@ class Loaded:
             vocab = llama.llama_model_get_vocab(model)
             n_ctx = llama.llama_n_ctx(running)
             for count in (1, min(_SMALL_BATCH, n_ctx - 1, request["n_batch"])):
-                _evaluate(running, _some_tokens(vocab, count))
+                tokens = _some_tokens(vocab, count)
+                if _has_both(model):
+                    _encode(running, tokens)
+                _evaluate(running, tokens)
         return {
             "log": lines,
             "devices": [device["name"] for device in offload_devices()],
@@ -54,6 +57,7 @@ class Bench:
         self._running: Any = None
         self._request: dict[str, Any] = {}
         self._batches: list[list[int]] = []
+        self._evaluate: Callable[[Any, list[int]], None] = _evaluate
 
     def open(self, request: dict[str, Any]) -> int:
         """Load the model in place of an earlier one; returns the number of devices to offload to."""
@@ -68,22 +72,27 @@ class Bench:
         """A context for a test over so many tokens, and its warm-up: the whole prompt, or one token of a generation.
 
         A prompt is evaluated in batches, a generation token by token: the tokens are any, for all take the same time.
+        T5's encoder reads the prompt, and its decoder generates.
         """
         self._test.close()
-        n_batch = self._request["n_batch"] if request["prompt"] else 1
+        encodes = _has_both(self._model)
+        self._evaluate = _encode if encodes and request["prompt"] else _evaluate
+        n_batch = self._request["n_ubatch" if encodes else "n_batch"] if request["prompt"] else 1
         new_context = _context(self._model, {**self._request, "n_ctx": request["tokens"]})
         self._running = self._test.enter_context(new_context)
         tokens = _some_tokens(llama.llama_model_get_vocab(self._model), request["tokens"])
         self._batches = [tokens[first : first + n_batch] for first in range(0, len(tokens), n_batch)]
+        if encodes:
+            _encode(self._running, self._batches[0])
         for batch in self._batches if request["prompt"] else self._batches[:1]:
-            _evaluate(self._running, batch)
+            self._evaluate(self._running, batch)
 
     def run(self, request: dict[str, Any]) -> float:
         """Seconds of one run of the test begun, from an empty cache."""
         llama.llama_memory_clear(llama.llama_get_memory(self._running), False)
         started = time.perf_counter()
         for batch in self._batches:
-            _evaluate(self._running, batch)
+            self._evaluate(self._running, batch)
         return time.perf_counter() - started
 
 
@@ -128,6 +137,20 @@ def _evaluate(running: Any, tokens: list[int]) -> None:
     status = llama.llama_decode(running, llama.llama_batch_get_one(ids, len(tokens)))
     if status:
         raise Failed(f"could not evaluate {len(tokens)} tokens (llama_decode returned {status})")
+    llama.llama_synchronize(running)
+
+
+def _has_both(model: Any) -> bool:
+    """Whether the model has an encoder and a decoder; llama.cpp aborts if the decoder runs first."""
+    return bool(llama.llama_model_has_encoder(model) and llama.llama_model_has_decoder(model))
+
+
+def _encode(running: Any, tokens: list[int]) -> None:
+    """What the decoder attends to. At most n_ubatch tokens: an encoder reads a text in one batch."""
+    ids = (llama.llama_token * len(tokens))(*tokens)
+    status = llama.llama_encode(running, llama.llama_batch_get_one(ids, len(tokens)))
+    if status:
+        raise Failed(f"could not evaluate {len(tokens)} tokens (llama_encode returned {status})")
     llama.llama_synchronize(running)
 
 

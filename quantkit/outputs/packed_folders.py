@@ -137,7 +137,7 @@ def plan_folder_of(native: Native, layers: Sequence[LayerLinears], request: Fold
     if folder_format.for_mlx:
         reason = native.architecture.not_mlx
     if reason is not None:
-        raise UnsupportedError(f"{reason}, so no loader of {label} runs this model; convert it to GGUF")
+        raise UnsupportedError(f"{reason}, so quantkit writes no {label} folder of this model; convert it to GGUF")
     linears = [linear for layer in layers for entry in layer.inputs for linear in entry.linears]
     stacked = next((linear for linear in linears if linear.index is not None), None)
     if stacked is not None:

@@ -75,13 +75,16 @@ def test_each_device_takes_what_the_plan_says_for_any_number_of_layers(name: str
     assert os.environ["GGML_BACKEND_PATH"]
     path = to_gguf(write_checkpoint(name, tmp_path / name), "f32", tmp_path)
     shape, tensors = read_model(path)
+    # a T5 file has the decoder's layers before the encoder's, so others lie between the CPU's
+    apart = "t5" in name
     for layers in range(1, shape.n_layer + 2):
         memory = loaded_memory(path, LoadOptions(gpu_layers=layers, rpc=[server]), n_ctx=4096)
         # an RPC server computes with its own weights only
         context = Context(gpu_layers=layers, op_offload=False)
         planned = plan_memory(shape, tensors, context, has_gpu=True)
         for ours, theirs in zip(planned.devices, memory.devices, strict=True):
-            assert ours.weights == pytest.approx(theirs.weights, rel=0.01, abs=HUNDREDTH), (layers, ours)
+            weights = _mapped(path, context) if apart and ours.name == "CPU" else ours.weights
+            assert weights == pytest.approx(theirs.weights, rel=0.01, abs=HUNDREDTH), (layers, ours)
             assert ours.kv == pytest.approx(theirs.kv, abs=2 * HUNDREDTH), (layers, ours)
             assert ours.compute == pytest.approx(theirs.compute, rel=0.02, abs=2 * HUNDREDTH), (layers, ours)
 
@@ -95,12 +98,15 @@ def test_each_device_takes_what_the_plan_says_with_experts_on_the_cpu(name: str,
         memory = loaded_memory(path, LoadOptions(gpu_layers=layers, rpc=[server], cpu_moe=cpu_moe), n_ctx=4096)
         context = Context(gpu_layers=layers, cpu_moe=cpu_moe, op_offload=False)
         planned = plan_memory(shape, tensors, context, has_gpu=True)
-        # of the CPU llama.cpp states the part of the file that it maps, with what lies between the experts
-        where = weight_devices(shape, tensors, context)
-        mapped = [slot for slot in read_header(path).tensors if "CPU" in where[slot.name]]
-        span = max(slot.offset + slot.nbytes for slot in mapped) - min(slot.offset for slot in mapped)
         for ours, theirs in zip(planned.devices, memory.devices, strict=True):
-            weights = span if ours.name == "CPU" else ours.weights
+            weights = _mapped(path, context) if ours.name == "CPU" else ours.weights
             assert weights == pytest.approx(theirs.weights, rel=0.01, abs=HUNDREDTH), (cpu_moe, ours)
             assert ours.kv == pytest.approx(theirs.kv, abs=2 * HUNDREDTH), (cpu_moe, ours)
             assert ours.compute == pytest.approx(theirs.compute, rel=0.03, abs=2 * HUNDREDTH), (cpu_moe, ours)
+
+
+def _mapped(path: Path, context: Context) -> int:
+    """Bytes that llama.cpp states as the CPU's weights: the part of the file that it maps, with what lies between."""
+    where = weight_devices(*read_model(path), context)
+    mapped = [slot for slot in read_header(path).tensors if "CPU" in where[slot.name]]
+    return max(slot.offset + slot.nbytes for slot in mapped) - min(slot.offset for slot in mapped)
